@@ -1,0 +1,2 @@
+//! presence
+fn main() {}
