@@ -1,1 +1,18 @@
-//! The harness.
+//! What the end-to-end suites and `cargo xtask` stand on: a real nats-server, the
+//! host as a process, a proxy that breaks connections, a client that records,
+//! and Node with npm's `nats`.
+//!
+//! Nothing here sleeps for a result: it waits on a condition, polls what has no
+//! other signal, and gives up after [`wait::GUARD`], saying what it waited for.
+
+pub mod client;
+pub mod component;
+pub mod host;
+pub mod http;
+pub mod nats;
+pub mod node;
+pub mod process;
+pub mod proxy;
+pub mod site;
+pub mod tools;
+pub mod wait;

@@ -1,2 +1,47 @@
-//! xtask
-fn main() {}
+//! The project's own tasks: `cargo xtask demo`, `test`, `bench` and `plugins`.
+//! Each does all of its own set-up.
+
+mod bench;
+mod demo;
+mod test;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// The project's own tasks.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Cli {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Shows presence at work on a real broker, in about half a minute.
+    Demo(demo::Args),
+    /// Gets what the tests need and runs every one of them.
+    Test(test::Args),
+    /// Measures presence beside a raw relay, a native filter and Node.
+    Bench(bench::Args),
+    /// One process of the benchmark.
+    #[command(hide = true)]
+    BenchContender(bench::contender::Args),
+}
+
+fn main() -> ExitCode {
+    let done = match Cli::parse().task {
+        Task::Demo(args) => demo::run(&args),
+        Task::Test(args) => test::run(&args),
+        Task::Bench(args) => bench::run(&args),
+        Task::BenchContender(args) => bench::contender::run(&args),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

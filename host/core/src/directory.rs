@@ -1,0 +1,195 @@
+//! The directory: who is whose contact, who is in which group, who has blocked
+//! whom, and users' settings.
+//!
+//! A directory is a value. A change makes a new one that shares what stayed the
+//! same, and says which questions it answers anew, so that just the verdicts
+//! that asked them are decided again.
+
+mod change;
+
+pub use change::{Changes, Edit};
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use roaring::RoaringBitmap;
+
+use crate::audience::Audience;
+use crate::names::Id;
+
+/// Something that a rule can ask the directory.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Question {
+    /// A user's contacts.
+    Contacts(Id),
+    /// Who has the user among their contacts.
+    ContactsOf(Id),
+    /// The members of a group.
+    Members(Arc<str>),
+    /// Who shares a group with the user.
+    CoMembers(Id),
+    /// Whom the user has blocked.
+    BlockedBy(Id),
+    /// Everyone the directory knows.
+    Everyone,
+    /// The groups a user is in.
+    Groups(Id),
+    /// A user's settings.
+    Settings(Id),
+}
+
+impl Question {
+    /// The user it is about, where it is about one.
+    pub fn user(&self) -> Option<Id> {
+        match self {
+            Self::Contacts(user)
+            | Self::ContactsOf(user)
+            | Self::CoMembers(user)
+            | Self::BlockedBy(user)
+            | Self::Groups(user)
+            | Self::Settings(user) => Some(*user),
+            Self::Members(_) | Self::Everyone => None,
+        }
+    }
+}
+
+/// A user's settings: JSON text by key.
+pub type Settings = BTreeMap<Box<str>, Box<str>>;
+
+/// What the team's directory says, at one moment.
+#[derive(Clone, Debug, Default)]
+pub struct Directory {
+    users: imbl::HashMap<Id, User, foldhash::fast::FixedState>,
+    groups: imbl::HashMap<Arc<str>, Arc<RoaringBitmap>, foldhash::fast::FixedState>,
+    everyone: Arc<RoaringBitmap>,
+    /// Where the directory is asked question by question: those that have been
+    /// answered. Any other isn't at hand.
+    answered: Option<imbl::HashSet<Question, foldhash::fast::FixedState>>,
+}
+
+#[derive(Clone, Debug, Default)]
+struct User {
+    contacts: Option<Arc<RoaringBitmap>>,
+    contacts_of: Option<Arc<RoaringBitmap>>,
+    blocked: Option<Arc<RoaringBitmap>>,
+    groups: Option<Arc<Vec<Arc<str>>>>,
+    settings: Option<Arc<Settings>>,
+}
+
+/// An answer that isn't at hand yet: it has to be fetched, and the rule asked again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NotAtHand;
+
+impl Directory {
+    /// An empty directory that knows all there is to know.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// An empty directory that is asked question by question: one that hasn't
+    /// been [answered](Edit::answer) is not at hand.
+    pub fn on_demand() -> Self {
+        Self { answered: Some(imbl::HashSet::default()), ..Self::default() }
+    }
+
+    /// The audience that answers a question. Questions that aren't answered by
+    /// an audience have an empty one.
+    ///
+    /// # Errors
+    /// [`NotAtHand`] if a directory that is asked question by question hasn't
+    /// got the answer.
+    pub fn audience(&self, question: &Question) -> Result<Audience, NotAtHand> {
+        self.at_hand(question)?;
+        let set = match question {
+            Question::Contacts(user) => self.user(*user).and_then(|user| user.contacts.clone()),
+            Question::ContactsOf(user) => self.user(*user).and_then(|user| user.contacts_of.clone()),
+            Question::BlockedBy(user) => self.user(*user).and_then(|user| user.blocked.clone()),
+            Question::Members(group) => self.groups.get(group).cloned(),
+            Question::CoMembers(user) => return Ok(self.co_members(*user)),
+            Question::Everyone => Some(Arc::clone(&self.everyone)),
+            Question::Groups(_) | Question::Settings(_) => None,
+        };
+        Ok(set.map_or_else(Audience::nobody, Audience::from))
+    }
+
+    /// The names of the groups a user is in, in their alphabetical order.
+    ///
+    /// # Errors
+    /// As [`Self::audience`].
+    pub fn groups(&self, user: Id) -> Result<&[Arc<str>], NotAtHand> {
+        self.at_hand(&Question::Groups(user))?;
+        Ok(self.groups_of(user))
+    }
+
+    /// A user's setting, as JSON text.
+    ///
+    /// # Errors
+    /// As [`Self::audience`].
+    pub fn setting(&self, user: Id, key: &str) -> Result<Option<&str>, NotAtHand> {
+        self.at_hand(&Question::Settings(user))?;
+        let settings = self.user(user).and_then(|user| user.settings.as_deref());
+        Ok(settings.and_then(|settings| settings.get(key)).map(|value| &**value))
+    }
+
+    /// All the numbers that the directory holds.
+    pub fn ids(&self) -> RoaringBitmap {
+        let mut ids = RoaringBitmap::clone(&self.everyone);
+        for (user, entry) in &self.users {
+            ids.insert(user.0);
+            if let Some(blocked) = &entry.blocked {
+                ids |= &**blocked;
+            }
+        }
+        ids
+    }
+
+    /// How many users it knows.
+    pub fn len(&self) -> u64 {
+        self.everyone.len()
+    }
+
+    /// Whether it knows nobody.
+    pub fn is_empty(&self) -> bool {
+        self.everyone.is_empty()
+    }
+
+    /// A copy to change.
+    pub fn edit(&self) -> Edit {
+        Edit::new(self.clone())
+    }
+
+    fn at_hand(&self, question: &Question) -> Result<(), NotAtHand> {
+        match &self.answered {
+            Some(answered) if !answered.contains(question) => Err(NotAtHand),
+            _ => Ok(()),
+        }
+    }
+
+    fn user(&self, user: Id) -> Option<&User> {
+        self.users.get(&user)
+    }
+
+    fn groups_of(&self, user: Id) -> &[Arc<str>] {
+        let groups = self.user(user).and_then(|user| user.groups.as_deref());
+        groups.map_or(&[], Vec::as_slice)
+    }
+
+    /// The user is in this set too: nobody is in their own audience anyway, and
+    /// so a single group is handed on as it is.
+    fn co_members(&self, user: Id) -> Audience {
+        let members = self.groups_of(user).iter().filter_map(|group| self.groups.get(group));
+        members.fold(Audience::nobody(), |all, group| all.union(&Arc::clone(group).into()))
+    }
+}
+
+impl User {
+    /// Whether the directory knows the user: being blocked by another is not
+    /// being known.
+    fn is_known(&self) -> bool {
+        self.contacts.is_some()
+            || self.contacts_of.is_some()
+            || self.blocked.is_some()
+            || self.groups.is_some()
+            || self.settings.is_some()
+    }
+}

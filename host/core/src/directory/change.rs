@@ -1,0 +1,263 @@
+//! Changing a directory, and keeping account of which answers change with it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use roaring::RoaringBitmap;
+
+use super::{Directory, Question, Settings, User};
+use crate::names::Id;
+
+/// The questions to which a directory's answer has changed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Changes(BTreeSet<Question>);
+
+impl Changes {
+    /// The questions, in a stable order.
+    pub fn iter(&self) -> impl Iterator<Item = &Question> {
+        self.0.iter()
+    }
+
+    /// Whether nothing has changed.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// How many questions have a new answer.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+}
+
+/// A directory that is being changed.
+#[derive(Debug)]
+pub struct Edit {
+    directory: Directory,
+    changed: BTreeSet<Question>,
+    /// Who joined (true) and left (false) whose inverse contacts: applied at the
+    /// end, contact by contact, since each is a member of many lists.
+    inverse: BTreeMap<Id, BTreeMap<Id, bool>>,
+}
+
+impl Edit {
+    pub(super) fn new(directory: Directory) -> Self {
+        Self { directory, changed: BTreeSet::new(), inverse: BTreeMap::new() }
+    }
+
+    /// Says who a user's contacts are. The user is never their own contact.
+    pub fn contacts(&mut self, user: Id, contacts: Option<RoaringBitmap>) {
+        let contacts = contacts.map(|mut contacts| {
+            contacts.remove(user.0);
+            contacts
+        });
+        let entry = self.directory.users.entry(user).or_default();
+        let before = entry.contacts.take().unwrap_or_default();
+        entry.contacts = contacts.map(Arc::new);
+        let after = entry.contacts.clone().unwrap_or_default();
+        if before == after {
+            return;
+        }
+        self.changed.insert(Question::Contacts(user));
+        for contact in &*before - &*after {
+            self.inverse.entry(Id(contact)).or_default().insert(user, false);
+        }
+        for contact in &*after - &*before {
+            self.inverse.entry(Id(contact)).or_default().insert(user, true);
+        }
+    }
+
+    /// Says whom a user has blocked.
+    pub fn blocked(&mut self, user: Id, blocked: Option<RoaringBitmap>) {
+        let entry = self.directory.users.entry(user).or_default();
+        let before = entry.blocked.take().unwrap_or_default();
+        entry.blocked = blocked.map(Arc::new);
+        if before != entry.blocked.clone().unwrap_or_default() {
+            self.changed.insert(Question::BlockedBy(user));
+        }
+    }
+
+    /// Says who is in a group.
+    pub fn group(&mut self, name: &str, members: Option<RoaringBitmap>) {
+        let name: Arc<str> = name.into();
+        let after = members.map(Arc::new);
+        let before = match &after {
+            Some(after) => self.directory.groups.insert(Arc::clone(&name), Arc::clone(after)),
+            None => self.directory.groups.remove(&name),
+        };
+        let (before, after) = (before.unwrap_or_default(), after.unwrap_or_default());
+        if before == after {
+            return;
+        }
+        for user in (&*before | &*after).into_iter().map(Id) {
+            self.changed.insert(Question::CoMembers(user));
+        }
+        for user in (&*before ^ &*after).into_iter().map(Id) {
+            self.changed.insert(Question::Groups(user));
+            let entry = self.directory.users.entry(user).or_default();
+            let groups = Arc::make_mut(entry.groups.get_or_insert_default());
+            match groups.binary_search(&name) {
+                Ok(place) => drop(groups.remove(place)),
+                Err(place) => groups.insert(place, Arc::clone(&name)),
+            }
+            if groups.is_empty() {
+                entry.groups = None;
+            }
+        }
+        self.changed.insert(Question::Members(name));
+    }
+
+    /// Says what a user's settings are.
+    pub fn settings(&mut self, user: Id, settings: Option<Settings>) {
+        let entry = self.directory.users.entry(user).or_default();
+        let settings = settings.map(Arc::new);
+        if entry.settings != settings {
+            entry.settings = settings;
+            self.changed.insert(Question::Settings(user));
+        }
+    }
+
+    /// Says that a question is answered by what has been said, for a directory
+    /// that is asked question by question.
+    pub fn answer(&mut self, question: Question) {
+        if let Some(answered) = &mut self.directory.answered
+            && answered.insert(question.clone()).is_none()
+        {
+            self.changed.insert(question);
+        }
+    }
+
+    /// The users and the groups of whom the directory now holds something of
+    /// their own: what a source that has no more to say of them takes away.
+    pub fn subjects(&self) -> (Vec<Id>, Vec<Arc<str>>) {
+        let mut users: Vec<_> = self.directory.users.keys().copied().collect();
+        let mut groups: Vec<_> = self.directory.groups.keys().cloned().collect();
+        users.sort_unstable();
+        groups.sort_unstable();
+        (users, groups)
+    }
+
+    /// The changed directory, and what changed.
+    pub fn finish(mut self) -> (Directory, Changes) {
+        for (contact, owners) in std::mem::take(&mut self.inverse) {
+            let entry = self.directory.users.entry(contact).or_default();
+            let set = Arc::make_mut(entry.contacts_of.get_or_insert_default());
+            for (owner, joined) in owners {
+                if joined { set.insert(owner.0) } else { set.remove(owner.0) };
+            }
+            if set.is_empty() {
+                entry.contacts_of = None;
+            }
+            self.changed.insert(Question::ContactsOf(contact));
+        }
+        self.recount();
+        (self.directory, Changes(self.changed))
+    }
+
+    /// Brings "everyone" up to date with the users whom the changes touched.
+    fn recount(&mut self) {
+        let touched: BTreeSet<_> = self.changed.iter().filter_map(Question::user).collect();
+        let mut everyone = RoaringBitmap::clone(&self.directory.everyone);
+        for user in touched {
+            if self.directory.users.get(&user).is_some_and(User::is_known) {
+                everyone.insert(user.0);
+            } else {
+                everyone.remove(user.0);
+                self.directory.users.remove(&user);
+            }
+        }
+        if everyone != *self.directory.everyone {
+            self.directory.everyone = Arc::new(everyone);
+            self.changed.insert(Question::Everyone);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::audience::Audience;
+
+    fn set(ids: &[u32]) -> Option<RoaringBitmap> {
+        Some(ids.iter().copied().collect())
+    }
+
+    fn ask(directory: &Directory, question: Question) -> Vec<u32> {
+        directory.audience(&question).unwrap().ids().map(|id| id.0).collect()
+    }
+
+    fn sample() -> Directory {
+        let mut edit = Directory::new().edit();
+        edit.contacts(Id(1), set(&[1, 2, 3]));
+        edit.group("team", set(&[1, 4]));
+        edit.group("all", set(&[1, 5]));
+        edit.blocked(Id(1), set(&[3, 9]));
+        edit.finish().0
+    }
+
+    #[test]
+    fn questions_are_answered_both_ways() {
+        let directory = sample();
+        assert_eq!(ask(&directory, Question::Contacts(Id(1))), [2, 3]);
+        assert_eq!(ask(&directory, Question::ContactsOf(Id(3))), [1]);
+        assert_eq!(ask(&directory, Question::Members("team".into())), [1, 4]);
+        assert_eq!(ask(&directory, Question::CoMembers(Id(1))), [1, 4, 5]);
+        assert_eq!(ask(&directory, Question::BlockedBy(Id(1))), [3, 9]);
+        assert_eq!(ask(&directory, Question::Everyone), [1, 2, 3, 4, 5]);
+        assert_eq!(ask(&directory, Question::Contacts(Id(77))), [0; 0]);
+        let groups = directory.groups(Id(1)).unwrap();
+        assert_eq!(groups, ["all".into(), "team".into()]);
+        assert_eq!(directory.ids().iter().collect::<Vec<_>>(), [1, 2, 3, 4, 5, 9]);
+    }
+
+    #[test]
+    fn a_change_names_just_the_questions_it_answers_anew() {
+        let before = sample();
+        let mut edit = before.edit();
+        edit.contacts(Id(1), set(&[2, 6]));
+        edit.group("team", set(&[1, 4]));
+        edit.group("all", set(&[1]));
+        let (after, changes) = edit.finish();
+        let expected = [
+            Question::Contacts(Id(1)),
+            Question::ContactsOf(Id(3)),
+            Question::ContactsOf(Id(6)),
+            Question::Members("all".into()),
+            Question::CoMembers(Id(1)),
+            Question::CoMembers(Id(5)),
+            Question::Everyone,
+            Question::Groups(Id(5)),
+        ];
+        assert_eq!(changes.iter().cloned().collect::<Vec<_>>(), expected);
+        assert_eq!(ask(&after, Question::Everyone), [1, 2, 4, 6]);
+        assert_eq!(ask(&before, Question::Everyone), [1, 2, 3, 4, 5]);
+    }
+
+    #[test]
+    fn taking_everything_away_leaves_nothing() {
+        let mut edit = sample().edit();
+        let (users, groups) = edit.subjects();
+        for user in users {
+            edit.contacts(user, None);
+            edit.blocked(user, None);
+            edit.settings(user, None);
+        }
+        for group in groups {
+            edit.group(&group, None);
+        }
+        let (directory, _) = edit.finish();
+        assert!(directory.is_empty());
+        assert!(directory.ids().is_empty());
+    }
+
+    #[test]
+    fn a_directory_on_demand_says_what_is_not_at_hand() {
+        let question = Question::Contacts(Id(1));
+        let mut edit = Directory::on_demand().edit();
+        assert!(edit.directory.audience(&question).is_err());
+        edit.answer(question.clone());
+        let (directory, changes) = edit.finish();
+        assert_eq!(directory.audience(&question), Ok(Audience::nobody()));
+        assert!(changes.iter().eq([&question]));
+        assert!(directory.setting(Id(1), "theme").is_err());
+    }
+}

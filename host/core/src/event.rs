@@ -1,0 +1,45 @@
+//! What the tracker and applications say of a user, as rules see it.
+
+use crate::metadata::Metadata;
+use crate::names::{Id, Name};
+pub use crate::tracker::Reason;
+
+/// What happened to a user.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// The user came online.
+    Online,
+    /// The user went offline.
+    Offline {
+        /// When the user was last seen, in milliseconds since the Unix epoch.
+        last_seen: u64,
+        /// Why.
+        reason: Reason,
+    },
+}
+
+/// A user's coming online or going offline.
+#[derive(Clone, Debug)]
+pub struct Event {
+    /// The user's number.
+    pub user: Id,
+    /// The user's id.
+    pub name: Name,
+    /// When it happened, in milliseconds since the Unix epoch.
+    pub timestamp: u64,
+    /// What happened.
+    pub change: Change,
+    /// What is known beside it.
+    pub metadata: Metadata,
+}
+
+impl Reason {
+    /// The reason as bodies spell it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Disconnect => "disconnect",
+            Self::Timeout => "timeout",
+            Self::Logout => "logout",
+        }
+    }
+}

@@ -1,0 +1,262 @@
+//! A tenant's table of user ids: each id is interned once, as a number and in
+//! the JSON form in which it is written out.
+//!
+//! Sets of users are sets of those numbers, so a rule's cost doesn't depend on
+//! how long ids are, and writing an audience is copying bytes. Ids that nothing
+//! refers to are given back by a [sweep](Names::begin_sweep).
+
+use std::hash::BuildHasher;
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use foldhash::quality::FixedState;
+use hashbrown::HashTable;
+use roaring::RoaringBitmap;
+
+/// A user id's number in its tenant's [`Names`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Id(pub u32);
+
+/// A user id, shared: its text and its JSON form.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Name {
+    /// `"…",`: quoted, escaped, and with the comma that follows it in a list.
+    json: Arc<str>,
+    /// The text, where escaping made the JSON form differ from it.
+    text: Option<Arc<str>>,
+}
+
+impl Name {
+    fn new(text: &str) -> Self {
+        let mut json = crate::json::quoted(text);
+        let escaped = json.len() != text.len() + 2;
+        json.push(',');
+        Self {
+            json: json.into(),
+            text: escaped.then(|| text.into()),
+        }
+    }
+
+    /// The id as its sender wrote it.
+    pub fn as_str(&self) -> &str {
+        match &self.text {
+            Some(text) => text,
+            None => self.json.get(1..self.json.len() - 2).unwrap_or_default(),
+        }
+    }
+
+    /// The id as a JSON string.
+    pub fn json(&self) -> &str {
+        self.json.strip_suffix(',').unwrap_or_default()
+    }
+
+    /// The id as an element of a JSON array, with the comma behind it.
+    pub fn json_element(&self) -> &str {
+        &self.json
+    }
+}
+
+/// A tenant's user ids, shared by its workers.
+#[derive(Debug, Default)]
+pub struct Names {
+    table: RwLock<Table>,
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    hasher: FixedState,
+    numbers: HashTable<u32>,
+    names: Vec<Option<Name>>,
+    free: Vec<u32>,
+    /// While a sweep goes on: the numbers that nobody has been seen to need.
+    unseen: Option<RoaringBitmap>,
+}
+
+impl Names {
+    /// An empty table.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The number of an id, which gets one if it has none.
+    pub fn intern(&self, text: &str) -> Id {
+        {
+            let table = self.read_table();
+            if let (Some(number), None) = (table.find(text), &table.unseen) {
+                return Id(number);
+            }
+        }
+        self.write_table().intern(text)
+    }
+
+    /// The number of an id, if it has one.
+    pub fn find(&self, text: &str) -> Option<Id> {
+        self.read_table().find(text).map(Id)
+    }
+
+    /// The id behind a number that is in use.
+    pub fn name(&self, id: Id) -> Option<Name> {
+        self.read_table().get(id).cloned()
+    }
+
+    /// The table, locked for reading many names at once.
+    pub fn read(&self) -> Reading<'_> {
+        Reading(self.read_table())
+    }
+
+    /// How many ids are in use.
+    pub fn len(&self) -> usize {
+        let table = self.read_table();
+        table.names.len() - table.free.len()
+    }
+
+    /// Whether no id is in use.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Begins to look for ids that nothing refers to. From here on, whatever
+    /// is interned is kept. Everyone who holds numbers then says which
+    /// ([`Self::keep`]), and [`Self::finish_sweep`] gives back the rest.
+    pub fn begin_sweep(&self) {
+        let table = &mut *self.write_table();
+        let mut unseen = RoaringBitmap::new();
+        unseen.insert_range(0..u32::try_from(table.names.len()).unwrap_or(u32::MAX));
+        for number in &table.free {
+            unseen.remove(*number);
+        }
+        table.unseen = Some(unseen);
+    }
+
+    /// Keeps these numbers over the sweep that is going on.
+    pub fn keep(&self, ids: &RoaringBitmap) {
+        if let Some(unseen) = &mut self.write_table().unseen {
+            *unseen -= ids;
+        }
+    }
+
+    /// Ends a sweep, and says how many ids it gave back.
+    pub fn finish_sweep(&self) -> usize {
+        let table = &mut *self.write_table();
+        let unseen = table.unseen.take().unwrap_or_default();
+        let mut given_back = 0;
+        for number in unseen {
+            given_back += usize::from(table.remove(number));
+        }
+        given_back
+    }
+
+    // A panic can't leave the table half-changed, so a poisoned lock is a good one.
+    fn read_table(&self) -> RwLockReadGuard<'_, Table> {
+        self.table.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write_table(&self) -> RwLockWriteGuard<'_, Table> {
+        self.table.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A table of names, locked for reading.
+#[derive(Debug)]
+pub struct Reading<'a>(RwLockReadGuard<'a, Table>);
+
+impl Reading<'_> {
+    /// The id behind a number that is in use.
+    pub fn name(&self, id: Id) -> Option<&Name> {
+        self.0.get(id)
+    }
+
+    /// The number of an id, if it has one.
+    pub fn find(&self, text: &str) -> Option<Id> {
+        self.0.find(text).map(Id)
+    }
+}
+
+impl Table {
+    fn get(&self, id: Id) -> Option<&Name> {
+        self.names.get(id.0 as usize)?.as_ref()
+    }
+
+    fn text(&self, number: u32) -> &str {
+        self.get(Id(number)).map_or("", Name::as_str)
+    }
+
+    fn find(&self, text: &str) -> Option<u32> {
+        let hash = self.hasher.hash_one(text);
+        self.numbers
+            .find(hash, |number| self.text(*number) == text)
+            .copied()
+    }
+
+    fn intern(&mut self, text: &str) -> Id {
+        if let Some(number) = self.find(text) {
+            if let Some(unseen) = &mut self.unseen {
+                unseen.remove(number);
+            }
+            return Id(number);
+        }
+        let name = Some(Name::new(text));
+        let number = match self.free.pop() {
+            Some(number) => {
+                if let Some(slot) = self.names.get_mut(number as usize) {
+                    *slot = name;
+                }
+                number
+            }
+            None => {
+                self.names.push(name);
+                u32::try_from(self.names.len() - 1).unwrap_or(u32::MAX)
+            }
+        };
+        let Self { hasher, numbers, names, .. } = self;
+        numbers.insert_unique(hasher.hash_one(text), number, |number| {
+            let name = names.get(*number as usize).and_then(Option::as_ref);
+            hasher.hash_one(name.map_or("", Name::as_str))
+        });
+        Id(number)
+    }
+
+    fn remove(&mut self, number: u32) -> bool {
+        let hash = self.hasher.hash_one(self.text(number));
+        if let Ok(entry) = self.numbers.find_entry(hash, |other| *other == number) {
+            entry.remove();
+        }
+        let taken = self.names.get_mut(number as usize).and_then(Option::take);
+        if taken.is_some() {
+            self.free.push(number);
+        }
+        taken.is_some()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_has_one_number_and_its_text_comes_back() {
+        let names = Names::new();
+        let plain = names.intern("12345");
+        let odd = names.intern("a\"b\n");
+        assert_eq!(names.intern("12345"), plain);
+        assert_ne!(plain, odd);
+        assert_eq!(names.name(odd).unwrap().as_str(), "a\"b\n");
+        assert_eq!(names.name(odd).unwrap().json(), r#""a\"b\n""#);
+        assert_eq!(names.name(plain).unwrap().json_element(), r#""12345","#);
+        assert_eq!(names.find("nobody"), None);
+    }
+
+    #[test]
+    fn a_sweep_gives_back_what_nobody_keeps_or_asks_for() {
+        let names = Names::new();
+        let ids: Vec<_> = ["kept", "asked", "gone"].map(|name| names.intern(name)).into();
+        names.begin_sweep();
+        names.keep(&RoaringBitmap::from_iter([ids[0].0]));
+        assert_eq!(names.intern("asked"), ids[1]);
+        let new = names.intern("new");
+        assert_eq!(names.finish_sweep(), 1);
+        assert_eq!(names.find("gone"), None);
+        assert_eq!(names.find("new"), Some(new));
+        assert_eq!(names.len(), 3);
+        assert_eq!(names.intern("reuses the number"), ids[2]);
+    }
+}

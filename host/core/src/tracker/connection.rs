@@ -1,0 +1,67 @@
+//! What is known of one connection.
+
+use std::sync::Arc;
+
+use super::slab::Key;
+
+#[derive(Debug)]
+pub(super) struct Connection<M> {
+    pub(super) id: Arc<str>,
+    pub(super) user: Key,
+    /// The hash of (user, connection), for when the table grows.
+    pub(super) hash: u64,
+    pub(super) state: State<M>,
+    /// Whether the agenda holds a `Task::Lease` for it.
+    pub(super) lease_queued: bool,
+    /// Whether the agenda holds a `Task::Forget` for it.
+    pub(super) forgetting_queued: bool,
+}
+
+#[derive(Debug)]
+pub(super) enum State<M> {
+    /// Never heard of, or forgotten: lasts only until its first input is
+    /// handled.
+    Unknown,
+    Live(Life<M>),
+    Closed(Close),
+}
+
+#[derive(Debug)]
+pub(super) struct Life<M> {
+    /// When it was last heard from, by the host's clock: what liveness is
+    /// judged by.
+    pub(super) heard_at: u64,
+    /// The timestamp of its newest connect, whose metadata it has. A disconnect
+    /// from before belongs to an earlier life of the same connection.
+    pub(super) opened: u64,
+    /// The newest timestamp in any of its messages.
+    pub(super) newest: u64,
+    pub(super) metadata: M,
+}
+
+impl<M> Life<M> {
+    pub(super) fn new(now: u64, opened: u64, timestamp: u64, metadata: M) -> Self {
+        Self {
+            heard_at: now,
+            opened,
+            newest: timestamp,
+            metadata,
+        }
+    }
+
+    pub(super) fn renew(&mut self, now: u64, timestamp: u64) {
+        self.heard_at = now;
+        self.newest = self.newest.max(timestamp);
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct Close {
+    /// What is not newer than this is ignored.
+    pub(super) timestamp: u64,
+    /// When the close was handled, by the host's clock.
+    pub(super) kept_since: u64,
+    /// Whether a newer heartbeat revives the connection: nobody closed it, it
+    /// only fell silent.
+    pub(super) timed_out: bool,
+}

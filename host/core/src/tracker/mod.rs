@@ -1,0 +1,304 @@
+//! The presence tracker of one worker: from connects, heartbeats and
+//! disconnects to "this user came online" and "this user went offline".
+//!
+//! It is a state machine without any I/O. Time is an argument (milliseconds),
+//! and no input can make it fail. The caller's contract:
+//!
+//! 1. hand over every input with the time at which it arrived;
+//! 2. when `next_deadline` is reached, call `expire` until it returns `None`.
+//!    Inputs that arrived by then go first: a heartbeat at the very
+//!    millisecond of the deadline keeps its connection.
+//!
+//! Liveness is judged by arrival alone. A sender's timestamp, never taken as
+//! later than its arrival, only orders the messages of one connection and says
+//! when the user was last seen. Time does not run backwards here: an earlier
+//! `now` than one already given counts as that one.
+//!
+//! A heartbeat is one hash look-up and a few writes. Deadlines are lazy, see
+//! `agenda`.
+
+#![expect(
+    clippy::indexing_slicing,
+    reason = "slabs are indexed by keys that the tables and connections hold, never by an outdated one"
+)]
+
+mod agenda;
+mod connection;
+mod expiry;
+mod roster;
+mod slab;
+mod types;
+mod user;
+
+use std::sync::Arc;
+
+use self::agenda::{Agenda, Task};
+use self::connection::{Close, Life, State};
+use self::roster::Roster;
+use self::slab::Key;
+pub use self::types::{Effect, Handled, Reason, Settings, Transition};
+use self::user::PendingOffline;
+
+/// Who is connected, and who is therefore online.
+///
+/// `M` is what is kept with a connection, its metadata: opaque here.
+#[derive(Debug)]
+pub struct Tracker<M> {
+    settings: Settings,
+    /// The latest time given by the caller.
+    now: u64,
+    /// Whether the host can't hear, so that no lease is judged.
+    paused: bool,
+    /// No lease began before this moment.
+    hearing_since: u64,
+    roster: Roster<M>,
+    agenda: Agenda,
+    online_users: usize,
+    live_connections: usize,
+}
+
+impl<M: Clone> Tracker<M> {
+    /// A tracker that knows nobody.
+    pub fn new(settings: Settings) -> Self {
+        Self {
+            settings,
+            now: 0,
+            paused: false,
+            hearing_since: 0,
+            roster: Roster::default(),
+            agenda: Agenda::default(),
+            online_users: 0,
+            live_connections: 0,
+        }
+    }
+
+    /// A transport reports that a connection was opened.
+    ///
+    /// Repeating it is harmless: it renews the lease. `metadata` is called if
+    /// this is the newest connect of the connection.
+    pub fn connect(
+        &mut self,
+        now: u64,
+        user: &str,
+        conn: &str,
+        timestamp: u64,
+        metadata: impl FnOnce() -> M,
+    ) -> Handled<M> {
+        let (now, timestamp) = self.arrival(now, timestamp);
+        let key = self.roster.entry(user, conn);
+        let connection = &mut self.roster.connections[key];
+        match &mut connection.state {
+            State::Live(life) => {
+                life.renew(now, timestamp);
+                if timestamp >= life.opened {
+                    life.opened = timestamp;
+                    life.metadata = metadata();
+                }
+                self.roster.users[connection.user].see(timestamp);
+                Effect::Renewed.into()
+            }
+            State::Closed(close) if timestamp <= close.timestamp => Effect::Stale.into(),
+            State::Closed(_) | State::Unknown => {
+                let life = Life::new(now, timestamp, timestamp, metadata());
+                self.begin(key, life, Effect::Opened)
+            }
+        }
+    }
+
+    /// A connection says that it is alive.
+    ///
+    /// One that is unknown, or that had timed out before, is adopted: this
+    /// host may have restarted, or have missed the connect. Only then is
+    /// `metadata` called; else nothing is allocated.
+    pub fn heartbeat(
+        &mut self,
+        now: u64,
+        user: &str,
+        conn: &str,
+        timestamp: u64,
+        metadata: impl FnOnce() -> M,
+    ) -> Handled<M> {
+        let (now, timestamp) = self.arrival(now, timestamp);
+        let key = self.roster.entry(user, conn);
+        let connection = &mut self.roster.connections[key];
+        let opened = match &mut connection.state {
+            State::Live(life) => {
+                life.renew(now, timestamp);
+                self.roster.users[connection.user].see(timestamp);
+                return Effect::Renewed.into();
+            }
+            // What is not newer than the close belongs to the life before it.
+            State::Closed(close) if close.timed_out && timestamp > close.timestamp => {
+                close.timestamp.saturating_add(1)
+            }
+            State::Closed(_) => return Effect::Stale.into(),
+            // When it was opened, nobody told us: any disconnect ends it.
+            State::Unknown => 0,
+        };
+        let life = Life::new(now, opened, timestamp, metadata());
+        self.begin(key, life, Effect::Adopted)
+    }
+
+    /// A transport reports that a connection was closed.
+    ///
+    /// The close is remembered for twice the timeout, also of a connection
+    /// never seen, so that what was sent before it and arrives after it does
+    /// no harm. `Reason::Timeout` is a transport's own judgement, which a newer
+    /// heartbeat may refute.
+    pub fn disconnect(
+        &mut self,
+        now: u64,
+        user: &str,
+        conn: &str,
+        timestamp: u64,
+        reason: Reason,
+    ) -> Handled<M> {
+        let (now, timestamp) = self.arrival(now, timestamp);
+        let key = self.roster.entry(user, conn);
+        let state = &self.roster.connections[key].state;
+        let was_live = match state {
+            // It ended an earlier life of this connection.
+            State::Live(life) if timestamp < life.opened => return Effect::Stale.into(),
+            State::Closed(close) if timestamp <= close.timestamp => return Effect::Stale.into(),
+            State::Live(_) => true,
+            State::Closed(_) | State::Unknown => false,
+        };
+        self.close(key, timestamp, reason == Reason::Timeout);
+
+        let user_key = self.roster.connections[key].user;
+        let user = &mut self.roster.users[user_key];
+        let is_newest = timestamp > user.last_seen;
+        user.see(timestamp);
+        if !was_live {
+            if let Some(pending) = user.pending.as_mut().filter(|_| is_newest) {
+                pending.reason = reason;
+            }
+            return Effect::Remembered.into();
+        }
+        let transition = if user.live > 0 {
+            None
+        } else if self.settings.grace_ms > 0 {
+            user.pending = Some(PendingOffline { since: now, reason });
+            self.queue_grace(user_key);
+            None
+        } else {
+            Some(self.go_offline(user_key, reason, None))
+        };
+        Handled {
+            effect: Effect::Closed,
+            transition,
+        }
+    }
+
+    /// Whether a user has a live connection, or lost the last one so recently
+    /// that its grace still runs.
+    pub fn is_online(&self, user: &str) -> bool {
+        self.roster
+            .find_user(user)
+            .is_some_and(|key| self.roster.users[key].is_online())
+    }
+
+    /// The users that are online and how many live connections each has (none
+    /// during a grace), in an order that depends on the inputs alone.
+    pub fn users(&self) -> impl Iterator<Item = (&Arc<str>, usize)> {
+        let users = self.roster.users.values();
+        users
+            .filter(|user| user.is_online())
+            .map(|user| (&user.name, user.live))
+    }
+
+    /// How many users are online.
+    pub fn online_users(&self) -> usize {
+        self.online_users
+    }
+
+    /// How many connections are live.
+    pub fn connections(&self) -> usize {
+        self.live_connections
+    }
+
+    /// How many closes are remembered.
+    pub fn remembered(&self) -> usize {
+        self.roster.connections.len() - self.live_connections
+    }
+
+    /// Whether nothing is known of anybody.
+    pub fn is_empty(&self) -> bool {
+        // A user is kept for as long as a connection, a close or a grace is.
+        self.roster.users.len() == 0
+    }
+
+    /// The metadata of a live connection.
+    pub fn metadata(&self, user: &str, conn: &str) -> Option<&M> {
+        let key = self.roster.find(user, conn)?;
+        match &self.roster.connections[key].state {
+            State::Live(life) => Some(&life.metadata),
+            State::Closed(_) | State::Unknown => None,
+        }
+    }
+
+    /// The time, and the sender's timestamp as far as it can be believed.
+    fn arrival(&mut self, now: u64, timestamp: u64) -> (u64, u64) {
+        let now = self.advance(now);
+        (now, timestamp.min(now))
+    }
+
+    fn advance(&mut self, now: u64) -> u64 {
+        self.now = self.now.max(now);
+        self.now
+    }
+
+    /// Makes a connection live.
+    fn begin(&mut self, key: Key, life: Life<M>, effect: Effect) -> Handled<M> {
+        let connection = &mut self.roster.connections[key];
+        let user = &mut self.roster.users[connection.user];
+        user.see(life.newest);
+        user.live += 1;
+        self.live_connections += 1;
+        let in_grace = user.pending.take().is_some();
+        let transition = (user.live == 1 && !in_grace).then(|| {
+            self.online_users += 1;
+            Transition::Online {
+                user: user.name.clone(),
+                at: self.now,
+                conn: connection.id.clone(),
+                metadata: life.metadata.clone(),
+            }
+        });
+        connection.state = State::Live(life);
+        self.queue_lease(key);
+        Handled { effect, transition }
+    }
+
+    /// Makes a connection closed, or its close a newer one.
+    fn close(&mut self, key: Key, timestamp: u64, timed_out: bool) {
+        let connection = &mut self.roster.connections[key];
+        if let State::Live(_) = connection.state {
+            self.roster.users[connection.user].live -= 1;
+            self.live_connections -= 1;
+        }
+        connection.state = State::Closed(Close {
+            timestamp,
+            kept_since: self.now,
+            timed_out,
+        });
+        self.queue_forgetting(key);
+    }
+
+    fn go_offline(
+        &mut self,
+        key: Key,
+        reason: Reason,
+        last_heartbeat: Option<u64>,
+    ) -> Transition<M> {
+        self.online_users -= 1;
+        let user = &self.roster.users[key];
+        Transition::Offline {
+            user: user.name.clone(),
+            at: self.now,
+            last_seen: user.last_seen,
+            reason,
+            last_heartbeat,
+        }
+    }
+}

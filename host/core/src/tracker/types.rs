@@ -1,0 +1,102 @@
+//! What the tracker is told and what it answers.
+
+use std::sync::Arc;
+
+/// The tracker's figures. They may change while it runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// How long a connection lives without a sign of life. A close is
+    /// remembered for twice as long.
+    pub timeout_ms: u64,
+    /// How long a user whose last connection was closed stays online, waiting
+    /// for a reconnect. It is not granted to a connection that timed out.
+    pub grace_ms: u64,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            timeout_ms: 30_000,
+            grace_ms: 0,
+        }
+    }
+}
+
+/// Why a connection was closed, and why a user went offline.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Reason {
+    /// The connection was closed.
+    Disconnect,
+    /// The connection fell silent.
+    Timeout,
+    /// The user logged out.
+    Logout,
+}
+
+/// What became of an input.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Handled<M> {
+    /// What it did to its connection.
+    pub effect: Effect,
+    /// What it did to its user, if anything.
+    pub transition: Option<Transition<M>>,
+}
+
+impl<M> From<Effect> for Handled<M> {
+    /// An input that changes no user's presence.
+    fn from(effect: Effect) -> Self {
+        Self {
+            effect,
+            transition: None,
+        }
+    }
+}
+
+/// What an input did to its connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Effect {
+    /// A connect made it live.
+    Opened,
+    /// A heartbeat made it live.
+    Adopted,
+    /// It was live, and its lease began anew.
+    Renewed,
+    /// It was live, and is closed.
+    Closed,
+    /// It was not live. Its close was noted, or replaced an older one.
+    Remembered,
+    /// Nothing: the input is older than what is known of the connection.
+    Stale,
+}
+
+/// A change of a user's presence. Those of one user alternate, beginning with
+/// an online. All times are in milliseconds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Transition<M> {
+    /// The user's first live connection appeared.
+    Online {
+        /// Whose.
+        user: Arc<str>,
+        /// When, by the host's clock.
+        at: u64,
+        /// The connection that did it.
+        conn: Arc<str>,
+        /// That connection's metadata.
+        metadata: M,
+    },
+    /// The user's last connection is gone, and its grace is over.
+    Offline {
+        /// Whose.
+        user: Arc<str>,
+        /// When, by the host's clock.
+        at: u64,
+        /// The newest timestamp in any message of the user's connections.
+        last_seen: u64,
+        /// Why.
+        reason: Reason,
+        /// Where the tracker itself judged the last connection dead: the newest
+        /// timestamp in any message of that connection. Not where a transport
+        /// reported the timeout, since its figures aren't known here.
+        last_heartbeat: Option<u64>,
+    },
+}

@@ -1,0 +1,58 @@
+//! What is known of one user: never more than a few words, however many
+//! connections there are.
+
+use std::sync::Arc;
+
+use super::types::Reason;
+
+#[derive(Debug)]
+pub(super) struct User {
+    pub(super) name: Arc<str>,
+    /// The hash of the name, for when the table grows.
+    pub(super) hash: u64,
+    /// How many live connections there are.
+    pub(super) live: usize,
+    /// How many connections are known, live or closed.
+    pub(super) known: usize,
+    /// The newest timestamp in any message of the user's.
+    pub(super) last_seen: u64,
+    /// The last connection was closed, and its grace runs.
+    pub(super) pending: Option<PendingOffline>,
+    /// Whether the agenda holds a `Task::EndGrace` for the user.
+    pub(super) grace_queued: bool,
+}
+
+#[derive(Debug)]
+pub(super) struct PendingOffline {
+    /// When the last connection was closed, by the host's clock.
+    pub(super) since: u64,
+    /// That of the user's newest disconnect.
+    pub(super) reason: Reason,
+}
+
+impl User {
+    pub(super) fn new(name: &str, hash: u64) -> Self {
+        Self {
+            name: name.into(),
+            hash,
+            live: 0,
+            known: 0,
+            last_seen: 0,
+            pending: None,
+            grace_queued: false,
+        }
+    }
+
+    pub(super) fn see(&mut self, timestamp: u64) {
+        self.last_seen = self.last_seen.max(timestamp);
+    }
+
+    pub(super) fn is_online(&self) -> bool {
+        self.live > 0 || self.pending.is_some()
+    }
+
+    /// Whether nothing of the user is left to know.
+    pub(super) fn is_spent(&self) -> bool {
+        self.known == 0 && self.pending.is_none()
+    }
+}

@@ -1,0 +1,159 @@
+//! The presence tracker, tested from outside: named timelines that can be read
+//! as its specification, a simple model that it must agree with, and what
+//! neither of them shows.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    reason = "a test fails by panicking"
+)]
+
+#[path = "tracker/agreement.rs"]
+mod agreement;
+#[path = "tracker/model.rs"]
+mod model;
+#[path = "tracker/timeline.rs"]
+mod timeline;
+
+use std::path::Path;
+
+use presence_core::tracker::{Effect, Reason, Settings, Tracker, Transition};
+
+#[test]
+fn timelines_run_as_written() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/timelines");
+    let entries = std::fs::read_dir(&folder).expect("tests/timelines can be read");
+    let mut paths: Vec<_> = entries.map(|entry| entry.unwrap().path()).collect();
+    paths.sort();
+    assert!(
+        paths.len() >= 25,
+        "only {} timelines in {}",
+        paths.len(),
+        folder.display()
+    );
+
+    let failures: Vec<_> = paths
+        .iter()
+        .filter_map(|path| timeline::check(path).err())
+        .collect();
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
+}
+
+#[test]
+fn a_heartbeat_of_a_live_connection_asks_for_no_metadata_and_needs_no_new_deadline() {
+    let mut tracker = Tracker::new(Settings::default());
+    tracker.connect(0, "alice", "web", 0, || ());
+    for now in 1..1000 {
+        let handled = tracker.heartbeat(now, "alice", "web", now, || unreachable!());
+        assert_eq!(handled.effect, Effect::Renewed);
+    }
+    // The lease runs out at 30 999; its one entry still lies where it was.
+    assert_eq!(tracker.next_deadline(), Some(30_000));
+    assert_eq!(tracker.expire(30_000), None);
+    assert_eq!(tracker.next_deadline(), Some(30_999));
+    assert!(matches!(
+        tracker.expire(30_999),
+        Some(Transition::Offline { at: 30_999, .. })
+    ));
+}
+
+#[test]
+fn metadata_of_a_live_connection_is_that_of_its_newest_connect() {
+    let mut tracker = Tracker::new(Settings::default());
+    tracker.connect(100, "alice", "web", 50, || "first");
+    tracker.connect(101, "alice", "web", 60, || "second");
+    tracker.connect(102, "alice", "web", 55, || {
+        unreachable!("older than the second")
+    });
+    assert_eq!(tracker.metadata("alice", "web"), Some(&"second"));
+    tracker.connect(102, "alice", "web", 60, || "as new as the second");
+    assert_eq!(
+        tracker.metadata("alice", "web"),
+        Some(&"as new as the second")
+    );
+
+    tracker.disconnect(103, "alice", "web", 103, Reason::Disconnect);
+    assert_eq!(tracker.metadata("alice", "web"), None);
+    assert_eq!(tracker.metadata("alice", "tv"), None);
+}
+
+#[test]
+fn time_does_not_run_backwards() {
+    let mut tracker = Tracker::new(Settings::default());
+    tracker.connect(1000, "alice", "web", 1000, || ());
+    let handled = tracker.connect(400, "bob", "web", 900, || ());
+    let Some(Transition::Online { at, .. }) = handled.transition else {
+        panic!("{handled:?}")
+    };
+    assert_eq!(at, 1000);
+}
+
+#[test]
+fn a_user_with_very_many_connections_costs_no_more_for_each() {
+    // Were any input or expiry to look at all of the user's connections, this
+    // would take hours.
+    const CONNECTIONS: u64 = 100_000;
+    let mut tracker = Tracker::new(Settings::default());
+    let name = |number: u64| format!("conn-{number}");
+    for number in 0..CONNECTIONS {
+        tracker.connect(number, "alice", &name(number), number, || ());
+    }
+    for number in 0..CONNECTIONS / 2 {
+        tracker.disconnect(
+            CONNECTIONS,
+            "alice",
+            &name(number),
+            CONNECTIONS,
+            Reason::Logout,
+        );
+    }
+    assert_eq!(tracker.connections(), 50_000);
+    assert_eq!(
+        tracker.users().map(|(_, live)| live).collect::<Vec<_>>(),
+        [50_000]
+    );
+
+    let mut transitions = 0;
+    while let Some(deadline) = tracker.next_deadline() {
+        while tracker.expire(deadline).is_some() {
+            transitions += 1;
+        }
+    }
+    assert_eq!(transitions, 1);
+    assert!(tracker.is_empty());
+}
+
+#[test]
+fn the_greatest_figures_overflow_nothing() {
+    let settings = Settings {
+        timeout_ms: u64::MAX,
+        grace_ms: u64::MAX,
+    };
+    let mut tracker = Tracker::new(settings);
+    tracker.connect(u64::MAX - 1, "alice", "web", u64::MAX, || ());
+    tracker.disconnect(u64::MAX - 1, "alice", "web", u64::MAX, Reason::Timeout);
+    tracker.heartbeat(u64::MAX, "alice", "web", u64::MAX, || ());
+    assert_eq!(tracker.connections(), 1);
+    assert!(matches!(
+        tracker.expire(u64::MAX),
+        Some(Transition::Offline { .. })
+    ));
+    assert_eq!(tracker.expire(u64::MAX), None);
+}
+
+#[test]
+fn figures_of_zero_end_every_life_at_once() {
+    let mut tracker = Tracker::new(Settings {
+        timeout_ms: 0,
+        grace_ms: 0,
+    });
+    tracker.connect(5, "alice", "web", 5, || ());
+    assert_eq!(tracker.next_deadline(), Some(5));
+    assert!(matches!(
+        tracker.expire(5),
+        Some(Transition::Offline { at: 5, .. })
+    ));
+    assert_eq!(tracker.expire(5), None);
+    assert_eq!((tracker.remembered(), tracker.next_deadline()), (0, None));
+}

@@ -1,0 +1,205 @@
+//! Runs a timeline: a script of inputs above a line `---`, and below it all
+//! that happens.
+//!
+//! ```text
+//! # What it shows.
+//! settings timeout=30000 grace=0           the defaults
+//! at 5 connect USER CONN [ts=5] [meta=-]
+//! at 5 heartbeat USER CONN [ts=5] [meta=-]
+//! at 5 disconnect USER CONN [ts=5] [reason=disconnect]
+//! at 5 pause
+//! at 5 resume
+//! at 5 reconfigure timeout=… grace=…
+//! at 5 wake                                what fell due since the last line was slept through
+//! at 5 show                                who is online, with how many connections
+//! ```
+//!
+//! Time is virtual: between two lines it goes from deadline to deadline, and
+//! after the last one until nothing is due. Inputs go before deadlines at the
+//! same moment.
+
+use std::collections::HashMap;
+use std::fmt::Write as _;
+use std::path::Path;
+
+use presence_core::tracker::{Handled, Reason, Settings, Tracker, Transition};
+
+/// Runs the timeline in a file; the error shows where it differs.
+pub(crate) fn check(path: &Path) -> Result<(), String> {
+    let text = std::fs::read_to_string(path).map_err(|e| format!("{}: {e}", path.display()))?;
+    let (script, expected) = text
+        .split_once("---\n")
+        .ok_or_else(|| format!("{}: no line `---`", path.display()))?;
+    let actual = run(script);
+    if actual == expected {
+        return Ok(());
+    }
+    Err(format!(
+        "{}:\n--- expected\n{expected}--- but was\n{actual}",
+        path.display()
+    ))
+}
+
+fn run(script: &str) -> String {
+    let mut lines = script
+        .lines()
+        .map(str::trim)
+        .filter(|line| !line.is_empty() && !line.starts_with('#'))
+        .peekable();
+    let settings = match lines.next_if(|line| line.starts_with("settings")) {
+        Some(line) => settings(&options(line)),
+        None => Settings::default(),
+    };
+    let mut runner = Runner {
+        tracker: Tracker::new(settings),
+        now: 0,
+        log: String::new(),
+    };
+    for line in lines {
+        runner.step(line);
+    }
+    runner.advance(u64::MAX);
+    // What is live now, a pause has kept; nothing else is left of anybody.
+    assert!(runner.tracker.is_empty() || runner.tracker.connections() > 0);
+    runner.log
+}
+
+struct Runner {
+    tracker: Tracker<String>,
+    now: u64,
+    log: String,
+}
+
+impl Runner {
+    fn step(&mut self, line: &str) {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let options = options(line);
+        let [at, now, action, names @ ..] = &words[..] else {
+            panic!("what is `{line}`?")
+        };
+        assert_eq!(*at, "at", "in `{line}`");
+        let now: u64 = now.parse().unwrap();
+        assert!(now >= self.now, "time runs backwards in `{line}`");
+        if *action != "wake" {
+            self.advance(now);
+        }
+        self.now = now;
+
+        let tracker = &mut self.tracker;
+        let timestamp = options.get("ts").map_or(now, |ts| ts.parse().unwrap());
+        let metadata = || options.get("meta").copied().unwrap_or("-").to_owned();
+        match (*action, names) {
+            ("connect", [user, conn, ..]) => {
+                let handled = tracker.connect(now, user, conn, timestamp, metadata);
+                self.report(user, conn, handled);
+            }
+            ("heartbeat", [user, conn, ..]) => {
+                let handled = tracker.heartbeat(now, user, conn, timestamp, metadata);
+                self.report(user, conn, handled);
+            }
+            ("disconnect", [user, conn, ..]) => {
+                let reason = match options.get("reason").copied() {
+                    None | Some("disconnect") => Reason::Disconnect,
+                    Some("timeout") => Reason::Timeout,
+                    Some("logout") => Reason::Logout,
+                    Some(other) => panic!("what reason is `{other}`?"),
+                };
+                let handled = tracker.disconnect(now, user, conn, timestamp, reason);
+                self.report(user, conn, handled);
+            }
+            ("pause", []) => tracker.pause(),
+            ("resume", []) => tracker.resume(now),
+            ("reconfigure", _) => tracker.reconfigure(settings(&options)),
+            ("wake", []) => self.expire(now),
+            ("show", []) => self.show(),
+            _ => panic!("what is `{line}`?"),
+        }
+    }
+
+    /// Goes from deadline to deadline, up to but not including `until`.
+    fn advance(&mut self, until: u64) {
+        while let Some(deadline) = self.tracker.next_deadline().filter(|at| *at < until) {
+            self.now = self.now.max(deadline);
+            self.expire(self.now);
+        }
+    }
+
+    fn expire(&mut self, now: u64) {
+        while let Some(transition) = self.tracker.expire(now) {
+            self.write(&transition);
+        }
+    }
+
+    fn report(&mut self, user: &str, conn: &str, handled: Handled<String>) {
+        let effect = format!("{:?}", handled.effect).to_lowercase();
+        writeln!(self.log, "{} {user}/{conn} {effect}", self.now).unwrap();
+        if let Some(transition) = &handled.transition {
+            self.write(transition);
+        }
+    }
+
+    fn write(&mut self, transition: &Transition<String>) {
+        let log = &mut self.log;
+        match transition {
+            Transition::Online {
+                user,
+                at,
+                conn,
+                metadata,
+            } => {
+                writeln!(log, "{at} {user} ONLINE conn={conn} meta={metadata}").unwrap();
+            }
+            Transition::Offline {
+                user,
+                at,
+                last_seen,
+                reason,
+                last_heartbeat,
+            } => {
+                let reason = format!("{reason:?}").to_lowercase();
+                write!(log, "{at} {user} OFFLINE {reason} last_seen={last_seen}").unwrap();
+                if let Some(last_heartbeat) = last_heartbeat {
+                    write!(log, " last_heartbeat={last_heartbeat}").unwrap();
+                }
+                log.push('\n');
+            }
+        }
+    }
+
+    fn show(&mut self) {
+        let tracker = &self.tracker;
+        let users: Vec<_> = tracker
+            .users()
+            .map(|(user, live)| format!("{user}={live}"))
+            .collect();
+        assert_eq!(users.len(), tracker.online_users());
+        let (live, remembered) = (tracker.connections(), tracker.remembered());
+        let users = users.join(" ");
+        let line = format!("{} [{users}] live={live} remembered={remembered}", self.now);
+        self.log.push_str(&line);
+        self.log.push('\n');
+    }
+}
+
+/// The words `key=value` of a line.
+fn options(line: &str) -> HashMap<&str, &str> {
+    line.split_whitespace()
+        .filter_map(|word| word.split_once('='))
+        .collect()
+}
+
+fn settings(options: &HashMap<&str, &str>) -> Settings {
+    let figure = |key, default| {
+        options
+            .get(key)
+            .map_or(default, |text| text.parse().unwrap())
+    };
+    let Settings {
+        timeout_ms,
+        grace_ms,
+    } = Settings::default();
+    Settings {
+        timeout_ms: figure("timeout", timeout_ms),
+        grace_ms: figure("grace", grace_ms),
+    }
+}

@@ -1,0 +1,167 @@
+//! The sections of one or two keys: node, tenant, plugins, http, log.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+
+use tracing_subscriber::EnvFilter;
+
+use super::checks::{self, NAME_BYTES_MAX, in_token, token};
+use super::problem::Wrong;
+use super::section::Section;
+
+/// `[node]`: who this node is.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Node {
+    /// Names this node in what it publishes; unique among the nodes of a fleet.
+    /// One token of `[A-Za-z0-9_-]`; the host's name by default.
+    pub(crate) name: String,
+}
+
+impl Node {
+    pub(super) fn read(section: &mut Section<'_, '_>) -> Self {
+        let name = section.get("name", token);
+        Self {
+            name: name.unwrap_or_else(|| host_name(section.env("HOSTNAME"))),
+        }
+    }
+}
+
+/// `[tenant]`: the isolation boundary this node serves.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Tenant {
+    /// Stands before every subject, followed by a dot: one token of
+    /// `[A-Za-z0-9_-]`, not `presence`. None for the default tenant.
+    pub(crate) prefix: Option<String>,
+}
+
+impl Tenant {
+    pub(super) fn read(section: &mut Section<'_, '_>) -> Self {
+        let prefix = section.get("prefix", |text: String| match text.as_str() {
+            "" => Ok(None),
+            "presence" => Err(Wrong::new(
+                "is `presence`, which every subject begins with",
+                "choose another name, or leave it out",
+            )),
+            _ => token(text).map(Some),
+        });
+        Self {
+            prefix: prefix.flatten(),
+        }
+    }
+}
+
+/// `[plugins]`: where plugins come from.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Plugins {
+    /// The watched folder. What lies here wins over the embedded default of the
+    /// same name.
+    pub(crate) dir: PathBuf,
+}
+
+impl Plugins {
+    pub(super) fn read(section: &mut Section<'_, '_>) -> Self {
+        let dir = section.path("dir");
+        Self {
+            dir: dir.unwrap_or_else(|| section.resolve("plugins.d")),
+        }
+    }
+}
+
+/// `[http]`: the endpoint for health and metrics.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Http {
+    /// The address to listen on; none if the endpoint is off.
+    pub(crate) listen: Option<SocketAddr>,
+    /// Whether nobody chose the address, so that the node can do without it
+    /// when it is taken.
+    pub(crate) listen_is_default: bool,
+}
+
+impl Http {
+    pub(super) fn read(section: &mut Section<'_, '_>) -> Self {
+        let listen = section.get("listen", |text: String| match text.as_str() {
+            "" => Ok(None),
+            _ => text.parse().map(Some).map_err(|_| {
+                let fix = "write an IP address and a port, such as `127.0.0.1:9222`, \
+                           or an empty string to turn it off";
+                Wrong::new(format!("is `{text}`"), fix)
+            }),
+        });
+        Self {
+            listen: listen.unwrap_or(Some((Ipv4Addr::LOCALHOST, 9222).into())),
+            listen_is_default: listen.is_none(),
+        }
+    }
+}
+
+/// `[log]`: the node's own log, on standard error.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Log {
+    /// What is logged: a filter as `tracing_subscriber`'s `EnvFilter` reads it.
+    pub(crate) level: String,
+    /// How a line looks.
+    pub(crate) format: LogFormat,
+}
+
+/// How a line of the log looks.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum LogFormat {
+    /// For people.
+    Text,
+    /// For machines: one JSON object a line.
+    Json,
+}
+
+impl Log {
+    pub(super) fn read(section: &mut Section<'_, '_>) -> Self {
+        let level = section.get("level", |text: String| {
+            let text = checks::filled(text)?;
+            match EnvFilter::builder().parse(&text) {
+                Ok(_) => Ok(text),
+                Err(error) => Err(Wrong::new(
+                    format!("is `{text}` ({error})"),
+                    "write error, warn, info, debug or trace, or a filter such as \
+                     `info,presence=debug`",
+                )),
+            }
+        });
+        let format = section.get("format", |text: String| match text.as_str() {
+            "text" => Ok(LogFormat::Text),
+            "json" => Ok(LogFormat::Json),
+            _ => Err(Wrong::new(format!("is `{text}`"), "write `text` or `json`")),
+        });
+        Self {
+            level: level.unwrap_or_else(|| "info".into()),
+            format: format.unwrap_or(LogFormat::Text),
+        }
+    }
+}
+
+/// The host's name, made a token.
+fn host_name(variable: Option<&str>) -> String {
+    let kernel = std::fs::read_to_string("/proc/sys/kernel/hostname");
+    let name = kernel.ok().or_else(|| variable.map(str::to_owned));
+    token_of(name.as_deref().unwrap_or_default().trim())
+}
+
+fn token_of(name: &str) -> String {
+    if name.is_empty() {
+        return "node".into();
+    }
+    let allowed = |character| if in_token(character) { character } else { '-' };
+    name.chars().map(allowed).take(NAME_BYTES_MAX).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn any_host_name_becomes_a_token() {
+        assert_eq!(token_of("db-1.example.com"), "db-1-example-com");
+        assert_eq!(token_of(""), "node");
+        for name in ["ünï", "a b", &"x".repeat(300)] {
+            assert!(token(token_of(name)).is_ok(), "{name}");
+        }
+    }
+}

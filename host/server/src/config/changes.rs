@@ -1,0 +1,61 @@
+//! What differs between two configurations, and when each change takes effect.
+
+use super::{Config, Engine};
+
+/// A section that differs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Change {
+    /// The section's name, or that of a key in it.
+    pub(crate) section: &'static str,
+    /// When the change takes effect.
+    pub(crate) effect: Effect,
+}
+
+/// When a change takes effect.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Effect {
+    /// In the running node.
+    Live,
+    /// When the node is started again.
+    Restart,
+}
+
+impl Config {
+    /// The sections in which `new` differs from this configuration, in the
+    /// order of the file.
+    pub(crate) fn changes(&self, new: &Self) -> Vec<Change> {
+        use Effect::{Live, Restart};
+        // Threads and their queues are made once; limits belong to a call.
+        let engine_live = Engine {
+            workers: new.engine.workers,
+            worker_queue: new.engine.worker_queue,
+            ..self.engine.clone()
+        } != new.engine;
+        [
+            ("node", Restart, self.node != new.node),
+            ("nats", Restart, self.nats != new.nats),
+            ("tenant", Restart, self.tenant != new.tenant),
+            ("tracker", Live, self.tracker != new.tracker),
+            ("directory", Live, self.directory != new.directory),
+            ("plugins", Live, self.plugins != new.plugins),
+            ("pipeline", Live, self.pipeline != new.pipeline),
+            ("engine", Live, engine_live),
+            (
+                "engine.workers",
+                Restart,
+                self.engine.workers != new.engine.workers,
+            ),
+            (
+                "engine.worker_queue",
+                Restart,
+                self.engine.worker_queue != new.engine.worker_queue,
+            ),
+            ("http", Restart, self.http != new.http),
+            ("log", Restart, self.log != new.log),
+        ]
+        .into_iter()
+        .filter(|(_, _, differs)| *differs)
+        .map(|(section, effect, _)| Change { section, effect })
+        .collect()
+    }
+}

@@ -1,0 +1,85 @@
+//! `[engine]`: how plugins are run, and what limits they run within.
+
+use std::thread::available_parallelism;
+
+use super::checks::{any, within};
+use super::problem::Wrong;
+use super::section::Section;
+
+/// `[engine]`: how plugins are run, and what limits they run within.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Engine {
+    /// Whether a verdict is used again until something that it depends on
+    /// changes.
+    pub(crate) reuse_verdicts: bool,
+    /// How many worker threads share the users; 0 for one per core. See
+    /// [`Engine::worker_count`].
+    pub(crate) workers: usize,
+    /// How many batches of messages may wait for a worker.
+    pub(crate) worker_queue: usize,
+    /// How much fuel a call may burn; roughly one per Wasm instruction.
+    pub(crate) fuel: u64,
+    /// How long a call may take on the wall clock, in milliseconds.
+    pub(crate) deadline_ms: u64,
+    /// How large a plugin's memory may grow, in bytes.
+    pub(crate) memory_bytes_max: usize,
+    /// How long after a failed decision it is tried again at first, in
+    /// milliseconds.
+    pub(crate) retry_ms: u64,
+    /// How long that wait may grow when it fails again and again, in
+    /// milliseconds.
+    pub(crate) retry_ms_max: u64,
+}
+
+impl Engine {
+    /// How many worker threads to run, at least one.
+    pub(crate) fn worker_count(&self) -> usize {
+        match self.workers {
+            0 => available_parallelism().map_or(1, usize::from),
+            workers => workers,
+        }
+    }
+
+    pub(super) fn read(section: &mut Section<'_, '_>) -> Self {
+        let engine = Self {
+            reuse_verdicts: section.get("reuse_verdicts", any).unwrap_or(true),
+            workers: section.get("workers", within(0..=1_024)).unwrap_or(0),
+            worker_queue: section
+                .get("worker_queue", within(1..=1_048_576))
+                .unwrap_or(1_024),
+            fuel: section
+                .get("fuel", within(1_000..=1_000_000_000_000))
+                .unwrap_or(10_000_000),
+            deadline_ms: section
+                .get("deadline_ms", within(1..=60_000))
+                .unwrap_or(100),
+            memory_bytes_max: section
+                .get("memory_bytes_max", within(65_536..=2_147_483_648))
+                .unwrap_or(67_108_864),
+            retry_ms: section
+                .get("retry_ms", within(1..=3_600_000))
+                .unwrap_or(1_000),
+            retry_ms_max: section
+                .get("retry_ms_max", within(1..=86_400_000))
+                .unwrap_or(60_000),
+        };
+        let Self {
+            retry_ms,
+            retry_ms_max,
+            ..
+        } = engine;
+        if retry_ms > retry_ms_max {
+            let key = if section.is_set("retry_ms_max") {
+                "retry_ms_max"
+            } else {
+                "retry_ms"
+            };
+            let what = format!(
+                "makes the first wait ({retry_ms}) longer than the longest ({retry_ms_max})"
+            );
+            let fix = "set `retry_ms_max` to at least `retry_ms`";
+            section.refuse(key, Wrong::new(what, fix));
+        }
+        engine
+    }
+}

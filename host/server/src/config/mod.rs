@@ -1,0 +1,128 @@
+//! The configuration: `presence.toml` and `PRESENCE_…` variables, read once
+//! into types that can't be wrong.
+//!
+//! Every section is read key by key, so that all that is wrong is reported at
+//! once, each with its line. The names, defaults and limits of a section's keys
+//! stand in that section's `read`, and nowhere else; the file `presence.toml`
+//! at the top of the repository documents them, and a test holds the two
+//! together.
+
+mod basics;
+mod changes;
+mod checks;
+mod directory;
+mod engine;
+mod nats;
+mod pipeline;
+mod problem;
+mod section;
+mod similar;
+#[cfg(test)]
+mod tests;
+mod tracker;
+mod value;
+
+use std::collections::BTreeMap;
+use std::io::ErrorKind;
+use std::path::Path;
+
+use toml::de::DeTable;
+
+pub(crate) use basics::{Http, Log, LogFormat, Node, Plugins, Tenant};
+pub(crate) use changes::{Change, Effect};
+pub(crate) use directory::Directory;
+pub(crate) use engine::Engine;
+pub(crate) use nats::{Auth, Nats};
+pub(crate) use pipeline::{Grant, Stage};
+pub(crate) use problem::{Problem, Problems};
+pub(crate) use tracker::Tracker;
+
+use section::{Reader, Section};
+
+/// The file that is read from the working folder when none is named.
+pub(crate) const FILE_NAME: &str = "presence.toml";
+
+/// All that an operator can set. Paths are resolved against the folder of the
+/// configuration file.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Config {
+    /// Who this node is.
+    pub(crate) node: Node,
+    /// The broker, and how to reach it.
+    pub(crate) nats: Nats,
+    /// The isolation boundary this node serves.
+    pub(crate) tenant: Tenant,
+    /// When a user is online.
+    pub(crate) tracker: Tracker,
+    /// Where contacts, groups and blocks come from.
+    pub(crate) directory: Directory,
+    /// Where plugins come from.
+    pub(crate) plugins: Plugins,
+    /// The chain of plugins that decides who may see whom, in order.
+    pub(crate) pipeline: Vec<Stage>,
+    /// How plugins are run.
+    pub(crate) engine: Engine,
+    /// The HTTP endpoint for health and metrics.
+    pub(crate) http: Http,
+    /// The node's own log.
+    pub(crate) log: Log,
+}
+
+impl Config {
+    /// Reads the file at `path`, or `presence.toml` in the working folder if
+    /// there is one, and then the variables in `env`, which win over the file.
+    ///
+    /// # Errors
+    /// All that is wrong, in the order of the file and then of the variables.
+    /// A file that can't be read, or that isn't TOML, is one problem.
+    pub(crate) fn load(
+        path: Option<&Path>,
+        env: impl Iterator<Item = (String, String)>,
+    ) -> Result<Self, Problems> {
+        Self::load_in(Path::new(""), path, env)
+    }
+
+    /// As [`Config::load`], with the working folder given.
+    fn load_in(
+        working: &Path,
+        path: Option<&Path>,
+        env: impl Iterator<Item = (String, String)>,
+    ) -> Result<Self, Problems> {
+        let usual = working.join(FILE_NAME);
+        let file = path.unwrap_or(&usual);
+        let text = match std::fs::read_to_string(file) {
+            Ok(text) => text,
+            Err(error) if path.is_none() && error.kind() == ErrorKind::NotFound => String::new(),
+            Err(error) => return Err(Problem::unreadable(file, &error).into()),
+        };
+        let document = DeTable::parse(&text)
+            .map_err(|error| Problems::from(Problem::syntax(file, &text, &error)))?;
+        let reader = Reader::new(file, &text, env.collect());
+        reader.read(document.get_ref(), Self::read)
+    }
+
+    fn read(root: &mut Section<'_, '_>) -> Self {
+        Self {
+            node: root.section("node", Node::read),
+            nats: root.section("nats", Nats::read),
+            tenant: root.section("tenant", Tenant::read),
+            tracker: root.section("tracker", Tracker::read),
+            directory: root.section("directory", Directory::read),
+            plugins: root.section("plugins", Plugins::read),
+            pipeline: root
+                .sections("pipeline", Stage::read)
+                .unwrap_or_else(pipeline::default),
+            engine: root.section("engine", Engine::read),
+            http: root.section("http", Http::read),
+            log: root.section("log", Log::read),
+        }
+    }
+}
+
+/// What holds without a file and without variables, in the working folder.
+impl Default for Config {
+    fn default() -> Self {
+        let reader = Reader::new(Path::new(FILE_NAME), "", BTreeMap::new());
+        reader.read_defaults(Self::read)
+    }
+}

@@ -1,0 +1,182 @@
+//! `[nats]` and `[nats.tls]`: the broker, and how to reach it.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use async_nats::ServerAddr;
+
+use super::checks::{any, filled, within};
+use super::problem::Wrong;
+use super::section::Section;
+
+const URL: &str = "nats://127.0.0.1:4222";
+
+/// `[nats]`: the broker, and how to reach it.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Nats {
+    /// The servers of one cluster, at least one. The first that answers is
+    /// used.
+    pub(crate) url: Vec<ServerAddr>,
+    /// How this node says who it is.
+    pub(crate) auth: Auth,
+    /// How the connection is encrypted.
+    pub(crate) tls: Tls,
+    /// How long an attempt to connect may take, in milliseconds.
+    pub(crate) connect_timeout_ms: u64,
+    /// How many messages may wait to be sent to the broker.
+    pub(crate) publish_queue: usize,
+    /// How many messages of a subscription may wait to be handled.
+    pub(crate) intake_queue: usize,
+}
+
+/// How this node says who it is.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Auth {
+    /// It doesn't, unless a URL carries a user and a password.
+    Anonymous,
+    /// By the JWT and the key in a `.creds` file.
+    Creds(PathBuf),
+    /// By the nkey whose seed is in this file.
+    Nkey(PathBuf),
+    /// By name.
+    Password {
+        /// The name.
+        user: String,
+        /// Its password.
+        password: Secret,
+    },
+    /// By a token that the broker knows.
+    Token(Secret),
+}
+
+/// `[nats.tls]`: how the connection is encrypted.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Tls {
+    /// Whether a connection without TLS is refused.
+    pub(crate) required: bool,
+    /// A PEM file with the certificates to trust beside the system's.
+    pub(crate) ca: Option<PathBuf>,
+    /// What this node proves itself with.
+    pub(crate) identity: Option<ClientIdentity>,
+}
+
+/// A client certificate and its private key, both PEM files.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct ClientIdentity {
+    /// The certificate.
+    pub(crate) cert: PathBuf,
+    /// Its private key.
+    pub(crate) key: PathBuf,
+}
+
+/// What must not be printed.
+#[derive(Clone, PartialEq)]
+pub(crate) struct Secret(String);
+
+impl Secret {
+    /// The secret, to hand to the broker.
+    pub(crate) fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("(secret)")
+    }
+}
+
+impl Nats {
+    pub(super) fn read(section: &mut Section<'_, '_>) -> Self {
+        let url = section.get("url", servers);
+        Self {
+            url: url.unwrap_or_else(|| URL.parse().into_iter().collect()),
+            auth: Auth::read(section),
+            connect_timeout_ms: section
+                .get("connect_timeout_ms", within(1..=600_000))
+                .unwrap_or(5_000),
+            publish_queue: section
+                .get("publish_queue", within(1..=16_777_216))
+                .unwrap_or(65_536),
+            intake_queue: section
+                .get("intake_queue", within(1..=16_777_216))
+                .unwrap_or(65_536),
+            tls: section.section("tls", Tls::read),
+        }
+    }
+}
+
+impl Auth {
+    fn read(section: &mut Section<'_, '_>) -> Self {
+        let creds = section.path("creds");
+        let nkey = section.path("nkey");
+        let user = section.get("user", filled);
+        let password = section.get("password", filled).map(Secret);
+        let token = section.get("token", filled).map(Secret);
+        match (creds, nkey, user, password, token) {
+            (None, None, None, None, None) => return Self::Anonymous,
+            (Some(creds), None, None, None, None) => return Self::Creds(creds),
+            (None, Some(nkey), None, None, None) => return Self::Nkey(nkey),
+            (None, None, Some(user), Some(password), None) => {
+                return Self::Password { user, password };
+            }
+            (None, None, None, None, Some(token)) => return Self::Token(token),
+            (None, None, ..) if !section.is_set("token") => {
+                both_or_none(section, "user", "password");
+            }
+            _ => {
+                let ways = ["creds", "nkey", "user", "password", "token"];
+                let set: Vec<_> = ways.into_iter().filter(|key| section.is_set(key)).collect();
+                let what = format!("is one of several ways to log in ({})", set.join(", "));
+                let last = set.last().copied().unwrap_or("token");
+                section.refuse(last, Wrong::new(what, "keep one of them"));
+            }
+        }
+        Self::Anonymous
+    }
+}
+
+impl Tls {
+    fn read(section: &mut Section<'_, '_>) -> Self {
+        let required = section.get("required", any);
+        let ca = section.path("ca");
+        let cert = section.path("cert");
+        let key = section.path("key");
+        both_or_none(section, "cert", "key");
+        Self {
+            required: required.unwrap_or(false),
+            ca,
+            identity: cert
+                .zip(key)
+                .map(|(cert, key)| ClientIdentity { cert, key }),
+        }
+    }
+}
+
+fn both_or_none(section: &mut Section<'_, '_>, one: &'static str, other: &'static str) {
+    for (key, missing) in [(one, other), (other, one)] {
+        if section.is_set(key) && !section.is_set(missing) {
+            let what = format!("stands without `{missing}`");
+            section.refuse(key, Wrong::new(what, "give both or neither"));
+        }
+    }
+}
+
+/// Addresses of servers. What is wrong with one is said without repeating it,
+/// since it may carry a password.
+fn servers(urls: Vec<String>) -> Result<Vec<ServerAddr>, Wrong> {
+    let fix = "write `nats://host:port` or `tls://host:port`, or a list of such";
+    if urls.is_empty() {
+        return Err(Wrong::new("is empty", fix));
+    }
+    let server = |url: &String| {
+        let server: ServerAddr = url
+            .parse()
+            .map_err(|error| Wrong::new(format!("is not an address of a server ({error})"), fix))?;
+        if server.is_websocket() || server.host().is_empty() {
+            return Err(Wrong::new("is not an address of a NATS server", fix));
+        }
+        Ok(server)
+    };
+    urls.iter().map(server).collect()
+}

@@ -1,0 +1,100 @@
+//! `[[pipeline]]`: the chain of plugins that decides who may see whom.
+
+use serde_json::{Value, json};
+use toml::de::DeValue;
+
+use super::checks::token;
+use super::problem::Wrong;
+use super::section::Section;
+use super::value::{other_kind, to_json};
+
+/// The plugins that are granted `widen` unless the file says otherwise.
+const WIDENING: [&str; 2] = ["contacts", "groups"];
+
+/// `[[pipeline]]`: one plugin of the chain. A plugin may stand in it more than
+/// once.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Stage {
+    /// The plugin's name: one token of `[A-Za-z0-9_-]`.
+    pub(crate) plugin: String,
+    /// What the plugin is configured with: a JSON object, empty by default.
+    pub(crate) config: Value,
+    /// What the plugin may do if it asks for it.
+    pub(crate) grants: Vec<Grant>,
+}
+
+/// What an operator can grant a plugin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Grant {
+    /// A filter may add viewers, and not only take them away.
+    Widen,
+}
+
+/// The pipeline of a file that has none: contacts and groups, less blocks, and
+/// of the metadata only the device.
+pub(super) fn default() -> Vec<Stage> {
+    let plain = ["contacts", "groups", "blocklist"].map(|plugin| (plugin, json!({})));
+    let redact = ("redact", json!({ "keys": ["device"] }));
+    let stages = plain.into_iter().chain([redact]);
+    stages
+        .map(|(plugin, config)| Stage {
+            plugin: plugin.into(),
+            config,
+            grants: default_grants(plugin),
+        })
+        .collect()
+}
+
+impl Stage {
+    /// One stage; none, which is reported, if it names no plugin.
+    pub(super) fn read(section: &mut Section<'_, '_>) -> Option<Self> {
+        let plugin = section.get("plugin", token);
+        if !section.is_set("plugin") {
+            let fix = "name one, such as `plugin = \"contacts\"`";
+            section.refuse("plugin", Wrong::new("is missing", fix));
+        }
+        let config = section.find("config").map(|(_, value)| match value {
+            DeValue::Table(_) => to_json(value),
+            _ => Err(other_kind(
+                value,
+                "a table, such as `{ keys = [\"device\"] }`",
+            )),
+        });
+        let config = match config.unwrap_or(Ok(json!({}))) {
+            Ok(config) => Some(config),
+            Err(wrong) => {
+                section.refuse("config", wrong);
+                None
+            }
+        };
+        let grants = section.get("grants", |names: Vec<String>| {
+            names.iter().map(|name| Grant::named(name)).collect()
+        });
+        let plugin = plugin?;
+        Some(Self {
+            config: config?,
+            grants: grants.unwrap_or_else(|| default_grants(&plugin)),
+            plugin,
+        })
+    }
+}
+
+impl Grant {
+    fn named(name: &str) -> Result<Self, Wrong> {
+        match name {
+            "widen" => Ok(Self::Widen),
+            _ => Err(Wrong::new(
+                format!("names `{name}`"),
+                "the only grant there is is `widen`",
+            )),
+        }
+    }
+}
+
+fn default_grants(plugin: &str) -> Vec<Grant> {
+    if WIDENING.contains(&plugin) {
+        vec![Grant::Widen]
+    } else {
+        Vec::new()
+    }
+}

@@ -1,0 +1,81 @@
+//! Finds what somebody probably meant when they wrote a name that isn't known.
+
+/// The names closest to `word`, best first; none if nothing is close.
+pub(super) fn similar<'n>(word: &str, names: impl Iterator<Item = &'n str>) -> Vec<&'n str> {
+    let mut close: Vec<_> = names
+        .filter_map(|name| Some((distance_if_close(word, name)?, name)))
+        .collect();
+    close.sort_unstable();
+    let best = close.first().map(|(distance, _)| *distance);
+    close
+        .into_iter()
+        .take_while(|(distance, _)| Some(*distance) == best)
+        .take(3)
+        .map(|(_, name)| name)
+        .collect()
+}
+
+/// The question that offers the names, if there are any.
+pub(super) fn did_you_mean<S: AsRef<str>>(names: &[S]) -> Option<String> {
+    let quoted: Vec<_> = names
+        .iter()
+        .map(|name| format!("`{}`", name.as_ref()))
+        .collect();
+    (!quoted.is_empty()).then(|| format!("did you mean {}?", quoted.join(" or ")))
+}
+
+fn distance_if_close(word: &str, name: &str) -> Option<usize> {
+    // A forgotten unit or section is a larger slip than the letters tell.
+    if word.len() >= 3 && (name.contains(word) || word.contains(name)) {
+        return Some(1);
+    }
+    let distance = edit_distance(word, name);
+    let longer = word.chars().count().max(name.chars().count());
+    (distance <= longer.div_ceil(3)).then_some(distance)
+}
+
+/// How many letters must be put in, taken out or changed (Levenshtein).
+fn edit_distance(from: &str, to: &str) -> usize {
+    let to: Vec<char> = to.chars().collect();
+    let mut row: Vec<usize> = (0..=to.len()).collect();
+    for (index, letter) in from.chars().enumerate() {
+        let mut left = index + 1;
+        let mut next = vec![left];
+        for (other, above) in to.iter().zip(row.windows(2)) {
+            let &[diagonal, above] = above else { continue };
+            let change = diagonal + usize::from(letter != *other);
+            left = change.min(left + 1).min(above + 1);
+            next.push(left);
+        }
+        row = next;
+    }
+    row.last().copied().unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn letters_put_in_taken_out_and_changed_are_counted() {
+        for (from, to, distance) in [
+            ("", "", 0),
+            ("", "abc", 3),
+            ("abc", "", 3),
+            ("kitten", "sitting", 3),
+            ("fule", "fuel", 2),
+        ] {
+            assert_eq!(edit_distance(from, to), distance, "{from} {to}");
+        }
+    }
+
+    #[test]
+    fn close_names_are_offered_and_others_are_not() {
+        let names = ["timeout_ms", "grace_ms", "broadcast"];
+        let similar = |word| similar(word, names.into_iter());
+        assert_eq!(similar("timeout"), ["timeout_ms"]);
+        assert_eq!(similar("gracems"), ["grace_ms"]);
+        assert_eq!(similar("brodcast"), ["broadcast"]);
+        assert!(similar("colour").is_empty());
+    }
+}

@@ -1,0 +1,52 @@
+//! The configuration as an operator meets it: files, variables, and what they
+//! are told when something is wrong.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "a panic is how a test fails"
+)]
+
+use tempfile::TempDir;
+
+use super::*;
+
+mod accepted;
+mod refused;
+
+/// Loads a configuration from a file of this text and these variables.
+fn load(text: &str, env: &[(&str, &str)]) -> Result<Config, Problems> {
+    let folder = folder_with(text);
+    Config::load_in(folder.path(), None, variables(env))
+}
+
+fn folder_with(text: &str) -> TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join(FILE_NAME), text).unwrap();
+    folder
+}
+
+fn variables(env: &[(&str, &str)]) -> impl Iterator<Item = (String, String)> {
+    let owned: Vec<_> = env
+        .iter()
+        .map(|(name, value)| ((*name).into(), (*value).into()))
+        .collect();
+    owned.into_iter()
+}
+
+/// What is printed when this is loaded, with the folder of the file left out.
+fn problems(text: &str, env: &[(&str, &str)]) -> Vec<String> {
+    let folder = folder_with(text);
+    let prefix = format!("{}/", folder.path().display());
+    let problems = Config::load_in(folder.path(), None, variables(env)).unwrap_err();
+    let printed = problems.to_string();
+    assert_eq!(
+        printed.lines().count(),
+        problems.iter().count(),
+        "{printed}"
+    );
+    printed
+        .lines()
+        .map(|line| line.replace(&prefix, ""))
+        .collect()
+}

@@ -1,0 +1,52 @@
+//! `[tracker]`: when a user is online, and what of that is broadcast.
+
+use super::checks::within;
+use super::problem::Wrong;
+use super::section::Section;
+
+/// The longest timeout or grace: a week, in milliseconds.
+const WEEK_MS: u64 = 7 * 24 * 60 * 60 * 1000;
+
+/// What a connection says of itself that is nobody else's concern.
+const NEVER_BROADCAST: [&str; 2] = ["ip", "socketId"];
+
+/// `[tracker]`: when a user is online, and what of that is broadcast.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Tracker {
+    /// How long a connection lives without a heartbeat, in milliseconds.
+    pub(crate) timeout_ms: u64,
+    /// How long the last disconnect waits for a reconnect before the user is
+    /// offline, in milliseconds.
+    pub(crate) grace_ms: u64,
+    /// The keys of a connection's metadata that are broadcast; never `ip` or
+    /// `socketId`. What enrichers add is broadcast as well.
+    pub(crate) broadcast: Vec<String>,
+}
+
+impl Tracker {
+    pub(super) fn read(section: &mut Section<'_, '_>) -> Self {
+        let broadcast = section.get("broadcast", |keys: Vec<String>| {
+            match keys
+                .iter()
+                .find(|key| NEVER_BROADCAST.contains(&key.as_str()))
+            {
+                None => Ok(keys),
+                Some(key) => Err(Wrong::new(
+                    format!("names `{key}`, which is never broadcast"),
+                    "take it out of the list",
+                )),
+            }
+        });
+        Self {
+            timeout_ms: section
+                .get("timeout_ms", within(1..=WEEK_MS))
+                .unwrap_or(30_000),
+            grace_ms: section.get("grace_ms", within(0..=WEEK_MS)).unwrap_or(0),
+            broadcast: broadcast.unwrap_or_else(|| {
+                ["device", "userAgent", "location", "connId"]
+                    .map(str::to_owned)
+                    .to_vec()
+            }),
+        }
+    }
+}

@@ -1,0 +1,106 @@
+//! Sets of viewers, held by the host.
+
+use std::ops::{BitAnd, BitAndAssign, BitOr, BitOrAssign, Sub, SubAssign};
+
+use crate::bindings::audiences;
+
+/// A set of viewers, with the operators of sets: `a | b` is everyone in either,
+/// `a & b` everyone in both, `a - b` everyone in `a` who is not in `b`.
+///
+/// It is a token for a set that the host holds, so it costs the same for ten
+/// viewers and for ten thousand. It is good only for the call in which it was
+/// made; using it in another one ends that call with an error.
+#[derive(Clone, Copy, Debug)]
+#[must_use = "an audience decides nothing until it is returned"]
+pub struct Audience(audiences::Audience);
+
+impl Audience {
+    /// The empty audience.
+    pub fn nobody() -> Self {
+        Self(audiences::nobody())
+    }
+
+    /// The audience of exactly these users.
+    pub fn of(users: impl IntoIterator<Item = impl Into<String>>) -> Self {
+        let users: Vec<String> = users.into_iter().map(Into::into).collect();
+        Self(audiences::of(&users))
+    }
+
+    /// Whether a user is in it.
+    #[must_use]
+    pub fn contains(self, user: &str) -> bool {
+        audiences::contains(self.0, user)
+    }
+
+    /// How many users are in it.
+    #[must_use]
+    pub fn len(self) -> u32 {
+        audiences::len(self.0)
+    }
+
+    /// Whether nobody is in it.
+    #[must_use]
+    pub fn is_empty(self) -> bool {
+        self.len() == 0
+    }
+
+    /// The ids of everyone in it, in the host's order. This is the costly way
+    /// out: it copies every id.
+    #[must_use]
+    pub fn viewers(self) -> Vec<String> {
+        audiences::viewers(self.0)
+    }
+
+    #[doc(hidden)]
+    pub fn from_token(token: u32) -> Self {
+        Self(token)
+    }
+
+    #[doc(hidden)]
+    #[must_use]
+    pub fn token(self) -> u32 {
+        self.0
+    }
+}
+
+impl BitOr for Audience {
+    type Output = Self;
+
+    fn bitor(self, other: Self) -> Self {
+        Self(audiences::union(self.0, other.0))
+    }
+}
+
+impl BitAnd for Audience {
+    type Output = Self;
+
+    fn bitand(self, other: Self) -> Self {
+        Self(audiences::intersection(self.0, other.0))
+    }
+}
+
+impl Sub for Audience {
+    type Output = Self;
+
+    fn sub(self, other: Self) -> Self {
+        Self(audiences::difference(self.0, other.0))
+    }
+}
+
+impl BitOrAssign for Audience {
+    fn bitor_assign(&mut self, other: Self) {
+        *self = *self | other;
+    }
+}
+
+impl BitAndAssign for Audience {
+    fn bitand_assign(&mut self, other: Self) {
+        *self = *self & other;
+    }
+}
+
+impl SubAssign for Audience {
+    fn sub_assign(&mut self, other: Self) {
+        *self = *self - other;
+    }
+}

@@ -1,0 +1,45 @@
+//! What wit-bindgen makes of the WIT package: one module a world. The
+//! interfaces that the worlds share are generated once, in `filter`.
+//!
+//! Nothing of this is for authors: the rest of the crate wraps it. It is public
+//! only because [`export!`](crate::export) names it in the author's crate.
+#![allow(missing_docs, unsafe_code, unreachable_pub, clippy::all)]
+
+pub mod filter {
+    wit_bindgen::generate!({
+        path: "../../wit/0.1.0",
+        world: "filter",
+        pub_export_macro: true,
+        generate_all,
+    });
+}
+
+pub mod redactor {
+    wit_bindgen::generate!({
+        path: "../../wit/0.1.0",
+        world: "redactor",
+        pub_export_macro: true,
+        with: {
+            "presence:plugin/events@0.1.0": super::filter::presence::plugin::events,
+            "presence:plugin/audiences@0.1.0": super::filter::presence::plugin::audiences,
+            "presence:plugin/directory@0.1.0": super::filter::presence::plugin::directory,
+            "presence:plugin/host@0.1.0": super::filter::presence::plugin::host,
+        },
+    });
+}
+
+pub mod enricher {
+    wit_bindgen::generate!({
+        path: "../../wit/0.1.0",
+        world: "enricher",
+        pub_export_macro: true,
+        with: {
+            "presence:plugin/events@0.1.0": super::filter::presence::plugin::events,
+            "presence:plugin/audiences@0.1.0": super::filter::presence::plugin::audiences,
+            "presence:plugin/directory@0.1.0": super::filter::presence::plugin::directory,
+            "presence:plugin/host@0.1.0": super::filter::presence::plugin::host,
+        },
+    });
+}
+
+pub(crate) use filter::presence::plugin::{audiences, directory, events, host};

@@ -1,0 +1,191 @@
+//! `export!`: makes a type's implementation of a role the component's own.
+
+use std::cell::RefCell;
+
+use serde::de::DeserializeOwned;
+
+use crate::host::install_log;
+
+/// Exports a type as the component: `export!(filter: T)`, `export!(redactor: T)`
+/// or `export!(enricher: T)`, once a crate.
+#[macro_export]
+macro_rules! export {
+    (filter: $plugin:ty) => {
+        $crate::__export!(filter, Filter, $plugin, {
+            fn filter(
+                event: $crate::bindings::filter::Event,
+                audience: $crate::bindings::filter::Audience,
+            ) -> $crate::bindings::filter::Audience {
+                let event = $crate::Event::from_call(event);
+                let audience = $crate::Audience::from_token(audience);
+                let filter = |plugin: &mut $plugin| {
+                    <$plugin as $crate::Filter>::filter(plugin, &event, audience)
+                };
+                PLUGIN.with(|slot| slot.call(filter)).token()
+            }
+        });
+    };
+    (redactor: $plugin:ty) => {
+        $crate::__export!(redactor, Redactor, $plugin, {
+            fn redact(
+                event: $crate::bindings::redactor::Event,
+                audience: $crate::bindings::redactor::Audience,
+            ) -> ::std::vec::Vec<$crate::bindings::redactor::Rendition> {
+                let event = $crate::Event::from_call(event);
+                let audience = $crate::Audience::from_token(audience);
+                let redact = |plugin: &mut $plugin| {
+                    <$plugin as $crate::Redactor>::redact(plugin, &event, audience)
+                };
+                let renditions = PLUGIN.with(|slot| slot.call(redact));
+                renditions.into_iter().map(::std::convert::Into::into).collect()
+            }
+        });
+    };
+    (enricher: $plugin:ty) => {
+        $crate::__export!(enricher, Enricher, $plugin, {
+            fn enrich(
+                event: $crate::bindings::enricher::Event,
+            ) -> ::std::vec::Vec<$crate::Change> {
+                let event = $crate::Event::from_call(event);
+                let enrich = |plugin: &mut $plugin| {
+                    <$plugin as $crate::Enricher>::enrich(plugin, &event)
+                };
+                PLUGIN.with(|slot| slot.call(enrich))
+            }
+        });
+    };
+}
+
+/// What is the same for every role: the slot, and `configure`.
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __export {
+    ($world:ident, $role:ident, $plugin:ty, { $($call:item)* }) => {
+        const _: () = {
+            ::std::thread_local! {
+                static PLUGIN: $crate::Slot<$plugin> = const { $crate::Slot::empty() };
+            }
+
+            struct Component;
+
+            impl $crate::bindings::$world::Guest for Component {
+                fn configure(
+                    json: ::std::string::String,
+                ) -> ::std::result::Result<(), ::std::string::String> {
+                    PLUGIN.with(|slot| slot.configure(&json, <$plugin as $crate::$role>::configure))
+                }
+
+                $($call)*
+            }
+
+            $crate::bindings::$world::export!(Component with_types_in $crate::bindings::$world);
+        };
+    };
+}
+
+impl From<crate::Rendition> for crate::bindings::redactor::Rendition {
+    fn from(rendition: crate::Rendition) -> Self {
+        Self {
+            audience: rendition.audience.token(),
+            keys: rendition.keys,
+            last_seen: rendition.last_seen,
+        }
+    }
+}
+
+/// Where a component keeps its plugin between calls. A component runs on one
+/// thread and is never called while it is in a call.
+#[doc(hidden)]
+pub struct Slot<T>(RefCell<Option<T>>);
+
+impl<T> Slot<T> {
+    #[must_use]
+    pub const fn empty() -> Self {
+        Self(RefCell::new(None))
+    }
+
+    pub fn configure<C: DeserializeOwned>(
+        &self,
+        json: &str,
+        configure: fn(C) -> Result<T, String>,
+    ) -> Result<(), String> {
+        install_log();
+        *self.0.borrow_mut() = Some(configure(parse(json)?)?);
+        Ok(())
+    }
+
+    pub fn call<R>(&self, f: impl FnOnce(&mut T) -> R) -> R {
+        match self.0.borrow_mut().as_mut() {
+            Some(plugin) => f(plugin),
+            None => panic!("called before configure"),
+        }
+    }
+}
+
+/// Reads a configuration. No configuration is one without keys.
+fn parse<C: DeserializeOwned>(json: &str) -> Result<C, String> {
+    let json = match json.trim() {
+        "" | "null" => "{}",
+        json => json,
+    };
+    let mut unknown = None;
+    let mut deserializer = serde_json::Deserializer::from_str(json);
+    let config = serde_ignored::deserialize(&mut deserializer, |path| {
+        unknown.get_or_insert_with(|| path.to_string());
+    })
+    .map_err(|e| format!("configuration: {e}"))?;
+    deserializer.end().map_err(|e| format!("configuration: {e}"))?;
+    match unknown {
+        Some(key) => Err(format!("configuration: unknown key `{key}`")),
+        None => Ok(config),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde::Deserialize;
+
+    use super::parse;
+    use crate::NoConfig;
+
+    #[derive(Debug, Default, Deserialize, PartialEq)]
+    #[serde(default)]
+    struct Config {
+        keys: Vec<String>,
+        nested: Nested,
+    }
+
+    #[derive(Debug, Default, Deserialize, PartialEq)]
+    #[serde(default)]
+    struct Nested {
+        on: bool,
+    }
+
+    #[test]
+    fn no_configuration_is_one_without_keys() {
+        for json in ["", " ", "null", "{}"] {
+            assert_eq!(parse(json), Ok(Config::default()), "{json:?}");
+            assert!(parse::<NoConfig>(json).is_ok(), "{json:?}");
+        }
+    }
+
+    #[test]
+    fn an_unknown_key_is_named_with_its_path() {
+        assert_eq!(
+            parse::<Config>(r#"{"kyes": []}"#),
+            Err("configuration: unknown key `kyes`".to_owned())
+        );
+        assert_eq!(
+            parse::<Config>(r#"{"nested": {"no": 1}}"#),
+            Err("configuration: unknown key `nested.no`".to_owned())
+        );
+        assert!(parse::<NoConfig>(r#"{"keys": []}"#).is_err());
+    }
+
+    #[test]
+    fn what_is_not_a_configuration_is_refused() {
+        for json in ["[1]", r#"{"keys": "device"}"#, "{} {}", "{"] {
+            assert!(parse::<Config>(json).is_err(), "{json}");
+        }
+    }
+}

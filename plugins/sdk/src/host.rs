@@ -1,0 +1,59 @@
+//! What else a component may ask of, and tell, the host.
+
+use crate::bindings::host;
+
+/// Says why the verdict is what it is, for whoever asks "why can A see B?".
+pub fn explain(text: &str) {
+    host::explain(text);
+}
+
+/// The time, in milliseconds since the Unix epoch.
+///
+/// A verdict that read the time is not reused, unless [`reconsider_at`] says
+/// until when it holds.
+#[must_use]
+pub fn now() -> u64 {
+    host::now()
+}
+
+/// Asks the host to decide again at this time (milliseconds since the Unix
+/// epoch). Until then the verdict holds, though it read the time.
+pub fn reconsider_at(ms: u64) {
+    host::reconsider_at(ms);
+}
+
+/// Sends the [`log`] crate's records, and panics, to the host's log.
+pub(crate) fn install_log() {
+    static LOG: HostLog = HostLog;
+    // Refused when it is installed already: a plugin may be configured again.
+    if log::set_logger(&LOG).is_ok() {
+        log::set_max_level(log::LevelFilter::Debug);
+        std::panic::set_hook(Box::new(|panic| {
+            host::log(host::Level::Error, &panic.to_string());
+        }));
+    }
+}
+
+struct HostLog;
+
+impl log::Log for HostLog {
+    fn enabled(&self, metadata: &log::Metadata<'_>) -> bool {
+        metadata.level() <= log::Level::Debug
+    }
+
+    fn log(&self, record: &log::Record<'_>) {
+        let level = match record.level() {
+            log::Level::Error => host::Level::Error,
+            log::Level::Warn => host::Level::Warn,
+            log::Level::Info => host::Level::Info,
+            log::Level::Debug => host::Level::Debug,
+            log::Level::Trace => return,
+        };
+        match record.args().as_str() {
+            Some(text) => host::log(level, text),
+            None => host::log(level, &record.args().to_string()),
+        }
+    }
+
+    fn flush(&self) {}
+}

@@ -1,0 +1,282 @@
+//! A NATS client for tests: it publishes inputs, and records what it sees.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, Result, bail};
+use async_nats::{HeaderMap, Subscriber};
+use futures_util::StreamExt;
+use serde_json::Value;
+
+use crate::wait;
+
+/// A client.
+#[derive(Clone, Debug)]
+pub struct Client {
+    /// The connection itself, for what this type doesn't offer.
+    pub nats: async_nats::Client,
+}
+
+impl Client {
+    /// Connects.
+    ///
+    /// # Errors
+    /// When the server can't be reached.
+    pub async fn connect(url: &str) -> Result<Self> {
+        let options = async_nats::ConnectOptions::new()
+            .name("presence-tests")
+            // A test that restarts the broker wants to be back at once.
+            .reconnect_delay_callback(|_| Duration::from_millis(20))
+            .subscription_capacity(1 << 20);
+        let nats = options
+            .connect(url)
+            .await
+            .with_context(|| format!("connecting to {url}"))?;
+        Ok(Self { nats })
+    }
+
+    /// Publishes a JSON body.
+    ///
+    /// # Errors
+    /// When the connection is closed.
+    pub async fn publish(&self, subject: &str, body: &Value) -> Result<()> {
+        self.publish_bytes(subject, body.to_string()).await
+    }
+
+    /// Publishes bytes.
+    ///
+    /// # Errors
+    /// When the connection is closed.
+    pub async fn publish_bytes(&self, subject: &str, bytes: impl Into<Vec<u8>>) -> Result<()> {
+        Ok(self
+            .nats
+            .publish(subject.to_owned(), bytes.into().into())
+            .await?)
+    }
+
+    /// Publishes a JSON body with headers.
+    ///
+    /// # Errors
+    /// When the connection is closed.
+    pub async fn publish_with(
+        &self,
+        subject: &str,
+        headers: &[(&str, &str)],
+        body: &Value,
+    ) -> Result<()> {
+        let mut map = HeaderMap::new();
+        for (name, value) in headers {
+            map.insert(*name, *value);
+        }
+        let bytes = body.to_string().into();
+        Ok(self
+            .nats
+            .publish_with_headers(subject.to_owned(), map, bytes)
+            .await?)
+    }
+
+    /// Sends a body as a request and returns the answer.
+    ///
+    /// # Errors
+    /// When no answer comes, or it isn't JSON.
+    pub async fn request(&self, subject: &str, bytes: impl Into<Vec<u8>>) -> Result<Value> {
+        let what = format!("an answer on {subject}");
+        let answer = self.nats.request(subject.to_owned(), bytes.into().into());
+        let answer = wait::guarded(&what, answer).await?.context(what)?;
+        serde_json::from_slice(&answer.payload).context("an answer is JSON")
+    }
+
+    /// Publishes an input and waits until the host says that it took it.
+    ///
+    /// # Errors
+    /// When the host refuses it, or doesn't answer.
+    pub async fn input(&self, subject: &str, body: Value) -> Result<()> {
+        let answer = self.request(subject, body.to_string()).await?;
+        if answer != serde_json::json!({"ok": true}) {
+            bail!("the host should take {body} on {subject}, but answered {answer}");
+        }
+        Ok(())
+    }
+
+    /// Waits until the server has acted on all that was sent so far.
+    ///
+    /// # Errors
+    /// When the server doesn't answer.
+    pub async fn round_trip(&self) -> Result<()> {
+        // Nobody listens there, and the server says so, after all that came before.
+        let answer = self.nats.request("presence-tests.nobody", "".into());
+        wait::guarded("the server to answer", answer)
+            .await
+            .map(drop)
+    }
+
+    /// Records all that is published from here on under a subject.
+    ///
+    /// # Errors
+    /// When the connection is closed.
+    pub async fn record(&self, subject: &str) -> Result<Tape> {
+        let subscriber = self.nats.subscribe(subject.to_owned()).await?;
+        self.round_trip().await?;
+        Ok(Tape {
+            subscriber,
+            seen: Vec::new(),
+        })
+    }
+}
+
+/// A message that was seen.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Seen {
+    /// Where it was published.
+    pub subject: String,
+    /// Its headers.
+    pub headers: BTreeMap<String, String>,
+    /// Its body; null if that isn't JSON.
+    pub body: Value,
+    /// Its body's bytes.
+    pub bytes: Vec<u8>,
+    /// When it was seen.
+    pub at: SystemTime,
+}
+
+impl Seen {
+    /// Whether the host published it, and not an application or a transport.
+    #[must_use]
+    pub fn is_hosts(&self) -> bool {
+        self.headers.contains_key("Presence-Source")
+    }
+
+    /// A field of its body.
+    #[must_use]
+    pub fn field(&self, name: &str) -> &Value {
+        self.body.get(name).unwrap_or(&Value::Null)
+    }
+
+    /// A field of its body that is a string; empty if it is none.
+    #[must_use]
+    pub fn text(&self, name: &str) -> &str {
+        self.field(name).as_str().unwrap_or_default()
+    }
+
+    /// The names in its body, in their order.
+    #[must_use]
+    pub fn fields(&self) -> Vec<&str> {
+        let object = self.body.as_object();
+        object
+            .map(|object| object.keys().map(String::as_str).collect())
+            .unwrap_or_default()
+    }
+
+    /// Who may see it, sorted.
+    #[must_use]
+    pub fn visible_to(&self) -> Vec<&str> {
+        let viewers = self.field("visibleTo").as_array();
+        let viewers = viewers.into_iter().flatten().filter_map(Value::as_str);
+        let mut viewers = viewers.collect::<Vec<_>>();
+        viewers.sort_unstable();
+        viewers
+    }
+}
+
+/// What was published under a subject, in the order in which it came.
+#[derive(Debug)]
+pub struct Tape {
+    subscriber: Subscriber,
+    seen: Vec<Seen>,
+}
+
+impl Tape {
+    /// What has been recorded so far by [`Self::until`].
+    #[must_use]
+    pub fn seen(&self) -> &[Seen] {
+        &self.seen
+    }
+
+    /// Records until a message is one that is waited for, and returns it. What
+    /// is recorded already doesn't count.
+    ///
+    /// # Errors
+    /// When none comes in time; the error lists what came instead.
+    pub async fn next(
+        &mut self,
+        what: &str,
+        mut wanted: impl FnMut(&Seen) -> bool,
+    ) -> Result<Seen> {
+        loop {
+            let seen = self.take(what).await?;
+            if wanted(&seen) {
+                return Ok(seen);
+            }
+        }
+    }
+
+    /// Records until a condition over all that was recorded holds.
+    ///
+    /// # Errors
+    /// When it doesn't in time; the error lists what came instead.
+    pub async fn until(
+        &mut self,
+        what: &str,
+        mut holds: impl FnMut(&[Seen]) -> bool,
+    ) -> Result<()> {
+        while !holds(&self.seen) {
+            self.take(what).await?;
+        }
+        Ok(())
+    }
+
+    /// Records until the host has published `count` messages on a subject, and
+    /// returns them.
+    ///
+    /// # Errors
+    /// As [`Self::until`].
+    pub async fn hosts(&mut self, subject: &str, count: usize) -> Result<Vec<Seen>> {
+        let on = |seen: &&Seen| seen.is_hosts() && seen.subject == subject;
+        let what = format!("{count} of the host's messages on {subject}");
+        self.until(&what, |seen| seen.iter().filter(on).count() >= count)
+            .await?;
+        Ok(self.seen.iter().filter(on).cloned().collect())
+    }
+
+    async fn take(&mut self, what: &str) -> Result<Seen> {
+        let next = wait::guarded(what, self.subscriber.next()).await;
+        let next = next.with_context(|| self.listing())?;
+        let message = next.with_context(|| format!("the subscription ended before {what}"))?;
+        let headers = message.headers.iter().flat_map(HeaderMap::iter);
+        let headers = headers
+            .filter_map(|(name, values)| Some((name.to_string(), values.first()?.to_string())));
+        let seen = Seen {
+            subject: message.subject.to_string(),
+            headers: headers.collect(),
+            body: serde_json::from_slice(&message.payload).unwrap_or_default(),
+            bytes: message.payload.to_vec(),
+            at: SystemTime::now(),
+        };
+        self.seen.push(seen.clone());
+        Ok(seen)
+    }
+
+    /// The last of what was recorded, for errors.
+    fn listing(&self) -> String {
+        let mut text = format!("{} messages were seen, the last of them:", self.seen.len());
+        for seen in self.seen.iter().rev().take(20).rev() {
+            let source = if seen.is_hosts() { "host" } else { "other" };
+            let body: String = String::from_utf8_lossy(&seen.bytes)
+                .chars()
+                .take(300)
+                .collect();
+            let _ = write!(text, "\n  {source} {} {body}", seen.subject);
+        }
+        text
+    }
+}
+
+/// Now, in milliseconds since the Unix epoch.
+#[must_use]
+pub fn now_ms() -> u64 {
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,166 @@
+//! The host as a process: `presence run` in a site, and its other commands.
+
+use std::path::PathBuf;
+use std::process::{Command, Output};
+use std::sync::{Mutex, PoisonError};
+
+use anyhow::{Context, Result, bail};
+
+use crate::process::Process;
+use crate::site::Site;
+use crate::{http, tools, wait};
+
+/// A running host.
+#[derive(Debug)]
+pub struct Host {
+    /// The process, with its log.
+    pub process: Process,
+    http_port: u16,
+}
+
+impl Host {
+    /// Starts a host and waits until it says that it is ready.
+    ///
+    /// # Errors
+    /// When it ends or doesn't get ready; the error carries the end of its log.
+    pub async fn start(site: &Site) -> Result<Self> {
+        let mut host = Self::spawn(site)?;
+        host.ready().await?;
+        Ok(host)
+    }
+
+    /// Starts a host.
+    ///
+    /// # Errors
+    /// When it can't be started.
+    pub fn spawn(site: &Site) -> Result<Self> {
+        let mut command = command(site, &["run"])?;
+        let process = Process::spawn("presence", &mut command)?;
+        Ok(Self {
+            process,
+            http_port: site.http_port(),
+        })
+    }
+
+    /// Waits until `/readyz` says yes.
+    ///
+    /// # Errors
+    /// When the host ends, or doesn't get ready.
+    pub async fn ready(&mut self) -> Result<()> {
+        self.answers("/readyz", 200).await
+    }
+
+    /// Waits until `/readyz` says no: the host has noticed a loss.
+    ///
+    /// # Errors
+    /// When the host ends, or stays ready.
+    pub async fn unready(&mut self) -> Result<()> {
+        self.answers("/readyz", 503).await
+    }
+
+    /// Waits until a path answers with a status.
+    ///
+    /// # Errors
+    /// When the host ends, or the answer stays another.
+    pub async fn answers(&mut self, path: &str, status: u16) -> Result<()> {
+        let what = format!("presence to answer {path} with {status}");
+        let answered = wait::until(&what, async || {
+            if let Some(status) = self.process.ended()? {
+                bail!("it ended: {status}");
+            }
+            let answer = http::get(self.http_port, path).await;
+            Ok(answer
+                .is_ok_and(|answer| answer.status == status)
+                .then_some(()))
+        })
+        .await;
+        answered.with_context(|| self.process.last_words())
+    }
+
+    /// What `/metrics` says now.
+    ///
+    /// # Errors
+    /// When it doesn't answer.
+    pub async fn metrics(&self) -> Result<String> {
+        let answer = http::get(self.http_port, "/metrics")
+            .await
+            .context("reading /metrics")?;
+        Ok(answer.body)
+    }
+
+    /// How many lines the log has: where to look from for what is yet to come.
+    #[must_use]
+    pub fn log_len(&self) -> usize {
+        self.process.stderr().len()
+    }
+
+    /// Waits for a line of the log, from line `from` on, that holds all of
+    /// `words`, whatever their case.
+    ///
+    /// # Errors
+    /// When the host ends without one, or doesn't write one in time.
+    pub async fn wait_for_log(&mut self, from: usize, words: &[&str]) -> Result<String> {
+        let what = format!("a log line with {words:?}");
+        let wanted = |line: &str| {
+            let line = line.to_lowercase();
+            words.iter().all(|word| line.contains(&word.to_lowercase()))
+        };
+        self.process.wait_for_log(&what, from, wanted).await
+    }
+
+    /// Stops it as an operator does, and asserts a clean end.
+    ///
+    /// # Errors
+    /// When it ends otherwise than with exit code 0.
+    pub async fn stop(mut self) -> Result<()> {
+        self.process.stop().await
+    }
+
+    /// Kills it without warning.
+    ///
+    /// # Errors
+    /// When it can't be killed.
+    pub async fn kill(mut self) -> Result<()> {
+        self.process.kill().await
+    }
+}
+
+/// Runs one of the host's commands to its end: `presence <args> --config …`.
+///
+/// # Errors
+/// When it can't be run.
+pub fn run(site: &Site, args: &[&str]) -> Result<Output> {
+    let mut command = command(site, args)?;
+    command
+        .output()
+        .with_context(|| format!("running `{}`", tools::line(&command)))
+}
+
+fn command(site: &Site, args: &[&str]) -> Result<Command> {
+    let mut command = Command::new(binary()?);
+    command.args(args).arg("--config").arg(site.config_path());
+    // The tests' own surroundings must not change what is tested.
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("PRESENCE_") {
+            command.env_remove(name);
+        }
+    }
+    command.env("NO_COLOR", "1").env_remove("RUST_LOG");
+    Ok(command)
+}
+
+/// The host's binary: `PRESENCE_BIN`, or built once a process.
+///
+/// # Errors
+/// When it can't be built.
+pub fn binary() -> Result<PathBuf> {
+    static BUILT: Mutex<Option<PathBuf>> = Mutex::new(None);
+    if let Some(named) = std::env::var_os("PRESENCE_BIN") {
+        return Ok(named.into());
+    }
+    let mut built = BUILT.lock().unwrap_or_else(PoisonError::into_inner);
+    match &*built {
+        Some(path) => Ok(path.clone()),
+        None => Ok(built.insert(tools::build("presence", &[])?).clone()),
+    }
+}

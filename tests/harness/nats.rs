@@ -1,0 +1,149 @@
+//! A real nats-server of a test's own: its own port, its own storage, JetStream
+//! on, gone when dropped.
+
+mod binary;
+
+use std::fs;
+use std::process::Command;
+
+use anyhow::{Context, Result};
+use tempfile::TempDir;
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::net::TcpStream;
+
+use crate::process::Process;
+use crate::{tools, wait};
+
+pub use binary::find;
+
+/// How a server is to be. [`NatsServer::start`] uses the defaults.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// The port; a free one by default.
+    pub port: Option<u16>,
+    /// The port of HTTP monitoring; off by default.
+    pub monitoring_port: Option<u16>,
+    /// Further lines of the server's configuration.
+    pub config: String,
+}
+
+/// A running nats-server.
+#[derive(Debug)]
+pub struct NatsServer {
+    port: u16,
+    folder: TempDir,
+    process: Option<Process>,
+}
+
+impl NatsServer {
+    /// Starts a server on a free port.
+    ///
+    /// # Errors
+    /// When there is no nats-server and none can be fetched, or it doesn't start.
+    pub async fn start() -> Result<Self> {
+        Self::start_with(Options::default()).await
+    }
+
+    /// Starts a server.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub async fn start_with(options: Options) -> Result<Self> {
+        let port = match options.port {
+            Some(port) => port,
+            None => tools::free_port()?,
+        };
+        let folder = tempfile::Builder::new()
+            .prefix("presence-nats-")
+            .tempdir()?;
+        let store = folder.path().join("jetstream");
+        let monitoring = options
+            .monitoring_port
+            .map(|port| format!("http: \"127.0.0.1:{port}\"\n"));
+        let config = format!(
+            "listen: \"127.0.0.1:{port}\"\nserver_name: \"test-{port}\"\n\
+             jetstream {{ store_dir: \"{}\" }}\n{}{}\n",
+            store.display(),
+            monitoring.unwrap_or_default(),
+            options.config,
+        );
+        fs::write(folder.path().join("nats.conf"), config)?;
+        let mut server = Self {
+            port,
+            folder,
+            process: None,
+        };
+        server.resume().await?;
+        Ok(server)
+    }
+
+    /// The address to give to a client.
+    #[must_use]
+    pub fn url(&self) -> String {
+        format!("nats://127.0.0.1:{}", self.port)
+    }
+
+    /// The port.
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// The process id; none while it is stopped.
+    #[must_use]
+    pub fn id(&self) -> Option<u32> {
+        self.process.as_ref().map(Process::id)
+    }
+
+    /// Stops the server; its storage stays.
+    ///
+    /// # Errors
+    /// When it doesn't end.
+    pub async fn stop(&mut self) -> Result<()> {
+        match self.process.take() {
+            // It ends with a code that depends on the signal; that it ended is enough.
+            Some(mut process) => {
+                process.terminate()?;
+                process.wait().await.map(drop)
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Starts it again after [`Self::stop`], on the same port and storage.
+    ///
+    /// # Errors
+    /// When it doesn't start.
+    pub async fn resume(&mut self) -> Result<()> {
+        let config = self.folder.path().join("nats.conf");
+        let mut command = Command::new(find()?);
+        let mut process = Process::spawn("nats-server", command.arg("--config").arg(config))?;
+        let port = self.port;
+        let greeted = wait::until("nats-server to greet", async || {
+            if let Some(status) = process.ended()? {
+                anyhow::bail!("it ended: {status}");
+            }
+            Ok(greeting(port).await)
+        });
+        greeted.await.with_context(|| process.last_words())?;
+        self.process = Some(process);
+        Ok(())
+    }
+
+    /// Stops it and starts it again.
+    ///
+    /// # Errors
+    /// When it doesn't end, or doesn't start.
+    pub async fn restart(&mut self) -> Result<()> {
+        self.stop().await?;
+        self.resume().await
+    }
+}
+
+/// The line with which a server greets a client, if it does.
+async fn greeting(port: u16) -> Option<()> {
+    let stream = TcpStream::connect(("127.0.0.1", port)).await.ok()?;
+    let mut line = String::new();
+    BufReader::new(stream).read_line(&mut line).await.ok()?;
+    line.starts_with("INFO ").then_some(())
+}

@@ -1,0 +1,147 @@
+//! Where things are, and how tools come to be there: each is fetched once into
+//! `target/tools`, prepared beside its place and renamed into it, so that
+//! processes that fetch at the same time don't disturb each other.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::net::{Ipv4Addr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
+
+use anyhow::{Context, Result, bail};
+
+/// The top of the repository.
+#[must_use]
+pub fn root() -> PathBuf {
+    let tests = Path::new(env!("CARGO_MANIFEST_DIR"));
+    tests.parent().unwrap_or(tests).to_owned()
+}
+
+/// Cargo's target folder.
+#[must_use]
+pub fn target() -> PathBuf {
+    match std::env::var_os("CARGO_TARGET_DIR") {
+        Some(folder) => root().join(folder),
+        None => root().join("target"),
+    }
+}
+
+/// Makes the folder `target/tools/<name>` once: `prepare` fills a folder beside
+/// it, which then takes its place.
+///
+/// # Errors
+/// When `prepare` fails, or the folder can't be written.
+pub fn fetched(name: &str, prepare: impl FnOnce(&Path) -> Result<()>) -> Result<PathBuf> {
+    let tools = target().join("tools");
+    let place = tools.join(name);
+    if place.is_dir() {
+        return Ok(place);
+    }
+    fs::create_dir_all(&tools).with_context(|| format!("creating {}", tools.display()))?;
+    let beside = tempfile::Builder::new()
+        .prefix(&format!(".{name}-"))
+        .tempdir_in(&tools)?;
+    prepare(beside.path())?;
+    match fs::rename(beside.path(), &place) {
+        // Another process was faster, and what it made is as good.
+        Err(_) if place.is_dir() => Ok(place),
+        Err(error) => Err(error).with_context(|| format!("moving to {}", place.display())),
+        Ok(()) => Ok(place),
+    }
+}
+
+/// Runs a command to its end and returns its standard output.
+///
+/// # Errors
+/// When it can't be run or fails; the error carries what it wrote.
+pub fn run(command: &mut Command) -> Result<String> {
+    let line = line(command);
+    let output = command
+        .output()
+        .with_context(|| format!("running `{line}`"))?;
+    if !output.status.success() {
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        bail!(
+            "`{line}` failed ({}):\n{}",
+            output.status,
+            stderr.trim_end()
+        );
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// Builds a package and returns the path of its binary, which has its name.
+///
+/// # Errors
+/// When Cargo fails; what it says goes to standard error.
+pub fn build(package: &str, flags: &[&str]) -> Result<PathBuf> {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut command = Command::new(cargo);
+    command
+        .args(["build", "--package", package])
+        .args(["--message-format", "json-render-diagnostics"])
+        .args(flags)
+        .current_dir(root())
+        .stderr(Stdio::inherit());
+    let output = command.output().context("running cargo")?;
+    if !output.status.success() {
+        bail!("`{}` failed", line(&command));
+    }
+    let messages = String::from_utf8_lossy(&output.stdout);
+    let mut executables = messages.lines().filter_map(|line| {
+        let message: serde_json::Value = serde_json::from_str(line).ok()?;
+        message.get("executable")?.as_str().map(PathBuf::from)
+    });
+    let built = executables.find(|path| path.file_stem() == Some(OsStr::new(package)));
+    built.with_context(|| format!("cargo built no executable `{package}`"))
+}
+
+/// A command as one would type it.
+#[must_use]
+pub fn line(command: &Command) -> String {
+    let words = std::iter::once(command.get_program()).chain(command.get_args());
+    words
+        .map(OsStr::to_string_lossy)
+        .collect::<Vec<_>>()
+        .join(" ")
+}
+
+/// A TCP port on loopback that nobody listens on.
+///
+/// It lies below the range from which the kernel picks ports for outgoing
+/// connections, so nothing takes it by chance before it is used; processes
+/// begin at different places.
+///
+/// # Errors
+/// When every port of the range is taken.
+pub fn free_port() -> Result<u16> {
+    const FIRST: u16 = 15_000;
+    const COUNT: u16 = 15_000;
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let start = (std::process::id() % u32::from(COUNT)) as u16;
+    for _ in 0..COUNT {
+        let step = NEXT.fetch_add(1, Ordering::Relaxed);
+        let port = FIRST + (start.wrapping_mul(97).wrapping_add(step)) % COUNT;
+        if TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
+            return Ok(port);
+        }
+    }
+    bail!("no free port between {FIRST} and {}", FIRST + COUNT)
+}
+
+/// Writes a file the way that readers never see half of it: beside its place,
+/// then renamed.
+///
+/// # Errors
+/// When it can't be written.
+pub fn write_atomically(path: &Path, bytes: impl AsRef<[u8]>) -> Result<()> {
+    let folder = path.parent().context("a file has a folder")?;
+    let mut beside = tempfile::NamedTempFile::new_in(folder)
+        .with_context(|| format!("writing beside {}", path.display()))?;
+    std::io::Write::write_all(&mut beside, bytes.as_ref())?;
+    beside
+        .persist(path)
+        .with_context(|| format!("renaming to {}", path.display()))?;
+    Ok(())
+}

@@ -1,0 +1,20 @@
+//! The end-to-end suites: the real host, on a real nats-server, seen from
+//! outside. `cargo xtask test` gets what they need and runs them.
+
+#![allow(
+    clippy::indexing_slicing,
+    reason = "an index that is wrong is a test that fails"
+)]
+
+mod bad_input;
+mod broker;
+mod directory;
+mod harness;
+mod headers;
+mod hot_swap;
+mod inputs;
+mod lifecycle;
+mod node;
+mod replay;
+mod seed;
+mod world;

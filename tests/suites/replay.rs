@@ -1,0 +1,182 @@
+//! `presence replay`: no broker, virtual time, the same bytes every time.
+
+use std::fs;
+
+use anyhow::{Context, Result};
+use presence_tests::host;
+use presence_tests::site::Site;
+use serde_json::{Value, json};
+
+use crate::inputs::{
+    self, CONNECT, DISCONNECT, DLQ, EVENTS, FILTERED_OFFLINE, FILTERED_ONLINE, HEARTBEAT, OFFLINE,
+    ONLINE, SEED_MS,
+};
+
+/// What a replay of these lines writes.
+fn replay(site: &Site, lines: &[Value]) -> Result<String> {
+    let file = site.path().join("inputs.ndjson");
+    fs::write(
+        &file,
+        lines
+            .iter()
+            .map(|line| format!("{line}\n"))
+            .collect::<String>(),
+    )?;
+    let output = host::run(
+        site,
+        &["replay", file.to_str().context("a temporary path is text")?],
+    )?;
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    Ok(String::from_utf8(output.stdout)?)
+}
+
+/// The seed document's day: two devices, activity, the last device gone; then
+/// a second user who falls silent, an application's word, and nonsense.
+fn day() -> Vec<Value> {
+    let web = "web_abc123";
+    let mobile = "mobile_xyz789";
+    vec![
+        json!({"at": SEED_MS, "subject": CONNECT, "data": inputs::connect("12345", web, SEED_MS)}),
+        json!({"at": SEED_MS + 10, "subject": CONNECT, "data": inputs::connect("12345", mobile, SEED_MS + 10)}),
+        json!({"subject": HEARTBEAT, "data": inputs::heartbeat("12345", web, SEED_MS + 20)}),
+        json!({"subject": DISCONNECT, "data": inputs::disconnect("12345", mobile, SEED_MS + 30, "client_disconnect")}),
+        json!({"subject": DISCONNECT, "data": inputs::disconnect("12345", web, SEED_MS + 40, "client_disconnect")}),
+        json!({"subject": CONNECT, "data": inputs::connect("22222", web, SEED_MS + 50)}),
+        json!({"at": SEED_MS + 60, "subject": CONNECT, "payload": "/w==", "encoding": "base64"}),
+        json!({"at": SEED_MS + 70, "subject": ONLINE, "data": inputs::online("12345", SEED_MS + 70)}),
+    ]
+}
+
+#[test]
+fn the_same_input_gives_the_same_bytes() -> Result<()> {
+    let site = Site::new("nats://127.0.0.1:1")?;
+    let first = replay(&site, &day())?;
+    assert_eq!(first, replay(&site, &day())?);
+    // Nor does it depend on how the work is shared out.
+    let site = site.with("engine.workers", 4)?;
+    let third = replay(&site, &day())?;
+    let bodies = |text: &str| -> Vec<String> {
+        let lines = text
+            .lines()
+            .filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        let mut bodies: Vec<_> = lines
+            .map(|line| format!("{} {} {}", line["at"], line["subject"], line["data"]))
+            .collect();
+        bodies.sort_unstable();
+        bodies
+    };
+    assert_eq!(bodies(&first), bodies(&third));
+    Ok(())
+}
+
+#[test]
+fn a_replayed_day_is_what_the_contract_says() -> Result<()> {
+    let site = Site::new("nats://127.0.0.1:1")?;
+    let lines: Vec<Value> = replay(&site, &day())?
+        .lines()
+        .map(serde_json::from_str)
+        .collect::<Result<_, _>>()?;
+    let on = |subject: &str| -> Vec<(u64, Value)> {
+        let lines = lines.iter().filter(|line| line["subject"] == subject);
+        lines
+            .map(|line| (line["at"].as_u64().unwrap_or(0), line["data"].clone()))
+            .collect()
+    };
+    for line in &lines {
+        let names: Vec<_> = line
+            .as_object()
+            .into_iter()
+            .flat_map(|line| line.keys())
+            .collect();
+        assert_eq!(names, ["at", "subject", "headers", "data"]);
+        assert!(line["headers"]["Presence-Seq"].is_string(), "{line}");
+    }
+
+    let metadata =
+        |conn: &str| json!({"device": "web", "userAgent": "Mozilla/5.0...", "connId": conn});
+    let came = |user: &str, at: u64| json!({"type": "user_online", "userId": user, "timestamp": at, "metadata": metadata("web_abc123")});
+    let left = json!({
+        "type": "user_offline", "userId": "12345", "timestamp": SEED_MS + 40,
+        "lastSeen": SEED_MS + 40, "reason": "disconnect",
+    });
+    let silent_at = SEED_MS + 50 + 30_000;
+    let silent = json!({
+        "type": "user_offline", "userId": "22222", "timestamp": silent_at,
+        "lastSeen": SEED_MS + 50, "reason": "timeout",
+        "metadata": {"timeoutDuration": 30_000, "lastHeartbeat": SEED_MS + 50},
+    });
+    assert_eq!(
+        on(ONLINE),
+        [
+            (SEED_MS, came("12345", SEED_MS)),
+            (SEED_MS + 50, came("22222", SEED_MS + 50))
+        ]
+    );
+    assert_eq!(
+        on(OFFLINE),
+        [(SEED_MS + 40, left.clone()), (silent_at, silent.clone())]
+    );
+    assert_eq!(
+        on(EVENTS),
+        [
+            (SEED_MS, came("12345", SEED_MS)),
+            (SEED_MS + 40, left),
+            (SEED_MS + 50, came("22222", SEED_MS + 50)),
+            (SEED_MS + 70, inputs::online("12345", SEED_MS + 70)),
+            (silent_at, silent),
+        ],
+    );
+
+    let sorted = |mut lines: Vec<(u64, Value)>| {
+        for (_, data) in &mut lines {
+            if let Some(Value::Array(viewers)) = data.get_mut("visibleTo") {
+                viewers.sort_unstable_by_key(Value::to_string);
+            }
+        }
+        lines
+    };
+    let seen_online = |user: &str, at: u64, viewers: &[&str]| {
+        let data = json!({
+            "type": "user_online", "userId": user, "timestamp": at,
+            "visibleTo": viewers, "metadata": {"device": "web"},
+        });
+        (at, data)
+    };
+    let seen_offline = |user: &str, at: u64, last_seen: u64, viewers: &[&str]| {
+        let data = json!({
+            "type": "user_offline", "userId": user, "timestamp": at,
+            "lastSeen": last_seen, "visibleTo": viewers,
+        });
+        (at, data)
+    };
+    assert_eq!(
+        sorted(on(FILTERED_ONLINE)),
+        [
+            seen_online("12345", SEED_MS, &["22222", "67890"]),
+            seen_online("22222", SEED_MS + 50, &["12345"]),
+            seen_online("12345", SEED_MS + 70, &["22222", "67890"]),
+        ],
+    );
+    assert_eq!(
+        sorted(on(FILTERED_OFFLINE)),
+        [
+            seen_offline("12345", SEED_MS + 40, SEED_MS + 40, &["22222", "67890"]),
+            seen_offline("22222", silent_at, SEED_MS + 50, &["12345"]),
+        ],
+    );
+    let dead = on(DLQ);
+    assert_eq!(dead.len(), 1);
+    let letter = dead
+        .first()
+        .map(|(_, letter)| letter)
+        .context("one dead letter")?;
+    assert_eq!(
+        (letter["reason"].as_str(), letter["payload"].as_str()),
+        (Some("invalid-json"), Some("/w=="))
+    );
+    Ok(())
+}

@@ -1,0 +1,118 @@
+//! `cargo xtask bench`: presence beside what else could do its work, on a real
+//! nats-server, in one run.
+//!
+//! Everything that is measured runs as a process of its own, built for release,
+//! on the same broker, and is fed the same messages in turns, so that the
+//! machine's noise hits all alike.
+
+pub(crate) mod contender;
+mod cpu;
+mod entrants;
+mod fan_out;
+mod generator;
+mod heartbeats;
+mod load;
+mod table;
+
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+use presence_tests::nats::{self, NatsServer, Options};
+use presence_tests::tools;
+use tokio::runtime::Runtime;
+
+/// The arguments of `cargo xtask bench`.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// How often each contender is measured; the median counts.
+    #[arg(long, default_value_t = 15)]
+    rounds: usize,
+    /// The most messages under way at a time.
+    #[arg(long, default_value_t = 512)]
+    window: usize,
+    /// The sizes of the audience.
+    #[arg(long, value_delimiter = ',', default_values_t = [10, 100, 1_000])]
+    viewers: Vec<usize>,
+    /// Measures only the contenders that need no host.
+    #[arg(long)]
+    without_presence: bool,
+    /// Runs the Criterion benches of core and sandbox as well.
+    #[arg(long)]
+    criterion: bool,
+    /// Set by the task itself: this is the build for release.
+    #[arg(long, hide = true)]
+    measure: bool,
+}
+
+/// Builds for release, and measures from there: the load must not be the limit.
+pub(crate) fn run(args: &Args) -> Result<()> {
+    if args.measure {
+        return measure(args);
+    }
+    eprintln!("Building for release: xtask and presence");
+    let xtask = tools::build("xtask", &["--release"])?;
+    let mut command = Command::new(xtask);
+    command.args(std::env::args_os().skip(1)).arg("--measure");
+    if !args.without_presence {
+        command.env("PRESENCE_BIN", tools::build("presence", &["--release"])?);
+    }
+    succeed(&mut command)?;
+    if args.criterion {
+        let packages = ["bench", "--package", "presence-core", "--package", "presence-sandbox"];
+        succeed(Command::new(env!("CARGO")).args(packages).current_dir(tools::root()))?;
+    }
+    Ok(())
+}
+
+fn measure(args: &Args) -> Result<()> {
+    let runtime = Runtime::new()?;
+    let monitoring_port = tools::free_port()?;
+    let options = Options { monitoring_port: Some(monitoring_port), ..Options::default() };
+    let broker = Broker {
+        server: runtime.block_on(NatsServer::start_with(options))?,
+        monitoring_port,
+        runtime,
+    };
+    let version = tools::run(Command::new(nats::find()?).arg("--version"))?;
+    let cores = std::thread::available_parallelism()?;
+    println!("{}, {cores} cores, {} messages under way at most", version.trim(), args.window);
+
+    let mut figures = Vec::new();
+    for viewers in &args.viewers {
+        eprintln!("Measuring with {viewers} viewers");
+        figures.push(fan_out::measure(&broker, args, *viewers)?);
+    }
+    println!("\n{}", table::fan_out(&figures));
+    eprintln!("Measuring heartbeats");
+    let heartbeats = heartbeats::measure(&broker, args)?;
+    println!("{}", table::heartbeats(&heartbeats));
+    Ok(())
+}
+
+/// The broker that everything measured runs on.
+struct Broker {
+    server: NatsServer,
+    monitoring_port: u16,
+    runtime: Runtime,
+}
+
+impl Broker {
+    /// How many messages clients have published on it so far.
+    fn messages_in(&self) -> Result<u64> {
+        let varz = presence_tests::http::get(self.monitoring_port, "/varz");
+        let varz: serde_json::Value = serde_json::from_str(&self.runtime.block_on(varz)?.body)?;
+        varz.get("in_msgs").and_then(serde_json::Value::as_u64).context("varz has in_msgs")
+    }
+
+    fn pid(&self) -> Result<u32> {
+        self.server.id().context("the broker runs")
+    }
+}
+
+fn succeed(command: &mut Command) -> Result<()> {
+    let status = command.status().with_context(|| format!("running `{}`", tools::line(command)))?;
+    if !status.success() {
+        bail!("`{}` failed ({status})", tools::line(command));
+    }
+    Ok(())
+}

@@ -1,0 +1,105 @@
+//! The contenders that are written here, each run as a process of its own: the
+//! raw relay, the native filter, and the subscriber that only counts. They are
+//! what one would write without thinking of benchmarks.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use async_nats::{Client, Message, Subject};
+use clap::ValueEnum;
+use futures_util::StreamExt;
+use serde_json::{Value, json};
+
+/// The arguments of `cargo xtask bench-contender`.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    kind: Kind,
+    /// The broker.
+    #[arg(long)]
+    url: String,
+    /// What stands in the place of `presence` in the subjects.
+    #[arg(long)]
+    root: String,
+    /// The directory of contacts.
+    #[arg(long)]
+    directory: Option<PathBuf>,
+}
+
+/// What a contender does.
+#[derive(Clone, Copy, ValueEnum)]
+enum Kind {
+    /// Publishes an event's bytes again, unread.
+    Relay,
+    /// Filters an event by the contacts of its user.
+    Filter,
+    /// Counts heartbeats.
+    Count,
+}
+
+/// Runs a contender until it is killed.
+pub(crate) fn run(args: &Args) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(serve(args))
+}
+
+async fn serve(args: &Args) -> Result<()> {
+    let client = async_nats::connect(&args.url).await?;
+    let subject = match args.kind {
+        Kind::Relay | Kind::Filter => "events.*",
+        Kind::Count => "heartbeat",
+    };
+    let mut messages = client.subscribe(format!("{}.{subject}", args.root)).await?;
+    let contacts = match &args.directory {
+        Some(path) => contacts(path)?,
+        None => HashMap::new(),
+    };
+    client.flush().await?;
+    println!("ready");
+
+    let mut counted = 0_u64;
+    while let Some(message) = messages.next().await {
+        match args.kind {
+            Kind::Relay => relay(&client, &args.root, message).await?,
+            Kind::Filter => filter(&client, &args.root, &contacts, &message).await?,
+            Kind::Count => {
+                counted += 1;
+                if let Some(reply) = message.reply {
+                    client.publish(reply, counted.to_string().into()).await?;
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+async fn relay(client: &Client, root: &str, message: Message) -> Result<()> {
+    Ok(client.publish(filtered(root, &message.subject), message.payload).await?)
+}
+
+async fn filter(
+    client: &Client,
+    root: &str,
+    contacts: &HashMap<String, Vec<String>>,
+    message: &Message,
+) -> Result<()> {
+    let mut event: Value = serde_json::from_slice(&message.payload)?;
+    let user = event.get("userId").and_then(Value::as_str).context("an event has a user")?;
+    let viewers = contacts.get(user).map(Vec::as_slice).unwrap_or_default();
+    let viewers = json!(viewers);
+    event.as_object_mut().context("an event is an object")?.insert("visibleTo".into(), viewers);
+    let body = serde_json::to_vec(&event)?;
+    Ok(client.publish(filtered(root, &message.subject), body.into()).await?)
+}
+
+/// Where the filtered form of an event goes.
+fn filtered(root: &str, subject: &Subject) -> String {
+    let kind = subject.rsplit('.').next().unwrap_or_default();
+    format!("{root}.filtered.{kind}")
+}
+
+fn contacts(path: &std::path::Path) -> Result<HashMap<String, Vec<String>>> {
+    let mut directory: Value = serde_json::from_slice(&std::fs::read(path)?)?;
+    let contacts = directory.get_mut("contacts").context("a directory has contacts")?;
+    Ok(serde_json::from_value(contacts.take())?)
+}

@@ -1,0 +1,100 @@
+//! Starting the contenders, each as a process of its own.
+
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context, Result};
+use presence_tests::host::Host;
+use presence_tests::node;
+use presence_tests::process::Process;
+use presence_tests::site::Site;
+
+use super::Broker;
+
+/// A running contender.
+pub(crate) struct Entrant {
+    /// What it is called in the table.
+    pub(crate) title: &'static str,
+    /// What its subjects begin with.
+    pub(crate) root: String,
+    process: Running,
+}
+
+enum Running {
+    Plain(Process),
+    /// The site is a temporary folder, which is there for as long as the host is.
+    Host { host: Host, _site: Site },
+}
+
+impl Entrant {
+    /// One of the contenders that are written here: `relay`, `filter`, `count`.
+    pub(crate) fn own(broker: &Broker, title: &'static str, kind: &str, directory: &Path) -> Result<Self> {
+        let root = format!("{kind:x<8}");
+        let mut command = Command::new(std::env::current_exe()?);
+        command.args(["bench-contender", kind, "--url", &broker.server.url(), "--root", &root]);
+        command.arg("--directory").arg(directory);
+        Self::plain(broker, title, root, Process::spawn(title, &mut command)?)
+    }
+
+    /// The seed's filter in Node.
+    pub(crate) fn node(broker: &Broker, title: &'static str, directory: &Path) -> Result<Self> {
+        let root = "nodejsxx".to_owned();
+        let directory = directory.to_string_lossy();
+        let args = [&*broker.server.url(), &root, &directory];
+        let process = node::spawn("xtask/src/bench/contender.js", &args)?;
+        Self::plain(broker, title, root, process)
+    }
+
+    fn plain(broker: &Broker, title: &'static str, root: String, mut process: Process) -> Result<Self> {
+        let ready = process.wait_for_stdout("ready", |line| line == "ready");
+        broker.runtime.block_on(ready)?;
+        Ok(Self { title, root, process: Running::Plain(process) })
+    }
+
+    /// The host with the default pipeline.
+    pub(crate) fn presence(
+        broker: &Broker,
+        title: &'static str,
+        tenant: Option<&str>,
+        directory: &str,
+        configure: impl FnOnce(Site) -> Result<Site>,
+    ) -> Result<Self> {
+        let mut site = configure(Site::new(&broker.server.url())?)?;
+        site.write_directory(directory)?;
+        // Nobody who is online for long falls silent by the load's being elsewhere.
+        site.set("tracker.timeout_ms", 3_600_000)?;
+        let root = match tenant {
+            Some(tenant) => {
+                site.set("tenant.prefix", tenant)?;
+                format!("{tenant}.presence")
+            }
+            None => "presence".to_owned(),
+        };
+        let host = broker.runtime.block_on(Host::start(&site)).context("starting presence")?;
+        Ok(Self { title, root, process: Running::Host { host, _site: site } })
+    }
+
+    /// The process id.
+    pub(crate) fn pid(&self) -> u32 {
+        match &self.process {
+            Running::Plain(process) => process.id(),
+            Running::Host { host, .. } => host.process.id(),
+        }
+    }
+
+    /// The host, if it is one.
+    pub(crate) fn host(&self) -> Option<&Host> {
+        match &self.process {
+            Running::Plain(_) => None,
+            Running::Host { host, .. } => Some(host),
+        }
+    }
+
+    /// What it says of itself, for errors.
+    pub(crate) fn last_words(&self) -> String {
+        match &self.process {
+            Running::Plain(process) => process.last_words(),
+            Running::Host { host, .. } => host.process.last_words(),
+        }
+    }
+}

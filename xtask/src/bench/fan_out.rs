@@ -1,0 +1,136 @@
+//! One online event in, one filtered event out: the rates of all contenders at
+//! one size of the audience.
+//!
+//! An online goes only to viewers not yet told, so every user is offline when a
+//! round begins: a timed phase takes everyone online, and an untimed one takes
+//! them offline again. All contenders get both.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+
+use super::cpu::Cpu;
+use super::entrants::Entrant;
+use super::generator::{Generator, Window};
+use super::load::Population;
+use super::{Args, Broker};
+
+/// The figures at one size of the audience.
+pub(crate) struct Figures {
+    pub(crate) viewers: usize,
+    pub(crate) rows: Vec<Row>,
+}
+
+/// One contender's figures.
+pub(crate) struct Row {
+    pub(crate) title: &'static str,
+    /// Online events a second, each round.
+    pub(crate) rates: Vec<f64>,
+    /// Processor time over all timed phases.
+    pub(crate) cpu: Cpu,
+    /// How many events the timed phases were fed.
+    pub(crate) events: usize,
+    /// How many messages the contender published for an event, on all subjects.
+    pub(crate) published: f64,
+}
+
+/// What is measured, and the load on it.
+struct Lane {
+    entrant: Entrant,
+    generator: Generator,
+    row: Row,
+}
+
+/// Measures all contenders, in turns.
+pub(crate) fn measure(broker: &Broker, args: &Args, viewers: usize) -> Result<Figures> {
+    let population = Population::with(viewers);
+    let directory = population.directory();
+    let folder = tempfile::tempdir()?;
+    let file = folder.path().join("directory.json");
+    std::fs::write(&file, &directory)?;
+
+    let mut entrants = vec![
+        Entrant::own(broker, "(a) raw relay", "relay", &file)?,
+        Entrant::own(broker, "(b) native filter", "filter", &file)?,
+        Entrant::node(broker, "(c) the seed's filter in Node", &file)?,
+    ];
+    if !args.without_presence {
+        entrants.push(Entrant::presence(broker, "(d) presence", None, &directory, Ok)?);
+        let without = |site: presence_tests::site::Site| site.with("engine.reuse_verdicts", false);
+        let title = "(d) without verdict reuse";
+        entrants.push(Entrant::presence(broker, title, Some("reuseoff"), &directory, without)?);
+    }
+    let lanes = entrants.into_iter().map(|entrant| Lane::new(broker, entrant));
+    let mut lanes = lanes.collect::<Result<Vec<_>>>()?;
+
+    for lane in &mut lanes {
+        lane.check(population).with_context(|| lane.entrant.last_words())?;
+    }
+    for round in 0..=args.rounds {
+        for lane in &mut lanes {
+            let done = lane.round(broker, args.window, population, round);
+            done.with_context(|| format!("{}\n{}", lane.entrant.title, lane.entrant.last_words()))?;
+        }
+    }
+    Ok(Figures { viewers, rows: lanes.into_iter().map(|lane| lane.row).collect() })
+}
+
+impl Lane {
+    fn new(broker: &Broker, entrant: Entrant) -> Result<Self> {
+        let subject = format!("{}.filtered.*", entrant.root);
+        let generator = Generator::connect(broker.server.port(), &subject)?;
+        let row = Row {
+            title: entrant.title,
+            rates: Vec::new(),
+            cpu: Cpu::default(),
+            events: 0,
+            published: 0.0,
+        };
+        Ok(Self { entrant, generator, row })
+    }
+
+    /// That it does the work: the audience is as large as it should be.
+    fn check(&mut self, population: Population) -> Result<()> {
+        let one = Population { users: 1, ..population };
+        let online = self.generator.ask(&one.online(&self.entrant.root, BEGIN_MS))?;
+        self.generator.ask(&one.offline(&self.entrant.root, BEGIN_MS))?;
+        let viewers = online.matches("\"v").count();
+        let expected = if self.row.title.contains("relay") { 0 } else { population.viewers };
+        // `"visibleTo"` begins as a viewer's id does.
+        let found = viewers.saturating_sub(online.matches("\"visibleTo\"").count());
+        ensure!(found == expected, "{expected} viewers expected, not {found}: {online:.300}");
+        Ok(())
+    }
+
+    /// Takes everyone online, timed, and offline again. The first round warms up
+    /// and doesn't count.
+    fn round(&mut self, broker: &Broker, window: usize, population: Population, round: usize) -> Result<()> {
+        let at = BEGIN_MS + 1_000 * (round as u64 + 1);
+        let online = population.online(&self.entrant.root, at);
+        let offline = population.offline(&self.entrant.root, at + 500);
+        let window = Window { messages: window, per_answer: 1 };
+        let (pid, broker_pid) = (self.entrant.pid(), broker.pid()?);
+
+        let published = broker.messages_in()?;
+        let before = Cpu::now(pid, broker_pid)?;
+        let took: Duration = self.generator.feed(&online, window)?;
+        let used = Cpu::now(pid, broker_pid)?.since(before);
+        self.generator.feed(&offline, window)?;
+        // What the host publishes beside the filtered event may still be on its way
+        // when that comes; after the offlines all of the onlines' is there, and
+        // both phases publish alike.
+        let published = broker.messages_in()? - published;
+
+        if round > 0 {
+            let events = online.len();
+            self.row.rates.push(events as f64 / took.as_secs_f64());
+            self.row.cpu.add(used);
+            self.row.events += events;
+            self.row.published = published as f64 / (2 * events) as f64 - 1.0;
+        }
+        Ok(())
+    }
+}
+
+/// The seed document's time.
+const BEGIN_MS: u64 = 1_698_000_000_000;

@@ -1,0 +1,78 @@
+//! What the contenders are fed: the seed document's events of a population in
+//! which everyone has contacts of their own.
+
+use std::fmt::Write;
+
+use super::generator::Frames;
+
+/// A population of users with as many contacts each.
+#[derive(Clone, Copy)]
+pub(crate) struct Population {
+    pub(crate) users: usize,
+    pub(crate) viewers: usize,
+}
+
+/// How many users there are to be somebody's contact: a prime, so that any step
+/// through them visits each.
+const POOL: usize = 10_007;
+
+impl Population {
+    /// As many users as keep the directory a few megabytes.
+    pub(crate) fn with(viewers: usize) -> Self {
+        Self { users: (2_000_000 / viewers.max(1)).clamp(500, 20_000), viewers }
+    }
+
+    /// The directory, as the contract lays it out.
+    pub(crate) fn directory(self) -> String {
+        let mut json = String::from("{\"contacts\":{");
+        for user in 0..self.users {
+            let comma = if user == 0 { "" } else { "," };
+            let _ = write!(json, "{comma}\"{}\":[", name(user));
+            // Any step will do, so long as users differ in it.
+            let step = 1 + (user * 7_919) % (POOL - 1);
+            for contact in 0..self.viewers {
+                let comma = if contact == 0 { "" } else { "," };
+                let _ = write!(json, "{comma}\"v{:05}\"", (user + contact * step) % POOL);
+            }
+            json.push(']');
+        }
+        json.push_str("},\"groups\":{},\"blocks\":{}}");
+        json
+    }
+
+    /// Everyone comes online: an application's word, the seed's own body.
+    pub(crate) fn online(self, root: &str, at: u64) -> Frames {
+        self.frames(&format!("{root}.events.user_online"), |user| {
+            format!(
+                "{{\"type\":\"user_online\",\"userId\":\"{}\",\"timestamp\":{at},\"metadata\":{{\
+                 \"device\":\"web\",\"userAgent\":\"Mozilla/5.0 (Macintosh; Intel Mac OS X 10_15_7)\",\
+                 \"location\":\"dashboard\",\"connId\":\"conn_abc123\"}}}}",
+                name(user)
+            )
+        })
+    }
+
+    /// Everyone goes offline.
+    pub(crate) fn offline(self, root: &str, at: u64) -> Frames {
+        self.frames(&format!("{root}.events.user_offline"), |user| {
+            format!(
+                "{{\"type\":\"user_offline\",\"userId\":\"{}\",\"timestamp\":{at},\
+                 \"lastSeen\":{at},\"reason\":\"disconnect\"}}",
+                name(user)
+            )
+        })
+    }
+
+    fn frames(self, subject: &str, body: impl Fn(usize) -> String) -> Frames {
+        let mut frames = Frames::default();
+        for user in 0..self.users {
+            frames.push(subject, "", &body(user));
+        }
+        frames
+    }
+}
+
+/// A user's id.
+pub(crate) fn name(user: usize) -> String {
+    format!("user-{user:05}")
+}

@@ -1,0 +1,107 @@
+//! The figures as text.
+
+use std::fmt::Write;
+
+use super::fan_out::{Figures, Row};
+
+/// How wide the first column is.
+const TITLE: usize = 32;
+/// How wide a column of figures is.
+const COLUMN: usize = 24;
+
+/// Rates, ratios, and processor time of the fan-out, one column a size of the
+/// audience.
+pub(crate) fn fan_out(figures: &[Figures]) -> String {
+    let mut text = String::new();
+    let titles: Vec<_> = figures.iter().flat_map(|figures| &figures.rows).map(|row| row.title).collect();
+    let titles = titles.iter().take(figures.first().map_or(0, |figures| figures.rows.len()));
+    let titles: Vec<_> = titles.copied().collect();
+
+    line(&mut text, "one online event in, one filtered out", figures.iter().map(|figures| {
+        format!("{} viewers", grouped(figures.viewers as f64))
+    }));
+    let _ = writeln!(text, "events a second (median round; lowest to highest)");
+    for (index, title) in titles.iter().enumerate() {
+        line(&mut text, title, cells(figures, index, rate));
+    }
+    let _ = writeln!(text, "ratio of the medians");
+    for (name, top, bottom) in [("d/a", 3, 0), ("d/b", 3, 1), ("d/c", 3, 2), ("d without reuse/b", 4, 1)] {
+        if titles.len() > top {
+            line(&mut text, name, figures.iter().map(|figures| ratio(figures, top, bottom)));
+        }
+    }
+    let _ = writeln!(text, "processor time an event: contender + broker + load, µs");
+    for (index, title) in titles.iter().enumerate() {
+        line(&mut text, title, cells(figures, index, cpu));
+    }
+    let _ = writeln!(text, "messages published for an event, the filtered one among them");
+    for (index, title) in titles.iter().enumerate() {
+        line(&mut text, title, cells(figures, index, |row| format!("{:.2}", row.published)));
+    }
+    text
+}
+
+/// Rates and processor time of heartbeats.
+pub(crate) fn heartbeats(rows: &[Row]) -> String {
+    let mut text = String::new();
+    let heads = ["a second", "µs (it+broker+load)"].map(str::to_owned);
+    line(&mut text, "heartbeats taken in", heads);
+    for row in rows {
+        line(&mut text, row.title, [rate(row), cpu(row)]);
+    }
+    if let [counter, presence] = rows {
+        line(&mut text, "ratio", [format!("{:.2}", median(presence) / median(counter))]);
+    }
+    text
+}
+
+fn cells(figures: &[Figures], index: usize, cell: impl Fn(&Row) -> String) -> impl Iterator<Item = String> {
+    figures.iter().map(move |figures| figures.rows.get(index).map(&cell).unwrap_or_default())
+}
+
+fn line(text: &mut String, title: &str, cells: impl IntoIterator<Item = String>) {
+    let _ = write!(text, "  {title:TITLE$}");
+    for cell in cells {
+        let _ = write!(text, "{cell:>COLUMN$}");
+    }
+    text.push('\n');
+}
+
+fn rate(row: &Row) -> String {
+    let low = row.rates.iter().copied().fold(f64::INFINITY, f64::min);
+    let high = row.rates.iter().copied().fold(0.0, f64::max);
+    format!("{} ({}k-{}k)", grouped(median(row)), thousands(low), thousands(high))
+}
+
+fn cpu(row: &Row) -> String {
+    let us = |ns: u64| ns as f64 / 1_000.0 / row.events.max(1) as f64;
+    format!("{:.2} + {:.2} + {:.2}", us(row.cpu.contender_ns), us(row.cpu.broker_ns), us(row.cpu.load_ns))
+}
+
+fn ratio(figures: &Figures, top: usize, bottom: usize) -> String {
+    let rate = |index: usize| figures.rows.get(index).map_or(f64::NAN, median);
+    format!("{:.2}", rate(top) / rate(bottom))
+}
+
+fn median(row: &Row) -> f64 {
+    let mut rates = row.rates.clone();
+    rates.sort_by(f64::total_cmp);
+    rates.get(rates.len() / 2).copied().unwrap_or(f64::NAN)
+}
+
+fn thousands(rate: f64) -> String {
+    if rate < 10_000.0 { format!("{:.1}", rate / 1_000.0) } else { format!("{:.0}", rate / 1_000.0) }
+}
+
+/// A number with its thousands set apart.
+fn grouped(number: f64) -> String {
+    let digits = format!("{number:.0}");
+    let mut text = String::new();
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index) % 3 == 0 {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
