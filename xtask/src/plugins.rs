@@ -39,7 +39,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         write(&dist.join(name), component)?;
         println!("{:>7} bytes  plugins/dist/{name}", component.len());
     }
-    write(&dist.join(record::FILE), Record::of(&build).to_json()?.as_bytes())
+    write(
+        &dist.join(record::FILE),
+        Record::of(&build).to_json()?.as_bytes(),
+    )
 }
 
 /// The workspace's folder.

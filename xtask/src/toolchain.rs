@@ -45,7 +45,10 @@ impl Toolchain {
         let Err(rustup) = run(Command::new("rustup").args(["target", "add", TARGET])) else {
             return Ok(own);
         };
-        eprintln!("rustup can't add {TARGET}; unpacking Debian's Rust into {}", kept.display());
+        eprintln!(
+            "rustup can't add {TARGET}; unpacking Debian's Rust into {}",
+            kept.display()
+        );
         debian::unpack(&kept).map_err(|debian| {
             anyhow!(
                 "no Rust toolchain builds for {TARGET}. rustup: {}. Debian's packages: {debian:#}",
@@ -83,8 +86,15 @@ impl Toolchain {
     /// of the caller's that would change what it makes.
     pub(crate) fn cargo(&self) -> Command {
         let mut cargo = self.command(&env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-        cargo.env("RUSTC", &self.rustc).env("CARGO_INCREMENTAL", "0");
-        for name in ["RUSTFLAGS", "RUSTC_WRAPPER", "RUSTC_WORKSPACE_WRAPPER", "CARGO_BUILD_TARGET"] {
+        cargo
+            .env("RUSTC", &self.rustc)
+            .env("CARGO_INCREMENTAL", "0");
+        for name in [
+            "RUSTFLAGS",
+            "RUSTC_WRAPPER",
+            "RUSTC_WORKSPACE_WRAPPER",
+            "CARGO_BUILD_TARGET",
+        ] {
             cargo.env_remove(name);
         }
         cargo
@@ -100,7 +110,11 @@ impl Toolchain {
 
     fn has_target(&self) -> bool {
         self.sysroot().is_ok_and(|sysroot| {
-            sysroot.join("lib/rustlib").join(TARGET).join("lib").is_dir()
+            sysroot
+                .join("lib/rustlib")
+                .join(TARGET)
+                .join("lib")
+                .is_dir()
         })
     }
 }
@@ -111,7 +125,9 @@ impl Toolchain {
 /// When it can't be run or fails; says what it printed to standard error.
 pub(crate) fn run(command: &mut Command) -> Result<String> {
     let program = command.get_program().to_string_lossy().into_owned();
-    let output = command.output().with_context(|| format!("running {program}"))?;
+    let output = command
+        .output()
+        .with_context(|| format!("running {program}"))?;
     if !output.status.success() {
         let stderr = String::from_utf8_lossy(&output.stderr);
         bail!("{program}: {}: {}", output.status, stderr.trim());
@@ -125,5 +141,8 @@ fn one_line(error: &anyhow::Error) -> String {
     let text = format!("{error:#}");
     let lines = || text.lines().map(str::trim).filter(|line| !line.is_empty());
     let cause = lines().rfind(|line| line.starts_with("error") || line.starts_with("E: "));
-    cause.or_else(|| lines().next_back()).unwrap_or_default().to_owned()
+    cause
+        .or_else(|| lines().next_back())
+        .unwrap_or_default()
+        .to_owned()
 }

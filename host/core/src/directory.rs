@@ -53,18 +53,22 @@ impl Question {
     }
 }
 
+/// A map of which a changed copy shares what stayed the same.
+type Map<K, V> =
+    imbl::GenericHashMap<K, V, foldhash::fast::FixedState, imbl::shared_ptr::DefaultSharedPtr>;
+
 /// A user's settings: JSON text by key.
 pub type Settings = BTreeMap<Box<str>, Box<str>>;
 
 /// What the team's directory says, at one moment.
 #[derive(Clone, Debug, Default)]
 pub struct Directory {
-    users: imbl::HashMap<Id, User, foldhash::fast::FixedState>,
-    groups: imbl::HashMap<Arc<str>, Arc<RoaringBitmap>, foldhash::fast::FixedState>,
+    users: Map<Id, User>,
+    groups: Map<Arc<str>, Arc<RoaringBitmap>>,
     everyone: Arc<RoaringBitmap>,
     /// Where the directory is asked question by question: those that have been
     /// answered. Any other isn't at hand.
-    answered: Option<imbl::HashSet<Question, foldhash::fast::FixedState>>,
+    answered: Option<Map<Question, ()>>,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -89,7 +93,7 @@ impl Directory {
     /// An empty directory that is asked question by question: one that hasn't
     /// been [answered](Edit::answer) is not at hand.
     pub fn on_demand() -> Self {
-        Self { answered: Some(imbl::HashSet::default()), ..Self::default() }
+        Self { answered: Some(Map::default()), ..Self::default() }
     }
 
     /// The audience that answers a question. Questions that aren't answered by
@@ -160,7 +164,7 @@ impl Directory {
 
     fn at_hand(&self, question: &Question) -> Result<(), NotAtHand> {
         match &self.answered {
-            Some(answered) if !answered.contains(question) => Err(NotAtHand),
+            Some(answered) if !answered.contains_key(question) => Err(NotAtHand),
             _ => Ok(()),
         }
     }

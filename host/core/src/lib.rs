@@ -1,3 +1,25 @@
-//! core
+//! The presence processor's core: what is said of users becomes presence, and
+//! presence becomes what each viewer is told.
+//!
+//! Nothing here does I/O, reads a clock or draws random numbers. A [`Shard`] is
+//! a state machine: it is handed the time and an input, and answers with
+//! outputs. The same code runs against a broker, over a recording, and in tests.
 
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may panic"))]
+
+pub mod audience;
+pub mod body;
+pub mod directory;
+pub mod event;
+pub mod json;
+pub mod ledger;
+pub mod message;
+pub mod metadata;
+pub mod names;
+pub mod publish;
+pub mod rules;
+mod shard;
 pub mod tracker;
+pub mod verdicts;
+
+pub use shard::{Counters, Input, Output, Settings, Shard};

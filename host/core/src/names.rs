@@ -88,6 +88,17 @@ impl Names {
         self.write_table().intern(text)
     }
 
+    /// As [`Self::intern`], with the id's shared name beside its number.
+    pub fn intern_name(&self, text: &str) -> (Id, Name) {
+        loop {
+            let id = self.intern(text);
+            // A sweep may come in between, and then the id is interned anew.
+            if let Some(name) = self.name(id) {
+                return (id, name);
+            }
+        }
+    }
+
     /// The number of an id, if it has one.
     pub fn find(&self, text: &str) -> Option<Id> {
         self.read_table().find(text).map(Id)

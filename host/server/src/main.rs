@@ -1,2 +1,76 @@
-//! presence
-fn main() {}
+//! `presence`: who is online, and who may know it.
+
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may panic"))]
+
+mod blueprint;
+mod broker;
+mod check;
+mod clock;
+mod config;
+mod directory_file;
+mod http;
+mod intake;
+mod reload;
+mod replay;
+mod run;
+mod wire;
+mod worker;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// A presence processor: connections and heartbeats become online and offline
+/// events, and WebAssembly plugins decide who may see them.
+#[derive(Parser)]
+#[command(name = "presence", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Runs the processor against a NATS server, until SIGTERM or SIGINT.
+    #[command(after_help = "Example:\n  presence run --config presence.toml")]
+    Run(ConfigArg),
+    /// Runs recorded input through the processor, in virtual time and without NATS.
+    #[command(
+        after_help = "Example:\n  presence replay input.ndjson\n\nEach line is {\"at\": ms, \"subject\": …, \"data\": {…}}; each publication is printed as one."
+    )]
+    Replay {
+        /// The recorded input: a file of JSON lines.
+        file: PathBuf,
+        #[command(flatten)]
+        config: ConfigArg,
+    },
+    /// Validates the configuration, the directory and the plugins.
+    #[command(after_help = "Example:\n  presence check --config presence.toml")]
+    Check(ConfigArg),
+}
+
+#[derive(clap::Args)]
+struct ConfigArg {
+    /// The configuration file. Without it, presence.toml in the working folder, if there is one.
+    #[arg(long, env = "PRESENCE_CONFIG")]
+    config: Option<PathBuf>,
+}
+
+fn main() -> ExitCode {
+    let done = match Cli::parse().command {
+        Command::Run(args) => run::run(args.config.as_deref()),
+        Command::Replay { file, config } => replay::run(&file, config.config.as_deref()),
+        Command::Check(args) => check::run(args.config.as_deref()),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -17,7 +17,10 @@ mod tests {
     fn contacts_join_whoever_was_admitted_before() {
         let audience = BTreeSet::from(["ada", "ben"]);
         let contacts = BTreeSet::from(["ben", "cleo"]);
-        assert_eq!(admit(&audience, &contacts), BTreeSet::from(["ada", "ben", "cleo"]));
+        assert_eq!(
+            admit(&audience, &contacts),
+            BTreeSet::from(["ada", "ben", "cleo"])
+        );
     }
 
     #[test]

@@ -17,7 +17,10 @@ mod tests {
     fn co_members_join_whoever_was_admitted_before() {
         let audience = BTreeSet::from(["ada", "ben"]);
         let co_members = BTreeSet::from(["ben", "cleo"]);
-        assert_eq!(admit(&audience, &co_members), BTreeSet::from(["ada", "ben", "cleo"]));
+        assert_eq!(
+            admit(&audience, &co_members),
+            BTreeSet::from(["ada", "ben", "cleo"])
+        );
     }
 
     #[test]

@@ -16,7 +16,11 @@ impl Redactor for Redact {
     }
 
     fn redact(&self, _: &Event, audience: Audience) -> Vec<Rendition> {
-        vec![Rendition { audience, keys: self.0.keys.clone(), last_seen: true }]
+        vec![Rendition {
+            audience,
+            keys: self.0.keys.clone(),
+            last_seen: true,
+        }]
     }
 }
 

@@ -12,7 +12,9 @@ pub(crate) struct Config {
 
 impl Default for Config {
     fn default() -> Self {
-        Self { keys: vec!["device".to_owned()] }
+        Self {
+            keys: vec!["device".to_owned()],
+        }
     }
 }
 
@@ -36,7 +38,9 @@ mod tests {
     use super::Config;
 
     fn keys(keys: &[&str]) -> Config {
-        Config { keys: keys.iter().map(ToString::to_string).collect() }
+        Config {
+            keys: keys.iter().map(ToString::to_string).collect(),
+        }
     }
 
     #[test]

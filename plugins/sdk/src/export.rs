@@ -37,19 +37,19 @@ macro_rules! export {
                     <$plugin as $crate::Redactor>::redact(plugin, &event, audience)
                 };
                 let renditions = PLUGIN.with(|slot| slot.call(redact));
-                renditions.into_iter().map(::std::convert::Into::into).collect()
+                renditions
+                    .into_iter()
+                    .map(::std::convert::Into::into)
+                    .collect()
             }
         });
     };
     (enricher: $plugin:ty) => {
         $crate::__export!(enricher, Enricher, $plugin, {
-            fn enrich(
-                event: $crate::bindings::enricher::Event,
-            ) -> ::std::vec::Vec<$crate::Change> {
+            fn enrich(event: $crate::bindings::enricher::Event) -> ::std::vec::Vec<$crate::Change> {
                 let event = $crate::Event::from_call(event);
-                let enrich = |plugin: &mut $plugin| {
-                    <$plugin as $crate::Enricher>::enrich(plugin, &event)
-                };
+                let enrich =
+                    |plugin: &mut $plugin| <$plugin as $crate::Enricher>::enrich(plugin, &event);
                 PLUGIN.with(|slot| slot.call(enrich))
             }
         });
@@ -134,7 +134,9 @@ fn parse<C: DeserializeOwned>(json: &str) -> Result<C, String> {
         unknown.get_or_insert_with(|| path.to_string());
     })
     .map_err(|e| format!("configuration: {e}"))?;
-    deserializer.end().map_err(|e| format!("configuration: {e}"))?;
+    deserializer
+        .end()
+        .map_err(|e| format!("configuration: {e}"))?;
     match unknown {
         Some(key) => Err(format!("configuration: unknown key `{key}`")),
         None => Ok(config),

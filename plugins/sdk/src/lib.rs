@@ -14,7 +14,7 @@
 //! impl Filter for Contacts {
 //!     type Config = NoConfig;
 //!
-//!     fn configure(NoConfig {}: NoConfig) -> Result<Self, String> {
+//!     fn configure(_: NoConfig) -> Result<Self, String> {
 //!         Ok(Contacts)
 //!     }
 //!
@@ -51,3 +51,7 @@ pub use export::Slot;
 pub use host::{explain, now, reconsider_at};
 pub use log;
 pub use role::{Change, Enricher, Filter, NoConfig, Redactor, Rendition};
+
+#[cfg(all(feature = "allocator", target_arch = "wasm32"))]
+#[global_allocator]
+static ALLOCATOR: talc::wasm::WasmDynamicTalc = talc::wasm::new_wasm_dynamic_allocator();

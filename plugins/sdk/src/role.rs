@@ -68,7 +68,6 @@ pub trait Enricher: Sized {
 
 /// The configuration of a plugin that has none.
 #[derive(Clone, Copy, Debug, Default, Deserialize)]
-#[non_exhaustive]
 pub struct NoConfig {}
 
 /// What a part of the audience gets to see.
@@ -85,7 +84,10 @@ pub struct Rendition {
 impl Change {
     /// Puts a value under a key.
     pub fn set(key: impl Into<String>, value: Value) -> Self {
-        Self { key: key.into(), value: Some(value) }
+        Self {
+            key: key.into(),
+            value: Some(value),
+        }
     }
 
     /// Puts a string under a key.
@@ -95,6 +97,9 @@ impl Change {
 
     /// Removes a key.
     pub fn remove(key: impl Into<String>) -> Self {
-        Self { key: key.into(), value: None }
+        Self {
+            key: key.into(),
+            value: None,
+        }
     }
 }

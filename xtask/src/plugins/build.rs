@@ -39,7 +39,11 @@ pub(super) fn build(root: &Path, locked: bool) -> Result<Build> {
     let mut components = BTreeMap::new();
     for (folder, modules, prefix) in [
         (plugins.clone(), release.clone(), ""),
-        (plugins.join("fixtures"), release.join("examples"), "fixtures/"),
+        (
+            plugins.join("fixtures"),
+            release.join("examples"),
+            "fixtures/",
+        ),
     ] {
         for name in names(&folder)? {
             let component = assemble(&folder.join(&name), &modules, &name)
@@ -63,18 +67,30 @@ fn target_dir(root: &Path) -> Result<PathBuf> {
         .current_dir(root))?;
     let metadata: Value = serde_json::from_str(&metadata).context("reading cargo metadata")?;
     let target_dir = metadata.get("target_directory").and_then(Value::as_str);
-    Ok(target_dir.context("cargo metadata names no target directory")?.into())
+    Ok(target_dir
+        .context("cargo metadata names no target directory")?
+        .into())
 }
 
 fn compile(toolchain: &Toolchain, root: &Path, output: &Path, locked: bool) -> Result<()> {
     let mut cargo = toolchain.cargo();
     cargo
-        .args(["build", "--release", "--quiet", "--workspace", "--lib", "--examples"])
+        .args([
+            "build",
+            "--release",
+            "--quiet",
+            "--workspace",
+            "--lib",
+            "--examples",
+        ])
         .args(["--target", TARGET, "--manifest-path"])
         .arg(root.join("plugins/Cargo.toml"))
         .args(locked.then_some("--locked"))
         .env("CARGO_TARGET_DIR", output)
-        .env("CARGO_ENCODED_RUSTFLAGS", machine_independent(toolchain, root)?);
+        .env(
+            "CARGO_ENCODED_RUSTFLAGS",
+            machine_independent(toolchain, root)?,
+        );
     let status = cargo.status().context("running cargo")?;
     if !status.success() {
         bail!("building the plugins failed: cargo: {status}");
@@ -86,10 +102,16 @@ fn compile(toolchain: &Toolchain, root: &Path, output: &Path, locked: bool) -> R
 fn machine_independent(toolchain: &Toolchain, root: &Path) -> Result<String> {
     let cargo_home = match env::var_os("CARGO_HOME") {
         Some(home) => PathBuf::from(home),
-        None => env::home_dir().context("no home folder: set CARGO_HOME")?.join(".cargo"),
+        None => env::home_dir()
+            .context("no home folder: set CARGO_HOME")?
+            .join(".cargo"),
     };
-    let flags = [(root, "/presence"), (&cargo_home, "/cargo"), (&toolchain.sysroot()?, "/rust")]
-        .map(|(path, name)| format!("--remap-path-prefix={}={name}", path.display()));
+    let flags = [
+        (root, "/presence"),
+        (&cargo_home, "/cargo"),
+        (&toolchain.sysroot()?, "/rust"),
+    ]
+    .map(|(path, name)| format!("--remap-path-prefix={}={name}", path.display()));
     // How Cargo wants several flags in one variable.
     Ok(flags.join("\x1f"))
 }
@@ -115,8 +137,8 @@ fn assemble(folder: &Path, modules: &Path, name: &str) -> Result<Vec<u8>> {
         bail!("plugin.json must say \"name\": \"{name}\", as its folder does");
     }
     let module = modules.join(format!("{}.wasm", name.replace('-', "_")));
-    let module =
-        fs::read(&module).with_context(|| format!("no module was built at {}", module.display()))?;
+    let module = fs::read(&module)
+        .with_context(|| format!("no module was built at {}", module.display()))?;
     component::assemble(&module, &serde_json::to_vec(&manifest)?)
 }
 

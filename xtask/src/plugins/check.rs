@@ -36,7 +36,9 @@ pub(super) fn check(dist: &Path, build: &Build) -> Result<()> {
     }
     let count = build.components.len();
     if same_toolchain {
-        println!("plugins/dist: all {count} components are byte for byte what the sources build to");
+        println!(
+            "plugins/dist: all {count} components are byte for byte what the sources build to"
+        );
     } else {
         println!(
             "plugins/dist: all {count} components have the manifests and interfaces that the sources \
@@ -55,7 +57,10 @@ fn compare(
     build: &Build,
     same_toolchain: bool,
 ) -> Result<()> {
-    let built = build.components.get(name).context("there is no source for it")?;
+    let built = build
+        .components
+        .get(name)
+        .context("there is no source for it")?;
     let committed = fs::read(dist.join(name)).context("it is missing")?;
     if record.files_sha256.get(name) != Some(&sha256(&committed)) {
         bail!("it isn't the file that {FILE} records");
@@ -82,7 +87,9 @@ fn files(dist: &Path) -> Result<Vec<String>> {
         if !folder.is_dir() {
             continue;
         }
-        for entry in fs::read_dir(&folder).with_context(|| format!("reading {}", folder.display()))? {
+        for entry in
+            fs::read_dir(&folder).with_context(|| format!("reading {}", folder.display()))?
+        {
             let name = entry?.file_name().to_string_lossy().into_owned();
             if name != FILE && name != "fixtures" {
                 files.push(format!("{prefix}{name}"));

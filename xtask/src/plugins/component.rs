@@ -2,8 +2,8 @@
 //! its function doesn't need.
 
 use anyhow::{Context, Result, bail};
-use wasm_encoder::{ComponentSectionId, CustomSection, Encode, RawSection, Section, SectionId};
-use wasmparser::{BinaryReader, Parser, Payload};
+use wasm_encoder::{ComponentSectionId, CustomSection, RawSection, Section};
+use wasmparser::{Parser, Payload};
 use wit_component::{ComponentEncoder, DecodedWasm, WitPrinter};
 
 /// The custom section, at the component's top level, that holds the manifest.
@@ -14,9 +14,16 @@ pub(super) const SECTION: &str = "presence:manifest";
 /// # Errors
 /// When the metadata is missing, or asks for exports that the module lacks.
 pub(super) fn assemble(module: &[u8], manifest: &[u8]) -> Result<Vec<u8>> {
-    let encoded = ComponentEncoder::default().validate(true).module(module)?.encode()?;
+    let encoded = ComponentEncoder::default()
+        .validate(true)
+        .module(module)?
+        .encode()?;
     let mut component = without_custom_sections(&encoded)?;
-    CustomSection { name: SECTION.into(), data: manifest.into() }.append_to(&mut component);
+    CustomSection {
+        name: SECTION.into(),
+        data: manifest.into(),
+    }
+    .append_to(&mut component);
     Ok(component)
 }
 
@@ -47,9 +54,19 @@ pub(super) fn wit(component: &[u8]) -> Result<String> {
     let DecodedWasm::Component(resolve, world) = wit_component::decode(component)? else {
         bail!("a WIT package, not a component");
     };
-    let world = resolve.worlds.get(world).context("the component has no world")?;
-    let package = world.package.context("the component's world has no package")?;
-    let others: Vec<_> = resolve.packages.iter().map(|(id, _)| id).filter(|id| *id != package).collect();
+    let world = resolve
+        .worlds
+        .get(world)
+        .context("the component has no world")?;
+    let package = world
+        .package
+        .context("the component's world has no package")?;
+    let others: Vec<_> = resolve
+        .packages
+        .iter()
+        .map(|(id, _)| id)
+        .filter(|id| *id != package)
+        .collect();
     let mut printer = WitPrinter::default();
     printer.print(&resolve, package, &others)?;
     Ok(printer.output.to_string())
@@ -68,9 +85,12 @@ fn without_custom_sections(wasm: &[u8]) -> Result<Vec<u8>> {
         let payload = payload?;
         match &payload {
             Payload::Version { range, .. } => {
-                let preamble = wasm.get(range.start as usize..range.end as usize);
+                let preamble = wasm.get(range.start..range.end);
                 let bytes = preamble.context("a preamble beyond the end")?.to_vec();
-                stack.push(Copy { bytes, section: next_section });
+                stack.push(Copy {
+                    bytes,
+                    section: next_section,
+                });
             }
             Payload::ModuleSection { .. } => next_section = ComponentSectionId::CoreModule.into(),
             Payload::ComponentSection { .. } => next_section = ComponentSectionId::Component.into(),
@@ -79,8 +99,11 @@ fn without_custom_sections(wasm: &[u8]) -> Result<Vec<u8>> {
                 let done = stack.pop().context("an end without a beginning")?;
                 match stack.last_mut() {
                     Some(parent) => {
-                        RawSection { id: done.section, data: &done.bytes }
-                            .append_to(&mut parent.bytes);
+                        RawSection {
+                            id: done.section,
+                            data: &done.bytes,
+                        }
+                        .append_to(&mut parent.bytes);
                     }
                     None => return Ok(done.bytes),
                 }
@@ -88,7 +111,9 @@ fn without_custom_sections(wasm: &[u8]) -> Result<Vec<u8>> {
             other => {
                 // Function bodies are within the code section, copied whole.
                 if let (Some((id, range)), Some(copy)) = (other.as_section(), stack.last_mut()) {
-                    let data = wasm.get(range.start as usize..range.end as usize).context("a section beyond the end")?;
+                    let data = wasm
+                        .get(range.start..range.end)
+                        .context("a section beyond the end")?;
                     RawSection { id, data }.append_to(&mut copy.bytes);
                 }
             }

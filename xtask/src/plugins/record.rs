@@ -28,7 +28,10 @@ pub(super) struct Record {
 
 impl Record {
     pub(super) fn of(build: &Build) -> Self {
-        let hashes = build.components.iter().map(|(name, bytes)| (name.clone(), sha256(bytes)));
+        let hashes = build
+            .components
+            .iter()
+            .map(|(name, bytes)| (name.clone(), sha256(bytes)));
         Self {
             rustc: build.rustc.clone(),
             cargo: build.cargo.clone(),
@@ -84,7 +87,10 @@ fn list(folder: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
         let entry = entry?;
         if !entry.file_type()?.is_dir() {
             files.push(entry.path());
-        } else if !["dist", "target"].iter().any(|made| entry.file_name() == *made) {
+        } else if !["dist", "target"]
+            .iter()
+            .any(|made| entry.file_name() == *made)
+        {
             list(&entry.path(), files)?;
         }
     }

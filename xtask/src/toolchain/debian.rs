@@ -34,8 +34,7 @@ pub(super) fn unpack(root: &Path) -> Result<()> {
         }
     });
     if partial.exists() {
-        fs::remove_dir_all(&partial)
-            .with_context(|| format!("removing {}", partial.display()))?;
+        fs::remove_dir_all(&partial).with_context(|| format!("removing {}", partial.display()))?;
     }
     result
 }
@@ -53,7 +52,10 @@ fn assemble(root: &Path) -> Result<()> {
         download(&packages)?;
     }
     for package in fs::read_dir(&packages)? {
-        run(Command::new("dpkg").arg("-x").arg(package?.path()).arg(root))?;
+        run(Command::new("dpkg")
+            .arg("-x")
+            .arg(package?.path())
+            .arg(root))?;
     }
     // rustc looks for the linker under this name.
     let bin = root.join(format!("usr/lib/rustlib/{ARCH}-unknown-linux-gnu/bin"));
@@ -72,8 +74,18 @@ fn download(into: &Path) -> Result<()> {
     let std = dependency("rustc-web", "libstd-rust-web-")?;
     let llvm = dependency(&std, "libllvm")?;
     let lld = format!("lld-{}", llvm.trim_start_matches("libllvm"));
-    let packages = ["rustc-web", &std, "libstd-rust-web-dev", "rust-web-src", &llvm, &lld];
-    run(Command::new("apt-get").arg("download").args(packages).current_dir(into))?;
+    let packages = [
+        "rustc-web",
+        &std,
+        "libstd-rust-web-dev",
+        "rust-web-src",
+        &llvm,
+        &lld,
+    ];
+    run(Command::new("apt-get")
+        .arg("download")
+        .args(packages)
+        .current_dir(into))?;
     Ok(())
 }
 
@@ -110,7 +122,10 @@ fn build_std(root: &Path) -> Result<()> {
     fs::write(root.join("Cargo.toml"), ASKING_FOR_STD)?;
     fs::write(root.join("nothing.rs"), "#![no_std]\n")?;
     let build = root.join("build");
-    let flags = format!("-Cembed-bitcode=yes\x1f--remap-path-prefix={}=/rust", root.display());
+    let flags = format!(
+        "-Cembed-bitcode=yes\x1f--remap-path-prefix={}=/rust",
+        root.display()
+    );
     run(at(root)
         .cargo()
         .args(["build", "--release", "--target", TARGET])

@@ -120,7 +120,7 @@ impl Edit {
     /// that is asked question by question.
     pub fn answer(&mut self, question: Question) {
         if let Some(answered) = &mut self.directory.answered
-            && answered.insert(question.clone()).is_none()
+            && answered.insert(question.clone(), ()).is_none()
         {
             self.changed.insert(question);
         }

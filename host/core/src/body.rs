@@ -1,0 +1,218 @@
+//! The bodies of what is published, to the field as the payload document shows them.
+
+use base64::Engine as _;
+
+use crate::audience::Audience;
+use crate::event::{Change, Event};
+use crate::json::{push_number, push_quoted};
+use crate::message::Rejection;
+use crate::names::Names;
+use crate::rules::Rendition;
+
+/// The body of a `user_online` or `user_offline` as it is broadcast.
+pub fn event(event: &Event) -> Vec<u8> {
+    let mut json = Vec::with_capacity(256);
+    begin(&mut json, event);
+    match event.change {
+        Change::Online => {
+            json.extend_from_slice(b",\"metadata\":");
+            event.metadata.write_public(&mut json, |_| true);
+        }
+        Change::Offline { last_seen, reason } => {
+            json.extend_from_slice(b",\"lastSeen\":");
+            push_number(&mut json, last_seen);
+            json.extend_from_slice(b",\"reason\":");
+            push_quoted(&mut json, reason.as_str());
+            if event.metadata.has_public() {
+                json.extend_from_slice(b",\"metadata\":");
+                event.metadata.write_public(&mut json, |_| true);
+            }
+        }
+    }
+    json.push(b'}');
+    json
+}
+
+/// The filtered messages of an event for the viewers of a rendition: one, or as
+/// many as it takes for none to pass `body_bytes_max`.
+pub fn filtered(
+    event: &Event,
+    rendition: &Rendition,
+    viewers: &Audience,
+    names: &Names,
+    body_bytes_max: usize,
+) -> Vec<Vec<u8>> {
+    let mut head = Vec::with_capacity(192);
+    begin(&mut head, event);
+    let mut tail = Vec::with_capacity(64);
+    match event.change {
+        Change::Online => {
+            tail.extend_from_slice(b"],\"metadata\":");
+            let wanted = |key: &str| rendition.keys.iter().any(|wanted| &**wanted == key);
+            event.metadata.write_public(&mut tail, wanted);
+            tail.push(b'}');
+        }
+        Change::Offline { last_seen, .. } => {
+            if rendition.last_seen {
+                head.extend_from_slice(b",\"lastSeen\":");
+                push_number(&mut head, last_seen);
+            }
+            tail.extend_from_slice(b"]}");
+        }
+    }
+    head.extend_from_slice(b",\"visibleTo\":[");
+    let mut bodies = Vec::with_capacity(1);
+    let mut body = head.clone();
+    let names = names.read();
+    for viewer in viewers.ids() {
+        let Some(name) = names.name(viewer) else { continue };
+        let element = name.json_element().as_bytes();
+        let full = body.len() + element.len() + tail.len() > body_bytes_max;
+        if full && body.len() > head.len() {
+            bodies.push(finish(std::mem::replace(&mut body, head.clone()), &tail));
+        }
+        body.extend_from_slice(element);
+    }
+    if body.len() > head.len() {
+        bodies.push(finish(body, &tail));
+    }
+    bodies
+}
+
+/// A dead letter: what couldn't be processed, and why.
+pub fn dead_letter(
+    subject: &str,
+    rejection: &Rejection,
+    payload: &[u8],
+    timestamp: u64,
+    node: &str,
+    body_bytes_max: usize,
+) -> Vec<u8> {
+    // Escaping makes a text at most six times as long; the rest of the letter
+    // is small. Where the whole might not fit, the beginning is kept.
+    let room = body_bytes_max.saturating_sub(1024 + rejection.error.len() + subject.len());
+    let whole = payload.len().saturating_mul(6) <= room || encode(payload).0.len() <= room;
+    let kept = if whole { payload } else { payload.get(..room / 6).unwrap_or(payload) };
+    let kept = match std::str::from_utf8(kept) {
+        // A cut through a character isn't the sender's fault.
+        Err(error) if !whole && error.error_len().is_none() => {
+            kept.get(..error.valid_up_to()).unwrap_or(kept)
+        }
+        _ => kept,
+    };
+    let (text, encoding) = encode(kept);
+    let mut json = Vec::with_capacity(text.len() + 256);
+    json.extend_from_slice(b"{\"subject\":");
+    push_quoted(&mut json, subject);
+    json.extend_from_slice(b",\"reason\":");
+    push_quoted(&mut json, rejection.cause.as_str());
+    json.extend_from_slice(b",\"error\":");
+    push_quoted(&mut json, &rejection.error);
+    json.extend_from_slice(b",\"payload\":");
+    json.extend_from_slice(text.as_bytes());
+    json.extend_from_slice(b",\"encoding\":");
+    push_quoted(&mut json, encoding);
+    json.extend_from_slice(b",\"timestamp\":");
+    push_number(&mut json, timestamp);
+    json.extend_from_slice(b",\"node\":");
+    push_quoted(&mut json, node);
+    if !whole {
+        json.extend_from_slice(b",\"truncated\":true,\"size\":");
+        push_number(&mut json, payload.len() as u64);
+    }
+    json.push(b'}');
+    json
+}
+
+/// The reply to an input that was taken.
+pub fn accepted() -> Vec<u8> {
+    b"{\"ok\":true}".to_vec()
+}
+
+/// The reply to an input that was refused.
+pub fn refused(rejection: &Rejection) -> Vec<u8> {
+    let mut json = b"{\"ok\":false,\"reason\":".to_vec();
+    push_quoted(&mut json, rejection.cause.as_str());
+    json.extend_from_slice(b",\"error\":");
+    push_quoted(&mut json, &rejection.error);
+    json.push(b'}');
+    json
+}
+
+fn begin(json: &mut Vec<u8>, event: &Event) {
+    json.extend_from_slice(match event.change {
+        Change::Online => b"{\"type\":\"user_online\",\"userId\":".as_slice(),
+        Change::Offline { .. } => b"{\"type\":\"user_offline\",\"userId\":",
+    });
+    json.extend_from_slice(event.name.json().as_bytes());
+    json.extend_from_slice(b",\"timestamp\":");
+    push_number(json, event.timestamp);
+}
+
+/// Replaces the comma behind the last viewer with what follows the list.
+fn finish(mut body: Vec<u8>, tail: &[u8]) -> Vec<u8> {
+    body.pop();
+    body.extend_from_slice(tail);
+    body
+}
+
+/// Bytes as a JSON string, and how they are encoded in it.
+fn encode(bytes: &[u8]) -> (String, &'static str) {
+    match std::str::from_utf8(bytes) {
+        Ok(text) => (crate::json::quoted(text), "utf8"),
+        Err(_) => {
+            let text = base64::engine::general_purpose::STANDARD.encode(bytes);
+            (format!("\"{text}\""), "base64")
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::message::Cause;
+    use crate::metadata::Metadata;
+
+    fn online(names: &Names) -> Event {
+        let user = names.intern("12345");
+        let name = names.name(user).unwrap();
+        let metadata = Metadata::parse(r#"{"device":"web","connId":"c"}"#, |_| true);
+        Event { user, name, timestamp: 7, change: Change::Online, metadata }
+    }
+
+    #[test]
+    fn a_long_audience_is_split_into_whole_messages() {
+        let names = Names::new();
+        let event = online(&names);
+        let viewers: Audience = (0..100).map(|n| names.intern(&format!("viewer-{n}"))).collect();
+        let keys = ["device".into()].into();
+        let rendition = Rendition { audience: viewers.clone(), keys, last_seen: true };
+        let bodies = filtered(&event, &rendition, &viewers, &names, 300);
+        let mut told = Vec::new();
+        for body in &bodies {
+            assert!(body.len() <= 300);
+            let body: serde_json::Value = serde_json::from_slice(body).unwrap();
+            assert_eq!(body["metadata"], serde_json::json!({"device": "web"}));
+            told.extend(body["visibleTo"].as_array().unwrap().clone());
+        }
+        assert!(bodies.len() > 5);
+        assert_eq!(told.len(), 100);
+        assert!(filtered(&event, &rendition, &Audience::nobody(), &names, 300).is_empty());
+    }
+
+    #[test]
+    fn a_dead_letter_that_would_not_fit_carries_the_beginning() {
+        let rejection = Rejection::new(Cause::InvalidJson, "no".into());
+        let payload = "ä".repeat(5_000);
+        let body = dead_letter("presence.connect", &rejection, payload.as_bytes(), 1, "n", 4_096);
+        assert!(body.len() <= 4_096);
+        let body: serde_json::Value = serde_json::from_slice(&body).unwrap();
+        assert_eq!((&body["truncated"], &body["size"]), (&true.into(), &10_000.into()));
+        assert!(payload.starts_with(body["payload"].as_str().unwrap()));
+        assert_eq!(body["encoding"], "utf8");
+        let whole = dead_letter("s", &rejection, &[0xff, 0], 1, "n", 4_096);
+        let whole: serde_json::Value = serde_json::from_slice(&whole).unwrap();
+        assert_eq!((&whole["payload"], &whole["encoding"]), (&"/wA=".into(), &"base64".into()));
+        assert!(whole.get("truncated").is_none());
+    }
+}

@@ -1,0 +1,91 @@
+//! The ledger: for each online user, who was told.
+//!
+//! Whoever was told that a user came online is told when they go offline, and
+//! nobody else is. What the rules say in the meantime changes who has been told.
+
+use std::sync::Arc;
+
+use hashbrown::HashMap;
+use roaring::RoaringBitmap;
+
+use crate::audience::Audience;
+use crate::event::Event;
+use crate::names::Id;
+
+/// What is known and was said of an online user.
+#[derive(Clone, Debug)]
+pub struct Entry {
+    /// The event with which they came online.
+    pub event: Arc<Event>,
+    /// Who has been told.
+    pub told: Audience,
+    /// Set while a decision is outstanding, since it failed or lacks an answer.
+    pub pending: Option<Pending>,
+}
+
+/// A decision that is still to be made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pending {
+    /// When to try again, in milliseconds since the Unix epoch.
+    pub retry_at: u64,
+    /// How long the next wait is.
+    pub wait_ms: u64,
+}
+
+/// The online users of one worker.
+#[derive(Debug, Default)]
+pub struct Ledger {
+    entries: HashMap<Id, Entry, foldhash::fast::FixedState>,
+}
+
+impl Ledger {
+    /// A user's entry, if they are online.
+    pub fn get(&self, user: Id) -> Option<&Entry> {
+        self.entries.get(&user)
+    }
+
+    /// As [`Self::get`], to change it.
+    pub fn get_mut(&mut self, user: Id) -> Option<&mut Entry> {
+        self.entries.get_mut(&user)
+    }
+
+    /// Notes that a user is online. Who had been told of them stays told.
+    pub fn online(&mut self, event: Arc<Event>) -> &mut Entry {
+        let fresh = Entry { event: Arc::clone(&event), told: Audience::nobody(), pending: None };
+        let entry = self.entries.entry(event.user).or_insert(fresh);
+        entry.event = event;
+        entry
+    }
+
+    /// Removes a user who went offline, and says who had been told of them.
+    pub fn offline(&mut self, user: Id) -> Option<Entry> {
+        self.entries.remove(&user)
+    }
+
+    /// The online users, in a stable order.
+    pub fn users(&self) -> Vec<Id> {
+        let mut users: Vec<_> = self.entries.keys().copied().collect();
+        users.sort_unstable();
+        users
+    }
+
+    /// How many users are online.
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Whether nobody is online.
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// All the numbers the ledger holds.
+    pub fn ids(&self) -> RoaringBitmap {
+        let mut ids = RoaringBitmap::new();
+        for (user, entry) in &self.entries {
+            ids.insert(user.0);
+            ids |= entry.told.bitmap();
+        }
+        ids
+    }
+}

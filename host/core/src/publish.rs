@@ -1,0 +1,72 @@
+//! What goes out: subjects, and the numbers by which a subscriber notices a loss.
+
+use crate::message::Kind;
+
+/// The subjects that are published on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum Subject {
+    /// `presence.events.user_online`
+    Online,
+    /// `presence.events.user_offline`
+    Offline,
+    /// `presence.events`
+    Events,
+    /// `presence.filtered.user_online`
+    FilteredOnline,
+    /// `presence.filtered.user_offline`
+    FilteredOffline,
+    /// `presence.dlq`
+    DeadLetters,
+}
+
+impl Subject {
+    /// All of them, in the order of their numbers.
+    pub const ALL: [Self; 6] = [
+        Self::Online,
+        Self::Offline,
+        Self::Events,
+        Self::FilteredOnline,
+        Self::FilteredOffline,
+        Self::DeadLetters,
+    ];
+
+    /// The subject, without a tenant's prefix.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Online => Kind::Online.subject(),
+            Self::Offline => Kind::Offline.subject(),
+            Self::Events => "presence.events",
+            Self::FilteredOnline => "presence.filtered.user_online",
+            Self::FilteredOffline => "presence.filtered.user_offline",
+            Self::DeadLetters => "presence.dlq",
+        }
+    }
+}
+
+/// A message to publish.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Publication {
+    /// Where.
+    pub subject: Subject,
+    /// The how-manieth message of this source on this subject it is, from 1.
+    pub seq: u64,
+    /// The body, a JSON object.
+    pub body: Vec<u8>,
+}
+
+/// Numbers the messages of one source, subject by subject, without gaps.
+#[derive(Clone, Debug, Default)]
+pub struct Numbering([u64; Subject::ALL.len()]);
+
+impl Numbering {
+    /// The next message on a subject.
+    pub fn number(&mut self, subject: Subject, body: Vec<u8>) -> Publication {
+        // The subjects are numbered as they are listed.
+        let seq = self.0.get_mut(subject as usize).map_or(0, |seq| {
+            *seq += 1;
+            *seq
+        });
+        Publication { subject, seq, body }
+    }
+}

@@ -1,0 +1,339 @@
+//! One worker's share of a tenant: its users' connections, ledger and verdicts.
+//!
+//! The run loop's contract: hand over every input with [`Shard::handle`], call
+//! [`Shard::advance`] when [`Shard::next_deadline`] has come, and carry out all
+//! outputs in their order before the next input's.
+
+mod correct;
+mod tell;
+
+use std::collections::{BTreeSet, VecDeque};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use roaring::RoaringBitmap;
+
+use crate::body;
+use crate::directory::{Changes, Directory, Question};
+use crate::event::{Change, Event};
+use crate::json;
+use crate::ledger::Ledger;
+use crate::message::{Cause, Kind, Message, Rejection, Says, Why};
+use crate::metadata::Metadata;
+use crate::names::Names;
+use crate::publish::{Numbering, Publication, Subject};
+use crate::rules::Rules;
+use crate::tracker::{self, Effect, Reason, Tracker, Transition};
+use crate::verdicts::Verdicts;
+
+/// What a shard goes by.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The tracker's figures.
+    pub tracker: tracker::Settings,
+    /// The keys of a connect's metadata that are broadcast, in their order.
+    pub broadcast: Vec<String>,
+    /// Whether verdicts are reused while nothing they read has changed.
+    pub reuse_verdicts: bool,
+    /// How long a failed decision waits for its first retry.
+    pub retry_ms: u64,
+    /// The longest wait between retries.
+    pub retry_ms_max: u64,
+    /// The longest body that the broker takes, in bytes.
+    pub body_bytes_max: usize,
+    /// This node's name, for dead letters.
+    pub node: String,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            tracker: tracker::Settings::default(),
+            broadcast: ["device", "userAgent", "location", "connId"].map(String::from).into(),
+            reuse_verdicts: true,
+            retry_ms: 1_000,
+            retry_ms_max: 60_000,
+            body_bytes_max: 1 << 20,
+            node: "presence".into(),
+        }
+    }
+}
+
+/// What a shard is told.
+#[derive(Clone, Debug)]
+pub enum Input {
+    /// A message arrived, and was read.
+    Message {
+        /// The message.
+        message: Message,
+        /// Where the sender awaits an answer.
+        reply: Option<String>,
+    },
+    /// A message arrived that couldn't be read.
+    Rejected {
+        /// The whole subject it arrived on.
+        subject: String,
+        /// Its body.
+        payload: Bytes,
+        /// What is wrong with it.
+        rejection: Rejection,
+        /// Where the sender awaits an answer.
+        reply: Option<String>,
+    },
+    /// The directory has changed.
+    Directory(Arc<Directory>, Arc<Changes>),
+    /// The rules have changed: the next call goes to the new ones.
+    Rules,
+    /// The settings have changed.
+    Settings(Box<Settings>),
+    /// The broker is away: silence says nothing of anyone.
+    Pause,
+    /// The broker is back.
+    Resume,
+}
+
+/// What a shard wants done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Output {
+    /// Publish this.
+    Publish(Publication),
+    /// Answer the sender of an input.
+    Reply(String, Vec<u8>),
+    /// Fetch these answers, and come back with a directory that has them.
+    Fetch(BTreeSet<Question>),
+}
+
+/// What a shard has counted since it began.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Well-formed messages taken in, by [`Kind`].
+    pub taken: [u64; Kind::ALL.len()],
+    /// Dead letters, by [`Cause`].
+    pub dead_letters: [u64; Cause::ALL.len()],
+    /// Messages older than what is known of their connection.
+    pub stale: u64,
+    /// Reasons that weren't among those known.
+    pub unknown_reasons: u64,
+    /// Decisions made by asking the components.
+    pub decided: u64,
+    /// Decisions reused.
+    pub reused: u64,
+    /// Calls of components that failed.
+    pub failures: u64,
+    /// Viewers corrected since what they had been told no longer held.
+    pub corrected: u64,
+}
+
+/// One worker's share of a tenant.
+#[derive(Debug)]
+pub struct Shard {
+    settings: Settings,
+    names: Arc<Names>,
+    directory: Arc<Directory>,
+    tracker: Tracker<Metadata>,
+    ledger: Ledger,
+    verdicts: Verdicts,
+    numbering: Numbering,
+    counters: Counters,
+    /// Users whose verdict may have changed.
+    redecide: VecDeque<crate::names::Id>,
+    /// When to decide again on whom: failed, unanswered, or due by their own wish.
+    agenda: BTreeSet<(u64, crate::names::Id)>,
+    now: u64,
+}
+
+impl Shard {
+    /// A shard of nobody yet.
+    pub fn new(settings: Settings, names: Arc<Names>, directory: Arc<Directory>) -> Self {
+        Self {
+            tracker: Tracker::new(settings.tracker),
+            settings,
+            names,
+            directory,
+            ledger: Ledger::default(),
+            verdicts: Verdicts::default(),
+            numbering: Numbering::default(),
+            counters: Counters::default(),
+            redecide: VecDeque::new(),
+            agenda: BTreeSet::new(),
+            now: 0,
+        }
+    }
+
+    /// Takes an input that arrived at `now`, in milliseconds since the Unix epoch.
+    pub fn handle(&mut self, now: u64, input: Input, rules: &mut dyn Rules, out: &mut Vec<Output>) {
+        self.now = self.now.max(now);
+        match input {
+            Input::Message { message, reply } => {
+                self.message(message, rules, out);
+                out.extend(reply.map(|to| Output::Reply(to, body::accepted())));
+            }
+            Input::Rejected { subject, payload, rejection, reply } => {
+                self.dead_letter(&subject, &rejection, &payload, out);
+                out.extend(reply.map(|to| Output::Reply(to, body::refused(&rejection))));
+            }
+            Input::Directory(directory, changes) => self.directory_changed(directory, &changes),
+            Input::Rules => self.rules_changed(),
+            Input::Settings(settings) => {
+                self.tracker.reconfigure(settings.tracker);
+                self.settings = *settings;
+            }
+            Input::Pause => self.tracker.pause(),
+            Input::Resume => self.tracker.resume(self.now),
+        }
+    }
+
+    /// Does what has fallen due by `now`.
+    pub fn advance(&mut self, now: u64, rules: &mut dyn Rules, out: &mut Vec<Output>) {
+        self.now = self.now.max(now);
+        while let Some(transition) = self.tracker.expire(self.now) {
+            self.transition(transition, rules, out);
+        }
+        self.correct(rules, out);
+    }
+
+    /// When [`Self::advance`] is to be called: never too late, perhaps early.
+    pub fn next_deadline(&self) -> Option<u64> {
+        if !self.redecide.is_empty() {
+            return Some(self.now);
+        }
+        let agenda = self.agenda.first().map(|(at, _)| *at);
+        self.tracker.next_deadline().into_iter().chain(agenda).min()
+    }
+
+    /// What has been counted.
+    pub fn counters(&self) -> Counters {
+        self.counters
+    }
+
+    /// How many users are online, as far as anyone has been told.
+    pub fn online_users(&self) -> usize {
+        self.ledger.len()
+    }
+
+    /// How many connections are live.
+    pub fn connections(&self) -> usize {
+        self.tracker.connections()
+    }
+
+    /// All the numbers of ids this shard holds.
+    pub fn ids(&self) -> RoaringBitmap {
+        self.ledger.ids() | self.verdicts.ids()
+    }
+
+    fn message(&mut self, message: Message, rules: &mut dyn Rules, out: &mut Vec<Output>) {
+        let Message { user, timestamp, says } = message;
+        let broadcast = &self.settings.broadcast;
+        let handled = match &says {
+            Says::Connect { conn, metadata } => {
+                count(&mut self.counters.taken, Kind::Connect as usize);
+                let keep = || connection_metadata(broadcast, conn, metadata.as_deref());
+                self.tracker.connect(self.now, &user, conn, timestamp, keep)
+            }
+            Says::Heartbeat { conn, metadata } => {
+                count(&mut self.counters.taken, Kind::Heartbeat as usize);
+                let keep = || connection_metadata(broadcast, conn, metadata.as_deref());
+                self.tracker.heartbeat(self.now, &user, conn, timestamp, keep)
+            }
+            Says::Disconnect { conn, reason } => {
+                count(&mut self.counters.taken, Kind::Disconnect as usize);
+                let reason = self.reason(*reason);
+                self.tracker.disconnect(self.now, &user, conn, timestamp, reason)
+            }
+            Says::Online { metadata } => {
+                count(&mut self.counters.taken, Kind::Online as usize);
+                let metadata = metadata.as_deref().map(|text| Metadata::parse(text, |_| true));
+                let event = self.event(&user, timestamp, Change::Online, metadata.unwrap_or_default());
+                return self.online(event, false, rules, out);
+            }
+            Says::Offline { last_seen, reason, metadata } => {
+                count(&mut self.counters.taken, Kind::Offline as usize);
+                let reason = self.reason(*reason);
+                let metadata = metadata.as_deref().map(|text| Metadata::parse(text, |_| true));
+                let change = Change::Offline { last_seen: *last_seen, reason };
+                let event = self.event(&user, timestamp, change, metadata.unwrap_or_default());
+                return self.offline(event, false, rules, out);
+            }
+        };
+        self.counters.stale += u64::from(handled.effect == Effect::Stale);
+        if let Some(transition) = handled.transition {
+            self.transition(transition, rules, out);
+        }
+    }
+
+    fn transition(
+        &mut self,
+        transition: Transition<Metadata>,
+        rules: &mut dyn Rules,
+        out: &mut Vec<Output>,
+    ) {
+        match transition {
+            Transition::Online { user, at, metadata, .. } => {
+                let event = self.event(&user, at, Change::Online, metadata);
+                self.online(event, true, rules, out);
+            }
+            Transition::Offline { user, at, last_seen, reason, last_heartbeat } => {
+                let mut metadata = Metadata::default().edit();
+                if let Some(heartbeat) = last_heartbeat {
+                    let timeout = self.settings.tracker.timeout_ms.to_string();
+                    metadata.set("timeoutDuration", &timeout, true);
+                    metadata.set("lastHeartbeat", &heartbeat.to_string(), true);
+                }
+                let change = Change::Offline { last_seen, reason };
+                let event = self.event(&user, at, change, metadata.build());
+                self.offline(event, true, rules, out);
+            }
+        }
+    }
+
+    fn event(&self, user: &str, timestamp: u64, change: Change, metadata: Metadata) -> Event {
+        let (user, name) = self.names.intern_name(user);
+        Event { user, name, timestamp, change, metadata }
+    }
+
+    fn reason(&mut self, why: Why) -> Reason {
+        self.counters.unknown_reasons += u64::from(!why.known);
+        why.reason
+    }
+
+    fn publish(&mut self, subject: Subject, body: Vec<u8>, out: &mut Vec<Output>) {
+        out.push(Output::Publish(self.numbering.number(subject, body)));
+    }
+
+    fn dead_letter(
+        &mut self,
+        subject: &str,
+        rejection: &Rejection,
+        payload: &[u8],
+        out: &mut Vec<Output>,
+    ) {
+        count(&mut self.counters.dead_letters, rejection.cause as usize);
+        let Settings { node, body_bytes_max, .. } = &self.settings;
+        let body = body::dead_letter(subject, rejection, payload, self.now, node, *body_bytes_max);
+        self.publish(Subject::DeadLetters, body, out);
+    }
+}
+
+/// A connection's metadata: what is broadcast of it first, in the configured
+/// order, then what is there for the components alone.
+fn connection_metadata(broadcast: &[String], conn: &str, text: Option<&str>) -> Metadata {
+    let given = text.map_or_else(Metadata::default, |text| Metadata::parse(text, |_| false));
+    let conn = json::quoted(conn);
+    let mut metadata = Metadata::default().edit();
+    for key in broadcast {
+        let value = if key == "connId" { Some(&*conn) } else { given.get(key) };
+        if let Some(value) = value {
+            metadata.set(key, value, true);
+        }
+    }
+    for entry in given.entries().filter(|entry| !broadcast.iter().any(|key| key == entry.key)) {
+        metadata.set(entry.key, entry.value, false);
+    }
+    metadata.build()
+}
+
+fn count(counts: &mut [u64], place: usize) {
+    if let Some(count) = counts.get_mut(place) {
+        *count += 1;
+    }
+}

@@ -1,0 +1,50 @@
+//! Deciding again on users who are online, when what decided has changed.
+
+use std::sync::Arc;
+
+use super::{Output, Shard};
+use crate::directory::{Changes, Directory};
+use crate::rules::Rules;
+
+/// How many users are decided again before new inputs get their turn.
+const CORRECTIONS_AT_ONCE: usize = 256;
+
+impl Shard {
+    /// The directory has changed: whoever's verdict read what changed is
+    /// decided again, and so is everyone who waits for an answer.
+    pub(super) fn directory_changed(&mut self, directory: Arc<Directory>, changes: &Changes) {
+        self.directory = directory;
+        for user in self.verdicts.affected(changes) {
+            self.verdicts.forget(user);
+            if self.ledger.get(user).is_some() {
+                self.redecide.push_back(user);
+            }
+        }
+        let waiting: Vec<_> = self.agenda.iter().map(|(_, user)| *user).collect();
+        self.redecide.extend(waiting);
+    }
+
+    /// The rules have changed: everyone is decided again.
+    pub(super) fn rules_changed(&mut self) {
+        self.verdicts.clear();
+        self.redecide = self.ledger.users().into();
+    }
+
+    /// Decides again on some of those who need it.
+    pub(super) fn correct(&mut self, rules: &mut dyn Rules, out: &mut Vec<Output>) {
+        while let Some((at, user)) = self.agenda.first().copied()
+            && at <= self.now
+        {
+            self.agenda.remove(&(at, user));
+            self.verdicts.forget(user);
+            self.redecide.push_back(user);
+        }
+        for _ in 0..CORRECTIONS_AT_ONCE {
+            let Some(user) = self.redecide.pop_front() else { break };
+            if let Some(entry) = self.ledger.get(user) {
+                let event = Arc::clone(&entry.event);
+                self.decide(&event, rules, out);
+            }
+        }
+    }
+}

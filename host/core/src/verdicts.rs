@@ -1,0 +1,155 @@
+//! Verdicts, kept for as long as what they were made from hasn't changed.
+//!
+//! Filters and redactors are pure, and the host sees all that they read. So a
+//! verdict is made once, and made again only when something it read has
+//! changed: a directory entry, a metadata value, the time.
+
+use std::collections::BTreeSet;
+
+use hashbrown::HashMap;
+
+use crate::audience::Audience;
+use crate::directory::{Changes, Question};
+use crate::event::Event;
+use crate::names::Id;
+use crate::rules::{Reads, Rendition};
+
+/// How many verdicts are kept for users who are not online any more. When there
+/// are more, all of those are dropped.
+const IDLE_MAX: usize = 100_000;
+
+/// Who may see a user, and what each of them gets.
+#[derive(Clone, Debug, Default)]
+pub struct Verdict {
+    /// Disjoint parts of the audience. The user is in none of them.
+    pub renditions: Vec<Rendition>,
+    /// All of them together.
+    pub audience: Audience,
+}
+
+impl Verdict {
+    /// Puts a redactor's answer in order: a viewer gets the first rendition
+    /// that names them, and the user is no viewer.
+    pub fn new(user: Id, renditions: Vec<Rendition>) -> Self {
+        let mut verdict = Self::default();
+        for mut rendition in renditions {
+            let viewers = rendition.audience.without(user).difference(&verdict.audience);
+            if viewers.is_empty() {
+                continue;
+            }
+            verdict.audience = verdict.audience.union(&viewers);
+            rendition.audience = viewers;
+            verdict.renditions.push(rendition);
+        }
+        verdict
+    }
+}
+
+#[derive(Debug)]
+struct Kept {
+    verdict: Verdict,
+    reads: Reads,
+    /// The values of the metadata keys that were read.
+    values: Vec<Option<Box<str>>>,
+}
+
+/// The verdicts of one worker's users.
+#[derive(Debug, Default)]
+pub struct Verdicts {
+    kept: HashMap<Id, Kept, foldhash::fast::FixedState>,
+    /// Which users' verdicts read what is said of somebody or something else.
+    readers: HashMap<Question, BTreeSet<Id>, foldhash::fast::FixedState>,
+}
+
+impl Verdicts {
+    /// The verdict on an event, if one was made from the same inputs.
+    pub fn find(&self, now: u64, event: &Event) -> Option<&Verdict> {
+        let kept = self.kept.get(&event.user)?;
+        let reads = &kept.reads;
+        let timeless = match reads.reconsider_at {
+            Some(at) => now < at,
+            None => !reads.time,
+        };
+        let same = timeless
+            && !reads.timestamp
+            && !reads.all_metadata
+            && reads
+                .keys
+                .iter()
+                .zip(&kept.values)
+                .all(|(key, value)| event.metadata.get(key) == value.as_deref());
+        same.then_some(&kept.verdict)
+    }
+
+    /// Keeps a verdict on an event.
+    pub fn keep(&mut self, event: &Event, verdict: Verdict, reads: Reads) {
+        self.forget(event.user);
+        for question in foreign(event.user, &reads) {
+            self.readers.entry_ref(question).or_default().insert(event.user);
+        }
+        let value = |key: &Box<str>| event.metadata.get(key).map(Box::from);
+        let values = reads.keys.iter().map(value).collect();
+        self.kept.insert(event.user, Kept { verdict, reads, values });
+    }
+
+    /// Drops the verdict on a user.
+    pub fn forget(&mut self, user: Id) {
+        let Some(kept) = self.kept.remove(&user) else { return };
+        for question in foreign(user, &kept.reads) {
+            if let Some(readers) = self.readers.get_mut(question) {
+                readers.remove(&user);
+                if readers.is_empty() {
+                    self.readers.remove(question);
+                }
+            }
+        }
+    }
+
+    /// Drops all verdicts.
+    pub fn clear(&mut self) {
+        self.kept.clear();
+        self.readers.clear();
+    }
+
+    /// The users whose verdicts read one of these answers, in a stable order.
+    pub fn affected(&self, changes: &Changes) -> BTreeSet<Id> {
+        let mut affected = BTreeSet::new();
+        for question in changes.iter() {
+            if let Some(user) = question.user()
+                && self.kept.get(&user).is_some_and(|kept| kept.reads.questions.contains(question))
+            {
+                affected.insert(user);
+            }
+            if let Some(readers) = self.readers.get(question) {
+                affected.extend(readers);
+            }
+        }
+        affected
+    }
+
+    /// Drops the verdicts of users who aren't online, when there are many.
+    pub fn tidy(&mut self, is_online: impl Fn(Id) -> bool, online: usize) {
+        if self.kept.len() > online + IDLE_MAX {
+            let idle: Vec<_> = self.kept.keys().copied().filter(|user| !is_online(*user)).collect();
+            for user in idle {
+                self.forget(user);
+            }
+        }
+    }
+
+    /// All the numbers the verdicts hold.
+    pub fn ids(&self) -> roaring::RoaringBitmap {
+        let mut ids = roaring::RoaringBitmap::new();
+        for (user, kept) in &self.kept {
+            ids.insert(user.0);
+            ids |= kept.verdict.audience.bitmap();
+            ids.extend(kept.reads.questions.iter().filter_map(Question::user).map(|id| id.0));
+        }
+        ids
+    }
+}
+
+/// The questions that are not about the user themselves.
+fn foreign(user: Id, reads: &Reads) -> impl Iterator<Item = &Question> {
+    reads.questions.iter().filter(move |question| question.user() != Some(user))
+}

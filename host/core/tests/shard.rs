@@ -1,0 +1,246 @@
+//! A shard over rules written as closures: what is published, and to whom.
+
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, missing_docs, reason = "a test may panic")]
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use presence_core::audience::Audience;
+use presence_core::directory::{Directory, Question};
+use presence_core::message::{Kind, Message};
+use presence_core::names::Names;
+use presence_core::rules::{Context, Decision, Enriched, Failure, Reads, Rendition, Rules};
+use presence_core::{Input, Output, Settings, Shard};
+use serde_json::{Value, json};
+
+/// Contacts may see, and get the device. Fails while it is told to.
+#[derive(Default)]
+struct Contacts {
+    failing: bool,
+    closed: bool,
+    asked: usize,
+}
+
+fn rendition(audience: Audience) -> Vec<Rendition> {
+    vec![Rendition { audience, keys: ["device".into()].into(), last_seen: true }]
+}
+
+fn failure() -> Failure {
+    Failure { plugin: "contacts".into(), error: "trapped".into() }
+}
+
+impl Rules for Contacts {
+    fn enrich(&mut self, _: Context<'_>) -> Enriched {
+        Enriched::default()
+    }
+
+    fn decide(&mut self, context: Context<'_>) -> Decision {
+        self.asked += 1;
+        if self.failing {
+            return Decision::Failed(failure());
+        }
+        let question = Question::Contacts(context.event.user);
+        let contacts = context.directory.audience(&question).unwrap();
+        let contacts = if self.closed { Audience::nobody() } else { contacts };
+        let reads = Reads { questions: BTreeSet::from([question]), ..Reads::default() };
+        Decision::Decided(rendition(contacts), reads)
+    }
+
+    fn redact(&mut self, _: Context<'_>, told: &Audience) -> Result<Vec<Rendition>, Failure> {
+        if self.failing { Err(failure()) } else { Ok(rendition(told.clone())) }
+    }
+}
+
+struct World {
+    names: Arc<Names>,
+    directory: Arc<Directory>,
+    shard: Shard,
+    rules: Contacts,
+    now: u64,
+}
+
+impl World {
+    fn new(contacts: &[(&str, &[&str])]) -> Self {
+        let names = Arc::new(Names::new());
+        let directory = Arc::new(Directory::new());
+        let shard = Shard::new(Settings::default(), Arc::clone(&names), Arc::clone(&directory));
+        let mut world = Self { names, directory, shard, rules: Contacts::default(), now: 1_000 };
+        world.contacts(contacts);
+        world
+    }
+
+    fn contacts(&mut self, contacts: &[(&str, &[&str])]) -> Vec<(String, Value)> {
+        let mut edit = self.directory.edit();
+        for (user, list) in contacts {
+            let list = list.iter().map(|name| self.names.intern(name).0).collect();
+            edit.contacts(self.names.intern(user), Some(list));
+        }
+        let (directory, changes) = edit.finish();
+        self.directory = Arc::new(directory);
+        self.input(Input::Directory(Arc::clone(&self.directory), Arc::new(changes)))
+    }
+
+    fn send(&mut self, kind: Kind, body: Value) -> Vec<(String, Value)> {
+        let payload = Bytes::from(body.to_string());
+        let message = Message::parse(kind, &payload).unwrap();
+        self.input(Input::Message { message, reply: None })
+    }
+
+    fn input(&mut self, input: Input) -> Vec<(String, Value)> {
+        let mut out = Vec::new();
+        self.shard.handle(self.now, input, &mut self.rules, &mut out);
+        self.shard.advance(self.now, &mut self.rules, &mut out);
+        published(out)
+    }
+
+    fn wait(&mut self, until: u64) -> Vec<(String, Value)> {
+        let mut out = Vec::new();
+        self.now = until;
+        self.shard.advance(self.now, &mut self.rules, &mut out);
+        published(out)
+    }
+
+    fn connect(&mut self, user: &str) -> Vec<(String, Value)> {
+        let body = json!({"userId": user, "connId": "c", "timestamp": self.now,
+            "metadata": {"device": "web", "ip": "::1", "secret": 1}});
+        self.send(Kind::Connect, body)
+    }
+
+    fn disconnect(&mut self, user: &str) -> Vec<(String, Value)> {
+        let body = json!({"userId": user, "connId": "c", "timestamp": self.now,
+            "reason": "client_disconnect"});
+        self.send(Kind::Disconnect, body)
+    }
+}
+
+fn published(out: Vec<Output>) -> Vec<(String, Value)> {
+    out.into_iter()
+        .filter_map(|output| match output {
+            Output::Publish(publication) => {
+                let body = serde_json::from_slice(&publication.body).unwrap();
+                Some((publication.subject.as_str().to_owned(), body))
+            }
+            _ => None,
+        })
+        .collect()
+}
+
+fn filtered(published: &[(String, Value)]) -> Vec<(&str, &Value)> {
+    let filtered = published.iter().filter_map(|(subject, body)| {
+        Some((subject.strip_prefix("presence.filtered.")?, &body["visibleTo"]))
+    });
+    filtered.collect()
+}
+
+#[test]
+fn a_first_device_is_announced_broadcast_and_filtered() {
+    let mut world = World::new(&[("a", &["b", "c"])]);
+    let event = json!({"type": "user_online", "userId": "a", "timestamp": 1000,
+        "metadata": {"device": "web", "connId": "c"}});
+    let filtered = json!({"type": "user_online", "userId": "a", "timestamp": 1000,
+        "visibleTo": ["b", "c"], "metadata": {"device": "web"}});
+    let expected = [
+        ("presence.events.user_online".to_owned(), event.clone()),
+        ("presence.events".to_owned(), event),
+        ("presence.filtered.user_online".to_owned(), filtered),
+    ];
+    assert_eq!(world.connect("a"), expected);
+    assert_eq!(world.connect("a"), []);
+}
+
+#[test]
+fn a_timeout_says_how_long_and_since_when() {
+    let mut world = World::new(&[("a", &["b"])]);
+    world.connect("a");
+    assert_eq!(world.wait(30_999), []);
+    let out = world.wait(31_000);
+    let expected = json!({"type": "user_offline", "userId": "a", "timestamp": 31_000,
+        "lastSeen": 1_000, "reason": "timeout",
+        "metadata": {"timeoutDuration": 30_000, "lastHeartbeat": 1_000}});
+    assert_eq!(out[1].1, expected);
+    let expected = json!({"type": "user_offline", "userId": "a", "timestamp": 31_000,
+        "lastSeen": 1_000, "visibleTo": ["b"]});
+    assert_eq!(out[2].1, expected);
+}
+
+#[test]
+fn whoever_was_told_online_is_told_offline_whatever_the_rules_say_then() {
+    let mut world = World::new(&[("a", &["b"])]);
+    world.connect("a");
+    world.rules.failing = true;
+    world.now += 1;
+    let out = world.disconnect("a");
+    assert_eq!(filtered(&out), [("user_offline", &json!(["b"]))]);
+    let bare = out.iter().find(|(subject, _)| subject.ends_with("filtered.user_offline")).unwrap();
+    assert_eq!(bare.1.get("lastSeen"), None);
+    assert!(out.iter().any(|(subject, body)| {
+        subject == "presence.dlq" && body["reason"] == "plugin-failed"
+    }));
+}
+
+#[test]
+fn a_change_of_the_directory_corrects_exactly_the_difference() {
+    let mut world = World::new(&[("a", &["b", "c"]), ("z", &["b"])]);
+    world.connect("a");
+    world.connect("z");
+    let asked = world.rules.asked;
+    let out = world.contacts(&[("a", &["c", "d"])]);
+    let expected = [("user_offline", &json!(["b"])), ("user_online", &json!(["d"]))];
+    assert_eq!(filtered(&out), expected);
+    assert_eq!(world.rules.asked, asked + 1);
+}
+
+#[test]
+fn new_rules_are_applied_to_who_is_online() {
+    let mut world = World::new(&[("a", &["b"])]);
+    world.connect("a");
+    world.rules.closed = true;
+    let out = world.input(Input::Rules);
+    assert_eq!(filtered(&out), [("user_offline", &json!(["b"]))]);
+    assert_eq!(filtered(&world.disconnect("a")), []);
+}
+
+#[test]
+fn a_failed_decision_tells_nobody_and_is_made_later() {
+    let mut world = World::new(&[("a", &["b"])]);
+    world.rules.failing = true;
+    let out = world.connect("a");
+    assert_eq!(filtered(&out), []);
+    assert_eq!(out.last().unwrap().0, "presence.dlq");
+    world.rules.failing = false;
+    let retry_at = world.shard.next_deadline().unwrap();
+    assert_eq!(filtered(&world.wait(retry_at)), [("user_online", &json!(["b"]))]);
+}
+
+#[test]
+fn a_verdict_is_reused_until_what_it_read_changes() {
+    let mut world = World::new(&[("a", &["b"])]);
+    for _ in 0..3 {
+        world.now += 1;
+        assert_eq!(filtered(&world.connect("a")).len(), 1);
+        world.now += 1;
+        assert_eq!(filtered(&world.disconnect("a")).len(), 1);
+    }
+    assert_eq!(world.rules.asked, 1);
+    world.contacts(&[("a", &["c"])]);
+    world.now += 1;
+    assert_eq!(filtered(&world.connect("a")), [("user_online", &json!(["c"]))]);
+    assert_eq!(world.rules.asked, 2);
+}
+
+#[test]
+fn an_application_states_to_those_not_told_yet() {
+    let mut world = World::new(&[("a", &["b"])]);
+    let online = json!({"type": "user_online", "userId": "a", "timestamp": 5,
+        "metadata": {"device": "web", "socketId": "s"}});
+    let out = world.send(Kind::Online, online.clone());
+    let broadcast = json!({"type": "user_online", "userId": "a", "timestamp": 5,
+        "metadata": {"device": "web"}});
+    assert_eq!(out[0], ("presence.events".to_owned(), broadcast));
+    assert_eq!(filtered(&out), [("user_online", &json!(["b"]))]);
+    assert_eq!(filtered(&world.send(Kind::Online, online)), []);
+    let offline = json!({"type": "user_offline", "userId": "a", "timestamp": 6});
+    assert_eq!(filtered(&world.send(Kind::Offline, offline.clone())).len(), 1);
+    assert_eq!(filtered(&world.send(Kind::Offline, offline)), []);
+}

@@ -1,0 +1,102 @@
+//! The connection to the broker: it is kept up for as long as the node runs.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use async_nats::{Client, ConnectOptions, Event};
+use tokio::sync::mpsc;
+
+use crate::config::{Auth, Nats};
+
+/// What is known of the connection.
+#[derive(Debug, Default)]
+pub(crate) struct Health {
+    pub(crate) connected: AtomicBool,
+    pub(crate) connects: AtomicU64,
+    pub(crate) slow_consumer_drops: AtomicU64,
+    pub(crate) errors: AtomicU64,
+}
+
+/// Connects. A broker that isn't there yet is waited for, with back-off; each
+/// loss (false) and return (true) of the connection is reported.
+pub(crate) async fn connect(
+    nats: &Nats,
+    node: &str,
+    health: &Arc<Health>,
+    changes: mpsc::UnboundedSender<bool>,
+) -> anyhow::Result<Client> {
+    let mut options = ConnectOptions::new()
+        .name(format!("presence {node}"))
+        .no_echo()
+        .retry_on_initial_connect()
+        .connection_timeout(Duration::from_millis(nats.connect_timeout_ms))
+        .client_capacity(nats.publish_queue)
+        .subscription_capacity(nats.intake_queue)
+        .reconnect_delay_callback(|attempts| {
+            Duration::from_millis(100_u64.saturating_mul(1 << attempts.min(6)).min(5_000))
+        });
+    options = match &nats.auth {
+        Auth::Anonymous => options,
+        Auth::Creds(path) => options
+            .credentials_file(path)
+            .await
+            .with_context(|| format!("can't read credentials {}", path.display()))?,
+        Auth::Nkey(path) => {
+            let seed = std::fs::read_to_string(path)
+                .with_context(|| format!("can't read nkey seed {}", path.display()))?;
+            options.nkey(seed.trim().into())
+        }
+        Auth::Password { user, password } => {
+            options.user_and_password(user.clone(), password.reveal().into())
+        }
+        Auth::Token(token) => options.token(token.reveal().into()),
+    };
+    if nats.tls.required {
+        options = options.require_tls(true);
+    }
+    if let Some(ca) = &nats.tls.ca {
+        options = options.add_root_certificates(ca.clone());
+    }
+    if let Some(identity) = &nats.tls.identity {
+        options = options.add_client_certificate(identity.cert.clone(), identity.key.clone());
+    }
+    let health = Arc::clone(health);
+    options = options.event_callback(move |event| {
+        observe(&event, &health, &changes);
+        std::future::ready(())
+    });
+    options.connect(nats.url.clone()).await.context("can't connect to NATS")
+}
+
+fn observe(event: &Event, health: &Health, changes: &mpsc::UnboundedSender<bool>) {
+    match event {
+        Event::Connected => {
+            health.connected.store(true, Ordering::Relaxed);
+            health.connects.fetch_add(1, Ordering::Relaxed);
+            tracing::info!("connected to NATS");
+            // Nobody listens any more when the node is stopping.
+            let _ = changes.send(true);
+        }
+        Event::Disconnected => {
+            health.connected.store(false, Ordering::Relaxed);
+            tracing::warn!("lost the connection to NATS; reconnecting");
+            let _ = changes.send(false);
+        }
+        Event::SlowConsumer(_) => {
+            if health.slow_consumer_drops.fetch_add(1, Ordering::Relaxed) == 0 {
+                tracing::warn!("messages arrive faster than they are taken in; some are dropped");
+            }
+        }
+        Event::ServerError(error) => {
+            health.errors.fetch_add(1, Ordering::Relaxed);
+            tracing::warn!(%error, "NATS reports an error");
+        }
+        Event::ClientError(error) => {
+            health.errors.fetch_add(1, Ordering::Relaxed);
+            tracing::warn!(%error, "NATS client error");
+        }
+        Event::LameDuckMode | Event::Draining | Event::Closed => tracing::info!(%event, "NATS"),
+    }
+}

@@ -1,0 +1,158 @@
+//! `presence replay`: recorded input in, publications out, in virtual time.
+
+use std::io::{BufRead, BufReader, BufWriter, Write};
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::{Context as _, bail};
+use base64::Engine as _;
+use bytes::Bytes;
+use presence_core::directory::Directory;
+use presence_core::message::Message;
+use presence_core::names::Names;
+use presence_core::{Input, Output, Shard};
+use presence_sandbox::Pipeline;
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+
+use crate::blueprint::Loader;
+use crate::config::{self, Config};
+use crate::wire::{Source, Subjects};
+use crate::{directory_file, run};
+
+/// The node's name in a replay, the same on every machine.
+const NODE: &str = "replay";
+
+#[derive(Deserialize)]
+struct Line {
+    at: Option<u64>,
+    subject: String,
+    data: Option<Box<RawValue>>,
+    payload: Option<String>,
+    encoding: Option<String>,
+}
+
+#[derive(Serialize)]
+struct Published<'a> {
+    at: u64,
+    subject: &'a str,
+    headers: serde_json::Map<String, serde_json::Value>,
+    data: &'a RawValue,
+}
+
+/// Runs a recording, and prints what is published.
+pub(crate) fn run(file: &Path, config: Option<&Path>) -> anyhow::Result<()> {
+    let config = Config::load(config, std::env::vars())?;
+    let input = std::fs::File::open(file).with_context(|| format!("can't read {}", file.display()))?;
+    let mut replay = Replay::new(&config, BufWriter::new(std::io::stdout().lock()))?;
+    for (number, line) in BufReader::new(input).lines().enumerate() {
+        let line = line.with_context(|| format!("can't read {}", file.display()))?;
+        if !line.trim().is_empty() {
+            replay.line(&line).with_context(|| format!("{}:{}", file.display(), number + 1))?;
+        }
+    }
+    replay.finish()
+}
+
+struct Replay<W> {
+    now: u64,
+    shard: Shard,
+    rules: Pipeline,
+    subjects: Subjects,
+    source: Option<Source>,
+    out: W,
+}
+
+impl<W: Write> Replay<W> {
+    fn new(config: &Config, out: W) -> anyhow::Result<Self> {
+        let names = Arc::new(Names::new());
+        let directory = match &config.directory {
+            config::Directory::File { path } => {
+                directory_file::load(path, &names, &Directory::new())?.0
+            }
+            config::Directory::Kv { .. } => bail!("a replay has no broker: use [directory] source = \"file\""),
+        };
+        let rules = Loader::new()?.load(config, false)?.0.instantiate()?;
+        let mut settings = run::settings(config, run::BODY_BYTES_MAX);
+        settings.node = NODE.into();
+        Ok(Self {
+            now: 0,
+            shard: Shard::new(settings, names, Arc::new(directory)),
+            rules,
+            subjects: Subjects::new(config.tenant.prefix.as_deref()),
+            source: None,
+            out,
+        })
+    }
+
+    fn line(&mut self, line: &str) -> anyhow::Result<()> {
+        let line: Line = serde_json::from_str(line).context("not a recorded line")?;
+        let payload = match (&line.data, &line.payload) {
+            (Some(data), None) => Bytes::copy_from_slice(data.get().as_bytes()),
+            (None, Some(text)) => match line.encoding.as_deref() {
+                Some("base64") => base64::engine::general_purpose::STANDARD
+                    .decode(text)
+                    .context("`payload` is not base64")?
+                    .into(),
+                None | Some("utf8") => text.clone().into_bytes().into(),
+                Some(other) => bail!("`encoding` must be utf8 or base64, not {other}"),
+            },
+            _ => bail!("a line has either `data` or `payload`"),
+        };
+        let stamp = || serde_json::from_slice::<serde_json::Value>(&payload).ok()?.get("timestamp")?.as_u64();
+        let at = line.at.or_else(stamp).context("neither `at` nor a timestamp says when")?;
+        self.advance_to(at)?;
+        let Some(kind) = self.subjects.kind(&line.subject) else { return Ok(()) };
+        let input = match Message::parse(kind, &payload) {
+            Ok(message) => Input::Message { message, reply: None },
+            Err(rejection) => {
+                Input::Rejected { subject: line.subject, payload, rejection, reply: None }
+            }
+        };
+        self.step(|shard, now, rules, out| shard.handle(now, input, rules, out))
+    }
+
+    fn finish(mut self) -> anyhow::Result<()> {
+        while let Some(deadline) = self.shard.next_deadline() {
+            self.now = self.now.max(deadline);
+            self.step(|shard, now, rules, out| shard.advance(now, rules, out))?;
+        }
+        Ok(self.out.flush()?)
+    }
+
+    /// Does what falls due before `at`. What arrives at a deadline comes before it.
+    fn advance_to(&mut self, at: u64) -> anyhow::Result<()> {
+        self.source.get_or_insert_with(|| Source::new(NODE, 0, at));
+        while let Some(deadline) = self.shard.next_deadline()
+            && deadline < at
+        {
+            self.now = self.now.max(deadline);
+            self.step(|shard, now, rules, out| shard.advance(now, rules, out))?;
+        }
+        self.now = self.now.max(at);
+        Ok(())
+    }
+
+    fn step(
+        &mut self,
+        act: impl FnOnce(&mut Shard, u64, &mut Pipeline, &mut Vec<Output>),
+    ) -> anyhow::Result<()> {
+        let mut outputs = Vec::new();
+        act(&mut self.shard, self.now, &mut self.rules, &mut outputs);
+        for output in outputs {
+            let (Output::Publish(publication), Some(source)) = (output, &self.source) else { continue };
+            let subject = self.subjects.publication(publication.subject);
+            let headers = source.headers(&subject, &publication);
+            let data: &RawValue = serde_json::from_slice(&publication.body)?;
+            let published = Published {
+                at: self.now,
+                subject: &subject,
+                headers: headers.into_iter().map(|(name, value)| (name.into(), value.into())).collect(),
+                data,
+            };
+            serde_json::to_writer(&mut self.out, &published)?;
+            self.out.write_all(b"\n")?;
+        }
+        Ok(())
+    }
+}
