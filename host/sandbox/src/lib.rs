@@ -1,1 +1,23 @@
-//! sandbox
+//! The sandbox: WebAssembly components decide who may see whom, and can do
+//! nothing else.
+//!
+//! A [`Plugin`] is a compiled file. A [`Blueprint`] is a chain of them that has
+//! been checked: manifest, grants, configuration, self-tests. A [`Pipeline`] is
+//! one worker's instances of it, each in a store of its own with a limit on
+//! fuel, memory and time.
+
+mod api;
+mod call;
+mod engine;
+mod error;
+mod instance;
+pub mod manifest;
+mod pipeline;
+mod plugin;
+mod self_test;
+
+pub use engine::Engine;
+pub use error::LoadError;
+pub use manifest::Manifest;
+pub use pipeline::{Blueprint, Limits, Pipeline, Stage};
+pub use plugin::Plugin;

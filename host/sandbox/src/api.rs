@@ -1,0 +1,284 @@
+//! `presence:plugin` 0.1.0, as the host speaks it: the interfaces it offers and
+//! the types that cross.
+
+// wasmtime's derives write `unsafe impl`s; nothing here does.
+#![allow(unsafe_code)]
+
+use presence_core::directory::Question;
+use presence_core::event::{Change, Reason};
+use wasmtime::component::{ComponentType, Lift, Linker, Lower};
+use wasmtime::{Result, StoreContextMut, bail};
+
+use crate::call::Call;
+
+type Store<'a> = StoreContextMut<'a, Call>;
+
+#[derive(Clone, Copy, ComponentType, Lift, Lower)]
+#[component(enum)]
+#[repr(u8)]
+pub(crate) enum Kind {
+    #[component(name = "online")]
+    Online,
+    #[component(name = "offline")]
+    Offline,
+}
+
+#[derive(Clone, Copy, ComponentType, Lift, Lower)]
+#[component(enum)]
+#[repr(u8)]
+enum Why {
+    #[component(name = "disconnect")]
+    Disconnect,
+    #[component(name = "timeout")]
+    Timeout,
+    #[component(name = "logout")]
+    Logout,
+}
+
+#[derive(Clone, Copy, ComponentType, Lift, Lower)]
+#[component(enum)]
+#[repr(u8)]
+#[allow(dead_code, reason = "values come out of components")]
+enum Level {
+    #[component(name = "error")]
+    Error,
+    #[component(name = "warn")]
+    Warn,
+    #[component(name = "info")]
+    Info,
+    #[component(name = "debug")]
+    Debug,
+}
+
+#[derive(Clone, ComponentType, Lower)]
+#[component(record)]
+pub(crate) struct EventArg {
+    pub(crate) kind: Kind,
+    pub(crate) user: String,
+}
+
+#[derive(Clone, ComponentType, Lift, Lower)]
+#[component(variant)]
+pub(crate) enum Value {
+    #[component(name = "text")]
+    Text(String),
+    #[component(name = "json")]
+    Json(String),
+}
+
+#[derive(Clone, ComponentType, Lift)]
+#[component(record)]
+pub(crate) struct RenditionResult {
+    pub(crate) audience: u32,
+    pub(crate) keys: Vec<String>,
+    #[component(name = "last-seen")]
+    pub(crate) last_seen: bool,
+}
+
+#[derive(Clone, ComponentType, Lift)]
+#[component(record)]
+pub(crate) struct ChangeResult {
+    pub(crate) key: String,
+    pub(crate) value: Option<Value>,
+}
+
+impl Value {
+    /// The value that JSON text stands for.
+    fn of(json: &str) -> Self {
+        match serde_json::from_str(json) {
+            Ok(text) => Self::Text(text),
+            Err(_) => Self::Json(json.into()),
+        }
+    }
+
+    /// The value as JSON text, if it is some.
+    pub(crate) fn into_json(self) -> Result<String, serde_json::Error> {
+        match self {
+            Self::Text(text) => serde_json::to_string(&text),
+            Self::Json(json) => {
+                serde_json::from_str::<serde::de::IgnoredAny>(&json)?;
+                Ok(json)
+            }
+        }
+    }
+}
+
+/// Offers all four interfaces.
+pub(crate) fn link(linker: &mut Linker<Call>) -> Result<()> {
+    events(linker)?;
+    audiences(linker)?;
+    directory(linker)?;
+    host(linker)
+}
+
+fn events(linker: &mut Linker<Call>) -> Result<()> {
+    let mut events = linker.instance("presence:plugin/events@0.1.0")?;
+    events.func_wrap("timestamp", |mut store: Store<'_>, (): ()| {
+        store.data_mut().reads.timestamp = true;
+        Ok((store.data().about()?.event.timestamp,))
+    })?;
+    events.func_wrap("last-seen", |mut store: Store<'_>, (): ()| {
+        store.data_mut().reads.timestamp = true;
+        Ok((match store.data().about()?.event.change {
+            Change::Online => None,
+            Change::Offline { last_seen, .. } => Some(last_seen),
+        },))
+    })?;
+    events.func_wrap("reason", |mut store: Store<'_>, (): ()| {
+        store.data_mut().reads.timestamp = true;
+        Ok((match store.data().about()?.event.change {
+            Change::Online => None,
+            Change::Offline { reason: Reason::Disconnect, .. } => Some(Why::Disconnect),
+            Change::Offline { reason: Reason::Timeout, .. } => Some(Why::Timeout),
+            Change::Offline { reason: Reason::Logout, .. } => Some(Why::Logout),
+        },))
+    })?;
+    events.func_wrap("get", |mut store: Store<'_>, (key,): (String,)| {
+        let value = store.data().about()?.event.metadata.get(&key).map(Value::of);
+        store.data_mut().reads.keys.insert(key.into());
+        Ok((value,))
+    })?;
+    events.func_wrap("entries", |mut store: Store<'_>, (): ()| {
+        store.data_mut().reads.all_metadata = true;
+        let metadata = &store.data().about()?.event.metadata;
+        let entries = metadata.entries().map(|entry| (entry.key.to_owned(), Value::of(entry.value)));
+        Ok((entries.collect::<Vec<_>>(),))
+    })?;
+    Ok(())
+}
+
+fn audiences(linker: &mut Linker<Call>) -> Result<()> {
+    use presence_core::audience::Audience;
+    let mut audiences = linker.instance("presence:plugin/audiences@0.1.0")?;
+    audiences.func_wrap("nobody", |mut store: Store<'_>, (): ()| {
+        Ok((store.data_mut().put(Audience::nobody())?,))
+    })?;
+    audiences.func_wrap("of", |mut store: Store<'_>, (users,): (Vec<String>,)| {
+        charge(&mut store, 64 * users.len() as u64)?;
+        let users = users.iter().map(|user| store.data().user(user)).collect::<Result<Audience>>()?;
+        Ok((store.data_mut().put(users)?,))
+    })?;
+    for (name, combine) in [
+        ("union", Audience::union as fn(&Audience, &Audience) -> Audience),
+        ("intersection", Audience::intersection),
+        ("difference", Audience::difference),
+    ] {
+        audiences.func_wrap(name, move |mut store: Store<'_>, (a, b): (u32, u32)| {
+            let (a, b) = (store.data().audience(a)?, store.data().audience(b)?);
+            let (work, result) = (a.work() + b.work(), combine(a, b));
+            charge(&mut store, work)?;
+            Ok((store.data_mut().put(result)?,))
+        })?;
+    }
+    audiences.func_wrap("contains", |store: Store<'_>, (a, user): (u32, String)| {
+        let user = store.data().user(&user)?;
+        Ok((store.data().audience(a)?.contains(user),))
+    })?;
+    audiences.func_wrap("len", |store: Store<'_>, (a,): (u32,)| {
+        Ok((u32::try_from(store.data().audience(a)?.len()).unwrap_or(u32::MAX),))
+    })?;
+    audiences.func_wrap("viewers", |mut store: Store<'_>, (a,): (u32,)| {
+        let work = 64 * store.data().audience(a)?.len();
+        charge(&mut store, work)?;
+        let names = store.data().about()?.names.read();
+        let ids = store.data().audience(a)?.ids();
+        let viewers = ids.filter_map(|id| Some(names.name(id)?.as_str().to_owned()));
+        Ok((viewers.collect::<Vec<_>>(),))
+    })?;
+    Ok(())
+}
+
+fn directory(linker: &mut Linker<Call>) -> Result<()> {
+    let mut directory = linker.instance("presence:plugin/directory@0.1.0")?;
+    for (name, question) in [
+        ("contacts", Question::Contacts as fn(presence_core::names::Id) -> Question),
+        ("contacts-of", Question::ContactsOf),
+        ("co-members", Question::CoMembers),
+        ("blocked-by", Question::BlockedBy),
+    ] {
+        directory.func_wrap(name, move |mut store: Store<'_>, (user,): (String,)| {
+            let user = store.data().user(&user)?;
+            Ok((store.data_mut().ask(question(user))?,))
+        })?;
+    }
+    directory.func_wrap("members", |mut store: Store<'_>, (group,): (String,)| {
+        Ok((store.data_mut().ask(Question::Members(group.into()))?,))
+    })?;
+    directory.func_wrap("everyone", |mut store: Store<'_>, (): ()| {
+        Ok((store.data_mut().ask(Question::Everyone)?,))
+    })?;
+    directory.func_wrap("groups", |mut store: Store<'_>, (user,): (String,)| {
+        let user = store.data().user(&user)?;
+        let question = Question::Groups(user);
+        let groups = store.data().about()?.directory.groups(user);
+        let groups = groups.map(|groups| groups.iter().map(|group| group.to_string()).collect());
+        let groups: Vec<String> = match groups {
+            Ok(groups) => groups,
+            Err(_) => {
+                store.data_mut().not_at_hand.insert(question.clone());
+                Vec::new()
+            }
+        };
+        store.data_mut().reads.questions.insert(question);
+        Ok((groups,))
+    })?;
+    directory.func_wrap("setting", |mut store: Store<'_>, (user, key): (String, String)| {
+        let user = store.data().user(&user)?;
+        let question = Question::Settings(user);
+        let setting = store.data().about()?.directory.setting(user, &key);
+        let setting = setting.map(|setting| setting.map(str::to_owned));
+        let setting = match setting {
+            Ok(setting) => setting,
+            Err(_) => {
+                store.data_mut().not_at_hand.insert(question.clone());
+                None
+            }
+        };
+        store.data_mut().reads.questions.insert(question);
+        Ok((setting,))
+    })?;
+    Ok(())
+}
+
+fn host(linker: &mut Linker<Call>) -> Result<()> {
+    let mut host = linker.instance("presence:plugin/host@0.1.0")?;
+    host.func_wrap("explain", |mut store: Store<'_>, (text,): (String,)| {
+        if let Some(line) = store.data_mut().line(&text) {
+            tracing::debug!(target: "plugin", plugin = &*store.data().plugin, explanation = line);
+        }
+        Ok(())
+    })?;
+    host.func_wrap("now", |mut store: Store<'_>, (): ()| {
+        store.data_mut().reads.time = true;
+        Ok((store.data().about()?.now,))
+    })?;
+    host.func_wrap("reconsider-at", |mut store: Store<'_>, (at,): (u64,)| {
+        let reads = &mut store.data_mut().reads;
+        reads.reconsider_at = Some(reads.reconsider_at.map_or(at, |before| before.min(at)));
+        Ok(())
+    })?;
+    host.func_wrap("log", |mut store: Store<'_>, (level, text): (Level, String)| {
+        if let Some(line) = store.data_mut().line(&text) {
+            let plugin = &*store.data().plugin;
+            match level {
+                Level::Error => tracing::error!(target: "plugin", plugin, "{line}"),
+                Level::Warn => tracing::warn!(target: "plugin", plugin, "{line}"),
+                Level::Info => tracing::info!(target: "plugin", plugin, "{line}"),
+                Level::Debug => tracing::debug!(target: "plugin", plugin, "{line}"),
+            }
+        }
+        Ok(())
+    })?;
+    Ok(())
+}
+
+/// Charges set work as fuel.
+fn charge(store: &mut Store<'_>, work: u64) -> Result<()> {
+    match store.get_fuel()?.checked_sub(work) {
+        Some(left) => store.set_fuel(left),
+        None => {
+            store.set_fuel(0)?;
+            bail!("ran out of fuel over its audiences")
+        }
+    }
+}

@@ -1,0 +1,57 @@
+//! Why a plugin or a pipeline can't be loaded.
+
+/// Nothing that was running is touched by any of these.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// No engine can be had.
+    #[error("can't start the WebAssembly engine: {0}")]
+    Engine(String),
+    /// The file isn't a component with a manifest.
+    #[error("`{plugin}` is not a presence plugin: {what}")]
+    NotAPlugin {
+        /// The plugin.
+        plugin: String,
+        /// What it is instead.
+        what: String,
+    },
+    /// The component asks for something that no plugin is given.
+    #[error("`{plugin}` can't be linked: {what}")]
+    Link {
+        /// The plugin.
+        plugin: String,
+        /// What it asks for.
+        what: String,
+    },
+    /// The plugin wants a capability that it wasn't granted.
+    #[error("`{plugin}` asks for `widen`; to grant it, add grants = [\"widen\"] to its [[pipeline]] entry")]
+    NotGranted {
+        /// The plugin.
+        plugin: String,
+    },
+    /// The chain is not a pipeline.
+    #[error("`{plugin}` {what}")]
+    Chain {
+        /// The plugin.
+        plugin: String,
+        /// What is wrong with its place.
+        what: &'static str,
+    },
+    /// The plugin refuses its configuration, or fails in taking it.
+    #[error("`{plugin}` refuses its configuration: {what}")]
+    Configure {
+        /// The plugin.
+        plugin: String,
+        /// Why.
+        what: String,
+    },
+    /// A self-test came out wrong.
+    #[error("`{plugin}` fails its self-test `{case}`: {what}")]
+    SelfTest {
+        /// The plugin.
+        plugin: String,
+        /// The case.
+        case: String,
+        /// What came out.
+        what: String,
+    },
+}

@@ -1,0 +1,125 @@
+//! One instance of a component, in a store of its own, within its limits. A
+//! component that failed is begun afresh before its next call.
+
+use std::sync::Arc;
+
+use presence_core::rules::{Context, Failure};
+use serde_json::Value;
+use wasmtime::component::{ComponentNamedList, Instance as Handle, Lift, Lower, TypedFunc};
+use wasmtime::{Store, StoreLimitsBuilder, Trap};
+
+use crate::call::Call;
+use crate::engine::TICK_MS;
+use crate::{Limits, LoadError, Plugin};
+
+/// An instance, called with `P` and answering with `R`.
+pub(crate) struct Instance<P, R> {
+    pub(crate) plugin: Arc<Plugin>,
+    export: &'static str,
+    config: String,
+    limits: Limits,
+    /// None once it has failed.
+    live: Option<(Store<Call>, TypedFunc<P, R>)>,
+}
+
+impl<P, R> Instance<P, R>
+where
+    P: ComponentNamedList + Lower,
+    R: ComponentNamedList + Lift + 'static,
+{
+    /// An instance that has taken its configuration.
+    pub(crate) fn new(
+        plugin: &Arc<Plugin>,
+        export: &'static str,
+        config: &Value,
+        limits: Limits,
+    ) -> Result<Self, LoadError> {
+        let own = plugin.manifest.limits;
+        let limits = Limits {
+            fuel: own.fuel.map_or(limits.fuel, |fuel| fuel.min(limits.fuel)),
+            memory_bytes_max: own
+                .memory_bytes
+                .map_or(limits.memory_bytes_max, |bytes| bytes.min(limits.memory_bytes_max)),
+            deadline_ms: limits.deadline_ms.map(|ms| own.deadline_ms.unwrap_or(ms).min(ms)),
+        };
+        let config = config.to_string();
+        let mut instance = Self { plugin: Arc::clone(plugin), export, config, limits, live: None };
+        instance.live = Some(instance.begin()?);
+        Ok(instance)
+    }
+
+    /// Calls it. What it read and asked in vain is in the state handed to `read`.
+    pub(crate) fn call<T>(
+        &mut self,
+        context: Context<'_>,
+        with: impl FnOnce(&mut Call) -> wasmtime::Result<P>,
+        read: impl FnOnce(&mut Call, R) -> wasmtime::Result<T>,
+    ) -> Result<T, Failure> {
+        let failure = |plugin: &Plugin, error: String| Failure { plugin: Arc::clone(&plugin.name), error };
+        let (mut store, function) = match self.live.take() {
+            Some(live) => live,
+            None => self.begin().map_err(|error| failure(&self.plugin, error.to_string()))?,
+        };
+        let outcome = refill(&mut store, self.limits).and_then(|()| {
+            store.data_mut().begin(context);
+            let params = with(store.data_mut())?;
+            let result = function.call(&mut store, params)?;
+            read(store.data_mut(), result)
+        });
+        store.data_mut().end();
+        match outcome {
+            Ok(outcome) => {
+                self.live = Some((store, function));
+                Ok(outcome)
+            }
+            Err(error) => Err(failure(&self.plugin, describe(&error, self.limits))),
+        }
+    }
+
+    fn begin(&self) -> Result<(Store<Call>, TypedFunc<P, R>), LoadError> {
+        let name = &self.plugin.name;
+        let refuses = |what: String| LoadError::Configure { plugin: name.to_string(), what };
+        let wrong = |error: wasmtime::Error| refuses(describe(&error, self.limits));
+        let limits = StoreLimitsBuilder::new().memory_size(self.limits.memory_bytes_max).build();
+        let call = Call::new(Arc::clone(name), limits);
+        let mut store = Store::new(self.plugin.linked.component().engine(), call);
+        store.limiter(|call| &mut call.limits);
+        refill(&mut store, self.limits).map_err(wrong)?;
+        let handle = self.plugin.linked.instantiate(&mut store).map_err(wrong)?;
+        let function = export(&handle, &mut store, self.export).map_err(wrong)?;
+        let configure: TypedFunc<(&str,), (Result<(), String>,)> =
+            export(&handle, &mut store, "configure").map_err(wrong)?;
+        let (taken,) = configure.call(&mut store, (&self.config,)).map_err(wrong)?;
+        taken.map_err(refuses)?;
+        store.data_mut().end();
+        Ok((store, function))
+    }
+}
+
+fn export<P, R>(handle: &Handle, store: &mut Store<Call>, name: &str) -> wasmtime::Result<TypedFunc<P, R>>
+where
+    P: ComponentNamedList + Lower,
+    R: ComponentNamedList + Lift + 'static,
+{
+    handle.get_typed_func(store, name)
+}
+
+fn refill(store: &mut Store<Call>, limits: Limits) -> wasmtime::Result<()> {
+    store.set_fuel(limits.fuel)?;
+    // Without a deadline the clock may tick for longer than anyone will wait.
+    store.set_epoch_deadline(limits.deadline_ms.map_or(u64::MAX / 4, |ms| ms.div_ceil(TICK_MS) + 1));
+    Ok(())
+}
+
+/// A failure in one line, which says which limit was passed, if one was.
+fn describe(error: &wasmtime::Error, limits: Limits) -> String {
+    match error.downcast_ref::<Trap>() {
+        Some(Trap::OutOfFuel) => format!("used up its fuel of {}", limits.fuel),
+        Some(Trap::Interrupt) => {
+            format!("took longer than {} ms", limits.deadline_ms.unwrap_or_default())
+        }
+        Some(Trap::StackOverflow) => "recursed until its stack was used up".into(),
+        Some(trap) => format!("trapped: {trap}"),
+        None => format!("{error:#}").replace('\n', " "),
+    }
+}

@@ -1,0 +1,138 @@
+//! The manifest: what a plugin says of itself, in a custom section of its file.
+
+use serde::Deserialize;
+use serde_json::{Map, Value};
+
+use crate::LoadError;
+
+/// The section that holds the manifest.
+pub const SECTION: &str = "presence:manifest";
+
+/// The version of the component API that this host speaks.
+pub const API: &str = "0.1.0";
+
+/// What a plugin says of itself.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Manifest {
+    /// Its name.
+    pub name: String,
+    /// Its version.
+    pub version: semver::Version,
+    /// The version of `presence:plugin` it was built against.
+    pub api: String,
+    /// What it does.
+    pub role: Role,
+    /// For a filter: whether it may add viewers.
+    #[serde(default)]
+    pub effect: Effect,
+    /// What it wants to be allowed.
+    #[serde(default)]
+    pub capabilities: Vec<String>,
+    /// Lower limits than the host's, of its own accord.
+    #[serde(default)]
+    pub limits: OwnLimits,
+    /// What holds once it has failed repeatedly.
+    #[serde(default)]
+    pub on_failure: Option<String>,
+    /// What it proves of itself at every load.
+    #[serde(default)]
+    pub tests: Vec<Case>,
+}
+
+/// What a plugin does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// Changes an event's metadata.
+    Enricher,
+    /// Turns an audience into an audience.
+    Filter,
+    /// Splits the final audience into renditions.
+    Redactor,
+}
+
+/// Whether a filter may add viewers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Effect {
+    /// It may only remove them.
+    #[default]
+    Narrow,
+    /// It may add them.
+    Widen,
+}
+
+/// Limits that a plugin sets itself. The host's hold beside them.
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OwnLimits {
+    /// Fuel a call.
+    pub fuel: Option<u64>,
+    /// Memory, in bytes.
+    pub memory_bytes: Option<usize>,
+    /// Time a call, in milliseconds.
+    pub deadline_ms: Option<u64>,
+}
+
+/// A self-test case.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Case {
+    /// Its name.
+    pub name: String,
+    /// The configuration.
+    #[serde(default = "empty")]
+    pub config: Value,
+    /// The time, in milliseconds since the Unix epoch.
+    #[serde(default)]
+    pub now: u64,
+    /// The event, as it is broadcast.
+    #[serde(default)]
+    pub event: Map<String, Value>,
+    /// Contacts, groups, blocks and settings.
+    #[serde(default)]
+    pub directory: Map<String, Value>,
+    /// The audience that goes in.
+    #[serde(default)]
+    pub audience: Vec<String>,
+    /// What comes out.
+    pub expect: Value,
+}
+
+fn empty() -> Value {
+    Value::Object(Map::new())
+}
+
+impl Manifest {
+    /// Reads the manifest out of a plugin's file.
+    ///
+    /// # Errors
+    /// [`LoadError::NotAPlugin`], saying what is missing.
+    pub fn read(plugin: &str, bytes: &[u8]) -> Result<Self, LoadError> {
+        let not = |what: String| LoadError::NotAPlugin { plugin: plugin.into(), what };
+        let mut depth = 0_u32;
+        for payload in wasmparser::Parser::new(0).parse_all(bytes) {
+            match payload.map_err(|error| not(format!("not a WebAssembly component: {error}")))? {
+                wasmparser::Payload::ModuleSection { .. }
+                | wasmparser::Payload::ComponentSection { .. } => depth += 1,
+                wasmparser::Payload::End(_) => depth = depth.saturating_sub(1),
+                wasmparser::Payload::CustomSection(section)
+                    if depth == 0 && section.name() == SECTION =>
+                {
+                    let manifest: Self = serde_json::from_slice(section.data())
+                        .map_err(|error| not(format!("its manifest can't be read: {error}")))?;
+                    if manifest.api != API {
+                        return Err(not(format!(
+                            "it was built for presence:plugin {}, and this host speaks {API}: rebuild it, or update the host",
+                            manifest.api
+                        )));
+                    }
+                    return Ok(manifest);
+                }
+                _ => {}
+            }
+        }
+        Err(not(format!("it has no `{SECTION}` section: build it with `cargo xtask plugins`")))
+    }
+}

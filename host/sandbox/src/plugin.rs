@@ -1,0 +1,36 @@
+//! A plugin: one file, compiled, with its manifest.
+
+use std::sync::Arc;
+
+use wasmtime::component::{Component, InstancePre, Linker};
+
+use crate::call::Call;
+use crate::manifest::Manifest;
+use crate::{Engine, LoadError, api};
+
+/// A compiled plugin, linked to the host's interfaces and nothing else.
+pub struct Plugin {
+    /// Its name in the configuration.
+    pub name: Arc<str>,
+    /// What it says of itself.
+    pub manifest: Manifest,
+    pub(crate) linked: InstancePre<Call>,
+}
+
+impl Plugin {
+    /// Compiles a plugin's file. This takes long: do it where nobody waits.
+    ///
+    /// # Errors
+    /// Without a manifest, if it isn't a component, or if it asks for an
+    /// interface that plugins aren't given.
+    pub fn load(engine: &Engine, name: &str, bytes: &[u8]) -> Result<Self, LoadError> {
+        let manifest = Manifest::read(name, bytes)?;
+        let not = |error| LoadError::NotAPlugin { plugin: name.into(), what: format!("{error:#}") };
+        let component = Component::new(&engine.wasmtime, bytes).map_err(not)?;
+        let mut linker = Linker::new(&engine.wasmtime);
+        let linked = api::link(&mut linker).and_then(|()| linker.instantiate_pre(&component));
+        let linked = linked
+            .map_err(|error| LoadError::Link { plugin: name.into(), what: format!("{error:#}") })?;
+        Ok(Self { name: name.into(), manifest, linked })
+    }
+}
