@@ -1,7 +1,7 @@
 //! A real nats-server of a test's own: its own port, its own storage, JetStream
 //! on, gone when dropped.
 
-mod binary;
+pub mod binary;
 
 use std::fs;
 use std::process::Command;

@@ -58,8 +58,18 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     succeed(&mut command)?;
     if args.criterion {
-        let packages = ["bench", "--package", "presence-core", "--package", "presence-sandbox"];
-        succeed(Command::new(env!("CARGO")).args(packages).current_dir(tools::root()))?;
+        let packages = [
+            "bench",
+            "--package",
+            "presence-core",
+            "--package",
+            "presence-sandbox",
+        ];
+        succeed(
+            Command::new(env!("CARGO"))
+                .args(packages)
+                .current_dir(tools::root()),
+        )?;
     }
     Ok(())
 }
@@ -67,7 +77,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 fn measure(args: &Args) -> Result<()> {
     let runtime = Runtime::new()?;
     let monitoring_port = tools::free_port()?;
-    let options = Options { monitoring_port: Some(monitoring_port), ..Options::default() };
+    let options = Options {
+        monitoring_port: Some(monitoring_port),
+        ..Options::default()
+    };
     let broker = Broker {
         server: runtime.block_on(NatsServer::start_with(options))?,
         monitoring_port,
@@ -75,7 +88,11 @@ fn measure(args: &Args) -> Result<()> {
     };
     let version = tools::run(Command::new(nats::find()?).arg("--version"))?;
     let cores = std::thread::available_parallelism()?;
-    println!("{}, {cores} cores, {} messages under way at most", version.trim(), args.window);
+    println!(
+        "{}, {cores} cores, {} messages under way at most",
+        version.trim(),
+        args.window
+    );
 
     let mut figures = Vec::new();
     for viewers in &args.viewers {
@@ -101,7 +118,9 @@ impl Broker {
     fn messages_in(&self) -> Result<u64> {
         let varz = presence_tests::http::get(self.monitoring_port, "/varz");
         let varz: serde_json::Value = serde_json::from_str(&self.runtime.block_on(varz)?.body)?;
-        varz.get("in_msgs").and_then(serde_json::Value::as_u64).context("varz has in_msgs")
+        varz.get("in_msgs")
+            .and_then(serde_json::Value::as_u64)
+            .context("varz has in_msgs")
     }
 
     fn pid(&self) -> Result<u32> {
@@ -110,7 +129,9 @@ impl Broker {
 }
 
 fn succeed(command: &mut Command) -> Result<()> {
-    let status = command.status().with_context(|| format!("running `{}`", tools::line(command)))?;
+    let status = command
+        .status()
+        .with_context(|| format!("running `{}`", tools::line(command)))?;
     if !status.success() {
         bail!("`{}` failed ({status})", tools::line(command));
     }

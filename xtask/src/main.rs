@@ -1,9 +1,10 @@
-//! The project's own tasks: `cargo xtask demo`, `test`, `bench` and `plugins`.
+//! The project's own tasks: `cargo xtask test`, `bench` and `plugins`.
 //! Each does all of its own set-up.
 
 mod bench;
-mod demo;
+mod plugins;
 mod test;
+mod toolchain;
 
 use std::process::ExitCode;
 
@@ -19,10 +20,10 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Task {
-    /// Shows presence at work on a real broker, in about half a minute.
-    Demo(demo::Args),
     /// Gets what the tests need and runs every one of them.
     Test(test::Args),
+    /// Builds the plugins' components into plugins/dist.
+    Plugins(plugins::Args),
     /// Measures presence beside a raw relay, a native filter and Node.
     Bench(bench::Args),
     /// One process of the benchmark.
@@ -32,8 +33,8 @@ enum Task {
 
 fn main() -> ExitCode {
     let done = match Cli::parse().task {
-        Task::Demo(args) => demo::run(&args),
         Task::Test(args) => test::run(&args),
+        Task::Plugins(args) => plugins::run(&args),
         Task::Bench(args) => bench::run(&args),
         Task::BenchContender(args) => bench::contender::run(&args),
     };

@@ -1,5 +1,36 @@
-//! later
-use anyhow::Result;
+//! `cargo xtask test`: gets what the tests need, and runs every one of them.
+
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+use presence_tests::{host, nats, tools};
+
+/// What is asked of the task.
 #[derive(clap::Args)]
 pub(crate) struct Args {}
-pub(crate) fn run(_: &Args) -> Result<()> { Ok(()) }
+
+/// Runs the task.
+///
+/// # Errors
+/// If something can't be had, or a test fails.
+pub(crate) fn run(_: &Args) -> Result<()> {
+    let server = nats::binary::find()?;
+    println!("nats-server: {}", server.display());
+    let presence = host::binary()?;
+    println!("presence: {}", presence.display());
+    let tested = Command::new("cargo")
+        .args(["test", "--workspace"])
+        .env("NATS_SERVER", &server)
+        .env("PRESENCE_BIN", &presence)
+        .current_dir(tools::root())
+        .status()
+        .context("can't run cargo")?;
+    ensure!(tested.success(), "tests of the workspace failed");
+    let tested = Command::new("cargo")
+        .args(["test"])
+        .current_dir(tools::root().join("plugins"))
+        .status()
+        .context("can't run cargo")?;
+    ensure!(tested.success(), "tests of the plugins failed");
+    Ok(())
+}

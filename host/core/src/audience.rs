@@ -33,13 +33,18 @@ impl Default for Audience {
 
 impl From<Arc<RoaringBitmap>> for Audience {
     fn from(base: Arc<RoaringBitmap>) -> Self {
-        Self { base, without: None }
+        Self {
+            base,
+            without: None,
+        }
     }
 }
 
 impl FromIterator<Id> for Audience {
     fn from_iter<I: IntoIterator<Item = Id>>(ids: I) -> Self {
-        Self::from(Arc::new(ids.into_iter().map(|id| id.0).collect::<RoaringBitmap>()))
+        Self::from(Arc::new(
+            ids.into_iter().map(|id| id.0).collect::<RoaringBitmap>(),
+        ))
     }
 }
 
@@ -138,7 +143,12 @@ impl Audience {
             return self.clone();
         }
         if Arc::ptr_eq(&self.base, &other.base) {
-            return other.missing().iter().map(|id| Id(*id)).filter(|id| self.contains(*id)).collect();
+            return other
+                .missing()
+                .iter()
+                .map(|id| Id(*id))
+                .filter(|id| self.contains(*id))
+                .collect();
         }
         if other.base.len() <= WITHOUT_MAX as u64 {
             let removed: Vec<_> = other.ids().filter(|id| self.contains(*id)).collect();
@@ -206,7 +216,10 @@ impl Audience {
         missing.dedup();
         if missing.len() <= WITHOUT_MAX {
             let without = (!missing.is_empty()).then(|| Arc::new(missing));
-            return Self { base: Arc::clone(&self.base), without };
+            return Self {
+                base: Arc::clone(&self.base),
+                without,
+            };
         }
         let mut bitmap = RoaringBitmap::clone(&self.base);
         for id in missing {
@@ -238,7 +251,9 @@ mod tests {
             .prop_map(|set| Pair(set.clone(), set.into_iter().map(Id).collect()));
         let less_some = prop::collection::btree_set(0_u32..80, 0..50).prop_map(|removed| {
             let set = (0..60).filter(|id| !removed.contains(id)).collect();
-            let audience = removed.iter().fold(shared_base(), |base, id| base.without(Id(*id)));
+            let audience = removed
+                .iter()
+                .fold(shared_base(), |base, id| base.without(Id(*id)));
             Pair(set, audience)
         });
         prop_oneof![own, less_some]

@@ -65,7 +65,9 @@ pub fn filtered(
     let mut body = head.clone();
     let names = names.read();
     for viewer in viewers.ids() {
-        let Some(name) = names.name(viewer) else { continue };
+        let Some(name) = names.name(viewer) else {
+            continue;
+        };
         let element = name.json_element().as_bytes();
         let full = body.len() + element.len() + tail.len() > body_bytes_max;
         if full && body.len() > head.len() {
@@ -92,7 +94,11 @@ pub fn dead_letter(
     // is small. Where the whole might not fit, the beginning is kept.
     let room = body_bytes_max.saturating_sub(1024 + rejection.error.len() + subject.len());
     let whole = payload.len().saturating_mul(6) <= room || encode(payload).0.len() <= room;
-    let kept = if whole { payload } else { payload.get(..room / 6).unwrap_or(payload) };
+    let kept = if whole {
+        payload
+    } else {
+        payload.get(..room / 6).unwrap_or(payload)
+    };
     let kept = match std::str::from_utf8(kept) {
         // A cut through a character isn't the sender's fault.
         Err(error) if !whole && error.error_len().is_none() => {
@@ -177,16 +183,28 @@ mod tests {
         let user = names.intern("12345");
         let name = names.name(user).unwrap();
         let metadata = Metadata::parse(r#"{"device":"web","connId":"c"}"#, |_| true);
-        Event { user, name, timestamp: 7, change: Change::Online, metadata }
+        Event {
+            user,
+            name,
+            timestamp: 7,
+            change: Change::Online,
+            metadata,
+        }
     }
 
     #[test]
     fn a_long_audience_is_split_into_whole_messages() {
         let names = Names::new();
         let event = online(&names);
-        let viewers: Audience = (0..100).map(|n| names.intern(&format!("viewer-{n}"))).collect();
+        let viewers: Audience = (0..100)
+            .map(|n| names.intern(&format!("viewer-{n}")))
+            .collect();
         let keys = ["device".into()].into();
-        let rendition = Rendition { audience: viewers.clone(), keys, last_seen: true };
+        let rendition = Rendition {
+            audience: viewers.clone(),
+            keys,
+            last_seen: true,
+        };
         let bodies = filtered(&event, &rendition, &viewers, &names, 300);
         let mut told = Vec::new();
         for body in &bodies {
@@ -204,15 +222,28 @@ mod tests {
     fn a_dead_letter_that_would_not_fit_carries_the_beginning() {
         let rejection = Rejection::new(Cause::InvalidJson, "no".into());
         let payload = "ä".repeat(5_000);
-        let body = dead_letter("presence.connect", &rejection, payload.as_bytes(), 1, "n", 4_096);
+        let body = dead_letter(
+            "presence.connect",
+            &rejection,
+            payload.as_bytes(),
+            1,
+            "n",
+            4_096,
+        );
         assert!(body.len() <= 4_096);
         let body: serde_json::Value = serde_json::from_slice(&body).unwrap();
-        assert_eq!((&body["truncated"], &body["size"]), (&true.into(), &10_000.into()));
+        assert_eq!(
+            (&body["truncated"], &body["size"]),
+            (&true.into(), &10_000.into())
+        );
         assert!(payload.starts_with(body["payload"].as_str().unwrap()));
         assert_eq!(body["encoding"], "utf8");
         let whole = dead_letter("s", &rejection, &[0xff, 0], 1, "n", 4_096);
         let whole: serde_json::Value = serde_json::from_slice(&whole).unwrap();
-        assert_eq!((&whole["payload"], &whole["encoding"]), (&"/wA=".into(), &"base64".into()));
+        assert_eq!(
+            (&whole["payload"], &whole["encoding"]),
+            (&"/wA=".into(), &"base64".into())
+        );
         assert!(whole.get("truncated").is_none());
     }
 }

@@ -93,7 +93,10 @@ impl Directory {
     /// An empty directory that is asked question by question: one that hasn't
     /// been [answered](Edit::answer) is not at hand.
     pub fn on_demand() -> Self {
-        Self { answered: Some(Map::default()), ..Self::default() }
+        Self {
+            answered: Some(Map::default()),
+            ..Self::default()
+        }
     }
 
     /// The audience that answers a question. Questions that aren't answered by
@@ -106,7 +109,9 @@ impl Directory {
         self.at_hand(question)?;
         let set = match question {
             Question::Contacts(user) => self.user(*user).and_then(|user| user.contacts.clone()),
-            Question::ContactsOf(user) => self.user(*user).and_then(|user| user.contacts_of.clone()),
+            Question::ContactsOf(user) => {
+                self.user(*user).and_then(|user| user.contacts_of.clone())
+            }
             Question::BlockedBy(user) => self.user(*user).and_then(|user| user.blocked.clone()),
             Question::Members(group) => self.groups.get(group).cloned(),
             Question::CoMembers(user) => return Ok(self.co_members(*user)),
@@ -132,7 +137,9 @@ impl Directory {
     pub fn setting(&self, user: Id, key: &str) -> Result<Option<&str>, NotAtHand> {
         self.at_hand(&Question::Settings(user))?;
         let settings = self.user(user).and_then(|user| user.settings.as_deref());
-        Ok(settings.and_then(|settings| settings.get(key)).map(|value| &**value))
+        Ok(settings
+            .and_then(|settings| settings.get(key))
+            .map(|value| &**value))
     }
 
     /// All the numbers that the directory holds.
@@ -181,8 +188,13 @@ impl Directory {
     /// The user is in this set too: nobody is in their own audience anyway, and
     /// so a single group is handed on as it is.
     fn co_members(&self, user: Id) -> Audience {
-        let members = self.groups_of(user).iter().filter_map(|group| self.groups.get(group));
-        members.fold(Audience::nobody(), |all, group| all.union(&Arc::clone(group).into()))
+        let members = self
+            .groups_of(user)
+            .iter()
+            .filter_map(|group| self.groups.get(group));
+        members.fold(Audience::nobody(), |all, group| {
+            all.union(&Arc::clone(group).into())
+        })
     }
 }
 

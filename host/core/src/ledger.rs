@@ -51,7 +51,11 @@ impl Ledger {
 
     /// Notes that a user is online. Who had been told of them stays told.
     pub fn online(&mut self, event: Arc<Event>) -> &mut Entry {
-        let fresh = Entry { event: Arc::clone(&event), told: Audience::nobody(), pending: None };
+        let fresh = Entry {
+            event: Arc::clone(&event),
+            told: Audience::nobody(),
+            pending: None,
+        };
         let entry = self.entries.entry(event.user).or_insert(fresh);
         entry.event = event;
         entry

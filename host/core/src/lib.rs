@@ -5,7 +5,14 @@
 //! a state machine: it is handed the time and an input, and answers with
 //! outputs. The same code runs against a broker, over a recording, and in tests.
 
-#![cfg_attr(test, allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may panic"))]
+#![cfg_attr(
+    test,
+    allow(
+        clippy::unwrap_used,
+        clippy::indexing_slicing,
+        reason = "a test may panic"
+    )
+)]
 
 pub mod audience;
 pub mod body;

@@ -33,8 +33,13 @@ pub enum Kind {
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 5] =
-        [Self::Connect, Self::Disconnect, Self::Heartbeat, Self::Online, Self::Offline];
+    pub const ALL: [Self; 5] = [
+        Self::Connect,
+        Self::Disconnect,
+        Self::Heartbeat,
+        Self::Online,
+        Self::Offline,
+    ];
 
     /// The subject, without a tenant's prefix.
     pub fn subject(self) -> &'static str {
@@ -139,8 +144,8 @@ impl Message {
     pub fn parse(kind: Kind, payload: &Bytes) -> Result<Self, Rejection> {
         let text = ByteString::try_from(payload.clone())
             .map_err(|error| Rejection::new(Cause::InvalidJson, format!("not UTF-8: {error}")))?;
-        let fields: Fields<'_> =
-            serde_json::from_str(&text).map_err(|error| diagnosis::diagnose(kind, &text, &error))?;
+        let fields: Fields<'_> = serde_json::from_str(&text)
+            .map_err(|error| diagnosis::diagnose(kind, &text, &error))?;
         fields.check(kind, &text)
     }
 }
@@ -178,7 +183,10 @@ impl<'a> Fields<'a> {
         }
         let user = id("userId", self.user.0, text)?;
         if self.timestamp == 0 {
-            return Err(Rejection::field("timestamp", "must be a positive integer of milliseconds"));
+            return Err(Rejection::field(
+                "timestamp",
+                "must be a positive integer of milliseconds",
+            ));
         }
         let metadata = self.metadata.map(|raw| object(raw, text)).transpose()?;
         let conn = if kind.has_connection() {
@@ -198,18 +206,31 @@ impl<'a> Fields<'a> {
             Kind::Offline => {
                 let last_seen = self.last_seen.map(last_seen).transpose()?;
                 let last_seen = last_seen.unwrap_or(self.timestamp);
-                Says::Offline { last_seen, reason, metadata }
+                Says::Offline {
+                    last_seen,
+                    reason,
+                    metadata,
+                }
             }
         };
-        Ok(Message { user, timestamp: self.timestamp, says })
+        Ok(Message {
+            user,
+            timestamp: self.timestamp,
+            says,
+        })
     }
 
     fn check_type(&self, kind: Kind) -> Result<(), Rejection> {
-        let expected = if kind == Kind::Online { "\"user_online\"" } else { "\"user_offline\"" };
+        let expected = if kind == Kind::Online {
+            "\"user_online\""
+        } else {
+            "\"user_offline\""
+        };
         match self.kind {
-            Some(kind) if kind.get() != expected => {
-                Err(Rejection::field("type", &format!("must be {expected} on this subject")))
-            }
+            Some(kind) if kind.get() != expected => Err(Rejection::field(
+                "type",
+                &format!("must be {expected} on this subject"),
+            )),
             _ => Ok(()),
         }
     }
@@ -237,7 +258,9 @@ fn object(raw: &RawValue, text: &ByteString) -> Result<ByteString, Rejection> {
 }
 
 fn last_seen(raw: &RawValue) -> Result<u64, Rejection> {
-    let number = serde_json::from_str::<u64>(raw.get()).ok().filter(|number| *number > 0);
+    let number = serde_json::from_str::<u64>(raw.get())
+        .ok()
+        .filter(|number| *number > 0);
     number.ok_or_else(|| Rejection::field("lastSeen", "must be a positive integer of milliseconds"))
 }
 
@@ -254,31 +277,84 @@ mod tests {
         let body = r#"{"userId":"u","connId":"c","timestamp":5,"metadata":{"device":"web"},"x":1}"#;
         let message = parse(Kind::Connect, body).unwrap();
         assert_eq!(message.user, "u");
-        let Says::Connect { conn, metadata } = message.says else { panic!("not a connect") };
+        let Says::Connect { conn, metadata } = message.says else {
+            panic!("not a connect")
+        };
         assert_eq!(conn, "c");
         assert_eq!(metadata.unwrap(), r#"{"device":"web"}"#);
     }
 
     #[test]
     fn what_is_wrong_is_named() {
-        let long = format!(r#"{{"userId":"{}","connId":"c","timestamp":1}}"#, "x".repeat(257));
+        let long = format!(
+            r#"{{"userId":"{}","connId":"c","timestamp":1}}"#,
+            "x".repeat(257)
+        );
         for (body, cause, word) in [
             ("", Cause::InvalidJson, "JSON"),
             ("{", Cause::InvalidJson, "JSON"),
             ("[1]", Cause::NotAnObject, "array"),
             ("null", Cause::NotAnObject, "null"),
-            (r#"{"connId":"c","timestamp":1}"#, Cause::MissingField, "userId"),
-            (r#"{"userId":"u","timestamp":1}"#, Cause::MissingField, "connId"),
-            (r#"{"userId":"u","connId":"c"}"#, Cause::MissingField, "timestamp"),
-            (r#"{"userId":"","connId":"c","timestamp":1}"#, Cause::InvalidField, "userId"),
-            (r#"{"userId":7,"connId":"c","timestamp":1}"#, Cause::InvalidField, "userId"),
-            (r#"{"userId":"u","connId":null,"timestamp":1}"#, Cause::InvalidField, "connId"),
-            (r#"{"userId":"u","connId":"c","timestamp":0}"#, Cause::InvalidField, "timestamp"),
-            (r#"{"userId":"u","connId":"c","timestamp":-1}"#, Cause::InvalidField, "timestamp"),
-            (r#"{"userId":"u","connId":"c","timestamp":1.5}"#, Cause::InvalidField, "timestamp"),
-            (r#"{"userId":"u","connId":"c","timestamp":"1"}"#, Cause::InvalidField, "timestamp"),
-            (r#"{"userId":"u","connId":"c","timestamp":1,"metadata":null}"#, Cause::InvalidField, "metadata"),
-            (r#"{"userId":"u","userId":"v","connId":"c","timestamp":1}"#, Cause::InvalidJson, "userId"),
+            (
+                r#"{"connId":"c","timestamp":1}"#,
+                Cause::MissingField,
+                "userId",
+            ),
+            (
+                r#"{"userId":"u","timestamp":1}"#,
+                Cause::MissingField,
+                "connId",
+            ),
+            (
+                r#"{"userId":"u","connId":"c"}"#,
+                Cause::MissingField,
+                "timestamp",
+            ),
+            (
+                r#"{"userId":"","connId":"c","timestamp":1}"#,
+                Cause::InvalidField,
+                "userId",
+            ),
+            (
+                r#"{"userId":7,"connId":"c","timestamp":1}"#,
+                Cause::InvalidField,
+                "userId",
+            ),
+            (
+                r#"{"userId":"u","connId":null,"timestamp":1}"#,
+                Cause::InvalidField,
+                "connId",
+            ),
+            (
+                r#"{"userId":"u","connId":"c","timestamp":0}"#,
+                Cause::InvalidField,
+                "timestamp",
+            ),
+            (
+                r#"{"userId":"u","connId":"c","timestamp":-1}"#,
+                Cause::InvalidField,
+                "timestamp",
+            ),
+            (
+                r#"{"userId":"u","connId":"c","timestamp":1.5}"#,
+                Cause::InvalidField,
+                "timestamp",
+            ),
+            (
+                r#"{"userId":"u","connId":"c","timestamp":"1"}"#,
+                Cause::InvalidField,
+                "timestamp",
+            ),
+            (
+                r#"{"userId":"u","connId":"c","timestamp":1,"metadata":null}"#,
+                Cause::InvalidField,
+                "metadata",
+            ),
+            (
+                r#"{"userId":"u","userId":"v","connId":"c","timestamp":1}"#,
+                Cause::InvalidJson,
+                "userId",
+            ),
             (&long, Cause::InvalidField, "userId"),
         ] {
             let rejection = parse(Kind::Connect, body).unwrap_err();
@@ -300,8 +376,16 @@ mod tests {
         ] {
             let body = format!(r#"{{"userId":"u","connId":"c","timestamp":1,"reason":{reason}}}"#);
             let message = parse(Kind::Disconnect, &body).unwrap();
-            let Says::Disconnect { reason, .. } = message.says else { panic!("not a disconnect") };
-            assert_eq!(reason, Why { reason: expected, known });
+            let Says::Disconnect { reason, .. } = message.says else {
+                panic!("not a disconnect")
+            };
+            assert_eq!(
+                reason,
+                Why {
+                    reason: expected,
+                    known
+                }
+            );
         }
     }
 
@@ -309,7 +393,10 @@ mod tests {
     fn an_application_states_what_its_subject_says() {
         assert!(parse(Kind::Online, r#"{"userId":"u","timestamp":1}"#).is_ok());
         let body = r#"{"type":"user_offline","userId":"u","timestamp":1}"#;
-        assert_eq!(parse(Kind::Online, body).unwrap_err().cause, Cause::InvalidField);
+        assert_eq!(
+            parse(Kind::Online, body).unwrap_err().cause,
+            Cause::InvalidField
+        );
         let message = parse(Kind::Offline, body).unwrap();
         assert!(matches!(message.says, Says::Offline { last_seen: 1, .. }));
     }

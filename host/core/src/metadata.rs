@@ -61,7 +61,9 @@ impl Metadata {
 
     /// The value under a key, as JSON text.
     pub fn get(&self, key: &str) -> Option<&str> {
-        self.entries().find(|entry| entry.key == key).map(|entry| entry.value)
+        self.entries()
+            .find(|entry| entry.key == key)
+            .map(|entry| entry.value)
     }
 
     /// All entries, in order.
@@ -89,7 +91,10 @@ impl Metadata {
     pub fn write_public(&self, json: &mut Vec<u8>, wanted: impl Fn(&str) -> bool) {
         json.push(b'{');
         let mut first = true;
-        for entry in self.entries().filter(|entry| entry.public && wanted(entry.key)) {
+        for entry in self
+            .entries()
+            .filter(|entry| entry.public && wanted(entry.key))
+        {
             if !first {
                 json.push(b',');
             }
@@ -167,7 +172,8 @@ impl Object {
 
 fn slice<'a>(object: Option<&'a Object>, range: &Range<u32>) -> &'a str {
     let text = object.map_or("", |object| object.text.as_str());
-    text.get(range.start as usize..range.end as usize).unwrap_or_default()
+    text.get(range.start as usize..range.end as usize)
+        .unwrap_or_default()
 }
 
 /// A key, borrowed from the text where it has no escapes.

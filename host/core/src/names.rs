@@ -218,7 +218,12 @@ impl Table {
                 u32::try_from(self.names.len() - 1).unwrap_or(u32::MAX)
             }
         };
-        let Self { hasher, numbers, names, .. } = self;
+        let Self {
+            hasher,
+            numbers,
+            names,
+            ..
+        } = self;
         numbers.insert_unique(hasher.hash_one(text), number, |number| {
             let name = names.get(*number as usize).and_then(Option::as_ref);
             hasher.hash_one(name.map_or("", Name::as_str))
@@ -259,7 +264,9 @@ mod tests {
     #[test]
     fn a_sweep_gives_back_what_nobody_keeps_or_asks_for() {
         let names = Names::new();
-        let ids: Vec<_> = ["kept", "asked", "gone"].map(|name| names.intern(name)).into();
+        let ids: Vec<_> = ["kept", "asked", "gone"]
+            .map(|name| names.intern(name))
+            .into();
         names.begin_sweep();
         names.keep(&RoaringBitmap::from_iter([ids[0].0]));
         assert_eq!(names.intern("asked"), ids[1]);

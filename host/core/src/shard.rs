@@ -49,7 +49,9 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             tracker: tracker::Settings::default(),
-            broadcast: ["device", "userAgent", "location", "connId"].map(String::from).into(),
+            broadcast: ["device", "userAgent", "location", "connId"]
+                .map(String::from)
+                .into(),
             reuse_verdicts: true,
             retry_ms: 1_000,
             retry_ms_max: 60_000,
@@ -168,7 +170,12 @@ impl Shard {
                 self.message(message, rules, out);
                 out.extend(reply.map(|to| Output::Reply(to, body::accepted())));
             }
-            Input::Rejected { subject, payload, rejection, reply } => {
+            Input::Rejected {
+                subject,
+                payload,
+                rejection,
+                reply,
+            } => {
                 self.dead_letter(&subject, &rejection, &payload, out);
                 out.extend(reply.map(|to| Output::Reply(to, body::refused(&rejection))));
             }
@@ -222,7 +229,11 @@ impl Shard {
     }
 
     fn message(&mut self, message: Message, rules: &mut dyn Rules, out: &mut Vec<Output>) {
-        let Message { user, timestamp, says } = message;
+        let Message {
+            user,
+            timestamp,
+            says,
+        } = message;
         let broadcast = &self.settings.broadcast;
         let handled = match &says {
             Says::Connect { conn, metadata } => {
@@ -233,24 +244,42 @@ impl Shard {
             Says::Heartbeat { conn, metadata } => {
                 count(&mut self.counters.taken, Kind::Heartbeat as usize);
                 let keep = || connection_metadata(broadcast, conn, metadata.as_deref());
-                self.tracker.heartbeat(self.now, &user, conn, timestamp, keep)
+                self.tracker
+                    .heartbeat(self.now, &user, conn, timestamp, keep)
             }
             Says::Disconnect { conn, reason } => {
                 count(&mut self.counters.taken, Kind::Disconnect as usize);
                 let reason = self.reason(*reason);
-                self.tracker.disconnect(self.now, &user, conn, timestamp, reason)
+                self.tracker
+                    .disconnect(self.now, &user, conn, timestamp, reason)
             }
             Says::Online { metadata } => {
                 count(&mut self.counters.taken, Kind::Online as usize);
-                let metadata = metadata.as_deref().map(|text| Metadata::parse(text, |_| true));
-                let event = self.event(&user, timestamp, Change::Online, metadata.unwrap_or_default());
+                let metadata = metadata
+                    .as_deref()
+                    .map(|text| Metadata::parse(text, |_| true));
+                let event = self.event(
+                    &user,
+                    timestamp,
+                    Change::Online,
+                    metadata.unwrap_or_default(),
+                );
                 return self.online(event, false, rules, out);
             }
-            Says::Offline { last_seen, reason, metadata } => {
+            Says::Offline {
+                last_seen,
+                reason,
+                metadata,
+            } => {
                 count(&mut self.counters.taken, Kind::Offline as usize);
                 let reason = self.reason(*reason);
-                let metadata = metadata.as_deref().map(|text| Metadata::parse(text, |_| true));
-                let change = Change::Offline { last_seen: *last_seen, reason };
+                let metadata = metadata
+                    .as_deref()
+                    .map(|text| Metadata::parse(text, |_| true));
+                let change = Change::Offline {
+                    last_seen: *last_seen,
+                    reason,
+                };
                 let event = self.event(&user, timestamp, change, metadata.unwrap_or_default());
                 return self.offline(event, false, rules, out);
             }
@@ -268,11 +297,19 @@ impl Shard {
         out: &mut Vec<Output>,
     ) {
         match transition {
-            Transition::Online { user, at, metadata, .. } => {
+            Transition::Online {
+                user, at, metadata, ..
+            } => {
                 let event = self.event(&user, at, Change::Online, metadata);
                 self.online(event, true, rules, out);
             }
-            Transition::Offline { user, at, last_seen, reason, last_heartbeat } => {
+            Transition::Offline {
+                user,
+                at,
+                last_seen,
+                reason,
+                last_heartbeat,
+            } => {
                 let mut metadata = Metadata::default().edit();
                 if let Some(heartbeat) = last_heartbeat {
                     let timeout = self.settings.tracker.timeout_ms.to_string();
@@ -288,7 +325,13 @@ impl Shard {
 
     fn event(&self, user: &str, timestamp: u64, change: Change, metadata: Metadata) -> Event {
         let (user, name) = self.names.intern_name(user);
-        Event { user, name, timestamp, change, metadata }
+        Event {
+            user,
+            name,
+            timestamp,
+            change,
+            metadata,
+        }
     }
 
     fn reason(&mut self, why: Why) -> Reason {
@@ -308,7 +351,11 @@ impl Shard {
         out: &mut Vec<Output>,
     ) {
         count(&mut self.counters.dead_letters, rejection.cause as usize);
-        let Settings { node, body_bytes_max, .. } = &self.settings;
+        let Settings {
+            node,
+            body_bytes_max,
+            ..
+        } = &self.settings;
         let body = body::dead_letter(subject, rejection, payload, self.now, node, *body_bytes_max);
         self.publish(Subject::DeadLetters, body, out);
     }
@@ -321,12 +368,19 @@ fn connection_metadata(broadcast: &[String], conn: &str, text: Option<&str>) -> 
     let conn = json::quoted(conn);
     let mut metadata = Metadata::default().edit();
     for key in broadcast {
-        let value = if key == "connId" { Some(&*conn) } else { given.get(key) };
+        let value = if key == "connId" {
+            Some(&*conn)
+        } else {
+            given.get(key)
+        };
         if let Some(value) = value {
             metadata.set(key, value, true);
         }
     }
-    for entry in given.entries().filter(|entry| !broadcast.iter().any(|key| key == entry.key)) {
+    for entry in given
+        .entries()
+        .filter(|entry| !broadcast.iter().any(|key| key == entry.key))
+    {
         metadata.set(entry.key, entry.value, false);
     }
     metadata.build()

@@ -33,7 +33,10 @@ impl Verdict {
     pub fn new(user: Id, renditions: Vec<Rendition>) -> Self {
         let mut verdict = Self::default();
         for mut rendition in renditions {
-            let viewers = rendition.audience.without(user).difference(&verdict.audience);
+            let viewers = rendition
+                .audience
+                .without(user)
+                .difference(&verdict.audience);
             if viewers.is_empty() {
                 continue;
             }
@@ -85,16 +88,28 @@ impl Verdicts {
     pub fn keep(&mut self, event: &Event, verdict: Verdict, reads: Reads) {
         self.forget(event.user);
         for question in foreign(event.user, &reads) {
-            self.readers.entry_ref(question).or_default().insert(event.user);
+            self.readers
+                .entry_ref(question)
+                .or_default()
+                .insert(event.user);
         }
         let value = |key: &Box<str>| event.metadata.get(key).map(Box::from);
         let values = reads.keys.iter().map(value).collect();
-        self.kept.insert(event.user, Kept { verdict, reads, values });
+        self.kept.insert(
+            event.user,
+            Kept {
+                verdict,
+                reads,
+                values,
+            },
+        );
     }
 
     /// Drops the verdict on a user.
     pub fn forget(&mut self, user: Id) {
-        let Some(kept) = self.kept.remove(&user) else { return };
+        let Some(kept) = self.kept.remove(&user) else {
+            return;
+        };
         for question in foreign(user, &kept.reads) {
             if let Some(readers) = self.readers.get_mut(question) {
                 readers.remove(&user);
@@ -116,7 +131,10 @@ impl Verdicts {
         let mut affected = BTreeSet::new();
         for question in changes.iter() {
             if let Some(user) = question.user()
-                && self.kept.get(&user).is_some_and(|kept| kept.reads.questions.contains(question))
+                && self
+                    .kept
+                    .get(&user)
+                    .is_some_and(|kept| kept.reads.questions.contains(question))
             {
                 affected.insert(user);
             }
@@ -130,7 +148,12 @@ impl Verdicts {
     /// Drops the verdicts of users who aren't online, when there are many.
     pub fn tidy(&mut self, is_online: impl Fn(Id) -> bool, online: usize) {
         if self.kept.len() > online + IDLE_MAX {
-            let idle: Vec<_> = self.kept.keys().copied().filter(|user| !is_online(*user)).collect();
+            let idle: Vec<_> = self
+                .kept
+                .keys()
+                .copied()
+                .filter(|user| !is_online(*user))
+                .collect();
             for user in idle {
                 self.forget(user);
             }
@@ -143,7 +166,13 @@ impl Verdicts {
         for (user, kept) in &self.kept {
             ids.insert(user.0);
             ids |= kept.verdict.audience.bitmap();
-            ids.extend(kept.reads.questions.iter().filter_map(Question::user).map(|id| id.0));
+            ids.extend(
+                kept.reads
+                    .questions
+                    .iter()
+                    .filter_map(Question::user)
+                    .map(|id| id.0),
+            );
         }
         ids
     }
@@ -151,5 +180,8 @@ impl Verdicts {
 
 /// The questions that are not about the user themselves.
 fn foreign(user: Id, reads: &Reads) -> impl Iterator<Item = &Question> {
-    reads.questions.iter().filter(move |question| question.user() != Some(user))
+    reads
+        .questions
+        .iter()
+        .filter(move |question| question.user() != Some(user))
 }

@@ -1,6 +1,11 @@
 //! A shard over rules written as closures: what is published, and to whom.
 
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, missing_docs, reason = "a test may panic")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    missing_docs,
+    reason = "a test may panic"
+)]
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -23,11 +28,18 @@ struct Contacts {
 }
 
 fn rendition(audience: Audience) -> Vec<Rendition> {
-    vec![Rendition { audience, keys: ["device".into()].into(), last_seen: true }]
+    vec![Rendition {
+        audience,
+        keys: ["device".into()].into(),
+        last_seen: true,
+    }]
 }
 
 fn failure() -> Failure {
-    Failure { plugin: "contacts".into(), error: "trapped".into() }
+    Failure {
+        plugin: "contacts".into(),
+        error: "trapped".into(),
+    }
 }
 
 impl Rules for Contacts {
@@ -42,13 +54,24 @@ impl Rules for Contacts {
         }
         let question = Question::Contacts(context.event.user);
         let contacts = context.directory.audience(&question).unwrap();
-        let contacts = if self.closed { Audience::nobody() } else { contacts };
-        let reads = Reads { questions: BTreeSet::from([question]), ..Reads::default() };
+        let contacts = if self.closed {
+            Audience::nobody()
+        } else {
+            contacts
+        };
+        let reads = Reads {
+            questions: BTreeSet::from([question]),
+            ..Reads::default()
+        };
         Decision::Decided(rendition(contacts), reads)
     }
 
     fn redact(&mut self, _: Context<'_>, told: &Audience) -> Result<Vec<Rendition>, Failure> {
-        if self.failing { Err(failure()) } else { Ok(rendition(told.clone())) }
+        if self.failing {
+            Err(failure())
+        } else {
+            Ok(rendition(told.clone()))
+        }
     }
 }
 
@@ -64,8 +87,18 @@ impl World {
     fn new(contacts: &[(&str, &[&str])]) -> Self {
         let names = Arc::new(Names::new());
         let directory = Arc::new(Directory::new());
-        let shard = Shard::new(Settings::default(), Arc::clone(&names), Arc::clone(&directory));
-        let mut world = Self { names, directory, shard, rules: Contacts::default(), now: 1_000 };
+        let shard = Shard::new(
+            Settings::default(),
+            Arc::clone(&names),
+            Arc::clone(&directory),
+        );
+        let mut world = Self {
+            names,
+            directory,
+            shard,
+            rules: Contacts::default(),
+            now: 1_000,
+        };
         world.contacts(contacts);
         world
     }
@@ -78,18 +111,25 @@ impl World {
         }
         let (directory, changes) = edit.finish();
         self.directory = Arc::new(directory);
-        self.input(Input::Directory(Arc::clone(&self.directory), Arc::new(changes)))
+        self.input(Input::Directory(
+            Arc::clone(&self.directory),
+            Arc::new(changes),
+        ))
     }
 
     fn send(&mut self, kind: Kind, body: Value) -> Vec<(String, Value)> {
         let payload = Bytes::from(body.to_string());
         let message = Message::parse(kind, &payload).unwrap();
-        self.input(Input::Message { message, reply: None })
+        self.input(Input::Message {
+            message,
+            reply: None,
+        })
     }
 
     fn input(&mut self, input: Input) -> Vec<(String, Value)> {
         let mut out = Vec::new();
-        self.shard.handle(self.now, input, &mut self.rules, &mut out);
+        self.shard
+            .handle(self.now, input, &mut self.rules, &mut out);
         self.shard.advance(self.now, &mut self.rules, &mut out);
         published(out)
     }
@@ -128,7 +168,10 @@ fn published(out: Vec<Output>) -> Vec<(String, Value)> {
 
 fn filtered(published: &[(String, Value)]) -> Vec<(&str, &Value)> {
     let filtered = published.iter().filter_map(|(subject, body)| {
-        Some((subject.strip_prefix("presence.filtered.")?, &body["visibleTo"]))
+        Some((
+            subject.strip_prefix("presence.filtered.")?,
+            &body["visibleTo"],
+        ))
     });
     filtered.collect()
 }
@@ -172,11 +215,16 @@ fn whoever_was_told_online_is_told_offline_whatever_the_rules_say_then() {
     world.now += 1;
     let out = world.disconnect("a");
     assert_eq!(filtered(&out), [("user_offline", &json!(["b"]))]);
-    let bare = out.iter().find(|(subject, _)| subject.ends_with("filtered.user_offline")).unwrap();
+    let bare = out
+        .iter()
+        .find(|(subject, _)| subject.ends_with("filtered.user_offline"))
+        .unwrap();
     assert_eq!(bare.1.get("lastSeen"), None);
-    assert!(out.iter().any(|(subject, body)| {
-        subject == "presence.dlq" && body["reason"] == "plugin-failed"
-    }));
+    assert!(
+        out.iter().any(|(subject, body)| {
+            subject == "presence.dlq" && body["reason"] == "plugin-failed"
+        })
+    );
 }
 
 #[test]
@@ -186,7 +234,10 @@ fn a_change_of_the_directory_corrects_exactly_the_difference() {
     world.connect("z");
     let asked = world.rules.asked;
     let out = world.contacts(&[("a", &["c", "d"])]);
-    let expected = [("user_offline", &json!(["b"])), ("user_online", &json!(["d"]))];
+    let expected = [
+        ("user_offline", &json!(["b"])),
+        ("user_online", &json!(["d"])),
+    ];
     assert_eq!(filtered(&out), expected);
     assert_eq!(world.rules.asked, asked + 1);
 }
@@ -210,7 +261,10 @@ fn a_failed_decision_tells_nobody_and_is_made_later() {
     assert_eq!(out.last().unwrap().0, "presence.dlq");
     world.rules.failing = false;
     let retry_at = world.shard.next_deadline().unwrap();
-    assert_eq!(filtered(&world.wait(retry_at)), [("user_online", &json!(["b"]))]);
+    assert_eq!(
+        filtered(&world.wait(retry_at)),
+        [("user_online", &json!(["b"]))]
+    );
 }
 
 #[test]
@@ -225,7 +279,10 @@ fn a_verdict_is_reused_until_what_it_read_changes() {
     assert_eq!(world.rules.asked, 1);
     world.contacts(&[("a", &["c"])]);
     world.now += 1;
-    assert_eq!(filtered(&world.connect("a")), [("user_online", &json!(["c"]))]);
+    assert_eq!(
+        filtered(&world.connect("a")),
+        [("user_online", &json!(["c"]))]
+    );
     assert_eq!(world.rules.asked, 2);
 }
 
@@ -241,6 +298,9 @@ fn an_application_states_to_those_not_told_yet() {
     assert_eq!(filtered(&out), [("user_online", &json!(["b"]))]);
     assert_eq!(filtered(&world.send(Kind::Online, online)), []);
     let offline = json!({"type": "user_offline", "userId": "a", "timestamp": 6});
-    assert_eq!(filtered(&world.send(Kind::Offline, offline.clone())).len(), 1);
+    assert_eq!(
+        filtered(&world.send(Kind::Offline, offline.clone())).len(),
+        1
+    );
     assert_eq!(filtered(&world.send(Kind::Offline, offline)), []);
 }

@@ -128,20 +128,37 @@ fn events(linker: &mut Linker<Call>) -> Result<()> {
         store.data_mut().reads.timestamp = true;
         Ok((match store.data().about()?.event.change {
             Change::Online => None,
-            Change::Offline { reason: Reason::Disconnect, .. } => Some(Why::Disconnect),
-            Change::Offline { reason: Reason::Timeout, .. } => Some(Why::Timeout),
-            Change::Offline { reason: Reason::Logout, .. } => Some(Why::Logout),
+            Change::Offline {
+                reason: Reason::Disconnect,
+                ..
+            } => Some(Why::Disconnect),
+            Change::Offline {
+                reason: Reason::Timeout,
+                ..
+            } => Some(Why::Timeout),
+            Change::Offline {
+                reason: Reason::Logout,
+                ..
+            } => Some(Why::Logout),
         },))
     })?;
     events.func_wrap("get", |mut store: Store<'_>, (key,): (String,)| {
-        let value = store.data().about()?.event.metadata.get(&key).map(Value::of);
+        let value = store
+            .data()
+            .about()?
+            .event
+            .metadata
+            .get(&key)
+            .map(Value::of);
         store.data_mut().reads.keys.insert(key.into());
         Ok((value,))
     })?;
     events.func_wrap("entries", |mut store: Store<'_>, (): ()| {
         store.data_mut().reads.all_metadata = true;
         let metadata = &store.data().about()?.event.metadata;
-        let entries = metadata.entries().map(|entry| (entry.key.to_owned(), Value::of(entry.value)));
+        let entries = metadata
+            .entries()
+            .map(|entry| (entry.key.to_owned(), Value::of(entry.value)));
         Ok((entries.collect::<Vec<_>>(),))
     })?;
     Ok(())
@@ -155,11 +172,17 @@ fn audiences(linker: &mut Linker<Call>) -> Result<()> {
     })?;
     audiences.func_wrap("of", |mut store: Store<'_>, (users,): (Vec<String>,)| {
         charge(&mut store, 64 * users.len() as u64)?;
-        let users = users.iter().map(|user| store.data().user(user)).collect::<Result<Audience>>()?;
+        let users = users
+            .iter()
+            .map(|user| store.data().user(user))
+            .collect::<Result<Audience>>()?;
         Ok((store.data_mut().put(users)?,))
     })?;
     for (name, combine) in [
-        ("union", Audience::union as fn(&Audience, &Audience) -> Audience),
+        (
+            "union",
+            Audience::union as fn(&Audience, &Audience) -> Audience,
+        ),
         ("intersection", Audience::intersection),
         ("difference", Audience::difference),
     ] {
@@ -191,7 +214,10 @@ fn audiences(linker: &mut Linker<Call>) -> Result<()> {
 fn directory(linker: &mut Linker<Call>) -> Result<()> {
     let mut directory = linker.instance("presence:plugin/directory@0.1.0")?;
     for (name, question) in [
-        ("contacts", Question::Contacts as fn(presence_core::names::Id) -> Question),
+        (
+            "contacts",
+            Question::Contacts as fn(presence_core::names::Id) -> Question,
+        ),
         ("contacts-of", Question::ContactsOf),
         ("co-members", Question::CoMembers),
         ("blocked-by", Question::BlockedBy),
@@ -222,21 +248,24 @@ fn directory(linker: &mut Linker<Call>) -> Result<()> {
         store.data_mut().reads.questions.insert(question);
         Ok((groups,))
     })?;
-    directory.func_wrap("setting", |mut store: Store<'_>, (user, key): (String, String)| {
-        let user = store.data().user(&user)?;
-        let question = Question::Settings(user);
-        let setting = store.data().about()?.directory.setting(user, &key);
-        let setting = setting.map(|setting| setting.map(str::to_owned));
-        let setting = match setting {
-            Ok(setting) => setting,
-            Err(_) => {
-                store.data_mut().not_at_hand.insert(question.clone());
-                None
-            }
-        };
-        store.data_mut().reads.questions.insert(question);
-        Ok((setting,))
-    })?;
+    directory.func_wrap(
+        "setting",
+        |mut store: Store<'_>, (user, key): (String, String)| {
+            let user = store.data().user(&user)?;
+            let question = Question::Settings(user);
+            let setting = store.data().about()?.directory.setting(user, &key);
+            let setting = setting.map(|setting| setting.map(str::to_owned));
+            let setting = match setting {
+                Ok(setting) => setting,
+                Err(_) => {
+                    store.data_mut().not_at_hand.insert(question.clone());
+                    None
+                }
+            };
+            store.data_mut().reads.questions.insert(question);
+            Ok((setting,))
+        },
+    )?;
     Ok(())
 }
 
@@ -257,18 +286,21 @@ fn host(linker: &mut Linker<Call>) -> Result<()> {
         reads.reconsider_at = Some(reads.reconsider_at.map_or(at, |before| before.min(at)));
         Ok(())
     })?;
-    host.func_wrap("log", |mut store: Store<'_>, (level, text): (Level, String)| {
-        if let Some(line) = store.data_mut().line(&text) {
-            let plugin = &*store.data().plugin;
-            match level {
-                Level::Error => tracing::error!(target: "plugin", plugin, "{line}"),
-                Level::Warn => tracing::warn!(target: "plugin", plugin, "{line}"),
-                Level::Info => tracing::info!(target: "plugin", plugin, "{line}"),
-                Level::Debug => tracing::debug!(target: "plugin", plugin, "{line}"),
+    host.func_wrap(
+        "log",
+        |mut store: Store<'_>, (level, text): (Level, String)| {
+            if let Some(line) = store.data_mut().line(&text) {
+                let plugin = &*store.data().plugin;
+                match level {
+                    Level::Error => tracing::error!(target: "plugin", plugin, "{line}"),
+                    Level::Warn => tracing::warn!(target: "plugin", plugin, "{line}"),
+                    Level::Info => tracing::info!(target: "plugin", plugin, "{line}"),
+                    Level::Debug => tracing::debug!(target: "plugin", plugin, "{line}"),
+                }
             }
-        }
-        Ok(())
-    })?;
+            Ok(())
+        },
+    )?;
     Ok(())
 }
 

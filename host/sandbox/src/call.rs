@@ -69,7 +69,11 @@ impl Call {
     /// Ends a call: its tokens are good for nothing from here on.
     pub(crate) fn end(&mut self) {
         let made = u32::try_from(self.audiences.len()).unwrap_or(u32::MAX);
-        self.base = self.base.checked_add(made).filter(|base| *base < u32::MAX / 2).unwrap_or(1);
+        self.base = self
+            .base
+            .checked_add(made)
+            .filter(|base| *base < u32::MAX / 2)
+            .unwrap_or(1);
         self.audiences.clear();
         self.about = None;
     }
@@ -123,7 +127,9 @@ impl Call {
     pub(crate) fn line<'a>(&mut self, text: &'a str) -> Option<&'a str> {
         self.lines += 1;
         (self.lines <= LINES_MAX).then(|| {
-            let end = (0..=LINE_BYTES_MAX.min(text.len())).rev().find(|end| text.is_char_boundary(*end));
+            let end = (0..=LINE_BYTES_MAX.min(text.len()))
+                .rev()
+                .find(|end| text.is_char_boundary(*end));
             text.get(..end.unwrap_or(0)).unwrap_or_default()
         })
     }

@@ -25,7 +25,10 @@ impl Engine {
     /// [`LoadError::Engine`] where this machine can't run one.
     pub fn new() -> Result<Self, LoadError> {
         let mut config = Config::new();
-        config.wasm_component_model(true).consume_fuel(true).epoch_interruption(true);
+        config
+            .wasm_component_model(true)
+            .consume_fuel(true)
+            .epoch_interruption(true);
         let engine = wasmtime::Engine::new(&config);
         let wasmtime = engine.map_err(|error| LoadError::Engine(format!("{error:#}")))?;
         let stopped = Arc::new(AtomicBool::new(false));
@@ -40,7 +43,10 @@ impl Engine {
                 }
             })
             .map_err(|error| LoadError::Engine(error.to_string()))?;
-        Ok(Self { wasmtime, _ticker: Arc::new(Ticker(stopped)) })
+        Ok(Self {
+            wasmtime,
+            _ticker: Arc::new(Ticker(stopped)),
+        })
     }
 }
 

@@ -23,7 +23,9 @@ pub enum LoadError {
         what: String,
     },
     /// The plugin wants a capability that it wasn't granted.
-    #[error("`{plugin}` asks for `widen`; to grant it, add grants = [\"widen\"] to its [[pipeline]] entry")]
+    #[error(
+        "`{plugin}` asks for `widen`; to grant it, add grants = [\"widen\"] to its [[pipeline]] entry"
+    )]
     NotGranted {
         /// The plugin.
         plugin: String,

@@ -37,13 +37,21 @@ where
         let own = plugin.manifest.limits;
         let limits = Limits {
             fuel: own.fuel.map_or(limits.fuel, |fuel| fuel.min(limits.fuel)),
-            memory_bytes_max: own
-                .memory_bytes
-                .map_or(limits.memory_bytes_max, |bytes| bytes.min(limits.memory_bytes_max)),
-            deadline_ms: limits.deadline_ms.map(|ms| own.deadline_ms.unwrap_or(ms).min(ms)),
+            memory_bytes_max: own.memory_bytes.map_or(limits.memory_bytes_max, |bytes| {
+                bytes.min(limits.memory_bytes_max)
+            }),
+            deadline_ms: limits
+                .deadline_ms
+                .map(|ms| own.deadline_ms.unwrap_or(ms).min(ms)),
         };
         let config = config.to_string();
-        let mut instance = Self { plugin: Arc::clone(plugin), export, config, limits, live: None };
+        let mut instance = Self {
+            plugin: Arc::clone(plugin),
+            export,
+            config,
+            limits,
+            live: None,
+        };
         instance.live = Some(instance.begin()?);
         Ok(instance)
     }
@@ -55,10 +63,15 @@ where
         with: impl FnOnce(&mut Call) -> wasmtime::Result<P>,
         read: impl FnOnce(&mut Call, R) -> wasmtime::Result<T>,
     ) -> Result<T, Failure> {
-        let failure = |plugin: &Plugin, error: String| Failure { plugin: Arc::clone(&plugin.name), error };
+        let failure = |plugin: &Plugin, error: String| Failure {
+            plugin: Arc::clone(&plugin.name),
+            error,
+        };
         let (mut store, function) = match self.live.take() {
             Some(live) => live,
-            None => self.begin().map_err(|error| failure(&self.plugin, error.to_string()))?,
+            None => self
+                .begin()
+                .map_err(|error| failure(&self.plugin, error.to_string()))?,
         };
         let outcome = refill(&mut store, self.limits).and_then(|()| {
             store.data_mut().begin(context);
@@ -78,9 +91,14 @@ where
 
     fn begin(&self) -> Result<(Store<Call>, TypedFunc<P, R>), LoadError> {
         let name = &self.plugin.name;
-        let refuses = |what: String| LoadError::Configure { plugin: name.to_string(), what };
+        let refuses = |what: String| LoadError::Configure {
+            plugin: name.to_string(),
+            what,
+        };
         let wrong = |error: wasmtime::Error| refuses(describe(&error, self.limits));
-        let limits = StoreLimitsBuilder::new().memory_size(self.limits.memory_bytes_max).build();
+        let limits = StoreLimitsBuilder::new()
+            .memory_size(self.limits.memory_bytes_max)
+            .build();
         let call = Call::new(Arc::clone(name), limits);
         let mut store = Store::new(self.plugin.linked.component().engine(), call);
         store.limiter(|call| &mut call.limits);
@@ -96,7 +114,11 @@ where
     }
 }
 
-fn export<P, R>(handle: &Handle, store: &mut Store<Call>, name: &str) -> wasmtime::Result<TypedFunc<P, R>>
+fn export<P, R>(
+    handle: &Handle,
+    store: &mut Store<Call>,
+    name: &str,
+) -> wasmtime::Result<TypedFunc<P, R>>
 where
     P: ComponentNamedList + Lower,
     R: ComponentNamedList + Lift + 'static,
@@ -107,7 +129,11 @@ where
 fn refill(store: &mut Store<Call>, limits: Limits) -> wasmtime::Result<()> {
     store.set_fuel(limits.fuel)?;
     // Without a deadline the clock may tick for longer than anyone will wait.
-    store.set_epoch_deadline(limits.deadline_ms.map_or(u64::MAX / 4, |ms| ms.div_ceil(TICK_MS) + 1));
+    store.set_epoch_deadline(
+        limits
+            .deadline_ms
+            .map_or(u64::MAX / 4, |ms| ms.div_ceil(TICK_MS) + 1),
+    );
     Ok(())
 }
 
@@ -116,7 +142,10 @@ fn describe(error: &wasmtime::Error, limits: Limits) -> String {
     match error.downcast_ref::<Trap>() {
         Some(Trap::OutOfFuel) => format!("used up its fuel of {}", limits.fuel),
         Some(Trap::Interrupt) => {
-            format!("took longer than {} ms", limits.deadline_ms.unwrap_or_default())
+            format!(
+                "took longer than {} ms",
+                limits.deadline_ms.unwrap_or_default()
+            )
         }
         Some(Trap::StackOverflow) => "recursed until its stack was used up".into(),
         Some(trap) => format!("trapped: {trap}"),

@@ -110,7 +110,10 @@ impl Manifest {
     /// # Errors
     /// [`LoadError::NotAPlugin`], saying what is missing.
     pub fn read(plugin: &str, bytes: &[u8]) -> Result<Self, LoadError> {
-        let not = |what: String| LoadError::NotAPlugin { plugin: plugin.into(), what };
+        let not = |what: String| LoadError::NotAPlugin {
+            plugin: plugin.into(),
+            what,
+        };
         let mut depth = 0_u32;
         for payload in wasmparser::Parser::new(0).parse_all(bytes) {
             match payload.map_err(|error| not(format!("not a WebAssembly component: {error}")))? {
@@ -133,6 +136,8 @@ impl Manifest {
                 _ => {}
             }
         }
-        Err(not(format!("it has no `{SECTION}` section: build it with `cargo xtask plugins`")))
+        Err(not(format!(
+            "it has no `{SECTION}` section: build it with `cargo xtask plugins`"
+        )))
     }
 }

@@ -64,10 +64,16 @@ impl Blueprint {
             }
             match manifest.role {
                 Role::Filter if redacted => {
-                    return Err(LoadError::Chain { plugin, what: "is a filter, and stands after the redactor: put it before" });
+                    return Err(LoadError::Chain {
+                        plugin,
+                        what: "is a filter, and stands after the redactor: put it before",
+                    });
                 }
                 Role::Redactor if redacted => {
-                    return Err(LoadError::Chain { plugin, what: "is a second redactor: there can be one" });
+                    return Err(LoadError::Chain {
+                        plugin,
+                        what: "is a second redactor: there can be one",
+                    });
                 }
                 Role::Redactor => redacted = true,
                 Role::Filter | Role::Enricher => {}
@@ -112,7 +118,9 @@ impl Pipeline {
         for Stage { plugin, config, .. } in stages {
             match plugin.manifest.role {
                 Role::Enricher => {
-                    pipeline.enrichers.push(Instance::new(plugin, "enrich", config, limits)?);
+                    pipeline
+                        .enrichers
+                        .push(Instance::new(plugin, "enrich", config, limits)?);
                 }
                 Role::Filter => {
                     let filter = Instance::new(plugin, "filter", config, limits)?;
@@ -161,7 +169,11 @@ impl Pipeline {
     ) -> Result<Vec<Rendition>, Failure> {
         let Some(redactor) = &mut self.redactor else {
             let keys = Arc::clone(&self.no_keys);
-            return Ok(vec![Rendition { audience: audience.clone(), keys, last_seen: true }]);
+            return Ok(vec![Rendition {
+                audience: audience.clone(),
+                keys,
+                last_seen: true,
+            }]);
         };
         let last_keys = &mut self.last_keys;
         redactor.call(
@@ -173,7 +185,11 @@ impl Pipeline {
                     .into_iter()
                     .map(|rendition| {
                         let part = call.audience(rendition.audience)?;
-                        let part = if part.same(audience) { part.clone() } else { part.intersection(audience) };
+                        let part = if part.same(audience) {
+                            part.clone()
+                        } else {
+                            part.intersection(audience)
+                        };
                         Ok(Rendition {
                             audience: part,
                             keys: share(last_keys, &rendition.keys),
@@ -191,7 +207,10 @@ impl Rules for Pipeline {
         let mut enriched = Enriched::default();
         let mut event = Arc::clone(context.event);
         for enricher in &mut self.enrichers {
-            let context = Context { event: &event, ..context };
+            let context = Context {
+                event: &event,
+                ..context
+            };
             let changes = enricher.call(
                 context,
                 |_| Ok((argument(context.event),)),
@@ -203,7 +222,10 @@ impl Rules for Pipeline {
                         })?;
                         Ok((change.key, value))
                     };
-                    changes.into_iter().map(json).collect::<wasmtime::Result<Vec<_>>>()
+                    changes
+                        .into_iter()
+                        .map(json)
+                        .collect::<wasmtime::Result<Vec<_>>>()
                 },
             );
             match changes {
@@ -216,7 +238,10 @@ impl Rules for Pipeline {
                             None => metadata.remove(key),
                         }
                     }
-                    event = Arc::new(Event { metadata: metadata.build(), ..Event::clone(&event) });
+                    event = Arc::new(Event {
+                        metadata: metadata.build(),
+                        ..Event::clone(&event)
+                    });
                     enriched.changes.extend(changes);
                 }
                 Err(failure) => enriched.failures.push(failure),
@@ -269,12 +294,19 @@ fn argument(event: &Event) -> EventArg {
         Change::Online => Kind::Online,
         Change::Offline { .. } => Kind::Offline,
     };
-    EventArg { kind, user: event.name.as_str().to_owned() }
+    EventArg {
+        kind,
+        user: event.name.as_str().to_owned(),
+    }
 }
 
 /// A list of keys, shared with the last one where they are the same.
 fn share(last: &mut Arc<[Box<str>]>, keys: &[String]) -> Arc<[Box<str>]> {
-    if !last.iter().map(|key| &**key).eq(keys.iter().map(String::as_str)) {
+    if !last
+        .iter()
+        .map(|key| &**key)
+        .eq(keys.iter().map(String::as_str))
+    {
         *last = keys.iter().map(|key| key.as_str().into()).collect();
     }
     Arc::clone(last)

@@ -33,7 +33,10 @@ pub(crate) fn run(stage: &Stage, limits: Limits) -> Result<(), LoadError> {
 
 /// What comes out, in the form in which a case says what it expects.
 fn outcome(stage: &Stage, case: &Case, limits: Limits) -> Value {
-    let stage = Stage { config: case.config.clone(), ..stage.clone() };
+    let stage = Stage {
+        config: case.config.clone(),
+        ..stage.clone()
+    };
     let mut pipeline = match Pipeline::new(&[stage.clone()], limits) {
         Ok(pipeline) => pipeline,
         Err(error) => return json!({"error": error.to_string()}),
@@ -41,28 +44,44 @@ fn outcome(stage: &Stage, case: &Case, limits: Limits) -> Value {
     let names = Arc::new(Names::new());
     let directory = Arc::new(directory(&names, &case.directory));
     let event = Arc::new(event(&names, &case.event));
-    let context = Context { now: case.now, event: &event, directory: &directory, names: &names };
-    let audience: Audience = case.audience.iter().map(|viewer| names.intern(viewer)).collect();
+    let context = Context {
+        now: case.now,
+        event: &event,
+        directory: &directory,
+        names: &names,
+    };
+    let audience: Audience = case
+        .audience
+        .iter()
+        .map(|viewer| names.intern(viewer))
+        .collect();
     let outcome = match stage.plugin.manifest.role {
         Role::Filter => pipeline
             .filter(context, audience, &mut Seen::default())
             .map(|audience| json!({"audience": list(&names, &audience)})),
-        Role::Redactor => pipeline.split(context, &audience, &mut Seen::default()).map(|renditions| {
-            let renditions = renditions.iter().map(|rendition| {
-                json!({
-                    "visibleTo": list(&names, &rendition.audience),
-                    "keys": rendition.keys.iter().map(|key| &**key).collect::<Vec<_>>(),
-                    "lastSeen": rendition.last_seen,
-                })
-            });
-            json!({"renditions": renditions.collect::<Vec<_>>()})
-        }),
+        Role::Redactor => pipeline
+            .split(context, &audience, &mut Seen::default())
+            .map(|renditions| {
+                let renditions = renditions.iter().map(|rendition| {
+                    json!({
+                        "visibleTo": list(&names, &rendition.audience),
+                        "keys": rendition.keys.iter().map(|key| &**key).collect::<Vec<_>>(),
+                        "lastSeen": rendition.last_seen,
+                    })
+                });
+                json!({"renditions": renditions.collect::<Vec<_>>()})
+            }),
         Role::Enricher => {
             let enriched = pipeline.enrich(context);
             match enriched.failures.into_iter().next() {
                 Some(failure) => Err(failure),
                 None => {
-                    let mut metadata = case.event.get("metadata").and_then(Value::as_object).cloned().unwrap_or_default();
+                    let mut metadata = case
+                        .event
+                        .get("metadata")
+                        .and_then(Value::as_object)
+                        .cloned()
+                        .unwrap_or_default();
                     for (key, value) in enriched.changes {
                         match value.and_then(|value| serde_json::from_str(&value).ok()) {
                             Some(value) => drop(metadata.insert(key, value)),
@@ -80,7 +99,10 @@ fn outcome(stage: &Stage, case: &Case, limits: Limits) -> Value {
 /// Whether an outcome is what was expected: audiences as sets, an error by a
 /// part of its text.
 fn matches(expected: &Value, found: &Value) -> bool {
-    match (expected.get("error").and_then(Value::as_str), found.get("error").and_then(Value::as_str)) {
+    match (
+        expected.get("error").and_then(Value::as_str),
+        found.get("error").and_then(Value::as_str),
+    ) {
         (Some(expected), Some(found)) => found.contains(expected),
         (None, None) => sorted(expected) == sorted(found),
         _ => false,
@@ -89,14 +111,24 @@ fn matches(expected: &Value, found: &Value) -> bool {
 
 fn sorted(value: &Value) -> Value {
     let sort = |list: &Value| {
-        let set: BTreeSet<_> = list.as_array().into_iter().flatten().map(Value::to_string).collect();
+        let set: BTreeSet<_> = list
+            .as_array()
+            .into_iter()
+            .flatten()
+            .map(Value::to_string)
+            .collect();
         json!(set)
     };
     let mut value = value.clone();
     if let Some(audience) = value.get_mut("audience") {
         *audience = sort(audience);
     }
-    for rendition in value.get_mut("renditions").and_then(Value::as_array_mut).into_iter().flatten() {
+    for rendition in value
+        .get_mut("renditions")
+        .and_then(Value::as_array_mut)
+        .into_iter()
+        .flatten()
+    {
         if let Some(viewers) = rendition.get_mut("visibleTo") {
             *viewers = sort(viewers);
         }
@@ -118,20 +150,42 @@ fn event(names: &Names, fields: &Map<String, Value>) -> Event {
             Some("logout") => Reason::Logout,
             _ => Reason::Disconnect,
         };
-        Change::Offline { last_seen: number("lastSeen"), reason }
+        Change::Offline {
+            last_seen: number("lastSeen"),
+            reason,
+        }
     } else {
         Change::Online
     };
-    let metadata = fields.get("metadata").map(Value::to_string).unwrap_or_default();
+    let metadata = fields
+        .get("metadata")
+        .map(Value::to_string)
+        .unwrap_or_default();
     let (user, name) = names.intern_name(text("userId").unwrap_or_default());
     let metadata = Metadata::parse(&metadata, |_| true);
-    Event { user, name, timestamp: number("timestamp"), change, metadata }
+    Event {
+        user,
+        name,
+        timestamp: number("timestamp"),
+        change,
+        metadata,
+    }
 }
 
 fn directory(names: &Names, given: &Map<String, Value>) -> Directory {
-    let section = |key: &str| given.get(key).and_then(Value::as_object).into_iter().flatten();
+    let section = |key: &str| {
+        given
+            .get(key)
+            .and_then(Value::as_object)
+            .into_iter()
+            .flatten()
+    };
     let set = |list: &Value| {
-        let users = list.as_array().into_iter().flatten().filter_map(Value::as_str);
+        let users = list
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(Value::as_str);
         Some(users.map(|user| names.intern(user).0).collect())
     };
     let mut edit = Directory::new().edit();

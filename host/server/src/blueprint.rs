@@ -12,10 +12,22 @@ use crate::config::{Config, Grant};
 
 /// The default components, built from `plugins/` and committed in `plugins/dist`.
 const BUILT_IN: [(&str, &[u8]); 4] = [
-    ("blocklist", include_bytes!("../../../plugins/dist/blocklist.wasm")),
-    ("contacts", include_bytes!("../../../plugins/dist/contacts.wasm")),
-    ("groups", include_bytes!("../../../plugins/dist/groups.wasm")),
-    ("redact", include_bytes!("../../../plugins/dist/redact.wasm")),
+    (
+        "blocklist",
+        include_bytes!("../../../plugins/dist/blocklist.wasm"),
+    ),
+    (
+        "contacts",
+        include_bytes!("../../../plugins/dist/contacts.wasm"),
+    ),
+    (
+        "groups",
+        include_bytes!("../../../plugins/dist/groups.wasm"),
+    ),
+    (
+        "redact",
+        include_bytes!("../../../plugins/dist/redact.wasm"),
+    ),
 ];
 
 /// Loads pipelines, and compiles a plugin only when its bytes are new.
@@ -26,7 +38,10 @@ pub(crate) struct Loader {
 
 impl Loader {
     pub(crate) fn new() -> anyhow::Result<Self> {
-        Ok(Self { engine: Engine::new()?, compiled: Mutex::default() })
+        Ok(Self {
+            engine: Engine::new()?,
+            compiled: Mutex::default(),
+        })
     }
 
     /// Loads the pipeline that a configuration names. Without `clock`, calls
@@ -51,12 +66,18 @@ impl Loader {
             memory_bytes_max: config.engine.memory_bytes_max,
             deadline_ms: clock.then_some(config.engine.deadline_ms),
         };
-        Ok((Blueprint::prepare(&self.engine, stages, limits)?, fingerprint))
+        Ok((
+            Blueprint::prepare(&self.engine, stages, limits)?,
+            fingerprint,
+        ))
     }
 
     fn plugin(&self, dir: &Path, name: &str) -> anyhow::Result<Arc<Plugin>> {
         let path = dir.join(format!("{name}.wasm"));
-        let mut compiled = self.compiled.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut compiled = self
+            .compiled
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
         let bytes = match std::fs::read(&path) {
             Ok(bytes) => bytes,
             // A deleted file never brings back a default behind the operator's back.
@@ -67,11 +88,16 @@ impl Loader {
                 let built_in = BUILT_IN.iter().find(|(built_in, _)| *built_in == name);
                 let (_, bytes) = built_in.with_context(|| {
                     let names = BUILT_IN.map(|(name, _)| name).join(", ");
-                    format!("{} does not exist, and built in are only {names}", path.display())
+                    format!(
+                        "{} does not exist, and built in are only {names}",
+                        path.display()
+                    )
                 })?;
                 bytes.to_vec()
             }
-            Err(error) => return Err(error).with_context(|| format!("can't read {}", path.display())),
+            Err(error) => {
+                return Err(error).with_context(|| format!("can't read {}", path.display()));
+            }
         };
         if let Some((known, plugin)) = compiled.get(name)
             && *known == bytes

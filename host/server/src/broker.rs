@@ -67,7 +67,10 @@ pub(crate) async fn connect(
         observe(&event, &health, &changes);
         std::future::ready(())
     });
-    options.connect(nats.url.clone()).await.context("can't connect to NATS")
+    options
+        .connect(nats.url.clone())
+        .await
+        .context("can't connect to NATS")
 }
 
 fn observe(event: &Event, health: &Health, changes: &mpsc::UnboundedSender<bool>) {

@@ -27,7 +27,11 @@ pub(crate) fn run(path: Option<&Path>) -> anyhow::Result<()> {
         Err(error) => say(error),
     }
     anyhow::ensure!(wrong == 0, "{wrong} problem(s) found");
-    let plugins: Vec<_> = config.pipeline.iter().map(|stage| stage.plugin.as_str()).collect();
+    let plugins: Vec<_> = config
+        .pipeline
+        .iter()
+        .map(|stage| stage.plugin.as_str())
+        .collect();
     println!("ok: pipeline {}", plugins.join(" → "));
     Ok(())
 }

@@ -44,7 +44,10 @@ fn parse(text: &str, names: &Names, before: &Directory) -> anyhow::Result<(Direc
     let mut contacts = BTreeMap::new();
     for (user, list) in &file.contacts {
         let user_id = names.intern(user);
-        contacts.insert(user_id, set(names, list).with_context(|| format!("contacts of `{user}`"))?);
+        contacts.insert(
+            user_id,
+            set(names, list).with_context(|| format!("contacts of `{user}`"))?,
+        );
     }
     let mut members = BTreeMap::new();
     for (group, list) in &file.groups {
@@ -54,11 +57,16 @@ fn parse(text: &str, names: &Names, before: &Directory) -> anyhow::Result<(Direc
     let mut blocks = BTreeMap::new();
     for (user, list) in &file.blocks {
         let user_id = names.intern(user);
-        blocks.insert(user_id, set(names, list).with_context(|| format!("blocks of `{user}`"))?);
+        blocks.insert(
+            user_id,
+            set(names, list).with_context(|| format!("blocks of `{user}`"))?,
+        );
     }
     let mut settings = BTreeMap::new();
     for (user, given) in file.settings {
-        let given = given.into_iter().map(|(key, value)| (key, value.get().into()));
+        let given = given
+            .into_iter()
+            .map(|(key, value)| (key, value.get().into()));
         settings.insert(names.intern(&user), given.collect::<Settings>());
     }
     for user in users {
@@ -77,10 +85,18 @@ fn parse(text: &str, names: &Names, before: &Directory) -> anyhow::Result<(Direc
             edit.group(&group, None);
         }
     }
-    contacts.into_iter().for_each(|(user, list)| edit.contacts(user, Some(list)));
-    members.into_iter().for_each(|(group, list)| edit.group(group, Some(list)));
-    blocks.into_iter().for_each(|(user, list)| edit.blocked(user, Some(list)));
-    settings.into_iter().for_each(|(user, given)| edit.settings(user, Some(given)));
+    contacts
+        .into_iter()
+        .for_each(|(user, list)| edit.contacts(user, Some(list)));
+    members
+        .into_iter()
+        .for_each(|(group, list)| edit.group(group, Some(list)));
+    blocks
+        .into_iter()
+        .for_each(|(user, list)| edit.blocked(user, Some(list)));
+    settings
+        .into_iter()
+        .for_each(|(user, given)| edit.settings(user, Some(given)));
     Ok(edit.finish())
 }
 

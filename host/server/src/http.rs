@@ -27,14 +27,18 @@ pub(crate) struct Status {
 
 /// Serves the endpoints in the background.
 pub(crate) async fn serve(http: &Http, status: Arc<Status>) -> anyhow::Result<()> {
-    let Some(address) = http.listen else { return Ok(()) };
+    let Some(address) = http.listen else {
+        return Ok(());
+    };
     let listener = match tokio::net::TcpListener::bind(address).await {
         Ok(listener) => listener,
         Err(error) if http.listen_is_default => {
             tracing::warn!(%address, %error, "no /metrics and /healthz: set [http] listen");
             return Ok(());
         }
-        Err(error) => return Err(error).with_context(|| format!("[http] listen: can't listen on {address}")),
+        Err(error) => {
+            return Err(error).with_context(|| format!("[http] listen: can't listen on {address}"));
+        }
     };
     let routes = Router::new()
         .route("/healthz", get(|| async { "ok\n" }))
@@ -61,38 +65,141 @@ async fn metrics(State(status): State<Arc<Status>>) -> String {
     let counters: Vec<_> = status
         .workers
         .iter()
-        .map(|worker| *worker.counters.lock().unwrap_or_else(PoisonError::into_inner))
+        .map(|worker| {
+            *worker
+                .counters
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+        })
         .collect();
     let sum = |of: fn(&presence_core::Counters) -> u64| counters.iter().map(of).sum::<u64>();
     let total = |of: fn(&Figures) -> &AtomicU64| {
-        status.workers.iter().map(|worker| of(worker).load(Ordering::Relaxed)).sum::<u64>()
+        status
+            .workers
+            .iter()
+            .map(|worker| of(worker).load(Ordering::Relaxed))
+            .sum::<u64>()
     };
-    head(&mut text, "presence_inputs_total", "counter", "Well-formed messages taken in.");
-    for (kind, label) in Kind::ALL.iter().zip(["connect", "disconnect", "heartbeat", "online", "offline"]) {
-        let count: u64 = counters.iter().filter_map(|c| c.taken.get(*kind as usize)).sum();
+    head(
+        &mut text,
+        "presence_inputs_total",
+        "counter",
+        "Well-formed messages taken in.",
+    );
+    for (kind, label) in
+        Kind::ALL
+            .iter()
+            .zip(["connect", "disconnect", "heartbeat", "online", "offline"])
+    {
+        let count: u64 = counters
+            .iter()
+            .filter_map(|c| c.taken.get(*kind as usize))
+            .sum();
         let _ = writeln!(text, "presence_inputs_total{{kind=\"{label}\"}} {count}");
     }
-    head(&mut text, "presence_dead_letters_total", "counter", "Dead letters, by reason.");
+    head(
+        &mut text,
+        "presence_dead_letters_total",
+        "counter",
+        "Dead letters, by reason.",
+    );
     for cause in Cause::ALL {
-        let count: u64 = counters.iter().filter_map(|c| c.dead_letters.get(cause as usize)).sum();
-        let _ = writeln!(text, "presence_dead_letters_total{{reason=\"{}\"}} {count}", cause.as_str());
+        let count: u64 = counters
+            .iter()
+            .filter_map(|c| c.dead_letters.get(cause as usize))
+            .sum();
+        let _ = writeln!(
+            text,
+            "presence_dead_letters_total{{reason=\"{}\"}} {count}",
+            cause.as_str()
+        );
     }
     let read = |value: &AtomicU64| value.load(Ordering::Relaxed);
     for (name, kind, help, value) in [
-        ("presence_stale_inputs_total", "counter", "Messages older than what is known.", sum(|c| c.stale)),
-        ("presence_unknown_reasons_total", "counter", "Reasons that are not known.", sum(|c| c.unknown_reasons)),
-        ("presence_decisions_total", "counter", "Decisions made by components.", sum(|c| c.decided)),
-        ("presence_verdicts_reused_total", "counter", "Decisions reused.", sum(|c| c.reused)),
-        ("presence_plugin_failures_total", "counter", "Failed calls of components.", sum(|c| c.failures)),
-        ("presence_corrections_total", "counter", "Viewers who lost sight of an online user.", sum(|c| c.corrected)),
-        ("presence_published_total", "counter", "Messages published.", total(|w| &w.published)),
-        ("presence_online_users", "gauge", "Users online.", total(|w| &w.online_users)),
-        ("presence_connections", "gauge", "Live connections.", total(|w| &w.connections)),
-        ("presence_nats_connects_total", "counter", "Connections made to NATS.", read(&status.broker.connects)),
-        ("presence_slow_consumer_drops_total", "counter", "Inputs dropped for want of room.", read(&status.broker.slow_consumer_drops)),
-        ("presence_nats_errors_total", "counter", "Errors the NATS client reported.", read(&status.broker.errors)),
-        ("presence_pipeline_swaps_total", "counter", "Pipelines swapped in.", read(&status.swaps)),
-        ("presence_pipeline_refusals_total", "counter", "Pipelines refused.", read(&status.refused_swaps)),
+        (
+            "presence_stale_inputs_total",
+            "counter",
+            "Messages older than what is known.",
+            sum(|c| c.stale),
+        ),
+        (
+            "presence_unknown_reasons_total",
+            "counter",
+            "Reasons that are not known.",
+            sum(|c| c.unknown_reasons),
+        ),
+        (
+            "presence_decisions_total",
+            "counter",
+            "Decisions made by components.",
+            sum(|c| c.decided),
+        ),
+        (
+            "presence_verdicts_reused_total",
+            "counter",
+            "Decisions reused.",
+            sum(|c| c.reused),
+        ),
+        (
+            "presence_plugin_failures_total",
+            "counter",
+            "Failed calls of components.",
+            sum(|c| c.failures),
+        ),
+        (
+            "presence_corrections_total",
+            "counter",
+            "Viewers who lost sight of an online user.",
+            sum(|c| c.corrected),
+        ),
+        (
+            "presence_published_total",
+            "counter",
+            "Messages published.",
+            total(|w| &w.published),
+        ),
+        (
+            "presence_online_users",
+            "gauge",
+            "Users online.",
+            total(|w| &w.online_users),
+        ),
+        (
+            "presence_connections",
+            "gauge",
+            "Live connections.",
+            total(|w| &w.connections),
+        ),
+        (
+            "presence_nats_connects_total",
+            "counter",
+            "Connections made to NATS.",
+            read(&status.broker.connects),
+        ),
+        (
+            "presence_slow_consumer_drops_total",
+            "counter",
+            "Inputs dropped for want of room.",
+            read(&status.broker.slow_consumer_drops),
+        ),
+        (
+            "presence_nats_errors_total",
+            "counter",
+            "Errors the NATS client reported.",
+            read(&status.broker.errors),
+        ),
+        (
+            "presence_pipeline_swaps_total",
+            "counter",
+            "Pipelines swapped in.",
+            read(&status.swaps),
+        ),
+        (
+            "presence_pipeline_refusals_total",
+            "counter",
+            "Pipelines refused.",
+            read(&status.refused_swaps),
+        ),
     ] {
         head(&mut text, name, kind, help);
         let _ = writeln!(text, "{name} {value}");

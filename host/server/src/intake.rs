@@ -29,7 +29,9 @@ pub(crate) async fn read(
         let mut batches: Vec<Vec<Input>> = workers.iter().map(|_| Vec::new()).collect();
         sort(first, &subjects, &mut batches);
         for _ in 1..BATCH_MAX {
-            let Some(Some(next)) = messages.next().now_or_never() else { break };
+            let Some(Some(next)) = messages.next().now_or_never() else {
+                break;
+            };
             sort(next, &subjects, &mut batches);
         }
         for (worker, batch) in workers.iter().zip(batches) {
@@ -42,20 +44,40 @@ pub(crate) async fn read(
 }
 
 fn sort(received: Received, subjects: &Subjects, batches: &mut [Vec<Input>]) {
-    let Some(kind) = subjects.kind(&received.subject) else { return };
-    if received.headers.as_ref().is_some_and(|headers| headers.get(SOURCE).is_some()) {
+    let Some(kind) = subjects.kind(&received.subject) else {
+        return;
+    };
+    if received
+        .headers
+        .as_ref()
+        .is_some_and(|headers| headers.get(SOURCE).is_some())
+    {
         return;
     }
     // JetStream's acknowledgements are the stream's own affair.
-    let reply = received.reply.map(|reply| reply.to_string()).filter(|to| !to.starts_with("$JS.ACK"));
+    let reply = received
+        .reply
+        .map(|reply| reply.to_string())
+        .filter(|to| !to.starts_with("$JS.ACK"));
     let (place, input) = match Message::parse(kind, &received.payload) {
         Ok(message) => {
             let hash = FixedState::default().hash_one(&*message.user) as usize;
-            (hash % batches.len().max(1), Input::Message { message, reply })
+            (
+                hash % batches.len().max(1),
+                Input::Message { message, reply },
+            )
         }
         Err(rejection) => {
             let subject = received.subject.to_string();
-            (0, Input::Rejected { subject, payload: received.payload, rejection, reply })
+            (
+                0,
+                Input::Rejected {
+                    subject,
+                    payload: received.payload,
+                    rejection,
+                    reply,
+                },
+            )
         }
     };
     if let Some(batch) = batches.get_mut(place) {

@@ -1,6 +1,13 @@
 //! `presence`: who is online, and who may know it.
 
-#![cfg_attr(test, allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may panic"))]
+#![cfg_attr(
+    test,
+    allow(
+        clippy::unwrap_used,
+        clippy::indexing_slicing,
+        reason = "a test may panic"
+    )
+)]
 
 mod blueprint;
 mod broker;

@@ -41,13 +41,14 @@ impl Reload {
     /// Follows the files until the node stops.
     pub(crate) async fn follow(mut self) -> anyhow::Result<()> {
         let (changed, mut changes) = mpsc::unbounded_channel();
-        let mut watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
-            // Reading the files, as a reload does, is no change.
-            if !event.is_ok_and(|event| event.kind.is_access()) {
-                // Nobody listens any more when the node is stopping.
-                let _ = changed.send(());
-            }
-        })?;
+        let mut watcher =
+            notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
+                // Reading the files, as a reload does, is no change.
+                if !event.is_ok_and(|event| event.kind.is_access()) {
+                    // Nobody listens any more when the node is stopping.
+                    let _ = changed.send(());
+                }
+            })?;
         loop {
             // A folder that was removed and made again is watched again.
             self.watch(&mut watcher);
@@ -63,7 +64,10 @@ impl Reload {
     /// the link to it may be.
     fn watch(&self, watcher: &mut RecommendedWatcher) {
         let mut folders = BTreeSet::from([self.config.plugins.dir.clone()]);
-        let file = self.path.clone().unwrap_or_else(|| config::FILE_NAME.into());
+        let file = self
+            .path
+            .clone()
+            .unwrap_or_else(|| config::FILE_NAME.into());
         folders.insert(folder(&file));
         if let config::Directory::File { path } = &self.config.directory {
             folders.insert(folder(path));
@@ -94,8 +98,14 @@ impl Reload {
         if changes.is_empty() {
             return Ok(());
         }
-        for change in changes.iter().filter(|change| change.effect == Effect::Restart) {
-            tracing::warn!("[{}] has changed: it takes effect at the next start", change.section);
+        for change in changes
+            .iter()
+            .filter(|change| change.effect == Effect::Restart)
+        {
+            tracing::warn!(
+                "[{}] has changed: it takes effect at the next start",
+                change.section
+            );
         }
         self.config = new;
         let settings = Box::new(run::settings(&self.config, self.body_bytes_max));
@@ -105,17 +115,24 @@ impl Reload {
     }
 
     async fn reload_directory(&mut self) -> anyhow::Result<()> {
-        let config::Directory::File { path } = &self.config.directory else { return Ok(()) };
+        let config::Directory::File { path } = &self.config.directory else {
+            return Ok(());
+        };
         if !path.exists() && !self.directory.is_empty() {
             anyhow::bail!("{} is gone", path.display());
         }
         let (directory, changes) = directory_file::load(path, &self.names, &self.directory)?;
         if !changes.is_empty() {
-            tracing::info!(users = directory.len(), answers = changes.len(), "directory reloaded");
+            tracing::info!(
+                users = directory.len(),
+                answers = changes.len(),
+                "directory reloaded"
+            );
             self.directory = Arc::new(directory);
             let changes = Arc::new(changes);
             let directory = Arc::clone(&self.directory);
-            self.tell(|| Input::Directory(Arc::clone(&directory), Arc::clone(&changes))).await;
+            self.tell(|| Input::Directory(Arc::clone(&directory), Arc::clone(&changes)))
+                .await;
         }
         Ok(())
     }
@@ -124,18 +141,31 @@ impl Reload {
         // Compiling takes long, and is done where nobody waits for it.
         let config = self.config.clone();
         let loader = Arc::clone(&self.loader);
-        let (blueprint, fingerprint) = tokio::task::spawn_blocking(move || loader.load(&config, true)).await??;
+        let (blueprint, fingerprint) =
+            tokio::task::spawn_blocking(move || loader.load(&config, true)).await??;
         if fingerprint == self.running {
             return Ok(());
         }
-        let pipelines: Vec<_> =
-            self.workers.iter().map(|_| blueprint.instantiate()).collect::<Result<_, _>>()?;
+        let pipelines: Vec<_> = self
+            .workers
+            .iter()
+            .map(|_| blueprint.instantiate())
+            .collect::<Result<_, _>>()?;
         for (worker, pipeline) in self.workers.iter().zip(pipelines) {
-            worker.send(Task::Pipeline(Box::new(pipeline))).await.ok().context("a worker is gone")?;
+            worker
+                .send(Task::Pipeline(Box::new(pipeline)))
+                .await
+                .ok()
+                .context("a worker is gone")?;
         }
         self.running = fingerprint;
         self.status.swaps.fetch_add(1, Ordering::Relaxed);
-        let plugins: Vec<_> = self.config.pipeline.iter().map(|stage| stage.plugin.as_str()).collect();
+        let plugins: Vec<_> = self
+            .config
+            .pipeline
+            .iter()
+            .map(|stage| stage.plugin.as_str())
+            .collect();
         tracing::info!("pipeline swapped: {}", plugins.join(" → "));
         Ok(())
     }
@@ -143,7 +173,9 @@ impl Reload {
     async fn tell(&self, input: impl Fn() -> Input) {
         for worker in self.workers.iter() {
             // A worker that is gone is one that was told to stop.
-            let _ = worker.send(Task::Inputs(clock::now_ms(), vec![input()])).await;
+            let _ = worker
+                .send(Task::Inputs(clock::now_ms(), vec![input()]))
+                .await;
         }
     }
 }

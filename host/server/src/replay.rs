@@ -43,12 +43,15 @@ struct Published<'a> {
 /// Runs a recording, and prints what is published.
 pub(crate) fn run(file: &Path, config: Option<&Path>) -> anyhow::Result<()> {
     let config = Config::load(config, std::env::vars())?;
-    let input = std::fs::File::open(file).with_context(|| format!("can't read {}", file.display()))?;
+    let input =
+        std::fs::File::open(file).with_context(|| format!("can't read {}", file.display()))?;
     let mut replay = Replay::new(&config, BufWriter::new(std::io::stdout().lock()))?;
     for (number, line) in BufReader::new(input).lines().enumerate() {
         let line = line.with_context(|| format!("can't read {}", file.display()))?;
         if !line.trim().is_empty() {
-            replay.line(&line).with_context(|| format!("{}:{}", file.display(), number + 1))?;
+            replay
+                .line(&line)
+                .with_context(|| format!("{}:{}", file.display(), number + 1))?;
         }
     }
     replay.finish()
@@ -70,7 +73,9 @@ impl<W: Write> Replay<W> {
             config::Directory::File { path } => {
                 directory_file::load(path, &names, &Directory::new())?.0
             }
-            config::Directory::Kv { .. } => bail!("a replay has no broker: use [directory] source = \"file\""),
+            config::Directory::Kv { .. } => {
+                bail!("a replay has no broker: use [directory] source = \"file\"")
+            }
         };
         let rules = Loader::new()?.load(config, false)?.0.instantiate()?;
         let mut settings = run::settings(config, run::BODY_BYTES_MAX);
@@ -99,15 +104,31 @@ impl<W: Write> Replay<W> {
             },
             _ => bail!("a line has either `data` or `payload`"),
         };
-        let stamp = || serde_json::from_slice::<serde_json::Value>(&payload).ok()?.get("timestamp")?.as_u64();
-        let at = line.at.or_else(stamp).context("neither `at` nor a timestamp says when")?;
+        let stamp = || {
+            serde_json::from_slice::<serde_json::Value>(&payload)
+                .ok()?
+                .get("timestamp")?
+                .as_u64()
+        };
+        let at = line
+            .at
+            .or_else(stamp)
+            .context("neither `at` nor a timestamp says when")?;
         self.advance_to(at)?;
-        let Some(kind) = self.subjects.kind(&line.subject) else { return Ok(()) };
+        let Some(kind) = self.subjects.kind(&line.subject) else {
+            return Ok(());
+        };
         let input = match Message::parse(kind, &payload) {
-            Ok(message) => Input::Message { message, reply: None },
-            Err(rejection) => {
-                Input::Rejected { subject: line.subject, payload, rejection, reply: None }
-            }
+            Ok(message) => Input::Message {
+                message,
+                reply: None,
+            },
+            Err(rejection) => Input::Rejected {
+                subject: line.subject,
+                payload,
+                rejection,
+                reply: None,
+            },
         };
         self.step(|shard, now, rules, out| shard.handle(now, input, rules, out))
     }
@@ -140,14 +161,19 @@ impl<W: Write> Replay<W> {
         let mut outputs = Vec::new();
         act(&mut self.shard, self.now, &mut self.rules, &mut outputs);
         for output in outputs {
-            let (Output::Publish(publication), Some(source)) = (output, &self.source) else { continue };
+            let (Output::Publish(publication), Some(source)) = (output, &self.source) else {
+                continue;
+            };
             let subject = self.subjects.publication(publication.subject);
             let headers = source.headers(&subject, &publication);
             let data: &RawValue = serde_json::from_slice(&publication.body)?;
             let published = Published {
                 at: self.now,
                 subject: &subject,
-                headers: headers.into_iter().map(|(name, value)| (name.into(), value.into())).collect(),
+                headers: headers
+                    .into_iter()
+                    .map(|(name, value)| (name.into(), value.into()))
+                    .collect(),
                 data,
             };
             serde_json::to_writer(&mut self.out, &published)?;

@@ -80,7 +80,11 @@ impl Tenant {
             }
         };
         let subjects = Subjects::new(config.tenant.prefix.as_deref());
-        Ok(Self { names, directory: Arc::new(directory), subjects })
+        Ok(Self {
+            names,
+            directory: Arc::new(directory),
+            subjects,
+        })
     }
 }
 
@@ -89,7 +93,9 @@ async fn node(config: Config, path: Option<&Path>) -> anyhow::Result<()> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let tenant = Tenant::new(&config)?;
     let loader = Arc::new(Loader::new()?);
-    let (blueprint, running) = loader.load(&config, true).context("the pipeline can't be loaded")?;
+    let (blueprint, running) = loader
+        .load(&config, true)
+        .context("the pipeline can't be loaded")?;
     let health = Arc::new(Health::default());
     let (link, links) = mpsc::unbounded_channel();
     let client = broker::connect(&config.nats, &config.node.name, &health, link).await?;
@@ -116,7 +122,10 @@ async fn node(config: Config, path: Option<&Path>) -> anyhow::Result<()> {
     let tasks: Arc<[_]> = workers.iter().map(|worker| worker.tasks.clone()).collect();
     let status = Arc::new(Status {
         broker: health,
-        workers: workers.iter().map(|worker| Arc::clone(&worker.figures)).collect(),
+        workers: workers
+            .iter()
+            .map(|worker| Arc::clone(&worker.figures))
+            .collect(),
         ready: AtomicBool::new(false),
         swaps: AtomicU64::new(0),
         refused_swaps: AtomicU64::new(0),
@@ -129,7 +138,11 @@ async fn node(config: Config, path: Option<&Path>) -> anyhow::Result<()> {
         greet(&client, &tenant.subjects, &config.node.name).await?;
         for subject in ["presence.*", "presence.events.*"] {
             let messages = client.subscribe(tenant.subjects.of(subject)).await?;
-            readers.push(tokio::spawn(intake::read(messages, tenant.subjects.clone(), Arc::clone(&tasks))));
+            readers.push(tokio::spawn(intake::read(
+                messages,
+                tenant.subjects.clone(),
+                Arc::clone(&tasks),
+            )));
         }
         client.flush().await?;
         anyhow::Ok(())
@@ -192,8 +205,14 @@ async fn stop(
 async fn follow_link(mut links: mpsc::UnboundedReceiver<bool>, workers: Arc<[mpsc::Sender<Task>]>) {
     while let Some(connected) = links.recv().await {
         for worker in workers.iter() {
-            let input = if connected { Input::Resume } else { Input::Pause };
-            let _ = worker.send(Task::Inputs(clock::now_ms(), vec![input])).await;
+            let input = if connected {
+                Input::Resume
+            } else {
+                Input::Pause
+            };
+            let _ = worker
+                .send(Task::Inputs(clock::now_ms(), vec![input]))
+                .await;
         }
     }
 }
@@ -226,7 +245,9 @@ async fn greet(client: &Client, subjects: &Subjects, node: &str) -> anyhow::Resu
 fn log(config: &Config) {
     let filter = std::env::var("PRESENCE_LOG").unwrap_or_else(|_| config.log.level.clone());
     let filter = tracing_subscriber::EnvFilter::try_new(filter).unwrap_or_default();
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
     let ansi = std::io::IsTerminal::is_terminal(&std::io::stderr());
     match config.log.format {
         LogFormat::Text => log.with_ansi(ansi).with_target(false).init(),

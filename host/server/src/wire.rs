@@ -15,7 +15,9 @@ pub(crate) struct Subjects {
 
 impl Subjects {
     pub(crate) fn new(prefix: Option<&str>) -> Self {
-        Self { prefix: prefix.map_or_else(String::new, |prefix| format!("{prefix}.")) }
+        Self {
+            prefix: prefix.map_or_else(String::new, |prefix| format!("{prefix}.")),
+        }
     }
 
     /// A tenant's subject for one of the default tenant's.
@@ -44,11 +46,18 @@ pub(crate) struct Source {
 
 impl Source {
     pub(crate) fn new(node: &str, worker: usize, epoch_ms: u64) -> Self {
-        Self { name: format!("{node}/{worker}"), epoch: epoch_ms.to_string() }
+        Self {
+            name: format!("{node}/{worker}"),
+            epoch: epoch_ms.to_string(),
+        }
     }
 
     /// The headers of a publication, as pairs.
-    pub(crate) fn headers(&self, subject: &str, publication: &Publication) -> [(&'static str, String); 4] {
+    pub(crate) fn headers(
+        &self,
+        subject: &str,
+        publication: &Publication,
+    ) -> [(&'static str, String); 4] {
         let Self { name, epoch } = self;
         let seq = publication.seq;
         [

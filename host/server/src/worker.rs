@@ -3,7 +3,6 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -40,23 +39,20 @@ pub(crate) struct Worker {
     /// broker's client drops what it can't buffer, which is counted.
     pub(crate) tasks: mpsc::Sender<Task>,
     pub(crate) figures: Arc<Figures>,
-    pub(crate) thread: JoinHandle<()>,
 }
 
 /// Starts a worker.
-pub(crate) fn start(
-    number: usize,
-    queue: usize,
-    state: State,
-) -> anyhow::Result<Worker> {
+pub(crate) fn start(number: usize, queue: usize, state: State) -> anyhow::Result<Worker> {
     let (tasks, inbox) = mpsc::channel(queue);
     let figures = Arc::clone(&state.figures);
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
-    let thread = std::thread::Builder::new()
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .build()?;
+    std::thread::Builder::new()
         .name(format!("worker-{number}"))
         .spawn(move || runtime.block_on(state.work(inbox)))
         .context("can't start a worker thread")?;
-    Ok(Worker { tasks, figures, thread })
+    Ok(Worker { tasks, figures })
 }
 
 /// What a worker owns.
@@ -84,7 +80,8 @@ impl State {
                 Some(Some(task)) => self.task(task, &mut out).await,
                 Some(None) => return,
                 None => {
-                    self.shard.advance(clock::now_ms(), &mut self.rules, &mut out);
+                    self.shard
+                        .advance(clock::now_ms(), &mut self.rules, &mut out);
                     self.carry_out(&mut out).await;
                 }
             }
@@ -92,7 +89,8 @@ impl State {
             // has already arrived comes first, so that a sign of life that waits
             // in the queue counts.
             if inbox.is_empty() {
-                self.shard.advance(clock::now_ms(), &mut self.rules, &mut out);
+                self.shard
+                    .advance(clock::now_ms(), &mut self.rules, &mut out);
                 self.carry_out(&mut out).await;
             }
             self.tell_figures();
@@ -108,7 +106,8 @@ impl State {
             }
             Task::Pipeline(rules) => {
                 self.rules = *rules;
-                self.shard.handle(clock::now_ms(), Input::Rules, &mut self.rules, out);
+                self.shard
+                    .handle(clock::now_ms(), Input::Rules, &mut self.rules, out);
             }
             Task::Drain(done) => {
                 self.carry_out(out).await;
@@ -126,7 +125,9 @@ impl State {
                     let subject = self.subjects.publication(publication.subject);
                     let headers = self.source.header_map(&subject, &publication);
                     self.figures.published.fetch_add(1, Ordering::Relaxed);
-                    self.client.publish_with_headers(subject, headers, publication.body.into()).await
+                    self.client
+                        .publish_with_headers(subject, headers, publication.body.into())
+                        .await
                 }
                 Output::Reply(to, body) => self.client.publish(to, body.into()).await,
                 // Both sources that there are hold all of their answers.
@@ -140,8 +141,15 @@ impl State {
 
     fn tell_figures(&self) {
         let figures = &self.figures;
-        *figures.counters.lock().unwrap_or_else(PoisonError::into_inner) = self.shard.counters();
-        figures.online_users.store(self.shard.online_users() as u64, Ordering::Relaxed);
-        figures.connections.store(self.shard.connections() as u64, Ordering::Relaxed);
+        *figures
+            .counters
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = self.shard.counters();
+        figures
+            .online_users
+            .store(self.shard.online_users() as u64, Ordering::Relaxed);
+        figures
+            .connections
+            .store(self.shard.connections() as u64, Ordering::Relaxed);
     }
 }

@@ -39,7 +39,9 @@ enum Kind {
 
 /// Runs a contender until it is killed.
 pub(crate) fn run(args: &Args) -> Result<()> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()?;
     runtime.block_on(serve(args))
 }
 
@@ -74,7 +76,9 @@ async fn serve(args: &Args) -> Result<()> {
 }
 
 async fn relay(client: &Client, root: &str, message: Message) -> Result<()> {
-    Ok(client.publish(filtered(root, &message.subject), message.payload).await?)
+    Ok(client
+        .publish(filtered(root, &message.subject), message.payload)
+        .await?)
 }
 
 async fn filter(
@@ -84,12 +88,20 @@ async fn filter(
     message: &Message,
 ) -> Result<()> {
     let mut event: Value = serde_json::from_slice(&message.payload)?;
-    let user = event.get("userId").and_then(Value::as_str).context("an event has a user")?;
+    let user = event
+        .get("userId")
+        .and_then(Value::as_str)
+        .context("an event has a user")?;
     let viewers = contacts.get(user).map(Vec::as_slice).unwrap_or_default();
     let viewers = json!(viewers);
-    event.as_object_mut().context("an event is an object")?.insert("visibleTo".into(), viewers);
+    event
+        .as_object_mut()
+        .context("an event is an object")?
+        .insert("visibleTo".into(), viewers);
     let body = serde_json::to_vec(&event)?;
-    Ok(client.publish(filtered(root, &message.subject), body.into()).await?)
+    Ok(client
+        .publish(filtered(root, &message.subject), body.into())
+        .await?)
 }
 
 /// Where the filtered form of an event goes.
@@ -100,6 +112,8 @@ fn filtered(root: &str, subject: &Subject) -> String {
 
 fn contacts(path: &std::path::Path) -> Result<HashMap<String, Vec<String>>> {
     let mut directory: Value = serde_json::from_slice(&std::fs::read(path)?)?;
-    let contacts = directory.get_mut("contacts").context("a directory has contacts")?;
+    let contacts = directory
+        .get_mut("contacts")
+        .context("a directory has contacts")?;
     Ok(serde_json::from_value(contacts.take())?)
 }

@@ -11,8 +11,14 @@ pub(crate) fn cpu_ns(pid: u32) -> Result<u64> {
     let mut sum = 0;
     for task in fs::read_dir(&tasks).with_context(|| format!("reading {tasks}"))? {
         // It may have ended since it was listed.
-        let Ok(stat) = fs::read_to_string(task?.path().join("schedstat")) else { continue };
-        sum += stat.split(' ').next().and_then(|ns| ns.parse::<u64>().ok()).unwrap_or(0);
+        let Ok(stat) = fs::read_to_string(task?.path().join("schedstat")) else {
+            continue;
+        };
+        sum += stat
+            .split(' ')
+            .next()
+            .and_then(|ns| ns.parse::<u64>().ok())
+            .unwrap_or(0);
     }
     Ok(sum)
 }

@@ -23,15 +23,30 @@ pub(crate) struct Entrant {
 enum Running {
     Plain(Process),
     /// The site is a temporary folder, which is there for as long as the host is.
-    Host { host: Host, _site: Site },
+    Host {
+        host: Host,
+        _site: Site,
+    },
 }
 
 impl Entrant {
     /// One of the contenders that are written here: `relay`, `filter`, `count`.
-    pub(crate) fn own(broker: &Broker, title: &'static str, kind: &str, directory: &Path) -> Result<Self> {
+    pub(crate) fn own(
+        broker: &Broker,
+        title: &'static str,
+        kind: &str,
+        directory: &Path,
+    ) -> Result<Self> {
         let root = format!("{kind:x<8}");
         let mut command = Command::new(std::env::current_exe()?);
-        command.args(["bench-contender", kind, "--url", &broker.server.url(), "--root", &root]);
+        command.args([
+            "bench-contender",
+            kind,
+            "--url",
+            &broker.server.url(),
+            "--root",
+            &root,
+        ]);
         command.arg("--directory").arg(directory);
         Self::plain(broker, title, root, Process::spawn(title, &mut command)?)
     }
@@ -45,10 +60,19 @@ impl Entrant {
         Self::plain(broker, title, root, process)
     }
 
-    fn plain(broker: &Broker, title: &'static str, root: String, mut process: Process) -> Result<Self> {
+    fn plain(
+        broker: &Broker,
+        title: &'static str,
+        root: String,
+        mut process: Process,
+    ) -> Result<Self> {
         let ready = process.wait_for_stdout("ready", |line| line == "ready");
         broker.runtime.block_on(ready)?;
-        Ok(Self { title, root, process: Running::Plain(process) })
+        Ok(Self {
+            title,
+            root,
+            process: Running::Plain(process),
+        })
     }
 
     /// The host with the default pipeline.
@@ -70,8 +94,15 @@ impl Entrant {
             }
             None => "presence".to_owned(),
         };
-        let host = broker.runtime.block_on(Host::start(&site)).context("starting presence")?;
-        Ok(Self { title, root, process: Running::Host { host, _site: site } })
+        let host = broker
+            .runtime
+            .block_on(Host::start(&site))
+            .context("starting presence")?;
+        Ok(Self {
+            title,
+            root,
+            process: Running::Host { host, _site: site },
+        })
     }
 
     /// The process id.

@@ -55,16 +55,31 @@ pub(crate) fn measure(broker: &Broker, args: &Args, viewers: usize) -> Result<Fi
         Entrant::node(broker, "(c) the seed's filter in Node", &file)?,
     ];
     if !args.without_presence {
-        entrants.push(Entrant::presence(broker, "(d) presence", None, &directory, Ok)?);
+        entrants.push(Entrant::presence(
+            broker,
+            "(d) presence",
+            None,
+            &directory,
+            Ok,
+        )?);
         let without = |site: presence_tests::site::Site| site.with("engine.reuse_verdicts", false);
         let title = "(d) without verdict reuse";
-        entrants.push(Entrant::presence(broker, title, Some("reuseoff"), &directory, without)?);
+        entrants.push(Entrant::presence(
+            broker,
+            title,
+            Some("reuseoff"),
+            &directory,
+            without,
+        )?);
     }
-    let lanes = entrants.into_iter().map(|entrant| Lane::new(broker, entrant));
+    let lanes = entrants
+        .into_iter()
+        .map(|entrant| Lane::new(broker, entrant));
     let mut lanes = lanes.collect::<Result<Vec<_>>>()?;
 
     for lane in &mut lanes {
-        lane.check(population).with_context(|| lane.entrant.last_words())?;
+        lane.check(population)
+            .with_context(|| lane.entrant.last_words())?;
     }
     for round in 0..=args.rounds {
         for lane in &mut lanes {
@@ -72,7 +87,10 @@ pub(crate) fn measure(broker: &Broker, args: &Args, viewers: usize) -> Result<Fi
             done.with_context(|| format!("{}\n{}", lane.entrant.title, lane.entrant.last_words()))?;
         }
     }
-    Ok(Figures { viewers, rows: lanes.into_iter().map(|lane| lane.row).collect() })
+    Ok(Figures {
+        viewers,
+        rows: lanes.into_iter().map(|lane| lane.row).collect(),
+    })
 }
 
 impl Lane {
@@ -86,29 +104,55 @@ impl Lane {
             events: 0,
             published: 0.0,
         };
-        Ok(Self { entrant, generator, row })
+        Ok(Self {
+            entrant,
+            generator,
+            row,
+        })
     }
 
     /// That it does the work: the audience is as large as it should be.
     fn check(&mut self, population: Population) -> Result<()> {
-        let one = Population { users: 1, ..population };
-        let online = self.generator.ask(&one.online(&self.entrant.root, BEGIN_MS))?;
-        self.generator.ask(&one.offline(&self.entrant.root, BEGIN_MS))?;
+        let one = Population {
+            users: 1,
+            ..population
+        };
+        let online = self
+            .generator
+            .ask(&one.online(&self.entrant.root, BEGIN_MS))?;
+        self.generator
+            .ask(&one.offline(&self.entrant.root, BEGIN_MS))?;
         let viewers = online.matches("\"v").count();
-        let expected = if self.row.title.contains("relay") { 0 } else { population.viewers };
+        let expected = if self.row.title.contains("relay") {
+            0
+        } else {
+            population.viewers
+        };
         // `"visibleTo"` begins as a viewer's id does.
         let found = viewers.saturating_sub(online.matches("\"visibleTo\"").count());
-        ensure!(found == expected, "{expected} viewers expected, not {found}: {online:.300}");
+        ensure!(
+            found == expected,
+            "{expected} viewers expected, not {found}: {online:.300}"
+        );
         Ok(())
     }
 
     /// Takes everyone online, timed, and offline again. The first round warms up
     /// and doesn't count.
-    fn round(&mut self, broker: &Broker, window: usize, population: Population, round: usize) -> Result<()> {
+    fn round(
+        &mut self,
+        broker: &Broker,
+        window: usize,
+        population: Population,
+        round: usize,
+    ) -> Result<()> {
         let at = BEGIN_MS + 1_000 * (round as u64 + 1);
         let online = population.online(&self.entrant.root, at);
         let offline = population.offline(&self.entrant.root, at + 500);
-        let window = Window { messages: window, per_answer: 1 };
+        let window = Window {
+            messages: window,
+            per_answer: 1,
+        };
         let (pid, broker_pid) = (self.entrant.pid(), broker.pid()?);
 
         let published = broker.messages_in()?;

@@ -34,7 +34,11 @@ impl Frames {
     fn range(&self, from: usize, to: usize) -> &[u8] {
         let end = |count: usize| match count {
             0 => 0,
-            _ => self.ends.get(count - 1).copied().unwrap_or(self.bytes.len()),
+            _ => self
+                .ends
+                .get(count - 1)
+                .copied()
+                .unwrap_or(self.bytes.len()),
         };
         self.bytes.get(end(from)..end(to)).unwrap_or_default()
     }
@@ -66,8 +70,13 @@ impl Generator {
         let stream = TcpStream::connect(("127.0.0.1", port))?;
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(GUARD))?;
-        let mut generator =
-            Self { stream, buffer: vec![0; 1 << 20], from: 0, to: 0, skip: 0 };
+        let mut generator = Self {
+            stream,
+            buffer: vec![0; 1 << 20],
+            from: 0,
+            to: 0,
+            skip: 0,
+        };
         let hello = format!(
             "CONNECT {{\"verbose\":false,\"pedantic\":false,\"headers\":true,\"name\":\"load\"}}\r\n\
              SUB {subject} 1\r\nPING\r\n"
@@ -84,7 +93,9 @@ impl Generator {
         let answers = frames.len().div_ceil(window.per_answer);
         let (mut sent, mut answered) = (0, 0);
         while answered < answers {
-            let may = frames.len().min(answered * window.per_answer + window.messages);
+            let may = frames
+                .len()
+                .min(answered * window.per_answer + window.messages);
             if may > sent {
                 self.stream.write_all(frames.range(sent, may))?;
                 sent = may;
@@ -111,7 +122,10 @@ impl Generator {
         while self.to - self.from < size + 2 {
             self.fill()?;
         }
-        let body = self.buffer.get(self.from..self.from + size).unwrap_or_default();
+        let body = self
+            .buffer
+            .get(self.from..self.from + size)
+            .unwrap_or_default();
         let body = String::from_utf8_lossy(body).into_owned();
         self.from += size + 2;
         Ok(body)
@@ -129,7 +143,9 @@ impl Generator {
             if self.skip > 0 {
                 return Ok(count);
             }
-            let Some(end) = self.line_end() else { return Ok(count) };
+            let Some(end) = self.line_end() else {
+                return Ok(count);
+            };
             let line = self.buffer.get(self.from..end).unwrap_or_default();
             if let Some(size) = message_size(line)? {
                 self.skip = size + 2;
@@ -181,13 +197,22 @@ impl Generator {
 /// together; none if it begins none.
 fn message_size(line: &[u8]) -> Result<Option<usize>> {
     if line.starts_with(b"-ERR") {
-        bail!("the broker says {}", String::from_utf8_lossy(line).trim_end());
+        bail!(
+            "the broker says {}",
+            String::from_utf8_lossy(line).trim_end()
+        );
     }
     if !line.starts_with(b"MSG ") && !line.starts_with(b"HMSG ") {
         return Ok(None);
     }
     // The last word of either is the whole size.
-    let digits = line.trim_ascii_end().rsplit(|byte| *byte == b' ').next().unwrap_or_default();
-    let size = digits.iter().fold(0, |size, digit| size * 10 + usize::from(digit - b'0'));
+    let digits = line
+        .trim_ascii_end()
+        .rsplit(|byte| *byte == b' ')
+        .next()
+        .unwrap_or_default();
+    let size = digits
+        .iter()
+        .fold(0, |size, digit| size * 10 + usize::from(digit - b'0'));
     Ok(Some(size))
 }

@@ -35,7 +35,13 @@ pub(crate) fn measure(broker: &Broker, args: &Args) -> Result<Vec<Row>> {
     let mut generator = Generator::connect(broker.server.port(), REPLIES)?;
     let mut rows: Vec<Row> = Vec::new();
     for entrant in &entrants {
-        generator.feed(&connects(&entrant.root), Window { messages: 512, per_answer: 1 })?;
+        generator.feed(
+            &connects(&entrant.root),
+            Window {
+                messages: 512,
+                per_answer: 1,
+            },
+        )?;
         rows.push(Row {
             title: entrant.title,
             rates: Vec::new(),
@@ -61,7 +67,10 @@ fn measure_one(
     row: &mut Row,
 ) -> Result<()> {
     let frames = heartbeats(&entrant.root, round);
-    let window = Window { messages: 16 * PER_ANSWER, per_answer: PER_ANSWER };
+    let window = Window {
+        messages: 16 * PER_ANSWER,
+        per_answer: PER_ANSWER,
+    };
     let counted = counted(broker, entrant)?;
     let before = Cpu::now(entrant.pid(), broker.pid()?)?;
     let took = generator.feed(&frames, window)?;
@@ -79,28 +88,43 @@ fn measure_one(
 
 /// How many heartbeats the host says it has taken in.
 fn counted(broker: &Broker, entrant: &Entrant) -> Result<Option<f64>> {
-    let Some(host) = entrant.host() else { return Ok(None) };
+    let Some(host) = entrant.host() else {
+        return Ok(None);
+    };
     let metrics = broker.runtime.block_on(host.metrics())?;
-    Ok(Some(http::metric(&metrics, "presence_inputs_total", &["kind=\"heartbeat\""])))
+    Ok(Some(http::metric(
+        &metrics,
+        "presence_inputs_total",
+        &["kind=\"heartbeat\""],
+    )))
 }
 
 /// That none was lost on the way.
 fn all_taken_in(broker: &Broker, entrant: &Entrant, expected: f64) -> Result<()> {
     let counted = wait::until("presence to count every heartbeat", async || {
-        let Some(host) = entrant.host() else { return Ok(Some(expected)) };
+        let Some(host) = entrant.host() else {
+            return Ok(Some(expected));
+        };
         let metrics = host.metrics().await?;
         let counted = http::metric(&metrics, "presence_inputs_total", &["kind=\"heartbeat\""]);
         Ok((counted >= expected).then_some(counted))
     });
     let counted = broker.runtime.block_on(counted)?;
-    ensure!(counted == expected, "{expected} heartbeats were sent, but {counted} counted");
+    ensure!(
+        counted == expected,
+        "{expected} heartbeats were sent, but {counted} counted"
+    );
     Ok(())
 }
 
 /// Everyone connects; each connect is answered. The bare subscriber doesn't
 /// listen for connects, so it gets heartbeats in their place.
 fn connects(root: &str) -> Frames {
-    let subject = if root == "presence" { "connect" } else { "heartbeat" };
+    let subject = if root == "presence" {
+        "connect"
+    } else {
+        "heartbeat"
+    };
     let mut frames = Frames::default();
     for user in 0..CONNECTIONS {
         frames.push(&format!("{root}.{subject}"), REPLIES, &body(user, BEGIN_MS));
@@ -113,8 +137,16 @@ fn heartbeats(root: &str, round: usize) -> Frames {
     let mut frames = Frames::default();
     for number in 0..HEARTBEATS {
         let lap = round * (HEARTBEATS / CONNECTIONS) + number / CONNECTIONS;
-        let reply = if (number + 1) % PER_ANSWER == 0 { REPLIES } else { "" };
-        frames.push(&subject, reply, &body(number % CONNECTIONS, BEGIN_MS + lap as u64 + 1));
+        let reply = if (number + 1) % PER_ANSWER == 0 {
+            REPLIES
+        } else {
+            ""
+        };
+        frames.push(
+            &subject,
+            reply,
+            &body(number % CONNECTIONS, BEGIN_MS + lap as u64 + 1),
+        );
     }
     frames
 }

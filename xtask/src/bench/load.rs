@@ -19,7 +19,10 @@ const POOL: usize = 10_007;
 impl Population {
     /// As many users as keep the directory a few megabytes.
     pub(crate) fn with(viewers: usize) -> Self {
-        Self { users: (2_000_000 / viewers.max(1)).clamp(500, 20_000), viewers }
+        Self {
+            users: (2_000_000 / viewers.max(1)).clamp(500, 20_000),
+            viewers,
+        }
     }
 
     /// The directory, as the contract lays it out.

@@ -13,30 +13,59 @@ const COLUMN: usize = 24;
 /// audience.
 pub(crate) fn fan_out(figures: &[Figures]) -> String {
     let mut text = String::new();
-    let titles: Vec<_> = figures.iter().flat_map(|figures| &figures.rows).map(|row| row.title).collect();
-    let titles = titles.iter().take(figures.first().map_or(0, |figures| figures.rows.len()));
+    let titles: Vec<_> = figures
+        .iter()
+        .flat_map(|figures| &figures.rows)
+        .map(|row| row.title)
+        .collect();
+    let titles = titles
+        .iter()
+        .take(figures.first().map_or(0, |figures| figures.rows.len()));
     let titles: Vec<_> = titles.copied().collect();
 
-    line(&mut text, "one online event in, one filtered out", figures.iter().map(|figures| {
-        format!("{} viewers", grouped(figures.viewers as f64))
-    }));
+    line(
+        &mut text,
+        "one online event in, one filtered out",
+        figures
+            .iter()
+            .map(|figures| format!("{} viewers", grouped(figures.viewers as f64))),
+    );
     let _ = writeln!(text, "events a second (median round; lowest to highest)");
     for (index, title) in titles.iter().enumerate() {
         line(&mut text, title, cells(figures, index, rate));
     }
     let _ = writeln!(text, "ratio of the medians");
-    for (name, top, bottom) in [("d/a", 3, 0), ("d/b", 3, 1), ("d/c", 3, 2), ("d without reuse/b", 4, 1)] {
+    for (name, top, bottom) in [
+        ("d/a", 3, 0),
+        ("d/b", 3, 1),
+        ("d/c", 3, 2),
+        ("d without reuse/b", 4, 1),
+    ] {
         if titles.len() > top {
-            line(&mut text, name, figures.iter().map(|figures| ratio(figures, top, bottom)));
+            line(
+                &mut text,
+                name,
+                figures.iter().map(|figures| ratio(figures, top, bottom)),
+            );
         }
     }
-    let _ = writeln!(text, "processor time an event: contender + broker + load, µs");
+    let _ = writeln!(
+        text,
+        "processor time an event: contender + broker + load, µs"
+    );
     for (index, title) in titles.iter().enumerate() {
         line(&mut text, title, cells(figures, index, cpu));
     }
-    let _ = writeln!(text, "messages published for an event, the filtered one among them");
+    let _ = writeln!(
+        text,
+        "messages published for an event, the filtered one among them"
+    );
     for (index, title) in titles.iter().enumerate() {
-        line(&mut text, title, cells(figures, index, |row| format!("{:.2}", row.published)));
+        line(
+            &mut text,
+            title,
+            cells(figures, index, |row| format!("{:.2}", row.published)),
+        );
     }
     text
 }
@@ -50,13 +79,23 @@ pub(crate) fn heartbeats(rows: &[Row]) -> String {
         line(&mut text, row.title, [rate(row), cpu(row)]);
     }
     if let [counter, presence] = rows {
-        line(&mut text, "ratio", [format!("{:.2}", median(presence) / median(counter))]);
+        line(
+            &mut text,
+            "ratio",
+            [format!("{:.2}", median(presence) / median(counter))],
+        );
     }
     text
 }
 
-fn cells(figures: &[Figures], index: usize, cell: impl Fn(&Row) -> String) -> impl Iterator<Item = String> {
-    figures.iter().map(move |figures| figures.rows.get(index).map(&cell).unwrap_or_default())
+fn cells(
+    figures: &[Figures],
+    index: usize,
+    cell: impl Fn(&Row) -> String,
+) -> impl Iterator<Item = String> {
+    figures
+        .iter()
+        .map(move |figures| figures.rows.get(index).map(&cell).unwrap_or_default())
 }
 
 fn line(text: &mut String, title: &str, cells: impl IntoIterator<Item = String>) {
@@ -70,12 +109,22 @@ fn line(text: &mut String, title: &str, cells: impl IntoIterator<Item = String>)
 fn rate(row: &Row) -> String {
     let low = row.rates.iter().copied().fold(f64::INFINITY, f64::min);
     let high = row.rates.iter().copied().fold(0.0, f64::max);
-    format!("{} ({}k-{}k)", grouped(median(row)), thousands(low), thousands(high))
+    format!(
+        "{} ({}k-{}k)",
+        grouped(median(row)),
+        thousands(low),
+        thousands(high)
+    )
 }
 
 fn cpu(row: &Row) -> String {
     let us = |ns: u64| ns as f64 / 1_000.0 / row.events.max(1) as f64;
-    format!("{:.2} + {:.2} + {:.2}", us(row.cpu.contender_ns), us(row.cpu.broker_ns), us(row.cpu.load_ns))
+    format!(
+        "{:.2} + {:.2} + {:.2}",
+        us(row.cpu.contender_ns),
+        us(row.cpu.broker_ns),
+        us(row.cpu.load_ns)
+    )
 }
 
 fn ratio(figures: &Figures, top: usize, bottom: usize) -> String {
@@ -90,7 +139,11 @@ fn median(row: &Row) -> f64 {
 }
 
 fn thousands(rate: f64) -> String {
-    if rate < 10_000.0 { format!("{:.1}", rate / 1_000.0) } else { format!("{:.0}", rate / 1_000.0) }
+    if rate < 10_000.0 {
+        format!("{:.1}", rate / 1_000.0)
+    } else {
+        format!("{:.0}", rate / 1_000.0)
+    }
 }
 
 /// A number with its thousands set apart.

@@ -41,7 +41,11 @@ pub struct Edit {
 
 impl Edit {
     pub(super) fn new(directory: Directory) -> Self {
-        Self { directory, changed: BTreeSet::new(), inverse: BTreeMap::new() }
+        Self {
+            directory,
+            changed: BTreeSet::new(),
+            inverse: BTreeMap::new(),
+        }
     }
 
     /// Says who a user's contacts are. The user is never their own contact.
@@ -59,10 +63,16 @@ impl Edit {
         }
         self.changed.insert(Question::Contacts(user));
         for contact in &*before - &*after {
-            self.inverse.entry(Id(contact)).or_default().insert(user, false);
+            self.inverse
+                .entry(Id(contact))
+                .or_default()
+                .insert(user, false);
         }
         for contact in &*after - &*before {
-            self.inverse.entry(Id(contact)).or_default().insert(user, true);
+            self.inverse
+                .entry(Id(contact))
+                .or_default()
+                .insert(user, true);
         }
     }
 
@@ -81,7 +91,10 @@ impl Edit {
         let name: Arc<str> = name.into();
         let after = members.map(Arc::new);
         let before = match &after {
-            Some(after) => self.directory.groups.insert(Arc::clone(&name), Arc::clone(after)),
+            Some(after) => self
+                .directory
+                .groups
+                .insert(Arc::clone(&name), Arc::clone(after)),
             None => self.directory.groups.remove(&name),
         };
         let (before, after) = (before.unwrap_or_default(), after.unwrap_or_default());
@@ -142,7 +155,11 @@ impl Edit {
             let entry = self.directory.users.entry(contact).or_default();
             let set = Arc::make_mut(entry.contacts_of.get_or_insert_default());
             for (owner, joined) in owners {
-                if joined { set.insert(owner.0) } else { set.remove(owner.0) };
+                if joined {
+                    set.insert(owner.0)
+                } else {
+                    set.remove(owner.0)
+                };
             }
             if set.is_empty() {
                 entry.contacts_of = None;
@@ -182,7 +199,12 @@ mod tests {
     }
 
     fn ask(directory: &Directory, question: Question) -> Vec<u32> {
-        directory.audience(&question).unwrap().ids().map(|id| id.0).collect()
+        directory
+            .audience(&question)
+            .unwrap()
+            .ids()
+            .map(|id| id.0)
+            .collect()
     }
 
     fn sample() -> Directory {
@@ -206,7 +228,10 @@ mod tests {
         assert_eq!(ask(&directory, Question::Contacts(Id(77))), [0; 0]);
         let groups = directory.groups(Id(1)).unwrap();
         assert_eq!(groups, ["all".into(), "team".into()]);
-        assert_eq!(directory.ids().iter().collect::<Vec<_>>(), [1, 2, 3, 4, 5, 9]);
+        assert_eq!(
+            directory.ids().iter().collect::<Vec<_>>(),
+            [1, 2, 3, 4, 5, 9]
+        );
     }
 
     #[test]

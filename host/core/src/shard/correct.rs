@@ -40,7 +40,9 @@ impl Shard {
             self.redecide.push_back(user);
         }
         for _ in 0..CORRECTIONS_AT_ONCE {
-            let Some(user) = self.redecide.pop_front() else { break };
+            let Some(user) = self.redecide.pop_front() else {
+                break;
+            };
             if let Some(entry) = self.ledger.get(user) {
                 let event = Arc::clone(&entry.event);
                 self.decide(&event, rules, out);

@@ -36,12 +36,15 @@ impl Shard {
         out: &mut Vec<Output>,
     ) {
         let event = self.announce(event, ours, rules, out);
-        let Some(entry) = self.ledger.offline(event.user) else { return };
+        let Some(entry) = self.ledger.offline(event.user) else {
+            return;
+        };
         if let Some(pending) = entry.pending {
             self.agenda.remove(&(pending.retry_at, event.user));
         }
         let ledger = &self.ledger;
-        self.verdicts.tidy(|user| ledger.get(user).is_some(), ledger.len());
+        self.verdicts
+            .tidy(|user| ledger.get(user).is_some(), ledger.len());
         if entry.told.is_empty() {
             return;
         }
@@ -63,7 +66,12 @@ impl Shard {
     }
 
     /// Decides who may see an online user, and tells whom that concerns.
-    pub(super) fn decide(&mut self, event: &Arc<Event>, rules: &mut dyn Rules, out: &mut Vec<Output>) {
+    pub(super) fn decide(
+        &mut self,
+        event: &Arc<Event>,
+        rules: &mut dyn Rules,
+        out: &mut Vec<Output>,
+    ) {
         if self.settings.reuse_verdicts
             && let Some(verdict) = self.verdicts.find(self.now, event)
         {
@@ -100,13 +108,18 @@ impl Shard {
         again_at: Option<u64>,
         out: &mut Vec<Output>,
     ) {
-        let Some(entry) = self.ledger.get_mut(event.user) else { return };
+        let Some(entry) = self.ledger.get_mut(event.user) else {
+            return;
+        };
         let told = std::mem::replace(&mut entry.told, verdict.audience.clone());
         if let Some(pending) = entry.pending.take() {
             self.agenda.remove(&(pending.retry_at, event.user));
         }
         if let Some(at) = again_at.filter(|at| *at > self.now) {
-            entry.pending = Some(Pending { retry_at: at, wait_ms: self.settings.retry_ms });
+            entry.pending = Some(Pending {
+                retry_at: at,
+                wait_ms: self.settings.retry_ms,
+            });
             self.agenda.insert((at, event.user));
         }
         if told.same(&verdict.audience) {
@@ -123,7 +136,10 @@ impl Shard {
                 },
                 ..Event::clone(event)
             };
-            let rendition = Rendition { last_seen: true, ..bare(&lost) };
+            let rendition = Rendition {
+                last_seen: true,
+                ..bare(&lost)
+            };
             self.tell(&gone, &rendition, &lost, out);
         }
         for rendition in &verdict.renditions {
@@ -188,12 +204,19 @@ impl Shard {
         self.counters.failures += 1;
         let error = format!("plugin `{}`: {}", failure.plugin, failure.error);
         let rejection = Rejection::new(Cause::PluginFailed, error);
-        self.dead_letter(subject(event).as_str(), &rejection, &body::event(event), out);
+        self.dead_letter(
+            subject(event).as_str(),
+            &rejection,
+            &body::event(event),
+            out,
+        );
     }
 
     /// Puts a decision off. Nobody new is told until it is made.
     fn postpone(&mut self, event: &Event) {
-        let Some(entry) = self.ledger.get_mut(event.user) else { return };
+        let Some(entry) = self.ledger.get_mut(event.user) else {
+            return;
+        };
         let before = entry.pending.take();
         if let Some(pending) = before {
             self.agenda.remove(&(pending.retry_at, event.user));
@@ -201,7 +224,10 @@ impl Shard {
         let wait_ms = before.map_or(self.settings.retry_ms, |pending| pending.wait_ms);
         let retry_at = self.now + wait_ms;
         let next = wait_ms.saturating_mul(2).min(self.settings.retry_ms_max);
-        entry.pending = Some(Pending { retry_at, wait_ms: next.max(wait_ms) });
+        entry.pending = Some(Pending {
+            retry_at,
+            wait_ms: next.max(wait_ms),
+        });
         self.agenda.insert((retry_at, event.user));
     }
 }
@@ -214,7 +240,11 @@ fn subject(event: &Event) -> Subject {
 }
 
 fn bare(viewers: &Audience) -> Rendition {
-    Rendition { audience: viewers.clone(), keys: Arc::new([]), last_seen: false }
+    Rendition {
+        audience: viewers.clone(),
+        keys: Arc::new([]),
+        last_seen: false,
+    }
 }
 
 fn context<'a>(
@@ -223,5 +253,10 @@ fn context<'a>(
     directory: &'a Arc<crate::directory::Directory>,
     names: &'a Arc<crate::names::Names>,
 ) -> Context<'a> {
-    Context { now, event, directory, names }
+    Context {
+        now,
+        event,
+        directory,
+        names,
+    }
 }

@@ -29,7 +29,7 @@ use std::path::Path;
 use toml::de::DeTable;
 
 pub(crate) use basics::{Http, Log, LogFormat, Node, Plugins, Tenant};
-pub(crate) use changes::{Change, Effect};
+pub(crate) use changes::Effect;
 pub(crate) use directory::Directory;
 pub(crate) use engine::Engine;
 pub(crate) use nats::{Auth, Nats};

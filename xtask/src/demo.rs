@@ -1,5 +1,0 @@
-//! later
-use anyhow::Result;
-#[derive(clap::Args)]
-pub(crate) struct Args {}
-pub(crate) fn run(_: &Args) -> Result<()> { Ok(()) }
