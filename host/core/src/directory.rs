@@ -185,16 +185,15 @@ impl Directory {
         groups.map_or(&[], Vec::as_slice)
     }
 
-    /// The user is in this set too: nobody is in their own audience anyway, and
-    /// so a single group is handed on as it is.
     fn co_members(&self, user: Id) -> Audience {
         let members = self
             .groups_of(user)
             .iter()
             .filter_map(|group| self.groups.get(group));
-        members.fold(Audience::nobody(), |all, group| {
+        let all = members.fold(Audience::nobody(), |all, group| {
             all.union(&Arc::clone(group).into())
-        })
+        });
+        all.without(user)
     }
 }
 
