@@ -53,7 +53,7 @@ impl Loader {
         for stage in &config.pipeline {
             let plugin = self
                 .plugin(&config.plugins.dir, &stage.plugin)
-                .with_context(|| format!("plugin `{}`", stage.plugin))?;
+                .with_context(|| format!("{}.wasm can't be used", stage.plugin))?;
             fingerprint += &format!("{stage:?}{:p}", Arc::as_ptr(&plugin));
             stages.push(Stage {
                 plugin,
@@ -70,6 +70,37 @@ impl Loader {
             Blueprint::prepare(&self.engine, stages, limits)?,
             fingerprint,
         ))
+    }
+
+    /// All that is wrong with the files that a configuration names or watches.
+    pub(crate) fn problems(&self, config: &Config) -> Vec<anyhow::Error> {
+        let dir = &config.plugins.dir;
+        let mut names: Vec<_> = config
+            .pipeline
+            .iter()
+            .map(|stage| stage.plugin.clone())
+            .collect();
+        for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+            let path = entry.path();
+            if path
+                .extension()
+                .is_some_and(|extension| extension == "wasm")
+            {
+                names.extend(
+                    path.file_stem()
+                        .map(|name| name.to_string_lossy().into_owned()),
+                );
+            }
+        }
+        names.sort_unstable();
+        names.dedup();
+        let problem = |name: &String| {
+            let loaded = self.plugin(dir, name);
+            loaded
+                .with_context(|| format!("{name}.wasm can't be used"))
+                .err()
+        };
+        names.iter().filter_map(problem).collect()
     }
 
     fn plugin(&self, dir: &Path, name: &str) -> anyhow::Result<Arc<Plugin>> {

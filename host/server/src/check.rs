@@ -22,10 +22,14 @@ pub(crate) fn run(path: Option<&Path>) -> anyhow::Result<()> {
     {
         say(error);
     }
-    match Loader::new()?.load(&config, true) {
-        Ok(_) => {}
-        Err(error) => say(error),
+    let loader = Loader::new()?;
+    let problems = loader.problems(&config);
+    if problems.is_empty()
+        && let Err(error) = loader.load(&config, true)
+    {
+        say(error);
     }
+    problems.into_iter().for_each(&mut say);
     anyhow::ensure!(wrong == 0, "{wrong} problem(s) found");
     let plugins: Vec<_> = config
         .pipeline

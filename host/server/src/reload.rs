@@ -34,7 +34,7 @@ pub(crate) struct Reload {
     pub(crate) directory: Arc<Directory>,
     pub(crate) workers: Arc<[mpsc::Sender<Task>]>,
     pub(crate) status: Arc<Status>,
-    pub(crate) body_bytes_max: usize,
+    pub(crate) client: async_nats::Client,
 }
 
 impl Reload {
@@ -108,7 +108,10 @@ impl Reload {
             );
         }
         self.config = new;
-        let settings = Box::new(run::settings(&self.config, self.body_bytes_max));
+        let settings = Box::new(run::settings(
+            &self.config,
+            run::body_bytes_max(&self.client),
+        ));
         self.tell(|| Input::Settings(settings.clone())).await;
         tracing::info!("configuration reloaded");
         Ok(())

@@ -99,16 +99,12 @@ async fn node(config: Config, path: Option<&Path>) -> anyhow::Result<()> {
     let health = Arc::new(Health::default());
     let (link, links) = mpsc::unbounded_channel();
     let client = broker::connect(&config.nats, &config.node.name, &health, link).await?;
-    let body_bytes_max = match client.server_info().max_payload {
-        0 => BODY_BYTES_MAX,
-        bytes => bytes.saturating_sub(HEADER_BYTES_MAX),
-    };
 
     let epoch_ms = clock::now_ms();
     let mut workers = Vec::new();
     for number in 0..config.engine.worker_count() {
         let names = Arc::clone(&tenant.names);
-        let settings = settings(&config, body_bytes_max);
+        let settings = settings(&config, body_bytes_max(&client));
         let state = State {
             shard: Shard::new(settings, names, Arc::clone(&tenant.directory)),
             rules: blueprint.instantiate()?,
@@ -131,19 +127,22 @@ async fn node(config: Config, path: Option<&Path>) -> anyhow::Result<()> {
         refused_swaps: AtomicU64::new(0),
     });
     http::serve(&config.http, Arc::clone(&status)).await?;
-    tokio::spawn(follow_link(links, Arc::clone(&tasks)));
+    tokio::spawn(follow_link(
+        links,
+        Arc::clone(&tasks),
+        client.clone(),
+        config.clone(),
+    ));
 
     let mut readers = Vec::new();
     let started = async {
         greet(&client, &tenant.subjects, &config.node.name).await?;
-        for subject in ["presence.*", "presence.events.*"] {
-            let messages = client.subscribe(tenant.subjects.of(subject)).await?;
-            readers.push(tokio::spawn(intake::read(
-                messages,
-                tenant.subjects.clone(),
-                Arc::clone(&tasks),
-            )));
-        }
+        let messages = client.subscribe(tenant.subjects.of("presence.>")).await?;
+        readers.push(tokio::spawn(intake::read(
+            messages,
+            tenant.subjects.clone(),
+            Arc::clone(&tasks),
+        )));
         client.flush().await?;
         anyhow::Ok(())
     };
@@ -164,7 +163,7 @@ async fn node(config: Config, path: Option<&Path>) -> anyhow::Result<()> {
             directory: tenant.directory,
             workers: Arc::clone(&tasks),
             status: Arc::clone(&status),
-            body_bytes_max,
+            client: client.clone(),
         };
         tokio::select! {
             _ = terminate.recv() => {}
@@ -201,17 +200,33 @@ async fn stop(
     }
 }
 
-/// While the broker is away, silence says nothing of anyone.
-async fn follow_link(mut links: mpsc::UnboundedReceiver<bool>, workers: Arc<[mpsc::Sender<Task>]>) {
+/// The longest body that the broker takes, once it is known.
+pub(crate) fn body_bytes_max(client: &Client) -> usize {
+    match client.server_info().max_payload {
+        0 => BODY_BYTES_MAX,
+        bytes => bytes.saturating_sub(HEADER_BYTES_MAX),
+    }
+}
+
+/// While the broker is away, silence says nothing of anyone. When it is back,
+/// it may take longer or shorter messages than before.
+async fn follow_link(
+    mut links: mpsc::UnboundedReceiver<bool>,
+    workers: Arc<[mpsc::Sender<Task>]>,
+    client: Client,
+    config: Config,
+) {
     while let Some(connected) = links.recv().await {
+        let inputs = if connected {
+            let settings = Box::new(settings(&config, body_bytes_max(&client)));
+            vec![Input::Settings(settings), Input::Resume]
+        } else {
+            vec![Input::Pause]
+        };
         for worker in workers.iter() {
-            let input = if connected {
-                Input::Resume
-            } else {
-                Input::Pause
-            };
+            // A worker that is gone is one that was told to stop.
             let _ = worker
-                .send(Task::Inputs(clock::now_ms(), vec![input]))
+                .send(Task::Inputs(clock::now_ms(), inputs.clone()))
                 .await;
         }
     }
