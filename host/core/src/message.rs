@@ -16,6 +16,10 @@ pub use diagnosis::{Cause, Rejection};
 /// The longest `userId` and `connId`, in bytes.
 pub const ID_BYTES_MAX: usize = 256;
 
+/// How much longer than a message what is published of it may be: the fields
+/// that the host adds, and ids of the longest kind, every byte of them escaped.
+const GROWTH_BYTES_MAX: usize = 4_096;
+
 /// The subjects that are listened to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Kind {
@@ -138,15 +142,25 @@ impl Why {
 
 impl Message {
     /// Reads the body of a message. What it keeps of it is shared, not copied.
+    /// What is published of it will not be longer than `body_bytes_max`.
     ///
     /// # Errors
     /// What is wrong with the body, for its dead letter.
-    pub fn parse(kind: Kind, payload: &Bytes) -> Result<Self, Rejection> {
+    pub fn parse(kind: Kind, payload: &Bytes, body_bytes_max: usize) -> Result<Self, Rejection> {
         let text = ByteString::try_from(payload.clone())
             .map_err(|error| Rejection::new(Cause::InvalidJson, format!("not UTF-8: {error}")))?;
         let fields: Fields<'_> = serde_json::from_str(&text)
             .map_err(|error| diagnosis::diagnose(kind, &text, &error))?;
-        fields.check(kind, &text)
+        let message = fields.check(kind, &text)?;
+        let bytes_max = body_bytes_max - GROWTH_BYTES_MAX.min(body_bytes_max / 2);
+        if payload.len() > bytes_max {
+            let error = format!(
+                "{} bytes long, and with what is added no more than {bytes_max} fit the broker's max_payload",
+                payload.len()
+            );
+            return Err(Rejection::new(Cause::TooLarge, error));
+        }
+        Ok(message)
     }
 }
 
@@ -269,7 +283,7 @@ mod tests {
     use super::*;
 
     fn parse(kind: Kind, body: &str) -> Result<Message, Rejection> {
-        Message::parse(kind, &Bytes::copy_from_slice(body.as_bytes()))
+        Message::parse(kind, &Bytes::copy_from_slice(body.as_bytes()), 1 << 20)
     }
 
     #[test]
@@ -361,8 +375,23 @@ mod tests {
             assert_eq!(rejection.cause, cause, "{body}: {rejection:?}");
             assert!(rejection.error.contains(word), "{body}: {rejection:?}");
         }
-        let rejection = Message::parse(Kind::Connect, &Bytes::from_static(b"\xff")).unwrap_err();
+        let rejection =
+            Message::parse(Kind::Connect, &Bytes::from_static(b"\xff"), 1 << 20).unwrap_err();
         assert_eq!(rejection.cause, Cause::InvalidJson);
+    }
+
+    #[test]
+    fn what_could_not_be_published_is_too_large() {
+        let body = |bytes: usize| {
+            let head = r#"{"userId":"u","connId":"c","timestamp":1,"metadata":{"device":""#;
+            format!("{head}{}\"}}}}", "x".repeat(bytes - head.len() - 3))
+        };
+        for (bytes_max, fits) in [(65_536, 61_440), (2_000, 1_000)] {
+            let parse =
+                |bytes: usize| Message::parse(Kind::Connect, &Bytes::from(body(bytes)), bytes_max);
+            assert!(parse(fits).is_ok());
+            assert_eq!(parse(fits + 1).unwrap_err().cause, Cause::TooLarge);
+        }
     }
 
     #[test]

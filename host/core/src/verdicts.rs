@@ -65,8 +65,9 @@ pub struct Verdicts {
 }
 
 impl Verdicts {
-    /// The verdict on an event, if one was made from the same inputs.
-    pub fn find(&self, now: u64, event: &Event) -> Option<&Verdict> {
+    /// The verdict on an event, if one was made from the same inputs, and until
+    /// when it holds, if not for good.
+    pub fn find(&self, now: u64, event: &Event) -> Option<(&Verdict, Option<u64>)> {
         let kept = self.kept.get(&event.user)?;
         let reads = &kept.reads;
         let timeless = match reads.reconsider_at {
@@ -81,7 +82,7 @@ impl Verdicts {
                 .iter()
                 .zip(&kept.values)
                 .all(|(key, value)| event.metadata.get(key) == value.as_deref());
-        same.then_some(&kept.verdict)
+        same.then_some((&kept.verdict, reads.reconsider_at))
     }
 
     /// Keeps a verdict on an event.

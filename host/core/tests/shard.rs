@@ -119,7 +119,7 @@ impl World {
 
     fn send(&mut self, kind: Kind, body: Value) -> Vec<(String, Value)> {
         let payload = Bytes::from(body.to_string());
-        let message = Message::parse(kind, &payload).unwrap();
+        let message = Message::parse(kind, &payload, 1 << 20).unwrap();
         self.input(Input::Message {
             message,
             reply: None,

@@ -59,7 +59,7 @@ fn sort(received: Received, subjects: &Subjects, batches: &mut [Vec<Input>]) {
         .reply
         .map(|reply| reply.to_string())
         .filter(|to| !to.starts_with("$JS.ACK"));
-    let (place, input) = match Message::parse(kind, &received.payload) {
+    let (place, input) = match Message::parse(kind, &received.payload, crate::run::BODY_BYTES_MAX) {
         Ok(message) => {
             let hash = FixedState::default().hash_one(&*message.user) as usize;
             (

@@ -118,7 +118,7 @@ impl<W: Write> Replay<W> {
         let Some(kind) = self.subjects.kind(&line.subject) else {
             return Ok(());
         };
-        let input = match Message::parse(kind, &payload) {
+        let input = match Message::parse(kind, &payload, run::BODY_BYTES_MAX) {
             Ok(message) => Input::Message {
                 message,
                 reply: None,

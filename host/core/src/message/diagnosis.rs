@@ -13,17 +13,20 @@ pub enum Cause {
     MissingField,
     /// A field has a value that it can't have.
     InvalidField,
-    /// A component failed, so that nobody new was told of the event.
+    /// What would be published of it passes the broker's `max_payload`.
+    TooLarge,
+    /// A component failed on the event.
     PluginFailed,
 }
 
 impl Cause {
     /// All of them.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 6] = [
         Self::InvalidJson,
         Self::NotAnObject,
         Self::MissingField,
         Self::InvalidField,
+        Self::TooLarge,
         Self::PluginFailed,
     ];
 
@@ -34,6 +37,7 @@ impl Cause {
             Self::NotAnObject => "not-an-object",
             Self::MissingField => "missing-field",
             Self::InvalidField => "invalid-field",
+            Self::TooLarge => "too-large",
             Self::PluginFailed => "plugin-failed",
         }
     }

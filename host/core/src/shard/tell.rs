@@ -73,11 +73,11 @@ impl Shard {
         out: &mut Vec<Output>,
     ) {
         if self.settings.reuse_verdicts
-            && let Some(verdict) = self.verdicts.find(self.now, event)
+            && let Some((verdict, again_at)) = self.verdicts.find(self.now, event)
         {
             let verdict = verdict.clone();
             self.counters.reused += 1;
-            return self.settle(event, &verdict, None, out);
+            return self.settle(event, &verdict, again_at, out);
         }
         self.counters.decided += 1;
         let context = context(self.now, event, &self.directory, &self.names);

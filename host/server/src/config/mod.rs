@@ -29,6 +29,8 @@ use std::path::Path;
 use toml::de::DeTable;
 
 pub(crate) use basics::{Http, Log, LogFormat, Node, Plugins, Tenant};
+#[cfg(test)]
+use changes::Change;
 pub(crate) use changes::Effect;
 pub(crate) use directory::Directory;
 pub(crate) use engine::Engine;
