@@ -2,6 +2,7 @@
 
 use crate::metadata::Metadata;
 use crate::names::{Id, Name};
+use crate::rules::MetadataChange;
 pub use crate::tracker::Reason;
 
 /// What happened to a user.
@@ -31,6 +32,24 @@ pub struct Event {
     pub change: Change,
     /// What is known beside it.
     pub metadata: Metadata,
+}
+
+impl Event {
+    /// The event with an enricher's changes. What it sets may be broadcast.
+    #[must_use]
+    pub fn changed(&self, changes: &[MetadataChange]) -> Self {
+        let mut metadata = self.metadata.edit();
+        for (key, value) in changes {
+            match value {
+                Some(value) => metadata.set(key, value, true),
+                None => metadata.remove(key),
+            }
+        }
+        Self {
+            metadata: metadata.build(),
+            ..self.clone()
+        }
+    }
 }
 
 impl Reason {

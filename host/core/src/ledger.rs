@@ -19,17 +19,18 @@ pub struct Entry {
     pub event: Arc<Event>,
     /// Who has been told.
     pub told: Audience,
-    /// Set while a decision is outstanding, since it failed or lacks an answer.
-    pub pending: Option<Pending>,
+    /// When the decision is to be made again, if it is.
+    pub again: Option<Again>,
 }
 
-/// A decision that is still to be made.
+/// A decision that is to be made again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Pending {
-    /// When to try again, in milliseconds since the Unix epoch.
-    pub retry_at: u64,
-    /// How long the next wait is.
-    pub wait_ms: u64,
+pub struct Again {
+    /// When, in milliseconds since the Unix epoch.
+    pub at: u64,
+    /// Set while the decision is pending, since it failed or lacks an answer:
+    /// how long to wait after the next failure, in milliseconds.
+    pub next_wait_ms: Option<u64>,
 }
 
 /// The online users of one worker.
@@ -54,7 +55,7 @@ impl Ledger {
         let fresh = Entry {
             event: Arc::clone(&event),
             told: Audience::nobody(),
-            pending: None,
+            again: None,
         };
         let entry = self.entries.entry(event.user).or_insert(fresh);
         entry.event = event;

@@ -36,6 +36,12 @@ pub trait Rules {
     /// # Errors
     /// The failure of the redactor.
     fn redact(&mut self, context: Context<'_>, told: &Audience) -> Result<Vec<Rendition>, Failure>;
+
+    /// Whether the rules have become others, of their own accord, since this
+    /// was last asked.
+    fn take_replaced(&mut self) -> bool {
+        false
+    }
 }
 
 /// What the enrichers did.

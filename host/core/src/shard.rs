@@ -91,7 +91,10 @@ pub enum Input {
     /// The broker is away: silence says nothing of anyone.
     Pause,
     /// The broker is back.
-    Resume,
+    Resume {
+        /// The longest body that it takes, in bytes.
+        body_bytes_max: usize,
+    },
 }
 
 /// What a shard wants done.
@@ -186,7 +189,10 @@ impl Shard {
                 self.settings = *settings;
             }
             Input::Pause => self.tracker.pause(),
-            Input::Resume => self.tracker.resume(self.now),
+            Input::Resume { body_bytes_max } => {
+                self.settings.body_bytes_max = body_bytes_max;
+                self.tracker.resume(self.now);
+            }
         }
     }
 

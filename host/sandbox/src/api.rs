@@ -117,15 +117,14 @@ fn events(linker: &mut Linker<Call>) -> Result<()> {
         store.data_mut().reads.timestamp = true;
         Ok((store.data().about()?.event.timestamp,))
     })?;
-    events.func_wrap("last-seen", |mut store: Store<'_>, (): ()| {
-        store.data_mut().reads.timestamp = true;
+    // Verdicts are on users who are online, and of them these are always none.
+    events.func_wrap("last-seen", |store: Store<'_>, (): ()| {
         Ok((match store.data().about()?.event.change {
             Change::Online => None,
             Change::Offline { last_seen, .. } => Some(last_seen),
         },))
     })?;
-    events.func_wrap("reason", |mut store: Store<'_>, (): ()| {
-        store.data_mut().reads.timestamp = true;
+    events.func_wrap("reason", |store: Store<'_>, (): ()| {
         Ok((match store.data().about()?.event.change {
             Change::Online => None,
             Change::Offline {

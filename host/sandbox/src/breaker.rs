@@ -2,10 +2,10 @@
 //! more. Time is an argument, so that a replay takes the same decisions.
 
 /// When a component is taken out of service, and for how long.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Quarantine {
     /// How many failures in a row it takes.
-    pub failures: u32,
+    pub failures: u64,
     /// How long the component is left alone before one call is tried, in
     /// milliseconds.
     pub ms: u64,
@@ -14,7 +14,7 @@ pub struct Quarantine {
 /// What is known of a component's failures.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Breaker {
-    failures_in_a_row: u32,
+    failures_in_a_row: u64,
     /// Set while the component is in quarantine: when the next call may be tried.
     retry_at: Option<u64>,
 }

@@ -43,6 +43,7 @@ where
             deadline_ms: limits
                 .deadline_ms
                 .map(|ms| own.deadline_ms.unwrap_or(ms).min(ms)),
+            ..limits
         };
         let config = config.to_string();
         let mut instance = Self {

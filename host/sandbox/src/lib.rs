@@ -7,6 +7,8 @@
 //! fuel, memory and time.
 
 mod api;
+mod blueprint;
+mod breaker;
 mod call;
 mod engine;
 mod error;
@@ -15,9 +17,13 @@ pub mod manifest;
 mod pipeline;
 mod plugin;
 mod self_test;
+mod slot;
 
+pub use blueprint::{Blueprint, Limits, Stage};
+pub use breaker::Quarantine;
 pub use engine::Engine;
 pub use error::LoadError;
-pub use manifest::Manifest;
-pub use pipeline::{Blueprint, Limits, Pipeline, Stage};
+pub use manifest::{Manifest, OnFailure};
+pub use pipeline::Pipeline;
 pub use plugin::Plugin;
+pub use slot::Health;

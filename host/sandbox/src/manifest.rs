@@ -34,7 +34,7 @@ pub struct Manifest {
     pub limits: OwnLimits,
     /// What holds once it has failed repeatedly.
     #[serde(default)]
-    pub on_failure: Option<String>,
+    pub on_failure: Option<OnFailure>,
     /// What it proves of itself at every load.
     #[serde(default)]
     pub tests: Vec<Case>,
@@ -50,6 +50,28 @@ pub enum Role {
     Filter,
     /// Splits the final audience into renditions.
     Redactor,
+}
+
+/// What holds once a plugin has failed repeatedly.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OnFailure {
+    /// Filters and redactors stay closed: nobody new is told. Enrichers are
+    /// passed over.
+    Hold,
+    /// The last generation that worked takes over.
+    LastGood,
+}
+
+impl Role {
+    /// What holds where neither the manifest nor the operator says. An older
+    /// rule may show what the newer one hid; older metadata hurts nobody.
+    pub fn on_failure(self) -> OnFailure {
+        match self {
+            Self::Enricher => OnFailure::LastGood,
+            Self::Filter | Self::Redactor => OnFailure::Hold,
+        }
+    }
 }
 
 /// Whether a filter may add viewers.

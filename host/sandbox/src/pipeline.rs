@@ -1,134 +1,55 @@
-//! The pipeline: enrichers, filters and a redactor, in order.
+//! The pipeline: one worker's enrichers, filters and redactor, in order.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use presence_core::audience::Audience;
+use presence_core::directory::Question;
 use presence_core::event::{Change, Event};
-use presence_core::rules::{Context, Decision, Enriched, Failure, Reads, Rendition, Rules};
-use serde_json::Value;
+use presence_core::rules::{
+    Context, Decision, Enriched, Failure, MetadataChange, Reads, Rendition, Rules,
+};
 use wasmtime::format_err;
 
-use crate::api::{ChangeResult, EventArg, Kind, RenditionResult};
+use crate::api::{ChangeResult, EventArg, Kind, RenditionResult, Value};
 use crate::call::Call;
-use crate::instance::Instance;
 use crate::manifest::{Effect, Role};
-use crate::{Engine, LoadError, Plugin, self_test};
+use crate::slot::Slot;
+use crate::{Limits, LoadError, Stage};
 
-/// A plugin in its place in the chain.
-#[derive(Clone)]
-pub struct Stage {
-    /// The plugin.
-    pub plugin: Arc<Plugin>,
-    /// Its configuration.
-    pub config: Value,
-    /// Whether it may add viewers.
-    pub widen_granted: bool,
-}
-
-/// What every call is held to. A plugin may ask for less, never for more.
-#[derive(Clone, Copy, Debug)]
-pub struct Limits {
-    /// Fuel a call: about one unit an instruction.
-    pub fuel: u64,
-    /// Memory an instance, in bytes.
-    pub memory_bytes_max: usize,
-    /// Time a call, in milliseconds. None where time isn't to matter.
-    pub deadline_ms: Option<u64>,
-}
-
-/// A chain that has been checked, and can be instantiated once a worker.
-pub struct Blueprint {
-    stages: Vec<Stage>,
-    limits: Limits,
-}
-
-type Enricher = Instance<(EventArg,), (Vec<ChangeResult>,)>;
-
-impl Blueprint {
-    /// Checks grants and order, and has every plugin take its configuration
-    /// and pass its self-tests.
-    ///
-    /// # Errors
-    /// The first thing that is wrong.
-    pub fn prepare(_: &Engine, stages: Vec<Stage>, limits: Limits) -> Result<Self, LoadError> {
-        let mut redacted = false;
-        for stage in &stages {
-            let manifest = &stage.plugin.manifest;
-            let plugin = stage.plugin.name.to_string();
-            if let Some(capability) = manifest.capabilities.first() {
-                let what = format!("it asks for `{capability}`, which this host doesn't give");
-                return Err(LoadError::Link { plugin, what });
-            }
-            if manifest.effect == Effect::Widen && !stage.widen_granted {
-                return Err(LoadError::NotGranted { plugin });
-            }
-            match manifest.role {
-                Role::Filter if redacted => {
-                    return Err(LoadError::Chain {
-                        plugin,
-                        what: "is a filter, and stands after the redactor: put it before",
-                    });
-                }
-                Role::Redactor if redacted => {
-                    return Err(LoadError::Chain {
-                        plugin,
-                        what: "is a second redactor: there can be one",
-                    });
-                }
-                Role::Redactor => redacted = true,
-                Role::Filter | Role::Enricher => {}
-            }
-            self_test::run(stage, limits)?;
-        }
-        let blueprint = Self { stages, limits };
-        blueprint.instantiate()?;
-        Ok(blueprint)
-    }
-
-    /// Instances of all stages, for one worker.
-    ///
-    /// # Errors
-    /// If one of them doesn't take its configuration.
-    pub fn instantiate(&self) -> Result<Pipeline, LoadError> {
-        Pipeline::new(&self.stages, self.limits)
-    }
-}
+type Enricher = Slot<(EventArg,), (Vec<ChangeResult>,)>;
+type Filter = Slot<(EventArg, u32), (u32,)>;
+type Redactor = Slot<(EventArg, u32), (Vec<RenditionResult>,)>;
 
 /// A worker's instances.
 pub struct Pipeline {
     enrichers: Vec<Enricher>,
-    filters: Vec<(Effect, Filter)>,
+    filters: Vec<Filter>,
     redactor: Option<Redactor>,
+    /// Whether another generation has taken over from one of them.
+    replaced: bool,
     no_keys: Arc<[Box<str>]>,
     last_keys: Arc<[Box<str>]>,
 }
 
-type Filter = Instance<(EventArg, u32), (u32,)>;
-type Redactor = Instance<(EventArg, u32), (Vec<RenditionResult>,)>;
-
 impl Pipeline {
-    pub(crate) fn new(stages: &[Stage], limits: Limits) -> Result<Self, LoadError> {
+    pub(crate) fn new(stages: &[Arc<Stage>], limits: Limits) -> Result<Self, LoadError> {
         let mut pipeline = Self {
             enrichers: Vec::new(),
             filters: Vec::new(),
             redactor: None,
+            replaced: false,
             no_keys: Arc::new([]),
             last_keys: Arc::new([]),
         };
-        for Stage { plugin, config, .. } in stages {
-            match plugin.manifest.role {
+        for stage in stages {
+            match stage.plugin.manifest.role {
                 Role::Enricher => {
-                    pipeline
-                        .enrichers
-                        .push(Instance::new(plugin, "enrich", config, limits)?);
+                    let enricher = Slot::new(stage, "enrich", limits)?;
+                    pipeline.enrichers.push(enricher);
                 }
-                Role::Filter => {
-                    let filter = Instance::new(plugin, "filter", config, limits)?;
-                    pipeline.filters.push((plugin.manifest.effect, filter));
-                }
-                Role::Redactor => {
-                    pipeline.redactor = Some(Instance::new(plugin, "redact", config, limits)?);
-                }
+                Role::Filter => pipeline.filters.push(Slot::new(stage, "filter", limits)?),
+                Role::Redactor => pipeline.redactor = Some(Slot::new(stage, "redact", limits)?),
             }
         }
         Ok(pipeline)
@@ -141,17 +62,18 @@ impl Pipeline {
         mut audience: Audience,
         reads: &mut Seen,
     ) -> Result<Audience, Failure> {
-        for (effect, filter) in &mut self.filters {
+        for filter in &mut self.filters {
             let before = audience;
             let after = filter.call(
                 context,
+                &mut self.replaced,
                 |call| Ok((argument(context.event), call.put(before.clone())?)),
                 |call, (token,)| {
                     reads.add(call);
                     Ok(call.audience(token)?.clone())
                 },
             )?;
-            audience = match effect {
+            audience = match filter.in_force().plugin.manifest.effect {
                 Effect::Widen => after,
                 Effect::Narrow if after.is_subset(&before) => after,
                 Effect::Narrow => after.intersection(&before),
@@ -178,6 +100,7 @@ impl Pipeline {
         let last_keys = &mut self.last_keys;
         redactor.call(
             context,
+            &mut self.replaced,
             |call| Ok((argument(context.event), call.put(audience.clone())?)),
             |call, (renditions,)| {
                 reads.add(call);
@@ -207,41 +130,30 @@ impl Rules for Pipeline {
         let mut enriched = Enriched::default();
         let mut event = Arc::clone(context.event);
         for enricher in &mut self.enrichers {
+            // Out of service, it is as if it weren't there.
+            if enricher.is_out_of_service(context.now) {
+                continue;
+            }
             let context = Context {
                 event: &event,
                 ..context
             };
             let changes = enricher.call(
                 context,
+                // Metadata as it is broadcast is no verdict that is reused.
+                &mut false,
                 |_| Ok((argument(context.event),)),
                 |_, (changes,)| {
-                    let json = |change: ChangeResult| {
-                        let value = change.value.map(crate::api::Value::into_json).transpose();
-                        let value = value.map_err(|error| {
-                            format_err!("set `{}` to what is not JSON: {error}", change.key)
-                        })?;
-                        Ok((change.key, value))
-                    };
                     changes
                         .into_iter()
-                        .map(json)
+                        .map(change)
                         .collect::<wasmtime::Result<Vec<_>>>()
                 },
             );
             match changes {
                 Ok(changes) if changes.is_empty() => {}
                 Ok(changes) => {
-                    let mut metadata = event.metadata.edit();
-                    for (key, value) in &changes {
-                        match value {
-                            Some(value) => metadata.set(key, value, true),
-                            None => metadata.remove(key),
-                        }
-                    }
-                    event = Arc::new(Event {
-                        metadata: metadata.build(),
-                        ..Event::clone(&event)
-                    });
+                    event = Arc::new(event.changed(&changes));
                     enriched.changes.extend(changes);
                 }
                 Err(failure) => enriched.failures.push(failure),
@@ -266,13 +178,17 @@ impl Rules for Pipeline {
     fn redact(&mut self, context: Context<'_>, told: &Audience) -> Result<Vec<Rendition>, Failure> {
         self.split(context, told, &mut Seen::default())
     }
+
+    fn take_replaced(&mut self) -> bool {
+        std::mem::take(&mut self.replaced)
+    }
 }
 
 /// What the calls of one decision have read, and asked in vain.
 #[derive(Default)]
 pub(crate) struct Seen {
     reads: Reads,
-    not_at_hand: std::collections::BTreeSet<presence_core::directory::Question>,
+    not_at_hand: BTreeSet<Question>,
 }
 
 impl Seen {
@@ -287,6 +203,14 @@ impl Seen {
         self.reads.reconsider_at = again.into_iter().flatten().min();
         self.not_at_hand.append(&mut call.not_at_hand);
     }
+}
+
+/// An enricher's change, with its value as JSON text.
+fn change(change: ChangeResult) -> wasmtime::Result<MetadataChange> {
+    let value = change.value.map(Value::into_json).transpose();
+    let value =
+        value.map_err(|error| format_err!("set `{}` to what is not JSON: {error}", change.key))?;
+    Ok((change.key, value))
 }
 
 fn argument(event: &Event) -> EventArg {

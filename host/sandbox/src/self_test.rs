@@ -33,11 +33,14 @@ pub(crate) fn run(stage: &Stage, limits: Limits) -> Result<(), LoadError> {
 
 /// What comes out, in the form in which a case says what it expects.
 fn outcome(stage: &Stage, case: &Case, limits: Limits) -> Value {
-    let stage = Stage {
-        config: case.config.clone(),
-        ..stage.clone()
-    };
-    let mut pipeline = match Pipeline::new(&[stage.clone()], limits) {
+    let stage = Stage::new(
+        Arc::clone(&stage.plugin),
+        case.config.clone(),
+        stage.widen_granted,
+        None,
+    );
+    let role = stage.plugin.manifest.role;
+    let mut pipeline = match Pipeline::new(&[Arc::new(stage)], limits) {
         Ok(pipeline) => pipeline,
         Err(error) => return json!({"error": error.to_string()}),
     };
@@ -55,7 +58,7 @@ fn outcome(stage: &Stage, case: &Case, limits: Limits) -> Value {
         .iter()
         .map(|viewer| names.intern(viewer))
         .collect();
-    let outcome = match stage.plugin.manifest.role {
+    let outcome = match role {
         Role::Filter => pipeline
             .filter(context, audience, &mut Seen::default())
             .map(|audience| json!({"audience": list(&names, &audience)})),

@@ -1,14 +1,23 @@
 //! The connection to the broker: it is kept up for as long as the node runs.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use async_nats::{Client, ConnectOptions, Event};
 use tokio::sync::mpsc;
 
 use crate::config::{Auth, Nats};
+
+/// The longest body where no broker says otherwise, less room for headers.
+pub(crate) const BODY_BYTES_MAX: usize = (1 << 20) - HEADER_BYTES_MAX;
+
+/// More than the headers of any publication take.
+const HEADER_BYTES_MAX: usize = 1_024;
+
+/// How long at least lies between two lines of the log about dropped messages.
+const DROPS_LOGGED_EVERY: Duration = Duration::from_secs(10);
 
 /// What is known of the connection.
 #[derive(Debug, Default)]
@@ -17,6 +26,36 @@ pub(crate) struct Health {
     pub(crate) connects: AtomicU64,
     pub(crate) slow_consumer_drops: AtomicU64,
     pub(crate) errors: AtomicU64,
+    /// When drops were last logged, and how many there had been by then.
+    drops_logged: Mutex<Option<(Instant, u64)>>,
+}
+
+impl Health {
+    /// Counts a message that was dropped on arrival, and logs that now and then.
+    fn count_drop(&self) {
+        let drops = 1 + self.slow_consumer_drops.fetch_add(1, Ordering::Relaxed);
+        let mut logged = self
+            .drops_logged
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let (at, before) = logged.unzip();
+        if at.is_none_or(|at| at.elapsed() >= DROPS_LOGGED_EVERY) {
+            tracing::warn!(
+                dropped = drops - before.unwrap_or_default(),
+                "messages arrive faster than they are taken in, and some are dropped: \
+                 raise [nats] intake_queue, or take load off this machine"
+            );
+            *logged = Some((Instant::now(), drops));
+        }
+    }
+}
+
+/// The longest body that the broker takes, once it is known.
+pub(crate) fn body_bytes_max(client: &Client) -> usize {
+    match client.server_info().max_payload {
+        0 => BODY_BYTES_MAX,
+        bytes => bytes.saturating_sub(HEADER_BYTES_MAX),
+    }
 }
 
 /// Connects. A broker that isn't there yet is waited for, with back-off; each
@@ -87,11 +126,7 @@ fn observe(event: &Event, health: &Health, changes: &mpsc::UnboundedSender<bool>
             tracing::warn!("lost the connection to NATS; reconnecting");
             let _ = changes.send(false);
         }
-        Event::SlowConsumer(_) => {
-            if health.slow_consumer_drops.fetch_add(1, Ordering::Relaxed) == 0 {
-                tracing::warn!("messages arrive faster than they are taken in; some are dropped");
-            }
-        }
+        Event::SlowConsumer(_) => health.count_drop(),
         Event::ServerError(error) => {
             health.errors.fetch_add(1, Ordering::Relaxed);
             tracing::warn!(%error, "NATS reports an error");

@@ -2,40 +2,31 @@
 
 use std::path::Path;
 
-use presence_core::directory::Directory;
 use presence_core::names::Names;
 
-use crate::blueprint::Loader;
 use crate::config::{self, Config};
-use crate::directory_file;
+use crate::directory;
+use crate::loader::Loader;
 
 /// Checks the configuration, the directory and the plugins.
 pub(crate) fn run(path: Option<&Path>) -> anyhow::Result<()> {
     let config = Config::load(path, std::env::vars())?;
-    let mut wrong = 0;
-    let mut say = |what: anyhow::Error| {
-        eprintln!("error: {what:#}");
-        wrong += 1;
-    };
-    if let config::Directory::File { path } = &config.directory
-        && let Err(error) = directory_file::load(path, &Names::new(), &Directory::new())
-    {
-        say(error);
+    let mut problems = Vec::new();
+    if let config::Directory::File { path } = &config.directory {
+        problems.extend(directory::read_file(path, &Names::new()).err());
     }
     let loader = Loader::new()?;
-    let problems = loader.problems(&config);
-    if problems.is_empty()
-        && let Err(error) = loader.load(&config, true)
-    {
-        say(error);
+    problems.extend(loader.load(&config, true, None).err().into_iter().flatten());
+    problems.extend(loader.problems_beside(&config));
+    for problem in &problems {
+        eprintln!("error: {problem:#}");
     }
-    problems.into_iter().for_each(&mut say);
-    anyhow::ensure!(wrong == 0, "{wrong} problem(s) found");
-    let plugins: Vec<_> = config
-        .pipeline
-        .iter()
-        .map(|stage| stage.plugin.as_str())
-        .collect();
-    println!("ok: pipeline {}", plugins.join(" → "));
+    let found = problems.len();
+    anyhow::ensure!(
+        found == 0,
+        "{found} problem{} found",
+        if found == 1 { "" } else { "s" }
+    );
+    println!("ok: {}", config.pipeline_line());
     Ok(())
 }

@@ -13,16 +13,35 @@ use presence_core::message::{Cause, Kind};
 
 use crate::broker::Health;
 use crate::config::Http;
-use crate::worker::Figures;
+use crate::tenant::Tenant;
+use crate::worker::{Figures, Workers};
 
 /// What the endpoints tell of.
 pub(crate) struct Status {
-    pub(crate) broker: Arc<Health>,
-    pub(crate) workers: Vec<Arc<Figures>>,
+    broker: Arc<Health>,
+    workers: Workers,
+    generation: Arc<AtomicU64>,
     /// Whether the subscriptions are in place and nothing is being stopped.
     pub(crate) ready: AtomicBool,
-    pub(crate) swaps: AtomicU64,
     pub(crate) refused_swaps: AtomicU64,
+}
+
+impl Status {
+    /// Of a node that is not ready yet.
+    pub(crate) fn new(broker: Arc<Health>, tenant: &Tenant) -> Self {
+        Self {
+            broker,
+            workers: tenant.workers.clone(),
+            generation: Arc::clone(&tenant.generation),
+            ready: AtomicBool::new(false),
+            refused_swaps: AtomicU64::new(0),
+        }
+    }
+
+    /// Whether the node takes input.
+    pub(crate) fn is_ready(&self) -> bool {
+        self.ready.load(Ordering::Relaxed)
+    }
 }
 
 /// Serves the endpoints in the background.
@@ -53,7 +72,7 @@ pub(crate) async fn serve(http: &Http, status: Arc<Status>) -> anyhow::Result<()
 async fn ready(State(status): State<Arc<Status>>) -> (StatusCode, &'static str) {
     if !status.broker.connected.load(Ordering::Relaxed) {
         (StatusCode::SERVICE_UNAVAILABLE, "not connected to NATS\n")
-    } else if !status.ready.load(Ordering::Relaxed) {
+    } else if !status.is_ready() {
         (StatusCode::SERVICE_UNAVAILABLE, "starting or stopping\n")
     } else {
         (StatusCode::OK, "ready\n")
@@ -67,6 +86,7 @@ async fn metrics(State(status): State<Arc<Status>>) -> String {
         .iter()
         .map(|worker| {
             *worker
+                .figures
                 .counters
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner)
@@ -77,7 +97,7 @@ async fn metrics(State(status): State<Arc<Status>>) -> String {
         status
             .workers
             .iter()
-            .map(|worker| of(worker).load(Ordering::Relaxed))
+            .map(|worker| of(&worker.figures).load(Ordering::Relaxed))
             .sum::<u64>()
     };
     head(
@@ -189,10 +209,10 @@ async fn metrics(State(status): State<Arc<Status>>) -> String {
             read(&status.broker.errors),
         ),
         (
-            "presence_pipeline_swaps_total",
-            "counter",
-            "Pipelines swapped in.",
-            read(&status.swaps),
+            "presence_pipeline_generation",
+            "gauge",
+            "The pipeline in force, counted from 1.",
+            read(&status.generation),
         ),
         (
             "presence_pipeline_refusals_total",

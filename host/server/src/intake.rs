@@ -3,84 +3,117 @@
 
 use std::hash::BuildHasher;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use async_nats::{Message as Received, Subscriber};
 use foldhash::fast::FixedState;
 use futures_util::{FutureExt, StreamExt};
 use presence_core::Input;
 use presence_core::message::Message;
-use tokio::sync::mpsc;
+use tokio::sync::oneshot;
 
 use crate::clock;
 use crate::wire::{SOURCE, Subjects};
-use crate::worker::Task;
+use crate::worker::{Task, Workers};
 
 /// How many messages are handed on at once, at most.
 const BATCH_MAX: usize = 256;
 
-/// Reads a subscription until it ends.
-pub(crate) async fn read(
-    mut messages: Subscriber,
-    subjects: Subjects,
-    workers: Arc<[mpsc::Sender<Task>]>,
-) {
-    while let Some(first) = messages.next().await {
+/// What reads a tenant's subscription.
+pub(crate) struct Intake {
+    pub(crate) messages: Subscriber,
+    pub(crate) subjects: Subjects,
+    /// The longest body that the broker takes, as it says on connecting.
+    pub(crate) body_bytes_max: Arc<AtomicUsize>,
+    pub(crate) workers: Workers,
+}
+
+impl Intake {
+    /// Reads until it is told to stop, and then what has arrived by then.
+    pub(crate) async fn read(mut self, mut stop: oneshot::Receiver<()>) {
+        let mut stopping = false;
+        loop {
+            let first = tokio::select! {
+                first = self.messages.next() => first,
+                _ = &mut stop, if !stopping => {
+                    stopping = true;
+                    // The subscription ends when all that is on its way is read.
+                    if self.messages.drain().await.is_err() {
+                        return;
+                    }
+                    continue;
+                }
+            };
+            let Some(first) = first else { return };
+            self.batch(first).await;
+        }
+    }
+
+    /// Hands on a message and those that are there behind it.
+    async fn batch(&mut self, first: Received) {
         let now = clock::now_ms();
-        let mut batches: Vec<Vec<Input>> = workers.iter().map(|_| Vec::new()).collect();
-        sort(first, &subjects, &mut batches);
+        let body_bytes_max = self.body_bytes_max.load(Ordering::Relaxed);
+        let mut batches: Vec<Vec<Input>> = self.workers.iter().map(|_| Vec::new()).collect();
+        let subjects = &self.subjects;
+        let mut put = |received| {
+            let sorted = sort(received, subjects, body_bytes_max, batches.len());
+            if let Some((place, input)) = sorted
+                && let Some(batch) = batches.get_mut(place)
+            {
+                batch.push(input);
+            }
+        };
+        put(first);
         for _ in 1..BATCH_MAX {
-            let Some(Some(next)) = messages.next().now_or_never() else {
+            let Some(Some(next)) = self.messages.next().now_or_never() else {
                 break;
             };
-            sort(next, &subjects, &mut batches);
+            put(next);
         }
-        for (worker, batch) in workers.iter().zip(batches) {
-            // A worker that is gone is one that was told to stop.
-            if !batch.is_empty() && worker.send(Task::Inputs(now, batch)).await.is_err() {
-                return;
+        for (worker, batch) in self.workers.iter().zip(batches) {
+            if !batch.is_empty() {
+                worker.send(Task::Inputs(now, batch)).await;
             }
         }
     }
 }
 
-fn sort(received: Received, subjects: &Subjects, batches: &mut [Vec<Input>]) {
-    let Some(kind) = subjects.kind(&received.subject) else {
-        return;
-    };
-    if received
-        .headers
-        .as_ref()
-        .is_some_and(|headers| headers.get(SOURCE).is_some())
-    {
-        return;
+/// What a message says, and to which of the workers.
+fn sort(
+    received: Received,
+    subjects: &Subjects,
+    body_bytes_max: usize,
+    workers: usize,
+) -> Option<(usize, Input)> {
+    let kind = subjects.kind(&received.subject)?;
+    let headers = received.headers.as_ref();
+    if headers.is_some_and(|headers| headers.get(SOURCE).is_some()) {
+        return None;
     }
     // JetStream's acknowledgements are the stream's own affair.
     let reply = received
         .reply
         .map(|reply| reply.to_string())
         .filter(|to| !to.starts_with("$JS.ACK"));
-    let (place, input) = match Message::parse(kind, &received.payload, crate::run::BODY_BYTES_MAX) {
-        Ok(message) => {
-            let hash = FixedState::default().hash_one(&*message.user) as usize;
-            (
-                hash % batches.len().max(1),
-                Input::Message { message, reply },
-            )
-        }
-        Err(rejection) => {
-            let subject = received.subject.to_string();
-            (
-                0,
-                Input::Rejected {
-                    subject,
-                    payload: received.payload,
-                    rejection,
-                    reply,
-                },
-            )
-        }
-    };
-    if let Some(batch) = batches.get_mut(place) {
-        batch.push(input);
-    }
+    Some(
+        match Message::parse(kind, &received.payload, body_bytes_max) {
+            Ok(message) => {
+                let hash = FixedState::default().hash_one(&*message.user) as usize;
+                (hash % workers.max(1), Input::Message { message, reply })
+            }
+            Err(rejection) => {
+                let subject = received.subject.to_string();
+                let payload = received.payload;
+                (
+                    0,
+                    Input::Rejected {
+                        subject,
+                        payload,
+                        rejection,
+                        reply,
+                    },
+                )
+            }
+        },
+    )
 }

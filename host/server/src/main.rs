@@ -9,17 +9,20 @@
     )
 )]
 
-mod blueprint;
 mod broker;
 mod check;
 mod clock;
 mod config;
-mod directory_file;
+mod directory;
+mod hello;
 mod http;
 mod intake;
+mod loader;
 mod reload;
 mod replay;
 mod run;
+mod tenant;
+mod watch;
 mod wire;
 mod worker;
 

@@ -14,11 +14,17 @@ use presence_core::{Input, Output, Shard};
 use presence_sandbox::Pipeline;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
+use serde_json::{Map, Value};
 
-use crate::blueprint::Loader;
 use crate::config::{self, Config};
-use crate::wire::{Source, Subjects};
-use crate::{directory_file, run};
+use crate::loader::{self, Loader};
+use crate::wire::{SOURCE, Source, Subjects};
+use crate::{broker, directory, tenant};
+
+/// How long after the last line time goes on at most, in milliseconds: a day. A
+/// decision that fails whenever it is tried again, or a rule that always asks
+/// to be asked again, would have it go on for ever.
+const SETTLE_MS_MAX: u64 = 24 * 60 * 60 * 1_000;
 
 /// The node's name in a replay, the same on every machine.
 const NODE: &str = "replay";
@@ -30,13 +36,14 @@ struct Line {
     data: Option<Box<RawValue>>,
     payload: Option<String>,
     encoding: Option<String>,
+    headers: Option<Map<String, Value>>,
 }
 
 #[derive(Serialize)]
 struct Published<'a> {
     at: u64,
     subject: &'a str,
-    headers: serde_json::Map<String, serde_json::Value>,
+    headers: Map<String, Value>,
     data: &'a RawValue,
 }
 
@@ -69,16 +76,16 @@ struct Replay<W> {
 impl<W: Write> Replay<W> {
     fn new(config: &Config, out: W) -> anyhow::Result<Self> {
         let names = Arc::new(Names::new());
-        let directory = match &config.directory {
-            config::Directory::File { path } => {
-                directory_file::load(path, &names, &Directory::new())?.0
-            }
+        let content = match &config.directory {
+            config::Directory::File { path } => directory::read_file(path, &names)?,
             config::Directory::Kv { .. } => {
                 bail!("a replay has no broker: use [directory] source = \"file\"")
             }
         };
-        let rules = Loader::new()?.load(config, false)?.0.instantiate()?;
-        let mut settings = run::settings(config, run::BODY_BYTES_MAX);
+        let (directory, _) = content.replace(&Directory::new());
+        let blueprint = Loader::new()?.load(config, false, None);
+        let rules = blueprint.map_err(loader::together)?.instantiate()?;
+        let mut settings = tenant::settings(config, broker::BODY_BYTES_MAX);
         settings.node = NODE.into();
         Ok(Self {
             now: 0,
@@ -105,7 +112,7 @@ impl<W: Write> Replay<W> {
             _ => bail!("a line has either `data` or `payload`"),
         };
         let stamp = || {
-            serde_json::from_slice::<serde_json::Value>(&payload)
+            serde_json::from_slice::<Value>(&payload)
                 .ok()?
                 .get("timestamp")?
                 .as_u64()
@@ -115,10 +122,17 @@ impl<W: Write> Replay<W> {
             .or_else(stamp)
             .context("neither `at` nor a timestamp says when")?;
         self.advance_to(at)?;
+        // What a node published is no input.
+        if line
+            .headers
+            .is_some_and(|headers| headers.contains_key(SOURCE))
+        {
+            return Ok(());
+        }
         let Some(kind) = self.subjects.kind(&line.subject) else {
             return Ok(());
         };
-        let input = match Message::parse(kind, &payload, run::BODY_BYTES_MAX) {
+        let input = match Message::parse(kind, &payload, broker::BODY_BYTES_MAX) {
             Ok(message) => Input::Message {
                 message,
                 reply: None,
@@ -134,7 +148,10 @@ impl<W: Write> Replay<W> {
     }
 
     fn finish(mut self) -> anyhow::Result<()> {
-        while let Some(deadline) = self.shard.next_deadline() {
+        let end = self.now.saturating_add(SETTLE_MS_MAX);
+        while let Some(deadline) = self.shard.next_deadline()
+            && deadline <= end
+        {
             self.now = self.now.max(deadline);
             self.step(|shard, now, rules, out| shard.advance(now, rules, out))?;
         }
@@ -143,7 +160,9 @@ impl<W: Write> Replay<W> {
 
     /// Does what falls due before `at`. What arrives at a deadline comes before it.
     fn advance_to(&mut self, at: u64) -> anyhow::Result<()> {
-        self.source.get_or_insert_with(|| Source::new(NODE, 0, at));
+        let subjects = &self.subjects;
+        self.source
+            .get_or_insert_with(|| Source::new(NODE, 0, at, subjects));
         while let Some(deadline) = self.shard.next_deadline()
             && deadline < at
         {
@@ -164,12 +183,11 @@ impl<W: Write> Replay<W> {
             let (Output::Publish(publication), Some(source)) = (output, &self.source) else {
                 continue;
             };
-            let subject = self.subjects.publication(publication.subject);
-            let headers = source.headers(&subject, &publication);
+            let headers = source.headers(&publication);
             let data: &RawValue = serde_json::from_slice(&publication.body)?;
             let published = Published {
                 at: self.now,
-                subject: &subject,
+                subject: source.subject(&publication),
                 headers: headers
                     .into_iter()
                     .map(|(name, value)| (name.into(), value.into()))

@@ -1,6 +1,7 @@
 //! A tenant's subjects and the headers of what a node publishes.
 
-use async_nats::HeaderMap;
+use async_nats::client::PublishError;
+use async_nats::{Client, HeaderMap};
 use presence_core::message::Kind;
 use presence_core::publish::{Publication, Subject};
 
@@ -25,55 +26,92 @@ impl Subjects {
         format!("{}{subject}", self.prefix)
     }
 
-    pub(crate) fn publication(&self, subject: Subject) -> String {
-        self.of(subject.as_str())
-    }
-
     /// What kind of input a subject carries.
     pub(crate) fn kind(&self, subject: &str) -> Option<Kind> {
         Kind::of_subject(subject.strip_prefix(&self.prefix)?)
     }
 }
 
-/// One worker of a node, since its start.
+/// One worker of a node, since its start: what it publishes bears its name.
 #[derive(Clone, Debug)]
 pub(crate) struct Source {
     /// Node and worker.
-    pub(crate) name: String,
+    name: String,
     /// When the source started, in milliseconds since the Unix epoch.
-    pub(crate) epoch: String,
+    epoch: String,
+    /// By [`Subject`]: the whole subject, and what message ids on it begin with.
+    channels: [Channel; Subject::ALL.len()],
+}
+
+#[derive(Clone, Debug)]
+struct Channel {
+    subject: async_nats::Subject,
+    id_prefix: String,
 }
 
 impl Source {
-    pub(crate) fn new(node: &str, worker: usize, epoch_ms: u64) -> Self {
+    pub(crate) fn new(node: &str, worker: usize, epoch_ms: u64, subjects: &Subjects) -> Self {
+        let (name, epoch) = (format!("{node}/{worker}"), epoch_ms.to_string());
+        let channels = Subject::ALL.map(|subject| {
+            let subject = subjects.of(subject.as_str());
+            Channel {
+                id_prefix: format!("{epoch}-{name}-{subject}-"),
+                subject: subject.into(),
+            }
+        });
         Self {
-            name: format!("{node}/{worker}"),
-            epoch: epoch_ms.to_string(),
+            name,
+            epoch,
+            channels,
         }
     }
 
-    /// The headers of a publication, as pairs.
-    pub(crate) fn headers(
-        &self,
-        subject: &str,
-        publication: &Publication,
-    ) -> [(&'static str, String); 4] {
-        let Self { name, epoch } = self;
-        let seq = publication.seq;
+    /// A publication's subject.
+    pub(crate) fn subject(&self, publication: &Publication) -> &async_nats::Subject {
+        &self.channel(publication).subject
+    }
+
+    /// A publication's headers.
+    pub(crate) fn headers(&self, publication: &Publication) -> [(&'static str, String); 4] {
+        let seq = publication.seq.to_string();
+        let id = [&*self.channel(publication).id_prefix, &seq].concat();
         [
-            (SOURCE, name.clone()),
-            ("Presence-Epoch", epoch.clone()),
-            ("Presence-Seq", seq.to_string()),
-            ("Nats-Msg-Id", format!("{epoch}-{name}-{subject}-{seq}")),
+            (SOURCE, self.name.clone()),
+            ("Presence-Epoch", self.epoch.clone()),
+            ("Presence-Seq", seq),
+            ("Nats-Msg-Id", id),
         ]
     }
 
-    /// The headers of a publication, for the broker.
-    pub(crate) fn header_map(&self, subject: &str, publication: &Publication) -> HeaderMap {
+    #[expect(
+        clippy::indexing_slicing,
+        reason = "there is a channel for every subject, in the order of their numbers"
+    )]
+    fn channel(&self, publication: &Publication) -> &Channel {
+        &self.channels[publication.subject as usize]
+    }
+}
+
+/// Hands a source's messages to the broker's client.
+pub(crate) struct Publisher {
+    pub(crate) client: Client,
+    pub(crate) source: Source,
+}
+
+impl Publisher {
+    pub(crate) async fn publish(&self, publication: Publication) -> Result<(), PublishError> {
+        let subject = self.source.subject(&publication).clone();
         let mut headers = HeaderMap::new();
-        for (name, value) in self.headers(subject, publication) {
+        for (name, value) in self.source.headers(&publication) {
             headers.insert(name, value);
         }
-        headers
+        let body = publication.body.into();
+        self.client
+            .publish_with_headers(subject, headers, body)
+            .await
+    }
+
+    pub(crate) async fn reply(&self, to: String, body: Vec<u8>) -> Result<(), PublishError> {
+        self.client.publish(to, body.into()).await
     }
 }

@@ -6,13 +6,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context as _;
-use async_nats::Client;
 use presence_core::{Counters, Input, Output, Shard};
 use presence_sandbox::Pipeline;
+use roaring::RoaringBitmap;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::clock;
-use crate::wire::{Source, Subjects};
+use crate::wire::Publisher;
 
 /// What a worker is sent.
 pub(crate) enum Task {
@@ -20,7 +20,9 @@ pub(crate) enum Task {
     Inputs(u64, Vec<Input>),
     /// A new pipeline, ready to be called.
     Pipeline(Box<Pipeline>),
-    /// Everything before this has been done and handed to the broker's client.
+    /// Say which ids are in use here.
+    Ids(oneshot::Sender<RoaringBitmap>),
+    /// Say when all before this has been done and handed to the broker's client.
     Drain(oneshot::Sender<()>),
 }
 
@@ -34,11 +36,45 @@ pub(crate) struct Figures {
 }
 
 /// A worker, as the rest of the node sees it.
+#[derive(Debug)]
 pub(crate) struct Worker {
     /// Bounded: when it is full, whoever reads from the broker waits, and the
     /// broker's client drops what it can't buffer, which is counted.
-    pub(crate) tasks: mpsc::Sender<Task>,
+    tasks: mpsc::Sender<Task>,
     pub(crate) figures: Arc<Figures>,
+}
+
+impl Worker {
+    /// Hands over a task, when there is room for it. A worker that is gone is
+    /// one that was told to stop.
+    pub(crate) async fn send(&self, task: Task) {
+        let _ = self.tasks.send(task).await;
+    }
+}
+
+/// A tenant's workers, shared.
+#[derive(Clone, Debug)]
+pub(crate) struct Workers(Arc<[Worker]>);
+
+impl Workers {
+    pub(crate) fn iter(&self) -> impl ExactSizeIterator<Item = &Worker> {
+        self.0.iter()
+    }
+
+    /// Hands the same input to every worker.
+    pub(crate) async fn tell(&self, input: impl Fn() -> Input) {
+        for worker in self.iter() {
+            worker
+                .send(Task::Inputs(clock::now_ms(), vec![input()]))
+                .await;
+        }
+    }
+}
+
+impl From<Vec<Worker>> for Workers {
+    fn from(workers: Vec<Worker>) -> Self {
+        Self(workers.into())
+    }
 }
 
 /// Starts a worker.
@@ -59,9 +95,7 @@ pub(crate) fn start(number: usize, queue: usize, state: State) -> anyhow::Result
 pub(crate) struct State {
     pub(crate) shard: Shard,
     pub(crate) rules: Pipeline,
-    pub(crate) client: Client,
-    pub(crate) subjects: Subjects,
-    pub(crate) source: Source,
+    pub(crate) publisher: Publisher,
     pub(crate) figures: Arc<Figures>,
 }
 
@@ -79,19 +113,10 @@ impl State {
             match task {
                 Some(Some(task)) => self.task(task, &mut out).await,
                 Some(None) => return,
-                None => {
-                    self.shard
-                        .advance(clock::now_ms(), &mut self.rules, &mut out);
-                    self.carry_out(&mut out).await;
-                }
-            }
-            // What has fallen due gets its turn, however busy the inbox is; what
-            // has already arrived comes first, so that a sign of life that waits
-            // in the queue counts.
-            if inbox.is_empty() {
-                self.shard
-                    .advance(clock::now_ms(), &mut self.rules, &mut out);
-                self.carry_out(&mut out).await;
+                // What has arrived comes first: a sign of life that waits in the
+                // queue counts.
+                None if inbox.is_empty() => self.advance(clock::now_ms(), &mut out).await,
+                None => {}
             }
             self.tell_figures();
         }
@@ -100,6 +125,9 @@ impl State {
     async fn task(&mut self, task: Task, out: &mut Vec<Output>) {
         match task {
             Task::Inputs(arrived_at, inputs) => {
+                // What fell due before these arrived gets its turn before them,
+                // however busy the inbox is.
+                self.advance(arrived_at.saturating_sub(1), out).await;
                 for input in inputs {
                     self.shard.handle(arrived_at, input, &mut self.rules, out);
                 }
@@ -109,27 +137,32 @@ impl State {
                 self.shard
                     .handle(clock::now_ms(), Input::Rules, &mut self.rules, out);
             }
-            Task::Drain(done) => {
-                self.carry_out(out).await;
+            Task::Ids(answer) => {
                 // Whoever asked may have given up.
+                let _ = answer.send(self.shard.ids());
+            }
+            Task::Drain(done) => {
                 let _ = done.send(());
             }
         }
         self.carry_out(out).await;
     }
 
+    async fn advance(&mut self, now: u64, out: &mut Vec<Output>) {
+        if self.shard.next_deadline().is_some_and(|at| at <= now) {
+            self.shard.advance(now, &mut self.rules, out);
+            self.carry_out(out).await;
+        }
+    }
+
     async fn carry_out(&mut self, out: &mut Vec<Output>) {
         for output in out.drain(..) {
             let sent = match output {
                 Output::Publish(publication) => {
-                    let subject = self.subjects.publication(publication.subject);
-                    let headers = self.source.header_map(&subject, &publication);
                     self.figures.published.fetch_add(1, Ordering::Relaxed);
-                    self.client
-                        .publish_with_headers(subject, headers, publication.body.into())
-                        .await
+                    self.publisher.publish(publication).await
                 }
-                Output::Reply(to, body) => self.client.publish(to, body.into()).await,
+                Output::Reply(to, body) => self.publisher.reply(to, body).await,
                 // Both sources that there are hold all of their answers.
                 Output::Fetch(_) => Ok(()),
             };

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::{Output, Shard};
 use crate::directory::{Changes, Directory};
+use crate::names::Id;
 use crate::rules::Rules;
 
 /// How many users are decided again before new inputs get their turn.
@@ -20,8 +21,12 @@ impl Shard {
                 self.redecide.push_back(user);
             }
         }
-        let waiting: Vec<_> = self.agenda.iter().map(|(_, user)| *user).collect();
-        self.redecide.extend(waiting);
+        let pending = |user: &Id| {
+            let again = self.ledger.get(*user).and_then(|entry| entry.again);
+            again.is_some_and(|again| again.next_wait_ms.is_some())
+        };
+        let waiting = self.agenda.iter().map(|(_, user)| *user);
+        self.redecide.extend(waiting.filter(pending));
     }
 
     /// The rules have changed: everyone is decided again.
@@ -32,6 +37,9 @@ impl Shard {
 
     /// Decides again on some of those who need it.
     pub(super) fn correct(&mut self, rules: &mut dyn Rules, out: &mut Vec<Output>) {
+        if rules.take_replaced() {
+            self.rules_changed();
+        }
         while let Some((at, user)) = self.agenda.first().copied()
             && at <= self.now
         {

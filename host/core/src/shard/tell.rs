@@ -6,8 +6,9 @@ use super::{Output, Shard};
 use crate::audience::Audience;
 use crate::body;
 use crate::event::{Change, Event};
-use crate::ledger::Pending;
+use crate::ledger::Again;
 use crate::message::{Cause, Rejection};
+use crate::names::Id;
 use crate::publish::Subject;
 use crate::rules::{Context, Decision, Failure, Rendition, Rules};
 use crate::verdicts::Verdict;
@@ -23,6 +24,7 @@ impl Shard {
     ) {
         let event = self.announce(event, ours, rules, out);
         self.ledger.online(Arc::clone(&event));
+        self.decide_again(event.user, None);
         self.decide(&event, rules, out);
     }
 
@@ -36,12 +38,10 @@ impl Shard {
         out: &mut Vec<Output>,
     ) {
         let event = self.announce(event, ours, rules, out);
+        self.decide_again(event.user, None);
         let Some(entry) = self.ledger.offline(event.user) else {
             return;
         };
-        if let Some(pending) = entry.pending {
-            self.agenda.remove(&(pending.retry_at, event.user));
-        }
         let ledger = &self.ledger;
         self.verdicts
             .tidy(|user| ledger.get(user).is_some(), ledger.len());
@@ -93,8 +93,11 @@ impl Shard {
                 self.postpone(event);
             }
             Decision::Failed(failure) => {
-                self.failed(event, &failure, out);
-                self.postpone(event);
+                self.counters.failures += 1;
+                // One letter an event, however often it is tried again.
+                if self.postpone(event) {
+                    self.plugin_failed(event, &failure, out);
+                }
             }
         }
     }
@@ -112,16 +115,11 @@ impl Shard {
             return;
         };
         let told = std::mem::replace(&mut entry.told, verdict.audience.clone());
-        if let Some(pending) = entry.pending.take() {
-            self.agenda.remove(&(pending.retry_at, event.user));
-        }
-        if let Some(at) = again_at.filter(|at| *at > self.now) {
-            entry.pending = Some(Pending {
-                retry_at: at,
-                wait_ms: self.settings.retry_ms,
-            });
-            self.agenda.insert((at, event.user));
-        }
+        let again = again_at.filter(|at| *at > self.now).map(|at| Again {
+            at,
+            next_wait_ms: None,
+        });
+        self.decide_again(event.user, again);
         if told.same(&verdict.audience) {
             return;
         }
@@ -151,29 +149,33 @@ impl Shard {
     /// Lets the enrichers at an event, and broadcasts it.
     fn announce(
         &mut self,
-        mut event: Event,
+        event: Event,
         ours: bool,
         rules: &mut dyn Rules,
         out: &mut Vec<Output>,
     ) -> Arc<Event> {
-        let mut shared = Arc::new(event.clone());
+        let mut shared = Arc::new(event);
         let context = context(self.now, &shared, &self.directory, &self.names);
         let enriched = rules.enrich(context);
+        let mut body = body::event(&shared);
         if !enriched.changes.is_empty() {
-            let mut metadata = event.metadata.edit();
-            for (key, value) in &enriched.changes {
-                match value {
-                    Some(value) => metadata.set(key, value, true),
-                    None => metadata.remove(key),
-                }
+            let changed = shared.changed(&enriched.changes);
+            let enriched = body::event(&changed);
+            if enriched.len() > self.settings.body_bytes_max {
+                let error = format!(
+                    "the enrichers make the event {} bytes long, and the broker takes {}: it goes on without them",
+                    enriched.len(),
+                    self.settings.body_bytes_max
+                );
+                let rejection = Rejection::new(Cause::TooLarge, error);
+                self.dead_letter(subject(&shared).as_str(), &rejection, &body, out);
+            } else {
+                (shared, body) = (Arc::new(changed), enriched);
             }
-            event.metadata = metadata.build();
-            shared = Arc::new(event);
         }
         for failure in &enriched.failures {
             self.failed(&shared, failure, out);
         }
-        let body = body::event(&shared);
         // An application's own event is on its own subject already.
         if ours {
             self.publish(subject(&shared), body.clone(), out);
@@ -202,6 +204,10 @@ impl Shard {
     /// A component failed on an event: nothing is lost of it.
     fn failed(&mut self, event: &Event, failure: &Failure, out: &mut Vec<Output>) {
         self.counters.failures += 1;
+        self.plugin_failed(event, failure, out);
+    }
+
+    fn plugin_failed(&mut self, event: &Event, failure: &Failure, out: &mut Vec<Output>) {
         let error = format!("plugin `{}`: {}", failure.plugin, failure.error);
         let rejection = Rejection::new(Cause::PluginFailed, error);
         self.dead_letter(
@@ -212,23 +218,31 @@ impl Shard {
         );
     }
 
-    /// Puts a decision off. Nobody new is told until it is made.
-    fn postpone(&mut self, event: &Event) {
-        let Some(entry) = self.ledger.get_mut(event.user) else {
+    /// Puts a decision off. Nobody new is told until it is made. Says whether
+    /// it had not been put off before.
+    fn postpone(&mut self, event: &Event) -> bool {
+        let before = self.ledger.get(event.user).and_then(|entry| entry.again);
+        let pending = before.and_then(|again| again.next_wait_ms);
+        let wait_ms = pending.unwrap_or(self.settings.retry_ms);
+        let again = Again {
+            at: self.now + wait_ms,
+            next_wait_ms: Some(wait_ms.saturating_mul(2).min(self.settings.retry_ms_max)),
+        };
+        self.decide_again(event.user, Some(again));
+        pending.is_none()
+    }
+
+    /// Notes in ledger and agenda when to decide again on a user.
+    pub(super) fn decide_again(&mut self, user: Id, again: Option<Again>) {
+        let Some(entry) = self.ledger.get_mut(user) else {
             return;
         };
-        let before = entry.pending.take();
-        if let Some(pending) = before {
-            self.agenda.remove(&(pending.retry_at, event.user));
+        if let Some(before) = std::mem::replace(&mut entry.again, again) {
+            self.agenda.remove(&(before.at, user));
         }
-        let wait_ms = before.map_or(self.settings.retry_ms, |pending| pending.wait_ms);
-        let retry_at = self.now + wait_ms;
-        let next = wait_ms.saturating_mul(2).min(self.settings.retry_ms_max);
-        entry.pending = Some(Pending {
-            retry_at,
-            wait_ms: next.max(wait_ms),
-        });
-        self.agenda.insert((retry_at, event.user));
+        if let Some(again) = again {
+            self.agenda.insert((again.at, user));
+        }
     }
 }
 

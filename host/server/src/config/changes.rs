@@ -21,6 +21,22 @@ pub(crate) enum Effect {
 }
 
 impl Config {
+    /// Takes from the running configuration what takes effect only at the next
+    /// start.
+    pub(crate) fn keep_until_restart(&mut self, running: &Self) {
+        let running = running.clone();
+        self.node = running.node;
+        self.nats = running.nats;
+        self.tenant = running.tenant;
+        self.engine.workers = running.engine.workers;
+        self.engine.worker_queue = running.engine.worker_queue;
+        self.http = running.http;
+        self.log = running.log;
+        if !self.directory.is_alike(&running.directory) {
+            self.directory = running.directory;
+        }
+    }
+
     /// The sections in which `new` differs from this configuration, in the
     /// order of the file.
     pub(crate) fn changes(&self, new: &Self) -> Vec<Change> {
@@ -36,7 +52,15 @@ impl Config {
             ("nats", Restart, self.nats != new.nats),
             ("tenant", Restart, self.tenant != new.tenant),
             ("tracker", Live, self.tracker != new.tracker),
-            ("directory", Live, self.directory != new.directory),
+            (
+                "directory",
+                if self.directory.is_alike(&new.directory) {
+                    Live
+                } else {
+                    Restart
+                },
+                self.directory != new.directory,
+            ),
             ("plugins", Live, self.plugins != new.plugins),
             ("pipeline", Live, self.pipeline != new.pipeline),
             ("engine", Live, engine_live),

@@ -29,6 +29,12 @@ enum Source {
 }
 
 impl Directory {
+    /// Whether one can take the place of the other while the node runs: a file
+    /// of a file.
+    pub(super) fn is_alike(&self, other: &Self) -> bool {
+        self == other || matches!((self, other), (Self::File { .. }, Self::File { .. }))
+    }
+
     pub(super) fn read(section: &mut Section<'_, '_>) -> Self {
         let source = section.get("source", |text: String| match text.as_str() {
             "file" => Ok(Source::File),

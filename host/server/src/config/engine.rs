@@ -29,6 +29,11 @@ pub(crate) struct Engine {
     /// How long that wait may grow when it fails again and again, in
     /// milliseconds.
     pub(crate) retry_ms_max: u64,
+    /// How many failures in a row put a plugin into quarantine.
+    pub(crate) quarantine_failures: u64,
+    /// How long a plugin is left alone in quarantine before one call is tried,
+    /// in milliseconds.
+    pub(crate) quarantine_ms: u64,
 }
 
 impl Engine {
@@ -61,6 +66,12 @@ impl Engine {
                 .unwrap_or(1_000),
             retry_ms_max: section
                 .get("retry_ms_max", within(1..=86_400_000))
+                .unwrap_or(60_000),
+            quarantine_failures: section
+                .get("quarantine_failures", within(1..=1_000_000))
+                .unwrap_or(5),
+            quarantine_ms: section
+                .get("quarantine_ms", within(1..=86_400_000))
                 .unwrap_or(60_000),
         };
         let Self {

@@ -103,6 +103,12 @@ impl Config {
         reader.read(document.get_ref(), Self::read)
     }
 
+    /// The pipeline in one line: its plugins, in order.
+    pub(crate) fn pipeline_line(&self) -> String {
+        let plugins: Vec<_> = self.pipeline.iter().map(|stage| &*stage.plugin).collect();
+        plugins.join(" → ")
+    }
+
     fn read(root: &mut Section<'_, '_>) -> Self {
         Self {
             node: root.section("node", Node::read),

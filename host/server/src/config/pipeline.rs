@@ -1,5 +1,6 @@
 //! `[[pipeline]]`: the chain of plugins that decides who may see whom.
 
+use presence_sandbox::OnFailure;
 use serde_json::{Value, json};
 use toml::de::DeValue;
 
@@ -21,6 +22,9 @@ pub(crate) struct Stage {
     pub(crate) config: Value,
     /// What the plugin may do if it asks for it.
     pub(crate) grants: Vec<Grant>,
+    /// What holds once the plugin has failed repeatedly, where the operator and
+    /// not the plugin is to say.
+    pub(crate) on_failure: Option<OnFailure>,
 }
 
 /// What an operator can grant a plugin.
@@ -41,6 +45,7 @@ pub(super) fn default() -> Vec<Stage> {
             plugin: plugin.into(),
             config,
             grants: default_grants(plugin),
+            on_failure: None,
         })
         .collect()
 }
@@ -70,8 +75,17 @@ impl Stage {
         let grants = section.get("grants", |names: Vec<String>| {
             names.iter().map(|name| Grant::named(name)).collect()
         });
+        let on_failure = section.get("on_failure", |text: String| match text.as_str() {
+            "hold" => Ok(OnFailure::Hold),
+            "last-good" => Ok(OnFailure::LastGood),
+            _ => Err(Wrong::new(
+                format!("is `{text}`"),
+                "write `hold` or `last-good`",
+            )),
+        });
         let plugin = plugin?;
         Some(Self {
+            on_failure,
             config: config?,
             grants: grants.unwrap_or_else(|| default_grants(&plugin)),
             plugin,

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use presence_sandbox::OnFailure;
 use serde_json::json;
 
 use super::*;
@@ -188,6 +189,7 @@ fn a_pipeline_keeps_its_order_configuration_and_grants() {
         [[pipeline]]
         plugin = "contacts"
         grants = []
+        on_failure = "last-good"
         "#,
         &[],
     )
@@ -196,6 +198,11 @@ fn a_pipeline_keeps_its_order_configuration_and_grants() {
         plugin: plugin.into(),
         config,
         grants: grants.to_vec(),
+        on_failure: None,
+    };
+    let fallible = Stage {
+        on_failure: Some(OnFailure::LastGood),
+        ..stage("contacts", json!({}), &[])
     };
     let limits = json!({ "per day": 3, "deep": [{ "on": true }] });
     assert_eq!(
@@ -208,7 +215,7 @@ fn a_pipeline_keeps_its_order_configuration_and_grants() {
                 &[Grant::Widen]
             ),
             stage("vip", json!({}), &[]),
-            stage("contacts", json!({}), &[]),
+            fallible,
         ]
     );
 }
@@ -260,6 +267,15 @@ fn changes_are_named_with_when_they_take_effect() {
             live("engine"),
             restart("engine.workers")
         ]
+    );
+
+    let mut kept = new.clone();
+    kept.directory = Directory::Kv { bucket: "b".into() };
+    kept.keep_until_restart(&old);
+    assert_eq!(
+        old.changes(&kept),
+        [live("tracker"), live("engine")],
+        "what takes effect at the next start stays as it was"
     );
 
     let mut threads = old.clone();

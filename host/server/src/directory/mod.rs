@@ -1,0 +1,24 @@
+//! Where the directory comes from: a JSON file, or a NATS KV bucket.
+
+mod content;
+pub(crate) mod kv;
+
+use std::path::Path;
+
+use anyhow::Context as _;
+use presence_core::names::Names;
+
+pub(crate) use content::Content;
+
+/// Reads a directory file. One that doesn't exist says nothing of anybody.
+pub(crate) fn read_file(path: &Path, names: &Names) -> anyhow::Result<Content> {
+    let text = match std::fs::read_to_string(path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            tracing::warn!(path = %path.display(), "no directory file: nobody has contacts or groups");
+            return Ok(Content::default());
+        }
+        Err(error) => return Err(error).with_context(|| format!("can't read {}", path.display())),
+    };
+    Content::parse(&text, names).with_context(|| format!("{} is not a directory", path.display()))
+}

@@ -1,0 +1,186 @@
+//! Loading the configured pipeline: each plugin's bytes, from the plugin folder
+//! or, failing that, from those built in.
+
+use std::borrow::Cow;
+use std::collections::HashMap;
+use std::io::ErrorKind;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use anyhow::Context as _;
+use presence_sandbox::{Blueprint, Engine, Limits, Plugin, Quarantine, Stage};
+
+use crate::config::{Config, Grant};
+
+/// The default components, built from `plugins/` and committed in `plugins/dist`.
+const BUILT_IN: [(&str, &[u8]); 5] = [
+    (
+        "blocklist",
+        include_bytes!("../../../plugins/dist/blocklist.wasm"),
+    ),
+    (
+        "contacts",
+        include_bytes!("../../../plugins/dist/contacts.wasm"),
+    ),
+    (
+        "device-class",
+        include_bytes!("../../../plugins/dist/device-class.wasm"),
+    ),
+    (
+        "groups",
+        include_bytes!("../../../plugins/dist/groups.wasm"),
+    ),
+    (
+        "redact",
+        include_bytes!("../../../plugins/dist/redact.wasm"),
+    ),
+];
+
+/// Loads pipelines, and compiles a plugin only when its bytes are new.
+pub(crate) struct Loader {
+    engine: Engine,
+    compiled: Mutex<HashMap<String, Compiled>>,
+}
+
+/// A plugin as it was last loaded.
+struct Compiled {
+    bytes: Cow<'static, [u8]>,
+    plugin: Arc<Plugin>,
+    /// Whether it came from a file, and nobody has been told that it is gone.
+    file_is_there: bool,
+}
+
+impl Loader {
+    pub(crate) fn new() -> anyhow::Result<Self> {
+        Ok(Self {
+            engine: Engine::new()?,
+            compiled: Mutex::default(),
+        })
+    }
+
+    /// Loads the pipeline that a configuration names. Without `clock`, calls
+    /// are limited by fuel alone. `running` is what it is to take the place of.
+    ///
+    /// # Errors
+    /// All that is wrong with it.
+    pub(crate) fn load(
+        &self,
+        config: &Config,
+        clock: bool,
+        running: Option<&Blueprint>,
+    ) -> Result<Blueprint, Vec<anyhow::Error>> {
+        let mut stages = Vec::new();
+        let mut problems = Vec::new();
+        for stage in &config.pipeline {
+            match self.plugin(&config.plugins.dir, &stage.plugin) {
+                Ok(plugin) => stages.push(Stage::new(
+                    plugin,
+                    stage.config.clone(),
+                    stage.grants.contains(&Grant::Widen),
+                    stage.on_failure,
+                )),
+                Err(problem) => problems.push(problem),
+            }
+        }
+        let engine = &config.engine;
+        let limits = Limits {
+            fuel: engine.fuel,
+            memory_bytes_max: engine.memory_bytes_max,
+            deadline_ms: clock.then_some(engine.deadline_ms),
+            quarantine: Quarantine {
+                failures: engine.quarantine_failures,
+                ms: engine.quarantine_ms,
+            },
+        };
+        match Blueprint::prepare(stages, limits, running) {
+            Ok(blueprint) if problems.is_empty() => Ok(blueprint),
+            Ok(_) => Err(problems),
+            Err(more) => {
+                problems.extend(more.into_iter().map(anyhow::Error::from));
+                Err(problems)
+            }
+        }
+    }
+
+    /// What is wrong with the plugins that lie in the folder and that the
+    /// pipeline doesn't name.
+    pub(crate) fn problems_beside(&self, config: &Config) -> Vec<anyhow::Error> {
+        let files = std::fs::read_dir(&config.plugins.dir);
+        let paths = files
+            .into_iter()
+            .flatten()
+            .flatten()
+            .map(|file| file.path());
+        let names = paths.filter_map(|path| {
+            let is_plugin = path.extension().is_some_and(|ending| ending == "wasm");
+            is_plugin.then_some(path.file_stem()?.to_string_lossy().into_owned())
+        });
+        let is_named = |name: &String| config.pipeline.iter().any(|stage| stage.plugin == *name);
+        let mut names: Vec<_> = names.filter(|name| !is_named(name)).collect();
+        names.sort_unstable();
+        let loaded = names
+            .iter()
+            .map(|name| self.plugin(&config.plugins.dir, name));
+        loaded.filter_map(Result::err).collect()
+    }
+
+    fn plugin(&self, dir: &Path, name: &str) -> anyhow::Result<Arc<Plugin>> {
+        let path = dir.join(format!("{name}.wasm"));
+        let mut compiled = self.compiled.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = compiled.get_mut(name);
+        let (bytes, is_file) = match (std::fs::read(&path), &known) {
+            (Ok(bytes), _) => (Cow::Owned(bytes), true),
+            (Err(error), _) if error.kind() != ErrorKind::NotFound => {
+                return Err(error).with_context(|| format!("can't read {}", path.display()));
+            }
+            // A deleted file never brings back a default behind the operator's back.
+            (Err(_), Some(known)) => (known.bytes.clone(), false),
+            (Err(_), None) => (Cow::Borrowed(built_in(name, &path)?), false),
+        };
+        if let Some(known) = known
+            && known.bytes == bytes
+        {
+            if known.file_is_there && !is_file {
+                tracing::warn!(
+                    "{} is gone: the plugin that it held stays in force until it is replaced",
+                    path.display()
+                );
+            }
+            known.file_is_there = is_file;
+            return Ok(Arc::clone(&known.plugin));
+        }
+        let plugin = Plugin::load(&self.engine, name, &bytes);
+        let plugin = Arc::new(plugin.with_context(|| match is_file {
+            true => format!("{} can't be used", path.display()),
+            false => format!("the built-in plugin {name} can't be used"),
+        })?);
+        let new = Compiled {
+            bytes,
+            plugin: Arc::clone(&plugin),
+            file_is_there: is_file,
+        };
+        compiled.insert(name.into(), new);
+        Ok(plugin)
+    }
+}
+
+fn built_in(name: &str, path: &Path) -> anyhow::Result<&'static [u8]> {
+    let built_in = BUILT_IN.iter().find(|(built_in, _)| *built_in == name);
+    let (_, bytes) = built_in.with_context(|| {
+        let names = BUILT_IN.map(|(name, _)| name).join(", ");
+        format!(
+            "there is no plugin `{name}`: {} does not exist, and built in are only {names}",
+            path.display()
+        )
+    })?;
+    Ok(bytes)
+}
+
+/// Several problems as one error, a line each.
+pub(crate) fn together(problems: Vec<anyhow::Error>) -> anyhow::Error {
+    let lines: Vec<_> = problems
+        .iter()
+        .map(|problem| format!("{problem:#}"))
+        .collect();
+    anyhow::anyhow!(lines.join("\n"))
+}

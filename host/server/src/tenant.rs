@@ -1,0 +1,204 @@
+//! A tenant on this node: everything that is its own hangs off this one value.
+//!
+//! Its users are shared out over its workers by a hash of their id. All that
+//! changes while it runs (directory, pipeline, settings) is changed here, and
+//! handed to the workers in between their inputs.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use async_nats::Client;
+use presence_core::directory::{Changes, Directory};
+use presence_core::names::Names;
+use presence_core::{Input, Settings, Shard, tracker};
+use presence_sandbox::Blueprint;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::broker;
+use crate::config::Config;
+use crate::directory::Content;
+use crate::intake::Intake;
+use crate::wire::{Publisher, Source, Subjects};
+use crate::worker::{self, State, Task, Workers};
+
+/// How many ids come together before those in use are told from the others.
+const SWEEP_IDS_MIN: usize = 65_536;
+
+/// A tenant that runs.
+pub(crate) struct Tenant {
+    pub(crate) subjects: Subjects,
+    pub(crate) names: Arc<Names>,
+    pub(crate) directory: Arc<Directory>,
+    pub(crate) blueprint: Arc<Blueprint>,
+    pub(crate) body_bytes_max: Arc<AtomicUsize>,
+    pub(crate) workers: Workers,
+    pub(crate) generation: Arc<AtomicU64>,
+    /// How many ids there were after the last sweep.
+    swept: usize,
+}
+
+impl Tenant {
+    /// Starts a tenant's workers. Nobody is in its directory yet.
+    pub(crate) fn start(
+        config: &Config,
+        blueprint: Blueprint,
+        client: &Client,
+        epoch_ms: u64,
+    ) -> anyhow::Result<Self> {
+        let subjects = Subjects::new(config.tenant.prefix.as_deref());
+        let names = Arc::new(Names::new());
+        let directory = Arc::new(Directory::new());
+        let body_bytes_max = broker::body_bytes_max(client);
+        let mut workers = Vec::new();
+        for number in 0..config.engine.worker_count() {
+            let settings = settings(config, body_bytes_max);
+            let state = State {
+                shard: Shard::new(settings, Arc::clone(&names), Arc::clone(&directory)),
+                rules: blueprint.instantiate()?,
+                publisher: Publisher {
+                    client: client.clone(),
+                    source: Source::new(&config.node.name, number, epoch_ms, &subjects),
+                },
+                figures: Arc::default(),
+            };
+            workers.push(worker::start(number, config.engine.worker_queue, state)?);
+        }
+        Ok(Self {
+            subjects,
+            names,
+            directory,
+            blueprint: Arc::new(blueprint),
+            body_bytes_max: Arc::new(body_bytes_max.into()),
+            workers: workers.into(),
+            generation: Arc::new(1.into()),
+            swept: 0,
+        })
+    }
+
+    /// Subscribes to what is published for the tenant.
+    pub(crate) async fn listen(&self, client: &Client) -> anyhow::Result<Intake> {
+        // One subscription, so that one order holds over all subjects.
+        let messages = client.subscribe(self.subjects.of("presence.>")).await?;
+        Ok(Intake {
+            messages,
+            subjects: self.subjects.clone(),
+            body_bytes_max: Arc::clone(&self.body_bytes_max),
+            workers: self.workers.clone(),
+        })
+    }
+
+    /// Makes the directory what a source says as a whole.
+    pub(crate) async fn replace_directory(&mut self, content: Content) {
+        let (directory, changes) = content.replace(&self.directory);
+        self.set_directory(directory, changes).await;
+    }
+
+    /// Puts a changed directory in force.
+    pub(crate) async fn set_directory(&mut self, directory: Directory, changes: Changes) {
+        if changes.is_empty() {
+            return;
+        }
+        tracing::info!(
+            users = directory.len(),
+            answers = changes.len(),
+            "directory changed"
+        );
+        self.directory = Arc::new(directory);
+        let input = Input::Directory(Arc::clone(&self.directory), Arc::new(changes));
+        self.workers.tell(|| input.clone()).await;
+    }
+
+    /// Puts a pipeline in force, in all workers, if it is another one.
+    pub(crate) async fn swap(&mut self, blueprint: Blueprint) -> anyhow::Result<bool> {
+        if blueprint.is_same(&self.blueprint) {
+            return Ok(false);
+        }
+        let pipelines = self.workers.iter().map(|_| blueprint.instantiate());
+        let pipelines = pipelines.collect::<Result<Vec<_>, _>>()?;
+        self.blueprint = Arc::new(blueprint);
+        self.generation.fetch_add(1, Ordering::Relaxed);
+        for (worker, pipeline) in self.workers.iter().zip(pipelines) {
+            worker.send(Task::Pipeline(Box::new(pipeline))).await;
+        }
+        Ok(true)
+    }
+
+    /// Puts changed settings in force.
+    pub(crate) async fn configure(&self, config: &Config) {
+        let settings = settings(config, self.body_bytes_max.load(Ordering::Relaxed));
+        let input = Input::Settings(Box::new(settings));
+        self.workers.tell(|| input.clone()).await;
+    }
+
+    /// Has the workers know when the broker is away: silence says nothing of
+    /// anyone then. When it is back, it may take longer or shorter messages.
+    pub(crate) fn follow_link(&self, mut links: mpsc::UnboundedReceiver<bool>, client: Client) {
+        let workers = self.workers.clone();
+        let known = Arc::clone(&self.body_bytes_max);
+        tokio::spawn(async move {
+            while let Some(connected) = links.recv().await {
+                let input = if connected {
+                    let body_bytes_max = broker::body_bytes_max(&client);
+                    known.store(body_bytes_max, Ordering::Relaxed);
+                    Input::Resume { body_bytes_max }
+                } else {
+                    Input::Pause
+                };
+                workers.tell(|| input.clone()).await;
+            }
+        });
+    }
+
+    /// Gives back the ids that nothing refers to any more, when there are many.
+    pub(crate) async fn tidy(&mut self) {
+        if self.names.len() < 2 * self.swept + SWEEP_IDS_MIN {
+            return;
+        }
+        self.names.begin_sweep();
+        // Workers hold no directory older than what they have been sent, and no
+        // id that they haven't got from it, or interned since the sweep began.
+        self.names.keep(&self.directory.ids());
+        for worker in self.workers.iter() {
+            let (answer, ids) = oneshot::channel();
+            worker.send(Task::Ids(answer)).await;
+            if let Ok(ids) = ids.await {
+                self.names.keep(&ids);
+            }
+        }
+        let given_back = self.names.finish_sweep();
+        self.swept = self.names.len();
+        tracing::info!(given_back, in_use = self.swept, "unused ids given back");
+    }
+
+    /// Waits until the workers have done all that they were given.
+    pub(crate) async fn drain(&self, patience: Duration) {
+        let drained = async {
+            for worker in self.workers.iter() {
+                let (done, drained) = oneshot::channel();
+                worker.send(Task::Drain(done)).await;
+                // A worker that is gone has nothing left to do.
+                let _ = drained.await;
+            }
+        };
+        if tokio::time::timeout(patience, drained).await.is_err() {
+            tracing::warn!("not all that was taken in could be published in time");
+        }
+    }
+}
+
+/// What a tenant's shards go by.
+pub(crate) fn settings(config: &Config, body_bytes_max: usize) -> Settings {
+    Settings {
+        tracker: tracker::Settings {
+            timeout_ms: config.tracker.timeout_ms,
+            grace_ms: config.tracker.grace_ms,
+        },
+        broadcast: config.tracker.broadcast.clone(),
+        reuse_verdicts: config.engine.reuse_verdicts,
+        retry_ms: config.engine.retry_ms,
+        retry_ms_max: config.engine.retry_ms_max,
+        body_bytes_max,
+        node: config.node.name.clone(),
+    }
+}
