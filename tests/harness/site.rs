@@ -77,7 +77,7 @@ impl Site {
     }
 
     /// Sets the pipeline: each stage's plugin, and its configuration if it has
-    /// one. `widen` is granted to those that are named in `may_widen`.
+    /// one.
     ///
     /// # Errors
     /// As [`Self::with`].
@@ -91,6 +91,32 @@ impl Site {
             toml::Value::from(stage)
         });
         self.set("pipeline", stages.collect::<Vec<_>>())
+    }
+
+    /// Sets a key of a plugin's stage in the pipeline that was set.
+    ///
+    /// # Errors
+    /// When there is no such stage, or as [`Self::with`].
+    pub fn set_stage(
+        &mut self,
+        plugin: &str,
+        key: &str,
+        value: impl Into<toml::Value>,
+    ) -> Result<()> {
+        let mut stages = self
+            .config
+            .get("pipeline")
+            .and_then(|stages| stages.as_array())
+            .cloned()
+            .unwrap_or_default();
+        let stage = stages
+            .iter_mut()
+            .filter_map(toml::Value::as_table_mut)
+            .find(|stage| stage.get("plugin").and_then(|name| name.as_str()) == Some(plugin));
+        stage
+            .with_context(|| format!("`{plugin}` is no stage"))?
+            .insert(key.into(), value.into());
+        self.set("pipeline", stages)
     }
 
     /// The folder.
@@ -140,8 +166,7 @@ impl Site {
     }
 
     /// Puts a plugin's file into the plugin folder in one step, as
-    /// `<name>.wasm`. What it is called there doesn't matter to the host; the
-    /// manifest inside says whose place it takes.
+    /// `<name>.wasm`: it takes the place of the plugin of that name.
     ///
     /// # Errors
     /// When it can't be written.

@@ -9,6 +9,9 @@ use crate::message::Rejection;
 use crate::names::Names;
 use crate::rules::Rendition;
 
+/// How many bytes a viewer takes in a body, more or less.
+const VIEWER_BYTES: usize = 16;
+
 /// The body of a `user_online` or `user_offline` as it is broadcast.
 pub fn event(event: &Event) -> Vec<u8> {
     let mut json = Vec::with_capacity(256);
@@ -42,9 +45,11 @@ pub fn filtered(
     names: &Names,
     body_bytes_max: usize,
 ) -> Vec<Vec<u8>> {
-    let mut head = Vec::with_capacity(192);
-    begin(&mut head, event);
-    let mut tail = Vec::with_capacity(64);
+    // The head is the beginning of every body; all is one allocation as a rule.
+    let room = 320 + VIEWER_BYTES * viewers.len() as usize;
+    let mut body = Vec::with_capacity(room.min(body_bytes_max));
+    begin(&mut body, event);
+    let mut tail = Vec::with_capacity(128);
     match event.change {
         Change::Online => {
             tail.extend_from_slice(b"],\"metadata\":");
@@ -54,15 +59,15 @@ pub fn filtered(
         }
         Change::Offline { last_seen, .. } => {
             if rendition.last_seen {
-                head.extend_from_slice(b",\"lastSeen\":");
-                push_number(&mut head, last_seen);
+                body.extend_from_slice(b",\"lastSeen\":");
+                push_number(&mut body, last_seen);
             }
             tail.extend_from_slice(b"]}");
         }
     }
-    head.extend_from_slice(b",\"visibleTo\":[");
+    body.extend_from_slice(b",\"visibleTo\":[");
+    let head = body.len();
     let mut bodies = Vec::with_capacity(1);
-    let mut body = head.clone();
     let names = names.read();
     for viewer in viewers.ids() {
         let Some(name) = names.name(viewer) else {
@@ -70,12 +75,13 @@ pub fn filtered(
         };
         let element = name.json_element().as_bytes();
         let full = body.len() + element.len() + tail.len() > body_bytes_max;
-        if full && body.len() > head.len() {
-            bodies.push(finish(std::mem::replace(&mut body, head.clone()), &tail));
+        if full && body.len() > head {
+            let next = body.get(..head).unwrap_or_default().to_vec();
+            bodies.push(finish(std::mem::replace(&mut body, next), &tail));
         }
         body.extend_from_slice(element);
     }
-    if body.len() > head.len() {
+    if body.len() > head {
         bodies.push(finish(body, &tail));
     }
     bodies

@@ -39,14 +39,14 @@ impl Metadata {
     /// takes it in has checked it. Of a key given twice, the last value holds.
     /// Keys for which `public` holds may be broadcast.
     pub fn parse(text: &str, public: impl Fn(&str) -> bool) -> Self {
-        struct Object<F>(F);
+        struct Object<F>(F, usize);
         impl<'de, F: Fn(&str) -> bool> Visitor<'de> for Object<F> {
             type Value = Builder;
             fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
                 formatter.write_str("an object")
             }
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Builder, A::Error> {
-                let mut builder = Builder::default();
+                let mut builder = Builder::with_capacity(self.1);
                 while let Some((Key(key), value)) = map.next_entry::<Key<'de>, &RawValue>()? {
                     builder.set(&key, value.get(), (self.0)(&key));
                 }
@@ -54,7 +54,7 @@ impl Metadata {
             }
         }
         serde_json::Deserializer::from_str(text)
-            .deserialize_map(Object(public))
+            .deserialize_map(Object(public, text.len()))
             .map(Builder::build)
             .unwrap_or_default()
     }
@@ -128,6 +128,14 @@ pub struct EntryRef<'a> {
 pub struct Builder(Object);
 
 impl Builder {
+    /// Empty, with room for so many bytes of keys and values.
+    fn with_capacity(bytes: usize) -> Self {
+        Self(Object {
+            text: String::with_capacity(bytes),
+            entries: Vec::with_capacity(8),
+        })
+    }
+
     /// Sets a key to a value, given as JSON text, in the place the key has or at the end.
     pub fn set(&mut self, key: &str, value: &str, public: bool) {
         let object = &mut self.0;

@@ -91,6 +91,14 @@ impl Names {
     /// As [`Self::intern`], with the id's shared name beside its number.
     pub fn intern_name(&self, text: &str) -> (Id, Name) {
         loop {
+            {
+                let table = self.read_table();
+                if let (Some(number), None) = (table.find(text), &table.unseen)
+                    && let Some(name) = table.get(Id(number))
+                {
+                    return (Id(number), name.clone());
+                }
+            }
             let id = self.intern(text);
             // A sweep may come in between, and then the id is interned anew.
             if let Some(name) = self.name(id) {

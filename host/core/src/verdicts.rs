@@ -5,6 +5,7 @@
 //! changed: a directory entry, a metadata value, the time.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use hashbrown::HashMap;
 
@@ -50,7 +51,7 @@ impl Verdict {
 
 #[derive(Debug)]
 struct Kept {
-    verdict: Verdict,
+    verdict: Arc<Verdict>,
     reads: Reads,
     /// The values of the metadata keys that were read.
     values: Vec<Option<Box<str>>>,
@@ -67,7 +68,7 @@ pub struct Verdicts {
 impl Verdicts {
     /// The verdict on an event, if one was made from the same inputs, and until
     /// when it holds, if not for good.
-    pub fn find(&self, now: u64, event: &Event) -> Option<(&Verdict, Option<u64>)> {
+    pub fn find(&self, now: u64, event: &Event) -> Option<(Arc<Verdict>, Option<u64>)> {
         let kept = self.kept.get(&event.user)?;
         let reads = &kept.reads;
         let timeless = match reads.reconsider_at {
@@ -82,11 +83,11 @@ impl Verdicts {
                 .iter()
                 .zip(&kept.values)
                 .all(|(key, value)| event.metadata.get(key) == value.as_deref());
-        same.then_some((&kept.verdict, reads.reconsider_at))
+        same.then(|| (Arc::clone(&kept.verdict), reads.reconsider_at))
     }
 
     /// Keeps a verdict on an event.
-    pub fn keep(&mut self, event: &Event, verdict: Verdict, reads: Reads) {
+    pub fn keep(&mut self, event: &Event, verdict: Arc<Verdict>, reads: Reads) {
         self.forget(event.user);
         for question in foreign(event.user, &reads) {
             self.readers

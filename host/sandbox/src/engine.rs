@@ -9,7 +9,7 @@ use wasmtime::Config;
 use crate::LoadError;
 
 /// How often the clock ticks. A deadline is kept to within one tick.
-pub(crate) const TICK_MS: u64 = 5;
+pub(crate) const TICK_MS: u64 = 10;
 
 /// Compiles and runs components. Cloning it shares it.
 #[derive(Clone)]

@@ -57,3 +57,17 @@ pub enum LoadError {
         what: String,
     },
 }
+
+impl LoadError {
+    pub(crate) fn not_a_plugin(plugin: &str, what: &str) -> Self {
+        Self::NotAPlugin {
+            plugin: plugin.into(),
+            what: one_line(what),
+        }
+    }
+}
+
+/// A text without its line breaks, since an error is one line of the log.
+pub(crate) fn one_line(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}

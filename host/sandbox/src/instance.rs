@@ -10,6 +10,7 @@ use wasmtime::{Store, StoreLimitsBuilder, Trap};
 
 use crate::call::Call;
 use crate::engine::TICK_MS;
+use crate::error::one_line;
 use crate::{Limits, LoadError, Plugin};
 
 /// An instance, called with `P` and answering with `R`.
@@ -150,6 +151,6 @@ fn describe(error: &wasmtime::Error, limits: Limits) -> String {
         }
         Some(Trap::StackOverflow) => "recursed until its stack was used up".into(),
         Some(trap) => format!("trapped: {trap}"),
-        None => format!("{error:#}").replace('\n', " "),
+        None => one_line(&format!("{error:#}")),
     }
 }

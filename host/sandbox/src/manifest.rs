@@ -132,10 +132,7 @@ impl Manifest {
     /// # Errors
     /// [`LoadError::NotAPlugin`], saying what is missing.
     pub fn read(plugin: &str, bytes: &[u8]) -> Result<Self, LoadError> {
-        let not = |what: String| LoadError::NotAPlugin {
-            plugin: plugin.into(),
-            what,
-        };
+        let not = |what: String| LoadError::not_a_plugin(plugin, &what);
         let mut depth = 0_u32;
         for payload in wasmparser::Parser::new(0).parse_all(bytes) {
             match payload.map_err(|error| not(format!("not a WebAssembly component: {error}")))? {

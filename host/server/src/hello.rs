@@ -13,6 +13,10 @@ use serde::{Deserialize, Serialize};
 use crate::http::Status;
 use crate::wire::Subjects;
 
+/// Where nodes ask for each other: not among the subjects that many listen to as
+/// a whole, so that the broker knows when nobody is there to answer.
+const SUBJECT: &str = "presence-nodes.hello";
+
 /// How long another node has to answer.
 const TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -38,7 +42,7 @@ pub(crate) async fn greet(
     me: Node,
     status: Arc<Status>,
 ) -> anyhow::Result<()> {
-    let subject = subjects.of("presence.node.hello");
+    let subject = subjects.of(SUBJECT);
     let mut hellos = client.subscribe(subject.clone()).await?;
     let (replies, own) = (client.clone(), me.clone());
     tokio::spawn(async move {

@@ -10,17 +10,18 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use axum::routing::get;
 use presence_core::message::{Cause, Kind};
+use tokio::sync::watch;
 
 use crate::broker::Health;
 use crate::config::Http;
-use crate::tenant::Tenant;
+use crate::tenant::{Running, Tenant};
 use crate::worker::{Figures, Workers};
 
 /// What the endpoints tell of.
 pub(crate) struct Status {
     broker: Arc<Health>,
     workers: Workers,
-    generation: Arc<AtomicU64>,
+    running: watch::Receiver<Running>,
     /// Whether the subscriptions are in place and nothing is being stopped.
     pub(crate) ready: AtomicBool,
     pub(crate) refused_swaps: AtomicU64,
@@ -32,7 +33,7 @@ impl Status {
         Self {
             broker,
             workers: tenant.workers.clone(),
-            generation: Arc::clone(&tenant.generation),
+            running: tenant.running.subscribe(),
             ready: AtomicBool::new(false),
             refused_swaps: AtomicU64::new(0),
         }
@@ -81,6 +82,7 @@ async fn ready(State(status): State<Arc<Status>>) -> (StatusCode, &'static str) 
 
 async fn metrics(State(status): State<Arc<Status>>) -> String {
     let mut text = String::new();
+    let running = status.running.borrow().clone();
     let counters: Vec<_> = status
         .workers
         .iter()
@@ -212,7 +214,7 @@ async fn metrics(State(status): State<Arc<Status>>) -> String {
             "presence_pipeline_generation",
             "gauge",
             "The pipeline in force, counted from 1.",
-            read(&status.generation),
+            running.generation,
         ),
         (
             "presence_pipeline_refusals_total",
@@ -223,6 +225,19 @@ async fn metrics(State(status): State<Arc<Status>>) -> String {
     ] {
         head(&mut text, name, kind, help);
         let _ = writeln!(text, "{name} {value}");
+    }
+    head(
+        &mut text,
+        "presence_plugin_quarantined",
+        "gauge",
+        "Workers in which the plugin is in quarantine, since it failed again and again.",
+    );
+    for stage in running.blueprint.stages() {
+        let (plugin, quarantined) = (&stage.plugin.name, stage.health.in_quarantine());
+        let _ = writeln!(
+            text,
+            "presence_plugin_quarantined{{plugin=\"{plugin}\"}} {quarantined}"
+        );
     }
     text
 }

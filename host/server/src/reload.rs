@@ -132,12 +132,12 @@ impl Reload {
         // Compiling takes long, and is done where nobody waits for it.
         let config = self.config.clone();
         let loader = Arc::clone(&self.loader);
-        let running = Arc::clone(&self.tenant.blueprint);
-        let load = move || loader.load(&config, true, Some(&running));
+        let running = self.tenant.running.borrow().clone();
+        let load = move || loader.load(&config, true, Some(&running.blueprint));
         let loaded = tokio::task::spawn_blocking(load).await?;
         if self.tenant.swap(loaded.map_err(loader::together)?).await? {
             tracing::info!(
-                generation = self.tenant.generation.load(Ordering::Relaxed),
+                generation = self.tenant.running.borrow().generation,
                 "pipeline swapped: {}",
                 self.config.pipeline_line()
             );

@@ -31,6 +31,7 @@ pub(crate) fn run(path: Option<&Path>) -> anyhow::Result<()> {
     let config = Config::load(path, std::env::vars())?;
     log(&config);
     tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
         .enable_all()
         .build()?
         .block_on(node(config, path))
@@ -101,10 +102,12 @@ async fn node(config: Config, path: Option<&Path>) -> anyhow::Result<()> {
         stop_reading(stop, reader, &broker).await;
     }
     reload.tenant.drain(STOP_TIMEOUT).await;
-    match tokio::time::timeout(STOP_TIMEOUT, client.flush()).await {
-        Ok(Ok(())) => {}
-        Ok(Err(error)) => tracing::warn!(%error, "not all could be handed to NATS"),
-        Err(_) => tracing::warn!("NATS did not take the last messages in time"),
+    if broker.connected.load(Ordering::Relaxed) {
+        match tokio::time::timeout(STOP_TIMEOUT, client.flush()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(%error, "not all could be handed to NATS"),
+            Err(_) => tracing::warn!("NATS did not take the last messages in time"),
+        }
     }
     tracing::info!("stopped");
     Ok(())

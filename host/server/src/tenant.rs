@@ -5,7 +5,7 @@
 //! handed to the workers in between their inputs.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use async_nats::Client;
@@ -13,7 +13,7 @@ use presence_core::directory::{Changes, Directory};
 use presence_core::names::Names;
 use presence_core::{Input, Settings, Shard, tracker};
 use presence_sandbox::Blueprint;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::broker;
 use crate::config::Config;
@@ -25,15 +25,22 @@ use crate::worker::{self, State, Task, Workers};
 /// How many ids come together before those in use are told from the others.
 const SWEEP_IDS_MIN: usize = 65_536;
 
+/// The pipeline that is in force.
+#[derive(Clone)]
+pub(crate) struct Running {
+    /// The how-manieth it is, counted from 1.
+    pub(crate) generation: u64,
+    pub(crate) blueprint: Arc<Blueprint>,
+}
+
 /// A tenant that runs.
 pub(crate) struct Tenant {
     pub(crate) subjects: Subjects,
     pub(crate) names: Arc<Names>,
     pub(crate) directory: Arc<Directory>,
-    pub(crate) blueprint: Arc<Blueprint>,
+    pub(crate) running: watch::Sender<Running>,
     pub(crate) body_bytes_max: Arc<AtomicUsize>,
     pub(crate) workers: Workers,
-    pub(crate) generation: Arc<AtomicU64>,
     /// How many ids there were after the last sweep.
     swept: usize,
 }
@@ -68,10 +75,12 @@ impl Tenant {
             subjects,
             names,
             directory,
-            blueprint: Arc::new(blueprint),
+            running: watch::Sender::new(Running {
+                generation: 1,
+                blueprint: Arc::new(blueprint),
+            }),
             body_bytes_max: Arc::new(body_bytes_max.into()),
             workers: workers.into(),
-            generation: Arc::new(1.into()),
             swept: 0,
         })
     }
@@ -111,13 +120,15 @@ impl Tenant {
 
     /// Puts a pipeline in force, in all workers, if it is another one.
     pub(crate) async fn swap(&mut self, blueprint: Blueprint) -> anyhow::Result<bool> {
-        if blueprint.is_same(&self.blueprint) {
+        if blueprint.is_same(&self.running.borrow().blueprint) {
             return Ok(false);
         }
         let pipelines = self.workers.iter().map(|_| blueprint.instantiate());
         let pipelines = pipelines.collect::<Result<Vec<_>, _>>()?;
-        self.blueprint = Arc::new(blueprint);
-        self.generation.fetch_add(1, Ordering::Relaxed);
+        self.running.send_modify(|running| {
+            running.generation += 1;
+            running.blueprint = Arc::new(blueprint);
+        });
         for (worker, pipeline) in self.workers.iter().zip(pipelines) {
             worker.send(Task::Pipeline(Box::new(pipeline))).await;
         }

@@ -1,7 +1,7 @@
 //! A tenant's subjects and the headers of what a node publishes.
 
 use async_nats::client::PublishError;
-use async_nats::{Client, HeaderMap};
+use async_nats::{Client, HeaderMap, HeaderName};
 use presence_core::message::Kind;
 use presence_core::publish::{Publication, Subject};
 
@@ -101,10 +101,10 @@ pub(crate) struct Publisher {
 impl Publisher {
     pub(crate) async fn publish(&self, publication: Publication) -> Result<(), PublishError> {
         let subject = self.source.subject(&publication).clone();
-        let mut headers = HeaderMap::new();
-        for (name, value) in self.source.headers(&publication) {
-            headers.insert(name, value);
-        }
+        // Names that are known beforehand are neither checked nor copied.
+        let headers = self.source.headers(&publication);
+        let headers = headers.map(|(name, value)| (HeaderName::from_static(name), value.into()));
+        let headers: HeaderMap = headers.into_iter().collect();
         let body = publication.body.into();
         self.client
             .publish_with_headers(subject, headers, body)

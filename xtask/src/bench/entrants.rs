@@ -35,7 +35,7 @@ impl Entrant {
         broker: &Broker,
         title: &'static str,
         kind: &str,
-        directory: &Path,
+        directory: Option<&Path>,
     ) -> Result<Self> {
         let root = format!("{kind:x<8}");
         let mut command = Command::new(std::env::current_exe()?);
@@ -47,7 +47,9 @@ impl Entrant {
             "--root",
             &root,
         ]);
-        command.arg("--directory").arg(directory);
+        if let Some(directory) = directory {
+            command.arg("--directory").arg(directory);
+        }
         Self::plain(broker, title, root, Process::spawn(title, &mut command)?)
     }
 

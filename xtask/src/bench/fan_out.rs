@@ -50,8 +50,8 @@ pub(crate) fn measure(broker: &Broker, args: &Args, viewers: usize) -> Result<Fi
     std::fs::write(&file, &directory)?;
 
     let mut entrants = vec![
-        Entrant::own(broker, "(a) raw relay", "relay", &file)?,
-        Entrant::own(broker, "(b) native filter", "filter", &file)?,
+        Entrant::own(broker, "(a) raw relay", "relay", None)?,
+        Entrant::own(broker, "(b) native filter", "filter", Some(&file))?,
         Entrant::node(broker, "(c) the seed's filter in Node", &file)?,
     ];
     if !args.without_presence {

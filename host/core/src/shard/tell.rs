@@ -23,8 +23,9 @@ impl Shard {
         out: &mut Vec<Output>,
     ) {
         let event = self.announce(event, ours, rules, out);
-        self.ledger.online(Arc::clone(&event));
-        self.decide_again(event.user, None);
+        if self.ledger.online(Arc::clone(&event)).again.is_some() {
+            self.decide_again(event.user, None);
+        }
         self.decide(&event, rules, out);
     }
 
@@ -38,10 +39,12 @@ impl Shard {
         out: &mut Vec<Output>,
     ) {
         let event = self.announce(event, ours, rules, out);
-        self.decide_again(event.user, None);
         let Some(entry) = self.ledger.offline(event.user) else {
             return;
         };
+        if let Some(again) = entry.again {
+            self.agenda.remove(&(again.at, event.user));
+        }
         let ledger = &self.ledger;
         self.verdicts
             .tidy(|user| ledger.get(user).is_some(), ledger.len());
@@ -75,7 +78,6 @@ impl Shard {
         if self.settings.reuse_verdicts
             && let Some((verdict, again_at)) = self.verdicts.find(self.now, event)
         {
-            let verdict = verdict.clone();
             self.counters.reused += 1;
             return self.settle(event, &verdict, again_at, out);
         }
@@ -83,9 +85,9 @@ impl Shard {
         let context = context(self.now, event, &self.directory, &self.names);
         match rules.decide(context) {
             Decision::Decided(renditions, reads) => {
-                let verdict = Verdict::new(event.user, renditions);
+                let verdict = Arc::new(Verdict::new(event.user, renditions));
                 let again_at = reads.reconsider_at;
-                self.verdicts.keep(event, verdict.clone(), reads);
+                self.verdicts.keep(event, Arc::clone(&verdict), reads);
                 self.settle(event, &verdict, again_at, out);
             }
             Decision::NotAtHand(questions) => {
@@ -119,7 +121,9 @@ impl Shard {
             at,
             next_wait_ms: None,
         });
-        self.decide_again(event.user, again);
+        if again.is_some() || entry.again.is_some() {
+            self.decide_again(event.user, again);
+        }
         if told.same(&verdict.audience) {
             return;
         }

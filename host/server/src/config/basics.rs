@@ -131,7 +131,8 @@ impl Log {
             _ => Err(Wrong::new(format!("is `{text}`"), "write `text` or `json`")),
         });
         Self {
-            level: level.unwrap_or_else(|| "info".into()),
+            // What the NATS client says of its connection is said here as well.
+            level: level.unwrap_or_else(|| "info,async_nats=warn".into()),
             format: format.unwrap_or(LogFormat::Text),
         }
     }
