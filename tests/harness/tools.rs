@@ -76,8 +76,7 @@ pub fn run(command: &mut Command) -> Result<String> {
 /// # Errors
 /// When Cargo fails; what it says goes to standard error.
 pub fn build(package: &str, flags: &[&str]) -> Result<PathBuf> {
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let mut command = Command::new(cargo);
+    let mut command = cargo();
     command
         .args(["build", "--package", package])
         .args(["--message-format", "json-render-diagnostics"])
@@ -95,6 +94,23 @@ pub fn build(package: &str, flags: &[&str]) -> Result<PathBuf> {
     });
     let built = executables.find(|path| path.file_stem() == Some(OsStr::new(package)));
     built.with_context(|| format!("cargo built no executable `{package}`"))
+}
+
+/// Cargo, as if it were called from a shell. `cargo run` tells a program of the
+/// package it is from; a build script that looks at that (ring's does) would be
+/// run anew whenever Cargo is called from here after a shell, or the other way
+/// round, and with it most of the host built again.
+#[must_use]
+pub fn cargo() -> Command {
+    let program = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut command = Command::new(program);
+    for (name, _) in std::env::vars_os() {
+        let text = name.to_string_lossy();
+        if text.starts_with("CARGO_PKG_") || text.starts_with("CARGO_MANIFEST_") {
+            command.env_remove(name);
+        }
+    }
+    command
 }
 
 /// A command as one would type it.

@@ -1,7 +1,8 @@
-//! The project's own tasks: `cargo xtask test`, `bench` and `plugins`.
+//! The project's own tasks: `cargo xtask demo`, `test`, `bench` and `plugins`.
 //! Each does all of its own set-up.
 
 mod bench;
+mod demo;
 mod plugins;
 mod test;
 mod toolchain;
@@ -20,6 +21,8 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Task {
+    /// Shows presence at work on a real nats-server, step by step.
+    Demo(demo::Args),
     /// Gets what the tests need and runs every one of them.
     Test(test::Args),
     /// Builds the plugins' components into plugins/dist.
@@ -33,6 +36,7 @@ enum Task {
 
 fn main() -> ExitCode {
     let done = match Cli::parse().task {
+        Task::Demo(args) => demo::run(&args),
         Task::Test(args) => test::run(&args),
         Task::Plugins(args) => plugins::run(&args),
         Task::Bench(args) => bench::run(&args),

@@ -1,7 +1,5 @@
 //! `cargo xtask test`: gets what the tests need, and runs every one of them.
 
-use std::process::Command;
-
 use anyhow::{Context, Result, ensure};
 use presence_tests::{host, nats, tools};
 
@@ -18,7 +16,7 @@ pub(crate) fn run(_: &Args) -> Result<()> {
     println!("nats-server: {}", server.display());
     let presence = host::binary()?;
     println!("presence: {}", presence.display());
-    let tested = Command::new("cargo")
+    let tested = tools::cargo()
         .args(["test", "--workspace"])
         .env("NATS_SERVER", &server)
         .env("PRESENCE_BIN", &presence)
@@ -26,7 +24,7 @@ pub(crate) fn run(_: &Args) -> Result<()> {
         .status()
         .context("can't run cargo")?;
     ensure!(tested.success(), "tests of the workspace failed");
-    let tested = Command::new("cargo")
+    let tested = tools::cargo()
         .args(["test"])
         .current_dir(tools::root().join("plugins"))
         .status()

@@ -1,0 +1,72 @@
+//! What is to come of a thing that is done: the host is held to that.
+
+use std::collections::BTreeSet;
+use std::fmt;
+
+use super::told::Change;
+
+/// What has to come, and nothing else may.
+#[derive(Debug, Default)]
+pub(crate) struct Expected {
+    /// Events on `presence.events`: the user, and why they went if they did.
+    pub(crate) events: BTreeSet<(String, Option<String>)>,
+    /// Filtered events.
+    pub(crate) told: BTreeSet<Change>,
+    /// Reasons of dead letters.
+    pub(crate) dead_letters: Vec<&'static str>,
+}
+
+impl Expected {
+    /// Whether all has come.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.events.is_empty() && self.told.is_empty() && self.dead_letters.is_empty()
+    }
+
+    /// A user comes online, and these viewers are told.
+    pub(crate) fn online(user: &str, viewers: BTreeSet<String>) -> Self {
+        Self::moved(user, None, viewers)
+    }
+
+    /// A user goes offline for a reason, and these viewers are told.
+    pub(crate) fn offline(user: &str, reason: &str, viewers: BTreeSet<String>) -> Self {
+        Self::moved(user, Some(reason.to_owned()), viewers)
+    }
+
+    fn moved(user: &str, went: Option<String>, viewers: BTreeSet<String>) -> Self {
+        let change = Change {
+            user: user.to_owned(),
+            online: went.is_none(),
+            moved: true,
+            viewers,
+        };
+        let mut expected = Self {
+            events: [(user.to_owned(), went)].into(),
+            ..Self::default()
+        };
+        // For nobody, nothing is published.
+        if !change.viewers.is_empty() {
+            expected.told.insert(change);
+        }
+        expected
+    }
+}
+
+impl fmt::Display for Expected {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.is_empty() {
+            return write!(f, "nothing is still to come");
+        }
+        write!(f, "still to come:")?;
+        for (user, went) in &self.events {
+            let reason = went.as_deref().unwrap_or("online");
+            write!(f, "\n  an event: {user}, {reason}")?;
+        }
+        for change in &self.told {
+            write!(f, "\n  {change}")?;
+        }
+        for reason in &self.dead_letters {
+            write!(f, "\n  a dead letter: {reason}")?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,123 @@
+//! After the story: it goes on running, tells what to try, and shows what comes
+//! of it.
+
+use std::convert::Infallible;
+use std::time::Duration;
+
+use anyhow::Result;
+use presence_tests::tools;
+
+use super::page::{Ink, Page};
+use super::witness::Saw;
+use super::world::{World, dead_letter, millis};
+
+/// As by default: whoever connects by hand has a while.
+const TIMEOUT: Duration = Duration::from_secs(30);
+
+/// So seldom that the record of a long stay is short.
+const HEARTBEAT: Duration = Duration::from_secs(10);
+
+/// How often the host's log is looked at.
+const LOOK: Duration = Duration::from_millis(200);
+
+/// Bodies as they are typed in a shell.
+const CONNECT: &str = r#"'{"userId": "fay", "connId": "f1", "timestamp": '$(date +%s000)', "metadata": {"device": "web"}}'"#;
+const DISCONNECT: &str = r#"'{"userId": "fay", "connId": "f1", "timestamp": '$(date +%s000)'}'"#;
+
+/// A rule that the plugin's own test cases have nothing against.
+const PHONE: &str =
+    r#"    if event.text("device").as_deref() == Some("phone") { return audience; }"#;
+
+/// Goes on until it is dropped.
+///
+/// # Errors
+/// When the host ends, or tells a viewer what they know already.
+pub(crate) async fn stay(world: &mut World, page: &Page) -> Result<Infallible> {
+    world.heartbeats = world.transport.heartbeats(HEARTBEAT);
+    let from = world.host.log_len();
+    world.site.set("tracker.timeout_ms", millis(TIMEOUT))?;
+    world
+        .host
+        .wait_for_log(from, &["configuration reloaded"])
+        .await?;
+    let mut log = world.host.log_len();
+    suggest(world, page);
+
+    let mut looks = tokio::time::interval(LOOK);
+    loop {
+        tokio::select! {
+            _ = looks.tick() => {
+                world.witness.forget_broadcasts();
+                for line in world.host.process.stderr().iter().skip(log) {
+                    page.note(&format!("log: {}", without_time(line)));
+                    log += 1;
+                }
+                if let Some(status) = world.host.process.ended()? {
+                    anyhow::bail!("presence ended: {status}");
+                }
+            }
+            saw = world.witness.next("what comes of it") => match saw {
+                Ok(Saw::Told(told)) => page.tell(&told.phrase()),
+                Ok(Saw::DeadLetter(letter)) => page.tell(&dead_letter(&letter)),
+                Ok(Saw::Broadcast { .. } | Saw::Mark(_) | Saw::Other) => {}
+                Err(error) => return Err(error),
+            },
+        }
+    }
+}
+
+fn suggest(world: &World, page: &Page) {
+    let root = tools::root().display().to_string();
+    let site = world.site.path().display();
+    let url = world.server.url();
+    let port = world.site.http_port();
+    let suggestions = [
+        (
+            "In another terminal (`nats` is the command line of NATS: github.com/nats-io/natscli)",
+            format!(
+                "export NATS_URL={url}\ncd {site}   # presence.toml, directory.json, plugins.d"
+            ),
+        ),
+        (
+            "Listen, and look at the counters",
+            format!("nats sub 'presence.filtered.>'\ncurl -s http://127.0.0.1:{port}/metrics"),
+        ),
+        (
+            "Be fay, who hasn't been online yet; without heartbeats, for 30 s",
+            format!(
+                "nats pub presence.connect {CONNECT}\nnats pub presence.disconnect {DISCONNECT}"
+            ),
+        ),
+        (
+            "Change who knows whom: cleo sees eve from now on",
+            "sed -i.old 's/\"dan\": \\[/\"eve\": [\"cleo\"], &/' directory.json".to_owned(),
+        ),
+        (
+            "Change a rule: whoever is on the phone is hidden from their contacts",
+            format!(
+                "${{EDITOR:-vi}} {root}/plugins/contacts/src/lib.rs   # begin `filter` with:\n{PHONE}\n(cd {root} && cargo xtask plugins)\ncp {root}/plugins/dist/contacts.wasm plugins.d/"
+            ),
+        ),
+        (
+            "Break it: the running rule stays, and the log says why",
+            "echo broken > plugins.d/contacts.wasm".to_owned(),
+        ),
+    ];
+    page.heading("It goes on running. What to try:");
+    for (title, commands) in suggestions {
+        println!("\n   {}", page.ink(Ink::Faint, title));
+        for command in commands.lines() {
+            println!("     {command}");
+        }
+    }
+    page.heading("What comes of it is printed here. Ctrl-C ends it.");
+}
+
+/// A line of the log without the time that it begins with. What goes on from the
+/// line before begins otherwise.
+fn without_time(line: &str) -> &str {
+    match line.split_once(' ') {
+        Some((time, rest)) if time.ends_with('Z') => rest.trim_start(),
+        _ => line,
+    }
+}
