@@ -76,10 +76,24 @@ pub fn run(command: &mut Command) -> Result<String> {
 /// # Errors
 /// When Cargo fails; what it says goes to standard error.
 pub fn build(package: &str, flags: &[&str]) -> Result<PathBuf> {
+    let flags = [&["--package", package], flags].concat();
+    build_as(package, &flags)
+}
+
+/// Builds all there is, tests and benches too, and returns the path of one of the
+/// binaries. Cargo picks features for all packages together then: what it builds
+/// is what `cargo test --workspace` uses, where a package built alone is another.
+///
+/// # Errors
+/// As [`build`].
+pub fn build_all(binary: &str) -> Result<PathBuf> {
+    build_as(binary, &["--workspace", "--all-targets"])
+}
+
+fn build_as(binary: &str, flags: &[&str]) -> Result<PathBuf> {
     let mut command = cargo();
     command
-        .args(["build", "--package", package])
-        .args(["--message-format", "json-render-diagnostics"])
+        .args(["build", "--message-format", "json-render-diagnostics"])
         .args(flags)
         .current_dir(root())
         .stderr(Stdio::inherit());
@@ -92,8 +106,8 @@ pub fn build(package: &str, flags: &[&str]) -> Result<PathBuf> {
         let message: serde_json::Value = serde_json::from_str(line).ok()?;
         message.get("executable")?.as_str().map(PathBuf::from)
     });
-    let built = executables.find(|path| path.file_stem() == Some(OsStr::new(package)));
-    built.with_context(|| format!("cargo built no executable `{package}`"))
+    let built = executables.find(|path| path.file_stem() == Some(OsStr::new(binary)));
+    built.with_context(|| format!("cargo built no executable `{binary}`"))
 }
 
 /// Cargo, as if it were called from a shell. `cargo run` tells a program of the

@@ -1,7 +1,7 @@
 //! `cargo xtask test`: gets what the tests need, and runs every one of them.
 
 use anyhow::{Context, Result, ensure};
-use presence_tests::{host, nats, tools};
+use presence_tests::{nats, node, tools};
 
 /// What is asked of the task.
 #[derive(clap::Args)]
@@ -12,9 +12,10 @@ pub(crate) struct Args {}
 /// # Errors
 /// If something can't be had, or a test fails.
 pub(crate) fn run(_: &Args) -> Result<()> {
-    let server = nats::binary::find()?;
+    let server = nats::find()?;
     println!("nats-server: {}", server.display());
-    let presence = host::binary()?;
+    println!("npm's packages: {}", node::modules()?.display());
+    let presence = tools::build_all("presence")?;
     println!("presence: {}", presence.display());
     let tested = tools::cargo()
         .args(["test", "--workspace"])

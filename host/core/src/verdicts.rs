@@ -95,8 +95,8 @@ impl Verdicts {
                 .or_default()
                 .insert(event.user);
         }
-        let value = |key: &Box<str>| event.metadata.get(key).map(Box::from);
-        let values = reads.keys.iter().map(value).collect();
+        let value = |key: &str| event.metadata.get(key).map(Box::from);
+        let values = reads.keys.iter().map(|key| value(key)).collect();
         self.kept.insert(
             event.user,
             Kept {

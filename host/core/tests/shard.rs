@@ -25,6 +25,7 @@ struct Contacts {
     failing: bool,
     closed: bool,
     asked: usize,
+    reconsider_at: Option<u64>,
 }
 
 fn rendition(audience: Audience) -> Vec<Rendition> {
@@ -61,6 +62,7 @@ impl Rules for Contacts {
         };
         let reads = Reads {
             questions: BTreeSet::from([question]),
+            reconsider_at: self.reconsider_at,
             ..Reads::default()
         };
         Decision::Decided(rendition(contacts), reads)
@@ -303,4 +305,64 @@ fn an_application_states_to_those_not_told_yet() {
         1
     );
     assert_eq!(filtered(&world.send(Kind::Offline, offline)), []);
+}
+
+#[test]
+fn a_heartbeat_of_a_known_connection_allocates_nothing() {
+    let mut world = World::new(&[("a", &["b"])]);
+    world.connect("a");
+    let body = json!({"userId": "a", "connId": "c", "timestamp": 2_000,
+        "metadata": {"activity": "typing", "location": "chat:67890"}});
+    let payload = Bytes::from(body.to_string());
+    // The first clone of its bytes makes them shared, which is the client's doing.
+    let _shared = payload.clone();
+    let mut out = Vec::with_capacity(8);
+    let measured = allocation_counter::measure(|| {
+        let message = Message::parse(Kind::Heartbeat, &payload, 1 << 20).unwrap();
+        let input = Input::Message {
+            message,
+            reply: None,
+        };
+        world.shard.handle(2_000, input, &mut world.rules, &mut out);
+    });
+    assert_eq!(measured.count_total, 0, "{measured:?}");
+    assert!(out.is_empty());
+}
+
+#[test]
+fn a_verdict_that_holds_until_a_time_is_made_again_then_for_whoever_is_online() {
+    let mut world = World::new(&[("a", &["b"])]);
+    world.rules.reconsider_at = Some(5_000);
+    world.connect("a");
+    world.now += 1;
+    world.disconnect("a");
+    world.now += 1;
+    // The verdict is used again, and its end is remembered with it.
+    assert_eq!(filtered(&world.connect("a")).len(), 1);
+    assert_eq!(world.rules.asked, 1);
+    world.rules.closed = true;
+    assert_eq!(filtered(&world.wait(4_999)), []);
+    assert_eq!(
+        filtered(&world.wait(5_000)),
+        [("user_offline", &json!(["b"]))]
+    );
+}
+
+#[test]
+fn a_decision_that_keeps_failing_is_one_dead_letter_an_event() {
+    let mut world = World::new(&[("a", &["b"])]);
+    world.rules.failing = true;
+    let dead = |out: &[(String, Value)]| {
+        let dead = out.iter().filter(|(subject, _)| subject == "presence.dlq");
+        dead.count()
+    };
+    assert_eq!(dead(&world.connect("a")), 1);
+    for _ in 0..3 {
+        let asked = world.rules.asked;
+        let retry_at = world.shard.next_deadline().unwrap();
+        assert_eq!(dead(&world.wait(retry_at)), 0);
+        assert_eq!(world.rules.asked, asked + 1);
+    }
+    let online = json!({"type": "user_online", "userId": "a", "timestamp": 5});
+    assert_eq!(dead(&world.send(Kind::Online, online)), 1, "another event");
 }
