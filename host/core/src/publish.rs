@@ -1,5 +1,7 @@
 //! What goes out: subjects, and the numbers by which a subscriber notices a loss.
 
+use bytes::Bytes;
+
 use crate::message::Kind;
 
 /// The subjects that are published on.
@@ -52,7 +54,7 @@ pub struct Publication {
     /// The how-manieth message of this source on this subject it is, from 1.
     pub seq: u64,
     /// The body, a JSON object.
-    pub body: Vec<u8>,
+    pub body: Bytes,
 }
 
 /// Numbers the messages of one source, subject by subject, without gaps.
@@ -61,7 +63,7 @@ pub struct Numbering([u64; Subject::ALL.len()]);
 
 impl Numbering {
     /// The next message on a subject.
-    pub fn number(&mut self, subject: Subject, body: Vec<u8>) -> Publication {
+    pub fn number(&mut self, subject: Subject, body: Bytes) -> Publication {
         // The subjects are numbered as they are listed.
         let seq = self.0.get_mut(subject as usize).map_or(0, |seq| {
             *seq += 1;

@@ -345,8 +345,8 @@ impl Shard {
         why.reason
     }
 
-    fn publish(&mut self, subject: Subject, body: Vec<u8>, out: &mut Vec<Output>) {
-        out.push(Output::Publish(self.numbering.number(subject, body)));
+    fn publish(&mut self, subject: Subject, body: impl Into<Bytes>, out: &mut Vec<Output>) {
+        out.push(Output::Publish(self.numbering.number(subject, body.into())));
     }
 
     fn dead_letter(

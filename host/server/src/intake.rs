@@ -53,7 +53,10 @@ impl Intake {
     async fn batch(&mut self, first: Received) {
         let now = clock::now_ms();
         let body_bytes_max = self.body_bytes_max.load(Ordering::Relaxed);
-        let mut batches: Vec<Vec<Input>> = self.workers.iter().map(|_| Vec::new()).collect();
+        // As a rule many come together, or one alone.
+        let room = BATCH_MAX / 4 / self.workers.iter().len().max(1);
+        let batch = |_| Vec::with_capacity(room);
+        let mut batches: Vec<Vec<Input>> = self.workers.iter().map(batch).collect();
         let subjects = &self.subjects;
         let mut put = |received| {
             let sorted = sort(received, subjects, body_bytes_max, batches.len());

@@ -183,13 +183,16 @@ impl<W: Write> Replay<W> {
             let (Output::Publish(publication), Some(source)) = (output, &self.source) else {
                 continue;
             };
-            let headers = source.headers(&publication);
+            let standing = source.standing_headers();
+            let standing = standing.map(|(name, value)| (name, value.to_owned()));
+            let own = source.own_headers(&publication);
             let data: &RawValue = serde_json::from_slice(&publication.body)?;
             let published = Published {
                 at: self.now,
                 subject: source.subject(&publication),
-                headers: headers
+                headers: standing
                     .into_iter()
+                    .chain(own)
                     .map(|(name, value)| (name.into(), value.into()))
                     .collect(),
                 data,

@@ -63,10 +63,10 @@ impl Tenant {
             let state = State {
                 shard: Shard::new(settings, Arc::clone(&names), Arc::clone(&directory)),
                 rules: blueprint.instantiate()?,
-                publisher: Publisher {
-                    client: client.clone(),
-                    source: Source::new(&config.node.name, number, epoch_ms, &subjects),
-                },
+                publisher: Publisher::new(
+                    client.clone(),
+                    Source::new(&config.node.name, number, epoch_ms, &subjects),
+                ),
                 figures: Arc::default(),
             };
             workers.push(worker::start(number, config.engine.worker_queue, state)?);

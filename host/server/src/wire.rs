@@ -7,6 +7,9 @@ use presence_core::publish::{Publication, Subject};
 
 /// Where a message comes from. What bears it came from a node, and is not input.
 pub(crate) const SOURCE: &str = "Presence-Source";
+const EPOCH: &str = "Presence-Epoch";
+const SEQ: &str = "Presence-Seq";
+const MESSAGE_ID: &str = "Nats-Msg-Id";
 
 /// A tenant's subjects.
 #[derive(Clone, Debug)]
@@ -71,16 +74,16 @@ impl Source {
         &self.channel(publication).subject
     }
 
-    /// A publication's headers.
-    pub(crate) fn headers(&self, publication: &Publication) -> [(&'static str, String); 4] {
+    /// The headers that all it publishes bear.
+    pub(crate) fn standing_headers(&self) -> [(&'static str, &str); 2] {
+        [(SOURCE, &self.name), (EPOCH, &self.epoch)]
+    }
+
+    /// The headers that are a publication's own.
+    pub(crate) fn own_headers(&self, publication: &Publication) -> [(&'static str, String); 2] {
         let seq = publication.seq.to_string();
         let id = [&*self.channel(publication).id_prefix, &seq].concat();
-        [
-            (SOURCE, self.name.clone()),
-            ("Presence-Epoch", self.epoch.clone()),
-            ("Presence-Seq", seq),
-            ("Nats-Msg-Id", id),
-        ]
+        [(SEQ, seq), (MESSAGE_ID, id)]
     }
 
     #[expect(
@@ -94,20 +97,33 @@ impl Source {
 
 /// Hands a source's messages to the broker's client.
 pub(crate) struct Publisher {
-    pub(crate) client: Client,
-    pub(crate) source: Source,
+    client: Client,
+    source: Source,
+    /// What every message's headers begin as: all of them, its own still empty.
+    /// A copy is a good deal cheaper than a map that grows header by header.
+    template: HeaderMap,
 }
 
 impl Publisher {
+    pub(crate) fn new(client: Client, source: Source) -> Self {
+        let own = [(SEQ, ""), (MESSAGE_ID, "")];
+        let all = source.standing_headers().into_iter().chain(own);
+        let all = all.map(|(name, value)| (HeaderName::from_static(name), value.into()));
+        Self {
+            template: all.collect(),
+            client,
+            source,
+        }
+    }
+
     pub(crate) async fn publish(&self, publication: Publication) -> Result<(), PublishError> {
         let subject = self.source.subject(&publication).clone();
-        // Names that are known beforehand are neither checked nor copied.
-        let headers = self.source.headers(&publication);
-        let headers = headers.map(|(name, value)| (HeaderName::from_static(name), value.into()));
-        let headers: HeaderMap = headers.into_iter().collect();
-        let body = publication.body.into();
+        let mut headers = self.template.clone();
+        for (name, value) in self.source.own_headers(&publication) {
+            headers.insert(HeaderName::from_static(name), value);
+        }
         self.client
-            .publish_with_headers(subject, headers, body)
+            .publish_with_headers(subject, headers, publication.body)
             .await
     }
 

@@ -3,6 +3,8 @@
 use std::sync::Arc;
 
 use super::{Output, Shard};
+use bytes::Bytes;
+
 use crate::audience::Audience;
 use crate::body;
 use crate::event::{Change, Event};
@@ -180,6 +182,7 @@ impl Shard {
         for failure in &enriched.failures {
             self.failed(&shared, failure, out);
         }
+        let body = Bytes::from(body);
         // An application's own event is on its own subject already.
         if ours {
             self.publish(subject(&shared), body.clone(), out);
