@@ -4,12 +4,16 @@
 // wasmtime's derives write `unsafe impl`s; nothing here does.
 #![allow(unsafe_code)]
 
+use std::sync::Arc;
+
+use presence_core::audience::Audience;
 use presence_core::directory::Question;
 use presence_core::event::{Change, Reason};
-use wasmtime::component::{ComponentType, Lift, Linker, Lower};
-use wasmtime::{Result, StoreContextMut, bail};
+use presence_core::names::Id;
+use wasmtime::component::{ComponentType, Lift, Linker, Lower, WasmStr};
+use wasmtime::{Result, StoreContextMut, Trap};
 
-use crate::call::Call;
+use crate::call::{self, Call};
 
 type Store<'a> = StoreContextMut<'a, Call>;
 
@@ -54,7 +58,7 @@ enum Level {
 #[component(record)]
 pub(crate) struct EventArg {
     pub(crate) kind: Kind,
-    pub(crate) user: String,
+    pub(crate) user: Arc<str>,
 }
 
 #[derive(Clone, ComponentType, Lift, Lower)]
@@ -114,7 +118,7 @@ pub(crate) fn link(linker: &mut Linker<Call>) -> Result<()> {
 fn events(linker: &mut Linker<Call>) -> Result<()> {
     let mut events = linker.instance("presence:plugin/events@0.1.0")?;
     events.func_wrap("timestamp", |mut store: Store<'_>, (): ()| {
-        store.data_mut().reads.timestamp = true;
+        store.data_mut().seen.reads.timestamp = true;
         Ok((store.data().about()?.event.timestamp,))
     })?;
     // Verdicts are on users who are online, and of them these are always none.
@@ -141,19 +145,15 @@ fn events(linker: &mut Linker<Call>) -> Result<()> {
             } => Some(Why::Logout),
         },))
     })?;
-    events.func_wrap("get", |mut store: Store<'_>, (key,): (String,)| {
-        let value = store
-            .data()
-            .about()?
-            .event
-            .metadata
-            .get(&key)
-            .map(Value::of);
-        store.data_mut().reads.keys.insert(key.into());
+    events.func_wrap("get", |mut store: Store<'_>, (key,): (WasmStr,)| {
+        let key: Box<str> = key.to_str(&store)?.into();
+        let metadata = &store.data().about()?.event.metadata;
+        let value = metadata.get(&key).map(Value::of);
+        store.data_mut().seen.reads.keys.insert(key);
         Ok((value,))
     })?;
     events.func_wrap("entries", |mut store: Store<'_>, (): ()| {
-        store.data_mut().reads.all_metadata = true;
+        store.data_mut().seen.reads.all_metadata = true;
         let metadata = &store.data().about()?.event.metadata;
         let entries = metadata
             .entries()
@@ -164,17 +164,14 @@ fn events(linker: &mut Linker<Call>) -> Result<()> {
 }
 
 fn audiences(linker: &mut Linker<Call>) -> Result<()> {
-    use presence_core::audience::Audience;
     let mut audiences = linker.instance("presence:plugin/audiences@0.1.0")?;
     audiences.func_wrap("nobody", |mut store: Store<'_>, (): ()| {
         Ok((store.data_mut().put(Audience::nobody())?,))
     })?;
-    audiences.func_wrap("of", |mut store: Store<'_>, (users,): (Vec<String>,)| {
+    audiences.func_wrap("of", |mut store: Store<'_>, (users,): (Vec<WasmStr>,)| {
         charge(&mut store, 64 * users.len() as u64)?;
-        let users = users
-            .iter()
-            .map(|user| store.data().user(user))
-            .collect::<Result<Audience>>()?;
+        let users = users.iter().map(|name| user(&store, name));
+        let users = users.collect::<Result<Audience>>()?;
         Ok((store.data_mut().put(users)?,))
     })?;
     for (name, combine) in [
@@ -186,15 +183,16 @@ fn audiences(linker: &mut Linker<Call>) -> Result<()> {
         ("difference", Audience::difference),
     ] {
         audiences.func_wrap(name, move |mut store: Store<'_>, (a, b): (u32, u32)| {
-            let (a, b) = (store.data().audience(a)?, store.data().audience(b)?);
-            let (work, result) = (a.work() + b.work(), combine(a, b));
+            let work = store.data().audience(a)?.work() + store.data().audience(b)?.work();
             charge(&mut store, work)?;
+            let result = combine(store.data().audience(a)?, store.data().audience(b)?);
             Ok((store.data_mut().put(result)?,))
         })?;
     }
-    audiences.func_wrap("contains", |store: Store<'_>, (a, user): (u32, String)| {
-        let user = store.data().user(&user)?;
-        Ok((store.data().audience(a)?.contains(user),))
+    audiences.func_wrap("contains", |store: Store<'_>, (a, name): (u32, WasmStr)| {
+        let audience = store.data().audience(a)?;
+        let user = store.data().known_user(&name.to_str(&store)?)?;
+        Ok((user.is_some_and(|user| audience.contains(user)),))
     })?;
     audiences.func_wrap("len", |store: Store<'_>, (a,): (u32,)| {
         Ok((u32::try_from(store.data().audience(a)?.len()).unwrap_or(u32::MAX),))
@@ -213,55 +211,61 @@ fn audiences(linker: &mut Linker<Call>) -> Result<()> {
 fn directory(linker: &mut Linker<Call>) -> Result<()> {
     let mut directory = linker.instance("presence:plugin/directory@0.1.0")?;
     for (name, question) in [
-        (
-            "contacts",
-            Question::Contacts as fn(presence_core::names::Id) -> Question,
-        ),
+        ("contacts", Question::Contacts as fn(Id) -> Question),
         ("contacts-of", Question::ContactsOf),
-        ("co-members", Question::CoMembers),
         ("blocked-by", Question::BlockedBy),
     ] {
-        directory.func_wrap(name, move |mut store: Store<'_>, (user,): (String,)| {
-            let user = store.data().user(&user)?;
+        directory.func_wrap(name, move |mut store: Store<'_>, (name,): (WasmStr,)| {
+            let user = user(&store, &name)?;
             Ok((store.data_mut().ask(question(user))?,))
         })?;
     }
-    directory.func_wrap("members", |mut store: Store<'_>, (group,): (String,)| {
-        Ok((store.data_mut().ask(Question::Members(group.into()))?,))
+    // Alone among the answers this one is a set that has to be made.
+    directory.func_wrap("co-members", |mut store: Store<'_>, (name,): (WasmStr,)| {
+        let user = user(&store, &name)?;
+        let members = store.data_mut().ask(Question::CoMembers(user))?;
+        let work = store.data().audience(members)?.work();
+        charge(&mut store, work)?;
+        Ok((members,))
+    })?;
+    directory.func_wrap("members", |mut store: Store<'_>, (group,): (WasmStr,)| {
+        let group = group.to_str(&store)?.into();
+        Ok((store.data_mut().ask(Question::Members(group))?,))
     })?;
     directory.func_wrap("everyone", |mut store: Store<'_>, (): ()| {
         Ok((store.data_mut().ask(Question::Everyone)?,))
     })?;
-    directory.func_wrap("groups", |mut store: Store<'_>, (user,): (String,)| {
-        let user = store.data().user(&user)?;
+    directory.func_wrap("groups", |mut store: Store<'_>, (name,): (WasmStr,)| {
+        let user = user(&store, &name)?;
         let question = Question::Groups(user);
         let groups = store.data().about()?.directory.groups(user);
         let groups = groups.map(|groups| groups.iter().map(|group| group.to_string()).collect());
         let groups: Vec<String> = match groups {
             Ok(groups) => groups,
             Err(_) => {
-                store.data_mut().not_at_hand.insert(question.clone());
+                store.data_mut().seen.not_at_hand.insert(question.clone());
                 Vec::new()
             }
         };
-        store.data_mut().reads.questions.insert(question);
+        store.data_mut().seen.reads.questions.insert(question);
         Ok((groups,))
     })?;
     directory.func_wrap(
         "setting",
-        |mut store: Store<'_>, (user, key): (String, String)| {
-            let user = store.data().user(&user)?;
+        |mut store: Store<'_>, (name, key): (WasmStr, WasmStr)| {
+            let user = user(&store, &name)?;
             let question = Question::Settings(user);
+            let key = key.to_str(&store)?;
             let setting = store.data().about()?.directory.setting(user, &key);
             let setting = setting.map(|setting| setting.map(str::to_owned));
             let setting = match setting {
                 Ok(setting) => setting,
                 Err(_) => {
-                    store.data_mut().not_at_hand.insert(question.clone());
+                    store.data_mut().seen.not_at_hand.insert(question.clone());
                     None
                 }
             };
-            store.data_mut().reads.questions.insert(question);
+            store.data_mut().seen.reads.questions.insert(question);
             Ok((setting,))
         },
     )?;
@@ -270,26 +274,29 @@ fn directory(linker: &mut Linker<Call>) -> Result<()> {
 
 fn host(linker: &mut Linker<Call>) -> Result<()> {
     let mut host = linker.instance("presence:plugin/host@0.1.0")?;
-    host.func_wrap("explain", |mut store: Store<'_>, (text,): (String,)| {
-        if let Some(line) = store.data_mut().line(&text) {
-            tracing::debug!(target: "plugin", plugin = &*store.data().plugin, explanation = line);
+    host.func_wrap("explain", |mut store: Store<'_>, (text,): (WasmStr,)| {
+        if store.data_mut().takes_line() {
+            let text = text.to_str(&store)?;
+            let (plugin, explanation) = (&*store.data().plugin, call::cut(&text));
+            tracing::debug!(target: "plugin", plugin, explanation);
         }
         Ok(())
     })?;
     host.func_wrap("now", |mut store: Store<'_>, (): ()| {
-        store.data_mut().reads.time = true;
+        store.data_mut().seen.reads.time = true;
         Ok((store.data().about()?.now,))
     })?;
     host.func_wrap("reconsider-at", |mut store: Store<'_>, (at,): (u64,)| {
-        let reads = &mut store.data_mut().reads;
+        let reads = &mut store.data_mut().seen.reads;
         reads.reconsider_at = Some(reads.reconsider_at.map_or(at, |before| before.min(at)));
         Ok(())
     })?;
     host.func_wrap(
         "log",
-        |mut store: Store<'_>, (level, text): (Level, String)| {
-            if let Some(line) = store.data_mut().line(&text) {
-                let plugin = &*store.data().plugin;
+        |mut store: Store<'_>, (level, text): (Level, WasmStr)| {
+            if store.data_mut().takes_line() {
+                let text = text.to_str(&store)?;
+                let (plugin, line) = (&*store.data().plugin, call::cut(&text));
                 match level {
                     Level::Error => tracing::error!(target: "plugin", plugin, "{line}"),
                     Level::Warn => tracing::warn!(target: "plugin", plugin, "{line}"),
@@ -303,13 +310,15 @@ fn host(linker: &mut Linker<Call>) -> Result<()> {
     Ok(())
 }
 
+/// The number of the user whom a component names.
+fn user(store: &Store<'_>, name: &WasmStr) -> Result<Id> {
+    store.data().user(&name.to_str(store)?)
+}
+
 /// Charges set work as fuel.
 fn charge(store: &mut Store<'_>, work: u64) -> Result<()> {
     match store.get_fuel()?.checked_sub(work) {
         Some(left) => store.set_fuel(left),
-        None => {
-            store.set_fuel(0)?;
-            bail!("ran out of fuel over its audiences")
-        }
+        None => Err(Trap::OutOfFuel.into()),
     }
 }

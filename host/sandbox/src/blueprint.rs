@@ -60,23 +60,28 @@ impl Stage {
         }
     }
 
+    fn is_of(&self, plugin: &Arc<Plugin>) -> bool {
+        Arc::ptr_eq(&self.plugin, plugin)
+    }
+
     /// Whether two stages do the same.
     fn is_same(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.plugin, &other.plugin)
+        self.is_of(&other.plugin)
             && self.config == other.config
             && self.widen_granted == other.widen_granted
             && self.on_failure == other.on_failure
     }
 
-    fn check(&self, redacted: &mut bool) -> Result<(), LoadError> {
+    /// What is wrong with its grants and its place.
+    fn check(&self, redacted: &mut bool, problems: &mut Vec<LoadError>) {
         let manifest = &self.plugin.manifest;
-        let plugin = self.plugin.name.to_string();
-        if let Some(capability) = manifest.capabilities.first() {
-            let what = format!("it asks for `{capability}`, which this host doesn't give");
-            return Err(LoadError::Link { plugin, what });
-        }
+        let plugin = || self.plugin.name.to_string();
+        problems.extend(manifest.capabilities.iter().map(|name| LoadError::Link {
+            plugin: plugin(),
+            what: format!("it asks for `{name}`, which this host doesn't give"),
+        }));
         if manifest.effect == Effect::Widen && !self.widen_granted {
-            return Err(LoadError::NotGranted { plugin });
+            problems.push(LoadError::NotGranted { plugin: plugin() });
         }
         let misplaced = match manifest.role {
             Role::Filter if *redacted => {
@@ -87,7 +92,10 @@ impl Stage {
             }
             _ => None,
         };
-        misplaced.map_or(Ok(()), |what| Err(LoadError::Chain { plugin, what }))
+        problems.extend(misplaced.map(|what| LoadError::Chain {
+            plugin: plugin(),
+            what,
+        }));
     }
 }
 
@@ -105,35 +113,34 @@ impl Blueprint {
     /// # Errors
     /// All that is wrong, in the order of the chain.
     pub fn prepare(
-        mut stages: Vec<Stage>,
+        stages: Vec<Stage>,
         limits: Limits,
         before: Option<&Self>,
     ) -> Result<Self, Vec<LoadError>> {
         let mut redacted = false;
         let mut problems = Vec::new();
-        for stage in &mut stages {
-            let running = before.and_then(|before| before.find(stage));
+        let mut checked = Vec::new();
+        let has_tested = before.is_some_and(|before| before.limits == limits);
+        let mut running: Vec<_> = before.iter().flat_map(|before| &before.stages).collect();
+        for mut stage in stages {
+            let running = stage.take_place(&mut running);
             stage.follow(running);
-            if let Err(problem) = stage.check(&mut redacted) {
-                problems.push(problem);
-                continue;
-            }
+            stage.check(&mut redacted, &mut problems);
+            let stage = Arc::new(stage);
+            problems.extend(Pipeline::new(std::slice::from_ref(&stage), limits).err());
             // What runs has passed them already.
-            if running.is_none_or(|running| !Arc::ptr_eq(&running.plugin, &stage.plugin)) {
-                problems.extend(self_test::run(stage, limits).err());
+            if !has_tested || running.is_none_or(|running| !running.is_of(&stage.plugin)) {
+                problems.extend(self_test::run(&stage, limits));
             }
+            checked.push(stage);
         }
-        if problems.is_empty() {
-            let blueprint = Self {
-                stages: stages.into_iter().map(Arc::new).collect(),
-                limits,
-            };
-            match blueprint.instantiate() {
-                Ok(_) => return Ok(blueprint),
-                Err(problem) => problems.push(problem),
-            }
+        if !problems.is_empty() {
+            return Err(problems);
         }
-        Err(problems)
+        Ok(Self {
+            stages: checked,
+            limits,
+        })
     }
 
     /// Instances of all stages, for one worker.
@@ -155,28 +162,35 @@ impl Blueprint {
             && self.stages.len() == other.stages.len()
             && self.stages().zip(other.stages()).all(|(a, b)| a.is_same(b))
     }
-
-    /// The stage that a new one takes the place of.
-    fn find(&self, new: &Stage) -> Option<&Arc<Stage>> {
-        self.stages.iter().find(|stage| {
-            stage.plugin.name == new.plugin.name
-                && stage.plugin.manifest.role == new.plugin.manifest.role
-        })
-    }
 }
 
 impl Stage {
+    /// The running stage whose place it takes, which no other takes then: a
+    /// plugin may stand in a chain more than once.
+    fn take_place<'a>(&self, running: &mut Vec<&'a Arc<Self>>) -> Option<&'a Arc<Self>> {
+        let is_alike = |stage: &&Arc<Self>| {
+            stage.plugin.name == self.plugin.name
+                && stage.plugin.manifest.role == self.plugin.manifest.role
+        };
+        let same = running.iter().position(|stage| self.is_same(stage));
+        let place = same.or_else(|| running.iter().position(is_alike))?;
+        Some(running.remove(place))
+    }
+
     /// Takes the place of a running stage: knows who was good last.
     fn follow(&mut self, running: Option<&Arc<Self>>) {
         let Some(running) = running.filter(|_| self.on_failure == OnFailure::LastGood) else {
             return;
         };
         let is_good = running.health.in_quarantine() == 0 && !self.is_same(running);
-        self.last_good = if is_good {
+        let last_good = if is_good {
             Some(Arc::new(running.alone()))
         } else {
             running.last_good.clone()
         };
+        // Taking the grant away is meant for the older one, too.
+        self.last_good = last_good
+            .filter(|last| last.plugin.manifest.effect == Effect::Narrow || self.widen_granted);
     }
 
     /// The same, with nobody to take over from it.

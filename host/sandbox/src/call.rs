@@ -9,10 +9,12 @@ use presence_core::directory::{Directory, NotAtHand, Question};
 use presence_core::event::Event;
 use presence_core::names::{Id, Names};
 use presence_core::rules::{Context, Reads};
-use wasmtime::{Result, StoreLimits, bail};
+use wasmtime::{Result, bail};
+
+use crate::memory::Memory;
 
 /// How many audiences one call may make.
-const AUDIENCES_MAX: usize = 65_536;
+const AUDIENCES_MAX: u32 = 65_536;
 
 /// How many lines one call may log or explain, and how long each may be.
 const LINES_MAX: usize = 16;
@@ -21,15 +23,30 @@ const LINE_BYTES_MAX: usize = 1_024;
 /// The state of a store.
 pub(crate) struct Call {
     pub(crate) plugin: Arc<str>,
-    pub(crate) limits: StoreLimits,
+    pub(crate) memory: Memory,
+    /// Kept until the next call, which mostly is about the same directory. None
+    /// while the plugin is configured.
     about: Option<About>,
     audiences: Vec<Audience>,
     /// The token of the first audience: one from another call is below it or
     /// past the last, and so never other data.
     base: u32,
     lines: usize,
+    pub(crate) seen: Seen,
+}
+
+/// What the calls of one decision have read, and asked in vain.
+#[derive(Default)]
+pub(crate) struct Seen {
     pub(crate) reads: Reads,
     pub(crate) not_at_hand: BTreeSet<Question>,
+}
+
+impl Seen {
+    /// Whether something wasn't at hand: the decision will be taken again.
+    pub(crate) fn is_speculative(&self) -> bool {
+        !self.not_at_hand.is_empty()
+    }
 }
 
 pub(crate) struct About {
@@ -40,42 +57,51 @@ pub(crate) struct About {
 }
 
 impl Call {
-    pub(crate) fn new(plugin: Arc<str>, limits: StoreLimits) -> Self {
+    pub(crate) fn new(plugin: Arc<str>, memory: Memory) -> Self {
         Self {
             plugin,
-            limits,
+            memory,
             about: None,
             audiences: Vec::new(),
             base: 1,
             lines: 0,
-            reads: Reads::default(),
-            not_at_hand: BTreeSet::new(),
+            seen: Seen::default(),
         }
     }
 
-    /// Begins a call.
-    pub(crate) fn begin(&mut self, context: Context<'_>) {
-        self.about = Some(About {
-            now: context.now,
-            event: Arc::clone(context.event),
-            directory: Arc::clone(context.directory),
-            names: Arc::clone(context.names),
-        });
+    /// Begins a call, which adds to what has been seen.
+    pub(crate) fn begin(&mut self, context: Context<'_>, seen: &mut Seen) {
+        match &mut self.about {
+            Some(about) => {
+                about.now = context.now;
+                share(&mut about.event, context.event);
+                share(&mut about.directory, context.directory);
+                share(&mut about.names, context.names);
+            }
+            None => {
+                self.about = Some(About {
+                    now: context.now,
+                    event: Arc::clone(context.event),
+                    directory: Arc::clone(context.directory),
+                    names: Arc::clone(context.names),
+                });
+            }
+        }
         self.lines = 0;
-        self.reads = Reads::default();
-        self.not_at_hand.clear();
+        self.seen = std::mem::take(seen);
     }
 
     /// Ends a call: its tokens are good for nothing from here on.
-    pub(crate) fn end(&mut self) {
-        let made = u32::try_from(self.audiences.len()).unwrap_or(u32::MAX);
-        self.base = self
-            .base
-            .checked_add(made)
-            .filter(|base| *base < u32::MAX / 2)
-            .unwrap_or(1);
+    pub(crate) fn end(&mut self, seen: &mut Seen) {
+        *seen = std::mem::take(&mut self.seen);
+        self.base = self.next_token();
         self.audiences.clear();
-        self.about = None;
+    }
+
+    /// Whether there are tokens left for another call. None is used twice in an
+    /// instance, which could have kept it.
+    pub(crate) fn has_tokens(&self) -> bool {
+        self.base < u32::MAX - AUDIENCES_MAX
     }
 
     pub(crate) fn about(&self) -> Result<&About> {
@@ -86,10 +112,10 @@ impl Call {
     }
 
     pub(crate) fn put(&mut self, audience: Audience) -> Result<u32> {
-        if self.audiences.len() >= AUDIENCES_MAX {
+        let token = self.next_token();
+        if token - self.base >= AUDIENCES_MAX {
             bail!("made more than {AUDIENCES_MAX} audiences in one call");
         }
-        let token = self.base + u32::try_from(self.audiences.len()).unwrap_or(u32::MAX);
         self.audiences.push(audience);
         Ok(token)
     }
@@ -111,26 +137,65 @@ impl Call {
         Ok(about.names.intern(name))
     }
 
+    /// The number of a user, if somebody has named them before.
+    pub(crate) fn known_user(&self, name: &str) -> Result<Option<Id>> {
+        Ok(self.about()?.names.find(name))
+    }
+
     /// Puts a question to the directory. Where the answer isn't at hand, the
     /// call goes on with nobody, and its outcome is thrown away.
     pub(crate) fn ask(&mut self, question: Question) -> Result<u32> {
         let answer = self.about()?.directory.audience(&question);
         let audience = answer.unwrap_or_else(|NotAtHand| {
-            self.not_at_hand.insert(question.clone());
+            self.seen.not_at_hand.insert(question.clone());
             Audience::nobody()
         });
-        self.reads.questions.insert(question);
+        self.seen.reads.questions.insert(question);
         self.put(audience)
     }
 
-    /// A line for the log or an explanation, if this call has any left.
-    pub(crate) fn line<'a>(&mut self, text: &'a str) -> Option<&'a str> {
+    /// Whether this call may write another line to the log, or explain itself.
+    pub(crate) fn takes_line(&mut self) -> bool {
         self.lines += 1;
-        (self.lines <= LINES_MAX).then(|| {
-            let end = (0..=LINE_BYTES_MAX.min(text.len()))
-                .rev()
-                .find(|end| text.is_char_boundary(*end));
-            text.get(..end.unwrap_or(0)).unwrap_or_default()
-        })
+        self.lines <= LINES_MAX
+    }
+
+    fn next_token(&self) -> u32 {
+        let made = u32::try_from(self.audiences.len()).unwrap_or(u32::MAX);
+        self.base.saturating_add(made)
+    }
+}
+
+/// Shares what is given, unless it is what is kept: a comparison is cheaper.
+fn share<T>(kept: &mut Arc<T>, given: &Arc<T>) {
+    if !Arc::ptr_eq(kept, given) {
+        *kept = Arc::clone(given);
+    }
+}
+
+/// As much of a line as is written.
+pub(crate) fn cut(text: &str) -> &str {
+    text.get(..text.floor_char_boundary(LINE_BYTES_MAX))
+        .unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_token_is_used_twice_however_many_are_made() {
+        let mut call = Call::new("rule".into(), Memory::new(0));
+        call.base = u32::MAX - AUDIENCES_MAX - 1;
+        assert!(call.has_tokens());
+        let first = call.put(Audience::nobody()).unwrap();
+        for _ in 1..AUDIENCES_MAX {
+            call.put(Audience::nobody()).unwrap();
+        }
+        assert!(call.put(Audience::nobody()).is_err());
+        assert!(call.audience(first).is_ok());
+        call.end(&mut Seen::default());
+        assert!(!call.has_tokens());
+        assert!(call.audience(first).is_err());
     }
 }

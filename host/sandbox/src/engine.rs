@@ -28,7 +28,9 @@ impl Engine {
         config
             .wasm_component_model(true)
             .consume_fuel(true)
-            .epoch_interruption(true);
+            .epoch_interruption(true)
+            // A failure is said in one line, and this takes long.
+            .wasm_backtrace_max_frames(None);
         let engine = wasmtime::Engine::new(&config);
         let wasmtime = engine.map_err(|error| LoadError::Engine(format!("{error:#}")))?;
         let stopped = Arc::new(AtomicBool::new(false));

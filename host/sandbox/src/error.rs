@@ -1,5 +1,7 @@
 //! Why a plugin or a pipeline can't be loaded.
 
+use std::fmt::Display;
+
 /// Nothing that was running is touched by any of these.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
@@ -58,16 +60,8 @@ pub enum LoadError {
     },
 }
 
-impl LoadError {
-    pub(crate) fn not_a_plugin(plugin: &str, what: &str) -> Self {
-        Self::NotAPlugin {
-            plugin: plugin.into(),
-            what: one_line(what),
-        }
-    }
-}
-
-/// A text without its line breaks, since an error is one line of the log.
-pub(crate) fn one_line(text: &str) -> String {
+/// An error with its causes, in one line.
+pub(crate) fn one_line(error: impl Display) -> String {
+    let text = format!("{error:#}");
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }

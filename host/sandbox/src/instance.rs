@@ -6,11 +6,12 @@ use std::sync::Arc;
 use presence_core::rules::{Context, Failure};
 use serde_json::Value;
 use wasmtime::component::{ComponentNamedList, Instance as Handle, Lift, Lower, TypedFunc};
-use wasmtime::{Store, StoreLimitsBuilder, Trap};
+use wasmtime::{Store, Trap};
 
-use crate::call::Call;
+use crate::call::{Call, Seen};
 use crate::engine::TICK_MS;
 use crate::error::one_line;
+use crate::memory::Memory;
 use crate::{Limits, LoadError, Plugin};
 
 /// An instance, called with `P` and answering with `R`.
@@ -58,10 +59,12 @@ where
         Ok(instance)
     }
 
-    /// Calls it. What it read and asked in vain is in the state handed to `read`.
+    /// Calls it. Adds what it read and asked in vain to what has been seen,
+    /// whatever came of it.
     pub(crate) fn call<T>(
         &mut self,
         context: Context<'_>,
+        seen: &mut Seen,
         with: impl FnOnce(&mut Call) -> wasmtime::Result<P>,
         read: impl FnOnce(&mut Call, R) -> wasmtime::Result<T>,
     ) -> Result<T, Failure> {
@@ -75,43 +78,56 @@ where
                 .begin()
                 .map_err(|error| failure(&self.plugin, error.to_string()))?,
         };
+        store.data_mut().begin(context, seen);
         let outcome = refill(&mut store, self.limits).and_then(|()| {
-            store.data_mut().begin(context);
             let params = with(store.data_mut())?;
             let result = function.call(&mut store, params)?;
             read(store.data_mut(), result)
         });
-        store.data_mut().end();
+        store.data_mut().end(seen);
         match outcome {
             Ok(outcome) => {
-                self.live = Some((store, function));
+                self.live = store.data().has_tokens().then_some((store, function));
                 Ok(outcome)
             }
-            Err(error) => Err(failure(&self.plugin, describe(&error, self.limits))),
+            Err(error) => {
+                let error = describe(&error, store.data(), self.limits);
+                Err(failure(&self.plugin, error))
+            }
         }
     }
 
     fn begin(&self) -> Result<(Store<Call>, TypedFunc<P, R>), LoadError> {
-        let name = &self.plugin.name;
-        let refuses = |what: String| LoadError::Configure {
-            plugin: name.to_string(),
+        let plugin = || self.plugin.name.to_string();
+        let refuses = |what| LoadError::Configure {
+            plugin: plugin(),
             what,
         };
-        let wrong = |error: wasmtime::Error| refuses(describe(&error, self.limits));
-        let limits = StoreLimitsBuilder::new()
-            .memory_size(self.limits.memory_bytes_max)
-            .build();
-        let call = Call::new(Arc::clone(name), limits);
+        let lacks = |name: &str, error: wasmtime::Error| LoadError::Link {
+            plugin: plugin(),
+            what: format!(
+                "it doesn't export `{name}` as its role does: {}",
+                one_line(error)
+            ),
+        };
+        let memory = Memory::new(self.limits.memory_bytes_max);
+        let call = Call::new(Arc::clone(&self.plugin.name), memory);
         let mut store = Store::new(self.plugin.linked.component().engine(), call);
-        store.limiter(|call| &mut call.limits);
-        refill(&mut store, self.limits).map_err(wrong)?;
-        let handle = self.plugin.linked.instantiate(&mut store).map_err(wrong)?;
-        let function = export(&handle, &mut store, self.export).map_err(wrong)?;
+        store.limiter(|call| &mut call.memory);
+        let wrong =
+            |store: &Store<Call>, error| refuses(describe(&error, store.data(), self.limits));
+        let handle = refill(&mut store, self.limits)
+            .and_then(|()| self.plugin.linked.instantiate(&mut store))
+            .map_err(|error| wrong(&store, error))?;
+        let function =
+            export(&handle, &mut store, self.export).map_err(|error| lacks(self.export, error))?;
         let configure: TypedFunc<(&str,), (Result<(), String>,)> =
-            export(&handle, &mut store, "configure").map_err(wrong)?;
-        let (taken,) = configure.call(&mut store, (&self.config,)).map_err(wrong)?;
+            export(&handle, &mut store, "configure").map_err(|error| lacks("configure", error))?;
+        let (taken,) = configure
+            .call(&mut store, (&self.config,))
+            .map_err(|error| wrong(&store, error))?;
         taken.map_err(refuses)?;
-        store.data_mut().end();
+        store.data_mut().end(&mut Seen::default());
         Ok((store, function))
     }
 }
@@ -140,7 +156,13 @@ fn refill(store: &mut Store<Call>, limits: Limits) -> wasmtime::Result<()> {
 }
 
 /// A failure in one line, which says which limit was passed, if one was.
-fn describe(error: &wasmtime::Error, limits: Limits) -> String {
+fn describe(error: &wasmtime::Error, call: &Call, limits: Limits) -> String {
+    let refused = if call.memory.refused {
+        let bytes = limits.memory_bytes_max;
+        format!(", after it was refused more than {bytes} bytes of memory")
+    } else {
+        String::new()
+    };
     match error.downcast_ref::<Trap>() {
         Some(Trap::OutOfFuel) => format!("used up its fuel of {}", limits.fuel),
         Some(Trap::Interrupt) => {
@@ -150,7 +172,7 @@ fn describe(error: &wasmtime::Error, limits: Limits) -> String {
             )
         }
         Some(Trap::StackOverflow) => "recursed until its stack was used up".into(),
-        Some(trap) => format!("trapped: {trap}"),
-        None => one_line(&format!("{error:#}")),
+        Some(trap) => format!("trapped: {trap}{refused}"),
+        None => format!("{}{refused}", one_line(error)),
     }
 }

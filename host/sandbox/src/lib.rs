@@ -14,6 +14,7 @@ mod engine;
 mod error;
 mod instance;
 pub mod manifest;
+mod memory;
 mod pipeline;
 mod plugin;
 mod self_test;

@@ -4,6 +4,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use crate::LoadError;
+use crate::error::one_line;
 
 /// The section that holds the manifest.
 pub const SECTION: &str = "presence:manifest";
@@ -132,10 +133,21 @@ impl Manifest {
     /// # Errors
     /// [`LoadError::NotAPlugin`], saying what is missing.
     pub fn read(plugin: &str, bytes: &[u8]) -> Result<Self, LoadError> {
-        let not = |what: String| LoadError::not_a_plugin(plugin, &what);
+        let not = |what: String| LoadError::NotAPlugin {
+            plugin: plugin.into(),
+            what,
+        };
         let mut depth = 0_u32;
+        let garbage = |error| not(format!("not a WebAssembly component: {}", one_line(error)));
         for payload in wasmparser::Parser::new(0).parse_all(bytes) {
-            match payload.map_err(|error| not(format!("not a WebAssembly component: {error}")))? {
+            match payload.map_err(garbage)? {
+                wasmparser::Payload::Version { encoding, .. }
+                    if depth == 0 && encoding == wasmparser::Encoding::Module =>
+                {
+                    let what =
+                        "it is a core module, not a component: build it with `cargo xtask plugins`";
+                    return Err(not(what.into()));
+                }
                 wasmparser::Payload::ModuleSection { .. }
                 | wasmparser::Payload::ComponentSection { .. } => depth += 1,
                 wasmparser::Payload::End(_) => depth = depth.saturating_sub(1),

@@ -1,18 +1,16 @@
 //! The pipeline: one worker's enrichers, filters and redactor, in order.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use presence_core::audience::Audience;
-use presence_core::directory::Question;
 use presence_core::event::{Change, Event};
 use presence_core::rules::{
-    Context, Decision, Enriched, Failure, MetadataChange, Reads, Rendition, Rules,
+    Context, Decision, Enriched, Failure, MetadataChange, Rendition, Rules,
 };
 use wasmtime::format_err;
 
 use crate::api::{ChangeResult, EventArg, Kind, RenditionResult, Value};
-use crate::call::Call;
+use crate::call::Seen;
 use crate::manifest::{Effect, Role};
 use crate::slot::Slot;
 use crate::{Limits, LoadError, Stage};
@@ -60,18 +58,17 @@ impl Pipeline {
         &mut self,
         context: Context<'_>,
         mut audience: Audience,
-        reads: &mut Seen,
+        seen: &mut Seen,
     ) -> Result<Audience, Failure> {
+        let event = argument(context.event);
         for filter in &mut self.filters {
             let before = audience;
             let after = filter.call(
                 context,
+                seen,
                 &mut self.replaced,
-                |call| Ok((argument(context.event), call.put(before.clone())?)),
-                |call, (token,)| {
-                    reads.add(call);
-                    Ok(call.audience(token)?.clone())
-                },
+                |call| Ok((event.clone(), call.put(before.clone())?)),
+                |call, (token,)| Ok(call.audience(token)?.clone()),
             )?;
             audience = match filter.in_force().plugin.manifest.effect {
                 Effect::Widen => after,
@@ -87,7 +84,7 @@ impl Pipeline {
         &mut self,
         context: Context<'_>,
         audience: &Audience,
-        reads: &mut Seen,
+        seen: &mut Seen,
     ) -> Result<Vec<Rendition>, Failure> {
         let Some(redactor) = &mut self.redactor else {
             let keys = Arc::clone(&self.no_keys);
@@ -100,10 +97,10 @@ impl Pipeline {
         let last_keys = &mut self.last_keys;
         redactor.call(
             context,
+            seen,
             &mut self.replaced,
             |call| Ok((argument(context.event), call.put(audience.clone())?)),
             |call, (renditions,)| {
-                reads.add(call);
                 renditions
                     .into_iter()
                     .map(|rendition| {
@@ -140,6 +137,7 @@ impl Rules for Pipeline {
             };
             let changes = enricher.call(
                 context,
+                &mut Seen::default(),
                 // Metadata as it is broadcast is no verdict that is reused.
                 &mut false,
                 |_| Ok((argument(context.event),)),
@@ -169,7 +167,7 @@ impl Rules for Pipeline {
             .and_then(|audience| self.split(context, &audience, &mut seen));
         match renditions {
             // What isn't at hand may well be why a component failed.
-            _ if !seen.not_at_hand.is_empty() => Decision::NotAtHand(seen.not_at_hand),
+            _ if seen.is_speculative() => Decision::NotAtHand(seen.not_at_hand),
             Ok(renditions) => Decision::Decided(renditions, seen.reads),
             Err(failure) => Decision::Failed(failure),
         }
@@ -181,27 +179,6 @@ impl Rules for Pipeline {
 
     fn take_replaced(&mut self) -> bool {
         std::mem::take(&mut self.replaced)
-    }
-}
-
-/// What the calls of one decision have read, and asked in vain.
-#[derive(Default)]
-pub(crate) struct Seen {
-    reads: Reads,
-    not_at_hand: BTreeSet<Question>,
-}
-
-impl Seen {
-    fn add(&mut self, call: &mut Call) {
-        let reads = std::mem::take(&mut call.reads);
-        self.reads.questions.extend(reads.questions);
-        self.reads.keys.extend(reads.keys);
-        self.reads.all_metadata |= reads.all_metadata;
-        self.reads.timestamp |= reads.timestamp;
-        self.reads.time |= reads.time;
-        let again = [self.reads.reconsider_at, reads.reconsider_at];
-        self.reads.reconsider_at = again.into_iter().flatten().min();
-        self.not_at_hand.append(&mut call.not_at_hand);
     }
 }
 
@@ -220,7 +197,7 @@ fn argument(event: &Event) -> EventArg {
     };
     EventArg {
         kind,
-        user: event.name.as_str().to_owned(),
+        user: event.name.as_str().into(),
     }
 }
 

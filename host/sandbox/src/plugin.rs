@@ -26,13 +26,16 @@ impl Plugin {
     /// interface that plugins aren't given.
     pub fn load(engine: &Engine, name: &str, bytes: &[u8]) -> Result<Self, LoadError> {
         let manifest = Manifest::read(name, bytes)?;
-        let not = |error| LoadError::not_a_plugin(name, &format!("{error:#}"));
+        let not = |error| LoadError::NotAPlugin {
+            plugin: name.into(),
+            what: one_line(error),
+        };
         let component = Component::new(&engine.wasmtime, bytes).map_err(not)?;
         let mut linker = Linker::new(&engine.wasmtime);
         let linked = api::link(&mut linker).and_then(|()| linker.instantiate_pre(&component));
         let linked = linked.map_err(|error| LoadError::Link {
             plugin: name.into(),
-            what: one_line(&format!("{error:#}")),
+            what: one_line(error),
         })?;
         Ok(Self {
             name: name.into(),

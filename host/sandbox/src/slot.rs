@@ -8,8 +8,9 @@ use presence_core::rules::{Context, Failure};
 use wasmtime::component::{ComponentNamedList, Lift, Lower};
 
 use crate::breaker::{Breaker, Tripped};
-use crate::call::Call;
+use crate::call::{Call, Seen};
 use crate::instance::Instance;
+use crate::manifest::Role;
 use crate::{Limits, LoadError, Stage};
 
 /// How a stage's plugin fares, in all workers together.
@@ -74,12 +75,13 @@ where
     pub(crate) fn call<T>(
         &mut self,
         context: Context<'_>,
+        seen: &mut Seen,
         replaced: &mut bool,
         with: impl FnOnce(&mut Call) -> wasmtime::Result<P>,
         read: impl FnOnce(&mut Call, R) -> wasmtime::Result<T>,
     ) -> Result<T, Failure> {
         if let Some(stand_in) = &mut self.stand_in {
-            return stand_in.call(context, replaced, with, read);
+            return stand_in.call(context, seen, replaced, with, read);
         }
         if !self.breaker.allows(context.now) {
             return Err(Failure {
@@ -87,7 +89,12 @@ where
                 error: "is in quarantine, since it failed again and again".into(),
             });
         }
-        let outcome = self.instance.call(context, with, read);
+        let outcome = self.instance.call(context, seen, with, read);
+        // A decision for want of an answer is taken again, and then it counts.
+        // Enrichers are asked once.
+        if seen.is_speculative() && self.stage.plugin.manifest.role != Role::Enricher {
+            return outcome;
+        }
         match &outcome {
             Ok(_) => {
                 if self.breaker.succeeded() {

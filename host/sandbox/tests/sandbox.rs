@@ -1,0 +1,44 @@
+//! The sandbox, with real components in it: the default plugins, and a fixture
+//! for each way to misbehave.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    reason = "a test may panic"
+)]
+
+#[path = "sandbox/audiences.rs"]
+mod audiences;
+#[path = "sandbox/component.rs"]
+mod component;
+#[path = "sandbox/default_pipeline.rs"]
+mod default_pipeline;
+#[path = "sandbox/enrichers.rs"]
+mod enrichers;
+#[path = "sandbox/files.rs"]
+mod files;
+#[path = "sandbox/last_good.rs"]
+mod last_good;
+#[path = "sandbox/limits.rs"]
+mod limits;
+#[path = "sandbox/log.rs"]
+mod log;
+#[path = "sandbox/on_demand.rs"]
+mod on_demand;
+#[path = "sandbox/prepare.rs"]
+mod prepare;
+#[path = "sandbox/quarantine.rs"]
+mod quarantine;
+#[path = "sandbox/reads.rs"]
+mod reads;
+#[path = "sandbox/redactors.rs"]
+mod redactors;
+#[path = "sandbox/replacement.rs"]
+mod replacement;
+#[path = "sandbox/stage.rs"]
+mod stage;
+#[path = "sandbox/told.rs"]
+mod told;
+#[path = "sandbox/world.rs"]
+mod world;

@@ -1,0 +1,173 @@
+//! Enrichers: they keep state, see what the one before them set, and fail open.
+
+use presence_core::event::Reason;
+use presence_core::rules::Enriched;
+use presence_sandbox::{Pipeline, Stage};
+use serde_json::json;
+
+use crate::component::enricher;
+use crate::stage::{LIMITS, blueprint, configured, made, pipeline, rule, stage};
+use crate::world::{NOW, World};
+
+const FIREFOX: &str = "Mozilla/5.0 (X11; Linux x86_64; rv:109.0) Gecko/20100101 Firefox/118.0";
+
+#[test]
+fn an_enricher_keeps_its_state_from_call_to_call() {
+    let mut rules = pipeline([stage("counter")]);
+    for n in ["1", "2", "3"] {
+        assert_eq!(changes(&world().enrich(&mut rules)), [("n", Some(n))]);
+    }
+}
+
+#[test]
+fn every_pipeline_has_instances_of_its_own() {
+    let blueprint = blueprint(LIMITS, [stage("counter")], None);
+    let mut one = blueprint.instantiate().unwrap();
+    let mut other = blueprint.instantiate().unwrap();
+    world().enrich(&mut one);
+    assert_eq!(changes(&world().enrich(&mut one)), [("n", Some("2"))]);
+    assert_eq!(changes(&world().enrich(&mut other)), [("n", Some("1"))]);
+}
+
+#[test]
+fn classes_of_the_device_are_added() {
+    let enriched = world().enrich(&mut pipeline([stage("device-class")]));
+    assert_eq!(
+        changes(&enriched),
+        [
+            ("deviceClass", Some(r#""desktop""#)),
+            ("browser", Some(r#""Firefox""#)),
+            ("os", Some(r#""Linux""#)),
+        ]
+    );
+    assert!(enriched.failures.is_empty());
+}
+
+#[test]
+fn an_enricher_sees_what_the_one_before_it_set() {
+    let class = |from: &str, to: &str| {
+        configured(
+            "device-class",
+            json!({"user_agent": from, "add": {"os": to}}),
+        )
+    };
+    let mut rules = pipeline([class("userAgent", "platform"), class("platform", "kernel")]);
+    let linux = Some(r#""Linux""#);
+    assert_eq!(
+        changes(&world().enrich(&mut rules)),
+        [("platform", linux), ("kernel", linux)]
+    );
+    // The other way round the second has nothing to go by.
+    let mut rules = pipeline([class("platform", "kernel"), class("userAgent", "platform")]);
+    assert_eq!(changes(&world().enrich(&mut rules)), [("platform", linux)]);
+}
+
+#[test]
+fn an_offline_is_enriched_too() {
+    let mut world = world();
+    world.offline(NOW, Reason::Timeout);
+    let enriched = world.enrich(&mut pipeline([stage("counter")]));
+    assert_eq!(changes(&enriched), [("n", Some("1"))]);
+}
+
+#[test]
+fn one_that_fails_is_passed_over_and_reported() {
+    let mut rules = pipeline([stage("counter"), failing(), stage("device-class")]);
+    let enriched = world().enrich(&mut rules);
+    assert_eq!(changes(&enriched).len(), 4);
+    assert_eq!(failed(&enriched), ["rule"]);
+}
+
+#[test]
+fn one_that_sets_what_is_not_json_is_passed_over_and_reported() {
+    // One change at 256, of the key "k" to the JSON text "k".
+    let list = r#"
+        (data (i32.const 64) "k")
+        (data (i32.const 128) "\00\01\00\00\01\00\00\00")
+        (data (i32.const 256)
+          "\40\00\00\00\01\00\00\00\01\00\00\00\01\00\00\00\40\00\00\00\01\00\00\00")"#;
+    let enriched = world().enrich(&mut pipeline([made(&enricher(list, "(i32.const 128)"))]));
+    assert!(enriched.changes.is_empty());
+    let error = &enriched.failures[0].error;
+    assert!(
+        error.starts_with("set `k` to what is not JSON: "),
+        "{error}"
+    );
+}
+
+#[test]
+fn one_in_quarantine_is_passed_over_in_silence_until_its_trial() {
+    let blueprint = blueprint(LIMITS, [stage("counter"), failing()], None);
+    let mut rules = blueprint.instantiate().unwrap();
+    let mut world = world();
+    for _ in 0..LIMITS.quarantine.failures {
+        assert_eq!(failed(&world.enrich(&mut rules)), ["rule"]);
+    }
+    assert_eq!(quarantined(&blueprint), [0, 1]);
+    let enriched = world.enrich(&mut rules);
+    assert_eq!(changes(&enriched), [("n", Some("4"))]);
+    assert!(enriched.failures.is_empty());
+    world.now += LIMITS.quarantine.ms;
+    assert_eq!(failed(&world.enrich(&mut rules)), ["rule"]);
+    assert!(world.enrich(&mut rules).failures.is_empty());
+}
+
+#[test]
+fn what_was_not_at_hand_excuses_no_enricher_since_it_is_asked_once() {
+    let asking = made(&enricher("", "(drop (call $everyone)) unreachable"));
+    let blueprint = blueprint(LIMITS, [asking], None);
+    let mut rules = blueprint.instantiate().unwrap();
+    for _ in 0..LIMITS.quarantine.failures {
+        assert_eq!(failed(&World::on_demand().enrich(&mut rules)), ["rule"]);
+    }
+    assert_eq!(quarantined(&blueprint), [1]);
+}
+
+#[test]
+fn its_last_good_generation_takes_over_unless_told_otherwise() {
+    let before = blueprint(LIMITS, [rule("counter", json!({}), None)], None);
+    let after = blueprint(LIMITS, [failing()], Some(&before));
+    let mut rules: Pipeline = after.instantiate().unwrap();
+    for _ in 0..LIMITS.quarantine.failures {
+        assert_eq!(failed(&world().enrich(&mut rules)), ["rule"]);
+    }
+    for n in ["1", "2"] {
+        assert_eq!(changes(&world().enrich(&mut rules)), [("n", Some(n))]);
+    }
+}
+
+/// An enricher named `rule` that never comes to an end.
+fn failing() -> Stage {
+    made(&enricher("", "unreachable"))
+}
+
+fn changes(enriched: &Enriched) -> Vec<(&str, Option<&str>)> {
+    let changes = enriched.changes.iter();
+    changes
+        .map(|(key, value)| (key.as_str(), value.as_deref()))
+        .collect()
+}
+
+fn failed(enriched: &Enriched) -> Vec<&str> {
+    enriched
+        .failures
+        .iter()
+        .map(|failure| &*failure.plugin)
+        .collect()
+}
+
+fn quarantined(blueprint: &presence_sandbox::Blueprint) -> Vec<usize> {
+    blueprint
+        .stages()
+        .map(|stage| stage.health.in_quarantine())
+        .collect()
+}
+
+fn world() -> World {
+    let mut world = World::new(&json!({}));
+    world.online(
+        "ada",
+        &json!({"device": "desktop", "userAgent": FIREFOX}).to_string(),
+    );
+    world
+}

@@ -1,0 +1,136 @@
+//! A directory that is asked question by question: what isn't at hand is named,
+//! and the same call decides once it is.
+
+use std::collections::BTreeSet;
+
+use presence_core::directory::Question;
+use presence_core::rules::Decision;
+use presence_sandbox::Pipeline;
+use serde_json::json;
+
+use crate::stage::{LIMITS, blueprint, configured, pipeline, stage};
+use crate::world::World;
+
+#[test]
+fn every_question_that_is_not_at_hand_is_named_and_once_answered_the_call_decides() {
+    let mut world = World::on_demand();
+    let ada = world.id("ada");
+    let steps = json!([
+        "contacts", "groups", {"members": "team"}, {"setting": "visible"}, "blocked_by", "everyone",
+    ]);
+    let mut rules = pipeline([configured("reader", json!({"steps": steps}))]);
+    let questions = not_at_hand(&world, &mut rules);
+    assert_eq!(
+        questions,
+        BTreeSet::from([
+            Question::Contacts(ada),
+            Question::Groups(ada),
+            Question::Members("team".into()),
+            Question::Settings(ada),
+            Question::BlockedBy(ada),
+            Question::Everyone,
+        ])
+    );
+    let answers: Vec<_> = questions.into_iter().collect();
+    world.say(&json!({"contacts": {"ada": ["ben", "cleo"]}}), &answers);
+    assert_eq!(world.visible(&mut rules), ["ada", "ben", "cleo"]);
+}
+
+#[test]
+fn the_stages_after_one_that_waits_are_asked_too() {
+    let mut world = World::on_demand();
+    let ada = world.id("ada");
+    let mut rules = pipeline(["contacts", "groups", "blocklist", "redact"].map(stage));
+    let missing = [
+        Question::Contacts(ada),
+        Question::CoMembers(ada),
+        Question::BlockedBy(ada),
+    ];
+    assert_eq!(not_at_hand(&world, &mut rules), missing.clone().into());
+    world.say(&json!({"contacts": {"ada": ["ben"]}}), &missing[..2]);
+    assert_eq!(
+        not_at_hand(&world, &mut rules),
+        missing[2..].iter().cloned().collect()
+    );
+    world.say(&json!({"blocks": {"ada": ["cleo"]}}), &missing);
+    assert_eq!(world.visible(&mut rules), ["ben"]);
+}
+
+#[test]
+fn an_answer_that_nobody_asked_for_changes_nothing() {
+    let mut world = World::on_demand();
+    let mut rules = pipeline([stage("contacts")]);
+    world.say(&json!({}), &[Question::Contacts(world.id("ben"))]);
+    let missing = Question::Contacts(world.id("ada"));
+    assert_eq!(not_at_hand(&world, &mut rules), BTreeSet::from([missing]));
+}
+
+#[test]
+fn a_failure_for_want_of_an_answer_is_no_failure() {
+    let mut world = World::on_demand();
+    let ada = world.id("ada");
+    let chain = [stage("contacts"), stage("trap")];
+    let blueprint = blueprint(LIMITS, chain, None);
+    let mut rules = blueprint.instantiate().unwrap();
+    for _ in 0..2 * LIMITS.quarantine.failures {
+        let missing = BTreeSet::from([Question::Contacts(ada)]);
+        assert_eq!(not_at_hand(&world, &mut rules), missing);
+    }
+    assert!(
+        blueprint
+            .stages()
+            .all(|stage| stage.health.in_quarantine() == 0)
+    );
+    world.say(&json!({}), &[Question::Contacts(ada)]);
+    let (_, error) = world.failure(&mut rules);
+    assert!(error.starts_with("trapped"), "{error}");
+}
+
+#[test]
+fn what_a_call_asked_before_it_failed_is_named() {
+    let mut world = World::on_demand();
+    let (ada, ben) = (world.id("ada"), world.id("ben"));
+    let many: Vec<_> = (0..40_000).map(|number| format!("user-{number}")).collect();
+    world.say(
+        &json!({"contacts": {"ben": many}}),
+        &[Question::Contacts(ben)],
+    );
+    // The names of so many are beyond its fuel.
+    let steps = json!(["contacts", {"contacts_of_user": "ben"}, "viewers"]);
+    let mut rules = pipeline([configured("reader", json!({"steps": steps}))]);
+    let missing = [Question::Contacts(ada)];
+    assert_eq!(not_at_hand(&world, &mut rules), missing.clone().into());
+    world.say(&json!({}), &missing);
+    let (_, error) = world.failure(&mut rules);
+    assert!(error.contains("fuel"), "{error}");
+}
+
+#[test]
+fn a_rule_that_succeeds_only_while_it_waits_is_still_put_into_quarantine() {
+    let mut world = World::on_demand();
+    let many: Vec<_> = (0..40_000).map(|number| format!("user-{number}")).collect();
+    let steps = json!(["contacts", "viewers"]);
+    let chain = [configured("reader", json!({"steps": steps}))];
+    let blueprint = blueprint(LIMITS, chain, None);
+    let mut rules = blueprint.instantiate().unwrap();
+    for number in 0..LIMITS.quarantine.failures {
+        let user = format!("owner-{number}");
+        world.online(&user, "{}");
+        let missing = [Question::Contacts(world.id(&user))];
+        assert_eq!(not_at_hand(&world, &mut rules), missing.clone().into());
+        world.say(&json!({"contacts": {user.as_str(): many}}), &missing);
+        world.failure(&mut rules);
+    }
+    assert!(
+        blueprint
+            .stages()
+            .all(|stage| stage.health.in_quarantine() == 1)
+    );
+}
+
+fn not_at_hand(world: &World, rules: &mut Pipeline) -> BTreeSet<Question> {
+    match world.decide(rules) {
+        Decision::NotAtHand(questions) => questions,
+        other => panic!("nothing is missing: {other:?}"),
+    }
+}
