@@ -15,7 +15,11 @@ use tokio::sync::watch;
 use crate::broker::Health;
 use crate::config::Http;
 use crate::tenant::{Running, Tenant};
-use crate::worker::{Figures, Workers};
+use crate::worker::{Figures, Worker, Workers};
+
+/// How long a worker may be at one task, in milliseconds, before it is taken for
+/// stuck. A call of a component takes no longer than its deadline.
+const STUCK_MS: u64 = 10_000;
 
 /// What the endpoints tell of.
 pub(crate) struct Status {
@@ -61,13 +65,24 @@ pub(crate) async fn serve(http: &Http, status: Arc<Status>) -> anyhow::Result<()
         }
     };
     let routes = Router::new()
-        .route("/healthz", get(|| async { "ok\n" }))
+        .route("/healthz", get(health))
         .route("/readyz", get(ready))
         .route("/metrics", get(metrics))
         .with_state(status);
     tracing::info!(%address, "serving /metrics, /healthz and /readyz");
     tokio::spawn(async move { axum::serve(listener, routes).await });
     Ok(())
+}
+
+/// Whether the workers get on with their work. Without a broker they may well
+/// wait, for want of room for what they publish.
+async fn health(State(status): State<Arc<Status>>) -> (StatusCode, &'static str) {
+    let is_stuck = |worker: &Worker| worker.figures.busy_ms() > STUCK_MS;
+    if status.broker.connected.load(Ordering::Relaxed) && status.workers.iter().any(is_stuck) {
+        (StatusCode::SERVICE_UNAVAILABLE, "a worker is stuck\n")
+    } else {
+        (StatusCode::OK, "ok\n")
+    }
 }
 
 async fn ready(State(status): State<Arc<Status>>) -> (StatusCode, &'static str) {

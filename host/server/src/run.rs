@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 
@@ -31,6 +31,8 @@ pub(crate) fn run(path: Option<&Path>) -> anyhow::Result<()> {
     let config = Config::load(path, std::env::vars())?;
     log(&config);
     tokio::runtime::Builder::new_multi_thread()
+        // The connection to the broker, and the intake from it, on one thread: one
+        // reads what the other has just written. Users have threads of their own.
         .worker_threads(1)
         .enable_all()
         .build()?
@@ -94,6 +96,7 @@ async fn node(config: Config, path: Option<&Path>) -> anyhow::Result<()> {
     };
     tokio::select! {
         ended = working => return ended,
+        () = workers.one_is_gone() => bail!("a worker has failed: what it knew is lost"),
         () = &mut stopped => {}
     }
     tracing::info!("stopping");

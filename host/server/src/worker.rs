@@ -33,6 +33,19 @@ pub(crate) struct Figures {
     pub(crate) online_users: AtomicU64,
     pub(crate) connections: AtomicU64,
     pub(crate) published: AtomicU64,
+    /// Since when the worker has been at one task, in milliseconds since the Unix
+    /// epoch; 0 while it waits for one.
+    busy_since: AtomicU64,
+}
+
+impl Figures {
+    /// For how long the worker has been at one task, in milliseconds.
+    pub(crate) fn busy_ms(&self) -> u64 {
+        match self.busy_since.load(Ordering::Relaxed) {
+            0 => 0,
+            since => clock::now_ms().saturating_sub(since),
+        }
+    }
 }
 
 /// A worker, as the rest of the node sees it.
@@ -59,6 +72,13 @@ pub(crate) struct Workers(Arc<[Worker]>);
 impl Workers {
     pub(crate) fn iter(&self) -> impl ExactSizeIterator<Item = &Worker> {
         self.0.iter()
+    }
+
+    /// Waits until one of them is gone, which none is before it is told to stop:
+    /// it has panicked.
+    pub(crate) async fn one_is_gone(&self) {
+        let gone = self.iter().map(|worker| Box::pin(worker.tasks.closed()));
+        futures_util::future::select_all(gone).await;
     }
 
     /// Hands the same input to every worker.
@@ -110,6 +130,8 @@ impl State {
                 }
                 None => Some(inbox.recv().await),
             };
+            let busy_since = &self.figures.busy_since;
+            busy_since.store(clock::now_ms(), Ordering::Relaxed);
             match task {
                 Some(Some(task)) => self.task(task, &mut out).await,
                 Some(None) => return,
@@ -119,6 +141,7 @@ impl State {
                 None => {}
             }
             self.tell_figures();
+            self.figures.busy_since.store(0, Ordering::Relaxed);
         }
     }
 

@@ -1,0 +1,339 @@
+//! What holds of visibility whatever happens: random scripts of users who come
+//! and go, a directory and rules that change, and rules that fail, with every
+//! message that viewers get followed.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    missing_docs,
+    reason = "a test may panic"
+)]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use presence_core::audience::Audience;
+use presence_core::directory::{Directory, Question};
+use presence_core::event::Event;
+use presence_core::message::{Kind, Message};
+use presence_core::names::{Id, Names};
+use presence_core::publish::Subject;
+use presence_core::rules::{Context, Decision, Enriched, Failure, Reads, Rendition, Rules};
+use presence_core::{Input, Output, Settings, Shard};
+use proptest::prelude::*;
+use serde_json::{Value, json};
+
+const USERS: [&str; 4] = ["ada", "ben", "cleo", "dan"];
+
+/// One thing that happens.
+#[derive(Clone, Debug)]
+enum Step {
+    Connect(usize, u8),
+    Disconnect(usize, u8),
+    Heartbeat(usize, u8),
+    /// An application's word.
+    Online(usize),
+    Offline(usize),
+    /// A user has just these contacts.
+    Contacts(usize, BTreeSet<usize>),
+    /// A user blocks just these.
+    Blocks(usize, BTreeSet<usize>),
+    /// Another generation of the rules, which hides these users from everyone.
+    Hide(BTreeSet<usize>),
+    /// The rules fail for these users from now on.
+    Fail(BTreeSet<usize>),
+    /// The redactor shows nothing of the users to viewers of this number.
+    Unredacted(Option<usize>),
+    Wait(u64),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let user = 0..USERS.len();
+    let some = || proptest::collection::btree_set(0..USERS.len(), 0..=3);
+    prop_oneof![
+        4 => (user.clone(), 0..2_u8).prop_map(|(user, conn)| Step::Connect(user, conn)),
+        3 => (user.clone(), 0..2_u8).prop_map(|(user, conn)| Step::Disconnect(user, conn)),
+        1 => (user.clone(), 0..2_u8).prop_map(|(user, conn)| Step::Heartbeat(user, conn)),
+        1 => user.clone().prop_map(Step::Online),
+        1 => user.clone().prop_map(Step::Offline),
+        3 => (user.clone(), some()).prop_map(|(user, list)| Step::Contacts(user, list)),
+        2 => (user.clone(), some()).prop_map(|(user, list)| Step::Blocks(user, list)),
+        1 => some().prop_map(Step::Hide),
+        1 => some().prop_map(Step::Fail),
+        1 => proptest::option::of(user).prop_map(Step::Unredacted),
+        3 => (1..40_000_u64).prop_map(Step::Wait),
+    ]
+}
+
+/// Contacts less the blocked, unless the user is hidden. Fails where it is told to.
+#[derive(Default)]
+struct Generation {
+    hidden: BTreeSet<Id>,
+    failing: BTreeSet<Id>,
+    /// A viewer whom the redactor names in no rendition.
+    unredacted: Option<Id>,
+}
+
+impl Generation {
+    fn split(&self, event: &Event, audience: &Audience) -> Result<Vec<Rendition>, Failure> {
+        if self.failing.contains(&event.user) {
+            return Err(Failure {
+                plugin: "rule".into(),
+                error: "told to fail".into(),
+            });
+        }
+        let audience = self
+            .unredacted
+            .map_or_else(|| audience.clone(), |viewer| audience.without(viewer));
+        Ok(vec![Rendition {
+            audience,
+            keys: ["device".into()].into(),
+            last_seen: true,
+        }])
+    }
+}
+
+impl Rules for Generation {
+    fn enrich(&mut self, _: Context<'_>) -> Enriched {
+        Enriched::default()
+    }
+
+    fn decide(&mut self, context: Context<'_>) -> Decision {
+        let user = context.event.user;
+        let questions = [Question::Contacts(user), Question::BlockedBy(user)];
+        let [contacts, blocked] = questions
+            .each_ref()
+            .map(|question| context.directory.audience(question).unwrap());
+        let audience = if self.hidden.contains(&user) {
+            Audience::nobody()
+        } else {
+            contacts.difference(&blocked)
+        };
+        let reads = Reads {
+            questions: questions.into(),
+            ..Reads::default()
+        };
+        match self.split(context.event, &audience) {
+            Ok(renditions) => Decision::Decided(renditions, reads),
+            Err(failure) => Decision::Failed(failure),
+        }
+    }
+
+    fn redact(&mut self, context: Context<'_>, told: &Audience) -> Result<Vec<Rendition>, Failure> {
+        self.split(context.event, told)
+    }
+}
+
+struct World {
+    names: Arc<Names>,
+    directory: Arc<Directory>,
+    shard: Shard,
+    rules: Generation,
+    now: u64,
+    /// Who has been told that a user is online, and not yet that they are gone.
+    told: BTreeMap<String, BTreeSet<String>>,
+    /// Who is online, by the events that were broadcast.
+    online: BTreeSet<String>,
+}
+
+impl World {
+    fn new() -> Self {
+        let names = Arc::new(Names::new());
+        let directory = Arc::new(Directory::new());
+        Self {
+            shard: Shard::new(
+                Settings::default(),
+                Arc::clone(&names),
+                Arc::clone(&directory),
+            ),
+            names,
+            directory,
+            rules: Generation::default(),
+            now: 1_000_000,
+            told: BTreeMap::new(),
+            online: BTreeSet::new(),
+        }
+    }
+
+    fn id(&self, user: usize) -> Id {
+        self.names.intern(USERS[user])
+    }
+
+    fn ids(&self, users: &BTreeSet<usize>) -> BTreeSet<Id> {
+        users.iter().map(|user| self.id(*user)).collect()
+    }
+
+    fn step(&mut self, step: &Step) {
+        self.now += 1;
+        let conn = |conn: &u8| format!("c{conn}");
+        match step {
+            Step::Connect(user, c) => {
+                self.message(Kind::Connect, *user, json!({"connId": conn(c)}))
+            }
+            Step::Disconnect(user, c) => {
+                self.message(Kind::Disconnect, *user, json!({"connId": conn(c)}));
+            }
+            Step::Heartbeat(user, c) => {
+                self.message(Kind::Heartbeat, *user, json!({"connId": conn(c)}));
+            }
+            Step::Online(user) => self.message(Kind::Online, *user, json!({})),
+            Step::Offline(user) => self.message(Kind::Offline, *user, json!({})),
+            Step::Contacts(user, list) => {
+                let list = self.ids(list).into_iter().map(|id| id.0).collect();
+                let mut edit = self.directory.edit();
+                edit.contacts(self.id(*user), Some(list));
+                self.set_directory(edit);
+            }
+            Step::Blocks(user, list) => {
+                let list = self.ids(list).into_iter().map(|id| id.0).collect();
+                let mut edit = self.directory.edit();
+                edit.blocked(self.id(*user), Some(list));
+                self.set_directory(edit);
+            }
+            Step::Hide(users) => {
+                self.rules.hidden = self.ids(users);
+                self.input(Input::Rules);
+            }
+            Step::Fail(users) => {
+                // A generation is pure: that it fails is a change of the rules.
+                self.rules.failing = self.ids(users);
+                self.input(Input::Rules);
+            }
+            Step::Unredacted(viewer) => {
+                self.rules.unredacted = viewer.map(|viewer| self.id(viewer));
+                self.input(Input::Rules);
+            }
+            Step::Wait(ms) => self.wait_until(self.now + ms),
+        }
+    }
+
+    fn message(&mut self, kind: Kind, user: usize, mut body: Value) {
+        body["userId"] = USERS[user].into();
+        body["timestamp"] = self.now.into();
+        let payload = Bytes::from(body.to_string());
+        let message = Message::parse(kind, &payload, 1 << 20).unwrap();
+        self.input(Input::Message {
+            message,
+            reply: None,
+        });
+    }
+
+    fn set_directory(&mut self, edit: presence_core::directory::Edit) {
+        let (directory, changes) = edit.finish();
+        self.directory = Arc::new(directory);
+        let directory = Arc::clone(&self.directory);
+        self.input(Input::Directory(directory, Arc::new(changes)));
+    }
+
+    fn input(&mut self, input: Input) {
+        let mut out = Vec::new();
+        self.shard
+            .handle(self.now, input, &mut self.rules, &mut out);
+        self.see(out);
+        self.wait_until(self.now);
+    }
+
+    /// Does what falls due up to a time, each at its own.
+    fn wait_until(&mut self, until: u64) {
+        while let Some(at) = self.shard.next_deadline()
+            && at <= until
+        {
+            self.now = self.now.max(at);
+            let mut out = Vec::new();
+            self.shard.advance(self.now, &mut self.rules, &mut out);
+            self.see(out);
+        }
+        self.now = self.now.max(until);
+    }
+
+    /// Follows what was published, as viewers do.
+    fn see(&mut self, out: Vec<Output>) {
+        for output in out {
+            let Output::Publish(publication) = output else {
+                continue;
+            };
+            let body: Value = serde_json::from_slice(&publication.body).unwrap();
+            let user = body["userId"].as_str().unwrap_or_default().to_owned();
+            let viewers = body["visibleTo"].as_array().into_iter().flatten();
+            let viewers: Vec<_> = viewers
+                .map(|viewer| viewer.as_str().unwrap().to_owned())
+                .collect();
+            let told = self.told.entry(user.clone()).or_default();
+            match publication.subject {
+                Subject::Events if body["type"] == "user_online" => drop(self.online.insert(user)),
+                Subject::Events => drop(self.online.remove(&user)),
+                Subject::FilteredOnline => {
+                    let allowed = allowed(&self.rules, &self.directory, &self.names, &user);
+                    for viewer in viewers {
+                        assert_ne!(viewer, user, "a user is never in their own audience");
+                        assert!(allowed.contains(&viewer), "{viewer} may not see {user}");
+                        assert!(
+                            told.insert(viewer.clone()),
+                            "{viewer} is told of {user} twice"
+                        );
+                    }
+                }
+                Subject::FilteredOffline => {
+                    for viewer in viewers {
+                        assert!(told.remove(&viewer), "{viewer} was never told of {user}");
+                    }
+                }
+                Subject::Online | Subject::Offline | Subject::DeadLetters => {}
+            }
+        }
+        for (user, told) in &self.told {
+            assert!(
+                told.is_empty() || self.online.contains(user),
+                "{told:?} still believe that {user} is online"
+            );
+        }
+    }
+
+    /// Once the rules answer again, everyone who may see an online user has been
+    /// told, and nobody else.
+    fn settle(&mut self) {
+        self.rules.failing.clear();
+        self.input(Input::Rules);
+        for user in &self.online {
+            let allowed = allowed(&self.rules, &self.directory, &self.names, user);
+            assert_eq!(self.told[user], allowed, "of {user}");
+        }
+    }
+}
+
+/// Who may see a user, worked out anew.
+fn allowed(
+    rules: &Generation,
+    directory: &Directory,
+    names: &Names,
+    user: &str,
+) -> BTreeSet<String> {
+    let user = names.find(user).unwrap();
+    if rules.hidden.contains(&user) || rules.failing.contains(&user) {
+        return BTreeSet::new();
+    }
+    let answer = |question| directory.audience(&question).unwrap();
+    let contacts = answer(Question::Contacts(user));
+    let blocked = answer(Question::BlockedBy(user));
+    let ids = contacts
+        .ids()
+        .filter(|id| !blocked.contains(*id) && rules.unredacted != Some(*id));
+    ids.map(|id| names.name(id).unwrap().as_str().to_owned())
+        .collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 10_000, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn whatever_happens_viewers_are_told_what_they_may_know(
+        steps in proptest::collection::vec(step(), 1..60),
+    ) {
+        let mut world = World::new();
+        for step in &steps {
+            world.step(step);
+        }
+        world.settle();
+    }
+}
