@@ -14,6 +14,7 @@ mod harness;
 mod headers;
 mod hot_swap;
 mod inputs;
+mod layers;
 mod lifecycle;
 mod node;
 mod replay;

@@ -102,8 +102,13 @@ pub(crate) async fn connect(
         options = options.add_client_certificate(identity.cert.clone(), identity.key.clone());
     }
     let health = Arc::clone(health);
+    let servers = nats
+        .url
+        .iter()
+        .map(|server| format!("{}:{}", server.host(), server.port()));
+    let servers = servers.collect::<Vec<_>>().join(", ");
     options = options.event_callback(move |event| {
-        observe(&event, &health, &changes);
+        observe(&event, &servers, &health, &changes);
         std::future::ready(())
     });
     options
@@ -112,12 +117,12 @@ pub(crate) async fn connect(
         .context("can't connect to NATS")
 }
 
-fn observe(event: &Event, health: &Health, changes: &mpsc::UnboundedSender<bool>) {
+fn observe(event: &Event, servers: &str, health: &Health, changes: &mpsc::UnboundedSender<bool>) {
     match event {
         Event::Connected => {
             health.connected.store(true, Ordering::Relaxed);
             health.connects.fetch_add(1, Ordering::Relaxed);
-            tracing::info!("connected to NATS");
+            tracing::info!(servers, "connected to NATS");
             // Nobody listens any more when the node is stopping.
             let _ = changes.send(true);
         }
@@ -133,7 +138,11 @@ fn observe(event: &Event, health: &Health, changes: &mpsc::UnboundedSender<bool>
         }
         Event::ClientError(error) => {
             health.errors.fetch_add(1, Ordering::Relaxed);
-            tracing::warn!(%error, "NATS client error");
+            if health.connected.load(Ordering::Relaxed) {
+                tracing::warn!(%error, "NATS client error");
+            } else {
+                tracing::warn!(servers, %error, "can't reach NATS; trying again");
+            }
         }
         Event::LameDuckMode | Event::Draining | Event::Closed => tracing::info!(%event, "NATS"),
     }

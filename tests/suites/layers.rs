@@ -1,0 +1,73 @@
+//! The layers that Cargo can't hold apart: which words may stand in which files.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use presence_tests::tools;
+
+/// A word, and the only places of the host's sources where it may stand.
+const PLACES: [(&str, &[&str]); 8] = [
+    ("notify::", &["server/src/watch.rs"]),
+    ("HeaderMap", &["server/src/wire.rs"]),
+    ("async_nats", &["server/src/"]),
+    ("tokio", &["server/src/"]),
+    ("wasmtime", &["sandbox/src/"]),
+    // Types that cross into components, and the reading of their files.
+    ("ComponentType", &["sandbox/src/api.rs"]),
+    ("wasmparser", &["sandbox/src/manifest.rs"]),
+    ("SystemTime", &["server/src/"]),
+];
+
+/// What the core never does: input and output, clocks, chance.
+const NEVER_IN_CORE: [&str; 6] = [
+    "std::fs",
+    "std::net",
+    "std::time",
+    "std::thread",
+    "std::env",
+    "rand::",
+];
+
+#[test]
+fn each_layer_keeps_to_itself() -> Result<()> {
+    let host = tools::root().join("host");
+    let mut files = Vec::new();
+    for layer in ["core", "sandbox", "server"] {
+        sources(&host.join(layer).join("src"), &mut files)?;
+    }
+    let mut faults = Vec::new();
+    for file in files {
+        let name = file.strip_prefix(&host)?.to_string_lossy().into_owned();
+        let text = fs::read_to_string(&file).with_context(|| name.clone())?;
+        let code = text
+            .lines()
+            .filter(|line| !line.trim_start().starts_with("//"));
+        for line in code {
+            for (word, places) in PLACES {
+                if line.contains(word) && !places.iter().any(|place| name.starts_with(place)) {
+                    faults.push(format!("{name}: `{word}` belongs in {}", places.join(", ")));
+                }
+            }
+            for word in NEVER_IN_CORE {
+                if line.contains(word) && name.starts_with("core/") {
+                    faults.push(format!("{name}: `{word}` has no place in the core"));
+                }
+            }
+        }
+    }
+    assert!(faults.is_empty(), "{}", faults.join("\n"));
+    Ok(())
+}
+
+fn sources(folder: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
+    for entry in fs::read_dir(folder).with_context(|| format!("{}", folder.display()))? {
+        let path = entry?.path();
+        if path.is_dir() {
+            sources(&path, files)?;
+        } else if path.extension().is_some_and(|ending| ending == "rs") {
+            files.push(path);
+        }
+    }
+    Ok(())
+}
