@@ -1,8 +1,8 @@
 //! The connection to the broker: it is kept up for as long as the node runs.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::Context as _;
 use async_nats::{Client, ConnectOptions, Event};
@@ -16,9 +16,6 @@ pub(crate) const BODY_BYTES_MAX: usize = (1 << 20) - HEADER_BYTES_MAX;
 /// More than the headers of any publication take.
 const HEADER_BYTES_MAX: usize = 1_024;
 
-/// How long at least lies between two lines of the log about dropped messages.
-const DROPS_LOGGED_EVERY: Duration = Duration::from_secs(10);
-
 /// What is known of the connection.
 #[derive(Debug, Default)]
 pub(crate) struct Health {
@@ -26,26 +23,32 @@ pub(crate) struct Health {
     pub(crate) connects: AtomicU64,
     pub(crate) slow_consumer_drops: AtomicU64,
     pub(crate) errors: AtomicU64,
-    /// When drops were last logged, and how many there had been by then.
-    drops_logged: Mutex<Option<(Instant, u64)>>,
+    /// How many drops have been told of in the log.
+    drops_reported: AtomicU64,
+    /// Whether the broker forbids a subscription.
+    pub(crate) forbidden: AtomicBool,
 }
 
 impl Health {
-    /// Counts a message that was dropped on arrival, and logs that now and then.
-    fn count_drop(&self) {
-        let drops = 1 + self.slow_consumer_drops.fetch_add(1, Ordering::Relaxed);
-        let mut logged = self
-            .drops_logged
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        let (at, before) = logged.unzip();
-        if at.is_none_or(|at| at.elapsed() >= DROPS_LOGGED_EVERY) {
+    /// Counts inputs that were dropped for want of room. The first is told of at
+    /// once, the rest with [`Self::report_drops`].
+    pub(crate) fn count_drops(&self, count: u64) {
+        if self.slow_consumer_drops.fetch_add(count, Ordering::Relaxed) == 0 {
+            self.report_drops();
+        }
+    }
+
+    /// Tells of the drops that the log hasn't told of yet.
+    pub(crate) fn report_drops(&self) {
+        let total = self.slow_consumer_drops.load(Ordering::Relaxed);
+        let dropped = total - self.drops_reported.swap(total, Ordering::Relaxed);
+        if dropped > 0 {
             tracing::warn!(
-                dropped = drops - before.unwrap_or_default(),
+                dropped,
+                total,
                 "messages arrive faster than they are taken in, and some are dropped: \
-                 raise [nats] intake_queue, or take load off this machine"
+                 raise [engine] worker_queue, or take load off this machine"
             );
-            *logged = Some((Instant::now(), drops));
         }
     }
 }
@@ -121,6 +124,7 @@ fn observe(event: &Event, servers: &str, health: &Health, changes: &mpsc::Unboun
     match event {
         Event::Connected => {
             health.connected.store(true, Ordering::Relaxed);
+            health.forbidden.store(false, Ordering::Relaxed);
             health.connects.fetch_add(1, Ordering::Relaxed);
             tracing::info!(servers, "connected to NATS");
             // Nobody listens any more when the node is stopping.
@@ -131,8 +135,12 @@ fn observe(event: &Event, servers: &str, health: &Health, changes: &mpsc::Unboun
             tracing::warn!("lost the connection to NATS; reconnecting");
             let _ = changes.send(false);
         }
-        Event::SlowConsumer(_) => health.count_drop(),
+        Event::SlowConsumer(_) => health.count_drops(1),
         Event::ServerError(error) => {
+            let text = error.to_string().to_lowercase();
+            if text.contains("permissions violation for subscription") {
+                health.forbidden.store(true, Ordering::Relaxed);
+            }
             health.errors.fetch_add(1, Ordering::Relaxed);
             tracing::warn!(%error, "NATS reports an error");
         }

@@ -23,7 +23,7 @@ const STUCK_MS: u64 = 10_000;
 
 /// What the endpoints tell of.
 pub(crate) struct Status {
-    broker: Arc<Health>,
+    pub(crate) broker: Arc<Health>,
     workers: Workers,
     running: watch::Receiver<Running>,
     /// Whether the subscriptions are in place and nothing is being stopped.
@@ -88,6 +88,9 @@ async fn health(State(status): State<Arc<Status>>) -> (StatusCode, &'static str)
 async fn ready(State(status): State<Arc<Status>>) -> (StatusCode, &'static str) {
     if !status.broker.connected.load(Ordering::Relaxed) {
         (StatusCode::SERVICE_UNAVAILABLE, "not connected to NATS\n")
+    } else if status.broker.forbidden.load(Ordering::Relaxed) {
+        let what = "NATS forbids a subscription: see the log\n";
+        (StatusCode::SERVICE_UNAVAILABLE, what)
     } else if !status.is_ready() {
         (StatusCode::SERVICE_UNAVAILABLE, "starting or stopping\n")
     } else {

@@ -12,6 +12,7 @@ use presence_core::Input;
 use presence_core::message::Message;
 use tokio::sync::oneshot;
 
+use crate::broker::Health;
 use crate::clock;
 use crate::wire::{SOURCE, Subjects};
 use crate::worker::{Task, Workers};
@@ -26,6 +27,7 @@ pub(crate) struct Intake {
     /// The longest body that the broker takes, as it says on connecting.
     pub(crate) body_bytes_max: Arc<AtomicUsize>,
     pub(crate) workers: Workers,
+    pub(crate) broker: Arc<Health>,
 }
 
 impl Intake {
@@ -45,12 +47,15 @@ impl Intake {
                 }
             };
             let Some(first) = first else { return };
-            self.batch(first).await;
+            self.batch(first, stopping).await;
         }
     }
 
-    /// Hands on a message and those that are there behind it.
-    async fn batch(&mut self, first: Received) {
+    /// Hands on a message and those that are there behind it. What a worker has no
+    /// room for is dropped and counted: were it waited for, the broker's client
+    /// would drop instead, and not say how much. When nothing more is to come, it
+    /// is waited for.
+    async fn batch(&mut self, first: Received, stopping: bool) {
         let now = clock::now_ms();
         let body_bytes_max = self.body_bytes_max.load(Ordering::Relaxed);
         // As a rule many come together, or one alone.
@@ -74,8 +79,12 @@ impl Intake {
             put(next);
         }
         for (worker, batch) in self.workers.iter().zip(batches) {
-            if !batch.is_empty() {
-                worker.send(Task::Inputs(now, batch)).await;
+            let count = batch.len();
+            let task = Task::Inputs(now, batch);
+            if stopping {
+                worker.send(task).await;
+            } else if count > 0 && !worker.offer(task) {
+                self.broker.count_drops(count as u64);
             }
         }
     }

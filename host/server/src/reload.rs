@@ -20,6 +20,35 @@ use crate::watch::Watch;
 /// How often is looked whether there is something to tidy up.
 const TIDY: Duration = Duration::from_secs(10);
 
+/// What was last said of what couldn't be taken. Files are looked at whenever
+/// something happens near them, and what is wrong is said once.
+#[derive(Default)]
+pub(crate) struct Refused {
+    config: Said,
+    directory: Said,
+    pipeline: Said,
+    restart: Vec<&'static str>,
+}
+
+/// What was last said of one thing; empty if it was taken.
+#[derive(Default)]
+struct Said(String);
+
+impl Said {
+    /// Says why something wasn't taken, if that is news, and whether it is.
+    fn say(&mut self, what: &str, outcome: anyhow::Result<()>) -> bool {
+        let error = outcome.err().map(|error| format!("{error:#}"));
+        let is_news = error.as_ref().is_some_and(|error| *error != self.0);
+        self.0 = error.unwrap_or_default();
+        if is_news {
+            for line in self.0.lines() {
+                tracing::error!("{what}, the running one stays: {line}");
+            }
+        }
+        is_news
+    }
+}
+
 /// What is reloaded, and from where.
 pub(crate) struct Reload {
     /// The configuration file that was named, if one was.
@@ -30,6 +59,7 @@ pub(crate) struct Reload {
     pub(crate) status: Arc<Status>,
     /// What a KV bucket says; nothing comes where the directory is a file.
     pub(crate) updates: mpsc::Receiver<kv::Update>,
+    pub(crate) refused: Refused,
 }
 
 impl Reload {
@@ -46,7 +76,10 @@ impl Reload {
                     watch.set_paths(self.paths());
                 }
                 Some(update) = self.updates.recv() => self.update(update).await,
-                _ = tidy.tick() => self.tenant.tidy().await,
+                _ = tidy.tick() => {
+                    self.status.broker.report_drops();
+                    self.tenant.tidy().await;
+                }
             }
         }
     }
@@ -83,15 +116,13 @@ impl Reload {
     }
 
     async fn files(&mut self) {
-        if let Err(error) = self.reload_config().await {
-            tracing::error!("configuration not taken, the running one stays: {error:#}");
-        }
-        if let Err(error) = self.reload_directory().await {
-            tracing::error!("directory not taken, the running one stays: {error:#}");
-        }
-        if let Err(error) = self.reload_pipeline().await {
+        let config = self.reload_config().await;
+        self.refused.config.say("configuration not taken", config);
+        let directory = self.reload_directory().await;
+        self.refused.directory.say("directory not taken", directory);
+        let pipeline = self.reload_pipeline().await;
+        if self.refused.pipeline.say("pipeline not swapped", pipeline) {
             self.status.refused_swaps.fetch_add(1, Ordering::Relaxed);
-            tracing::error!("pipeline not swapped, the running one stays: {error:#}");
         }
     }
 
@@ -101,12 +132,17 @@ impl Reload {
         if changes.is_empty() {
             return Ok(());
         }
-        for change in changes {
-            if change.effect == Effect::Restart {
-                let section = change.section;
-                tracing::warn!("[{section}] has changed: it takes effect at the next start");
-            }
+        let restart = changes
+            .iter()
+            .filter(|change| change.effect == Effect::Restart);
+        let restart: Vec<_> = restart.map(|change| change.section).collect();
+        for section in restart
+            .iter()
+            .filter(|section| !self.refused.restart.contains(section))
+        {
+            tracing::warn!("[{section}] has changed: it takes effect at the next start");
         }
+        self.refused.restart = restart;
         new.keep_until_restart(&self.config);
         if self.config != new {
             self.config = new;

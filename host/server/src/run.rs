@@ -16,7 +16,7 @@ use crate::directory::kv;
 use crate::hello::{self, Node};
 use crate::http::{self, Status};
 use crate::loader::{self, Loader};
-use crate::reload::Reload;
+use crate::reload::{Refused, Reload};
 use crate::tenant::Tenant;
 
 /// How long each step of stopping may take: reading what has arrived, handling
@@ -76,12 +76,13 @@ async fn node(config: Config, path: Option<&Path>) -> anyhow::Result<()> {
         tenant,
         status: Arc::clone(&status),
         updates,
+        refused: Refused::default(),
     };
 
     let mut intake = None;
     let working = async {
         reload.read_directory().await?;
-        let reader = reload.tenant.listen(&client).await?;
+        let reader = reload.tenant.listen(&client, Arc::clone(&broker)).await?;
         let me = Node {
             node: node.clone(),
             epoch_ms,
@@ -105,6 +106,7 @@ async fn node(config: Config, path: Option<&Path>) -> anyhow::Result<()> {
         stop_reading(stop, reader, &broker).await;
     }
     reload.tenant.drain(STOP_TIMEOUT).await;
+    broker.report_drops();
     if broker.connected.load(Ordering::Relaxed) {
         match tokio::time::timeout(STOP_TIMEOUT, client.flush()).await {
             Ok(Ok(())) => {}

@@ -15,7 +15,7 @@ use presence_core::{Input, Settings, Shard, tracker};
 use presence_sandbox::Blueprint;
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::broker;
+use crate::broker::{self, Health};
 use crate::config::Config;
 use crate::directory::Content;
 use crate::intake::Intake;
@@ -86,7 +86,11 @@ impl Tenant {
     }
 
     /// Subscribes to what is published for the tenant.
-    pub(crate) async fn listen(&self, client: &Client) -> anyhow::Result<Intake> {
+    pub(crate) async fn listen(
+        &self,
+        client: &Client,
+        broker: Arc<Health>,
+    ) -> anyhow::Result<Intake> {
         // One subscription, so that one order holds over all subjects.
         let messages = client.subscribe(self.subjects.of("presence.>")).await?;
         Ok(Intake {
@@ -94,6 +98,7 @@ impl Tenant {
             subjects: self.subjects.clone(),
             body_bytes_max: Arc::clone(&self.body_bytes_max),
             workers: self.workers.clone(),
+            broker,
         })
     }
 

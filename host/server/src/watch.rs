@@ -1,6 +1,6 @@
 //! Noticing that files have changed.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
@@ -24,6 +24,9 @@ pub(crate) struct Watch {
     watcher: RecommendedWatcher,
     events: mpsc::UnboundedReceiver<()>,
     paths: Vec<PathBuf>,
+    /// The folders that are watched, and which they were: to watch one again is an
+    /// event in it.
+    covered: BTreeMap<PathBuf, u64>,
     /// What the files were like when they were last looked at.
     stamps: Vec<Stamp>,
     look_at: Instant,
@@ -49,6 +52,7 @@ impl Watch {
             events,
             stamps: stamps(&paths),
             paths,
+            covered: BTreeMap::new(),
             look_at: Instant::now() + LOOK,
             busy: None,
         };
@@ -96,9 +100,19 @@ impl Watch {
     fn cover(&mut self) {
         let paths = self.paths.iter();
         let folders: BTreeSet<_> = paths.flat_map(|path| [folder(path), path]).collect();
-        for folder in folders.iter().filter(|folder| folder.is_dir()) {
-            if let Err(error) = self.watcher.watch(folder, RecursiveMode::NonRecursive) {
-                tracing::warn!(folder = %folder.display(), %error, "can't watch a folder");
+        for folder in folders {
+            let Ok(metadata) = std::fs::metadata(folder) else {
+                continue;
+            };
+            let known = self.covered.get(folder) == Some(&metadata.ino());
+            if known || !metadata.is_dir() {
+                continue;
+            }
+            match self.watcher.watch(folder, RecursiveMode::NonRecursive) {
+                Ok(()) => drop(self.covered.insert(folder.into(), metadata.ino())),
+                Err(error) => {
+                    tracing::warn!(folder = %folder.display(), %error, "can't watch a folder");
+                }
             }
         }
     }

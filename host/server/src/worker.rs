@@ -51,13 +51,18 @@ impl Figures {
 /// A worker, as the rest of the node sees it.
 #[derive(Debug)]
 pub(crate) struct Worker {
-    /// Bounded: when it is full, whoever reads from the broker waits, and the
-    /// broker's client drops what it can't buffer, which is counted.
+    /// Bounded: when it is full, the intake drops what is for this worker, and
+    /// counts it.
     tasks: mpsc::Sender<Task>,
     pub(crate) figures: Arc<Figures>,
 }
 
 impl Worker {
+    /// Hands over a task if there is room for it now.
+    pub(crate) fn offer(&self, task: Task) -> bool {
+        self.tasks.try_send(task).is_ok()
+    }
+
     /// Hands over a task, when there is room for it. A worker that is gone is
     /// one that was told to stop.
     pub(crate) async fn send(&self, task: Task) {
