@@ -191,11 +191,15 @@ fn the_check_says_all_that_is_wrong() -> Result<()> {
         ("contacts", None),
         ("no-such-either", None),
     ])?;
+    site.set("tracker.timeout_ms", 0)?;
+    site.set("nats.creds", "no-such.creds")?;
     site.write_directory("{\"contacts\": [")?;
     site.write_plugin("not-wasm", "this is no component")?;
     let (code, says) = check(&site)?;
     assert_eq!(code, Some(1), "{says}");
     for wrong in [
+        "timeout_ms",
+        "no-such.creds",
         "no-such-filter",
         "no-such-either",
         "directory.json",

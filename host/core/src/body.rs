@@ -96,44 +96,56 @@ pub fn dead_letter(
     node: &str,
     body_bytes_max: usize,
 ) -> Vec<u8> {
-    // Escaping makes a text at most six times as long; the rest of the letter
-    // is small. Where the whole might not fit, the beginning is kept.
-    let room = body_bytes_max.saturating_sub(1024 + rejection.error.len() + subject.len());
-    let whole = payload.len().saturating_mul(6) <= room || encode(payload).0.len() <= room;
-    let kept = if whole {
-        payload
-    } else {
-        payload.get(..room / 6).unwrap_or(payload)
-    };
-    let kept = match std::str::from_utf8(kept) {
-        // A cut through a character isn't the sender's fault.
-        Err(error) if !whole && error.error_len().is_none() => {
-            kept.get(..error.valid_up_to()).unwrap_or(kept)
-        }
-        _ => kept,
-    };
-    let (text, encoding) = encode(kept);
-    let mut json = Vec::with_capacity(text.len() + 256);
-    json.extend_from_slice(b"{\"subject\":");
-    push_quoted(&mut json, subject);
-    json.extend_from_slice(b",\"reason\":");
-    push_quoted(&mut json, rejection.cause.as_str());
-    json.extend_from_slice(b",\"error\":");
-    push_quoted(&mut json, &rejection.error);
-    json.extend_from_slice(b",\"payload\":");
+    let mut head = b"{\"subject\":".to_vec();
+    push_quoted(&mut head, subject);
+    head.extend_from_slice(b",\"reason\":");
+    push_quoted(&mut head, rejection.cause.as_str());
+    head.extend_from_slice(b",\"error\":");
+    push_quoted(&mut head, &rejection.error);
+    head.extend_from_slice(b",\"payload\":");
+    let mut tail = b",\"timestamp\":".to_vec();
+    push_number(&mut tail, timestamp);
+    tail.extend_from_slice(b",\"node\":");
+    push_quoted(&mut tail, node);
+    let room = body_bytes_max.saturating_sub(head.len() + tail.len() + LETTER_BYTES);
+    let (text, encoding, whole) = encode_beginning(payload, room);
+    let mut json = head;
+    json.reserve(text.len() + tail.len() + LETTER_BYTES);
     json.extend_from_slice(text.as_bytes());
     json.extend_from_slice(b",\"encoding\":");
     push_quoted(&mut json, encoding);
-    json.extend_from_slice(b",\"timestamp\":");
-    push_number(&mut json, timestamp);
-    json.extend_from_slice(b",\"node\":");
-    push_quoted(&mut json, node);
+    json.extend_from_slice(&tail);
     if !whole {
         json.extend_from_slice(b",\"truncated\":true,\"size\":");
         push_number(&mut json, payload.len() as u64);
     }
     json.push(b'}');
     json
+}
+
+/// More than the rest of a letter takes: the encoding, and that it was cut.
+const LETTER_BYTES: usize = 96;
+
+/// As much of the beginning of some bytes as fits as a JSON string, how it is
+/// encoded, and whether it is all.
+fn encode_beginning(bytes: &[u8], room: usize) -> (String, &'static str, bool) {
+    let mut kept = bytes;
+    loop {
+        let (text, encoding) = encode(kept);
+        if text.len() <= room || kept.is_empty() {
+            return (text, encoding, kept.len() == bytes.len());
+        }
+        // What is left is escaped about as much as what there was.
+        let scaled = kept.len() * room / text.len();
+        let shorter = bytes.get(..scaled.min(kept.len() - 1)).unwrap_or_default();
+        kept = match std::str::from_utf8(shorter) {
+            // A cut through a character isn't the sender's fault.
+            Err(error) if error.error_len().is_none() => {
+                shorter.get(..error.valid_up_to()).unwrap_or_default()
+            }
+            _ => shorter,
+        };
+    }
 }
 
 /// The reply to an input that was taken.
@@ -244,6 +256,14 @@ mod tests {
         );
         assert!(payload.starts_with(body["payload"].as_str().unwrap()));
         assert_eq!(body["encoding"], "utf8");
+        assert!(body["payload"].as_str().unwrap().len() > 3_500);
+        for bytes_max in [300, 1_024, 4_096] {
+            for payload in ["x".repeat(5_000), "\u{1}".repeat(5_000)] {
+                let body = dead_letter("s", &rejection, payload.as_bytes(), 1, "n", bytes_max);
+                assert!(body.len() <= bytes_max);
+                assert!(body.len() > bytes_max - 60, "{} of {bytes_max}", body.len());
+            }
+        }
         let whole = dead_letter("s", &rejection, &[0xff, 0], 1, "n", 4_096);
         let whole: serde_json::Value = serde_json::from_slice(&whole).unwrap();
         assert_eq!(

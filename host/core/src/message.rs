@@ -16,9 +16,9 @@ pub use diagnosis::{Cause, Rejection};
 /// The longest `userId` and `connId`, in bytes.
 pub const ID_BYTES_MAX: usize = 256;
 
-/// How much longer than a message what is published of it may be: the fields
-/// that the host adds, and ids of the longest kind, every byte of them escaped.
-const GROWTH_BYTES_MAX: usize = 4_096;
+/// How much longer than a message what is published of it may be: the fields that
+/// the host adds. What a message holds is never longer when it is written again.
+const GROWTH_BYTES_MAX: usize = 512;
 
 /// The subjects that are listened to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -153,7 +153,7 @@ impl Message {
             .map_err(|error| diagnosis::diagnose(kind, &text, &error))?;
         let message = fields.check(kind, &text)?;
         let bytes_max = body_bytes_max - GROWTH_BYTES_MAX.min(body_bytes_max / 2);
-        if payload.len() > bytes_max {
+        if message.is_published() && payload.len() > bytes_max {
             let error = format!(
                 "{} bytes long, and with what is added no more than {bytes_max} fit the broker's max_payload",
                 payload.len()
@@ -161,6 +161,19 @@ impl Message {
             return Err(Rejection::new(Cause::TooLarge, error));
         }
         Ok(message)
+    }
+}
+
+impl Message {
+    /// Whether what it carries may be published again.
+    fn is_published(&self) -> bool {
+        match &self.says {
+            Says::Connect { metadata, .. }
+            | Says::Heartbeat { metadata, .. }
+            | Says::Online { metadata } => metadata.is_some(),
+            Says::Offline { .. } => true,
+            Says::Disconnect { .. } => false,
+        }
     }
 }
 
@@ -386,11 +399,13 @@ mod tests {
             let head = r#"{"userId":"u","connId":"c","timestamp":1,"metadata":{"device":""#;
             format!("{head}{}\"}}}}", "x".repeat(bytes - head.len() - 3))
         };
-        for (bytes_max, fits) in [(65_536, 61_440), (2_000, 1_000)] {
+        for (bytes_max, fits) in [(65_536, 65_024), (2_000, 1_488)] {
             let parse =
                 |bytes: usize| Message::parse(Kind::Connect, &Bytes::from(body(bytes)), bytes_max);
             assert!(parse(fits).is_ok());
             assert_eq!(parse(fits + 1).unwrap_err().cause, Cause::TooLarge);
+            let farewell = Bytes::from(body(fits + 1));
+            assert!(Message::parse(Kind::Disconnect, &farewell, bytes_max).is_ok());
         }
     }
 

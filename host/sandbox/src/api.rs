@@ -107,6 +107,11 @@ impl Value {
     }
 }
 
+/// Whether an import is one of a package that the host offers.
+pub(crate) fn offers(import: &str) -> bool {
+    import.starts_with("presence:plugin/")
+}
+
 /// Offers all four interfaces.
 pub(crate) fn link(linker: &mut Linker<Call>) -> Result<()> {
     events(linker)?;

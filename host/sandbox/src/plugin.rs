@@ -31,6 +31,20 @@ impl Plugin {
             what: one_line(error),
         };
         let component = Component::new(&engine.wasmtime, bytes).map_err(not)?;
+        // Said before the linker says it, in its own words and one at a time.
+        let imports = component.component_type();
+        let imports = imports.imports(&engine.wasmtime);
+        let foreign = imports.map(|(name, _)| name.to_owned());
+        let foreign: Vec<_> = foreign.filter(|name| !api::offers(name)).collect();
+        if !foreign.is_empty() {
+            return Err(LoadError::Link {
+                plugin: name.into(),
+                what: format!(
+                    "it imports {}, and plugins are given nothing but presence:plugin",
+                    foreign.join(", ")
+                ),
+            });
+        }
         let mut linker = Linker::new(&engine.wasmtime);
         let linked = api::link(&mut linker).and_then(|()| linker.instantiate_pre(&component));
         let linked = linked.map_err(|error| LoadError::Link {

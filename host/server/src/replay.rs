@@ -98,6 +98,10 @@ impl<W: Write> Replay<W> {
     }
 
     fn line(&mut self, line: &str) -> anyhow::Result<()> {
+        anyhow::ensure!(
+            line.trim_start().starts_with('{'),
+            "a recorded line is a JSON object with `subject` and `data`"
+        );
         let line: Line = serde_json::from_str(line).context("not a recorded line")?;
         let payload = match (&line.data, &line.payload) {
             (Some(data), None) => Bytes::copy_from_slice(data.get().as_bytes()),

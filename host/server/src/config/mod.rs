@@ -84,12 +84,35 @@ impl Config {
         Self::load_in(Path::new(""), path, env)
     }
 
+    /// As [`Config::load`], for going on to look for what else is wrong: with the
+    /// problems comes a configuration that has the default where a value is wrong.
+    ///
+    /// # Errors
+    /// A file that can't be read, or that isn't TOML.
+    pub(crate) fn load_with_problems(
+        path: Option<&Path>,
+        env: impl Iterator<Item = (String, String)>,
+    ) -> Result<(Self, Option<Problems>), Problems> {
+        Self::read_in(Path::new(""), path, env)
+    }
+
     /// As [`Config::load`], with the working folder given.
     fn load_in(
         working: &Path,
         path: Option<&Path>,
         env: impl Iterator<Item = (String, String)>,
     ) -> Result<Self, Problems> {
+        match Self::read_in(working, path, env)? {
+            (config, None) => Ok(config),
+            (_, Some(problems)) => Err(problems),
+        }
+    }
+
+    fn read_in(
+        working: &Path,
+        path: Option<&Path>,
+        env: impl Iterator<Item = (String, String)>,
+    ) -> Result<(Self, Option<Problems>), Problems> {
         let usual = working.join(FILE_NAME);
         let file = path.unwrap_or(&usual);
         let text = match std::fs::read_to_string(file) {
@@ -100,7 +123,7 @@ impl Config {
         let document = DeTable::parse(&text)
             .map_err(|error| Problems::from(Problem::syntax(file, &text, &error)))?;
         let reader = Reader::new(file, &text, env.collect());
-        reader.read(document.get_ref(), Self::read)
+        Ok(reader.read(document.get_ref(), Self::read))
     }
 
     /// The pipeline in one line: its plugins, in order.

@@ -1,7 +1,7 @@
 //! `[nats]` and `[nats.tls]`: the broker, and how to reach it.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use async_nats::ServerAddr;
 
@@ -87,6 +87,20 @@ impl fmt::Debug for Secret {
 }
 
 impl Nats {
+    /// The files that it names, each with its key.
+    pub(crate) fn files(&self) -> Vec<(&'static str, &Path)> {
+        let login = match &self.auth {
+            Auth::Creds(path) => Some(("creds", &**path)),
+            Auth::Nkey(path) => Some(("nkey", &**path)),
+            Auth::Anonymous | Auth::Password { .. } | Auth::Token(_) => None,
+        };
+        let tls = &self.tls;
+        let identity = tls.identity.iter();
+        let identity = identity.flat_map(|own| [("tls.cert", &*own.cert), ("tls.key", &*own.key)]);
+        let ca = tls.ca.as_deref().map(|path| ("tls.ca", path));
+        login.into_iter().chain(ca).chain(identity).collect()
+    }
+
     pub(super) fn read(section: &mut Section<'_, '_>) -> Self {
         let url = section.get("url", servers);
         Self {

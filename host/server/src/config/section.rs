@@ -42,18 +42,16 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Reads the whole document.
+    /// Reads the whole document. Beside what it says comes what is wrong with it:
+    /// the default stands where a value is.
     pub(super) fn read<T>(
         mut self,
         document: &'a DeTable<'a>,
         read: impl FnOnce(&mut Section<'_, 'a>) -> T,
-    ) -> Result<T, Problems> {
+    ) -> (T, Option<Problems>) {
         let value = self.read_root(Some(document), read);
         self.refuse_unknown_variables();
-        match Problems::found(self.problems) {
-            None => Ok(value),
-            Some(problems) => Err(problems),
-        }
+        (value, Problems::found(self.problems))
     }
 
     /// Reads the defaults: what holds when there is nothing to read.

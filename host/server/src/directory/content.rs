@@ -1,10 +1,11 @@
 //! What a source says of all users: read from JSON, with ids interned as they
 //! come, since a directory may be large.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use presence_core::directory::{Changes, Directory, Settings};
+use presence_core::message::ID_BYTES_MAX;
 use presence_core::names::{Id, Names};
 use roaring::RoaringBitmap;
 use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
@@ -18,6 +19,9 @@ pub(crate) struct Content {
     pub(super) blocks: BTreeMap<Id, RoaringBitmap>,
     pub(super) settings: BTreeMap<Id, Settings>,
 }
+
+/// What an id is.
+const ID: &str = "a string of 1 to 256 bytes";
 
 /// The sections of a directory.
 pub(super) const SECTIONS: [&str; 4] = ["contacts", "groups", "blocks", "settings"];
@@ -110,7 +114,11 @@ impl<'de> Visitor<'de> for Whole<'_> {
         let Self(names) = self;
         let user = |text: &str| names.intern(text);
         let mut content = Content::default();
+        let mut sections = BTreeSet::new();
         while let Some(section) = map.next_key::<String>()? {
+            if !sections.insert(section.clone()) {
+                return Err(A::Error::custom(format!("`{section}` is there twice")));
+            }
             match section.as_str() {
                 "contacts" => content.contacts = map.next_value_seed(Lists(names, user))?,
                 "blocks" => content.blocks = map.next_value_seed(Lists(names, user))?,
@@ -151,10 +159,15 @@ impl<'de, K: Ord, F: Fn(&str) -> K> Visitor<'de> for Lists<'_, F> {
         let Self(names, key_of) = self;
         let mut lists = BTreeMap::new();
         while let Some(key) = map.next_key::<String>()? {
+            if key.is_empty() || key.len() > ID_BYTES_MAX {
+                return Err(A::Error::custom(format!("the key `{key}` must be {ID}")));
+            }
             // Whose list is wrong is said beside what serde says of the place.
             let list = map.next_value_seed(Ids(names));
             let list = list.map_err(|error| A::Error::custom(format!("of `{key}`: {error}")))?;
-            lists.insert(key_of(&key), list);
+            if lists.insert(key_of(&key), list).is_some() {
+                return Err(A::Error::custom(format!("`{key}` is listed twice")));
+            }
         }
         Ok(lists)
     }
@@ -202,11 +215,11 @@ impl Visitor<'_> for UserId<'_> {
     type Value = Id;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a user id: a string that isn't empty")
+        write!(f, "a user id: {ID}")
     }
 
     fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Id, E> {
-        if text.is_empty() {
+        if text.is_empty() || text.len() > ID_BYTES_MAX {
             return Err(E::invalid_value(serde::de::Unexpected::Str(text), &self));
         }
         Ok(self.0.intern(text))
@@ -242,11 +255,14 @@ mod tests {
                 r#"{"contacts":{"a":[7]}}"#,
                 &["of `a`", "integer `7`", "line 1 column 19"][..],
             ),
-            (r#"{"contacts":{"a":[""]}}"#, &["of `a`", "isn't empty"]),
+            (r#"{"contacts":{"a":[""]}}"#, &["of `a`", "1 to 256 bytes"]),
             (r#"{"blocks":{"a":"b"}}"#, &["of `a`", "a list of user ids"]),
             (r#"{"friends":{}}"#, &["friends", "contacts"]),
             ("[]", &["an object with contacts, groups, blocks, settings"]),
             ("{} {}", &["trailing"]),
+            (r#"{"blocks":{"a":[],"a":[]}}"#, &["`a` is listed twice"]),
+            (r#"{"blocks":{},"blocks":{}}"#, &["`blocks` is there twice"]),
+            (r#"{"groups":{"":[]}}"#, &["1 to 256 bytes"]),
         ] {
             let error = Content::parse(text, &Names::new()).unwrap_err().to_string();
             for word in words {

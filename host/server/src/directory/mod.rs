@@ -20,5 +20,6 @@ pub(crate) fn read_file(path: &Path, names: &Names) -> anyhow::Result<Content> {
         }
         Err(error) => return Err(error).with_context(|| format!("can't read {}", path.display())),
     };
-    Content::parse(&text, names).with_context(|| format!("{} is not a directory", path.display()))
+    Content::parse(&text, names)
+        .with_context(|| format!("the directory {} can't be used", path.display()))
 }
