@@ -23,6 +23,9 @@ pub(crate) fn run(path: Option<&Path>) -> anyhow::Result<()> {
         problems.extend(opened.err());
     }
     if let config::Directory::File { path } = &config.directory {
+        if let Some(what) = directory::missing(path) {
+            eprintln!("warning: {what}");
+        }
         problems.extend(directory::read_file(path, &Names::new()).err());
     }
     let loader = Loader::new()?;

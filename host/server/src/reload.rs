@@ -87,7 +87,12 @@ impl Reload {
     /// Reads the directory for the first time: nothing is decided before.
     pub(crate) async fn read_directory(&mut self) -> anyhow::Result<()> {
         match self.config.directory {
-            config::Directory::File { .. } => self.reload_directory().await,
+            config::Directory::File { ref path } => {
+                if let Some(what) = directory::missing(path) {
+                    tracing::warn!("{what}");
+                }
+                self.reload_directory().await
+            }
             config::Directory::Kv { .. } => {
                 if let Some(update) = self.updates.recv().await {
                     self.update(update).await;

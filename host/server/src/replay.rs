@@ -77,7 +77,12 @@ impl<W: Write> Replay<W> {
     fn new(config: &Config, out: W) -> anyhow::Result<Self> {
         let names = Arc::new(Names::new());
         let content = match &config.directory {
-            config::Directory::File { path } => directory::read_file(path, &names)?,
+            config::Directory::File { path } => {
+                if let Some(what) = directory::missing(path) {
+                    eprintln!("warning: {what}");
+                }
+                directory::read_file(path, &names)?
+            }
             config::Directory::Kv { .. } => {
                 bail!("a replay has no broker: use [directory] source = \"file\"")
             }

@@ -10,12 +10,20 @@ use presence_core::names::Names;
 
 pub(crate) use content::Content;
 
+/// What to say where there is no directory file, which is no error.
+pub(crate) fn missing(path: &Path) -> Option<String> {
+    let what = format!(
+        "{} does not exist: nobody has contacts or groups",
+        path.display()
+    );
+    (!path.exists()).then_some(what)
+}
+
 /// Reads a directory file. One that doesn't exist says nothing of anybody.
 pub(crate) fn read_file(path: &Path, names: &Names) -> anyhow::Result<Content> {
     let text = match std::fs::read_to_string(path) {
         Ok(text) => text,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            tracing::warn!(path = %path.display(), "no directory file: nobody has contacts or groups");
             return Ok(Content::default());
         }
         Err(error) => return Err(error).with_context(|| format!("can't read {}", path.display())),
