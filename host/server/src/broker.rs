@@ -21,7 +21,10 @@ const HEADER_BYTES_MAX: usize = 1_024;
 pub(crate) struct Health {
     pub(crate) connected: AtomicBool,
     pub(crate) connects: AtomicU64,
-    pub(crate) slow_consumer_drops: AtomicU64,
+    /// How often the client said that it dropped something. It doesn't always.
+    pub(crate) slow_consumer_events: AtomicU64,
+    /// How many inputs were dropped for want of room.
+    pub(crate) drops: AtomicU64,
     pub(crate) errors: AtomicU64,
     /// How many drops have been told of in the log.
     drops_reported: AtomicU64,
@@ -33,21 +36,21 @@ impl Health {
     /// Counts inputs that were dropped for want of room. The first is told of at
     /// once, the rest with [`Self::report_drops`].
     pub(crate) fn count_drops(&self, count: u64) {
-        if self.slow_consumer_drops.fetch_add(count, Ordering::Relaxed) == 0 {
+        if self.drops.fetch_add(count, Ordering::Relaxed) == 0 {
             self.report_drops();
         }
     }
 
     /// Tells of the drops that the log hasn't told of yet.
     pub(crate) fn report_drops(&self) {
-        let total = self.slow_consumer_drops.load(Ordering::Relaxed);
+        let total = self.drops.load(Ordering::Relaxed);
         let dropped = total - self.drops_reported.swap(total, Ordering::Relaxed);
         if dropped > 0 {
             tracing::warn!(
                 dropped,
                 total,
                 "messages arrive faster than they are taken in, and some are dropped: \
-                 raise [engine] worker_queue, or take load off this machine"
+                 raise [nats] intake_queue and [engine] worker_queue, or take load off this machine"
             );
         }
     }
@@ -140,7 +143,9 @@ fn observe(event: &Event, servers: &str, health: &Health, changes: &mpsc::Unboun
             tracing::warn!("lost the connection to NATS; reconnecting");
             let _ = changes.send(false);
         }
-        Event::SlowConsumer(_) => health.count_drops(1),
+        Event::SlowConsumer(_) => {
+            health.slow_consumer_events.fetch_add(1, Ordering::Relaxed);
+        }
         Event::ServerError(error) => {
             let text = error.to_string().to_lowercase();
             if text.contains("permissions violation for subscription") {

@@ -220,7 +220,7 @@ async fn metrics(State(status): State<Arc<Status>>) -> String {
             "presence_slow_consumer_drops_total",
             "counter",
             "Inputs dropped for want of room.",
-            read(&status.broker.slow_consumer_drops),
+            read(&status.broker.drops),
         ),
         (
             "presence_nats_errors_total",

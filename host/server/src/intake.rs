@@ -4,8 +4,9 @@
 use std::hash::BuildHasher;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
-use async_nats::{Message as Received, Subscriber};
+use async_nats::{Message as Received, Statistics, Subscriber};
 use foldhash::fast::FixedState;
 use futures_util::{FutureExt, StreamExt};
 use presence_core::Input;
@@ -20,6 +21,9 @@ use crate::worker::{Task, Workers};
 /// How many messages are handed on at once, at most.
 const BATCH_MAX: usize = 256;
 
+/// How often is looked for what the client has dropped.
+const SETTLE_EVERY: Duration = Duration::from_secs(1);
+
 /// What reads a tenant's subscription.
 pub(crate) struct Intake {
     pub(crate) messages: Subscriber,
@@ -28,15 +32,48 @@ pub(crate) struct Intake {
     pub(crate) body_bytes_max: Arc<AtomicUsize>,
     pub(crate) workers: Workers,
     pub(crate) broker: Arc<Health>,
+    pub(crate) statistics: Arc<Statistics>,
+    pub(crate) account: Account,
+}
+
+/// What became of the messages that the client has received. It drops those that
+/// the subscription has no room for and says so in events, which it drops as well,
+/// and which may come late.
+#[derive(Default)]
+pub(crate) struct Account {
+    /// How many were read here.
+    read: u64,
+    /// How many more the client had received, the last time and the time before that
+    /// all there were had been read: other subscriptions', and those dropped.
+    others: [u64; 2],
+    events: u64,
+}
+
+impl Account {
+    /// All that was there has been read. Says how many were dropped since the last
+    /// time: none, unless the client has said that some were.
+    fn settle(&mut self, received: u64, events: u64) -> u64 {
+        let others = received.saturating_sub(self.read);
+        let [last, before] = self.others;
+        if std::mem::replace(&mut self.events, events) == events {
+            self.others = [others, last];
+            return 0;
+        }
+        self.others = [others; 2];
+        others.saturating_sub(before)
+    }
 }
 
 impl Intake {
     /// Reads until it is told to stop, and then what has arrived by then.
     pub(crate) async fn read(mut self, mut stop: oneshot::Receiver<()>) {
         let mut stopping = false;
+        let mut settle = tokio::time::interval(SETTLE_EVERY);
         loop {
             let first = tokio::select! {
-                first = self.messages.next() => first,
+                // Whoever stops isn't kept waiting by what comes in, and what has been
+                // dropped is counted when nothing is left to read.
+                biased;
                 _ = &mut stop, if !stopping => {
                     stopping = true;
                     // The subscription ends when all that is on its way is read.
@@ -45,9 +82,24 @@ impl Intake {
                     }
                     continue;
                 }
+                first = self.messages.next() => first,
+                _ = settle.tick() => {
+                    self.settle();
+                    continue;
+                }
             };
             let Some(first) = first else { return };
             self.batch(first, stopping).await;
+        }
+    }
+
+    /// Counts what the client has dropped.
+    fn settle(&mut self) {
+        let received = self.statistics.in_messages.load(Ordering::Relaxed);
+        let events = self.broker.slow_consumer_events.load(Ordering::Relaxed);
+        match self.account.settle(received, events) {
+            0 => {}
+            dropped => self.broker.count_drops(dropped),
         }
     }
 
@@ -72,11 +124,13 @@ impl Intake {
             }
         };
         put(first);
+        self.account.read += 1;
         for _ in 1..BATCH_MAX {
             let Some(Some(next)) = self.messages.next().now_or_never() else {
                 break;
             };
             put(next);
+            self.account.read += 1;
         }
         for (worker, batch) in self.workers.iter().zip(batches) {
             let count = batch.len();
@@ -128,4 +182,27 @@ fn sort(
             }
         },
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_dropped_is_what_was_received_and_not_read() {
+        let mut account = Account {
+            read: 10,
+            ..Account::default()
+        };
+        // Three were other subscriptions'.
+        assert_eq!([account.settle(13, 0), account.settle(13, 0)], [0, 0]);
+        account.read = 50;
+        assert_eq!(account.settle(153, 2), 100, "however many events there are");
+        account.read = 60;
+        assert_eq!(account.settle(165, 2), 0, "the event may be on its way");
+        assert_eq!(account.settle(165, 3), 2);
+        account.read = 70;
+        assert_eq!([account.settle(176, 3), account.settle(176, 3)], [0, 0]);
+        assert_eq!(account.settle(177, 4), 1, "an earlier one was another's");
+    }
 }

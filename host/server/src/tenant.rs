@@ -18,7 +18,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use crate::broker::{self, Health};
 use crate::config::Config;
 use crate::directory::Content;
-use crate::intake::Intake;
+use crate::intake::{Account, Intake};
 use crate::wire::{Publisher, Source, Subjects};
 use crate::worker::{self, State, Task, Workers};
 
@@ -99,6 +99,8 @@ impl Tenant {
             body_bytes_max: Arc::clone(&self.body_bytes_max),
             workers: self.workers.clone(),
             broker,
+            statistics: client.statistics(),
+            account: Account::default(),
         })
     }
 
