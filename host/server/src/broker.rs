@@ -72,10 +72,9 @@ pub(crate) async fn connect(
     health: &Arc<Health>,
     changes: mpsc::UnboundedSender<bool>,
 ) -> anyhow::Result<Client> {
-    for (key, file) in nats.files() {
-        // The client would only say so each time it tries to connect.
-        std::fs::File::open(file)
-            .with_context(|| format!("[nats] {key}: can't read {}", file.display()))?;
+    // The client would only say so each time it tries to connect.
+    if let Some(problem) = nats.unreadable().into_iter().next() {
+        return Err(problem);
     }
     let mut options = ConnectOptions::new()
         .name(format!("presence {node}"))

@@ -1,9 +1,7 @@
 //! `presence check`: all that is wrong, before it is run.
 
-use std::fs::File;
 use std::path::Path;
 
-use anyhow::Context as _;
 use presence_core::names::Names;
 
 use crate::config::{self, Config};
@@ -17,11 +15,7 @@ pub(crate) fn run(path: Option<&Path>) -> anyhow::Result<()> {
     let mut problems: Vec<anyhow::Error> = wrong
         .map(|problem| anyhow::anyhow!(problem.to_string()))
         .collect();
-    for (key, file) in config.nats.files() {
-        let opened = File::open(file);
-        let opened = opened.with_context(|| format!("[nats] {key}: can't read {}", file.display()));
-        problems.extend(opened.err());
-    }
+    problems.extend(config.nats.unreadable());
     if let config::Directory::File { path } = &config.directory {
         if let Some(what) = directory::missing(path) {
             eprintln!("warning: {what}");

@@ -163,21 +163,20 @@ impl Shard {
         let mut shared = Arc::new(event);
         let context = context(self.now, &shared, &self.directory, &self.names);
         let enriched = rules.enrich(context);
-        let mut body = body::event(&shared);
+        let plain = Arc::clone(&shared);
         if !enriched.changes.is_empty() {
-            let changed = shared.changed(&enriched.changes);
-            let enriched = body::event(&changed);
-            if enriched.len() > self.settings.body_bytes_max {
-                let error = format!(
-                    "the enrichers make the event {} bytes long, and the broker takes {}: it goes on without them",
-                    enriched.len(),
-                    self.settings.body_bytes_max
-                );
-                let rejection = Rejection::new(Cause::TooLarge, error);
-                self.dead_letter(subject(&shared).as_str(), &rejection, &body, out);
-            } else {
-                (shared, body) = (Arc::new(changed), enriched);
-            }
+            shared = Arc::new(plain.changed(&enriched.changes));
+        }
+        let mut body = body::event(&shared);
+        let body_bytes_max = self.settings.body_bytes_max;
+        if !enriched.changes.is_empty() && body.len() > body_bytes_max {
+            let error = format!(
+                "the enrichers make the event {} bytes long, and the broker takes {body_bytes_max}: it goes on without them",
+                body.len(),
+            );
+            let rejection = Rejection::new(Cause::TooLarge, error);
+            (body, shared) = (body::event(&plain), plain);
+            self.dead_letter(subject(&shared).as_str(), &rejection, &body, out);
         }
         for failure in &enriched.failures {
             self.failed(&shared, failure, out);

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use anyhow::Context as _;
 use async_nats::ServerAddr;
 
 use super::checks::{any, filled, within};
@@ -87,8 +88,19 @@ impl fmt::Debug for Secret {
 }
 
 impl Nats {
+    /// What is wrong with the files that it names: those that can't be read.
+    pub(crate) fn unreadable(&self) -> Vec<anyhow::Error> {
+        let open = |(key, file): (&str, &Path)| {
+            let opened = std::fs::File::open(file);
+            let opened =
+                opened.with_context(|| format!("[nats] {key}: can't read {}", file.display()));
+            opened.err()
+        };
+        self.files().into_iter().filter_map(open).collect()
+    }
+
     /// The files that it names, each with its key.
-    pub(crate) fn files(&self) -> Vec<(&'static str, &Path)> {
+    fn files(&self) -> Vec<(&'static str, &Path)> {
         let login = match &self.auth {
             Auth::Creds(path) => Some(("creds", &**path)),
             Auth::Nkey(path) => Some(("nkey", &**path)),
