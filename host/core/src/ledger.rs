@@ -10,7 +10,8 @@ use roaring::RoaringBitmap;
 
 use crate::audience::Audience;
 use crate::event::Event;
-use crate::names::Id;
+use crate::names::{Id, Name};
+use crate::record::Record;
 
 /// What is known and was said of an online user.
 #[derive(Clone, Debug)]
@@ -37,6 +38,19 @@ pub struct Again {
 #[derive(Debug, Default)]
 pub struct Ledger {
     entries: HashMap<Id, Entry, foldhash::fast::FixedState>,
+    changes: Changes,
+}
+
+/// What of the ledger has changed since it was last taken.
+#[derive(Debug, Default)]
+struct Changes {
+    /// Whether anybody takes it.
+    wanted: bool,
+    changed: RoaringBitmap,
+    /// Those of whom a record was handed out.
+    saved: RoaringBitmap,
+    /// Those of them who went offline.
+    gone: Vec<Name>,
 }
 
 impl Ledger {
@@ -59,12 +73,56 @@ impl Ledger {
         };
         let entry = self.entries.entry(event.user).or_insert(fresh);
         entry.event = event;
+        self.changes.note(entry.event.user);
         entry
+    }
+
+    /// Notes that who has been told of a user is not as it was.
+    pub fn note(&mut self, user: Id) {
+        self.changes.note(user);
     }
 
     /// Removes a user who went offline, and says who had been told of them.
     pub fn offline(&mut self, user: Id) -> Option<Entry> {
-        self.entries.remove(&user)
+        let entry = self.entries.remove(&user)?;
+        self.changes.changed.remove(user.0);
+        if self.changes.saved.remove(user.0) {
+            self.changes.gone.push(entry.event.name.clone());
+        }
+        Some(entry)
+    }
+
+    /// Notes changes from now on, for [`Self::take_records`].
+    pub fn keep_records(&mut self) {
+        self.changes.wanted = true;
+    }
+
+    /// Whether there is anything to take.
+    pub fn has_records(&self) -> bool {
+        !(self.changes.changed.is_empty() && self.changes.gone.is_empty())
+    }
+
+    /// All that has changed since this was last called. Of two records of the same
+    /// user, the later holds.
+    pub fn take_records(&mut self, records: &mut Vec<Record>) {
+        let gone = self.changes.gone.drain(..);
+        records.extend(gone.map(|user| Record::Told { user, entry: None }));
+        let changed = std::mem::take(&mut self.changes.changed);
+        let entries = changed.iter().filter_map(|id| self.entries.get(&Id(id)));
+        records.extend(entries.map(|entry| Record::Told {
+            user: entry.event.name.clone(),
+            entry: Some((Arc::clone(&entry.event), entry.told.clone())),
+        }));
+        self.changes.saved |= changed;
+    }
+
+    /// Puts an entry back.
+    pub fn restore(&mut self, event: Arc<Event>, told: Audience) {
+        let user = event.user;
+        self.changes.saved.insert(user.0);
+        let again = None;
+        let entry = Entry { event, told, again };
+        self.entries.insert(user, entry);
     }
 
     /// The online users, in a stable order.
@@ -92,5 +150,13 @@ impl Ledger {
             ids |= entry.told.bitmap();
         }
         ids
+    }
+}
+
+impl Changes {
+    fn note(&mut self, user: Id) {
+        if self.wanted {
+            self.changed.insert(user.0);
+        }
     }
 }

@@ -24,6 +24,7 @@ pub mod message;
 pub mod metadata;
 pub mod names;
 pub mod publish;
+pub mod record;
 pub mod rules;
 mod shard;
 pub mod tracker;

@@ -1,6 +1,6 @@
 //! What holds of visibility whatever happens: random scripts of users who come
-//! and go, a directory and rules that change, and rules that fail, with every
-//! message that viewers get followed.
+//! and go, a directory and rules that change, rules that fail, and a host that is
+//! restarted, with every message that viewers get followed.
 
 #![allow(
     clippy::unwrap_used,
@@ -19,6 +19,7 @@ use presence_core::event::Event;
 use presence_core::message::{Kind, Message};
 use presence_core::names::{Id, Names};
 use presence_core::publish::Subject;
+use presence_core::record::Record;
 use presence_core::rules::{Context, Decision, Enriched, Failure, Reads, Rendition, Rules};
 use presence_core::{Input, Output, Settings, Shard};
 use proptest::prelude::*;
@@ -46,6 +47,10 @@ enum Step {
     /// The redactor shows nothing of the users to viewers of this number.
     Unredacted(Option<usize>),
     Wait(u64),
+    /// The host has stored what has changed so far.
+    Save,
+    /// The host is down for so long, in which a user's contacts become these.
+    Restart(u64, usize, BTreeSet<usize>),
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -63,6 +68,9 @@ fn step() -> impl Strategy<Value = Step> {
         1 => some().prop_map(Step::Fail),
         1 => proptest::option::of(user).prop_map(Step::Unredacted),
         3 => (1..40_000_u64).prop_map(Step::Wait),
+        1 => Just(Step::Save),
+        1 => (0..40_000_u64, 0..USERS.len(), some())
+            .prop_map(|(ms, user, list)| Step::Restart(ms, user, list)),
     ]
 }
 
@@ -135,6 +143,8 @@ struct World {
     told: BTreeMap<String, BTreeSet<String>>,
     /// Who is online, by the events that were broadcast.
     online: BTreeSet<String>,
+    /// What the host has stored.
+    store: BTreeMap<Vec<u8>, Vec<u8>>,
 }
 
 impl World {
@@ -142,17 +152,14 @@ impl World {
         let names = Arc::new(Names::new());
         let directory = Arc::new(Directory::new());
         Self {
-            shard: Shard::new(
-                Settings::default(),
-                Arc::clone(&names),
-                Arc::clone(&directory),
-            ),
+            shard: shard(&names, &directory),
             names,
             directory,
             rules: Generation::default(),
             now: 1_000_000,
             told: BTreeMap::new(),
             online: BTreeSet::new(),
+            store: BTreeMap::new(),
         }
     }
 
@@ -205,7 +212,33 @@ impl World {
                 self.input(Input::Rules);
             }
             Step::Wait(ms) => self.wait_until(self.now + ms),
+            Step::Save => self.save(),
+            Step::Restart(down_ms, user, list) => self.restart(*down_ms, *user, list),
         }
+    }
+
+    fn save(&mut self) {
+        for record in self.shard.take_records(1) {
+            match record.encode(&self.names) {
+                (key, Some(value)) => drop(self.store.insert(key, value)),
+                (key, None) => drop(self.store.remove(&key)),
+            }
+        }
+    }
+
+    fn restart(&mut self, down_ms: u64, user: usize, list: &BTreeSet<usize>) {
+        self.save();
+        self.now += down_ms;
+        let list = self.ids(list).into_iter().map(|id| id.0).collect();
+        let mut edit = self.directory.edit();
+        edit.contacts(self.id(user), Some(list));
+        self.directory = Arc::new(edit.finish().0);
+        self.shard = shard(&self.names, &self.directory);
+        let records = self.store.iter();
+        let records = records.map(|(key, value)| Record::decode(key, value, &self.names).unwrap());
+        self.shard.restore(self.now, down_ms, records);
+        self.shard.hear(self.now);
+        self.wait_until(self.now);
     }
 
     fn message(&mut self, kind: Kind, user: usize, mut body: Value) {
@@ -300,6 +333,13 @@ impl World {
             assert_eq!(self.told[user], allowed, "of {user}");
         }
     }
+}
+
+fn shard(names: &Arc<Names>, directory: &Arc<Directory>) -> Shard {
+    let (names, directory) = (Arc::clone(names), Arc::clone(directory));
+    let mut shard = Shard::new(Settings::default(), names, directory);
+    shard.keep_records();
+    shard
 }
 
 /// Who may see a user, worked out anew.

@@ -130,7 +130,8 @@ impl Shard {
             return;
         }
         let lost = told.difference(&verdict.audience);
-        if !lost.is_empty() {
+        let mut changed = !lost.is_empty();
+        if changed {
             self.counters.corrected += lost.len();
             let gone = Event {
                 timestamp: self.now,
@@ -148,7 +149,11 @@ impl Shard {
         }
         for rendition in &verdict.renditions {
             let gained = rendition.audience.difference(&told);
+            changed |= !gained.is_empty();
             self.tell(event, rendition, &gained, out);
+        }
+        if changed {
+            self.ledger.note(event.user);
         }
     }
 

@@ -15,6 +15,27 @@ pub(super) struct Connection<M> {
     pub(super) lease_queued: bool,
     /// Whether the agenda holds a `Task::Forget` for it.
     pub(super) forgetting_queued: bool,
+    pub(super) saving: Saving,
+}
+
+/// Where a connection or user stands between here and the store, see `record`.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Saving {
+    /// A record of it was handed out.
+    pub(super) saved: bool,
+    /// It is among the changed.
+    pub(super) changed: bool,
+}
+
+impl<M> Connection<M> {
+    /// The newest timestamp in any of its messages that is known.
+    pub(super) fn newest(&self) -> u64 {
+        match &self.state {
+            State::Unknown => 0,
+            State::Live(life) => life.newest,
+            State::Closed(close) => close.newest,
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -36,6 +57,8 @@ pub(super) struct Life<M> {
     pub(super) opened: u64,
     /// The newest timestamp in any of its messages.
     pub(super) newest: u64,
+    /// What the store knows as the newest.
+    pub(super) saved_newest: u64,
     pub(super) metadata: M,
 }
 
@@ -45,6 +68,7 @@ impl<M> Life<M> {
             heard_at: now,
             opened,
             newest: timestamp,
+            saved_newest: 0,
             metadata,
         }
     }
@@ -59,6 +83,8 @@ impl<M> Life<M> {
 pub(super) struct Close {
     /// What is not newer than this is ignored.
     pub(super) timestamp: u64,
+    /// The newest timestamp in any of its messages, this close among them.
+    pub(super) newest: u64,
     /// When the close was handled, by the host's clock.
     pub(super) kept_since: u64,
     /// Whether a newer heartbeat revives the connection: nobody closed it, it

@@ -109,7 +109,7 @@ impl<M: Clone> Tracker<M> {
             return None;
         };
         let last_heartbeat = life.newest;
-        self.close(key, self.now, true);
+        self.close(key, self.now, last_heartbeat, true);
         let user = self.roster.connections[key].user;
         (self.roster.users[user].live == 0)
             .then(|| self.go_offline(user, Reason::Timeout, Some(last_heartbeat)))
@@ -121,7 +121,7 @@ impl<M: Clone> Tracker<M> {
         };
         connection.forgetting_queued = false;
         match self.forgetting_deadline(key) {
-            Some(deadline) if deadline <= due => self.roster.remove(key),
+            Some(deadline) if deadline <= due => self.remove(key),
             _ => self.queue_forgetting(key),
         }
     }
@@ -133,8 +133,9 @@ impl<M: Clone> Tracker<M> {
             return None;
         }
         let pending = self.roster.users[key].pending.take()?;
+        self.note_user(key);
         let offline = self.go_offline(key, pending.reason, None);
-        self.roster.remove_user_if_spent(key);
+        self.remove_user_if_spent(key);
         Some(offline)
     }
 

@@ -25,6 +25,7 @@
 mod agenda;
 mod connection;
 mod expiry;
+mod record;
 mod roster;
 mod slab;
 mod types;
@@ -34,6 +35,8 @@ use std::sync::Arc;
 
 use self::agenda::{Agenda, Task};
 use self::connection::{Close, Life, State};
+use self::record::Changes;
+pub use self::record::{Connected, Record, Seen};
 use self::roster::Roster;
 use self::slab::Key;
 pub use self::types::{Effect, Handled, Reason, Settings, Transition};
@@ -53,6 +56,7 @@ pub struct Tracker<M> {
     hearing_since: u64,
     roster: Roster<M>,
     agenda: Agenda,
+    changes: Changes,
     online_users: usize,
     live_connections: usize,
 }
@@ -67,6 +71,7 @@ impl<M: Clone> Tracker<M> {
             hearing_since: 0,
             roster: Roster::default(),
             agenda: Agenda::default(),
+            changes: Changes::default(),
             online_users: 0,
             live_connections: 0,
         }
@@ -90,11 +95,15 @@ impl<M: Clone> Tracker<M> {
         match &mut connection.state {
             State::Live(life) => {
                 life.renew(now, timestamp);
-                if timestamp >= life.opened {
+                let is_newest = timestamp >= life.opened;
+                if is_newest {
                     life.opened = timestamp;
                     life.metadata = metadata();
                 }
                 self.roster.users[connection.user].see(timestamp);
+                if is_newest {
+                    self.note(key);
+                }
                 Effect::Renewed.into()
             }
             State::Closed(close) if timestamp <= close.timestamp => Effect::Stale.into(),
@@ -155,15 +164,16 @@ impl<M: Clone> Tracker<M> {
     ) -> Handled<M> {
         let (now, timestamp) = self.arrival(now, timestamp);
         let key = self.roster.entry(user, conn);
-        let state = &self.roster.connections[key].state;
-        let was_live = match state {
+        let connection = &self.roster.connections[key];
+        let was_live = match &connection.state {
             // It ended an earlier life of this connection.
             State::Live(life) if timestamp < life.opened => return Effect::Stale.into(),
             State::Closed(close) if timestamp <= close.timestamp => return Effect::Stale.into(),
             State::Live(_) => true,
             State::Closed(_) | State::Unknown => false,
         };
-        self.close(key, timestamp, reason == Reason::Timeout);
+        let newest = connection.newest().max(timestamp);
+        self.close(key, timestamp, newest, reason == Reason::Timeout);
 
         let user_key = self.roster.connections[key].user;
         let user = &mut self.roster.users[user_key];
@@ -172,6 +182,7 @@ impl<M: Clone> Tracker<M> {
         if !was_live {
             if let Some(pending) = user.pending.as_mut().filter(|_| is_newest) {
                 pending.reason = reason;
+                self.note_user(user_key);
             }
             return Effect::Remembered.into();
         }
@@ -179,6 +190,7 @@ impl<M: Clone> Tracker<M> {
             None
         } else if self.settings.grace_ms > 0 {
             user.pending = Some(PendingOffline { since: now, reason });
+            self.note_user(user_key);
             self.queue_grace(user_key);
             None
         } else {
@@ -251,7 +263,8 @@ impl<M: Clone> Tracker<M> {
     /// Makes a connection live.
     fn begin(&mut self, key: Key, life: Life<M>, effect: Effect) -> Handled<M> {
         let connection = &mut self.roster.connections[key];
-        let user = &mut self.roster.users[connection.user];
+        let user_key = connection.user;
+        let user = &mut self.roster.users[user_key];
         user.see(life.newest);
         user.live += 1;
         self.live_connections += 1;
@@ -266,12 +279,16 @@ impl<M: Clone> Tracker<M> {
             }
         });
         connection.state = State::Live(life);
+        self.note(key);
+        if in_grace {
+            self.note_user(user_key);
+        }
         self.queue_lease(key);
         Handled { effect, transition }
     }
 
     /// Makes a connection closed, or its close a newer one.
-    fn close(&mut self, key: Key, timestamp: u64, timed_out: bool) {
+    fn close(&mut self, key: Key, timestamp: u64, newest: u64, timed_out: bool) {
         let connection = &mut self.roster.connections[key];
         if let State::Live(_) = connection.state {
             self.roster.users[connection.user].live -= 1;
@@ -279,9 +296,11 @@ impl<M: Clone> Tracker<M> {
         }
         connection.state = State::Closed(Close {
             timestamp,
+            newest,
             kept_since: self.now,
             timed_out,
         });
+        self.note(key);
         self.queue_forgetting(key);
     }
 

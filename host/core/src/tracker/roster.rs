@@ -9,7 +9,7 @@ use std::hash::{BuildHasher, Hash};
 use foldhash::fast::FixedState;
 use hashbrown::HashTable;
 
-use super::connection::{Connection, State};
+use super::connection::{Connection, Saving, State};
 use super::slab::{Key, Slab};
 use super::user::User;
 
@@ -49,11 +49,9 @@ impl<M> Roster<M> {
         self.user_keys.find(hash_of(user), is_it).copied()
     }
 
-    /// Forgets a connection, and its user if nothing else is known of them.
-    pub(super) fn remove(&mut self, key: Key) {
-        let Some(connection) = self.connections.remove(key) else {
-            return;
-        };
+    /// Forgets a connection. Its user may then be spent.
+    pub(super) fn remove(&mut self, key: Key) -> Option<Connection<M>> {
+        let connection = self.connections.remove(key)?;
         if let Ok(entry) = self
             .connection_keys
             .find_entry(connection.hash, |it| *it == key)
@@ -61,18 +59,19 @@ impl<M> Roster<M> {
             entry.remove();
         }
         self.users[connection.user].known -= 1;
-        self.remove_user_if_spent(connection.user);
+        Some(connection)
     }
 
-    pub(super) fn remove_user_if_spent(&mut self, key: Key) {
+    /// Forgets a user of whom nothing else is known.
+    pub(super) fn remove_user_if_spent(&mut self, key: Key) -> Option<User> {
         let user = &self.users[key];
         if !user.is_spent() {
-            return;
+            return None;
         }
         if let Ok(entry) = self.user_keys.find_entry(user.hash, |it| *it == key) {
             entry.remove();
         }
-        self.users.remove(key);
+        self.users.remove(key)
     }
 
     fn find_hashed(&self, hash: u64, user: &str, conn: &str) -> Option<Key> {
@@ -83,10 +82,14 @@ impl<M> Roster<M> {
         self.connection_keys.find(hash, is_it).copied()
     }
 
+    /// The user of this name, of whom nothing is known so far if there was none.
+    pub(super) fn user_entry(&mut self, user: &str) -> Key {
+        self.find_user(user)
+            .unwrap_or_else(|| self.insert_user(user))
+    }
+
     fn insert(&mut self, hash: u64, user: &str, conn: &str) -> Key {
-        let user = self
-            .find_user(user)
-            .unwrap_or_else(|| self.insert_user(user));
+        let user = self.user_entry(user);
         self.users[user].known += 1;
         let key = self.connections.insert(Connection {
             id: conn.into(),
@@ -95,6 +98,7 @@ impl<M> Roster<M> {
             state: State::Unknown,
             lease_queued: false,
             forgetting_queued: false,
+            saving: Saving::default(),
         });
         self.connection_keys
             .insert_unique(hash, key, |key| self.connections[*key].hash);

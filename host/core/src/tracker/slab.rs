@@ -61,6 +61,17 @@ impl<T> Slab<T> {
         (*holder == key).then_some(value)
     }
 
+    /// The values in so many slots, from one on.
+    pub(super) fn part(&mut self, from: usize, count: usize) -> impl Iterator<Item = &mut T> {
+        let slots = self.slots.iter_mut().skip(from).take(count).flatten();
+        slots.map(|(_, value)| value)
+    }
+
+    /// How many slots there are, vacant ones included.
+    pub(super) fn slots(&self) -> usize {
+        self.slots.len()
+    }
+
     pub(super) fn len(&self) -> usize {
         self.slots.len() - self.vacant.len()
     }

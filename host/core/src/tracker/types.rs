@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
 /// The tracker's figures. They may change while it runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Settings {
@@ -23,7 +25,8 @@ impl Default for Settings {
 }
 
 /// Why a connection was closed, and why a user went offline.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+// Records hold it by its place: what is added comes last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Reason {
     /// The connection was closed.
     Disconnect,

@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use super::connection::Saving;
 use super::types::Reason;
 
 #[derive(Debug)]
@@ -20,6 +21,7 @@ pub(super) struct User {
     pub(super) pending: Option<PendingOffline>,
     /// Whether the agenda holds a `Task::EndGrace` for the user.
     pub(super) grace_queued: bool,
+    pub(super) saving: Saving,
 }
 
 #[derive(Debug)]
@@ -40,6 +42,7 @@ impl User {
             last_seen: 0,
             pending: None,
             grace_queued: false,
+            saving: Saving::default(),
         }
     }
 

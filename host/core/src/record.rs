@@ -1,0 +1,337 @@
+//! What is kept over a restart, and the bytes that it is kept as: keys and values
+//! for a store that knows nothing of them.
+//!
+//! Users are stored by their ids, since numbers don't outlive the process. What
+//! is added to the format comes last among the variants and fields of its type;
+//! whatever else changes it makes another [`FORMAT`].
+
+use std::sync::Arc;
+
+use roaring::RoaringBitmap;
+use serde::{Deserialize, Serialize};
+
+use crate::audience::Audience;
+use crate::event::{Change, Event, Reason};
+use crate::metadata::Metadata;
+use crate::names::Name;
+use crate::names::Names;
+use crate::tracker::{self, Connected, Seen};
+
+/// Which format this is.
+pub const FORMAT: u32 = 1;
+
+/// A piece of what a shard knows.
+#[derive(Clone, Debug)]
+pub enum Record {
+    /// Of its tracker.
+    Tracker(tracker::Record<Metadata>),
+    /// Of its ledger; none if the user is offline.
+    Told {
+        /// Of whom.
+        user: Name,
+        /// The event with which they came online, and who has been told.
+        entry: Option<(Arc<Event>, Audience)>,
+    },
+}
+
+/// A record as it is stored: its key, and its value unless it is to be removed.
+pub type Stored = (Vec<u8>, Option<Vec<u8>>);
+
+/// In the order in which they are restored.
+#[derive(Serialize, Deserialize)]
+enum Key<'a> {
+    Connection(&'a str, &'a str),
+    Heard(&'a str, &'a str),
+    User(&'a str),
+    Told(&'a str),
+}
+
+#[derive(Serialize, Deserialize)]
+enum Connection<'a> {
+    Live {
+        opened: u64,
+        newest: u64,
+        #[serde(borrow)]
+        metadata: Entries<'a>,
+    },
+    Closed {
+        timestamp: u64,
+        newest: u64,
+        kept_since: u64,
+        timed_out: bool,
+    },
+}
+
+#[derive(Serialize, Deserialize)]
+struct User {
+    last_seen: u64,
+    pending: Option<(u64, Reason)>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Told<'a> {
+    timestamp: u64,
+    #[serde(borrow)]
+    metadata: Entries<'a>,
+    viewers: Vec<&'a str>,
+}
+
+/// Keys, values as JSON text, and whether they may be broadcast.
+type Entries<'a> = Vec<(&'a str, &'a str, bool)>;
+
+impl Record {
+    /// The id of the user it is about.
+    pub fn user(&self) -> &str {
+        match self {
+            Self::Tracker(
+                tracker::Record::Connection { user, .. }
+                | tracker::Record::Heard { user, .. }
+                | tracker::Record::User { user, .. },
+            ) => user,
+            Self::Told { user, .. } => user.as_str(),
+        }
+    }
+
+    /// All the numbers of ids it holds.
+    pub fn ids(&self) -> RoaringBitmap {
+        match self {
+            Self::Told {
+                entry: Some((event, told)),
+                ..
+            } => {
+                let mut ids = told.bitmap();
+                ids.insert(event.user.0);
+                ids
+            }
+            Self::Told { entry: None, .. } | Self::Tracker(_) => RoaringBitmap::new(),
+        }
+    }
+
+    /// The record as it is stored.
+    pub fn encode(&self, names: &Names) -> Stored {
+        match self {
+            Self::Tracker(tracker::Record::Connection { user, conn, state }) => {
+                let key = Key::Connection(user, conn);
+                let value = state.as_ref().map(|state| match state {
+                    Connected::Live {
+                        opened,
+                        newest,
+                        metadata,
+                    } => Connection::Live {
+                        opened: *opened,
+                        newest: *newest,
+                        metadata: entries(metadata),
+                    },
+                    Connected::Closed {
+                        timestamp,
+                        newest,
+                        kept_since,
+                        timed_out,
+                    } => Connection::Closed {
+                        timestamp: *timestamp,
+                        newest: *newest,
+                        kept_since: *kept_since,
+                        timed_out: *timed_out,
+                    },
+                });
+                stored(&key, value.as_ref())
+            }
+            Self::Tracker(tracker::Record::Heard { user, conn, newest }) => {
+                stored(&Key::Heard(user, conn), newest.as_ref())
+            }
+            Self::Tracker(tracker::Record::User { user, state }) => {
+                let value = state.map(|Seen { last_seen, pending }| User { last_seen, pending });
+                stored(&Key::User(user), value.as_ref())
+            }
+            Self::Told { user, entry } => {
+                let names = names.read();
+                let value = entry.as_ref().map(|(event, told)| Told {
+                    timestamp: event.timestamp,
+                    metadata: entries(&event.metadata),
+                    viewers: told
+                        .ids()
+                        .filter_map(|id| Some(names.name(id)?.as_str()))
+                        .collect(),
+                });
+                stored(&Key::Told(user.as_str()), value.as_ref())
+            }
+        }
+    }
+
+    /// Reads what [`Self::encode`] wrote.
+    ///
+    /// # Errors
+    /// When it is something else.
+    pub fn decode(key: &[u8], value: &[u8], names: &Names) -> Result<Self, postcard::Error> {
+        let record = match postcard::from_bytes(key)? {
+            Key::Connection(user, conn) => {
+                let state = match postcard::from_bytes(value)? {
+                    Connection::Live {
+                        opened,
+                        newest,
+                        metadata,
+                    } => Connected::Live {
+                        opened,
+                        newest,
+                        metadata: metadata_of(metadata),
+                    },
+                    Connection::Closed {
+                        timestamp,
+                        newest,
+                        kept_since,
+                        timed_out,
+                    } => Connected::Closed {
+                        timestamp,
+                        newest,
+                        kept_since,
+                        timed_out,
+                    },
+                };
+                tracker::Record::Connection {
+                    user: user.into(),
+                    conn: conn.into(),
+                    state: Some(state),
+                }
+            }
+            Key::Heard(user, conn) => tracker::Record::Heard {
+                user: user.into(),
+                conn: conn.into(),
+                newest: Some(postcard::from_bytes(value)?),
+            },
+            Key::User(user) => {
+                let User { last_seen, pending } = postcard::from_bytes(value)?;
+                tracker::Record::User {
+                    user: user.into(),
+                    state: Some(Seen { last_seen, pending }),
+                }
+            }
+            Key::Told(user) => {
+                let told: Told<'_> = postcard::from_bytes(value)?;
+                let (id, user) = names.intern_name(user);
+                let event = Event {
+                    user: id,
+                    name: user.clone(),
+                    timestamp: told.timestamp,
+                    change: Change::Online,
+                    metadata: metadata_of(told.metadata),
+                };
+                let viewers = told.viewers.into_iter().map(|viewer| names.intern(viewer));
+                let entry = Some((Arc::new(event), viewers.collect()));
+                return Ok(Self::Told { user, entry });
+            }
+        };
+        Ok(Self::Tracker(record))
+    }
+}
+
+fn stored<V: Serialize>(key: &Key<'_>, value: Option<&V>) -> Stored {
+    (bytes(key), value.map(bytes))
+}
+
+/// Plain data in memory, which always has such a form.
+fn bytes(value: &impl Serialize) -> Vec<u8> {
+    postcard::to_allocvec(value).unwrap_or_default()
+}
+
+fn entries(metadata: &Metadata) -> Entries<'_> {
+    let entries = metadata.entries();
+    entries
+        .map(|entry| (entry.key, entry.value, entry.public))
+        .collect()
+}
+
+fn metadata_of(entries: Entries<'_>) -> Metadata {
+    let mut metadata = Metadata::default().edit();
+    for (key, value, public) in entries {
+        metadata.set(key, value, public);
+    }
+    metadata.build()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The bytes of a format never change: one that differs is another format.
+    #[test]
+    fn records_have_the_bytes_of_their_format() {
+        let names = Names::new();
+        let metadata = metadata_of(vec![("device", "\"web\"", true), ("ip", "1", false)]);
+        let (user, name) = names.intern_name("ann");
+        let event = Event {
+            user,
+            name: name.clone(),
+            timestamp: 300,
+            change: Change::Online,
+            metadata: metadata.clone(),
+        };
+        let told = [names.intern("ben"), names.intern("cleo")];
+        let connection = |state| tracker::Record::Connection {
+            user: "ann".into(),
+            conn: "c1".into(),
+            state: Some(state),
+        };
+        let records = [
+            Record::Tracker(connection(Connected::Live {
+                opened: 1,
+                newest: 2,
+                metadata,
+            })),
+            Record::Tracker(connection(Connected::Closed {
+                timestamp: 1,
+                newest: 2,
+                kept_since: 3,
+                timed_out: true,
+            })),
+            Record::Tracker(tracker::Record::Heard {
+                user: "ann".into(),
+                conn: "c1".into(),
+                newest: Some(5),
+            }),
+            Record::Tracker(tracker::Record::User {
+                user: "ann".into(),
+                state: Some(Seen {
+                    last_seen: 6,
+                    pending: Some((7, Reason::Logout)),
+                }),
+            }),
+            Record::Told {
+                user: name,
+                entry: Some((Arc::new(event), told.into_iter().collect())),
+            },
+        ];
+        let web = b"\x02\x06device\x05\"web\"\x01\x02ip\x011\x00";
+        let bytes: [(&[u8], Vec<u8>); 5] = [
+            (b"\x00\x03ann\x02c1", [b"\x00\x01\x02", &web[..]].concat()),
+            (b"\x00\x03ann\x02c1", b"\x01\x01\x02\x03\x01".into()),
+            (b"\x01\x03ann\x02c1", b"\x05".into()),
+            (b"\x02\x03ann", b"\x06\x01\x07\x02".into()),
+            (
+                b"\x03\x03ann",
+                [b"\xac\x02", &web[..], b"\x02\x03ben\x04cleo"].concat(),
+            ),
+        ];
+        for (record, (key, value)) in records.iter().zip(bytes) {
+            assert_eq!(record.encode(&names), (key.to_vec(), Some(value.clone())));
+            // Other numbers stand for the same ids elsewhere.
+            let elsewhere = Names::new();
+            elsewhere.intern("somebody");
+            let read = Record::decode(key, &value, &elsewhere).unwrap();
+            assert_eq!(read.user(), "ann");
+            assert_eq!(read.encode(&elsewhere), (key.to_vec(), Some(value)));
+        }
+    }
+
+    #[test]
+    fn what_is_no_record_is_refused() {
+        let names = Names::new();
+        for (key, value) in [
+            (&b"\x09\x03ann"[..], &b"\x05"[..]),
+            (b"\x01\x03ann", b"\x05"),
+            (b"\x00\x03ann\x02c1", b"\x07"),
+            (b"\x03\x03ann", b""),
+        ] {
+            assert!(Record::decode(key, value, &names).is_err(), "{key:?}");
+        }
+    }
+}

@@ -1,0 +1,52 @@
+//! What a shard knows, over a restart.
+
+use super::Shard;
+use crate::record::Record;
+
+impl Shard {
+    /// Notes changes from now on, for [`Self::take_records`].
+    pub fn keep_records(&mut self) {
+        self.tracker.keep_records();
+        self.ledger.keep_records();
+    }
+
+    /// Whether there is anything to take, now or soon.
+    pub fn has_records(&self) -> bool {
+        self.tracker.has_records() || self.ledger.has_records()
+    }
+
+    /// All that has changed since this was last called, whatever came and went in
+    /// between. When connections were last heard from is told of one of so many
+    /// `parts` of them at a time. Of two records of the same thing, the later holds.
+    pub fn take_records(&mut self, parts: usize) -> Vec<Record> {
+        let of_tracker = self.tracker.take_records(parts);
+        let mut records: Vec<_> = of_tracker.into_iter().map(Record::Tracker).collect();
+        self.ledger.take_records(&mut records);
+        records
+    }
+
+    /// Puts back what was known before a restart, once the directory is known and
+    /// before the first input. The records come in the order of their keys, and
+    /// were taken `down_ms` ago. Verdicts are none of them: everyone is decided
+    /// again, and the differences are corrected.
+    pub fn restore(&mut self, now: u64, down_ms: u64, records: impl IntoIterator<Item = Record>) {
+        self.now = self.now.max(now);
+        for record in records {
+            match record {
+                Record::Tracker(record) => self.tracker.restore(self.now, down_ms, record),
+                Record::Told { entry, .. } => {
+                    if let Some((event, told)) = entry {
+                        self.ledger.restore(event, told);
+                    }
+                }
+            }
+        }
+        self.rules_changed();
+    }
+
+    /// The shard hears from now on: every lease begins anew.
+    pub fn hear(&mut self, now: u64) {
+        self.now = self.now.max(now);
+        self.tracker.hear(self.now);
+    }
+}

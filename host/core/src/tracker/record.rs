@@ -1,0 +1,348 @@
+//! What is kept of the tracker over a restart, piece by piece: those pieces that
+//! have changed since they were last taken, and how they are put back.
+//!
+//! A change is noted as a key, once, and what it has come to is looked up when
+//! it is taken. A heartbeat is no change: when connections were last heard from
+//! is looked up in turns, part by part, and costs a heartbeat nothing.
+
+use std::sync::Arc;
+
+use super::connection::{Close, Connection, Life, Saving, State};
+use super::slab::Key;
+use super::types::Reason;
+use super::user::PendingOffline;
+use super::{Roster, Tracker};
+
+/// A piece of what the tracker knows; none where it is known no longer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Record<M> {
+    /// A connection.
+    Connection {
+        /// Whose.
+        user: Arc<str>,
+        /// Which.
+        conn: Arc<str>,
+        /// What is known of it.
+        state: Option<Connected<M>>,
+    },
+    /// When a live connection was last heard from.
+    Heard {
+        /// Whose.
+        user: Arc<str>,
+        /// Which.
+        conn: Arc<str>,
+        /// The newest timestamp in any of its messages.
+        newest: Option<u64>,
+    },
+    /// What is known of a user beyond their connections.
+    User {
+        /// Who.
+        user: Arc<str>,
+        /// What.
+        state: Option<Seen>,
+    },
+}
+
+/// What is known of a connection. All times are in milliseconds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Connected<M> {
+    /// It is live.
+    Live {
+        /// The timestamp of its newest connect.
+        opened: u64,
+        /// The newest timestamp in any of its messages.
+        newest: u64,
+        /// That of its newest connect.
+        metadata: M,
+    },
+    /// It was closed, and that is remembered.
+    Closed {
+        /// What is not newer than this is ignored.
+        timestamp: u64,
+        /// The newest timestamp in any of its messages.
+        newest: u64,
+        /// When the close was handled, by the host's clock.
+        kept_since: u64,
+        /// Whether a newer heartbeat revives it.
+        timed_out: bool,
+    },
+}
+
+/// What is known of a user beyond their connections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Seen {
+    /// The newest timestamp in any message of the user's.
+    pub last_seen: u64,
+    /// Since when a grace runs, by the host's clock, and how it began.
+    pub pending: Option<(u64, Reason)>,
+}
+
+/// What has changed since it was last taken.
+#[derive(Debug, Default)]
+pub(super) struct Changes {
+    /// Whether anybody takes them.
+    wanted: bool,
+    connections: Vec<Key>,
+    users: Vec<Key>,
+    /// Those of which a record was handed out, and nothing is known any longer.
+    gone_connections: Vec<(Arc<str>, Arc<str>)>,
+    gone_users: Vec<Arc<str>>,
+    /// The slot from which to look on for who was heard from.
+    heard_from: usize,
+}
+
+impl<M: Clone> Tracker<M> {
+    /// Notes changes from now on, for [`Self::take_records`].
+    pub fn keep_records(&mut self) {
+        self.changes.wanted = true;
+    }
+
+    /// Whether there is anything to take now or, of live connections, later.
+    pub fn has_records(&self) -> bool {
+        let Changes {
+            connections,
+            users,
+            gone_connections,
+            gone_users,
+            ..
+        } = &self.changes;
+        self.live_connections > 0
+            || !(connections.is_empty()
+                && users.is_empty()
+                && gone_connections.is_empty()
+                && gone_users.is_empty())
+    }
+
+    /// All that has changed since this was last called and, of one of so many
+    /// `parts` of the connections in turn, when they were last heard from. Of two
+    /// records of the same thing, the later holds.
+    pub fn take_records(&mut self, parts: usize) -> Vec<Record<M>> {
+        let Self {
+            changes, roster, ..
+        } = self;
+        let mut records = Vec::new();
+        for (user, conn) in changes.gone_connections.drain(..) {
+            records.push(Record::Heard {
+                user: Arc::clone(&user),
+                conn: Arc::clone(&conn),
+                newest: None,
+            });
+            let state = None;
+            records.push(Record::Connection { user, conn, state });
+        }
+        for user in changes.gone_users.drain(..) {
+            records.push(Record::User { user, state: None });
+        }
+        let taken = changes.connections.drain(..);
+        records.extend(taken.filter_map(|key| connection_record(roster, key)));
+        let taken = changes.users.drain(..);
+        records.extend(taken.filter_map(|key| user_record(roster, key)));
+
+        let slots = roster.connections.slots();
+        let count = slots.div_ceil(parts.max(1));
+        if changes.heard_from >= slots || count == slots {
+            changes.heard_from = 0;
+        }
+        let users = &roster.users;
+        for connection in roster.connections.part(changes.heard_from, count) {
+            if let State::Live(life) = &mut connection.state
+                && life.newest != life.saved_newest
+            {
+                life.saved_newest = life.newest;
+                records.push(Record::Heard {
+                    user: Arc::clone(&users[connection.user].name),
+                    conn: Arc::clone(&connection.id),
+                    newest: Some(life.newest),
+                });
+            }
+        }
+        changes.heard_from += count;
+        records
+    }
+
+    /// Puts back a piece, before the first input and in the order of the
+    /// variants. The time for which the host was down counts for no grace, and
+    /// every lease begins anew.
+    pub fn restore(&mut self, now: u64, down_ms: u64, record: Record<M>) {
+        let now = self.advance(now);
+        match record {
+            Record::Connection { user, conn, state } => {
+                if let Some(state) = state {
+                    self.restore_connection(now, &user, &conn, state);
+                }
+            }
+            Record::Heard { user, conn, newest } => {
+                let newest = newest.unwrap_or_default().min(now);
+                if let Some(key) = self.roster.find(&user, &conn)
+                    && let connection = &mut self.roster.connections[key]
+                    && let State::Live(life) = &mut connection.state
+                {
+                    life.newest = life.newest.max(newest);
+                    life.saved_newest = life.newest;
+                    self.roster.users[connection.user].see(newest);
+                }
+            }
+            Record::User { user, state } => {
+                let Some(Seen { last_seen, pending }) = state else {
+                    return;
+                };
+                let key = self.roster.user_entry(&user);
+                let user = &mut self.roster.users[key];
+                user.saving.saved = true;
+                user.see(last_seen.min(now));
+                if let Some((since, reason)) = pending.filter(|_| !user.is_online()) {
+                    let since = since.saturating_add(down_ms).min(now);
+                    user.pending = Some(PendingOffline { since, reason });
+                    self.online_users += 1;
+                    self.queue_grace(key);
+                }
+                self.remove_user_if_spent(key);
+            }
+        }
+    }
+
+    /// The host hears from now on: every lease begins anew.
+    pub fn hear(&mut self, now: u64) {
+        self.hearing_since = self.advance(now);
+    }
+
+    fn restore_connection(&mut self, now: u64, user: &str, conn: &str, state: Connected<M>) {
+        let key = self.roster.entry(user, conn);
+        let connection = &mut self.roster.connections[key];
+        // What is known of it is newer.
+        if !matches!(connection.state, State::Unknown) {
+            return;
+        }
+        connection.saving.saved = true;
+        let user = &mut self.roster.users[connection.user];
+        // The clock may have been set back in the meantime.
+        connection.state = match state {
+            Connected::Live {
+                opened,
+                newest,
+                metadata,
+            } => {
+                let newest = newest.min(now);
+                user.live += 1;
+                self.live_connections += 1;
+                self.online_users += usize::from(user.live == 1 && user.pending.is_none());
+                State::Live(Life {
+                    saved_newest: newest,
+                    ..Life::new(now, opened.min(now), newest, metadata)
+                })
+            }
+            Connected::Closed {
+                timestamp,
+                newest,
+                kept_since,
+                timed_out,
+            } => State::Closed(Close {
+                timestamp: timestamp.min(now),
+                newest: newest.min(now),
+                kept_since: kept_since.min(now),
+                timed_out,
+            }),
+        };
+        user.see(connection.newest());
+        self.queue_lease(key);
+        self.queue_forgetting(key);
+    }
+
+    /// Notes that a connection has changed.
+    pub(super) fn note(&mut self, key: Key) {
+        if !self.changes.wanted {
+            return;
+        }
+        let connection = &mut self.roster.connections[key];
+        if !std::mem::replace(&mut connection.saving.changed, true) {
+            self.changes.connections.push(key);
+        }
+        // As a rule, what connections say of when the user was last seen is enough.
+        let (newest, user) = (connection.newest(), connection.user);
+        if newest < self.roster.users[user].last_seen {
+            self.note_user(user);
+        }
+    }
+
+    /// Notes that what is known of a user beyond their connections has changed.
+    pub(super) fn note_user(&mut self, key: Key) {
+        let changed = &mut self.roster.users[key].saving.changed;
+        if self.changes.wanted && !std::mem::replace(changed, true) {
+            self.changes.users.push(key);
+        }
+    }
+
+    /// Forgets a connection, and its user if nothing else is known of them.
+    pub(super) fn remove(&mut self, key: Key) {
+        let Some(connection) = self.roster.remove(key) else {
+            return;
+        };
+        let user = &self.roster.users[connection.user];
+        if self.changes.wanted && connection.saving.saved {
+            let names = (Arc::clone(&user.name), Arc::clone(&connection.id));
+            self.changes.gone_connections.push(names);
+        }
+        // No other connection may say as much.
+        if connection.newest() >= user.last_seen && !user.is_spent() {
+            self.note_user(connection.user);
+        }
+        self.remove_user_if_spent(connection.user);
+    }
+
+    /// Forgets a user of whom nothing else is known.
+    pub(super) fn remove_user_if_spent(&mut self, key: Key) {
+        if let Some(user) = self.roster.remove_user_if_spent(key)
+            && self.changes.wanted
+            && user.saving.saved
+        {
+            self.changes.gone_users.push(user.name);
+        }
+    }
+}
+
+/// None if the connection has been forgotten since.
+fn connection_record<M: Clone>(roster: &mut Roster<M>, key: Key) -> Option<Record<M>> {
+    let connection: &mut Connection<M> = roster.connections.get_mut(key)?;
+    connection.saving = SAVED;
+    let state = match &mut connection.state {
+        State::Unknown => return None,
+        State::Live(life) => {
+            life.saved_newest = life.newest;
+            Connected::Live {
+                opened: life.opened,
+                newest: life.newest,
+                metadata: life.metadata.clone(),
+            }
+        }
+        State::Closed(close) => Connected::Closed {
+            timestamp: close.timestamp,
+            newest: close.newest,
+            kept_since: close.kept_since,
+            timed_out: close.timed_out,
+        },
+    };
+    Some(Record::Connection {
+        user: Arc::clone(&roster.users[connection.user].name),
+        conn: Arc::clone(&connection.id),
+        state: Some(state),
+    })
+}
+
+/// None if the user has been forgotten since.
+fn user_record<M>(roster: &mut Roster<M>, key: Key) -> Option<Record<M>> {
+    let user = roster.users.get_mut(key)?;
+    user.saving = SAVED;
+    let pending = user.pending.as_ref();
+    Some(Record::User {
+        user: Arc::clone(&user.name),
+        state: Some(Seen {
+            last_seen: user.last_seen,
+            pending: pending.map(|pending| (pending.since, pending.reason)),
+        }),
+    })
+}
+
+const SAVED: Saving = Saving {
+    saved: true,
+    changed: false,
+};
