@@ -86,6 +86,9 @@ async fn a_new_start_is_a_new_epoch() -> Result<()> {
         .input(CONNECT, inputs::connect("12345", "c1", SEED_MS))
         .await?;
     let first = world.tape.hosts(ONLINE, 1).await?.remove(0);
+    // Who is online when the host stops is so when it starts.
+    let bye = inputs::disconnect("12345", "c1", now_ms(), "logout");
+    world.client.input(DISCONNECT, bye).await?;
     world.host.process.stop().await?;
     world.host = presence_tests::host::Host::start(&world.site).await?;
     world

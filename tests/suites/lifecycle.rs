@@ -85,8 +85,8 @@ async fn a_second_node_finds_the_first_and_refuses() -> Result<()> {
 }
 
 #[tokio::test]
-async fn after_a_kill_heartbeats_adopt_their_connections() -> Result<()> {
-    let mut world = World::start().await?;
+async fn after_a_kill_heartbeats_adopt_their_connections_where_nothing_is_kept() -> Result<()> {
+    let mut world = World::start_with(|site| site.with("state.dir", "")).await?;
     world
         .client
         .input(CONNECT, inputs::connect("12345", "c1", now_ms()))
@@ -99,6 +99,7 @@ async fn after_a_kill_heartbeats_adopt_their_connections() -> Result<()> {
         .await?;
     let online = world.tape.hosts(ONLINE, 2).await?.remove(1);
     assert_eq!(online.field("metadata")["connId"], "c1");
+    assert!(!world.site.path().join("presence-state").exists());
     world.end().await
 }
 

@@ -18,5 +18,6 @@ mod layers;
 mod lifecycle;
 mod node;
 mod replay;
+mod restart;
 mod seed;
 mod world;

@@ -92,9 +92,12 @@ impl Ledger {
         Some(entry)
     }
 
-    /// Notes changes from now on, for [`Self::take_records`].
-    pub fn keep_records(&mut self) {
-        self.changes.wanted = true;
+    /// Whether changes are noted from now on, for [`Self::take_records`].
+    pub fn keep_records(&mut self, keep: bool) {
+        self.changes = Changes {
+            wanted: keep,
+            ..Changes::default()
+        };
     }
 
     /// Whether there is anything to take.

@@ -187,7 +187,7 @@ impl Pair {
             ..Settings::default()
         };
         let mut restarted = Node::new(settings.clone());
-        restarted.shard.keep_records();
+        restarted.shard.keep_records(true);
         Self {
             steady: Node::new(settings),
             restarted,
@@ -266,7 +266,7 @@ impl Pair {
         let records: Vec<_> = records
             .map(|(key, value)| Record::decode(key, value, &node.names).unwrap())
             .collect();
-        node.shard.keep_records();
+        node.shard.keep_records(true);
         node.shard.restore(self.now, 0, records);
         node.shard.hear(self.now);
         let told = node.wait(self.now, self.now);
@@ -320,7 +320,7 @@ fn says(node: &mut Node, kind: Kind, now: u64, user: &str, conn: &str) -> Vec<St
 #[test]
 fn a_user_who_came_and_went_between_two_takings_costs_a_record_a_connection() {
     let mut node = Node::new(Settings::default());
-    node.shard.keep_records();
+    node.shard.keep_records(true);
     for _ in 0..10 {
         for kind in [Kind::Connect, Kind::Heartbeat, Kind::Disconnect] {
             says(&mut node, kind, 1_000, "ada", "c1");
@@ -333,7 +333,7 @@ fn a_user_who_came_and_went_between_two_takings_costs_a_record_a_connection() {
 #[test]
 fn heartbeats_are_told_of_in_turns() {
     let mut node = Node::new(Settings::default());
-    node.shard.keep_records();
+    node.shard.keep_records(true);
     for conn in ["a", "b", "c", "d"] {
         says(&mut node, Kind::Connect, 1_000, "ada", conn);
     }
@@ -356,7 +356,7 @@ fn a_grace_does_not_run_while_the_host_is_down() {
         ..Settings::default()
     };
     let mut node = Node::new(settings.clone());
-    node.shard.keep_records();
+    node.shard.keep_records(true);
     says(&mut node, Kind::Connect, 1_000, "ada", "c1");
     says(&mut node, Kind::Disconnect, 2_000, "ada", "c1");
     let records = node.shard.take_records(1);
@@ -380,7 +380,7 @@ fn a_grace_does_not_run_while_the_host_is_down() {
 #[test]
 fn a_clock_that_was_set_back_keeps_nobody_out() {
     let mut node = Node::new(Settings::default());
-    node.shard.keep_records();
+    node.shard.keep_records(true);
     says(&mut node, Kind::Connect, 1_000_000, "ada", "c1");
     says(&mut node, Kind::Disconnect, 1_000_001, "ada", "c1");
     let records = node.shard.take_records(1);

@@ -310,7 +310,7 @@ fn an_application_states_to_those_not_told_yet() {
 #[test]
 fn a_heartbeat_of_a_known_connection_allocates_nothing() {
     let mut world = World::new(&[("a", &["b"])]);
-    world.shard.keep_records();
+    world.shard.keep_records(true);
     world.connect("a");
     let body = json!({"userId": "a", "connId": "c", "timestamp": 2_000,
         "metadata": {"activity": "typing", "location": "chat:67890"}});

@@ -338,7 +338,7 @@ impl World {
 fn shard(names: &Arc<Names>, directory: &Arc<Directory>) -> Shard {
     let (names, directory) = (Arc::clone(names), Arc::clone(directory));
     let mut shard = Shard::new(Settings::default(), names, directory);
-    shard.keep_records();
+    shard.keep_records(true);
     shard
 }
 

@@ -7,6 +7,7 @@ use presence_core::names::Names;
 use crate::config::{self, Config};
 use crate::directory;
 use crate::loader::Loader;
+use crate::state;
 
 /// Checks the configuration, the directory and the plugins.
 pub(crate) fn run(path: Option<&Path>) -> anyhow::Result<()> {
@@ -22,6 +23,7 @@ pub(crate) fn run(path: Option<&Path>) -> anyhow::Result<()> {
         }
         problems.extend(directory::read_file(path, &Names::new()).err());
     }
+    problems.extend(state::problem(&config.state));
     let loader = Loader::new()?;
     problems.extend(loader.load(&config, true, None).err().into_iter().flatten());
     problems.extend(loader.problems_beside(&config));

@@ -14,6 +14,7 @@ use tokio::sync::watch;
 
 use crate::broker::Health;
 use crate::config::Http;
+use crate::state;
 use crate::tenant::{Running, Tenant};
 use crate::worker::{Figures, Worker, Workers};
 
@@ -26,6 +27,7 @@ pub(crate) struct Status {
     pub(crate) broker: Arc<Health>,
     workers: Workers,
     running: watch::Receiver<Running>,
+    state: Option<Arc<state::Figures>>,
     /// Whether the subscriptions are in place and nothing is being stopped.
     pub(crate) ready: AtomicBool,
     pub(crate) refused_swaps: AtomicU64,
@@ -38,6 +40,10 @@ impl Status {
             broker,
             workers: tenant.workers.clone(),
             running: tenant.running.subscribe(),
+            state: tenant
+                .state
+                .as_ref()
+                .map(|state| Arc::clone(&state.figures)),
             ready: AtomicBool::new(false),
             refused_swaps: AtomicU64::new(0),
         }
@@ -256,6 +262,37 @@ async fn metrics(State(status): State<Arc<Status>>) -> String {
             text,
             "presence_plugin_quarantined{{plugin=\"{plugin}\"}} {quarantined}"
         );
+    }
+    if let Some(state) = &status.state {
+        for (name, kind, help, value) in [
+            (
+                "presence_state_restored_users",
+                "gauge",
+                "Users who were online when the node last ran.",
+                read(&state.restored_users),
+            ),
+            (
+                "presence_state_records_total",
+                "counter",
+                "Records written to the state.",
+                read(&state.records),
+            ),
+            (
+                "presence_state_bytes",
+                "gauge",
+                "How large the state is on the disk.",
+                read(&state.bytes),
+            ),
+            (
+                "presence_state_lag_milliseconds",
+                "gauge",
+                "For how long what is being written has waited for it; 0 if nothing is.",
+                state.lag_ms(),
+            ),
+        ] {
+            head(&mut text, name, kind, help);
+            let _ = writeln!(text, "{name} {value}");
+        }
     }
     text
 }

@@ -1,13 +1,11 @@
 //! From the broker to the workers: one reader, so that messages of a connection
 //! keep the broker's order across subjects.
 
-use std::hash::BuildHasher;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use async_nats::{Message as Received, Statistics, Subscriber};
-use foldhash::fast::FixedState;
 use futures_util::{FutureExt, StreamExt};
 use presence_core::Input;
 use presence_core::message::Message;
@@ -16,7 +14,7 @@ use tokio::sync::oneshot;
 use crate::broker::Health;
 use crate::clock;
 use crate::wire::{SOURCE, Subjects};
-use crate::worker::{Task, Workers};
+use crate::worker::{self, Task, Workers};
 
 /// How many messages are handed on at once, at most.
 const BATCH_MAX: usize = 256;
@@ -164,8 +162,8 @@ fn sort(
     Some(
         match Message::parse(kind, &received.payload, body_bytes_max) {
             Ok(message) => {
-                let hash = FixedState::default().hash_one(&*message.user) as usize;
-                (hash % workers.max(1), Input::Message { message, reply })
+                let place = worker::place(&message.user, workers);
+                (place, Input::Message { message, reply })
             }
             Err(rejection) => {
                 let subject = received.subject.to_string();

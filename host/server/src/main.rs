@@ -21,6 +21,7 @@ mod loader;
 mod reload;
 mod replay;
 mod run;
+mod state;
 mod tenant;
 mod watch;
 mod wire;

@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
+use presence_core::names::Names;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 
@@ -17,10 +18,11 @@ use crate::hello::{self, Node};
 use crate::http::{self, Status};
 use crate::loader::{self, Loader};
 use crate::reload::{Refused, Reload};
+use crate::state;
 use crate::tenant::Tenant;
 
 /// How long each step of stopping may take: reading what has arrived, handling
-/// it, and handing the rest to the broker.
+/// it, handing the rest to the broker, and writing the state.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How many updates of a directory in a KV bucket may wait.
@@ -55,11 +57,13 @@ async fn node(config: Config, path: Option<&Path>) -> anyhow::Result<()> {
     let blueprint = blueprint
         .map_err(loader::together)
         .context("the pipeline can't be loaded")?;
+    let names = Arc::new(Names::new());
+    let (state, restored) = state::open(&config, &names)?.unzip();
     let broker = Arc::new(Health::default());
     let (link, links) = mpsc::unbounded_channel();
     let client = broker::connect(&config.nats, &config.node.name, &broker, link).await?;
     let epoch_ms = clock::now_ms();
-    let tenant = Tenant::start(&config, blueprint, &client, epoch_ms)?;
+    let tenant = Tenant::start(&config, blueprint, &client, epoch_ms, names, state)?;
     tenant.follow_link(links, client.clone());
     let status = Arc::new(Status::new(Arc::clone(&broker), &tenant));
     http::serve(&config.http, Arc::clone(&status)).await?;
@@ -89,6 +93,11 @@ async fn node(config: Config, path: Option<&Path>) -> anyhow::Result<()> {
             ready: false,
         };
         hello::greet(&client, &reload.tenant.subjects, me, Arc::clone(&status)).await?;
+        // Before the first input, and after the directory: the first decisions are
+        // on who was online when the node last ran.
+        if let Some(restored) = restored {
+            reload.tenant.restore(restored).await;
+        }
         let (stop, stopping) = oneshot::channel();
         intake = Some((stop, tokio::spawn(reader.read(stopping))));
         status.ready.store(true, Ordering::Relaxed);
@@ -105,7 +114,7 @@ async fn node(config: Config, path: Option<&Path>) -> anyhow::Result<()> {
     if let Some((stop, reader)) = intake {
         stop_reading(stop, reader, &broker).await;
     }
-    reload.tenant.drain(STOP_TIMEOUT).await;
+    reload.tenant.stop(STOP_TIMEOUT).await;
     broker.report_drops();
     if broker.connected.load(Ordering::Relaxed) {
         match tokio::time::timeout(STOP_TIMEOUT, client.flush()).await {

@@ -19,6 +19,7 @@ use crate::broker::{self, Health};
 use crate::config::Config;
 use crate::directory::Content;
 use crate::intake::{Account, Intake};
+use crate::state::{Restored, Writer};
 use crate::wire::{Publisher, Source, Subjects};
 use crate::worker::{self, State, Task, Workers};
 
@@ -41,6 +42,8 @@ pub(crate) struct Tenant {
     pub(crate) running: watch::Sender<Running>,
     pub(crate) body_bytes_max: Arc<AtomicUsize>,
     pub(crate) workers: Workers,
+    /// None where nothing is kept over a restart.
+    pub(crate) state: Option<Writer>,
     /// How many ids there were after the last sweep.
     swept: usize,
 }
@@ -52,24 +55,28 @@ impl Tenant {
         blueprint: Blueprint,
         client: &Client,
         epoch_ms: u64,
+        names: Arc<Names>,
+        state: Option<Writer>,
     ) -> anyhow::Result<Self> {
         let subjects = Subjects::new(config.tenant.prefix.as_deref());
-        let names = Arc::new(Names::new());
         let directory = Arc::new(Directory::new());
         let body_bytes_max = broker::body_bytes_max(client);
         let mut workers = Vec::new();
         for number in 0..config.engine.worker_count() {
             let settings = settings(config, body_bytes_max);
-            let state = State {
-                shard: Shard::new(settings, Arc::clone(&names), Arc::clone(&directory)),
+            let mut shard = Shard::new(settings, Arc::clone(&names), Arc::clone(&directory));
+            shard.keep_records(state.is_some());
+            let owned = State {
+                shard,
                 rules: blueprint.instantiate()?,
                 publisher: Publisher::new(
                     client.clone(),
                     Source::new(&config.node.name, number, epoch_ms, &subjects),
                 ),
                 figures: Arc::default(),
+                saver: state.as_ref().map(Writer::saver),
             };
-            workers.push(worker::start(number, config.engine.worker_queue, state)?);
+            workers.push(worker::start(number, config.engine.worker_queue, owned)?);
         }
         Ok(Self {
             subjects,
@@ -81,8 +88,33 @@ impl Tenant {
             }),
             body_bytes_max: Arc::new(body_bytes_max.into()),
             workers: workers.into(),
+            state,
             swept: 0,
         })
+    }
+
+    /// Has the workers know again what was known when the node last ran, and
+    /// returns when they do. They decide again on everyone, by the directory they
+    /// were given.
+    pub(crate) async fn restore(&self, restored: Restored) {
+        let count = self.workers.iter().len();
+        let mut shares: Vec<_> = self.workers.iter().map(|_| Vec::new()).collect();
+        let down_ms = restored.down_ms();
+        for record in restored.records {
+            if let Some(share) = shares.get_mut(worker::place(record.user(), count)) {
+                share.push(record);
+            }
+        }
+        let mut known = Vec::new();
+        for (worker, share) in self.workers.iter().zip(shares) {
+            let (done, restored) = oneshot::channel();
+            worker.send(Task::Restore(down_ms, share, done)).await;
+            known.push(restored);
+        }
+        for restored in known {
+            // A worker that is gone is noticed elsewhere.
+            let _ = restored.await;
+        }
     }
 
     /// Subscribes to what is published for the tenant.
@@ -189,18 +221,26 @@ impl Tenant {
         tracing::info!(given_back, in_use = self.swept, "unused ids given back");
     }
 
-    /// Waits until the workers have done all that they were given.
-    pub(crate) async fn drain(&self, patience: Duration) {
+    /// Waits until the workers have done all that they were given, and ends them;
+    /// then writes what the state lacks, and closes it.
+    pub(crate) async fn stop(&self, patience: Duration) {
         let drained = async {
             for worker in self.workers.iter() {
                 let (done, drained) = oneshot::channel();
-                worker.send(Task::Drain(done)).await;
+                worker.send(Task::Stop(done)).await;
                 // A worker that is gone has nothing left to do.
                 let _ = drained.await;
             }
         };
         if tokio::time::timeout(patience, drained).await.is_err() {
             tracing::warn!("not all that was taken in could be published in time");
+        }
+        if let Some(state) = &self.state
+            && tokio::time::timeout(patience, state.finish())
+                .await
+                .is_err()
+        {
+            tracing::warn!("not all of the state could be written in time");
         }
     }
 }

@@ -1,17 +1,21 @@
 //! A worker: one thread that owns a shard of the users, and the component
 //! instances that decide about them. Nothing it holds is shared while it works.
 
+use std::hash::BuildHasher;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context as _;
+use foldhash::fast::FixedState;
+use presence_core::record::Record;
 use presence_core::{Counters, Input, Output, Shard};
 use presence_sandbox::Pipeline;
 use roaring::RoaringBitmap;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::clock;
+use crate::state::Saver;
 use crate::wire::Publisher;
 
 /// What a worker is sent.
@@ -20,10 +24,14 @@ pub(crate) enum Task {
     Inputs(u64, Vec<Input>),
     /// A new pipeline, ready to be called.
     Pipeline(Box<Pipeline>),
+    /// This was known when the node last ran, and so long ago, in milliseconds. Say
+    /// when it is known again.
+    Restore(u64, Vec<Record>, oneshot::Sender<()>),
     /// Say which ids are in use here.
     Ids(oneshot::Sender<RoaringBitmap>),
-    /// Say when all before this has been done and handed to the broker's client.
-    Drain(oneshot::Sender<()>),
+    /// Say when all before this has been done, and handed to the broker's client
+    /// and to the state; do nothing after it.
+    Stop(oneshot::Sender<()>),
 }
 
 /// A worker's figures, as it last told them.
@@ -96,6 +104,11 @@ impl Workers {
     }
 }
 
+/// Which of so many workers has a user.
+pub(crate) fn place(user: &str, workers: usize) -> usize {
+    FixedState::default().hash_one(user) as usize % workers.max(1)
+}
+
 impl From<Vec<Worker>> for Workers {
     fn from(workers: Vec<Worker>) -> Self {
         Self(workers.into())
@@ -122,13 +135,18 @@ pub(crate) struct State {
     pub(crate) rules: Pipeline,
     pub(crate) publisher: Publisher,
     pub(crate) figures: Arc<Figures>,
+    /// None where nothing is kept over a restart.
+    pub(crate) saver: Option<Saver>,
 }
 
 impl State {
     async fn work(mut self, mut inbox: mpsc::Receiver<Task>) {
         let mut out = Vec::new();
         loop {
-            let task = match self.shard.next_deadline() {
+            let saver = self.saver.as_ref();
+            let save_at = saver.and_then(|saver| saver.due(&self.shard));
+            let wake_at = self.shard.next_deadline().into_iter().chain(save_at).min();
+            let task = match wake_at {
                 Some(at) => {
                     let wait = Duration::from_millis(at.saturating_sub(clock::now_ms()));
                     tokio::time::timeout(wait, inbox.recv()).await.ok()
@@ -138,6 +156,15 @@ impl State {
             let busy_since = &self.figures.busy_since;
             busy_since.store(clock::now_ms(), Ordering::Relaxed);
             match task {
+                Some(Some(Task::Stop(done))) => {
+                    if let Some(saver) = &mut self.saver {
+                        saver.save_all(&mut self.shard).await;
+                    }
+                    // Whoever asked may have given up.
+                    let _ = done.send(());
+                    busy_since.store(0, Ordering::Relaxed);
+                    return;
+                }
                 Some(Some(task)) => self.task(task, &mut out).await,
                 Some(None) => return,
                 // What has arrived comes first: a sign of life that waits in the
@@ -145,6 +172,7 @@ impl State {
                 None if inbox.is_empty() => self.advance(clock::now_ms(), &mut out).await,
                 None => {}
             }
+            self.save();
             self.tell_figures();
             self.figures.busy_since.store(0, Ordering::Relaxed);
         }
@@ -165,13 +193,20 @@ impl State {
                 self.shard
                     .handle(clock::now_ms(), Input::Rules, &mut self.rules, out);
             }
-            Task::Ids(answer) => {
-                // Whoever asked may have given up.
-                let _ = answer.send(self.shard.ids());
-            }
-            Task::Drain(done) => {
+            Task::Restore(down_ms, records, done) => {
+                self.shard.restore(clock::now_ms(), down_ms, records);
+                self.shard.hear(clock::now_ms());
                 let _ = done.send(());
             }
+            Task::Ids(answer) => {
+                let mut ids = self.shard.ids();
+                if let Some(saver) = &self.saver {
+                    ids |= saver.ids();
+                }
+                let _ = answer.send(ids);
+            }
+            // The loop's own affair.
+            Task::Stop(_) => {}
         }
         self.carry_out(out).await;
     }
@@ -197,6 +232,17 @@ impl State {
             if let Err(error) = sent {
                 tracing::error!(%error, "a message could not be published");
             }
+        }
+    }
+
+    /// Hands over what the state lacks, if it is time.
+    fn save(&mut self) {
+        if let Some(saver) = &mut self.saver
+            && !saver.save(&mut self.shard)
+        {
+            tracing::error!("what happens from now on won't outlive a restart");
+            self.saver = None;
+            self.shard.keep_records(false);
         }
     }
 

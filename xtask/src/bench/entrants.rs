@@ -85,7 +85,7 @@ impl Entrant {
         directory: &str,
         configure: impl FnOnce(Site) -> Result<Site>,
     ) -> Result<Self> {
-        let mut site = configure(Site::new(&broker.server.url())?)?;
+        let mut site = configure(Site::new(&broker.server.url())?.with("state.dir", "")?)?;
         site.write_directory(directory)?;
         // Nobody who is online for long falls silent by the load's being elsewhere.
         site.set("tracker.timeout_ms", 3_600_000)?;

@@ -4,10 +4,10 @@ use super::Shard;
 use crate::record::Record;
 
 impl Shard {
-    /// Notes changes from now on, for [`Self::take_records`].
-    pub fn keep_records(&mut self) {
-        self.tracker.keep_records();
-        self.ledger.keep_records();
+    /// Whether changes are noted from now on, for [`Self::take_records`].
+    pub fn keep_records(&mut self, keep: bool) {
+        self.tracker.keep_records(keep);
+        self.ledger.keep_records(keep);
     }
 
     /// Whether there is anything to take, now or soon.

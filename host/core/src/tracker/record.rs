@@ -92,9 +92,13 @@ pub(super) struct Changes {
 }
 
 impl<M: Clone> Tracker<M> {
-    /// Notes changes from now on, for [`Self::take_records`].
-    pub fn keep_records(&mut self) {
-        self.changes.wanted = true;
+    /// Whether changes are noted from now on, for [`Self::take_records`]. To be
+    /// said before the first input, and again only to stop.
+    pub fn keep_records(&mut self, keep: bool) {
+        self.changes = Changes {
+            wanted: keep,
+            ..Changes::default()
+        };
     }
 
     /// Whether there is anything to take now or, of live connections, later.
@@ -106,7 +110,7 @@ impl<M: Clone> Tracker<M> {
             gone_users,
             ..
         } = &self.changes;
-        self.live_connections > 0
+        (self.changes.wanted && self.live_connections > 0)
             || !(connections.is_empty()
                 && users.is_empty()
                 && gone_connections.is_empty()

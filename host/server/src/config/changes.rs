@@ -28,6 +28,7 @@ impl Config {
         self.node = running.node;
         self.nats = running.nats;
         self.tenant = running.tenant;
+        self.state = running.state;
         self.engine.workers = running.engine.workers;
         self.engine.worker_queue = running.engine.worker_queue;
         self.http = running.http;
@@ -52,6 +53,7 @@ impl Config {
             ("nats", Restart, self.nats != new.nats),
             ("tenant", Restart, self.tenant != new.tenant),
             ("tracker", Live, self.tracker != new.tracker),
+            ("state", Restart, self.state != new.state),
             (
                 "directory",
                 if self.directory.is_alike(&new.directory) {

@@ -17,6 +17,7 @@ mod pipeline;
 mod problem;
 mod section;
 mod similar;
+mod state;
 #[cfg(test)]
 mod tests;
 mod tracker;
@@ -37,6 +38,7 @@ pub(crate) use engine::Engine;
 pub(crate) use nats::{Auth, Nats};
 pub(crate) use pipeline::{Grant, Stage};
 pub(crate) use problem::{Problem, Problems};
+pub(crate) use state::State;
 pub(crate) use tracker::Tracker;
 
 use section::{Reader, Section};
@@ -56,6 +58,8 @@ pub(crate) struct Config {
     pub(crate) tenant: Tenant,
     /// When a user is online.
     pub(crate) tracker: Tracker,
+    /// What is kept over a restart.
+    pub(crate) state: State,
     /// Where contacts, groups and blocks come from.
     pub(crate) directory: Directory,
     /// Where plugins come from.
@@ -138,6 +142,7 @@ impl Config {
             nats: root.section("nats", Nats::read),
             tenant: root.section("tenant", Tenant::read),
             tracker: root.section("tracker", Tracker::read),
+            state: root.section("state", State::read),
             directory: root.section("directory", Directory::read),
             plugins: root.section("plugins", Plugins::read),
             pipeline: root

@@ -230,6 +230,15 @@ fn an_empty_address_turns_http_off_and_a_written_one_is_no_default() {
 }
 
 #[test]
+fn an_empty_folder_turns_the_state_off_and_a_written_one_is_no_default() {
+    assert_eq!(load("[state]\ndir = ''", &[]).unwrap().state.dir, None);
+    let folder = folder_with("[state]\ndir = 'presence-state'");
+    let written = Config::load_in(folder.path(), None, variables(&[])).unwrap();
+    assert!(!written.state.dir_is_default);
+    assert_eq!(written.state.dir, defaults_in(folder.path()).state.dir);
+}
+
+#[test]
 fn secrets_are_not_printed() {
     let env = [("PRESENCE_NATS_TOKEN", "s3cret")];
     let config = load("", &env).unwrap();

@@ -156,6 +156,7 @@ fn values_out_of_their_bounds_are_refused() {
         "[tracker]\ntimeout_ms = -1",
         "[tracker]\ntimeout_ms = 1.5",
         "[tracker]\nbroadcast = ['socketId']",
+        "[state]\nflush_ms = 0",
         "[tracker]\nbroadcast = [1]",
         "[directory]\nsource = 'request'",
         "[directory]\nsource = 'ldap'",

@@ -1,0 +1,152 @@
+//! The file that the state is kept in: a redb database of keys and values, whose
+//! meaning is the core's affair.
+
+use std::io::ErrorKind;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+
+use anyhow::{anyhow, bail};
+use presence_core::record::{FORMAT, Stored};
+use redb::{
+    Builder, Database, DatabaseError, ReadableDatabase, ReadableTable, StorageError,
+    TableDefinition,
+};
+
+const RECORDS: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("records");
+const FIGURES: TableDefinition<'_, &str, u64> = TableDefinition::new("figures");
+const FORMAT_KEY: &str = "format";
+const SAVED_AT: &str = "saved-at";
+
+/// How much of the file is kept in memory: the upper part of its trees.
+const CACHE_BYTES: usize = 32 << 20;
+
+/// Why a file can't be used.
+#[derive(Debug)]
+pub(crate) enum Fault {
+    /// Another process has it open.
+    InUse,
+    /// It, or its folder, can't be written or read.
+    Unusable(anyhow::Error),
+    /// What it holds can't be taken.
+    Damaged(anyhow::Error),
+}
+
+/// An open file.
+#[derive(Debug)]
+pub(crate) struct Store {
+    database: Database,
+}
+
+impl Store {
+    /// Opens a file, which is made where there is none, and checks all of it.
+    ///
+    /// # Errors
+    /// If it can't be used.
+    pub(crate) fn open(path: &Path) -> Result<Self, Fault> {
+        let database = guarded(|| {
+            let mut builder = Builder::new();
+            builder.set_cache_size(CACHE_BYTES);
+            // Or else what is damaged would be found when it is in the way.
+            builder.set_check_integrity_on_open(true);
+            builder.create(path).map_err(|error| fault(error, path))
+        })?;
+        let store = Self { database };
+        guarded(|| store.check_format())?;
+        Ok(store)
+    }
+
+    /// Reads all records, in the order of their keys, and says when the file was
+    /// last written.
+    ///
+    /// # Errors
+    /// If it can't be read, or `take` can't take a record.
+    pub(crate) fn read(
+        &self,
+        mut take: impl FnMut(&[u8], &[u8]) -> anyhow::Result<()>,
+    ) -> Result<u64, Fault> {
+        let mut read = || -> anyhow::Result<u64> {
+            let transaction = self.database.begin_read()?;
+            for record in transaction.open_table(RECORDS)?.iter()? {
+                let (key, value) = record?;
+                take(key.value(), value.value())?;
+            }
+            let saved_at = transaction.open_table(FIGURES)?.get(SAVED_AT)?;
+            Ok(saved_at.map_or(0, |at| at.value()))
+        };
+        guarded(|| read().map_err(Fault::Damaged))
+    }
+
+    /// Writes records, all of them or none, and returns when the disk has them.
+    ///
+    /// # Errors
+    /// If that can't be done. The file must then be opened anew.
+    pub(crate) fn write(&self, saved_at: u64, records: &[Stored]) -> anyhow::Result<()> {
+        let transaction = self.database.begin_write()?;
+        {
+            let mut table = transaction.open_table(RECORDS)?;
+            for (key, value) in records {
+                match value {
+                    Some(value) => drop(table.insert(&**key, &**value)?),
+                    None => drop(table.remove(&**key)?),
+                }
+            }
+            let mut figures = transaction.open_table(FIGURES)?;
+            figures.insert(SAVED_AT, saved_at)?;
+        }
+        Ok(transaction.commit()?)
+    }
+
+    /// That the file is new, or has the format that is known here.
+    fn check_format(&self) -> Result<(), Fault> {
+        let check = || -> anyhow::Result<()> {
+            let transaction = self.database.begin_read()?;
+            if transaction.list_tables()?.next().is_none() {
+                return self.set_format(FORMAT);
+            }
+            let figures = transaction.open_table(FIGURES)?;
+            match figures.get(FORMAT_KEY)?.map_or(0, |format| format.value()) {
+                format if format == u64::from(FORMAT) => Ok(()),
+                format if format > u64::from(FORMAT) => {
+                    bail!("a newer version wrote it (format {format}, and {FORMAT} is known here)")
+                }
+                format => bail!("its format, {format}, isn't known"),
+            }
+        };
+        check().map_err(Fault::Damaged)
+    }
+
+    /// Notes the format, and makes the tables.
+    pub(super) fn set_format(&self, format: u32) -> anyhow::Result<()> {
+        let transaction = self.database.begin_write()?;
+        transaction.open_table(RECORDS)?;
+        transaction
+            .open_table(FIGURES)?
+            .insert(FORMAT_KEY, u64::from(format))?;
+        Ok(transaction.commit()?)
+    }
+}
+
+/// Does what may meet a damaged page, over which redb may panic.
+fn guarded<T>(act: impl FnOnce() -> Result<T, Fault>) -> Result<T, Fault> {
+    // Nothing of it is used any more after a panic.
+    catch_unwind(AssertUnwindSafe(act))
+        .unwrap_or_else(|_| Err(Fault::Damaged(anyhow!("its pages contradict each other"))))
+}
+
+fn fault(error: DatabaseError, path: &Path) -> Fault {
+    let at_path = |error: DatabaseError| {
+        anyhow::Error::new(error).context(format!("can't open {}", path.display()))
+    };
+    match error {
+        DatabaseError::DatabaseAlreadyOpen | DatabaseError::LockProtocolMismatch => Fault::InUse,
+        DatabaseError::Storage(StorageError::Io(io))
+            if !matches!(
+                io.kind(),
+                ErrorKind::InvalidData | ErrorKind::UnexpectedEof | ErrorKind::IsADirectory
+            ) =>
+        {
+            Fault::Unusable(at_path(io.into()))
+        }
+        error => Fault::Damaged(error.into()),
+    }
+}

@@ -1,0 +1,198 @@
+//! The thread that writes the state. What workers hand over while it writes is
+//! written together, next.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use presence_core::names::Names;
+use presence_core::record::{Record, Stored};
+use tokio::sync::{mpsc, oneshot};
+
+use super::saver::Saver;
+use super::store::{Fault, Store};
+use crate::clock;
+use crate::config::State;
+
+/// How many batches may wait to be written, of all workers together.
+const QUEUE: usize = 16;
+
+/// How long is waited before a write that failed is tried again.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// What the writer is sent.
+#[derive(Debug)]
+pub(super) enum Job {
+    /// Write these, which were taken then.
+    Write(u64, Arc<Vec<Record>>),
+    /// Close the file, and say when that is done.
+    Finish(oneshot::Sender<()>),
+}
+
+/// The writer's figures.
+#[derive(Debug, Default)]
+pub(crate) struct Figures {
+    /// How many users were online when the node last ran.
+    pub(crate) restored_users: AtomicU64,
+    /// How many records have been written.
+    pub(crate) records: AtomicU64,
+    /// How large the file is.
+    pub(crate) bytes: AtomicU64,
+    /// When what is being written was taken, in milliseconds since the Unix epoch;
+    /// 0 if nothing is.
+    taken_at: AtomicU64,
+}
+
+impl Figures {
+    /// For how long what is being written has waited for it, in milliseconds.
+    pub(crate) fn lag_ms(&self) -> u64 {
+        match self.taken_at.load(Ordering::Relaxed) {
+            0 => 0,
+            since => clock::now_ms().saturating_sub(since),
+        }
+    }
+}
+
+/// The writer, as the rest of the node sees it.
+#[derive(Debug)]
+pub(crate) struct Writer {
+    jobs: mpsc::Sender<Job>,
+    flush_ms: u64,
+    pub(crate) figures: Arc<Figures>,
+}
+
+impl Writer {
+    pub(super) fn start(
+        store: Store,
+        path: PathBuf,
+        names: Arc<Names>,
+        config: &State,
+        restored_users: u64,
+    ) -> anyhow::Result<Self> {
+        let (jobs, inbox) = mpsc::channel(QUEUE);
+        let figures = Arc::new(Figures {
+            restored_users: restored_users.into(),
+            ..Figures::default()
+        });
+        let thread = Thread {
+            store: Some(store),
+            path,
+            names,
+            figures: Arc::clone(&figures),
+        };
+        std::thread::Builder::new()
+            .name("state".into())
+            .spawn(move || thread.run(inbox))
+            .context("can't start the thread that writes the state")?;
+        Ok(Self {
+            jobs,
+            flush_ms: config.flush_ms,
+            figures,
+        })
+    }
+
+    /// What a worker hands its changes over with.
+    pub(crate) fn saver(&self) -> Saver {
+        Saver::new(self.jobs.clone(), self.flush_ms)
+    }
+
+    /// Closes the file, once all that was handed over is written.
+    pub(crate) async fn finish(&self) {
+        let (done, finished) = oneshot::channel();
+        // A writer that is gone has said so.
+        if self.jobs.send(Job::Finish(done)).await.is_ok() {
+            let _ = finished.await;
+        }
+    }
+}
+
+struct Thread {
+    /// None after a failure: the file is then opened anew.
+    store: Option<Store>,
+    path: PathBuf,
+    names: Arc<Names>,
+    figures: Arc<Figures>,
+}
+
+impl Thread {
+    fn run(mut self, mut inbox: mpsc::Receiver<Job>) {
+        self.measure();
+        while let Some(first) = inbox.blocking_recv() {
+            let mut records: Vec<Stored> = Vec::new();
+            let mut last_taken_at = 0;
+            let mut finish = None;
+            let waiting = std::iter::from_fn(|| inbox.try_recv().ok());
+            for job in std::iter::once(first).chain(waiting.take(QUEUE)) {
+                match job {
+                    Job::Write(taken_at, batch) => {
+                        let since = &self.figures.taken_at;
+                        let _ = since.compare_exchange(
+                            0,
+                            taken_at,
+                            Ordering::Relaxed,
+                            Ordering::Relaxed,
+                        );
+                        last_taken_at = last_taken_at.max(taken_at);
+                        records.extend(batch.iter().map(|record| record.encode(&self.names)));
+                    }
+                    Job::Finish(done) => finish = Some(done),
+                }
+            }
+            if last_taken_at > 0 {
+                // Neighbours are written together; of one key, the last holds.
+                records.sort_by(|(a, _), (b, _)| a.cmp(b));
+                if let Err(error) = self.write(last_taken_at, &records) {
+                    tracing::error!("the state isn't written any more: {error:#}");
+                    return;
+                }
+                self.figures.taken_at.store(0, Ordering::Relaxed);
+            }
+            if let Some(done) = finish {
+                drop(self.store);
+                // Whoever asked may have given up.
+                let _ = done.send(());
+                return;
+            }
+        }
+    }
+
+    /// Writes records, however often that must be tried: until it is done, no
+    /// others are taken, and they gather where they are.
+    fn write(&mut self, taken_at: u64, records: &[Stored]) -> anyhow::Result<()> {
+        let mut said = String::new();
+        loop {
+            let error = match self.try_to_write(taken_at, records) {
+                Ok(()) => break,
+                Err(Fault::Damaged(error)) => return Err(error),
+                Err(Fault::Unusable(error)) => format!("{error:#}"),
+                Err(Fault::InUse) => "another process uses the file".to_owned(),
+            };
+            if error != said {
+                tracing::error!("the state can't be written, and is tried again: {error}");
+                said = error;
+            }
+            std::thread::sleep(RETRY);
+        }
+        let count = records.len() as u64;
+        self.figures.records.fetch_add(count, Ordering::Relaxed);
+        self.measure();
+        Ok(())
+    }
+
+    fn try_to_write(&mut self, taken_at: u64, records: &[Stored]) -> Result<(), Fault> {
+        let store = match self.store.take() {
+            Some(store) => store,
+            None => Store::open(&self.path)?,
+        };
+        store.write(taken_at, records).map_err(Fault::Unusable)?;
+        self.store = Some(store);
+        Ok(())
+    }
+
+    fn measure(&self) {
+        let bytes = std::fs::metadata(&self.path).map_or(0, |file| file.len());
+        self.figures.bytes.store(bytes, Ordering::Relaxed);
+    }
+}
