@@ -194,6 +194,7 @@ fn the_check_says_all_that_is_wrong() -> Result<()> {
     ])?;
     site.set("tracker.timeout_ms", 0)?;
     site.set("nats.creds", "no-such.creds")?;
+    site.set("state.dir", "directory.json")?;
     site.write_directory("{\"contacts\": [")?;
     site.write_plugin("not-wasm", "this is no component")?;
     let (code, says) = check(&site)?;
@@ -201,6 +202,7 @@ fn the_check_says_all_that_is_wrong() -> Result<()> {
     for wrong in [
         "timeout_ms",
         "no-such.creds",
+        "[state] dir",
         "no-such-filter",
         "no-such-either",
         "directory.json",

@@ -110,9 +110,10 @@ pub(crate) fn open(
     Ok(Some((writer, restored)))
 }
 
-/// What is wrong with the folder, as far as that can be said without touching it.
+/// What is wrong with a folder that was named, as far as that can be said without
+/// touching it.
 pub(crate) fn problem(state: &config::State) -> Option<anyhow::Error> {
-    let dir = state.dir.as_ref()?;
+    let dir = state.dir.as_ref().filter(|_| !state.dir_is_default)?;
     (dir.exists() && !dir.is_dir())
         .then(|| anyhow::anyhow!("[state] dir: {} is no folder", dir.display()))
 }

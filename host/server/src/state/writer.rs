@@ -121,29 +121,24 @@ impl Thread {
         self.measure();
         while let Some(first) = inbox.blocking_recv() {
             let mut records: Vec<Stored> = Vec::new();
-            let mut last_taken_at = 0;
+            let mut taken: Option<(u64, u64)> = None;
             let mut finish = None;
             let waiting = std::iter::from_fn(|| inbox.try_recv().ok());
             for job in std::iter::once(first).chain(waiting.take(QUEUE)) {
                 match job {
-                    Job::Write(taken_at, batch) => {
-                        let since = &self.figures.taken_at;
-                        let _ = since.compare_exchange(
-                            0,
-                            taken_at,
-                            Ordering::Relaxed,
-                            Ordering::Relaxed,
-                        );
-                        last_taken_at = last_taken_at.max(taken_at);
+                    Job::Write(at, batch) => {
+                        let (first, _) = *taken.get_or_insert((at, at));
+                        taken = Some((first, at));
+                        self.figures.taken_at.store(first, Ordering::Relaxed);
                         records.extend(batch.iter().map(|record| record.encode(&self.names)));
                     }
                     Job::Finish(done) => finish = Some(done),
                 }
             }
-            if last_taken_at > 0 {
+            if let Some((_, last)) = taken {
                 // Neighbours are written together; of one key, the last holds.
                 records.sort_by(|(a, _), (b, _)| a.cmp(b));
-                if let Err(error) = self.write(last_taken_at, &records) {
+                if let Err(error) = self.write(last, &records) {
                     tracing::error!("the state isn't written any more: {error:#}");
                     return;
                 }
