@@ -191,3 +191,27 @@ impl Thread {
         self.figures.bytes.store(bytes, Ordering::Relaxed);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn after_a_failure_the_file_is_opened_anew() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("presence.redb");
+        let mut thread = Thread {
+            store: None,
+            path: path.clone(),
+            names: Arc::default(),
+            figures: Arc::default(),
+        };
+        for at in 1..=2 {
+            thread.write(at, &[(vec![1], Some(vec![1]))]).unwrap();
+        }
+        assert_eq!(thread.figures.records.load(Ordering::Relaxed), 2);
+        drop(thread);
+        let store = Store::open(&path).unwrap();
+        assert_eq!(store.read(|_, _| Ok(())).unwrap(), 2);
+    }
+}
