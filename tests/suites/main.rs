@@ -16,6 +16,7 @@ mod hot_swap;
 mod inputs;
 mod layers;
 mod lifecycle;
+mod messenger;
 mod node;
 mod replay;
 mod restart;

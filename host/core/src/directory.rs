@@ -6,10 +6,11 @@
 //! that asked them are decided again.
 
 mod change;
+mod setting;
 
 pub use change::{Changes, Edit};
+pub use setting::{Setting, Settings};
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use roaring::RoaringBitmap;
@@ -36,6 +37,8 @@ pub enum Question {
     Groups(Id),
     /// A user's settings.
     Settings(Id),
+    /// Everyone who has a setting with a certain value.
+    WithSetting(Arc<Setting>),
 }
 
 impl Question {
@@ -48,7 +51,7 @@ impl Question {
             | Self::BlockedBy(user)
             | Self::Groups(user)
             | Self::Settings(user) => Some(*user),
-            Self::Members(_) | Self::Everyone => None,
+            Self::Members(_) | Self::Everyone | Self::WithSetting(_) => None,
         }
     }
 }
@@ -57,14 +60,12 @@ impl Question {
 type Map<K, V> =
     imbl::GenericHashMap<K, V, foldhash::fast::FixedState, imbl::shared_ptr::DefaultSharedPtr>;
 
-/// A user's settings: JSON text by key.
-pub type Settings = BTreeMap<Box<str>, Box<str>>;
-
 /// What the team's directory says, at one moment.
 #[derive(Clone, Debug, Default)]
 pub struct Directory {
     users: Map<Id, User>,
     groups: Map<Arc<str>, Arc<RoaringBitmap>>,
+    with_setting: Map<Arc<Setting>, Arc<RoaringBitmap>>,
     everyone: Arc<RoaringBitmap>,
     /// Where the directory is asked question by question: those that have been
     /// answered. Any other isn't at hand.
@@ -116,6 +117,7 @@ impl Directory {
             Question::Members(group) => self.groups.get(group).cloned(),
             Question::CoMembers(user) => return Ok(self.co_members(*user)),
             Question::Everyone => Some(Arc::clone(&self.everyone)),
+            Question::WithSetting(setting) => self.with_setting.get(setting).cloned(),
             Question::Groups(_) | Question::Settings(_) => None,
         };
         Ok(set.map_or_else(Audience::nobody, Audience::from))
@@ -130,7 +132,7 @@ impl Directory {
         Ok(self.groups_of(user))
     }
 
-    /// A user's setting, as JSON text.
+    /// A user's setting, as JSON text in its one form.
     ///
     /// # Errors
     /// As [`Self::audience`].

@@ -7,11 +7,11 @@
 use std::sync::Arc;
 
 use presence_core::audience::Audience;
-use presence_core::directory::Question;
+use presence_core::directory::{Question, Setting};
 use presence_core::event::{Change, Reason};
 use presence_core::names::Id;
 use wasmtime::component::{ComponentType, Lift, Linker, Lower, WasmStr};
-use wasmtime::{Result, StoreContextMut, Trap};
+use wasmtime::{Result, StoreContextMut, Trap, format_err};
 
 use crate::call::{self, Call};
 
@@ -240,6 +240,18 @@ fn directory(linker: &mut Linker<Call>) -> Result<()> {
     directory.func_wrap("everyone", |mut store: Store<'_>, (): ()| {
         Ok((store.data_mut().ask(Question::Everyone)?,))
     })?;
+    directory.func_wrap(
+        "with-setting",
+        |mut store: Store<'_>, (key, value): (WasmStr, WasmStr)| {
+            let bytes = key.to_str(&store)?.len() + value.to_str(&store)?.len();
+            charge(&mut store, 16 * bytes as u64)?;
+            let setting = Setting::new(&key.to_str(&store)?, &value.to_str(&store)?);
+            let setting = setting
+                .map_err(|error| format_err!("asked for a setting that is not JSON: {error}"))?;
+            let question = Question::WithSetting(Arc::new(setting));
+            Ok((store.data_mut().ask(question)?,))
+        },
+    )?;
     directory.func_wrap("groups", |mut store: Store<'_>, (name,): (WasmStr,)| {
         let user = user(&store, &name)?;
         let question = Question::Groups(user);

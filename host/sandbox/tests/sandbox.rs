@@ -36,6 +36,8 @@ mod reads;
 mod redactors;
 #[path = "sandbox/replacement.rs"]
 mod replacement;
+#[path = "sandbox/settings.rs"]
+mod settings;
 #[path = "sandbox/stage.rs"]
 mod stage;
 #[path = "sandbox/told.rs"]

@@ -13,7 +13,7 @@ use presence_sandbox::{Blueprint, Engine, Limits, Plugin, Quarantine, Stage};
 use crate::config::{Config, Grant};
 
 /// The default components, built from `plugins/` and committed in `plugins/dist`.
-const BUILT_IN: [(&str, &[u8]); 5] = [
+const BUILT_IN: [(&str, &[u8]); 8] = [
     (
         "blocklist",
         include_bytes!("../../../plugins/dist/blocklist.wasm"),
@@ -27,8 +27,20 @@ const BUILT_IN: [(&str, &[u8]); 5] = [
         include_bytes!("../../../plugins/dist/device-class.wasm"),
     ),
     (
+        "do-not-disturb",
+        include_bytes!("../../../plugins/dist/do-not-disturb.wasm"),
+    ),
+    (
         "groups",
         include_bytes!("../../../plugins/dist/groups.wasm"),
+    ),
+    (
+        "privacy",
+        include_bytes!("../../../plugins/dist/privacy.wasm"),
+    ),
+    (
+        "public",
+        include_bytes!("../../../plugins/dist/public.wasm"),
     ),
     (
         "redact",

@@ -4,6 +4,7 @@
 //! settings. The host remembers what was asked, and decides again when that
 //! changes.
 
+use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::Audience;
@@ -59,4 +60,11 @@ pub fn setting<T: DeserializeOwned>(user: &str, key: &str) -> Result<Option<T>, 
         Ok(value) => Ok(Some(value)),
         Err(e) => Err(format!("setting {key:?} of user {user:?}: {e}")),
     }
+}
+
+/// Everyone whose setting under this key has this value. A value that has no
+/// JSON form ends the call with an error.
+pub fn with_setting(key: &str, value: impl Serialize) -> Audience {
+    let json = serde_json::to_string(&value).unwrap_or_default();
+    Audience::from_token(directory::with_setting(key, &json))
 }

@@ -131,7 +131,8 @@ fn parse<C: DeserializeOwned>(json: &str) -> Result<C, String> {
     let mut unknown = None;
     let mut deserializer = serde_json::Deserializer::from_str(json);
     let config = serde_ignored::deserialize(&mut deserializer, |path| {
-        unknown.get_or_insert_with(|| path.to_string());
+        // A `?` stands for an option on the way, which nobody has written.
+        unknown.get_or_insert_with(|| path.to_string().replace("?.", ""));
     })
     .map_err(|e| format!("configuration: {e}"))?;
     deserializer
@@ -155,6 +156,7 @@ mod tests {
     struct Config {
         keys: Vec<String>,
         nested: Nested,
+        list: Option<Vec<Nested>>,
     }
 
     #[derive(Debug, Default, Deserialize, PartialEq)]
@@ -180,6 +182,10 @@ mod tests {
         assert_eq!(
             parse::<Config>(r#"{"nested": {"no": 1}}"#),
             Err("configuration: unknown key `nested.no`".to_owned())
+        );
+        assert_eq!(
+            parse::<Config>(r#"{"list": [{}, {"no": 1}]}"#),
+            Err("configuration: unknown key `list.1.no`".to_owned())
         );
         assert!(parse::<NoConfig>(r#"{"keys": []}"#).is_err());
     }

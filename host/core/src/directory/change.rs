@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use roaring::RoaringBitmap;
 
-use super::{Directory, Question, Settings, User};
+use super::{Directory, Question, Setting, Settings, User, setting};
 use crate::names::Id;
 
 /// The questions to which a directory's answer has changed.
@@ -122,11 +122,45 @@ impl Edit {
     /// Says what a user's settings are.
     pub fn settings(&mut self, user: Id, settings: Option<Settings>) {
         let entry = self.directory.users.entry(user).or_default();
-        let settings = settings.map(Arc::new);
-        if entry.settings != settings {
-            entry.settings = settings;
-            self.changed.insert(Question::Settings(user));
+        let before = entry.settings.take();
+        let after = settings.map(|mut settings| {
+            setting::canonicalise(&mut settings, before.as_deref());
+            Arc::new(settings)
+        });
+        if before == after {
+            entry.settings = before;
+            return;
         }
+        entry.settings.clone_from(&after);
+        self.changed.insert(Question::Settings(user));
+        let (before, after) = (before.unwrap_or_default(), after.unwrap_or_default());
+        let is_new = |(key, value): &(&_, &_)| before.get(*key) != Some(*value);
+        let is_gone = |(key, value): &(&_, &_)| after.get(*key) != Some(*value);
+        for (key, value) in before.iter().filter(is_gone) {
+            self.with_setting(user, key, value, false);
+        }
+        for (key, value) in after.iter().filter(is_new) {
+            self.with_setting(user, key, value, true);
+        }
+    }
+
+    /// Notes whether a user has a setting with this value.
+    fn with_setting(&mut self, user: Id, key: &str, value: &str, has_it: bool) {
+        let setting = Arc::new(Setting {
+            key: key.into(),
+            value: value.into(),
+        });
+        let index = &mut self.directory.with_setting;
+        let users = Arc::make_mut(index.entry(Arc::clone(&setting)).or_default());
+        if has_it {
+            users.insert(user.0);
+        } else {
+            users.remove(user.0);
+        }
+        if users.is_empty() {
+            index.remove(&setting);
+        }
+        self.changed.insert(Question::WithSetting(setting));
     }
 
     /// Says that a question is answered by what has been said, for a directory
@@ -257,9 +291,64 @@ mod tests {
         assert_eq!(ask(&before, Question::Everyone), [1, 2, 3, 4, 5]);
     }
 
+    fn settings(settings: &[(&str, &str)]) -> Option<Settings> {
+        let settings = settings.iter();
+        Some(
+            settings
+                .map(|(key, value)| ((*key).into(), (*value).into()))
+                .collect(),
+        )
+    }
+
+    fn with(key: &str, value: &str) -> Question {
+        Question::WithSetting(Arc::new(Setting::new(key, value).unwrap()))
+    }
+
+    #[test]
+    fn whoever_has_a_setting_is_found_and_a_change_names_the_old_and_the_new_value() {
+        let mut edit = Directory::new().edit();
+        edit.settings(
+            Id(1),
+            settings(&[("seen", " \"nobody\""), ("quiet", "true")]),
+        );
+        edit.settings(Id(2), settings(&[("seen", "\"nobody\""), ("lists", "{}")]));
+        let (before, _) = edit.finish();
+        assert_eq!(ask(&before, with("seen", "\"nobody\" ")), [1, 2]);
+        assert_eq!(ask(&before, with("quiet", "true")), [1]);
+        assert_eq!(ask(&before, with("quiet", "false")), [0; 0]);
+        assert_eq!(before.ids().iter().collect::<Vec<_>>(), [1, 2]);
+
+        // Formatted otherwise, it is the same.
+        let mut edit = before.edit();
+        edit.settings(
+            Id(2),
+            settings(&[("lists", " { } "), ("seen", "\"nobod\\u0079\"")]),
+        );
+        let (_, changes) = edit.finish();
+        assert!(changes.is_empty(), "{changes:?}");
+
+        let mut edit = before.edit();
+        edit.settings(
+            Id(1),
+            settings(&[("seen", "\"everyone\""), ("quiet", "true")]),
+        );
+        let (after, changes) = edit.finish();
+        let expected = [
+            Question::Settings(Id(1)),
+            with("seen", "\"everyone\""),
+            with("seen", "\"nobody\""),
+        ];
+        assert_eq!(changes.iter().cloned().collect::<Vec<_>>(), expected);
+        assert_eq!(ask(&after, with("seen", "\"nobody\"")), [2]);
+        assert_eq!(ask(&after, with("seen", "\"everyone\"")), [1]);
+        assert_eq!(ask(&after, with("quiet", "true")), [1]);
+        assert_eq!(ask(&before, with("seen", "\"nobody\"")), [1, 2]);
+    }
+
     #[test]
     fn taking_everything_away_leaves_nothing() {
         let mut edit = sample().edit();
+        edit.settings(Id(4), settings(&[("quiet", "true")]));
         let (users, groups) = edit.subjects();
         for user in users {
             edit.contacts(user, None);
@@ -272,6 +361,7 @@ mod tests {
         let (directory, _) = edit.finish();
         assert!(directory.is_empty());
         assert!(directory.ids().is_empty());
+        assert!(directory.with_setting.is_empty());
     }
 
     #[test]
@@ -284,5 +374,6 @@ mod tests {
         assert_eq!(directory.audience(&question), Ok(Audience::nobody()));
         assert!(changes.iter().eq([&question]));
         assert!(directory.setting(Id(1), "theme").is_err());
+        assert!(directory.audience(&with("theme", "1")).is_err());
     }
 }

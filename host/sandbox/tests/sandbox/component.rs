@@ -83,8 +83,8 @@ pub(crate) fn redactor(items: &str, body: &str) -> Vec<u8> {
 }
 
 /// A component around a core module that has a memory, in which strings go to
-/// 4096, and two of the host's functions, `$of` and `$everyone`. It takes any
-/// configuration.
+/// 4096, and some of the host's functions: `$of`, `$everyone` and
+/// `$with-setting`. It takes any configuration.
 fn component(role: &str, module: &str, export: &str) -> Vec<u8> {
     let canon = r#"(memory $libc "memory") (realloc (func $libc "realloc"))"#;
     let text = format!(
@@ -98,7 +98,9 @@ fn component(role: &str, module: &str, export: &str) -> Vec<u8> {
         (import "presence:plugin/audiences@0.1.0" (instance $audiences
           (export "of" (func (param "users" (list string)) (result u32)))))
         (import "presence:plugin/directory@0.1.0" (instance $directory
-          (export "everyone" (func (result u32)))))
+          (export "everyone" (func (result u32)))
+          (export "with-setting"
+            (func (param "key" string) (param "value" string) (result u32)))))
 
         (core module $Libc
           (memory (export "memory") 1)
@@ -106,14 +108,19 @@ fn component(role: &str, module: &str, export: &str) -> Vec<u8> {
         (core instance $libc (instantiate $Libc))
         (core func $of (canon lower (func $audiences "of") (memory $libc "memory")))
         (core func $everyone (canon lower (func $directory "everyone")))
+        (core func $with-setting
+          (canon lower (func $directory "with-setting") (memory $libc "memory")))
         (core instance $host
           (export "of" (func $of))
-          (export "everyone" (func $everyone)))
+          (export "everyone" (func $everyone))
+          (export "with-setting" (func $with-setting)))
 
         (core module $Rule
           (import "libc" "memory" (memory 1))
           (import "host" "of" (func $of (param i32 i32) (result i32)))
           (import "host" "everyone" (func $everyone (result i32)))
+          (import "host" "with-setting"
+            (func $with-setting (param i32 i32 i32 i32) (result i32)))
           (func (export "configure") (param i32 i32) (result i32) (i32.const 0))
           {module})
         (core instance $rule (instantiate $Rule

@@ -2,9 +2,11 @@
 //! and the same call decides once it is.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
-use presence_core::directory::Question;
-use presence_core::rules::Decision;
+use presence_core::directory::{Question, Setting};
+use presence_core::event::Reason;
+use presence_core::rules::{Decision, Rules};
 use presence_sandbox::Pipeline;
 use serde_json::json;
 
@@ -17,6 +19,7 @@ fn every_question_that_is_not_at_hand_is_named_and_once_answered_the_call_decide
     let ada = world.id("ada");
     let steps = json!([
         "contacts", "groups", {"members": "team"}, {"setting": "visible"}, "blocked_by", "everyone",
+        {"with_setting": {"key": "theme", "value": "dark"}},
     ]);
     let mut rules = pipeline([configured("reader", json!({"steps": steps}))]);
     let questions = not_at_hand(&world, &mut rules);
@@ -29,6 +32,7 @@ fn every_question_that_is_not_at_hand_is_named_and_once_answered_the_call_decide
             Question::Settings(ada),
             Question::BlockedBy(ada),
             Question::Everyone,
+            Question::WithSetting(Arc::new(Setting::new("theme", "\"dark\"").unwrap())),
         ])
     );
     let answers: Vec<_> = questions.into_iter().collect();
@@ -54,6 +58,20 @@ fn the_stages_after_one_that_waits_are_asked_too() {
     );
     world.say(&json!({"blocks": {"ada": ["cleo"]}}), &missing);
     assert_eq!(world.visible(&mut rules), ["ben"]);
+}
+
+#[test]
+fn a_redactor_that_lacks_an_answer_when_a_user_goes_shows_nobody_more_than_that() {
+    let mut world = World::on_demand();
+    let (ada, told) = (world.id("ada"), world.audience(&["ben"]));
+    let config = json!({"user_settings": true});
+    let mut rules = pipeline([configured("redact", config)]);
+    world.offline(1, Reason::Logout);
+    let renditions = rules.redact(world.context(), &told);
+    assert_eq!(renditions, Ok(Vec::new()));
+    world.say(&json!({}), &[Question::Settings(ada)]);
+    let renditions = rules.redact(world.context(), &told).unwrap();
+    assert!(renditions[0].last_seen);
 }
 
 #[test]

@@ -1,8 +1,9 @@
 //! What a decision is recorded to have read, and that nothing else is.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
-use presence_core::directory::Question;
+use presence_core::directory::{Question, Setting};
 use presence_core::rules::Reads;
 use serde_json::{Value, json};
 
@@ -28,6 +29,10 @@ fn each_question_to_the_directory_is_recorded() {
         (json!("everyone"), Question::Everyone),
         (json!("groups"), Question::Groups(ada)),
         (json!({"setting": "visible"}), Question::Settings(ada)),
+        (
+            json!({"with_setting": {"key": "theme", "value": "dark"}}),
+            Question::WithSetting(Arc::new(Setting::new("theme", "\"dark\"").unwrap())),
+        ),
     ] {
         let expected = Reads {
             questions: BTreeSet::from([question]),

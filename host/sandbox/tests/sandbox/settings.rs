@@ -1,0 +1,127 @@
+//! Settings: who has one, and the default components that heed them.
+
+use presence_core::event::Reason;
+use presence_core::rules::{Reads, Rules};
+use presence_sandbox::{Limits, Stage};
+use serde_json::{Value, json};
+
+use crate::component::filter;
+use crate::log::logged;
+use crate::stage::{LIMITS, configured, made, pipeline, stage, within};
+use crate::world::World;
+
+#[test]
+fn whoever_has_a_setting_is_found_however_a_component_formats_it() {
+    let world = World::new(&json!({"settings": {
+        "ben": {"mode": {"at": [1, 2], "on": true}},
+        "cleo": {"mode": {"on": true, "at": [2, 1]}},
+    }}));
+    let mut rules = pipeline([asking("mode", " { \"on\":true,\n\"at\" : [1,2] } ")]);
+    assert_eq!(world.visible(&mut rules), ["ben"]);
+}
+
+#[test]
+fn asking_for_what_is_not_json_ends_the_call() {
+    let world = World::new(&json!({}));
+    let (_, error) = world.failure(&mut pipeline([asking("mode", "on")]));
+    let words = "asked for a setting that is not JSON: expected value";
+    assert!(error.starts_with(words), "{error}");
+}
+
+#[test]
+fn the_reading_of_a_value_is_charged_as_fuel() {
+    let value = format!("[{}0]", "0,".repeat(500));
+    let with = |fuel| within(Limits { fuel, ..LIMITS }, [asking("mode", &value)]);
+    let world = World::new(&json!({}));
+    assert!(world.visible(&mut with(20_000)).is_empty());
+    let (_, error) = world.failure(&mut with(10_000));
+    assert_eq!(error, "used up its fuel of 10000");
+}
+
+#[test]
+fn a_decision_depends_on_no_setting_that_makes_no_difference_to_it() {
+    let world = messenger(json!({"lastSeen": "nobody"}));
+    let redact = json!({"user_settings": true, "reciprocal": true});
+    let with_settings = [stage("contacts"), configured("redact", redact)];
+    let plain = [stage("contacts"), stage("redact")];
+    assert_ne!(
+        world.reads(&mut pipeline([stage("privacy")])),
+        Reads::default()
+    );
+    assert_eq!(
+        world.reads(&mut pipeline(with_settings)),
+        world.reads(&mut pipeline(plain))
+    );
+}
+
+#[test]
+fn everyone_is_whoever_was_admitted_unless_public_stands_in_the_pipeline() {
+    let world = messenger(json!({"online": "everyone"}));
+    let mut narrow = pipeline(["contacts", "privacy", "redact"].map(stage));
+    assert_eq!(world.visible(&mut narrow), ["ben", "cleo"]);
+    let mut wide = pipeline(["contacts", "public", "privacy", "redact"].map(stage));
+    assert_eq!(world.visible(&mut wide), ["ada", "ben", "cleo", "dan"]);
+}
+
+#[test]
+fn a_setting_that_can_t_be_read_is_logged_and_hides() {
+    let world = messenger(json!({"online": "friends"}));
+    let mut rules = pipeline(["contacts", "privacy", "redact"].map(stage));
+    let lines = logged(|| assert!(world.visible(&mut rules).is_empty()));
+    assert!(
+        lines[0].starts_with("setting \"online\" of user \"ada\": unknown variant `friends`"),
+        "{lines:?}"
+    );
+}
+
+#[test]
+fn each_rule_that_takes_somebody_out_says_why() {
+    for (settings, chain, why) in [
+        (
+            json!({"invisible": true}),
+            "privacy",
+            "the user is invisible",
+        ),
+        (json!({"online": "contacts"}), "privacy", "only contacts"),
+        (json!({}), "do-not-disturb", "not want to be disturbed"),
+    ] {
+        let world = messenger(settings);
+        let lines = logged(|| drop(world.decide(&mut pipeline([stage(chain)]))));
+        assert!(lines.iter().any(|line| line.contains(why)), "{lines:?}");
+    }
+    let mut world = messenger(json!({"lastSeen": "nobody"}));
+    world.offline(1, Reason::Logout);
+    let redact = json!({"tiers": [{"for": "contacts", "keys": [], "last_seen": true}],
+        "user_settings": true, "reciprocal": true});
+    let told = world.audience(&["ben", "dan"]);
+    let mut rules = pipeline([configured("redact", redact)]);
+    let lines = logged(|| drop(rules.redact(world.context(), &told)));
+    assert_eq!(
+        lines,
+        [
+            "viewers who belong to no tier are not told",
+            "the user shows nobody when they were last seen",
+            "viewers who show nobody when they were last seen don't get to know it",
+        ]
+    );
+}
+
+/// `ada` has these settings and two contacts; `dan` is known, too.
+fn messenger(settings: Value) -> World {
+    World::new(&json!({
+        "contacts": {"ada": ["ben", "cleo"]},
+        "settings": {"ada": settings, "dan": {"doNotDisturb": true}},
+    }))
+}
+
+/// A filter that asks who has a setting with this value, as it is written here.
+fn asking(key: &str, value: &str) -> Stage {
+    let escaped: String = value.bytes().map(|byte| format!("\\{byte:02x}")).collect();
+    let data = format!(r#"(data (i32.const 256) "{key}") (data (i32.const 512) "{escaped}")"#);
+    let body = format!(
+        "(call $with-setting (i32.const 256) (i32.const {}) (i32.const 512) (i32.const {}))",
+        key.len(),
+        value.len(),
+    );
+    made(&filter(&data, &body))
+}

@@ -1,0 +1,42 @@
+//! A filter: a user's own setting says who of the audience may see that they are
+//! online, and while the user is invisible nobody may.
+//!
+//! The rule itself is [`presence_settings::Who`]: it is the redactor's as well.
+
+use presence_plugin::{Audience, Event, Filter, NoConfig, explain};
+use presence_settings::Who;
+
+struct Privacy;
+
+impl Filter for Privacy {
+    type Config = NoConfig;
+
+    fn configure(_: NoConfig) -> Result<Self, String> {
+        Ok(Privacy)
+    }
+
+    fn filter(&self, event: &Event, audience: Audience) -> Audience {
+        let user = event.user();
+        let Some(who) = presence_settings::online(user) else {
+            return audience;
+        };
+        if let Some(why) = why(&who) {
+            explain(why);
+        }
+        presence_settings::shown_to(&who, audience, user)
+    }
+}
+
+/// Why viewers are taken out, if any are.
+fn why(who: &Who) -> Option<&'static str> {
+    match who {
+        Who::Everyone => None,
+        Who::Contacts => Some("the user shows only contacts that they are online"),
+        Who::ContactsExcept(_) => {
+            Some("the user shows only contacts, and not all of them, that they are online")
+        }
+        Who::Nobody => Some("the user shows nobody that they are online"),
+    }
+}
+
+presence_plugin::export!(filter: Privacy);
