@@ -17,6 +17,7 @@ mod inputs;
 mod layers;
 mod lifecycle;
 mod node;
+mod query;
 mod replay;
 mod seed;
 mod world;

@@ -1,5 +1,7 @@
 //! The bodies of what is published, to the field as the payload document shows them.
 
+pub mod query;
+
 use base64::Engine as _;
 
 use crate::audience::Audience;
@@ -53,8 +55,9 @@ pub fn filtered(
     match event.change {
         Change::Online => {
             tail.extend_from_slice(b"],\"metadata\":");
-            let wanted = |key: &str| rendition.keys.iter().any(|wanted| &**wanted == key);
-            event.metadata.write_public(&mut tail, wanted);
+            event
+                .metadata
+                .write_public(&mut tail, |key| rendition.shows(key));
             tail.push(b'}');
         }
         Change::Offline { last_seen, .. } => {

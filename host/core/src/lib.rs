@@ -16,6 +16,7 @@
 
 pub mod audience;
 pub mod body;
+pub mod departed;
 pub mod directory;
 pub mod event;
 pub mod json;
@@ -24,8 +25,10 @@ pub mod message;
 pub mod metadata;
 pub mod names;
 pub mod publish;
+pub mod query;
 pub mod rules;
 mod shard;
+pub mod token;
 pub mod tracker;
 pub mod verdicts;
 

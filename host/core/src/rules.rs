@@ -78,6 +78,13 @@ pub struct Rendition {
     pub last_seen: bool,
 }
 
+impl Rendition {
+    /// Whether it shows a metadata key.
+    pub fn shows(&self, key: &str) -> bool {
+        self.keys.iter().any(|shown| &**shown == key)
+    }
+}
+
 /// What a decision depends on, beside the rules and the user.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Reads {

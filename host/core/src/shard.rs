@@ -5,6 +5,7 @@
 //! outputs in their order before the next input's.
 
 mod correct;
+mod query;
 mod tell;
 
 use std::collections::{BTreeSet, VecDeque};
@@ -14,6 +15,7 @@ use bytes::Bytes;
 use roaring::RoaringBitmap;
 
 use crate::body;
+use crate::departed::Departed;
 use crate::directory::{Changes, Directory, Question};
 use crate::event::{Change, Event};
 use crate::json;
@@ -39,6 +41,9 @@ pub struct Settings {
     pub retry_ms: u64,
     /// The longest wait between retries.
     pub retry_ms_max: u64,
+    /// How many departures are remembered, to tell viewers who ask since when a
+    /// user is offline.
+    pub departures_max: usize,
     /// The longest body that the broker takes, in bytes.
     pub body_bytes_max: usize,
     /// This node's name, for dead letters.
@@ -55,6 +60,7 @@ impl Default for Settings {
             reuse_verdicts: true,
             retry_ms: 1_000,
             retry_ms_max: 60_000,
+            departures_max: 100_000,
             body_bytes_max: 1 << 20,
             node: "presence".into(),
         }
@@ -127,6 +133,8 @@ pub struct Counters {
     pub failures: u64,
     /// Viewers corrected since what they had been told no longer held.
     pub corrected: u64,
+    /// Users whom viewers asked after.
+    pub queried: u64,
 }
 
 /// One worker's share of a tenant.
@@ -138,6 +146,7 @@ pub struct Shard {
     tracker: Tracker<Metadata>,
     ledger: Ledger,
     verdicts: Verdicts,
+    departed: Departed,
     numbering: Numbering,
     counters: Counters,
     /// Users whose verdict may have changed.
@@ -152,6 +161,7 @@ impl Shard {
     pub fn new(settings: Settings, names: Arc<Names>, directory: Arc<Directory>) -> Self {
         Self {
             tracker: Tracker::new(settings.tracker),
+            departed: Departed::new(settings.departures_max),
             settings,
             names,
             directory,
@@ -182,10 +192,14 @@ impl Shard {
                 self.dead_letter(&subject, &rejection, &payload, out);
                 out.extend(reply.map(|to| Output::Reply(to, body::refused(&rejection))));
             }
-            Input::Directory(directory, changes) => self.directory_changed(directory, &changes),
+            Input::Directory(directory, changes) => {
+                self.departed.directory_changed(&changes);
+                self.directory_changed(directory, &changes);
+            }
             Input::Rules => self.rules_changed(),
             Input::Settings(settings) => {
                 self.tracker.reconfigure(settings.tracker);
+                self.departed.resize(settings.departures_max);
                 self.settings = *settings;
             }
             Input::Pause => self.tracker.pause(),
@@ -231,7 +245,7 @@ impl Shard {
 
     /// All the numbers of ids this shard holds.
     pub fn ids(&self) -> RoaringBitmap {
-        self.ledger.ids() | self.verdicts.ids()
+        self.ledger.ids() | self.verdicts.ids() | self.departed.ids()
     }
 
     fn message(&mut self, message: Message, rules: &mut dyn Rules, out: &mut Vec<Output>) {

@@ -128,6 +128,11 @@ impl Verdicts {
         self.readers.clear();
     }
 
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.kept.is_empty()
+    }
+
     /// The users whose verdicts read one of these answers, in a stable order.
     pub fn affected(&self, changes: &Changes) -> BTreeSet<Id> {
         let mut affected = BTreeSet::new();

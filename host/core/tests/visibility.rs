@@ -1,6 +1,6 @@
 //! What holds of visibility whatever happens: random scripts of users who come
 //! and go, a directory and rules that change, and rules that fail, with every
-//! message that viewers get followed.
+//! message that viewers get followed, and queries that say the same at every point.
 
 #![allow(
     clippy::unwrap_used,
@@ -45,6 +45,8 @@ enum Step {
     Fail(BTreeSet<usize>),
     /// The redactor shows nothing of the users to viewers of this number.
     Unredacted(Option<usize>),
+    /// These users show nobody when they were last seen.
+    Secretive(BTreeSet<usize>),
     Wait(u64),
 }
 
@@ -62,6 +64,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => some().prop_map(Step::Hide),
         1 => some().prop_map(Step::Fail),
         1 => proptest::option::of(user).prop_map(Step::Unredacted),
+        1 => some().prop_map(Step::Secretive),
         3 => (1..40_000_u64).prop_map(Step::Wait),
     ]
 }
@@ -73,6 +76,7 @@ struct Generation {
     failing: BTreeSet<Id>,
     /// A viewer whom the redactor names in no rendition.
     unredacted: Option<Id>,
+    secretive: BTreeSet<Id>,
 }
 
 impl Generation {
@@ -89,7 +93,7 @@ impl Generation {
         Ok(vec![Rendition {
             audience,
             keys: ["device".into()].into(),
-            last_seen: true,
+            last_seen: !self.secretive.contains(&event.user),
         }])
     }
 }
@@ -133,8 +137,13 @@ struct World {
     now: u64,
     /// Who has been told that a user is online, and not yet that they are gone.
     told: BTreeMap<String, BTreeSet<String>>,
-    /// Who is online, by the events that were broadcast.
-    online: BTreeSet<String>,
+    /// Who is online, by the events that were broadcast, and with what device.
+    online: BTreeMap<String, Value>,
+    /// When the others were last seen, by the events that were broadcast.
+    last_seen: BTreeMap<String, Value>,
+    /// Those on whom the decision may be put off, until it is taken again.
+    pending: BTreeSet<Id>,
+    asks: usize,
 }
 
 impl World {
@@ -152,7 +161,10 @@ impl World {
             rules: Generation::default(),
             now: 1_000_000,
             told: BTreeMap::new(),
-            online: BTreeSet::new(),
+            online: BTreeMap::new(),
+            last_seen: BTreeMap::new(),
+            pending: BTreeSet::new(),
+            asks: 0,
         }
     }
 
@@ -169,7 +181,9 @@ impl World {
         let conn = |conn: &u8| format!("c{conn}");
         match step {
             Step::Connect(user, c) => {
-                self.message(Kind::Connect, *user, json!({"connId": conn(c)}))
+                let metadata = json!({"device": conn(c), "ip": "::1", "socketId": "s"});
+                let body = json!({"connId": conn(c), "metadata": metadata});
+                self.message(Kind::Connect, *user, body);
             }
             Step::Disconnect(user, c) => {
                 self.message(Kind::Disconnect, *user, json!({"connId": conn(c)}));
@@ -204,6 +218,10 @@ impl World {
                 self.rules.unredacted = viewer.map(|viewer| self.id(viewer));
                 self.input(Input::Rules);
             }
+            Step::Secretive(users) => {
+                self.rules.secretive = self.ids(users);
+                self.input(Input::Rules);
+            }
             Step::Wait(ms) => self.wait_until(self.now + ms),
         }
     }
@@ -231,7 +249,57 @@ impl World {
         self.shard
             .handle(self.now, input, &mut self.rules, &mut out);
         self.see(out);
+        // What has changed is answered by at once, before anyone is corrected.
+        self.ask();
         self.wait_until(self.now);
+        self.pending = self.rules.failing.clone();
+        self.ask();
+    }
+
+    /// A viewer asks after everyone.
+    fn ask(&mut self) {
+        let viewer = USERS[self.asks % USERS.len()];
+        self.asks += 1;
+        for user in USERS {
+            let mut out = Vec::new();
+            let rules = &mut self.rules;
+            let answers = self
+                .shard
+                .query(self.now, viewer, [user].into_iter(), rules, &mut out);
+            assert_eq!(out, [], "a query publishes nothing");
+            let answer: Value = serde_json::from_slice(answers.get(0).unwrap()).unwrap();
+            let id = self.names.find(user);
+            let hidden = json!({"userId": user, "status": "offline"});
+            if id.is_some_and(|id| self.pending.contains(&id)) && answer == hidden {
+                continue;
+            }
+            assert_eq!(
+                answer,
+                self.known(viewer, user),
+                "{viewer} asks after {user}"
+            );
+        }
+    }
+
+    /// What a viewer may know: what they have been told, narrowed by the rules of now.
+    fn known(&self, viewer: &str, user: &str) -> Value {
+        let hidden = json!({"userId": user, "status": "offline"});
+        let Some(id) = self.names.find(user) else {
+            return hidden;
+        };
+        if !allowed(&self.rules, &self.directory, &self.names, user).contains(viewer) {
+            return hidden;
+        }
+        match self.online.get(user) {
+            Some(metadata) if self.told[user].contains(viewer) => {
+                json!({"userId": user, "status": "online", "metadata": metadata})
+            }
+            None if !self.rules.secretive.contains(&id) => match self.last_seen.get(user) {
+                Some(at) => json!({"userId": user, "status": "offline", "lastSeen": at}),
+                None => hidden,
+            },
+            _ => hidden,
+        }
     }
 
     /// Does what falls due up to a time, each at its own.
@@ -261,8 +329,15 @@ impl World {
                 .collect();
             let told = self.told.entry(user.clone()).or_default();
             match publication.subject {
-                Subject::Events if body["type"] == "user_online" => drop(self.online.insert(user)),
-                Subject::Events => drop(self.online.remove(&user)),
+                Subject::Events if body["type"] == "user_online" => {
+                    let device = body["metadata"].get("device");
+                    let device = device.map_or(json!({}), |device| json!({"device": device}));
+                    self.online.insert(user, device);
+                }
+                Subject::Events => {
+                    self.online.remove(&user);
+                    self.last_seen.insert(user, body["lastSeen"].clone());
+                }
                 Subject::FilteredOnline => {
                     let allowed = allowed(&self.rules, &self.directory, &self.names, &user);
                     for viewer in viewers {
@@ -284,7 +359,7 @@ impl World {
         }
         for (user, told) in &self.told {
             assert!(
-                told.is_empty() || self.online.contains(user),
+                told.is_empty() || self.online.contains_key(user),
                 "{told:?} still believe that {user} is online"
             );
         }
@@ -295,7 +370,7 @@ impl World {
     fn settle(&mut self) {
         self.rules.failing.clear();
         self.input(Input::Rules);
-        for user in &self.online {
+        for user in self.online.keys() {
             let allowed = allowed(&self.rules, &self.directory, &self.names, user);
             assert_eq!(self.told[user], allowed, "of {user}");
         }

@@ -26,6 +26,8 @@ pub(crate) struct Health {
     /// How many inputs were dropped for want of room.
     pub(crate) drops: AtomicU64,
     pub(crate) errors: AtomicU64,
+    /// How many messages other subscriptions than the intake's have read.
+    elsewhere: AtomicU64,
     /// How many drops have been told of in the log.
     drops_reported: AtomicU64,
     /// Whether the broker forbids a subscription.
@@ -33,6 +35,16 @@ pub(crate) struct Health {
 }
 
 impl Health {
+    /// Counts a message that another subscription than the intake's has read.
+    pub(crate) fn count_elsewhere(&self) {
+        self.elsewhere.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How many messages other subscriptions than the intake's have read.
+    pub(crate) fn read_elsewhere(&self) -> u64 {
+        self.elsewhere.load(Ordering::Relaxed)
+    }
+
     /// Counts inputs that were dropped for want of room. The first is told of at
     /// once, the rest with [`Self::report_drops`].
     pub(crate) fn count_drops(&self, count: u64) {

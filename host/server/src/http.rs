@@ -12,6 +12,7 @@ use axum::routing::get;
 use presence_core::message::{Cause, Kind};
 use tokio::sync::watch;
 
+use crate::ask::Counts;
 use crate::broker::Health;
 use crate::config::Http;
 use crate::tenant::{Running, Tenant};
@@ -29,6 +30,8 @@ pub(crate) struct Status {
     /// Whether the subscriptions are in place and nothing is being stopped.
     pub(crate) ready: AtomicBool,
     pub(crate) refused_swaps: AtomicU64,
+    /// What became of what was asked.
+    pub(crate) asked: Arc<Counts>,
 }
 
 impl Status {
@@ -40,6 +43,7 @@ impl Status {
             running: tenant.running.subscribe(),
             ready: AtomicBool::new(false),
             refused_swaps: AtomicU64::new(0),
+            asked: Arc::default(),
         }
     }
 
@@ -193,6 +197,12 @@ async fn metrics(State(status): State<Arc<Status>>) -> String {
             sum(|c| c.corrected),
         ),
         (
+            "presence_queried_users_total",
+            "counter",
+            "Users whom viewers asked after.",
+            sum(|c| c.queried),
+        ),
+        (
             "presence_published_total",
             "counter",
             "Messages published.",
@@ -243,6 +253,24 @@ async fn metrics(State(status): State<Arc<Status>>) -> String {
     ] {
         head(&mut text, name, kind, help);
         let _ = writeln!(text, "{name} {value}");
+    }
+    head(
+        &mut text,
+        "presence_questions_total",
+        "counter",
+        "What was asked, by what became of it; ignored is what had no reply subject.",
+    );
+    let asked = &status.asked;
+    for (outcome, count) in [
+        ("answered", &asked.answered),
+        ("refused", &asked.refused),
+        ("ignored", &asked.ignored),
+    ] {
+        let count = read(count);
+        let _ = writeln!(
+            text,
+            "presence_questions_total{{outcome=\"{outcome}\"}} {count}"
+        );
     }
     head(
         &mut text,

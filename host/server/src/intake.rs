@@ -1,13 +1,11 @@
 //! From the broker to the workers: one reader, so that messages of a connection
 //! keep the broker's order across subjects.
 
-use std::hash::BuildHasher;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use async_nats::{Message as Received, Statistics, Subscriber};
-use foldhash::fast::FixedState;
 use futures_util::{FutureExt, StreamExt};
 use presence_core::Input;
 use presence_core::message::Message;
@@ -96,6 +94,7 @@ impl Intake {
     /// Counts what the client has dropped.
     fn settle(&mut self) {
         let received = self.statistics.in_messages.load(Ordering::Relaxed);
+        let received = received.saturating_sub(self.broker.read_elsewhere());
         let events = self.broker.slow_consumer_events.load(Ordering::Relaxed);
         match self.account.settle(received, events) {
             0 => {}
@@ -116,7 +115,7 @@ impl Intake {
         let mut batches: Vec<Vec<Input>> = self.workers.iter().map(batch).collect();
         let subjects = &self.subjects;
         let mut put = |received| {
-            let sorted = sort(received, subjects, body_bytes_max, batches.len());
+            let sorted = sort(received, subjects, body_bytes_max, &self.workers);
             if let Some((place, input)) = sorted
                 && let Some(batch) = batches.get_mut(place)
             {
@@ -149,7 +148,7 @@ fn sort(
     received: Received,
     subjects: &Subjects,
     body_bytes_max: usize,
-    workers: usize,
+    workers: &Workers,
 ) -> Option<(usize, Input)> {
     let kind = subjects.kind(&received.subject)?;
     let headers = received.headers.as_ref();
@@ -164,8 +163,8 @@ fn sort(
     Some(
         match Message::parse(kind, &received.payload, body_bytes_max) {
             Ok(message) => {
-                let hash = FixedState::default().hash_one(&*message.user) as usize;
-                (hash % workers.max(1), Input::Message { message, reply })
+                let place = workers.place_of(&message.user);
+                (place, Input::Message { message, reply })
             }
             Err(rejection) => {
                 let subject = received.subject.to_string();

@@ -9,6 +9,7 @@
     )
 )]
 
+mod ask;
 mod broker;
 mod check;
 mod clock;

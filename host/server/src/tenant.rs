@@ -15,6 +15,7 @@ use presence_core::{Input, Settings, Shard, tracker};
 use presence_sandbox::Blueprint;
 use tokio::sync::{mpsc, oneshot, watch};
 
+use crate::ask::{Counts, Desk};
 use crate::broker::{self, Health};
 use crate::config::Config;
 use crate::directory::Content;
@@ -38,6 +39,8 @@ pub(crate) struct Tenant {
     pub(crate) subjects: Subjects,
     pub(crate) names: Arc<Names>,
     pub(crate) directory: Arc<Directory>,
+    /// How often it has changed, counted once the workers have been told.
+    directory_changes: watch::Sender<u64>,
     pub(crate) running: watch::Sender<Running>,
     pub(crate) body_bytes_max: Arc<AtomicUsize>,
     pub(crate) workers: Workers,
@@ -75,6 +78,7 @@ impl Tenant {
             subjects,
             names,
             directory,
+            directory_changes: watch::Sender::default(),
             running: watch::Sender::new(Running {
                 generation: 1,
                 blueprint: Arc::new(blueprint),
@@ -104,6 +108,19 @@ impl Tenant {
         })
     }
 
+    /// What answers to what the tenant's users ask.
+    pub(crate) fn desk(&self, client: &Client, broker: Arc<Health>, counts: Arc<Counts>) -> Desk {
+        Desk {
+            client: client.clone(),
+            subjects: self.subjects.clone(),
+            workers: self.workers.clone(),
+            body_bytes_max: Arc::clone(&self.body_bytes_max),
+            broker,
+            directory: self.directory_changes.subscribe(),
+            counts,
+        }
+    }
+
     /// Makes the directory what a source says as a whole.
     pub(crate) async fn replace_directory(&mut self, content: Content) {
         let (directory, changes) = content.replace(&self.directory);
@@ -123,6 +140,7 @@ impl Tenant {
         self.directory = Arc::new(directory);
         let input = Input::Directory(Arc::clone(&self.directory), Arc::new(changes));
         self.workers.tell(|| input.clone()).await;
+        self.directory_changes.send_modify(|changes| *changes += 1);
     }
 
     /// Puts a pipeline in force, in all workers, if it is another one.
@@ -216,6 +234,10 @@ pub(crate) fn settings(config: &Config, body_bytes_max: usize) -> Settings {
         reuse_verdicts: config.engine.reuse_verdicts,
         retry_ms: config.engine.retry_ms,
         retry_ms_max: config.engine.retry_ms_max,
+        departures_max: config
+            .query
+            .departed_max
+            .div_ceil(config.engine.worker_count()),
         body_bytes_max,
         node: config.node.name.clone(),
     }

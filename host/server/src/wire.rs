@@ -33,6 +33,26 @@ impl Subjects {
     pub(crate) fn kind(&self, subject: &str) -> Option<Kind> {
         Kind::of_subject(subject.strip_prefix(&self.prefix)?)
     }
+
+    /// What a subject asks.
+    pub(crate) fn asked<'a>(&self, subject: &'a str) -> Option<Asked<'a>> {
+        match subject.strip_prefix(&self.prefix)? {
+            "presence.query" => Some(Asked::Query(None)),
+            other => Some(Asked::Query(Some(other.strip_prefix("presence.query.")?))),
+        }
+    }
+}
+
+/// What a subject asks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Asked<'a> {
+    /// A viewer asks who is online; the token of the viewer, where the subject has one.
+    Query(Option<&'a str>),
+}
+
+impl Asked<'_> {
+    /// What is subscribed to, without a tenant's prefix.
+    pub(crate) const SUBJECTS: [&'static str; 2] = ["presence.query", "presence.query.*"];
 }
 
 /// One worker of a node, since its start: what it publishes bears its name.

@@ -1,16 +1,23 @@
 //! A worker: one thread that owns a shard of the users, and the component
 //! instances that decide about them. Nothing it holds is shared while it works.
 
+use std::hash::BuildHasher;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context as _;
+use bytestring::ByteString;
+use foldhash::fast::FixedState;
+use presence_core::body::query::Answers;
+use presence_core::directory::NotAtHand;
+use presence_core::names::Name;
 use presence_core::{Counters, Input, Output, Shard};
 use presence_sandbox::Pipeline;
 use roaring::RoaringBitmap;
 use tokio::sync::{mpsc, oneshot};
 
+use crate::ask::Questions;
 use crate::clock;
 use crate::wire::Publisher;
 
@@ -20,6 +27,10 @@ pub(crate) enum Task {
     Inputs(u64, Vec<Input>),
     /// A new pipeline, ready to be called.
     Pipeline(Box<Pipeline>),
+    /// Answer a piece of a query.
+    Query(Arc<Questions>, usize, oneshot::Sender<Answers>),
+    /// Say who a viewer's own contacts are.
+    Contacts(ByteString, oneshot::Sender<Result<Vec<Name>, NotAtHand>>),
     /// Say which ids are in use here.
     Ids(oneshot::Sender<RoaringBitmap>),
     /// Say when all before this has been done and handed to the broker's client.
@@ -77,6 +88,16 @@ pub(crate) struct Workers(Arc<[Worker]>);
 impl Workers {
     pub(crate) fn iter(&self) -> impl ExactSizeIterator<Item = &Worker> {
         self.0.iter()
+    }
+
+    /// The worker at a place.
+    pub(crate) fn get(&self, place: usize) -> Option<&Worker> {
+        self.0.get(place)
+    }
+
+    /// The place of the worker that owns a user.
+    pub(crate) fn place_of(&self, user: &str) -> usize {
+        FixedState::default().hash_one(user) as usize % self.0.len().max(1)
     }
 
     /// Waits until one of them is gone, which none is before it is told to stop:
@@ -165,8 +186,17 @@ impl State {
                 self.shard
                     .handle(clock::now_ms(), Input::Rules, &mut self.rules, out);
             }
+            // Whoever asked may have given up.
+            Task::Query(questions, piece, answer) => {
+                let users = questions.users(piece);
+                let (now, viewer) = (clock::now_ms(), &*questions.viewer);
+                let answers = self.shard.query(now, viewer, users, &mut self.rules, out);
+                let _ = answer.send(answers);
+            }
+            Task::Contacts(viewer, answer) => {
+                let _ = answer.send(self.shard.contacts(&viewer, out));
+            }
             Task::Ids(answer) => {
-                // Whoever asked may have given up.
                 let _ = answer.send(self.shard.ids());
             }
             Task::Drain(done) => {

@@ -41,6 +41,7 @@ impl Shard {
         out: &mut Vec<Output>,
     ) {
         let event = self.announce(event, ours, rules, out);
+        self.departed.note(&event);
         let Some(entry) = self.ledger.offline(event.user) else {
             return;
         };

@@ -74,6 +74,7 @@ impl Config {
                 Restart,
                 self.engine.worker_queue != new.engine.worker_queue,
             ),
+            ("query", Live, self.query != new.query),
             ("http", Restart, self.http != new.http),
             ("log", Restart, self.log != new.log),
         ]

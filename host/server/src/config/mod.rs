@@ -28,7 +28,7 @@ use std::path::Path;
 
 use toml::de::DeTable;
 
-pub(crate) use basics::{Http, Log, LogFormat, Node, Plugins, Tenant};
+pub(crate) use basics::{Http, Log, LogFormat, Node, Plugins, Query, Tenant};
 #[cfg(test)]
 use changes::Change;
 pub(crate) use changes::Effect;
@@ -64,6 +64,8 @@ pub(crate) struct Config {
     pub(crate) pipeline: Vec<Stage>,
     /// How plugins are run.
     pub(crate) engine: Engine,
+    /// What is kept for answering queries.
+    pub(crate) query: Query,
     /// The HTTP endpoint for health and metrics.
     pub(crate) http: Http,
     /// The node's own log.
@@ -144,6 +146,7 @@ impl Config {
                 .sections("pipeline", Stage::read)
                 .unwrap_or_else(pipeline::default),
             engine: root.section("engine", Engine::read),
+            query: root.section("query", Query::read),
             http: root.section("http", Http::read),
             log: root.section("log", Log::read),
         }
