@@ -273,3 +273,73 @@ async fn answers_agree_with_the_events() -> Result<()> {
     }
     world.end().await
 }
+
+/// What a command prints, and how it ends.
+fn command(site: &Site, args: &[&str]) -> Result<(String, String, Option<i32>)> {
+    let output = host::run(site, args)?;
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes);
+    Ok((
+        text(output.stdout)?,
+        text(output.stderr)?,
+        output.status.code(),
+    ))
+}
+
+#[tokio::test]
+async fn the_command_prints_a_table_or_json() -> Result<()> {
+    let world = World::start_with(|site| {
+        site.write_directory(r#"{"contacts": {"12345": ["67890"], "67890": ["12345"]}}"#)?;
+        Ok(site)
+    })
+    .await?;
+    come(&world, "12345").await?;
+    let (out, err, code) = command(&world.site, &["query", "67890", "12345", "zoe"])?;
+    assert_eq!((err.as_str(), code), ("", Some(0)));
+    let lines: Vec<Vec<_>> = out
+        .lines()
+        .map(|line| line.split_whitespace().collect())
+        .collect();
+    let expected = [
+        vec!["WHO", "STATUS", "LAST", "SEEN", "METADATA"],
+        vec!["12345", "online", "device=web"],
+        vec!["zoe", "offline"],
+    ];
+    assert_eq!(lines, expected);
+
+    go(&world, "12345").await?;
+    let (out, ..) = command(&world.site, &["query", "67890"])?;
+    assert!(out.contains("12345") && out.contains("UTC"), "{out}");
+    let (out, _, code) = command(&world.site, &["query", "--json", "67890"])?;
+    let answer: Value = serde_json::from_str(&out)?;
+    assert_eq!((code, &answer["viewerId"]), (Some(0), &json!("67890")));
+    assert!(answer["users"][0]["lastSeen"].is_u64(), "{answer}");
+    world.end().await
+}
+
+#[tokio::test]
+async fn the_command_says_what_is_wrong() -> Result<()> {
+    let mut server = NatsServer::start().await?;
+    let site = Site::new(&server.url())?;
+    let (_, err, code) = command(&site, &["query", "67890", "12345"])?;
+    assert_eq!(code, Some(1));
+    assert!(
+        err.contains("no processor answers on presence.query"),
+        "{err}"
+    );
+
+    let host = host::Host::start(&site).await?;
+    let (_, err, code) = command(&site, &["query", "67890", ""])?;
+    assert_eq!((code, err.lines().count()), (Some(1), 1), "{err}");
+    assert!(err.contains("userIds[0]"), "{err}");
+    host.stop().await?;
+
+    server.stop().await?;
+    let (_, err, code) = command(&site, &["query", "67890", "12345"])?;
+    assert_eq!((code, err.lines().count()), (Some(1), 1), "{err}");
+    assert!(err.contains("can't connect to NATS"), "{err}");
+    let (_, err, code) = command(&site, &["query"])?;
+    assert_eq!(code, Some(2), "{err}");
+    let (out, _, code) = command(&site, &["query", "--help"])?;
+    assert!(out.contains("Example:") && code == Some(0), "{out}");
+    Ok(())
+}
