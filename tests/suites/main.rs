@@ -9,6 +9,7 @@
 mod bad_input;
 mod broker;
 mod directory;
+mod explain;
 mod failures;
 mod harness;
 mod headers;

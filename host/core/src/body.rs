@@ -1,5 +1,6 @@
 //! The bodies of what is published, to the field as the payload document shows them.
 
+pub mod explain;
 pub mod query;
 
 use base64::Engine as _;

@@ -68,6 +68,14 @@ impl Refusal {
         }
     }
 
+    /// What is asked for has to be turned on first.
+    pub fn not_enabled(error: &str) -> Self {
+        Self {
+            reason: "not-enabled",
+            ..Self::unavailable(error)
+        }
+    }
+
     fn missing(field: &str) -> Self {
         Self::of(Cause::MissingField, field.into(), "is missing")
     }
@@ -91,7 +99,7 @@ impl Query {
     pub fn parse(payload: &Bytes, viewer_token: Option<&str>) -> Result<Self, Refusal> {
         let text = text(payload)?;
         let fields: Fields<'_> =
-            serde_json::from_str(&text).map_err(|error| diagnose(&text, &error))?;
+            serde_json::from_str(&text).map_err(|error| diagnose(&text, &error, &[]))?;
         let viewer = viewer(fields.viewer, viewer_token, &text)?;
         let asked = match fields.users {
             Users::Word(word) if word == "contacts" => Asked::Contacts,
@@ -108,6 +116,38 @@ impl Query {
             }
         };
         Ok(Self { viewer, asked })
+    }
+}
+
+/// An operator's question why a viewer can or can't see a user.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Explain {
+    /// The viewer.
+    pub viewer: ByteString,
+    /// The user.
+    pub user: ByteString,
+}
+
+impl Explain {
+    /// Reads the question.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn parse(payload: &Bytes) -> Result<Self, Refusal> {
+        #[derive(Deserialize)]
+        struct Fields<'a> {
+            #[serde(rename = "viewerId", borrow)]
+            viewer: Text<'a>,
+            #[serde(rename = "userId", borrow)]
+            user: Text<'a>,
+        }
+        let text = text(payload)?;
+        let fields: Fields<'_> = serde_json::from_str(&text)
+            .map_err(|error| diagnose(&text, &error, &["viewerId", "userId"]))?;
+        Ok(Self {
+            viewer: id(|| "viewerId".into(), fields.viewer.0, &text)?,
+            user: id(|| "userId".into(), fields.user.0, &text)?,
+        })
     }
 }
 
@@ -209,8 +249,9 @@ fn id(
     })
 }
 
-/// What is wrong with a query that didn't parse into its fields.
-fn diagnose(text: &str, error: &serde_json::Error) -> Refusal {
+/// What is wrong with a question that didn't parse into its fields: these strings,
+/// or those of a query.
+fn diagnose(text: &str, error: &serde_json::Error, strings: &[&str]) -> Refusal {
     let value = match serde_json::from_str::<Value>(text) {
         Ok(value) => value,
         Err(error) => return Refusal::new(Cause::InvalidJson, format!("not JSON: {error}")),
@@ -219,16 +260,25 @@ fn diagnose(text: &str, error: &serde_json::Error) -> Refusal {
         let error = "the message must be a JSON object".into();
         return Refusal::new(Cause::NotAnObject, error);
     };
+    for field in strings {
+        match fields.get(*field) {
+            None => return Refusal::missing(field),
+            Some(value) if !value.is_string() => {
+                return Refusal::field(*field, "must be a string");
+            }
+            Some(_) => {}
+        }
+    }
     if fields.get("viewerId").is_some_and(|id| !id.is_string()) {
         return Refusal::field("viewerId", "must be a string");
     }
     match fields.get("userIds") {
-        None => Refusal::missing("userIds"),
+        None if strings.is_empty() => Refusal::missing("userIds"),
         Some(Value::Array(users)) => match users.iter().position(|user| !user.is_string()) {
             Some(place) => Refusal::field(format!("userIds[{place}]"), "must be a string"),
             None => Refusal::new(Cause::InvalidJson, format!("not well-formed: {error}")),
         },
-        Some(Value::String(_)) => {
+        None | Some(Value::String(_)) => {
             Refusal::new(Cause::InvalidJson, format!("not well-formed: {error}"))
         }
         Some(_) => Refusal::field("userIds", USERS),

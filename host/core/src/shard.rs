@@ -5,6 +5,7 @@
 //! outputs in their order before the next input's.
 
 mod correct;
+mod explain;
 mod query;
 mod tell;
 

@@ -47,6 +47,12 @@ impl Verdict {
         }
         verdict
     }
+
+    /// What a viewer gets to see, if anything.
+    pub fn rendition(&self, viewer: Id) -> Option<&Rendition> {
+        let mut renditions = self.renditions.iter();
+        renditions.find(|rendition| rendition.audience.contains(viewer))
+    }
 }
 
 #[derive(Debug)]

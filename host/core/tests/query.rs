@@ -13,6 +13,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use presence_core::audience::Audience;
+use presence_core::body::explain::{Basis, Standing};
 use presence_core::directory::{Directory, Question};
 use presence_core::message::{Kind, Message};
 use presence_core::names::Names;
@@ -325,4 +326,44 @@ fn a_viewers_contacts_are_those_of_the_directory() {
     let contacts: Vec<_> = contacts.iter().map(|name| name.as_str()).collect();
     assert_eq!(contacts, ["ben", "dan"]);
     assert_eq!(world.shard.contacts("zoe", &mut Vec::new()), Ok(Vec::new()));
+}
+
+#[test]
+fn an_explanation_says_what_is_decided_on_and_how_the_viewer_stands_to_it() {
+    let mut world = World::new();
+    world.contacts("cleo", &["eve"]);
+    let found = |world: &mut World, viewer: &str| {
+        let (rules, out) = (&mut world.rules, &mut world.out);
+        let found = world.shard.explain(world.now, viewer, "ada", rules, out);
+        (
+            found.basis,
+            found.rendition.is_some(),
+            found.told,
+            found.standing,
+        )
+    };
+    use Basis::{Departed, Hypothetical, Online};
+    use Standing::{Correcting, Offline, Pending, Settled};
+    assert_eq!(
+        found(&mut world, "ben"),
+        (Hypothetical, true, false, Offline)
+    );
+    world.send(Kind::Connect, "ada");
+    assert_eq!(found(&mut world, "ben"), (Online, true, true, Settled));
+    assert_eq!(found(&mut world, "eve"), (Online, false, false, Settled));
+    assert_eq!(found(&mut world, "ada"), (Online, false, false, Settled));
+    world.contacts("ada", &["eve"]);
+    assert_eq!(found(&mut world, "ben"), (Online, false, true, Correcting));
+    assert_eq!(found(&mut world, "eve"), (Online, true, false, Correcting));
+    world.correct();
+    assert_eq!(found(&mut world, "eve"), (Online, true, true, Settled));
+    world.rules.failing = true;
+    world.input(Input::Rules);
+    world.correct();
+    let retry_at = Some(world.now + Settings::default().retry_ms);
+    let pending = (Online, false, true, Pending(retry_at));
+    assert_eq!(found(&mut world, "eve"), pending);
+    world.rules.failing = false;
+    world.send(Kind::Disconnect, "ada");
+    assert_eq!(found(&mut world, "eve"), (Departed, true, false, Offline));
 }

@@ -65,6 +65,11 @@ enum Command {
         after_help = "Example:\n  presence query 67890 12345 22222\n\nWithout users, the viewer's own contacts are asked after."
     )]
     Query(cli::query::Args),
+    /// Tells why a viewer can or can't see a user, stage by stage.
+    #[command(
+        after_help = "Example:\n  presence explain 67890 12345\n\nThe processor's configuration must have `enabled = true` in [explain]."
+    )]
+    Explain(cli::explain::Args),
     /// Validates the configuration, the directory and the plugins.
     #[command(after_help = "Example:\n  presence check --config presence.toml")]
     Check(ConfigArg),
@@ -82,6 +87,7 @@ fn main() -> ExitCode {
         Command::Run(args) => run::run(args.config.as_deref()),
         Command::Replay { file, config } => replay::run(&file, config.config.as_deref()),
         Command::Query(args) => cli::query::run(&args),
+        Command::Explain(args) => cli::explain::run(&args),
         Command::Check(args) => check::run(args.config.as_deref()),
     };
     match done {

@@ -5,7 +5,7 @@
 //! handed to the workers in between their inputs.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use async_nats::Client;
@@ -26,6 +26,9 @@ use crate::worker::{self, State, Task, Workers};
 /// How many ids come together before those in use are told from the others.
 const SWEEP_IDS_MIN: usize = 65_536;
 
+/// What the pipeline's generations are counted from.
+const FIRST_GENERATION: u64 = 1;
+
 /// The pipeline that is in force.
 #[derive(Clone)]
 pub(crate) struct Running {
@@ -41,6 +44,8 @@ pub(crate) struct Tenant {
     pub(crate) directory: Arc<Directory>,
     /// How often it has changed, counted once the workers have been told.
     directory_changes: watch::Sender<u64>,
+    /// Whether explanations are given.
+    explains: Arc<AtomicBool>,
     pub(crate) running: watch::Sender<Running>,
     pub(crate) body_bytes_max: Arc<AtomicUsize>,
     pub(crate) workers: Workers,
@@ -66,6 +71,7 @@ impl Tenant {
             let state = State {
                 shard: Shard::new(settings, Arc::clone(&names), Arc::clone(&directory)),
                 rules: blueprint.instantiate()?,
+                generation: FIRST_GENERATION,
                 publisher: Publisher::new(
                     client.clone(),
                     Source::new(&config.node.name, number, epoch_ms, &subjects),
@@ -79,8 +85,9 @@ impl Tenant {
             names,
             directory,
             directory_changes: watch::Sender::default(),
+            explains: Arc::new(config.explain.enabled.into()),
             running: watch::Sender::new(Running {
-                generation: 1,
+                generation: FIRST_GENERATION,
                 blueprint: Arc::new(blueprint),
             }),
             body_bytes_max: Arc::new(body_bytes_max.into()),
@@ -117,6 +124,7 @@ impl Tenant {
             body_bytes_max: Arc::clone(&self.body_bytes_max),
             broker,
             directory: self.directory_changes.subscribe(),
+            explains: Arc::clone(&self.explains),
             counts,
         }
     }
@@ -150,18 +158,22 @@ impl Tenant {
         }
         let pipelines = self.workers.iter().map(|_| blueprint.instantiate());
         let pipelines = pipelines.collect::<Result<Vec<_>, _>>()?;
-        self.running.send_modify(|running| {
-            running.generation += 1;
-            running.blueprint = Arc::new(blueprint);
+        let generation = self.running.borrow().generation + 1;
+        self.running.send_replace(Running {
+            generation,
+            blueprint: Arc::new(blueprint),
         });
         for (worker, pipeline) in self.workers.iter().zip(pipelines) {
-            worker.send(Task::Pipeline(Box::new(pipeline))).await;
+            let task = Task::Pipeline(generation, Box::new(pipeline));
+            worker.send(task).await;
         }
         Ok(true)
     }
 
     /// Puts changed settings in force.
     pub(crate) async fn configure(&self, config: &Config) {
+        self.explains
+            .store(config.explain.enabled, Ordering::Relaxed);
         let settings = settings(config, self.body_bytes_max.load(Ordering::Relaxed));
         let input = Input::Settings(Box::new(settings));
         self.workers.tell(|| input.clone()).await;

@@ -38,6 +38,7 @@ impl Subjects {
     pub(crate) fn asked<'a>(&self, subject: &'a str) -> Option<Asked<'a>> {
         match subject.strip_prefix(&self.prefix)? {
             "presence.query" => Some(Asked::Query(None)),
+            "presence.explain" => Some(Asked::Explain),
             other => Some(Asked::Query(Some(other.strip_prefix("presence.query.")?))),
         }
     }
@@ -48,11 +49,14 @@ impl Subjects {
 pub(crate) enum Asked<'a> {
     /// A viewer asks who is online; the token of the viewer, where the subject has one.
     Query(Option<&'a str>),
+    /// An operator asks why a viewer can or can't see a user.
+    Explain,
 }
 
 impl Asked<'_> {
     /// What is subscribed to, without a tenant's prefix.
-    pub(crate) const SUBJECTS: [&'static str; 2] = ["presence.query", "presence.query.*"];
+    pub(crate) const SUBJECTS: [&'static str; 3] =
+        ["presence.query", "presence.query.*", "presence.explain"];
 }
 
 /// One worker of a node, since its start: what it publishes bears its name.

@@ -9,9 +9,11 @@ use std::time::Duration;
 use anyhow::Context as _;
 use bytestring::ByteString;
 use foldhash::fast::FixedState;
+use presence_core::body::explain::Found;
 use presence_core::body::query::Answers;
 use presence_core::directory::NotAtHand;
 use presence_core::names::Name;
+use presence_core::query::Explain;
 use presence_core::{Counters, Input, Output, Shard};
 use presence_sandbox::Pipeline;
 use roaring::RoaringBitmap;
@@ -25,10 +27,13 @@ use crate::wire::Publisher;
 pub(crate) enum Task {
     /// Inputs, in the order of their arrival, and when they arrived.
     Inputs(u64, Vec<Input>),
-    /// A new pipeline, ready to be called.
-    Pipeline(Box<Pipeline>),
+    /// A new pipeline, ready to be called, and its generation.
+    Pipeline(u64, Box<Pipeline>),
     /// Answer a piece of a query.
     Query(Arc<Questions>, usize, oneshot::Sender<Answers>),
+    /// Explain why a viewer can or can't see a user. Answered with the generation
+    /// of the pipeline that decided.
+    Explain(Explain, oneshot::Sender<(u64, Found)>),
     /// Say who a viewer's own contacts are.
     Contacts(ByteString, oneshot::Sender<Result<Vec<Name>, NotAtHand>>),
     /// Say which ids are in use here.
@@ -141,6 +146,8 @@ pub(crate) fn start(number: usize, queue: usize, state: State) -> anyhow::Result
 pub(crate) struct State {
     pub(crate) shard: Shard,
     pub(crate) rules: Pipeline,
+    /// The pipeline's.
+    pub(crate) generation: u64,
     pub(crate) publisher: Publisher,
     pub(crate) figures: Arc<Figures>,
 }
@@ -181,7 +188,8 @@ impl State {
                     self.shard.handle(arrived_at, input, &mut self.rules, out);
                 }
             }
-            Task::Pipeline(rules) => {
+            Task::Pipeline(generation, rules) => {
+                self.generation = generation;
                 self.rules = *rules;
                 self.shard
                     .handle(clock::now_ms(), Input::Rules, &mut self.rules, out);
@@ -192,6 +200,11 @@ impl State {
                 let (now, viewer) = (clock::now_ms(), &*questions.viewer);
                 let answers = self.shard.query(now, viewer, users, &mut self.rules, out);
                 let _ = answer.send(answers);
+            }
+            Task::Explain(Explain { viewer, user }, answer) => {
+                let (now, rules) = (clock::now_ms(), &mut self.rules);
+                let found = self.shard.explain(now, &viewer, &user, rules, out);
+                let _ = answer.send((self.generation, found));
             }
             Task::Contacts(viewer, answer) => {
                 let _ = answer.send(self.shard.contacts(&viewer, out));

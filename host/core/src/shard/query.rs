@@ -11,7 +11,7 @@ use crate::body::query::{Answers, Sight};
 use crate::directory::{NotAtHand, Question};
 use crate::event::{Change, Event};
 use crate::names::{Id, Name};
-use crate::rules::{Context, Decision, Rendition, Rules};
+use crate::rules::{Context, Decision, Rules};
 use crate::verdicts::Verdict;
 
 /// How many decisions may fail in one call before no more are asked for. A
@@ -107,7 +107,8 @@ impl Shard {
             let verdict = told
                 .then(|| self.verdict_on(now, &event, pending, rules, asking))
                 .flatten();
-            return match rendition(verdict.as_deref(), viewer) {
+            let rendition = verdict.as_deref().and_then(|all| all.rendition(viewer));
+            return match rendition {
                 Some(rendition) => answers.push(text, Sight::Online(&event, rendition)),
                 None => answers.push(text, Sight::Nothing),
             };
@@ -117,7 +118,7 @@ impl Shard {
         };
         let event = Arc::new(event);
         let verdict = self.verdict_on(now, &event, false, rules, asking);
-        let rendition = rendition(verdict.as_deref(), viewer);
+        let rendition = verdict.as_deref().and_then(|all| all.rendition(viewer));
         match (event.change, rendition) {
             (Change::Offline { last_seen, .. }, Some(rendition)) if rendition.last_seen => {
                 answers.push(text, Sight::LastSeen(last_seen));
@@ -176,10 +177,4 @@ impl Shard {
             }
         }
     }
-}
-
-/// What a viewer gets to see, if anything.
-fn rendition(verdict: Option<&Verdict>, viewer: Id) -> Option<&Rendition> {
-    let mut renditions = verdict?.renditions.iter();
-    renditions.find(|rendition| rendition.audience.contains(viewer))
 }

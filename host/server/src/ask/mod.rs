@@ -1,17 +1,19 @@
-//! What is asked of a running node: queries. They have subscriptions of their
+//! What is asked of a running node: queries and explanations. They have subscriptions of their
 //! own, so that no question waits behind the inputs that the intake has yet to
 //! read, and they change nothing.
 
+mod explain;
 mod query;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
 
 use async_nats::{Client, Message as Received, Subject, Subscriber};
 use futures_util::StreamExt;
 use futures_util::stream::{SelectAll, select_all};
 use presence_core::body;
-use presence_core::query::{Query, Refusal};
+use presence_core::query::{Explain, Query, Refusal};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
 
 use crate::broker::Health;
@@ -19,6 +21,11 @@ use crate::wire::{Asked, SOURCE, Subjects};
 use crate::worker::Workers;
 
 pub(crate) use query::Questions;
+
+/// How often is asked in all, where the directory's answers are fetched one by
+/// one, and how long is waited for them each time.
+const TRIES: usize = 4;
+const FETCH_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// How many questions are answered at a time. Further ones wait in their
 /// subscriptions.
@@ -43,6 +50,8 @@ pub(crate) struct Desk {
     pub(crate) broker: Arc<Health>,
     /// How often the directory has changed, as far as the workers have been told.
     pub(crate) directory: watch::Receiver<u64>,
+    /// Whether explanations are given.
+    pub(crate) explains: Arc<AtomicBool>,
     pub(crate) counts: Arc<Counts>,
 }
 
@@ -90,6 +99,10 @@ impl Desk {
         match self.subjects.asked(&received.subject) {
             Some(Asked::Query(viewer)) => {
                 self.query(Query::parse(&received.payload, viewer)?).await
+            }
+            Some(Asked::Explain) => {
+                self.explain_if_enabled()?;
+                self.explain(Explain::parse(&received.payload)?).await
             }
             None => Ok(None),
         }

@@ -3,7 +3,6 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 
 use bytestring::ByteString;
 use presence_core::body::query::{ANSWER_BYTES_MIN, Answers, reply};
@@ -11,17 +10,11 @@ use presence_core::message::Cause;
 use presence_core::query::{Asked, Query, Refusal};
 use tokio::sync::oneshot;
 
-use super::Desk;
+use super::{Desk, FETCH_TIMEOUT, TRIES};
 use crate::worker::Task;
 
 /// How many users a worker answers on before its inputs get their turn.
 const PIECE_MAX: usize = 128;
-
-/// How often a worker is asked in all, where the directory's answers are fetched
-/// one by one, and how long is waited for them each time. Who can't be decided on
-/// by then looks hidden.
-const TRIES: usize = 4;
-const FETCH_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// A query, shared out.
 #[derive(Debug)]
@@ -111,7 +104,8 @@ impl Desk {
         Ok(Some(body))
     }
 
-    /// The answers to every piece.
+    /// The answers to every piece. Who can't be decided on within all tries looks
+    /// hidden.
     async fn ask(&self, questions: &Arc<Questions>) -> Option<Vec<Answers>> {
         let mut directory = self.directory.clone();
         let mut answers: Vec<_> = questions

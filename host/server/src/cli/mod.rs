@@ -1,6 +1,7 @@
 //! The commands that ask a running processor: one connection, one request, one
 //! answer. Nothing is tried for ever.
 
+pub(crate) mod explain;
 pub(crate) mod query;
 mod text;
 

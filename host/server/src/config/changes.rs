@@ -75,6 +75,7 @@ impl Config {
                 self.engine.worker_queue != new.engine.worker_queue,
             ),
             ("query", Live, self.query != new.query),
+            ("explain", Live, self.explain != new.explain),
             ("http", Restart, self.http != new.http),
             ("log", Restart, self.log != new.log),
         ]

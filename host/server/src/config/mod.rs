@@ -28,7 +28,7 @@ use std::path::Path;
 
 use toml::de::DeTable;
 
-pub(crate) use basics::{Http, Log, LogFormat, Node, Plugins, Query, Tenant};
+pub(crate) use basics::{Explain, Http, Log, LogFormat, Node, Plugins, Query, Tenant};
 #[cfg(test)]
 use changes::Change;
 pub(crate) use changes::Effect;
@@ -66,6 +66,8 @@ pub(crate) struct Config {
     pub(crate) engine: Engine,
     /// What is kept for answering queries.
     pub(crate) query: Query,
+    /// Explanations of decisions.
+    pub(crate) explain: Explain,
     /// The HTTP endpoint for health and metrics.
     pub(crate) http: Http,
     /// The node's own log.
@@ -147,6 +149,7 @@ impl Config {
                 .unwrap_or_else(pipeline::default),
             engine: root.section("engine", Engine::read),
             query: root.section("query", Query::read),
+            explain: root.section("explain", Explain::read),
             http: root.section("http", Http::read),
             log: root.section("log", Log::read),
         }
