@@ -19,6 +19,7 @@ pub mod body;
 pub mod departed;
 pub mod directory;
 pub mod event;
+pub mod inbox;
 pub mod json;
 pub mod ledger;
 pub mod message;

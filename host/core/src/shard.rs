@@ -19,6 +19,7 @@ use crate::body;
 use crate::departed::Departed;
 use crate::directory::{Changes, Directory, Question};
 use crate::event::{Change, Event};
+use crate::inbox::{Delivery, Inboxes};
 use crate::json;
 use crate::ledger::Ledger;
 use crate::message::{Cause, Kind, Message, Rejection, Says, Why};
@@ -45,6 +46,8 @@ pub struct Settings {
     /// How many departures are remembered, to tell viewers who ask since when a
     /// user is offline.
     pub departures_max: usize,
+    /// Whether each viewer is also told on a subject of their own.
+    pub inbox: bool,
     /// The longest body that the broker takes, in bytes.
     pub body_bytes_max: usize,
     /// This node's name, for dead letters.
@@ -62,6 +65,7 @@ impl Default for Settings {
             retry_ms: 1_000,
             retry_ms_max: 60_000,
             departures_max: 100_000,
+            inbox: false,
             body_bytes_max: 1 << 20,
             node: "presence".into(),
         }
@@ -109,6 +113,8 @@ pub enum Input {
 pub enum Output {
     /// Publish this.
     Publish(Publication),
+    /// Publish this on a viewer's own subject.
+    Deliver(Delivery),
     /// Answer the sender of an input.
     Reply(String, Vec<u8>),
     /// Fetch these answers, and come back with a directory that has them.
@@ -149,6 +155,7 @@ pub struct Shard {
     verdicts: Verdicts,
     departed: Departed,
     numbering: Numbering,
+    inboxes: Inboxes,
     counters: Counters,
     /// Users whose verdict may have changed.
     redecide: VecDeque<crate::names::Id>,
@@ -169,6 +176,7 @@ impl Shard {
             ledger: Ledger::default(),
             verdicts: Verdicts::default(),
             numbering: Numbering::default(),
+            inboxes: Inboxes::default(),
             counters: Counters::default(),
             redecide: VecDeque::new(),
             agenda: BTreeSet::new(),
@@ -201,6 +209,9 @@ impl Shard {
             Input::Settings(settings) => {
                 self.tracker.reconfigure(settings.tracker);
                 self.departed.resize(settings.departures_max);
+                if !settings.inbox {
+                    self.inboxes.forget(self.now);
+                }
                 self.settings = *settings;
             }
             Input::Pause => self.tracker.pause(),
@@ -246,7 +257,7 @@ impl Shard {
 
     /// All the numbers of ids this shard holds.
     pub fn ids(&self) -> RoaringBitmap {
-        self.ledger.ids() | self.verdicts.ids() | self.departed.ids()
+        self.ledger.ids() | self.verdicts.ids() | self.departed.ids() | self.inboxes.ids()
     }
 
     fn message(&mut self, message: Message, rules: &mut dyn Rules, out: &mut Vec<Output>) {

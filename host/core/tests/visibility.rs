@@ -144,6 +144,8 @@ struct World {
     /// Those on whom the decision may be put off, until it is taken again.
     pending: BTreeSet<Id>,
     asks: usize,
+    /// How many messages each viewer got on their own subject.
+    delivered: BTreeMap<String, u64>,
 }
 
 impl World {
@@ -152,7 +154,10 @@ impl World {
         let directory = Arc::new(Directory::new());
         Self {
             shard: Shard::new(
-                Settings::default(),
+                Settings {
+                    inbox: true,
+                    ..Settings::default()
+                },
                 Arc::clone(&names),
                 Arc::clone(&directory),
             ),
@@ -165,6 +170,7 @@ impl World {
             last_seen: BTreeMap::new(),
             pending: BTreeSet::new(),
             asks: 0,
+            delivered: BTreeMap::new(),
         }
     }
 
@@ -317,6 +323,7 @@ impl World {
 
     /// Follows what was published, as viewers do.
     fn see(&mut self, out: Vec<Output>) {
+        self.see_inboxes(&out);
         for output in out {
             let Output::Publish(publication) = output else {
                 continue;
@@ -363,6 +370,39 @@ impl World {
                 "{told:?} still believe that {user} is online"
             );
         }
+    }
+
+    /// What was told to several is what each was told alone, in the same order.
+    fn see_inboxes(&mut self, out: &[Output]) {
+        let (mut told, mut delivered) = (Vec::new(), Vec::new());
+        for output in out {
+            match output {
+                Output::Publish(publication)
+                    if publication
+                        .subject
+                        .as_str()
+                        .starts_with("presence.filtered.") =>
+                {
+                    let body: Value = serde_json::from_slice(&publication.body).unwrap();
+                    for viewer in body["visibleTo"].as_array().unwrap() {
+                        let mut alone = body.clone();
+                        alone["visibleTo"] = json!([viewer]);
+                        told.push(alone);
+                    }
+                }
+                Output::Deliver(delivery) => {
+                    let body: Value = serde_json::from_slice(&delivery.body).unwrap();
+                    let viewer = delivery.viewer.as_str();
+                    assert_eq!(body["visibleTo"], json!([viewer]));
+                    let before = self.delivered.entry(viewer.to_owned()).or_default();
+                    *before += 1;
+                    assert_eq!((delivery.seq, delivery.epoch_ms), (*before, None));
+                    delivered.push(body);
+                }
+                _ => {}
+            }
+        }
+        assert_eq!(delivered, told);
     }
 
     /// Once the rules answer again, everyone who may see an online user has been

@@ -250,6 +250,7 @@ pub(crate) fn settings(config: &Config, body_bytes_max: usize) -> Settings {
             .query
             .departed_max
             .div_ceil(config.engine.worker_count()),
+        inbox: config.inbox.enabled,
         body_bytes_max,
         node: config.node.name.clone(),
     }

@@ -233,6 +233,10 @@ impl State {
                     self.figures.published.fetch_add(1, Ordering::Relaxed);
                     self.publisher.publish(publication).await
                 }
+                Output::Deliver(delivery) => {
+                    self.figures.published.fetch_add(1, Ordering::Relaxed);
+                    self.publisher.deliver(delivery).await
+                }
                 Output::Reply(to, body) => self.publisher.reply(to, body).await,
                 // Both sources that there are hold all of their answers.
                 Output::Fetch(_) => Ok(()),

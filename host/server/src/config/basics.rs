@@ -1,5 +1,5 @@
 //! The sections of one or two keys: node, tenant, plugins, query,
-//! explain, http, log.
+//! explain, inbox, http, log.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
@@ -92,6 +92,21 @@ pub(crate) struct Explain {
 }
 
 impl Explain {
+    pub(super) fn read(section: &mut Section<'_, '_>) -> Self {
+        Self {
+            enabled: section.get("enabled", any).unwrap_or(false),
+        }
+    }
+}
+
+/// `[inbox]`: delivery per viewer.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Inbox {
+    /// Whether each viewer is also told on a subject of their own.
+    pub(crate) enabled: bool,
+}
+
+impl Inbox {
     pub(super) fn read(section: &mut Section<'_, '_>) -> Self {
         Self {
             enabled: section.get("enabled", any).unwrap_or(false),

@@ -28,7 +28,7 @@ use std::path::Path;
 
 use toml::de::DeTable;
 
-pub(crate) use basics::{Explain, Http, Log, LogFormat, Node, Plugins, Query, Tenant};
+pub(crate) use basics::{Explain, Http, Inbox, Log, LogFormat, Node, Plugins, Query, Tenant};
 #[cfg(test)]
 use changes::Change;
 pub(crate) use changes::Effect;
@@ -68,6 +68,8 @@ pub(crate) struct Config {
     pub(crate) query: Query,
     /// Explanations of decisions.
     pub(crate) explain: Explain,
+    /// Delivery per viewer.
+    pub(crate) inbox: Inbox,
     /// The HTTP endpoint for health and metrics.
     pub(crate) http: Http,
     /// The node's own log.
@@ -150,6 +152,7 @@ impl Config {
             engine: root.section("engine", Engine::read),
             query: root.section("query", Query::read),
             explain: root.section("explain", Explain::read),
+            inbox: root.section("inbox", Inbox::read),
             http: root.section("http", Http::read),
             log: root.section("log", Log::read),
         }
