@@ -1,12 +1,15 @@
 //! The bodies of what is published, to the field as the payload document shows them.
 
+pub mod explain;
+pub mod query;
+
 use base64::Engine as _;
 
 use crate::audience::Audience;
 use crate::event::{Change, Event};
 use crate::json::{push_number, push_quoted};
 use crate::message::Rejection;
-use crate::names::Names;
+use crate::names::{Name, Names};
 use crate::rules::Rendition;
 
 /// How many bytes a viewer takes in a body, more or less.
@@ -48,24 +51,8 @@ pub fn filtered(
     // The head is the beginning of every body; all is one allocation as a rule.
     let room = 320 + VIEWER_BYTES * viewers.len() as usize;
     let mut body = Vec::with_capacity(room.min(body_bytes_max));
-    begin(&mut body, event);
     let mut tail = Vec::with_capacity(128);
-    match event.change {
-        Change::Online => {
-            tail.extend_from_slice(b"],\"metadata\":");
-            let wanted = |key: &str| rendition.keys.iter().any(|wanted| &**wanted == key);
-            event.metadata.write_public(&mut tail, wanted);
-            tail.push(b'}');
-        }
-        Change::Offline { last_seen, .. } => {
-            if rendition.last_seen {
-                body.extend_from_slice(b",\"lastSeen\":");
-                push_number(&mut body, last_seen);
-            }
-            tail.extend_from_slice(b"]}");
-        }
-    }
-    body.extend_from_slice(b",\"visibleTo\":[");
+    frame(event, rendition, &mut body, &mut tail);
     let head = body.len();
     let mut bodies = Vec::with_capacity(1);
     let names = names.read();
@@ -85,6 +72,37 @@ pub fn filtered(
         bodies.push(finish(body, &tail));
     }
     bodies
+}
+
+/// The filtered message of an event for one viewer of a rendition alone.
+pub fn to_one(event: &Event, rendition: &Rendition, viewer: &Name) -> Vec<u8> {
+    let mut body = Vec::with_capacity(320);
+    let mut tail = Vec::with_capacity(128);
+    frame(event, rendition, &mut body, &mut tail);
+    body.extend_from_slice(viewer.json_element().as_bytes());
+    finish(body, &tail)
+}
+
+/// Writes what stands before and behind the viewers in a filtered message.
+fn frame(event: &Event, rendition: &Rendition, body: &mut Vec<u8>, tail: &mut Vec<u8>) {
+    begin(body, event);
+    match event.change {
+        Change::Online => {
+            tail.extend_from_slice(b"],\"metadata\":");
+            event
+                .metadata
+                .write_public(tail, |key| rendition.shows(key));
+            tail.push(b'}');
+        }
+        Change::Offline { last_seen, .. } => {
+            if rendition.last_seen {
+                body.extend_from_slice(b",\"lastSeen\":");
+                push_number(body, last_seen);
+            }
+            tail.extend_from_slice(b"]}");
+        }
+    }
+    body.extend_from_slice(b",\"visibleTo\":[");
 }
 
 /// A dead letter: what couldn't be processed, and why.

@@ -16,17 +16,21 @@
 
 pub mod audience;
 pub mod body;
+pub mod departed;
 pub mod directory;
 pub mod event;
+pub mod inbox;
 pub mod json;
 pub mod ledger;
 pub mod message;
 pub mod metadata;
 pub mod names;
 pub mod publish;
+pub mod query;
 pub mod record;
 pub mod rules;
 mod shard;
+pub mod token;
 pub mod tracker;
 pub mod verdicts;
 

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use crate::audience::Audience;
 use crate::directory::{Directory, Question};
 use crate::event::Event;
-use crate::names::Names;
+use crate::names::{Id, Names};
 
 /// What a call is about and may know.
 #[derive(Clone, Copy, Debug)]
@@ -37,10 +37,84 @@ pub trait Rules {
     /// The failure of the redactor.
     fn redact(&mut self, context: Context<'_>, told: &Audience) -> Result<Vec<Rendition>, Failure>;
 
+    /// Decides as [`Self::decide`] does, and tells what each stage did to a viewer:
+    /// nothing, where there are no stages.
+    fn explain(&mut self, context: Context<'_>, _viewer: Id) -> Explanation {
+        Explanation {
+            stages: Vec::new(),
+            decision: self.decide(context),
+        }
+    }
+
     /// Whether the rules have become others, of their own accord, since this
     /// was last asked.
     fn take_replaced(&mut self) -> bool {
         false
+    }
+}
+
+/// A decision, and how it came about for one viewer.
+#[derive(Debug)]
+pub struct Explanation {
+    /// The stages, in the order in which they are asked.
+    pub stages: Vec<StageReport>,
+    /// What came of it.
+    pub decision: Decision,
+}
+
+/// What a stage did to a viewer.
+#[derive(Clone, Debug)]
+pub struct StageReport {
+    /// The plugin's name.
+    pub plugin: Arc<str>,
+    /// Its version.
+    pub version: String,
+    /// The SHA-256 of its file, in hexadecimal.
+    pub sha256: Arc<str>,
+    /// What it does: `enricher`, `filter` or `redactor`.
+    pub role: &'static str,
+    /// Whether it is the last good generation, which has taken over from a newer
+    /// one that failed.
+    pub stands_in: bool,
+    /// What it did.
+    pub turn: Turn,
+    /// What it gave as its reasons.
+    pub reasons: Vec<String>,
+    /// How it failed, if it did.
+    pub failure: Option<String>,
+}
+
+/// What a stage can do to a viewer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Turn {
+    /// The viewer wasn't in the audience before it, and is after it.
+    Admitted,
+    /// The viewer was in the audience before it, and is not after it.
+    Removed,
+    /// The viewer was in the audience, and stays.
+    Kept,
+    /// The viewer was not in the audience, before or after.
+    Absent,
+    /// It failed, and nobody new may see the user.
+    Failed,
+    /// An earlier stage failed.
+    NotReached,
+    /// It has no say: it changed the event's metadata before the event was announced.
+    NotAsked,
+}
+
+impl Turn {
+    /// The turn as an explanation spells it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Admitted => "admitted",
+            Self::Removed => "removed",
+            Self::Kept => "kept",
+            Self::Absent => "absent",
+            Self::Failed => "failed",
+            Self::NotReached => "not-reached",
+            Self::NotAsked => "not-asked",
+        }
     }
 }
 
@@ -76,6 +150,13 @@ pub struct Rendition {
     pub keys: Arc<[Box<str>]>,
     /// Whether it gets to know when the user was last seen.
     pub last_seen: bool,
+}
+
+impl Rendition {
+    /// Whether it shows a metadata key.
+    pub fn shows(&self, key: &str) -> bool {
+        self.keys.iter().any(|shown| &**shown == key)
+    }
 }
 
 /// What a decision depends on, beside the rules and the user.

@@ -5,6 +5,8 @@
 //! outputs in their order before the next input's.
 
 mod correct;
+mod explain;
+mod query;
 mod restart;
 mod tell;
 
@@ -15,8 +17,10 @@ use bytes::Bytes;
 use roaring::RoaringBitmap;
 
 use crate::body;
+use crate::departed::Departed;
 use crate::directory::{Changes, Directory, Question};
 use crate::event::{Change, Event};
+use crate::inbox::{Delivery, Inboxes};
 use crate::json;
 use crate::ledger::Ledger;
 use crate::message::{Cause, Kind, Message, Rejection, Says, Why};
@@ -40,6 +44,11 @@ pub struct Settings {
     pub retry_ms: u64,
     /// The longest wait between retries.
     pub retry_ms_max: u64,
+    /// How many departures are remembered, to tell viewers who ask since when a
+    /// user is offline.
+    pub departures_max: usize,
+    /// Whether each viewer is also told on a subject of their own.
+    pub inbox: bool,
     /// The longest body that the broker takes, in bytes.
     pub body_bytes_max: usize,
     /// This node's name, for dead letters.
@@ -56,6 +65,8 @@ impl Default for Settings {
             reuse_verdicts: true,
             retry_ms: 1_000,
             retry_ms_max: 60_000,
+            departures_max: 100_000,
+            inbox: false,
             body_bytes_max: 1 << 20,
             node: "presence".into(),
         }
@@ -103,6 +114,8 @@ pub enum Input {
 pub enum Output {
     /// Publish this.
     Publish(Publication),
+    /// Publish this on a viewer's own subject.
+    Deliver(Delivery),
     /// Answer the sender of an input.
     Reply(String, Vec<u8>),
     /// Fetch these answers, and come back with a directory that has them.
@@ -128,6 +141,8 @@ pub struct Counters {
     pub failures: u64,
     /// Viewers corrected since what they had been told no longer held.
     pub corrected: u64,
+    /// Users whom viewers asked after.
+    pub queried: u64,
 }
 
 /// One worker's share of a tenant.
@@ -139,7 +154,9 @@ pub struct Shard {
     tracker: Tracker<Metadata>,
     ledger: Ledger,
     verdicts: Verdicts,
+    departed: Departed,
     numbering: Numbering,
+    inboxes: Inboxes,
     counters: Counters,
     /// Users whose verdict may have changed.
     redecide: VecDeque<crate::names::Id>,
@@ -153,12 +170,14 @@ impl Shard {
     pub fn new(settings: Settings, names: Arc<Names>, directory: Arc<Directory>) -> Self {
         Self {
             tracker: Tracker::new(settings.tracker),
+            departed: Departed::new(settings.departures_max),
             settings,
             names,
             directory,
             ledger: Ledger::default(),
             verdicts: Verdicts::default(),
             numbering: Numbering::default(),
+            inboxes: Inboxes::default(),
             counters: Counters::default(),
             redecide: VecDeque::new(),
             agenda: BTreeSet::new(),
@@ -183,10 +202,17 @@ impl Shard {
                 self.dead_letter(&subject, &rejection, &payload, out);
                 out.extend(reply.map(|to| Output::Reply(to, body::refused(&rejection))));
             }
-            Input::Directory(directory, changes) => self.directory_changed(directory, &changes),
+            Input::Directory(directory, changes) => {
+                self.departed.directory_changed(&changes);
+                self.directory_changed(directory, &changes);
+            }
             Input::Rules => self.rules_changed(),
             Input::Settings(settings) => {
                 self.tracker.reconfigure(settings.tracker);
+                self.departed.resize(settings.departures_max);
+                if !settings.inbox {
+                    self.inboxes.forget(self.now);
+                }
                 self.settings = *settings;
             }
             Input::Pause => self.tracker.pause(),
@@ -232,7 +258,7 @@ impl Shard {
 
     /// All the numbers of ids this shard holds.
     pub fn ids(&self) -> RoaringBitmap {
-        self.ledger.ids() | self.verdicts.ids()
+        self.ledger.ids() | self.verdicts.ids() | self.departed.ids() | self.inboxes.ids()
     }
 
     fn message(&mut self, message: Message, rules: &mut dyn Rules, out: &mut Vec<Output>) {

@@ -47,6 +47,12 @@ impl Verdict {
         }
         verdict
     }
+
+    /// What a viewer gets to see, if anything.
+    pub fn rendition(&self, viewer: Id) -> Option<&Rendition> {
+        let mut renditions = self.renditions.iter();
+        renditions.find(|rendition| rendition.audience.contains(viewer))
+    }
 }
 
 #[derive(Debug)]
@@ -126,6 +132,11 @@ impl Verdicts {
     pub fn clear(&mut self) {
         self.kept.clear();
         self.readers.clear();
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.kept.is_empty()
     }
 
     /// The users whose verdicts read one of these answers, in a stable order.

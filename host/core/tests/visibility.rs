@@ -1,6 +1,8 @@
 //! What holds of visibility whatever happens: random scripts of users who come
+//! What holds of visibility whatever happens: random scripts of users who come
 //! and go, a directory and rules that change, rules that fail, and a host that is
-//! restarted, with every message that viewers get followed.
+//! restarted, with every message that viewers get followed, and queries that say
+//! the same at every point.
 
 #![allow(
     clippy::unwrap_used,
@@ -46,6 +48,8 @@ enum Step {
     Fail(BTreeSet<usize>),
     /// The redactor shows nothing of the users to viewers of this number.
     Unredacted(Option<usize>),
+    /// These users show nobody when they were last seen.
+    Secretive(BTreeSet<usize>),
     Wait(u64),
     /// The host has stored what has changed so far.
     Save,
@@ -67,6 +71,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => some().prop_map(Step::Hide),
         1 => some().prop_map(Step::Fail),
         1 => proptest::option::of(user).prop_map(Step::Unredacted),
+        1 => some().prop_map(Step::Secretive),
         3 => (1..40_000_u64).prop_map(Step::Wait),
         1 => Just(Step::Save),
         1 => (0..40_000_u64, 0..USERS.len(), some())
@@ -81,6 +86,7 @@ struct Generation {
     failing: BTreeSet<Id>,
     /// A viewer whom the redactor names in no rendition.
     unredacted: Option<Id>,
+    secretive: BTreeSet<Id>,
 }
 
 impl Generation {
@@ -97,7 +103,7 @@ impl Generation {
         Ok(vec![Rendition {
             audience,
             keys: ["device".into()].into(),
-            last_seen: true,
+            last_seen: !self.secretive.contains(&event.user),
         }])
     }
 }
@@ -141,8 +147,15 @@ struct World {
     now: u64,
     /// Who has been told that a user is online, and not yet that they are gone.
     told: BTreeMap<String, BTreeSet<String>>,
-    /// Who is online, by the events that were broadcast.
-    online: BTreeSet<String>,
+    /// Who is online, by the events that were broadcast, and with what device.
+    online: BTreeMap<String, Value>,
+    /// When the others were last seen, by the events that were broadcast.
+    last_seen: BTreeMap<String, Value>,
+    /// Those on whom the decision may be put off, until it is taken again.
+    pending: BTreeSet<Id>,
+    asks: usize,
+    /// How many messages each viewer got on their own subject.
+    delivered: BTreeMap<String, u64>,
     /// What the host has stored.
     store: BTreeMap<Vec<u8>, Vec<u8>>,
 }
@@ -158,7 +171,11 @@ impl World {
             rules: Generation::default(),
             now: 1_000_000,
             told: BTreeMap::new(),
-            online: BTreeSet::new(),
+            online: BTreeMap::new(),
+            last_seen: BTreeMap::new(),
+            pending: BTreeSet::new(),
+            asks: 0,
+            delivered: BTreeMap::new(),
             store: BTreeMap::new(),
         }
     }
@@ -176,7 +193,9 @@ impl World {
         let conn = |conn: &u8| format!("c{conn}");
         match step {
             Step::Connect(user, c) => {
-                self.message(Kind::Connect, *user, json!({"connId": conn(c)}))
+                let metadata = json!({"device": conn(c), "ip": "::1", "socketId": "s"});
+                let body = json!({"connId": conn(c), "metadata": metadata});
+                self.message(Kind::Connect, *user, body);
             }
             Step::Disconnect(user, c) => {
                 self.message(Kind::Disconnect, *user, json!({"connId": conn(c)}));
@@ -211,6 +230,10 @@ impl World {
                 self.rules.unredacted = viewer.map(|viewer| self.id(viewer));
                 self.input(Input::Rules);
             }
+            Step::Secretive(users) => {
+                self.rules.secretive = self.ids(users);
+                self.input(Input::Rules);
+            }
             Step::Wait(ms) => self.wait_until(self.now + ms),
             Step::Save => self.save(),
             Step::Restart(down_ms, user, list) => self.restart(*down_ms, *user, list),
@@ -234,6 +257,9 @@ impl World {
         edit.contacts(self.id(user), Some(list));
         self.directory = Arc::new(edit.finish().0);
         self.shard = shard(&self.names, &self.directory);
+        // Those who had gone are not remembered, and numbers begin anew.
+        self.last_seen.clear();
+        self.delivered.clear();
         let records = self.store.iter();
         let records = records.map(|(key, value)| Record::decode(key, value, &self.names).unwrap());
         self.shard.restore(self.now, down_ms, records);
@@ -264,7 +290,57 @@ impl World {
         self.shard
             .handle(self.now, input, &mut self.rules, &mut out);
         self.see(out);
+        // What has changed is answered by at once, before anyone is corrected.
+        self.ask();
         self.wait_until(self.now);
+        self.pending = self.rules.failing.clone();
+        self.ask();
+    }
+
+    /// A viewer asks after everyone.
+    fn ask(&mut self) {
+        let viewer = USERS[self.asks % USERS.len()];
+        self.asks += 1;
+        for user in USERS {
+            let mut out = Vec::new();
+            let rules = &mut self.rules;
+            let answers = self
+                .shard
+                .query(self.now, viewer, [user].into_iter(), rules, &mut out);
+            assert_eq!(out, [], "a query publishes nothing");
+            let answer: Value = serde_json::from_slice(answers.get(0).unwrap()).unwrap();
+            let id = self.names.find(user);
+            let hidden = json!({"userId": user, "status": "offline"});
+            if id.is_some_and(|id| self.pending.contains(&id)) && answer == hidden {
+                continue;
+            }
+            assert_eq!(
+                answer,
+                self.known(viewer, user),
+                "{viewer} asks after {user}"
+            );
+        }
+    }
+
+    /// What a viewer may know: what they have been told, narrowed by the rules of now.
+    fn known(&self, viewer: &str, user: &str) -> Value {
+        let hidden = json!({"userId": user, "status": "offline"});
+        let Some(id) = self.names.find(user) else {
+            return hidden;
+        };
+        if !allowed(&self.rules, &self.directory, &self.names, user).contains(viewer) {
+            return hidden;
+        }
+        match self.online.get(user) {
+            Some(metadata) if self.told[user].contains(viewer) => {
+                json!({"userId": user, "status": "online", "metadata": metadata})
+            }
+            None if !self.rules.secretive.contains(&id) => match self.last_seen.get(user) {
+                Some(at) => json!({"userId": user, "status": "offline", "lastSeen": at}),
+                None => hidden,
+            },
+            _ => hidden,
+        }
     }
 
     /// Does what falls due up to a time, each at its own.
@@ -282,6 +358,7 @@ impl World {
 
     /// Follows what was published, as viewers do.
     fn see(&mut self, out: Vec<Output>) {
+        self.see_inboxes(&out);
         for output in out {
             let Output::Publish(publication) = output else {
                 continue;
@@ -294,8 +371,15 @@ impl World {
                 .collect();
             let told = self.told.entry(user.clone()).or_default();
             match publication.subject {
-                Subject::Events if body["type"] == "user_online" => drop(self.online.insert(user)),
-                Subject::Events => drop(self.online.remove(&user)),
+                Subject::Events if body["type"] == "user_online" => {
+                    let device = body["metadata"].get("device");
+                    let device = device.map_or(json!({}), |device| json!({"device": device}));
+                    self.online.insert(user, device);
+                }
+                Subject::Events => {
+                    self.online.remove(&user);
+                    self.last_seen.insert(user, body["lastSeen"].clone());
+                }
                 Subject::FilteredOnline => {
                     let allowed = allowed(&self.rules, &self.directory, &self.names, &user);
                     for viewer in viewers {
@@ -317,10 +401,43 @@ impl World {
         }
         for (user, told) in &self.told {
             assert!(
-                told.is_empty() || self.online.contains(user),
+                told.is_empty() || self.online.contains_key(user),
                 "{told:?} still believe that {user} is online"
             );
         }
+    }
+
+    /// What was told to several is what each was told alone, in the same order.
+    fn see_inboxes(&mut self, out: &[Output]) {
+        let (mut told, mut delivered) = (Vec::new(), Vec::new());
+        for output in out {
+            match output {
+                Output::Publish(publication)
+                    if publication
+                        .subject
+                        .as_str()
+                        .starts_with("presence.filtered.") =>
+                {
+                    let body: Value = serde_json::from_slice(&publication.body).unwrap();
+                    for viewer in body["visibleTo"].as_array().unwrap() {
+                        let mut alone = body.clone();
+                        alone["visibleTo"] = json!([viewer]);
+                        told.push(alone);
+                    }
+                }
+                Output::Deliver(delivery) => {
+                    let body: Value = serde_json::from_slice(&delivery.body).unwrap();
+                    let viewer = delivery.viewer.as_str();
+                    assert_eq!(body["visibleTo"], json!([viewer]));
+                    let before = self.delivered.entry(viewer.to_owned()).or_default();
+                    *before += 1;
+                    assert_eq!((delivery.seq, delivery.epoch_ms), (*before, None));
+                    delivered.push(body);
+                }
+                _ => {}
+            }
+        }
+        assert_eq!(delivered, told);
     }
 
     /// Once the rules answer again, everyone who may see an online user has been
@@ -328,7 +445,7 @@ impl World {
     fn settle(&mut self) {
         self.rules.failing.clear();
         self.input(Input::Rules);
-        for user in &self.online {
+        for user in self.online.keys() {
             let allowed = allowed(&self.rules, &self.directory, &self.names, user);
             assert_eq!(self.told[user], allowed, "of {user}");
         }
@@ -337,7 +454,11 @@ impl World {
 
 fn shard(names: &Arc<Names>, directory: &Arc<Directory>) -> Shard {
     let (names, directory) = (Arc::clone(names), Arc::clone(directory));
-    let mut shard = Shard::new(Settings::default(), names, directory);
+    let settings = Settings {
+        inbox: true,
+        ..Settings::default()
+    };
+    let mut shard = Shard::new(settings, names, directory);
     shard.keep_records(true);
     shard
 }

@@ -296,6 +296,10 @@ fn host(linker: &mut Linker<Call>) -> Result<()> {
             let text = text.to_str(&store)?;
             let (plugin, explanation) = (&*store.data().plugin, call::cut(&text));
             tracing::debug!(target: "plugin", plugin, explanation);
+            if store.data().seen.witness.is_some() {
+                let reason = explanation.to_owned();
+                store.data_mut().hear(reason);
+            }
         }
         Ok(())
     })?;

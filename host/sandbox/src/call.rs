@@ -11,6 +11,7 @@ use presence_core::names::{Id, Names};
 use presence_core::rules::{Context, Reads};
 use wasmtime::{Result, bail};
 
+use crate::explain::Witness;
 use crate::memory::Memory;
 
 /// How many audiences one call may make.
@@ -40,6 +41,8 @@ pub(crate) struct Call {
 pub(crate) struct Seen {
     pub(crate) reads: Reads,
     pub(crate) not_at_hand: BTreeSet<Question>,
+    /// Set while somebody wants to know what the stages do to a viewer, and why.
+    pub(crate) witness: Option<Box<Witness>>,
 }
 
 impl Seen {
@@ -158,6 +161,13 @@ impl Call {
     pub(crate) fn takes_line(&mut self) -> bool {
         self.lines += 1;
         self.lines <= LINES_MAX
+    }
+
+    /// Hands a reason that the component gives to who wants to know.
+    pub(crate) fn hear(&mut self, reason: String) {
+        if let Some(witness) = &mut self.seen.witness {
+            witness.hear(reason);
+        }
     }
 
     fn next_token(&self) -> u32 {

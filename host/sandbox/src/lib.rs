@@ -12,6 +12,7 @@ mod breaker;
 mod call;
 mod engine;
 mod error;
+mod explain;
 mod instance;
 pub mod manifest;
 mod memory;

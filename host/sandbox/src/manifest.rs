@@ -65,6 +65,15 @@ pub enum OnFailure {
 }
 
 impl Role {
+    /// The role as a manifest spells it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Enricher => "enricher",
+            Self::Filter => "filter",
+            Self::Redactor => "redactor",
+        }
+    }
+
     /// What holds where neither the manifest nor the operator says. An older
     /// rule may show what the newer one hid; older metadata hurts nobody.
     pub fn on_failure(self) -> OnFailure {

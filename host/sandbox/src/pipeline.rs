@@ -4,8 +4,9 @@ use std::sync::Arc;
 
 use presence_core::audience::Audience;
 use presence_core::event::{Change, Event};
+use presence_core::names::Id;
 use presence_core::rules::{
-    Context, Decision, Enriched, Failure, MetadataChange, Rendition, Rules,
+    Context, Decision, Enriched, Explanation, Failure, MetadataChange, Rendition, Rules,
 };
 use wasmtime::format_err;
 
@@ -15,15 +16,15 @@ use crate::manifest::{Effect, Role};
 use crate::slot::Slot;
 use crate::{Limits, LoadError, Stage};
 
-type Enricher = Slot<(EventArg,), (Vec<ChangeResult>,)>;
-type Filter = Slot<(EventArg, u32), (u32,)>;
-type Redactor = Slot<(EventArg, u32), (Vec<RenditionResult>,)>;
+pub(crate) type Enricher = Slot<(EventArg,), (Vec<ChangeResult>,)>;
+pub(crate) type Filter = Slot<(EventArg, u32), (u32,)>;
+pub(crate) type Redactor = Slot<(EventArg, u32), (Vec<RenditionResult>,)>;
 
 /// A worker's instances.
 pub struct Pipeline {
-    enrichers: Vec<Enricher>,
-    filters: Vec<Filter>,
-    redactor: Option<Redactor>,
+    pub(crate) enrichers: Vec<Enricher>,
+    pub(crate) filters: Vec<Filter>,
+    pub(crate) redactor: Option<Redactor>,
     /// Whether another generation has taken over from one of them.
     replaced: bool,
     no_keys: Arc<[Box<str>]>,
@@ -69,12 +70,16 @@ impl Pipeline {
                 &mut self.replaced,
                 |call| Ok((event.clone(), call.put(before.clone())?)),
                 |call, (token,)| Ok(call.audience(token)?.clone()),
-            )?;
-            audience = match filter.in_force().plugin.manifest.effect {
+            );
+            let after = after.map(|after| match filter.in_force().plugin.manifest.effect {
                 Effect::Widen => after,
                 Effect::Narrow if after.is_subset(&before) => after,
                 Effect::Narrow => after.intersection(&before),
-            };
+            });
+            if let Some(witness) = &mut seen.witness {
+                witness.filtered(filter, &before, &after);
+            }
+            audience = after?;
         }
         Ok(audience)
     }
@@ -95,7 +100,7 @@ impl Pipeline {
             }]);
         };
         let last_keys = &mut self.last_keys;
-        redactor.call(
+        let renditions = redactor.call(
             context,
             seen,
             &mut self.replaced,
@@ -118,7 +123,26 @@ impl Pipeline {
                     })
                     .collect()
             },
-        )
+        );
+        if let Some(witness) = &mut seen.witness {
+            witness.redacted(redactor, audience, &renditions);
+        }
+        renditions
+    }
+
+    /// Decides, and adds what the decision reads to what has been seen.
+    pub(crate) fn run(&mut self, context: Context<'_>, seen: &mut Seen) -> Decision {
+        let renditions = self
+            .filter(context, Audience::nobody(), seen)
+            .and_then(|audience| self.split(context, &audience, seen));
+        match renditions {
+            // What isn't at hand may well be why a component failed.
+            _ if seen.is_speculative() => {
+                Decision::NotAtHand(std::mem::take(&mut seen.not_at_hand))
+            }
+            Ok(renditions) => Decision::Decided(renditions, std::mem::take(&mut seen.reads)),
+            Err(failure) => Decision::Failed(failure),
+        }
     }
 }
 
@@ -161,16 +185,11 @@ impl Rules for Pipeline {
     }
 
     fn decide(&mut self, context: Context<'_>) -> Decision {
-        let mut seen = Seen::default();
-        let renditions = self
-            .filter(context, Audience::nobody(), &mut seen)
-            .and_then(|audience| self.split(context, &audience, &mut seen));
-        match renditions {
-            // What isn't at hand may well be why a component failed.
-            _ if seen.is_speculative() => Decision::NotAtHand(seen.not_at_hand),
-            Ok(renditions) => Decision::Decided(renditions, seen.reads),
-            Err(failure) => Decision::Failed(failure),
-        }
+        self.run(context, &mut Seen::default())
+    }
+
+    fn explain(&mut self, context: Context<'_>, viewer: Id) -> Explanation {
+        Pipeline::explain(self, context, viewer)
     }
 
     fn redact(&mut self, context: Context<'_>, told: &Audience) -> Result<Vec<Rendition>, Failure> {

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use sha2::{Digest, Sha256};
 use wasmtime::component::{Component, InstancePre, Linker};
 
 use crate::call::Call;
@@ -15,6 +16,8 @@ pub struct Plugin {
     pub name: Arc<str>,
     /// What it says of itself.
     pub manifest: Manifest,
+    /// The SHA-256 of its file, in hexadecimal.
+    pub sha256: Arc<str>,
     pub(crate) linked: InstancePre<Call>,
 }
 
@@ -54,7 +57,14 @@ impl Plugin {
         Ok(Self {
             name: name.into(),
             manifest,
+            sha256: sha256(bytes),
             linked,
         })
     }
+}
+
+fn sha256(bytes: &[u8]) -> Arc<str> {
+    let digest = Sha256::digest(bytes);
+    let digits = digest.iter().map(|byte| format!("{byte:02x}"));
+    digits.collect::<String>().into()
 }

@@ -37,6 +37,26 @@ pub(crate) struct Slot<P, R> {
     limits: Limits,
 }
 
+impl<P, R> Slot<P, R> {
+    /// The stage that is in force: this one, or the one that took over from it.
+    pub(crate) fn in_force(&self) -> &Stage {
+        match &self.stand_in {
+            Some(stand_in) => stand_in.in_force(),
+            None => &self.stage,
+        }
+    }
+
+    /// Whether another one has taken over from it.
+    pub(crate) fn has_stand_in(&self) -> bool {
+        self.stand_in.is_some()
+    }
+
+    /// Whether it is in quarantine with nobody in its place.
+    pub(crate) fn is_out_of_service(&self, now: u64) -> bool {
+        self.stand_in.is_none() && !self.breaker.allows(now)
+    }
+}
+
 impl<P, R> Slot<P, R>
 where
     P: ComponentNamedList + Lower,
@@ -55,19 +75,6 @@ where
             export,
             limits,
         })
-    }
-
-    /// The stage that is in force: this one, or the one that took over from it.
-    pub(crate) fn in_force(&self) -> &Stage {
-        match &self.stand_in {
-            Some(stand_in) => stand_in.in_force(),
-            None => &self.stage,
-        }
-    }
-
-    /// Whether it is in quarantine with nobody in its place.
-    pub(crate) fn is_out_of_service(&self, now: u64) -> bool {
-        self.stand_in.is_none() && !self.breaker.allows(now)
     }
 
     /// Calls it, unless it is in quarantine. Sets `replaced` when the last good

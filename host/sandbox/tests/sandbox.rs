@@ -16,6 +16,8 @@ mod component;
 mod default_pipeline;
 #[path = "sandbox/enrichers.rs"]
 mod enrichers;
+#[path = "sandbox/explain.rs"]
+mod explain;
 #[path = "sandbox/files.rs"]
 mod files;
 #[path = "sandbox/last_good.rs"]

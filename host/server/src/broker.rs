@@ -26,6 +26,8 @@ pub(crate) struct Health {
     /// How many inputs were dropped for want of room.
     pub(crate) drops: AtomicU64,
     pub(crate) errors: AtomicU64,
+    /// How many messages other subscriptions than the intake's have read.
+    elsewhere: AtomicU64,
     /// How many drops have been told of in the log.
     drops_reported: AtomicU64,
     /// Whether the broker forbids a subscription.
@@ -33,6 +35,16 @@ pub(crate) struct Health {
 }
 
 impl Health {
+    /// Counts a message that another subscription than the intake's has read.
+    pub(crate) fn count_elsewhere(&self) {
+        self.elsewhere.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How many messages other subscriptions than the intake's have read.
+    pub(crate) fn read_elsewhere(&self) -> u64 {
+        self.elsewhere.load(Ordering::Relaxed)
+    }
+
     /// Counts inputs that were dropped for want of room. The first is told of at
     /// once, the rest with [`Self::report_drops`].
     pub(crate) fn count_drops(&self, count: u64) {
@@ -64,28 +76,18 @@ pub(crate) fn body_bytes_max(client: &Client) -> usize {
     }
 }
 
-/// Connects. A broker that isn't there yet is waited for, with back-off; each
-/// loss (false) and return (true) of the connection is reported.
-pub(crate) async fn connect(
-    nats: &Nats,
-    node: &str,
-    health: &Arc<Health>,
-    changes: mpsc::UnboundedSender<bool>,
-) -> anyhow::Result<Client> {
+/// How a configuration says to connect: how to log in, how to encrypt, how long an
+/// attempt may take.
+///
+/// # Errors
+/// A file that it names and that can't be read.
+pub(crate) async fn options(nats: &Nats) -> anyhow::Result<ConnectOptions> {
     // The client would only say so each time it tries to connect.
     if let Some(problem) = nats.unreadable().into_iter().next() {
         return Err(problem);
     }
-    let mut options = ConnectOptions::new()
-        .name(format!("presence {node}"))
-        .no_echo()
-        .retry_on_initial_connect()
-        .connection_timeout(Duration::from_millis(nats.connect_timeout_ms))
-        .client_capacity(nats.publish_queue)
-        .subscription_capacity(nats.intake_queue)
-        .reconnect_delay_callback(|attempts| {
-            Duration::from_millis(100_u64.saturating_mul(1 << attempts.min(6)).min(5_000))
-        });
+    let mut options =
+        ConnectOptions::new().connection_timeout(Duration::from_millis(nats.connect_timeout_ms));
     options = match &nats.auth {
         Auth::Anonymous => options,
         Auth::Creds(path) => options
@@ -111,13 +113,39 @@ pub(crate) async fn connect(
     if let Some(identity) = &nats.tls.identity {
         options = options.add_client_certificate(identity.cert.clone(), identity.key.clone());
     }
-    let health = Arc::clone(health);
+    Ok(options)
+}
+
+/// The servers that are connected to, without their passwords.
+pub(crate) fn servers(nats: &Nats) -> String {
     let servers = nats
         .url
         .iter()
         .map(|server| format!("{}:{}", server.host(), server.port()));
-    let servers = servers.collect::<Vec<_>>().join(", ");
-    options = options.event_callback(move |event| {
+    servers.collect::<Vec<_>>().join(", ")
+}
+
+/// Connects. A broker that isn't there yet is waited for, with back-off; each
+/// loss (false) and return (true) of the connection is reported.
+pub(crate) async fn connect(
+    nats: &Nats,
+    node: &str,
+    health: &Arc<Health>,
+    changes: mpsc::UnboundedSender<bool>,
+) -> anyhow::Result<Client> {
+    let options = options(nats)
+        .await?
+        .name(format!("presence {node}"))
+        .no_echo()
+        .retry_on_initial_connect()
+        .client_capacity(nats.publish_queue)
+        .subscription_capacity(nats.intake_queue)
+        .reconnect_delay_callback(|attempts| {
+            Duration::from_millis(100_u64.saturating_mul(1 << attempts.min(6)).min(5_000))
+        });
+    let health = Arc::clone(health);
+    let servers = servers(nats);
+    let options = options.event_callback(move |event| {
         observe(&event, &servers, &health, &changes);
         std::future::ready(())
     });

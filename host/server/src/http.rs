@@ -12,6 +12,7 @@ use axum::routing::get;
 use presence_core::message::{Cause, Kind};
 use tokio::sync::watch;
 
+use crate::ask::Counts;
 use crate::broker::Health;
 use crate::config::Http;
 use crate::state;
@@ -31,6 +32,8 @@ pub(crate) struct Status {
     /// Whether the subscriptions are in place and nothing is being stopped.
     pub(crate) ready: AtomicBool,
     pub(crate) refused_swaps: AtomicU64,
+    /// What became of what was asked.
+    pub(crate) asked: Arc<Counts>,
 }
 
 impl Status {
@@ -46,6 +49,7 @@ impl Status {
                 .map(|state| Arc::clone(&state.figures)),
             ready: AtomicBool::new(false),
             refused_swaps: AtomicU64::new(0),
+            asked: Arc::default(),
         }
     }
 
@@ -199,6 +203,12 @@ async fn metrics(State(status): State<Arc<Status>>) -> String {
             sum(|c| c.corrected),
         ),
         (
+            "presence_queried_users_total",
+            "counter",
+            "Users whom viewers asked after.",
+            sum(|c| c.queried),
+        ),
+        (
             "presence_published_total",
             "counter",
             "Messages published.",
@@ -249,6 +259,24 @@ async fn metrics(State(status): State<Arc<Status>>) -> String {
     ] {
         head(&mut text, name, kind, help);
         let _ = writeln!(text, "{name} {value}");
+    }
+    head(
+        &mut text,
+        "presence_questions_total",
+        "counter",
+        "What was asked, by what became of it; ignored is what had no reply subject.",
+    );
+    let asked = &status.asked;
+    for (outcome, count) in [
+        ("answered", &asked.answered),
+        ("refused", &asked.refused),
+        ("ignored", &asked.ignored),
+    ] {
+        let count = read(count);
+        let _ = writeln!(
+            text,
+            "presence_questions_total{{outcome=\"{outcome}\"}} {count}"
+        );
     }
     head(
         &mut text,

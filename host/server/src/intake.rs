@@ -14,7 +14,7 @@ use tokio::sync::oneshot;
 use crate::broker::Health;
 use crate::clock;
 use crate::wire::{SOURCE, Subjects};
-use crate::worker::{self, Task, Workers};
+use crate::worker::{Task, Workers};
 
 /// How many messages are handed on at once, at most.
 const BATCH_MAX: usize = 256;
@@ -94,6 +94,7 @@ impl Intake {
     /// Counts what the client has dropped.
     fn settle(&mut self) {
         let received = self.statistics.in_messages.load(Ordering::Relaxed);
+        let received = received.saturating_sub(self.broker.read_elsewhere());
         let events = self.broker.slow_consumer_events.load(Ordering::Relaxed);
         match self.account.settle(received, events) {
             0 => {}
@@ -114,7 +115,7 @@ impl Intake {
         let mut batches: Vec<Vec<Input>> = self.workers.iter().map(batch).collect();
         let subjects = &self.subjects;
         let mut put = |received| {
-            let sorted = sort(received, subjects, body_bytes_max, batches.len());
+            let sorted = sort(received, subjects, body_bytes_max, &self.workers);
             if let Some((place, input)) = sorted
                 && let Some(batch) = batches.get_mut(place)
             {
@@ -147,7 +148,7 @@ fn sort(
     received: Received,
     subjects: &Subjects,
     body_bytes_max: usize,
-    workers: usize,
+    workers: &Workers,
 ) -> Option<(usize, Input)> {
     let kind = subjects.kind(&received.subject)?;
     let headers = received.headers.as_ref();
@@ -162,7 +163,7 @@ fn sort(
     Some(
         match Message::parse(kind, &received.payload, body_bytes_max) {
             Ok(message) => {
-                let place = worker::place(&message.user, workers);
+                let place = workers.place_of(&message.user);
                 (place, Input::Message { message, reply })
             }
             Err(rejection) => {

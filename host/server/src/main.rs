@@ -9,8 +9,10 @@
     )
 )]
 
+mod ask;
 mod broker;
 mod check;
+mod cli;
 mod clock;
 mod config;
 mod directory;
@@ -59,13 +61,23 @@ enum Command {
         #[command(flatten)]
         config: ConfigArg,
     },
+    /// Asks a running processor what a viewer may see of users.
+    #[command(
+        after_help = "Example:\n  presence query 67890 12345 22222\n\nWithout users, the viewer's own contacts are asked after."
+    )]
+    Query(cli::query::Args),
+    /// Tells why a viewer can or can't see a user, stage by stage.
+    #[command(
+        after_help = "Example:\n  presence explain 67890 12345\n\nThe processor's configuration must have `enabled = true` in [explain]."
+    )]
+    Explain(cli::explain::Args),
     /// Validates the configuration, the directory and the plugins.
     #[command(after_help = "Example:\n  presence check --config presence.toml")]
     Check(ConfigArg),
 }
 
 #[derive(clap::Args)]
-struct ConfigArg {
+pub(crate) struct ConfigArg {
     /// The configuration file. Without it, presence.toml in the working folder, if there is one.
     #[arg(long, env = "PRESENCE_CONFIG")]
     config: Option<PathBuf>,
@@ -75,6 +87,8 @@ fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Run(args) => run::run(args.config.as_deref()),
         Command::Replay { file, config } => replay::run(&file, config.config.as_deref()),
+        Command::Query(args) => cli::query::run(&args),
+        Command::Explain(args) => cli::explain::run(&args),
         Command::Check(args) => check::run(args.config.as_deref()),
     };
     match done {

@@ -189,19 +189,28 @@ impl<W: Write> Replay<W> {
         let mut outputs = Vec::new();
         act(&mut self.shard, self.now, &mut self.rules, &mut outputs);
         for output in outputs {
-            let (Output::Publish(publication), Some(source)) = (output, &self.source) else {
-                continue;
+            let Some(source) = &self.source else { continue };
+            let (subject, headers, body) = match output {
+                Output::Publish(publication) => {
+                    let standing = source.standing_headers();
+                    let standing = standing.map(|(name, value)| (name, value.to_owned()));
+                    let own = source.own_headers(&publication);
+                    let subject = source.subject(&publication).to_string();
+                    let headers: Vec<_> = standing.into_iter().chain(own).collect();
+                    (subject, headers, publication.body)
+                }
+                Output::Deliver(delivery) => {
+                    let (subject, headers) = source.delivery(&delivery);
+                    (subject, headers.into(), delivery.body)
+                }
+                Output::Reply(..) | Output::Fetch(_) => continue,
             };
-            let standing = source.standing_headers();
-            let standing = standing.map(|(name, value)| (name, value.to_owned()));
-            let own = source.own_headers(&publication);
-            let data: &RawValue = serde_json::from_slice(&publication.body)?;
+            let headers = headers.into_iter();
+            let data: &RawValue = serde_json::from_slice(&body)?;
             let published = Published {
                 at: self.now,
-                subject: source.subject(&publication),
-                headers: standing
-                    .into_iter()
-                    .chain(own)
+                subject: &subject,
+                headers: headers
                     .map(|(name, value)| (name.into(), value.into()))
                     .collect(),
                 data,

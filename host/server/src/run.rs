@@ -83,10 +83,13 @@ async fn node(config: Config, path: Option<&Path>) -> anyhow::Result<()> {
         refused: Refused::default(),
     };
 
-    let mut intake = None;
+    let mut readers = Vec::new();
     let working = async {
         reload.read_directory().await?;
         let reader = reload.tenant.listen(&client, Arc::clone(&broker)).await?;
+        let asked = Arc::clone(&status.asked);
+        let desk = reload.tenant.desk(&client, Arc::clone(&broker), asked);
+        let asks = desk.listen().await?;
         let me = Node {
             node: node.clone(),
             epoch_ms,
@@ -99,7 +102,9 @@ async fn node(config: Config, path: Option<&Path>) -> anyhow::Result<()> {
             reload.tenant.restore(restored).await;
         }
         let (stop, stopping) = oneshot::channel();
-        intake = Some((stop, tokio::spawn(reader.read(stopping))));
+        readers.push((stop, tokio::spawn(asks.read(stopping))));
+        let (stop, stopping) = oneshot::channel();
+        readers.push((stop, tokio::spawn(reader.read(stopping))));
         status.ready.store(true, Ordering::Relaxed);
         tracing::info!(node, workers = workers.iter().len(), "ready");
         reload.follow().await
@@ -111,7 +116,7 @@ async fn node(config: Config, path: Option<&Path>) -> anyhow::Result<()> {
     }
     tracing::info!("stopping");
     status.ready.store(false, Ordering::Relaxed);
-    if let Some((stop, reader)) = intake {
+    for (stop, reader) in readers {
         stop_reading(stop, reader, &broker).await;
     }
     reload.tenant.stop(STOP_TIMEOUT).await;

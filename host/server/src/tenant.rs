@@ -5,7 +5,7 @@
 //! handed to the workers in between their inputs.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use async_nats::Client;
@@ -15,6 +15,7 @@ use presence_core::{Input, Settings, Shard, tracker};
 use presence_sandbox::Blueprint;
 use tokio::sync::{mpsc, oneshot, watch};
 
+use crate::ask::{Counts, Desk};
 use crate::broker::{self, Health};
 use crate::config::Config;
 use crate::directory::Content;
@@ -25,6 +26,9 @@ use crate::worker::{self, State, Task, Workers};
 
 /// How many ids come together before those in use are told from the others.
 const SWEEP_IDS_MIN: usize = 65_536;
+
+/// What the pipeline's generations are counted from.
+const FIRST_GENERATION: u64 = 1;
 
 /// The pipeline that is in force.
 #[derive(Clone)]
@@ -39,6 +43,10 @@ pub(crate) struct Tenant {
     pub(crate) subjects: Subjects,
     pub(crate) names: Arc<Names>,
     pub(crate) directory: Arc<Directory>,
+    /// How often it has changed, counted once the workers have been told.
+    directory_changes: watch::Sender<u64>,
+    /// Whether explanations are given.
+    explains: Arc<AtomicBool>,
     pub(crate) running: watch::Sender<Running>,
     pub(crate) body_bytes_max: Arc<AtomicUsize>,
     pub(crate) workers: Workers,
@@ -69,6 +77,7 @@ impl Tenant {
             let owned = State {
                 shard,
                 rules: blueprint.instantiate()?,
+                generation: FIRST_GENERATION,
                 publisher: Publisher::new(
                     client.clone(),
                     Source::new(&config.node.name, number, epoch_ms, &subjects),
@@ -82,8 +91,10 @@ impl Tenant {
             subjects,
             names,
             directory,
+            directory_changes: watch::Sender::default(),
+            explains: Arc::new(config.explain.enabled.into()),
             running: watch::Sender::new(Running {
-                generation: 1,
+                generation: FIRST_GENERATION,
                 blueprint: Arc::new(blueprint),
             }),
             body_bytes_max: Arc::new(body_bytes_max.into()),
@@ -136,6 +147,20 @@ impl Tenant {
         })
     }
 
+    /// What answers to what the tenant's users ask.
+    pub(crate) fn desk(&self, client: &Client, broker: Arc<Health>, counts: Arc<Counts>) -> Desk {
+        Desk {
+            client: client.clone(),
+            subjects: self.subjects.clone(),
+            workers: self.workers.clone(),
+            body_bytes_max: Arc::clone(&self.body_bytes_max),
+            broker,
+            directory: self.directory_changes.subscribe(),
+            explains: Arc::clone(&self.explains),
+            counts,
+        }
+    }
+
     /// Makes the directory what a source says as a whole.
     pub(crate) async fn replace_directory(&mut self, content: Content) {
         let (directory, changes) = content.replace(&self.directory);
@@ -155,6 +180,7 @@ impl Tenant {
         self.directory = Arc::new(directory);
         let input = Input::Directory(Arc::clone(&self.directory), Arc::new(changes));
         self.workers.tell(|| input.clone()).await;
+        self.directory_changes.send_modify(|changes| *changes += 1);
     }
 
     /// Puts a pipeline in force, in all workers, if it is another one.
@@ -164,18 +190,22 @@ impl Tenant {
         }
         let pipelines = self.workers.iter().map(|_| blueprint.instantiate());
         let pipelines = pipelines.collect::<Result<Vec<_>, _>>()?;
-        self.running.send_modify(|running| {
-            running.generation += 1;
-            running.blueprint = Arc::new(blueprint);
+        let generation = self.running.borrow().generation + 1;
+        self.running.send_replace(Running {
+            generation,
+            blueprint: Arc::new(blueprint),
         });
         for (worker, pipeline) in self.workers.iter().zip(pipelines) {
-            worker.send(Task::Pipeline(Box::new(pipeline))).await;
+            let task = Task::Pipeline(generation, Box::new(pipeline));
+            worker.send(task).await;
         }
         Ok(true)
     }
 
     /// Puts changed settings in force.
     pub(crate) async fn configure(&self, config: &Config) {
+        self.explains
+            .store(config.explain.enabled, Ordering::Relaxed);
         let settings = settings(config, self.body_bytes_max.load(Ordering::Relaxed));
         let input = Input::Settings(Box::new(settings));
         self.workers.tell(|| input.clone()).await;
@@ -256,6 +286,11 @@ pub(crate) fn settings(config: &Config, body_bytes_max: usize) -> Settings {
         reuse_verdicts: config.engine.reuse_verdicts,
         retry_ms: config.engine.retry_ms,
         retry_ms_max: config.engine.retry_ms_max,
+        departures_max: config
+            .query
+            .departed_max
+            .div_ceil(config.engine.worker_count()),
+        inbox: config.inbox.enabled,
         body_bytes_max,
         node: config.node.name.clone(),
     }

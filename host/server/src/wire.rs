@@ -2,8 +2,10 @@
 
 use async_nats::client::PublishError;
 use async_nats::{Client, HeaderMap, HeaderName};
+use presence_core::inbox::Delivery;
 use presence_core::message::Kind;
 use presence_core::publish::{Publication, Subject};
+use presence_core::token;
 
 /// Where a message comes from. What bears it came from a node, and is not input.
 pub(crate) const SOURCE: &str = "Presence-Source";
@@ -33,6 +35,30 @@ impl Subjects {
     pub(crate) fn kind(&self, subject: &str) -> Option<Kind> {
         Kind::of_subject(subject.strip_prefix(&self.prefix)?)
     }
+
+    /// What a subject asks.
+    pub(crate) fn asked<'a>(&self, subject: &'a str) -> Option<Asked<'a>> {
+        match subject.strip_prefix(&self.prefix)? {
+            "presence.query" => Some(Asked::Query(None)),
+            "presence.explain" => Some(Asked::Explain),
+            other => Some(Asked::Query(Some(other.strip_prefix("presence.query.")?))),
+        }
+    }
+}
+
+/// What a subject asks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Asked<'a> {
+    /// A viewer asks who is online; the token of the viewer, where the subject has one.
+    Query(Option<&'a str>),
+    /// An operator asks why a viewer can or can't see a user.
+    Explain,
+}
+
+impl Asked<'_> {
+    /// What is subscribed to, without a tenant's prefix.
+    pub(crate) const SUBJECTS: [&'static str; 3] =
+        ["presence.query", "presence.query.*", "presence.explain"];
 }
 
 /// One worker of a node, since its start: what it publishes bears its name.
@@ -44,6 +70,8 @@ pub(crate) struct Source {
     epoch: String,
     /// By [`Subject`]: the whole subject, and what message ids on it begin with.
     channels: [Channel; Subject::ALL.len()],
+    /// What the subjects of viewers begin with.
+    inbox: String,
 }
 
 #[derive(Clone, Debug)]
@@ -66,7 +94,25 @@ impl Source {
             name,
             epoch,
             channels,
+            inbox: subjects.of("presence.inbox."),
         }
+    }
+
+    /// The subject of a viewer's own, and the headers of a message there.
+    pub(crate) fn delivery(&self, delivery: &Delivery) -> (String, [(&'static str, String); 4]) {
+        let viewer = token::encode(delivery.viewer.as_str());
+        let subject = format!("{}{viewer}", self.inbox);
+        let epoch = delivery.epoch_ms.map(|epoch| epoch.to_string());
+        let epoch = epoch.unwrap_or_else(|| self.epoch.clone());
+        let (name, seq) = (&self.name, delivery.seq.to_string());
+        let id = format!("{epoch}-{name}-{subject}-{seq}");
+        let headers = [
+            (SOURCE, name.clone()),
+            (EPOCH, epoch),
+            (SEQ, seq),
+            (MESSAGE_ID, id),
+        ];
+        (subject, headers)
     }
 
     /// A publication's subject.
@@ -124,6 +170,15 @@ impl Publisher {
         }
         self.client
             .publish_with_headers(subject, headers, publication.body)
+            .await
+    }
+
+    pub(crate) async fn deliver(&self, delivery: Delivery) -> Result<(), PublishError> {
+        let (subject, headers) = self.source.delivery(&delivery);
+        let headers = headers.into_iter();
+        let headers = headers.map(|(name, value)| (HeaderName::from_static(name), value.into()));
+        self.client
+            .publish_with_headers(subject, headers.collect(), delivery.body)
             .await
     }
 

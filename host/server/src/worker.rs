@@ -7,13 +7,20 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context as _;
+use bytestring::ByteString;
 use foldhash::fast::FixedState;
+use presence_core::body::explain::Found;
+use presence_core::body::query::Answers;
+use presence_core::directory::NotAtHand;
+use presence_core::names::Name;
+use presence_core::query::Explain;
 use presence_core::record::Record;
 use presence_core::{Counters, Input, Output, Shard};
 use presence_sandbox::Pipeline;
 use roaring::RoaringBitmap;
 use tokio::sync::{mpsc, oneshot};
 
+use crate::ask::Questions;
 use crate::clock;
 use crate::state::Saver;
 use crate::wire::Publisher;
@@ -22,8 +29,15 @@ use crate::wire::Publisher;
 pub(crate) enum Task {
     /// Inputs, in the order of their arrival, and when they arrived.
     Inputs(u64, Vec<Input>),
-    /// A new pipeline, ready to be called.
-    Pipeline(Box<Pipeline>),
+    /// A new pipeline, ready to be called, and its generation.
+    Pipeline(u64, Box<Pipeline>),
+    /// Answer a piece of a query.
+    Query(Arc<Questions>, usize, oneshot::Sender<Answers>),
+    /// Explain why a viewer can or can't see a user. Answered with the generation
+    /// of the pipeline that decided.
+    Explain(Explain, oneshot::Sender<(u64, Found)>),
+    /// Say who a viewer's own contacts are.
+    Contacts(ByteString, oneshot::Sender<Result<Vec<Name>, NotAtHand>>),
     /// This was known when the node last ran, and so long ago, in milliseconds. Say
     /// when it is known again.
     Restore(u64, Vec<Record>, oneshot::Sender<()>),
@@ -87,6 +101,16 @@ impl Workers {
         self.0.iter()
     }
 
+    /// The worker at a place.
+    pub(crate) fn get(&self, place: usize) -> Option<&Worker> {
+        self.0.get(place)
+    }
+
+    /// The place of the worker that owns a user.
+    pub(crate) fn place_of(&self, user: &str) -> usize {
+        place(user, self.0.len())
+    }
+
     /// Waits until one of them is gone, which none is before it is told to stop:
     /// it has panicked.
     pub(crate) async fn one_is_gone(&self) {
@@ -133,6 +157,8 @@ pub(crate) fn start(number: usize, queue: usize, state: State) -> anyhow::Result
 pub(crate) struct State {
     pub(crate) shard: Shard,
     pub(crate) rules: Pipeline,
+    /// The pipeline's.
+    pub(crate) generation: u64,
     pub(crate) publisher: Publisher,
     pub(crate) figures: Arc<Figures>,
     /// None where nothing is kept over a restart.
@@ -188,7 +214,8 @@ impl State {
                     self.shard.handle(arrived_at, input, &mut self.rules, out);
                 }
             }
-            Task::Pipeline(rules) => {
+            Task::Pipeline(generation, rules) => {
+                self.generation = generation;
                 self.rules = *rules;
                 self.shard
                     .handle(clock::now_ms(), Input::Rules, &mut self.rules, out);
@@ -197,6 +224,21 @@ impl State {
                 self.shard.restore(clock::now_ms(), down_ms, records);
                 self.shard.hear(clock::now_ms());
                 let _ = done.send(());
+            }
+            // Whoever asked may have given up.
+            Task::Query(questions, piece, answer) => {
+                let users = questions.users(piece);
+                let (now, viewer) = (clock::now_ms(), &*questions.viewer);
+                let answers = self.shard.query(now, viewer, users, &mut self.rules, out);
+                let _ = answer.send(answers);
+            }
+            Task::Explain(Explain { viewer, user }, answer) => {
+                let (now, rules) = (clock::now_ms(), &mut self.rules);
+                let found = self.shard.explain(now, &viewer, &user, rules, out);
+                let _ = answer.send((self.generation, found));
+            }
+            Task::Contacts(viewer, answer) => {
+                let _ = answer.send(self.shard.contacts(&viewer, out));
             }
             Task::Ids(answer) => {
                 let mut ids = self.shard.ids();
@@ -224,6 +266,10 @@ impl State {
                 Output::Publish(publication) => {
                     self.figures.published.fetch_add(1, Ordering::Relaxed);
                     self.publisher.publish(publication).await
+                }
+                Output::Deliver(delivery) => {
+                    self.figures.published.fetch_add(1, Ordering::Relaxed);
+                    self.publisher.deliver(delivery).await
                 }
                 Output::Reply(to, body) => self.publisher.reply(to, body).await,
                 // Both sources that there are hold all of their answers.

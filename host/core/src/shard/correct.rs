@@ -32,6 +32,7 @@ impl Shard {
     /// The rules have changed: everyone is decided again.
     pub(super) fn rules_changed(&mut self) {
         self.verdicts.clear();
+        self.departed.rules_changed();
         self.redecide = self.ledger.users().into();
     }
 

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use crate::audience::Audience;
 use crate::body;
 use crate::event::{Change, Event};
+use crate::inbox::Delivery;
 use crate::ledger::Again;
 use crate::message::{Cause, Rejection};
 use crate::names::Id;
@@ -41,6 +42,7 @@ impl Shard {
         out: &mut Vec<Output>,
     ) {
         let event = self.announce(event, ours, rules, out);
+        self.departed.note(&event);
         let Some(entry) = self.ledger.offline(event.user) else {
             return;
         };
@@ -209,6 +211,32 @@ impl Shard {
         let body_bytes_max = self.settings.body_bytes_max;
         for body in body::filtered(event, rendition, viewers, &self.names, body_bytes_max) {
             self.publish(subject, body, out);
+        }
+        if self.settings.inbox {
+            self.deliver(event, rendition, viewers, out);
+        }
+    }
+
+    /// Tells each viewer on a subject of their own.
+    fn deliver(
+        &mut self,
+        event: &Event,
+        rendition: &Rendition,
+        viewers: &Audience,
+        out: &mut Vec<Output>,
+    ) {
+        let names = self.names.read();
+        for id in viewers.ids() {
+            let Some(viewer) = names.name(id) else {
+                continue;
+            };
+            let (epoch_ms, seq) = self.inboxes.number(self.now, id);
+            out.push(Output::Deliver(Delivery {
+                viewer: viewer.clone(),
+                epoch_ms,
+                seq,
+                body: body::to_one(event, rendition, viewer).into(),
+            }));
         }
     }
 

@@ -1,11 +1,12 @@
-//! The sections of one or two keys: node, tenant, plugins, http, log.
+//! The sections of one or two keys: node, tenant, plugins, query,
+//! explain, inbox, http, log.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
 use tracing_subscriber::EnvFilter;
 
-use super::checks::{self, NAME_BYTES_MAX, in_token, token};
+use super::checks::{self, NAME_BYTES_MAX, any, in_token, token, within};
 use super::problem::Wrong;
 use super::section::Section;
 
@@ -63,6 +64,52 @@ impl Plugins {
         let dir = section.path("dir");
         Self {
             dir: dir.unwrap_or_else(|| section.resolve("plugins.d")),
+        }
+    }
+}
+
+/// `[query]`: what is kept for answering queries.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Query {
+    /// How many departures are remembered, of all users together.
+    pub(crate) departed_max: usize,
+}
+
+impl Query {
+    pub(super) fn read(section: &mut Section<'_, '_>) -> Self {
+        let departed_max = section.get("departed_max", within(0..=100_000_000));
+        Self {
+            departed_max: departed_max.unwrap_or(100_000),
+        }
+    }
+}
+
+/// `[explain]`: explanations of decisions.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Explain {
+    /// Whether they are given.
+    pub(crate) enabled: bool,
+}
+
+impl Explain {
+    pub(super) fn read(section: &mut Section<'_, '_>) -> Self {
+        Self {
+            enabled: section.get("enabled", any).unwrap_or(false),
+        }
+    }
+}
+
+/// `[inbox]`: delivery per viewer.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Inbox {
+    /// Whether each viewer is also told on a subject of their own.
+    pub(crate) enabled: bool,
+}
+
+impl Inbox {
+    pub(super) fn read(section: &mut Section<'_, '_>) -> Self {
+        Self {
+            enabled: section.get("enabled", any).unwrap_or(false),
         }
     }
 }

@@ -76,6 +76,9 @@ impl Config {
                 Restart,
                 self.engine.worker_queue != new.engine.worker_queue,
             ),
+            ("query", Live, self.query != new.query),
+            ("explain", Live, self.explain != new.explain),
+            ("inbox", Live, self.inbox != new.inbox),
             ("http", Restart, self.http != new.http),
             ("log", Restart, self.log != new.log),
         ]

@@ -29,7 +29,7 @@ use std::path::Path;
 
 use toml::de::DeTable;
 
-pub(crate) use basics::{Http, Log, LogFormat, Node, Plugins, Tenant};
+pub(crate) use basics::{Explain, Http, Inbox, Log, LogFormat, Node, Plugins, Query, Tenant};
 #[cfg(test)]
 use changes::Change;
 pub(crate) use changes::Effect;
@@ -68,6 +68,12 @@ pub(crate) struct Config {
     pub(crate) pipeline: Vec<Stage>,
     /// How plugins are run.
     pub(crate) engine: Engine,
+    /// What is kept for answering queries.
+    pub(crate) query: Query,
+    /// Explanations of decisions.
+    pub(crate) explain: Explain,
+    /// Delivery per viewer.
+    pub(crate) inbox: Inbox,
     /// The HTTP endpoint for health and metrics.
     pub(crate) http: Http,
     /// The node's own log.
@@ -149,6 +155,9 @@ impl Config {
                 .sections("pipeline", Stage::read)
                 .unwrap_or_else(pipeline::default),
             engine: root.section("engine", Engine::read),
+            query: root.section("query", Query::read),
+            explain: root.section("explain", Explain::read),
+            inbox: root.section("inbox", Inbox::read),
             http: root.section("http", Http::read),
             log: root.section("log", Log::read),
         }

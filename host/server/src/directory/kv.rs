@@ -17,6 +17,7 @@ use bytes::Bytes;
 use futures_util::{FutureExt, StreamExt};
 use presence_core::directory::{Changes, Directory, Edit};
 use presence_core::names::Names;
+use presence_core::token;
 use tokio::sync::mpsc;
 
 use super::content;
@@ -158,12 +159,7 @@ fn take(edit: &mut Edit, names: &Names, key: &str, value: Option<&[u8]>) -> anyh
 
 /// The key of a section and an id, as it is written.
 fn key(section: &str, about: &str) -> String {
-    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-');
-    if about.bytes().all(plain) {
-        format!("{section}.{about}")
-    } else {
-        format!("{section}.={}", URL_SAFE_NO_PAD.encode(about))
-    }
+    format!("{section}.{}", token::encode(about))
 }
 
 /// The section of a key, and whom it is about.

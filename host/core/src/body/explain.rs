@@ -1,0 +1,132 @@
+//! The body of an explanation. It is an operator's, and speed doesn't matter.
+
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+
+use crate::event::{Change, Event};
+use crate::rules::{Failure, Rendition, StageReport};
+
+/// What was found out about a viewer and a user.
+#[derive(Debug)]
+pub struct Found {
+    /// What was decided on.
+    pub event: Arc<Event>,
+    /// Where that event comes from.
+    pub basis: Basis,
+    /// What each stage did to the viewer.
+    pub stages: Vec<StageReport>,
+    /// What the viewer gets to see, if anything.
+    pub rendition: Option<Rendition>,
+    /// Whether what the directory was asked isn't at hand yet.
+    pub incomplete: bool,
+    /// The failure of a stage.
+    pub failure: Option<Failure>,
+    /// Whether the viewer has been told that the user is online.
+    pub told: bool,
+    /// How what was told stands to what is decided.
+    pub standing: Standing,
+    /// Whether viewer and user are the same.
+    pub is_self: bool,
+}
+
+/// Where the event that an explanation is about comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Basis {
+    /// The user is online: the event with which they came.
+    Online,
+    /// The user is offline: the event with which they went.
+    Departed,
+    /// Nothing is known of the user: as if they came online now.
+    Hypothetical,
+}
+
+/// How what a viewer was told stands to what is decided.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// They agree.
+    Settled,
+    /// They don't, and the viewer is about to be told.
+    Correcting,
+    /// The decision failed, or lacks an answer; when it is taken again.
+    Pending(Option<u64>),
+    /// The user is offline, and nobody believes otherwise.
+    Offline,
+}
+
+/// The reply with an explanation. `generation` is the pipeline's that decided.
+pub fn explanation(viewer: &str, user: &str, generation: u64, found: &Found) -> Vec<u8> {
+    let (kind, last_seen) = match found.event.change {
+        Change::Online => ("user_online", None),
+        Change::Offline { last_seen, .. } => ("user_offline", Some(last_seen)),
+    };
+    let basis = match found.basis {
+        Basis::Online | Basis::Departed => "last-event",
+        Basis::Hypothetical => "hypothetical",
+    };
+    let mut event = json!({"type": kind, "timestamp": found.event.timestamp, "basis": basis});
+    set(&mut event, "lastSeen", last_seen.map(Value::from));
+    let online = found.basis == Basis::Online;
+    let (standing, retry_at) = match found.standing {
+        Standing::Settled => ("settled", None),
+        Standing::Correcting => ("correcting", None),
+        Standing::Pending(at) => ("pending", at),
+        Standing::Offline => ("offline", None),
+    };
+    let rendition = found.rendition.as_ref().map(|rendition| {
+        let keys: Vec<_> = rendition.keys.iter().map(|key| &**key).collect();
+        json!({"keys": keys, "lastSeen": rendition.last_seen})
+    });
+    let mut outcome = json!({
+        "maySee": found.rendition.is_some(),
+        "told": found.told,
+        "standing": standing,
+    });
+    set(&mut outcome, "rendition", rendition);
+    set(&mut outcome, "retryAt", retry_at.map(Value::from));
+    let missing = "the directory hasn't answered yet".to_owned();
+    let why = match &found.failure {
+        Some(failure) => Some(format!("plugin `{}`: {}", failure.plugin, failure.error)),
+        None if found.incomplete => Some(missing),
+        None => found
+            .is_self
+            .then(|| "a user is never in their own audience".into()),
+    };
+    set(&mut outcome, "why", why.map(Value::from));
+    let body = json!({
+        "viewerId": viewer,
+        "userId": user,
+        "status": if online { "online" } else { "offline" },
+        "event": event,
+        "generation": generation,
+        "stages": found.stages.iter().map(stage).collect::<Vec<_>>(),
+        "outcome": outcome,
+    });
+    body.to_string().into_bytes()
+}
+
+fn stage(report: &StageReport) -> Value {
+    let mut stage = json!({
+        "plugin": &*report.plugin,
+        "version": report.version,
+        "sha256": &*report.sha256,
+        "role": report.role,
+        "turn": report.turn.as_str(),
+        "reasons": report.reasons,
+    });
+    let stands_in = report.stands_in.then_some(Value::Bool(true));
+    set(&mut stage, "standsIn", stands_in);
+    set(
+        &mut stage,
+        "failure",
+        report.failure.clone().map(Value::from),
+    );
+    stage
+}
+
+/// Sets a field, where there is something to set.
+fn set(object: &mut Value, key: &str, value: Option<Value>) {
+    if let (Some(object), Some(value)) = (object.as_object_mut(), value) {
+        object.insert(key.into(), value);
+    }
+}

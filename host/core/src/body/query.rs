@@ -1,0 +1,127 @@
+//! The bodies of answers: what a viewer may know of each user they asked after.
+//!
+//! A user who is hidden from the viewer is written by the same words as one who
+//! was never seen.
+
+use crate::event::Event;
+use crate::json::{push_number, push_quoted};
+use crate::query::Refusal;
+use crate::rules::Rendition;
+
+/// What the answer on one user takes, more or less, in bytes.
+const ANSWER_BYTES: usize = 96;
+
+/// The least that the answer on a user takes beside their id, in bytes.
+pub const ANSWER_BYTES_MIN: usize = b"{\"userId\":\"\",\"status\":\"offline\"},".len();
+
+/// What a viewer may know of a user.
+#[derive(Clone, Copy, Debug)]
+pub enum Sight<'a> {
+    /// The user is online, with what a rendition shows of this event.
+    Online(&'a Event, &'a Rendition),
+    /// The user is offline, and was last seen then.
+    LastSeen(u64),
+    /// The user is offline, hidden, or unknown.
+    Nothing,
+}
+
+/// Answers on several users, in the order in which they were asked after.
+#[derive(Debug, Default)]
+pub struct Answers {
+    json: Vec<u8>,
+    ends: Vec<usize>,
+    /// Whether what the directory was asked isn't at hand yet: the users that it
+    /// concerns look hidden, and can be asked after again.
+    pub incomplete: bool,
+}
+
+impl Answers {
+    /// Answers with room for so many users.
+    pub fn with_capacity(users: usize) -> Self {
+        Self {
+            json: Vec::with_capacity(ANSWER_BYTES * users),
+            ends: Vec::with_capacity(users),
+            incomplete: false,
+        }
+    }
+
+    /// No answers yet, to be asked for.
+    pub fn unasked() -> Self {
+        Self {
+            incomplete: true,
+            ..Self::default()
+        }
+    }
+
+    /// Adds the answer on a user.
+    pub fn push(&mut self, user: &str, sight: Sight<'_>) {
+        let json = &mut self.json;
+        json.extend_from_slice(b"{\"userId\":");
+        push_quoted(json, user);
+        json.extend_from_slice(b",\"status\":");
+        match sight {
+            Sight::Online(event, rendition) => {
+                json.extend_from_slice(b"\"online\",\"metadata\":");
+                event
+                    .metadata
+                    .write_public(json, |key| rendition.shows(key));
+            }
+            Sight::LastSeen(at) => {
+                json.extend_from_slice(b"\"offline\",\"lastSeen\":");
+                push_number(json, at);
+            }
+            Sight::Nothing => json.extend_from_slice(b"\"offline\""),
+        }
+        json.push(b'}');
+        self.ends.push(json.len());
+    }
+
+    /// The answer on the user who was asked after at this place: a JSON object.
+    pub fn get(&self, place: usize) -> Option<&[u8]> {
+        let end = *self.ends.get(place)?;
+        let before = place
+            .checked_sub(1)
+            .and_then(|before| self.ends.get(before));
+        self.json.get(before.copied().unwrap_or_default()..end)
+    }
+
+    /// How many bytes they take.
+    pub fn bytes(&self) -> usize {
+        self.json.len()
+    }
+}
+
+/// A reply of these answers, which take so many bytes together.
+pub fn reply<'a>(viewer: &str, answers: impl Iterator<Item = &'a [u8]>, bytes: usize) -> Vec<u8> {
+    let mut json = Vec::with_capacity(bytes + 2 * viewer.len() + USERS_BYTES_MAX);
+    json.extend_from_slice(b"{\"viewerId\":");
+    push_quoted(&mut json, viewer);
+    json.extend_from_slice(b",\"users\":[");
+    let head = json.len();
+    for answer in answers {
+        json.extend_from_slice(answer);
+        json.push(b',');
+    }
+    if json.len() > head {
+        json.pop();
+    }
+    json.extend_from_slice(b"]}");
+    json
+}
+
+/// Room for the commas of most replies, and what stands around the answers.
+const USERS_BYTES_MAX: usize = 1_100;
+
+/// The reply to a question that was refused.
+pub fn refusal(refusal: &Refusal) -> Vec<u8> {
+    let mut json = b"{\"ok\":false,\"reason\":".to_vec();
+    push_quoted(&mut json, refusal.reason);
+    json.extend_from_slice(b",\"error\":");
+    push_quoted(&mut json, &refusal.error);
+    if let Some(field) = &refusal.field {
+        json.extend_from_slice(b",\"field\":");
+        push_quoted(&mut json, field);
+    }
+    json.push(b'}');
+    json
+}

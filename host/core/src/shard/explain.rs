@@ -1,0 +1,90 @@
+//! Explaining to an operator why a viewer can or can't see a user.
+
+use std::sync::Arc;
+
+use super::{Output, Shard};
+use crate::body::explain::{Basis, Found, Standing};
+use crate::event::{Change, Event};
+use crate::metadata::Metadata;
+use crate::rules::{Context, Decision, Rules};
+use crate::verdicts::Verdict;
+
+impl Shard {
+    /// Decides on what was last announced of a user, and tells how that comes about
+    /// for a viewer. It changes nothing of what anyone is told.
+    pub fn explain(
+        &mut self,
+        now: u64,
+        viewer: &str,
+        user: &str,
+        rules: &mut dyn Rules,
+        out: &mut Vec<Output>,
+    ) -> Found {
+        let now = self.now.max(now);
+        let viewer = self.names.intern(viewer);
+        let (user, name) = self.names.intern_name(user);
+        let entry = self.ledger.get(user);
+        let told = entry.is_some_and(|entry| entry.told.contains(viewer));
+        let again = entry.and_then(|entry| entry.again);
+        let pending = again.filter(|again| again.next_wait_ms.is_some());
+        let (event, basis) = match entry {
+            Some(entry) => (Arc::clone(&entry.event), Basis::Online),
+            None => match self.departed.event(user, &self.names) {
+                Some(event) => (Arc::new(event), Basis::Departed),
+                None => {
+                    let event = Event {
+                        user,
+                        name,
+                        timestamp: now,
+                        change: Change::Online,
+                        metadata: Metadata::default(),
+                    };
+                    (Arc::new(event), Basis::Hypothetical)
+                }
+            },
+        };
+        let context = Context {
+            now,
+            event: &event,
+            directory: &self.directory,
+            names: &self.names,
+        };
+        let explanation = rules.explain(context, viewer);
+        if rules.take_replaced() {
+            self.rules_changed();
+        }
+        let (rendition, incomplete, failure) = match explanation.decision {
+            Decision::Decided(renditions, _) => {
+                let verdict = Verdict::new(user, renditions);
+                (verdict.rendition(viewer).cloned(), false, None)
+            }
+            Decision::NotAtHand(questions) => {
+                out.push(Output::Fetch(questions));
+                (None, true, None)
+            }
+            Decision::Failed(failure) => {
+                self.counters.failures += 1;
+                (None, false, Some(failure))
+            }
+        };
+        let standing = match (basis, rendition.is_some()) {
+            (Basis::Departed | Basis::Hypothetical, _) => Standing::Offline,
+            (Basis::Online, _) if pending.is_some() || incomplete || failure.is_some() => {
+                Standing::Pending(pending.map(|again| again.at))
+            }
+            (Basis::Online, sees) if sees == told => Standing::Settled,
+            (Basis::Online, _) => Standing::Correcting,
+        };
+        Found {
+            event,
+            basis,
+            stages: explanation.stages,
+            rendition,
+            incomplete,
+            failure,
+            told,
+            standing,
+            is_self: viewer == user,
+        }
+    }
+}

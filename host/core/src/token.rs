@@ -1,0 +1,77 @@
+//! Ids as tokens: how a user's or a group's id is written in a NATS subject and
+//! in the key of a KV bucket. There is one way to write each, and no two ids are
+//! written alike, so that a permission for a subject is one for an id.
+//!
+//! An id of letters, digits, `_` and `-` stands as it is; any other is `=` and
+//! its base64url without padding: `ann@example.com` is `=YW5uQGV4YW1wbGUuY29t`.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+
+/// Writes an id as a token.
+pub fn encode(id: &str) -> String {
+    if is_plain(id) {
+        id.to_owned()
+    } else {
+        format!("={}", URL_SAFE_NO_PAD.encode(id))
+    }
+}
+
+/// Reads an id from the token that stands for it; none from anything else.
+pub fn decode(token: &str) -> Option<String> {
+    let Some(encoded) = token.strip_prefix('=') else {
+        return is_plain(token).then(|| token.to_owned());
+    };
+    let id = String::from_utf8(URL_SAFE_NO_PAD.decode(encoded).ok()?).ok()?;
+    (!id.is_empty() && !is_plain(&id)).then_some(id)
+}
+
+/// Whether an id stands for itself.
+fn is_plain(id: &str) -> bool {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-');
+    !id.is_empty() && id.bytes().all(plain)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn readable_ids_stand_as_they_are() {
+        assert_eq!(encode("team-a_7"), "team-a_7");
+        assert_eq!(encode("ann@example.com"), "=YW5uQGV4YW1wbGUuY29t");
+        assert_eq!(
+            decode("=YW5uQGV4YW1wbGUuY29t").as_deref(),
+            Some("ann@example.com")
+        );
+    }
+
+    #[test]
+    fn an_id_has_one_token_alone() {
+        for token in [
+            "",
+            "=",
+            "a.b",
+            "a b",
+            "=!",
+            "=_w",
+            "=YQ",
+            "=YW5uQA==",
+            "=YB",
+        ] {
+            assert_eq!(decode(token), None, "{token}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn every_id_comes_back_from_a_token_that_fits_a_subject(id in ".{1,40}") {
+            let token = encode(&id);
+            let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"=_-".contains(&byte);
+            prop_assert!(token.bytes().all(fits));
+            prop_assert_eq!(decode(&token), Some(id));
+        }
+    }
+}

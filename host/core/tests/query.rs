@@ -1,0 +1,369 @@
+//! Queries of a shard over a rule written as code: what a viewer is answered, and
+//! when the rule is asked for it.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    missing_docs,
+    reason = "a test may panic"
+)]
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use presence_core::audience::Audience;
+use presence_core::body::explain::{Basis, Standing};
+use presence_core::directory::{Directory, Question};
+use presence_core::message::{Kind, Message};
+use presence_core::names::Names;
+use presence_core::rules::{Context, Decision, Enriched, Failure, Reads, Rendition, Rules};
+use presence_core::{Input, Output, Settings, Shard};
+use serde_json::{Value, json};
+
+/// Contacts may see, and get device and ip; all but dan know when someone was seen.
+struct Contacts {
+    asked: usize,
+    failing: bool,
+    names: Arc<Names>,
+}
+
+impl Contacts {
+    fn split(&self, audience: &Audience) -> Vec<Rendition> {
+        let dan = self.names.intern("dan");
+        let keys: Arc<[Box<str>]> = ["device".into(), "ip".into(), "socketId".into()].into();
+        let part = |audience: Audience, last_seen| Rendition {
+            audience,
+            keys: Arc::clone(&keys),
+            last_seen,
+        };
+        let dans = audience.intersection(&[dan].into_iter().collect());
+        vec![part(audience.without(dan), true), part(dans, false)]
+    }
+}
+
+impl Rules for Contacts {
+    fn enrich(&mut self, _: Context<'_>) -> Enriched {
+        Enriched::default()
+    }
+
+    fn decide(&mut self, context: Context<'_>) -> Decision {
+        self.asked += 1;
+        if self.failing {
+            return Decision::Failed(Failure {
+                plugin: "contacts".into(),
+                error: "trapped".into(),
+            });
+        }
+        let question = Question::Contacts(context.event.user);
+        match context.directory.audience(&question) {
+            Ok(contacts) => {
+                let reads = Reads {
+                    questions: BTreeSet::from([question]),
+                    ..Reads::default()
+                };
+                Decision::Decided(self.split(&contacts), reads)
+            }
+            Err(_) => Decision::NotAtHand(BTreeSet::from([question])),
+        }
+    }
+
+    fn redact(&mut self, _: Context<'_>, told: &Audience) -> Result<Vec<Rendition>, Failure> {
+        Ok(self.split(told))
+    }
+}
+
+struct World {
+    names: Arc<Names>,
+    directory: Arc<Directory>,
+    shard: Shard,
+    rules: Contacts,
+    now: u64,
+    out: Vec<Output>,
+}
+
+impl World {
+    /// ada's contacts are ben and dan.
+    fn new() -> Self {
+        let mut world = Self::with(Directory::new(), Settings::default());
+        world.contacts("ada", &["ben", "dan"]);
+        world
+    }
+
+    fn with(directory: Directory, settings: Settings) -> Self {
+        let names = Arc::new(Names::new());
+        let directory = Arc::new(directory);
+        Self {
+            shard: Shard::new(settings, Arc::clone(&names), Arc::clone(&directory)),
+            rules: Contacts {
+                asked: 0,
+                failing: false,
+                names: Arc::clone(&names),
+            },
+            names,
+            directory,
+            now: 1_000,
+            out: Vec::new(),
+        }
+    }
+
+    fn contacts(&mut self, user: &str, contacts: &[&str]) {
+        let contacts = contacts.iter().map(|name| self.names.intern(name).0);
+        let mut edit = self.directory.edit();
+        edit.contacts(self.names.intern(user), Some(contacts.collect()));
+        let (directory, changes) = edit.finish();
+        self.directory = Arc::new(directory);
+        let input = Input::Directory(Arc::clone(&self.directory), Arc::new(changes));
+        self.input(input);
+    }
+
+    fn input(&mut self, input: Input) {
+        let (rules, out) = (&mut self.rules, &mut self.out);
+        self.shard.handle(self.now, input, rules, out);
+    }
+
+    fn correct(&mut self) {
+        let (rules, out) = (&mut self.rules, &mut self.out);
+        self.shard.advance(self.now, rules, out);
+    }
+
+    fn send(&mut self, kind: Kind, user: &str) {
+        self.now += 10;
+        let metadata = json!({"device": "web", "ip": "::1", "socketId": "s", "secret": 1});
+        let body = json!({
+            "userId": user, "connId": "c", "timestamp": self.now, "metadata": metadata,
+        });
+        let message = Message::parse(kind, &Bytes::from(body.to_string()), 1 << 20).unwrap();
+        self.input(Input::Message {
+            message,
+            reply: None,
+        });
+        self.correct();
+    }
+
+    /// The answers, as they are written.
+    fn ask(&mut self, viewer: &str, users: &[&str]) -> Vec<String> {
+        let (rules, out) = (&mut self.rules, &mut self.out);
+        let users = users.iter().copied();
+        let answers = self
+            .shard
+            .query(self.now, viewer, users.clone(), rules, out);
+        let texts = users
+            .enumerate()
+            .map(|(place, _)| answers.get(place).unwrap());
+        texts
+            .map(|text| String::from_utf8(text.to_vec()).unwrap())
+            .collect()
+    }
+
+    fn answer(&mut self, viewer: &str, user: &str) -> Value {
+        serde_json::from_str(&self.ask(viewer, &[user])[0]).unwrap()
+    }
+}
+
+fn online() -> Value {
+    json!({"userId": "ada", "status": "online", "metadata": {"device": "web"}})
+}
+
+fn hidden() -> Value {
+    json!({"userId": "ada", "status": "offline"})
+}
+
+#[test]
+fn users_are_answered_in_the_order_asked_after_and_as_often() {
+    let mut world = World::new();
+    world.send(Kind::Connect, "ada");
+    assert_eq!(
+        world.ask("ben", &["zoe", "ada", "ada", "z\"oe"]),
+        [
+            r#"{"userId":"zoe","status":"offline"}"#,
+            r#"{"userId":"ada","status":"online","metadata":{"device":"web"}}"#,
+            r#"{"userId":"ada","status":"online","metadata":{"device":"web"}}"#,
+            r#"{"userId":"z\"oe","status":"offline"}"#,
+        ]
+    );
+}
+
+#[test]
+fn a_hidden_user_is_written_as_one_who_was_never_seen() {
+    let mut world = World::new();
+    for kind in [Kind::Connect, Kind::Disconnect, Kind::Connect] {
+        world.send(kind, "ada");
+        for viewer in ["eve", "ada", "unknown"] {
+            let answers = world.ask(viewer, &["ada", "zoe"]);
+            assert_eq!(answers[0], answers[1].replace("zoe", "ada"), "{viewer}");
+        }
+    }
+}
+
+#[test]
+fn last_seen_is_for_whom_the_rules_give_it() {
+    let mut world = World::new();
+    world.send(Kind::Connect, "ada");
+    world.send(Kind::Disconnect, "ada");
+    let seen = world.now;
+    let expected = json!({"userId": "ada", "status": "offline", "lastSeen": seen});
+    assert_eq!(world.answer("ben", "ada"), expected);
+    assert_eq!(world.answer("dan", "ada"), hidden());
+    world.contacts("ada", &["dan"]);
+    assert_eq!(world.answer("ben", "ada"), hidden());
+}
+
+#[test]
+fn the_rules_are_asked_once_for_what_has_not_changed() {
+    let mut world = World::new();
+    world.send(Kind::Connect, "ada");
+    let asked = world.rules.asked;
+    for _ in 0..3 {
+        world.ask("ben", &["ada", "zoe"]);
+    }
+    assert_eq!(world.rules.asked, asked, "the event's verdict serves");
+    world.send(Kind::Disconnect, "ada");
+    for viewer in ["ben", "dan", "eve"] {
+        world.ask(viewer, &["ada", "ada"]);
+    }
+    assert_eq!(world.rules.asked, asked + 1);
+    world.contacts("zoe", &["ben"]);
+    world.ask("ben", &["ada"]);
+    assert_eq!(world.rules.asked, asked + 1);
+    world.contacts("ada", &["ben"]);
+    world.ask("ben", &["ada"]);
+    assert_eq!(world.rules.asked, asked + 2);
+}
+
+#[test]
+fn a_correction_narrows_answers_before_it_reaches_the_user_and_widens_them_after() {
+    let mut world = World::new();
+    world.send(Kind::Connect, "ada");
+    world.contacts("ada", &["eve"]);
+    assert_eq!(world.answer("ben", "ada"), hidden());
+    assert_eq!(world.answer("eve", "ada"), hidden(), "not told yet");
+    let asked = world.rules.asked;
+    world.correct();
+    assert_eq!(world.rules.asked, asked, "the query's verdict serves");
+    assert_eq!(world.answer("eve", "ada"), online());
+}
+
+#[test]
+fn a_failing_rule_shows_nothing_and_is_not_asked_for_ever() {
+    let mut world = World::new();
+    let users: Vec<_> = (0..20).map(|user| format!("user-{user}")).collect();
+    let users: Vec<&str> = users.iter().map(String::as_str).collect();
+    for user in &users {
+        world.contacts(user, &["ben"]);
+        world.send(Kind::Connect, user);
+    }
+    world.rules.failing = true;
+    world.input(Input::Rules);
+    let (asked, published) = (world.rules.asked, world.out.len());
+    let answers = world.ask("ben", &users);
+    assert!(answers.iter().all(|answer| answer.contains("offline")));
+    assert_eq!(world.rules.asked, asked + 3);
+    assert_eq!(world.out.len(), published, "no dead letters");
+    world.correct();
+    let asked = world.rules.asked;
+    world.ask("ben", &users);
+    assert_eq!(world.rules.asked, asked, "all are put off");
+    world.rules.failing = false;
+    world.input(Input::Rules);
+    world.correct();
+    let answers = world.ask("ben", &users);
+    assert!(answers.iter().all(|answer| answer.contains("online")));
+}
+
+#[test]
+fn what_is_not_at_hand_is_fetched_and_hidden_until_then() {
+    let mut world = World::with(Directory::on_demand(), Settings::default());
+    world.send(Kind::Connect, "ada");
+    world.send(Kind::Disconnect, "ada");
+    world.out.clear();
+    assert_eq!(
+        world.answer("ben", "zoe"),
+        json!({"userId": "zoe", "status": "offline"})
+    );
+    assert_eq!(world.answer("ben", "ada"), hidden());
+    let questions = BTreeSet::from([Question::Contacts(world.names.intern("ada"))]);
+    assert_eq!(world.out, [Output::Fetch(questions.clone())]);
+    let mut edit = world.directory.edit();
+    let ben = world.names.intern("ben");
+    edit.contacts(
+        world.names.intern("ada"),
+        Some([ben.0].into_iter().collect()),
+    );
+    for question in questions {
+        edit.answer(question);
+    }
+    let (directory, changes) = edit.finish();
+    world.input(Input::Directory(Arc::new(directory), Arc::new(changes)));
+    assert_eq!(world.answer("ben", "ada")["lastSeen"], world.now);
+    let mut out = Vec::new();
+    assert!(world.shard.contacts("eve", &mut out).is_err());
+    let [Output::Fetch(_)] = &out[..] else {
+        panic!("{out:?}")
+    };
+}
+
+#[test]
+fn no_more_departures_are_remembered_than_configured() {
+    let settings = Settings {
+        departures_max: 1,
+        ..Settings::default()
+    };
+    let mut world = World::with(Directory::new(), settings);
+    for user in ["ada", "zoe"] {
+        world.contacts(user, &["ben"]);
+        world.send(Kind::Connect, user);
+        world.send(Kind::Disconnect, user);
+    }
+    assert_eq!(world.answer("ben", "ada"), hidden());
+    assert_eq!(world.answer("ben", "zoe")["lastSeen"], world.now);
+}
+
+#[test]
+fn a_viewers_contacts_are_those_of_the_directory() {
+    let world = World::new();
+    let contacts = world.shard.contacts("ada", &mut Vec::new()).unwrap();
+    let contacts: Vec<_> = contacts.iter().map(|name| name.as_str()).collect();
+    assert_eq!(contacts, ["ben", "dan"]);
+    assert_eq!(world.shard.contacts("zoe", &mut Vec::new()), Ok(Vec::new()));
+}
+
+#[test]
+fn an_explanation_says_what_is_decided_on_and_how_the_viewer_stands_to_it() {
+    let mut world = World::new();
+    world.contacts("cleo", &["eve"]);
+    let found = |world: &mut World, viewer: &str| {
+        let (rules, out) = (&mut world.rules, &mut world.out);
+        let found = world.shard.explain(world.now, viewer, "ada", rules, out);
+        (
+            found.basis,
+            found.rendition.is_some(),
+            found.told,
+            found.standing,
+        )
+    };
+    use Basis::{Departed, Hypothetical, Online};
+    use Standing::{Correcting, Offline, Pending, Settled};
+    assert_eq!(
+        found(&mut world, "ben"),
+        (Hypothetical, true, false, Offline)
+    );
+    world.send(Kind::Connect, "ada");
+    assert_eq!(found(&mut world, "ben"), (Online, true, true, Settled));
+    assert_eq!(found(&mut world, "eve"), (Online, false, false, Settled));
+    assert_eq!(found(&mut world, "ada"), (Online, false, false, Settled));
+    world.contacts("ada", &["eve"]);
+    assert_eq!(found(&mut world, "ben"), (Online, false, true, Correcting));
+    assert_eq!(found(&mut world, "eve"), (Online, true, false, Correcting));
+    world.correct();
+    assert_eq!(found(&mut world, "eve"), (Online, true, true, Settled));
+    world.rules.failing = true;
+    world.input(Input::Rules);
+    world.correct();
+    let retry_at = Some(world.now + Settings::default().retry_ms);
+    let pending = (Online, false, true, Pending(retry_at));
+    assert_eq!(found(&mut world, "eve"), pending);
+    world.rules.failing = false;
+    world.send(Kind::Disconnect, "ada");
+    assert_eq!(found(&mut world, "eve"), (Departed, true, false, Offline));
+}

@@ -1,0 +1,133 @@
+//! Explanations: the same decision, and what each stage did to a viewer.
+
+use presence_core::rules::{Decision, Rules, StageReport, Turn};
+use presence_sandbox::{OnFailure, Pipeline};
+use serde_json::{Value, json};
+
+use crate::stage::{LIMITS, blueprint, configured, pipeline, rule, stage};
+use crate::world::World;
+
+fn world() -> World {
+    World::new(&json!({
+        "contacts": {"ada": ["ben", "cleo"]},
+        "groups": {"team": ["ada", "dan"]},
+        "blocks": {"ada": ["cleo"]},
+    }))
+}
+
+fn explained(world: &World, rules: &mut Pipeline, viewer: &str) -> (Vec<StageReport>, Decision) {
+    let explanation = rules.explain(world.context(), world.id(viewer));
+    (explanation.stages, explanation.decision)
+}
+
+fn turns(stages: &[StageReport]) -> Vec<(&str, &str, Turn)> {
+    let stages = stages.iter();
+    stages
+        .map(|stage| (&*stage.plugin, stage.role, stage.turn))
+        .collect()
+}
+
+#[test]
+fn each_stage_says_what_it_did_to_the_viewer() {
+    let world = world();
+    let mut rules = pipeline([
+        stage("device-class"),
+        stage("contacts"),
+        stage("groups"),
+        stage("blocklist"),
+        configured("redact", json!({"keys": ["device"]})),
+    ]);
+    use Turn::{Absent, Admitted, Kept, NotAsked, Removed};
+    for (viewer, expected) in [
+        ("ben", [NotAsked, Admitted, Kept, Kept, Kept]),
+        ("cleo", [NotAsked, Admitted, Kept, Removed, Absent]),
+        ("dan", [NotAsked, Absent, Admitted, Kept, Kept]),
+        ("eve", [NotAsked, Absent, Absent, Absent, Absent]),
+    ] {
+        let (stages, decision) = explained(&world, &mut rules, viewer);
+        let names = [
+            ("device-class", "enricher"),
+            ("contacts", "filter"),
+            ("groups", "filter"),
+            ("blocklist", "filter"),
+            ("redact", "redactor"),
+        ];
+        let expected: Vec<_> = names
+            .iter()
+            .zip(expected)
+            .map(|((name, role), turn)| (*name, *role, turn))
+            .collect();
+        assert_eq!(turns(&stages), expected, "{viewer}");
+        for stage in &stages {
+            assert!(!stage.version.is_empty() && stage.sha256.len() == 64);
+        }
+        let (Decision::Decided(explained, reads), Decision::Decided(decided, same)) =
+            (decision, world.decide(&mut rules))
+        else {
+            panic!("decided");
+        };
+        assert_eq!((explained, reads), (decided, same), "as it is decided");
+    }
+}
+
+#[test]
+fn reasons_come_with_the_stage_that_gave_them() {
+    let world = world();
+    let reader = |steps: Value| configured("reader", json!({"steps": steps}));
+    let mut rules = pipeline([
+        reader(json!(["contacts", "len"])),
+        reader(json!([{"contains": "ben"}, "last_seen"])),
+        stage("contacts"),
+    ]);
+    for _ in 0..2 {
+        let (stages, _) = explained(&world, &mut rules, "ben");
+        let reasons: Vec<_> = stages.iter().map(|stage| &stage.reasons[..]).collect();
+        assert_eq!(reasons[0], ["len: 2"]);
+        assert_eq!(reasons[1], ["contains: true", "last-seen: None"]);
+        assert!(reasons[2].is_empty());
+        // Nobody wants to know in between.
+        world.decide(&mut rules);
+    }
+}
+
+#[test]
+fn a_failure_is_told_and_what_stands_behind_it_is_not_reached() {
+    let world = world();
+    let mut rules = pipeline([
+        stage("contacts"),
+        rule("trap", json!({}), None),
+        stage("groups"),
+        stage("redact"),
+    ]);
+    use Turn::{Admitted, Failed, NotReached};
+    for time in 0..4 {
+        let (stages, decision) = explained(&world, &mut rules, "ben");
+        let turns: Vec<_> = stages.iter().map(|stage| stage.turn).collect();
+        assert_eq!(turns, [Admitted, Failed, NotReached, NotReached]);
+        let failure = stages[1].failure.as_deref().unwrap();
+        // Three failures put it into quarantine.
+        let word = if time < 3 { "trapped" } else { "quarantine" };
+        assert!(failure.contains(word), "{failure}");
+        assert!(matches!(decision, Decision::Failed(_)));
+    }
+}
+
+#[test]
+fn a_stage_that_another_took_over_from_is_told_of_as_that_other() {
+    let world = world();
+    let before = blueprint(LIMITS, [rule("contacts", json!({}), None)], None);
+    let trap = rule("trap", json!({}), Some(OnFailure::LastGood));
+    let after = blueprint(LIMITS, [trap], Some(&before));
+    let mut rules = after.instantiate().unwrap();
+    for _ in 0..LIMITS.quarantine.failures {
+        let (stages, _) = explained(&world, &mut rules, "ben");
+        assert_eq!(stages[0].turn, Turn::Failed);
+    }
+    let (stages, _) = explained(&world, &mut rules, "ben");
+    assert_eq!(
+        (stages[0].turn, stages[0].stands_in),
+        (Turn::Admitted, true)
+    );
+    let contacts = before.stages().next().unwrap();
+    assert_eq!(stages[0].sha256, contacts.plugin.sha256);
+}

@@ -1,0 +1,82 @@
+//! The commands that ask a running processor: one connection, one request, one
+//! answer. Nothing is tried for ever.
+
+pub(crate) mod explain;
+pub(crate) mod query;
+mod text;
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use async_nats::client::RequestErrorKind;
+use async_nats::{Event, Request};
+use serde_json::Value;
+
+use crate::broker;
+use crate::config::Config;
+use crate::wire::Subjects;
+
+/// How long a processor has to answer.
+const TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Asks, and returns the answer. `what` is the subject, without a tenant's prefix.
+///
+/// # Errors
+/// When NATS can't be reached, nobody answers, or the answer is a refusal.
+fn ask(config: &Config, what: &str, body: &Value) -> anyhow::Result<Value> {
+    let asking = request(config, what, body);
+    let reply = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?
+        .block_on(asking)?;
+    let answer: Value = serde_json::from_slice(&reply)
+        .with_context(|| format!("what answers on {what} is no presence processor"))?;
+    if answer.get("ok") == Some(&Value::Bool(false)) {
+        let error = answer.get("error").and_then(Value::as_str);
+        bail!(
+            "{}",
+            text::safe(error.unwrap_or("refused, and nothing says why"))
+        );
+    }
+    Ok(answer)
+}
+
+async fn request(config: &Config, what: &str, body: &Value) -> anyhow::Result<Vec<u8>> {
+    let subject = Subjects::new(config.tenant.prefix.as_deref()).of(what);
+    let servers = broker::servers(&config.nats);
+    // What the broker says of it: a forbidden subject is else only never answered.
+    let said = Arc::new(Mutex::new(None));
+    let hear = Arc::clone(&said);
+    let options = broker::options(&config.nats)
+        .await?
+        .name("presence command")
+        .event_callback(move |event| {
+            if let Event::ServerError(error) = event {
+                *hear.lock().unwrap_or_else(PoisonError::into_inner) = Some(error.to_string());
+            }
+            std::future::ready(())
+        });
+    let client = options.connect(config.nats.url.clone()).await;
+    let client = client.with_context(|| format!("can't connect to NATS at {servers}"))?;
+    let request = Request::new()
+        .payload(body.to_string().into())
+        .timeout(Some(TIMEOUT));
+    let error = match client.send_request(subject.clone(), request).await {
+        Ok(reply) => return Ok(reply.payload.into()),
+        Err(error) => error,
+    };
+    let said = said.lock().unwrap_or_else(PoisonError::into_inner).take();
+    match (error.kind(), said) {
+        (RequestErrorKind::NoResponders, _) => bail!(
+            "no processor answers on {subject} at {servers}: is `presence run` up there, \
+             with the same [tenant] prefix?"
+        ),
+        (RequestErrorKind::TimedOut, Some(said)) => bail!("NATS says: {said}"),
+        (RequestErrorKind::TimedOut, None) => bail!(
+            "no answer on {subject} within {} s: the processor is too busy, or NATS forbids it to answer",
+            TIMEOUT.as_secs()
+        ),
+        _ => Err(error).with_context(|| format!("can't ask on {subject}")),
+    }
+}

@@ -1,0 +1,65 @@
+//! `presence query`: what a viewer may see of users.
+
+use std::io::Write as _;
+
+use serde_json::{Value, json};
+
+use super::text;
+use crate::ConfigArg;
+use crate::config::Config;
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Who asks.
+    viewer: String,
+    /// After whom; the viewer's own contacts if nobody is named.
+    users: Vec<String>,
+    /// Prints the answer as it came, one JSON object.
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    config: ConfigArg,
+}
+
+/// Asks, and prints the answer.
+pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
+    let config = Config::load(args.config.config.as_deref(), std::env::vars())?;
+    let users = if args.users.is_empty() {
+        json!("contacts")
+    } else {
+        json!(args.users)
+    };
+    let question = json!({"viewerId": args.viewer, "userIds": users});
+    let answer = super::ask(&config, "presence.query", &question)?;
+    let text = if args.json {
+        format!("{answer}\n")
+    } else {
+        table(&answer)
+    };
+    Ok(std::io::stdout().write_all(text.as_bytes())?)
+}
+
+fn table(answer: &Value) -> String {
+    let users = answer.get("users").and_then(Value::as_array);
+    let rows: Vec<_> = users.into_iter().flatten().map(row).collect();
+    if rows.is_empty() {
+        return "the viewer has no contacts in the directory\n".into();
+    }
+    text::table(["WHO", "STATUS", "LAST SEEN", "METADATA"], &rows)
+}
+
+fn row(user: &Value) -> [String; 4] {
+    let field = |name: &str| user.get(name).map(text::plain).unwrap_or_default();
+    let last_seen = user.get("lastSeen").and_then(Value::as_u64);
+    let metadata = user.get("metadata").and_then(Value::as_object);
+    let metadata = metadata.into_iter().flatten();
+    let metadata: Vec<_> = metadata
+        .map(|(key, value)| format!("{}={}", text::safe(key), text::plain(value)))
+        .collect();
+    [
+        field("userId"),
+        field("status"),
+        last_seen.map(text::time).unwrap_or_default(),
+        metadata.join(" "),
+    ]
+}

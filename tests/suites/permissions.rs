@@ -1,0 +1,317 @@
+//! The example permissions, line by line: what each user may do and what not, on a
+//! real server with that very file.
+
+use std::sync::{Arc, Mutex};
+
+use anyhow::{Context, Result};
+use presence_tests::client::{Client, now_ms};
+use presence_tests::host::Host;
+use presence_tests::nats::{NatsServer, Options};
+use presence_tests::site::Site;
+use presence_tests::{host, tools, wait};
+use serde_json::{Value, json};
+
+use crate::inputs::{self, CONNECT, FILTERED_ONLINE};
+
+const BEN: &str = "=YmVuQGV4YW1wbGUuY29t";
+
+/// Who may publish where, and subscribe to what.
+struct Rights {
+    user: &'static str,
+    password: &'static str,
+    inbox: &'static str,
+    publishes: &'static [&'static str],
+    subscribes: &'static [&'static str],
+}
+
+const RIGHTS: [Rights; 6] = [
+    Rights {
+        user: "processor",
+        password: "change-me-processor",
+        inbox: "_INBOX",
+        publishes: &[
+            "presence.events",
+            "presence.events.user_online",
+            "presence.events.user_offline",
+            "presence.filtered.user_online",
+            "presence.filtered.user_offline",
+            "presence.inbox.ada",
+            "presence.dlq",
+            "presence-nodes.hello",
+            "_INBOX.ada.1",
+        ],
+        subscribes: &["presence.>", "presence-nodes.hello", "_INBOX.>"],
+    },
+    Rights {
+        user: "transport",
+        password: "change-me-transport",
+        inbox: "_INBOX.transport",
+        publishes: &[
+            "presence.connect",
+            "presence.heartbeat",
+            "presence.disconnect",
+        ],
+        subscribes: &["_INBOX.transport.>"],
+    },
+    Rights {
+        user: "gateway",
+        password: "change-me-gateway",
+        inbox: "_INBOX.gateway",
+        publishes: &[],
+        subscribes: &[
+            "presence.filtered.user_online",
+            "presence.filtered.user_offline",
+        ],
+    },
+    Rights {
+        user: "operator",
+        password: "change-me-operator",
+        inbox: "_INBOX",
+        publishes: &["presence.query", "presence.explain"],
+        subscribes: &["presence.dlq", "_INBOX.>"],
+    },
+    Rights {
+        user: "ada",
+        password: "change-me-ada",
+        inbox: "_INBOX.ada",
+        publishes: &["presence.query.ada"],
+        subscribes: &["presence.inbox.ada", "_INBOX.ada.>"],
+    },
+    Rights {
+        user: "ben@example.com",
+        password: "change-me-ben",
+        inbox: "_INBOX.=YmVuQGV4YW1wbGUuY29t",
+        publishes: &["presence.query.=YmVuQGV4YW1wbGUuY29t"],
+        subscribes: &[
+            "presence.inbox.=YmVuQGV4YW1wbGUuY29t",
+            "_INBOX.=YmVuQGV4YW1wbGUuY29t.>",
+        ],
+    },
+];
+
+/// What somebody might try beside what is theirs.
+const TRIED: [&str; 16] = [
+    "presence.events",
+    "presence.events.user_online",
+    "presence.filtered.user_online",
+    "presence.inbox.cleo",
+    "presence.inbox.=YS5i",
+    "presence.connect",
+    "presence.heartbeat",
+    "presence.disconnect",
+    "presence.query",
+    "presence.query.cleo",
+    "presence.query.=YS5i",
+    "presence.explain",
+    "presence.dlq",
+    "presence-nodes.hello",
+    "_INBOX.cleo.1",
+    "somewhere.else",
+];
+
+/// What nobody subscribes to but who is permitted just that.
+const WILDCARDS: [&str; 7] = [
+    ">",
+    "presence.>",
+    "presence.events.>",
+    "presence.filtered.*",
+    "presence.inbox.*",
+    "presence.query.*",
+    "_INBOX.>",
+];
+
+/// Where nobody may publish: the server's complaint says that it has acted on all
+/// that came before.
+const MARK: &str = "presence-tests.mark";
+
+/// A user's connection, and what the server forbade on it.
+struct User {
+    nats: async_nats::Client,
+    complaints: Arc<Mutex<Vec<String>>>,
+    marks: usize,
+}
+
+impl User {
+    async fn connect(server: &NatsServer, rights: &Rights) -> Result<Self> {
+        let complaints = Arc::new(Mutex::new(Vec::new()));
+        let hear = Arc::clone(&complaints);
+        let nats = async_nats::ConnectOptions::new()
+            .user_and_password(rights.user.into(), rights.password.into())
+            .custom_inbox_prefix(rights.inbox)
+            .event_callback(move |event| {
+                if let async_nats::Event::ServerError(error) = event
+                    && let Ok(mut complaints) = hear.lock()
+                {
+                    complaints.push(error.to_string());
+                }
+                std::future::ready(())
+            })
+            .connect(server.url())
+            .await?;
+        Ok(Self {
+            nats,
+            complaints,
+            marks: 0,
+        })
+    }
+
+    /// What the server has forbidden since this was last asked.
+    async fn forbidden(&mut self) -> Result<Vec<String>> {
+        self.marks += 1;
+        let mark = format!("{MARK}.{}", self.marks).to_lowercase();
+        self.nats.publish(mark.clone(), "".into()).await?;
+        wait::until("the server to forbid the mark", async || {
+            let mut complaints = self.complaints.lock().ok().context("a panic elsewhere")?;
+            let is_mark = |text: &String| text.to_lowercase().contains(&format!("\"{mark}\""));
+            let Some(end) = complaints.iter().position(is_mark) else {
+                return Ok(None);
+            };
+            let before: Vec<_> = complaints.drain(..=end).collect();
+            Ok(Some(before[..end].to_vec()))
+        })
+        .await
+    }
+
+    async fn may_publish(&mut self, subject: &str) -> Result<bool> {
+        self.nats.publish(subject.to_owned(), "".into()).await?;
+        Ok(self.forbidden().await?.is_empty())
+    }
+
+    async fn may_subscribe(&mut self, subject: &str) -> Result<bool> {
+        let _subscriber = self.nats.subscribe(subject.to_owned()).await?;
+        Ok(self.forbidden().await?.is_empty())
+    }
+}
+
+async fn server() -> Result<NatsServer> {
+    let file = tools::root().join("docs/permissions.conf");
+    let config = std::fs::read_to_string(&file).with_context(|| file.display().to_string())?;
+    NatsServer::start_with(Options {
+        config,
+        ..Options::default()
+    })
+    .await
+}
+
+fn rights(user: &str) -> Result<&'static Rights> {
+    static ALL: [Rights; 6] = RIGHTS;
+    ALL.iter()
+        .find(|rights| rights.user == user)
+        .context("a user of the file")
+}
+
+#[tokio::test]
+async fn each_user_may_do_what_the_file_says_and_nothing_else() -> Result<()> {
+    let server = server().await?;
+    for rights in &RIGHTS {
+        let mut user = User::connect(&server, rights).await?;
+        let name = rights.user;
+        for subject in rights.publishes {
+            assert!(
+                user.may_publish(subject).await?,
+                "{name} publishes {subject}"
+            );
+        }
+        for subject in rights.subscribes {
+            assert!(user.may_subscribe(subject).await?, "{name} reads {subject}");
+        }
+        let others = RIGHTS.iter().filter(|other| other.user != name);
+        let others = others.flat_map(|other| other.publishes).chain(&TRIED);
+        for subject in others {
+            let permitted = rights.publishes.contains(subject)
+                // The processor's wildcards.
+                || name == "processor" && ["presence.inbox.", "_INBOX."].iter().any(|own| subject.starts_with(own));
+            let may = user.may_publish(subject).await?;
+            assert_eq!(may, permitted, "{name} publishes {subject}");
+        }
+        let others = RIGHTS.iter().filter(|other| other.user != name);
+        let others = others.flat_map(|other| other.subscribes);
+        for subject in others.chain(&TRIED).chain(&WILDCARDS) {
+            let covers = |own: &&str| match own.strip_suffix('>') {
+                Some(prefix) => subject.starts_with(prefix),
+                None => own == subject,
+            };
+            let permitted = rights.subscribes.iter().any(covers);
+            let may = user.may_subscribe(subject).await?;
+            assert_eq!(may, permitted, "{name} reads {subject}");
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn all_that_is_needed_works_under_it() -> Result<()> {
+    let server = server().await?;
+    let mut site = Site::new(&server.url())?
+        .with("nats.user", "processor")?
+        .with("nats.password", "change-me-processor")?
+        .with("inbox.enabled", true)?
+        .with("explain.enabled", true)?;
+    site.write_directory(r#"{"contacts": {"12345": ["ada", "ben@example.com"]}}"#)?;
+    let host = Host::start(&site).await?;
+    let mut gateway = User::connect(&server, rights("gateway")?).await?;
+    let mut ada = User::connect(&server, rights("ada")?).await?;
+    let mut ben = User::connect(&server, rights("ben@example.com")?).await?;
+    let client = |user: &User| Client {
+        nats: user.nats.clone(),
+    };
+    // Not the harness's recording, which asks where these users may not.
+    let mut filtered = gateway.nats.subscribe(FILTERED_ONLINE).await?;
+    let mut inbox = ben.nats.subscribe(format!("presence.inbox.{BEN}")).await?;
+    for user in [&mut gateway, &mut ben] {
+        assert_eq!(user.forbidden().await?, Vec::<String>::new());
+    }
+
+    let mut transport = User::connect(&server, rights("transport")?).await?;
+    let connect = inputs::connect("12345", "c", now_ms());
+    client(&transport).input(CONNECT, connect).await?;
+    let viewers = async |messages: &mut async_nats::Subscriber| -> Result<Value> {
+        use futures_util::StreamExt;
+        let message = wait::guarded("a message", messages.next()).await?;
+        let body: Value = serde_json::from_slice(&message.context("a message")?.payload)?;
+        Ok(body["visibleTo"].clone())
+    };
+    assert_eq!(
+        viewers(&mut filtered).await?,
+        json!(["ada", "ben@example.com"])
+    );
+    assert_eq!(viewers(&mut inbox).await?, json!(["ben@example.com"]));
+
+    for (user, token, id) in [(&ada, "ada", "ada"), (&ben, BEN, "ben@example.com")] {
+        let subject = format!("presence.query.{token}");
+        let reply = client(user)
+            .request(&subject, r#"{"userIds":["12345"]}"#)
+            .await?;
+        assert_eq!(reply["viewerId"], id);
+        assert_eq!(reply["users"][0]["status"], "online", "{reply}");
+        let forged = r#"{"viewerId":"zoe","userIds":["12345"]}"#;
+        let reply = client(user).request(&subject, forged).await?;
+        assert_eq!(reply["field"], "viewerId", "{reply}");
+    }
+    for user in [&mut ada, &mut ben, &mut transport, &mut gateway] {
+        assert_eq!(user.forbidden().await?, Vec::<String>::new());
+    }
+    let metrics = host.metrics().await?;
+    assert!(
+        metrics.contains("presence_nats_errors_total 0"),
+        "{metrics}"
+    );
+
+    // The commands, as an operator and as who may not.
+    site.set("nats.user", "operator")?;
+    site.set("nats.password", "change-me-operator")?;
+    let asked = host::run(&site, &["query", "ada", "12345", "--json"])?;
+    assert_eq!(asked.status.code(), Some(0), "{asked:?}");
+    let explained = host::run(&site, &["explain", "ada", "12345"])?;
+    assert_eq!(explained.status.code(), Some(0), "{explained:?}");
+    site.set("nats.user", "gateway")?;
+    site.set("nats.password", "change-me-gateway")?;
+    let refused = host::run(&site, &["query", "ada", "12345"])?;
+    let error = String::from_utf8(refused.stderr)?;
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(
+        error.to_lowercase().contains("permissions violation"),
+        "{error}"
+    );
+    host.stop().await
+}
