@@ -16,6 +16,7 @@ mod headers;
 mod hot_swap;
 mod inbox;
 mod inputs;
+mod large_audience;
 mod layers;
 mod lifecycle;
 mod messenger;
