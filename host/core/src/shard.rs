@@ -160,6 +160,9 @@ pub struct Shard {
     counters: Counters,
     /// Users whose verdict may have changed.
     redecide: VecDeque<crate::names::Id>,
+    /// Users whom more may see than have been told, once all others have lost
+    /// sight of those whom they may not see any more.
+    gaining: VecDeque<crate::names::Id>,
     /// When to decide again on whom: failed, unanswered, or due by their own wish.
     agenda: BTreeSet<(u64, crate::names::Id)>,
     now: u64,
@@ -180,6 +183,7 @@ impl Shard {
             inboxes: Inboxes::default(),
             counters: Counters::default(),
             redecide: VecDeque::new(),
+            gaining: VecDeque::new(),
             agenda: BTreeSet::new(),
             now: 0,
         }
@@ -234,7 +238,7 @@ impl Shard {
 
     /// When [`Self::advance`] is to be called: never too late, perhaps early.
     pub fn next_deadline(&self) -> Option<u64> {
-        if !self.redecide.is_empty() {
+        if !self.redecide.is_empty() || !self.gaining.is_empty() {
             return Some(self.now);
         }
         let agenda = self.agenda.first().map(|(at, _)| *at);

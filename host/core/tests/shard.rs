@@ -367,3 +367,19 @@ fn a_decision_that_keeps_failing_is_one_dead_letter_an_event() {
     let online = json!({"type": "user_online", "userId": "a", "timestamp": 5});
     assert_eq!(dead(&world.send(Kind::Online, online)), 1, "another event");
 }
+
+#[test]
+fn of_a_correction_every_loss_is_told_before_any_gain() {
+    let mut world = World::new(&[("ada", &["x"]), ("ben", &["y"])]);
+    for user in ["ada", "ben"] {
+        let connect = json!({"userId": user, "connId": "c", "timestamp": 1});
+        world.send(Kind::Connect, connect);
+    }
+    let told = world.contacts(&[("ada", &["y"]), ("ben", &["x"])]);
+    let subjects: Vec<_> = told.iter().map(|(subject, _)| subject.as_str()).collect();
+    let (lost, gained) = (
+        "presence.filtered.user_offline",
+        "presence.filtered.user_online",
+    );
+    assert_eq!(subjects, [lost, lost, gained, gained]);
+}

@@ -1,7 +1,12 @@
 //! Deciding again on users who are online, when what decided has changed.
+//!
+//! All who are to lose sight of somebody are told before anyone gains it: each
+//! user is decided on, and the losses are told; when no user is left, the gains
+//! are, by the verdict of then.
 
 use std::sync::Arc;
 
+use super::tell::Told;
 use super::{Output, Shard};
 use crate::directory::{Changes, Directory};
 use crate::names::Id;
@@ -34,6 +39,7 @@ impl Shard {
         self.verdicts.clear();
         self.departed.rules_changed();
         self.redecide = self.ledger.users().into();
+        self.gaining.clear();
     }
 
     /// Decides again on some of those who need it.
@@ -49,12 +55,16 @@ impl Shard {
             self.redecide.push_back(user);
         }
         for _ in 0..CORRECTIONS_AT_ONCE {
-            let Some(user) = self.redecide.pop_front() else {
-                break;
+            let (user, told) = match self.redecide.pop_front() {
+                Some(user) => (user, Told::Losses),
+                None => match self.gaining.pop_front() {
+                    Some(user) => (user, Told::All),
+                    None => break,
+                },
             };
             if let Some(entry) = self.ledger.get(user) {
                 let event = Arc::clone(&entry.event);
-                self.decide(&event, rules, out);
+                self.decide(&event, told, rules, out);
             }
         }
     }

@@ -16,6 +16,15 @@ use crate::publish::Subject;
 use crate::rules::{Context, Decision, Failure, Rendition, Rules};
 use crate::verdicts::Verdict;
 
+/// Who is told of a decision, of those to whom it makes a difference.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Told {
+    /// Those who lost sight of the user. The others have their turn later.
+    Losses,
+    /// All of them.
+    All,
+}
+
 impl Shard {
     /// A user came online, as the tracker found or an application states.
     pub(super) fn online(
@@ -29,7 +38,7 @@ impl Shard {
         if self.ledger.online(Arc::clone(&event)).again.is_some() {
             self.decide_again(event.user, None);
         }
-        self.decide(&event, rules, out);
+        self.decide(&event, Told::All, rules, out);
     }
 
     /// A user went offline, as the tracker found or an application states. Who
@@ -76,6 +85,7 @@ impl Shard {
     pub(super) fn decide(
         &mut self,
         event: &Arc<Event>,
+        told: Told,
         rules: &mut dyn Rules,
         out: &mut Vec<Output>,
     ) {
@@ -83,7 +93,7 @@ impl Shard {
             && let Some((verdict, again_at)) = self.verdicts.find(self.now, event)
         {
             self.counters.reused += 1;
-            return self.settle(event, &verdict, again_at, out);
+            return self.settle(event, &verdict, again_at, told, out);
         }
         self.counters.decided += 1;
         let context = context(self.now, event, &self.directory, &self.names);
@@ -92,7 +102,7 @@ impl Shard {
                 let verdict = Arc::new(Verdict::new(event.user, renditions));
                 let again_at = reads.reconsider_at;
                 self.verdicts.keep(event, Arc::clone(&verdict), reads);
-                self.settle(event, &verdict, again_at, out);
+                self.settle(event, &verdict, again_at, told, out);
             }
             Decision::NotAtHand(questions) => {
                 out.push(Output::Fetch(questions));
@@ -115,12 +125,19 @@ impl Shard {
         event: &Arc<Event>,
         verdict: &Verdict,
         again_at: Option<u64>,
+        whom: Told,
         out: &mut Vec<Output>,
     ) {
         let Some(entry) = self.ledger.get_mut(event.user) else {
             return;
         };
         let told = std::mem::replace(&mut entry.told, verdict.audience.clone());
+        let lost = told.difference(&verdict.audience);
+        let put_off = whom == Told::Losses && told.len() - lost.len() < verdict.audience.len();
+        if put_off {
+            entry.told = told.difference(&lost);
+            self.gaining.push_back(event.user);
+        }
         let again = again_at.filter(|at| *at > self.now).map(|at| Again {
             at,
             next_wait_ms: None,
@@ -131,7 +148,6 @@ impl Shard {
         if told.same(&verdict.audience) {
             return;
         }
-        let lost = told.difference(&verdict.audience);
         let mut changed = !lost.is_empty();
         if changed {
             self.counters.corrected += lost.len();
@@ -149,7 +165,8 @@ impl Shard {
             };
             self.tell(&gone, &rendition, &lost, out);
         }
-        for rendition in &verdict.renditions {
+        let gains = if put_off { &[] } else { &*verdict.renditions };
+        for rendition in gains {
             let gained = rendition.audience.difference(&told);
             changed |= !gained.is_empty();
             self.tell(event, rendition, &gained, out);
