@@ -24,6 +24,15 @@ pub struct Entry {
     pub again: Option<Again>,
 }
 
+impl Entry {
+    /// When a pending decision is made again: one that failed, or lacks an answer.
+    /// None where the last one holds.
+    pub fn pending_until(&self) -> Option<u64> {
+        let again = self.again.filter(|again| again.next_wait_ms.is_some());
+        again.map(|again| again.at)
+    }
+}
+
 /// A decision that is to be made again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Again {

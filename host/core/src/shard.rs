@@ -206,10 +206,7 @@ impl Shard {
                 self.dead_letter(&subject, &rejection, &payload, out);
                 out.extend(reply.map(|to| Output::Reply(to, body::refused(&rejection))));
             }
-            Input::Directory(directory, changes) => {
-                self.departed.directory_changed(&changes);
-                self.directory_changed(directory, &changes);
-            }
+            Input::Directory(directory, changes) => self.directory_changed(directory, &changes),
             Input::Rules => self.rules_changed(),
             Input::Settings(settings) => {
                 self.tracker.reconfigure(settings.tracker);

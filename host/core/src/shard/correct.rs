@@ -20,6 +20,7 @@ impl Shard {
     /// decided again, and so is everyone who waits for an answer.
     pub(super) fn directory_changed(&mut self, directory: Arc<Directory>, changes: &Changes) {
         self.directory = directory;
+        self.departed.directory_changed(changes);
         for user in self.verdicts.affected(changes) {
             self.verdicts.forget(user);
             if self.ledger.get(user).is_some() {
@@ -27,8 +28,8 @@ impl Shard {
             }
         }
         let pending = |user: &Id| {
-            let again = self.ledger.get(*user).and_then(|entry| entry.again);
-            again.is_some_and(|again| again.next_wait_ms.is_some())
+            let entry = self.ledger.get(*user);
+            entry.is_some_and(|entry| entry.pending_until().is_some())
         };
         let waiting = self.agenda.iter().map(|(_, user)| *user);
         self.redecide.extend(waiting.filter(pending));
@@ -42,11 +43,16 @@ impl Shard {
         self.gaining.clear();
     }
 
-    /// Decides again on some of those who need it.
-    pub(super) fn correct(&mut self, rules: &mut dyn Rules, out: &mut Vec<Output>) {
+    /// Has everyone decided again if the rules have become others of their own accord.
+    pub(super) fn notice_replaced(&mut self, rules: &mut dyn Rules) {
         if rules.take_replaced() {
             self.rules_changed();
         }
+    }
+
+    /// Decides again on some of those who need it.
+    pub(super) fn correct(&mut self, rules: &mut dyn Rules, out: &mut Vec<Output>) {
+        self.notice_replaced(rules);
         while let Some((at, user)) = self.agenda.first().copied()
             && at <= self.now
         {

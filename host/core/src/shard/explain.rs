@@ -2,11 +2,13 @@
 
 use std::sync::Arc;
 
+use super::tell::context;
 use super::{Output, Shard};
 use crate::body::explain::{Basis, Found, Standing};
 use crate::event::{Change, Event};
+use crate::ledger::Entry;
 use crate::metadata::Metadata;
-use crate::rules::{Context, Decision, Rules};
+use crate::rules::{Decision, Rules};
 use crate::verdicts::Verdict;
 
 impl Shard {
@@ -25,8 +27,7 @@ impl Shard {
         let (user, name) = self.names.intern_name(user);
         let entry = self.ledger.get(user);
         let told = entry.is_some_and(|entry| entry.told.contains(viewer));
-        let again = entry.and_then(|entry| entry.again);
-        let pending = again.filter(|again| again.next_wait_ms.is_some());
+        let pending = entry.and_then(Entry::pending_until);
         let (event, basis) = match entry {
             Some(entry) => (Arc::clone(&entry.event), Basis::Online),
             None => match self.departed.event(user, &self.names) {
@@ -43,16 +44,9 @@ impl Shard {
                 }
             },
         };
-        let context = Context {
-            now,
-            event: &event,
-            directory: &self.directory,
-            names: &self.names,
-        };
+        let context = context(now, &event, &self.directory, &self.names);
         let explanation = rules.explain(context, viewer);
-        if rules.take_replaced() {
-            self.rules_changed();
-        }
+        self.notice_replaced(rules);
         let (rendition, incomplete, failure) = match explanation.decision {
             Decision::Decided(renditions, _) => {
                 let verdict = Verdict::new(user, renditions);
@@ -70,7 +64,7 @@ impl Shard {
         let standing = match (basis, rendition.is_some()) {
             (Basis::Departed | Basis::Hypothetical, _) => Standing::Offline,
             (Basis::Online, _) if pending.is_some() || incomplete || failure.is_some() => {
-                Standing::Pending(pending.map(|again| again.at))
+                Standing::Pending(pending)
             }
             (Basis::Online, sees) if sees == told => Standing::Settled,
             (Basis::Online, _) => Standing::Correcting,

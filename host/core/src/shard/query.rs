@@ -6,12 +6,13 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use super::tell::context;
 use super::{Output, Shard};
 use crate::body::query::{Answers, Sight};
 use crate::directory::{NotAtHand, Question};
 use crate::event::{Change, Event};
 use crate::names::{Id, Name};
-use crate::rules::{Context, Decision, Rules};
+use crate::rules::{Decision, Rules};
 use crate::verdicts::Verdict;
 
 /// How many decisions may fail in one call before no more are asked for. A
@@ -37,9 +38,7 @@ impl Shard {
         out: &mut Vec<Output>,
     ) -> Answers {
         let now = self.now.max(now);
-        if rules.take_replaced() {
-            self.rules_changed();
-        }
+        self.notice_replaced(rules);
         // Not merely looked up: a rule may name whom nobody has named before.
         let viewer = self.names.intern(viewer);
         let users: Vec<_> = {
@@ -57,9 +56,7 @@ impl Shard {
                 }
             }
         }
-        if rules.take_replaced() {
-            self.rules_changed();
-        }
+        self.notice_replaced(rules);
         if !asking.not_at_hand.is_empty() {
             answers.incomplete = true;
             out.push(Output::Fetch(asking.not_at_hand));
@@ -99,9 +96,7 @@ impl Shard {
     ) {
         if let Some(entry) = self.ledger.get(user) {
             // A decision that is put off isn't taken for a viewer's sake.
-            let pending = entry
-                .again
-                .is_some_and(|again| again.next_wait_ms.is_some());
+            let pending = entry.pending_until().is_some();
             let told = entry.told.contains(viewer);
             let event = Arc::clone(&entry.event);
             let verdict = told
@@ -151,12 +146,7 @@ impl Shard {
             return None;
         }
         self.counters.decided += 1;
-        let context = Context {
-            now,
-            event,
-            directory: &self.directory,
-            names: &self.names,
-        };
+        let context = context(now, event, &self.directory, &self.names);
         match rules.decide(context) {
             Decision::Decided(renditions, reads) if online => {
                 let verdict = Arc::new(Verdict::new(event.user, renditions));

@@ -132,12 +132,6 @@ impl Shard {
             return;
         };
         let told = std::mem::replace(&mut entry.told, verdict.audience.clone());
-        let lost = told.difference(&verdict.audience);
-        let put_off = whom == Told::Losses && told.len() - lost.len() < verdict.audience.len();
-        if put_off {
-            entry.told = told.difference(&lost);
-            self.gaining.push_back(event.user);
-        }
         let again = again_at.filter(|at| *at > self.now).map(|at| Again {
             at,
             next_wait_ms: None,
@@ -147,6 +141,12 @@ impl Shard {
         }
         if told.same(&verdict.audience) {
             return;
+        }
+        let lost = told.difference(&verdict.audience);
+        let put_off = whom == Told::Losses && told.len() - lost.len() < verdict.audience.len();
+        if put_off && let Some(entry) = self.ledger.get_mut(event.user) {
+            entry.told = told.difference(&lost);
+            self.gaining.push_back(event.user);
         }
         let mut changed = !lost.is_empty();
         if changed {
@@ -317,7 +317,7 @@ fn bare(viewers: &Audience) -> Rendition {
     }
 }
 
-fn context<'a>(
+pub(super) fn context<'a>(
     now: u64,
     event: &'a Arc<Event>,
     directory: &'a Arc<crate::directory::Directory>,

@@ -7,7 +7,7 @@ use presence_core::body::explain::explanation;
 use presence_core::query::{Explain, Refusal};
 use tokio::sync::oneshot;
 
-use super::{Desk, FETCH_TIMEOUT, TRIES};
+use super::{Desk, TRIES, changed};
 use crate::worker::Task;
 
 impl Desk {
@@ -36,12 +36,7 @@ impl Desk {
                 return Ok(None);
             };
             tries += 1;
-            let again = found.incomplete && tries < TRIES;
-            if again
-                && tokio::time::timeout(FETCH_TIMEOUT, directory.changed())
-                    .await
-                    .is_ok()
-            {
+            if found.incomplete && tries < TRIES && changed(&mut directory).await {
                 continue;
             }
             let body = explanation(&asked.viewer, &asked.user, generation, &found);

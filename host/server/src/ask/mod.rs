@@ -152,3 +152,9 @@ impl Reader {
         });
     }
 }
+
+/// Waits for the directory to change; not for ever. Says whether it has.
+async fn changed(directory: &mut watch::Receiver<u64>) -> bool {
+    let changed = tokio::time::timeout(FETCH_TIMEOUT, directory.changed());
+    changed.await.is_ok()
+}

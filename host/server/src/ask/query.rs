@@ -10,7 +10,7 @@ use presence_core::message::Cause;
 use presence_core::query::{Asked, Query, Refusal};
 use tokio::sync::oneshot;
 
-use super::{Desk, FETCH_TIMEOUT, TRIES};
+use super::{Desk, TRIES, changed};
 use crate::worker::Task;
 
 /// How many users a worker answers on before its inputs get their turn.
@@ -132,11 +132,7 @@ impl Desk {
                     *slot = answered;
                 }
             }
-            if !answers.iter().any(|all| all.incomplete)
-                || tokio::time::timeout(FETCH_TIMEOUT, directory.changed())
-                    .await
-                    .is_err()
-            {
+            if !answers.iter().any(|all| all.incomplete) || !changed(&mut directory).await {
                 break;
             }
         }
@@ -161,8 +157,7 @@ impl Desk {
                 }
                 Ok(Err(_)) => {}
             }
-            let changed = tokio::time::timeout(FETCH_TIMEOUT, directory.changed());
-            if changed.await.is_err() {
+            if !changed(&mut directory).await {
                 break;
             }
         }

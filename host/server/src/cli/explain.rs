@@ -1,14 +1,11 @@
 //! `presence explain`: why a viewer can or can't see a user, for who answers people
 //! that ask just that.
 
-use std::fmt::Write as _;
-use std::io::Write as _;
-
 use serde_json::{Value, json};
+use std::fmt::Write as _;
 
+use super::Common;
 use super::text::{plain, time};
-use crate::ConfigArg;
-use crate::config::Config;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -16,24 +13,14 @@ pub(crate) struct Args {
     viewer: String,
     /// At whom.
     user: String,
-    /// Prints the answer as it came, one JSON object.
-    #[arg(long)]
-    json: bool,
     #[command(flatten)]
-    config: ConfigArg,
+    common: Common,
 }
 
 /// Asks, and prints the answer.
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
-    let config = Config::load(args.config.config.as_deref(), std::env::vars())?;
     let question = json!({"viewerId": args.viewer, "userId": args.user});
-    let answer = super::ask(&config, "presence.explain", &question)?;
-    let text = if args.json {
-        format!("{answer}\n")
-    } else {
-        told(&answer)
-    };
-    Ok(std::io::stdout().write_all(text.as_bytes())?)
+    super::answer(&args.common, "presence.explain", &question, told)
 }
 
 /// The explanation as a text.

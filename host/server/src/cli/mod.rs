@@ -5,6 +5,7 @@ pub(crate) mod explain;
 pub(crate) mod query;
 mod text;
 
+use std::io::Write as _;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -13,12 +14,40 @@ use async_nats::client::RequestErrorKind;
 use async_nats::{Event, Request};
 use serde_json::Value;
 
+use crate::ConfigArg;
 use crate::broker;
 use crate::config::Config;
 use crate::wire::Subjects;
 
 /// How long a processor has to answer.
 const TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How the answer is wanted, and from whom.
+#[derive(clap::Args)]
+struct Common {
+    /// Prints the answer as it came, one JSON object.
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    config: ConfigArg,
+}
+
+/// Asks, and prints the answer: as it came, or as a text.
+fn answer(
+    common: &Common,
+    what: &str,
+    question: &Value,
+    text: fn(&Value) -> String,
+) -> anyhow::Result<()> {
+    let config = Config::load(common.config.config.as_deref(), std::env::vars())?;
+    let answer = ask(&config, what, question)?;
+    let text = if common.json {
+        format!("{answer}\n")
+    } else {
+        text(&answer)
+    };
+    Ok(std::io::stdout().write_all(text.as_bytes())?)
+}
 
 /// Asks, and returns the answer. `what` is the subject, without a tenant's prefix.
 ///

@@ -1,12 +1,8 @@
 //! `presence query`: what a viewer may see of users.
 
-use std::io::Write as _;
-
 use serde_json::{Value, json};
 
-use super::text;
-use crate::ConfigArg;
-use crate::config::Config;
+use super::{Common, text};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -14,29 +10,19 @@ pub(crate) struct Args {
     viewer: String,
     /// After whom; the viewer's own contacts if nobody is named.
     users: Vec<String>,
-    /// Prints the answer as it came, one JSON object.
-    #[arg(long)]
-    json: bool,
     #[command(flatten)]
-    config: ConfigArg,
+    common: Common,
 }
 
 /// Asks, and prints the answer.
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
-    let config = Config::load(args.config.config.as_deref(), std::env::vars())?;
     let users = if args.users.is_empty() {
         json!("contacts")
     } else {
         json!(args.users)
     };
     let question = json!({"viewerId": args.viewer, "userIds": users});
-    let answer = super::ask(&config, "presence.query", &question)?;
-    let text = if args.json {
-        format!("{answer}\n")
-    } else {
-        table(&answer)
-    };
-    Ok(std::io::stdout().write_all(text.as_bytes())?)
+    super::answer(&args.common, "presence.query", &question, table)
 }
 
 fn table(answer: &Value) -> String {
