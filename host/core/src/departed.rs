@@ -131,7 +131,7 @@ impl Departed {
 
     /// The rules have changed: everything is decided again when it is asked for.
     pub fn rules_changed(&mut self) {
-        self.verdicts.clear();
+        self.verdicts.rules_changed();
     }
 
     /// All the numbers of ids in here.

@@ -20,27 +20,6 @@ pub struct Entry {
     pub event: Arc<Event>,
     /// Who has been told.
     pub told: Audience,
-    /// When the decision is to be made again, if it is.
-    pub again: Option<Again>,
-}
-
-impl Entry {
-    /// When a pending decision is made again: one that failed, or lacks an answer.
-    /// None where the last one holds.
-    pub fn pending_until(&self) -> Option<u64> {
-        let again = self.again.filter(|again| again.next_wait_ms.is_some());
-        again.map(|again| again.at)
-    }
-}
-
-/// A decision that is to be made again.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Again {
-    /// When, in milliseconds since the Unix epoch.
-    pub at: u64,
-    /// Set while the decision is pending, since it failed or lacks an answer:
-    /// how long to wait after the next failure, in milliseconds.
-    pub next_wait_ms: Option<u64>,
 }
 
 /// The online users of one worker.
@@ -78,7 +57,6 @@ impl Ledger {
         let fresh = Entry {
             event: Arc::clone(&event),
             told: Audience::nobody(),
-            again: None,
         };
         let entry = self.entries.entry(event.user).or_insert(fresh);
         entry.event = event;
@@ -132,9 +110,7 @@ impl Ledger {
     pub fn restore(&mut self, event: Arc<Event>, told: Audience) {
         let user = event.user;
         self.changes.saved.insert(user.0);
-        let again = None;
-        let entry = Entry { event, told, again };
-        self.entries.insert(user, entry);
+        self.entries.insert(user, Entry { event, told });
     }
 
     /// The online users, in a stable order.

@@ -4,18 +4,22 @@
 //! [`Shard::advance`] when [`Shard::next_deadline`] has come, and carry out all
 //! outputs in their order before the next input's.
 
+mod agenda;
+mod backlog;
 mod correct;
 mod explain;
 mod query;
 mod restart;
 mod tell;
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use roaring::RoaringBitmap;
 
+use self::agenda::Agenda;
+use self::backlog::{Backlog, Pace};
 use crate::body;
 use crate::departed::Departed;
 use crate::directory::{Changes, Directory, Question};
@@ -44,6 +48,9 @@ pub struct Settings {
     pub retry_ms: u64,
     /// The longest wait between retries.
     pub retry_ms_max: u64,
+    /// How many messages a second may go out to correct what viewers have been told;
+    /// 0 for as many as there are.
+    pub corrections_per_s: u64,
     /// How many departures are remembered, to tell viewers who ask since when a
     /// user is offline.
     pub departures_max: usize,
@@ -65,6 +72,7 @@ impl Default for Settings {
             reuse_verdicts: true,
             retry_ms: 1_000,
             retry_ms_max: 60_000,
+            corrections_per_s: 0,
             departures_max: 100_000,
             inbox: false,
             body_bytes_max: 1 << 20,
@@ -141,6 +149,8 @@ pub struct Counters {
     pub failures: u64,
     /// Viewers corrected since what they had been told no longer held.
     pub corrected: u64,
+    /// Messages that went out when users were decided on again.
+    pub corrections: u64,
     /// Users whom viewers asked after.
     pub queried: u64,
 }
@@ -158,13 +168,11 @@ pub struct Shard {
     numbering: Numbering,
     inboxes: Inboxes,
     counters: Counters,
-    /// Users whose verdict may have changed.
-    redecide: VecDeque<crate::names::Id>,
-    /// Users whom more may see than have been told, once all others have lost
-    /// sight of those whom they may not see any more.
-    gaining: VecDeque<crate::names::Id>,
+    /// Users on whom to decide again.
+    backlog: Backlog,
+    pace: Pace,
     /// When to decide again on whom: failed, unanswered, or due by their own wish.
-    agenda: BTreeSet<(u64, crate::names::Id)>,
+    agenda: Agenda,
     now: u64,
 }
 
@@ -174,6 +182,7 @@ impl Shard {
         Self {
             tracker: Tracker::new(settings.tracker),
             departed: Departed::new(settings.departures_max),
+            pace: Pace::new(settings.corrections_per_s),
             settings,
             names,
             directory,
@@ -182,9 +191,8 @@ impl Shard {
             numbering: Numbering::default(),
             inboxes: Inboxes::default(),
             counters: Counters::default(),
-            redecide: VecDeque::new(),
-            gaining: VecDeque::new(),
-            agenda: BTreeSet::new(),
+            backlog: Backlog::default(),
+            agenda: Agenda::default(),
             now: 0,
         }
     }
@@ -211,6 +219,7 @@ impl Shard {
             Input::Settings(settings) => {
                 self.tracker.reconfigure(settings.tracker);
                 self.departed.resize(settings.departures_max);
+                self.pace.change(settings.corrections_per_s);
                 if !settings.inbox {
                     self.inboxes.forget(self.now);
                 }
@@ -235,11 +244,9 @@ impl Shard {
 
     /// When [`Self::advance`] is to be called: never too late, perhaps early.
     pub fn next_deadline(&self) -> Option<u64> {
-        if !self.redecide.is_empty() || !self.gaining.is_empty() {
-            return Some(self.now);
-        }
-        let agenda = self.agenda.first().map(|(at, _)| *at);
-        self.tracker.next_deadline().into_iter().chain(agenda).min()
+        let backlog = (!self.backlog.is_empty()).then(|| self.now.max(self.pace.next_at()));
+        let deadlines = [self.tracker.next_deadline(), self.agenda.next_at(), backlog];
+        deadlines.into_iter().flatten().min()
     }
 
     /// What has been counted.
@@ -255,6 +262,11 @@ impl Shard {
     /// How many connections are live.
     pub fn connections(&self) -> usize {
         self.tracker.connections()
+    }
+
+    /// How many users are still to be decided on again.
+    pub fn backlog(&self) -> u64 {
+        self.backlog.len()
     }
 
     /// All the numbers of ids this shard holds.

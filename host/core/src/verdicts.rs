@@ -58,6 +58,8 @@ impl Verdict {
 #[derive(Debug)]
 struct Kept {
     verdict: Arc<Verdict>,
+    /// By which rules, counted.
+    rules: u64,
     reads: Reads,
     /// The values of the metadata keys that were read.
     values: Vec<Option<Box<str>>>,
@@ -66,6 +68,9 @@ struct Kept {
 /// The verdicts of one worker's users.
 #[derive(Debug, Default)]
 pub struct Verdicts {
+    /// The how-manieth rules these are. Verdicts by others don't hold, but tell
+    /// whom a change of the directory is likely to concern.
+    rules: u64,
     kept: HashMap<Id, Kept, foldhash::fast::FixedState>,
     /// Which users' verdicts read what is said of somebody or something else.
     readers: HashMap<Question, BTreeSet<Id>, foldhash::fast::FixedState>,
@@ -81,7 +86,8 @@ impl Verdicts {
             Some(at) => now < at,
             None => !reads.time,
         };
-        let same = timeless
+        let same = kept.rules == self.rules
+            && timeless
             && !reads.timestamp
             && !reads.all_metadata
             && reads
@@ -107,6 +113,7 @@ impl Verdicts {
             event.user,
             Kept {
                 verdict,
+                rules: self.rules,
                 reads,
                 values,
             },
@@ -128,10 +135,9 @@ impl Verdicts {
         }
     }
 
-    /// Drops all verdicts.
-    pub fn clear(&mut self) {
-        self.kept.clear();
-        self.readers.clear();
+    /// The rules have changed: no verdict so far holds any longer.
+    pub fn rules_changed(&mut self) {
+        self.rules += 1;
     }
 
     /// Whether there is none.

@@ -383,3 +383,72 @@ fn of_a_correction_every_loss_is_told_before_any_gain() {
     );
     assert_eq!(subjects, [lost, lost, gained, gained]);
 }
+
+/// Eight online users whom x has been told of, and corrections at ten a second.
+fn paced() -> World {
+    let users = ["a", "b", "c", "d", "e", "f", "g", "h"];
+    let lists: Vec<_> = users.iter().map(|user| (*user, &["x"][..])).collect();
+    let mut world = World::new(&lists);
+    for user in users {
+        world.connect(user);
+    }
+    world.input(Input::Settings(Box::new(Settings {
+        corrections_per_s: 10,
+        ..Settings::default()
+    })));
+    world
+}
+
+/// The users whom what was published is about.
+fn users(published: &[(String, Value)]) -> Vec<&str> {
+    let users = published.iter().map(|(_, body)| body["userId"].as_str());
+    users.flatten().collect()
+}
+
+#[test]
+fn corrections_keep_to_their_pace_and_what_is_new_does_not_wait() {
+    let mut world = paced();
+    world.rules.closed = true;
+    assert_eq!(users(&world.input(Input::Rules)), ["a", "b"]);
+    assert_eq!(world.shard.backlog(), 6);
+    world.now += 99;
+    let announced = world.send(
+        Kind::Online,
+        json!({"type": "user_online", "userId": "new", "timestamp": 1}),
+    );
+    assert_eq!(users(&announced), ["new"], "and no correction yet");
+    // What changes for one user goes before what has changed for all.
+    assert_eq!(users(&world.contacts(&[("h", &[])])), [] as [&str; 0]);
+    let mut told = Vec::new();
+    while world.shard.backlog() > 0 {
+        let at = world.shard.next_deadline().unwrap();
+        let out = world.wait(at);
+        told.extend(users(&out).iter().map(|user| (at, (*user).to_owned())));
+    }
+    let expected = [
+        (1_100, "h"),
+        (1_200, "c"),
+        (1_300, "d"),
+        (1_400, "e"),
+        (1_500, "f"),
+        (1_600, "g"),
+    ];
+    assert_eq!(told, expected.map(|(at, user)| (at, user.to_owned())));
+}
+
+#[test]
+fn a_second_change_half_way_corrects_just_what_the_first_one_did() {
+    let mut world = paced();
+    world.rules.closed = true;
+    assert_eq!(users(&world.input(Input::Rules)), ["a", "b"]);
+    world.rules.closed = false;
+    assert_eq!(users(&world.input(Input::Rules)), [] as [&str; 0]);
+    let mut told = Vec::new();
+    while world.shard.backlog() > 0 {
+        let at = world.shard.next_deadline().unwrap();
+        told.extend(world.wait(at));
+    }
+    let gained = ("user_online", &json!(["x"]));
+    assert_eq!(filtered(&told), [gained, gained]);
+    assert_eq!(users(&told), ["a", "b"]);
+}

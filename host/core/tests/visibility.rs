@@ -1,8 +1,7 @@
 //! What holds of visibility whatever happens: random scripts of users who come
-//! What holds of visibility whatever happens: random scripts of users who come
-//! and go, a directory and rules that change, rules that fail, and a host that is
-//! restarted, with every message that viewers get followed, and queries that say
-//! the same at every point.
+//! and go, a directory and rules that change, rules that fail, corrections at a
+//! pace, and a host that is restarted, with every message that viewers get
+//! followed, and queries that say the same at every point.
 
 #![allow(
     clippy::unwrap_used,
@@ -51,6 +50,8 @@ enum Step {
     /// These users show nobody when they were last seen.
     Secretive(BTreeSet<usize>),
     Wait(u64),
+    /// Corrections take this many messages a second from now on, or as many as come.
+    Pace(u64),
     /// The host has stored what has changed so far.
     Save,
     /// The host is down for so long, in which a user's contacts become these.
@@ -73,6 +74,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => proptest::option::of(user).prop_map(Step::Unredacted),
         1 => some().prop_map(Step::Secretive),
         3 => (1..40_000_u64).prop_map(Step::Wait),
+        1 => prop_oneof![Just(0), Just(1), Just(30)].prop_map(Step::Pace),
         1 => Just(Step::Save),
         1 => (0..40_000_u64, 0..USERS.len(), some())
             .prop_map(|(ms, user, list)| Step::Restart(ms, user, list)),
@@ -154,6 +156,7 @@ struct World {
     /// Those on whom the decision may be put off, until it is taken again.
     pending: BTreeSet<Id>,
     asks: usize,
+    corrections_per_s: u64,
     /// How many messages each viewer got on their own subject.
     delivered: BTreeMap<String, u64>,
     /// What the host has stored.
@@ -165,7 +168,7 @@ impl World {
         let names = Arc::new(Names::new());
         let directory = Arc::new(Directory::new());
         Self {
-            shard: shard(&names, &directory),
+            shard: shard(&names, &directory, 0),
             names,
             directory,
             rules: Generation::default(),
@@ -175,6 +178,7 @@ impl World {
             last_seen: BTreeMap::new(),
             pending: BTreeSet::new(),
             asks: 0,
+            corrections_per_s: 0,
             delivered: BTreeMap::new(),
             store: BTreeMap::new(),
         }
@@ -235,6 +239,10 @@ impl World {
                 self.input(Input::Rules);
             }
             Step::Wait(ms) => self.wait_until(self.now + ms),
+            Step::Pace(corrections_per_s) => {
+                self.corrections_per_s = *corrections_per_s;
+                self.input(Input::Settings(Box::new(settings(*corrections_per_s))));
+            }
             Step::Save => self.save(),
             Step::Restart(down_ms, user, list) => self.restart(*down_ms, *user, list),
         }
@@ -256,7 +264,7 @@ impl World {
         let mut edit = self.directory.edit();
         edit.contacts(self.id(user), Some(list));
         self.directory = Arc::new(edit.finish().0);
-        self.shard = shard(&self.names, &self.directory);
+        self.shard = shard(&self.names, &self.directory, self.corrections_per_s);
         // Those who had gone are not remembered, and numbers begin anew.
         self.last_seen.clear();
         self.delivered.clear();
@@ -293,7 +301,10 @@ impl World {
         // What has changed is answered by at once, before anyone is corrected.
         self.ask();
         self.wait_until(self.now);
-        self.pending = self.rules.failing.clone();
+        if self.shard.backlog() == 0 {
+            self.pending.clear();
+        }
+        self.pending.extend(&self.rules.failing);
         self.ask();
     }
 
@@ -445,6 +456,9 @@ impl World {
     fn settle(&mut self) {
         self.rules.failing.clear();
         self.input(Input::Rules);
+        while self.shard.backlog() > 0 {
+            self.wait_until(self.now + 100);
+        }
         for user in self.online.keys() {
             let allowed = allowed(&self.rules, &self.directory, &self.names, user);
             assert_eq!(self.told[user], allowed, "of {user}");
@@ -452,13 +466,17 @@ impl World {
     }
 }
 
-fn shard(names: &Arc<Names>, directory: &Arc<Directory>) -> Shard {
-    let (names, directory) = (Arc::clone(names), Arc::clone(directory));
-    let settings = Settings {
+fn settings(corrections_per_s: u64) -> Settings {
+    Settings {
         inbox: true,
+        corrections_per_s,
         ..Settings::default()
-    };
-    let mut shard = Shard::new(settings, names, directory);
+    }
+}
+
+fn shard(names: &Arc<Names>, directory: &Arc<Directory>, corrections_per_s: u64) -> Shard {
+    let (names, directory) = (Arc::clone(names), Arc::clone(directory));
+    let mut shard = Shard::new(settings(corrections_per_s), names, directory);
     shard.keep_records(true);
     shard
 }

@@ -203,6 +203,18 @@ async fn metrics(State(status): State<Arc<Status>>) -> String {
             sum(|c| c.corrected),
         ),
         (
+            "presence_correction_messages_total",
+            "counter",
+            "Messages that went out when users were decided on again.",
+            sum(|c| c.corrections),
+        ),
+        (
+            "presence_correction_backlog_users",
+            "gauge",
+            "Users still to be decided on again, since what decides has changed.",
+            total(|w| &w.backlog),
+        ),
+        (
             "presence_queried_users_total",
             "counter",
             "Users whom viewers asked after.",

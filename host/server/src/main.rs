@@ -20,6 +20,7 @@ mod hello;
 mod http;
 mod intake;
 mod loader;
+mod progress;
 mod reload;
 mod replay;
 mod run;

@@ -20,6 +20,7 @@ use crate::broker::{self, Health};
 use crate::config::Config;
 use crate::directory::Content;
 use crate::intake::{Account, Intake};
+use crate::progress;
 use crate::state::{Restored, Writer};
 use crate::wire::{Publisher, Source, Subjects};
 use crate::worker::{self, State, Task, Workers};
@@ -230,6 +231,12 @@ impl Tenant {
         });
     }
 
+    /// Has the log know how far corrections are.
+    pub(crate) fn follow_corrections(&self) {
+        let (workers, running) = (self.workers.clone(), self.running.subscribe());
+        tokio::spawn(progress::follow(workers, running));
+    }
+
     /// Gives back the ids that nothing refers to any more, when there are many.
     pub(crate) async fn tidy(&mut self) {
         if self.names.len() < 2 * self.swept + SWEEP_IDS_MIN {
@@ -277,6 +284,7 @@ impl Tenant {
 
 /// What a tenant's shards go by.
 pub(crate) fn settings(config: &Config, body_bytes_max: usize) -> Settings {
+    let workers = config.engine.worker_count();
     Settings {
         tracker: tracker::Settings {
             timeout_ms: config.tracker.timeout_ms,
@@ -286,10 +294,8 @@ pub(crate) fn settings(config: &Config, body_bytes_max: usize) -> Settings {
         reuse_verdicts: config.engine.reuse_verdicts,
         retry_ms: config.engine.retry_ms,
         retry_ms_max: config.engine.retry_ms_max,
-        departures_max: config
-            .query
-            .departed_max
-            .div_ceil(config.engine.worker_count()),
+        corrections_per_s: config.correction.messages_per_s.div_ceil(workers as u64),
+        departures_max: config.query.departed_max.div_ceil(workers),
         inbox: config.inbox.enabled,
         body_bytes_max,
         node: config.node.name.clone(),

@@ -55,6 +55,10 @@ pub(crate) struct Figures {
     pub(crate) online_users: AtomicU64,
     pub(crate) connections: AtomicU64,
     pub(crate) published: AtomicU64,
+    /// How many users are still to be decided on again.
+    pub(crate) backlog: AtomicU64,
+    /// The last generation of the pipeline by which everyone has been decided on.
+    pub(crate) settled: AtomicU64,
     /// Since when the worker has been at one task, in milliseconds since the Unix
     /// epoch; 0 while it waits for one.
     busy_since: AtomicU64,
@@ -304,5 +308,10 @@ impl State {
         figures
             .connections
             .store(self.shard.connections() as u64, Ordering::Relaxed);
+        let backlog = self.shard.backlog();
+        figures.backlog.store(backlog, Ordering::Relaxed);
+        if backlog == 0 {
+            figures.settled.store(self.generation, Ordering::Relaxed);
+        }
     }
 }

@@ -2,14 +2,13 @@
 //!
 //! All who are to lose sight of somebody are told before anyone gains it: each
 //! user is decided on, and the losses are told; when no user is left, the gains
-//! are, by the verdict of then.
+//! are, by the verdict of then. What goes out keeps to a pace; a decision after which
+//! nothing does takes nothing of it, and neither does what is new.
 
 use std::sync::Arc;
 
-use super::tell::Told;
 use super::{Output, Shard};
 use crate::directory::{Changes, Directory};
-use crate::names::Id;
 use crate::rules::Rules;
 
 /// How many users are decided again before new inputs get their turn.
@@ -24,23 +23,19 @@ impl Shard {
         for user in self.verdicts.affected(changes) {
             self.verdicts.forget(user);
             if self.ledger.get(user).is_some() {
-                self.redecide.push_back(user);
+                self.backlog.changed(user);
             }
         }
-        let pending = |user: &Id| {
-            let entry = self.ledger.get(*user);
-            entry.is_some_and(|entry| entry.pending_until().is_some())
-        };
-        let waiting = self.agenda.iter().map(|(_, user)| *user);
-        self.redecide.extend(waiting.filter(pending));
+        for user in self.agenda.pending() {
+            self.backlog.changed(user);
+        }
     }
 
     /// The rules have changed: everyone is decided again.
     pub(super) fn rules_changed(&mut self) {
-        self.verdicts.clear();
+        self.verdicts.rules_changed();
         self.departed.rules_changed();
-        self.redecide = self.ledger.users().into();
-        self.gaining.clear();
+        self.backlog.restart(self.ledger.users());
     }
 
     /// Has everyone decided again if the rules have become others of their own accord.
@@ -50,28 +45,29 @@ impl Shard {
         }
     }
 
-    /// Decides again on some of those who need it.
+    /// Decides again on some of those who need it, as the pace allows.
     pub(super) fn correct(&mut self, rules: &mut dyn Rules, out: &mut Vec<Output>) {
         self.notice_replaced(rules);
-        while let Some((at, user)) = self.agenda.first().copied()
-            && at <= self.now
-        {
-            self.agenda.remove(&(at, user));
+        while let Some(user) = self.agenda.due(self.now) {
             self.verdicts.forget(user);
-            self.redecide.push_back(user);
+            self.backlog.changed(user);
         }
         for _ in 0..CORRECTIONS_AT_ONCE {
-            let (user, told) = match self.redecide.pop_front() {
-                Some(user) => (user, Told::Losses),
-                None => match self.gaining.pop_front() {
-                    Some(user) => (user, Told::All),
-                    None => break,
-                },
-            };
-            if let Some(entry) = self.ledger.get(user) {
-                let event = Arc::clone(&entry.event);
-                self.decide(&event, told, rules, out);
+            if self.pace.next_at() > self.now {
+                return;
             }
+            let Some((user, told)) = self.backlog.next() else {
+                return;
+            };
+            let Some(entry) = self.ledger.get(user) else {
+                continue;
+            };
+            let event = Arc::clone(&entry.event);
+            let before = out.len();
+            self.decide(&event, told, rules, out);
+            let messages = out.len() - before;
+            self.counters.corrections += messages as u64;
+            self.pace.published(self.now, messages);
         }
     }
 }

@@ -6,7 +6,6 @@ use super::tell::context;
 use super::{Output, Shard};
 use crate::body::explain::{Basis, Found, Standing};
 use crate::event::{Change, Event};
-use crate::ledger::Entry;
 use crate::metadata::Metadata;
 use crate::rules::{Decision, Rules};
 use crate::verdicts::Verdict;
@@ -27,7 +26,7 @@ impl Shard {
         let (user, name) = self.names.intern_name(user);
         let entry = self.ledger.get(user);
         let told = entry.is_some_and(|entry| entry.told.contains(viewer));
-        let pending = entry.and_then(Entry::pending_until);
+        let pending = self.agenda.pending_until(user);
         let (event, basis) = match entry {
             Some(entry) => (Arc::clone(&entry.event), Basis::Online),
             None => match self.departed.event(user, &self.names) {

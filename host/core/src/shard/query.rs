@@ -96,7 +96,7 @@ impl Shard {
     ) {
         if let Some(entry) = self.ledger.get(user) {
             // A decision that is put off isn't taken for a viewer's sake.
-            let pending = entry.pending_until().is_some();
+            let pending = self.agenda.pending_until(user).is_some();
             let told = entry.told.contains(viewer);
             let event = Arc::clone(&entry.event);
             let verdict = told

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::agenda::Again;
 use super::{Output, Shard};
 use bytes::Bytes;
 
@@ -9,9 +10,7 @@ use crate::audience::Audience;
 use crate::body;
 use crate::event::{Change, Event};
 use crate::inbox::Delivery;
-use crate::ledger::Again;
 use crate::message::{Cause, Rejection};
-use crate::names::Id;
 use crate::publish::Subject;
 use crate::rules::{Context, Decision, Failure, Rendition, Rules};
 use crate::verdicts::Verdict;
@@ -35,9 +34,8 @@ impl Shard {
         out: &mut Vec<Output>,
     ) {
         let event = self.announce(event, ours, rules, out);
-        if self.ledger.online(Arc::clone(&event)).again.is_some() {
-            self.decide_again(event.user, None);
-        }
+        self.ledger.online(Arc::clone(&event));
+        self.agenda.set(event.user, None);
         self.decide(&event, Told::All, rules, out);
     }
 
@@ -55,9 +53,7 @@ impl Shard {
         let Some(entry) = self.ledger.offline(event.user) else {
             return;
         };
-        if let Some(again) = entry.again {
-            self.agenda.remove(&(again.at, event.user));
-        }
+        self.agenda.set(event.user, None);
         let ledger = &self.ledger;
         self.verdicts
             .tidy(|user| ledger.get(user).is_some(), ledger.len());
@@ -136,9 +132,7 @@ impl Shard {
             at,
             next_wait_ms: None,
         });
-        if again.is_some() || entry.again.is_some() {
-            self.decide_again(event.user, again);
-        }
+        self.agenda.set(event.user, again);
         if told.same(&verdict.audience) {
             return;
         }
@@ -146,7 +140,7 @@ impl Shard {
         let put_off = whom == Told::Losses && told.len() - lost.len() < verdict.audience.len();
         if put_off && let Some(entry) = self.ledger.get_mut(event.user) {
             entry.told = told.difference(&lost);
-            self.gaining.push_back(event.user);
+            self.backlog.gaining(event.user);
         }
         let mut changed = !lost.is_empty();
         if changed {
@@ -277,28 +271,15 @@ impl Shard {
     /// Puts a decision off. Nobody new is told until it is made. Says whether
     /// it had not been put off before.
     fn postpone(&mut self, event: &Event) -> bool {
-        let before = self.ledger.get(event.user).and_then(|entry| entry.again);
+        let before = self.agenda.get(event.user);
         let pending = before.and_then(|again| again.next_wait_ms);
         let wait_ms = pending.unwrap_or(self.settings.retry_ms);
         let again = Again {
             at: self.now + wait_ms,
             next_wait_ms: Some(wait_ms.saturating_mul(2).min(self.settings.retry_ms_max)),
         };
-        self.decide_again(event.user, Some(again));
+        self.agenda.set(event.user, Some(again));
         pending.is_none()
-    }
-
-    /// Notes in ledger and agenda when to decide again on a user.
-    pub(super) fn decide_again(&mut self, user: Id, again: Option<Again>) {
-        let Some(entry) = self.ledger.get_mut(user) else {
-            return;
-        };
-        if let Some(before) = std::mem::replace(&mut entry.again, again) {
-            self.agenda.remove(&(before.at, user));
-        }
-        if let Some(again) = again {
-            self.agenda.insert((again.at, user));
-        }
     }
 }
 

@@ -84,6 +84,23 @@ impl Query {
     }
 }
 
+/// `[correction]`: how what viewers have been told is corrected.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Correction {
+    /// How many messages a second corrections may take, of all workers together; 0
+    /// for as many as there are.
+    pub(crate) messages_per_s: u64,
+}
+
+impl Correction {
+    pub(super) fn read(section: &mut Section<'_, '_>) -> Self {
+        let messages_per_s = section.get("messages_per_s", within(0..=100_000_000));
+        Self {
+            messages_per_s: messages_per_s.unwrap_or(20_000),
+        }
+    }
+}
+
 /// `[explain]`: explanations of decisions.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Explain {

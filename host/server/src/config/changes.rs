@@ -76,6 +76,7 @@ impl Config {
                 Restart,
                 self.engine.worker_queue != new.engine.worker_queue,
             ),
+            ("correction", Live, self.correction != new.correction),
             ("query", Live, self.query != new.query),
             ("explain", Live, self.explain != new.explain),
             ("inbox", Live, self.inbox != new.inbox),

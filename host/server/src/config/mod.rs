@@ -29,7 +29,9 @@ use std::path::Path;
 
 use toml::de::DeTable;
 
-pub(crate) use basics::{Explain, Http, Inbox, Log, LogFormat, Node, Plugins, Query, Tenant};
+pub(crate) use basics::{
+    Correction, Explain, Http, Inbox, Log, LogFormat, Node, Plugins, Query, Tenant,
+};
 #[cfg(test)]
 use changes::Change;
 pub(crate) use changes::Effect;
@@ -68,6 +70,8 @@ pub(crate) struct Config {
     pub(crate) pipeline: Vec<Stage>,
     /// How plugins are run.
     pub(crate) engine: Engine,
+    /// How what viewers have been told is corrected.
+    pub(crate) correction: Correction,
     /// What is kept for answering queries.
     pub(crate) query: Query,
     /// Explanations of decisions.
@@ -155,6 +159,7 @@ impl Config {
                 .sections("pipeline", Stage::read)
                 .unwrap_or_else(pipeline::default),
             engine: root.section("engine", Engine::read),
+            correction: root.section("correction", Correction::read),
             query: root.section("query", Query::read),
             explain: root.section("explain", Explain::read),
             inbox: root.section("inbox", Inbox::read),

@@ -1,0 +1,104 @@
+//! When to decide again on whom: on few of those who are online, at a time.
+
+use std::collections::BTreeSet;
+
+use hashbrown::HashMap;
+
+use crate::names::Id;
+
+/// A decision that is to be made again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Again {
+    /// When, in milliseconds since the Unix epoch.
+    pub(super) at: u64,
+    /// Set while the decision is pending, since it failed or lacks an answer:
+    /// how long to wait after the next failure, in milliseconds.
+    pub(super) next_wait_ms: Option<u64>,
+}
+
+/// The decisions that are to be made again.
+#[derive(Debug, Default)]
+pub(super) struct Agenda {
+    users: HashMap<Id, Again, foldhash::fast::FixedState>,
+    /// Those of them whose time hasn't come.
+    times: BTreeSet<(u64, Id)>,
+}
+
+impl Agenda {
+    /// When to decide again on a user, if it is to be done.
+    pub(super) fn get(&self, user: Id) -> Option<Again> {
+        if self.users.is_empty() {
+            return None;
+        }
+        self.users.get(&user).copied()
+    }
+
+    /// When a user's pending decision is made again: one that failed, or lacks an
+    /// answer. None where the last one holds.
+    pub(super) fn pending_until(&self, user: Id) -> Option<u64> {
+        let pending = self.get(user).filter(|again| again.next_wait_ms.is_some());
+        pending.map(|again| again.at)
+    }
+
+    /// Notes when to decide again on a user, if it is to be done.
+    pub(super) fn set(&mut self, user: Id, again: Option<Again>) {
+        let before = match again {
+            Some(again) => {
+                self.times.insert((again.at, user));
+                self.users.insert(user, again)
+            }
+            None if self.users.is_empty() => return,
+            None => self.users.remove(&user),
+        };
+        if let Some(before) = before
+            && again.is_none_or(|again| again.at != before.at)
+        {
+            self.times.remove(&(before.at, user));
+        }
+    }
+
+    /// When the next decision is to be made.
+    pub(super) fn next_at(&self) -> Option<u64> {
+        self.times.first().map(|(at, _)| *at)
+    }
+
+    /// A user on whom to decide now. That it is done again is known until the
+    /// decision is noted.
+    pub(super) fn due(&mut self, now: u64) -> Option<Id> {
+        let (at, user) = *self.times.first()?;
+        if at > now {
+            return None;
+        }
+        self.times.pop_first();
+        Some(user)
+    }
+
+    /// The users whose decision is pending, in a stable order.
+    pub(super) fn pending(&self) -> impl Iterator<Item = Id> {
+        let users = self.times.iter().map(|(_, user)| *user);
+        users.filter(|user| self.pending_until(*user).is_some())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_user_has_one_time_and_a_decision_that_is_due_is_pending_until_it_is_noted() {
+        let (mut agenda, user) = (Agenda::default(), Id(7));
+        let again = |at, next_wait_ms| Some(Again { at, next_wait_ms });
+        agenda.set(user, again(20, None));
+        agenda.set(user, again(10, Some(5)));
+        assert_eq!(agenda.next_at(), Some(10));
+        assert_eq!(agenda.due(9), None);
+        assert_eq!(agenda.due(10), Some(user));
+        assert_eq!((agenda.due(99), agenda.next_at()), (None, None));
+        assert_eq!(agenda.pending_until(user), Some(10));
+        agenda.set(user, again(10, Some(10)));
+        assert_eq!(agenda.pending().collect::<Vec<_>>(), [user]);
+        assert_eq!(agenda.due(10), Some(user));
+        agenda.set(user, None);
+        assert_eq!((agenda.get(user), agenda.next_at()), (None, None));
+    }
+}

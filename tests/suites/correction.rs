@@ -1,0 +1,84 @@
+//! What viewers have been told is corrected at a pace, while what is new goes on.
+
+use std::collections::BTreeMap;
+
+use anyhow::Result;
+use presence_tests::client::now_ms;
+use presence_tests::component;
+use presence_tests::http::metric;
+use serde_json::json;
+
+use crate::inputs::{self, CONNECT, FILTERED_OFFLINE, FILTERED_ONLINE};
+use crate::world::World;
+
+const USERS: usize = 300;
+
+/// Of corrections, in messages. Both rules differ on everyone, so that a swap
+/// takes twice as many.
+const PER_SECOND: i64 = 100;
+
+#[tokio::test]
+async fn a_swap_is_corrected_at_the_pace_while_new_events_go_on() -> Result<()> {
+    let users = || (0..USERS).map(|user| format!("user-{user}"));
+    let mut world = World::start_with(|site| {
+        let mut site = site.with("correction.messages_per_s", PER_SECOND)?;
+        site.set_pipeline(&[("contacts", None), ("redact", None)])?;
+        let everyone = || users().chain(["late".to_owned()]);
+        let contacts: BTreeMap<_, _> = everyone().map(|user| (user, ["friend"])).collect();
+        let groups: BTreeMap<_, _> = everyone()
+            .map(|user| (format!("team-{user}"), [user, "colleague".to_owned()]))
+            .collect();
+        site.write_directory_value(&json!({"contacts": contacts, "groups": groups}))?;
+        Ok(site)
+    })
+    .await?;
+    for user in users() {
+        let connect = inputs::connect(&user, "c", now_ms());
+        world.client.input(CONNECT, connect).await?;
+    }
+    world.tape.hosts(FILTERED_ONLINE, USERS).await?;
+
+    let from = world.host.log_len();
+    let groups = component::named(&component::load("groups")?, "contacts")?;
+    world.site.write_plugin("contacts", groups)?;
+    world.tape.hosts(FILTERED_OFFLINE, 1).await?;
+    // It goes on, and whoever comes online now doesn't wait for its end.
+    let connect = inputs::connect("late", "c", now_ms());
+    world.client.input(CONNECT, connect).await?;
+    let is_late = |seen: &presence_tests::client::Seen| {
+        seen.subject == FILTERED_ONLINE && seen.text("userId") == "late"
+    };
+    let late = world.tape.next("the new user to be shown", is_late).await?;
+    assert_eq!(late.visible_to(), ["colleague"]);
+    let left = metric(
+        &world.host.metrics().await?,
+        "presence_correction_backlog_users",
+        &[],
+    );
+    assert!(left > 0.0, "the swap is corrected already");
+
+    let began = ["deciding again on users who are online"];
+    world.host.wait_for_log(from, &began).await?;
+    let done = ["everyone online has been decided on again", "generation=2"];
+    world.host.wait_for_log(from, &done).await?;
+    let metrics = world.host.metrics().await?;
+    let count = |name| metric(&metrics, name, &[]);
+    assert_eq!(count("presence_correction_backlog_users"), 0.0);
+    assert_eq!(
+        count("presence_correction_messages_total"),
+        2.0 * USERS as f64
+    );
+    world.tape.hosts(FILTERED_OFFLINE, USERS).await?;
+    world.tape.hosts(FILTERED_ONLINE, 2 * USERS + 1).await?;
+    let order: Vec<_> = world.tape.seen().iter().collect();
+    let place = |subject, user: &str| {
+        let found = |seen: &&presence_tests::client::Seen| {
+            seen.subject == subject && seen.text("userId") == user
+        };
+        order.iter().rposition(found)
+    };
+    for user in users() {
+        assert!(place(FILTERED_OFFLINE, &user) < place(FILTERED_ONLINE, &user));
+    }
+    world.end().await
+}
