@@ -15,12 +15,12 @@ use crate::rules::Rendition;
 /// How many bytes a viewer takes in a body, more or less.
 const VIEWER_BYTES: usize = 16;
 
-/// The body of a `user_online` or `user_offline` as it is broadcast.
+/// The body of a `user_online`, `user_offline` or `user_updated` as it is broadcast.
 pub fn event(event: &Event) -> Vec<u8> {
     let mut json = Vec::with_capacity(256);
     begin(&mut json, event);
     match event.change {
-        Change::Online => {
+        Change::Online | Change::Updated => {
             json.extend_from_slice(b",\"metadata\":");
             event.metadata.write_public(&mut json, |_| true);
         }
@@ -87,7 +87,7 @@ pub fn to_one(event: &Event, rendition: &Rendition, viewer: &Name) -> Vec<u8> {
 fn frame(event: &Event, rendition: &Rendition, body: &mut Vec<u8>, tail: &mut Vec<u8>) {
     begin(body, event);
     match event.change {
-        Change::Online => {
+        Change::Online | Change::Updated => {
             tail.extend_from_slice(b"],\"metadata\":");
             event
                 .metadata
@@ -185,6 +185,7 @@ fn begin(json: &mut Vec<u8>, event: &Event) {
     json.extend_from_slice(match event.change {
         Change::Online => b"{\"type\":\"user_online\",\"userId\":".as_slice(),
         Change::Offline { .. } => b"{\"type\":\"user_offline\",\"userId\":",
+        Change::Updated => b"{\"type\":\"user_updated\",\"userId\":",
     });
     json.extend_from_slice(event.name.json().as_bytes());
     json.extend_from_slice(b",\"timestamp\":");

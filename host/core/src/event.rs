@@ -10,6 +10,9 @@ pub use crate::tracker::Reason;
 pub enum Change {
     /// The user came online.
     Online,
+    /// What is known of an online user has changed. It is told, and not decided on:
+    /// rules are asked about the online event, with its metadata of now.
+    Updated,
     /// The user went offline.
     Offline {
         /// When the user was last seen, in milliseconds since the Unix epoch.
@@ -19,7 +22,7 @@ pub enum Change {
     },
 }
 
-/// A user's coming online or going offline.
+/// A user's coming online or going offline, or what changes in between.
 #[derive(Clone, Debug)]
 pub struct Event {
     /// The user's number.

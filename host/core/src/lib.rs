@@ -30,6 +30,7 @@ pub mod query;
 pub mod record;
 pub mod rules;
 mod shard;
+pub mod status;
 pub mod token;
 pub mod tracker;
 pub mod verdicts;

@@ -20,17 +20,23 @@ pub enum Subject {
     FilteredOffline,
     /// `presence.dlq`
     DeadLetters,
+    /// `presence.events.user_updated`
+    Updated,
+    /// `presence.filtered.user_updated`
+    FilteredUpdated,
 }
 
 impl Subject {
     /// All of them, in the order of their numbers.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 8] = [
         Self::Online,
         Self::Offline,
         Self::Events,
         Self::FilteredOnline,
         Self::FilteredOffline,
         Self::DeadLetters,
+        Self::Updated,
+        Self::FilteredUpdated,
     ];
 
     /// The subject, without a tenant's prefix.
@@ -42,6 +48,8 @@ impl Subject {
             Self::FilteredOnline => "presence.filtered.user_online",
             Self::FilteredOffline => "presence.filtered.user_offline",
             Self::DeadLetters => "presence.dlq",
+            Self::Updated => "presence.events.user_updated",
+            Self::FilteredUpdated => "presence.filtered.user_updated",
         }
     }
 }

@@ -15,7 +15,8 @@ use crate::event::{Change, Event, Reason};
 use crate::metadata::Metadata;
 use crate::names::Name;
 use crate::names::Names;
-use crate::tracker::{self, Connected, Seen};
+use crate::status::{Status, Word};
+use crate::tracker::{self, Activity, Connected, Seen};
 
 /// Which format this is.
 pub const FORMAT: u32 = 1;
@@ -32,6 +33,13 @@ pub enum Record {
         /// The event with which they came online, and who has been told.
         entry: Option<(Arc<Event>, Audience)>,
     },
+    /// Of its statuses.
+    Status {
+        /// Whose.
+        user: Name,
+        /// The user's newest word on themselves; none if it isn't known any more.
+        word: Option<Word>,
+    },
 }
 
 /// A record as it is stored: its key, and its value unless it is to be removed.
@@ -44,6 +52,7 @@ enum Key<'a> {
     Heard(&'a str, &'a str),
     User(&'a str),
     Told(&'a str),
+    Status(&'a str),
 }
 
 #[derive(Serialize, Deserialize)]
@@ -59,6 +68,14 @@ enum Connection<'a> {
         newest: u64,
         kept_since: u64,
         timed_out: bool,
+    },
+    /// As `Live`, of one that says what its user is doing.
+    Doing {
+        opened: u64,
+        newest: u64,
+        #[serde(borrow)]
+        metadata: Entries<'a>,
+        activity: Activity,
     },
 }
 
@@ -76,6 +93,14 @@ struct Told<'a> {
     viewers: Vec<&'a str>,
 }
 
+#[derive(Serialize, Deserialize)]
+struct Said<'a> {
+    timestamp: u64,
+    /// A JSON string, and when it expires.
+    #[serde(borrow)]
+    status: Option<(&'a str, Option<u64>)>,
+}
+
 /// Keys, values as JSON text, and whether they may be broadcast.
 type Entries<'a> = Vec<(&'a str, &'a str, bool)>;
 
@@ -88,7 +113,7 @@ impl Record {
                 | tracker::Record::Heard { user, .. }
                 | tracker::Record::User { user, .. },
             ) => user,
-            Self::Told { user, .. } => user.as_str(),
+            Self::Told { user, .. } | Self::Status { user, .. } => user.as_str(),
         }
     }
 
@@ -103,7 +128,9 @@ impl Record {
                 ids.insert(event.user.0);
                 ids
             }
-            Self::Told { entry: None, .. } | Self::Tracker(_) => RoaringBitmap::new(),
+            Self::Told { entry: None, .. } | Self::Tracker(_) | Self::Status { .. } => {
+                RoaringBitmap::new()
+            }
         }
     }
 
@@ -117,10 +144,22 @@ impl Record {
                         opened,
                         newest,
                         metadata,
+                        activity: None,
                     } => Connection::Live {
                         opened: *opened,
                         newest: *newest,
                         metadata: entries(metadata),
+                    },
+                    Connected::Live {
+                        opened,
+                        newest,
+                        metadata,
+                        activity: Some(activity),
+                    } => Connection::Doing {
+                        opened: *opened,
+                        newest: *newest,
+                        metadata: entries(metadata),
+                        activity: *activity,
                     },
                     Connected::Closed {
                         timestamp,
@@ -155,6 +194,16 @@ impl Record {
                 });
                 stored(&Key::Told(user.as_str()), value.as_ref())
             }
+            Self::Status { user, word } => {
+                let value = word.as_ref().map(|word| Said {
+                    timestamp: word.timestamp,
+                    status: word
+                        .status
+                        .as_ref()
+                        .map(|status| (&*status.text, status.expires_at)),
+                });
+                stored(&Key::Status(user.as_str()), value.as_ref())
+            }
         }
     }
 
@@ -174,6 +223,18 @@ impl Record {
                         opened,
                         newest,
                         metadata: metadata_of(metadata),
+                        activity: None,
+                    },
+                    Connection::Doing {
+                        opened,
+                        newest,
+                        metadata,
+                        activity,
+                    } => Connected::Live {
+                        opened,
+                        newest,
+                        metadata: metadata_of(metadata),
+                        activity: Some(activity),
                     },
                     Connection::Closed {
                         timestamp,
@@ -218,6 +279,19 @@ impl Record {
                 let viewers = told.viewers.into_iter().map(|viewer| names.intern(viewer));
                 let entry = Some((Arc::new(event), viewers.collect()));
                 return Ok(Self::Told { user, entry });
+            }
+            Key::Status(user) => {
+                let said: Said<'_> = postcard::from_bytes(value)?;
+                let status = said.status.map(|(text, expires_at)| Status {
+                    text: text.into(),
+                    expires_at,
+                });
+                let word = Some(Word {
+                    timestamp: said.timestamp,
+                    status,
+                });
+                let (_, user) = names.intern_name(user);
+                return Ok(Self::Status { user, word });
             }
         };
         Ok(Self::Tracker(record))
@@ -275,7 +349,8 @@ mod tests {
             Record::Tracker(connection(Connected::Live {
                 opened: 1,
                 newest: 2,
-                metadata,
+                metadata: metadata.clone(),
+                activity: None,
             })),
             Record::Tracker(connection(Connected::Closed {
                 timestamp: 1,
@@ -296,12 +371,28 @@ mod tests {
                 }),
             }),
             Record::Told {
-                user: name,
+                user: name.clone(),
                 entry: Some((Arc::new(event), told.into_iter().collect())),
+            },
+            Record::Tracker(connection(Connected::Live {
+                opened: 1,
+                newest: 2,
+                metadata,
+                activity: Some(Activity::Typing),
+            })),
+            Record::Status {
+                user: name,
+                word: Some(Word {
+                    timestamp: 8,
+                    status: Some(Status {
+                        text: "\"away\"".into(),
+                        expires_at: Some(9),
+                    }),
+                }),
             },
         ];
         let web = b"\x02\x06device\x05\"web\"\x01\x02ip\x011\x00";
-        let bytes: [(&[u8], Vec<u8>); 5] = [
+        let bytes: [(&[u8], Vec<u8>); 7] = [
             (b"\x00\x03ann\x02c1", [b"\x00\x01\x02", &web[..]].concat()),
             (b"\x00\x03ann\x02c1", b"\x01\x01\x02\x03\x01".into()),
             (b"\x01\x03ann\x02c1", b"\x05".into()),
@@ -310,6 +401,11 @@ mod tests {
                 b"\x03\x03ann",
                 [b"\xac\x02", &web[..], b"\x02\x03ben\x04cleo"].concat(),
             ),
+            (
+                b"\x00\x03ann\x02c1",
+                [b"\x02\x01\x02", &web[..], b"\x02"].concat(),
+            ),
+            (b"\x04\x03ann", b"\x08\x01\x06\"away\"\x01\x09".into()),
         ];
         for (record, (key, value)) in records.iter().zip(bytes) {
             assert_eq!(record.encode(&names), (key.to_vec(), Some(value.clone())));

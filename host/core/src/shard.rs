@@ -11,6 +11,7 @@ mod explain;
 mod query;
 mod restart;
 mod tell;
+mod update;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -32,6 +33,7 @@ use crate::metadata::Metadata;
 use crate::names::Names;
 use crate::publish::{Numbering, Publication, Subject};
 use crate::rules::Rules;
+use crate::status::{self, Statuses};
 use crate::tracker::{self, Effect, Reason, Tracker, Transition};
 use crate::verdicts::Verdicts;
 
@@ -56,6 +58,8 @@ pub struct Settings {
     pub departures_max: usize,
     /// Whether each viewer is also told on a subject of their own.
     pub inbox: bool,
+    /// How users' statuses are told, if they are.
+    pub status: Option<status::Settings>,
     /// The longest body that the broker takes, in bytes.
     pub body_bytes_max: usize,
     /// This node's name, for dead letters.
@@ -75,6 +79,7 @@ impl Default for Settings {
             corrections_per_s: 0,
             departures_max: 100_000,
             inbox: false,
+            status: None,
             body_bytes_max: 1 << 20,
             node: "presence".into(),
         }
@@ -141,6 +146,8 @@ pub struct Counters {
     pub stale: u64,
     /// Reasons that weren't among those known.
     pub unknown_reasons: u64,
+    /// Activities and statuses that weren't understood.
+    pub unknown_statuses: u64,
     /// Decisions made by asking the components.
     pub decided: u64,
     /// Decisions reused.
@@ -165,6 +172,7 @@ pub struct Shard {
     ledger: Ledger,
     verdicts: Verdicts,
     departed: Departed,
+    statuses: Statuses,
     numbering: Numbering,
     inboxes: Inboxes,
     counters: Counters,
@@ -188,6 +196,7 @@ impl Shard {
             directory,
             ledger: Ledger::default(),
             verdicts: Verdicts::default(),
+            statuses: Statuses::default(),
             numbering: Numbering::default(),
             inboxes: Inboxes::default(),
             counters: Counters::default(),
@@ -223,7 +232,11 @@ impl Shard {
                 if !settings.inbox {
                     self.inboxes.forget(self.now);
                 }
+                let had_statuses = self.settings.status.is_some();
                 self.settings = *settings;
+                if had_statuses && self.settings.status.is_none() {
+                    self.forget_statuses();
+                }
             }
             Input::Pause => self.tracker.pause(),
             Input::Resume { body_bytes_max } => {
@@ -239,13 +252,19 @@ impl Shard {
         while let Some(transition) = self.tracker.expire(self.now) {
             self.transition(transition, rules, out);
         }
+        self.update(rules, out);
         self.correct(rules, out);
     }
 
     /// When [`Self::advance`] is to be called: never too late, perhaps early.
     pub fn next_deadline(&self) -> Option<u64> {
         let backlog = (!self.backlog.is_empty()).then(|| self.now.max(self.pace.next_at()));
-        let deadlines = [self.tracker.next_deadline(), self.agenda.next_at(), backlog];
+        let deadlines = [
+            self.tracker.next_deadline(),
+            self.agenda.next_at(),
+            self.statuses.next_look(),
+            backlog,
+        ];
         deadlines.into_iter().flatten().min()
     }
 
@@ -271,7 +290,11 @@ impl Shard {
 
     /// All the numbers of ids this shard holds.
     pub fn ids(&self) -> RoaringBitmap {
-        self.ledger.ids() | self.verdicts.ids() | self.departed.ids() | self.inboxes.ids()
+        self.ledger.ids()
+            | self.verdicts.ids()
+            | self.departed.ids()
+            | self.inboxes.ids()
+            | self.statuses.ids()
     }
 
     fn message(&mut self, message: Message, rules: &mut dyn Rules, out: &mut Vec<Output>) {
@@ -310,6 +333,7 @@ impl Shard {
                     Change::Online,
                     metadata.unwrap_or_default(),
                 );
+                let event = self.with_status(event);
                 return self.online(event, false, rules, out);
             }
             Says::Offline {
@@ -330,10 +354,17 @@ impl Shard {
                 return self.offline(event, false, rules, out);
             }
         };
-        self.counters.stale += u64::from(handled.effect == Effect::Stale);
+        let is_stale = handled.effect == Effect::Stale;
+        self.counters.stale += u64::from(is_stale);
+        if let Says::Connect { conn, metadata } | Says::Heartbeat { conn, metadata } = &says
+            && !is_stale
+        {
+            self.heed(&user, conn, timestamp, metadata.as_deref());
+        }
         if let Some(transition) = handled.transition {
             self.transition(transition, rules, out);
         }
+        self.update(rules, out);
     }
 
     fn transition(
@@ -347,6 +378,7 @@ impl Shard {
                 user, at, metadata, ..
             } => {
                 let event = self.event(&user, at, Change::Online, metadata);
+                let event = self.with_status(event);
                 self.online(event, true, rules, out);
             }
             Transition::Offline {
@@ -364,6 +396,7 @@ impl Shard {
                 }
                 let change = Change::Offline { last_seen, reason };
                 let event = self.event(&user, at, change, metadata.build());
+                self.statuses.forget(event.user, &event.name);
                 self.offline(event, true, rules, out);
             }
         }

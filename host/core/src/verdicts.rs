@@ -98,6 +98,11 @@ impl Verdicts {
         same.then(|| (Arc::clone(&kept.verdict), reads.reconsider_at))
     }
 
+    /// The last verdict on a user, whether or not it still holds.
+    pub fn last(&self, user: Id) -> Option<Arc<Verdict>> {
+        self.kept.get(&user).map(|kept| Arc::clone(&kept.verdict))
+    }
+
     /// Keeps a verdict on an event.
     pub fn keep(&mut self, event: &Event, verdict: Arc<Verdict>, reads: Reads) {
         self.forget(event.user);

@@ -1,7 +1,7 @@
 //! What holds of visibility whatever happens: random scripts of users who come
-//! and go, a directory and rules that change, rules that fail, corrections at a
-//! pace, and a host that is restarted, with every message that viewers get
-//! followed, and queries that say the same at every point.
+//! and go and say what they are doing, a directory and rules that change, rules that
+//! fail, corrections at a pace, and a host that is restarted, with every message that
+//! viewers get followed, and queries that say the same at every point.
 
 #![allow(
     clippy::unwrap_used,
@@ -22,18 +22,52 @@ use presence_core::names::{Id, Names};
 use presence_core::publish::Subject;
 use presence_core::record::Record;
 use presence_core::rules::{Context, Decision, Enriched, Failure, Reads, Rendition, Rules};
-use presence_core::{Input, Output, Settings, Shard};
+use presence_core::{Input, Output, Settings, Shard, status};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
 const USERS: [&str; 4] = ["ada", "ben", "cleo", "dan"];
 
+/// A viewer who gets to see no statuses.
+const PLAIN: &str = "dan";
+
+/// The least time between two updates of a user.
+const MIN_INTERVAL_MS: u64 = 500;
+
+/// What a connection says of its user.
+#[derive(Clone, Debug, Default)]
+struct Said {
+    activity: Option<&'static str>,
+    /// A text, and in how many milliseconds it expires; or none, which clears it.
+    status: Option<Option<(u8, Option<u64>)>>,
+    /// How long ago it was sent.
+    behind_ms: u64,
+}
+
+fn said() -> impl Strategy<Value = Said> {
+    let activity = prop_oneof![
+        Just(None),
+        prop::sample::select(&["active", "idle", "typing", "dancing"][..]).prop_map(Some),
+    ];
+    let text = (0..2_u8, proptest::option::of(0..3_000_u64));
+    let status = prop_oneof![
+        3 => Just(None),
+        1 => proptest::option::of(text).prop_map(Some),
+    ];
+    let behind_ms = prop_oneof![3 => Just(0), 1 => 0..1_000_u64];
+    (activity, status, behind_ms).prop_map(|(activity, status, behind_ms)| Said {
+        activity,
+        status,
+        behind_ms,
+    })
+}
+
 /// One thing that happens.
 #[derive(Clone, Debug)]
 enum Step {
-    Connect(usize, u8),
+    Connect(usize, u8, Said),
     Disconnect(usize, u8),
-    Heartbeat(usize, u8),
+    Heartbeat(usize, u8, Said),
     /// An application's word.
     Online(usize),
     Offline(usize),
@@ -49,6 +83,10 @@ enum Step {
     Unredacted(Option<usize>),
     /// These users show nobody when they were last seen.
     Secretive(BTreeSet<usize>),
+    /// These users are hidden from everyone while they are idle.
+    Shy(BTreeSet<usize>),
+    /// Whether statuses are told: from now on, or from the next restart on.
+    Statuses(bool, bool),
     Wait(u64),
     /// Corrections take this many messages a second from now on, or as many as come.
     Pace(u64),
@@ -62,9 +100,11 @@ fn step() -> impl Strategy<Value = Step> {
     let user = 0..USERS.len();
     let some = || proptest::collection::btree_set(0..USERS.len(), 0..=3);
     prop_oneof![
-        4 => (user.clone(), 0..2_u8).prop_map(|(user, conn)| Step::Connect(user, conn)),
+        4 => (user.clone(), 0..2_u8, said())
+            .prop_map(|(user, conn, said)| Step::Connect(user, conn, said)),
         3 => (user.clone(), 0..2_u8).prop_map(|(user, conn)| Step::Disconnect(user, conn)),
-        1 => (user.clone(), 0..2_u8).prop_map(|(user, conn)| Step::Heartbeat(user, conn)),
+        4 => (user.clone(), 0..2_u8, said())
+            .prop_map(|(user, conn, said)| Step::Heartbeat(user, conn, said)),
         1 => user.clone().prop_map(Step::Online),
         1 => user.clone().prop_map(Step::Offline),
         3 => (user.clone(), some()).prop_map(|(user, list)| Step::Contacts(user, list)),
@@ -73,7 +113,10 @@ fn step() -> impl Strategy<Value = Step> {
         1 => some().prop_map(Step::Fail),
         1 => proptest::option::of(user).prop_map(Step::Unredacted),
         1 => some().prop_map(Step::Secretive),
-        3 => (1..40_000_u64).prop_map(Step::Wait),
+        1 => some().prop_map(Step::Shy),
+        1 => proptest::prelude::any::<(bool, bool)>()
+            .prop_map(|(told, live)| Step::Statuses(told, live)),
+        3 => prop_oneof![1..800_u64, 1..40_000_u64].prop_map(Step::Wait),
         1 => prop_oneof![Just(0), Just(1), Just(30)].prop_map(Step::Pace),
         1 => Just(Step::Save),
         1 => (0..40_000_u64, 0..USERS.len(), some())
@@ -89,6 +132,9 @@ struct Generation {
     /// A viewer whom the redactor names in no rendition.
     unredacted: Option<Id>,
     secretive: BTreeSet<Id>,
+    shy: BTreeSet<Id>,
+    /// The viewer [`PLAIN`].
+    plain: Option<Id>,
 }
 
 impl Generation {
@@ -102,11 +148,20 @@ impl Generation {
         let audience = self
             .unredacted
             .map_or_else(|| audience.clone(), |viewer| audience.without(viewer));
-        Ok(vec![Rendition {
+        let last_seen = !self.secretive.contains(&event.user);
+        let plain: Audience = self.plain.into_iter().collect();
+        let rendition = |audience, keys: &[&str]| Rendition {
             audience,
-            keys: ["device".into()].into(),
-            last_seen: !self.secretive.contains(&event.user),
-        }])
+            keys: keys.iter().map(|key| (*key).into()).collect(),
+            last_seen,
+        };
+        Ok(vec![
+            rendition(audience.intersection(&plain), &["device"]),
+            rendition(
+                audience.difference(&plain),
+                &["device", "activity", "status"],
+            ),
+        ])
     }
 }
 
@@ -121,13 +176,16 @@ impl Rules for Generation {
         let [contacts, blocked] = questions
             .each_ref()
             .map(|question| context.directory.audience(question).unwrap());
-        let audience = if self.hidden.contains(&user) {
+        let idle = context.event.metadata.get("activity") == Some("\"idle\"");
+        let hidden = self.hidden.contains(&user) || (self.shy.contains(&user) && idle);
+        let audience = if hidden {
             Audience::nobody()
         } else {
             contacts.difference(&blocked)
         };
         let reads = Reads {
             questions: questions.into(),
+            keys: ["activity".into()].into(),
             ..Reads::default()
         };
         match self.split(context.event, &audience) {
@@ -149,8 +207,17 @@ struct World {
     now: u64,
     /// Who has been told that a user is online, and not yet that they are gone.
     told: BTreeMap<String, BTreeSet<String>>,
-    /// Who is online, by the events that were broadcast, and with what device.
+    /// Who is online, by the events that were broadcast, and with what metadata.
     online: BTreeMap<String, Value>,
+    /// The metadata of a user that a viewer has seen last.
+    seen: BTreeMap<(String, String), Value>,
+    /// When the last update of a user was broadcast.
+    updated_at: BTreeMap<String, u64>,
+    /// Those of whom an update may be broadcast again.
+    again: BTreeSet<Id>,
+    /// Whether statuses are told, and whether they are after the next restart.
+    statuses: bool,
+    statuses_then: bool,
     /// When the others were last seen, by the events that were broadcast.
     last_seen: BTreeMap<String, Value>,
     /// Those on whom the decision may be put off, until it is taken again.
@@ -168,13 +235,21 @@ impl World {
         let names = Arc::new(Names::new());
         let directory = Arc::new(Directory::new());
         Self {
-            shard: shard(&names, &directory, 0),
+            shard: shard(&names, &directory, settings(0, true)),
+            rules: Generation {
+                plain: Some(names.intern(PLAIN)),
+                ..Generation::default()
+            },
             names,
             directory,
-            rules: Generation::default(),
             now: 1_000_000,
             told: BTreeMap::new(),
             online: BTreeMap::new(),
+            seen: BTreeMap::new(),
+            updated_at: BTreeMap::new(),
+            again: BTreeSet::new(),
+            statuses: true,
+            statuses_then: true,
             last_seen: BTreeMap::new(),
             pending: BTreeSet::new(),
             asks: 0,
@@ -196,16 +271,20 @@ impl World {
         self.now += 1;
         let conn = |conn: &u8| format!("c{conn}");
         match step {
-            Step::Connect(user, c) => {
-                let metadata = json!({"device": conn(c), "ip": "::1", "socketId": "s"});
+            Step::Connect(user, c, said) => {
+                let mut metadata = json!({"device": conn(c), "ip": "::1", "socketId": "s"});
+                self.say(said, &mut metadata);
                 let body = json!({"connId": conn(c), "metadata": metadata});
-                self.message(Kind::Connect, *user, body);
+                self.message_from(Kind::Connect, *user, body, said.behind_ms);
             }
             Step::Disconnect(user, c) => {
                 self.message(Kind::Disconnect, *user, json!({"connId": conn(c)}));
             }
-            Step::Heartbeat(user, c) => {
-                self.message(Kind::Heartbeat, *user, json!({"connId": conn(c)}));
+            Step::Heartbeat(user, c, said) => {
+                let mut metadata = json!({});
+                self.say(said, &mut metadata);
+                let body = json!({"connId": conn(c), "metadata": metadata});
+                self.message_from(Kind::Heartbeat, *user, body, said.behind_ms);
             }
             Step::Online(user) => self.message(Kind::Online, *user, json!({})),
             Step::Offline(user) => self.message(Kind::Offline, *user, json!({})),
@@ -225,6 +304,7 @@ impl World {
                 self.rules.hidden = self.ids(users);
                 self.input(Input::Rules);
             }
+            Step::Fail(_) if !(self.statuses && self.statuses_then) => {}
             Step::Fail(users) => {
                 // A generation is pure: that it fails is a change of the rules.
                 self.rules.failing = self.ids(users);
@@ -238,13 +318,62 @@ impl World {
                 self.rules.secretive = self.ids(users);
                 self.input(Input::Rules);
             }
+            Step::Shy(users) => {
+                self.rules.shy = self.ids(users);
+                self.input(Input::Rules);
+            }
+            Step::Statuses(told, live) => {
+                // What a pending decision keeps from being taken back stays over a
+                // restart, since nobody looks after it any more.
+                if !told {
+                    self.rules.failing.clear();
+                    self.input(Input::Rules);
+                    self.drain();
+                }
+                self.statuses_then = *told;
+                if *live {
+                    self.statuses = *told;
+                    self.updated_at.clear();
+                    self.input(Input::Settings(Box::new(self.settings())));
+                }
+            }
             Step::Wait(ms) => self.wait_until(self.now + ms),
             Step::Pace(corrections_per_s) => {
                 self.corrections_per_s = *corrections_per_s;
-                self.input(Input::Settings(Box::new(settings(*corrections_per_s))));
+                self.input(Input::Settings(Box::new(self.settings())));
             }
             Step::Save => self.save(),
             Step::Restart(down_ms, user, list) => self.restart(*down_ms, *user, list),
+        }
+    }
+
+    fn settings(&self) -> Settings {
+        settings(self.corrections_per_s, self.statuses)
+    }
+
+    /// Waits until everyone who is to be decided on has been.
+    fn drain(&mut self) {
+        while self.shard.backlog() > 0 {
+            self.wait_until(self.now + 100);
+        }
+    }
+
+    /// Where statuses aren't told, the keys are nothing but a connection's own.
+    fn say(&self, said: &Said, metadata: &mut Value) {
+        if !self.statuses {
+            return;
+        }
+        if let Some(activity) = said.activity {
+            metadata["activity"] = activity.into();
+        }
+        if let Some(status) = said.status {
+            metadata["status"] = match status {
+                None => Value::Null,
+                Some((text, None)) => json!({"text": text.to_string()}),
+                Some((text, Some(ms))) => {
+                    json!({"text": text.to_string(), "expiresAt": self.now + ms})
+                }
+            };
         }
     }
 
@@ -264,7 +393,10 @@ impl World {
         let mut edit = self.directory.edit();
         edit.contacts(self.id(user), Some(list));
         self.directory = Arc::new(edit.finish().0);
-        self.shard = shard(&self.names, &self.directory, self.corrections_per_s);
+        self.forget_expired();
+        self.statuses = self.statuses_then;
+        self.shard = shard(&self.names, &self.directory, self.settings());
+        self.updated_at.clear();
         // Those who had gone are not remembered, and numbers begin anew.
         self.last_seen.clear();
         self.delivered.clear();
@@ -275,9 +407,25 @@ impl World {
         self.wait_until(self.now);
     }
 
-    fn message(&mut self, kind: Kind, user: usize, mut body: Value) {
+    /// A status that was broadcast, and waits for a pending decision to be told, is
+    /// found out again after a restart, unless it has expired by then.
+    fn forget_expired(&mut self) {
+        for (user, metadata) in &mut self.online {
+            let pending = self.rules.failing.contains(&self.names.intern(user));
+            let expires_at = metadata["status"]["expiresAt"].as_u64();
+            if pending && expires_at.is_some_and(|at| at <= self.now) {
+                *metadata = only(metadata, &["device", "connId", "activity"]);
+            }
+        }
+    }
+
+    fn message(&mut self, kind: Kind, user: usize, body: Value) {
+        self.message_from(kind, user, body, 0);
+    }
+
+    fn message_from(&mut self, kind: Kind, user: usize, mut body: Value, behind_ms: u64) {
         body["userId"] = USERS[user].into();
-        body["timestamp"] = self.now.into();
+        body["timestamp"] = (self.now - behind_ms).into();
         let payload = Bytes::from(body.to_string());
         let message = Message::parse(kind, &payload, 1 << 20).unwrap();
         self.input(Input::Message {
@@ -339,11 +487,12 @@ impl World {
         let Some(id) = self.names.find(user) else {
             return hidden;
         };
-        if !allowed(&self.rules, &self.directory, &self.names, user).contains(viewer) {
+        if !self.allowed(user).contains(viewer) {
             return hidden;
         }
         match self.online.get(user) {
             Some(metadata) if self.told[user].contains(viewer) => {
+                let metadata = visible(metadata, viewer);
                 json!({"userId": user, "status": "online", "metadata": metadata})
             }
             None if !self.rules.secretive.contains(&id) => match self.last_seen.get(user) {
@@ -380,26 +529,53 @@ impl World {
             let viewers: Vec<_> = viewers
                 .map(|viewer| viewer.as_str().unwrap().to_owned())
                 .collect();
+            let allowed = if viewers.is_empty() {
+                BTreeSet::new()
+            } else {
+                self.allowed(&user)
+            };
             let told = self.told.entry(user.clone()).or_default();
             match publication.subject {
                 Subject::Events if body["type"] == "user_online" => {
-                    let device = body["metadata"].get("device");
-                    let device = device.map_or(json!({}), |device| json!({"device": device}));
-                    self.online.insert(user, device);
+                    self.online.insert(user, body["metadata"].clone());
+                }
+                Subject::Updated => {
+                    let before = self.online.insert(user.clone(), body["metadata"].clone());
+                    // Of an update that was put off, a restarted host can't tell.
+                    let again = self.again.remove(&self.names.intern(&user));
+                    let same = before.as_ref() == Some(&body["metadata"]);
+                    assert!(again || !same, "nothing is new of {user}");
+                    if let Some(at) = self.updated_at.insert(user, self.now)
+                        && self.statuses
+                    {
+                        assert!(self.now >= at + MIN_INTERVAL_MS, "too soon");
+                    }
                 }
                 Subject::Events => {
                     self.online.remove(&user);
+                    self.updated_at.remove(&user);
                     self.last_seen.insert(user, body["lastSeen"].clone());
                 }
                 Subject::FilteredOnline => {
-                    let allowed = allowed(&self.rules, &self.directory, &self.names, &user);
+                    let metadata = &body["metadata"];
                     for viewer in viewers {
                         assert_ne!(viewer, user, "a user is never in their own audience");
+                        self.seen
+                            .insert((user.clone(), viewer.clone()), metadata.clone());
                         assert!(allowed.contains(&viewer), "{viewer} may not see {user}");
                         assert!(
                             told.insert(viewer.clone()),
                             "{viewer} is told of {user} twice"
                         );
+                    }
+                }
+                Subject::FilteredUpdated => {
+                    let metadata = &body["metadata"];
+                    for viewer in viewers {
+                        assert!(told.contains(&viewer), "{viewer} was never told of {user}");
+                        assert!(allowed.contains(&viewer), "{viewer} may not see {user}");
+                        let before = self.seen.insert((user.clone(), viewer), metadata.clone());
+                        assert_ne!(before.as_ref(), Some(metadata), "nothing is new");
                     }
                 }
                 Subject::FilteredOffline => {
@@ -453,53 +629,95 @@ impl World {
 
     /// Once the rules answer again, everyone who may see an online user has been
     /// told, and nobody else.
+    /// What they have seen of statuses is what they may see; and when statuses are
+    /// turned off, nobody believes in one any longer.
     fn settle(&mut self) {
         self.rules.failing.clear();
         self.input(Input::Rules);
-        while self.shard.backlog() > 0 {
-            self.wait_until(self.now + 100);
+        self.drain();
+        self.wait_until(self.now + MIN_INTERVAL_MS);
+        for (user, metadata) in &self.online {
+            assert_eq!(self.told[user], self.allowed(user), "of {user}");
+            for viewer in &self.told[user] {
+                let seen = &self.seen[&(user.clone(), viewer.clone())];
+                let should = status_in(&visible(metadata, viewer));
+                assert_eq!(status_in(seen), should, "{viewer} of {user}");
+            }
         }
-        for user in self.online.keys() {
-            let allowed = allowed(&self.rules, &self.directory, &self.names, user);
-            assert_eq!(self.told[user], allowed, "of {user}");
+        self.step(&Step::Statuses(false, true));
+        for (user, told) in &self.told {
+            for viewer in told {
+                let seen = &self.seen[&(user.clone(), viewer.clone())];
+                assert_eq!(status_in(seen), json!({}), "{viewer} of {user}");
+            }
         }
+    }
+
+    /// Who may see a user, worked out anew.
+    fn allowed(&self, user: &str) -> BTreeSet<String> {
+        let Self {
+            rules,
+            directory,
+            names,
+            ..
+        } = self;
+        let idle = self
+            .online
+            .get(user)
+            .is_some_and(|it| it["activity"] == "idle");
+        let user = names.find(user).unwrap();
+        let hidden = rules.hidden.contains(&user) || (rules.shy.contains(&user) && idle);
+        if hidden || rules.failing.contains(&user) {
+            return BTreeSet::new();
+        }
+        let answer = |question| directory.audience(&question).unwrap();
+        let contacts = answer(Question::Contacts(user));
+        let blocked = answer(Question::BlockedBy(user));
+        let ids = contacts
+            .ids()
+            .filter(|id| !blocked.contains(*id) && rules.unredacted != Some(*id));
+        ids.map(|id| names.name(id).unwrap().as_str().to_owned())
+            .collect()
     }
 }
 
-fn settings(corrections_per_s: u64) -> Settings {
+fn settings(corrections_per_s: u64, statuses: bool) -> Settings {
     Settings {
         inbox: true,
         corrections_per_s,
+        status: statuses.then_some(status::Settings {
+            min_interval_ms: MIN_INTERVAL_MS,
+        }),
         ..Settings::default()
     }
 }
 
-fn shard(names: &Arc<Names>, directory: &Arc<Directory>, corrections_per_s: u64) -> Shard {
+fn shard(names: &Arc<Names>, directory: &Arc<Directory>, settings: Settings) -> Shard {
     let (names, directory) = (Arc::clone(names), Arc::clone(directory));
-    let mut shard = Shard::new(settings(corrections_per_s), names, directory);
+    let mut shard = Shard::new(settings, names, directory);
     shard.keep_records(true);
     shard
 }
 
-/// Who may see a user, worked out anew.
-fn allowed(
-    rules: &Generation,
-    directory: &Directory,
-    names: &Names,
-    user: &str,
-) -> BTreeSet<String> {
-    let user = names.find(user).unwrap();
-    if rules.hidden.contains(&user) || rules.failing.contains(&user) {
-        return BTreeSet::new();
-    }
-    let answer = |question| directory.audience(&question).unwrap();
-    let contacts = answer(Question::Contacts(user));
-    let blocked = answer(Question::BlockedBy(user));
-    let ids = contacts
-        .ids()
-        .filter(|id| !blocked.contains(*id) && rules.unredacted != Some(*id));
-    ids.map(|id| names.name(id).unwrap().as_str().to_owned())
-        .collect()
+/// What a viewer may see of a user's metadata.
+fn visible(metadata: &Value, viewer: &str) -> Value {
+    let keys: &[&str] = match viewer {
+        PLAIN => &["device"],
+        _ => &["device", "activity", "status"],
+    };
+    only(metadata, keys)
+}
+
+/// What of a user's metadata is their status.
+fn status_in(metadata: &Value) -> Value {
+    only(metadata, &["activity", "status"])
+}
+
+fn only(metadata: &Value, keys: &[&str]) -> Value {
+    let entries = metadata.as_object().unwrap().iter();
+    let entries = entries.filter(|(key, _)| keys.contains(&key.as_str()));
+    let entries = entries.map(|(key, value)| (key.clone(), value.clone()));
+    Value::Object(entries.collect())
 }
 
 proptest! {

@@ -129,13 +129,13 @@ fn events(linker: &mut Linker<Call>) -> Result<()> {
     // Verdicts are on users who are online, and of them these are always none.
     events.func_wrap("last-seen", |store: Store<'_>, (): ()| {
         Ok((match store.data().about()?.event.change {
-            Change::Online => None,
+            Change::Online | Change::Updated => None,
             Change::Offline { last_seen, .. } => Some(last_seen),
         },))
     })?;
     events.func_wrap("reason", |store: Store<'_>, (): ()| {
         Ok((match store.data().about()?.event.change {
-            Change::Online => None,
+            Change::Online | Change::Updated => None,
             Change::Offline {
                 reason: Reason::Disconnect,
                 ..

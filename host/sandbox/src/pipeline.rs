@@ -217,7 +217,7 @@ fn change(change: ChangeResult) -> wasmtime::Result<MetadataChange> {
 
 fn argument(event: &Event) -> EventArg {
     let kind = match event.change {
-        Change::Online => Kind::Online,
+        Change::Online | Change::Updated => Kind::Online,
         Change::Offline { .. } => Kind::Offline,
     };
     EventArg {

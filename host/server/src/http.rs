@@ -179,6 +179,12 @@ async fn metrics(State(status): State<Arc<Status>>) -> String {
             sum(|c| c.unknown_reasons),
         ),
         (
+            "presence_unknown_statuses_total",
+            "counter",
+            "Activities and statuses that are not understood.",
+            sum(|c| c.unknown_statuses),
+        ),
+        (
             "presence_decisions_total",
             "counter",
             "Decisions made by components.",

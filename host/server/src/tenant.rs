@@ -11,7 +11,7 @@ use std::time::Duration;
 use async_nats::Client;
 use presence_core::directory::{Changes, Directory};
 use presence_core::names::Names;
-use presence_core::{Input, Settings, Shard, tracker};
+use presence_core::{Input, Settings, Shard, status, tracker};
 use presence_sandbox::Blueprint;
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -297,6 +297,9 @@ pub(crate) fn settings(config: &Config, body_bytes_max: usize) -> Settings {
         corrections_per_s: config.correction.messages_per_s.div_ceil(workers as u64),
         departures_max: config.query.departed_max.div_ceil(workers),
         inbox: config.inbox.enabled,
+        status: config.status.enabled.then_some(status::Settings {
+            min_interval_ms: config.status.min_interval_ms,
+        }),
         body_bytes_max,
         node: config.node.name.clone(),
     }

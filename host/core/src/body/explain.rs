@@ -57,7 +57,7 @@ pub enum Standing {
 /// The reply with an explanation. `generation` is the pipeline's that decided.
 pub fn explanation(viewer: &str, user: &str, generation: u64, found: &Found) -> Vec<u8> {
     let (kind, last_seen) = match found.event.change {
-        Change::Online => ("user_online", None),
+        Change::Online | Change::Updated => ("user_online", None),
         Change::Offline { last_seen, .. } => ("user_offline", Some(last_seen)),
     };
     let basis = match found.basis {

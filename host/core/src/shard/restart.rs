@@ -1,5 +1,7 @@
 //! What a shard knows, over a restart.
 
+use std::sync::Arc;
+
 use super::Shard;
 use crate::record::Record;
 
@@ -8,11 +10,12 @@ impl Shard {
     pub fn keep_records(&mut self, keep: bool) {
         self.tracker.keep_records(keep);
         self.ledger.keep_records(keep);
+        self.statuses.keep_records(keep);
     }
 
     /// Whether there is anything to take, now or soon.
     pub fn has_records(&self) -> bool {
-        self.tracker.has_records() || self.ledger.has_records()
+        self.tracker.has_records() || self.ledger.has_records() || self.statuses.has_records()
     }
 
     /// All that has changed since this was last called, whatever came and went in
@@ -22,6 +25,19 @@ impl Shard {
         let of_tracker = self.tracker.take_records(parts);
         let mut records: Vec<_> = of_tracker.into_iter().map(Record::Tracker).collect();
         self.ledger.take_records(&mut records);
+        for record in &mut records {
+            // What wasn't told yet is found out, and told, again.
+            if self.settings.status.is_some()
+                && let Record::Told {
+                    entry: Some((event, _)),
+                    ..
+                } = record
+                && let Some(shown) = self.statuses.shown(event.user)
+            {
+                *event = Arc::clone(&shown.event);
+            }
+        }
+        self.statuses.take_records(&mut records);
         records
     }
 
@@ -39,7 +55,20 @@ impl Shard {
                         self.ledger.restore(event, told);
                     }
                 }
+                Record::Status { user, word } => {
+                    if let Some(word) = word {
+                        let user = self.names.intern(user.as_str());
+                        self.statuses.restore(user, word);
+                    }
+                }
             }
+        }
+        if self.settings.status.is_some() {
+            for user in self.ledger.users() {
+                self.statuses.look_at(user, self.now);
+            }
+        } else {
+            self.forget_statuses();
         }
         self.rules_changed();
     }

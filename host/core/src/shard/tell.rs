@@ -50,6 +50,7 @@ impl Shard {
     ) {
         let event = self.announce(event, ours, rules, out);
         self.departed.note(&event);
+        self.statuses.untold(event.user);
         let Some(entry) = self.ledger.offline(event.user) else {
             return;
         };
@@ -134,7 +135,7 @@ impl Shard {
         });
         self.agenda.set(event.user, again);
         if told.same(&verdict.audience) {
-            return;
+            return self.tell_update(event, verdict, &told, out);
         }
         let lost = told.difference(&verdict.audience);
         let put_off = whom == Told::Losses && told.len() - lost.len() < verdict.audience.len();
@@ -159,6 +160,7 @@ impl Shard {
             };
             self.tell(&gone, &rendition, &lost, out);
         }
+        self.tell_update(event, verdict, &told, out);
         let gains = if put_off { &[] } else { &*verdict.renditions };
         for rendition in gains {
             let gained = rendition.audience.difference(&told);
@@ -208,7 +210,7 @@ impl Shard {
         shared
     }
 
-    fn tell(
+    pub(super) fn tell(
         &mut self,
         event: &Event,
         rendition: &Rendition,
@@ -218,6 +220,7 @@ impl Shard {
         let subject = match event.change {
             Change::Online => Subject::FilteredOnline,
             Change::Offline { .. } => Subject::FilteredOffline,
+            Change::Updated => Subject::FilteredUpdated,
         };
         let body_bytes_max = self.settings.body_bytes_max;
         for body in body::filtered(event, rendition, viewers, &self.names, body_bytes_max) {
@@ -287,6 +290,7 @@ fn subject(event: &Event) -> Subject {
     match event.change {
         Change::Online => Subject::Online,
         Change::Offline { .. } => Subject::Offline,
+        Change::Updated => Subject::Updated,
     }
 }
 

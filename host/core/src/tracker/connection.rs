@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::activity::Activity;
 use super::slab::Key;
 
 #[derive(Debug)]
@@ -60,6 +61,8 @@ pub(super) struct Life<M> {
     /// What the store knows as the newest.
     pub(super) saved_newest: u64,
     pub(super) metadata: M,
+    /// What it says that its user is doing.
+    pub(super) activity: Option<Activity>,
 }
 
 impl<M> Life<M> {
@@ -70,6 +73,7 @@ impl<M> Life<M> {
             newest: timestamp,
             saved_newest: 0,
             metadata,
+            activity: None,
         }
     }
 

@@ -22,6 +22,7 @@
     reason = "slabs are indexed by keys that the tables and connections hold, never by an outdated one"
 )]
 
+mod activity;
 mod agenda;
 mod connection;
 mod expiry;
@@ -33,6 +34,7 @@ mod user;
 
 use std::sync::Arc;
 
+pub use self::activity::Activity;
 use self::agenda::{Agenda, Task};
 use self::connection::{Close, Life, State};
 use self::record::Changes;
@@ -57,6 +59,8 @@ pub struct Tracker<M> {
     roster: Roster<M>,
     agenda: Agenda,
     changes: Changes,
+    /// Users whose connections say something else than before.
+    stirred: Vec<Arc<str>>,
     online_users: usize,
     live_connections: usize,
 }
@@ -72,6 +76,7 @@ impl<M: Clone> Tracker<M> {
             roster: Roster::default(),
             agenda: Agenda::default(),
             changes: Changes::default(),
+            stirred: Vec::new(),
             online_users: 0,
             live_connections: 0,
         }
@@ -282,6 +287,9 @@ impl<M: Clone> Tracker<M> {
         self.note(key);
         if in_grace {
             self.note_user(user_key);
+            // What the connection says now takes the place of what was said before.
+            self.stirred
+                .push(Arc::clone(&self.roster.users[user_key].name));
         }
         self.queue_lease(key);
         Handled { effect, transition }
@@ -290,7 +298,9 @@ impl<M: Clone> Tracker<M> {
     /// Makes a connection closed, or its close a newer one.
     fn close(&mut self, key: Key, timestamp: u64, newest: u64, timed_out: bool) {
         let connection = &mut self.roster.connections[key];
-        if let State::Live(_) = connection.state {
+        let mut said = None;
+        if let State::Live(life) = &connection.state {
+            said = life.activity;
             self.roster.users[connection.user].live -= 1;
             self.live_connections -= 1;
         }
@@ -300,6 +310,7 @@ impl<M: Clone> Tracker<M> {
             kept_since: self.now,
             timed_out,
         });
+        self.count_activity(key, said, None);
         self.note(key);
         self.queue_forgetting(key);
     }

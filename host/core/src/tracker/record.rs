@@ -7,6 +7,7 @@
 
 use std::sync::Arc;
 
+use super::activity::Activity;
 use super::connection::{Close, Connection, Life, Saving, State};
 use super::slab::Key;
 use super::types::Reason;
@@ -54,6 +55,8 @@ pub enum Connected<M> {
         newest: u64,
         /// That of its newest connect.
         metadata: M,
+        /// What it says that its user is doing.
+        activity: Option<Activity>,
     },
     /// It was closed, and that is remembered.
     Closed {
@@ -225,13 +228,18 @@ impl<M: Clone> Tracker<M> {
                 opened,
                 newest,
                 metadata,
+                activity,
             } => {
                 let newest = newest.min(now);
                 user.live += 1;
+                if let Some(activity) = activity {
+                    user.activities[activity as usize] += 1;
+                }
                 self.live_connections += 1;
                 self.online_users += usize::from(user.live == 1 && user.pending.is_none());
                 State::Live(Life {
                     saved_newest: newest,
+                    activity,
                     ..Life::new(now, opened.min(now), newest, metadata)
                 })
             }
@@ -316,6 +324,7 @@ fn connection_record<M: Clone>(roster: &mut Roster<M>, key: Key) -> Option<Recor
                 opened: life.opened,
                 newest: life.newest,
                 metadata: life.metadata.clone(),
+                activity: life.activity,
             }
         }
         State::Closed(close) => Connected::Closed {

@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use super::activity::Activities;
 use super::connection::Saving;
 use super::types::Reason;
 
@@ -15,6 +16,8 @@ pub(super) struct User {
     pub(super) live: usize,
     /// How many connections are known, live or closed.
     pub(super) known: usize,
+    /// What the live connections say that the user is doing.
+    pub(super) activities: Activities,
     /// The newest timestamp in any message of the user's.
     pub(super) last_seen: u64,
     /// The last connection was closed, and its grace runs.
@@ -39,6 +42,7 @@ impl User {
             hash,
             live: 0,
             known: 0,
+            activities: Activities::default(),
             last_seen: 0,
             pending: None,
             grace_queued: false,

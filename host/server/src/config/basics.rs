@@ -1,5 +1,5 @@
 //! The sections of one or two keys: node, tenant, plugins, query,
-//! explain, inbox, http, log.
+//! explain, inbox, status, http, log.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
@@ -127,6 +127,26 @@ impl Inbox {
     pub(super) fn read(section: &mut Section<'_, '_>) -> Self {
         Self {
             enabled: section.get("enabled", any).unwrap_or(false),
+        }
+    }
+}
+
+/// `[status]`: users' statuses.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Status {
+    /// Whether they are told.
+    pub(crate) enabled: bool,
+    /// How long after an update of a user the next one is told, at the earliest, in
+    /// milliseconds.
+    pub(crate) min_interval_ms: u64,
+}
+
+impl Status {
+    pub(super) fn read(section: &mut Section<'_, '_>) -> Self {
+        let min_interval_ms = section.get("min_interval_ms", within(0..=3_600_000));
+        Self {
+            enabled: section.get("enabled", any).unwrap_or(false),
+            min_interval_ms: min_interval_ms.unwrap_or(1_000),
         }
     }
 }

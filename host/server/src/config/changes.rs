@@ -80,6 +80,7 @@ impl Config {
             ("query", Live, self.query != new.query),
             ("explain", Live, self.explain != new.explain),
             ("inbox", Live, self.inbox != new.inbox),
+            ("status", Live, self.status != new.status),
             ("http", Restart, self.http != new.http),
             ("log", Restart, self.log != new.log),
         ]

@@ -30,7 +30,7 @@ use std::path::Path;
 use toml::de::DeTable;
 
 pub(crate) use basics::{
-    Correction, Explain, Http, Inbox, Log, LogFormat, Node, Plugins, Query, Tenant,
+    Correction, Explain, Http, Inbox, Log, LogFormat, Node, Plugins, Query, Status, Tenant,
 };
 #[cfg(test)]
 use changes::Change;
@@ -78,6 +78,8 @@ pub(crate) struct Config {
     pub(crate) explain: Explain,
     /// Delivery per viewer.
     pub(crate) inbox: Inbox,
+    /// Users' statuses.
+    pub(crate) status: Status,
     /// The HTTP endpoint for health and metrics.
     pub(crate) http: Http,
     /// The node's own log.
@@ -163,6 +165,7 @@ impl Config {
             query: root.section("query", Query::read),
             explain: root.section("explain", Explain::read),
             inbox: root.section("inbox", Inbox::read),
+            status: root.section("status", Status::read),
             http: root.section("http", Http::read),
             log: root.section("log", Log::read),
         }

@@ -1,0 +1,465 @@
+//! Statuses: what a connection says that its user is doing, and what users say of
+//! themselves, as two keys of the metadata.
+//!
+//! What users are doing is the tracker's to know, since it ends with their
+//! connections. What they say of themselves is kept here, and outlives the
+//! connection that said it for as long as the user is online: the newest word
+//! holds, by its sender's timestamp, until it expires or another takes its place.
+
+use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::sync::Arc;
+
+use hashbrown::HashMap;
+use roaring::RoaringBitmap;
+use serde::Deserialize;
+use serde::de::{Deserializer, MapAccess, Visitor};
+use serde_json::value::RawValue;
+
+use crate::event::Event;
+use crate::json::push_number;
+use crate::metadata::Metadata;
+use crate::names::{Id, Name};
+use crate::record::Record;
+use crate::tracker::Activity;
+use crate::verdicts::Verdict;
+
+/// The key of what a user is doing.
+pub const ACTIVITY: &str = "activity";
+
+/// The key of what a user says of themselves.
+pub const STATUS: &str = "status";
+
+/// The longest text of a status, in bytes.
+pub const TEXT_BYTES_MAX: usize = 256;
+
+/// How statuses are told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// How long after an update of a user the next one is told, at the earliest.
+    pub min_interval_ms: u64,
+}
+
+/// What a message says of its user's status.
+#[derive(Debug, Default)]
+pub struct Said<'a> {
+    /// What the user is doing, if it says so.
+    pub activity: Option<Activity>,
+    /// What the user says of themselves, if anything: none takes it back.
+    pub status: Option<Option<StatusRef<'a>>>,
+    /// How many of the two were not understood.
+    pub unknown: u64,
+}
+
+/// What a user says of themselves, as a message has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StatusRef<'a> {
+    /// A JSON string.
+    pub text: &'a str,
+    /// Until when it holds, in milliseconds since the Unix epoch; for good if none.
+    pub expires_at: Option<u64>,
+}
+
+/// What a user says of themselves.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Status {
+    /// A JSON string.
+    pub text: Box<str>,
+    /// Until when it holds, in milliseconds since the Unix epoch; for good if none.
+    pub expires_at: Option<u64>,
+}
+
+/// A user's newest word on themselves.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Word {
+    /// Its sender's time, in milliseconds since the Unix epoch.
+    pub timestamp: u64,
+    /// What it says; none takes back what was said before.
+    pub status: Option<Status>,
+}
+
+/// How an event's metadata is to read: the two keys, as JSON text.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Reading {
+    /// Under [`ACTIVITY`].
+    pub activity: Option<Box<str>>,
+    /// Under [`STATUS`].
+    pub status: Option<Box<str>>,
+}
+
+impl<'a> Said<'a> {
+    /// Reads the metadata of a connect or heartbeat. Nothing is copied.
+    pub fn read(metadata: &'a str) -> Self {
+        let fields = Fields::read(metadata);
+        let mut said = Self::default();
+        if let Some(raw) = fields.activity {
+            said.activity = Activity::parse(raw.get());
+            said.unknown += u64::from(said.activity.is_none());
+        }
+        if let Some(raw) = fields.status {
+            said.status = StatusRef::parse(raw.get());
+            said.unknown += u64::from(said.status.is_none());
+        }
+        said
+    }
+}
+
+impl Activity {
+    /// As JSON text.
+    pub fn json(self) -> &'static str {
+        match self {
+            Self::Idle => "\"idle\"",
+            Self::Active => "\"active\"",
+            Self::Typing => "\"typing\"",
+        }
+    }
+
+    fn parse(json: &str) -> Option<Self> {
+        let mut all = Self::ALL.into_iter();
+        all.find(|activity| activity.json() == json)
+    }
+}
+
+impl<'a> StatusRef<'a> {
+    /// None if it is no status; none within if it takes one back.
+    fn parse(json: &'a str) -> Option<Option<Self>> {
+        #[derive(Deserialize)]
+        struct Object<'a> {
+            #[serde(borrow)]
+            text: &'a RawValue,
+            #[serde(rename = "expiresAt", borrow, default)]
+            expires_at: Option<&'a RawValue>,
+        }
+        if json == "null" {
+            return Some(None);
+        }
+        // A struct may be written as an array elsewhere.
+        let object: Object<'a> = json
+            .starts_with('{')
+            .then(|| serde_json::from_str(json).ok())??;
+        let text: Text<'_> = serde_json::from_str(object.text.get()).ok()?;
+        let expires_at = match object.expires_at {
+            None => None,
+            Some(raw) => Some(raw.get().parse().ok().filter(|at| *at > 0)?),
+        };
+        let status = Self {
+            text: object.text.get(),
+            expires_at,
+        };
+        (text.0.len() <= TEXT_BYTES_MAX).then_some(Some(status))
+    }
+}
+
+impl Status {
+    /// As a JSON object.
+    fn json(&self) -> Box<str> {
+        let mut json = Vec::with_capacity(self.text.len() + 48);
+        json.extend_from_slice(b"{\"text\":");
+        json.extend_from_slice(self.text.as_bytes());
+        if let Some(at) = self.expires_at {
+            json.extend_from_slice(b",\"expiresAt\":");
+            push_number(&mut json, at);
+        }
+        json.push(b'}');
+        String::from_utf8(json).unwrap_or_default().into()
+    }
+
+    fn is(&self, other: StatusRef<'_>) -> bool {
+        *self.text == *other.text && self.expires_at == other.expires_at
+    }
+}
+
+impl Word {
+    /// What holds of it at a time.
+    fn at(&self, now: u64) -> Option<&Status> {
+        let expired = |status: &&Status| status.expires_at.is_some_and(|at| at <= now);
+        self.status.as_ref().filter(|status| !expired(status))
+    }
+}
+
+impl Reading {
+    /// What an event's metadata reads as it is broadcast.
+    pub fn of(metadata: &Metadata) -> Self {
+        let public = |key: &str| {
+            let mut entries = metadata.entries();
+            let entry = entries.find(|entry| entry.key == key && entry.public);
+            entry.map(|entry| entry.value.into())
+        };
+        Self {
+            activity: public(ACTIVITY),
+            status: public(STATUS),
+        }
+    }
+
+    /// Metadata that reads so. It is written anew, and so holds nothing of what it
+    /// read before.
+    pub fn put_into(&self, metadata: &Metadata) -> Metadata {
+        let mut changed = Metadata::default().edit();
+        let others = metadata.entries();
+        for entry in others.filter(|entry| entry.key != ACTIVITY && entry.key != STATUS) {
+            changed.set(entry.key, entry.value, entry.public);
+        }
+        for (key, value) in [(ACTIVITY, &self.activity), (STATUS, &self.status)] {
+            if let Some(value) = value {
+                changed.set(key, value, true);
+            }
+        }
+        changed.build()
+    }
+}
+
+/// How a user was shown to those who have been told of them, where that is not as
+/// they are any more.
+#[derive(Clone, Debug)]
+pub struct Shown {
+    /// The event as it was.
+    pub event: Arc<Event>,
+    /// What each of them got to see of it, if that is still known.
+    pub verdict: Option<Arc<Verdict>>,
+}
+
+/// What is kept of one user.
+#[derive(Debug, Default)]
+struct Entry {
+    word: Option<Word>,
+    /// When the last update was told.
+    told_at: Option<u64>,
+    /// When to look at the user again.
+    look_at: Option<u64>,
+    /// Set while an update isn't told, since the decision on it is pending.
+    shown: Option<Shown>,
+}
+
+impl Entry {
+    fn is_empty(&self) -> bool {
+        self.word.is_none()
+            && self.told_at.is_none()
+            && self.look_at.is_none()
+            && self.shown.is_none()
+    }
+}
+
+/// The statuses of one worker's users.
+#[derive(Debug, Default)]
+pub struct Statuses {
+    users: HashMap<Id, Entry, foldhash::fast::FixedState>,
+    /// When to look at whom.
+    agenda: BTreeSet<(u64, Id)>,
+    /// Whether anybody takes records.
+    recorded: bool,
+    /// Those whose word isn't what the last record of them says.
+    changed: BTreeMap<Id, Name>,
+}
+
+impl Statuses {
+    /// A user says something of themselves. Says whether that changes anything.
+    pub fn say(
+        &mut self,
+        user: Id,
+        name: &Name,
+        timestamp: u64,
+        status: Option<StatusRef<'_>>,
+    ) -> bool {
+        let entry = self.users.entry(user).or_default();
+        if let Some(word) = &mut entry.word {
+            if timestamp < word.timestamp {
+                return false;
+            }
+            let same = match (&word.status, status) {
+                (Some(before), Some(status)) => before.is(status),
+                (before, status) => before.is_none() && status.is_none(),
+            };
+            if same {
+                word.timestamp = timestamp;
+                return false;
+            }
+        }
+        let status = status.map(|StatusRef { text, expires_at }| Status {
+            text: text.into(),
+            expires_at,
+        });
+        entry.word = Some(Word { timestamp, status });
+        self.note(user, name);
+        true
+    }
+
+    /// Puts a word back.
+    pub fn restore(&mut self, user: Id, word: Word) {
+        self.users.entry(user).or_default().word = Some(word);
+    }
+
+    /// What a user says of themselves, as a JSON object; none within if that is
+    /// nothing, or nothing any more; none if they have never said anything.
+    pub fn status(&self, now: u64, user: Id) -> Option<Option<Box<str>>> {
+        let word = self.users.get(&user)?.word.as_ref()?;
+        Some(word.at(now).map(Status::json))
+    }
+
+    /// When what a user says of themselves expires, if it will.
+    pub fn expires_at(&self, now: u64, user: Id) -> Option<u64> {
+        let word = self.users.get(&user)?.word.as_ref()?;
+        word.at(now)?.expires_at
+    }
+
+    /// When the last update of a user was told.
+    pub fn told_at(&self, user: Id) -> Option<u64> {
+        self.users.get(&user)?.told_at
+    }
+
+    /// An update of a user is told. Where it can't be yet, what they were shown
+    /// first is kept.
+    pub fn tell(&mut self, now: u64, user: Id, shown: Shown) {
+        let entry = self.users.entry(user).or_default();
+        entry.told_at = Some(now);
+        entry.shown.get_or_insert(shown);
+    }
+
+    /// How a user was shown before the update that is to be told.
+    pub fn shown(&self, user: Id) -> Option<&Shown> {
+        self.users.get(&user)?.shown.as_ref()
+    }
+
+    /// As [`Self::shown`], once it is told.
+    pub fn take_shown(&mut self, user: Id) -> Option<Shown> {
+        self.users.get_mut(&user)?.shown.take()
+    }
+
+    /// Looks at a user again at a time, or before it.
+    pub fn look_at(&mut self, user: Id, at: u64) {
+        let entry = self.users.entry(user).or_default();
+        if entry.look_at.is_some_and(|before| before <= at) {
+            return;
+        }
+        if let Some(before) = entry.look_at.replace(at) {
+            self.agenda.remove(&(before, user));
+        }
+        self.agenda.insert((at, user));
+    }
+
+    /// When somebody is to be looked at.
+    pub fn next_look(&self) -> Option<u64> {
+        self.agenda.first().map(|(at, _)| *at)
+    }
+
+    /// Somebody who is to be looked at by now.
+    pub fn pop_due(&mut self, now: u64) -> Option<Id> {
+        let (at, user) = *self.agenda.first().filter(|(at, _)| *at <= now)?;
+        self.agenda.remove(&(at, user));
+        if let Some(entry) = self.users.get_mut(&user) {
+            entry.look_at = None;
+            if entry.is_empty() {
+                self.users.remove(&user);
+            }
+        }
+        Some(user)
+    }
+
+    /// Nobody has been told of a user any longer.
+    pub fn untold(&mut self, user: Id) {
+        if let Some(entry) = self.users.get_mut(&user) {
+            entry.shown = None;
+        }
+    }
+
+    /// Forgets what a user says of themselves.
+    pub fn unsay(&mut self, user: Id, name: &Name) {
+        if let Some(entry) = self.users.get_mut(&user)
+            && entry.word.take().is_some()
+        {
+            self.note(user, name);
+        }
+    }
+
+    /// Forgets a user who has no connection any more.
+    pub fn forget(&mut self, user: Id, name: &Name) {
+        let Some(entry) = self.users.remove(&user) else {
+            return;
+        };
+        if let Some(at) = entry.look_at {
+            self.agenda.remove(&(at, user));
+        }
+        if entry.word.is_some() {
+            self.note(user, name);
+        }
+    }
+
+    /// The users who have said something of themselves, in a stable order.
+    pub fn users(&self) -> Vec<Id> {
+        let said = self.users.iter().filter(|(_, entry)| entry.word.is_some());
+        let mut users: Vec<_> = said.map(|(user, _)| *user).collect();
+        users.sort_unstable();
+        users
+    }
+
+    /// Whether changes are noted from now on, for [`Self::take_records`].
+    pub fn keep_records(&mut self, keep: bool) {
+        self.recorded = keep;
+        self.changed.clear();
+    }
+
+    /// Whether there is anything to take.
+    pub fn has_records(&self) -> bool {
+        !self.changed.is_empty()
+    }
+
+    /// All that has changed since this was last called. Of two records of the same
+    /// user, the later holds.
+    pub fn take_records(&mut self, records: &mut Vec<Record>) {
+        for (id, user) in std::mem::take(&mut self.changed) {
+            let entry = self.users.get(&id);
+            let word = entry.and_then(|entry| entry.word.clone());
+            records.push(Record::Status { user, word });
+        }
+    }
+
+    /// All the numbers of ids in here.
+    pub fn ids(&self) -> RoaringBitmap {
+        let users = self.users.keys().chain(self.changed.keys());
+        users.map(|user| user.0).collect()
+    }
+
+    fn note(&mut self, user: Id, name: &Name) {
+        if self.recorded {
+            self.changed.insert(user, name.clone());
+        }
+    }
+}
+
+/// The two keys of a message's metadata. Of one given twice, the last holds.
+#[derive(Default)]
+struct Fields<'a> {
+    activity: Option<&'a RawValue>,
+    status: Option<&'a RawValue>,
+}
+
+impl<'a> Fields<'a> {
+    fn read(metadata: &'a str) -> Self {
+        struct Object;
+        impl<'de> Visitor<'de> for Object {
+            type Value = Fields<'de>;
+            fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+                formatter.write_str("an object")
+            }
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Fields<'de>, A::Error> {
+                let mut fields = Fields::default();
+                while let Some((Text(key), value)) = map.next_entry::<Text<'de>, &'de RawValue>()? {
+                    match &*key {
+                        ACTIVITY => fields.activity = Some(value),
+                        STATUS => fields.status = Some(value),
+                        _ => {}
+                    }
+                }
+                Ok(fields)
+            }
+        }
+        // Whoever takes it in has checked that it is an object.
+        serde_json::Deserializer::from_str(metadata)
+            .deserialize_map(Object)
+            .unwrap_or_default()
+    }
+}
+
+/// A string, borrowed from the text where it has no escapes.
+#[derive(Deserialize)]
+struct Text<'a>(#[serde(borrow)] Cow<'a, str>);

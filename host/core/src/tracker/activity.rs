@@ -1,0 +1,116 @@
+//! What users are doing, as far as their connections say.
+//!
+//! Of all that a user's live connections say, the foremost holds. They are counted
+//! by what they say, so that this costs the same however many there are.
+
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use super::Tracker;
+use super::connection::State;
+use super::slab::Key;
+
+/// What a user is doing, the foremost last.
+// Records hold it by its place: what is added comes last, and is ranked elsewhere.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum Activity {
+    /// Nothing, for a while.
+    Idle,
+    /// Something.
+    Active,
+    /// Typing.
+    Typing,
+}
+
+impl Activity {
+    /// All of them, in the order of their numbers.
+    pub const ALL: [Self; 3] = [Self::Idle, Self::Active, Self::Typing];
+}
+
+/// How many of a user's live connections say so, by [`Activity`].
+pub(super) type Activities = [u32; Activity::ALL.len()];
+
+impl<M: Clone> Tracker<M> {
+    /// A connection says what its user is doing, in a connect or heartbeat that was
+    /// just handed over. It holds until the connection says otherwise or ends. What
+    /// a newer message has overtaken is ignored.
+    pub fn set_activity(
+        &mut self,
+        now: u64,
+        user: &str,
+        conn: &str,
+        timestamp: u64,
+        activity: Activity,
+    ) {
+        let (_, timestamp) = self.arrival(now, timestamp);
+        let Some(key) = self.roster.find(user, conn) else {
+            return;
+        };
+        let State::Live(life) = &mut self.roster.connections[key].state else {
+            return;
+        };
+        if timestamp < life.newest || life.activity == Some(activity) {
+            return;
+        }
+        let before = life.activity.replace(activity);
+        self.count_activity(key, before, Some(activity));
+        self.note(key);
+    }
+
+    /// What a user is doing, by all of their live connections.
+    pub fn activity(&self, user: &str) -> Option<Activity> {
+        let user = &self.roster.users[self.roster.find_user(user)?];
+        let said = |activity: &&Activity| user.activities[**activity as usize] > 0;
+        Activity::ALL.iter().rev().find(said).copied()
+    }
+
+    /// Whether a user has a live connection.
+    pub fn is_connected(&self, user: &str) -> bool {
+        let user = self.roster.find_user(user);
+        user.is_some_and(|key| self.roster.users[key].live > 0)
+    }
+
+    /// A user whose connections say something else than before, while there are any;
+    /// each once or more. To be called until it returns none.
+    pub fn take_stirred(&mut self) -> Option<Arc<str>> {
+        self.stirred.pop()
+    }
+
+    /// Forgets what all connections say, and tells whose they are.
+    pub fn forget_activities(&mut self) -> Vec<Arc<str>> {
+        self.stirred.clear();
+        for key in self.roster.connections.keys() {
+            if let State::Live(life) = &mut self.roster.connections[key].state
+                && let Some(activity) = life.activity.take()
+            {
+                self.count_activity(key, Some(activity), None);
+                self.note(key);
+            }
+        }
+        std::mem::take(&mut self.stirred)
+    }
+
+    /// Notes that a connection says something else than before.
+    pub(super) fn count_activity(
+        &mut self,
+        key: Key,
+        before: Option<Activity>,
+        after: Option<Activity>,
+    ) {
+        if before == after {
+            return;
+        }
+        let user = &mut self.roster.users[self.roster.connections[key].user];
+        if let Some(before) = before {
+            user.activities[before as usize] -= 1;
+        }
+        if let Some(after) = after {
+            user.activities[after as usize] += 1;
+        }
+        // While no connection is live, what was said last is left as it is.
+        if user.live > 0 {
+            self.stirred.push(Arc::clone(&user.name));
+        }
+    }
+}
