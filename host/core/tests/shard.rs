@@ -16,7 +16,7 @@ use presence_core::directory::{Directory, Question};
 use presence_core::message::{Kind, Message};
 use presence_core::names::Names;
 use presence_core::rules::{Context, Decision, Enriched, Failure, Reads, Rendition, Rules};
-use presence_core::{Input, Output, Settings, Shard};
+use presence_core::{Input, Output, Settings, Shard, status};
 use serde_json::{Value, json};
 
 /// Contacts may see, and get the device. Fails while it is told to.
@@ -309,22 +309,53 @@ fn an_application_states_to_those_not_told_yet() {
 
 #[test]
 fn a_heartbeat_of_a_known_connection_allocates_nothing() {
+    for told in [false, true] {
+        heartbeats_allocate_nothing(told.then_some(status::Settings {
+            min_interval_ms: 1_000,
+        }));
+    }
+}
+
+fn heartbeats_allocate_nothing(status: Option<status::Settings>) {
     let mut world = World::new(&[("a", &["b"])]);
     world.shard.keep_records(true);
+    world.input(Input::Settings(Box::new(Settings {
+        status,
+        ..Settings::default()
+    })));
     world.connect("a");
-    let body = json!({"userId": "a", "connId": "c", "timestamp": 2_000,
-        "metadata": {"activity": "typing", "location": "chat:67890"}});
-    let payload = Bytes::from(body.to_string());
+    let heartbeat = |metadata| {
+        let body = json!({"userId": "a", "connId": "c", "timestamp": 2_000, "metadata": metadata});
+        Bytes::from(body.to_string())
+    };
+    let payload = heartbeat(json!({"activity": "typing", "location": "chat:67890"}));
     // The first clone of its bytes makes them shared, which is the client's doing.
     let _shared = payload.clone();
-    let mut out = Vec::with_capacity(8);
-    let measured = allocation_counter::measure(|| {
-        let message = Message::parse(Kind::Heartbeat, &payload, 1 << 20).unwrap();
-        let input = Input::Message {
+    let parse = |payload| {
+        let message = Message::parse(Kind::Heartbeat, payload, 1 << 20).unwrap();
+        Input::Message {
             message,
             reply: None,
-        };
-        world.shard.handle(2_000, input, &mut world.rules, &mut out);
+        }
+    };
+    let mut out = Vec::with_capacity(8);
+    let shard = &mut world.shard;
+    // What is said for the first time may be told.
+    shard.handle(2_000, parse(&payload), &mut world.rules, &mut out);
+    assert_eq!(out.len(), usize::from(status.is_some()));
+    out.clear();
+    let measured = allocation_counter::measure(|| {
+        shard.handle(2_000, parse(&payload), &mut world.rules, &mut out);
+    });
+    assert_eq!(measured.count_total, 0, "{measured:?}");
+
+    let said = json!({"status": {"text": "in a meeting", "expiresAt": 100_000}});
+    let input = parse(&heartbeat(said));
+    shard.handle(4_000, input.clone(), &mut world.rules, &mut out);
+    assert_eq!(out.len(), usize::from(status.is_some()));
+    out.clear();
+    let measured = allocation_counter::measure(|| {
+        shard.handle(4_000, input, &mut world.rules, &mut out);
     });
     assert_eq!(measured.count_total, 0, "{measured:?}");
     assert!(out.is_empty());

@@ -3,7 +3,7 @@
 
 use std::collections::HashSet;
 
-use presence_core::tracker::{Handled, Reason, Settings, Tracker, Transition};
+use presence_core::tracker::{Activity, Handled, Reason, Settings, Tracker, Transition};
 use proptest::prelude::*;
 
 use crate::model::Model;
@@ -19,8 +19,8 @@ struct Step {
 
 #[derive(Clone, Debug)]
 enum Action {
-    Connect(Sender),
-    Heartbeat(Sender),
+    Connect(Sender, Option<Activity>),
+    Heartbeat(Sender, Option<Activity>),
     Disconnect(Sender, Reason),
     Pause,
     Resume,
@@ -64,9 +64,10 @@ fn step() -> impl Strategy<Value = Step> {
         Just(Reason::Timeout),
         Just(Reason::Logout)
     ];
+    let activity = || prop::option::of(prop::sample::select(&Activity::ALL[..]));
     let action = prop_oneof![
-        6 => sender().prop_map(Action::Connect),
-        8 => sender().prop_map(Action::Heartbeat),
+        6 => (sender(), activity()).prop_map(|(sender, says)| Action::Connect(sender, says)),
+        8 => (sender(), activity()).prop_map(|(sender, says)| Action::Heartbeat(sender, says)),
         6 => (sender(), reason).prop_map(|(sender, reason)| Action::Disconnect(sender, reason)),
         1 => Just(Action::Pause),
         1 => Just(Action::Resume),
@@ -122,14 +123,14 @@ impl Pair {
         self.now = now;
         let timestamp = |sender: &Sender| now.saturating_add_signed(-sender.behind_ms);
         let (tracker, model) = (&mut self.tracker, &mut self.model);
-        let (was, should) = match step.action {
-            Action::Connect(sender) => {
+        let (was, should) = match step.action.clone() {
+            Action::Connect(sender, _) => {
                 let Sender { user, conn, .. } = sender;
                 let ts = timestamp(&sender);
                 let was = tracker.connect(now, user, conn, ts, || metadata);
                 (was, model.connect(now, user, conn, ts, metadata))
             }
-            Action::Heartbeat(sender) => {
+            Action::Heartbeat(sender, _) => {
                 let Sender { user, conn, .. } = sender;
                 let ts = timestamp(&sender);
                 let was = tracker.heartbeat(now, user, conn, ts, || metadata);
@@ -159,6 +160,14 @@ impl Pair {
             Action::Wake => return,
         };
         assert_eq!(was, should);
+        if let Action::Connect(sender, Some(says)) | Action::Heartbeat(sender, Some(says)) =
+            step.action
+        {
+            let Sender { user, conn, .. } = sender;
+            let ts = timestamp(&sender);
+            tracker.set_activity(now, user, conn, ts, says);
+            model.set_activity(now, user, conn, ts, says);
+        }
         let Handled { transition, .. } = was;
         transition
             .iter()
@@ -219,6 +228,7 @@ impl Pair {
         assert_eq!(online.len(), self.online.len());
         for user in USERS {
             assert_eq!(self.tracker.is_online(user), self.online.contains(user));
+            assert_eq!(self.tracker.activity(user), self.model.activity(user));
         }
         let live: usize = online.iter().map(|(_, live)| live).sum();
         assert_eq!(live, self.tracker.connections());

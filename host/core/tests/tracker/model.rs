@@ -2,7 +2,7 @@
 //! deadlines that are worked out anew whenever somebody asks. What the tracker
 //! does to be fast must make no difference to it.
 
-use presence_core::tracker::{Effect, Handled, Reason, Settings, Transition};
+use presence_core::tracker::{Activity, Effect, Handled, Reason, Settings, Transition};
 
 type Metadata = u64;
 
@@ -37,6 +37,7 @@ enum State {
         heard_at: u64,
         opened: u64,
         newest: u64,
+        activity: Option<Activity>,
     },
     Closed {
         timestamp: u64,
@@ -152,6 +153,40 @@ impl Model {
         }
     }
 
+    pub(crate) fn set_activity(
+        &mut self,
+        now: u64,
+        user: &str,
+        id: &str,
+        timestamp: u64,
+        said: Activity,
+    ) {
+        let mut connections = self.connections.iter_mut();
+        let found = connections.find(|it| it.user == user && it.id == id);
+        if let Some(State::Live {
+            newest, activity, ..
+        }) = found.map(|it| &mut it.state)
+            && timestamp.min(now) == *newest
+        {
+            *activity = Some(said);
+        }
+    }
+
+    /// What the user is doing: typing on any connection, or else active on any.
+    pub(crate) fn activity(&self, user: &str) -> Option<Activity> {
+        let said: Vec<_> = self
+            .connections
+            .iter()
+            .filter(|it| it.user == user)
+            .filter_map(|it| match it.state {
+                State::Live { activity, .. } => activity,
+                State::Closed { .. } | State::Unknown => None,
+            })
+            .collect();
+        let order = [Activity::Typing, Activity::Active, Activity::Idle];
+        order.into_iter().find(|activity| said.contains(activity))
+    }
+
     pub(crate) fn resume(&mut self, now: u64) {
         self.paused = false;
         self.hearing_since = now;
@@ -229,14 +264,17 @@ impl Model {
     ) -> Handled<Metadata> {
         let Connection { user, id, state } = &mut self.connections[index];
         let (name, conn) = (user.clone(), id.clone());
-        let (effect, newest) = match *state {
-            State::Live { newest, .. } => (Effect::Renewed, newest.max(timestamp)),
-            State::Closed { .. } | State::Unknown => (begun, timestamp),
+        let (effect, newest, activity) = match *state {
+            State::Live {
+                newest, activity, ..
+            } => (Effect::Renewed, newest.max(timestamp), activity),
+            State::Closed { .. } | State::Unknown => (begun, timestamp, None),
         };
         *state = State::Live {
             heard_at: now,
             opened,
             newest,
+            activity,
         };
         let is_first = effect != Effect::Renewed && self.live_connections(&name) == 1;
         let user = self.user(&name);
