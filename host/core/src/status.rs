@@ -271,6 +271,7 @@ impl Statuses {
                 (before, status) => before.is_none() && status.is_none(),
             };
             if same {
+                // No change to store: it would be one with each heartbeat that says so.
                 word.timestamp = timestamp;
                 return false;
             }

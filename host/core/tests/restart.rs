@@ -17,7 +17,7 @@ use presence_core::message::{Kind, Message};
 use presence_core::names::Names;
 use presence_core::record::Record;
 use presence_core::rules::{Context, Decision, Enriched, Failure, Reads, Rendition, Rules};
-use presence_core::{Input, Output, Settings, Shard, tracker};
+use presence_core::{Input, Output, Settings, Shard, status, tracker};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
@@ -26,8 +26,8 @@ const TIMEOUT_MS: u64 = 100;
 
 #[derive(Clone, Debug)]
 enum Step {
-    /// A kind of message, of a user's connection, sent so long ago.
-    Says(Kind, usize, u8, u64),
+    /// A kind of message, of a user's connection, sent so long ago, with a status.
+    Says(Kind, usize, u8, u64, Value),
     Contacts(usize, BTreeSet<usize>),
     Wait(u64),
     /// The records so far are stored, one of so many parts of when connections
@@ -48,12 +48,28 @@ fn step() -> impl Strategy<Value = Step> {
     ];
     let behind = prop_oneof![3 => Just(0), 1 => 0..60_u64];
     prop_oneof![
-        12 => (kind, user.clone(), 0..3_u8, behind)
-            .prop_map(|(kind, user, conn, behind)| Step::Says(kind, user, conn, behind)),
+        12 => (kind, user.clone(), 0..3_u8, behind, said())
+            .prop_map(|(kind, user, conn, behind, said)| Step::Says(kind, user, conn, behind, said)),
         2 => (user, list).prop_map(|(user, list)| Step::Contacts(user, list)),
         4 => (0..80_u64).prop_map(Step::Wait),
         3 => (1..3_usize).prop_map(Step::Save),
         3 => Just(Step::Restart),
+    ]
+}
+
+/// What a message says of its user's status. No two texts are the same, since when
+/// a word was repeated is not stored.
+fn said() -> impl Strategy<Value = Value> {
+    let status = (
+        proptest::num::u32::ANY,
+        proptest::option::of(900..3_000_u64),
+    );
+    prop_oneof![
+        3 => Just(json!({})),
+        3 => prop::sample::select(&["active", "idle", "typing"][..])
+            .prop_map(|activity| json!({"activity": activity})),
+        2 => status.prop_map(|(text, at)| json!({"status":
+            {"text": text.to_string(), "expiresAt": at.unwrap_or(u64::MAX)}})),
     ]
 }
 
@@ -90,7 +106,9 @@ impl Rules for Contacts {
 fn rendition(audience: presence_core::audience::Audience) -> Vec<Rendition> {
     vec![Rendition {
         audience,
-        keys: ["device".into(), "stamp".into()].into(),
+        keys: ["device", "stamp", "activity", "status"]
+            .map(Box::from)
+            .into(),
         last_seen: true,
     }]
 }
@@ -184,6 +202,8 @@ impl Pair {
                 timeout_ms: TIMEOUT_MS,
                 grace_ms,
             },
+            // When a user was updated last, a restart forgets.
+            status: Some(status::Settings { min_interval_ms: 0 }),
             ..Settings::default()
         };
         let mut restarted = Node::new(settings.clone());
@@ -202,10 +222,14 @@ impl Pair {
         // What is due comes before what arrives, also in the first of a millisecond.
         self.wait(self.now - 1, self.now - 1);
         match step {
-            Step::Says(kind, user, conn, behind) => {
+            Step::Says(kind, user, conn, behind, said) => {
+                let mut metadata = json!({"device": conn, "secret": self.now});
+                for (key, value) in said.as_object().unwrap() {
+                    metadata[key] = value.clone();
+                }
                 let body = json!({"userId": USERS[*user], "connId": format!("c{conn}"),
                     "timestamp": self.now - behind, "reason": "logout", "lastSeen": self.now,
-                    "metadata": {"device": conn, "secret": self.now}});
+                    "metadata": metadata});
                 let payload = Bytes::from(body.to_string());
                 let message = Message::parse(*kind, &payload, 1 << 20).unwrap();
                 let input = Input::Message {
@@ -282,7 +306,7 @@ impl Pair {
         self.wait(self.now, end);
         self.now = end;
         for user in 0..USERS.len() {
-            self.step(&Step::Says(Kind::Offline, user, 0, 0));
+            self.step(&Step::Says(Kind::Offline, user, 0, 0, json!({})));
         }
         self.save(1);
         assert!(self.store.is_empty(), "{:?}", self.store);
