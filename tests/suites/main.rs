@@ -27,4 +27,5 @@ mod query;
 mod replay;
 mod restart;
 mod seed;
+mod statuses;
 mod world;

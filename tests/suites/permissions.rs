@@ -33,8 +33,10 @@ const RIGHTS: [Rights; 6] = [
             "presence.events",
             "presence.events.user_online",
             "presence.events.user_offline",
+            "presence.events.user_updated",
             "presence.filtered.user_online",
             "presence.filtered.user_offline",
+            "presence.filtered.user_updated",
             "presence.inbox.ada",
             "presence.dlq",
             "presence-nodes.hello",
@@ -61,6 +63,7 @@ const RIGHTS: [Rights; 6] = [
         subscribes: &[
             "presence.filtered.user_online",
             "presence.filtered.user_offline",
+            "presence.filtered.user_updated",
         ],
     },
     Rights {
@@ -90,10 +93,12 @@ const RIGHTS: [Rights; 6] = [
 ];
 
 /// What somebody might try beside what is theirs.
-const TRIED: [&str; 16] = [
+const TRIED: [&str; 18] = [
     "presence.events",
     "presence.events.user_online",
+    "presence.events.user_updated",
     "presence.filtered.user_online",
+    "presence.filtered.user_updated",
     "presence.inbox.cleo",
     "presence.inbox.=YS5i",
     "presence.connect",
