@@ -37,8 +37,11 @@ pub enum Record {
     Status {
         /// Whose.
         user: Name,
-        /// The user's newest word on themselves; none if it isn't known any more.
+        /// The user's newest word on themselves, if it is known.
         word: Option<Word>,
+        /// The metadata that those who have been told of the user were shown, if an
+        /// update waits for a pending decision.
+        shown: Option<Metadata>,
     },
 }
 
@@ -95,11 +98,13 @@ struct Told<'a> {
 
 #[derive(Serialize, Deserialize)]
 struct Said<'a> {
-    timestamp: u64,
-    /// A JSON string, and when it expires.
     #[serde(borrow)]
-    status: Option<(&'a str, Option<u64>)>,
+    word: Option<(u64, Saying<'a>)>,
+    shown: Option<Entries<'a>>,
 }
+
+/// A JSON string, and when it expires.
+type Saying<'a> = Option<(&'a str, Option<u64>)>;
 
 /// Keys, values as JSON text, and whether they may be broadcast.
 type Entries<'a> = Vec<(&'a str, &'a str, bool)>;
@@ -194,14 +199,15 @@ impl Record {
                 });
                 stored(&Key::Told(user.as_str()), value.as_ref())
             }
-            Self::Status { user, word } => {
-                let value = word.as_ref().map(|word| Said {
-                    timestamp: word.timestamp,
-                    status: word
-                        .status
-                        .as_ref()
-                        .map(|status| (&*status.text, status.expires_at)),
+            Self::Status { user, word, shown } => {
+                let word = word.as_ref().map(|word| {
+                    let status = word.status.as_ref();
+                    let saying = status.map(|status| (&*status.text, status.expires_at));
+                    (word.timestamp, saying)
                 });
+                let shown = shown.as_ref().map(entries);
+                let known = word.is_some() || shown.is_some();
+                let value = known.then_some(Said { word, shown });
                 stored(&Key::Status(user.as_str()), value.as_ref())
             }
         }
@@ -282,16 +288,16 @@ impl Record {
             }
             Key::Status(user) => {
                 let said: Said<'_> = postcard::from_bytes(value)?;
-                let status = said.status.map(|(text, expires_at)| Status {
-                    text: text.into(),
-                    expires_at,
+                let word = said.word.map(|(timestamp, saying)| Word {
+                    timestamp,
+                    status: saying.map(|(text, expires_at)| Status {
+                        text: text.into(),
+                        expires_at,
+                    }),
                 });
-                let word = Some(Word {
-                    timestamp: said.timestamp,
-                    status,
-                });
+                let shown = said.shown.map(metadata_of);
                 let (_, user) = names.intern_name(user);
-                return Ok(Self::Status { user, word });
+                return Ok(Self::Status { user, word, shown });
             }
         };
         Ok(Self::Tracker(record))
@@ -377,7 +383,7 @@ mod tests {
             Record::Tracker(connection(Connected::Live {
                 opened: 1,
                 newest: 2,
-                metadata,
+                metadata: metadata.clone(),
                 activity: Some(Activity::Typing),
             })),
             Record::Status {
@@ -389,6 +395,7 @@ mod tests {
                         expires_at: Some(9),
                     }),
                 }),
+                shown: Some(metadata),
             },
         ];
         let web = b"\x02\x06device\x05\"web\"\x01\x02ip\x011\x00";
@@ -405,7 +412,10 @@ mod tests {
                 b"\x00\x03ann\x02c1",
                 [b"\x02\x01\x02", &web[..], b"\x02"].concat(),
             ),
-            (b"\x04\x03ann", b"\x08\x01\x06\"away\"\x01\x09".into()),
+            (
+                b"\x04\x03ann",
+                [b"\x01\x08\x01\x06\"away\"\x01\x09\x01", &web[..]].concat(),
+            ),
         ];
         for (record, (key, value)) in records.iter().zip(bytes) {
             assert_eq!(record.encode(&names), (key.to_vec(), Some(value.clone())));

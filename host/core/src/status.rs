@@ -227,8 +227,10 @@ struct Entry {
     told_at: Option<u64>,
     /// When to look at the user again.
     look_at: Option<u64>,
-    /// Set while an update isn't told, since the decision on it is pending.
+    /// Set until an update is told.
     shown: Option<Shown>,
+    /// Whether that waits for a pending decision.
+    put_off: bool,
 }
 
 impl Entry {
@@ -248,7 +250,7 @@ pub struct Statuses {
     agenda: BTreeSet<(u64, Id)>,
     /// Whether anybody takes records.
     recorded: bool,
-    /// Those whose word isn't what the last record of them says.
+    /// Those of whom the last record isn't true any more.
     changed: BTreeMap<Id, Name>,
 }
 
@@ -285,9 +287,15 @@ impl Statuses {
         true
     }
 
-    /// Puts a word back.
-    pub fn restore(&mut self, user: Id, word: Word) {
-        self.users.entry(user).or_default().word = Some(word);
+    /// Puts back what was known of a user. By which verdict they were shown isn't.
+    pub fn restore(&mut self, user: Id, word: Option<Word>, shown: Option<Arc<Event>>) {
+        let entry = self.users.entry(user).or_default();
+        entry.word = word;
+        entry.put_off = shown.is_some();
+        entry.shown = shown.map(|event| Shown {
+            event,
+            verdict: None,
+        });
     }
 
     /// What a user says of themselves, as a JSON object; none within if that is
@@ -308,22 +316,33 @@ impl Statuses {
         self.users.get(&user)?.told_at
     }
 
-    /// An update of a user is told. Where it can't be yet, what they were shown
-    /// first is kept.
+    /// An update of a user is to be told. Of several, the first says how they were
+    /// shown before.
     pub fn tell(&mut self, now: u64, user: Id, shown: Shown) {
         let entry = self.users.entry(user).or_default();
         entry.told_at = Some(now);
         entry.shown.get_or_insert(shown);
     }
 
-    /// How a user was shown before the update that is to be told.
-    pub fn shown(&self, user: Id) -> Option<&Shown> {
-        self.users.get(&user)?.shown.as_ref()
+    /// An update of a user isn't told, unless it has been, before the decision is made.
+    pub fn put_off(&mut self, user: Id, name: &Name) {
+        if let Some(entry) = self.users.get_mut(&user)
+            && entry.shown.is_some()
+            && !std::mem::replace(&mut entry.put_off, true)
+        {
+            self.note(user, name);
+        }
     }
 
-    /// As [`Self::shown`], once it is told.
-    pub fn take_shown(&mut self, user: Id) -> Option<Shown> {
-        self.users.get_mut(&user)?.shown.take()
+    /// How a user was shown before the update that is told now, if there is one; or
+    /// that is not to be told any more.
+    pub fn take_shown(&mut self, user: Id, name: &Name) -> Option<Shown> {
+        let entry = self.users.get_mut(&user)?;
+        let shown = entry.shown.take();
+        if std::mem::take(&mut entry.put_off) {
+            self.note(user, name);
+        }
+        shown
     }
 
     /// Looks at a user again at a time, or before it.
@@ -356,13 +375,6 @@ impl Statuses {
         Some(user)
     }
 
-    /// Nobody has been told of a user any longer.
-    pub fn untold(&mut self, user: Id) {
-        if let Some(entry) = self.users.get_mut(&user) {
-            entry.shown = None;
-        }
-    }
-
     /// Forgets what a user says of themselves.
     pub fn unsay(&mut self, user: Id, name: &Name) {
         if let Some(entry) = self.users.get_mut(&user)
@@ -380,7 +392,7 @@ impl Statuses {
         if let Some(at) = entry.look_at {
             self.agenda.remove(&(at, user));
         }
-        if entry.word.is_some() {
+        if entry.word.is_some() || entry.put_off {
             self.note(user, name);
         }
     }
@@ -410,7 +422,10 @@ impl Statuses {
         for (id, user) in std::mem::take(&mut self.changed) {
             let entry = self.users.get(&id);
             let word = entry.and_then(|entry| entry.word.clone());
-            records.push(Record::Status { user, word });
+            let shown = entry.filter(|entry| entry.put_off);
+            let shown = shown.and_then(|entry| entry.shown.as_ref());
+            let shown = shown.map(|shown| shown.event.metadata.clone());
+            records.push(Record::Status { user, word, shown });
         }
     }
 

@@ -211,10 +211,11 @@ struct World {
     online: BTreeMap<String, Value>,
     /// The metadata of a user that a viewer has seen last.
     seen: BTreeMap<(String, String), Value>,
+    /// Those whose device may have changed in between, by an application's word, of
+    /// which those who have been told aren't told.
+    stated: BTreeSet<String>,
     /// When the last update of a user was broadcast.
     updated_at: BTreeMap<String, u64>,
-    /// Those of whom an update may be broadcast again.
-    again: BTreeSet<Id>,
     /// Whether statuses are told, and whether they are after the next restart.
     statuses: bool,
     statuses_then: bool,
@@ -246,8 +247,8 @@ impl World {
             told: BTreeMap::new(),
             online: BTreeMap::new(),
             seen: BTreeMap::new(),
+            stated: BTreeSet::new(),
             updated_at: BTreeMap::new(),
-            again: BTreeSet::new(),
             statuses: true,
             statuses_then: true,
             last_seen: BTreeMap::new(),
@@ -286,7 +287,10 @@ impl World {
                 let body = json!({"connId": conn(c), "metadata": metadata});
                 self.message_from(Kind::Heartbeat, *user, body, said.behind_ms);
             }
-            Step::Online(user) => self.message(Kind::Online, *user, json!({})),
+            Step::Online(user) => {
+                self.stated.insert(USERS[*user].to_owned());
+                self.message(Kind::Online, *user, json!({}));
+            }
             Step::Offline(user) => self.message(Kind::Offline, *user, json!({})),
             Step::Contacts(user, list) => {
                 let list = self.ids(list).into_iter().map(|id| id.0).collect();
@@ -304,7 +308,6 @@ impl World {
                 self.rules.hidden = self.ids(users);
                 self.input(Input::Rules);
             }
-            Step::Fail(_) if !(self.statuses && self.statuses_then) => {}
             Step::Fail(users) => {
                 // A generation is pure: that it fails is a change of the rules.
                 self.rules.failing = self.ids(users);
@@ -323,13 +326,6 @@ impl World {
                 self.input(Input::Rules);
             }
             Step::Statuses(told, live) => {
-                // What a pending decision keeps from being taken back stays over a
-                // restart, since nobody looks after it any more.
-                if !told {
-                    self.rules.failing.clear();
-                    self.input(Input::Rules);
-                    self.drain();
-                }
                 self.statuses_then = *told;
                 if *live {
                     self.statuses = *told;
@@ -387,13 +383,16 @@ impl World {
     }
 
     fn restart(&mut self, down_ms: u64, user: usize, list: &BTreeSet<usize>) {
+        if self.statuses && !self.statuses_then {
+            // What waits for the interval's end is lost on who turns statuses off so.
+            self.wait_until(self.now + MIN_INTERVAL_MS);
+        }
         self.save();
         self.now += down_ms;
         let list = self.ids(list).into_iter().map(|id| id.0).collect();
         let mut edit = self.directory.edit();
         edit.contacts(self.id(user), Some(list));
         self.directory = Arc::new(edit.finish().0);
-        self.forget_expired();
         self.statuses = self.statuses_then;
         self.shard = shard(&self.names, &self.directory, self.settings());
         self.updated_at.clear();
@@ -405,18 +404,6 @@ impl World {
         self.shard.restore(self.now, down_ms, records);
         self.shard.hear(self.now);
         self.wait_until(self.now);
-    }
-
-    /// A status that was broadcast, and waits for a pending decision to be told, is
-    /// found out again after a restart, unless it has expired by then.
-    fn forget_expired(&mut self) {
-        for (user, metadata) in &mut self.online {
-            let pending = self.rules.failing.contains(&self.names.intern(user));
-            let expires_at = metadata["status"]["expiresAt"].as_u64();
-            if pending && expires_at.is_some_and(|at| at <= self.now) {
-                *metadata = only(metadata, &["device", "connId", "activity"]);
-            }
-        }
     }
 
     fn message(&mut self, kind: Kind, user: usize, body: Value) {
@@ -541,10 +528,7 @@ impl World {
                 }
                 Subject::Updated => {
                     let before = self.online.insert(user.clone(), body["metadata"].clone());
-                    // Of an update that was put off, a restarted host can't tell.
-                    let again = self.again.remove(&self.names.intern(&user));
-                    let same = before.as_ref() == Some(&body["metadata"]);
-                    assert!(again || !same, "nothing is new of {user}");
+                    assert_ne!(before.as_ref(), Some(&body["metadata"]), "nothing is new");
                     if let Some(at) = self.updated_at.insert(user, self.now)
                         && self.statuses
                     {
@@ -575,7 +559,8 @@ impl World {
                         assert!(told.contains(&viewer), "{viewer} was never told of {user}");
                         assert!(allowed.contains(&viewer), "{viewer} may not see {user}");
                         let before = self.seen.insert((user.clone(), viewer), metadata.clone());
-                        assert_ne!(before.as_ref(), Some(metadata), "nothing is new");
+                        let new = before.as_ref() != Some(metadata);
+                        assert!(new || self.stated.contains(&user), "nothing is new");
                     }
                 }
                 Subject::FilteredOffline => {

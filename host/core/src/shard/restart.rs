@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::Shard;
+use crate::event::Event;
 use crate::record::Record;
 
 impl Shard {
@@ -25,18 +26,6 @@ impl Shard {
         let of_tracker = self.tracker.take_records(parts);
         let mut records: Vec<_> = of_tracker.into_iter().map(Record::Tracker).collect();
         self.ledger.take_records(&mut records);
-        for record in &mut records {
-            // What wasn't told yet is found out, and told, again.
-            if self.settings.status.is_some()
-                && let Record::Told {
-                    entry: Some((event, _)),
-                    ..
-                } = record
-                && let Some(shown) = self.statuses.shown(event.user)
-            {
-                *event = Arc::clone(&shown.event);
-            }
-        }
         self.statuses.take_records(&mut records);
         records
     }
@@ -55,11 +44,14 @@ impl Shard {
                         self.ledger.restore(event, told);
                     }
                 }
-                Record::Status { user, word } => {
-                    if let Some(word) = word {
-                        let user = self.names.intern(user.as_str());
-                        self.statuses.restore(user, word);
-                    }
+                Record::Status { user, word, shown } => {
+                    let user = self.names.intern(user.as_str());
+                    let entry = shown.zip(self.ledger.get(user));
+                    let shown = entry.map(|(metadata, entry)| Event {
+                        metadata,
+                        ..Event::clone(&entry.event)
+                    });
+                    self.statuses.restore(user, word, shown.map(Arc::new));
                 }
             }
         }

@@ -50,7 +50,7 @@ impl Shard {
     ) {
         let event = self.announce(event, ours, rules, out);
         self.departed.note(&event);
-        self.statuses.untold(event.user);
+        self.statuses.take_shown(event.user, &event.name);
         let Some(entry) = self.ledger.offline(event.user) else {
             return;
         };

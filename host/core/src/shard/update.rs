@@ -171,6 +171,7 @@ impl Shard {
         if !pending {
             self.decide(&event, Told::All, rules, out);
         }
+        self.statuses.put_off(user, &event.name);
     }
 
     /// Tells an update to those who stay told of a user, where they see a
@@ -182,10 +183,9 @@ impl Shard {
         told: &Audience,
         out: &mut Vec<Output>,
     ) {
-        let Some(shown) = self.statuses.take_shown(event.user) else {
+        let Some(shown) = self.statuses.take_shown(event.user, &event.name) else {
             return;
         };
-        self.ledger.note(event.user);
         let updated = updated(event, self.statuses.told_at(event.user).unwrap_or(self.now));
         for rendition in &verdict.renditions {
             let after = visible(event, rendition);
