@@ -379,6 +379,44 @@ fn an_update_is_broadcast_and_told_to_those_who_see_a_difference() {
 }
 
 #[test]
+fn what_would_be_too_long_with_its_status_stays_as_it_was() {
+    let mut world = World::new(Some(0), 0);
+    world.run("1000 connect web | 1000 online - -");
+    world.input(Input::Resume {
+        body_bytes_max: 300,
+    });
+    world.now = 1_001;
+    let status = json!({"status": {"text": "x".repeat(250)}});
+    let told = world.says(Kind::Heartbeat, "web", 1_001, status);
+    assert_eq!(subjects(&told), ["presence.dlq"]);
+    let (subject, reason) = (&told[0].1["subject"], &told[0].1["reason"]);
+    assert_eq!(
+        (subject, reason),
+        (&"presence.events.user_updated".into(), &"too-large".into())
+    );
+    world.run(r#"1002 heartbeat web status={"text":"x"} | 1002 updated - x"#);
+}
+
+#[test]
+fn many_are_looked_at_in_turns() {
+    let mut world = World::new(Some(0), 0);
+    let users: Vec<_> = (0..600).map(|number| format!("user-{number}")).collect();
+    for user in &users {
+        let body = json!({"userId": user, "connId": "c", "timestamp": 1_000,
+            "metadata": {"status": {"text": "x", "expiresAt": 2_000}}});
+        world.message(Kind::Connect, &body);
+    }
+    let mut turns = Vec::new();
+    world.now = 2_000;
+    while world.shard.next_deadline() == Some(2_000) {
+        let mut out = Vec::new();
+        world.shard.advance(2_000, &mut world.rules, &mut out);
+        turns.push(out.len());
+    }
+    assert_eq!(turns, [256, 256, 88]);
+}
+
+#[test]
 fn a_rule_that_reads_the_activity_decides_again() {
     let mut world = World::new(Some(0), 0);
     world.rules.hide_idle = true;

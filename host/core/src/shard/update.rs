@@ -21,6 +21,9 @@ use crate::rules::{Rendition, Rules};
 use crate::status::{Reading, Said, Shown};
 use crate::verdicts::Verdict;
 
+/// How many users are looked at before new inputs get their turn.
+const LOOKS_AT_ONCE: usize = 256;
+
 impl Shard {
     /// Heeds what a connection says of its user's status.
     pub(super) fn heed(&mut self, user: &str, conn: &str, timestamp: u64, metadata: Option<&str>) {
@@ -76,7 +79,10 @@ impl Shard {
                 self.statuses.look_at(user, self.now);
             }
         }
-        while let Some(user) = self.statuses.pop_due(self.now) {
+        for _ in 0..LOOKS_AT_ONCE {
+            let Some(user) = self.statuses.pop_due(self.now) else {
+                return;
+            };
             self.look(user, rules, out);
         }
     }
