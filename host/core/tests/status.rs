@@ -163,8 +163,8 @@ impl World {
         let timestamp = words.iter().find_map(|word| sent(word)).unwrap_or(at);
         let metadata = words[2..]
             .iter()
-            .find_map(|word| word.split_once('='))
-            .filter(|(key, _)| *key != "sent");
+            .filter_map(|word| word.split_once('='))
+            .find(|(key, _)| *key != "sent");
         let metadata = match metadata {
             Some((key, value)) => json!({key: serde_json::from_str::<Value>(value).unwrap()}),
             None => json!({}),
