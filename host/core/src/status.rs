@@ -397,10 +397,9 @@ impl Statuses {
         }
     }
 
-    /// The users who have said something of themselves, in a stable order.
+    /// The users of whom anything is known or to be told, in a stable order.
     pub fn users(&self) -> Vec<Id> {
-        let said = self.users.iter().filter(|(_, entry)| entry.word.is_some());
-        let mut users: Vec<_> = said.map(|(user, _)| *user).collect();
+        let mut users: Vec<_> = self.users.keys().copied().collect();
         users.sort_unstable();
         users
     }
