@@ -25,6 +25,8 @@ mod node;
 mod permissions;
 mod query;
 mod replay;
+mod request_directory;
 mod restart;
 mod seed;
+mod service;
 mod world;

@@ -11,6 +11,7 @@ mod explain;
 mod query;
 mod restart;
 mod tell;
+mod waiting;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -35,6 +36,9 @@ use crate::rules::Rules;
 use crate::tracker::{self, Effect, Reason, Tracker, Transition};
 use crate::verdicts::Verdicts;
 
+pub use waiting::Step;
+use waiting::Waiting;
+
 /// What a shard goes by.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -51,6 +55,8 @@ pub struct Settings {
     /// How many messages a second may go out to correct what viewers have been told;
     /// 0 for as many as there are.
     pub corrections_per_s: u64,
+    /// How long an event waits for answers of the directory that aren't at hand.
+    pub answer_wait_ms: u64,
     /// How many departures are remembered, to tell viewers who ask since when a
     /// user is offline.
     pub departures_max: usize,
@@ -73,6 +79,7 @@ impl Default for Settings {
             retry_ms: 1_000,
             retry_ms_max: 60_000,
             corrections_per_s: 0,
+            answer_wait_ms: 2_000,
             departures_max: 100_000,
             inbox: false,
             body_bytes_max: 1 << 20,
@@ -173,6 +180,7 @@ pub struct Shard {
     pace: Pace,
     /// When to decide again on whom: failed, unanswered, or due by their own wish.
     agenda: Agenda,
+    waiting: Waiting,
     now: u64,
 }
 
@@ -193,6 +201,7 @@ impl Shard {
             counters: Counters::default(),
             backlog: Backlog::default(),
             agenda: Agenda::default(),
+            waiting: Waiting::default(),
             now: 0,
         }
     }
@@ -239,14 +248,17 @@ impl Shard {
         while let Some(transition) = self.tracker.expire(self.now) {
             self.transition(transition, rules, out);
         }
+        self.resume(rules, out);
         self.correct(rules, out);
     }
 
     /// When [`Self::advance`] is to be called: never too late, perhaps early.
     pub fn next_deadline(&self) -> Option<u64> {
         let backlog = (!self.backlog.is_empty()).then(|| self.now.max(self.pace.next_at()));
-        let deadlines = [self.tracker.next_deadline(), self.agenda.next_at(), backlog];
-        deadlines.into_iter().flatten().min()
+        let waiting = self.waiting.next_deadline(self.now);
+        let own = [self.agenda.next_at(), backlog, waiting];
+        let all = own.into_iter().chain([self.tracker.next_deadline()]);
+        all.flatten().min()
     }
 
     /// What has been counted.
@@ -271,7 +283,22 @@ impl Shard {
 
     /// All the numbers of ids this shard holds.
     pub fn ids(&self) -> RoaringBitmap {
-        self.ledger.ids() | self.verdicts.ids() | self.departed.ids() | self.inboxes.ids()
+        self.ledger.ids()
+            | self.verdicts.ids()
+            | self.departed.ids()
+            | self.inboxes.ids()
+            | self.agenda.lacking.ids()
+            | self.waiting.ids()
+    }
+
+    /// Whether what is known of online users depends on an answer of the directory,
+    /// or something waits for it.
+    pub fn uses(&self, question: &Question) -> bool {
+        self.agenda.lacking.has(question)
+            || self.waiting.lacks(question)
+            || self
+                .verdicts
+                .reads(question, |user| self.ledger.get(user).is_some())
     }
 
     fn message(&mut self, message: Message, rules: &mut dyn Rules, out: &mut Vec<Output>) {
@@ -310,7 +337,7 @@ impl Shard {
                     Change::Online,
                     metadata.unwrap_or_default(),
                 );
-                return self.online(event, false, rules, out);
+                return self.happened(event, false, rules, out);
             }
             Says::Offline {
                 last_seen,
@@ -327,7 +354,7 @@ impl Shard {
                     reason,
                 };
                 let event = self.event(&user, timestamp, change, metadata.unwrap_or_default());
-                return self.offline(event, false, rules, out);
+                return self.happened(event, false, rules, out);
             }
         };
         self.counters.stale += u64::from(handled.effect == Effect::Stale);
@@ -347,7 +374,7 @@ impl Shard {
                 user, at, metadata, ..
             } => {
                 let event = self.event(&user, at, Change::Online, metadata);
-                self.online(event, true, rules, out);
+                self.happened(event, true, rules, out);
             }
             Transition::Offline {
                 user,
@@ -364,7 +391,7 @@ impl Shard {
                 }
                 let change = Change::Offline { last_seen, reason };
                 let event = self.event(&user, at, change, metadata.build());
-                self.offline(event, true, rules, out);
+                self.happened(event, true, rules, out);
             }
         }
     }

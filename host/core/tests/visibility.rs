@@ -1,7 +1,8 @@
 //! What holds of visibility whatever happens: random scripts of users who come
-//! and go, a directory and rules that change, rules that fail, corrections at a
-//! pace, and a host that is restarted, with every message that viewers get
-//! followed, and queries that say the same at every point.
+//! and go, a directory and rules that change, answers of the directory that come late
+//! or are lost, rules that fail, corrections at a pace, and a host that is restarted,
+//! with every message that viewers get followed, and queries that say the same at
+//! every point.
 
 #![allow(
     clippy::unwrap_used,
@@ -15,7 +16,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use presence_core::audience::Audience;
-use presence_core::directory::{Directory, Question};
+use presence_core::directory::{Answer, Changes, Directory, Edit, Question};
 use presence_core::event::Event;
 use presence_core::message::{Kind, Message};
 use presence_core::names::{Id, Names};
@@ -49,6 +50,10 @@ enum Step {
     Unredacted(Option<usize>),
     /// These users show nobody when they were last seen.
     Secretive(BTreeSet<usize>),
+    /// The directory is asked, and answers all that it has been asked.
+    Answer,
+    /// An answer about a user is lost.
+    Lose(usize),
     Wait(u64),
     /// Corrections take this many messages a second from now on, or as many as come.
     Pace(u64),
@@ -71,8 +76,10 @@ fn step() -> impl Strategy<Value = Step> {
         2 => (user.clone(), some()).prop_map(|(user, list)| Step::Blocks(user, list)),
         1 => some().prop_map(Step::Hide),
         1 => some().prop_map(Step::Fail),
-        1 => proptest::option::of(user).prop_map(Step::Unredacted),
+        1 => proptest::option::of(user.clone()).prop_map(Step::Unredacted),
         1 => some().prop_map(Step::Secretive),
+        4 => Just(Step::Answer),
+        1 => user.clone().prop_map(Step::Lose),
         3 => (1..40_000_u64).prop_map(Step::Wait),
         1 => prop_oneof![Just(0), Just(1), Just(30)].prop_map(Step::Pace),
         1 => Just(Step::Save),
@@ -118,6 +125,11 @@ impl Rules for Generation {
     fn decide(&mut self, context: Context<'_>) -> Decision {
         let user = context.event.user;
         let questions = [Question::Contacts(user), Question::BlockedBy(user)];
+        let lacking = questions.iter().filter(|it| !context.directory.has(it));
+        let lacking: BTreeSet<_> = lacking.cloned().collect();
+        if !lacking.is_empty() {
+            return Decision::NotAtHand(lacking);
+        }
         let [contacts, blocked] = questions
             .each_ref()
             .map(|question| context.directory.audience(question).unwrap());
@@ -136,14 +148,22 @@ impl Rules for Generation {
         }
     }
 
-    fn redact(&mut self, context: Context<'_>, told: &Audience) -> Result<Vec<Rendition>, Failure> {
-        self.split(context.event, told)
+    fn redact(&mut self, context: Context<'_>, told: &Audience) -> Decision {
+        match self.split(context.event, told) {
+            Ok(renditions) => Decision::Decided(renditions, Reads::default()),
+            Err(failure) => Decision::Failed(failure),
+        }
     }
 }
 
 struct World {
     names: Arc<Names>,
+    /// What the shard goes by.
     directory: Arc<Directory>,
+    /// What there is to know, where the shard's directory is asked for it.
+    known: Directory,
+    /// What is to be answered.
+    wanted: BTreeSet<Question>,
     shard: Shard,
     rules: Generation,
     now: u64,
@@ -164,10 +184,12 @@ struct World {
 }
 
 impl World {
-    fn new() -> Self {
+    fn new(on_demand: bool) -> Self {
         let names = Arc::new(Names::new());
-        let directory = Arc::new(Directory::new());
+        let directory = Arc::new(empty(on_demand));
         Self {
+            known: Directory::new(),
+            wanted: BTreeSet::new(),
             shard: shard(&names, &directory, 0),
             names,
             directory,
@@ -211,15 +233,15 @@ impl World {
             Step::Offline(user) => self.message(Kind::Offline, *user, json!({})),
             Step::Contacts(user, list) => {
                 let list = self.ids(list).into_iter().map(|id| id.0).collect();
-                let mut edit = self.directory.edit();
+                let mut edit = self.known.edit();
                 edit.contacts(self.id(*user), Some(list));
-                self.set_directory(edit);
+                self.learn(edit);
             }
             Step::Blocks(user, list) => {
                 let list = self.ids(list).into_iter().map(|id| id.0).collect();
-                let mut edit = self.directory.edit();
+                let mut edit = self.known.edit();
                 edit.blocked(self.id(*user), Some(list));
-                self.set_directory(edit);
+                self.learn(edit);
             }
             Step::Hide(users) => {
                 self.rules.hidden = self.ids(users);
@@ -237,6 +259,12 @@ impl World {
             Step::Secretive(users) => {
                 self.rules.secretive = self.ids(users);
                 self.input(Input::Rules);
+            }
+            Step::Answer => self.answer(),
+            Step::Lose(user) => {
+                let mut edit = self.directory.edit();
+                edit.answer(Question::Contacts(self.id(*user)), None);
+                self.set_directory(edit);
             }
             Step::Wait(ms) => self.wait_until(self.now + ms),
             Step::Pace(corrections_per_s) => {
@@ -261,9 +289,14 @@ impl World {
         self.save();
         self.now += down_ms;
         let list = self.ids(list).into_iter().map(|id| id.0).collect();
-        let mut edit = self.directory.edit();
+        let mut edit = self.known.edit();
         edit.contacts(self.id(user), Some(list));
-        self.directory = Arc::new(edit.finish().0);
+        self.known = edit.finish().0;
+        self.directory = Arc::new(match self.directory.is_on_demand() {
+            true => empty(true),
+            false => self.known.clone(),
+        });
+        self.wanted.clear();
         self.shard = shard(&self.names, &self.directory, self.corrections_per_s);
         // Those who had gone are not remembered, and numbers begin anew.
         self.last_seen.clear();
@@ -286,8 +319,35 @@ impl World {
         });
     }
 
-    fn set_directory(&mut self, edit: presence_core::directory::Edit) {
+    /// What there is to know has changed. A directory that is asked says so later.
+    fn learn(&mut self, edit: Edit) {
+        if !self.directory.is_on_demand() {
+            let (known, changes) = edit.finish();
+            self.known = known.clone();
+            return self.put(known, changes);
+        }
+        let (known, changes) = edit.finish();
+        self.known = known;
+        let held = changes.iter().filter(|it| self.directory.has(it));
+        self.wanted.extend(held.cloned());
+    }
+
+    /// All that was asked is answered.
+    fn answer(&mut self) {
+        let mut edit = self.directory.edit();
+        for question in std::mem::take(&mut self.wanted) {
+            let users = self.known.audience(&question).unwrap();
+            edit.answer(question, Some(Answer::users(users.bitmap())));
+        }
+        self.set_directory(edit);
+    }
+
+    fn set_directory(&mut self, edit: Edit) {
         let (directory, changes) = edit.finish();
+        self.put(directory, changes);
+    }
+
+    fn put(&mut self, directory: Directory, changes: Changes) {
         self.directory = Arc::new(directory);
         let directory = Arc::clone(&self.directory);
         self.input(Input::Directory(directory, Arc::new(changes)));
@@ -318,7 +378,9 @@ impl World {
             let answers = self
                 .shard
                 .query(self.now, viewer, [user].into_iter(), rules, &mut out);
-            assert_eq!(out, [], "a query publishes nothing");
+            self.fetch(&out);
+            let is_fetch = |it: &Output| matches!(it, Output::Fetch(_));
+            assert!(out.iter().all(is_fetch), "a query publishes nothing");
             let answer: Value = serde_json::from_slice(answers.get(0).unwrap()).unwrap();
             let id = self.names.find(user);
             let hidden = json!({"userId": user, "status": "offline"});
@@ -369,6 +431,7 @@ impl World {
 
     /// Follows what was published, as viewers do.
     fn see(&mut self, out: Vec<Output>) {
+        self.fetch(&out);
         self.see_inboxes(&out);
         for output in out {
             let Output::Publish(publication) = output else {
@@ -418,6 +481,14 @@ impl World {
         }
     }
 
+    fn fetch(&mut self, out: &[Output]) {
+        for output in out {
+            if let Output::Fetch(questions) = output {
+                self.wanted.extend(questions.iter().cloned());
+            }
+        }
+    }
+
     /// What was told to several is what each was told alone, in the same order.
     fn see_inboxes(&mut self, out: &[Output]) {
         let (mut told, mut delivered) = (Vec::new(), Vec::new());
@@ -456,13 +527,23 @@ impl World {
     fn settle(&mut self) {
         self.rules.failing.clear();
         self.input(Input::Rules);
-        while self.shard.backlog() > 0 {
+        while self.shard.backlog() > 0 || !self.wanted.is_empty() {
             self.wait_until(self.now + 100);
+            self.answer();
         }
         for user in self.online.keys() {
             let allowed = allowed(&self.rules, &self.directory, &self.names, user);
             assert_eq!(self.told[user], allowed, "of {user}");
         }
+    }
+}
+
+/// A directory of nobody yet.
+fn empty(on_demand: bool) -> Directory {
+    if on_demand {
+        Directory::on_demand()
+    } else {
+        Directory::new()
     }
 }
 
@@ -492,9 +573,15 @@ fn allowed(
     if rules.hidden.contains(&user) || rules.failing.contains(&user) {
         return BTreeSet::new();
     }
-    let answer = |question| directory.audience(&question).unwrap();
-    let contacts = answer(Question::Contacts(user));
-    let blocked = answer(Question::BlockedBy(user));
+    let answer = |question| directory.audience(&question);
+    let answers = (
+        answer(Question::Contacts(user)),
+        answer(Question::BlockedBy(user)),
+    );
+    // Nobody may see what isn't known.
+    let (Ok(contacts), Ok(blocked)) = answers else {
+        return BTreeSet::new();
+    };
     let ids = contacts
         .ids()
         .filter(|id| !blocked.contains(*id) && rules.unredacted != Some(*id));
@@ -508,8 +595,9 @@ proptest! {
     #[test]
     fn whatever_happens_viewers_are_told_what_they_may_know(
         steps in proptest::collection::vec(step(), 1..60),
+        on_demand in any::<bool>(),
     ) {
-        let mut world = World::new();
+        let mut world = World::new(on_demand);
         for step in &steps {
             world.step(step);
         }

@@ -8,11 +8,12 @@ impl Shard {
     pub fn keep_records(&mut self, keep: bool) {
         self.tracker.keep_records(keep);
         self.ledger.keep_records(keep);
+        self.waiting.keep_records(keep);
     }
 
     /// Whether there is anything to take, now or soon.
     pub fn has_records(&self) -> bool {
-        self.tracker.has_records() || self.ledger.has_records()
+        self.tracker.has_records() || self.ledger.has_records() || self.waiting.has_records()
     }
 
     /// All that has changed since this was last called, whatever came and went in
@@ -22,6 +23,7 @@ impl Shard {
         let of_tracker = self.tracker.take_records(parts);
         let mut records: Vec<_> = of_tracker.into_iter().map(Record::Tracker).collect();
         self.ledger.take_records(&mut records);
+        self.waiting.take_records(&mut records);
         records
     }
 
@@ -38,6 +40,10 @@ impl Shard {
                     if let Some((event, told)) = entry {
                         self.ledger.restore(event, told);
                     }
+                }
+                Record::Waiting { steps, .. } => {
+                    let until = self.now + self.settings.answer_wait_ms;
+                    self.waiting.restore(steps, until);
                 }
             }
         }
