@@ -53,6 +53,15 @@ async fn until_away(world: &World) -> Result<()> {
     until_metric(world, "presence_directory_away", &[], 1.0).await
 }
 
+async fn until_written(world: &World, records: f64) -> Result<()> {
+    wait::until(&format!("{records} records to be written"), async || {
+        let metrics = world.host.metrics().await?;
+        let written = http::metric(&metrics, "presence_state_records_total", &[]);
+        Ok((written >= records).then_some(()))
+    })
+    .await
+}
+
 /// Who is told on a subject, message by message.
 fn told(world: &World, subject: &str) -> Vec<(String, Vec<String>)> {
     let seen = world.tape.seen().iter();
@@ -72,16 +81,18 @@ fn of(user: &str, viewers: &[&str]) -> (String, Vec<String>) {
 #[tokio::test]
 async fn a_users_coming_and_going_is_told_by_what_the_service_says() -> Result<()> {
     let (mut world, service) = start(Ok).await?;
-    for _ in 0..2 {
+    for count in 1..=2 {
         connect(&world, "12345").await?;
+        world.tape.hosts(FILTERED_ONLINE, count).await?;
         disconnect(&world, "12345").await?;
+        world.tape.hosts(FILTERED_OFFLINE, count).await?;
     }
-    world.tape.hosts(FILTERED_OFFLINE, 1).await?;
-    connect(&world, "12345").await?;
-    let expected = of("12345", &["22222", "67890"]);
-    world.tape.hosts(FILTERED_ONLINE, 1).await?;
-    assert!(told(&world, FILTERED_ONLINE).contains(&expected));
-    assert!(told(&world, FILTERED_OFFLINE).contains(&expected));
+    let expected = [
+        of("12345", &["22222", "67890"]),
+        of("12345", &["22222", "67890"]),
+    ];
+    assert_eq!(told(&world, FILTERED_ONLINE), expected);
+    assert_eq!(told(&world, FILTERED_OFFLINE), expected);
     let mut asked = service.asked();
     asked.sort_by(|one, other| one.subject.cmp(&other.subject));
     let asked: Vec<_> = asked.iter().map(|it| (&*it.subject, &it.body)).collect();
@@ -479,18 +490,10 @@ async fn an_offline_that_waits_outlives_a_kill() -> Result<()> {
     let all = format!("{SUBJECT}.invalidate");
     world.client.publish_bytes(&all, "").await?;
     until_metric(&world, "presence_directory_answers", &[], 0.0).await?;
-    let written = async |world: &World| -> Result<f64> {
-        let metrics = world.host.metrics().await?;
-        Ok(http::metric(&metrics, "presence_state_records_total", &[]))
-    };
-    let before = written(&world).await?;
+    // The connection and who was told, and then the ends of both and what waits.
+    until_written(&world, 2.0).await?;
     disconnect(&world, "12345").await?;
-    world.tape.hosts(EVENTS, 2).await?;
-    // The connection's end, the user's, the ledger's, and what waits, in one write.
-    wait::until("what waits to be written", async || {
-        Ok((written(&world).await? >= before + 3.0).then_some(()))
-    })
-    .await?;
+    until_written(&world, 5.0).await?;
     world.host.process.kill().await?;
     world.host = Host::start(&world.site).await?;
     assert_eq!(told(&world, FILTERED_OFFLINE), []);
