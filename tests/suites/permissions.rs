@@ -12,6 +12,7 @@ use presence_tests::{host, tools, wait};
 use serde_json::{Value, json};
 
 use crate::inputs::{self, CONNECT, FILTERED_ONLINE};
+use crate::service::Service;
 
 const BEN: &str = "=YmVuQGV4YW1wbGUuY29t";
 
@@ -24,7 +25,7 @@ struct Rights {
     subscribes: &'static [&'static str],
 }
 
-const RIGHTS: [Rights; 6] = [
+const RIGHTS: [Rights; 7] = [
     Rights {
         user: "processor",
         password: "change-me-processor",
@@ -40,9 +41,23 @@ const RIGHTS: [Rights; 6] = [
             "presence.inbox.ada",
             "presence.dlq",
             "presence-nodes.hello",
+            "presence-directory.contacts.ada",
+            "presence-directory.invalidate",
             "_INBOX.ada.1",
         ],
-        subscribes: &["presence.>", "presence-nodes.hello", "_INBOX.>"],
+        subscribes: &[
+            "presence.>",
+            "presence-nodes.hello",
+            "presence-directory.invalidate",
+            "_INBOX.>",
+        ],
+    },
+    Rights {
+        user: "directory",
+        password: "change-me-directory",
+        inbox: "_INBOX.directory",
+        publishes: &["presence-directory.invalidate"],
+        subscribes: &["presence-directory.>"],
     },
     Rights {
         user: "transport",
@@ -93,7 +108,7 @@ const RIGHTS: [Rights; 6] = [
 ];
 
 /// What somebody might try beside what is theirs.
-const TRIED: [&str; 18] = [
+const TRIED: [&str; 20] = [
     "presence.events",
     "presence.events.user_online",
     "presence.events.user_updated",
@@ -110,6 +125,8 @@ const TRIED: [&str; 18] = [
     "presence.explain",
     "presence.dlq",
     "presence-nodes.hello",
+    "presence-directory.contacts.cleo",
+    "presence-directory.everyone",
     "_INBOX.cleo.1",
     "somewhere.else",
 ];
@@ -199,7 +216,7 @@ async fn server() -> Result<NatsServer> {
 }
 
 fn rights(user: &str) -> Result<&'static Rights> {
-    static ALL: [Rights; 6] = RIGHTS;
+    static ALL: [Rights; 7] = RIGHTS;
     ALL.iter()
         .find(|rights| rights.user == user)
         .context("a user of the file")
@@ -225,7 +242,7 @@ async fn each_user_may_do_what_the_file_says_and_nothing_else() -> Result<()> {
         for subject in others {
             let permitted = rights.publishes.contains(subject)
                 // The processor's wildcards.
-                || name == "processor" && ["presence.inbox.", "_INBOX."].iter().any(|own| subject.starts_with(own));
+                || name == "processor" && ["presence.inbox.", "_INBOX.", "presence-directory."].iter().any(|own| subject.starts_with(own));
             let may = user.may_publish(subject).await?;
             assert_eq!(may, permitted, "{name} publishes {subject}");
         }
@@ -244,6 +261,12 @@ async fn each_user_may_do_what_the_file_says_and_nothing_else() -> Result<()> {
     Ok(())
 }
 
+fn client(user: &User) -> Client {
+    Client {
+        nats: user.nats.clone(),
+    }
+}
+
 #[tokio::test]
 async fn all_that_is_needed_works_under_it() -> Result<()> {
     let server = server().await?;
@@ -251,15 +274,17 @@ async fn all_that_is_needed_works_under_it() -> Result<()> {
         .with("nats.user", "processor")?
         .with("nats.password", "change-me-processor")?
         .with("inbox.enabled", true)?
-        .with("explain.enabled", true)?;
-    site.write_directory(r#"{"contacts": {"12345": ["ada", "ben@example.com"]}}"#)?;
+        .with("explain.enabled", true)?
+        .with("directory.source", "request")?;
+    let mut directory = User::connect(&server, rights("directory")?).await?;
+    let contacts = json!({"contacts": {"12345": ["ada", "ben@example.com"]}});
+    let service = client(&directory);
+    let service = Service::of(service, contacts).await?;
+    service.invalidate("").await?;
     let host = Host::start(&site).await?;
     let mut gateway = User::connect(&server, rights("gateway")?).await?;
     let mut ada = User::connect(&server, rights("ada")?).await?;
     let mut ben = User::connect(&server, rights("ben@example.com")?).await?;
-    let client = |user: &User| Client {
-        nats: user.nats.clone(),
-    };
     // Not the harness's recording, which asks where these users may not.
     let mut filtered = gateway.nats.subscribe(FILTERED_ONLINE).await?;
     let mut inbox = ben.nats.subscribe(format!("presence.inbox.{BEN}")).await?;
@@ -293,7 +318,13 @@ async fn all_that_is_needed_works_under_it() -> Result<()> {
         let reply = client(user).request(&subject, forged).await?;
         assert_eq!(reply["field"], "viewerId", "{reply}");
     }
-    for user in [&mut ada, &mut ben, &mut transport, &mut gateway] {
+    for user in [
+        &mut ada,
+        &mut ben,
+        &mut transport,
+        &mut gateway,
+        &mut directory,
+    ] {
         assert_eq!(user.forbidden().await?, Vec::<String>::new());
     }
     let metrics = host.metrics().await?;

@@ -20,7 +20,7 @@ use presence_core::audience::Audience;
 use presence_core::directory::{Directory, Question};
 use presence_core::message::{Kind, Message};
 use presence_core::names::{Id, Names};
-use presence_core::rules::{Context, Decision, Enriched, Failure, Reads, Rendition, Rules};
+use presence_core::rules::{Context, Decision, Enriched, Reads, Rendition, Rules};
 use presence_core::{Input, Output, Settings, Shard};
 
 const USERS: usize = 10_000;
@@ -53,8 +53,8 @@ impl Rules for Contacts {
         Decision::Decided(self.rendition(contacts), reads)
     }
 
-    fn redact(&mut self, _: Context<'_>, told: &Audience) -> Result<Vec<Rendition>, Failure> {
-        Ok(self.rendition(told.clone()))
+    fn redact(&mut self, _: Context<'_>, told: &Audience) -> Decision {
+        Decision::Decided(self.rendition(told.clone()), Reads::default())
     }
 }
 

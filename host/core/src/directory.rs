@@ -5,9 +5,11 @@
 //! same, and says which questions it answers anew, so that just the verdicts
 //! that asked them are decided again.
 
+mod answer;
 mod change;
 mod setting;
 
+pub use answer::Answer;
 pub use change::{Changes, Edit};
 pub use setting::{Setting, Settings};
 
@@ -67,9 +69,9 @@ pub struct Directory {
     groups: Map<Arc<str>, Arc<RoaringBitmap>>,
     with_setting: Map<Arc<Setting>, Arc<RoaringBitmap>>,
     everyone: Arc<RoaringBitmap>,
-    /// Where the directory is asked question by question: those that have been
-    /// answered. Any other isn't at hand.
-    answered: Option<Map<Question, ()>>,
+    /// Where the directory is asked question by question: what has been answered,
+    /// and all that it knows. Any other answer isn't at hand.
+    answers: Option<Map<Question, Answer>>,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -95,9 +97,20 @@ impl Directory {
     /// been [answered](Edit::answer) is not at hand.
     pub fn on_demand() -> Self {
         Self {
-            answered: Some(Map::default()),
+            answers: Some(Map::default()),
             ..Self::default()
         }
+    }
+
+    /// Whether it is asked question by question.
+    pub fn is_on_demand(&self) -> bool {
+        self.answers.is_some()
+    }
+
+    /// Whether it has the answer to a question.
+    pub fn has(&self, question: &Question) -> bool {
+        let answers = self.answers.as_ref();
+        answers.is_none_or(|answers| answers.contains_key(question))
     }
 
     /// The audience that answers a question. Questions that aren't answered by
@@ -107,7 +120,10 @@ impl Directory {
     /// [`NotAtHand`] if a directory that is asked question by question hasn't
     /// got the answer.
     pub fn audience(&self, question: &Question) -> Result<Audience, NotAtHand> {
-        self.at_hand(question)?;
+        if let Some(answers) = &self.answers {
+            let answer = answers.get(question);
+            return answer.map(Answer::audience).ok_or(NotAtHand);
+        }
         let set = match question {
             Question::Contacts(user) => self.user(*user).and_then(|user| user.contacts.clone()),
             Question::ContactsOf(user) => {
@@ -128,8 +144,11 @@ impl Directory {
     /// # Errors
     /// As [`Self::audience`].
     pub fn groups(&self, user: Id) -> Result<&[Arc<str>], NotAtHand> {
-        self.at_hand(&Question::Groups(user))?;
-        Ok(self.groups_of(user))
+        match self.answer(&Question::Groups(user))? {
+            Some(Answer::Groups(groups)) => Ok(groups),
+            Some(_) => Ok(&[]),
+            None => Ok(self.groups_of(user)),
+        }
     }
 
     /// A user's setting, as JSON text in its one form.
@@ -137,8 +156,11 @@ impl Directory {
     /// # Errors
     /// As [`Self::audience`].
     pub fn setting(&self, user: Id, key: &str) -> Result<Option<&str>, NotAtHand> {
-        self.at_hand(&Question::Settings(user))?;
-        let settings = self.user(user).and_then(|user| user.settings.as_deref());
+        let settings = match self.answer(&Question::Settings(user))? {
+            Some(Answer::Settings(settings)) => Some(&**settings),
+            Some(_) => None,
+            None => self.user(user).and_then(|user| user.settings.as_deref()),
+        };
         Ok(settings
             .and_then(|settings| settings.get(key))
             .map(|value| &**value))
@@ -151,6 +173,12 @@ impl Directory {
             ids.insert(user.0);
             if let Some(blocked) = &entry.blocked {
                 ids |= &**blocked;
+            }
+        }
+        for (question, answer) in self.answers.iter().flatten() {
+            ids.extend(question.user().map(|user| user.0));
+            if let Answer::Users(users) = answer {
+                ids |= &**users;
             }
         }
         ids
@@ -171,11 +199,12 @@ impl Directory {
         Edit::new(self.clone())
     }
 
-    fn at_hand(&self, question: &Question) -> Result<(), NotAtHand> {
-        match &self.answered {
-            Some(answered) if !answered.contains_key(question) => Err(NotAtHand),
-            _ => Ok(()),
-        }
+    /// What was answered to a question; none where all is known without asking.
+    fn answer(&self, question: &Question) -> Result<Option<&Answer>, NotAtHand> {
+        let Some(answers) = &self.answers else {
+            return Ok(None);
+        };
+        answers.get(question).map(Some).ok_or(NotAtHand)
     }
 
     fn user(&self, user: Id) -> Option<&User> {

@@ -21,6 +21,7 @@ pub mod directory;
 pub mod event;
 pub mod inbox;
 pub mod json;
+mod lacking;
 pub mod ledger;
 pub mod message;
 pub mod metadata;
@@ -35,4 +36,4 @@ pub mod token;
 pub mod tracker;
 pub mod verdicts;
 
-pub use shard::{Counters, Input, Output, Settings, Shard};
+pub use shard::{Counters, Input, Output, Settings, Shard, Step};

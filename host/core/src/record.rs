@@ -13,8 +13,8 @@ use serde::{Deserialize, Serialize};
 use crate::audience::Audience;
 use crate::event::{Change, Event, Reason};
 use crate::metadata::Metadata;
-use crate::names::Name;
-use crate::names::Names;
+use crate::names::{Name, Names, Reading};
+use crate::shard::Step;
 use crate::status::{Status, Word};
 use crate::tracker::{self, Activity, Connected, Seen};
 
@@ -43,6 +43,13 @@ pub enum Record {
         /// update waits for a pending decision.
         shown: Option<Metadata>,
     },
+    /// Of its events that wait; none if none of the user's does any more.
+    Waiting {
+        /// Whose.
+        user: Name,
+        /// What is next for each, in their order.
+        steps: Vec<Step>,
+    },
 }
 
 /// A record as it is stored: its key, and its value unless it is to be removed.
@@ -56,6 +63,7 @@ enum Key<'a> {
     User(&'a str),
     Told(&'a str),
     Status(&'a str),
+    Waiting(&'a str),
 }
 
 #[derive(Serialize, Deserialize)]
@@ -106,6 +114,23 @@ struct Said<'a> {
 /// A JSON string, and when it expires.
 type Saying<'a> = Option<(&'a str, Option<u64>)>;
 
+#[derive(Serialize, Deserialize)]
+struct Waiting<'a> {
+    timestamp: u64,
+    /// Of a user who went offline: when they were last seen, and why.
+    offline: Option<(u64, Reason)>,
+    #[serde(borrow)]
+    metadata: Entries<'a>,
+    next: Next<'a>,
+}
+
+#[derive(Serialize, Deserialize)]
+enum Next<'a> {
+    Announce(bool),
+    #[serde(borrow)]
+    Tell(Vec<&'a str>),
+}
+
 /// Keys, values as JSON text, and whether they may be broadcast.
 type Entries<'a> = Vec<(&'a str, &'a str, bool)>;
 
@@ -118,7 +143,9 @@ impl Record {
                 | tracker::Record::Heard { user, .. }
                 | tracker::Record::User { user, .. },
             ) => user,
-            Self::Told { user, .. } | Self::Status { user, .. } => user.as_str(),
+            Self::Told { user, .. } | Self::Status { user, .. } | Self::Waiting { user, .. } => {
+                user.as_str()
+            }
         }
     }
 
@@ -131,6 +158,16 @@ impl Record {
             } => {
                 let mut ids = told.bitmap();
                 ids.insert(event.user.0);
+                ids
+            }
+            Self::Waiting { steps, .. } => {
+                let mut ids = RoaringBitmap::new();
+                for step in steps {
+                    ids.insert(step.event().user.0);
+                    if let Step::Tell(_, told) = step {
+                        ids |= told.bitmap();
+                    }
+                }
                 ids
             }
             Self::Told { entry: None, .. } | Self::Tracker(_) | Self::Status { .. } => {
@@ -192,10 +229,7 @@ impl Record {
                 let value = entry.as_ref().map(|(event, told)| Told {
                     timestamp: event.timestamp,
                     metadata: entries(&event.metadata),
-                    viewers: told
-                        .ids()
-                        .filter_map(|id| Some(names.name(id)?.as_str()))
-                        .collect(),
+                    viewers: viewers(told, &names),
                 });
                 stored(&Key::Told(user.as_str()), value.as_ref())
             }
@@ -209,6 +243,12 @@ impl Record {
                 let known = word.is_some() || shown.is_some();
                 let value = known.then_some(Said { word, shown });
                 stored(&Key::Status(user.as_str()), value.as_ref())
+            }
+            Self::Waiting { user, steps } => {
+                let names = names.read();
+                let steps: Vec<_> = steps.iter().map(|step| waiting(step, &names)).collect();
+                let value = (!steps.is_empty()).then_some(steps);
+                stored(&Key::Waiting(user.as_str()), value.as_ref())
             }
         }
     }
@@ -299,6 +339,30 @@ impl Record {
                 let (_, user) = names.intern_name(user);
                 return Ok(Self::Status { user, word, shown });
             }
+            Key::Waiting(user) => {
+                let (id, user) = names.intern_name(user);
+                let steps: Vec<Waiting<'_>> = postcard::from_bytes(value)?;
+                let steps = steps.into_iter().map(|step| {
+                    let event = Arc::new(Event {
+                        user: id,
+                        name: user.clone(),
+                        timestamp: step.timestamp,
+                        change: step.offline.map_or(Change::Online, |(last_seen, reason)| {
+                            Change::Offline { last_seen, reason }
+                        }),
+                        metadata: metadata_of(step.metadata),
+                    });
+                    match step.next {
+                        Next::Announce(ours) => Step::Announce(event, ours),
+                        Next::Tell(viewers) => {
+                            let viewers = viewers.into_iter().map(|viewer| names.intern(viewer));
+                            Step::Tell(event, viewers.collect())
+                        }
+                    }
+                });
+                let steps = steps.collect();
+                return Ok(Self::Waiting { user, steps });
+            }
         };
         Ok(Self::Tracker(record))
     }
@@ -311,6 +375,29 @@ fn stored<V: Serialize>(key: &Key<'_>, value: Option<&V>) -> Stored {
 /// Plain data in memory, which always has such a form.
 fn bytes(value: &impl Serialize) -> Vec<u8> {
     postcard::to_allocvec(value).unwrap_or_default()
+}
+
+fn waiting<'a>(step: &'a Step, names: &'a Reading<'_>) -> Waiting<'a> {
+    let event = step.event();
+    Waiting {
+        timestamp: event.timestamp,
+        offline: match event.change {
+            Change::Online | Change::Updated => None,
+            Change::Offline { last_seen, reason } => Some((last_seen, reason)),
+        },
+        metadata: entries(&event.metadata),
+        next: match step {
+            Step::Announce(_, ours) => Next::Announce(*ours),
+            Step::Tell(_, told) => Next::Tell(viewers(told, names)),
+        },
+    }
+}
+
+fn viewers<'a>(told: &Audience, names: &'a Reading<'_>) -> Vec<&'a str> {
+    let viewers = told.ids();
+    viewers
+        .filter_map(|id| Some(names.name(id)?.as_str()))
+        .collect()
 }
 
 fn entries(metadata: &Metadata) -> Entries<'_> {
@@ -338,14 +425,24 @@ mod tests {
         let names = Names::new();
         let metadata = metadata_of(vec![("device", "\"web\"", true), ("ip", "1", false)]);
         let (user, name) = names.intern_name("ann");
-        let event = Event {
+        let event = Arc::new(Event {
             user,
             name: name.clone(),
             timestamp: 300,
             change: Change::Online,
             metadata: metadata.clone(),
-        };
-        let told = [names.intern("ben"), names.intern("cleo")];
+        });
+        let gone = Arc::new(Event {
+            change: Change::Offline {
+                last_seen: 9,
+                reason: Reason::Logout,
+            },
+            metadata: Metadata::default(),
+            ..Event::clone(&event)
+        });
+        let told: Audience = [names.intern("ben"), names.intern("cleo")]
+            .into_iter()
+            .collect();
         let connection = |state| tracker::Record::Connection {
             user: "ann".into(),
             conn: "c1".into(),
@@ -378,7 +475,11 @@ mod tests {
             }),
             Record::Told {
                 user: name.clone(),
-                entry: Some((Arc::new(event), told.into_iter().collect())),
+                entry: Some((Arc::clone(&event), told.clone())),
+            },
+            Record::Waiting {
+                user: name.clone(),
+                steps: vec![Step::Tell(gone, told), Step::Announce(event, true)],
             },
             Record::Tracker(connection(Connected::Live {
                 opened: 1,
@@ -399,7 +500,7 @@ mod tests {
             },
         ];
         let web = b"\x02\x06device\x05\"web\"\x01\x02ip\x011\x00";
-        let bytes: [(&[u8], Vec<u8>); 7] = [
+        let bytes: [(&[u8], Vec<u8>); 8] = [
             (b"\x00\x03ann\x02c1", [b"\x00\x01\x02", &web[..]].concat()),
             (b"\x00\x03ann\x02c1", b"\x01\x01\x02\x03\x01".into()),
             (b"\x01\x03ann\x02c1", b"\x05".into()),
@@ -407,6 +508,16 @@ mod tests {
             (
                 b"\x03\x03ann",
                 [b"\xac\x02", &web[..], b"\x02\x03ben\x04cleo"].concat(),
+            ),
+            (
+                b"\x05\x03ann",
+                [
+                    b"\x02\xac\x02\x01\x09\x02\x00\x01\x02\x03ben\x04cleo",
+                    &b"\xac\x02\x00"[..],
+                    &web[..],
+                    b"\x00\x01",
+                ]
+                .concat(),
             ),
             (
                 b"\x00\x03ann\x02c1",

@@ -32,10 +32,7 @@ pub trait Rules {
     fn decide(&mut self, context: Context<'_>) -> Decision;
 
     /// What each of those who are told of the event gets: the redactor alone.
-    ///
-    /// # Errors
-    /// The failure of the redactor.
-    fn redact(&mut self, context: Context<'_>, told: &Audience) -> Result<Vec<Rendition>, Failure>;
+    fn redact(&mut self, context: Context<'_>, told: &Audience) -> Decision;
 
     /// Decides as [`Self::decide`] does, and tells what each stage did to a viewer:
     /// nothing, where there are no stages.
@@ -125,6 +122,10 @@ pub struct Enriched {
     pub changes: Vec<MetadataChange>,
     /// Those of them that failed.
     pub failures: Vec<Failure>,
+    /// What some of them asked for that isn't at hand: fetch it, and ask all again.
+    pub not_at_hand: BTreeSet<Question>,
+    /// Which of them did. They have been passed over.
+    pub lacking: Vec<Arc<str>>,
 }
 
 /// A change to a metadata key: its value as JSON text, or none to remove it.

@@ -12,6 +12,7 @@ mod query;
 mod restart;
 mod tell;
 mod update;
+mod waiting;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -37,6 +38,9 @@ use crate::status::{self, Statuses};
 use crate::tracker::{self, Effect, Reason, Tracker, Transition};
 use crate::verdicts::Verdicts;
 
+pub use waiting::Step;
+use waiting::Waiting;
+
 /// What a shard goes by.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -53,6 +57,8 @@ pub struct Settings {
     /// How many messages a second may go out to correct what viewers have been told;
     /// 0 for as many as there are.
     pub corrections_per_s: u64,
+    /// How long an event waits for answers of the directory that aren't at hand.
+    pub answer_wait_ms: u64,
     /// How many departures are remembered, to tell viewers who ask since when a
     /// user is offline.
     pub departures_max: usize,
@@ -77,6 +83,7 @@ impl Default for Settings {
             retry_ms: 1_000,
             retry_ms_max: 60_000,
             corrections_per_s: 0,
+            answer_wait_ms: 2_000,
             departures_max: 100_000,
             inbox: false,
             status: None,
@@ -181,6 +188,7 @@ pub struct Shard {
     pace: Pace,
     /// When to decide again on whom: failed, unanswered, or due by their own wish.
     agenda: Agenda,
+    waiting: Waiting,
     now: u64,
 }
 
@@ -202,6 +210,7 @@ impl Shard {
             counters: Counters::default(),
             backlog: Backlog::default(),
             agenda: Agenda::default(),
+            waiting: Waiting::default(),
             now: 0,
         }
     }
@@ -252,6 +261,7 @@ impl Shard {
         while let Some(transition) = self.tracker.expire(self.now) {
             self.transition(transition, rules, out);
         }
+        self.resume(rules, out);
         self.update(rules, out);
         self.correct(rules, out);
     }
@@ -263,6 +273,7 @@ impl Shard {
             self.tracker.next_deadline(),
             self.agenda.next_at(),
             self.statuses.next_look(),
+            self.waiting.next_deadline(self.now),
             backlog,
         ];
         deadlines.into_iter().flatten().min()
@@ -295,6 +306,18 @@ impl Shard {
             | self.departed.ids()
             | self.inboxes.ids()
             | self.statuses.ids()
+            | self.agenda.lacking.ids()
+            | self.waiting.ids()
+    }
+
+    /// Whether what is known of online users depends on an answer of the directory,
+    /// or something waits for it.
+    pub fn uses(&self, question: &Question) -> bool {
+        self.agenda.lacking.has(question)
+            || self.waiting.lacks(question)
+            || self
+                .verdicts
+                .reads(question, |user| self.ledger.get(user).is_some())
     }
 
     fn message(&mut self, message: Message, rules: &mut dyn Rules, out: &mut Vec<Output>) {
@@ -334,7 +357,7 @@ impl Shard {
                     metadata.unwrap_or_default(),
                 );
                 let event = self.with_status(event);
-                return self.online(event, false, rules, out);
+                return self.happened(event, false, rules, out);
             }
             Says::Offline {
                 last_seen,
@@ -351,7 +374,7 @@ impl Shard {
                     reason,
                 };
                 let event = self.event(&user, timestamp, change, metadata.unwrap_or_default());
-                return self.offline(event, false, rules, out);
+                return self.happened(event, false, rules, out);
             }
         };
         let is_stale = handled.effect == Effect::Stale;
@@ -379,7 +402,7 @@ impl Shard {
             } => {
                 let event = self.event(&user, at, Change::Online, metadata);
                 let event = self.with_status(event);
-                self.online(event, true, rules, out);
+                self.happened(event, true, rules, out);
             }
             Transition::Offline {
                 user,
@@ -397,7 +420,7 @@ impl Shard {
                 let change = Change::Offline { last_seen, reason };
                 let event = self.event(&user, at, change, metadata.build());
                 self.statuses.forget(event.user, &event.name);
-                self.offline(event, true, rules, out);
+                self.happened(event, true, rules, out);
             }
         }
     }

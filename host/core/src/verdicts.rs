@@ -169,6 +169,16 @@ impl Verdicts {
         affected
     }
 
+    /// Whether the verdict on one of those users who count read this answer.
+    pub fn reads(&self, question: &Question, counts: impl Fn(Id) -> bool) -> bool {
+        let own = question.user().filter(|user| {
+            let kept = self.kept.get(user);
+            kept.is_some_and(|kept| kept.reads.questions.contains(question))
+        });
+        let readers = self.readers.get(question).into_iter().flatten();
+        own.iter().chain(readers).any(|user| counts(*user))
+    }
+
     /// Drops the verdicts of users who aren't online, when there are many.
     pub fn tidy(&mut self, is_online: impl Fn(Id) -> bool, online: usize) {
         if self.kept.len() > online + IDLE_MAX {

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use presence_core::audience::Audience;
 use presence_core::body::explain::{Basis, Standing};
-use presence_core::directory::{Directory, Question};
+use presence_core::directory::{Answer, Directory, Question};
 use presence_core::message::{Kind, Message};
 use presence_core::names::Names;
 use presence_core::rules::{Context, Decision, Enriched, Failure, Reads, Rendition, Rules};
@@ -68,8 +68,8 @@ impl Rules for Contacts {
         }
     }
 
-    fn redact(&mut self, _: Context<'_>, told: &Audience) -> Result<Vec<Rendition>, Failure> {
-        Ok(self.split(told))
+    fn redact(&mut self, _: Context<'_>, told: &Audience) -> Decision {
+        Decision::Decided(self.split(told), Reads::default())
     }
 }
 
@@ -286,12 +286,9 @@ fn what_is_not_at_hand_is_fetched_and_hidden_until_then() {
     assert_eq!(world.out, [Output::Fetch(questions.clone())]);
     let mut edit = world.directory.edit();
     let ben = world.names.intern("ben");
-    edit.contacts(
-        world.names.intern("ada"),
-        Some([ben.0].into_iter().collect()),
-    );
     for question in questions {
-        edit.answer(question);
+        let answer = Answer::users([ben.0].into_iter().collect());
+        edit.answer(question, Some(answer));
     }
     let (directory, changes) = edit.finish();
     world.input(Input::Directory(Arc::new(directory), Arc::new(changes)));

@@ -16,7 +16,7 @@ use presence_core::directory::{Directory, Question};
 use presence_core::message::{Kind, Message};
 use presence_core::names::Names;
 use presence_core::record::Record;
-use presence_core::rules::{Context, Decision, Enriched, Failure, Reads, Rendition, Rules};
+use presence_core::rules::{Context, Decision, Enriched, Reads, Rendition, Rules};
 use presence_core::{Input, Output, Settings, Shard, status, tracker};
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -80,7 +80,7 @@ impl Rules for Contacts {
         let stamp = format!("{}", context.event.timestamp % 7);
         Enriched {
             changes: vec![("stamp".into(), Some(stamp))],
-            failures: Vec::new(),
+            ..Enriched::default()
         }
     }
 
@@ -94,12 +94,8 @@ impl Rules for Contacts {
         Decision::Decided(rendition(audience), reads)
     }
 
-    fn redact(
-        &mut self,
-        _: Context<'_>,
-        told: &presence_core::audience::Audience,
-    ) -> Result<Vec<Rendition>, Failure> {
-        Ok(rendition(told.clone()))
+    fn redact(&mut self, _: Context<'_>, told: &presence_core::audience::Audience) -> Decision {
+        Decision::Decided(rendition(told.clone()), Reads::default())
     }
 }
 

@@ -194,8 +194,11 @@ impl Rules for Generation {
         }
     }
 
-    fn redact(&mut self, context: Context<'_>, told: &Audience) -> Result<Vec<Rendition>, Failure> {
-        self.split(context.event, told)
+    fn redact(&mut self, context: Context<'_>, told: &Audience) -> Decision {
+        match self.split(context.event, told) {
+            Ok(renditions) => Decision::Decided(renditions, Reads::default()),
+            Err(failure) => Decision::Failed(failure),
+        }
     }
 }
 

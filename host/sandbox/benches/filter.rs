@@ -15,7 +15,7 @@ use presence_core::directory::{Directory, Question};
 use presence_core::event::{Change, Event};
 use presence_core::metadata::Metadata;
 use presence_core::names::Names;
-use presence_core::rules::{Context, Decision, Enriched, Failure, Reads, Rendition, Rules};
+use presence_core::rules::{Context, Decision, Enriched, Reads, Rendition, Rules};
 use presence_sandbox::{Blueprint, Engine, Limits, Pipeline, Plugin, Quarantine, Stage};
 use serde_json::{Value, json};
 
@@ -168,19 +168,20 @@ impl Rules for Native {
         if *self != Self::Contacts {
             audience = audience.difference(&ask(Question::BlockedBy(user)));
         }
-        match self.redact(context, &audience) {
-            Ok(renditions) => Decision::Decided(renditions, reads),
-            Err(failure) => Decision::Failed(failure),
-        }
+        Decision::Decided(renditions(&audience), reads)
     }
 
-    fn redact(&mut self, _: Context<'_>, told: &Audience) -> Result<Vec<Rendition>, Failure> {
-        Ok(vec![Rendition {
-            audience: told.clone(),
-            keys: Arc::from(["device".into()]),
-            last_seen: true,
-        }])
+    fn redact(&mut self, _: Context<'_>, told: &Audience) -> Decision {
+        Decision::Decided(renditions(told), Reads::default())
     }
+}
+
+fn renditions(audience: &Audience) -> Vec<Rendition> {
+    vec![Rendition {
+        audience: audience.clone(),
+        keys: Arc::from(["device".into()]),
+        last_seen: true,
+    }]
 }
 
 criterion_group! {

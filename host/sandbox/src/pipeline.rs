@@ -135,14 +135,7 @@ impl Pipeline {
         let renditions = self
             .filter(context, Audience::nobody(), seen)
             .and_then(|audience| self.split(context, &audience, seen));
-        match renditions {
-            // What isn't at hand may well be why a component failed.
-            _ if seen.is_speculative() => {
-                Decision::NotAtHand(std::mem::take(&mut seen.not_at_hand))
-            }
-            Ok(renditions) => Decision::Decided(renditions, std::mem::take(&mut seen.reads)),
-            Err(failure) => Decision::Failed(failure),
-        }
+        decision(renditions, seen)
     }
 }
 
@@ -159,9 +152,10 @@ impl Rules for Pipeline {
                 event: &event,
                 ..context
             };
+            let mut seen = Seen::default();
             let changes = enricher.call(
                 context,
-                &mut Seen::default(),
+                &mut seen,
                 // Metadata as it is broadcast is no verdict that is reused.
                 &mut false,
                 |_| Ok((argument(context.event),)),
@@ -172,6 +166,12 @@ impl Rules for Pipeline {
                         .collect::<wasmtime::Result<Vec<_>>>()
                 },
             );
+            // What it makes of answers that it hasn't got is thrown away.
+            if seen.is_speculative() {
+                enriched.not_at_hand.append(&mut seen.not_at_hand);
+                enriched.lacking.push(enricher.name());
+                continue;
+            }
             match changes {
                 Ok(changes) if changes.is_empty() => {}
                 Ok(changes) => {
@@ -192,18 +192,25 @@ impl Rules for Pipeline {
         Pipeline::explain(self, context, viewer)
     }
 
-    fn redact(&mut self, context: Context<'_>, told: &Audience) -> Result<Vec<Rendition>, Failure> {
+    fn redact(&mut self, context: Context<'_>, told: &Audience) -> Decision {
         let mut seen = Seen::default();
         let renditions = self.split(context, told, &mut seen);
-        // What a redactor makes of answers that it hasn't got may show too much.
-        if seen.is_speculative() {
-            return Ok(Vec::new());
-        }
-        renditions
+        decision(renditions, &mut seen)
     }
 
     fn take_replaced(&mut self) -> bool {
         std::mem::take(&mut self.replaced)
+    }
+}
+
+/// What comes of the stages' answers, given what they have seen.
+fn decision(renditions: Result<Vec<Rendition>, Failure>, seen: &mut Seen) -> Decision {
+    match renditions {
+        // What isn't at hand may well be why a component failed, and what a redactor
+        // makes of answers that it hasn't got may show too much.
+        _ if seen.is_speculative() => Decision::NotAtHand(std::mem::take(&mut seen.not_at_hand)),
+        Ok(renditions) => Decision::Decided(renditions, std::mem::take(&mut seen.reads)),
+        Err(failure) => Decision::Failed(failure),
     }
 }
 

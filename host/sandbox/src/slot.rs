@@ -10,7 +10,6 @@ use wasmtime::component::{ComponentNamedList, Lift, Lower};
 use crate::breaker::{Breaker, Tripped};
 use crate::call::{Call, Seen};
 use crate::instance::Instance;
-use crate::manifest::Role;
 use crate::{Limits, LoadError, Stage};
 
 /// How a stage's plugin fares, in all workers together.
@@ -44,6 +43,11 @@ impl<P, R> Slot<P, R> {
             Some(stand_in) => stand_in.in_force(),
             None => &self.stage,
         }
+    }
+
+    /// The plugin's name.
+    pub(crate) fn name(&self) -> Arc<str> {
+        Arc::clone(&self.in_force().plugin.name)
     }
 
     /// Whether another one has taken over from it.
@@ -97,9 +101,8 @@ where
             });
         }
         let outcome = self.instance.call(context, seen, with, read);
-        // A decision for want of an answer is taken again, and then it counts.
-        // Enrichers are asked once.
-        if seen.is_speculative() && self.stage.plugin.manifest.role != Role::Enricher {
+        // For want of an answer it is called again, and then it counts.
+        if seen.is_speculative() {
             return outcome;
         }
         match &outcome {

@@ -15,6 +15,7 @@ use tokio::sync::watch;
 use crate::ask::Counts;
 use crate::broker::Health;
 use crate::config::Http;
+use crate::directory::request::Fetcher;
 use crate::state;
 use crate::tenant::{Running, Tenant};
 use crate::worker::{Figures, Worker, Workers};
@@ -29,6 +30,7 @@ pub(crate) struct Status {
     workers: Workers,
     running: watch::Receiver<Running>,
     state: Option<Arc<state::Figures>>,
+    fetcher: Option<Arc<Fetcher>>,
     /// Whether the subscriptions are in place and nothing is being stopped.
     pub(crate) ready: AtomicBool,
     pub(crate) refused_swaps: AtomicU64,
@@ -43,6 +45,7 @@ impl Status {
             broker,
             workers: tenant.workers.clone(),
             running: tenant.running.subscribe(),
+            fetcher: tenant.fetcher.clone(),
             state: tenant
                 .state
                 .as_ref()
@@ -309,6 +312,9 @@ async fn metrics(State(status): State<Arc<Status>>) -> String {
             "presence_plugin_quarantined{{plugin=\"{plugin}\"}} {quarantined}"
         );
     }
+    if let Some(fetcher) = &status.fetcher {
+        directory(&mut text, fetcher);
+    }
     if let Some(state) = &status.state {
         for (name, kind, help, value) in [
             (
@@ -341,6 +347,54 @@ async fn metrics(State(status): State<Arc<Status>>) -> String {
         }
     }
     text
+}
+
+/// What became of asking the directory's service.
+fn directory(text: &mut String, fetcher: &Fetcher) {
+    let counts = &fetcher.counts;
+    let requests = "presence_directory_requests_total";
+    let help =
+        "Requests to the directory's service; refused is what got no answer that can be read.";
+    head(text, requests, "counter", help);
+    for (outcome, count) in [
+        ("answered", &counts.answered),
+        ("refused", &counts.refused),
+        ("unanswered", &counts.unanswered),
+    ] {
+        let count = count.load(Ordering::Relaxed);
+        let _ = writeln!(text, "{requests}{{outcome=\"{outcome}\"}} {count}");
+    }
+    let invalidations = "presence_directory_invalidations_total";
+    let help = "What the directory's service said has changed; refused is what can't be read.";
+    head(text, invalidations, "counter", help);
+    for (outcome, count) in [
+        ("taken", &counts.invalidations),
+        ("refused", &counts.bad_invalidations),
+    ] {
+        let count = count.load(Ordering::Relaxed);
+        let _ = writeln!(text, "{invalidations}{{outcome=\"{outcome}\"}} {count}");
+    }
+    let (held, wanted, is_away) = fetcher.figures();
+    for (name, help, value) in [
+        (
+            "presence_directory_answers",
+            "Answers at hand.",
+            held as u64,
+        ),
+        (
+            "presence_directory_answers_wanted",
+            "Answers asked for that are not at hand.",
+            wanted as u64,
+        ),
+        (
+            "presence_directory_away",
+            "Whether the directory's service does not answer.",
+            is_away.into(),
+        ),
+    ] {
+        head(text, name, "gauge", help);
+        let _ = writeln!(text, "{name} {value}");
+    }
 }
 
 fn head(text: &mut String, name: &str, kind: &str, help: &str) {

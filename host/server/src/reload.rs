@@ -11,7 +11,7 @@ use anyhow::Context as _;
 use tokio::sync::mpsc;
 
 use crate::config::{self, Config, Effect};
-use crate::directory::{self, kv};
+use crate::directory::{self, kv, request::Fetcher};
 use crate::http::Status;
 use crate::loader::{self, Loader};
 use crate::tenant::Tenant;
@@ -69,6 +69,7 @@ impl Reload {
         // What changed while the node started.
         self.files().await;
         let mut tidy = tokio::time::interval(TIDY);
+        let fetcher = self.tenant.fetcher.clone();
         loop {
             tokio::select! {
                 () = watch.changed() => {
@@ -76,6 +77,7 @@ impl Reload {
                     watch.set_paths(self.paths());
                 }
                 Some(update) = self.updates.recv() => self.update(update).await,
+                () = answers(fetcher.as_deref()) => self.take_answers().await,
                 _ = tidy.tick() => {
                     self.status.broker.report_drops();
                     self.tenant.tidy().await;
@@ -99,6 +101,8 @@ impl Reload {
                 }
                 Ok(())
             }
+            // It is asked when something is to be decided.
+            config::Directory::Request(_) => Ok(()),
         }
     }
 
@@ -106,6 +110,14 @@ impl Reload {
     async fn update(&mut self, update: kv::Update) {
         let (directory, changes) = update.apply(&self.tenant.names, &self.tenant.directory);
         self.tenant.set_directory(directory, changes).await;
+    }
+
+    /// Takes what has come of asking for the directory's answers.
+    async fn take_answers(&mut self) {
+        if let Some(fetcher) = &self.tenant.fetcher {
+            let (directory, changes) = fetcher.apply(&self.tenant.directory).await;
+            self.tenant.set_directory(directory, changes).await;
+        }
     }
 
     fn paths(&self) -> Vec<PathBuf> {
@@ -184,5 +196,13 @@ impl Reload {
             );
         }
         Ok(())
+    }
+}
+
+/// Waits for answers of a directory that is asked; for ever where none is.
+async fn answers(fetcher: Option<&Fetcher>) {
+    match fetcher {
+        Some(fetcher) => fetcher.arrived().await,
+        None => std::future::pending().await,
     }
 }

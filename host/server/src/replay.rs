@@ -83,7 +83,7 @@ impl<W: Write> Replay<W> {
                 }
                 directory::read_file(path, &names)?
             }
-            config::Directory::Kv { .. } => {
+            config::Directory::Kv { .. } | config::Directory::Request(_) => {
                 bail!("a replay has no broker: use [directory] source = \"file\"")
             }
         };

@@ -91,6 +91,12 @@ async fn node(config: Config, path: Option<&Path>) -> anyhow::Result<()> {
         let asked = Arc::clone(&status.asked);
         let desk = reload.tenant.desk(&client, Arc::clone(&broker), asked);
         let asks = desk.listen().await?;
+        if let Some(fetcher) = &reload.tenant.fetcher {
+            let invalidations = fetcher.listen(&client).await?;
+            let workers = reload.tenant.workers.clone();
+            let fetcher = Arc::clone(fetcher);
+            tokio::spawn(fetcher.run(client.clone(), workers, invalidations));
+        }
         let me = Node {
             node: node.clone(),
             epoch_ms,

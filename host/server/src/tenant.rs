@@ -17,8 +17,9 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::ask::{Counts, Desk};
 use crate::broker::{self, Health};
-use crate::config::Config;
+use crate::config::{self, Config};
 use crate::directory::Content;
+use crate::directory::request::Fetcher;
 use crate::intake::{Account, Intake};
 use crate::progress;
 use crate::state::{Restored, Writer};
@@ -44,8 +45,10 @@ pub(crate) struct Tenant {
     pub(crate) subjects: Subjects,
     pub(crate) names: Arc<Names>,
     pub(crate) directory: Arc<Directory>,
-    /// How often it has changed, counted once the workers have been told.
-    directory_changes: watch::Sender<u64>,
+    /// The directory that the workers have been told of.
+    known_directory: watch::Sender<Arc<Directory>>,
+    /// None where the directory holds all of its answers.
+    pub(crate) fetcher: Option<Arc<Fetcher>>,
     /// Whether explanations are given.
     explains: Arc<AtomicBool>,
     pub(crate) running: watch::Sender<Running>,
@@ -68,7 +71,18 @@ impl Tenant {
         state: Option<Writer>,
     ) -> anyhow::Result<Self> {
         let subjects = Subjects::new(config.tenant.prefix.as_deref());
-        let directory = Arc::new(Directory::new());
+        let fetcher = match &config.directory {
+            config::Directory::Request(request) => {
+                let subject = subjects.of(&request.subject);
+                let names = Arc::clone(&names);
+                Some(Arc::new(Fetcher::new(request, subject, names)))
+            }
+            config::Directory::File { .. } | config::Directory::Kv { .. } => None,
+        };
+        let directory = Arc::new(match &fetcher {
+            Some(_) => Directory::on_demand(),
+            None => Directory::new(),
+        });
         let body_bytes_max = broker::body_bytes_max(client);
         let mut workers = Vec::new();
         for number in 0..config.engine.worker_count() {
@@ -85,14 +99,16 @@ impl Tenant {
                 ),
                 figures: Arc::default(),
                 saver: state.as_ref().map(Writer::saver),
+                fetcher: fetcher.clone(),
             };
             workers.push(worker::start(number, config.engine.worker_queue, owned)?);
         }
         Ok(Self {
             subjects,
             names,
+            known_directory: watch::Sender::new(Arc::clone(&directory)),
             directory,
-            directory_changes: watch::Sender::default(),
+            fetcher,
             explains: Arc::new(config.explain.enabled.into()),
             running: watch::Sender::new(Running {
                 generation: FIRST_GENERATION,
@@ -156,7 +172,7 @@ impl Tenant {
             workers: self.workers.clone(),
             body_bytes_max: Arc::clone(&self.body_bytes_max),
             broker,
-            directory: self.directory_changes.subscribe(),
+            directory: self.known_directory.subscribe(),
             explains: Arc::clone(&self.explains),
             counts,
         }
@@ -173,15 +189,17 @@ impl Tenant {
         if changes.is_empty() {
             return;
         }
-        tracing::info!(
-            users = directory.len(),
-            answers = changes.len(),
-            "directory changed"
-        );
+        let (users, answers) = (directory.len(), changes.len());
+        if directory.is_on_demand() {
+            tracing::debug!(answers, "directory changed");
+        } else {
+            tracing::info!(users, answers, "directory changed");
+        }
         self.directory = Arc::new(directory);
         let input = Input::Directory(Arc::clone(&self.directory), Arc::new(changes));
         self.workers.tell(|| input.clone()).await;
-        self.directory_changes.send_modify(|changes| *changes += 1);
+        self.known_directory
+            .send_replace(Arc::clone(&self.directory));
     }
 
     /// Puts a pipeline in force, in all workers, if it is another one.
@@ -217,11 +235,15 @@ impl Tenant {
     pub(crate) fn follow_link(&self, mut links: mpsc::UnboundedReceiver<bool>, client: Client) {
         let workers = self.workers.clone();
         let known = Arc::clone(&self.body_bytes_max);
+        let fetcher = self.fetcher.clone();
         tokio::spawn(async move {
             while let Some(connected) = links.recv().await {
                 let input = if connected {
                     let body_bytes_max = broker::body_bytes_max(&client);
                     known.store(body_bytes_max, Ordering::Relaxed);
+                    if let Some(fetcher) = &fetcher {
+                        fetcher.reconnected();
+                    }
                     Input::Resume { body_bytes_max }
                 } else {
                     Input::Pause
@@ -252,6 +274,9 @@ impl Tenant {
             if let Ok(ids) = ids.await {
                 self.names.keep(&ids);
             }
+        }
+        if let Some(fetcher) = &self.fetcher {
+            self.names.keep(&fetcher.ids());
         }
         let given_back = self.names.finish_sweep();
         self.swept = self.names.len();
@@ -295,6 +320,10 @@ pub(crate) fn settings(config: &Config, body_bytes_max: usize) -> Settings {
         retry_ms: config.engine.retry_ms,
         retry_ms_max: config.engine.retry_ms_max,
         corrections_per_s: config.correction.messages_per_s.div_ceil(workers as u64),
+        answer_wait_ms: match &config.directory {
+            config::Directory::Request(request) => request.wait_ms,
+            config::Directory::File { .. } | config::Directory::Kv { .. } => 0,
+        },
         departures_max: config.query.departed_max.div_ceil(workers),
         inbox: config.inbox.enabled,
         status: config.status.enabled.then_some(status::Settings {

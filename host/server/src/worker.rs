@@ -11,7 +11,7 @@ use bytestring::ByteString;
 use foldhash::fast::FixedState;
 use presence_core::body::explain::Found;
 use presence_core::body::query::Answers;
-use presence_core::directory::NotAtHand;
+use presence_core::directory::Question;
 use presence_core::names::Name;
 use presence_core::query::Explain;
 use presence_core::record::Record;
@@ -22,6 +22,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::ask::Questions;
 use crate::clock;
+use crate::directory::request::Fetcher;
 use crate::state::Saver;
 use crate::wire::Publisher;
 
@@ -37,10 +38,12 @@ pub(crate) enum Task {
     /// of the pipeline that decided.
     Explain(Explain, oneshot::Sender<(u64, Found)>),
     /// Say who a viewer's own contacts are.
-    Contacts(ByteString, oneshot::Sender<Result<Vec<Name>, NotAtHand>>),
+    Contacts(ByteString, oneshot::Sender<Result<Vec<Name>, Question>>),
     /// This was known when the node last ran, and so long ago, in milliseconds. Say
     /// when it is known again.
     Restore(u64, Vec<Record>, oneshot::Sender<()>),
+    /// Say of each of these answers of the directory whether it is gone by here.
+    Uses(Arc<[Question]>, oneshot::Sender<Vec<bool>>),
     /// Say which ids are in use here.
     Ids(oneshot::Sender<RoaringBitmap>),
     /// Say when all before this has been done, and handed to the broker's client
@@ -167,6 +170,8 @@ pub(crate) struct State {
     pub(crate) figures: Arc<Figures>,
     /// None where nothing is kept over a restart.
     pub(crate) saver: Option<Saver>,
+    /// None where the directory holds all of its answers.
+    pub(crate) fetcher: Option<Arc<Fetcher>>,
 }
 
 impl State {
@@ -183,16 +188,18 @@ impl State {
                 }
                 None => Some(inbox.recv().await),
             };
-            let busy_since = &self.figures.busy_since;
-            busy_since.store(clock::now_ms(), Ordering::Relaxed);
+            let now = clock::now_ms();
+            self.figures.busy_since.store(now, Ordering::Relaxed);
             match task {
                 Some(Some(Task::Stop(done))) => {
+                    self.shard.give_up(now, &mut self.rules, &mut out);
+                    self.carry_out(&mut out).await;
                     if let Some(saver) = &mut self.saver {
                         saver.save_all(&mut self.shard).await;
                     }
                     // Whoever asked may have given up.
                     let _ = done.send(());
-                    busy_since.store(0, Ordering::Relaxed);
+                    self.figures.busy_since.store(0, Ordering::Relaxed);
                     return;
                 }
                 Some(Some(task)) => self.task(task, &mut out).await,
@@ -244,6 +251,10 @@ impl State {
             Task::Contacts(viewer, answer) => {
                 let _ = answer.send(self.shard.contacts(&viewer, out));
             }
+            Task::Uses(questions, answer) => {
+                let uses = questions.iter().map(|question| self.shard.uses(question));
+                let _ = answer.send(uses.collect());
+            }
             Task::Ids(answer) => {
                 let mut ids = self.shard.ids();
                 if let Some(saver) = &self.saver {
@@ -276,8 +287,12 @@ impl State {
                     self.publisher.deliver(delivery).await
                 }
                 Output::Reply(to, body) => self.publisher.reply(to, body).await,
-                // Both sources that there are hold all of their answers.
-                Output::Fetch(_) => Ok(()),
+                Output::Fetch(questions) => {
+                    if let Some(fetcher) = &self.fetcher {
+                        fetcher.want(questions);
+                    }
+                    Ok(())
+                }
             };
             if let Err(error) = sent {
                 tracing::error!(%error, "a message could not be published");

@@ -1,9 +1,11 @@
 //! The body of an explanation. It is an operator's, and speed doesn't matter.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use serde_json::{Value, json};
 
+use crate::directory::Question;
 use crate::event::{Change, Event};
 use crate::rules::{Failure, Rendition, StageReport};
 
@@ -18,8 +20,8 @@ pub struct Found {
     pub stages: Vec<StageReport>,
     /// What the viewer gets to see, if anything.
     pub rendition: Option<Rendition>,
-    /// Whether what the directory was asked isn't at hand yet.
-    pub incomplete: bool,
+    /// What the directory was asked and isn't at hand yet.
+    pub not_at_hand: BTreeSet<Question>,
     /// The failure of a stage.
     pub failure: Option<Failure>,
     /// Whether the viewer has been told that the user is online.
@@ -87,7 +89,7 @@ pub fn explanation(viewer: &str, user: &str, generation: u64, found: &Found) -> 
     let missing = "the directory hasn't answered yet".to_owned();
     let why = match &found.failure {
         Some(failure) => Some(format!("plugin `{}`: {}", failure.plugin, failure.error)),
-        None if found.incomplete => Some(missing),
+        None if !found.not_at_hand.is_empty() => Some(missing),
         None => found
             .is_self
             .then(|| "a user is never in their own audience".into()),

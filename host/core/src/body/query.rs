@@ -3,6 +3,9 @@
 //! A user who is hidden from the viewer is written by the same words as one who
 //! was never seen.
 
+use std::collections::BTreeSet;
+
+use crate::directory::Question;
 use crate::event::Event;
 use crate::json::{push_number, push_quoted};
 use crate::query::Refusal;
@@ -30,9 +33,9 @@ pub enum Sight<'a> {
 pub struct Answers {
     json: Vec<u8>,
     ends: Vec<usize>,
-    /// Whether what the directory was asked isn't at hand yet: the users that it
+    /// What the directory was asked and isn't at hand yet: the users that it
     /// concerns look hidden, and can be asked after again.
-    pub incomplete: bool,
+    pub not_at_hand: BTreeSet<Question>,
 }
 
 impl Answers {
@@ -41,15 +44,7 @@ impl Answers {
         Self {
             json: Vec::with_capacity(ANSWER_BYTES * users),
             ends: Vec::with_capacity(users),
-            incomplete: false,
-        }
-    }
-
-    /// No answers yet, to be asked for.
-    pub fn unasked() -> Self {
-        Self {
-            incomplete: true,
-            ..Self::default()
+            not_at_hand: BTreeSet::new(),
         }
     }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use roaring::RoaringBitmap;
 
-use super::{Directory, Question, Setting, Settings, User, setting};
+use super::{Answer, Directory, Question, Setting, Settings, User, setting};
 use crate::names::Id;
 
 /// The questions to which a directory's answer has changed.
@@ -163,14 +163,22 @@ impl Edit {
         self.changed.insert(Question::WithSetting(setting));
     }
 
-    /// Says that a question is answered by what has been said, for a directory
-    /// that is asked question by question.
-    pub fn answer(&mut self, question: Question) {
-        if let Some(answered) = &mut self.directory.answered
-            && answered.insert(question.clone(), ()).is_none()
-        {
-            self.changed.insert(question);
+    /// Says what the answer to a question is, for a directory that is asked question
+    /// by question; or that it isn't at hand any more.
+    pub fn answer(&mut self, question: Question, answer: Option<Answer>) {
+        let Some(answers) = &mut self.directory.answers else {
+            return;
+        };
+        let answer = answer.map(|answer| answer.to(&question));
+        // What is the same stays, so that it is shared with what was made from it.
+        if answers.get(&question) == answer.as_ref() {
+            return;
         }
+        match answer {
+            Some(answer) => drop(answers.insert(question.clone(), answer)),
+            None => drop(answers.remove(&question)),
+        }
+        self.changed.insert(question);
     }
 
     /// The users and the groups of whom the directory now holds something of
@@ -206,6 +214,9 @@ impl Edit {
 
     /// Brings "everyone" up to date with the users whom the changes touched.
     fn recount(&mut self) {
+        if self.directory.is_on_demand() {
+            return;
+        }
         let touched: BTreeSet<_> = self.changed.iter().filter_map(Question::user).collect();
         let mut everyone = RoaringBitmap::clone(&self.directory.everyone);
         for user in touched {
@@ -226,7 +237,7 @@ impl Edit {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::audience::Audience;
+    use crate::directory::NotAtHand;
 
     fn set(ids: &[u32]) -> Option<RoaringBitmap> {
         Some(ids.iter().copied().collect())
@@ -364,16 +375,68 @@ mod tests {
         assert!(directory.with_setting.is_empty());
     }
 
+    fn users(ids: &[u32]) -> Option<Answer> {
+        set(ids).map(Answer::users)
+    }
+
     #[test]
     fn a_directory_on_demand_says_what_is_not_at_hand() {
         let question = Question::Contacts(Id(1));
         let mut edit = Directory::on_demand().edit();
         assert!(edit.directory.audience(&question).is_err());
-        edit.answer(question.clone());
+        edit.answer(question.clone(), users(&[1, 2]));
         let (directory, changes) = edit.finish();
-        assert_eq!(directory.audience(&question), Ok(Audience::nobody()));
+        assert_eq!(ask(&directory, question.clone()), [2]);
         assert!(changes.iter().eq([&question]));
         assert!(directory.setting(Id(1), "theme").is_err());
-        assert!(directory.audience(&with("theme", "1")).is_err());
+        assert!(directory.groups(Id(1)).is_err());
+        for other in [
+            Question::ContactsOf(Id(2)),
+            Question::Everyone,
+            with("theme", "1"),
+        ] {
+            assert!(directory.audience(&other).is_err(), "{other:?}");
+        }
+    }
+
+    #[test]
+    fn an_answer_stands_until_another_takes_its_place_or_it_is_taken_away() {
+        let about = |user| [Question::Settings(user), Question::Groups(user)];
+        let [settings_of, groups_of] = about(Id(1));
+        let mut edit = Directory::on_demand().edit();
+        let theme = settings(&[("theme", " 1 ")]).map(Answer::settings);
+        edit.answer(settings_of.clone(), theme);
+        let groups = Answer::groups(vec!["b".into(), "a".into(), "b".into()]);
+        edit.answer(groups_of.clone(), Some(groups));
+        edit.answer(with("theme", "1"), users(&[1]));
+        let (before, _) = edit.finish();
+        assert_eq!(before.setting(Id(1), "theme"), Ok(Some("1")));
+        assert_eq!(before.groups(Id(1)).unwrap(), ["a".into(), "b".into()]);
+        assert_eq!(ask(&before, with("theme", "1")), [1]);
+
+        let mut edit = before.edit();
+        let same = settings(&[("theme", "1")]).map(Answer::settings);
+        edit.answer(settings_of, same);
+        edit.answer(with("theme", "1"), users(&[2]));
+        edit.answer(groups_of.clone(), None);
+        let (after, changes) = edit.finish();
+        assert!(changes.iter().eq([&groups_of, &with("theme", "1")]));
+        assert_eq!(after.setting(Id(1), "theme"), Ok(Some("1")));
+        assert_eq!(after.groups(Id(1)), Err(NotAtHand));
+        assert_eq!(ask(&after, with("theme", "1")), [2]);
+    }
+
+    #[test]
+    fn answers_hold_the_ids_in_them_and_those_they_are_about() {
+        let mut edit = Directory::on_demand().edit();
+        edit.answer(Question::Contacts(Id(1)), users(&[2, 3]));
+        edit.answer(Question::Groups(Id(4)), Some(Answer::groups(Vec::new())));
+        edit.answer(Question::Everyone, users(&[5]));
+        let (directory, _) = edit.finish();
+        assert_eq!(directory.ids().iter().collect::<Vec<_>>(), [1, 2, 3, 4, 5]);
+        let mut edit = directory.edit();
+        edit.answer(Question::Contacts(Id(1)), None);
+        let (directory, _) = edit.finish();
+        assert_eq!(directory.ids().iter().collect::<Vec<_>>(), [4, 5]);
     }
 }

@@ -26,6 +26,16 @@ impl Setting {
             value: canonical(value)?,
         })
     }
+
+    /// The key.
+    pub fn key(&self) -> &str {
+        &self.key
+    }
+
+    /// The value, as JSON text in its one form.
+    pub fn value(&self) -> &str {
+        &self.value
+    }
 }
 
 /// Brings values into their one form, but for those that are as they were

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use hashbrown::HashMap;
 
+use crate::lacking::Lacking;
 use crate::names::Id;
 
 /// A decision that is to be made again.
@@ -22,6 +23,8 @@ pub(super) struct Agenda {
     users: HashMap<Id, Again, foldhash::fast::FixedState>,
     /// Those of them whose time hasn't come.
     times: BTreeSet<(u64, Id)>,
+    /// What some of them lack of the directory, until another decision is noted.
+    pub(super) lacking: Lacking,
 }
 
 impl Agenda {
@@ -55,6 +58,7 @@ impl Agenda {
         {
             self.times.remove(&(before.at, user));
         }
+        self.lacking.forget(user);
     }
 
     /// When the next decision is to be made.

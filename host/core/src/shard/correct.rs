@@ -26,6 +26,9 @@ impl Shard {
                 self.backlog.changed(user);
             }
         }
+        if self.directory.is_on_demand() {
+            return self.answered(changes);
+        }
         for user in self.agenda.pending() {
             self.backlog.changed(user);
         }
@@ -36,6 +39,7 @@ impl Shard {
         self.verdicts.rules_changed();
         self.departed.rules_changed();
         self.backlog.restart(self.ledger.users());
+        self.waiting.rules_changed();
     }
 
     /// Has everyone decided again if the rules have become others of their own accord.
@@ -65,7 +69,8 @@ impl Shard {
             let event = Arc::clone(&entry.event);
             let before = out.len();
             self.decide(&event, told, rules, out);
-            let messages = out.len() - before;
+            let is_message = |it: &&Output| !matches!(it, Output::Fetch(_));
+            let messages = out.iter().skip(before).filter(is_message).count();
             self.counters.corrections += messages as u64;
             self.pace.published(self.now, messages);
         }

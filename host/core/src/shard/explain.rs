@@ -1,5 +1,6 @@
 //! Explaining to an operator why a viewer can or can't see a user.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::tell::context;
@@ -46,23 +47,25 @@ impl Shard {
         let context = context(now, &event, &self.directory, &self.names);
         let explanation = rules.explain(context, viewer);
         self.notice_replaced(rules);
-        let (rendition, incomplete, failure) = match explanation.decision {
+        let (rendition, not_at_hand, failure) = match explanation.decision {
             Decision::Decided(renditions, _) => {
                 let verdict = Verdict::new(user, renditions);
-                (verdict.rendition(viewer).cloned(), false, None)
+                (verdict.rendition(viewer).cloned(), BTreeSet::new(), None)
             }
             Decision::NotAtHand(questions) => {
-                out.push(Output::Fetch(questions));
-                (None, true, None)
+                out.push(Output::Fetch(questions.clone()));
+                (None, questions, None)
             }
             Decision::Failed(failure) => {
                 self.counters.failures += 1;
-                (None, false, Some(failure))
+                (None, BTreeSet::new(), Some(failure))
             }
         };
         let standing = match (basis, rendition.is_some()) {
             (Basis::Departed | Basis::Hypothetical, _) => Standing::Offline,
-            (Basis::Online, _) if pending.is_some() || incomplete || failure.is_some() => {
+            (Basis::Online, _)
+                if pending.is_some() || !not_at_hand.is_empty() || failure.is_some() =>
+            {
                 Standing::Pending(pending)
             }
             (Basis::Online, sees) if sees == told => Standing::Settled,
@@ -73,7 +76,7 @@ impl Shard {
             basis,
             stages: explanation.stages,
             rendition,
-            incomplete,
+            not_at_hand,
             failure,
             told,
             standing,

@@ -58,7 +58,7 @@ impl Shard {
         }
         self.notice_replaced(rules);
         if !asking.not_at_hand.is_empty() {
-            answers.incomplete = true;
+            answers.not_at_hand = asking.not_at_hand.clone();
             out.push(Output::Fetch(asking.not_at_hand));
         }
         answers
@@ -67,8 +67,8 @@ impl Shard {
     /// A viewer's own contacts, in the directory's order.
     ///
     /// # Errors
-    /// [`NotAtHand`] if the answer is to be fetched first.
-    pub fn contacts(&self, viewer: &str, out: &mut Vec<Output>) -> Result<Vec<Name>, NotAtHand> {
+    /// The question, if its answer is to be fetched first.
+    pub fn contacts(&self, viewer: &str, out: &mut Vec<Output>) -> Result<Vec<Name>, Question> {
         let question = Question::Contacts(self.names.intern(viewer));
         match self.directory.audience(&question) {
             Ok(contacts) => {
@@ -77,8 +77,8 @@ impl Shard {
                 Ok(contacts.collect())
             }
             Err(NotAtHand) => {
-                out.push(Output::Fetch(BTreeSet::from([question])));
-                Err(NotAtHand)
+                out.push(Output::Fetch(BTreeSet::from([question.clone()])));
+                Err(question)
             }
         }
     }
@@ -142,6 +142,11 @@ impl Shard {
                 return kept;
             }
         }
+        let lacking = self.agenda.lacking.of(event.user);
+        let missing = lacking.filter(|question| !self.directory.has(question));
+        asking.not_at_hand.extend(missing.cloned());
+        // Put off for want of answers that have come, it is about to be taken.
+        let pending = pending && !self.agenda.lacking.is_served(event.user, &self.directory);
         if pending || asking.failures >= FAILURES_MAX {
             return None;
         }

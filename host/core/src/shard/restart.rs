@@ -12,11 +12,15 @@ impl Shard {
         self.tracker.keep_records(keep);
         self.ledger.keep_records(keep);
         self.statuses.keep_records(keep);
+        self.waiting.keep_records(keep);
     }
 
     /// Whether there is anything to take, now or soon.
     pub fn has_records(&self) -> bool {
-        self.tracker.has_records() || self.ledger.has_records() || self.statuses.has_records()
+        self.tracker.has_records()
+            || self.ledger.has_records()
+            || self.statuses.has_records()
+            || self.waiting.has_records()
     }
 
     /// All that has changed since this was last called, whatever came and went in
@@ -27,6 +31,7 @@ impl Shard {
         let mut records: Vec<_> = of_tracker.into_iter().map(Record::Tracker).collect();
         self.ledger.take_records(&mut records);
         self.statuses.take_records(&mut records);
+        self.waiting.take_records(&mut records);
         records
     }
 
@@ -52,6 +57,10 @@ impl Shard {
                         ..Event::clone(&entry.event)
                     });
                     self.statuses.restore(user, word, shown.map(Arc::new));
+                }
+                Record::Waiting { steps, .. } => {
+                    let until = self.now + self.settings.answer_wait_ms;
+                    self.waiting.restore(steps, until);
                 }
             }
         }

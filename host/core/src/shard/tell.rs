@@ -12,7 +12,7 @@ use crate::event::{Change, Event};
 use crate::inbox::Delivery;
 use crate::message::{Cause, Rejection};
 use crate::publish::Subject;
-use crate::rules::{Context, Decision, Failure, Rendition, Rules};
+use crate::rules::{Context, Decision, Enriched, Failure, Rendition, Rules};
 use crate::verdicts::Verdict;
 
 /// Who is told of a decision, of those to whom it makes a difference.
@@ -25,57 +25,53 @@ pub(super) enum Told {
 }
 
 impl Shard {
-    /// A user came online, as the tracker found or an application states.
+    /// A user has been announced to have come online.
     pub(super) fn online(
         &mut self,
-        event: Event,
-        ours: bool,
+        event: &Arc<Event>,
         rules: &mut dyn Rules,
         out: &mut Vec<Output>,
     ) {
-        let event = self.announce(event, ours, rules, out);
-        self.ledger.online(Arc::clone(&event));
+        self.ledger.online(Arc::clone(event));
         self.agenda.set(event.user, None);
-        self.decide(&event, Told::All, rules, out);
+        if self.settings.status.is_some() {
+            // It may have changed while the event waited.
+            self.statuses.look_at(event.user, self.now);
+        }
+        self.decide(event, Told::All, rules, out);
     }
 
-    /// A user went offline, as the tracker found or an application states. Who
-    /// was told that they came online is told of it, whatever the rules say now.
-    pub(super) fn offline(
-        &mut self,
-        event: Event,
-        ours: bool,
-        rules: &mut dyn Rules,
-        out: &mut Vec<Output>,
-    ) {
-        let event = self.announce(event, ours, rules, out);
-        self.departed.note(&event);
+    /// A user has been announced to have gone offline. Says who is to be told of it:
+    /// whoever was told that they came online, whatever the rules say now.
+    pub(super) fn offline(&mut self, event: &Event) -> Audience {
+        self.departed.note(event);
         self.statuses.take_shown(event.user, &event.name);
         let Some(entry) = self.ledger.offline(event.user) else {
-            return;
+            return Audience::nobody();
         };
         self.agenda.set(event.user, None);
         let ledger = &self.ledger;
         self.verdicts
             .tidy(|user| ledger.get(user).is_some(), ledger.len());
-        if entry.told.is_empty() {
-            return;
-        }
-        let context = context(self.now, &event, &self.directory, &self.names);
-        let verdict = match rules.redact(context, &entry.told) {
-            Ok(renditions) => Verdict::new(event.user, renditions),
-            Err(failure) => {
-                self.failed(&event, &failure, out);
-                Verdict::default()
-            }
-        };
+        entry.told
+    }
+
+    /// Tells those who were told that a user is online that they are gone.
+    pub(super) fn tell_gone(
+        &mut self,
+        event: &Event,
+        told: &Audience,
+        renditions: Vec<Rendition>,
+        out: &mut Vec<Output>,
+    ) {
+        let verdict = Verdict::new(event.user, renditions);
         for rendition in &verdict.renditions {
-            let viewers = rendition.audience.intersection(&entry.told);
-            self.tell(&event, rendition, &viewers, out);
+            let viewers = rendition.audience.intersection(told);
+            self.tell(event, rendition, &viewers, out);
         }
         // Nobody is left believing that the user is online.
-        let rest = entry.told.difference(&verdict.audience);
-        self.tell(&event, &bare(&rest), &rest, out);
+        let rest = told.difference(&verdict.audience);
+        self.tell(event, &bare(&rest), &rest, out);
     }
 
     /// Decides who may see an online user, and tells whom that concerns.
@@ -102,8 +98,9 @@ impl Shard {
                 self.settle(event, &verdict, again_at, told, out);
             }
             Decision::NotAtHand(questions) => {
-                out.push(Output::Fetch(questions));
                 self.postpone(event);
+                self.agenda.lacking.note(event.user, questions.clone());
+                out.push(Output::Fetch(questions));
             }
             Decision::Failed(failure) => {
                 self.counters.failures += 1;
@@ -172,18 +169,15 @@ impl Shard {
         }
     }
 
-    /// Lets the enrichers at an event, and broadcasts it.
-    fn announce(
+    /// Broadcasts an event as the enrichers have it.
+    pub(super) fn announce(
         &mut self,
-        event: Event,
+        plain: Arc<Event>,
+        enriched: Enriched,
         ours: bool,
-        rules: &mut dyn Rules,
         out: &mut Vec<Output>,
     ) -> Arc<Event> {
-        let mut shared = Arc::new(event);
-        let context = context(self.now, &shared, &self.directory, &self.names);
-        let enriched = rules.enrich(context);
-        let plain = Arc::clone(&shared);
+        let mut shared = Arc::clone(&plain);
         if !enriched.changes.is_empty() {
             shared = Arc::new(plain.changed(&enriched.changes));
         }
@@ -255,7 +249,7 @@ impl Shard {
     }
 
     /// A component failed on an event: nothing is lost of it.
-    fn failed(&mut self, event: &Event, failure: &Failure, out: &mut Vec<Output>) {
+    pub(super) fn failed(&mut self, event: &Event, failure: &Failure, out: &mut Vec<Output>) {
         self.counters.failures += 1;
         self.plugin_failed(event, failure, out);
     }

@@ -1,7 +1,6 @@
 //! The default pipeline: contacts and groups, less the blocked, reduced.
 
 use presence_core::event::Reason;
-use presence_core::rules::Rules;
 use presence_sandbox::Pipeline;
 use serde_json::json;
 
@@ -39,7 +38,7 @@ fn an_offline_is_redacted_for_exactly_the_told_and_filters_are_not_asked() {
     let mut world = World::new(&json!({"contacts": {"ada": ["ben"]}}));
     world.offline(1, Reason::Logout);
     let told = world.audience(&["ben", "yan"]);
-    let renditions = default_pipeline().redact(world.context(), &told).unwrap();
+    let renditions = world.redacted(&mut default_pipeline(), &told);
     assert_eq!(renditions.len(), 1);
     assert_eq!(renditions[0].audience, told);
 }

@@ -1,5 +1,6 @@
 //! Enrichers: they keep state, see what the one before them set, and fail open.
 
+use presence_core::directory::Question;
 use presence_core::event::Reason;
 use presence_core::rules::Enriched;
 use presence_sandbox::{Pipeline, Stage};
@@ -113,14 +114,21 @@ fn one_in_quarantine_is_passed_over_in_silence_until_its_trial() {
 }
 
 #[test]
-fn what_was_not_at_hand_excuses_no_enricher_since_it_is_asked_once() {
+fn one_that_asks_for_what_is_not_at_hand_is_passed_over_and_not_blamed() {
     let asking = made(&enricher("", "(drop (call $everyone)) unreachable"));
-    let blueprint = blueprint(LIMITS, [asking], None);
+    let blueprint = blueprint(LIMITS, [asking, stage("counter")], None);
     let mut rules = blueprint.instantiate().unwrap();
-    for _ in 0..LIMITS.quarantine.failures {
-        assert_eq!(failed(&World::on_demand().enrich(&mut rules)), ["rule"]);
+    let mut world = World::on_demand();
+    for _ in 0..=LIMITS.quarantine.failures {
+        let enriched = world.enrich(&mut rules);
+        assert_eq!(enriched.not_at_hand, [Question::Everyone].into());
+        assert_eq!(enriched.lacking, ["rule".into()]);
+        assert_eq!(changes(&enriched).len(), 1, "the other has its turn");
+        assert!(enriched.failures.is_empty());
     }
-    assert_eq!(quarantined(&blueprint), [1]);
+    assert_eq!(quarantined(&blueprint), [0, 0]);
+    world.say(&json!({}), &[Question::Everyone]);
+    assert_eq!(failed(&world.enrich(&mut rules)), ["rule"]);
 }
 
 #[test]

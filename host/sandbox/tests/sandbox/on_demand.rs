@@ -61,16 +61,19 @@ fn the_stages_after_one_that_waits_are_asked_too() {
 }
 
 #[test]
-fn a_redactor_that_lacks_an_answer_when_a_user_goes_shows_nobody_more_than_that() {
+fn a_redactor_that_lacks_an_answer_when_a_user_goes_names_it() {
     let mut world = World::on_demand();
     let (ada, told) = (world.id("ada"), world.audience(&["ben"]));
     let config = json!({"user_settings": true});
     let mut rules = pipeline([configured("redact", config)]);
     world.offline(1, Reason::Logout);
-    let renditions = rules.redact(world.context(), &told);
-    assert_eq!(renditions, Ok(Vec::new()));
-    world.say(&json!({}), &[Question::Settings(ada)]);
-    let renditions = rules.redact(world.context(), &told).unwrap();
+    let missing = Question::Settings(ada);
+    match rules.redact(world.context(), &told) {
+        Decision::NotAtHand(questions) => assert_eq!(questions, [missing.clone()].into()),
+        other => panic!("nothing is missing: {other:?}"),
+    }
+    world.say(&json!({}), &[missing]);
+    let renditions = world.redacted(&mut rules, &told);
     assert!(renditions[0].last_seen);
 }
 

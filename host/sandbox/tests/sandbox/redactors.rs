@@ -1,6 +1,6 @@
 //! Redactors: parts of the audience, each with what it gets.
 
-use presence_core::rules::Rules;
+use presence_core::rules::{Decision, Rules};
 use presence_core::verdicts::Verdict;
 use presence_sandbox::Stage;
 use serde_json::json;
@@ -38,7 +38,7 @@ fn the_told_are_split_without_asking_filters() {
     let world = world();
     let told = world.audience(&["ben", "yan"]);
     let mut rules = pipeline([stage("contacts"), tiers()]);
-    let renditions = rules.redact(world.context(), &told).unwrap();
+    let renditions = world.redacted(&mut rules, &told);
     let parts = renditions
         .iter()
         .map(|rendition| world.viewers(&rendition.audience));
@@ -73,7 +73,8 @@ fn a_redactor_that_fails_fails_the_decision_and_the_split() {
     assert_eq!(plugin, "rule");
     assert!(error.starts_with("trapped"), "{error}");
     let told = world.audience(&["ben"]);
-    assert!(rules.redact(world.context(), &told).is_err());
+    let redacted = rules.redact(world.context(), &told);
+    assert!(matches!(redacted, Decision::Failed(_)));
 }
 
 /// Everyone whom the directory knows gets to know when the user was last seen,

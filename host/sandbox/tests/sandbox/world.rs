@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use presence_core::audience::Audience;
-use presence_core::directory::{Directory, Edit, Question, Settings};
+use presence_core::directory::{Answer, Directory, Edit, Question, Settings};
 use presence_core::event::{Change, Event, Reason};
 use presence_core::metadata::Metadata;
 use presence_core::names::{Id, Names};
@@ -17,6 +17,8 @@ pub(crate) const NOW: u64 = 1_698_000_000_000;
 pub(crate) struct World {
     pub(crate) now: u64,
     pub(crate) names: Arc<Names>,
+    /// All that was said.
+    known: Directory,
     pub(crate) directory: Arc<Directory>,
     pub(crate) event: Arc<Event>,
 }
@@ -39,6 +41,7 @@ impl World {
         let mut world = Self {
             now: NOW,
             names,
+            known: Directory::new(),
             directory,
             event,
         };
@@ -48,12 +51,29 @@ impl World {
 
     /// Has the directory say more, and answer these questions.
     pub(crate) fn say(&mut self, said: &Value, answered: &[Question]) {
-        let mut edit = self.directory.edit();
+        let mut edit = self.known.edit();
         say(&mut edit, &self.names, said);
+        self.known = edit.finish().0;
+        if !self.directory.is_on_demand() {
+            self.directory = Arc::new(self.known.clone());
+        }
+        let mut edit = self.directory.edit();
         for question in answered {
-            edit.answer(question.clone());
+            edit.answer(question.clone(), Some(self.answer(question)));
         }
         self.directory = Arc::new(edit.finish().0);
+    }
+
+    fn answer(&self, question: &Question) -> Answer {
+        match question {
+            Question::Groups(user) => Answer::groups(self.known.groups(*user).unwrap().into()),
+            Question::Settings(user) => {
+                let value =
+                    |key: &str| Some((key.into(), self.known.setting(*user, key).ok()??.into()));
+                Answer::settings(["lastSeen"].into_iter().filter_map(value).collect())
+            }
+            question => Answer::users(self.known.audience(question).unwrap().bitmap()),
+        }
     }
 
     /// This user comes online, with this metadata.
@@ -98,6 +118,14 @@ impl World {
         match self.renditions(rules).as_slice() {
             [rendition] => self.viewers(&rendition.audience),
             others => panic!("not one rendition: {others:?}"),
+        }
+    }
+
+    /// What each of those who are told gets. The redactor must have answered.
+    pub(crate) fn redacted(&self, rules: &mut Pipeline, told: &Audience) -> Vec<Rendition> {
+        match rules.redact(self.context(), told) {
+            Decision::Decided(renditions, _) => renditions,
+            other => panic!("not redacted: {other:?}"),
         }
     }
 

@@ -7,7 +7,7 @@ use presence_core::body::explain::explanation;
 use presence_core::query::{Explain, Refusal};
 use tokio::sync::oneshot;
 
-use super::{Desk, TRIES, changed};
+use super::{Desk, TRIES};
 use crate::worker::Task;
 
 impl Desk {
@@ -26,17 +26,16 @@ impl Desk {
         let Some(worker) = self.workers.get(self.workers.place_of(&asked.user)) else {
             return Ok(None);
         };
-        let mut directory = self.directory.clone();
         let mut tries = 0;
         loop {
-            directory.borrow_and_update();
             let (answer, answered) = oneshot::channel();
             worker.send(Task::Explain(asked.clone(), answer)).await;
             let Ok((generation, found)) = answered.await else {
                 return Ok(None);
             };
             tries += 1;
-            if found.incomplete && tries < TRIES && changed(&mut directory).await {
+            let missing = &found.not_at_hand;
+            if !missing.is_empty() && tries < TRIES && self.has_answers(missing).await {
                 continue;
             }
             let body = explanation(&asked.viewer, &asked.user, generation, &found);

@@ -5,6 +5,7 @@
 mod explain;
 mod query;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -13,6 +14,7 @@ use async_nats::{Client, Message as Received, Subject, Subscriber};
 use futures_util::StreamExt;
 use futures_util::stream::{SelectAll, select_all};
 use presence_core::body;
+use presence_core::directory::{Directory, Question};
 use presence_core::query::{Explain, Query, Refusal};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
 
@@ -48,8 +50,8 @@ pub(crate) struct Desk {
     /// The longest body that the broker takes, as it says on connecting.
     pub(crate) body_bytes_max: Arc<AtomicUsize>,
     pub(crate) broker: Arc<Health>,
-    /// How often the directory has changed, as far as the workers have been told.
-    pub(crate) directory: watch::Receiver<u64>,
+    /// The directory that the workers have been told of.
+    pub(crate) directory: watch::Receiver<Arc<Directory>>,
     /// Whether explanations are given.
     pub(crate) explains: Arc<AtomicBool>,
     pub(crate) counts: Arc<Counts>,
@@ -93,6 +95,15 @@ impl Desk {
         if let Err(error) = self.client.publish(reply, body.into()).await {
             tracing::error!(%error, "an answer could not be published");
         }
+    }
+
+    /// Waits for the directory to have these answers; not for ever. Says whether it
+    /// has them.
+    async fn has_answers(&self, questions: &BTreeSet<Question>) -> bool {
+        let mut directory = self.directory.clone();
+        let has_all = |directory: &Arc<Directory>| questions.iter().all(|it| directory.has(it));
+        let there = tokio::time::timeout(FETCH_TIMEOUT, directory.wait_for(has_all));
+        matches!(there.await, Ok(Ok(_)))
     }
 
     async fn answer_to(&self, received: &Received) -> Result<Option<Vec<u8>>, Refusal> {
@@ -151,10 +162,4 @@ impl Reader {
             desk.answer(&received, reply).await;
         });
     }
-}
-
-/// Waits for the directory to change; not for ever. Says whether it has.
-async fn changed(directory: &mut watch::Receiver<u64>) -> bool {
-    let changed = tokio::time::timeout(FETCH_TIMEOUT, directory.changed());
-    changed.await.is_ok()
 }

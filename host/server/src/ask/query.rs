@@ -1,6 +1,7 @@
 //! Answering a query: its users are shared out to the workers that own them, and
 //! the answers gathered in the order in which the users were asked after.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -10,7 +11,7 @@ use presence_core::message::Cause;
 use presence_core::query::{Asked, Query, Refusal};
 use tokio::sync::oneshot;
 
-use super::{Desk, TRIES, changed};
+use super::{Desk, TRIES};
 use crate::worker::Task;
 
 /// How many users a worker answers on before its inputs get their turn.
@@ -107,18 +108,12 @@ impl Desk {
     /// The answers to every piece. Who can't be decided on within all tries looks
     /// hidden.
     async fn ask(&self, questions: &Arc<Questions>) -> Option<Vec<Answers>> {
-        let mut directory = self.directory.clone();
-        let mut answers: Vec<_> = questions
-            .pieces
-            .iter()
-            .map(|_| Answers::unasked())
-            .collect();
+        let mut answers: Vec<_> = questions.pieces.iter().map(|_| None).collect();
         for _ in 0..TRIES {
-            // What changes from here on is what the answers wait for.
-            directory.borrow_and_update();
             let mut asked = Vec::with_capacity(answers.len());
             for (number, piece) in questions.pieces.iter().enumerate() {
-                let unanswered = answers.get(number).is_some_and(|all| all.incomplete);
+                let answered: Option<&Answers> = answers.get(number).and_then(Option::as_ref);
+                let unanswered = answered.is_none_or(|all| !all.not_at_hand.is_empty());
                 if let Some(worker) = self.workers.get(piece.worker).filter(|_| unanswered) {
                     let (answer, answered) = oneshot::channel();
                     let questions = Arc::clone(questions);
@@ -129,35 +124,36 @@ impl Desk {
             for (number, answered) in asked {
                 let answered = answered.await.ok()?;
                 if let Some(slot) = answers.get_mut(number) {
-                    *slot = answered;
+                    *slot = Some(answered);
                 }
             }
-            if !answers.iter().any(|all| all.incomplete) || !changed(&mut directory).await {
+            let answered = answers.iter().flatten();
+            let missing = answered.flat_map(|all| all.not_at_hand.iter().cloned());
+            let missing = missing.collect::<BTreeSet<_>>();
+            if missing.is_empty() || !self.has_answers(&missing).await {
                 break;
             }
         }
-        Some(answers)
+        Some(answers.into_iter().flatten().collect())
     }
 
     /// A viewer's own contacts; none if the node is being stopped.
     async fn contacts(&self, viewer: &ByteString) -> Result<Option<Vec<ByteString>>, Refusal> {
-        let mut directory = self.directory.clone();
         let Some(worker) = self.workers.get(self.workers.place_of(viewer)) else {
             return Ok(None);
         };
         for _ in 0..TRIES {
-            directory.borrow_and_update();
             let (answer, answered) = oneshot::channel();
             worker.send(Task::Contacts(viewer.clone(), answer)).await;
-            match answered.await {
+            let missing = match answered.await {
                 Err(_) => return Ok(None),
                 Ok(Ok(contacts)) => {
                     let contacts = contacts.iter().map(|name| name.as_str().into());
                     return Ok(Some(contacts.collect()));
                 }
-                Ok(Err(_)) => {}
-            }
-            if !changed(&mut directory).await {
+                Ok(Err(question)) => BTreeSet::from([question]),
+            };
+            if !self.has_answers(&missing).await {
                 break;
             }
         }

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::checks::token;
+use super::checks::{in_token, token, within};
 use super::problem::Wrong;
 use super::section::Section;
 
@@ -20,12 +20,81 @@ pub(crate) enum Directory {
         /// The bucket's name.
         bucket: String,
     },
+    /// `source = "request"`: a service that is asked.
+    Request(Request),
+}
+
+/// `[directory.request]`: how the service is asked.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Request {
+    /// What the subjects of questions begin with, behind the tenant's prefix.
+    pub(crate) subject: String,
+    /// How long a request waits for its answer, in milliseconds.
+    pub(crate) timeout_ms: u64,
+    /// For how long an answer is good, in milliseconds.
+    pub(crate) ttl_ms: u64,
+    /// How many requests may be under way.
+    pub(crate) concurrency: usize,
+    /// How long an event waits for answers that enrichers or the redactor ask for,
+    /// in milliseconds.
+    pub(crate) wait_ms: u64,
 }
 
 /// What `source` says.
 enum Source {
     File,
     Kv,
+    Request,
+}
+
+/// The longest time that a request or an event may wait, in milliseconds.
+const MINUTE_MS: u64 = 60_000;
+
+/// The longest time for which an answer may be good: a week, in milliseconds.
+const WEEK_MS: u64 = 7 * 24 * 60 * MINUTE_MS;
+
+/// The longest subject that questions may be put under, in bytes: it leaves room
+/// for the longest id.
+const SUBJECT_BYTES_MAX: usize = 128;
+
+impl Request {
+    fn read(section: &mut Section<'_, '_>) -> Self {
+        Self {
+            subject: section
+                .get("subject", subject)
+                .unwrap_or_else(|| "presence-directory".into()),
+            timeout_ms: section
+                .get("timeout_ms", within(1..=MINUTE_MS))
+                .unwrap_or(1_000),
+            ttl_ms: section
+                .get("ttl_ms", within(1..=WEEK_MS))
+                .unwrap_or(300_000),
+            concurrency: section.get("concurrency", within(1..=10_000)).unwrap_or(64),
+            wait_ms: section
+                .get("wait_ms", within(0..=MINUTE_MS))
+                .unwrap_or(2_000),
+        }
+    }
+}
+
+/// Tokens, but not those under which input is taken in.
+fn subject(text: String) -> Result<String, Wrong> {
+    let is_token = |token: &str| !token.is_empty() && token.chars().all(in_token);
+    if text.len() > SUBJECT_BYTES_MAX || !text.split('.').all(is_token) {
+        let fix = format!(
+            "use tokens of letters, digits, `_` and `-`, with dots between them, of at most \
+             {SUBJECT_BYTES_MAX} bytes together"
+        );
+        return Err(Wrong::new(format!("is `{text}`"), fix));
+    }
+    if text.split('.').next() == Some("presence") {
+        let fix = "begin with another token than `presence`, such as `presence-directory`";
+        return Err(Wrong::new(
+            format!("is `{text}`, where input is taken in"),
+            fix,
+        ));
+    }
+    Ok(text)
 }
 
 impl Directory {
@@ -39,14 +108,15 @@ impl Directory {
         let source = section.get("source", |text: String| match text.as_str() {
             "file" => Ok(Source::File),
             "kv" => Ok(Source::Kv),
-            "request" => Err(Wrong::new(
-                "is `request`, which comes with a later version",
-                "write `file` or `kv`",
+            "request" => Ok(Source::Request),
+            _ => Err(Wrong::new(
+                format!("is `{text}`"),
+                "write `file`, `kv` or `request`",
             )),
-            _ => Err(Wrong::new(format!("is `{text}`"), "write `file` or `kv`")),
         });
         let path = section.path("path");
         let bucket = section.section("kv", |kv| kv.get("bucket", token));
+        let request = section.section("request", Request::read);
         match source.unwrap_or(Source::File) {
             Source::File => Self::File {
                 path: path.unwrap_or_else(|| section.resolve("directory.json")),
@@ -54,6 +124,7 @@ impl Directory {
             Source::Kv => Self::Kv {
                 bucket: bucket.unwrap_or_else(|| "presence-directory".into()),
             },
+            Source::Request => Self::Request(request),
         }
     }
 }

@@ -35,7 +35,7 @@ pub(crate) use basics::{
 #[cfg(test)]
 use changes::Change;
 pub(crate) use changes::Effect;
-pub(crate) use directory::Directory;
+pub(crate) use directory::{Directory, Request};
 pub(crate) use engine::Engine;
 pub(crate) use nats::{Auth, Nats};
 pub(crate) use pipeline::{Grant, Stage};

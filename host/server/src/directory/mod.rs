@@ -1,7 +1,9 @@
-//! Where the directory comes from: a JSON file, or a NATS KV bucket.
+//! Where the directory comes from: a JSON file, a NATS KV bucket, or a service that
+//! is asked.
 
 mod content;
 pub(crate) mod kv;
+pub(crate) mod request;
 
 use std::path::Path;
 

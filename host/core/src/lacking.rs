@@ -1,0 +1,108 @@
+//! Who waits for which of the directory's answers.
+
+use std::collections::BTreeSet;
+
+use hashbrown::HashMap;
+use roaring::RoaringBitmap;
+
+use crate::directory::{Changes, Directory, Question};
+use crate::names::Id;
+
+/// Users, and the answers that they wait for.
+#[derive(Debug, Default)]
+pub(crate) struct Lacking {
+    questions: HashMap<Id, BTreeSet<Question>, foldhash::fast::FixedState>,
+    users: HashMap<Question, BTreeSet<Id>, foldhash::fast::FixedState>,
+}
+
+impl Lacking {
+    /// Notes all that a user waits for.
+    pub(crate) fn note(&mut self, user: Id, questions: BTreeSet<Question>) {
+        self.forget(user);
+        for question in &questions {
+            self.users.entry_ref(question).or_default().insert(user);
+        }
+        self.questions.insert(user, questions);
+    }
+
+    /// A user waits for nothing any more.
+    pub(crate) fn forget(&mut self, user: Id) {
+        for question in self.questions.remove(&user).into_iter().flatten() {
+            if let Some(users) = self.users.get_mut(&question) {
+                users.remove(&user);
+                if users.is_empty() {
+                    self.users.remove(&question);
+                }
+            }
+        }
+    }
+
+    /// What a user waits for.
+    pub(crate) fn of(&self, user: Id) -> impl Iterator<Item = &Question> {
+        self.questions.get(&user).into_iter().flatten()
+    }
+
+    /// Whether somebody waits for this answer.
+    pub(crate) fn has(&self, question: &Question) -> bool {
+        self.users.contains_key(question)
+    }
+
+    /// Those who have waited for one of these changes and find all that they wait
+    /// for, in a stable order.
+    pub(crate) fn served(&self, changes: &Changes, directory: &Directory) -> BTreeSet<Id> {
+        let waiting = changes
+            .iter()
+            .filter_map(|question| self.users.get(question));
+        let waiting = waiting.flatten().copied();
+        waiting
+            .filter(|user| self.is_served(*user, directory))
+            .collect()
+    }
+
+    /// Whether a user has waited for something, and finds all of it.
+    pub(crate) fn is_served(&self, user: Id, directory: &Directory) -> bool {
+        let questions = self.questions.get(&user);
+        questions.is_some_and(|all| all.iter().all(|question| directory.has(question)))
+    }
+
+    /// All the numbers of ids in here.
+    pub(crate) fn ids(&self) -> RoaringBitmap {
+        let about = self.users.keys().filter_map(Question::user);
+        about
+            .chain(self.questions.keys().copied())
+            .map(|id| id.0)
+            .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::directory::Answer;
+
+    #[test]
+    fn who_finds_all_that_they_wait_for_is_served() {
+        let (one, two) = (Question::Contacts(Id(7)), Question::Everyone);
+        let mut lacking = Lacking::default();
+        lacking.note(Id(1), [one.clone(), two.clone()].into());
+        lacking.note(Id(2), [two.clone()].into());
+        lacking.note(Id(3), [one.clone()].into());
+        lacking.forget(Id(3));
+        assert_eq!(lacking.ids().iter().collect::<Vec<_>>(), [1, 2, 7]);
+
+        let nobody = || Some(Answer::users(RoaringBitmap::new()));
+        let mut edit = Directory::on_demand().edit();
+        edit.answer(two.clone(), nobody());
+        let (directory, changes) = edit.finish();
+        assert_eq!(lacking.served(&changes, &directory), [Id(2)].into());
+        lacking.forget(Id(2));
+        assert!(lacking.has(&two), "the other waits for it still");
+
+        let mut edit = directory.edit();
+        edit.answer(one.clone(), nobody());
+        let (directory, changes) = edit.finish();
+        assert_eq!(lacking.served(&changes, &directory), [Id(1)].into());
+        lacking.forget(Id(1));
+        assert!(!lacking.has(&one) && lacking.ids().is_empty());
+    }
+}

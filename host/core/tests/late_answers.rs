@@ -1,0 +1,604 @@
+//! What holds of visibility where the directory is asked question by question:
+//! random scripts as in `visibility.rs`, with answers that come late or are lost.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    missing_docs,
+    reason = "a test may panic"
+)]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use presence_core::audience::Audience;
+use presence_core::directory::{Answer, Changes, Directory, Edit, Question};
+use presence_core::event::Event;
+use presence_core::message::{Kind, Message};
+use presence_core::names::{Id, Names};
+use presence_core::publish::Subject;
+use presence_core::record::Record;
+use presence_core::rules::{Context, Decision, Enriched, Failure, Reads, Rendition, Rules};
+use presence_core::{Input, Output, Settings, Shard};
+use proptest::prelude::*;
+use serde_json::{Value, json};
+
+const USERS: [&str; 4] = ["ada", "ben", "cleo", "dan"];
+
+/// One thing that happens.
+#[derive(Clone, Debug)]
+enum Step {
+    Connect(usize, u8),
+    Disconnect(usize, u8),
+    Heartbeat(usize, u8),
+    /// An application's word.
+    Online(usize),
+    Offline(usize),
+    /// A user has just these contacts.
+    Contacts(usize, BTreeSet<usize>),
+    /// A user blocks just these.
+    Blocks(usize, BTreeSet<usize>),
+    /// Another generation of the rules, which hides these users from everyone.
+    Hide(BTreeSet<usize>),
+    /// The rules fail for these users from now on.
+    Fail(BTreeSet<usize>),
+    /// The redactor shows nothing of the users to viewers of this number.
+    Unredacted(Option<usize>),
+    /// These users show nobody when they were last seen.
+    Secretive(BTreeSet<usize>),
+    /// The directory is asked, and answers all that it has been asked.
+    Answer,
+    /// An answer about a user is lost.
+    Lose(usize),
+    Wait(u64),
+    /// Corrections take this many messages a second from now on, or as many as come.
+    Pace(u64),
+    /// The host has stored what has changed so far.
+    Save,
+    /// The host is down for so long, in which a user's contacts become these.
+    Restart(u64, usize, BTreeSet<usize>),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let user = 0..USERS.len();
+    let some = || proptest::collection::btree_set(0..USERS.len(), 0..=3);
+    prop_oneof![
+        4 => (user.clone(), 0..2_u8).prop_map(|(user, conn)| Step::Connect(user, conn)),
+        3 => (user.clone(), 0..2_u8).prop_map(|(user, conn)| Step::Disconnect(user, conn)),
+        1 => (user.clone(), 0..2_u8).prop_map(|(user, conn)| Step::Heartbeat(user, conn)),
+        1 => user.clone().prop_map(Step::Online),
+        1 => user.clone().prop_map(Step::Offline),
+        3 => (user.clone(), some()).prop_map(|(user, list)| Step::Contacts(user, list)),
+        2 => (user.clone(), some()).prop_map(|(user, list)| Step::Blocks(user, list)),
+        1 => some().prop_map(Step::Hide),
+        1 => some().prop_map(Step::Fail),
+        1 => proptest::option::of(user.clone()).prop_map(Step::Unredacted),
+        1 => some().prop_map(Step::Secretive),
+        4 => Just(Step::Answer),
+        1 => user.clone().prop_map(Step::Lose),
+        3 => (1..40_000_u64).prop_map(Step::Wait),
+        1 => prop_oneof![Just(0), Just(1), Just(30)].prop_map(Step::Pace),
+        1 => Just(Step::Save),
+        1 => (0..40_000_u64, 0..USERS.len(), some())
+            .prop_map(|(ms, user, list)| Step::Restart(ms, user, list)),
+    ]
+}
+
+/// Contacts less the blocked, unless the user is hidden. Fails where it is told to.
+#[derive(Default)]
+struct Generation {
+    hidden: BTreeSet<Id>,
+    failing: BTreeSet<Id>,
+    /// A viewer whom the redactor names in no rendition.
+    unredacted: Option<Id>,
+    secretive: BTreeSet<Id>,
+}
+
+impl Generation {
+    fn split(&self, event: &Event, audience: &Audience) -> Result<Vec<Rendition>, Failure> {
+        if self.failing.contains(&event.user) {
+            return Err(Failure {
+                plugin: "rule".into(),
+                error: "told to fail".into(),
+            });
+        }
+        let audience = self
+            .unredacted
+            .map_or_else(|| audience.clone(), |viewer| audience.without(viewer));
+        Ok(vec![Rendition {
+            audience,
+            keys: ["device".into()].into(),
+            last_seen: !self.secretive.contains(&event.user),
+        }])
+    }
+}
+
+impl Rules for Generation {
+    fn enrich(&mut self, _: Context<'_>) -> Enriched {
+        Enriched::default()
+    }
+
+    fn decide(&mut self, context: Context<'_>) -> Decision {
+        let user = context.event.user;
+        let questions = [Question::Contacts(user), Question::BlockedBy(user)];
+        let lacking = questions.iter().filter(|it| !context.directory.has(it));
+        let lacking: BTreeSet<_> = lacking.cloned().collect();
+        if !lacking.is_empty() {
+            return Decision::NotAtHand(lacking);
+        }
+        let [contacts, blocked] = questions
+            .each_ref()
+            .map(|question| context.directory.audience(question).unwrap());
+        let audience = if self.hidden.contains(&user) {
+            Audience::nobody()
+        } else {
+            contacts.difference(&blocked)
+        };
+        let reads = Reads {
+            questions: questions.into(),
+            ..Reads::default()
+        };
+        match self.split(context.event, &audience) {
+            Ok(renditions) => Decision::Decided(renditions, reads),
+            Err(failure) => Decision::Failed(failure),
+        }
+    }
+
+    fn redact(&mut self, context: Context<'_>, told: &Audience) -> Decision {
+        match self.split(context.event, told) {
+            Ok(renditions) => Decision::Decided(renditions, Reads::default()),
+            Err(failure) => Decision::Failed(failure),
+        }
+    }
+}
+
+struct World {
+    names: Arc<Names>,
+    /// What the shard goes by.
+    directory: Arc<Directory>,
+    /// What there is to know, where the shard's directory is asked for it.
+    known: Directory,
+    /// What is to be answered.
+    wanted: BTreeSet<Question>,
+    shard: Shard,
+    rules: Generation,
+    now: u64,
+    /// Who has been told that a user is online, and not yet that they are gone.
+    told: BTreeMap<String, BTreeSet<String>>,
+    /// Who is online, by the events that were broadcast, and with what device.
+    online: BTreeMap<String, Value>,
+    /// When the others were last seen, by the events that were broadcast.
+    last_seen: BTreeMap<String, Value>,
+    /// Those on whom the decision may be put off, until it is taken again.
+    pending: BTreeSet<Id>,
+    asks: usize,
+    corrections_per_s: u64,
+    /// How many messages each viewer got on their own subject.
+    delivered: BTreeMap<String, u64>,
+    /// What the host has stored.
+    store: BTreeMap<Vec<u8>, Vec<u8>>,
+}
+
+impl World {
+    fn new(on_demand: bool) -> Self {
+        let names = Arc::new(Names::new());
+        let directory = Arc::new(empty(on_demand));
+        Self {
+            known: Directory::new(),
+            wanted: BTreeSet::new(),
+            shard: shard(&names, &directory, 0),
+            names,
+            directory,
+            rules: Generation::default(),
+            now: 1_000_000,
+            told: BTreeMap::new(),
+            online: BTreeMap::new(),
+            last_seen: BTreeMap::new(),
+            pending: BTreeSet::new(),
+            asks: 0,
+            corrections_per_s: 0,
+            delivered: BTreeMap::new(),
+            store: BTreeMap::new(),
+        }
+    }
+
+    fn id(&self, user: usize) -> Id {
+        self.names.intern(USERS[user])
+    }
+
+    fn ids(&self, users: &BTreeSet<usize>) -> BTreeSet<Id> {
+        users.iter().map(|user| self.id(*user)).collect()
+    }
+
+    fn step(&mut self, step: &Step) {
+        self.now += 1;
+        let conn = |conn: &u8| format!("c{conn}");
+        match step {
+            Step::Connect(user, c) => {
+                let metadata = json!({"device": conn(c), "ip": "::1", "socketId": "s"});
+                let body = json!({"connId": conn(c), "metadata": metadata});
+                self.message(Kind::Connect, *user, body);
+            }
+            Step::Disconnect(user, c) => {
+                self.message(Kind::Disconnect, *user, json!({"connId": conn(c)}));
+            }
+            Step::Heartbeat(user, c) => {
+                self.message(Kind::Heartbeat, *user, json!({"connId": conn(c)}));
+            }
+            Step::Online(user) => self.message(Kind::Online, *user, json!({})),
+            Step::Offline(user) => self.message(Kind::Offline, *user, json!({})),
+            Step::Contacts(user, list) => {
+                let list = self.ids(list).into_iter().map(|id| id.0).collect();
+                let mut edit = self.known.edit();
+                edit.contacts(self.id(*user), Some(list));
+                self.learn(edit);
+            }
+            Step::Blocks(user, list) => {
+                let list = self.ids(list).into_iter().map(|id| id.0).collect();
+                let mut edit = self.known.edit();
+                edit.blocked(self.id(*user), Some(list));
+                self.learn(edit);
+            }
+            Step::Hide(users) => {
+                self.rules.hidden = self.ids(users);
+                self.input(Input::Rules);
+            }
+            Step::Fail(users) => {
+                // A generation is pure: that it fails is a change of the rules.
+                self.rules.failing = self.ids(users);
+                self.input(Input::Rules);
+            }
+            Step::Unredacted(viewer) => {
+                self.rules.unredacted = viewer.map(|viewer| self.id(viewer));
+                self.input(Input::Rules);
+            }
+            Step::Secretive(users) => {
+                self.rules.secretive = self.ids(users);
+                self.input(Input::Rules);
+            }
+            Step::Answer => self.answer(),
+            Step::Lose(user) => {
+                let mut edit = self.directory.edit();
+                edit.answer(Question::Contacts(self.id(*user)), None);
+                self.set_directory(edit);
+            }
+            Step::Wait(ms) => self.wait_until(self.now + ms),
+            Step::Pace(corrections_per_s) => {
+                self.corrections_per_s = *corrections_per_s;
+                self.input(Input::Settings(Box::new(settings(*corrections_per_s))));
+            }
+            Step::Save => self.save(),
+            Step::Restart(down_ms, user, list) => self.restart(*down_ms, *user, list),
+        }
+    }
+
+    fn save(&mut self) {
+        for record in self.shard.take_records(1) {
+            match record.encode(&self.names) {
+                (key, Some(value)) => drop(self.store.insert(key, value)),
+                (key, None) => drop(self.store.remove(&key)),
+            }
+        }
+    }
+
+    fn restart(&mut self, down_ms: u64, user: usize, list: &BTreeSet<usize>) {
+        self.save();
+        self.now += down_ms;
+        let list = self.ids(list).into_iter().map(|id| id.0).collect();
+        let mut edit = self.known.edit();
+        edit.contacts(self.id(user), Some(list));
+        self.known = edit.finish().0;
+        self.directory = Arc::new(match self.directory.is_on_demand() {
+            true => empty(true),
+            false => self.known.clone(),
+        });
+        self.wanted.clear();
+        self.shard = shard(&self.names, &self.directory, self.corrections_per_s);
+        // Those who had gone are not remembered, and numbers begin anew.
+        self.last_seen.clear();
+        self.delivered.clear();
+        let records = self.store.iter();
+        let records = records.map(|(key, value)| Record::decode(key, value, &self.names).unwrap());
+        self.shard.restore(self.now, down_ms, records);
+        self.shard.hear(self.now);
+        self.wait_until(self.now);
+    }
+
+    fn message(&mut self, kind: Kind, user: usize, mut body: Value) {
+        body["userId"] = USERS[user].into();
+        body["timestamp"] = self.now.into();
+        let payload = Bytes::from(body.to_string());
+        let message = Message::parse(kind, &payload, 1 << 20).unwrap();
+        self.input(Input::Message {
+            message,
+            reply: None,
+        });
+    }
+
+    /// What there is to know has changed. A directory that is asked says so later.
+    fn learn(&mut self, edit: Edit) {
+        if !self.directory.is_on_demand() {
+            let (known, changes) = edit.finish();
+            self.known = known.clone();
+            return self.put(known, changes);
+        }
+        let (known, changes) = edit.finish();
+        self.known = known;
+        let held = changes.iter().filter(|it| self.directory.has(it));
+        self.wanted.extend(held.cloned());
+    }
+
+    /// All that was asked is answered.
+    fn answer(&mut self) {
+        let mut edit = self.directory.edit();
+        for question in std::mem::take(&mut self.wanted) {
+            let users = self.known.audience(&question).unwrap();
+            edit.answer(question, Some(Answer::users(users.bitmap())));
+        }
+        self.set_directory(edit);
+    }
+
+    fn set_directory(&mut self, edit: Edit) {
+        let (directory, changes) = edit.finish();
+        self.put(directory, changes);
+    }
+
+    fn put(&mut self, directory: Directory, changes: Changes) {
+        self.directory = Arc::new(directory);
+        let directory = Arc::clone(&self.directory);
+        self.input(Input::Directory(directory, Arc::new(changes)));
+    }
+
+    fn input(&mut self, input: Input) {
+        let mut out = Vec::new();
+        self.shard
+            .handle(self.now, input, &mut self.rules, &mut out);
+        self.see(out);
+        // What has changed is answered by at once, before anyone is corrected.
+        self.ask();
+        self.wait_until(self.now);
+        if self.shard.backlog() == 0 {
+            self.pending.clear();
+        }
+        self.pending.extend(&self.rules.failing);
+        self.ask();
+    }
+
+    /// A viewer asks after everyone.
+    fn ask(&mut self) {
+        let viewer = USERS[self.asks % USERS.len()];
+        self.asks += 1;
+        for user in USERS {
+            let mut out = Vec::new();
+            let rules = &mut self.rules;
+            let answers = self
+                .shard
+                .query(self.now, viewer, [user].into_iter(), rules, &mut out);
+            self.fetch(&out);
+            let is_fetch = |it: &Output| matches!(it, Output::Fetch(_));
+            assert!(out.iter().all(is_fetch), "a query publishes nothing");
+            let answer: Value = serde_json::from_slice(answers.get(0).unwrap()).unwrap();
+            let id = self.names.find(user);
+            let hidden = json!({"userId": user, "status": "offline"});
+            if id.is_some_and(|id| self.pending.contains(&id)) && answer == hidden {
+                continue;
+            }
+            assert_eq!(
+                answer,
+                self.known(viewer, user),
+                "{viewer} asks after {user}"
+            );
+        }
+    }
+
+    /// What a viewer may know: what they have been told, narrowed by the rules of now.
+    fn known(&self, viewer: &str, user: &str) -> Value {
+        let hidden = json!({"userId": user, "status": "offline"});
+        let Some(id) = self.names.find(user) else {
+            return hidden;
+        };
+        if !allowed(&self.rules, &self.directory, &self.names, user).contains(viewer) {
+            return hidden;
+        }
+        match self.online.get(user) {
+            Some(metadata) if self.told[user].contains(viewer) => {
+                json!({"userId": user, "status": "online", "metadata": metadata})
+            }
+            None if !self.rules.secretive.contains(&id) => match self.last_seen.get(user) {
+                Some(at) => json!({"userId": user, "status": "offline", "lastSeen": at}),
+                None => hidden,
+            },
+            _ => hidden,
+        }
+    }
+
+    /// Does what falls due up to a time, each at its own.
+    fn wait_until(&mut self, until: u64) {
+        while let Some(at) = self.shard.next_deadline()
+            && at <= until
+        {
+            self.now = self.now.max(at);
+            let mut out = Vec::new();
+            self.shard.advance(self.now, &mut self.rules, &mut out);
+            self.see(out);
+        }
+        self.now = self.now.max(until);
+    }
+
+    /// Follows what was published, as viewers do.
+    fn see(&mut self, out: Vec<Output>) {
+        self.fetch(&out);
+        self.see_inboxes(&out);
+        for output in out {
+            let Output::Publish(publication) = output else {
+                continue;
+            };
+            let body: Value = serde_json::from_slice(&publication.body).unwrap();
+            let user = body["userId"].as_str().unwrap_or_default().to_owned();
+            let viewers = body["visibleTo"].as_array().into_iter().flatten();
+            let viewers: Vec<_> = viewers
+                .map(|viewer| viewer.as_str().unwrap().to_owned())
+                .collect();
+            let told = self.told.entry(user.clone()).or_default();
+            match publication.subject {
+                Subject::Events if body["type"] == "user_online" => {
+                    let device = body["metadata"].get("device");
+                    let device = device.map_or(json!({}), |device| json!({"device": device}));
+                    self.online.insert(user, device);
+                }
+                Subject::Events => {
+                    self.online.remove(&user);
+                    self.last_seen.insert(user, body["lastSeen"].clone());
+                }
+                Subject::FilteredOnline => {
+                    let allowed = allowed(&self.rules, &self.directory, &self.names, &user);
+                    for viewer in viewers {
+                        assert_ne!(viewer, user, "a user is never in their own audience");
+                        assert!(allowed.contains(&viewer), "{viewer} may not see {user}");
+                        assert!(
+                            told.insert(viewer.clone()),
+                            "{viewer} is told of {user} twice"
+                        );
+                    }
+                }
+                Subject::FilteredOffline => {
+                    for viewer in viewers {
+                        assert!(told.remove(&viewer), "{viewer} was never told of {user}");
+                    }
+                }
+                Subject::Online | Subject::Offline | Subject::DeadLetters => {}
+                Subject::Updated | Subject::FilteredUpdated => panic!("nobody has a status"),
+            }
+        }
+        for (user, told) in &self.told {
+            assert!(
+                told.is_empty() || self.online.contains_key(user),
+                "{told:?} still believe that {user} is online"
+            );
+        }
+    }
+
+    fn fetch(&mut self, out: &[Output]) {
+        for output in out {
+            if let Output::Fetch(questions) = output {
+                self.wanted.extend(questions.iter().cloned());
+            }
+        }
+    }
+
+    /// What was told to several is what each was told alone, in the same order.
+    fn see_inboxes(&mut self, out: &[Output]) {
+        let (mut told, mut delivered) = (Vec::new(), Vec::new());
+        for output in out {
+            match output {
+                Output::Publish(publication)
+                    if publication
+                        .subject
+                        .as_str()
+                        .starts_with("presence.filtered.") =>
+                {
+                    let body: Value = serde_json::from_slice(&publication.body).unwrap();
+                    for viewer in body["visibleTo"].as_array().unwrap() {
+                        let mut alone = body.clone();
+                        alone["visibleTo"] = json!([viewer]);
+                        told.push(alone);
+                    }
+                }
+                Output::Deliver(delivery) => {
+                    let body: Value = serde_json::from_slice(&delivery.body).unwrap();
+                    let viewer = delivery.viewer.as_str();
+                    assert_eq!(body["visibleTo"], json!([viewer]));
+                    let before = self.delivered.entry(viewer.to_owned()).or_default();
+                    *before += 1;
+                    assert_eq!((delivery.seq, delivery.epoch_ms), (*before, None));
+                    delivered.push(body);
+                }
+                _ => {}
+            }
+        }
+        assert_eq!(delivered, told);
+    }
+
+    /// Once the rules answer again, everyone who may see an online user has been
+    /// told, and nobody else.
+    fn settle(&mut self) {
+        self.rules.failing.clear();
+        self.input(Input::Rules);
+        while self.shard.backlog() > 0 || !self.wanted.is_empty() {
+            self.wait_until(self.now + 100);
+            self.answer();
+        }
+        for user in self.online.keys() {
+            let allowed = allowed(&self.rules, &self.directory, &self.names, user);
+            assert_eq!(self.told[user], allowed, "of {user}");
+        }
+    }
+}
+
+/// A directory of nobody yet.
+fn empty(on_demand: bool) -> Directory {
+    if on_demand {
+        Directory::on_demand()
+    } else {
+        Directory::new()
+    }
+}
+
+fn settings(corrections_per_s: u64) -> Settings {
+    Settings {
+        inbox: true,
+        corrections_per_s,
+        ..Settings::default()
+    }
+}
+
+fn shard(names: &Arc<Names>, directory: &Arc<Directory>, corrections_per_s: u64) -> Shard {
+    let (names, directory) = (Arc::clone(names), Arc::clone(directory));
+    let mut shard = Shard::new(settings(corrections_per_s), names, directory);
+    shard.keep_records(true);
+    shard
+}
+
+/// Who may see a user, worked out anew.
+fn allowed(
+    rules: &Generation,
+    directory: &Directory,
+    names: &Names,
+    user: &str,
+) -> BTreeSet<String> {
+    let user = names.find(user).unwrap();
+    if rules.hidden.contains(&user) || rules.failing.contains(&user) {
+        return BTreeSet::new();
+    }
+    let answer = |question| directory.audience(&question);
+    let answers = (
+        answer(Question::Contacts(user)),
+        answer(Question::BlockedBy(user)),
+    );
+    // Nobody may see what isn't known.
+    let (Ok(contacts), Ok(blocked)) = answers else {
+        return BTreeSet::new();
+    };
+    let ids = contacts
+        .ids()
+        .filter(|id| !blocked.contains(*id) && rules.unredacted != Some(*id));
+    ids.map(|id| names.name(id).unwrap().as_str().to_owned())
+        .collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 5_000, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn whatever_happens_viewers_are_told_what_they_may_know(
+        steps in proptest::collection::vec(step(), 1..60),
+        on_demand in any::<bool>(),
+    ) {
+        let mut world = World::new(on_demand);
+        for step in &steps {
+            world.step(step);
+        }
+        world.settle();
+    }
+}
