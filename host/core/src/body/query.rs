@@ -45,14 +45,6 @@ impl Answers {
         }
     }
 
-    /// No answers yet, to be asked for.
-    pub fn unasked() -> Self {
-        Self {
-            incomplete: true,
-            ..Self::default()
-        }
-    }
-
     /// Adds the answer on a user.
     pub fn push(&mut self, user: &str, sight: Sight<'_>) {
         let json = &mut self.json;
