@@ -11,7 +11,9 @@ mod entrants;
 mod fan_out;
 mod generator;
 mod heartbeats;
+mod in_process;
 mod load;
+mod queries;
 mod table;
 
 use std::process::Command;
@@ -55,6 +57,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     command.args(std::env::args_os().skip(1)).arg("--measure");
     if !args.without_presence {
         command.env("PRESENCE_BIN", tools::build("presence", &["--release"])?);
+        in_process::build()?;
     }
     succeed(&mut command)?;
     if args.criterion {
@@ -103,6 +106,17 @@ fn measure(args: &Args) -> Result<()> {
     eprintln!("Measuring heartbeats");
     let heartbeats = heartbeats::measure(&broker, args)?;
     println!("{}", table::heartbeats(&heartbeats));
+    if args.without_presence {
+        return Ok(());
+    }
+    eprintln!("Measuring queries");
+    println!("{}", table::queries(&queries::measure(&broker, args)?));
+    eprintln!("Measuring the ledger and swaps");
+    println!(
+        "{}",
+        table::ledger(&in_process::Ledger::measure()?, &figures)
+    );
+    println!("{}", table::swaps(&in_process::Swaps::measure()?));
     Ok(())
 }
 

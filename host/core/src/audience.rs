@@ -143,6 +143,9 @@ impl Audience {
             return self.clone();
         }
         if Arc::ptr_eq(&self.base, &other.base) {
+            if other.without.is_none() {
+                return Self::nobody();
+            }
             return other
                 .missing()
                 .iter()

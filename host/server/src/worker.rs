@@ -10,7 +10,6 @@ use anyhow::Context as _;
 use bytestring::ByteString;
 use foldhash::fast::FixedState;
 use presence_core::body::explain::Found;
-use presence_core::body::query::Answers;
 use presence_core::directory::Question;
 use presence_core::names::Name;
 use presence_core::query::Explain;
@@ -20,7 +19,7 @@ use presence_sandbox::Pipeline;
 use roaring::RoaringBitmap;
 use tokio::sync::{mpsc, oneshot};
 
-use crate::ask::Questions;
+use crate::ask::Asking;
 use crate::clock;
 use crate::directory::request::Fetcher;
 use crate::state::Saver;
@@ -33,7 +32,7 @@ pub(crate) enum Task {
     /// A new pipeline, ready to be called, and its generation.
     Pipeline(u64, Box<Pipeline>),
     /// Answer a piece of a query.
-    Query(Arc<Questions>, usize, oneshot::Sender<Answers>),
+    Query(Arc<Asking>, usize),
     /// Explain why a viewer can or can't see a user. Answered with the generation
     /// of the pipeline that decided.
     Explain(Explain, oneshot::Sender<(u64, Found)>),
@@ -236,13 +235,13 @@ impl State {
                 self.shard.hear(clock::now_ms());
                 let _ = done.send(());
             }
-            // Whoever asked may have given up.
-            Task::Query(questions, piece, answer) => {
-                let users = questions.users(piece);
-                let (now, viewer) = (clock::now_ms(), &*questions.viewer);
+            Task::Query(asking, piece) => {
+                let (now, viewer) = (clock::now_ms(), asking.viewer());
+                let users = asking.users(piece);
                 let answers = self.shard.query(now, viewer, users, &mut self.rules, out);
-                let _ = answer.send(answers);
+                asking.answer(piece, answers);
             }
+            // Whoever asked may have given up.
             Task::Explain(Explain { viewer, user }, answer) => {
                 let (now, rules) = (clock::now_ms(), &mut self.rules);
                 let found = self.shard.explain(now, &viewer, &user, rules, out);

@@ -1,6 +1,6 @@
 //! The contenders that are written here, each run as a process of its own: the
-//! raw relay, the native filter, and the subscriber that only counts. They are
-//! what one would write without thinking of benchmarks.
+//! raw relay, the native filter, the subscriber that only counts, and the bare
+//! answerer. They are what one would write without thinking of benchmarks.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -24,6 +24,9 @@ pub(crate) struct Args {
     /// The directory of contacts.
     #[arg(long)]
     directory: Option<PathBuf>,
+    /// How long an answer is.
+    #[arg(long, default_value_t = 0)]
+    answer_bytes: usize,
 }
 
 /// What a contender does.
@@ -35,6 +38,8 @@ enum Kind {
     Filter,
     /// Counts heartbeats.
     Count,
+    /// Answers queries, unread, always the same.
+    Answer,
 }
 
 /// Runs a contender until it is killed.
@@ -50,12 +55,14 @@ async fn serve(args: &Args) -> Result<()> {
     let subject = match args.kind {
         Kind::Relay | Kind::Filter => "events.*",
         Kind::Count => "heartbeat",
+        Kind::Answer => "query",
     };
     let mut messages = client.subscribe(format!("{}.{subject}", args.root)).await?;
     let contacts = match &args.directory {
         Some(path) => contacts(path)?,
         None => HashMap::new(),
     };
+    let answer = " ".repeat(args.answer_bytes);
     client.flush().await?;
     println!("ready");
 
@@ -68,6 +75,11 @@ async fn serve(args: &Args) -> Result<()> {
                 counted += 1;
                 if let Some(reply) = message.reply {
                     client.publish(reply, counted.to_string().into()).await?;
+                }
+            }
+            Kind::Answer => {
+                if let Some(reply) = message.reply {
+                    client.publish(reply, answer.clone().into()).await?;
                 }
             }
         }

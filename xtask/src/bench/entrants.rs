@@ -30,12 +30,13 @@ enum Running {
 }
 
 impl Entrant {
-    /// One of the contenders that are written here: `relay`, `filter`, `count`.
+    /// One of the contenders that are written here: `relay`, `filter`, `count`,
+    /// `answer`.
     pub(crate) fn own(
         broker: &Broker,
         title: &'static str,
         kind: &str,
-        directory: Option<&Path>,
+        args: &[&str],
     ) -> Result<Self> {
         let root = format!("{kind:x<8}");
         let mut command = Command::new(std::env::current_exe()?);
@@ -47,9 +48,7 @@ impl Entrant {
             "--root",
             &root,
         ]);
-        if let Some(directory) = directory {
-            command.arg("--directory").arg(directory);
-        }
+        command.args(args);
         Self::plain(broker, title, root, Process::spawn(title, &mut command)?)
     }
 

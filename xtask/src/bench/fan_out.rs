@@ -8,6 +8,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use presence_tests::site::Site;
 
 use super::cpu::Cpu;
 use super::entrants::Entrant;
@@ -50,8 +51,13 @@ pub(crate) fn measure(broker: &Broker, args: &Args, viewers: usize) -> Result<Fi
     std::fs::write(&file, &directory)?;
 
     let mut entrants = vec![
-        Entrant::own(broker, "(a) raw relay", "relay", None)?,
-        Entrant::own(broker, "(b) native filter", "filter", Some(&file))?,
+        Entrant::own(broker, "(a) raw relay", "relay", &[])?,
+        Entrant::own(
+            broker,
+            "(b) native filter",
+            "filter",
+            &["--directory", &file.to_string_lossy()],
+        )?,
         Entrant::node(broker, "(c) the seed's filter in Node", &file)?,
     ];
     if !args.without_presence {
@@ -62,7 +68,7 @@ pub(crate) fn measure(broker: &Broker, args: &Args, viewers: usize) -> Result<Fi
             &directory,
             Ok,
         )?);
-        let without = |site: presence_tests::site::Site| site.with("engine.reuse_verdicts", false);
+        let without = |site: Site| site.with("engine.reuse_verdicts", false);
         let title = "(d) without verdict reuse";
         entrants.push(Entrant::presence(
             broker,
@@ -70,6 +76,15 @@ pub(crate) fn measure(broker: &Broker, args: &Args, viewers: usize) -> Result<Fi
             Some("reuseoff"),
             &directory,
             without,
+        )?);
+        let with_state = |site: Site| site.with("state.dir", "state");
+        let title = "(d) with its state kept on disk";
+        entrants.push(Entrant::presence(
+            broker,
+            title,
+            Some("stateful"),
+            &directory,
+            with_state,
         )?);
     }
     let lanes = entrants

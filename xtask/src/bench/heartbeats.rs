@@ -23,7 +23,7 @@ const REPLIES: &str = "load.heard";
 
 /// Measures both, in turns.
 pub(crate) fn measure(broker: &Broker, args: &Args) -> Result<Vec<Row>> {
-    let counter = Entrant::own(broker, "bare subscriber that counts", "count", None)?;
+    let counter = Entrant::own(broker, "bare subscriber that counts", "count", &[])?;
     let mut entrants = vec![counter];
     if !args.without_presence {
         let host = Entrant::presence(broker, "presence", None, "{}", Ok)?;

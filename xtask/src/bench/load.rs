@@ -31,16 +31,26 @@ impl Population {
         for user in 0..self.users {
             let comma = if user == 0 { "" } else { "," };
             let _ = write!(json, "{comma}\"{}\":[", name(user));
-            // Any step will do, so long as users differ in it.
-            let step = 1 + (user * 7_919) % (POOL - 1);
-            for contact in 0..self.viewers {
-                let comma = if contact == 0 { "" } else { "," };
-                let _ = write!(json, "{comma}\"v{:05}\"", (user + contact * step) % POOL);
+            for (nth, contact) in self.contacts(user).enumerate() {
+                let comma = if nth == 0 { "" } else { "," };
+                let _ = write!(json, "{comma}\"{}\"", viewer(contact));
             }
             json.push(']');
         }
         json.push_str("},\"groups\":{},\"blocks\":{}}");
         json
+    }
+
+    /// Who may see a user.
+    fn contacts(self, user: usize) -> impl Iterator<Item = usize> {
+        // Any step will do, so long as users differ in it.
+        let step = 1 + (user * 7_919) % (POOL - 1);
+        (0..self.viewers).map(move |contact| (user + contact * step) % POOL)
+    }
+
+    /// Whom a contact may see.
+    pub(crate) fn seen_by(self, viewer: usize) -> impl Iterator<Item = usize> {
+        (0..self.users).filter(move |user| self.contacts(*user).any(|contact| contact == viewer))
     }
 
     /// Everyone comes online: an application's word, the seed's own body.
@@ -73,6 +83,11 @@ impl Population {
         }
         frames
     }
+}
+
+/// The id of a user's contact.
+pub(crate) fn viewer(contact: usize) -> String {
+    format!("v{contact:05}")
 }
 
 /// A user's id.

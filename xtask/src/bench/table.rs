@@ -3,6 +3,8 @@
 use std::fmt::Write;
 
 use super::fan_out::{Figures, Row};
+use super::in_process::{Ledger, Swaps};
+use super::queries;
 
 /// How wide the first column is.
 const TITLE: usize = 32;
@@ -40,6 +42,7 @@ pub(crate) fn fan_out(figures: &[Figures]) -> String {
         ("d/b", 3, 1),
         ("d/c", 3, 2),
         ("d without reuse/b", 4, 1),
+        ("d with its state kept/d", 5, 3),
     ] {
         if titles.len() > top {
             line(
@@ -85,6 +88,67 @@ pub(crate) fn heartbeats(rows: &[Row]) -> String {
             [format!("{:.2}", median(presence) / median(counter))],
         );
     }
+    text
+}
+
+/// How long answers to queries took.
+pub(crate) fn queries(rows: &[queries::Row]) -> String {
+    let mut text = String::new();
+    let heads = ["median, µs", "99th percentile, µs", "times the bare one"];
+    let title = "a query of 100 users at a time";
+    line(&mut text, title, heads.map(str::to_owned));
+    let bare = rows.first().map_or(f64::NAN, |row| row.us(0.5));
+    for row in rows {
+        let median = row.us(0.5);
+        let cells = [median, row.us(0.99)].map(|us| format!("{us:.0}"));
+        let times = format!("{:.2}", median / bare);
+        line(&mut text, row.title, cells.into_iter().chain([times]));
+    }
+    text
+}
+
+/// What the ledger takes, the time also as a part of what an online event costs the
+/// host at the first size of the audience.
+pub(crate) fn ledger(ledger: &Ledger, figures: &[Figures]) -> String {
+    let mut text = String::new();
+    let title = format!("the ledger, {} users online", grouped(ledger.users as f64));
+    line(&mut text, &title, ["online", "offline"].map(str::to_owned));
+    let ns = |ns: f64| format!("{ns:.0}");
+    let took = [ns(ledger.online_ns), ns(ledger.offline_ns)];
+    line(&mut text, "time for an event, ns", took);
+    let presence = figures.first().and_then(|figures| figures.rows.get(3));
+    if let Some(row) = presence {
+        let event_ns = row.cpu.contender_ns as f64 / row.events.max(1) as f64;
+        let part = format!("{:.1} %", 100.0 * ledger.online_ns / event_ns);
+        line(&mut text, "of (d)'s processor time for it", [part]);
+    }
+    let heads = ["ledger", "their events", "whole shard"].map(str::to_owned);
+    let title = format!("with {} contacts each", ledger.contacts);
+    line(&mut text, &title, heads);
+    let bytes = [ledger.ledger_bytes, ledger.event_bytes, ledger.shard_bytes];
+    line(
+        &mut text,
+        "bytes a user",
+        bytes.map(|bytes| format!("{bytes:.0}")),
+    );
+    text
+}
+
+/// What a swap of the pipeline takes.
+pub(crate) fn swaps(swaps: &Swaps) -> String {
+    let mut text = String::new();
+    let title = format!(
+        "swap, {} users × {}",
+        grouped(swaps.users as f64),
+        swaps.contacts
+    );
+    let heads = ["nothing changes", "all lose a viewer", "all gain one"];
+    line(&mut text, &title, heads.map(str::to_owned));
+    let kinds = [&swaps.same, &swaps.losses, &swaps.gains];
+    let rates = kinds.map(|swap| grouped(swap.a_second));
+    line(&mut text, "decided a second a core", rates);
+    let longest = kinds.map(|swap| format!("{:.1}", swap.longest_ms));
+    line(&mut text, "longest wait of new events, ms", longest);
     text
 }
 

@@ -22,7 +22,7 @@ use crate::broker::Health;
 use crate::wire::{Asked, SOURCE, Subjects};
 use crate::worker::Workers;
 
-pub(crate) use query::Questions;
+pub(crate) use query::Asking;
 
 /// How often is asked in all, where the directory's answers are fetched one by
 /// one, and how long is waited for them each time.

@@ -1,9 +1,11 @@
 //! Answering a query: its users are shared out to the workers that own them, and
-//! the answers gathered in the order in which the users were asked after.
+//! the answers gathered in the order in which the users were asked after. The worker
+//! that is last to answer hands back all answers at once, since waking whoever
+//! waits for them costs more than the answers do.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, OnceLock};
 
 use bytestring::ByteString;
 use presence_core::body::query::{ANSWER_BYTES_MIN, Answers, reply};
@@ -19,8 +21,8 @@ const PIECE_MAX: usize = 128;
 
 /// A query, shared out.
 #[derive(Debug)]
-pub(crate) struct Questions {
-    pub(crate) viewer: ByteString,
+struct Questions {
+    viewer: ByteString,
     users: Vec<ByteString>,
     pieces: Vec<Piece>,
     /// Where the answer on each user is: in which piece, and at which place there.
@@ -33,6 +35,45 @@ struct Piece {
     worker: usize,
     /// Which of the users.
     users: Vec<usize>,
+    answers: OnceLock<Answers>,
+}
+
+/// A query that workers are at: each has one of these, and lets go of it when it has
+/// answered.
+#[derive(Debug)]
+pub(crate) struct Asking {
+    questions: Questions,
+    done: oneshot::Sender<Questions>,
+}
+
+impl Asking {
+    pub(crate) fn viewer(&self) -> &str {
+        &self.questions.viewer
+    }
+
+    /// The users of a piece.
+    pub(crate) fn users(&self, piece: usize) -> impl Iterator<Item = &str> {
+        let pieces = self.questions.pieces.get(piece).into_iter();
+        let places = pieces.flat_map(|piece| &piece.users);
+        places.filter_map(|place| self.questions.users.get(*place).map(|user| &**user))
+    }
+
+    /// Takes the answers to a piece.
+    pub(crate) fn answer(self: Arc<Self>, piece: usize, answers: Answers) {
+        if let Some(piece) = self.questions.pieces.get(piece) {
+            // Nobody else is asked for this piece.
+            let _ = piece.answers.set(answers);
+        }
+        self.release();
+    }
+
+    /// Whoever is last hands back the query.
+    fn release(self: Arc<Self>) {
+        if let Some(Self { questions, done }) = Arc::into_inner(self) {
+            // Whoever asked may have given up.
+            let _ = done.send(questions);
+        }
+    }
 }
 
 impl Questions {
@@ -52,6 +93,7 @@ impl Questions {
                 pieces.push(Piece {
                     worker,
                     users: Vec::with_capacity(room),
+                    answers: OnceLock::new(),
                 });
                 if let Some(filling) = filling.get_mut(worker) {
                     *filling = Some(number);
@@ -72,11 +114,17 @@ impl Questions {
         }
     }
 
-    /// The users of a piece.
-    pub(crate) fn users(&self, piece: usize) -> impl Iterator<Item = &str> {
-        let places = self.pieces.get(piece).into_iter();
-        let places = places.flat_map(|piece| &piece.users);
-        places.filter_map(|place| self.users.get(*place).map(|user| &**user))
+    /// The answers in the order in which the users were asked after.
+    fn in_order(&self) -> impl Iterator<Item = &[u8]> {
+        self.spots
+            .iter()
+            .filter_map(|(piece, place)| self.pieces.get(*piece)?.answers.get()?.get(*place))
+    }
+
+    /// How many bytes they take.
+    fn bytes(&self) -> usize {
+        let answers = self.pieces.iter().filter_map(|piece| piece.answers.get());
+        answers.map(Answers::bytes).sum()
     }
 }
 
@@ -92,49 +140,53 @@ impl Desk {
             },
         };
         fits(users.len() * ANSWER_BYTES_MIN, body_bytes_max)?;
-        let questions = Arc::new(Questions::new(query.viewer, users, self));
-        let Some(answers) = self.ask(&questions).await else {
+        let questions = Questions::new(query.viewer, users, self);
+        let Some(answered) = self.ask(questions).await else {
             return Ok(None);
         };
-        let spots = questions.spots.iter();
-        let in_order =
-            spots.filter_map(|(piece, place)| answers.get(*piece).and_then(|all| all.get(*place)));
-        let bytes = answers.iter().map(Answers::bytes).sum();
-        let body = reply(&questions.viewer, in_order, bytes);
+        let body = reply(&answered.viewer, answered.in_order(), answered.bytes());
         fits(body.len(), body_bytes_max)?;
         Ok(Some(body))
     }
 
-    /// The answers to every piece. Who can't be decided on within all tries looks
-    /// hidden.
-    async fn ask(&self, questions: &Arc<Questions>) -> Option<Vec<Answers>> {
-        let mut answers: Vec<_> = questions.pieces.iter().map(|_| None).collect();
+    /// Has every piece answered; none if the node is being stopped. Who can't be
+    /// decided on within all tries looks hidden.
+    async fn ask(&self, mut questions: Questions) -> Option<Questions> {
+        let mut pieces: Vec<_> = (0..questions.pieces.len()).collect();
         for _ in 0..TRIES {
-            let mut asked = Vec::with_capacity(answers.len());
-            for (number, piece) in questions.pieces.iter().enumerate() {
-                let answered: Option<&Answers> = answers.get(number).and_then(Option::as_ref);
-                let unanswered = answered.is_none_or(|all| !all.not_at_hand.is_empty());
-                if let Some(worker) = self.workers.get(piece.worker).filter(|_| unanswered) {
-                    let (answer, answered) = oneshot::channel();
-                    let questions = Arc::clone(questions);
-                    worker.send(Task::Query(questions, number, answer)).await;
-                    asked.push((number, answered));
-                }
-            }
-            for (number, answered) in asked {
-                let answered = answered.await.ok()?;
-                if let Some(slot) = answers.get_mut(number) {
-                    *slot = Some(answered);
-                }
-            }
-            let answered = answers.iter().flatten();
-            let missing = answered.flat_map(|all| all.not_at_hand.iter().cloned());
+            questions = self.ask_once(questions, &pieces).await?;
+            let answers = questions.pieces.iter().map(|piece| piece.answers.get());
+            let answers = answers.collect::<Option<Vec<_>>>()?;
+            let lacking = || {
+                let all = answers.iter().enumerate();
+                all.filter(|(_, answers)| !answers.not_at_hand.is_empty())
+            };
+            pieces = lacking().map(|(piece, _)| piece).collect();
+            let missing = lacking().flat_map(|(_, answers)| answers.not_at_hand.iter().cloned());
             let missing = missing.collect::<BTreeSet<_>>();
             if missing.is_empty() || !self.has_answers(&missing).await {
                 break;
             }
         }
-        Some(answers.into_iter().flatten().collect())
+        Some(questions)
+    }
+
+    /// Has some pieces answered, anew if they have been before.
+    async fn ask_once(&self, mut questions: Questions, pieces: &[usize]) -> Option<Questions> {
+        let mut workers = Vec::with_capacity(pieces.len());
+        for number in pieces {
+            let piece = questions.pieces.get_mut(*number)?;
+            piece.answers.take();
+            workers.push((*number, self.workers.get(piece.worker)?));
+        }
+        let (done, answered) = oneshot::channel();
+        let asking = Arc::new(Asking { questions, done });
+        for (number, worker) in workers {
+            let task = Task::Query(Arc::clone(&asking), number);
+            worker.send(task).await;
+        }
+        asking.release();
+        answered.await.ok()
     }
 
     /// A viewer's own contacts; none if the node is being stopped.

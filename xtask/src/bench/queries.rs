@@ -1,0 +1,105 @@
+//! Queries of 100 users, beside a bare request and its reply: one under way at a
+//! time, in turns, each with the same question and an answer of the same size.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use presence_tests::site::Site;
+use serde_json::json;
+
+use super::entrants::Entrant;
+use super::generator::{Frames, Generator, Window};
+use super::load::{Population, name, viewer};
+use super::{Args, Broker};
+
+/// How many users a query asks after.
+const USERS: usize = 100;
+/// How many queries there are in a round.
+const QUERIES: usize = 300;
+const REPLIES: &str = "load.answers";
+
+/// How long the answers of one contender took.
+pub(crate) struct Row {
+    pub(crate) title: &'static str,
+    /// In ascending order.
+    took: Vec<Duration>,
+}
+
+impl Row {
+    /// The microseconds in which this part of the answers came.
+    pub(crate) fn us(&self, part: f64) -> f64 {
+        let place = (part * self.took.len() as f64) as usize;
+        let took = self.took.get(place);
+        took.map_or(f64::NAN, |took| took.as_secs_f64() * 1e6)
+    }
+}
+
+/// Measures the bare answerer, and the host with verdicts at hand and without.
+pub(crate) fn measure(broker: &Broker, args: &Args) -> Result<Vec<Row>> {
+    let population = Population::with(100);
+    let directory = population.directory();
+    let warm = Entrant::presence(broker, "presence", None, &directory, Ok)?;
+    let without = |site: Site| site.with("engine.reuse_verdicts", false);
+    let title = "presence, every verdict made anew";
+    let cold = Entrant::presence(broker, title, Some("cold"), &directory, without)?;
+
+    let mut generator = Generator::connect(broker.server.port(), REPLIES)?;
+    let mut answer_bytes = 0;
+    for host in [&warm, &cold] {
+        let window = Window {
+            messages: args.window,
+            per_answer: 1,
+        };
+        Generator::connect(broker.server.port(), &format!("{}.filtered.*", host.root))?
+            .feed(&population.online(&host.root, BEGIN_MS), window)?;
+        let answer = generator.ask(&query(&host.root, population))?;
+        let online = answer.matches("\"online\"").count();
+        ensure!(
+            online == USERS,
+            "{USERS} users are online, not {online}: {answer:.300}"
+        );
+        answer_bytes = answer.len();
+    }
+    let answer_bytes = answer_bytes.to_string();
+    let args_of_bare = ["--answer-bytes", &*answer_bytes];
+    let bare = Entrant::own(broker, "bare request and reply", "answer", &args_of_bare)?;
+
+    let lanes = [bare, warm, cold];
+    let mut rows = lanes.each_ref().map(|entrant| Row {
+        title: entrant.title,
+        took: Vec::new(),
+    });
+    let queries = lanes
+        .each_ref()
+        .map(|entrant| query(&entrant.root, population));
+    for round in 0..=args.rounds {
+        for ((entrant, row), query) in lanes.iter().zip(&mut rows).zip(&queries) {
+            for _ in 0..QUERIES {
+                let begin = Instant::now();
+                let asked = generator.ask(query);
+                asked.with_context(|| format!("{}\n{}", entrant.title, entrant.last_words()))?;
+                if round > 0 {
+                    row.took.push(begin.elapsed());
+                }
+            }
+        }
+    }
+    for row in &mut rows {
+        row.took.sort_unstable();
+    }
+    Ok(rows.into())
+}
+
+/// A viewer asks after users whom they were told of.
+fn query(root: &str, population: Population) -> Frames {
+    const VIEWER: usize = 42;
+    let users = population.seen_by(VIEWER).take(USERS).map(name);
+    let users: Vec<_> = users.collect();
+    let body = json!({"viewerId": viewer(VIEWER), "userIds": users});
+    let mut frames = Frames::default();
+    frames.push(&format!("{root}.query"), REPLIES, &body.to_string());
+    frames
+}
+
+/// The seed document's time.
+const BEGIN_MS: u64 = 1_698_000_000_000;
