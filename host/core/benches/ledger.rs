@@ -24,7 +24,7 @@ use presence_core::ledger::Ledger;
 use presence_core::message::{Kind, Message};
 use presence_core::metadata::Metadata;
 use presence_core::names::{Id, Names};
-use presence_core::rules::{Context, Decision, Enriched, Failure, Reads, Rendition, Rules};
+use presence_core::rules::{Context, Decision, Enriched, Reads, Rendition, Rules};
 use presence_core::{Input, Settings, Shard};
 use rustix::time::{ClockId, clock_gettime};
 use serde_json::json;
@@ -63,8 +63,8 @@ impl Rules for Contacts {
         Decision::Decided(self.rendition(contacts), reads)
     }
 
-    fn redact(&mut self, _: Context<'_>, told: &Audience) -> Result<Vec<Rendition>, Failure> {
-        Ok(self.rendition(told.clone()))
+    fn redact(&mut self, _: Context<'_>, told: &Audience) -> Decision {
+        Decision::Decided(self.rendition(told.clone()), Reads::default())
     }
 }
 
