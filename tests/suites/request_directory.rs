@@ -81,11 +81,13 @@ fn of(user: &str, viewers: &[&str]) -> (String, Vec<String>) {
 #[tokio::test]
 async fn a_users_coming_and_going_is_told_by_what_the_service_says() -> Result<()> {
     let (mut world, service) = start(Ok).await?;
-    for (count, conn) in [(1, "c1"), (2, "c2")] {
-        let connect = inputs::connect("12345", conn, now_ms());
-        world.client.input(CONNECT, connect).await?;
+    for count in 1..=2 {
+        // A connection of its own: the clock may not have gone on since the last end.
+        let conn = format!("c{count}");
+        let hello = inputs::connect("12345", &conn, now_ms());
+        world.client.input(CONNECT, hello).await?;
         world.tape.hosts(FILTERED_ONLINE, count).await?;
-        let bye = inputs::disconnect("12345", conn, now_ms(), "client_disconnect");
+        let bye = inputs::disconnect("12345", &conn, now_ms(), "client_disconnect");
         world.client.input(DISCONNECT, bye).await?;
         world.tape.hosts(FILTERED_OFFLINE, count).await?;
     }
