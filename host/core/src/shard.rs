@@ -356,7 +356,6 @@ impl Shard {
                     Change::Online,
                     metadata.unwrap_or_default(),
                 );
-                let event = self.with_status(event);
                 return self.happened(event, false, rules, out);
             }
             Says::Offline {
@@ -401,7 +400,6 @@ impl Shard {
                 user, at, metadata, ..
             } => {
                 let event = self.event(&user, at, Change::Online, metadata);
-                let event = self.with_status(event);
                 self.happened(event, true, rules, out);
             }
             Transition::Offline {

@@ -205,8 +205,8 @@ impl World {
     }
 }
 
-fn shard(names: &Arc<Names>, directory: &Arc<Directory>) -> Shard {
-    let settings = Settings {
+fn settings() -> Settings {
+    Settings {
         answer_wait_ms: WAIT_MS,
         retry_ms: 600_000,
         retry_ms_max: 600_000,
@@ -215,8 +215,11 @@ fn shard(names: &Arc<Names>, directory: &Arc<Directory>) -> Shard {
             ..Default::default()
         },
         ..Settings::default()
-    };
-    let mut shard = Shard::new(settings, Arc::clone(names), Arc::clone(directory));
+    }
+}
+
+fn shard(names: &Arc<Names>, directory: &Arc<Directory>) -> Shard {
+    let mut shard = Shard::new(settings(), Arc::clone(names), Arc::clone(directory));
     shard.keep_records(true);
     shard
 }
@@ -256,6 +259,32 @@ fn a_decision_waits_for_all_that_it_lacks_and_is_made_once() {
 }
 
 #[test]
+fn what_waited_to_be_told_first_is_no_correction_and_keeps_to_no_pace() {
+    let mut world = World::new(false);
+    world.input(Input::Settings(Box::new(Settings {
+        corrections_per_s: 1,
+        ..settings()
+    })));
+    let users = ["ada", "ben", "cleo"];
+    for user in users {
+        world.says(Kind::Connect, user);
+    }
+    world.published();
+    let questions = users.map(|user| world.id(user));
+    let questions = questions.map(|user| [Question::Contacts(user), Question::BlockedBy(user)]);
+    let dan = world.id("dan").0;
+    let answers = questions.into_iter().flatten().map(|question| {
+        let contact = matches!(question, Question::Contacts(_)).then_some(dan);
+        (question, Some(Answer::users(contact.into_iter().collect())))
+    });
+    let answers: Vec<_> = answers.collect();
+    world.answer(&answers);
+    let told = users.map(|user| json!(["user_online", user, ["dan"], false]));
+    assert_eq!(world.published(), told);
+    assert_eq!(world.shard.counters().corrections, 0);
+}
+
+#[test]
 fn a_users_events_wait_in_their_order_and_no_other_users_do() {
     let mut world = World::new(true);
     for user in ["ada", "ben"] {
@@ -284,6 +313,37 @@ fn a_users_events_wait_in_their_order_and_no_other_users_do() {
     ];
     assert_eq!(world.published(), of_ada);
     assert_eq!(world.shard.next_deadline(), Some(world.now + 3_600_000 - 2));
+}
+
+#[test]
+fn an_event_that_has_waited_bears_the_users_status_of_now() {
+    let mut world = World::new(true);
+    world.input(Input::Settings(Box::new(Settings {
+        status: Some(presence_core::status::Settings {
+            min_interval_ms: 1_000,
+        }),
+        ..settings()
+    })));
+    world.contacts("ada", &["cleo"]);
+    world.says(Kind::Connect, "ada");
+    let body = json!({
+        "userId": "ada",
+        "connId": "c",
+        "timestamp": world.now,
+        "metadata": {"activity": "typing"},
+    });
+    let payload = Bytes::from(body.to_string());
+    let message = Message::parse(Kind::Heartbeat, &payload, 1 << 20).unwrap();
+    let reply = None;
+    world.input(Input::Message { message, reply });
+    world.groups("ada", &[]);
+    let announced = world.out.iter().find_map(|output| match output {
+        Output::Publish(publication) => serde_json::from_slice::<Value>(&publication.body).ok(),
+        _ => None,
+    });
+    let expected = json!({"connId": "c", "activity": "typing", "groups": 0});
+    assert_eq!(announced.unwrap()["metadata"], expected);
+    assert_eq!(world.published().len(), 2, "no update beside it");
 }
 
 #[test]

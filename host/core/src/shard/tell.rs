@@ -34,10 +34,6 @@ impl Shard {
     ) {
         self.ledger.online(Arc::clone(event));
         self.agenda.set(event.user, None);
-        if self.settings.status.is_some() {
-            // It may have changed while the event waited.
-            self.statuses.look_at(event.user, self.now);
-        }
         self.decide(event, Told::All, rules, out);
     }
 

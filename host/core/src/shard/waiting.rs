@@ -276,6 +276,7 @@ impl Shard {
         rules: &mut dyn Rules,
         out: &mut Vec<Output>,
     ) -> Result<(), Lack> {
+        let event = self.up_to_date(event);
         let context = context(self.now, &event, &self.directory, &self.names);
         let mut enriched = rules.enrich(context);
         if !enriched.not_at_hand.is_empty() {
@@ -290,16 +291,23 @@ impl Shard {
             enriched.failures.extend(lacking);
         }
         let event = self.announce(event, enriched, ours, out);
-        match event.change {
-            Change::Online | Change::Updated => self.online(&event, rules, out),
-            Change::Offline { .. } => {
-                let told = self.offline(&event);
-                if !told.is_empty() {
-                    return self.try_tell(event, told, until, rules, out);
-                }
-            }
+        if event.change == Change::Online {
+            self.online(&event, rules, out);
+            return Ok(());
         }
-        Ok(())
+        let told = self.offline(&event);
+        if told.is_empty() {
+            return Ok(());
+        }
+        self.try_tell(event, told, until, rules, out)
+    }
+
+    /// An event with its user's status of now, which it may have waited past.
+    fn up_to_date(&mut self, event: Arc<Event>) -> Arc<Event> {
+        if self.settings.status.is_none() || event.change != Change::Online {
+            return event;
+        }
+        Arc::new(self.with_status(Event::clone(&event)))
     }
 
     fn try_tell(
