@@ -1,7 +1,8 @@
 //! What holds of visibility whatever happens: random scripts of users who come
 //! and go and say what they are doing, a directory and rules that change, rules that
-//! fail, corrections at a pace, and a host that is restarted, with every message that
-//! viewers get followed, and queries that say the same at every point.
+//! fail, answers of the directory that come late or are lost, corrections at a pace,
+//! and a host that is restarted, with every message that viewers get followed, and
+//! queries that say the same at every point.
 
 #![allow(
     clippy::unwrap_used,
@@ -15,7 +16,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use presence_core::audience::Audience;
-use presence_core::directory::{Directory, Question};
+use presence_core::directory::{Answer, Changes, Directory, Edit, Question};
 use presence_core::event::Event;
 use presence_core::message::{Kind, Message};
 use presence_core::names::{Id, Names};
@@ -87,6 +88,10 @@ enum Step {
     Shy(BTreeSet<usize>),
     /// Whether statuses are told: from now on, or from the next restart on.
     Statuses(bool, bool),
+    /// The directory is asked, and answers all that it has been asked.
+    Answer,
+    /// An answer about a user is lost.
+    Lose(usize),
     Wait(u64),
     /// Corrections take this many messages a second from now on, or as many as come.
     Pace(u64),
@@ -111,11 +116,13 @@ fn step() -> impl Strategy<Value = Step> {
         2 => (user.clone(), some()).prop_map(|(user, list)| Step::Blocks(user, list)),
         1 => some().prop_map(Step::Hide),
         1 => some().prop_map(Step::Fail),
-        1 => proptest::option::of(user).prop_map(Step::Unredacted),
+        1 => proptest::option::of(user.clone()).prop_map(Step::Unredacted),
         1 => some().prop_map(Step::Secretive),
         1 => some().prop_map(Step::Shy),
         1 => proptest::prelude::any::<(bool, bool)>()
             .prop_map(|(told, live)| Step::Statuses(told, live)),
+        4 => Just(Step::Answer),
+        1 => user.clone().prop_map(Step::Lose),
         3 => prop_oneof![1..800_u64, 1..40_000_u64].prop_map(Step::Wait),
         1 => prop_oneof![Just(0), Just(1), Just(30)].prop_map(Step::Pace),
         1 => Just(Step::Save),
@@ -173,6 +180,11 @@ impl Rules for Generation {
     fn decide(&mut self, context: Context<'_>) -> Decision {
         let user = context.event.user;
         let questions = [Question::Contacts(user), Question::BlockedBy(user)];
+        let lacking = questions.iter().filter(|it| !context.directory.has(it));
+        let lacking: BTreeSet<_> = lacking.cloned().collect();
+        if !lacking.is_empty() {
+            return Decision::NotAtHand(lacking);
+        }
         let [contacts, blocked] = questions
             .each_ref()
             .map(|question| context.directory.audience(question).unwrap());
@@ -204,7 +216,12 @@ impl Rules for Generation {
 
 struct World {
     names: Arc<Names>,
+    /// What the shard goes by.
     directory: Arc<Directory>,
+    /// What there is to know, where the shard's directory is asked for it.
+    known: Directory,
+    /// What is to be answered.
+    wanted: BTreeSet<Question>,
     shard: Shard,
     rules: Generation,
     now: u64,
@@ -235,10 +252,12 @@ struct World {
 }
 
 impl World {
-    fn new() -> Self {
+    fn new(on_demand: bool) -> Self {
         let names = Arc::new(Names::new());
-        let directory = Arc::new(Directory::new());
+        let directory = Arc::new(empty(on_demand));
         Self {
+            known: Directory::new(),
+            wanted: BTreeSet::new(),
             shard: shard(&names, &directory, settings(0, true)),
             rules: Generation {
                 plain: Some(names.intern(PLAIN)),
@@ -297,15 +316,15 @@ impl World {
             Step::Offline(user) => self.message(Kind::Offline, *user, json!({})),
             Step::Contacts(user, list) => {
                 let list = self.ids(list).into_iter().map(|id| id.0).collect();
-                let mut edit = self.directory.edit();
+                let mut edit = self.known.edit();
                 edit.contacts(self.id(*user), Some(list));
-                self.set_directory(edit);
+                self.learn(edit);
             }
             Step::Blocks(user, list) => {
                 let list = self.ids(list).into_iter().map(|id| id.0).collect();
-                let mut edit = self.directory.edit();
+                let mut edit = self.known.edit();
                 edit.blocked(self.id(*user), Some(list));
-                self.set_directory(edit);
+                self.learn(edit);
             }
             Step::Hide(users) => {
                 self.rules.hidden = self.ids(users);
@@ -335,6 +354,12 @@ impl World {
                     self.updated_at.clear();
                     self.input(Input::Settings(Box::new(self.settings())));
                 }
+            }
+            Step::Answer => self.answer(),
+            Step::Lose(user) => {
+                let mut edit = self.directory.edit();
+                edit.answer(Question::Contacts(self.id(*user)), None);
+                self.set_directory(edit);
             }
             Step::Wait(ms) => self.wait_until(self.now + ms),
             Step::Pace(corrections_per_s) => {
@@ -393,9 +418,14 @@ impl World {
         self.save();
         self.now += down_ms;
         let list = self.ids(list).into_iter().map(|id| id.0).collect();
-        let mut edit = self.directory.edit();
+        let mut edit = self.known.edit();
         edit.contacts(self.id(user), Some(list));
-        self.directory = Arc::new(edit.finish().0);
+        self.known = edit.finish().0;
+        self.directory = Arc::new(match self.directory.is_on_demand() {
+            true => empty(true),
+            false => self.known.clone(),
+        });
+        self.wanted.clear();
         self.statuses = self.statuses_then;
         self.shard = shard(&self.names, &self.directory, self.settings());
         self.updated_at.clear();
@@ -424,8 +454,33 @@ impl World {
         });
     }
 
-    fn set_directory(&mut self, edit: presence_core::directory::Edit) {
+    /// What there is to know has changed. A directory that is asked says so later.
+    fn learn(&mut self, edit: Edit) {
+        let (known, changes) = edit.finish();
+        self.known = known;
+        if !self.directory.is_on_demand() {
+            return self.put(self.known.clone(), changes);
+        }
+        let held = changes.iter().filter(|it| self.directory.has(it));
+        self.wanted.extend(held.cloned());
+    }
+
+    /// All that was asked is answered.
+    fn answer(&mut self) {
+        let mut edit = self.directory.edit();
+        for question in std::mem::take(&mut self.wanted) {
+            let users = self.known.audience(&question).unwrap();
+            edit.answer(question, Some(Answer::users(users.bitmap())));
+        }
+        self.set_directory(edit);
+    }
+
+    fn set_directory(&mut self, edit: Edit) {
         let (directory, changes) = edit.finish();
+        self.put(directory, changes);
+    }
+
+    fn put(&mut self, directory: Directory, changes: Changes) {
         self.directory = Arc::new(directory);
         let directory = Arc::clone(&self.directory);
         self.input(Input::Directory(directory, Arc::new(changes)));
@@ -456,7 +511,9 @@ impl World {
             let answers = self
                 .shard
                 .query(self.now, viewer, [user].into_iter(), rules, &mut out);
-            assert_eq!(out, [], "a query publishes nothing");
+            self.fetch(&out);
+            let is_fetch = |it: &Output| matches!(it, Output::Fetch(_));
+            assert!(out.iter().all(is_fetch), "a query publishes nothing");
             let answer: Value = serde_json::from_slice(answers.get(0).unwrap()).unwrap();
             let id = self.names.find(user);
             let hidden = json!({"userId": user, "status": "offline"});
@@ -508,6 +565,7 @@ impl World {
 
     /// Follows what was published, as viewers do.
     fn see(&mut self, out: Vec<Output>) {
+        self.fetch(&out);
         self.see_inboxes(&out);
         for output in out {
             let Output::Publish(publication) = output else {
@@ -582,6 +640,14 @@ impl World {
         }
     }
 
+    fn fetch(&mut self, out: &[Output]) {
+        for output in out {
+            if let Output::Fetch(questions) = output {
+                self.wanted.extend(questions.iter().cloned());
+            }
+        }
+    }
+
     /// What was told to several is what each was told alone, in the same order.
     fn see_inboxes(&mut self, out: &[Output]) {
         let (mut told, mut delivered) = (Vec::new(), Vec::new());
@@ -623,6 +689,10 @@ impl World {
         self.rules.failing.clear();
         self.input(Input::Rules);
         self.drain();
+        while !self.wanted.is_empty() {
+            self.answer();
+            self.drain();
+        }
         self.wait_until(self.now + MIN_INTERVAL_MS);
         for (user, metadata) in &self.online {
             assert_eq!(self.told[user], self.allowed(user), "of {user}");
@@ -658,14 +728,29 @@ impl World {
         if hidden || rules.failing.contains(&user) {
             return BTreeSet::new();
         }
-        let answer = |question| directory.audience(&question).unwrap();
-        let contacts = answer(Question::Contacts(user));
-        let blocked = answer(Question::BlockedBy(user));
+        let answer = |question| directory.audience(&question);
+        let answers = (
+            answer(Question::Contacts(user)),
+            answer(Question::BlockedBy(user)),
+        );
+        // Nobody may see what isn't known.
+        let (Ok(contacts), Ok(blocked)) = answers else {
+            return BTreeSet::new();
+        };
         let ids = contacts
             .ids()
             .filter(|id| !blocked.contains(*id) && rules.unredacted != Some(*id));
         ids.map(|id| names.name(id).unwrap().as_str().to_owned())
             .collect()
+    }
+}
+
+/// A directory of nobody yet.
+fn empty(on_demand: bool) -> Directory {
+    if on_demand {
+        Directory::on_demand()
+    } else {
+        Directory::new()
     }
 }
 
@@ -714,8 +799,9 @@ proptest! {
     #[test]
     fn whatever_happens_viewers_are_told_what_they_may_know(
         steps in proptest::collection::vec(step(), 1..60),
+        on_demand in any::<bool>(),
     ) {
-        let mut world = World::new();
+        let mut world = World::new(on_demand);
         for step in &steps {
             world.step(step);
         }
