@@ -120,9 +120,8 @@ impl Directory {
     /// [`NotAtHand`] if a directory that is asked question by question hasn't
     /// got the answer.
     pub fn audience(&self, question: &Question) -> Result<Audience, NotAtHand> {
-        if let Some(answers) = &self.answers {
-            let answer = answers.get(question);
-            return answer.map(Answer::audience).ok_or(NotAtHand);
+        if let Some(answer) = self.answer(question)? {
+            return Ok(answer.audience());
         }
         let set = match question {
             Question::Contacts(user) => self.user(*user).and_then(|user| user.contacts.clone()),

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use hashbrown::HashMap;
 use roaring::RoaringBitmap;
 
+use crate::askers::Askers;
 use crate::directory::{Changes, Directory, Question};
 use crate::names::Id;
 
@@ -12,7 +13,7 @@ use crate::names::Id;
 #[derive(Debug, Default)]
 pub(crate) struct Lacking {
     questions: HashMap<Id, BTreeSet<Question>, foldhash::fast::FixedState>,
-    users: HashMap<Question, BTreeSet<Id>, foldhash::fast::FixedState>,
+    users: Askers,
 }
 
 impl Lacking {
@@ -20,7 +21,7 @@ impl Lacking {
     pub(crate) fn note(&mut self, user: Id, questions: BTreeSet<Question>) {
         self.forget(user);
         for question in &questions {
-            self.users.entry_ref(question).or_default().insert(user);
+            self.users.insert(question, user);
         }
         self.questions.insert(user, questions);
     }
@@ -28,12 +29,7 @@ impl Lacking {
     /// A user waits for nothing any more.
     pub(crate) fn forget(&mut self, user: Id) {
         for question in self.questions.remove(&user).into_iter().flatten() {
-            if let Some(users) = self.users.get_mut(&question) {
-                users.remove(&user);
-                if users.is_empty() {
-                    self.users.remove(&question);
-                }
-            }
+            self.users.remove(&question, user);
         }
     }
 
@@ -44,16 +40,13 @@ impl Lacking {
 
     /// Whether somebody waits for this answer.
     pub(crate) fn has(&self, question: &Question) -> bool {
-        self.users.contains_key(question)
+        self.users.of(question).next().is_some()
     }
 
     /// Those who have waited for one of these changes and find all that they wait
     /// for, in a stable order.
     pub(crate) fn served(&self, changes: &Changes, directory: &Directory) -> BTreeSet<Id> {
-        let waiting = changes
-            .iter()
-            .filter_map(|question| self.users.get(question));
-        let waiting = waiting.flatten().copied();
+        let waiting = changes.iter().flat_map(|question| self.users.of(question));
         waiting
             .filter(|user| self.is_served(*user, directory))
             .collect()
@@ -67,7 +60,7 @@ impl Lacking {
 
     /// All the numbers of ids in here.
     pub(crate) fn ids(&self) -> RoaringBitmap {
-        let about = self.users.keys().filter_map(Question::user);
+        let about = self.users.questions().filter_map(Question::user);
         about
             .chain(self.questions.keys().copied())
             .map(|id| id.0)

@@ -14,6 +14,7 @@
     )
 )]
 
+mod askers;
 pub mod audience;
 pub mod body;
 pub mod departed;

@@ -161,14 +161,8 @@ impl Record {
                 ids
             }
             Self::Waiting { steps, .. } => {
-                let mut ids = RoaringBitmap::new();
-                for step in steps {
-                    ids.insert(step.event().user.0);
-                    if let Step::Tell(_, told) = step {
-                        ids |= told.bitmap();
-                    }
-                }
-                ids
+                let ids = steps.iter().map(Step::ids);
+                ids.fold(RoaringBitmap::new(), |all, ids| all | ids)
             }
             Self::Told { entry: None, .. } | Self::Tracker(_) | Self::Status { .. } => {
                 RoaringBitmap::new()

@@ -295,7 +295,7 @@ impl Shard {
     }
 
     /// How many users are still to be decided on again.
-    pub fn backlog(&self) -> u64 {
+    pub fn backlog(&self) -> usize {
         self.backlog.len()
     }
 

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use hashbrown::HashMap;
 
+use crate::askers::Askers;
 use crate::audience::Audience;
 use crate::directory::{Changes, Question};
 use crate::event::Event;
@@ -73,7 +74,7 @@ pub struct Verdicts {
     rules: u64,
     kept: HashMap<Id, Kept, foldhash::fast::FixedState>,
     /// Which users' verdicts read what is said of somebody or something else.
-    readers: HashMap<Question, BTreeSet<Id>, foldhash::fast::FixedState>,
+    readers: Askers,
 }
 
 impl Verdicts {
@@ -107,10 +108,7 @@ impl Verdicts {
     pub fn keep(&mut self, event: &Event, verdict: Arc<Verdict>, reads: Reads) {
         self.forget(event.user);
         for question in foreign(event.user, &reads) {
-            self.readers
-                .entry_ref(question)
-                .or_default()
-                .insert(event.user);
+            self.readers.insert(question, event.user);
         }
         let value = |key: &str| event.metadata.get(key).map(Box::from);
         let values = reads.keys.iter().map(|key| value(key)).collect();
@@ -131,12 +129,7 @@ impl Verdicts {
             return;
         };
         for question in foreign(user, &kept.reads) {
-            if let Some(readers) = self.readers.get_mut(question) {
-                readers.remove(&user);
-                if readers.is_empty() {
-                    self.readers.remove(question);
-                }
-            }
+            self.readers.remove(question, user);
         }
     }
 
@@ -152,31 +145,24 @@ impl Verdicts {
 
     /// The users whose verdicts read one of these answers, in a stable order.
     pub fn affected(&self, changes: &Changes) -> BTreeSet<Id> {
-        let mut affected = BTreeSet::new();
-        for question in changes.iter() {
-            if let Some(user) = question.user()
-                && self
-                    .kept
-                    .get(&user)
-                    .is_some_and(|kept| kept.reads.questions.contains(question))
-            {
-                affected.insert(user);
-            }
-            if let Some(readers) = self.readers.get(question) {
-                affected.extend(readers);
-            }
-        }
-        affected
+        let questions = changes.iter();
+        questions
+            .flat_map(|question| self.readers_of(question))
+            .collect()
     }
 
     /// Whether the verdict on one of those users who count read this answer.
     pub fn reads(&self, question: &Question, counts: impl Fn(Id) -> bool) -> bool {
+        self.readers_of(question).any(counts)
+    }
+
+    /// The users whose verdicts read an answer.
+    fn readers_of(&self, question: &Question) -> impl Iterator<Item = Id> {
         let own = question.user().filter(|user| {
             let kept = self.kept.get(user);
             kept.is_some_and(|kept| kept.reads.questions.contains(question))
         });
-        let readers = self.readers.get(question).into_iter().flatten();
-        own.iter().chain(readers).any(|user| counts(*user))
+        own.into_iter().chain(self.readers.of(question))
     }
 
     /// Drops the verdicts of users who aren't online, when there are many.

@@ -323,7 +323,7 @@ impl State {
             .connections
             .store(self.shard.connections() as u64, Ordering::Relaxed);
         let backlog = self.shard.backlog();
-        figures.backlog.store(backlog, Ordering::Relaxed);
+        figures.backlog.store(backlog as u64, Ordering::Relaxed);
         if backlog == 0 {
             figures.settled.store(self.generation, Ordering::Relaxed);
         }

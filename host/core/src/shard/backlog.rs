@@ -55,9 +55,9 @@ impl Backlog {
     }
 
     /// How many turns there are to come.
-    pub(super) fn len(&self) -> u64 {
+    pub(super) fn len(&self) -> usize {
         let queues = [&self.changed, &self.everyone, &self.gaining];
-        queues.iter().map(|queue| queue.waiting.len()).sum()
+        queues.iter().map(|queue| queue.order.len()).sum()
     }
 
     pub(super) fn is_empty(&self) -> bool {

@@ -45,11 +45,14 @@ impl Shard {
         }
     }
 
-    /// An online event with the user's status in it. Those who have been told of
-    /// the user already are told what differs as of any other change.
-    pub(super) fn with_status(&mut self, event: Event) -> Event {
+    /// An online event with the user's status of now in it. Those who have been told
+    /// of the user already are told what differs as of any other change.
+    pub(super) fn with_status(&mut self, event: Arc<Event>) -> Arc<Event> {
         // Of who has no connection, an application says all there is to say.
-        if self.settings.status.is_none() || !self.tracker.is_online(event.name.as_str()) {
+        if self.settings.status.is_none()
+            || event.change != Change::Online
+            || !self.tracker.is_online(event.name.as_str())
+        {
             return event;
         }
         let reading = match self.ledger.get(event.user) {
@@ -64,10 +67,9 @@ impl Shard {
                 self.reading(&event)
             }
         };
-        Event {
-            metadata: reading.put_into(&event.metadata),
-            ..event
-        }
+        let mut event = Arc::unwrap_or_clone(event);
+        event.metadata = reading.put_into(&event.metadata);
+        Arc::new(event)
     }
 
     /// Tells what has changed, of whom it is time to.

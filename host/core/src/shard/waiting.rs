@@ -42,6 +42,16 @@ impl Step {
             Self::Announce(event, _) | Self::Tell(event, _) => event,
         }
     }
+
+    /// All the numbers of ids in it.
+    pub(crate) fn ids(&self) -> RoaringBitmap {
+        let mut ids = match self {
+            Self::Announce(..) => RoaringBitmap::new(),
+            Self::Tell(_, told) => told.bitmap(),
+        };
+        ids.insert(self.event().user.0);
+        ids
+    }
 }
 
 /// The steps that wait.
@@ -177,10 +187,7 @@ impl Waiting {
         let mut ids = self.lacking.ids();
         ids.extend(self.changes.users.keys().map(|user| user.0));
         for (step, _) in self.queues.values().flatten() {
-            ids.insert(step.event().user.0);
-            if let Step::Tell(_, told) = step {
-                ids |= told.bitmap();
-            }
+            ids |= step.ids();
         }
         ids
     }
@@ -276,7 +283,7 @@ impl Shard {
         rules: &mut dyn Rules,
         out: &mut Vec<Output>,
     ) -> Result<(), Lack> {
-        let event = self.up_to_date(event);
+        let event = self.with_status(event);
         let context = context(self.now, &event, &self.directory, &self.names);
         let mut enriched = rules.enrich(context);
         if !enriched.not_at_hand.is_empty() {
@@ -300,14 +307,6 @@ impl Shard {
             return Ok(());
         }
         self.try_tell(event, told, until, rules, out)
-    }
-
-    /// An event with its user's status of now, which it may have waited past.
-    fn up_to_date(&mut self, event: Arc<Event>) -> Arc<Event> {
-        if self.settings.status.is_none() || event.change != Change::Online {
-            return event;
-        }
-        Arc::new(self.with_status(Event::clone(&event)))
     }
 
     fn try_tell(

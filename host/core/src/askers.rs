@@ -1,0 +1,39 @@
+//! Who has asked the directory what.
+
+use std::collections::BTreeSet;
+
+use hashbrown::HashMap;
+
+use crate::directory::Question;
+use crate::names::Id;
+
+/// For each question, the users on whose behalf it was asked.
+#[derive(Debug, Default)]
+pub(crate) struct Askers(HashMap<Question, BTreeSet<Id>, foldhash::fast::FixedState>);
+
+impl Askers {
+    /// Notes that a question was asked on a user's behalf.
+    pub(crate) fn insert(&mut self, question: &Question, user: Id) {
+        self.0.entry_ref(question).or_default().insert(user);
+    }
+
+    /// Forgets it.
+    pub(crate) fn remove(&mut self, question: &Question, user: Id) {
+        if let Some(users) = self.0.get_mut(question) {
+            users.remove(&user);
+            if users.is_empty() {
+                self.0.remove(question);
+            }
+        }
+    }
+
+    /// On whose behalf a question was asked, in a stable order.
+    pub(crate) fn of(&self, question: &Question) -> impl Iterator<Item = Id> {
+        self.0.get(question).into_iter().flatten().copied()
+    }
+
+    /// All the questions.
+    pub(crate) fn questions(&self) -> impl Iterator<Item = &Question> {
+        self.0.keys()
+    }
+}
