@@ -16,6 +16,11 @@ pub use diagnosis::{Cause, Rejection};
 /// The longest `userId` and `connId`, in bytes.
 pub const ID_BYTES_MAX: usize = 256;
 
+/// Whether a text can be an id.
+pub fn is_id(text: &str) -> bool {
+    (1..=ID_BYTES_MAX).contains(&text.len())
+}
+
 /// How much longer than a message what is published of it may be: the fields that
 /// the host adds. What a message holds is never longer when it is written again.
 const GROWTH_BYTES_MAX: usize = 512;

@@ -1,7 +1,6 @@
 //! What the log says of corrections: that they go on, how far they are, and that
 //! they are done.
 
-use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -31,17 +30,14 @@ struct Progress {
 
 impl Progress {
     fn of(workers: &Workers) -> Self {
-        let figures = || workers.iter().map(|worker| &worker.figures);
-        let messages = figures().map(|figures| {
-            let counters = figures.counters.lock();
-            counters.unwrap_or_else(PoisonError::into_inner).corrections
-        });
-        let settled = figures().map(|figures| figures.settled.load(Ordering::Relaxed));
+        let settled = workers.iter().map(|worker| &worker.figures.settled);
+        let settled = settled.map(|generation| generation.load(Ordering::Relaxed));
         Self {
-            messages: messages.sum(),
+            backlog: workers.total(|figures| &figures.backlog),
             settled: settled.min().unwrap_or_default(),
-            backlog: figures()
-                .map(|figures| figures.backlog.load(Ordering::Relaxed))
+            messages: workers
+                .counters()
+                .map(|counters| counters.corrections)
                 .sum(),
         }
     }

@@ -53,7 +53,7 @@ pub(crate) enum Task {
 /// A worker's figures, as it last told them.
 #[derive(Debug, Default)]
 pub(crate) struct Figures {
-    pub(crate) counters: Mutex<Counters>,
+    counters: Mutex<Counters>,
     pub(crate) online_users: AtomicU64,
     pub(crate) connections: AtomicU64,
     pub(crate) published: AtomicU64,
@@ -110,6 +110,20 @@ impl Workers {
     /// The worker at a place.
     pub(crate) fn get(&self, place: usize) -> Option<&Worker> {
         self.0.get(place)
+    }
+
+    /// What each of them has counted.
+    pub(crate) fn counters(&self) -> impl Iterator<Item = Counters> {
+        self.iter().map(|worker| {
+            let counters = worker.figures.counters.lock();
+            *counters.unwrap_or_else(PoisonError::into_inner)
+        })
+    }
+
+    /// A figure of all of them together.
+    pub(crate) fn total(&self, of: fn(&Figures) -> &AtomicU64) -> u64 {
+        let figures = self.iter().map(|worker| of(&worker.figures));
+        figures.map(|figure| figure.load(Ordering::Relaxed)).sum()
     }
 
     /// The place of the worker that owns a user.

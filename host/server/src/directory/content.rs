@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use presence_core::directory::{Changes, Directory, Settings};
-use presence_core::message::ID_BYTES_MAX;
+use presence_core::message::is_id;
 use presence_core::names::{Id, Names};
 use roaring::RoaringBitmap;
 use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
@@ -159,7 +159,7 @@ impl<'de, K: Ord, F: Fn(&str) -> K> Visitor<'de> for Lists<'_, F> {
         let Self(names, key_of) = self;
         let mut lists = BTreeMap::new();
         while let Some(key) = map.next_key::<String>()? {
-            if key.is_empty() || key.len() > ID_BYTES_MAX {
+            if !is_id(&key) {
                 return Err(A::Error::custom(format!("the key `{key}` must be {ID}")));
             }
             // Whose list is wrong is said beside what serde says of the place.
@@ -219,7 +219,7 @@ impl Visitor<'_> for UserId<'_> {
     }
 
     fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Id, E> {
-        if text.is_empty() || text.len() > ID_BYTES_MAX {
+        if !is_id(text) {
             return Err(E::invalid_value(serde::de::Unexpected::Str(text), &self));
         }
         Ok(self.0.intern(text))

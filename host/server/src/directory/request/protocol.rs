@@ -11,7 +11,7 @@ use anyhow::{Context as _, bail, ensure};
 use async_nats::Message;
 use bytes::Bytes;
 use presence_core::directory::{Answer, Question, Setting};
-use presence_core::message::ID_BYTES_MAX;
+use presence_core::message::{ID_BYTES_MAX, is_id};
 use presence_core::names::{Id, Names};
 use presence_core::token;
 use serde::{Deserialize, Serialize};
@@ -55,7 +55,7 @@ pub(super) fn request(
     let body = body(question, names)?;
     let mut subject = format!("{subject}.{}", body.question);
     if let Some(about) = body.id.as_ref().or(body.key.as_ref()) {
-        if !(1..=ID_BYTES_MAX).contains(&about.len()) {
+        if !is_id(about) {
             return None;
         }
         subject = format!("{subject}.{}", token::encode(about));
@@ -145,9 +145,8 @@ pub(super) fn answer(question: &Question, payload: &[u8], names: &Names) -> anyh
         }
         Question::Groups(_) => {
             let groups: Vec<String> = serde_json::from_str(text).context("not a list of groups")?;
-            let is_name = |group: &String| (1..=ID_BYTES_MAX).contains(&group.len());
             ensure!(
-                groups.iter().all(is_name),
+                groups.iter().all(|group| is_id(group)),
                 "a group's name is a string of 1 to {ID_BYTES_MAX} bytes"
             );
             Answer::groups(groups.into_iter().map(Arc::from).collect())
@@ -167,8 +166,10 @@ pub(super) fn invalidated(payload: &[u8], names: &Names) -> anyhow::Result<Optio
     let body: Body<'_> = serde_json::from_slice(payload).context(what)?;
     let about = || {
         let id = body.id.as_deref().context("`id` is missing")?;
-        let fits = (1..=ID_BYTES_MAX).contains(&id.len());
-        ensure!(fits, "`id` must be a string of 1 to {ID_BYTES_MAX} bytes");
+        ensure!(
+            is_id(id),
+            "`id` must be a string of 1 to {ID_BYTES_MAX} bytes"
+        );
         Ok(id)
     };
     let of_user = |question: fn(Id) -> Question| Ok(question(names.intern(about()?)));

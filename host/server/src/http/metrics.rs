@@ -1,0 +1,302 @@
+//! `/metrics`, in Prometheus' text format.
+
+use std::fmt::{Display, Write as _};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use axum::extract::State;
+use presence_core::Counters;
+use presence_core::message::{Cause, Kind};
+
+use super::Status;
+use crate::directory::request::Fetcher;
+use crate::state;
+use crate::worker::Figures;
+
+/// A metric without labels: its name, its kind, what it says, and its value.
+type Single = (&'static str, &'static str, &'static str, u64);
+
+pub(super) async fn metrics(State(status): State<Arc<Status>>) -> String {
+    let mut text = Exposition::default();
+    let counters: Vec<_> = status.workers.counters().collect();
+    let sum = |of: fn(&Counters) -> u64| counters.iter().map(of).sum::<u64>();
+    let total = |of: fn(&Figures) -> &AtomicU64| status.workers.total(of);
+    let running = status.running.borrow().clone();
+    let kinds = ["connect", "disconnect", "heartbeat", "online", "offline"];
+    let taken = Kind::ALL.into_iter().zip(kinds).map(|(kind, label)| {
+        let taken = counters.iter().filter_map(|c| c.taken.get(kind as usize));
+        (label, taken.sum())
+    });
+    text.labelled(
+        "presence_inputs_total",
+        "counter",
+        "Well-formed messages taken in.",
+        "kind",
+        taken,
+    );
+    let letters = Cause::ALL.into_iter().map(|cause| {
+        let letters = counters.iter();
+        let letters = letters.filter_map(|c| c.dead_letters.get(cause as usize));
+        (cause.as_str(), letters.sum())
+    });
+    text.labelled(
+        "presence_dead_letters_total",
+        "counter",
+        "Dead letters, by reason.",
+        "reason",
+        letters,
+    );
+    text.singles([
+        (
+            "presence_stale_inputs_total",
+            "counter",
+            "Messages older than what is known.",
+            sum(|c| c.stale),
+        ),
+        (
+            "presence_unknown_reasons_total",
+            "counter",
+            "Reasons that are not known.",
+            sum(|c| c.unknown_reasons),
+        ),
+        (
+            "presence_unknown_statuses_total",
+            "counter",
+            "Activities and statuses that are not understood.",
+            sum(|c| c.unknown_statuses),
+        ),
+        (
+            "presence_decisions_total",
+            "counter",
+            "Decisions made by components.",
+            sum(|c| c.decided),
+        ),
+        (
+            "presence_verdicts_reused_total",
+            "counter",
+            "Decisions reused.",
+            sum(|c| c.reused),
+        ),
+        (
+            "presence_plugin_failures_total",
+            "counter",
+            "Failed calls of components.",
+            sum(|c| c.failures),
+        ),
+        (
+            "presence_corrections_total",
+            "counter",
+            "Viewers who lost sight of an online user.",
+            sum(|c| c.corrected),
+        ),
+        (
+            "presence_correction_messages_total",
+            "counter",
+            "Messages that went out when users were decided on again.",
+            sum(|c| c.corrections),
+        ),
+        (
+            "presence_correction_backlog_users",
+            "gauge",
+            "Users still to be decided on again, since what decides has changed.",
+            total(|w| &w.backlog),
+        ),
+        (
+            "presence_queried_users_total",
+            "counter",
+            "Users whom viewers asked after.",
+            sum(|c| c.queried),
+        ),
+        (
+            "presence_published_total",
+            "counter",
+            "Messages published.",
+            total(|w| &w.published),
+        ),
+        (
+            "presence_online_users",
+            "gauge",
+            "Users online.",
+            total(|w| &w.online_users),
+        ),
+        (
+            "presence_connections",
+            "gauge",
+            "Live connections.",
+            total(|w| &w.connections),
+        ),
+        (
+            "presence_nats_connects_total",
+            "counter",
+            "Connections made to NATS.",
+            read(&status.broker.connects),
+        ),
+        (
+            "presence_slow_consumer_drops_total",
+            "counter",
+            "Inputs dropped for want of room.",
+            read(&status.broker.drops),
+        ),
+        (
+            "presence_nats_errors_total",
+            "counter",
+            "Errors the NATS client reported.",
+            read(&status.broker.errors),
+        ),
+        (
+            "presence_pipeline_generation",
+            "gauge",
+            "The pipeline in force, counted from 1.",
+            running.generation,
+        ),
+        (
+            "presence_pipeline_refusals_total",
+            "counter",
+            "Pipelines refused.",
+            read(&status.refused_swaps),
+        ),
+    ]);
+    let asked = &status.asked;
+    text.labelled(
+        "presence_questions_total",
+        "counter",
+        "What was asked, by what became of it; ignored is what had no reply subject.",
+        "outcome",
+        [
+            ("answered", read(&asked.answered)),
+            ("refused", read(&asked.refused)),
+            ("ignored", read(&asked.ignored)),
+        ],
+    );
+    text.labelled(
+        "presence_plugin_quarantined",
+        "gauge",
+        "Workers in which the plugin is in quarantine, since it failed again and again.",
+        "plugin",
+        running.blueprint.stages().map(|stage| {
+            let quarantined = stage.health.in_quarantine();
+            (&stage.plugin.name, quarantined as u64)
+        }),
+    );
+    if let Some(fetcher) = &status.fetcher {
+        directory(&mut text, fetcher);
+    }
+    if let Some(state) = &status.state {
+        kept(&mut text, state);
+    }
+    text.0
+}
+
+/// What became of asking the directory's service.
+fn directory(text: &mut Exposition, fetcher: &Fetcher) {
+    let counts = &fetcher.counts;
+    text.labelled(
+        "presence_directory_requests_total",
+        "counter",
+        "Requests to the directory's service; refused is what got no answer that can be read.",
+        "outcome",
+        [
+            ("answered", read(&counts.answered)),
+            ("refused", read(&counts.refused)),
+            ("unanswered", read(&counts.unanswered)),
+        ],
+    );
+    text.labelled(
+        "presence_directory_invalidations_total",
+        "counter",
+        "What the directory's service said has changed; refused is what can't be read.",
+        "outcome",
+        [
+            ("taken", read(&counts.invalidations)),
+            ("refused", read(&counts.bad_invalidations)),
+        ],
+    );
+    let (held, wanted, is_away) = fetcher.figures();
+    text.singles([
+        (
+            "presence_directory_answers",
+            "gauge",
+            "Answers at hand.",
+            held as u64,
+        ),
+        (
+            "presence_directory_answers_wanted",
+            "gauge",
+            "Answers asked for that are not at hand.",
+            wanted as u64,
+        ),
+        (
+            "presence_directory_away",
+            "gauge",
+            "Whether the directory's service does not answer.",
+            is_away.into(),
+        ),
+    ]);
+}
+
+/// What is kept over a restart.
+fn kept(text: &mut Exposition, state: &state::Figures) {
+    text.singles([
+        (
+            "presence_state_restored_users",
+            "gauge",
+            "Users who were online when the node last ran.",
+            read(&state.restored_users),
+        ),
+        (
+            "presence_state_records_total",
+            "counter",
+            "Records written to the state.",
+            read(&state.records),
+        ),
+        (
+            "presence_state_bytes",
+            "gauge",
+            "How large the state is on the disk.",
+            read(&state.bytes),
+        ),
+        (
+            "presence_state_lag_milliseconds",
+            "gauge",
+            "For how long what is being written has waited for it; 0 if nothing is.",
+            state.lag_ms(),
+        ),
+    ]);
+}
+
+fn read(value: &AtomicU64) -> u64 {
+    value.load(Ordering::Relaxed)
+}
+
+/// Metrics as they are told.
+#[derive(Default)]
+struct Exposition(String);
+
+impl Exposition {
+    /// Metrics without labels.
+    fn singles(&mut self, metrics: impl IntoIterator<Item = Single>) {
+        for (name, kind, help, value) in metrics {
+            self.head(name, kind, help);
+            let _ = writeln!(self.0, "{name} {value}");
+        }
+    }
+
+    /// A metric with a value for each of a label's.
+    fn labelled(
+        &mut self,
+        name: &str,
+        kind: &str,
+        help: &str,
+        label: &str,
+        values: impl IntoIterator<Item = (impl Display, u64)>,
+    ) {
+        self.head(name, kind, help);
+        for (of, value) in values {
+            let _ = writeln!(self.0, "{name}{{{label}=\"{of}\"}} {value}");
+        }
+    }
+
+    fn head(&mut self, name: &str, kind: &str, help: &str) {
+        let _ = writeln!(self.0, "# HELP {name} {help}\n# TYPE {name} {kind}");
+    }
+}

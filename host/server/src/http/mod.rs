@@ -1,0 +1,112 @@
+//! Health and counters over HTTP, on loopback.
+
+mod metrics;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use anyhow::Context as _;
+use axum::Router;
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::routing::get;
+use tokio::sync::watch;
+
+use crate::ask::Counts;
+use crate::broker::Health;
+use crate::config::Http;
+use crate::directory::request::Fetcher;
+use crate::state;
+use crate::tenant::{Running, Tenant};
+use crate::worker::{Worker, Workers};
+
+/// How long a worker may be at one task, in milliseconds, before it is taken for
+/// stuck. A call of a component takes no longer than its deadline.
+const STUCK_MS: u64 = 10_000;
+
+/// What the endpoints tell of.
+pub(crate) struct Status {
+    pub(crate) broker: Arc<Health>,
+    workers: Workers,
+    running: watch::Receiver<Running>,
+    state: Option<Arc<state::Figures>>,
+    fetcher: Option<Arc<Fetcher>>,
+    /// Whether the subscriptions are in place and nothing is being stopped.
+    pub(crate) ready: AtomicBool,
+    pub(crate) refused_swaps: AtomicU64,
+    /// What became of what was asked.
+    pub(crate) asked: Arc<Counts>,
+}
+
+impl Status {
+    /// Of a node that is not ready yet.
+    pub(crate) fn new(broker: Arc<Health>, tenant: &Tenant) -> Self {
+        Self {
+            broker,
+            workers: tenant.workers.clone(),
+            running: tenant.running.subscribe(),
+            fetcher: tenant.fetcher.clone(),
+            state: tenant
+                .state
+                .as_ref()
+                .map(|state| Arc::clone(&state.figures)),
+            ready: AtomicBool::new(false),
+            refused_swaps: AtomicU64::new(0),
+            asked: Arc::default(),
+        }
+    }
+
+    /// Whether the node takes input.
+    pub(crate) fn is_ready(&self) -> bool {
+        self.ready.load(Ordering::Relaxed)
+    }
+}
+
+/// Serves the endpoints in the background.
+pub(crate) async fn serve(http: &Http, status: Arc<Status>) -> anyhow::Result<()> {
+    let Some(address) = http.listen else {
+        return Ok(());
+    };
+    let listener = match tokio::net::TcpListener::bind(address).await {
+        Ok(listener) => listener,
+        Err(error) if http.listen_is_default => {
+            tracing::warn!(%address, %error, "no /metrics and /healthz: set [http] listen");
+            return Ok(());
+        }
+        Err(error) => {
+            return Err(error).with_context(|| format!("[http] listen: can't listen on {address}"));
+        }
+    };
+    let routes = Router::new()
+        .route("/healthz", get(health))
+        .route("/readyz", get(ready))
+        .route("/metrics", get(metrics::metrics))
+        .with_state(status);
+    tracing::info!(%address, "serving /metrics, /healthz and /readyz");
+    tokio::spawn(async move { axum::serve(listener, routes).await });
+    Ok(())
+}
+
+/// Whether the workers get on with their work. Without a broker they may well
+/// wait, for want of room for what they publish.
+async fn health(State(status): State<Arc<Status>>) -> (StatusCode, &'static str) {
+    let is_stuck = |worker: &Worker| worker.figures.busy_ms() > STUCK_MS;
+    if status.broker.connected.load(Ordering::Relaxed) && status.workers.iter().any(is_stuck) {
+        (StatusCode::SERVICE_UNAVAILABLE, "a worker is stuck\n")
+    } else {
+        (StatusCode::OK, "ok\n")
+    }
+}
+
+async fn ready(State(status): State<Arc<Status>>) -> (StatusCode, &'static str) {
+    if !status.broker.connected.load(Ordering::Relaxed) {
+        (StatusCode::SERVICE_UNAVAILABLE, "not connected to NATS\n")
+    } else if status.broker.forbidden.load(Ordering::Relaxed) {
+        let what = "NATS forbids a subscription: see the log\n";
+        (StatusCode::SERVICE_UNAVAILABLE, what)
+    } else if !status.is_ready() {
+        (StatusCode::SERVICE_UNAVAILABLE, "starting or stopping\n")
+    } else {
+        (StatusCode::OK, "ready\n")
+    }
+}
