@@ -88,6 +88,39 @@ impl Host {
         Ok(answer.body)
     }
 
+    /// A metric's value now: the sum of its samples with these labels.
+    ///
+    /// # Errors
+    /// As [`Self::metrics`].
+    pub async fn metric(&self, name: &str, labels: &[&str]) -> Result<f64> {
+        Ok(http::metric(&self.metrics().await?, name, labels))
+    }
+
+    /// Waits until a metric is as it should be.
+    ///
+    /// # Errors
+    /// When it doesn't come to be so in time.
+    pub async fn until_metric(
+        &self,
+        name: &str,
+        labels: &[&str],
+        is: impl Fn(f64) -> bool,
+    ) -> Result<()> {
+        wait::until(&format!("{name} to be as it should be"), async || {
+            Ok(is(self.metric(name, labels).await?).then_some(()))
+        })
+        .await
+    }
+
+    /// Waits until it has written so many records of its state since it started.
+    ///
+    /// # Errors
+    /// When it doesn't in time.
+    pub async fn until_saved(&self, records: f64) -> Result<()> {
+        self.until_metric("presence_state_records_total", &[], |it| it >= records)
+            .await
+    }
+
     /// How many lines the log has: where to look from for what is yet to come.
     #[must_use]
     pub fn log_len(&self) -> usize {

@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 use anyhow::Result;
 use presence_tests::client::now_ms;
 use presence_tests::component;
-use presence_tests::http::metric;
 use serde_json::json;
 
 use crate::inputs::{self, CONNECT, FILTERED_OFFLINE, FILTERED_ONLINE};
@@ -50,24 +49,18 @@ async fn a_swap_is_corrected_at_the_pace_while_new_events_go_on() -> Result<()> 
     };
     let late = world.tape.next("the new user to be shown", is_late).await?;
     assert_eq!(late.visible_to(), ["colleague"]);
-    let left = metric(
-        &world.host.metrics().await?,
-        "presence_correction_backlog_users",
-        &[],
-    );
+    let backlog = "presence_correction_backlog_users";
+    let left = world.host.metric(backlog, &[]).await?;
     assert!(left > 0.0, "the swap is corrected already");
 
     let began = ["deciding again on users who are online"];
     world.host.wait_for_log(from, &began).await?;
     let done = ["everyone online has been decided on again", "generation=2"];
     world.host.wait_for_log(from, &done).await?;
-    let metrics = world.host.metrics().await?;
-    let count = |name| metric(&metrics, name, &[]);
-    assert_eq!(count("presence_correction_backlog_users"), 0.0);
-    assert_eq!(
-        count("presence_correction_messages_total"),
-        2.0 * USERS as f64
-    );
+    assert_eq!(world.host.metric(backlog, &[]).await?, 0.0);
+    let messages = "presence_correction_messages_total";
+    let messages = world.host.metric(messages, &[]).await?;
+    assert_eq!(messages, 2.0 * USERS as f64);
     world.tape.hosts(FILTERED_OFFLINE, USERS).await?;
     world.tape.hosts(FILTERED_ONLINE, 2 * USERS + 1).await?;
     let order: Vec<_> = world.tape.seen().iter().collect();

@@ -5,7 +5,7 @@ use futures_util::StreamExt;
 use presence_tests::client::now_ms;
 use presence_tests::host::{self, Host};
 use presence_tests::site::{DIRECTORY, Site};
-use presence_tests::{component, http, wait};
+use presence_tests::{component, wait};
 use serde_json::{Value, json};
 use toml::toml;
 
@@ -42,24 +42,14 @@ async fn disconnect(world: &World, user: &str) -> Result<()> {
 }
 
 async fn until_metric(world: &World, name: &str, labels: &[&str], value: f64) -> Result<()> {
-    wait::until(&format!("{name} to be {value}"), async || {
-        let metrics = world.host.metrics().await?;
-        Ok((http::metric(&metrics, name, labels) == value).then_some(()))
-    })
-    .await
+    world
+        .host
+        .until_metric(name, labels, |it| it == value)
+        .await
 }
 
 async fn until_away(world: &World) -> Result<()> {
     until_metric(world, "presence_directory_away", &[], 1.0).await
-}
-
-async fn until_written(world: &World, records: f64) -> Result<()> {
-    wait::until(&format!("{records} records to be written"), async || {
-        let metrics = world.host.metrics().await?;
-        let written = http::metric(&metrics, "presence_state_records_total", &[]);
-        Ok((written >= records).then_some(()))
-    })
-    .await
 }
 
 /// Who is told on a subject, message by message.
@@ -329,12 +319,11 @@ async fn what_is_no_answer_tells_nobody_and_is_asked_again() -> Result<()> {
     world.host.wait_for_log(0, &words).await?;
     service.says_to("contacts", Some(json!({"error": "no database"})));
     let name = "presence_directory_requests_total";
-    wait::until("it to be asked again", async || {
-        let metrics = world.host.metrics().await?;
-        let refused = http::metric(&metrics, name, &["outcome=\"refused\""]);
-        Ok((refused >= 2.0).then_some(()))
-    })
-    .await?;
+    let refused = ["outcome=\"refused\""];
+    world
+        .host
+        .until_metric(name, &refused, |it| it >= 2.0)
+        .await?;
     world.tape.hosts(EVENTS, 1).await?;
     assert_eq!(told(&world, FILTERED_ONLINE), []);
     service.says_to("contacts", None);
@@ -455,6 +444,15 @@ async fn an_event_that_has_waited_for_long_enough_goes_on_without_the_enricher()
     world.end().await
 }
 
+/// The service goes away, and what it has answered is taken away.
+async fn lose_answers(world: &World, service: Service) -> Result<()> {
+    service.stop().await?;
+    // The subject is the host's as well as the service's.
+    let all = format!("{SUBJECT}.invalidate");
+    world.client.publish_bytes(&all, "").await?;
+    until_metric(world, "presence_directory_answers", &[], 0.0).await
+}
+
 /// A redactor that asks for the user's settings.
 fn with_settings(mut site: Site) -> Result<Site> {
     let redact = toml! {
@@ -471,11 +469,7 @@ async fn an_offline_waits_for_what_the_redactor_asks_and_is_told_bare_in_the_end
         start(|site| with_settings(site)?.with("directory.request.wait_ms", 200)).await?;
     connect(&world, "12345").await?;
     world.tape.hosts(FILTERED_ONLINE, 1).await?;
-    service.stop().await?;
-    // The subject is the host's as well as the service's.
-    let all = format!("{SUBJECT}.invalidate");
-    world.client.publish_bytes(&all, "").await?;
-    until_metric(&world, "presence_directory_answers", &[], 0.0).await?;
+    lose_answers(&world, service).await?;
     disconnect(&world, "12345").await?;
     let offline = world.tape.hosts(FILTERED_OFFLINE, 1).await?.remove(0);
     assert_eq!(offline.visible_to(), ["11111", "67890"]);
@@ -490,14 +484,11 @@ async fn an_offline_that_waits_outlives_a_kill() -> Result<()> {
         start(|site| with_settings(site)?.with("directory.request.wait_ms", 60_000)).await?;
     connect(&world, "12345").await?;
     world.tape.hosts(FILTERED_ONLINE, 1).await?;
-    service.stop().await?;
-    let all = format!("{SUBJECT}.invalidate");
-    world.client.publish_bytes(&all, "").await?;
-    until_metric(&world, "presence_directory_answers", &[], 0.0).await?;
+    lose_answers(&world, service).await?;
     // The connection and who was told, and then the ends of both and what waits.
-    until_written(&world, 2.0).await?;
+    world.host.until_saved(2.0).await?;
     disconnect(&world, "12345").await?;
-    until_written(&world, 5.0).await?;
+    world.host.until_saved(5.0).await?;
     world.host.process.kill().await?;
     world.host = Host::start(&world.site).await?;
     assert_eq!(told(&world, FILTERED_OFFLINE), []);

@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use anyhow::{Result, ensure};
 use presence_tests::client::now_ms;
 use presence_tests::host::Host;
+use presence_tests::http;
 use presence_tests::site::Site;
-use presence_tests::{http, wait};
 use serde_json::json;
 
 use crate::inputs::{
@@ -21,17 +21,6 @@ const TIMEOUT_MS: i64 = 2_000;
 
 /// What a connect and a disconnect come to: the connection, and who was told.
 const RECORDS: f64 = 2.0;
-
-/// Waits until the running host has written so many records.
-async fn saved(world: &World, records: f64) -> Result<()> {
-    let what = format!("{records} records to be written");
-    wait::until(&what, async || {
-        let metrics = world.host.metrics().await?;
-        let written = http::metric(&metrics, "presence_state_records_total", &[]);
-        Ok((written >= records).then_some(()))
-    })
-    .await
-}
 
 async fn kill_and_start(world: &mut World) -> Result<()> {
     world.host.process.kill().await?;
@@ -68,7 +57,7 @@ async fn after_a_kill_nobody_is_announced_again_and_the_told_are_told() -> Resul
         let body = inputs::connect(&user(number), "c1", now_ms());
         world.client.input(CONNECT, body).await?;
     }
-    saved(&world, RECORDS * USERS as f64).await?;
+    world.host.until_saved(RECORDS * USERS as f64).await?;
 
     // However many workers share the users now.
     world.host.process.kill().await?;
@@ -104,7 +93,7 @@ async fn who_left_while_the_host_was_down_is_gone_after_one_timeout() -> Result<
     let connected_at = now_ms();
     let body = inputs::connect("12345", "c1", connected_at);
     world.client.input(CONNECT, body).await?;
-    saved(&world, RECORDS).await?;
+    world.host.until_saved(RECORDS).await?;
     world.host.process.kill().await?;
     let started_at = now_ms();
     world.host = Host::start(&world.site).await?;
@@ -125,7 +114,7 @@ async fn a_directory_that_changed_meanwhile_is_corrected_after_the_restart() -> 
     let body = inputs::connect("12345", "c1", now_ms());
     world.client.input(CONNECT, body).await?;
     world.tape.hosts(FILTERED_ONLINE, 1).await?;
-    saved(&world, RECORDS).await?;
+    world.host.until_saved(RECORDS).await?;
     world.host.process.kill().await?;
     let directory = json!({"contacts": {"12345": ["67890", "33333"]}});
     world.site.write_directory_value(&directory)?;
@@ -138,7 +127,7 @@ async fn a_directory_that_changed_meanwhile_is_corrected_after_the_restart() -> 
     assert_eq!(gained.field("metadata"), &json!({"device": "web"}));
 
     // And the correction itself outlives the next one.
-    saved(&world, 1.0).await?;
+    world.host.until_saved(1.0).await?;
     kill_and_start(&mut world).await?;
     let body = inputs::disconnect("12345", "c1", now_ms(), "logout");
     world.client.input(DISCONNECT, body).await?;
@@ -156,7 +145,7 @@ async fn an_applications_own_word_holds_over_a_restart() -> Result<()> {
         .input(ONLINE, inputs::online("12345", now_ms()))
         .await?;
     world.tape.hosts(FILTERED_ONLINE, 1).await?;
-    saved(&world, 1.0).await?;
+    world.host.until_saved(1.0).await?;
     kill_and_start(&mut world).await?;
 
     world
@@ -186,7 +175,7 @@ async fn a_reconnect_after_the_restart_ends_a_grace() -> Result<()> {
     let body = inputs::disconnect("12345", "c1", now_ms(), "client_disconnect");
     world.client.input(DISCONNECT, body).await?;
     // The close of the connection, and the grace.
-    saved(&world, RECORDS + 1.0).await?;
+    world.host.until_saved(RECORDS + 1.0).await?;
     kill_and_start(&mut world).await?;
 
     let body = inputs::connect("12345", "c2", now_ms());
@@ -209,7 +198,7 @@ async fn a_grace_ends_after_the_restart() -> Result<()> {
     let left_at = now_ms();
     let body = inputs::disconnect("12345", "c1", left_at, "logout");
     world.client.input(DISCONNECT, body).await?;
-    saved(&world, RECORDS + 1.0).await?;
+    world.host.until_saved(RECORDS + 1.0).await?;
     kill_and_start(&mut world).await?;
 
     let offline = world.tape.hosts(OFFLINE, 1).await?.remove(0);
@@ -229,7 +218,7 @@ async fn a_close_is_remembered_over_a_restart() -> Result<()> {
     let body = inputs::disconnect("12345", "c1", at + 1, "client_disconnect");
     world.client.input(DISCONNECT, body).await?;
     world.tape.hosts(FILTERED_OFFLINE, 1).await?;
-    saved(&world, 1.0).await?;
+    world.host.until_saved(1.0).await?;
     world.host.process.stop().await?;
     world.host = Host::start(&world.site).await?;
 
@@ -266,7 +255,7 @@ async fn a_damaged_state_is_set_aside_and_the_host_starts_empty() -> Result<()> 
     let mut world = World::start().await?;
     let body = inputs::connect("12345", "c1", now_ms());
     world.client.input(CONNECT, body).await?;
-    saved(&world, RECORDS).await?;
+    world.host.until_saved(RECORDS).await?;
     world.host.process.kill().await?;
     let file = state_file(&world.site);
     let length = fs::metadata(&file)?.len() as usize;

@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use presence_tests::client::{Seen, now_ms};
 use presence_tests::host::Host;
 use presence_tests::site::Site;
-use presence_tests::{host, http, wait};
+use presence_tests::{host, wait};
 use serde_json::{Value, json};
 use toml::toml;
 
@@ -104,13 +104,11 @@ async fn a_change_is_broadcast_filtered_delivered_and_answered() -> Result<()> {
     ];
     assert_eq!(types, expected);
     assert!(world.tape.seen().iter().all(|seen| seen.subject != DLQ));
-    let what = "what isn't understood to be counted";
-    wait::until(what, async || {
-        let metrics = world.host.metrics().await?;
-        let unknown = http::metric(&metrics, "presence_unknown_statuses_total", &[]);
-        Ok((unknown == 2.0).then_some(()))
-    })
-    .await?;
+    let unknown = "presence_unknown_statuses_total";
+    world
+        .host
+        .until_metric(unknown, &[], |it| it == 2.0)
+        .await?;
     world.end().await
 }
 
@@ -173,23 +171,14 @@ async fn what_others_publish_as_an_update_is_nobodys_input() -> Result<()> {
 #[tokio::test]
 async fn a_status_outlives_a_kill_and_expires_in_time() -> Result<()> {
     let mut world = World::start_with(|it| site(it)?.with("tracker.timeout_ms", 600_000)).await?;
-    let saved = async |world: &World, records: f64| {
-        let what = format!("{records} records to be written");
-        wait::until(&what, async || {
-            let metrics = world.host.metrics().await?;
-            let written = http::metric(&metrics, "presence_state_records_total", &[]);
-            Ok((written >= records).then_some(()))
-        })
-        .await
-    };
     come(&world).await?;
     // The connection, and who was told.
-    saved(&world, 2.0).await?;
+    world.host.until_saved(2.0).await?;
     let expires_at = now_ms() + 5_000;
     let status = json!({"text": "brb", "expiresAt": expires_at});
     say(&world, json!({"activity": "typing", "status": status})).await?;
     // Both again, and the status.
-    saved(&world, 5.0).await?;
+    world.host.until_saved(5.0).await?;
     world.host.process.kill().await?;
     world.host = Host::start(&world.site).await?;
     let answer = asked(&world).await?;

@@ -11,7 +11,9 @@
     reason = "a benchmark may panic"
 )]
 
-use std::collections::{BTreeSet, VecDeque};
+mod contacts;
+
+use std::collections::VecDeque;
 use std::hint::black_box;
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,49 +26,17 @@ use presence_core::ledger::Ledger;
 use presence_core::message::{Kind, Message};
 use presence_core::metadata::Metadata;
 use presence_core::names::{Id, Names};
-use presence_core::rules::{Context, Decision, Enriched, Reads, Rendition, Rules};
 use presence_core::{Input, Settings, Shard};
 use rustix::time::{ClockId, clock_gettime};
 use serde_json::json;
+
+use contacts::Contacts;
 
 const USERS: usize = 100_000;
 const CONTACTS: usize = 200;
 /// How often everyone goes offline and comes online again; the median counts.
 const ROUNDS: usize = 11;
 const NOW: u64 = 1_698_000_000_000;
-
-/// Admits all contacts.
-struct Contacts(Arc<[Box<str>]>);
-
-impl Contacts {
-    fn rendition(&self, audience: Audience) -> Vec<Rendition> {
-        vec![Rendition {
-            audience,
-            keys: Arc::clone(&self.0),
-            last_seen: true,
-        }]
-    }
-}
-
-impl Rules for Contacts {
-    fn enrich(&mut self, _: Context<'_>) -> Enriched {
-        Enriched::default()
-    }
-
-    fn decide(&mut self, context: Context<'_>) -> Decision {
-        let question = Question::Contacts(context.event.user);
-        let contacts = context.directory.audience(&question).unwrap();
-        let reads = Reads {
-            questions: BTreeSet::from([question]),
-            ..Reads::default()
-        };
-        Decision::Decided(self.rendition(contacts), reads)
-    }
-
-    fn redact(&mut self, _: Context<'_>, told: &Audience) -> Decision {
-        Decision::Decided(self.rendition(told.clone()), Reads::default())
-    }
-}
 
 fn main() {
     let names = Arc::new(Names::new());
@@ -201,7 +171,7 @@ fn online(names: &Names, user: Id) -> Arc<Event> {
 }
 
 fn connect_all(shard: &mut Shard, names: &Names, users: &[Id]) {
-    let mut rules = Contacts(["device".into()].into());
+    let mut rules = Contacts::new();
     let mut out = Vec::new();
     for user in users {
         let name = names.name(*user).unwrap();

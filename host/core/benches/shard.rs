@@ -10,53 +10,22 @@
     reason = "a benchmark may panic"
 )]
 
-use std::collections::BTreeSet;
+mod contacts;
+
 use std::hint::black_box;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use criterion::{Criterion, criterion_group, criterion_main};
-use presence_core::audience::Audience;
-use presence_core::directory::{Directory, Question};
+use presence_core::directory::Directory;
 use presence_core::message::{Kind, Message};
 use presence_core::names::{Id, Names};
-use presence_core::rules::{Context, Decision, Enriched, Reads, Rendition, Rules};
 use presence_core::{Input, Output, Settings, Shard};
+
+use contacts::Contacts;
 
 const USERS: usize = 10_000;
 const VIEWERS: usize = 10;
-
-struct Contacts(Arc<[Box<str>]>);
-
-impl Contacts {
-    fn rendition(&self, audience: Audience) -> Vec<Rendition> {
-        vec![Rendition {
-            audience,
-            keys: Arc::clone(&self.0),
-            last_seen: true,
-        }]
-    }
-}
-
-impl Rules for Contacts {
-    fn enrich(&mut self, _: Context<'_>) -> Enriched {
-        Enriched::default()
-    }
-
-    fn decide(&mut self, context: Context<'_>) -> Decision {
-        let question = Question::Contacts(context.event.user);
-        let contacts = context.directory.audience(&question).unwrap();
-        let reads = Reads {
-            questions: BTreeSet::from([question]),
-            ..Reads::default()
-        };
-        Decision::Decided(self.rendition(contacts), reads)
-    }
-
-    fn redact(&mut self, _: Context<'_>, told: &Audience) -> Decision {
-        Decision::Decided(self.rendition(told.clone()), Reads::default())
-    }
-}
 
 struct World {
     shard: Shard,
@@ -77,7 +46,7 @@ impl World {
         let directory = Arc::new(edit.finish().0);
         Self {
             shard: Shard::new(Settings::default(), names, directory),
-            rules: Contacts(["device".into()].into()),
+            rules: Contacts::new(),
             out: Vec::new(),
             now: 1_698_000_000_000,
         }

@@ -11,21 +11,26 @@
     reason = "a test may panic"
 )]
 
+#[path = "visibility/rules.rs"]
+mod rules;
+#[path = "visibility/script.rs"]
+mod script;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use presence_core::audience::Audience;
 use presence_core::directory::{Answer, Changes, Directory, Edit, Question};
-use presence_core::event::Event;
 use presence_core::message::{Kind, Message};
 use presence_core::names::{Id, Names};
 use presence_core::publish::Subject;
 use presence_core::record::Record;
-use presence_core::rules::{Context, Decision, Enriched, Failure, Reads, Rendition, Rules};
 use presence_core::{Input, Output, Settings, Shard, status};
 use proptest::prelude::*;
 use serde_json::{Value, json};
+
+use rules::Generation;
+use script::{Said, Step, step};
 
 const USERS: [&str; 4] = ["ada", "ben", "cleo", "dan"];
 
@@ -34,185 +39,6 @@ const PLAIN: &str = "dan";
 
 /// The least time between two updates of a user.
 const MIN_INTERVAL_MS: u64 = 500;
-
-/// What a connection says of its user.
-#[derive(Clone, Debug, Default)]
-struct Said {
-    activity: Option<&'static str>,
-    /// A text, and in how many milliseconds it expires; or none, which clears it.
-    status: Option<Option<(u8, Option<u64>)>>,
-    /// How long ago it was sent.
-    behind_ms: u64,
-}
-
-fn said() -> impl Strategy<Value = Said> {
-    let activity = prop_oneof![
-        Just(None),
-        prop::sample::select(&["active", "idle", "typing", "dancing"][..]).prop_map(Some),
-    ];
-    let text = (0..2_u8, proptest::option::of(0..3_000_u64));
-    let status = prop_oneof![
-        3 => Just(None),
-        1 => proptest::option::of(text).prop_map(Some),
-    ];
-    let behind_ms = prop_oneof![3 => Just(0), 1 => 0..1_000_u64];
-    (activity, status, behind_ms).prop_map(|(activity, status, behind_ms)| Said {
-        activity,
-        status,
-        behind_ms,
-    })
-}
-
-/// One thing that happens.
-#[derive(Clone, Debug)]
-enum Step {
-    Connect(usize, u8, Said),
-    Disconnect(usize, u8),
-    Heartbeat(usize, u8, Said),
-    /// An application's word.
-    Online(usize),
-    Offline(usize),
-    /// A user has just these contacts.
-    Contacts(usize, BTreeSet<usize>),
-    /// A user blocks just these.
-    Blocks(usize, BTreeSet<usize>),
-    /// Another generation of the rules, which hides these users from everyone.
-    Hide(BTreeSet<usize>),
-    /// The rules fail for these users from now on.
-    Fail(BTreeSet<usize>),
-    /// The redactor shows nothing of the users to viewers of this number.
-    Unredacted(Option<usize>),
-    /// These users show nobody when they were last seen.
-    Secretive(BTreeSet<usize>),
-    /// These users are hidden from everyone while they are idle.
-    Shy(BTreeSet<usize>),
-    /// Whether statuses are told: from now on, or from the next restart on.
-    Statuses(bool, bool),
-    /// The directory is asked, and answers all that it has been asked.
-    Answer,
-    /// An answer about a user is lost.
-    Lose(usize),
-    Wait(u64),
-    /// Corrections take this many messages a second from now on, or as many as come.
-    Pace(u64),
-    /// The host has stored what has changed so far.
-    Save,
-    /// The host is down for so long, in which a user's contacts become these.
-    Restart(u64, usize, BTreeSet<usize>),
-}
-
-fn step() -> impl Strategy<Value = Step> {
-    let user = 0..USERS.len();
-    let some = || proptest::collection::btree_set(0..USERS.len(), 0..=3);
-    prop_oneof![
-        4 => (user.clone(), 0..2_u8, said())
-            .prop_map(|(user, conn, said)| Step::Connect(user, conn, said)),
-        3 => (user.clone(), 0..2_u8).prop_map(|(user, conn)| Step::Disconnect(user, conn)),
-        4 => (user.clone(), 0..2_u8, said())
-            .prop_map(|(user, conn, said)| Step::Heartbeat(user, conn, said)),
-        1 => user.clone().prop_map(Step::Online),
-        1 => user.clone().prop_map(Step::Offline),
-        3 => (user.clone(), some()).prop_map(|(user, list)| Step::Contacts(user, list)),
-        2 => (user.clone(), some()).prop_map(|(user, list)| Step::Blocks(user, list)),
-        1 => some().prop_map(Step::Hide),
-        1 => some().prop_map(Step::Fail),
-        1 => proptest::option::of(user.clone()).prop_map(Step::Unredacted),
-        1 => some().prop_map(Step::Secretive),
-        1 => some().prop_map(Step::Shy),
-        1 => proptest::prelude::any::<(bool, bool)>()
-            .prop_map(|(told, live)| Step::Statuses(told, live)),
-        4 => Just(Step::Answer),
-        1 => user.clone().prop_map(Step::Lose),
-        3 => prop_oneof![1..800_u64, 1..40_000_u64].prop_map(Step::Wait),
-        1 => prop_oneof![Just(0), Just(1), Just(30)].prop_map(Step::Pace),
-        1 => Just(Step::Save),
-        1 => (0..40_000_u64, 0..USERS.len(), some())
-            .prop_map(|(ms, user, list)| Step::Restart(ms, user, list)),
-    ]
-}
-
-/// Contacts less the blocked, unless the user is hidden. Fails where it is told to.
-#[derive(Default)]
-struct Generation {
-    hidden: BTreeSet<Id>,
-    failing: BTreeSet<Id>,
-    /// A viewer whom the redactor names in no rendition.
-    unredacted: Option<Id>,
-    secretive: BTreeSet<Id>,
-    shy: BTreeSet<Id>,
-    /// The viewer [`PLAIN`].
-    plain: Option<Id>,
-}
-
-impl Generation {
-    fn split(&self, event: &Event, audience: &Audience) -> Result<Vec<Rendition>, Failure> {
-        if self.failing.contains(&event.user) {
-            return Err(Failure {
-                plugin: "rule".into(),
-                error: "told to fail".into(),
-            });
-        }
-        let audience = self
-            .unredacted
-            .map_or_else(|| audience.clone(), |viewer| audience.without(viewer));
-        let last_seen = !self.secretive.contains(&event.user);
-        let plain: Audience = self.plain.into_iter().collect();
-        let rendition = |audience, keys: &[&str]| Rendition {
-            audience,
-            keys: keys.iter().map(|key| (*key).into()).collect(),
-            last_seen,
-        };
-        Ok(vec![
-            rendition(audience.intersection(&plain), &["device"]),
-            rendition(
-                audience.difference(&plain),
-                &["device", "activity", "status"],
-            ),
-        ])
-    }
-}
-
-impl Rules for Generation {
-    fn enrich(&mut self, _: Context<'_>) -> Enriched {
-        Enriched::default()
-    }
-
-    fn decide(&mut self, context: Context<'_>) -> Decision {
-        let user = context.event.user;
-        let questions = [Question::Contacts(user), Question::BlockedBy(user)];
-        let lacking = questions.iter().filter(|it| !context.directory.has(it));
-        let lacking: BTreeSet<_> = lacking.cloned().collect();
-        if !lacking.is_empty() {
-            return Decision::NotAtHand(lacking);
-        }
-        let [contacts, blocked] = questions
-            .each_ref()
-            .map(|question| context.directory.audience(question).unwrap());
-        let idle = context.event.metadata.get("activity") == Some("\"idle\"");
-        let hidden = self.hidden.contains(&user) || (self.shy.contains(&user) && idle);
-        let audience = if hidden {
-            Audience::nobody()
-        } else {
-            contacts.difference(&blocked)
-        };
-        let reads = Reads {
-            questions: questions.into(),
-            keys: ["activity".into()].into(),
-            ..Reads::default()
-        };
-        match self.split(context.event, &audience) {
-            Ok(renditions) => Decision::Decided(renditions, reads),
-            Err(failure) => Decision::Failed(failure),
-        }
-    }
-
-    fn redact(&mut self, context: Context<'_>, told: &Audience) -> Decision {
-        match self.split(context.event, told) {
-            Ok(renditions) => Decision::Decided(renditions, Reads::default()),
-            Err(failure) => Decision::Failed(failure),
-        }
-    }
-}
 
 struct World {
     names: Arc<Names>,

@@ -5,8 +5,9 @@
 #![allow(missing_docs, reason = "criterion's macros make public functions")]
 #![allow(clippy::expect_used, reason = "a benchmark may panic")]
 
+mod components;
+
 use std::hint::black_box;
-use std::path::Path;
 use std::sync::Arc;
 
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
@@ -16,22 +17,8 @@ use presence_core::event::{Change, Event};
 use presence_core::metadata::Metadata;
 use presence_core::names::Names;
 use presence_core::rules::{Context, Decision, Enriched, Reads, Rendition, Rules};
-use presence_sandbox::{Blueprint, Engine, Limits, Pipeline, Plugin, Quarantine, Stage};
-use serde_json::{Value, json};
-
-// As the program has it.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
-const LIMITS: Limits = Limits {
-    fuel: 10_000_000,
-    memory_bytes_max: 64 << 20,
-    deadline_ms: Some(100),
-    quarantine: Quarantine {
-        failures: 5,
-        ms: 60_000,
-    },
-};
+use presence_sandbox::Engine;
+use serde_json::json;
 
 /// Ids from which the contacts are drawn where they are random.
 const RANDOM_IDS: u32 = 1_000_000;
@@ -51,7 +38,8 @@ fn verdicts(criterion: &mut Criterion) {
         ("default", &default, Native::Default),
     ];
     for (name, chain, mut native) in rules {
-        let mut components = pipeline(&engine, chain);
+        let components = components::blueprint(&engine, chain);
+        let mut components = components.instantiate().expect("instances");
         let mut group = criterion.benchmark_group(name);
         for world in worlds() {
             let mut bench = |who: &str, rules: &mut dyn Rules| {
@@ -63,18 +51,6 @@ fn verdicts(criterion: &mut Criterion) {
             bench("native", &mut native);
         }
     }
-}
-
-fn pipeline(engine: &Engine, chain: &[(&str, &Value)]) -> Pipeline {
-    let dist = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../plugins/dist");
-    let stages = chain.iter().map(|(name, config)| {
-        let bytes = std::fs::read(dist.join(format!("{name}.wasm"))).expect("a built plugin");
-        let plugin = Plugin::load(engine, name, &bytes).expect("a plugin");
-        Stage::new(Arc::new(plugin), (*config).clone(), true, None)
-    });
-    let blueprint = Blueprint::prepare(stages.collect(), LIMITS, None);
-    let blueprint = blueprint.expect("a pipeline");
-    blueprint.instantiate().expect("instances")
 }
 
 /// A user, and the directory that knows who may see them.

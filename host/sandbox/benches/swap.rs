@@ -11,7 +11,8 @@
     reason = "a benchmark may panic"
 )]
 
-use std::path::Path;
+mod components;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,13 +20,11 @@ use presence_core::directory::Directory;
 use presence_core::message::{Kind, Message};
 use presence_core::names::{Id, Names};
 use presence_core::{Input, Output, Settings, Shard};
-use presence_sandbox::{Blueprint, Engine, Limits, Pipeline, Plugin, Quarantine, Stage};
+use presence_sandbox::{Blueprint, Engine, Pipeline};
 use rustix::time::{ClockId, clock_gettime};
 use serde_json::{Value, json};
 
-// As the program has it.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+use components::blueprint;
 
 const USERS: usize = 100_000;
 const CONTACTS: usize = 200;
@@ -33,22 +32,16 @@ const CONTACTS: usize = 200;
 const ROUNDS: usize = 5;
 const NOW: u64 = 1_698_000_000_000;
 
-const LIMITS: Limits = Limits {
-    fuel: 10_000_000,
-    memory_bytes_max: 64 << 20,
-    deadline_ms: Some(100),
-    quarantine: Quarantine {
-        failures: 5,
-        ms: 60_000,
-    },
-};
-
 fn main() {
     let engine = Engine::new().expect("an engine");
-    let default = blueprint(&engine, ["contacts", "groups", "blocklist", "redact"]);
-    // As many stages, but the one viewer whom only a group brings in isn't admitted.
-    let without_groups = ["contacts", "fixtures/reader", "blocklist", "redact"];
-    let without_groups = blueprint(&engine, without_groups);
+    let none = json!({});
+    let default = ["contacts", "groups", "blocklist", "redact"].map(|name| (name, &none));
+    // As many stages, but the one viewer whom only a group brings in isn't admitted:
+    // the fixture has steps, and does none, so that it keeps the audience as it is.
+    let (mut without_groups, no_steps) = (default, json!({"steps": []}));
+    without_groups[1] = ("fixtures/reader", &no_steps);
+    let default = blueprint(&engine, &default);
+    let without_groups = blueprint(&engine, &without_groups);
 
     let mut worker = Worker::new(instances(&default));
     let [mut same, mut losses, mut gains] = [const { Vec::new() }; 3];
@@ -161,21 +154,6 @@ impl Worker {
         self.out.clear();
         published
     }
-}
-
-fn blueprint(engine: &Engine, plugins: [&str; 4]) -> Blueprint {
-    let dist = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../plugins/dist");
-    let stages = plugins.iter().map(|name| {
-        let bytes = std::fs::read(dist.join(format!("{name}.wasm"))).expect("a built plugin");
-        let plugin = Plugin::load(engine, name, &bytes).expect("a plugin");
-        // The fixture has steps, and does none: it keeps the audience as it is.
-        let config = match *name {
-            "fixtures/reader" => json!({"steps": []}),
-            _ => json!({}),
-        };
-        Stage::new(Arc::new(plugin), config, true, None)
-    });
-    Blueprint::prepare(stages.collect(), LIMITS, None).expect("a pipeline")
 }
 
 fn instances(blueprint: &Blueprint) -> Pipeline {

@@ -13,7 +13,7 @@ use presence_tests::site::Site;
 use super::cpu::Cpu;
 use super::entrants::Entrant;
 use super::generator::{Generator, Window};
-use super::load::Population;
+use super::load::{BEGIN_MS, Population};
 use super::{Args, Broker};
 
 /// The figures at one size of the audience.
@@ -190,6 +190,3 @@ impl Lane {
         Ok(())
     }
 }
-
-/// The seed document's time.
-const BEGIN_MS: u64 = 1_698_000_000_000;

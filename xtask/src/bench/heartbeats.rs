@@ -12,7 +12,7 @@ use super::cpu::Cpu;
 use super::entrants::Entrant;
 use super::fan_out::Row;
 use super::generator::{Frames, Generator, Window};
-use super::load::name;
+use super::load::{BEGIN_MS, name};
 use super::{Args, Broker};
 
 const CONNECTIONS: usize = 10_000;
@@ -156,6 +156,3 @@ fn body(user: usize, at: u64) -> String {
         name(user)
     )
 }
-
-/// The seed document's time.
-const BEGIN_MS: u64 = 1_698_000_000_000;

@@ -85,6 +85,9 @@ impl Population {
     }
 }
 
+/// The seed document's time.
+pub(crate) const BEGIN_MS: u64 = 1_698_000_000_000;
+
 /// The id of a user's contact.
 pub(crate) fn viewer(contact: usize) -> String {
     format!("v{contact:05}")

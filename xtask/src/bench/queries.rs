@@ -9,7 +9,7 @@ use serde_json::json;
 
 use super::entrants::Entrant;
 use super::generator::{Frames, Generator, Window};
-use super::load::{Population, name, viewer};
+use super::load::{BEGIN_MS, Population, name, viewer};
 use super::{Args, Broker};
 
 /// How many users a query asks after.
@@ -100,6 +100,3 @@ fn query(root: &str, population: Population) -> Frames {
     frames.push(&format!("{root}.query"), REPLIES, &body.to_string());
     frames
 }
-
-/// The seed document's time.
-const BEGIN_MS: u64 = 1_698_000_000_000;

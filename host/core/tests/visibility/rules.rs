@@ -1,0 +1,92 @@
+//! The rules that are in force, which scripts change.
+
+use std::collections::BTreeSet;
+
+use presence_core::audience::Audience;
+use presence_core::directory::Question;
+use presence_core::event::Event;
+use presence_core::names::Id;
+use presence_core::rules::{Context, Decision, Enriched, Failure, Reads, Rendition, Rules};
+
+/// Contacts less the blocked, unless the user is hidden. Fails where it is told to.
+#[derive(Default)]
+pub(crate) struct Generation {
+    pub(crate) hidden: BTreeSet<Id>,
+    pub(crate) failing: BTreeSet<Id>,
+    /// A viewer whom the redactor names in no rendition.
+    pub(crate) unredacted: Option<Id>,
+    pub(crate) secretive: BTreeSet<Id>,
+    pub(crate) shy: BTreeSet<Id>,
+    /// The viewer [`PLAIN`](crate::PLAIN).
+    pub(crate) plain: Option<Id>,
+}
+
+impl Generation {
+    fn split(&self, event: &Event, audience: &Audience) -> Result<Vec<Rendition>, Failure> {
+        if self.failing.contains(&event.user) {
+            return Err(Failure {
+                plugin: "rule".into(),
+                error: "told to fail".into(),
+            });
+        }
+        let audience = self
+            .unredacted
+            .map_or_else(|| audience.clone(), |viewer| audience.without(viewer));
+        let last_seen = !self.secretive.contains(&event.user);
+        let plain: Audience = self.plain.into_iter().collect();
+        let rendition = |audience, keys: &[&str]| Rendition {
+            audience,
+            keys: keys.iter().map(|key| (*key).into()).collect(),
+            last_seen,
+        };
+        Ok(vec![
+            rendition(audience.intersection(&plain), &["device"]),
+            rendition(
+                audience.difference(&plain),
+                &["device", "activity", "status"],
+            ),
+        ])
+    }
+}
+
+impl Rules for Generation {
+    fn enrich(&mut self, _: Context<'_>) -> Enriched {
+        Enriched::default()
+    }
+
+    fn decide(&mut self, context: Context<'_>) -> Decision {
+        let user = context.event.user;
+        let questions = [Question::Contacts(user), Question::BlockedBy(user)];
+        let lacking = questions.iter().filter(|it| !context.directory.has(it));
+        let lacking: BTreeSet<_> = lacking.cloned().collect();
+        if !lacking.is_empty() {
+            return Decision::NotAtHand(lacking);
+        }
+        let [contacts, blocked] = questions
+            .each_ref()
+            .map(|question| context.directory.audience(question).unwrap());
+        let idle = context.event.metadata.get("activity") == Some("\"idle\"");
+        let hidden = self.hidden.contains(&user) || (self.shy.contains(&user) && idle);
+        let audience = if hidden {
+            Audience::nobody()
+        } else {
+            contacts.difference(&blocked)
+        };
+        let reads = Reads {
+            questions: questions.into(),
+            keys: ["activity".into()].into(),
+            ..Reads::default()
+        };
+        match self.split(context.event, &audience) {
+            Ok(renditions) => Decision::Decided(renditions, reads),
+            Err(failure) => Decision::Failed(failure),
+        }
+    }
+
+    fn redact(&mut self, context: Context<'_>, told: &Audience) -> Decision {
+        match self.split(context.event, told) {
+            Ok(renditions) => Decision::Decided(renditions, Reads::default()),
+            Err(failure) => Decision::Failed(failure),
+        }
+    }
+}
