@@ -217,7 +217,7 @@ fn directory(linker: &mut Linker<Call>) -> Result<()> {
     let mut directory = linker.instance("presence:plugin/directory@0.1.0")?;
     for (name, question) in [
         ("contacts", Question::Contacts as fn(Id) -> Question),
-        ("contacts-of", Question::ContactsOf),
+        ("with-contact", Question::ContactsOf),
         ("blocked-by", Question::BlockedBy),
     ] {
         directory.func_wrap(name, move |mut store: Store<'_>, (name,): (WasmStr,)| {
