@@ -29,5 +29,6 @@ mod request_directory;
 mod restart;
 mod seed;
 mod service;
+mod state;
 mod statuses;
 mod world;

@@ -86,6 +86,14 @@ pub(crate) struct ChangeResult {
     pub(crate) value: Option<Value>,
 }
 
+/// What a stateful enricher knows.
+#[derive(Clone, ComponentType, Lift, Lower)]
+#[component(record)]
+pub(crate) struct State {
+    pub(crate) version: u32,
+    pub(crate) data: Vec<u8>,
+}
+
 impl Value {
     /// The value that JSON text stands for.
     fn of(json: &str) -> Self {

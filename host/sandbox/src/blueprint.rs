@@ -65,7 +65,7 @@ impl Stage {
     }
 
     /// Whether two stages do the same.
-    fn is_same(&self, other: &Self) -> bool {
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
         self.is_of(&other.plugin)
             && self.config == other.config
             && self.widen_granted == other.widen_granted
@@ -168,13 +168,16 @@ impl Stage {
     /// The running stage whose place it takes, which no other takes then: a
     /// plugin may stand in a chain more than once.
     fn take_place<'a>(&self, running: &mut Vec<&'a Arc<Self>>) -> Option<&'a Arc<Self>> {
-        let is_alike = |stage: &&Arc<Self>| {
-            stage.plugin.name == self.plugin.name
-                && stage.plugin.manifest.role == self.plugin.manifest.role
-        };
         let same = running.iter().position(|stage| self.is_same(stage));
-        let place = same.or_else(|| running.iter().position(is_alike))?;
+        let alike = || running.iter().position(|stage| self.is_alike(stage));
+        let place = same.or_else(alike)?;
         Some(running.remove(place))
+    }
+
+    /// Whether one can take the place of the other.
+    pub(crate) fn is_alike(&self, other: &Self) -> bool {
+        self.plugin.name == other.plugin.name
+            && self.plugin.manifest.role == other.plugin.manifest.role
     }
 
     /// Takes the place of a running stage: knows who was good last.

@@ -20,6 +20,7 @@ mod pipeline;
 mod plugin;
 mod self_test;
 mod slot;
+mod state;
 
 pub use blueprint::{Blueprint, Limits, Stage};
 pub use breaker::Quarantine;

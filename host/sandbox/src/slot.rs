@@ -127,6 +127,21 @@ where
         outcome
     }
 
+    /// Takes over the state of the slot whose place it takes, as far as there is one.
+    pub(crate) fn take_over(&mut self, before: &mut Self) {
+        if let Some(stand_in) = &mut before.stand_in {
+            return self.take_over(stand_in);
+        }
+        if let Err(error) = self.instance.take_over(&mut before.instance) {
+            let plugin = &*self.stage.plugin.name;
+            tracing::warn!(
+                plugin,
+                error,
+                "can't take over the state of the generation before it, and begins without"
+            );
+        }
+    }
+
     /// Takes the plugin out of service. Says whether another took its place.
     fn quarantine(&mut self, failure: &Failure) -> bool {
         self.stage

@@ -42,6 +42,8 @@ mod replacement;
 mod settings;
 #[path = "sandbox/stage.rs"]
 mod stage;
+#[path = "sandbox/state.rs"]
+mod state;
 #[path = "sandbox/told.rs"]
 mod told;
 #[path = "sandbox/world.rs"]
