@@ -23,6 +23,8 @@ mod lifecycle;
 mod messenger;
 mod node;
 mod permissions;
+mod plugin_kit;
+mod plugin_tools;
 mod query;
 mod replay;
 mod request_directory;

@@ -14,6 +14,7 @@ use crate::error::one_line;
 use crate::manifest::Role;
 use crate::memory::Memory;
 use crate::state::Stateful;
+use crate::trial::Spent;
 use crate::{Limits, LoadError, Plugin};
 
 /// The fuel of so many calls is for handing over a state, or for taking it over.
@@ -49,17 +50,7 @@ where
         config: &Value,
         limits: Limits,
     ) -> Result<Self, LoadError> {
-        let own = plugin.manifest.limits;
-        let limits = Limits {
-            fuel: own.fuel.map_or(limits.fuel, |fuel| fuel.min(limits.fuel)),
-            memory_bytes_max: own.memory_bytes.map_or(limits.memory_bytes_max, |bytes| {
-                bytes.min(limits.memory_bytes_max)
-            }),
-            deadline_ms: limits
-                .deadline_ms
-                .map(|ms| own.deadline_ms.unwrap_or(ms).min(ms)),
-            ..limits
-        };
+        let limits = limits.within(plugin.manifest.limits);
         let config = config.to_string();
         let mut instance = Self {
             plugin: Arc::clone(plugin),
@@ -109,6 +100,16 @@ where
                 Err(failure(&self.plugin, error))
             }
         }
+    }
+
+    /// What its last call took, and what it holds. None once it has failed.
+    pub(crate) fn spent(&self) -> Option<Spent> {
+        let store = &self.live.as_ref()?.store;
+        let left = store.get_fuel().unwrap_or_default();
+        Some(Spent {
+            fuel: self.limits.fuel.saturating_sub(left),
+            memory_bytes: self.limits.memory_bytes_max - store.data().memory.left(),
+        })
     }
 
     /// Takes over the state of the instance whose place it takes, if both have one:

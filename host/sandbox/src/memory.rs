@@ -20,6 +20,12 @@ impl Memory {
         }
     }
 
+    /// How many bytes it may still have. They never grow again: what an instance
+    /// has taken it keeps.
+    pub(crate) fn left(&self) -> usize {
+        self.left
+    }
+
     fn take(&mut self, bytes: usize) -> bool {
         let left = self.left.checked_sub(bytes);
         self.left = left.unwrap_or(self.left);

@@ -10,6 +10,7 @@ use wasmtime::component::{ComponentNamedList, Lift, Lower};
 use crate::breaker::{Breaker, Tripped};
 use crate::call::{Call, Seen};
 use crate::instance::Instance;
+use crate::trial::Spent;
 use crate::{Limits, LoadError, Stage};
 
 /// How a stage's plugin fares, in all workers together.
@@ -79,6 +80,11 @@ where
             export,
             limits,
         })
+    }
+
+    /// What its last call took.
+    pub(crate) fn spent(&self) -> Option<Spent> {
+        self.instance.spent()
     }
 
     /// Calls it, unless it is in quarantine. Sets `replaced` when the last good

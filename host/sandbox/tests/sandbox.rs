@@ -46,5 +46,7 @@ mod stage;
 mod state;
 #[path = "sandbox/told.rs"]
 mod told;
+#[path = "sandbox/wasi.rs"]
+mod wasi;
 #[path = "sandbox/world.rs"]
 mod world;

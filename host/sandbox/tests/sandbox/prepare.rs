@@ -153,7 +153,7 @@ fn all_that_is_wrong_is_reported_in_the_order_of_the_chain() {
     ];
     let problems = problems(LIMITS, chain);
     let kinds = problems.iter().map(|problem| match problem {
-        LoadError::NotGranted { plugin } => ("grant", plugin.as_str()),
+        LoadError::NotGranted { plugin, .. } => ("grant", plugin.as_str()),
         LoadError::Configure { plugin, .. } => ("configuration", plugin.as_str()),
         LoadError::SelfTest { plugin, .. } => ("self-test", plugin.as_str()),
         LoadError::Chain { plugin, .. } => ("place", plugin.as_str()),

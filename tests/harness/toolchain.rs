@@ -15,10 +15,11 @@ use anyhow::{Context, Result, anyhow, bail};
 
 /// What the plugins are built for: Wasm without an operating system, so that
 /// nothing in a component can ask for one.
-pub(crate) const TARGET: &str = "wasm32-unknown-unknown";
+pub const TARGET: &str = "wasm32-unknown-unknown";
 
 /// A `rustc` that has the target, and the `cargo` that runs it.
-pub(crate) struct Toolchain {
+#[derive(Debug)]
+pub struct Toolchain {
     rustc: OsString,
     /// Where the libraries are that `rustc` is linked with, if not in a place
     /// where the system's linker looks.
@@ -30,7 +31,7 @@ impl Toolchain {
     ///
     /// # Errors
     /// When there is none and none can be had; says each thing that was tried.
-    pub(crate) fn obtain(target_dir: &Path) -> Result<Self> {
+    pub fn obtain(target_dir: &Path) -> Result<Self> {
         let own = Self {
             rustc: env::var_os("RUSTC").unwrap_or_else(|| "rustc".into()),
             libraries: None,
@@ -62,7 +63,7 @@ impl Toolchain {
     ///
     /// # Errors
     /// When it can't be run.
-    pub(crate) fn rustc_version(&self) -> Result<String> {
+    pub fn rustc_version(&self) -> Result<String> {
         run(self.command(&self.rustc).arg("--version"))
     }
 
@@ -70,7 +71,7 @@ impl Toolchain {
     ///
     /// # Errors
     /// When it can't be run.
-    pub(crate) fn cargo_version(&self) -> Result<String> {
+    pub fn cargo_version(&self) -> Result<String> {
         run(self.cargo().arg("--version"))
     }
 
@@ -78,13 +79,25 @@ impl Toolchain {
     ///
     /// # Errors
     /// When `rustc` can't be run.
-    pub(crate) fn sysroot(&self) -> Result<PathBuf> {
+    pub fn sysroot(&self) -> Result<PathBuf> {
         run(self.command(&self.rustc).args(["--print", "sysroot"])).map(PathBuf::from)
+    }
+
+    /// What a program that runs `cargo` and `rustc` itself has to be told, to use
+    /// this one.
+    #[must_use]
+    pub fn variables(&self) -> Vec<(&'static str, OsString)> {
+        let mut variables = vec![("RUSTC", self.rustc.clone())];
+        if let Some(libraries) = &self.libraries {
+            variables.push(("LD_LIBRARY_PATH", libraries.clone().into()));
+        }
+        variables
     }
 
     /// The `cargo` that runs this task, told to use this `rustc`, and nothing
     /// of the caller's that would change what it makes.
-    pub(crate) fn cargo(&self) -> Command {
+    #[must_use]
+    pub fn cargo(&self) -> Command {
         let mut cargo = self.command(&env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
         cargo
             .env("RUSTC", &self.rustc)
@@ -123,7 +136,7 @@ impl Toolchain {
 ///
 /// # Errors
 /// When it can't be run or fails; says what it printed to standard error.
-pub(crate) fn run(command: &mut Command) -> Result<String> {
+pub fn run(command: &mut Command) -> Result<String> {
     let program = command.get_program().to_string_lossy().into_owned();
     let output = command
         .output()

@@ -1,37 +1,17 @@
-//! From a core module to a component that carries its manifest and nothing that
-//! its function doesn't need.
+//! A component's sections: the manifest among them, and what is left out.
 
 use anyhow::{Context, Result, bail};
 use wasm_encoder::{ComponentSectionId, CustomSection, RawSection, Section};
 use wasmparser::{Parser, Payload};
-use wit_component::{ComponentEncoder, DecodedWasm, WitPrinter};
 
 /// The custom section, at the component's top level, that holds the manifest.
-pub(super) const SECTION: &str = "presence:manifest";
-
-/// Makes a component of a core module that wit-bindgen's metadata describes.
-///
-/// # Errors
-/// When the metadata is missing, or asks for exports that the module lacks.
-pub(super) fn assemble(module: &[u8], manifest: &[u8]) -> Result<Vec<u8>> {
-    let encoded = ComponentEncoder::default()
-        .validate(true)
-        .module(module)?
-        .encode()?;
-    let mut component = without_custom_sections(&encoded)?;
-    CustomSection {
-        name: SECTION.into(),
-        data: manifest.into(),
-    }
-    .append_to(&mut component);
-    Ok(component)
-}
+pub const SECTION: &str = "presence:manifest";
 
 /// The manifest that a component carries, as it stands there.
 ///
 /// # Errors
 /// When it isn't a component, or has no manifest.
-pub(super) fn manifest(component: &[u8]) -> Result<&[u8]> {
+pub fn manifest(component: &[u8]) -> Result<&[u8]> {
     let mut depth = 0_u32;
     for payload in Parser::new(0).parse_all(component) {
         match payload? {
@@ -46,34 +26,17 @@ pub(super) fn manifest(component: &[u8]) -> Result<&[u8]> {
     bail!("no custom section {SECTION}")
 }
 
-/// The component's imports and exports, as WIT text.
-///
-/// # Errors
-/// When it isn't a component.
-pub(super) fn wit(component: &[u8]) -> Result<String> {
-    let DecodedWasm::Component(resolve, world) = wit_component::decode(component)? else {
-        bail!("a WIT package, not a component");
-    };
-    let world = resolve
-        .worlds
-        .get(world)
-        .context("the component has no world")?;
-    let package = world
-        .package
-        .context("the component's world has no package")?;
-    let others: Vec<_> = resolve
-        .packages
-        .iter()
-        .map(|(id, _)| id)
-        .filter(|id| *id != package)
-        .collect();
-    let mut printer = WitPrinter::default();
-    printer.print(&resolve, package, &others)?;
-    Ok(printer.output.to_string())
+/// Adds the manifest to a component that has none.
+pub(crate) fn append_manifest(component: &mut Vec<u8>, manifest: &[u8]) {
+    CustomSection {
+        name: SECTION.into(),
+        data: manifest.into(),
+    }
+    .append_to(component);
 }
 
 /// Leaves out every custom section (names, producers), in nested modules too.
-fn without_custom_sections(wasm: &[u8]) -> Result<Vec<u8>> {
+pub(crate) fn without_custom(wasm: &[u8]) -> Result<Vec<u8>> {
     /// A binary that is being copied, and the section of its parent that it is.
     struct Copy {
         bytes: Vec<u8>,
@@ -120,4 +83,29 @@ fn without_custom_sections(wasm: &[u8]) -> Result<Vec<u8>> {
         }
     }
     bail!("the component doesn't end")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_component_s_own_manifest_is_its_manifest() {
+        let inner = wat::parse_str(r#"(component (@custom "presence:manifest" "inner"))"#).unwrap();
+        assert_eq!(manifest(&inner).unwrap(), b"inner");
+        let outer = wat::parse_str(
+            r#"(component
+                 (@custom "producers" "x")
+                 (core module (@custom "name" "y") (func (export "f")))
+                 (component (@custom "presence:manifest" "inner")))"#,
+        )
+        .unwrap();
+        assert!(manifest(&outer).is_err());
+        let mut stripped = without_custom(&outer).unwrap();
+        let bare =
+            wat::parse_str(r#"(component (core module (func (export "f"))) (component))"#).unwrap();
+        assert_eq!(stripped, without_custom(&bare).unwrap());
+        append_manifest(&mut stripped, b"own");
+        assert_eq!(manifest(&stripped).unwrap(), b"own");
+    }
 }
