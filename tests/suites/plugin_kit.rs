@@ -107,7 +107,9 @@ async fn from_new_to_running(language: &str, own_tests: &str) -> Result<()> {
 /// A user is online whom a contact and a colleague may see. The filter comes,
 /// and since the user is quiet, the colleague loses sight of them.
 async fn takes_effect(plugin: &[u8]) -> Result<()> {
-    let mut world = World::start_with(|mut site| {
+    let mut world = World::start_with(|site| {
+        // The user stays online, however long an engine for a plugin takes to compile.
+        let mut site = site.with("tracker.timeout_ms", 600_000)?;
         let stages = ["contacts", "groups", "quiet", "redact"].map(|name| (name, None));
         site.set_pipeline(&stages)?;
         site.write_directory_value(&json!({

@@ -20,7 +20,7 @@ fn a_filter_that_widens_needs_the_grant_and_the_error_says_how_to_give_it() {
     assert_eq!(
         texts(&problems(LIMITS, [ungranted("contacts")])),
         [
-            "`contacts` asks for `widen`; to grant it, add grants = [\"widen\"] to its [[pipeline]] entry"
+            "`contacts` asks for `widen`; to grant it, put \"widen\" into the grants of its [[pipeline]] entry"
         ]
     );
 }

@@ -60,7 +60,7 @@ mod tests {
         assert_eq!(bytes(64 << 20), "64 MiB");
         assert_eq!(time(Duration::from_nanos(640)), "640 ns");
         assert_eq!(time(Duration::from_nanos(24_340)), "24.3 µs");
-        assert_eq!(time(Duration::from_micros(123_456)), "123 ms");
+        assert_eq!(time(Duration::from_micros(123_400)), "123 ms");
         assert_eq!(time(Duration::from_millis(99_960)), "100 s");
     }
 }
