@@ -1,5 +1,5 @@
 //! One instance of a component, in a store of its own, within its limits. A
-//! component that failed is begun afresh before its next call.
+//! component that failed, or is about to, is begun afresh before its next call.
 
 use std::sync::Arc;
 
@@ -92,7 +92,10 @@ where
         store.data_mut().end(seen);
         match outcome {
             Ok(outcome) => {
-                self.live = store.data().has_tokens().then_some(live);
+                let call = store.data();
+                // Only what can be handed over is worth more than memory.
+                let is_used_up = call.memory.is_used_up() && live.stateful.is_none();
+                self.live = (call.has_tokens() && !is_used_up).then_some(live);
                 Ok(outcome)
             }
             Err(error) => {
@@ -102,13 +105,14 @@ where
         }
     }
 
-    /// What its last call took, and what it holds. None once it has failed.
+    /// What its last call took, and what it holds. None where it is to be begun
+    /// afresh: once it has failed, or has used up its memory.
     pub(crate) fn spent(&self) -> Option<Spent> {
         let store = &self.live.as_ref()?.store;
         let left = store.get_fuel().unwrap_or_default();
         Some(Spent {
             fuel: self.limits.fuel.saturating_sub(left),
-            memory_bytes: self.limits.memory_bytes_max - store.data().memory.left(),
+            memory_bytes: store.data().memory.taken(),
         })
     }
 
@@ -192,6 +196,7 @@ where
             .call(&mut store, (&self.config,))
             .map_err(|error| wrong(&store, error))?;
         taken.map_err(refuses)?;
+        store.data_mut().memory.rest();
         store.data_mut().end(&mut Seen::default());
         Ok(Live {
             store,

@@ -77,7 +77,8 @@ impl Trial {
         }
     }
 
-    /// What the last call took. None if it failed.
+    /// What the last call took. None if the next is to an instance begun afresh: it
+    /// failed, or used up its memory.
     pub fn spent(&self) -> Option<Spent> {
         let Pipeline {
             enrichers,
