@@ -24,7 +24,7 @@ pub(crate) struct Args {
     /// Prints one JSON object.
     #[arg(long)]
     json: bool,
-    /// Whose [engine] limits hold.
+    // Whose limits hold.
     #[command(flatten)]
     config: ConfigArg,
 }
