@@ -48,9 +48,9 @@ fn install(manifests: &Path, folder: &Path) -> Result<()> {
     tools::run(&mut npm).map(drop)
 }
 
-/// CRC-32, bit by bit: a name for a lock file, not a safeguard (npm checks the
+/// CRC-32, bit by bit: a name for what is installed, not a safeguard (npm checks the
 /// packages themselves by the lock's hashes).
-fn crc(bytes: &[u8]) -> u32 {
+pub(crate) fn crc(bytes: &[u8]) -> u32 {
     let step = |crc: u32, _| {
         if crc & 1 == 1 {
             (crc >> 1) ^ 0xEDB8_8320

@@ -115,7 +115,7 @@ async fn a_users_coming_and_going_is_told_by_what_the_service_says() -> Result<(
 async fn every_question_is_asked_and_its_answer_used() -> Result<()> {
     let config = toml! {
         steps = [
-            "contacts", "contacts_of", "co_members", { members = "team b" }, "everyone", "groups",
+            "contacts", "with_contact", "co_members", { members = "team b" }, "everyone", "groups",
             { only_if_setting = { key = "open", value = true } },
             { with_setting = { key = "theme", value = "dark" } }, "blocked_by"
         ]

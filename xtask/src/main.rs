@@ -5,7 +5,6 @@ mod bench;
 mod demo;
 mod plugins;
 mod test;
-mod toolchain;
 
 use std::process::ExitCode;
 

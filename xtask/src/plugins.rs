@@ -4,7 +4,6 @@
 
 mod build;
 mod check;
-mod component;
 mod record;
 
 use std::fs;

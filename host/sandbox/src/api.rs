@@ -86,6 +86,14 @@ pub(crate) struct ChangeResult {
     pub(crate) value: Option<Value>,
 }
 
+/// What a stateful enricher knows.
+#[derive(Clone, ComponentType, Lift, Lower)]
+#[component(record)]
+pub(crate) struct State {
+    pub(crate) version: u32,
+    pub(crate) data: Vec<u8>,
+}
+
 impl Value {
     /// The value that JSON text stands for.
     fn of(json: &str) -> Self {
@@ -217,7 +225,7 @@ fn directory(linker: &mut Linker<Call>) -> Result<()> {
     let mut directory = linker.instance("presence:plugin/directory@0.1.0")?;
     for (name, question) in [
         ("contacts", Question::Contacts as fn(Id) -> Question),
-        ("contacts-of", Question::ContactsOf),
+        ("with-contact", Question::ContactsOf),
         ("blocked-by", Question::BlockedBy),
     ] {
         directory.func_wrap(name, move |mut store: Store<'_>, (name,): (WasmStr,)| {

@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
-use crate::manifest::{Effect, OnFailure, Role};
+use crate::manifest::{Effect, OnFailure, OwnLimits, Role};
 use crate::slot::Health;
-use crate::{LoadError, Pipeline, Plugin, Quarantine, self_test};
+use crate::{LoadError, Pipeline, Plugin, Quarantine, self_test, wasi};
 
 /// What every call is held to. A plugin may ask for less, never for more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,6 +22,22 @@ pub struct Limits {
     pub quarantine: Quarantine,
 }
 
+impl Limits {
+    /// The limits of a plugin that sets itself lower ones.
+    pub fn within(self, own: OwnLimits) -> Self {
+        let ms = |ms: u64| own.deadline_ms.unwrap_or(ms).min(ms);
+        Self {
+            fuel: own.fuel.unwrap_or(self.fuel).min(self.fuel),
+            memory_bytes_max: own
+                .memory_bytes
+                .unwrap_or(self.memory_bytes_max)
+                .min(self.memory_bytes_max),
+            deadline_ms: self.deadline_ms.map(ms),
+            ..self
+        }
+    }
+}
+
 /// A plugin in its place in the chain.
 pub struct Stage {
     /// The plugin.
@@ -30,6 +46,8 @@ pub struct Stage {
     pub config: Value,
     /// Whether it may add viewers.
     pub widen_granted: bool,
+    /// Whether it may import WASI, all of which is denied.
+    pub wasi_granted: bool,
     /// What holds once it has failed repeatedly.
     pub on_failure: OnFailure,
     /// How it fares.
@@ -54,9 +72,19 @@ impl Stage {
             plugin,
             config,
             widen_granted,
+            wasi_granted: false,
             on_failure,
             health: Arc::default(),
             last_good: None,
+        }
+    }
+
+    /// The same stage, where the plugin may import WASI or not.
+    #[must_use]
+    pub fn with_wasi(self, granted: bool) -> Self {
+        Self {
+            wasi_granted: granted,
+            ..self
         }
     }
 
@@ -65,10 +93,11 @@ impl Stage {
     }
 
     /// Whether two stages do the same.
-    fn is_same(&self, other: &Self) -> bool {
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
         self.is_of(&other.plugin)
             && self.config == other.config
             && self.widen_granted == other.widen_granted
+            && self.wasi_granted == other.wasi_granted
             && self.on_failure == other.on_failure
     }
 
@@ -76,12 +105,28 @@ impl Stage {
     fn check(&self, redacted: &mut bool, problems: &mut Vec<LoadError>) {
         let manifest = &self.plugin.manifest;
         let plugin = || self.plugin.name.to_string();
-        problems.extend(manifest.capabilities.iter().map(|name| LoadError::Link {
+        let unknown = |name: &&String| *name != wasi::CAPABILITY;
+        let unknown = manifest.capabilities.iter().filter(unknown);
+        problems.extend(unknown.map(|name| LoadError::Link {
             plugin: plugin(),
             what: format!("it asks for `{name}`, which this host doesn't give"),
         }));
-        if manifest.effect == Effect::Widen && !self.widen_granted {
-            problems.push(LoadError::NotGranted { plugin: plugin() });
+        for (asks, granted, grant) in [
+            (
+                manifest.effect == Effect::Widen,
+                self.widen_granted,
+                "widen",
+            ),
+            (
+                manifest.asks_for(wasi::CAPABILITY),
+                self.wasi_granted,
+                wasi::CAPABILITY,
+            ),
+        ] {
+            if asks && !granted {
+                let plugin = plugin();
+                problems.push(LoadError::NotGranted { plugin, grant });
+            }
         }
         let misplaced = match manifest.role {
             Role::Filter if *redacted => {
@@ -130,7 +175,7 @@ impl Blueprint {
             problems.extend(Pipeline::new(std::slice::from_ref(&stage), limits).err());
             // What runs has passed them already.
             if !has_tested || running.is_none_or(|running| !running.is_of(&stage.plugin)) {
-                problems.extend(self_test::run(&stage, limits));
+                problems.extend(self_test::problems(&stage.plugin, limits));
             }
             checked.push(stage);
         }
@@ -168,13 +213,16 @@ impl Stage {
     /// The running stage whose place it takes, which no other takes then: a
     /// plugin may stand in a chain more than once.
     fn take_place<'a>(&self, running: &mut Vec<&'a Arc<Self>>) -> Option<&'a Arc<Self>> {
-        let is_alike = |stage: &&Arc<Self>| {
-            stage.plugin.name == self.plugin.name
-                && stage.plugin.manifest.role == self.plugin.manifest.role
-        };
         let same = running.iter().position(|stage| self.is_same(stage));
-        let place = same.or_else(|| running.iter().position(is_alike))?;
+        let alike = || running.iter().position(|stage| self.is_alike(stage));
+        let place = same.or_else(alike)?;
         Some(running.remove(place))
+    }
+
+    /// Whether one can take the place of the other.
+    pub(crate) fn is_alike(&self, other: &Self) -> bool {
+        self.plugin.name == other.plugin.name
+            && self.plugin.manifest.role == other.plugin.manifest.role
     }
 
     /// Takes the place of a running stage: knows who was good last.

@@ -26,7 +26,7 @@ pub(crate) struct Call {
     pub(crate) plugin: Arc<str>,
     pub(crate) memory: Memory,
     /// Kept until the next call, which mostly is about the same directory. None
-    /// while the plugin is configured.
+    /// while the plugin is configured, or its state handed over.
     about: Option<About>,
     audiences: Vec<Audience>,
     /// The token of the first audience: one from another call is below it or
@@ -94,6 +94,12 @@ impl Call {
         self.seen = std::mem::take(seen);
     }
 
+    /// Begins a call that is about no event.
+    pub(crate) fn begin_without_event(&mut self) {
+        self.about = None;
+        self.lines = 0;
+    }
+
     /// Ends a call: its tokens are good for nothing from here on.
     pub(crate) fn end(&mut self, seen: &mut Seen) {
         *seen = std::mem::take(&mut self.seen);
@@ -110,7 +116,9 @@ impl Call {
     pub(crate) fn about(&self) -> Result<&About> {
         match &self.about {
             Some(about) => Ok(about),
-            None => bail!("there is no event to ask about while a plugin is configured"),
+            None => bail!(
+                "there is no event to ask about while a plugin is configured or hands over its state"
+            ),
         }
     }
 

@@ -26,11 +26,13 @@ pub enum LoadError {
     },
     /// The plugin wants a capability that it wasn't granted.
     #[error(
-        "`{plugin}` asks for `widen`; to grant it, add grants = [\"widen\"] to its [[pipeline]] entry"
+        "`{plugin}` asks for `{grant}`; to grant it, put \"{grant}\" into the grants of its [[pipeline]] entry"
     )]
     NotGranted {
         /// The plugin.
         plugin: String,
+        /// What it wants.
+        grant: &'static str,
     },
     /// The chain is not a pipeline.
     #[error("`{plugin}` {what}")]

@@ -1,5 +1,5 @@
 //! One instance of a component, in a store of its own, within its limits. A
-//! component that failed is begun afresh before its next call.
+//! component that failed, or is about to, is begun afresh before its next call.
 
 use std::sync::Arc;
 
@@ -11,8 +11,14 @@ use wasmtime::{Store, Trap};
 use crate::call::{Call, Seen};
 use crate::engine::TICK_MS;
 use crate::error::one_line;
+use crate::manifest::Role;
 use crate::memory::Memory;
+use crate::state::Stateful;
+use crate::trial::Spent;
 use crate::{Limits, LoadError, Plugin};
+
+/// The fuel of so many calls is for handing over a state, or for taking it over.
+const HAND_OVER_CALLS: u64 = 10;
 
 /// An instance, called with `P` and answering with `R`.
 pub(crate) struct Instance<P, R> {
@@ -21,7 +27,15 @@ pub(crate) struct Instance<P, R> {
     config: String,
     limits: Limits,
     /// None once it has failed.
-    live: Option<(Store<Call>, TypedFunc<P, R>)>,
+    live: Option<Live<P, R>>,
+}
+
+/// What there is of an instance while it hasn't failed.
+struct Live<P, R> {
+    store: Store<Call>,
+    function: TypedFunc<P, R>,
+    /// For a stateful enricher.
+    stateful: Option<Box<Stateful>>,
 }
 
 impl<P, R> Instance<P, R>
@@ -36,17 +50,7 @@ where
         config: &Value,
         limits: Limits,
     ) -> Result<Self, LoadError> {
-        let own = plugin.manifest.limits;
-        let limits = Limits {
-            fuel: own.fuel.map_or(limits.fuel, |fuel| fuel.min(limits.fuel)),
-            memory_bytes_max: own.memory_bytes.map_or(limits.memory_bytes_max, |bytes| {
-                bytes.min(limits.memory_bytes_max)
-            }),
-            deadline_ms: limits
-                .deadline_ms
-                .map(|ms| own.deadline_ms.unwrap_or(ms).min(ms)),
-            ..limits
-        };
+        let limits = limits.within(plugin.manifest.limits);
         let config = config.to_string();
         let mut instance = Self {
             plugin: Arc::clone(plugin),
@@ -72,22 +76,26 @@ where
             plugin: Arc::clone(&plugin.name),
             error,
         };
-        let (mut store, function) = match self.live.take() {
+        let mut live = match self.live.take() {
             Some(live) => live,
             None => self
                 .begin()
                 .map_err(|error| failure(&self.plugin, error.to_string()))?,
         };
+        let store = &mut live.store;
         store.data_mut().begin(context, seen);
-        let outcome = refill(&mut store, self.limits).and_then(|()| {
+        let outcome = refill(store, self.limits).and_then(|()| {
             let params = with(store.data_mut())?;
-            let result = function.call(&mut store, params)?;
+            let result = live.function.call(&mut *store, params)?;
             read(store.data_mut(), result)
         });
         store.data_mut().end(seen);
         match outcome {
             Ok(outcome) => {
-                self.live = store.data().has_tokens().then_some((store, function));
+                let call = store.data();
+                // Only what can be handed over is worth more than memory.
+                let is_used_up = call.memory.is_used_up() && live.stateful.is_none();
+                self.live = (call.has_tokens() && !is_used_up).then_some(live);
                 Ok(outcome)
             }
             Err(error) => {
@@ -97,16 +105,71 @@ where
         }
     }
 
-    fn begin(&self) -> Result<(Store<Call>, TypedFunc<P, R>), LoadError> {
+    /// What its last call took, and what it holds. None where it is to be begun
+    /// afresh: once it has failed, or has used up its memory.
+    pub(crate) fn spent(&self) -> Option<Spent> {
+        let store = &self.live.as_ref()?.store;
+        let left = store.get_fuel().unwrap_or_default();
+        Some(Spent {
+            fuel: self.limits.fuel.saturating_sub(left),
+            memory_bytes: store.data().memory.taken(),
+        })
+    }
+
+    /// Takes over the state of the instance whose place it takes, if both have one:
+    /// one that has failed has lost its own. Where that can't be done, it begins
+    /// without.
+    pub(crate) fn take_over(&mut self, before: &mut Self) -> Result<(), String> {
+        if !self.is_stateful() || !before.is_stateful() {
+            return Ok(());
+        }
+        let state = before.hand_over(Stateful::save)?;
+        let taken = self.hand_over(|stateful, store| stateful.restore(store, state));
+        if taken.is_err() {
+            self.live = None;
+        }
+        taken
+    }
+
+    fn is_stateful(&self) -> bool {
+        let live = self.live.as_ref();
+        live.is_some_and(|live| live.stateful.is_some())
+    }
+
+    /// Calls a stateful enricher about its state: within the limits of any call, but
+    /// for more fuel, since a state takes in many events.
+    fn hand_over<T>(
+        &mut self,
+        call: impl FnOnce(&Stateful, &mut Store<Call>) -> wasmtime::Result<T>,
+    ) -> Result<T, String> {
+        let Some(Live {
+            store,
+            stateful: Some(stateful),
+            ..
+        }) = &mut self.live
+        else {
+            return Err("has no state".into());
+        };
+        let limits = Limits {
+            fuel: self.limits.fuel.saturating_mul(HAND_OVER_CALLS),
+            ..self.limits
+        };
+        store.data_mut().begin_without_event();
+        let outcome = refill(store, limits).and_then(|()| call(stateful, store));
+        store.data_mut().end(&mut Seen::default());
+        outcome.map_err(|error| describe(&error, store.data(), limits))
+    }
+
+    fn begin(&self) -> Result<Live<P, R>, LoadError> {
         let plugin = || self.plugin.name.to_string();
         let refuses = |what| LoadError::Configure {
             plugin: plugin(),
             what,
         };
-        let lacks = |name: &str, error: wasmtime::Error| LoadError::Link {
+        let lacks = |what: &str, error: wasmtime::Error| LoadError::Link {
             plugin: plugin(),
             what: format!(
-                "it doesn't export `{name}` as its role does: {}",
+                "it doesn't export {what} as its role does: {}",
                 one_line(error)
             ),
         };
@@ -119,16 +182,27 @@ where
         let handle = refill(&mut store, self.limits)
             .and_then(|()| self.plugin.linked.instantiate(&mut store))
             .map_err(|error| wrong(&store, error))?;
-        let function =
-            export(&handle, &mut store, self.export).map_err(|error| lacks(self.export, error))?;
+        let function = export(&handle, &mut store, self.export)
+            .map_err(|error| lacks(&format!("`{}`", self.export), error))?;
+        let stateful = match self.plugin.manifest.role {
+            Role::Enricher => Stateful::of(&handle, &mut store)
+                .map_err(|error| lacks("`save` and `restore`", error))?,
+            Role::Filter | Role::Redactor => None,
+        };
         let configure: TypedFunc<(&str,), (Result<(), String>,)> =
-            export(&handle, &mut store, "configure").map_err(|error| lacks("configure", error))?;
+            export(&handle, &mut store, "configure")
+                .map_err(|error| lacks("`configure`", error))?;
         let (taken,) = configure
             .call(&mut store, (&self.config,))
             .map_err(|error| wrong(&store, error))?;
         taken.map_err(refuses)?;
+        store.data_mut().memory.rest();
         store.data_mut().end(&mut Seen::default());
-        Ok((store, function))
+        Ok(Live {
+            store,
+            function,
+            stateful,
+        })
     }
 }
 

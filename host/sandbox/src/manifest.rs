@@ -137,6 +137,11 @@ fn empty() -> Value {
 }
 
 impl Manifest {
+    /// Whether it asks for a capability.
+    pub(crate) fn asks_for(&self, capability: &str) -> bool {
+        self.capabilities.iter().any(|asked| asked == capability)
+    }
+
     /// Reads the manifest out of a plugin's file.
     ///
     /// # Errors
@@ -153,8 +158,7 @@ impl Manifest {
                 wasmparser::Payload::Version { encoding, .. }
                     if depth == 0 && encoding == wasmparser::Encoding::Module =>
                 {
-                    let what =
-                        "it is a core module, not a component: build it with `cargo xtask plugins`";
+                    let what = "it is a core module, not a component: build it with `presence plugin build`";
                     return Err(not(what.into()));
                 }
                 wasmparser::Payload::ModuleSection { .. }
@@ -177,7 +181,7 @@ impl Manifest {
             }
         }
         Err(not(format!(
-            "it has no `{SECTION}` section: build it with `cargo xtask plugins`"
+            "it has no `{SECTION}` section: build it with `presence plugin build`"
         )))
     }
 }

@@ -5,9 +5,17 @@ use wasmtime::{ResourceLimiter, Result};
 /// What an element of a table takes.
 const ELEMENT_BYTES: usize = size_of::<usize>();
 
+/// An instance that has come to hold so much by its calls is begun afresh. A
+/// JavaScript engine's collector sets in beyond that, and takes more than a call's
+/// fuel.
+const USED_UP_BYTES: usize = 48 << 20;
+
 /// How much memory an instance may still have.
 pub(crate) struct Memory {
+    bytes_max: usize,
     left: usize,
+    /// What it held before its first call.
+    at_rest: usize,
     /// Set once the instance was refused some: it may well fail of that.
     pub(crate) refused: bool,
 }
@@ -15,9 +23,28 @@ pub(crate) struct Memory {
 impl Memory {
     pub(crate) fn new(bytes_max: usize) -> Self {
         Self {
+            bytes_max,
             left: bytes_max,
+            at_rest: 0,
             refused: false,
         }
+    }
+
+    /// How many bytes it has. What an instance has taken it keeps.
+    pub(crate) fn taken(&self) -> usize {
+        self.bytes_max - self.left
+    }
+
+    /// Notes what an instance holds before its first call.
+    pub(crate) fn rest(&mut self) {
+        self.at_rest = self.taken();
+    }
+
+    /// Whether its calls have left it so little that it had better be begun afresh,
+    /// before one fails: some languages keep garbage, and some leak.
+    pub(crate) fn is_used_up(&self) -> bool {
+        let taken = self.taken();
+        taken > (self.bytes_max / 4 * 3).min(USED_UP_BYTES) && taken / 2 > self.at_rest
     }
 
     fn take(&mut self, bytes: usize) -> bool {

@@ -54,6 +54,27 @@ impl Pipeline {
         Ok(pipeline)
     }
 
+    /// Has the enrichers take over the state of those whose place they take, which
+    /// are of no use afterwards.
+    pub fn take_over(&mut self, before: &mut Self) {
+        let mut before: Vec<_> = before.enrichers.iter_mut().collect();
+        let mut after: Vec<_> = self.enrichers.iter_mut().collect();
+        // A plugin may stand in a chain more than once.
+        for fits in [
+            Stage::is_same as fn(&Stage, &Stage) -> bool,
+            Stage::is_alike,
+        ] {
+            after.retain_mut(|enricher| {
+                let mut stages = before.iter().map(|before| &before.stage);
+                let place = stages.position(|stage| fits(&enricher.stage, stage));
+                if let Some(place) = place {
+                    enricher.take_over(before.remove(place));
+                }
+                place.is_none()
+            });
+        }
+    }
+
     /// Passes an audience through the filters.
     pub(crate) fn filter(
         &mut self,

@@ -8,7 +8,7 @@ use wasmtime::component::{Component, InstancePre, Linker};
 use crate::call::Call;
 use crate::error::one_line;
 use crate::manifest::Manifest;
-use crate::{Engine, LoadError, api};
+use crate::{Engine, LoadError, api, wasi};
 
 /// A compiled plugin, linked to the host's interfaces and nothing else.
 pub struct Plugin {
@@ -38,7 +38,9 @@ impl Plugin {
         let imports = component.component_type();
         let imports = imports.imports(&engine.wasmtime);
         let foreign = imports.map(|(name, _)| name.to_owned());
-        let foreign: Vec<_> = foreign.filter(|name| !api::offers(name)).collect();
+        let takes_wasi = manifest.asks_for(wasi::CAPABILITY);
+        let is_offered = |name: &str| api::offers(name) || takes_wasi && wasi::offers(name);
+        let foreign: Vec<_> = foreign.filter(|name| !is_offered(name)).collect();
         if !foreign.is_empty() {
             return Err(LoadError::Link {
                 plugin: name.into(),
@@ -49,7 +51,9 @@ impl Plugin {
             });
         }
         let mut linker = Linker::new(&engine.wasmtime);
-        let linked = api::link(&mut linker).and_then(|()| linker.instantiate_pre(&component));
+        let linked = api::link(&mut linker)
+            .and_then(|()| wasi::deny(&mut linker, &component))
+            .and_then(|()| linker.instantiate_pre(&component));
         let linked = linked.map_err(|error| LoadError::Link {
             plugin: name.into(),
             what: one_line(error),
@@ -63,7 +67,8 @@ impl Plugin {
     }
 }
 
-fn sha256(bytes: &[u8]) -> Arc<str> {
+/// The SHA-256 of some bytes, in hexadecimal.
+pub fn sha256(bytes: &[u8]) -> Arc<str> {
     let digest = Sha256::digest(bytes);
     let digits = digest.iter().map(|byte| format!("{byte:02x}"));
     digits.collect::<String>().into()

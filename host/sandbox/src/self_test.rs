@@ -1,101 +1,122 @@
 //! A plugin's self-tests: the cases in its manifest, run in the sandbox at
 //! every load.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use presence_core::audience::Audience;
 use presence_core::directory::{Directory, Settings};
 use presence_core::event::{Change, Event, Reason};
 use presence_core::metadata::Metadata;
 use presence_core::names::Names;
-use presence_core::rules::{Context, Rules};
+use presence_core::rules::{Context, MetadataChange, Rendition};
 use serde_json::{Map, Value, json};
 
-use crate::call::Seen;
-use crate::manifest::{Case, Role};
-use crate::{Limits, LoadError, Pipeline, Stage};
+use crate::manifest::Case;
+use crate::trial::{Answer, Spent, Trial};
+use crate::{Limits, LoadError, Plugin};
 
-/// Runs all cases of a stage's plugin, and says which of them fail.
-pub(crate) fn run(stage: &Stage, limits: Limits) -> impl Iterator<Item = LoadError> {
-    let cases = stage.plugin.manifest.tests.iter();
-    cases.filter_map(move |case| {
-        let found = outcome(stage, case, limits);
-        let fails = !matches(&case.expect, &found);
-        fails.then(|| LoadError::SelfTest {
-            plugin: stage.plugin.name.to_string(),
-            case: case.name.clone(),
-            what: format!("expected {}, and got {found}", case.expect),
-        })
+/// What came of a case.
+#[derive(Debug)]
+pub struct Outcome {
+    /// The case's name.
+    pub case: String,
+    /// What it expects.
+    pub expected: Value,
+    /// What came out, in the same form.
+    pub found: Value,
+    /// What the call took. None if it failed.
+    pub spent: Option<Spent>,
+    /// How long the call took.
+    pub took: Duration,
+}
+
+impl Outcome {
+    /// Whether what came out is what was expected.
+    pub fn passes(&self) -> bool {
+        matches(&self.expected, &self.found)
+    }
+}
+
+/// Runs all cases of a plugin, in order, each in an instance of its own.
+pub fn run(plugin: &Arc<Plugin>, limits: Limits) -> impl Iterator<Item = Outcome> {
+    let cases = plugin.manifest.tests.iter();
+    cases.map(move |case| outcome(plugin, case, limits))
+}
+
+/// Runs all cases of a plugin, and says which of them fail.
+pub(crate) fn problems(plugin: &Arc<Plugin>, limits: Limits) -> impl Iterator<Item = LoadError> {
+    let failed = run(plugin, limits).filter(|outcome| !outcome.passes());
+    failed.map(|outcome| LoadError::SelfTest {
+        plugin: plugin.name.to_string(),
+        case: outcome.case,
+        what: format!("expected {}, and got {}", outcome.expected, outcome.found),
     })
 }
 
-/// What comes out, in the form in which a case says what it expects.
-fn outcome(stage: &Stage, case: &Case, limits: Limits) -> Value {
-    let stage = Stage::new(
-        Arc::clone(&stage.plugin),
-        case.config.clone(),
-        stage.widen_granted,
-        None,
-    );
-    let role = stage.plugin.manifest.role;
-    let mut pipeline = match Pipeline::new(&[Arc::new(stage)], limits) {
-        Ok(pipeline) => pipeline,
-        Err(error) => return json!({"error": error.to_string()}),
+fn outcome(plugin: &Arc<Plugin>, case: &Case, limits: Limits) -> Outcome {
+    let outcome = |found, spent, took| Outcome {
+        case: case.name.clone(),
+        expected: case.expect.clone(),
+        found,
+        spent,
+        took,
+    };
+    let mut trial = match Trial::new(plugin, &case.config, limits) {
+        Ok(trial) => trial,
+        Err(error) => {
+            let found = json!({"error": error.to_string()});
+            return outcome(found, None, Duration::ZERO);
+        }
     };
     let names = Arc::new(Names::new());
     let directory = Arc::new(directory(&names, &case.directory));
     let event = Arc::new(event(&names, &case.event));
+    let audience: Audience = case
+        .audience
+        .iter()
+        .map(|viewer| names.intern(viewer))
+        .collect();
     let context = Context {
         now: case.now,
         event: &event,
         directory: &directory,
         names: &names,
     };
-    let audience: Audience = case
-        .audience
-        .iter()
-        .map(|viewer| names.intern(viewer))
-        .collect();
-    let outcome = match role {
-        Role::Filter => pipeline
-            .filter(context, audience, &mut Seen::default())
-            .map(|audience| json!({"audience": list(&names, &audience)})),
-        Role::Redactor => pipeline
-            .split(context, &audience, &mut Seen::default())
-            .map(|renditions| {
-                let renditions = renditions.iter().map(|rendition| {
-                    json!({
-                        "visibleTo": list(&names, &rendition.audience),
-                        "keys": rendition.keys.iter().map(|key| &**key).collect::<Vec<_>>(),
-                        "lastSeen": rendition.last_seen,
-                    })
-                });
-                json!({"renditions": renditions.collect::<Vec<_>>()})
-            }),
-        Role::Enricher => {
-            let enriched = pipeline.enrich(context);
-            match enriched.failures.into_iter().next() {
-                Some(failure) => Err(failure),
-                None => {
-                    let mut metadata = case
-                        .event
-                        .get("metadata")
-                        .and_then(Value::as_object)
-                        .cloned()
-                        .unwrap_or_default();
-                    for (key, value) in enriched.changes {
-                        match value.and_then(|value| serde_json::from_str(&value).ok()) {
-                            Some(value) => drop(metadata.insert(key, value)),
-                            None => drop(metadata.shift_remove(&key)),
-                        }
-                    }
-                    Ok(json!({"metadata": metadata}))
-                }
-            }
+    let begin = Instant::now();
+    let answer = trial.call(context, audience);
+    let took = begin.elapsed();
+    let found = match answer {
+        Ok(Answer::Audience(audience)) => json!({"audience": list(&names, &audience)}),
+        Ok(Answer::Renditions(renditions)) => {
+            let renditions = renditions.iter().map(|part| rendition(&names, part));
+            json!({"renditions": renditions.collect::<Vec<_>>()})
         }
+        Ok(Answer::Changes(changes)) => json!({"metadata": enriched(case, changes)}),
+        Err(failure) => json!({"error": failure.error}),
     };
-    outcome.unwrap_or_else(|failure| json!({"error": failure.error}))
+    outcome(found, trial.spent(), took)
+}
+
+fn rendition(names: &Names, rendition: &Rendition) -> Value {
+    json!({
+        "visibleTo": list(names, &rendition.audience),
+        "keys": rendition.keys.iter().map(|key| &**key).collect::<Vec<_>>(),
+        "lastSeen": rendition.last_seen,
+    })
+}
+
+/// The case's metadata after an enricher's changes.
+fn enriched(case: &Case, changes: Vec<MetadataChange>) -> Map<String, Value> {
+    let metadata = case.event.get("metadata").and_then(Value::as_object);
+    let mut metadata = metadata.cloned().unwrap_or_default();
+    for (key, value) in changes {
+        match value.and_then(|value| serde_json::from_str(&value).ok()) {
+            Some(value) => drop(metadata.insert(key, value)),
+            None => drop(metadata.shift_remove(&key)),
+        }
+    }
+    metadata
 }
 
 /// Whether an outcome is what was expected: audiences as sets, an error by a
@@ -111,31 +132,26 @@ fn matches(expected: &Value, found: &Value) -> bool {
     }
 }
 
-fn sorted(value: &Value) -> Value {
-    let sort = |list: &Value| {
-        let set: BTreeSet<_> = list
-            .as_array()
-            .into_iter()
-            .flatten()
-            .map(Value::to_string)
-            .collect();
-        json!(set)
-    };
+/// An expectation or an outcome with its audiences, which are sets, in order.
+pub fn sorted(value: &Value) -> Value {
     let mut value = value.clone();
     if let Some(audience) = value.get_mut("audience") {
-        *audience = sort(audience);
+        sort(audience);
     }
-    for rendition in value
-        .get_mut("renditions")
-        .and_then(Value::as_array_mut)
-        .into_iter()
-        .flatten()
-    {
+    let renditions = value.get_mut("renditions").and_then(Value::as_array_mut);
+    for rendition in renditions.into_iter().flatten() {
         if let Some(viewers) = rendition.get_mut("visibleTo") {
-            *viewers = sort(viewers);
+            sort(viewers);
         }
     }
     value
+}
+
+fn sort(set: &mut Value) {
+    if let Some(list) = set.as_array_mut() {
+        list.sort_by_cached_key(Value::to_string);
+        list.dedup();
+    }
 }
 
 fn list(names: &Names, audience: &Audience) -> Vec<String> {
@@ -143,7 +159,8 @@ fn list(names: &Names, audience: &Audience) -> Vec<String> {
     audience.ids().filter_map(name).collect()
 }
 
-fn event(names: &Names, fields: &Map<String, Value>) -> Event {
+/// The event that a case's fields say.
+pub fn event(names: &Names, fields: &Map<String, Value>) -> Event {
     let text = |key: &str| fields.get(key).and_then(Value::as_str);
     let number = |key: &str| fields.get(key).and_then(Value::as_u64).unwrap_or_default();
     let change = if text("type") == Some("user_offline") {

@@ -10,6 +10,7 @@ use wasmtime::component::{ComponentNamedList, Lift, Lower};
 use crate::breaker::{Breaker, Tripped};
 use crate::call::{Call, Seen};
 use crate::instance::Instance;
+use crate::trial::Spent;
 use crate::{Limits, LoadError, Stage};
 
 /// How a stage's plugin fares, in all workers together.
@@ -81,6 +82,11 @@ where
         })
     }
 
+    /// What its last call took.
+    pub(crate) fn spent(&self) -> Option<Spent> {
+        self.instance.spent()
+    }
+
     /// Calls it, unless it is in quarantine. Sets `replaced` when the last good
     /// generation has taken over, and answers from then on.
     pub(crate) fn call<T>(
@@ -125,6 +131,21 @@ where
             }
         }
         outcome
+    }
+
+    /// Takes over the state of the slot whose place it takes, as far as there is one.
+    pub(crate) fn take_over(&mut self, before: &mut Self) {
+        if let Some(stand_in) = &mut before.stand_in {
+            return self.take_over(stand_in);
+        }
+        if let Err(error) = self.instance.take_over(&mut before.instance) {
+            let plugin = &*self.stage.plugin.name;
+            tracing::warn!(
+                plugin,
+                error,
+                "can't take over the state of the generation before it, and begins without"
+            );
+        }
     }
 
     /// Takes the plugin out of service. Says whether another took its place.

@@ -42,7 +42,11 @@ mod replacement;
 mod settings;
 #[path = "sandbox/stage.rs"]
 mod stage;
+#[path = "sandbox/state.rs"]
+mod state;
 #[path = "sandbox/told.rs"]
 mod told;
+#[path = "sandbox/wasi.rs"]
+mod wasi;
 #[path = "sandbox/world.rs"]
 mod world;

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::Context as _;
-use presence_sandbox::{Blueprint, Engine, Limits, Plugin, Quarantine, Stage};
+use presence_sandbox::{Blueprint, Engine, Plugin, Stage};
 
 use crate::config::{Config, Grant};
 
@@ -85,25 +85,17 @@ impl Loader {
         let mut problems = Vec::new();
         for stage in &config.pipeline {
             match self.plugin(&config.plugins.dir, &stage.plugin) {
-                Ok(plugin) => stages.push(Stage::new(
-                    plugin,
-                    stage.config.clone(),
-                    stage.grants.contains(&Grant::Widen),
-                    stage.on_failure,
-                )),
+                Ok(plugin) => {
+                    let widen = stage.grants.contains(&Grant::Widen);
+                    let wasi = stage.grants.contains(&Grant::Wasi);
+                    let config = stage.config.clone();
+                    let stage = Stage::new(plugin, config, widen, stage.on_failure);
+                    stages.push(stage.with_wasi(wasi));
+                }
                 Err(problem) => problems.push(problem),
             }
         }
-        let engine = &config.engine;
-        let limits = Limits {
-            fuel: engine.fuel,
-            memory_bytes_max: engine.memory_bytes_max,
-            deadline_ms: clock.then_some(engine.deadline_ms),
-            quarantine: Quarantine {
-                failures: engine.quarantine_failures,
-                ms: engine.quarantine_ms,
-            },
-        };
+        let limits = config.engine.limits(clock);
         match Blueprint::prepare(stages, limits, running) {
             Ok(blueprint) if problems.is_empty() => Ok(blueprint),
             Ok(_) => Err(problems),
@@ -147,7 +139,7 @@ impl Loader {
             }
             // A deleted file never brings back a default behind the operator's back.
             (Err(_), Some(known)) => (known.bytes.clone(), false),
-            (Err(_), None) => (Cow::Borrowed(built_in(name, &path)?), false),
+            (Err(_), None) => (Cow::Borrowed(needed(name, &path)?), false),
         };
         if let Some(known) = known
             && known.bytes == bytes
@@ -176,16 +168,20 @@ impl Loader {
     }
 }
 
-fn built_in(name: &str, path: &Path) -> anyhow::Result<&'static [u8]> {
+/// The bytes of a default component, if there is one of this name.
+pub(crate) fn built_in(name: &str) -> Option<&'static [u8]> {
     let built_in = BUILT_IN.iter().find(|(built_in, _)| *built_in == name);
-    let (_, bytes) = built_in.with_context(|| {
+    built_in.map(|(_, bytes)| *bytes)
+}
+
+fn needed(name: &str, path: &Path) -> anyhow::Result<&'static [u8]> {
+    built_in(name).with_context(|| {
         let names = BUILT_IN.map(|(name, _)| name).join(", ");
         format!(
             "there is no plugin `{name}`: {} does not exist, and built in are only {names}",
             path.display()
         )
-    })?;
-    Ok(bytes)
+    })
 }
 
 /// Several problems as one error, a line each.

@@ -20,6 +20,7 @@ mod hello;
 mod http;
 mod intake;
 mod loader;
+mod plugin;
 mod progress;
 mod reload;
 mod replay;
@@ -75,6 +76,12 @@ enum Command {
     /// Validates the configuration, the directory and the plugins.
     #[command(after_help = "Example:\n  presence check --config presence.toml")]
     Check(ConfigArg),
+    /// For authors of plugins: makes, builds, inspects, tests and measures one, offline.
+    #[command(
+        subcommand,
+        after_help = "Example:\n  presence plugin new quiet --role filter --lang typescript"
+    )]
+    Plugin(plugin::Command),
 }
 
 #[derive(clap::Args)]
@@ -91,6 +98,7 @@ fn main() -> ExitCode {
         Command::Query(args) => cli::query::run(&args),
         Command::Explain(args) => cli::explain::run(&args),
         Command::Check(args) => check::run(args.config.as_deref()),
+        Command::Plugin(command) => plugin::run(&command),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

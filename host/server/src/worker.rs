@@ -238,7 +238,8 @@ impl State {
                     self.shard.handle(arrived_at, input, &mut self.rules, out);
                 }
             }
-            Task::Pipeline(generation, rules) => {
+            Task::Pipeline(generation, mut rules) => {
+                rules.take_over(&mut self.rules);
                 self.generation = generation;
                 self.rules = *rules;
                 self.shard

@@ -4,8 +4,6 @@
 //! switched off, whoever is online then comes into it. Anything but `true` is
 //! off: this setting hides nothing of anybody.
 
-mod rule;
-
 use presence_plugin::{Audience, Event, Filter, NoConfig, directory, explain};
 
 struct DoNotDisturb;
@@ -19,8 +17,28 @@ impl Filter for DoNotDisturb {
 
     fn filter(&self, _: &Event, audience: Audience) -> Audience {
         explain("viewers who do not want to be disturbed are told nothing");
-        rule::spare(audience, directory::with_setting("doNotDisturb", true))
+        audience - directory::with_setting("doNotDisturb", true)
     }
 }
 
 presence_plugin::export!(filter: DoNotDisturb);
+
+#[cfg(test)]
+mod tests {
+    use presence_plugin::testing::Host;
+
+    use super::DoNotDisturb;
+
+    #[test]
+    fn whoever_is_not_to_be_disturbed_is_taken_out_and_nobody_is_added() {
+        let host = Host::new()
+            .setting("ben", "doNotDisturb", true)
+            .setting("cleo", "doNotDisturb", false)
+            .setting("dan", "doNotDisturb", "true")
+            .setting("eve", "doNotDisturb", true);
+        let outcome = host
+            .online("ada")
+            .filter(&DoNotDisturb, ["ben", "cleo", "dan"]);
+        assert_eq!(outcome.answer, ["cleo", "dan"]);
+    }
+}

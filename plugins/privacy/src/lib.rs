@@ -40,3 +40,45 @@ fn why(who: &Who) -> Option<&'static str> {
 }
 
 presence_plugin::export!(filter: Privacy);
+
+#[cfg(test)]
+mod tests {
+    use presence_plugin::testing::Host;
+
+    use super::Privacy;
+
+    fn host() -> Host {
+        Host::new().contacts("ada", ["ben", "dan"])
+    }
+
+    /// Whom it leaves of a contact and someone else.
+    fn left(host: &Host) -> Vec<String> {
+        host.online("ada").filter(&Privacy, ["ben", "cleo"]).answer
+    }
+
+    #[test]
+    fn the_setting_says_who_is_left() {
+        assert_eq!(left(&host()), ["ben", "cleo"]);
+        let said = |who| left(&host().setting("ada", "online", who));
+        assert_eq!(said("everyone"), ["ben", "cleo"]);
+        assert_eq!(said("contacts"), ["ben"]);
+        assert!(said("nobody").is_empty());
+    }
+
+    #[test]
+    fn the_invisible_are_seen_by_nobody_whatever_else_they_say() {
+        let host = host().setting("ada", "online", "everyone");
+        assert!(left(&host.clone().setting("ada", "invisible", true)).is_empty());
+        assert_eq!(left(&host.setting("ada", "invisible", false)).len(), 2);
+    }
+
+    #[test]
+    fn it_says_why() {
+        let host = host().setting("ada", "online", "contacts");
+        let outcome = host.online("ada").filter(&Privacy, ["cleo"]);
+        assert_eq!(
+            outcome.explained,
+            ["the user shows only contacts that they are online"]
+        );
+    }
+}

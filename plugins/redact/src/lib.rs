@@ -3,13 +3,13 @@
 //! user's own setting narrows who gets to know when they were last seen.
 
 mod config;
-mod rule;
+mod parts;
 
 use presence_plugin::{Audience, Event, Kind, Redactor, Rendition, directory, explain};
 use presence_settings::Who;
 
-use config::{Class, Config, Tier};
-use rule::{Part, Set};
+use config::{Config, Tier};
+use parts::{Part, split, withhold};
 
 struct Redact {
     tiers: Vec<Tier>,
@@ -32,7 +32,7 @@ impl Redactor for Redact {
 
     fn redact(&self, event: &Event, audience: Audience) -> Vec<Rendition> {
         let user = event.user();
-        let (mut parts, complete) = rule::split(&self.tiers, audience, |class| of(class, user));
+        let (mut parts, complete) = split(&self.tiers, user, audience);
         if !complete {
             explain("viewers who belong to no tier are not told");
         }
@@ -43,9 +43,9 @@ impl Redactor for Redact {
             && parts.iter().any(|part| part.last_seen)
             && let Some(may_know) = self.may_know(user, audience)
         {
-            parts = rule::withhold(parts, may_know);
+            parts = withhold(parts, may_know);
         }
-        let rendition = |part: Part<'_, Audience>| Rendition {
+        let rendition = |part: Part<'_>| Rendition {
             audience: part.audience,
             keys: part.tier.keys.clone(),
             last_seen: part.last_seen,
@@ -74,15 +74,6 @@ impl Redact {
     }
 }
 
-/// Who is of a class. None if everyone is.
-fn of(class: Class, user: &str) -> Option<Audience> {
-    match class {
-        Class::Contacts => Some(directory::contacts(user)),
-        Class::Groups => Some(directory::co_members(user)),
-        Class::Everyone => None,
-    }
-}
-
 /// Why viewers don't get to know when the user was last seen, if any don't.
 fn why(who: &Who) -> Option<&'static str> {
     match who {
@@ -95,10 +86,7 @@ fn why(who: &Who) -> Option<&'static str> {
     }
 }
 
-impl Set for Audience {
-    fn is_empty(self) -> bool {
-        self.is_empty()
-    }
-}
-
 presence_plugin::export!(redactor: Redact);
+
+#[cfg(test)]
+mod tests;

@@ -10,6 +10,7 @@ pub mod filter {
         path: "../../wit/0.1.0",
         world: "filter",
         pub_export_macro: true,
+        additional_derives: [PartialEq],
         generate_all,
     });
 }
@@ -42,4 +43,22 @@ pub mod enricher {
     });
 }
 
+pub mod stateful_enricher {
+    wit_bindgen::generate!({
+        path: "../../wit/0.1.0",
+        world: "stateful-enricher",
+        pub_export_macro: true,
+        with: {
+            "presence:plugin/events@0.1.0": super::filter::presence::plugin::events,
+            "presence:plugin/audiences@0.1.0": super::filter::presence::plugin::audiences,
+            "presence:plugin/directory@0.1.0": super::filter::presence::plugin::directory,
+            "presence:plugin/host@0.1.0": super::filter::presence::plugin::host,
+        },
+    });
+}
+
+// The host's functions. On a native target there is no host but the one in memory.
+#[cfg(not(target_arch = "wasm32"))]
+pub(crate) use crate::testing::imports::{audiences, directory, events, host};
+#[cfg(target_arch = "wasm32")]
 pub(crate) use filter::presence::plugin::{audiences, directory, events, host};

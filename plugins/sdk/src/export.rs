@@ -6,8 +6,30 @@ use serde::de::DeserializeOwned;
 
 use crate::host::install_log;
 
-/// Exports a type as the component: `export!(filter: T)`, `export!(redactor: T)`
-/// or `export!(enricher: T)`, once a crate.
+/// Exports a type as the component, once a crate: `export!(filter: T)`,
+/// `export!(redactor: T)`, `export!(enricher: T)`, or, with its state over a
+/// reload, `export!(stateful enricher: T)`.
+///
+/// ```
+/// use presence_plugin::{Audience, Event, Filter, NoConfig};
+///
+/// struct Everyone;
+///
+/// impl Filter for Everyone {
+///     type Config = NoConfig;
+///
+///     fn configure(_: NoConfig) -> Result<Self, String> {
+///         Ok(Everyone)
+///     }
+///
+///     fn filter(&self, _: &Event, _: Audience) -> Audience {
+///         presence_plugin::directory::everyone()
+///     }
+/// }
+///
+/// presence_plugin::export!(filter: Everyone);
+/// # fn main() {}
+/// ```
 #[macro_export]
 macro_rules! export {
     (filter: $plugin:ty) => {
@@ -46,13 +68,38 @@ macro_rules! export {
     };
     (enricher: $plugin:ty) => {
         $crate::__export!(enricher, Enricher, $plugin, {
-            fn enrich(event: $crate::bindings::enricher::Event) -> ::std::vec::Vec<$crate::Change> {
-                let event = $crate::Event::from_call(event);
-                let enrich =
-                    |plugin: &mut $plugin| <$plugin as $crate::Enricher>::enrich(plugin, &event);
-                PLUGIN.with(|slot| slot.call(enrich))
+            $crate::__enrich!($plugin);
+        });
+    };
+    (stateful enricher: $plugin:ty) => {
+        $crate::__export!(stateful_enricher, Enricher, $plugin, {
+            $crate::__enrich!($plugin);
+
+            fn save() -> $crate::bindings::stateful_enricher::State {
+                PLUGIN.with(|slot| slot.call(|plugin: &mut $plugin| $crate::stateful::save(plugin)))
+            }
+
+            fn restore(
+                state: $crate::bindings::stateful_enricher::State,
+            ) -> ::std::result::Result<(), ::std::string::String> {
+                let restore = |plugin: &mut $plugin| $crate::stateful::restore(plugin, state);
+                PLUGIN.with(|slot| slot.call(restore))
             }
         });
+    };
+}
+
+/// What is the same for an enricher with and without a state to hand over.
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __enrich {
+    ($plugin:ty) => {
+        fn enrich(event: $crate::bindings::enricher::Event) -> ::std::vec::Vec<$crate::Change> {
+            let event = $crate::Event::from_call(event);
+            let enrich =
+                |plugin: &mut $plugin| <$plugin as $crate::Enricher>::enrich(plugin, &event);
+            PLUGIN.with(|slot| slot.call(enrich))
+        }
     };
 }
 
@@ -60,7 +107,7 @@ macro_rules! export {
 #[doc(hidden)]
 #[macro_export]
 macro_rules! __export {
-    ($world:ident, $role:ident, $plugin:ty, { $($call:item)* }) => {
+    ($world:ident, $role:ident, $plugin:ty, { $($call:tt)* }) => {
         const _: () = {
             ::std::thread_local! {
                 static PLUGIN: $crate::Slot<$plugin> = const { $crate::Slot::empty() };
@@ -123,7 +170,7 @@ impl<T> Slot<T> {
 }
 
 /// Reads a configuration. No configuration is one without keys.
-fn parse<C: DeserializeOwned>(json: &str) -> Result<C, String> {
+pub(crate) fn parse<C: DeserializeOwned>(json: &str) -> Result<C, String> {
     let json = match json.trim() {
         "" | "null" => "{}",
         json => json,

@@ -3,6 +3,13 @@
 use crate::bindings::host;
 
 /// Says why the verdict is what it is, for whoever asks "why can A see B?".
+///
+/// ```
+/// use presence_plugin::{explain, testing::Host};
+///
+/// let outcome = Host::new().online("ada").call(|_| explain("the user is invisible"));
+/// assert_eq!(outcome.explained, ["the user is invisible"]);
+/// ```
 pub fn explain(text: &str) {
     host::explain(text);
 }
@@ -11,6 +18,13 @@ pub fn explain(text: &str) {
 ///
 /// A verdict that read the time is not reused, unless [`reconsider_at`] says
 /// until when it holds.
+///
+/// ```
+/// use presence_plugin::{now, testing::Host};
+///
+/// let outcome = Host::new().now(1_000).online("ada").call(|_| now());
+/// assert_eq!(outcome.answer, 1_000);
+/// ```
 #[must_use]
 pub fn now() -> u64 {
     host::now()
@@ -18,6 +32,23 @@ pub fn now() -> u64 {
 
 /// Asks the host to decide again at this time (milliseconds since the Unix
 /// epoch). Until then the verdict holds, though it read the time.
+///
+/// ```
+/// use presence_plugin::{Audience, now, reconsider_at, testing::Host};
+///
+/// /// Nobody from a certain time on.
+/// fn until(ms: u64, audience: Audience) -> Audience {
+///     if now() >= ms {
+///         return Audience::nobody();
+///     }
+///     reconsider_at(ms);
+///     audience
+/// }
+///
+/// let host = Host::new().now(1_000);
+/// let outcome = host.online("ada").call(|_| until(5_000, Audience::of(["ben"])).len());
+/// assert_eq!((outcome.answer, outcome.reconsider_at), (1, Some(5_000)));
+/// ```
 pub fn reconsider_at(ms: u64) {
     host::reconsider_at(ms);
 }
@@ -28,6 +59,8 @@ pub(crate) fn install_log() {
     // Refused when it is installed already: a plugin may be configured again.
     if log::set_logger(&LOG).is_ok() {
         log::set_max_level(log::LevelFilter::Debug);
+        // A test's panics are its own.
+        #[cfg(target_arch = "wasm32")]
         std::panic::set_hook(Box::new(|panic| {
             host::log(host::Level::Error, &panic.to_string());
         }));

@@ -7,10 +7,11 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
+use presence_component as component;
+use presence_tests::toolchain::{TARGET, Toolchain, run};
 use serde_json::Value;
 
-use super::{component, record};
-use crate::toolchain::{TARGET, Toolchain, run};
+use super::record;
 
 /// What a build made, and by what.
 pub(super) struct Build {

@@ -6,9 +6,9 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
+use presence_component as component;
 
 use super::build::Build;
-use super::component;
 use super::record::{FILE, Record, sha256};
 
 /// # Errors

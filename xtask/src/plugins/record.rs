@@ -81,13 +81,13 @@ pub(super) fn hash_sources(root: &Path) -> Result<String> {
     Ok(format!("{:x}", hash.finalize()))
 }
 
-/// All files below a folder but what a build makes.
+/// All files below a folder but what a build makes, and what new plugins are made of.
 fn list(folder: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
     for entry in fs::read_dir(folder).with_context(|| format!("reading {}", folder.display()))? {
         let entry = entry?;
         if !entry.file_type()?.is_dir() {
             files.push(entry.path());
-        } else if !["dist", "target"]
+        } else if !["dist", "target", "templates"]
             .iter()
             .any(|made| entry.file_name() == *made)
         {

@@ -67,6 +67,27 @@ pub(crate) fn enricher(items: &str, body: &str) -> Vec<u8> {
     component("enricher", &call, export)
 }
 
+/// An enricher that changes nothing, and has one more function.
+pub(crate) fn enricher_with(name: &str) -> Vec<u8> {
+    let module = format!(
+        r#"(func (export "call") (param i32 i32 i32) (result i32) (i32.const 128))
+        (func (export "{name}") (result i32) (i32.const 128))"#
+    );
+    let export = format!(
+        r#"
+        (type $value' (variant (case "text" string) (case "json" string)))
+        (export $value "value" (type $value'))
+        (type $change' (record (field "key" string) (field "value" (option $value))))
+        (export $change "change" (type $change'))
+        (type $state' (record (field "version" u32) (field "data" (list u8))))
+        (export $state "state" (type $state'))
+        (func (export "{name}") (result $state) (canon lift (core func $rule "{name}")
+          (memory $libc "memory") (realloc (func $libc "realloc"))))
+        (func (export "enrich") (param "event" $event) (result (list $change))"#
+    );
+    component("enricher", &module, &export)
+}
+
 /// A redactor. Its body leaves the place of its list of renditions.
 pub(crate) fn redactor(items: &str, body: &str) -> Vec<u8> {
     let call = format!(

@@ -12,7 +12,7 @@ fn a_component_without_a_manifest() {
     assert_eq!(
         refusal(&without_manifest(&bytes("contacts"))),
         "`rule` is not a presence plugin: it has no `presence:manifest` section: \
-         build it with `cargo xtask plugins`"
+         build it with `presence plugin build`"
     );
 }
 
@@ -99,6 +99,14 @@ fn a_component_that_wants_what_no_plugin_is_given() {
     let text = refusal(&bytes("wants-wasi"));
     assert!(text.starts_with("`rule` can't be linked: "), "{text}");
     assert!(text.contains("wasi:cli/environment"), "{text}");
+}
+
+#[test]
+fn a_component_that_asks_for_a_capability_that_there_is_not() {
+    let text = problems(LIMITS, [made(&with("capabilities", json!(["network"])))])
+        .remove(0)
+        .to_string();
+    assert!(text.contains("asks for `network`"), "{text}");
 }
 
 #[test]

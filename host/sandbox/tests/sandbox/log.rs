@@ -51,21 +51,30 @@ fn a_panic_is_logged_with_its_message() {
 
 /// What plugins say while this runs.
 pub(crate) fn logged(run: impl FnOnce()) -> Vec<String> {
-    let lines = Lines::default();
-    tracing::subscriber::with_default(Lines::clone(&lines), run);
-    lines.0.lock().unwrap().clone()
+    listen("plugin", run)
 }
 
-#[derive(Clone, Default)]
-struct Lines(Arc<Mutex<Vec<String>>>);
+/// What the sandbox says while this runs, and the errors it gives.
+pub(crate) fn said(run: impl FnOnce()) -> Vec<String> {
+    listen("presence_sandbox", run)
+}
+
+fn listen(target: &'static str, run: impl FnOnce()) -> Vec<String> {
+    let lines = Lines(target, Arc::default());
+    tracing::subscriber::with_default(Lines::clone(&lines), run);
+    lines.1.lock().unwrap().clone()
+}
+
+#[derive(Clone)]
+struct Lines(&'static str, Arc<Mutex<Vec<String>>>);
 
 impl Subscriber for Lines {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        metadata.target() == "plugin"
+        metadata.target().starts_with(self.0)
     }
 
     fn event(&self, event: &Event<'_>) {
-        event.record(&mut Text(&self.0));
+        event.record(&mut Text(&self.1));
     }
 
     fn new_span(&self, _: &Attributes<'_>) -> Id {
@@ -88,7 +97,7 @@ impl Visit for Text<'_> {
     }
 
     fn record_str(&mut self, field: &Field, value: &str) {
-        if field.name() == "explanation" {
+        if ["explanation", "error"].contains(&field.name()) {
             self.0.lock().unwrap().push(value.to_owned());
         }
     }

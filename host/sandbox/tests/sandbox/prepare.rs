@@ -20,7 +20,7 @@ fn a_filter_that_widens_needs_the_grant_and_the_error_says_how_to_give_it() {
     assert_eq!(
         texts(&problems(LIMITS, [ungranted("contacts")])),
         [
-            "`contacts` asks for `widen`; to grant it, add grants = [\"widen\"] to its [[pipeline]] entry"
+            "`contacts` asks for `widen`; to grant it, put \"widen\" into the grants of its [[pipeline]] entry"
         ]
     );
 }
@@ -153,7 +153,7 @@ fn all_that_is_wrong_is_reported_in_the_order_of_the_chain() {
     ];
     let problems = problems(LIMITS, chain);
     let kinds = problems.iter().map(|problem| match problem {
-        LoadError::NotGranted { plugin } => ("grant", plugin.as_str()),
+        LoadError::NotGranted { plugin, .. } => ("grant", plugin.as_str()),
         LoadError::Configure { plugin, .. } => ("configuration", plugin.as_str()),
         LoadError::SelfTest { plugin, .. } => ("self-test", plugin.as_str()),
         LoadError::Chain { plugin, .. } => ("place", plugin.as_str()),

@@ -3,7 +3,7 @@
 use presence_core::rules::Rules;
 use serde_json::json;
 
-use crate::component::enricher;
+use crate::component::{enricher, filter};
 use crate::stage::{configured, made, pipeline, stage};
 use crate::world::World;
 
@@ -48,4 +48,20 @@ fn what_a_failed_instance_remembered_is_gone() {
     let world = World::new(&json!({}));
     let failures = (0..6).map(|_| world.enrich(&mut rules).failures.len());
     assert_eq!(failures.collect::<Vec<_>>(), [0, 1, 0, 1, 0, 1]);
+}
+
+#[test]
+fn an_instance_that_leaks_is_replaced_before_it_fails() {
+    // Each call keeps a sixteenth of what there is, and fails if it can't.
+    let leak = "(if (i32.eq (memory.grow (i32.const 4)) (i32.const -1)) (then unreachable))";
+    let mut rules = pipeline([made(&filter("", &format!("{leak} (local.get 3)")))]);
+    let world = World::new(&json!({}));
+    for _ in 0..100 {
+        assert!(world.visible(&mut rules).is_empty());
+    }
+    // So is an enricher, which could only lose what it knows in failing.
+    let mut rules = pipeline([made(&enricher("", &format!("{leak} (i32.const 128)")))]);
+    for _ in 0..100 {
+        assert_eq!(world.enrich(&mut rules).failures.len(), 0);
+    }
 }

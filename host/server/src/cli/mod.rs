@@ -3,7 +3,7 @@
 
 pub(crate) mod explain;
 pub(crate) mod query;
-mod text;
+pub(crate) mod text;
 
 use std::io::Write as _;
 use std::sync::{Arc, Mutex, PoisonError};

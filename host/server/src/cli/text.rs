@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 use serde_json::Value;
 
 /// Text with its control characters escaped.
-pub(super) fn safe(text: &str) -> String {
+pub(crate) fn safe(text: &str) -> String {
     let mut safe = String::with_capacity(text.len());
     for character in text.chars() {
         if character.is_control() {
@@ -19,7 +19,7 @@ pub(super) fn safe(text: &str) -> String {
 }
 
 /// A value as people write it: text without its quotes.
-pub(super) fn plain(value: &Value) -> String {
+pub(crate) fn plain(value: &Value) -> String {
     match value {
         Value::String(text) => safe(text),
         other => safe(&other.to_string()),
@@ -27,16 +27,23 @@ pub(super) fn plain(value: &Value) -> String {
 }
 
 /// Rows under their titles, in columns as wide as they need to be.
-pub(super) fn table<const N: usize>(titles: [&str; N], rows: &[[String; N]]) -> String {
+pub(crate) fn table<const N: usize>(titles: [&str; N], rows: &[[String; N]]) -> String {
+    let mut all = vec![titles.map(str::to_owned)];
+    all.extend_from_slice(rows);
+    columns(&all)
+}
+
+/// Rows in columns as wide as they need to be.
+pub(crate) fn columns<const N: usize>(rows: &[[String; N]]) -> String {
     let width = |text: &str| text.chars().count();
-    let mut widths = titles.map(width);
+    let mut widths = [0; N];
     for row in rows {
         for (widest, cell) in widths.iter_mut().zip(row) {
             *widest = (*widest).max(width(cell));
         }
     }
     let mut text = String::new();
-    for row in std::iter::once(&titles.map(str::to_owned)).chain(rows) {
+    for row in rows {
         let mut line = String::new();
         for (cell, widest) in row.iter().zip(widths) {
             let _ = write!(line, "{cell:widest$}  ");
@@ -48,7 +55,7 @@ pub(super) fn table<const N: usize>(titles: [&str; N], rows: &[[String; N]]) -> 
 }
 
 /// A time in milliseconds since the Unix epoch as a UTC date and time.
-pub(super) fn time(ms: u64) -> String {
+pub(crate) fn time(ms: u64) -> String {
     let seconds = ms / 1_000;
     let (days, second) = (seconds / 86_400, seconds % 86_400);
     let (year, month, day) = date(days);

@@ -37,11 +37,23 @@ pub(super) fn filled(text: String) -> Result<String, Wrong> {
 
 /// A name that can stand in a subject, a file name and a header.
 pub(super) fn token(text: String) -> Result<String, Wrong> {
-    if (1..=NAME_BYTES_MAX).contains(&text.len()) && text.chars().all(in_token) {
-        return Ok(text);
+    match name(&text) {
+        Ok(()) => Ok(text),
+        Err(fix) => Err(Wrong::new(format!("is `{text}`"), fix)),
     }
-    let fix = format!("use 1 to {NAME_BYTES_MAX} of the letters A-Z and a-z, digits, `_` and `-`");
-    Err(Wrong::new(format!("is `{text}`"), fix))
+}
+
+/// Whether a text is a name that can stand in a subject, a file name and a header.
+///
+/// # Errors
+/// What to write instead.
+pub(crate) fn name(text: &str) -> Result<(), String> {
+    if (1..=NAME_BYTES_MAX).contains(&text.len()) && text.chars().all(in_token) {
+        return Ok(());
+    }
+    Err(format!(
+        "use 1 to {NAME_BYTES_MAX} of the letters A-Z and a-z, digits, `_` and `-`"
+    ))
 }
 
 /// Whether a character may stand in a [`token`].

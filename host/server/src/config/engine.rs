@@ -2,6 +2,8 @@
 
 use std::thread::available_parallelism;
 
+use presence_sandbox::{Limits, Quarantine};
+
 use super::checks::{any, within};
 use super::problem::Wrong;
 use super::section::Section;
@@ -42,6 +44,19 @@ impl Engine {
         match self.workers {
             0 => available_parallelism().map_or(1, usize::from),
             workers => workers,
+        }
+    }
+
+    /// What a call is held to; without `clock`, by fuel alone.
+    pub(crate) fn limits(&self, clock: bool) -> Limits {
+        Limits {
+            fuel: self.fuel,
+            memory_bytes_max: self.memory_bytes_max,
+            deadline_ms: clock.then_some(self.deadline_ms),
+            quarantine: Quarantine {
+                failures: self.quarantine_failures,
+                ms: self.quarantine_ms,
+            },
         }
     }
 

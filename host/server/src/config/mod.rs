@@ -35,6 +35,7 @@ pub(crate) use basics::{
 #[cfg(test)]
 use changes::Change;
 pub(crate) use changes::Effect;
+pub(crate) use checks::name;
 pub(crate) use directory::{Directory, Request};
 pub(crate) use engine::Engine;
 pub(crate) use nats::{Auth, Nats};

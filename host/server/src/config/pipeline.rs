@@ -32,6 +32,8 @@ pub(crate) struct Stage {
 pub(crate) enum Grant {
     /// A filter may add viewers, and not only take them away.
     Widen,
+    /// A plugin may import WASI, all of which is denied.
+    Wasi,
 }
 
 /// The pipeline of a file that has none: contacts and groups, less blocks, and
@@ -97,9 +99,10 @@ impl Grant {
     fn named(name: &str) -> Result<Self, Wrong> {
         match name {
             "widen" => Ok(Self::Widen),
+            "wasi" => Ok(Self::Wasi),
             _ => Err(Wrong::new(
                 format!("names `{name}`"),
-                "the only grant there is is `widen`",
+                "write `widen` or `wasi`",
             )),
         }
     }

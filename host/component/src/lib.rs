@@ -1,0 +1,16 @@
+//! Plugin files: a component that carries its manifest in a custom section.
+//!
+//! The tools of `presence plugin` and `cargo xtask plugins` make and read them
+//! here. The host needs none of this to run one.
+
+#![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test may panic"))]
+
+mod assemble;
+mod bindings;
+mod sections;
+mod wit;
+
+pub use assemble::{assemble, package};
+pub use bindings::c_bindings;
+pub use sections::{SECTION, manifest};
+pub use wit::{Import, imports, wit};

@@ -1,0 +1,95 @@
+//! One plugin alone, outside any pipeline: for its self-tests, and for authors
+//! who measure it.
+
+use std::sync::Arc;
+
+use presence_core::audience::Audience;
+use presence_core::rules::{Context, Failure, MetadataChange, Rendition, Rules as _};
+use serde_json::Value;
+
+use crate::call::Seen;
+use crate::manifest::Role;
+use crate::{Limits, LoadError, Pipeline, Plugin, Stage};
+
+/// An instance of a plugin, to be called as a pipeline would.
+pub struct Trial {
+    pipeline: Pipeline,
+    role: Role,
+}
+
+/// What a plugin answers, by its role.
+#[derive(Debug)]
+pub enum Answer {
+    /// A filter's: who may see the event.
+    Audience(Audience),
+    /// A redactor's: what each part of the audience gets.
+    Renditions(Vec<Rendition>),
+    /// An enricher's: what it changes in the metadata.
+    Changes(Vec<MetadataChange>),
+}
+
+/// What a call took.
+#[derive(Clone, Copy, Debug)]
+pub struct Spent {
+    /// Fuel.
+    pub fuel: u64,
+    /// All memory that the instance has by then, in bytes. It gives none back.
+    pub memory_bytes: usize,
+}
+
+impl Trial {
+    /// An instance that has taken its configuration. It may add viewers if its
+    /// manifest says so: who tries a plugin grants it that.
+    ///
+    /// # Errors
+    /// If it doesn't take its configuration.
+    pub fn new(plugin: &Arc<Plugin>, config: &Value, limits: Limits) -> Result<Self, LoadError> {
+        let stage = Stage::new(Arc::clone(plugin), config.clone(), true, None);
+        Ok(Self {
+            pipeline: Pipeline::new(&[Arc::new(stage)], limits)?,
+            role: plugin.manifest.role,
+        })
+    }
+
+    /// Calls it. The audience is the one so far, for a filter, or the final one,
+    /// for a redactor.
+    ///
+    /// # Errors
+    /// If the call fails. The next one is then to an instance begun afresh.
+    pub fn call(&mut self, context: Context<'_>, audience: Audience) -> Result<Answer, Failure> {
+        let mut seen = Seen::default();
+        match self.role {
+            Role::Filter => {
+                let audience = self.pipeline.filter(context, audience, &mut seen)?;
+                Ok(Answer::Audience(audience))
+            }
+            Role::Redactor => {
+                let renditions = self.pipeline.split(context, &audience, &mut seen)?;
+                Ok(Answer::Renditions(renditions))
+            }
+            Role::Enricher => {
+                let enriched = self.pipeline.enrich(context);
+                match enriched.failures.into_iter().next() {
+                    Some(failure) => Err(failure),
+                    None => Ok(Answer::Changes(enriched.changes)),
+                }
+            }
+        }
+    }
+
+    /// What the last call took. None if the next is to an instance begun afresh: it
+    /// failed, or used up its memory.
+    pub fn spent(&self) -> Option<Spent> {
+        let Pipeline {
+            enrichers,
+            filters,
+            redactor,
+            ..
+        } = &self.pipeline;
+        match self.role {
+            Role::Filter => filters.first()?.spent(),
+            Role::Redactor => redactor.as_ref()?.spent(),
+            Role::Enricher => enrichers.first()?.spent(),
+        }
+    }
+}

@@ -1,0 +1,71 @@
+//! One plugin's calls about one event, again and again.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, bail};
+use presence_sandbox::{Spent, Trial};
+
+use super::world::World;
+
+/// Calls before any is measured.
+const WARM_UP_CALLS: usize = 100;
+
+/// How calls went.
+pub(super) struct Measured {
+    pub(super) viewers: u32,
+    pub(super) calls_per_s: u64,
+    pub(super) p50: Duration,
+    pub(super) p99: Duration,
+    /// What the last of them took.
+    pub(super) spent: Spent,
+}
+
+/// Calls a plugin for some time.
+///
+/// # Errors
+/// When a call fails.
+pub(super) fn measure(
+    trial: &mut Trial,
+    world: &World,
+    time: Duration,
+) -> anyhow::Result<Measured> {
+    let mut call = || match trial.call(world.context(), world.audience.clone()) {
+        Ok(_) => Ok(()),
+        Err(failure) => bail!("`{}` failed: it {}", failure.plugin, failure.error),
+    };
+    for _ in 0..WARM_UP_CALLS {
+        call()?;
+    }
+    let mut times = Vec::new();
+    let begin = Instant::now();
+    let mut now = begin;
+    while now - begin < time {
+        let called = now;
+        call()?;
+        now = Instant::now();
+        times.push(now - called);
+    }
+    let calls = times.len() as f64;
+    times.sort_unstable();
+    let quantile = |share: usize| {
+        let place = times.len().saturating_sub(1) * share / 100;
+        times.get(place).copied().unwrap_or_default()
+    };
+    // If the last call left none, its instance was done with.
+    let spent = match trial.spent() {
+        Some(spent) => spent,
+        None => {
+            trial.call(world.context(), world.audience.clone()).ok();
+            trial
+                .spent()
+                .context("two calls in a row used up an instance")?
+        }
+    };
+    Ok(Measured {
+        viewers: world.viewers,
+        calls_per_s: (calls / (now - begin).as_secs_f64()) as u64,
+        p50: quantile(50),
+        p99: quantile(99),
+        spent,
+    })
+}

@@ -1,0 +1,84 @@
+//! C: Zig, which is a C compiler with all that Wasm needs, makes a core module.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::Context as _;
+use presence_component::c_bindings;
+
+use super::super::embedded::WIT_FILE;
+use super::{Source, tool};
+
+/// Where the bindings lie. They are made anew by each build.
+const BINDINGS: &str = "bindings";
+
+pub(super) fn compile(source: &Source<'_>) -> anyhow::Result<Vec<u8>> {
+    let mut zig = zig(source.folder)?;
+    let bindings = write_bindings(source.folder, source.world())?;
+    let module = Path::new("build/module.wasm");
+    zig.args(["cc", "--target=wasm32-wasi", "-mexec-model=reactor"])
+        .args(["-std=c17", "-Wall", "-Wextra", "-Oz", "-Wl,--strip-all"])
+        // Zig's own default is sixteen times that, and a plugin's memory counts.
+        .arg("-Wl,-z,stack-size=1048576")
+        .arg(format!("-I{BINDINGS}"))
+        .args(sources(source.folder)?)
+        .args(bindings)
+        .arg("-o")
+        .arg(module)
+        .current_dir(source.folder);
+    tool::run(&mut zig)?;
+    super::super::read(&source.folder.join(module))
+}
+
+/// Makes a world's bindings in a plugin's folder, and returns those that are compiled.
+pub(in crate::plugin) fn write_bindings(
+    folder: &Path,
+    world: &str,
+) -> anyhow::Result<Vec<PathBuf>> {
+    let wit = fs::read_to_string(folder.join(WIT_FILE))
+        .with_context(|| format!("can't read {}", folder.join(WIT_FILE).display()))?;
+    let mut compiled = Vec::new();
+    for (name, content) in c_bindings(&wit, world)? {
+        let path = Path::new(BINDINGS).join(name);
+        let place = folder.join(&path);
+        let cant = || format!("can't write {}", place.display());
+        fs::create_dir_all(folder.join(BINDINGS)).with_context(cant)?;
+        fs::write(&place, content).with_context(cant)?;
+        if path.extension().is_some_and(|ending| ending != "h") {
+            compiled.push(path);
+        }
+    }
+    Ok(compiled)
+}
+
+/// The plugin's own source files, but for its tests.
+fn sources(folder: &Path) -> anyhow::Result<Vec<PathBuf>> {
+    let cant = || format!("can't read {}", folder.display());
+    let mut sources = Vec::new();
+    for entry in fs::read_dir(folder).with_context(cant)? {
+        let name = PathBuf::from(entry.with_context(cant)?.file_name());
+        let is_test = name.to_string_lossy().starts_with("test");
+        if name.extension().is_some_and(|ending| ending == "c") && !is_test {
+            sources.push(name);
+        }
+    }
+    // The same order gives the same bytes.
+    sources.sort();
+    Ok(sources)
+}
+
+/// Zig by itself, or as PyPI has it.
+fn zig(folder: &Path) -> anyhow::Result<Command> {
+    let program = ["python-zig", "zig"]
+        .iter()
+        .find_map(|program| tool::find(folder, program));
+    let program = program.with_context(|| {
+        format!(
+            "Zig is needed, as a C compiler: run `python3 -m venv .venv && .venv/bin/pip install \
+             ziglang==0.17.1` in {}",
+            folder.display()
+        )
+    })?;
+    Ok(Command::new(program))
+}

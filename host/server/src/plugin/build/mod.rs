@@ -1,0 +1,184 @@
+//! `presence plugin build`: from a plugin's folder to one file.
+
+mod c;
+mod python;
+mod rust;
+mod tool;
+mod typescript;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, bail};
+use presence_component::{assemble, imports, package};
+use presence_sandbox::Manifest;
+use presence_sandbox::manifest::Effect;
+use serde_json::Value;
+
+use super::embedded::{WIT, WIT_FILE};
+use super::figures;
+use super::language::Language;
+use crate::config;
+
+pub(super) use c::write_bindings;
+
+/// What every import that a plugin may have begins with.
+const OFFERED: &str = "presence:plugin/";
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// The plugin's folder.
+    #[arg(default_value = ".")]
+    folder: PathBuf,
+    /// Where to write the plugin; NAME.wasm in its folder by default.
+    #[arg(short, long)]
+    output: Option<PathBuf>,
+}
+
+/// Builds, and says what came of it.
+pub(super) fn run(args: &Args) -> anyhow::Result<()> {
+    let file = build(&args.folder, args.output.as_deref())?;
+    let plugin = super::read(&file)?;
+    let manifest = Manifest::read(&file.to_string_lossy(), &plugin)?;
+    println!(
+        "{}: {}, {} {}, {}, presence:plugin {}",
+        file.display(),
+        figures::bytes(plugin.len() as u64),
+        manifest.name,
+        manifest.version,
+        manifest.role.as_str(),
+        manifest.api
+    );
+    for import in imports(&plugin)? {
+        // Of some interfaces there are only types.
+        if !import.functions.is_empty() {
+            let functions = import.functions.join(", ");
+            println!("  imports {}: {functions}", import.interface);
+        }
+    }
+    match grants(&manifest).as_slice() {
+        [] => println!("  needs no grants"),
+        grants => println!("  needs grants = {grants:?}"),
+    }
+    Ok(())
+}
+
+/// What an operator has to grant.
+pub(super) fn grants(manifest: &Manifest) -> Vec<&str> {
+    let mut grants: Vec<_> = manifest.capabilities.iter().map(String::as_str).collect();
+    if manifest.effect == Effect::Widen {
+        grants.push("widen");
+    }
+    grants
+}
+
+/// A plugin's folder, and what its manifest says of it.
+struct Source<'a> {
+    folder: &'a Path,
+    /// For what comes out on the way: `build` within it.
+    scratch: PathBuf,
+    /// The file that tells the language, which is where the plugin begins.
+    entry: &'static str,
+    manifest: Manifest,
+}
+
+impl Source<'_> {
+    /// The WIT world that the plugin is of.
+    fn world(&self) -> &'static str {
+        self.manifest.role.as_str()
+    }
+}
+
+/// Builds a plugin's folder, and returns the plugin's file.
+///
+/// # Errors
+/// When something is missing, doesn't compile, or comes out as no plugin.
+pub(super) fn build(folder: &Path, output: Option<&Path>) -> anyhow::Result<PathBuf> {
+    let (language, entry) = Language::of(folder)?;
+    let (manifest, json) = manifest(folder)?;
+    let output = match output {
+        Some(output) => output.to_owned(),
+        None => folder.join(format!("{}.wasm", manifest.name)),
+    };
+    let source = Source {
+        folder,
+        scratch: folder.join("build"),
+        entry,
+        manifest,
+    };
+    provide_wit(folder)?;
+    fs::create_dir_all(&source.scratch)
+        .with_context(|| format!("can't make {}", source.scratch.display()))?;
+    let plugin = match language {
+        Language::Rust => assemble(&rust::compile(&source)?, &json),
+        Language::C => assemble(&c::compile(&source)?, &json),
+        Language::Typescript => package(&typescript::compile(&source)?, &json),
+        Language::Python => package(&python::compile(&source)?, &json),
+    };
+    let plugin = plugin.map_err(explain)?;
+    check(&source, &plugin)?;
+    super::write(&output, &plugin)?;
+    Ok(output)
+}
+
+/// A folder's manifest, and its JSON as it goes into the plugin.
+fn manifest(folder: &Path) -> anyhow::Result<(Manifest, Vec<u8>)> {
+    let path = folder.join(super::update::MANIFEST);
+    let wrong = || format!("{} is no manifest", path.display());
+    let text = super::read(&path)?;
+    let value: Value = serde_json::from_slice(&text).with_context(wrong)?;
+    // From the text, so that the error says in which line.
+    let manifest: Manifest = serde_json::from_slice(&text).with_context(wrong)?;
+    if let Err(fix) = config::name(&manifest.name) {
+        bail!("{}: the name is `{}`: {fix}", path.display(), manifest.name);
+    }
+    Ok((manifest, serde_json::to_vec(&value)?))
+}
+
+/// Puts the API where the compilers look for it, unless it lies there.
+fn provide_wit(folder: &Path) -> anyhow::Result<()> {
+    let path = folder.join(WIT_FILE);
+    if path.is_file() {
+        return Ok(());
+    }
+    let place = || format!("can't write {}", path.display());
+    fs::create_dir_all(path.parent().unwrap_or(folder)).with_context(place)?;
+    fs::write(&path, WIT).with_context(place)
+}
+
+/// What a component can't have said in words that help.
+fn explain(error: anyhow::Error) -> anyhow::Error {
+    if format!("{error:#}").contains("wasi_snapshot_preview1") {
+        error.context(
+            "the plugin uses files, output, the clock or the environment, which no plugin is given: \
+             log with presence:plugin/host",
+        )
+    } else {
+        error
+    }
+}
+
+/// Whether a host would take it, as far as can be told without running it.
+fn check(source: &Source<'_>, plugin: &[u8]) -> anyhow::Result<()> {
+    Manifest::read(&source.manifest.name, plugin)?;
+    let takes_wasi = source
+        .manifest
+        .capabilities
+        .iter()
+        .any(|name| name == "wasi");
+    let imports = imports(plugin)?;
+    let foreign: Vec<_> = imports
+        .iter()
+        .map(|import| import.interface.as_str())
+        .filter(|interface| !interface.starts_with(OFFERED))
+        .filter(|interface| !(takes_wasi && interface.starts_with("wasi:")))
+        .collect();
+    if !foreign.is_empty() {
+        bail!(
+            "the plugin imports {}, and plugins are given nothing but presence:plugin: \
+             do without, or ask for \"wasi\" under capabilities, whose calls all fail",
+            foreign.join(", ")
+        );
+    }
+    Ok(())
+}

@@ -1,0 +1,49 @@
+//! TypeScript and JavaScript: esbuild makes one file of them, and
+//! componentize-js a component with an engine for it.
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use anyhow::{Context as _, bail};
+
+use super::super::embedded::WIT_FILE;
+use super::{Source, tool};
+
+/// What is run in the plugin's folder, whose packages it uses.
+const SCRIPT: &str = include_str!("componentize.mjs");
+
+/// The packages that it needs.
+const PACKAGES: [&str; 2] = ["@bytecodealliance/componentize-js", "esbuild"];
+
+pub(super) fn compile(source: &Source<'_>) -> anyhow::Result<Vec<u8>> {
+    let node = tool::find(source.folder, "node").context(
+        "Node is needed, 20 or newer, from https://nodejs.org: there is no `node` on the path",
+    )?;
+    let folder = std::path::absolute(source.folder)?;
+    if let Some(missing) = PACKAGES
+        .iter()
+        .find(|package| !is_installed(&folder, package))
+    {
+        bail!(
+            "npm's package {missing} is needed: run `npm install` in {}",
+            source.folder.display()
+        );
+    }
+    let component = Path::new("build/component.wasm");
+    let mut command = Command::new(node);
+    command
+        .args(["--input-type=module", "--eval", SCRIPT, "--"])
+        .args([source.entry, WIT_FILE, source.world()])
+        .arg(component)
+        .stdin(Stdio::null())
+        .current_dir(&folder);
+    tool::run(&mut command)?;
+    super::super::read(&folder.join(component))
+}
+
+/// Whether Node would find a package: in the folder, or in one around it.
+fn is_installed(folder: &Path, package: &str) -> bool {
+    folder
+        .ancestors()
+        .any(|folder| folder.join("node_modules").join(package).is_dir())
+}

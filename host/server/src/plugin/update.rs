@@ -1,0 +1,149 @@
+//! `presence plugin test --update`: what came out becomes what is expected, in
+//! the manifests, whose other text stays as it is.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+use presence_component::{manifest, package};
+use presence_sandbox::self_test::{Outcome, sorted};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use serde_json::ser::Formatter;
+use serde_json::value::RawValue;
+
+/// A plugin's manifest, in its folder.
+pub(super) const MANIFEST: &str = "plugin.json";
+
+/// Updates a plugin's file and, if the plugin was built from the folder that it
+/// lies in, the manifest there. Returns what was updated.
+pub(super) fn update(
+    path: &Path,
+    plugin: &[u8],
+    outcomes: &[Outcome],
+) -> anyhow::Result<Vec<PathBuf>> {
+    let own = std::str::from_utf8(manifest(plugin)?).context("its manifest is no text")?;
+    let updated = rewrite(own, outcomes)?;
+    super::write(path, &package(plugin, updated.as_bytes())?)?;
+    let mut files = vec![path.to_owned()];
+    let beside = path.with_file_name(MANIFEST);
+    if let Ok(source) = std::fs::read_to_string(&beside)
+        && is_source(&source, own)
+    {
+        super::write(&beside, rewrite(&source, outcomes)?.as_bytes())?;
+        files.push(beside);
+    }
+    Ok(files)
+}
+
+/// Whether a folder's manifest is the one that a plugin was given.
+fn is_source(source: &str, own: &str) -> bool {
+    let read = |text| serde_json::from_str::<Value>(text).ok();
+    read(source).is_some_and(|source| Some(source) == read(own))
+}
+
+#[derive(Deserialize)]
+struct Cases<'a> {
+    #[serde(borrow)]
+    tests: Vec<Case<'a>>,
+}
+
+#[derive(Deserialize)]
+struct Case<'a> {
+    #[serde(borrow)]
+    expect: &'a RawValue,
+}
+
+/// A manifest's text with other expectations, for the cases that fail.
+fn rewrite(text: &str, outcomes: &[Outcome]) -> anyhow::Result<String> {
+    let cases: Cases<'_> = serde_json::from_str(text).context("reading the manifest")?;
+    let mut rewritten = String::new();
+    let mut rest = text;
+    for (case, outcome) in cases.tests.iter().zip(outcomes) {
+        let expected = case.expect.get();
+        // It is a part of the text, and lies where its first byte does.
+        let place = expected.as_ptr().addr() - rest.as_ptr().addr();
+        let (before, at) = rest
+            .split_at_checked(place)
+            .context("an expectation elsewhere")?;
+        rewritten.push_str(before);
+        rest = at.get(expected.len()..).unwrap_or_default();
+        if outcome.passes() {
+            rewritten.push_str(expected);
+        } else {
+            rewritten.push_str(&spaced(&sorted(&outcome.found))?);
+        }
+    }
+    rewritten.push_str(rest);
+    Ok(rewritten)
+}
+
+/// JSON in one line, with a space behind each comma and colon.
+fn spaced(value: &Value) -> anyhow::Result<String> {
+    let mut json = Vec::new();
+    value.serialize(&mut serde_json::Serializer::with_formatter(
+        &mut json, Spaced,
+    ))?;
+    Ok(String::from_utf8(json)?)
+}
+
+struct Spaced;
+
+impl Formatter for Spaced {
+    fn begin_array_value<W: io::Write + ?Sized>(
+        &mut self,
+        to: &mut W,
+        first: bool,
+    ) -> io::Result<()> {
+        to.write_all(if first { b"" } else { b", " })
+    }
+
+    fn begin_object_key<W: io::Write + ?Sized>(
+        &mut self,
+        to: &mut W,
+        first: bool,
+    ) -> io::Result<()> {
+        to.write_all(if first { b"" } else { b", " })
+    }
+
+    fn begin_object_value<W: io::Write + ?Sized>(&mut self, to: &mut W) -> io::Result<()> {
+        to.write_all(b": ")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn only_the_expectations_that_fail_are_rewritten() {
+        let text = r#"{
+  "tests": [
+    {"name": "ä", "expect": {"audience":["b", "a"]}},
+    {"expect": {"audience": []}, "name": "2"}
+  ],
+  "name": "x"
+}
+"#;
+        let outcome = |expected, found| Outcome {
+            case: String::new(),
+            expected,
+            found,
+            spent: None,
+            took: Duration::ZERO,
+        };
+        let outcomes = [
+            outcome(
+                json!({"audience": ["b", "a"]}),
+                json!({"audience": ["a", "b"]}),
+            ),
+            outcome(json!({"audience": []}), json!({"audience": ["z", "c"]})),
+        ];
+        let expected = text.replace(r#"{"audience": []}"#, r#"{"audience": ["c", "z"]}"#);
+        assert_eq!(rewrite(text, &outcomes).unwrap(), expected);
+    }
+}

@@ -1,0 +1,250 @@
+//! `presence plugin` where something is wrong, and on the plugins that there are:
+//! without any language's tools.
+
+use std::fs;
+use std::path::Path;
+use std::process::Output;
+
+use anyhow::{Context, Result};
+use presence_tests::kit::plugin_command;
+use presence_tests::{component, tools};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+/// `presence plugin` in a folder of its own.
+struct Bench(TempDir);
+
+impl Bench {
+    fn new() -> Result<Self> {
+        Ok(Self(tempfile::tempdir()?))
+    }
+
+    fn path(&self) -> &Path {
+        self.0.path()
+    }
+
+    /// Runs it with a path on which there is nothing.
+    fn run(&self, args: &[&str]) -> Result<Output> {
+        let mut command = plugin_command(self.path())?;
+        let output = command.args(args).env("PATH", self.path()).output();
+        output.context("running presence plugin")
+    }
+
+    /// What it says as it fails with this code.
+    fn fails(&self, code: i32, args: &[&str]) -> Result<String> {
+        let output = self.run(args)?;
+        let stderr = String::from_utf8(output.stderr)?;
+        assert_eq!(output.status.code(), Some(code), "{args:?}: {stderr}");
+        Ok(stderr)
+    }
+
+    fn succeeds(&self, args: &[&str]) -> Result<String> {
+        let output = self.run(args)?;
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{args:?}: {stderr}");
+        Ok(String::from_utf8(output.stdout)?)
+    }
+}
+
+/// One readable line, that says this.
+fn says(stderr: &str, words: &[&str]) {
+    assert_eq!(stderr.lines().count(), 1, "{stderr}");
+    for word in words {
+        assert!(stderr.contains(word), "{stderr} doesn't say {word}");
+    }
+}
+
+#[test]
+fn a_name_that_cannot_be_used_or_is_taken_is_refused() -> Result<()> {
+    let bench = Bench::new()?;
+    for name in ["", "a b", "../x", "a.b", &"x".repeat(65)] {
+        let stderr = bench.fails(2, &["new", name])?;
+        assert!(stderr.contains("letters A-Z and a-z, digits"), "{stderr}");
+    }
+    assert_eq!(fs::read_dir(bench.path())?.count(), 0);
+    bench.succeeds(&["new", "quiet"])?;
+    let before = fs::read(bench.path().join("quiet/plugin.json"))?;
+    let stderr = bench.fails(1, &["new", "quiet", "--role", "enricher"])?;
+    says(&stderr, &["quiet is there already"]);
+    assert_eq!(fs::read(bench.path().join("quiet/plugin.json"))?, before);
+    bench.fails(2, &["new", "loud", "--lang", "cobol"])?;
+    Ok(())
+}
+
+#[test]
+fn a_missing_tool_is_named_with_how_to_get_it() -> Result<()> {
+    let bench = Bench::new()?;
+    for (language, words) in [
+        ("rust", ["Rust is needed", "rustup.rs"]),
+        ("typescript", ["Node is needed", "nodejs.org"]),
+        ("python", ["componentize-py", ".venv/bin/pip install"]),
+        ("c", ["Zig", "ziglang"]),
+    ] {
+        bench.succeeds(&["new", language, "--lang", language])?;
+        says(&bench.fails(1, &["build", language])?, &words);
+    }
+    // Node alone doesn't do.
+    let node = bench.path().join("node");
+    fs::write(&node, "")?;
+    says(
+        &bench.fails(1, &["build", "typescript"])?,
+        &["@bytecodealliance/componentize-js", "npm install"],
+    );
+    Ok(())
+}
+
+#[test]
+fn a_folder_that_is_no_plugin_is_refused() -> Result<()> {
+    let bench = Bench::new()?;
+    says(
+        &bench.fails(1, &["build"])?,
+        &["Cargo.toml, plugin.ts, plugin.js, plugin.py, plugin.c"],
+    );
+    bench.succeeds(&["new", "quiet", "--lang", "c"])?;
+    let manifest = bench.path().join("quiet/plugin.json");
+    for (json, words) in [
+        ("{", ["is no manifest", "line 1"]),
+        (
+            r#"{"name": "quiet", "rool": 1}"#,
+            ["is no manifest", "rool"],
+        ),
+        (
+            r#"{"name": "a b", "version": "1.0.0", "api": "0.1.0", "role": "filter"}"#,
+            ["the name is `a b`", "letters"],
+        ),
+    ] {
+        fs::write(&manifest, json)?;
+        says(&bench.fails(1, &["build", "quiet"])?, &words);
+    }
+    Ok(())
+}
+
+#[test]
+fn what_is_no_plugin_is_said_to_be_none() -> Result<()> {
+    let bench = Bench::new()?;
+    let file = bench.path().join("x.wasm");
+    for command in ["inspect", "test", "bench"] {
+        says(
+            &bench.fails(1, &[command, "none.wasm"])?,
+            &["can't read none.wasm"],
+        );
+        for (bytes, words) in [
+            (&b"text"[..], "not a presence plugin"),
+            (b"\0asm\x01\0\0\0", "it is a core module"),
+            (b"\0asm\x0d\0\x01\0", "no `presence:manifest` section"),
+        ] {
+            fs::write(&file, bytes)?;
+            says(&bench.fails(1, &[command, "x.wasm"])?, &[words]);
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_plugin_is_inspected_without_being_run() -> Result<()> {
+    let bench = Bench::new()?;
+    fs::write(bench.path().join("groups.wasm"), component::load("groups")?)?;
+    let page = bench.succeeds(&["inspect", "groups.wasm"])?;
+    for words in [
+        "filter, which may add viewers",
+        "widen\n",
+        "co-members",
+        "presence:plugin 0.1.0",
+    ] {
+        assert!(page.contains(words), "{page}");
+    }
+    let object: Value =
+        serde_json::from_str(&bench.succeeds(&["inspect", "groups.wasm", "--json"])?)?;
+    assert_eq!(object["effect"], "widen");
+    assert_eq!(object["directory"], json!(["co-members"]));
+    assert_eq!(
+        object["limits"],
+        json!({"fuel": null, "memoryBytes": null, "deadlineMs": null})
+    );
+    // A component that no host takes can be looked at all the same.
+    fs::write(
+        bench.path().join("w.wasm"),
+        component::load("fixtures/wants-wasi")?,
+    )?;
+    assert!(
+        bench
+            .succeeds(&["inspect", "w.wasm"])?
+            .contains("wasi:cli/environment")
+    );
+    Ok(())
+}
+
+#[test]
+fn a_self_test_that_fails_is_shown_line_by_line_and_can_be_updated() -> Result<()> {
+    let bench = Bench::new()?;
+    let file = bench.path().join("f.wasm");
+    let source = tools::root().join("plugins/fixtures/failing-self-test/plugin.json");
+    fs::write(&file, component::load("fixtures/failing-self-test")?)?;
+    fs::copy(&source, bench.path().join("plugin.json"))?;
+
+    let output = bench.run(&["test", "f.wasm"])?;
+    assert_eq!(output.status.code(), Some(1));
+    let page = String::from_utf8(output.stdout)?;
+    let signs: Vec<_> = page
+        .lines()
+        .filter_map(|line| line.trim().chars().next())
+        .collect();
+    assert!(signs.contains(&'-') && signs.contains(&'+'), "{page}");
+    assert!(
+        page.contains("FAILED") && page.contains("the most that a call may take"),
+        "{page}"
+    );
+    assert!(String::from_utf8(output.stderr)?.contains("self-tests fail"));
+
+    bench.succeeds(&["test", "f.wasm", "--update"])?;
+    let tested: Value = serde_json::from_str(&bench.succeeds(&["test", "f.wasm", "--json"])?)?;
+    let cases = tested["cases"].as_array().context("cases")?;
+    assert!(cases.iter().all(|case| case["passes"] == true), "{tested}");
+    // The source has become the same, and nothing else in it has changed.
+    let (before, after) = (
+        fs::read_to_string(source)?,
+        fs::read_to_string(bench.path().join("plugin.json"))?,
+    );
+    let changed = before
+        .lines()
+        .zip(after.lines())
+        .filter(|(before, after)| before != after);
+    assert_eq!(changed.count(), 1, "{after}");
+    assert_eq!(before.lines().count(), after.lines().count());
+    Ok(())
+}
+
+#[test]
+fn a_plugin_is_measured_beside_the_built_in_one_of_its_role() -> Result<()> {
+    let bench = Bench::new()?;
+    for (name, counterpart) in [
+        ("device-class", "device-class"),
+        ("redact", "redact"),
+        ("groups", "contacts"),
+    ] {
+        fs::write(bench.path().join("p.wasm"), component::load(name)?)?;
+        let page = bench.succeeds(&["bench", "p.wasm", "--ms", "5"])?;
+        assert!(
+            page.contains("COMPILED IN") && page.contains("CALLS/S"),
+            "{page}"
+        );
+        assert!(page.contains(name) && page.contains(counterpart), "{page}");
+    }
+    bench.fails(2, &["bench", "p.wasm", "--ms", "0"])?;
+    Ok(())
+}
+
+#[test]
+fn each_command_has_help_with_an_example() -> Result<()> {
+    let bench = Bench::new()?;
+    for command in ["new", "build", "inspect", "test", "bench"] {
+        let help = bench.succeeds(&[command, "--help"])?;
+        assert!(
+            help.contains(&format!("presence plugin {command}")),
+            "{help}"
+        );
+        assert!(help.contains("Example:"), "{help}");
+    }
+    assert!(bench.succeeds(&["--help"])?.contains("Example:"));
+    Ok(())
+}
