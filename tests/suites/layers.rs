@@ -14,7 +14,7 @@ const PLACES: [(&str, &[&str]); 9] = [
     ("tokio", &["server/src/"]),
     ("wasmtime", &["sandbox/src/"]),
     // Types that cross into components, and the reading of their files.
-    ("ComponentType", &["sandbox/src/api.rs"]),
+    ("ComponentType", &["sandbox/src/api/"]),
     ("wasmparser", &["sandbox/src/manifest.rs", "component/src/"]),
     // What only the tools around plugins need.
     ("wit_component", &["component/src/"]),

@@ -140,12 +140,12 @@ async fn every_question_is_asked_and_its_answer_used() -> Result<()> {
     let expected = [
         ".blocked-by.=YW5uQGV4YW1wbGUuY29t",
         ".co-members.=YW5uQGV4YW1wbGUuY29t",
-        ".contacts-of.=YW5uQGV4YW1wbGUuY29t",
         ".contacts.=YW5uQGV4YW1wbGUuY29t",
         ".everyone",
         ".groups.=YW5uQGV4YW1wbGUuY29t",
         ".members.=dGVhbSBi",
         ".settings.=YW5uQGV4YW1wbGUuY29t",
+        ".with-contact.=YW5uQGV4YW1wbGUuY29t",
         ".with-setting.theme",
     ];
     let answers = |subject: &str| match subject {

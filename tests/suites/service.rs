@@ -156,7 +156,7 @@ impl State {
             "contacts" => listed("contacts", id),
             "members" => listed("groups", id),
             "blocked-by" => listed("blocks", id),
-            "contacts-of" => json!(self.keys_of("contacts", |list| has(list, id))),
+            "with-contact" => json!(self.keys_of("contacts", |list| has(list, id))),
             "groups" => json!(self.keys_of("groups", |list| has(list, id))),
             "co-members" => {
                 let groups = self.keys_of("groups", |list| has(list, id));

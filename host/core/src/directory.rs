@@ -26,7 +26,7 @@ pub enum Question {
     /// A user's contacts.
     Contacts(Id),
     /// Who has the user among their contacts.
-    ContactsOf(Id),
+    WithContact(Id),
     /// The members of a group.
     Members(Arc<str>),
     /// Who shares a group with the user.
@@ -48,7 +48,7 @@ impl Question {
     pub fn user(&self) -> Option<Id> {
         match self {
             Self::Contacts(user)
-            | Self::ContactsOf(user)
+            | Self::WithContact(user)
             | Self::CoMembers(user)
             | Self::BlockedBy(user)
             | Self::Groups(user)
@@ -125,7 +125,7 @@ impl Directory {
         }
         let set = match question {
             Question::Contacts(user) => self.user(*user).and_then(|user| user.contacts.clone()),
-            Question::ContactsOf(user) => {
+            Question::WithContact(user) => {
                 self.user(*user).and_then(|user| user.contacts_of.clone())
             }
             Question::BlockedBy(user) => self.user(*user).and_then(|user| user.blocked.clone()),

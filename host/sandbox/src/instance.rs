@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use presence_core::rules::{Context, Failure};
 use serde_json::Value;
-use wasmtime::component::{ComponentNamedList, Instance as Handle, Lift, Lower, TypedFunc};
 use wasmtime::{Store, Trap};
 
+use crate::api::{Api, Export, Find};
 use crate::call::{Call, Seen};
 use crate::engine::TICK_MS;
 use crate::error::one_line;
@@ -20,33 +20,29 @@ use crate::{Limits, LoadError, Plugin};
 /// The fuel of so many calls is for handing over a state, or for taking it over.
 const HAND_OVER_CALLS: u64 = 10;
 
-/// An instance, called with `P` and answering with `R`.
-pub(crate) struct Instance<P, R> {
+/// An instance, called with `A` and answering with `R`.
+pub(crate) struct Instance<A, R> {
     pub(crate) plugin: Arc<Plugin>,
-    export: &'static str,
+    export: Find<A, R>,
     config: String,
     limits: Limits,
     /// None once it has failed.
-    live: Option<Live<P, R>>,
+    live: Option<Live<A, R>>,
 }
 
 /// What there is of an instance while it hasn't failed.
-struct Live<P, R> {
+struct Live<A, R> {
     store: Store<Call>,
-    function: TypedFunc<P, R>,
+    function: Export<A, R>,
     /// For a stateful enricher.
-    stateful: Option<Box<Stateful>>,
+    stateful: Option<Stateful>,
 }
 
-impl<P, R> Instance<P, R>
-where
-    P: ComponentNamedList + Lower,
-    R: ComponentNamedList + Lift + 'static,
-{
+impl<A, R> Instance<A, R> {
     /// An instance that has taken its configuration.
     pub(crate) fn new(
         plugin: &Arc<Plugin>,
-        export: &'static str,
+        export: fn(&Api) -> Find<A, R>,
         config: &Value,
         limits: Limits,
     ) -> Result<Self, LoadError> {
@@ -54,7 +50,7 @@ where
         let config = config.to_string();
         let mut instance = Self {
             plugin: Arc::clone(plugin),
-            export,
+            export: export(plugin.api),
             config,
             limits,
             live: None,
@@ -69,7 +65,7 @@ where
         &mut self,
         context: Context<'_>,
         seen: &mut Seen,
-        with: impl FnOnce(&mut Call) -> wasmtime::Result<P>,
+        with: impl FnOnce(&mut Call) -> wasmtime::Result<A>,
         read: impl FnOnce(&mut Call, R) -> wasmtime::Result<T>,
     ) -> Result<T, Failure> {
         let failure = |plugin: &Plugin, error: String| Failure {
@@ -85,8 +81,8 @@ where
         let store = &mut live.store;
         store.data_mut().begin(context, seen);
         let outcome = refill(store, self.limits).and_then(|()| {
-            let params = with(store.data_mut())?;
-            let result = live.function.call(&mut *store, params)?;
+            let args = with(store.data_mut())?;
+            let result = (live.function)(store, args)?;
             read(store.data_mut(), result)
         });
         store.data_mut().end(seen);
@@ -160,7 +156,7 @@ where
         outcome.map_err(|error| describe(&error, store.data(), limits))
     }
 
-    fn begin(&self) -> Result<Live<P, R>, LoadError> {
+    fn begin(&self) -> Result<Live<A, R>, LoadError> {
         let plugin = || self.plugin.name.to_string();
         let refuses = |what| LoadError::Configure {
             plugin: plugin(),
@@ -169,7 +165,7 @@ where
         let lacks = |what: &str, error: wasmtime::Error| LoadError::Link {
             plugin: plugin(),
             what: format!(
-                "it doesn't export {what} as its role does: {}",
+                "it doesn't export `{what}` as its role does: {}",
                 one_line(error)
             ),
         };
@@ -182,19 +178,18 @@ where
         let handle = refill(&mut store, self.limits)
             .and_then(|()| self.plugin.linked.instantiate(&mut store))
             .map_err(|error| wrong(&store, error))?;
-        let function = export(&handle, &mut store, self.export)
-            .map_err(|error| lacks(&format!("`{}`", self.export), error))?;
-        let stateful = match self.plugin.manifest.role {
-            Role::Enricher => Stateful::of(&handle, &mut store)
-                .map_err(|error| lacks("`save` and `restore`", error))?,
+        let role = self.plugin.manifest.role;
+        let function =
+            (self.export)(&handle, &mut store).map_err(|error| lacks(role.export(), error))?;
+        let stateful = match role {
+            Role::Enricher => (self.plugin.api.stateful)(&handle, &mut store)
+                .map_err(|error| lacks("save` and `restore", error))?,
             Role::Filter | Role::Redactor => None,
         };
-        let configure: TypedFunc<(&str,), (Result<(), String>,)> =
-            export(&handle, &mut store, "configure")
-                .map_err(|error| lacks("`configure`", error))?;
-        let (taken,) = configure
-            .call(&mut store, (&self.config,))
-            .map_err(|error| wrong(&store, error))?;
+        let configure = (self.plugin.api.configure)(&handle, &mut store)
+            .map_err(|error| lacks("configure", error))?;
+        let taken =
+            configure(&mut store, self.config.clone()).map_err(|error| wrong(&store, error))?;
         taken.map_err(refuses)?;
         store.data_mut().memory.rest();
         store.data_mut().end(&mut Seen::default());
@@ -204,18 +199,6 @@ where
             stateful,
         })
     }
-}
-
-fn export<P, R>(
-    handle: &Handle,
-    store: &mut Store<Call>,
-    name: &str,
-) -> wasmtime::Result<TypedFunc<P, R>>
-where
-    P: ComponentNamedList + Lower,
-    R: ComponentNamedList + Lift + 'static,
-{
-    handle.get_typed_func(store, name)
 }
 
 fn refill(store: &mut Store<Call>, limits: Limits) -> wasmtime::Result<()> {

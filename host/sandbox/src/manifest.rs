@@ -4,13 +4,14 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use crate::LoadError;
+use crate::api::{self, Api};
 use crate::error::one_line;
 
 /// The section that holds the manifest.
 pub const SECTION: &str = "presence:manifest";
 
-/// The version of the component API that this host speaks.
-pub const API: &str = "0.1.0";
+/// The newest version of the component API that this host speaks.
+pub const API: &str = api::NEWEST;
 
 /// What a plugin says of itself.
 #[derive(Clone, Debug, Deserialize)]
@@ -74,6 +75,15 @@ impl Role {
         }
     }
 
+    /// The function that a plugin of this role exports.
+    pub(crate) fn export(self) -> &'static str {
+        match self {
+            Self::Enricher => "enrich",
+            Self::Filter => "filter",
+            Self::Redactor => "redact",
+        }
+    }
+
     /// What holds where neither the manifest nor the operator says. An older
     /// rule may show what the newer one hid; older metadata hurts nobody.
     pub fn on_failure(self) -> OnFailure {
@@ -132,6 +142,12 @@ pub struct Case {
     pub expect: Value,
 }
 
+/// What a manifest of any version says.
+#[derive(Deserialize)]
+struct Versioned {
+    api: String,
+}
+
 fn empty() -> Value {
     Value::Object(Map::new())
 }
@@ -167,14 +183,12 @@ impl Manifest {
                 wasmparser::Payload::CustomSection(section)
                     if depth == 0 && section.name() == SECTION =>
                 {
-                    let manifest: Self = serde_json::from_slice(section.data())
-                        .map_err(|error| not(format!("its manifest can't be read: {error}")))?;
-                    if manifest.api != API {
-                        return Err(not(format!(
-                            "it was built for presence:plugin {}, and this host speaks {API}: rebuild it, or update the host",
-                            manifest.api
-                        )));
+                    let unread = |error| not(format!("its manifest can't be read: {error}"));
+                    // Of a version that isn't known, the rest may be said otherwise.
+                    if let Ok(Versioned { api }) = serde_json::from_slice(section.data()) {
+                        Api::of(&api).map_err(not)?;
                     }
+                    let manifest = serde_json::from_slice(section.data()).map_err(unread)?;
                     return Ok(manifest);
                 }
                 _ => {}

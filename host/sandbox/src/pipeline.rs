@@ -8,17 +8,16 @@ use presence_core::names::Id;
 use presence_core::rules::{
     Context, Decision, Enriched, Explanation, Failure, MetadataChange, Rendition, Rules,
 };
-use wasmtime::format_err;
 
-use crate::api::{ChangeResult, EventArg, Kind, RenditionResult, Value};
+use crate::api::{EventArg, Kind, RenditionResult};
 use crate::call::Seen;
 use crate::manifest::{Effect, Role};
 use crate::slot::Slot;
 use crate::{Limits, LoadError, Stage};
 
-pub(crate) type Enricher = Slot<(EventArg,), (Vec<ChangeResult>,)>;
-pub(crate) type Filter = Slot<(EventArg, u32), (u32,)>;
-pub(crate) type Redactor = Slot<(EventArg, u32), (Vec<RenditionResult>,)>;
+pub(crate) type Enricher = Slot<EventArg, Vec<MetadataChange>>;
+pub(crate) type Filter = Slot<(EventArg, u32), u32>;
+pub(crate) type Redactor = Slot<(EventArg, u32), Vec<RenditionResult>>;
 
 /// A worker's instances.
 pub struct Pipeline {
@@ -44,11 +43,16 @@ impl Pipeline {
         for stage in stages {
             match stage.plugin.manifest.role {
                 Role::Enricher => {
-                    let enricher = Slot::new(stage, "enrich", limits)?;
+                    let enricher = Slot::new(stage, |api| api.enrich, limits)?;
                     pipeline.enrichers.push(enricher);
                 }
-                Role::Filter => pipeline.filters.push(Slot::new(stage, "filter", limits)?),
-                Role::Redactor => pipeline.redactor = Some(Slot::new(stage, "redact", limits)?),
+                Role::Filter => {
+                    let filter = Slot::new(stage, |api| api.filter, limits)?;
+                    pipeline.filters.push(filter);
+                }
+                Role::Redactor => {
+                    pipeline.redactor = Some(Slot::new(stage, |api| api.redact, limits)?);
+                }
             }
         }
         Ok(pipeline)
@@ -90,7 +94,7 @@ impl Pipeline {
                 seen,
                 &mut self.replaced,
                 |call| Ok((event.clone(), call.put(before.clone())?)),
-                |call, (token,)| Ok(call.audience(token)?.clone()),
+                |call, token| Ok(call.audience(token)?.clone()),
             );
             let after = after.map(|after| match filter.in_force().plugin.manifest.effect {
                 Effect::Widen => after,
@@ -126,7 +130,7 @@ impl Pipeline {
             seen,
             &mut self.replaced,
             |call| Ok((argument(context.event), call.put(audience.clone())?)),
-            |call, (renditions,)| {
+            |call, renditions| {
                 renditions
                     .into_iter()
                     .map(|rendition| {
@@ -179,13 +183,8 @@ impl Rules for Pipeline {
                 &mut seen,
                 // Metadata as it is broadcast is no verdict that is reused.
                 &mut false,
-                |_| Ok((argument(context.event),)),
-                |_, (changes,)| {
-                    changes
-                        .into_iter()
-                        .map(change)
-                        .collect::<wasmtime::Result<Vec<_>>>()
-                },
+                |_| Ok(argument(context.event)),
+                |_, changes| Ok(changes),
             );
             // What it makes of answers that it hasn't got is thrown away.
             if seen.is_speculative() {
@@ -233,14 +232,6 @@ fn decision(renditions: Result<Vec<Rendition>, Failure>, seen: &mut Seen) -> Dec
         Ok(renditions) => Decision::Decided(renditions, std::mem::take(&mut seen.reads)),
         Err(failure) => Decision::Failed(failure),
     }
-}
-
-/// An enricher's change, with its value as JSON text.
-fn change(change: ChangeResult) -> wasmtime::Result<MetadataChange> {
-    let value = change.value.map(Value::into_json).transpose();
-    let value =
-        value.map_err(|error| format_err!("set `{}` to what is not JSON: {error}", change.key))?;
-    Ok((change.key, value))
 }
 
 fn argument(event: &Event) -> EventArg {

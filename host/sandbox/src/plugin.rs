@@ -5,10 +5,11 @@ use std::sync::Arc;
 use sha2::{Digest, Sha256};
 use wasmtime::component::{Component, InstancePre, Linker};
 
+use crate::api::Api;
 use crate::call::Call;
 use crate::error::one_line;
 use crate::manifest::Manifest;
-use crate::{Engine, LoadError, api, wasi};
+use crate::{Engine, LoadError, wasi};
 
 /// A compiled plugin, linked to the host's interfaces and nothing else.
 pub struct Plugin {
@@ -18,6 +19,8 @@ pub struct Plugin {
     pub manifest: Manifest,
     /// The SHA-256 of its file, in hexadecimal.
     pub sha256: Arc<str>,
+    /// What it was built against.
+    pub(crate) api: &'static Api,
     pub(crate) linked: InstancePre<Call>,
 }
 
@@ -29,6 +32,21 @@ impl Plugin {
     /// interface that plugins aren't given.
     pub fn load(engine: &Engine, name: &str, bytes: &[u8]) -> Result<Self, LoadError> {
         let manifest = Manifest::read(name, bytes)?;
+        let api = Api::of(&manifest.api).map_err(|what| LoadError::NotAPlugin {
+            plugin: name.into(),
+            what,
+        })?;
+        Self::link(engine, name, bytes, manifest, api)
+    }
+
+    /// Compiles it, and gives it what a version of the API offers.
+    pub(crate) fn link(
+        engine: &Engine,
+        name: &str,
+        bytes: &[u8],
+        manifest: Manifest,
+        api: &'static Api,
+    ) -> Result<Self, LoadError> {
         let not = |error| LoadError::NotAPlugin {
             plugin: name.into(),
             what: one_line(error),
@@ -39,19 +57,20 @@ impl Plugin {
         let imports = imports.imports(&engine.wasmtime);
         let foreign = imports.map(|(name, _)| name.to_owned());
         let takes_wasi = manifest.asks_for(wasi::CAPABILITY);
-        let is_offered = |name: &str| api::offers(name) || takes_wasi && wasi::offers(name);
+        let is_offered = |name: &str| api.offers(name) || takes_wasi && wasi::offers(name);
         let foreign: Vec<_> = foreign.filter(|name| !is_offered(name)).collect();
         if !foreign.is_empty() {
             return Err(LoadError::Link {
                 plugin: name.into(),
                 what: format!(
-                    "it imports {}, and plugins are given nothing but presence:plugin",
-                    foreign.join(", ")
+                    "it imports {}, and plugins are given nothing but presence:plugin {}",
+                    foreign.join(", "),
+                    api.version
                 ),
             });
         }
         let mut linker = Linker::new(&engine.wasmtime);
-        let linked = api::link(&mut linker)
+        let linked = (api.link)(&mut linker)
             .and_then(|()| wasi::deny(&mut linker, &component))
             .and_then(|()| linker.instantiate_pre(&component));
         let linked = linked.map_err(|error| LoadError::Link {
@@ -62,6 +81,7 @@ impl Plugin {
             name: name.into(),
             manifest,
             sha256: sha256(bytes),
+            api,
             linked,
         })
     }

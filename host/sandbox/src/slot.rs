@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use presence_core::rules::{Context, Failure};
-use wasmtime::component::{ComponentNamedList, Lift, Lower};
 
+use crate::api::{Api, Find};
 use crate::breaker::{Breaker, Tripped};
 use crate::call::{Call, Seen};
 use crate::instance::Instance;
@@ -26,18 +26,19 @@ impl Health {
     }
 }
 
-/// A stage's instance, called with `P` and answering with `R`.
-pub(crate) struct Slot<P, R> {
+/// A stage's instance, called with `A` and answering with `R`.
+pub(crate) struct Slot<A, R> {
     pub(crate) stage: Arc<Stage>,
-    instance: Instance<P, R>,
+    instance: Instance<A, R>,
     breaker: Breaker,
     /// The last good generation, once it has taken over for good.
-    stand_in: Option<Box<Slot<P, R>>>,
-    export: &'static str,
+    stand_in: Option<Box<Slot<A, R>>>,
+    /// Its role's export, in a version of the API.
+    export: fn(&Api) -> Find<A, R>,
     limits: Limits,
 }
 
-impl<P, R> Slot<P, R> {
+impl<A, R> Slot<A, R> {
     /// The stage that is in force: this one, or the one that took over from it.
     pub(crate) fn in_force(&self) -> &Stage {
         match &self.stand_in {
@@ -62,14 +63,10 @@ impl<P, R> Slot<P, R> {
     }
 }
 
-impl<P, R> Slot<P, R>
-where
-    P: ComponentNamedList + Lower,
-    R: ComponentNamedList + Lift + 'static,
-{
+impl<A, R> Slot<A, R> {
     pub(crate) fn new(
         stage: &Arc<Stage>,
-        export: &'static str,
+        export: fn(&Api) -> Find<A, R>,
         limits: Limits,
     ) -> Result<Self, LoadError> {
         Ok(Self {
@@ -94,7 +91,7 @@ where
         context: Context<'_>,
         seen: &mut Seen,
         replaced: &mut bool,
-        with: impl FnOnce(&mut Call) -> wasmtime::Result<P>,
+        with: impl FnOnce(&mut Call) -> wasmtime::Result<A>,
         read: impl FnOnce(&mut Call, R) -> wasmtime::Result<T>,
     ) -> Result<T, Failure> {
         if let Some(stand_in) = &mut self.stand_in {
@@ -181,7 +178,7 @@ where
     }
 }
 
-impl<P, R> Drop for Slot<P, R> {
+impl<A, R> Drop for Slot<A, R> {
     fn drop(&mut self) {
         if self.breaker.is_open() {
             self.stage

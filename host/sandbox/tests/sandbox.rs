@@ -20,6 +20,8 @@ mod enrichers;
 mod explain;
 #[path = "sandbox/files.rs"]
 mod files;
+#[path = "sandbox/frozen.rs"]
+mod frozen;
 #[path = "sandbox/last_good.rs"]
 mod last_good;
 #[path = "sandbox/limits.rs"]

@@ -42,7 +42,7 @@ impl Answer {
         match (self, question) {
             (
                 Self::Users(mut users),
-                Question::Contacts(user) | Question::ContactsOf(user) | Question::CoMembers(user),
+                Question::Contacts(user) | Question::WithContact(user) | Question::CoMembers(user),
             ) if users.contains(user.0) => {
                 Arc::make_mut(&mut users).remove(user.0);
                 Self::Users(users)

@@ -206,7 +206,7 @@ impl Edit {
             if set.is_empty() {
                 entry.contacts_of = None;
             }
-            self.changed.insert(Question::ContactsOf(contact));
+            self.changed.insert(Question::WithContact(contact));
         }
         self.recount();
         (self.directory, Changes(self.changed))
@@ -265,7 +265,7 @@ mod tests {
     fn questions_are_answered_both_ways() {
         let directory = sample();
         assert_eq!(ask(&directory, Question::Contacts(Id(1))), [2, 3]);
-        assert_eq!(ask(&directory, Question::ContactsOf(Id(3))), [1]);
+        assert_eq!(ask(&directory, Question::WithContact(Id(3))), [1]);
         assert_eq!(ask(&directory, Question::Members("team".into())), [1, 4]);
         assert_eq!(ask(&directory, Question::CoMembers(Id(1))), [4, 5]);
         assert_eq!(ask(&directory, Question::BlockedBy(Id(1))), [3, 9]);
@@ -289,8 +289,8 @@ mod tests {
         let (after, changes) = edit.finish();
         let expected = [
             Question::Contacts(Id(1)),
-            Question::ContactsOf(Id(3)),
-            Question::ContactsOf(Id(6)),
+            Question::WithContact(Id(3)),
+            Question::WithContact(Id(6)),
             Question::Members("all".into()),
             Question::CoMembers(Id(1)),
             Question::CoMembers(Id(5)),
@@ -391,7 +391,7 @@ mod tests {
         assert!(directory.setting(Id(1), "theme").is_err());
         assert!(directory.groups(Id(1)).is_err());
         for other in [
-            Question::ContactsOf(Id(2)),
+            Question::WithContact(Id(2)),
             Question::Everyone,
             with("theme", "1"),
         ] {

@@ -24,6 +24,16 @@ fn a_component_for_another_version_of_the_api() {
 }
 
 #[test]
+fn a_component_for_another_version_whose_manifest_says_something_unknown() {
+    let manifest = r#"{"api": "0.2.0", "colour": "blue"}"#;
+    let text = refusal(&with_manifest(&bytes("contacts"), manifest));
+    assert!(
+        text.contains("update the host, or build it against 0.1.0"),
+        "{text}"
+    );
+}
+
+#[test]
 fn a_manifest_that_says_something_unknown() {
     let text = refusal(&with("colour", json!("blue")));
     assert!(

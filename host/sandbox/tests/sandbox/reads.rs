@@ -21,7 +21,7 @@ fn each_question_to_the_directory_is_recorded() {
     let ben = world().id("ben");
     for (step, question) in [
         (json!("contacts"), Question::Contacts(ada)),
-        (json!("with_contact"), Question::ContactsOf(ada)),
+        (json!("with_contact"), Question::WithContact(ada)),
         (json!({"contacts_of_user": "ben"}), Question::Contacts(ben)),
         (json!({"members": "team"}), Question::Members("team".into())),
         (json!("co_members"), Question::CoMembers(ada)),

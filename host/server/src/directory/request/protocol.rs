@@ -99,7 +99,7 @@ fn body(question: &Question, names: &Names) -> Option<Body<'static>> {
 fn word(question: &Question) -> &'static str {
     match question {
         Question::Contacts(_) => "contacts",
-        Question::ContactsOf(_) => "contacts-of",
+        Question::WithContact(_) => "with-contact",
         Question::Members(_) => "members",
         Question::CoMembers(_) => "co-members",
         Question::BlockedBy(_) => "blocked-by",
@@ -175,7 +175,7 @@ pub(super) fn invalidated(payload: &[u8], names: &Names) -> anyhow::Result<Optio
     let of_user = |question: fn(Id) -> Question| Ok(question(names.intern(about()?)));
     let question: anyhow::Result<Question> = match body.question {
         "contacts" => of_user(Question::Contacts),
-        "contacts-of" => of_user(Question::ContactsOf),
+        "with-contact" => of_user(Question::WithContact),
         "members" => Ok(Question::Members(about()?.into())),
         "co-members" => of_user(Question::CoMembers),
         "blocked-by" => of_user(Question::BlockedBy),
@@ -214,9 +214,9 @@ mod tests {
                 r#"{"question":"contacts","id":"12345"}"#,
             ),
             (
-                Question::ContactsOf(ann),
-                "d.contacts-of.=YW5uQGV4YW1wbGUuY29t",
-                r#"{"question":"contacts-of","id":"ann@example.com"}"#,
+                Question::WithContact(ann),
+                "d.with-contact.=YW5uQGV4YW1wbGUuY29t",
+                r#"{"question":"with-contact","id":"ann@example.com"}"#,
             ),
             (
                 Question::Members("team a".into()),

@@ -1,5 +1,5 @@
-//! `presence:plugin` 0.1.0, as the host speaks it: the interfaces it offers and
-//! the types that cross.
+//! `presence:plugin` 0.1.0: the interfaces that the host offers, the types that
+//! cross, and the exports of components that were built against it.
 
 // wasmtime's derives write `unsafe impl`s; nothing here does.
 #![allow(unsafe_code)]
@@ -10,12 +10,17 @@ use presence_core::audience::Audience;
 use presence_core::directory::{Question, Setting};
 use presence_core::event::{Change, Reason};
 use presence_core::names::Id;
-use wasmtime::component::{ComponentType, Lift, Linker, Lower, WasmStr};
-use wasmtime::{Result, StoreContextMut, Trap, format_err};
+use presence_core::rules::MetadataChange;
+use wasmtime::component::{
+    ComponentNamedList, ComponentType, Instance, Lift, Linker, Lower, TypedFunc, WasmStr,
+};
+use wasmtime::{Result, Store, StoreContextMut, Trap, format_err};
 
+use super::{Api, Export};
 use crate::call::{self, Call};
+use crate::state::Stateful;
 
-type Store<'a> = StoreContextMut<'a, Call>;
+type Calling<'a> = StoreContextMut<'a, Call>;
 
 #[derive(Clone, Copy, ComponentType, Lift, Lower)]
 #[component(enum)]
@@ -63,7 +68,7 @@ pub(crate) struct EventArg {
 
 #[derive(Clone, ComponentType, Lift, Lower)]
 #[component(variant)]
-pub(crate) enum Value {
+enum Value {
     #[component(name = "text")]
     Text(String),
     #[component(name = "json")]
@@ -81,9 +86,9 @@ pub(crate) struct RenditionResult {
 
 #[derive(Clone, ComponentType, Lift)]
 #[component(record)]
-pub(crate) struct ChangeResult {
-    pub(crate) key: String,
-    pub(crate) value: Option<Value>,
+struct ChangeResult {
+    key: String,
+    value: Option<Value>,
 }
 
 /// What a stateful enricher knows.
@@ -104,7 +109,7 @@ impl Value {
     }
 
     /// The value as JSON text, if it is some.
-    pub(crate) fn into_json(self) -> Result<String, serde_json::Error> {
+    fn into_json(self) -> Result<String, serde_json::Error> {
         match self {
             Self::Text(text) => serde_json::to_string(&text),
             Self::Json(json) => {
@@ -115,13 +120,71 @@ impl Value {
     }
 }
 
-/// Whether an import is one of a package that the host offers.
-pub(crate) fn offers(import: &str) -> bool {
-    import.starts_with("presence:plugin/")
+pub(super) const API: Api = Api {
+    version: "0.1.0",
+    link,
+    configure: |instance, store| {
+        let params = |json: String| (json,);
+        export(instance, store, "configure", params, |(taken,)| Ok(taken))
+    },
+    enrich: |instance, store| {
+        let params = |event: EventArg| (event,);
+        export(instance, store, "enrich", params, |(changes,)| {
+            let changes: Vec<ChangeResult> = changes;
+            changes.into_iter().map(change).collect()
+        })
+    },
+    filter: |instance, store| {
+        let params = |params: (EventArg, u32)| params;
+        export(instance, store, "filter", params, |(audience,)| {
+            Ok(audience)
+        })
+    },
+    redact: |instance, store| {
+        let params = |params: (EventArg, u32)| params;
+        export(instance, store, "redact", params, |(parts,)| Ok(parts))
+    },
+    stateful: |instance, store| {
+        let mut has = |name| instance.get_func(&mut *store, name).is_some();
+        if !has("save") && !has("restore") {
+            return Ok(None);
+        }
+        let params = |state: State| (state,);
+        Ok(Some(Stateful {
+            save: export(instance, store, "save", |()| (), |(state,)| Ok(state))?,
+            restore: export(instance, store, "restore", params, |(taken,)| Ok(taken))?,
+        }))
+    },
+};
+
+/// An export under its name in WIT.
+fn export<A: 'static, P, Q, R: 'static>(
+    instance: &Instance,
+    store: &mut Store<Call>,
+    name: &str,
+    params: fn(A) -> P,
+    results: fn(Q) -> Result<R>,
+) -> Result<Export<A, R>>
+where
+    P: ComponentNamedList + Lower + 'static,
+    Q: ComponentNamedList + Lift + 'static,
+{
+    let function: TypedFunc<P, Q> = instance.get_typed_func(&mut *store, name)?;
+    Ok(Box::new(move |store, args| {
+        results(function.call(store, params(args))?)
+    }))
+}
+
+/// An enricher's change, with its value as JSON text.
+fn change(change: ChangeResult) -> Result<MetadataChange> {
+    let value = change.value.map(Value::into_json).transpose();
+    let value =
+        value.map_err(|error| format_err!("set `{}` to what is not JSON: {error}", change.key))?;
+    Ok((change.key, value))
 }
 
 /// Offers all four interfaces.
-pub(crate) fn link(linker: &mut Linker<Call>) -> Result<()> {
+fn link(linker: &mut Linker<Call>) -> Result<()> {
     events(linker)?;
     audiences(linker)?;
     directory(linker)?;
@@ -130,18 +193,18 @@ pub(crate) fn link(linker: &mut Linker<Call>) -> Result<()> {
 
 fn events(linker: &mut Linker<Call>) -> Result<()> {
     let mut events = linker.instance("presence:plugin/events@0.1.0")?;
-    events.func_wrap("timestamp", |mut store: Store<'_>, (): ()| {
+    events.func_wrap("timestamp", |mut store: Calling<'_>, (): ()| {
         store.data_mut().seen.reads.timestamp = true;
         Ok((store.data().about()?.event.timestamp,))
     })?;
     // Verdicts are on users who are online, and of them these are always none.
-    events.func_wrap("last-seen", |store: Store<'_>, (): ()| {
+    events.func_wrap("last-seen", |store: Calling<'_>, (): ()| {
         Ok((match store.data().about()?.event.change {
             Change::Online | Change::Updated => None,
             Change::Offline { last_seen, .. } => Some(last_seen),
         },))
     })?;
-    events.func_wrap("reason", |store: Store<'_>, (): ()| {
+    events.func_wrap("reason", |store: Calling<'_>, (): ()| {
         Ok((match store.data().about()?.event.change {
             Change::Online | Change::Updated => None,
             Change::Offline {
@@ -158,14 +221,14 @@ fn events(linker: &mut Linker<Call>) -> Result<()> {
             } => Some(Why::Logout),
         },))
     })?;
-    events.func_wrap("get", |mut store: Store<'_>, (key,): (WasmStr,)| {
+    events.func_wrap("get", |mut store: Calling<'_>, (key,): (WasmStr,)| {
         let key: Box<str> = key.to_str(&store)?.into();
         let metadata = &store.data().about()?.event.metadata;
         let value = metadata.get(&key).map(Value::of);
         store.data_mut().seen.reads.keys.insert(key);
         Ok((value,))
     })?;
-    events.func_wrap("entries", |mut store: Store<'_>, (): ()| {
+    events.func_wrap("entries", |mut store: Calling<'_>, (): ()| {
         store.data_mut().seen.reads.all_metadata = true;
         let metadata = &store.data().about()?.event.metadata;
         let entries = metadata
@@ -178,10 +241,10 @@ fn events(linker: &mut Linker<Call>) -> Result<()> {
 
 fn audiences(linker: &mut Linker<Call>) -> Result<()> {
     let mut audiences = linker.instance("presence:plugin/audiences@0.1.0")?;
-    audiences.func_wrap("nobody", |mut store: Store<'_>, (): ()| {
+    audiences.func_wrap("nobody", |mut store: Calling<'_>, (): ()| {
         Ok((store.data_mut().put(Audience::nobody())?,))
     })?;
-    audiences.func_wrap("of", |mut store: Store<'_>, (users,): (Vec<WasmStr>,)| {
+    audiences.func_wrap("of", |mut store: Calling<'_>, (users,): (Vec<WasmStr>,)| {
         charge(&mut store, 64 * users.len() as u64)?;
         let users = users.iter().map(|name| user(&store, name));
         let users = users.collect::<Result<Audience>>()?;
@@ -195,22 +258,25 @@ fn audiences(linker: &mut Linker<Call>) -> Result<()> {
         ("intersection", Audience::intersection),
         ("difference", Audience::difference),
     ] {
-        audiences.func_wrap(name, move |mut store: Store<'_>, (a, b): (u32, u32)| {
+        audiences.func_wrap(name, move |mut store: Calling<'_>, (a, b): (u32, u32)| {
             let work = store.data().audience(a)?.work() + store.data().audience(b)?.work();
             charge(&mut store, work)?;
             let result = combine(store.data().audience(a)?, store.data().audience(b)?);
             Ok((store.data_mut().put(result)?,))
         })?;
     }
-    audiences.func_wrap("contains", |store: Store<'_>, (a, name): (u32, WasmStr)| {
-        let audience = store.data().audience(a)?;
-        let user = store.data().known_user(&name.to_str(&store)?)?;
-        Ok((user.is_some_and(|user| audience.contains(user)),))
-    })?;
-    audiences.func_wrap("len", |store: Store<'_>, (a,): (u32,)| {
+    audiences.func_wrap(
+        "contains",
+        |store: Calling<'_>, (a, name): (u32, WasmStr)| {
+            let audience = store.data().audience(a)?;
+            let user = store.data().known_user(&name.to_str(&store)?)?;
+            Ok((user.is_some_and(|user| audience.contains(user)),))
+        },
+    )?;
+    audiences.func_wrap("len", |store: Calling<'_>, (a,): (u32,)| {
         Ok((u32::try_from(store.data().audience(a)?.len()).unwrap_or(u32::MAX),))
     })?;
-    audiences.func_wrap("viewers", |mut store: Store<'_>, (a,): (u32,)| {
+    audiences.func_wrap("viewers", |mut store: Calling<'_>, (a,): (u32,)| {
         let work = 64 * store.data().audience(a)?.len();
         charge(&mut store, work)?;
         let names = store.data().about()?.names.read();
@@ -225,32 +291,35 @@ fn directory(linker: &mut Linker<Call>) -> Result<()> {
     let mut directory = linker.instance("presence:plugin/directory@0.1.0")?;
     for (name, question) in [
         ("contacts", Question::Contacts as fn(Id) -> Question),
-        ("with-contact", Question::ContactsOf),
+        ("with-contact", Question::WithContact),
         ("blocked-by", Question::BlockedBy),
     ] {
-        directory.func_wrap(name, move |mut store: Store<'_>, (name,): (WasmStr,)| {
+        directory.func_wrap(name, move |mut store: Calling<'_>, (name,): (WasmStr,)| {
             let user = user(&store, &name)?;
             Ok((store.data_mut().ask(question(user))?,))
         })?;
     }
     // Alone among the answers this one is a set that has to be made.
-    directory.func_wrap("co-members", |mut store: Store<'_>, (name,): (WasmStr,)| {
-        let user = user(&store, &name)?;
-        let members = store.data_mut().ask(Question::CoMembers(user))?;
-        let work = store.data().audience(members)?.work();
-        charge(&mut store, work)?;
-        Ok((members,))
-    })?;
-    directory.func_wrap("members", |mut store: Store<'_>, (group,): (WasmStr,)| {
+    directory.func_wrap(
+        "co-members",
+        |mut store: Calling<'_>, (name,): (WasmStr,)| {
+            let user = user(&store, &name)?;
+            let members = store.data_mut().ask(Question::CoMembers(user))?;
+            let work = store.data().audience(members)?.work();
+            charge(&mut store, work)?;
+            Ok((members,))
+        },
+    )?;
+    directory.func_wrap("members", |mut store: Calling<'_>, (group,): (WasmStr,)| {
         let group = group.to_str(&store)?.into();
         Ok((store.data_mut().ask(Question::Members(group))?,))
     })?;
-    directory.func_wrap("everyone", |mut store: Store<'_>, (): ()| {
+    directory.func_wrap("everyone", |mut store: Calling<'_>, (): ()| {
         Ok((store.data_mut().ask(Question::Everyone)?,))
     })?;
     directory.func_wrap(
         "with-setting",
-        |mut store: Store<'_>, (key, value): (WasmStr, WasmStr)| {
+        |mut store: Calling<'_>, (key, value): (WasmStr, WasmStr)| {
             let bytes = key.to_str(&store)?.len() + value.to_str(&store)?.len();
             charge(&mut store, 16 * bytes as u64)?;
             let setting = Setting::new(&key.to_str(&store)?, &value.to_str(&store)?);
@@ -260,7 +329,7 @@ fn directory(linker: &mut Linker<Call>) -> Result<()> {
             Ok((store.data_mut().ask(question)?,))
         },
     )?;
-    directory.func_wrap("groups", |mut store: Store<'_>, (name,): (WasmStr,)| {
+    directory.func_wrap("groups", |mut store: Calling<'_>, (name,): (WasmStr,)| {
         let user = user(&store, &name)?;
         let question = Question::Groups(user);
         let groups = store.data().about()?.directory.groups(user);
@@ -277,7 +346,7 @@ fn directory(linker: &mut Linker<Call>) -> Result<()> {
     })?;
     directory.func_wrap(
         "setting",
-        |mut store: Store<'_>, (name, key): (WasmStr, WasmStr)| {
+        |mut store: Calling<'_>, (name, key): (WasmStr, WasmStr)| {
             let user = user(&store, &name)?;
             let question = Question::Settings(user);
             let key = key.to_str(&store)?;
@@ -299,7 +368,7 @@ fn directory(linker: &mut Linker<Call>) -> Result<()> {
 
 fn host(linker: &mut Linker<Call>) -> Result<()> {
     let mut host = linker.instance("presence:plugin/host@0.1.0")?;
-    host.func_wrap("explain", |mut store: Store<'_>, (text,): (WasmStr,)| {
+    host.func_wrap("explain", |mut store: Calling<'_>, (text,): (WasmStr,)| {
         if store.data_mut().takes_line() {
             let text = text.to_str(&store)?;
             let (plugin, explanation) = (&*store.data().plugin, call::cut(&text));
@@ -311,18 +380,18 @@ fn host(linker: &mut Linker<Call>) -> Result<()> {
         }
         Ok(())
     })?;
-    host.func_wrap("now", |mut store: Store<'_>, (): ()| {
+    host.func_wrap("now", |mut store: Calling<'_>, (): ()| {
         store.data_mut().seen.reads.time = true;
         Ok((store.data().about()?.now,))
     })?;
-    host.func_wrap("reconsider-at", |mut store: Store<'_>, (at,): (u64,)| {
+    host.func_wrap("reconsider-at", |mut store: Calling<'_>, (at,): (u64,)| {
         let reads = &mut store.data_mut().seen.reads;
         reads.reconsider_at = Some(reads.reconsider_at.map_or(at, |before| before.min(at)));
         Ok(())
     })?;
     host.func_wrap(
         "log",
-        |mut store: Store<'_>, (level, text): (Level, WasmStr)| {
+        |mut store: Calling<'_>, (level, text): (Level, WasmStr)| {
             if store.data_mut().takes_line() {
                 let text = text.to_str(&store)?;
                 let (plugin, line) = (&*store.data().plugin, call::cut(&text));
@@ -340,12 +409,12 @@ fn host(linker: &mut Linker<Call>) -> Result<()> {
 }
 
 /// The number of the user whom a component names.
-fn user(store: &Store<'_>, name: &WasmStr) -> Result<Id> {
+fn user(store: &Calling<'_>, name: &WasmStr) -> Result<Id> {
     store.data().user(&name.to_str(store)?)
 }
 
 /// Charges set work as fuel.
-fn charge(store: &mut Store<'_>, work: u64) -> Result<()> {
+fn charge(store: &mut Calling<'_>, work: u64) -> Result<()> {
     match store.get_fuel()?.checked_sub(work) {
         Some(left) => store.set_fuel(left),
         None => Err(Trap::OutOfFuel.into()),
