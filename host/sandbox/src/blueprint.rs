@@ -9,6 +9,10 @@ use crate::manifest::{Effect, OnFailure, OwnLimits, Role};
 use crate::slot::Health;
 use crate::{LoadError, Pipeline, Plugin, Quarantine, self_test, wasi};
 
+/// How long a plugin may take for its configuration, and for each of its self-tests,
+/// while it is loaded.
+const LOADING_MS: u64 = 5_000;
+
 /// What every call is held to. A plugin may ask for less, never for more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
@@ -33,6 +37,15 @@ impl Limits {
                 .unwrap_or(self.memory_bytes_max)
                 .min(self.memory_bytes_max),
             deadline_ms: self.deadline_ms.map(ms),
+            ..self
+        }
+    }
+
+    /// The limits while a plugin is loaded: nobody waits then, and a machine that is
+    /// busy must not have it refused.
+    pub(crate) fn while_loading(self) -> Self {
+        Self {
+            deadline_ms: self.deadline_ms.map(|ms| ms.max(LOADING_MS)),
             ..self
         }
     }
@@ -175,7 +188,7 @@ impl Blueprint {
             problems.extend(Pipeline::new(std::slice::from_ref(&stage), limits).err());
             // What runs has passed them already.
             if !has_tested || running.is_none_or(|running| !running.is_of(&stage.plugin)) {
-                problems.extend(self_test::problems(&stage.plugin, limits));
+                problems.extend(self_test::problems(&stage.plugin, limits.while_loading()));
             }
             checked.push(stage);
         }

@@ -55,7 +55,7 @@ impl<A, R> Instance<A, R> {
             limits,
             live: None,
         };
-        instance.live = Some(instance.begin()?);
+        instance.live = Some(instance.begin(limits.while_loading())?);
         Ok(instance)
     }
 
@@ -75,7 +75,7 @@ impl<A, R> Instance<A, R> {
         let mut live = match self.live.take() {
             Some(live) => live,
             None => self
-                .begin()
+                .begin(self.limits)
                 .map_err(|error| failure(&self.plugin, error.to_string()))?,
         };
         let store = &mut live.store;
@@ -156,7 +156,7 @@ impl<A, R> Instance<A, R> {
         outcome.map_err(|error| describe(&error, store.data(), limits))
     }
 
-    fn begin(&self) -> Result<Live<A, R>, LoadError> {
+    fn begin(&self, limits: Limits) -> Result<Live<A, R>, LoadError> {
         let plugin = || self.plugin.name.to_string();
         let refuses = |what| LoadError::Configure {
             plugin: plugin(),
@@ -169,13 +169,12 @@ impl<A, R> Instance<A, R> {
                 one_line(error)
             ),
         };
-        let memory = Memory::new(self.limits.memory_bytes_max);
+        let memory = Memory::new(limits.memory_bytes_max);
         let call = Call::new(Arc::clone(&self.plugin.name), memory);
         let mut store = Store::new(self.plugin.linked.component().engine(), call);
         store.limiter(|call| &mut call.memory);
-        let wrong =
-            |store: &Store<Call>, error| refuses(describe(&error, store.data(), self.limits));
-        let handle = refill(&mut store, self.limits)
+        let wrong = |store: &Store<Call>, error| refuses(describe(&error, store.data(), limits));
+        let handle = refill(&mut store, limits)
             .and_then(|()| self.plugin.linked.instantiate(&mut store))
             .map_err(|error| wrong(&store, error))?;
         let role = self.plugin.manifest.role;

@@ -48,6 +48,28 @@ fn a_second_redactor_is_refused() {
 }
 
 #[test]
+fn a_self_test_may_take_longer_than_a_call() {
+    let body = "(local $left i32)
+        (local.set $left (i32.const 50000000))
+        (loop $again (br_if $again
+            (local.tee $left (i32.sub (local.get $left) (i32.const 1)))))
+        (local.get 3)";
+    let manifest = json!({
+        "name": "rule", "version": "1.0.0", "api": "0.1.0", "role": "filter",
+        "tests": [{"name": "slow", "audience": ["ben"], "expect": {"audience": ["ben"]}}],
+    });
+    let limits = Limits {
+        fuel: 1 << 50,
+        deadline_ms: Some(1),
+        ..LIMITS
+    };
+    let rule = made(&with_manifest(&filter("", body), &manifest.to_string()));
+    let mut rules = blueprint(limits, [rule], None).instantiate().unwrap();
+    let (_, error) = World::new(&json!({})).failure(&mut rules);
+    assert_eq!(error, "took longer than 1 ms");
+}
+
+#[test]
 fn an_enricher_may_stand_anywhere() {
     blueprint(LIMITS, [stage("redact"), stage("counter")], None);
 }
