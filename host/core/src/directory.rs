@@ -165,6 +165,11 @@ impl Directory {
             .map(|value| &**value))
     }
 
+    /// All the settings of a user of whom a source says some.
+    pub fn settings(&self, user: Id) -> Option<&Settings> {
+        self.user(user).and_then(|user| user.settings.as_deref())
+    }
+
     /// All the numbers that the directory holds.
     pub fn ids(&self) -> RoaringBitmap {
         let mut ids = RoaringBitmap::clone(&self.everyone);

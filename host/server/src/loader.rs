@@ -8,7 +8,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::Context as _;
-use presence_sandbox::{Blueprint, Engine, Plugin, Stage};
+use presence_sandbox::{Blueprint, Engine, Manifest, Plugin, Stage};
 
 use crate::config::{Config, Grant};
 
@@ -52,6 +52,8 @@ const BUILT_IN: [(&str, &[u8]); 8] = [
 pub(crate) struct Loader {
     engine: Engine,
     compiled: Mutex<HashMap<String, Compiled>>,
+    /// Plugins that win over the folder's and those built in.
+    preferred: HashMap<String, Arc<Plugin>>,
 }
 
 /// A plugin as it was last loaded.
@@ -67,7 +69,27 @@ impl Loader {
         Ok(Self {
             engine: Engine::new()?,
             compiled: Mutex::default(),
+            preferred: HashMap::new(),
         })
+    }
+
+    /// Loads a plugin's file under the name that its manifest gives it.
+    ///
+    /// # Errors
+    /// If it can't be read, or is no plugin.
+    pub(crate) fn plugin_file(&self, path: &Path) -> anyhow::Result<Arc<Plugin>> {
+        let bytes = std::fs::read(path);
+        let bytes = bytes.with_context(|| format!("can't read {}", path.display()))?;
+        let place = || format!("{} can't be used", path.display());
+        let file = path.file_stem().unwrap_or_default().to_string_lossy();
+        let name = Manifest::read(&file, &bytes).with_context(place)?.name;
+        let plugin = Plugin::load(&self.engine, &name, &bytes);
+        plugin.map(Arc::new).with_context(place)
+    }
+
+    /// Has a plugin win from now on over what else there is of its name.
+    pub(crate) fn prefer(&mut self, plugin: Arc<Plugin>) {
+        self.preferred.insert(plugin.name.to_string(), plugin);
     }
 
     /// Loads the pipeline that a configuration names. Without `clock`, calls
@@ -129,6 +151,9 @@ impl Loader {
     }
 
     fn plugin(&self, dir: &Path, name: &str) -> anyhow::Result<Arc<Plugin>> {
+        if let Some(plugin) = self.preferred.get(name) {
+            return Ok(Arc::clone(plugin));
+        }
         let path = dir.join(format!("{name}.wasm"));
         let mut compiled = self.compiled.lock().unwrap_or_else(PoisonError::into_inner);
         let known = compiled.get_mut(name);

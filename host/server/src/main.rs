@@ -11,6 +11,7 @@
 
 mod ask;
 mod broker;
+mod capture;
 mod check;
 mod cli;
 mod clock;
@@ -22,6 +23,7 @@ mod intake;
 mod loader;
 mod plugin;
 mod progress;
+mod record;
 mod reload;
 mod replay;
 mod run;
@@ -53,16 +55,16 @@ enum Command {
     /// Runs the processor against a NATS server, until SIGTERM or SIGINT.
     #[command(after_help = "Example:\n  presence run --config presence.toml")]
     Run(ConfigArg),
+    /// Records what comes in on a live system, as input for `presence replay`.
+    #[command(
+        after_help = "Example:\n  presence record capture.ndjson --for 10m --redact --directory directory.redacted.json\n\nIt ends when the first of its limits is reached, or on SIGINT or SIGTERM, with a complete file."
+    )]
+    Record(record::Args),
     /// Runs recorded input through the processor, in virtual time and without NATS.
     #[command(
-        after_help = "Example:\n  presence replay input.ndjson\n\nEach line is {\"at\": ms, \"subject\": …, \"data\": {…}}; each publication is printed as one."
+        after_help = "Examples:\n  presence replay input.ndjson\n  presence replay capture.ndjson --plugin quiet/quiet.wasm\n\nEach line is {\"at\": ms, \"subject\": …, \"data\": {…}}; each publication is printed as one.\nWith --plugin, what is printed is who would gain and lose sight of whom."
     )]
-    Replay {
-        /// The recorded input: a file of JSON lines.
-        file: PathBuf,
-        #[command(flatten)]
-        config: ConfigArg,
-    },
+    Replay(replay::Args),
     /// Asks a running processor what a viewer may see of users.
     #[command(
         after_help = "Example:\n  presence query 67890 12345 22222\n\nWithout users, the viewer's own contacts are asked after."
@@ -94,7 +96,8 @@ pub(crate) struct ConfigArg {
 fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Run(args) => run::run(args.config.as_deref()),
-        Command::Replay { file, config } => replay::run(&file, config.config.as_deref()),
+        Command::Record(args) => record::run(&args),
+        Command::Replay(args) => replay::run(&args),
         Command::Query(args) => cli::query::run(&args),
         Command::Explain(args) => cli::explain::run(&args),
         Command::Check(args) => check::run(args.config.as_deref()),

@@ -69,6 +69,14 @@ fn headline(answer: &Value, viewer: &str, user: &str) -> String {
 }
 
 fn push_stage(text: &mut String, number: usize, stage: &Value, viewer: &str) {
+    let _ = writeln!(text, "  {number}. {}", what_it_does(stage, viewer));
+    for reason in reasons(stage) {
+        let _ = writeln!(text, "       says: {reason}");
+    }
+}
+
+/// What a stage of an explanation does to the viewer.
+pub(crate) fn what_it_does(stage: &Value, viewer: &str) -> String {
     let says = match &*word(stage, "/turn") {
         "admitted" => format!("admits {viewer}"),
         "removed" => format!("removes {viewer}"),
@@ -83,17 +91,18 @@ fn push_stage(text: &mut String, number: usize, stage: &Value, viewer: &str) {
     } else {
         ""
     };
-    let _ = writeln!(
-        text,
-        "  {number}. {} {} ({}{stands_in}) {says}",
+    format!(
+        "{} {} ({}{stands_in}) {says}",
         word(stage, "/plugin"),
         word(stage, "/version"),
         word(stage, "/role"),
-    );
+    )
+}
+
+/// What a stage of an explanation gives as its reasons.
+pub(crate) fn reasons(stage: &Value) -> impl Iterator<Item = String> {
     let reasons = stage.pointer("/reasons").and_then(Value::as_array);
-    for reason in reasons.into_iter().flatten() {
-        let _ = writeln!(text, "       says: {}", plain(reason));
-    }
+    reasons.into_iter().flatten().map(plain)
 }
 
 fn outcome(answer: &Value, viewer: &str, user: &str) -> String {

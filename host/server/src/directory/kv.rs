@@ -75,15 +75,7 @@ async fn watch(
             made.context("there is no such bucket, and it can't be made")?
         }
     };
-    let is_empty = store.status().await?.info.state.messages == 0;
-    let mut watch = store.watch_with_history(">").await?;
-    let mut whole = Entries::new();
-    let mut current = is_empty;
-    while !current {
-        let entry = watch.next().await.context("the watch ended")??;
-        current = entry.seen_current;
-        insert(&mut whole, entry);
-    }
+    let (whole, mut watch) = begin(&store).await?;
     if updates.send(Update::Whole(whole)).await.is_err() {
         return Ok(());
     }
@@ -100,6 +92,32 @@ async fn watch(
         }
     }
     bail!("the watch ended")
+}
+
+/// What a bucket holds now.
+///
+/// # Errors
+/// If there is no such bucket, or it can't be read.
+pub(crate) async fn read(client: Client, bucket: &str) -> anyhow::Result<Update> {
+    let what = || format!("can't read the directory's bucket {bucket}");
+    let store = jetstream::new(client).get_key_value(bucket).await;
+    let store = store.with_context(what)?;
+    let (whole, _) = begin(&store).await.with_context(what)?;
+    Ok(Update::Whole(whole))
+}
+
+/// What a bucket holds, and a watch that tells what changes after that.
+async fn begin(store: &kv::Store) -> anyhow::Result<(Entries, kv::Watch)> {
+    let is_empty = store.status().await?.info.state.messages == 0;
+    let mut watch = store.watch_with_history(">").await?;
+    let mut whole = Entries::new();
+    let mut current = is_empty;
+    while !current {
+        let entry = watch.next().await.context("the watch ended")??;
+        current = entry.seen_current;
+        insert(&mut whole, entry);
+    }
+    Ok((whole, watch))
 }
 
 fn insert(entries: &mut Entries, entry: kv::Entry) {

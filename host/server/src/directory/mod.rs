@@ -2,6 +2,7 @@
 //! is asked.
 
 mod content;
+mod export;
 pub(crate) mod kv;
 pub(crate) mod request;
 
@@ -11,6 +12,7 @@ use anyhow::Context as _;
 use presence_core::names::Names;
 
 pub(crate) use content::Content;
+pub(crate) use export::Export;
 
 /// What to say where there is no directory file, which is no error.
 pub(crate) fn missing(path: &Path) -> Option<String> {

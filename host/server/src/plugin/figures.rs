@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 /// A number with its digits in groups of three.
-pub(super) fn grouped(number: u64) -> String {
+pub(crate) fn grouped(number: u64) -> String {
     let digits = number.to_string();
     let mut text = String::new();
     for (place, digit) in digits.chars().enumerate() {
@@ -16,7 +16,7 @@ pub(super) fn grouped(number: u64) -> String {
 }
 
 /// An amount of memory.
-pub(super) fn bytes(bytes: u64) -> String {
+pub(crate) fn bytes(bytes: u64) -> String {
     const KIB: u64 = 1024;
     const MIB: u64 = KIB * KIB;
     match bytes {
@@ -27,7 +27,7 @@ pub(super) fn bytes(bytes: u64) -> String {
 }
 
 /// A span of time.
-pub(super) fn time(time: Duration) -> String {
+pub(crate) fn time(time: Duration) -> String {
     match u64::try_from(time.as_nanos()).unwrap_or(u64::MAX) {
         ns @ 0..1_000 => format!("{ns} ns"),
         ns @ 1_000..1_000_000 => format!("{} µs", tenths(ns, 1_000)),

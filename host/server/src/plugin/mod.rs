@@ -3,7 +3,7 @@
 mod bench;
 mod build;
 mod embedded;
-mod figures;
+pub(crate) mod figures;
 mod inspect;
 mod language;
 mod new;
@@ -58,7 +58,7 @@ pub(crate) fn run(command: &Command) -> anyhow::Result<()> {
 }
 
 /// The plugin's file that is meant: the one named, or the one that a folder builds to.
-fn file(path: &Path) -> anyhow::Result<PathBuf> {
+pub(crate) fn file(path: &Path) -> anyhow::Result<PathBuf> {
     if path.is_dir() {
         build::build(path, None)
     } else {

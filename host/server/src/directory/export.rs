@@ -1,0 +1,79 @@
+//! A directory as it is written to a file: by names, in an order that says nothing
+//! of where it came from.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use presence_core::audience::Audience;
+use presence_core::directory::{Directory, Question};
+use presence_core::names::{Id, Names};
+use serde::Serialize;
+use serde_json::value::RawValue;
+
+/// What a directory file holds.
+#[derive(Debug, Default, Serialize)]
+pub(crate) struct Export {
+    pub(crate) contacts: BTreeMap<String, BTreeSet<String>>,
+    pub(crate) groups: BTreeMap<String, BTreeSet<String>>,
+    pub(crate) blocks: BTreeMap<String, BTreeSet<String>>,
+    pub(crate) settings: BTreeMap<String, BTreeMap<String, Box<RawValue>>>,
+}
+
+impl Export {
+    /// All that a directory says that knows all there is to know.
+    pub(crate) fn of(directory: &Directory, names: &Names) -> Self {
+        let (users, groups) = directory.edit().subjects();
+        let name = |id: Id| names.name(id).map(|name| name.as_str().to_owned());
+        let list = |question: Question| {
+            let audience = directory.audience(&question);
+            let audience = audience.unwrap_or_else(|_| Audience::nobody());
+            audience.ids().filter_map(name).collect::<BTreeSet<_>>()
+        };
+        let mut export = Self::default();
+        for (id, user) in users.into_iter().filter_map(|id| Some((id, name(id)?))) {
+            let contacts = list(Question::Contacts(id));
+            if !contacts.is_empty() {
+                export.contacts.insert(user.clone(), contacts);
+            }
+            let blocked = list(Question::BlockedBy(id));
+            if !blocked.is_empty() {
+                export.blocks.insert(user.clone(), blocked);
+            }
+            let settings = directory.settings(id).into_iter().flatten();
+            let settings = settings.filter_map(|(key, value)| {
+                let value = RawValue::from_string(value.to_string()).ok()?;
+                Some((key.to_string(), value))
+            });
+            let settings: BTreeMap<_, _> = settings.collect();
+            if !settings.is_empty() {
+                export.settings.insert(user, settings);
+            }
+        }
+        for group in groups {
+            let members = list(Question::Members(group.clone()));
+            export.groups.insert(group.to_string(), members);
+        }
+        export
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::directory::Content;
+
+    #[test]
+    fn what_is_written_reads_as_the_same_directory() {
+        let text = r#"{"contacts":{"b":["a","c"],"a":[]},"groups":{"t":["a","ü\n"]},
+            "blocks":{"b":["gone"]},"settings":{"c":{"online":{"contactsExcept":["b"]}}}}"#;
+        let written = |text: &str| {
+            let names = Names::new();
+            let content = Content::parse(text, &names).unwrap();
+            let (directory, _) = content.replace(&Directory::new());
+            serde_json::to_string(&Export::of(&directory, &names)).unwrap()
+        };
+        let once = written(text);
+        let expected = r#"{"contacts":{"b":["a","c"]},"groups":{"t":["a","ü\n"]},"blocks":{"b":["gone"]},"settings":{"c":{"online":{"contactsExcept":["b"]}}}}"#;
+        assert_eq!(once, expected);
+        assert_eq!(written(&once), once);
+    }
+}

@@ -1,0 +1,114 @@
+//! How much is recorded at most, and what ended a recording.
+
+use std::time::Duration;
+
+/// What ended a recording.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Ended {
+    Time,
+    Messages,
+    Bytes,
+    Told,
+    Closed,
+}
+
+impl Ended {
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Self::Time => "the time of --for was over",
+            Self::Messages => "there were as many as --messages says",
+            Self::Bytes => "the next one would have passed --bytes",
+            Self::Told => "it was told to stop",
+            Self::Closed => "the connection to NATS was closed",
+        }
+    }
+}
+
+/// What is there already, against what there may be.
+#[derive(Debug)]
+pub(super) struct Budget {
+    pub(super) messages_max: u64,
+    pub(super) bytes_max: u64,
+    pub(super) messages: u64,
+    pub(super) bytes: u64,
+}
+
+impl Budget {
+    /// Takes account of a line. An error is what ends the recording before it.
+    pub(super) fn take(&mut self, line: usize) -> Result<(), Ended> {
+        let bytes = self.bytes.saturating_add(line as u64);
+        if bytes > self.bytes_max {
+            return Err(Ended::Bytes);
+        }
+        self.bytes = bytes;
+        self.messages += 1;
+        Ok(())
+    }
+
+    /// Whether there can be no further line.
+    pub(super) fn is_full(&self) -> bool {
+        self.messages >= self.messages_max
+    }
+}
+
+/// A span of time as it is written on the command line: `500ms`, `90s`, `15m`, `2h`.
+pub(super) fn span(text: &str) -> Result<Duration, String> {
+    let digits = text.trim_end_matches(|letter: char| letter.is_ascii_alphabetic());
+    let unit_ms = match text.get(digits.len()..) {
+        Some("ms") => 1,
+        Some("s") => 1_000,
+        Some("m") => 60_000,
+        Some("h") => 3_600_000,
+        _ => 0,
+    };
+    let ms = digits.parse::<u64>().ok();
+    let ms = ms.and_then(|number| number.checked_mul(unit_ms));
+    let ms = ms.filter(|ms| (1..=WEEK_MS).contains(ms));
+    ms.map(Duration::from_millis)
+        .ok_or_else(|| "write a time of at most a week, such as 500ms, 90s, 15m or 2h".into())
+}
+
+const WEEK_MS: u64 = 7 * 24 * 3_600_000;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn spans_have_a_unit() {
+        let ms = |text| span(text).map(|span| span.as_millis());
+        assert_eq!(ms("500ms"), Ok(500));
+        assert_eq!(ms("90s"), Ok(90_000));
+        assert_eq!(ms("15m"), Ok(900_000));
+        assert_eq!(ms("168h"), Ok(604_800_000));
+        for text in [
+            "",
+            "s",
+            "60",
+            "0s",
+            "-1s",
+            "1.5m",
+            "1d",
+            "169h",
+            "99999999999999999999s",
+            "18446744073709551615h",
+        ] {
+            assert!(span(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_line_that_would_be_too_much_is_left_out() {
+        let mut budget = Budget {
+            messages_max: 2,
+            bytes_max: 10,
+            messages: 0,
+            bytes: 0,
+        };
+        assert_eq!(budget.take(6), Ok(()));
+        assert_eq!(budget.take(5), Err(Ended::Bytes));
+        assert_eq!(budget.take(4), Ok(()));
+        assert!(budget.is_full());
+        assert_eq!((budget.messages, budget.bytes), (2, 10));
+    }
+}

@@ -1,0 +1,226 @@
+//! What came of a comparison, as JSON and as people read it.
+
+use std::fmt::Write as _;
+use std::sync::Arc;
+
+use presence_core::names::{Id, Names};
+use presence_sandbox::Blueprint;
+use roaring::RoaringBitmap;
+use serde_json::{Value, json};
+
+use super::stay::{Difference, Told};
+use super::tally::{Pairs, Tally};
+use super::{Example, Why};
+use crate::cli::explain::{reasons, what_it_does};
+use crate::cli::text::{columns, safe, table, time};
+use crate::plugin::figures::grouped;
+
+/// How many viewers an example names on one line.
+const VIEWERS_MAX: usize = 10;
+
+/// How much of a file's digest tells it from others.
+const DIGEST_CHARS: usize = 12;
+
+pub(crate) struct Report {
+    /// Of the old and of the new run, as everything in pairs.
+    pub(super) versions: [Version; 2],
+    pub(super) names: Arc<Names>,
+    pub(super) tally: Tally,
+    pub(super) failures: [u64; 2],
+    pub(super) examples: Vec<Example>,
+}
+
+/// A plugin as a run has it.
+pub(super) struct Version {
+    plugin: String,
+    version: String,
+    sha256: Arc<str>,
+}
+
+impl Version {
+    /// The version that a pipeline has of a plugin.
+    pub(super) fn of(plugin: &str, blueprint: &Blueprint) -> Self {
+        let stage = blueprint.stages().find(|it| *it.plugin.name == *plugin);
+        let found = stage.map(|stage| &stage.plugin);
+        let version = found.map(|found| found.manifest.version.to_string());
+        Self {
+            plugin: plugin.into(),
+            version: version.unwrap_or_default(),
+            sha256: found.map_or_else(|| "".into(), |found| Arc::clone(&found.sha256)),
+        }
+    }
+
+    fn object(&self) -> Value {
+        json!({"plugin": self.plugin, "version": self.version, "sha256": &*self.sha256})
+    }
+
+    fn row(&self, which: &str) -> [String; 3] {
+        let digest = self.sha256.get(..DIGEST_CHARS).unwrap_or_default();
+        let name = format!("{} {}", self.plugin, self.version);
+        [which.into(), safe(&name), digest.into()]
+    }
+}
+
+impl Report {
+    /// All of it as one object.
+    pub(crate) fn object(&self) -> Value {
+        let tally = &self.tally;
+        let pairs = |pairs: &Pairs| {
+            let [pairs, users, viewers] = pairs.count();
+            json!({"pairs": pairs, "users": users, "viewers": viewers})
+        };
+        let ([old, new], [failed_old, failed_new]) = (&self.versions, self.failures);
+        json!({
+            "old": old.object(),
+            "new": new.object(),
+            "messages": tally.messages,
+            "from": tally.span.map(|(from, _)| from),
+            "to": tally.span.map(|(_, to)| to),
+            "stays": {"same": tally.same, "different": tally.stays - tally.same},
+            "lost": pairs(&tally.lost),
+            "gained": pairs(&tally.gained),
+            "otherwise": pairs(&tally.otherwise),
+            "pluginFailed": {"old": failed_old, "new": failed_new},
+            "examples": self.examples.iter().map(|it| self.example_object(it)).collect::<Vec<_>>(),
+        })
+    }
+
+    fn example_object(&self, example: &Example) -> Value {
+        let (at, user, _) = example.key;
+        let Difference {
+            gained,
+            lost,
+            otherwise,
+            sample,
+        } = &example.difference;
+        let mut object = json!({
+            "at": at,
+            "userId": self.name(user),
+            "lost": self.list(lost),
+            "gained": self.list(gained),
+            "otherwise": self.list(otherwise),
+            "why": example.whys.iter().map(|why| self.why_object(why)).collect::<Vec<_>>(),
+        });
+        if let Some((viewer, [old, new])) = sample {
+            let told = |told: &Option<Arc<Told>>| told.as_ref().map(|told| told.object());
+            object["sample"] =
+                json!({"viewerId": self.name(*viewer), "old": told(old), "new": told(new)});
+        }
+        object
+    }
+
+    fn why_object(&self, why: &Why) -> Value {
+        let [old, new] = &why.stages;
+        json!({"viewerId": self.name(why.viewer), "old": old, "new": new})
+    }
+
+    /// All of it as a page.
+    pub(crate) fn page(&self) -> String {
+        let [old, new] = &self.versions;
+        let mut page = columns(&[old.row("old"), new.row("new")]);
+        let tally = &self.tally;
+        let _ = write!(page, "\n{}", count(tally.messages, "message"));
+        if let Some((from, to)) = tally.span {
+            let _ = write!(page, ", {} to {}", time(from), time(to));
+        }
+        let _ = writeln!(
+            page,
+            "\n{} from online to offline, {} told otherwise",
+            count(tally.stays, "stay"),
+            grouped(tally.stays - tally.same)
+        );
+        let [failed_old, failed_new] = self.failures.map(grouped);
+        if self.failures != [0, 0] {
+            let _ = writeln!(
+                page,
+                "events on which a plugin failed: {failed_old} with the old, {failed_new} with the new"
+            );
+        }
+        if tally.same == tally.stays {
+            page.push_str("\nnobody gains or loses sight of anybody, and all are told the same\n");
+            return page;
+        }
+        let row = |what: &str, pairs: &Pairs| {
+            let [pairs, users, viewers] = pairs.count().map(grouped);
+            [what.into(), pairs, users, viewers]
+        };
+        let rows = [
+            row("lose sight", &tally.lost),
+            row("gain sight", &tally.gained),
+            row("are told otherwise", &tally.otherwise),
+        ];
+        let _ = write!(
+            page,
+            "\n{}",
+            table(["VIEWERS WHO", "PAIRS", "USERS", "VIEWERS"], &rows)
+        );
+        for (number, example) in self.examples.iter().enumerate() {
+            self.push_example(&mut page, number + 1, example);
+        }
+        let rest = (tally.stays - tally.same).saturating_sub(self.examples.len() as u64);
+        if rest > 0 {
+            let _ = writeln!(page, "\nand {} more: see --examples", grouped(rest));
+        }
+        page
+    }
+
+    fn push_example(&self, page: &mut String, number: usize, example: &Example) {
+        let (at, user, _) = example.key;
+        let user = safe(&self.name(user));
+        let _ = writeln!(page, "\n{number}. {user} came online, {}", time(at));
+        let difference = &example.difference;
+        for (what, viewers) in [
+            ("lose sight", &difference.lost),
+            ("gain sight", &difference.gained),
+            ("told otherwise", &difference.otherwise),
+        ] {
+            if !viewers.is_empty() {
+                let _ = writeln!(page, "   {what}: {}", self.line(viewers));
+            }
+        }
+        if let Some((viewer, [old, new])) = &difference.sample {
+            let viewer = safe(&self.name(*viewer));
+            for (which, told) in [("old", old), ("new", new)] {
+                let told = told.as_ref().map(|told| safe(&told.object().to_string()));
+                let told = told.unwrap_or_else(|| "nothing more".into());
+                let _ = writeln!(page, "   {viewer} is told, {which}: {told}");
+            }
+        }
+        for why in &example.whys {
+            let viewer = safe(&self.name(why.viewer));
+            for (which, stage) in ["old", "new"].iter().zip(&why.stages) {
+                let _ = writeln!(page, "   {which}: {}", what_it_does(stage, &viewer));
+                for reason in reasons(stage) {
+                    let _ = writeln!(page, "        says: {reason}");
+                }
+            }
+        }
+    }
+
+    fn name(&self, id: Id) -> String {
+        let name = self.names.name(id);
+        name.map(|name| name.as_str().to_owned())
+            .unwrap_or_default()
+    }
+
+    fn list(&self, viewers: &RoaringBitmap) -> Vec<String> {
+        viewers.iter().map(|viewer| self.name(Id(viewer))).collect()
+    }
+
+    /// Some of these viewers, and how many more there are.
+    fn line(&self, viewers: &RoaringBitmap) -> String {
+        let named = viewers.iter().take(VIEWERS_MAX);
+        let named: Vec<_> = named.map(|viewer| safe(&self.name(Id(viewer)))).collect();
+        let mut line = named.join(", ");
+        let rest = viewers.len() - named.len() as u64;
+        if rest > 0 {
+            let _ = write!(line, " and {} more", grouped(rest));
+        }
+        line
+    }
+}
+
+fn count(number: u64, what: &str) -> String {
+    let plural = if number == 1 { "" } else { "s" };
+    format!("{} {what}{plural}", grouped(number))
+}

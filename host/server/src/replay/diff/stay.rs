@@ -1,0 +1,200 @@
+//! A stay: what viewers are told of a user from their coming online to their going
+//! offline, in one run.
+
+use std::sync::Arc;
+
+use presence_core::names::Id;
+use roaring::RoaringBitmap;
+use serde_json::{Value, json};
+
+/// What a viewer is told in one message.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Told {
+    /// When, in milliseconds since the Unix epoch.
+    pub(super) at: u64,
+    /// The message's `type`.
+    pub(super) kind: Box<str>,
+    pub(super) last_seen: Option<u64>,
+    /// As JSON text.
+    pub(super) metadata: Option<Box<str>>,
+}
+
+impl Told {
+    /// As a JSON object, with what there is.
+    pub(super) fn object(&self) -> Value {
+        let mut object = json!({"at": self.at, "type": self.kind});
+        if let Some(at) = self.last_seen {
+            object["lastSeen"] = at.into();
+        }
+        if let Some(metadata) = &self.metadata {
+            object["metadata"] = serde_json::from_str(metadata).unwrap_or_default();
+        }
+        object
+    }
+}
+
+/// Viewers who have been told the same, and what.
+#[derive(Debug)]
+struct Group {
+    viewers: RoaringBitmap,
+    told: Vec<Arc<Told>>,
+}
+
+/// What viewers are told during one stay. They are few groups as a rule, so that what
+/// a stay takes hardly depends on how many viewers it has.
+#[derive(Debug, Default)]
+pub(super) struct Stay {
+    groups: Vec<Group>,
+}
+
+/// What two runs of the same stay don't have in common.
+#[derive(Debug, Default)]
+pub(super) struct Difference {
+    /// Who is told in the new run alone.
+    pub(super) gained: RoaringBitmap,
+    /// Who is told in the old run alone.
+    pub(super) lost: RoaringBitmap,
+    /// Who is told something else, or at another time.
+    pub(super) otherwise: RoaringBitmap,
+    /// One of the last, and what that viewer is told first that differs: in the old run
+    /// and in the new one.
+    pub(super) sample: Option<(Id, [Option<Arc<Told>>; 2])>,
+}
+
+impl Difference {
+    pub(super) fn is_empty(&self) -> bool {
+        self.gained.is_empty() && self.lost.is_empty() && self.otherwise.is_empty()
+    }
+}
+
+impl Stay {
+    /// Notes that some viewers are told something.
+    pub(super) fn tell(&mut self, mut viewers: RoaringBitmap, told: &Arc<Told>) {
+        let mut split = Vec::new();
+        for group in &mut self.groups {
+            let hit = &group.viewers & &viewers;
+            if hit.is_empty() {
+                continue;
+            }
+            viewers -= &hit;
+            group.viewers -= &hit;
+            let mut history = if group.viewers.is_empty() {
+                std::mem::take(&mut group.told)
+            } else {
+                group.told.clone()
+            };
+            history.push(Arc::clone(told));
+            split.push(Group {
+                viewers: hit,
+                told: history,
+            });
+        }
+        self.groups.retain(|group| !group.viewers.is_empty());
+        self.groups.extend(split);
+        if !viewers.is_empty() {
+            let told = vec![Arc::clone(told)];
+            self.groups.push(Group { viewers, told });
+        }
+    }
+
+    fn viewers(&self) -> RoaringBitmap {
+        let groups = self.groups.iter().map(|group| &group.viewers);
+        groups.fold(RoaringBitmap::new(), |all, viewers| all | viewers)
+    }
+
+    /// What the new run of a stay changes of the old one.
+    pub(super) fn difference(old: &Self, new: &Self) -> Difference {
+        let (before, after) = (old.viewers(), new.viewers());
+        let mut difference = Difference {
+            gained: &after - &before,
+            lost: &before - &after,
+            ..Difference::default()
+        };
+        for old in &old.groups {
+            for new in new.groups.iter().filter(|new| new.told != old.told) {
+                let both = &old.viewers & &new.viewers;
+                let first = difference.otherwise.min();
+                if let Some(viewer) = both.min()
+                    && first.is_none_or(|first| viewer < first)
+                {
+                    let same = old.told.iter().zip(&new.told);
+                    let same = same.take_while(|(old, new)| old == new).count();
+                    let at = |told: &[Arc<Told>]| told.get(same).cloned();
+                    difference.sample = Some((Id(viewer), [at(&old.told), at(&new.told)]));
+                }
+                difference.otherwise |= both;
+            }
+        }
+        difference
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn told(at: u64, metadata: &str) -> Arc<Told> {
+        Arc::new(Told {
+            at,
+            kind: "user_online".into(),
+            last_seen: None,
+            metadata: Some(metadata.into()),
+        })
+    }
+
+    fn stay(told: &[(&[u32], &Arc<Told>)]) -> Stay {
+        let mut stay = Stay::default();
+        for (viewers, told) in told {
+            stay.tell(viewers.iter().copied().collect(), told);
+        }
+        stay
+    }
+
+    #[test]
+    fn however_it_is_shared_out_over_messages_the_same_is_the_same() {
+        let (came, went) = (told(1, "{}"), told(9, "{}"));
+        let one = stay(&[(&[1, 2, 3], &came), (&[1, 2, 3], &went)]);
+        let many = stay(&[
+            (&[3], &came),
+            (&[1, 2], &came),
+            (&[2, 3], &went),
+            (&[1], &went),
+        ]);
+        assert!(Stay::difference(&one, &many).is_empty());
+        assert!(Stay::difference(&Stay::default(), &Stay::default()).is_empty());
+    }
+
+    #[test]
+    fn who_gains_who_loses_and_who_is_told_otherwise() {
+        let (came, bare, late, went) = (
+            told(1, "{\"d\":1}"),
+            told(1, "{}"),
+            told(5, "{}"),
+            told(9, "{}"),
+        );
+        let old = stay(&[(&[1, 2, 3, 4], &came), (&[1, 2, 3, 4], &went)]);
+        let new = stay(&[
+            (&[2, 7], &came),
+            (&[3], &bare),
+            (&[4], &late),
+            (&[2, 3, 4, 7], &went),
+        ]);
+        let difference = Stay::difference(&old, &new);
+        let ids = |set: &RoaringBitmap| set.iter().collect::<Vec<_>>();
+        assert_eq!(ids(&difference.gained), [7]);
+        assert_eq!(ids(&difference.lost), [1]);
+        assert_eq!(ids(&difference.otherwise), [3, 4]);
+        let (viewer, first) = difference.sample.unwrap();
+        assert_eq!((viewer, first), (Id(3), [Some(came), Some(bare)]));
+    }
+
+    #[test]
+    fn whoever_is_told_only_in_part_is_told_otherwise() {
+        let (came, went) = (told(1, "{}"), told(9, "{}"));
+        let old = stay(&[(&[1], &came), (&[1], &went)]);
+        let new = stay(&[(&[1], &came)]);
+        let difference = Stay::difference(&old, &new);
+        let (_, first) = difference.sample.unwrap();
+        assert_eq!(first, [Some(went), None]);
+    }
+}

@@ -1,0 +1,57 @@
+//! What differs, counted.
+
+use std::collections::BTreeMap;
+
+use presence_core::names::Id;
+use roaring::RoaringBitmap;
+
+use super::stay::Difference;
+
+#[derive(Debug, Default)]
+pub(super) struct Tally {
+    pub(super) messages: u64,
+    /// When the first and the last of them came, in milliseconds since the Unix epoch.
+    pub(super) span: Option<(u64, u64)>,
+    pub(super) stays: u64,
+    /// Stays in which nothing differs.
+    pub(super) same: u64,
+    pub(super) gained: Pairs,
+    pub(super) lost: Pairs,
+    pub(super) otherwise: Pairs,
+}
+
+/// Viewers by the user whom they see.
+#[derive(Debug, Default)]
+pub(super) struct Pairs(BTreeMap<Id, RoaringBitmap>);
+
+impl Tally {
+    pub(super) fn message(&mut self, at: u64) {
+        self.messages += 1;
+        let (first, last) = self.span.unwrap_or((at, at));
+        self.span = Some((first.min(at), last.max(at)));
+    }
+
+    pub(super) fn stay(&mut self, user: Id, difference: &Difference) {
+        self.stays += 1;
+        self.same += u64::from(difference.is_empty());
+        self.gained.add(user, &difference.gained);
+        self.lost.add(user, &difference.lost);
+        self.otherwise.add(user, &difference.otherwise);
+    }
+}
+
+impl Pairs {
+    fn add(&mut self, user: Id, viewers: &RoaringBitmap) {
+        if !viewers.is_empty() {
+            *self.0.entry(user).or_default() |= viewers;
+        }
+    }
+
+    /// How many pairs, of how many users, by how many viewers.
+    pub(super) fn count(&self) -> [u64; 3] {
+        let pairs = self.0.values().map(RoaringBitmap::len).sum();
+        let viewers = self.0.values();
+        let viewers = viewers.fold(RoaringBitmap::new(), |all, viewers| all | viewers);
+        [pairs, self.0.len() as u64, viewers.len()]
+    }
+}

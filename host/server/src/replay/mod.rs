@@ -1,0 +1,120 @@
+//! `presence replay`: recorded input in, publications out, in virtual time; or, with
+//! another plugin, what it would change of who sees whom.
+
+mod diff;
+mod player;
+mod printer;
+
+use std::io::{BufWriter, Write as _};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::ensure;
+
+use crate::ConfigArg;
+use crate::capture::Capture;
+use crate::config::{self, Config};
+use crate::directory;
+use crate::loader::{self, Loader};
+use crate::plugin;
+use crate::wire::Subjects;
+use diff::Diff;
+use player::Player;
+use printer::Printer;
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// The recorded input: a file of JSON lines.
+    file: PathBuf,
+    /// A directory file that holds in place of what the configuration names.
+    #[arg(long, value_name = "FILE")]
+    directory: Option<PathBuf>,
+    /// Prints who would gain and lose sight of whom with this plugin in the place of the one of
+    /// its name: a .wasm file, or a folder, which is built first.
+    #[arg(long)]
+    plugin: Option<PathBuf>,
+    /// The plugin that it is compared with; the one that the configuration has by default.
+    #[arg(long, value_name = "PLUGIN", requires = "plugin")]
+    against: Option<PathBuf>,
+    /// How many of the times that something differs are shown as examples.
+    #[arg(long, value_name = "N", default_value_t = 10, requires = "plugin")]
+    examples: usize,
+    /// Prints the comparison as one JSON object.
+    #[arg(long, requires = "plugin")]
+    json: bool,
+    #[command(flatten)]
+    config: ConfigArg,
+}
+
+/// Runs a recording, and prints what comes of it.
+pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
+    let mut config = Config::load(args.config.config.as_deref(), std::env::vars())?;
+    // Before anything is compiled.
+    let capture = Capture::open(&args.file)?;
+    if let Some(path) = &args.directory {
+        ensure!(path.exists(), "{} does not exist", path.display());
+        let path = path.clone();
+        config.directory = config::Directory::File { path };
+    }
+    if let config::Directory::File { path } = &config.directory
+        && let Some(what) = directory::missing(path)
+    {
+        eprintln!("warning: {what}");
+    }
+    match &args.plugin {
+        None => print(capture, &config),
+        Some(new) => compare(args, &plugin::file(new)?, capture, &config),
+    }
+}
+
+fn print(capture: Capture<'_>, config: &Config) -> anyhow::Result<()> {
+    let blueprint = Loader::new()?.load(config, false, None);
+    let mut player = Player::new(config, &blueprint.map_err(loader::together)?)?;
+    let subjects = Subjects::new(config.tenant.prefix.as_deref());
+    let mut printer = Printer::new(subjects, BufWriter::new(std::io::stdout().lock()));
+    capture.read(|recorded| {
+        printer.begin(recorded.at);
+        player.play(&recorded, |at, outputs| printer.print(at, outputs))
+    })?;
+    player.settle(|at, outputs| printer.print(at, outputs))?;
+    printer.finish()
+}
+
+fn compare(args: &Args, new: &Path, capture: Capture<'_>, config: &Config) -> anyhow::Result<()> {
+    let mut loader = Loader::new()?;
+    let against = args.against.as_deref().map(plugin::file).transpose()?;
+    let (new, name) = (loader.plugin_file(new)?, new.display());
+    ensure!(
+        config
+            .pipeline
+            .iter()
+            .any(|stage| *stage.plugin == *new.name),
+        "{name} is the plugin `{}`, and the pipeline has no such stage: {}",
+        new.name,
+        config.pipeline_line()
+    );
+    if let Some(path) = against {
+        let old = loader.plugin_file(&path)?;
+        ensure!(
+            old.name == new.name,
+            "{name} is the plugin `{}`, and {} is `{}`: only plugins of one name can be compared",
+            new.name,
+            path.display(),
+            old.name
+        );
+        loader.prefer(old);
+    }
+    let plugin = Arc::clone(&new.name);
+    let old = loader.load(config, false, None).map_err(loader::together)?;
+    loader.prefer(new);
+    let new = loader.load(config, false, None).map_err(loader::together)?;
+    let mut diff = Diff::new(config, &plugin, [&old, &new], args.examples)?;
+    capture.read(|recorded| diff.play(&recorded))?;
+    let report = diff.finish()?;
+    let text = if args.json {
+        format!("{}\n", report.object())
+    } else {
+        report.page()
+    };
+    Ok(std::io::stdout().write_all(text.as_bytes())?)
+}

@@ -1,0 +1,123 @@
+//! Plays recorded input to the core, in virtual time.
+
+use std::sync::Arc;
+
+use presence_core::directory::Directory;
+use presence_core::message::Message;
+use presence_core::names::Names;
+use presence_core::{Input, Output, Shard};
+use presence_sandbox::{Blueprint, Pipeline};
+
+use crate::capture::Recorded;
+use crate::config::{self, Config};
+use crate::wire::Subjects;
+use crate::{broker, directory, tenant};
+
+/// How long after the last line time goes on at most, in milliseconds: a day. A
+/// decision that fails whenever it is tried again, or a rule that always asks
+/// to be asked again, would have it go on for ever.
+const SETTLE_MS_MAX: u64 = 24 * 60 * 60 * 1_000;
+
+/// The node's name in a replay, the same on every machine.
+pub(super) const NODE: &str = "replay";
+
+/// A run of the core, without a broker.
+pub(super) struct Player {
+    pub(super) now: u64,
+    pub(super) shard: Shard,
+    rules: Pipeline,
+    subjects: Subjects,
+}
+
+impl Player {
+    pub(super) fn new(config: &Config, blueprint: &Blueprint) -> anyhow::Result<Self> {
+        let names = Arc::new(Names::new());
+        let content = match &config.directory {
+            config::Directory::File { path } => directory::read_file(path, &names)?,
+            config::Directory::Kv { .. } | config::Directory::Request(_) => anyhow::bail!(
+                "a replay has no broker: give it a file with --directory, or use [directory] source = \"file\""
+            ),
+        };
+        let (directory, _) = content.replace(&Directory::new());
+        let mut settings = tenant::settings(config, broker::BODY_BYTES_MAX);
+        settings.node = NODE.into();
+        Ok(Self {
+            now: 0,
+            shard: Shard::new(settings, names, Arc::new(directory)),
+            rules: blueprint.instantiate()?,
+            subjects: Subjects::new(config.tenant.prefix.as_deref()),
+        })
+    }
+
+    /// Takes a message, after what fell due before it. `done` is given what comes of
+    /// each step, and when that is.
+    pub(super) fn play(
+        &mut self,
+        recorded: &Recorded,
+        mut done: impl FnMut(u64, Vec<Output>) -> anyhow::Result<()>,
+    ) -> anyhow::Result<()> {
+        self.advance_to(recorded.at, &mut done)?;
+        // What a node published is no input.
+        let kind = self.subjects.kind(&recorded.subject);
+        let Some(kind) = kind.filter(|_| !recorded.is_nodes) else {
+            return Ok(());
+        };
+        let payload = &recorded.payload;
+        let input = match Message::parse(kind, payload, broker::BODY_BYTES_MAX) {
+            Ok(message) => Input::Message {
+                message,
+                reply: None,
+            },
+            Err(rejection) => Input::Rejected {
+                subject: recorded.subject.clone(),
+                payload: payload.clone(),
+                rejection,
+                reply: None,
+            },
+        };
+        let mut outputs = Vec::new();
+        self.shard
+            .handle(self.now, input, &mut self.rules, &mut outputs);
+        done(self.now, outputs)
+    }
+
+    /// Lets time go on until nothing is due.
+    pub(super) fn settle(
+        &mut self,
+        mut done: impl FnMut(u64, Vec<Output>) -> anyhow::Result<()>,
+    ) -> anyhow::Result<()> {
+        let end = self.now.saturating_add(SETTLE_MS_MAX);
+        while let Some(deadline) = self.shard.next_deadline()
+            && deadline <= end
+        {
+            self.advance(deadline, &mut done)?;
+        }
+        Ok(())
+    }
+
+    /// Does what falls due before `at`. What arrives at a deadline comes before it.
+    fn advance_to(
+        &mut self,
+        at: u64,
+        done: &mut impl FnMut(u64, Vec<Output>) -> anyhow::Result<()>,
+    ) -> anyhow::Result<()> {
+        while let Some(deadline) = self.shard.next_deadline()
+            && deadline < at
+        {
+            self.advance(deadline, done)?;
+        }
+        self.now = self.now.max(at);
+        Ok(())
+    }
+
+    fn advance(
+        &mut self,
+        deadline: u64,
+        done: &mut impl FnMut(u64, Vec<Output>) -> anyhow::Result<()>,
+    ) -> anyhow::Result<()> {
+        self.now = self.now.max(deadline);
+        let mut outputs = Vec::new();
+        self.shard.advance(self.now, &mut self.rules, &mut outputs);
+        done(self.now, outputs)
+    }
+}
