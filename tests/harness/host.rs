@@ -169,6 +169,15 @@ pub fn run(site: &Site, args: &[&str]) -> Result<Output> {
         .with_context(|| format!("running `{}`", tools::line(&command)))
 }
 
+/// Starts one of the host's commands.
+///
+/// # Errors
+/// When it can't be started.
+pub fn start(site: &Site, args: &[&str]) -> Result<Process> {
+    let name = format!("presence {}", args.first().unwrap_or(&""));
+    Process::spawn(name, &mut command(site, args)?)
+}
+
 fn command(site: &Site, args: &[&str]) -> Result<Command> {
     let mut command = Command::new(binary()?);
     command.args(args).arg("--config").arg(site.config_path());

@@ -25,7 +25,7 @@ struct Rights {
     subscribes: &'static [&'static str],
 }
 
-const RIGHTS: [Rights; 7] = [
+const RIGHTS: [Rights; 8] = [
     Rights {
         user: "processor",
         password: "change-me-processor",
@@ -89,6 +89,13 @@ const RIGHTS: [Rights; 7] = [
         subscribes: &["presence.dlq", "_INBOX.>"],
     },
     Rights {
+        user: "recorder",
+        password: "change-me-recorder",
+        inbox: "_INBOX.recorder",
+        publishes: &[],
+        subscribes: &["presence.>"],
+    },
+    Rights {
         user: "ada",
         password: "change-me-ada",
         inbox: "_INBOX.ada",
@@ -129,6 +136,15 @@ const TRIED: [&str; 20] = [
     "presence-directory.everyone",
     "_INBOX.cleo.1",
     "somewhere.else",
+];
+
+/// What the recorder may not hear of what its wildcard covers.
+const DENIED: [&str; 5] = [
+    "presence.filtered.",
+    "presence.inbox.",
+    "presence.query",
+    "presence.explain",
+    "presence.dlq",
 ];
 
 /// What nobody subscribes to but who is permitted just that.
@@ -216,7 +232,7 @@ async fn server() -> Result<NatsServer> {
 }
 
 fn rights(user: &str) -> Result<&'static Rights> {
-    static ALL: [Rights; 7] = RIGHTS;
+    static ALL: [Rights; 8] = RIGHTS;
     ALL.iter()
         .find(|rights| rights.user == user)
         .context("a user of the file")
@@ -253,7 +269,8 @@ async fn each_user_may_do_what_the_file_says_and_nothing_else() -> Result<()> {
                 Some(prefix) => subject.starts_with(prefix),
                 None => own == subject,
             };
-            let permitted = rights.subscribes.iter().any(covers);
+            let denied = name == "recorder" && DENIED.iter().any(|it| subject.starts_with(it));
+            let permitted = !denied && rights.subscribes.iter().any(covers);
             let may = user.may_subscribe(subject).await?;
             assert_eq!(may, permitted, "{name} reads {subject}");
         }
@@ -350,4 +367,31 @@ async fn all_that_is_needed_works_under_it() -> Result<()> {
         "{error}"
     );
     host.stop().await
+}
+
+#[tokio::test]
+async fn a_recorder_hears_what_comes_in() -> Result<()> {
+    let server = server().await?;
+    let site = Site::new(&server.url())?
+        .with("nats.user", "recorder")?
+        .with("nats.password", "change-me-recorder")?;
+    let mut recorder = host::start(&site, &["record", "-", "--messages", "1"])?;
+    let says = |line: &str| line.starts_with("recording presence.> ");
+    recorder.wait_for_log("it to begin", 0, says).await?;
+    let transport = User::connect(&server, rights("transport")?).await?;
+    let connect = inputs::connect("12345", "c", now_ms());
+    client(&transport).publish(CONNECT, &connect).await?;
+    let status = recorder.wait().await?;
+    assert!(status.success(), "{}", recorder.last_words());
+    assert!(recorder.stdout().concat().contains("\"12345\""));
+
+    // Whoever may not hear it is told so.
+    let site = site
+        .with("nats.user", "gateway")?
+        .with("nats.password", "change-me-gateway")?;
+    let output = host::run(&site, &["record", "-"])?;
+    let stderr = String::from_utf8(output.stderr)?;
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    assert!(stderr.contains("can't listen to presence.>"), "{stderr}");
+    Ok(())
 }

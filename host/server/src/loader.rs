@@ -4,7 +4,7 @@
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::io::ErrorKind;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::Context as _;
@@ -87,6 +87,13 @@ impl Loader {
         plugin.map(Arc::new).with_context(place)
     }
 
+    /// Whether a pipeline that is configured so has a plugin of this name to load.
+    pub(crate) fn has(&self, config: &Config, name: &str) -> bool {
+        self.preferred.contains_key(name)
+            || file(&config.plugins.dir, name).exists()
+            || built_in(name).is_some()
+    }
+
     /// Has a plugin win from now on over what else there is of its name.
     pub(crate) fn prefer(&mut self, plugin: Arc<Plugin>) {
         self.preferred.insert(plugin.name.to_string(), plugin);
@@ -154,7 +161,7 @@ impl Loader {
         if let Some(plugin) = self.preferred.get(name) {
             return Ok(Arc::clone(plugin));
         }
-        let path = dir.join(format!("{name}.wasm"));
+        let path = file(dir, name);
         let mut compiled = self.compiled.lock().unwrap_or_else(PoisonError::into_inner);
         let known = compiled.get_mut(name);
         let (bytes, is_file) = match (std::fs::read(&path), &known) {
@@ -191,6 +198,11 @@ impl Loader {
         compiled.insert(name.into(), new);
         Ok(plugin)
     }
+}
+
+/// Where a plugin's file lies in the plugin folder.
+fn file(dir: &Path, name: &str) -> PathBuf {
+    dir.join(format!("{name}.wasm"))
 }
 
 /// The bytes of a default component, if there is one of this name.

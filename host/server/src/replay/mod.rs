@@ -33,7 +33,8 @@ pub(crate) struct Args {
     /// its name: a .wasm file, or a folder, which is built first.
     #[arg(long)]
     plugin: Option<PathBuf>,
-    /// The plugin that it is compared with; the one that the configuration has by default.
+    /// The plugin that it is compared with. By default the one that the configuration has of its
+    /// name, or the pipeline without it, if there is none.
     #[arg(long, value_name = "PLUGIN", requires = "plugin")]
     against: Option<PathBuf>,
     /// How many of the times that something differs are shown as examples.
@@ -105,7 +106,13 @@ fn compare(args: &Args, new: &Path, capture: Capture<'_>, config: &Config) -> an
         loader.prefer(old);
     }
     let plugin = Arc::clone(&new.name);
-    let old = loader.load(config, false, None).map_err(loader::together)?;
+    let mut before = config.clone();
+    if !loader.has(config, &plugin) {
+        // A rule that is new altogether.
+        before.pipeline.retain(|stage| *stage.plugin != *plugin);
+    }
+    let old = loader.load(&before, false, None);
+    let old = old.map_err(loader::together)?;
     loader.prefer(new);
     let new = loader.load(config, false, None).map_err(loader::together)?;
     let mut diff = Diff::new(config, &plugin, [&old, &new], args.examples)?;

@@ -51,7 +51,8 @@ struct Example {
 /// Where the runs part, for one viewer: the first stage that does something else.
 struct Why {
     viewer: Id,
-    stages: [Value; 2],
+    /// None where there is no such stage.
+    stages: [Option<Value>; 2],
 }
 
 impl Diff {
@@ -95,6 +96,7 @@ impl Diff {
             self.end(key, &stay, &Stay::default());
         }
         self.examples.retain(|it| !it.difference.is_empty());
+        self.examples.sort_by_key(|it| it.key);
         Ok(Report {
             failures: [self.old.log().failures, self.new.log().failures],
             versions: self.versions,
@@ -171,15 +173,26 @@ impl Diff {
         let (viewer_name, user_name) = (viewer_name.as_str(), user_name.as_str());
         let old = self.old.stages(viewer_name, user_name);
         let new = self.new.stages(viewer_name, user_name);
-        let does = |stage: &Value, what: &str| stage.get(what).cloned();
-        let parts = |(old, new): &(Value, Value)| {
-            let told = ["turn", "failure"];
-            told.iter().any(|what| does(old, what) != does(new, what))
+        let field = |stage: &Value, name: &str| stage.get(name).cloned();
+        let plugin = |stage: &Value| field(stage, "plugin");
+        let pairs = new.iter().enumerate().map(|(place, stage)| {
+            // A plugin may stand in a chain more than once.
+            let before = new.iter().take(place);
+            let nth = before.filter(|it| plugin(it) == plugin(stage)).count();
+            let mut same = old.iter().filter(|it| plugin(it) == plugin(stage));
+            (same.nth(nth), stage)
+        });
+        let parts = |(old, new): &(Option<&Value>, &Value)| match old {
+            Some(old) => ["turn", "failure"]
+                .iter()
+                .any(|name| field(old, name) != field(new, name)),
+            None => !matches!(
+                new.get("turn").and_then(Value::as_str),
+                Some("kept" | "absent" | "not-asked")
+            ),
         };
-        let (old, new) = old.into_iter().zip(new).find(parts)?;
-        Some(Why {
-            viewer,
-            stages: [old, new],
-        })
+        let (old, new) = pairs.into_iter().find(parts)?;
+        let stages = [old.cloned(), Some(new.clone())];
+        Some(Why { viewer, stages })
     }
 }

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::sync::Arc;
 
 use presence_core::names::{Id, Names};
-use presence_sandbox::Blueprint;
+use presence_sandbox::{Blueprint, Plugin};
 use roaring::RoaringBitmap;
 use serde_json::{Value, json};
 
@@ -33,31 +33,36 @@ pub(crate) struct Report {
 /// A plugin as a run has it.
 pub(super) struct Version {
     plugin: String,
-    version: String,
-    sha256: Arc<str>,
+    /// None in a pipeline without it.
+    found: Option<Arc<Plugin>>,
 }
 
 impl Version {
-    /// The version that a pipeline has of a plugin.
+    /// What a pipeline has of a plugin.
     pub(super) fn of(plugin: &str, blueprint: &Blueprint) -> Self {
         let stage = blueprint.stages().find(|it| *it.plugin.name == *plugin);
-        let found = stage.map(|stage| &stage.plugin);
-        let version = found.map(|found| found.manifest.version.to_string());
         Self {
             plugin: plugin.into(),
-            version: version.unwrap_or_default(),
-            sha256: found.map_or_else(|| "".into(), |found| Arc::clone(&found.sha256)),
+            found: stage.map(|stage| Arc::clone(&stage.plugin)),
         }
     }
 
-    fn object(&self) -> Value {
-        json!({"plugin": self.plugin, "version": self.version, "sha256": &*self.sha256})
+    fn object(&self) -> Option<Value> {
+        let found = self.found.as_ref()?;
+        let version = found.manifest.version.to_string();
+        Some(json!({"plugin": self.plugin, "version": version, "sha256": &*found.sha256}))
     }
 
     fn row(&self, which: &str) -> [String; 3] {
-        let digest = self.sha256.get(..DIGEST_CHARS).unwrap_or_default();
-        let name = format!("{} {}", self.plugin, self.version);
-        [which.into(), safe(&name), digest.into()]
+        let [name, digest] = match &self.found {
+            Some(found) => {
+                let digest = found.sha256.get(..DIGEST_CHARS).unwrap_or_default();
+                let name = format!("{} {}", self.plugin, found.manifest.version);
+                [name, digest.into()]
+            }
+            None => [format!("without {}", self.plugin), String::new()],
+        };
+        [which.into(), safe(&name), digest]
     }
 }
 
@@ -125,7 +130,7 @@ impl Report {
         }
         let _ = writeln!(
             page,
-            "\n{} from online to offline, {} told otherwise",
+            "\n{} from online to offline, {} of them different",
             count(tally.stays, "stay"),
             grouped(tally.stays - tally.same)
         );
@@ -189,6 +194,7 @@ impl Report {
         for why in &example.whys {
             let viewer = safe(&self.name(why.viewer));
             for (which, stage) in ["old", "new"].iter().zip(&why.stages) {
+                let Some(stage) = stage else { continue };
                 let _ = writeln!(page, "   {which}: {}", what_it_does(stage, &viewer));
                 for reason in reasons(stage) {
                     let _ = writeln!(page, "        says: {reason}");
