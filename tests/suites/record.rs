@@ -271,6 +271,10 @@ async fn a_redacted_recording_tells_nothing_of_anyone_and_decides_the_same() -> 
 #[tokio::test]
 async fn what_cannot_be_recorded_is_said_in_one_line() -> Result<()> {
     let away = Site::new("nats://127.0.0.1:1")?;
+    for command in ["record", "replay"] {
+        let help = print(&away, &[command, "--help"])?;
+        assert!(help.contains(&format!("  presence {command} ")), "{help}");
+    }
     let file = away.path().join("capture.ndjson");
     let fails = |site: &Site, code: i32, args: &[&str]| -> Result<String> {
         let output = host::run(site, args)?;
