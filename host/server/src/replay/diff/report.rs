@@ -98,20 +98,19 @@ impl Report {
             otherwise,
             sample,
         } = &example.difference;
-        let mut object = json!({
+        let told = |told: &Option<Arc<Told>>| told.as_ref().map(|told| told.object());
+        let sample = sample.as_ref().map(|(viewer, [old, new])| {
+            json!({"viewerId": self.name(*viewer), "old": told(old), "new": told(new)})
+        });
+        json!({
             "at": at,
             "userId": self.name(user),
             "lost": self.list(lost),
             "gained": self.list(gained),
             "otherwise": self.list(otherwise),
+            "sample": sample,
             "why": example.whys.iter().map(|why| self.why_object(why)).collect::<Vec<_>>(),
-        });
-        if let Some((viewer, [old, new])) = sample {
-            let told = |told: &Option<Arc<Told>>| told.as_ref().map(|told| told.object());
-            object["sample"] =
-                json!({"viewerId": self.name(*viewer), "old": told(old), "new": told(new)});
-        }
-        object
+        })
     }
 
     fn why_object(&self, why: &Why) -> Value {

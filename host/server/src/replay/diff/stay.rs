@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use presence_core::names::Id;
 use roaring::RoaringBitmap;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 /// What a viewer is told in one message.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,14 +22,18 @@ pub(super) struct Told {
 impl Told {
     /// As a JSON object, with what there is.
     pub(super) fn object(&self) -> Value {
-        let mut object = json!({"at": self.at, "type": self.kind});
-        if let Some(at) = self.last_seen {
-            object["lastSeen"] = at.into();
-        }
-        if let Some(metadata) = &self.metadata {
-            object["metadata"] = serde_json::from_str(metadata).unwrap_or_default();
-        }
-        object
+        let metadata = self.metadata.as_deref();
+        let fields = [
+            ("at", Some(self.at.into())),
+            ("type", Some(Value::from(&*self.kind))),
+            ("lastSeen", self.last_seen.map(Value::from)),
+            (
+                "metadata",
+                metadata.and_then(|json| serde_json::from_str(json).ok()),
+            ),
+        ];
+        let there = |(name, value): (&str, Option<Value>)| Some((name.to_owned(), value?));
+        fields.into_iter().filter_map(there).collect()
     }
 }
 
