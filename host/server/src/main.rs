@@ -21,6 +21,7 @@ mod http;
 mod intake;
 mod loader;
 mod plugin;
+mod private;
 mod progress;
 mod reload;
 mod replay;
