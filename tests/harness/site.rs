@@ -46,6 +46,14 @@ impl Site {
         site.write_directory(DIRECTORY)?;
         site.with("nats.url", nats_url)?
             .with("http.listen", format!("127.0.0.1:{http_port}"))?
+            // What one host has compiled, the others needn't.
+            .with(
+                "plugins.cache",
+                tools::target()
+                    .join("presence-cache")
+                    .to_string_lossy()
+                    .as_ref(),
+            )?
             // A name of its own: nodes of one machine would else share one.
             .with("node.name", format!("node-{http_port}"))
     }

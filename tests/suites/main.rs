@@ -8,6 +8,7 @@
 
 mod bad_input;
 mod broker;
+mod compiled;
 mod correction;
 mod directory;
 mod explain;

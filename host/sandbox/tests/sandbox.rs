@@ -10,6 +10,8 @@
 
 #[path = "sandbox/audiences.rs"]
 mod audiences;
+#[path = "sandbox/cache.rs"]
+mod cache;
 #[path = "sandbox/component.rs"]
 mod component;
 #[path = "sandbox/default_pipeline.rs"]

@@ -10,7 +10,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use anyhow::Context as _;
 use presence_sandbox::{Blueprint, Engine, Manifest, Plugin, Stage};
 
-use crate::config::{Config, Grant};
+use crate::config::{Config, Grant, Plugins};
+use crate::private;
 
 /// The default components, built from `plugins/` and committed in `plugins/dist`.
 const BUILT_IN: [(&str, &[u8]); 8] = [
@@ -65,12 +66,32 @@ struct Compiled {
 }
 
 impl Loader {
+    /// A loader that compiles all anew.
     pub(crate) fn new() -> anyhow::Result<Self> {
-        Ok(Self {
-            engine: Engine::new()?,
+        Ok(Self::with(Engine::new()?))
+    }
+
+    /// A loader that keeps what it compiles where the configuration says, if it can be
+    /// kept there safely.
+    pub(crate) fn caching(plugins: &Plugins) -> anyhow::Result<Self> {
+        let Some(folder) = &plugins.cache else {
+            return Self::new();
+        };
+        let engine = private::trusted_folder(folder)
+            .and_then(|()| Engine::caching(folder).map_err(anyhow::Error::from));
+        let engine = engine.or_else(|error| {
+            tracing::warn!("compiled plugins are not kept ([plugins] cache): {error:#}");
+            Engine::new()
+        })?;
+        Ok(Self::with(engine))
+    }
+
+    fn with(engine: Engine) -> Self {
+        Self {
+            engine,
             compiled: Mutex::default(),
             preferred: HashMap::new(),
-        })
+        }
     }
 
     /// Loads a plugin's file under the name that its manifest gives it.
@@ -185,7 +206,10 @@ impl Loader {
             known.file_is_there = is_file;
             return Ok(Arc::clone(&known.plugin));
         }
+        let before = self.engine.cache_hits();
         let plugin = Plugin::load(&self.engine, name, &bytes);
+        let from_cache = self.engine.cache_hits() > before;
+        tracing::debug!(plugin = name, from_cache, "plugin compiled");
         let plugin = Arc::new(plugin.with_context(|| match is_file {
             true => format!("{} can't be used", path.display()),
             false => format!("the built-in plugin {name} can't be used"),

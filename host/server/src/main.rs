@@ -22,6 +22,7 @@ mod http;
 mod intake;
 mod loader;
 mod plugin;
+mod private;
 mod progress;
 mod record;
 mod reload;

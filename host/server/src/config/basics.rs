@@ -57,13 +57,20 @@ pub(crate) struct Plugins {
     /// The watched folder. What lies here wins over the embedded default of the
     /// same name.
     pub(crate) dir: PathBuf,
+    /// The folder where what is compiled is kept; none if it is compiled at each start.
+    pub(crate) cache: Option<PathBuf>,
 }
 
 impl Plugins {
     pub(super) fn read(section: &mut Section<'_, '_>) -> Self {
         let dir = section.path("dir");
+        let cache = section.get("cache", |text: String| {
+            Ok((!text.is_empty()).then_some(text))
+        });
+        let cache = cache.unwrap_or_else(|| Some("presence-cache".into()));
         Self {
             dir: dir.unwrap_or_else(|| section.resolve("plugins.d")),
+            cache: cache.map(|cache| section.resolve(&cache)),
         }
     }
 }

@@ -29,6 +29,7 @@ impl Config {
         self.nats = running.nats;
         self.tenant = running.tenant;
         self.state = running.state;
+        self.plugins.cache = running.plugins.cache;
         self.engine.workers = running.engine.workers;
         self.engine.worker_queue = running.engine.worker_queue;
         self.http = running.http;
@@ -63,7 +64,12 @@ impl Config {
                 },
                 self.directory != new.directory,
             ),
-            ("plugins", Live, self.plugins != new.plugins),
+            ("plugins", Live, self.plugins.dir != new.plugins.dir),
+            (
+                "plugins.cache",
+                Restart,
+                self.plugins.cache != new.plugins.cache,
+            ),
             ("pipeline", Live, self.pipeline != new.pipeline),
             ("engine", Live, engine_live),
             (

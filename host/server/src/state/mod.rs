@@ -9,8 +9,6 @@ mod saver;
 mod store;
 mod writer;
 
-use std::fs::DirBuilder;
-use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -19,8 +17,8 @@ use presence_core::names::Names;
 use presence_core::record::Record;
 use presence_core::tracker::{self, Connected};
 
-use crate::clock;
 use crate::config::{self, Config};
+use crate::{clock, private};
 
 pub(crate) use saver::Saver;
 pub(crate) use writer::{Figures, Writer};
@@ -120,9 +118,7 @@ pub(crate) fn problem(state: &config::State) -> Option<anyhow::Error> {
 
 fn open_in(dir: &Path, path: &Path, names: &Names) -> Result<(Store, Restored), Fault> {
     // It holds what users' connections say of themselves.
-    let made = DirBuilder::new().recursive(true).mode(0o700).create(dir);
-    made.with_context(|| format!("can't make the folder {}", dir.display()))
-        .map_err(Fault::Unusable)?;
+    private::folder(dir).map_err(Fault::Unusable)?;
     match open_file(path, names) {
         Err(Fault::Damaged(why)) => {
             let aside = set_aside(path).map_err(Fault::Unusable)?;

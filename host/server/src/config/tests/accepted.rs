@@ -239,6 +239,18 @@ fn an_empty_folder_turns_the_state_off_and_a_written_one_is_no_default() {
 }
 
 #[test]
+fn an_empty_folder_turns_the_cache_off() {
+    assert_eq!(
+        load("[plugins]\ncache = ''", &[]).unwrap().plugins.cache,
+        None
+    );
+    let folder = folder_with("");
+    let config = Config::load_in(folder.path(), None, variables(&[])).unwrap();
+    let cache = config.plugins.cache.unwrap();
+    assert_eq!(cache, folder.path().join("presence-cache"));
+}
+
+#[test]
 fn secrets_are_not_printed() {
     let env = [("PRESENCE_NATS_TOKEN", "s3cret")];
     let config = load("", &env).unwrap();
