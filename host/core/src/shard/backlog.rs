@@ -11,13 +11,13 @@ use crate::names::Id;
 ///
 /// Corrections are counted as they are handed in. All shards of a tenant are handed
 /// the same ones in the same order, so that their numbers mean the same to all.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Backlog {
     /// What their verdict read has changed. A block doesn't wait for everyone.
     changed: Queue,
-    /// The rules have changed for everyone: those who are left, in their order.
+    /// The rules have changed for everyone: those who are left, sorted.
     everyone: VecDeque<Id>,
-    /// The earliest correction that is told to those of whom everyone is left.
+    /// The earliest correction that isn't done before they are.
     everyone_of: u64,
     /// More may see them than have been told, by the correction after which they were
     /// decided on. They wait until all others have lost sight of those whom they may
@@ -25,21 +25,8 @@ pub(super) struct Backlog {
     gaining: BTreeMap<u64, RoaringBitmap>,
     /// How many corrections have been handed in.
     corrections: u64,
-    /// Up to which of them the other shards have told who loses sight.
-    told_elsewhere: u64,
-}
-
-impl Default for Backlog {
-    fn default() -> Self {
-        Self {
-            changed: Queue::default(),
-            everyone: VecDeque::new(),
-            everyone_of: 0,
-            gaining: BTreeMap::new(),
-            corrections: 0,
-            told_elsewhere: u64::MAX,
-        }
-    }
+    /// Up to which of them the other shards have told who loses sight, if there are any.
+    told_elsewhere: Option<u64>,
 }
 
 impl Backlog {
@@ -83,19 +70,20 @@ impl Backlog {
 
     /// The other shards have told who loses sight, up to this correction.
     pub(super) fn told_elsewhere(&mut self, correction: u64) {
-        self.told_elsewhere = correction;
+        self.told_elsewhere = Some(correction);
     }
 
     /// Whether nothing is to be done but to wait for other shards.
     pub(super) fn waits(&self) -> bool {
-        !self.is_empty() && !self.is_due()
+        !self.gaining.is_empty() && !self.is_due()
     }
 
     /// Whether it is somebody's turn.
     pub(super) fn is_due(&self) -> bool {
-        let gaining = self.gaining.first_key_value();
+        let gaining = self.gaining.keys().next();
+        let may_gain = |of: &u64| self.told_elsewhere.is_none_or(|told| *of <= told);
         !(self.changed.order.is_empty() && self.everyone.is_empty())
-            || gaining.is_some_and(|(correction, _)| *correction <= self.told_elsewhere)
+            || gaining.is_some_and(may_gain)
     }
 
     /// Whose turn it is, and who is told of them.
@@ -104,10 +92,10 @@ impl Backlog {
         if let Some(user) = losses {
             return Some((user, Told::Losses));
         }
-        let mut gaining = self.gaining.first_entry()?;
-        if *gaining.key() > self.told_elsewhere {
+        if !self.is_due() {
             return None;
         }
+        let mut gaining = self.gaining.first_entry()?;
         let user = gaining.get().min()?;
         gaining.get_mut().remove(user);
         if gaining.get().is_empty() {
@@ -127,10 +115,6 @@ impl Backlog {
     pub(super) fn len(&self) -> usize {
         let gaining = self.gaining.values().map(RoaringBitmap::len).sum::<u64>();
         self.changed.order.len() + self.everyone.len() + gaining as usize
-    }
-
-    pub(super) fn is_empty(&self) -> bool {
-        self.changed.order.is_empty() && self.everyone.is_empty() && self.gaining.is_empty()
     }
 
     fn forget_gains(&mut self, user: Id) {
@@ -189,7 +173,7 @@ mod tests {
         let losses = [3, 1, 2, 3].map(|user| (user, Told::Losses));
         let turns = [&losses[..], &[(2, Told::All)]].concat();
         assert_eq!(drain(&mut backlog), turns);
-        assert!(backlog.is_empty());
+        assert_eq!(backlog.len(), 0);
     }
 
     #[test]
