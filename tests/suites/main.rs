@@ -12,6 +12,7 @@ mod correction;
 mod directory;
 mod explain;
 mod failures;
+mod guide;
 mod harness;
 mod headers;
 mod hot_swap;
