@@ -96,7 +96,7 @@ fn every_page_is_in_the_summary() -> Result<()> {
     }
     assert_eq!(listed, there);
     let rules = listed.iter().filter(|name| cookbook::has(name)).count();
-    assert_eq!(rules, 10);
+    assert_eq!(rules, 10, "ten rules");
     Ok(())
 }
 

@@ -4,8 +4,9 @@
 use std::fs;
 
 use anyhow::{Context, Result, ensure};
+use presence_tests::host;
 use presence_tests::kit::Kit;
-use presence_tests::{host, site::Site};
+use presence_tests::site::Site;
 use serde_json::Value;
 
 use super::page::{Block, Page};
@@ -54,8 +55,11 @@ fn hold(language: &str, file: &str, own_tests: &str) -> Result<()> {
             let stage = one(&blocks, "toml")?.context("a rule has a stage")?;
             fs::write(kit.folder().join(file), &rule.code)?;
             fs::write(kit.folder().join("plugin.json"), &manifest.code)?;
-            holds(&kit, own_tests, &manifest.code, &stage.code)
-                .with_context(|| rule.place.clone())?;
+            holds(&kit, own_tests, &manifest.code).with_context(|| rule.place.clone())?;
+            // It is the same for all languages, and takes a while where an engine comes along.
+            if language == "rust" {
+                is_taken(&kit, &manifest.code, stage).with_context(|| stage.place.clone())?;
+            }
             count += 1;
         }
     }
@@ -63,20 +67,25 @@ fn hold(language: &str, file: &str, own_tests: &str) -> Result<()> {
     Ok(())
 }
 
-fn holds(kit: &Kit, own_tests: &str, manifest: &str, stage: &str) -> Result<()> {
+fn holds(kit: &Kit, own_tests: &str, manifest: &str) -> Result<()> {
     kit.own_tests(own_tests)?;
     let manifest: Value = serde_json::from_str(manifest)?;
-    let name = manifest["name"].as_str().context("name")?;
     let tested = kit.json(&["test", "rule", "--json"])?;
     let count = |object: &Value, key: &str| object[key].as_array().map_or(0, Vec::len);
     ensure!(
         count(&manifest, "tests") > 0 && count(&manifest, "tests") == count(&tested, "cases"),
         "a rule has cases"
     );
+    Ok(())
+}
 
+fn is_taken(kit: &Kit, manifest: &str, stage: &Block) -> Result<()> {
+    let manifest: Value = serde_json::from_str(manifest)?;
+    let name = manifest["name"].as_str().context("name")?;
+    let plugin = fs::read(kit.folder().join(format!("{name}.wasm")))?;
     let site = Site::new("nats://127.0.0.1:4222")?;
-    fs::write(site.config_path(), stage)?;
-    site.write_plugin(name, fs::read(kit.folder().join(format!("{name}.wasm")))?)?;
+    fs::write(site.config_path(), &stage.code)?;
+    site.write_plugin(name, plugin)?;
     let checked = host::run(&site, &["check"])?;
     ensure!(
         checked.status.success(),

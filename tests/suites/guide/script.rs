@@ -278,7 +278,7 @@ fn read_json(text: &str) -> Result<()> {
 fn words(line: &str) -> Vec<&str> {
     let words = line.split_whitespace();
     let word = |word| match word {
-        "ns" | "µs" | "ms" | "s" | "B" | "kB" | "MB" => "unit",
+        "ns" | "µs" | "ms" | "s" | "B" | "KiB" | "MiB" => "unit",
         word if word.starts_with(|first: char| first.is_ascii_digit()) => "figure",
         word => word,
     };
