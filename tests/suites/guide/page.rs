@@ -7,9 +7,13 @@
 //! | `only: LANGUAGE` | is for those who write their rule in it |
 //! | `clone` | is run in a clone of this repository |
 //! | `terminal: WORDS` | is run in a terminal of its own, until its log says the words, and goes on |
+//! | `stop` | comes once the newest terminal's command was told to end, and has |
 //! | `fails` | is a command that fails |
 //! | `last` | is the end of what came out, and not all of it |
 //! | `figures` | is what came out, but for the figures |
+//!
+//! What a reader has from elsewhere is a block that stands in a comment itself:
+//! between `<!--` and `-->` on lines of their own, with its orders on lines before it.
 
 use std::fs;
 use std::path::Path;
@@ -39,6 +43,7 @@ pub(super) struct Orders {
     pub(super) only: Option<String>,
     pub(super) terminal: Option<String>,
     pub(super) clone: bool,
+    pub(super) stop: bool,
     pub(super) fails: bool,
     pub(super) last: bool,
     pub(super) figures: bool,
@@ -51,17 +56,11 @@ impl Page {
         let text = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
         let mut blocks = Vec::new();
         let mut orders = Orders::default();
+        let mut in_comment = false;
         let mut lines = text.lines().enumerate();
         while let Some((number, line)) = lines.next() {
             let place = format!("docs/{name}:{}", number + 1);
-            if let Some(order) = line.strip_prefix("<!-- ") {
-                let order = order.strip_suffix(" -->");
-                // One that says something to those who change the page is a sentence.
-                match order.filter(|order| !order.ends_with('.')) {
-                    Some(order) => orders.add(order).with_context(|| place)?,
-                    None => continue,
-                }
-            } else if let Some(language) = line.strip_prefix("```") {
+            if let Some(language) = line.strip_prefix("```") {
                 let body = lines.by_ref().map(|(_, line)| line);
                 let body: Vec<_> = body.take_while(|line| *line != "```").collect();
                 blocks.push(Block {
@@ -70,12 +69,31 @@ impl Page {
                     code: include(&path, &body)?,
                     orders: std::mem::take(&mut orders),
                 });
-            } else if line.contains("```") {
-                bail!("{place}: a block of code begins at the line's beginning");
+                continue;
+            }
+            match line {
+                "<!--" => in_comment = true,
+                "-->" => in_comment = false,
+                "" => {}
+                order if in_comment => orders.add(order).with_context(|| place)?,
+                _ => {
+                    if let Some(order) = order(line) {
+                        orders.add(order).with_context(|| place)?;
+                    } else if line.contains("```") {
+                        bail!("{place}: a block of code begins at the line's beginning");
+                    }
+                }
             }
         }
         Ok(Self { blocks })
     }
+}
+
+/// What a comment of one line orders; one that is a sentence is for those who change
+/// the page.
+fn order(line: &str) -> Option<&str> {
+    let order = line.strip_prefix("<!-- ")?.strip_suffix(" -->")?;
+    (!order.ends_with('.')).then_some(order)
 }
 
 impl Orders {
@@ -86,6 +104,7 @@ impl Orders {
             Some(("terminal", words)) => self.terminal = Some(words.into()),
             _ => match order {
                 "clone" => self.clone = true,
+                "stop" => self.stop = true,
                 "fails" => self.fails = true,
                 "last" => self.last = true,
                 "figures" => self.figures = true,

@@ -124,6 +124,10 @@ impl Script {
     /// When it can't be done, doesn't come out as it says, or is of a kind that
     /// nothing can be done with.
     pub(super) async fn run(&mut self, block: &Block) -> Result<()> {
+        if block.orders.stop {
+            ensure!(!self.terminals.is_empty(), "{}: nothing runs", block.place);
+            self.terminals.remove(0).stop().await?;
+        }
         let done = match (&*block.language, &block.orders.file) {
             (_, Some(path)) => self.write(path, block),
             ("diff", None) => self.change(block),
@@ -222,7 +226,7 @@ impl Script {
 
     fn compare(&self, block: &Block) -> Result<()> {
         let expected: Vec<_> = block.code.lines().collect();
-        let found: Vec<_> = self.output.lines().map(str::trim_end).collect();
+        let found: Vec<_> = self.output.trim_end().lines().map(str::trim_end).collect();
         let before = match block.orders.last {
             true => found.len().saturating_sub(expected.len()),
             false => 0,
