@@ -133,7 +133,10 @@ pub fn fetch() -> Result<()> {
 }
 
 /// What a language's tools need in their surroundings.
-fn variables(language: &str) -> Result<Vec<(&'static str, OsString)>> {
+///
+/// # Errors
+/// When they can't be had.
+pub fn variables(language: &str) -> Result<Vec<(&'static str, OsString)>> {
     match language {
         "rust" => {
             let mut variables = Toolchain::obtain(&tools::target())?.variables();

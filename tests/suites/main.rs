@@ -13,6 +13,7 @@ mod correction;
 mod directory;
 mod explain;
 mod failures;
+mod guide;
 mod harness;
 mod headers;
 mod hot_swap;

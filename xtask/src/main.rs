@@ -1,8 +1,10 @@
-//! The project's own tasks: `cargo xtask demo`, `test`, `bench` and `plugins`.
+//! The project's own tasks: `cargo xtask demo`, `test`, `bench`, `plugins` and
+//! `guide`.
 //! Each does all of its own set-up.
 
 mod bench;
 mod demo;
+mod guide;
 mod plugins;
 mod test;
 
@@ -26,6 +28,8 @@ enum Task {
     Test(test::Args),
     /// Builds the plugins' components into plugins/dist.
     Plugins(plugins::Args),
+    /// Builds the guide under docs/ as a book.
+    Guide(guide::Args),
     /// Measures presence beside a raw relay, a native filter and Node.
     Bench(bench::Args),
     /// One process of the benchmark.
@@ -38,6 +42,7 @@ fn main() -> ExitCode {
         Task::Demo(args) => demo::run(&args),
         Task::Test(args) => test::run(&args),
         Task::Plugins(args) => plugins::run(&args),
+        Task::Guide(args) => guide::run(&args),
         Task::Bench(args) => bench::run(&args),
         Task::BenchContender(args) => bench::contender::run(&args),
     };

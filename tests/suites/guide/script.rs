@@ -1,0 +1,290 @@
+//! A page's blocks, done one after the other in a folder of their own.
+
+use std::ffi::OsString;
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use anyhow::{Context, Result, bail, ensure};
+use presence_tests::process::Process;
+use presence_tests::{host, kit, nats, node, tools};
+use serde_json::Value;
+use tempfile::TempDir;
+
+use super::page::Block;
+
+/// A reader at work.
+pub(super) struct Script {
+    /// What was started in other terminals, the last of it first.
+    terminals: Vec<Process>,
+    around: TempDir,
+    /// The folder that they are in by now.
+    at: PathBuf,
+    variables: Vec<(&'static str, OsString)>,
+    /// What the last command wrote.
+    output: String,
+    /// The last file that nothing has been done with yet.
+    untried: Option<String>,
+}
+
+impl Script {
+    /// One who has what a language needs, and not yet `presence`.
+    pub(super) fn new(language: &str) -> Result<Self> {
+        let around = tempfile::Builder::new()
+            .prefix("presence-guide-")
+            .tempdir()?;
+        let at = around.path().join("work");
+        let bin = around.path().join("bin");
+        fs::create_dir(&at)?;
+        fs::create_dir(&bin)?;
+        let mut variables = Vec::new();
+        // What the others need, their pages install.
+        if language == "rust" {
+            variables = kit::variables(language)?;
+        }
+        let mut path = vec![bin];
+        path.extend(std::env::split_paths(
+            &std::env::var_os("PATH").unwrap_or_default(),
+        ));
+        variables.push(("PATH", std::env::join_paths(path)?));
+        let port = tools::free_port()?;
+        let url = format!("nats://127.0.0.1:{port}");
+        variables.push(("PRESENCE_NATS_URL", url.into()));
+        let script = Self {
+            terminals: Vec::new(),
+            around,
+            at,
+            variables,
+            output: String::new(),
+            untried: None,
+        };
+        script.stand_ins(port)?;
+        Ok(script)
+    }
+
+    /// Commands that are the real ones, but for what a test can't have: minutes of
+    /// compiling, a toolchain of its own, NATS on its usual port, and the `nats`
+    /// command, in whose place is npm's client.
+    fn stand_ins(&self, port: u16) -> Result<()> {
+        let quoted = |path: &Path| format!("'{}'", path.display());
+        let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+        let nats = tools::root().join("tests/node/nats.js");
+        for (name, text) in [
+            (
+                "cargo",
+                format!(
+                    "if [ \"$*\" = 'install --locked --path host/server' ]; then\n  \
+                     grep -q '^name = \"presence\"' host/server/Cargo.toml\n  \
+                     ln -s {} {}\nelse\n  exec {} \"$@\"\nfi",
+                    quoted(&host::binary()?),
+                    quoted(&self.bin("presence")),
+                    quoted(Path::new(&cargo)),
+                ),
+            ),
+            (
+                "rustup",
+                "test \"$*\" = 'target add wasm32-unknown-unknown'".into(),
+            ),
+            (
+                "nats-server",
+                format!(
+                    "exec {} --addr 127.0.0.1 --port {port} \"$@\"",
+                    quoted(&nats::find()?)
+                ),
+            ),
+            (
+                "nats",
+                format!(
+                    "NODE_PATH={} exec node {} \"$@\"",
+                    quoted(&node::modules()?),
+                    quoted(&nats)
+                ),
+            ),
+        ] {
+            let place = self.bin(name);
+            fs::write(&place, format!("#!/bin/sh\nset -e\n{text}\n"))?;
+            fs::set_permissions(&place, fs::Permissions::from_mode(0o755))?;
+        }
+        Ok(())
+    }
+
+    fn bin(&self, name: &str) -> PathBuf {
+        self.around.path().join("bin").join(name)
+    }
+
+    /// Has `presence` as the tutorial installs it.
+    pub(super) fn install(&self) -> Result<()> {
+        Ok(symlink(host::binary()?, self.bin("presence"))?)
+    }
+
+    /// Does what a block says.
+    ///
+    /// # Errors
+    /// When it can't be done, doesn't come out as it says, or is of a kind that
+    /// nothing can be done with.
+    pub(super) async fn run(&mut self, block: &Block) -> Result<()> {
+        if block.orders.stop {
+            ensure!(!self.terminals.is_empty(), "{}: nothing runs", block.place);
+            self.terminals.remove(0).stop().await?;
+        }
+        let done = match (&*block.language, &block.orders.file) {
+            (_, Some(path)) => self.write(path, block),
+            ("diff", None) => self.change(block),
+            ("sh", None) if block.orders.terminal.is_some() => self.terminal(block).await,
+            ("sh", None) => self.shell(block),
+            ("text", None) => self.compare(block),
+            ("toml", None) => self.check(block),
+            ("json", None) => read_json(&block.code),
+            ("js", None) => self
+                .command("node", &["--eval", &block.code])
+                .and_then(|mut node| tools::run(&mut node).map(drop)),
+            (other, None) => Err(anyhow::anyhow!("nobody checks a block of `{other}`")),
+        };
+        done.with_context(|| block.place.clone())
+    }
+
+    /// Ends, unless there is something that was only written.
+    pub(super) fn end(self) -> Result<()> {
+        match self.untried {
+            Some(path) => bail!("nothing is done with {path} as it is at the end"),
+            None => Ok(()),
+        }
+    }
+
+    fn write(&mut self, path: &str, block: &Block) -> Result<()> {
+        let place = self.at.join(path);
+        let folder = place.parent().context("a file has a folder")?;
+        ensure!(folder.is_dir(), "there is no {}", folder.display());
+        if block.language == "json" {
+            read_json(&block.code)?;
+        }
+        fs::write(place, &block.code)?;
+        self.untried = Some(path.into());
+        Ok(())
+    }
+
+    /// Changes a file: `--- PATH`, and lines that stay, go (`-`) and come (`+`).
+    fn change(&mut self, block: &Block) -> Result<()> {
+        let (path, lines) = block.code.split_once('\n').context("a path comes first")?;
+        let path = path.strip_prefix("--- ").context("a path comes first")?;
+        let side = |other: char| -> String {
+            let lines = lines.lines().filter(|line| !line.starts_with(other));
+            lines.map(|line| format!("{}\n", &line[1..])).collect()
+        };
+        let (before, after) = (side('+'), side('-'));
+        let place = self.at.join(path);
+        let text = fs::read_to_string(&place).with_context(|| path.to_owned())?;
+        ensure!(
+            text.matches(&before).count() == 1,
+            "{path} should have this once:\n{before}"
+        );
+        fs::write(place, text.replace(&before, &after))?;
+        self.untried = Some(path.into());
+        Ok(())
+    }
+
+    fn shell(&mut self, block: &Block) -> Result<()> {
+        let note = self.around.path().join("at");
+        let code = format!("set -e\n{}pwd > '{}'\n", block.code, note.display());
+        let mut bash = self.command("bash", &["-c", &code])?;
+        if block.orders.clone {
+            bash.current_dir(tools::root());
+        }
+        let Output {
+            status,
+            stdout,
+            stderr,
+        } = bash.output()?;
+        self.output = String::from_utf8(stdout)?;
+        ensure!(
+            status.success() != block.orders.fails,
+            "{status}\n{}{}",
+            self.output,
+            String::from_utf8_lossy(&stderr)
+        );
+        if status.success() && !block.orders.clone {
+            self.at = fs::read_to_string(note)?.trim_end().into();
+        }
+        self.untried = None;
+        Ok(())
+    }
+
+    async fn terminal(&mut self, block: &Block) -> Result<()> {
+        // So that what is ended is the command, and not its shell.
+        let code = format!("exec {}", block.code);
+        let mut bash = self.command("bash", &["-c", &code])?;
+        let mut process = Process::spawn(block.code.trim(), &mut bash)?;
+        let words = block.orders.terminal.as_deref().unwrap_or_default();
+        let says = |line: &str| line.contains(words);
+        let what = format!("a log line with `{words}`");
+        process.wait_for_log(&what, 0, says).await?;
+        self.terminals.insert(0, process);
+        self.untried = None;
+        Ok(())
+    }
+
+    fn compare(&self, block: &Block) -> Result<()> {
+        let expected: Vec<_> = block.code.lines().collect();
+        let found: Vec<_> = self.output.trim_end().lines().map(str::trim_end).collect();
+        let before = match block.orders.last {
+            true => found.len().saturating_sub(expected.len()),
+            false => 0,
+        };
+        let found = &found[before..];
+        let same = |(expected, found): (&&str, &&str)| match block.orders.figures {
+            true => words(expected) == words(found),
+            false => expected == found,
+        };
+        ensure!(
+            expected.len() == found.len() && expected.iter().zip(found).all(same),
+            "this came out:\n{}",
+            self.output
+        );
+        Ok(())
+    }
+
+    /// A configuration that stands alone.
+    fn check(&self, block: &Block) -> Result<()> {
+        let folder = tempfile::tempdir_in(self.around.path())?;
+        let file = folder.path().join("presence.toml");
+        fs::write(&file, &block.code)?;
+        let mut check = self.command("presence", &["check", "--config"])?;
+        tools::run(check.arg(file)).map(drop)
+    }
+
+    fn command(&self, program: &str, args: &[&str]) -> Result<Command> {
+        let mut command = Command::new(program);
+        for (name, _) in std::env::vars_os() {
+            let text = name.to_string_lossy();
+            if text.starts_with("PRESENCE_") || text.starts_with("CARGO_PKG_") {
+                command.env_remove(name);
+            }
+        }
+        command
+            .args(args)
+            .envs(self.variables.iter().cloned())
+            .env("NO_COLOR", "1")
+            .current_dir(&self.at);
+        Ok(command)
+    }
+}
+
+/// JSON, or lines of it.
+fn read_json(text: &str) -> Result<()> {
+    for value in serde_json::Deserializer::from_str(text).into_iter::<Value>() {
+        value?;
+    }
+    Ok(())
+}
+
+/// A line's words, of which any two figures, and any two units, are the same.
+fn words(line: &str) -> Vec<&str> {
+    let words = line.split_whitespace();
+    let word = |word| match word {
+        "ns" | "µs" | "ms" | "s" | "B" | "KiB" | "MiB" => "unit",
+        word if word.starts_with(|first: char| first.is_ascii_digit()) => "figure",
+        word => word,
+    };
+    words.map(word).collect()
+}

@@ -1,0 +1,117 @@
+//! Whether the links of a built book lead anywhere: to a file of the book, and in
+//! it to a place that has the name.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Component, Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+
+/// Follows all links, and says how many pages and links there are.
+///
+/// # Errors
+/// Lists those that lead nowhere.
+pub(super) fn check(book: &Path) -> Result<(usize, usize)> {
+    let mut pages = BTreeMap::new();
+    read(book, book, &mut pages)?;
+    let places: BTreeMap<_, _> = pages
+        .iter()
+        .map(|(path, html)| (path, values(html, "id").collect::<BTreeSet<_>>()))
+        .collect();
+    let mut count = 0;
+    let mut dead = Vec::new();
+    for (page, html) in &pages {
+        // Around it is what mdBook puts on every page.
+        let (_, main) = html.split_once("<main>").unwrap_or_default();
+        let (main, _) = main.split_once("</main>").unwrap_or_default();
+        for link in values(main, "href").filter(|link| !link.contains("://")) {
+            count += 1;
+            let (path, place) = link.split_once('#').unwrap_or((link, ""));
+            let path = match path {
+                "" => page.clone(),
+                path => beside(page, path),
+            };
+            let leads = match places.get(&path) {
+                Some(places) => place.is_empty() || places.contains(place),
+                None => book.join(&path).is_file(),
+            };
+            if !leads {
+                dead.push(format!("{}: {link}", page.display()));
+            }
+        }
+    }
+    ensure!(
+        dead.is_empty(),
+        "these links of the guide lead nowhere in it:\n  {}",
+        dead.join("\n  ")
+    );
+    Ok((pages.len(), count))
+}
+
+/// The pages below a folder, by their paths in the book.
+fn read(book: &Path, folder: &Path, pages: &mut BTreeMap<PathBuf, String>) -> Result<()> {
+    let cant = || format!("reading {}", folder.display());
+    for entry in fs::read_dir(folder).with_context(cant)? {
+        let path = entry.with_context(cant)?.path();
+        if path.is_dir() {
+            read(book, &path, pages)?;
+        } else if path.extension().is_some_and(|ending| ending == "html") {
+            let html = fs::read_to_string(&path).with_context(cant)?;
+            pages.insert(path.strip_prefix(book)?.to_owned(), html);
+        }
+    }
+    Ok(())
+}
+
+/// The values of an attribute.
+fn values<'a>(html: &'a str, attribute: &str) -> impl Iterator<Item = &'a str> {
+    let begin = format!(" {attribute}=\"");
+    let parts: Vec<_> = html.split(begin.as_str()).skip(1).collect();
+    parts
+        .into_iter()
+        .filter_map(|part| Some(part.split_once('"')?.0))
+}
+
+/// Where a link of a page leads.
+fn beside(page: &Path, link: &str) -> PathBuf {
+    let mut path = page.parent().unwrap_or(page).to_owned();
+    for part in Path::new(link).components() {
+        match part {
+            // What leads out of the book is kept, and found nowhere.
+            Component::ParentDir if path.file_name().is_some() => drop(path.pop()),
+            part => path.push(part),
+        }
+    }
+    path
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_link_leads_to_a_page_of_the_book_and_a_place_in_it() {
+        let book = tempfile::tempdir().unwrap();
+        let put = |path: &str, main: &str| {
+            let path = book.path().join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, format!("<a href=\"gone\"><main>{main}</main>")).unwrap();
+        };
+        put("a/b.html", "<h1 id=\"top\">");
+        fs::write(book.path().join("c.conf"), "").unwrap();
+        for (link, leads) in [
+            ("b.html", true),
+            ("#here", true),
+            ("#there", false),
+            ("b.html#top", true),
+            ("b.html#bottom", false),
+            ("../c.conf", true),
+            ("../d.conf", false),
+            ("../../Cargo.toml", false),
+            ("https://example.com/x#y", true),
+        ] {
+            put("a/x.html", &format!("<p id=\"here\"><a href=\"{link}\">"));
+            assert_eq!(check(book.path()).is_ok(), leads, "{link}");
+        }
+    }
+}
