@@ -185,6 +185,11 @@ impl<A, R> Instance<A, R> {
                 .map_err(|error| lacks("save` and `restore", error))?,
             Role::Filter | Role::Redactor => None,
         };
+        if self.plugin.manifest.stateful && stateful.is_none() {
+            let plugin = plugin();
+            let what = "its manifest says that it is stateful, and it isn't an enricher that exports `save` and `restore`".into();
+            return Err(LoadError::Link { plugin, what });
+        }
         let configure = (self.plugin.api.configure)(&handle, &mut store)
             .map_err(|error| lacks("configure", error))?;
         let taken =

@@ -28,6 +28,9 @@ pub struct Manifest {
     /// For a filter: whether it may add viewers.
     #[serde(default)]
     pub effect: Effect,
+    /// For an enricher: that it has `save` and `restore`.
+    #[serde(default)]
+    pub stateful: bool,
     /// What it wants to be allowed.
     #[serde(default)]
     pub capabilities: Vec<String>,

@@ -4,9 +4,9 @@ use presence_core::rules::Rules;
 use presence_sandbox::{LoadError, Pipeline, Stage};
 use serde_json::{Value, json};
 
-use crate::component::enricher_with;
+use crate::component::{enricher_with, with_manifest};
 use crate::log::said;
-use crate::stage::{LIMITS, configured, loaded, made, pipeline, problems, stage, within};
+use crate::stage::{LIMITS, bytes, configured, loaded, made, pipeline, problems, stage, within};
 use crate::world::World;
 
 /// The fixture, which sets `sessions`, or what `key` says, to how often a user
@@ -141,6 +141,25 @@ fn one_that_only_saves_or_only_restores_is_refused() {
         assert!(
             what.starts_with("it doesn't export `save` and `restore` as its role does"),
             "{what}"
+        );
+    }
+}
+
+#[test]
+fn one_that_says_it_is_stateful_has_to_be() {
+    let saying = |file: &str, role: &str| {
+        let manifest = json!({
+            "name": "rule", "version": "1.0.0", "api": "0.1.0", "role": role, "stateful": true,
+        });
+        made(&with_manifest(&bytes(file), &manifest.to_string()))
+    };
+    pipeline([saying("sessions", "enricher")]);
+    for (file, role) in [("counter", "enricher"), ("blocklist", "filter")] {
+        let problems = problems(LIMITS, [saying(file, role)]);
+        let text = problems[0].to_string();
+        assert!(
+            text.contains("says that it is stateful, and it isn't"),
+            "{text}"
         );
     }
 }

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, bail};
 use presence_component::{assemble, imports, package};
 use presence_sandbox::Manifest;
-use presence_sandbox::manifest::Effect;
+use presence_sandbox::manifest::{Effect, Role};
 use serde_json::Value;
 
 use super::embedded::{WIT, WIT_FILE};
@@ -85,7 +85,10 @@ struct Source<'a> {
 impl Source<'_> {
     /// The WIT world that the plugin is of.
     fn world(&self) -> &'static str {
-        self.manifest.role.as_str()
+        match self.manifest.role {
+            Role::Enricher if self.manifest.stateful => "stateful-enricher",
+            role => role.as_str(),
+        }
     }
 }
 
