@@ -491,3 +491,16 @@ fn an_application_does_not_change_what_connections_say() {
     assert_eq!(subjects(&told), ["presence.events"]);
     world.run(r#"1005 heartbeat web activity="idle" | 1005 updated idle -"#);
 }
+
+#[test]
+fn an_update_lets_nobody_gain_sight_before_their_turn_in_a_correction() {
+    let mut world = World::new(Some(0), 0);
+    world.rules.hide_idle = true;
+    world.run(r#"1000 connect web activity="idle" |"#);
+    world.shard.told_elsewhere(0);
+    world.rules.hide_idle = false;
+    assert_eq!(world.input(Input::Rules), []);
+    world.run(r#"1001 heartbeat web activity="typing" |"#);
+    world.shard.told_elsewhere(1);
+    world.run("1002 wait | 1000 online typing -");
+}

@@ -10,6 +10,7 @@
 )]
 
 mod ask;
+mod barrier;
 mod broker;
 mod capture;
 mod check;

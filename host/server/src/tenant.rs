@@ -16,6 +16,7 @@ use presence_sandbox::Blueprint;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::ask::{Counts, Desk};
+use crate::barrier;
 use crate::broker::{self, Health};
 use crate::config::{self, Config};
 use crate::directory::Content;
@@ -85,7 +86,7 @@ impl Tenant {
         });
         let body_bytes_max = broker::body_bytes_max(client);
         let mut workers = Vec::new();
-        for number in 0..config.engine.worker_count() {
+        for (number, barrier) in barrier::places(config.engine.worker_count()).enumerate() {
             let settings = settings(config, body_bytes_max);
             let mut shard = Shard::new(settings, Arc::clone(&names), Arc::clone(&directory));
             shard.keep_records(state.is_some());
@@ -98,6 +99,7 @@ impl Tenant {
                     Source::new(&config.node.name, number, epoch_ms, &subjects),
                 ),
                 figures: Arc::default(),
+                barrier,
                 saver: state.as_ref().map(Writer::saver),
                 fetcher: fetcher.clone(),
             };

@@ -20,6 +20,7 @@ use roaring::RoaringBitmap;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::ask::Asking;
+use crate::barrier::Barrier;
 use crate::clock;
 use crate::directory::request::Fetcher;
 use crate::state::Saver;
@@ -181,6 +182,7 @@ pub(crate) struct State {
     pub(crate) generation: u64,
     pub(crate) publisher: Publisher,
     pub(crate) figures: Arc<Figures>,
+    pub(crate) barrier: Barrier,
     /// None where nothing is kept over a restart.
     pub(crate) saver: Option<Saver>,
     /// None where the directory holds all of its answers.
@@ -190,16 +192,25 @@ pub(crate) struct State {
 impl State {
     async fn work(mut self, mut inbox: mpsc::Receiver<Task>) {
         let mut out = Vec::new();
+        // It is one of several shards.
+        self.shard.told_elsewhere(self.barrier.told());
         loop {
             let saver = self.saver.as_ref();
             let save_at = saver.and_then(|saver| saver.due(&self.shard));
             let wake_at = self.shard.next_deadline().into_iter().chain(save_at).min();
+            let task = async {
+                tokio::select! {
+                    biased;
+                    task = inbox.recv() => Some(task),
+                    () = self.barrier.moved(), if self.shard.gains_wait() => None,
+                }
+            };
             let task = match wake_at {
                 Some(at) => {
                     let wait = Duration::from_millis(at.saturating_sub(clock::now_ms()));
-                    tokio::time::timeout(wait, inbox.recv()).await.ok()
+                    tokio::time::timeout(wait, task).await.ok().flatten()
                 }
-                None => Some(inbox.recv().await),
+                None => task.await,
             };
             let now = clock::now_ms();
             self.figures.busy_since.store(now, Ordering::Relaxed);
@@ -222,6 +233,8 @@ impl State {
                 None if inbox.is_empty() => self.advance(clock::now_ms(), &mut out).await,
                 None => {}
             }
+            // All of it has been handed to the broker's client.
+            self.barrier.tell(self.shard.losses_told());
             self.save();
             self.tell_figures();
             self.figures.busy_since.store(0, Ordering::Relaxed);
@@ -283,6 +296,9 @@ impl State {
     }
 
     async fn advance(&mut self, now: u64, out: &mut Vec<Output>) {
+        if self.shard.gains_wait() {
+            self.shard.told_elsewhere(self.barrier.told());
+        }
         if self.shard.next_deadline().is_some_and(|at| at <= now) {
             self.shard.advance(now, &mut self.rules, out);
             self.carry_out(out).await;

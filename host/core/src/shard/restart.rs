@@ -72,6 +72,7 @@ impl Shard {
             self.forget_statuses();
         }
         self.rules_changed();
+        self.backlog.handed_in();
     }
 
     /// The shard hears from now on: every lease begins anew.

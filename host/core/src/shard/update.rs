@@ -175,9 +175,14 @@ impl Shard {
             verdict,
         };
         self.statuses.tell(self.now, user, shown);
-        // A decision that is put off takes this in when it is made.
+        // A decision that is put off takes this in when it is made. Where one of a
+        // correction is still to come, nobody gains sight of the user before their turn.
         if !pending {
-            self.decide(&event, Told::All, rules, out);
+            let told = match self.backlog.has(user) {
+                true => Told::Losses,
+                false => Told::All,
+            };
+            self.decide(&event, told, rules, out);
         }
         self.statuses.put_off(user, &event.name);
     }

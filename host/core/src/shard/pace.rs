@@ -1,0 +1,71 @@
+//! How fast what comes of deciding again is published.
+
+/// For how long unused capacity may be made up for, in nanoseconds.
+const BURST_NS: u64 = 100_000_000;
+
+const NS_PER_MS: u64 = 1_000_000;
+const NS_PER_S: u64 = 1_000_000_000;
+
+/// A limit to how many messages a second corrections take.
+#[derive(Debug)]
+pub(super) struct Pace {
+    /// What one message takes; 0 without a limit.
+    ns_each: u64,
+    /// When all that has been published would have been, at the pace.
+    done_ns: u64,
+}
+
+impl Pace {
+    /// So many messages a second, or as many as come, for 0.
+    pub(super) fn new(messages_per_s: u64) -> Self {
+        Self {
+            ns_each: NS_PER_S.checked_div(messages_per_s).unwrap_or(0),
+            done_ns: 0,
+        }
+    }
+
+    /// Goes at another pace from here on.
+    pub(super) fn change(&mut self, messages_per_s: u64) {
+        self.ns_each = Self::new(messages_per_s).ns_each;
+        if self.ns_each == 0 {
+            self.done_ns = 0;
+        }
+    }
+
+    /// When the next message may be published, in milliseconds since the Unix epoch.
+    pub(super) fn next_at(&self) -> u64 {
+        self.done_ns.div_ceil(NS_PER_MS)
+    }
+
+    /// So many messages are published now.
+    pub(super) fn published(&mut self, now_ms: u64, messages: usize) {
+        let earliest = now_ms.saturating_mul(NS_PER_MS).saturating_sub(BURST_NS);
+        let took = self.ns_each.saturating_mul(messages as u64);
+        if took > 0 {
+            self.done_ns = self.done_ns.max(earliest).saturating_add(took);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_published_holds_up_the_next_by_the_pace() {
+        let mut pace = Pace::new(1_000);
+        let now = 10_000;
+        assert!(pace.next_at() <= now);
+        // What wasn't used of the last 100 ms may be made up for.
+        pace.published(now, 100);
+        assert_eq!(pace.next_at(), now);
+        pace.published(now, 1);
+        assert_eq!(pace.next_at(), now + 1);
+        pace.published(now + 1, 50);
+        assert_eq!(pace.next_at(), now + 51);
+        pace.change(0);
+        assert_eq!(pace.next_at(), 0);
+        pace.published(now, 1_000_000);
+        assert_eq!(pace.next_at(), 0);
+    }
+}
