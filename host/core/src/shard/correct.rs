@@ -13,7 +13,7 @@ use crate::directory::{Changes, Directory};
 use crate::rules::Rules;
 
 /// How many users are decided again before new inputs get their turn.
-const CORRECTIONS_AT_ONCE: usize = 256;
+const CORRECTIONS_AT_ONCE: usize = 64;
 
 impl Shard {
     /// The directory has changed: whoever's verdict read what changed is
