@@ -191,7 +191,8 @@ mod tests {
             "### `value`, variant\n\nWhat there is.\n\n| | |\n|---|---|\n| `text(string)` | Words. |\n| `nothing` |  |\n",
             "### `union`\n\n```wit\nunion: func(a: set, b: set) -> set;\n```\n\nBoth.\n",
             "## World `one`\n\n### `run`\n\n```wit\nrun: func(on: set) -> result<_, string>;\n```\n",
-            "## World `two`\n\n### `state`, record\n\n| | |\n|---|---|\n| `version: u32` |  |\n\n### `run`\n\nAs in `one`.\n\n### `save`\n",
+            "\n### `run`\n\nAs in `one`.\n",
+            "## World `two`\n\n### `state`, record\n\n| | |\n|---|---|\n| `version: u32` |  |\n\n### `save`\n",
         ] {
             assert!(page.contains(part), "{page}\nhas no\n{part}");
         }
