@@ -248,3 +248,19 @@ fn each_command_has_help_with_an_example() -> Result<()> {
     assert!(bench.succeeds(&["--help"])?.contains("Example:"));
     Ok(())
 }
+
+#[test]
+fn one_who_reads_no_further_is_no_error() -> Result<()> {
+    let bench = Bench::new()?;
+    let file = bench.path().join("contacts.wasm");
+    fs::write(&file, component::load("contacts")?)?;
+    for args in [["inspect"], ["test"]] {
+        let (reader, writer) = std::io::pipe()?;
+        drop(reader);
+        let mut command = plugin_command(bench.path())?;
+        let output = command.args(args).arg(&file).stdout(writer).output()?;
+        assert_eq!(String::from_utf8(output.stderr)?, "");
+        assert!(output.status.success(), "{args:?}");
+    }
+    Ok(())
+}

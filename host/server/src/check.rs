@@ -1,5 +1,6 @@
 //! `presence check`: all that is wrong, before it is run.
 
+use std::io::Write as _;
 use std::path::Path;
 
 use presence_core::names::Names;
@@ -36,6 +37,6 @@ pub(crate) fn run(path: Option<&Path>) -> anyhow::Result<()> {
         "{found} problem{} found",
         if found == 1 { "" } else { "s" }
     );
-    println!("ok: {}", config.pipeline_line());
+    writeln!(std::io::stdout(), "ok: {}", config.pipeline_line())?;
     Ok(())
 }

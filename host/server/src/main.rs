@@ -1,5 +1,7 @@
 //! `presence`: who is online, and who may know it.
 
+// It panics once nobody reads any more, as with `| head`.
+#![warn(clippy::print_stdout)]
 #![cfg_attr(
     test,
     allow(

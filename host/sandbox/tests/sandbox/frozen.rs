@@ -18,7 +18,7 @@ use crate::world::{NOW, World};
 /// The versions, and the SHA-256 of their file.
 const RELEASED: [(&str, &str); 1] = [(
     "0.1.0",
-    "3055d52148c6da1e5eaa041938108c40171832a6462860d33cc2994d5e7f4220",
+    "42e2939eb73b03ebdcbd7f9cf8aaf42559e9d5f446bc1f07cb4a08bd401e28f7",
 )];
 
 fn crate_folder(path: &str) -> PathBuf {

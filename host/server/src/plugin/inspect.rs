@@ -1,5 +1,6 @@
 //! `presence plugin inspect`: what a plugin is, without running it.
 
+use std::io::Write as _;
 use std::path::PathBuf;
 
 use presence_component::{Import, imports, wit};
@@ -31,14 +32,18 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     let plugin = super::read(&path)?;
     let manifest = Manifest::read(&path.to_string_lossy(), &plugin)?;
     if args.wit {
-        print!("{}", wit(&plugin)?);
+        write!(std::io::stdout(), "{}", wit(&plugin)?)?;
         return Ok(());
     }
     let imports = imports(&plugin)?;
     if args.json {
-        println!("{}", object(&manifest, &imports, &plugin));
+        writeln!(
+            std::io::stdout(),
+            "{}",
+            object(&manifest, &imports, &plugin)
+        )?;
     } else {
-        print!("{}", page(&manifest, &imports, &plugin));
+        write!(std::io::stdout(), "{}", page(&manifest, &imports, &plugin))?;
     }
     Ok(())
 }

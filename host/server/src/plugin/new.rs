@@ -1,6 +1,7 @@
 //! `presence plugin new`: a folder with a plugin that builds.
 
 use std::fs;
+use std::io::Write as _;
 use std::path::Path;
 
 use anyhow::{Context as _, bail};
@@ -99,7 +100,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     if args.lang == Language::C {
         build::write_bindings(folder, args.role.name())?;
     }
-    println!("{}", next(args));
+    writeln!(std::io::stdout(), "{}", next(args))?;
     Ok(())
 }
 

@@ -3,6 +3,7 @@
 mod measure;
 mod world;
 
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -64,9 +65,13 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     contenders.push(contend(&engine, name, built_in, limits, time)?);
     if args.json {
         let plugins = contenders.iter().map(object);
-        println!("{}", json!({"plugins": plugins.collect::<Vec<_>>()}));
+        writeln!(
+            std::io::stdout(),
+            "{}",
+            json!({"plugins": plugins.collect::<Vec<_>>()})
+        )?;
     } else {
-        print!("{}", page(&contenders));
+        write!(std::io::stdout(), "{}", page(&contenders))?;
     }
     Ok(())
 }

@@ -7,6 +7,7 @@ mod tool;
 mod typescript;
 
 use std::fs;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
@@ -40,7 +41,8 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     let file = build(&args.folder, args.output.as_deref())?;
     let plugin = super::read(&file)?;
     let manifest = Manifest::read(&file.to_string_lossy(), &plugin)?;
-    println!(
+    writeln!(
+        std::io::stdout(),
         "{}: {}, {} {}, {}, presence:plugin {}",
         file.display(),
         figures::bytes(plugin.len() as u64),
@@ -48,17 +50,21 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
         manifest.version,
         manifest.role.as_str(),
         manifest.api
-    );
+    )?;
     for import in imports(&plugin)? {
         // Of some interfaces there are only types.
         if !import.functions.is_empty() {
             let functions = import.functions.join(", ");
-            println!("  imports {}: {functions}", import.interface);
+            writeln!(
+                std::io::stdout(),
+                "  imports {}: {functions}",
+                import.interface
+            )?;
         }
     }
     match grants(&manifest).as_slice() {
-        [] => println!("  needs no grants"),
-        grants => println!("  needs grants = {grants:?}"),
+        [] => writeln!(std::io::stdout(), "  needs no grants")?,
+        grants => writeln!(std::io::stdout(), "  needs grants = {grants:?}")?,
     }
     Ok(())
 }

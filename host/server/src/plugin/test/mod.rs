@@ -2,6 +2,7 @@
 
 mod diff;
 
+use std::io::Write as _;
 use std::path::PathBuf;
 
 use anyhow::bail;
@@ -45,11 +46,16 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
         .filter(|outcome| !outcome.passes())
         .collect();
     if args.json {
-        println!("{}", object(&plugin, limits, &outcomes));
+        writeln!(std::io::stdout(), "{}", object(&plugin, limits, &outcomes))?;
     } else {
-        print!("{}", page(&plugin, limits, &outcomes));
+        write!(std::io::stdout(), "{}", page(&plugin, limits, &outcomes))?;
         for outcome in &failed {
-            print!("\n{}\n{}", text::safe(&outcome.case), diff::diff(outcome));
+            write!(
+                std::io::stdout(),
+                "\n{}\n{}",
+                text::safe(&outcome.case),
+                diff::diff(outcome)
+            )?;
         }
     }
     if failed.is_empty() {
