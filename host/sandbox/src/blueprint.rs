@@ -188,7 +188,7 @@ impl Blueprint {
             problems.extend(Pipeline::new(std::slice::from_ref(&stage), limits).err());
             // What runs has passed them already.
             if !has_tested || running.is_none_or(|running| !running.is_of(&stage.plugin)) {
-                problems.extend(self_test::problems(&stage.plugin, limits.while_loading()));
+                problems.extend(self_test::problems(&stage.plugin, limits));
             }
             checked.push(stage);
         }

@@ -101,6 +101,11 @@ impl<A, R> Instance<A, R> {
         }
     }
 
+    /// Gives its calls as much time as there is while a plugin is loaded.
+    pub(crate) fn at_leisure(&mut self) {
+        self.limits = self.limits.while_loading();
+    }
+
     /// What its last call took, and what it holds. None where it is to be begun
     /// afresh: once it has failed, or has used up its memory.
     pub(crate) fn spent(&self) -> Option<Spent> {

@@ -71,7 +71,7 @@ fn outcome(plugin: &Arc<Plugin>, case: &Case, limits: Limits) -> Outcome {
         took,
     };
     let mut trial = match Trial::new(plugin, &case.config, limits) {
-        Ok(trial) => trial,
+        Ok(trial) => trial.at_leisure(),
         Err(error) => {
             let found = json!({"error": error.to_string()});
             return outcome(found, None, Duration::ZERO);

@@ -79,6 +79,11 @@ impl<A, R> Slot<A, R> {
         })
     }
 
+    /// Gives its calls as much time as there is while a plugin is loaded.
+    pub(crate) fn at_leisure(&mut self) {
+        self.instance.at_leisure();
+    }
+
     /// What its last call took.
     pub(crate) fn spent(&self) -> Option<Spent> {
         self.instance.spent()

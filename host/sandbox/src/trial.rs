@@ -9,6 +9,7 @@ use serde_json::Value;
 
 use crate::call::Seen;
 use crate::manifest::Role;
+use crate::slot::Slot;
 use crate::{Limits, LoadError, Pipeline, Plugin, Stage};
 
 /// An instance of a plugin, to be called as a pipeline would.
@@ -49,6 +50,20 @@ impl Trial {
             pipeline: Pipeline::new(&[Arc::new(stage)], limits)?,
             role: plugin.manifest.role,
         })
+    }
+
+    /// The same, with as much time for its calls as there is while a plugin is loaded.
+    pub(crate) fn at_leisure(mut self) -> Self {
+        let Pipeline {
+            enrichers,
+            filters,
+            redactor,
+            ..
+        } = &mut self.pipeline;
+        enrichers.iter_mut().for_each(Slot::at_leisure);
+        filters.iter_mut().for_each(Slot::at_leisure);
+        redactor.iter_mut().for_each(Slot::at_leisure);
+        self
     }
 
     /// Calls it. The audience is the one so far, for a filter, or the final one,

@@ -56,11 +56,12 @@ fn a_self_test_may_take_longer_than_a_call() {
         (local.get 3)";
     let manifest = json!({
         "name": "rule", "version": "1.0.0", "api": "0.1.0", "role": "filter",
+        "limits": {"deadline_ms": 1},
         "tests": [{"name": "slow", "audience": ["ben"], "expect": {"audience": ["ben"]}}],
     });
     let limits = Limits {
         fuel: 1 << 50,
-        deadline_ms: Some(1),
+        deadline_ms: Some(10),
         ..LIMITS
     };
     let rule = made(&with_manifest(&filter("", body), &manifest.to_string()));
