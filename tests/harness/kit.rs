@@ -118,6 +118,7 @@ pub fn plugin_command(folder: &Path) -> Result<Command> {
             command.env_remove(name);
         }
     }
+    command.env("PRESENCE_PLUGINS_CACHE", tools::compiled());
     Ok(command)
 }
 

@@ -49,10 +49,7 @@ impl Site {
             // What one host has compiled, the others needn't.
             .with(
                 "plugins.cache",
-                tools::target()
-                    .join("presence-cache")
-                    .to_string_lossy()
-                    .as_ref(),
+                tools::compiled().to_string_lossy().as_ref(),
             )?
             // A name of its own: nodes of one machine would else share one.
             .with("node.name", format!("node-{http_port}"))

@@ -27,6 +27,12 @@ pub fn target() -> PathBuf {
     }
 }
 
+/// Where plugins are kept as one host or command has compiled them, for all others.
+#[must_use]
+pub fn compiled() -> PathBuf {
+    target().join("presence-cache")
+}
+
 /// Makes the folder `target/tools/<name>` once: `prepare` fills a folder beside
 /// it, which then takes its place.
 ///

@@ -25,7 +25,7 @@ pub(crate) fn run(path: Option<&Path>) -> anyhow::Result<()> {
         problems.extend(directory::read_file(path, &Names::new()).err());
     }
     problems.extend(state::problem(&config.state));
-    let loader = Loader::new()?;
+    let loader = Loader::new(&config.plugins)?;
     problems.extend(loader.load(&config, true, None).err().into_iter().flatten());
     problems.extend(loader.problems_beside(&config));
     for problem in &problems {

@@ -66,32 +66,13 @@ struct Compiled {
 }
 
 impl Loader {
-    /// A loader that compiles all anew.
-    pub(crate) fn new() -> anyhow::Result<Self> {
-        Ok(Self::with(Engine::new()?))
-    }
-
-    /// A loader that keeps what it compiles where the configuration says, if it can be
-    /// kept there safely.
-    pub(crate) fn caching(plugins: &Plugins) -> anyhow::Result<Self> {
-        let Some(folder) = &plugins.cache else {
-            return Self::new();
-        };
-        let engine = private::trusted_folder(folder)
-            .and_then(|()| Engine::caching(folder).map_err(anyhow::Error::from));
-        let engine = engine.or_else(|error| {
-            tracing::warn!("compiled plugins are not kept ([plugins] cache): {error:#}");
-            Engine::new()
-        })?;
-        Ok(Self::with(engine))
-    }
-
-    fn with(engine: Engine) -> Self {
-        Self {
-            engine,
+    /// A loader that keeps what it compiles where the configuration says.
+    pub(crate) fn new(plugins: &Plugins) -> anyhow::Result<Self> {
+        Ok(Self {
+            engine: engine(plugins)?,
             compiled: Mutex::default(),
             preferred: HashMap::new(),
-        }
+        })
     }
 
     /// Loads a plugin's file under the name that its manifest gives it.
@@ -227,6 +208,20 @@ impl Loader {
 /// Where a plugin's file lies in the plugin folder.
 fn file(dir: &Path, name: &str) -> PathBuf {
     dir.join(format!("{name}.wasm"))
+}
+
+/// An engine that keeps what it compiles where the configuration says, if it can be kept
+/// there safely.
+pub(crate) fn engine(plugins: &Plugins) -> anyhow::Result<Engine> {
+    let Some(folder) = &plugins.cache else {
+        return Ok(Engine::new()?);
+    };
+    let engine = private::trusted_folder(folder)
+        .and_then(|()| Engine::caching(folder).map_err(anyhow::Error::from));
+    engine.or_else(|error| {
+        tracing::warn!("compiled plugins are not kept ([plugins] cache): {error:#}");
+        Ok(Engine::new()?)
+    })
 }
 
 /// The bytes of a default component, if there is one of this name.

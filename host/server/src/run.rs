@@ -52,7 +52,7 @@ async fn node(config: Config, path: Option<&Path>) -> anyhow::Result<()> {
     };
     tokio::pin!(stopped);
 
-    let loader = Arc::new(Loader::caching(&config.plugins)?);
+    let loader = Arc::new(Loader::new(&config.plugins)?);
     let blueprint = loader.load(&config, true, None);
     let blueprint = blueprint
         .map_err(loader::together)

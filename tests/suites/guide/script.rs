@@ -51,6 +51,7 @@ impl Script {
         let port = tools::free_port()?;
         let url = format!("nats://127.0.0.1:{port}");
         variables.push(("PRESENCE_NATS_URL", url.into()));
+        variables.push(("PRESENCE_PLUGINS_CACHE", tools::compiled().into()));
         let script = Self {
             terminals: Vec::new(),
             around,

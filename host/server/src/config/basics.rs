@@ -1,6 +1,7 @@
 //! The sections of one or two keys: node, tenant, plugins, query,
 //! explain, inbox, status, http, log.
 
+use std::env;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
@@ -67,12 +68,22 @@ impl Plugins {
         let cache = section.get("cache", |text: String| {
             Ok((!text.is_empty()).then_some(text))
         });
-        let cache = cache.unwrap_or_else(|| Some("presence-cache".into()));
         Self {
             dir: dir.unwrap_or_else(|| section.resolve("plugins.d")),
-            cache: cache.map(|cache| section.resolve(&cache)),
+            cache: match cache {
+                Some(cache) => cache.map(|cache| section.resolve(&cache)),
+                None => own_cache(),
+            },
         }
     }
+}
+
+/// The user's own folder for what can be made again, if the user has any.
+fn own_cache() -> Option<PathBuf> {
+    let named = env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
+    let home = || env::home_dir().map(|home| home.join(".cache"));
+    let folder = named.filter(|path| path.is_absolute()).or_else(home)?;
+    folder.is_absolute().then(|| folder.join("presence"))
 }
 
 /// `[query]`: what is kept for answering queries.

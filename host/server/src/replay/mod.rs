@@ -69,7 +69,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
 }
 
 fn print(capture: Capture<'_>, config: &Config) -> anyhow::Result<()> {
-    let blueprint = Loader::new()?.load(config, false, None);
+    let blueprint = Loader::new(&config.plugins)?.load(config, false, None);
     let mut player = Player::new(config, &blueprint.map_err(loader::together)?)?;
     let subjects = Subjects::new(config.tenant.prefix.as_deref());
     let mut printer = Printer::new(subjects, BufWriter::new(std::io::stdout().lock()));
@@ -82,7 +82,7 @@ fn print(capture: Capture<'_>, config: &Config) -> anyhow::Result<()> {
 }
 
 fn compare(args: &Args, new: &Path, capture: Capture<'_>, config: &Config) -> anyhow::Result<()> {
-    let mut loader = Loader::new()?;
+    let mut loader = Loader::new(&config.plugins)?;
     let against = args.against.as_deref().map(plugin::file).transpose()?;
     let (new, name) = (loader.plugin_file(new)?, new.display());
     ensure!(

@@ -244,10 +244,12 @@ fn an_empty_folder_turns_the_cache_off() {
         load("[plugins]\ncache = ''", &[]).unwrap().plugins.cache,
         None
     );
-    let folder = folder_with("");
+    let folder = folder_with("[plugins]\ncache = 'compiled'");
     let config = Config::load_in(folder.path(), None, variables(&[])).unwrap();
     let cache = config.plugins.cache.unwrap();
-    assert_eq!(cache, folder.path().join("presence-cache"));
+    assert_eq!(cache, folder.path().join("compiled"));
+    let own = Config::default().plugins.cache;
+    assert!(own.is_none_or(|own| own.is_absolute() && own.ends_with("presence")));
 }
 
 #[test]

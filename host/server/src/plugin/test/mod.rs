@@ -7,13 +7,14 @@ use std::path::PathBuf;
 
 use anyhow::bail;
 use presence_sandbox::self_test::{self, Outcome};
-use presence_sandbox::{Engine, Limits, Plugin};
+use presence_sandbox::{Limits, Plugin};
 use serde_json::{Value, json};
 
 use super::{figures, update};
 use crate::ConfigArg;
 use crate::cli::text;
 use crate::config::Config;
+use crate::loader;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -38,7 +39,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     let config = Config::load(args.config.config.as_deref(), std::env::vars())?;
     let path = super::file(&args.file)?;
     let bytes = super::read(&path)?;
-    let plugin = super::load(&Engine::new()?, &path, &bytes)?;
+    let plugin = super::load(&loader::engine(&config.plugins)?, &path, &bytes)?;
     let limits = config.engine.limits(true).within(plugin.manifest.limits);
     let outcomes: Vec<_> = self_test::run(&plugin, limits).collect();
     let failed: Vec<_> = outcomes
