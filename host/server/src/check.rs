@@ -19,10 +19,7 @@ pub(crate) fn run(path: Option<&Path>) -> anyhow::Result<()> {
         .collect();
     problems.extend(config.nats.unreadable());
     if let config::Directory::File { path } = &config.directory {
-        if let Some(what) = directory::missing(path) {
-            eprintln!("warning: {what}");
-        }
-        problems.extend(directory::read_file(path, &Names::new()).err());
+        problems.extend(directory::load(path, &Names::new()).err());
     }
     problems.extend(state::problem(&config.state));
     let loader = Loader::new(&config.plugins)?;

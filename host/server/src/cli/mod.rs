@@ -2,6 +2,7 @@
 //! answer. Nothing is tried for ever.
 
 pub(crate) mod explain;
+pub(crate) mod figures;
 pub(crate) mod query;
 pub(crate) mod text;
 

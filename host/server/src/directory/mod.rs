@@ -9,6 +9,7 @@ pub(crate) mod request;
 use std::path::Path;
 
 use anyhow::Context as _;
+use presence_core::directory::Directory;
 use presence_core::names::Names;
 
 pub(crate) use content::Content;
@@ -34,4 +35,14 @@ pub(crate) fn read_file(path: &Path, names: &Names) -> anyhow::Result<Content> {
     };
     Content::parse(&text, names)
         .with_context(|| format!("the directory {} can't be used", path.display()))
+}
+
+/// The directory that a file holds, for a command that reads it once. Says where there
+/// is no such file.
+pub(crate) fn load(path: &Path, names: &Names) -> anyhow::Result<Directory> {
+    if let Some(what) = missing(path) {
+        eprintln!("warning: {what}");
+    }
+    let (directory, _) = read_file(path, names)?.replace(&Directory::new());
+    Ok(directory)
 }

@@ -8,8 +8,8 @@ use presence_sandbox::manifest::{Effect, OnFailure, Role};
 use presence_sandbox::{Manifest, sha256};
 use serde_json::{Value, json};
 
-use super::{build, figures};
-use crate::cli::text;
+use super::build;
+use crate::cli::{figures, text};
 
 /// The interface whose functions tell what a plugin needs of the directory.
 const DIRECTORY: &str = "presence:plugin/directory";

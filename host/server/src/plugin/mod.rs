@@ -3,7 +3,6 @@
 mod bench;
 mod build;
 mod embedded;
-pub(crate) mod figures;
 mod inspect;
 mod language;
 mod new;

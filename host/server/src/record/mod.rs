@@ -18,9 +18,9 @@ use presence_core::names::Names;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::capture::{self, Recorded};
+use crate::cli::figures;
 use crate::config::{self, Config};
 use crate::directory::{self, Export, kv};
-use crate::plugin::figures;
 use crate::wire::{SOURCE, Subjects};
 use crate::{ConfigArg, clock};
 use limits::{Budget, Ended};
@@ -200,13 +200,7 @@ async fn write_directory(
 ) -> anyhow::Result<()> {
     let names = Arc::new(Names::new());
     let directory = match &config.directory {
-        config::Directory::File { path } => {
-            if let Some(what) = directory::missing(path) {
-                eprintln!("warning: {what}");
-            }
-            let content = directory::read_file(path, &names)?;
-            content.replace(&Directory::new()).0
-        }
+        config::Directory::File { path } => directory::load(path, &names)?,
         config::Directory::Kv { bucket } => {
             let whole = kv::read(client.clone(), bucket).await?;
             whole.apply(&names, &Directory::new()).0

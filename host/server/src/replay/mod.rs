@@ -14,12 +14,11 @@ use anyhow::ensure;
 use crate::ConfigArg;
 use crate::capture::Capture;
 use crate::config::{self, Config};
-use crate::directory;
 use crate::loader::{self, Loader};
 use crate::plugin;
 use crate::wire::Subjects;
 use diff::Diff;
-use player::Player;
+use player::{Known, Player};
 use printer::Printer;
 
 #[derive(clap::Args)]
@@ -57,20 +56,16 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         let path = path.clone();
         config.directory = config::Directory::File { path };
     }
-    if let config::Directory::File { path } = &config.directory
-        && let Some(what) = directory::missing(path)
-    {
-        eprintln!("warning: {what}");
-    }
+    let known = Known::read(&config)?;
     match &args.plugin {
-        None => print(capture, &config),
-        Some(new) => compare(args, &plugin::file(new)?, capture, &config),
+        None => print(capture, &config, &known),
+        Some(new) => compare(args, &plugin::file(new)?, capture, &config, &known),
     }
 }
 
-fn print(capture: Capture<'_>, config: &Config) -> anyhow::Result<()> {
+fn print(capture: Capture<'_>, config: &Config, known: &Known) -> anyhow::Result<()> {
     let blueprint = Loader::new(&config.plugins)?.load(config, false, None);
-    let mut player = Player::new(config, &blueprint.map_err(loader::together)?)?;
+    let mut player = Player::new(config, &blueprint.map_err(loader::together)?, known)?;
     let subjects = Subjects::new(config.tenant.prefix.as_deref());
     let mut printer = Printer::new(subjects, BufWriter::new(std::io::stdout().lock()));
     capture.read(|recorded| {
@@ -81,7 +76,13 @@ fn print(capture: Capture<'_>, config: &Config) -> anyhow::Result<()> {
     printer.finish()
 }
 
-fn compare(args: &Args, new: &Path, capture: Capture<'_>, config: &Config) -> anyhow::Result<()> {
+fn compare(
+    args: &Args,
+    new: &Path,
+    capture: Capture<'_>,
+    config: &Config,
+    known: &Known,
+) -> anyhow::Result<()> {
     let mut loader = Loader::new(&config.plugins)?;
     let against = args.against.as_deref().map(plugin::file).transpose()?;
     let (new, name) = (loader.plugin_file(new)?, new.display());
@@ -115,7 +116,7 @@ fn compare(args: &Args, new: &Path, capture: Capture<'_>, config: &Config) -> an
     let old = old.map_err(loader::together)?;
     loader.prefer(new);
     let new = loader.load(config, false, None).map_err(loader::together)?;
-    let mut diff = Diff::new(config, &plugin, [&old, &new], args.examples)?;
+    let mut diff = Diff::new(config, &plugin, [&old, &new], known, args.examples)?;
     capture.read(|recorded| diff.play(&recorded))?;
     let report = diff.finish()?;
     let text = if args.json {

@@ -29,21 +29,38 @@ pub(super) struct Player {
     subjects: Subjects,
 }
 
-impl Player {
-    pub(super) fn new(config: &Config, blueprint: &Blueprint) -> anyhow::Result<Self> {
+/// What is known before anything is played, of which all runs have the same.
+pub(super) struct Known {
+    names: Arc<Names>,
+    directory: Arc<Directory>,
+}
+
+impl Known {
+    pub(super) fn read(config: &Config) -> anyhow::Result<Self> {
         let names = Arc::new(Names::new());
-        let content = match &config.directory {
-            config::Directory::File { path } => directory::read_file(path, &names)?,
+        let directory = match &config.directory {
+            config::Directory::File { path } => directory::load(path, &names)?,
             config::Directory::Kv { .. } | config::Directory::Request(_) => anyhow::bail!(
                 "a replay has no broker: give it a file with --directory, or use [directory] source = \"file\""
             ),
         };
-        let (directory, _) = content.replace(&Directory::new());
+        let directory = Arc::new(directory);
+        Ok(Self { names, directory })
+    }
+}
+
+impl Player {
+    pub(super) fn new(
+        config: &Config,
+        blueprint: &Blueprint,
+        known: &Known,
+    ) -> anyhow::Result<Self> {
+        let (names, directory) = (Arc::clone(&known.names), Arc::clone(&known.directory));
         let mut settings = tenant::settings(config, broker::BODY_BYTES_MAX);
         settings.node = NODE.into();
         Ok(Self {
             now: 0,
-            shard: Shard::new(settings, names, Arc::new(directory)),
+            shard: Shard::new(settings, names, directory),
             rules: blueprint.instantiate()?,
             subjects: Subjects::new(config.tenant.prefix.as_deref()),
         })

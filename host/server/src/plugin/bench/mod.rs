@@ -10,13 +10,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use clap::builder::RangedU64ValueParser;
-use presence_sandbox::manifest::Case;
+use presence_sandbox::manifest::{Case, Role};
 use presence_sandbox::{Engine, Limits, Plugin, Trial};
 use serde_json::{Value, json};
 
-use super::figures;
 use crate::ConfigArg;
-use crate::cli::text;
+use crate::cli::{figures, text};
 use crate::config::Config;
 use crate::loader;
 use measure::Measured;
@@ -43,6 +42,7 @@ pub(crate) struct Args {
 /// A plugin, and how it fared.
 struct Contender {
     name: String,
+    role: Role,
     size_bytes: usize,
     compiling: Duration,
     instantiating: Duration,
@@ -58,9 +58,9 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     let bytes = super::read(&path)?;
     let engine = Engine::new()?;
     let time = Duration::from_millis(args.ms);
-    let mut contenders = vec![contend(&engine, &path, &bytes, limits, time)?];
-    let role = presence_sandbox::Manifest::read(&path.to_string_lossy(), &bytes)?.role;
-    let counterpart = super::counterpart(role);
+    let contender = contend(&engine, &path, &bytes, limits, time)?;
+    let counterpart = super::counterpart(contender.role);
+    let mut contenders = vec![contender];
     let built_in = loader::built_in(counterpart).context("it isn't built in")?;
     let name = Path::new(counterpart);
     contenders.push(contend(&engine, name, built_in, limits, time)?);
@@ -101,6 +101,7 @@ fn contend(
     }
     Ok(Contender {
         name: plugin.manifest.name.clone(),
+        role: plugin.manifest.role,
         size_bytes: bytes.len(),
         compiling,
         instantiating,

@@ -17,8 +17,8 @@ use presence_sandbox::manifest::{Effect, Role};
 use serde_json::Value;
 
 use super::embedded::{WIT, WIT_FILE};
-use super::figures;
 use super::language::Language;
+use crate::cli::figures;
 use crate::config;
 
 pub(super) use c::write_bindings;

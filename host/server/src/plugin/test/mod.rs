@@ -10,9 +10,9 @@ use presence_sandbox::self_test::{self, Outcome};
 use presence_sandbox::{Limits, Plugin};
 use serde_json::{Value, json};
 
-use super::{figures, update};
+use super::update;
 use crate::ConfigArg;
-use crate::cli::text;
+use crate::cli::{figures, text};
 use crate::config::Config;
 use crate::loader;
 

@@ -25,6 +25,7 @@ use self::stay::{Difference, Stay};
 use self::tally::Tally;
 use crate::capture::Recorded;
 use crate::config::Config;
+use crate::replay::player::Known;
 
 /// Two runs, side by side.
 pub(super) struct Diff {
@@ -61,13 +62,14 @@ impl Diff {
         config: &Config,
         plugin: &str,
         [old, new]: [&Blueprint; 2],
+        known: &Known,
         examples_max: usize,
     ) -> anyhow::Result<Self> {
         let names = Arc::new(Names::new());
         Ok(Self {
             versions: [old, new].map(|blueprint| Version::of(plugin, blueprint)),
-            old: Side::new(config, old, &names)?,
-            new: Side::new(config, new, &names)?,
+            old: Side::new(config, old, known, &names)?,
+            new: Side::new(config, new, known, &names)?,
             names,
             waiting: BTreeMap::new(),
             tally: Tally::default(),

@@ -12,8 +12,8 @@ use super::stay::{Difference, Told};
 use super::tally::{Pairs, Tally};
 use super::{Example, Why};
 use crate::cli::explain::{reasons, what_it_does};
+use crate::cli::figures::grouped;
 use crate::cli::text::{columns, safe, table, time};
-use crate::plugin::figures::grouped;
 
 /// How many viewers an example names on one line.
 const VIEWERS_MAX: usize = 10;

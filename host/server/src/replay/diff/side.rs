@@ -16,7 +16,7 @@ use serde_json::value::RawValue;
 use super::stay::{Stay, Told};
 use crate::capture::Recorded;
 use crate::config::Config;
-use crate::replay::player::Player;
+use crate::replay::player::{Known, Player};
 
 /// Which stay it is: when it began, whose it is, and the how-manieth of that user. It
 /// is the same in both runs, since connections and statements are.
@@ -76,10 +76,11 @@ impl Side {
     pub(super) fn new(
         config: &Config,
         blueprint: &Blueprint,
+        known: &Known,
         names: &Arc<Names>,
     ) -> anyhow::Result<Self> {
         Ok(Self {
-            player: Player::new(config, blueprint)?,
+            player: Player::new(config, blueprint, known)?,
             explaining: blueprint.instantiate()?,
             log: Log {
                 names: Arc::clone(names),
