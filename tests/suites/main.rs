@@ -31,6 +31,7 @@ mod query;
 mod record;
 mod replay;
 mod replay_diff;
+mod replies;
 mod request_directory;
 mod restart;
 mod seed;

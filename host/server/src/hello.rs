@@ -11,6 +11,7 @@ use futures_util::StreamExt;
 use serde::{Deserialize, Serialize};
 
 use crate::http::Status;
+use crate::reply::Replies;
 use crate::wire::Subjects;
 
 /// Where nodes ask for each other: not among the subjects that many listen to as
@@ -41,13 +42,16 @@ pub(crate) async fn greet(
     subjects: &Subjects,
     me: Node,
     status: Arc<Status>,
+    allowed: Arc<Replies>,
 ) -> anyhow::Result<()> {
     let subject = subjects.of(SUBJECT);
     let mut hellos = client.subscribe(subject.clone()).await?;
     let (replies, own) = (client.clone(), me.clone());
     tokio::spawn(async move {
         while let Some(hello) = hellos.next().await {
-            let Some(reply) = hello.reply else { continue };
+            let Some(reply) = allowed.accept(hello.reply) else {
+                continue;
+            };
             let ready = status.is_ready();
             // A node is plain data, which always has a JSON form.
             let me = serde_json::to_vec(&Node {

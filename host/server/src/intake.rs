@@ -13,6 +13,7 @@ use tokio::sync::oneshot;
 
 use crate::broker::Health;
 use crate::clock;
+use crate::reply::Replies;
 use crate::wire::{SOURCE, Subjects};
 use crate::worker::{Task, Workers};
 
@@ -26,6 +27,7 @@ const SETTLE_EVERY: Duration = Duration::from_secs(1);
 pub(crate) struct Intake {
     pub(crate) messages: Subscriber,
     pub(crate) subjects: Subjects,
+    pub(crate) replies: Arc<Replies>,
     /// The longest body that the broker takes, as it says on connecting.
     pub(crate) body_bytes_max: Arc<AtomicUsize>,
     pub(crate) workers: Workers,
@@ -113,9 +115,9 @@ impl Intake {
         let room = BATCH_MAX / 4 / self.workers.iter().len().max(1);
         let batch = |_| Vec::with_capacity(room);
         let mut batches: Vec<Vec<Input>> = self.workers.iter().map(batch).collect();
-        let subjects = &self.subjects;
+        let (subjects, replies) = (&self.subjects, &self.replies);
         let mut put = |received| {
-            let sorted = sort(received, subjects, body_bytes_max, &self.workers);
+            let sorted = sort(received, subjects, replies, body_bytes_max, &self.workers);
             if let Some((place, input)) = sorted
                 && let Some(batch) = batches.get_mut(place)
             {
@@ -147,6 +149,7 @@ impl Intake {
 fn sort(
     received: Received,
     subjects: &Subjects,
+    replies: &Replies,
     body_bytes_max: usize,
     workers: &Workers,
 ) -> Option<(usize, Input)> {
@@ -155,11 +158,7 @@ fn sort(
     if headers.is_some_and(|headers| headers.get(SOURCE).is_some()) {
         return None;
     }
-    // JetStream's acknowledgements are the stream's own affair.
-    let reply = received
-        .reply
-        .map(|reply| reply.to_string())
-        .filter(|to| !to.starts_with("$JS.ACK"));
+    let reply = replies.accept(received.reply.map(|reply| reply.to_string()));
     Some(
         match Message::parse(kind, &received.payload, body_bytes_max) {
             Ok(message) => {

@@ -30,6 +30,7 @@ mod progress;
 mod record;
 mod reload;
 mod replay;
+mod reply;
 mod run;
 mod state;
 mod tenant;

@@ -102,7 +102,9 @@ async fn node(config: Config, path: Option<&Path>) -> anyhow::Result<()> {
             epoch_ms,
             ready: false,
         };
-        hello::greet(&client, &reload.tenant.subjects, me, Arc::clone(&status)).await?;
+        let replies = Arc::clone(&reload.tenant.replies);
+        let ready = Arc::clone(&status);
+        hello::greet(&client, &reload.tenant.subjects, me, ready, replies).await?;
         // Before the first input, and after the directory: the first decisions are
         // on who was online when the node last ran.
         if let Some(restored) = restored {

@@ -23,6 +23,7 @@ use crate::directory::Content;
 use crate::directory::request::Fetcher;
 use crate::intake::{Account, Intake};
 use crate::progress;
+use crate::reply::Replies;
 use crate::state::{Restored, Writer};
 use crate::wire::{Publisher, Source, Subjects};
 use crate::worker::{self, State, Task, Workers};
@@ -52,6 +53,8 @@ pub(crate) struct Tenant {
     pub(crate) fetcher: Option<Arc<Fetcher>>,
     /// Whether explanations are given.
     explains: Arc<AtomicBool>,
+    /// Where answers may go.
+    pub(crate) replies: Arc<Replies>,
     pub(crate) running: watch::Sender<Running>,
     pub(crate) body_bytes_max: Arc<AtomicUsize>,
     pub(crate) workers: Workers,
@@ -106,6 +109,7 @@ impl Tenant {
             workers.push(worker::start(number, config.engine.worker_queue, owned)?);
         }
         Ok(Self {
+            replies: Arc::new(Replies::new(config, &subjects)),
             subjects,
             names,
             known_directory: watch::Sender::new(Arc::clone(&directory)),
@@ -158,6 +162,7 @@ impl Tenant {
         Ok(Intake {
             messages,
             subjects: self.subjects.clone(),
+            replies: Arc::clone(&self.replies),
             body_bytes_max: Arc::clone(&self.body_bytes_max),
             workers: self.workers.clone(),
             broker,
@@ -171,6 +176,7 @@ impl Tenant {
         Desk {
             client: client.clone(),
             subjects: self.subjects.clone(),
+            replies: Arc::clone(&self.replies),
             workers: self.workers.clone(),
             body_bytes_max: Arc::clone(&self.body_bytes_max),
             broker,

@@ -19,6 +19,7 @@ use presence_core::query::{Explain, Query, Refusal};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
 
 use crate::broker::Health;
+use crate::reply::Replies;
 use crate::wire::{Asked, SOURCE, Subjects};
 use crate::worker::Workers;
 
@@ -38,7 +39,7 @@ const AT_A_TIME: u32 = 1_024;
 pub(crate) struct Counts {
     pub(crate) answered: AtomicU64,
     pub(crate) refused: AtomicU64,
-    /// Those without a reply subject.
+    /// Those without a subject that an answer may go to.
     pub(crate) ignored: AtomicU64,
 }
 
@@ -46,6 +47,7 @@ pub(crate) struct Counts {
 pub(crate) struct Desk {
     pub(crate) client: Client,
     pub(crate) subjects: Subjects,
+    pub(crate) replies: Arc<Replies>,
     pub(crate) workers: Workers,
     /// The longest body that the broker takes, as it says on connecting.
     pub(crate) body_bytes_max: Arc<AtomicUsize>,
@@ -151,7 +153,7 @@ impl Reader {
         if headers.is_some_and(|headers| headers.get(SOURCE).is_some()) {
             return;
         }
-        let Some(reply) = received.reply.clone() else {
+        let Some(reply) = self.desk.replies.accept(received.reply.clone()) else {
             self.desk.counts.ignored.fetch_add(1, Ordering::Relaxed);
             return;
         };

@@ -9,8 +9,12 @@ use async_nats::ServerAddr;
 use super::checks::{any, filled, within};
 use super::problem::Wrong;
 use super::section::Section;
+use crate::reply;
 
 const URL: &str = "nats://127.0.0.1:4222";
+
+/// What clients of NATS have answers sent to, unless they are told otherwise.
+const REPLY_PREFIX: &str = "_INBOX.";
 
 /// `[nats]`: the broker, and how to reach it.
 #[derive(Clone, Debug, PartialEq)]
@@ -28,6 +32,8 @@ pub(crate) struct Nats {
     pub(crate) publish_queue: usize,
     /// How many messages of a subscription may wait to be handled.
     pub(crate) intake_queue: usize,
+    /// What the subjects begin with on which requests are answered, at least one.
+    pub(crate) reply_prefixes: Vec<String>,
 }
 
 /// How this node says who it is.
@@ -127,6 +133,9 @@ impl Nats {
             intake_queue: section
                 .get("intake_queue", within(1..=16_777_216))
                 .unwrap_or(65_536),
+            reply_prefixes: section
+                .get("reply_prefixes", reply_prefixes)
+                .unwrap_or_else(|| vec![REPLY_PREFIX.into()]),
             tls: section.section("tls", Tls::read),
         }
     }
@@ -185,6 +194,19 @@ fn both_or_none(section: &mut Section<'_, '_>, one: &'static str, other: &'stati
             let what = format!("stands without `{missing}`");
             section.refuse(key, Wrong::new(what, "give both or neither"));
         }
+    }
+}
+
+/// What the subjects of answers begin with.
+fn reply_prefixes(prefixes: Vec<String>) -> Result<Vec<String>, Wrong> {
+    let fix = "write `_INBOX.`, or what else your clients' reply subjects begin with, up to a dot";
+    if prefixes.is_empty() {
+        return Err(Wrong::new("is empty", fix));
+    }
+    let problem = |prefix: &String| Some((prefix.clone(), reply::problem(prefix)?));
+    match prefixes.iter().find_map(problem) {
+        Some((prefix, what)) => Err(Wrong::new(format!("holds `{prefix}`, which {what}"), fix)),
+        None => Ok(prefixes),
     }
 }
 

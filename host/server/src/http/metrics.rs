@@ -144,6 +144,12 @@ pub(super) async fn metrics(State(status): State<Arc<Status>>) -> String {
             read(&status.broker.errors),
         ),
         (
+            "presence_replies_refused_total",
+            "counter",
+            "Requests that asked to be answered where no answer may go.",
+            status.replies.refused(),
+        ),
+        (
             "presence_pipeline_generation",
             "gauge",
             "The pipeline in force, counted from 1.",
@@ -160,7 +166,7 @@ pub(super) async fn metrics(State(status): State<Arc<Status>>) -> String {
     text.labelled(
         "presence_questions_total",
         "counter",
-        "What was asked, by what became of it; ignored is what had no reply subject.",
+        "What was asked, by what became of it; ignored is what had no subject that an answer may go to.",
         "outcome",
         [
             ("answered", read(&asked.answered)),

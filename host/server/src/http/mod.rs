@@ -16,6 +16,7 @@ use crate::ask::Counts;
 use crate::broker::Health;
 use crate::config::Http;
 use crate::directory::request::Fetcher;
+use crate::reply::Replies;
 use crate::state;
 use crate::tenant::{Running, Tenant};
 use crate::worker::{Worker, Workers};
@@ -31,6 +32,7 @@ pub(crate) struct Status {
     running: watch::Receiver<Running>,
     state: Option<Arc<state::Figures>>,
     fetcher: Option<Arc<Fetcher>>,
+    replies: Arc<Replies>,
     /// Whether the subscriptions are in place and nothing is being stopped.
     pub(crate) ready: AtomicBool,
     pub(crate) refused_swaps: AtomicU64,
@@ -46,6 +48,7 @@ impl Status {
             workers: tenant.workers.clone(),
             running: tenant.running.subscribe(),
             fetcher: tenant.fetcher.clone(),
+            replies: Arc::clone(&tenant.replies),
             state: tenant
                 .state
                 .as_ref()
