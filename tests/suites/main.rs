@@ -27,6 +27,7 @@ mod node;
 mod permissions;
 mod plugin_kit;
 mod plugin_tools;
+mod privacy;
 mod query;
 mod record;
 mod replay;

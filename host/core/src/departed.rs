@@ -107,6 +107,7 @@ impl Departed {
     /// Keeps what was decided on a user's last departure.
     pub fn keep(
         &mut self,
+        now: u64,
         event: &Event,
         renditions: Vec<Rendition>,
         mut reads: Reads,
@@ -115,7 +116,7 @@ impl Departed {
         // They are the same for as long as the verdict is kept.
         reads.timestamp = false;
         reads.all_metadata = false;
-        self.verdicts.keep(event, Arc::clone(&verdict), reads);
+        self.verdicts.keep(now, event, Arc::clone(&verdict), reads);
         verdict
     }
 
@@ -225,12 +226,12 @@ mod tests {
             timestamp: true,
             ..Reads::default()
         };
-        departed.keep(&first, Vec::new(), reads);
+        departed.keep(8, &first, Vec::new(), reads);
         assert!(departed.verdict(8, &first).is_some());
         let second = offline(&names, "a", 9);
         departed.note(&second);
         assert!(departed.verdict(9, &second).is_none());
-        departed.keep(&second, Vec::new(), Reads::default());
+        departed.keep(9, &second, Vec::new(), Reads::default());
         for user in ["b", "c"] {
             departed.note(&offline(&names, user, 10));
         }

@@ -1,4 +1,4 @@
-//! The ledger: for each online user, who was told.
+//! The ledger: for each online user, who was told, and what they were shown.
 //!
 //! Whoever was told that a user came online is told when they go offline, and
 //! nobody else is. What the rules say in the meantime changes who has been told.
@@ -8,18 +8,18 @@ use std::sync::Arc;
 use hashbrown::HashMap;
 use roaring::RoaringBitmap;
 
-use crate::audience::Audience;
 use crate::event::Event;
 use crate::names::{Id, Name};
 use crate::record::Record;
+use crate::told::Told;
 
 /// What is known and was said of an online user.
 #[derive(Clone, Debug)]
 pub struct Entry {
     /// The event with which they came online.
     pub event: Arc<Event>,
-    /// Who has been told.
-    pub told: Audience,
+    /// Who has been told, and what each of them was shown last.
+    pub told: Told,
 }
 
 /// The online users of one worker.
@@ -56,7 +56,7 @@ impl Ledger {
     pub fn online(&mut self, event: Arc<Event>) -> &mut Entry {
         let fresh = Entry {
             event: Arc::clone(&event),
-            told: Audience::nobody(),
+            told: Told::default(),
         };
         let entry = self.entries.entry(event.user).or_insert(fresh);
         entry.event = event;
@@ -107,7 +107,7 @@ impl Ledger {
     }
 
     /// Puts an entry back.
-    pub fn restore(&mut self, event: Arc<Event>, told: Audience) {
+    pub fn restore(&mut self, event: Arc<Event>, told: Told) {
         let user = event.user;
         self.changes.saved.insert(user.0);
         self.entries.insert(user, Entry { event, told });
@@ -135,7 +135,7 @@ impl Ledger {
         let mut ids = RoaringBitmap::new();
         for (user, entry) in &self.entries {
             ids.insert(user.0);
-            ids |= entry.told.bitmap();
+            ids |= entry.told.audience().bitmap();
         }
         ids
     }

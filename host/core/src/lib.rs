@@ -34,6 +34,7 @@ pub mod rules;
 mod shard;
 pub mod status;
 pub mod token;
+pub mod told;
 pub mod tracker;
 pub mod verdicts;
 

@@ -10,16 +10,16 @@ use std::sync::Arc;
 use roaring::RoaringBitmap;
 use serde::{Deserialize, Serialize};
 
-use crate::audience::Audience;
 use crate::event::{Change, Event, Reason};
 use crate::metadata::Metadata;
 use crate::names::{Name, Names, Reading};
 use crate::shard::Step;
 use crate::status::{Status, Word};
+use crate::told::{Shown, Told};
 use crate::tracker::{self, Activity, Connected, Seen};
 
 /// Which format this is.
-pub const FORMAT: u32 = 1;
+pub const FORMAT: u32 = 2;
 
 /// A piece of what a shard knows.
 #[derive(Clone, Debug)]
@@ -30,8 +30,8 @@ pub enum Record {
     Told {
         /// Of whom.
         user: Name,
-        /// The event with which they came online, and who has been told.
-        entry: Option<(Arc<Event>, Audience)>,
+        /// The event with which they came online, and who has been told what.
+        entry: Option<(Arc<Event>, Told)>,
     },
     /// Of its statuses.
     Status {
@@ -39,9 +39,6 @@ pub enum Record {
         user: Name,
         /// The user's newest word on themselves, if it is known.
         word: Option<Word>,
-        /// The metadata that those who have been told of the user were shown, if an
-        /// update waits for a pending decision.
-        shown: Option<Metadata>,
     },
     /// Of its events that wait; none if none of the user's does any more.
     Waiting {
@@ -97,19 +94,18 @@ struct User {
 }
 
 #[derive(Serialize, Deserialize)]
-struct Told<'a> {
+struct Online<'a> {
     timestamp: u64,
     #[serde(borrow)]
     metadata: Entries<'a>,
-    viewers: Vec<&'a str>,
+    told: Parts<'a>,
 }
 
-#[derive(Serialize, Deserialize)]
-struct Said<'a> {
-    #[serde(borrow)]
-    word: Option<(u64, Saying<'a>)>,
-    shown: Option<Entries<'a>>,
-}
+/// Those of the viewers who were shown the same, and a digest of that.
+type Parts<'a> = Vec<([u8; 8], Vec<&'a str>)>;
+
+/// When a user said it, and what.
+type Said<'a> = (u64, Saying<'a>);
 
 /// A JSON string, and when it expires.
 type Saying<'a> = Option<(&'a str, Option<u64>)>;
@@ -128,7 +124,7 @@ struct Waiting<'a> {
 enum Next<'a> {
     Announce(bool),
     #[serde(borrow)]
-    Tell(Vec<&'a str>),
+    Tell(Parts<'a>),
 }
 
 /// Keys, values as JSON text, and whether they may be broadcast.
@@ -156,7 +152,7 @@ impl Record {
                 entry: Some((event, told)),
                 ..
             } => {
-                let mut ids = told.bitmap();
+                let mut ids = told.audience().bitmap();
                 ids.insert(event.user.0);
                 ids
             }
@@ -220,22 +216,19 @@ impl Record {
             }
             Self::Told { user, entry } => {
                 let names = names.read();
-                let value = entry.as_ref().map(|(event, told)| Told {
+                let value = entry.as_ref().map(|(event, told)| Online {
                     timestamp: event.timestamp,
                     metadata: entries(&event.metadata),
-                    viewers: viewers(told, &names),
+                    told: parts(told, &names),
                 });
                 stored(&Key::Told(user.as_str()), value.as_ref())
             }
-            Self::Status { user, word, shown } => {
-                let word = word.as_ref().map(|word| {
+            Self::Status { user, word } => {
+                let value: Option<Said<'_>> = word.as_ref().map(|word| {
                     let status = word.status.as_ref();
                     let saying = status.map(|status| (&*status.text, status.expires_at));
                     (word.timestamp, saying)
                 });
-                let shown = shown.as_ref().map(entries);
-                let known = word.is_some() || shown.is_some();
-                let value = known.then_some(Said { word, shown });
                 stored(&Key::Status(user.as_str()), value.as_ref())
             }
             Self::Waiting { user, steps } => {
@@ -307,31 +300,30 @@ impl Record {
                 }
             }
             Key::Told(user) => {
-                let told: Told<'_> = postcard::from_bytes(value)?;
+                let online: Online<'_> = postcard::from_bytes(value)?;
                 let (id, user) = names.intern_name(user);
                 let event = Event {
                     user: id,
                     name: user.clone(),
-                    timestamp: told.timestamp,
+                    timestamp: online.timestamp,
                     change: Change::Online,
-                    metadata: metadata_of(told.metadata),
+                    metadata: metadata_of(online.metadata),
                 };
-                let viewers = told.viewers.into_iter().map(|viewer| names.intern(viewer));
-                let entry = Some((Arc::new(event), viewers.collect()));
+                let entry = Some((Arc::new(event), told_of(online.told, names)));
                 return Ok(Self::Told { user, entry });
             }
             Key::Status(user) => {
-                let said: Said<'_> = postcard::from_bytes(value)?;
-                let word = said.word.map(|(timestamp, saying)| Word {
+                let (timestamp, saying): Said<'_> = postcard::from_bytes(value)?;
+                let word = Word {
                     timestamp,
                     status: saying.map(|(text, expires_at)| Status {
                         text: text.into(),
                         expires_at,
                     }),
-                });
-                let shown = said.shown.map(metadata_of);
+                };
                 let (_, user) = names.intern_name(user);
-                return Ok(Self::Status { user, word, shown });
+                let word = Some(word);
+                return Ok(Self::Status { user, word });
             }
             Key::Waiting(user) => {
                 let (id, user) = names.intern_name(user);
@@ -348,10 +340,7 @@ impl Record {
                     });
                     match step.next {
                         Next::Announce(ours) => Step::Announce(event, ours),
-                        Next::Tell(viewers) => {
-                            let viewers = viewers.into_iter().map(|viewer| names.intern(viewer));
-                            Step::Tell(event, viewers.collect())
-                        }
+                        Next::Tell(told) => Step::Tell(event, told_of(told, names)),
                     }
                 });
                 let steps = steps.collect();
@@ -382,16 +371,26 @@ fn waiting<'a>(step: &'a Step, names: &'a Reading<'_>) -> Waiting<'a> {
         metadata: entries(&event.metadata),
         next: match step {
             Step::Announce(_, ours) => Next::Announce(*ours),
-            Step::Tell(_, told) => Next::Tell(viewers(told, names)),
+            Step::Tell(_, told) => Next::Tell(parts(told, names)),
         },
     }
 }
 
-fn viewers<'a>(told: &Audience, names: &'a Reading<'_>) -> Vec<&'a str> {
-    let viewers = told.ids();
-    viewers
-        .filter_map(|id| Some(names.name(id)?.as_str()))
-        .collect()
+fn parts<'a>(told: &Told, names: &'a Reading<'_>) -> Parts<'a> {
+    let parts = told.parts();
+    let parts = parts.map(|(viewers, shown)| {
+        let viewers = viewers.ids();
+        let viewers = viewers.filter_map(|id| Some(names.name(id)?.as_str()));
+        (shown.to_bytes(), viewers.collect())
+    });
+    parts.collect()
+}
+
+fn told_of(parts: Parts<'_>, names: &Names) -> Told {
+    Told::new(parts.into_iter().map(|(shown, viewers)| {
+        let viewers = viewers.into_iter().map(|viewer| names.intern(viewer));
+        (viewers.collect(), Shown::from_bytes(shown))
+    }))
 }
 
 fn entries(metadata: &Metadata) -> Entries<'_> {
@@ -434,9 +433,11 @@ mod tests {
             metadata: Metadata::default(),
             ..Event::clone(&event)
         });
-        let told: Audience = [names.intern("ben"), names.intern("cleo")]
-            .into_iter()
-            .collect();
+        let part = |name: &str| [names.intern(name)].into_iter().collect();
+        let told = Told::new([
+            (part("ben"), Shown::from_bytes([7; 8])),
+            (part("cleo"), Shown::from_bytes([8; 8])),
+        ]);
         let connection = |state| tracker::Record::Connection {
             user: "ann".into(),
             conn: "c1".into(),
@@ -490,23 +491,22 @@ mod tests {
                         expires_at: Some(9),
                     }),
                 }),
-                shown: Some(metadata),
             },
         ];
         let web = b"\x02\x06device\x05\"web\"\x01\x02ip\x011\x00";
+        let told_bytes: &[u8] =
+            b"\x02\x07\x07\x07\x07\x07\x07\x07\x07\x01\x03ben\x08\x08\x08\x08\x08\x08\x08\x08\x01\x04cleo";
         let bytes: [(&[u8], Vec<u8>); 8] = [
             (b"\x00\x03ann\x02c1", [b"\x00\x01\x02", &web[..]].concat()),
             (b"\x00\x03ann\x02c1", b"\x01\x01\x02\x03\x01".into()),
             (b"\x01\x03ann\x02c1", b"\x05".into()),
             (b"\x02\x03ann", b"\x06\x01\x07\x02".into()),
-            (
-                b"\x03\x03ann",
-                [b"\xac\x02", &web[..], b"\x02\x03ben\x04cleo"].concat(),
-            ),
+            (b"\x03\x03ann", [b"\xac\x02", &web[..], told_bytes].concat()),
             (
                 b"\x05\x03ann",
                 [
-                    b"\x02\xac\x02\x01\x09\x02\x00\x01\x02\x03ben\x04cleo",
+                    b"\x02\xac\x02\x01\x09\x02\x00\x01",
+                    told_bytes,
                     &b"\xac\x02\x00"[..],
                     &web[..],
                     b"\x00\x01",
@@ -517,10 +517,7 @@ mod tests {
                 b"\x00\x03ann\x02c1",
                 [b"\x02\x01\x02", &web[..], b"\x02"].concat(),
             ),
-            (
-                b"\x04\x03ann",
-                [b"\x01\x08\x01\x06\"away\"\x01\x09\x01", &web[..]].concat(),
-            ),
+            (b"\x04\x03ann", b"\x08\x01\x06\"away\"\x01\x09".into()),
         ];
         for (record, (key, value)) in records.iter().zip(bytes) {
             assert_eq!(record.encode(&names), (key.to_vec(), Some(value.clone())));

@@ -175,6 +175,36 @@ pub struct Reads {
     pub time: bool,
     /// The earliest time at which a component asked to be asked again.
     pub reconsider_at: Option<u64>,
+    /// A component read the time, and didn't say until when its answer holds. What
+    /// others say of their own answers doesn't hold for it.
+    pub open_ended: bool,
+}
+
+impl Reads {
+    /// Adds what one more stage read. Whatever holds only under a condition holds
+    /// under the conditions of all stages together.
+    pub fn add(&mut self, mut stage: Self) {
+        self.questions.append(&mut stage.questions);
+        self.keys.append(&mut stage.keys);
+        self.all_metadata |= stage.all_metadata;
+        self.timestamp |= stage.timestamp;
+        self.open_ended |= stage.is_open_ended();
+        self.time |= stage.time;
+        let ends = [self.reconsider_at, stage.reconsider_at];
+        self.reconsider_at = ends.into_iter().flatten().min();
+    }
+
+    /// Whether what was made of it, at `made_at`, holds at `now` as far as the time
+    /// goes. A clock that was set back makes that a moment yet to come.
+    pub fn holds_at(&self, made_at: u64, now: u64) -> bool {
+        let not_before = !self.time || made_at <= now;
+        let not_after = self.reconsider_at.is_none_or(|at| now < at);
+        not_before && not_after && !self.is_open_ended()
+    }
+
+    fn is_open_ended(&self) -> bool {
+        self.open_ended || (self.time && self.reconsider_at.is_none())
+    }
 }
 
 /// A component that didn't answer.

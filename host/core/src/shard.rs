@@ -11,6 +11,7 @@ mod explain;
 mod pace;
 mod query;
 mod restart;
+mod settle;
 mod tell;
 mod update;
 mod waiting;

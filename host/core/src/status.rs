@@ -9,7 +9,6 @@
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::sync::Arc;
 
 use hashbrown::HashMap;
 use roaring::RoaringBitmap;
@@ -17,13 +16,11 @@ use serde::Deserialize;
 use serde::de::{Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
-use crate::event::Event;
 use crate::json::push_number;
 use crate::metadata::Metadata;
 use crate::names::{Id, Name};
 use crate::record::Record;
 use crate::tracker::Activity;
-use crate::verdicts::Verdict;
 
 /// The key of what a user is doing.
 pub const ACTIVITY: &str = "activity";
@@ -209,36 +206,21 @@ impl Reading {
     }
 }
 
-/// How a user was shown to those who have been told of them, where that is not as
-/// they are any more.
-#[derive(Clone, Debug)]
-pub struct Shown {
-    /// The event as it was.
-    pub event: Arc<Event>,
-    /// What each of them got to see of it, if that is still known.
-    pub verdict: Option<Arc<Verdict>>,
-}
-
 /// What is kept of one user.
 #[derive(Debug, Default)]
 struct Entry {
     word: Option<Word>,
-    /// When the last update was told.
+    /// When the last update was broadcast.
     told_at: Option<u64>,
+    /// Whether viewers haven't had their turn to be told of it.
+    untold: bool,
     /// When to look at the user again.
     look_at: Option<u64>,
-    /// Set until an update is told.
-    shown: Option<Shown>,
-    /// Whether that waits for a pending decision.
-    put_off: bool,
 }
 
 impl Entry {
     fn is_empty(&self) -> bool {
-        self.word.is_none()
-            && self.told_at.is_none()
-            && self.look_at.is_none()
-            && self.shown.is_none()
+        self.word.is_none() && self.told_at.is_none() && self.look_at.is_none()
     }
 }
 
@@ -287,15 +269,9 @@ impl Statuses {
         true
     }
 
-    /// Puts back what was known of a user. By which verdict they were shown isn't.
-    pub fn restore(&mut self, user: Id, word: Option<Word>, shown: Option<Arc<Event>>) {
-        let entry = self.users.entry(user).or_default();
-        entry.word = word;
-        entry.put_off = shown.is_some();
-        entry.shown = shown.map(|event| Shown {
-            event,
-            verdict: None,
-        });
+    /// Puts back what a user last said of themselves.
+    pub fn restore(&mut self, user: Id, word: Word) {
+        self.users.entry(user).or_default().word = Some(word);
     }
 
     /// What a user says of themselves, as a JSON object; none within if that is
@@ -311,38 +287,24 @@ impl Statuses {
         word.at(now)?.expires_at
     }
 
-    /// When the last update of a user was told.
+    /// When the last update of a user was broadcast.
     pub fn told_at(&self, user: Id) -> Option<u64> {
         self.users.get(&user)?.told_at
     }
 
-    /// An update of a user is to be told. Of several, the first says how they were
-    /// shown before.
-    pub fn tell(&mut self, now: u64, user: Id, shown: Shown) {
+    /// An update of a user is broadcast.
+    pub fn told(&mut self, now: u64, user: Id) {
         let entry = self.users.entry(user).or_default();
         entry.told_at = Some(now);
-        entry.shown.get_or_insert(shown);
+        entry.untold = true;
     }
 
-    /// An update of a user isn't told, unless it has been, before the decision is made.
-    pub fn put_off(&mut self, user: Id, name: &Name) {
-        if let Some(entry) = self.users.get_mut(&user)
-            && entry.shown.is_some()
-            && !std::mem::replace(&mut entry.put_off, true)
-        {
-            self.note(user, name);
-        }
-    }
-
-    /// How a user was shown before the update that is told now, if there is one; or
-    /// that is not to be told any more.
-    pub fn take_shown(&mut self, user: Id, name: &Name) -> Option<Shown> {
+    /// When the update was broadcast that viewers are told of now, if there is one.
+    pub fn take_untold(&mut self, user: Id) -> Option<u64> {
         let entry = self.users.get_mut(&user)?;
-        let shown = entry.shown.take();
-        if std::mem::take(&mut entry.put_off) {
-            self.note(user, name);
-        }
-        shown
+        std::mem::take(&mut entry.untold)
+            .then_some(entry.told_at)
+            .flatten()
     }
 
     /// Looks at a user again at a time, or before it.
@@ -392,7 +354,7 @@ impl Statuses {
         if let Some(at) = entry.look_at {
             self.agenda.remove(&(at, user));
         }
-        if entry.word.is_some() || entry.put_off {
+        if entry.word.is_some() {
             self.note(user, name);
         }
     }
@@ -421,10 +383,7 @@ impl Statuses {
         for (id, user) in std::mem::take(&mut self.changed) {
             let entry = self.users.get(&id);
             let word = entry.and_then(|entry| entry.word.clone());
-            let shown = entry.filter(|entry| entry.put_off);
-            let shown = shown.and_then(|entry| entry.shown.as_ref());
-            let shown = shown.map(|shown| shown.event.metadata.clone());
-            records.push(Record::Status { user, word, shown });
+            records.push(Record::Status { user, word });
         }
     }
 

@@ -61,6 +61,8 @@ struct Kept {
     verdict: Arc<Verdict>,
     /// By which rules, counted.
     rules: u64,
+    /// When it was made, in milliseconds since the Unix epoch.
+    made_at: u64,
     reads: Reads,
     /// The values of the metadata keys that were read.
     values: Vec<Option<Box<str>>>,
@@ -69,8 +71,8 @@ struct Kept {
 /// The verdicts of one worker's users.
 #[derive(Debug, Default)]
 pub struct Verdicts {
-    /// The how-manieth rules these are. Verdicts by others don't hold, but tell
-    /// whom a change of the directory is likely to concern.
+    /// The number of the rules that are in force. Verdicts by others don't hold, but
+    /// tell whom a change of the directory is likely to concern.
     rules: u64,
     kept: HashMap<Id, Kept, foldhash::fast::FixedState>,
     /// Which users' verdicts read what is said of somebody or something else.
@@ -83,12 +85,8 @@ impl Verdicts {
     pub fn find(&self, now: u64, event: &Event) -> Option<(Arc<Verdict>, Option<u64>)> {
         let kept = self.kept.get(&event.user)?;
         let reads = &kept.reads;
-        let timeless = match reads.reconsider_at {
-            Some(at) => now < at,
-            None => !reads.time,
-        };
         let same = kept.rules == self.rules
-            && timeless
+            && reads.holds_at(kept.made_at, now)
             && !reads.timestamp
             && !reads.all_metadata
             && reads
@@ -104,8 +102,8 @@ impl Verdicts {
         self.kept.get(&user).map(|kept| Arc::clone(&kept.verdict))
     }
 
-    /// Keeps a verdict on an event.
-    pub fn keep(&mut self, event: &Event, verdict: Arc<Verdict>, reads: Reads) {
+    /// Keeps a verdict on an event that was made at `now`.
+    pub fn keep(&mut self, now: u64, event: &Event, verdict: Arc<Verdict>, reads: Reads) {
         self.forget(event.user);
         for question in foreign(event.user, &reads) {
             self.readers.insert(question, event.user);
@@ -117,6 +115,7 @@ impl Verdicts {
             Kept {
                 verdict,
                 rules: self.rules,
+                made_at: now,
                 reads,
                 values,
             },
@@ -204,4 +203,118 @@ fn foreign(user: Id, reads: &Reads) -> impl Iterator<Item = &Question> {
         .questions
         .iter()
         .filter(move |question| question.user() != Some(user))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::Change;
+    use crate::metadata::Metadata;
+    use crate::names::Names;
+
+    fn event(names: &Names) -> Event {
+        let (user, name) = names.intern_name("ada");
+        Event {
+            user,
+            name,
+            timestamp: 5,
+            change: Change::Online,
+            metadata: Metadata::parse(r#"{"device":"web","plan":1}"#, |_| true),
+        }
+    }
+
+    fn stage(time: bool, reconsider_at: Option<u64>) -> Reads {
+        Reads {
+            time,
+            reconsider_at,
+            ..Reads::default()
+        }
+    }
+
+    /// Until when a verdict of these stages, made at 10, is reused: 100 for good, 10
+    /// for never.
+    fn reused_until(stages: &[Reads]) -> u64 {
+        let names = Names::new();
+        let event = event(&names);
+        let mut reads = Reads::default();
+        for stage in stages {
+            reads.add(stage.clone());
+        }
+        let mut verdicts = Verdicts::default();
+        verdicts.keep(10, &event, Arc::default(), reads);
+        let holds = |now: &u64| verdicts.find(*now, &event).is_some();
+        (10..100).find(|now| !holds(now)).unwrap_or(100)
+    }
+
+    #[test]
+    fn a_verdict_holds_until_the_earliest_end_given_by_all_stages_that_read_the_time() {
+        let (until_20, until_30) = (stage(true, Some(20)), stage(true, Some(30)));
+        let (timeless, open) = (stage(false, None), stage(true, None));
+        let asks_again = stage(false, Some(25));
+        for (stages, until) in [
+            (vec![timeless.clone()], 100),
+            (vec![until_30.clone(), timeless.clone()], 30),
+            (vec![until_30.clone(), until_20.clone()], 20),
+            (vec![until_30.clone(), asks_again.clone()], 25),
+            (vec![open.clone()], 10),
+            (vec![open.clone(), timeless], 10),
+            // What one stage says of its answer doesn't hold for another's.
+            (vec![open.clone(), until_20.clone()], 10),
+            (vec![until_20, open.clone()], 10),
+            (vec![open, asks_again], 10),
+        ] {
+            assert_eq!(reused_until(&stages), until, "{stages:?}");
+        }
+    }
+
+    #[test]
+    fn whatever_any_stage_read_is_read_by_all_together() {
+        let names = Names::new();
+        let mut event = event(&names);
+        let keys = |key: &str| Reads {
+            keys: [key.into()].into(),
+            ..Reads::default()
+        };
+        let ada = Question::Contacts(event.user);
+        let mut reads = keys("device");
+        reads.add(keys("plan"));
+        reads.add(Reads {
+            questions: [ada.clone()].into(),
+            ..Reads::default()
+        });
+        assert!(reads.questions.contains(&ada));
+        let mut verdicts = Verdicts::default();
+        verdicts.keep(1, &event, Arc::default(), reads.clone());
+        assert!(verdicts.find(1, &event).is_some());
+        event.metadata = Metadata::parse(r#"{"device":"web","plan":2}"#, |_| true);
+        assert!(verdicts.find(1, &event).is_none());
+        for whole in [
+            Reads {
+                timestamp: true,
+                ..Reads::default()
+            },
+            Reads {
+                all_metadata: true,
+                ..Reads::default()
+            },
+        ] {
+            let mut reads = reads.clone();
+            reads.add(whole);
+            reads.add(Reads::default());
+            verdicts.keep(1, &event, Arc::default(), reads);
+            assert!(verdicts.find(1, &event).is_none());
+        }
+    }
+
+    #[test]
+    fn what_was_decided_by_a_later_time_does_not_hold_once_the_clock_is_set_back() {
+        let names = Names::new();
+        let event = event(&names);
+        let mut verdicts = Verdicts::default();
+        verdicts.keep(50, &event, Arc::default(), stage(true, Some(90)));
+        assert!(verdicts.find(50, &event).is_some());
+        assert!(verdicts.find(49, &event).is_none());
+        verdicts.keep(50, &event, Arc::default(), stage(false, Some(90)));
+        assert!(verdicts.find(49, &event).is_some(), "it reads no clock");
+    }
 }

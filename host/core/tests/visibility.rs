@@ -34,7 +34,7 @@ use script::{Said, Step, step};
 
 const USERS: [&str; 4] = ["ada", "ben", "cleo", "dan"];
 
-/// A viewer who gets to see no statuses.
+/// A viewer who gets to see no statuses to begin with.
 const PLAIN: &str = "dan";
 
 /// The least time between two updates of a user.
@@ -55,11 +55,9 @@ struct World {
     told: BTreeMap<String, BTreeSet<String>>,
     /// Who is online, by the events that were broadcast, and with what metadata.
     online: BTreeMap<String, Value>,
-    /// The metadata of a user that a viewer has seen last.
+    /// The metadata of a user that a viewer has seen last, while they believe the user
+    /// online.
     seen: BTreeMap<(String, String), Value>,
-    /// Those whose device may have changed in between, by an application's word, of
-    /// which those who have been told aren't told.
-    stated: BTreeSet<String>,
     /// When the last update of a user was broadcast.
     updated_at: BTreeMap<String, u64>,
     /// Whether statuses are told, and whether they are after the next restart.
@@ -87,6 +85,7 @@ impl World {
             shard: shard(&names, &directory, settings(0, true)),
             rules: Generation {
                 plain: Some(names.intern(PLAIN)),
+                plain_keys: vec!["device"],
                 ..Generation::default()
             },
             names,
@@ -95,7 +94,6 @@ impl World {
             told: BTreeMap::new(),
             online: BTreeMap::new(),
             seen: BTreeMap::new(),
-            stated: BTreeSet::new(),
             updated_at: BTreeMap::new(),
             statuses: true,
             statuses_then: true,
@@ -135,9 +133,14 @@ impl World {
                 let body = json!({"connId": conn(c), "metadata": metadata});
                 self.message_from(Kind::Heartbeat, *user, body, said.behind_ms);
             }
-            Step::Online(user) => {
-                self.stated.insert(USERS[*user].to_owned());
-                self.message(Kind::Online, *user, json!({}));
+            Step::Online(user, device) => {
+                let body = json!({"metadata": {"device": format!("d{device}")}});
+                self.message(Kind::Online, *user, body);
+            }
+            Step::Plain(viewer, keys) => {
+                self.rules.plain = viewer.map(|viewer| self.id(viewer));
+                self.rules.plain_keys = keys.clone();
+                self.input(Input::Rules);
             }
             Step::Offline(user) => self.message(Kind::Offline, *user, json!({})),
             Step::Contacts(user, list) => {
@@ -370,7 +373,7 @@ impl World {
         }
         match self.online.get(user) {
             Some(metadata) if self.told[user].contains(viewer) => {
-                let metadata = visible(metadata, viewer);
+                let metadata = self.visible(metadata, viewer);
                 json!({"userId": user, "status": "online", "metadata": metadata})
             }
             None if !self.rules.secretive.contains(&id) => match self.last_seen.get(user) {
@@ -432,32 +435,22 @@ impl World {
                     self.updated_at.remove(&user);
                     self.last_seen.insert(user, body["lastSeen"].clone());
                 }
-                Subject::FilteredOnline => {
+                Subject::FilteredOnline | Subject::FilteredUpdated => {
                     let metadata = &body["metadata"];
+                    let is_update = publication.subject == Subject::FilteredUpdated;
                     for viewer in viewers {
                         assert_ne!(viewer, user, "a user is never in their own audience");
-                        self.seen
-                            .insert((user.clone(), viewer.clone()), metadata.clone());
                         assert!(allowed.contains(&viewer), "{viewer} may not see {user}");
-                        assert!(
-                            told.insert(viewer.clone()),
-                            "{viewer} is told of {user} twice"
-                        );
-                    }
-                }
-                Subject::FilteredUpdated => {
-                    let metadata = &body["metadata"];
-                    for viewer in viewers {
-                        assert!(told.contains(&viewer), "{viewer} was never told of {user}");
-                        assert!(allowed.contains(&viewer), "{viewer} may not see {user}");
+                        let is_first = told.insert(viewer.clone());
+                        assert!(!(is_first && is_update), "{viewer} isn't told of {user}");
                         let before = self.seen.insert((user.clone(), viewer), metadata.clone());
-                        let new = before.as_ref() != Some(metadata);
-                        assert!(new || self.stated.contains(&user), "nothing is new");
+                        assert_ne!(before.as_ref(), Some(metadata), "nothing is new");
                     }
                 }
                 Subject::FilteredOffline => {
                     for viewer in viewers {
                         assert!(told.remove(&viewer), "{viewer} was never told of {user}");
+                        self.seen.remove(&(user.clone(), viewer));
                     }
                 }
                 Subject::Online | Subject::Offline | Subject::DeadLetters => {}
@@ -513,9 +506,8 @@ impl World {
     }
 
     /// Once the rules answer again, everyone who may see an online user has been
-    /// told, and nobody else.
-    /// What they have seen of statuses is what they may see; and when statuses are
-    /// turned off, nobody believes in one any longer.
+    /// told, and nobody else; and what each of them has been shown last is what they
+    /// may see. That holds when statuses are turned off, too.
     fn settle(&mut self) {
         self.rules.failing.clear();
         self.input(Input::Rules);
@@ -525,20 +517,36 @@ impl World {
             self.drain();
         }
         self.wait_until(self.now + MIN_INTERVAL_MS);
+        self.beliefs_are_true();
+        self.step(&Step::Statuses(false, true));
+        self.drain();
+        self.beliefs_are_true();
+        for (of, seen) in &self.seen {
+            assert_eq!(only(seen, &["activity", "status"]), json!({}), "{of:?}");
+        }
+    }
+
+    /// What every viewer believes is what they may see, and what a query answers.
+    fn beliefs_are_true(&mut self) {
         for (user, metadata) in &self.online {
             assert_eq!(self.told[user], self.allowed(user), "of {user}");
             for viewer in &self.told[user] {
                 let seen = &self.seen[&(user.clone(), viewer.clone())];
-                let should = status_in(&visible(metadata, viewer));
-                assert_eq!(status_in(seen), should, "{viewer} of {user}");
+                let should = self.visible(metadata, viewer);
+                assert_eq!(*seen, should, "{viewer} of {user}");
             }
         }
-        self.step(&Step::Statuses(false, true));
-        for (user, told) in &self.told {
-            for viewer in told {
-                let seen = &self.seen[&(user.clone(), viewer.clone())];
-                assert_eq!(status_in(seen), json!({}), "{viewer} of {user}");
-            }
+        for _ in USERS {
+            self.ask();
+        }
+    }
+
+    /// What a viewer may see of a user's metadata.
+    fn visible(&self, metadata: &Value, viewer: &str) -> Value {
+        let plain = self.rules.plain.and_then(|plain| self.names.name(plain));
+        match plain.is_some_and(|plain| plain.as_str() == viewer) {
+            true => only(metadata, &self.rules.plain_keys),
+            false => only(metadata, &["device", "activity", "status"]),
         }
     }
 
@@ -601,20 +609,6 @@ fn shard(names: &Arc<Names>, directory: &Arc<Directory>, settings: Settings) -> 
     let mut shard = Shard::new(settings, names, directory);
     shard.keep_records(true);
     shard
-}
-
-/// What a viewer may see of a user's metadata.
-fn visible(metadata: &Value, viewer: &str) -> Value {
-    let keys: &[&str] = match viewer {
-        PLAIN => &["device"],
-        _ => &["device", "activity", "status"],
-    };
-    only(metadata, keys)
-}
-
-/// What of a user's metadata is their status.
-fn status_in(metadata: &Value) -> Value {
-    only(metadata, &["activity", "status"])
 }
 
 fn only(metadata: &Value, keys: &[&str]) -> Value {

@@ -33,7 +33,11 @@ pub(crate) struct Call {
     /// past the last, and so never other data.
     base: u32,
     lines: usize,
+    /// What this call reads, and all that the others of its decision asked in vain.
     pub(crate) seen: Seen,
+    /// What the other calls of its decision read. It is kept apart, since what a
+    /// call says of its own answer doesn't hold for theirs.
+    others: Reads,
 }
 
 /// What the calls of one decision have read, and asked in vain.
@@ -69,6 +73,7 @@ impl Call {
             base: 1,
             lines: 0,
             seen: Seen::default(),
+            others: Reads::default(),
         }
     }
 
@@ -92,6 +97,7 @@ impl Call {
         }
         self.lines = 0;
         self.seen = std::mem::take(seen);
+        self.others = std::mem::take(&mut self.seen.reads);
     }
 
     /// Begins a call that is about no event.
@@ -103,6 +109,8 @@ impl Call {
     /// Ends a call: its tokens are good for nothing from here on.
     pub(crate) fn end(&mut self, seen: &mut Seen) {
         *seen = std::mem::take(&mut self.seen);
+        let reads = std::mem::replace(&mut seen.reads, std::mem::take(&mut self.others));
+        seen.reads.add(reads);
         self.base = self.next_token();
         self.audiences.clear();
     }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use roaring::RoaringBitmap;
 
-use super::tell::Told;
+use super::tell::Whom;
 use crate::names::Id;
 
 /// Users on whom to decide again, in the order of their turns.
@@ -87,10 +87,10 @@ impl Backlog {
     }
 
     /// Whose turn it is, and who is told of them.
-    pub(super) fn next(&mut self) -> Option<(Id, Told)> {
+    pub(super) fn next(&mut self) -> Option<(Id, Whom)> {
         let losses = self.changed.pop().or_else(|| self.everyone.pop_front());
         if let Some(user) = losses {
-            return Some((user, Told::Losses));
+            return Some((user, Whom::Losses));
         }
         if !self.is_due() {
             return None;
@@ -101,7 +101,7 @@ impl Backlog {
         if gaining.get().is_empty() {
             gaining.remove();
         }
-        Some((Id(user), Told::All))
+        Some((Id(user), Whom::All))
     }
 
     /// Whether a user has a turn to come.
@@ -156,7 +156,7 @@ impl Queue {
 mod tests {
     use super::*;
 
-    fn drain(backlog: &mut Backlog) -> Vec<(u32, Told)> {
+    fn drain(backlog: &mut Backlog) -> Vec<(u32, Whom)> {
         std::iter::from_fn(|| backlog.next())
             .map(|(user, told)| (user.0, told))
             .collect()
@@ -170,8 +170,8 @@ mod tests {
         backlog.changed(Id(3));
         backlog.changed(Id(3));
         assert_eq!(backlog.len(), 5);
-        let losses = [3, 1, 2, 3].map(|user| (user, Told::Losses));
-        let turns = [&losses[..], &[(2, Told::All)]].concat();
+        let losses = [3, 1, 2, 3].map(|user| (user, Whom::Losses));
+        let turns = [&losses[..], &[(2, Whom::All)]].concat();
         assert_eq!(drain(&mut backlog), turns);
         assert_eq!(backlog.len(), 0);
     }
@@ -184,7 +184,7 @@ mod tests {
         backlog.changed(Id(7));
         backlog.gaining(Id(1));
         backlog.restart(vec![Id(1), Id(4)]);
-        assert_eq!(drain(&mut backlog), [1, 4].map(|user| (user, Told::Losses)));
+        assert_eq!(drain(&mut backlog), [1, 4].map(|user| (user, Whom::Losses)));
     }
 
     #[test]
@@ -194,22 +194,22 @@ mod tests {
         backlog.changed(Id(1));
         backlog.handed_in();
         assert_eq!(backlog.losses_told(), 0);
-        assert_eq!(backlog.next(), Some((Id(1), Told::Losses)));
+        assert_eq!(backlog.next(), Some((Id(1), Whom::Losses)));
         backlog.gaining(Id(1));
         assert_eq!((backlog.losses_told(), backlog.waits()), (1, true));
         // What comes later doesn't hold up what waits.
         backlog.changed(Id(2));
         backlog.handed_in();
         assert!(!backlog.waits());
-        assert_eq!(backlog.next(), Some((Id(2), Told::Losses)));
+        assert_eq!(backlog.next(), Some((Id(2), Whom::Losses)));
         backlog.gaining(Id(2));
         assert_eq!((backlog.next(), backlog.is_due()), (None, false));
         backlog.told_elsewhere(1);
         assert!(backlog.is_due());
-        assert_eq!(drain(&mut backlog), [(1, Told::All)]);
+        assert_eq!(drain(&mut backlog), [(1, Whom::All)]);
         assert!(backlog.waits());
         backlog.told_elsewhere(2);
-        assert_eq!(drain(&mut backlog), [(2, Told::All)]);
+        assert_eq!(drain(&mut backlog), [(2, Whom::All)]);
         assert!(!backlog.waits());
     }
 
@@ -223,7 +223,7 @@ mod tests {
         backlog.changed(Id(1));
         backlog.handed_in();
         backlog.told_elsewhere(1);
-        let turns = [(1, Told::Losses), (2, Told::All)];
+        let turns = [(1, Whom::Losses), (2, Whom::All)];
         assert_eq!(drain(&mut backlog), turns);
         assert!(!backlog.has(Id(1)));
         backlog.gaining(Id(1));

@@ -61,7 +61,7 @@ impl Shard {
             if self.pace.next_at() > self.now {
                 return;
             }
-            let Some((user, told)) = self.backlog.next() else {
+            let Some((user, whom)) = self.backlog.next() else {
                 return;
             };
             let Some(entry) = self.ledger.get(user) else {
@@ -69,7 +69,7 @@ impl Shard {
             };
             let event = Arc::clone(&entry.event);
             let before = out.len();
-            self.decide(&event, told, rules, out);
+            self.decide(&event, whom, rules, out);
             let is_message = |it: &&Output| !matches!(it, Output::Fetch(_));
             let messages = out.iter().skip(before).filter(is_message).count();
             self.counters.corrections += messages as u64;

@@ -155,11 +155,11 @@ impl Shard {
         match rules.decide(context) {
             Decision::Decided(renditions, reads) if online => {
                 let verdict = Arc::new(Verdict::new(event.user, renditions));
-                self.verdicts.keep(event, Arc::clone(&verdict), reads);
+                self.verdicts.keep(now, event, Arc::clone(&verdict), reads);
                 Some(verdict)
             }
             Decision::Decided(renditions, reads) => {
-                Some(self.departed.keep(event, renditions, reads))
+                Some(self.departed.keep(now, event, renditions, reads))
             }
             Decision::NotAtHand(questions) => {
                 asking.not_at_hand.extend(questions);

@@ -1,9 +1,6 @@
 //! What a shard knows, over a restart.
 
-use std::sync::Arc;
-
 use super::Shard;
-use crate::event::Event;
 use crate::record::Record;
 
 impl Shard {
@@ -49,14 +46,11 @@ impl Shard {
                         self.ledger.restore(event, told);
                     }
                 }
-                Record::Status { user, word, shown } => {
-                    let user = self.names.intern(user.as_str());
-                    let entry = shown.zip(self.ledger.get(user));
-                    let shown = entry.map(|(metadata, entry)| Event {
-                        metadata,
-                        ..Event::clone(&entry.event)
-                    });
-                    self.statuses.restore(user, word, shown.map(Arc::new));
+                Record::Status { user, word } => {
+                    if let Some(word) = word {
+                        self.statuses
+                            .restore(self.names.intern(user.as_str()), word);
+                    }
                 }
                 Record::Waiting { steps, .. } => {
                     let until = self.now + self.settings.answer_wait_ms;

@@ -13,12 +13,14 @@ use crate::inbox::Delivery;
 use crate::message::{Cause, Rejection};
 use crate::publish::Subject;
 use crate::rules::{Context, Decision, Enriched, Failure, Rendition, Rules};
+use crate::told::Told;
 use crate::verdicts::Verdict;
 
 /// Who is told of a decision, of those to whom it makes a difference.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Told {
-    /// Those who lost sight of the user. The others have their turn later.
+pub(super) enum Whom {
+    /// Those who lost sight of the user. Whoever gains it, or is shown something
+    /// else, has their turn later.
     Losses,
     /// All of them.
     All,
@@ -34,16 +36,15 @@ impl Shard {
     ) {
         self.ledger.online(Arc::clone(event));
         self.agenda.set(event.user, None);
-        self.decide(event, Told::All, rules, out);
+        self.decide(event, Whom::All, rules, out);
     }
 
     /// A user has been announced to have gone offline. Says who is to be told of it:
     /// whoever was told that they came online, whatever the rules say now.
-    pub(super) fn offline(&mut self, event: &Event) -> Audience {
+    pub(super) fn offline(&mut self, event: &Event) -> Told {
         self.departed.note(event);
-        self.statuses.take_shown(event.user, &event.name);
         let Some(entry) = self.ledger.offline(event.user) else {
-            return Audience::nobody();
+            return Told::default();
         };
         self.agenda.set(event.user, None);
         let ledger = &self.ledger;
@@ -56,17 +57,17 @@ impl Shard {
     pub(super) fn tell_gone(
         &mut self,
         event: &Event,
-        told: &Audience,
+        told: &Told,
         renditions: Vec<Rendition>,
         out: &mut Vec<Output>,
     ) {
         let verdict = Verdict::new(event.user, renditions);
         for rendition in &verdict.renditions {
-            let viewers = rendition.audience.intersection(told);
+            let viewers = rendition.audience.intersection(told.audience());
             self.tell(event, rendition, &viewers, out);
         }
         // Nobody is left believing that the user is online.
-        let rest = told.difference(&verdict.audience);
+        let rest = told.audience().difference(&verdict.audience);
         self.tell(event, &bare(&rest), &rest, out);
     }
 
@@ -74,7 +75,7 @@ impl Shard {
     pub(super) fn decide(
         &mut self,
         event: &Arc<Event>,
-        told: Told,
+        whom: Whom,
         rules: &mut dyn Rules,
         out: &mut Vec<Output>,
     ) {
@@ -82,7 +83,7 @@ impl Shard {
             && let Some((verdict, again_at)) = self.verdicts.find(self.now, event)
         {
             self.counters.reused += 1;
-            return self.settle(event, &verdict, again_at, told, out);
+            return self.settle(event, &verdict, again_at, whom, out);
         }
         self.counters.decided += 1;
         let context = context(self.now, event, &self.directory, &self.names);
@@ -90,8 +91,9 @@ impl Shard {
             Decision::Decided(renditions, reads) => {
                 let verdict = Arc::new(Verdict::new(event.user, renditions));
                 let again_at = reads.reconsider_at;
-                self.verdicts.keep(event, Arc::clone(&verdict), reads);
-                self.settle(event, &verdict, again_at, told, out);
+                self.verdicts
+                    .keep(self.now, event, Arc::clone(&verdict), reads);
+                self.settle(event, &verdict, again_at, whom, out);
             }
             Decision::NotAtHand(questions) => {
                 self.postpone(event);
@@ -105,63 +107,6 @@ impl Shard {
                     self.plugin_failed(event, &failure, out);
                 }
             }
-        }
-    }
-
-    /// Brings who has been told in line with a verdict. Who lost sight of the
-    /// user is told first.
-    fn settle(
-        &mut self,
-        event: &Arc<Event>,
-        verdict: &Verdict,
-        again_at: Option<u64>,
-        whom: Told,
-        out: &mut Vec<Output>,
-    ) {
-        let Some(entry) = self.ledger.get_mut(event.user) else {
-            return;
-        };
-        let told = std::mem::replace(&mut entry.told, verdict.audience.clone());
-        let again = again_at.filter(|at| *at > self.now).map(|at| Again {
-            at,
-            next_wait_ms: None,
-        });
-        self.agenda.set(event.user, again);
-        if told.same(&verdict.audience) {
-            return self.tell_update(event, verdict, &told, out);
-        }
-        let lost = told.difference(&verdict.audience);
-        let put_off = whom == Told::Losses && told.len() - lost.len() < verdict.audience.len();
-        if put_off && let Some(entry) = self.ledger.get_mut(event.user) {
-            entry.told = told.difference(&lost);
-            self.backlog.gaining(event.user);
-        }
-        let mut changed = !lost.is_empty();
-        if changed {
-            self.counters.corrected += lost.len();
-            let gone = Event {
-                timestamp: self.now,
-                change: Change::Offline {
-                    last_seen: self.now,
-                    reason: crate::event::Reason::Disconnect,
-                },
-                ..Event::clone(event)
-            };
-            let rendition = Rendition {
-                last_seen: true,
-                ..bare(&lost)
-            };
-            self.tell(&gone, &rendition, &lost, out);
-        }
-        self.tell_update(event, verdict, &told, out);
-        let gains = if put_off { &[] } else { &*verdict.renditions };
-        for rendition in gains {
-            let gained = rendition.audience.difference(&told);
-            changed |= !gained.is_empty();
-            self.tell(event, rendition, &gained, out);
-        }
-        if changed {
-            self.ledger.note(event.user);
         }
     }
 
@@ -284,7 +229,7 @@ fn subject(event: &Event) -> Subject {
     }
 }
 
-fn bare(viewers: &Audience) -> Rendition {
+pub(super) fn bare(viewers: &Audience) -> Rendition {
     Rendition {
         audience: viewers.clone(),
         keys: Arc::new([]),

@@ -2,24 +2,21 @@
 //!
 //! Connections and the users' own words are merged into two keys of the online
 //! event that the ledger holds. Where they come to read otherwise, that is
-//! broadcast, the rules decide again, and of those who stay told whoever sees a
-//! difference is told of it. Of a user that happens once in an interval at most:
+//! broadcast, and shown as any other change of the event is. Of a user that happens once in an interval at most:
 //! a change is told at once, and what follows it too soon is looked at again when
 //! the interval is over.
 
 use std::sync::Arc;
 
-use super::tell::Told;
+use super::settle::updated;
 use super::{Output, Shard};
-use crate::audience::Audience;
 use crate::body;
 use crate::event::{Change, Event};
 use crate::message::{Cause, Rejection};
 use crate::names::Id;
 use crate::publish::Subject;
-use crate::rules::{Rendition, Rules};
-use crate::status::{Reading, Said, Shown};
-use crate::verdicts::Verdict;
+use crate::rules::Rules;
+use crate::status::{Reading, Said};
 
 /// How many users are looked at before new inputs get their turn.
 const LOOKS_AT_ONCE: usize = 256;
@@ -131,7 +128,6 @@ impl Shard {
         let Some(entry) = self.ledger.get(user) else {
             return;
         };
-        let pending = self.agenda.pending_until(user).is_some();
         let before = Arc::clone(&entry.event);
         if let Some(at) = self.statuses.expires_at(self.now, user) {
             self.statuses.look_at(user, at);
@@ -165,76 +161,7 @@ impl Shard {
             return self.dead_letter(Subject::Updated.as_str(), &rejection, &body, out);
         }
         self.publish(Subject::Updated, body, out);
-        let verdict = self.verdicts.last(user);
-        if let Some(entry) = self.ledger.get_mut(user) {
-            entry.event = Arc::clone(&event);
-        }
-        self.ledger.note(user);
-        let shown = Shown {
-            event: before,
-            verdict,
-        };
-        self.statuses.tell(self.now, user, shown);
-        // A decision that is put off takes this in when it is made. Where one of a
-        // correction is still to come, nobody gains sight of the user before their turn.
-        if !pending {
-            let told = match self.backlog.has(user) {
-                true => Told::Losses,
-                false => Told::All,
-            };
-            self.decide(&event, told, rules, out);
-        }
-        self.statuses.put_off(user, &event.name);
+        self.statuses.told(self.now, user);
+        self.show(event, rules, out);
     }
-
-    /// Tells an update to those who stay told of a user, where they see a
-    /// difference.
-    pub(super) fn tell_update(
-        &mut self,
-        event: &Event,
-        verdict: &Verdict,
-        told: &Audience,
-        out: &mut Vec<Output>,
-    ) {
-        let Some(shown) = self.statuses.take_shown(event.user, &event.name) else {
-            return;
-        };
-        let updated = updated(event, self.statuses.told_at(event.user).unwrap_or(self.now));
-        for rendition in &verdict.renditions {
-            let after = visible(event, rendition);
-            let mut rest = rendition.audience.intersection(told);
-            let mut viewers = Audience::nobody();
-            // Who isn't found in the last verdict is taken to have seen the same keys.
-            let last = shown.verdict.iter().flat_map(|last| &last.renditions);
-            for before in last.chain([rendition]) {
-                let both = rest.intersection(&before.audience);
-                if both.is_empty() {
-                    continue;
-                }
-                if visible(&shown.event, before) != after {
-                    viewers = viewers.union(&both);
-                }
-                rest = rest.difference(&both);
-            }
-            self.tell(&updated, rendition, &viewers, out);
-        }
-    }
-}
-
-/// What is told of an online event whose metadata has changed.
-fn updated(event: &Event, at: u64) -> Event {
-    Event {
-        timestamp: at,
-        change: Change::Updated,
-        ..event.clone()
-    }
-}
-
-/// The metadata that a rendition shows, as JSON text.
-fn visible(event: &Event, rendition: &Rendition) -> Vec<u8> {
-    let mut json = Vec::with_capacity(128);
-    event
-        .metadata
-        .write_public(&mut json, |key| rendition.shows(key));
-    json
 }

@@ -12,15 +12,15 @@ use std::sync::Arc;
 use hashbrown::HashMap;
 use roaring::RoaringBitmap;
 
-use super::tell::{Told, context};
+use super::tell::{Whom, context};
 use super::{Output, Shard};
-use crate::audience::Audience;
 use crate::directory::{Changes, Question};
 use crate::event::{Change, Event};
 use crate::lacking::Lacking;
 use crate::names::{Id, Name};
 use crate::record::Record;
 use crate::rules::{Decision, Failure, Rules};
+use crate::told::Told;
 
 /// How many users' events go on before new inputs get their turn.
 const RESUMED_AT_ONCE: usize = 256;
@@ -32,7 +32,7 @@ pub enum Step {
     /// published it on its own subject.
     Announce(Arc<Event>, bool),
     /// To be told to those who believe that the user is online.
-    Tell(Arc<Event>, Audience),
+    Tell(Arc<Event>, Told),
 }
 
 impl Step {
@@ -47,7 +47,7 @@ impl Step {
     pub(crate) fn ids(&self) -> RoaringBitmap {
         let mut ids = match self {
             Self::Announce(..) => RoaringBitmap::new(),
-            Self::Tell(_, told) => told.bitmap(),
+            Self::Tell(_, told) => told.audience().bitmap(),
         };
         ids.insert(self.event().user.0);
         ids
@@ -236,7 +236,7 @@ impl Shard {
             };
             if let Some(entry) = self.ledger.get(user) {
                 let event = Arc::clone(&entry.event);
-                self.decide(&event, Told::All, rules, out);
+                self.decide(&event, Whom::All, rules, out);
             }
         }
         for _ in 0..RESUMED_AT_ONCE {
@@ -312,13 +312,13 @@ impl Shard {
     fn try_tell(
         &mut self,
         event: Arc<Event>,
-        told: Audience,
+        told: Told,
         until: u64,
         rules: &mut dyn Rules,
         out: &mut Vec<Output>,
     ) -> Result<(), Lack> {
         let context = context(self.now, &event, &self.directory, &self.names);
-        let renditions = match rules.redact(context, &told) {
+        let renditions = match rules.redact(context, told.audience()) {
             Decision::Decided(renditions, _) => renditions,
             Decision::NotAtHand(questions) if self.now < until => {
                 return Err((Step::Tell(event, told), questions));

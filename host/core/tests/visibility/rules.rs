@@ -17,8 +17,9 @@ pub(crate) struct Generation {
     pub(crate) unredacted: Option<Id>,
     pub(crate) secretive: BTreeSet<Id>,
     pub(crate) shy: BTreeSet<Id>,
-    /// The viewer [`PLAIN`](crate::PLAIN).
+    /// A viewer who is shown just these keys.
     pub(crate) plain: Option<Id>,
+    pub(crate) plain_keys: Vec<&'static str>,
 }
 
 impl Generation {
@@ -40,7 +41,7 @@ impl Generation {
             last_seen,
         };
         Ok(vec![
-            rendition(audience.intersection(&plain), &["device"]),
+            rendition(audience.intersection(&plain), &self.plain_keys),
             rendition(
                 audience.difference(&plain),
                 &["device", "activity", "status"],

@@ -40,8 +40,8 @@ pub(crate) enum Step {
     Connect(usize, u8, Said),
     Disconnect(usize, u8),
     Heartbeat(usize, u8, Said),
-    /// An application's word.
-    Online(usize),
+    /// An application's word, with a device of this number.
+    Online(usize, u8),
     Offline(usize),
     /// A user has just these contacts.
     Contacts(usize, BTreeSet<usize>),
@@ -53,6 +53,8 @@ pub(crate) enum Step {
     Fail(BTreeSet<usize>),
     /// The redactor shows nothing of the users to viewers of this number.
     Unredacted(Option<usize>),
+    /// The redactor shows one viewer just these keys.
+    Plain(Option<usize>, Vec<&'static str>),
     /// These users show nobody when they were last seen.
     Secretive(BTreeSet<usize>),
     /// These users are hidden from everyone while they are idle.
@@ -83,13 +85,18 @@ pub(crate) fn step() -> impl Strategy<Value = Step> {
         3 => (user.clone(), 0..2_u8).prop_map(|(user, conn)| Step::Disconnect(user, conn)),
         4 => (user.clone(), 0..2_u8, said())
             .prop_map(|(user, conn, said)| Step::Heartbeat(user, conn, said)),
-        1 => user.clone().prop_map(Step::Online),
+        1 => (user.clone(), 0..2_u8).prop_map(|(user, device)| Step::Online(user, device)),
         1 => user.clone().prop_map(Step::Offline),
         3 => (user.clone(), some()).prop_map(|(user, list)| Step::Contacts(user, list)),
         2 => (user.clone(), some()).prop_map(|(user, list)| Step::Blocks(user, list)),
         1 => some().prop_map(Step::Hide),
         1 => some().prop_map(Step::Fail),
         1 => proptest::option::of(user.clone()).prop_map(Step::Unredacted),
+        1 => {
+            let keys = prop::sample::subsequence(vec!["device", "activity"], 0..=2);
+            (proptest::option::of(user.clone()), keys)
+                .prop_map(|(viewer, keys)| Step::Plain(viewer, keys))
+        },
         1 => some().prop_map(Step::Secretive),
         1 => some().prop_map(Step::Shy),
         1 => proptest::prelude::any::<(bool, bool)>()

@@ -71,6 +71,7 @@ fn the_timestamp_and_the_time_are_told_apart() {
     };
     let time = Reads {
         time: true,
+        open_ended: true,
         ..Reads::default()
     };
     assert_eq!(reads_of(json!(["timestamp"])), timestamp);
@@ -101,6 +102,26 @@ fn a_condition_on_time_is_recorded_with_its_end() {
     let mut after = pipeline([reader(until(NOW))]);
     assert!(world().visible(&mut after).is_empty());
     assert_eq!(world().reads(&mut after).reconsider_at, None);
+}
+
+#[test]
+fn one_stages_end_of_its_answer_is_none_for_a_stage_that_gave_none() {
+    let ends = json!([{"reconsider_at": NOW + 5_000}]);
+    let until = json!([{"until": NOW + 5_000}]);
+    for (open, ended) in [
+        (json!(["now"]), &ends),
+        (json!(["now"]), &until),
+        (json!([{"until": NOW - 1}]), &ends),
+    ] {
+        for stages in [[open.clone(), ended.clone()], [ended.clone(), open]] {
+            let reads = world().reads(&mut pipeline(stages.map(reader)));
+            assert!(!reads.holds_at(NOW, NOW), "{reads:?}");
+            // The host decides again then all the same.
+            assert_eq!(reads.reconsider_at, Some(NOW + 5_000));
+        }
+    }
+    let reads = world().reads(&mut pipeline([until, ends].map(reader)));
+    assert!(reads.holds_at(NOW, NOW + 4_999) && !reads.holds_at(NOW, NOW + 5_000));
 }
 
 #[test]

@@ -1,0 +1,155 @@
+//! What each viewer has been shown, brought in line with a verdict.
+//!
+//! The ledger knows who has been told of an online user, and what each of them was
+//! shown last. Whatever changes that (rules, directory, time, another event to show, a
+//! status), the difference is worked out here, and told: nothing else compares.
+
+use std::sync::Arc;
+
+use super::agenda::Again;
+use super::tell::{Whom, bare};
+use super::{Output, Shard};
+use crate::audience::Audience;
+use crate::event::{Change, Event, Reason};
+use crate::rules::{Rendition, Rules};
+use crate::told::{Shown, Told};
+use crate::verdicts::Verdict;
+
+impl Shard {
+    /// Brings what each viewer has been told in line with a verdict on the user's online
+    /// event. Who lost sight of the user is told first, then who is shown something
+    /// else than what they were shown last, then who gained sight.
+    ///
+    /// The difference is all that is told, whatever it comes from: the ledger knows what
+    /// each viewer was shown. So what changes an online event only has to change it and
+    /// to decide again, which [`Self::show`] does.
+    pub(super) fn settle(
+        &mut self,
+        event: &Arc<Event>,
+        verdict: &Verdict,
+        again_at: Option<u64>,
+        whom: Whom,
+        out: &mut Vec<Output>,
+    ) {
+        let again = again_at.filter(|at| *at > self.now).map(|at| Again {
+            at,
+            next_wait_ms: None,
+        });
+        self.agenda.set(event.user, again);
+        let Some(entry) = self.ledger.get_mut(event.user) else {
+            return;
+        };
+        let after = Told::by(event, verdict);
+        if entry.told.same(&after) {
+            self.statuses.take_untold(event.user);
+            return;
+        }
+        let before = entry.told.clone();
+        let lost = before.audience().difference(&verdict.audience);
+        let news = news(event, verdict, &before);
+        let put_off = whom == Whom::Losses && !news.is_empty();
+        let told = if put_off {
+            before.without(&lost)
+        } else {
+            after
+        };
+        let differs = told != before;
+        entry.told = told;
+        if differs {
+            self.ledger.note(event.user);
+        }
+        self.tell_lost(event, &before, &lost, out);
+        if put_off {
+            return self.backlog.gaining(event.user);
+        }
+        let anew = match self.statuses.take_untold(event.user) {
+            Some(at) => &updated(event, at),
+            None if self.settings.status.is_some() => &updated(event, self.now),
+            None => &**event,
+        };
+        for news in &news {
+            self.tell(anew, news.rendition, &news.changed, out);
+        }
+        for news in &news {
+            self.tell(event, news.rendition, &news.gained, out);
+        }
+    }
+
+    /// Tells those who lost sight of a user that they are gone.
+    fn tell_lost(&mut self, event: &Event, _before: &Told, lost: &Audience, out: &mut Vec<Output>) {
+        if lost.is_empty() {
+            return;
+        }
+        self.counters.corrected += lost.len();
+        let gone = Event {
+            timestamp: self.now,
+            change: Change::Offline {
+                last_seen: self.now,
+                reason: Reason::Disconnect,
+            },
+            ..event.clone()
+        };
+        let rendition = Rendition {
+            last_seen: true,
+            ..bare(lost)
+        };
+        self.tell(&gone, &rendition, lost, out);
+    }
+
+    /// What is shown of an online user is this event from now on. Whoever stays told
+    /// and sees a difference is told of it, and whoever may not see the user so any
+    /// more, or may now, as of any other change.
+    ///
+    /// Nothing is broadcast. Where the decision is pending, viewers are told when it is
+    /// made.
+    pub(super) fn show(&mut self, event: Arc<Event>, rules: &mut dyn Rules, out: &mut Vec<Output>) {
+        let user = event.user;
+        let Some(entry) = self.ledger.get_mut(user) else {
+            return;
+        };
+        entry.event = Arc::clone(&event);
+        self.ledger.note(user);
+        if self.agenda.pending_until(user).is_some() {
+            return;
+        }
+        // Where a decision of a correction is still to come, nobody gains sight of the
+        // user before their turn.
+        let whom = match self.backlog.has(user) {
+            true => Whom::Losses,
+            false => Whom::All,
+        };
+        self.decide(&event, whom, rules, out);
+    }
+}
+
+/// What a rendition tells to those who haven't been shown it.
+struct News<'a> {
+    rendition: &'a Rendition,
+    /// Those who were shown something else before.
+    changed: Audience,
+    /// Those who were shown nothing.
+    gained: Audience,
+}
+
+/// What a verdict on an online event has to tell to whom beside those who lose sight.
+fn news<'a>(event: &Event, verdict: &'a Verdict, before: &Told) -> Vec<News<'a>> {
+    let news = verdict.renditions.iter().map(|rendition| {
+        let viewers = &rendition.audience;
+        News {
+            rendition,
+            changed: before.shown_otherwise(viewers, Shown::of(event, rendition)),
+            gained: viewers.difference(before.audience()),
+        }
+    });
+    news.filter(|news| !(news.changed.is_empty() && news.gained.is_empty()))
+        .collect()
+}
+
+/// What is told of an online event to those who were shown something else before.
+pub(super) fn updated(event: &Event, at: u64) -> Event {
+    Event {
+        timestamp: at,
+        change: Change::Updated,
+        ..event.clone()
+    }
+}
