@@ -453,7 +453,7 @@ impl World {
                         self.seen.remove(&(user.clone(), viewer));
                     }
                 }
-                Subject::Online | Subject::Offline | Subject::DeadLetters => {}
+                Subject::Online | Subject::Offline | Subject::DeadLetters | Subject::Beacon => {}
             }
         }
         for (user, told) in &self.told {

@@ -13,6 +13,7 @@
 
 mod ask;
 mod barrier;
+mod beacon;
 mod broker;
 mod capture;
 mod check;
