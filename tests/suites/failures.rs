@@ -126,6 +126,71 @@ async fn repeated_failure_ends_in_quarantine_and_the_last_good_filter_takes_over
 }
 
 #[tokio::test]
+async fn a_filter_that_fails_on_one_user_has_that_user_wait_and_nobody_else() -> Result<()> {
+    let mut world = World::start_with(|mut site| {
+        site.set_pipeline(&[
+            ("contacts", None),
+            ("picky", Some(toml! { user = "12345" })),
+            ("redact", None),
+        ])?;
+        site.write_directory(r#"{"contacts": {"12345": ["67890"], "22222": ["67890"]}}"#)?;
+        site.write_plugin("picky", component::load("fixtures/picky")?)?;
+        site.set_stage("picky", "grants", vec!["widen"])?;
+        // Tried again and again, by the only worker.
+        for (key, value) in [
+            ("engine.workers", 1),
+            ("engine.quarantine_failures", 3),
+            ("engine.quarantine_ms", 3_600_000),
+            ("engine.retry_ms", 1),
+            ("engine.retry_ms_max", 10),
+        ] {
+            site.set(key, value)?;
+        }
+        Ok(site)
+    })
+    .await?;
+    let body = inputs::connect("12345", "c1", now_ms());
+    world.client.input(CONNECT, body).await?;
+    let failures = "presence_plugin_failures_total";
+    world
+        .host
+        .until_metric(failures, &[], |n| n >= 20.0)
+        .await?;
+    world.until_visible_to("22222", &["67890"]).await?;
+    let quarantined = ["plugin=\"picky\""];
+    let quarantined = world
+        .host
+        .metric("presence_plugin_quarantined", &quarantined);
+    assert_eq!(quarantined.await?, 0.0);
+    world.end().await
+}
+
+#[tokio::test]
+async fn failures_in_all_workers_count_together() -> Result<()> {
+    const USERS: usize = 8;
+    let world = World::start_with(|mut site| {
+        site.set_pipeline(&[("trap", None), ("redact", None)])?;
+        site.write_plugin("trap", component::load("fixtures/trap")?)?;
+        site.set("engine.workers", 4)?;
+        site.set("engine.quarantine_failures", 8)?;
+        site.set("engine.retry_ms", 3_600_000)?;
+        site.set("engine.retry_ms_max", 3_600_000)?;
+        Ok(site)
+    })
+    .await?;
+    for number in 0..USERS {
+        let body = inputs::connect(&format!("user-{number}"), "c1", now_ms());
+        world.client.input(CONNECT, body).await?;
+    }
+    let quarantined = "presence_plugin_quarantined";
+    world
+        .host
+        .until_metric(quarantined, &["plugin=\"trap\""], |is| is == 1.0)
+        .await?;
+    world.end().await
+}
+
+#[tokio::test]
 async fn a_component_that_asks_for_more_than_it_is_given_is_never_swapped_in() -> Result<()> {
     let mut world = World::start().await?;
     for (name, word) in [

@@ -101,6 +101,18 @@ impl Stage {
         }
     }
 
+    /// Which plugin it is of, in a few words.
+    pub(crate) fn line(&self) -> String {
+        let Plugin {
+            name,
+            manifest,
+            sha256,
+            ..
+        } = &*self.plugin;
+        let digest = sha256.get(..12).unwrap_or_default();
+        format!("{name} {} (sha256:{digest})", manifest.version)
+    }
+
     fn is_of(&self, plugin: &Arc<Plugin>) -> bool {
         Arc::ptr_eq(&self.plugin, plugin)
     }
@@ -182,7 +194,7 @@ impl Blueprint {
         let mut running: Vec<_> = before.iter().flat_map(|before| &before.stages).collect();
         for mut stage in stages {
             let running = stage.take_place(&mut running);
-            stage.follow(running);
+            stage.follow(running, has_tested);
             stage.check(&mut redacted, &mut problems);
             let stage = Arc::new(stage);
             problems.extend(Pipeline::new(std::slice::from_ref(&stage), limits).err());
@@ -238,13 +250,20 @@ impl Stage {
             && self.plugin.manifest.role == other.plugin.manifest.role
     }
 
-    /// Takes the place of a running stage: knows who was good last.
-    fn follow(&mut self, running: Option<&Arc<Self>>) {
-        let Some(running) = running.filter(|_| self.on_failure == OnFailure::LastGood) else {
+    /// Takes the place of a running stage: knows who was good last, and, if it does
+    /// the same within the same limits, how it fares.
+    fn follow(&mut self, running: Option<&Arc<Self>>, within_same_limits: bool) {
+        let Some(running) = running else {
             return;
         };
-        let is_good = running.health.in_quarantine() == 0 && !self.is_same(running);
-        let last_good = if is_good {
+        let is_same = self.is_same(running);
+        if is_same && within_same_limits {
+            self.health = Arc::clone(&running.health);
+        }
+        if self.on_failure != OnFailure::LastGood {
+            return;
+        }
+        let last_good = if !is_same && !running.health.in_quarantine() {
             Some(Arc::new(running.alone()))
         } else {
             running.last_good.clone()

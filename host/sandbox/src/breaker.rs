@@ -1,66 +1,172 @@
-//! A circuit breaker: a component that fails again and again is not called any
-//! more. Time is an argument, so that a replay takes the same decisions.
+//! A circuit breaker: a component that fails on user after user is not called any
+//! more. All workers share it. Time is an argument, so that a replay takes the same
+//! decisions.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// The breaker's `retry_at` while the component is in service.
+const IN_SERVICE: u64 = u64::MAX;
+
+/// For how many windows a user on whom the component fails is remembered. Failed
+/// decisions are tried again, so that one user's failures go on for as long as
+/// their cause does: they say nothing new of the component.
+const WINDOWS_REMEMBERED: u64 = 10;
 
 /// When a component is taken out of service, and for how long.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Quarantine {
-    /// How many failures in a row it takes.
-    pub failures: u64,
+    /// On how many users it must begin to fail.
+    pub users: u64,
+    /// Within how many milliseconds.
+    pub window_ms: u64,
     /// How long the component is left alone before one call is tried, in
     /// milliseconds.
     pub ms: u64,
 }
 
-/// What is known of a component's failures.
-#[derive(Clone, Copy, Debug, Default)]
+/// What is known of a component's failures, in all workers together.
+#[derive(Debug)]
 pub(crate) struct Breaker {
-    failures_in_a_row: u64,
-    /// Set while the component is in quarantine: when the next call may be tried.
-    retry_at: Option<u64>,
+    /// When the next call may be tried while the component is in quarantine, in
+    /// milliseconds; [`IN_SERVICE`] otherwise.
+    retry_at: AtomicU64,
+    /// Locked only when a call has failed, or a quarantine ends.
+    failing: Mutex<Failing>,
 }
 
-/// What a failure led to.
+/// The users on whom the component fails.
+#[derive(Debug, Default)]
+struct Failing {
+    /// When it last failed on each of them.
+    known: HashMap<Box<str>, u64>,
+    /// When it began to fail on those that count, in order.
+    began: VecDeque<u64>,
+    /// How many were known when those of long ago were last forgotten.
+    kept: usize,
+}
+
+/// Whether a call may be made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Tripped {
-    /// The component goes on being called.
-    No,
-    /// It has just been put into quarantine.
-    Now,
-    /// It was in quarantine, failed the trial, and stays there.
-    Still,
+pub(crate) enum Admission {
+    /// The component is in service.
+    InService,
+    /// It is in quarantine, and this call tries whether it works again. Nobody else
+    /// tries at the same time. Holds when the trial became due.
+    Trial(u64),
+    /// It is in quarantine.
+    Refused,
+}
+
+impl Default for Breaker {
+    fn default() -> Self {
+        Self {
+            retry_at: IN_SERVICE.into(),
+            failing: Mutex::default(),
+        }
+    }
 }
 
 impl Breaker {
-    /// Whether the component may be called now.
-    pub(crate) fn allows(&self, now: u64) -> bool {
-        self.retry_at.is_none_or(|at| now >= at)
+    /// Whether the component may be called now. Whoever is admitted to a trial says
+    /// how it went.
+    pub(crate) fn admit(&self, now: u64, quarantine: Quarantine) -> Admission {
+        let due = self.retry_at.load(Ordering::Relaxed);
+        if due == IN_SERVICE {
+            return Admission::InService;
+        }
+        let next = now.saturating_add(quarantine.ms);
+        let is_first = || {
+            let claimed =
+                self.retry_at
+                    .compare_exchange(due, next, Ordering::Relaxed, Ordering::Relaxed);
+            claimed.is_ok()
+        };
+        if now >= due && is_first() {
+            Admission::Trial(due)
+        } else {
+            Admission::Refused
+        }
     }
 
     /// Whether the component is in quarantine.
     pub(crate) fn is_open(&self) -> bool {
-        self.retry_at.is_some()
+        self.retry_at.load(Ordering::Relaxed) != IN_SERVICE
     }
 
-    /// A call succeeded. Says whether that ended a quarantine.
-    pub(crate) fn succeeded(&mut self) -> bool {
-        let was_open = self.is_open();
-        *self = Self::default();
-        was_open
+    /// A trial succeeded: the component is in service again. The users on whom it is
+    /// known to fail don't count towards the next quarantine.
+    pub(crate) fn close(&self) {
+        self.failing().began.clear();
+        self.retry_at.store(IN_SERVICE, Ordering::Relaxed);
     }
 
-    /// A call failed.
-    pub(crate) fn failed(&mut self, now: u64, quarantine: Quarantine) -> Tripped {
-        let was_open = self.is_open();
-        self.failures_in_a_row = self.failures_in_a_row.saturating_add(1);
-        if !was_open && self.failures_in_a_row < quarantine.failures {
-            return Tripped::No;
+    /// A trial said nothing of the component: the next call is one.
+    pub(crate) fn give_back(&self, due: u64) {
+        self.retry_at.store(due, Ordering::Relaxed);
+    }
+
+    /// A call about a user failed. Says whether that puts the component into
+    /// quarantine.
+    pub(crate) fn failed(
+        &self,
+        now: u64,
+        user: &str,
+        admission: Admission,
+        quarantine: Quarantine,
+    ) -> bool {
+        let mut failing = self.failing();
+        let is_news = failing.note(now, user, quarantine.window_ms);
+        if let Admission::Trial(due) = admission {
+            // One user's failures don't keep it closed for everyone.
+            if !is_news {
+                self.give_back(due);
+            }
+            return false;
         }
-        self.retry_at = Some(now.saturating_add(quarantine.ms));
-        if was_open {
-            Tripped::Still
+        if !is_news || (failing.began.len() as u64) < quarantine.users {
+            return false;
+        }
+        let until = now.saturating_add(quarantine.ms);
+        let opened =
+            self.retry_at
+                .compare_exchange(IN_SERVICE, until, Ordering::Relaxed, Ordering::Relaxed);
+        opened.is_ok()
+    }
+
+    fn failing(&self) -> MutexGuard<'_, Failing> {
+        self.failing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Failing {
+    /// Notes a failure. Says whether the component hasn't been failing on this user
+    /// already.
+    fn note(&mut self, now: u64, user: &str, window_ms: u64) -> bool {
+        let remembered_ms = window_ms.saturating_mul(WINDOWS_REMEMBERED);
+        let is_past = |at: u64, ms: u64| now.saturating_sub(at) >= ms;
+        while let Some(began) = self.began.front()
+            && is_past(*began, window_ms)
+        {
+            self.began.pop_front();
+        }
+        if let Some(last) = self.known.get_mut(user) {
+            let is_forgotten = is_past(*last, remembered_ms);
+            *last = now;
+            if !is_forgotten {
+                return false;
+            }
         } else {
-            Tripped::Now
+            // All are looked at only when they have become twice as many.
+            if self.known.len() > 2 * self.kept + 64 {
+                self.known.retain(|_, last| !is_past(*last, remembered_ms));
+                self.kept = self.known.len();
+            }
+            self.known.insert(user.into(), now);
         }
+        self.began.push_back(now);
+        true
     }
 }
 
@@ -69,24 +175,96 @@ mod tests {
     use super::*;
 
     const QUARANTINE: Quarantine = Quarantine {
-        failures: 3,
+        users: 3,
+        window_ms: 1_000,
         ms: 100,
     };
 
+    fn fails(breaker: &Breaker, now: u64, user: &str) -> bool {
+        breaker.failed(now, user, Admission::InService, QUARANTINE)
+    }
+
+    /// In quarantine since 0, by three users.
+    fn open() -> Breaker {
+        let breaker = Breaker::default();
+        let opened = ["ada", "ben", "cleo"].map(|user| fails(&breaker, 0, user));
+        assert_eq!(opened, [false, false, true]);
+        breaker
+    }
+
     #[test]
-    fn failures_in_a_row_open_it_and_one_success_closes_it() {
-        let mut breaker = Breaker::default();
-        assert_eq!(breaker.failed(1, QUARANTINE), Tripped::No);
-        assert!(!breaker.succeeded());
-        assert_eq!(breaker.failed(2, QUARANTINE), Tripped::No);
-        assert_eq!(breaker.failed(3, QUARANTINE), Tripped::No);
-        assert_eq!(breaker.failed(4, QUARANTINE), Tripped::Now);
-        assert!(!breaker.allows(103));
-        assert!(breaker.allows(104));
-        assert_eq!(breaker.failed(104, QUARANTINE), Tripped::Still);
-        assert!(!breaker.allows(203));
-        assert!(breaker.allows(204));
-        assert!(breaker.succeeded());
-        assert!(breaker.allows(205));
+    fn as_many_users_within_the_window_open_it_and_one_user_never_does() {
+        let breaker = Breaker::default();
+        for now in 0..5_000 {
+            assert!(!fails(&breaker, now, "ada"));
+        }
+        assert_eq!(breaker.admit(5_000, QUARANTINE), Admission::InService);
+        assert!(!fails(&breaker, 5_000, "ben"));
+        assert!(!fails(&breaker, 5_001, "cleo"));
+        // The first of them has left the window by then.
+        assert!(!fails(&breaker, 6_000, "dan"));
+        assert!(fails(&breaker, 6_000, "eve"));
+        assert!(breaker.is_open());
+    }
+
+    #[test]
+    fn users_on_whom_it_goes_on_failing_count_once() {
+        let breaker = Breaker::default();
+        for now in (0..100_000).step_by(500) {
+            assert!(!fails(&breaker, now, "ada"));
+            assert!(!fails(&breaker, now, "ben"));
+        }
+        assert!(!fails(&breaker, 100_000, "cleo"));
+        assert!(!breaker.is_open());
+        // Long after, it is news again.
+        assert!(!fails(&breaker, 120_000, "ada"));
+        assert!(!fails(&breaker, 120_000, "ben"));
+        assert!(fails(&breaker, 120_000, "dan"));
+    }
+
+    #[test]
+    fn in_quarantine_one_call_is_tried_at_a_time() {
+        let breaker = open();
+        assert_eq!(breaker.admit(99, QUARANTINE), Admission::Refused);
+        let trial = breaker.admit(100, QUARANTINE);
+        assert_eq!(trial, Admission::Trial(100));
+        assert_eq!(breaker.admit(100, QUARANTINE), Admission::Refused);
+        breaker.give_back(100);
+        assert_eq!(breaker.admit(101, QUARANTINE), Admission::Trial(100));
+        breaker.close();
+        assert_eq!(breaker.admit(101, QUARANTINE), Admission::InService);
+        // Those known to fail don't open it again.
+        assert!(!fails(&breaker, 102, "ada"));
+        assert!(!fails(&breaker, 102, "dan"));
+        assert!(!breaker.is_open());
+    }
+
+    #[test]
+    fn a_trial_prolongs_it_if_it_fails_on_yet_another_user() {
+        let breaker = open();
+        let trial = breaker.admit(100, QUARANTINE);
+        assert!(!breaker.failed(100, "ada", trial, QUARANTINE));
+        let trial = breaker.admit(101, QUARANTINE);
+        assert_eq!(trial, Admission::Trial(100), "ada says nothing new");
+        assert!(!breaker.failed(101, "dan", trial, QUARANTINE));
+        assert_eq!(breaker.admit(200, QUARANTINE), Admission::Refused);
+        assert_eq!(breaker.admit(201, QUARANTINE), Admission::Trial(201));
+    }
+
+    #[test]
+    fn a_late_failure_of_a_call_from_before_does_not_prolong_it() {
+        let breaker = open();
+        assert!(!fails(&breaker, 50, "dan"));
+        assert_eq!(breaker.admit(100, QUARANTINE), Admission::Trial(100));
+    }
+
+    #[test]
+    fn users_of_long_ago_are_forgotten() {
+        let breaker = Breaker::default();
+        for now in 0..100_000 {
+            fails(&breaker, 1_000 * now, &now.to_string());
+        }
+        assert!(breaker.failing().known.len() < 200);
+        assert!(!breaker.is_open());
     }
 }

@@ -20,6 +20,27 @@ use crate::{Limits, LoadError, Plugin};
 /// The fuel of so many calls is for handing over a state, or for taking it over.
 const HAND_OVER_CALLS: u64 = 10;
 
+/// How often a call may be late, one time after another, before that is its failure.
+/// Fuel ends nearly all calls that are slow of themselves; what passes the deadline is
+/// mostly a call that got no processor.
+const LATE_CALLS_MAX: u32 = 3;
+
+/// A call that failed.
+struct Broken {
+    /// How, in one line.
+    error: String,
+    /// Whether it passed its deadline.
+    is_late: bool,
+}
+
+/// Why there is no instance.
+enum Refusal {
+    /// A call failed, of which there are some in taking its configuration.
+    Broken(Broken),
+    /// The plugin isn't what it should be, or refuses its configuration.
+    Unfit(LoadError),
+}
+
 /// An instance, called with `A` and answering with `R`.
 pub(crate) struct Instance<A, R> {
     pub(crate) plugin: Arc<Plugin>,
@@ -55,28 +76,61 @@ impl<A, R> Instance<A, R> {
             limits,
             live: None,
         };
-        instance.live = Some(instance.begin(limits.while_loading())?);
+        let live = match instance.begin(limits.while_loading()) {
+            Ok(live) => live,
+            Err(Refusal::Broken(broken)) => return Err(instance.refuses(broken.error)),
+            Err(Refusal::Unfit(error)) => return Err(error),
+        };
+        instance.live = Some(live);
         Ok(instance)
     }
 
     /// Calls it. Adds what it read and asked in vain to what has been seen,
-    /// whatever came of it.
+    /// whatever came of it. A call that was late is made again at once: it may be the
+    /// machine that was slow.
     pub(crate) fn call<T>(
+        &mut self,
+        context: Context<'_>,
+        seen: &mut Seen,
+        mut with: impl FnMut(&mut Call) -> wasmtime::Result<A>,
+        mut read: impl FnMut(&mut Call, R) -> wasmtime::Result<T>,
+    ) -> Result<T, Failure> {
+        let mut late = 0;
+        loop {
+            let broken = match self.try_call(context, seen, &mut with, &mut read) {
+                Ok(outcome) => return Ok(outcome),
+                Err(broken) => broken,
+            };
+            late += 1;
+            if broken.is_late && late < LATE_CALLS_MAX && !seen.is_speculative() {
+                continue;
+            }
+            return Err(Failure {
+                plugin: Arc::clone(&self.plugin.name),
+                error: broken.error,
+            });
+        }
+    }
+
+    fn try_call<T>(
         &mut self,
         context: Context<'_>,
         seen: &mut Seen,
         with: impl FnOnce(&mut Call) -> wasmtime::Result<A>,
         read: impl FnOnce(&mut Call, R) -> wasmtime::Result<T>,
-    ) -> Result<T, Failure> {
-        let failure = |plugin: &Plugin, error: String| Failure {
-            plugin: Arc::clone(&plugin.name),
-            error,
-        };
+    ) -> Result<T, Broken> {
         let mut live = match self.live.take() {
             Some(live) => live,
-            None => self
-                .begin(self.limits)
-                .map_err(|error| failure(&self.plugin, error.to_string()))?,
+            None => self.begin(self.limits).map_err(|refusal| match refusal {
+                Refusal::Broken(broken) => Broken {
+                    error: self.refuses(broken.error).to_string(),
+                    ..broken
+                },
+                Refusal::Unfit(error) => Broken {
+                    error: error.to_string(),
+                    is_late: false,
+                },
+            })?,
         };
         let store = &mut live.store;
         store.data_mut().begin(context, seen);
@@ -94,10 +148,7 @@ impl<A, R> Instance<A, R> {
                 self.live = (call.has_tokens() && !is_used_up).then_some(live);
                 Ok(outcome)
             }
-            Err(error) => {
-                let error = describe(&error, store.data(), self.limits);
-                Err(failure(&self.plugin, error))
-            }
+            Err(error) => Err(Broken::of(&error, store.data(), self.limits)),
         }
     }
 
@@ -158,27 +209,34 @@ impl<A, R> Instance<A, R> {
         store.data_mut().begin_without_event();
         let outcome = refill(store, limits).and_then(|()| call(stateful, store));
         store.data_mut().end(&mut Seen::default());
-        outcome.map_err(|error| describe(&error, store.data(), limits))
+        outcome.map_err(|error| Broken::of(&error, store.data(), limits).error)
     }
 
-    fn begin(&self, limits: Limits) -> Result<Live<A, R>, LoadError> {
-        let plugin = || self.plugin.name.to_string();
-        let refuses = |what| LoadError::Configure {
-            plugin: plugin(),
+    /// That it doesn't take its configuration.
+    fn refuses(&self, what: String) -> LoadError {
+        LoadError::Configure {
+            plugin: self.plugin.name.to_string(),
             what,
-        };
-        let lacks = |what: &str, error: wasmtime::Error| LoadError::Link {
-            plugin: plugin(),
-            what: format!(
-                "it doesn't export `{what}` as its role does: {}",
-                one_line(error)
-            ),
+        }
+    }
+
+    fn begin(&self, limits: Limits) -> Result<Live<A, R>, Refusal> {
+        let plugin = || self.plugin.name.to_string();
+        let lacks = |what: &str, error: wasmtime::Error| {
+            Refusal::Unfit(LoadError::Link {
+                plugin: plugin(),
+                what: format!(
+                    "it doesn't export `{what}` as its role does: {}",
+                    one_line(error)
+                ),
+            })
         };
         let memory = Memory::new(limits.memory_bytes_max);
         let call = Call::new(Arc::clone(&self.plugin.name), memory);
         let mut store = Store::new(self.plugin.linked.component().engine(), call);
         store.limiter(|call| &mut call.memory);
-        let wrong = |store: &Store<Call>, error| refuses(describe(&error, store.data(), limits));
+        let wrong =
+            |store: &Store<Call>, error| Refusal::Broken(Broken::of(&error, store.data(), limits));
         let handle = refill(&mut store, limits)
             .and_then(|()| self.plugin.linked.instantiate(&mut store))
             .map_err(|error| wrong(&store, error))?;
@@ -193,13 +251,13 @@ impl<A, R> Instance<A, R> {
         if self.plugin.manifest.stateful && stateful.is_none() {
             let plugin = plugin();
             let what = "its manifest says that it is stateful, and it isn't an enricher that exports `save` and `restore`".into();
-            return Err(LoadError::Link { plugin, what });
+            return Err(Refusal::Unfit(LoadError::Link { plugin, what }));
         }
         let configure = (self.plugin.api.configure)(&handle, &mut store)
             .map_err(|error| lacks("configure", error))?;
         let taken =
             configure(&mut store, self.config.clone()).map_err(|error| wrong(&store, error))?;
-        taken.map_err(refuses)?;
+        taken.map_err(|what| Refusal::Unfit(self.refuses(what)))?;
         store.data_mut().memory.rest();
         store.data_mut().end(&mut Seen::default());
         Ok(Live {
@@ -221,24 +279,27 @@ fn refill(store: &mut Store<Call>, limits: Limits) -> wasmtime::Result<()> {
     Ok(())
 }
 
-/// A failure in one line, which says which limit was passed, if one was.
-fn describe(error: &wasmtime::Error, call: &Call, limits: Limits) -> String {
-    let refused = if call.memory.refused {
-        let bytes = limits.memory_bytes_max;
-        format!(", after it was refused more than {bytes} bytes of memory")
-    } else {
-        String::new()
-    };
-    match error.downcast_ref::<Trap>() {
-        Some(Trap::OutOfFuel) => format!("used up its fuel of {}", limits.fuel),
-        Some(Trap::Interrupt) => {
-            format!(
-                "took longer than {} ms",
-                limits.deadline_ms.unwrap_or_default()
-            )
-        }
-        Some(Trap::StackOverflow) => "recursed until its stack was used up".into(),
-        Some(trap) => format!("trapped: {trap}{refused}"),
-        None => format!("{}{refused}", one_line(error)),
+impl Broken {
+    /// A failure in one line, which says which limit was passed, if one was.
+    fn of(error: &wasmtime::Error, call: &Call, limits: Limits) -> Self {
+        let refused = if call.memory.refused {
+            let bytes = limits.memory_bytes_max;
+            format!(", after it was refused more than {bytes} bytes of memory")
+        } else {
+            String::new()
+        };
+        let trap = error.downcast_ref::<Trap>();
+        let error = match trap {
+            Some(Trap::OutOfFuel) => format!("used up its fuel of {}", limits.fuel),
+            Some(Trap::Interrupt) => {
+                let ms = limits.deadline_ms.unwrap_or_default();
+                format!("took longer than {ms} ms")
+            }
+            Some(Trap::StackOverflow) => "recursed until its stack was used up".into(),
+            Some(trap) => format!("trapped: {trap}{refused}"),
+            None => format!("{}{refused}", one_line(error)),
+        };
+        let is_late = matches!(trap, Some(Trap::Interrupt));
+        Self { error, is_late }
     }
 }

@@ -79,6 +79,14 @@ impl Pipeline {
         }
     }
 
+    /// Whether a last good generation is taking over from one of its stages, so that
+    /// everyone is to be decided on again.
+    pub fn has_become_another(&self) -> bool {
+        self.replaced
+            || self.filters.iter().any(Slot::is_to_give_way)
+            || self.redactor.iter().any(Slot::is_to_give_way)
+    }
+
     /// Passes an audience through the filters.
     pub(crate) fn filter(
         &mut self,
@@ -169,16 +177,12 @@ impl Rules for Pipeline {
         let mut enriched = Enriched::default();
         let mut event = Arc::clone(context.event);
         for enricher in &mut self.enrichers {
-            // Out of service, it is as if it weren't there.
-            if enricher.is_out_of_service(context.now) {
-                continue;
-            }
             let context = Context {
                 event: &event,
                 ..context
             };
             let mut seen = Seen::default();
-            let changes = enricher.call(
+            let changes = enricher.call_in_service(
                 context,
                 &mut seen,
                 // Metadata as it is broadcast is no verdict that is reused.
@@ -186,6 +190,10 @@ impl Rules for Pipeline {
                 |_| Ok(argument(context.event)),
                 |_, changes| Ok(changes),
             );
+            // Out of service, it is as if it weren't there.
+            let Some(changes) = changes else {
+                continue;
+            };
             // What it makes of answers that it hasn't got is thrown away.
             if seen.is_speculative() {
                 enriched.not_at_hand.append(&mut seen.not_at_hand);
@@ -219,6 +227,15 @@ impl Rules for Pipeline {
     }
 
     fn take_replaced(&mut self) -> bool {
+        if self.has_become_another() {
+            // It has in another worker, and nobody has been decided on here since.
+            for filter in &mut self.filters {
+                self.replaced |= filter.is_to_give_way() && filter.give_way();
+            }
+            if let Some(redactor) = &mut self.redactor {
+                self.replaced |= redactor.is_to_give_way() && redactor.give_way();
+            }
+        }
         std::mem::take(&mut self.replaced)
     }
 }

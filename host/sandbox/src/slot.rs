@@ -2,27 +2,33 @@
 //! its failures, and what is called in its stead while it is in quarantine.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use presence_core::rules::{Context, Failure};
 
 use crate::api::{Api, Find};
-use crate::breaker::{Breaker, Tripped};
+use crate::breaker::{Admission, Breaker};
 use crate::call::{Call, Seen};
 use crate::instance::Instance;
 use crate::trial::Spent;
-use crate::{Limits, LoadError, Stage};
+use crate::{Limits, LoadError, Quarantine, Stage};
 
 /// How a stage's plugin fares, in all workers together.
 #[derive(Debug, Default)]
 pub struct Health {
-    in_quarantine: AtomicUsize,
+    breaker: Breaker,
+    /// Whether the last good generation has taken over, which it does for good.
+    replaced: AtomicBool,
 }
 
 impl Health {
-    /// In how many workers the plugin is in quarantine.
-    pub fn in_quarantine(&self) -> usize {
-        self.in_quarantine.load(Ordering::Relaxed)
+    /// Whether the plugin is in quarantine.
+    pub fn in_quarantine(&self) -> bool {
+        self.breaker.is_open()
+    }
+
+    fn is_replaced(&self) -> bool {
+        self.replaced.load(Ordering::Relaxed)
     }
 }
 
@@ -30,9 +36,10 @@ impl Health {
 pub(crate) struct Slot<A, R> {
     pub(crate) stage: Arc<Stage>,
     instance: Instance<A, R>,
-    breaker: Breaker,
-    /// The last good generation, once it has taken over for good.
+    /// The last good generation, once it has taken over.
     stand_in: Option<Box<Slot<A, R>>>,
+    /// Whether it has been said that the last good generation can't take over.
+    is_alone: bool,
     /// Its role's export, in a version of the API.
     export: fn(&Api) -> Find<A, R>,
     limits: Limits,
@@ -57,9 +64,9 @@ impl<A, R> Slot<A, R> {
         self.stand_in.is_some()
     }
 
-    /// Whether it is in quarantine with nobody in its place.
-    pub(crate) fn is_out_of_service(&self, now: u64) -> bool {
-        self.stand_in.is_none() && !self.breaker.allows(now)
+    /// Whether another one is to take over from it, since it has in another worker.
+    pub(crate) fn is_to_give_way(&self) -> bool {
+        self.stand_in.is_none() && !self.is_alone && self.stage.health.is_replaced()
     }
 }
 
@@ -72,8 +79,8 @@ impl<A, R> Slot<A, R> {
         Ok(Self {
             instance: Instance::new(&stage.plugin, export, &stage.config, limits)?,
             stage: Arc::clone(stage),
-            breaker: Breaker::default(),
             stand_in: None,
+            is_alone: false,
             export,
             limits,
         })
@@ -89,50 +96,67 @@ impl<A, R> Slot<A, R> {
         self.instance.spent()
     }
 
-    /// Calls it, unless it is in quarantine. Sets `replaced` when the last good
-    /// generation has taken over, and answers from then on.
+    /// Calls it. Sets `replaced` when the last good generation has taken over, and
+    /// answers from then on.
     pub(crate) fn call<T>(
         &mut self,
         context: Context<'_>,
         seen: &mut Seen,
         replaced: &mut bool,
-        with: impl FnOnce(&mut Call) -> wasmtime::Result<A>,
-        read: impl FnOnce(&mut Call, R) -> wasmtime::Result<T>,
+        with: impl FnMut(&mut Call) -> wasmtime::Result<A>,
+        read: impl FnMut(&mut Call, R) -> wasmtime::Result<T>,
     ) -> Result<T, Failure> {
+        let outcome = self.call_in_service(context, seen, replaced, with, read);
+        outcome.unwrap_or_else(|| {
+            Err(Failure {
+                plugin: self.name(),
+                error: "is in quarantine, since it failed on user after user".into(),
+            })
+        })
+    }
+
+    /// As [`call`](Self::call). None while it is in quarantine.
+    pub(crate) fn call_in_service<T>(
+        &mut self,
+        context: Context<'_>,
+        seen: &mut Seen,
+        replaced: &mut bool,
+        with: impl FnMut(&mut Call) -> wasmtime::Result<A>,
+        read: impl FnMut(&mut Call, R) -> wasmtime::Result<T>,
+    ) -> Option<Result<T, Failure>> {
+        *replaced |= self.give_way();
         if let Some(stand_in) = &mut self.stand_in {
-            return stand_in.call(context, seen, replaced, with, read);
+            return stand_in.call_in_service(context, seen, replaced, with, read);
         }
-        if !self.breaker.allows(context.now) {
-            return Err(Failure {
-                plugin: Arc::clone(&self.stage.plugin.name),
-                error: "is in quarantine, since it failed again and again".into(),
-            });
-        }
+        let (stage, quarantine) = (&self.stage, self.limits.quarantine);
+        let breaker = &stage.health.breaker;
+        let admission = match breaker.admit(context.now, quarantine) {
+            Admission::Refused => return None,
+            admitted => admitted,
+        };
         let outcome = self.instance.call(context, seen, with, read);
-        // For want of an answer it is called again, and then it counts.
-        if seen.is_speculative() {
-            return outcome;
-        }
-        match &outcome {
-            Ok(_) => {
-                if self.breaker.succeeded() {
-                    self.stage
-                        .health
-                        .in_quarantine
-                        .fetch_sub(1, Ordering::Relaxed);
-                    tracing::info!(
-                        plugin = &*self.stage.plugin.name,
-                        "answers again: out of quarantine"
-                    );
+        match (&outcome, admission) {
+            // For want of an answer it is called again, and then it counts.
+            _ if seen.is_speculative() => {
+                if let Admission::Trial(due) = admission {
+                    breaker.give_back(due);
                 }
             }
-            Err(failure) => {
-                if self.breaker.failed(context.now, self.limits.quarantine) == Tripped::Now {
-                    *replaced |= self.quarantine(failure);
+            (Ok(_), Admission::Trial(_)) => {
+                breaker.close();
+                let plugin = &*stage.plugin.name;
+                tracing::info!(plugin, "answers again: out of quarantine");
+            }
+            (Ok(_), _) => {}
+            (Err(failure), _) => {
+                let user = context.event.name.as_str();
+                if breaker.failed(context.now, user, admission, quarantine) {
+                    self.quarantine(&failure.error);
+                    *replaced |= self.give_way();
                 }
             }
         }
-        outcome
+        Some(outcome)
     }
 
     /// Takes over the state of the slot whose place it takes, as far as there is one.
@@ -150,46 +174,120 @@ impl<A, R> Slot<A, R> {
         }
     }
 
-    /// Takes the plugin out of service. Says whether another took its place.
-    fn quarantine(&mut self, failure: &Failure) -> bool {
-        self.stage
-            .health
-            .in_quarantine
-            .fetch_add(1, Ordering::Relaxed);
-        let (plugin, error) = (&*self.stage.plugin.name, &*failure.error);
-        let Some(last_good) = &self.stage.last_good else {
+    /// Says that the plugin is out of service, and has the last good generation take
+    /// over in all workers, if there is one.
+    fn quarantine(&self, error: &str) {
+        let plugin = &*self.stage.plugin.name;
+        let Quarantine { users, ms, .. } = self.limits.quarantine;
+        if let Some(last_good) = &self.stage.last_good {
+            self.stage.health.replaced.store(true, Ordering::Relaxed);
             tracing::error!(
                 plugin,
                 error,
-                "put into quarantine, since it failed again and again"
+                last_good = %last_good.line(),
+                "failed on {users} users in short order: its last good generation takes over"
             );
-            return false;
-        };
-        match Self::new(last_good, self.export, self.limits) {
-            Ok(stand_in) => {
-                self.stand_in = Some(Box::new(stand_in));
-                tracing::error!(
-                    plugin,
-                    error,
-                    "failed again and again: its last good generation takes over"
-                );
-                true
-            }
-            Err(refusal) => {
-                tracing::error!(plugin, error, %refusal, "put into quarantine; its last good generation can't take over");
-                false
-            }
+        } else {
+            tracing::error!(
+                plugin,
+                error,
+                "put into quarantine, since it failed on {users} users in short order: one call \
+                 is tried in {ms} ms"
+            );
         }
+    }
+
+    /// Has the last good generation take over here, once it has in one worker. Says
+    /// whether it just has.
+    pub(crate) fn give_way(&mut self) -> bool {
+        if self.stand_in.is_some() || !self.stage.health.is_replaced() {
+            return false;
+        }
+        let last_good = self.stage.last_good.as_ref();
+        match last_good.map(|last_good| Self::new(last_good, self.export, self.limits)) {
+            Some(Ok(stand_in)) => {
+                self.stand_in = Some(Box::new(stand_in));
+                return true;
+            }
+            Some(Err(refusal)) if !std::mem::replace(&mut self.is_alone, true) => {
+                let plugin = &*self.stage.plugin.name;
+                tracing::error!(plugin, %refusal, "its last good generation can't take over yet");
+            }
+            _ => {}
+        }
+        false
     }
 }
 
-impl<A, R> Drop for Slot<A, R> {
-    fn drop(&mut self) {
-        if self.breaker.is_open() {
-            self.stage
-                .health
-                .in_quarantine
-                .fetch_sub(1, Ordering::Relaxed);
-        }
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use presence_core::audience::Audience;
+    use presence_core::directory::Directory;
+    use presence_core::names::Names;
+    use serde_json::json;
+
+    use super::*;
+    use crate::api::{EventArg, Kind};
+    use crate::{Engine, Plugin, self_test};
+
+    /// How long a call may take here: long enough for a busy machine.
+    const DEADLINE_MS: u64 = 2_000;
+
+    /// Has calls of `contacts` get no processor, as many of them as are said, each for
+    /// longer than it may take. Says what came of it, and how many calls were made.
+    fn starved(calls: usize) -> (Result<u64, Failure>, usize) {
+        let bytes = include_bytes!("../../../plugins/dist/contacts.wasm");
+        let plugin = Plugin::load(&Engine::new().unwrap(), "contacts", bytes).unwrap();
+        let stage = Arc::new(Stage::new(Arc::new(plugin), json!({}), true, None));
+        let limits = Limits {
+            fuel: 10_000_000,
+            memory_bytes_max: 1 << 24,
+            deadline_ms: Some(DEADLINE_MS),
+            quarantine: Quarantine {
+                users: 1,
+                window_ms: 1_000,
+                ms: 1_000,
+            },
+        };
+        let mut slot = Slot::new(&stage, |api| api.filter, limits).unwrap();
+        let names = Arc::new(Names::new());
+        let fields = json!({"type": "user_online", "userId": "ada", "timestamp": 1});
+        let event = self_test::event(&names, fields.as_object().unwrap());
+        let context = Context {
+            now: 1,
+            event: &Arc::new(event),
+            directory: &Arc::new(Directory::new()),
+            names: &names,
+        };
+        let mut made = 0;
+        let outcome = slot.call(
+            context,
+            &mut Seen::default(),
+            &mut false,
+            |call| {
+                made += 1;
+                if made <= calls {
+                    std::thread::sleep(Duration::from_millis(DEADLINE_MS + 200));
+                }
+                let event = EventArg {
+                    kind: Kind::Online,
+                    user: "ada".into(),
+                };
+                Ok((event, call.put(Audience::nobody())?))
+            },
+            |call, token| Ok(call.audience(token)?.len()),
+        );
+        assert_eq!(stage.health.in_quarantine(), outcome.is_err());
+        (outcome, made)
+    }
+
+    #[test]
+    fn a_call_that_got_no_processor_is_made_again_before_it_counts() {
+        assert_eq!(starved(1), (Ok(0), 2));
+        let (outcome, made) = starved(usize::MAX);
+        assert_eq!(outcome.unwrap_err().error, "took longer than 2000 ms");
+        assert_eq!(made, 3);
     }
 }

@@ -306,7 +306,8 @@ impl State {
         if self.shard.gains_wait() {
             self.shard.told_elsewhere(self.barrier.told());
         }
-        if self.shard.next_deadline().is_some_and(|at| at <= now) {
+        let is_due = self.shard.next_deadline().is_some_and(|at| at <= now);
+        if is_due || self.rules.has_become_another() {
             self.shard.advance(now, &mut self.rules, out);
             self.carry_out(out).await;
         }

@@ -16,7 +16,8 @@ const LIMITS: Limits = Limits {
     // Kept, and long: on a busy machine a call that is measured mustn't be ended.
     deadline_ms: Some(60_000),
     quarantine: Quarantine {
-        failures: 5,
+        users: 5,
+        window_ms: 60_000,
         ms: 60_000,
     },
 };

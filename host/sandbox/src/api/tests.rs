@@ -96,7 +96,8 @@ const LIMITS: Limits = Limits {
     memory_bytes_max: 1 << 20,
     deadline_ms: None,
     quarantine: Quarantine {
-        failures: 3,
+        users: 3,
+        window_ms: 10_000,
         ms: 1_000,
     },
 };

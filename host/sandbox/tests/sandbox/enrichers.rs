@@ -101,10 +101,12 @@ fn one_in_quarantine_is_passed_over_in_silence_until_its_trial() {
     let blueprint = blueprint(LIMITS, [stage("counter"), failing()], None);
     let mut rules = blueprint.instantiate().unwrap();
     let mut world = world();
-    for _ in 0..LIMITS.quarantine.failures {
+    for user in ["bob", "cid", "dan"] {
+        world.online(user, "{}");
         assert_eq!(failed(&world.enrich(&mut rules)), ["rule"]);
     }
-    assert_eq!(quarantined(&blueprint), [0, 1]);
+    assert_eq!(quarantined(&blueprint), [false, true]);
+    world.online("eve", "{}");
     let enriched = world.enrich(&mut rules);
     assert_eq!(changes(&enriched), [("n", Some("4"))]);
     assert!(enriched.failures.is_empty());
@@ -119,14 +121,15 @@ fn one_that_asks_for_what_is_not_at_hand_is_passed_over_and_not_blamed() {
     let blueprint = blueprint(LIMITS, [asking, stage("counter")], None);
     let mut rules = blueprint.instantiate().unwrap();
     let mut world = World::on_demand();
-    for _ in 0..=LIMITS.quarantine.failures {
+    for number in 0..=LIMITS.quarantine.users {
+        world.online(&format!("user-{number}"), "{}");
         let enriched = world.enrich(&mut rules);
         assert_eq!(enriched.not_at_hand, [Question::Everyone].into());
         assert_eq!(enriched.lacking, ["rule".into()]);
         assert_eq!(changes(&enriched).len(), 1, "the other has its turn");
         assert!(enriched.failures.is_empty());
     }
-    assert_eq!(quarantined(&blueprint), [0, 0]);
+    assert_eq!(quarantined(&blueprint), [false, false]);
     world.say(&json!({}), &[Question::Everyone]);
     assert_eq!(failed(&world.enrich(&mut rules)), ["rule"]);
 }
@@ -136,8 +139,10 @@ fn its_last_good_generation_takes_over_unless_told_otherwise() {
     let before = blueprint(LIMITS, [rule("counter", json!({}), None)], None);
     let after = blueprint(LIMITS, [failing()], Some(&before));
     let mut rules: Pipeline = after.instantiate().unwrap();
-    for _ in 0..LIMITS.quarantine.failures {
-        assert_eq!(failed(&world().enrich(&mut rules)), ["rule"]);
+    for user in ["bob", "cid", "dan"] {
+        let mut world = world();
+        world.online(user, "{}");
+        assert_eq!(failed(&world.enrich(&mut rules)), ["rule"]);
     }
     for n in ["1", "2"] {
         assert_eq!(changes(&world().enrich(&mut rules)), [("n", Some(n))]);
@@ -164,7 +169,7 @@ fn failed(enriched: &Enriched) -> Vec<&str> {
         .collect()
 }
 
-fn quarantined(blueprint: &presence_sandbox::Blueprint) -> Vec<usize> {
+fn quarantined(blueprint: &presence_sandbox::Blueprint) -> Vec<bool> {
     blueprint
         .stages()
         .map(|stage| stage.health.in_quarantine())

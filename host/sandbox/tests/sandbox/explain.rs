@@ -92,20 +92,22 @@ fn reasons_come_with_the_stage_that_gave_them() {
 
 #[test]
 fn a_failure_is_told_and_what_stands_behind_it_is_not_reached() {
-    let world = world();
+    let mut world = world();
     let mut rules = pipeline([
         stage("contacts"),
         rule("trap", json!({}), None),
         stage("groups"),
         stage("redact"),
     ]);
-    use Turn::{Admitted, Failed, NotReached};
-    for time in 0..4 {
+    use Turn::{Absent, Admitted, Failed, NotReached};
+    for (time, user) in ["ada", "bob", "cid", "dan"].into_iter().enumerate() {
+        world.online(user, "{}");
         let (stages, decision) = explained(&world, &mut rules, "ben");
         let turns: Vec<_> = stages.iter().map(|stage| stage.turn).collect();
-        assert_eq!(turns, [Admitted, Failed, NotReached, NotReached]);
+        let first = if user == "ada" { Admitted } else { Absent };
+        assert_eq!(turns, [first, Failed, NotReached, NotReached]);
         let failure = stages[1].failure.as_deref().unwrap();
-        // Three failures put it into quarantine.
+        // Failures on three users put it into quarantine.
         let word = if time < 3 { "trapped" } else { "quarantine" };
         assert!(failure.contains(word), "{failure}");
         assert!(matches!(decision, Decision::Failed(_)));
@@ -114,15 +116,17 @@ fn a_failure_is_told_and_what_stands_behind_it_is_not_reached() {
 
 #[test]
 fn a_stage_that_another_took_over_from_is_told_of_as_that_other() {
-    let world = world();
+    let mut world = world();
     let before = blueprint(LIMITS, [rule("contacts", json!({}), None)], None);
     let trap = rule("trap", json!({}), Some(OnFailure::LastGood));
     let after = blueprint(LIMITS, [trap], Some(&before));
     let mut rules = after.instantiate().unwrap();
-    for _ in 0..LIMITS.quarantine.failures {
+    for user in ["bob", "cid", "dan"] {
+        world.online(user, "{}");
         let (stages, _) = explained(&world, &mut rules, "ben");
         assert_eq!(stages[0].turn, Turn::Failed);
     }
+    world.online("ada", "{}");
     let (stages, _) = explained(&world, &mut rules, "ben");
     assert_eq!(
         (stages[0].turn, stages[0].stands_in),

@@ -27,24 +27,54 @@ fn the_last_good_takes_over_and_it_is_said_once() {
     let before = chain([rule("contacts", json!({}), None)], None);
     let after = chain([rule("trap", json!({}), Some(LastGood))], Some(&before));
     let mut rules = after.instantiate().unwrap();
-    for _ in 1..LIMITS.quarantine.failures {
-        world().failure(&mut rules);
+    for user in ["bob", "cid"] {
+        fail(&mut rules, user);
         assert!(!rules.take_replaced());
     }
-    world().failure(&mut rules);
+    fail(&mut rules, "dan");
     assert!(rules.take_replaced());
     assert!(!rules.take_replaced());
     assert_eq!(world().visible(&mut rules), ["ben"]);
     assert!(!rules.take_replaced());
     // What failed is still known to be out of service.
-    assert_eq!(quarantined(&after), [1]);
+    assert_eq!(quarantined(&after), [true]);
+}
+
+#[test]
+fn it_takes_over_in_all_workers_whoever_saw_the_failures() {
+    let before = chain([rule("contacts", json!({}), None)], None);
+    let after = chain([rule("trap", json!({}), Some(LastGood))], Some(&before));
+    let mut failing = after.instantiate().unwrap();
+    let mut idle = after.instantiate().unwrap();
+    assert!(!idle.has_become_another());
+    fail_until_quarantine(&mut failing);
+    assert!(failing.take_replaced());
+    // Nobody had to be decided on there for it.
+    assert!(idle.has_become_another());
+    assert!(idle.take_replaced());
+    assert!(!idle.has_become_another());
+    assert!(!idle.take_replaced());
+    let mut world = world();
+    world.now += 10 * LIMITS.quarantine.ms;
+    assert_eq!(world.visible(&mut idle), ["ben"]);
+}
+
+#[test]
+fn it_stays_when_something_else_is_swapped() {
+    let before = chain([rule("contacts", json!({}), None)], None);
+    let failing = loaded("rule", &bytes("trap"));
+    let failing = || Stage::new(failing.clone(), json!({}), true, Some(LastGood));
+    let after = chain([failing()], Some(&before));
+    fail_until_quarantine(&mut after.instantiate().unwrap());
+    let later = chain([failing(), crate::stage::stage("redact")], Some(&after));
+    let mut rules = later.instantiate().unwrap();
+    assert_eq!(world().visible(&mut rules), ["ben"]);
 }
 
 #[test]
 fn it_takes_over_for_good() {
     let before = chain([rule("contacts", json!({}), None)], None);
-    let picky = rule("picky", json!({"user": "ada"}), Some(LastGood));
-    let after = chain([picky], Some(&before));
+    let after = chain([rule("trap", json!({}), Some(LastGood))], Some(&before));
     let mut rules = after.instantiate().unwrap();
     fail_until_quarantine(&mut rules);
     let mut world = world();
@@ -99,7 +129,7 @@ fn what_is_in_quarantine_itself_is_not_good_and_the_one_before_it_is() {
 
 #[test]
 fn a_stand_in_that_fails_is_put_into_quarantine_too() {
-    let before = chain([rule("picky", json!({"user": "ada"}), None)], None);
+    let before = chain([rule("spin", json!({}), None)], None);
     let after = chain([rule("trap", json!({}), Some(LastGood))], Some(&before));
     let mut rules = after.instantiate().unwrap();
     fail_until_quarantine(&mut rules);
@@ -139,12 +169,18 @@ fn chain<const N: usize>(stages: [Stage; N], before: Option<&Blueprint>) -> Blue
 }
 
 fn fail_until_quarantine(rules: &mut Pipeline) {
-    for _ in 0..LIMITS.quarantine.failures {
-        assert!(!world().failure(rules).1.contains("quarantine"));
+    for user in ["bob", "cid", "dan"] {
+        assert!(!fail(rules, user).contains("quarantine"));
     }
 }
 
-fn quarantined(blueprint: &Blueprint) -> Vec<usize> {
+fn fail(rules: &mut Pipeline, user: &str) -> String {
+    let mut world = world();
+    world.online(user, "{}");
+    world.failure(rules).1
+}
+
+fn quarantined(blueprint: &Blueprint) -> Vec<bool> {
     let stages = blueprint.stages();
     stages.map(|stage| stage.health.in_quarantine()).collect()
 }

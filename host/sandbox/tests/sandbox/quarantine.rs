@@ -1,122 +1,204 @@
-//! A plugin that fails again and again isn't called any more, for a while.
+//! A plugin that fails on user after user isn't called any more, for a while; one that
+//! fails on one user keeps only that user's events waiting.
 
 use presence_core::rules::Rules;
-use presence_sandbox::{Blueprint, Pipeline};
+use presence_sandbox::{Blueprint, Pipeline, Stage};
 use serde_json::json;
 
-use crate::stage::{LIMITS, blueprint, configured, stage};
+use crate::component::filter;
+use crate::stage::{LIMITS, blueprint, configured, made, stage};
 use crate::world::World;
 
+/// Users on whom the rule fails: their ids have three bytes.
+const BAD: [&str; 4] = ["bad", "bed", "bid", "bud"];
+
 #[test]
-fn after_enough_failures_in_a_row_a_plugin_is_not_called_any_more() {
-    let (mut world, blueprint) = eve_fails();
+fn however_often_it_fails_on_one_user_the_others_are_decided_on() {
+    let (mut world, blueprint) = world();
+    let mut rules = blueprint.instantiate().unwrap();
+    for _ in 0..10 * LIMITS.quarantine.users {
+        assert!(fails(&mut world, &mut rules, BAD[0]).starts_with("trapped"));
+        world.now += 1;
+    }
+    assert_eq!(visible(&mut world, &mut rules, "fine"), ["ben"]);
+    assert_eq!(quarantined(&blueprint), [false, false]);
+}
+
+#[test]
+fn after_it_has_failed_on_enough_users_it_is_not_called_any_more() {
+    let (mut world, blueprint) = world();
     let mut rules = blueprint.instantiate().unwrap();
     fail_until_quarantine(&mut world, &blueprint, &mut rules);
     // Not even for whom it would work.
-    world.online("ada", "{}");
-    let (plugin, error) = world.failure(&mut rules);
-    assert_eq!(plugin, "picky");
-    assert_eq!(error, "is in quarantine, since it failed again and again");
+    let error = fails(&mut world, &mut rules, "fine");
+    assert_eq!(
+        error,
+        "is in quarantine, since it failed on user after user"
+    );
     assert!(!rules.take_replaced());
 }
 
 #[test]
-fn failures_count_only_in_a_row() {
-    let (mut world, blueprint) = eve_fails();
+fn that_it_works_for_others_in_between_makes_no_difference() {
+    let (mut world, blueprint) = world();
     let mut rules = blueprint.instantiate().unwrap();
-    for _ in 0..3 {
-        for _ in 1..LIMITS.quarantine.failures {
-            world.online("eve", "{}");
-            world.failure(&mut rules);
-        }
-        world.online("ada", "{}");
-        assert_eq!(world.visible(&mut rules), ["ben"]);
+    for bad in &BAD[..3] {
+        assert_eq!(visible(&mut world, &mut rules, "fine"), ["ben"]);
+        fails(&mut world, &mut rules, bad);
     }
-    assert_eq!(quarantined(&blueprint), [0]);
+    assert_eq!(quarantined(&blueprint), [false, true]);
+}
+
+#[test]
+fn failures_count_only_within_the_window() {
+    let (mut world, blueprint) = world();
+    let mut rules = blueprint.instantiate().unwrap();
+    for bad in BAD {
+        fails(&mut world, &mut rules, bad);
+        world.now += LIMITS.quarantine.window_ms / 2;
+    }
+    assert_eq!(quarantined(&blueprint), [false, false]);
 }
 
 #[test]
 fn a_trial_that_succeeds_ends_it() {
-    let (mut world, blueprint) = eve_fails();
+    let (mut world, blueprint) = world();
     let mut rules = blueprint.instantiate().unwrap();
     fail_until_quarantine(&mut world, &blueprint, &mut rules);
-    world.online("ada", "{}");
     world.now += LIMITS.quarantine.ms - 1;
-    world.failure(&mut rules);
-    assert_eq!(quarantined(&blueprint), [1]);
+    fails(&mut world, &mut rules, "fine");
+    assert_eq!(quarantined(&blueprint), [false, true]);
     world.now += 1;
-    assert_eq!(world.visible(&mut rules), ["ben"]);
-    assert_eq!(quarantined(&blueprint), [0]);
-    // And it has all its failures before it again.
-    world.online("eve", "{}");
-    world.failure(&mut rules);
-    assert_eq!(quarantined(&blueprint), [0]);
+    assert_eq!(visible(&mut world, &mut rules, "fine"), ["ben"]);
+    assert_eq!(quarantined(&blueprint), [false, false]);
+    // Those on whom it goes on failing don't bring it back.
+    for bad in &BAD[..3] {
+        fails(&mut world, &mut rules, bad);
+    }
+    assert_eq!(quarantined(&blueprint), [false, false]);
 }
 
 #[test]
-fn a_trial_that_fails_prolongs_it() {
-    let (mut world, blueprint) = eve_fails();
+fn a_trial_that_fails_on_yet_another_user_prolongs_it() {
+    let (mut world, blueprint) = world();
     let mut rules = blueprint.instantiate().unwrap();
     fail_until_quarantine(&mut world, &blueprint, &mut rules);
     world.now += LIMITS.quarantine.ms;
-    assert!(!world.failure(&mut rules).1.contains("quarantine"));
+    assert!(!fails(&mut world, &mut rules, BAD[3]).contains("quarantine"));
     world.now += LIMITS.quarantine.ms - 1;
-    world.online("ada", "{}");
-    assert!(world.failure(&mut rules).1.contains("quarantine"));
-    assert_eq!(quarantined(&blueprint), [1]);
+    assert!(fails(&mut world, &mut rules, "fine").contains("quarantine"));
     world.now += 1;
-    assert_eq!(world.visible(&mut rules), ["ben"]);
+    assert_eq!(visible(&mut world, &mut rules, "fine"), ["ben"]);
 }
 
 #[test]
-fn each_worker_has_its_own_and_they_are_counted_together() {
-    let (mut world, blueprint) = eve_fails();
+fn a_user_on_whom_it_is_known_to_fail_does_not_prolong_it_for_everyone() {
+    let (mut world, blueprint) = world();
+    let mut rules = blueprint.instantiate().unwrap();
+    fail_until_quarantine(&mut world, &blueprint, &mut rules);
+    world.now += LIMITS.quarantine.ms;
+    assert!(!fails(&mut world, &mut rules, BAD[0]).contains("quarantine"));
+    assert_eq!(visible(&mut world, &mut rules, "fine"), ["ben"]);
+    assert_eq!(quarantined(&blueprint), [false, false]);
+}
+
+#[test]
+fn all_workers_count_together_and_have_it_together() {
+    let (mut world, blueprint) = world();
     let mut one = blueprint.instantiate().unwrap();
     let mut other = blueprint.instantiate().unwrap();
-    fail_until_quarantine(&mut world, &blueprint, &mut one);
-    world.online("ada", "{}");
-    assert_eq!(world.visible(&mut other), ["ben"]);
-    world.online("eve", "{}");
-    for _ in 0..LIMITS.quarantine.failures {
-        world.failure(&mut other);
-    }
-    assert_eq!(quarantined(&blueprint), [2]);
-    drop(one);
-    assert_eq!(quarantined(&blueprint), [1]);
-    drop(other);
-    assert_eq!(quarantined(&blueprint), [0]);
+    fails(&mut world, &mut one, BAD[0]);
+    fails(&mut world, &mut other, BAD[1]);
+    assert_eq!(quarantined(&blueprint), [false, false]);
+    fails(&mut world, &mut one, BAD[2]);
+    assert_eq!(quarantined(&blueprint), [false, true]);
+    assert!(fails(&mut world, &mut other, "fine").contains("quarantine"));
+    world.now += LIMITS.quarantine.ms;
+    assert_eq!(visible(&mut world, &mut one, "fine"), ["ben"]);
+    assert_eq!(visible(&mut world, &mut other, "fine"), ["ben"]);
+}
+
+#[test]
+fn it_outlives_a_swap_that_changes_something_else() {
+    let (mut world, before) = world();
+    let mut rules = before.instantiate().unwrap();
+    fail_until_quarantine(&mut world, &before, &mut rules);
+    let after = blueprint(
+        LIMITS,
+        before.stages().map(again).chain([stage("redact")]),
+        Some(&before),
+    );
+    assert_eq!(quarantined(&after), [false, true, false]);
+    let mut rules = after.instantiate().unwrap();
+    assert!(fails(&mut world, &mut rules, "fine").contains("quarantine"));
+    // What is configured otherwise may do better.
+    let reconfigured = before
+        .stages()
+        .map(|stage| Stage::new(stage.plugin.clone(), json!({"another": true}), true, None));
+    let after = blueprint(LIMITS, reconfigured.skip(1), Some(&before));
+    assert_eq!(quarantined(&after), [false]);
 }
 
 #[test]
 fn only_the_plugin_that_fails_is_put_into_it() {
-    let world = World::new(&json!({"contacts": {"ada": ["ben"]}}));
+    let mut world = World::new(&json!({"contacts": {"ada": ["ben"]}}));
     let chain = ["contacts", "trap", "blocklist", "redact"].map(stage);
     let blueprint = blueprint(LIMITS, chain, None);
     let mut rules = blueprint.instantiate().unwrap();
-    for _ in 0..LIMITS.quarantine.failures {
-        world.failure(&mut rules);
+    for bad in &BAD[..3] {
+        fails(&mut world, &mut rules, bad);
     }
-    assert_eq!(quarantined(&blueprint), [0, 1, 0, 0]);
+    assert_eq!(quarantined(&blueprint), [false, true, false, false]);
 }
 
-/// Has the rule fail for eve until it is put into quarantine, and not before.
+#[test]
+fn failures_about_one_user_are_told_by_the_user_and_not_by_their_number() {
+    // Numbers are given to others once nobody refers to them.
+    let (mut world, blueprint) = world();
+    let mut rules = blueprint.instantiate().unwrap();
+    for _ in 0..LIMITS.quarantine.users {
+        let mut other = World::new(&json!({}));
+        other.id(&format!("before-{}", world.now));
+        other.online(BAD[0], "{}");
+        other.now = world.now;
+        other.failure(&mut rules);
+        world.now += 1;
+    }
+    assert_eq!(quarantined(&blueprint), [false, false]);
+}
+
+/// Has the rule fail on users until it is put into quarantine, and not before.
 fn fail_until_quarantine(world: &mut World, blueprint: &Blueprint, rules: &mut Pipeline) {
-    world.online("eve", "{}");
-    for _ in 0..LIMITS.quarantine.failures {
-        assert_eq!(quarantined(blueprint), [0]);
-        assert!(!world.failure(rules).1.contains("quarantine"));
+    for bad in &BAD[..3] {
+        assert_eq!(quarantined(blueprint), [false, false]);
+        assert!(!fails(world, rules, bad).contains("quarantine"));
     }
-    assert_eq!(quarantined(blueprint), [1]);
+    assert_eq!(quarantined(blueprint), [false, true]);
 }
 
-/// A rule that fails for eve, and a world with contacts for everyone in it.
-fn eve_fails() -> (World, Blueprint) {
-    let world = World::new(&json!({"contacts": {"ada": ["ben"], "eve": ["ben"]}}));
-    let picky = configured("picky", json!({"user": "eve"}));
-    (world, blueprint(LIMITS, [picky], None))
+/// A rule that fails on users whose ids have three bytes, behind `contacts`.
+fn world() -> (World, Blueprint) {
+    let world = World::new(&json!({"contacts": {"fine": ["ben"]}}));
+    let body = "(if (i32.eq (local.get 2) (i32.const 3)) (then unreachable)) (local.get 3)";
+    let chain = [configured("contacts", json!({})), made(&filter("", body))];
+    (world, blueprint(LIMITS, chain, None))
 }
 
-fn quarantined(blueprint: &Blueprint) -> Vec<usize> {
+fn again(stage: &Stage) -> Stage {
+    Stage::new(stage.plugin.clone(), stage.config.clone(), true, None)
+}
+
+fn fails(world: &mut World, rules: &mut Pipeline, user: &str) -> String {
+    world.online(user, "{}");
+    world.failure(rules).1
+}
+
+fn visible(world: &mut World, rules: &mut Pipeline, user: &str) -> Vec<String> {
+    world.online(user, "{}");
+    world.visible(rules)
+}
+
+fn quarantined(blueprint: &Blueprint) -> Vec<bool> {
     let stages = blueprint.stages();
     stages.map(|stage| stage.health.in_quarantine()).collect()
 }

@@ -15,7 +15,8 @@ pub(crate) const LIMITS: Limits = Limits {
     memory_bytes_max: 4 << 20,
     deadline_ms: None,
     quarantine: Quarantine {
-        failures: 3,
+        users: 3,
+        window_ms: 10_000,
         ms: 1_000,
     },
 };

@@ -31,8 +31,10 @@ pub(crate) struct Engine {
     /// How long that wait may grow when it fails again and again, in
     /// milliseconds.
     pub(crate) retry_ms_max: u64,
-    /// How many failures in a row put a plugin into quarantine.
+    /// On how many users a plugin must begin to fail to be put into quarantine.
     pub(crate) quarantine_failures: u64,
+    /// Within how many milliseconds.
+    pub(crate) quarantine_window_ms: u64,
     /// How long a plugin is left alone in quarantine before one call is tried,
     /// in milliseconds.
     pub(crate) quarantine_ms: u64,
@@ -54,7 +56,8 @@ impl Engine {
             memory_bytes_max: self.memory_bytes_max,
             deadline_ms: clock.then_some(self.deadline_ms),
             quarantine: Quarantine {
-                failures: self.quarantine_failures,
+                users: self.quarantine_failures,
+                window_ms: self.quarantine_window_ms,
                 ms: self.quarantine_ms,
             },
         }
@@ -85,6 +88,9 @@ impl Engine {
             quarantine_failures: section
                 .get("quarantine_failures", within(1..=1_000_000))
                 .unwrap_or(5),
+            quarantine_window_ms: section
+                .get("quarantine_window_ms", within(1..=86_400_000))
+                .unwrap_or(60_000),
             quarantine_ms: section
                 .get("quarantine_ms", within(1..=86_400_000))
                 .unwrap_or(60_000),

@@ -177,11 +177,11 @@ pub(super) async fn metrics(State(status): State<Arc<Status>>) -> String {
     text.labelled(
         "presence_plugin_quarantined",
         "gauge",
-        "Workers in which the plugin is in quarantine, since it failed again and again.",
+        "Whether the plugin is in quarantine, since it failed on user after user.",
         "plugin",
         running.blueprint.stages().map(|stage| {
             let quarantined = stage.health.in_quarantine();
-            (&stage.plugin.name, quarantined as u64)
+            (&stage.plugin.name, u64::from(quarantined))
         }),
     );
     if let Some(fetcher) = &status.fetcher {
