@@ -140,35 +140,11 @@ pub struct Seen {
     pub at: SystemTime,
 }
 
-/// What the host says of where a message comes from.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Origin {
-    /// The node and its worker.
-    pub source: String,
-    /// The source's start.
-    pub epoch: u64,
-    /// The number of the message on its subject.
-    pub seq: u64,
-}
-
 impl Seen {
     /// Whether the host published it, and not an application or a transport.
     #[must_use]
     pub fn is_hosts(&self) -> bool {
-        self.origin().is_some()
-    }
-
-    /// Where it comes from, if the host published it.
-    #[must_use]
-    pub fn origin(&self) -> Option<Origin> {
-        let text = self.headers.get("Presence-Seq")?;
-        let mut parts = text.split(' ');
-        let (source, epoch, seq) = (parts.next()?, parts.next()?, parts.next()?);
-        Some(Origin {
-            source: source.to_owned(),
-            epoch: epoch.parse().ok()?,
-            seq: seq.parse().ok().filter(|_| parts.next().is_none())?,
-        })
+        self.headers.contains_key("Presence-Source")
     }
 
     /// A field of its body.

@@ -96,9 +96,9 @@ async fn all_workers_tell_who_loses_sight_before_any_tells_who_gains_it() -> Res
         world.client.input(CONNECT, connect).await?;
     }
     let shown = world.tape.hosts(FILTERED_ONLINE, users().count()).await?;
-    let worker = |seen: &Seen| seen.origin().map(|origin| origin.source);
-    let one = shown.iter().map(worker).min().flatten();
-    let (ones, others): (Vec<_>, Vec<_>) = shown.iter().partition(|seen| worker(seen) == one);
+    let worker = |seen: &Seen| seen.headers["Presence-Source"].clone();
+    let one = shown.iter().map(worker).min();
+    let (ones, others): (Vec<_>, Vec<_>) = shown.iter().partition(|seen| Some(worker(seen)) == one);
     let [ones, others] = [ones, others].map(|shown| {
         let users = shown.into_iter().map(|seen| seen.text("userId").to_owned());
         users.collect::<Vec<_>>()

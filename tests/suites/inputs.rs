@@ -11,7 +11,6 @@ pub(crate) const ONLINE: &str = "presence.events.user_online";
 pub(crate) const OFFLINE: &str = "presence.events.user_offline";
 pub(crate) const FILTERED_ONLINE: &str = "presence.filtered.user_online";
 pub(crate) const FILTERED_OFFLINE: &str = "presence.filtered.user_offline";
-pub(crate) const BEACON: &str = "presence.beacon";
 pub(crate) const DLQ: &str = "presence.dlq";
 
 /// The time that the seed document uses throughout.

@@ -40,7 +40,6 @@ const RIGHTS: [Rights; 8] = [
             "presence.filtered.user_updated",
             "presence.inbox.ada",
             "presence.dlq",
-            "presence.beacon",
             "presence-nodes.hello",
             "presence-directory.contacts.ada",
             "presence-directory.invalidate",
@@ -80,7 +79,6 @@ const RIGHTS: [Rights; 8] = [
             "presence.filtered.user_online",
             "presence.filtered.user_offline",
             "presence.filtered.user_updated",
-            "presence.beacon",
         ],
     },
     Rights {
@@ -102,7 +100,7 @@ const RIGHTS: [Rights; 8] = [
         password: "change-me-ada",
         inbox: "_INBOX.ada",
         publishes: &["presence.query.ada"],
-        subscribes: &["presence.inbox.ada", "presence.beacon", "_INBOX.ada.>"],
+        subscribes: &["presence.inbox.ada", "_INBOX.ada.>"],
     },
     Rights {
         user: "ben@example.com",
@@ -111,14 +109,13 @@ const RIGHTS: [Rights; 8] = [
         publishes: &["presence.query.=YmVuQGV4YW1wbGUuY29t"],
         subscribes: &[
             "presence.inbox.=YmVuQGV4YW1wbGUuY29t",
-            "presence.beacon",
             "_INBOX.=YmVuQGV4YW1wbGUuY29t.>",
         ],
     },
 ];
 
 /// What somebody might try beside what is theirs.
-const TRIED: [&str; 21] = [
+const TRIED: [&str; 20] = [
     "presence.events",
     "presence.events.user_online",
     "presence.events.user_updated",
@@ -134,7 +131,6 @@ const TRIED: [&str; 21] = [
     "presence.query.=YS5i",
     "presence.explain",
     "presence.dlq",
-    "presence.beacon",
     "presence-nodes.hello",
     "presence-directory.contacts.cleo",
     "presence-directory.everyone",

@@ -24,13 +24,11 @@ pub enum Subject {
     Updated,
     /// `presence.filtered.user_updated`
     FilteredUpdated,
-    /// `presence.beacon`
-    Beacon,
 }
 
 impl Subject {
     /// All of them, in the order of their numbers.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 8] = [
         Self::Online,
         Self::Offline,
         Self::Events,
@@ -39,7 +37,6 @@ impl Subject {
         Self::DeadLetters,
         Self::Updated,
         Self::FilteredUpdated,
-        Self::Beacon,
     ];
 
     /// The subject, without a tenant's prefix.
@@ -53,7 +50,6 @@ impl Subject {
             Self::DeadLetters => "presence.dlq",
             Self::Updated => "presence.events.user_updated",
             Self::FilteredUpdated => "presence.filtered.user_updated",
-            Self::Beacon => "presence.beacon",
         }
     }
 }
@@ -63,7 +59,7 @@ impl Subject {
 pub struct Publication {
     /// Where.
     pub subject: Subject,
-    /// Counts the messages of this source on this subject, from 1.
+    /// The how-manieth message of this source on this subject it is, from 1.
     pub seq: u64,
     /// The body, a JSON object.
     pub body: Bytes,
@@ -82,12 +78,5 @@ impl Numbering {
             *seq
         });
         Publication { subject, seq, body }
-    }
-
-    /// The subjects that have been published on, each with the number of its last
-    /// message. Beacons, which tell of the others, are left out.
-    pub fn last(&self) -> impl Iterator<Item = (Subject, u64)> {
-        let numbered = Subject::ALL.into_iter().zip(self.0);
-        numbered.filter(|(subject, seq)| *seq > 0 && *subject != Subject::Beacon)
     }
 }

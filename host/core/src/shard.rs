@@ -311,12 +311,6 @@ impl Shard {
         self.backlog.len()
     }
 
-    /// A beacon, whose body is made of what has been published so far.
-    pub fn beacon(&mut self, body: impl FnOnce(&Numbering) -> Bytes) -> Publication {
-        let body = body(&self.numbering);
-        self.numbering.number(Subject::Beacon, body)
-    }
-
     /// Up to which correction all who lose sight of somebody have been told. They are
     /// counted as they are handed in: a changed directory, changed rules, or what was
     /// known before a restart. All shards of a tenant are handed the same ones.

@@ -453,7 +453,7 @@ impl World {
                         self.seen.remove(&(user.clone(), viewer));
                     }
                 }
-                Subject::Online | Subject::Offline | Subject::DeadLetters | Subject::Beacon => {}
+                Subject::Online | Subject::Offline | Subject::DeadLetters => {}
             }
         }
         for (user, told) in &self.told {

@@ -13,7 +13,6 @@
 
 mod ask;
 mod barrier;
-mod beacon;
 mod broker;
 mod capture;
 mod check;

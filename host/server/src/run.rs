@@ -62,8 +62,7 @@ async fn node(config: Config, path: Option<&Path>) -> anyhow::Result<()> {
     let broker = Arc::new(Health::default());
     let (link, links) = mpsc::unbounded_channel();
     let client = broker::connect(&config.nats, &config.node.name, &broker, link).await?;
-    let started = restored.as_ref().map(|restored| restored.epoch_ms);
-    let epoch_ms = started.unwrap_or_else(clock::now_ms);
+    let epoch_ms = clock::now_ms();
     let tenant = Tenant::start(&config, blueprint, &client, epoch_ms, names, state)?;
     tenant.follow_link(links, client.clone());
     tenant.follow_corrections();
@@ -115,7 +114,6 @@ async fn node(config: Config, path: Option<&Path>) -> anyhow::Result<()> {
         readers.push((stop, tokio::spawn(asks.read(stopping))));
         let (stop, stopping) = oneshot::channel();
         readers.push((stop, tokio::spawn(reader.read(stopping))));
-        reload.tenant.serve().await;
         status.ready.store(true, Ordering::Relaxed);
         tracing::info!(node, workers = workers.iter().len(), "ready");
         reload.follow().await

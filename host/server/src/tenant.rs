@@ -17,7 +17,6 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::ask::{Counts, Desk};
 use crate::barrier;
-use crate::beacon::Beacon;
 use crate::broker::{self, Health};
 use crate::config::{self, Config};
 use crate::directory::Content;
@@ -94,21 +93,16 @@ impl Tenant {
             let settings = settings(config, body_bytes_max);
             let mut shard = Shard::new(settings, Arc::clone(&names), Arc::clone(&directory));
             shard.keep_records(state.is_some());
-            let source = Source::new(
-                &config.node.name,
-                number,
-                epoch_ms,
-                &subjects,
-                config.nats.message_ids,
-            );
             let owned = State {
                 shard,
                 rules: blueprint.instantiate()?,
                 generation: FIRST_GENERATION,
-                publisher: Publisher::new(client.clone(), source),
+                publisher: Publisher::new(
+                    client.clone(),
+                    Source::new(&config.node.name, number, epoch_ms, &subjects),
+                ),
                 figures: Arc::default(),
                 barrier,
-                beacon: Beacon::new(config.nats.beacon_ms),
                 saver: state.as_ref().map(Writer::saver),
                 fetcher: fetcher.clone(),
             };
@@ -154,13 +148,6 @@ impl Tenant {
         for restored in known {
             // A worker that is gone is noticed elsewhere.
             let _ = restored.await;
-        }
-    }
-
-    /// The node serves from now on: its sources say so.
-    pub(crate) async fn serve(&self) {
-        for worker in self.workers.iter() {
-            worker.send(Task::Serve).await;
         }
     }
 

@@ -1,20 +1,16 @@
 //! A tenant's subjects and the headers of what a node publishes.
 
-use std::iter;
-
 use async_nats::client::PublishError;
 use async_nats::{Client, HeaderMap, HeaderName};
-use bytes::Bytes;
 use presence_core::inbox::Delivery;
 use presence_core::message::Kind;
-use presence_core::publish::{Numbering, Publication, Subject};
-use presence_core::{json, token};
+use presence_core::publish::{Publication, Subject};
+use presence_core::token;
 
-/// Where a message comes from, and which of that source's messages it is: `<source>
-/// <epoch> <seq>`. What bears it came from a node, and is not input.
-pub(crate) const ORIGIN: &str = "Presence-Seq";
-
-/// What JetStream tells repetitions by.
+/// Where a message comes from. What bears it came from a node, and is not input.
+pub(crate) const SOURCE: &str = "Presence-Source";
+const EPOCH: &str = "Presence-Epoch";
+const SEQ: &str = "Presence-Seq";
 const MESSAGE_ID: &str = "Nats-Msg-Id";
 
 /// A tenant's subjects.
@@ -70,112 +66,78 @@ impl Asked<'_> {
 pub(crate) struct Source {
     /// Node and worker.
     name: String,
-    /// When the source started, in milliseconds since the Unix epoch. It is later than
-    /// that of every earlier start.
-    epoch_ms: u64,
-    /// Whether messages bear an id of their own.
-    message_ids: bool,
-    /// By [`Subject`]: the whole subject.
-    subjects: [async_nats::Subject; Subject::ALL.len()],
+    /// When the source started, in milliseconds since the Unix epoch.
+    epoch: String,
+    /// By [`Subject`]: the whole subject, and what message ids on it begin with.
+    channels: [Channel; Subject::ALL.len()],
     /// What the subjects of viewers begin with.
     inbox: String,
 }
 
-/// The headers of a message.
-pub(crate) struct Headers {
-    origin: String,
-    message_id: Option<String>,
+#[derive(Clone, Debug)]
+struct Channel {
+    subject: async_nats::Subject,
+    id_prefix: String,
 }
 
 impl Source {
-    pub(crate) fn new(
-        node: &str,
-        worker: usize,
-        epoch_ms: u64,
-        subjects: &Subjects,
-        message_ids: bool,
-    ) -> Self {
+    pub(crate) fn new(node: &str, worker: usize, epoch_ms: u64, subjects: &Subjects) -> Self {
+        let (name, epoch) = (format!("{node}/{worker}"), epoch_ms.to_string());
+        let channels = Subject::ALL.map(|subject| {
+            let subject = subjects.of(subject.as_str());
+            Channel {
+                id_prefix: format!("{epoch}-{name}-{subject}-"),
+                subject: subject.into(),
+            }
+        });
         Self {
-            name: format!("{node}/{worker}"),
-            epoch_ms,
-            message_ids,
-            subjects: Subject::ALL.map(|subject| subjects.of(subject.as_str()).into()),
+            name,
+            epoch,
+            channels,
             inbox: subjects.of("presence.inbox."),
         }
     }
 
-    /// A publication's subject and headers.
-    pub(crate) fn publication(&self, it: &Publication) -> (async_nats::Subject, Headers) {
-        let subject = self.subject(it.subject).clone();
-        let headers = self.headers(&subject, self.epoch_ms, it.seq);
-        (subject, headers)
-    }
-
     /// The subject of a viewer's own, and the headers of a message there.
-    pub(crate) fn delivery(&self, it: &Delivery) -> (async_nats::Subject, Headers) {
-        let viewer = token::encode(it.viewer.as_str());
-        let subject = async_nats::Subject::from([&*self.inbox, &*viewer].concat());
-        let headers = self.headers(&subject, it.epoch_ms.unwrap_or(self.epoch_ms), it.seq);
+    pub(crate) fn delivery(&self, delivery: &Delivery) -> (String, [(&'static str, String); 4]) {
+        let viewer = token::encode(delivery.viewer.as_str());
+        let subject = format!("{}{viewer}", self.inbox);
+        let epoch = delivery.epoch_ms.map(|epoch| epoch.to_string());
+        let epoch = epoch.unwrap_or_else(|| self.epoch.clone());
+        let (name, seq) = (&self.name, delivery.seq.to_string());
+        let id = format!("{epoch}-{name}-{subject}-{seq}");
+        let headers = [
+            (SOURCE, name.clone()),
+            (EPOCH, epoch),
+            (SEQ, seq),
+            (MESSAGE_ID, id),
+        ];
         (subject, headers)
     }
 
-    /// The body of a beacon: what this source has published so far.
-    pub(crate) fn beacon(&self, numbering: &Numbering) -> Bytes {
-        let mut json = b"{\"source\":".to_vec();
-        json::push_quoted(&mut json, &self.name);
-        json.extend_from_slice(b",\"epoch\":");
-        json::push_number(&mut json, self.epoch_ms);
-        json.extend_from_slice(b",\"seqs\":{");
-        for (place, (subject, seq)) in numbering.last().enumerate() {
-            if place > 0 {
-                json.push(b',');
-            }
-            json::push_quoted(&mut json, self.subject(subject));
-            json.push(b':');
-            json::push_number(&mut json, seq);
-        }
-        json.extend_from_slice(b"}}");
-        json.into()
+    /// A publication's subject.
+    pub(crate) fn subject(&self, publication: &Publication) -> &async_nats::Subject {
+        &self.channel(publication).subject
     }
 
-    fn headers(&self, subject: &str, epoch_ms: u64, seq: u64) -> Headers {
-        let name = &self.name;
-        let mut origin = Vec::with_capacity(name.len() + 42);
-        origin.extend_from_slice(name.as_bytes());
-        for number in [epoch_ms, seq] {
-            origin.push(b' ');
-            json::push_number(&mut origin, number);
-        }
-        Headers {
-            // It is of text and digits.
-            origin: String::from_utf8(origin).unwrap_or_default(),
-            message_id: self
-                .message_ids
-                .then(|| format!("{epoch_ms}-{name}-{subject}-{seq}")),
-        }
+    /// The headers that all it publishes bear.
+    pub(crate) fn standing_headers(&self) -> [(&'static str, &str); 2] {
+        [(SOURCE, &self.name), (EPOCH, &self.epoch)]
+    }
+
+    /// The headers that are a publication's own.
+    pub(crate) fn own_headers(&self, publication: &Publication) -> [(&'static str, String); 2] {
+        let seq = publication.seq.to_string();
+        let id = [&*self.channel(publication).id_prefix, &seq].concat();
+        [(SEQ, seq), (MESSAGE_ID, id)]
     }
 
     #[expect(
         clippy::indexing_slicing,
-        reason = "there is one for every subject, in the order of their numbers"
+        reason = "there is a channel for every subject, in the order of their numbers"
     )]
-    fn subject(&self, subject: Subject) -> &async_nats::Subject {
-        &self.subjects[subject as usize]
-    }
-}
-
-impl Headers {
-    /// Names and values.
-    pub(crate) fn into_pairs(self) -> impl Iterator<Item = (&'static str, String)> {
-        let id = self.message_id.map(|id| (MESSAGE_ID, id));
-        iter::once((ORIGIN, self.origin)).chain(id)
-    }
-
-    fn into_map(self) -> HeaderMap {
-        let pairs = self.into_pairs();
-        pairs
-            .map(|(name, value)| (HeaderName::from_static(name), value.into()))
-            .collect()
+    fn channel(&self, publication: &Publication) -> &Channel {
+        &self.channels[publication.subject as usize]
     }
 }
 
@@ -183,41 +145,44 @@ impl Headers {
 pub(crate) struct Publisher {
     client: Client,
     source: Source,
+    /// What every message's headers begin as: all of them, its own still empty.
+    /// A copy is a good deal cheaper than a map that grows header by header.
+    template: HeaderMap,
 }
 
 impl Publisher {
     pub(crate) fn new(client: Client, source: Source) -> Self {
-        Self { client, source }
-    }
-
-    /// Whose messages these are.
-    pub(crate) fn source(&self) -> &Source {
-        &self.source
+        let own = [(SEQ, ""), (MESSAGE_ID, "")];
+        let all = source.standing_headers().into_iter().chain(own);
+        let all = all.map(|(name, value)| (HeaderName::from_static(name), value.into()));
+        Self {
+            template: all.collect(),
+            client,
+            source,
+        }
     }
 
     pub(crate) async fn publish(&self, publication: Publication) -> Result<(), PublishError> {
-        let (subject, headers) = self.source.publication(&publication);
-        self.hand_over(subject, headers, publication.body).await
+        let subject = self.source.subject(&publication).clone();
+        let mut headers = self.template.clone();
+        for (name, value) in self.source.own_headers(&publication) {
+            headers.insert(HeaderName::from_static(name), value);
+        }
+        self.client
+            .publish_with_headers(subject, headers, publication.body)
+            .await
     }
 
     pub(crate) async fn deliver(&self, delivery: Delivery) -> Result<(), PublishError> {
         let (subject, headers) = self.source.delivery(&delivery);
-        self.hand_over(subject, headers, delivery.body).await
+        let headers = headers.into_iter();
+        let headers = headers.map(|(name, value)| (HeaderName::from_static(name), value.into()));
+        self.client
+            .publish_with_headers(subject, headers.collect(), delivery.body)
+            .await
     }
 
     pub(crate) async fn reply(&self, to: String, body: Vec<u8>) -> Result<(), PublishError> {
         self.client.publish(to, body.into()).await
-    }
-
-    async fn hand_over(
-        &self,
-        subject: async_nats::Subject,
-        headers: Headers,
-        body: Bytes,
-    ) -> Result<(), PublishError> {
-        let headers = headers.into_map();
-        self.client
-            .publish_with_headers(subject, headers, body)
-            .await
     }
 }

@@ -21,7 +21,6 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::ask::Asking;
 use crate::barrier::Barrier;
-use crate::beacon::Beacon;
 use crate::clock;
 use crate::directory::request::Fetcher;
 use crate::state::Saver;
@@ -43,8 +42,6 @@ pub(crate) enum Task {
     /// This was known when the node last ran, and so long ago, in milliseconds. Say
     /// when it is known again.
     Restore(u64, Vec<Record>, oneshot::Sender<()>),
-    /// The node serves from now on: say so to those who listen.
-    Serve,
     /// Say of each of these answers of the directory whether it is gone by here.
     Uses(Arc<[Question]>, oneshot::Sender<Vec<bool>>),
     /// Say which ids are in use here.
@@ -186,7 +183,6 @@ pub(crate) struct State {
     pub(crate) publisher: Publisher,
     pub(crate) figures: Arc<Figures>,
     pub(crate) barrier: Barrier,
-    pub(crate) beacon: Beacon,
     /// None where nothing is kept over a restart.
     pub(crate) saver: Option<Saver>,
     /// None where the directory holds all of its answers.
@@ -201,8 +197,7 @@ impl State {
         loop {
             let saver = self.saver.as_ref();
             let save_at = saver.and_then(|saver| saver.due(&self.shard));
-            let deadlines = [self.shard.next_deadline(), save_at, self.beacon.next_at()];
-            let wake_at = deadlines.into_iter().flatten().min();
+            let wake_at = self.shard.next_deadline().into_iter().chain(save_at).min();
             let task = async {
                 tokio::select! {
                     biased;
@@ -238,7 +233,6 @@ impl State {
                 None if inbox.is_empty() => self.advance(clock::now_ms(), &mut out).await,
                 None => {}
             }
-            self.tell_beacon(&mut out).await;
             // All of it has been handed to the broker's client.
             self.barrier.tell(self.shard.losses_told());
             self.save();
@@ -269,7 +263,6 @@ impl State {
                 self.shard.hear(clock::now_ms());
                 let _ = done.send(());
             }
-            Task::Serve => self.beacon.begin(clock::now_ms()),
             Task::Query(asking, piece) => {
                 let (now, viewer) = (clock::now_ms(), asking.viewer());
                 let users = asking.users(piece);
@@ -309,15 +302,6 @@ impl State {
         let is_due = self.shard.next_deadline().is_some_and(|at| at <= now);
         if is_due || self.rules.has_become_another() {
             self.shard.advance(now, &mut self.rules, out);
-            self.carry_out(out).await;
-        }
-    }
-
-    async fn tell_beacon(&mut self, out: &mut Vec<Output>) {
-        if self.beacon.take(clock::now_ms()) {
-            let source = self.publisher.source();
-            let beacon = self.shard.beacon(|numbering| source.beacon(numbering));
-            out.push(Output::Publish(beacon));
             self.carry_out(out).await;
         }
     }

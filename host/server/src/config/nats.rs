@@ -32,10 +32,6 @@ pub(crate) struct Nats {
     pub(crate) publish_queue: usize,
     /// How many messages of a subscription may wait to be handled.
     pub(crate) intake_queue: usize,
-    /// Whether what is published bears a `Nats-Msg-Id`.
-    pub(crate) message_ids: bool,
-    /// How often each source says how much it has published, in milliseconds.
-    pub(crate) beacon_ms: u64,
     /// What the subjects begin with on which requests are answered, at least one.
     pub(crate) reply_prefixes: Vec<String>,
 }
@@ -137,10 +133,6 @@ impl Nats {
             intake_queue: section
                 .get("intake_queue", within(1..=16_777_216))
                 .unwrap_or(65_536),
-            message_ids: section.get("message_ids", any).unwrap_or(false),
-            beacon_ms: section
-                .get("beacon_ms", within(10..=3_600_000))
-                .unwrap_or(5_000),
             reply_prefixes: section
                 .get("reply_prefixes", reply_prefixes)
                 .unwrap_or_else(|| vec![REPLY_PREFIX.into()]),

@@ -21,16 +21,14 @@ struct Published<'a> {
 pub(super) struct Printer<W> {
     source: Option<Source>,
     subjects: Subjects,
-    message_ids: bool,
     out: W,
 }
 
 impl<W: Write> Printer<W> {
-    pub(super) fn new(subjects: Subjects, message_ids: bool, out: W) -> Self {
+    pub(super) fn new(subjects: Subjects, out: W) -> Self {
         Self {
             source: None,
             subjects,
-            message_ids,
             out,
         }
     }
@@ -38,7 +36,7 @@ impl<W: Write> Printer<W> {
     /// The first line came at this time, which is when the source started.
     pub(super) fn begin(&mut self, at: u64) {
         self.source
-            .get_or_insert_with(|| Source::new(NODE, 0, at, &self.subjects, self.message_ids));
+            .get_or_insert_with(|| Source::new(NODE, 0, at, &self.subjects));
     }
 
     pub(super) fn print(&mut self, at: u64, outputs: Vec<Output>) -> anyhow::Result<()> {
@@ -46,16 +44,20 @@ impl<W: Write> Printer<W> {
             let Some(source) = &self.source else { continue };
             let (subject, headers, body) = match output {
                 Output::Publish(publication) => {
-                    let (subject, headers) = source.publication(&publication);
+                    let standing = source.standing_headers();
+                    let standing = standing.map(|(name, value)| (name, value.to_owned()));
+                    let own = source.own_headers(&publication);
+                    let subject = source.subject(&publication).to_string();
+                    let headers: Vec<_> = standing.into_iter().chain(own).collect();
                     (subject, headers, publication.body)
                 }
                 Output::Deliver(delivery) => {
                     let (subject, headers) = source.delivery(&delivery);
-                    (subject, headers, delivery.body)
+                    (subject, headers.into(), delivery.body)
                 }
                 Output::Reply(..) | Output::Fetch(_) => continue,
             };
-            let headers = headers.into_pairs();
+            let headers = headers.into_iter();
             let data: &RawValue = serde_json::from_slice(&body)?;
             let published = Published {
                 at,

@@ -31,8 +31,6 @@ pub(crate) struct Restored {
     pub(crate) records: Vec<Record>,
     /// When it was last written, in milliseconds since the Unix epoch; 0 if never.
     saved_at: u64,
-    /// The epoch of what this start publishes: later than that of every earlier one.
-    pub(crate) epoch_ms: u64,
 }
 
 impl Restored {
@@ -143,12 +141,7 @@ fn open_file(path: &Path, names: &Names) -> Result<(Store, Restored), Fault> {
         records.push(Record::decode(key, value, names).context("a record can't be read")?);
         Ok(())
     })?;
-    let epoch_ms = store.next_epoch(clock::now_ms())?;
-    let restored = Restored {
-        records,
-        saved_at,
-        epoch_ms,
-    };
+    let restored = Restored { records, saved_at };
     Ok((store, restored))
 }
 
@@ -194,18 +187,6 @@ mod tests {
         drop(store);
         let (_, restored) = open(folder.path()).unwrap();
         assert_eq!((restored.records.len(), restored.saved_at), (0, 8));
-    }
-
-    #[test]
-    fn every_start_has_a_later_epoch_even_if_the_clock_was_set_back() {
-        let folder = tempfile::tempdir().unwrap();
-        let (store, first) = open(folder.path()).unwrap();
-        assert_eq!(store.next_epoch(1).unwrap(), first.epoch_ms + 1);
-        let ahead = first.epoch_ms + 3_600_000;
-        assert_eq!(store.next_epoch(ahead).unwrap(), ahead);
-        drop(store);
-        let (_, second) = open(folder.path()).unwrap();
-        assert_eq!(second.epoch_ms, ahead + 1);
     }
 
     #[test]

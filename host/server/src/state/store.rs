@@ -16,7 +16,6 @@ const RECORDS: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("records
 const FIGURES: TableDefinition<'_, &str, u64> = TableDefinition::new("figures");
 const FORMAT_KEY: &str = "format";
 const SAVED_AT: &str = "saved-at";
-const EPOCH: &str = "epoch";
 
 /// How much of the file is kept in memory: the upper part of its trees.
 const CACHE_BYTES: usize = 32 << 20;
@@ -95,27 +94,6 @@ impl Store {
             figures.insert(SAVED_AT, saved_at)?;
         }
         Ok(transaction.commit()?)
-    }
-
-    /// A number for a start of the node: `wanted`, or more where an earlier start has had
-    /// that or more, as when the clock was set back. It is noted for the next one.
-    ///
-    /// # Errors
-    /// If it can't be noted.
-    pub(crate) fn next_epoch(&self, wanted: u64) -> Result<u64, Fault> {
-        let next = || -> anyhow::Result<u64> {
-            let transaction = self.database.begin_write()?;
-            let epoch = {
-                let mut figures = transaction.open_table(FIGURES)?;
-                let last = figures.get(EPOCH)?.map_or(0, |epoch| epoch.value());
-                let epoch = wanted.max(last.saturating_add(1));
-                figures.insert(EPOCH, epoch)?;
-                epoch
-            };
-            transaction.commit()?;
-            Ok(epoch)
-        };
-        guarded(|| next().map_err(Fault::Unusable))
     }
 
     /// That the file is new, or has the format that is known here.

@@ -149,7 +149,7 @@ impl Log {
                     let failed = letter.reason == message::Cause::PluginFailed.as_str();
                     self.failures += u64::from(failed);
                 }
-                Subject::Online | Subject::Offline | Subject::Updated | Subject::Beacon => {}
+                Subject::Online | Subject::Offline | Subject::Updated => {}
             }
         }
         // Viewers are told of it in the same step.
