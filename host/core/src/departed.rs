@@ -100,8 +100,8 @@ impl Departed {
     }
 
     /// What was decided on a user's last departure, if it still holds.
-    pub fn verdict(&self, now: u64, event: &Event) -> Option<Arc<Verdict>> {
-        self.verdicts.find(now, event).map(|(verdict, _)| verdict)
+    pub fn verdict(&self, wall: u64, event: &Event) -> Option<Arc<Verdict>> {
+        self.verdicts.find(wall, event).map(|(verdict, _)| verdict)
     }
 
     /// Keeps what was decided on a user's last departure.
@@ -126,6 +126,13 @@ impl Departed {
             return;
         }
         for user in self.verdicts.affected(changes) {
+            self.verdicts.forget(user);
+        }
+    }
+
+    /// The wall clock has moved: what read it is decided again when it is asked for.
+    pub fn clock_moved(&mut self) {
+        for user in self.verdicts.time_readers() {
             self.verdicts.forget(user);
         }
     }

@@ -17,6 +17,7 @@
 mod askers;
 pub mod audience;
 pub mod body;
+pub mod clock;
 pub mod departed;
 pub mod directory;
 pub mod event;

@@ -13,7 +13,7 @@ use crate::names::{Id, Names};
 /// What a call is about and may know.
 #[derive(Clone, Copy, Debug)]
 pub struct Context<'a> {
-    /// The time, in milliseconds since the Unix epoch.
+    /// The wall time, in milliseconds since the Unix epoch.
     pub now: u64,
     /// The event.
     pub event: &'a Arc<Event>,
@@ -173,7 +173,7 @@ pub struct Reads {
     pub timestamp: bool,
     /// The time was read.
     pub time: bool,
-    /// The earliest time at which a component asked to be asked again.
+    /// The earliest wall time at which a component asked to be asked again.
     pub reconsider_at: Option<u64>,
     /// A component read the time, and didn't say until when its answer holds. What
     /// others say of their own answers doesn't hold for it.

@@ -26,6 +26,7 @@ use self::agenda::Agenda;
 use self::backlog::Backlog;
 use self::pace::Pace;
 use crate::body;
+use crate::clock::Clock;
 use crate::departed::Departed;
 use crate::directory::{Changes, Directory, Question};
 use crate::event::{Change, Event};
@@ -123,13 +124,22 @@ pub enum Input {
     Rules,
     /// The settings have changed.
     Settings(Box<Settings>),
-    /// The broker is away: silence says nothing of anyone.
-    Pause,
-    /// The broker is back.
-    Resume {
-        /// The longest body that it takes, in bytes.
-        body_bytes_max: usize,
+    /// All that there was to hear up to a time has been handed over: leases and graces
+    /// run by that alone, see [`Tracker::heard`].
+    Heard {
+        /// Up to when, by the clock of `now`.
+        at: u64,
     },
+    /// The wall clock has moved against the time that is given as `now`.
+    Clock {
+        /// How far it is ahead, in milliseconds; behind, if negative.
+        ahead_ms: i64,
+    },
+    /// The broker takes longer or shorter bodies than before.
+    BodyBytesMax(
+        /// The longest, in bytes.
+        usize,
+    ),
 }
 
 /// What a shard wants done.
@@ -192,7 +202,9 @@ pub struct Shard {
     /// When to decide again on whom: failed, unanswered, or due by their own wish.
     agenda: Agenda,
     waiting: Waiting,
+    /// The monotonic time.
     now: u64,
+    clock: Clock,
 }
 
 impl Shard {
@@ -215,12 +227,14 @@ impl Shard {
             agenda: Agenda::default(),
             waiting: Waiting::default(),
             now: 0,
+            clock: Clock::default(),
         }
     }
 
-    /// Takes an input that arrived at `now`, in milliseconds since the Unix epoch.
+    /// Takes an input that arrived at `now`, in milliseconds by a clock that nobody
+    /// sets; it is wall time as well until [`Input::Clock`] says otherwise.
     pub fn handle(&mut self, now: u64, input: Input, rules: &mut dyn Rules, out: &mut Vec<Output>) {
-        self.now = self.now.max(now);
+        self.pass(now);
         match input {
             Input::Message { message, reply } => {
                 self.message(message, rules, out);
@@ -248,7 +262,7 @@ impl Shard {
                 self.departed.resize(settings.departures_max);
                 self.pace.change(settings.corrections_per_s);
                 if !settings.inbox {
-                    self.inboxes.forget(self.now);
+                    self.inboxes.forget(self.clock.stamp());
                 }
                 let had_statuses = self.settings.status.is_some();
                 self.settings = *settings;
@@ -256,17 +270,15 @@ impl Shard {
                     self.forget_statuses();
                 }
             }
-            Input::Pause => self.tracker.pause(),
-            Input::Resume { body_bytes_max } => {
-                self.settings.body_bytes_max = body_bytes_max;
-                self.tracker.resume(self.now);
-            }
+            Input::Heard { at } => self.tracker.heard(self.now, at),
+            Input::Clock { ahead_ms } => self.wall_clock_moved(ahead_ms),
+            Input::BodyBytesMax(bytes) => self.settings.body_bytes_max = bytes,
         }
     }
 
     /// Does what has fallen due by `now`.
     pub fn advance(&mut self, now: u64, rules: &mut dyn Rules, out: &mut Vec<Output>) {
-        self.now = self.now.max(now);
+        self.pass(now);
         while let Some(transition) = self.tracker.expire(self.now) {
             self.transition(transition, rules, out);
         }
@@ -348,6 +360,12 @@ impl Shard {
             || self
                 .verdicts
                 .reads(question, |user| self.ledger.get(user).is_some())
+    }
+
+    /// It has become `now`, unless it was later already.
+    fn pass(&mut self, now: u64) {
+        self.clock.pass(now);
+        self.now = self.clock.now();
     }
 
     fn message(&mut self, message: Message, rules: &mut dyn Rules, out: &mut Vec<Output>) {
@@ -486,7 +504,14 @@ impl Shard {
             body_bytes_max,
             ..
         } = &self.settings;
-        let body = body::dead_letter(subject, rejection, payload, self.now, node, *body_bytes_max);
+        let body = body::dead_letter(
+            subject,
+            rejection,
+            payload,
+            self.clock.stamp(),
+            node,
+            *body_bytes_max,
+        );
         self.publish(Subject::DeadLetters, body, out);
     }
 }

@@ -16,6 +16,7 @@ use serde::Deserialize;
 use serde::de::{Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
+use crate::clock::Clock;
 use crate::json::push_number;
 use crate::metadata::Metadata;
 use crate::names::{Id, Name};
@@ -168,9 +169,9 @@ impl Status {
 }
 
 impl Word {
-    /// What holds of it at a time.
-    fn at(&self, now: u64) -> Option<&Status> {
-        let expired = |status: &&Status| status.expires_at.is_some_and(|at| at <= now);
+    /// What holds of it at a wall time.
+    fn at(&self, wall: u64) -> Option<&Status> {
+        let expired = |status: &&Status| status.expires_at.is_some_and(|at| at <= wall);
         self.status.as_ref().filter(|status| !expired(status))
     }
 }
@@ -210,10 +211,10 @@ impl Reading {
 #[derive(Debug, Default)]
 struct Entry {
     word: Option<Word>,
-    /// When the last update was broadcast.
+    /// When the last update was broadcast, by the monotonic time.
     told_at: Option<u64>,
-    /// Whether viewers haven't had their turn to be told of it.
-    untold: bool,
+    /// The stamp of an update of which viewers haven't had their turn to be told.
+    untold: Option<u64>,
     /// When to look at the user again.
     look_at: Option<u64>,
 }
@@ -274,40 +275,49 @@ impl Statuses {
         self.users.entry(user).or_default().word = Some(word);
     }
 
-    /// What a user says of themselves, as a JSON object; none within if that is
+    /// What a user says of themselves at a wall time, as a JSON object; none within if that is
     /// nothing, or nothing any more; none if they have never said anything.
-    pub fn status(&self, now: u64, user: Id) -> Option<Option<Box<str>>> {
+    pub fn status(&self, wall: u64, user: Id) -> Option<Option<Box<str>>> {
         let word = self.users.get(&user)?.word.as_ref()?;
-        Some(word.at(now).map(Status::json))
+        Some(word.at(wall).map(Status::json))
     }
 
-    /// When what a user says of themselves expires, if it will.
-    pub fn expires_at(&self, now: u64, user: Id) -> Option<u64> {
+    /// At which wall time what a user says of themselves expires, if it will.
+    pub fn expires_at(&self, wall: u64, user: Id) -> Option<u64> {
         let word = self.users.get(&user)?.word.as_ref()?;
-        word.at(now)?.expires_at
+        word.at(wall)?.expires_at
     }
 
-    /// When the last update of a user was broadcast.
+    /// When the last update of a user was broadcast, by the monotonic time.
     pub fn told_at(&self, user: Id) -> Option<u64> {
         self.users.get(&user)?.told_at
     }
 
     /// An update of a user is broadcast.
-    pub fn told(&mut self, now: u64, user: Id) {
+    pub fn told(&mut self, clock: &Clock, user: Id) {
         let entry = self.users.entry(user).or_default();
-        entry.told_at = Some(now);
-        entry.untold = true;
+        entry.told_at = Some(clock.now());
+        entry.untold = Some(clock.stamp());
     }
 
-    /// When the update was broadcast that viewers are told of now, if there is one.
+    /// The stamp of the update that viewers are told of now, if there is one.
     pub fn take_untold(&mut self, user: Id) -> Option<u64> {
-        let entry = self.users.get_mut(&user)?;
-        std::mem::take(&mut entry.untold)
-            .then_some(entry.told_at)
-            .flatten()
+        self.users.get_mut(&user)?.untold.take()
     }
 
-    /// Looks at a user again at a time, or before it.
+    /// The users of whom something is known that expires, in a stable order.
+    pub fn expiring(&self) -> Vec<Id> {
+        let expires = |entry: &Entry| {
+            let status = entry.word.as_ref().and_then(|word| word.status.as_ref());
+            status.is_some_and(|status| status.expires_at.is_some())
+        };
+        let users = self.users.iter().filter(|(_, entry)| expires(entry));
+        let mut users: Vec<_> = users.map(|(user, _)| *user).collect();
+        users.sort_unstable();
+        users
+    }
+
+    /// Looks at a user again at a time, by the monotonic time, or before it.
     pub fn look_at(&mut self, user: Id, at: u64) {
         let entry = self.users.entry(user).or_default();
         if entry.look_at.is_some_and(|before| before <= at) {

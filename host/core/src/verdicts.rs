@@ -81,12 +81,12 @@ pub struct Verdicts {
 
 impl Verdicts {
     /// The verdict on an event, if one was made from the same inputs, and until
-    /// when it holds, if not for good.
-    pub fn find(&self, now: u64, event: &Event) -> Option<(Arc<Verdict>, Option<u64>)> {
+    /// which wall time it holds, if not for good.
+    pub fn find(&self, wall: u64, event: &Event) -> Option<(Arc<Verdict>, Option<u64>)> {
         let kept = self.kept.get(&event.user)?;
         let reads = &kept.reads;
         let same = kept.rules == self.rules
-            && reads.holds_at(kept.made_at, now)
+            && reads.holds_at(kept.made_at, wall)
             && !reads.timestamp
             && !reads.all_metadata
             && reads
@@ -102,8 +102,8 @@ impl Verdicts {
         self.kept.get(&user).map(|kept| Arc::clone(&kept.verdict))
     }
 
-    /// Keeps a verdict on an event that was made at `now`.
-    pub fn keep(&mut self, now: u64, event: &Event, verdict: Arc<Verdict>, reads: Reads) {
+    /// Keeps a verdict on an event that was made at a wall time.
+    pub fn keep(&mut self, wall: u64, event: &Event, verdict: Arc<Verdict>, reads: Reads) {
         self.forget(event.user);
         for question in foreign(event.user, &reads) {
             self.readers.insert(question, event.user);
@@ -115,11 +115,20 @@ impl Verdicts {
             Kept {
                 verdict,
                 rules: self.rules,
-                made_at: now,
+                made_at: wall,
                 reads,
                 values,
             },
         );
+    }
+
+    /// The users whose verdicts read the time, or hold up to a time, in a stable order.
+    pub fn time_readers(&self) -> Vec<Id> {
+        let by_time = |reads: &Reads| reads.time || reads.reconsider_at.is_some();
+        let kept = self.kept.iter().filter(|(_, kept)| by_time(&kept.reads));
+        let mut users: Vec<_> = kept.map(|(user, _)| *user).collect();
+        users.sort_unstable();
+        users
     }
 
     /// Drops the verdict on a user.

@@ -197,6 +197,7 @@ impl Pair {
             tracker: tracker::Settings {
                 timeout_ms: TIMEOUT_MS,
                 grace_ms,
+                ..tracker::Settings::default()
             },
             // When a user was updated last, a restart forgets.
             status: Some(status::Settings { min_interval_ms: 0 }),
@@ -288,11 +289,11 @@ impl Pair {
             .collect();
         node.shard.keep_records(true);
         node.shard.restore(self.now, 0, records);
-        node.shard.hear(self.now);
+        node.shard.renew_leases(self.now);
         let told = node.wait(self.now, self.now);
         self.restarted = node;
         // Every lease begins anew.
-        self.steady.shard.hear(self.now);
+        self.steady.shard.renew_leases(self.now);
         assert_eq!(told, self.steady.wait(self.now, self.now));
     }
 
@@ -372,6 +373,7 @@ fn a_grace_does_not_run_while_the_host_is_down() {
         tracker: tracker::Settings {
             timeout_ms: 30_000,
             grace_ms: 5_000,
+            ..tracker::Settings::default()
         },
         ..Settings::default()
     };
@@ -391,7 +393,7 @@ fn a_grace_does_not_run_while_the_host_is_down() {
         ..node
     };
     node.shard.restore(60_000, 57_000, records);
-    node.shard.hear(60_000);
+    node.shard.renew_leases(60_000);
     assert_eq!(node.wait(60_000, 63_999), Vec::<String>::new());
     let offline = node.wait(63_999, 64_000);
     assert!(offline[0].contains("\"lastSeen\":2000"), "{offline:?}");

@@ -97,6 +97,7 @@ fn settings(min_interval_ms: Option<u64>, grace_ms: u64) -> Settings {
         tracker: tracker::Settings {
             timeout_ms: 30_000,
             grace_ms,
+            ..tracker::Settings::default()
         },
         status: min_interval_ms.map(|min_interval_ms| status::Settings { min_interval_ms }),
         ..Settings::default()
@@ -382,9 +383,7 @@ fn an_update_is_broadcast_and_told_to_those_who_see_a_difference() {
 fn what_would_be_too_long_with_its_status_stays_as_it_was() {
     let mut world = World::new(Some(0), 0);
     world.run("1000 connect web | 1000 online - -");
-    world.input(Input::Resume {
-        body_bytes_max: 300,
-    });
+    world.input(Input::BodyBytesMax(300));
     world.now = 1_001;
     let status = json!({"status": {"text": "x".repeat(250)}});
     let told = world.says(Kind::Heartbeat, "web", 1_001, status);

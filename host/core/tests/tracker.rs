@@ -129,6 +129,7 @@ fn the_greatest_figures_overflow_nothing() {
     let settings = Settings {
         timeout_ms: u64::MAX,
         grace_ms: u64::MAX,
+        ..Settings::default()
     };
     let mut tracker = Tracker::new(settings);
     tracker.connect(u64::MAX - 1, "alice", "web", u64::MAX, || ());
@@ -147,6 +148,7 @@ fn figures_of_zero_end_every_life_at_once() {
     let mut tracker = Tracker::new(Settings {
         timeout_ms: 0,
         grace_ms: 0,
+        ..Settings::default()
     });
     tracker.connect(5, "alice", "web", 5, || ());
     assert_eq!(tracker.next_deadline(), Some(5));

@@ -269,7 +269,7 @@ impl World {
         let records = self.store.iter();
         let records = records.map(|(key, value)| Record::decode(key, value, &self.names).unwrap());
         self.shard.restore(self.now, down_ms, records);
-        self.shard.hear(self.now);
+        self.shard.renew_leases(self.now);
         self.wait_until(self.now);
     }
 

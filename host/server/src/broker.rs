@@ -16,6 +16,12 @@ pub(crate) const BODY_BYTES_MAX: usize = (1 << 20) - HEADER_BYTES_MAX;
 /// More than the headers of any publication take.
 const HEADER_BYTES_MAX: usize = 1_024;
 
+/// How often it is found out up to when everything has been heard, in milliseconds:
+/// several times within a time-out.
+pub(crate) fn pulse_ms(timeout_ms: u64) -> u64 {
+    (timeout_ms / 8).clamp(1, 250)
+}
+
 /// What is known of the connection.
 #[derive(Debug, Default)]
 pub(crate) struct Health {

@@ -14,10 +14,12 @@ use presence_core::names::Names;
 use presence_core::{Input, Settings, Shard, status, tracker};
 use presence_sandbox::Blueprint;
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::MissedTickBehavior;
 
 use crate::ask::{Counts, Desk};
 use crate::barrier;
 use crate::broker::{self, Health};
+use crate::clock;
 use crate::config::{self, Config};
 use crate::directory::Content;
 use crate::directory::request::Fetcher;
@@ -238,25 +240,44 @@ impl Tenant {
         self.workers.tell(|| input.clone()).await;
     }
 
-    /// Has the workers know when the broker is away: silence says nothing of
-    /// anyone then. When it is back, it may take longer or shorter messages.
+    /// Has the workers know that the broker may take longer or shorter messages when
+    /// it is back from having been away.
     pub(crate) fn follow_link(&self, mut links: mpsc::UnboundedReceiver<bool>, client: Client) {
         let workers = self.workers.clone();
         let known = Arc::clone(&self.body_bytes_max);
         let fetcher = self.fetcher.clone();
         tokio::spawn(async move {
             while let Some(connected) = links.recv().await {
-                let input = if connected {
-                    let body_bytes_max = broker::body_bytes_max(&client);
-                    known.store(body_bytes_max, Ordering::Relaxed);
-                    if let Some(fetcher) = &fetcher {
-                        fetcher.reconnected();
-                    }
-                    Input::Resume { body_bytes_max }
-                } else {
-                    Input::Pause
-                };
-                workers.tell(|| input.clone()).await;
+                if !connected {
+                    continue;
+                }
+                let body_bytes_max = broker::body_bytes_max(&client);
+                known.store(body_bytes_max, Ordering::Relaxed);
+                if let Some(fetcher) = &fetcher {
+                    fetcher.reconnected();
+                }
+                workers.tell(|| Input::BodyBytesMax(body_bytes_max)).await;
+            }
+        });
+    }
+
+    /// Has the workers know up to when everything has been heard: as long as there is
+    /// a connection to the broker, that is now.
+    pub(crate) fn follow_hearing(&self, broker: Arc<Health>, timeout_ms: u64) {
+        let workers = self.workers.clone();
+        let mut pulse = tokio::time::interval(Duration::from_millis(broker::pulse_ms(timeout_ms)));
+        pulse.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        tokio::spawn(async move {
+            loop {
+                pulse.tick().await;
+                if !broker.connected.load(Ordering::Relaxed) {
+                    continue;
+                }
+                let at = clock::now_ms();
+                for worker in workers.iter() {
+                    // One that has no room for it has no room for inputs either.
+                    worker.offer(Task::Inputs(at, vec![Input::Heard { at }]));
+                }
             }
         });
     }
@@ -322,6 +343,7 @@ pub(crate) fn settings(config: &Config, body_bytes_max: usize) -> Settings {
         tracker: tracker::Settings {
             timeout_ms: config.tracker.timeout_ms,
             grace_ms: config.tracker.grace_ms,
+            hear_step_ms: Some(2 * broker::pulse_ms(config.tracker.timeout_ms)),
         },
         broadcast: config.tracker.broadcast.clone(),
         reuse_verdicts: config.engine.reuse_verdicts,

@@ -260,7 +260,7 @@ impl State {
             }
             Task::Restore(down_ms, records, done) => {
                 self.shard.restore(clock::now_ms(), down_ms, records);
-                self.shard.hear(clock::now_ms());
+                self.shard.renew_leases(clock::now_ms());
                 let _ = done.send(());
             }
             Task::Query(asking, piece) => {

@@ -10,7 +10,7 @@ use crate::names::Id;
 /// A decision that is to be made again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Again {
-    /// When, in milliseconds since the Unix epoch.
+    /// When, in milliseconds by the monotonic time.
     pub(super) at: u64,
     /// Set while the decision is pending, since it failed or lacks an answer:
     /// how long to wait after the next failure, in milliseconds.

@@ -43,6 +43,24 @@ impl Shard {
         self.waiting.rules_changed();
     }
 
+    /// The wall clock has moved: whoever's verdict read it is decided again, and
+    /// statuses that expire are looked at.
+    pub(super) fn wall_clock_moved(&mut self, ahead_ms: i64) {
+        self.clock.set_ahead(ahead_ms);
+        self.tracker.set_ahead(ahead_ms);
+        self.departed.clock_moved();
+        for user in self.verdicts.time_readers() {
+            self.verdicts.forget(user);
+            if self.ledger.get(user).is_some() {
+                self.backlog.changed(user);
+            }
+        }
+        self.backlog.handed_in();
+        for user in self.statuses.expiring() {
+            self.statuses.look_at(user, self.now);
+        }
+    }
+
     /// Has everyone decided again if the rules have become others of their own accord.
     pub(super) fn notice_replaced(&mut self, rules: &mut dyn Rules) {
         if rules.take_replaced() {

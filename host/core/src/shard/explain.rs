@@ -22,12 +22,13 @@ impl Shard {
         rules: &mut dyn Rules,
         out: &mut Vec<Output>,
     ) -> Found {
-        let now = self.now.max(now);
+        let now = self.clock.wall_at(self.now.max(now));
         let viewer = self.names.intern(viewer);
         let (user, name) = self.names.intern_name(user);
         let entry = self.ledger.get(user);
         let told = entry.is_some_and(|entry| entry.told.contains(viewer));
         let pending = self.agenda.pending_until(user);
+        let pending = pending.map(|at| self.clock.wall_at(at));
         let (event, basis) = match entry {
             Some(entry) => (Arc::clone(&entry.event), Basis::Online),
             None => match self.departed.event(user, &self.names) {

@@ -32,7 +32,7 @@ impl Pace {
         }
     }
 
-    /// When the next message may be published, in milliseconds since the Unix epoch.
+    /// When the next message may be published, in milliseconds by the monotonic time.
     pub(super) fn next_at(&self) -> u64 {
         self.done_ns.div_ceil(NS_PER_MS)
     }

@@ -37,7 +37,7 @@ impl Shard {
         rules: &mut dyn Rules,
         out: &mut Vec<Output>,
     ) -> Answers {
-        let now = self.now.max(now);
+        let now = self.clock.wall_at(self.now.max(now));
         self.notice_replaced(rules);
         // Not merely looked up: a rule may name whom nobody has named before.
         let viewer = self.names.intern(viewer);

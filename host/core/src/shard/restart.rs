@@ -37,7 +37,7 @@ impl Shard {
     /// were taken `down_ms` ago. Verdicts are none of them: everyone is decided
     /// again, and the differences are corrected.
     pub fn restore(&mut self, now: u64, down_ms: u64, records: impl IntoIterator<Item = Record>) {
-        self.now = self.now.max(now);
+        self.pass(now);
         for record in records {
             match record {
                 Record::Tracker(record) => self.tracker.restore(self.now, down_ms, record),
@@ -69,9 +69,9 @@ impl Shard {
         self.backlog.handed_in();
     }
 
-    /// The shard hears from now on: every lease begins anew.
-    pub fn hear(&mut self, now: u64) {
-        self.now = self.now.max(now);
-        self.tracker.hear(self.now);
+    /// Every lease begins anew.
+    pub fn renew_leases(&mut self, now: u64) {
+        self.pass(now);
+        self.tracker.renew_leases(self.now);
     }
 }

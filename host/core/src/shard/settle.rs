@@ -31,8 +31,9 @@ impl Shard {
         whom: Whom,
         out: &mut Vec<Output>,
     ) {
-        let again = again_at.filter(|at| *at > self.now).map(|at| Again {
-            at,
+        let again_at = again_at.filter(|at| *at > self.clock.wall());
+        let again = again_at.map(|at| Again {
+            at: self.clock.now_at(at),
             next_wait_ms: None,
         });
         self.agenda.set(event.user, again);
@@ -64,7 +65,7 @@ impl Shard {
         }
         let anew = match self.statuses.take_untold(event.user) {
             Some(at) => &updated(event, at),
-            None if self.settings.status.is_some() => &updated(event, self.now),
+            None if self.settings.status.is_some() => &updated(event, self.clock.stamp()),
             None => &**event,
         };
         for news in &news {
@@ -82,9 +83,9 @@ impl Shard {
         }
         self.counters.corrected += lost.len();
         let gone = Event {
-            timestamp: self.now,
+            timestamp: self.clock.stamp(),
             change: Change::Offline {
-                last_seen: self.now,
+                last_seen: self.clock.stamp(),
                 reason: Reason::Disconnect,
             },
             ..event.clone()

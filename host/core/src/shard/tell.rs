@@ -80,19 +80,19 @@ impl Shard {
         out: &mut Vec<Output>,
     ) {
         if self.settings.reuse_verdicts
-            && let Some((verdict, again_at)) = self.verdicts.find(self.now, event)
+            && let Some((verdict, again_at)) = self.verdicts.find(self.clock.wall(), event)
         {
             self.counters.reused += 1;
             return self.settle(event, &verdict, again_at, whom, out);
         }
         self.counters.decided += 1;
-        let context = context(self.now, event, &self.directory, &self.names);
+        let context = context(self.clock.wall(), event, &self.directory, &self.names);
         match rules.decide(context) {
             Decision::Decided(renditions, reads) => {
                 let verdict = Arc::new(Verdict::new(event.user, renditions));
                 let again_at = reads.reconsider_at;
                 self.verdicts
-                    .keep(self.now, event, Arc::clone(&verdict), reads);
+                    .keep(self.clock.wall(), event, Arc::clone(&verdict), reads);
                 self.settle(event, &verdict, again_at, whom, out);
             }
             Decision::NotAtHand(questions) => {
@@ -179,7 +179,7 @@ impl Shard {
             let Some(viewer) = names.name(id) else {
                 continue;
             };
-            let (epoch_ms, seq) = self.inboxes.number(self.now, id);
+            let (epoch_ms, seq) = self.inboxes.number(self.clock.stamp(), id);
             out.push(Output::Deliver(Delivery {
                 viewer: viewer.clone(),
                 epoch_ms,

@@ -35,7 +35,7 @@ impl Shard {
         }
         if let Some(status) = said.status {
             let (id, name) = self.names.intern_name(user);
-            let timestamp = timestamp.min(self.now);
+            let timestamp = timestamp.min(self.clock.stamp());
             if self.statuses.say(id, &name, timestamp, status) {
                 self.statuses.look_at(id, self.now);
             }
@@ -58,8 +58,8 @@ impl Shard {
                 Reading::of(&entry.event.metadata)
             }
             None => {
-                if let Some(at) = self.statuses.expires_at(self.now, event.user) {
-                    self.statuses.look_at(event.user, at);
+                if let Some(at) = self.statuses.expires_at(self.clock.wall(), event.user) {
+                    self.statuses.look_at(event.user, self.clock.now_at(at));
                 }
                 self.reading(&event)
             }
@@ -106,7 +106,7 @@ impl Shard {
             return Reading::default();
         }
         let name = event.name.as_str();
-        let status = self.statuses.status(self.now, event.user);
+        let status = self.statuses.status(self.clock.wall(), event.user);
         if self.tracker.is_connected(name) {
             let activity = self.tracker.activity(name);
             return Reading {
@@ -129,8 +129,8 @@ impl Shard {
             return;
         };
         let before = Arc::clone(&entry.event);
-        if let Some(at) = self.statuses.expires_at(self.now, user) {
-            self.statuses.look_at(user, at);
+        if let Some(at) = self.statuses.expires_at(self.clock.wall(), user) {
+            self.statuses.look_at(user, self.clock.now_at(at));
         }
         let reading = self.reading(&before);
         if reading == Reading::of(&before.metadata) {
@@ -150,7 +150,7 @@ impl Shard {
             metadata: reading.put_into(&before.metadata),
             ..Event::clone(&before)
         });
-        let body = body::event(&updated(&event, self.now));
+        let body = body::event(&updated(&event, self.clock.stamp()));
         let body_bytes_max = self.settings.body_bytes_max;
         if body.len() > body_bytes_max {
             let error = format!(
@@ -161,7 +161,7 @@ impl Shard {
             return self.dead_letter(Subject::Updated.as_str(), &rejection, &body, out);
         }
         self.publish(Subject::Updated, body, out);
-        self.statuses.told(self.now, user);
+        self.statuses.told(&self.clock, user);
         self.show(event, rules, out);
     }
 }

@@ -251,7 +251,7 @@ impl Shard {
 
     /// Waits no more: whatever waits goes on as it would in the end.
     pub fn give_up(&mut self, now: u64, rules: &mut dyn Rules, out: &mut Vec<Output>) {
-        self.now = self.now.max(now);
+        self.pass(now);
         let mut users: Vec<_> = self.waiting.queues.keys().copied().collect();
         users.sort_unstable();
         for user in users {
@@ -284,7 +284,7 @@ impl Shard {
         out: &mut Vec<Output>,
     ) -> Result<(), Lack> {
         let event = self.with_status(event);
-        let context = context(self.now, &event, &self.directory, &self.names);
+        let context = context(self.clock.wall(), &event, &self.directory, &self.names);
         let mut enriched = rules.enrich(context);
         if !enriched.not_at_hand.is_empty() {
             if self.now < until {
@@ -317,7 +317,7 @@ impl Shard {
         rules: &mut dyn Rules,
         out: &mut Vec<Output>,
     ) -> Result<(), Lack> {
-        let context = context(self.now, &event, &self.directory, &self.names);
+        let context = context(self.clock.wall(), &event, &self.directory, &self.names);
         let renditions = match rules.redact(context, told.audience()) {
             Decision::Decided(renditions, _) => renditions,
             Decision::NotAtHand(questions) if self.now < until => {

@@ -3,15 +3,17 @@
 //! An entry may be early but is never late: whoever moves a deadline further
 //! away leaves the entry where it is, so a heartbeat costs nothing here, and
 //! whoever pops it early puts it back at the real deadline, even if that has
-//! passed as well: what is due comes in the order of its deadlines. There is at
-//! most one entry for each task of each connection and user. What is popped may
-//! be out of date, its connection long forgotten: the key tells.
+//! passed as well: what is due comes in the order of its deadlines. Where a deadline
+//! comes nearer, as it rarely does, an earlier entry takes the place of the one that
+//! is there: connections and users know which of theirs counts. What is popped may be
+//! out of date, its connection long forgotten: the key tells.
 //!
-//! Due at the same moment, tasks come in the order of `Task`: graces before
-//! leases, the older user or connection first.
+//! Leases and graces are due by the hearing clock, the rest by the host's. What is
+//! overdue for longer comes first; due at the same moment, tasks come in the order of
+//! `Task`: graces before leases, the older user or connection first.
 
 use std::cmp::Reverse;
-use std::collections::BinaryHeap;
+use std::collections::{BTreeSet, BinaryHeap};
 
 use super::slab::Key;
 
@@ -27,9 +29,12 @@ pub(super) enum Task {
 
 #[derive(Debug, Default)]
 pub(super) struct Agenda {
-    /// Apart from the rest, since a pause skips them all.
-    leases: Heap,
+    /// By the hearing clock.
+    heard: Heap,
+    /// By the host's clock.
     others: Heap,
+    /// Connections whose lease may have to be cut, by the host's clock: as a rule, none.
+    cuts: BTreeSet<(u64, Key)>,
 }
 
 type Heap = BinaryHeap<Reverse<(u64, Task)>>;
@@ -37,34 +42,54 @@ type Heap = BinaryHeap<Reverse<(u64, Task)>>;
 impl Agenda {
     pub(super) fn push(&mut self, at: u64, task: Task) {
         match task {
-            Task::Lease(_) => self.leases.push(Reverse((at, task))),
-            Task::EndGrace(_) | Task::Forget(_) => self.others.push(Reverse((at, task))),
+            Task::EndGrace(_) | Task::Lease(_) => self.heard.push(Reverse((at, task))),
+            Task::Forget(_) => self.others.push(Reverse((at, task))),
         }
     }
 
-    pub(super) fn next_lease(&self) -> Option<u64> {
-        self.leases.peek().map(|Reverse((at, _))| *at)
+    /// The first moment of the hearing clock at which something is due.
+    pub(super) fn next_heard(&self) -> Option<u64> {
+        self.heard.peek().map(|Reverse((at, _))| *at)
     }
 
+    /// The first moment of the host's clock at which something is due.
     pub(super) fn next_other(&self) -> Option<u64> {
         self.others.peek().map(|Reverse((at, _))| *at)
     }
 
-    /// The first entry that is due, and since when.
-    pub(super) fn pop_due(&mut self, now: u64, with_leases: bool) -> Option<(u64, Task)> {
-        // The heaps are reversed: the greater is the earlier.
-        let leases_first = with_leases && self.leases.peek() > self.others.peek();
-        let heap = if leases_first {
-            &mut self.leases
-        } else {
-            &mut self.others
+    /// The first entry that is due, and since when by its own clock.
+    pub(super) fn pop_due(&mut self, now: u64, hearing_clock: u64) -> Option<(u64, Task)> {
+        let order = |heap: &Heap, clock: u64| {
+            let Reverse((at, task)) = *heap.peek()?;
+            let overdue_ms = clock.checked_sub(at)?;
+            Some((Reverse(overdue_ms), task))
         };
-        heap.peek().filter(|Reverse((at, _))| *at <= now)?;
+        let heard = order(&self.heard, hearing_clock);
+        let other = order(&self.others, now);
+        let heap = match (heard, other) {
+            (None, None) => return None,
+            (Some(heard), Some(other)) if other < heard => &mut self.others,
+            (Some(_), _) => &mut self.heard,
+            (None, Some(_)) => &mut self.others,
+        };
         heap.pop().map(|Reverse(entry)| entry)
     }
 
+    /// Notes when a connection's lease may have to be cut.
+    pub(super) fn cut_at(&mut self, at: u64, key: Key) {
+        self.cuts.insert((at, key));
+    }
+
+    /// A connection whose lease may have to be cut by `now`.
+    pub(super) fn pop_cut(&mut self, now: u64) -> Option<Key> {
+        let first = *self.cuts.first().filter(|(at, _)| *at <= now)?;
+        self.cuts.remove(&first);
+        Some(first.1)
+    }
+
     pub(super) fn clear(&mut self) {
-        self.leases.clear();
+        self.heard.clear();
         self.others.clear();
+        self.cuts.clear();
     }
 }

@@ -12,12 +12,16 @@ pub(super) struct Connection<M> {
     /// The hash of (user, connection), for when the table grows.
     pub(super) hash: u64,
     pub(super) state: State<M>,
-    /// Whether the agenda holds a `Task::Lease` for it.
-    pub(super) lease_queued: bool,
+    /// At which moment the agenda holds the `Task::Lease` that counts for it;
+    /// [`NOT_QUEUED`] if there is none.
+    pub(super) lease_entry: u64,
     /// Whether the agenda holds a `Task::Forget` for it.
     pub(super) forgetting_queued: bool,
     pub(super) saving: Saving,
 }
+
+/// No entry of the agenda: later than any.
+pub(super) const NOT_QUEUED: u64 = u64::MAX;
 
 /// Where a connection or user stands between here and the store, see `record`.
 #[derive(Clone, Copy, Debug, Default)]
@@ -50,9 +54,11 @@ pub(super) enum State<M> {
 
 #[derive(Debug)]
 pub(super) struct Life<M> {
-    /// When it was last heard from, by the host's clock: what liveness is
-    /// judged by.
+    /// When it was last heard from, by the host's clock.
     pub(super) heard_at: u64,
+    /// From which moment of the hearing clock its lease counts: what liveness is
+    /// judged by.
+    pub(super) lease_from: u64,
     /// The timestamp of its newest connect, whose metadata it has. A disconnect
     /// from before belongs to an earlier life of the same connection.
     pub(super) opened: u64,
@@ -66,9 +72,10 @@ pub(super) struct Life<M> {
 }
 
 impl<M> Life<M> {
-    pub(super) fn new(now: u64, opened: u64, timestamp: u64, metadata: M) -> Self {
+    pub(super) fn new(heard: Heard, opened: u64, timestamp: u64, metadata: M) -> Self {
         Self {
-            heard_at: now,
+            heard_at: heard.at,
+            lease_from: heard.lease_from,
             opened,
             newest: timestamp,
             saved_newest: 0,
@@ -77,10 +84,20 @@ impl<M> Life<M> {
         }
     }
 
-    pub(super) fn renew(&mut self, now: u64, timestamp: u64) {
-        self.heard_at = now;
+    pub(super) fn renew(&mut self, heard: Heard, timestamp: u64) {
+        self.heard_at = heard.at;
+        self.lease_from = heard.lease_from;
         self.newest = self.newest.max(timestamp);
     }
+}
+
+/// A moment at which a connection is heard from.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Heard {
+    /// By the host's clock.
+    pub(super) at: u64,
+    /// By the hearing clock.
+    pub(super) lease_from: u64,
 }
 
 #[derive(Debug)]

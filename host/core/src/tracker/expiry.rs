@@ -1,7 +1,7 @@
-//! The tracker and time: leases that run out, graces that end, closes that are
-//! forgotten, and pauses in which no lease is judged.
+//! The tracker and time: leases that run out and graces that end, by the hearing
+//! clock, and closes that are forgotten.
 
-use super::connection::State;
+use super::connection::{Life, NOT_QUEUED, State};
 use super::slab::Key;
 use super::types::{Reason, Settings, Transition};
 use super::{Task, Tracker};
@@ -10,20 +10,16 @@ impl<M: Clone> Tracker<M> {
     /// When to call `expire`. It may turn out that nothing is due then, but
     /// nothing is due before.
     pub fn next_deadline(&self) -> Option<u64> {
-        let other = self.agenda.next_other();
-        let Some(lease) = self.agenda.next_lease().filter(|_| !self.paused) else {
-            return other;
-        };
-        // What a pause has put off is not due in the past.
-        let lease = lease.max(self.hearing_since.saturating_add(self.settings.timeout_ms));
-        Some(other.map_or(lease, |other| other.min(lease)))
+        let heard = self.agenda.next_heard();
+        let heard = heard.and_then(|due| self.hearing.deadline(due));
+        heard.into_iter().chain(self.agenda.next_other()).min()
     }
 
     /// Does what is due at `now`, up to the next transition. To be called until
     /// it returns `None`. Transitions come in the order of their deadlines.
     pub fn expire(&mut self, now: u64) -> Option<Transition<M>> {
         let now = self.advance(now);
-        while let Some((due, task)) = self.agenda.pop_due(now, !self.paused) {
+        while let Some((due, task)) = self.agenda.pop_due(now, self.hearing.clock()) {
             let transition = match task {
                 Task::EndGrace(key) => self.end_grace(key, due),
                 Task::Lease(key) => self.judge_lease(key, due),
@@ -39,42 +35,65 @@ impl<M: Clone> Tracker<M> {
         None
     }
 
-    /// The host can't hear: from now on silence means nothing, and no lease
-    /// runs out.
-    pub fn pause(&mut self) {
-        self.paused = true;
+    /// The host knows `now` that it has been handed all that there was to hear up to
+    /// `at`: leases and graces run on by the time since the last such word, or by a
+    /// step if that is less. The rest was a pause.
+    ///
+    /// Pauses add at most one time-out to a lease. Of a connection last heard from two
+    /// time-outs ago or longer, what is left of the lease is cut to a third of
+    /// the time-out: time for one heartbeat, since the host may just have woken.
+    pub fn heard(&mut self, now: u64, at: u64) {
+        let now = self.advance(now);
+        // Who hears always needs no telling.
+        if self.settings.hear_step_ms.is_none() {
+            return;
+        }
+        if self
+            .hearing
+            .hear(now, at.min(now), self.settings.timeout_ms)
+        {
+            self.queue_cuts();
+        }
+        while let Some(key) = self.agenda.pop_cut(self.hearing.heard_up_to()) {
+            self.cut_lease(key);
+        }
     }
 
-    /// The host can hear again: every lease begins anew.
-    pub fn resume(&mut self, now: u64) {
-        self.paused = false;
-        self.hearing_since = self.advance(now);
+    /// Wall time is this far ahead of the time that is given as `now`, in
+    /// milliseconds; behind, if negative.
+    pub fn set_ahead(&mut self, ahead_ms: i64) {
+        self.clock.set_ahead(ahead_ms);
     }
 
     /// Judges all leases, graces and closes by other figures from now on.
     pub fn reconfigure(&mut self, settings: Settings) {
+        let now = self.clock.now();
         self.settings = settings;
+        self.hearing.change_step(settings.hear_step_ms, now);
         // Deadlines may have come nearer, and an entry must never be late.
         self.agenda.clear();
         for key in self.roster.connections.keys() {
             let connection = &mut self.roster.connections[key];
-            connection.lease_queued = false;
+            connection.lease_entry = NOT_QUEUED;
             connection.forgetting_queued = false;
             self.queue_lease(key);
             self.queue_forgetting(key);
         }
         for key in self.roster.users.keys() {
-            self.roster.users[key].grace_queued = false;
+            self.roster.users[key].grace_entry = NOT_QUEUED;
             self.queue_grace(key);
         }
+        self.hearing.distrust();
+        self.queue_cuts();
     }
 
     pub(super) fn queue_lease(&mut self, key: Key) {
         let Some(deadline) = self.lease_deadline(key) else {
             return;
         };
-        let queued = &mut self.roster.connections[key].lease_queued;
-        if !std::mem::replace(queued, true) {
+        let entry = &mut self.roster.connections[key].lease_entry;
+        if *entry > deadline {
+            *entry = deadline;
             self.agenda.push(deadline, Task::Lease(key));
         }
     }
@@ -93,14 +112,20 @@ impl<M: Clone> Tracker<M> {
         let Some(deadline) = self.grace_deadline(key) else {
             return;
         };
-        let queued = &mut self.roster.users[key].grace_queued;
-        if !std::mem::replace(queued, true) {
+        let entry = &mut self.roster.users[key].grace_entry;
+        if *entry > deadline {
+            *entry = deadline;
             self.agenda.push(deadline, Task::EndGrace(key));
         }
     }
 
     fn judge_lease(&mut self, key: Key, due: u64) -> Option<Transition<M>> {
-        self.roster.connections.get_mut(key)?.lease_queued = false;
+        let entry = &mut self.roster.connections.get_mut(key)?.lease_entry;
+        // The deadline has come nearer, and an earlier entry took the place of this one.
+        if *entry != due {
+            return None;
+        }
+        *entry = NOT_QUEUED;
         if self.lease_deadline(key)? > due {
             self.queue_lease(key);
             return None;
@@ -109,7 +134,7 @@ impl<M: Clone> Tracker<M> {
             return None;
         };
         let last_heartbeat = life.newest;
-        self.close(key, self.now, last_heartbeat, true);
+        self.close(key, self.clock.stamp(), last_heartbeat, true);
         let user = self.roster.connections[key].user;
         (self.roster.users[user].live == 0)
             .then(|| self.go_offline(user, Reason::Timeout, Some(last_heartbeat)))
@@ -127,7 +152,11 @@ impl<M: Clone> Tracker<M> {
     }
 
     fn end_grace(&mut self, key: Key, due: u64) -> Option<Transition<M>> {
-        self.roster.users.get_mut(key)?.grace_queued = false;
+        let entry = &mut self.roster.users.get_mut(key)?.grace_entry;
+        if *entry != due {
+            return None;
+        }
+        *entry = NOT_QUEUED;
         if self.grace_deadline(key)? > due {
             self.queue_grace(key);
             return None;
@@ -139,13 +168,48 @@ impl<M: Clone> Tracker<M> {
         Some(offline)
     }
 
-    /// None if the connection isn't live.
+    /// Has all leases be cut in time that may have to be: those of connections that
+    /// have missed more than a time-out of hearing since they were last heard from.
+    /// The lease of any other is over by the time of its cut.
+    fn queue_cuts(&mut self) {
+        let timeout_ms = self.settings.timeout_ms;
+        let (up_to, clock) = (self.hearing.heard_up_to(), self.hearing.clock());
+        for key in self.roster.connections.keys() {
+            let State::Live(life) = &self.roster.connections[key].state else {
+                continue;
+            };
+            let passed = i128::from(up_to) - i128::from(life.heard_at);
+            let used = i128::from(clock) - i128::from(life.lease_from);
+            if passed - used > i128::from(timeout_ms) {
+                self.agenda.cut_at(cut_at(life, timeout_ms), key);
+            }
+        }
+    }
+
+    fn cut_lease(&mut self, key: Key) {
+        let timeout_ms = self.settings.timeout_ms;
+        let Some(connection) = self.roster.connections.get_mut(key) else {
+            return;
+        };
+        let State::Live(life) = &mut connection.state else {
+            return;
+        };
+        // It may have been heard from since.
+        if cut_at(life, timeout_ms) > self.hearing.heard_up_to() {
+            return;
+        }
+        let end = self.hearing.clock().saturating_add(timeout_ms / 3);
+        life.lease_from = life.lease_from.min(end.saturating_sub(timeout_ms));
+        self.queue_lease(key);
+    }
+
+    /// By the hearing clock. None if the connection isn't live.
     fn lease_deadline(&self, key: Key) -> Option<u64> {
         let State::Live(life) = &self.roster.connections.get(key)?.state else {
             return None;
         };
-        let began = life.heard_at.max(self.hearing_since);
-        Some(began.saturating_add(self.settings.timeout_ms))
+        let deadline = life.lease_from.saturating_add(self.settings.timeout_ms);
+        Some(deadline.min(NOT_QUEUED - 1))
     }
 
     /// None if the connection isn't closed.
@@ -157,9 +221,15 @@ impl<M: Clone> Tracker<M> {
         Some(close.kept_since.saturating_add(kept_ms))
     }
 
-    /// None if the user's offline isn't pending.
+    /// By the hearing clock. None if the user's offline isn't pending.
     fn grace_deadline(&self, key: Key) -> Option<u64> {
         let pending = self.roster.users.get(key)?.pending.as_ref()?;
-        Some(pending.since.saturating_add(self.settings.grace_ms))
+        let deadline = pending.since.saturating_add(self.settings.grace_ms);
+        Some(deadline.min(NOT_QUEUED - 1))
     }
+}
+
+/// When a lease is cut, by the host's clock.
+fn cut_at<M>(life: &Life<M>, timeout_ms: u64) -> u64 {
+    life.heard_at.saturating_add(timeout_ms.saturating_mul(2))
 }

@@ -1,16 +1,18 @@
 //! The presence tracker of one worker: from connects, heartbeats and
 //! disconnects to "this user came online" and "this user went offline".
 //!
-//! It is a state machine without any I/O. Time is an argument (milliseconds),
-//! and no input can make it fail. The caller's contract:
+//! It is a state machine without any I/O. Time is an argument (milliseconds, by a
+//! clock that nobody sets), and no input can make it fail. The caller's contract:
 //!
 //! 1. hand over every input with the time at which it arrived;
-//! 2. when `next_deadline` is reached, call `expire` until it returns `None`.
+//! 2. where the host may miss something, say up to when everything has been heard
+//!    (`heard`): leases and graces run by that alone;
+//! 3. when `next_deadline` is reached, call `expire` until it returns `None`.
 //!    Inputs that arrived by then go first: a heartbeat at the very
 //!    millisecond of the deadline keeps its connection.
 //!
 //! Liveness is judged by arrival alone. A sender's timestamp, never taken as
-//! later than its arrival, only orders the messages of one connection and says
+//! later than its arrival (by the clock of bodies), only orders the messages of one connection and says
 //! when the user was last seen. Time does not run backwards here: an earlier
 //! `now` than one already given counts as that one.
 //!
@@ -26,6 +28,7 @@ mod activity;
 mod agenda;
 mod connection;
 mod expiry;
+mod hearing;
 mod record;
 mod roster;
 mod slab;
@@ -36,13 +39,15 @@ use std::sync::Arc;
 
 pub use self::activity::Activity;
 use self::agenda::{Agenda, Task};
-use self::connection::{Close, Life, State};
+use self::connection::{Close, Heard, Life, State};
+use self::hearing::Hearing;
 use self::record::Changes;
 pub use self::record::{Connected, Record, Seen};
 use self::roster::Roster;
 use self::slab::Key;
 pub use self::types::{Effect, Handled, Reason, Settings, Transition};
 use self::user::PendingOffline;
+use crate::clock::Clock;
 
 /// Who is connected, and who is therefore online.
 ///
@@ -50,12 +55,8 @@ use self::user::PendingOffline;
 #[derive(Debug)]
 pub struct Tracker<M> {
     settings: Settings,
-    /// The latest time given by the caller.
-    now: u64,
-    /// Whether the host can't hear, so that no lease is judged.
-    paused: bool,
-    /// No lease began before this moment.
-    hearing_since: u64,
+    clock: Clock,
+    hearing: Hearing,
     roster: Roster<M>,
     agenda: Agenda,
     changes: Changes,
@@ -70,9 +71,8 @@ impl<M: Clone> Tracker<M> {
     pub fn new(settings: Settings) -> Self {
         Self {
             settings,
-            now: 0,
-            paused: false,
-            hearing_since: 0,
+            clock: Clock::default(),
+            hearing: Hearing::new(settings.hear_step_ms),
             roster: Roster::default(),
             agenda: Agenda::default(),
             changes: Changes::default(),
@@ -94,18 +94,19 @@ impl<M: Clone> Tracker<M> {
         timestamp: u64,
         metadata: impl FnOnce() -> M,
     ) -> Handled<M> {
-        let (now, timestamp) = self.arrival(now, timestamp);
+        let (heard, timestamp) = self.arrival(now, timestamp);
         let key = self.roster.entry(user, conn);
         let connection = &mut self.roster.connections[key];
         match &mut connection.state {
             State::Live(life) => {
-                life.renew(now, timestamp);
+                life.renew(heard, timestamp);
                 let is_newest = timestamp >= life.opened;
                 if is_newest {
                     life.opened = timestamp;
                     life.metadata = metadata();
                 }
                 self.roster.users[connection.user].see(timestamp);
+                self.queue_lease(key);
                 if is_newest {
                     self.note(key);
                 }
@@ -113,7 +114,7 @@ impl<M: Clone> Tracker<M> {
             }
             State::Closed(close) if timestamp <= close.timestamp => Effect::Stale.into(),
             State::Closed(_) | State::Unknown => {
-                let life = Life::new(now, timestamp, timestamp, metadata());
+                let life = Life::new(heard, timestamp, timestamp, metadata());
                 self.begin(key, life, Effect::Opened)
             }
         }
@@ -132,13 +133,14 @@ impl<M: Clone> Tracker<M> {
         timestamp: u64,
         metadata: impl FnOnce() -> M,
     ) -> Handled<M> {
-        let (now, timestamp) = self.arrival(now, timestamp);
+        let (heard, timestamp) = self.arrival(now, timestamp);
         let key = self.roster.entry(user, conn);
         let connection = &mut self.roster.connections[key];
         let opened = match &mut connection.state {
             State::Live(life) => {
-                life.renew(now, timestamp);
+                life.renew(heard, timestamp);
                 self.roster.users[connection.user].see(timestamp);
+                self.queue_lease(key);
                 return Effect::Renewed.into();
             }
             // What is not newer than the close belongs to the life before it.
@@ -149,7 +151,7 @@ impl<M: Clone> Tracker<M> {
             // When it was opened, nobody told us: any disconnect ends it.
             State::Unknown => 0,
         };
-        let life = Life::new(now, opened, timestamp, metadata());
+        let life = Life::new(heard, opened, timestamp, metadata());
         self.begin(key, life, Effect::Adopted)
     }
 
@@ -167,7 +169,7 @@ impl<M: Clone> Tracker<M> {
         timestamp: u64,
         reason: Reason,
     ) -> Handled<M> {
-        let (now, timestamp) = self.arrival(now, timestamp);
+        let (heard, timestamp) = self.arrival(now, timestamp);
         let key = self.roster.entry(user, conn);
         let connection = &self.roster.connections[key];
         let was_live = match &connection.state {
@@ -194,7 +196,8 @@ impl<M: Clone> Tracker<M> {
         let transition = if user.live > 0 {
             None
         } else if self.settings.grace_ms > 0 {
-            user.pending = Some(PendingOffline { since: now, reason });
+            let since = heard.lease_from;
+            user.pending = Some(PendingOffline { since, reason });
             self.note_user(user_key);
             self.queue_grace(user_key);
             None
@@ -254,15 +257,18 @@ impl<M: Clone> Tracker<M> {
         }
     }
 
-    /// The time, and the sender's timestamp as far as it can be believed.
-    fn arrival(&mut self, now: u64, timestamp: u64) -> (u64, u64) {
-        let now = self.advance(now);
-        (now, timestamp.min(now))
+    /// The moment, and the sender's timestamp as far as it can be believed.
+    fn arrival(&mut self, now: u64, timestamp: u64) -> (Heard, u64) {
+        let at = self.advance(now);
+        let lease_from = self.hearing.begin(at);
+        (Heard { at, lease_from }, timestamp.min(self.clock.stamp()))
     }
 
     fn advance(&mut self, now: u64) -> u64 {
-        self.now = self.now.max(now);
-        self.now
+        self.clock.pass(now);
+        let now = self.clock.now();
+        self.hearing.pass(now);
+        now
     }
 
     /// Makes a connection live.
@@ -278,7 +284,7 @@ impl<M: Clone> Tracker<M> {
             self.online_users += 1;
             Transition::Online {
                 user: user.name.clone(),
-                at: self.now,
+                at: self.clock.stamp(),
                 conn: connection.id.clone(),
                 metadata: life.metadata.clone(),
             }
@@ -307,7 +313,7 @@ impl<M: Clone> Tracker<M> {
         connection.state = State::Closed(Close {
             timestamp,
             newest,
-            kept_since: self.now,
+            kept_since: self.clock.now(),
             timed_out,
         });
         self.count_activity(key, said, None);
@@ -325,7 +331,7 @@ impl<M: Clone> Tracker<M> {
         let user = &self.roster.users[key];
         Transition::Offline {
             user: user.name.clone(),
-            at: self.now,
+            at: self.clock.stamp(),
             last_seen: user.last_seen,
             reason,
             last_heartbeat,

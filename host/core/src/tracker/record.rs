@@ -8,7 +8,7 @@
 use std::sync::Arc;
 
 use super::activity::Activity;
-use super::connection::{Close, Connection, Life, Saving, State};
+use super::connection::{Close, Connection, Heard, Life, Saving, State};
 use super::slab::Key;
 use super::types::Reason;
 use super::user::PendingOffline;
@@ -76,7 +76,7 @@ pub enum Connected<M> {
 pub struct Seen {
     /// The newest timestamp in any message of the user's.
     pub last_seen: u64,
-    /// Since when a grace runs, by the host's clock, and how it began.
+    /// Since when a grace runs, less all pauses, by the host's clock, and how it began.
     pub pending: Option<(u64, Reason)>,
 }
 
@@ -143,7 +143,11 @@ impl<M: Clone> Tracker<M> {
         let taken = changes.connections.drain(..);
         records.extend(taken.filter_map(|key| connection_record(roster, key)));
         let taken = changes.users.drain(..);
-        records.extend(taken.filter_map(|key| user_record(roster, key)));
+        let since = |pending: &PendingOffline| {
+            let ran = self.hearing.clock().saturating_sub(pending.since);
+            self.clock.now().saturating_sub(ran)
+        };
+        records.extend(taken.filter_map(|key| user_record(roster, key, since)));
 
         let slots = roster.connections.slots();
         let count = slots.div_ceil(parts.max(1));
@@ -198,7 +202,8 @@ impl<M: Clone> Tracker<M> {
                 user.saving.saved = true;
                 user.see(last_seen.min(now));
                 if let Some((since, reason)) = pending.filter(|_| !user.is_online()) {
-                    let since = since.saturating_add(down_ms).min(now);
+                    let ran = now.saturating_sub(since.saturating_add(down_ms));
+                    let since = self.hearing.begin(now).saturating_sub(ran);
                     user.pending = Some(PendingOffline { since, reason });
                     self.online_users += 1;
                     self.queue_grace(key);
@@ -208,12 +213,23 @@ impl<M: Clone> Tracker<M> {
         }
     }
 
-    /// The host hears from now on: every lease begins anew.
-    pub fn hear(&mut self, now: u64) {
-        self.hearing_since = self.advance(now);
+    /// Every lease begins anew.
+    pub fn renew_leases(&mut self, now: u64) {
+        let at = self.advance(now);
+        let lease_from = self.hearing.begin(at);
+        for key in self.roster.connections.keys() {
+            if let State::Live(life) = &mut self.roster.connections[key].state {
+                (life.heard_at, life.lease_from) = (at, lease_from);
+            }
+        }
     }
 
     fn restore_connection(&mut self, now: u64, user: &str, conn: &str, state: Connected<M>) {
+        let lease_from = self.hearing.begin(now);
+        let heard = Heard {
+            at: now,
+            lease_from,
+        };
         let key = self.roster.entry(user, conn);
         let connection = &mut self.roster.connections[key];
         // What is known of it is newer.
@@ -240,7 +256,7 @@ impl<M: Clone> Tracker<M> {
                 State::Live(Life {
                     saved_newest: newest,
                     activity,
-                    ..Life::new(now, opened.min(now), newest, metadata)
+                    ..Life::new(heard, opened.min(now), newest, metadata)
                 })
             }
             Connected::Closed {
@@ -342,7 +358,11 @@ fn connection_record<M: Clone>(roster: &mut Roster<M>, key: Key) -> Option<Recor
 }
 
 /// None if the user has been forgotten since.
-fn user_record<M>(roster: &mut Roster<M>, key: Key) -> Option<Record<M>> {
+fn user_record<M>(
+    roster: &mut Roster<M>,
+    key: Key,
+    since: impl Fn(&PendingOffline) -> u64,
+) -> Option<Record<M>> {
     let user = roster.users.get_mut(key)?;
     user.saving = SAVED;
     let pending = user.pending.as_ref();
@@ -350,7 +370,7 @@ fn user_record<M>(roster: &mut Roster<M>, key: Key) -> Option<Record<M>> {
         user: Arc::clone(&user.name),
         state: Some(Seen {
             last_seen: user.last_seen,
-            pending: pending.map(|pending| (pending.since, pending.reason)),
+            pending: pending.map(|pending| (since(pending), pending.reason)),
         }),
     })
 }

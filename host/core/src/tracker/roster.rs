@@ -9,7 +9,7 @@ use std::hash::{BuildHasher, Hash};
 use foldhash::fast::FixedState;
 use hashbrown::HashTable;
 
-use super::connection::{Connection, Saving, State};
+use super::connection::{Connection, NOT_QUEUED, Saving, State};
 use super::slab::{Key, Slab};
 use super::user::User;
 
@@ -96,7 +96,7 @@ impl<M> Roster<M> {
             user,
             hash,
             state: State::Unknown,
-            lease_queued: false,
+            lease_entry: NOT_QUEUED,
             forgetting_queued: false,
             saving: Saving::default(),
         });

@@ -13,6 +13,10 @@ pub struct Settings {
     /// How long a user whose last connection was closed stays online, waiting
     /// for a reconnect. It is not granted to a connection that timed out.
     pub grace_ms: u64,
+    /// By how much the hearing clock advances at most, in milliseconds, when it is
+    /// said up to when everything has been heard; none if the host hears always, and
+    /// nobody says so.
+    pub hear_step_ms: Option<u64>,
 }
 
 impl Default for Settings {
@@ -20,6 +24,7 @@ impl Default for Settings {
         Self {
             timeout_ms: 30_000,
             grace_ms: 0,
+            hear_step_ms: None,
         }
     }
 }
@@ -80,7 +85,7 @@ pub enum Transition<M> {
     Online {
         /// Whose.
         user: Arc<str>,
-        /// When, by the host's clock.
+        /// When, as it is written into bodies.
         at: u64,
         /// The connection that did it.
         conn: Arc<str>,
@@ -91,7 +96,7 @@ pub enum Transition<M> {
     Offline {
         /// Whose.
         user: Arc<str>,
-        /// When, by the host's clock.
+        /// When, as it is written into bodies.
         at: u64,
         /// The newest timestamp in any message of the user's connections.
         last_seen: u64,

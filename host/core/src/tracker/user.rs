@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use super::activity::Activities;
-use super::connection::Saving;
+use super::connection::{NOT_QUEUED, Saving};
 use super::types::Reason;
 
 #[derive(Debug)]
@@ -22,14 +22,15 @@ pub(super) struct User {
     pub(super) last_seen: u64,
     /// The last connection was closed, and its grace runs.
     pub(super) pending: Option<PendingOffline>,
-    /// Whether the agenda holds a `Task::EndGrace` for the user.
-    pub(super) grace_queued: bool,
+    /// At which moment the agenda holds the `Task::EndGrace` that counts for the user;
+    /// [`NOT_QUEUED`] if there is none.
+    pub(super) grace_entry: u64,
     pub(super) saving: Saving,
 }
 
 #[derive(Debug)]
 pub(super) struct PendingOffline {
-    /// When the last connection was closed, by the host's clock.
+    /// From which moment of the hearing clock the grace runs.
     pub(super) since: u64,
     /// That of the user's newest disconnect.
     pub(super) reason: Reason,
@@ -45,7 +46,7 @@ impl User {
             activities: Activities::default(),
             last_seen: 0,
             pending: None,
-            grace_queued: false,
+            grace_entry: NOT_QUEUED,
             saving: Saving::default(),
         }
     }

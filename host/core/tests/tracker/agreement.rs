@@ -22,8 +22,10 @@ enum Action {
     Connect(Sender, Option<Activity>),
     Heartbeat(Sender, Option<Activity>),
     Disconnect(Sender, Reason),
-    Pause,
-    Resume,
+    /// All has been heard up to so long ago.
+    Heard(u64),
+    /// So many milliseconds pass in which all is heard, step by step.
+    Listen(u64),
     Reconfigure(Settings),
     /// What fell due since the last step was slept through.
     Wake,
@@ -39,9 +41,12 @@ struct Sender {
 
 fn settings() -> impl Strategy<Value = Settings> {
     let grace_ms = prop_oneof![Just(0), 1..200u64];
-    (0..60u64, grace_ms).prop_map(|(timeout_ms, grace_ms)| Settings {
-        timeout_ms,
+    // A step is a part of the time-out.
+    let step = prop_oneof![1 => Just(None), 2 => (1..30u64).prop_map(Some)];
+    (0..60u64, grace_ms, step).prop_map(|(timeout_ms, grace_ms, step)| Settings {
+        timeout_ms: timeout_ms.max(step.map_or(0, |step| 2 * step)),
         grace_ms,
+        hear_step_ms: step,
     })
 }
 
@@ -69,8 +74,8 @@ fn step() -> impl Strategy<Value = Step> {
         6 => (sender(), activity()).prop_map(|(sender, says)| Action::Connect(sender, says)),
         8 => (sender(), activity()).prop_map(|(sender, says)| Action::Heartbeat(sender, says)),
         6 => (sender(), reason).prop_map(|(sender, reason)| Action::Disconnect(sender, reason)),
-        1 => Just(Action::Pause),
-        1 => Just(Action::Resume),
+        6 => prop_oneof![2 => Just(0), 1 => 0..40u64].prop_map(Action::Heard),
+        4 => (0..100u64).prop_map(Action::Listen),
         1 => settings().prop_map(Action::Reconfigure),
         1 => Just(Action::Wake),
     ];
@@ -142,19 +147,17 @@ impl Pair {
                 let was = tracker.disconnect(now, user, conn, ts, reason);
                 (was, model.disconnect(now, user, conn, ts, reason))
             }
-            Action::Pause => {
-                tracker.pause();
-                model.paused = true;
+            Action::Heard(ago) => {
+                tracker.heard(now, now - ago);
+                model.heard(now, now - ago);
                 return;
             }
-            Action::Resume => {
-                tracker.resume(now);
-                model.resume(now);
-                return;
-            }
+            Action::Listen(ms) => return self.listen(now + ms),
             Action::Reconfigure(settings) => {
-                tracker.reconfigure(settings);
-                model.settings = settings;
+                // Nothing is due before it, and so both know what time it is.
+                self.expire(now);
+                self.tracker.reconfigure(settings);
+                self.model.reconfigure(now, settings);
                 return;
             }
             Action::Wake => return,
@@ -172,6 +175,23 @@ impl Pair {
         transition
             .iter()
             .for_each(|transition| self.alternates(transition));
+    }
+
+    /// Hears all there is until a time, and does what falls due.
+    fn listen(&mut self, until: u64) {
+        let step = self.model.settings.hear_step_ms.unwrap_or(1_000);
+        loop {
+            self.tracker.heard(self.now, self.now);
+            self.model.heard(self.now, self.now);
+            self.expire(self.now);
+            self.compare();
+            if self.now >= until {
+                return;
+            }
+            let next = until.min(self.now + step);
+            self.advance(next);
+            self.now = next;
+        }
     }
 
     /// Goes from deadline to deadline, each of the two by its own, up to but
@@ -236,8 +256,8 @@ impl Pair {
     }
 
     fn finish(mut self) {
-        self.tracker.resume(self.now);
-        self.model.resume(self.now);
+        // The longest time-out and grace, and for as long as a close is remembered.
+        self.listen(self.now + 400);
         self.advance(u64::MAX);
         self.compare();
         assert!(self.online.is_empty() && self.tracker.is_empty());

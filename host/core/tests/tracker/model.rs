@@ -9,8 +9,12 @@ type Metadata = u64;
 #[derive(Debug)]
 pub(crate) struct Model {
     pub(crate) settings: Settings,
-    pub(crate) paused: bool,
-    hearing_since: u64,
+    now: u64,
+    /// How long the host has been able to hear, in milliseconds.
+    heard_ms: i64,
+    heard_up_to: Option<u64>,
+    /// When that was last said.
+    told_at: u64,
     /// In the order in which they became known.
     users: Vec<User>,
     connections: Vec<Connection>,
@@ -20,7 +24,8 @@ pub(crate) struct Model {
 struct User {
     name: String,
     last_seen: u64,
-    pending: Option<(u64, Reason)>,
+    /// Since when by what the host has heard, and why.
+    pending: Option<(i64, Reason)>,
 }
 
 #[derive(Debug)]
@@ -35,6 +40,8 @@ enum State {
     Unknown,
     Live {
         heard_at: u64,
+        /// By what the host has heard.
+        lease_from: i64,
         opened: u64,
         newest: u64,
         activity: Option<Activity>,
@@ -57,8 +64,10 @@ impl Model {
     pub(crate) fn new(settings: Settings) -> Self {
         Self {
             settings,
-            paused: false,
-            hearing_since: 0,
+            now: 0,
+            heard_ms: 0,
+            heard_up_to: settings.hear_step_ms.is_none().then_some(0),
+            told_at: 0,
             users: Vec::new(),
             connections: Vec::new(),
         }
@@ -136,6 +145,7 @@ impl Model {
             timed_out,
         };
 
+        let since = self.lease_from(now);
         let is_last = effect == Effect::Closed && self.live_connections(user) == 0;
         let grace_ms = self.settings.grace_ms;
         let user = self.user(user);
@@ -144,7 +154,7 @@ impl Model {
         }
         user.last_seen = user.last_seen.max(timestamp);
         if is_last && grace_ms > 0 {
-            user.pending = Some((now, reason));
+            user.pending = Some((since, reason));
         }
         let offline = is_last && grace_ms == 0;
         Handled {
@@ -187,19 +197,75 @@ impl Model {
         order.into_iter().find(|activity| said.contains(activity))
     }
 
-    pub(crate) fn resume(&mut self, now: u64) {
-        self.paused = false;
-        self.hearing_since = now;
+    /// Time passes: who hears always has heard all of it.
+    fn pass(&mut self, now: u64) {
+        self.now = now;
+        if self.settings.hear_step_ms.is_none() {
+            self.heard_ms += (now - self.heard_up_to.unwrap()) as i64;
+            self.heard_up_to = Some(now);
+            self.told_at = now;
+        }
+    }
+
+    /// From when on what begins now counts, by what the host has heard.
+    fn lease_from(&mut self, now: u64) -> i64 {
+        self.pass(now);
+        let step = self.settings.hear_step_ms.unwrap_or(0);
+        let ahead = self.heard_up_to.map_or(step, |at| now.saturating_sub(at));
+        self.heard_ms + ahead.min(step) as i64
+    }
+
+    /// All up to `at` has been heard.
+    pub(crate) fn heard(&mut self, now: u64, at: u64) {
+        self.pass(now);
+        let Some(step) = self.settings.hear_step_ms else {
+            return;
+        };
+        let passed = self
+            .heard_up_to
+            .map_or(0, |before| at.saturating_sub(before));
+        self.heard_ms += passed.min(step) as i64;
+        let up_to = self.heard_up_to.map_or(at, |before| before.max(at));
+        self.heard_up_to = Some(up_to);
+        self.told_at = now;
+        let timeout = self.settings.timeout_ms;
+        for connection in &mut self.connections {
+            if let State::Live {
+                heard_at,
+                lease_from,
+                ..
+            } = &mut connection.state
+                && up_to >= *heard_at + 2 * timeout
+            {
+                let left = *lease_from + timeout as i64 - self.heard_ms;
+                *lease_from += left.min((timeout / 3) as i64) - left;
+            }
+        }
+    }
+
+    pub(crate) fn reconfigure(&mut self, now: u64, settings: Settings) {
+        if self.settings.hear_step_ms.is_some() != settings.hear_step_ms.is_some() {
+            self.heard_up_to = settings.hear_step_ms.is_none().then_some(now);
+        }
+        self.settings = settings;
     }
 
     pub(crate) fn next_deadline(&self) -> Option<u64> {
-        self.next_task().map(|(at, _)| at)
+        let heard = self.heard_tasks().filter_map(|(due, _)| {
+            let left = due - self.heard_ms;
+            match self.settings.hear_step_ms {
+                None => Some(self.now.saturating_add_signed(left.max(0))),
+                Some(_) => (left <= 0).then_some(self.told_at),
+            }
+        });
+        heard.chain(self.other_tasks().map(|(at, _)| at)).min()
     }
 
     /// Does everything that is due.
     pub(crate) fn expire(&mut self, now: u64) -> Vec<Transition<Metadata>> {
         let mut transitions = Vec::new();
-        while let Some((_, task)) = self.next_task().filter(|(at, _)| *at <= now) {
+        self.pass(now);
+        while let Some(task) = self.first_due() {
             match task {
                 Task::EndGrace(index) => {
                     let (_, reason) = self.users[index].pending.take().unwrap();
@@ -262,6 +328,7 @@ impl Model {
         metadata: Metadata,
         begun: Effect,
     ) -> Handled<Metadata> {
+        let lease_from = self.lease_from(now);
         let Connection { user, id, state } = &mut self.connections[index];
         let (name, conn) = (user.clone(), id.clone());
         let (effect, newest, activity) = match *state {
@@ -272,6 +339,7 @@ impl Model {
         };
         *state = State::Live {
             heard_at: now,
+            lease_from,
             opened,
             newest,
             activity,
@@ -323,31 +391,49 @@ impl Model {
         self.connections.iter().filter(live).count()
     }
 
-    fn next_task(&self) -> Option<(u64, Task)> {
+    /// What has been due for longest; at the same moment, by the order of tasks.
+    fn first_due(&self) -> Option<Task> {
+        let heard = self.heard_tasks();
+        let heard = heard.map(|(due, task)| (due - self.heard_ms, task));
+        let others = self.other_tasks();
+        let others = others.map(|(at, task)| (at as i64 - self.now as i64, task));
+        let due = heard.chain(others).filter(|(left, _)| *left <= 0);
+        due.min().map(|(_, task)| task)
+    }
+
+    /// What is due by what the host has heard, and at which moment of that.
+    fn heard_tasks(&self) -> impl Iterator<Item = (i64, Task)> {
         let Settings {
             timeout_ms,
             grace_ms,
+            ..
         } = self.settings;
-        let graces = self.users.iter().enumerate().filter_map(|(index, user)| {
-            user.pending
-                .map(|(since, _)| (since + grace_ms, Task::EndGrace(index)))
+        let graces = self.users.iter().enumerate();
+        let graces = graces.filter_map(move |(index, user)| {
+            let (since, _) = user.pending?;
+            Some((since + grace_ms as i64, Task::EndGrace(index)))
         });
-        let rest = self
-            .connections
-            .iter()
-            .enumerate()
-            .filter_map(|(index, it)| match it.state {
-                State::Live { .. } if self.paused => None,
-                State::Live { heard_at, .. } => Some((
-                    heard_at.max(self.hearing_since) + timeout_ms,
-                    Task::Lease(index),
-                )),
-                State::Closed { handled_at, .. } => {
-                    Some((handled_at + 2 * timeout_ms, Task::Forget(index)))
-                }
-                State::Unknown => unreachable!("handled by the input that made it"),
-            });
-        graces.chain(rest).min()
+        let leases = self.connections.iter().enumerate();
+        let leases = leases.filter_map(move |(index, it)| match it.state {
+            State::Live { lease_from, .. } => {
+                Some((lease_from + timeout_ms as i64, Task::Lease(index)))
+            }
+            State::Closed { .. } => None,
+            State::Unknown => unreachable!("handled by the input that made it"),
+        });
+        graces.chain(leases)
+    }
+
+    /// What is due by the host's clock, and when.
+    fn other_tasks(&self) -> impl Iterator<Item = (u64, Task)> {
+        let timeout_ms = self.settings.timeout_ms;
+        let connections = self.connections.iter().enumerate();
+        connections.filter_map(move |(index, it)| match it.state {
+            State::Closed { handled_at, .. } => {
+                Some((handled_at + 2 * timeout_ms, Task::Forget(index)))
+            }
+            State::Live { .. } | State::Unknown => None,
+        })
     }
 }
 

@@ -3,12 +3,12 @@
 //!
 //! ```text
 //! # What it shows.
-//! settings timeout=30000 grace=0           the defaults
+//! settings timeout=30000 grace=0 [step=…]  the defaults; without a step all is heard always
 //! at 5 connect USER CONN [ts=5] [meta=-]
 //! at 5 heartbeat USER CONN [ts=5] [meta=-]
 //! at 5 disconnect USER CONN [ts=5] [reason=disconnect]
-//! at 5 pause
-//! at 5 resume
+//! at 5 heard [upto=5]                      only where the settings have a step
+//! at 5 hear until=9                        the same every step until then
 //! at 5 reconfigure timeout=… grace=…
 //! at 5 wake                                what fell due since the last line was slept through
 //! at 5 show                                who is online, with how many connections
@@ -53,6 +53,7 @@ fn run(script: &str) -> String {
     let mut runner = Runner {
         tracker: Tracker::new(settings),
         now: 0,
+        step_ms: settings.hear_step_ms.unwrap_or(u64::MAX),
         log: String::new(),
     };
     for line in lines {
@@ -67,6 +68,7 @@ fn run(script: &str) -> String {
 struct Runner {
     tracker: Tracker<String>,
     now: u64,
+    step_ms: u64,
     log: String,
 }
 
@@ -107,12 +109,28 @@ impl Runner {
                 let handled = tracker.disconnect(now, user, conn, timestamp, reason);
                 self.report(user, conn, handled);
             }
-            ("pause", []) => tracker.pause(),
-            ("resume", []) => tracker.resume(now),
+            ("heard", _) => {
+                let at = options.get("upto").map_or(now, |at| at.parse().unwrap());
+                tracker.heard(now, at);
+            }
+            ("hear", _) => self.hear(options["until"].parse().unwrap()),
             ("reconfigure", _) => tracker.reconfigure(settings(&options)),
             ("wake", []) => self.expire(now),
             ("show", []) => self.show(),
             _ => panic!("what is `{line}`?"),
+        }
+    }
+
+    fn hear(&mut self, until: u64) {
+        loop {
+            self.tracker.heard(self.now, self.now);
+            self.expire(self.now);
+            if self.now >= until {
+                return;
+            }
+            let next = until.min(self.now + self.step_ms);
+            self.advance(next);
+            self.now = next;
         }
     }
 
@@ -197,9 +215,11 @@ fn settings(options: &HashMap<&str, &str>) -> Settings {
     let Settings {
         timeout_ms,
         grace_ms,
+        ..
     } = Settings::default();
     Settings {
         timeout_ms: figure("timeout", timeout_ms),
         grace_ms: figure("grace", grace_ms),
+        hear_step_ms: options.get("step").map(|text| text.parse().unwrap()),
     }
 }

@@ -1,0 +1,75 @@
+//! The two times that the core goes by, both given to it by the caller.
+//!
+//! *Now* is monotonic: durations, retries and paces go by it, and nobody who sets the
+//! machine's clock moves it. *Wall time* is what that clock says: senders, rules and
+//! statuses that expire go by it. The caller says how far the two are apart.
+//! Bodies bear the *stamp*, wall time that never runs back: while the machine's
+//! clock is behind what was written already, it stands still.
+
+/// Where the times stand. All are in milliseconds.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Clock {
+    now: u64,
+    ahead_ms: i64,
+    stamp: u64,
+}
+
+impl Clock {
+    /// It has become `now`, unless it was later already.
+    pub fn pass(&mut self, now: u64) {
+        self.now = self.now.max(now);
+        self.stamp = self.stamp.max(self.wall());
+    }
+
+    /// Wall time is this far ahead of now; behind, if negative.
+    pub fn set_ahead(&mut self, ahead_ms: i64) {
+        self.ahead_ms = ahead_ms;
+        self.stamp = self.stamp.max(self.wall());
+    }
+
+    /// The monotonic time.
+    pub fn now(&self) -> u64 {
+        self.now
+    }
+
+    /// The wall time, in milliseconds since the Unix epoch.
+    pub fn wall(&self) -> u64 {
+        self.wall_at(self.now)
+    }
+
+    /// The wall time at a monotonic time, as far as is known by now.
+    pub fn wall_at(&self, now: u64) -> u64 {
+        now.saturating_add_signed(self.ahead_ms)
+    }
+
+    /// The monotonic time at a wall time, as far as is known by now.
+    pub fn now_at(&self, wall: u64) -> u64 {
+        wall.saturating_sub_signed(self.ahead_ms)
+    }
+
+    /// The wall time as it is written into bodies: it never runs back.
+    pub fn stamp(&self) -> u64 {
+        self.stamp
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_stamp_stands_still_while_the_wall_clock_is_behind_it() {
+        let mut clock = Clock::default();
+        clock.pass(1_000);
+        assert_eq!((clock.wall(), clock.stamp()), (1_000, 1_000));
+        clock.set_ahead(-300);
+        assert_eq!((clock.wall(), clock.stamp()), (700, 1_000));
+        clock.pass(1_200);
+        assert_eq!((clock.wall(), clock.stamp()), (900, 1_000));
+        clock.pass(1_400);
+        assert_eq!((clock.wall(), clock.stamp()), (1_100, 1_100));
+        clock.set_ahead(500);
+        assert_eq!((clock.wall(), clock.stamp()), (1_900, 1_900));
+        assert_eq!((clock.now(), clock.now_at(1_900)), (1_400, 1_400));
+    }
+}

@@ -1,0 +1,147 @@
+//! The hearing clock: how long the host has been able to hear.
+//!
+//! A time-out is a statement about a client, so only time counts in which the client
+//! could have been heard. The caller says up to when everything has been heard. From
+//! one such word to the next the clock advances by the time between them, but by no
+//! more than a step: the rest was a pause, whatever the cause (a silent broker, a lost
+//! connection, a stopped process). Without a step the host hears always, and the
+//! clock goes with `now`.
+//!
+//! It counts on over a restart, in which nothing was heard.
+
+/// Where the clock begins: far from zero, since a lease that is cut counts from a
+/// moment before the host heard at all.
+const BEGINNING: u64 = 1 << 42;
+
+/// How long the host has been able to hear. All times are in milliseconds.
+#[derive(Debug)]
+pub(super) struct Hearing {
+    /// How far the clock advances at once at most; none if the host hears always.
+    step_ms: Option<u64>,
+    clock: u64,
+    /// Up to when everything has been heard, by `now`; none where that isn't known yet.
+    heard_up_to: Option<u64>,
+    /// When the clock advanced last, by `now`.
+    moved_at: u64,
+    losses: Losses,
+}
+
+impl Hearing {
+    pub(super) fn new(step_ms: Option<u64>) -> Self {
+        let mut hearing = Self {
+            step_ms: None,
+            clock: BEGINNING,
+            heard_up_to: Some(0),
+            moved_at: 0,
+            losses: Losses::default(),
+        };
+        hearing.change_step(step_ms, 0);
+        hearing
+    }
+
+    /// Goes by another step from here on.
+    pub(super) fn change_step(&mut self, step_ms: Option<u64>, now: u64) {
+        if self.step_ms.is_some() != step_ms.is_some() {
+            self.heard_up_to = step_ms.is_none().then_some(now);
+        }
+        self.step_ms = step_ms;
+    }
+
+    /// What the clock shows.
+    pub(super) fn clock(&self) -> u64 {
+        self.clock
+    }
+
+    /// Up to when everything has been heard, by `now`.
+    pub(super) fn heard_up_to(&self) -> u64 {
+        self.heard_up_to.unwrap_or(0)
+    }
+
+    /// It has become `now`.
+    pub(super) fn pass(&mut self, now: u64) {
+        if self.step_ms.is_none() {
+            let since = now.saturating_sub(self.heard_up_to.unwrap_or(now));
+            self.clock = self.clock.saturating_add(since);
+            self.heard_up_to = Some(now);
+            self.moved_at = now;
+        }
+    }
+
+    /// Everything has been heard up to `at`, as is known `now`. Says whether it may be
+    /// that some connection has missed more than a time-out of hearing by now.
+    pub(super) fn hear(&mut self, now: u64, at: u64, timeout_ms: u64) -> bool {
+        let Some(step_ms) = self.step_ms else {
+            return false;
+        };
+        // What was before the first word, nobody knows.
+        let passed = self.heard_up_to.map(|before| at.saturating_sub(before));
+        let gained = passed.unwrap_or(0).min(step_ms);
+        let lost = passed.map_or(u64::MAX, |passed| passed - gained);
+        let window_ms = timeout_ms.saturating_add(step_ms);
+        // A lease may begin up to a step ahead of the clock, which is missed then as well.
+        let missed = lost > 0
+            && self
+                .losses
+                .add(self.clock, lost, window_ms)
+                .saturating_add(step_ms)
+                > timeout_ms;
+        self.clock = self.clock.saturating_add(gained);
+        self.heard_up_to = self.heard_up_to.max(Some(at));
+        self.moved_at = now;
+        missed
+    }
+
+    /// What counts from `now` on counts from this moment of the clock: that which it
+    /// will show when everything up to now has been heard.
+    pub(super) fn begin(&self, now: u64) -> u64 {
+        let step_ms = self.step_ms.unwrap_or(0);
+        let ahead = self.heard_up_to.map(|at| now.saturating_sub(at));
+        let ahead = ahead.map_or(step_ms, |ahead| ahead.min(step_ms));
+        self.clock.saturating_add(ahead)
+    }
+
+    /// When to look at what is due at a moment of the clock, by `now`; none if that
+    /// is not before more has been heard.
+    pub(super) fn deadline(&self, due: u64) -> Option<u64> {
+        if self.step_ms.is_some() {
+            return (due <= self.clock).then_some(self.moved_at);
+        }
+        let left = due.saturating_sub(self.clock);
+        Some(self.heard_up_to().saturating_add(left))
+    }
+
+    /// For the next while, any loss may be the one that makes a connection miss more
+    /// than a time-out.
+    pub(super) fn distrust(&mut self) {
+        self.losses.recent = u64::MAX;
+        self.losses.began = self.clock;
+    }
+}
+
+/// How much has been lost lately. Of a connection that is live, no loss counts that is
+/// further back on the clock than its lease is long: so this says at little cost
+/// that, as a rule, no connection need be looked at.
+#[derive(Debug, Default)]
+struct Losses {
+    /// In the window that has begun, and in the one before it.
+    recent: u64,
+    before: u64,
+    /// When the window began, by the hearing clock.
+    began: u64,
+}
+
+impl Losses {
+    /// Adds a loss at a moment of the clock, and says how much has been lost in at
+    /// least the last `window_ms` of it.
+    fn add(&mut self, clock: u64, lost: u64, window_ms: u64) -> u64 {
+        let elapsed = clock.saturating_sub(self.began);
+        if elapsed > window_ms {
+            let is_next = elapsed <= window_ms.saturating_mul(2);
+            self.before = if is_next { self.recent } else { 0 };
+            self.recent = 0;
+            self.began = clock;
+        }
+        self.recent = self.recent.saturating_add(lost);
+        self.recent.saturating_add(self.before)
+    }
+}
