@@ -66,6 +66,7 @@ async fn node(config: Config, path: Option<&Path>) -> anyhow::Result<()> {
     let tenant = Tenant::start(&config, blueprint, &client, epoch_ms, names, state)?;
     tenant.follow_link(links, client.clone());
     tenant.follow_hearing(Arc::clone(&broker), config.tracker.timeout_ms);
+    tokio::spawn(clock::follow(tenant.workers.clone()));
     tenant.follow_corrections();
     let status = Arc::new(Status::new(Arc::clone(&broker), &tenant));
     http::serve(&config.http, Arc::clone(&status)).await?;

@@ -14,12 +14,18 @@ use super::checks;
 use super::problem::{Place, Problem, Problems, Wrong};
 use super::similar::{did_you_mean, similar};
 use super::value::{Leaf, kind};
+use crate::clock;
 
 /// What the variables that override keys begin with.
 const VARIABLE_PREFIX: &str = "PRESENCE_";
 
 /// Variables that begin so but are no keys: the command line reads them.
-const OTHER_VARIABLES: [&str; 3] = ["PRESENCE_CONFIG", "PRESENCE_LOG", "PRESENCE_BIN"];
+const OTHER_VARIABLES: [&str; 4] = [
+    "PRESENCE_CONFIG",
+    "PRESENCE_LOG",
+    "PRESENCE_BIN",
+    clock::OFFSET_FILE,
+];
 
 /// One configuration being read.
 pub(super) struct Reader<'a> {
