@@ -9,10 +9,12 @@ use presence_tests::client::now_ms;
 use presence_tests::host::Host;
 use presence_tests::nats::{NatsServer, Options};
 use presence_tests::site::Site;
+use presence_tests::wait;
 use serde_json::Value;
 
 use crate::inputs::{
-    self, CONNECT, DISCONNECT, DLQ, FILTERED_ONLINE, HEARTBEAT, OFFLINE, ONLINE, SEED_MS,
+    self, CONNECT, DISCONNECT, DLQ, FILTERED_OFFLINE, FILTERED_ONLINE, HEARTBEAT, OFFLINE, ONLINE,
+    SEED_MS,
 };
 use crate::world::World;
 
@@ -40,12 +42,12 @@ fn cases() -> Vec<(&'static str, Vec<u8>, &'static str)> {
         text(ONLINE, "\"user_online\"", "not-an-object"),
         text(
             CONNECT,
-            r#"{"connId": "c", "timestamp": 1}"#,
+            r#"{"connId": "c", "timestamp": 1698000000000}"#,
             "missing-field",
         ),
         text(
             CONNECT,
-            r#"{"userId": "1", "timestamp": 1}"#,
+            r#"{"userId": "1", "timestamp": 1698000000000}"#,
             "missing-field",
         ),
         text(
@@ -55,7 +57,7 @@ fn cases() -> Vec<(&'static str, Vec<u8>, &'static str)> {
         ),
         text(
             ONLINE,
-            r#"{"type": "user_online", "timestamp": 1}"#,
+            r#"{"type": "user_online", "timestamp": 1698000000000}"#,
             "missing-field",
         ),
         text(
@@ -65,22 +67,23 @@ fn cases() -> Vec<(&'static str, Vec<u8>, &'static str)> {
         ),
         text(
             CONNECT,
-            r#"{"userId": 12345, "connId": "c", "timestamp": 1}"#,
+            r#"{"userId": 12345, "connId": "c", "timestamp": 1698000000000}"#,
+            "invalid-field",
+        ),
+        text(CONNECT, r#"["12345", "c", 1698000000000]"#, "not-an-object"),
+        text(
+            CONNECT,
+            r#"{"userId": "", "connId": "c", "timestamp": 1698000000000}"#,
             "invalid-field",
         ),
         text(
             CONNECT,
-            r#"{"userId": "", "connId": "c", "timestamp": 1}"#,
+            r#"{"userId": "1", "connId": "", "timestamp": 1698000000000}"#,
             "invalid-field",
         ),
         text(
             CONNECT,
-            r#"{"userId": "1", "connId": "", "timestamp": 1}"#,
-            "invalid-field",
-        ),
-        text(
-            CONNECT,
-            &format!(r#"{{"userId": "{long}", "connId": "c", "timestamp": 1}}"#),
+            &format!(r#"{{"userId": "{long}", "connId": "c", "timestamp": 1698000000000}}"#),
             "invalid-field",
         ),
         text(
@@ -105,15 +108,111 @@ fn cases() -> Vec<(&'static str, Vec<u8>, &'static str)> {
         ),
         text(
             CONNECT,
-            r#"{"userId": "1", "connId": "c", "timestamp": 1, "metadata": []}"#,
+            r#"{"userId": "1", "connId": "c", "timestamp": 1698000000000, "metadata": []}"#,
             "invalid-field",
         ),
+        text(
+            CONNECT,
+            r#"{"userId": "1", "connId": "c", "timestamp": 1698000000}"#,
+            "invalid-field",
+        ),
+        text(
+            OFFLINE,
+            r#"{"userId": "1", "timestamp": 1698000000000, "lastSeen": 1698000000}"#,
+            "invalid-field",
+        ),
+        with_metadata(r#"{"a": "\ud83d"}"#),
+        with_metadata(r#"{"\ud83d": 1}"#),
+        with_metadata(r#"{"a": 1e999}"#),
+        with_metadata(r#"{"a": 1, "a": 2}"#),
+        with_metadata(&format!(
+            r#"{{"a": {}{}}}"#,
+            "[".repeat(5_000),
+            "]".repeat(5_000)
+        )),
+        with_metadata(&format!(r#"{{"a": "{}"}}"#, "x".repeat(20_000))),
+        with_metadata(&dense(257)),
         text(
             ONLINE,
             r#"{"type": "user_online", "userId": "1", "timestamp": true}"#,
             "invalid-field",
         ),
     ]
+}
+
+/// A heartbeat with metadata that is refused.
+fn with_metadata(metadata: &str) -> (&'static str, Vec<u8>, &'static str) {
+    let body = format!(
+        r#"{{"userId": "1", "connId": "c", "timestamp": 1698000000000, "metadata": {metadata}}}"#
+    );
+    (HEARTBEAT, body.into_bytes(), "invalid-field")
+}
+
+/// Metadata of so many keys.
+fn dense(keys: usize) -> String {
+    let keys: Vec<_> = (0..keys).map(|key| format!("\"k{key}\": {key}")).collect();
+    format!("{{{}}}", keys.join(", "))
+}
+
+#[tokio::test]
+async fn metadata_that_would_stall_a_worker_is_refused_by_its_field_and_holds_up_nobody()
+-> Result<()> {
+    let mut world = World::start().await?;
+    let body = |keys: usize| {
+        let metadata: Value = serde_json::from_str(&dense(keys))?;
+        let mut body = inputs::connect("12345", "c1", SEED_MS);
+        body["metadata"] = metadata;
+        anyhow::Ok(body.to_string())
+    };
+    // Some 800 kB: many of them, so that they would hold up whoever comes behind them.
+    for _ in 0..20 {
+        let answer = world.client.request(CONNECT, body(60_000)?).await?;
+        assert_eq!(answer["reason"], "invalid-field", "{answer}");
+        let error = answer["error"].as_str().unwrap_or_default();
+        assert!(error.contains("`metadata`"), "{error}");
+    }
+    // As much as there may be by default.
+    let answer = world.client.request(CONNECT, body(256)?).await?;
+    assert_eq!(answer["ok"], true, "{answer}");
+    world.tape.hosts(FILTERED_ONLINE, 1).await?;
+    world.end().await
+}
+
+#[tokio::test]
+async fn the_configuration_says_how_much_metadata_is_taken() -> Result<()> {
+    let mut world = World::start_with(|site| site.with("tracker.metadata_keys_max", 2)).await?;
+    let mut body = inputs::connect("12345", "c1", SEED_MS);
+    let answer = world.client.request(CONNECT, body.to_string()).await?;
+    assert_eq!(answer["reason"], "invalid-field", "{answer}");
+    body["metadata"] = serde_json::json!({"device": "web", "a": 1});
+    world.client.input(CONNECT, body.clone()).await?;
+    world.site.set("tracker.metadata_keys_max", 1)?;
+    wait::until("the limit to be in force", async || {
+        let answer = world.client.request(CONNECT, body.to_string()).await?;
+        Ok((answer["reason"] == "invalid-field").then_some(()))
+    })
+    .await?;
+    world.end().await
+}
+
+#[tokio::test]
+async fn an_applications_times_are_no_later_than_their_arrival() -> Result<()> {
+    let mut world = World::start().await?;
+    world
+        .client
+        .input(ONLINE, inputs::online("12345", u64::MAX))
+        .await?;
+    let mut offline = inputs::offline("12345", SEED_MS);
+    offline["lastSeen"] = u64::MAX.into();
+    world.client.input(OFFLINE, offline).await?;
+    let online = world.tape.hosts(FILTERED_ONLINE, 1).await?.remove(0);
+    assert!(online.field("timestamp").as_u64() <= Some(now_ms()));
+    let offline = world.tape.hosts(FILTERED_OFFLINE, 1).await?.remove(0);
+    assert_eq!(*offline.field("lastSeen"), SEED_MS);
+    let question = r#"{"viewerId": "67890", "userIds": ["12345"]}"#;
+    let answer = world.client.request("presence.query", question).await?;
+    assert_eq!(answer["users"][0]["lastSeen"], SEED_MS);
+    world.end().await
 }
 
 #[tokio::test]

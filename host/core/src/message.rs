@@ -8,10 +8,34 @@ use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
 use crate::event::Reason;
+use crate::metadata;
 
 mod diagnosis;
 
 pub use diagnosis::{Cause, Rejection};
+
+/// The first millisecond of 2001. A time before it is no time in milliseconds that
+/// anybody sends: as a rule it is one in seconds.
+const MS_MIN: u64 = 978_307_200_000;
+
+/// What a message must keep to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// The longest body that may be published of it, in bytes.
+    pub body_bytes_max: usize,
+    /// How much metadata it may have.
+    pub metadata: metadata::Limits,
+}
+
+/// So many bytes may be published, and as much metadata be sent as by default.
+impl From<usize> for Limits {
+    fn from(body_bytes_max: usize) -> Self {
+        Self {
+            body_bytes_max,
+            metadata: metadata::Limits::default(),
+        }
+    }
+}
 
 /// The longest `userId` and `connId`, in bytes.
 pub const ID_BYTES_MAX: usize = 256;
@@ -147,16 +171,27 @@ impl Why {
 
 impl Message {
     /// Reads the body of a message. What it keeps of it is shared, not copied.
-    /// What is published of it will not be longer than `body_bytes_max`.
     ///
     /// # Errors
     /// What is wrong with the body, for its dead letter.
-    pub fn parse(kind: Kind, payload: &Bytes, body_bytes_max: usize) -> Result<Self, Rejection> {
+    pub fn parse(
+        kind: Kind,
+        payload: &Bytes,
+        limits: impl Into<Limits>,
+    ) -> Result<Self, Rejection> {
+        let Limits {
+            body_bytes_max,
+            metadata,
+        } = limits.into();
         let text = ByteString::try_from(payload.clone())
             .map_err(|error| Rejection::new(Cause::InvalidJson, format!("not UTF-8: {error}")))?;
-        let fields: Fields<'_> = serde_json::from_str(&text)
-            .map_err(|error| diagnosis::diagnose(kind, &text, &error))?;
-        let message = fields.check(kind, &text)?;
+        // Fields are read from an array as well, by their places.
+        let fields = match text.trim_ascii_start().starts_with('[') {
+            false => serde_json::from_str::<Fields<'_>>(&text),
+            true => Err(serde::de::Error::custom("an array")),
+        };
+        let fields = fields.map_err(|error| diagnosis::diagnose(kind, &text, &error))?;
+        let message = fields.check(kind, &text, metadata)?;
         let bytes_max = body_bytes_max - GROWTH_BYTES_MAX.min(body_bytes_max / 2);
         if message.is_published() && payload.len() > bytes_max {
             let error = format!(
@@ -188,7 +223,8 @@ struct Fields<'a> {
     user: Text<'a>,
     #[serde(rename = "connId", borrow, default, deserialize_with = "present")]
     conn: Option<&'a RawValue>,
-    timestamp: u64,
+    #[serde(borrow)]
+    timestamp: &'a RawValue,
     #[serde(borrow, default, deserialize_with = "present")]
     metadata: Option<&'a RawValue>,
     #[serde(rename = "type", borrow, default, deserialize_with = "present")]
@@ -209,22 +245,29 @@ fn present<'de: 'a, 'a, D: Deserializer<'de>>(input: D) -> Result<Option<&'a Raw
 }
 
 impl<'a> Fields<'a> {
-    fn check(self, kind: Kind, text: &ByteString) -> Result<Message, Rejection> {
+    fn check(
+        self,
+        kind: Kind,
+        text: &ByteString,
+        limits: metadata::Limits,
+    ) -> Result<Message, Rejection> {
         if !kind.has_connection() {
             self.check_type(kind)?;
         }
         let user = id("userId", self.user.0, text)?;
-        if self.timestamp == 0 {
-            return Err(Rejection::field(
-                "timestamp",
-                "must be a positive integer of milliseconds",
-            ));
-        }
-        let metadata = self.metadata.map(|raw| object(raw, text)).transpose()?;
+        let timestamp = time("timestamp", self.timestamp)?;
+        let metadata = match self.metadata {
+            None => None,
+            Some(raw) => {
+                let checked = limits.check(raw.get());
+                checked.map_err(|error| Rejection::field("metadata", &error))?;
+                Some(text.slice_ref(raw.get()))
+            }
+        };
         let conn = if kind.has_connection() {
             let raw = self.conn.ok_or_else(|| Rejection::missing("connId"))?;
             let Text(conn) = serde_json::from_str(raw.get())
-                .map_err(|_| Rejection::field("connId", "must be a string"))?;
+                .map_err(|_| Rejection::field("connId", MUST_BE_TEXT))?;
             id("connId", conn, text)?
         } else {
             ByteString::new()
@@ -236,8 +279,8 @@ impl<'a> Fields<'a> {
             Kind::Disconnect => Says::Disconnect { conn, reason },
             Kind::Online => Says::Online { metadata },
             Kind::Offline => {
-                let last_seen = self.last_seen.map(last_seen).transpose()?;
-                let last_seen = last_seen.unwrap_or(self.timestamp);
+                let last_seen = self.last_seen.map(|raw| time("lastSeen", raw));
+                let last_seen = last_seen.transpose()?.unwrap_or(timestamp);
                 Says::Offline {
                     last_seen,
                     reason,
@@ -247,7 +290,7 @@ impl<'a> Fields<'a> {
         };
         Ok(Message {
             user,
-            timestamp: self.timestamp,
+            timestamp,
             says,
         })
     }
@@ -281,19 +324,21 @@ fn id(field: &str, id: Cow<'_, str>, text: &ByteString) -> Result<ByteString, Re
     })
 }
 
-fn object(raw: &RawValue, text: &ByteString) -> Result<ByteString, Rejection> {
-    if raw.get().starts_with('{') {
-        Ok(text.slice_ref(raw.get()))
-    } else {
-        Err(Rejection::field("metadata", "must be an object"))
-    }
-}
+/// What is wrong with a time that isn't a number of milliseconds.
+const MUST_BE_MS: &str = "must be a positive integer of milliseconds since 1970";
 
-fn last_seen(raw: &RawValue) -> Result<u64, Rejection> {
-    let number = serde_json::from_str::<u64>(raw.get())
-        .ok()
-        .filter(|number| *number > 0);
-    number.ok_or_else(|| Rejection::field("lastSeen", "must be a positive integer of milliseconds"))
+/// What is wrong with an id that isn't text; half a surrogate pair is none either.
+const MUST_BE_TEXT: &str = "must be a string of valid Unicode";
+
+fn time(field: &str, raw: &RawValue) -> Result<u64, Rejection> {
+    match raw.get().parse() {
+        Ok(0) | Err(_) => Err(Rejection::field(field, MUST_BE_MS)),
+        Ok(ms) if ms < MS_MIN => {
+            let must = format!("{MUST_BE_MS}: {ms} is before 2001, and looks like seconds");
+            Err(Rejection::field(field, &must))
+        }
+        Ok(ms) => Ok(ms),
+    }
 }
 
 #[cfg(test)]
@@ -306,7 +351,7 @@ mod tests {
 
     #[test]
     fn a_connect_is_read_without_copying() {
-        let body = r#"{"userId":"u","connId":"c","timestamp":5,"metadata":{"device":"web"},"x":1}"#;
+        let body = r#"{"userId":"u","connId":"c","timestamp":1698000000000,"metadata":{"device":"web"},"x":1}"#;
         let message = parse(Kind::Connect, body).unwrap();
         assert_eq!(message.user, "u");
         let Says::Connect { conn, metadata } = message.says else {
@@ -319,7 +364,7 @@ mod tests {
     #[test]
     fn what_is_wrong_is_named() {
         let long = format!(
-            r#"{{"userId":"{}","connId":"c","timestamp":1}}"#,
+            r#"{{"userId":"{}","connId":"c","timestamp":1698000000000}}"#,
             "x".repeat(257)
         );
         for (body, cause, word) in [
@@ -328,12 +373,12 @@ mod tests {
             ("[1]", Cause::NotAnObject, "array"),
             ("null", Cause::NotAnObject, "null"),
             (
-                r#"{"connId":"c","timestamp":1}"#,
+                r#"{"connId":"c","timestamp":1698000000000}"#,
                 Cause::MissingField,
                 "userId",
             ),
             (
-                r#"{"userId":"u","timestamp":1}"#,
+                r#"{"userId":"u","timestamp":1698000000000}"#,
                 Cause::MissingField,
                 "connId",
             ),
@@ -343,17 +388,17 @@ mod tests {
                 "timestamp",
             ),
             (
-                r#"{"userId":"","connId":"c","timestamp":1}"#,
+                r#"{"userId":"","connId":"c","timestamp":1698000000000}"#,
                 Cause::InvalidField,
                 "userId",
             ),
             (
-                r#"{"userId":7,"connId":"c","timestamp":1}"#,
+                r#"{"userId":7,"connId":"c","timestamp":1698000000000}"#,
                 Cause::InvalidField,
                 "userId",
             ),
             (
-                r#"{"userId":"u","connId":null,"timestamp":1}"#,
+                r#"{"userId":"u","connId":null,"timestamp":1698000000000}"#,
                 Cause::InvalidField,
                 "connId",
             ),
@@ -378,12 +423,38 @@ mod tests {
                 "timestamp",
             ),
             (
-                r#"{"userId":"u","connId":"c","timestamp":1,"metadata":null}"#,
+                r#"{"userId":"u","connId":"c","timestamp":1698000000000,"metadata":null}"#,
+                Cause::InvalidField,
+                "metadata",
+            ),
+            (r#"["u","c",1698000000000]"#, Cause::NotAnObject, "array"),
+            (
+                r#"{"userId":"\ud800","connId":"c","timestamp":1698000000000}"#,
+                Cause::InvalidField,
+                "userId",
+            ),
+            (
+                r#"{"userId":"u","connId":"\ud800","timestamp":1698000000000}"#,
+                Cause::InvalidField,
+                "connId",
+            ),
+            (
+                r#"{"userId":"u","connId":"c","timestamp":1e999}"#,
+                Cause::InvalidField,
+                "timestamp",
+            ),
+            (
+                r#"{"userId":"u","connId":"c","metadata":{"a":1e999}}"#,
+                Cause::MissingField,
+                "timestamp",
+            ),
+            (
+                r#"{"userId":"u","connId":"c","timestamp":1698000000000,"metadata":{"a":1e999}}"#,
                 Cause::InvalidField,
                 "metadata",
             ),
             (
-                r#"{"userId":"u","userId":"v","connId":"c","timestamp":1}"#,
+                r#"{"userId":"u","userId":"v","connId":"c","timestamp":1698000000000}"#,
                 Cause::InvalidJson,
                 "userId",
             ),
@@ -399,12 +470,34 @@ mod tests {
     }
 
     #[test]
+    fn times_in_seconds_are_refused_in_every_kind_of_message() {
+        let fields = r#""userId":"u","connId":"c""#;
+        for kind in Kind::ALL {
+            for (timestamp, taken) in [(1_698_000_000, false), (MS_MIN - 1, false), (MS_MIN, true)]
+            {
+                let read = parse(kind, &format!(r#"{{{fields},"timestamp":{timestamp}}}"#));
+                assert_eq!(read.is_ok(), taken, "{kind:?} at {timestamp}");
+                if let Err(rejection) = read {
+                    assert_eq!(rejection.cause, Cause::InvalidField);
+                    assert!(rejection.error.contains("`timestamp`"), "{rejection:?}");
+                    assert!(rejection.error.contains("seconds"), "{rejection:?}");
+                }
+            }
+        }
+        let body = format!(r#"{{{fields},"timestamp":1698000000000,"lastSeen":1698000000}}"#);
+        let rejection = parse(Kind::Offline, &body).unwrap_err();
+        assert!(rejection.error.contains("`lastSeen`"), "{rejection:?}");
+        assert!(rejection.error.contains("seconds"), "{rejection:?}");
+    }
+
+    #[test]
     fn what_could_not_be_published_is_too_large() {
         let body = |bytes: usize| {
-            let head = r#"{"userId":"u","connId":"c","timestamp":1,"metadata":{"device":""#;
+            let head =
+                r#"{"userId":"u","connId":"c","timestamp":1698000000000,"metadata":{"device":""#;
             format!("{head}{}\"}}}}", "x".repeat(bytes - head.len() - 3))
         };
-        for (bytes_max, fits) in [(65_536, 65_024), (2_000, 1_488)] {
+        for (bytes_max, fits) in [(16_000, 15_488), (2_000, 1_488)] {
             let parse =
                 |bytes: usize| Message::parse(Kind::Connect, &Bytes::from(body(bytes)), bytes_max);
             assert!(parse(fits).is_ok());
@@ -423,7 +516,9 @@ mod tests {
             ("\"logout\"", Reason::Logout, true),
             ("\"boredom\"", Reason::Disconnect, false),
         ] {
-            let body = format!(r#"{{"userId":"u","connId":"c","timestamp":1,"reason":{reason}}}"#);
+            let body = format!(
+                r#"{{"userId":"u","connId":"c","timestamp":1698000000000,"reason":{reason}}}"#
+            );
             let message = parse(Kind::Disconnect, &body).unwrap();
             let Says::Disconnect { reason, .. } = message.says else {
                 panic!("not a disconnect")
@@ -440,13 +535,19 @@ mod tests {
 
     #[test]
     fn an_application_states_what_its_subject_says() {
-        assert!(parse(Kind::Online, r#"{"userId":"u","timestamp":1}"#).is_ok());
-        let body = r#"{"type":"user_offline","userId":"u","timestamp":1}"#;
+        assert!(parse(Kind::Online, r#"{"userId":"u","timestamp":1698000000000}"#).is_ok());
+        let body = r#"{"type":"user_offline","userId":"u","timestamp":1698000000000}"#;
         assert_eq!(
             parse(Kind::Online, body).unwrap_err().cause,
             Cause::InvalidField
         );
         let message = parse(Kind::Offline, body).unwrap();
-        assert!(matches!(message.says, Says::Offline { last_seen: 1, .. }));
+        assert!(matches!(
+            message.says,
+            Says::Offline {
+                last_seen: 1_698_000_000_000,
+                ..
+            }
+        ));
     }
 }

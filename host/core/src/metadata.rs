@@ -1,8 +1,9 @@
 //! Event metadata: a JSON object, kept as text and read by key.
 //!
-//! Values are never parsed further than a rule asks for, and are written out as
-//! they came in. Each entry knows whether it is public: whether it may be
-//! broadcast, or is there for the components alone.
+//! It is checked once, where it comes in ([`Limits::check`]). From then on values
+//! are never parsed further than a rule asks for, and are written out as they came
+//! in. Each entry knows whether it is public: whether it may be broadcast, or is
+//! there for the components alone.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -13,6 +14,13 @@ use serde::de::{Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
 use crate::json;
+
+mod strict;
+
+pub use strict::{LIMITS_MAX, Limits};
+
+/// So many entries are searched one by one; more are found by a sorted index.
+const FEW: usize = 16;
 
 /// Keys that are never broadcast, whoever asks for it.
 pub const NEVER_PUBLIC: [&str; 2] = ["ip", "socketId"];
@@ -25,6 +33,8 @@ pub struct Metadata(Option<Arc<Object>>);
 struct Object {
     text: String,
     entries: Vec<Entry>,
+    /// The places of all entries, sorted by their keys; empty while they are few.
+    index: Vec<u32>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,9 +45,8 @@ struct Entry {
 }
 
 impl Metadata {
-    /// Reads the text of a JSON object. What isn't one has no metadata: whoever
-    /// takes it in has checked it. Of a key given twice, the last value holds.
-    /// Keys for which `public` holds may be broadcast.
+    /// Reads the text of a JSON object that has been checked; of what isn't one there
+    /// is no metadata. Keys for which `public` holds may be broadcast.
     pub fn parse(text: &str, public: impl Fn(&str) -> bool) -> Self {
         struct Object<F>(F, usize);
         impl<'de, F: Fn(&str) -> bool> Visitor<'de> for Object<F> {
@@ -61,9 +70,21 @@ impl Metadata {
 
     /// The value under a key, as JSON text.
     pub fn get(&self, key: &str) -> Option<&str> {
-        self.entries()
-            .find(|entry| entry.key == key)
-            .map(|entry| entry.value)
+        let object = self.0.as_deref()?;
+        let entry = object.entries.get(object.place_of(key).ok()?)?;
+        Some(slice(Some(object), &entry.value))
+    }
+
+    /// How many entries there are.
+    pub fn len(&self) -> usize {
+        self.0.as_deref().map_or(0, |object| object.entries.len())
+    }
+
+    /// About how many bytes it takes as JSON text.
+    pub fn bytes(&self) -> usize {
+        let entries = self.entries();
+        let entry = |entry: EntryRef<'_>| entry.key.len() + entry.value.len() + 4;
+        2 + entries.map(entry).sum::<usize>()
     }
 
     /// All entries, in order.
@@ -133,6 +154,7 @@ impl Builder {
         Self(Object {
             text: String::with_capacity(bytes),
             entries: Vec::with_capacity(8),
+            index: Vec::new(),
         })
     }
 
@@ -141,20 +163,25 @@ impl Builder {
         let object = &mut self.0;
         let public = public && !NEVER_PUBLIC.contains(&key);
         let value = object.push(value);
-        let place = object.place_of(key);
-        match place.and_then(|place| object.entries.get_mut(place)) {
-            Some(entry) => (entry.value, entry.public) = (value, public),
-            None => {
+        match object.place_of(key) {
+            Ok(place) => {
+                if let Some(entry) = object.entries.get_mut(place) {
+                    (entry.value, entry.public) = (value, public);
+                }
+            }
+            Err(rank) => {
                 let key = object.push(key);
                 object.entries.push(Entry { key, value, public });
+                object.index_last(rank);
             }
         }
     }
 
     /// Removes a key.
     pub fn remove(&mut self, key: &str) {
-        if let Some(place) = self.0.place_of(key) {
+        if let Ok(place) = self.0.place_of(key) {
             self.0.entries.remove(place);
+            self.0.unindex(place as u32);
         }
     }
 
@@ -172,9 +199,49 @@ impl Object {
         start..self.text.len() as u32
     }
 
-    fn place_of(&self, key: &str) -> Option<usize> {
-        let holds = |entry: &Entry| slice(Some(self), &entry.key) == key;
-        self.entries.iter().position(holds)
+    /// The place of a key, or else where in the index it would stand.
+    fn place_of(&self, key: &str) -> Result<usize, usize> {
+        if self.index.is_empty() {
+            let holds = |entry: &Entry| slice(Some(self), &entry.key) == key;
+            return self.entries.iter().position(holds).ok_or(0);
+        }
+        let rank = self
+            .index
+            .binary_search_by(|place| self.key_at(*place).cmp(key))?;
+        let place = self.index.get(rank).copied().unwrap_or_default();
+        Ok(place as usize)
+    }
+
+    fn key_at(&self, place: u32) -> &str {
+        let entry = self.entries.get(place as usize);
+        entry.map_or("", |entry| slice(Some(self), &entry.key))
+    }
+
+    /// Takes the last entry into the index, where it is to stand.
+    fn index_last(&mut self, rank: usize) {
+        let place = self.entries.len() - 1;
+        if !self.index.is_empty() {
+            self.index.insert(rank, place as u32);
+        } else if place >= FEW {
+            self.index_all();
+        }
+    }
+
+    fn index_all(&mut self) {
+        let mut index: Vec<_> = (0..self.entries.len() as u32).collect();
+        index.sort_unstable_by(|a, b| self.key_at(*a).cmp(self.key_at(*b)));
+        self.index = index;
+    }
+
+    /// Takes an entry that has been removed out of the index.
+    fn unindex(&mut self, removed: u32) {
+        if self.entries.len() <= FEW {
+            return self.index.clear();
+        }
+        self.index.retain(|place| *place != removed);
+        for place in self.index.iter_mut().filter(|place| **place > removed) {
+            *place -= 1;
+        }
     }
 }
 
@@ -209,9 +276,31 @@ mod tests {
     }
 
     #[test]
-    fn the_last_of_two_equal_keys_holds() {
-        let metadata = Metadata::parse(r#"{"a":1,"b":2,"a":3}"#, |_| true);
-        assert_eq!(written(&metadata), r#"{"a":3,"b":2}"#);
+    fn many_keys_are_found_set_and_removed_as_few_are() {
+        let mut builder = Metadata::default().edit();
+        let key = |number: u32| format!("k{}", number * 7_919 % 1_000);
+        for number in 0..1_000 {
+            builder.set(&key(number), &number.to_string(), true);
+        }
+        for number in (0..1_000).step_by(3) {
+            builder.remove(&key(number));
+        }
+        for number in (1..1_000).step_by(3) {
+            builder.set(&key(number), "true", true);
+        }
+        let metadata = builder.build();
+        assert_eq!(metadata.len(), 666);
+        for number in 0..1_000 {
+            let expected = match number % 3 {
+                0 => None,
+                1 => Some("true".to_owned()),
+                _ => Some(number.to_string()),
+            };
+            assert_eq!(metadata.get(&key(number)), expected.as_deref());
+        }
+        let first = metadata.entries().next().unwrap();
+        assert_eq!((first.key, first.value), (&*key(1), "true"));
+        assert!(metadata.bytes() >= written(&metadata).len());
     }
 
     #[test]

@@ -400,7 +400,7 @@ impl Shard {
                     .map(|text| Metadata::parse(text, |_| true));
                 let event = self.event(
                     &user,
-                    timestamp,
+                    timestamp.min(self.now),
                     Change::Online,
                     metadata.unwrap_or_default(),
                 );
@@ -416,8 +416,9 @@ impl Shard {
                 let metadata = metadata
                     .as_deref()
                     .map(|text| Metadata::parse(text, |_| true));
+                let timestamp = timestamp.min(self.now);
                 let change = Change::Offline {
-                    last_seen: *last_seen,
+                    last_seen: timestamp.min(*last_seen),
                     reason,
                 };
                 let event = self.event(&user, timestamp, change, metadata.unwrap_or_default());

@@ -8,14 +8,15 @@
     reason = "a test may panic"
 )]
 
+mod early;
+
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use bytes::Bytes;
 use presence_core::audience::Audience;
 use presence_core::body::explain::{Basis, Standing};
 use presence_core::directory::{Answer, Directory, Question};
-use presence_core::message::{Kind, Message};
+use presence_core::message::Kind;
 use presence_core::names::Names;
 use presence_core::rules::{Context, Decision, Enriched, Failure, Reads, Rendition, Rules};
 use presence_core::{Input, Output, Settings, Shard};
@@ -133,7 +134,7 @@ impl World {
         let body = json!({
             "userId": user, "connId": "c", "timestamp": self.now, "metadata": metadata,
         });
-        let message = Message::parse(kind, &Bytes::from(body.to_string()), 1 << 20).unwrap();
+        let message = early::message(kind, &body);
         self.input(Input::Message {
             message,
             reply: None,

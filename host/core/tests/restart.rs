@@ -8,12 +8,13 @@
     reason = "a test may panic"
 )]
 
+mod early;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use bytes::Bytes;
 use presence_core::directory::{Directory, Question};
-use presence_core::message::{Kind, Message};
+use presence_core::message::Kind;
 use presence_core::names::Names;
 use presence_core::record::Record;
 use presence_core::rules::{Context, Decision, Enriched, Reads, Rendition, Rules};
@@ -227,8 +228,7 @@ impl Pair {
                 let body = json!({"userId": USERS[*user], "connId": format!("c{conn}"),
                     "timestamp": self.now - behind, "reason": "logout", "lastSeen": self.now,
                     "metadata": metadata});
-                let payload = Bytes::from(body.to_string());
-                let message = Message::parse(*kind, &payload, 1 << 20).unwrap();
+                let message = early::message(*kind, &body);
                 let input = Input::Message {
                     message,
                     reply: None,
@@ -329,8 +329,7 @@ proptest! {
 
 fn says(node: &mut Node, kind: Kind, now: u64, user: &str, conn: &str) -> Vec<String> {
     let body = json!({"userId": user, "connId": conn, "timestamp": now});
-    let payload = Bytes::from(body.to_string());
-    let message = Message::parse(kind, &payload, 1 << 20).unwrap();
+    let message = early::message(kind, &body);
     let input = Input::Message {
         message,
         reply: None,

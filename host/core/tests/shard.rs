@@ -7,6 +7,8 @@
     reason = "a test may panic"
 )]
 
+mod early;
+
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
@@ -120,8 +122,7 @@ impl World {
     }
 
     fn send(&mut self, kind: Kind, body: Value) -> Vec<(String, Value)> {
-        let payload = Bytes::from(body.to_string());
-        let message = Message::parse(kind, &payload, 1 << 20).unwrap();
+        let message = early::message(kind, &body);
         self.input(Input::Message {
             message,
             reply: None,
@@ -325,7 +326,7 @@ fn heartbeats_allocate_nothing(status: Option<status::Settings>) {
     })));
     world.connect("a");
     let heartbeat = |metadata| {
-        let body = json!({"userId": "a", "connId": "c", "timestamp": 2_000, "metadata": metadata});
+        let body = json!({"userId": "a", "connId": "c", "timestamp": 1_698_000_000_000_u64, "metadata": metadata});
         Bytes::from(body.to_string())
     };
     let payload = heartbeat(json!({"activity": "typing", "location": "chat:67890"}));

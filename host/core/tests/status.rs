@@ -9,13 +9,14 @@
     reason = "a test may panic"
 )]
 
+mod early;
+
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use bytes::Bytes;
 use presence_core::audience::Audience;
 use presence_core::directory::{Directory, Question};
-use presence_core::message::{Kind, Message};
+use presence_core::message::Kind;
 use presence_core::names::Names;
 use presence_core::publish::Subject;
 use presence_core::rules::{Context, Decision, Enriched, Failure, Reads, Rendition, Rules};
@@ -128,7 +129,7 @@ impl World {
     }
 
     fn message(&mut self, kind: Kind, body: &Value) -> Vec<(String, Value)> {
-        let message = Message::parse(kind, &Bytes::from(body.to_string()), 1 << 20).unwrap();
+        let message = early::message(kind, body);
         self.input(Input::Message {
             message,
             reply: None,

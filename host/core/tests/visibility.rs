@@ -11,6 +11,7 @@
     reason = "a test may panic"
 )]
 
+mod early;
 #[path = "visibility/rules.rs"]
 mod rules;
 #[path = "visibility/script.rs"]
@@ -19,9 +20,8 @@ mod script;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use bytes::Bytes;
 use presence_core::directory::{Answer, Changes, Directory, Edit, Question};
-use presence_core::message::{Kind, Message};
+use presence_core::message::Kind;
 use presence_core::names::{Id, Names};
 use presence_core::publish::Subject;
 use presence_core::record::Record;
@@ -280,8 +280,7 @@ impl World {
     fn message_from(&mut self, kind: Kind, user: usize, mut body: Value, behind_ms: u64) {
         body["userId"] = USERS[user].into();
         body["timestamp"] = (self.now - behind_ms).into();
-        let payload = Bytes::from(body.to_string());
-        let message = Message::parse(kind, &payload, 1 << 20).unwrap();
+        let message = early::message(kind, &body);
         self.input(Input::Message {
             message,
             reply: None,

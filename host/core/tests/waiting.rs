@@ -8,13 +8,14 @@
     reason = "a test may panic"
 )]
 
+mod early;
+
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use bytes::Bytes;
 use presence_core::audience::Audience;
 use presence_core::directory::{Answer, Directory, Question};
-use presence_core::message::{Kind, Message};
+use presence_core::message::Kind;
 use presence_core::names::{Id, Names};
 use presence_core::record::Record;
 use presence_core::rules::{Context, Decision, Enriched, Reads, Rendition, Rules};
@@ -139,8 +140,7 @@ impl World {
     fn says(&mut self, kind: Kind, user: &str) {
         self.now += 1;
         let body = json!({"userId": user, "connId": "c", "timestamp": self.now});
-        let payload = Bytes::from(body.to_string());
-        let message = Message::parse(kind, &payload, 1 << 20).unwrap();
+        let message = early::message(kind, &body);
         let reply = None;
         self.input(Input::Message { message, reply });
     }
@@ -332,8 +332,7 @@ fn an_event_that_has_waited_bears_the_users_status_of_now() {
         "timestamp": world.now,
         "metadata": {"activity": "typing"},
     });
-    let payload = Bytes::from(body.to_string());
-    let message = Message::parse(Kind::Heartbeat, &payload, 1 << 20).unwrap();
+    let message = early::message(Kind::Heartbeat, &body);
     let reply = None;
     world.input(Input::Message { message, reply });
     world.groups("ada", &[]);

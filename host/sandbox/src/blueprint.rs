@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use presence_core::metadata;
 use serde_json::Value;
 
 use crate::manifest::{Effect, OnFailure, OwnLimits, Role};
@@ -24,6 +25,8 @@ pub struct Limits {
     pub deadline_ms: Option<u64>,
     /// When a plugin that fails is taken out of service.
     pub quarantine: Quarantine,
+    /// How large enrichers may make an event's metadata.
+    pub metadata: metadata::Limits,
 }
 
 impl Limits {

@@ -4,10 +4,13 @@ use std::sync::Arc;
 
 use presence_core::audience::Audience;
 use presence_core::event::{Change, Event};
+use presence_core::metadata;
 use presence_core::names::Id;
 use presence_core::rules::{
     Context, Decision, Enriched, Explanation, Failure, MetadataChange, Rendition, Rules,
 };
+
+use wasmtime::format_err;
 
 use crate::api::{EventArg, Kind, RenditionResult};
 use crate::call::Seen;
@@ -28,6 +31,8 @@ pub struct Pipeline {
     replaced: bool,
     no_keys: Arc<[Box<str>]>,
     last_keys: Arc<[Box<str>]>,
+    /// How large enrichers may make an event's metadata.
+    metadata: metadata::Limits,
 }
 
 impl Pipeline {
@@ -39,6 +44,7 @@ impl Pipeline {
             replaced: false,
             no_keys: Arc::new([]),
             last_keys: Arc::new([]),
+            metadata: limits.metadata,
         };
         for stage in stages {
             match stage.plugin.manifest.role {
@@ -182,16 +188,17 @@ impl Rules for Pipeline {
                 ..context
             };
             let mut seen = Seen::default();
-            let changes = enricher.call_in_service(
+            let limits = self.metadata;
+            let changed = enricher.call_in_service(
                 context,
                 &mut seen,
                 // Metadata as it is broadcast is no verdict that is reused.
                 &mut false,
                 |_| Ok(argument(context.event)),
-                |_, changes| Ok(changes),
+                |_, changes| Ok((changed(context.event, &changes, limits)?, changes)),
             );
             // Out of service, it is as if it weren't there.
-            let Some(changes) = changes else {
+            let Some(changed) = changed else {
                 continue;
             };
             // What it makes of answers that it hasn't got is thrown away.
@@ -200,10 +207,10 @@ impl Rules for Pipeline {
                 enriched.lacking.push(enricher.name());
                 continue;
             }
-            match changes {
-                Ok(changes) if changes.is_empty() => {}
-                Ok(changes) => {
-                    event = Arc::new(event.changed(&changes));
+            match changed {
+                Ok((_, changes)) if changes.is_empty() => {}
+                Ok((changed, changes)) => {
+                    event = Arc::new(changed);
                     enriched.changes.extend(changes);
                 }
                 Err(failure) => enriched.failures.push(failure),
@@ -238,6 +245,26 @@ impl Rules for Pipeline {
         }
         std::mem::take(&mut self.replaced)
     }
+}
+
+/// An event with an enricher's changes, if it may be broadcast so.
+fn changed(
+    event: &Event,
+    changes: &[MetadataChange],
+    limits: metadata::Limits,
+) -> wasmtime::Result<Event> {
+    for (key, value) in changes {
+        let checked = value.as_deref().map_or(Ok(()), |it| limits.check_value(it));
+        checked.map_err(|error| format_err!("set {key:?} to a value that {error}"))?;
+    }
+    let changed = event.changed(changes);
+    let (before, after) = (&event.metadata, &changed.metadata);
+    // What came in is within the limits but for what the host adds.
+    if after.len() > before.len() || after.bytes() > before.bytes() {
+        let checked = limits.check_size(after.len(), after.bytes());
+        checked.map_err(|error| format_err!("made metadata that {error}"))?;
+    }
+    Ok(changed)
 }
 
 /// What comes of the stages' answers, given what they have seen.

@@ -245,6 +245,7 @@ mod tests {
             fuel: 10_000_000,
             memory_bytes_max: 1 << 24,
             deadline_ms: Some(DEADLINE_MS),
+            metadata: Default::default(),
             quarantine: Quarantine {
                 users: 1,
                 window_ms: 1_000,

@@ -8,8 +8,9 @@ use std::time::Duration;
 use async_nats::{Message as Received, Statistics, Subscriber};
 use futures_util::{FutureExt, StreamExt};
 use presence_core::Input;
-use presence_core::message::Message;
-use tokio::sync::oneshot;
+use presence_core::message::{Limits, Message};
+use presence_core::metadata;
+use tokio::sync::{oneshot, watch};
 
 use crate::broker::Health;
 use crate::clock;
@@ -30,6 +31,8 @@ pub(crate) struct Intake {
     pub(crate) replies: Arc<Replies>,
     /// The longest body that the broker takes, as it says on connecting.
     pub(crate) body_bytes_max: Arc<AtomicUsize>,
+    /// How much metadata a message may have.
+    pub(crate) metadata: watch::Receiver<metadata::Limits>,
     pub(crate) workers: Workers,
     pub(crate) broker: Arc<Health>,
     pub(crate) statistics: Arc<Statistics>,
@@ -110,14 +113,17 @@ impl Intake {
     /// is waited for.
     async fn batch(&mut self, first: Received, stopping: bool) {
         let now = clock::now_ms();
-        let body_bytes_max = self.body_bytes_max.load(Ordering::Relaxed);
+        let limits = Limits {
+            body_bytes_max: self.body_bytes_max.load(Ordering::Relaxed),
+            metadata: *self.metadata.borrow(),
+        };
         // As a rule many come together, or one alone.
         let room = BATCH_MAX / 4 / self.workers.iter().len().max(1);
         let batch = |_| Vec::with_capacity(room);
         let mut batches: Vec<Vec<Input>> = self.workers.iter().map(batch).collect();
         let (subjects, replies) = (&self.subjects, &self.replies);
         let mut put = |received| {
-            let sorted = sort(received, subjects, replies, body_bytes_max, &self.workers);
+            let sorted = sort(received, subjects, replies, limits, &self.workers);
             if let Some((place, input)) = sorted
                 && let Some(batch) = batches.get_mut(place)
             {
@@ -150,7 +156,7 @@ fn sort(
     received: Received,
     subjects: &Subjects,
     replies: &Replies,
-    body_bytes_max: usize,
+    limits: Limits,
     workers: &Workers,
 ) -> Option<(usize, Input)> {
     let kind = subjects.kind(&received.subject)?;
@@ -159,27 +165,25 @@ fn sort(
         return None;
     }
     let reply = replies.accept(received.reply.map(|reply| reply.to_string()));
-    Some(
-        match Message::parse(kind, &received.payload, body_bytes_max) {
-            Ok(message) => {
-                let place = workers.place_of(&message.user);
-                (place, Input::Message { message, reply })
-            }
-            Err(rejection) => {
-                let subject = received.subject.to_string();
-                let payload = received.payload;
-                (
-                    0,
-                    Input::Rejected {
-                        subject,
-                        payload,
-                        rejection,
-                        reply,
-                    },
-                )
-            }
-        },
-    )
+    Some(match Message::parse(kind, &received.payload, limits) {
+        Ok(message) => {
+            let place = workers.place_of(&message.user);
+            (place, Input::Message { message, reply })
+        }
+        Err(rejection) => {
+            let subject = received.subject.to_string();
+            let payload = received.payload;
+            (
+                0,
+                Input::Rejected {
+                    subject,
+                    payload,
+                    rejection,
+                    reply,
+                },
+            )
+        }
+    })
 }
 
 #[cfg(test)]

@@ -126,7 +126,7 @@ impl Loader {
                 Err(problem) => problems.push(problem),
             }
         }
-        let limits = config.engine.limits(clock);
+        let limits = config.engine.limits(clock, config.tracker.metadata);
         match Blueprint::prepare(stages, limits, running) {
             Ok(blueprint) if problems.is_empty() => Ok(blueprint),
             Ok(_) => Err(problems),

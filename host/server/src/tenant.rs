@@ -11,7 +11,7 @@ use std::time::Duration;
 use async_nats::Client;
 use presence_core::directory::{Changes, Directory};
 use presence_core::names::Names;
-use presence_core::{Input, Settings, Shard, status, tracker};
+use presence_core::{Input, Settings, Shard, metadata, status, tracker};
 use presence_sandbox::Blueprint;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::MissedTickBehavior;
@@ -59,6 +59,8 @@ pub(crate) struct Tenant {
     pub(crate) replies: Arc<Replies>,
     pub(crate) running: watch::Sender<Running>,
     pub(crate) body_bytes_max: Arc<AtomicUsize>,
+    /// How much metadata a message may have.
+    metadata: watch::Sender<metadata::Limits>,
     pub(crate) workers: Workers,
     /// None where nothing is kept over a restart.
     pub(crate) state: Option<Writer>,
@@ -123,6 +125,7 @@ impl Tenant {
                 blueprint: Arc::new(blueprint),
             }),
             body_bytes_max: Arc::new(body_bytes_max.into()),
+            metadata: watch::Sender::new(config.tracker.metadata),
             workers: workers.into(),
             state,
             swept: 0,
@@ -166,6 +169,7 @@ impl Tenant {
             subjects: self.subjects.clone(),
             replies: Arc::clone(&self.replies),
             body_bytes_max: Arc::clone(&self.body_bytes_max),
+            metadata: self.metadata.subscribe(),
             workers: self.workers.clone(),
             broker,
             statistics: client.statistics(),
@@ -235,6 +239,7 @@ impl Tenant {
     pub(crate) async fn configure(&self, config: &Config) {
         self.explains
             .store(config.explain.enabled, Ordering::Relaxed);
+        self.metadata.send_replace(config.tracker.metadata);
         let settings = settings(config, self.body_bytes_max.load(Ordering::Relaxed));
         let input = Input::Settings(Box::new(settings));
         self.workers.tell(|| input.clone()).await;

@@ -20,6 +20,11 @@ const LIMITS: Limits = Limits {
         window_ms: 60_000,
         ms: 60_000,
     },
+    metadata: presence_core::metadata::Limits {
+        keys: 256,
+        bytes: 16_384,
+        depth: 16,
+    },
 };
 
 /// A pipeline of these plugins, each with its configuration.

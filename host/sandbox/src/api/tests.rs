@@ -100,6 +100,11 @@ const LIMITS: Limits = Limits {
         window_ms: 10_000,
         ms: 1_000,
     },
+    metadata: presence_core::metadata::Limits {
+        keys: 256,
+        bytes: 16_384,
+        depth: 16,
+    },
 };
 
 #[test]

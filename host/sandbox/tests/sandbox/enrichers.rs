@@ -97,6 +97,48 @@ fn one_that_sets_what_is_not_json_is_passed_over_and_reported() {
 }
 
 #[test]
+fn one_that_makes_metadata_that_nobody_may_send_fails() {
+    // One change: a key of one byte at 512, and a value of some bytes from 520.
+    let setting = |json: &str| {
+        let (text, bytes) = (json.replace('\\', "\\\\").replace('"', "\\\""), json.len());
+        let list = format!(
+            r#"(data (i32.const 128) "\90\00\00\00\01\00\00\00")
+            (data (i32.const 144) "\00\02\00\00\01\00\00\00\01\00\00\00\01\00\00\00\08\02\00\00")
+            (data (i32.const 512) "k")
+            (data (i32.const 520) "{text}")"#
+        );
+        let body = format!("(i32.store (i32.const 164) (i32.const {bytes})) (i32.const 128)");
+        made(&enricher(&list, &body))
+    };
+    let enriched = world().enrich(&mut pipeline([setting("[1.50]")]));
+    assert_eq!(changes(&enriched), [("k", Some("[1.50]"))]);
+    let (tower, long) = (
+        format!("{}{}", "[".repeat(99), "]".repeat(99)),
+        format!("[{}1]", "1,".repeat(1_700)),
+    );
+    for (json, said) in [
+        (r#""\ud800""#, "surrogate"),
+        ("1e999", "out of range"),
+        (&tower, "deep"),
+        (&long, "bytes"),
+    ] {
+        let limits = presence_sandbox::Limits {
+            metadata: presence_core::metadata::Limits {
+                bytes: 2_000,
+                ..LIMITS.metadata
+            },
+            ..LIMITS
+        };
+        let blueprint = blueprint(limits, [setting(json), stage("counter")], None);
+        let enriched = world().enrich(&mut blueprint.instantiate().unwrap());
+        assert_eq!(failed(&enriched), ["rule"], "{json}");
+        let error = &enriched.failures[0].error;
+        assert!(error.contains(said), "{json}: {error}");
+        assert_eq!(changes(&enriched), [("n", Some("1"))]);
+    }
+}
+
+#[test]
 fn one_in_quarantine_is_passed_over_in_silence_until_its_trial() {
     let blueprint = blueprint(LIMITS, [stage("counter"), failing()], None);
     let mut rules = blueprint.instantiate().unwrap();

@@ -19,6 +19,11 @@ pub(crate) const LIMITS: Limits = Limits {
         window_ms: 10_000,
         ms: 1_000,
     },
+    metadata: presence_core::metadata::Limits {
+        keys: 256,
+        bytes: 16_384,
+        depth: 16,
+    },
 };
 
 pub(crate) static ENGINE: LazyLock<Engine> = LazyLock::new(|| Engine::new().unwrap());

@@ -2,6 +2,7 @@
 
 use std::thread::available_parallelism;
 
+use presence_core::metadata;
 use presence_sandbox::{Limits, Quarantine};
 
 use super::checks::{any, within};
@@ -50,7 +51,7 @@ impl Engine {
     }
 
     /// What a call is held to; without `clock`, by fuel alone.
-    pub(crate) fn limits(&self, clock: bool) -> Limits {
+    pub(crate) fn limits(&self, clock: bool, metadata: metadata::Limits) -> Limits {
         Limits {
             fuel: self.fuel,
             memory_bytes_max: self.memory_bytes_max,
@@ -60,6 +61,7 @@ impl Engine {
                 window_ms: self.quarantine_window_ms,
                 ms: self.quarantine_ms,
             },
+            metadata,
         }
     }
 

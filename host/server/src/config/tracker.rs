@@ -1,5 +1,7 @@
 //! `[tracker]`: when a user is online, and what of that is broadcast.
 
+use presence_core::metadata::{LIMITS_MAX, Limits};
+
 use super::checks::within;
 use super::problem::Wrong;
 use super::section::Section;
@@ -21,6 +23,8 @@ pub(crate) struct Tracker {
     /// The keys of a connection's metadata that are broadcast; never `ip` or
     /// `socketId`. What enrichers add is broadcast as well.
     pub(crate) broadcast: Vec<String>,
+    /// How much metadata a message may have, or an event after an enricher.
+    pub(crate) metadata: Limits,
 }
 
 impl Tracker {
@@ -47,6 +51,17 @@ impl Tracker {
                     .map(str::to_owned)
                     .to_vec()
             }),
+            metadata: Limits {
+                keys: section
+                    .get("metadata_keys_max", within(1..=LIMITS_MAX.keys))
+                    .unwrap_or(256),
+                bytes: section
+                    .get("metadata_bytes_max", within(2..=LIMITS_MAX.bytes))
+                    .unwrap_or(16_384),
+                depth: section
+                    .get("metadata_depth_max", within(1..=LIMITS_MAX.depth))
+                    .unwrap_or(16),
+            },
         }
     }
 }

@@ -9,8 +9,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::anyhow;
 use bytes::Bytes;
-use presence_core::message::{Kind, Message, Says};
-use presence_core::metadata::Metadata;
+use presence_core::message::{Kind, Limits, Message, Says};
+use presence_core::metadata::{LIMITS_MAX, Metadata};
 use ring::hmac;
 use ring::rand::SystemRandom;
 use serde::Serialize;
@@ -70,7 +70,12 @@ impl Redaction {
     /// A message's body as it may be passed on. None for what the processor would
     /// refuse: what that holds is anyone's guess.
     pub(super) fn body(&self, kind: Kind, payload: &Bytes) -> Option<Vec<u8>> {
-        let message = Message::parse(kind, payload, broker::BODY_BYTES_MAX).ok()?;
+        // The processor that is recorded may be set to take that much.
+        let limits = Limits {
+            body_bytes_max: broker::BODY_BYTES_MAX,
+            metadata: LIMITS_MAX,
+        };
+        let message = Message::parse(kind, payload, limits).ok()?;
         let mut body = Body {
             kind: None,
             user_id: self.user(&message.user),
@@ -204,19 +209,19 @@ mod tests {
     #[test]
     fn a_message_keeps_what_decisions_need_and_nothing_else() {
         let redaction = redaction(&["device", "ip"]);
-        let connect = r#"{"userId":"ada","connId":"ada","timestamp":7,"secret":"x","reason":"x",
+        let connect = r#"{"userId":"ada","connId":"ada","timestamp":1698000000007,"secret":"x","reason":"x",
             "metadata":{"device": "web","ip":"10.0.0.1","status":{"text":"at ada's"}}}"#;
         let (user, conn) = (redaction.user("ada"), redaction.pseudonym("conn", "ada"));
         assert_eq!(user.len(), "user-".len() + 16);
         assert_ne!(user.strip_prefix("user-"), conn.strip_prefix("conn-"));
         let expected = format!(
-            r#"{{"userId":"{user}","connId":"{conn}","timestamp":7,"metadata":{{"device":"web"}}}}"#
+            r#"{{"userId":"{user}","connId":"{conn}","timestamp":1698000000007,"metadata":{{"device":"web"}}}}"#
         );
         assert_eq!(body(&redaction, Kind::Connect, connect), Some(expected));
 
-        let offline = r#"{"type":"user_offline","userId":"ada","timestamp":9,"reason":"ada left"}"#;
+        let offline = r#"{"type":"user_offline","userId":"ada","timestamp":1698000000009,"reason":"ada left"}"#;
         let expected = format!(
-            r#"{{"type":"user_offline","userId":"{user}","timestamp":9,"lastSeen":9,"reason":"disconnect"}}"#
+            r#"{{"type":"user_offline","userId":"{user}","timestamp":1698000000009,"lastSeen":1698000000009,"reason":"disconnect"}}"#
         );
         assert_eq!(body(&redaction, Kind::Offline, offline), Some(expected));
         let refused = r#"{"userId":"ada","timestamp":"ada"}"#;
@@ -229,23 +234,23 @@ mod tests {
         for (kind, text) in [
             (
                 Kind::Connect,
-                r#"{"userId":"u","connId":"c","timestamp":1}"#,
+                r#"{"userId":"u","connId":"c","timestamp":1698000000001}"#,
             ),
             (
                 Kind::Heartbeat,
-                r#"{"userId":"u","connId":"c","timestamp":1,"metadata":{"activity":"idle"}}"#,
+                r#"{"userId":"u","connId":"c","timestamp":1698000000001,"metadata":{"activity":"idle"}}"#,
             ),
             (
                 Kind::Disconnect,
-                r#"{"userId":"u","connId":"c","timestamp":1,"reason":"timeout"}"#,
+                r#"{"userId":"u","connId":"c","timestamp":1698000000001,"reason":"timeout"}"#,
             ),
             (
                 Kind::Online,
-                r#"{"userId":"u","timestamp":1,"metadata":{}}"#,
+                r#"{"userId":"u","timestamp":1698000000001,"metadata":{}}"#,
             ),
             (
                 Kind::Offline,
-                r#"{"userId":"u","timestamp":2,"lastSeen":1,"reason":"logout"}"#,
+                r#"{"userId":"u","timestamp":1698000000002,"lastSeen":1698000000001,"reason":"logout"}"#,
             ),
         ] {
             let says = |text: &str| {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use presence_core::directory::Directory;
-use presence_core::message::Message;
+use presence_core::message::{Limits, Message};
 use presence_core::names::Names;
 use presence_core::{Input, Output, Shard};
 use presence_sandbox::{Blueprint, Pipeline};
@@ -26,6 +26,7 @@ pub(super) struct Player {
     pub(super) now: u64,
     pub(super) shard: Shard,
     rules: Pipeline,
+    limits: Limits,
     subjects: Subjects,
 }
 
@@ -64,6 +65,10 @@ impl Player {
             now: 0,
             shard: Shard::new(settings, names, directory),
             rules: blueprint.instantiate()?,
+            limits: Limits {
+                body_bytes_max: broker::BODY_BYTES_MAX,
+                metadata: config.tracker.metadata,
+            },
             subjects: Subjects::new(config.tenant.prefix.as_deref()),
         })
     }
@@ -82,7 +87,7 @@ impl Player {
             return Ok(());
         };
         let payload = &recorded.payload;
-        let input = match Message::parse(kind, payload, broker::BODY_BYTES_MAX) {
+        let input = match Message::parse(kind, payload, self.limits) {
             Ok(message) => Input::Message {
                 message,
                 reply: None,

@@ -53,7 +53,7 @@ struct Contender {
 pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     let config = Config::load(args.config.config.as_deref(), std::env::vars())?;
     // What takes long is to be seen, not to be ended.
-    let limits = config.engine.limits(false);
+    let limits = config.engine.limits(false, config.tracker.metadata);
     let path = super::file(&args.file)?;
     let bytes = super::read(&path)?;
     let engine = Engine::new()?;

@@ -40,7 +40,10 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     let path = super::file(&args.file)?;
     let bytes = super::read(&path)?;
     let plugin = super::load(&loader::engine(&config.plugins)?, &path, &bytes)?;
-    let limits = config.engine.limits(true).within(plugin.manifest.limits);
+    let limits = config
+        .engine
+        .limits(true, config.tracker.metadata)
+        .within(plugin.manifest.limits);
     let outcomes: Vec<_> = self_test::run(&plugin, limits).collect();
     let failed: Vec<_> = outcomes
         .iter()

@@ -1,0 +1,309 @@
+//! What metadata may be: strictly valid JSON, within limits.
+//!
+//! Metadata is broadcast as the text that came in, so whoever reads it must be able
+//! to: half a surrogate pair, a number that no `f64` holds, a key twice, or a tower
+//! of brackets would be read differently, or not at all, by one reader or another.
+
+use std::borrow::Cow;
+use std::collections::BTreeSet;
+use std::fmt;
+
+use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor};
+
+/// The highest that each of [`Limits`] may be set to.
+pub const LIMITS_MAX: Limits = Limits {
+    keys: 4_096,
+    bytes: 1 << 20,
+    depth: 64,
+};
+
+/// How much metadata may be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Keys of the object itself.
+    pub keys: usize,
+    /// Bytes of its JSON text.
+    pub bytes: usize,
+    /// How deep objects and arrays may be nested; the object itself is at depth 1.
+    pub depth: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            keys: 256,
+            bytes: 16 * 1_024,
+            depth: 16,
+        }
+    }
+}
+
+impl Limits {
+    /// Checks the text of a metadata object, in time proportional to its length.
+    ///
+    /// # Errors
+    /// What is wrong with it, to be read behind the field's name.
+    pub fn check(self, text: &str) -> Result<(), String> {
+        self.check_bytes(text.len())?;
+        if !text.trim_ascii_start().starts_with('{') {
+            return Err("must be an object".into());
+        }
+        self.check_json(text, self.depth)
+    }
+
+    /// Checks the JSON text of one value in a metadata object.
+    ///
+    /// # Errors
+    /// What is wrong with it, to be read behind the key's name.
+    pub fn check_value(self, text: &str) -> Result<(), String> {
+        self.check_bytes(text.len())?;
+        self.check_json(text, self.depth.saturating_sub(1))
+    }
+
+    /// Checks the size of metadata that has been changed.
+    ///
+    /// # Errors
+    /// Which limit it passes.
+    pub fn check_size(self, keys: usize, bytes: usize) -> Result<(), String> {
+        self.check_bytes(bytes)?;
+        self.check_keys(keys)
+    }
+
+    fn check_bytes(self, bytes: usize) -> Result<(), String> {
+        if bytes > self.bytes {
+            let Self { bytes: max, .. } = self;
+            return Err(format!("is {bytes} bytes long, and may be {max}"));
+        }
+        Ok(())
+    }
+
+    fn check_keys(self, keys: usize) -> Result<(), String> {
+        if keys > self.keys {
+            return Err(format!("has more than {} keys", self.keys));
+        }
+        Ok(())
+    }
+
+    fn check_json(self, text: &str, depth: usize) -> Result<(), String> {
+        let value = Value {
+            limits: self,
+            depth_left: depth,
+            is_outermost: depth == self.depth,
+        };
+        let mut json = serde_json::Deserializer::from_str(text);
+        let read = value.deserialize(&mut json);
+        read.and_then(|()| json.end()).map_err(|error| {
+            // Lines and columns are those of the value, and not of the message.
+            let said = error.to_string();
+            let place = format!(" at line {} column {}", error.line(), error.column());
+            let said = said.strip_suffix(&place).unwrap_or(&said);
+            match said {
+                said if error.is_data() => said.to_owned(),
+                // Where the other half would begin.
+                "unexpected end of hex escape" => {
+                    "is not strictly valid JSON: half a surrogate pair in an escape".into()
+                }
+                said => format!("is not strictly valid JSON: {said}"),
+            }
+        })
+    }
+}
+
+/// Reads a value of any kind, and keeps nothing of it.
+#[derive(Clone, Copy)]
+struct Value {
+    limits: Limits,
+    /// How many levels of objects and arrays may begin from here on.
+    depth_left: usize,
+    /// Whether it is the metadata object itself.
+    is_outermost: bool,
+}
+
+impl Value {
+    fn inner<E: Error>(self) -> Result<Self, E> {
+        let Some(depth_left) = self.depth_left.checked_sub(1) else {
+            let depth = self.limits.depth;
+            return Err(E::custom(format!("is nested more than {depth} deep")));
+        };
+        Ok(Self {
+            depth_left,
+            is_outermost: false,
+            ..self
+        })
+    }
+}
+
+impl<'de> DeserializeSeed<'de> for Value {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, json: D) -> Result<(), D::Error> {
+        json.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Value {
+    type Value = ();
+
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("JSON")
+    }
+
+    fn visit_unit<E>(self) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_bool<E>(self, _: bool) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_u64<E>(self, _: u64) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_i64<E>(self, _: i64) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_f64<E>(self, _: f64) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_str<E>(self, _: &str) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<(), A::Error> {
+        let inner = self.inner()?;
+        while items.next_element_seed(inner)?.is_some() {}
+        Ok(())
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+        let inner = self.inner()?;
+        let mut keys = Keys::default();
+        while let Some(Key(key)) = map.next_key()? {
+            if let Err(key) = keys.insert(key) {
+                return Err(A::Error::custom(format!("has the key {key:?} twice")));
+            }
+            if self.is_outermost {
+                let checked = self.limits.check_keys(keys.count);
+                checked.map_err(A::Error::custom)?;
+            }
+            map.next_value_seed(inner)?;
+        }
+        Ok(())
+    }
+}
+
+/// A key, borrowed from the text where it has no escapes.
+#[derive(serde::Deserialize)]
+struct Key<'a>(#[serde(borrow)] Cow<'a, str>);
+
+/// The keys of an object so far. Few are compared, and cost no memory; many are sorted.
+#[derive(Default)]
+struct Keys<'a> {
+    few: [Option<Cow<'a, str>>; 8],
+    many: BTreeSet<Cow<'a, str>>,
+    count: usize,
+}
+
+impl<'a> Keys<'a> {
+    /// Takes a key, unless it is there already.
+    fn insert(&mut self, key: Cow<'a, str>) -> Result<(), Cow<'a, str>> {
+        if self.few.iter().flatten().any(|one| *one == key) || self.many.contains(&key) {
+            return Err(key);
+        }
+        match self.few.get_mut(self.count) {
+            Some(free) => *free = Some(key),
+            None => drop(self.many.insert(key)),
+        }
+        self.count += 1;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(text: &str) -> Result<(), String> {
+        Limits::default().check(text)
+    }
+
+    #[test]
+    fn valid_metadata_is_taken_whatever_it_holds() {
+        for text in [
+            "{}",
+            " {\"a\" : [1, -2.5e300, true, null, {\"b\": \"\\ud83d\\ude00 \\u0000\"}]}",
+            r#"{"n": 123456789012345678901234567890, "z": 1e-999, "": ""}"#,
+        ] {
+            assert_eq!(check(text), Ok(()), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_another_reader_would_stumble_over_is_refused_with_its_name() {
+        for (text, word) in [
+            (r#"{"a": "\ud800"}"#, "surrogate"),
+            (r#"{"a": "\udc00x"}"#, "surrogate"),
+            (r#"{"\ud800": 1}"#, "surrogate"),
+            (r#"{"a": 1e999}"#, "number out of range"),
+            (r#"{"a": [-1e999]}"#, "number out of range"),
+            (r#"{"a": 01}"#, "number"),
+            (r#"{"a": NaN}"#, "not strictly valid"),
+            (r#"{"a": 1,}"#, "not strictly valid"),
+            (r#"{"a": 1, "b": 2, "a": 3}"#, "\"a\" twice"),
+            (r#"{"a": 1, "\u0061": 3}"#, "\"a\" twice"),
+            (r#"{"x": [{"a": 1, "a": 3}]}"#, "\"a\" twice"),
+            ("[]", "object"),
+            ("7", "object"),
+        ] {
+            let error = check(text).unwrap_err();
+            assert!(error.contains(word), "{text}: {error}");
+            assert!(!error.contains("line"), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn limits_are_reached_and_not_passed() {
+        let nested = |depth: usize| {
+            let (open, close) = ("[".repeat(depth - 1), "]".repeat(depth - 1));
+            format!("{{\"a\":{open}{close}}}")
+        };
+        assert_eq!(check(&nested(16)), Ok(()));
+        assert!(check(&nested(17)).unwrap_err().contains("16 deep"));
+        assert!(check(&nested(8_000)).unwrap_err().contains("16 deep"));
+        let keys = |count: usize| {
+            let keys: Vec<_> = (0..count).map(|key| format!("\"k{key}\":0")).collect();
+            format!("{{{}}}", keys.join(","))
+        };
+        assert_eq!(check(&keys(256)), Ok(()));
+        assert!(check(&keys(257)).unwrap_err().contains("256 keys"));
+        let long = |bytes: usize| format!("{{\"a\":\"{}\"}}", "x".repeat(bytes - 8));
+        assert_eq!(check(&long(16_384)), Ok(()));
+        assert!(check(&long(16_385)).unwrap_err().contains("16385 bytes"));
+    }
+
+    #[test]
+    fn the_highest_limits_are_read_without_overflowing_the_stack() {
+        let depth = LIMITS_MAX.depth;
+        let text = format!(
+            "{{\"a\":{}{}}}",
+            "[".repeat(depth - 1),
+            "]".repeat(depth - 1)
+        );
+        assert_eq!(LIMITS_MAX.check(&text), Ok(()));
+        let text = format!("{{\"a\":{}", "[".repeat(1 << 19));
+        assert!(LIMITS_MAX.check(&text).unwrap_err().contains("64 deep"));
+    }
+
+    #[test]
+    fn a_value_is_one_level_down() {
+        let nested = |depth: usize| format!("{}{}", "[".repeat(depth), "]".repeat(depth));
+        let limits = Limits::default();
+        assert_eq!(limits.check_value(&nested(15)), Ok(()));
+        assert!(limits.check_value(&nested(16)).is_err());
+        assert!(limits.check_value("1e999").is_err());
+        assert!(limits.check_value("1 2").is_err());
+    }
+}
