@@ -1,10 +1,11 @@
 //! What the end-to-end suites and `cargo xtask` stand on: a real nats-server, the
 //! host as a process, a proxy that breaks connections, a client that records,
-//! and Node with npm's `nats`.
+//! Node with npm's clients of NATS, and Chromium.
 //!
 //! Nothing here sleeps for a result: it waits on a condition, polls what has no
 //! other signal, and gives up after [`wait::GUARD`], saying what it waited for.
 
+pub mod browser;
 pub mod client;
 pub mod component;
 pub mod host;
@@ -18,3 +19,4 @@ pub mod site;
 pub mod toolchain;
 pub mod tools;
 pub mod wait;
+pub mod web;

@@ -1,4 +1,4 @@
-//! Node with npm's `nats`, installed once from the lock file under `tests/node`.
+//! Node with npm's clients of NATS, installed once from the lock file under `tests/node`.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -14,13 +14,36 @@ use crate::tools;
 /// # Errors
 /// When there is no Node, or npm's packages can't be installed.
 pub fn spawn(script: &str, args: &[&str]) -> Result<Process> {
-    let mut command = Command::new("node");
+    let mut command = command()?;
+    command.arg(tools::root().join(script)).args(args);
+    start(script, &mut command)
+}
+
+/// Has Node's own test runner run files of this repository (paths from its top), on a
+/// broker.
+///
+/// # Errors
+/// As [`spawn`].
+pub fn test(files: &[&str], nats_url: &str) -> Result<Process> {
+    let mut command = command()?;
+    let files = files.iter().map(|file| tools::root().join(file));
     command
-        .env("NODE_PATH", modules()?)
-        .arg(tools::root().join(script))
-        .args(args);
-    Process::spawn(script, &mut command)
-        .context("Node is needed: install Node 18 or newer so that `node` is on the path")
+        .env("PRESENCE_NATS_URL", nats_url)
+        .arg("--test")
+        .args(files);
+    start("node --test", &mut command)
+}
+
+/// Node, which finds npm's packages.
+fn command() -> Result<Command> {
+    let mut command = Command::new("node");
+    command.env("NODE_PATH", modules()?);
+    Ok(command)
+}
+
+fn start(name: &str, command: &mut Command) -> Result<Process> {
+    Process::spawn(name, command)
+        .context("Node is needed: install Node 20 or newer so that `node` is on the path")
 }
 
 /// The folder of the installed packages.

@@ -19,6 +19,7 @@ mod headers;
 mod hot_swap;
 mod inbox;
 mod inputs;
+mod js_client;
 mod large_audience;
 mod layers;
 mod lifecycle;
