@@ -1,7 +1,7 @@
 //! `cargo xtask test`: gets what the tests need, and runs every one of them.
 
 use anyhow::{Context, Result, ensure};
-use presence_tests::{kit, nats, node, tools};
+use presence_tests::{browser, kit, nats, node, tools};
 
 /// What is asked of the task.
 #[derive(clap::Args)]
@@ -15,6 +15,7 @@ pub(crate) fn run(_: &Args) -> Result<()> {
     let server = nats::find()?;
     println!("nats-server: {}", server.display());
     println!("npm's packages: {}", node::modules()?.display());
+    println!("chromium: {}", browser::find()?.display());
     kit::fetch()?;
     let presence = tools::build_all("presence")?;
     println!("presence: {}", presence.display());
