@@ -20,7 +20,8 @@ use presence_core::names::Names;
 use presence_core::token;
 use tokio::sync::mpsc;
 
-use super::content;
+use super::content::SECTIONS;
+use super::reader;
 
 /// How long to wait before the bucket is tried again: at first, and at most.
 const RETRY: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(10));
@@ -162,13 +163,13 @@ fn add_deletions(entries: &mut Entries, edit: &Edit, names: &Names) {
 fn take(edit: &mut Edit, names: &Names, key: &str, value: Option<&[u8]>) -> anyhow::Result<()> {
     let (section, about) = parse_key(key)?;
     let value = value.map(std::str::from_utf8).transpose()?;
-    let ids = || value.map(|json| content::ids(json, names)).transpose();
+    let ids = || value.map(|json| reader::ids(json, names)).transpose();
     match section {
         "contacts" => edit.contacts(names.intern(&about), ids()?),
         "groups" => edit.group(&about, ids()?),
         "blocks" => edit.blocked(names.intern(&about), ids()?),
         _ => {
-            let settings = value.map(content::settings).transpose()?;
+            let settings = value.map(reader::settings).transpose()?;
             edit.settings(names.intern(&about), settings);
         }
     }
@@ -185,10 +186,10 @@ fn parse_key(key: &str) -> anyhow::Result<(&str, String)> {
     let (section, about) = key
         .split_once('.')
         .context("a key is a section, a dot, and an id")?;
-    if !content::SECTIONS.contains(&section) {
+    if !SECTIONS.contains(&section) {
         bail!(
             "the section must be one of {}",
-            content::SECTIONS.join(", ")
+            SECTIONS.join(", ")
         );
     }
     let about = match about.strip_prefix('=') {

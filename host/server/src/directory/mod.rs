@@ -4,6 +4,7 @@
 mod content;
 mod export;
 pub(crate) mod kv;
+mod reader;
 pub(crate) mod request;
 
 use std::path::Path;

@@ -17,7 +17,7 @@ use presence_core::token;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use super::super::content;
+use super::super::reader;
 
 /// What comes behind the subject in place of a question where the service says that
 /// an answer has changed.
@@ -141,17 +141,13 @@ pub(super) fn answer(question: &Question, payload: &[u8], names: &Names) -> anyh
     }
     Ok(match question {
         Question::Settings(_) => {
-            Answer::settings(content::settings(text).context("not an object of settings")?)
+            Answer::settings(reader::settings(text).context("not an object of settings")?)
         }
         Question::Groups(_) => {
-            let groups: Vec<String> = serde_json::from_str(text).context("not a list of groups")?;
-            ensure!(
-                groups.iter().all(|group| is_id(group)),
-                "a group's name is a string of 1 to {ID_BYTES_MAX} bytes"
-            );
+            let groups = reader::groups(text).context("not a list of groups")?;
             Answer::groups(groups.into_iter().map(Arc::from).collect())
         }
-        _ => Answer::users(content::ids(text, names).context("not a list of users")?),
+        _ => Answer::users(reader::ids(text, names).context("not a list of users")?),
     })
 }
 
