@@ -9,8 +9,11 @@
 mod bad_input;
 mod broker;
 mod compiled;
+mod config_changes;
 mod correction;
 mod directory;
+mod directory_away;
+mod directory_entries;
 mod explain;
 mod failures;
 mod guide;

@@ -72,6 +72,9 @@ pub struct Directory {
     /// Where the directory is asked question by question: what has been answered,
     /// and all that it knows. Any other answer isn't at hand.
     answers: Option<Map<Question, Answer>>,
+    /// Entries that the source has and that can't be read, where nothing is known of
+    /// them from before: as the questions that they would answer.
+    unreadable: Map<Question, ()>,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -102,15 +105,24 @@ impl Directory {
         }
     }
 
-    /// Whether it is asked question by question.
+    /// The directory of a source of which nothing has been known yet: no question's
+    /// answer is at hand, so that nobody is told by it.
+    pub fn unavailable() -> Self {
+        Self::on_demand()
+    }
+
+    /// Whether it is asked question by question, or [nothing is known of
+    /// it](Self::unavailable).
     pub fn is_on_demand(&self) -> bool {
         self.answers.is_some()
     }
 
     /// Whether it has the answer to a question.
     pub fn has(&self, question: &Question) -> bool {
-        let answers = self.answers.as_ref();
-        answers.is_none_or(|answers| answers.contains_key(question))
+        match &self.answers {
+            Some(answers) => answers.contains_key(question),
+            None => !self.unreadable.contains_key(question),
+        }
     }
 
     /// The audience that answers a question. Questions that aren't answered by
@@ -118,7 +130,7 @@ impl Directory {
     ///
     /// # Errors
     /// [`NotAtHand`] if a directory that is asked question by question hasn't
-    /// got the answer.
+    /// got the answer, or the entry that holds it [can't be read](Edit::unreadable).
     pub fn audience(&self, question: &Question) -> Result<Audience, NotAtHand> {
         if let Some(answer) = self.answer(question)? {
             return Ok(answer.audience());
@@ -179,6 +191,8 @@ impl Directory {
                 ids |= &**blocked;
             }
         }
+        let unreadable = self.unreadable.keys().filter_map(Question::user);
+        ids.extend(unreadable.map(|user| user.0));
         for (question, answer) in self.answers.iter().flatten() {
             ids.extend(question.user().map(|user| user.0));
             if let Answer::Users(users) = answer {
@@ -205,10 +219,11 @@ impl Directory {
 
     /// What was answered to a question; none where all is known without asking.
     fn answer(&self, question: &Question) -> Result<Option<&Answer>, NotAtHand> {
-        let Some(answers) = &self.answers else {
-            return Ok(None);
-        };
-        answers.get(question).map(Some).ok_or(NotAtHand)
+        match &self.answers {
+            Some(answers) => answers.get(question).map(Some).ok_or(NotAtHand),
+            None if self.unreadable.contains_key(question) => Err(NotAtHand),
+            None => Ok(None),
+        }
     }
 
     fn user(&self, user: Id) -> Option<&User> {

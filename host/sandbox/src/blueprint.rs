@@ -229,6 +229,25 @@ impl Blueprint {
         self.stages.iter().map(|stage| &**stage)
     }
 
+    /// The names of this one's stages that narrow what is seen, filters that may add
+    /// nobody and redactors, and that another lacks: as often as it has fewer of them.
+    pub fn narrowing_missing_in(&self, other: &Self) -> Vec<Arc<str>> {
+        let narrows = |stage: &&Stage| match stage.plugin.manifest.role {
+            Role::Enricher => false,
+            Role::Filter => stage.plugin.manifest.effect == Effect::Narrow,
+            Role::Redactor => true,
+        };
+        let mut others: Vec<_> = other.stages().map(|stage| &stage.plugin.name).collect();
+        let mut missing = Vec::new();
+        for stage in self.stages().filter(narrows) {
+            match others.iter().position(|name| **name == stage.plugin.name) {
+                Some(place) => drop(others.swap_remove(place)),
+                None => missing.push(Arc::clone(&stage.plugin.name)),
+            }
+        }
+        missing
+    }
+
     /// Whether two blueprints do the same.
     pub fn is_same(&self, other: &Self) -> bool {
         self.limits == other.limits

@@ -18,8 +18,8 @@ pub(crate) fn run(path: Option<&Path>) -> anyhow::Result<()> {
         .map(|problem| anyhow::anyhow!(problem.to_string()))
         .collect();
     problems.extend(config.nats.unreadable());
-    if let config::Directory::File { path } = &config.directory {
-        problems.extend(directory::load(path, &Names::new()).err());
+    if let config::Directory::File { path, is_named } = &config.directory {
+        problems.extend(directory::load(path, *is_named, &Names::new()).err());
     }
     problems.extend(state::problem(&config.state));
     let loader = Loader::new(&config.plugins)?;

@@ -7,25 +7,32 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
+use async_nats::Client;
 use tokio::sync::mpsc;
 
 use crate::config::{self, Config, Effect};
-use crate::directory::{self, kv, request::Fetcher};
+use crate::directory::{kv, request::Fetcher};
 use crate::http::Status;
 use crate::loader::{self, Loader};
 use crate::tenant::Tenant;
 use crate::watch::Watch;
 
+mod directory;
+
 /// How often is looked whether there is something to tidy up.
 const TIDY: Duration = Duration::from_secs(10);
+
+/// How far apart two readings of the configuration file are that must agree, and how
+/// often they are tried.
+const AGREE: Duration = Duration::from_millis(150);
+const AGREE_TRIES: usize = 20;
 
 /// What was last said of what couldn't be taken. Files are looked at whenever
 /// something happens near them, and what is wrong is said once.
 #[derive(Default)]
-pub(crate) struct Refused {
+struct Refused {
     config: Said,
-    directory: Said,
     pipeline: Said,
     restart: Vec<&'static str>,
 }
@@ -52,17 +59,47 @@ impl Said {
 /// What is reloaded, and from where.
 pub(crate) struct Reload {
     /// The configuration file that was named, if one was.
-    pub(crate) path: Option<PathBuf>,
-    pub(crate) config: Config,
-    pub(crate) loader: Arc<Loader>,
+    path: Option<PathBuf>,
+    /// Its text, as it was last taken; none if there was no file.
+    text: Option<config::Text>,
+    config: Config,
+    loader: Arc<Loader>,
     pub(crate) tenant: Tenant,
-    pub(crate) status: Arc<Status>,
+    status: Arc<Status>,
+    client: Client,
     /// What a KV bucket says; nothing comes where the directory is a file.
-    pub(crate) updates: mpsc::Receiver<kv::Update>,
-    pub(crate) refused: Refused,
+    updates: mpsc::Receiver<kv::Update>,
+    /// What of the bucket can't be taken.
+    refusals: kv::Refusals,
+    refused: Refused,
 }
 
 impl Reload {
+    /// What was read at the start, and what it is now to be followed for.
+    pub(crate) fn new(
+        path: Option<PathBuf>,
+        (config, text): (Config, Option<config::Text>),
+        loader: Arc<Loader>,
+        tenant: Tenant,
+        status: Arc<Status>,
+        client: Client,
+    ) -> Self {
+        // No bucket is followed yet.
+        let (_, updates) = mpsc::channel(1);
+        Self {
+            path,
+            text,
+            config,
+            loader,
+            tenant,
+            status,
+            client,
+            updates,
+            refusals: kv::Refusals::default(),
+            refused: Refused::default(),
+        }
+    }
+
     /// Follows all of it for as long as it is polled.
     pub(crate) async fn follow(&mut self) -> anyhow::Result<()> {
         let mut watch = Watch::new(self.paths()).context("can't watch files")?;
@@ -86,47 +123,13 @@ impl Reload {
         }
     }
 
-    /// Reads the directory for the first time: nothing is decided before.
-    pub(crate) async fn read_directory(&mut self) -> anyhow::Result<()> {
-        match self.config.directory {
-            config::Directory::File { ref path } => {
-                if let Some(what) = directory::missing(path) {
-                    tracing::warn!("{what}");
-                }
-                self.reload_directory().await
-            }
-            config::Directory::Kv { .. } => {
-                if let Some(update) = self.updates.recv().await {
-                    self.update(update).await;
-                }
-                Ok(())
-            }
-            // It is asked when something is to be decided.
-            config::Directory::Request(_) => Ok(()),
-        }
-    }
-
-    /// Takes an update of the directory.
-    async fn update(&mut self, update: kv::Update) {
-        let (directory, changes) = update.apply(&self.tenant.names, &self.tenant.directory);
-        self.tenant.set_directory(directory, changes).await;
-    }
-
-    /// Takes what has come of asking for the directory's answers.
-    async fn take_answers(&mut self) {
-        if let Some(fetcher) = &self.tenant.fetcher {
-            let (directory, changes) = fetcher.apply(&self.tenant.directory).await;
-            self.tenant.set_directory(directory, changes).await;
-        }
-    }
-
     fn paths(&self) -> Vec<PathBuf> {
         let usual = || config::FILE_NAME.into();
         let mut paths = vec![
             self.path.clone().unwrap_or_else(usual),
             self.config.plugins.dir.clone(),
         ];
-        if let config::Directory::File { path } = &self.config.directory {
+        if let config::Directory::File { path, .. } = &self.config.directory {
             paths.push(path.clone());
         }
         paths
@@ -135,16 +138,48 @@ impl Reload {
     async fn files(&mut self) {
         let config = self.reload_config().await;
         self.refused.config.say("configuration not taken", config);
-        let directory = self.reload_directory().await;
-        self.refused.directory.say("directory not taken", directory);
+        self.reload_directory().await;
         let pipeline = self.reload_pipeline().await;
         if self.refused.pipeline.say("pipeline not swapped", pipeline) {
             self.status.refused_swaps.fetch_add(1, Ordering::Relaxed);
         }
     }
 
+    /// The configuration file's text, where it is another than what was last taken, and
+    /// two readings of it agree: a file that is being written is read in pieces.
+    async fn changed_config(&self) -> anyhow::Result<Option<config::Text>> {
+        let mut before = None;
+        for _ in 0..AGREE_TRIES {
+            let text = config::Text::read(self.path.as_deref())?;
+            if text == self.text {
+                return Ok(None);
+            }
+            let text = text.context("the file is gone")?;
+            if before.replace(text.clone()) == Some(text.clone()) {
+                return Ok(Some(text));
+            }
+            tokio::time::sleep(AGREE).await;
+        }
+        anyhow::bail!("it is being written all the time")
+    }
+
     async fn reload_config(&mut self) -> anyhow::Result<()> {
-        let mut new = Config::load(self.path.as_deref(), std::env::vars())?;
+        let Some(text) = self.changed_config().await? else {
+            return Ok(());
+        };
+        if let Some(running) = &self.text {
+            ensure!(
+                !text.sets_nothing() || running.sets_nothing(),
+                "nothing is set in the file any more: write what is to hold"
+            );
+            ensure!(
+                text.has_pipeline() || !running.has_pipeline(),
+                "there is no [[pipeline]] in the file any more, and the default one doesn't take \
+                 the place of what was configured: write the sections that are to hold"
+            );
+        }
+        let mut new = Config::parse(self.path.as_deref(), Some(&text), std::env::vars())?;
+        self.text = Some(text);
         let changes = self.config.changes(&new);
         if changes.is_empty() {
             return Ok(());
@@ -169,23 +204,12 @@ impl Reload {
         Ok(())
     }
 
-    async fn reload_directory(&mut self) -> anyhow::Result<()> {
-        let config::Directory::File { path } = &self.config.directory else {
-            return Ok(());
-        };
-        if !path.exists() && !self.tenant.directory.is_empty() {
-            anyhow::bail!("{} is gone", path.display());
-        }
-        let content = directory::read_file(path, &self.tenant.names)?;
-        self.tenant.replace_directory(content).await;
-        Ok(())
-    }
-
     async fn reload_pipeline(&mut self) -> anyhow::Result<()> {
         // Compiling takes long, and is done where nobody waits for it.
         let config = self.config.clone();
         let loader = Arc::clone(&self.loader);
         let running = self.tenant.running.borrow().clone();
+        let before = Arc::clone(&running.blueprint);
         let load = move || loader.load(&config, true, Some(&running.blueprint));
         let loaded = tokio::task::spawn_blocking(load).await?;
         if self.tenant.swap(loaded.map_err(loader::together)?).await? {
@@ -194,6 +218,13 @@ impl Reload {
                 "pipeline swapped: {}",
                 self.config.pipeline_line()
             );
+            for stage in before.narrowing_missing_in(&self.tenant.running.borrow().blueprint) {
+                tracing::warn!(
+                    plugin = &*stage,
+                    "the stage `{stage}`, which hid users or what is shown of them, is no longer \
+                     in the pipeline: more may be seen now"
+                );
+            }
         }
         Ok(())
     }

@@ -12,12 +12,11 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::broker::{self, Health};
 use crate::clock;
-use crate::config::{Config, Directory, LogFormat};
-use crate::directory::kv;
+use crate::config::{Config, LogFormat, Text};
 use crate::hello::{self, Node};
 use crate::http::{self, Status};
 use crate::loader::{self, Loader};
-use crate::reload::{Refused, Reload};
+use crate::reload::Reload;
 use crate::state;
 use crate::tenant::Tenant;
 
@@ -25,12 +24,10 @@ use crate::tenant::Tenant;
 /// it, handing the rest to the broker, and writing the state.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How many updates of a directory in a KV bucket may wait.
-const DIRECTORY_QUEUE: usize = 64;
-
 /// Runs the node until it is told to stop.
 pub(crate) fn run(path: Option<&Path>) -> anyhow::Result<()> {
-    let config = Config::load(path, std::env::vars())?;
+    let text = Text::read(path)?;
+    let config = Config::parse(path, text.as_ref(), std::env::vars())?;
     log(&config);
     tokio::runtime::Builder::new_multi_thread()
         // The connection to the broker, and the intake from it, on one thread: one
@@ -38,10 +35,10 @@ pub(crate) fn run(path: Option<&Path>) -> anyhow::Result<()> {
         .worker_threads(1)
         .enable_all()
         .build()?
-        .block_on(node(config, path))
+        .block_on(node(config, text, path))
 }
 
-async fn node(config: Config, path: Option<&Path>) -> anyhow::Result<()> {
+async fn node(config: Config, text: Option<Text>, path: Option<&Path>) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let stopped = async move {
@@ -72,23 +69,18 @@ async fn node(config: Config, path: Option<&Path>) -> anyhow::Result<()> {
     http::serve(&config.http, Arc::clone(&status)).await?;
 
     let (node, workers) = (config.node.name.clone(), tenant.workers.clone());
-    let (updated, updates) = mpsc::channel(DIRECTORY_QUEUE);
-    if let Directory::Kv { bucket } = &config.directory {
-        tokio::spawn(kv::follow(client.clone(), bucket.clone(), updated));
-    }
-    let mut reload = Reload {
-        path: path.map(Into::into),
-        config,
+    let mut reload = Reload::new(
+        path.map(Into::into),
+        (config, text),
         loader,
         tenant,
-        status: Arc::clone(&status),
-        updates,
-        refused: Refused::default(),
-    };
+        Arc::clone(&status),
+        client.clone(),
+    );
 
     let mut readers = Vec::new();
     let working = async {
-        reload.read_directory().await?;
+        reload.read_directory().await;
         let reader = reload.tenant.listen(&client, Arc::clone(&broker)).await?;
         let asked = Arc::clone(&status.asked);
         let desk = reload.tenant.desk(&client, Arc::clone(&broker), asked);

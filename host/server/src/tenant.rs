@@ -21,8 +21,9 @@ use crate::barrier;
 use crate::broker::{self, Health};
 use crate::clock;
 use crate::config::{self, Config};
-use crate::directory::Content;
+use crate::directory::kept::Keeper;
 use crate::directory::request::Fetcher;
+use crate::directory::{self, Content};
 use crate::intake::{Account, Intake};
 use crate::progress;
 use crate::reply::Replies;
@@ -51,6 +52,10 @@ pub(crate) struct Tenant {
     pub(crate) directory: Arc<Directory>,
     /// The directory that the workers have been told of.
     known_directory: watch::Sender<Arc<Directory>>,
+    /// Whether the directory's source can be read.
+    pub(crate) health: Arc<directory::Health>,
+    /// Keeps the directory over a restart; none where nothing is kept.
+    pub(crate) keeper: Option<Keeper>,
     /// None where the directory holds all of its answers.
     pub(crate) fetcher: Option<Arc<Fetcher>>,
     /// Whether explanations are given.
@@ -89,7 +94,8 @@ impl Tenant {
         };
         let directory = Arc::new(match &fetcher {
             Some(_) => Directory::on_demand(),
-            None => Directory::new(),
+            // Until it has been read.
+            None => Directory::unavailable(),
         });
         let body_bytes_max = broker::body_bytes_max(client);
         let mut workers = Vec::new();
@@ -118,6 +124,8 @@ impl Tenant {
             names,
             known_directory: watch::Sender::new(Arc::clone(&directory)),
             directory,
+            health: Arc::default(),
+            keeper: None,
             fetcher,
             explains: Arc::new(config.explain.enabled.into()),
             running: watch::Sender::new(Running {
@@ -200,9 +208,15 @@ impl Tenant {
 
     /// Puts a changed directory in force.
     pub(crate) async fn set_directory(&mut self, directory: Directory, changes: Changes) {
-        if changes.is_empty() {
+        if let Some(keeper) = &mut self.keeper {
+            keeper.note(&directory, &changes, &self.names);
+        }
+        // One of which nothing was known answers anew what nobody has an answer to.
+        let is_first = self.directory.is_on_demand() && !directory.is_on_demand();
+        if changes.is_empty() && !is_first {
             return;
         }
+        self.health.set_holds(!directory.is_empty());
         let (users, answers) = (directory.len(), changes.len());
         if directory.is_on_demand() {
             tracing::debug!(answers, "directory changed");
@@ -337,6 +351,13 @@ impl Tenant {
                 .is_err()
         {
             tracing::warn!("not all of the state could be written in time");
+        }
+        if let Some(keeper) = &self.keeper
+            && tokio::time::timeout(patience, keeper.finish())
+                .await
+                .is_err()
+        {
+            tracing::warn!("the directory could not be kept in time");
         }
     }
 }

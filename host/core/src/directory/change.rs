@@ -50,6 +50,7 @@ impl Edit {
 
     /// Says who a user's contacts are. The user is never their own contact.
     pub fn contacts(&mut self, user: Id, contacts: Option<RoaringBitmap>) {
+        self.readable(Question::Contacts(user));
         let contacts = contacts.map(|mut contacts| {
             contacts.remove(user.0);
             contacts
@@ -78,6 +79,7 @@ impl Edit {
 
     /// Says whom a user has blocked.
     pub fn blocked(&mut self, user: Id, blocked: Option<RoaringBitmap>) {
+        self.readable(Question::BlockedBy(user));
         let entry = self.directory.users.entry(user).or_default();
         let before = entry.blocked.take().unwrap_or_default();
         entry.blocked = blocked.map(Arc::new);
@@ -89,6 +91,7 @@ impl Edit {
     /// Says who is in a group.
     pub fn group(&mut self, name: &str, members: Option<RoaringBitmap>) {
         let name: Arc<str> = name.into();
+        self.readable(Question::Members(Arc::clone(&name)));
         let after = members.map(Arc::new);
         let before = match &after {
             Some(after) => self
@@ -121,6 +124,7 @@ impl Edit {
 
     /// Says what a user's settings are.
     pub fn settings(&mut self, user: Id, settings: Option<Settings>) {
+        self.readable(Question::Settings(user));
         let entry = self.directory.users.entry(user).or_default();
         let before = entry.settings.take();
         let after = settings.map(|mut settings| {
@@ -161,6 +165,42 @@ impl Edit {
             index.remove(&setting);
         }
         self.changed.insert(Question::WithSetting(setting));
+    }
+
+    /// The source has an entry that can't be read: a user's contacts, whom they have
+    /// blocked, their settings, or who is in a group. What is known of it stays. Where
+    /// nothing is, the answer isn't at hand, so that nobody new is told by it; questions
+    /// that gather what many entries say go by the others.
+    pub fn unreadable(&mut self, entry: Question) {
+        let user = |user| self.directory.users.get(&user);
+        let is_known = match &entry {
+            Question::Contacts(id) => user(*id).is_some_and(|user| user.contacts.is_some()),
+            Question::BlockedBy(id) => user(*id).is_some_and(|user| user.blocked.is_some()),
+            Question::Settings(id) => user(*id).is_some_and(|user| user.settings.is_some()),
+            Question::Members(group) => self.directory.groups.contains_key(group),
+            _ => true,
+        };
+        if !is_known
+            && self
+                .directory
+                .unreadable
+                .insert(entry.clone(), ())
+                .is_none()
+        {
+            self.changed.insert(entry);
+        }
+    }
+
+    /// The entries that can't be read and of which nothing is known, in a stable order.
+    pub fn unreadable_entries(&self) -> BTreeSet<Question> {
+        self.directory.unreadable.keys().cloned().collect()
+    }
+
+    /// An entry says something, or is gone.
+    fn readable(&mut self, entry: Question) {
+        if self.directory.unreadable.remove(&entry).is_some() {
+            self.changed.insert(entry);
+        }
     }
 
     /// Says what the answer to a question is, for a directory that is asked question
@@ -377,6 +417,53 @@ mod tests {
 
     fn users(ids: &[u32]) -> Option<Answer> {
         set(ids).map(Answer::users)
+    }
+
+    #[test]
+    fn an_entry_that_cannot_be_read_holds_what_was_known_or_is_not_at_hand() {
+        let mut edit = sample().edit();
+        edit.unreadable(Question::BlockedBy(Id(1)));
+        edit.unreadable(Question::Members("team".into()));
+        let (same, changes) = edit.finish();
+        assert!(changes.is_empty());
+        assert_eq!(ask(&same, Question::BlockedBy(Id(1))), [3, 9]);
+
+        let entries = [
+            Question::Contacts(Id(7)),
+            Question::Members("new".into()),
+            Question::BlockedBy(Id(7)),
+            Question::Settings(Id(7)),
+        ];
+        let mut edit = same.edit();
+        for entry in &entries {
+            edit.unreadable(entry.clone());
+            edit.unreadable(entry.clone());
+        }
+        let (closed, changes) = edit.finish();
+        assert!(changes.iter().eq(&entries));
+        for entry in &entries {
+            assert!(!closed.has(entry));
+        }
+        for question in [&entries[0], &entries[1], &entries[2]] {
+            assert_eq!(closed.audience(question).unwrap_err(), NotAtHand);
+        }
+        assert_eq!(closed.setting(Id(7), "theme"), Err(NotAtHand));
+        assert!(closed.ids().contains(7));
+        assert_eq!(ask(&closed, Question::CoMembers(Id(1))), [4, 5]);
+        assert!(closed.edit().unreadable_entries().iter().eq(&entries));
+
+        let mut edit = closed.edit();
+        edit.contacts(Id(7), set(&[1]));
+        edit.group("new", None);
+        edit.blocked(Id(7), None);
+        edit.settings(Id(7), settings(&[("theme", "1")]));
+        let (open, changes) = edit.finish();
+        for entry in &entries {
+            assert!(open.has(entry) && changes.iter().any(|change| change == entry));
+        }
+        assert_eq!(ask(&open, Question::Contacts(Id(7))), [1]);
+        assert_eq!(open.setting(Id(7), "theme"), Ok(Some("1")));
+        assert!(open.edit().unreadable_entries().is_empty());
     }
 
     #[test]

@@ -14,6 +14,9 @@ pub(crate) enum Directory {
     File {
         /// The file.
         path: PathBuf,
+        /// Whether the configuration names it: the default one may be missing, and then
+        /// there is no directory.
+        is_named: bool,
     },
     /// `source = "kv"`: a NATS KV bucket, which is watched.
     Kv {
@@ -119,6 +122,7 @@ impl Directory {
         let request = section.section("request", Request::read);
         match source.unwrap_or(Source::File) {
             Source::File => Self::File {
+                is_named: path.is_some(),
                 path: path.unwrap_or_else(|| section.resolve("directory.json")),
             },
             Source::Kv => Self::Kv {

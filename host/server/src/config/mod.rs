@@ -12,6 +12,7 @@ mod changes;
 mod checks;
 mod directory;
 mod engine;
+mod file;
 mod nats;
 mod pipeline;
 mod problem;
@@ -24,7 +25,6 @@ mod tracker;
 mod value;
 
 use std::collections::BTreeMap;
-use std::io::ErrorKind;
 use std::path::Path;
 
 use toml::de::DeTable;
@@ -38,6 +38,7 @@ pub(crate) use changes::Effect;
 pub(crate) use checks::name;
 pub(crate) use directory::{Directory, Request};
 pub(crate) use engine::Engine;
+pub(crate) use file::Text;
 pub(crate) use nats::{Auth, Nats};
 pub(crate) use pipeline::{Grant, Stage};
 pub(crate) use problem::{Problem, Problems};
@@ -130,16 +131,37 @@ impl Config {
         path: Option<&Path>,
         env: impl Iterator<Item = (String, String)>,
     ) -> Result<(Self, Option<Problems>), Problems> {
+        let text = Text::read_in(working, path)?;
+        Self::parse_in(working, path, text.as_ref(), env)
+    }
+
+    /// Reads what [`Text::read`] has read from the file at `path`.
+    ///
+    /// # Errors
+    /// As [`Config::load`].
+    pub(crate) fn parse(
+        path: Option<&Path>,
+        text: Option<&Text>,
+        env: impl Iterator<Item = (String, String)>,
+    ) -> Result<Self, Problems> {
+        match Self::parse_in(Path::new(""), path, text, env)? {
+            (config, None) => Ok(config),
+            (_, Some(problems)) => Err(problems),
+        }
+    }
+
+    fn parse_in(
+        working: &Path,
+        path: Option<&Path>,
+        text: Option<&Text>,
+        env: impl Iterator<Item = (String, String)>,
+    ) -> Result<(Self, Option<Problems>), Problems> {
         let usual = working.join(FILE_NAME);
         let file = path.unwrap_or(&usual);
-        let text = match std::fs::read_to_string(file) {
-            Ok(text) => text,
-            Err(error) if path.is_none() && error.kind() == ErrorKind::NotFound => String::new(),
-            Err(error) => return Err(Problem::unreadable(file, &error).into()),
-        };
-        let document = DeTable::parse(&text)
-            .map_err(|error| Problems::from(Problem::syntax(file, &text, &error)))?;
-        let reader = Reader::new(file, &text, env.collect());
+        let text = text.map_or("", Text::as_str);
+        let document = DeTable::parse(text)
+            .map_err(|error| Problems::from(Problem::syntax(file, text, &error)))?;
+        let reader = Reader::new(file, text, env.collect());
         Ok(reader.read(document.get_ref(), Self::read))
     }
 

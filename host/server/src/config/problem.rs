@@ -54,6 +54,16 @@ impl Problem {
         }
     }
 
+    pub(super) fn empty(file: &Path) -> Self {
+        Self {
+            place: Place::File(file.to_owned()),
+            what: "is empty".into(),
+            fix: "write the configuration into it; to use the defaults, name no file, and have \
+                  none in the working folder"
+                .into(),
+        }
+    }
+
     pub(super) fn syntax(file: &Path, text: &str, error: &toml::de::Error) -> Self {
         let place = match error.span() {
             Some(span) => Place::of_span(file, text, span),

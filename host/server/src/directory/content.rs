@@ -38,9 +38,22 @@ impl Content {
         reader::whole(text, names)
     }
 
+    /// Whether it says nothing of anybody, without naming all of the sections: what is
+    /// meant to be empty says so of each.
+    pub(crate) fn is_blank(&self) -> bool {
+        let is_empty = self.contacts.is_empty()
+            && self.groups.is_empty()
+            && self.blocks.is_empty()
+            && self.settings.is_empty();
+        is_empty && self.sections != Sections::All
+    }
+
     /// Makes of the directory so far what this says: what it doesn't mention is gone.
     pub(crate) fn replace(self, before: &Directory) -> (Directory, Changes) {
-        let mut edit = before.edit();
+        let mut edit = match before.is_on_demand() {
+            true => Directory::new().edit(),
+            false => before.edit(),
+        };
         let (users, groups) = edit.subjects();
         for user in users {
             if !self.contacts.contains_key(&user) {
@@ -92,6 +105,9 @@ mod tests {
         assert_eq!(first.setting(user, "seen"), Ok(Some("\"nobody\"")));
         let (same, changes) = parse(text).replace(&first);
         assert!(changes.is_empty());
+        assert!(parse(r#"{"contacts":{},"groups":{},"blocks":{}}"#).is_blank());
+        let all = r#"{"contacts":{},"groups":{},"blocks":{},"settings":{}}"#;
+        assert!(!parse(all).is_blank() && !parse(text).is_blank());
         let (last, _) = parse("{}").replace(&same);
         assert!(last.is_empty());
     }

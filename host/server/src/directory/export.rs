@@ -23,11 +23,7 @@ impl Export {
     pub(crate) fn of(directory: &Directory, names: &Names) -> Self {
         let (users, groups) = directory.edit().subjects();
         let name = |id: Id| names.name(id).map(|name| name.as_str().to_owned());
-        let list = |question: Question| {
-            let audience = directory.audience(&question);
-            let audience = audience.unwrap_or_else(|_| Audience::nobody());
-            audience.ids().filter_map(name).collect::<BTreeSet<_>>()
-        };
+        let list = |question: Question| Self::list(directory, &question, names);
         let mut export = Self::default();
         for (id, user) in users.into_iter().filter_map(|id| Some((id, name(id)?))) {
             let contacts = list(Question::Contacts(id));
@@ -38,13 +34,7 @@ impl Export {
             if !blocked.is_empty() {
                 export.blocks.insert(user.clone(), blocked);
             }
-            let settings = directory.settings(id).into_iter().flatten();
-            let settings = settings.filter_map(|(key, value)| {
-                let value = RawValue::from_string(value.to_string()).ok()?;
-                Some((key.to_string(), value))
-            });
-            let settings: BTreeMap<_, _> = settings.collect();
-            if !settings.is_empty() {
+            if let Some(settings) = Self::settings(directory, id) {
                 export.settings.insert(user, settings);
             }
         }
@@ -53,6 +43,32 @@ impl Export {
             export.groups.insert(group.to_string(), members);
         }
         export
+    }
+
+    /// The ids that answer a question.
+    pub(super) fn list(
+        directory: &Directory,
+        question: &Question,
+        names: &Names,
+    ) -> BTreeSet<String> {
+        let audience = directory.audience(question);
+        let audience = audience.unwrap_or_else(|_| Audience::nobody());
+        let name = |id: Id| names.name(id).map(|name| name.as_str().to_owned());
+        audience.ids().filter_map(name).collect()
+    }
+
+    /// A user's settings, if there are any.
+    pub(super) fn settings(
+        directory: &Directory,
+        id: Id,
+    ) -> Option<BTreeMap<String, Box<RawValue>>> {
+        let settings = directory.settings(id).into_iter().flatten();
+        let settings = settings.filter_map(|(key, value)| {
+            let value = RawValue::from_string(value.to_string()).ok()?;
+            Some((key.to_string(), value))
+        });
+        let settings: BTreeMap<_, _> = settings.collect();
+        (!settings.is_empty()).then_some(settings)
     }
 }
 

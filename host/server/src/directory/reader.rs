@@ -13,8 +13,7 @@ use presence_core::message::{ID_BYTES_MAX, is_id};
 use presence_core::names::{Id, Names};
 use roaring::RoaringBitmap;
 use serde::de::{
-    DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Unexpected,
-    Visitor,
+    DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Unexpected, Visitor,
 };
 use serde_json::value::RawValue;
 
@@ -323,7 +322,10 @@ mod tests {
             ("[]", &["an object with contacts, groups, blocks, settings"]),
             ("{} {}", &["trailing"]),
             (r#"{"contacts":[]}"#, &["an object by id"]),
-            (r#"{"settings":{"a":[]}}"#, &["of `a`", "an object of settings"]),
+            (
+                r#"{"settings":{"a":[]}}"#,
+                &["of `a`", "an object of settings"],
+            ),
         ] {
             let error = whole(text, &Names::new()).unwrap_err().to_string();
             for word in words {
@@ -345,7 +347,10 @@ mod tests {
             (r#"{"settings":{"a":{"x":[{"y":["b"],"y":[]}]}}}"#, "y"),
         ] {
             let error = whole(text, &Names::new()).unwrap_err().to_string();
-            assert!(error.contains(&format!("`{key}` is there twice")), "{error}");
+            assert!(
+                error.contains(&format!("`{key}` is there twice")),
+                "{error}"
+            );
         }
         let error = settings(r#"{"invisible":true,"invisible":false}"#);
         let error = error.unwrap_err().to_string();

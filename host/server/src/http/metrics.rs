@@ -2,13 +2,14 @@
 
 use std::fmt::{Display, Write as _};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use axum::extract::State;
 use presence_core::Counters;
 use presence_core::message::{Cause, Kind};
 
 use super::Status;
+use crate::directory::Health;
 use crate::directory::request::Fetcher;
 use crate::state;
 use crate::worker::Figures;
@@ -184,6 +185,7 @@ pub(super) async fn metrics(State(status): State<Arc<Status>>) -> String {
             (&stage.plugin.name, u64::from(quarantined))
         }),
     );
+    source(&mut text, &status.directory);
     if let Some(fetcher) = &status.fetcher {
         directory(&mut text, fetcher);
     }
@@ -191,6 +193,42 @@ pub(super) async fn metrics(State(status): State<Arc<Status>>) -> String {
         kept(&mut text, state);
     }
     text.0
+}
+
+/// Whether the directory's source can be read, and what of it can't be.
+fn source(text: &mut Exposition, health: &Health) {
+    let outage = health.outage().map(|(since, _)| since);
+    let count = |count: &AtomicUsize| count.load(Ordering::Relaxed) as u64;
+    text.singles([
+        (
+            "presence_directory_unavailable",
+            "gauge",
+            "Whether the directory's file or bucket can't be read.",
+            outage.is_some().into(),
+        ),
+        (
+            "presence_directory_unavailable_seconds",
+            "gauge",
+            "For how long it has not been readable; 0 if it is.",
+            outage.unwrap_or_default().as_secs(),
+        ),
+        (
+            "presence_directory_unsaved_entries",
+            "gauge",
+            "Changed entries that the copy which outlives a restart lacks.",
+            count(&health.unsaved),
+        ),
+    ]);
+    text.labelled(
+        "presence_directory_refused_entries",
+        "gauge",
+        "Entries of the directory's bucket that can't be taken, for their key or their value.",
+        "for",
+        [
+            ("key", count(&health.refused_keys)),
+            ("value", count(&health.refused_values)),
+        ],
+    );
 }
 
 /// What became of asking the directory's service.

@@ -2,6 +2,7 @@
 
 mod metrics;
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -15,6 +16,7 @@ use tokio::sync::watch;
 use crate::ask::Counts;
 use crate::broker::Health;
 use crate::config::Http;
+use crate::directory;
 use crate::directory::request::Fetcher;
 use crate::reply::Replies;
 use crate::state;
@@ -32,6 +34,7 @@ pub(crate) struct Status {
     running: watch::Receiver<Running>,
     state: Option<Arc<state::Figures>>,
     fetcher: Option<Arc<Fetcher>>,
+    directory: Arc<directory::Health>,
     replies: Arc<Replies>,
     /// Whether the subscriptions are in place and nothing is being stopped.
     pub(crate) ready: AtomicBool,
@@ -48,6 +51,7 @@ impl Status {
             workers: tenant.workers.clone(),
             running: tenant.running.subscribe(),
             fetcher: tenant.fetcher.clone(),
+            directory: Arc::clone(&tenant.health),
             replies: Arc::clone(&tenant.replies),
             state: tenant
                 .state
@@ -101,15 +105,25 @@ async fn health(State(status): State<Arc<Status>>) -> (StatusCode, &'static str)
     }
 }
 
-async fn ready(State(status): State<Arc<Status>>) -> (StatusCode, &'static str) {
+async fn ready(State(status): State<Arc<Status>>) -> (StatusCode, Cow<'static, str>) {
     if !status.broker.connected.load(Ordering::Relaxed) {
-        (StatusCode::SERVICE_UNAVAILABLE, "not connected to NATS\n")
+        (
+            StatusCode::SERVICE_UNAVAILABLE,
+            "not connected to NATS\n".into(),
+        )
     } else if status.broker.forbidden.load(Ordering::Relaxed) {
         let what = "NATS forbids a subscription: see the log\n";
-        (StatusCode::SERVICE_UNAVAILABLE, what)
+        (StatusCode::SERVICE_UNAVAILABLE, what.into())
     } else if !status.is_ready() {
-        (StatusCode::SERVICE_UNAVAILABLE, "starting or stopping\n")
+        (
+            StatusCode::SERVICE_UNAVAILABLE,
+            "starting or stopping\n".into(),
+        )
+    } else if let Some((since, why)) = status.directory.outage() {
+        let seconds = since.as_secs();
+        let what = format!("the directory is unavailable since {seconds} s: {why}\n");
+        (StatusCode::SERVICE_UNAVAILABLE, what.into())
     } else {
-        (StatusCode::OK, "ready\n")
+        (StatusCode::OK, "ready\n".into())
     }
 }

@@ -13,7 +13,6 @@ use anyhow::{Context as _, bail};
 use async_nats::{Client, Message as Received};
 use clap::builder::RangedU64ValueParser;
 use futures_util::StreamExt;
-use presence_core::directory::Directory;
 use presence_core::names::Names;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -200,11 +199,8 @@ async fn write_directory(
 ) -> anyhow::Result<()> {
     let names = Arc::new(Names::new());
     let directory = match &config.directory {
-        config::Directory::File { path } => directory::load(path, &names)?,
-        config::Directory::Kv { bucket } => {
-            let whole = kv::read(client.clone(), bucket).await?;
-            whole.apply(&names, &Directory::new()).0
-        }
+        config::Directory::File { path, is_named } => directory::load(path, *is_named, &names)?,
+        config::Directory::Kv { bucket } => kv::read(client.clone(), bucket, &names).await?,
         config::Directory::Request(_) => bail!(
             "a directory that is asked of a service can't be written down as a whole: leave out --directory, and give the replay a file of your own"
         ),

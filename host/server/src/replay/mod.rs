@@ -54,7 +54,10 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     if let Some(path) = &args.directory {
         ensure!(path.exists(), "{} does not exist", path.display());
         let path = path.clone();
-        config.directory = config::Directory::File { path };
+        config.directory = config::Directory::File {
+            path,
+            is_named: true,
+        };
     }
     let known = Known::read(&config)?;
     match &args.plugin {

@@ -40,7 +40,7 @@ impl Known {
     pub(super) fn read(config: &Config) -> anyhow::Result<Self> {
         let names = Arc::new(Names::new());
         let directory = match &config.directory {
-            config::Directory::File { path } => directory::load(path, &names)?,
+            config::Directory::File { path, is_named } => directory::load(path, *is_named, &names)?,
             config::Directory::Kv { .. } | config::Directory::Request(_) => anyhow::bail!(
                 "a replay has no broker: give it a file with --directory, or use [directory] source = \"file\""
             ),

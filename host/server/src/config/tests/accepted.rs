@@ -39,7 +39,8 @@ fn the_defaults_are_those_of_the_contract() {
     assert_eq!(
         config.directory,
         Directory::File {
-            path: "directory.json".into()
+            path: "directory.json".into(),
+            is_named: false,
         }
     );
     assert_eq!(config.plugins.dir, Path::new("plugins.d"));
@@ -80,7 +81,12 @@ fn the_contracts_minimal_file_means_the_defaults() {
         "#,
     );
     let config = Config::load_in(folder.path(), None, variables(&[])).unwrap();
-    assert_eq!(config, defaults_in(folder.path()));
+    let mut expected = defaults_in(folder.path());
+    if let Directory::File { is_named, .. } = &mut expected.directory {
+        // What is named must be there.
+        *is_named = true;
+    }
+    assert_eq!(config, expected);
 }
 
 #[test]
@@ -168,7 +174,8 @@ fn paths_are_relative_to_the_files_folder() {
     assert_eq!(config.nats.tls.ca, Some("/etc/ca.pem".into()));
     assert_eq!(config.plugins.dir, folder.path().join("../p"));
     let path = folder.path().join("people.json");
-    assert_eq!(config.directory, Directory::File { path });
+    let is_named = true;
+    assert_eq!(config.directory, Directory::File { path, is_named });
 }
 
 #[test]

@@ -14,7 +14,7 @@ use super::*;
 mod accepted;
 mod refused;
 
-/// Loads a configuration from a file of this text and these variables.
+/// Loads a configuration from a file of this text, if there is any, and these variables.
 fn load(text: &str, env: &[(&str, &str)]) -> Result<Config, Problems> {
     let folder = folder_with(text);
     Config::load_in(folder.path(), None, variables(env))
@@ -22,7 +22,10 @@ fn load(text: &str, env: &[(&str, &str)]) -> Result<Config, Problems> {
 
 fn folder_with(text: &str) -> TempDir {
     let folder = tempfile::tempdir().unwrap();
-    std::fs::write(folder.path().join(FILE_NAME), text).unwrap();
+    // An empty file is no configuration.
+    if !text.is_empty() {
+        std::fs::write(folder.path().join(FILE_NAME), text).unwrap();
+    }
     folder
 }
 
