@@ -28,6 +28,7 @@ mod layers;
 mod lifecycle;
 mod messenger;
 mod node;
+mod order;
 mod permissions;
 mod plugin_kit;
 mod plugin_tools;

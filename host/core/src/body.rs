@@ -181,6 +181,14 @@ pub fn refused(rejection: &Rejection) -> Vec<u8> {
     json
 }
 
+/// The reply to an input that was ignored, since it came too late.
+pub fn stale(why: &str) -> Vec<u8> {
+    let mut json = b"{\"ok\":false,\"reason\":\"stale\",\"error\":".to_vec();
+    push_quoted(&mut json, why);
+    json.push(b'}');
+    json
+}
+
 fn begin(json: &mut Vec<u8>, event: &Event) {
     json.extend_from_slice(match event.change {
         Change::Online => b"{\"type\":\"user_online\",\"userId\":".as_slice(),

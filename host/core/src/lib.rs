@@ -39,4 +39,4 @@ pub mod told;
 pub mod tracker;
 pub mod verdicts;
 
-pub use shard::{Counters, Input, Output, Settings, Shard, Step};
+pub use shard::{Counters, Ignored, Input, Output, Settings, Shard, Step};

@@ -75,7 +75,6 @@ enum Connection<'a> {
         timestamp: u64,
         newest: u64,
         kept_since: u64,
-        timed_out: bool,
     },
     /// As `Live`, of one that says what its user is doing.
     Doing {
@@ -197,12 +196,10 @@ impl Record {
                         timestamp,
                         newest,
                         kept_since,
-                        timed_out,
                     } => Connection::Closed {
                         timestamp: *timestamp,
                         newest: *newest,
                         kept_since: *kept_since,
-                        timed_out: *timed_out,
                     },
                 });
                 stored(&key, value.as_ref())
@@ -273,12 +270,10 @@ impl Record {
                         timestamp,
                         newest,
                         kept_since,
-                        timed_out,
                     } => Connected::Closed {
                         timestamp,
                         newest,
                         kept_since,
-                        timed_out,
                     },
                 };
                 tracker::Record::Connection {
@@ -454,7 +449,6 @@ mod tests {
                 timestamp: 1,
                 newest: 2,
                 kept_since: 3,
-                timed_out: true,
             })),
             Record::Tracker(tracker::Record::Heard {
                 user: "ann".into(),
@@ -498,7 +492,7 @@ mod tests {
             b"\x02\x07\x07\x07\x07\x07\x07\x07\x07\x01\x03ben\x08\x08\x08\x08\x08\x08\x08\x08\x01\x04cleo";
         let bytes: [(&[u8], Vec<u8>); 8] = [
             (b"\x00\x03ann\x02c1", [b"\x00\x01\x02", &web[..]].concat()),
-            (b"\x00\x03ann\x02c1", b"\x01\x01\x02\x03\x01".into()),
+            (b"\x00\x03ann\x02c1", b"\x01\x01\x02\x03".into()),
             (b"\x01\x03ann\x02c1", b"\x05".into()),
             (b"\x02\x03ann", b"\x06\x01\x07\x02".into()),
             (b"\x03\x03ann", [b"\xac\x02", &web[..], told_bytes].concat()),

@@ -20,6 +20,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use bytestring::ByteString;
 use roaring::RoaringBitmap;
 
 use self::agenda::Agenda;
@@ -153,6 +154,23 @@ pub enum Output {
     Reply(String, Vec<u8>),
     /// Fetch these answers, and come back with a directory that has them.
     Fetch(BTreeSet<Question>),
+    /// Say that this message was ignored. It has been counted.
+    Ignored(Ignored),
+}
+
+/// A message that was ignored, since what is known of its connection overtook it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ignored {
+    /// What it was.
+    pub kind: Kind,
+    /// Whom it was about.
+    pub user: ByteString,
+    /// The connection.
+    pub conn: ByteString,
+    /// The sender's time, in milliseconds since the Unix epoch.
+    pub timestamp: u64,
+    /// Why, in one line.
+    pub why: &'static str,
 }
 
 /// What a shard has counted since it began.
@@ -237,8 +255,13 @@ impl Shard {
         self.pass(now);
         match input {
             Input::Message { message, reply } => {
-                self.message(message, rules, out);
-                out.extend(reply.map(|to| Output::Reply(to, body::accepted())));
+                let ignored = self.message(message, rules, out);
+                let answer = || match &ignored {
+                    None => body::accepted(),
+                    Some(ignored) => body::stale(ignored.why),
+                };
+                out.extend(reply.map(|to| Output::Reply(to, answer())));
+                out.extend(ignored.map(Output::Ignored));
             }
             Input::Rejected {
                 subject,
@@ -368,7 +391,13 @@ impl Shard {
         self.now = self.clock.now();
     }
 
-    fn message(&mut self, message: Message, rules: &mut dyn Rules, out: &mut Vec<Output>) {
+    /// Says whether it was ignored, and why.
+    fn message(
+        &mut self,
+        message: Message,
+        rules: &mut dyn Rules,
+        out: &mut Vec<Output>,
+    ) -> Option<Ignored> {
         let Message {
             user,
             timestamp,
@@ -400,11 +429,12 @@ impl Shard {
                     .map(|text| Metadata::parse(text, |_| true));
                 let event = self.event(
                     &user,
-                    timestamp.min(self.now),
+                    timestamp.min(self.clock.stamp()),
                     Change::Online,
                     metadata.unwrap_or_default(),
                 );
-                return self.happened(event, false, rules, out);
+                self.happened(event, false, rules, out);
+                return None;
             }
             Says::Offline {
                 last_seen,
@@ -416,26 +446,28 @@ impl Shard {
                 let metadata = metadata
                     .as_deref()
                     .map(|text| Metadata::parse(text, |_| true));
-                let timestamp = timestamp.min(self.now);
+                let timestamp = timestamp.min(self.clock.stamp());
                 let change = Change::Offline {
                     last_seen: timestamp.min(*last_seen),
                     reason,
                 };
                 let event = self.event(&user, timestamp, change, metadata.unwrap_or_default());
-                return self.happened(event, false, rules, out);
+                self.happened(event, false, rules, out);
+                return None;
             }
         };
-        let is_stale = handled.effect == Effect::Stale;
-        self.counters.stale += u64::from(is_stale);
-        if let Says::Connect { conn, metadata } | Says::Heartbeat { conn, metadata } = &says
-            && !is_stale
-        {
-            self.heed(&user, conn, timestamp, metadata.as_deref());
+        if handled.effect == Effect::Stale {
+            self.counters.stale += 1;
+            return ignored(user, timestamp, says);
+        }
+        if let Says::Connect { conn, metadata } | Says::Heartbeat { conn, metadata } = &says {
+            self.take_status(&user, conn, timestamp, metadata.as_deref());
         }
         if let Some(transition) = handled.transition {
             self.transition(transition, rules, out);
         }
         self.update(rules, out);
+        None
     }
 
     fn transition(
@@ -540,6 +572,35 @@ fn connection_metadata(broadcast: &[String], conn: &str, text: Option<&str>) -> 
         metadata.set(entry.key, entry.value, false);
     }
     metadata.build()
+}
+
+/// A message of a connection that was ignored.
+fn ignored(user: ByteString, timestamp: u64, says: Says) -> Option<Ignored> {
+    let (kind, conn, why) = match says {
+        Says::Connect { conn, .. } => (
+            Kind::Connect,
+            conn,
+            "the connection has just been closed, and this was sent before that, by its timestamp",
+        ),
+        Says::Heartbeat { conn, .. } => (
+            Kind::Heartbeat,
+            conn,
+            "the connection is closed, and the timestamp is not newer than the last one known of it",
+        ),
+        Says::Disconnect { conn, .. } => (
+            Kind::Disconnect,
+            conn,
+            "the timestamp is older than that of the connection's newest connect or disconnect",
+        ),
+        Says::Online { .. } | Says::Offline { .. } => return None,
+    };
+    Some(Ignored {
+        kind,
+        user,
+        conn,
+        timestamp,
+        why,
+    })
 }
 
 fn count(counts: &mut [u64], place: usize) {

@@ -129,6 +129,7 @@ fn the_greatest_figures_overflow_nothing() {
     let settings = Settings {
         timeout_ms: u64::MAX,
         grace_ms: u64::MAX,
+        reorder_ms: u64::MAX,
         ..Settings::default()
     };
     let mut tracker = Tracker::new(settings);
@@ -148,6 +149,7 @@ fn figures_of_zero_end_every_life_at_once() {
     let mut tracker = Tracker::new(Settings {
         timeout_ms: 0,
         grace_ms: 0,
+        reorder_ms: 0,
         ..Settings::default()
     });
     tracker.connect(5, "alice", "web", 5, || ());

@@ -32,6 +32,7 @@ mod reload;
 mod replay;
 mod reply;
 mod run;
+mod stale;
 mod state;
 mod tenant;
 mod watch;

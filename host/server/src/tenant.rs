@@ -27,6 +27,7 @@ use crate::directory::{self, Content};
 use crate::intake::{Account, Intake};
 use crate::progress;
 use crate::reply::Replies;
+use crate::stale::StaleLog;
 use crate::state::{Restored, Writer};
 use crate::wire::{Publisher, Source, Subjects};
 use crate::worker::{self, State, Task, Workers};
@@ -115,6 +116,7 @@ impl Tenant {
                 barrier,
                 saver: state.as_ref().map(Writer::saver),
                 fetcher: fetcher.clone(),
+                stale: StaleLog::default(),
             };
             workers.push(worker::start(number, config.engine.worker_queue, owned)?);
         }
@@ -369,6 +371,7 @@ pub(crate) fn settings(config: &Config, body_bytes_max: usize) -> Settings {
         tracker: tracker::Settings {
             timeout_ms: config.tracker.timeout_ms,
             grace_ms: config.tracker.grace_ms,
+            reorder_ms: config.tracker.reorder_ms,
             hear_step_ms: Some(2 * broker::pulse_ms(config.tracker.timeout_ms)),
         },
         broadcast: config.tracker.broadcast.clone(),

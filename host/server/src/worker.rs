@@ -23,6 +23,7 @@ use crate::ask::Asking;
 use crate::barrier::Barrier;
 use crate::clock;
 use crate::directory::request::Fetcher;
+use crate::stale::StaleLog;
 use crate::state::Saver;
 use crate::wire::Publisher;
 
@@ -187,6 +188,7 @@ pub(crate) struct State {
     pub(crate) saver: Option<Saver>,
     /// None where the directory holds all of its answers.
     pub(crate) fetcher: Option<Arc<Fetcher>>,
+    pub(crate) stale: StaleLog,
 }
 
 impl State {
@@ -318,6 +320,10 @@ impl State {
                     self.publisher.deliver(delivery).await
                 }
                 Output::Reply(to, body) => self.publisher.reply(to, body).await,
+                Output::Ignored(ignored) => {
+                    self.stale.note(clock::now_ms(), &ignored);
+                    Ok(())
+                }
                 Output::Fetch(questions) => {
                     if let Some(fetcher) = &self.fetcher {
                         fetcher.want(questions);

@@ -22,8 +22,14 @@ use crate::status::{Reading, Said};
 const LOOKS_AT_ONCE: usize = 256;
 
 impl Shard {
-    /// Heeds what a connection says of its user's status.
-    pub(super) fn heed(&mut self, user: &str, conn: &str, timestamp: u64, metadata: Option<&str>) {
+    /// Takes in what a connection says of its user's status.
+    pub(super) fn take_status(
+        &mut self,
+        user: &str,
+        conn: &str,
+        timestamp: u64,
+        metadata: Option<&str>,
+    ) {
         let Some(metadata) = metadata.filter(|_| self.settings.status.is_some()) else {
             return;
         };

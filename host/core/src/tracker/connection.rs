@@ -102,13 +102,18 @@ pub(super) struct Heard {
 
 #[derive(Debug)]
 pub(super) struct Close {
-    /// What is not newer than this is ignored.
+    /// Its timestamp. What is older, and arrives soon after it, is late.
     pub(super) timestamp: u64,
     /// The newest timestamp in any of its messages, this close among them.
     pub(super) newest: u64,
     /// When the close was handled, by the host's clock.
     pub(super) kept_since: u64,
-    /// Whether a newer heartbeat revives the connection: nobody closed it, it
-    /// only fell silent.
-    pub(super) timed_out: bool,
+}
+
+impl Close {
+    /// Whether a message was sent before the close and has been overtaken by it. Past
+    /// `reorder_ms` the sender's clock is behind instead.
+    pub(super) fn has_overtaken(&self, at: u64, timestamp: u64, reorder_ms: u64) -> bool {
+        timestamp < self.timestamp && at.saturating_sub(self.kept_since) <= reorder_ms
+    }
 }

@@ -134,7 +134,9 @@ impl<M: Clone> Tracker<M> {
             return None;
         };
         let last_heartbeat = life.newest;
-        self.close(key, self.clock.stamp(), last_heartbeat, true);
+        // Nobody closed it: what its sender says next is to be newer than what it said
+        // last, however far its clock is behind.
+        self.close(key, last_heartbeat, last_heartbeat);
         let user = self.roster.connections[key].user;
         (self.roster.users[user].live == 0)
             .then(|| self.go_offline(user, Reason::Timeout, Some(last_heartbeat)))

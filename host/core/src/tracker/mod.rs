@@ -12,8 +12,9 @@
 //!    millisecond of the deadline keeps its connection.
 //!
 //! Liveness is judged by arrival alone. A sender's timestamp, never taken as
-//! later than its arrival (by the clock of bodies), only orders the messages of one connection and says
-//! when the user was last seen. Time does not run backwards here: an earlier
+//! later than its arrival (by the clock of bodies), only says when the user was last
+//! seen, and orders those messages of one connection that arrive at about the time of its
+//! close. Time does not run backwards here: an earlier
 //! `now` than one already given counts as that one.
 //!
 //! A heartbeat is one hash look-up and a few writes. Deadlines are lazy, see
@@ -85,7 +86,8 @@ impl<M: Clone> Tracker<M> {
     /// A transport reports that a connection was opened.
     ///
     /// Repeating it is harmless: it renews the lease. `metadata` is called if
-    /// this is the newest connect of the connection.
+    /// this is the newest connect of the connection. One that is older than the close
+    /// of the connection, and arrives soon after it, is late.
     pub fn connect(
         &mut self,
         now: u64,
@@ -95,6 +97,7 @@ impl<M: Clone> Tracker<M> {
         metadata: impl FnOnce() -> M,
     ) -> Handled<M> {
         let (heard, timestamp) = self.arrival(now, timestamp);
+        let reorder_ms = self.settings.reorder_ms;
         let key = self.roster.entry(user, conn);
         let connection = &mut self.roster.connections[key];
         match &mut connection.state {
@@ -112,7 +115,9 @@ impl<M: Clone> Tracker<M> {
                 }
                 Effect::Renewed.into()
             }
-            State::Closed(close) if timestamp <= close.timestamp => Effect::Stale.into(),
+            State::Closed(close) if close.has_overtaken(heard.at, timestamp, reorder_ms) => {
+                Effect::Stale.into()
+            }
             State::Closed(_) | State::Unknown => {
                 let life = Life::new(heard, timestamp, timestamp, metadata());
                 self.begin(key, life, Effect::Opened)
@@ -122,9 +127,9 @@ impl<M: Clone> Tracker<M> {
 
     /// A connection says that it is alive.
     ///
-    /// One that is unknown, or that had timed out before, is adopted: this
-    /// host may have restarted, or have missed the connect. Only then is
-    /// `metadata` called; else nothing is allocated.
+    /// One that is unknown is adopted, and so is one that was closed, if this is newer
+    /// than all that was known of it: this host may have restarted, or have missed the
+    /// connect. Only then is `metadata` called; else nothing is allocated.
     pub fn heartbeat(
         &mut self,
         now: u64,
@@ -144,9 +149,7 @@ impl<M: Clone> Tracker<M> {
                 return Effect::Renewed.into();
             }
             // What is not newer than the close belongs to the life before it.
-            State::Closed(close) if close.timed_out && timestamp > close.timestamp => {
-                close.timestamp.saturating_add(1)
-            }
+            State::Closed(close) if timestamp > close.newest => close.newest + 1,
             State::Closed(_) => return Effect::Stale.into(),
             // When it was opened, nobody told us: any disconnect ends it.
             State::Unknown => 0,
@@ -159,8 +162,7 @@ impl<M: Clone> Tracker<M> {
     ///
     /// The close is remembered for twice the timeout, also of a connection
     /// never seen, so that what was sent before it and arrives after it does
-    /// no harm. `Reason::Timeout` is a transport's own judgement, which a newer
-    /// heartbeat may refute.
+    /// no harm.
     pub fn disconnect(
         &mut self,
         now: u64,
@@ -171,16 +173,23 @@ impl<M: Clone> Tracker<M> {
     ) -> Handled<M> {
         let (heard, timestamp) = self.arrival(now, timestamp);
         let key = self.roster.entry(user, conn);
+        let reorder_ms = self.settings.reorder_ms;
         let connection = &self.roster.connections[key];
         let was_live = match &connection.state {
             // It ended an earlier life of this connection.
             State::Live(life) if timestamp < life.opened => return Effect::Stale.into(),
-            State::Closed(close) if timestamp <= close.timestamp => return Effect::Stale.into(),
+            State::Closed(close) if close.has_overtaken(heard.at, timestamp, reorder_ms) => {
+                return Effect::Stale.into();
+            }
+            // It is the same one again.
+            State::Closed(close) if timestamp == close.timestamp => {
+                return Effect::Remembered.into();
+            }
             State::Live(_) => true,
             State::Closed(_) | State::Unknown => false,
         };
         let newest = connection.newest().max(timestamp);
-        self.close(key, timestamp, newest, reason == Reason::Timeout);
+        self.close(key, timestamp, newest);
 
         let user_key = self.roster.connections[key].user;
         let user = &mut self.roster.users[user_key];
@@ -302,7 +311,7 @@ impl<M: Clone> Tracker<M> {
     }
 
     /// Makes a connection closed, or its close a newer one.
-    fn close(&mut self, key: Key, timestamp: u64, newest: u64, timed_out: bool) {
+    fn close(&mut self, key: Key, timestamp: u64, newest: u64) {
         let connection = &mut self.roster.connections[key];
         let mut said = None;
         if let State::Live(life) = &connection.state {
@@ -314,7 +323,6 @@ impl<M: Clone> Tracker<M> {
             timestamp,
             newest,
             kept_since: self.clock.now(),
-            timed_out,
         });
         self.count_activity(key, said, None);
         self.note(key);

@@ -60,14 +60,12 @@ pub enum Connected<M> {
     },
     /// It was closed, and that is remembered.
     Closed {
-        /// What is not newer than this is ignored.
+        /// Its timestamp.
         timestamp: u64,
         /// The newest timestamp in any of its messages.
         newest: u64,
         /// When the close was handled, by the host's clock.
         kept_since: u64,
-        /// Whether a newer heartbeat revives it.
-        timed_out: bool,
     },
 }
 
@@ -263,12 +261,10 @@ impl<M: Clone> Tracker<M> {
                 timestamp,
                 newest,
                 kept_since,
-                timed_out,
             } => State::Closed(Close {
                 timestamp: timestamp.min(now),
                 newest: newest.min(now),
                 kept_since: kept_since.min(now),
-                timed_out,
             }),
         };
         user.see(connection.newest());
@@ -347,7 +343,6 @@ fn connection_record<M: Clone>(roster: &mut Roster<M>, key: Key) -> Option<Recor
             timestamp: close.timestamp,
             newest: close.newest,
             kept_since: close.kept_since,
-            timed_out: close.timed_out,
         },
     };
     Some(Record::Connection {

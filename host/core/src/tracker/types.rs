@@ -13,6 +13,10 @@ pub struct Settings {
     /// How long a user whose last connection was closed stays online, waiting
     /// for a reconnect. It is not granted to a connection that timed out.
     pub grace_ms: u64,
+    /// How long after a close, by arrival, messages of the connection may come in
+    /// another order than they were sent in. For so long what is older than the close
+    /// is late.
+    pub reorder_ms: u64,
     /// By how much the hearing clock advances at most, in milliseconds, when it is
     /// said up to when everything has been heard; none if the host hears always, and
     /// nobody says so.
@@ -24,6 +28,7 @@ impl Default for Settings {
         Self {
             timeout_ms: 30_000,
             grace_ms: 0,
+            reorder_ms: 2_000,
             hear_step_ms: None,
         }
     }
@@ -73,7 +78,7 @@ pub enum Effect {
     Closed,
     /// It was not live. Its close was noted, or replaced an older one.
     Remembered,
-    /// Nothing: the input is older than what is known of the connection.
+    /// Nothing: the input was overtaken by what is known of the connection.
     Stale,
 }
 

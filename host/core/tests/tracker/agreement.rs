@@ -43,10 +43,13 @@ fn settings() -> impl Strategy<Value = Settings> {
     let grace_ms = prop_oneof![Just(0), 1..200u64];
     // A step is a part of the time-out.
     let step = prop_oneof![1 => Just(None), 2 => (1..30u64).prop_map(Some)];
-    (0..60u64, grace_ms, step).prop_map(|(timeout_ms, grace_ms, step)| Settings {
-        timeout_ms: timeout_ms.max(step.map_or(0, |step| 2 * step)),
-        grace_ms,
-        hear_step_ms: step,
+    (0..60u64, grace_ms, 0..30u64, step).prop_map(|(timeout_ms, grace_ms, reorder_ms, step)| {
+        Settings {
+            timeout_ms: timeout_ms.max(step.map_or(0, |step| 2 * step)),
+            grace_ms,
+            reorder_ms,
+            hear_step_ms: step,
+        }
     })
 }
 

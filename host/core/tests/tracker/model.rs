@@ -48,8 +48,8 @@ enum State {
     },
     Closed {
         timestamp: u64,
+        newest: u64,
         handled_at: u64,
-        timed_out: bool,
     },
 }
 
@@ -85,9 +85,7 @@ impl Model {
         let index = self.entry(user, id);
         let opened = match self.connections[index].state {
             State::Live { opened, .. } => opened.max(timestamp),
-            State::Closed {
-                timestamp: closed, ..
-            } if timestamp <= closed => {
+            State::Closed { .. } if self.is_late(index, now, timestamp) => {
                 return Effect::Stale.into();
             }
             State::Closed { .. } | State::Unknown => timestamp,
@@ -107,11 +105,7 @@ impl Model {
         let index = self.entry(user, id);
         let opened = match self.connections[index].state {
             State::Live { opened, .. } => opened,
-            State::Closed {
-                timestamp: closed,
-                timed_out: true,
-                ..
-            } if timestamp > closed => closed + 1,
+            State::Closed { newest, .. } if timestamp > newest => newest + 1,
             State::Closed { .. } => return Effect::Stale.into(),
             State::Unknown => 0,
         };
@@ -130,19 +124,23 @@ impl Model {
         let index = self.entry(user, id);
         let effect = match self.connections[index].state {
             State::Live { opened, .. } if timestamp < opened => return Effect::Stale.into(),
-            State::Closed {
-                timestamp: closed, ..
-            } if timestamp <= closed => {
+            State::Closed { .. } if self.is_late(index, now, timestamp) => {
                 return Effect::Stale.into();
             }
+            State::Closed {
+                timestamp: closed, ..
+            } if timestamp == closed => return Effect::Remembered.into(),
             State::Live { .. } => Effect::Closed,
             State::Closed { .. } | State::Unknown => Effect::Remembered,
         };
-        let timed_out = reason == Reason::Timeout;
+        let known = match self.connections[index].state {
+            State::Live { newest, .. } | State::Closed { newest, .. } => newest,
+            State::Unknown => 0,
+        };
         self.connections[index].state = State::Closed {
             timestamp,
+            newest: known.max(timestamp),
             handled_at: now,
-            timed_out,
         };
 
         let since = self.lease_from(now);
@@ -195,6 +193,19 @@ impl Model {
             .collect();
         let order = [Activity::Typing, Activity::Active, Activity::Idle];
         order.into_iter().find(|activity| said.contains(activity))
+    }
+
+    /// Whether a message was sent before the close that has overtaken it.
+    fn is_late(&self, index: usize, now: u64, timestamp: u64) -> bool {
+        let State::Closed {
+            timestamp: closed,
+            handled_at,
+            ..
+        } = self.connections[index].state
+        else {
+            return false;
+        };
+        now <= handled_at + self.settings.reorder_ms && timestamp < closed
     }
 
     /// Time passes: who hears always has heard all of it.
@@ -277,9 +288,9 @@ impl Model {
                         unreachable!()
                     };
                     connection.state = State::Closed {
-                        timestamp: now,
+                        timestamp: newest,
+                        newest,
                         handled_at: now,
-                        timed_out: true,
                     };
                     let user = connection.user.clone();
                     if self.live_connections(&user) == 0 {

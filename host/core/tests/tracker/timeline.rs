@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! # What it shows.
-//! settings timeout=30000 grace=0 [step=…]  the defaults; without a step all is heard always
+//! settings timeout=30000 grace=0 reorder=2000 [step=…]  the defaults; without a step all is heard always
 //! at 5 connect USER CONN [ts=5] [meta=-]
 //! at 5 heartbeat USER CONN [ts=5] [meta=-]
 //! at 5 disconnect USER CONN [ts=5] [reason=disconnect]
@@ -215,11 +215,13 @@ fn settings(options: &HashMap<&str, &str>) -> Settings {
     let Settings {
         timeout_ms,
         grace_ms,
+        reorder_ms,
         ..
     } = Settings::default();
     Settings {
         timeout_ms: figure("timeout", timeout_ms),
         grace_ms: figure("grace", grace_ms),
+        reorder_ms: figure("reorder", reorder_ms),
         hear_step_ms: options.get("step").map(|text| text.parse().unwrap()),
     }
 }

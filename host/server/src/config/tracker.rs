@@ -20,6 +20,9 @@ pub(crate) struct Tracker {
     /// How long the last disconnect waits for a reconnect before the user is
     /// offline, in milliseconds.
     pub(crate) grace_ms: u64,
+    /// For how long after a close, by arrival, what is older than it is late, in
+    /// milliseconds.
+    pub(crate) reorder_ms: u64,
     /// The keys of a connection's metadata that are broadcast; never `ip` or
     /// `socketId`. What enrichers add is broadcast as well.
     pub(crate) broadcast: Vec<String>,
@@ -46,6 +49,9 @@ impl Tracker {
                 .get("timeout_ms", within(1..=WEEK_MS))
                 .unwrap_or(30_000),
             grace_ms: section.get("grace_ms", within(0..=WEEK_MS)).unwrap_or(0),
+            reorder_ms: section
+                .get("reorder_ms", within(0..=60_000))
+                .unwrap_or(2_000),
             broadcast: broadcast.unwrap_or_else(|| {
                 ["device", "userAgent", "location", "connId"]
                     .map(str::to_owned)

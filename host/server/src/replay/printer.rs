@@ -55,7 +55,7 @@ impl<W: Write> Printer<W> {
                     let (subject, headers) = source.delivery(&delivery);
                     (subject, headers.into(), delivery.body)
                 }
-                Output::Reply(..) | Output::Fetch(_) => continue,
+                Output::Reply(..) | Output::Fetch(_) | Output::Ignored(_) => continue,
             };
             let headers = headers.into_iter();
             let data: &RawValue = serde_json::from_slice(&body)?;
