@@ -144,7 +144,22 @@ impl Seen {
     /// Whether the host published it, and not an application or a transport.
     #[must_use]
     pub fn is_hosts(&self) -> bool {
-        self.headers.contains_key("Presence-Source")
+        self.headers.contains_key("Presence-Seq")
+    }
+
+    /// Which source published it, in which epoch, and which of its messages there it
+    /// is; nothing and 0 where the host didn't.
+    #[must_use]
+    pub fn counted(&self) -> (&str, u64, u64) {
+        let header = self.headers.get("Presence-Seq");
+        let mut words = header.map_or("", String::as_str).split(' ');
+        let source = words.next().unwrap_or_default();
+        let mut number = || words.next().and_then(|word| word.parse().ok());
+        (
+            source,
+            number().unwrap_or_default(),
+            number().unwrap_or_default(),
+        )
     }
 
     /// A field of its body.

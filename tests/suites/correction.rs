@@ -96,7 +96,7 @@ async fn all_workers_tell_who_loses_sight_before_any_tells_who_gains_it() -> Res
         world.client.input(CONNECT, connect).await?;
     }
     let shown = world.tape.hosts(FILTERED_ONLINE, users().count()).await?;
-    let worker = |seen: &Seen| seen.headers["Presence-Source"].clone();
+    let worker = |seen: &Seen| seen.counted().0.to_owned();
     let one = shown.iter().map(worker).min();
     let (ones, others): (Vec<_>, Vec<_>) = shown.iter().partition(|seen| Some(worker(seen)) == one);
     let [ones, others] = [ones, others].map(|shown| {

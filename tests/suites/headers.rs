@@ -42,38 +42,88 @@ async fn some_of_everything(world: &mut World) -> Result<Vec<Seen>> {
         .tape
         .seen()
         .iter()
-        .filter(|seen| seen.is_hosts())
+        .filter(|seen| seen.is_hosts() && seen.subject != "presence.beacon")
         .cloned()
         .collect())
 }
 
-fn header<'a>(seen: &'a Seen, name: &str) -> &'a str {
-    match seen.headers.get(name) {
-        Some(value) if !value.is_empty() => value,
-        _ => panic!("{name} expected on {} {:?}", seen.subject, seen.headers),
-    }
-}
-
 #[tokio::test]
-async fn sequences_are_gapless_and_message_ids_unique() -> Result<()> {
+async fn sequences_are_gapless_and_the_only_header() -> Result<()> {
     let mut world = World::start().await?;
     let seen = some_of_everything(&mut world).await?;
     let mut last = BTreeMap::new();
+    for seen in &seen {
+        let names: Vec<_> = seen.headers.keys().collect();
+        assert_eq!(names, ["Presence-Seq"], "{}", seen.subject);
+        let (source, epoch, seq) = seen.counted();
+        let expected = format!("{source} {epoch} {seq}");
+        assert_eq!(seen.headers["Presence-Seq"], expected);
+        let before = last.insert((source, epoch, &seen.subject), seq);
+        assert_eq!(seq, before.unwrap_or(0) + 1, "{source} on {}", seen.subject);
+    }
+    world.end().await
+}
+
+#[tokio::test]
+async fn message_ids_are_turned_on_and_made_of_what_counts_a_message() -> Result<()> {
+    let mut world = World::start_with(|site| site.with("nats.message_ids", true)).await?;
+    let seen = some_of_everything(&mut world).await?;
     let mut ids = BTreeSet::new();
     for seen in &seen {
-        let stream = (
-            header(seen, "Presence-Source"),
-            header(seen, "Presence-Epoch"),
-            &seen.subject,
-        );
-        let seq: u64 = header(seen, "Presence-Seq").parse()?;
-        let before = last.insert(stream, seq);
-        assert!(
-            before.is_none_or(|before| seq == before + 1),
-            "{stream:?}: {before:?}, then {seq}"
-        );
-        let id = header(seen, "Nats-Msg-Id");
+        let (source, epoch, seq) = seen.counted();
+        let id = &seen.headers["Nats-Msg-Id"];
+        assert_eq!(*id, format!("{}/{source}/{epoch}/{seq}", seen.subject));
         assert!(ids.insert(id), "{id} stands on two messages");
+    }
+    world.end().await
+}
+
+/// The next beacon of each of two sources.
+async fn beacons(world: &mut World) -> Result<BTreeMap<String, Seen>> {
+    let mut beacons = BTreeMap::new();
+    while beacons.len() < 2 {
+        let beacon = world.tape.next("a beacon of each source", |seen| {
+            seen.is_hosts() && seen.subject == "presence.beacon"
+        });
+        let beacon = beacon.await?;
+        beacons.insert(beacon.counted().0.to_owned(), beacon);
+    }
+    Ok(beacons)
+}
+
+#[tokio::test]
+async fn a_source_says_at_its_start_and_now_and_then_how_far_it_has_counted() -> Result<()> {
+    let mut world = World::start_with(|site| {
+        site.with("engine.workers", 2)?
+            .with("inbox.enabled", true)?
+            .with("nats.beacon_ms", 500)
+    })
+    .await?;
+    for (source, beacon) in beacons(&mut world).await? {
+        assert_eq!(beacon.fields(), ["source", "epoch", "seqs"]);
+        assert_eq!(beacon.text("source"), source);
+        assert_eq!(beacon.field("epoch").as_u64(), Some(beacon.counted().1));
+        assert_eq!(*beacon.field("seqs"), serde_json::json!({}));
+        assert_eq!(beacon.counted().2, 1, "the first is said at the start");
+    }
+    some_of_everything(&mut world).await?;
+    // One that was on its way may say less.
+    beacons(&mut world).await?;
+    let beacons = beacons(&mut world).await?;
+    let mut last = BTreeMap::new();
+    for seen in world.tape.seen().iter().filter(|seen| seen.is_hosts()) {
+        let (source, _, seq) = seen.counted();
+        last.insert((source.to_owned(), seen.subject.clone()), seq);
+    }
+    last.retain(|(_, subject), _| {
+        subject != "presence.beacon" && !subject.starts_with("presence.inbox.")
+    });
+    for (source, beacon) in beacons {
+        let said = beacon.field("seqs").as_object().cloned();
+        let said: BTreeMap<_, _> = said.unwrap_or_default().into_iter().collect();
+        let seen = last.iter().filter(|((by, _), _)| *by == source);
+        let seen = seen.map(|((_, subject), seq)| (subject.clone(), (*seq).into()));
+        assert_eq!(said, seen.collect(), "{source}");
     }
     world.end().await
 }
@@ -96,24 +146,15 @@ async fn a_new_start_is_a_new_epoch() -> Result<()> {
         .input(CONNECT, inputs::connect("12345", "c2", now_ms()))
         .await?;
     let second = world.tape.hosts(ONLINE, 2).await?.remove(1);
-    assert_eq!(
-        header(&first, "Presence-Source"),
-        header(&second, "Presence-Source")
-    );
-    assert_ne!(
-        header(&first, "Presence-Epoch"),
-        header(&second, "Presence-Epoch")
-    );
-    assert_ne!(
-        header(&first, "Nats-Msg-Id"),
-        header(&second, "Nats-Msg-Id")
-    );
+    let ((source, epoch, _), (same, later, seq)) = (first.counted(), second.counted());
+    assert_eq!((source, 1), (same, seq));
+    assert!(epoch < later, "{epoch} {later}");
     world.end().await
 }
 
 #[tokio::test]
 async fn a_stream_over_all_subjects_stores_every_message() -> Result<()> {
-    let mut world = World::start().await?;
+    let mut world = World::start_with(|site| site.with("nats.message_ids", true)).await?;
     let context = jetstream::new(world.client.nats.clone());
     let config = jetstream::stream::Config {
         name: "presence".into(),
@@ -138,10 +179,10 @@ async fn a_stream_over_all_subjects_stores_every_message() -> Result<()> {
 }
 
 #[tokio::test]
-async fn what_bears_a_presence_source_is_ignored() -> Result<()> {
+async fn what_bears_a_nodes_header_is_ignored() -> Result<()> {
     let mut world = World::start().await?;
     let client = world.client.clone();
-    let source = [("Presence-Source", "another-node/0")];
+    let source = [("Presence-Seq", "another-node/0 1 1")];
     client
         .publish_with(
             CONNECT,
@@ -162,7 +203,7 @@ async fn what_bears_a_presence_source_is_ignored() -> Result<()> {
     // "theirs" is the publisher's own message, which bears the header too.
     let hosts = seen
         .iter()
-        .filter(|seen| header(seen, "Presence-Source") != source[0].1);
+        .filter(|seen| seen.counted().0 != "another-node/0");
     let hosts: Vec<_> = hosts.collect();
     let mut subjects: Vec<_> = hosts.iter().map(|seen| seen.subject.as_str()).collect();
     subjects.sort_unstable();

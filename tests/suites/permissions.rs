@@ -40,6 +40,7 @@ const RIGHTS: [Rights; 8] = [
             "presence.filtered.user_updated",
             "presence.inbox.ada",
             "presence.dlq",
+            "presence.beacon",
             "presence-nodes.hello",
             "presence-directory.contacts.ada",
             "presence-directory.invalidate",
@@ -79,6 +80,7 @@ const RIGHTS: [Rights; 8] = [
             "presence.filtered.user_online",
             "presence.filtered.user_offline",
             "presence.filtered.user_updated",
+            "presence.beacon",
         ],
     },
     Rights {
@@ -100,7 +102,7 @@ const RIGHTS: [Rights; 8] = [
         password: "change-me-ada",
         inbox: "_INBOX.ada",
         publishes: &["presence.query.ada"],
-        subscribes: &["presence.inbox.ada", "_INBOX.ada.>"],
+        subscribes: &["presence.inbox.ada", "presence.beacon", "_INBOX.ada.>"],
     },
     Rights {
         user: "ben@example.com",
@@ -109,6 +111,7 @@ const RIGHTS: [Rights; 8] = [
         publishes: &["presence.query.=YmVuQGV4YW1wbGUuY29t"],
         subscribes: &[
             "presence.inbox.=YmVuQGV4YW1wbGUuY29t",
+            "presence.beacon",
             "_INBOX.=YmVuQGV4YW1wbGUuY29t.>",
         ],
     },

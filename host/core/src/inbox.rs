@@ -19,9 +19,9 @@ const VIEWERS_MAX: usize = 1 << 20;
 pub struct Delivery {
     /// Whom it is for.
     pub viewer: Name,
-    /// When the numbers began, in milliseconds since the Unix epoch; none while they
-    /// are those since the source's start.
-    pub epoch_ms: Option<u64>,
+    /// How often all numbers have begun anew since the source's start: each time is
+    /// an epoch of its own.
+    pub renewed: u64,
     /// The how-manieth message of this source to this viewer it is, from 1.
     pub seq: u64,
     /// The body, a JSON object.
@@ -32,28 +32,28 @@ pub struct Delivery {
 #[derive(Debug, Default)]
 pub struct Inboxes {
     seqs: HashMap<Id, u64, foldhash::fast::FixedState>,
-    epoch_ms: Option<u64>,
+    renewed: u64,
 }
 
 impl Inboxes {
-    /// The epoch and the number of the next message to a viewer.
-    pub fn number(&mut self, now: u64, viewer: Id) -> (Option<u64>, u64) {
+    /// How often the numbers have begun anew, and the number of the next message to
+    /// a viewer.
+    pub fn number(&mut self, viewer: Id) -> (u64, u64) {
         if self.seqs.len() >= VIEWERS_MAX && !self.seqs.contains_key(&viewer) {
-            self.forget(now);
+            self.forget();
         }
         let seq = self.seqs.entry(viewer).or_default();
         *seq += 1;
-        (self.epoch_ms, *seq)
+        (self.renewed, *seq)
     }
 
     /// Forgets all numbers, if there are any. Those to come are of another epoch.
-    pub fn forget(&mut self, now: u64) {
+    pub fn forget(&mut self) {
         if self.seqs.is_empty() {
             return;
         }
         self.seqs = HashMap::default();
-        let later = self.epoch_ms.map_or(now, |before| now.max(before + 1));
-        self.epoch_ms = Some(later);
+        self.renewed += 1;
     }
 
     /// The viewers whose numbers are kept.
@@ -69,25 +69,25 @@ mod tests {
     #[test]
     fn numbers_have_no_gaps_and_come_once_an_epoch() {
         let mut inboxes = Inboxes::default();
-        assert_eq!(inboxes.number(5, Id(1)), (None, 1));
-        assert_eq!(inboxes.number(5, Id(2)), (None, 1));
-        assert_eq!(inboxes.number(5, Id(1)), (None, 2));
-        inboxes.forget(6);
-        assert_eq!(inboxes.number(6, Id(1)), (Some(6), 1));
-        inboxes.forget(6);
-        inboxes.forget(6);
-        assert_eq!(inboxes.number(6, Id(1)), (Some(7), 1));
+        assert_eq!(inboxes.number(Id(1)), (0, 1));
+        assert_eq!(inboxes.number(Id(2)), (0, 1));
+        assert_eq!(inboxes.number(Id(1)), (0, 2));
+        inboxes.forget();
+        assert_eq!(inboxes.number(Id(1)), (1, 1));
+        inboxes.forget();
+        inboxes.forget();
+        assert_eq!(inboxes.number(Id(1)), (2, 1));
     }
 
     #[test]
     fn no_more_viewers_are_kept_than_there_is_room_for() {
         let mut inboxes = Inboxes::default();
         for viewer in 0..VIEWERS_MAX as u32 {
-            inboxes.number(1, Id(viewer));
+            inboxes.number(Id(viewer));
         }
-        assert_eq!(inboxes.number(2, Id(0)), (None, 2));
-        assert_eq!(inboxes.number(3, Id(u32::MAX)), (Some(3), 1));
-        assert_eq!(inboxes.number(4, Id(0)), (Some(3), 1));
+        assert_eq!(inboxes.number(Id(0)), (0, 2));
+        assert_eq!(inboxes.number(Id(u32::MAX)), (1, 1));
+        assert_eq!(inboxes.number(Id(0)), (1, 1));
         assert_eq!(inboxes.ids().len(), 2);
     }
 }

@@ -285,7 +285,7 @@ impl Shard {
                 self.departed.resize(settings.departures_max);
                 self.pace.change(settings.corrections_per_s);
                 if !settings.inbox {
-                    self.inboxes.forget(self.clock.stamp());
+                    self.inboxes.forget();
                 }
                 let had_statuses = self.settings.status.is_some();
                 self.settings = *settings;

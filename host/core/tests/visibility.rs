@@ -495,7 +495,7 @@ impl World {
                     assert_eq!(body["visibleTo"], json!([viewer]));
                     let before = self.delivered.entry(viewer.to_owned()).or_default();
                     *before += 1;
-                    assert_eq!((delivery.seq, delivery.epoch_ms), (*before, None));
+                    assert_eq!((delivery.seq, delivery.renewed), (*before, 0));
                     delivered.push(body);
                 }
                 _ => {}

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
-use crate::wire::SOURCE;
+use crate::wire::SEQ;
 
 /// A message, and when it arrived.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -88,7 +88,7 @@ impl Recorded {
             at,
             subject: line.subject,
             payload,
-            is_nodes: headers.is_some_and(|headers| headers.contains_key(SOURCE)),
+            is_nodes: headers.is_some_and(|headers| headers.contains_key(SEQ)),
         })
     }
 

@@ -15,7 +15,7 @@ use tokio::sync::{oneshot, watch};
 use crate::broker::Health;
 use crate::clock;
 use crate::reply::Replies;
-use crate::wire::{SOURCE, Subjects};
+use crate::wire::{SEQ, Subjects};
 use crate::worker::{Task, Workers};
 
 /// How many messages are handed on at once, at most.
@@ -161,7 +161,7 @@ fn sort(
 ) -> Option<(usize, Input)> {
     let kind = subjects.kind(&received.subject)?;
     let headers = received.headers.as_ref();
-    if headers.is_some_and(|headers| headers.get(SOURCE).is_some()) {
+    if headers.is_some_and(|headers| headers.get(SEQ).is_some()) {
         return None;
     }
     let reply = replies.accept(received.reply.map(|reply| reply.to_string()));

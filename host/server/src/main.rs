@@ -27,6 +27,7 @@ mod loader;
 mod plugin;
 mod private;
 mod progress;
+mod publisher;
 mod record;
 mod reload;
 mod replay;

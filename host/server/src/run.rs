@@ -56,11 +56,12 @@ async fn node(config: Config, text: Option<Text>, path: Option<&Path>) -> anyhow
         .context("the pipeline can't be loaded")?;
     let names = Arc::new(Names::new());
     let (state, restored) = state::open(&config, &names)?.unzip();
+    let now = clock::now_ms();
+    let epoch = restored.as_ref().map_or(now, |restored| restored.epoch);
     let broker = Arc::new(Health::default());
     let (link, links) = mpsc::unbounded_channel();
     let client = broker::connect(&config.nats, &config.node.name, &broker, link).await?;
-    let epoch_ms = clock::now_ms();
-    let tenant = Tenant::start(&config, blueprint, &client, epoch_ms, names, state)?;
+    let tenant = Tenant::start(&config, blueprint, &client, epoch, names, state)?;
     tenant.follow_link(links, client.clone());
     tenant.follow_hearing(Arc::clone(&broker), config.tracker.timeout_ms);
     tokio::spawn(clock::follow(tenant.workers.clone()));
@@ -93,12 +94,13 @@ async fn node(config: Config, text: Option<Text>, path: Option<&Path>) -> anyhow
         }
         let me = Node {
             node: node.clone(),
-            epoch_ms,
+            epoch_ms: epoch,
             ready: false,
         };
         let replies = Arc::clone(&reload.tenant.replies);
         let ready = Arc::clone(&status);
         hello::greet(&client, &reload.tenant.subjects, me, ready, replies).await?;
+        reload.tenant.begin().await;
         // Before the first input, and after the directory: the first decisions are
         // on who was online when the node last ran.
         if let Some(restored) = restored {

@@ -26,10 +26,11 @@ use crate::directory::request::Fetcher;
 use crate::directory::{self, Content};
 use crate::intake::{Account, Intake};
 use crate::progress;
+use crate::publisher::Publisher;
 use crate::reply::Replies;
 use crate::stale::StaleLog;
 use crate::state::{Restored, Writer};
-use crate::wire::{Publisher, Source, Subjects};
+use crate::wire::{Source, Subjects};
 use crate::worker::{self, State, Task, Workers};
 
 /// How many ids come together before those in use are told from the others.
@@ -80,7 +81,7 @@ impl Tenant {
         config: &Config,
         blueprint: Blueprint,
         client: &Client,
-        epoch_ms: u64,
+        epoch: u64,
         names: Arc<Names>,
         state: Option<Writer>,
     ) -> anyhow::Result<Self> {
@@ -110,7 +111,14 @@ impl Tenant {
                 generation: FIRST_GENERATION,
                 publisher: Publisher::new(
                     client.clone(),
-                    Source::new(&config.node.name, number, epoch_ms, &subjects),
+                    Source::new(
+                        &config.node.name,
+                        number,
+                        epoch,
+                        &subjects,
+                        config.nats.message_ids,
+                    ),
+                    config.nats.beacon_ms,
                 ),
                 figures: Arc::default(),
                 barrier,
@@ -140,6 +148,13 @@ impl Tenant {
             state,
             swept: 0,
         })
+    }
+
+    /// Has the workers say that they serve the tenant's subjects.
+    pub(crate) async fn begin(&self) {
+        for worker in self.workers.iter() {
+            worker.send(Task::Begin).await;
+        }
     }
 
     /// Has the workers know again what was known when the node last ran, and

@@ -1,17 +1,17 @@
 //! A tenant's subjects and the headers of what a node publishes.
 
-use async_nats::client::PublishError;
-use async_nats::{Client, HeaderMap, HeaderName};
-use presence_core::inbox::Delivery;
 use presence_core::message::Kind;
-use presence_core::publish::{Publication, Subject};
+use presence_core::publish::Subject;
 use presence_core::token;
 
-/// Where a message comes from. What bears it came from a node, and is not input.
-pub(crate) const SOURCE: &str = "Presence-Source";
-const EPOCH: &str = "Presence-Epoch";
-const SEQ: &str = "Presence-Seq";
+/// The header of all that a node publishes: `<source> <epoch> <seq>`. What bears it
+/// is not input.
+pub(crate) const SEQ: &str = "Presence-Seq";
+/// By which a JetStream stream notices that it has a message already.
 const MESSAGE_ID: &str = "Nats-Msg-Id";
+
+/// What is published of each source now and then: how far it has counted.
+const BEACON: &str = "presence.beacon";
 
 /// A tenant's subjects.
 #[derive(Clone, Debug)]
@@ -66,123 +66,117 @@ impl Asked<'_> {
 pub(crate) struct Source {
     /// Node and worker.
     name: String,
-    /// When the source started, in milliseconds since the Unix epoch.
-    epoch: String,
-    /// By [`Subject`]: the whole subject, and what message ids on it begin with.
-    channels: [Channel; Subject::ALL.len()],
+    /// When the source started, in milliseconds since the Unix epoch, and later than
+    /// at any earlier start that is known of.
+    epoch: u64,
+    /// Source and epoch, as the header begins.
+    counted: String,
+    /// By [`Subject`]: the whole subjects.
+    subjects: [async_nats::Subject; Subject::ALL.len()],
+    beacon: async_nats::Subject,
     /// What the subjects of viewers begin with.
     inbox: String,
-}
-
-#[derive(Clone, Debug)]
-struct Channel {
-    subject: async_nats::Subject,
-    id_prefix: String,
+    message_ids: bool,
 }
 
 impl Source {
-    pub(crate) fn new(node: &str, worker: usize, epoch_ms: u64, subjects: &Subjects) -> Self {
-        let (name, epoch) = (format!("{node}/{worker}"), epoch_ms.to_string());
-        let channels = Subject::ALL.map(|subject| {
-            let subject = subjects.of(subject.as_str());
-            Channel {
-                id_prefix: format!("{epoch}-{name}-{subject}-"),
-                subject: subject.into(),
-            }
-        });
+    /// `message_ids`: whether messages bear an id as well, for JetStream.
+    pub(crate) fn new(
+        node: &str,
+        worker: usize,
+        epoch: u64,
+        subjects: &Subjects,
+        message_ids: bool,
+    ) -> Self {
+        let name = format!("{node}/{worker}");
         Self {
+            counted: format!("{name} {epoch} "),
             name,
             epoch,
-            channels,
+            subjects: Subject::ALL.map(|subject| subjects.of(subject.as_str()).into()),
+            beacon: subjects.of(BEACON).into(),
             inbox: subjects.of("presence.inbox."),
+            message_ids,
         }
-    }
-
-    /// The subject of a viewer's own, and the headers of a message there.
-    pub(crate) fn delivery(&self, delivery: &Delivery) -> (String, [(&'static str, String); 4]) {
-        let viewer = token::encode(delivery.viewer.as_str());
-        let subject = format!("{}{viewer}", self.inbox);
-        let epoch = delivery.epoch_ms.map(|epoch| epoch.to_string());
-        let epoch = epoch.unwrap_or_else(|| self.epoch.clone());
-        let (name, seq) = (&self.name, delivery.seq.to_string());
-        let id = format!("{epoch}-{name}-{subject}-{seq}");
-        let headers = [
-            (SOURCE, name.clone()),
-            (EPOCH, epoch),
-            (SEQ, seq),
-            (MESSAGE_ID, id),
-        ];
-        (subject, headers)
     }
 
     /// A publication's subject.
-    pub(crate) fn subject(&self, publication: &Publication) -> &async_nats::Subject {
-        &self.channel(publication).subject
-    }
-
-    /// The headers that all it publishes bear.
-    pub(crate) fn standing_headers(&self) -> [(&'static str, &str); 2] {
-        [(SOURCE, &self.name), (EPOCH, &self.epoch)]
-    }
-
-    /// The headers that are a publication's own.
-    pub(crate) fn own_headers(&self, publication: &Publication) -> [(&'static str, String); 2] {
-        let seq = publication.seq.to_string();
-        let id = [&*self.channel(publication).id_prefix, &seq].concat();
-        [(SEQ, seq), (MESSAGE_ID, id)]
-    }
-
     #[expect(
         clippy::indexing_slicing,
-        reason = "there is a channel for every subject, in the order of their numbers"
+        reason = "there is one for every subject, in the order of their numbers"
     )]
-    fn channel(&self, publication: &Publication) -> &Channel {
-        &self.channels[publication.subject as usize]
+    pub(crate) fn subject(&self, subject: Subject) -> &async_nats::Subject {
+        &self.subjects[subject as usize]
+    }
+
+    /// Where beacons go.
+    pub(crate) fn beacon(&self) -> &async_nats::Subject {
+        &self.beacon
+    }
+
+    /// A viewer's own subject.
+    pub(crate) fn inbox(&self, viewer: &str) -> async_nats::Subject {
+        format!("{}{}", self.inbox, token::encode(viewer)).into()
+    }
+
+    /// The headers of the message with this number on a subject. `renewed`: how often
+    /// the numbers there have begun anew since the source's start.
+    pub(crate) fn headers(
+        &self,
+        subject: &str,
+        renewed: u64,
+        seq: u64,
+    ) -> impl Iterator<Item = (&'static str, String)> {
+        let epoch = self.epoch.saturating_add(renewed);
+        let counted = match renewed {
+            0 => format!("{}{seq}", self.counted),
+            _ => format!("{} {epoch} {seq}", self.name),
+        };
+        let id = self.message_ids.then(|| {
+            let id = format!("{subject}/{}/{epoch}/{seq}", self.name);
+            (MESSAGE_ID, id)
+        });
+        std::iter::once((SEQ, counted)).chain(id)
+    }
+
+    /// What a beacon says, given the last number on each subject, 0 for none.
+    pub(crate) fn beacon_body(&self, seqs: &[u64; Subject::ALL.len()]) -> Vec<u8> {
+        let counted = self.subjects.iter().zip(seqs);
+        let counted = counted.filter(|(_, seq)| **seq > 0);
+        let counted: serde_json::Map<_, _> = counted
+            .map(|(subject, seq)| (subject.to_string(), (*seq).into()))
+            .collect();
+        serde_json::json!({"source": self.name, "epoch": self.epoch, "seqs": counted})
+            .to_string()
+            .into_bytes()
     }
 }
 
-/// Hands a source's messages to the broker's client.
-pub(crate) struct Publisher {
-    client: Client,
-    source: Source,
-    /// What every message's headers begin as: all of them, its own still empty.
-    /// A copy is a good deal cheaper than a map that grows header by header.
-    template: HeaderMap,
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-impl Publisher {
-    pub(crate) fn new(client: Client, source: Source) -> Self {
-        let own = [(SEQ, ""), (MESSAGE_ID, "")];
-        let all = source.standing_headers().into_iter().chain(own);
-        let all = all.map(|(name, value)| (HeaderName::from_static(name), value.into()));
-        Self {
-            template: all.collect(),
-            client,
-            source,
-        }
+    fn source(message_ids: bool) -> Source {
+        Source::new("n", 1, 7, &Subjects::new(Some("acme")), message_ids)
     }
 
-    pub(crate) async fn publish(&self, publication: Publication) -> Result<(), PublishError> {
-        let subject = self.source.subject(&publication).clone();
-        let mut headers = self.template.clone();
-        for (name, value) in self.source.own_headers(&publication) {
-            headers.insert(HeaderName::from_static(name), value);
-        }
-        self.client
-            .publish_with_headers(subject, headers, publication.body)
-            .await
+    #[test]
+    fn a_message_bears_source_epoch_and_number() {
+        let plain: Vec<_> = source(false).headers("s", 0, 3).collect();
+        assert_eq!(plain, [(SEQ, "n/1 7 3".to_owned())]);
+        let renewed: Vec<_> = source(true).headers("s", 2, 1).collect();
+        let id = (MESSAGE_ID, "s/n/1/9/1".to_owned());
+        assert_eq!(renewed, [(SEQ, "n/1 9 1".to_owned()), id]);
     }
 
-    pub(crate) async fn deliver(&self, delivery: Delivery) -> Result<(), PublishError> {
-        let (subject, headers) = self.source.delivery(&delivery);
-        let headers = headers.into_iter();
-        let headers = headers.map(|(name, value)| (HeaderName::from_static(name), value.into()));
-        self.client
-            .publish_with_headers(subject, headers.collect(), delivery.body)
-            .await
-    }
-
-    pub(crate) async fn reply(&self, to: String, body: Vec<u8>) -> Result<(), PublishError> {
-        self.client.publish(to, body.into()).await
+    #[test]
+    fn a_beacon_says_how_far_each_subject_has_come() {
+        let mut seqs = [0; Subject::ALL.len()];
+        seqs[Subject::FilteredOnline as usize] = 12;
+        let body = source(false).beacon_body(&seqs);
+        assert_eq!(
+            String::from_utf8(body).unwrap(),
+            r#"{"source":"n/1","epoch":7,"seqs":{"acme.presence.filtered.user_online":12}}"#
+        );
     }
 }

@@ -23,9 +23,9 @@ use crate::ask::Asking;
 use crate::barrier::Barrier;
 use crate::clock;
 use crate::directory::request::Fetcher;
+use crate::publisher::Publisher;
 use crate::stale::StaleLog;
 use crate::state::Saver;
-use crate::wire::Publisher;
 
 /// What a worker is sent.
 pub(crate) enum Task {
@@ -47,6 +47,8 @@ pub(crate) enum Task {
     Uses(Arc<[Question]>, oneshot::Sender<Vec<bool>>),
     /// Say which ids are in use here.
     Ids(oneshot::Sender<RoaringBitmap>),
+    /// The node serves its subjects from now on: say so.
+    Begin,
     /// Say when all before this has been done, and handed to the broker's client
     /// and to the state; do nothing after it.
     Stop(oneshot::Sender<()>),
@@ -199,7 +201,8 @@ impl State {
         loop {
             let saver = self.saver.as_ref();
             let save_at = saver.and_then(|saver| saver.due(&self.shard));
-            let wake_at = self.shard.next_deadline().into_iter().chain(save_at).min();
+            let wake_at = [self.shard.next_deadline(), save_at, self.publisher.due()];
+            let wake_at = wake_at.into_iter().flatten().min();
             let task = async {
                 tokio::select! {
                     biased;
@@ -234,6 +237,9 @@ impl State {
                 // queue counts.
                 None if inbox.is_empty() => self.advance(clock::now_ms(), &mut out).await,
                 None => {}
+            }
+            if let Err(error) = self.publisher.tend().await {
+                tracing::error!(%error, "a beacon could not be published");
             }
             // All of it has been handed to the broker's client.
             self.barrier.tell(self.shard.losses_told());
@@ -291,6 +297,7 @@ impl State {
                 }
                 let _ = answer.send(ids);
             }
+            Task::Begin => self.publisher.begin(),
             // The loop's own affair.
             Task::Stop(_) => {}
         }

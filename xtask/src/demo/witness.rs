@@ -89,7 +89,7 @@ impl Witness {
         if seen.subject == MARK {
             return Ok(Saw::Mark(seen.body.as_u64().unwrap_or_default()));
         }
-        if !seen.is_hosts() {
+        if !seen.is_hosts() || seen.subject == "presence.beacon" {
             return Ok(Saw::Other);
         }
         self.counts.published += 1;

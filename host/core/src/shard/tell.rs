@@ -179,10 +179,10 @@ impl Shard {
             let Some(viewer) = names.name(id) else {
                 continue;
             };
-            let (epoch_ms, seq) = self.inboxes.number(self.clock.stamp(), id);
+            let (renewed, seq) = self.inboxes.number(id);
             out.push(Output::Deliver(Delivery {
                 viewer: viewer.clone(),
-                epoch_ms,
+                renewed,
                 seq,
                 body: body::to_one(event, rendition, viewer).into(),
             }));

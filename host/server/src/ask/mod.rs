@@ -20,7 +20,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
 
 use crate::broker::Health;
 use crate::reply::Replies;
-use crate::wire::{Asked, SOURCE, Subjects};
+use crate::wire::{Asked, SEQ, Subjects};
 use crate::worker::Workers;
 
 pub(crate) use query::Asking;
@@ -150,7 +150,7 @@ impl Reader {
 
     async fn take(&self, received: Received) {
         let headers = received.headers.as_ref();
-        if headers.is_some_and(|headers| headers.get(SOURCE).is_some()) {
+        if headers.is_some_and(|headers| headers.get(SEQ).is_some()) {
             return;
         }
         let Some(reply) = self.desk.replies.accept(received.reply.clone()) else {

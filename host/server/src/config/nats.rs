@@ -32,6 +32,10 @@ pub(crate) struct Nats {
     pub(crate) publish_queue: usize,
     /// How many messages of a subscription may wait to be handled.
     pub(crate) intake_queue: usize,
+    /// How often each source says how far it has counted, in milliseconds.
+    pub(crate) beacon_ms: u64,
+    /// Whether what is published bears an id for JetStream.
+    pub(crate) message_ids: bool,
     /// What the subjects begin with on which requests are answered, at least one.
     pub(crate) reply_prefixes: Vec<String>,
 }
@@ -133,6 +137,10 @@ impl Nats {
             intake_queue: section
                 .get("intake_queue", within(1..=16_777_216))
                 .unwrap_or(65_536),
+            beacon_ms: section
+                .get("beacon_ms", within(100..=3_600_000))
+                .unwrap_or(5_000),
+            message_ids: section.get("message_ids", any).unwrap_or(false),
             reply_prefixes: section
                 .get("reply_prefixes", reply_prefixes)
                 .unwrap_or_else(|| vec![REPLY_PREFIX.into()]),

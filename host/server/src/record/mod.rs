@@ -20,7 +20,7 @@ use crate::capture::{self, Recorded};
 use crate::cli::figures;
 use crate::config::{self, Config};
 use crate::directory::{self, Export, kv};
-use crate::wire::{SOURCE, Subjects};
+use crate::wire::{SEQ, Subjects};
 use crate::{ConfigArg, clock};
 use limits::{Budget, Ended};
 use link::Link;
@@ -150,7 +150,7 @@ impl<W: Write> Recorder<W> {
     /// Writes down a message if it is input. Says what ends the recording, if it does.
     fn take(&mut self, received: Received) -> anyhow::Result<Option<Ended>> {
         let headers = received.headers.as_ref();
-        let is_nodes = headers.is_some_and(|headers| headers.get(SOURCE).is_some());
+        let is_nodes = headers.is_some_and(|headers| headers.get(SEQ).is_some());
         let kind = self.subjects.kind(&received.subject);
         let Some(kind) = kind.filter(|_| !is_nodes) else {
             return Ok(None);

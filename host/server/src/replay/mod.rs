@@ -70,7 +70,11 @@ fn print(capture: Capture<'_>, config: &Config, known: &Known) -> anyhow::Result
     let blueprint = Loader::new(&config.plugins)?.load(config, false, None);
     let mut player = Player::new(config, &blueprint.map_err(loader::together)?, known)?;
     let subjects = Subjects::new(config.tenant.prefix.as_deref());
-    let mut printer = Printer::new(subjects, BufWriter::new(std::io::stdout().lock()));
+    let mut printer = Printer::new(
+        subjects,
+        config.nats.message_ids,
+        BufWriter::new(std::io::stdout().lock()),
+    );
     capture.read(|recorded| {
         printer.begin(recorded.at);
         player.play(&recorded, |at, outputs| printer.print(at, outputs))

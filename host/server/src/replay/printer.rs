@@ -21,14 +21,16 @@ struct Published<'a> {
 pub(super) struct Printer<W> {
     source: Option<Source>,
     subjects: Subjects,
+    message_ids: bool,
     out: W,
 }
 
 impl<W: Write> Printer<W> {
-    pub(super) fn new(subjects: Subjects, out: W) -> Self {
+    pub(super) fn new(subjects: Subjects, message_ids: bool, out: W) -> Self {
         Self {
             source: None,
             subjects,
+            message_ids,
             out,
         }
     }
@@ -36,28 +38,24 @@ impl<W: Write> Printer<W> {
     /// The first line came at this time, which is when the source started.
     pub(super) fn begin(&mut self, at: u64) {
         self.source
-            .get_or_insert_with(|| Source::new(NODE, 0, at, &self.subjects));
+            .get_or_insert_with(|| Source::new(NODE, 0, at, &self.subjects, self.message_ids));
     }
 
     pub(super) fn print(&mut self, at: u64, outputs: Vec<Output>) -> anyhow::Result<()> {
         for output in outputs {
             let Some(source) = &self.source else { continue };
-            let (subject, headers, body) = match output {
+            let (subject, renewed, seq, body) = match output {
                 Output::Publish(publication) => {
-                    let standing = source.standing_headers();
-                    let standing = standing.map(|(name, value)| (name, value.to_owned()));
-                    let own = source.own_headers(&publication);
-                    let subject = source.subject(&publication).to_string();
-                    let headers: Vec<_> = standing.into_iter().chain(own).collect();
-                    (subject, headers, publication.body)
+                    let subject = source.subject(publication.subject).clone();
+                    (subject, 0, publication.seq, publication.body)
                 }
                 Output::Deliver(delivery) => {
-                    let (subject, headers) = source.delivery(&delivery);
-                    (subject, headers.into(), delivery.body)
+                    let subject = source.inbox(delivery.viewer.as_str());
+                    (subject, delivery.renewed, delivery.seq, delivery.body)
                 }
                 Output::Reply(..) | Output::Fetch(_) | Output::Ignored(_) => continue,
             };
-            let headers = headers.into_iter();
+            let headers = source.headers(&subject, renewed, seq);
             let data: &RawValue = serde_json::from_slice(&body)?;
             let published = Published {
                 at,

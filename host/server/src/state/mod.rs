@@ -29,6 +29,8 @@ use store::{Fault, Store};
 #[derive(Default)]
 pub(crate) struct Restored {
     pub(crate) records: Vec<Record>,
+    /// The epoch of what the node publishes in this run: later than in any before.
+    pub(crate) epoch: u64,
     /// When it was last written, in milliseconds since the Unix epoch; 0 if never.
     saved_at: u64,
 }
@@ -141,7 +143,12 @@ fn open_file(path: &Path, names: &Names) -> Result<(Store, Restored), Fault> {
         records.push(Record::decode(key, value, names).context("a record can't be read")?);
         Ok(())
     })?;
-    let restored = Restored { records, saved_at };
+    let epoch = store.begin_epoch(clock::now_ms())?;
+    let restored = Restored {
+        records,
+        epoch,
+        saved_at,
+    };
     Ok((store, restored))
 }
 
@@ -187,6 +194,18 @@ mod tests {
         drop(store);
         let (_, restored) = open(folder.path()).unwrap();
         assert_eq!((restored.records.len(), restored.saved_at), (0, 8));
+    }
+
+    #[test]
+    fn each_epoch_is_later_than_the_last_though_the_clock_is_set_back() {
+        let folder = tempfile::tempdir().unwrap();
+        let (store, restored) = open(folder.path()).unwrap();
+        let ahead = clock::now_ms() + 3_600_000;
+        assert!(restored.epoch < ahead);
+        assert_eq!(store.begin_epoch(ahead).unwrap(), ahead);
+        drop(store);
+        let (_, restored) = open(folder.path()).unwrap();
+        assert!(restored.epoch > ahead, "{} {ahead}", restored.epoch);
     }
 
     #[test]

@@ -16,6 +16,11 @@ const RECORDS: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("records
 const FIGURES: TableDefinition<'_, &str, u64> = TableDefinition::new("figures");
 const FORMAT_KEY: &str = "format";
 const SAVED_AT: &str = "saved-at";
+const EPOCH: &str = "epoch";
+
+/// How far one epoch is from the next, at least: a source's epochs on the subjects of
+/// viewers, which may begin anew while it runs, lie between.
+const EPOCH_STEP: u64 = 60_000;
 
 /// How much of the file is kept in memory: the upper part of its trees.
 const CACHE_BYTES: usize = 32 << 20;
@@ -94,6 +99,27 @@ impl Store {
             figures.insert(SAVED_AT, saved_at)?;
         }
         Ok(transaction.commit()?)
+    }
+
+    /// Begins an epoch that is later than any before, though the clock may have been
+    /// set back since, and returns it when the disk has it.
+    ///
+    /// # Errors
+    /// If it can't be written.
+    pub(crate) fn begin_epoch(&self, now: u64) -> Result<u64, Fault> {
+        let begin = || -> anyhow::Result<u64> {
+            let transaction = self.database.begin_write()?;
+            let epoch = {
+                let mut figures = transaction.open_table(FIGURES)?;
+                let last = figures.get(EPOCH)?.map(|epoch| epoch.value());
+                let epoch = last.map_or(now, |last| now.max(last.saturating_add(EPOCH_STEP)));
+                figures.insert(EPOCH, epoch)?;
+                epoch
+            };
+            transaction.commit()?;
+            Ok(epoch)
+        };
+        guarded(|| begin().map_err(Fault::Unusable))
     }
 
     /// That the file is new, or has the format that is known here.
