@@ -10,7 +10,9 @@ use async_nats::jetstream::{self, Context};
 use presence_tests::client::{Client, now_ms};
 use presence_tests::host::Host;
 use presence_tests::http;
-use presence_tests::site::DIRECTORY;
+use presence_tests::nats::NatsServer;
+use presence_tests::proxy::Proxy;
+use presence_tests::site::{DIRECTORY, Site};
 use presence_tests::wait;
 use serde_json::{Value, json};
 
@@ -249,23 +251,42 @@ async fn a_bucket_that_was_deleted_leaves_what_was_known_in_force_until_it_is_fi
 }
 
 #[tokio::test]
-async fn a_bucket_that_others_have_made_and_filled_is_read_whole_and_followed() -> Result<()> {
-    let mut world = bucket_world(StorageType::File).await?;
+async fn a_bucket_that_others_made_while_the_host_was_cut_off_is_read_whole() -> Result<()> {
+    let server = NatsServer::start().await?;
+    let proxy = Proxy::start(server.port()).await?;
+    let site = Site::new(&proxy.url())?.with("directory.source", "kv")?;
+    let client = Client::connect(&server.url()).await?;
+    let tape = client.record("presence.>").await?;
+    let host = Host::start(&site).await?;
+    let mut world = World {
+        host,
+        client,
+        tape,
+        site,
+        server,
+    };
     let jetstream = jetstream(&world);
-    // As far as the watch can see, nothing new is in it for long.
     let bucket = jetstream.get_key_value(BUCKET).await?;
-    for number in 0..50 {
-        put(&bucket, "contacts.other", json!([number.to_string()])).await?;
-    }
+    fill(&bucket).await?;
+    world.until_visible_to("12345", &SEEN).await?;
+
+    proxy.cut();
+    world.host.unready().await?;
     jetstream.delete_key_value(BUCKET).await?;
     let bucket = make(&jetstream, StorageType::File).await?;
-    fill(&bucket).await?;
+    // A watch that went on behind the last entry of the other bucket would miss this.
     put(&bucket, "blocks.12345", json!(["11111", "67890"])).await?;
+    put(&bucket, "contacts.12345", json!(["67890", "11111"])).await?;
+    put(&bucket, "groups.team-a", json!(["12345", "22222"])).await?;
+    for number in 0..10 {
+        put(&bucket, "contacts.other", json!([number.to_string()])).await?;
+    }
+    proxy.resume();
+    world.host.ready().await?;
     world.until_visible_to("12345", &["22222"]).await?;
     put(&bucket, "blocks.12345", json!([])).await?;
     let all = ["11111", "22222", "67890"];
     world.until_visible_to("12345", &all).await?;
-    until_back(&mut world).await?;
     world.end().await
 }
 

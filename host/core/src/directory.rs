@@ -121,7 +121,7 @@ impl Directory {
     pub fn has(&self, question: &Question) -> bool {
         match &self.answers {
             Some(answers) => answers.contains_key(question),
-            None => !self.unreadable.contains_key(question),
+            None => !self.is_unreadable(question),
         }
     }
 
@@ -221,9 +221,14 @@ impl Directory {
     fn answer(&self, question: &Question) -> Result<Option<&Answer>, NotAtHand> {
         match &self.answers {
             Some(answers) => answers.get(question).map(Some).ok_or(NotAtHand),
-            None if self.unreadable.contains_key(question) => Err(NotAtHand),
+            None if self.is_unreadable(question) => Err(NotAtHand),
             None => Ok(None),
         }
+    }
+
+    fn is_unreadable(&self, question: &Question) -> bool {
+        // Nearly always there is none, and a question costs a hash.
+        !self.unreadable.is_empty() && self.unreadable.contains_key(question)
     }
 
     fn user(&self, user: Id) -> Option<&User> {

@@ -212,6 +212,7 @@ impl Tenant {
             body_bytes_max: Arc::clone(&self.body_bytes_max),
             broker,
             directory: self.known_directory.subscribe(),
+            answers_are_fetched: self.fetcher.is_some(),
             explains: Arc::clone(&self.explains),
             counts,
         }

@@ -86,7 +86,7 @@ pub fn explanation(viewer: &str, user: &str, generation: u64, found: &Found) -> 
     });
     set(&mut outcome, "rendition", rendition);
     set(&mut outcome, "retryAt", retry_at.map(Value::from));
-    let missing = "the directory hasn't answered yet".to_owned();
+    let missing = "the directory has no answer yet".to_owned();
     let why = match &found.failure {
         Some(failure) => Some(format!("plugin `{}`: {}", failure.plugin, failure.error)),
         None if !found.not_at_hand.is_empty() => Some(missing),

@@ -31,6 +31,21 @@ fn a_filter_that_narrows_needs_no_grant() {
 }
 
 #[test]
+fn the_narrowing_stages_that_another_chain_lacks_are_named() {
+    let chain =
+        |stages: &[&'static str]| blueprint(LIMITS, stages.iter().copied().map(stage), None);
+    let before = chain(&["contacts", "blocklist", "blocklist", "redact"]);
+    let missing = |after: &[&'static str]| {
+        let names = before.narrowing_missing_in(&chain(after));
+        names.iter().map(ToString::to_string).collect::<Vec<_>>()
+    };
+    assert_eq!(missing(&["groups"]), ["blocklist", "blocklist", "redact"]);
+    assert_eq!(missing(&["blocklist", "contacts", "redact"]), ["blocklist"]);
+    let same = missing(&["blocklist", "groups", "blocklist", "redact"]);
+    assert!(same.is_empty(), "a stage that widens is not missed");
+}
+
+#[test]
 fn a_filter_after_the_redactor_is_refused() {
     assert_eq!(
         texts(&problems(LIMITS, [stage("redact"), stage("blocklist")])),

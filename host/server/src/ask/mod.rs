@@ -54,6 +54,8 @@ pub(crate) struct Desk {
     pub(crate) broker: Arc<Health>,
     /// The directory that the workers have been told of.
     pub(crate) directory: watch::Receiver<Arc<Directory>>,
+    /// Whether the directory is asked question by question.
+    pub(crate) answers_are_fetched: bool,
     /// Whether explanations are given.
     pub(crate) explains: Arc<AtomicBool>,
     pub(crate) counts: Arc<Counts>,
@@ -99,9 +101,12 @@ impl Desk {
         }
     }
 
-    /// Waits for the directory to have these answers; not for ever. Says whether it
-    /// has them.
+    /// Waits for the directory to have these answers; not for ever, and not where nobody
+    /// fetches them. Says whether it has them.
     async fn has_answers(&self, questions: &BTreeSet<Question>) -> bool {
+        if !self.answers_are_fetched {
+            return false;
+        }
         let mut directory = self.directory.clone();
         let has_all = |directory: &Arc<Directory>| questions.iter().all(|it| directory.has(it));
         let there = tokio::time::timeout(FETCH_TIMEOUT, directory.wait_for(has_all));

@@ -53,6 +53,10 @@ impl Reload {
                 let mut identity = None;
                 if let Some(kept) = kept {
                     identity = Some(kept.origin.identity);
+                    tracing::info!(
+                        users = kept.directory.len(),
+                        "the directory is as it was last known, until it is read"
+                    );
                     self.tenant
                         .set_directory(kept.directory, kept.changes)
                         .await;
