@@ -222,8 +222,8 @@ async fn a_close_is_remembered_over_a_restart() -> Result<()> {
     world.host.process.stop().await?;
     world.host = Host::start(&world.site).await?;
 
-    let body = inputs::heartbeat("12345", "c1", now_ms());
-    world.client.input(HEARTBEAT, body).await?;
+    let body = inputs::heartbeat("12345", "c1", at);
+    world.client.publish(HEARTBEAT, &body).await?;
     let seen = world.all_about("12345").await?;
     let came = seen.iter().filter(|seen| seen.subject == ONLINE).count();
     assert_eq!(came, 1, "a late heartbeat resurrects nothing: {seen:#?}");

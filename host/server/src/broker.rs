@@ -16,6 +16,16 @@ pub(crate) const BODY_BYTES_MAX: usize = (1 << 20) - HEADER_BYTES_MAX;
 /// More than the headers of any publication take.
 const HEADER_BYTES_MAX: usize = 1_024;
 
+/// How often the client asks a broker that says nothing for a sign of life, in
+/// milliseconds: four times within a time-out, but for very short or long ones.
+const PING_MS_MIN: u64 = 500;
+const PING_MS_MAX: u64 = 30_000;
+
+/// How many messages the client holds that it hasn't written yet. They go out on a new
+/// connection before those that are published again, so they are few; no fewer, since
+/// workers would wait for room.
+const CLIENT_QUEUE: usize = 1_024;
+
 /// How often it is found out up to when everything has been heard, in milliseconds:
 /// several times within a time-out.
 pub(crate) fn pulse_ms(timeout_ms: u64) -> u64 {
@@ -38,6 +48,8 @@ pub(crate) struct Health {
     drops_reported: AtomicU64,
     /// Whether the broker forbids a subscription.
     pub(crate) forbidden: AtomicBool,
+    /// When the broker was last heard, by the host's clock; 0 if it hasn't been yet.
+    pub(crate) heard_at: AtomicU64,
 }
 
 impl Health {
@@ -131,24 +143,40 @@ pub(crate) fn servers(nats: &Nats) -> String {
     servers.collect::<Vec<_>>().join(", ")
 }
 
+/// How a configuration says to connect for as long as the node runs: a broker that isn't
+/// there is waited for, and one that is silent is given up within a time-out.
+///
+/// # Errors
+/// As [`options`].
+pub(crate) async fn lasting(nats: &Nats, timeout_ms: u64) -> anyhow::Result<ConnectOptions> {
+    let options = options(nats)
+        .await?
+        .retry_on_initial_connect()
+        // The client gives up at the third that isn't answered.
+        .ping_interval(Duration::from_millis(
+            (timeout_ms / 4).clamp(PING_MS_MIN, PING_MS_MAX),
+        ))
+        .reconnect_delay_callback(|attempts| {
+            Duration::from_millis(100_u64.saturating_mul(1 << attempts.min(6)).min(5_000))
+        });
+    Ok(options)
+}
+
 /// Connects. A broker that isn't there yet is waited for, with back-off; each
 /// loss (false) and return (true) of the connection is reported.
 pub(crate) async fn connect(
     nats: &Nats,
     node: &str,
+    timeout_ms: u64,
     health: &Arc<Health>,
     changes: mpsc::UnboundedSender<bool>,
 ) -> anyhow::Result<Client> {
-    let options = options(nats)
+    let options = lasting(nats, timeout_ms)
         .await?
         .name(format!("presence {node}"))
         .no_echo()
-        .retry_on_initial_connect()
-        .client_capacity(nats.publish_queue)
-        .subscription_capacity(nats.intake_queue)
-        .reconnect_delay_callback(|attempts| {
-            Duration::from_millis(100_u64.saturating_mul(1 << attempts.min(6)).min(5_000))
-        });
+        .client_capacity(CLIENT_QUEUE)
+        .subscription_capacity(nats.intake_queue);
     let health = Arc::clone(health);
     let servers = servers(nats);
     let options = options.event_callback(move |event| {

@@ -33,7 +33,8 @@ const READING_MAX: Duration = Duration::from_millis(5);
 /// When the process first asked for the time.
 struct Start {
     instant: Instant,
-    wall_ms: u64,
+    /// To the microsecond, or both clocks would be counted up at different moments.
+    wall_us: u64,
     offset_file: Option<PathBuf>,
 }
 
@@ -41,7 +42,7 @@ static START: LazyLock<Start> = LazyLock::new(|| {
     let offset_file = std::env::var_os(OFFSET_FILE).map(PathBuf::from);
     Start {
         instant: Instant::now(),
-        wall_ms: wall_ms(offset_file.as_ref()),
+        wall_us: wall_us(offset_file.as_ref()),
         offset_file,
     }
 });
@@ -53,27 +54,27 @@ pub(crate) fn now_ms() -> u64 {
 }
 
 fn at(instant: Instant) -> u64 {
-    let elapsed = instant.duration_since(START.instant).as_millis();
+    let elapsed = instant.duration_since(START.instant).as_micros();
     let elapsed = u64::try_from(elapsed).unwrap_or(u64::MAX);
-    START.wall_ms.saturating_add(elapsed)
+    START.wall_us.saturating_add(elapsed) / 1_000
 }
 
-/// What the machine's clock says, in milliseconds since the Unix epoch.
-fn wall_ms(offset_file: Option<&PathBuf>) -> u64 {
+/// What the machine's clock says, in microseconds since the Unix epoch.
+fn wall_us(offset_file: Option<&PathBuf>) -> u64 {
     let since = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default();
-    let wall_ms = u64::try_from(since.as_millis()).unwrap_or(u64::MAX);
+    let wall_us = u64::try_from(since.as_micros()).unwrap_or(u64::MAX);
     let offset = offset_file.and_then(|path| std::fs::read_to_string(path).ok());
-    let offset = offset.and_then(|text| text.trim().parse().ok());
-    wall_ms.saturating_add_signed(offset.unwrap_or(0))
+    let offset_ms: Option<i64> = offset.and_then(|text| text.trim().parse().ok());
+    wall_us.saturating_add_signed(offset_ms.unwrap_or(0).saturating_mul(1_000))
 }
 
 /// By how much wall time is ahead of [`now_ms`], in milliseconds; none where both
 /// couldn't be read at once, since something else had the processor.
 fn ahead_ms() -> Option<i64> {
     let before = Instant::now();
-    let wall_ms = wall_ms(START.offset_file.as_ref());
+    let wall_ms = wall_us(START.offset_file.as_ref()) / 1_000;
     let took = before.elapsed();
     (took <= READING_MAX).then(|| signed(wall_ms).saturating_sub(signed(at(before))))
 }

@@ -37,6 +37,50 @@ pub(crate) struct Intake {
     pub(crate) broker: Arc<Health>,
     pub(crate) statistics: Arc<Statistics>,
     pub(crate) account: Account,
+    pub(crate) hearing: Hearing,
+}
+
+/// Up to when everything has been heard, as the workers are to know it: behind all that
+/// had arrived by then, and may not have been read here yet.
+pub(crate) struct Hearing {
+    heard: watch::Receiver<u64>,
+    /// How many messages may wait to be read.
+    queue: u64,
+    /// What the workers don't know yet, and after how many messages they may.
+    pending: Option<(u64, u64)>,
+}
+
+impl Hearing {
+    pub(crate) fn new(heard: watch::Receiver<u64>, queue: usize) -> Self {
+        Self {
+            heard,
+            queue: queue as u64,
+            pending: None,
+        }
+    }
+
+    /// So many messages have been read, and others wait. Says up to when all has been
+    /// handed on, if that is news.
+    fn after(&mut self, read: u64) -> Option<u64> {
+        if self.pending.is_none() && self.heard.has_changed().is_ok_and(|changed| changed) {
+            let at = *self.heard.borrow_and_update();
+            self.pending = Some((at, read.saturating_add(self.queue)));
+        }
+        let (at, _) = self.pending.take_if(|(_, end)| *end <= read)?;
+        Some(at)
+    }
+
+    /// Waits, while nothing waits to be read, for news of up to when all has been heard.
+    async fn now(&mut self) -> u64 {
+        if let Some((at, _)) = self.pending.take() {
+            return at;
+        }
+        match self.heard.changed().await {
+            Ok(()) => *self.heard.borrow_and_update(),
+            // Nobody finds out any more: the node ends.
+            Err(_) => std::future::pending().await,
+        }
+    }
 }
 
 /// What became of the messages that the client has received. It drops those that
@@ -90,9 +134,24 @@ impl Intake {
                     self.settle();
                     continue;
                 }
+                at = self.hearing.now() => {
+                    self.tell_heard(at);
+                    continue;
+                }
             };
             let Some(first) = first else { return };
             self.batch(first, stopping).await;
+            if let Some(at) = self.hearing.after(self.account.read) {
+                self.tell_heard(at);
+            }
+        }
+    }
+
+    /// Has the workers know that all has been handed on that arrived by a time.
+    fn tell_heard(&self, at: u64) {
+        for worker in self.workers.iter() {
+            // One that has no room for it has no room for inputs either.
+            worker.offer(Task::Inputs(clock::now_ms(), vec![Input::Heard { at }]));
         }
     }
 

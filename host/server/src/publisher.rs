@@ -1,18 +1,38 @@
-//! Hands a source's messages to the broker's client.
+//! Hands a source's messages to the broker's client, and after a lost connection those
+//! again that the broker may not have, under the same numbers.
+
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use async_nats::client::PublishError;
-use async_nats::{Client, HeaderMap, HeaderName, Subject};
-use bytes::Bytes;
+use async_nats::connection::State;
+use async_nats::{Client, HeaderMap, HeaderName, Statistics};
 use presence_core::inbox::Delivery;
 use presence_core::publish::{self, Publication};
+use tokio::time::timeout;
 
 use crate::clock;
+use crate::journal::{Entry, Journal};
+use crate::pulse::Handed;
 use crate::wire::Source;
+
+/// How often a source that waits looks whether the connection has changed.
+const LOOK: Duration = Duration::from_millis(50);
 
 /// Hands a source's messages to the broker's client.
 pub(crate) struct Publisher {
     client: Client,
+    statistics: Arc<Statistics>,
     source: Source,
+    journal: Journal,
+    handed: Arc<Handed>,
+    /// The connection that messages are handed to, counted as the client counts.
+    link: u64,
+    /// The place of the message that it is handed next.
+    next: u64,
+    repeated: u64,
     /// The last number on each subject, 0 for none.
     seqs: [u64; publish::Subject::ALL.len()],
     /// How many beacons there have been.
@@ -24,10 +44,23 @@ pub(crate) struct Publisher {
 }
 
 impl Publisher {
-    pub(crate) fn new(client: Client, source: Source, beacon_ms: u64) -> Self {
+    /// `journal_bytes`: how much is kept that the broker may not have.
+    pub(crate) fn new(
+        client: Client,
+        source: Source,
+        beacon_ms: u64,
+        journal_bytes: usize,
+        handed: Arc<Handed>,
+    ) -> Self {
         Self {
+            statistics: client.statistics(),
             client,
             source,
+            journal: Journal::new(journal_bytes),
+            handed,
+            link: 0,
+            next: 0,
+            repeated: 0,
             seqs: Default::default(),
             beacons: 0,
             beacon_ms,
@@ -45,17 +78,28 @@ impl Publisher {
         self.beacon_at
     }
 
-    /// Publishes a beacon, if one is due.
+    /// Hands over what a new connection hasn't been handed, and publishes a beacon if one
+    /// is due. While nobody can hear it there is none, and the next comes with the
+    /// connection.
     pub(crate) async fn tend(&mut self) -> Result<(), PublishError> {
+        self.hand_over().await?;
         let now = clock::now_ms();
         if self.beacon_at.is_none_or(|at| now < at) {
             return Ok(());
         }
+        if !self.is_connected() {
+            self.beacon_at = Some(now + u64::try_from(LOOK.as_millis()).unwrap_or_default());
+            return Ok(());
+        }
         self.beacon_at = Some(now + self.beacon_ms);
         self.beacons += 1;
-        let subject = self.source.beacon().clone();
-        let body = self.source.beacon_body(&self.seqs);
-        self.send(subject, 0, self.beacons, body.into()).await
+        self.send(Entry {
+            subject: self.source.beacon().clone(),
+            renewed: 0,
+            seq: self.beacons,
+            body: self.source.beacon_body(&self.seqs).into(),
+        })
+        .await
     }
 
     pub(crate) async fn publish(&mut self, publication: Publication) -> Result<(), PublishError> {
@@ -64,8 +108,13 @@ impl Publisher {
         if let Some(last) = self.seqs.get_mut(subject as usize) {
             *last = seq;
         }
-        let subject = self.source.subject(subject).clone();
-        self.send(subject, 0, seq, body).await
+        self.send(Entry {
+            subject: self.source.subject(subject).clone(),
+            renewed: 0,
+            seq,
+            body,
+        })
+        .await
     }
 
     pub(crate) async fn deliver(&mut self, delivery: Delivery) -> Result<(), PublishError> {
@@ -73,26 +122,143 @@ impl Publisher {
         let Delivery {
             renewed, seq, body, ..
         } = delivery;
-        self.send(subject, renewed, seq, body).await
+        self.send(Entry {
+            subject,
+            renewed,
+            seq,
+            body,
+        })
+        .await
     }
 
     pub(crate) async fn reply(&self, to: String, body: Vec<u8>) -> Result<(), PublishError> {
         self.client.publish(to, body.into()).await
     }
 
-    async fn send(
-        &self,
-        subject: Subject,
-        renewed: u64,
-        seq: u64,
-        body: Bytes,
-    ) -> Result<(), PublishError> {
+    /// The place behind all that has been published so far.
+    pub(crate) fn end(&self) -> u64 {
+        self.journal.end()
+    }
+
+    /// Up to which place the broker has all.
+    pub(crate) fn acknowledged(&self) -> u64 {
+        self.handed.acknowledged()
+    }
+
+    /// Waits until the broker has more. It may return too early.
+    pub(crate) async fn moved(&self) {
+        self.handed.moved().await;
+    }
+
+    /// Waits until the broker has all, for as long as there is a connection to it. Says
+    /// whether it has.
+    pub(crate) async fn settled(&mut self) -> Result<bool, PublishError> {
+        loop {
+            self.hand_over().await?;
+            self.forget_acknowledged();
+            if self.acknowledged() >= self.end() {
+                return Ok(true);
+            }
+            if !self.is_connected() {
+                return Ok(false);
+            }
+            self.handed.want();
+            let _ = timeout(LOOK, self.handed.moved()).await;
+        }
+    }
+
+    /// How many bytes wait to be acknowledged.
+    pub(crate) fn journal_bytes(&self) -> usize {
+        self.journal.bytes()
+    }
+
+    /// How many messages have been published again.
+    pub(crate) fn repeated(&self) -> u64 {
+        self.repeated
+    }
+
+    /// Publishes a message: notes it, and hands it to the client if there is a
+    /// connection. Waits while there is no room for what the broker doesn't have.
+    async fn send(&mut self, entry: Entry) -> Result<(), PublishError> {
+        self.forget_acknowledged();
+        while !self.journal.has_room() {
+            let _ = timeout(LOOK, self.handed.moved()).await;
+            self.hand_over().await?;
+            self.forget_acknowledged();
+        }
+        if self.journal.begin() == self.journal.end() {
+            self.handed.want();
+        }
+        self.journal.push(entry);
+        self.hand_over().await
+    }
+
+    /// Hands to the client what it hasn't been handed on this connection, in order.
+    async fn hand_over(&mut self) -> Result<(), PublishError> {
+        let mut outcome = Ok(());
+        loop {
+            // Read before anything is handed over: see `pulse`.
+            let link = self.statistics.connects.load(Ordering::Acquire);
+            if link != self.link {
+                self.begin_link(link);
+            }
+            // What was acknowledged meanwhile needn't be handed over again.
+            self.next = self.next.max(self.journal.begin());
+            let Some(entry) = self.journal.get(self.next) else {
+                break;
+            };
+            if !self.is_connected() {
+                break;
+            }
+            match self.hand_one(entry.clone()).await {
+                Some(sent) => outcome = outcome.and(sent),
+                None => break,
+            }
+            self.next += 1;
+            self.handed.advance(self.next);
+        }
+        outcome
+    }
+
+    /// The client is connected anew: all that the broker may not have is handed to it
+    /// again, and a beacon says so.
+    fn begin_link(&mut self, link: u64) {
+        self.forget_acknowledged();
+        let begin = self.journal.begin();
+        self.repeated += self.next.saturating_sub(begin);
+        self.handed.begin(link, begin);
+        (self.link, self.next) = (link, begin);
+        self.beacon_at = self.beacon_at.map(|at| at.min(clock::now_ms()));
+    }
+
+    /// None if the connection went away before there was room.
+    async fn hand_one(&self, entry: Entry) -> Option<Result<(), PublishError>> {
+        let Entry {
+            subject,
+            renewed,
+            seq,
+            body,
+        } = entry;
         let mut headers = HeaderMap::new();
         for (name, value) in self.source.headers(&subject, renewed, seq) {
             headers.insert(HeaderName::from_static(name), value);
         }
-        self.client
-            .publish_with_headers(subject, headers, body)
-            .await
+        let sent = self.client.publish_with_headers(subject, headers, body);
+        let mut sent = pin!(sent);
+        loop {
+            match timeout(LOOK, &mut sent).await {
+                Ok(sent) => return Some(sent),
+                Err(_) if self.is_connected() => {}
+                Err(_) => return None,
+            }
+        }
+    }
+
+    fn forget_acknowledged(&mut self) {
+        self.journal.acknowledged(self.handed.acknowledged());
+    }
+
+    fn is_connected(&self) -> bool {
+        self.client.connection_state() == State::Connected
     }
 }

@@ -16,6 +16,7 @@ use crate::config::{Config, LogFormat, Text};
 use crate::hello::{self, Node};
 use crate::http::{self, Status};
 use crate::loader::{self, Loader};
+use crate::pulse::Pulse;
 use crate::reload::Reload;
 use crate::state;
 use crate::tenant::Tenant;
@@ -60,10 +61,23 @@ async fn node(config: Config, text: Option<Text>, path: Option<&Path>) -> anyhow
     let epoch = restored.as_ref().map_or(now, |restored| restored.epoch);
     let broker = Arc::new(Health::default());
     let (link, links) = mpsc::unbounded_channel();
-    let client = broker::connect(&config.nats, &config.node.name, &broker, link).await?;
+    let (name, timeout_ms) = (&config.node.name, config.tracker.timeout_ms);
+    let client = broker::connect(&config.nats, name, timeout_ms, &broker, link).await?;
     let tenant = Tenant::start(&config, blueprint, &client, epoch, names, state)?;
     tenant.follow_link(links, client.clone());
-    tenant.follow_hearing(Arc::clone(&broker), config.tracker.timeout_ms);
+    let (sources, wanted) = tenant.handed.clone();
+    let (main, health) = (client.clone(), Arc::clone(&broker));
+    let pulse = Pulse::start(
+        &config.nats,
+        name,
+        main,
+        health,
+        sources,
+        wanted,
+        timeout_ms,
+    );
+    let heard = pulse.await?;
+    let intake_queue = config.nats.intake_queue;
     tokio::spawn(clock::follow(tenant.workers.clone()));
     tenant.follow_corrections();
     let status = Arc::new(Status::new(Arc::clone(&broker), &tenant));
@@ -82,7 +96,10 @@ async fn node(config: Config, text: Option<Text>, path: Option<&Path>) -> anyhow
     let mut readers = Vec::new();
     let working = async {
         reload.read_directory().await;
-        let reader = reload.tenant.listen(&client, Arc::clone(&broker)).await?;
+        let reader = reload
+            .tenant
+            .listen(&client, Arc::clone(&broker), heard, intake_queue);
+        let reader = reader.await?;
         let asked = Arc::clone(&status.asked);
         let desk = reload.tenant.desk(&client, Arc::clone(&broker), asked);
         let asks = desk.listen().await?;

@@ -13,20 +13,19 @@ use presence_core::directory::{Changes, Directory};
 use presence_core::names::Names;
 use presence_core::{Input, Settings, Shard, metadata, status, tracker};
 use presence_sandbox::Blueprint;
-use tokio::sync::{mpsc, oneshot, watch};
-use tokio::time::MissedTickBehavior;
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 
 use crate::ask::{Counts, Desk};
 use crate::barrier;
 use crate::broker::{self, Health};
-use crate::clock;
 use crate::config::{self, Config};
 use crate::directory::kept::Keeper;
 use crate::directory::request::Fetcher;
 use crate::directory::{self, Content};
-use crate::intake::{Account, Intake};
+use crate::intake::{Account, Hearing, Intake};
 use crate::progress;
 use crate::publisher::Publisher;
+use crate::pulse::Handed;
 use crate::reply::Replies;
 use crate::stale::StaleLog;
 use crate::state::{Restored, Writer};
@@ -69,6 +68,9 @@ pub(crate) struct Tenant {
     /// How much metadata a message may have.
     metadata: watch::Sender<metadata::Limits>,
     pub(crate) workers: Workers,
+    /// How far each worker has handed its messages to the broker's client, and what says
+    /// that they are to be acknowledged.
+    pub(crate) handed: (Vec<Arc<Handed>>, Arc<Notify>),
     /// None where nothing is kept over a restart.
     pub(crate) state: Option<Writer>,
     /// How many ids there were after the last sweep.
@@ -100,11 +102,16 @@ impl Tenant {
             None => Directory::unavailable(),
         });
         let body_bytes_max = broker::body_bytes_max(client);
+        let wanted = Arc::new(Notify::new());
+        let mut handed = Vec::new();
         let mut workers = Vec::new();
+        let journal_bytes = config.nats.journal_bytes / config.engine.worker_count().max(1);
         for (number, barrier) in barrier::places(config.engine.worker_count()).enumerate() {
             let settings = settings(config, body_bytes_max);
             let mut shard = Shard::new(settings, Arc::clone(&names), Arc::clone(&directory));
             shard.keep_records(state.is_some());
+            let of_source = Arc::new(Handed::new(Arc::clone(&wanted)));
+            handed.push(Arc::clone(&of_source));
             let owned = State {
                 shard,
                 rules: blueprint.instantiate()?,
@@ -119,6 +126,8 @@ impl Tenant {
                         config.nats.message_ids,
                     ),
                     config.nats.beacon_ms,
+                    journal_bytes,
+                    of_source,
                 ),
                 figures: Arc::default(),
                 barrier,
@@ -145,6 +154,7 @@ impl Tenant {
             body_bytes_max: Arc::new(body_bytes_max.into()),
             metadata: watch::Sender::new(config.tracker.metadata),
             workers: workers.into(),
+            handed: (handed, wanted),
             state,
             swept: 0,
         })
@@ -186,6 +196,8 @@ impl Tenant {
         &self,
         client: &Client,
         broker: Arc<Health>,
+        heard: watch::Receiver<u64>,
+        intake_queue: usize,
     ) -> anyhow::Result<Intake> {
         // One subscription, so that one order holds over all subjects.
         let messages = client.subscribe(self.subjects.of("presence.>")).await?;
@@ -199,6 +211,7 @@ impl Tenant {
             broker,
             statistics: client.statistics(),
             account: Account::default(),
+            hearing: Hearing::new(heard, intake_queue),
         })
     }
 
@@ -294,27 +307,6 @@ impl Tenant {
                     fetcher.reconnected();
                 }
                 workers.tell(|| Input::BodyBytesMax(body_bytes_max)).await;
-            }
-        });
-    }
-
-    /// Has the workers know up to when everything has been heard: as long as there is
-    /// a connection to the broker, that is now.
-    pub(crate) fn follow_hearing(&self, broker: Arc<Health>, timeout_ms: u64) {
-        let workers = self.workers.clone();
-        let mut pulse = tokio::time::interval(Duration::from_millis(broker::pulse_ms(timeout_ms)));
-        pulse.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        tokio::spawn(async move {
-            loop {
-                pulse.tick().await;
-                if !broker.connected.load(Ordering::Relaxed) {
-                    continue;
-                }
-                let at = clock::now_ms();
-                for worker in workers.iter() {
-                    // One that has no room for it has no room for inputs either.
-                    worker.offer(Task::Inputs(at, vec![Input::Heard { at }]));
-                }
             }
         });
     }

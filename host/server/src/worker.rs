@@ -61,6 +61,10 @@ pub(crate) struct Figures {
     pub(crate) online_users: AtomicU64,
     pub(crate) connections: AtomicU64,
     pub(crate) published: AtomicU64,
+    /// How many messages were published again after a lost connection.
+    pub(crate) repeated: AtomicU64,
+    /// How many bytes of messages the broker hasn't acknowledged.
+    pub(crate) journal_bytes: AtomicU64,
     /// How many users are still to be decided on again.
     pub(crate) backlog: AtomicU64,
     /// The last generation of the pipeline by which everyone has been decided on.
@@ -208,6 +212,7 @@ impl State {
                     biased;
                     task = inbox.recv() => Some(task),
                     () = self.barrier.moved(), if self.shard.gains_wait() => None,
+                    () = self.publisher.moved(), if self.saver.as_ref().is_some_and(Saver::waits) => None,
                 }
             };
             let task = match wake_at {
@@ -223,9 +228,7 @@ impl State {
                 Some(Some(Task::Stop(done))) => {
                     self.shard.give_up(now, &mut self.rules, &mut out);
                     self.carry_out(&mut out).await;
-                    if let Some(saver) = &mut self.saver {
-                        saver.save_all(&mut self.shard).await;
-                    }
+                    self.save_all().await;
                     // Whoever asked may have given up.
                     let _ = done.send(());
                     self.figures.busy_since.store(0, Ordering::Relaxed);
@@ -347,7 +350,7 @@ impl State {
     /// Hands over what the state lacks, if it is time.
     fn save(&mut self) {
         if let Some(saver) = &mut self.saver
-            && !saver.save(&mut self.shard)
+            && !saver.save(&mut self.shard, &self.publisher)
         {
             tracing::error!("what happens from now on won't outlive a restart");
             self.saver = None;
@@ -355,8 +358,31 @@ impl State {
         }
     }
 
+    /// Hands over all that the state lacks, once the broker has all that was published.
+    /// Where it can't be reached, the state stays as it was when it last had all.
+    async fn save_all(&mut self) {
+        let Some(saver) = &mut self.saver else {
+            return;
+        };
+        match self.publisher.settled().await {
+            Ok(true) => saver.save_all(&mut self.shard, &self.publisher).await,
+            Ok(false) => tracing::warn!(
+                "NATS can't be reached, and doesn't have the last messages: what they say is \
+                 not kept, and the next start tells it anew"
+            ),
+            Err(error) => tracing::error!(%error, "a message could not be published"),
+        }
+    }
+
     fn tell_figures(&self) {
         let figures = &self.figures;
+        let journal_bytes = self.publisher.journal_bytes() as u64;
+        figures
+            .journal_bytes
+            .store(journal_bytes, Ordering::Relaxed);
+        figures
+            .repeated
+            .store(self.publisher.repeated(), Ordering::Relaxed);
         *figures
             .counters
             .lock()

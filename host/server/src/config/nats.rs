@@ -28,8 +28,8 @@ pub(crate) struct Nats {
     pub(crate) tls: Tls,
     /// How long an attempt to connect may take, in milliseconds.
     pub(crate) connect_timeout_ms: u64,
-    /// How many messages may wait to be sent to the broker.
-    pub(crate) publish_queue: usize,
+    /// How many bytes of messages are kept, in all, that the broker may not have.
+    pub(crate) journal_bytes: usize,
     /// How many messages of a subscription may wait to be handled.
     pub(crate) intake_queue: usize,
     /// How often each source says how far it has counted, in milliseconds.
@@ -131,9 +131,9 @@ impl Nats {
             connect_timeout_ms: section
                 .get("connect_timeout_ms", within(1..=600_000))
                 .unwrap_or(5_000),
-            publish_queue: section
-                .get("publish_queue", within(1..=16_777_216))
-                .unwrap_or(65_536),
+            journal_bytes: section
+                .get("journal_bytes", within(65_536..=17_179_869_184))
+                .unwrap_or(67_108_864),
             intake_queue: section
                 .get("intake_queue", within(1..=16_777_216))
                 .unwrap_or(65_536),

@@ -115,6 +115,18 @@ pub(super) async fn metrics(State(status): State<Arc<Status>>) -> String {
             total(|w| &w.published),
         ),
         (
+            "presence_published_again_total",
+            "counter",
+            "Messages published again after a lost connection, under the same numbers.",
+            total(|w| &w.repeated),
+        ),
+        (
+            "presence_journal_bytes",
+            "gauge",
+            "Bytes of messages that the broker has not acknowledged.",
+            total(|w| &w.journal_bytes),
+        ),
+        (
             "presence_online_users",
             "gauge",
             "Users online.",

@@ -11,21 +11,34 @@ use tokio::sync::mpsc::error::TrySendError;
 
 use super::writer::Job;
 use crate::clock;
+use crate::publisher::Publisher;
 
 /// How old what is stored of a connection's last heartbeat may be, in
 /// milliseconds.
 const HEARD_MS: u64 = 5_000;
 
-/// Hands a shard's changes over to the writer.
+/// Hands a shard's changes over to the writer, once the broker has what the shard
+/// published before: what the state says that viewers have been told, they have.
 #[derive(Debug)]
 pub(crate) struct Saver {
     /// Bounded: when it is full, changes stay where they are and gather.
     jobs: mpsc::Sender<Job>,
     flush_ms: u64,
-    /// When changes are next handed over, in milliseconds since the Unix epoch.
+    /// When changes are next taken, by the host's clock.
     at: u64,
+    /// What was taken, and waits for the broker.
+    taken: Option<Taken>,
     /// What the writer may not have read yet.
     handed_over: Vec<Weak<Vec<Record>>>,
+}
+
+#[derive(Debug)]
+struct Taken {
+    /// When, by the host's clock.
+    at: u64,
+    /// The place behind what had been published by then.
+    end: u64,
+    records: Arc<Vec<Record>>,
 }
 
 impl Saver {
@@ -34,46 +47,73 @@ impl Saver {
             jobs,
             flush_ms,
             at: 0,
+            taken: None,
             handed_over: Vec::new(),
         }
     }
 
     /// When [`Self::save`] is to be called, if it is.
     pub(crate) fn due(&self, shard: &Shard) -> Option<u64> {
-        shard.has_records().then_some(self.at)
+        (self.taken.is_none() && shard.has_records()).then_some(self.at)
     }
 
-    /// Hands over what has changed, if it is time and the writer has room. Says
-    /// whether there is a writer.
-    pub(crate) fn save(&mut self, shard: &mut Shard) -> bool {
+    /// Whether [`Self::save`] is to be called when the broker has more.
+    pub(crate) fn waits(&self) -> bool {
+        self.taken.is_some()
+    }
+
+    /// Takes what has changed, if it is time, and hands it over if the broker has all
+    /// that was published before, and the writer has room. Says whether there is a
+    /// writer.
+    pub(crate) fn save(&mut self, shard: &mut Shard, publisher: &Publisher) -> bool {
         let now = clock::now_ms();
-        if now < self.at {
-            return true;
-        }
-        self.at = now + self.flush_ms;
-        match self.jobs.try_reserve() {
-            Ok(permit) => {
-                let parts = HEARD_MS / self.flush_ms;
-                let records = shard.take_records(usize::try_from(parts).unwrap_or(1));
-                if !records.is_empty() {
-                    let records = Arc::new(records);
-                    self.handed_over.retain(|batch| batch.strong_count() > 0);
-                    self.handed_over.push(Arc::downgrade(&records));
-                    permit.send(Job::Write(now, records));
-                }
-                true
+        if self.taken.is_none() {
+            if now < self.at {
+                return true;
             }
-            Err(TrySendError::Full(())) => true,
-            Err(TrySendError::Closed(())) => false,
+            self.at = now + self.flush_ms;
+            let parts = HEARD_MS / self.flush_ms;
+            self.take(shard, publisher, usize::try_from(parts).unwrap_or(1));
+        }
+        let acknowledged = publisher.acknowledged();
+        let Some(taken) = self.taken.take_if(|taken| taken.end <= acknowledged) else {
+            return true;
+        };
+        match self.jobs.try_reserve() {
+            Ok(permit) => permit.send(Job::Write(taken.at, taken.records)),
+            Err(TrySendError::Full(())) => {
+                self.taken = Some(taken);
+                self.at = now + self.flush_ms;
+            }
+            Err(TrySendError::Closed(())) => return false,
+        }
+        true
+    }
+
+    /// Hands over all that the shard knows and the store doesn't, when there is room.
+    /// The broker has all that was published.
+    pub(crate) async fn save_all(&mut self, shard: &mut Shard, publisher: &Publisher) {
+        let waiting = self.taken.take();
+        self.take(shard, publisher, 1);
+        for taken in waiting.into_iter().chain(self.taken.take()) {
+            // A writer that is gone has said so.
+            let _ = self.jobs.send(Job::Write(taken.at, taken.records)).await;
         }
     }
 
-    /// Hands over all that the shard knows and the store doesn't, when there is
-    /// room.
-    pub(crate) async fn save_all(&mut self, shard: &mut Shard) {
-        let records = Arc::new(shard.take_records(1));
-        // A writer that is gone has said so.
-        let _ = self.jobs.send(Job::Write(clock::now_ms(), records)).await;
+    fn take(&mut self, shard: &mut Shard, publisher: &Publisher, parts: usize) {
+        let records = shard.take_records(parts);
+        if records.is_empty() {
+            return;
+        }
+        let records = Arc::new(records);
+        self.handed_over.retain(|batch| batch.strong_count() > 0);
+        self.handed_over.push(Arc::downgrade(&records));
+        self.taken = Some(Taken {
+            at: clock::now_ms(),
+            end: publisher.end(),
+            records,
+        });
     }
 
     /// All the numbers of ids that are on the way to the writer.
