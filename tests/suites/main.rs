@@ -11,6 +11,7 @@ mod broker;
 mod compiled;
 mod config_changes;
 mod correction;
+mod delivery;
 mod directory;
 mod directory_away;
 mod directory_entries;

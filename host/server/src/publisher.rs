@@ -82,6 +82,7 @@ impl Publisher {
     /// is due. While nobody can hear it there is none, and the next comes with the
     /// connection.
     pub(crate) async fn tend(&mut self) -> Result<(), PublishError> {
+        self.forget_acknowledged();
         self.hand_over().await?;
         let now = clock::now_ms();
         if self.beacon_at.is_none_or(|at| now < at) {
@@ -145,6 +146,11 @@ impl Publisher {
         self.handed.acknowledged()
     }
 
+    /// Whether there is something that the broker isn't known to have.
+    pub(crate) fn waits(&self) -> bool {
+        self.journal.begin() < self.journal.end()
+    }
+
     /// Waits until the broker has more. It may return too early.
     pub(crate) async fn moved(&self) {
         self.handed.moved().await;
@@ -186,7 +192,7 @@ impl Publisher {
             self.hand_over().await?;
             self.forget_acknowledged();
         }
-        if self.journal.begin() == self.journal.end() {
+        if !self.waits() {
             self.handed.want();
         }
         self.journal.push(entry);

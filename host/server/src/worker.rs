@@ -212,7 +212,7 @@ impl State {
                     biased;
                     task = inbox.recv() => Some(task),
                     () = self.barrier.moved(), if self.shard.gains_wait() => None,
-                    () = self.publisher.moved(), if self.saver.as_ref().is_some_and(Saver::waits) => None,
+                    () = self.publisher.moved(), if self.publisher.waits() => None,
                 }
             };
             let task = match wake_at {

@@ -57,11 +57,6 @@ impl Saver {
         (self.taken.is_none() && shard.has_records()).then_some(self.at)
     }
 
-    /// Whether [`Self::save`] is to be called when the broker has more.
-    pub(crate) fn waits(&self) -> bool {
-        self.taken.is_some()
-    }
-
     /// Takes what has changed, if it is time, and hands it over if the broker has all
     /// that was published before, and the writer has room. Says whether there is a
     /// writer.

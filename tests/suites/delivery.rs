@@ -1,0 +1,220 @@
+//! What viewers are told reaches the broker, whatever happens to the link, the node or
+//! the broker, and the state says of nobody that they were told who weren't.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use anyhow::Result;
+use presence_tests::client::{Client, Seen, Tape, now_ms};
+use presence_tests::host::Host;
+use presence_tests::nats::NatsServer;
+use presence_tests::proxy::Proxy;
+use presence_tests::site::Site;
+use serde_json::{Value, json};
+
+use crate::inputs::{self, CONNECT, DISCONNECT, FILTERED_OFFLINE, FILTERED_ONLINE};
+
+const USERS: usize = 1_500;
+
+fn user(number: usize) -> String {
+    format!("user-{number}")
+}
+
+/// A directory in which one viewer sees all users, or none.
+fn directory(visible: bool) -> Value {
+    let viewers: &[&str] = if visible { &["viewer"] } else { &[] };
+    let contacts: BTreeMap<_, _> = (0..USERS).map(|number| (user(number), viewers)).collect();
+    json!({"contacts": contacts})
+}
+
+/// All users connect, and the viewer is told of each.
+async fn all_come(client: &Client, tape: &mut Tape) -> Result<()> {
+    for number in 0..USERS {
+        let connect = inputs::connect(&user(number), "c", now_ms());
+        client.publish(CONNECT, &connect).await?;
+    }
+    tape.hosts(FILTERED_ONLINE, USERS).await.map(drop)
+}
+
+/// Of whom the host said something on a subject.
+fn users_on<'a>(seen: &'a [Seen], subject: &str) -> BTreeSet<&'a str> {
+    let on = seen.iter().filter(|seen| seen.subject == subject);
+    on.map(|seen| seen.text("userId")).collect()
+}
+
+/// Records until the viewer has been told that all users are gone.
+async fn all_are_gone(tape: &mut Tape) -> Result<()> {
+    tape.until("every user's offline to be told", |seen| {
+        // Looking at all of it is worth it only when enough is there.
+        let is_it = |seen: &&Seen| seen.subject == FILTERED_OFFLINE;
+        seen.iter().filter(is_it).count() >= USERS
+            && users_on(seen, FILTERED_OFFLINE).len() == USERS
+    })
+    .await
+}
+
+/// Every number of every subject came, in every epoch of every source.
+fn assert_gapless(seen: &[Seen]) {
+    let mut numbers: BTreeMap<_, BTreeSet<u64>> = BTreeMap::new();
+    for seen in seen.iter().filter(|seen| seen.is_hosts()) {
+        let (source, epoch, seq) = seen.counted();
+        let of = (source, epoch, &seen.subject);
+        numbers.entry(of).or_default().insert(seq);
+    }
+    for (of, numbers) in numbers {
+        let last = numbers.last().copied().unwrap_or_default();
+        assert_eq!(numbers.len() as u64, last, "numbers are missing of {of:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_link_that_hangs_and_is_then_cut_loses_nothing() -> Result<()> {
+    let server = NatsServer::start().await?;
+    let proxy = Proxy::start(server.port()).await?;
+    let site = Site::new(&proxy.url())?.with("correction.messages_per_s", 0)?;
+    site.write_directory_value(&directory(true))?;
+    let client = Client::connect(&server.url()).await?;
+    let mut tape = client.record("presence.>").await?;
+    let mut host = Host::start(&site).await?;
+    all_come(&client, &mut tape).await?;
+
+    // The offlines go into a link that takes them and passes nothing on.
+    proxy.pause();
+    site.write_directory_value(&directory(false))?;
+    let decided = |count| count >= USERS as f64;
+    host.until_metric("presence_correction_messages_total", &[], decided)
+        .await?;
+    proxy.drop_connections();
+    proxy.resume();
+
+    all_are_gone(&mut tape).await?;
+    host.ready().await?;
+    assert_gapless(tape.seen());
+    let again = "presence_published_again_total";
+    host.until_metric(again, &[], |count| count > 0.0).await?;
+    host.until_metric("presence_journal_bytes", &[], |bytes| bytes == 0.0)
+        .await?;
+    host.stop().await
+}
+
+#[tokio::test]
+async fn a_kill_in_the_middle_of_a_burst_leaves_nobody_believing_in_who_left() -> Result<()> {
+    let server = NatsServer::start().await?;
+    let proxy = Proxy::start(server.port()).await?;
+    let site = Site::new(&proxy.url())?
+        .with("correction.messages_per_s", 0)?
+        .with("tracker.timeout_ms", 3_000)?
+        .with("state.flush_ms", 10)?;
+    site.write_directory_value(&directory(true))?;
+    let client = Client::connect(&server.url()).await?;
+    let mut tape = client.record("presence.>").await?;
+    let host = Host::start(&site).await?;
+    all_come(&client, &mut tape).await?;
+    host.until_saved(USERS as f64).await?;
+
+    // What the host publishes and stores from here on, the broker never gets.
+    proxy.pause();
+    site.write_directory_value(&directory(false))?;
+    let decided = |count| count >= USERS as f64;
+    host.until_metric("presence_correction_messages_total", &[], decided)
+        .await?;
+    host.kill().await?;
+    proxy.drop_connections();
+    proxy.resume();
+
+    // It knows that the viewer was told, and not that they were told otherwise since.
+    let host = Host::start(&site).await?;
+    all_are_gone(&mut tape).await?;
+    assert_gapless(tape.seen());
+    host.stop().await
+}
+
+#[tokio::test]
+async fn a_stop_without_a_broker_keeps_what_the_broker_had() -> Result<()> {
+    let server = NatsServer::start().await?;
+    let proxy = Proxy::start(server.port()).await?;
+    let site = Site::new(&proxy.url())?.with("correction.messages_per_s", 0)?;
+    site.write_directory_value(&directory(true))?;
+    let client = Client::connect(&server.url()).await?;
+    let mut tape = client.record("presence.>").await?;
+    let mut host = Host::start(&site).await?;
+    all_come(&client, &mut tape).await?;
+    host.until_saved(USERS as f64).await?;
+
+    proxy.cut();
+    host.unready().await?;
+    site.write_directory_value(&directory(false))?;
+    let decided = |count| count >= USERS as f64;
+    host.until_metric("presence_correction_messages_total", &[], decided)
+        .await?;
+    host.wait_for_log(0, &["directory changed"]).await?;
+    host.stop().await?;
+    proxy.resume();
+
+    let host = Host::start(&site).await?;
+    all_are_gone(&mut tape).await?;
+    host.stop().await
+}
+
+#[tokio::test]
+async fn a_broker_killed_in_the_middle_of_traffic_gets_what_it_missed() -> Result<()> {
+    let mut server = NatsServer::start().await?;
+    let site = Site::new(&server.url())?;
+    site.write_directory_value(&directory(true))?;
+    let client = Client::connect(&server.url()).await?;
+    let mut tape = client.record("presence.>").await?;
+    let mut host = Host::start(&site).await?;
+    all_come(&client, &mut tape).await?;
+
+    server.stop().await?;
+    host.unready().await?;
+    site.write_directory_value(&directory(false))?;
+    let decided = |count| count >= USERS as f64;
+    host.until_metric("presence_correction_messages_total", &[], decided)
+        .await?;
+    server.resume().await?;
+    // Whoever listens is back before the host is, or asks anew: here, it is the host that
+    // says once more what it said while nobody was there.
+    host.ready().await?;
+    all_are_gone(&mut tape).await?;
+    assert_eq!(
+        users_on(tape.seen(), FILTERED_ONLINE).len(),
+        USERS,
+        "and nobody came back"
+    );
+    host.stop().await
+}
+
+#[tokio::test]
+async fn what_is_said_while_the_broker_is_away_comes_in_order_and_once() -> Result<()> {
+    let server = NatsServer::start().await?;
+    let proxy = Proxy::start(server.port()).await?;
+    let site = Site::new(&proxy.url())?.with("correction.messages_per_s", 0)?;
+    site.write_directory_value(&directory(true))?;
+    let client = Client::connect(&server.url()).await?;
+    let mut tape = client.record("presence.>").await?;
+    let mut host = Host::start(&site).await?;
+    all_come(&client, &mut tape).await?;
+    host.until_metric("presence_journal_bytes", &[], |bytes| bytes == 0.0)
+        .await?;
+
+    proxy.cut();
+    host.unready().await?;
+    let from = tape.seen().len();
+    site.write_directory_value(&directory(false))?;
+    let decided = |count| count >= USERS as f64;
+    host.until_metric("presence_correction_messages_total", &[], decided)
+        .await?;
+    proxy.resume();
+    host.ready().await?;
+    all_are_gone(&mut tape).await?;
+    let mut last: BTreeMap<_, u64> = BTreeMap::new();
+    for seen in tape.seen()[from..].iter().filter(|seen| seen.is_hosts()) {
+        let (source, _, seq) = seen.counted();
+        let last = last.entry((source, &seen.subject)).or_insert(seq - 1);
+        assert_eq!(seq, *last + 1, "{}", seen.subject);
+        *last = seq;
+    }
+    let bye = inputs::disconnect(&user(0), "c", now_ms(), "client_disconnect");
+    client.input(DISCONNECT, bye).await?;
+    host.stop().await
+}
