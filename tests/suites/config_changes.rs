@@ -70,30 +70,6 @@ async fn a_file_that_is_empty_gone_or_without_its_pipeline_leaves_the_running_on
 }
 
 #[tokio::test]
-async fn a_file_that_is_written_in_pieces_is_taken_when_it_is_whole() -> Result<()> {
-    let mut world = world().await?;
-    let path = world.site.config_path();
-    let whole = fs::read_to_string(&path)?;
-    let from = world.host.log_len();
-    // Each piece ends where a file may, and another comes before two readings agree.
-    let ends = whole.match_indices("[[pipeline]]").map(|(end, _)| end);
-    for end in ends.chain([whole.len()]) {
-        fs::write(&path, whole.get(..end).unwrap_or_default())?;
-        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
-    }
-    fs::write(&path, format!("{whole}\n[explain]\nenabled = true\n"))?;
-    world.host.wait_for_log(from, &["reloaded"]).await?;
-    let log = world.host.process.stderr();
-    let since = log.get(from..).unwrap_or_default();
-    ensure!(
-        !since.iter().any(|line| line.contains("swapped")),
-        "{since:?}"
-    );
-    is_hidden(&mut world).await?;
-    world.end().await
-}
-
-#[tokio::test]
 async fn a_stage_that_hid_users_and_is_taken_out_is_said_by_its_name() -> Result<()> {
     let mut world = world().await?;
     is_hidden(&mut world).await?;

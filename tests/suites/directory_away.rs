@@ -1,7 +1,9 @@
 //! A directory that disappears is not an empty one: what was known stays in force, over
 //! a restart too, readiness says so, and it heals by itself.
 
+use std::convert::Infallible;
 use std::fs;
+use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use async_nats::jetstream::kv::{Config, Store};
@@ -219,6 +221,14 @@ async fn fill(bucket: &Store) -> Result<()> {
     put(bucket, "blocks.12345", json!(["11111"])).await
 }
 
+/// Fills a bucket without a pause, until it is aborted.
+async fn keep_filling(bucket: Store) -> Result<Infallible> {
+    loop {
+        put(&bucket, "contacts.other", json!([])).await?;
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
 #[tokio::test]
 async fn a_bucket_that_was_deleted_leaves_what_was_known_in_force_until_it_is_filled_again()
 -> Result<()> {
@@ -242,8 +252,10 @@ async fn a_bucket_that_was_deleted_leaves_what_was_known_in_force_until_it_is_fi
         json!(["67890", "11111", "33333"]),
     )
     .await?;
+    let filling = tokio::spawn(keep_filling(bucket.clone()));
     let more = ["22222", "33333", "67890"];
     world.until_visible_to("12345", &more).await?;
+    filling.abort();
     put(&bucket, "blocks.12345", json!(["67890"])).await?;
     until_back(&mut world).await?;
     world.until_visible_to("12345", &["11111", "33333"]).await?;

@@ -145,26 +145,9 @@ impl Reload {
         }
     }
 
-    /// The configuration file's text, where it is another than what was last taken, and
-    /// two readings of it agree: a file that is being written is read in pieces.
-    async fn changed_config(&self) -> anyhow::Result<Option<config::Text>> {
-        let mut before = None;
-        for _ in 0..AGREE_TRIES {
-            let text = config::Text::read(self.path.as_deref())?;
-            if text == self.text {
-                return Ok(None);
-            }
-            let text = text.context("the file is gone")?;
-            if before.replace(text.clone()) == Some(text.clone()) {
-                return Ok(Some(text));
-            }
-            tokio::time::sleep(AGREE).await;
-        }
-        anyhow::bail!("it is being written all the time")
-    }
-
     async fn reload_config(&mut self) -> anyhow::Result<()> {
-        let Some(text) = self.changed_config().await? else {
+        let read = || Ok(config::Text::read(self.path.as_deref())?);
+        let Some(text) = changed(self.text.as_ref(), read).await? else {
             return Ok(());
         };
         if let Some(running) = &self.text {
@@ -230,10 +213,61 @@ impl Reload {
     }
 }
 
+/// What is read of a file, where it is another text than the running one, and two
+/// readings agree: a file that is being written is read in pieces.
+async fn changed(
+    running: Option<&config::Text>,
+    mut read: impl FnMut() -> anyhow::Result<Option<config::Text>>,
+) -> anyhow::Result<Option<config::Text>> {
+    let mut before = None;
+    for _ in 0..AGREE_TRIES {
+        let text = read()?;
+        if text.as_ref() == running {
+            return Ok(None);
+        }
+        let text = text.context("the file is gone")?;
+        if before.as_ref() == Some(&text) {
+            return Ok(Some(text));
+        }
+        before = Some(text);
+        tokio::time::sleep(AGREE).await;
+    }
+    anyhow::bail!("it is being written all the time")
+}
+
 /// Waits for answers of a directory that is asked; for ever where none is.
 async fn answers(fetcher: Option<&Fetcher>) {
     match fetcher {
         Some(fetcher) => fetcher.arrived().await,
         None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What comes of a file that is read as these texts, one after the other.
+    async fn read_as(texts: &[Option<&str>]) -> anyhow::Result<Option<config::Text>> {
+        let running = text("a");
+        let mut texts = texts.iter();
+        let read = || Ok(texts.next().and_then(|it| it.map(text)));
+        changed(Some(&running), read).await
+    }
+
+    fn text(text: &str) -> config::Text {
+        config::Text::of(text)
+    }
+
+    #[tokio::test]
+    async fn a_text_is_taken_when_two_readings_agree() {
+        assert_eq!(read_as(&[Some("a")]).await.unwrap(), None);
+        let pieces = [Some("b"), Some("b c"), Some("b c d"), Some("b c d")];
+        assert_eq!(read_as(&pieces).await.unwrap(), Some(text("b c d")));
+        assert_eq!(read_as(&[Some("b"), Some("a")]).await.unwrap(), None);
+        for gone in [&[None][..], &[Some("b"), None]] {
+            let error = read_as(gone).await.unwrap_err().to_string();
+            assert_eq!(error, "the file is gone");
+        }
     }
 }

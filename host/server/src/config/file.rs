@@ -40,6 +40,12 @@ impl Text {
         Ok(Some(Self(text.to_owned())))
     }
 
+    /// A text that was never in a file.
+    #[cfg(test)]
+    pub(crate) fn of(text: &str) -> Self {
+        Self(text.to_owned())
+    }
+
     pub(super) fn as_str(&self) -> &str {
         &self.0
     }
