@@ -43,6 +43,8 @@ mod request_directory;
 mod restart;
 mod seed;
 mod service;
+mod shown;
 mod state;
+mod statements;
 mod statuses;
 mod world;

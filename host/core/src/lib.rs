@@ -33,6 +33,7 @@ pub mod query;
 pub mod record;
 pub mod rules;
 mod shard;
+pub mod statements;
 pub mod status;
 pub mod token;
 pub mod told;

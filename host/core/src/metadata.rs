@@ -134,7 +134,7 @@ impl Metadata {
 }
 
 /// One entry of a [`Metadata`].
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EntryRef<'a> {
     /// The key, unescaped.
     pub key: &'a str,

@@ -14,6 +14,7 @@ use crate::event::{Change, Event, Reason};
 use crate::metadata::Metadata;
 use crate::names::{Name, Names, Reading};
 use crate::shard::Step;
+use crate::statements::Statement;
 use crate::status::{Status, Word};
 use crate::told::{Shown, Told};
 use crate::tracker::{self, Activity, Connected, Seen};
@@ -47,6 +48,13 @@ pub enum Record {
         /// What is next for each, in their order.
         steps: Vec<Step>,
     },
+    /// What an application stated of a user, and holds; none if nothing does.
+    Stated {
+        /// Of whom.
+        user: Name,
+        /// What, and when it was said, by the clock of `now`.
+        statement: Option<(u64, Statement)>,
+    },
 }
 
 /// A record as it is stored: its key, and its value unless it is to be removed.
@@ -61,6 +69,7 @@ enum Key<'a> {
     Told(&'a str),
     Status(&'a str),
     Waiting(&'a str),
+    Stated(&'a str),
 }
 
 #[derive(Serialize, Deserialize)]
@@ -70,6 +79,7 @@ enum Connection<'a> {
         newest: u64,
         #[serde(borrow)]
         metadata: Entries<'a>,
+        order: i64,
     },
     Closed {
         timestamp: u64,
@@ -82,6 +92,7 @@ enum Connection<'a> {
         newest: u64,
         #[serde(borrow)]
         metadata: Entries<'a>,
+        order: i64,
         activity: Activity,
     },
 }
@@ -124,6 +135,7 @@ enum Next<'a> {
     Announce(bool),
     #[serde(borrow)]
     Tell(Parts<'a>),
+    Show,
 }
 
 /// Keys, values as JSON text, and whether they may be broadcast.
@@ -138,9 +150,10 @@ impl Record {
                 | tracker::Record::Heard { user, .. }
                 | tracker::Record::User { user, .. },
             ) => user,
-            Self::Told { user, .. } | Self::Status { user, .. } | Self::Waiting { user, .. } => {
-                user.as_str()
-            }
+            Self::Told { user, .. }
+            | Self::Status { user, .. }
+            | Self::Waiting { user, .. }
+            | Self::Stated { user, .. } => user.as_str(),
         }
     }
 
@@ -159,9 +172,10 @@ impl Record {
                 let ids = steps.iter().map(Step::ids);
                 ids.fold(RoaringBitmap::new(), |all, ids| all | ids)
             }
-            Self::Told { entry: None, .. } | Self::Tracker(_) | Self::Status { .. } => {
-                RoaringBitmap::new()
-            }
+            Self::Told { entry: None, .. }
+            | Self::Tracker(_)
+            | Self::Status { .. }
+            | Self::Stated { .. } => RoaringBitmap::new(),
         }
     }
 
@@ -176,20 +190,24 @@ impl Record {
                         newest,
                         metadata,
                         activity: None,
+                        order,
                     } => Connection::Live {
                         opened: *opened,
                         newest: *newest,
                         metadata: entries(metadata),
+                        order: *order,
                     },
                     Connected::Live {
                         opened,
                         newest,
                         metadata,
                         activity: Some(activity),
+                        order,
                     } => Connection::Doing {
                         opened: *opened,
                         newest: *newest,
                         metadata: entries(metadata),
+                        order: *order,
                         activity: *activity,
                     },
                     Connected::Closed {
@@ -228,6 +246,9 @@ impl Record {
                 });
                 stored(&Key::Status(user.as_str()), value.as_ref())
             }
+            Self::Stated { user, statement } => {
+                stored(&Key::Stated(user.as_str()), statement.as_ref())
+            }
             Self::Waiting { user, steps } => {
                 let names = names.read();
                 let steps: Vec<_> = steps.iter().map(|step| waiting(step, &names)).collect();
@@ -249,22 +270,26 @@ impl Record {
                         opened,
                         newest,
                         metadata,
+                        order,
                     } => Connected::Live {
                         opened,
                         newest,
                         metadata: metadata_of(metadata),
                         activity: None,
+                        order,
                     },
                     Connection::Doing {
                         opened,
                         newest,
                         metadata,
+                        order,
                         activity,
                     } => Connected::Live {
                         opened,
                         newest,
                         metadata: metadata_of(metadata),
                         activity: Some(activity),
+                        order,
                     },
                     Connection::Closed {
                         timestamp,
@@ -320,6 +345,11 @@ impl Record {
                 let word = Some(word);
                 return Ok(Self::Status { user, word });
             }
+            Key::Stated(user) => {
+                let statement = Some(postcard::from_bytes(value)?);
+                let (_, user) = names.intern_name(user);
+                return Ok(Self::Stated { user, statement });
+            }
             Key::Waiting(user) => {
                 let (id, user) = names.intern_name(user);
                 let steps: Vec<Waiting<'_>> = postcard::from_bytes(value)?;
@@ -336,6 +366,7 @@ impl Record {
                     match step.next {
                         Next::Announce(ours) => Step::Announce(event, ours),
                         Next::Tell(told) => Step::Tell(event, told_of(told, names)),
+                        Next::Show => Step::Show(event),
                     }
                 });
                 let steps = steps.collect();
@@ -367,6 +398,7 @@ fn waiting<'a>(step: &'a Step, names: &'a Reading<'_>) -> Waiting<'a> {
         next: match step {
             Step::Announce(_, ours) => Next::Announce(*ours),
             Step::Tell(_, told) => Next::Tell(parts(told, names)),
+            Step::Show(_) => Next::Show,
         },
     }
 }
@@ -444,6 +476,7 @@ mod tests {
                 newest: 2,
                 metadata: metadata.clone(),
                 activity: None,
+                order: 5,
             })),
             Record::Tracker(connection(Connected::Closed {
                 timestamp: 1,
@@ -475,6 +508,7 @@ mod tests {
                 newest: 2,
                 metadata: metadata.clone(),
                 activity: Some(Activity::Typing),
+                order: -1,
             })),
             Record::Status {
                 user: name,
@@ -491,7 +525,10 @@ mod tests {
         let told_bytes: &[u8] =
             b"\x02\x07\x07\x07\x07\x07\x07\x07\x07\x01\x03ben\x08\x08\x08\x08\x08\x08\x08\x08\x01\x04cleo";
         let bytes: [(&[u8], Vec<u8>); 8] = [
-            (b"\x00\x03ann\x02c1", [b"\x00\x01\x02", &web[..]].concat()),
+            (
+                b"\x00\x03ann\x02c1",
+                [b"\x00\x01\x02", &web[..], b"\x0a"].concat(),
+            ),
             (b"\x00\x03ann\x02c1", b"\x01\x01\x02\x03".into()),
             (b"\x01\x03ann\x02c1", b"\x05".into()),
             (b"\x02\x03ann", b"\x06\x01\x07\x02".into()),
@@ -509,7 +546,7 @@ mod tests {
             ),
             (
                 b"\x00\x03ann\x02c1",
-                [b"\x02\x01\x02", &web[..], b"\x02"].concat(),
+                [b"\x02\x01\x02", &web[..], b"\x01\x02"].concat(),
             ),
             (b"\x04\x03ann", b"\x08\x01\x06\"away\"\x01\x09".into()),
         ];

@@ -12,6 +12,8 @@ mod pace;
 mod query;
 mod restart;
 mod settle;
+mod shown;
+mod stated;
 mod tell;
 mod update;
 mod waiting;
@@ -39,6 +41,7 @@ use crate::metadata::Metadata;
 use crate::names::Names;
 use crate::publish::{Numbering, Publication, Subject};
 use crate::rules::Rules;
+use crate::statements::Statements;
 use crate::status::{self, Statuses};
 use crate::tracker::{self, Effect, Reason, Tracker, Transition};
 use crate::verdicts::Verdicts;
@@ -71,6 +74,9 @@ pub struct Settings {
     pub inbox: bool,
     /// How users' statuses are told, if they are.
     pub status: Option<status::Settings>,
+    /// How long an application's statement holds that a user is online who has no
+    /// connection, unless it is repeated.
+    pub statement_ttl_ms: u64,
     /// The longest body that the broker takes, in bytes.
     pub body_bytes_max: usize,
     /// This node's name, for dead letters.
@@ -92,6 +98,7 @@ impl Default for Settings {
             departures_max: 100_000,
             inbox: false,
             status: None,
+            statement_ttl_ms: 24 * 60 * 60 * 1_000,
             body_bytes_max: 1 << 20,
             node: "presence".into(),
         }
@@ -211,6 +218,7 @@ pub struct Shard {
     verdicts: Verdicts,
     departed: Departed,
     statuses: Statuses,
+    statements: Statements,
     numbering: Numbering,
     inboxes: Inboxes,
     counters: Counters,
@@ -238,6 +246,7 @@ impl Shard {
             ledger: Ledger::default(),
             verdicts: Verdicts::default(),
             statuses: Statuses::default(),
+            statements: Statements::default(),
             numbering: Numbering::default(),
             inboxes: Inboxes::default(),
             counters: Counters::default(),
@@ -305,6 +314,7 @@ impl Shard {
         while let Some(transition) = self.tracker.expire(self.now) {
             self.transition(transition, rules, out);
         }
+        self.end_statements(rules, out);
         self.resume(rules, out);
         self.update(rules, out);
         self.correct(rules, out);
@@ -320,6 +330,8 @@ impl Shard {
             self.tracker.next_deadline(),
             self.agenda.next_at(),
             self.statuses.next_look(),
+            self.next_typing_end(),
+            self.next_statement_end(),
             self.waiting.next_deadline(self.now),
             backlog,
         ];
@@ -334,6 +346,12 @@ impl Shard {
     /// How many users are online, as far as anyone has been told.
     pub fn online_users(&self) -> usize {
         self.ledger.len()
+    }
+
+    /// What is known of an online user, of which rules show each viewer a part.
+    pub fn shown(&self, user: &str) -> Option<&Metadata> {
+        let entry = self.ledger.get(self.names.find(user)?)?;
+        Some(&entry.event.metadata)
     }
 
     /// How many connections are live.
@@ -371,6 +389,7 @@ impl Shard {
             | self.departed.ids()
             | self.inboxes.ids()
             | self.statuses.ids()
+            | self.statements.ids()
             | self.agenda.lacking.ids()
             | self.waiting.ids()
     }
@@ -433,7 +452,7 @@ impl Shard {
                     Change::Online,
                     metadata.unwrap_or_default(),
                 );
-                self.happened(event, false, rules, out);
+                self.state(event, rules, out);
                 return None;
             }
             Says::Offline {
@@ -452,7 +471,7 @@ impl Shard {
                     reason,
                 };
                 let event = self.event(&user, timestamp, change, metadata.unwrap_or_default());
-                self.happened(event, false, rules, out);
+                self.state(event, rules, out);
                 return None;
             }
         };
@@ -463,8 +482,11 @@ impl Shard {
         if let Says::Connect { conn, metadata } | Says::Heartbeat { conn, metadata } = &says {
             self.take_status(&user, conn, timestamp, metadata.as_deref());
         }
+        let lifted = matches!(says, Says::Connect { .. }) && self.lift_offline(&user);
         if let Some(transition) = handled.transition {
             self.transition(transition, rules, out);
+        } else if lifted {
+            self.reappear(&user, rules, out);
         }
         self.update(rules, out);
         None
@@ -481,6 +503,12 @@ impl Shard {
                 user, at, metadata, ..
             } => {
                 let event = self.event(&user, at, Change::Online, metadata);
+                // Neither does a heartbeat speak against an application's offline.
+                if self.statements.is_offline(event.user) {
+                    return;
+                }
+                // From now on the connections say when the user is offline.
+                self.statements.forget(event.user);
                 self.happened(event, true, rules, out);
             }
             Transition::Offline {
@@ -499,6 +527,10 @@ impl Shard {
                 let change = Change::Offline { last_seen, reason };
                 let event = self.event(&user, at, change, metadata.build());
                 self.statuses.forget(event.user, &event.name);
+                // They are offline already, as far as anyone has been told.
+                if self.statements.is_offline(event.user) {
+                    return;
+                }
                 self.happened(event, true, rules, out);
             }
         }

@@ -37,6 +37,8 @@ pub const TEXT_BYTES_MAX: usize = 256;
 pub struct Settings {
     /// How long after an update of a user the next one is told, at the earliest.
     pub min_interval_ms: u64,
+    /// How long after a connection last said that its user is typing this ends.
+    pub typing_ms: u64,
 }
 
 /// What a message says of its user's status.
@@ -217,11 +219,13 @@ struct Entry {
     untold: Option<u64>,
     /// When to look at the user again.
     look_at: Option<u64>,
+    /// Whether the user is to be shown by another connection then.
+    reshow: bool,
 }
 
 impl Entry {
     fn is_empty(&self) -> bool {
-        self.word.is_none() && self.told_at.is_none() && self.look_at.is_none()
+        self.word.is_none() && self.told_at.is_none() && self.look_at.is_none() && !self.reshow
     }
 }
 
@@ -327,6 +331,19 @@ impl Statuses {
             self.agenda.remove(&(before, user));
         }
         self.agenda.insert((at, user));
+    }
+
+    /// Has a user be shown by what their newest connection says, but at a time.
+    pub fn reshow_at(&mut self, user: Id, at: u64) {
+        self.users.entry(user).or_default().reshow = true;
+        self.look_at(user, at);
+    }
+
+    /// Whether a user is to be shown by what their newest connection says, which was
+    /// put off until now.
+    pub fn take_reshow(&mut self, user: Id) -> bool {
+        let entry = self.users.get_mut(&user);
+        entry.is_some_and(|entry| std::mem::take(&mut entry.reshow))
     }
 
     /// When somebody is to be looked at.

@@ -201,7 +201,12 @@ impl Pair {
                 ..tracker::Settings::default()
             },
             // When a user was updated last, a restart forgets.
-            status: Some(status::Settings { min_interval_ms: 0 }),
+            status: Some(status::Settings {
+                min_interval_ms: 0,
+                // Typing begins anew with a restart.
+                typing_ms: 60_000_000,
+            }),
+            statement_ttl_ms: 150,
             ..Settings::default()
         };
         let mut restarted = Node::new(settings.clone());
@@ -305,6 +310,9 @@ impl Pair {
         for user in 0..USERS.len() {
             self.step(&Step::Says(Kind::Offline, user, 0, 0, json!({})));
         }
+        // What an application stated last holds for a while.
+        let end = self.now + 10 * TIMEOUT_MS;
+        self.wait(self.now, end);
         self.save(1);
         assert!(self.store.is_empty(), "{:?}", self.store);
         assert!(!self.restarted.shard.has_records());

@@ -313,6 +313,7 @@ fn a_heartbeat_of_a_known_connection_allocates_nothing() {
     for told in [false, true] {
         heartbeats_allocate_nothing(told.then_some(status::Settings {
             min_interval_ms: 1_000,
+            typing_ms: 60_000_000,
         }));
     }
 }

@@ -100,7 +100,10 @@ fn settings(min_interval_ms: Option<u64>, grace_ms: u64) -> Settings {
             grace_ms,
             ..tracker::Settings::default()
         },
-        status: min_interval_ms.map(|min_interval_ms| status::Settings { min_interval_ms }),
+        status: min_interval_ms.map(|min_interval_ms| status::Settings {
+            min_interval_ms,
+            typing_ms: 60_000,
+        }),
         ..Settings::default()
     }
 }

@@ -455,6 +455,12 @@ impl World {
                 Subject::Online | Subject::Offline | Subject::DeadLetters => {}
             }
         }
+        // Without statuses it isn't broadcast when another connection comes to be shown.
+        if !self.statuses {
+            for (user, metadata) in &mut self.online {
+                *metadata = shown(&self.shard, user);
+            }
+        }
         for (user, told) in &self.told {
             assert!(
                 told.is_empty() || self.online.contains_key(user),
@@ -598,6 +604,7 @@ fn settings(corrections_per_s: u64, statuses: bool) -> Settings {
         corrections_per_s,
         status: statuses.then_some(status::Settings {
             min_interval_ms: MIN_INTERVAL_MS,
+            typing_ms: 60_000_000,
         }),
         ..Settings::default()
     }
@@ -631,4 +638,12 @@ proptest! {
         }
         world.settle();
     }
+}
+
+/// What is known of an online user.
+fn shown(shard: &Shard, user: &str) -> Value {
+    let mut json = Vec::new();
+    let metadata = shard.shown(user).unwrap();
+    metadata.write_public(&mut json, |_| true);
+    serde_json::from_slice(&json).unwrap()
 }

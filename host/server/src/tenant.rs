@@ -393,8 +393,10 @@ pub(crate) fn settings(config: &Config, body_bytes_max: usize) -> Settings {
         },
         departures_max: config.query.departed_max.div_ceil(workers),
         inbox: config.inbox.enabled,
+        statement_ttl_ms: config.tracker.statement_ttl_ms,
         status: config.status.enabled.then_some(status::Settings {
             min_interval_ms: config.status.min_interval_ms,
+            typing_ms: config.status.typing_ms,
         }),
         body_bytes_max,
         node: config.node.name.clone(),

@@ -10,6 +10,7 @@ impl Shard {
         self.ledger.keep_records(keep);
         self.statuses.keep_records(keep);
         self.waiting.keep_records(keep);
+        self.statements.keep_records(keep);
     }
 
     /// Whether there is anything to take, now or soon.
@@ -18,6 +19,7 @@ impl Shard {
             || self.ledger.has_records()
             || self.statuses.has_records()
             || self.waiting.has_records()
+            || self.statements.has_records()
     }
 
     /// All that has changed since this was last called, whatever came and went in
@@ -29,6 +31,7 @@ impl Shard {
         self.ledger.take_records(&mut records);
         self.statuses.take_records(&mut records);
         self.waiting.take_records(&mut records);
+        self.statements.take_records(&mut records);
         records
     }
 
@@ -52,12 +55,20 @@ impl Shard {
                             .restore(self.names.intern(user.as_str()), word);
                     }
                 }
+                Record::Stated { user, statement } => {
+                    if let Some((said_at, statement)) = statement {
+                        let id = self.names.intern(user.as_str());
+                        let said_at = said_at.min(self.now);
+                        self.statements.restore(said_at, id, &user, statement);
+                    }
+                }
                 Record::Waiting { steps, .. } => {
                     let until = self.now + self.settings.answer_wait_ms;
                     self.waiting.restore(steps, until);
                 }
             }
         }
+        self.tracker.restored();
         if self.settings.status.is_some() {
             for user in self.ledger.users() {
                 self.statuses.look_at(user, self.now);

@@ -77,6 +77,12 @@ impl Shard {
 
     /// Tells what has changed, of whom it is time to.
     pub(super) fn update(&mut self, rules: &mut dyn Rules, out: &mut Vec<Output>) {
+        if let Some(status) = self.settings.status {
+            self.tracker.end_typing(self.now, status.typing_ms);
+        }
+        while let Some(user) = self.tracker.take_reshown() {
+            self.reshow(&user, rules, out);
+        }
         while let Some(user) = self.tracker.take_stirred() {
             if self.settings.status.is_some()
                 && let Some(user) = self.names.find(&user)
@@ -107,7 +113,7 @@ impl Shard {
     }
 
     /// How a user's online event is to read now.
-    fn reading(&self, event: &Event) -> Reading {
+    pub(super) fn reading(&self, event: &Event) -> Reading {
         if self.settings.status.is_none() {
             return Reading::default();
         }
@@ -135,6 +141,9 @@ impl Shard {
             return;
         };
         let before = Arc::clone(&entry.event);
+        if self.statuses.take_reshow(user) {
+            return self.reshow(before.name.as_str(), rules, out);
+        }
         if let Some(at) = self.statuses.expires_at(self.clock.wall(), user) {
             self.statuses.look_at(user, self.clock.now_at(at));
         }
@@ -142,25 +151,42 @@ impl Shard {
         if reading == Reading::of(&before.metadata) {
             return;
         }
-        let min_interval_ms = self
-            .settings
-            .status
-            .map_or(0, |status| status.min_interval_ms);
-        if let Some(told_at) = self.statuses.told_at(user)
-            && let next_at = told_at.saturating_add(min_interval_ms)
-            && next_at > self.now
-        {
+        if let Some(next_at) = self.next_update_at(user) {
             return self.statuses.look_at(user, next_at);
         }
         let event = Arc::new(Event {
             metadata: reading.put_into(&before.metadata),
             ..Event::clone(&before)
         });
+        self.change(event, rules, out);
+    }
+
+    /// When a user may be updated again, if that is not yet.
+    pub(super) fn next_update_at(&self, user: Id) -> Option<u64> {
+        let min_interval_ms = self.settings.status?.min_interval_ms;
+        let next_at = self.statuses.told_at(user)?.saturating_add(min_interval_ms);
+        (next_at > self.now).then_some(next_at)
+    }
+
+    /// When typing is over that nobody says again.
+    pub(super) fn next_typing_end(&self) -> Option<u64> {
+        self.tracker
+            .next_typing_end(self.settings.status?.typing_ms)
+    }
+
+    /// What is shown of an online user has changed: that is broadcast, and told.
+    pub(super) fn change(
+        &mut self,
+        event: Arc<Event>,
+        rules: &mut dyn Rules,
+        out: &mut Vec<Output>,
+    ) {
+        let user = event.user;
         let body = body::event(&updated(&event, self.clock.stamp()));
         let body_bytes_max = self.settings.body_bytes_max;
         if body.len() > body_bytes_max {
             let error = format!(
-                "with its status the event is {} bytes long, and the broker takes {body_bytes_max}: it stays as it was",
+                "with what has changed the event is {} bytes long, and the broker takes {body_bytes_max}: it stays as it was",
                 body.len(),
             );
             let rejection = Rejection::new(Cause::TooLarge, error);

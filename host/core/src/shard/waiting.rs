@@ -19,7 +19,7 @@ use crate::event::{Change, Event};
 use crate::lacking::Lacking;
 use crate::names::{Id, Name};
 use crate::record::Record;
-use crate::rules::{Decision, Failure, Rules};
+use crate::rules::{Decision, Enriched, Failure, Rules};
 use crate::told::Told;
 
 /// How many users' events go on before new inputs get their turn.
@@ -33,20 +33,22 @@ pub enum Step {
     Announce(Arc<Event>, bool),
     /// To be told to those who believe that the user is online.
     Tell(Arc<Event>, Told),
+    /// The user is to be shown by what the newest of their connections says by then.
+    Show(Arc<Event>),
 }
 
 impl Step {
     /// What it is about.
     pub fn event(&self) -> &Arc<Event> {
         match self {
-            Self::Announce(event, _) | Self::Tell(event, _) => event,
+            Self::Announce(event, _) | Self::Tell(event, _) | Self::Show(event) => event,
         }
     }
 
     /// All the numbers of ids in it.
     pub(crate) fn ids(&self) -> RoaringBitmap {
         let mut ids = match self {
-            Self::Announce(..) => RoaringBitmap::new(),
+            Self::Announce(..) | Self::Show(_) => RoaringBitmap::new(),
             Self::Tell(_, told) => told.audience().bitmap(),
         };
         ids.insert(self.event().user.0);
@@ -194,7 +196,7 @@ impl Waiting {
 }
 
 /// A step that can't be taken yet, and what it waits for.
-type Lack = (Step, BTreeSet<Question>);
+pub(super) type Lack = (Step, BTreeSet<Question>);
 
 impl Shard {
     /// Something happened to a user, as the tracker found or an application states.
@@ -205,9 +207,13 @@ impl Shard {
         rules: &mut dyn Rules,
         out: &mut Vec<Output>,
     ) {
+        self.begin(Step::Announce(Arc::new(event), ours), rules, out);
+    }
+
+    /// Has a step go on, behind all others of its user.
+    pub(super) fn begin(&mut self, step: Step, rules: &mut dyn Rules, out: &mut Vec<Output>) {
         let until = self.now + self.settings.answer_wait_ms;
-        let user = event.user;
-        let step = Step::Announce(Arc::new(event), ours);
+        let user = step.event().user;
         if self.waiting.holds(user) {
             return self.waiting.push(step, until);
         }
@@ -266,6 +272,7 @@ impl Shard {
         let lack = match step {
             Step::Announce(event, ours) => self.try_announce(event, ours, until, rules, out),
             Step::Tell(event, told) => self.try_tell(event, told, until, rules, out),
+            Step::Show(event) => self.try_show(event, until, rules, out),
         };
         let Err((step, questions)) = lack else {
             return true;
@@ -273,6 +280,30 @@ impl Shard {
         out.push(Output::Fetch(questions.clone()));
         self.waiting.put_first(step, until, questions);
         false
+    }
+
+    /// What the enrichers make of an event, unless they lack answers and there is time
+    /// to wait for them.
+    pub(super) fn enrich(
+        &mut self,
+        event: &Arc<Event>,
+        until: u64,
+        rules: &mut dyn Rules,
+    ) -> Result<Enriched, BTreeSet<Question>> {
+        let context = context(self.clock.wall(), event, &self.directory, &self.names);
+        let mut enriched = rules.enrich(context);
+        if !enriched.not_at_hand.is_empty() {
+            if self.now < until {
+                return Err(enriched.not_at_hand);
+            }
+            let late = |plugin| Failure {
+                plugin,
+                error: "what it asked the directory for could not be had in time".into(),
+            };
+            let lacking = enriched.lacking.drain(..).map(late);
+            enriched.failures.extend(lacking);
+        }
+        Ok(enriched)
     }
 
     fn try_announce(
@@ -284,19 +315,10 @@ impl Shard {
         out: &mut Vec<Output>,
     ) -> Result<(), Lack> {
         let event = self.with_status(event);
-        let context = context(self.clock.wall(), &event, &self.directory, &self.names);
-        let mut enriched = rules.enrich(context);
-        if !enriched.not_at_hand.is_empty() {
-            if self.now < until {
-                return Err((Step::Announce(event, ours), enriched.not_at_hand));
-            }
-            let late = |plugin| Failure {
-                plugin,
-                error: "what it asked the directory for could not be had in time".into(),
-            };
-            let lacking = enriched.lacking.drain(..).map(late);
-            enriched.failures.extend(lacking);
-        }
+        let enriched = match self.enrich(&event, until, rules) {
+            Ok(enriched) => enriched,
+            Err(questions) => return Err((Step::Announce(event, ours), questions)),
+        };
         let event = self.announce(event, enriched, ours, out);
         if event.change == Change::Online {
             self.online(&event, rules, out);

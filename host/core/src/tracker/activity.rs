@@ -3,6 +3,7 @@
 //! Of all that a user's live connections say, the foremost holds. They are counted
 //! by what they say, so that this costs the same however many there are.
 
+use std::cmp::Reverse;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -43,19 +44,61 @@ impl<M: Clone> Tracker<M> {
         timestamp: u64,
         activity: Activity,
     ) {
-        let (_, timestamp) = self.arrival(now, timestamp);
+        let (heard, timestamp) = self.arrival(now, timestamp);
         let Some(key) = self.roster.find(user, conn) else {
             return;
         };
         let State::Live(life) = &mut self.roster.connections[key].state else {
             return;
         };
-        if timestamp < life.newest || life.activity == Some(activity) {
+        if timestamp < life.newest {
+            return;
+        }
+        if activity == Activity::Typing {
+            life.typing_at = heard.at;
+            if life.activity != Some(activity) {
+                self.typing.push(Reverse((heard.at, key)));
+            }
+        }
+        if life.activity == Some(activity) {
             return;
         }
         let before = life.activity.replace(activity);
         self.count_activity(key, before, Some(activity));
         self.note(key);
+    }
+
+    /// Has those be active who were said to be typing `typing_ms` ago or longer, and
+    /// not since.
+    pub fn end_typing(&mut self, now: u64, typing_ms: u64) {
+        let now = self.advance(now);
+        while let Some(Reverse((said_at, key))) = self.typing.peek().copied()
+            && said_at.saturating_add(typing_ms) <= now
+        {
+            self.typing.pop();
+            let Some(connection) = self.roster.connections.get_mut(key) else {
+                continue;
+            };
+            let State::Live(life) = &mut connection.state else {
+                continue;
+            };
+            if life.activity != Some(Activity::Typing) {
+                continue;
+            }
+            if life.typing_at.saturating_add(typing_ms) > now {
+                self.typing.push(Reverse((life.typing_at, key)));
+                continue;
+            }
+            life.activity = Some(Activity::Active);
+            self.count_activity(key, Some(Activity::Typing), Some(Activity::Active));
+            self.note(key);
+        }
+    }
+
+    /// When to call `end_typing`.
+    pub fn next_typing_end(&self, typing_ms: u64) -> Option<u64> {
+        let Reverse((said_at, _)) = self.typing.peek()?;
+        Some(said_at.saturating_add(typing_ms))
     }
 
     /// What a user is doing, by all of their live connections.

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::activity::Activity;
+use super::shown::Place;
 use super::slab::Key;
 
 #[derive(Debug)]
@@ -69,10 +70,14 @@ pub(super) struct Life<M> {
     pub(super) metadata: M,
     /// What it says that its user is doing.
     pub(super) activity: Option<Activity>,
+    /// When it last said that its user is typing, by the host's clock.
+    pub(super) typing_at: u64,
+    /// Where it stands among its user's live connections.
+    pub(super) place: Place,
 }
 
 impl<M> Life<M> {
-    pub(super) fn new(heard: Heard, opened: u64, timestamp: u64, metadata: M) -> Self {
+    pub(super) fn new(heard: Heard, opened: u64, timestamp: u64, metadata: M, order: i64) -> Self {
         Self {
             heard_at: heard.at,
             lease_from: heard.lease_from,
@@ -81,6 +86,8 @@ impl<M> Life<M> {
             saved_newest: 0,
             metadata,
             activity: None,
+            typing_at: 0,
+            place: Place::new(order),
         }
     }
 

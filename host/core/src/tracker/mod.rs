@@ -32,10 +32,13 @@ mod expiry;
 mod hearing;
 mod record;
 mod roster;
+mod shown;
 mod slab;
 mod types;
 mod user;
 
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
 use std::sync::Arc;
 
 pub use self::activity::Activity;
@@ -45,6 +48,7 @@ use self::hearing::Hearing;
 use self::record::Changes;
 pub use self::record::{Connected, Record, Seen};
 use self::roster::Roster;
+use self::shown::Orders;
 use self::slab::Key;
 pub use self::types::{Effect, Handled, Reason, Settings, Transition};
 use self::user::PendingOffline;
@@ -63,6 +67,14 @@ pub struct Tracker<M> {
     changes: Changes,
     /// Users whose connections say something else than before.
     stirred: Vec<Arc<str>>,
+    /// Users who stay online and are shown by another connection, or by what it says
+    /// now.
+    reshown: Vec<Arc<str>>,
+    orders: Orders,
+    /// Live connections that were put back and have no place yet.
+    unlinked: Vec<Key>,
+    /// Connections that say that their user is typing, and since when at least.
+    typing: BinaryHeap<Reverse<(u64, Key)>>,
     online_users: usize,
     live_connections: usize,
 }
@@ -78,6 +90,10 @@ impl<M: Clone> Tracker<M> {
             agenda: Agenda::default(),
             changes: Changes::default(),
             stirred: Vec::new(),
+            reshown: Vec::new(),
+            orders: Orders::default(),
+            unlinked: Vec::new(),
+            typing: BinaryHeap::new(),
             online_users: 0,
             live_connections: 0,
         }
@@ -95,7 +111,10 @@ impl<M: Clone> Tracker<M> {
         conn: &str,
         timestamp: u64,
         metadata: impl FnOnce() -> M,
-    ) -> Handled<M> {
+    ) -> Handled<M>
+    where
+        M: PartialEq,
+    {
         let (heard, timestamp) = self.arrival(now, timestamp);
         let reorder_ms = self.settings.reorder_ms;
         let key = self.roster.entry(user, conn);
@@ -104,13 +123,28 @@ impl<M: Clone> Tracker<M> {
             State::Live(life) => {
                 life.renew(heard, timestamp);
                 let is_newest = timestamp >= life.opened;
+                let was_adopted = life.place.order < 0;
+                let mut says_otherwise = false;
                 if is_newest {
                     life.opened = timestamp;
-                    life.metadata = metadata();
+                    let metadata = metadata();
+                    says_otherwise = life.metadata != metadata;
+                    life.metadata = metadata;
                 }
                 self.roster.users[connection.user].see(timestamp);
                 self.queue_lease(key);
                 if is_newest {
+                    // Only now has it said what it is.
+                    if was_adopted {
+                        self.unlink(key);
+                        if let State::Live(life) = &mut self.roster.connections[key].state {
+                            life.place.order = self.orders.opened();
+                        }
+                        self.link(key);
+                    }
+                    if self.is_shown(key) && (was_adopted || says_otherwise) {
+                        self.note_reshown(key);
+                    }
                     self.note(key);
                 }
                 Effect::Renewed.into()
@@ -119,7 +153,13 @@ impl<M: Clone> Tracker<M> {
                 Effect::Stale.into()
             }
             State::Closed(_) | State::Unknown => {
-                let life = Life::new(heard, timestamp, timestamp, metadata());
+                let life = Life::new(
+                    heard,
+                    timestamp,
+                    timestamp,
+                    metadata(),
+                    self.orders.opened(),
+                );
                 self.begin(key, life, Effect::Opened)
             }
         }
@@ -154,7 +194,7 @@ impl<M: Clone> Tracker<M> {
             // When it was opened, nobody told us: any disconnect ends it.
             State::Unknown => 0,
         };
-        let life = Life::new(heard, opened, timestamp, metadata());
+        let life = Life::new(heard, opened, timestamp, metadata(), self.orders.adopted());
         self.begin(key, life, Effect::Adopted)
     }
 
@@ -299,6 +339,10 @@ impl<M: Clone> Tracker<M> {
             }
         });
         connection.state = State::Live(life);
+        self.link(key);
+        if transition.is_none() && self.is_shown(key) {
+            self.note_reshown(key);
+        }
         self.note(key);
         if in_grace {
             self.note_user(user_key);
@@ -312,6 +356,8 @@ impl<M: Clone> Tracker<M> {
 
     /// Makes a connection closed, or its close a newer one.
     fn close(&mut self, key: Key, timestamp: u64, newest: u64) {
+        let was_shown = self.is_shown(key);
+        self.unlink(key);
         let connection = &mut self.roster.connections[key];
         let mut said = None;
         if let State::Live(life) = &connection.state {
@@ -325,6 +371,10 @@ impl<M: Clone> Tracker<M> {
             kept_since: self.clock.now(),
         });
         self.count_activity(key, said, None);
+        let user = &self.roster.users[self.roster.connections[key].user];
+        if was_shown && user.live > 0 {
+            self.note_reshown(key);
+        }
         self.note(key);
         self.queue_forgetting(key);
     }

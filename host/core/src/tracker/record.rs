@@ -5,6 +5,7 @@
 //! it is taken. A heartbeat is no change: when connections were last heard from
 //! is looked up in turns, part by part, and costs a heartbeat nothing.
 
+use std::cmp::Reverse;
 use std::sync::Arc;
 
 use super::activity::Activity;
@@ -57,6 +58,8 @@ pub enum Connected<M> {
         metadata: M,
         /// What it says that its user is doing.
         activity: Option<Activity>,
+        /// Its order among the user's live connections: the highest is the newest.
+        order: i64,
     },
     /// It was closed, and that is remembered.
     Closed {
@@ -243,9 +246,14 @@ impl<M: Clone> Tracker<M> {
                 newest,
                 metadata,
                 activity,
+                order,
             } => {
                 let newest = newest.min(now);
                 user.live += 1;
+                self.unlinked.push(key);
+                if activity == Some(Activity::Typing) {
+                    self.typing.push(Reverse((now, key)));
+                }
                 if let Some(activity) = activity {
                     user.activities[activity as usize] += 1;
                 }
@@ -254,7 +262,8 @@ impl<M: Clone> Tracker<M> {
                 State::Live(Life {
                     saved_newest: newest,
                     activity,
-                    ..Life::new(heard, opened.min(now), newest, metadata)
+                    typing_at: now,
+                    ..Life::new(heard, opened.min(now), newest, metadata, order)
                 })
             }
             Connected::Closed {
@@ -337,6 +346,7 @@ fn connection_record<M: Clone>(roster: &mut Roster<M>, key: Key) -> Option<Recor
                 newest: life.newest,
                 metadata: life.metadata.clone(),
                 activity: life.activity,
+                order: life.place.order,
             }
         }
         State::Closed(close) => Connected::Closed {

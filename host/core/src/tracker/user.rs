@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::activity::Activities;
 use super::connection::{NOT_QUEUED, Saving};
+use super::shown::Ends;
 use super::types::Reason;
 
 #[derive(Debug)]
@@ -18,6 +19,8 @@ pub(super) struct User {
     pub(super) known: usize,
     /// What the live connections say that the user is doing.
     pub(super) activities: Activities,
+    /// The live connections, in their order.
+    pub(super) list: Ends,
     /// The newest timestamp in any message of the user's.
     pub(super) last_seen: u64,
     /// The last connection was closed, and its grace runs.
@@ -44,6 +47,7 @@ impl User {
             live: 0,
             known: 0,
             activities: Activities::default(),
+            list: Ends::default(),
             last_seen: 0,
             pending: None,
             grace_entry: NOT_QUEUED,

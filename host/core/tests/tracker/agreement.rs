@@ -252,6 +252,7 @@ impl Pair {
         for user in USERS {
             assert_eq!(self.tracker.is_online(user), self.online.contains(user));
             assert_eq!(self.tracker.activity(user), self.model.activity(user));
+            assert_eq!(self.tracker.shown(user).copied(), self.model.shown(user));
         }
         let live: usize = online.iter().map(|(_, live)| live).sum();
         assert_eq!(live, self.tracker.connections());

@@ -15,6 +15,7 @@ pub(crate) struct Model {
     heard_up_to: Option<u64>,
     /// When that was last said.
     told_at: u64,
+    ranks: i64,
     /// In the order in which they became known.
     users: Vec<User>,
     connections: Vec<Connection>,
@@ -45,6 +46,9 @@ enum State {
         opened: u64,
         newest: u64,
         activity: Option<Activity>,
+        metadata: Metadata,
+        /// The higher, the newer; below 0 where no connect was heard of.
+        rank: i64,
     },
     Closed {
         timestamp: u64,
@@ -68,6 +72,7 @@ impl Model {
             heard_ms: 0,
             heard_up_to: settings.hear_step_ms.is_none().then_some(0),
             told_at: 0,
+            ranks: 0,
             users: Vec::new(),
             connections: Vec::new(),
         }
@@ -208,6 +213,16 @@ impl Model {
         now <= handled_at + self.settings.reorder_ms && timestamp < closed
     }
 
+    /// What the newest live connection says of itself.
+    pub(crate) fn shown(&self, user: &str) -> Option<Metadata> {
+        let live = self.connections.iter().filter(|it| it.user == user);
+        let ranked = live.filter_map(|it| match it.state {
+            State::Live { rank, metadata, .. } => Some((rank, metadata)),
+            State::Closed { .. } | State::Unknown => None,
+        });
+        ranked.max().map(|(_, metadata)| metadata)
+    }
+
     /// Time passes: who hears always has heard all of it.
     fn pass(&mut self, now: u64) {
         self.now = now;
@@ -336,17 +351,35 @@ impl Model {
         now: u64,
         opened: u64,
         timestamp: u64,
-        metadata: Metadata,
+        new_metadata: Metadata,
         begun: Effect,
     ) -> Handled<Metadata> {
         let lease_from = self.lease_from(now);
         let Connection { user, id, state } = &mut self.connections[index];
         let (name, conn) = (user.clone(), id.clone());
-        let (effect, newest, activity) = match *state {
+        self.ranks += 1;
+        let is_connect = begun == Effect::Opened;
+        let new_rank = if is_connect { self.ranks } else { -self.ranks };
+        let (effect, newest, activity, kept) = match *state {
             State::Live {
-                newest, activity, ..
-            } => (Effect::Renewed, newest.max(timestamp), activity),
-            State::Closed { .. } | State::Unknown => (begun, timestamp, None),
+                newest,
+                activity,
+                metadata,
+                rank,
+                opened: before,
+                ..
+            } => {
+                let says = is_connect && timestamp >= before;
+                let kept = match (says, rank > 0) {
+                    (false, _) => (metadata, rank),
+                    (true, true) => (new_metadata, rank),
+                    (true, false) => (new_metadata, new_rank),
+                };
+                (Effect::Renewed, newest.max(timestamp), activity, kept)
+            }
+            State::Closed { .. } | State::Unknown => {
+                (begun, timestamp, None, (new_metadata, new_rank))
+            }
         };
         *state = State::Live {
             heard_at: now,
@@ -354,6 +387,8 @@ impl Model {
             opened,
             newest,
             activity,
+            metadata: kept.0,
+            rank: kept.1,
         };
         let is_first = effect != Effect::Renewed && self.live_connections(&name) == 1;
         let user = self.user(&name);
@@ -363,7 +398,7 @@ impl Model {
             user: name.into(),
             at: now,
             conn: conn.into(),
-            metadata,
+            metadata: new_metadata,
         };
         Handled {
             effect,

@@ -157,6 +157,8 @@ pub(crate) struct Status {
     /// How long after an update of a user the next one is told, at the earliest, in
     /// milliseconds.
     pub(crate) min_interval_ms: u64,
+    /// How long typing lasts that isn't said again, in milliseconds.
+    pub(crate) typing_ms: u64,
 }
 
 impl Status {
@@ -165,6 +167,9 @@ impl Status {
         Self {
             enabled: section.get("enabled", any).unwrap_or(false),
             min_interval_ms: min_interval_ms.unwrap_or(1_000),
+            typing_ms: section
+                .get("typing_ms", within(1..=3_600_000))
+                .unwrap_or(10_000),
         }
     }
 }

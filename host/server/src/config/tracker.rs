@@ -23,6 +23,9 @@ pub(crate) struct Tracker {
     /// For how long after a close, by arrival, what is older than it is late, in
     /// milliseconds.
     pub(crate) reorder_ms: u64,
+    /// How long an application's statement holds that a user is online who has no
+    /// connection, in milliseconds.
+    pub(crate) statement_ttl_ms: u64,
     /// The keys of a connection's metadata that are broadcast; never `ip` or
     /// `socketId`. What enrichers add is broadcast as well.
     pub(crate) broadcast: Vec<String>,
@@ -52,6 +55,9 @@ impl Tracker {
             reorder_ms: section
                 .get("reorder_ms", within(0..=60_000))
                 .unwrap_or(2_000),
+            statement_ttl_ms: section
+                .get("statement_ttl_ms", within(1..=365 * 24 * 60 * 60 * 1_000))
+                .unwrap_or(24 * 60 * 60 * 1_000),
             broadcast: broadcast.unwrap_or_else(|| {
                 ["device", "userAgent", "location", "connId"]
                     .map(str::to_owned)

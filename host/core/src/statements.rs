@@ -1,0 +1,137 @@
+//! What applications have stated of users, as far as it still holds.
+//!
+//! An offline holds until the user's next connect, or the application's own online. An
+//! online is about a user without connections; it holds until there are some, or until
+//! it is over for want of being repeated.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use hashbrown::HashMap;
+use roaring::RoaringBitmap;
+use serde::{Deserialize, Serialize};
+
+use crate::names::{Id, Name};
+use crate::record::Record;
+
+/// What an application stated of a user.
+// Records hold it by its place: what is added comes last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Statement {
+    /// That the user is online.
+    Online {
+        /// The statement's own time, in milliseconds since the Unix epoch.
+        timestamp: u64,
+    },
+    /// That the user is offline.
+    Offline,
+}
+
+/// The statements of one worker's users that hold.
+#[derive(Debug, Default)]
+pub struct Statements {
+    users: HashMap<Id, Entry, foldhash::fast::FixedState>,
+    /// Whose was said when, the longest ago first.
+    said: BTreeSet<(u64, Id)>,
+    /// Whether anybody takes records.
+    recorded: bool,
+    /// Those of whom the last record isn't true any more.
+    changed: BTreeMap<Id, Name>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    name: Name,
+    said_at: u64,
+    statement: Statement,
+}
+
+impl Statements {
+    /// What holds of a user.
+    pub fn get(&self, user: Id) -> Option<Statement> {
+        if self.users.is_empty() {
+            return None;
+        }
+        self.users.get(&user).map(|entry| entry.statement)
+    }
+
+    /// Whether an application has stated that a user is offline, and that holds.
+    pub fn is_offline(&self, user: Id) -> bool {
+        self.get(user) == Some(Statement::Offline)
+    }
+
+    /// An application states something of a user, at a monotonic time.
+    pub fn state(&mut self, now: u64, user: Id, name: &Name, statement: Statement) {
+        self.forget(user);
+        self.put(now, user, name, statement);
+        self.note(user, name);
+    }
+
+    /// What was stated of a user holds no longer.
+    pub fn forget(&mut self, user: Id) {
+        if let Some(entry) = self.users.remove(&user) {
+            self.said.remove(&(entry.said_at, user));
+            self.note(user, &entry.name);
+        }
+    }
+
+    /// Since when the statement holds that was made longest ago.
+    pub fn oldest(&self) -> Option<u64> {
+        self.said.first().map(|(said_at, _)| *said_at)
+    }
+
+    /// The statement that was made longest ago.
+    pub fn first(&self) -> Option<(Id, &Name, Statement)> {
+        let (_, user) = self.said.first()?;
+        let entry = self.users.get(user)?;
+        Some((*user, &entry.name, entry.statement))
+    }
+
+    /// Puts a statement back that held before a restart.
+    pub fn restore(&mut self, said_at: u64, user: Id, name: &Name, statement: Statement) {
+        self.put(said_at, user, name, statement);
+    }
+
+    /// Whether changes are noted from now on, for [`Self::take_records`].
+    pub fn keep_records(&mut self, keep: bool) {
+        self.recorded = keep;
+        self.changed.clear();
+    }
+
+    /// Whether there is anything to take.
+    pub fn has_records(&self) -> bool {
+        !self.changed.is_empty()
+    }
+
+    /// All that has changed since this was last called. Of two records of the same
+    /// user, the later holds.
+    pub fn take_records(&mut self, records: &mut Vec<Record>) {
+        for (id, user) in std::mem::take(&mut self.changed) {
+            let entry = self.users.get(&id);
+            let statement = entry.map(|entry| (entry.said_at, entry.statement));
+            records.push(Record::Stated { user, statement });
+        }
+    }
+
+    /// All the numbers of ids in here.
+    pub fn ids(&self) -> RoaringBitmap {
+        let users = self.users.keys().chain(self.changed.keys());
+        users.map(|user| user.0).collect()
+    }
+
+    fn put(&mut self, said_at: u64, user: Id, name: &Name, statement: Statement) {
+        let name = name.clone();
+        self.said.insert((said_at, user));
+        let entry = Entry {
+            name,
+            said_at,
+            statement,
+        };
+        self.users.insert(user, entry);
+    }
+
+    fn note(&mut self, user: Id, name: &Name) {
+        if self.recorded {
+            self.changed.insert(user, name.clone());
+        }
+    }
+}

@@ -1,0 +1,122 @@
+//! What is shown of a user who has several connections: what the newest says.
+
+use anyhow::Result;
+use presence_tests::client::now_ms;
+use presence_tests::site::Site;
+use presence_tests::wait;
+use serde_json::{Value, json};
+use toml::toml;
+
+use crate::inputs::{self, CONNECT, DISCONNECT, EVENTS, FILTERED_ONLINE, HEARTBEAT, ONLINE};
+use crate::world::{World, on};
+
+const FILTERED_UPDATED: &str = "presence.filtered.user_updated";
+
+/// Ann's one contact is Ben, who gets to see devices and what enrichers make of them.
+fn site(site: Site) -> Result<Site> {
+    let mut site = site;
+    let redact = toml! { keys = ["device", "os", "connId", "activity"] };
+    site.set_pipeline(&[
+        ("device-class", None),
+        ("contacts", None),
+        ("redact", Some(redact)),
+    ])?;
+    site.write_directory_value(&json!({"contacts": {"ann": ["ben"]}}))?;
+    Ok(site)
+}
+
+async fn connect(world: &World, conn: &str, device: &str, agent: &str) -> Result<()> {
+    let mut body = inputs::connect("ann", conn, now_ms());
+    body["metadata"] = json!({"device": device, "userAgent": agent});
+    world.client.input(CONNECT, body).await
+}
+
+async fn go(world: &World, conn: &str) -> Result<()> {
+    let bye = inputs::disconnect("ann", conn, now_ms(), "client_disconnect");
+    world.client.input(DISCONNECT, bye).await
+}
+
+/// What Ben is answered of Ann.
+async fn asked(world: &World) -> Result<Value> {
+    let question = json!({"viewerId": "ben", "userIds": ["ann"]}).to_string();
+    let answer = world.client.request("presence.query", question).await?;
+    Ok(answer["users"][0]["metadata"].clone())
+}
+
+const LINUX: &str = "Mozilla/5.0 (X11; Linux x86_64; rv:109.0) Gecko/20100101 Firefox/118.0";
+const ANDROID: &str = "Mozilla/5.0 (Android 13; Mobile; rv:109.0) Gecko/118.0 Firefox/118.0";
+
+/// A laptop and then a phone connect; the phone goes, and then all.
+async fn laptop_and_phone(world: &mut World, subject: &str, first: usize) -> Result<Vec<Value>> {
+    connect(world, "laptop", "web", LINUX).await?;
+    connect(world, "phone", "mobile", ANDROID).await?;
+    world.tape.hosts(subject, first).await?;
+    let phone = json!({"device": "mobile", "os": "Android", "connId": "phone"});
+    assert_eq!(asked(world).await?, phone);
+    go(world, "phone").await?;
+    let told = world.tape.hosts(subject, first + 1).await?;
+    let laptop = json!({"device": "web", "os": "Linux", "connId": "laptop"});
+    assert_eq!(asked(world).await?, laptop);
+    let bodies = told.iter().map(|seen| {
+        assert_eq!(seen.visible_to(), ["ben"]);
+        seen.field("metadata").clone()
+    });
+    let shown: Vec<_> = bodies.collect();
+    assert_eq!(shown[first - 1..], [phone, laptop]);
+    Ok(shown)
+}
+
+#[tokio::test]
+async fn viewers_see_the_newest_connection_and_the_next_when_it_goes() -> Result<()> {
+    let mut world = World::start_with(site).await?;
+    laptop_and_phone(&mut world, FILTERED_ONLINE, 2).await?;
+    go(&world, "laptop").await?;
+    let seen = world.all_about("ann").await?;
+    // Transitions are nobody's device.
+    assert_eq!(on(&seen, ONLINE).len(), 1);
+    let events = on(&seen, EVENTS);
+    let types: Vec<_> = events.iter().map(|body| body["type"].clone()).collect();
+    assert_eq!(types, ["user_online", "user_offline"]);
+    world.end().await
+}
+
+#[tokio::test]
+async fn where_statuses_are_on_it_is_an_update() -> Result<()> {
+    let mut world = World::start_with(|it| {
+        site(it)?
+            .with("status.enabled", true)?
+            .with("status.min_interval_ms", 0)
+    })
+    .await?;
+    laptop_and_phone(&mut world, FILTERED_UPDATED, 1).await?;
+    let seen = world.all_about("ann").await?;
+    assert_eq!(on(&seen, "presence.events.user_updated").len(), 2);
+    assert_eq!(on(&seen, FILTERED_ONLINE).len(), 1);
+    world.end().await
+}
+
+#[tokio::test]
+async fn typing_ends_by_itself() -> Result<()> {
+    let mut world = World::start_with(|it| {
+        site(it)?
+            .with("status.enabled", true)?
+            .with("status.min_interval_ms", 0)?
+            .with("status.typing_ms", 300)
+    })
+    .await?;
+    connect(&world, "laptop", "web", LINUX).await?;
+    let mut body = inputs::heartbeat("ann", "laptop", now_ms());
+    body["metadata"] = json!({"activity": "typing"});
+    world.client.input(HEARTBEAT, body).await?;
+    let told = world.tape.hosts(FILTERED_UPDATED, 2).await?;
+    let activities: Vec<_> = told
+        .iter()
+        .map(|seen| seen.field("metadata")["activity"].clone())
+        .collect();
+    assert_eq!(activities, ["typing", "active"]);
+    wait::until("a query to say so, too", async || {
+        Ok((asked(&world).await?["activity"] == "active").then_some(()))
+    })
+    .await?;
+    world.end().await
+}
