@@ -134,16 +134,25 @@ impl Shard {
         }
     }
 
-    /// Looks whether a user's online event reads as it is to, and changes it where
-    /// it doesn't, unless that would be too soon.
+    /// Looks whether a user is shown as they are to be, and changes it where they
+    /// aren't, unless that would be too soon.
     fn look(&mut self, user: Id, rules: &mut dyn Rules, out: &mut Vec<Output>) {
+        let put_off = self.statuses.take_reshow(user);
+        // What is shown anew has the status of now in it. Where statuses have been turned
+        // off, what was told of them is taken back first.
+        if !put_off || self.settings.status.is_none() {
+            self.look_at_status(user, rules, out);
+        }
+        if put_off && let Some(name) = self.names.name(user) {
+            self.reshow(name.as_str(), rules, out);
+        }
+    }
+
+    fn look_at_status(&mut self, user: Id, rules: &mut dyn Rules, out: &mut Vec<Output>) {
         let Some(entry) = self.ledger.get(user) else {
             return;
         };
         let before = Arc::clone(&entry.event);
-        if self.statuses.take_reshow(user) {
-            return self.reshow(before.name.as_str(), rules, out);
-        }
         if let Some(at) = self.statuses.expires_at(self.clock.wall(), user) {
             self.statuses.look_at(user, self.clock.now_at(at));
         }

@@ -66,7 +66,9 @@ impl Rules for Generation {
         let [contacts, blocked] = questions
             .each_ref()
             .map(|question| context.directory.audience(question).unwrap());
-        let idle = context.event.metadata.get("activity") == Some("\"idle\"");
+        // Where statuses are off, what connections say of it is no status.
+        let mut entries = context.event.metadata.entries();
+        let idle = entries.any(|it| it.public && it.key == "activity" && it.value == "\"idle\"");
         let hidden = self.hidden.contains(&user) || (self.shy.contains(&user) && idle);
         let audience = if hidden {
             Audience::nobody()
