@@ -41,7 +41,7 @@ const FIRST_GENERATION: u64 = 1;
 /// The pipeline that is in force.
 #[derive(Clone)]
 pub(crate) struct Running {
-    /// The how-manieth it is, counted from 1.
+    /// Its number, counted from 1.
     pub(crate) generation: u64,
     pub(crate) blueprint: Arc<Blueprint>,
 }

@@ -131,7 +131,7 @@ impl fmt::Display for Problems {
 impl std::error::Error for Problems {}
 
 /// What is wrong with the value of one key; the key and its place are added by
-/// whoever reads it.
+/// the code that reads it.
 #[derive(Debug)]
 pub(super) struct Wrong {
     /// The end of a sentence that begins with the key: "is 0".

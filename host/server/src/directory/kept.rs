@@ -219,7 +219,7 @@ impl Shared {
             {
                 drop(pending);
                 drop(file);
-                // Whoever waits may have given up.
+                // The one who waits may have given up.
                 let _ = done.send(());
                 return;
             }

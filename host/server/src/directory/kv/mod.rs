@@ -237,7 +237,7 @@ impl Follower {
     }
 
     /// Makes the bucket, unless one that held something has vanished: an empty one is no
-    /// directory then, and whoever fills it may want it made otherwise.
+    /// directory then, and the one who fills it may need it made with another configuration.
     async fn make(&self, jetstream: &jetstream::Context) -> anyhow::Result<()> {
         if self.health.holds_something() {
             bail!(self.gone());

@@ -272,7 +272,7 @@ impl Cache {
                     self.invalidate(Some(question));
                 }
             }
-            // Whoever reads the reply takes the older answer away.
+            // The reader of the reply takes the older answer away.
             Some(_) => drop(self.fail(question, now)),
         }
         match (&refusal, was_refused) {
