@@ -1,11 +1,17 @@
 //! Where the host answers: whoever asks names the subject, and could otherwise have
-//! the host write with its own rights where they may not.
+//! the host write with its own rights where they may not. And what isn't an answer,
+//! where a JetStream stream replies as well.
 
 use anyhow::Result;
+use async_nats::jetstream;
 use presence_tests::client::{Client, now_ms};
+use presence_tests::host::{self, Host};
+use presence_tests::nats::NatsServer;
+use presence_tests::site::{DIRECTORY, Site};
 use serde_json::{Value, json};
 
-use crate::inputs::{self, CONNECT, DISCONNECT, HEARTBEAT, OFFLINE, ONLINE};
+use crate::inputs::{self, CONNECT, DISCONNECT, FILTERED_ONLINE, HEARTBEAT, OFFLINE, ONLINE};
+use crate::service::Service;
 use crate::world::World;
 
 /// Where nobody may have an answer sent.
@@ -138,4 +144,77 @@ async fn the_log_tells_of_it_once_a_while() -> Result<()> {
     let told = lines.iter().filter(|line| line.contains("$KV.x")).count();
     assert_eq!(told, 1, "{lines:?}");
     world.end().await
+}
+
+/// A broker with a stream that takes in all that is asked, and replies to it at once.
+async fn server_with_stream() -> Result<NatsServer> {
+    let server = NatsServer::start().await?;
+    let client = Client::connect(&server.url()).await?;
+    let stream = jetstream::stream::Config {
+        name: "everything".into(),
+        subjects: ["presence.>", "presence-nodes.>", "presence-directory.>"]
+            .map(str::to_owned)
+            .to_vec(),
+        ..Default::default()
+    };
+    jetstream::new(client.nats.clone())
+        .create_stream(stream)
+        .await?;
+    Ok(server)
+}
+
+#[tokio::test]
+async fn a_stream_that_replies_as_well_is_passed_over() -> Result<()> {
+    let server = server_with_stream().await?;
+    let site = Site::new(&server.url())?.with("explain.enabled", true)?;
+    let host = Host::start(&site).await?;
+    let client = Client::connect(&server.url()).await?;
+    let mut tape = client.record("presence.>").await?;
+    let connect = inputs::connect("12345", "c", now_ms());
+    client.publish(CONNECT, &connect).await?;
+    tape.hosts(FILTERED_ONLINE, 1).await?;
+
+    let asked = host::run(&site, &["query", "67890", "12345", "--json"])?;
+    assert_eq!(asked.status.code(), Some(0), "{asked:?}");
+    let answer: Value = serde_json::from_slice(&asked.stdout)?;
+    assert_eq!(answer["users"][0]["status"], "online");
+    let explained = host::run(&site, &["explain", "67890", "12345"])?;
+    assert_eq!(explained.status.code(), Some(0), "{explained:?}");
+    let text = String::from_utf8(explained.stdout)?;
+    assert!(text.contains("May 67890 see 12345? yes."), "{text}");
+    // A second node finds the first one behind what the stream says.
+    let second = Site::new(&server.url())?;
+    let refused = host::run(&second, &["run"])?;
+    let error = String::from_utf8(refused.stderr)?;
+    assert_eq!(refused.status.code(), Some(1), "{error}");
+    assert!(error.contains("already serves"), "{error}");
+    host.stop().await?;
+
+    // Nobody else answers: the stream's reply is no answer, and is said to be none.
+    for command in [
+        &["query", "67890", "12345"][..],
+        &["explain", "67890", "12345"],
+    ] {
+        let asked = host::run(&site, command)?;
+        let error = String::from_utf8(asked.stderr)?;
+        assert_eq!(asked.status.code(), Some(1), "{error}");
+        assert!(error.contains("stream `everything`"), "{error}");
+        assert!(asked.stdout.is_empty());
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_directory_is_asked_beside_a_stream() -> Result<()> {
+    let server = server_with_stream().await?;
+    let _service = Service::start(&server.url(), serde_json::from_str(DIRECTORY)?).await?;
+    let site = Site::new(&server.url())?.with("directory.source", "request")?;
+    let host = Host::start(&site).await?;
+    let client = Client::connect(&server.url()).await?;
+    let mut tape = client.record("presence.>").await?;
+    let connect = inputs::connect("12345", "c", now_ms());
+    client.publish(CONNECT, &connect).await?;
+    let online = tape.hosts(FILTERED_ONLINE, 1).await?.remove(0);
+    assert_eq!(online.visible_to(), ["22222", "67890"]);
+    host.stop().await
 }

@@ -5,13 +5,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::bail;
-use async_nats::Client;
 use async_nats::connection::State;
+use async_nats::{Client, Message};
+use bytes::Bytes;
 use futures_util::StreamExt;
 use serde::{Deserialize, Serialize};
 
 use crate::http::Status;
 use crate::reply::Replies;
+use crate::request;
 use crate::wire::Subjects;
 
 /// Where nodes ask for each other: not among the subjects that many listen to as
@@ -62,20 +64,16 @@ pub(crate) async fn greet(
             let _ = replies.publish(reply, me.into()).await;
         }
     });
-    let reply = loop {
-        // This client gets no echo of its own, so whoever answers is another node.
-        let request = async_nats::Request::new().timeout(Some(TIMEOUT));
-        match client.send_request(subject.clone(), request).await {
-            Ok(reply) => break reply,
-            // The broker says that nobody listens, or whoever does is silent.
+    let other = loop {
+        // This client gets no echo of its own, so that any node that answers is another.
+        let node = |reply: &Message| serde_json::from_slice::<Node>(&reply.payload).ok();
+        match request::ask(client, &subject, Bytes::new(), TIMEOUT, node).await {
+            Ok(other) => break other,
+            // The broker says that nobody listens, or that nobody does who is a node.
             Err(_) if client.connection_state() == State::Connected => return Ok(()),
             // There is no broker to ask yet.
             Err(_) => tokio::time::sleep(TIMEOUT / 10).await,
         }
-    };
-    let Ok(other) = serde_json::from_slice::<Node>(&reply.payload) else {
-        let what = String::from_utf8_lossy(&reply.payload);
-        bail!("what answers on {}: {what}, is no node", reply.subject);
     };
     if other.ready || (other.epoch_ms, &other.node) < (me.epoch_ms, &me.node) {
         bail!(

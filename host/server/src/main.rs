@@ -34,6 +34,7 @@ mod record;
 mod reload;
 mod replay;
 mod reply;
+mod request;
 mod run;
 mod stale;
 mod state;

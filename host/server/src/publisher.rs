@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use async_nats::client::PublishError;
 use async_nats::connection::State;
-use async_nats::{Client, HeaderMap, HeaderName, Statistics};
+use async_nats::{Client, Statistics};
 use presence_core::inbox::Delivery;
 use presence_core::publish::{self, Publication};
 use tokio::time::timeout;
@@ -16,7 +16,7 @@ use tokio::time::timeout;
 use crate::clock;
 use crate::journal::{Entry, Journal};
 use crate::pulse::Handed;
-use crate::wire::Source;
+use crate::wire::{self, Source};
 
 /// How often a source that waits looks whether the connection has changed.
 const LOOK: Duration = Duration::from_millis(50);
@@ -245,10 +245,7 @@ impl Publisher {
             seq,
             body,
         } = entry;
-        let mut headers = HeaderMap::new();
-        for (name, value) in self.source.headers(&subject, renewed, seq) {
-            headers.insert(HeaderName::from_static(name), value);
-        }
+        let headers = wire::map(self.source.headers(&subject, renewed, seq));
         let sent = self.client.publish_with_headers(subject, headers, body);
         let mut sent = pin!(sent);
         loop {

@@ -1,5 +1,6 @@
 //! A tenant's subjects and the headers of what a node publishes.
 
+use async_nats::{HeaderMap, HeaderName};
 use presence_core::message::Kind;
 use presence_core::publish::Subject;
 use presence_core::token;
@@ -150,6 +151,12 @@ impl Source {
             .to_string()
             .into_bytes()
     }
+}
+
+/// Headers as the client takes them.
+pub(crate) fn map(headers: impl Iterator<Item = (&'static str, String)>) -> HeaderMap {
+    let headers = headers.map(|(name, value)| (HeaderName::from_static(name), value.into()));
+    headers.collect()
 }
 
 #[cfg(test)]

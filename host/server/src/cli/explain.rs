@@ -20,7 +20,8 @@ pub(crate) struct Args {
 /// Asks, and prints the answer.
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let question = json!({"viewerId": args.viewer, "userId": args.user});
-    super::answer(&args.common, "presence.explain", &question, told)
+    let is_answer = |answer: &Value| answer.get("stages").is_some_and(Value::is_array);
+    super::answer(&args.common, "presence.explain", &question, is_answer, told)
 }
 
 /// The explanation as a text.

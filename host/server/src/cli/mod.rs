@@ -11,13 +11,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use async_nats::client::RequestErrorKind;
-use async_nats::{Event, Request};
+use async_nats::{Event, Message};
 use serde_json::Value;
 
 use crate::ConfigArg;
 use crate::broker;
 use crate::config::Config;
+use crate::request::{self, NoAnswer};
 use crate::wire::Subjects;
 
 /// How long a processor has to answer.
@@ -38,10 +38,11 @@ fn answer(
     common: &Common,
     what: &str,
     question: &Value,
+    is_answer: fn(&Value) -> bool,
     text: fn(&Value) -> String,
 ) -> anyhow::Result<()> {
     let config = Config::load(common.config.config.as_deref(), std::env::vars())?;
-    let answer = ask(&config, what, question)?;
+    let answer = ask(&config, what, question, is_answer)?;
     let text = if common.json {
         format!("{answer}\n")
     } else {
@@ -50,19 +51,23 @@ fn answer(
     Ok(std::io::stdout().write_all(text.as_bytes())?)
 }
 
-/// Asks, and returns the answer. `what` is the subject, without a tenant's prefix.
+/// Asks, and returns the answer. `what` is the subject, without a tenant's prefix;
+/// `is_answer` tells an answer, unless it is a refusal, from what others reply.
 ///
 /// # Errors
 /// When NATS can't be reached, nobody answers, or the answer is a refusal.
-fn ask(config: &Config, what: &str, body: &Value) -> anyhow::Result<Value> {
-    let asking = request(config, what, body);
-    let reply = tokio::runtime::Builder::new_current_thread()
+fn ask(
+    config: &Config,
+    what: &str,
+    body: &Value,
+    is_answer: fn(&Value) -> bool,
+) -> anyhow::Result<Value> {
+    let asking = request(config, what, body, is_answer);
+    let answer = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?
         .block_on(asking)?;
-    let answer: Value = serde_json::from_slice(&reply)
-        .with_context(|| format!("what answers on {what} is no presence processor"))?;
-    if answer.get("ok") == Some(&Value::Bool(false)) {
+    if is_refusal(&answer) {
         let error = answer.get("error").and_then(Value::as_str);
         bail!(
             "{}",
@@ -72,7 +77,12 @@ fn ask(config: &Config, what: &str, body: &Value) -> anyhow::Result<Value> {
     Ok(answer)
 }
 
-async fn request(config: &Config, what: &str, body: &Value) -> anyhow::Result<Vec<u8>> {
+async fn request(
+    config: &Config,
+    what: &str,
+    body: &Value,
+    is_answer: fn(&Value) -> bool,
+) -> anyhow::Result<Value> {
     let subject = Subjects::new(config.tenant.prefix.as_deref()).of(what);
     let servers = broker::servers(&config.nats);
     // What the broker says of it: a forbidden subject is else only never answered.
@@ -89,24 +99,31 @@ async fn request(config: &Config, what: &str, body: &Value) -> anyhow::Result<Ve
         });
     let client = options.connect(config.nats.url.clone()).await;
     let client = client.with_context(|| format!("can't connect to NATS at {servers}"))?;
-    let request = Request::new()
-        .payload(body.to_string().into())
-        .timeout(Some(TIMEOUT));
-    let error = match client.send_request(subject.clone(), request).await {
-        Ok(reply) => return Ok(reply.payload.into()),
+    let read = |reply: &Message| {
+        let reply: Value = serde_json::from_slice(&reply.payload).ok()?;
+        (is_refusal(&reply) || is_answer(&reply)).then_some(reply)
+    };
+    let error = match request::ask(&client, &subject, body.to_string().into(), TIMEOUT, read).await
+    {
+        Ok(answer) => return Ok(answer),
         Err(error) => error,
     };
     let said = said.lock().unwrap_or_else(PoisonError::into_inner).take();
-    match (error.kind(), said) {
-        (RequestErrorKind::NoResponders, _) => bail!(
+    match (&error, said) {
+        (NoAnswer::Nobody { .. }, _) => bail!(
             "no processor answers on {subject} at {servers}: is `presence run` up there, \
              with the same [tenant] prefix?"
         ),
-        (RequestErrorKind::TimedOut, Some(said)) => bail!("NATS says: {said}"),
-        (RequestErrorKind::TimedOut, None) => bail!(
+        (NoAnswer::None { .. }, Some(said)) => bail!("NATS says: {said}"),
+        (NoAnswer::None { passed_over, .. }, None) if passed_over.is_none() => bail!(
             "no answer on {subject} within {} s: the processor is too busy, or NATS forbids it to answer",
             TIMEOUT.as_secs()
         ),
-        _ => Err(error).with_context(|| format!("can't ask on {subject}")),
+        _ => Err(error.into()),
     }
+}
+
+/// Whether a processor says no.
+fn is_refusal(reply: &Value) -> bool {
+    reply.get("ok") == Some(&Value::Bool(false)) && reply.get("reason").is_some()
 }

@@ -22,7 +22,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         json!(args.users)
     };
     let question = json!({"viewerId": args.viewer, "userIds": users});
-    super::answer(&args.common, "presence.query", &question, table)
+    let is_answer = |answer: &Value| answer.get("users").is_some_and(Value::is_array);
+    super::answer(&args.common, "presence.query", &question, is_answer, table)
 }
 
 fn table(answer: &Value) -> String {

@@ -24,6 +24,7 @@ use tokio::sync::{Notify, oneshot};
 
 use crate::clock;
 use crate::config;
+use crate::request;
 use crate::worker::{Task, Workers};
 
 use cache::{Cache, Limits};
@@ -194,9 +195,20 @@ impl Fetcher {
             return Ok(protocol::nothing(&question));
         };
         let limit = Duration::from_millis(self.config.timeout_ms);
-        let request = Request::new().payload(body.into()).timeout(Some(limit));
+        let body = Bytes::from(body);
+        let request = Request::new().payload(body.clone()).timeout(Some(limit));
         let reply = client.send_request(subject.clone(), request);
         match tokio::time::timeout(limit, reply).await {
+            // A stream takes the questions in as well, and was first: the service's answer
+            // comes behind, where more than one is waited for.
+            Ok(Ok(reply)) if request::acknowledging_stream(&reply.payload).is_some() => {
+                let answer = |reply: &Message| {
+                    let is_answer = request::acknowledging_stream(&reply.payload).is_none();
+                    is_answer.then(|| protocol::payload(reply.clone()))
+                };
+                let answer = request::ask(&client, &subject, body, limit, answer).await;
+                answer.map_err(|error| error.to_string())
+            }
             Ok(Ok(reply)) => Ok(protocol::payload(reply)),
             Ok(Err(error)) => Err(format!("{subject}: {error}")),
             Err(_) => Err(format!(

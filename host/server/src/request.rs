@@ -1,0 +1,154 @@
+//! Asking over NATS where others reply as well: a JetStream stream that takes a subject
+//! in acknowledges each message to whoever asked. What is no answer is passed over, and
+//! said if no answer comes.
+
+use std::time::Duration;
+
+use async_nats::{Client, Message, StatusCode};
+use bytes::Bytes;
+use futures_util::StreamExt;
+use serde::Deserialize;
+use tokio::time::{Instant, timeout_at};
+
+/// How much of what is no answer is told.
+const TOLD_BYTES_MAX: usize = 200;
+
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum NoAnswer {
+    /// Nobody listens on the subject.
+    #[error("nobody listens on {subject}")]
+    Nobody {
+        /// The subject.
+        subject: String,
+    },
+    /// Nothing came that is an answer.
+    #[error("no answer on {subject} within {} ms{}", .limit.as_millis(), only(.passed_over))]
+    None {
+        /// The subject.
+        subject: String,
+        /// How long was waited.
+        limit: Duration,
+        /// What came instead, if anything did.
+        passed_over: Option<String>,
+    },
+    /// The connection is closed.
+    #[error("can't ask on {subject}: the connection to NATS is closed")]
+    Closed {
+        /// The subject.
+        subject: String,
+    },
+}
+
+fn only(passed_over: &Option<String>) -> String {
+    let only = passed_over.as_ref();
+    only.map_or_else(String::new, |what| format!(": only {what} replied"))
+}
+
+/// Asks, and returns what `read` makes of the first reply that it takes for an answer.
+/// Replies have a subscription of their own, for as long as it takes.
+///
+/// # Errors
+/// If there is no answer within `limit`.
+pub(crate) async fn ask<T>(
+    client: &Client,
+    subject: &str,
+    body: Bytes,
+    limit: Duration,
+    read: impl Fn(&Message) -> Option<T>,
+) -> Result<T, NoAnswer> {
+    let until = Instant::now() + limit;
+    let closed = || NoAnswer::Closed {
+        subject: subject.into(),
+    };
+    let inbox = client.new_inbox();
+    let mut replies = client
+        .subscribe(inbox.clone())
+        .await
+        .map_err(|_| closed())?;
+    client
+        .publish_with_reply(subject.to_owned(), inbox, body)
+        .await
+        .map_err(|_| closed())?;
+    let mut passed_over = None;
+    loop {
+        let reply = match timeout_at(until, replies.next()).await {
+            Ok(Some(reply)) => reply,
+            Ok(None) => return Err(closed()),
+            Err(_) => {
+                return Err(NoAnswer::None {
+                    subject: subject.into(),
+                    limit,
+                    passed_over,
+                });
+            }
+        };
+        if reply.status == Some(StatusCode::NO_RESPONDERS) {
+            return Err(NoAnswer::Nobody {
+                subject: subject.into(),
+            });
+        }
+        if let Some(answer) = read(&reply) {
+            return Ok(answer);
+        }
+        passed_over = Some(described(&reply.payload));
+    }
+}
+
+/// The stream that a reply is the acknowledgement of, if it is one.
+pub(crate) fn acknowledging_stream(payload: &[u8]) -> Option<String> {
+    #[derive(Deserialize)]
+    struct Acknowledgement {
+        stream: String,
+        #[serde(rename = "seq")]
+        _seq: u64,
+    }
+    let acknowledgement: Acknowledgement = serde_json::from_slice(payload).ok()?;
+    Some(acknowledgement.stream)
+}
+
+/// What a reply that is no answer is, in words, without control characters.
+fn described(payload: &[u8]) -> String {
+    match acknowledging_stream(payload) {
+        Some(stream) => format!(
+            "the JetStream stream `{}`, which takes that subject in,",
+            stream.escape_debug()
+        ),
+        None => {
+            let text = String::from_utf8_lossy(payload);
+            let end = text.floor_char_boundary(TOLD_BYTES_MAX);
+            let told = text.get(..end).unwrap_or_default();
+            format!("somebody who says `{}`", told.escape_debug())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_no_answer_is_said_without_what_could_harm_a_terminal() {
+        let stream = br#"{"stream":"everything","seq":7,"domain":"hub"}"#;
+        assert!(described(stream).contains("stream `everything`"));
+        assert_eq!(acknowledging_stream(br#"{"stream":"x"}"#), None);
+        assert_eq!(acknowledging_stream(br#"["12345"]"#), None);
+        let other = described(b"\x1b[2J\nmine");
+        assert_eq!(other, "somebody who says `\\u{1b}[2J\\nmine`");
+        assert!(described(&[b'x'; 5_000]).len() < 300);
+    }
+
+    #[test]
+    fn the_reason_is_said() {
+        let error = NoAnswer::None {
+            subject: "presence.query".into(),
+            limit: Duration::from_secs(1),
+            passed_over: Some(described(br#"{"stream":"all","seq":1}"#)),
+        };
+        assert_eq!(
+            error.to_string(),
+            "no answer on presence.query within 1000 ms: only the JetStream stream `all`, which \
+             takes that subject in, replied"
+        );
+    }
+}
