@@ -222,6 +222,7 @@ async fn a_failing_enricher_is_passed_over() -> Result<()> {
         ])?;
         // Not enough for the enricher, which reads a long user agent.
         site.set("engine.fuel", 1_000_000)?;
+        site.set("tracker.metadata_bytes_max", 1_000_000)?;
         Ok(site)
     })
     .await?;

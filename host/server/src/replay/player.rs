@@ -13,10 +13,11 @@ use crate::config::{self, Config};
 use crate::wire::Subjects;
 use crate::{broker, directory, tenant};
 
-/// How long after the last line time goes on at most, in milliseconds: a day. A
+/// How long after the last line time goes on at most, in milliseconds: half a day. A
 /// decision that fails whenever it is tried again, or a rule that always asks
-/// to be asked again, would have it go on for ever.
-const SETTLE_MS_MAX: u64 = 24 * 60 * 60 * 1_000;
+/// to be asked again, would have it go on for ever. What an application stated of a
+/// user holds for a day by default: a recording's end is no reason to end it.
+const SETTLE_MS_MAX: u64 = 12 * 60 * 60 * 1_000;
 
 /// The node's name in a replay, the same on every machine.
 pub(super) const NODE: &str = "replay";
