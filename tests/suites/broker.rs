@@ -158,3 +158,45 @@ async fn an_outage_longer_than_the_timeout_takes_nobody_offline_before_they_can_
     );
     host.stop().await
 }
+
+#[tokio::test]
+async fn a_link_that_hangs_turns_readiness_and_takes_nobody_offline() -> Result<()> {
+    const TIMEOUT_MS: i64 = 2_000;
+    let server = NatsServer::start().await?;
+    let proxy = Proxy::start(server.port()).await?;
+    let site = Site::new(&proxy.url())?.with("tracker.timeout_ms", TIMEOUT_MS)?;
+    let client = Client::connect(&server.url()).await?;
+    let mut tape = client.record("presence.>").await?;
+    let mut host = Host::start(&site).await?;
+    let connect = inputs::connect("12345", "c1", now_ms());
+    client.input(CONNECT, connect).await?;
+    let connected = std::time::Instant::now();
+
+    // The connection stands, and nothing comes through for longer than a time-out.
+    proxy.pause();
+    host.unready().await?;
+    let silence = ["nothing", "heard from NATS"];
+    let long = std::time::Duration::from_millis(2 * TIMEOUT_MS as u64);
+    presence_tests::wait::until("two time-outs to pass", async || {
+        Ok((connected.elapsed() > long).then_some(()))
+    })
+    .await?;
+    // What the user said meanwhile comes with all else.
+    let heartbeat = inputs::heartbeat("12345", "c1", now_ms());
+    client.publish(HEARTBEAT, &heartbeat).await?;
+    proxy.resume();
+    host.ready().await?;
+    let bye = inputs::disconnect("12345", "c1", now_ms(), "client_disconnect");
+    client.input(DISCONNECT, bye).await?;
+    let offline = tape.hosts(OFFLINE, 1).await?.remove(0);
+    assert_eq!(offline.text("reason"), "disconnect", "nobody was silent");
+    let log = host.process.stderr().concat().to_lowercase();
+    assert!(
+        silence
+            .iter()
+            .all(|words| log.contains(&words.to_lowercase()))
+            || log.contains("lost the connection"),
+        "the log says what was wrong: {log}"
+    );
+    host.stop().await
+}

@@ -8,6 +8,7 @@ use anyhow::Context as _;
 use async_nats::{Client, ConnectOptions, Event};
 use tokio::sync::mpsc;
 
+use crate::clock;
 use crate::config::{Auth, Nats};
 
 /// The longest body where no broker says otherwise, less room for headers.
@@ -20,6 +21,9 @@ const HEADER_BYTES_MAX: usize = 1_024;
 /// milliseconds: four times within a time-out, but for very short or long ones.
 const PING_MS_MIN: u64 = 500;
 const PING_MS_MAX: u64 = 30_000;
+
+/// From when on a silence is one, in milliseconds: a pulse comes several times a second.
+const SILENT_MS: u64 = 3_000;
 
 /// How many messages the client holds that it hasn't written yet. They go out on a new
 /// connection before those that are published again, so they are few; no fewer, since
@@ -49,10 +53,44 @@ pub(crate) struct Health {
     /// Whether the broker forbids a subscription.
     pub(crate) forbidden: AtomicBool,
     /// When the broker was last heard, by the host's clock; 0 if it hasn't been yet.
-    pub(crate) heard_at: AtomicU64,
+    heard_at: AtomicU64,
+    is_silence_told: AtomicBool,
 }
 
 impl Health {
+    /// Notes that the broker was heard.
+    pub(crate) fn heard(&self) {
+        let before = self.heard_at.swap(clock::now_ms(), Ordering::Relaxed);
+        if before != 0 && self.is_silence_told.swap(false, Ordering::Relaxed) {
+            let silent_ms = clock::now_ms().saturating_sub(before);
+            tracing::info!(silent_ms, "NATS is heard again");
+        }
+    }
+
+    /// For how long nothing has been heard from the broker, in milliseconds, if that is
+    /// longer than it should be. No lease runs in that time.
+    pub(crate) fn silence(&self) -> Option<u64> {
+        let silent_ms = match self.heard_at.load(Ordering::Relaxed) {
+            0 => return None,
+            at => clock::now_ms().saturating_sub(at),
+        };
+        (silent_ms >= SILENT_MS).then_some(silent_ms)
+    }
+
+    /// Tells of a silence in the log, once.
+    pub(crate) fn tell_silence(&self) {
+        if let Some(silent_ms) = self.silence()
+            && self.connected.load(Ordering::Relaxed)
+            && !self.is_silence_told.swap(true, Ordering::Relaxed)
+        {
+            tracing::warn!(
+                silent_ms,
+                "nothing is heard from NATS, though the connection stands, and nobody times out \
+                 until it is. If that lasts: may this node publish and subscribe below `_INBOX.`?"
+            );
+        }
+    }
+
     /// Counts a message that another subscription than the intake's has read.
     pub(crate) fn count_elsewhere(&self) {
         self.elsewhere.fetch_add(1, Ordering::Relaxed);
@@ -195,6 +233,10 @@ fn observe(event: &Event, servers: &str, health: &Health, changes: &mpsc::Unboun
             health.connected.store(true, Ordering::Relaxed);
             health.forbidden.store(false, Ordering::Relaxed);
             health.connects.fetch_add(1, Ordering::Relaxed);
+            // A silence begins at the first connection, at the earliest.
+            let relaxed = Ordering::Relaxed;
+            let now = clock::now_ms();
+            let _ = health.heard_at.compare_exchange(0, now, relaxed, relaxed);
             tracing::info!(servers, "connected to NATS");
             // Nobody listens any more when the node is stopping.
             let _ = changes.send(true);

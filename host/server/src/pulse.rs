@@ -173,6 +173,7 @@ impl Pulse {
         loop {
             tokio::select! {
                 () = sleep_until(next) => {
+                    self.health.tell_silence();
                     self.send().await;
                     let is_behind = self.sources.iter().any(|source| source.is_behind());
                     let wait = if is_behind { QUICK.min(self.every) } else { self.every };
@@ -238,9 +239,7 @@ impl Pulse {
         };
         let at = marker.at;
         self.markers.retain(|marker| marker.number > number);
-        self.health
-            .heard_at
-            .store(clock::now_ms(), Ordering::Relaxed);
+        self.health.heard();
         self.heard.send_replace(at);
     }
 

@@ -119,6 +119,9 @@ async fn ready(State(status): State<Arc<Status>>) -> (StatusCode, Cow<'static, s
             StatusCode::SERVICE_UNAVAILABLE,
             "starting or stopping\n".into(),
         )
+    } else if let Some(silent_ms) = status.broker.silence() {
+        let what = format!("nothing heard from NATS for {} s\n", silent_ms / 1_000);
+        (StatusCode::SERVICE_UNAVAILABLE, what.into())
     } else if let Some((since, why)) = status.directory.outage() {
         let seconds = since.as_secs();
         let what = format!("the directory is unavailable since {seconds} s: {why}\n");
