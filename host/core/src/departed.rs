@@ -1,9 +1,14 @@
 //! Who went offline, so that a viewer who may know can be told since when.
 //!
-//! The last so many departures are remembered, each in a few dozen bytes: the
-//! oldest is forgotten for the newest. A user who has come back is still in here;
-//! the ledger says that they are online.
+//! Whoever may know was admitted while the user was online, by the last verdict, and
+//! is admitted by the rules of now. So a departure is remembered with who had been
+//! told of the user, and with what the rules read of the online event.
+//!
+//! The last so many departures are remembered: the oldest is forgotten for the
+//! newest. A user who has come back is still in here; the ledger says that they are
+//! online.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use hashbrown::HashMap;
@@ -12,19 +17,110 @@ use roaring::RoaringBitmap;
 use crate::directory::Changes;
 use crate::event::{Change, Event};
 use crate::metadata::Metadata;
-use crate::names::{Id, Names};
+use crate::names::{Id, Name, Names};
+use crate::record::Record;
 use crate::rules::{Reads, Rendition};
+use crate::told::Told;
 use crate::tracker::Reason;
 use crate::verdicts::{Verdict, Verdicts};
 
+/// The most metadata that is remembered of a departure, in bytes. Of who had more, no
+/// viewer is told when they were last seen.
+const KNOWN_BYTES_MAX: usize = 2_048;
+
 /// A departure, as it was announced.
-#[derive(Debug)]
-struct Departure {
-    user: Id,
-    reason: Reason,
-    timestamp: u64,
-    last_seen: u64,
+#[derive(Clone, Debug)]
+pub struct Departure {
+    /// Who went.
+    pub user: Id,
+    /// Why.
+    pub reason: Reason,
+    /// When, in milliseconds since the Unix epoch.
+    pub timestamp: u64,
+    /// When they were last seen, in milliseconds since the Unix epoch.
+    pub last_seen: u64,
+    /// What is known of the departure beside it.
+    pub metadata: Metadata,
+    /// What is known of the user from when they were online.
+    pub known: Known,
+    /// Who had been told of them, and what each of them was to get: nobody, where the
+    /// last decision wasn't made.
+    pub told: Told,
+}
+
+/// What is remembered of an online event's metadata.
+#[derive(Clone, Debug)]
+pub struct Known {
     metadata: Metadata,
+    /// Under which keys, if not all.
+    keys: Option<Arc<BTreeSet<Box<str>>>>,
+}
+
+impl Known {
+    /// All of it.
+    pub fn all(metadata: &Metadata) -> Self {
+        Self {
+            metadata: metadata.clone(),
+            keys: None,
+        }
+    }
+
+    /// What is under these keys: all that the rules read.
+    pub fn some(metadata: &Metadata, keys: &BTreeSet<Box<str>>) -> Self {
+        let mut known = Metadata::default().edit();
+        for entry in metadata.entries().filter(|it| keys.contains(it.key)) {
+            known.set(entry.key, entry.value, entry.public);
+        }
+        Self {
+            metadata: known.build(),
+            keys: Some(Arc::new(keys.clone())),
+        }
+    }
+
+    pub(crate) fn restored(metadata: Metadata, keys: Option<Vec<&str>>) -> Self {
+        let keys = keys.map(|keys| keys.into_iter().map(Box::from).collect());
+        Self {
+            metadata,
+            keys: keys.map(Arc::new),
+        }
+    }
+
+    pub(crate) fn metadata(&self) -> &Metadata {
+        &self.metadata
+    }
+
+    pub(crate) fn keys(&self) -> Option<impl Iterator<Item = &str>> {
+        let keys = self.keys.as_deref()?;
+        Some(keys.iter().map(|key| &**key))
+    }
+
+    /// Whether all that was read is known.
+    fn covers(&self, reads: &Reads) -> bool {
+        let Some(keys) = &self.keys else {
+            return true;
+        };
+        !reads.all_metadata && reads.keys.iter().all(|key| keys.contains(key))
+    }
+
+    fn is_small(&self) -> bool {
+        let entries = self.metadata.entries();
+        let bytes: usize = entries.map(|it| it.key.len() + it.value.len()).sum();
+        bytes <= KNOWN_BYTES_MAX
+    }
+}
+
+impl Departure {
+    /// All the numbers of ids in it.
+    pub(crate) fn ids(&self) -> RoaringBitmap {
+        let mut ids = self.told.audience().bitmap();
+        ids.insert(self.user.0);
+        ids
+    }
+
+    /// Whether it is stored: one of which nobody may know isn't.
+    fn is_stored(&self) -> bool {
+        self.told.parts().any(|(_, shown)| shown.last_seen())
+    }
 }
 
 /// The last departures of one worker's users.
@@ -39,6 +135,17 @@ pub struct Departed {
     places: HashMap<Id, u32, foldhash::fast::FixedState>,
     /// What was decided on them, for as long as they are the users' last.
     verdicts: Verdicts,
+    changes: Noted,
+}
+
+/// Whose last departure has changed since records were last taken.
+#[derive(Debug, Default)]
+struct Noted {
+    /// Whether anybody takes them.
+    wanted: bool,
+    users: BTreeMap<Id, Name>,
+    /// Those of whom a record was handed out.
+    saved: HashMap<Id, Name, foldhash::fast::FixedState>,
 }
 
 impl Departed {
@@ -50,6 +157,7 @@ impl Departed {
             next: 0,
             places: HashMap::default(),
             verdicts: Verdicts::default(),
+            changes: Noted::default(),
         }
     }
 
@@ -58,7 +166,8 @@ impl Departed {
         if departures_max == self.departures_max {
             return;
         }
-        let before = std::mem::replace(self, Self::new(departures_max));
+        let mut before = std::mem::replace(self, Self::new(departures_max));
+        self.changes = std::mem::take(&mut before.changes);
         let (mut newer, mut older) = (before.departures, Vec::new());
         // Once the ring is full, the oldest is where the next one would go.
         if newer.len() == before.departures_max {
@@ -67,26 +176,55 @@ impl Departed {
         for departure in older.into_iter().chain(newer) {
             self.insert(departure);
         }
+        // What didn't find a place has left no trace but its record.
+        for (user, name) in &self.changes.saved {
+            if !self.places.contains_key(user) {
+                self.changes.users.insert(*user, name.clone());
+            }
+        }
     }
 
-    /// Remembers an offline event.
-    pub fn note(&mut self, event: &Event) {
+    /// Remembers an offline event, what was known of the user while online, and who
+    /// had been told of them.
+    pub fn note(&mut self, event: &Event, known: Known, told: Told) {
         let Change::Offline { last_seen, reason } = event.change else {
             return;
         };
-        self.insert(Departure {
+        let (known, told) = if known.is_small() {
+            (known, told)
+        } else {
+            (Known::all(&Metadata::default()), Told::default())
+        };
+        let departure = Departure {
             user: event.user,
             reason,
             timestamp: event.timestamp,
             last_seen,
             metadata: event.metadata.clone(),
-        });
+            known,
+            told,
+        };
+        if self.changes.wanted
+            && (departure.is_stored() || self.changes.saved.contains_key(&event.user))
+        {
+            self.changes.users.insert(event.user, event.name.clone());
+        }
+        self.insert(departure);
     }
 
-    /// A user's last departure.
+    /// Who had been told of a user who has gone, and what each of them was to get.
+    pub fn told(&self, user: Id) -> Option<&Told> {
+        self.departure(user).map(|departure| &departure.told)
+    }
+
+    /// A user's last departure, as rules get to see it: with what is known of the user
+    /// from when they were online.
     pub fn event(&self, user: Id, names: &Names) -> Option<Event> {
-        let place = *self.places.get(&user)? as usize;
-        let departure = self.departures.get(place)?;
+        let departure = self.departure(user)?;
+        let mut metadata = departure.known.metadata.edit();
+        for entry in departure.metadata.entries() {
+            metadata.set(entry.key, entry.value, entry.public);
+        }
         Some(Event {
             user,
             name: names.name(user)?,
@@ -95,8 +233,12 @@ impl Departed {
                 last_seen: departure.last_seen,
                 reason: departure.reason,
             },
-            metadata: departure.metadata.clone(),
+            metadata: metadata.build(),
         })
+    }
+
+    fn departure(&self, user: Id) -> Option<&Departure> {
+        self.departures.get(*self.places.get(&user)? as usize)
     }
 
     /// What was decided on a user's last departure, if it still holds.
@@ -112,12 +254,40 @@ impl Departed {
         renditions: Vec<Rendition>,
         mut reads: Reads,
     ) -> Arc<Verdict> {
-        let verdict = Arc::new(Verdict::new(event.user, renditions));
+        let verdict = Arc::new(self.admitted(event.user, renditions, &reads));
         // They are the same for as long as the verdict is kept.
         reads.timestamp = false;
         reads.all_metadata = false;
         self.verdicts.keep(now, event, Arc::clone(&verdict), reads);
         verdict
+    }
+
+    /// The verdict of now on a user's last departure, narrowed to those whom the last
+    /// verdict on the user while online admitted as well, and to what it let them know.
+    /// Nobody, where the rules read what isn't known any more.
+    pub fn admitted(&self, user: Id, renditions: Vec<Rendition>, reads: &Reads) -> Verdict {
+        let Some(departure) = self.departure(user).filter(|it| it.known.covers(reads)) else {
+            return Verdict::default();
+        };
+        let may_know = departure.told.may_know_last_seen();
+        let verdict = Verdict::new(user, renditions);
+        let renditions = verdict.renditions.into_iter().flat_map(|rendition| {
+            let told = rendition.audience.intersection(departure.told.audience());
+            let knows = match rendition.last_seen {
+                true => told.intersection(&may_know),
+                false => crate::audience::Audience::nobody(),
+            };
+            let part = |audience, last_seen| Rendition {
+                audience,
+                last_seen,
+                keys: Arc::clone(&rendition.keys),
+            };
+            [
+                part(told.difference(&knows), false),
+                part(knows.clone(), true),
+            ]
+        });
+        Verdict::new(user, renditions.collect())
     }
 
     /// The directory has changed: what read it is decided again when it is asked for.
@@ -142,10 +312,59 @@ impl Departed {
         self.verdicts.rules_changed();
     }
 
+    /// Whether changes are noted from now on, for [`Self::take_records`].
+    pub fn keep_records(&mut self, keep: bool) {
+        self.changes = Noted {
+            wanted: keep,
+            ..Noted::default()
+        };
+    }
+
+    /// Whether there is anything to take.
+    pub fn has_records(&self) -> bool {
+        !self.changes.users.is_empty()
+    }
+
+    /// All that has changed since this was last called: whose last departure is another,
+    /// or is forgotten. That a user has come back is no change.
+    pub fn take_records(&mut self, records: &mut Vec<Record>) {
+        for (id, user) in std::mem::take(&mut self.changes.users) {
+            let departure = self.departure(id).filter(|it| it.is_stored()).cloned();
+            match &departure {
+                Some(_) => drop(self.changes.saved.insert(id, user.clone())),
+                None => drop(self.changes.saved.remove(&id)),
+            }
+            records.push(Record::Departed { user, departure });
+        }
+    }
+
+    /// Puts departures back. Of too many, the oldest are forgotten, and their records
+    /// are to be removed.
+    pub fn restore(&mut self, mut departures: Vec<Departure>, names: &Names) {
+        departures.sort_by_key(|departure| departure.timestamp);
+        for departure in departures {
+            let user = departure.user;
+            if let Some(name) = names.name(user) {
+                if self.departures_max == 0 {
+                    self.changes.users.insert(user, name.clone());
+                }
+                self.changes.saved.insert(user, name);
+            }
+            self.insert(departure);
+        }
+    }
+
     /// All the numbers of ids in here.
     pub fn ids(&self) -> RoaringBitmap {
-        let users = self.places.keys().map(|user| user.0);
-        users.collect::<RoaringBitmap>() | self.verdicts.ids()
+        let mut ids: RoaringBitmap = self.places.keys().map(|user| user.0).collect();
+        for user in self.places.keys() {
+            if let Some(told) = self.told(*user) {
+                ids |= told.audience().bitmap();
+            }
+        }
+        let noted = self.changes.users.keys().chain(self.changes.saved.keys());
+        ids.extend(noted.map(|user| user.0));
+        ids | self.verdicts.ids()
     }
 
     fn insert(&mut self, departure: Departure) {
@@ -164,6 +383,9 @@ impl Departed {
                 {
                     self.places.remove(&oldest);
                     self.verdicts.forget(oldest);
+                    if let Some(name) = self.changes.saved.get(&oldest) {
+                        self.changes.users.insert(oldest, name.clone());
+                    }
                 }
             }
         }
@@ -192,6 +414,10 @@ mod tests {
         }
     }
 
+    fn note(departed: &mut Departed, event: &Event) {
+        departed.note(event, Known::all(&Metadata::default()), Told::default());
+    }
+
     fn remembered(departed: &Departed, names: &Names) -> Vec<(String, u64)> {
         let mut ids: Vec<_> = departed.ids().into_iter().map(Id).collect();
         ids.sort_unstable();
@@ -213,13 +439,13 @@ mod tests {
         let names = Names::new();
         let mut departed = Departed::new(10);
         let event = offline(&names, "a", 7);
-        departed.note(&event);
+        note(&mut departed, &event);
         let found = departed.event(event.user, &names).unwrap();
         assert_eq!(
             (found.timestamp, found.change, found.metadata),
             (7, event.change, event.metadata)
         );
-        departed.note(&offline(&names, "a", 9));
+        note(&mut departed, &offline(&names, "a", 9));
         assert_eq!(remembered(&departed, &names), pairs(&[("a", 9)]));
     }
 
@@ -228,7 +454,7 @@ mod tests {
         let names = Names::new();
         let mut departed = Departed::new(2);
         let first = offline(&names, "a", 7);
-        departed.note(&first);
+        note(&mut departed, &first);
         let reads = Reads {
             timestamp: true,
             ..Reads::default()
@@ -236,11 +462,11 @@ mod tests {
         departed.keep(8, &first, Vec::new(), reads);
         assert!(departed.verdict(8, &first).is_some());
         let second = offline(&names, "a", 9);
-        departed.note(&second);
+        note(&mut departed, &second);
         assert!(departed.verdict(9, &second).is_none());
         departed.keep(9, &second, Vec::new(), Reads::default());
         for user in ["b", "c"] {
-            departed.note(&offline(&names, user, 10));
+            note(&mut departed, &offline(&names, user, 10));
         }
         assert!(departed.verdict(10, &second).is_none(), "it is forgotten");
     }
@@ -250,7 +476,7 @@ mod tests {
         let names = Names::new();
         let mut departed = Departed::new(3);
         for (user, at) in [("a", 1), ("b", 2), ("c", 3), ("a", 4), ("d", 5)] {
-            departed.note(&offline(&names, user, at));
+            note(&mut departed, &offline(&names, user, at));
         }
         assert_eq!(
             remembered(&departed, &names),
@@ -259,14 +485,14 @@ mod tests {
         departed.resize(2);
         assert_eq!(remembered(&departed, &names), pairs(&[("a", 4), ("d", 5)]));
         departed.resize(3);
-        departed.note(&offline(&names, "b", 6));
-        departed.note(&offline(&names, "c", 7));
+        note(&mut departed, &offline(&names, "b", 6));
+        note(&mut departed, &offline(&names, "c", 7));
         assert_eq!(
             remembered(&departed, &names),
             pairs(&[("b", 6), ("c", 7), ("d", 5)])
         );
         departed.resize(0);
-        departed.note(&offline(&names, "b", 8));
+        note(&mut departed, &offline(&names, "b", 8));
         assert_eq!(remembered(&departed, &names), []);
     }
 }

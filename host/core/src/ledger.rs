@@ -20,6 +20,24 @@ pub struct Entry {
     pub event: Arc<Event>,
     /// Who has been told, and what each of them was shown last.
     pub told: Told,
+    /// By how much the timestamp of the message with which they came was behind its
+    /// arrival, in milliseconds: what a disconnect's would be behind, too.
+    pub lag_ms: u32,
+    /// Whether something that rules may read has changed, and was not decided on
+    /// before the user went.
+    pub unsettled: bool,
+}
+
+impl Entry {
+    /// Of a user who is online by this event, and of whom this has been told.
+    pub fn new(event: Arc<Event>, told: Told) -> Self {
+        Self {
+            event,
+            told,
+            lag_ms: 0,
+            unsettled: false,
+        }
+    }
 }
 
 /// The online users of one worker.
@@ -54,10 +72,7 @@ impl Ledger {
 
     /// Notes that a user is online. Who had been told of them stays told.
     pub fn online(&mut self, event: Arc<Event>) -> &mut Entry {
-        let fresh = Entry {
-            event: Arc::clone(&event),
-            told: Told::default(),
-        };
+        let fresh = Entry::new(Arc::clone(&event), Told::default());
         let entry = self.entries.entry(event.user).or_insert(fresh);
         entry.event = event;
         self.changes.note(entry.event.user);
@@ -101,16 +116,16 @@ impl Ledger {
         let entries = changed.iter().filter_map(|id| self.entries.get(&Id(id)));
         records.extend(entries.map(|entry| Record::Told {
             user: entry.event.name.clone(),
-            entry: Some((Arc::clone(&entry.event), entry.told.clone())),
+            entry: Some(entry.clone()),
         }));
         self.changes.saved |= changed;
     }
 
     /// Puts an entry back.
-    pub fn restore(&mut self, event: Arc<Event>, told: Told) {
-        let user = event.user;
+    pub fn restore(&mut self, entry: Entry) {
+        let user = entry.event.user;
         self.changes.saved.insert(user.0);
-        self.entries.insert(user, Entry { event, told });
+        self.entries.insert(user, entry);
     }
 
     /// The online users, in a stable order.

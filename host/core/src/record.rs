@@ -10,7 +10,9 @@ use std::sync::Arc;
 use roaring::RoaringBitmap;
 use serde::{Deserialize, Serialize};
 
+use crate::departed::{Departure, Known};
 use crate::event::{Change, Event, Reason};
+use crate::ledger::Entry;
 use crate::metadata::Metadata;
 use crate::names::{Name, Names, Reading};
 use crate::shard::Step;
@@ -31,8 +33,15 @@ pub enum Record {
     Told {
         /// Of whom.
         user: Name,
-        /// The event with which they came online, and who has been told what.
-        entry: Option<(Arc<Event>, Told)>,
+        /// What is known and was said of them.
+        entry: Option<Entry>,
+    },
+    /// Of its departures; none if it isn't remembered any more.
+    Departed {
+        /// Whose.
+        user: Name,
+        /// The user's last one.
+        departure: Option<Departure>,
     },
     /// Of its statuses.
     Status {
@@ -70,6 +79,7 @@ enum Key<'a> {
     Status(&'a str),
     Waiting(&'a str),
     Stated(&'a str),
+    Departed(&'a str),
 }
 
 #[derive(Serialize, Deserialize)]
@@ -108,6 +118,20 @@ struct Online<'a> {
     timestamp: u64,
     #[serde(borrow)]
     metadata: Entries<'a>,
+    told: Parts<'a>,
+    lag_ms: u32,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Left<'a> {
+    timestamp: u64,
+    last_seen: u64,
+    reason: Reason,
+    #[serde(borrow)]
+    metadata: Entries<'a>,
+    /// What was known while the user was online: all of it, or what is under these keys.
+    online: Entries<'a>,
+    keys: Option<Vec<&'a str>>,
     told: Parts<'a>,
 }
 
@@ -151,6 +175,7 @@ impl Record {
                 | tracker::Record::User { user, .. },
             ) => user,
             Self::Told { user, .. }
+            | Self::Departed { user, .. }
             | Self::Status { user, .. }
             | Self::Waiting { user, .. }
             | Self::Stated { user, .. } => user.as_str(),
@@ -161,18 +186,24 @@ impl Record {
     pub fn ids(&self) -> RoaringBitmap {
         match self {
             Self::Told {
-                entry: Some((event, told)),
-                ..
+                entry: Some(entry), ..
             } => {
-                let mut ids = told.audience().bitmap();
-                ids.insert(event.user.0);
+                let mut ids = entry.told.audience().bitmap();
+                ids.insert(entry.event.user.0);
                 ids
             }
+            Self::Departed {
+                departure: Some(departure),
+                ..
+            } => departure.ids(),
             Self::Waiting { steps, .. } => {
                 let ids = steps.iter().map(Step::ids);
                 ids.fold(RoaringBitmap::new(), |all, ids| all | ids)
             }
             Self::Told { entry: None, .. }
+            | Self::Departed {
+                departure: None, ..
+            }
             | Self::Tracker(_)
             | Self::Status { .. }
             | Self::Stated { .. } => RoaringBitmap::new(),
@@ -231,12 +262,26 @@ impl Record {
             }
             Self::Told { user, entry } => {
                 let names = names.read();
-                let value = entry.as_ref().map(|(event, told)| Online {
-                    timestamp: event.timestamp,
-                    metadata: entries(&event.metadata),
-                    told: parts(told, &names),
+                let value = entry.as_ref().map(|entry| Online {
+                    timestamp: entry.event.timestamp,
+                    metadata: entries(&entry.event.metadata),
+                    told: parts(&entry.told, &names),
+                    lag_ms: entry.lag_ms,
                 });
                 stored(&Key::Told(user.as_str()), value.as_ref())
+            }
+            Self::Departed { user, departure } => {
+                let names = names.read();
+                let value = departure.as_ref().map(|departure| Left {
+                    timestamp: departure.timestamp,
+                    last_seen: departure.last_seen,
+                    reason: departure.reason,
+                    metadata: entries(&departure.metadata),
+                    online: entries(departure.known.metadata()),
+                    keys: departure.known.keys().map(Iterator::collect),
+                    told: parts(&departure.told, &names),
+                });
+                stored(&Key::Departed(user.as_str()), value.as_ref())
             }
             Self::Status { user, word } => {
                 let value: Option<Said<'_>> = word.as_ref().map(|word| {
@@ -329,8 +374,26 @@ impl Record {
                     change: Change::Online,
                     metadata: metadata_of(online.metadata),
                 };
-                let entry = Some((Arc::new(event), told_of(online.told, names)));
+                let told = told_of(online.told, names);
+                let entry = Some(Entry {
+                    lag_ms: online.lag_ms,
+                    ..Entry::new(Arc::new(event), told)
+                });
                 return Ok(Self::Told { user, entry });
+            }
+            Key::Departed(user) => {
+                let left: Left<'_> = postcard::from_bytes(value)?;
+                let (id, user) = names.intern_name(user);
+                let departure = Some(Departure {
+                    user: id,
+                    reason: left.reason,
+                    timestamp: left.timestamp,
+                    last_seen: left.last_seen,
+                    metadata: metadata_of(left.metadata),
+                    known: Known::restored(metadata_of(left.online), left.keys),
+                    told: told_of(left.told, names),
+                });
+                return Ok(Self::Departed { user, departure });
             }
             Key::Status(user) => {
                 let (timestamp, saying): Said<'_> = postcard::from_bytes(value)?;
@@ -497,11 +560,26 @@ mod tests {
             }),
             Record::Told {
                 user: name.clone(),
-                entry: Some((Arc::clone(&event), told.clone())),
+                entry: Some(Entry {
+                    lag_ms: 300,
+                    ..Entry::new(Arc::clone(&event), told.clone())
+                }),
             },
             Record::Waiting {
                 user: name.clone(),
-                steps: vec![Step::Tell(gone, told), Step::Announce(event, true)],
+                steps: vec![Step::Tell(gone, told.clone()), Step::Announce(event, true)],
+            },
+            Record::Departed {
+                user: name.clone(),
+                departure: Some(Departure {
+                    user,
+                    reason: Reason::Timeout,
+                    timestamp: 10,
+                    last_seen: 9,
+                    metadata: metadata_of(vec![("lastHeartbeat", "9", true)]),
+                    known: Known::some(&metadata, &["device".into()].into()),
+                    told,
+                }),
             },
             Record::Tracker(connection(Connected::Live {
                 opened: 1,
@@ -524,7 +602,7 @@ mod tests {
         let web = b"\x02\x06device\x05\"web\"\x01\x02ip\x011\x00";
         let told_bytes: &[u8] =
             b"\x02\x07\x07\x07\x07\x07\x07\x07\x07\x01\x03ben\x08\x08\x08\x08\x08\x08\x08\x08\x01\x04cleo";
-        let bytes: [(&[u8], Vec<u8>); 8] = [
+        let bytes: [(&[u8], Vec<u8>); 9] = [
             (
                 b"\x00\x03ann\x02c1",
                 [b"\x00\x01\x02", &web[..], b"\x0a"].concat(),
@@ -532,7 +610,10 @@ mod tests {
             (b"\x00\x03ann\x02c1", b"\x01\x01\x02\x03".into()),
             (b"\x01\x03ann\x02c1", b"\x05".into()),
             (b"\x02\x03ann", b"\x06\x01\x07\x02".into()),
-            (b"\x03\x03ann", [b"\xac\x02", &web[..], told_bytes].concat()),
+            (
+                b"\x03\x03ann",
+                [b"\xac\x02", &web[..], told_bytes, b"\xac\x02"].concat(),
+            ),
             (
                 b"\x05\x03ann",
                 [
@@ -541,6 +622,15 @@ mod tests {
                     &b"\xac\x02\x00"[..],
                     &web[..],
                     b"\x00\x01",
+                ]
+                .concat(),
+            ),
+            (
+                b"\x07\x03ann",
+                [
+                    &b"\x0a\x09\x01\x01\x0dlastHeartbeat\x019\x01"[..],
+                    b"\x01\x06device\x05\"web\"\x01\x01\x01\x06device",
+                    told_bytes,
                 ]
                 .concat(),
             ),

@@ -149,7 +149,8 @@ pub struct Rendition {
     pub audience: Audience,
     /// The metadata keys it gets.
     pub keys: Arc<[Box<str>]>,
-    /// Whether it gets to know when the user was last seen.
+    /// Whether it gets to know when the user was last seen. Of an online event: whether
+    /// it will, once the user is gone.
     pub last_seen: bool,
 }
 

@@ -444,6 +444,11 @@ impl Shard {
                 }
                 let change = Change::Offline { last_seen, reason };
                 let event = self.event(&user, at, change, metadata.build());
+                if self.status_waits(event.user)
+                    && let Some(entry) = self.ledger.get_mut(event.user)
+                {
+                    entry.unsettled = true;
+                }
                 self.statuses.forget(event.user, &event.name);
                 // They are offline already, as far as anyone has been told.
                 if self.statements.is_offline(event.user) {

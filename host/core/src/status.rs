@@ -346,6 +346,15 @@ impl Statuses {
         entry.is_some_and(|entry| std::mem::take(&mut entry.reshow))
     }
 
+    /// Whether a user is to be looked at no later than an update may follow the last one.
+    pub fn waits(&self, user: Id, min_interval_ms: u64) -> bool {
+        let entry = self.users.get(&user);
+        entry.is_some_and(|entry| match (entry.look_at, entry.told_at) {
+            (Some(at), Some(told_at)) => at <= told_at.saturating_add(min_interval_ms),
+            (Some(_), None) | (None, _) => false,
+        })
+    }
+
     /// When somebody is to be looked at.
     pub fn next_look(&self) -> Option<u64> {
         self.agenda.first().map(|(at, _)| *at)

@@ -102,6 +102,14 @@ impl Verdicts {
         self.kept.get(&user).map(|kept| Arc::clone(&kept.verdict))
     }
 
+    /// The metadata keys that the verdict on an event read, if that is all it read of
+    /// the metadata, and it was made by the rules of now.
+    pub fn keys_read(&self, event: &Event) -> Option<&BTreeSet<Box<str>>> {
+        let kept = self.kept.get(&event.user)?;
+        let reads = &kept.reads;
+        (kept.rules == self.rules && !reads.all_metadata).then_some(&reads.keys)
+    }
+
     /// Keeps a verdict on an event that was made at a wall time.
     pub fn keep(&mut self, wall: u64, event: &Event, verdict: Arc<Verdict>, reads: Reads) {
         self.forget(event.user);

@@ -18,6 +18,7 @@ use presence_core::body::explain::{Basis, Standing};
 use presence_core::directory::{Answer, Directory, Question};
 use presence_core::message::Kind;
 use presence_core::names::Names;
+use presence_core::record::Record;
 use presence_core::rules::{Context, Decision, Enriched, Failure, Reads, Rendition, Rules};
 use presence_core::{Input, Output, Settings, Shard};
 use serde_json::{Value, json};
@@ -26,6 +27,10 @@ use serde_json::{Value, json};
 struct Contacts {
     asked: usize,
     failing: bool,
+    /// Users are hidden who have this under one of these keys.
+    hides: Vec<(&'static str, &'static str)>,
+    /// Users are hidden from everyone.
+    hides_all: bool,
     names: Arc<Names>,
 }
 
@@ -59,8 +64,15 @@ impl Rules for Contacts {
         let question = Question::Contacts(context.event.user);
         match context.directory.audience(&question) {
             Ok(contacts) => {
+                let metadata = &context.event.metadata;
+                let is_hidden = |(key, value): &(&str, &str)| metadata.get(key) == Some(*value);
+                let contacts = match self.hides_all || self.hides.iter().any(is_hidden) {
+                    true => Audience::nobody(),
+                    false => contacts,
+                };
                 let reads = Reads {
                     questions: BTreeSet::from([question]),
+                    keys: self.hides.iter().map(|(key, _)| (*key).into()).collect(),
                     ..Reads::default()
                 };
                 Decision::Decided(self.split(&contacts), reads)
@@ -79,6 +91,7 @@ struct World {
     directory: Arc<Directory>,
     shard: Shard,
     rules: Contacts,
+    settings: Settings,
     now: u64,
     out: Vec<Output>,
 }
@@ -95,10 +108,13 @@ impl World {
         let names = Arc::new(Names::new());
         let directory = Arc::new(directory);
         Self {
-            shard: Shard::new(settings, Arc::clone(&names), Arc::clone(&directory)),
+            shard: Shard::new(settings.clone(), Arc::clone(&names), Arc::clone(&directory)),
+            settings,
             rules: Contacts {
                 asked: 0,
                 failing: false,
+                hides: Vec::new(),
+                hides_all: false,
                 names: Arc::clone(&names),
             },
             names,
@@ -118,9 +134,37 @@ impl World {
         self.input(input);
     }
 
+    /// The host is started anew on what has been stored so far, and on what is new.
+    fn restart(&mut self, store: &mut std::collections::BTreeMap<Vec<u8>, Vec<u8>>) {
+        for record in self.shard.take_records(1) {
+            match record.encode(&self.names) {
+                (key, Some(value)) => drop(store.insert(key, value)),
+                (key, None) => drop(store.remove(&key)),
+            }
+        }
+        let (names, directory) = (Arc::clone(&self.names), Arc::clone(&self.directory));
+        self.shard = Shard::new(self.settings.clone(), names, directory);
+        self.shard.keep_records(true);
+        let records = store.iter();
+        let records = records.map(|(key, value)| Record::decode(key, value, &self.names).unwrap());
+        self.shard.restore(self.now, 0, records);
+        self.correct();
+    }
+
     fn input(&mut self, input: Input) {
         let (rules, out) = (&mut self.rules, &mut self.out);
         self.shard.handle(self.now, input, rules, out);
+    }
+
+    /// The directory, which is asked, has this answer now.
+    fn learn(&mut self, question: &Question, answer: Option<Answer>) {
+        let mut edit = self.directory.edit();
+        edit.answer(question.clone(), answer);
+        let (directory, changes) = edit.finish();
+        self.directory = Arc::new(directory);
+        let input = Input::Directory(Arc::clone(&self.directory), Arc::new(changes));
+        self.input(input);
+        self.correct();
     }
 
     fn correct(&mut self) {
@@ -275,24 +319,22 @@ fn a_failing_rule_shows_nothing_and_is_not_asked_for_ever() {
 #[test]
 fn what_is_not_at_hand_is_fetched_and_hidden_until_then() {
     let mut world = World::with(Directory::on_demand(), Settings::default());
+    let question = Question::Contacts(world.names.intern("ada"));
+    let ben = world.names.intern("ben").0;
+    let answer = || Answer::users([ben].into_iter().collect());
     world.send(Kind::Connect, "ada");
+    world.learn(&question, Some(answer()));
+    assert_eq!(world.answer("ben", "ada"), online());
     world.send(Kind::Disconnect, "ada");
+    world.learn(&question, None);
     world.out.clear();
     assert_eq!(
         world.answer("ben", "zoe"),
         json!({"userId": "zoe", "status": "offline"})
     );
     assert_eq!(world.answer("ben", "ada"), hidden());
-    let questions = BTreeSet::from([Question::Contacts(world.names.intern("ada"))]);
-    assert_eq!(world.out, [Output::Fetch(questions.clone())]);
-    let mut edit = world.directory.edit();
-    let ben = world.names.intern("ben");
-    for question in questions {
-        let answer = Answer::users([ben.0].into_iter().collect());
-        edit.answer(question, Some(answer));
-    }
-    let (directory, changes) = edit.finish();
-    world.input(Input::Directory(Arc::new(directory), Arc::new(changes)));
+    assert_eq!(world.out, [Output::Fetch([question.clone()].into())]);
+    world.learn(&question, Some(answer()));
     assert_eq!(world.answer("ben", "ada")["lastSeen"], world.now);
     let mut out = Vec::new();
     assert!(world.shard.contacts("eve", &mut out).is_err());
@@ -363,5 +405,114 @@ fn an_explanation_says_what_is_decided_on_and_how_the_viewer_stands_to_it() {
     assert_eq!(found(&mut world, "eve"), pending);
     world.rules.failing = false;
     world.send(Kind::Disconnect, "ada");
+    let departed = (Departed, false, false, Offline);
+    assert_eq!(found(&mut world, "eve"), departed, "it was pending");
+    world.send(Kind::Connect, "ada");
+    world.send(Kind::Disconnect, "ada");
     assert_eq!(found(&mut world, "eve"), (Departed, true, false, Offline));
+    assert_eq!(world.answer("eve", "ada")["lastSeen"], world.now);
+    world.contacts("ada", &["eve", "ben"]);
+    assert_eq!(found(&mut world, "ben"), departed, "ben never saw her");
+    assert_eq!(world.answer("ben", "ada"), hidden());
+}
+
+#[test]
+fn who_was_hidden_while_online_stays_hidden_once_gone() {
+    let mut world = World::new();
+    world.rules.hides = vec![("device", "\"web\"")];
+    world.send(Kind::Connect, "ada");
+    world.send(Kind::Disconnect, "ada");
+    assert_eq!(world.answer("ben", "ada"), hidden());
+    // Nor by rules that would have shown them.
+    world.rules.hides.clear();
+    world.input(Input::Rules);
+    assert_eq!(world.answer("ben", "ada"), hidden());
+    world.send(Kind::Connect, "ada");
+    world.send(Kind::Disconnect, "ada");
+    assert_eq!(world.answer("ben", "ada")["lastSeen"], world.now);
+}
+
+#[test]
+fn the_rules_of_now_see_what_they_read_of_the_user_while_online() {
+    let mut world = World::new();
+    world.rules.hides = vec![("device", "\"phone\"")];
+    world.send(Kind::Connect, "ada");
+    world.send(Kind::Disconnect, "ada");
+    assert_eq!(world.answer("ben", "ada")["lastSeen"], world.now);
+    world.rules.hides = vec![("device", "\"web\"")];
+    world.input(Input::Rules);
+    assert_eq!(world.answer("ben", "ada"), hidden());
+    world.rules.hides = vec![("device", "\"tv\"")];
+    world.input(Input::Rules);
+    assert_eq!(world.answer("ben", "ada")["lastSeen"], world.now);
+    // What no rule had read was not kept, and can't be decided on.
+    world.rules.hides = vec![("secret", "2")];
+    world.input(Input::Rules);
+    assert_eq!(world.answer("ben", "ada"), hidden());
+    world.rules.hides_all = true;
+    world.rules.hides.clear();
+    world.input(Input::Rules);
+    assert_eq!(world.answer("ben", "ada"), hidden());
+}
+
+#[test]
+fn of_whom_the_last_decision_was_not_made_nobody_learns_when_they_were_seen() {
+    let mut world = World::new();
+    world.send(Kind::Connect, "ada");
+    world.rules.failing = true;
+    world.input(Input::Rules);
+    world.correct();
+    world.send(Kind::Disconnect, "ada");
+    world.rules.failing = false;
+    world.input(Input::Rules);
+    assert_eq!(world.answer("ben", "ada"), hidden());
+}
+
+#[test]
+fn last_seen_outlives_a_restart_for_those_who_may_know_it() {
+    let mut world = World::with(Directory::new(), Settings::default());
+    world.shard.keep_records(true);
+    world.rules.hides = vec![("device", "\"phone\"")];
+    for user in ["ada", "zoe", "back"] {
+        world.contacts(user, &["ben", "dan"]);
+        world.send(Kind::Connect, user);
+        world.send(Kind::Disconnect, user);
+    }
+    let left = world.now - 40;
+    let gone = |at: u64| json!({"userId": "ada", "status": "offline", "lastSeen": at});
+    let mut store = std::collections::BTreeMap::new();
+    world.restart(&mut store);
+    assert_eq!(world.answer("ben", "ada"), gone(left));
+    assert_eq!(world.answer("dan", "ada"), hidden());
+    world.contacts("ada", &["ben", "eve"]);
+    assert_eq!(world.answer("eve", "ada"), hidden(), "she wasn't told");
+    world.rules.hides = vec![("device", "\"web\"")];
+    world.input(Input::Rules);
+    assert_eq!(world.answer("ben", "ada"), hidden());
+    world.rules.hides = vec![("device", "\"phone\"")];
+    world.input(Input::Rules);
+
+    // Who comes back hidden leaves no trace of before.
+    world.rules.hides_all = true;
+    world.input(Input::Rules);
+    world.send(Kind::Connect, "ada");
+    world.send(Kind::Disconnect, "ada");
+    world.rules.hides_all = false;
+    world.input(Input::Rules);
+    world.restart(&mut store);
+    assert_eq!(world.answer("ben", "ada"), hidden());
+    assert!(world.answer("ben", "zoe")["lastSeen"].is_u64());
+
+    // No more are kept than configured, the newest of them, on the disk as well.
+    world.settings.departures_max = 1;
+    world.restart(&mut store);
+    assert_eq!(world.answer("ben", "zoe")["lastSeen"], Value::Null);
+    assert!(world.answer("ben", "back")["lastSeen"].is_u64());
+    world.settings.departures_max = 10;
+    world.restart(&mut store);
+    assert_eq!(world.answer("ben", "zoe")["lastSeen"], Value::Null);
+    assert!(world.answer("ben", "back")["lastSeen"].is_u64());
+    world.send(Kind::Connect, "back");
+    world.restart(&mut store);
+    assert_eq!(world.answer("ben", "back")["status"], "online");
 }

@@ -40,6 +40,16 @@ const PLAIN: &str = "dan";
 /// The least time between two updates of a user.
 const MIN_INTERVAL_MS: u64 = 500;
 
+/// What is known of a user who has gone.
+#[derive(Default)]
+struct Gone {
+    metadata: Value,
+    told: BTreeSet<String>,
+    knows: BTreeSet<String>,
+    /// The decision may have been pending, or not have been made again.
+    unsure: bool,
+}
+
 struct World {
     names: Arc<Names>,
     /// What the shard goes by.
@@ -65,6 +75,9 @@ struct World {
     statuses_then: bool,
     /// When the others were last seen, by the events that were broadcast.
     last_seen: BTreeMap<String, Value>,
+    /// Of each of them: how they were last shown, who had been told that they were
+    /// online, and who was told when they were last seen.
+    gone: BTreeMap<String, Gone>,
     /// Those on whom the decision may be put off, until it is taken again.
     pending: BTreeSet<Id>,
     asks: usize,
@@ -98,6 +111,7 @@ impl World {
             statuses: true,
             statuses_then: true,
             last_seen: BTreeMap::new(),
+            gone: BTreeMap::new(),
             pending: BTreeSet::new(),
             asks: 0,
             corrections_per_s: 0,
@@ -263,8 +277,7 @@ impl World {
         self.statuses = self.statuses_then;
         self.shard = shard(&self.names, &self.directory, self.settings());
         self.updated_at.clear();
-        // Those who had gone are not remembered, and numbers begin anew.
-        self.last_seen.clear();
+        // Numbers begin anew.
         self.delivered.clear();
         let records = self.store.iter();
         let records = records.map(|(key, value)| Record::decode(key, value, &self.names).unwrap());
@@ -353,6 +366,13 @@ impl World {
             if id.is_some_and(|id| self.pending.contains(&id)) && answer == hidden {
                 continue;
             }
+            let gone = self
+                .gone
+                .get(user)
+                .filter(|_| !self.online.contains_key(user));
+            if answer == hidden && gone.is_some_and(|it| it.unsure || !it.knows.contains(viewer)) {
+                continue;
+            }
             assert_eq!(
                 answer,
                 self.known(viewer, user),
@@ -374,6 +394,13 @@ impl World {
             Some(metadata) if self.told[user].contains(viewer) => {
                 let metadata = self.visible(metadata, viewer);
                 json!({"userId": user, "status": "online", "metadata": metadata})
+            }
+            None if !self
+                .gone
+                .get(user)
+                .is_some_and(|it| it.told.contains(viewer)) =>
+            {
+                hidden
             }
             None if !self.rules.secretive.contains(&id) => match self.last_seen.get(user) {
                 Some(at) => json!({"userId": user, "status": "offline", "lastSeen": at}),
@@ -430,7 +457,19 @@ impl World {
                     }
                 }
                 Subject::Events => {
-                    self.online.remove(&user);
+                    let id = self.names.find(&user);
+                    let metadata = self.online.remove(&user);
+                    let unsure = self.shard.backlog() > 0
+                        || id.is_some_and(|id| {
+                            self.pending.contains(&id) || self.rules.failing.contains(&id)
+                        });
+                    let gone = Gone {
+                        unsure: unsure || self.statuses || !self.wanted.is_empty(),
+                        metadata: metadata.unwrap_or(json!({})),
+                        told: told.clone(),
+                        knows: BTreeSet::new(),
+                    };
+                    self.gone.insert(user.clone(), gone);
                     self.updated_at.remove(&user);
                     self.last_seen.insert(user, body["lastSeen"].clone());
                 }
@@ -449,6 +488,12 @@ impl World {
                 Subject::FilteredOffline => {
                     for viewer in viewers {
                         assert!(told.remove(&viewer), "{viewer} was never told of {user}");
+                        let gone = self.gone.get_mut(&user);
+                        if let Some(gone) = gone.filter(|_| !self.online.contains_key(&user))
+                            && body.get("lastSeen").is_some()
+                        {
+                            gone.knows.insert(viewer.clone());
+                        }
                         self.seen.remove(&(user.clone(), viewer));
                     }
                 }
@@ -563,10 +608,9 @@ impl World {
             names,
             ..
         } = self;
-        let idle = self
-            .online
-            .get(user)
-            .is_some_and(|it| it["activity"] == "idle");
+        let gone = self.gone.get(user).map(|gone| &gone.metadata);
+        let shown = self.online.get(user).or(gone);
+        let idle = shown.is_some_and(|it| it["activity"] == "idle");
         let user = names.find(user).unwrap();
         let hidden = rules.hidden.contains(&user) || (rules.shy.contains(&user) && idle);
         if hidden || rules.failing.contains(&user) {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use presence_core::audience::Audience;
-use presence_core::event::{Change, Event};
+use presence_core::event::{Change, Event, Reason};
 use presence_core::metadata;
 use presence_core::names::Id;
 use presence_core::rules::{
@@ -173,8 +173,65 @@ impl Pipeline {
     pub(crate) fn run(&mut self, context: Context<'_>, seen: &mut Seen) -> Decision {
         let renditions = self
             .filter(context, Audience::nobody(), seen)
-            .and_then(|audience| self.split(context, &audience, seen));
+            .and_then(|audience| {
+                let renditions = self.split(context, &audience, seen)?;
+                Ok(self.as_departing(context, &audience, renditions, seen))
+            });
         decision(renditions, seen)
+    }
+
+    /// Has the renditions of an online event say who gets to know when the user was last
+    /// seen, once they are gone: what the redactor says of the user's departure. So it is
+    /// known before anyone is hidden or gone, and needn't be asked of other rules then.
+    /// Where the redactor fails on that, nobody gets to know it.
+    fn as_departing(
+        &mut self,
+        context: Context<'_>,
+        audience: &Audience,
+        renditions: Vec<Rendition>,
+        seen: &mut Seen,
+    ) -> Vec<Rendition> {
+        let event = context.event;
+        if event.change != Change::Online || self.redactor.is_none() || audience.is_empty() {
+            return renditions;
+        }
+        let event = Arc::new(Event {
+            change: Change::Offline {
+                last_seen: event.timestamp,
+                reason: Reason::Disconnect,
+            },
+            ..Event::clone(event)
+        });
+        let departing = Context {
+            event: &event,
+            ..context
+        };
+        // The redactor's turn is over for who wants to know why.
+        let witness = seen.witness.take();
+        let departing = self.split(departing, audience, seen);
+        seen.witness = witness;
+        let (mut named, mut may_know) = (Audience::nobody(), Audience::nobody());
+        for part in departing.unwrap_or_default() {
+            // A viewer gets the first rendition that names them.
+            if part.last_seen {
+                may_know = may_know.union(&part.audience.difference(&named));
+            }
+            named = named.union(&part.audience);
+        }
+        let parts = renditions.into_iter().flat_map(|rendition| {
+            let knows = rendition.audience.intersection(&may_know);
+            let others = rendition.audience.difference(&knows);
+            let keys = rendition.keys;
+            let part = |audience: Audience, last_seen| {
+                (!audience.is_empty()).then(|| Rendition {
+                    audience,
+                    keys: Arc::clone(&keys),
+                    last_seen,
+                })
+            };
+            [part(knows, true), part(others, false)]
+        });
+        parts.flatten().collect()
     }
 }
 

@@ -49,8 +49,11 @@ impl Shard {
         let explanation = rules.explain(context, viewer);
         self.notice_replaced(rules);
         let (rendition, not_at_hand, failure) = match explanation.decision {
-            Decision::Decided(renditions, _) => {
-                let verdict = Verdict::new(user, renditions);
+            Decision::Decided(renditions, reads) => {
+                let verdict = match basis {
+                    Basis::Departed => self.departed.admitted(user, renditions, &reads),
+                    Basis::Online | Basis::Hypothetical => Verdict::new(user, renditions),
+                };
                 (verdict.rendition(viewer).cloned(), BTreeSet::new(), None)
             }
             Decision::NotAtHand(questions) => {

@@ -8,7 +8,7 @@ use crate::json;
 use crate::message::{Kind, Message, Says};
 use crate::metadata::Metadata;
 use crate::rules::Rules;
-use crate::tracker::Effect;
+use crate::tracker::{Effect, Transition};
 
 impl Shard {
     /// Says whether it was ignored, and why.
@@ -85,12 +85,26 @@ impl Shard {
         }
         let lifted = matches!(says, Says::Connect { .. }) && self.lift_offline(&user);
         if let Some(transition) = handled.transition {
+            let came = matches!(transition, Transition::Online { .. });
             self.transition(transition, rules, out);
+            if came {
+                self.note_lag(&user, timestamp);
+            }
         } else if lifted {
             self.reappear(&user, rules, out);
         }
         self.update(rules, out);
         None
+    }
+
+    /// Notes how long the message was on its way with which a user came online.
+    fn note_lag(&mut self, user: &str, timestamp: u64) {
+        if let Some(user) = self.names.find(user)
+            && let Some(entry) = self.ledger.get_mut(user)
+        {
+            let lag_ms = self.clock.wall().saturating_sub(timestamp);
+            entry.lag_ms = u32::try_from(lag_ms).unwrap_or(u32::MAX);
+        }
     }
 }
 

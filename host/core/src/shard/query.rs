@@ -112,6 +112,11 @@ impl Shard {
             return answers.push(text, Sight::Nothing);
         };
         let event = Arc::new(event);
+        // Whoever wasn't admitted while the user was online isn't now, whatever the rules say.
+        let told = self.departed.told(user);
+        if !told.is_some_and(|told| told.contains(viewer)) {
+            return answers.push(text, Sight::Nothing);
+        }
         let verdict = self.verdict_on(now, &event, false, rules, asking);
         let rendition = verdict.as_deref().and_then(|all| all.rendition(viewer));
         match (event.change, rendition) {

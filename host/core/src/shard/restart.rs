@@ -8,6 +8,7 @@ impl Shard {
     pub fn keep_records(&mut self, keep: bool) {
         self.tracker.keep_records(keep);
         self.ledger.keep_records(keep);
+        self.departed.keep_records(keep);
         self.statuses.keep_records(keep);
         self.waiting.keep_records(keep);
         self.statements.keep_records(keep);
@@ -17,6 +18,7 @@ impl Shard {
     pub fn has_records(&self) -> bool {
         self.tracker.has_records()
             || self.ledger.has_records()
+            || self.departed.has_records()
             || self.statuses.has_records()
             || self.waiting.has_records()
             || self.statements.has_records()
@@ -29,6 +31,7 @@ impl Shard {
         let of_tracker = self.tracker.take_records(parts);
         let mut records: Vec<_> = of_tracker.into_iter().map(Record::Tracker).collect();
         self.ledger.take_records(&mut records);
+        self.departed.take_records(&mut records);
         self.statuses.take_records(&mut records);
         self.waiting.take_records(&mut records);
         self.statements.take_records(&mut records);
@@ -41,14 +44,16 @@ impl Shard {
     /// again, and the differences are corrected.
     pub fn restore(&mut self, now: u64, down_ms: u64, records: impl IntoIterator<Item = Record>) {
         self.pass(now);
+        let mut departures = Vec::new();
         for record in records {
             match record {
                 Record::Tracker(record) => self.tracker.restore(self.now, down_ms, record),
                 Record::Told { entry, .. } => {
-                    if let Some((event, told)) = entry {
-                        self.ledger.restore(event, told);
+                    if let Some(entry) = entry {
+                        self.ledger.restore(entry);
                     }
                 }
+                Record::Departed { departure, .. } => departures.extend(departure),
                 Record::Status { user, word } => {
                     if let Some(word) = word {
                         self.statuses
@@ -69,6 +74,7 @@ impl Shard {
             }
         }
         self.tracker.restored();
+        self.departed.restore(departures, &self.names);
         if self.settings.status.is_some() {
             for user in self.ledger.users() {
                 self.statuses.look_at(user, self.now);

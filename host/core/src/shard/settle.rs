@@ -76,25 +76,33 @@ impl Shard {
         }
     }
 
-    /// Tells those who lost sight of a user that they are gone.
-    fn tell_lost(&mut self, event: &Event, _before: &Told, lost: &Audience, out: &mut Vec<Output>) {
+    /// Tells those who lost sight of a user that they are gone, just as if the user had
+    /// left at this moment: a viewer gets the fields that they would have got by the
+    /// verdict under which they were told, and the times that a disconnect would have
+    /// which is as long on its way as the user's connect was.
+    fn tell_lost(&mut self, event: &Event, before: &Told, lost: &Audience, out: &mut Vec<Output>) {
         if lost.is_empty() {
             return;
         }
         self.counters.corrected += lost.len();
+        let lag_ms = self.ledger.get(event.user).map_or(0, |it| it.lag_ms);
+        let late_ms = self.settings.tracker.grace_ms + u64::from(lag_ms);
         let gone = Event {
             timestamp: self.clock.stamp(),
             change: Change::Offline {
-                last_seen: self.clock.stamp(),
+                last_seen: self.clock.stamp().saturating_sub(late_ms),
                 reason: Reason::Disconnect,
             },
             ..event.clone()
         };
-        let rendition = Rendition {
-            last_seen: true,
-            ..bare(lost)
-        };
-        self.tell(&gone, &rendition, lost, out);
+        for (viewers, shown) in before.parts() {
+            let viewers = viewers.intersection(lost);
+            let rendition = Rendition {
+                last_seen: shown.last_seen(),
+                ..bare(&viewers)
+            };
+            self.tell(&gone, &rendition, &viewers, out);
+        }
     }
 
     /// What is shown of an online user is this event from now on. Whoever stays told

@@ -8,9 +8,11 @@ use bytes::Bytes;
 
 use crate::audience::Audience;
 use crate::body;
+use crate::departed::Known;
 use crate::event::{Change, Event};
 use crate::inbox::Delivery;
 use crate::message::{Cause, Rejection};
+use crate::metadata::Metadata;
 use crate::publish::Subject;
 use crate::rules::{Context, Decision, Enriched, Failure, Rendition, Rules};
 use crate::told::Told;
@@ -42,10 +44,22 @@ impl Shard {
     /// A user has been announced to have gone offline. Says who is to be told of it:
     /// whoever was told that they came online, whatever the rules say now.
     pub(super) fn offline(&mut self, event: &Event) -> Told {
-        self.departed.note(event);
-        let Some(entry) = self.ledger.offline(event.user) else {
+        // Where the last decision wasn't made, nobody learns more than that they are gone.
+        let user = event.user;
+        let pending = self.agenda.pending_until(user).is_some();
+        let waits = self.status_waits(user);
+        let Some(entry) = self.ledger.offline(user) else {
+            let nothing = Known::all(&Metadata::default());
+            self.departed.note(event, nothing, Told::default());
             return Told::default();
         };
+        let known = match self.verdicts.keys_read(&entry.event) {
+            Some(keys) => Known::some(&entry.event.metadata, keys),
+            None => Known::all(&entry.event.metadata),
+        };
+        let settled = !(pending || waits || entry.unsettled);
+        let admitted = settled.then(|| entry.told.clone()).unwrap_or_default();
+        self.departed.note(event, known, admitted);
         self.agenda.set(event.user, None);
         let ledger = &self.ledger;
         self.verdicts
@@ -62,12 +76,18 @@ impl Shard {
         out: &mut Vec<Output>,
     ) {
         let verdict = Verdict::new(event.user, renditions);
+        let may_know = told.may_know_last_seen();
+        // Nobody is left believing that the user is online.
+        let mut rest = told.audience().difference(&verdict.audience);
         for rendition in &verdict.renditions {
-            let viewers = rendition.audience.intersection(told.audience());
+            let mut viewers = rendition.audience.intersection(told.audience());
+            // The last verdict while online, and the redactor of now, both have a say.
+            if rendition.last_seen {
+                rest = rest.union(&viewers.difference(&may_know));
+                viewers = viewers.intersection(&may_know);
+            }
             self.tell(event, rendition, &viewers, out);
         }
-        // Nobody is left believing that the user is online.
-        let rest = told.audience().difference(&verdict.audience);
         self.tell(event, &bare(&rest), &rest, out);
     }
 

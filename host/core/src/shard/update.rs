@@ -98,6 +98,13 @@ impl Shard {
         }
     }
 
+    /// Whether a change of a user's status waits until it may be told, and so hasn't
+    /// been decided on.
+    pub(super) fn status_waits(&self, user: Id) -> bool {
+        let settings = self.settings.status;
+        settings.is_some_and(|it| self.statuses.waits(user, it.min_interval_ms))
+    }
+
     /// Forgets all statuses, and takes back what was told of them.
     pub(super) fn forget_statuses(&mut self) {
         for user in self.tracker.forget_activities() {

@@ -39,19 +39,24 @@ fn the_reading_of_a_value_is_charged_as_fuel() {
 }
 
 #[test]
-fn a_decision_depends_on_no_setting_that_makes_no_difference_to_it() {
-    let world = messenger(json!({"lastSeen": "nobody"}));
-    let redact = json!({"user_settings": true, "reciprocal": true});
-    let with_settings = [stage("contacts"), configured("redact", redact)];
-    let plain = [stage("contacts"), stage("redact")];
-    assert_ne!(
-        world.reads(&mut pipeline([stage("privacy")])),
-        Reads::default()
-    );
-    assert_eq!(
-        world.reads(&mut pipeline(with_settings)),
-        world.reads(&mut pipeline(plain))
-    );
+fn while_a_user_is_online_it_is_decided_who_knows_once_they_are_gone() {
+    let may_know = |settings: serde_json::Value, redact: serde_json::Value| {
+        let world = messenger(settings);
+        let mut rules = pipeline([stage("contacts"), configured("redact", redact)]);
+        let renditions = world.renditions(&mut rules);
+        let knows = renditions.iter().filter(|it| it.last_seen);
+        let knows = knows.flat_map(|it| world.viewers(&it.audience));
+        (knows.collect::<Vec<_>>(), world.reads(&mut rules))
+    };
+    let nobody = || json!({"lastSeen": "nobody"});
+    let (plain, reads) = may_know(nobody(), json!({}));
+    assert_eq!(plain, ["ben", "cleo"]);
+    assert_eq!(reads.questions.len(), 1, "the contacts alone");
+    let by_settings = json!({"user_settings": true});
+    let (by_settings, reads) = may_know(nobody(), by_settings);
+    assert!(by_settings.is_empty());
+    assert_ne!(reads, Reads::default());
+    assert_eq!(reads.questions.len(), 2, "the user's settings count");
 }
 
 #[test]
