@@ -58,7 +58,10 @@ impl Shard {
             None => Known::all(&entry.event.metadata),
         };
         let settled = !(pending || waits || entry.unsettled);
-        let admitted = settled.then(|| entry.told.clone()).unwrap_or_default();
+        let admitted = match settled {
+            true => entry.told.clone(),
+            false => Told::default(),
+        };
         self.departed.note(event, known, admitted);
         self.agenda.set(event.user, None);
         let ledger = &self.ledger;
