@@ -83,6 +83,17 @@ pub struct Settings {
     pub node: String,
 }
 
+impl Settings {
+    /// A further connection is no event: only where statuses are told may it change at
+    /// once what is shown of its user.
+    fn of_tracker(&self) -> tracker::Settings {
+        tracker::Settings {
+            shows_newest: self.status.is_some(),
+            ..self.tracker
+        }
+    }
+}
+
 impl Default for Settings {
     fn default() -> Self {
         Self {
@@ -237,7 +248,7 @@ impl Shard {
     /// A shard of nobody yet.
     pub fn new(settings: Settings, names: Arc<Names>, directory: Arc<Directory>) -> Self {
         Self {
-            tracker: Tracker::new(settings.tracker),
+            tracker: Tracker::new(settings.of_tracker()),
             departed: Departed::new(settings.departures_max),
             pace: Pace::new(settings.corrections_per_s),
             settings,
@@ -290,7 +301,7 @@ impl Shard {
                 self.backlog.handed_in();
             }
             Input::Settings(settings) => {
-                self.tracker.reconfigure(settings.tracker);
+                self.tracker.reconfigure(settings.of_tracker());
                 self.departed.resize(settings.departures_max);
                 self.pace.change(settings.corrections_per_s);
                 if !settings.inbox {

@@ -41,6 +41,32 @@ fn timelines_run_as_written() {
 }
 
 #[test]
+fn where_a_further_connection_is_not_shown_the_next_newest_is_when_the_shown_one_goes() {
+    let mut tracker = Tracker::new(Settings {
+        shows_newest: false,
+        ..Settings::default()
+    });
+    for (now, conn) in [(0, "a"), (1, "b"), (2, "c")] {
+        tracker.connect(now, "alice", conn, now, || conn);
+        assert_eq!(tracker.shown("alice"), Some(&"a"));
+    }
+    assert_eq!(tracker.take_reshown(), None);
+    tracker.disconnect(3, "alice", "b", 3, Reason::Disconnect);
+    assert_eq!(tracker.take_reshown(), None);
+    tracker.disconnect(4, "alice", "a", 4, Reason::Disconnect);
+    assert!(tracker.take_reshown().is_some());
+    assert_eq!(tracker.shown("alice"), Some(&"c"));
+    // One that was adopted has nothing to show, and makes room for one that has.
+    let mut tracker = Tracker::new(Settings {
+        shows_newest: false,
+        ..Settings::default()
+    });
+    tracker.heartbeat(0, "alice", "a", 0, || "adopted");
+    tracker.connect(1, "alice", "b", 1, || "b");
+    assert_eq!(tracker.shown("alice"), Some(&"b"));
+}
+
+#[test]
 fn a_heartbeat_of_a_live_connection_asks_for_no_metadata_and_needs_no_new_deadline() {
     let mut tracker = Tracker::new(Settings::default());
     tracker.connect(0, "alice", "web", 0, || ());

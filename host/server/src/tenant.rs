@@ -381,6 +381,7 @@ pub(crate) fn settings(config: &Config, body_bytes_max: usize) -> Settings {
             grace_ms: config.tracker.grace_ms,
             reorder_ms: config.tracker.reorder_ms,
             hear_step_ms: Some(2 * broker::pulse_ms(config.tracker.timeout_ms)),
+            ..tracker::Settings::default()
         },
         broadcast: config.tracker.broadcast.clone(),
         reuse_verdicts: config.engine.reuse_verdicts,

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use super::waiting::{Lack, Step};
 use super::{Output, Shard};
+use crate::body;
 use crate::event::{Change, Event};
 use crate::metadata::Metadata;
 use crate::rules::Rules;
@@ -58,9 +59,11 @@ impl Shard {
             false => Arc::new(plain.changed(&enriched.changes)),
         };
         if !after.metadata.entries().eq(before.metadata.entries()) {
+            // What is for the rules alone is no news to anybody.
+            let is_news = body::event(&after) != body::event(&before);
             match self.settings.status {
-                Some(_) => self.change(after, rules, out),
-                None => self.show(after, rules, out),
+                Some(_) if is_news => self.change(after, rules, out),
+                _ => self.show(after, rules, out),
             }
         }
         Ok(())

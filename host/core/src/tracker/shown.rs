@@ -3,6 +3,9 @@
 //! A user's live connections are a list, in the order in which they were opened. So
 //! the newest is at hand, and the next when it goes, however many there are. One that
 //! was adopted has never said what it is, and comes after all that were opened.
+//!
+//! Where a further connection is not to change what is shown, the one that the user is
+//! shown by keeps its place before all others until it goes.
 
 use std::sync::Arc;
 
@@ -102,9 +105,22 @@ impl<M: Clone> Tracker<M> {
 
     /// Takes a connection that has become live into its user's list.
     pub(super) fn link(&mut self, key: Key) {
-        match self.place(key).is_some_and(|place| place.order < 0) {
-            true => self.link_oldest(key),
-            false => self.link_newest(key),
+        let was_opened = |place: Option<&Place>| place.is_some_and(|place| place.order >= 0);
+        if !was_opened(self.place(key)) {
+            return self.link_oldest(key);
+        }
+        let shown = self.roster.users[self.roster.connections[key].user]
+            .list
+            .newest;
+        self.link_newest(key);
+        if let Some(shown) = shown.filter(|shown| was_opened(self.place(*shown)))
+            && !self.settings.shows_newest
+        {
+            self.unlink(shown);
+            let order = self.orders.opened();
+            self.change(shown, |place| place.order = order);
+            self.link_newest(shown);
+            self.note(shown);
         }
     }
 

@@ -17,6 +17,9 @@ pub struct Settings {
     /// another order than they were sent in. For so long what is older than the close
     /// is late.
     pub reorder_ms: u64,
+    /// Whether a user is shown by a further connection as soon as it is opened. Else
+    /// they go on being shown by the one before, until that goes.
+    pub shows_newest: bool,
     /// By how much the hearing clock advances at most, in milliseconds, when it is
     /// said up to when everything has been heard; none if the host hears always, and
     /// nobody says so.
@@ -29,6 +32,7 @@ impl Default for Settings {
             timeout_ms: 30_000,
             grace_ms: 0,
             reorder_ms: 2_000,
+            shows_newest: true,
             hear_step_ms: None,
         }
     }

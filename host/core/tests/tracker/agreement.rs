@@ -48,6 +48,7 @@ fn settings() -> impl Strategy<Value = Settings> {
             timeout_ms: timeout_ms.max(step.map_or(0, |step| 2 * step)),
             grace_ms,
             reorder_ms,
+            shows_newest: true,
             hear_step_ms: step,
         }
     })

@@ -222,6 +222,7 @@ fn settings(options: &HashMap<&str, &str>) -> Settings {
         timeout_ms: figure("timeout", timeout_ms),
         grace_ms: figure("grace", grace_ms),
         reorder_ms: figure("reorder", reorder_ms),
+        shows_newest: !options.contains_key("shown-stays"),
         hear_step_ms: options.get("step").map(|text| text.parse().unwrap()),
     }
 }
