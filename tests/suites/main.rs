@@ -21,6 +21,7 @@ mod guide;
 mod harness;
 mod headers;
 mod hot_swap;
+mod in_force;
 mod inbox;
 mod inputs;
 mod js_client;

@@ -66,6 +66,9 @@ pub struct Stage {
     pub wasi_granted: bool,
     /// What holds once it has failed repeatedly.
     pub on_failure: OnFailure,
+    /// Where the plugin comes from, in the words of who loads it. It makes no
+    /// difference to what the stage does.
+    pub origin: Arc<str>,
     /// How it fares.
     pub health: Arc<Health>,
     /// Who takes over from it then, if anyone.
@@ -90,6 +93,7 @@ impl Stage {
             widen_granted,
             wasi_granted: false,
             on_failure,
+            origin: "unknown".into(),
             health: Arc::default(),
             last_good: None,
         }
@@ -104,8 +108,14 @@ impl Stage {
         }
     }
 
-    /// Which plugin it is of, in a few words.
-    pub(crate) fn line(&self) -> String {
+    /// The same stage, of a plugin that comes from here.
+    #[must_use]
+    pub fn from(self, origin: Arc<str>) -> Self {
+        Self { origin, ..self }
+    }
+
+    /// Which plugin it is of, and where that comes from, in a few words.
+    pub fn line(&self) -> String {
         let Plugin {
             name,
             manifest,
@@ -113,7 +123,8 @@ impl Stage {
             ..
         } = &*self.plugin;
         let digest = sha256.get(..12).unwrap_or_default();
-        format!("{name} {} (sha256:{digest})", manifest.version)
+        let (version, origin) = (&manifest.version, &self.origin);
+        format!("{name} {version} ({origin}, sha256:{digest})")
     }
 
     fn is_of(&self, plugin: &Arc<Plugin>) -> bool {
@@ -224,6 +235,13 @@ impl Blueprint {
         Pipeline::new(&self.stages, self.limits)
     }
 
+    /// The stages in one line, in order: each plugin, its version, where it comes from
+    /// and the beginning of its digest.
+    pub fn line(&self) -> String {
+        let stages: Vec<_> = self.stages().map(Stage::line).collect();
+        stages.join(" → ")
+    }
+
     /// The stages, in order.
     pub fn stages(&self) -> impl Iterator<Item = &Stage> {
         self.stages.iter().map(|stage| &**stage)
@@ -300,6 +318,7 @@ impl Stage {
         Self {
             plugin: Arc::clone(&self.plugin),
             config: self.config.clone(),
+            origin: Arc::clone(&self.origin),
             last_good: None,
             health: Arc::default(),
             ..*self

@@ -7,6 +7,7 @@ use presence_core::names::Names;
 
 use crate::config::{self, Config};
 use crate::directory;
+use crate::in_force::InForce;
 use crate::loader::Loader;
 use crate::state;
 
@@ -22,7 +23,11 @@ pub(crate) fn run(path: Option<&Path>) -> anyhow::Result<()> {
         problems.extend(directory::load(path, *is_named, &Names::new()).err());
     }
     problems.extend(state::problem(&config.state));
-    let loader = Loader::new(&config.plugins)?;
+    let mut loader = Loader::new(&config.plugins)?;
+    match InForce::read(&config) {
+        Ok(in_force) => loader = loader.knowing(in_force),
+        Err(problem) => problems.push(problem),
+    }
     problems.extend(loader.load(&config, true, None).err().into_iter().flatten());
     problems.extend(loader.problems_beside(&config));
     for problem in &problems {

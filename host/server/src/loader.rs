@@ -2,19 +2,22 @@
 //! or, failing that, from those built in.
 
 use std::borrow::Cow;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::io::ErrorKind;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use anyhow::Context as _;
-use presence_sandbox::{Blueprint, Engine, Manifest, Plugin, Stage};
+use presence_sandbox::{Blueprint, Engine, LoadError, Manifest, Plugin, Stage, sha256};
 
-use crate::config::{Config, Grant, Plugins};
+use crate::config::{self, Config, Grant, Plugins, Source};
+use crate::in_force::{BUILT_IN, Entry, InForce};
 use crate::private;
 
 /// The default components, built from `plugins/` and committed in `plugins/dist`.
-const BUILT_IN: [(&str, &[u8]); 8] = [
+const COMPONENTS: [(&str, &[u8]); 8] = [
     (
         "blocklist",
         include_bytes!("../../../plugins/dist/blocklist.wasm"),
@@ -52,18 +55,24 @@ const BUILT_IN: [(&str, &[u8]); 8] = [
 /// Loads pipelines, and compiles a plugin only when its bytes are new.
 pub(crate) struct Loader {
     engine: Engine,
-    compiled: Mutex<HashMap<String, Compiled>>,
+    /// What was last compiled under a name, from a file and from what is built in.
+    compiled: Mutex<HashMap<(String, Source), Compiled>>,
     /// Plugins that win over the folder's and those built in.
     preferred: HashMap<String, Arc<Plugin>>,
+    /// What is, or was, in force.
+    in_force: InForce,
+    /// Plugins in force of which it has been said that their files are gone.
+    gone: Mutex<HashSet<String>>,
 }
 
-/// A plugin as it was last loaded.
+/// A plugin as it was last compiled.
 struct Compiled {
     bytes: Cow<'static, [u8]>,
     plugin: Arc<Plugin>,
-    /// Whether it came from a file, and nobody has been told that it is gone.
-    file_is_there: bool,
 }
+
+/// A plugin, and where it comes from.
+type Found = (Arc<Plugin>, Arc<str>);
 
 impl Loader {
     /// A loader that keeps what it compiles where the configuration says.
@@ -72,7 +81,32 @@ impl Loader {
             engine: engine(plugins)?,
             compiled: Mutex::default(),
             preferred: HashMap::new(),
+            in_force: InForce::default(),
+            gone: Mutex::default(),
         })
+    }
+
+    /// The same, knowing what was in force when the node last ran.
+    pub(crate) fn knowing(self, in_force: InForce) -> Self {
+        Self { in_force, ..self }
+    }
+
+    /// A pipeline is in force from now on.
+    pub(crate) fn put_in_force(&self, blueprint: &Blueprint) {
+        self.in_force.put(blueprint);
+    }
+
+    /// Stands for what a load of the configured pipeline goes by: it is another number
+    /// once the pipeline, or one of the files, has changed.
+    pub(crate) fn stamp(&self, config: &Config) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        format!("{:?}", (&config.pipeline, &config.engine)).hash(&mut hasher);
+        for stage in &config.pipeline {
+            let file = std::fs::metadata(file(&config.plugins.dir, &stage.plugin)).ok();
+            let file = file.map(|file| (file.ino(), file.len(), file.modified().ok()));
+            file.hash(&mut hasher);
+        }
+        hasher.finish()
     }
 
     /// Loads a plugin's file under the name that its manifest gives it.
@@ -115,13 +149,13 @@ impl Loader {
         let mut stages = Vec::new();
         let mut problems = Vec::new();
         for stage in &config.pipeline {
-            match self.plugin(&config.plugins.dir, &stage.plugin) {
-                Ok(plugin) => {
+            match self.plugin(&config.plugins.dir, stage, running) {
+                Ok((plugin, origin)) => {
                     let widen = stage.grants.contains(&Grant::Widen);
                     let wasi = stage.grants.contains(&Grant::Wasi);
                     let config = stage.config.clone();
                     let stage = Stage::new(plugin, config, widen, stage.on_failure);
-                    stages.push(stage.with_wasi(wasi));
+                    stages.push(stage.with_wasi(wasi).from(origin));
                 }
                 Err(problem) => problems.push(problem),
             }
@@ -153,55 +187,169 @@ impl Loader {
         let is_named = |name: &String| config.pipeline.iter().any(|stage| stage.plugin == *name);
         let mut names: Vec<_> = names.filter(|name| !is_named(name)).collect();
         names.sort_unstable();
-        let loaded = names
-            .iter()
-            .map(|name| self.plugin(&config.plugins.dir, name));
+        let loaded = names.iter().map(|name| {
+            let path = file(&config.plugins.dir, name);
+            let bytes = std::fs::read(&path);
+            let bytes = bytes.with_context(|| format!("can't read {}", path.display()))?;
+            self.load_file(name, &path, bytes, None)
+        });
         loaded.filter_map(Result::err).collect()
     }
 
-    fn plugin(&self, dir: &Path, name: &str) -> anyhow::Result<Arc<Plugin>> {
+    fn plugin(
+        &self,
+        dir: &Path,
+        stage: &config::Stage,
+        running: Option<&Blueprint>,
+    ) -> anyhow::Result<Found> {
+        let name = &*stage.plugin;
         if let Some(plugin) = self.preferred.get(name) {
-            return Ok(Arc::clone(plugin));
+            return Ok((Arc::clone(plugin), "given".into()));
         }
         let path = file(dir, name);
-        let mut compiled = self.compiled.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = compiled.get_mut(name);
-        let (bytes, is_file) = match (std::fs::read(&path), &known) {
-            (Ok(bytes), _) => (Cow::Owned(bytes), true),
-            (Err(error), _) if error.kind() != ErrorKind::NotFound => {
-                return Err(error).with_context(|| format!("can't read {}", path.display()));
+        if stage.source == Some(Source::BuiltIn) {
+            return self.load_built_in(name, &path);
+        }
+        match std::fs::read(&path) {
+            Ok(bytes) => {
+                self.gone().remove(name);
+                self.load_file(name, &path, bytes, running)
             }
-            // A deleted file never brings back a default behind the operator's back.
-            (Err(_), Some(known)) => (known.bytes.clone(), false),
-            (Err(_), None) => (Cow::Borrowed(needed(name, &path)?), false),
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                self.without_file(&path, stage, running)
+            }
+            Err(error) => Err(error).with_context(|| format!("can't read {}", path.display())),
+        }
+    }
+
+    /// The plugin of a stage whose file isn't there: the one that runs, or a built-in one
+    /// that no file has overridden.
+    fn without_file(
+        &self,
+        path: &Path,
+        stage: &config::Stage,
+        running: Option<&Blueprint>,
+    ) -> anyhow::Result<Found> {
+        let name = &*stage.plugin;
+        let running = running.into_iter().flat_map(Blueprint::stages);
+        let mut running: Vec<_> = running.filter(|it| *it.plugin.name == *name).collect();
+        running.sort_by_key(|it| *it.origin == *BUILT_IN);
+        match running.first() {
+            Some(runs) if *runs.origin != *BUILT_IN => {
+                if self.gone().insert(name.into()) {
+                    tracing::warn!(
+                        "{} is gone: the plugin that it held stays in force until it is replaced",
+                        path.display()
+                    );
+                }
+                return Ok((Arc::clone(&runs.plugin), Arc::clone(&runs.origin)));
+            }
+            Some(_) => {}
+            None => self.must_not_be_missing(name, path)?,
+        }
+        anyhow::ensure!(
+            stage.source != Some(Source::Folder),
+            "`{name}` is to come from the plugin folder ([[pipeline]] source), and {} does not \
+             exist",
+            path.display()
+        );
+        self.load_built_in(name, path)
+    }
+
+    /// That no file is missing which held the plugin of a name when it was last in force.
+    fn must_not_be_missing(&self, name: &str, path: &Path) -> anyhow::Result<()> {
+        let Some(missing) = self.in_force.file_of(name) else {
+            return Ok(());
         };
-        if let Some(known) = known
-            && known.bytes == bytes
-        {
-            if known.file_is_there && !is_file {
-                tracing::warn!(
-                    "{} is gone: the plugin that it held stays in force until it is replaced",
-                    path.display()
-                );
+        let Entry {
+            version,
+            sha256: digest,
+            source,
+            ..
+        } = missing;
+        let built_in = built_in(name);
+        if built_in.is_some_and(|bytes| *sha256(bytes) == *digest) {
+            return Ok(());
+        }
+        let instead = match built_in {
+            Some(_) => {
+                ", write `source = \"built-in\"` into its [[pipeline]] entry to have the built-in \
+                 plugin of that name"
             }
-            known.file_is_there = is_file;
-            return Ok(Arc::clone(&known.plugin));
+            None => "",
+        };
+        let note = self.in_force.note();
+        let note = note.map_or_else(String::new, |note| {
+            format!(", or remove {} to have it forgotten", note.display())
+        });
+        anyhow::bail!(
+            "`{name}` {version} (sha256:{digest}) was last in force, from {source}, and {} does \
+             not exist: put the file back{instead}{note}",
+            path.display()
+        )
+    }
+
+    fn load_built_in(&self, name: &str, path: &Path) -> anyhow::Result<Found> {
+        let bytes = Cow::Borrowed(needed(name, path)?);
+        let plugin = self.compile(name, Source::BuiltIn, bytes);
+        let plugin = plugin.with_context(|| format!("the built-in plugin {name} can't be used"))?;
+        Ok((plugin, BUILT_IN.into()))
+    }
+
+    fn load_file(
+        &self,
+        name: &str,
+        path: &Path,
+        bytes: Vec<u8>,
+        running: Option<&Blueprint>,
+    ) -> anyhow::Result<Found> {
+        let origin = path.display().to_string().into();
+        let compiled = self.last_compiled(name, Source::Folder, &bytes);
+        if let Some(plugin) = compiled {
+            return Ok((plugin, origin));
+        }
+        // What runs may be back, after one that was refused.
+        let digest = sha256(&bytes);
+        let mut running = running.into_iter().flat_map(Blueprint::stages);
+        let is_running = |it: &&Stage| *it.plugin.name == *name && it.plugin.sha256 == digest;
+        if let Some(runs) = running.find(is_running) {
+            return Ok((Arc::clone(&runs.plugin), origin));
+        }
+        let plugin = self.compile(name, Source::Folder, bytes.into());
+        let plugin = plugin.with_context(|| format!("{} can't be used", path.display()))?;
+        Ok((plugin, origin))
+    }
+
+    fn last_compiled(&self, name: &str, source: Source, bytes: &[u8]) -> Option<Arc<Plugin>> {
+        let compiled = self.compiled.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = compiled.get(&(name.to_owned(), source))?;
+        (*known.bytes == *bytes).then(|| Arc::clone(&known.plugin))
+    }
+
+    fn compile(
+        &self,
+        name: &str,
+        source: Source,
+        bytes: Cow<'static, [u8]>,
+    ) -> Result<Arc<Plugin>, LoadError> {
+        if let Some(plugin) = self.last_compiled(name, source, &bytes) {
+            return Ok(plugin);
         }
         let before = self.engine.cache_hits();
-        let plugin = Plugin::load(&self.engine, name, &bytes);
+        let plugin = Arc::new(Plugin::load(&self.engine, name, &bytes)?);
         let from_cache = self.engine.cache_hits() > before;
         tracing::debug!(plugin = name, from_cache, "plugin compiled");
-        let plugin = Arc::new(plugin.with_context(|| match is_file {
-            true => format!("{} can't be used", path.display()),
-            false => format!("the built-in plugin {name} can't be used"),
-        })?);
         let new = Compiled {
             bytes,
             plugin: Arc::clone(&plugin),
-            file_is_there: is_file,
         };
-        compiled.insert(name.into(), new);
+        let mut compiled = self.compiled.lock().unwrap_or_else(PoisonError::into_inner);
+        compiled.insert((name.into(), source), new);
         Ok(plugin)
+    }
+
+    fn gone(&self) -> MutexGuard<'_, HashSet<String>> {
+        self.gone.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -226,13 +374,13 @@ pub(crate) fn engine(plugins: &Plugins) -> anyhow::Result<Engine> {
 
 /// The bytes of a default component, if there is one of this name.
 pub(crate) fn built_in(name: &str) -> Option<&'static [u8]> {
-    let built_in = BUILT_IN.iter().find(|(built_in, _)| *built_in == name);
+    let built_in = COMPONENTS.iter().find(|(built_in, _)| *built_in == name);
     built_in.map(|(_, bytes)| *bytes)
 }
 
 fn needed(name: &str, path: &Path) -> anyhow::Result<&'static [u8]> {
     built_in(name).with_context(|| {
-        let names = BUILT_IN.map(|(name, _)| name).join(", ");
+        let names = COMPONENTS.map(|(name, _)| name).join(", ");
         format!(
             "there is no plugin `{name}`: {} does not exist, and built in are only {names}",
             path.display()

@@ -22,6 +22,7 @@ mod config;
 mod directory;
 mod hello;
 mod http;
+mod in_force;
 mod intake;
 mod journal;
 mod loader;

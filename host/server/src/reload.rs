@@ -34,6 +34,8 @@ const AGREE_TRIES: usize = 20;
 struct Refused {
     config: Said,
     pipeline: Said,
+    /// What the last load of the pipeline went by.
+    asked: u64,
     restart: Vec<&'static str>,
 }
 
@@ -191,6 +193,11 @@ impl Reload {
         // Compiling takes long, and is done where nobody waits for it.
         let config = self.config.clone();
         let loader = Arc::clone(&self.loader);
+        // Another change is refused anew, be it for the same reason.
+        let asked = loader.stamp(&config);
+        if std::mem::replace(&mut self.refused.asked, asked) != asked {
+            self.refused.pipeline = Said::default();
+        }
         let running = self.tenant.running.borrow().clone();
         let before = Arc::clone(&running.blueprint);
         let load = move || loader.load(&config, true, Some(&running.blueprint));
@@ -199,7 +206,7 @@ impl Reload {
             tracing::info!(
                 generation = self.tenant.running.borrow().generation,
                 "pipeline swapped: {}",
-                self.config.pipeline_line()
+                self.tenant.running.borrow().blueprint.line()
             );
             for stage in before.narrowing_missing_in(&self.tenant.running.borrow().blueprint) {
                 tracing::warn!(
@@ -209,6 +216,8 @@ impl Reload {
                 );
             }
         }
+        let running = Arc::clone(&self.tenant.running.borrow().blueprint);
+        self.loader.put_in_force(&running);
         Ok(())
     }
 }

@@ -15,6 +15,7 @@ use crate::clock;
 use crate::config::{Config, LogFormat, Text};
 use crate::hello::{self, Node};
 use crate::http::{self, Status};
+use crate::in_force::InForce;
 use crate::loader::{self, Loader};
 use crate::pulse::Pulse;
 use crate::reload::Reload;
@@ -50,11 +51,13 @@ async fn node(config: Config, text: Option<Text>, path: Option<&Path>) -> anyhow
     };
     tokio::pin!(stopped);
 
-    let loader = Arc::new(Loader::new(&config.plugins)?);
+    let in_force = InForce::read(&config)?;
+    let loader = Arc::new(Loader::new(&config.plugins)?.knowing(in_force));
     let blueprint = loader.load(&config, true, None);
     let blueprint = blueprint
         .map_err(loader::together)
         .context("the pipeline can't be loaded")?;
+    tracing::info!("in force: {}", blueprint.line());
     let names = Arc::new(Names::new());
     let (state, restored) = state::open(&config, &names)?.unzip();
     let now = clock::now_ms();
@@ -64,6 +67,7 @@ async fn node(config: Config, text: Option<Text>, path: Option<&Path>) -> anyhow
     let (name, timeout_ms) = (&config.node.name, config.tracker.timeout_ms);
     let client = broker::connect(&config.nats, name, timeout_ms, &broker, link).await?;
     let tenant = Tenant::start(&config, blueprint, &client, epoch, names, state)?;
+    loader.put_in_force(&tenant.running.borrow().blueprint);
     tenant.follow_link(links, client.clone());
     let (sources, wanted) = tenant.handed.clone();
     let (main, health) = (client.clone(), Arc::clone(&broker));

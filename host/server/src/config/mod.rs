@@ -40,7 +40,7 @@ pub(crate) use directory::{Directory, Request};
 pub(crate) use engine::Engine;
 pub(crate) use file::Text;
 pub(crate) use nats::{Auth, Nats};
-pub(crate) use pipeline::{Grant, Stage};
+pub(crate) use pipeline::{Grant, Source, Stage};
 pub(crate) use problem::{Problem, Problems};
 pub(crate) use state::State;
 pub(crate) use tracker::Tracker;

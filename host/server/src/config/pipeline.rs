@@ -22,9 +22,20 @@ pub(crate) struct Stage {
     pub(crate) config: Value,
     /// What the plugin may do if it asks for it.
     pub(crate) grants: Vec<Grant>,
+    /// Where the plugin is to come from, if not from wherever it is found.
+    pub(crate) source: Option<Source>,
     /// What holds once the plugin has failed repeatedly, where the operator and
     /// not the plugin is to say.
     pub(crate) on_failure: Option<OnFailure>,
+}
+
+/// Where a plugin can come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Source {
+    /// From the program, whatever lies in the plugin folder.
+    BuiltIn,
+    /// From the plugin folder, and never from the program.
+    Folder,
 }
 
 /// What an operator can grant a plugin.
@@ -47,6 +58,7 @@ pub(super) fn default() -> Vec<Stage> {
             plugin: plugin.into(),
             config,
             grants: default_grants(plugin),
+            source: None,
             on_failure: None,
         })
         .collect()
@@ -85,8 +97,17 @@ impl Stage {
                 "write `hold` or `last-good`",
             )),
         });
+        let source = section.get("source", |text: String| match text.as_str() {
+            "built-in" => Ok(Source::BuiltIn),
+            "folder" => Ok(Source::Folder),
+            _ => Err(Wrong::new(
+                format!("is `{text}`"),
+                "write `built-in` or `folder`",
+            )),
+        });
         let plugin = plugin?;
         Some(Self {
+            source,
             on_failure,
             config: config?,
             grants: grants.unwrap_or_else(|| default_grants(&plugin)),

@@ -197,6 +197,7 @@ fn a_pipeline_keeps_its_order_configuration_and_grants() {
         plugin = "contacts"
         grants = []
         on_failure = "last-good"
+        source = "folder"
         "#,
         &[],
     )
@@ -205,9 +206,11 @@ fn a_pipeline_keeps_its_order_configuration_and_grants() {
         plugin: plugin.into(),
         config,
         grants: grants.to_vec(),
+        source: None,
         on_failure: None,
     };
     let fallible = Stage {
+        source: Some(Source::Folder),
         on_failure: Some(OnFailure::LastGood),
         ..stage("contacts", json!({}), &[])
     };
