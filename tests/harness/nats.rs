@@ -110,7 +110,18 @@ impl NatsServer {
         }
     }
 
-    /// Starts it again after [`Self::stop`], on the same port and storage.
+    /// Kills the server without warning; its storage stays.
+    ///
+    /// # Errors
+    /// When it can't be killed.
+    pub async fn kill(&mut self) -> Result<()> {
+        match self.process.take() {
+            Some(mut process) => process.kill().await,
+            None => Ok(()),
+        }
+    }
+
+    /// Starts it again after [`Self::stop`] or [`Self::kill`], on the same port and storage.
     ///
     /// # Errors
     /// When it doesn't start.

@@ -7,6 +7,7 @@
 )]
 
 mod bad_input;
+mod believed;
 mod broker;
 mod compiled;
 mod config_changes;
