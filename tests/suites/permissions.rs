@@ -75,12 +75,13 @@ const RIGHTS: [Rights; 8] = [
         user: "gateway",
         password: "change-me-gateway",
         inbox: "_INBOX.gateway",
-        publishes: &[],
+        publishes: &["presence.query"],
         subscribes: &[
             "presence.filtered.user_online",
             "presence.filtered.user_offline",
             "presence.filtered.user_updated",
             "presence.beacon",
+            "_INBOX.gateway.>",
         ],
     },
     Rights {
