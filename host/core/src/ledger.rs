@@ -22,7 +22,7 @@ pub struct Entry {
     pub told: Told,
     /// By how much the timestamp of the message with which they came was behind its
     /// arrival, in milliseconds: what a disconnect's would be behind, too.
-    pub lag_ms: u32,
+    pub lag_ms: u64,
     /// Whether something that rules may read has changed, and was not decided on
     /// before the user went.
     pub unsettled: bool,

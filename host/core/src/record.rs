@@ -119,7 +119,7 @@ struct Online<'a> {
     #[serde(borrow)]
     metadata: Entries<'a>,
     told: Parts<'a>,
-    lag_ms: u32,
+    lag_ms: u64,
 }
 
 #[derive(Serialize, Deserialize)]

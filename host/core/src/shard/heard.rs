@@ -102,8 +102,7 @@ impl Shard {
         if let Some(user) = self.names.find(user)
             && let Some(entry) = self.ledger.get_mut(user)
         {
-            let lag_ms = self.clock.wall().saturating_sub(timestamp);
-            entry.lag_ms = u32::try_from(lag_ms).unwrap_or(u32::MAX);
+            entry.lag_ms = self.clock.wall().saturating_sub(timestamp);
         }
     }
 }
