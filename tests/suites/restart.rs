@@ -8,6 +8,7 @@ use presence_tests::client::now_ms;
 use presence_tests::host::Host;
 use presence_tests::http;
 use presence_tests::site::Site;
+use presence_tests::wait;
 use serde_json::json;
 
 use crate::inputs::{
@@ -320,4 +321,39 @@ async fn a_folder_that_was_named_must_be_usable_and_the_default_need_not() -> Re
     let says = host.process.stderr().join("\n");
     assert!(says.contains("[state] dir"), "{says}");
     Ok(())
+}
+
+#[tokio::test]
+async fn a_host_killed_again_and_again_keeps_no_ghost_and_nobody_who_speaks_goes() -> Result<()> {
+    let prepare = |site: Site| {
+        site.with("tracker.timeout_ms", 6_000)?
+            .with("state.flush_ms", 10)
+    };
+    let mut world = World::start_with(prepare).await?;
+    for user in ["12345", "22222"] {
+        let body = inputs::connect(user, "c1", now_ms());
+        world.client.input(CONNECT, body).await?;
+    }
+    world.host.until_saved(4.0).await?;
+    // Each run is far shorter than the time-out, and one of the two says something in it.
+    let begin = std::time::Instant::now();
+    while on(world.tape.seen(), OFFLINE).is_empty() {
+        assert!(begin.elapsed() < wait::GUARD, "the ghost stays");
+        world.host.process.kill().await?;
+        world.host = Host::start(&world.site).await?;
+        let body = inputs::heartbeat("22222", "c1", now_ms());
+        world.client.input(HEARTBEAT, body).await?;
+        world.host.until_saved(3.0).await?;
+        // Reads what has been published by now.
+        let mark = json!({"mark": begin.elapsed().as_millis() as u64});
+        world.client.publish("presence.mark", &mark).await?;
+        world
+            .tape
+            .next("the mark", |seen| seen.body == mark)
+            .await?;
+    }
+    let gone = on(world.tape.seen(), OFFLINE);
+    assert_eq!(gone[0]["userId"], "12345", "{gone:?}");
+    assert_eq!(gone[0]["reason"], "timeout");
+    world.end().await
 }

@@ -22,7 +22,7 @@ use crate::told::{Shown, Told};
 use crate::tracker::{self, Activity, Connected, Seen};
 
 /// Which format this is.
-pub const FORMAT: u32 = 2;
+pub const FORMAT: u32 = 3;
 
 /// A piece of what a shard knows.
 #[derive(Clone, Debug)]
@@ -90,20 +90,13 @@ enum Connection<'a> {
         #[serde(borrow)]
         metadata: Entries<'a>,
         order: i64,
+        activity: Option<Activity>,
+        silent_since: Option<u64>,
     },
     Closed {
         timestamp: u64,
         newest: u64,
         kept_since: u64,
-    },
-    /// As `Live`, of one that says what its user is doing.
-    Doing {
-        opened: u64,
-        newest: u64,
-        #[serde(borrow)]
-        metadata: Entries<'a>,
-        order: i64,
-        activity: Activity,
     },
 }
 
@@ -220,26 +213,16 @@ impl Record {
                         opened,
                         newest,
                         metadata,
-                        activity: None,
+                        activity,
                         order,
+                        silent_since,
                     } => Connection::Live {
                         opened: *opened,
                         newest: *newest,
                         metadata: entries(metadata),
                         order: *order,
-                    },
-                    Connected::Live {
-                        opened,
-                        newest,
-                        metadata,
-                        activity: Some(activity),
-                        order,
-                    } => Connection::Doing {
-                        opened: *opened,
-                        newest: *newest,
-                        metadata: entries(metadata),
-                        order: *order,
                         activity: *activity,
+                        silent_since: *silent_since,
                     },
                     Connected::Closed {
                         timestamp,
@@ -316,25 +299,15 @@ impl Record {
                         newest,
                         metadata,
                         order,
-                    } => Connected::Live {
-                        opened,
-                        newest,
-                        metadata: metadata_of(metadata),
-                        activity: None,
-                        order,
-                    },
-                    Connection::Doing {
-                        opened,
-                        newest,
-                        metadata,
-                        order,
                         activity,
+                        silent_since,
                     } => Connected::Live {
                         opened,
                         newest,
                         metadata: metadata_of(metadata),
-                        activity: Some(activity),
+                        activity,
                         order,
+                        silent_since,
                     },
                     Connection::Closed {
                         timestamp,
@@ -540,6 +513,7 @@ mod tests {
                 metadata: metadata.clone(),
                 activity: None,
                 order: 5,
+                silent_since: None,
             })),
             Record::Tracker(connection(Connected::Closed {
                 timestamp: 1,
@@ -587,6 +561,7 @@ mod tests {
                 metadata: metadata.clone(),
                 activity: Some(Activity::Typing),
                 order: -1,
+                silent_since: Some(4),
             })),
             Record::Status {
                 user: name,
@@ -605,7 +580,7 @@ mod tests {
         let bytes: [(&[u8], Vec<u8>); 9] = [
             (
                 b"\x00\x03ann\x02c1",
-                [b"\x00\x01\x02", &web[..], b"\x0a"].concat(),
+                [b"\x00\x01\x02", &web[..], b"\x0a\x00\x00"].concat(),
             ),
             (b"\x00\x03ann\x02c1", b"\x01\x01\x02\x03".into()),
             (b"\x01\x03ann\x02c1", b"\x05".into()),
@@ -636,7 +611,7 @@ mod tests {
             ),
             (
                 b"\x00\x03ann\x02c1",
-                [b"\x02\x01\x02", &web[..], b"\x01\x02"].concat(),
+                [b"\x00\x01\x02", &web[..], b"\x01\x01\x02\x01\x04"].concat(),
             ),
             (b"\x04\x03ann", b"\x08\x01\x06\"away\"\x01\x09".into()),
         ];

@@ -18,7 +18,7 @@ mod timeline;
 
 use std::path::Path;
 
-use presence_core::tracker::{Effect, Reason, Settings, Tracker, Transition};
+use presence_core::tracker::{Effect, Reason, Record, Settings, Tracker, Transition};
 
 #[test]
 fn timelines_run_as_written() {
@@ -64,6 +64,66 @@ fn where_a_further_connection_is_not_shown_the_next_newest_is_when_the_shown_one
     tracker.heartbeat(0, "alice", "a", 0, || "adopted");
     tracker.connect(1, "alice", "b", 1, || "b");
     assert_eq!(tracker.shown("alice"), Some(&"b"));
+}
+
+/// What a tracker that starts with these records knows, kept from here on.
+fn started(now: u64, records: Vec<Record<()>>) -> Tracker<()> {
+    let mut tracker = Tracker::new(Settings::default());
+    tracker.keep_records(true);
+    for record in records {
+        tracker.restore(now, 0, record);
+    }
+    tracker.restored();
+    tracker.renew_leases(now);
+    tracker
+}
+
+/// What the store holds of one connection after these records have been written.
+fn last_of_each(stored: &mut Vec<Record<()>>, records: Vec<Record<()>>) {
+    for record in records {
+        stored.retain(|it| std::mem::discriminant(it) != std::mem::discriminant(&record));
+        stored.push(record);
+    }
+    stored.sort_by_key(|record| !matches!(record, Record::Connection { .. }));
+}
+
+#[test]
+fn a_host_that_starts_again_and_again_keeps_no_ghost_and_nobody_who_speaks_goes() {
+    for speaks in [false, true] {
+        let mut stored = Vec::new();
+        let mut tracker = started(0, Vec::new());
+        tracker.connect(0, "alice", "web", 0, || ());
+        last_of_each(&mut stored, tracker.take_records(1));
+        let mut gone_at = None;
+        // It starts every ten seconds, and nothing is heard for a second of each.
+        for start in 1..12 {
+            let now = start * 10_000;
+            let mut tracker = started(now, stored.clone());
+            last_of_each(&mut stored, tracker.take_records(1));
+            if speaks {
+                tracker.heartbeat(now + 5_000, "alice", "web", now + 5_000, || ());
+            }
+            if tracker.expire(now + 9_000).is_some() {
+                gone_at = Some(now);
+                break;
+            }
+            last_of_each(&mut stored, tracker.take_records(1));
+        }
+        // A time-out, and at most one more for all the starts.
+        assert_eq!(gone_at.is_none(), speaks, "{gone_at:?}");
+        assert!(gone_at.is_none_or(|at| at <= 60_000), "{gone_at:?}");
+    }
+}
+
+#[test]
+fn a_long_time_down_leaves_everyone_a_whole_lease() {
+    let mut tracker = started(0, Vec::new());
+    tracker.connect(0, "alice", "web", 0, || ());
+    let records = tracker.take_records(1);
+    let day = 24 * 60 * 60 * 1_000;
+    let mut tracker = started(day, records);
+    assert_eq!(tracker.expire(day + 29_999), None);
+    assert!(tracker.expire(day + 30_000).is_some());
 }
 
 #[test]

@@ -74,6 +74,8 @@ pub(super) struct Life<M> {
     pub(super) typing_at: u64,
     /// Where it stands among its user's live connections.
     pub(super) place: Place,
+    /// When the host first started again without having heard from it since.
+    pub(super) silent_since: Option<u64>,
 }
 
 impl<M> Life<M> {
@@ -86,15 +88,18 @@ impl<M> Life<M> {
             saved_newest: 0,
             metadata,
             activity: None,
+            silent_since: None,
             typing_at: 0,
             place: Place::new(order),
         }
     }
 
-    pub(super) fn renew(&mut self, heard: Heard, timestamp: u64) {
+    /// Says whether it is the first that is heard of it since the host started again.
+    pub(super) fn renew(&mut self, heard: Heard, timestamp: u64) -> bool {
         self.heard_at = heard.at;
         self.lease_from = heard.lease_from;
         self.newest = self.newest.max(timestamp);
+        self.silent_since.take().is_some()
     }
 }
 

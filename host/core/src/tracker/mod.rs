@@ -121,7 +121,7 @@ impl<M: Clone> Tracker<M> {
         let connection = &mut self.roster.connections[key];
         match &mut connection.state {
             State::Live(life) => {
-                life.renew(heard, timestamp);
+                let was_silent = life.renew(heard, timestamp);
                 let is_newest = timestamp >= life.opened;
                 let was_adopted = life.place.order < 0;
                 let mut says_otherwise = false;
@@ -145,6 +145,8 @@ impl<M: Clone> Tracker<M> {
                     if self.is_shown(key) && (was_adopted || says_otherwise) {
                         self.note_reshown(key);
                     }
+                }
+                if is_newest || was_silent {
                     self.note(key);
                 }
                 Effect::Renewed.into()
@@ -183,9 +185,12 @@ impl<M: Clone> Tracker<M> {
         let connection = &mut self.roster.connections[key];
         let opened = match &mut connection.state {
             State::Live(life) => {
-                life.renew(heard, timestamp);
+                let was_silent = life.renew(heard, timestamp);
                 self.roster.users[connection.user].see(timestamp);
                 self.queue_lease(key);
+                if was_silent {
+                    self.note(key);
+                }
                 return Effect::Renewed.into();
             }
             // What is not newer than the close belongs to the life before it.

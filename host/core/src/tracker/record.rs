@@ -60,6 +60,9 @@ pub enum Connected<M> {
         activity: Option<Activity>,
         /// Its order among the user's live connections: the highest is the newest.
         order: i64,
+        /// When the host first started again without having heard from it since; none if
+        /// it has been heard from in this run.
+        silent_since: Option<u64>,
     },
     /// It was closed, and that is remembered.
     Closed {
@@ -173,8 +176,8 @@ impl<M: Clone> Tracker<M> {
     }
 
     /// Puts back a piece, before the first input and in the order of the
-    /// variants. The time for which the host was down counts for no grace, and
-    /// every lease begins anew.
+    /// variants. The time for which the host was down counts for no grace, nor for a
+    /// lease at the first start after it was heard from.
     pub fn restore(&mut self, now: u64, down_ms: u64, record: Record<M>) {
         let now = self.advance(now);
         match record {
@@ -214,14 +217,22 @@ impl<M: Clone> Tracker<M> {
         }
     }
 
-    /// Every lease begins anew.
+    /// The host hears again after a start: every lease begins anew, but for what earlier
+    /// starts have added to it already. A connection that isn't heard from lives for no
+    /// longer than a time-out after the first of them, however often the host starts.
     pub fn renew_leases(&mut self, now: u64) {
         let at = self.advance(now);
-        let lease_from = self.hearing.begin(at);
+        let begin = self.hearing.begin(at);
+        let timeout_ms = self.settings.timeout_ms;
         for key in self.roster.connections.keys() {
-            if let State::Live(life) = &mut self.roster.connections[key].state {
-                (life.heard_at, life.lease_from) = (at, lease_from);
-            }
+            let State::Live(life) = &mut self.roster.connections[key].state else {
+                continue;
+            };
+            let silent_since = *life.silent_since.get_or_insert(at);
+            let used_ms = at.saturating_sub(silent_since).min(timeout_ms);
+            (life.heard_at, life.lease_from) = (at, begin.saturating_sub(used_ms));
+            self.queue_lease(key);
+            self.note(key);
         }
     }
 
@@ -247,6 +258,7 @@ impl<M: Clone> Tracker<M> {
                 metadata,
                 activity,
                 order,
+                silent_since,
             } => {
                 let newest = newest.min(now);
                 user.live += 1;
@@ -263,6 +275,7 @@ impl<M: Clone> Tracker<M> {
                     saved_newest: newest,
                     activity,
                     typing_at: now,
+                    silent_since,
                     ..Life::new(heard, opened.min(now), newest, metadata, order)
                 })
             }
@@ -347,6 +360,7 @@ fn connection_record<M: Clone>(roster: &mut Roster<M>, key: Key) -> Option<Recor
                 metadata: life.metadata.clone(),
                 activity: life.activity,
                 order: life.place.order,
+                silent_since: life.silent_since,
             }
         }
         State::Closed(close) => Connected::Closed {
