@@ -41,6 +41,51 @@ fn users_on<'a>(seen: &'a [Seen], subject: &str) -> BTreeSet<&'a str> {
     on.map(|seen| seen.text("userId")).collect()
 }
 
+/// A host behind a link that can fail, whose viewer has been told of all users.
+struct Scene {
+    host: Host,
+    client: Client,
+    tape: Tape,
+    site: Site,
+    proxy: Proxy,
+    // The last to go.
+    _server: NatsServer,
+}
+
+impl Scene {
+    async fn start(prepare: impl FnOnce(Site) -> Result<Site>) -> Result<Self> {
+        let server = NatsServer::start().await?;
+        let proxy = Proxy::start(server.port()).await?;
+        let site = Site::new(&proxy.url())?.with("correction.messages_per_s", 0)?;
+        let site = prepare(site)?;
+        site.write_directory_value(&directory(true))?;
+        let client = Client::connect(&server.url()).await?;
+        let mut tape = client.record("presence.>").await?;
+        let host = Host::start(&site).await?;
+        all_come(&client, &mut tape).await?;
+        Ok(Self {
+            host,
+            client,
+            tape,
+            site,
+            proxy,
+            _server: server,
+        })
+    }
+
+    /// Has all users hidden from the viewer, and waits until the host has decided so.
+    async fn hide_all(&self) -> Result<()> {
+        hide_all(&self.site, &self.host).await
+    }
+}
+
+async fn hide_all(site: &Site, host: &Host) -> Result<()> {
+    site.write_directory_value(&directory(false))?;
+    let decided = |count| count >= USERS as f64;
+    host.until_metric("presence_correction_messages_total", &[], decided)
+        .await
+}
+
 /// Records until the viewer has been told that all users are gone.
 async fn all_are_gone(tape: &mut Tape) -> Result<()> {
     tape.until("every user's offline to be told", |seen| {
@@ -68,91 +113,67 @@ fn assert_gapless(seen: &[Seen]) {
 
 #[tokio::test]
 async fn a_link_that_hangs_and_is_then_cut_loses_nothing() -> Result<()> {
-    let server = NatsServer::start().await?;
-    let proxy = Proxy::start(server.port()).await?;
-    let site = Site::new(&proxy.url())?.with("correction.messages_per_s", 0)?;
-    site.write_directory_value(&directory(true))?;
-    let client = Client::connect(&server.url()).await?;
-    let mut tape = client.record("presence.>").await?;
-    let mut host = Host::start(&site).await?;
-    all_come(&client, &mut tape).await?;
+    let mut scene = Scene::start(Ok).await?;
 
     // The offlines go into a link that takes them and passes nothing on.
-    proxy.pause();
-    site.write_directory_value(&directory(false))?;
-    let decided = |count| count >= USERS as f64;
-    host.until_metric("presence_correction_messages_total", &[], decided)
-        .await?;
-    proxy.drop_connections();
-    proxy.resume();
+    scene.proxy.pause();
+    scene.hide_all().await?;
+    scene.proxy.drop_connections();
+    scene.proxy.resume();
 
-    all_are_gone(&mut tape).await?;
-    host.ready().await?;
-    assert_gapless(tape.seen());
+    all_are_gone(&mut scene.tape).await?;
+    scene.host.ready().await?;
+    assert_gapless(scene.tape.seen());
     let again = "presence_published_again_total";
-    host.until_metric(again, &[], |count| count > 0.0).await?;
-    host.until_metric("presence_journal_bytes", &[], |bytes| bytes == 0.0)
+    scene
+        .host
+        .until_metric(again, &[], |count| count > 0.0)
         .await?;
-    host.stop().await
+    scene
+        .host
+        .until_metric("presence_journal_bytes", &[], |bytes| bytes == 0.0)
+        .await?;
+    scene.host.stop().await
 }
 
 #[tokio::test]
 async fn a_kill_in_the_middle_of_a_burst_leaves_nobody_believing_in_who_left() -> Result<()> {
-    let server = NatsServer::start().await?;
-    let proxy = Proxy::start(server.port()).await?;
-    let site = Site::new(&proxy.url())?
-        .with("correction.messages_per_s", 0)?
-        .with("tracker.timeout_ms", 3_000)?
-        .with("state.flush_ms", 10)?;
-    site.write_directory_value(&directory(true))?;
-    let client = Client::connect(&server.url()).await?;
-    let mut tape = client.record("presence.>").await?;
-    let host = Host::start(&site).await?;
-    all_come(&client, &mut tape).await?;
-    host.until_saved(USERS as f64).await?;
+    let mut scene = Scene::start(|site| {
+        site.with("tracker.timeout_ms", 3_000)?
+            .with("state.flush_ms", 10)
+    })
+    .await?;
+    scene.host.until_saved(USERS as f64).await?;
 
     // What the host publishes and stores from here on, the broker never gets.
-    proxy.pause();
-    site.write_directory_value(&directory(false))?;
-    let decided = |count| count >= USERS as f64;
-    host.until_metric("presence_correction_messages_total", &[], decided)
-        .await?;
-    host.kill().await?;
-    proxy.drop_connections();
-    proxy.resume();
+    scene.proxy.pause();
+    scene.hide_all().await?;
+    scene.host.kill().await?;
+    scene.proxy.drop_connections();
+    scene.proxy.resume();
 
     // It knows that the viewer was told, and not that they were told otherwise since.
-    let host = Host::start(&site).await?;
-    all_are_gone(&mut tape).await?;
-    assert_gapless(tape.seen());
-    host.stop().await
+    scene.host = Host::start(&scene.site).await?;
+    all_are_gone(&mut scene.tape).await?;
+    assert_gapless(scene.tape.seen());
+    scene.host.stop().await
 }
 
 #[tokio::test]
 async fn a_stop_without_a_broker_keeps_what_the_broker_had() -> Result<()> {
-    let server = NatsServer::start().await?;
-    let proxy = Proxy::start(server.port()).await?;
-    let site = Site::new(&proxy.url())?.with("correction.messages_per_s", 0)?;
-    site.write_directory_value(&directory(true))?;
-    let client = Client::connect(&server.url()).await?;
-    let mut tape = client.record("presence.>").await?;
-    let mut host = Host::start(&site).await?;
-    all_come(&client, &mut tape).await?;
-    host.until_saved(USERS as f64).await?;
+    let mut scene = Scene::start(Ok).await?;
+    scene.host.until_saved(USERS as f64).await?;
 
-    proxy.cut();
-    host.unready().await?;
-    site.write_directory_value(&directory(false))?;
-    let decided = |count| count >= USERS as f64;
-    host.until_metric("presence_correction_messages_total", &[], decided)
-        .await?;
-    host.wait_for_log(0, &["directory changed"]).await?;
-    host.stop().await?;
-    proxy.resume();
+    scene.proxy.cut();
+    scene.host.unready().await?;
+    scene.hide_all().await?;
+    scene.host.wait_for_log(0, &["directory changed"]).await?;
+    scene.host.stop().await?;
+    scene.proxy.resume();
 
-    let host = Host::start(&site).await?;
-    all_are_gone(&mut tape).await?;
-    host.stop().await
+    scene.host = Host::start(&scene.site).await?;
+    all_are_gone(&mut scene.tape).await?;
+    scene.host.stop().await
 }
 
 #[tokio::test]
@@ -167,12 +188,9 @@ async fn a_broker_killed_in_the_middle_of_traffic_gets_what_it_missed() -> Resul
 
     server.stop().await?;
     host.unready().await?;
-    site.write_directory_value(&directory(false))?;
-    let decided = |count| count >= USERS as f64;
-    host.until_metric("presence_correction_messages_total", &[], decided)
-        .await?;
+    hide_all(&site, &host).await?;
     server.resume().await?;
-    // Whoever listens is back before the host is, or asks anew: here, it is the host that
+    // The listener is back before the host is, or asks anew: here, it is the host that
     // says once more what it said while nobody was there.
     host.ready().await?;
     all_are_gone(&mut tape).await?;
@@ -186,35 +204,30 @@ async fn a_broker_killed_in_the_middle_of_traffic_gets_what_it_missed() -> Resul
 
 #[tokio::test]
 async fn what_is_said_while_the_broker_is_away_comes_in_order_and_once() -> Result<()> {
-    let server = NatsServer::start().await?;
-    let proxy = Proxy::start(server.port()).await?;
-    let site = Site::new(&proxy.url())?.with("correction.messages_per_s", 0)?;
-    site.write_directory_value(&directory(true))?;
-    let client = Client::connect(&server.url()).await?;
-    let mut tape = client.record("presence.>").await?;
-    let mut host = Host::start(&site).await?;
-    all_come(&client, &mut tape).await?;
-    host.until_metric("presence_journal_bytes", &[], |bytes| bytes == 0.0)
+    let mut scene = Scene::start(Ok).await?;
+    scene
+        .host
+        .until_metric("presence_journal_bytes", &[], |bytes| bytes == 0.0)
         .await?;
 
-    proxy.cut();
-    host.unready().await?;
-    let from = tape.seen().len();
-    site.write_directory_value(&directory(false))?;
-    let decided = |count| count >= USERS as f64;
-    host.until_metric("presence_correction_messages_total", &[], decided)
-        .await?;
-    proxy.resume();
-    host.ready().await?;
-    all_are_gone(&mut tape).await?;
+    scene.proxy.cut();
+    scene.host.unready().await?;
+    let from = scene.tape.seen().len();
+    scene.hide_all().await?;
+    scene.proxy.resume();
+    scene.host.ready().await?;
+    all_are_gone(&mut scene.tape).await?;
     let mut last: BTreeMap<_, u64> = BTreeMap::new();
-    for seen in tape.seen()[from..].iter().filter(|seen| seen.is_hosts()) {
+    for seen in scene.tape.seen()[from..]
+        .iter()
+        .filter(|seen| seen.is_hosts())
+    {
         let (source, _, seq) = seen.counted();
         let last = last.entry((source, &seen.subject)).or_insert(seq - 1);
         assert_eq!(seq, *last + 1, "{}", seen.subject);
         *last = seq;
     }
     let bye = inputs::disconnect(&user(0), "c", now_ms(), "client_disconnect");
-    client.input(DISCONNECT, bye).await?;
-    host.stop().await
+    scene.client.input(DISCONNECT, bye).await?;
+    scene.host.stop().await
 }

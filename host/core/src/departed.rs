@@ -1,6 +1,6 @@
 //! Who went offline, so that a viewer who may know can be told since when.
 //!
-//! Whoever may know was admitted while the user was online, by the last verdict, and
+//! A viewer may know who was admitted while the user was online, by the last verdict, and
 //! is admitted by the rules of now. So a departure is remembered with who had been
 //! told of the user, and with what the rules read of the online event.
 //!

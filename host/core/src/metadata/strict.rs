@@ -1,6 +1,6 @@
 //! What metadata may be: strictly valid JSON, within limits.
 //!
-//! Metadata is broadcast as the text that came in, so whoever reads it must be able
+//! Metadata is broadcast as the text that came in, so every reader must be able
 //! to: half a surrogate pair, a number that no `f64` holds, a key twice, or a tower
 //! of brackets would be read differently, or not at all, by one reader or another.
 
