@@ -1,7 +1,7 @@
 //! Who went offline, so that a viewer who may know can be told since when.
 //!
-//! A viewer may know who was admitted while the user was online, by the last verdict, and
-//! is admitted by the rules of now. So a departure is remembered with who had been
+//! A viewer may know if the last verdict admitted them while the user was online, and the
+//! rules of now do as well. So a departure is remembered with who had been
 //! told of the user, and with what the rules read of the online event.
 //!
 //! The last so many departures are remembered: the oldest is forgotten for the
