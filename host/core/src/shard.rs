@@ -149,6 +149,13 @@ pub enum Input {
         /// Up to when, by the clock of `now`.
         at: u64,
     },
+    /// Something of what there was to hear up to a time was lost on the way here: no
+    /// lease or grace runs on by the time since the last such word, see
+    /// [`Tracker::missed`].
+    Missed {
+        /// Up to when, by the clock of `now`.
+        at: u64,
+    },
     /// The wall clock has moved against the time that is given as `now`.
     Clock {
         /// How far it is ahead, in milliseconds; behind, if negative.
@@ -314,6 +321,7 @@ impl Shard {
                 }
             }
             Input::Heard { at } => self.tracker.heard(self.now, at),
+            Input::Missed { at } => self.tracker.missed(self.now, at),
             Input::Clock { ahead_ms } => self.wall_clock_moved(ahead_ms),
             Input::BodyBytesMax(bytes) => self.settings.body_bytes_max = bytes,
         }

@@ -14,6 +14,7 @@ use tokio::sync::{oneshot, watch};
 
 use crate::broker::Health;
 use crate::clock;
+use crate::hearing::Hearing;
 use crate::reply::Replies;
 use crate::wire::{SEQ, Subjects};
 use crate::worker::{Task, Workers};
@@ -38,49 +39,6 @@ pub(crate) struct Intake {
     pub(crate) statistics: Arc<Statistics>,
     pub(crate) account: Account,
     pub(crate) hearing: Hearing,
-}
-
-/// Up to when everything has been heard, as the workers are to know it: behind all that
-/// had arrived by then, and may not have been read here yet.
-pub(crate) struct Hearing {
-    heard: watch::Receiver<u64>,
-    /// How many messages may wait to be read.
-    queue: u64,
-    /// What the workers don't know yet, and after how many messages they may.
-    pending: Option<(u64, u64)>,
-}
-
-impl Hearing {
-    pub(crate) fn new(heard: watch::Receiver<u64>, queue: usize) -> Self {
-        Self {
-            heard,
-            queue: queue as u64,
-            pending: None,
-        }
-    }
-
-    /// So many messages have been read, and others wait. Says up to when all has been
-    /// handed on, if that is news.
-    fn after(&mut self, read: u64) -> Option<u64> {
-        if self.pending.is_none() && self.heard.has_changed().is_ok_and(|changed| changed) {
-            let at = *self.heard.borrow_and_update();
-            self.pending = Some((at, read.saturating_add(self.queue)));
-        }
-        let (at, _) = self.pending.take_if(|(_, end)| *end <= read)?;
-        Some(at)
-    }
-
-    /// Waits, while nothing waits to be read, for news of up to when all has been heard.
-    async fn now(&mut self) -> u64 {
-        if let Some((at, _)) = self.pending.take() {
-            return at;
-        }
-        match self.heard.changed().await {
-            Ok(()) => *self.heard.borrow_and_update(),
-            // Nobody finds out any more: the node ends.
-            Err(_) => std::future::pending().await,
-        }
-    }
 }
 
 /// What became of the messages that the client has received. It drops those that
@@ -135,6 +93,8 @@ impl Intake {
                     continue;
                 }
                 at = self.hearing.now() => {
+                    let events = self.slow_consumer_events();
+                    self.hearing.all_is_read(clock::now_ms(), self.account.read, events);
                     self.tell_heard(at);
                     continue;
                 }
@@ -142,25 +102,33 @@ impl Intake {
             let Some(first) = first else { return };
             self.batch(first, stopping).await;
             if let Some(at) = self.hearing.after(self.account.read) {
+                let events = self.slow_consumer_events();
+                self.hearing.look_for_drops(clock::now_ms(), self.account.read, events);
                 self.tell_heard(at);
             }
         }
     }
 
-    /// Has the workers know that all has been handed on that arrived by a time.
-    fn tell_heard(&self, at: u64) {
-        for worker in self.workers.iter() {
-            // One that has no room for it has no room for inputs either.
-            worker.offer(Task::Inputs(clock::now_ms(), vec![Input::Heard { at }]));
+    /// Has the workers know that all has been handed on that arrived by a time, or that
+    /// some of it was dropped. One that has no room for that hears so the next time.
+    fn tell_heard(&mut self, at: u64) {
+        for (place, worker) in self.workers.iter().enumerate() {
+            let word = self.hearing.word(place, at);
+            if worker.offer(Task::Inputs(clock::now_ms(), vec![word])) {
+                self.hearing.told(place, at);
+            }
         }
+    }
+
+    fn slow_consumer_events(&self) -> u64 {
+        self.broker.slow_consumer_events.load(Ordering::Relaxed)
     }
 
     /// Counts what the client has dropped.
     fn settle(&mut self) {
         let received = self.statistics.in_messages.load(Ordering::Relaxed);
         let received = received.saturating_sub(self.broker.read_elsewhere());
-        let events = self.broker.slow_consumer_events.load(Ordering::Relaxed);
-        match self.account.settle(received, events) {
+        match self.account.settle(received, self.slow_consumer_events()) {
             0 => {}
             dropped => self.broker.count_drops(dropped),
         }
@@ -198,13 +166,14 @@ impl Intake {
             put(next);
             self.account.read += 1;
         }
-        for (worker, batch) in self.workers.iter().zip(batches) {
+        for (place, (worker, batch)) in self.workers.iter().zip(batches).enumerate() {
             let count = batch.len();
             let task = Task::Inputs(now, batch);
             if stopping {
                 worker.send(task).await;
             } else if count > 0 && !worker.offer(task) {
                 self.broker.count_drops(count as u64);
+                self.hearing.dropped(place, clock::now_ms());
             }
         }
     }

@@ -22,7 +22,8 @@ use crate::config::{self, Config};
 use crate::directory::kept::Keeper;
 use crate::directory::request::Fetcher;
 use crate::directory::{self, Content};
-use crate::intake::{Account, Hearing, Intake};
+use crate::hearing::Hearing;
+use crate::intake::{Account, Intake};
 use crate::progress;
 use crate::publisher::Publisher;
 use crate::pulse::Handed;
@@ -211,7 +212,7 @@ impl Tenant {
             broker,
             statistics: client.statistics(),
             account: Account::default(),
-            hearing: Hearing::new(heard, intake_queue),
+            hearing: Hearing::new(heard, intake_queue, self.workers.iter().len()),
         })
     }
 

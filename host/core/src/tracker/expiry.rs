@@ -2,6 +2,7 @@
 //! clock, and closes that are forgotten.
 
 use super::connection::{Life, NOT_QUEUED, State};
+use super::hearing::Hearing;
 use super::slab::Key;
 use super::types::{Reason, Settings, Transition};
 use super::{Task, Tracker};
@@ -43,15 +44,27 @@ impl<M: Clone> Tracker<M> {
     /// time-outs ago or longer, what is left of the lease is cut to a third of
     /// the time-out: time for one heartbeat, since the host may just have woken.
     pub fn heard(&mut self, now: u64, at: u64) {
+        self.listen(now, at, Hearing::hear);
+    }
+
+    /// As [`Self::heard`], but something that there was to hear by `at` was lost on the
+    /// way here: the time since the last such word was a pause.
+    pub fn missed(&mut self, now: u64, at: u64) {
+        self.listen(now, at, Hearing::miss);
+    }
+
+    fn listen(&mut self, now: u64, at: u64, hear: fn(&mut Hearing, u64, u64, u64) -> bool) {
         let now = self.advance(now);
         // Who hears always needs no telling.
         if self.settings.hear_step_ms.is_none() {
             return;
         }
-        if self
-            .hearing
-            .hear(now, at.min(now), self.settings.timeout_ms)
-        {
+        if hear(
+            &mut self.hearing,
+            now,
+            at.min(now),
+            self.settings.timeout_ms,
+        ) {
             self.queue_cuts();
         }
         while let Some(key) = self.agenda.pop_cut(self.hearing.heard_up_to()) {

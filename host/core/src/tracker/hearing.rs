@@ -4,7 +4,8 @@
 //! could have been heard. The caller says up to when everything has been heard. From
 //! one such word to the next the clock advances by the time between them, but by no
 //! more than a step: the rest was a pause, whatever the cause (a silent broker, a lost
-//! connection, a stopped process). Without a step the host hears always, and the
+//! connection, a stopped process). Where something was lost on the way here, all of it
+//! was. Without a step the host hears always, and the
 //! clock goes with `now`.
 //!
 //! It counts on over a restart, in which nothing was heard.
@@ -70,12 +71,22 @@ impl Hearing {
     /// Everything has been heard up to `at`, as is known `now`. Says whether it may be
     /// that some connection has missed more than a time-out of hearing by now.
     pub(super) fn hear(&mut self, now: u64, at: u64, timeout_ms: u64) -> bool {
+        self.go_on(now, at, self.step_ms.unwrap_or(0), timeout_ms)
+    }
+
+    /// As [`Self::hear`], but something of what came by `at` was lost: the clock stands
+    /// still.
+    pub(super) fn miss(&mut self, now: u64, at: u64, timeout_ms: u64) -> bool {
+        self.go_on(now, at, 0, timeout_ms)
+    }
+
+    fn go_on(&mut self, now: u64, at: u64, gain_ms_max: u64, timeout_ms: u64) -> bool {
         let Some(step_ms) = self.step_ms else {
             return false;
         };
         // What was before the first word, nobody knows.
         let passed = self.heard_up_to.map(|before| at.saturating_sub(before));
-        let gained = passed.unwrap_or(0).min(step_ms);
+        let gained = passed.unwrap_or(0).min(gain_ms_max);
         let lost = passed.map_or(u64::MAX, |passed| passed - gained);
         let window_ms = timeout_ms.saturating_add(step_ms);
         // A lease may begin up to a step ahead of the clock, which is missed then as well.

@@ -24,6 +24,8 @@ enum Action {
     Disconnect(Sender, Reason),
     /// All has been heard up to so long ago.
     Heard(u64),
+    /// Something was lost of what there was to hear up to so long ago.
+    Missed(u64),
     /// So many milliseconds pass in which all is heard, step by step.
     Listen(u64),
     Reconfigure(Settings),
@@ -79,6 +81,7 @@ fn step() -> impl Strategy<Value = Step> {
         8 => (sender(), activity()).prop_map(|(sender, says)| Action::Heartbeat(sender, says)),
         6 => (sender(), reason).prop_map(|(sender, reason)| Action::Disconnect(sender, reason)),
         6 => prop_oneof![2 => Just(0), 1 => 0..40u64].prop_map(Action::Heard),
+        2 => prop_oneof![2 => Just(0), 1 => 0..40u64].prop_map(Action::Missed),
         4 => (0..100u64).prop_map(Action::Listen),
         1 => settings().prop_map(Action::Reconfigure),
         1 => Just(Action::Wake),
@@ -154,6 +157,11 @@ impl Pair {
             Action::Heard(ago) => {
                 tracker.heard(now, now - ago);
                 model.heard(now, now - ago);
+                return;
+            }
+            Action::Missed(ago) => {
+                tracker.missed(now, now - ago);
+                model.missed(now, now - ago);
                 return;
             }
             Action::Listen(ms) => return self.listen(now + ms),

@@ -243,8 +243,17 @@ impl Model {
 
     /// All up to `at` has been heard.
     pub(crate) fn heard(&mut self, now: u64, at: u64) {
+        self.listen(now, at, self.settings.hear_step_ms);
+    }
+
+    /// Something was lost of what there was to hear up to `at`.
+    pub(crate) fn missed(&mut self, now: u64, at: u64) {
+        self.listen(now, at, self.settings.hear_step_ms.and(Some(0)));
+    }
+
+    fn listen(&mut self, now: u64, at: u64, step: Option<u64>) {
         self.pass(now);
-        let Some(step) = self.settings.hear_step_ms else {
+        let Some(step) = step else {
             return;
         };
         let passed = self

@@ -113,6 +113,7 @@ impl Runner {
                 let at = options.get("upto").map_or(now, |at| at.parse().unwrap());
                 tracker.heard(now, at);
             }
+            ("missed", _) => tracker.missed(now, now),
             ("hear", _) => self.hear(options["until"].parse().unwrap()),
             ("reconfigure", _) => tracker.reconfigure(settings(&options)),
             ("wake", []) => self.expire(now),
