@@ -41,13 +41,26 @@ impl Proxy {
     /// # Errors
     /// When no port can be had.
     pub async fn start(port: u16) -> Result<Self> {
+        Self::start_with(port, None).await
+    }
+
+    /// As [`Self::start`], but what the network does happens only to connections in
+    /// whose name, as a NATS client gives it, `of` occurs.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub async fn start_for(port: u16, of: &'static str) -> Result<Self> {
+        Self::start_with(port, Some(of)).await
+    }
+
+    async fn start_with(port: u16, of: Option<&'static str>) -> Result<Self> {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
         let own_port = listener.local_addr()?.port();
         let state = Arc::new(watch::Sender::new(State {
             flow: Flow::Open,
             cuts: 0,
         }));
-        let accepting = tokio::spawn(accept(listener, port, Arc::clone(&state)));
+        let accepting = tokio::spawn(accept(listener, port, of, Arc::clone(&state)));
         Ok(Self {
             port: own_port,
             state,
@@ -92,27 +105,71 @@ impl Drop for Proxy {
     }
 }
 
-async fn accept(listener: TcpListener, port: u16, state: Arc<watch::Sender<State>>) {
+async fn accept(
+    listener: TcpListener,
+    port: u16,
+    of: Option<&'static str>,
+    state: Arc<watch::Sender<State>>,
+) {
     while let Ok((near, _)) = listener.accept().await {
-        let now = *state.borrow();
-        if now.flow != Flow::Refused {
-            tokio::spawn(forward(near, port, state.subscribe(), now.cuts));
+        if of.is_some() || state.borrow().flow != Flow::Refused {
+            tokio::spawn(forward(near, port, of, state.subscribe()));
         }
     }
 }
 
 /// Carries one connection until either side, or the network, ends it.
-async fn forward(near: TcpStream, port: u16, state: watch::Receiver<State>, cuts: u64) {
-    let Ok(far) = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await else {
+async fn forward(
+    mut near: TcpStream,
+    port: u16,
+    of: Option<&'static str>,
+    state: watch::Receiver<State>,
+) {
+    let Ok(mut far) = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await else {
         return;
     };
     let _ = (near.set_nodelay(true), far.set_nodelay(true));
+    if let Some(of) = of {
+        let Ok(named) = greet(&mut near, &mut far, of).await else {
+            return;
+        };
+        if !named {
+            let _ = tokio::io::copy_bidirectional(&mut near, &mut far).await;
+            return;
+        }
+    }
+    let now = *state.borrow();
+    if now.flow == Flow::Refused {
+        return;
+    }
+    let cuts = now.cuts;
     let (near_in, near_out) = near.into_split();
     let (far_in, far_out) = far.into_split();
     tokio::select! {
         () = pump(near_in, far_out, state.clone(), cuts) => {}
         () = pump(far_in, near_out, state, cuts) => {}
     }
+}
+
+/// Carries what NATS's two sides say first: INFO, and then CONNECT. Says whether `of`
+/// occurs in the latter.
+async fn greet(near: &mut TcpStream, far: &mut TcpStream, of: &str) -> std::io::Result<bool> {
+    let info = line(far).await?;
+    near.write_all(&info).await?;
+    let connect = line(near).await?;
+    far.write_all(&connect).await?;
+    Ok(String::from_utf8_lossy(&connect).contains(of))
+}
+
+/// What comes up to the end of a line, and perhaps more.
+async fn line(from: &mut TcpStream) -> std::io::Result<Vec<u8>> {
+    let mut line = Vec::new();
+    while !line.contains(&b'\n') {
+        if from.read_buf(&mut line).await? == 0 {
+            return Err(std::io::ErrorKind::UnexpectedEof.into());
+        }
+    }
+    Ok(line)
 }
 
 async fn pump(

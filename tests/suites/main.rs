@@ -36,6 +36,7 @@ mod permissions;
 mod plugin_kit;
 mod plugin_tools;
 mod privacy;
+mod pulse;
 mod query;
 mod record;
 mod replay;

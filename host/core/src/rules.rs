@@ -13,8 +13,11 @@ use crate::names::{Id, Names};
 /// What a call is about and may know.
 #[derive(Clone, Copy, Debug)]
 pub struct Context<'a> {
-    /// The wall time, in milliseconds since the Unix epoch.
+    /// The wall time, in milliseconds since the Unix epoch: what rules go by.
     pub now: u64,
+    /// The time that nobody sets, in milliseconds: what durations go by, such as how
+    /// long a plugin is left alone after it has failed.
+    pub monotonic: u64,
     /// The event.
     pub event: &'a Arc<Event>,
     /// The directory.

@@ -89,6 +89,7 @@ impl World {
     fn context(&self) -> Context<'_> {
         Context {
             now: 1_698_000_000_000,
+            monotonic: 1_698_000_000_000,
             event: &self.event,
             directory: &self.directory,
             names: &self.names,

@@ -1,6 +1,7 @@
 //! A circuit breaker: a component that fails on user after user is not called any
 //! more. All workers share it. Time is an argument, so that a replay takes the same
-//! decisions.
+//! decisions: the one that nobody sets, since setting the machine's clock must
+//! neither prolong a quarantine nor end it.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};

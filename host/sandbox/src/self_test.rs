@@ -87,6 +87,7 @@ fn outcome(plugin: &Arc<Plugin>, case: &Case, limits: Limits) -> Outcome {
         .collect();
     let context = Context {
         now: case.now,
+        monotonic: case.now,
         event: &event,
         directory: &directory,
         names: &names,

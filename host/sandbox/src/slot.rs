@@ -130,7 +130,7 @@ impl<A, R> Slot<A, R> {
         }
         let (stage, quarantine) = (&self.stage, self.limits.quarantine);
         let breaker = &stage.health.breaker;
-        let admission = match breaker.admit(context.now, quarantine) {
+        let admission = match breaker.admit(context.monotonic, quarantine) {
             Admission::Refused => return None,
             admitted => admitted,
         };
@@ -150,7 +150,7 @@ impl<A, R> Slot<A, R> {
             (Ok(_), _) => {}
             (Err(failure), _) => {
                 let user = context.event.name.as_str();
-                if breaker.failed(context.now, user, admission, quarantine) {
+                if breaker.failed(context.monotonic, user, admission, quarantine) {
                     self.quarantine(&failure.error);
                     *replaced |= self.give_way();
                 }
@@ -260,6 +260,7 @@ mod tests {
         let event = self_test::event(&names, fields.as_object().unwrap());
         let context = Context {
             now: 1,
+            monotonic: 1,
             event: &Arc::new(event),
             directory: &Arc::new(Directory::new()),
             names: &names,

@@ -55,6 +55,8 @@ pub(crate) struct Health {
     /// When the broker was last heard, by the host's clock; 0 if it hasn't been yet.
     heard_at: AtomicU64,
     is_silence_told: AtomicBool,
+    /// Whether the pulse has to do without its own connection.
+    is_pulse_away: AtomicBool,
 }
 
 impl Health {
@@ -88,6 +90,28 @@ impl Health {
                 "nothing is heard from NATS, though the connection stands, and nobody times out \
                  until it is. If that lasts: may this node publish and subscribe below `_INBOX.`?"
             );
+        }
+    }
+
+    /// Whether the pulse has a connection of its own.
+    pub(crate) fn has_pulse(&self) -> bool {
+        !self.is_pulse_away.load(Ordering::Relaxed)
+    }
+
+    /// Notes that the pulse's own connection isn't heard, while the main one is.
+    pub(crate) fn pulse_is_away(&self) {
+        if !self.is_pulse_away.swap(true, Ordering::Relaxed) {
+            tracing::warn!(
+                "nothing is heard on the second connection to NATS (`… pulse`), and the main one \
+                 does its work: does the broker, or the account, permit one more connection?"
+            );
+        }
+    }
+
+    /// Notes that it is heard.
+    pub(crate) fn pulse_is_back(&self) {
+        if self.is_pulse_away.swap(false, Ordering::Relaxed) {
+            tracing::info!("the second connection to NATS is heard again");
         }
     }
 

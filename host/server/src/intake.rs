@@ -103,7 +103,8 @@ impl Intake {
             self.batch(first, stopping).await;
             if let Some(at) = self.hearing.after(self.account.read) {
                 let events = self.slow_consumer_events();
-                self.hearing.look_for_drops(clock::now_ms(), self.account.read, events);
+                self.hearing
+                    .look_for_drops(clock::now_ms(), self.account.read, events);
                 self.tell_heard(at);
             }
         }

@@ -20,6 +20,7 @@ mod cli;
 mod clock;
 mod config;
 mod directory;
+mod handed;
 mod hearing;
 mod hello;
 mod http;

@@ -14,8 +14,8 @@ use presence_core::publish::{self, Publication};
 use tokio::time::timeout;
 
 use crate::clock;
+use crate::handed::Handed;
 use crate::journal::{Entry, Journal};
-use crate::pulse::Handed;
 use crate::wire::{self, Source};
 
 /// How often a source that waits looks whether the connection has changed.

@@ -6,24 +6,31 @@
 //! all of that. It is sent back on the second connection, and when it comes in on the
 //! main one, all has been heard that the broker had by then.
 //!
+//! The node doesn't depend on the second connection. A marker is a request: where nobody
+//! gets it, the broker itself answers at once, on the main connection, that there is no
+//! responder, and that says the same. While the second connection is away or silent,
+//! markers go to a subject that nobody has, too. (Where somebody listens to every
+//! subject there is, a marker is theirs, and only the second connection helps.)
+//!
 //! What is known this way is never too much. A marker that comes over a connection
 //! that was made after it was sent says nothing of what went over the one before.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use async_nats::connection::State;
-use async_nats::{Client, Message, Statistics, Subscriber};
+use async_nats::{Client, Message, Statistics, StatusCode, Subscriber};
 use futures_util::StreamExt;
-use tokio::sync::{Notify, watch};
+use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::broker::{self, Health};
 use crate::clock;
-use crate::config::Nats;
+use crate::config::Config;
+use crate::handed::Sources;
 
 /// How soon the broker is asked, at the earliest, where something isn't acknowledged.
 const QUICK: Duration = Duration::from_millis(10);
@@ -31,75 +38,11 @@ const QUICK: Duration = Duration::from_millis(10);
 /// How many markers may be under way. Of more, the oldest counts as lost.
 const MARKERS_MAX: usize = 256;
 
-/// How far a source has handed its messages to the broker's client, and how far the
-/// broker has them. Places are the journal's.
-#[derive(Debug)]
-pub(crate) struct Handed {
-    /// The connection that they were handed to, counted as the client counts.
-    link: AtomicU64,
-    /// Up to which place they were.
-    end: AtomicU64,
-    /// Up to which place the broker has them.
-    acknowledged: AtomicU64,
-    moved: Notify,
-    /// Said when something is there to be acknowledged.
-    wanted: Arc<Notify>,
-}
+/// From when on, without a marker on it, the second connection isn't relied on.
+const SILENT: Duration = Duration::from_secs(1);
 
-impl Handed {
-    pub(crate) fn new(wanted: Arc<Notify>) -> Self {
-        Self {
-            link: AtomicU64::new(0),
-            end: AtomicU64::new(0),
-            acknowledged: AtomicU64::new(0),
-            moved: Notify::new(),
-            wanted,
-        }
-    }
-
-    /// From this place on, messages are handed to this connection.
-    pub(crate) fn begin(&self, link: u64, place: u64) {
-        // In this order: who sees the new connection sees no place of the one before.
-        self.end.store(place, Ordering::Release);
-        self.link.store(link, Ordering::Release);
-    }
-
-    /// Messages up to this place have been handed over.
-    pub(crate) fn advance(&self, end: u64) {
-        self.end.store(end, Ordering::Release);
-    }
-
-    /// Asks for an acknowledgement soon.
-    pub(crate) fn want(&self) {
-        self.wanted.notify_one();
-    }
-
-    /// Up to which place the broker has the messages.
-    pub(crate) fn acknowledged(&self) -> u64 {
-        self.acknowledged.load(Ordering::Acquire)
-    }
-
-    /// Waits until the broker has more of them. It may return too early.
-    pub(crate) async fn moved(&self) {
-        self.moved.notified().await;
-    }
-
-    /// The connection, and up to which place messages were handed to it.
-    fn mark(&self) -> (u64, u64) {
-        let link = self.link.load(Ordering::Acquire);
-        (link, self.end.load(Ordering::Acquire))
-    }
-
-    fn acknowledge(&self, end: u64) {
-        if self.acknowledged.fetch_max(end, Ordering::AcqRel) < end {
-            self.moved.notify_one();
-        }
-    }
-
-    fn is_behind(&self) -> bool {
-        self.end.load(Ordering::Relaxed) > self.acknowledged.load(Ordering::Relaxed)
-    }
-}
+/// From when on it is made anew, though it seems to stand, and how often at most.
+const DEAF: Duration = Duration::from_secs(3);
 
 /// A marker that is under way.
 struct Marker {
@@ -113,18 +56,30 @@ struct Marker {
 /// What keeps the pulse.
 pub(crate) struct Pulse {
     main: Client,
-    second: Client,
+    second: Second,
     statistics: Arc<Statistics>,
     health: Arc<Health>,
-    sources: Vec<Arc<Handed>>,
-    wanted: Arc<Notify>,
-    every: Duration,
-    /// Where markers come in on the second connection, and on the main one.
-    out: (String, Subscriber),
+    sources: Sources,
+    /// Where markers come in on the main connection: one token below this.
     back: (String, Subscriber),
+    /// Where nobody listens.
+    nobody: String,
     markers: VecDeque<Marker>,
     sent: u64,
+    /// When a marker came in on the main connection last.
+    answered: Instant,
     heard: watch::Sender<u64>,
+}
+
+/// The second connection.
+struct Second {
+    client: Client,
+    /// Where markers come in on it.
+    out: (String, Subscriber),
+    /// When one came in last.
+    heard: Instant,
+    /// When it was last made anew, though it seemed to stand.
+    renewed: Instant,
 }
 
 impl Pulse {
@@ -134,34 +89,24 @@ impl Pulse {
     /// # Errors
     /// If what it takes to connect can't be read.
     pub(crate) async fn start(
-        nats: &Nats,
-        name: &str,
+        config: &Config,
         main: Client,
         health: Arc<Health>,
-        sources: Vec<Arc<Handed>>,
-        wanted: Arc<Notify>,
-        timeout_ms: u64,
+        sources: Sources,
     ) -> anyhow::Result<watch::Receiver<u64>> {
-        let options = broker::lasting(nats, timeout_ms)
-            .await?
-            .name(format!("presence {name} pulse"))
-            .subscription_capacity(MARKERS_MAX * 4);
-        let second = options.connect(nats.url.clone()).await;
-        let second = second.context("can't connect to NATS a second time")?;
-        let (out, back) = (second.new_inbox(), main.new_inbox());
+        let back = main.new_inbox();
         let (heard, hearing) = watch::channel(0);
         let pulse = Self {
-            out: (out.clone(), second.subscribe(out).await?),
-            back: (back.clone(), main.subscribe(back).await?),
+            second: Second::connect(config).await?,
+            back: (back.clone(), main.subscribe(format!("{back}.*")).await?),
+            nobody: main.new_inbox(),
             statistics: main.statistics(),
             main,
-            second,
             health,
             sources,
-            wanted,
-            every: Duration::from_millis(broker::pulse_ms(timeout_ms)),
             markers: VecDeque::new(),
             sent: 0,
+            answered: Instant::now(),
             heard,
         };
         tokio::spawn(pulse.run());
@@ -174,13 +119,14 @@ impl Pulse {
             tokio::select! {
                 () = sleep_until(next) => {
                     self.health.tell_silence();
+                    self.look_at_second().await;
                     self.send().await;
-                    let is_behind = self.sources.iter().any(|source| source.is_behind());
-                    let wait = if is_behind { QUICK.min(self.every) } else { self.every };
+                    let every = self.sources.every();
+                    let wait = if self.sources.are_behind() { QUICK.min(every) } else { every };
                     next = Instant::now() + wait;
                 }
-                () = self.wanted.notified() => next = next.min(Instant::now() + QUICK),
-                Some(marker) = self.out.1.next() => self.came_out(&marker).await,
+                () = self.sources.wanted() => next = next.min(Instant::now() + QUICK),
+                Some(marker) = self.second.out.1.next() => self.came_out(&marker).await,
                 Some(marker) = self.back.1.next() => self.came_back(&marker),
                 // The clients are gone: the node ends.
                 else => return,
@@ -190,57 +136,84 @@ impl Pulse {
 
     /// Sends a marker, unless nobody would get it.
     async fn send(&mut self) {
-        let are_connected = [&self.main, &self.second]
-            .iter()
-            .all(|client| client.connection_state() == State::Connected);
-        if !are_connected {
+        if self.main.connection_state() != State::Connected {
             return;
         }
         self.sent += 1;
         if self.markers.len() == MARKERS_MAX {
             self.markers.pop_front();
         }
-        let marks = self.sources.iter().map(|source| source.mark());
         self.markers.push_back(Marker {
             number: self.sent,
             at: clock::now_ms(),
-            marks: marks.collect(),
+            marks: self.sources.marks(),
         });
-        let (subject, body) = (self.out.0.clone(), self.sent.to_string());
+        self.send_to(self.second.out.0.clone()).await;
+        if self.second.is_silent() {
+            self.send_to(self.nobody.clone()).await;
+        }
+    }
+
+    /// Sends the last marker to a subject.
+    async fn send_to(&self, subject: String) {
+        let (back, body) = (&self.back.0, self.sent.to_string());
+        let reply = format!("{back}.{body}");
+        let sent = self.main.publish_with_reply(subject, reply, body.into());
         // Where there is no room in time, the connection hangs: the next one may get out.
-        let sent = self.main.publish(subject, body.into());
-        let _ = timeout(self.every, sent).await;
+        let _ = timeout(self.sources.every(), sent).await;
     }
 
     /// A marker went out to the broker: so did all before it.
     async fn came_out(&mut self, received: &Message) {
-        let Some(marker) = number(received).and_then(|number| self.find(number)) else {
+        self.second.heard = Instant::now();
+        self.health.pulse_is_back();
+        let body = &received.payload;
+        let Some(marker) = number(body).and_then(|number| self.find(number)) else {
             return;
         };
-        let link = self.statistics.connects.load(Ordering::Acquire);
-        for (source, (handed_to, end)) in self.sources.iter().zip(&marker.marks) {
-            // Else the marker may have gone over a later connection than they did.
-            if *handed_to == link {
-                source.acknowledge(*end);
-            }
+        self.acknowledge(marker);
+        if let Some(reply) = received.reply.clone() {
+            let sent = self.second.client.publish(reply, body.clone());
+            let _ = timeout(self.sources.every(), sent).await;
         }
-        let (subject, body) = (self.back.0.clone(), received.payload.clone());
-        let _ = timeout(self.every, self.second.publish(subject, body)).await;
     }
 
     /// A marker came back from the broker: so did all that it had before.
     fn came_back(&mut self, received: &Message) {
         self.health.count_elsewhere();
-        let Some(number) = number(received) else {
+        let token = received.subject.rsplit('.').next().unwrap_or_default();
+        let Some(number) = number(token.as_bytes()) else {
             return;
         };
         let Some(marker) = self.find(number) else {
             return;
         };
+        // From the broker itself: it didn't go out on the second connection before.
+        if received.status == Some(StatusCode::NO_RESPONDERS) {
+            self.acknowledge(marker);
+        }
         let at = marker.at;
         self.markers.retain(|marker| marker.number > number);
+        self.answered = Instant::now();
         self.health.heard();
         self.heard.send_replace(at);
+    }
+
+    /// The broker has all that was handed over before a marker, unless it was to an
+    /// earlier connection than the marker may have gone over.
+    fn acknowledge(&self, marker: &Marker) {
+        let link = self.statistics.connects.load(Ordering::Acquire);
+        self.sources.acknowledge(&marker.marks, link);
+    }
+
+    /// Makes the second connection anew where it seems to stand, and only the main one is
+    /// heard; and has the log know.
+    async fn look_at_second(&mut self) {
+        if self.answered.elapsed() > SILENT || self.second.heard.elapsed() < DEAF {
+            return;
+        }
+        self.health.pulse_is_away();
+        self.second.renew().await;
     }
 
     fn find(&self, number: u64) -> Option<&Marker> {
@@ -248,24 +221,42 @@ impl Pulse {
     }
 }
 
-fn number(received: &Message) -> Option<u64> {
-    std::str::from_utf8(&received.payload).ok()?.parse().ok()
+impl Second {
+    async fn connect(config: &Config) -> anyhow::Result<Self> {
+        let options = broker::lasting(&config.nats, config.tracker.timeout_ms)
+            .await?
+            .name(format!("presence {} pulse", config.node.name))
+            .subscription_capacity(MARKERS_MAX * 4);
+        let client = options.connect(config.nats.url.clone()).await;
+        let client = client.context("can't connect to NATS a second time")?;
+        let out = client.new_inbox();
+        Ok(Self {
+            out: (out.clone(), client.subscribe(out).await?),
+            client,
+            heard: Instant::now(),
+            renewed: Instant::now(),
+        })
+    }
+
+    /// Whether no marker is known to come in on it.
+    fn is_silent(&self) -> bool {
+        !self.is_connected() || self.heard.elapsed() > SILENT
+    }
+
+    /// Makes it anew, unless it is away, or that was tried a moment ago.
+    async fn renew(&mut self) {
+        if self.is_connected() && self.renewed.elapsed() > DEAF {
+            self.renewed = Instant::now();
+            // The client is gone only when the node ends.
+            let _ = self.client.force_reconnect().await;
+        }
+    }
+
+    fn is_connected(&self) -> bool {
+        self.client.connection_state() == State::Connected
+    }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_is_handed_to_a_new_connection_is_marked_from_its_beginning() {
-        let handed = Handed::new(Arc::default());
-        handed.begin(1, 0);
-        handed.advance(7);
-        assert_eq!((handed.mark(), handed.is_behind()), ((1, 7), true));
-        handed.acknowledge(5);
-        handed.acknowledge(3);
-        assert_eq!(handed.acknowledged(), 5);
-        handed.begin(2, 5);
-        assert_eq!((handed.mark(), handed.is_behind()), ((2, 5), false));
-    }
+fn number(text: &[u8]) -> Option<u64> {
+    std::str::from_utf8(text).ok()?.parse().ok()
 }

@@ -69,18 +69,8 @@ async fn node(config: Config, text: Option<Text>, path: Option<&Path>) -> anyhow
     let tenant = Tenant::start(&config, blueprint, &client, epoch, names, state)?;
     loader.put_in_force(&tenant.running.borrow().blueprint);
     tenant.follow_link(links, client.clone());
-    let (sources, wanted) = tenant.handed.clone();
-    let (main, health) = (client.clone(), Arc::clone(&broker));
-    let pulse = Pulse::start(
-        &config.nats,
-        name,
-        main,
-        health,
-        sources,
-        wanted,
-        timeout_ms,
-    );
-    let heard = pulse.await?;
+    let (health, sources) = (Arc::clone(&broker), tenant.sources.clone());
+    let heard = Pulse::start(&config, client.clone(), health, sources).await?;
     let intake_queue = config.nats.intake_queue;
     tokio::spawn(clock::follow(tenant.workers.clone()));
     tenant.follow_corrections();

@@ -13,7 +13,7 @@ use presence_core::directory::{Changes, Directory};
 use presence_core::names::Names;
 use presence_core::{Input, Settings, Shard, metadata, status, tracker};
 use presence_sandbox::Blueprint;
-use tokio::sync::{Notify, mpsc, oneshot, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::ask::{Counts, Desk};
 use crate::barrier;
@@ -22,11 +22,11 @@ use crate::config::{self, Config};
 use crate::directory::kept::Keeper;
 use crate::directory::request::Fetcher;
 use crate::directory::{self, Content};
+use crate::handed::Sources;
 use crate::hearing::Hearing;
 use crate::intake::{Account, Intake};
 use crate::progress;
 use crate::publisher::Publisher;
-use crate::pulse::Handed;
 use crate::reply::Replies;
 use crate::stale::StaleLog;
 use crate::state::{Restored, Writer};
@@ -69,9 +69,8 @@ pub(crate) struct Tenant {
     /// How much metadata a message may have.
     metadata: watch::Sender<metadata::Limits>,
     pub(crate) workers: Workers,
-    /// How far each worker has handed its messages to the broker's client, and what says
-    /// that they are to be acknowledged.
-    pub(crate) handed: (Vec<Arc<Handed>>, Arc<Notify>),
+    /// How far each worker has handed its messages to the broker's client.
+    pub(crate) sources: Sources,
     /// None where nothing is kept over a restart.
     pub(crate) state: Option<Writer>,
     /// How many ids there were after the last sweep.
@@ -103,16 +102,13 @@ impl Tenant {
             None => Directory::unavailable(),
         });
         let body_bytes_max = broker::body_bytes_max(client);
-        let wanted = Arc::new(Notify::new());
-        let mut handed = Vec::new();
+        let mut sources = Sources::new(broker::pulse_ms(config.tracker.timeout_ms));
         let mut workers = Vec::new();
         let journal_bytes = config.nats.journal_bytes / config.engine.worker_count().max(1);
         for (number, barrier) in barrier::places(config.engine.worker_count()).enumerate() {
             let settings = settings(config, body_bytes_max);
             let mut shard = Shard::new(settings, Arc::clone(&names), Arc::clone(&directory));
             shard.keep_records(state.is_some());
-            let of_source = Arc::new(Handed::new(Arc::clone(&wanted)));
-            handed.push(Arc::clone(&of_source));
             let owned = State {
                 shard,
                 rules: blueprint.instantiate()?,
@@ -128,7 +124,7 @@ impl Tenant {
                     ),
                     config.nats.beacon_ms,
                     journal_bytes,
-                    of_source,
+                    sources.add(),
                 ),
                 figures: Arc::default(),
                 barrier,
@@ -155,7 +151,7 @@ impl Tenant {
             body_bytes_max: Arc::new(body_bytes_max.into()),
             metadata: watch::Sender::new(config.tracker.metadata),
             workers: workers.into(),
-            handed: (handed, wanted),
+            sources,
             state,
             swept: 0,
         })
@@ -287,6 +283,9 @@ impl Tenant {
             .store(config.explain.enabled, Ordering::Relaxed);
         self.metadata.send_replace(config.tracker.metadata);
         let settings = settings(config, self.body_bytes_max.load(Ordering::Relaxed));
+        // Leases run by steps of the same length.
+        let timeout_ms = config.tracker.timeout_ms;
+        self.sources.ask_every(broker::pulse_ms(timeout_ms));
         let input = Input::Settings(Box::new(settings));
         self.workers.tell(|| input.clone()).await;
     }

@@ -45,7 +45,7 @@ impl Shard {
                 }
             },
         };
-        let context = context(now, &event, &self.directory, &self.names);
+        let context = context(&self.clock, now, &event, &self.directory, &self.names);
         let explanation = rules.explain(context, viewer);
         self.notice_replaced(rules);
         let (rendition, not_at_hand, failure) = match explanation.decision {

@@ -156,7 +156,7 @@ impl Shard {
             return None;
         }
         self.counters.decided += 1;
-        let context = context(now, event, &self.directory, &self.names);
+        let context = context(&self.clock, now, event, &self.directory, &self.names);
         match rules.decide(context) {
             Decision::Decided(renditions, reads) if online => {
                 let verdict = Arc::new(Verdict::new(event.user, renditions));

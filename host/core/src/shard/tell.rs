@@ -8,6 +8,7 @@ use bytes::Bytes;
 
 use crate::audience::Audience;
 use crate::body;
+use crate::clock::Clock;
 use crate::departed::Known;
 use crate::event::{Change, Event};
 use crate::inbox::Delivery;
@@ -109,7 +110,13 @@ impl Shard {
             return self.settle(event, &verdict, again_at, whom, out);
         }
         self.counters.decided += 1;
-        let context = context(self.clock.wall(), event, &self.directory, &self.names);
+        let context = context(
+            &self.clock,
+            self.clock.wall(),
+            event,
+            &self.directory,
+            &self.names,
+        );
         match rules.decide(context) {
             Decision::Decided(renditions, reads) => {
                 let verdict = Arc::new(Verdict::new(event.user, renditions));
@@ -260,14 +267,17 @@ pub(super) fn bare(viewers: &Audience) -> Rendition {
     }
 }
 
+/// What a call may know that is made at a wall time.
 pub(super) fn context<'a>(
-    now: u64,
+    clock: &Clock,
+    wall: u64,
     event: &'a Arc<Event>,
     directory: &'a Arc<crate::directory::Directory>,
     names: &'a Arc<crate::names::Names>,
 ) -> Context<'a> {
     Context {
-        now,
+        now: wall,
+        monotonic: clock.now_at(wall),
         event,
         directory,
         names,

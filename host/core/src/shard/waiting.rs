@@ -290,7 +290,13 @@ impl Shard {
         until: u64,
         rules: &mut dyn Rules,
     ) -> Result<Enriched, BTreeSet<Question>> {
-        let context = context(self.clock.wall(), event, &self.directory, &self.names);
+        let context = context(
+            &self.clock,
+            self.clock.wall(),
+            event,
+            &self.directory,
+            &self.names,
+        );
         let mut enriched = rules.enrich(context);
         if !enriched.not_at_hand.is_empty() {
             if self.now < until {
@@ -339,7 +345,13 @@ impl Shard {
         rules: &mut dyn Rules,
         out: &mut Vec<Output>,
     ) -> Result<(), Lack> {
-        let context = context(self.clock.wall(), &event, &self.directory, &self.names);
+        let context = context(
+            &self.clock,
+            self.clock.wall(),
+            &event,
+            &self.directory,
+            &self.names,
+        );
         let renditions = match rules.redact(context, told.audience()) {
             Decision::Decided(renditions, _) => renditions,
             Decision::NotAtHand(questions) if self.now < until => {

@@ -79,6 +79,31 @@ fn a_trial_that_succeeds_ends_it() {
 }
 
 #[test]
+fn setting_the_machines_clock_neither_prolongs_nor_ends_it() {
+    const DAY_MS: i64 = 86_400_000;
+    for ahead_ms in [-DAY_MS, DAY_MS] {
+        let (mut world, blueprint) = world();
+        let mut rules = blueprint.instantiate().unwrap();
+        fail_until_quarantine(&mut world, &blueprint, &mut rules);
+        world.ahead_ms = ahead_ms;
+        assert!(fails(&mut world, &mut rules, "fine").contains("quarantine"));
+        world.now += LIMITS.quarantine.ms;
+        assert_eq!(visible(&mut world, &mut rules, "fine"), ["ben"]);
+    }
+}
+
+#[test]
+fn setting_the_machines_clock_does_not_move_the_window_of_failures() {
+    let (mut world, blueprint) = world();
+    let mut rules = blueprint.instantiate().unwrap();
+    for bad in &BAD[..3] {
+        fails(&mut world, &mut rules, bad);
+        world.ahead_ms += 10 * LIMITS.quarantine.window_ms as i64;
+    }
+    assert_eq!(quarantined(&blueprint), [false, true]);
+}
+
+#[test]
 fn a_trial_that_fails_on_yet_another_user_prolongs_it() {
     let (mut world, blueprint) = world();
     let mut rules = blueprint.instantiate().unwrap();

@@ -16,6 +16,8 @@ pub(crate) const NOW: u64 = 1_698_000_000_000;
 
 pub(crate) struct World {
     pub(crate) now: u64,
+    /// By how much wall time is ahead of it.
+    pub(crate) ahead_ms: i64,
     pub(crate) names: Arc<Names>,
     /// All that was said.
     known: Directory,
@@ -40,6 +42,7 @@ impl World {
         let event = Arc::new(online(&names, "ada", "{}"));
         let mut world = Self {
             now: NOW,
+            ahead_ms: 0,
             names,
             known: Directory::new(),
             directory,
@@ -155,7 +158,8 @@ impl World {
 
     pub(crate) fn context(&self) -> Context<'_> {
         Context {
-            now: self.now,
+            now: self.now.saturating_add_signed(self.ahead_ms),
+            monotonic: self.now,
             event: &self.event,
             directory: &self.directory,
             names: &self.names,

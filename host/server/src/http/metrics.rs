@@ -145,6 +145,12 @@ pub(super) async fn metrics(State(status): State<Arc<Status>>) -> String {
             read(&status.broker.connects),
         ),
         (
+            "presence_nats_second_connection",
+            "gauge",
+            "Whether the second connection to NATS, which notices what has been heard, is in use; without it the main one does its work.",
+            status.broker.has_pulse().into(),
+        ),
+        (
             "presence_slow_consumer_drops_total",
             "counter",
             "Inputs dropped for want of room.",

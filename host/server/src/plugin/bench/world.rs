@@ -53,6 +53,7 @@ impl World {
     pub(super) fn context(&self) -> Context<'_> {
         Context {
             now: self.now,
+            monotonic: self.now,
             event: &self.event,
             directory: &self.directory,
             names: &self.names,
