@@ -138,11 +138,7 @@ async fn a_link_that_hangs_and_is_then_cut_loses_nothing() -> Result<()> {
 
 #[tokio::test]
 async fn a_kill_in_the_middle_of_a_burst_leaves_nobody_believing_in_who_left() -> Result<()> {
-    let mut scene = Scene::start(|site| {
-        site.with("tracker.timeout_ms", 3_000)?
-            .with("state.flush_ms", 10)
-    })
-    .await?;
+    let mut scene = Scene::start(|site| site.with("state.flush_ms", 10)).await?;
     scene.host.until_saved(USERS as f64).await?;
 
     // What the host publishes and stores from here on, the broker never gets.
