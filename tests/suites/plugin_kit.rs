@@ -58,7 +58,7 @@ async fn from_new_to_running(language: &str, own_tests: &str) -> Result<()> {
 
     let built = kit.succeed(&["build", "quiet"])?;
     assert!(
-        built.contains("quiet 0.1.0, filter, presence:plugin 0.1.0"),
+        built.contains("quiet 0.1.0, filter, presence:plugin 0.2.0"),
         "{built}"
     );
     assert!(built.contains("needs no grants"), "{built}");

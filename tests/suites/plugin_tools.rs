@@ -109,7 +109,7 @@ fn a_folder_that_is_no_plugin_is_refused() -> Result<()> {
             ["is no manifest", "rool"],
         ),
         (
-            r#"{"name": "a b", "version": "1.0.0", "api": "0.1.0", "role": "filter"}"#,
+            r#"{"name": "a b", "version": "1.0.0", "api": "0.2.0", "role": "filter"}"#,
             ["the name is `a b`", "letters"],
         ),
     ] {
@@ -149,7 +149,7 @@ fn a_plugin_is_inspected_without_being_run() -> Result<()> {
         "filter, which may add viewers",
         "widen\n",
         "co-members",
-        "presence:plugin 0.1.0",
+        "presence:plugin 0.2.0",
     ] {
         assert!(page.contains(words), "{page}");
     }

@@ -29,7 +29,7 @@ pub(crate) struct Args {
 /// When the guide can't be built, or has a link that leads nowhere.
 pub(crate) fn run(args: &Args) -> Result<()> {
     let root = tools::root();
-    let wit = root.join("wit/0.1.0/presence.wit");
+    let wit = root.join("wit/0.2.0/presence.wit");
     let wit = fs::read_to_string(&wit).with_context(|| format!("reading {}", wit.display()))?;
     let page = reference::page(&wit)?;
     let place = root.join("docs/reference.md");

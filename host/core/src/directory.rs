@@ -33,6 +33,8 @@ pub enum Question {
     CoMembers(Id),
     /// Whom the user has blocked.
     BlockedBy(Id),
+    /// Who has blocked the user.
+    Blockers(Id),
     /// Everyone the directory knows.
     Everyone,
     /// The groups a user is in.
@@ -51,6 +53,7 @@ impl Question {
             | Self::WithContact(user)
             | Self::CoMembers(user)
             | Self::BlockedBy(user)
+            | Self::Blockers(user)
             | Self::Groups(user)
             | Self::Settings(user) => Some(*user),
             Self::Members(_) | Self::Everyone | Self::WithSetting(_) => None,
@@ -82,6 +85,7 @@ struct User {
     contacts: Option<Arc<RoaringBitmap>>,
     contacts_of: Option<Arc<RoaringBitmap>>,
     blocked: Option<Arc<RoaringBitmap>>,
+    blockers: Option<Arc<RoaringBitmap>>,
     groups: Option<Arc<Vec<Arc<str>>>>,
     settings: Option<Arc<Settings>>,
 }
@@ -141,6 +145,7 @@ impl Directory {
                 self.user(*user).and_then(|user| user.contacts_of.clone())
             }
             Question::BlockedBy(user) => self.user(*user).and_then(|user| user.blocked.clone()),
+            Question::Blockers(user) => self.user(*user).and_then(|user| user.blockers.clone()),
             Question::Members(group) => self.groups.get(group).cloned(),
             Question::CoMembers(user) => return Ok(self.co_members(*user)),
             Question::Everyone => Some(Arc::clone(&self.everyone)),

@@ -1,18 +1,31 @@
-//! A filter: those whom a user has blocked may not see the user.
+//! A filter: those whom a user has blocked may not see the user. If it is configured
+//! so, those who have blocked the user may not either.
 
-use presence_plugin::{Audience, Event, Filter, NoConfig, directory};
+use presence_plugin::{Audience, Event, Filter, directory};
+use serde::Deserialize;
 
-struct Blocklist;
+/// `{"mutual": true}`: whether blocks work both ways.
+#[derive(Deserialize)]
+struct Blocklist {
+    #[serde(default)]
+    mutual: bool,
+}
 
 impl Filter for Blocklist {
-    type Config = NoConfig;
+    type Config = Self;
 
-    fn configure(_: NoConfig) -> Result<Self, String> {
-        Ok(Blocklist)
+    fn configure(config: Self) -> Result<Self, String> {
+        Ok(config)
     }
 
     fn filter(&self, event: &Event, audience: Audience) -> Audience {
-        audience - directory::blocked_by(event.user())
+        let user = event.user();
+        let visible = audience - directory::blocked_by(user);
+        if self.mutual {
+            visible - directory::blockers(user)
+        } else {
+            visible
+        }
     }
 }
 
@@ -20,23 +33,40 @@ presence_plugin::export!(filter: Blocklist);
 
 #[cfg(test)]
 mod tests {
-    use presence_plugin::testing::Host;
+    use presence_plugin::testing::{Host, Read};
 
     use super::Blocklist;
+
+    const ONE_WAY: Blocklist = Blocklist { mutual: false };
+    const MUTUAL: Blocklist = Blocklist { mutual: true };
 
     #[test]
     fn the_blocked_are_taken_out_whoever_admitted_them() {
         let host = Host::new().blocks("ada", ["ben", "dan"]);
-        let outcome = host
-            .online("ada")
-            .filter(&Blocklist, ["ben", "cleo", "eve"]);
-        assert_eq!(outcome.answer, ["cleo", "eve"]);
+        for rule in [ONE_WAY, MUTUAL] {
+            let outcome = host.online("ada").filter(&rule, ["ben", "cleo", "eve"]);
+            assert_eq!(outcome.answer, ["cleo", "eve"]);
+        }
+    }
+
+    #[test]
+    fn blockers_are_taken_out_only_where_blocks_are_mutual() {
+        let host = Host::new().blocks("ben", ["ada"]).blocks("cleo", ["dan"]);
+        let ada = host.online("ada");
+        let outcome = ada.filter(&MUTUAL, ["ben", "cleo"]);
+        assert_eq!(outcome.answer, ["cleo"]);
+        let outcome = ada.filter(&ONE_WAY, ["ben", "cleo"]);
+        assert_eq!(outcome.answer, ["ben", "cleo"]);
+        // What isn't asked makes no verdict be decided again.
+        assert_eq!(outcome.reads, [Read::BlockedBy("ada".to_owned())]);
     }
 
     #[test]
     fn nobody_is_added() {
-        let host = Host::new().blocks("ada", ["ben"]);
-        let outcome = host.online("ada").filter(&Blocklist, [""; 0]);
-        assert!(outcome.answer.is_empty());
+        let host = Host::new().blocks("ada", ["ben"]).blocks("cleo", ["ada"]);
+        for rule in [ONE_WAY, MUTUAL] {
+            let outcome = host.online("ada").filter(&rule, [""; 0]);
+            assert!(outcome.answer.is_empty());
+        }
     }
 }

@@ -7,7 +7,7 @@
 
 pub mod filter {
     wit_bindgen::generate!({
-        path: "../../wit/0.1.0",
+        path: "../../wit/0.2.0",
         world: "filter",
         pub_export_macro: true,
         additional_derives: [PartialEq],
@@ -17,42 +17,42 @@ pub mod filter {
 
 pub mod redactor {
     wit_bindgen::generate!({
-        path: "../../wit/0.1.0",
+        path: "../../wit/0.2.0",
         world: "redactor",
         pub_export_macro: true,
         with: {
-            "presence:plugin/events@0.1.0": super::filter::presence::plugin::events,
-            "presence:plugin/audiences@0.1.0": super::filter::presence::plugin::audiences,
-            "presence:plugin/directory@0.1.0": super::filter::presence::plugin::directory,
-            "presence:plugin/host@0.1.0": super::filter::presence::plugin::host,
+            "presence:plugin/events@0.2.0": super::filter::presence::plugin::events,
+            "presence:plugin/audiences@0.2.0": super::filter::presence::plugin::audiences,
+            "presence:plugin/directory@0.2.0": super::filter::presence::plugin::directory,
+            "presence:plugin/host@0.2.0": super::filter::presence::plugin::host,
         },
     });
 }
 
 pub mod enricher {
     wit_bindgen::generate!({
-        path: "../../wit/0.1.0",
+        path: "../../wit/0.2.0",
         world: "enricher",
         pub_export_macro: true,
         with: {
-            "presence:plugin/events@0.1.0": super::filter::presence::plugin::events,
-            "presence:plugin/audiences@0.1.0": super::filter::presence::plugin::audiences,
-            "presence:plugin/directory@0.1.0": super::filter::presence::plugin::directory,
-            "presence:plugin/host@0.1.0": super::filter::presence::plugin::host,
+            "presence:plugin/events@0.2.0": super::filter::presence::plugin::events,
+            "presence:plugin/audiences@0.2.0": super::filter::presence::plugin::audiences,
+            "presence:plugin/directory@0.2.0": super::filter::presence::plugin::directory,
+            "presence:plugin/host@0.2.0": super::filter::presence::plugin::host,
         },
     });
 }
 
 pub mod stateful_enricher {
     wit_bindgen::generate!({
-        path: "../../wit/0.1.0",
+        path: "../../wit/0.2.0",
         world: "stateful-enricher",
         pub_export_macro: true,
         with: {
-            "presence:plugin/events@0.1.0": super::filter::presence::plugin::events,
-            "presence:plugin/audiences@0.1.0": super::filter::presence::plugin::audiences,
-            "presence:plugin/directory@0.1.0": super::filter::presence::plugin::directory,
-            "presence:plugin/host@0.1.0": super::filter::presence::plugin::host,
+            "presence:plugin/events@0.2.0": super::filter::presence::plugin::events,
+            "presence:plugin/audiences@0.2.0": super::filter::presence::plugin::audiences,
+            "presence:plugin/directory@0.2.0": super::filter::presence::plugin::directory,
+            "presence:plugin/host@0.2.0": super::filter::presence::plugin::host,
         },
     });
 }

@@ -75,6 +75,19 @@ pub fn blocked_by(user: &str) -> Audience {
     Audience::from_token(directory::blocked_by(user))
 }
 
+/// Everyone who has blocked this user.
+///
+/// ```
+/// use presence_plugin::{directory, testing::Host};
+///
+/// let host = Host::new().blocks("eve", ["ada"]);
+/// let outcome = host.online("ada").call(|event| directory::blockers(event.user()).viewers());
+/// assert_eq!(outcome.answer, ["eve"]);
+/// ```
+pub fn blockers(user: &str) -> Audience {
+    Audience::from_token(directory::blockers(user))
+}
+
 /// Everyone whom the directory knows.
 ///
 /// ```

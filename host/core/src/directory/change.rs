@@ -29,14 +29,19 @@ impl Changes {
     }
 }
 
+/// Who has come to name somebody (true), and who doesn't any more (false). It is applied
+/// at the end, one who is named after the other, since each is in many lists.
+type Inverse = BTreeMap<Id, BTreeMap<Id, bool>>;
+
 /// A directory that is being changed.
 #[derive(Debug)]
 pub struct Edit {
     directory: Directory,
     changed: BTreeSet<Question>,
-    /// Who joined (true) and left (false) whose inverse contacts: applied at the
-    /// end, contact by contact, since each is a member of many lists.
-    inverse: BTreeMap<Id, BTreeMap<Id, bool>>,
+    /// Whose contact somebody has become, or is no more.
+    contacts_of: Inverse,
+    /// By whom somebody has been blocked, or is no more.
+    blockers: Inverse,
 }
 
 impl Edit {
@@ -44,7 +49,8 @@ impl Edit {
         Self {
             directory,
             changed: BTreeSet::new(),
-            inverse: BTreeMap::new(),
+            contacts_of: Inverse::new(),
+            blockers: Inverse::new(),
         }
     }
 
@@ -63,18 +69,7 @@ impl Edit {
             return;
         }
         self.changed.insert(Question::Contacts(user));
-        for contact in &*before - &*after {
-            self.inverse
-                .entry(Id(contact))
-                .or_default()
-                .insert(user, false);
-        }
-        for contact in &*after - &*before {
-            self.inverse
-                .entry(Id(contact))
-                .or_default()
-                .insert(user, true);
-        }
+        note(&mut self.contacts_of, user, &before, &after);
     }
 
     /// Says whom a user has blocked.
@@ -83,8 +78,10 @@ impl Edit {
         let entry = self.directory.users.entry(user).or_default();
         let before = entry.blocked.take().unwrap_or_default();
         entry.blocked = blocked.map(Arc::new);
-        if before != entry.blocked.clone().unwrap_or_default() {
+        let after = entry.blocked.clone().unwrap_or_default();
+        if before != after {
             self.changed.insert(Question::BlockedBy(user));
+            note(&mut self.blockers, user, &before, &after);
         }
     }
 
@@ -233,20 +230,15 @@ impl Edit {
 
     /// The changed directory, and what changed.
     pub fn finish(mut self) -> (Directory, Changes) {
-        for (contact, owners) in std::mem::take(&mut self.inverse) {
+        for (contact, owners) in std::mem::take(&mut self.contacts_of) {
             let entry = self.directory.users.entry(contact).or_default();
-            let set = Arc::make_mut(entry.contacts_of.get_or_insert_default());
-            for (owner, joined) in owners {
-                if joined {
-                    set.insert(owner.0)
-                } else {
-                    set.remove(owner.0)
-                };
-            }
-            if set.is_empty() {
-                entry.contacts_of = None;
-            }
+            apply(&mut entry.contacts_of, owners);
             self.changed.insert(Question::WithContact(contact));
+        }
+        for (blocked, blockers) in std::mem::take(&mut self.blockers) {
+            let entry = self.directory.users.entry(blocked).or_default();
+            apply(&mut entry.blockers, blockers);
+            self.changed.insert(Question::Blockers(blocked));
         }
         self.recount();
         (self.directory, Changes(self.changed))
@@ -260,10 +252,13 @@ impl Edit {
         let touched: BTreeSet<_> = self.changed.iter().filter_map(Question::user).collect();
         let mut everyone = RoaringBitmap::clone(&self.directory.everyone);
         for user in touched {
-            if self.directory.users.get(&user).is_some_and(User::is_known) {
+            let entry = self.directory.users.get(&user);
+            if entry.is_some_and(User::is_known) {
                 everyone.insert(user.0);
-            } else {
-                everyone.remove(user.0);
+                continue;
+            }
+            everyone.remove(user.0);
+            if entry.is_some_and(|entry| entry.blockers.is_none()) {
                 self.directory.users.remove(&user);
             }
         }
@@ -271,6 +266,30 @@ impl Edit {
             self.directory.everyone = Arc::new(everyone);
             self.changed.insert(Question::Everyone);
         }
+    }
+}
+
+/// Notes who has come to be named by a user, and who isn't any more.
+fn note(inverse: &mut Inverse, user: Id, before: &RoaringBitmap, after: &RoaringBitmap) {
+    for (named, is) in [(before - after, false), (after - before, true)] {
+        for named in named {
+            inverse.entry(Id(named)).or_default().insert(user, is);
+        }
+    }
+}
+
+/// Takes who names somebody, and who doesn't any more, into the set of those who do.
+fn apply(set: &mut Option<Arc<RoaringBitmap>>, changes: BTreeMap<Id, bool>) {
+    let users = Arc::make_mut(set.get_or_insert_default());
+    for (user, is) in changes {
+        if is {
+            users.insert(user.0)
+        } else {
+            users.remove(user.0)
+        };
+    }
+    if users.is_empty() {
+        *set = None;
     }
 }
 
@@ -309,6 +328,7 @@ mod tests {
         assert_eq!(ask(&directory, Question::Members("team".into())), [1, 4]);
         assert_eq!(ask(&directory, Question::CoMembers(Id(1))), [4, 5]);
         assert_eq!(ask(&directory, Question::BlockedBy(Id(1))), [3, 9]);
+        assert_eq!(ask(&directory, Question::Blockers(Id(9))), [1]);
         assert_eq!(ask(&directory, Question::Everyone), [1, 2, 3, 4, 5]);
         assert_eq!(ask(&directory, Question::Contacts(Id(77))), [0; 0]);
         let groups = directory.groups(Id(1)).unwrap();
@@ -340,6 +360,40 @@ mod tests {
         assert_eq!(changes.iter().cloned().collect::<Vec<_>>(), expected);
         assert_eq!(ask(&after, Question::Everyone), [1, 2, 4, 6]);
         assert_eq!(ask(&before, Question::Everyone), [1, 2, 3, 4, 5]);
+    }
+
+    #[test]
+    fn a_block_names_the_blocker_and_the_blocked_and_makes_nobody_known() {
+        let before = sample();
+        let mut edit = before.edit();
+        edit.blocked(Id(1), set(&[9, 4]));
+        edit.blocked(Id(8), set(&[9]));
+        let (after, changes) = edit.finish();
+        let expected = [
+            Question::BlockedBy(Id(1)),
+            Question::BlockedBy(Id(8)),
+            Question::Blockers(Id(3)),
+            Question::Blockers(Id(4)),
+            Question::Blockers(Id(9)),
+            Question::Everyone,
+        ];
+        assert_eq!(changes.iter().cloned().collect::<Vec<_>>(), expected);
+        assert_eq!(ask(&after, Question::Blockers(Id(9))), [1, 8]);
+        assert_eq!(ask(&after, Question::Blockers(Id(3))), [0; 0]);
+        assert_eq!(ask(&after, Question::Everyone), [1, 2, 3, 4, 5, 8]);
+        assert_eq!(ask(&before, Question::Blockers(Id(9))), [1]);
+        // Of whom nothing else is said any more, it is still known by whom they are blocked.
+        let mut edit = after.edit();
+        edit.group("team", None);
+        let (after, _) = edit.finish();
+        assert_eq!(ask(&after, Question::Blockers(Id(4))), [1]);
+        assert_eq!(ask(&after, Question::Everyone), [1, 2, 3, 5, 8]);
+        let mut edit = after.edit();
+        edit.blocked(Id(1), None);
+        edit.blocked(Id(8), None);
+        let (after, _) = edit.finish();
+        assert_eq!(ask(&after, Question::Blockers(Id(9))), [0; 0]);
+        assert!(!after.users.contains_key(&Id(9)) && !after.users.contains_key(&Id(4)));
     }
 
     fn settings(settings: &[(&str, &str)]) -> Option<Settings> {

@@ -4,6 +4,7 @@
 //! knows of no other.
 
 mod v0_1_0;
+mod v0_2_0;
 
 use presence_core::rules::MetadataChange;
 use semver::Version;
@@ -13,13 +14,13 @@ use wasmtime::{Result, Store};
 use crate::call::Call;
 use crate::state::Stateful;
 
-pub(crate) use v0_1_0::{EventArg, Kind, RenditionResult, State};
+pub(crate) use v0_2_0::{EventArg, Kind, RenditionResult, State};
 
 /// The versions, in their order.
-const VERSIONS: [&Api; 1] = [&v0_1_0::API];
+const VERSIONS: [&Api; 2] = [&v0_1_0::API, &v0_2_0::API];
 
 /// The newest.
-pub(crate) const NEWEST: &str = v0_1_0::API.version;
+pub(crate) const NEWEST: &str = v0_2_0::API.version;
 
 /// What a component exports, called with `A` and answering with `R`.
 pub(crate) type Export<A, R> = Box<dyn Fn(&mut Store<Call>, A) -> Result<R> + Send>;

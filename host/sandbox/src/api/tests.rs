@@ -82,12 +82,12 @@ fn components_of_a_version_that_differs_are_called_as_those_of_the_newest() {
         assert!(outcome.passes(), "{outcome:?}");
     }
     // The newest offers it nothing.
-    let refusal = Plugin::link(&engine, "old", &bytes, manifest, &v0_1_0::API);
+    let refusal = Plugin::link(&engine, "old", &bytes, manifest, &v0_2_0::API);
     let refusal = refusal.err().unwrap().to_string();
     assert_eq!(
         refusal,
         "`old` can't be linked: it imports presence:plugin/audiences@0.0.9, and plugins are \
-         given nothing but presence:plugin 0.1.0"
+         given nothing but presence:plugin 0.2.0"
     );
 }
 
@@ -111,18 +111,20 @@ const LIMITS: Limits = Limits {
 fn a_version_that_is_not_spoken_says_what_to_do() {
     let what = |version: &str| Api::of(version).err().unwrap();
     assert_eq!(
-        what("0.2.0"),
-        "it was built for presence:plugin 0.2.0, and this host speaks 0.1.0: \
-         update the host, or build it against 0.1.0"
+        what("0.3.0"),
+        "it was built for presence:plugin 0.3.0, and this host speaks 0.1.0, 0.2.0: \
+         update the host, or build it against 0.2.0"
     );
     for older in ["0.0.1", "0.1.0-rc.1", "of yore"] {
         assert_eq!(
             what(older),
             format!(
-                "it was built for presence:plugin {older}, and this host speaks 0.1.0: \
-                 build it against 0.1.0"
+                "it was built for presence:plugin {older}, and this host speaks 0.1.0, 0.2.0: \
+                 build it against 0.2.0"
             )
         );
     }
-    assert!(Api::of("0.1.0").is_ok());
+    for version in ["0.1.0", "0.2.0"] {
+        assert!(Api::of(version).is_ok());
+    }
 }

@@ -110,15 +110,15 @@ fn component(role: &str, module: &str, export: &str) -> Vec<u8> {
     let canon = r#"(memory $libc "memory") (realloc (func $libc "realloc"))"#;
     let text = format!(
         r#"(component
-        (import "presence:plugin/events@0.1.0" (instance $events
+        (import "presence:plugin/events@0.2.0" (instance $events
           (type $kind' (enum "online" "offline"))
           (export "kind" (type $kind (eq $kind')))
           (type $event' (record (field "kind" $kind) (field "user" string)))
           (export "event" (type (eq $event')))))
         (alias export $events "event" (type $event))
-        (import "presence:plugin/audiences@0.1.0" (instance $audiences
+        (import "presence:plugin/audiences@0.2.0" (instance $audiences
           (export "of" (func (param "users" (list string)) (result u32)))))
-        (import "presence:plugin/directory@0.1.0" (instance $directory
+        (import "presence:plugin/directory@0.2.0" (instance $directory
           (export "everyone" (func (result u32)))
           (export "with-setting"
             (func (param "key" string) (param "value" string) (result u32)))))
@@ -156,7 +156,7 @@ fn component(role: &str, module: &str, export: &str) -> Vec<u8> {
 
 fn manifest(role: &str) -> String {
     let effect = if role == "filter" { "widen" } else { "narrow" };
-    json!({"name": "rule", "version": "1.0.0", "api": "0.1.0", "role": role, "effect": effect})
+    json!({"name": "rule", "version": "1.0.0", "api": "0.2.0", "role": role, "effect": effect})
         .to_string()
 }
 

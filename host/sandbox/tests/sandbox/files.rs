@@ -18,17 +18,17 @@ fn a_component_without_a_manifest() {
 
 #[test]
 fn a_component_for_another_version_of_the_api() {
-    let text = refusal(&with("api", json!("0.2.0")));
-    assert!(text.contains("built for presence:plugin 0.2.0"), "{text}");
-    assert!(text.contains("this host speaks 0.1.0"), "{text}");
+    let text = refusal(&with("api", json!("0.3.0")));
+    assert!(text.contains("built for presence:plugin 0.3.0"), "{text}");
+    assert!(text.contains("this host speaks 0.1.0, 0.2.0"), "{text}");
 }
 
 #[test]
 fn a_component_for_another_version_whose_manifest_says_something_unknown() {
-    let manifest = r#"{"api": "0.2.0", "colour": "blue"}"#;
+    let manifest = r#"{"api": "0.3.0", "colour": "blue"}"#;
     let text = refusal(&with_manifest(&bytes("contacts"), manifest));
     assert!(
-        text.contains("update the host, or build it against 0.1.0"),
+        text.contains("update the host, or build it against 0.2.0"),
         "{text}"
     );
 }
@@ -131,7 +131,7 @@ fn a_component_that_is_not_of_the_role_it_claims() {
 /// The contacts, with another value in the manifest.
 fn with(key: &str, value: Value) -> Vec<u8> {
     let mut manifest = json!({
-        "name": "rule", "version": "1.0.0", "api": "0.1.0", "role": "filter",
+        "name": "rule", "version": "1.0.0", "api": "0.2.0", "role": "filter",
     });
     manifest[key] = value;
     with_manifest(&bytes("contacts"), &manifest.to_string())

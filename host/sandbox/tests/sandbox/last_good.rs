@@ -85,7 +85,7 @@ fn it_takes_over_for_good() {
 #[test]
 fn the_manifest_may_say_so_and_the_operator_has_the_last_word() {
     let manifest = json!({
-        "name": "rule", "version": "1.0.0", "api": "0.1.0", "role": "filter",
+        "name": "rule", "version": "1.0.0", "api": "0.2.0", "role": "filter",
         "on_failure": "last-good",
     });
     let plugin = loaded(

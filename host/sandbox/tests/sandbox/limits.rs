@@ -174,7 +174,7 @@ fn the_audiences_of_a_call_are_counted() {
 fn a_plugin_may_ask_for_less_than_it_is_given_and_never_gets_more() {
     let asking = |file: &str, limits: Value| {
         let manifest = json!({
-            "name": "rule", "version": "1.0.0", "api": "0.1.0", "role": "filter",
+            "name": "rule", "version": "1.0.0", "api": "0.2.0", "role": "filter",
             "limits": limits,
         });
         made(&with_manifest(&bytes(file), &manifest.to_string()))

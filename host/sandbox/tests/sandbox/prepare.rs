@@ -70,7 +70,7 @@ fn a_self_test_may_take_longer_than_a_call() {
             (local.tee $left (i32.sub (local.get $left) (i32.const 1)))))
         (local.get 3)";
     let manifest = json!({
-        "name": "rule", "version": "1.0.0", "api": "0.1.0", "role": "filter",
+        "name": "rule", "version": "1.0.0", "api": "0.2.0", "role": "filter",
         "limits": {"deadline_ms": 1},
         "tests": [{"name": "slow", "audience": ["ben"], "expect": {"audience": ["ben"]}}],
     });
@@ -93,7 +93,7 @@ fn an_enricher_may_stand_anywhere() {
 #[test]
 fn a_capability_that_the_host_does_not_give_is_refused_by_name() {
     let manifest = json!({
-        "name": "rule", "version": "1.0.0", "api": "0.1.0", "role": "filter",
+        "name": "rule", "version": "1.0.0", "api": "0.2.0", "role": "filter",
         "effect": "widen", "capabilities": ["network", "files"],
     });
     let plugin = with_manifest(&bytes("contacts"), &manifest.to_string());
@@ -138,7 +138,7 @@ fn a_failing_self_test_is_named_with_what_came_out() {
 fn every_failing_self_test_is_reported() {
     let case = |name| json!({"name": name, "expect": {"audience": ["nobody at all"]}});
     let manifest = json!({
-        "name": "rule", "version": "1.0.0", "api": "0.1.0", "role": "filter",
+        "name": "rule", "version": "1.0.0", "api": "0.2.0", "role": "filter",
         "effect": "widen", "tests": [case("one"), case("two")],
     });
     let plugin = with_manifest(&bytes("contacts"), &manifest.to_string());
@@ -160,7 +160,7 @@ fn self_tests_are_run_again_within_lower_limits() {
           (br_if 0 (i32.lt_u (local.get 4) (i32.const 1000))))
         (local.get 3)";
     let manifest = json!({
-        "name": "rule", "version": "1.0.0", "api": "0.1.0", "role": "filter",
+        "name": "rule", "version": "1.0.0", "api": "0.2.0", "role": "filter",
         "tests": [{"name": "busy", "expect": {"audience": []}}],
     });
     let plugin = with_manifest(&filter(names, busy), &manifest.to_string());

@@ -26,6 +26,7 @@ fn each_question_to_the_directory_is_recorded() {
         (json!({"members": "team"}), Question::Members("team".into())),
         (json!("co_members"), Question::CoMembers(ada)),
         (json!("blocked_by"), Question::BlockedBy(ada)),
+        (json!("blockers"), Question::Blockers(ada)),
         (json!("everyone"), Question::Everyone),
         (json!("groups"), Question::Groups(ada)),
         (json!({"setting": "visible"}), Question::Settings(ada)),

@@ -149,7 +149,7 @@ fn one_that_only_saves_or_only_restores_is_refused() {
 fn one_that_says_it_is_stateful_has_to_be() {
     let saying = |file: &str, role: &str| {
         let manifest = json!({
-            "name": "rule", "version": "1.0.0", "api": "0.1.0", "role": role, "stateful": true,
+            "name": "rule", "version": "1.0.0", "api": "0.2.0", "role": role, "stateful": true,
         });
         made(&with_manifest(&bytes(file), &manifest.to_string()))
     };

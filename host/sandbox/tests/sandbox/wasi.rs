@@ -10,7 +10,7 @@ use crate::world::World;
 /// A stage of the filter that imports WASI, and asks for it.
 fn wanting(granted: bool) -> Stage {
     let manifest = json!({
-        "name": "rule", "version": "1.0.0", "api": "0.1.0", "role": "filter",
+        "name": "rule", "version": "1.0.0", "api": "0.2.0", "role": "filter",
         "capabilities": ["wasi"],
     });
     let plugin = with_manifest(&bytes("wants-wasi"), &manifest.to_string());

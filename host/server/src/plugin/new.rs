@@ -7,8 +7,10 @@ use std::path::Path;
 use anyhow::{Context as _, bail};
 use clap::ValueEnum;
 
-use super::embedded::{TEMPLATES, WIT, WIT_FILE};
+use super::embedded::{TEMPLATES, wit, wit_file};
 use super::language::Language;
+use presence_sandbox::manifest::API;
+
 use super::{build, sdk};
 use crate::config;
 
@@ -98,7 +100,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
         fs::write(&path, content).with_context(place)?;
     }
     if args.lang == Language::C {
-        build::write_bindings(folder, args.role.name())?;
+        build::write_bindings(folder, &wit_file(API), args.role.name())?;
     }
     writeln!(std::io::stdout(), "{}", next(args))?;
     Ok(())
@@ -107,7 +109,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
 /// The files of a new plugin, by their paths in its folder.
 fn files(args: &Args) -> anyhow::Result<Vec<(String, String)>> {
     let language = args.lang.templates();
-    let mut files = vec![(WIT_FILE.to_owned(), WIT.to_owned())];
+    let mut files = vec![(wit_file(API), wit(API).unwrap_or_default().to_owned())];
     for (from, into) in [
         (format!("{language}/all/"), ""),
         (format!("{language}/{}/", args.role.name()), ""),

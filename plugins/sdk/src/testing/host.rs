@@ -201,6 +201,12 @@ impl Host {
         self.blocks.get(user).cloned().unwrap_or_default()
     }
 
+    pub(crate) fn blockers(&self, user: &str) -> Users {
+        let blockers = self.blocks.iter();
+        let blockers = blockers.filter(|(_, blocked)| blocked.contains(user));
+        blockers.map(|(blocker, _)| blocker.clone()).collect()
+    }
+
     /// Everyone of whom the directory says something. Being blocked is not that.
     pub(crate) fn everyone(&self) -> Users {
         let owners = self.contacts.keys().chain(self.blocks.keys());

@@ -117,6 +117,11 @@ pub(crate) mod directory {
         running(|call| call.ask(read, |host| host.blocked_by(user)))
     }
 
+    pub(crate) fn blockers(user: &str) -> Audience {
+        let read = Read::Blockers(user.to_owned());
+        running(|call| call.ask(read, |host| host.blockers(user)))
+    }
+
     pub(crate) fn everyone() -> Audience {
         running(|call| call.ask(Read::Everyone, |host| host.everyone()))
     }

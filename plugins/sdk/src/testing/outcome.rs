@@ -70,6 +70,8 @@ pub enum Read {
     CoMembers(String),
     /// Those whom this user has blocked.
     BlockedBy(String),
+    /// Those who have blocked this user.
+    Blockers(String),
     /// Whom the directory knows.
     Everyone,
     /// The groups of this user.

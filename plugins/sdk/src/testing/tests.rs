@@ -43,6 +43,7 @@ fn who_is_not_known_has_nothing() {
         directory::with_contact,
         directory::co_members,
         directory::blocked_by,
+        directory::blockers,
         directory::members,
     ] {
         assert!(viewers(&host, || of("ada")).is_empty());

@@ -1,6 +1,6 @@
-// All that a plugin can ask, as wit/0.1.0/presence.wit says it in full.
+// All that a plugin can ask, as wit/0.2.0/presence.wit says it in full.
 
-declare module "presence:plugin/events@0.1.0" {
+declare module "presence:plugin/events@0.2.0" {
   /** What happened to the user. */
   export type Kind = "online" | "offline";
   /** Why a user went offline. */
@@ -31,7 +31,7 @@ declare module "presence:plugin/events@0.1.0" {
   export function entries(): [string, Value][];
 }
 
-declare module "presence:plugin/audiences@0.1.0" {
+declare module "presence:plugin/audiences@0.2.0" {
   /** A set of viewers, held by the host. It is good for the call it was made in. */
   export type Audience = number;
 
@@ -53,8 +53,8 @@ declare module "presence:plugin/audiences@0.1.0" {
   export function viewers(a: Audience): string[];
 }
 
-declare module "presence:plugin/directory@0.1.0" {
-  import type { Audience } from "presence:plugin/audiences@0.1.0";
+declare module "presence:plugin/directory@0.2.0" {
+  import type { Audience } from "presence:plugin/audiences@0.2.0";
 
   /** A user's contacts. */
   export function contacts(user: string): Audience;
@@ -66,6 +66,8 @@ declare module "presence:plugin/directory@0.1.0" {
   export function coMembers(user: string): Audience;
   /** Everyone this user has blocked. */
   export function blockedBy(user: string): Audience;
+  /** Everyone who has blocked this user. */
+  export function blockers(user: string): Audience;
   /** Everyone whom the directory knows. */
   export function everyone(): Audience;
   /** The names of the groups a user is in. */
@@ -76,7 +78,7 @@ declare module "presence:plugin/directory@0.1.0" {
   export function withSetting(key: string, value: string): Audience;
 }
 
-declare module "presence:plugin/host@0.1.0" {
+declare module "presence:plugin/host@0.2.0" {
   export type Level = "error" | "warn" | "info" | "debug";
 
   /** Says why the verdict is what it is, for whoever asks "why can A see B?". */

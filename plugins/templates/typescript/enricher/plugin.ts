@@ -1,5 +1,5 @@
 // An enricher: what the host calls. The rule itself is in rule.ts.
-import { get, type Change, type Event } from "presence:plugin/events@0.1.0";
+import { get, type Change, type Event } from "presence:plugin/events@0.2.0";
 import { kind, parse, type Config } from "./rule";
 
 let config: Config;

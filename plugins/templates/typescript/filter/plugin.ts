@@ -1,8 +1,8 @@
 // A filter: what the host calls. The rule itself is in rule.ts.
-import { intersection, type Audience } from "presence:plugin/audiences@0.1.0";
-import { contacts } from "presence:plugin/directory@0.1.0";
-import { get, type Event } from "presence:plugin/events@0.1.0";
-import { explain } from "presence:plugin/host@0.1.0";
+import { intersection, type Audience } from "presence:plugin/audiences@0.2.0";
+import { contacts } from "presence:plugin/directory@0.2.0";
+import { get, type Event } from "presence:plugin/events@0.2.0";
+import { explain } from "presence:plugin/host@0.2.0";
 import { isQuiet, parse, type Config } from "./rule";
 
 let config: Config;

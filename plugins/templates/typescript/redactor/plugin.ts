@@ -1,7 +1,7 @@
 // A redactor: what the host calls. The configuration is in rule.ts.
-import { difference, intersection, type Audience } from "presence:plugin/audiences@0.1.0";
-import { contacts } from "presence:plugin/directory@0.1.0";
-import type { Event } from "presence:plugin/events@0.1.0";
+import { difference, intersection, type Audience } from "presence:plugin/audiences@0.2.0";
+import { contacts } from "presence:plugin/directory@0.2.0";
+import type { Event } from "presence:plugin/events@0.2.0";
 import { parse, type Config } from "./rule";
 
 /** What a part of the audience gets to see. */

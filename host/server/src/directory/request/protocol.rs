@@ -103,6 +103,7 @@ fn word(question: &Question) -> &'static str {
         Question::Members(_) => "members",
         Question::CoMembers(_) => "co-members",
         Question::BlockedBy(_) => "blocked-by",
+        Question::Blockers(_) => "blockers",
         Question::Everyone => "everyone",
         Question::Groups(_) => "groups",
         Question::Settings(_) => "settings",
@@ -175,6 +176,7 @@ pub(super) fn invalidated(payload: &[u8], names: &Names) -> anyhow::Result<Optio
         "members" => Ok(Question::Members(about()?.into())),
         "co-members" => of_user(Question::CoMembers),
         "blocked-by" => of_user(Question::BlockedBy),
+        "blockers" => of_user(Question::Blockers),
         "everyone" => Ok(Question::Everyone),
         "groups" => of_user(Question::Groups),
         "settings" => of_user(Question::Settings),
@@ -228,6 +230,11 @@ mod tests {
                 Question::BlockedBy(user),
                 "d.blocked-by.12345",
                 r#"{"question":"blocked-by","id":"12345"}"#,
+            ),
+            (
+                Question::Blockers(user),
+                "d.blockers.12345",
+                r#"{"question":"blockers","id":"12345"}"#,
             ),
             (
                 Question::Everyone,

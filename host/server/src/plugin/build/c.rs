@@ -7,7 +7,6 @@ use std::process::Command;
 use anyhow::Context as _;
 use presence_component::c_bindings;
 
-use super::super::embedded::WIT_FILE;
 use super::{Source, tool};
 
 /// Where the bindings lie. They are made anew by each build.
@@ -15,7 +14,7 @@ const BINDINGS: &str = "bindings";
 
 pub(super) fn compile(source: &Source<'_>) -> anyhow::Result<Vec<u8>> {
     let mut zig = zig(source.folder)?;
-    let bindings = write_bindings(source.folder, source.world())?;
+    let bindings = write_bindings(source.folder, &source.wit_file(), source.world())?;
     let module = Path::new("build/module.wasm");
     zig.args(["cc", "--target=wasm32-wasi", "-mexec-model=reactor"])
         .args(["-std=c17", "-Wall", "-Wextra", "-Oz", "-Wl,--strip-all"])
@@ -31,13 +30,14 @@ pub(super) fn compile(source: &Source<'_>) -> anyhow::Result<Vec<u8>> {
     super::super::read(&source.folder.join(module))
 }
 
-/// Makes a world's bindings in a plugin's folder, and returns those that are compiled.
+/// Makes the bindings of a world, in a version of the API, in a plugin's folder, and returns those that are compiled.
 pub(in crate::plugin) fn write_bindings(
     folder: &Path,
+    wit_file: &str,
     world: &str,
 ) -> anyhow::Result<Vec<PathBuf>> {
-    let wit = fs::read_to_string(folder.join(WIT_FILE))
-        .with_context(|| format!("can't read {}", folder.join(WIT_FILE).display()))?;
+    let wit = fs::read_to_string(folder.join(wit_file))
+        .with_context(|| format!("can't read {}", folder.join(wit_file).display()))?;
     let mut compiled = Vec::new();
     for (name, content) in c_bindings(&wit, world)? {
         let path = Path::new(BINDINGS).join(name);

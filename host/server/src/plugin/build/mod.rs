@@ -13,10 +13,10 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, bail};
 use presence_component::{assemble, imports, package};
 use presence_sandbox::Manifest;
-use presence_sandbox::manifest::{Effect, Role};
+use presence_sandbox::manifest::{API, Effect, Role};
 use serde_json::Value;
 
-use super::embedded::{WIT, WIT_FILE};
+use super::embedded::{wit, wit_file};
 use super::language::Language;
 use crate::cli::figures;
 use crate::config;
@@ -89,6 +89,11 @@ struct Source<'a> {
 }
 
 impl Source<'_> {
+    /// Where the version of the API lies that the plugin is built against.
+    fn wit_file(&self) -> String {
+        wit_file(&self.manifest.api)
+    }
+
     /// The WIT world that the plugin is of.
     fn world(&self) -> &'static str {
         match self.manifest.role {
@@ -115,7 +120,7 @@ pub(super) fn build(folder: &Path, output: Option<&Path>) -> anyhow::Result<Path
         entry,
         manifest,
     };
-    provide_wit(folder)?;
+    provide_wit(&source)?;
     fs::create_dir_all(&source.scratch)
         .with_context(|| format!("can't make {}", source.scratch.display()))?;
     let plugin = match language {
@@ -145,14 +150,18 @@ fn manifest(folder: &Path) -> anyhow::Result<(Manifest, Vec<u8>)> {
 }
 
 /// Puts the API where the compilers look for it, unless it lies there.
-fn provide_wit(folder: &Path) -> anyhow::Result<()> {
-    let path = folder.join(WIT_FILE);
+fn provide_wit(source: &Source<'_>) -> anyhow::Result<()> {
+    let (folder, version) = (source.folder, &*source.manifest.api);
+    let path = folder.join(source.wit_file());
     if path.is_file() {
         return Ok(());
     }
+    let wit = wit(version).with_context(|| {
+        format!("its manifest asks for presence:plugin {version}: write \"api\": \"{API}\"")
+    })?;
     let place = || format!("can't write {}", path.display());
     fs::create_dir_all(path.parent().unwrap_or(folder)).with_context(place)?;
-    fs::write(&path, WIT).with_context(place)
+    fs::write(&path, wit).with_context(place)
 }
 
 /// What a component can't have said in words that help.

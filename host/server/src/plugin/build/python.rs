@@ -5,7 +5,6 @@ use std::process::Command;
 
 use anyhow::Context as _;
 
-use super::super::embedded::WIT_FILE;
 use super::{Source, tool};
 
 pub(super) fn compile(source: &Source<'_>) -> anyhow::Result<Vec<u8>> {
@@ -20,7 +19,8 @@ pub(super) fn compile(source: &Source<'_>) -> anyhow::Result<Vec<u8>> {
     let module = Path::new(source.entry).with_extension("");
     let mut command = Command::new(program);
     command
-        .args(["--quiet", "--wit-path", WIT_FILE, "--world", source.world()])
+        .args(["--quiet", "--wit-path", &source.wit_file()])
+        .args(["--world", source.world()])
         // Whatever of WASI the interpreter would ask for traps instead.
         .args(["componentize", "--stub-wasi"])
         .arg(module)

@@ -6,7 +6,6 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, bail};
 
-use super::super::embedded::WIT_FILE;
 use super::{Source, tool};
 
 /// What is run in the plugin's folder, whose packages it uses.
@@ -33,7 +32,7 @@ pub(super) fn compile(source: &Source<'_>) -> anyhow::Result<Vec<u8>> {
     let mut command = Command::new(node);
     command
         .args(["--input-type=module", "--eval", SCRIPT, "--"])
-        .args([source.entry, WIT_FILE, source.world()])
+        .args([source.entry, &source.wit_file(), source.world()])
         .arg(component)
         .stdin(Stdio::null())
         .current_dir(&folder);

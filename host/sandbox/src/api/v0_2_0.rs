@@ -1,0 +1,427 @@
+//! `presence:plugin` 0.2.0: the interfaces that the host offers, the types that
+//! cross, and the exports of components that were built against it.
+
+// wasmtime's derives write `unsafe impl`s; nothing here does.
+#![allow(unsafe_code)]
+
+use std::sync::Arc;
+
+use presence_core::audience::Audience;
+use presence_core::directory::{Question, Setting};
+use presence_core::event::{Change, Reason};
+use presence_core::names::Id;
+use presence_core::rules::MetadataChange;
+use wasmtime::component::{
+    ComponentNamedList, ComponentType, Instance, Lift, Linker, LinkerInstance, Lower, TypedFunc,
+    WasmStr,
+};
+use wasmtime::{Result, Store, StoreContextMut, Trap, format_err};
+
+use super::{Api, Export};
+use crate::call::{self, Call};
+use crate::state::Stateful;
+
+type Calling<'a> = StoreContextMut<'a, Call>;
+
+#[derive(Clone, Copy, ComponentType, Lift, Lower)]
+#[component(enum)]
+#[repr(u8)]
+pub(crate) enum Kind {
+    #[component(name = "online")]
+    Online,
+    #[component(name = "offline")]
+    Offline,
+}
+
+#[derive(Clone, Copy, ComponentType, Lift, Lower)]
+#[component(enum)]
+#[repr(u8)]
+enum Why {
+    #[component(name = "disconnect")]
+    Disconnect,
+    #[component(name = "timeout")]
+    Timeout,
+    #[component(name = "logout")]
+    Logout,
+}
+
+#[derive(Clone, Copy, ComponentType, Lift, Lower)]
+#[component(enum)]
+#[repr(u8)]
+#[allow(dead_code, reason = "values come out of components")]
+enum Level {
+    #[component(name = "error")]
+    Error,
+    #[component(name = "warn")]
+    Warn,
+    #[component(name = "info")]
+    Info,
+    #[component(name = "debug")]
+    Debug,
+}
+
+#[derive(Clone, ComponentType, Lower)]
+#[component(record)]
+pub(crate) struct EventArg {
+    pub(crate) kind: Kind,
+    pub(crate) user: Arc<str>,
+}
+
+#[derive(Clone, ComponentType, Lift, Lower)]
+#[component(variant)]
+enum Value {
+    #[component(name = "text")]
+    Text(String),
+    #[component(name = "json")]
+    Json(String),
+}
+
+#[derive(Clone, ComponentType, Lift)]
+#[component(record)]
+pub(crate) struct RenditionResult {
+    pub(crate) audience: u32,
+    pub(crate) keys: Vec<String>,
+    #[component(name = "last-seen")]
+    pub(crate) last_seen: bool,
+}
+
+#[derive(Clone, ComponentType, Lift)]
+#[component(record)]
+struct ChangeResult {
+    key: String,
+    value: Option<Value>,
+}
+
+/// What a stateful enricher knows.
+#[derive(Clone, ComponentType, Lift, Lower)]
+#[component(record)]
+pub(crate) struct State {
+    pub(crate) version: u32,
+    pub(crate) data: Vec<u8>,
+}
+
+impl Value {
+    /// The value that JSON text stands for.
+    fn of(json: &str) -> Self {
+        match serde_json::from_str(json) {
+            Ok(text) => Self::Text(text),
+            Err(_) => Self::Json(json.into()),
+        }
+    }
+
+    /// The value as JSON text, if it is some.
+    fn into_json(self) -> Result<String, serde_json::Error> {
+        match self {
+            Self::Text(text) => serde_json::to_string(&text),
+            Self::Json(json) => {
+                serde_json::from_str::<serde::de::IgnoredAny>(&json)?;
+                Ok(json)
+            }
+        }
+    }
+}
+
+pub(super) const API: Api = Api {
+    version: "0.2.0",
+    link,
+    configure: |instance, store| {
+        let params = |json: String| (json,);
+        export(instance, store, "configure", params, |(taken,)| Ok(taken))
+    },
+    enrich: |instance, store| {
+        let params = |event: EventArg| (event,);
+        export(instance, store, "enrich", params, |(changes,)| {
+            let changes: Vec<ChangeResult> = changes;
+            changes.into_iter().map(change).collect()
+        })
+    },
+    filter: |instance, store| {
+        let params = |params: (EventArg, u32)| params;
+        export(instance, store, "filter", params, |(audience,)| {
+            Ok(audience)
+        })
+    },
+    redact: |instance, store| {
+        let params = |params: (EventArg, u32)| params;
+        export(instance, store, "redact", params, |(parts,)| Ok(parts))
+    },
+    stateful: |instance, store| {
+        let mut has = |name| instance.get_func(&mut *store, name).is_some();
+        if !has("save") && !has("restore") {
+            return Ok(None);
+        }
+        let params = |state: State| (state,);
+        Ok(Some(Stateful {
+            save: export(instance, store, "save", |()| (), |(state,)| Ok(state))?,
+            restore: export(instance, store, "restore", params, |(taken,)| Ok(taken))?,
+        }))
+    },
+};
+
+/// An export under its name in WIT.
+fn export<A: 'static, P, Q, R: 'static>(
+    instance: &Instance,
+    store: &mut Store<Call>,
+    name: &str,
+    params: fn(A) -> P,
+    results: fn(Q) -> Result<R>,
+) -> Result<Export<A, R>>
+where
+    P: ComponentNamedList + Lower + 'static,
+    Q: ComponentNamedList + Lift + 'static,
+{
+    let function: TypedFunc<P, Q> = instance.get_typed_func(&mut *store, name)?;
+    Ok(Box::new(move |store, args| {
+        results(function.call(store, params(args))?)
+    }))
+}
+
+/// An enricher's change, with its value as JSON text.
+fn change(change: ChangeResult) -> Result<MetadataChange> {
+    let value = change.value.map(Value::into_json).transpose();
+    let value =
+        value.map_err(|error| format_err!("set `{}` to what is not JSON: {error}", change.key))?;
+    Ok((change.key, value))
+}
+
+/// Offers all four interfaces.
+fn link(linker: &mut Linker<Call>) -> Result<()> {
+    events(&mut linker.instance("presence:plugin/events@0.2.0")?)?;
+    audiences(&mut linker.instance("presence:plugin/audiences@0.2.0")?)?;
+    let mut directory = linker.instance("presence:plugin/directory@0.2.0")?;
+    questions(&mut directory)?;
+    question(&mut directory, "blockers", Question::Blockers)?;
+    host(&mut linker.instance("presence:plugin/host@0.2.0")?)
+}
+
+pub(super) fn events(events: &mut LinkerInstance<'_, Call>) -> Result<()> {
+    events.func_wrap("timestamp", |mut store: Calling<'_>, (): ()| {
+        store.data_mut().seen.reads.timestamp = true;
+        Ok((store.data().about()?.event.timestamp,))
+    })?;
+    // Verdicts are on users who are online, and of them these are always none.
+    events.func_wrap("last-seen", |store: Calling<'_>, (): ()| {
+        Ok((match store.data().about()?.event.change {
+            Change::Online | Change::Updated => None,
+            Change::Offline { last_seen, .. } => Some(last_seen),
+        },))
+    })?;
+    events.func_wrap("reason", |store: Calling<'_>, (): ()| {
+        Ok((match store.data().about()?.event.change {
+            Change::Online | Change::Updated => None,
+            Change::Offline {
+                reason: Reason::Disconnect,
+                ..
+            } => Some(Why::Disconnect),
+            Change::Offline {
+                reason: Reason::Timeout,
+                ..
+            } => Some(Why::Timeout),
+            Change::Offline {
+                reason: Reason::Logout,
+                ..
+            } => Some(Why::Logout),
+        },))
+    })?;
+    events.func_wrap("get", |mut store: Calling<'_>, (key,): (WasmStr,)| {
+        let key: Box<str> = key.to_str(&store)?.into();
+        let metadata = &store.data().about()?.event.metadata;
+        let value = metadata.get(&key).map(Value::of);
+        store.data_mut().seen.reads.keys.insert(key);
+        Ok((value,))
+    })?;
+    events.func_wrap("entries", |mut store: Calling<'_>, (): ()| {
+        store.data_mut().seen.reads.all_metadata = true;
+        let metadata = &store.data().about()?.event.metadata;
+        let entries = metadata
+            .entries()
+            .map(|entry| (entry.key.to_owned(), Value::of(entry.value)));
+        Ok((entries.collect::<Vec<_>>(),))
+    })?;
+    Ok(())
+}
+
+pub(super) fn audiences(audiences: &mut LinkerInstance<'_, Call>) -> Result<()> {
+    audiences.func_wrap("nobody", |mut store: Calling<'_>, (): ()| {
+        Ok((store.data_mut().put(Audience::nobody())?,))
+    })?;
+    audiences.func_wrap("of", |mut store: Calling<'_>, (users,): (Vec<WasmStr>,)| {
+        charge(&mut store, 64 * users.len() as u64)?;
+        let users = users.iter().map(|name| user(&store, name));
+        let users = users.collect::<Result<Audience>>()?;
+        Ok((store.data_mut().put(users)?,))
+    })?;
+    for (name, combine) in [
+        (
+            "union",
+            Audience::union as fn(&Audience, &Audience) -> Audience,
+        ),
+        ("intersection", Audience::intersection),
+        ("difference", Audience::difference),
+    ] {
+        audiences.func_wrap(name, move |mut store: Calling<'_>, (a, b): (u32, u32)| {
+            let work = store.data().audience(a)?.work() + store.data().audience(b)?.work();
+            charge(&mut store, work)?;
+            let result = combine(store.data().audience(a)?, store.data().audience(b)?);
+            Ok((store.data_mut().put(result)?,))
+        })?;
+    }
+    audiences.func_wrap(
+        "contains",
+        |store: Calling<'_>, (a, name): (u32, WasmStr)| {
+            let audience = store.data().audience(a)?;
+            let user = store.data().known_user(&name.to_str(&store)?)?;
+            Ok((user.is_some_and(|user| audience.contains(user)),))
+        },
+    )?;
+    audiences.func_wrap("len", |store: Calling<'_>, (a,): (u32,)| {
+        Ok((u32::try_from(store.data().audience(a)?.len()).unwrap_or(u32::MAX),))
+    })?;
+    audiences.func_wrap("viewers", |mut store: Calling<'_>, (a,): (u32,)| {
+        let work = 64 * store.data().audience(a)?.len();
+        charge(&mut store, work)?;
+        let names = store.data().about()?.names.read();
+        let ids = store.data().audience(a)?.ids();
+        let viewers = ids.filter_map(|id| Some(names.name(id)?.as_str().to_owned()));
+        Ok((viewers.collect::<Vec<_>>(),))
+    })?;
+    Ok(())
+}
+
+/// A question about a user that is answered by a set at hand.
+fn question(
+    directory: &mut LinkerInstance<'_, Call>,
+    name: &str,
+    question: fn(Id) -> Question,
+) -> Result<()> {
+    directory.func_wrap(name, move |mut store: Calling<'_>, (name,): (WasmStr,)| {
+        let user = user(&store, &name)?;
+        Ok((store.data_mut().ask(question(user))?,))
+    })
+}
+
+/// The questions to the directory that there have always been.
+pub(super) fn questions(directory: &mut LinkerInstance<'_, Call>) -> Result<()> {
+    question(directory, "contacts", Question::Contacts)?;
+    question(directory, "with-contact", Question::WithContact)?;
+    question(directory, "blocked-by", Question::BlockedBy)?;
+    // Alone among the answers this one is a set that has to be made.
+    directory.func_wrap(
+        "co-members",
+        |mut store: Calling<'_>, (name,): (WasmStr,)| {
+            let user = user(&store, &name)?;
+            let members = store.data_mut().ask(Question::CoMembers(user))?;
+            let work = store.data().audience(members)?.work();
+            charge(&mut store, work)?;
+            Ok((members,))
+        },
+    )?;
+    directory.func_wrap("members", |mut store: Calling<'_>, (group,): (WasmStr,)| {
+        let group = group.to_str(&store)?.into();
+        Ok((store.data_mut().ask(Question::Members(group))?,))
+    })?;
+    directory.func_wrap("everyone", |mut store: Calling<'_>, (): ()| {
+        Ok((store.data_mut().ask(Question::Everyone)?,))
+    })?;
+    directory.func_wrap(
+        "with-setting",
+        |mut store: Calling<'_>, (key, value): (WasmStr, WasmStr)| {
+            let bytes = key.to_str(&store)?.len() + value.to_str(&store)?.len();
+            charge(&mut store, 16 * bytes as u64)?;
+            let setting = Setting::new(&key.to_str(&store)?, &value.to_str(&store)?);
+            let setting = setting
+                .map_err(|error| format_err!("asked for a setting that is not JSON: {error}"))?;
+            let question = Question::WithSetting(Arc::new(setting));
+            Ok((store.data_mut().ask(question)?,))
+        },
+    )?;
+    directory.func_wrap("groups", |mut store: Calling<'_>, (name,): (WasmStr,)| {
+        let user = user(&store, &name)?;
+        let question = Question::Groups(user);
+        let groups = store.data().about()?.directory.groups(user);
+        let groups = groups.map(|groups| groups.iter().map(|group| group.to_string()).collect());
+        let groups: Vec<String> = match groups {
+            Ok(groups) => groups,
+            Err(_) => {
+                store.data_mut().seen.not_at_hand.insert(question.clone());
+                Vec::new()
+            }
+        };
+        store.data_mut().seen.reads.questions.insert(question);
+        Ok((groups,))
+    })?;
+    directory.func_wrap(
+        "setting",
+        |mut store: Calling<'_>, (name, key): (WasmStr, WasmStr)| {
+            let user = user(&store, &name)?;
+            let question = Question::Settings(user);
+            let key = key.to_str(&store)?;
+            let setting = store.data().about()?.directory.setting(user, &key);
+            let setting = setting.map(|setting| setting.map(str::to_owned));
+            let setting = match setting {
+                Ok(setting) => setting,
+                Err(_) => {
+                    store.data_mut().seen.not_at_hand.insert(question.clone());
+                    None
+                }
+            };
+            store.data_mut().seen.reads.questions.insert(question);
+            Ok((setting,))
+        },
+    )?;
+    Ok(())
+}
+
+pub(super) fn host(host: &mut LinkerInstance<'_, Call>) -> Result<()> {
+    host.func_wrap("explain", |mut store: Calling<'_>, (text,): (WasmStr,)| {
+        if store.data_mut().takes_line() {
+            let text = text.to_str(&store)?;
+            let (plugin, explanation) = (&*store.data().plugin, call::cut(&text));
+            tracing::debug!(target: "plugin", plugin, explanation);
+            if store.data().seen.witness.is_some() {
+                let reason = explanation.to_owned();
+                store.data_mut().hear(reason);
+            }
+        }
+        Ok(())
+    })?;
+    host.func_wrap("now", |mut store: Calling<'_>, (): ()| {
+        store.data_mut().seen.reads.time = true;
+        Ok((store.data().about()?.now,))
+    })?;
+    host.func_wrap("reconsider-at", |mut store: Calling<'_>, (at,): (u64,)| {
+        let reads = &mut store.data_mut().seen.reads;
+        reads.reconsider_at = Some(reads.reconsider_at.map_or(at, |before| before.min(at)));
+        Ok(())
+    })?;
+    host.func_wrap(
+        "log",
+        |mut store: Calling<'_>, (level, text): (Level, WasmStr)| {
+            if store.data_mut().takes_line() {
+                let text = text.to_str(&store)?;
+                let (plugin, line) = (&*store.data().plugin, call::cut(&text));
+                match level {
+                    Level::Error => tracing::error!(target: "plugin", plugin, "{line}"),
+                    Level::Warn => tracing::warn!(target: "plugin", plugin, "{line}"),
+                    Level::Info => tracing::info!(target: "plugin", plugin, "{line}"),
+                    Level::Debug => tracing::debug!(target: "plugin", plugin, "{line}"),
+                }
+            }
+            Ok(())
+        },
+    )?;
+    Ok(())
+}
+
+/// The number of the user whom a component names.
+fn user(store: &Calling<'_>, name: &WasmStr) -> Result<Id> {
+    store.data().user(&name.to_str(store)?)
+}
+
+/// Charges set work as fuel.
+fn charge(store: &mut Calling<'_>, work: u64) -> Result<()> {
+    match store.get_fuel()?.checked_sub(work) {
+        Some(left) => store.set_fuel(left),
+        None => Err(Trap::OutOfFuel.into()),
+    }
+}
