@@ -8,6 +8,7 @@
 
 mod bad_input;
 mod believed;
+mod blocks;
 mod broker;
 mod compiled;
 mod config_changes;

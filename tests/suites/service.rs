@@ -156,6 +156,7 @@ impl State {
             "contacts" => listed("contacts", id),
             "members" => listed("groups", id),
             "blocked-by" => listed("blocks", id),
+            "blockers" => json!(self.keys_of("blocks", |list| has(list, id))),
             "with-contact" => json!(self.keys_of("contacts", |list| has(list, id))),
             "groups" => json!(self.keys_of("groups", |list| has(list, id))),
             "co-members" => {

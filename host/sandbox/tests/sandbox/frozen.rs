@@ -219,9 +219,15 @@ fn a_version_offers_nothing_of_a_later_one() {
             "name": "rule", "version": "1.0.0", "api": version, "role": "filter",
         });
         let file = with_manifest(&bytes("reader"), &manifest.to_string());
-        let refusal = Plugin::load(&ENGINE, "rule", &file).err().unwrap().to_string();
+        let refusal = Plugin::load(&ENGINE, "rule", &file)
+            .err()
+            .unwrap()
+            .to_string();
         let word = format!("presence:plugin/directory@{API}");
         assert!(refusal.contains(&word), "{refusal}");
-        assert!(refusal.ends_with(&format!("nothing but presence:plugin {version}")), "{refusal}");
+        assert!(
+            refusal.ends_with(&format!("nothing but presence:plugin {version}")),
+            "{refusal}"
+        );
     }
 }

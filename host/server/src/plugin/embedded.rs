@@ -5,14 +5,8 @@ include!(concat!(env!("OUT_DIR"), "/embedded.rs"));
 /// The API, as WIT, in each of its versions, which a plugin's folder may have been made
 /// for. The newest is the last.
 const WIT: [(&str, &str); 2] = [
-    (
-        "0.1.0",
-        include_str!("../../../../wit/0.1.0/presence.wit"),
-    ),
-    (
-        "0.2.0",
-        include_str!("../../../../wit/0.2.0/presence.wit"),
-    ),
+    ("0.1.0", include_str!("../../../../wit/0.1.0/presence.wit")),
+    ("0.2.0", include_str!("../../../../wit/0.2.0/presence.wit")),
 ];
 
 /// A version of the API, as WIT.
