@@ -4,7 +4,7 @@
 use std::fs;
 
 use anyhow::{Context, Result, bail};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use crate::tools;
 
@@ -31,6 +31,16 @@ pub fn load(name: &str) -> Result<Vec<u8>> {
 /// # Errors
 /// When the bytes are no component, or it has no manifest.
 pub fn named(component: &[u8], name: &str) -> Result<Vec<u8>> {
+    with(component, |manifest| {
+        drop(manifest.insert("name".into(), name.into()))
+    })
+}
+
+/// A component whose manifest is changed so.
+///
+/// # Errors
+/// As [`named`].
+pub fn with(component: &[u8], change: impl Fn(&mut Map<String, Value>)) -> Result<Vec<u8>> {
     let (preamble, mut rest) = component
         .split_at_checked(8)
         .context("a component has a preamble")?;
@@ -39,7 +49,7 @@ pub fn named(component: &[u8], name: &str) -> Result<Vec<u8>> {
     while let Some((id, after)) = rest.split_first() {
         let (content, after) = sized(after)?;
         let manifest = if *id == 0 {
-            with_name(content, name)?
+            with_manifest(content, &change)?
         } else {
             None
         };
@@ -54,17 +64,20 @@ pub fn named(component: &[u8], name: &str) -> Result<Vec<u8>> {
     Ok(renamed)
 }
 
-/// A custom section's content with the name in its manifest changed; none if it
-/// isn't the manifest: a JSON object with a name.
-fn with_name(content: &[u8], name: &str) -> Result<Option<Vec<u8>>> {
+/// A custom section's content with its manifest changed; none if it isn't the
+/// manifest: a JSON object with a name.
+fn with_manifest(
+    content: &[u8],
+    change: impl Fn(&mut Map<String, Value>),
+) -> Result<Option<Vec<u8>>> {
     let (title, json) = sized(content)?;
     let Ok(Value::Object(mut manifest)) = serde_json::from_slice(json) else {
         return Ok(None);
     };
-    let Some(own) = manifest.get_mut("name") else {
+    if !manifest.contains_key("name") {
         return Ok(None);
-    };
-    *own = name.into();
+    }
+    change(&mut manifest);
     let mut changed = Vec::new();
     push_sized(&mut changed, title);
     changed.extend(serde_json::to_vec(&manifest)?);

@@ -1,5 +1,6 @@
 //! The host as a process: `presence run` in a site, and its other commands.
 
+use std::ffi::OsStr;
 use std::path::PathBuf;
 use std::process::{Command, Output};
 use std::sync::{Mutex, PoisonError};
@@ -34,7 +35,39 @@ impl Host {
     /// # Errors
     /// When it can't be started.
     pub fn spawn(site: &Site) -> Result<Self> {
+        Self::spawn_as(site, command(site, &["run"])?)
+    }
+
+    /// As [`Self::spawn`], with further variables in its environment.
+    ///
+    /// # Errors
+    /// When it can't be started.
+    pub fn spawn_with(site: &Site, variables: &[(&OsStr, &OsStr)]) -> Result<Self> {
         let mut command = command(site, &["run"])?;
+        command.envs(variables.iter().copied());
+        Self::spawn_as(site, command)
+    }
+
+    /// As [`Self::spawn`], with so few file descriptors.
+    ///
+    /// # Errors
+    /// When it can't be started.
+    pub fn spawn_within(site: &Site, files_max: u32) -> Result<Self> {
+        let host = command(site, &["run"])?;
+        let mut shell = Command::new("sh");
+        let script = format!("ulimit -n {files_max} && exec \"$0\" \"$@\"");
+        shell.arg("-c").arg(script).arg(host.get_program());
+        shell.args(host.get_args());
+        for (name, value) in host.get_envs() {
+            match value {
+                Some(value) => shell.env(name, value),
+                None => shell.env_remove(name),
+            };
+        }
+        Self::spawn_as(site, shell)
+    }
+
+    fn spawn_as(site: &Site, mut command: Command) -> Result<Self> {
         let process = Process::spawn("presence", &mut command)?;
         Ok(Self {
             process,

@@ -11,7 +11,7 @@ use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::net::TcpStream;
 
-use crate::process::Process;
+use crate::process::{Process, Signal};
 use crate::{tools, wait};
 
 pub use binary::find;
@@ -119,6 +119,14 @@ impl NatsServer {
             Some(mut process) => process.kill().await,
             None => Ok(()),
         }
+    }
+
+    /// Sends it a signal, such as one that pauses it.
+    ///
+    /// # Errors
+    /// When it can't be signalled.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        self.process.as_ref().map_or(Ok(()), |it| it.signal(signal))
     }
 
     /// Starts it again after [`Self::stop`] or [`Self::kill`], on the same port and storage.

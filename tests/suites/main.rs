@@ -48,6 +48,7 @@ mod restart;
 mod seed;
 mod service;
 mod shown;
+mod stalls;
 mod state;
 mod statements;
 mod statuses;

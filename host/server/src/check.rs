@@ -13,7 +13,7 @@ use crate::state;
 
 /// Checks the configuration, the directory and the plugins.
 pub(crate) fn run(path: Option<&Path>) -> anyhow::Result<()> {
-    let (config, wrong) = Config::load_with_problems(path, std::env::vars())?;
+    let (config, wrong) = Config::load_with_problems(path, config::variables())?;
     let wrong = wrong.iter().flat_map(|problems| problems.iter());
     let mut problems: Vec<anyhow::Error> = wrong
         .map(|problem| anyhow::anyhow!(problem.to_string()))
@@ -28,7 +28,7 @@ pub(crate) fn run(path: Option<&Path>) -> anyhow::Result<()> {
         Ok(in_force) => loader = loader.knowing(in_force),
         Err(problem) => problems.push(problem),
     }
-    problems.extend(loader.load(&config, true, None).err().into_iter().flatten());
+    problems.extend(loader.load(&config, true).err().into_iter().flatten());
     problems.extend(loader.problems_beside(&config));
     for problem in &problems {
         eprintln!("error: {problem:#}");

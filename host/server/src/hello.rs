@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::http::Status;
 use crate::reply::Replies;
 use crate::request;
+use crate::tasks::Tasks;
 use crate::wire::Subjects;
 
 /// Where nodes ask for each other: not among the subjects that many listen to as
@@ -45,11 +46,12 @@ pub(crate) async fn greet(
     me: Node,
     status: Arc<Status>,
     allowed: Arc<Replies>,
+    tasks: &Tasks,
 ) -> anyhow::Result<()> {
     let subject = subjects.of(SUBJECT);
     let mut hellos = client.subscribe(subject.clone()).await?;
     let (replies, own) = (client.clone(), me.clone());
-    tokio::spawn(async move {
+    tasks.spawn("hello", async move {
         while let Some(hello) = hellos.next().await {
             let Some(reply) = allowed.accept(hello.reply) else {
                 continue;

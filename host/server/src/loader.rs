@@ -1,11 +1,8 @@
 //! Loading the configured pipeline: each plugin's bytes, from the plugin folder
 //! or, failing that, from those built in.
 
-use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
-use std::io::ErrorKind;
-use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -15,47 +12,21 @@ use presence_sandbox::{Blueprint, Engine, LoadError, Manifest, Plugin, Stage, sh
 use crate::config::{self, Config, Grant, Plugins, Source};
 use crate::in_force::{BUILT_IN, Entry, InForce};
 use crate::private;
+use crate::regular::{self, Limit, Stamp};
 
-/// The default components, built from `plugins/` and committed in `plugins/dist`.
-const COMPONENTS: [(&str, &[u8]); 8] = [
-    (
-        "blocklist",
-        include_bytes!("../../../plugins/dist/blocklist.wasm"),
-    ),
-    (
-        "contacts",
-        include_bytes!("../../../plugins/dist/contacts.wasm"),
-    ),
-    (
-        "device-class",
-        include_bytes!("../../../plugins/dist/device-class.wasm"),
-    ),
-    (
-        "do-not-disturb",
-        include_bytes!("../../../plugins/dist/do-not-disturb.wasm"),
-    ),
-    (
-        "groups",
-        include_bytes!("../../../plugins/dist/groups.wasm"),
-    ),
-    (
-        "privacy",
-        include_bytes!("../../../plugins/dist/privacy.wasm"),
-    ),
-    (
-        "public",
-        include_bytes!("../../../plugins/dist/public.wasm"),
-    ),
-    (
-        "redact",
-        include_bytes!("../../../plugins/dist/redact.wasm"),
-    ),
-];
+mod attempt;
+mod built_in;
+
+pub(crate) use attempt::Attempt;
+pub(crate) use built_in::built_in;
+
+use built_in::needed;
 
 /// Loads pipelines, and compiles a plugin only when its bytes are new.
 pub(crate) struct Loader {
     engine: Engine,
-    /// What was last compiled under a name, from a file and from what is built in.
+    /// What was last compiled under a name, or is being compiled, from a file and from
+    /// what is built in.
     compiled: Mutex<HashMap<(String, Source), Compiled>>,
     /// Plugins that win over the folder's and those built in.
     preferred: HashMap<String, Arc<Plugin>>,
@@ -67,8 +38,10 @@ pub(crate) struct Loader {
 
 /// A plugin as it was last compiled.
 struct Compiled {
-    bytes: Cow<'static, [u8]>,
-    plugin: Arc<Plugin>,
+    /// Of its file.
+    sha256: Arc<str>,
+    /// Held while it is compiled, so that whoever else wants it waits; none if that failed.
+    plugin: Arc<Mutex<Option<Arc<Plugin>>>>,
 }
 
 /// A plugin, and where it comes from.
@@ -98,13 +71,18 @@ impl Loader {
 
     /// Stands for what a load of the configured pipeline goes by: it is another number
     /// once the pipeline, or one of the files, has changed.
-    pub(crate) fn stamp(&self, config: &Config) -> u64 {
+    pub(crate) fn stamp(config: &Config) -> u64 {
         let mut hasher = DefaultHasher::new();
-        format!("{:?}", (&config.pipeline, &config.engine)).hash(&mut hasher);
-        for stage in &config.pipeline {
-            let file = std::fs::metadata(file(&config.plugins.dir, &stage.plugin)).ok();
-            let file = file.map(|file| (file.ino(), file.len(), file.modified().ok()));
-            file.hash(&mut hasher);
+        let Config {
+            pipeline,
+            engine,
+            plugins,
+            tracker,
+            ..
+        } = config;
+        format!("{:?}", (pipeline, engine, plugins, tracker.metadata)).hash(&mut hasher);
+        for stage in pipeline {
+            Stamp::of(&file(&plugins.dir, &stage.plugin)).hash(&mut hasher);
         }
         hasher.finish()
     }
@@ -136,7 +114,7 @@ impl Loader {
     }
 
     /// Loads the pipeline that a configuration names. Without `clock`, calls
-    /// are limited by fuel alone. `running` is what it is to take the place of.
+    /// are limited by fuel alone.
     ///
     /// # Errors
     /// All that is wrong with it.
@@ -144,12 +122,28 @@ impl Loader {
         &self,
         config: &Config,
         clock: bool,
+    ) -> Result<Blueprint, Vec<anyhow::Error>> {
+        self.attempt(config, clock, None, &Attempt::default())
+    }
+
+    /// As [`load`](Self::load). `running` is what it is to take the place of.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load), and if the attempt is given up.
+    pub(crate) fn attempt(
+        &self,
+        config: &Config,
+        clock: bool,
         running: Option<&Blueprint>,
+        attempt: &Attempt,
     ) -> Result<Blueprint, Vec<anyhow::Error>> {
         let mut stages = Vec::new();
         let mut problems = Vec::new();
         for stage in &config.pipeline {
-            match self.plugin(&config.plugins.dir, stage, running) {
+            let plugin = attempt
+                .step(format!("reading and compiling `{}`", stage.plugin))
+                .and_then(|()| self.plugin(&config.plugins, stage, running));
+            match plugin {
                 Ok((plugin, origin)) => {
                     let widen = stage.grants.contains(&Grant::Widen);
                     let wasi = stage.grants.contains(&Grant::Wasi);
@@ -161,6 +155,9 @@ impl Loader {
             }
         }
         let limits = config.engine.limits(clock, config.tracker.metadata);
+        if let Err(given_up) = attempt.step("checking the plugins and their self-tests".into()) {
+            return Err(vec![given_up]);
+        }
         match Blueprint::prepare(stages, limits, running) {
             Ok(blueprint) if problems.is_empty() => Ok(blueprint),
             Ok(_) => Err(problems),
@@ -189,8 +186,7 @@ impl Loader {
         names.sort_unstable();
         let loaded = names.iter().map(|name| {
             let path = file(&config.plugins.dir, name);
-            let bytes = std::fs::read(&path);
-            let bytes = bytes.with_context(|| format!("can't read {}", path.display()))?;
+            let bytes = regular::read(&path, Some(limit(&config.plugins)))?;
             self.load_file(name, &path, bytes, None)
         });
         loaded.filter_map(Result::err).collect()
@@ -198,7 +194,7 @@ impl Loader {
 
     fn plugin(
         &self,
-        dir: &Path,
+        plugins: &Plugins,
         stage: &config::Stage,
         running: Option<&Blueprint>,
     ) -> anyhow::Result<Found> {
@@ -206,19 +202,17 @@ impl Loader {
         if let Some(plugin) = self.preferred.get(name) {
             return Ok((Arc::clone(plugin), "given".into()));
         }
-        let path = file(dir, name);
+        let path = file(&plugins.dir, name);
         if stage.source == Some(Source::BuiltIn) {
             return self.load_built_in(name, &path);
         }
-        match std::fs::read(&path) {
+        match regular::read(&path, Some(limit(plugins))) {
             Ok(bytes) => {
                 self.gone().remove(name);
                 self.load_file(name, &path, bytes, running)
             }
-            Err(error) if error.kind() == ErrorKind::NotFound => {
-                self.without_file(&path, stage, running)
-            }
-            Err(error) => Err(error).with_context(|| format!("can't read {}", path.display())),
+            Err(error) if error.is_missing() => self.without_file(&path, stage, running),
+            Err(error) => Err(error.into()),
         }
     }
 
@@ -290,8 +284,7 @@ impl Loader {
     }
 
     fn load_built_in(&self, name: &str, path: &Path) -> anyhow::Result<Found> {
-        let bytes = Cow::Borrowed(needed(name, path)?);
-        let plugin = self.compile(name, Source::BuiltIn, bytes);
+        let plugin = self.compile(name, Source::BuiltIn, needed(name, path)?);
         let plugin = plugin.with_context(|| format!("the built-in plugin {name} can't be used"))?;
         Ok((plugin, BUILT_IN.into()))
     }
@@ -304,52 +297,66 @@ impl Loader {
         running: Option<&Blueprint>,
     ) -> anyhow::Result<Found> {
         let origin = path.display().to_string().into();
-        let compiled = self.last_compiled(name, Source::Folder, &bytes);
-        if let Some(plugin) = compiled {
-            return Ok((plugin, origin));
-        }
         // What runs may be back, after one that was refused.
         let digest = sha256(&bytes);
         let mut running = running.into_iter().flat_map(Blueprint::stages);
-        let is_running = |it: &&Stage| *it.plugin.name == *name && it.plugin.sha256 == digest;
+        let is_running = |it: &&Stage| *it.plugin.name == *name && *it.plugin.sha256 == *digest;
         if let Some(runs) = running.find(is_running) {
             return Ok((Arc::clone(&runs.plugin), origin));
         }
-        let plugin = self.compile(name, Source::Folder, bytes.into());
+        let plugin = self.compile(name, Source::Folder, &bytes);
         let plugin = plugin.with_context(|| format!("{} can't be used", path.display()))?;
         Ok((plugin, origin))
     }
 
-    fn last_compiled(&self, name: &str, source: Source, bytes: &[u8]) -> Option<Arc<Plugin>> {
-        let compiled = self.compiled.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = compiled.get(&(name.to_owned(), source))?;
-        (*known.bytes == *bytes).then(|| Arc::clone(&known.plugin))
+    /// Compiles a plugin, unless that was done last, or is being done.
+    fn compile(&self, name: &str, source: Source, bytes: &[u8]) -> Result<Arc<Plugin>, LoadError> {
+        let place = self.place(name, source, sha256(bytes));
+        let mut place = place.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(plugin) = &*place {
+            return Ok(Arc::clone(plugin));
+        }
+        let before = self.engine.cache_hits();
+        let plugin = Arc::new(Plugin::load(&self.engine, name, bytes)?);
+        let from_cache = self.engine.cache_hits() > before;
+        tracing::debug!(plugin = name, from_cache, "plugin compiled");
+        Ok(Arc::clone(place.insert(plugin)))
     }
 
-    fn compile(
+    /// Where a plugin of this digest is kept once it is compiled. One that is still being
+    /// compiled under its name keeps nobody from another.
+    fn place(
         &self,
         name: &str,
         source: Source,
-        bytes: Cow<'static, [u8]>,
-    ) -> Result<Arc<Plugin>, LoadError> {
-        if let Some(plugin) = self.last_compiled(name, source, &bytes) {
-            return Ok(plugin);
-        }
-        let before = self.engine.cache_hits();
-        let plugin = Arc::new(Plugin::load(&self.engine, name, &bytes)?);
-        let from_cache = self.engine.cache_hits() > before;
-        tracing::debug!(plugin = name, from_cache, "plugin compiled");
-        let new = Compiled {
-            bytes,
-            plugin: Arc::clone(&plugin),
-        };
+        sha256: Arc<str>,
+    ) -> Arc<Mutex<Option<Arc<Plugin>>>> {
         let mut compiled = self.compiled.lock().unwrap_or_else(PoisonError::into_inner);
-        compiled.insert((name.into(), source), new);
-        Ok(plugin)
+        let key = (name.to_owned(), source);
+        match compiled.get(&key) {
+            Some(known) if known.sha256 == sha256 => Arc::clone(&known.plugin),
+            _ => {
+                let plugin = Arc::default();
+                let new = Compiled {
+                    sha256,
+                    plugin: Arc::clone(&plugin),
+                };
+                compiled.insert(key, new);
+                plugin
+            }
+        }
     }
 
     fn gone(&self) -> MutexGuard<'_, HashSet<String>> {
         self.gone.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// How long a plugin's file may be.
+fn limit(plugins: &Plugins) -> Limit {
+    Limit {
+        bytes_max: plugins.file_bytes_max,
+        key: "[plugins] file_bytes_max",
     }
 }
 
@@ -369,22 +376,6 @@ pub(crate) fn engine(plugins: &Plugins) -> anyhow::Result<Engine> {
     engine.or_else(|error| {
         tracing::warn!("compiled plugins are not kept ([plugins] cache): {error:#}");
         Ok(Engine::new()?)
-    })
-}
-
-/// The bytes of a default component, if there is one of this name.
-pub(crate) fn built_in(name: &str) -> Option<&'static [u8]> {
-    let built_in = COMPONENTS.iter().find(|(built_in, _)| *built_in == name);
-    built_in.map(|(_, bytes)| *bytes)
-}
-
-fn needed(name: &str, path: &Path) -> anyhow::Result<&'static [u8]> {
-    built_in(name).with_context(|| {
-        let names = COMPONENTS.map(|(name, _)| name).join(", ");
-        format!(
-            "there is no plugin `{name}`: {} does not exist, and built in are only {names}",
-            path.display()
-        )
     })
 }
 

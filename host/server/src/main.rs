@@ -7,6 +7,7 @@
     allow(
         clippy::unwrap_used,
         clippy::indexing_slicing,
+        clippy::disallowed_methods,
         reason = "a test may panic"
     )
 )]
@@ -34,13 +35,17 @@ mod progress;
 mod publisher;
 mod pulse;
 mod record;
+mod regular;
 mod reload;
 mod replay;
 mod reply;
 mod request;
 mod run;
+mod signals;
 mod stale;
 mod state;
+mod stop;
+mod tasks;
 mod tenant;
 mod watch;
 mod wire;

@@ -31,6 +31,7 @@ use crate::broker::{self, Health};
 use crate::clock;
 use crate::config::Config;
 use crate::handed::Sources;
+use crate::tasks::Tasks;
 
 /// How soon the broker is asked, at the earliest, where something isn't acknowledged.
 const QUICK: Duration = Duration::from_millis(10);
@@ -93,6 +94,7 @@ impl Pulse {
         main: Client,
         health: Arc<Health>,
         sources: Sources,
+        tasks: &Tasks,
     ) -> anyhow::Result<watch::Receiver<u64>> {
         let back = main.new_inbox();
         let (heard, hearing) = watch::channel(0);
@@ -109,7 +111,7 @@ impl Pulse {
             answered: Instant::now(),
             heard,
         };
-        tokio::spawn(pulse.run());
+        tasks.spawn("pulse", pulse.run());
         Ok(hearing)
     }
 

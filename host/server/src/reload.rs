@@ -1,24 +1,41 @@
 //! What changes while a tenant runs: plugins, directory and configuration take
 //! effect as they change. What can't be taken leaves everything as it is, and
 //! says why.
+//!
+//! All of it is put in force by one loop, one thing at a time. What may take long or hang
+//! is done elsewhere, and the loop takes what comes of it: looking at files, reading them,
+//! and loading plugins.
 
-use std::path::PathBuf;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use async_nats::Client;
+use presence_core::directory::{Changes, Directory};
 use tokio::sync::mpsc;
 
 use crate::config::{self, Config, Effect};
 use crate::directory::{kv, request::Fetcher};
 use crate::http::Status;
-use crate::loader::{self, Loader};
+use crate::loader::Loader;
+use crate::regular::{Stamp, Unreadable};
+use crate::signals::Signals;
+use crate::tasks::Tasks;
 use crate::tenant::Tenant;
-use crate::watch::Watch;
+use crate::watch::{Paths, Watch};
 
 mod directory;
+mod job;
+mod loads;
+mod pipeline;
+
+pub(crate) use pipeline::note_in_force;
+
+use job::Job;
+use loads::Loads;
+use pipeline::Loaded;
 
 /// How often is looked whether there is something to tidy up.
 const TIDY: Duration = Duration::from_secs(10);
@@ -34,8 +51,6 @@ const AGREE_TRIES: usize = 20;
 struct Refused {
     config: Said,
     pipeline: Said,
-    /// What the last load of the pipeline went by.
-    asked: u64,
     restart: Vec<&'static str>,
 }
 
@@ -58,17 +73,65 @@ impl Said {
     }
 }
 
+/// What the files were like when they were last read; none where they are to be read again.
+#[derive(Default)]
+pub(crate) struct Seen {
+    config: Option<Stamp>,
+    directory: Option<Stamp>,
+    /// What the last load of the pipeline went by.
+    pipeline: Option<u64>,
+}
+
+impl Seen {
+    /// What the configuration file was like at the start, and what was loaded by it.
+    pub(crate) fn at_start(config: Stamp, pipeline: u64) -> Self {
+        Self {
+            config: Some(config),
+            directory: None,
+            pipeline: Some(pipeline),
+        }
+    }
+}
+
+/// What the files are like.
+struct Looked {
+    /// Which configuration names them.
+    revision: u64,
+    config: Stamp,
+    directory: Option<Stamp>,
+    pipeline: u64,
+}
+
+/// What has been read of the directory's file.
+type Read = (PathBuf, Result<Option<String>, Unreadable>);
+
 /// What is reloaded, and from where.
 pub(crate) struct Reload {
     /// The configuration file that was named, if one was.
     path: Option<PathBuf>,
     /// Its text, as it was last taken; none if there was no file.
     text: Option<config::Text>,
-    config: Config,
-    loader: Arc<Loader>,
+    pub(crate) config: Config,
+    /// How often it has changed.
+    revision: u64,
+    pub(crate) loader: Arc<Loader>,
     pub(crate) tenant: Tenant,
     status: Arc<Status>,
     client: Client,
+    tasks: Tasks,
+    watch: Watch,
+    seen: Seen,
+    /// To which files something has happened since they were last looked at.
+    touched: BTreeSet<PathBuf>,
+    looking: Job<Looked>,
+    look_again: bool,
+    reading_config: Job<anyhow::Result<Option<config::Text>>>,
+    reading: Job<Read>,
+    parsing: Job<anyhow::Result<(Directory, Changes)>>,
+    read_again: bool,
+    loads: Loads<Option<Loaded>>,
+    /// Whether the last load failed for a reason that may pass by itself.
+    load_again: bool,
     /// What a KV bucket says; nothing comes where the directory is a file.
     updates: mpsc::Receiver<kv::Update>,
     /// What of the bucket can't be taken.
@@ -80,11 +143,12 @@ impl Reload {
     /// What was read at the start, and what it is now to be followed for.
     pub(crate) fn new(
         path: Option<PathBuf>,
-        (config, text): (Config, Option<config::Text>),
+        (config, text, seen): (Config, Option<config::Text>, Seen),
         loader: Arc<Loader>,
         tenant: Tenant,
         status: Arc<Status>,
         client: Client,
+        tasks: Tasks,
     ) -> Self {
         // No bucket is followed yet.
         let (_, updates) = mpsc::channel(1);
@@ -92,10 +156,23 @@ impl Reload {
             path,
             text,
             config,
+            revision: 0,
             loader,
             tenant,
             status,
             client,
+            tasks,
+            watch: Watch::new(),
+            seen,
+            touched: BTreeSet::new(),
+            looking: Job::default(),
+            look_again: false,
+            reading_config: Job::default(),
+            reading: Job::default(),
+            parsing: Job::default(),
+            read_again: false,
+            loads: Loads::new(),
+            load_again: false,
             updates,
             refusals: kv::Refusals::default(),
             refused: Refused::default(),
@@ -103,55 +180,152 @@ impl Reload {
     }
 
     /// Follows all of it for as long as it is polled.
-    pub(crate) async fn follow(&mut self) -> anyhow::Result<()> {
-        let mut watch = Watch::new(self.paths()).context("can't watch files")?;
+    pub(crate) async fn follow(&mut self, signals: &Signals) {
         // What changed while the node started.
-        self.files().await;
+        self.look();
         let mut tidy = tokio::time::interval(TIDY);
         let fetcher = self.tenant.fetcher.clone();
         loop {
             tokio::select! {
-                () = watch.changed() => {
-                    self.files().await;
-                    watch.set_paths(self.paths());
+                touched = self.watch.due() => {
+                    self.touched.extend(touched);
+                    self.look();
                 }
+                () = signals.reload() => self.reload_all(),
+                looked = self.looking.done() => self.looked(looked),
+                text = self.reading_config.done() => self.take_config(text.flatten()).await,
+                read = self.reading.done() => {
+                    self.take_text(read);
+                    self.read_behind();
+                }
+                content = self.parsing.done() => {
+                    self.take_content(content).await;
+                    self.read_behind();
+                }
+                loaded = self.loads.done() => self.take_pipeline(loaded).await,
                 Some(update) = self.updates.recv() => self.update(update).await,
                 () = answers(fetcher.as_deref()) => self.take_answers().await,
                 _ = tidy.tick() => {
                     self.status.broker.report_drops();
-                    self.tenant.tidy().await;
+                    // What is being made out of a file has ids that nothing refers to yet.
+                    if self.parsing.is_idle() {
+                        self.tenant.tidy().await;
+                    }
                 }
             }
         }
     }
 
-    fn paths(&self) -> Vec<PathBuf> {
-        let usual = || config::FILE_NAME.into();
-        let mut paths = vec![
-            self.path.clone().unwrap_or_else(usual),
-            self.config.plugins.dir.clone(),
-        ];
-        if let config::Directory::File { path, .. } = &self.config.directory {
-            paths.push(path.clone());
-        }
-        paths
+    /// The configuration file, whether it was named or is the usual one.
+    fn config_path(&self) -> &Path {
+        let usual = Path::new(config::FILE_NAME);
+        self.path.as_deref().unwrap_or(usual)
     }
 
-    async fn files(&mut self) {
-        let config = self.reload_config().await;
-        self.refused.config.say("configuration not taken", config);
-        self.reload_directory().await;
-        let pipeline = self.reload_pipeline().await;
-        if self.refused.pipeline.say("pipeline not swapped", pipeline) {
-            self.status.refused_swaps.fetch_add(1, Ordering::Relaxed);
-        }
+    /// Has everything read again, and what is wrong said again.
+    fn reload_all(&mut self) {
+        tracing::info!("SIGHUP: configuration, directory and plugins are read again");
+        self.seen = Seen::default();
+        self.refused = Refused::default();
+        self.look();
     }
 
-    async fn reload_config(&mut self) -> anyhow::Result<()> {
-        let read = || Ok(config::Text::read(self.path.as_deref())?);
-        let Some(text) = changed(self.text.as_ref(), read).await? else {
-            return Ok(());
+    /// Has the files looked at.
+    fn look(&mut self) {
+        if !self.looking.is_idle() {
+            self.look_again = true;
+            return;
+        }
+        let (path, config) = (self.config_path().to_owned(), self.config.clone());
+        let revision = self.revision;
+        let directory = match &config.directory {
+            config::Directory::File { path, .. } => Some(path.clone()),
+            config::Directory::Kv { .. } | config::Directory::Request(_) => None,
         };
+        let files = [Some(&path), directory.as_ref()];
+        let cover = self.watch.cover(Paths {
+            files: files.into_iter().flatten().cloned().collect(),
+            folders: vec![config.plugins.dir.clone()],
+        });
+        self.looking.start(move || {
+            // First: what happens from now on is told of.
+            cover();
+            Looked {
+                revision,
+                config: Stamp::of(&path),
+                directory: directory.as_deref().map(Stamp::of),
+                pipeline: Loader::stamp(&config),
+            }
+        });
+    }
+
+    /// Has read what has changed.
+    fn looked(&mut self, looked: anyhow::Result<Looked>) {
+        let looked = match looked {
+            Ok(looked) if looked.revision == self.revision => looked,
+            Ok(_) => return self.look(),
+            Err(error) => return tracing::error!("files can't be looked at: {error:#}"),
+        };
+        let touched = std::mem::take(&mut self.touched);
+        let touched = |path: &Path| {
+            let absolute = std::path::absolute(path);
+            absolute.is_ok_and(|path| touched.contains(&path))
+        };
+        if self.seen.config != Some(looked.config) || touched(self.config_path()) {
+            self.read_config(looked.config);
+        }
+        if let (config::Directory::File { path, .. }, Some(stamp)) =
+            (&self.config.directory, looked.directory)
+            && (self.seen.directory != Some(stamp) || touched(path))
+        {
+            self.read_file(stamp);
+        }
+        if self.seen.pipeline != Some(looked.pipeline) || std::mem::take(&mut self.load_again) {
+            self.load_pipeline(looked.pipeline);
+        }
+        if std::mem::take(&mut self.look_again) {
+            self.look();
+        }
+    }
+
+    /// Reads the directory's file again, where something happened to it while it was read.
+    fn read_behind(&mut self) {
+        if self.reading.is_idle() && self.parsing.is_idle() && std::mem::take(&mut self.read_again)
+        {
+            self.seen.directory = None;
+            self.look();
+        }
+    }
+
+    fn read_config(&mut self, stamp: Stamp) {
+        if !self.reading_config.is_idle() {
+            // Once that has been read.
+            self.seen.config = None;
+            return;
+        }
+        self.seen.config = Some(stamp);
+        let (path, running) = (self.path.clone(), self.text.clone());
+        self.reading_config.start(move || {
+            let read = || config::Text::read_again(path.as_deref());
+            changed(running.as_ref(), AGREE, read)
+        });
+    }
+
+    /// Takes what has been read of the configuration file; none if it is what it was.
+    async fn take_config(&mut self, text: anyhow::Result<Option<config::Text>>) {
+        if text.is_err() {
+            // Nothing need change for another attempt to succeed.
+            self.seen.config = None;
+        }
+        let taken = match text {
+            Ok(Some(text)) => self.configure(text).await,
+            Ok(None) => Ok(()),
+            Err(error) => Err(error),
+        };
+        self.refused.config.say("configuration not taken", taken);
+    }
+
+    async fn configure(&mut self, text: config::Text) -> anyhow::Result<()> {
         if let Some(running) = &self.text {
             ensure!(
                 !text.sets_nothing() || running.sets_nothing(),
@@ -163,7 +337,7 @@ impl Reload {
                  the place of what was configured: write the sections that are to hold"
             );
         }
-        let mut new = Config::parse(self.path.as_deref(), Some(&text), std::env::vars())?;
+        let mut new = Config::parse(self.path.as_deref(), Some(&text), config::variables())?;
         self.text = Some(text);
         let changes = self.config.changes(&new);
         if changes.is_empty() {
@@ -183,49 +357,21 @@ impl Reload {
         new.keep_until_restart(&self.config);
         if self.config != new {
             self.config = new;
+            self.revision += 1;
             self.tenant.configure(&self.config).await;
             tracing::info!("configuration reloaded");
+            // It may name other files, and another pipeline.
+            self.look();
         }
-        Ok(())
-    }
-
-    async fn reload_pipeline(&mut self) -> anyhow::Result<()> {
-        // Compiling takes long, and is done where nobody waits for it.
-        let config = self.config.clone();
-        let loader = Arc::clone(&self.loader);
-        // Another change is refused anew, be it for the same reason.
-        let asked = loader.stamp(&config);
-        if std::mem::replace(&mut self.refused.asked, asked) != asked {
-            self.refused.pipeline = Said::default();
-        }
-        let running = self.tenant.running.borrow().clone();
-        let before = Arc::clone(&running.blueprint);
-        let load = move || loader.load(&config, true, Some(&running.blueprint));
-        let loaded = tokio::task::spawn_blocking(load).await?;
-        if self.tenant.swap(loaded.map_err(loader::together)?).await? {
-            tracing::info!(
-                generation = self.tenant.running.borrow().generation,
-                "pipeline swapped: {}",
-                self.tenant.running.borrow().blueprint.line()
-            );
-            for stage in before.narrowing_missing_in(&self.tenant.running.borrow().blueprint) {
-                tracing::warn!(
-                    plugin = &*stage,
-                    "the stage `{stage}`, which hid users or what is shown of them, is no longer \
-                     in the pipeline: more may be seen now"
-                );
-            }
-        }
-        let running = Arc::clone(&self.tenant.running.borrow().blueprint);
-        self.loader.put_in_force(&running);
         Ok(())
     }
 }
 
 /// What is read of a file, where it is another text than the running one, and two
 /// readings agree: a file that is being written is read in pieces.
-async fn changed(
+fn changed(
     running: Option<&config::Text>,
+    pause: Duration,
     mut read: impl FnMut() -> anyhow::Result<Option<config::Text>>,
 ) -> anyhow::Result<Option<config::Text>> {
     let mut before = None;
@@ -239,7 +385,7 @@ async fn changed(
             return Ok(Some(text));
         }
         before = Some(text);
-        tokio::time::sleep(AGREE).await;
+        std::thread::sleep(pause);
     }
     anyhow::bail!("it is being written all the time")
 }
@@ -257,25 +403,25 @@ mod tests {
     use super::*;
 
     /// What comes of a file that is read as these texts, one after the other.
-    async fn read_as(texts: &[Option<&str>]) -> anyhow::Result<Option<config::Text>> {
+    fn read_as(texts: &[Option<&str>]) -> anyhow::Result<Option<config::Text>> {
         let running = text("a");
         let mut texts = texts.iter();
         let read = || Ok(texts.next().and_then(|it| it.map(text)));
-        changed(Some(&running), read).await
+        changed(Some(&running), Duration::ZERO, read)
     }
 
     fn text(text: &str) -> config::Text {
         config::Text::of(text)
     }
 
-    #[tokio::test]
-    async fn a_text_is_taken_when_two_readings_agree() {
-        assert_eq!(read_as(&[Some("a")]).await.unwrap(), None);
+    #[test]
+    fn a_text_is_taken_when_two_readings_agree() {
+        assert_eq!(read_as(&[Some("a")]).unwrap(), None);
         let pieces = [Some("b"), Some("b c"), Some("b c d"), Some("b c d")];
-        assert_eq!(read_as(&pieces).await.unwrap(), Some(text("b c d")));
-        assert_eq!(read_as(&[Some("b"), Some("a")]).await.unwrap(), None);
+        assert_eq!(read_as(&pieces).unwrap(), Some(text("b c d")));
+        assert_eq!(read_as(&[Some("b"), Some("a")]).unwrap(), None);
         for gone in [&[None][..], &[Some("b"), None]] {
-            let error = read_as(gone).await.unwrap_err().to_string();
+            let error = read_as(gone).unwrap_err().to_string();
             assert_eq!(error, "the file is gone");
         }
     }

@@ -6,22 +6,23 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::Duration;
 
 use async_nats::Client;
+use futures_util::future::join_all;
 use presence_core::directory::{Changes, Directory};
 use presence_core::names::Names;
 use presence_core::{Input, Settings, Shard, metadata, status, tracker};
-use presence_sandbox::Blueprint;
+use presence_sandbox::{Blueprint, Pipeline};
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::{Instant, timeout_at};
 
 use crate::ask::{Counts, Desk};
 use crate::barrier;
 use crate::broker::{self, Health};
 use crate::config::{self, Config};
+use crate::directory;
 use crate::directory::kept::Keeper;
 use crate::directory::request::Fetcher;
-use crate::directory::{self, Content};
 use crate::handed::Sources;
 use crate::hearing::Hearing;
 use crate::intake::{Account, Intake};
@@ -30,6 +31,7 @@ use crate::publisher::Publisher;
 use crate::reply::Replies;
 use crate::stale::StaleLog;
 use crate::state::{Restored, Writer};
+use crate::tasks::Tasks;
 use crate::wire::{Source, Subjects};
 use crate::worker::{self, State, Task, Workers};
 
@@ -228,12 +230,6 @@ impl Tenant {
         }
     }
 
-    /// Makes the directory what a source says as a whole.
-    pub(crate) async fn replace_directory(&mut self, content: Content) {
-        let (directory, changes) = content.replace(&self.directory);
-        self.set_directory(directory, changes).await;
-    }
-
     /// Puts a changed directory in force.
     pub(crate) async fn set_directory(&mut self, directory: Directory, changes: Changes) {
         if let Some(keeper) = &mut self.keeper {
@@ -258,13 +254,8 @@ impl Tenant {
             .send_replace(Arc::clone(&self.directory));
     }
 
-    /// Puts a pipeline in force, in all workers, if it is another one.
-    pub(crate) async fn swap(&mut self, blueprint: Blueprint) -> anyhow::Result<bool> {
-        if blueprint.is_same(&self.running.borrow().blueprint) {
-            return Ok(false);
-        }
-        let pipelines = self.workers.iter().map(|_| blueprint.instantiate());
-        let pipelines = pipelines.collect::<Result<Vec<_>, _>>()?;
+    /// Puts a pipeline in force: its instances, one for each worker.
+    pub(crate) async fn swap(&mut self, blueprint: Blueprint, pipelines: Vec<Pipeline>) {
         let generation = self.running.borrow().generation + 1;
         self.running.send_replace(Running {
             generation,
@@ -274,7 +265,6 @@ impl Tenant {
             let task = Task::Pipeline(generation, Box::new(pipeline));
             worker.send(task).await;
         }
-        Ok(true)
     }
 
     /// Puts changed settings in force.
@@ -292,11 +282,16 @@ impl Tenant {
 
     /// Has the workers know that the broker may take longer or shorter messages when
     /// it is back from having been away.
-    pub(crate) fn follow_link(&self, mut links: mpsc::UnboundedReceiver<bool>, client: Client) {
+    pub(crate) fn follow_link(
+        &self,
+        mut links: mpsc::UnboundedReceiver<bool>,
+        client: Client,
+        tasks: &Tasks,
+    ) {
         let workers = self.workers.clone();
         let known = Arc::clone(&self.body_bytes_max);
         let fetcher = self.fetcher.clone();
-        tokio::spawn(async move {
+        tasks.spawn("link", async move {
             while let Some(connected) = links.recv().await {
                 if !connected {
                     continue;
@@ -312,9 +307,9 @@ impl Tenant {
     }
 
     /// Has the log know how far corrections are.
-    pub(crate) fn follow_corrections(&self) {
+    pub(crate) fn follow_corrections(&self, tasks: &Tasks) {
         let (workers, running) = (self.workers.clone(), self.running.subscribe());
-        tokio::spawn(progress::follow(workers, running));
+        tasks.spawn("corrections", progress::follow(workers, running));
     }
 
     /// Gives back the ids that nothing refers to any more, when there are many.
@@ -341,34 +336,37 @@ impl Tenant {
         tracing::info!(given_back, in_use = self.swept, "unused ids given back");
     }
 
-    /// Waits until the workers have done all that they were given, and ends them;
-    /// then writes what the state lacks, and closes it.
-    pub(crate) async fn stop(&self, patience: Duration) {
-        let drained = async {
-            for worker in self.workers.iter() {
-                let (done, drained) = oneshot::channel();
-                worker.send(Task::Stop(done)).await;
-                // A worker that is gone has nothing left to do.
-                let _ = drained.await;
-            }
-        };
-        if tokio::time::timeout(patience, drained).await.is_err() {
+    /// Ends the workers, once they have done all that they were given. What isn't done by
+    /// then is given up; each worker has its own turn, whatever holds up another.
+    pub(crate) async fn end_workers(&self, by: Instant) {
+        let ends = self.workers.iter().map(|worker| async {
+            let (done, drained) = oneshot::channel();
+            worker.send(Task::Stop(done)).await;
+            // A worker that is gone has nothing left to do.
+            let _ = drained.await;
+        });
+        if timeout_at(by, join_all(ends)).await.is_err() {
             tracing::warn!("not all that was taken in could be published in time");
         }
-        if let Some(state) = &self.state
-            && tokio::time::timeout(patience, state.finish())
-                .await
-                .is_err()
-        {
-            tracing::warn!("not all of the state could be written in time");
-        }
-        if let Some(keeper) = &self.keeper
-            && tokio::time::timeout(patience, keeper.finish())
-                .await
-                .is_err()
-        {
-            tracing::warn!("the directory could not be kept in time");
-        }
+    }
+
+    /// Writes what the state and the copy of the directory lack, and closes them.
+    pub(crate) async fn close_state(&self, by: Instant) {
+        let state = async {
+            if let Some(state) = &self.state
+                && timeout_at(by, state.finish()).await.is_err()
+            {
+                tracing::warn!("not all of the state could be written in time");
+            }
+        };
+        let directory = async {
+            if let Some(keeper) = &self.keeper
+                && timeout_at(by, keeper.finish()).await.is_err()
+            {
+                tracing::warn!("the directory could not be kept in time");
+            }
+        };
+        tokio::join!(state, directory);
     }
 }
 

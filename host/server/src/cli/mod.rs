@@ -16,7 +16,7 @@ use serde_json::Value;
 
 use crate::ConfigArg;
 use crate::broker;
-use crate::config::Config;
+use crate::config::{self, Config};
 use crate::request::{self, NoAnswer};
 use crate::wire::Subjects;
 
@@ -41,7 +41,7 @@ fn answer(
     is_answer: fn(&Value) -> bool,
     text: fn(&Value) -> String,
 ) -> anyhow::Result<()> {
-    let config = Config::load(common.config.config.as_deref(), std::env::vars())?;
+    let config = Config::load(common.config.config.as_deref(), config::variables())?;
     let answer = ask(&config, what, question, is_answer)?;
     let text = if common.json {
         format!("{answer}\n")

@@ -4,6 +4,7 @@
 use std::env;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use tracing_subscriber::EnvFilter;
 
@@ -17,13 +18,17 @@ pub(crate) struct Node {
     /// Names this node in what it publishes; unique among the nodes of a fleet.
     /// One token of `[A-Za-z0-9_-]`; the host's name by default.
     pub(crate) name: String,
+    /// How long stopping may take in all.
+    pub(crate) stop_timeout: Duration,
 }
 
 impl Node {
     pub(super) fn read(section: &mut Section<'_, '_>) -> Self {
         let name = section.get("name", token);
+        let stop_timeout_ms = section.get("stop_timeout_ms", within(1_000..=3_600_000));
         Self {
             name: name.unwrap_or_else(|| host_name(section.env("HOSTNAME"))),
+            stop_timeout: Duration::from_millis(stop_timeout_ms.unwrap_or(25_000)),
         }
     }
 }
@@ -60,6 +65,10 @@ pub(crate) struct Plugins {
     pub(crate) dir: PathBuf,
     /// The folder where what is compiled is kept; none if it is compiled at each start.
     pub(crate) cache: Option<PathBuf>,
+    /// How long a plugin's file may be, in bytes.
+    pub(crate) file_bytes_max: u64,
+    /// How long loading all of the pipeline may take.
+    pub(crate) load_timeout: Duration,
 }
 
 impl Plugins {
@@ -69,6 +78,14 @@ impl Plugins {
             Ok((!text.is_empty()).then_some(text))
         });
         Self {
+            file_bytes_max: section
+                .get("file_bytes_max", within(1_024..=1 << 32))
+                .unwrap_or(64 << 20),
+            load_timeout: Duration::from_millis(
+                section
+                    .get("load_timeout_ms", within(1_000..=86_400_000))
+                    .unwrap_or(300_000),
+            ),
             dir: dir.unwrap_or_else(|| section.resolve("plugins.d")),
             cache: match cache {
                 Some(cache) => cache.map(|cache| section.resolve(&cache)),

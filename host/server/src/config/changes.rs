@@ -1,6 +1,6 @@
 //! What differs between two configurations, and when each change takes effect.
 
-use super::{Config, Engine};
+use super::{Config, Engine, Plugins};
 
 /// A section that differs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,6 +49,10 @@ impl Config {
             worker_queue: new.engine.worker_queue,
             ..self.engine.clone()
         } != new.engine;
+        let plugins_live = Plugins {
+            cache: new.plugins.cache.clone(),
+            ..self.plugins.clone()
+        } != new.plugins;
         [
             ("node", Restart, self.node != new.node),
             ("nats", Restart, self.nats != new.nats),
@@ -64,7 +68,7 @@ impl Config {
                 },
                 self.directory != new.directory,
             ),
-            ("plugins", Live, self.plugins.dir != new.plugins.dir),
+            ("plugins", Live, plugins_live),
             (
                 "plugins.cache",
                 Restart,

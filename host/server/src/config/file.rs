@@ -8,6 +8,7 @@ use toml::de::DeTable;
 
 use super::FILE_NAME;
 use super::problem::{Problem, Problems};
+use crate::regular;
 
 /// The text of a configuration file.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,17 +28,34 @@ impl Text {
     pub(super) fn read_in(working: &Path, path: Option<&Path>) -> Result<Option<Self>, Problems> {
         let usual = working.join(FILE_NAME);
         let file = path.unwrap_or(&usual);
-        let text = match std::fs::read_to_string(file) {
-            Ok(text) => text,
-            Err(error) if path.is_none() && error.kind() == ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(Problem::unreadable(file, &error).into()),
-        };
+        match std::fs::read_to_string(file) {
+            Ok(text) => Self::filled(file, &text).map(Some),
+            Err(error) if path.is_none() && error.kind() == ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(Problem::unreadable(file, &error).into()),
+        }
+    }
+
+    /// As [`read`](Self::read) for a node that runs: nothing is waited for, as it would be in
+    /// a FIFO.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read), and if it is no regular file.
+    pub(crate) fn read_again(path: Option<&Path>) -> anyhow::Result<Option<Self>> {
+        let file = path.unwrap_or(Path::new(FILE_NAME));
+        match regular::read_text(file) {
+            Ok(text) => Ok(Some(Self::filled(file, &text)?)),
+            Err(error) if path.is_none() && error.is_missing() => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn filled(file: &Path, text: &str) -> Result<Self, Problems> {
         // Some editors put a byte-order mark at the beginning.
-        let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
+        let text = text.strip_prefix('\u{feff}').unwrap_or(text);
         if text.trim().is_empty() {
             return Err(Problem::empty(file).into());
         }
-        Ok(Some(Self(text.to_owned())))
+        Ok(Self(text.to_owned()))
     }
 
     /// A text that was never in a file.

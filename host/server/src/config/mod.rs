@@ -12,6 +12,7 @@ mod changes;
 mod checks;
 mod directory;
 mod engine;
+mod environment;
 mod file;
 mod nats;
 mod pipeline;
@@ -25,6 +26,7 @@ mod tracker;
 mod value;
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::path::Path;
 
 use toml::de::DeTable;
@@ -38,6 +40,7 @@ pub(crate) use changes::Effect;
 pub(crate) use checks::name;
 pub(crate) use directory::{Directory, Request};
 pub(crate) use engine::Engine;
+pub(crate) use environment::variables;
 pub(crate) use file::Text;
 pub(crate) use nats::{Auth, Nats};
 pub(crate) use pipeline::{Grant, Source, Stage};
@@ -45,7 +48,7 @@ pub(crate) use problem::{Problem, Problems};
 pub(crate) use state::State;
 pub(crate) use tracker::Tracker;
 
-use section::{Reader, Section};
+use section::{Outcome, Reader, Section};
 
 /// The file that is read from the working folder when none is named.
 pub(crate) const FILE_NAME: &str = "presence.toml";
@@ -86,6 +89,8 @@ pub(crate) struct Config {
     pub(crate) http: Http,
     /// The node's own log.
     pub(crate) log: Log,
+    /// Variables that look like a key's, and are passed over: a line each.
+    pub(crate) passed_over: Vec<String>,
 }
 
 impl Config {
@@ -97,7 +102,7 @@ impl Config {
     /// A file that can't be read, or that isn't TOML, is one problem.
     pub(crate) fn load(
         path: Option<&Path>,
-        env: impl Iterator<Item = (String, String)>,
+        env: impl Iterator<Item = (String, OsString)>,
     ) -> Result<Self, Problems> {
         Self::load_in(Path::new(""), path, env)
     }
@@ -109,7 +114,7 @@ impl Config {
     /// A file that can't be read, or that isn't TOML.
     pub(crate) fn load_with_problems(
         path: Option<&Path>,
-        env: impl Iterator<Item = (String, String)>,
+        env: impl Iterator<Item = (String, OsString)>,
     ) -> Result<(Self, Option<Problems>), Problems> {
         Self::read_in(Path::new(""), path, env)
     }
@@ -118,7 +123,7 @@ impl Config {
     fn load_in(
         working: &Path,
         path: Option<&Path>,
-        env: impl Iterator<Item = (String, String)>,
+        env: impl Iterator<Item = (String, OsString)>,
     ) -> Result<Self, Problems> {
         match Self::read_in(working, path, env)? {
             (config, None) => Ok(config),
@@ -129,7 +134,7 @@ impl Config {
     fn read_in(
         working: &Path,
         path: Option<&Path>,
-        env: impl Iterator<Item = (String, String)>,
+        env: impl Iterator<Item = (String, OsString)>,
     ) -> Result<(Self, Option<Problems>), Problems> {
         let text = Text::read_in(working, path)?;
         Self::parse_in(working, path, text.as_ref(), env)
@@ -142,7 +147,7 @@ impl Config {
     pub(crate) fn parse(
         path: Option<&Path>,
         text: Option<&Text>,
-        env: impl Iterator<Item = (String, String)>,
+        env: impl Iterator<Item = (String, OsString)>,
     ) -> Result<Self, Problems> {
         match Self::parse_in(Path::new(""), path, text, env)? {
             (config, None) => Ok(config),
@@ -154,7 +159,7 @@ impl Config {
         working: &Path,
         path: Option<&Path>,
         text: Option<&Text>,
-        env: impl Iterator<Item = (String, String)>,
+        env: impl Iterator<Item = (String, OsString)>,
     ) -> Result<(Self, Option<Problems>), Problems> {
         let usual = working.join(FILE_NAME);
         let file = path.unwrap_or(&usual);
@@ -162,7 +167,19 @@ impl Config {
         let document = DeTable::parse(text)
             .map_err(|error| Problems::from(Problem::syntax(file, text, &error)))?;
         let reader = Reader::new(file, text, env.collect());
-        Ok(reader.read(document.get_ref(), Self::read))
+        let Outcome {
+            value,
+            problems,
+            passed_over,
+        } = reader.read(document.get_ref(), Self::read);
+        let passed_over = passed_over.iter().map(ToString::to_string).collect();
+        Ok((
+            Self {
+                passed_over,
+                ..value
+            },
+            problems,
+        ))
     }
 
     /// The pipeline in one line: its plugins, in order.
@@ -191,6 +208,7 @@ impl Config {
             status: root.section("status", Status::read),
             http: root.section("http", Http::read),
             log: root.section("log", Log::read),
+            passed_over: Vec::new(),
         }
     }
 }

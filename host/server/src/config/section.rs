@@ -5,19 +5,21 @@
 //! environment when a section has been read is therefore unknown.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::checks;
+use super::environment::tells_of_a_service;
 use super::problem::{Place, Problem, Problems, Wrong};
 use super::similar::{did_you_mean, similar};
 use super::value::{Leaf, kind};
 use crate::clock;
 
 /// What the variables that override keys begin with.
-const VARIABLE_PREFIX: &str = "PRESENCE_";
+pub(super) const VARIABLE_PREFIX: &str = "PRESENCE_";
 
 /// Variables that begin so but are no keys: the command line reads them.
 const OTHER_VARIABLES: [&str; 4] = [
@@ -31,14 +33,23 @@ const OTHER_VARIABLES: [&str; 4] = [
 pub(super) struct Reader<'a> {
     file: &'a Path,
     text: &'a str,
-    env: BTreeMap<String, String>,
+    env: BTreeMap<String, OsString>,
     /// The names of the variables that were asked for.
     variables: BTreeSet<String>,
     problems: Vec<Problem>,
 }
 
+/// What has been read.
+pub(super) struct Outcome<T> {
+    /// What the document says; the default stands where a value is wrong.
+    pub(super) value: T,
+    pub(super) problems: Option<Problems>,
+    /// Variables that look like a key's, and are passed over.
+    pub(super) passed_over: Vec<Problem>,
+}
+
 impl<'a> Reader<'a> {
-    pub(super) fn new(file: &'a Path, text: &'a str, env: BTreeMap<String, String>) -> Self {
+    pub(super) fn new(file: &'a Path, text: &'a str, env: BTreeMap<String, OsString>) -> Self {
         Self {
             file,
             text,
@@ -48,16 +59,19 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Reads the whole document. Beside what it says comes what is wrong with it:
-    /// the default stands where a value is.
+    /// Reads the whole document.
     pub(super) fn read<T>(
         mut self,
         document: &'a DeTable<'a>,
         read: impl FnOnce(&mut Section<'_, 'a>) -> T,
-    ) -> (T, Option<Problems>) {
+    ) -> Outcome<T> {
         let value = self.read_root(Some(document), read);
-        self.refuse_unknown_variables();
-        (value, Problems::found(self.problems))
+        let passed_over = self.judge_unknown_variables();
+        Outcome {
+            value,
+            problems: Problems::found(self.problems),
+            passed_over,
+        }
     }
 
     /// Reads the defaults: what holds when there is nothing to read.
@@ -92,25 +106,33 @@ impl<'a> Reader<'a> {
         root.read(read)
     }
 
-    fn refuse_unknown_variables(&mut self) {
-        let known = || {
+    /// Refuses variables that are probably meant for a key, and returns what to say of the
+    /// others that begin like one: whoever runs the node may not have set them.
+    fn judge_unknown_variables(&mut self) -> Vec<Problem> {
+        let keys = || {
             self.variables
                 .iter()
                 .filter_map(|name| name.strip_prefix(VARIABLE_PREFIX))
         };
-        let mut found = Vec::new();
-        for name in self.env.keys() {
+        let is_section = |name: &str| keys().any(|key| key.split('_').next() == Some(name));
+        let (mut refused, mut passed_over) = (Vec::new(), Vec::new());
+        for (name, value) in &self.env {
             let Some(rest) = name.strip_prefix(VARIABLE_PREFIX) else {
                 continue;
             };
-            if self.variables.contains(name) || OTHER_VARIABLES.contains(&name.as_str()) {
+            if self.variables.contains(name)
+                || OTHER_VARIABLES.contains(&name.as_str())
+                || tells_of_a_service(name, value)
+            {
                 continue;
             }
-            let close: Vec<_> = similar(rest, known())
+            let close: Vec<_> = similar(rest, keys())
                 .into_iter()
                 .map(|rest| format!("{VARIABLE_PREFIX}{rest}"))
                 .collect();
-            found.push(Problem {
+            let section = rest.split('_').next().unwrap_or_default();
+            let is_meant = !close.is_empty() || section == "PIPELINE" || is_section(section);
+            let problem = Problem {
                 place: Place::Variable(name.clone()),
                 what: "unknown variable".into(),
                 fix: did_you_mean(&close).unwrap_or_else(|| {
@@ -118,9 +140,15 @@ impl<'a> Reader<'a> {
                      ([[pipeline]] stands in the file only)"
                         .into()
                 }),
-            });
+            };
+            if is_meant {
+                refused.push(problem);
+            } else {
+                passed_over.push(problem);
+            }
         }
-        self.problems.append(&mut found);
+        self.problems.append(&mut refused);
+        passed_over
     }
 }
 
@@ -152,7 +180,9 @@ impl<'a> Section<'_, 'a> {
         }
         if let Some(name) = self.variable(key) {
             if let Some(text) = self.reader.env.get(&name) {
-                let parsed = L::from_text(text).and_then(&parse);
+                let not_text = || Wrong::new("is not UTF-8", "write it in UTF-8, or unset it");
+                let text = text.to_str().ok_or_else(not_text);
+                let parsed = text.and_then(L::from_text).and_then(&parse);
                 value = self.accept(Place::Variable(name.clone()), key, parsed);
             }
             self.reader.variables.insert(name);
@@ -241,7 +271,7 @@ impl<'a> Section<'_, 'a> {
 
     /// An environment variable that is no key, such as `HOSTNAME`.
     pub(super) fn env(&self, name: &str) -> Option<&str> {
-        self.reader.env.get(name).map(String::as_str)
+        self.reader.env.get(name)?.to_str()
     }
 
     /// Whether the file or the environment sets a key, rightly or wrongly.

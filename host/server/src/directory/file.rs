@@ -1,6 +1,5 @@
 //! The directory as a JSON file.
 
-use std::io::ErrorKind;
 use std::path::Path;
 
 use anyhow::{Context as _, bail};
@@ -9,34 +8,31 @@ use presence_core::names::Names;
 
 use super::content::Content;
 use super::entry::without_bom;
+use crate::regular::{self, Unreadable};
 
-/// What is at a directory file's path.
-#[derive(Debug)]
-pub(crate) enum File {
-    /// A directory.
-    Content(Content),
-    /// Nothing.
-    Missing,
-}
-
-/// Reads a directory file.
+/// Reads a directory file's text; none if it isn't there.
 ///
 /// # Errors
-/// If it can't be read, or what it holds is no directory.
-pub(crate) fn read_file(path: &Path, names: &Names) -> anyhow::Result<File> {
-    let text = match std::fs::read_to_string(path) {
-        Ok(text) => text,
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(File::Missing),
-        Err(error) => return Err(error).with_context(|| format!("can't read {}", path.display())),
-    };
-    let text = without_bom(&text);
+/// If it can't be read, or is no regular file.
+pub(crate) fn read_text(path: &Path) -> Result<Option<String>, Unreadable> {
+    match regular::read_text(path) {
+        Ok(text) => Ok(Some(text)),
+        Err(error) if error.is_missing() => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Reads what a directory file's text says.
+///
+/// # Errors
+/// If it is no directory.
+pub(crate) fn parse(path: &Path, text: &str, names: &Names) -> anyhow::Result<Content> {
+    let text = without_bom(text);
     if text.trim().is_empty() {
         bail!("{} is empty: it must hold at least `{{}}`", path.display());
     }
     let content = Content::parse(text, names);
-    let content =
-        content.with_context(|| format!("the directory {} can't be used", path.display()))?;
-    Ok(File::Content(content))
+    content.with_context(|| format!("the directory {} can't be used", path.display()))
 }
 
 /// The directory that a file holds, for a command that reads it once. One that nobody
@@ -45,10 +41,10 @@ pub(crate) fn read_file(path: &Path, names: &Names) -> anyhow::Result<File> {
 /// # Errors
 /// If it can't be read, or was named and is missing.
 pub(crate) fn load(path: &Path, is_named: bool, names: &Names) -> anyhow::Result<Directory> {
-    match read_file(path, names)? {
-        File::Content(content) => Ok(content.replace(&Directory::new()).0),
-        File::Missing if is_named => bail!("{} does not exist", path.display()),
-        File::Missing => {
+    match read_text(path)? {
+        Some(text) => Ok(parse(path, &text, names)?.replace(&Directory::new()).0),
+        None if is_named => bail!("{} does not exist", path.display()),
+        None => {
             eprintln!("warning: {}", none(path));
             Ok(Directory::new())
         }

@@ -23,6 +23,7 @@ use tokio::sync::oneshot;
 use super::entry::{self, Key};
 use super::health::Health;
 use crate::clock;
+use crate::tasks::Tasks;
 
 /// Values by key; the empty text for an entry that can't be read and of which nothing is
 /// known.
@@ -91,6 +92,7 @@ impl Keeper {
         source: &str,
         names: &Names,
         health: &Arc<Health>,
+        tasks: &Tasks,
     ) -> anyhow::Result<(Self, Option<Kept>)> {
         let opened = open(path).and_then(|file| Ok((read(&file, source, names)?, file)));
         let (kept, file) = match opened {
@@ -117,10 +119,7 @@ impl Keeper {
             health: Arc::clone(health),
         });
         let (thread, path) = (Arc::clone(&shared), path.to_owned());
-        std::thread::Builder::new()
-            .name("directory".into())
-            .spawn(move || thread.run(Some(file), &path))
-            .context("can't start the thread that keeps the directory")?;
+        tasks.thread("directory", move || thread.run(Some(file), &path))?;
         let origin = kept.as_ref().map(|kept| kept.origin.clone());
         let origin = origin.unwrap_or_default();
         let keeper = Self {
@@ -360,7 +359,7 @@ mod tests {
     }
 
     fn open_copy(path: &Path, source: &str, names: &Names) -> (Keeper, Option<Kept>) {
-        Keeper::open(path, source, names, &Arc::default()).unwrap()
+        Keeper::open(path, source, names, &Arc::default(), &Tasks::new().0).unwrap()
     }
 
     fn written(kept: &Kept, names: &Names) -> String {

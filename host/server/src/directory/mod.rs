@@ -11,7 +11,8 @@ pub(crate) mod kv;
 mod reader;
 pub(crate) mod request;
 
+#[cfg(test)]
 pub(crate) use content::Content;
 pub(crate) use export::Export;
-pub(crate) use file::{File, load, none, read_file};
+pub(crate) use file::{load, none, parse, read_text};
 pub(crate) use health::Health;

@@ -1,8 +1,10 @@
 //! Health and counters over HTTP, on loopback.
 
+mod listen;
 mod metrics;
 
 use std::borrow::Cow;
+use std::net::TcpListener;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -20,6 +22,7 @@ use crate::directory;
 use crate::directory::request::Fetcher;
 use crate::reply::Replies;
 use crate::state;
+use crate::tasks::Tasks;
 use crate::tenant::{Running, Tenant};
 use crate::worker::{Worker, Workers};
 
@@ -70,11 +73,11 @@ impl Status {
 }
 
 /// Serves the endpoints in the background.
-pub(crate) async fn serve(http: &Http, status: Arc<Status>) -> anyhow::Result<()> {
+pub(crate) fn serve(http: &Http, status: Arc<Status>, tasks: &Tasks) -> anyhow::Result<()> {
     let Some(address) = http.listen else {
         return Ok(());
     };
-    let listener = match tokio::net::TcpListener::bind(address).await {
+    let listener = match TcpListener::bind(address) {
         Ok(listener) => listener,
         Err(error) if http.listen_is_default => {
             tracing::warn!(%address, %error, "no /metrics and /healthz: set [http] listen");
@@ -90,8 +93,7 @@ pub(crate) async fn serve(http: &Http, status: Arc<Status>) -> anyhow::Result<()
         .route("/metrics", get(metrics::metrics))
         .with_state(status);
     tracing::info!(%address, "serving /metrics, /healthz and /readyz");
-    tokio::spawn(async move { axum::serve(listener, routes).await });
-    Ok(())
+    listen::serve(listener, routes, tasks)
 }
 
 /// Whether the workers get on with their work. Without a broker they may well

@@ -1,17 +1,20 @@
 //! Following the directory's source: what it says is put in force, and what it can't say
 //! leaves what was known as it is.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use anyhow::bail;
 use presence_core::directory::{Changes, Directory};
 use tokio::sync::mpsc;
+use tokio::task::spawn_blocking;
 
 use super::Reload;
 use crate::config;
 use crate::directory::kept::{Keeper, Origin};
-use crate::directory::{self, File, kv};
+use crate::directory::{self, kv};
+use crate::regular::{Stamp, Unreadable};
 
 /// How many updates of a directory in a KV bucket may wait.
 const QUEUE: usize = 64;
@@ -22,14 +25,24 @@ impl Reload {
     pub(crate) async fn read_directory(&mut self) {
         let accepted = self.remember().await;
         match &self.config.directory {
-            config::Directory::File { .. } => self.reload_directory().await,
+            config::Directory::File { path, .. } => {
+                let path = path.clone();
+                let stamp = spawn_blocking(move || Stamp::of(&path)).await;
+                self.read_file(stamp.unwrap_or_default());
+                let read = self.reading.done().await;
+                self.take_text(read);
+                if !self.parsing.is_idle() {
+                    let content = self.parsing.done().await;
+                    self.take_content(content).await;
+                }
+            }
             config::Directory::Kv { bucket } => {
                 let (updated, updates) = mpsc::channel(QUEUE);
                 self.updates = updates;
                 let health = Arc::clone(&self.tenant.health);
                 let (client, bucket) = (self.client.clone(), bucket.clone());
                 let follower = kv::Follower::new(client, bucket, health, updated, accepted);
-                tokio::spawn(follower.follow());
+                self.tasks.spawn("directory", follower.follow());
                 if let Some(update) = self.updates.recv().await {
                     self.update(update).await;
                 }
@@ -47,8 +60,13 @@ impl Reload {
         let dir = dir.filter(|_| self.tenant.state.is_some())?;
         let tenant = self.config.tenant.prefix.as_deref().unwrap_or("presence");
         let path = dir.join(format!("{tenant}.directory.redb"));
-        let opened = Keeper::open(&path, &source, &self.tenant.names, &self.tenant.health);
-        match opened {
+        let (names, health) = (
+            Arc::clone(&self.tenant.names),
+            Arc::clone(&self.tenant.health),
+        );
+        let tasks = self.tasks.clone();
+        let opened = spawn_blocking(move || Keeper::open(&path, &source, &names, &health, &tasks));
+        match opened.await.map_err(Into::into).flatten() {
             Ok((keeper, kept)) => {
                 let mut identity = None;
                 if let Some(kept) = kept {
@@ -107,38 +125,85 @@ impl Reload {
         }
     }
 
-    /// Reads the directory's file, if it is one.
-    pub(super) async fn reload_directory(&mut self) {
-        let config::Directory::File { path, is_named } = &self.config.directory else {
+    /// Reads the directory's file, if it is one, unless that is being done.
+    pub(super) fn read_file(&mut self, stamp: Stamp) {
+        let config::Directory::File { path, .. } = &self.config.directory else {
             return;
         };
-        let holds = !self.tenant.directory.is_empty();
-        match directory::read_file(path, &self.tenant.names) {
-            Ok(File::Content(content)) if holds && content.is_blank() => {
-                let why = format!(
+        if !self.reading.is_idle() {
+            // Behind what is being read.
+            self.read_again = true;
+            return;
+        }
+        self.seen.directory = Some(stamp);
+        let path = path.clone();
+        self.reading.start(move || {
+            let text = directory::read_text(&path);
+            (path, text)
+        });
+    }
+
+    /// Takes what has been read of the directory's file: what it says is made out off this
+    /// loop as well. No ids are given back meanwhile.
+    pub(super) fn take_text(
+        &mut self,
+        read: anyhow::Result<(PathBuf, Result<Option<String>, Unreadable>)>,
+    ) {
+        let read = read.and_then(|(path, text)| Ok((path, text?)));
+        let (path, text) = match read {
+            Ok((path, Some(text))) => (path, text),
+            Ok((path, None)) => return self.missing(&path),
+            Err(error) => {
+                // Nothing need change for another attempt to succeed.
+                self.seen.directory = None;
+                return self.unavailable(&format!("{error:#}"));
+            }
+        };
+        let (names, before) = (
+            Arc::clone(&self.tenant.names),
+            Arc::clone(&self.tenant.directory),
+        );
+        self.parsing.start(move || {
+            let content = directory::parse(&path, &text, &names)?;
+            if content.is_blank() && !before.is_empty() {
+                bail!(
                     "{} says nothing of anybody, where it did: to empty a directory, write all \
                      of its sections, {{\"contacts\":{{}},\"groups\":{{}},\"blocks\":{{}},\"settings\":{{}}}}",
                     path.display()
                 );
-                self.unavailable(&why);
             }
-            Ok(File::Content(content)) => {
+            Ok(content.replace(&before))
+        });
+    }
+
+    /// Puts in force what the directory's file says.
+    pub(super) async fn take_content(
+        &mut self,
+        content: anyhow::Result<anyhow::Result<(Directory, Changes)>>,
+    ) {
+        match content.flatten() {
+            Ok((directory, changes)) => {
                 self.set_origin(String::new());
-                self.tenant.replace_directory(content).await;
+                self.tenant.set_directory(directory, changes).await;
                 self.tenant.health.available();
             }
-            Ok(File::Missing) if !is_named && !holds => {
-                if self.tenant.directory.is_on_demand() {
-                    tracing::warn!("{}", directory::none(path));
-                    self.tenant
-                        .set_directory(Directory::new(), Changes::default())
-                        .await;
-                }
-                self.tenant.health.available();
-            }
-            Ok(File::Missing) => self.unavailable(&format!("{} does not exist", path.display())),
             Err(error) => self.unavailable(&format!("{error:#}")),
         }
+    }
+
+    fn missing(&mut self, path: &Path) {
+        let config::Directory::File { is_named, .. } = &self.config.directory else {
+            return;
+        };
+        if *is_named || !self.tenant.directory.is_empty() {
+            return self.unavailable(&format!("{} does not exist", path.display()));
+        }
+        if !self.tenant.directory.is_on_demand() {
+            return self.tenant.health.available();
+        }
+        tracing::warn!("{}", directory::none(path));
+        self.parsing
+            .start(|| Ok((Directory::new(), Changes::default())));
     }
 
     /// The source can't be read: what is known of it stays in force.

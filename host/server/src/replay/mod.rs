@@ -48,7 +48,7 @@ pub(crate) struct Args {
 
 /// Runs a recording, and prints what comes of it.
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
-    let mut config = Config::load(args.config.config.as_deref(), std::env::vars())?;
+    let mut config = Config::load(args.config.config.as_deref(), config::variables())?;
     // Before anything is compiled.
     let capture = Capture::open(&args.file)?;
     if let Some(path) = &args.directory {
@@ -67,7 +67,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
 }
 
 fn print(capture: Capture<'_>, config: &Config, known: &Known) -> anyhow::Result<()> {
-    let blueprint = Loader::new(&config.plugins)?.load(config, false, None);
+    let blueprint = Loader::new(&config.plugins)?.load(config, false);
     let mut player = Player::new(config, &blueprint.map_err(loader::together)?, known)?;
     let subjects = Subjects::new(config.tenant.prefix.as_deref());
     let mut printer = Printer::new(
@@ -119,10 +119,10 @@ fn compare(
         // A rule that is new altogether.
         before.pipeline.retain(|stage| *stage.plugin != *plugin);
     }
-    let old = loader.load(&before, false, None);
+    let old = loader.load(&before, false);
     let old = old.map_err(loader::together)?;
     loader.prefer(new);
-    let new = loader.load(config, false, None).map_err(loader::together)?;
+    let new = loader.load(config, false).map_err(loader::together)?;
     let mut diff = Diff::new(config, &plugin, [&old, &new], known, args.examples)?;
     capture.read(|recorded| diff.play(&recorded))?;
     let report = diff.finish()?;

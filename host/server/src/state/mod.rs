@@ -18,6 +18,7 @@ use presence_core::record::Record;
 use presence_core::tracker::{self, Connected};
 
 use crate::config::{self, Config};
+use crate::tasks::Tasks;
 use crate::{clock, private};
 
 pub(crate) use saver::Saver;
@@ -65,6 +66,7 @@ impl Restored {
 pub(crate) fn open(
     config: &Config,
     names: &Arc<Names>,
+    tasks: &Tasks,
 ) -> anyhow::Result<Option<(Writer, Restored)>> {
     let Some(dir) = &config.state.dir else {
         return Ok(None);
@@ -106,7 +108,8 @@ pub(crate) fn open(
         path = %path.display(),
         "restored {users} users, {connections} connections"
     );
-    let writer = Writer::start(store, path, Arc::clone(names), &config.state, users as u64)?;
+    let names = Arc::clone(names);
+    let writer = Writer::start(store, path, names, &config.state, users as u64, tasks)?;
     Ok(Some((writer, restored)))
 }
 

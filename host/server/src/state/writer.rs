@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use anyhow::Context as _;
 use presence_core::names::Names;
 use presence_core::record::{Record, Stored};
 use tokio::sync::{mpsc, oneshot};
@@ -15,6 +14,7 @@ use super::saver::Saver;
 use super::store::{Fault, Store};
 use crate::clock;
 use crate::config::State;
+use crate::tasks::Tasks;
 
 /// How many batches may wait to be written, of all workers together.
 const QUEUE: usize = 16;
@@ -70,6 +70,7 @@ impl Writer {
         names: Arc<Names>,
         config: &State,
         restored_users: u64,
+        tasks: &Tasks,
     ) -> anyhow::Result<Self> {
         let (jobs, inbox) = mpsc::channel(QUEUE);
         let figures = Arc::new(Figures {
@@ -82,10 +83,7 @@ impl Writer {
             names,
             figures: Arc::clone(&figures),
         };
-        std::thread::Builder::new()
-            .name("state".into())
-            .spawn(move || thread.run(inbox))
-            .context("can't start the thread that writes the state")?;
+        tasks.thread("state", move || thread.run(inbox))?;
         Ok(Self {
             jobs,
             flush_ms: config.flush_ms,

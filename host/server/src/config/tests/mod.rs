@@ -29,7 +29,7 @@ fn folder_with(text: &str) -> TempDir {
     folder
 }
 
-fn variables(env: &[(&str, &str)]) -> impl Iterator<Item = (String, String)> {
+fn variables(env: &[(&str, &str)]) -> impl Iterator<Item = (String, OsString)> {
     let owned: Vec<_> = env
         .iter()
         .map(|(name, value)| ((*name).into(), (*value).into()))

@@ -1,5 +1,7 @@
 //! What an operator is told when something is wrong, and where.
 
+use std::os::unix::ffi::OsStringExt as _;
+
 use super::*;
 use crate::config::problem::Place;
 
@@ -107,32 +109,59 @@ fn a_variable_does_not_hide_what_is_wrong_in_the_file() {
 }
 
 #[test]
-fn variables_that_are_no_keys_are_refused_except_the_command_lines_own() {
+fn variables_that_are_meant_for_a_key_are_refused_and_others_passed_over_and_said() {
     let others = [
         ("PRESENCE_CONFIG", "x.toml"),
         ("PRESENCE_LOG", "debug"),
         ("PRESENCE_BIN", "x"),
         ("PATH", "/bin"),
+        ("PRESENCE_SERVICE_HOST", "10.0.0.1"),
+        ("PRESENCE_PORT", "tcp://10.0.0.1:4222"),
+        ("PRESENCE_PORT_4222_TCP_ADDR", "10.0.0.1"),
+        ("PRESENCE_NATS_SERVICE_PORT", "4222"),
+        ("PRESENCE_HTTP_PORT", "tcp://10.0.0.1:80"),
     ];
-    assert!(load("", &others).is_ok());
+    let config = load("", &others).unwrap();
+    assert!(config.passed_over.is_empty(), "{:?}", config.passed_over);
+    let config = load("", &[("PRESENCE_QQ", "1")]).unwrap();
+    let said = "PRESENCE_QQ: unknown variable; unset it";
+    assert!(config.passed_over[0].starts_with(said));
     let unknown = [
-        ("PRESENCE_TIMEOUT_MS", "1"),
+        ("PRESENCE_GRACE_MS", "1"),
         ("PRESENCE_QQ", "1"),
         ("PRESENCE_PIPELINE_PLUGIN", "x"),
+        ("PRESENCE_NATS_QQQQQQQQQQQQ", "x"),
+        ("PRESENCE_HTTP_PORT", "80"),
     ];
     let printed = problems("", &unknown);
-    assert_eq!(printed.len(), 3, "{printed:?}");
+    assert_eq!(printed.len(), 4, "{printed:?}");
     assert!(
         printed
             .iter()
-            .any(|line| line.contains("PRESENCE_TIMEOUT_MS: unknown")
-                && line.contains("`PRESENCE_TRACKER_TIMEOUT_MS`"))
+            .any(|line| line.contains("PRESENCE_GRACE_MS: unknown")
+                && line.contains("`PRESENCE_TRACKER_GRACE_MS`"))
     );
     assert!(
         printed
             .iter()
-            .any(|line| line.starts_with("PRESENCE_QQ: unknown variable; unset it"))
+            .any(|line| line.starts_with("PRESENCE_PIPELINE_PLUGIN: unknown variable; unset it")),
+        "{printed:?}"
     );
+}
+
+#[test]
+fn a_variable_that_is_not_text_is_refused_only_where_a_key_is_meant() {
+    let folder = folder_with("");
+    let bytes = || OsString::from_vec(vec![0xff]);
+    let load = |name: &str| {
+        let env = [(name.to_owned(), bytes())].into_iter();
+        Config::load_in(folder.path(), None, env)
+    };
+    for name in ["LANG", "HOSTNAME", "PRESENCE_LOG", "PRESENCE_SERVICE_HOST"] {
+        assert!(load(name).is_ok(), "{name}");
+    }
+    let problem = load("PRESENCE_NATS_PASSWORD").unwrap_err().to_string();
+    assert!(problem.contains("is not UTF-8"), "{problem}");
 }
 
 #[test]
@@ -188,7 +217,10 @@ fn values_out_of_their_bounds_are_refused() {
 
 #[test]
 fn a_problem_is_one_line_whatever_it_quotes() {
-    let env = [("PRESENCE_ENGINE_WORKERS", "a\nb"), ("PRESENCE_\n", "")];
+    let env = [
+        ("PRESENCE_ENGINE_WORKERS", "a\nb"),
+        ("PRESENCE_NATS_\n", ""),
+    ];
     let printed = problems(
         "\"new\\nline\" = 1\n[tenant]\nprefix = \"\\u001b[0m\"",
         &env,

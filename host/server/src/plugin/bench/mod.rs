@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 
 use crate::ConfigArg;
 use crate::cli::{figures, text};
-use crate::config::Config;
+use crate::config::{self, Config};
 use crate::loader;
 use measure::Measured;
 use world::World;
@@ -51,7 +51,7 @@ struct Contender {
 
 /// Measures the plugin and its built-in counterpart.
 pub(super) fn run(args: &Args) -> anyhow::Result<()> {
-    let config = Config::load(args.config.config.as_deref(), std::env::vars())?;
+    let config = Config::load(args.config.config.as_deref(), config::variables())?;
     // What takes long is to be seen, not to be ended.
     let limits = config.engine.limits(false, config.tracker.metadata);
     let path = super::file(&args.file)?;

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use super::update;
 use crate::ConfigArg;
 use crate::cli::{figures, text};
-use crate::config::Config;
+use crate::config::{self, Config};
 use crate::loader;
 
 #[derive(clap::Args)]
@@ -36,7 +36,7 @@ pub(crate) struct Args {
 /// # Errors
 /// When one fails, unless it is updated.
 pub(super) fn run(args: &Args) -> anyhow::Result<()> {
-    let config = Config::load(args.config.config.as_deref(), std::env::vars())?;
+    let config = Config::load(args.config.config.as_deref(), config::variables())?;
     let path = super::file(&args.file)?;
     let bytes = super::read(&path)?;
     let plugin = super::load(&loader::engine(&config.plugins)?, &path, &bytes)?;

@@ -1,0 +1,182 @@
+//! Serving HTTP to whoever connects, on a thread and a runtime of its own: what strangers
+//! do here takes no time and no file descriptors from the node's own work.
+//!
+//! There are few connections at a time, each for a limited time. Where all are in use, the
+//! oldest makes room, so that the newest, a probe of the node's health, always gets an
+//! answer.
+
+use std::collections::VecDeque;
+use std::net::TcpListener;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use axum::Router;
+use axum::extract::Request;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::middleware::{Next, from_fn};
+use axum::response::{IntoResponse as _, Response};
+use hyper::body::Body as _;
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use tokio::net::TcpStream;
+use tokio::task::{AbortHandle, yield_now};
+use tokio::time::{sleep, timeout};
+
+use crate::tasks::Tasks;
+
+/// How many connections there may be.
+const CONNECTIONS_MAX: usize = 32;
+
+/// How long a connection may last.
+const CONNECTION_MAX: Duration = Duration::from_secs(60);
+
+/// How long the head of a request may take to come, also the next one on a connection.
+const HEAD_MAX: Duration = Duration::from_secs(5);
+
+/// How long the head of a request may be, in bytes.
+const HEAD_BYTES_MAX: usize = 16 << 10;
+
+/// How long a request's body may be, in bytes: there is none that any endpoint reads.
+const BODY_BYTES_MAX: u64 = 1_024;
+
+/// How long is waited where the system has no connection to give.
+const RETRY: Duration = Duration::from_millis(100);
+
+/// Serves in the background.
+///
+/// # Errors
+/// If the system has no thread, or no poll, to give.
+pub(super) fn serve(listener: TcpListener, routes: Router, tasks: &Tasks) -> anyhow::Result<()> {
+    listener.set_nonblocking(true)?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("can't start the runtime of [http]")?;
+    let listener = {
+        let _context = runtime.enter();
+        tokio::net::TcpListener::from_std(listener)?
+    };
+    let routes = routes.layer(from_fn(without_body));
+    tasks.thread("http", move || runtime.block_on(accept(&listener, &routes)))
+}
+
+async fn accept(listener: &tokio::net::TcpListener, routes: &Router) {
+    let mut open: VecDeque<AbortHandle> = VecDeque::new();
+    let mut is_failing = false;
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                is_failing = false;
+                open.retain(|connection| !connection.is_finished());
+                if open.len() >= CONNECTIONS_MAX
+                    && let Some(oldest) = open.pop_front()
+                {
+                    oldest.abort();
+                }
+                let connection = timeout(CONNECTION_MAX, answer(stream, routes.clone()));
+                #[expect(
+                    clippy::disallowed_methods,
+                    reason = "one that fails is one that is closed"
+                )]
+                open.push_back(tokio::spawn(connection).abort_handle());
+                // What was given up is closed before the next is accepted.
+                yield_now().await;
+            }
+            Err(error) => {
+                if !std::mem::replace(&mut is_failing, true) {
+                    tracing::warn!("[http] can't take a connection, and goes on trying: {error}");
+                }
+                // There may be no file descriptors left: these are needed less than others.
+                open.drain(..).for_each(|connection| connection.abort());
+                sleep(RETRY).await;
+            }
+        }
+    }
+}
+
+async fn answer(stream: TcpStream, routes: Router) {
+    let served = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_MAX)
+        .max_buf_size(HEAD_BYTES_MAX)
+        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(routes))
+        .await;
+    if let Err(error) = served {
+        tracing::debug!("an HTTP connection has ended: {error}");
+    }
+}
+
+/// Refuses a request with a longer body than any needs, and reads none of it.
+async fn without_body(request: Request, next: Next) -> Response {
+    let bytes = request.body().size_hint().upper();
+    if bytes.is_some_and(|bytes| bytes <= BODY_BYTES_MAX) {
+        return next.run(request).await;
+    }
+    let mut refusal = (StatusCode::PAYLOAD_TOO_LARGE, "no body is read here\n").into_response();
+    let close = HeaderValue::from_static("close");
+    refusal.headers_mut().insert(header::CONNECTION, close);
+    refusal
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read as _, Write as _};
+    use std::net::{SocketAddr, TcpStream};
+
+    use axum::routing::get;
+
+    use super::*;
+
+    fn served() -> SocketAddr {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let routes = Router::new().route("/", get(|| async { "ok" }));
+        let (tasks, _) = Tasks::new();
+        serve(listener, routes, &tasks).unwrap();
+        address
+    }
+
+    fn said(address: SocketAddr, request: &str) -> String {
+        let mut stream = TcpStream::connect(address).unwrap();
+        stream.write_all(request.as_bytes()).unwrap();
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).unwrap();
+        String::from_utf8(answer).unwrap()
+    }
+
+    const GET: &str = "GET / HTTP/1.0\r\n\r\n";
+
+    #[test]
+    fn half_sent_requests_keep_nobody_from_being_answered_and_are_closed() {
+        let address = served();
+        let mut half_sent: Vec<_> = (0..256)
+            .map(|_| {
+                let mut stream = TcpStream::connect(address).unwrap();
+                stream.write_all(b"GET / HTTP/1.1\r\nHost:").unwrap();
+                stream
+            })
+            .collect();
+        for _ in 0..3 {
+            assert!(said(address, GET).starts_with("HTTP/1.0 200"));
+        }
+        // The oldest made room, and the last one's time ends.
+        for stream in [0, 255] {
+            let mut answer = Vec::new();
+            let _ = half_sent[stream].read_to_end(&mut answer);
+        }
+    }
+
+    #[test]
+    fn a_body_is_refused_before_it_is_read() {
+        let address = served();
+        let long = "GET / HTTP/1.1\r\nContent-Length: 1000000000\r\n\r\n";
+        assert!(said(address, long).starts_with("HTTP/1.1 413"));
+        let chunked = "GET / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n";
+        assert!(said(address, chunked).starts_with("HTTP/1.1 413"));
+        let head = format!("GET / HTTP/1.0\r\nX: {}\r\n\r\n", "x".repeat(1 << 20));
+        let mut stream = TcpStream::connect(address).unwrap();
+        let _ = stream.write_all(head.as_bytes());
+        assert!(said(address, GET).starts_with("HTTP/1.0 200"));
+    }
+}

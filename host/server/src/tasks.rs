@@ -1,0 +1,123 @@
+//! Tasks and threads that are to run for as long as the node does. One that ends by
+//! itself, or panics, ends the node: without it the node would look ready and be deaf.
+
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::thread;
+
+use anyhow::Context as _;
+use futures_util::FutureExt as _;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+
+/// Starts them. Cloning it shares it.
+#[derive(Clone, Debug)]
+pub(crate) struct Tasks(mpsc::UnboundedSender<String>);
+
+/// What has become of them.
+#[derive(Debug)]
+pub(crate) struct Faults(mpsc::UnboundedReceiver<String>);
+
+impl Tasks {
+    /// Nothing yet, and where it is told what has failed.
+    pub(crate) fn new() -> (Self, Faults) {
+        let (failed, faults) = mpsc::unbounded_channel();
+        (Self(failed), Faults(faults))
+    }
+
+    /// Starts a task that is to last. Whoever stops the node doesn't read of its end.
+    pub(crate) fn spawn(
+        &self,
+        name: &'static str,
+        task: impl Future<Output = ()> + Send + 'static,
+    ) -> JoinHandle<()> {
+        let failed = self.0.clone();
+        #[expect(clippy::disallowed_methods, reason = "this is what watches")]
+        tokio::spawn(async move {
+            let fault = match AssertUnwindSafe(task).catch_unwind().await {
+                Ok(()) => format!("the task `{name}` has ended by itself"),
+                Err(panic) => format!("the task `{name}` has failed: {}", message(&*panic)),
+            };
+            // The node may have ended.
+            let _ = failed.send(fault);
+        })
+    }
+
+    /// Starts a thread that ends when it is told to, and not by a panic.
+    ///
+    /// # Errors
+    /// If the system has no thread to give.
+    pub(crate) fn thread(
+        &self,
+        name: &'static str,
+        work: impl FnOnce() + Send + 'static,
+    ) -> anyhow::Result<()> {
+        let failed = self.0.clone();
+        let watched = move || {
+            if let Err(panic) = catch_unwind(AssertUnwindSafe(work)) {
+                let fault = format!("the thread `{name}` has failed: {}", message(&*panic));
+                let _ = failed.send(fault);
+            }
+        };
+        let started = thread::Builder::new().name(name.into()).spawn(watched);
+        started
+            .map(drop)
+            .with_context(|| format!("can't start the thread `{name}`"))
+    }
+}
+
+impl Faults {
+    /// Waits until one of them has ended that shouldn't have; for ever where none does.
+    pub(crate) async fn next(&mut self) -> anyhow::Error {
+        match self.0.recv().await {
+            Some(fault) => anyhow::Error::msg(fault),
+            None => std::future::pending().await,
+        }
+    }
+}
+
+/// What a panic says.
+pub(crate) fn message(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<&str>().copied();
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("it panicked")
+}
+
+/// Has panics logged as everything else is.
+pub(crate) fn log_panics() {
+    std::panic::set_hook(Box::new(|panic| {
+        let thread = thread::current();
+        let thread = thread.name().unwrap_or("unnamed");
+        let place = panic.location().map(ToString::to_string);
+        let place = place.unwrap_or_default();
+        tracing::error!(thread, place, "panicked: {}", message(panic.payload()));
+    }));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_task_that_ends_or_panics_is_told_of_by_name() {
+        let (tasks, mut faults) = Tasks::new();
+        tasks.spawn("quick", async {});
+        let fault = faults.next().await.to_string();
+        assert_eq!(fault, "the task `quick` has ended by itself");
+        tasks.spawn("frail", async { panic!("a number") });
+        let fault = faults.next().await.to_string();
+        assert_eq!(fault, "the task `frail` has failed: a number");
+    }
+
+    #[tokio::test]
+    async fn a_thread_may_end_but_not_panic() {
+        let (tasks, mut faults) = Tasks::new();
+        let (ended, end) = tokio::sync::oneshot::channel();
+        let end_it = move || ended.send(()).unwrap();
+        tasks.thread("calm", end_it).unwrap();
+        end.await.unwrap();
+        tasks.thread("frail", || panic!("{}", "broken")).unwrap();
+        let fault = faults.next().await.to_string();
+        assert_eq!(fault, "the thread `frail` has failed: broken");
+    }
+}
