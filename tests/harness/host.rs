@@ -221,6 +221,7 @@ fn command(site: &Site, args: &[&str]) -> Result<Command> {
         }
     }
     command.env("NO_COLOR", "1").env_remove("RUST_LOG");
+    command.env("XDG_STATE_HOME", tools::user_state());
     Ok(command)
 }
 

@@ -119,6 +119,7 @@ pub fn plugin_command(folder: &Path) -> Result<Command> {
         }
     }
     command.env("PRESENCE_PLUGINS_CACHE", tools::compiled());
+    command.env("XDG_STATE_HOME", tools::user_state());
     Ok(command)
 }
 

@@ -33,6 +33,13 @@ pub fn compiled() -> PathBuf {
     target().join("presence-cache")
 }
 
+/// The folder for state of the user who runs the tests: it holds the key of
+/// [`compiled`] plugins.
+#[must_use]
+pub fn user_state() -> PathBuf {
+    target().join("presence-user-state")
+}
+
 /// Makes the folder `target/tools/<name>` once: `prepare` fills a folder beside
 /// it, which then takes its place.
 ///

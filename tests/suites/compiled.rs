@@ -2,6 +2,7 @@
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
 
 use anyhow::Result;
 use presence_tests::client::now_ms;
@@ -39,12 +40,38 @@ async fn plugins_are_compiled_once_for_all_starts() -> Result<()> {
     assert_eq!(online.visible_to(), ["22222", "67890"]);
     world.host.process.stop().await?;
 
-    // Where others could have written, nothing is taken.
+    // Code that somebody has altered is not run: it is compiled anew, and replaced.
     let folder = world.site.path().join("presence-cache");
-    fs::set_permissions(&folder, Permissions::from_mode(0o777))?;
+    for entry in fs::read_dir(&folder)? {
+        let path: PathBuf = entry?.path();
+        let mut bytes = fs::read(&path)?;
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+        fs::write(&path, bytes)?;
+    }
     world.host = Host::start(&world.site).await?;
-    let words = ["others can write in", "chmod go-w"];
+    let words = ["compiled anew and replaced", "digest"];
     world.host.wait_for_log(0, &words).await?;
     assert_eq!(compiled(&mut world.host).await?, (4, 0));
+    let refused = "presence_plugin_cache_refusals_total";
+    world
+        .host
+        .until_metric(refused, &[], |it| it == 4.0)
+        .await?;
+    world.host.process.stop().await?;
+
+    // Where others could have written, nothing is taken: in the folder itself, or above.
+    for open in [folder.as_path(), world.site.path()] {
+        let before = fs::metadata(open)?.permissions();
+        fs::set_permissions(open, Permissions::from_mode(0o777))?;
+        world.host = Host::start(&world.site).await?;
+        let words = ["others can write in", "chmod go-w"];
+        world.host.wait_for_log(0, &words).await?;
+        assert_eq!(compiled(&mut world.host).await?, (4, 0));
+        world.host.process.stop().await?;
+        fs::set_permissions(open, before)?;
+    }
+    world.host = Host::start(&world.site).await?;
+    assert_eq!(compiled(&mut world.host).await?, (0, 4));
     world.end().await
 }

@@ -357,3 +357,26 @@ async fn a_host_killed_again_and_again_keeps_no_ghost_and_nobody_who_speaks_goes
     assert_eq!(gone[0]["reason"], "timeout");
     world.end().await
 }
+
+#[tokio::test]
+async fn what_is_kept_is_its_user_s_alone_though_others_can_use_the_folder() -> Result<()> {
+    use std::os::unix::fs::PermissionsExt as _;
+    let world = World::start_with(|site| {
+        let dir = site.path().join("presence-state");
+        fs::create_dir(&dir)?;
+        fs::set_permissions(&dir, fs::Permissions::from_mode(0o777))?;
+        Ok(site)
+    })
+    .await?;
+    let mut files = Vec::new();
+    for entry in fs::read_dir(world.site.path().join("presence-state"))? {
+        let entry = entry?;
+        files.push((
+            entry.file_name(),
+            entry.metadata()?.permissions().mode() & 0o777,
+        ));
+    }
+    ensure!(files.len() >= 3, "{files:?}");
+    ensure!(files.iter().all(|(_, mode)| *mode == 0o600), "{files:?}");
+    world.end().await
+}

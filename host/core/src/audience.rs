@@ -185,6 +185,16 @@ impl Audience {
         Arc::ptr_eq(&self.base, &other.base) && self.missing() == other.missing()
     }
 
+    /// Whether the two share their bitmap, so that this one takes no room of its own.
+    pub fn shares(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.base, &other.base)
+    }
+
+    /// How many bytes it takes, about.
+    pub fn bytes(&self) -> u64 {
+        (self.base.serialized_size() + 4 * self.missing().len()) as u64
+    }
+
     /// Whether everyone in this one is in the other.
     pub fn is_subset(&self, other: &Self) -> bool {
         if self.is_empty() || self.same(other) {

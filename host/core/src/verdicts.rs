@@ -20,6 +20,14 @@ use crate::rules::{Reads, Rendition};
 /// are more, all of those are dropped.
 const IDLE_MAX: usize = 100_000;
 
+/// How many bytes the verdicts of a worker may take for what they read: this much in
+/// all, and this much more for each of them. What one read beyond that isn't kept.
+const READ_BYTES_MAX: usize = 64 << 20;
+const READ_BYTES_MORE: usize = 1_024;
+
+/// About what a key or a question takes beside its text, with the user who asked it.
+const READ_BYTES: usize = 64;
+
 /// Who may see a user, and what each of them gets.
 #[derive(Clone, Debug, Default)]
 pub struct Verdict {
@@ -63,7 +71,11 @@ struct Kept {
     rules: u64,
     /// When it was made, in milliseconds since the Unix epoch.
     made_at: u64,
-    reads: Reads,
+    /// None of a verdict that read too much: it is never reused, and any change may
+    /// concern it.
+    reads: Option<Reads>,
+    /// How many bytes they take, about, with the values.
+    bytes: usize,
     /// The values of the metadata keys that were read.
     values: Vec<Option<Box<str>>>,
 }
@@ -77,6 +89,10 @@ pub struct Verdicts {
     kept: HashMap<Id, Kept, foldhash::fast::FixedState>,
     /// Which users' verdicts read what is said of somebody or something else.
     readers: Askers,
+    /// The users whose verdicts read too much.
+    heavy: BTreeSet<Id>,
+    /// How many bytes all take for what they read, about.
+    bytes: usize,
 }
 
 impl Verdicts {
@@ -84,7 +100,7 @@ impl Verdicts {
     /// which wall time it holds, if not for good.
     pub fn find(&self, wall: u64, event: &Event) -> Option<(Arc<Verdict>, Option<u64>)> {
         let kept = self.kept.get(&event.user)?;
-        let reads = &kept.reads;
+        let reads = kept.reads.as_ref()?;
         let same = kept.rules == self.rules
             && reads.holds_at(kept.made_at, wall)
             && !reads.timestamp
@@ -106,18 +122,27 @@ impl Verdicts {
     /// the metadata, and it was made by the rules of now.
     pub fn keys_read(&self, event: &Event) -> Option<&BTreeSet<Box<str>>> {
         let kept = self.kept.get(&event.user)?;
-        let reads = &kept.reads;
+        let reads = kept.reads.as_ref()?;
         (kept.rules == self.rules && !reads.all_metadata).then_some(&reads.keys)
     }
 
     /// Keeps a verdict on an event that was made at a wall time.
     pub fn keep(&mut self, wall: u64, event: &Event, verdict: Arc<Verdict>, reads: Reads) {
         self.forget(event.user);
-        for question in foreign(event.user, &reads) {
+        let value = |key: &str| event.metadata.get(key).map(Box::<str>::from);
+        let values: Vec<_> = reads.keys.iter().map(|key| value(key)).collect();
+        let bytes = bytes(&reads) + values.iter().flatten().map(|it| it.len()).sum::<usize>();
+        let room = READ_BYTES_MAX + READ_BYTES_MORE * self.kept.len();
+        let (reads, values, bytes) = if self.bytes + bytes > room {
+            self.heavy.insert(event.user);
+            (None, Vec::new(), 0)
+        } else {
+            (Some(reads), values, bytes)
+        };
+        for question in reads.iter().flat_map(|reads| foreign(event.user, reads)) {
             self.readers.insert(question, event.user);
         }
-        let value = |key: &str| event.metadata.get(key).map(Box::from);
-        let values = reads.keys.iter().map(|key| value(key)).collect();
+        self.bytes += bytes;
         self.kept.insert(
             event.user,
             Kept {
@@ -125,6 +150,7 @@ impl Verdicts {
                 rules: self.rules,
                 made_at: wall,
                 reads,
+                bytes,
                 values,
             },
         );
@@ -133,7 +159,8 @@ impl Verdicts {
     /// The users whose verdicts read the time, or hold up to a time, in a stable order.
     pub fn time_readers(&self) -> Vec<Id> {
         let by_time = |reads: &Reads| reads.time || reads.reconsider_at.is_some();
-        let kept = self.kept.iter().filter(|(_, kept)| by_time(&kept.reads));
+        let kept = self.kept.iter();
+        let kept = kept.filter(|(_, kept)| kept.reads.as_ref().is_none_or(by_time));
         let mut users: Vec<_> = kept.map(|(user, _)| *user).collect();
         users.sort_unstable();
         users
@@ -144,9 +171,11 @@ impl Verdicts {
         let Some(kept) = self.kept.remove(&user) else {
             return;
         };
-        for question in foreign(user, &kept.reads) {
+        for question in kept.reads.iter().flat_map(|reads| foreign(user, reads)) {
             self.readers.remove(question, user);
         }
+        self.heavy.remove(&user);
+        self.bytes -= kept.bytes;
     }
 
     /// The rules have changed: no verdict so far holds any longer.
@@ -159,24 +188,30 @@ impl Verdicts {
         self.kept.is_empty()
     }
 
-    /// The users whose verdicts read one of these answers, in a stable order.
+    /// The users whose verdicts read one of these answers, or may have, in a stable
+    /// order.
     pub fn affected(&self, changes: &Changes) -> BTreeSet<Id> {
         let questions = changes.iter();
-        questions
-            .flat_map(|question| self.readers_of(question))
-            .collect()
+        let readers = questions.flat_map(|question| self.readers_of(question));
+        let mut affected: BTreeSet<_> = readers.collect();
+        if !changes.is_empty() {
+            affected.extend(&self.heavy);
+        }
+        affected
     }
 
     /// Whether the verdict on one of those users who count read this answer.
     pub fn reads(&self, question: &Question, counts: impl Fn(Id) -> bool) -> bool {
-        self.readers_of(question).any(counts)
+        let readers = self.readers_of(question);
+        readers.chain(self.heavy.iter().copied()).any(counts)
     }
 
     /// The users whose verdicts read an answer.
     fn readers_of(&self, question: &Question) -> impl Iterator<Item = Id> {
         let own = question.user().filter(|user| {
             let kept = self.kept.get(user);
-            kept.is_some_and(|kept| kept.reads.questions.contains(question))
+            let reads = kept.and_then(|kept| kept.reads.as_ref());
+            reads.is_some_and(|reads| reads.questions.contains(question))
         });
         own.into_iter().chain(self.readers.of(question))
     }
@@ -204,14 +239,26 @@ impl Verdicts {
             ids |= kept.verdict.audience.bitmap();
             ids.extend(
                 kept.reads
-                    .questions
                     .iter()
+                    .flat_map(|reads| &reads.questions)
                     .filter_map(Question::user)
                     .map(|id| id.0),
             );
         }
         ids
     }
+}
+
+/// How many bytes it takes to keep what was read, about.
+fn bytes(reads: &Reads) -> usize {
+    let text = |question: &Question| match question {
+        Question::Members(group) => group.len(),
+        Question::WithSetting(setting) => setting.key().len() + setting.value().len(),
+        _ => 0,
+    };
+    let questions = reads.questions.iter().map(text);
+    let keys = reads.keys.iter().map(|key| key.len());
+    questions.chain(keys).map(|text| READ_BYTES + text).sum()
 }
 
 /// The questions that are not about the user themselves.
@@ -321,6 +368,50 @@ mod tests {
             verdicts.keep(1, &event, Arc::default(), reads);
             assert!(verdicts.find(1, &event).is_none());
         }
+    }
+
+    #[test]
+    fn what_verdicts_read_is_bounded_in_bytes_and_no_change_is_missed() {
+        let names = Names::new();
+        let mut verdicts = Verdicts::default();
+        let mut event = event(&names);
+        let group = |user: u32, number: usize| Question::Members(format!("{user}-{number}").into());
+        // A mebibyte for each of a hundred users.
+        for user in 0..100 {
+            event.user = Id(user);
+            let key = |number: usize| format!("{user}-{number:01023}").into_boxed_str();
+            let reads = Reads {
+                keys: (0..1_024).map(key).collect(),
+                questions: [group(user, 0)].into(),
+                ..Reads::default()
+            };
+            verdicts.keep(1, &event, Arc::default(), reads);
+        }
+        assert!(verdicts.bytes <= READ_BYTES_MAX + 100 * READ_BYTES_MORE);
+        let kept = verdicts.kept.values().filter(|kept| kept.reads.is_some());
+        assert!((50..70).contains(&kept.count()));
+        let found = |verdicts: &Verdicts, user: u32| {
+            let event = Event {
+                user: Id(user),
+                ..event.clone()
+            };
+            (
+                verdicts.find(1, &event).is_some(),
+                verdicts.keys_read(&event).is_some(),
+            )
+        };
+        assert_eq!(found(&verdicts, 0), (true, true));
+        assert_eq!(found(&verdicts, 99), (false, false), "it is decided again");
+        assert!(verdicts.last(Id(99)).is_some());
+        // Any change may concern those of whom it isn't known what they read.
+        assert!(verdicts.reads(&group(99, 0), |user| user == Id(99)));
+        assert!(!verdicts.reads(&group(1, 0), |user| user == Id(0)));
+        assert!(verdicts.time_readers().contains(&Id(99)));
+        for user in 0..100 {
+            verdicts.forget(Id(user));
+        }
+        assert_eq!((verdicts.bytes, verdicts.heavy.len()), (0, 0));
+        assert!(verdicts.readers.questions().next().is_none());
     }
 
     #[test]

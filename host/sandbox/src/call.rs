@@ -7,6 +7,7 @@ use std::sync::Arc;
 use presence_core::audience::Audience;
 use presence_core::directory::{Directory, NotAtHand, Question};
 use presence_core::event::Event;
+use presence_core::metadata;
 use presence_core::names::{Id, Names};
 use presence_core::rules::{Context, Reads};
 use wasmtime::{Result, bail};
@@ -16,6 +17,19 @@ use crate::memory::Memory;
 
 /// How many audiences one call may make.
 const AUDIENCES_MAX: u32 = 65_536;
+
+/// How often one call may read what isn't there yet in its reads, which the host keeps
+/// beside its verdict: keys of the metadata, and questions to the directory.
+const READS_MAX: usize = 16_384;
+
+/// How long the keys, groups and settings that it names may be, all together.
+const READ_BYTES_MAX: usize = 65_536;
+
+/// How many renditions a redactor may answer with, and how many keys in all of them, of
+/// how many bytes.
+const RENDITIONS_MAX: usize = 256;
+const RENDITION_KEYS_MAX: usize = 16_384;
+const RENDITION_BYTES_MAX: usize = 262_144;
 
 /// How many lines one call may log or explain, and how long each may be.
 const LINES_MAX: usize = 16;
@@ -33,6 +47,11 @@ pub(crate) struct Call {
     /// past the last, and so never other data.
     base: u32,
     lines: usize,
+    /// How much this call has read.
+    reads: usize,
+    read_bytes: usize,
+    /// How large enrichers may make an event's metadata.
+    metadata: metadata::Limits,
     /// What this call reads, and all that the others of its decision asked in vain.
     pub(crate) seen: Seen,
     /// What the other calls of its decision read. It is kept apart, since what a
@@ -64,7 +83,7 @@ pub(crate) struct About {
 }
 
 impl Call {
-    pub(crate) fn new(plugin: Arc<str>, memory: Memory) -> Self {
+    pub(crate) fn new(plugin: Arc<str>, memory: Memory, metadata: metadata::Limits) -> Self {
         Self {
             plugin,
             memory,
@@ -72,6 +91,9 @@ impl Call {
             audiences: Vec::new(),
             base: 1,
             lines: 0,
+            reads: 0,
+            read_bytes: 0,
+            metadata,
             seen: Seen::default(),
             others: Reads::default(),
         }
@@ -95,7 +117,7 @@ impl Call {
                 });
             }
         }
-        self.lines = 0;
+        (self.lines, self.reads, self.read_bytes) = (0, 0, 0);
         self.seen = std::mem::take(seen);
         self.others = std::mem::take(&mut self.seen.reads);
     }
@@ -165,12 +187,76 @@ impl Call {
     /// call goes on with nobody, and its outcome is thrown away.
     pub(crate) fn ask(&mut self, question: Question) -> Result<u32> {
         let answer = self.about()?.directory.audience(&question);
-        let audience = answer.unwrap_or_else(|NotAtHand| {
+        self.read(question, answer.is_ok())?;
+        self.put(answer.unwrap_or_else(|NotAtHand| Audience::nobody()))
+    }
+
+    /// Notes a question to the directory, whose answer may not be at hand.
+    pub(crate) fn read(&mut self, question: Question, is_at_hand: bool) -> Result<()> {
+        if !is_at_hand {
             self.seen.not_at_hand.insert(question.clone());
-            Audience::nobody()
-        });
-        self.seen.reads.questions.insert(question);
-        self.put(audience)
+        }
+        let bytes = match &question {
+            Question::Members(group) => group.len(),
+            Question::WithSetting(setting) => setting.key().len() + setting.value().len(),
+            _ => 0,
+        };
+        let is_new = self.seen.reads.questions.insert(question);
+        self.count_read(is_new, bytes)
+    }
+
+    /// Notes that the metadata under a key is read.
+    pub(crate) fn read_key(&mut self, key: Box<str>) -> Result<()> {
+        let bytes = key.len();
+        let is_new = self.seen.reads.keys.insert(key);
+        self.count_read(is_new, bytes)
+    }
+
+    fn count_read(&mut self, is_new: bool, bytes: usize) -> Result<()> {
+        if is_new {
+            self.reads += 1;
+            self.read_bytes += bytes;
+        }
+        if self.reads > READS_MAX {
+            bail!("read more than {READS_MAX} keys and answers in one call");
+        }
+        if self.read_bytes > READ_BYTES_MAX {
+            bail!(
+                "named keys, groups and settings of more than {READ_BYTES_MAX} bytes in one call"
+            );
+        }
+        Ok(())
+    }
+
+    /// That an enricher doesn't make more changes, or of more bytes, than there can be
+    /// metadata, before and after.
+    pub(crate) fn check_changes(&self, changes: usize, bytes: usize) -> Result<()> {
+        let (max, bytes_max) = (2 * self.metadata.keys, 2 * self.metadata.bytes);
+        if changes > max {
+            bail!("made {changes} changes in one call, and may make {max}");
+        }
+        if bytes > bytes_max {
+            bail!("made changes of {bytes} bytes in one call, and may make {bytes_max}");
+        }
+        Ok(())
+    }
+
+    /// That a redactor doesn't answer with too much.
+    pub(crate) fn check_renditions(&self, parts: usize, keys: usize, bytes: usize) -> Result<()> {
+        for (what, has, max) in [
+            ("renditions", parts, RENDITIONS_MAX),
+            ("keys in its renditions", keys, RENDITION_KEYS_MAX),
+            (
+                "bytes of keys in its renditions",
+                bytes,
+                RENDITION_BYTES_MAX,
+            ),
+        ] {
+            if has > max {
+                bail!("answered with {has} {what}, and may with {max}");
+            }
+        }
+        Ok(())
     }
 
     /// Whether this call may write another line to the log, or explain itself.
@@ -211,7 +297,7 @@ mod tests {
 
     #[test]
     fn no_token_is_used_twice_however_many_are_made() {
-        let mut call = Call::new("rule".into(), Memory::new(0));
+        let mut call = Call::new("rule".into(), Memory::new(0), Default::default());
         call.base = u32::MAX - AUDIENCES_MAX - 1;
         assert!(call.has_tokens());
         let first = call.put(Audience::nobody()).unwrap();

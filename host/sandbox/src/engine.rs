@@ -2,12 +2,14 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use wasmtime::{Cache, CacheConfig, Config};
+use wasmtime::Config;
+use wasmtime::component::Component;
 
 use crate::LoadError;
+use crate::artefacts::Artefacts;
 use crate::error::one_line;
 
 /// How often the clock ticks. A deadline is kept to within one tick.
@@ -17,7 +19,7 @@ pub(crate) const TICK_MS: u64 = 10;
 #[derive(Clone)]
 pub struct Engine {
     pub(crate) wasmtime: wasmtime::Engine,
-    cache: Option<Cache>,
+    artefacts: Option<Arc<Artefacts>>,
     _ticker: Arc<Ticker>,
 }
 
@@ -30,30 +32,43 @@ impl Engine {
         Self::with(None)
     }
 
-    /// As [`new`](Self::new). What it compiles is kept in a folder, and taken from there
-    /// when the same bytes are loaded again. Whoever can write there can have the host run
-    /// any code.
+    /// As [`new`](Self::new). What it compiles is kept in a folder that is there, and
+    /// taken from there when the same bytes are loaded again by who has the same key:
+    /// a secret of the node's user. A file that wasn't written with it is never run.
     ///
     /// # Errors
-    /// [`LoadError::Engine`], also when the folder can't be used.
-    pub fn caching(folder: &Path) -> Result<Self, LoadError> {
-        let mut config = CacheConfig::new();
-        config.with_directory(folder);
-        let cache = Cache::new(config);
-        Self::with(Some(
-            cache.map_err(|error| LoadError::Engine(one_line(error)))?,
-        ))
+    /// As [`new`](Self::new).
+    pub fn caching(folder: &Path, key: &[u8]) -> Result<Self, LoadError> {
+        Self::with(Some(Artefacts::new(folder, key).into()))
     }
 
-    /// How often something was taken from the folder rather than compiled.
-    pub fn cache_hits(&self) -> usize {
-        self.cache.as_ref().map_or(0, Cache::cache_hits)
+    /// How often a component was taken from the folder rather than compiled.
+    pub fn cache_hits(&self) -> u64 {
+        self.count(|artefacts| &artefacts.hits)
     }
 
-    fn with(cache: Option<Cache>) -> Result<Self, LoadError> {
+    /// How often a file in the folder was refused, since it isn't what was written
+    /// there, and replaced.
+    pub fn cache_refusals(&self) -> u64 {
+        self.count(|artefacts| &artefacts.refused)
+    }
+
+    /// Compiles a component, or takes it as it was compiled before.
+    pub(crate) fn component(&self, bytes: &[u8]) -> wasmtime::Result<Component> {
+        match &self.artefacts {
+            Some(artefacts) => artefacts.component(&self.wasmtime, bytes),
+            None => Component::new(&self.wasmtime, bytes),
+        }
+    }
+
+    fn count(&self, of: fn(&Artefacts) -> &AtomicU64) -> u64 {
+        let artefacts = self.artefacts.as_deref();
+        artefacts.map_or(0, |artefacts| of(artefacts).load(Ordering::Relaxed))
+    }
+
+    fn with(artefacts: Option<Arc<Artefacts>>) -> Result<Self, LoadError> {
         let mut config = Config::new();
         config
-            .cache(cache.clone())
             .wasm_component_model(true)
             .consume_fuel(true)
             .epoch_interruption(true)
@@ -75,7 +90,7 @@ impl Engine {
             .map_err(|error| LoadError::Engine(error.to_string()))?;
         Ok(Self {
             wasmtime,
-            cache,
+            artefacts,
             _ticker: Arc::new(Ticker(stopped)),
         })
     }

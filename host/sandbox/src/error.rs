@@ -16,6 +16,14 @@ pub enum LoadError {
         /// What it is instead.
         what: String,
     },
+    /// The component has more of something than a plugin may have.
+    #[error("`{plugin}` is too large: {what}")]
+    TooLarge {
+        /// The plugin.
+        plugin: String,
+        /// What it has too much of, and how much it may have.
+        what: String,
+    },
     /// The component asks for something that no plugin is given.
     #[error("`{plugin}` can't be linked: {what}")]
     Link {
@@ -62,8 +70,21 @@ pub enum LoadError {
     },
 }
 
+/// How much of an error is said: a component names what it likes in it.
+const ERROR_BYTES_MAX: usize = 1_024;
+
 /// An error with its causes, in one line.
 pub(crate) fn one_line(error: impl Display) -> String {
     let text = format!("{error:#}");
-    text.split_whitespace().collect::<Vec<_>>().join(" ")
+    let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    shortened(text)
+}
+
+/// As much of an error's text as is said.
+pub(crate) fn shortened(mut text: String) -> String {
+    if text.len() > ERROR_BYTES_MAX {
+        text.truncate(text.floor_char_boundary(ERROR_BYTES_MAX));
+        text.push('…');
+    }
+    text
 }

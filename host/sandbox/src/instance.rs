@@ -10,7 +10,7 @@ use wasmtime::{Store, Trap};
 use crate::api::{Api, Export, Find};
 use crate::call::{Call, Seen};
 use crate::engine::TICK_MS;
-use crate::error::one_line;
+use crate::error::{one_line, shortened};
 use crate::manifest::Role;
 use crate::memory::Memory;
 use crate::state::Stateful;
@@ -24,6 +24,13 @@ const HAND_OVER_CALLS: u64 = 10;
 /// Fuel ends nearly all calls that are slow of themselves; what passes the deadline is
 /// mostly a call that got no processor.
 const LATE_CALLS_MAX: u32 = 3;
+
+/// How many bytes a component may hand over at once, as arguments or as its answer:
+/// enough for the ids of 100,000 users.
+const LIFTED_BYTES_MAX: usize = 8 << 20;
+
+/// How many resources of its own a component may hold.
+const HANDLES_MAX: usize = 1_024;
 
 /// A call that failed.
 struct Broken {
@@ -231,10 +238,22 @@ impl<A, R> Instance<A, R> {
                 ),
             })
         };
-        let memory = Memory::new(limits.memory_bytes_max);
-        let call = Call::new(Arc::clone(&self.plugin.name), memory);
+        let mut memory = Memory::new(limits.memory_bytes_max);
+        let fixed_bytes = self.plugin.fixed_bytes;
+        if !memory.take_fixed(fixed_bytes) {
+            let max = limits.memory_bytes_max;
+            return Err(Refusal::Broken(Broken {
+                error: format!(
+                    "takes {fixed_bytes} bytes of memory for what it declares, and may have {max}"
+                ),
+                is_late: false,
+            }));
+        }
+        let call = Call::new(Arc::clone(&self.plugin.name), memory, limits.metadata);
         let mut store = Store::new(self.plugin.linked.component().engine(), call);
         store.limiter(|call| &mut call.memory);
+        store.set_hostcall_fuel(LIFTED_BYTES_MAX);
+        store.set_max_component_handles(HANDLES_MAX);
         let wrong =
             |store: &Store<Call>, error| Refusal::Broken(Broken::of(&error, store.data(), limits));
         let handle = refill(&mut store, limits)
@@ -257,7 +276,7 @@ impl<A, R> Instance<A, R> {
             .map_err(|error| lacks("configure", error))?;
         let taken =
             configure(&mut store, self.config.clone()).map_err(|error| wrong(&store, error))?;
-        taken.map_err(|what| Refusal::Unfit(self.refuses(what)))?;
+        taken.map_err(|what| Refusal::Unfit(self.refuses(shortened(what))))?;
         store.data_mut().memory.rest();
         store.data_mut().end(&mut Seen::default());
         Ok(Live {
@@ -279,6 +298,19 @@ fn refill(store: &mut Store<Call>, limits: Limits) -> wasmtime::Result<()> {
     Ok(())
 }
 
+/// The limit that wasmtime's error is about, if it is about one of these: it names none,
+/// and has no type.
+fn limit_passed(error: &wasmtime::Error) -> Option<String> {
+    let text = error.root_cause().to_string();
+    if text.contains("fuel allocated for hostcalls has been exhausted") {
+        return Some(format!(
+            "handed over more than {LIFTED_BYTES_MAX} bytes at once"
+        ));
+    }
+    let is_of_handles = text.contains("handle limit exceeded");
+    is_of_handles.then(|| format!("holds more than {HANDLES_MAX} resources"))
+}
+
 impl Broken {
     /// A failure in one line, which says which limit was passed, if one was.
     fn of(error: &wasmtime::Error, call: &Call, limits: Limits) -> Self {
@@ -297,7 +329,7 @@ impl Broken {
             }
             Some(Trap::StackOverflow) => "recursed until its stack was used up".into(),
             Some(trap) => format!("trapped: {trap}{refused}"),
-            None => format!("{}{refused}", one_line(error)),
+            None => limit_passed(error).unwrap_or_else(|| format!("{}{refused}", one_line(error))),
         };
         let is_late = matches!(trap, Some(Trap::Interrupt));
         Self { error, is_late }

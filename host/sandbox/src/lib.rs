@@ -7,7 +7,9 @@
 //! fuel, memory and time.
 
 mod api;
+mod artefacts;
 mod blueprint;
+mod bounds;
 mod breaker;
 mod call;
 mod engine;
@@ -16,6 +18,7 @@ mod explain;
 mod instance;
 pub mod manifest;
 mod memory;
+mod native;
 mod pipeline;
 mod plugin;
 pub mod self_test;

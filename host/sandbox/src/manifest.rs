@@ -10,6 +10,9 @@ use crate::error::one_line;
 /// The section that holds the manifest.
 pub const SECTION: &str = "presence:manifest";
 
+/// How long a manifest may be, with all its self-tests.
+const BYTES_MAX: usize = 1 << 20;
+
 /// The newest version of the component API that this host speaks.
 pub const API: &str = api::NEWEST;
 
@@ -186,7 +189,14 @@ impl Manifest {
                 wasmparser::Payload::CustomSection(section)
                     if depth == 0 && section.name() == SECTION =>
                 {
-                    let unread = |error| not(format!("its manifest can't be read: {error}"));
+                    let size = section.data().len();
+                    if size > BYTES_MAX {
+                        let what =
+                            format!("its manifest has {size} bytes, and may have {BYTES_MAX}");
+                        return Err(not(what));
+                    }
+                    let unread =
+                        |error| not(format!("its manifest can't be read: {}", one_line(error)));
                     // Of a version that isn't known, the rest may be said otherwise.
                     if let Ok(Versioned { api }) = serde_json::from_slice(section.data()) {
                         Api::of(&api).map_err(not)?;

@@ -1,6 +1,10 @@
-//! The memory of one instance: all its linear memories and tables together.
+//! The memory of one instance: all its linear memories and tables together, and what
+//! the host holds for what it declares. Their number is bounded as well: each memory
+//! reserves address space, however small it is.
 
 use wasmtime::{ResourceLimiter, Result};
+
+use crate::bounds;
 
 /// What an element of a table takes.
 const ELEMENT_BYTES: usize = size_of::<usize>();
@@ -35,6 +39,12 @@ impl Memory {
         self.bytes_max - self.left
     }
 
+    /// Takes what the host holds for it beside its memories and tables. Says whether
+    /// there is so much.
+    pub(crate) fn take_fixed(&mut self, bytes: usize) -> bool {
+        self.take(bytes)
+    }
+
     /// Notes what an instance holds before its first call.
     pub(crate) fn rest(&mut self) {
         self.at_rest = self.taken();
@@ -56,6 +66,18 @@ impl Memory {
 }
 
 impl ResourceLimiter for Memory {
+    fn instances(&self) -> usize {
+        bounds::INSTANCES_MAX
+    }
+
+    fn memories(&self) -> usize {
+        bounds::MEMORIES_MAX
+    }
+
+    fn tables(&self) -> usize {
+        bounds::TABLES_MAX
+    }
+
     fn memory_growing(&mut self, now: usize, then: usize, max: Option<usize>) -> Result<bool> {
         Ok(max.is_none_or(|max| then <= max) && self.take(then - now))
     }

@@ -3,13 +3,13 @@
 use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
-use wasmtime::component::{Component, InstancePre, Linker};
+use wasmtime::component::{InstancePre, Linker};
 
 use crate::api::Api;
 use crate::call::Call;
-use crate::error::one_line;
+use crate::error::{one_line, shortened};
 use crate::manifest::Manifest;
-use crate::{Engine, LoadError, wasi};
+use crate::{Engine, LoadError, bounds, wasi};
 
 /// A compiled plugin, linked to the host's interfaces and nothing else.
 pub struct Plugin {
@@ -22,6 +22,8 @@ pub struct Plugin {
     /// What it was built against.
     pub(crate) api: &'static Api,
     pub(crate) linked: InstancePre<Call>,
+    /// What its instances take in the host beside their memories and tables, in bytes.
+    pub(crate) fixed_bytes: usize,
 }
 
 impl Plugin {
@@ -51,7 +53,8 @@ impl Plugin {
             plugin: name.into(),
             what: one_line(error),
         };
-        let component = Component::new(&engine.wasmtime, bytes).map_err(not)?;
+        let fixed_bytes = bounds::check(name, bytes)?;
+        let component = engine.component(bytes).map_err(not)?;
         // Said before the linker says it, in its own words and one at a time.
         let imports = component.component_type();
         let imports = imports.imports(&engine.wasmtime);
@@ -64,7 +67,7 @@ impl Plugin {
                 plugin: name.into(),
                 what: format!(
                     "it imports {}, and plugins are given nothing but presence:plugin {}",
-                    foreign.join(", "),
+                    shortened(foreign.join(", ")),
                     api.version
                 ),
             });
@@ -82,6 +85,7 @@ impl Plugin {
             manifest,
             sha256: sha256(bytes),
             api,
+            fixed_bytes,
             linked,
         })
     }

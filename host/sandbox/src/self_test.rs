@@ -13,6 +13,7 @@ use presence_core::rules::{Context, MetadataChange, Rendition};
 use serde_json::{Map, Value, json};
 use tracing::subscriber::NoSubscriber;
 
+use crate::error::shortened;
 use crate::manifest::Case;
 use crate::trial::{Answer, Spent, Trial};
 use crate::{Limits, LoadError, Plugin};
@@ -57,7 +58,10 @@ pub(crate) fn problems(plugin: &Arc<Plugin>, limits: Limits) -> Vec<LoadError> {
     let problem = failed.map(|outcome| LoadError::SelfTest {
         plugin: plugin.name.to_string(),
         case: outcome.case,
-        what: format!("expected {}, and got {}", outcome.expected, outcome.found),
+        what: shortened(format!(
+            "expected {}, and got {}",
+            outcome.expected, outcome.found
+        )),
     });
     problem.collect()
 }

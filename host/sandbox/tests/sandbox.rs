@@ -24,6 +24,8 @@ mod explain;
 mod files;
 #[path = "sandbox/frozen.rs"]
 mod frozen;
+#[path = "sandbox/hostile.rs"]
+mod hostile;
 #[path = "sandbox/last_good.rs"]
 mod last_good;
 #[path = "sandbox/limits.rs"]

@@ -23,7 +23,7 @@ pub(crate) fn run(path: Option<&Path>) -> anyhow::Result<()> {
         problems.extend(directory::load(path, *is_named, &Names::new()).err());
     }
     problems.extend(state::problem(&config.state));
-    let mut loader = Loader::new(&config.plugins)?;
+    let mut loader = Loader::new(&config)?;
     match InForce::read(&config) {
         Ok(in_force) => loader = loader.knowing(in_force),
         Err(problem) => problems.push(problem),

@@ -2,8 +2,8 @@
 //! the state's folder, so that a start whose plugin folder lacks a file doesn't bring
 //! back the built-in plugin that the file overrode.
 
-use std::fs::{self, File};
-use std::io::{ErrorKind, Write as _};
+use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
@@ -12,6 +12,7 @@ use presence_sandbox::{Blueprint, Stage};
 use serde::{Deserialize, Serialize};
 
 use crate::config::Config;
+use crate::private;
 
 /// Where a plugin that the program holds comes from.
 pub(crate) const BUILT_IN: &str = "built-in";
@@ -157,10 +158,7 @@ fn write(path: &Path, entries: &[Entry]) -> anyhow::Result<()> {
         plugins: entries.to_vec(),
     };
     let new = path.with_extension("new");
-    let written = File::create(&new).and_then(|mut file| {
-        file.write_all(&serde_json::to_vec_pretty(&note)?)?;
-        file.sync_all()
-    });
+    let written = private::write(&new, &serde_json::to_vec_pretty(&note)?);
     written.with_context(|| format!("can't write {}", new.display()))?;
     fs::rename(&new, path).with_context(|| format!("can't write {}", path.display()))
 }

@@ -49,14 +49,19 @@ type Found = (Arc<Plugin>, Arc<str>);
 
 impl Loader {
     /// A loader that keeps what it compiles where the configuration says.
-    pub(crate) fn new(plugins: &Plugins) -> anyhow::Result<Self> {
+    pub(crate) fn new(config: &Config) -> anyhow::Result<Self> {
         Ok(Self {
-            engine: engine(plugins)?,
+            engine: engine(config)?,
             compiled: Mutex::default(),
             preferred: HashMap::new(),
             in_force: InForce::default(),
             gone: Mutex::default(),
         })
+    }
+
+    /// How many compiled plugins were refused, since they weren't what was kept.
+    pub(crate) fn cache_refusals(&self) -> u64 {
+        self.engine.cache_refusals()
     }
 
     /// The same, knowing what was in force when the node last ran.
@@ -367,16 +372,32 @@ fn file(dir: &Path, name: &str) -> PathBuf {
 
 /// An engine that keeps what it compiles where the configuration says, if it can be kept
 /// there safely.
-pub(crate) fn engine(plugins: &Plugins) -> anyhow::Result<Engine> {
-    let Some(folder) = &plugins.cache else {
+pub(crate) fn engine(config: &Config) -> anyhow::Result<Engine> {
+    let Some(folder) = &config.plugins.cache else {
         return Ok(Engine::new()?);
     };
-    let engine = private::trusted_folder(folder)
-        .and_then(|()| Engine::caching(folder).map_err(anyhow::Error::from));
-    engine.or_else(|error| {
+    let engine = || -> anyhow::Result<Engine> {
+        private::trusted_folder(folder)?;
+        Ok(Engine::caching(folder, &key(&config.state)?)?)
+    };
+    engine().or_else(|error| {
         tracing::warn!("compiled plugins are not kept ([plugins] cache): {error:#}");
         Ok(Engine::new()?)
     })
+}
+
+/// The key of what is compiled: in the user's own folder for state, so that all nodes and
+/// commands of the user have one; or else, if the user has no such folder, in the node's.
+fn key(state: &config::State) -> anyhow::Result<private::Key> {
+    let own = match config::own_state() {
+        Some(folder) => private::key(&folder),
+        None => Err(anyhow::anyhow!("the user has no folder for state")),
+    };
+    own.or_else(|error| match &state.dir {
+        Some(dir) if !state.dir_is_default => private::key(dir),
+        _ => Err(error),
+    })
+    .context("there is no place for the key that they are signed with")
 }
 
 /// Several problems as one error, a line each.

@@ -142,7 +142,7 @@ async fn start(
     // What is read may hang, and what is compiled takes long.
     let loaded = spawn_blocking(move || {
         let in_force = InForce::read(&known)?;
-        let loader = Arc::new(Loader::new(&known.plugins)?.knowing(in_force));
+        let loader = Arc::new(Loader::new(&known)?.knowing(in_force));
         let stamp = Loader::stamp(&known);
         let blueprint = loader.load(&known, true);
         let blueprint = blueprint
@@ -178,7 +178,7 @@ async fn start(
     let heard = Pulse::start(&config, client.clone(), health, sources, tasks).await?;
     tasks.spawn("clock", clock::follow(tenant.workers.clone()));
     tenant.follow_corrections(tasks);
-    let status = Arc::new(Status::new(Arc::clone(&broker), &tenant));
+    let status = Arc::new(Status::new(Arc::clone(&broker), &tenant, &loader));
     http::serve(&config.http, Arc::clone(&status), tasks)?;
     let seen = Seen::at_start(seen, stamp);
     let reload = Reload::new(

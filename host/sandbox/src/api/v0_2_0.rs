@@ -9,19 +9,23 @@ use std::sync::Arc;
 use presence_core::audience::Audience;
 use presence_core::directory::{Question, Setting};
 use presence_core::event::{Change, Reason};
+use presence_core::message::ID_BYTES_MAX;
 use presence_core::names::Id;
 use presence_core::rules::MetadataChange;
 use wasmtime::component::{
     ComponentNamedList, ComponentType, Instance, Lift, Linker, LinkerInstance, Lower, TypedFunc,
     WasmStr,
 };
-use wasmtime::{Result, Store, StoreContextMut, Trap, format_err};
+use wasmtime::{AsContextMut, Result, Store, StoreContextMut, Trap, bail, format_err};
 
 use super::{Api, Export};
 use crate::call::{self, Call};
 use crate::state::Stateful;
 
 type Calling<'a> = StoreContextMut<'a, Call>;
+
+/// So many bytes of a set that a call has made are one unit of fuel.
+const SET_BYTES_A_FUEL: u64 = 4;
 
 #[derive(Clone, Copy, ComponentType, Lift, Lower)]
 #[component(enum)]
@@ -92,6 +96,16 @@ struct ChangeResult {
     value: Option<Value>,
 }
 
+impl ChangeResult {
+    fn bytes(&self) -> usize {
+        let value = match &self.value {
+            Some(Value::Text(text) | Value::Json(text)) => text.len(),
+            None => 0,
+        };
+        self.key.len() + value
+    }
+}
+
 /// What a stateful enricher knows.
 #[derive(Clone, ComponentType, Lift, Lower)]
 #[component(record)]
@@ -126,24 +140,41 @@ pub(super) const API: Api = Api {
     link,
     configure: |instance, store| {
         let params = |json: String| (json,);
-        export(instance, store, "configure", params, |(taken,)| Ok(taken))
+        export(instance, store, "configure", params, |_, (taken,)| {
+            Ok(taken)
+        })
     },
     enrich: |instance, store| {
         let params = |event: EventArg| (event,);
-        export(instance, store, "enrich", params, |(changes,)| {
+        export(instance, store, "enrich", params, |store, (changes,)| {
             let changes: Vec<ChangeResult> = changes;
+            let bytes = changes.iter().map(ChangeResult::bytes).sum();
+            store.data().check_changes(changes.len(), bytes)?;
             changes.into_iter().map(change).collect()
         })
     },
     filter: |instance, store| {
         let params = |params: (EventArg, u32)| params;
-        export(instance, store, "filter", params, |(audience,)| {
+        export(instance, store, "filter", params, |_, (audience,)| {
             Ok(audience)
         })
     },
     redact: |instance, store| {
         let params = |params: (EventArg, u32)| params;
-        export(instance, store, "redact", params, |(parts,)| Ok(parts))
+        export(instance, store, "redact", params, |store, (parts,)| {
+            let parts: Vec<RenditionResult> = parts;
+            let keys = || parts.iter().flat_map(|part| &part.keys);
+            let bytes = keys().map(String::len).sum();
+            store
+                .data()
+                .check_renditions(parts.len(), keys().count(), bytes)?;
+            // The host makes each part one of the audience.
+            for part in &parts {
+                let work = store.data().audience(part.audience)?.work();
+                charge(&mut *store, work)?;
+            }
+            Ok(parts)
+        })
     },
     stateful: |instance, store| {
         let mut has = |name| instance.get_func(&mut *store, name).is_some();
@@ -152,8 +183,8 @@ pub(super) const API: Api = Api {
         }
         let params = |state: State| (state,);
         Ok(Some(Stateful {
-            save: export(instance, store, "save", |()| (), |(state,)| Ok(state))?,
-            restore: export(instance, store, "restore", params, |(taken,)| Ok(taken))?,
+            save: export(instance, store, "save", |()| (), |_, (state,)| Ok(state))?,
+            restore: export(instance, store, "restore", params, |_, (taken,)| Ok(taken))?,
         }))
     },
 };
@@ -164,7 +195,7 @@ fn export<A: 'static, P, Q, R: 'static>(
     store: &mut Store<Call>,
     name: &str,
     params: fn(A) -> P,
-    results: fn(Q) -> Result<R>,
+    results: fn(&mut Store<Call>, Q) -> Result<R>,
 ) -> Result<Export<A, R>>
 where
     P: ComponentNamedList + Lower + 'static,
@@ -172,7 +203,8 @@ where
 {
     let function: TypedFunc<P, Q> = instance.get_typed_func(&mut *store, name)?;
     Ok(Box::new(move |store, args| {
-        results(function.call(store, params(args))?)
+        let answer = function.call(&mut *store, params(args))?;
+        results(store, answer)
     }))
 }
 
@@ -224,14 +256,18 @@ pub(super) fn events(events: &mut LinkerInstance<'_, Call>) -> Result<()> {
         },))
     })?;
     events.func_wrap("get", |mut store: Calling<'_>, (key,): (WasmStr,)| {
+        charge_text(&mut store, &key)?;
         let key: Box<str> = key.to_str(&store)?.into();
-        let metadata = &store.data().about()?.event.metadata;
-        let value = metadata.get(&key).map(Value::of);
-        store.data_mut().seen.reads.keys.insert(key);
+        let value = store.data().about()?.event.metadata.get(&key);
+        let (bytes, value) = (value.map_or(0, str::len), value.map(Value::of));
+        charge(&mut store, bytes as u64)?;
+        store.data_mut().read_key(key)?;
         Ok((value,))
     })?;
     events.func_wrap("entries", |mut store: Calling<'_>, (): ()| {
         store.data_mut().seen.reads.all_metadata = true;
+        let bytes = store.data().about()?.event.metadata.bytes();
+        charge(&mut store, bytes as u64)?;
         let metadata = &store.data().about()?.event.metadata;
         let entries = metadata
             .entries()
@@ -247,7 +283,7 @@ pub(super) fn audiences(audiences: &mut LinkerInstance<'_, Call>) -> Result<()> 
     })?;
     audiences.func_wrap("of", |mut store: Calling<'_>, (users,): (Vec<WasmStr>,)| {
         charge(&mut store, 64 * users.len() as u64)?;
-        let users = users.iter().map(|name| user(&store, name));
+        let users = users.iter().map(|name| user(&mut store, name));
         let users = users.collect::<Result<Audience>>()?;
         Ok((store.data_mut().put(users)?,))
     })?;
@@ -262,13 +298,19 @@ pub(super) fn audiences(audiences: &mut LinkerInstance<'_, Call>) -> Result<()> 
         audiences.func_wrap(name, move |mut store: Calling<'_>, (a, b): (u32, u32)| {
             let work = store.data().audience(a)?.work() + store.data().audience(b)?.work();
             charge(&mut store, work)?;
-            let result = combine(store.data().audience(a)?, store.data().audience(b)?);
+            let (a, b) = (store.data().audience(a)?, store.data().audience(b)?);
+            let result = combine(a, b);
+            if !result.shares(a) && !result.shares(b) {
+                let bytes = result.bytes();
+                charge(&mut store, bytes / SET_BYTES_A_FUEL)?;
+            }
             Ok((store.data_mut().put(result)?,))
         })?;
     }
     audiences.func_wrap(
         "contains",
-        |store: Calling<'_>, (a, name): (u32, WasmStr)| {
+        |mut store: Calling<'_>, (a, name): (u32, WasmStr)| {
+            charge_id(&mut store, &name)?;
             let audience = store.data().audience(a)?;
             let user = store.data().known_user(&name.to_str(&store)?)?;
             Ok((user.is_some_and(|user| audience.contains(user)),))
@@ -283,7 +325,13 @@ pub(super) fn audiences(audiences: &mut LinkerInstance<'_, Call>) -> Result<()> 
         let names = store.data().about()?.names.read();
         let ids = store.data().audience(a)?.ids();
         let viewers = ids.filter_map(|id| Some(names.name(id)?.as_str().to_owned()));
-        Ok((viewers.collect::<Vec<_>>(),))
+        let viewers: Vec<_> = viewers.collect();
+        drop(names);
+        charge(
+            &mut store,
+            viewers.iter().map(String::len).sum::<usize>() as u64,
+        )?;
+        Ok((viewers,))
     })?;
     Ok(())
 }
@@ -295,7 +343,7 @@ fn question(
     question: fn(Id) -> Question,
 ) -> Result<()> {
     directory.func_wrap(name, move |mut store: Calling<'_>, (name,): (WasmStr,)| {
-        let user = user(&store, &name)?;
+        let user = user(&mut store, &name)?;
         Ok((store.data_mut().ask(question(user))?,))
     })
 }
@@ -309,14 +357,16 @@ pub(super) fn questions(directory: &mut LinkerInstance<'_, Call>) -> Result<()> 
     directory.func_wrap(
         "co-members",
         |mut store: Calling<'_>, (name,): (WasmStr,)| {
-            let user = user(&store, &name)?;
+            let user = user(&mut store, &name)?;
             let members = store.data_mut().ask(Question::CoMembers(user))?;
-            let work = store.data().audience(members)?.work();
+            let set = store.data().audience(members)?;
+            let work = set.work() + set.bytes() / SET_BYTES_A_FUEL;
             charge(&mut store, work)?;
             Ok((members,))
         },
     )?;
     directory.func_wrap("members", |mut store: Calling<'_>, (group,): (WasmStr,)| {
+        charge_id(&mut store, &group)?;
         let group = group.to_str(&store)?.into();
         Ok((store.data_mut().ask(Question::Members(group))?,))
     })?;
@@ -336,36 +386,30 @@ pub(super) fn questions(directory: &mut LinkerInstance<'_, Call>) -> Result<()> 
         },
     )?;
     directory.func_wrap("groups", |mut store: Calling<'_>, (name,): (WasmStr,)| {
-        let user = user(&store, &name)?;
-        let question = Question::Groups(user);
+        let user = user(&mut store, &name)?;
         let groups = store.data().about()?.directory.groups(user);
         let groups = groups.map(|groups| groups.iter().map(|group| group.to_string()).collect());
-        let groups: Vec<String> = match groups {
-            Ok(groups) => groups,
-            Err(_) => {
-                store.data_mut().seen.not_at_hand.insert(question.clone());
-                Vec::new()
-            }
-        };
-        store.data_mut().seen.reads.questions.insert(question);
+        let is_at_hand = groups.is_ok();
+        let groups: Vec<String> = groups.unwrap_or_default();
+        let bytes: usize = groups.iter().map(String::len).sum();
+        charge(&mut store, (64 * groups.len() + bytes) as u64)?;
+        store.data_mut().read(Question::Groups(user), is_at_hand)?;
         Ok((groups,))
     })?;
     directory.func_wrap(
         "setting",
         |mut store: Calling<'_>, (name, key): (WasmStr, WasmStr)| {
-            let user = user(&store, &name)?;
-            let question = Question::Settings(user);
-            let key = key.to_str(&store)?;
+            let user = user(&mut store, &name)?;
+            charge_text(&mut store, &key)?;
+            let key = key.to_str(&store)?.into_owned();
             let setting = store.data().about()?.directory.setting(user, &key);
             let setting = setting.map(|setting| setting.map(str::to_owned));
-            let setting = match setting {
-                Ok(setting) => setting,
-                Err(_) => {
-                    store.data_mut().seen.not_at_hand.insert(question.clone());
-                    None
-                }
-            };
-            store.data_mut().seen.reads.questions.insert(question);
+            let is_at_hand = setting.is_ok();
+            let setting = setting.unwrap_or_default();
+            charge(&mut store, setting.as_ref().map_or(0, String::len) as u64)?;
+            store
+                .data_mut()
+                .read(Question::Settings(user), is_at_hand)?;
             Ok((setting,))
         },
     )?;
@@ -375,6 +419,7 @@ pub(super) fn questions(directory: &mut LinkerInstance<'_, Call>) -> Result<()> 
 pub(super) fn host(host: &mut LinkerInstance<'_, Call>) -> Result<()> {
     host.func_wrap("explain", |mut store: Calling<'_>, (text,): (WasmStr,)| {
         if store.data_mut().takes_line() {
+            charge_text(&mut store, &text)?;
             let text = text.to_str(&store)?;
             let (plugin, explanation) = (&*store.data().plugin, call::cut(&text));
             tracing::debug!(target: "plugin", plugin, explanation);
@@ -398,6 +443,7 @@ pub(super) fn host(host: &mut LinkerInstance<'_, Call>) -> Result<()> {
         "log",
         |mut store: Calling<'_>, (level, text): (Level, WasmStr)| {
             if store.data_mut().takes_line() {
+                charge_text(&mut store, &text)?;
                 let text = text.to_str(&store)?;
                 let (plugin, line) = (&*store.data().plugin, call::cut(&text));
                 match level {
@@ -414,14 +460,33 @@ pub(super) fn host(host: &mut LinkerInstance<'_, Call>) -> Result<()> {
 }
 
 /// The number of the user whom a component names.
-fn user(store: &Calling<'_>, name: &WasmStr) -> Result<Id> {
-    store.data().user(&name.to_str(store)?)
+fn user(store: &mut Calling<'_>, name: &WasmStr) -> Result<Id> {
+    charge_id(store, name)?;
+    store.data().user(&name.to_str(&*store)?)
 }
 
-/// Charges set work as fuel.
-fn charge(store: &mut Calling<'_>, work: u64) -> Result<()> {
+/// Charges the host's work and what it copies as fuel.
+fn charge(mut store: impl AsContextMut<Data = Call>, work: u64) -> Result<()> {
+    let mut store = store.as_context_mut();
     match store.get_fuel()?.checked_sub(work) {
         Some(left) => store.set_fuel(left),
         None => Err(Trap::OutOfFuel.into()),
     }
+}
+
+/// Charges the bytes of a text that a component hands over, and says how many they are.
+fn charge_text(store: &mut Calling<'_>, text: &WasmStr) -> Result<usize> {
+    let bytes = text.to_str(&*store)?.len();
+    charge(store, bytes as u64)?;
+    Ok(bytes)
+}
+
+/// As [`charge_text`], of the id of a user or a group: nobody has one that is longer than
+/// those of messages and directories may be.
+fn charge_id(store: &mut Calling<'_>, id: &WasmStr) -> Result<()> {
+    let bytes = charge_text(store, id)?;
+    if bytes > ID_BYTES_MAX {
+        bail!("named an id of {bytes} bytes, and ids have at most {ID_BYTES_MAX}");
+    }
+    Ok(())
 }

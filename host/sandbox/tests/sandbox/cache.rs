@@ -1,62 +1,119 @@
-//! Compiled plugins, kept in a folder.
+//! Compiled plugins, kept in a folder: nothing is run that wasn't written there with
+//! the same key.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use presence_sandbox::{Engine, Plugin, self_test};
 
 use crate::stage::{LIMITS, bytes};
 
+/// Loads a plugin, which works, and says how often it was taken as it had been compiled,
+/// and how often a file was refused.
+fn load(folder: &Path, key: &[u8], file: &str) -> (u64, u64) {
+    let engine = Engine::caching(folder, key).unwrap();
+    let plugin = Arc::new(Plugin::load(&engine, file, &bytes(file)).unwrap());
+    let mut outcomes = self_test::run(&plugin, LIMITS);
+    assert!(outcomes.all(|outcome| outcome.passes()));
+    (engine.cache_hits(), engine.cache_refusals())
+}
+
+fn files(folder: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(folder).unwrap();
+    entries.map(|entry| entry.unwrap().path()).collect()
+}
+
+/// The one file that is kept of a plugin, in a folder of its own.
+fn kept(key: &[u8], file: &str) -> (tempfile::TempDir, PathBuf) {
+    let folder = tempfile::tempdir().unwrap();
+    assert_eq!(load(folder.path(), key, file), (0, 0));
+    let kept = files(folder.path());
+    assert_eq!(kept.len(), 1, "{kept:?}");
+    (folder, kept[0].clone())
+}
+
 #[test]
 fn what_was_compiled_is_not_compiled_again() {
-    let folder = tempfile::tempdir().unwrap();
-    let load = |file: &str| {
-        let engine = Engine::caching(folder.path()).unwrap();
-        let plugin = Arc::new(Plugin::load(&engine, file, &bytes(file)).unwrap());
-        let mut outcomes = self_test::run(&plugin, LIMITS);
-        assert!(outcomes.all(|outcome| outcome.passes()));
-        engine.cache_hits()
-    };
-    assert_eq!(load("contacts"), 0);
-    assert_eq!(load("contacts"), 1);
-    assert_eq!(load("groups"), 0);
+    let (folder, kept) = kept(b"key", "contacts");
+    assert_eq!(load(folder.path(), b"key", "contacts"), (1, 0));
+    assert_eq!(load(folder.path(), b"key", "groups"), (0, 0));
+    let mode = fs::metadata(kept).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
 }
 
 #[test]
-fn what_is_damaged_is_compiled_again() {
-    let folder = tempfile::tempdir().unwrap();
-    let load = || {
-        let engine = Engine::caching(folder.path()).unwrap();
-        Plugin::load(&engine, "contacts", &bytes("contacts")).unwrap();
-        engine.cache_hits()
-    };
-    assert_eq!(load(), 0);
-    let mut folders = vec![folder.path().to_owned()];
-    let mut damaged = 0;
-    while let Some(folder) = folders.pop() {
-        for entry in fs::read_dir(folder).unwrap() {
-            let path = entry.unwrap().path();
-            if path.is_dir() {
-                folders.push(path);
-            } else {
-                fs::write(path, "no code").unwrap();
-                damaged += 1;
-            }
-        }
+fn a_flipped_bit_anywhere_has_it_compiled_anew_and_replaced() {
+    let (folder, path) = kept(b"key", "contacts");
+    let sound = fs::read(&path).unwrap();
+    // In the digest, in the header, in the code and at the end.
+    let places = [0, 40, sound.len() / 2, sound.len() - 1];
+    for place in places {
+        let mut bytes = sound.clone();
+        bytes[place] ^= 1;
+        fs::write(&path, bytes).unwrap();
+        assert_eq!(load(folder.path(), b"key", "contacts"), (0, 1), "{place}");
+        assert_eq!(load(folder.path(), b"key", "contacts"), (1, 0), "{place}");
     }
-    assert!(damaged > 0);
-    assert_eq!(load(), 0);
 }
 
 #[test]
-fn a_file_is_no_folder_to_keep_anything_in() {
-    let file = tempfile::NamedTempFile::new().unwrap();
-    let Err(refusal) = Engine::caching(file.path()) else {
-        panic!("it was taken");
-    };
-    assert!(
-        refusal
-            .to_string()
-            .starts_with("can't start the WebAssembly engine: ")
-    );
+fn what_is_cut_off_empty_longer_or_no_code_at_all_is_replaced() {
+    let (folder, path) = kept(b"key", "contacts");
+    let sound = fs::read(&path).unwrap();
+    for bytes in [
+        Vec::new(),
+        sound[..32].to_vec(),
+        sound[..sound.len() / 2].to_vec(),
+        [&sound[..], b"\0"].concat(),
+    ] {
+        fs::write(&path, bytes).unwrap();
+        assert_eq!(load(folder.path(), b"key", "contacts"), (0, 1));
+    }
+    assert_eq!(load(folder.path(), b"key", "contacts"), (1, 0));
+}
+
+#[test]
+fn code_of_another_plugin_or_of_who_has_not_the_key_is_not_run() {
+    let (folder, path) = kept(b"key", "contacts");
+    let (_other, groups) = kept(b"key", "groups");
+    fs::copy(groups, &path).unwrap();
+    assert_eq!(load(folder.path(), b"key", "contacts"), (0, 1));
+    // Who has another key doesn't even find it; renamed, it is refused.
+    assert_eq!(load(folder.path(), b"another", "contacts"), (0, 0));
+    let all = files(folder.path());
+    let theirs = all.iter().find(|file| **file != path).unwrap();
+    fs::copy(theirs, &path).unwrap();
+    assert_eq!(load(folder.path(), b"key", "contacts"), (0, 1));
+    assert_eq!(load(folder.path(), b"key", "contacts"), (1, 0));
+}
+
+#[test]
+fn links_pipes_and_folders_in_its_place_are_no_files() {
+    let (folder, path) = kept(b"key", "contacts");
+    let elsewhere = folder.path().join("elsewhere");
+    fs::rename(&path, &elsewhere).unwrap();
+    std::os::unix::fs::symlink(&elsewhere, &path).unwrap();
+    assert_eq!(load(folder.path(), b"key", "contacts"), (0, 1));
+    assert_eq!(load(folder.path(), b"key", "contacts"), (1, 0));
+
+    // Nobody ever writes into this pipe: to wait for that would be to wait for ever.
+    fs::remove_file(&path).unwrap();
+    let made = std::process::Command::new("mkfifo").arg(&path).status();
+    assert!(made.unwrap().success());
+    assert_eq!(load(folder.path(), b"key", "contacts"), (0, 1));
+    assert_eq!(load(folder.path(), b"key", "contacts"), (1, 0));
+
+    fs::remove_file(&path).unwrap();
+    fs::create_dir(&path).unwrap();
+    assert_eq!(load(folder.path(), b"key", "contacts"), (0, 1));
+}
+
+#[test]
+fn where_nothing_can_be_kept_plugins_are_compiled_each_time() {
+    let folder = tempfile::tempdir().unwrap();
+    let gone = folder.path().join("gone");
+    assert_eq!(load(&gone, b"key", "contacts"), (0, 0));
+    assert_eq!(load(&gone, b"key", "contacts"), (0, 0));
 }

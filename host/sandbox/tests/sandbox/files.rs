@@ -8,6 +8,18 @@ use crate::component::{core_module, with_manifest, without_manifest};
 use crate::stage::{ENGINE, LIMITS, bytes, made, problems};
 
 #[test]
+fn a_manifest_is_not_read_that_is_longer_than_any_is() {
+    let long = format!("{{\"name\": \"{}\"}}", "x".repeat(1 << 20));
+    let file = with_manifest(&bytes("contacts"), &long);
+    let refusal = Plugin::load(&ENGINE, "long", &file).err().unwrap();
+    let refusal = refusal.to_string();
+    assert!(
+        refusal.ends_with("bytes, and may have 1048576"),
+        "{refusal}"
+    );
+}
+
+#[test]
 fn a_component_without_a_manifest() {
     assert_eq!(
         refusal(&without_manifest(&bytes("contacts"))),

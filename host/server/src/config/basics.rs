@@ -97,8 +97,17 @@ impl Plugins {
 
 /// The user's own folder for what can be made again, if the user has any.
 fn own_cache() -> Option<PathBuf> {
-    let named = env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
-    let home = || env::home_dir().map(|home| home.join(".cache"));
+    own("XDG_CACHE_HOME", ".cache")
+}
+
+/// The user's own folder for what is to be kept, if the user has any.
+pub(crate) fn own_state() -> Option<PathBuf> {
+    own("XDG_STATE_HOME", ".local/state")
+}
+
+fn own(variable: &str, below_home: &str) -> Option<PathBuf> {
+    let named = env::var_os(variable).map(PathBuf::from);
+    let home = || env::home_dir().map(|home| home.join(below_home));
     let folder = named.filter(|path| path.is_absolute()).or_else(home)?;
     folder.is_absolute().then(|| folder.join("presence"))
 }

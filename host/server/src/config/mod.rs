@@ -33,6 +33,7 @@ use toml::de::DeTable;
 
 pub(crate) use basics::{
     Correction, Explain, Http, Inbox, Log, LogFormat, Node, Plugins, Query, Status, Tenant,
+    own_state,
 };
 #[cfg(test)]
 use changes::Change;

@@ -22,8 +22,8 @@ use tokio::sync::oneshot;
 
 use super::entry::{self, Key};
 use super::health::Health;
-use crate::clock;
 use crate::tasks::Tasks;
+use crate::{clock, private};
 
 /// Values by key; the empty text for an entry that can't be read and of which nothing is
 /// known.
@@ -262,7 +262,7 @@ fn open(path: &Path) -> anyhow::Result<Database> {
         let mut builder = Builder::new();
         builder.set_cache_size(CACHE_BYTES);
         builder.set_check_integrity_on_open(true);
-        let file = builder.create(path);
+        let file = private::database(&builder, path);
         file.with_context(|| format!("can't open {}", path.display()))
     })
 }

@@ -180,6 +180,12 @@ pub(super) async fn metrics(State(status): State<Arc<Status>>) -> String {
             "Pipelines refused.",
             read(&status.refused_swaps),
         ),
+        (
+            "presence_plugin_cache_refusals_total",
+            "counter",
+            "Compiled plugins that were not what this node had kept, and were compiled anew.",
+            status.loader.cache_refusals(),
+        ),
     ]);
     let asked = &status.asked;
     text.labelled(

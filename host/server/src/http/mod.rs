@@ -20,6 +20,7 @@ use crate::broker::Health;
 use crate::config::Http;
 use crate::directory;
 use crate::directory::request::Fetcher;
+use crate::loader::Loader;
 use crate::reply::Replies;
 use crate::state;
 use crate::tasks::Tasks;
@@ -39,6 +40,7 @@ pub(crate) struct Status {
     fetcher: Option<Arc<Fetcher>>,
     directory: Arc<directory::Health>,
     replies: Arc<Replies>,
+    loader: Arc<Loader>,
     /// Whether the subscriptions are in place and nothing is being stopped.
     pub(crate) ready: AtomicBool,
     pub(crate) refused_swaps: AtomicU64,
@@ -48,7 +50,7 @@ pub(crate) struct Status {
 
 impl Status {
     /// Of a node that is not ready yet.
-    pub(crate) fn new(broker: Arc<Health>, tenant: &Tenant) -> Self {
+    pub(crate) fn new(broker: Arc<Health>, tenant: &Tenant, loader: &Arc<Loader>) -> Self {
         Self {
             broker,
             workers: tenant.workers.clone(),
@@ -56,6 +58,7 @@ impl Status {
             fetcher: tenant.fetcher.clone(),
             directory: Arc::clone(&tenant.health),
             replies: Arc::clone(&tenant.replies),
+            loader: Arc::clone(loader),
             state: tenant
                 .state
                 .as_ref()

@@ -67,7 +67,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
 }
 
 fn print(capture: Capture<'_>, config: &Config, known: &Known) -> anyhow::Result<()> {
-    let blueprint = Loader::new(&config.plugins)?.load(config, false);
+    let blueprint = Loader::new(config)?.load(config, false);
     let mut player = Player::new(config, &blueprint.map_err(loader::together)?, known)?;
     let subjects = Subjects::new(config.tenant.prefix.as_deref());
     let mut printer = Printer::new(
@@ -90,7 +90,7 @@ fn compare(
     config: &Config,
     known: &Known,
 ) -> anyhow::Result<()> {
-    let mut loader = Loader::new(&config.plugins)?;
+    let mut loader = Loader::new(config)?;
     let against = args.against.as_deref().map(plugin::file).transpose()?;
     let (new, name) = (loader.plugin_file(new)?, new.display());
     ensure!(

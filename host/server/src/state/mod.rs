@@ -102,7 +102,7 @@ pub(crate) fn open(
         std::process::id()
     );
     // Whoever finds the file open and nothing here is told less.
-    let _ = std::fs::write(&holder, me);
+    let _ = private::write(&holder, me.as_bytes());
     let (users, connections) = restored.counts();
     tracing::info!(
         path = %path.display(),
@@ -209,6 +209,23 @@ mod tests {
         drop(store);
         let (_, restored) = open(folder.path()).unwrap();
         assert!(restored.epoch > ahead, "{} {ahead}", restored.epoch);
+    }
+
+    #[test]
+    fn nobody_else_can_read_it_whatever_folder_it_is_in_and_whatever_it_was() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("presence.redb");
+        let set = |path: &Path, mode| {
+            std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+        };
+        set(folder.path(), 0o777);
+        written(folder.path());
+        let mode = || std::fs::metadata(&path).unwrap().permissions().mode() & 0o777;
+        assert_eq!(mode(), 0o600);
+        set(&path, 0o644);
+        assert_eq!(open(folder.path()).unwrap().1.records.len(), 1);
+        assert_eq!(mode(), 0o600);
     }
 
     #[test]

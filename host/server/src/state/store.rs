@@ -12,6 +12,8 @@ use redb::{
     TableDefinition,
 };
 
+use crate::private;
+
 const RECORDS: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("records");
 const FIGURES: TableDefinition<'_, &str, u64> = TableDefinition::new("figures");
 const FORMAT_KEY: &str = "format";
@@ -53,7 +55,8 @@ impl Store {
             builder.set_cache_size(CACHE_BYTES);
             // Or else what is damaged would be found when it is in the way.
             builder.set_check_integrity_on_open(true);
-            builder.create(path).map_err(|error| fault(error, path))
+            let database = private::database(&builder, path);
+            database.map_err(|error| fault(error, path))
         })?;
         let store = Self { database };
         guarded(|| store.check_format())?;

@@ -39,7 +39,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     let config = Config::load(args.config.config.as_deref(), config::variables())?;
     let path = super::file(&args.file)?;
     let bytes = super::read(&path)?;
-    let plugin = super::load(&loader::engine(&config.plugins)?, &path, &bytes)?;
+    let plugin = super::load(&loader::engine(&config)?, &path, &bytes)?;
     let limits = config
         .engine
         .limits(true, config.tracker.metadata)

@@ -1,0 +1,17 @@
+//! The one door through which native code comes in that wasn't compiled in this process.
+
+use wasmtime::Engine;
+use wasmtime::component::Component;
+
+/// The component that an artefact holds. It must be, byte for byte, what
+/// [`Component::serialize`] gave: `artefacts` has verified that by a keyed digest.
+#[expect(
+    unsafe_code,
+    reason = "wasmtime has no other way to take a component that was compiled before; its \
+              `cache` feature calls this too, and verifies nothing"
+)]
+pub(crate) fn component(engine: &Engine, artefact: &[u8]) -> wasmtime::Result<Component> {
+    // SAFETY: the bytes come from `Component::serialize` in a process of this user who
+    // holds the key of their digest, and nobody can change them here: they are in memory.
+    unsafe { Component::deserialize(engine, artefact) }
+}
