@@ -256,11 +256,10 @@ pub(super) fn events(events: &mut LinkerInstance<'_, Call>) -> Result<()> {
         },))
     })?;
     events.func_wrap("get", |mut store: Calling<'_>, (key,): (WasmStr,)| {
-        charge_text(&mut store, &key)?;
         let key: Box<str> = key.to_str(&store)?.into();
         let value = store.data().about()?.event.metadata.get(&key);
         let (bytes, value) = (value.map_or(0, str::len), value.map(Value::of));
-        charge(&mut store, bytes as u64)?;
+        charge(&mut store, (key.len() + bytes) as u64)?;
         store.data_mut().read_key(key)?;
         Ok((value,))
     })?;
@@ -310,9 +309,8 @@ pub(super) fn audiences(audiences: &mut LinkerInstance<'_, Call>) -> Result<()> 
     audiences.func_wrap(
         "contains",
         |mut store: Calling<'_>, (a, name): (u32, WasmStr)| {
-            charge_id(&mut store, &name)?;
+            let user = with_id(&mut store, &name, Call::known_user)?;
             let audience = store.data().audience(a)?;
-            let user = store.data().known_user(&name.to_str(&store)?)?;
             Ok((user.is_some_and(|user| audience.contains(user)),))
         },
     )?;
@@ -366,8 +364,7 @@ pub(super) fn questions(directory: &mut LinkerInstance<'_, Call>) -> Result<()> 
         },
     )?;
     directory.func_wrap("members", |mut store: Calling<'_>, (group,): (WasmStr,)| {
-        charge_id(&mut store, &group)?;
-        let group = group.to_str(&store)?.into();
+        let group = with_id(&mut store, &group, |_, group| Ok(group.into()))?;
         Ok((store.data_mut().ask(Question::Members(group))?,))
     })?;
     directory.func_wrap("everyone", |mut store: Calling<'_>, (): ()| {
@@ -400,13 +397,13 @@ pub(super) fn questions(directory: &mut LinkerInstance<'_, Call>) -> Result<()> 
         "setting",
         |mut store: Calling<'_>, (name, key): (WasmStr, WasmStr)| {
             let user = user(&mut store, &name)?;
-            charge_text(&mut store, &key)?;
             let key = key.to_str(&store)?.into_owned();
             let setting = store.data().about()?.directory.setting(user, &key);
             let setting = setting.map(|setting| setting.map(str::to_owned));
             let is_at_hand = setting.is_ok();
             let setting = setting.unwrap_or_default();
-            charge(&mut store, setting.as_ref().map_or(0, String::len) as u64)?;
+            let bytes = key.len() + setting.as_ref().map_or(0, String::len);
+            charge(&mut store, bytes as u64)?;
             store
                 .data_mut()
                 .read(Question::Settings(user), is_at_hand)?;
@@ -419,7 +416,8 @@ pub(super) fn questions(directory: &mut LinkerInstance<'_, Call>) -> Result<()> 
 pub(super) fn host(host: &mut LinkerInstance<'_, Call>) -> Result<()> {
     host.func_wrap("explain", |mut store: Calling<'_>, (text,): (WasmStr,)| {
         if store.data_mut().takes_line() {
-            charge_text(&mut store, &text)?;
+            let bytes = text.to_str(&store)?.len();
+            charge(&mut store, bytes as u64)?;
             let text = text.to_str(&store)?;
             let (plugin, explanation) = (&*store.data().plugin, call::cut(&text));
             tracing::debug!(target: "plugin", plugin, explanation);
@@ -443,7 +441,8 @@ pub(super) fn host(host: &mut LinkerInstance<'_, Call>) -> Result<()> {
         "log",
         |mut store: Calling<'_>, (level, text): (Level, WasmStr)| {
             if store.data_mut().takes_line() {
-                charge_text(&mut store, &text)?;
+                let bytes = text.to_str(&store)?.len();
+                charge(&mut store, bytes as u64)?;
                 let text = text.to_str(&store)?;
                 let (plugin, line) = (&*store.data().plugin, call::cut(&text));
                 match level {
@@ -461,32 +460,33 @@ pub(super) fn host(host: &mut LinkerInstance<'_, Call>) -> Result<()> {
 
 /// The number of the user whom a component names.
 fn user(store: &mut Calling<'_>, name: &WasmStr) -> Result<Id> {
-    charge_id(store, name)?;
-    store.data().user(&name.to_str(&*store)?)
+    with_id(store, name, Call::user)
 }
 
-/// Charges the host's work and what it copies as fuel.
+/// Does something with the id of a user or a group that a component names, and charges
+/// its bytes. Nobody has one that is longer than those of messages and directories may
+/// be.
+fn with_id<T>(
+    store: &mut Calling<'_>,
+    id: &WasmStr,
+    act: impl FnOnce(&Call, &str) -> Result<T>,
+) -> Result<T> {
+    let id = id.to_str(&*store)?;
+    let bytes = id.len();
+    if bytes > ID_BYTES_MAX {
+        bail!("named an id of {bytes} bytes, and ids have at most {ID_BYTES_MAX}");
+    }
+    let outcome = act(store.data(), &id)?;
+    drop(id);
+    charge(store, bytes as u64)?;
+    Ok(outcome)
+}
+
+/// Charges the host's work, and the bytes that it copies, as fuel.
 fn charge(mut store: impl AsContextMut<Data = Call>, work: u64) -> Result<()> {
     let mut store = store.as_context_mut();
     match store.get_fuel()?.checked_sub(work) {
         Some(left) => store.set_fuel(left),
         None => Err(Trap::OutOfFuel.into()),
     }
-}
-
-/// Charges the bytes of a text that a component hands over, and says how many they are.
-fn charge_text(store: &mut Calling<'_>, text: &WasmStr) -> Result<usize> {
-    let bytes = text.to_str(&*store)?.len();
-    charge(store, bytes as u64)?;
-    Ok(bytes)
-}
-
-/// As [`charge_text`], of the id of a user or a group: nobody has one that is longer than
-/// those of messages and directories may be.
-fn charge_id(store: &mut Calling<'_>, id: &WasmStr) -> Result<()> {
-    let bytes = charge_text(store, id)?;
-    if bytes > ID_BYTES_MAX {
-        bail!("named an id of {bytes} bytes, and ids have at most {ID_BYTES_MAX}");
-    }
-    Ok(())
 }

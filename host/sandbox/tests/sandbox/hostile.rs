@@ -174,7 +174,6 @@ fn what_is_handed_over_is_charged_byte_by_byte() {
     for one in [
         "(call $get (i32.const 8192) (i32.const 40000) (i32.const 128))",
         "(call $explain (i32.const 8192) (i32.const 40000))",
-        "(drop (call $members (i32.const 8192) (i32.const 40000)))",
     ] {
         assert_eq!(failure(limits, one), "used up its fuel of 30000", "{one}");
     }
