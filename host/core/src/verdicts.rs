@@ -20,12 +20,14 @@ use crate::rules::{Reads, Rendition};
 /// are more, all of those are dropped.
 const IDLE_MAX: usize = 100_000;
 
-/// How many bytes the verdicts of a worker may take for what they read: this much in
-/// all, and this much more for each of them. What one read beyond that isn't kept.
-const READ_BYTES_MAX: usize = 64 << 20;
-const READ_BYTES_MORE: usize = 1_024;
+/// How many bytes the verdicts of a worker may take for what they read, and for the keys
+/// that they show: this much in all, and this much more for each of them. One that would
+/// take more isn't kept.
+const BYTES_MAX: usize = 64 << 20;
+const BYTES_MORE: usize = 4_096;
 
-/// About what a key or a question takes beside its text, with the user who asked it.
+/// About what a question, or a key that was read, takes beside its text, with the user on
+/// whose behalf it was.
 const READ_BYTES: usize = 64;
 
 /// Who may see a user, and what each of them gets.
@@ -71,10 +73,8 @@ struct Kept {
     rules: u64,
     /// When it was made, in milliseconds since the Unix epoch.
     made_at: u64,
-    /// None of a verdict that read too much: it is never reused, and any change may
-    /// concern it.
-    reads: Option<Reads>,
-    /// How many bytes they take, about, with the values.
+    reads: Reads,
+    /// How many bytes it takes, about.
     bytes: usize,
     /// The values of the metadata keys that were read.
     values: Vec<Option<Box<str>>>,
@@ -89,10 +89,10 @@ pub struct Verdicts {
     kept: HashMap<Id, Kept, foldhash::fast::FixedState>,
     /// Which users' verdicts read what is said of somebody or something else.
     readers: Askers,
-    /// The users whose verdicts read too much.
-    heavy: BTreeSet<Id>,
-    /// How many bytes all take for what they read, about.
+    /// How many bytes all take, about.
     bytes: usize,
+    /// The users whose verdicts would have taken too many: any change may concern them.
+    heavy: BTreeSet<Id>,
 }
 
 impl Verdicts {
@@ -100,7 +100,7 @@ impl Verdicts {
     /// which wall time it holds, if not for good.
     pub fn find(&self, wall: u64, event: &Event) -> Option<(Arc<Verdict>, Option<u64>)> {
         let kept = self.kept.get(&event.user)?;
-        let reads = kept.reads.as_ref()?;
+        let reads = &kept.reads;
         let same = kept.rules == self.rules
             && reads.holds_at(kept.made_at, wall)
             && !reads.timestamp
@@ -113,36 +113,29 @@ impl Verdicts {
         same.then(|| (Arc::clone(&kept.verdict), reads.reconsider_at))
     }
 
-    /// The last verdict on a user, whether or not it still holds.
-    pub fn last(&self, user: Id) -> Option<Arc<Verdict>> {
-        self.kept.get(&user).map(|kept| Arc::clone(&kept.verdict))
-    }
-
     /// The metadata keys that the verdict on an event read, if that is all it read of
     /// the metadata, and it was made by the rules of now.
     pub fn keys_read(&self, event: &Event) -> Option<&BTreeSet<Box<str>>> {
         let kept = self.kept.get(&event.user)?;
-        let reads = kept.reads.as_ref()?;
+        let reads = &kept.reads;
         (kept.rules == self.rules && !reads.all_metadata).then_some(&reads.keys)
     }
 
-    /// Keeps a verdict on an event that was made at a wall time.
+    /// Keeps a verdict on an event that was made at a wall time, if there is room for it.
     pub fn keep(&mut self, wall: u64, event: &Event, verdict: Arc<Verdict>, reads: Reads) {
         self.forget(event.user);
         let value = |key: &str| event.metadata.get(key).map(Box::<str>::from);
         let values: Vec<_> = reads.keys.iter().map(|key| value(key)).collect();
-        let bytes = bytes(&reads) + values.iter().flatten().map(|it| it.len()).sum::<usize>();
-        let room = READ_BYTES_MAX + READ_BYTES_MORE * self.kept.len();
-        let (reads, values, bytes) = if self.bytes + bytes > room {
+        let values_bytes: usize = values.iter().flatten().map(|value| value.len()).sum();
+        let bytes = bytes(&verdict, &reads) + values_bytes;
+        if self.bytes + bytes > BYTES_MAX + BYTES_MORE * self.kept.len() {
             self.heavy.insert(event.user);
-            (None, Vec::new(), 0)
-        } else {
-            (Some(reads), values, bytes)
-        };
-        for question in reads.iter().flat_map(|reads| foreign(event.user, reads)) {
-            self.readers.insert(question, event.user);
+            return;
         }
         self.bytes += bytes;
+        for question in foreign(event.user, &reads) {
+            self.readers.insert(question, event.user);
+        }
         self.kept.insert(
             event.user,
             Kept {
@@ -156,26 +149,27 @@ impl Verdicts {
         );
     }
 
-    /// The users whose verdicts read the time, or hold up to a time, in a stable order.
+    /// The users whose verdicts read the time, or hold up to a time, or may, in a stable
+    /// order.
     pub fn time_readers(&self) -> Vec<Id> {
         let by_time = |reads: &Reads| reads.time || reads.reconsider_at.is_some();
-        let kept = self.kept.iter();
-        let kept = kept.filter(|(_, kept)| kept.reads.as_ref().is_none_or(by_time));
-        let mut users: Vec<_> = kept.map(|(user, _)| *user).collect();
+        let kept = self.kept.iter().filter(|(_, kept)| by_time(&kept.reads));
+        let users = kept.map(|(user, _)| *user);
+        let mut users: Vec<_> = users.chain(self.heavy.iter().copied()).collect();
         users.sort_unstable();
         users
     }
 
     /// Drops the verdict on a user.
     pub fn forget(&mut self, user: Id) {
+        self.heavy.remove(&user);
         let Some(kept) = self.kept.remove(&user) else {
             return;
         };
-        for question in kept.reads.iter().flat_map(|reads| foreign(user, reads)) {
+        self.bytes -= kept.bytes;
+        for question in foreign(user, &kept.reads) {
             self.readers.remove(question, user);
         }
-        self.heavy.remove(&user);
-        self.bytes -= kept.bytes;
     }
 
     /// The rules have changed: no verdict so far holds any longer.
@@ -185,7 +179,7 @@ impl Verdicts {
 
     /// Whether there is none.
     pub fn is_empty(&self) -> bool {
-        self.kept.is_empty()
+        self.kept.is_empty() && self.heavy.is_empty()
     }
 
     /// The users whose verdicts read one of these answers, or may have, in a stable
@@ -210,14 +204,16 @@ impl Verdicts {
     fn readers_of(&self, question: &Question) -> impl Iterator<Item = Id> {
         let own = question.user().filter(|user| {
             let kept = self.kept.get(user);
-            let reads = kept.and_then(|kept| kept.reads.as_ref());
-            reads.is_some_and(|reads| reads.questions.contains(question))
+            kept.is_some_and(|kept| kept.reads.questions.contains(question))
         });
         own.into_iter().chain(self.readers.of(question))
     }
 
     /// Drops the verdicts of users who aren't online, when there are many.
     pub fn tidy(&mut self, is_online: impl Fn(Id) -> bool, online: usize) {
+        if self.heavy.len() > online + IDLE_MAX {
+            self.heavy.retain(|user| is_online(*user));
+        }
         if self.kept.len() > online + IDLE_MAX {
             let idle: Vec<_> = self
                 .kept
@@ -233,14 +229,14 @@ impl Verdicts {
 
     /// All the numbers the verdicts hold.
     pub fn ids(&self) -> roaring::RoaringBitmap {
-        let mut ids = roaring::RoaringBitmap::new();
+        let mut ids: roaring::RoaringBitmap = self.heavy.iter().map(|user| user.0).collect();
         for (user, kept) in &self.kept {
             ids.insert(user.0);
             ids |= kept.verdict.audience.bitmap();
             ids.extend(
                 kept.reads
+                    .questions
                     .iter()
-                    .flat_map(|reads| &reads.questions)
                     .filter_map(Question::user)
                     .map(|id| id.0),
             );
@@ -249,8 +245,11 @@ impl Verdicts {
     }
 }
 
-/// How many bytes it takes to keep what was read, about.
-fn bytes(reads: &Reads) -> usize {
+/// How many bytes it takes to keep a verdict and what was read for it, about. Most share
+/// their keys with others, which isn't looked at.
+fn bytes(verdict: &Verdict, reads: &Reads) -> usize {
+    let shown = verdict.renditions.iter().flat_map(|part| &*part.keys);
+    let shown: usize = shown.map(|key| size_of::<Box<str>>() + key.len()).sum();
     let text = |question: &Question| match question {
         Question::Members(group) => group.len(),
         Question::WithSetting(setting) => setting.key().len() + setting.value().len(),
@@ -258,7 +257,11 @@ fn bytes(reads: &Reads) -> usize {
     };
     let questions = reads.questions.iter().map(text);
     let keys = reads.keys.iter().map(|key| key.len());
-    questions.chain(keys).map(|text| READ_BYTES + text).sum()
+    shown
+        + questions
+            .chain(keys)
+            .map(|text| READ_BYTES + text)
+            .sum::<usize>()
 }
 
 /// The questions that are not about the user themselves.
@@ -371,7 +374,7 @@ mod tests {
     }
 
     #[test]
-    fn what_verdicts_read_is_bounded_in_bytes_and_no_change_is_missed() {
+    fn verdicts_are_bounded_in_bytes_and_no_change_is_missed() {
         let names = Names::new();
         let mut verdicts = Verdicts::default();
         let mut event = event(&names);
@@ -387,9 +390,9 @@ mod tests {
             };
             verdicts.keep(1, &event, Arc::default(), reads);
         }
-        assert!(verdicts.bytes <= READ_BYTES_MAX + 100 * READ_BYTES_MORE);
-        let kept = verdicts.kept.values().filter(|kept| kept.reads.is_some());
-        assert!((50..70).contains(&kept.count()));
+        assert!(verdicts.bytes <= BYTES_MAX + 100 * BYTES_MORE);
+        assert!((50..70).contains(&verdicts.kept.len()));
+        assert_eq!(verdicts.kept.len() + verdicts.heavy.len(), 100);
         let found = |verdicts: &Verdicts, user: u32| {
             let event = Event {
                 user: Id(user),
@@ -402,14 +405,31 @@ mod tests {
         };
         assert_eq!(found(&verdicts, 0), (true, true));
         assert_eq!(found(&verdicts, 99), (false, false), "it is decided again");
-        assert!(verdicts.last(Id(99)).is_some());
+        // A verdict that shows as much is one of them.
+        let shown: Vec<Box<str>> = vec!["k".repeat(1 << 20).into()];
+        let verdict = Verdict {
+            renditions: vec![Rendition {
+                audience: Audience::nobody(),
+                keys: shown.into(),
+                last_seen: false,
+            }],
+            audience: Audience::nobody(),
+        };
+        let by_99 = Event {
+            user: Id(99),
+            ..event.clone()
+        };
+        verdicts.keep(1, &by_99, verdict.into(), Reads::default());
+        assert_eq!(found(&verdicts, 99), (false, false));
         // Any change may concern those of whom it isn't known what they read.
         assert!(verdicts.reads(&group(99, 0), |user| user == Id(99)));
         assert!(!verdicts.reads(&group(1, 0), |user| user == Id(0)));
         assert!(verdicts.time_readers().contains(&Id(99)));
+        assert!(verdicts.ids().contains(99));
         for user in 0..100 {
             verdicts.forget(Id(user));
         }
+        assert!(verdicts.is_empty());
         assert_eq!((verdicts.bytes, verdicts.heavy.len()), (0, 0));
         assert!(verdicts.readers.questions().next().is_none());
     }

@@ -22,14 +22,18 @@ const AUDIENCES_MAX: u32 = 65_536;
 /// beside its verdict: keys of the metadata, and questions to the directory.
 const READS_MAX: usize = 16_384;
 
+/// How many answers that aren't at hand one decision has fetched at a time. It is taken
+/// again when they are there, and may then ask for more.
+const FETCHED_MAX: usize = 1_024;
+
 /// How long the keys, groups and settings that it names may be, all together.
 const READ_BYTES_MAX: usize = 65_536;
 
 /// How many renditions a redactor may answer with, and how many keys in all of them, of
 /// how many bytes.
 const RENDITIONS_MAX: usize = 256;
-const RENDITION_KEYS_MAX: usize = 16_384;
-const RENDITION_BYTES_MAX: usize = 262_144;
+const RENDITION_KEYS_MAX: usize = 4_096;
+const RENDITION_BYTES_MAX: usize = 65_536;
 
 /// How many lines one call may log or explain, and how long each may be.
 const LINES_MAX: usize = 16;
@@ -193,7 +197,10 @@ impl Call {
 
     /// Notes a question to the directory, whose answer may not be at hand.
     pub(crate) fn read(&mut self, question: Question, is_at_hand: bool) -> Result<()> {
-        if !is_at_hand {
+        if !is_at_hand && !self.seen.not_at_hand.contains(&question) {
+            if self.seen.not_at_hand.len() >= FETCHED_MAX {
+                bail!("asked for more than {FETCHED_MAX} answers that are not at hand");
+            }
             self.seen.not_at_hand.insert(question.clone());
         }
         let bytes = match &question {

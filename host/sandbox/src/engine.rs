@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use wasmtime::Config;
 use wasmtime::component::Component;
@@ -82,9 +82,15 @@ impl Engine {
         std::thread::Builder::new()
             .name("epochs".into())
             .spawn(move || {
+                let (begin, mut ticks) = (Instant::now(), 0);
                 while !stop.load(Ordering::Relaxed) {
                     std::thread::sleep(Duration::from_millis(TICK_MS));
-                    engine.increment_epoch();
+                    // On a busy machine it may have slept for longer.
+                    let due = begin.elapsed().as_millis() / u128::from(TICK_MS);
+                    while ticks < due {
+                        engine.increment_epoch();
+                        ticks += 1;
+                    }
                 }
             })
             .map_err(|error| LoadError::Engine(error.to_string()))?;

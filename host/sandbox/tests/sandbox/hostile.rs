@@ -1,6 +1,7 @@
 //! Components that would have the host work, or keep things, for them: each is ended by
 //! a limit, which the error names.
 
+use presence_core::rules::Decision;
 use presence_sandbox::{Limits, LoadError, Pipeline, Plugin};
 use serde_json::json;
 
@@ -143,6 +144,19 @@ fn what_a_call_reads_is_bounded_in_number() {
         "(drop (call $contacts (i32.const 8192) (i32.const 3)))",
     );
     assert!(failure(limits, &users).contains("16384 keys and answers"));
+}
+
+#[test]
+fn what_is_fetched_for_a_decision_is_bounded_in_number() {
+    let users = times(
+        2_000,
+        "(drop (call $contacts (i32.const 8192) (i32.const 3)))",
+    );
+    let mut rules = pipeline([made(&filter("", &users))]);
+    match World::on_demand().decide(&mut rules) {
+        Decision::NotAtHand(questions) => assert_eq!(questions.len(), 1_024),
+        other => panic!("{other:?}"),
+    }
 }
 
 #[test]
@@ -374,6 +388,6 @@ fn a_redactor_s_answer_is_bounded_in_number_and_bytes() {
     let (_, error) = world.failure(&mut answer(200, 100));
     assert_eq!(
         error,
-        "answered with 20000 keys in its renditions, and may with 16384"
+        "answered with 20000 keys in its renditions, and may with 4096"
     );
 }
