@@ -1,5 +1,9 @@
-//! Writing JSON by hand, where a body is a few known fields around bytes that
-//! are JSON already.
+//! JSON text by hand: written, where a body is a few known fields around bytes that
+//! are JSON already, and compared by what it says.
+
+use std::hash::{DefaultHasher, Hash, Hasher};
+
+use serde_json::Value;
 
 /// A text as a JSON string.
 pub fn quoted(text: &str) -> String {
@@ -17,4 +21,72 @@ pub fn push_quoted(json: &mut Vec<u8>, text: &str) {
 /// Appends a number.
 pub fn push_number(json: &mut Vec<u8>, number: u64) {
     let _ = serde_json::to_writer(json, &number);
+}
+
+/// Whether two texts say the same, in whatever order the keys of their objects are.
+pub fn is_same(a: &str, b: &str) -> bool {
+    let value = |text| serde_json::from_str::<Value>(text).ok();
+    a == b || value(a).is_some_and(|a| value(b) == Some(a))
+}
+
+/// Adds what a text says to a hash: the same for texts that differ only in the order of
+/// keys, or in the space between them.
+pub fn hash(text: &str, hasher: &mut impl Hasher) {
+    // Reading is left out where it can make no difference, as a rule.
+    let holds_keys = text.starts_with(['{', '[']);
+    let value = holds_keys.then(|| serde_json::from_str::<Value>(text).ok());
+    match value.flatten() {
+        Some(value) => hash_value(&value, hasher),
+        None => hasher.write(text.as_bytes()),
+    }
+}
+
+fn hash_value(value: &Value, hasher: &mut impl Hasher) {
+    match value {
+        Value::Object(entries) => {
+            let sum = entries.iter().fold(0_u64, |sum, (key, value)| {
+                let mut entry = DefaultHasher::new();
+                key.hash(&mut entry);
+                hash_value(value, &mut entry);
+                sum.wrapping_add(entry.finish())
+            });
+            (b'{', entries.len(), sum).hash(hasher);
+        }
+        Value::Array(values) => {
+            (b'[', values.len()).hash(hasher);
+            values.iter().for_each(|value| hash_value(value, hasher));
+        }
+        simple => simple.to_string().hash(hasher),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn hashed(text: &str) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        hash(text, &mut hasher);
+        hasher.finish()
+    }
+
+    #[test]
+    fn texts_that_differ_in_the_order_of_keys_alone_are_the_same() {
+        for (a, b, same) in [
+            (
+                r#"{"a":1,"b":[2,{"c":3,"d":4}]}"#,
+                r#"{ "b": [2, {"d":4,"c":3}], "a":1 }"#,
+                true,
+            ),
+            (r#"{"a":1}"#, r#"{"a":1,"b":1}"#, false),
+            (r#"{"a":{"b":1}}"#, r#"{"b":{"a":1}}"#, false),
+            ("[1,2]", "[2,1]", false),
+            ("[[1],2]", "[[1,2]]", false),
+            (r#""a""#, r#""a""#, true),
+            (r#""1""#, "1", false),
+        ] {
+            assert_eq!(is_same(a, b), same, "{a} {b}");
+            assert_eq!(hashed(a) == hashed(b), same, "{a} {b}");
+        }
+    }
 }

@@ -16,8 +16,10 @@ use crate::told::Told;
 /// What is known and was said of an online user.
 #[derive(Clone, Debug)]
 pub struct Entry {
-    /// The event with which they came online.
+    /// The event with which they came online, as it was told last.
     pub event: Arc<Event>,
+    /// The event as it is now, where that is still to be told: rules go by it already.
+    pub next: Option<Arc<Event>>,
     /// Who has been told, and what each of them was shown last.
     pub told: Told,
     /// By how much the timestamp of the message with which they came was behind its
@@ -33,10 +35,16 @@ impl Entry {
     pub fn new(event: Arc<Event>, told: Told) -> Self {
         Self {
             event,
+            next: None,
             told,
             lag_ms: 0,
             unsettled: false,
         }
+    }
+
+    /// The event that rules go by.
+    pub fn judged(&self) -> &Arc<Event> {
+        self.next.as_ref().unwrap_or(&self.event)
     }
 }
 
@@ -74,7 +82,7 @@ impl Ledger {
     pub fn online(&mut self, event: Arc<Event>) -> &mut Entry {
         let fresh = Entry::new(Arc::clone(&event), Told::default());
         let entry = self.entries.entry(event.user).or_insert(fresh);
-        entry.event = event;
+        (entry.event, entry.next) = (event, None);
         self.changes.note(entry.event.user);
         entry
     }

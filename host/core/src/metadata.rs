@@ -70,9 +70,7 @@ impl Metadata {
 
     /// The value under a key, as JSON text.
     pub fn get(&self, key: &str) -> Option<&str> {
-        let object = self.0.as_deref()?;
-        let entry = object.entries.get(object.place_of(key).ok()?)?;
-        Some(slice(Some(object), &entry.value))
+        self.entry(key).map(|entry| entry.value)
     }
 
     /// How many entries there are.
@@ -94,6 +92,28 @@ impl Metadata {
         entries.iter().map(move |entry| EntryRef {
             key: slice(object, &entry.key),
             value: slice(object, &entry.value),
+            public: entry.public,
+        })
+    }
+
+    /// Whether the same may be broadcast of both. How it is written counts for nothing:
+    /// neither the order of keys does, nor space between them.
+    pub fn reads_as(&self, other: &Self) -> bool {
+        let public = |it: &EntryRef<'_>| it.public;
+        let count = self.entries().filter(public).count();
+        count == other.entries().filter(public).count()
+            && self.entries().filter(public).all(|entry| {
+                let same = other.entry(entry.key).filter(public);
+                same.is_some_and(|same| json::is_same(entry.value, same.value))
+            })
+    }
+
+    fn entry(&self, key: &str) -> Option<EntryRef<'_>> {
+        let object = self.0.as_deref()?;
+        let entry = object.entries.get(object.place_of(key).ok()?)?;
+        Some(EntryRef {
+            key: slice(Some(object), &entry.key),
+            value: slice(Some(object), &entry.value),
             public: entry.public,
         })
     }

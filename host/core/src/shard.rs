@@ -352,6 +352,7 @@ impl Shard {
             self.next_typing_end(),
             self.next_statement_end(),
             self.waiting.next_deadline(self.now),
+            self.tracker.has_reshown().then_some(self.now),
             backlog,
         ];
         deadlines.into_iter().flatten().min()

@@ -333,14 +333,14 @@ impl Statuses {
         self.agenda.insert((at, user));
     }
 
-    /// Has a user be shown by what their newest connection says, but at a time.
+    /// Has it be told at a time that a user is shown by another connection.
     pub fn reshow_at(&mut self, user: Id, at: u64) {
         self.users.entry(user).or_default().reshow = true;
         self.look_at(user, at);
     }
 
-    /// Whether a user is to be shown by what their newest connection says, which was
-    /// put off until now.
+    /// Whether it is to be told now that a user is shown by another connection, which
+    /// was put off.
     pub fn take_reshow(&mut self, user: Id) -> bool {
         let entry = self.users.get_mut(&user);
         entry.is_some_and(|entry| std::mem::take(&mut entry.reshow))

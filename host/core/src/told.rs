@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use crate::audience::Audience;
 use crate::event::Event;
+use crate::json;
 use crate::names::Id;
 use crate::rules::Rendition;
 use crate::verdicts::Verdict;
@@ -22,7 +23,7 @@ impl Shown {
     /// The bit that says whether the viewer gets to know when the user was last seen.
     const LAST_SEEN: u64 = 1;
 
-    /// What a rendition shows of an online event. The order of the keys counts for
+    /// What a rendition shows of an online event. The order of keys counts for
     /// nothing.
     pub fn of(event: &Event, rendition: &Rendition) -> Self {
         let entries = event.metadata.entries();
@@ -32,7 +33,7 @@ impl Shown {
             let mut hasher = DefaultHasher::new();
             hasher.write_usize(entry.key.len());
             hasher.write(entry.key.as_bytes());
-            hasher.write(entry.value.as_bytes());
+            json::hash(entry.value, &mut hasher);
             sum.wrapping_add(hasher.finish())
         });
         Self((content & !Self::LAST_SEEN) | u64::from(rendition.last_seen))

@@ -66,6 +66,46 @@ fn where_a_further_connection_is_not_shown_the_next_newest_is_when_the_shown_one
     assert_eq!(tracker.shown("alice"), Some(&"b"));
 }
 
+#[test]
+fn the_order_in_which_connections_were_opened_outlives_what_stays_before_it() {
+    let first = Settings {
+        shows_newest: false,
+        ..Settings::default()
+    };
+    let mut tracker = Tracker::new(first);
+    tracker.keep_records(true);
+    for (now, conn) in [(0, "a"), (1, "b"), (2, "c")] {
+        tracker.connect(now, "alice", conn, now, || conn.to_owned());
+    }
+    let stored = tracker.take_records(1);
+    for settings in [first, Settings::default()] {
+        let mut tracker = Tracker::new(settings);
+        for record in stored.clone() {
+            tracker.restore(10, 0, record);
+        }
+        tracker.restored();
+        let shown = |tracker: &Tracker<String>| tracker.shown("alice").cloned().unwrap();
+        assert_eq!(tracker.has_reshown(), settings.shows_newest);
+        let order = if settings.shows_newest {
+            ["c", "b", "a"]
+        } else {
+            ["a", "c", "b"]
+        };
+        for (number, conn) in order.into_iter().enumerate() {
+            assert_eq!(shown(&tracker), conn);
+            tracker.disconnect(11, "alice", conn, 11, Reason::Disconnect);
+            assert_eq!(tracker.connections(), 2 - number);
+        }
+        // A new one comes after all that were.
+        tracker.connect(20, "alice", "d", 20, || "d".to_owned());
+        tracker.connect(21, "alice", "e", 21, || "e".to_owned());
+        assert_eq!(
+            shown(&tracker),
+            if settings.shows_newest { "e" } else { "d" }
+        );
+    }
+}
+
 /// What a tracker that starts with these records knows, kept from here on.
 fn started(now: u64, records: Vec<Record<()>>) -> Tracker<()> {
     let mut tracker = Tracker::new(Settings::default());

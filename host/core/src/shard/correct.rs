@@ -85,7 +85,7 @@ impl Shard {
             let Some(entry) = self.ledger.get(user) else {
                 continue;
             };
-            let event = Arc::clone(&entry.event);
+            let event = Arc::clone(entry.judged());
             let before = out.len();
             self.decide(&event, whom, rules, out);
             let is_message = |it: &&Output| !matches!(it, Output::Fetch(_));

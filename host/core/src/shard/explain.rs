@@ -30,7 +30,7 @@ impl Shard {
         let pending = self.agenda.pending_until(user);
         let pending = pending.map(|at| self.clock.wall_at(at));
         let (event, basis) = match entry {
-            Some(entry) => (Arc::clone(&entry.event), Basis::Online),
+            Some(entry) => (Arc::clone(entry.judged()), Basis::Online),
             None => match self.departed.event(user, &self.names) {
                 Some(event) => (Arc::new(event), Basis::Departed),
                 None => {

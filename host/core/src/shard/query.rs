@@ -98,13 +98,13 @@ impl Shard {
             // A decision that is put off isn't taken for a viewer's sake.
             let pending = self.agenda.pending_until(user).is_some();
             let told = entry.told.contains(viewer);
-            let event = Arc::clone(&entry.event);
+            let (shown, judged) = (Arc::clone(&entry.event), Arc::clone(entry.judged()));
             let verdict = told
-                .then(|| self.verdict_on(now, &event, pending, rules, asking))
+                .then(|| self.verdict_on(now, &judged, pending, rules, asking))
                 .flatten();
             let rendition = verdict.as_deref().and_then(|all| all.rendition(viewer));
             return match rendition {
-                Some(rendition) => answers.push(text, Sight::Online(&event, rendition)),
+                Some(rendition) => answers.push(text, Sight::Online(&shown, rendition)),
                 None => answers.push(text, Sight::Nothing),
             };
         }

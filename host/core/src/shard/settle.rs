@@ -48,7 +48,9 @@ impl Shard {
         let before = entry.told.clone();
         let lost = before.audience().difference(&verdict.audience);
         let news = news(event, verdict, &before);
-        let put_off = whom == Whom::Losses && !news.is_empty();
+        // What may not be told yet has its turn when it is.
+        let waits = entry.next.is_some();
+        let put_off = (waits || whom == Whom::Losses) && !news.is_empty();
         let told = if put_off {
             before.without(&lost)
         } else {
@@ -61,7 +63,10 @@ impl Shard {
         }
         self.tell_lost(event, &before, &lost, out);
         if put_off {
-            return self.backlog.gaining(event.user);
+            if whom == Whom::Losses {
+                self.backlog.gaining(event.user);
+            }
+            return;
         }
         let anew = match self.statuses.take_untold(event.user) {
             Some(at) => &updated(event, at),
@@ -112,12 +117,31 @@ impl Shard {
     /// Nothing is broadcast. Where the decision is pending, viewers are told when it is
     /// made.
     pub(super) fn show(&mut self, event: Arc<Event>, rules: &mut dyn Rules, out: &mut Vec<Output>) {
+        if let Some(entry) = self.ledger.get_mut(event.user) {
+            (entry.event, entry.next) = (Arc::clone(&event), None);
+            self.ledger.note(event.user);
+            self.waiting.put_off_no_more(event.user);
+            self.decide_anew(&event, rules, out);
+        }
+    }
+
+    /// What is known of an online user is this event from now on, but it may not be told
+    /// yet: rules go by it, and whoever may not see the user so is told.
+    pub(super) fn judge(
+        &mut self,
+        event: Arc<Event>,
+        rules: &mut dyn Rules,
+        out: &mut Vec<Output>,
+    ) {
+        if let Some(entry) = self.ledger.get_mut(event.user) {
+            entry.next = Some(Arc::clone(&event));
+            self.waiting.put_off(&event);
+            self.decide_anew(&event, rules, out);
+        }
+    }
+
+    fn decide_anew(&mut self, event: &Arc<Event>, rules: &mut dyn Rules, out: &mut Vec<Output>) {
         let user = event.user;
-        let Some(entry) = self.ledger.get_mut(user) else {
-            return;
-        };
-        entry.event = Arc::clone(&event);
-        self.ledger.note(user);
         if self.agenda.pending_until(user).is_some() {
             return;
         }
@@ -127,7 +151,7 @@ impl Shard {
             true => Whom::Losses,
             false => Whom::All,
         };
-        self.decide(&event, whom, rules, out);
+        self.decide(event, whom, rules, out);
     }
 }
 

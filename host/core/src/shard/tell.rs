@@ -38,6 +38,7 @@ impl Shard {
         out: &mut Vec<Output>,
     ) {
         self.ledger.online(Arc::clone(event));
+        self.waiting.put_off_no_more(event.user);
         self.agenda.set(event.user, None);
         self.decide(event, Whom::All, rules, out);
     }
@@ -49,14 +50,16 @@ impl Shard {
         let user = event.user;
         let pending = self.agenda.pending_until(user).is_some();
         let waits = self.status_waits(user);
+        self.waiting.put_off_no_more(user);
         let Some(entry) = self.ledger.offline(user) else {
             let nothing = Known::all(&Metadata::default());
             self.departed.note(event, nothing, Told::default());
             return Told::default();
         };
-        let known = match self.verdicts.keys_read(&entry.event) {
-            Some(keys) => Known::some(&entry.event.metadata, keys),
-            None => Known::all(&entry.event.metadata),
+        let last = entry.judged();
+        let known = match self.verdicts.keys_read(last) {
+            Some(keys) => Known::some(&last.metadata, keys),
+            None => Known::all(&last.metadata),
         };
         let settled = !(pending || waits || entry.unsettled);
         let admitted = match settled {

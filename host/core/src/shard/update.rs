@@ -80,7 +80,10 @@ impl Shard {
         if let Some(status) = self.settings.status {
             self.tracker.end_typing(self.now, status.typing_ms);
         }
-        while let Some(user) = self.tracker.take_reshown() {
+        for _ in 0..LOOKS_AT_ONCE {
+            let Some(user) = self.tracker.take_reshown() else {
+                break;
+            };
             self.reshow(&user, rules, out);
         }
         while let Some(user) = self.tracker.take_stirred() {
@@ -159,6 +162,10 @@ impl Shard {
         let Some(entry) = self.ledger.get(user) else {
             return;
         };
+        // Another connection is about to be shown, and the status of now with it.
+        if entry.next.is_some() && self.settings.status.is_some() {
+            return;
+        }
         let before = Arc::clone(&entry.event);
         if let Some(at) = self.statuses.expires_at(self.clock.wall(), user) {
             self.statuses.look_at(user, self.clock.now_at(at));
@@ -174,7 +181,8 @@ impl Shard {
             metadata: reading.put_into(&before.metadata),
             ..Event::clone(&before)
         });
-        self.change(event, rules, out);
+        // What is too large to be told stays as it was.
+        self.change(&event, rules, out);
     }
 
     /// When a user may be updated again, if that is not yet.
@@ -190,26 +198,29 @@ impl Shard {
             .next_typing_end(self.settings.status?.typing_ms)
     }
 
-    /// What is shown of an online user has changed: that is broadcast, and told.
+    /// What is shown of an online user has changed: that is broadcast, and told. Says
+    /// whether the broker takes that much; if not, nothing happens.
     pub(super) fn change(
         &mut self,
-        event: Arc<Event>,
+        event: &Arc<Event>,
         rules: &mut dyn Rules,
         out: &mut Vec<Output>,
-    ) {
+    ) -> bool {
         let user = event.user;
-        let body = body::event(&updated(&event, self.clock.stamp()));
+        let body = body::event(&updated(event, self.clock.stamp()));
         let body_bytes_max = self.settings.body_bytes_max;
         if body.len() > body_bytes_max {
             let error = format!(
-                "with what has changed the event is {} bytes long, and the broker takes {body_bytes_max}: it stays as it was",
+                "with what has changed the event is {} bytes long, and the broker takes {body_bytes_max}: it is not broadcast",
                 body.len(),
             );
             let rejection = Rejection::new(Cause::TooLarge, error);
-            return self.dead_letter(Subject::Updated.as_str(), &rejection, &body, out);
+            self.dead_letter(Subject::Updated.as_str(), &rejection, &body, out);
+            return false;
         }
         self.publish(Subject::Updated, body, out);
         self.statuses.told(&self.clock, user);
-        self.show(event, rules, out);
+        self.show(Arc::clone(event), rules, out);
+        true
     }
 }

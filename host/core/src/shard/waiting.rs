@@ -70,6 +70,9 @@ pub(super) struct Waiting {
     served: BTreeSet<Id>,
     /// Users of whom nobody has been told for want of answers that are at hand now.
     undecided: BTreeSet<Id>,
+    /// Users of whom it is told later that they are shown by another connection, and
+    /// how they are to be shown then. After a restart it is told at once.
+    put_off: HashMap<Id, Arc<Event>, foldhash::fast::FixedState>,
     changes: Noted,
 }
 
@@ -120,6 +123,21 @@ impl Waiting {
         Some((step, until))
     }
 
+    /// It is told later that a user is shown by another connection.
+    pub(super) fn put_off(&mut self, event: &Arc<Event>) {
+        self.note(event);
+        self.put_off.insert(event.user, Arc::clone(event));
+    }
+
+    /// It has been told, or isn't to be any more.
+    pub(super) fn put_off_no_more(&mut self, user: Id) {
+        if !self.put_off.is_empty()
+            && let Some(event) = self.put_off.remove(&user)
+        {
+            self.note(&event);
+        }
+    }
+
     fn note(&mut self, event: &Event) {
         if self.changes.wanted {
             let user = self.changes.users.entry(event.user);
@@ -168,7 +186,9 @@ impl Waiting {
     pub(super) fn take_records(&mut self, records: &mut Vec<Record>) {
         for (id, user) in self.changes.users.drain() {
             let queue = self.queues.get(&id).into_iter().flatten();
-            let steps = queue.map(|(step, _)| step.clone()).collect();
+            let put_off = self.put_off.get(&id).cloned().map(Step::Show);
+            let steps = queue.map(|(step, _)| step.clone());
+            let steps = steps.chain(put_off).collect();
             records.push(Record::Waiting { user, steps });
         }
     }
@@ -187,7 +207,8 @@ impl Waiting {
     /// All the numbers of ids in here.
     pub(super) fn ids(&self) -> RoaringBitmap {
         let mut ids = self.lacking.ids();
-        ids.extend(self.changes.users.keys().map(|user| user.0));
+        let users = self.changes.users.keys().chain(self.put_off.keys());
+        ids.extend(users.map(|user| user.0));
         for (step, _) in self.queues.values().flatten() {
             ids |= step.ids();
         }
@@ -241,7 +262,7 @@ impl Shard {
                 break;
             };
             if let Some(entry) = self.ledger.get(user) {
-                let event = Arc::clone(&entry.event);
+                let event = Arc::clone(entry.judged());
                 self.decide(&event, Whom::All, rules, out);
             }
         }

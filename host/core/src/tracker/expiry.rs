@@ -98,6 +98,7 @@ impl<M: Clone> Tracker<M> {
         }
         self.hearing.distrust();
         self.queue_cuts();
+        self.show_newest();
     }
 
     pub(super) fn queue_lease(&mut self, key: Key) {

@@ -5,13 +5,17 @@
 //! was adopted has never said what it is, and comes after all that were opened.
 //!
 //! Where a further connection is not to change what is shown, the one that the user is
-//! shown by keeps its place before all others until it goes.
+//! shown by is put before all others and stays there until it goes, or until the newest
+//! is to be shown after all. It keeps its order, and is marked.
 
 use std::sync::Arc;
 
 use super::Tracker;
 use super::connection::State;
 use super::slab::Key;
+
+/// Added to the order of a connection that stays before those opened after it.
+const MARK: i64 = 1 << 62;
 
 /// The two ends of a user's list.
 #[derive(Clone, Copy, Debug, Default)]
@@ -23,7 +27,8 @@ pub(super) struct Ends {
 /// A live connection's place in its user's list.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Place {
-    /// Rises with each that is opened, and is below 0 for one that was adopted.
+    /// Rises with each that is opened, and is below 0 for one that was adopted. The list
+    /// goes by it.
     pub(super) order: i64,
     older: Option<Key>,
     newer: Option<Key>,
@@ -58,8 +63,20 @@ impl Orders {
     }
 
     fn know(&mut self, order: i64) {
-        self.opened = self.opened.max(order);
+        self.opened = self.opened.max(without_mark(order));
         self.adopted = self.adopted.min(order);
+    }
+}
+
+fn is_marked(order: i64) -> bool {
+    order >= MARK
+}
+
+fn without_mark(order: i64) -> i64 {
+    if is_marked(order) {
+        order - MARK
+    } else {
+        order
     }
 }
 
@@ -79,6 +96,11 @@ impl<M: Clone> Tracker<M> {
         self.reshown.pop()
     }
 
+    /// Whether there are any.
+    pub fn has_reshown(&self) -> bool {
+        !self.reshown.is_empty()
+    }
+
     /// All has been put back that was known before a restart.
     pub fn restored(&mut self) {
         let mut keys = std::mem::take(&mut self.unlinked);
@@ -87,6 +109,29 @@ impl<M: Clone> Tracker<M> {
             if let Some(place) = self.place(key) {
                 self.orders.know(place.order);
                 self.link_newest(key);
+            }
+        }
+        self.show_newest();
+    }
+
+    /// Where the newest connection is to be shown, none stays before those opened after
+    /// it.
+    pub(super) fn show_newest(&mut self) {
+        if !self.settings.shows_newest {
+            return;
+        }
+        for user in self.roster.users.keys() {
+            let shown = self.roster.users[user].list.newest;
+            let order = shown.and_then(|shown| self.place(shown)).map(|it| it.order);
+            let Some((shown, order)) = shown.zip(order.filter(|order| is_marked(*order))) else {
+                continue;
+            };
+            self.unlink(shown);
+            self.change(shown, |place| place.order = without_mark(order));
+            self.link_by_order(shown);
+            self.note(shown);
+            if !self.is_shown(shown) {
+                self.note_reshown(shown);
             }
         }
     }
@@ -117,8 +162,9 @@ impl<M: Clone> Tracker<M> {
             && !self.settings.shows_newest
         {
             self.unlink(shown);
-            let order = self.orders.opened();
-            self.change(shown, |place| place.order = order);
+            self.change(shown, |place| {
+                place.order = MARK + without_mark(place.order)
+            });
             self.link_newest(shown);
             self.note(shown);
         }
@@ -141,25 +187,41 @@ impl<M: Clone> Tracker<M> {
     }
 
     fn link_newest(&mut self, key: Key) {
-        let user = self.roster.connections[key].user;
-        let list = &mut self.roster.users[user].list;
-        let before = list.newest.replace(key);
-        match before {
-            Some(before) => self.change(before, |place| place.newer = Some(key)),
-            None => list.oldest = Some(key),
-        }
-        self.change(key, |place| (place.older, place.newer) = (before, None));
+        let older = self.ends(key).newest;
+        self.link_between(older, key, None);
     }
 
     fn link_oldest(&mut self, key: Key) {
-        let user = self.roster.connections[key].user;
-        let list = &mut self.roster.users[user].list;
-        let before = list.oldest.replace(key);
-        match before {
-            Some(before) => self.change(before, |place| place.older = Some(key)),
-            None => list.newest = Some(key),
+        let newer = self.ends(key).oldest;
+        self.link_between(None, key, newer);
+    }
+
+    fn link_by_order(&mut self, key: Key) {
+        let (mut older, mut newer) = (self.ends(key).newest, None);
+        let order = |key| self.place(key).map_or(0, |place| place.order);
+        while let Some(next) = older.filter(|next| order(*next) > order(key)) {
+            newer = Some(next);
+            older = self.place(next).and_then(|place| place.older);
         }
-        self.change(key, |place| (place.older, place.newer) = (None, before));
+        self.link_between(older, key, newer);
+    }
+
+    fn link_between(&mut self, older: Option<Key>, key: Key, newer: Option<Key>) {
+        match older {
+            Some(older) => self.change(older, |place| place.newer = Some(key)),
+            None => self.ends(key).oldest = Some(key),
+        }
+        match newer {
+            Some(newer) => self.change(newer, |place| place.older = Some(key)),
+            None => self.ends(key).newest = Some(key),
+        }
+        self.change(key, |place| (place.older, place.newer) = (older, newer));
+    }
+
+    /// The ends of the list of a connection's user.
+    fn ends(&mut self, key: Key) -> &mut Ends {
+        let user = self.roster.connections[key].user;
+        &mut self.roster.users[user].list
     }
 
     fn place(&self, key: Key) -> Option<&Place> {
