@@ -18,7 +18,8 @@ use presence_tests::site::{DIRECTORY, Site};
 use presence_tests::wait;
 use serde_json::{Value, json};
 
-use crate::inputs::{self, CONNECT, EVENTS, FILTERED_ONLINE};
+use crate::inputs::{self, CONNECT, DISCONNECT, EVENTS, FILTERED_ONLINE};
+use crate::service::Service;
 use crate::world::World;
 
 /// Who sees user 12345 in the contract's directory, in which 11111 is blocked.
@@ -349,5 +350,29 @@ async fn a_bucket_in_memory_that_was_lost_with_the_broker_leaves_what_was_known_
     until_back(&mut world).await?;
     put(&bucket, "blocks.12345", json!(["67890"])).await?;
     world.until_visible_to("12345", &["11111", "22222"]).await?;
+    world.end().await
+}
+
+#[tokio::test]
+async fn a_service_that_answers_nobody_turns_readiness_until_it_does() -> Result<()> {
+    let mut world = World::start_with(|site| site.with("directory.source", "request")).await?;
+    let user = "12345";
+    let hello = inputs::connect(user, "c1", now_ms());
+    world.client.input(CONNECT, hello).await?;
+    world.host.unready().await?;
+    let ready = http::get(world.site.http_port(), "/readyz").await?;
+    assert!(
+        ready
+            .body
+            .contains("the directory's service doesn't answer"),
+        "{}",
+        ready.body
+    );
+    // It heals though nobody needs an answer any more.
+    let bye = inputs::disconnect(user, "c1", now_ms(), "client_disconnect");
+    world.client.input(DISCONNECT, bye).await?;
+    let directory = serde_json::from_str(DIRECTORY)?;
+    let _service = Service::start(&world.server.url(), directory).await?;
+    world.host.ready().await?;
     world.end().await
 }

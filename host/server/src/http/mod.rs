@@ -131,6 +131,10 @@ async fn ready(State(status): State<Arc<Status>>) -> (StatusCode, Cow<'static, s
         let seconds = since.as_secs();
         let what = format!("the directory is unavailable since {seconds} s: {why}\n");
         (StatusCode::SERVICE_UNAVAILABLE, what.into())
+    } else if let Some((since, why)) = status.fetcher.as_ref().and_then(|it| it.outage()) {
+        let seconds = since.as_secs();
+        let what = format!("the directory's service doesn't answer since {seconds} s: {why}\n");
+        (StatusCode::SERVICE_UNAVAILABLE, what.into())
     } else {
         (StatusCode::OK, "ready\n".into())
     }

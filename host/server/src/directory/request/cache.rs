@@ -16,6 +16,10 @@ use roaring::RoaringBitmap;
 /// and at most, in milliseconds.
 const RETRY_MS: (u64, u64) = (250, 10_000);
 
+/// From when on the service is said to be away, in milliseconds: a question that is
+/// answered when it is asked again was only late.
+const AWAY_MS: u64 = 1_000;
+
 /// What the cache goes by.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Limits {
@@ -75,10 +79,16 @@ enum Phase {
 }
 
 /// The service is away: one question at a time is asked, to see whether it is back.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 struct Outage {
     retry_at: u64,
     wait_ms: u64,
+    /// When a question was first not answered, and the last reason.
+    since: u64,
+    why: String,
+    /// What wasn't answered last. It is asked until it is, whether or not somebody still
+    /// needs it: else nobody would find out that the service is back.
+    probe: Question,
 }
 
 impl Cache {
@@ -118,7 +128,7 @@ impl Cache {
 
     /// The next question to ask, if one is to be asked now.
     pub(super) fn next(&mut self, now: u64) -> Option<Question> {
-        let room = match self.outage {
+        let room = match &self.outage {
             Some(outage) if now < outage.retry_at => 0,
             Some(_) => 1,
             None => self.limits.concurrency,
@@ -162,7 +172,7 @@ impl Cache {
         };
         // A service that has answered others meanwhile is there.
         if self.replied_at <= asked_at {
-            let wait_ms = match self.outage {
+            let wait_ms = match &self.outage {
                 None => {
                     tracing::error!(
                         "the directory's service doesn't answer, and is tried again; nobody new \
@@ -175,8 +185,15 @@ impl Cache {
                 Some(_) => None,
             };
             if let Some(wait_ms) = wait_ms {
-                let retry_at = now + wait_ms;
-                let begins = self.outage.replace(Outage { retry_at, wait_ms }).is_none();
+                let before = self.outage.take();
+                let begins = before.is_none();
+                self.outage = Some(Outage {
+                    retry_at: now + wait_ms,
+                    wait_ms,
+                    since: before.map_or(now, |before| before.since),
+                    why: why.to_owned(),
+                    probe: question.clone(),
+                });
                 if begins {
                     self.give_up_overdue();
                 }
@@ -318,7 +335,8 @@ impl Cache {
         if entry.phase != Phase::Checked {
             return;
         }
-        if is_used {
+        let probe = self.outage.as_ref().map(|outage| &outage.probe);
+        if is_used || probe == Some(question) {
             return self.again(question.clone());
         }
         let (held, refused) = (entry.held, entry.refused);
@@ -373,7 +391,7 @@ impl Cache {
 
     /// When to look again, if nothing happens before.
     pub(super) fn next_deadline(&self) -> Option<u64> {
-        let retry_at = self.outage.map(|outage| outage.retry_at);
+        let retry_at = self.outage.as_ref().map(|outage| outage.retry_at);
         let retry_at = retry_at.filter(|_| self.under_way == 0 && !self.ready.is_empty());
         let first = self.agenda.first().map(|(at, _)| *at);
         first.into_iter().chain(retry_at).min()
@@ -384,6 +402,14 @@ impl Cache {
     pub(super) fn figures(&self) -> (usize, usize, bool) {
         let held = self.entries.values().filter(|entry| entry.held).count();
         (held, self.entries.len() - held, self.outage.is_some())
+    }
+
+    /// For how long the service has been away, in milliseconds, and what the last question
+    /// came to; none where it isn't.
+    pub(super) fn outage(&self, now: u64) -> Option<(u64, String)> {
+        let outage = self.outage.as_ref()?;
+        let away_ms = now.saturating_sub(outage.since);
+        (away_ms >= AWAY_MS).then(|| (away_ms, outage.why.clone()))
     }
 
     /// All the numbers of ids in the questions.

@@ -106,6 +106,12 @@ impl Fetcher {
         self.cache().figures()
     }
 
+    /// For how long the service hasn't answered, and why; none where it does.
+    pub(crate) fn outage(&self) -> Option<(Duration, String)> {
+        let outage = self.cache().outage(clock::now_ms());
+        outage.map(|(ms, why)| (Duration::from_millis(ms), why))
+    }
+
     /// Waits until there is something for [`Self::apply`].
     pub(crate) async fn arrived(&self) {
         self.arrived.notified().await;

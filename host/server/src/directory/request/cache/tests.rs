@@ -258,3 +258,58 @@ fn when_the_broker_is_back_everything_is_asked_again() {
     cache.answer(2, 202);
     assert_eq!(cache.asked(202), [1]);
 }
+
+#[test]
+fn a_service_that_is_away_is_said_to_be_with_the_last_reason_until_it_answers() {
+    let mut cache = cache();
+    cache.wants(&[1]);
+    cache.asked(0);
+    cache.unanswered(&contacts(1), 100, "nobody responds");
+    assert_eq!(cache.outage(1_099), None, "it may only be late");
+    let away = |ms, why: &str| Some((ms, why.to_owned()));
+    assert_eq!(cache.outage(1_100), away(1_000, "nobody responds"));
+    assert_eq!(cache.check(350, true), 1);
+    assert_eq!(cache.asked(350), [1]);
+    cache.unanswered(&contacts(1), 5_350, "no answer within 5000 ms");
+    assert_eq!(cache.outage(5_350), away(5_250, "no answer within 5000 ms"));
+    let retry_at = cache.next_deadline().unwrap();
+    cache.check(retry_at, true);
+    cache.asked(retry_at);
+    cache.answer(1, retry_at + 1);
+    assert_eq!(cache.outage(retry_at + 1), None);
+}
+
+#[test]
+fn it_is_noticed_that_the_service_is_back_though_nobody_needs_an_answer_any_more() {
+    let mut cache = cache();
+    cache.wants(&[1, 2]);
+    cache.asked(0);
+    cache.unanswered(&contacts(1), 100, "gone");
+    cache.unanswered(&contacts(2), 100, "gone");
+    // The users have gone meanwhile.
+    let mut asked = Vec::new();
+    while asked.len() < 4 {
+        let now = cache.next_deadline().unwrap();
+        cache.check(now, false);
+        for user in cache.asked(now) {
+            cache.unanswered(&contacts(user), now + 1, "gone");
+            asked.push(user);
+        }
+        assert!(now < 60_000);
+    }
+    assert_eq!(cache.figures().1, 1, "all others are forgotten");
+    let probe = asked[3];
+    let mut now = cache.next_deadline().unwrap();
+    while cache.asked(now).is_empty() {
+        cache.check(now, false);
+        now = cache.next_deadline().unwrap_or(now);
+    }
+    cache.answer(probe, now + 1);
+    assert_eq!(cache.outage(now + 1), None);
+    assert_eq!(cache.check(now + 1 + TTL_MS, false), 1);
+    assert_eq!(
+        cache.figures(),
+        (0, 0, false),
+        "and then it is forgotten, too"
+    );
+}
