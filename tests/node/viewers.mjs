@@ -24,6 +24,8 @@ async function views(mode) {
     maxReconnectAttempts: -1,
     reconnectTimeWait: 50,
     reconnectJitter: 50,
+    // A connection that breaks while it is made is noticed by this alone.
+    timeout: 1_000,
     // So that a silent link is noticed within seconds.
     pingInterval: 1_000,
   });

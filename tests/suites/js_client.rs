@@ -11,7 +11,8 @@ use serde_json::Value;
 #[tokio::test]
 async fn its_tests_pass_in_node() -> Result<()> {
     let server = NatsServer::start().await?;
-    let files = ["sources", "scenarios"].map(|name| format!("clients/js/test/{name}.test.js"));
+    let files =
+        ["sources", "scenarios", "handshake"].map(|name| format!("clients/js/test/{name}.test.js"));
     let files = files.each_ref().map(String::as_str);
     let mut node = node::test(&files, &server.url())?;
     let status = node.wait().await?;

@@ -22,6 +22,10 @@ const HEADER_BYTES_MAX: usize = 1_024;
 const PING_MS_MIN: u64 = 500;
 const PING_MS_MAX: u64 = 30_000;
 
+/// How long the client waits for its next attempt to connect, at most: what viewers
+/// believe is to be true again within seconds of the broker's return.
+const RECONNECT_MS_MAX: u64 = 2_000;
+
 /// From when on a silence is one, in milliseconds: a pulse comes several times a second.
 const SILENT_MS: u64 = 3_000;
 
@@ -219,7 +223,11 @@ pub(crate) async fn lasting(nats: &Nats, timeout_ms: u64) -> anyhow::Result<Conn
             (timeout_ms / 4).clamp(PING_MS_MIN, PING_MS_MAX),
         ))
         .reconnect_delay_callback(|attempts| {
-            Duration::from_millis(100_u64.saturating_mul(1 << attempts.min(6)).min(5_000))
+            Duration::from_millis(
+                100_u64
+                    .saturating_mul(1 << attempts.min(5))
+                    .min(RECONNECT_MS_MAX),
+            )
         });
     Ok(options)
 }
