@@ -9,6 +9,7 @@ use std::time::Duration;
 use async_nats::client::PublishError;
 use async_nats::connection::State;
 use async_nats::{Client, Statistics};
+use futures_util::FutureExt;
 use presence_core::inbox::Delivery;
 use presence_core::publish::{self, Publication};
 use tokio::time::timeout;
@@ -20,6 +21,9 @@ use crate::wire::{self, Source};
 
 /// How often a source that waits looks whether the connection has changed.
 const LOOK: Duration = Duration::from_millis(50);
+
+/// After how many looks for room in vain the log says so.
+const FULL_LOOKS: u32 = 20;
 
 /// Hands a source's messages to the broker's client.
 pub(crate) struct Publisher {
@@ -33,6 +37,12 @@ pub(crate) struct Publisher {
     /// The place of the message that it is handed next.
     next: u64,
     repeated: u64,
+    /// Whether the client was connected when that was last looked at: at the beginning of
+    /// a batch, and wherever the client has no room. What it is handed in vain in between
+    /// is handed to the next connection again.
+    is_connected: bool,
+    /// Whether it has been told that there is no room for what the broker doesn't have.
+    is_full_told: bool,
     /// The last number on each subject, 0 for none.
     seqs: [u64; publish::Subject::ALL.len()],
     /// How many beacons there have been.
@@ -61,6 +71,8 @@ impl Publisher {
             link: 0,
             next: 0,
             repeated: 0,
+            is_connected: false,
+            is_full_told: false,
             seqs: Default::default(),
             beacons: 0,
             beacon_ms,
@@ -83,12 +95,13 @@ impl Publisher {
     /// connection.
     pub(crate) async fn tend(&mut self) -> Result<(), PublishError> {
         self.forget_acknowledged();
+        self.look();
         self.hand_over().await?;
         let now = clock::now_ms();
         if self.beacon_at.is_none_or(|at| now < at) {
             return Ok(());
         }
-        if !self.is_connected() {
+        if !self.is_connected {
             self.beacon_at = Some(now + u64::try_from(LOOK.as_millis()).unwrap_or_default());
             return Ok(());
         }
@@ -160,12 +173,13 @@ impl Publisher {
     /// whether it has.
     pub(crate) async fn settled(&mut self) -> Result<bool, PublishError> {
         loop {
+            self.look();
             self.hand_over().await?;
             self.forget_acknowledged();
             if self.acknowledged() >= self.end() {
                 return Ok(true);
             }
-            if !self.is_connected() {
+            if !self.is_connected {
                 return Ok(false);
             }
             self.handed.want();
@@ -187,11 +201,16 @@ impl Publisher {
     /// connection. Waits while there is no room for what the broker doesn't have.
     async fn send(&mut self, entry: Entry) -> Result<(), PublishError> {
         self.forget_acknowledged();
+        let mut looks = 0;
         while !self.journal.has_room() {
             let _ = timeout(LOOK, self.handed.moved()).await;
+            self.look();
             self.hand_over().await?;
             self.forget_acknowledged();
+            looks += 1;
+            self.tell_full(looks);
         }
+        self.is_full_told &= looks > 0;
         if !self.waits() {
             self.handed.want();
         }
@@ -213,12 +232,15 @@ impl Publisher {
             let Some(entry) = self.journal.get(self.next) else {
                 break;
             };
-            if !self.is_connected() {
+            if !self.is_connected {
                 break;
             }
             match self.hand_one(entry.clone()).await {
                 Some(sent) => outcome = outcome.and(sent),
-                None => break,
+                None => {
+                    self.is_connected = false;
+                    break;
+                }
             }
             self.next += 1;
             self.handed.advance(self.next);
@@ -230,6 +252,7 @@ impl Publisher {
     /// again, and a beacon says so.
     fn begin_link(&mut self, link: u64) {
         self.forget_acknowledged();
+        self.look();
         let begin = self.journal.begin();
         self.repeated += self.next.saturating_sub(begin);
         self.handed.begin(link, begin);
@@ -248,10 +271,14 @@ impl Publisher {
         let headers = wire::map(self.source.headers(&subject, renewed, seq));
         let sent = self.client.publish_with_headers(subject, headers, body);
         let mut sent = pin!(sent);
+        // As a rule there is room.
+        if let Some(sent) = sent.as_mut().now_or_never() {
+            return Some(sent);
+        }
         loop {
             match timeout(LOOK, &mut sent).await {
                 Ok(sent) => return Some(sent),
-                Err(_) if self.is_connected() => {}
+                Err(_) if self.client.connection_state() == State::Connected => {}
                 Err(_) => return None,
             }
         }
@@ -261,7 +288,20 @@ impl Publisher {
         self.journal.acknowledged(self.handed.acknowledged());
     }
 
-    fn is_connected(&self) -> bool {
-        self.client.connection_state() == State::Connected
+    /// Looks whether the client is connected, which takes a lock.
+    fn look(&mut self) {
+        self.is_connected = self.client.connection_state() == State::Connected;
+    }
+
+    /// There was no room for so many looks. Has the log know, once until there is a
+    /// message that finds room at once.
+    fn tell_full(&mut self, looks: u32) {
+        if looks >= FULL_LOOKS && !std::mem::replace(&mut self.is_full_told, true) {
+            tracing::warn!(
+                bytes = self.journal.bytes(),
+                "NATS doesn't acknowledge what is published, and there is no room for more of it: \
+                 this worker waits, and takes nothing in ([nats] journal_bytes)"
+            );
+        }
     }
 }
