@@ -211,7 +211,11 @@ pub fn start(site: &Site, args: &[&str]) -> Result<Process> {
     Process::spawn(name, &mut command(site, args)?)
 }
 
-fn command(site: &Site, args: &[&str]) -> Result<Command> {
+/// One of the host's commands, to be started.
+///
+/// # Errors
+/// When the binary can't be built.
+pub fn command(site: &Site, args: &[&str]) -> Result<Command> {
     let mut command = Command::new(binary()?);
     command.args(args).arg("--config").arg(site.config_path());
     // The tests' own surroundings must not change what is tested.

@@ -2,18 +2,22 @@
 //! says nothing, and strangers at the HTTP port. And the process ends when it is told to.
 
 use std::ffi::OsStr;
+use std::fs;
 use std::io::Write;
 use std::net::TcpStream;
 use std::os::unix::ffi::OsStrExt;
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use presence_tests::component;
-use presence_tests::host::Host;
+use presence_tests::host::{self, Host};
 use presence_tests::nats::NatsServer;
 use presence_tests::process::Signal;
 use presence_tests::site::Site;
+use presence_tests::wait;
 use rustix::fs::{CWD, FileType, Mode, mknodat};
+use rustix::process::{Pid, kill_process};
 use serde_json::json;
 
 use crate::world::World;
@@ -57,6 +61,23 @@ async fn what_is_no_file_in_the_plugin_folder_is_refused_and_holds_up_nothing() 
     Ok(())
 }
 
+/// A plugin, under the name `contacts`, that takes over an hour to load: each of its
+/// self-tests goes on until its time is over.
+fn slow_plugin() -> Result<Vec<u8>> {
+    let case = |number: usize| {
+        json!({
+            "name": number.to_string(),
+            "event": {"type": "user_online", "userId": "1", "timestamp": 1_698_000_000_000_u64, "metadata": {}},
+            "directory": {}, "audience": [], "expect": {"audience": []},
+        })
+    };
+    let cases: Vec<_> = (0..1_000).map(case).collect();
+    component::with(&component::load("fixtures/spin")?, |manifest| {
+        manifest.insert("name".into(), "contacts".into());
+        manifest.insert("tests".into(), cases.clone().into());
+    })
+}
+
 #[tokio::test]
 async fn a_plugin_that_takes_long_to_load_holds_up_neither_the_directory_nor_a_later_one()
 -> Result<()> {
@@ -66,20 +87,7 @@ async fn a_plugin_that_takes_long_to_load_holds_up_neither_the_directory_nor_a_l
     })
     .await?;
     world.until_visible_to("12345", &BY_CONTACT).await?;
-    // Each of its self-tests goes on until its time is over.
-    let case = |name: &str| {
-        json!({
-            "name": name,
-            "event": {"type": "user_online", "userId": "1", "timestamp": 1_698_000_000_000_u64, "metadata": {}},
-            "directory": {}, "audience": [], "expect": {"audience": []},
-        })
-    };
-    let cases: Vec<_> = (0..1_000).map(|number| case(&number.to_string())).collect();
-    let slow = component::with(&component::load("fixtures/spin")?, |manifest| {
-        manifest.insert("name".into(), "contacts".into());
-        manifest.insert("tests".into(), cases.clone().into());
-    })?;
-    world.site.write_plugin("contacts", slow)?;
+    world.site.write_plugin("contacts", slow_plugin()?)?;
     // It is noticed before what is written now.
     world.site.write_directory(OTHER_DIRECTORY)?;
     world.until_visible_to("12345", &OTHER).await?;
@@ -125,11 +133,15 @@ async fn a_broker_that_says_nothing_holds_up_the_stop_for_no_longer_than_allowed
 async fn a_second_signal_ends_the_process_at_once() -> Result<()> {
     let mut world = world(|site| site.with("node.stop_timeout_ms", 3_600_000)).await?;
     world.server.signal(Signal::STOP)?;
-    for (signal, word) in [(Signal::INT, "stopping"), (Signal::TERM, "SIGTERM again")] {
-        world.host.process.signal(signal)?;
-        world.host.wait_for_log(0, &[word]).await?;
-    }
-    let status = world.host.process.wait().await?;
+    world.host.process.signal(Signal::INT)?;
+    world.host.wait_for_log(0, &["stopping"]).await?;
+    let process = &mut world.host.process;
+    let status = wait::until("the process to end", async || {
+        process.signal(Signal::TERM)?;
+        process.ended()
+    });
+    let status = status.await?;
+    world.host.wait_for_log(0, &["SIGTERM again"]).await.ok();
     world.server.signal(Signal::CONT)?;
     ensure!(status.code() == Some(1), "{status}");
     Ok(())
@@ -141,6 +153,45 @@ async fn a_node_that_waits_for_its_broker_stops_when_it_is_told_to() -> Result<(
     let mut host = Host::spawn(&site)?;
     host.answers("/healthz", 200).await?;
     host.stop().await
+}
+
+#[tokio::test]
+async fn a_node_that_loads_its_plugins_stops_when_it_is_told_to() -> Result<()> {
+    let mut site = Site::new("nats://127.0.0.1:9")?.with("engine.fuel", 1_000_000_000_000_i64)?;
+    site.set_pipeline(&[("contacts", None)])?;
+    site.write_plugin("contacts", slow_plugin()?)?;
+    let log = (OsStr::new("PRESENCE_LOG"), OsStr::new("debug"));
+    let mut host = Host::spawn_with(&site, &[log])?;
+    host.wait_for_log(0, &["plugin compiled"]).await?;
+    host.stop().await
+}
+
+#[tokio::test]
+async fn a_log_that_nobody_reads_keeps_no_process_from_ending() -> Result<()> {
+    let site = Site::new("nats://127.0.0.1:9")?.with("node.stop_timeout_ms", 1_000)?;
+    let (_log, full) = rustix::pipe::pipe()?;
+    rustix::io::ioctl_fionbio(&full, true)?;
+    while rustix::io::write(&full, &[0; 512]).is_ok() {}
+    rustix::io::ioctl_fionbio(&full, false)?;
+    let mut command = host::command(&site, &["run"])?;
+    let mut child = command.stderr(Stdio::from(full)).spawn()?;
+    // Before it takes signals, any would end it.
+    let status = format!("/proc/{}/status", child.id());
+    wait::until("the process to take signals", async || {
+        let status = fs::read_to_string(&status)?;
+        let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:"));
+        let caught = u64::from_str_radix(caught.unwrap_or_default().trim(), 16)?;
+        let terminate = 1 << (Signal::TERM.as_raw() - 1);
+        Ok((caught & terminate != 0).then_some(()))
+    })
+    .await?;
+    kill_process(Pid::from_child(&child), Signal::TERM)?;
+    let ended = wait::until("the process to end", async || Ok(child.try_wait()?)).await;
+    if ended.is_err() {
+        child.kill()?;
+    }
+    ensure!(ended?.code() == Some(1));
+    Ok(())
 }
 
 #[tokio::test]

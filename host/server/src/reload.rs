@@ -52,6 +52,8 @@ struct Refused {
     config: Said,
     pipeline: Said,
     restart: Vec<&'static str>,
+    /// Whether it has been said that files can't be looked at.
+    hangs: bool,
 }
 
 /// What was last said of one thing; empty if it was taken.
@@ -207,6 +209,7 @@ impl Reload {
                 () = answers(fetcher.as_deref()) => self.take_answers().await,
                 _ = tidy.tick() => {
                     self.status.broker.report_drops();
+                    self.say_what_hangs();
                     // What is being made out of a file has ids that nothing refers to yet.
                     if self.parsing.is_idle() {
                         self.tenant.tidy().await;
@@ -285,6 +288,23 @@ impl Reload {
         }
         if std::mem::take(&mut self.look_again) {
             self.look();
+        }
+    }
+
+    /// Says of files that they can't be read since their file system doesn't answer.
+    fn say_what_hangs(&mut self) {
+        let hangs = self.looking.hangs() || self.reading_config.hangs();
+        if hangs && !std::mem::replace(&mut self.refused.hangs, hangs) {
+            tracing::error!(
+                "files are no longer followed: looking at them, or reading {}, has not ended \
+                 for {} s",
+                self.config_path().display(),
+                job::HANGS.as_secs()
+            );
+        }
+        self.refused.hangs = hangs;
+        if self.reading.hangs() {
+            self.hanging_directory();
         }
     }
 

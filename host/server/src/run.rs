@@ -24,7 +24,7 @@ use crate::reload::{self, Reload, Seen};
 use crate::signals::Signals;
 use crate::state::{self, Restored};
 use crate::stop::{Readers, Stop};
-use crate::tasks::{self, Tasks};
+use crate::tasks::{self, Faults, Tasks};
 use crate::tenant::Tenant;
 
 /// Runs the node until it is told to stop.
@@ -34,10 +34,12 @@ pub(crate) fn run(path: Option<&Path>) -> anyhow::Result<()> {
     let config = Config::parse(path, text.as_ref(), config::variables())?;
     log(&config);
     tasks::log_panics();
+    let (tasks, faults) = Tasks::new();
+    // Before the first line of the log, which may be what hangs.
+    let signals = Signals::take(config.node.stop_timeout, &tasks)?;
     for variable in &config.passed_over {
         tracing::warn!("{variable}");
     }
-    let signals = Signals::take(config.node.stop_timeout)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         // The connection to the broker, and the intake from it, on one thread: one
         // reads what the other has just written. Users have threads of their own.
@@ -45,7 +47,7 @@ pub(crate) fn run(path: Option<&Path>) -> anyhow::Result<()> {
         .enable_all()
         .build()?;
     let read = (config, text, seen);
-    let ended = runtime.block_on(node(read, path.map(Into::into), &signals));
+    let ended = runtime.block_on(node(read, path.map(Into::into), &signals, (tasks, faults)));
     // Nobody waits for what may hang: reading a file, and compiling.
     runtime.shutdown_background();
     ended
@@ -68,8 +70,8 @@ async fn node(
     (config, text, seen): (Config, Option<Text>, Stamp),
     path: Option<PathBuf>,
     signals: &Signals,
+    (tasks, mut faults): (Tasks, Faults),
 ) -> anyhow::Result<()> {
-    let (tasks, mut faults) = Tasks::new();
     let limit = config.node.stop_timeout;
     let mut parts = tokio::select! {
         parts = start((config, text, seen), path, &tasks) => parts?,
@@ -137,8 +139,7 @@ async fn start(
     tasks: &Tasks,
 ) -> anyhow::Result<Parts> {
     let names = Arc::new(Names::new());
-    let (known, started) = (config.clone(), tasks.clone());
-    let shared = Arc::clone(&names);
+    let known = config.clone();
     // What is read may hang, and what is compiled takes long.
     let loaded = spawn_blocking(move || {
         let in_force = InForce::read(&known)?;
@@ -148,16 +149,17 @@ async fn start(
         let blueprint = blueprint
             .map_err(loader::together)
             .context("the pipeline can't be loaded")?;
-        tracing::info!("in force: {}", blueprint.line());
-        let kept = state::open(&known, &shared, &started)?;
-        anyhow::Ok((loader, stamp, blueprint, kept))
+        anyhow::Ok((loader, stamp, blueprint))
     });
     let limit = config.plugins.load_timeout;
     let Ok(loaded) = tokio::time::timeout(limit, loaded).await else {
         let limit = limit.as_secs_f32();
         anyhow::bail!("the pipeline is not loaded within {limit} s ([plugins] load_timeout_ms)");
     };
-    let (loader, stamp, blueprint, kept) = loaded??;
+    let (loader, stamp, blueprint) = loaded??;
+    tracing::info!("in force: {}", blueprint.line());
+    let (known, shared, started) = (config.clone(), Arc::clone(&names), tasks.clone());
+    let kept = spawn_blocking(move || state::open(&known, &shared, &started)).await??;
     let (state, restored) = kept.unzip();
     let now = clock::now_ms();
     let epoch = restored.as_ref().map_or(now, |restored| restored.epoch);

@@ -10,10 +10,15 @@ use std::sync::mpsc::channel;
 use std::thread;
 use std::time::Duration;
 
-use anyhow::Context as _;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep_until};
+
+use crate::tasks::Tasks;
+
+/// How long after the first signal another is the same one again: some tools send it to the
+/// process and to its group, and a terminal to all that run in it.
+const ECHO: Duration = Duration::from_millis(100);
 
 /// How long the last words may take: the log may be what hangs.
 const LAST_WORDS: Duration = Duration::from_millis(200);
@@ -49,7 +54,7 @@ impl Signals {
     ///
     /// # Errors
     /// If the system doesn't let it.
-    pub(crate) fn take(limit: Duration) -> anyhow::Result<Self> {
+    pub(crate) fn take(limit: Duration, tasks: &Tasks) -> anyhow::Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()?;
@@ -66,10 +71,9 @@ impl Signals {
             reload: Arc::default(),
         };
         let heard = signals.clone();
-        thread::Builder::new()
-            .name("signals".into())
-            .spawn(move || runtime.block_on(heard.follow(inbox, limit)))
-            .context("can't start the thread that takes signals")?;
+        tasks.thread("signals", move || {
+            runtime.block_on(heard.follow(inbox, limit))
+        })?;
         Ok(signals)
     }
 
@@ -124,13 +128,21 @@ impl Signals {
     }
 
     fn told(&self, signal: &str, stops_by: Option<Instant>, limit: Duration) {
-        if stops_by.is_some() {
+        if let Some(by) = stops_by {
+            if is_echo(Instant::now(), by, limit) {
+                return;
+            }
             end(format!(
                 "{signal} again while stopping: ending now, with the state as it was last written"
             ));
         }
         self.stop(limit);
     }
+}
+
+/// Whether a signal is the one again by which a stop has begun that must be done by a time.
+fn is_echo(now: Instant, stops_by: Instant, limit: Duration) -> bool {
+    stops_by > now + limit.saturating_sub(ECHO)
 }
 
 /// Ends the process, with last words if they can be said.
@@ -144,4 +156,18 @@ fn end(words: String) -> ! {
         let _ = wait.recv_timeout(LAST_WORDS);
     }
     std::process::exit(NOT_STOPPED)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_signal_that_comes_twice_at_a_time_is_one() {
+        let (begin, limit) = (Instant::now(), Duration::from_secs(25));
+        for (after_ms, is) in [(0, true), (99, true), (101, false), (24_000, false)] {
+            let now = begin + Duration::from_millis(after_ms);
+            assert_eq!(is_echo(now, begin + limit, limit), is, "{after_ms}");
+        }
+    }
 }

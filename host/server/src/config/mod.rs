@@ -49,6 +49,7 @@ pub(crate) use problem::{Problem, Problems};
 pub(crate) use state::State;
 pub(crate) use tracker::Tracker;
 
+use pipeline::STAGES_MAX;
 use section::{Outcome, Reader, Section};
 
 /// The file that is read from the working folder when none is named.
@@ -199,7 +200,7 @@ impl Config {
             directory: root.section("directory", Directory::read),
             plugins: root.section("plugins", Plugins::read),
             pipeline: root
-                .sections("pipeline", Stage::read)
+                .sections("pipeline", STAGES_MAX, Stage::read)
                 .unwrap_or_else(pipeline::default),
             engine: root.section("engine", Engine::read),
             correction: root.section("correction", Correction::read),

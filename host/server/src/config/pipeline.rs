@@ -12,6 +12,9 @@ use super::value::{other_kind, to_json};
 /// The plugins that are granted `widen` unless the file says otherwise.
 const WIDENING: [&str; 2] = ["contacts", "groups"];
 
+/// How many stages there may be: each is an instance in every worker.
+pub(super) const STAGES_MAX: usize = 64;
+
 /// `[[pipeline]]`: one plugin of the chain. A plugin may stand in it more than
 /// once.
 #[derive(Clone, Debug, PartialEq)]

@@ -231,10 +231,11 @@ impl<'a> Section<'_, 'a> {
     }
 
     /// The sections of a list, such as `[[pipeline]]`; none if the file has no
-    /// such list. The environment can't override them.
+    /// such list, at most so many of them. The environment can't override them.
     pub(super) fn sections<T>(
         &mut self,
         key: &'static str,
+        max: usize,
         mut read: impl FnMut(&mut Section<'_, 'a>) -> Option<T>,
     ) -> Option<Vec<T>> {
         let title = format!("[[{}]]", self.name(key));
@@ -244,6 +245,11 @@ impl<'a> Section<'_, 'a> {
             .map(|item| Some((item, item.get_ref().as_table()?)))
             .collect();
         match tables {
+            Some(tables) if tables.len() > max => {
+                let what = format!("{title} is there {} times", tables.len());
+                self.report(place, what, format!("write at most {max}"));
+                None
+            }
             Some(tables) if !tables.is_empty() => Some(
                 tables
                     .into_iter()

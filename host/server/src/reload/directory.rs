@@ -9,8 +9,10 @@ use anyhow::bail;
 use presence_core::directory::{Changes, Directory};
 use tokio::sync::mpsc;
 use tokio::task::spawn_blocking;
+use tokio::time::timeout;
 
 use super::Reload;
+use super::job::HANGS;
 use crate::config;
 use crate::directory::kept::{Keeper, Origin};
 use crate::directory::{self, kv};
@@ -27,10 +29,14 @@ impl Reload {
         match &self.config.directory {
             config::Directory::File { path, .. } => {
                 let path = path.clone();
-                let stamp = spawn_blocking(move || Stamp::of(&path)).await;
+                let stamp = timeout(HANGS, spawn_blocking(move || Stamp::of(&path))).await;
+                let stamp = stamp.map(Result::unwrap_or_default);
                 self.read_file(stamp.unwrap_or_default());
-                let read = self.reading.done().await;
-                self.take_text(read);
+                match timeout(HANGS, self.reading.done()).await {
+                    Ok(read) => self.take_text(read),
+                    // It is taken when it comes.
+                    Err(_) => self.hanging_directory(),
+                }
                 if !self.parsing.is_idle() {
                     let content = self.parsing.done().await;
                     self.take_content(content).await;
@@ -188,6 +194,14 @@ impl Reload {
                 self.tenant.health.available();
             }
             Err(error) => self.unavailable(&format!("{error:#}")),
+        }
+    }
+
+    /// The file system that the directory's file is on doesn't answer.
+    pub(super) fn hanging_directory(&self) {
+        if let config::Directory::File { path, .. } = &self.config.directory {
+            let (path, seconds) = (path.display(), HANGS.as_secs());
+            self.unavailable(&format!("reading {path} has not ended for {seconds} s"));
         }
     }
 

@@ -54,14 +54,21 @@ impl<T: Send + 'static> Loads<T> {
         }
     }
 
-    /// Loads, in place of what is under way.
+    /// Loads, in place of what is under way. Where there is no room for it, it is loaded
+    /// behind that: however often something changes, something is taken.
     pub(super) fn start(
         &mut self,
         limit: Duration,
         work: impl FnOnce(&Attempt) -> anyhow::Result<T> + Send + 'static,
     ) {
-        if let Some(superseded) = self.current.take() {
-            superseded.attempt.give_up();
+        if self.under_way < AT_ONCE {
+            if let Some(superseded) = self.current.take() {
+                superseded.attempt.give_up();
+            }
+        } else if self.next.is_none() {
+            tracing::warn!(
+                "{AT_ONCE} earlier loads of the pipeline have not ended: this one waits"
+            );
         }
         self.next = Some((Box::new(work), limit));
         self.begin();
@@ -74,12 +81,13 @@ impl<T: Send + 'static> Loads<T> {
     /// What is wrong with what was to be loaded, or that it took too long.
     pub(super) async fn done(&mut self) -> anyhow::Result<T> {
         loop {
+            // Not before what came of the last one is in force.
+            self.begin();
             let until = self.current.as_ref().map(|load| load.until);
             let over = sleep_until(until.unwrap_or_else(Instant::now));
             tokio::select! {
                 Some((number, outcome)) = self.ended.recv() => {
                     self.under_way -= 1;
-                    self.begin();
                     if self.current.take_if(|load| load.number == number).is_some() {
                         return outcome;
                     }
@@ -100,12 +108,7 @@ impl<T: Send + 'static> Loads<T> {
 
     /// Begins what is to be loaded next, if there is room.
     fn begin(&mut self) {
-        if self.under_way >= AT_ONCE {
-            if self.next.is_some() {
-                tracing::warn!(
-                    "{AT_ONCE} earlier loads of the pipeline have not ended: this one waits"
-                );
-            }
+        if self.under_way >= AT_ONCE || self.current.is_some() {
             return;
         }
         let Some((work, limit)) = self.next.take() else {
@@ -171,13 +174,29 @@ mod tests {
         let error = loads.done().await.unwrap_err().to_string();
         assert!(error.contains("not loaded within 0.001 s"), "{error}");
         let (_second, work) = hanging();
-        loads.start(LONG, work);
+        loads.start(Duration::from_millis(1), work);
         loads.start(LONG, |_| Ok(3));
         loads.start(LONG, |_| Ok(4));
         assert_eq!((loads.under_way, loads.begun), (AT_ONCE, 2));
+        assert!(loads.done().await.is_err());
         first.send(1).unwrap();
         assert_eq!(loads.done().await.unwrap(), 4, "the newest, and only that");
         assert_eq!(loads.begun, 3);
+    }
+
+    #[tokio::test]
+    async fn changes_all_the_time_keep_none_from_being_taken() {
+        let mut loads = Loads::new();
+        let (_first, work) = hanging();
+        loads.start(LONG, work);
+        let (second, work) = hanging();
+        loads.start(LONG, work);
+        for number in 3..100 {
+            loads.start(LONG, move |_| Ok(number));
+        }
+        second.send(2).unwrap();
+        assert_eq!(loads.done().await.unwrap(), 2);
+        assert_eq!(loads.done().await.unwrap(), 99);
     }
 
     #[tokio::test]

@@ -27,10 +27,11 @@ impl Reload {
             self.refused.pipeline = Said::default();
         }
         let (config, loader) = (self.config.clone(), Arc::clone(&self.loader));
-        let running = Arc::clone(&self.tenant.running.borrow().blueprint);
+        let running = self.tenant.running.subscribe();
         let workers = self.tenant.workers.iter().len();
         let limit = config.plugins.load_timeout;
         self.loads.start(limit, move |attempt| {
+            let running = Arc::clone(&running.borrow().blueprint);
             let blueprint = loader.attempt(&config, true, Some(&running), attempt);
             let blueprint = blueprint.map_err(loader::together)?;
             if blueprint.is_same(&running) {

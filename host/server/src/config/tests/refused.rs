@@ -100,6 +100,9 @@ fn a_section_that_is_none_is_refused() {
     );
     assert_eq!(problems("[pipeline]\nplugin = \"contacts\"", &[]).len(), 1);
     assert_eq!(problems("pipeline = [1]", &[]).len(), 1);
+    let many = "[[pipeline]]\nplugin = 'contacts'\n".repeat(65);
+    let said = "presence.toml:1: [[pipeline]] is there 65 times; write at most 64";
+    assert_eq!(problems(&many, &[]), [said]);
 }
 
 #[test]
