@@ -113,11 +113,22 @@ async fn a_file_that_is_longer_than_allowed_is_refused() -> Result<()> {
     world.end().await
 }
 
+/// A world whose broker says nothing any more, while messages wait for it to have them: a
+/// stop would wait for that until its time is over.
+async fn silent_world(stop_timeout_ms: i64) -> Result<World> {
+    let mut world = world(|site| {
+        site.with("node.stop_timeout_ms", stop_timeout_ms)?
+            .with("nats.beacon_ms", 1_000)
+    })
+    .await?;
+    world.server.signal(Signal::STOP)?;
+    world.host.unready().await?;
+    Ok(world)
+}
+
 #[tokio::test]
 async fn a_broker_that_says_nothing_holds_up_the_stop_for_no_longer_than_allowed() -> Result<()> {
-    let mut world = world(|site| site.with("node.stop_timeout_ms", 3_000)).await?;
-    world.probe("12345").await?;
-    world.server.signal(Signal::STOP)?;
+    let mut world = silent_world(3_000).await?;
     let begin = Instant::now();
     world.host.process.terminate()?;
     let status = world.host.process.wait().await?;
@@ -131,8 +142,7 @@ async fn a_broker_that_says_nothing_holds_up_the_stop_for_no_longer_than_allowed
 
 #[tokio::test]
 async fn a_second_signal_ends_the_process_at_once() -> Result<()> {
-    let mut world = world(|site| site.with("node.stop_timeout_ms", 3_600_000)).await?;
-    world.server.signal(Signal::STOP)?;
+    let mut world = silent_world(3_600_000).await?;
     world.host.process.signal(Signal::INT)?;
     world.host.wait_for_log(0, &["stopping"]).await?;
     let process = &mut world.host.process;
