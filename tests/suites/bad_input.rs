@@ -164,7 +164,7 @@ async fn metadata_that_would_stall_a_worker_is_refused_by_its_field_and_holds_up
         body["metadata"] = metadata;
         anyhow::Ok(body.to_string())
     };
-    // Some 800 kB: many of them, so that they would hold up whoever comes behind them.
+    // Some 800 kB: many of them, so that they would hold up what comes behind them.
     for _ in 0..20 {
         let answer = world.client.request(CONNECT, body(60_000)?).await?;
         assert_eq!(answer["reason"], "invalid-field", "{answer}");

@@ -41,7 +41,7 @@ async fn a_swap_is_corrected_at_the_pace_while_new_events_go_on() -> Result<()> 
     let groups = component::named(&component::load("groups")?, "contacts")?;
     world.site.write_plugin("contacts", groups)?;
     world.tape.hosts(FILTERED_OFFLINE, 1).await?;
-    // It goes on, and whoever comes online now doesn't wait for its end.
+    // It goes on, and anyone who comes online now doesn't wait for its end.
     let connect = inputs::connect("late", "c", now_ms());
     world.client.input(CONNECT, connect).await?;
     let is_late = |seen: &Seen| seen.subject == FILTERED_ONLINE && seen.text("userId") == "late";

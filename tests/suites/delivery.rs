@@ -35,7 +35,7 @@ async fn all_come(client: &Client, tape: &mut Tape) -> Result<()> {
     tape.hosts(FILTERED_ONLINE, USERS).await.map(drop)
 }
 
-/// Of whom the host said something on a subject.
+/// The users that the host said something of on a subject.
 fn users_on<'a>(seen: &'a [Seen], subject: &str) -> BTreeSet<&'a str> {
     let on = seen.iter().filter(|seen| seen.subject == subject);
     on.map(|seen| seen.text("userId")).collect()

@@ -52,7 +52,7 @@ async fn a_failing_filter_tells_nobody_and_its_successor_tells_them() -> Result<
     let filtered = world.tape.hosts(FILTERED_ONLINE, 1).await?.remove(0);
     assert_eq!(filtered.text("userId"), "22222");
 
-    // Another generation decides at once on whoever is pending.
+    // Another generation decides at once on anyone who is pending.
     world
         .site
         .set_stage("picky", "config", toml! { user = "no-one" })?;

@@ -219,7 +219,7 @@ async fn come_and_go(client: Client, lane: usize, done: Arc<AtomicBool>) -> Resu
 }
 
 /// Follows one user through the recording: every coming and going was filtered,
-/// by one of the two rules as a whole; nobody is told twice; and whoever was
+/// by one of the two rules as a whole; nobody is told twice; and anyone who was
 /// told of the one is told of the other. Only a user who leaves when a swap has taken
 /// them out of sight, and not shown them to others yet, is seen off by nobody.
 fn account_for(user: &str, seen: &[Seen]) -> Result<()> {

@@ -389,7 +389,7 @@ async fn a_recorder_hears_what_comes_in() -> Result<()> {
     assert!(status.success(), "{}", recorder.last_words());
     assert!(recorder.stdout().concat().contains("\"12345\""));
 
-    // Whoever may not hear it is told so.
+    // Anyone who may not hear it is told so.
     let site = site
         .with("nats.user", "gateway")?
         .with("nats.password", "change-me-gateway")?;

@@ -1,4 +1,4 @@
-//! Where the host answers: whoever asks names the subject, and could otherwise have
+//! Where the host answers: anyone who asks names the subject, and could otherwise have
 //! the host write with its own rights where they may not. And what isn't an answer,
 //! where a JetStream stream replies as well.
 

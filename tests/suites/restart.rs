@@ -162,7 +162,7 @@ async fn an_applications_own_word_holds_over_a_restart() -> Result<()> {
     assert_eq!(
         on(world.tape.seen(), FILTERED_ONLINE).len(),
         1,
-        "whoever was told isn't told again"
+        "anyone who was told isn't told again"
     );
     world.end().await
 }

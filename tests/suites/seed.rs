@@ -146,7 +146,7 @@ async fn last_device_takes_the_user_offline() -> Result<()> {
     assert_eq!(
         filtered.field("visibleTo"),
         told,
-        "whoever was told, in the same order"
+        "anyone who was told, in the same order"
     );
     world.end().await
 }

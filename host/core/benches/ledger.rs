@@ -104,7 +104,7 @@ fn come_online(ledger: &mut Ledger, event: &Arc<Event>, audience: &Audience) {
 }
 
 /// And for an offline one: what each rendition's viewers have been told, and
-/// whoever else has.
+/// others who have.
 fn go_offline(ledger: &mut Ledger, user: Id, audience: &Audience) {
     let entry = ledger.offline(user).unwrap();
     black_box(audience.intersection(entry.told.audience()));

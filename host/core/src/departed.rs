@@ -144,7 +144,7 @@ struct Noted {
     /// Whether anybody takes them.
     wanted: bool,
     users: BTreeMap<Id, Name>,
-    /// Those of whom a record was handed out.
+    /// Those whose record was handed out.
     saved: HashMap<Id, Name, foldhash::fast::FixedState>,
 }
 

@@ -22,7 +22,7 @@ pub struct Delivery {
     /// How often all numbers have begun anew since the source's start: each time is
     /// an epoch of its own.
     pub renewed: u64,
-    /// The how-manieth message of this source to this viewer it is, from 1.
+    /// The number of the message among those of this source to this viewer, from 1.
     pub seq: u64,
     /// The body, a JSON object.
     pub body: Bytes,

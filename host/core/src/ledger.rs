@@ -1,6 +1,6 @@
 //! The ledger: for each online user, who was told, and what they were shown.
 //!
-//! Whoever was told that a user came online is told when they go offline, and
+//! Anyone who was told that a user came online is told when they go offline, and
 //! nobody else is. What the rules say in the meantime changes who has been told.
 
 use std::sync::Arc;
@@ -61,7 +61,7 @@ struct Changes {
     /// Whether anybody takes it.
     wanted: bool,
     changed: RoaringBitmap,
-    /// Those of whom a record was handed out.
+    /// Those whose record was handed out.
     saved: RoaringBitmap,
     /// Those of them who went offline.
     gone: Vec<Name>,

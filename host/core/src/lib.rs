@@ -17,13 +17,13 @@
 mod askers;
 pub mod audience;
 pub mod body;
+mod changed;
 pub mod clock;
 pub mod departed;
 pub mod directory;
 pub mod event;
 pub mod inbox;
 pub mod json;
-mod lacking;
 pub mod ledger;
 pub mod message;
 pub mod metadata;
@@ -38,6 +38,7 @@ pub mod status;
 pub mod token;
 pub mod told;
 pub mod tracker;
+mod unanswered;
 pub mod verdicts;
 
 pub use shard::{Counters, Ignored, Input, Output, Settings, Shard, Step};

@@ -22,7 +22,7 @@ pub use strict::{LIMITS_MAX, Limits};
 /// So many entries are searched one by one; more are found by a sorted index.
 const FEW: usize = 16;
 
-/// Keys that are never broadcast, whoever asks for it.
+/// Keys that are never broadcast, whatever the configuration says.
 pub const NEVER_PUBLIC: [&str; 2] = ["ip", "socketId"];
 
 /// The metadata of a connection or an event. Cloning it shares it.

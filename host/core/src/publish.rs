@@ -59,7 +59,7 @@ impl Subject {
 pub struct Publication {
     /// Where.
     pub subject: Subject,
-    /// The how-manieth message of this source on this subject it is, from 1.
+    /// The number of the message among those of this source on this subject, from 1.
     pub seq: u64,
     /// The body, a JSON object.
     pub body: Bytes,

@@ -128,7 +128,7 @@ pub struct Enriched {
     /// What some of them asked for that isn't at hand: fetch it, and ask all again.
     pub not_at_hand: BTreeSet<Question>,
     /// Which of them did. They have been passed over.
-    pub lacking: Vec<Arc<str>>,
+    pub unanswered: Vec<Arc<str>>,
 }
 
 /// A change to a metadata key: its value as JSON text, or none to remove it.

@@ -410,14 +410,14 @@ impl Shard {
             | self.inboxes.ids()
             | self.statuses.ids()
             | self.statements.ids()
-            | self.agenda.lacking.ids()
+            | self.agenda.unanswered.ids()
             | self.waiting.ids()
     }
 
     /// Whether what is known of online users depends on an answer of the directory,
     /// or something waits for it.
     pub fn uses(&self, question: &Question) -> bool {
-        self.agenda.lacking.has(question)
+        self.agenda.unanswered.has(question)
             || self.waiting.lacks(question)
             || self
                 .verdicts

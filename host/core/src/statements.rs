@@ -4,12 +4,13 @@
 //! online is about a user without connections; it holds until there are some, or until
 //! it is over for want of being repeated.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use hashbrown::HashMap;
 use roaring::RoaringBitmap;
 use serde::{Deserialize, Serialize};
 
+use crate::changed::Changed;
 use crate::names::{Id, Name};
 use crate::record::Record;
 
@@ -32,10 +33,7 @@ pub struct Statements {
     users: HashMap<Id, Entry, foldhash::fast::FixedState>,
     /// Whose was said when, the longest ago first.
     said: BTreeSet<(u64, Id)>,
-    /// Whether anybody takes records.
-    recorded: bool,
-    /// Those of whom the last record isn't true any more.
-    changed: BTreeMap<Id, Name>,
+    changed: Changed,
 }
 
 #[derive(Debug)]
@@ -63,14 +61,14 @@ impl Statements {
     pub fn state(&mut self, now: u64, user: Id, name: &Name, statement: Statement) {
         self.forget(user);
         self.put(now, user, name, statement);
-        self.note(user, name);
+        self.changed.note(user, name);
     }
 
     /// What was stated of a user holds no longer.
     pub fn forget(&mut self, user: Id) {
         if let Some(entry) = self.users.remove(&user) {
             self.said.remove(&(entry.said_at, user));
-            self.note(user, &entry.name);
+            self.changed.note(user, &entry.name);
         }
     }
 
@@ -93,8 +91,7 @@ impl Statements {
 
     /// Whether changes are noted from now on, for [`Self::take_records`].
     pub fn keep_records(&mut self, keep: bool) {
-        self.recorded = keep;
-        self.changed.clear();
+        self.changed.keep(keep);
     }
 
     /// Whether there is anything to take.
@@ -105,7 +102,7 @@ impl Statements {
     /// All that has changed since this was last called. Of two records of the same
     /// user, the later holds.
     pub fn take_records(&mut self, records: &mut Vec<Record>) {
-        for (id, user) in std::mem::take(&mut self.changed) {
+        for (id, user) in self.changed.take() {
             let entry = self.users.get(&id);
             let statement = entry.map(|entry| (entry.said_at, entry.statement));
             records.push(Record::Stated { user, statement });
@@ -114,8 +111,8 @@ impl Statements {
 
     /// All the numbers of ids in here.
     pub fn ids(&self) -> RoaringBitmap {
-        let users = self.users.keys().chain(self.changed.keys());
-        users.map(|user| user.0).collect()
+        let users = self.users.keys().map(|user| user.0);
+        users.chain(self.changed.ids()).collect()
     }
 
     fn put(&mut self, said_at: u64, user: Id, name: &Name, statement: Statement) {
@@ -127,11 +124,5 @@ impl Statements {
             statement,
         };
         self.users.insert(user, entry);
-    }
-
-    fn note(&mut self, user: Id, name: &Name) {
-        if self.recorded {
-            self.changed.insert(user, name.clone());
-        }
     }
 }

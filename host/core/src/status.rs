@@ -7,7 +7,7 @@
 //! holds, by its sender's timestamp, until it expires or another takes its place.
 
 use std::borrow::Cow;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fmt;
 
 use hashbrown::HashMap;
@@ -16,6 +16,7 @@ use serde::Deserialize;
 use serde::de::{Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
+use crate::changed::Changed;
 use crate::clock::Clock;
 use crate::json::push_number;
 use crate::metadata::Metadata;
@@ -235,10 +236,7 @@ pub struct Statuses {
     users: HashMap<Id, Entry, foldhash::fast::FixedState>,
     /// When to look at whom.
     agenda: BTreeSet<(u64, Id)>,
-    /// Whether anybody takes records.
-    recorded: bool,
-    /// Those of whom the last record isn't true any more.
-    changed: BTreeMap<Id, Name>,
+    changed: Changed,
 }
 
 impl Statuses {
@@ -270,7 +268,7 @@ impl Statuses {
             expires_at,
         });
         entry.word = Some(Word { timestamp, status });
-        self.note(user, name);
+        self.changed.note(user, name);
         true
     }
 
@@ -309,7 +307,7 @@ impl Statuses {
         self.users.get_mut(&user)?.untold.take()
     }
 
-    /// The users of whom something is known that expires, in a stable order.
+    /// The users whose status expires, in a stable order.
     pub fn expiring(&self) -> Vec<Id> {
         let expires = |entry: &Entry| {
             let status = entry.word.as_ref().and_then(|word| word.status.as_ref());
@@ -378,7 +376,7 @@ impl Statuses {
         if let Some(entry) = self.users.get_mut(&user)
             && entry.word.take().is_some()
         {
-            self.note(user, name);
+            self.changed.note(user, name);
         }
     }
 
@@ -391,11 +389,11 @@ impl Statuses {
             self.agenda.remove(&(at, user));
         }
         if entry.word.is_some() {
-            self.note(user, name);
+            self.changed.note(user, name);
         }
     }
 
-    /// The users of whom anything is known or to be told, in a stable order.
+    /// The users with anything known or to be told, in a stable order.
     pub fn users(&self) -> Vec<Id> {
         let mut users: Vec<_> = self.users.keys().copied().collect();
         users.sort_unstable();
@@ -404,8 +402,7 @@ impl Statuses {
 
     /// Whether changes are noted from now on, for [`Self::take_records`].
     pub fn keep_records(&mut self, keep: bool) {
-        self.recorded = keep;
-        self.changed.clear();
+        self.changed.keep(keep);
     }
 
     /// Whether there is anything to take.
@@ -416,7 +413,7 @@ impl Statuses {
     /// All that has changed since this was last called. Of two records of the same
     /// user, the later holds.
     pub fn take_records(&mut self, records: &mut Vec<Record>) {
-        for (id, user) in std::mem::take(&mut self.changed) {
+        for (id, user) in self.changed.take() {
             let entry = self.users.get(&id);
             let word = entry.and_then(|entry| entry.word.clone());
             records.push(Record::Status { user, word });
@@ -425,14 +422,8 @@ impl Statuses {
 
     /// All the numbers of ids in here.
     pub fn ids(&self) -> RoaringBitmap {
-        let users = self.users.keys().chain(self.changed.keys());
-        users.map(|user| user.0).collect()
-    }
-
-    fn note(&mut self, user: Id, name: &Name) {
-        if self.recorded {
-            self.changed.insert(user, name.clone());
-        }
+        let users = self.users.keys().map(|user| user.0);
+        users.chain(self.changed.ids()).collect()
     }
 }
 
@@ -463,7 +454,7 @@ impl<'a> Fields<'a> {
                 Ok(fields)
             }
         }
-        // Whoever takes it in has checked that it is an object.
+        // Anyone who takes it in has checked that it is an object.
         serde_json::Deserializer::from_str(metadata)
             .deserialize_map(Object)
             .unwrap_or_default()

@@ -457,7 +457,7 @@ proptest! {
         prop_assert_eq!(of_left.len(), 2, "{:?}", &of_left);
         prop_assert_eq!(&of_left, &of_hidden);
 
-        // Whoever may know when the user was last seen is answered that once the user has
+        // Anyone who may know when the user was last seen is answered that once the user has
         // left. A hidden user looks as one of whom the viewer may not know it.
         let mut answer: Value = serde_json::from_str(&left.asked()).unwrap();
         let last_seen = answer.as_object_mut().unwrap().remove("lastSeen");

@@ -211,7 +211,7 @@ fn a_timeout_says_how_long_and_since_when() {
 }
 
 #[test]
-fn whoever_was_told_online_is_told_offline_whatever_the_rules_say_then() {
+fn anyone_who_was_told_online_is_told_offline_whatever_the_rules_say_then() {
     let mut world = World::new(&[("a", &["b"])]);
     world.connect("a");
     world.rules.failing = true;
@@ -364,7 +364,7 @@ fn heartbeats_allocate_nothing(status: Option<status::Settings>) {
 }
 
 #[test]
-fn a_verdict_that_holds_until_a_time_is_made_again_then_for_whoever_is_online() {
+fn a_verdict_that_holds_until_a_time_is_made_again_then_for_anyone_who_is_online() {
     let mut world = World::new(&[("a", &["b"])]);
     world.rules.reconsider_at = Some(5_000);
     world.connect("a");

@@ -46,7 +46,7 @@ impl Rules for Asking {
                 enriched.changes.push(("groups".into(), Some(count)));
             }
             Err(_) => {
-                enriched.lacking.push("groups".into());
+                enriched.unanswered.push("groups".into());
                 enriched.not_at_hand = [Question::Groups(context.event.user)].into();
             }
         }
@@ -60,10 +60,10 @@ impl Rules for Asking {
         let answers = questions
             .each_ref()
             .map(|it| context.directory.audience(it));
-        let lacking = questions.iter().zip(&answers).filter(|(_, it)| it.is_err());
-        let lacking: BTreeSet<_> = lacking.map(|(question, _)| question.clone()).collect();
-        if !lacking.is_empty() {
-            return Decision::NotAtHand(lacking);
+        let unanswered = questions.iter().zip(&answers).filter(|(_, it)| it.is_err());
+        let unanswered: BTreeSet<_> = unanswered.map(|(question, _)| question.clone()).collect();
+        if !unanswered.is_empty() {
+            return Decision::NotAtHand(unanswered);
         }
         let [contacts, blocked] = answers.map(Result::unwrap);
         let reads = Reads {
@@ -230,8 +230,8 @@ fn a_decision_waits_for_all_that_it_lacks_and_is_made_once() {
     world.says(Kind::Connect, "ada");
     world.says(Kind::Connect, "ben");
     let ada = world.id("ada");
-    let lacking: BTreeSet<_> = [Question::Contacts(ada), Question::BlockedBy(ada)].into();
-    assert!(world.out.contains(&Output::Fetch(lacking)));
+    let unanswered: BTreeSet<_> = [Question::Contacts(ada), Question::BlockedBy(ada)].into();
+    assert!(world.out.contains(&Output::Fetch(unanswered)));
     assert_eq!(world.rules.decided, 2);
     assert!(world.shard.uses(&Question::Contacts(ada)));
     assert!(!world.shard.uses(&Question::Everyone));

@@ -261,7 +261,7 @@ impl Rules for Pipeline {
             // What it makes of answers that it hasn't got is thrown away.
             if seen.is_speculative() {
                 enriched.not_at_hand.append(&mut seen.not_at_hand);
-                enriched.lacking.push(enricher.name());
+                enriched.unanswered.push(enricher.name());
                 continue;
             }
             match changed {

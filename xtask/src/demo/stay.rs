@@ -11,7 +11,7 @@ use super::page::{Ink, Page};
 use super::witness::Saw;
 use super::world::{World, dead_letter, millis};
 
-/// As by default: whoever connects by hand has a while.
+/// As by default: anyone who connects by hand has a while.
 const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// So seldom that the record of a long stay is short.
@@ -93,7 +93,7 @@ fn suggest(world: &World, page: &Page) {
             "sed -i.old 's/\"dan\": \\[/\"eve\": [\"cleo\"], &/' directory.json".to_owned(),
         ),
         (
-            "Change a rule: whoever is on the phone is hidden from their contacts",
+            "Change a rule: anyone who is on the phone is hidden from their contacts",
             format!(
                 "${{EDITOR:-vi}} {root}/plugins/contacts/src/lib.rs   # begin `filter` with:\n{PHONE}\n(cd {root} && cargo xtask plugins)\ncp {root}/plugins/dist/contacts.wasm plugins.d/"
             ),

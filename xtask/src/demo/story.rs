@@ -63,7 +63,7 @@ async fn open_a_second_tab(world: &mut World, page: &mut Page) -> Result<()> {
 }
 
 async fn close_the_last_tab(world: &mut World, page: &mut Page) -> Result<()> {
-    let lines = ["Whoever was told that ada came is told that she went, and nobody else."];
+    let lines = ["Anyone who was told that ada came is told that she went, and nobody else."];
     page.step("The last tab closes", &lines).await;
     world.disconnect(page, "ada", "tab-2").await
 }
@@ -126,7 +126,7 @@ async fn swap_a_rule(world: &mut World, page: &mut Page) -> Result<()> {
 
 async fn put_it_back(world: &mut World, page: &mut Page) -> Result<()> {
     let lines = [
-        "Whoever lost sight of somebody has it again. dan came in between, and is shown",
+        "Anyone who lost sight of somebody has it again. dan came in between, and is shown",
         "to ben only now.",
     ];
     page.step("The old rule is put back", &lines).await;

@@ -410,7 +410,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_has_a_setting_is_found_and_a_change_names_the_old_and_the_new_value() {
+    fn anyone_who_has_a_setting_is_found_and_a_change_names_the_old_and_the_new_value() {
         let mut edit = Directory::new().edit();
         edit.settings(
             Id(1),

@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 
 use hashbrown::HashMap;
 
-use crate::lacking::Lacking;
 use crate::names::Id;
+use crate::unanswered::Unanswered;
 
 /// A decision that is to be made again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,7 +24,7 @@ pub(super) struct Agenda {
     /// Those of them whose time hasn't come.
     times: BTreeSet<(u64, Id)>,
     /// What some of them lack of the directory, until another decision is noted.
-    pub(super) lacking: Lacking,
+    pub(super) unanswered: Unanswered,
 }
 
 impl Agenda {
@@ -58,7 +58,7 @@ impl Agenda {
         {
             self.times.remove(&(before.at, user));
         }
-        self.lacking.forget(user);
+        self.unanswered.forget(user);
     }
 
     /// When the next decision is to be made.

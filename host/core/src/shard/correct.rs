@@ -16,7 +16,7 @@ use crate::rules::Rules;
 const CORRECTIONS_AT_ONCE: usize = 64;
 
 impl Shard {
-    /// The directory has changed: whoever's verdict read what changed is
+    /// The directory has changed: each user whose verdict read what changed is
     /// decided again, and so is everyone who waits for an answer.
     pub(super) fn directory_changed(&mut self, directory: Arc<Directory>, changes: &Changes) {
         self.directory = directory;
@@ -43,7 +43,7 @@ impl Shard {
         self.waiting.rules_changed();
     }
 
-    /// The wall clock has moved: whoever's verdict read it is decided again, and
+    /// The wall clock has moved: each user whose verdict read it is decided again, and
     /// statuses that expire are looked at.
     pub(super) fn wall_clock_moved(&mut self, ahead_ms: i64) {
         self.clock.set_ahead(ahead_ms);

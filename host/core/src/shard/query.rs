@@ -112,7 +112,7 @@ impl Shard {
             return answers.push(text, Sight::Nothing);
         };
         let event = Arc::new(event);
-        // Whoever wasn't admitted while the user was online isn't now, whatever the rules say.
+        // Anyone who wasn't admitted while the user was online isn't now, whatever the rules say.
         let told = self.departed.told(user);
         if !told.is_some_and(|told| told.contains(viewer)) {
             return answers.push(text, Sight::Nothing);
@@ -147,11 +147,15 @@ impl Shard {
                 return kept;
             }
         }
-        let lacking = self.agenda.lacking.of(event.user);
-        let missing = lacking.filter(|question| !self.directory.has(question));
+        let unanswered = self.agenda.unanswered.of(event.user);
+        let missing = unanswered.filter(|question| !self.directory.has(question));
         asking.not_at_hand.extend(missing.cloned());
         // Put off for want of answers that have come, it is about to be taken.
-        let pending = pending && !self.agenda.lacking.is_served(event.user, &self.directory);
+        let pending = pending
+            && !self
+                .agenda
+                .unanswered
+                .is_served(event.user, &self.directory);
         if pending || asking.failures >= FAILURES_MAX {
             return None;
         }

@@ -110,8 +110,8 @@ impl Shard {
         }
     }
 
-    /// What is shown of an online user is this event from now on. Whoever stays told
-    /// and sees a difference is told of it, and whoever may not see the user so any
+    /// What is shown of an online user is this event from now on. Anyone who stays told
+    /// and sees a difference is told of it, and anyone who may not see the user so any
     /// more, or may now, as of any other change.
     ///
     /// Nothing is broadcast. Where the decision is pending, viewers are told when it is
@@ -126,7 +126,7 @@ impl Shard {
     }
 
     /// What is known of an online user is this event from now on, but it may not be told
-    /// yet: rules go by it, and whoever may not see the user so is told.
+    /// yet: rules go by it, and anyone who may not see the user so is told.
     pub(super) fn judge(
         &mut self,
         event: Arc<Event>,

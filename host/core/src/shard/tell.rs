@@ -22,7 +22,7 @@ use crate::verdicts::Verdict;
 /// Who is told of a decision, of those to whom it makes a difference.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Whom {
-    /// Those who lost sight of the user. Whoever gains it, or is shown something
+    /// Those who lost sight of the user. Anyone who gains it, or is shown something
     /// else, has their turn later.
     Losses,
     /// All of them.
@@ -44,7 +44,7 @@ impl Shard {
     }
 
     /// A user has been announced to have gone offline. Says who is to be told of it:
-    /// whoever was told that they came online, whatever the rules say now.
+    /// anyone who was told that they came online, whatever the rules say now.
     pub(super) fn offline(&mut self, event: &Event) -> Told {
         // Where the last decision wasn't made, nobody learns more than that they are gone.
         let user = event.user;
@@ -130,7 +130,7 @@ impl Shard {
             }
             Decision::NotAtHand(questions) => {
                 self.postpone(event);
-                self.agenda.lacking.note(event.user, questions.clone());
+                self.agenda.unanswered.note(event.user, questions.clone());
                 out.push(Output::Fetch(questions));
             }
             Decision::Failed(failure) => {

@@ -75,7 +75,7 @@ impl Shard {
         Arc::new(event)
     }
 
-    /// Tells what has changed, of whom it is time to.
+    /// Tells what has changed of users whose time has come.
     pub(super) fn update(&mut self, rules: &mut dyn Rules, out: &mut Vec<Output>) {
         if let Some(status) = self.settings.status {
             self.tracker.end_typing(self.now, status.typing_ms);
@@ -86,7 +86,7 @@ impl Shard {
             };
             self.reshow(&user, rules, out);
         }
-        while let Some(user) = self.tracker.take_stirred() {
+        while let Some(user) = self.tracker.take_changed_activities() {
             if self.settings.status.is_some()
                 && let Some(user) = self.names.find(&user)
             {

@@ -14,13 +14,14 @@ use roaring::RoaringBitmap;
 
 use super::tell::{Whom, context};
 use super::{Output, Shard};
+use crate::changed::Changed;
 use crate::directory::{Changes, Question};
 use crate::event::{Change, Event};
-use crate::lacking::Lacking;
-use crate::names::{Id, Name};
+use crate::names::Id;
 use crate::record::Record;
 use crate::rules::{Decision, Enriched, Failure, Rules};
 use crate::told::Told;
+use crate::unanswered::Unanswered;
 
 /// How many users' events go on before new inputs get their turn.
 const RESUMED_AT_ONCE: usize = 256;
@@ -63,24 +64,17 @@ pub(super) struct Waiting {
     /// is a queue, it isn't empty.
     queues: HashMap<Id, VecDeque<(Step, u64)>, foldhash::fast::FixedState>,
     /// What the first of each queue waits for.
-    lacking: Lacking,
+    unanswered: Unanswered,
     /// When the first of each queue has waited for long enough.
     agenda: BTreeSet<(u64, Id)>,
     /// Those whose first is to be tried again.
     served: BTreeSet<Id>,
-    /// Users of whom nobody has been told for want of answers that are at hand now.
+    /// Users that nobody has been told of for want of answers that are at hand now.
     undecided: BTreeSet<Id>,
     /// Users of whom it is told later that they are shown by another connection, and
     /// how they are to be shown then. After a restart it is told at once.
     put_off: HashMap<Id, Arc<Event>, foldhash::fast::FixedState>,
-    changes: Noted,
-}
-
-/// Whose steps have changed since they were last taken.
-#[derive(Debug, Default)]
-struct Noted {
-    wanted: bool,
-    users: HashMap<Id, Name, foldhash::fast::FixedState>,
+    changed: Changed,
 }
 
 impl Waiting {
@@ -105,7 +99,7 @@ impl Waiting {
             .or_default()
             .push_front((step, until));
         self.agenda.insert((until, user));
-        self.lacking.note(user, questions);
+        self.unanswered.note(user, questions);
     }
 
     /// Takes a user's first step.
@@ -119,7 +113,7 @@ impl Waiting {
         self.note(step.event());
         self.agenda.remove(&(until, user));
         self.served.remove(&user);
-        self.lacking.forget(user);
+        self.unanswered.forget(user);
         Some((step, until))
     }
 
@@ -139,10 +133,7 @@ impl Waiting {
     }
 
     fn note(&mut self, event: &Event) {
-        if self.changes.wanted {
-            let user = self.changes.users.entry(event.user);
-            user.or_insert_with(|| event.name.clone());
-        }
+        self.changed.note(event.user, &event.name);
     }
 
     /// A user whose first step is to be tried again by now.
@@ -166,25 +157,22 @@ impl Waiting {
 
     /// Whether something waits for an answer.
     pub(super) fn lacks(&self, question: &Question) -> bool {
-        self.lacking.has(question)
+        self.unanswered.has(question)
     }
 
     /// Whether changes are noted from now on, for [`Self::take_records`].
     pub(super) fn keep_records(&mut self, keep: bool) {
-        self.changes = Noted {
-            wanted: keep,
-            ..Noted::default()
-        };
+        self.changed.keep(keep);
     }
 
     /// Whether there is anything to take.
     pub(super) fn has_records(&self) -> bool {
-        !self.changes.users.is_empty()
+        !self.changed.is_empty()
     }
 
     /// All that has changed since this was last called: of each user, all that waits.
     pub(super) fn take_records(&mut self, records: &mut Vec<Record>) {
-        for (id, user) in self.changes.users.drain() {
+        for (id, user) in self.changed.take() {
             let queue = self.queues.get(&id).into_iter().flatten();
             let put_off = self.put_off.get(&id).cloned().map(Step::Show);
             let steps = queue.map(|(step, _)| step.clone());
@@ -206,9 +194,9 @@ impl Waiting {
 
     /// All the numbers of ids in here.
     pub(super) fn ids(&self) -> RoaringBitmap {
-        let mut ids = self.lacking.ids();
-        let users = self.changes.users.keys().chain(self.put_off.keys());
-        ids.extend(users.map(|user| user.0));
+        let mut ids = self.unanswered.ids();
+        ids.extend(self.changed.ids());
+        ids.extend(self.put_off.keys().map(|user| user.0));
         for (step, _) in self.queues.values().flatten() {
             ids |= step.ids();
         }
@@ -244,9 +232,9 @@ impl Shard {
     /// The directory, which is asked question by question, has changed: those who find
     /// all that they waited for go on.
     pub(super) fn answered(&mut self, changes: &Changes) {
-        let served = self.waiting.lacking.served(changes, &self.directory);
+        let served = self.waiting.unanswered.served(changes, &self.directory);
         self.waiting.served.extend(served);
-        for user in self.agenda.lacking.served(changes, &self.directory) {
+        for user in self.agenda.unanswered.served(changes, &self.directory) {
             match self.ledger.get(user) {
                 // What is told first is news, and no correction.
                 Some(entry) if entry.told.is_empty() => drop(self.waiting.undecided.insert(user)),
@@ -327,8 +315,8 @@ impl Shard {
                 plugin,
                 error: "what it asked the directory for could not be had in time".into(),
             };
-            let lacking = enriched.lacking.drain(..).map(late);
-            enriched.failures.extend(lacking);
+            let unanswered = enriched.unanswered.drain(..).map(late);
+            enriched.failures.extend(unanswered);
         }
         Ok(enriched)
     }

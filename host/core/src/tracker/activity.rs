@@ -116,13 +116,13 @@ impl<M: Clone> Tracker<M> {
 
     /// A user whose connections say something else than before, while there are any;
     /// each once or more. To be called until it returns none.
-    pub fn take_stirred(&mut self) -> Option<Arc<str>> {
-        self.stirred.pop()
+    pub fn take_changed_activities(&mut self) -> Option<Arc<str>> {
+        self.changed_activities.pop()
     }
 
     /// Forgets what all connections say, and tells whose they are.
     pub fn forget_activities(&mut self) -> Vec<Arc<str>> {
-        self.stirred.clear();
+        self.changed_activities.clear();
         for key in self.roster.connections.keys() {
             if let State::Live(life) = &mut self.roster.connections[key].state
                 && let Some(activity) = life.activity.take()
@@ -131,7 +131,7 @@ impl<M: Clone> Tracker<M> {
                 self.note(key);
             }
         }
-        std::mem::take(&mut self.stirred)
+        std::mem::take(&mut self.changed_activities)
     }
 
     /// Notes that a connection says something else than before.
@@ -153,7 +153,7 @@ impl<M: Clone> Tracker<M> {
         }
         // While no connection is live, what was said last is left as it is.
         if user.live > 0 {
-            self.stirred.push(Arc::clone(&user.name));
+            self.changed_activities.push(Arc::clone(&user.name));
         }
     }
 }

@@ -1,8 +1,8 @@
 //! What is to be looked at, and when.
 //!
-//! An entry may be early but is never late: whoever moves a deadline further
+//! An entry may be early but is never late: code that moves a deadline further
 //! away leaves the entry where it is, so a heartbeat costs nothing here, and
-//! whoever pops it early puts it back at the real deadline, even if that has
+//! code that pops it early puts it back at the real deadline, even if that has
 //! passed as well: what is due comes in the order of its deadlines. Where a deadline
 //! comes nearer, as it rarely does, an earlier entry takes the place of the one that
 //! is there: connections and users know which of theirs counts. What is popped may be

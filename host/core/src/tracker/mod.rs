@@ -66,7 +66,7 @@ pub struct Tracker<M> {
     agenda: Agenda,
     changes: Changes,
     /// Users whose connections say something else than before.
-    stirred: Vec<Arc<str>>,
+    changed_activities: Vec<Arc<str>>,
     /// Users who stay online and are shown by another connection, or by what it says
     /// now.
     reshown: Vec<Arc<str>>,
@@ -89,7 +89,7 @@ impl<M: Clone> Tracker<M> {
             roster: Roster::default(),
             agenda: Agenda::default(),
             changes: Changes::default(),
-            stirred: Vec::new(),
+            changed_activities: Vec::new(),
             reshown: Vec::new(),
             orders: Orders::default(),
             unlinked: Vec::new(),
@@ -352,7 +352,7 @@ impl<M: Clone> Tracker<M> {
         if in_grace {
             self.note_user(user_key);
             // What the connection says now takes the place of what was said before.
-            self.stirred
+            self.changed_activities
                 .push(Arc::clone(&self.roster.users[user_key].name));
         }
         self.queue_lease(key);

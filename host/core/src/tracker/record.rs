@@ -335,7 +335,7 @@ impl<M: Clone> Tracker<M> {
         self.remove_user_if_spent(connection.user);
     }
 
-    /// Forgets a user of whom nothing else is known.
+    /// Forgets a user if nothing else is known of them.
     pub(super) fn remove_user_if_spent(&mut self, key: Key) {
         if let Some(user) = self.roster.remove_user_if_spent(key)
             && self.changes.wanted

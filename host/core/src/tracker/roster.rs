@@ -62,7 +62,7 @@ impl<M> Roster<M> {
         Some(connection)
     }
 
-    /// Forgets a user of whom nothing else is known.
+    /// Forgets a user if nothing else is known of them.
     pub(super) fn remove_user_if_spent(&mut self, key: Key) -> Option<User> {
         let user = &self.users[key];
         if !user.is_spent() {

@@ -58,10 +58,10 @@ impl Rules for Generation {
     fn decide(&mut self, context: Context<'_>) -> Decision {
         let user = context.event.user;
         let questions = [Question::Contacts(user), Question::BlockedBy(user)];
-        let lacking = questions.iter().filter(|it| !context.directory.has(it));
-        let lacking: BTreeSet<_> = lacking.cloned().collect();
-        if !lacking.is_empty() {
-            return Decision::NotAtHand(lacking);
+        let unanswered = questions.iter().filter(|it| !context.directory.has(it));
+        let unanswered: BTreeSet<_> = unanswered.cloned().collect();
+        if !unanswered.is_empty() {
+            return Decision::NotAtHand(unanswered);
         }
         let [contacts, blocked] = questions
             .each_ref()

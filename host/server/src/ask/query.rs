@@ -157,12 +157,12 @@ impl Desk {
             questions = self.ask_once(questions, &pieces).await?;
             let answers = questions.pieces.iter().map(|piece| piece.answers.get());
             let answers = answers.collect::<Option<Vec<_>>>()?;
-            let lacking = || {
+            let unanswered = || {
                 let all = answers.iter().enumerate();
                 all.filter(|(_, answers)| !answers.not_at_hand.is_empty())
             };
-            pieces = lacking().map(|(piece, _)| piece).collect();
-            let missing = lacking().flat_map(|(_, answers)| answers.not_at_hand.iter().cloned());
+            pieces = unanswered().map(|(piece, _)| piece).collect();
+            let missing = unanswered().flat_map(|(_, answers)| answers.not_at_hand.iter().cloned());
             let missing = missing.collect::<BTreeSet<_>>();
             if missing.is_empty() || !self.has_answers(&missing).await {
                 break;

@@ -11,12 +11,12 @@ use crate::names::Id;
 
 /// Users, and the answers that they wait for.
 #[derive(Debug, Default)]
-pub(crate) struct Lacking {
+pub(crate) struct Unanswered {
     questions: HashMap<Id, BTreeSet<Question>, foldhash::fast::FixedState>,
     users: Askers,
 }
 
-impl Lacking {
+impl Unanswered {
     /// Notes all that a user waits for.
     pub(crate) fn note(&mut self, user: Id, questions: BTreeSet<Question>) {
         self.forget(user);
@@ -76,26 +76,26 @@ mod tests {
     #[test]
     fn who_finds_all_that_they_wait_for_is_served() {
         let (one, two) = (Question::Contacts(Id(7)), Question::Everyone);
-        let mut lacking = Lacking::default();
-        lacking.note(Id(1), [one.clone(), two.clone()].into());
-        lacking.note(Id(2), [two.clone()].into());
-        lacking.note(Id(3), [one.clone()].into());
-        lacking.forget(Id(3));
-        assert_eq!(lacking.ids().iter().collect::<Vec<_>>(), [1, 2, 7]);
+        let mut unanswered = Unanswered::default();
+        unanswered.note(Id(1), [one.clone(), two.clone()].into());
+        unanswered.note(Id(2), [two.clone()].into());
+        unanswered.note(Id(3), [one.clone()].into());
+        unanswered.forget(Id(3));
+        assert_eq!(unanswered.ids().iter().collect::<Vec<_>>(), [1, 2, 7]);
 
         let nobody = || Some(Answer::users(RoaringBitmap::new()));
         let mut edit = Directory::on_demand().edit();
         edit.answer(two.clone(), nobody());
         let (directory, changes) = edit.finish();
-        assert_eq!(lacking.served(&changes, &directory), [Id(2)].into());
-        lacking.forget(Id(2));
-        assert!(lacking.has(&two), "the other waits for it still");
+        assert_eq!(unanswered.served(&changes, &directory), [Id(2)].into());
+        unanswered.forget(Id(2));
+        assert!(unanswered.has(&two), "the other waits for it still");
 
         let mut edit = directory.edit();
         edit.answer(one.clone(), nobody());
         let (directory, changes) = edit.finish();
-        assert_eq!(lacking.served(&changes, &directory), [Id(1)].into());
-        lacking.forget(Id(1));
-        assert!(!lacking.has(&one) && lacking.ids().is_empty());
+        assert_eq!(unanswered.served(&changes, &directory), [Id(1)].into());
+        unanswered.forget(Id(1));
+        assert!(!unanswered.has(&one) && unanswered.ids().is_empty());
     }
 }

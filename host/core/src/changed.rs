@@ -1,0 +1,45 @@
+//! The users whose records are no longer what they are.
+
+use std::collections::BTreeMap;
+
+use crate::names::{Id, Name};
+
+/// Users whose records have changed since they were last taken.
+#[derive(Debug, Default)]
+pub(crate) struct Changed {
+    /// Whether anybody takes records.
+    wanted: bool,
+    users: BTreeMap<Id, Name>,
+}
+
+impl Changed {
+    /// Whether changes are noted from now on.
+    pub(crate) fn keep(&mut self, wanted: bool) {
+        *self = Self {
+            wanted,
+            users: BTreeMap::new(),
+        };
+    }
+
+    /// Notes that a user's record has changed.
+    pub(crate) fn note(&mut self, user: Id, name: &Name) {
+        if self.wanted {
+            self.users.entry(user).or_insert_with(|| name.clone());
+        }
+    }
+
+    /// Whether there are none.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.users.is_empty()
+    }
+
+    /// All of them, in a stable order. They count as taken.
+    pub(crate) fn take(&mut self) -> BTreeMap<Id, Name> {
+        std::mem::take(&mut self.users)
+    }
+
+    /// Their numbers.
+    pub(crate) fn ids(&self) -> impl Iterator<Item = u32> {
+        self.users.keys().map(|user| user.0)
+    }
+}

@@ -1,0 +1,382 @@
+//! The bytes that a record is kept as: keys and values for a store that knows nothing
+//! of them.
+//!
+//! Users are stored by their ids, since numbers don't outlive the process. What
+//! is added to the format comes last among the variants and fields of its type;
+//! whatever else changes it makes another [`FORMAT`](super::FORMAT).
+
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use super::{Record, Stored};
+use crate::departed::{Departure, Known};
+use crate::event::{Change, Event, Reason};
+use crate::ledger::Entry;
+use crate::metadata::Metadata;
+use crate::names::{Names, Reading};
+use crate::shard::Step;
+use crate::status::{Status, Word};
+use crate::told::{Shown, Told};
+use crate::tracker::{self, Activity, Connected, Seen};
+
+/// In the order in which they are restored.
+#[derive(Serialize, Deserialize)]
+enum Key<'a> {
+    Connection(&'a str, &'a str),
+    Heard(&'a str, &'a str),
+    User(&'a str),
+    Told(&'a str),
+    Status(&'a str),
+    Waiting(&'a str),
+    Stated(&'a str),
+    Departed(&'a str),
+}
+
+#[derive(Serialize, Deserialize)]
+enum Connection<'a> {
+    Live {
+        opened: u64,
+        newest: u64,
+        #[serde(borrow)]
+        metadata: Entries<'a>,
+        order: i64,
+        activity: Option<Activity>,
+        silent_since: Option<u64>,
+    },
+    Closed {
+        timestamp: u64,
+        newest: u64,
+        kept_since: u64,
+    },
+}
+
+#[derive(Serialize, Deserialize)]
+struct User {
+    last_seen: u64,
+    pending: Option<(u64, Reason)>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Online<'a> {
+    timestamp: u64,
+    #[serde(borrow)]
+    metadata: Entries<'a>,
+    told: Parts<'a>,
+    lag_ms: u64,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Left<'a> {
+    timestamp: u64,
+    last_seen: u64,
+    reason: Reason,
+    #[serde(borrow)]
+    metadata: Entries<'a>,
+    /// What was known while the user was online: all of it, or what is under these keys.
+    online: Entries<'a>,
+    keys: Option<Vec<&'a str>>,
+    told: Parts<'a>,
+}
+
+/// Those of the viewers who were shown the same, and a digest of that.
+type Parts<'a> = Vec<([u8; 8], Vec<&'a str>)>;
+
+/// When a user said it, and what.
+type Said<'a> = (u64, Saying<'a>);
+
+/// A JSON string, and when it expires.
+type Saying<'a> = Option<(&'a str, Option<u64>)>;
+
+#[derive(Serialize, Deserialize)]
+struct Waiting<'a> {
+    timestamp: u64,
+    /// Of a user who went offline: when they were last seen, and why.
+    offline: Option<(u64, Reason)>,
+    #[serde(borrow)]
+    metadata: Entries<'a>,
+    next: Next<'a>,
+}
+
+#[derive(Serialize, Deserialize)]
+enum Next<'a> {
+    Announce(bool),
+    #[serde(borrow)]
+    Tell(Parts<'a>),
+    Show,
+}
+
+/// Keys, values as JSON text, and whether they may be broadcast.
+type Entries<'a> = Vec<(&'a str, &'a str, bool)>;
+
+impl Record {
+    /// The record as it is stored.
+    pub fn encode(&self, names: &Names) -> Stored {
+        match self {
+            Self::Tracker(tracker::Record::Connection { user, conn, state }) => {
+                let key = Key::Connection(user, conn);
+                let value = state.as_ref().map(|state| match state {
+                    Connected::Live {
+                        opened,
+                        newest,
+                        metadata,
+                        activity,
+                        order,
+                        silent_since,
+                    } => Connection::Live {
+                        opened: *opened,
+                        newest: *newest,
+                        metadata: entries(metadata),
+                        order: *order,
+                        activity: *activity,
+                        silent_since: *silent_since,
+                    },
+                    Connected::Closed {
+                        timestamp,
+                        newest,
+                        kept_since,
+                    } => Connection::Closed {
+                        timestamp: *timestamp,
+                        newest: *newest,
+                        kept_since: *kept_since,
+                    },
+                });
+                stored(&key, value.as_ref())
+            }
+            Self::Tracker(tracker::Record::Heard { user, conn, newest }) => {
+                stored(&Key::Heard(user, conn), newest.as_ref())
+            }
+            Self::Tracker(tracker::Record::User { user, state }) => {
+                let value = state.map(|Seen { last_seen, pending }| User { last_seen, pending });
+                stored(&Key::User(user), value.as_ref())
+            }
+            Self::Told { user, entry } => {
+                let names = names.read();
+                let value = entry.as_ref().map(|entry| Online {
+                    timestamp: entry.event.timestamp,
+                    metadata: entries(&entry.event.metadata),
+                    told: parts(&entry.told, &names),
+                    lag_ms: entry.lag_ms,
+                });
+                stored(&Key::Told(user.as_str()), value.as_ref())
+            }
+            Self::Departed { user, departure } => {
+                let names = names.read();
+                let value = departure.as_ref().map(|departure| Left {
+                    timestamp: departure.timestamp,
+                    last_seen: departure.last_seen,
+                    reason: departure.reason,
+                    metadata: entries(&departure.metadata),
+                    online: entries(departure.known.metadata()),
+                    keys: departure.known.keys().map(Iterator::collect),
+                    told: parts(&departure.told, &names),
+                });
+                stored(&Key::Departed(user.as_str()), value.as_ref())
+            }
+            Self::Status { user, word } => {
+                let value: Option<Said<'_>> = word.as_ref().map(|word| {
+                    let status = word.status.as_ref();
+                    let saying = status.map(|status| (&*status.text, status.expires_at));
+                    (word.timestamp, saying)
+                });
+                stored(&Key::Status(user.as_str()), value.as_ref())
+            }
+            Self::Stated { user, statement } => {
+                stored(&Key::Stated(user.as_str()), statement.as_ref())
+            }
+            Self::Waiting { user, steps } => {
+                let names = names.read();
+                let steps: Vec<_> = steps.iter().map(|step| waiting(step, &names)).collect();
+                let value = (!steps.is_empty()).then_some(steps);
+                stored(&Key::Waiting(user.as_str()), value.as_ref())
+            }
+        }
+    }
+
+    /// Reads what [`Self::encode`] wrote.
+    ///
+    /// # Errors
+    /// When it is something else.
+    pub fn decode(key: &[u8], value: &[u8], names: &Names) -> Result<Self, postcard::Error> {
+        let record = match postcard::from_bytes(key)? {
+            Key::Connection(user, conn) => {
+                let state = match postcard::from_bytes(value)? {
+                    Connection::Live {
+                        opened,
+                        newest,
+                        metadata,
+                        order,
+                        activity,
+                        silent_since,
+                    } => Connected::Live {
+                        opened,
+                        newest,
+                        metadata: metadata_of(metadata),
+                        activity,
+                        order,
+                        silent_since,
+                    },
+                    Connection::Closed {
+                        timestamp,
+                        newest,
+                        kept_since,
+                    } => Connected::Closed {
+                        timestamp,
+                        newest,
+                        kept_since,
+                    },
+                };
+                tracker::Record::Connection {
+                    user: user.into(),
+                    conn: conn.into(),
+                    state: Some(state),
+                }
+            }
+            Key::Heard(user, conn) => tracker::Record::Heard {
+                user: user.into(),
+                conn: conn.into(),
+                newest: Some(postcard::from_bytes(value)?),
+            },
+            Key::User(user) => {
+                let User { last_seen, pending } = postcard::from_bytes(value)?;
+                tracker::Record::User {
+                    user: user.into(),
+                    state: Some(Seen { last_seen, pending }),
+                }
+            }
+            Key::Told(user) => {
+                let online: Online<'_> = postcard::from_bytes(value)?;
+                let (id, user) = names.intern_name(user);
+                let event = Event {
+                    user: id,
+                    name: user.clone(),
+                    timestamp: online.timestamp,
+                    change: Change::Online,
+                    metadata: metadata_of(online.metadata),
+                };
+                let told = told_of(online.told, names);
+                let entry = Some(Entry {
+                    lag_ms: online.lag_ms,
+                    ..Entry::new(Arc::new(event), told)
+                });
+                return Ok(Self::Told { user, entry });
+            }
+            Key::Departed(user) => {
+                let left: Left<'_> = postcard::from_bytes(value)?;
+                let (id, user) = names.intern_name(user);
+                let departure = Some(Departure {
+                    user: id,
+                    reason: left.reason,
+                    timestamp: left.timestamp,
+                    last_seen: left.last_seen,
+                    metadata: metadata_of(left.metadata),
+                    known: Known::restored(metadata_of(left.online), left.keys),
+                    told: told_of(left.told, names),
+                });
+                return Ok(Self::Departed { user, departure });
+            }
+            Key::Status(user) => {
+                let (timestamp, saying): Said<'_> = postcard::from_bytes(value)?;
+                let word = Word {
+                    timestamp,
+                    status: saying.map(|(text, expires_at)| Status {
+                        text: text.into(),
+                        expires_at,
+                    }),
+                };
+                let (_, user) = names.intern_name(user);
+                let word = Some(word);
+                return Ok(Self::Status { user, word });
+            }
+            Key::Stated(user) => {
+                let statement = Some(postcard::from_bytes(value)?);
+                let (_, user) = names.intern_name(user);
+                return Ok(Self::Stated { user, statement });
+            }
+            Key::Waiting(user) => {
+                let (id, user) = names.intern_name(user);
+                let steps: Vec<Waiting<'_>> = postcard::from_bytes(value)?;
+                let steps = steps.into_iter().map(|step| {
+                    let event = Arc::new(Event {
+                        user: id,
+                        name: user.clone(),
+                        timestamp: step.timestamp,
+                        change: step.offline.map_or(Change::Online, |(last_seen, reason)| {
+                            Change::Offline { last_seen, reason }
+                        }),
+                        metadata: metadata_of(step.metadata),
+                    });
+                    match step.next {
+                        Next::Announce(ours) => Step::Announce(event, ours),
+                        Next::Tell(told) => Step::Tell(event, told_of(told, names)),
+                        Next::Show => Step::Show(event),
+                    }
+                });
+                let steps = steps.collect();
+                return Ok(Self::Waiting { user, steps });
+            }
+        };
+        Ok(Self::Tracker(record))
+    }
+}
+
+fn stored<V: Serialize>(key: &Key<'_>, value: Option<&V>) -> Stored {
+    (bytes(key), value.map(bytes))
+}
+
+/// Plain data in memory, which always has such a form.
+fn bytes(value: &impl Serialize) -> Vec<u8> {
+    postcard::to_allocvec(value).unwrap_or_default()
+}
+
+fn waiting<'a>(step: &'a Step, names: &'a Reading<'_>) -> Waiting<'a> {
+    let event = step.event();
+    Waiting {
+        timestamp: event.timestamp,
+        offline: match event.change {
+            Change::Online | Change::Updated => None,
+            Change::Offline { last_seen, reason } => Some((last_seen, reason)),
+        },
+        metadata: entries(&event.metadata),
+        next: match step {
+            Step::Announce(_, ours) => Next::Announce(*ours),
+            Step::Tell(_, told) => Next::Tell(parts(told, names)),
+            Step::Show(_) => Next::Show,
+        },
+    }
+}
+
+fn parts<'a>(told: &Told, names: &'a Reading<'_>) -> Parts<'a> {
+    let parts = told.parts();
+    let parts = parts.map(|(viewers, shown)| {
+        let viewers = viewers.ids();
+        let viewers = viewers.filter_map(|id| Some(names.name(id)?.as_str()));
+        (shown.to_bytes(), viewers.collect())
+    });
+    parts.collect()
+}
+
+fn told_of(parts: Parts<'_>, names: &Names) -> Told {
+    Told::new(parts.into_iter().map(|(shown, viewers)| {
+        let viewers = viewers.into_iter().map(|viewer| names.intern(viewer));
+        (viewers.collect(), Shown::from_bytes(shown))
+    }))
+}
+
+fn entries(metadata: &Metadata) -> Entries<'_> {
+    let entries = metadata.entries();
+    entries
+        .map(|entry| (entry.key, entry.value, entry.public))
+        .collect()
+}
+
+fn metadata_of(entries: Entries<'_>) -> Metadata {
+    let mut metadata = Metadata::default().edit();
+    for (key, value, public) in entries {
+        metadata.set(key, value, public);
+    }
+    metadata.build()
+}
+
+#[cfg(test)]
+mod tests;
