@@ -75,10 +75,14 @@ impl Watch {
                 LOOK.as_secs()
             );
         });
+        Self::with(watcher.ok(), happened)
+    }
+
+    fn with(watcher: Option<RecommendedWatcher>, happened: Arc<Happened>) -> Self {
         Self {
             happened,
             watcher: Arc::new(Mutex::new(Cover {
-                watcher: watcher.ok(),
+                watcher,
                 covered: BTreeMap::new(),
                 refused: BTreeSet::new(),
             })),
@@ -242,6 +246,17 @@ mod tests {
         }
         let lost = Event::new(EventKind::Other).set_flag(Flag::Rescan);
         assert_eq!(touched(lost).len(), 2);
+    }
+
+    #[tokio::test]
+    async fn where_the_system_has_no_watches_it_is_time_to_look_all_the_same() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut watch = Watch::with(None, Arc::default());
+        watch.cover(Paths {
+            files: vec![folder.path().join("a")],
+            folders: vec![folder.path().into()],
+        })();
+        assert!(watch.due().await.is_empty());
     }
 
     #[tokio::test]
