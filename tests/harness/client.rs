@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail};
 use async_nats::{HeaderMap, Subscriber};
@@ -218,8 +218,9 @@ impl Tape {
         what: &str,
         mut wanted: impl FnMut(&Seen) -> bool,
     ) -> Result<Seen> {
+        let begin = Instant::now();
         loop {
-            let seen = self.take(what).await?;
+            let seen = self.take(what, begin).await?;
             if wanted(&seen) {
                 return Ok(seen);
             }
@@ -235,8 +236,9 @@ impl Tape {
         what: &str,
         mut holds: impl FnMut(&[Seen]) -> bool,
     ) -> Result<()> {
+        let begin = Instant::now();
         while !holds(&self.seen) {
-            self.take(what).await?;
+            self.take(what, begin).await?;
         }
         Ok(())
     }
@@ -254,9 +256,25 @@ impl Tape {
         Ok(self.seen.iter().filter(on).cloned().collect())
     }
 
-    async fn take(&mut self, what: &str) -> Result<Seen> {
-        let next = wait::guarded(what, self.subscriber.next()).await;
-        let next = next.with_context(|| self.listing())?;
+    /// Records all that the server has got by now.
+    ///
+    /// # Errors
+    /// As [`Self::until`].
+    pub async fn catch_up(&mut self, client: &Client) -> Result<()> {
+        let mark = serde_json::json!({"mark": self.seen.len()});
+        client.publish("presence.mark", &mark).await?;
+        self.next("the mark", |seen| seen.body == mark)
+            .await
+            .map(drop)
+    }
+
+    /// Records the next message. However many come, what is waited for since `begin` must
+    /// be among them in time.
+    async fn take(&mut self, what: &str, begin: Instant) -> Result<Seen> {
+        let left = wait::GUARD.saturating_sub(begin.elapsed());
+        let next = tokio::time::timeout(left, self.subscriber.next()).await;
+        let waited = || format!("waited {} s for {what}", wait::GUARD.as_secs());
+        let next = next.with_context(waited).with_context(|| self.listing())?;
         let message = next.with_context(|| format!("the subscription ended before {what}"))?;
         let headers = message.headers.iter().flat_map(HeaderMap::iter);
         let headers = headers

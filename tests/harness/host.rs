@@ -224,8 +224,11 @@ pub fn command(site: &Site, args: &[&str]) -> Result<Command> {
             command.env_remove(name);
         }
     }
-    command.env("NO_COLOR", "1").env_remove("RUST_LOG");
-    command.env("XDG_STATE_HOME", tools::user_state());
+    command
+        .env("NO_COLOR", "1")
+        .env("XDG_STATE_HOME", tools::user_state())
+        .env("PRESENCE_CLOCK_OFFSET_FILE", site.clock_offset_path())
+        .env_remove("RUST_LOG");
     Ok(command)
 }
 

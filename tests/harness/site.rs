@@ -142,6 +142,21 @@ impl Site {
         self.path().join("directory.json")
     }
 
+    /// The file that says by how many milliseconds the host's wall clock is off.
+    #[must_use]
+    pub fn clock_offset_path(&self) -> PathBuf {
+        self.path().join("clock-offset-ms")
+    }
+
+    /// Sets the host's wall clock, while it runs or before it starts: to this many
+    /// milliseconds ahead of the machine's; behind, if negative.
+    ///
+    /// # Errors
+    /// When the file can't be written.
+    pub fn set_wall_clock(&self, ahead_ms: i64) -> Result<()> {
+        tools::write_atomically(&self.clock_offset_path(), ahead_ms.to_string())
+    }
+
     /// Where a plugin's file lies in the plugin folder.
     #[must_use]
     pub fn plugin_path(&self, name: &str) -> PathBuf {

@@ -85,12 +85,12 @@ async function main(url, path) {
     }
   })();
 
-  await nats.flush();
-  say("ready");
-
   // "Publish Events" publishes as an application does, when it is asked to.
   const publish = block(document, "Publish Events");
-  for await (const msg of nats.subscribe("test.publish")) {
+  const asked = nats.subscribe("test.publish");
+  await nats.flush();
+  say("ready");
+  for await (const msg of asked) {
     await run(publish, { nats });
     await nats.flush();
     msg.respond();

@@ -2,14 +2,14 @@
 //! now, message by message; and a query says the same.
 
 use anyhow::Result;
-use presence_tests::client::now_ms;
+use presence_tests::client::{Seen, now_ms};
 use presence_tests::component;
 use presence_tests::host::Host;
 use presence_tests::site::Site;
 use serde_json::{Value, json};
 use toml::{Table, toml};
 
-use crate::inputs::{self, CONNECT, FILTERED_OFFLINE, FILTERED_ONLINE};
+use crate::inputs::{self, CONNECT, DISCONNECT, FILTERED_OFFLINE, FILTERED_ONLINE};
 use crate::world::{World, on};
 
 const FILTERED_UPDATED: &str = "presence.filtered.user_updated";
@@ -54,9 +54,23 @@ async fn come(world: &mut World) -> Result<()> {
 
 /// What a viewer is answered of ann.
 async fn asked(world: &World, viewer: &str) -> Result<Value> {
-    let question = json!({"viewerId": viewer, "userIds": ["ann"]}).to_string();
+    asked_of(world, viewer, "ann").await
+}
+
+async fn asked_of(world: &World, viewer: &str, user: &str) -> Result<Value> {
+    let question = json!({"viewerId": viewer, "userIds": [user]}).to_string();
     let answer = world.client.request("presence.query", question).await?;
     Ok(answer["users"][0].clone())
+}
+
+/// What is answered of who has never been seen.
+fn unknown(user: &str) -> Value {
+    json!({"userId": user, "status": "offline"})
+}
+
+async fn disconnect(world: &World, user: &str, at: u64) -> Result<()> {
+    let bye = inputs::disconnect(user, "c1", at, "client_disconnect");
+    world.client.input(DISCONNECT, bye).await
 }
 
 fn online(metadata: &Value) -> Value {
@@ -187,5 +201,202 @@ async fn one_stages_wish_to_be_asked_again_makes_no_other_stages_time_reusable()
     }
     let metric = |name| world.host.metric(name, &[]);
     assert_eq!(metric("presence_verdicts_reused_total").await?, 0.0);
+    world.end().await
+}
+
+/// A rule by what users say of themselves: those are shown who say that they are open.
+fn open_alone(site: &mut Site, text: &str) -> Result<()> {
+    let steps = toml! { steps = [{ only_if = { key = "door", text = text } }] };
+    let stages = [("contacts", None), ("door", Some(steps)), ("redact", None)];
+    site.set_pipeline(&stages)?;
+    site.set_stage("door", "grants", vec!["widen"])
+}
+
+#[tokio::test]
+async fn when_a_user_was_seen_who_was_hidden_all_along_is_answered_to_nobody_ever() -> Result<()> {
+    let reader = component::load("fixtures/reader")?;
+    let mut world = World::start_with(|it| {
+        let mut site = it.with("engine.workers", 1)?.with("state.flush_ms", 10)?;
+        site.write_plugin("door", component::named(&reader, "door")?)?;
+        open_alone(&mut site, "open")?;
+        site.write_directory_value(&json!({"contacts": {"ann": ["ben"], "abe": ["ben"]}}))?;
+        Ok(site)
+    })
+    .await?;
+    let at = now_ms();
+    for (user, door) in [("ann", "closed"), ("abe", "open")] {
+        let mut connect = inputs::connect(user, "c1", at);
+        connect["metadata"]["door"] = door.into();
+        world.client.input(CONNECT, connect).await?;
+        disconnect(&world, user, at).await?;
+    }
+    let gone = world.tape.hosts(FILTERED_OFFLINE, 1).await?.remove(0);
+    assert_eq!(gone.text("userId"), "abe");
+    let mut left = unknown("abe");
+    left["lastSeen"] = at.into();
+    assert_eq!(asked_of(&world, "ben", "abe").await?, left);
+    assert_eq!(asked(&world, "ben").await?, unknown("ann"));
+
+    // Nor is it when the rule is taken away, and what it was is forgotten.
+    let plain = [("contacts", None), ("redact", None)];
+    world.site.set_pipeline(&plain)?;
+    let taken = "presence_pipeline_generation";
+    world.host.until_metric(taken, &[], |it| it == 2.0).await?;
+    assert_eq!(asked_of(&world, "ben", "abe").await?, left);
+    assert_eq!(asked(&world, "ben").await?, unknown("ann"));
+
+    // The same, whether the host is killed or stopped. What comes later is stored later.
+    let records = "presence_state_records_total";
+    let before = world.host.metric(records, &[]).await?;
+    for number in 0..20 {
+        let connect = inputs::connect(&format!("later-{number}"), "c1", now_ms());
+        world.client.input(CONNECT, connect).await?;
+    }
+    let saved = |it: f64| it >= before + 20.0;
+    world.host.until_metric(records, &[], saved).await?;
+    for kill in [true, false] {
+        match kill {
+            true => world.host.process.kill().await?,
+            false => world.host.process.stop().await?,
+        }
+        world.host = Host::start(&world.site).await?;
+        assert_eq!(
+            asked_of(&world, "ben", "abe").await?,
+            left,
+            "killed: {kill}"
+        );
+        assert_eq!(
+            asked(&world, "ben").await?,
+            unknown("ann"),
+            "killed: {kill}"
+        );
+    }
+
+    // The rules of now have a say as well, and read what the user said while online.
+    open_alone(&mut world.site, "ajar")?;
+    world.host.until_metric(taken, &[], |it| it == 2.0).await?;
+    assert_eq!(asked_of(&world, "ben", "abe").await?, unknown("abe"));
+    open_alone(&mut world.site, "open")?;
+    world.host.until_metric(taken, &[], |it| it == 3.0).await?;
+    assert_eq!(asked_of(&world, "ben", "abe").await?, left);
+    assert_eq!(asked(&world, "ben").await?, unknown("ann"));
+    world.end().await
+}
+
+/// The ways of coming to be hidden. Of each there is a user who is hidden so, and one who
+/// leaves instead.
+const WAYS: [&str; 3] = ["block", "invisible", "contact"];
+
+/// Ben is a contact of all of them, and cleo shares a group with each.
+fn hiding(hides: bool) -> Value {
+    let mut directory = json!({"contacts": {}, "groups": {}, "blocks": {}, "settings": {}});
+    for user in WAYS
+        .iter()
+        .flat_map(|way| [format!("left-{way}"), format!("hide-{way}")])
+    {
+        directory["contacts"][&user] = json!(["ben"]);
+        directory["groups"][format!("team-{user}")] = json!([user, "cleo"]);
+    }
+    if hides {
+        directory["blocks"]["hide-block"] = json!(["ben", "cleo"]);
+        directory["settings"]["hide-invisible"] = json!({"invisible": true});
+        directory["contacts"]["hide-contact"] = json!([]);
+        directory["groups"]["team-hide-contact"] = json!(["hide-contact"]);
+    }
+    directory
+}
+
+/// Text in which all users and times look the same.
+fn normalised(text: &str, user: &str) -> String {
+    let mut plain = String::new();
+    let mut digits = String::new();
+    for char in text.replace(user, "somebody").chars().chain([' ']) {
+        if char.is_ascii_digit() {
+            digits.push(char);
+            continue;
+        }
+        let is_time = digits.len() == 13;
+        plain.push_str(if is_time { "<time>" } else { &digits });
+        digits.clear();
+        plain.push(char);
+    }
+    plain
+}
+
+/// All that a viewer gets that says something of a user: where it is published, which
+/// headers it has, and its bytes, with no other viewer in them.
+fn gets(seen: &[Seen], viewer: &str, user: &str) -> Vec<String> {
+    let own = format!("presence.inbox.{viewer}");
+    let is_for = |seen: &&Seen| {
+        seen.text("userId") == user
+            && (seen.subject == own
+                || seen.subject.starts_with("presence.filtered.")
+                    && seen.visible_to().contains(&viewer))
+    };
+    let line = |seen: &Seen| {
+        let headers: Vec<_> = seen.headers.keys().collect();
+        let body = String::from_utf8_lossy(&seen.bytes).into_owned();
+        let (head, rest) = body.split_once("\"visibleTo\":[").unwrap_or((&body, ""));
+        let tail = rest.split_once(']').map_or("", |(_, tail)| tail);
+        format!(
+            "{} {headers:?} {}",
+            seen.subject,
+            normalised(&format!("{head}{tail}"), user)
+        )
+    };
+    seen.iter().filter(is_for).map(line).collect()
+}
+
+#[tokio::test]
+async fn being_hidden_from_a_viewer_gives_them_the_bytes_that_leaving_does() -> Result<()> {
+    let mut world = World::start_with(|it| {
+        let mut site = it.with("inbox.enabled", true)?;
+        site.set_pipeline(&[
+            ("contacts", None),
+            ("groups", None),
+            ("blocklist", None),
+            ("privacy", None),
+            ("redact", Some(tiers())),
+        ])?;
+        site.write_directory_value(&hiding(false))?;
+        Ok(site)
+    })
+    .await?;
+    for user in WAYS
+        .iter()
+        .flat_map(|way| [format!("left-{way}"), format!("hide-{way}")])
+    {
+        let connect = inputs::connect(&user, "c1", now_ms());
+        world.client.input(CONNECT, connect).await?;
+    }
+    for way in WAYS {
+        disconnect(&world, &format!("left-{way}"), now_ms()).await?;
+    }
+    world.site.write_directory_value(&hiding(true))?;
+    // Both tiers of each.
+    world.tape.hosts(FILTERED_OFFLINE, WAYS.len() * 4).await?;
+    world.tape.catch_up(&world.client).await?;
+
+    for way in WAYS {
+        let (left, hidden) = (format!("left-{way}"), format!("hide-{way}"));
+        for viewer in ["ben", "cleo"] {
+            let of_left = gets(world.tape.seen(), viewer, &left);
+            assert_eq!(
+                of_left.len(),
+                4,
+                "an online and an offline, twice: {of_left:#?}"
+            );
+            let of_hidden = gets(world.tape.seen(), viewer, &hidden);
+            assert_eq!(of_left, of_hidden, "{way} {viewer}");
+            let knows = of_left[3].contains("lastSeen");
+            assert_eq!(knows, viewer == "ben", "{of_left:#?}");
+        }
+        // Who may not know when somebody was seen can't tell by asking, either. A hidden user
+        // looks as one who was never seen, to everyone.
+        assert_eq!(asked_of(&world, "cleo", &left).await?, unknown(&left));
+        for viewer in ["ben", "cleo"] {
+            assert_eq!(asked_of(&world, viewer, &hidden).await?, unknown(&hidden));
+        }
+    }
     world.end().await
 }

@@ -167,6 +167,33 @@ fn a_long_time_down_leaves_everyone_a_whole_lease() {
 }
 
 #[test]
+fn answers_that_a_stopped_broker_gives_all_at_once_take_nobody_offline() {
+    const STEP_MS: u64 = 500;
+    let mut tracker = Tracker::new(Settings {
+        hear_step_ms: Some(STEP_MS),
+        ..Settings::default()
+    });
+    tracker.connect(0, "alice", "web", 0, || ());
+    let hear = |tracker: &mut Tracker<()>, now, at| {
+        tracker.heard(now, at);
+        tracker.expire(now)
+    };
+    for at in (0..10_000).step_by(250) {
+        assert_eq!(hear(&mut tracker, at, at), None);
+    }
+    // The broker is stopped. It is asked all the while, and answers when it goes on,
+    // before it has read what alice has said meanwhile.
+    for at in (10_000..35_000).step_by(250) {
+        assert_eq!(hear(&mut tracker, 35_000, at), None, "{at}");
+    }
+    // From here on she is silent indeed.
+    let after = (35_250..).step_by(250);
+    let gone = after.map(|at| hear(&mut tracker, at, at).map(|_| at));
+    // A lease, and the step that may have been heard before it was said so.
+    assert_eq!(gone.flatten().next(), Some(55_250));
+}
+
+#[test]
 fn a_heartbeat_of_a_live_connection_asks_for_no_metadata_and_needs_no_new_deadline() {
     let mut tracker = Tracker::new(Settings::default());
     tracker.connect(0, "alice", "web", 0, || ());

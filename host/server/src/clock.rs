@@ -99,7 +99,8 @@ pub(crate) async fn follow(workers: Workers) {
             let direction = if change > 0 { "forward" } else { "back" };
             tracing::warn!(
                 "the machine's clock was set {direction} by {} ms: durations go on as they were, \
-                 and bodies bear the new time once it is later than what was written before",
+                 and bodies bear the new time once it is later than what was written before; until \
+                 then, their time goes on at half the speed",
                 change.unsigned_abs()
             );
         }

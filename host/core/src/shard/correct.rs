@@ -47,7 +47,7 @@ impl Shard {
     /// statuses that expire are looked at.
     pub(super) fn wall_clock_moved(&mut self, ahead_ms: i64) {
         self.clock.set_ahead(ahead_ms);
-        self.tracker.set_ahead(ahead_ms);
+        self.tracker.set_ahead(self.now, ahead_ms);
         self.departed.clock_moved();
         for user in self.verdicts.time_readers() {
             self.verdicts.forget(user);

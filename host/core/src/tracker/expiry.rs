@@ -74,7 +74,9 @@ impl<M: Clone> Tracker<M> {
 
     /// Wall time is this far ahead of the time that is given as `now`, in
     /// milliseconds; behind, if negative.
-    pub fn set_ahead(&mut self, ahead_ms: i64) {
+    pub fn set_ahead(&mut self, now: u64, ahead_ms: i64) {
+        // Else its stamp would differ from that of a clock that is looked at more often.
+        self.advance(now);
         self.clock.set_ahead(ahead_ms);
     }
 

@@ -5,8 +5,10 @@
 //! one such word to the next the clock advances by the time between them, but by no
 //! more than a step: the rest was a pause, whatever the cause (a silent broker, a lost
 //! connection, a stopped process). Where something was lost on the way here, all of it
-//! was. Without a step the host hears always, and the
-//! clock goes with `now`.
+//! was. Nor does the clock advance by more than the time that passed and a step, however
+//! many words come at once: a broker that was stopped answers all that it was asked
+//! meanwhile, before it reads what clients have sent it. Without a step the host hears
+//! always, and the clock goes with `now`.
 //!
 //! It counts on over a restart, in which nothing was heard.
 
@@ -22,8 +24,11 @@ pub(super) struct Hearing {
     clock: u64,
     /// Up to when everything has been heard, by `now`; none where that isn't known yet.
     heard_up_to: Option<u64>,
-    /// When the clock advanced last, by `now`.
+    /// When that was last said, by `now`.
     moved_at: u64,
+    /// How far the clock may advance at once: what time has passed and it hasn't
+    /// advanced by, up to a step.
+    room_ms: u64,
     losses: Losses,
 }
 
@@ -34,6 +39,7 @@ impl Hearing {
             clock: BEGINNING,
             heard_up_to: Some(0),
             moved_at: 0,
+            room_ms: 0,
             losses: Losses::default(),
         };
         hearing.change_step(step_ms, 0);
@@ -84,9 +90,14 @@ impl Hearing {
         let Some(step_ms) = self.step_ms else {
             return false;
         };
+        let room_ms = self
+            .room_ms
+            .saturating_add(now.saturating_sub(self.moved_at));
+        let room_ms = room_ms.min(step_ms);
         // What was before the first word, nobody knows.
         let passed = self.heard_up_to.map(|before| at.saturating_sub(before));
-        let gained = passed.unwrap_or(0).min(gain_ms_max);
+        let gained = passed.unwrap_or(0).min(room_ms).min(gain_ms_max);
+        self.room_ms = room_ms - gained;
         let lost = passed.map_or(u64::MAX, |passed| passed - gained);
         let window_ms = timeout_ms.saturating_add(step_ms);
         // A lease may begin up to a step ahead of the clock, which is missed then as well.

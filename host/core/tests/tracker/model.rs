@@ -15,6 +15,8 @@ pub(crate) struct Model {
     heard_up_to: Option<u64>,
     /// When that was last said.
     told_at: u64,
+    /// How much of the time that has passed may yet count as heard.
+    room_ms: u64,
     ranks: i64,
     /// In the order in which they became known.
     users: Vec<User>,
@@ -72,6 +74,7 @@ impl Model {
             heard_ms: 0,
             heard_up_to: settings.hear_step_ms.is_none().then_some(0),
             told_at: 0,
+            room_ms: 0,
             ranks: 0,
             users: Vec::new(),
             connections: Vec::new(),
@@ -251,15 +254,18 @@ impl Model {
         self.listen(now, at, self.settings.hear_step_ms.and(Some(0)));
     }
 
-    fn listen(&mut self, now: u64, at: u64, step: Option<u64>) {
+    fn listen(&mut self, now: u64, at: u64, gain_max: Option<u64>) {
         self.pass(now);
-        let Some(step) = step else {
+        let (Some(step), Some(gain_max)) = (self.settings.hear_step_ms, gain_max) else {
             return;
         };
         let passed = self
             .heard_up_to
             .map_or(0, |before| at.saturating_sub(before));
-        self.heard_ms += passed.min(step) as i64;
+        let room_ms = (self.room_ms + (now - self.told_at)).min(step);
+        let gained = passed.min(room_ms).min(gain_max);
+        self.room_ms = room_ms - gained;
+        self.heard_ms += gained as i64;
         let up_to = self.heard_up_to.map_or(at, |before| before.max(at));
         self.heard_up_to = Some(up_to);
         self.told_at = now;
