@@ -346,6 +346,10 @@ async fn a_host_killed_again_and_again_keeps_no_ghost_and_nobody_who_speaks_goes
         let body = inputs::heartbeat("22222", "c1", now_ms());
         world.client.input(HEARTBEAT, body).await?;
         world.host.until_saved(3.0).await?;
+        // A run of a second, in which a few answers of the broker come.
+        let run = std::time::Instant::now();
+        let over = async || Ok((run.elapsed().as_secs() >= 1).then_some(()));
+        wait::until("the run to be over", over).await?;
         world.tape.catch_up(&world.client).await?;
     }
     let gone = on(world.tape.seen(), OFFLINE);
