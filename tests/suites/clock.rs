@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use presence_tests::client::{Seen, Tape, now_ms};
 use presence_tests::component;
 use presence_tests::host::Host;
@@ -67,7 +67,7 @@ async fn until(tape: &mut Tape, subject: &str, user: &str, times: usize) -> Resu
     tape.until(&what, |seen| seen.iter().filter(is_it).count() >= times)
         .await?;
     let last = tape.seen().iter().rev().find(is_it).cloned();
-    Ok(last.expect("it has been waited for"))
+    last.context("it has been waited for")
 }
 
 fn timestamp(seen: &Seen) -> u64 {
