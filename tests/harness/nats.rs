@@ -31,6 +31,7 @@ pub struct Options {
 #[derive(Debug)]
 pub struct NatsServer {
     port: u16,
+    monitoring_port: Option<u16>,
     folder: TempDir,
     process: Option<Process>,
 }
@@ -56,25 +57,35 @@ impl NatsServer {
         let folder = tempfile::Builder::new()
             .prefix("presence-nats-")
             .tempdir()?;
-        let store = folder.path().join("jetstream");
-        let monitoring = options
+        let mut server = Self {
+            port,
+            monitoring_port: options.monitoring_port,
+            folder,
+            process: None,
+        };
+        server.set_config(&options.config)?;
+        server.resume().await?;
+        Ok(server)
+    }
+
+    /// Writes its configuration, with other further lines. It reads them when it starts.
+    ///
+    /// # Errors
+    /// When it can't be written.
+    pub fn set_config(&self, further: &str) -> Result<()> {
+        let port = self.port;
+        let store = self.folder.path().join("jetstream");
+        let monitoring = self
             .monitoring_port
             .map(|port| format!("http: \"127.0.0.1:{port}\"\n"));
         let config = format!(
             "listen: \"127.0.0.1:{port}\"\nserver_name: \"test-{port}\"\n\
-             jetstream {{ store_dir: \"{}\" }}\n{}{}\n",
+             jetstream {{ store_dir: \"{}\" }}\n{}{further}\n",
             store.display(),
             monitoring.unwrap_or_default(),
-            options.config,
         );
-        fs::write(folder.path().join("nats.conf"), config)?;
-        let mut server = Self {
-            port,
-            folder,
-            process: None,
-        };
-        server.resume().await?;
-        Ok(server)
+        fs::write(self.folder.path().join("nats.conf"), config)?;
+        Ok(())
     }
 
     /// The address to give to a client.

@@ -31,6 +31,7 @@ mod js_client;
 mod large_audience;
 mod layers;
 mod lifecycle;
+mod login;
 mod messenger;
 mod node;
 mod order;

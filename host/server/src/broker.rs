@@ -9,7 +9,8 @@ use async_nats::{Client, ConnectOptions, Event};
 use tokio::sync::mpsc;
 
 use crate::clock;
-use crate::config::{Auth, Nats};
+use crate::config::{Config, Nats};
+use crate::login::Login;
 
 /// The longest body where no broker says otherwise, less room for headers.
 pub(crate) const BODY_BYTES_MAX: usize = (1 << 20) - HEADER_BYTES_MAX;
@@ -160,103 +161,116 @@ pub(crate) fn body_bytes_max(client: &Client) -> usize {
     }
 }
 
-/// How a configuration says to connect: how to log in, how to encrypt, how long an
-/// attempt may take.
-///
-/// # Errors
-/// A file that it names and that can't be read.
-pub(crate) async fn options(nats: &Nats) -> anyhow::Result<ConnectOptions> {
-    // The client would only say so each time it tries to connect.
-    if let Some(problem) = nats.unreadable().into_iter().next() {
-        return Err(problem);
-    }
-    let mut options =
-        ConnectOptions::new().connection_timeout(Duration::from_millis(nats.connect_timeout_ms));
-    options = match &nats.auth {
-        Auth::Anonymous => options,
-        Auth::Creds(path) => options
-            .credentials_file(path)
-            .await
-            .with_context(|| format!("can't read credentials {}", path.display()))?,
-        Auth::Nkey(path) => {
-            let seed = std::fs::read_to_string(path)
-                .with_context(|| format!("can't read nkey seed {}", path.display()))?;
-            options.nkey(seed.trim().into())
-        }
-        Auth::Password { user, password } => {
-            options.user_and_password(user.clone(), password.reveal().into())
-        }
-        Auth::Token(token) => options.token(token.reveal().into()),
-    };
-    if nats.tls.required {
-        options = options.require_tls(true);
-    }
-    if let Some(ca) = &nats.tls.ca {
-        options = options.add_root_certificates(ca.clone());
-    }
-    if let Some(identity) = &nats.tls.identity {
-        options = options.add_client_certificate(identity.cert.clone(), identity.key.clone());
-    }
-    Ok(options)
-}
-
-/// The servers that are connected to, without their passwords.
-pub(crate) fn servers(nats: &Nats) -> String {
-    let servers = nats
-        .url
-        .iter()
-        .map(|server| format!("{}:{}", server.host(), server.port()));
-    servers.collect::<Vec<_>>().join(", ")
-}
-
-/// How a configuration says to connect for as long as the node runs: a broker that isn't
-/// there is waited for, and one that is silent is given up within a time-out.
-///
-/// # Errors
-/// As [`options`].
-pub(crate) async fn lasting(nats: &Nats, timeout_ms: u64) -> anyhow::Result<ConnectOptions> {
-    let options = options(nats)
-        .await?
-        .retry_on_initial_connect()
-        // The client gives up at the third that isn't answered.
-        .ping_interval(Duration::from_millis(
-            (timeout_ms / 4).clamp(PING_MS_MIN, PING_MS_MAX),
-        ))
-        .reconnect_delay_callback(|attempts| {
-            Duration::from_millis(
-                100_u64
-                    .saturating_mul(1 << attempts.min(5))
-                    .min(RECONNECT_MS_MAX),
-            )
-        });
-    Ok(options)
-}
-
-/// Connects. A broker that isn't there yet is waited for, with back-off; each
-/// loss (false) and return (true) of the connection is reported.
-pub(crate) async fn connect(
-    nats: &Nats,
-    node: &str,
+/// How the broker is reached, as a configuration says.
+#[derive(Clone, Debug)]
+pub(crate) struct Access {
+    nats: Nats,
     timeout_ms: u64,
-    health: &Arc<Health>,
-    changes: mpsc::UnboundedSender<bool>,
-) -> anyhow::Result<Client> {
-    let options = lasting(nats, timeout_ms)
-        .await?
-        .name(format!("presence {node}"))
-        .no_echo()
-        .client_capacity(CLIENT_QUEUE)
-        .subscription_capacity(nats.intake_queue);
-    let health = Arc::clone(health);
-    let servers = servers(nats);
-    let options = options.event_callback(move |event| {
-        observe(&event, &servers, &health, &changes);
-        std::future::ready(())
-    });
-    options
-        .connect(nats.url.clone())
-        .await
-        .context("can't connect to NATS")
+    node: String,
+    /// The login of all connections, which may be replaced.
+    pub(crate) login: Login,
+}
+
+impl Access {
+    pub(crate) fn new(config: &Config) -> Self {
+        Self {
+            nats: config.nats.clone(),
+            timeout_ms: config.tracker.timeout_ms,
+            node: config.node.name.clone(),
+            login: Login::new(config.nats.auth.clone()),
+        }
+    }
+
+    /// The servers that are connected to.
+    pub(crate) fn servers(&self) -> String {
+        let servers = self.nats.url.iter();
+        let servers = servers.map(|server| format!("{}:{}", server.host(), server.port()));
+        servers.collect::<Vec<_>>().join(", ")
+    }
+
+    /// How to log in, how to encrypt, how long an attempt may take.
+    ///
+    /// # Errors
+    /// A file that is named and can't be read, or doesn't hold what it should.
+    pub(crate) fn options(&self) -> anyhow::Result<ConnectOptions> {
+        // The client would only say so each time it tries to connect.
+        if let Some(problem) = self.nats.unreadable().into_iter().next() {
+            return Err(problem);
+        }
+        let mut options = self
+            .login
+            .options()?
+            .connection_timeout(Duration::from_millis(self.nats.connect_timeout_ms))
+            .subscription_capacity(self.nats.intake_queue)
+            // The first that answers is used.
+            .retain_servers_order();
+        let tls = &self.nats.tls;
+        if tls.required {
+            options = options.require_tls(true);
+        }
+        if let Some(ca) = &tls.ca {
+            options = options.add_root_certificates(ca.clone());
+        }
+        if let Some(identity) = &tls.identity {
+            options = options.add_client_certificate(identity.cert.clone(), identity.key.clone());
+        }
+        Ok(options)
+    }
+
+    /// Connects with such options.
+    ///
+    /// # Errors
+    /// If no server is reached, or none takes the login.
+    pub(crate) async fn connect(&self, options: ConnectOptions) -> anyhow::Result<Client> {
+        let client = options.connect(self.nats.url.clone()).await;
+        client.with_context(|| format!("can't connect to NATS at {}", self.servers()))
+    }
+
+    /// Options for a connection that lasts for as long as the node runs: a broker that
+    /// isn't there is waited for, and one that is silent is given up within a time-out.
+    ///
+    /// # Errors
+    /// As [`Self::options`].
+    pub(crate) fn lasting(&self, purpose: &str) -> anyhow::Result<ConnectOptions> {
+        let options = self
+            .options()?
+            .name(format!("presence {}{purpose}", self.node))
+            .retry_on_initial_connect()
+            // The client gives up at the third that isn't answered.
+            .ping_interval(Duration::from_millis(
+                (self.timeout_ms / 4).clamp(PING_MS_MIN, PING_MS_MAX),
+            ))
+            .reconnect_delay_callback(|attempts| {
+                Duration::from_millis(
+                    100_u64
+                        .saturating_mul(1 << attempts.min(5))
+                        .min(RECONNECT_MS_MAX),
+                )
+            });
+        Ok(options)
+    }
+
+    /// The node's main connection. A broker that isn't there yet is waited for, with
+    /// back-off; each loss (false) and return (true) of the connection is reported.
+    ///
+    /// # Errors
+    /// As [`Self::options`].
+    pub(crate) async fn main(
+        &self,
+        health: &Arc<Health>,
+        changes: mpsc::UnboundedSender<bool>,
+    ) -> anyhow::Result<Client> {
+        let (health, servers) = (Arc::clone(health), self.servers());
+        let options = self
+            .lasting("")?
+            .no_echo()
+            .client_capacity(CLIENT_QUEUE)
+            .event_callback(move |event| {
+                observe(&event, &servers, &health, &changes);
+                std::future::ready(())
+            });
+        self.connect(options).await
+    }
 }
 
 fn observe(event: &Event, servers: &str, health: &Health, changes: &mpsc::UnboundedSender<bool>) {

@@ -29,6 +29,7 @@ mod in_force;
 mod intake;
 mod journal;
 mod loader;
+mod login;
 mod plugin;
 mod private;
 mod progress;

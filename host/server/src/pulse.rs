@@ -20,16 +20,14 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use anyhow::Context as _;
 use async_nats::connection::State;
 use async_nats::{Client, Message, Statistics, StatusCode, Subscriber};
 use futures_util::StreamExt;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout};
 
-use crate::broker::{self, Health};
+use crate::broker::{Access, Health};
 use crate::clock;
-use crate::config::Config;
 use crate::handed::Sources;
 use crate::tasks::Tasks;
 
@@ -90,7 +88,7 @@ impl Pulse {
     /// # Errors
     /// If what it takes to connect can't be read.
     pub(crate) async fn start(
-        config: &Config,
+        access: &Access,
         main: Client,
         health: Arc<Health>,
         sources: Sources,
@@ -99,7 +97,7 @@ impl Pulse {
         let back = main.new_inbox();
         let (heard, hearing) = watch::channel(0);
         let pulse = Self {
-            second: Second::connect(config).await?,
+            second: Second::connect(access).await?,
             back: (back.clone(), main.subscribe(format!("{back}.*")).await?),
             nobody: main.new_inbox(),
             statistics: main.statistics(),
@@ -224,13 +222,11 @@ impl Pulse {
 }
 
 impl Second {
-    async fn connect(config: &Config) -> anyhow::Result<Self> {
-        let options = broker::lasting(&config.nats, config.tracker.timeout_ms)
-            .await?
-            .name(format!("presence {} pulse", config.node.name))
+    async fn connect(access: &Access) -> anyhow::Result<Self> {
+        let options = access
+            .lasting(" pulse")?
             .subscription_capacity(MARKERS_MAX * 4);
-        let client = options.connect(config.nats.url.clone()).await;
-        let client = client.context("can't connect to NATS a second time")?;
+        let client = access.connect(options).await?;
         let out = client.new_inbox();
         Ok(Self {
             out: (out.clone(), client.subscribe(out).await?),

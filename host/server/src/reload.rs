@@ -20,6 +20,7 @@ use crate::config::{self, Config, Effect};
 use crate::directory::{kv, request::Fetcher};
 use crate::http::Status;
 use crate::loader::Loader;
+use crate::login::Login;
 use crate::regular::{Stamp, Unreadable};
 use crate::signals::Signals;
 use crate::tasks::Tasks;
@@ -120,6 +121,7 @@ pub(crate) struct Reload {
     pub(crate) tenant: Tenant,
     status: Arc<Status>,
     client: Client,
+    login: Login,
     tasks: Tasks,
     watch: Watch,
     seen: Seen,
@@ -149,7 +151,7 @@ impl Reload {
         loader: Arc<Loader>,
         tenant: Tenant,
         status: Arc<Status>,
-        client: Client,
+        (client, login): (Client, Login),
         tasks: Tasks,
     ) -> Self {
         // No bucket is followed yet.
@@ -163,6 +165,7 @@ impl Reload {
             tenant,
             status,
             client,
+            login,
             tasks,
             watch: Watch::new(),
             seen,
@@ -378,6 +381,7 @@ impl Reload {
         if self.config != new {
             self.config = new;
             self.revision += 1;
+            self.login.replace(self.config.nats.auth.clone());
             self.tenant.configure(&self.config).await;
             tracing::info!("configuration reloaded");
             // It may name other files, and another pipeline.

@@ -11,7 +11,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::spawn_blocking;
 use tokio::time::timeout_at;
 
-use crate::broker::{self, Health};
+use crate::broker::{Access, Health};
 use crate::clock;
 use crate::config::{self, Config, LogFormat, Text};
 use crate::hello::{self, Node};
@@ -165,8 +165,8 @@ async fn start(
     let epoch = restored.as_ref().map_or(now, |restored| restored.epoch);
     let broker = Arc::new(Health::default());
     let (link, links) = mpsc::unbounded_channel();
-    let (name, timeout_ms) = (&config.node.name, config.tracker.timeout_ms);
-    let client = broker::connect(&config.nats, name, timeout_ms, &broker, link).await?;
+    let access = Access::new(&config);
+    let client = access.main(&broker, link).await?;
     let tenant = Tenant::start(&config, blueprint, &client, epoch, names, state)?;
     let running = tenant.running.subscribe();
     let (noting, first) = (Arc::clone(&loader), Arc::clone(&running.borrow().blueprint));
@@ -177,7 +177,7 @@ async fn start(
     );
     tenant.follow_link(links, client.clone(), tasks);
     let (health, sources) = (Arc::clone(&broker), tenant.sources.clone());
-    let heard = Pulse::start(&config, client.clone(), health, sources, tasks).await?;
+    let heard = Pulse::start(&access, client.clone(), health, sources, tasks).await?;
     tasks.spawn("clock", clock::follow(tenant.workers.clone()));
     tenant.follow_corrections(tasks);
     let status = Arc::new(Status::new(Arc::clone(&broker), &tenant, &loader));
@@ -189,7 +189,7 @@ async fn start(
         loader,
         tenant,
         Arc::clone(&status),
-        client.clone(),
+        (client.clone(), access.login),
         tasks.clone(),
     );
     Ok(Parts {

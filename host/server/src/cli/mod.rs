@@ -10,12 +10,12 @@ use std::io::Write as _;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use anyhow::{Context as _, bail};
+use anyhow::bail;
 use async_nats::{Event, Message};
 use serde_json::Value;
 
 use crate::ConfigArg;
-use crate::broker;
+use crate::broker::Access;
 use crate::config::{self, Config};
 use crate::request::{self, NoAnswer};
 use crate::wire::Subjects;
@@ -84,12 +84,12 @@ async fn request(
     is_answer: fn(&Value) -> bool,
 ) -> anyhow::Result<Value> {
     let subject = Subjects::new(config.tenant.prefix.as_deref()).of(what);
-    let servers = broker::servers(&config.nats);
+    let access = Access::new(config);
     // What the broker says of it: a forbidden subject is else only never answered.
     let said = Arc::new(Mutex::new(None));
     let hear = Arc::clone(&said);
-    let options = broker::options(&config.nats)
-        .await?
+    let options = access
+        .options()?
         .name("presence command")
         .event_callback(move |event| {
             if let Event::ServerError(error) = event {
@@ -97,8 +97,7 @@ async fn request(
             }
             std::future::ready(())
         });
-    let client = options.connect(config.nats.url.clone()).await;
-    let client = client.with_context(|| format!("can't connect to NATS at {servers}"))?;
+    let client = access.connect(options).await?;
     let read = |reply: &Message| {
         let reply: Value = serde_json::from_slice(&reply.payload).ok()?;
         (is_refusal(&reply) || is_answer(&reply)).then_some(reply)
@@ -111,8 +110,9 @@ async fn request(
     let said = said.lock().unwrap_or_else(PoisonError::into_inner).take();
     match (&error, said) {
         (NoAnswer::Nobody { .. }, _) => bail!(
-            "no processor answers on {subject} at {servers}: is `presence run` up there, \
-             with the same [tenant] prefix?"
+            "no processor answers on {subject} at {}: is `presence run` up there, \
+             with the same [tenant] prefix?",
+            access.servers()
         ),
         (NoAnswer::None { .. }, Some(said)) => bail!("NATS says: {said}"),
         (NoAnswer::None { passed_over, .. }, None) if passed_over.is_none() => bail!(

@@ -1,6 +1,6 @@
 //! What differs between two configurations, and when each change takes effect.
 
-use super::{Config, Engine, Plugins};
+use super::{Config, Engine, Nats, Plugins};
 
 /// A section that differs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,7 +26,10 @@ impl Config {
     pub(crate) fn keep_until_restart(&mut self, running: &Self) {
         let running = running.clone();
         self.node = running.node;
-        self.nats = running.nats;
+        self.nats = Nats {
+            auth: self.nats.auth.clone(),
+            ..running.nats
+        };
         self.tenant = running.tenant;
         self.state = running.state;
         self.plugins.cache = running.plugins.cache;
@@ -53,9 +56,15 @@ impl Config {
             cache: new.plugins.cache.clone(),
             ..self.plugins.clone()
         } != new.plugins;
+        // What is logged in with is asked for at each connection.
+        let nats_restart = Nats {
+            auth: new.nats.auth.clone(),
+            ..self.nats.clone()
+        } != new.nats;
         [
             ("node", Restart, self.node != new.node),
-            ("nats", Restart, self.nats != new.nats),
+            ("nats", Restart, nats_restart),
+            ("nats login", Live, self.nats.auth != new.nats.auth),
             ("tenant", Restart, self.tenant != new.tenant),
             ("tracker", Live, self.tracker != new.tracker),
             ("state", Restart, self.state != new.state),

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use async_nats::ServerAddr;
+use percent_encoding::percent_decode_str;
 
 use super::checks::{any, filled, within};
 use super::problem::Wrong;
@@ -43,13 +44,13 @@ pub(crate) struct Nats {
 /// How this node says who it is.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Auth {
-    /// It doesn't, unless a URL carries a user and a password.
+    /// It doesn't.
     Anonymous,
     /// By the JWT and the key in a `.creds` file.
     Creds(PathBuf),
     /// By the nkey whose seed is in this file.
     Nkey(PathBuf),
-    /// By name.
+    /// By name, be it that the URLs carry it.
     Password {
         /// The name.
         user: String,
@@ -124,10 +125,22 @@ impl Nats {
     }
 
     pub(super) fn read(section: &mut Section<'_, '_>) -> Self {
-        let url = section.get("url", servers);
+        let servers = section.get("url", servers).unwrap_or_default();
+        let is_encrypted = servers.iter().any(|server| server.address.tls_required());
+        let url: Vec<_> = servers
+            .iter()
+            .map(|server| server.address.clone())
+            .collect();
+        let auth = Auth::read(
+            section,
+            servers.into_iter().filter_map(|server| server.auth),
+        );
         Self {
-            url: url.unwrap_or_else(|| URL.parse().into_iter().collect()),
-            auth: Auth::read(section),
+            url: match url.is_empty() {
+                true => URL.parse().into_iter().collect(),
+                false => url,
+            },
+            auth,
             connect_timeout_ms: section
                 .get("connect_timeout_ms", within(1..=600_000))
                 .unwrap_or(5_000),
@@ -144,20 +157,38 @@ impl Nats {
             reply_prefixes: section
                 .get("reply_prefixes", reply_prefixes)
                 .unwrap_or_else(|| vec![REPLY_PREFIX.into()]),
-            tls: section.section("tls", Tls::read),
+            tls: section.section("tls", |section| Tls::read(section, is_encrypted)),
         }
     }
 }
 
 impl Auth {
-    fn read(section: &mut Section<'_, '_>) -> Self {
+    /// Reads the keys, of which what the URLs carry takes the place.
+    fn read(section: &mut Section<'_, '_>, carried: impl Iterator<Item = Self>) -> Self {
+        let mut carried: Vec<_> = carried.collect();
+        carried.dedup();
         let creds = section.path("creds");
         let nkey = section.path("nkey");
         let user = section.get("user", filled);
         let password = section.get("password", filled).map(Secret);
         let token = section.get("token", filled).map(Secret);
         match (creds, nkey, user, password, token) {
-            (None, None, None, None, None) => return Self::Anonymous,
+            (None, None, None, None, None) if carried.len() <= 1 => {
+                return carried.pop().unwrap_or(Self::Anonymous);
+            }
+            (None, None, None, None, None) => {
+                let what = "carries several logins";
+                section.refuse(
+                    "url",
+                    Wrong::new(what, "keep one, the same in each address"),
+                );
+                return Self::Anonymous;
+            }
+            _ if !carried.is_empty() => {
+                let what = "carries a login, and another is set beside it";
+                section.refuse("url", Wrong::new(what, "keep one of them"));
+                return Self::Anonymous;
+            }
             (Some(creds), None, None, None, None) => return Self::Creds(creds),
             (None, Some(nkey), None, None, None) => return Self::Nkey(nkey),
             (None, None, Some(user), Some(password), None) => {
@@ -180,14 +211,24 @@ impl Auth {
 }
 
 impl Tls {
-    fn read(section: &mut Section<'_, '_>) -> Self {
+    /// Reads the keys. What only encryption can fulfil asks for it: else whoever sits
+    /// on the line could do without, and nobody would notice.
+    fn read(section: &mut Section<'_, '_>, is_encrypted: bool) -> Self {
         let required = section.get("required", any);
         let ca = section.path("ca");
         let cert = section.path("cert");
         let key = section.path("key");
         both_or_none(section, "cert", "key");
+        let is_needed = is_encrypted || ca.is_some() || cert.is_some() || key.is_some();
+        if is_needed && required == Some(false) {
+            let what = "is false, and certificates or a `tls://` address are set, which need TLS";
+            section.refuse(
+                "required",
+                Wrong::new(what, "leave it out, or take them out"),
+            );
+        }
         Self {
-            required: required.unwrap_or(false),
+            required: required.unwrap_or(false) || is_needed,
             ca,
             identity: cert
                 .zip(key)
@@ -218,21 +259,50 @@ fn reply_prefixes(prefixes: Vec<String>) -> Result<Vec<String>, Wrong> {
     }
 }
 
+/// The address of a server, and the login that it carries.
+struct Server {
+    address: ServerAddr,
+    auth: Option<Auth>,
+}
+
 /// Addresses of servers. What is wrong with one is said without repeating it,
 /// since it may carry a password.
-fn servers(urls: Vec<String>) -> Result<Vec<ServerAddr>, Wrong> {
+fn servers(urls: Vec<String>) -> Result<Vec<Server>, Wrong> {
     let fix = "write `nats://host:port` or `tls://host:port`, or a list of such";
     if urls.is_empty() {
         return Err(Wrong::new("is empty", fix));
     }
     let server = |url: &String| {
-        let server: ServerAddr = url
+        let (bare, auth) = without_login(url);
+        let address: ServerAddr = bare
             .parse()
             .map_err(|error| Wrong::new(format!("is not an address of a server ({error})"), fix))?;
-        if server.is_websocket() || server.host().is_empty() {
+        if address.is_websocket() || address.host().is_empty() {
             return Err(Wrong::new("is not an address of a NATS server", fix));
         }
-        Ok(server)
+        Ok(Server { address, auth })
     };
     urls.iter().map(server).collect()
+}
+
+/// An address without the login that it carries, so that nothing prints it: a user and a
+/// password, or a token alone, percent-encoded where need be.
+fn without_login(url: &str) -> (String, Option<Auth>) {
+    let (scheme, rest) = url.split_once("://").map_or(("", url), |(scheme, rest)| {
+        (url.get(..scheme.len() + 3).unwrap_or_default(), rest)
+    });
+    let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
+    let Some((login, host)) = rest.split_at(end).0.rsplit_once('@') else {
+        return (url.to_owned(), None);
+    };
+    let plain = |text: &str| percent_decode_str(text).decode_utf8_lossy().into_owned();
+    let auth = match login.split_once(':') {
+        Some((user, password)) => Auth::Password {
+            user: plain(user),
+            password: Secret(plain(password)),
+        },
+        None => Auth::Token(Secret(plain(login))),
+    };
+    let path = rest.get(end..).unwrap_or_default();
+    (format!("{scheme}{host}{path}"), Some(auth))
 }

@@ -4,10 +4,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use anyhow::{Context as _, bail};
+use anyhow::bail;
 use async_nats::{Client, Event, Request, Subscriber};
 
-use crate::broker;
+use crate::broker::Access;
 use crate::config::Config;
 
 /// How long the broker has to answer, so that it is known to have heard all before.
@@ -36,17 +36,15 @@ impl Link {
     pub(super) async fn open(config: &Config, subject: &str) -> anyhow::Result<Self> {
         let heard = Arc::new(Heard::default());
         let hear = Arc::clone(&heard);
-        let options = broker::options(&config.nats)
-            .await?
+        let access = Access::new(config);
+        let options = access
+            .options()?
             .name("presence record")
-            .subscription_capacity(config.nats.intake_queue)
             .event_callback(move |event| {
                 hear.take(&event);
                 std::future::ready(())
             });
-        let client = options.connect(config.nats.url.clone()).await;
-        let servers = broker::servers(&config.nats);
-        let client = client.with_context(|| format!("can't connect to NATS at {servers}"))?;
+        let client = access.connect(options).await?;
         let messages = client.subscribe(subject.to_owned()).await?;
         // Whatever comes of it, what was said before has been heard then. Where this
         // user may not ask, the time passes.

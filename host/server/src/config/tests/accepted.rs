@@ -163,6 +163,41 @@ fn variables_win_over_the_file_and_have_the_keys_own_type() {
 }
 
 #[test]
+fn an_address_may_carry_a_login_which_nothing_prints() {
+    let text = "[nats]\nurl = ['nats://ann:p%40ss@a:1', 'ann:p%40ss@b', 'nats://c/']";
+    let config = load(text, &[]).unwrap();
+    let servers = ["nats://a:1", "b", "nats://c/"].map(|url| url.parse().unwrap());
+    assert_eq!(config.nats.url, servers);
+    let Auth::Password { user, password } = &config.nats.auth else {
+        panic!("{:?}", config.nats.auth);
+    };
+    assert_eq!((user.as_str(), password.reveal()), ("ann", "p@ss"));
+    let printed = format!("{config:?}");
+    assert!(
+        !printed.contains("p@ss") && !printed.contains("p%40ss"),
+        "{printed}"
+    );
+    let config = load("[nats]\nurl = 'nats://t0ken@a:1'", &[]).unwrap();
+    assert!(matches!(&config.nats.auth, Auth::Token(token) if token.reveal() == "t0ken"));
+}
+
+#[test]
+fn what_needs_tls_asks_for_it() {
+    let needs = [
+        "ca = 'ca.pem'",
+        "cert = 'a.pem'\nkey = 'a.key'",
+        "required = true",
+    ];
+    for key in needs {
+        let config = load(&format!("[nats.tls]\n{key}"), &[]).unwrap();
+        assert!(config.nats.tls.required, "{key}");
+    }
+    let config = load("[nats]\nurl = ['nats://a:1', 'tls://b:1']", &[]).unwrap();
+    assert!(config.nats.tls.required);
+    assert!(!load("", &[]).unwrap().nats.tls.required);
+}
+
+#[test]
 fn paths_are_relative_to_the_files_folder() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("node.toml");
@@ -275,6 +310,24 @@ fn secrets_are_not_printed() {
 }
 
 #[test]
+fn of_several_logins_or_doubtful_encryption_nothing_is_guessed() {
+    let both = "[nats]\nurl = 'nats://ann:s3cret@a'\ntoken = 't'";
+    let two = "[nats]\nurl = ['nats://ann:s3cret@a', 'nats://ben:s3cret@b']";
+    let no_tls = "[nats]\nurl = 'tls://a'\n[nats.tls]\nrequired = false";
+    let said = [both, two, no_tls].map(|text| problems(text, &[]).join("\n"));
+    let expected = [
+        "`url` in [nats] carries a login, and another is set beside it; keep one of them",
+        "`url` in [nats] carries several logins; keep one, the same in each address",
+        "`required` in [nats.tls] is false, and certificates or a `tls://` address are set, \
+         which need TLS; leave it out, or take them out",
+    ];
+    for (said, expected) in said.iter().zip(expected) {
+        assert!(said.contains(expected), "{said}");
+        assert!(!said.contains("s3cret"), "{said}");
+    }
+}
+
+#[test]
 fn changes_are_named_with_when_they_take_effect() {
     let old = Config::default();
     assert_eq!(old.changes(&old), []);
@@ -310,6 +363,12 @@ fn changes_are_named_with_when_they_take_effect() {
         [live("tracker"), live("engine")],
         "what takes effect at the next start stays as it was"
     );
+
+    let mut login = old.clone();
+    login.nats.auth = Auth::Nkey("node.nk".into());
+    assert_eq!(old.changes(&login), [live("nats login")]);
+    login.nats.beacon_ms += 1;
+    assert_eq!(old.changes(&login), [restart("nats"), live("nats login")]);
 
     let mut threads = old.clone();
     threads.engine.workers = 7;
