@@ -56,4 +56,5 @@ mod stalls;
 mod state;
 mod statements;
 mod statuses;
+mod turns;
 mod world;

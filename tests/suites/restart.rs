@@ -7,6 +7,7 @@ use anyhow::{Result, ensure};
 use presence_tests::client::now_ms;
 use presence_tests::host::Host;
 use presence_tests::http;
+use presence_tests::nats::NatsServer;
 use presence_tests::site::Site;
 use presence_tests::wait;
 use serde_json::json;
@@ -275,10 +276,11 @@ async fn a_damaged_state_is_set_aside_and_the_host_starts_empty() -> Result<()> 
 }
 
 #[tokio::test]
-async fn a_folder_in_use_is_refused() -> Result<()> {
+async fn a_folder_in_use_on_another_broker_is_refused() -> Result<()> {
     let world = World::start().await?;
     let folder = world.site.path().join("presence-state");
-    let site = Site::new(&world.server.url())?.with("state.dir", &*folder.to_string_lossy())?;
+    let elsewhere = NatsServer::start().await?;
+    let site = Site::new(&elsewhere.url())?.with("state.dir", &*folder.to_string_lossy())?;
     let mut second = Host::spawn(&site)?;
     let status = second.process.wait().await?;
     assert_eq!(status.code(), Some(1), "{}", second.process.last_words());

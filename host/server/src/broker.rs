@@ -10,6 +10,7 @@ use tokio::sync::mpsc;
 
 use crate::clock;
 use crate::config::{Config, Nats};
+use crate::hello;
 use crate::login::Login;
 
 /// The longest body where no broker says otherwise, less room for headers.
@@ -57,6 +58,10 @@ pub(crate) struct Health {
     drops_reported: AtomicU64,
     /// Whether the broker forbids a subscription.
     pub(crate) forbidden: AtomicBool,
+    /// Whether the broker forbids to listen to other nodes.
+    is_hello_deaf: AtomicBool,
+    /// Whether the broker has forbidden to ask other nodes, since that was tried last.
+    is_hello_mute: AtomicBool,
     /// When the broker was last heard, by the host's clock; 0 if it hasn't been yet.
     heard_at: AtomicU64,
     is_silence_told: AtomicBool,
@@ -95,6 +100,28 @@ impl Health {
                 "nothing is heard from NATS, though the connection stands, and nobody times out \
                  until it is. If that lasts: may this node publish and subscribe below `_INBOX.`?"
             );
+        }
+    }
+
+    /// Notes that other nodes are about to be asked.
+    pub(crate) fn try_hello(&self) {
+        self.is_hello_mute.store(false, Ordering::Relaxed);
+    }
+
+    /// Whether the broker forbids to ask other nodes, or to answer them.
+    pub(crate) fn hello_is_forbidden(&self) -> bool {
+        let is_mute = self.is_hello_mute.load(Ordering::Relaxed);
+        is_mute || self.is_hello_deaf.load(Ordering::Relaxed)
+    }
+
+    /// Notes what the broker forbids, in its words.
+    fn forbids(&self, text: &str) {
+        let is_hello = text.contains(hello::SUBJECT);
+        if text.contains("permissions violation for subscription") {
+            self.forbidden.store(true, Ordering::Relaxed);
+            self.is_hello_deaf.fetch_or(is_hello, Ordering::Relaxed);
+        } else if text.contains("permissions violation") {
+            self.is_hello_mute.fetch_or(is_hello, Ordering::Relaxed);
         }
     }
 
@@ -278,6 +305,7 @@ fn observe(event: &Event, servers: &str, health: &Health, changes: &mpsc::Unboun
         Event::Connected => {
             health.connected.store(true, Ordering::Relaxed);
             health.forbidden.store(false, Ordering::Relaxed);
+            health.is_hello_deaf.store(false, Ordering::Relaxed);
             health.connects.fetch_add(1, Ordering::Relaxed);
             // A silence begins at the first connection, at the earliest.
             let relaxed = Ordering::Relaxed;
@@ -296,10 +324,7 @@ fn observe(event: &Event, servers: &str, health: &Health, changes: &mpsc::Unboun
             health.slow_consumer_events.fetch_add(1, Ordering::Relaxed);
         }
         Event::ServerError(error) => {
-            let text = error.to_string().to_lowercase();
-            if text.contains("permissions violation for subscription") {
-                health.forbidden.store(true, Ordering::Relaxed);
-            }
+            health.forbids(&error.to_string().to_lowercase());
             health.errors.fetch_add(1, Ordering::Relaxed);
             tracing::warn!(%error, "NATS reports an error");
         }

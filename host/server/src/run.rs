@@ -1,31 +1,39 @@
 //! `presence run`: the node, put together and taken apart in order.
 
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
 use async_nats::Client;
 use presence_core::names::Names;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::spawn_blocking;
-use tokio::time::timeout_at;
+use tokio::time::{sleep, timeout_at};
 
 use crate::broker::{Access, Health};
 use crate::clock;
 use crate::config::{self, Config, LogFormat, Text};
-use crate::hello::{self, Node};
-use crate::http::{self, Status};
+use crate::hello::Turn;
+use crate::http::{self, Board, Status};
 use crate::in_force::InForce;
 use crate::loader::{self, Loader};
 use crate::pulse::Pulse;
 use crate::regular::Stamp;
 use crate::reload::{self, Reload, Seen};
+use crate::reply::Replies;
 use crate::signals::Signals;
-use crate::state::{self, Restored};
+use crate::state::{self, Opened, Restored, Writer};
 use crate::stop::{Readers, Stop};
 use crate::tasks::{self, Faults, Tasks};
-use crate::tenant::Tenant;
+use crate::tenant::{self, Tenant};
+use crate::wire::Subjects;
+
+/// How often is looked whether another node has let go of the state.
+const STATE_RETRY: Duration = Duration::from_millis(100);
 
 /// Runs the node until it is told to stop.
 pub(crate) fn run(path: Option<&Path>) -> anyhow::Result<()> {
@@ -50,8 +58,16 @@ pub(crate) fn run(path: Option<&Path>) -> anyhow::Result<()> {
     let ended = runtime.block_on(node(read, path.map(Into::into), &signals, (tasks, faults)));
     // Nobody waits for what may hang: reading a file, and compiling.
     runtime.shutdown_background();
-    ended
+    match ended {
+        Err(error) if error.is::<StepBack>() => Err(begin_anew()),
+        ended => ended,
+    }
 }
+
+/// Another node serves, and goes before this one.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}: this one stops in order, and waits until the other has stopped")]
+struct StepBack(String);
 
 /// What the node is made of, before it takes input.
 struct Parts {
@@ -62,8 +78,8 @@ struct Parts {
     heard: watch::Receiver<u64>,
     /// What was known when the node last ran.
     restored: Option<Restored>,
-    /// Of what it publishes.
-    epoch: u64,
+    /// Its turn to serve.
+    turn: Turn,
 }
 
 async fn node(
@@ -79,12 +95,13 @@ async fn node(
             tracing::info!("stopped before it had begun to serve");
             return Ok(());
         }
+        fault = faults.next() => return Err(fault),
     };
     let workers = parts.reload.tenant.workers.clone();
     let mut readers = Readers::default();
     let ended = tokio::select! {
         served = serve(&mut parts, &mut readers, &tasks, signals) => match served {
-            Ok(()) => Err(anyhow!("files are no longer followed")),
+            Ok(why) => Err(why),
             // It has taken no input yet.
             Err(error) => return Err(error),
         },
@@ -101,6 +118,7 @@ async fn node(
         client,
         reload,
         status,
+        mut turn,
         ..
     } = parts;
     status.ready.store(false, Ordering::Relaxed);
@@ -122,6 +140,7 @@ async fn node(
     broker.report_drops();
     if broker.connected.load(Ordering::Relaxed) {
         let by = stop.step("handing the last messages to NATS", 0.92);
+        let _ = timeout_at(by, turn.leave()).await;
         match timeout_at(by, client.flush()).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::warn!(%error, "not all could be handed to NATS"),
@@ -138,6 +157,9 @@ async fn start(
     path: Option<PathBuf>,
     tasks: &Tasks,
 ) -> anyhow::Result<Parts> {
+    let broker = Arc::new(Health::default());
+    let board = Arc::new(Board::new(Arc::clone(&broker)));
+    http::serve(&config.http, Arc::clone(&board), tasks)?;
     let names = Arc::new(Names::new());
     let known = config.clone();
     // What is read may hang, and what is compiled takes long.
@@ -158,16 +180,32 @@ async fn start(
     };
     let (loader, stamp, blueprint) = loaded??;
     tracing::info!("in force: {}", blueprint.line());
-    let (known, shared, started) = (config.clone(), Arc::clone(&names), tasks.clone());
-    let kept = spawn_blocking(move || state::open(&known, &shared, &started)).await??;
-    let (state, restored) = kept.unzip();
+    let access = Access::new(&config);
+    let (link, links) = mpsc::unbounded_channel();
+    let client = access.main(&broker, link).await?;
+    let (sources, handed) = tenant::sources(&config);
+    let (health, known) = (Arc::clone(&broker), sources.clone());
+    let heard = Pulse::start(&access, client.clone(), health, known, tasks).await?;
+    let subjects = Subjects::new(config.tenant.prefix.as_deref());
+    let replies = Arc::new(Replies::new(&config, &subjects));
+    let turn = Turn::listen(
+        client.clone(),
+        &subjects,
+        config.node.name.clone(),
+        (Arc::clone(&broker), heard.clone()),
+        Arc::clone(&replies),
+        tasks,
+    );
+    let turn = turn.await?;
+    turn.wait(&board).await;
+    let servers = access.servers();
+    let (state, restored) = open_state(&config, &servers, &names, &board, tasks).await?;
     let now = clock::now_ms();
     let epoch = restored.as_ref().map_or(now, |restored| restored.epoch);
-    let broker = Arc::new(Health::default());
-    let (link, links) = mpsc::unbounded_channel();
-    let access = Access::new(&config);
-    let client = access.main(&broker, link).await?;
-    let tenant = Tenant::start(&config, blueprint, &client, epoch, names, state)?;
+    let shares = (sources, handed);
+    let tenant = Tenant::start(
+        &config, blueprint, &client, epoch, names, state, replies, shares,
+    )?;
     let running = tenant.running.subscribe();
     let (noting, first) = (Arc::clone(&loader), Arc::clone(&running.borrow().blueprint));
     spawn_blocking(move || noting.put_in_force(&first)).await?;
@@ -176,12 +214,10 @@ async fn start(
         reload::note_in_force(Arc::clone(&loader), running),
     );
     tenant.follow_link(links, client.clone(), tasks);
-    let (health, sources) = (Arc::clone(&broker), tenant.sources.clone());
-    let heard = Pulse::start(&access, client.clone(), health, sources, tasks).await?;
     tasks.spawn("clock", clock::follow(tenant.workers.clone()));
     tenant.follow_corrections(tasks);
     let status = Arc::new(Status::new(Arc::clone(&broker), &tenant, &loader));
-    http::serve(&config.http, Arc::clone(&status), tasks)?;
+    board.show(Arc::clone(&status));
     let seen = Seen::at_start(seen, stamp);
     let reload = Reload::new(
         path,
@@ -198,24 +234,48 @@ async fn start(
         status,
         heard,
         restored,
-        epoch,
+        turn,
     })
 }
 
-/// Has the node serve its subjects, and follows its files for as long as it is polled.
+/// Opens the state, once the node that has it has stopped.
+async fn open_state(
+    config: &Config,
+    servers: &str,
+    names: &Arc<Names>,
+    board: &Board,
+    tasks: &Tasks,
+) -> anyhow::Result<(Option<Writer>, Option<Restored>)> {
+    loop {
+        let (known, servers) = (config.clone(), servers.to_owned());
+        let (shared, started) = (Arc::clone(names), tasks.clone());
+        let opened = spawn_blocking(move || state::open(&known, &servers, &shared, &started));
+        match opened.await?? {
+            Opened::Kept(state, restored) => return Ok((Some(state), Some(restored))),
+            Opened::Nothing => return Ok((None, None)),
+            Opened::InUse(why) => board.wait_for(why),
+        }
+        sleep(STATE_RETRY).await;
+    }
+}
+
+/// Has the node serve its subjects, and follows its files, until it can't go on: says why.
+///
+/// # Errors
+/// If it can't begin to serve.
 async fn serve(
     parts: &mut Parts,
     readers: &mut Readers,
     tasks: &Tasks,
     signals: &Signals,
-) -> anyhow::Result<()> {
+) -> anyhow::Result<anyhow::Error> {
     let Parts {
         client,
         reload,
         status,
         heard,
         restored,
-        epoch,
+        turn,
     } = parts;
     let broker = Arc::clone(&status.broker);
     reload.read_directory().await;
@@ -240,14 +300,6 @@ async fn serve(
             fetcher.run(client.clone(), workers, invalidations),
         );
     }
-    let me = Node {
-        node: node.clone(),
-        epoch_ms: *epoch,
-        ready: false,
-    };
-    let replies = Arc::clone(&tenant.replies);
-    let ready = Arc::clone(status);
-    hello::greet(client, &tenant.subjects, me, ready, replies, tasks).await?;
     tenant.begin().await;
     // Before the first input, and after the directory: the first decisions are
     // on who was online when the node last ran.
@@ -260,8 +312,25 @@ async fn serve(
     readers.add(stop, tasks.spawn("intake", reader.read(stopping)));
     status.ready.store(true, Ordering::Relaxed);
     tracing::info!(node, workers = tenant.workers.iter().len(), "ready");
-    reload.follow(signals).await;
-    Ok(())
+    Ok(tokio::select! {
+        () = reload.follow(signals) => anyhow!("files are no longer followed"),
+        why = turn.is_over() => StepBack(why).into(),
+    })
+}
+
+/// Begins anew, as the same process: nothing is left of what it knew but its state.
+///
+/// # Errors
+/// If the program can't be run.
+fn begin_anew() -> anyhow::Error {
+    let program = match std::env::current_exe() {
+        Ok(program) => program,
+        Err(error) => return anyhow::Error::new(error).context("can't begin anew"),
+    };
+    let error = Command::new(program)
+        .args(std::env::args_os().skip(1))
+        .exec();
+    anyhow::Error::new(error).context("can't begin anew")
 }
 
 fn log(config: &Config) {

@@ -23,7 +23,7 @@ use crate::config::{self, Config};
 use crate::directory;
 use crate::directory::kept::Keeper;
 use crate::directory::request::Fetcher;
-use crate::handed::Sources;
+use crate::handed::{Handed, Sources};
 use crate::hearing::Hearing;
 use crate::intake::{Account, Intake};
 use crate::progress;
@@ -47,6 +47,14 @@ pub(crate) struct Running {
     /// Its number, counted from 1.
     pub(crate) generation: u64,
     pub(crate) blueprint: Arc<Blueprint>,
+}
+
+/// What the workers of a tenant hand to the broker's client, by worker: nothing yet.
+pub(crate) fn sources(config: &Config) -> (Sources, Vec<Arc<Handed>>) {
+    let mut sources = Sources::new(broker::pulse_ms(config.tracker.timeout_ms));
+    let workers = 0..config.engine.worker_count();
+    let handed = workers.map(|_| sources.add()).collect();
+    (sources, handed)
 }
 
 /// A tenant that runs.
@@ -88,6 +96,8 @@ impl Tenant {
         epoch: u64,
         names: Arc<Names>,
         state: Option<Writer>,
+        replies: Arc<Replies>,
+        (sources, handed): (Sources, Vec<Arc<Handed>>),
     ) -> anyhow::Result<Self> {
         let subjects = Subjects::new(config.tenant.prefix.as_deref());
         let fetcher = match &config.directory {
@@ -104,10 +114,10 @@ impl Tenant {
             None => Directory::unavailable(),
         });
         let body_bytes_max = broker::body_bytes_max(client);
-        let mut sources = Sources::new(broker::pulse_ms(config.tracker.timeout_ms));
         let mut workers = Vec::new();
         let journal_bytes = config.nats.journal_bytes / config.engine.worker_count().max(1);
-        for (number, barrier) in barrier::places(config.engine.worker_count()).enumerate() {
+        let places = barrier::places(config.engine.worker_count()).zip(handed);
+        for (number, (barrier, handed)) in places.enumerate() {
             let settings = settings(config, body_bytes_max);
             let mut shard = Shard::new(settings, Arc::clone(&names), Arc::clone(&directory));
             shard.keep_records(state.is_some());
@@ -126,7 +136,7 @@ impl Tenant {
                     ),
                     config.nats.beacon_ms,
                     journal_bytes,
-                    sources.add(),
+                    handed,
                 ),
                 figures: Arc::default(),
                 barrier,
@@ -137,7 +147,7 @@ impl Tenant {
             workers.push(worker::start(number, config.engine.worker_queue, owned)?);
         }
         Ok(Self {
-            replies: Arc::new(Replies::new(config, &subjects)),
+            replies,
             subjects,
             names,
             known_directory: watch::Sender::new(Arc::clone(&directory)),

@@ -8,7 +8,7 @@ use axum::extract::State;
 use presence_core::Counters;
 use presence_core::message::{Cause, Kind};
 
-use super::Status;
+use super::{Board, Status};
 use crate::directory::Health;
 use crate::directory::request::Fetcher;
 use crate::state;
@@ -17,8 +17,23 @@ use crate::worker::Figures;
 /// A metric without labels: its name, its kind, what it says, and its value.
 type Single = (&'static str, &'static str, &'static str, u64);
 
-pub(super) async fn metrics(State(status): State<Arc<Status>>) -> String {
+pub(super) async fn metrics(State(board): State<Arc<Board>>) -> String {
     let mut text = Exposition::default();
+    let status = board.status.get();
+    text.singles([(
+        "presence_waiting",
+        "gauge",
+        "Whether the node waits for its turn to serve: it has no other figures yet.",
+        status.is_none().into(),
+    )]);
+    if let Some(status) = status {
+        serving(&mut text, status);
+    }
+    text.0
+}
+
+/// The figures of a node that serves.
+fn serving(text: &mut Exposition, status: &Status) {
     let counters: Vec<_> = status.workers.counters().collect();
     let sum = |of: fn(&Counters) -> u64| counters.iter().map(of).sum::<u64>();
     let total = |of: fn(&Figures) -> &AtomicU64| status.workers.total(of);
@@ -209,14 +224,13 @@ pub(super) async fn metrics(State(status): State<Arc<Status>>) -> String {
             (&stage.plugin.name, u64::from(quarantined))
         }),
     );
-    source(&mut text, &status.directory);
+    source(text, &status.directory);
     if let Some(fetcher) = &status.fetcher {
-        directory(&mut text, fetcher);
+        directory(text, fetcher);
     }
     if let Some(state) = &status.state {
-        kept(&mut text, state);
+        kept(text, state);
     }
-    text.0
 }
 
 /// Whether the directory's source can be read, and what of it can't be.

@@ -5,8 +5,8 @@ mod metrics;
 
 use std::borrow::Cow;
 use std::net::TcpListener;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use anyhow::Context as _;
 use axum::Router;
@@ -48,6 +48,45 @@ pub(crate) struct Status {
     pub(crate) asked: Arc<Counts>,
 }
 
+/// What is told of the node from its beginning on, also while it can't serve yet.
+pub(crate) struct Board {
+    broker: Arc<Health>,
+    /// Why it doesn't serve yet.
+    waits: Mutex<String>,
+    status: OnceLock<Arc<Status>>,
+}
+
+impl Board {
+    /// Of a node that has just started.
+    pub(crate) fn new(broker: Arc<Health>) -> Self {
+        Self {
+            broker,
+            waits: Mutex::new("starting".into()),
+            status: OnceLock::new(),
+        }
+    }
+
+    /// The node can't serve yet. The log is told of each new reason.
+    pub(crate) fn wait_for(&self, why: String) {
+        let mut waits = self.waits.lock().unwrap_or_else(PoisonError::into_inner);
+        if *waits != why {
+            tracing::warn!("{why}");
+            *waits = why;
+        }
+    }
+
+    /// The node is about to serve, and tells of itself from now on.
+    pub(crate) fn show(&self, status: Arc<Status>) {
+        // It does so once.
+        let _ = self.status.set(status);
+    }
+
+    fn waits(&self) -> String {
+        let waits = self.waits.lock().unwrap_or_else(PoisonError::into_inner);
+        format!("{waits}\n")
+    }
+}
+
 impl Status {
     /// Of a node that is not ready yet.
     pub(crate) fn new(broker: Arc<Health>, tenant: &Tenant, loader: &Arc<Loader>) -> Self {
@@ -76,7 +115,7 @@ impl Status {
 }
 
 /// Serves the endpoints in the background.
-pub(crate) fn serve(http: &Http, status: Arc<Status>, tasks: &Tasks) -> anyhow::Result<()> {
+pub(crate) fn serve(http: &Http, board: Arc<Board>, tasks: &Tasks) -> anyhow::Result<()> {
     let Some(address) = http.listen else {
         return Ok(());
     };
@@ -94,14 +133,17 @@ pub(crate) fn serve(http: &Http, status: Arc<Status>, tasks: &Tasks) -> anyhow::
         .route("/healthz", get(health))
         .route("/readyz", get(ready))
         .route("/metrics", get(metrics::metrics))
-        .with_state(status);
+        .with_state(board);
     tracing::info!(%address, "serving /metrics, /healthz and /readyz");
     listen::serve(listener, routes, tasks)
 }
 
 /// Whether the workers get on with their work. Without a broker they may well
 /// wait, for want of room for what they publish.
-async fn health(State(status): State<Arc<Status>>) -> (StatusCode, &'static str) {
+async fn health(State(board): State<Arc<Board>>) -> (StatusCode, &'static str) {
+    let Some(status) = board.status.get() else {
+        return (StatusCode::OK, "ok\n");
+    };
     let is_stuck = |worker: &Worker| worker.figures.busy_ms() > STUCK_MS;
     if status.broker.connected.load(Ordering::Relaxed) && status.workers.iter().any(is_stuck) {
         (StatusCode::SERVICE_UNAVAILABLE, "a worker is stuck\n")
@@ -110,7 +152,15 @@ async fn health(State(status): State<Arc<Status>>) -> (StatusCode, &'static str)
     }
 }
 
-async fn ready(State(status): State<Arc<Status>>) -> (StatusCode, Cow<'static, str>) {
+async fn ready(State(board): State<Arc<Board>>) -> (StatusCode, Cow<'static, str>) {
+    let Some(status) = board.status.get() else {
+        let what = if board.broker.connected.load(Ordering::Relaxed) {
+            board.waits().into()
+        } else {
+            "not connected to NATS\n".into()
+        };
+        return (StatusCode::SERVICE_UNAVAILABLE, what);
+    };
     if !status.broker.connected.load(Ordering::Relaxed) {
         (
             StatusCode::SERVICE_UNAVAILABLE,

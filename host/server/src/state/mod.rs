@@ -59,27 +59,45 @@ impl Restored {
     }
 }
 
-/// Opens the state, and reads what is there. None where nothing is kept.
+/// What comes of opening the state.
+pub(crate) enum Opened {
+    /// It is this node's now.
+    Kept(Writer, Restored),
+    /// Nothing is kept.
+    Nothing,
+    /// Another node has it still, on the same broker: why this one has to wait.
+    InUse(String),
+}
+
+/// Opens the state, and reads what is there. `servers`: the broker's.
 ///
 /// # Errors
-/// If another process uses it, or the folder that was named can't be used.
+/// If a process with another broker uses it, or the folder that was named can't be used.
 pub(crate) fn open(
     config: &Config,
+    servers: &str,
     names: &Arc<Names>,
     tasks: &Tasks,
-) -> anyhow::Result<Option<(Writer, Restored)>> {
+) -> anyhow::Result<Opened> {
     let Some(dir) = &config.state.dir else {
-        return Ok(None);
+        return Ok(Opened::Nothing);
     };
     // No tenant's prefix is `presence`.
     let tenant = config.tenant.prefix.as_deref().unwrap_or("presence");
     let path = dir.join(format!("{tenant}.redb"));
     // Says whose the file is while it is open; of no use when it isn't.
     let holder = dir.join(format!("{tenant}.holder"));
+    let at = format!(", on {servers}");
     let (store, restored) = match open_in(dir, &path, names) {
         Ok(opened) => opened,
         Err(Fault::InUse) => {
             let by = std::fs::read_to_string(&holder).unwrap_or_else(|_| "another presence".into());
+            if by.ends_with(&at) {
+                let path = path.display();
+                return Ok(Opened::InUse(format!(
+                    "waiting while {path} is in use by {by}"
+                )));
+            }
             bail!(
                 "{} is in use by {by}: stop it, or give this one another [state] dir",
                 path.display()
@@ -90,14 +108,14 @@ pub(crate) fn open(
                 "who is online won't outlive a restart: {error:#}. Set [state] dir to a folder \
                  that can be written, or to \"\""
             );
-            return Ok(None);
+            return Ok(Opened::Nothing);
         }
         Err(Fault::Unusable(error) | Fault::Damaged(error)) => {
             return Err(error.context("[state] dir can't be used"));
         }
     };
     let me = format!(
-        "node `{}`, process {}",
+        "node `{}`, process {}{at}",
         config.node.name,
         std::process::id()
     );
@@ -110,7 +128,7 @@ pub(crate) fn open(
     );
     let names = Arc::clone(names);
     let writer = Writer::start(store, path, names, &config.state, users as u64, tasks)?;
-    Ok(Some((writer, restored)))
+    Ok(Opened::Kept(writer, restored))
 }
 
 /// What is wrong with a folder that was named, as far as that can be said without
