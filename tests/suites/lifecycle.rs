@@ -68,23 +68,6 @@ async fn a_stop_is_clean_without_a_broker() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_second_node_finds_the_first_and_refuses() -> Result<()> {
-    let world = World::start().await?;
-    let site = Site::new(&world.server.url())?;
-    let mut second = Host::spawn(&site)?;
-    let status = second.process.wait().await?;
-    assert_eq!(status.code(), Some(1), "{}", second.process.last_words());
-    let first = format!("node-{}", world.site.http_port());
-    let says = second.process.stderr().join("\n");
-    assert!(says.contains(&first), "it should name {first}:\n{says}");
-    world
-        .client
-        .input(CONNECT, inputs::connect("12345", "c1", SEED_MS))
-        .await?;
-    world.end().await
-}
-
-#[tokio::test]
 async fn after_a_kill_heartbeats_adopt_their_connections_where_nothing_is_kept() -> Result<()> {
     let mut world = World::start_with(|site| site.with("state.dir", "")).await?;
     world

@@ -204,7 +204,13 @@ async fn start(
     let epoch = restored.as_ref().map_or(now, |restored| restored.epoch);
     let shares = (sources, handed);
     let tenant = Tenant::start(
-        &config, blueprint, &client, epoch, names, state, replies, shares,
+        &config,
+        blueprint,
+        &client,
+        names,
+        (epoch, state),
+        replies,
+        shares,
     )?;
     let running = tenant.running.subscribe();
     let (noting, first) = (Arc::clone(&loader), Arc::clone(&running.borrow().blueprint));

@@ -93,9 +93,8 @@ impl Tenant {
         config: &Config,
         blueprint: Blueprint,
         client: &Client,
-        epoch: u64,
         names: Arc<Names>,
-        state: Option<Writer>,
+        (epoch, state): (u64, Option<Writer>),
         replies: Arc<Replies>,
         (sources, handed): (Sources, Vec<Arc<Handed>>),
     ) -> anyhow::Result<Self> {
