@@ -124,7 +124,11 @@ async fn in_a_rolling_update_the_second_node_waits_and_goes_on_where_the_first_e
 async fn a_node_that_was_paused_meets_the_one_that_took_its_turn_and_one_steps_back() -> Result<()>
 {
     let mut scene = Scene::start().await?;
-    let (site, next) = (scene.site("first")?, scene.site("second")?);
+    // Nodes find each other wherever the answers of others go.
+    let site = scene
+        .site("first")?
+        .with("nats.reply_prefixes", vec!["_R_."])?;
+    let next = scene.site("second")?;
     let mut first = Host::start(&site).await?;
     scene.are_online(&first).await?;
     let mut second = Host::spawn(&next)?;

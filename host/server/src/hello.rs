@@ -30,6 +30,9 @@ use crate::wire::Subjects;
 /// a whole, so that the broker knows when nobody is there to answer.
 pub(crate) const SUBJECT: &str = "presence-nodes.hello";
 
+/// What the subjects begin with on which the broker's client has answers come in.
+const INBOX: &str = "_INBOX.";
+
 /// How long another node has to answer, and how long a node that waits does so
 /// before it asks again.
 const TIMEOUT: Duration = Duration::from_millis(500);
@@ -312,7 +315,13 @@ async fn answer(
                 shared.met.notify_one();
             }
         }
-        if let Some(reply) = allowed.accept(hello.reply) {
+        // Where nodes ask to be answered, whatever `[nats] reply_prefixes` permits to
+        // others: a node that got no answer would serve as well.
+        let reply = match hello.reply {
+            Some(reply) if reply.starts_with(INBOX) => Some(reply),
+            reply => allowed.accept(reply),
+        };
+        if let Some(reply) = reply {
             let _ = client.publish(reply, body(&me).into()).await;
         }
     }
