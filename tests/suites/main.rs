@@ -23,6 +23,7 @@ mod failures;
 mod guide;
 mod harness;
 mod headers;
+mod hostile_text;
 mod hot_swap;
 mod in_force;
 mod inbox;

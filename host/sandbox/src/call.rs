@@ -12,7 +12,9 @@ use presence_core::names::{Id, Names};
 use presence_core::rules::{Context, Reads};
 use wasmtime::{Result, bail};
 
+use crate::Plugin;
 use crate::explain::Witness;
+use crate::lines::{LINES_MAX as LINES_MAX_OF_ALL, Lines, WINDOW_MS};
 use crate::memory::Memory;
 
 /// How many audiences one call may make.
@@ -51,6 +53,9 @@ pub(crate) struct Call {
     /// past the last, and so never other data.
     base: u32,
     lines: usize,
+    /// What all instances of the plugin write to the log, and the time that goes by.
+    log: Arc<Lines>,
+    monotonic: u64,
     /// How much this call has read.
     reads: usize,
     read_bytes: usize,
@@ -87,9 +92,20 @@ pub(crate) struct About {
 }
 
 impl Call {
-    pub(crate) fn new(plugin: Arc<str>, memory: Memory, metadata: metadata::Limits) -> Self {
+    pub(crate) fn new(plugin: &Plugin, memory: Memory, metadata: metadata::Limits) -> Self {
+        Self::of(
+            Arc::clone(&plugin.name),
+            Arc::clone(&plugin.lines),
+            memory,
+            metadata,
+        )
+    }
+
+    fn of(plugin: Arc<str>, log: Arc<Lines>, memory: Memory, metadata: metadata::Limits) -> Self {
         Self {
             plugin,
+            log,
+            monotonic: 0,
             memory,
             about: None,
             audiences: Vec::new(),
@@ -122,6 +138,16 @@ impl Call {
             }
         }
         (self.lines, self.reads, self.read_bytes) = (0, 0, 0);
+        self.monotonic = context.monotonic;
+        if let Some(left_out) = self.log.left_out(self.monotonic) {
+            let plugin = &*self.plugin;
+            tracing::warn!(
+                plugin,
+                left_out,
+                "it wrote more than {LINES_MAX_OF_ALL} lines in {} s, and the rest were left out",
+                WINDOW_MS / 1_000
+            );
+        }
         self.seen = std::mem::take(seen);
         self.others = std::mem::take(&mut self.seen.reads);
     }
@@ -272,6 +298,11 @@ impl Call {
         self.lines <= LINES_MAX
     }
 
+    /// Whether the log has room for another line of the plugin, over all its calls.
+    pub(crate) fn has_room_in_log(&self) -> bool {
+        self.log.takes(self.monotonic)
+    }
+
     /// Hands a reason that the component gives to who wants to know.
     pub(crate) fn hear(&mut self, reason: String) {
         if let Some(witness) = &mut self.seen.witness {
@@ -304,7 +335,12 @@ mod tests {
 
     #[test]
     fn no_token_is_used_twice_however_many_are_made() {
-        let mut call = Call::new("rule".into(), Memory::new(0), Default::default());
+        let mut call = Call::of(
+            "rule".into(),
+            Arc::default(),
+            Memory::new(0),
+            Default::default(),
+        );
         call.base = u32::MAX - AUDIENCES_MAX - 1;
         assert!(call.has_tokens());
         let first = call.put(Audience::nobody()).unwrap();

@@ -249,7 +249,7 @@ impl<A, R> Instance<A, R> {
                 is_late: false,
             }));
         }
-        let call = Call::new(Arc::clone(&self.plugin.name), memory, limits.metadata);
+        let call = Call::new(&self.plugin, memory, limits.metadata);
         let mut store = Store::new(self.plugin.linked.component().engine(), call);
         store.limiter(|call| &mut call.memory);
         store.set_hostcall_fuel(LIFTED_BYTES_MAX);

@@ -16,6 +16,7 @@ mod engine;
 mod error;
 mod explain;
 mod instance;
+mod lines;
 pub mod manifest;
 mod memory;
 mod native;

@@ -8,6 +8,7 @@ use wasmtime::component::{InstancePre, Linker};
 use crate::api::Api;
 use crate::call::Call;
 use crate::error::{one_line, shortened};
+use crate::lines::Lines;
 use crate::manifest::Manifest;
 use crate::{Engine, LoadError, bounds, wasi};
 
@@ -22,11 +23,18 @@ pub struct Plugin {
     /// What it was built against.
     pub(crate) api: &'static Api,
     pub(crate) linked: InstancePre<Call>,
+    /// What its instances write to the log.
+    pub(crate) lines: Arc<Lines>,
     /// What its instances take in the host beside their memories and tables, in bytes.
     pub(crate) fixed_bytes: usize,
 }
 
 impl Plugin {
+    /// How many lines of the log were left out, since it wrote too many of them.
+    pub fn lines_left_out(&self) -> u64 {
+        self.lines.total()
+    }
+
     /// Compiles a plugin's file. This takes long: do it where nobody waits.
     ///
     /// # Errors
@@ -87,6 +95,7 @@ impl Plugin {
             api,
             fixed_bytes,
             linked,
+            lines: Arc::default(),
         })
     }
 }

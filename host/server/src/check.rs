@@ -1,14 +1,15 @@
 //! `presence check`: all that is wrong, before it is run.
 
-use std::io::Write as _;
 use std::path::Path;
 
 use presence_core::names::Names;
 
 use crate::config::{self, Config};
 use crate::directory;
+use crate::escape::{print, say};
 use crate::in_force::InForce;
 use crate::loader::Loader;
+use crate::log;
 use crate::state;
 
 /// Checks the configuration, the directory and the plugins.
@@ -18,6 +19,7 @@ pub(crate) fn run(path: Option<&Path>) -> anyhow::Result<()> {
     let mut problems: Vec<anyhow::Error> = wrong
         .map(|problem| anyhow::anyhow!(problem.to_string()))
         .collect();
+    problems.extend(log::level(&config.log).err());
     problems.extend(config.nats.unreadable());
     if let config::Directory::File { path, is_named } = &config.directory {
         problems.extend(directory::load(path, *is_named, &Names::new()).err());
@@ -31,7 +33,7 @@ pub(crate) fn run(path: Option<&Path>) -> anyhow::Result<()> {
     problems.extend(loader.load(&config, true).err().into_iter().flatten());
     problems.extend(loader.problems_beside(&config));
     for problem in &problems {
-        eprintln!("error: {problem:#}");
+        say(format_args!("error: {problem:#}"));
     }
     let found = problems.len();
     anyhow::ensure!(
@@ -39,6 +41,6 @@ pub(crate) fn run(path: Option<&Path>) -> anyhow::Result<()> {
         "{found} problem{} found",
         if found == 1 { "" } else { "s" }
     );
-    writeln!(std::io::stdout(), "ok: {}", config.pipeline_line())?;
+    print(format_args!("ok: {}\n", config.pipeline_line()))?;
     Ok(())
 }

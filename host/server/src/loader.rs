@@ -399,12 +399,3 @@ fn key(state: &config::State) -> anyhow::Result<private::Key> {
     })
     .context("there is no place for the key that they are signed with")
 }
-
-/// Several problems as one error, a line each.
-pub(crate) fn together(problems: Vec<anyhow::Error>) -> anyhow::Error {
-    let lines: Vec<_> = problems
-        .iter()
-        .map(|problem| format!("{problem:#}"))
-        .collect();
-    anyhow::anyhow!(lines.join("\n"))
-}

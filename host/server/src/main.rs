@@ -1,7 +1,7 @@
 //! `presence`: who is online, and who may know it.
 
 // It panics once nobody reads any more, as with `| head`.
-#![warn(clippy::print_stdout)]
+#![warn(clippy::print_stdout, clippy::print_stderr)]
 #![cfg_attr(
     test,
     allow(
@@ -21,6 +21,7 @@ mod cli;
 mod clock;
 mod config;
 mod directory;
+mod escape;
 mod handed;
 mod hearing;
 mod hello;
@@ -29,6 +30,7 @@ mod in_force;
 mod intake;
 mod journal;
 mod loader;
+mod log;
 mod login;
 mod plugin;
 mod private;
@@ -127,10 +129,7 @@ fn main() -> ExitCode {
         // Whoever read the output has seen enough of it, as `head` does.
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            // Several problems are a line each.
-            for line in format!("{error:#}").lines() {
-                eprintln!("error: {line}");
-            }
+            escape::say_error(&error);
             ExitCode::FAILURE
         }
     }

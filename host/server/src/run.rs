@@ -16,11 +16,13 @@ use tokio::time::{sleep, timeout_at};
 
 use crate::broker::{Access, Health};
 use crate::clock;
-use crate::config::{self, Config, LogFormat, Text};
+use crate::config::{self, Config, Text};
+use crate::escape::together;
 use crate::hello::Turn;
 use crate::http::{self, Board, Status};
 use crate::in_force::InForce;
-use crate::loader::{self, Loader};
+use crate::loader::Loader;
+use crate::log;
 use crate::pulse::Pulse;
 use crate::regular::Stamp;
 use crate::reload::{self, Reload, Seen};
@@ -40,7 +42,7 @@ pub(crate) fn run(path: Option<&Path>) -> anyhow::Result<()> {
     let seen = Stamp::of(path.unwrap_or(Path::new(config::FILE_NAME)));
     let text = Text::read(path)?;
     let config = Config::parse(path, text.as_ref(), config::variables())?;
-    log(&config);
+    log::begin(&config.log)?;
     tasks::log_panics();
     let (tasks, faults) = Tasks::new();
     // Before the first line of the log, which may be what hangs.
@@ -169,7 +171,7 @@ async fn start(
         let stamp = Loader::stamp(&known);
         let blueprint = loader.load(&known, true);
         let blueprint = blueprint
-            .map_err(loader::together)
+            .map_err(together)
             .context("the pipeline can't be loaded")?;
         anyhow::Ok((loader, stamp, blueprint))
     });
@@ -337,17 +339,4 @@ fn begin_anew() -> anyhow::Error {
         .args(std::env::args_os().skip(1))
         .exec();
     anyhow::Error::new(error).context("can't begin anew")
-}
-
-fn log(config: &Config) {
-    let filter = std::env::var("PRESENCE_LOG").unwrap_or_else(|_| config.log.level.clone());
-    let filter = tracing_subscriber::EnvFilter::try_new(filter).unwrap_or_default();
-    let log = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr);
-    let ansi = std::io::IsTerminal::is_terminal(&std::io::stderr());
-    match config.log.format {
-        LogFormat::Text => log.with_ansi(ansi).with_target(false).init(),
-        LogFormat::Json => log.json().init(),
-    }
 }

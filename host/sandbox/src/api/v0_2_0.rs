@@ -420,7 +420,11 @@ pub(super) fn host(host: &mut LinkerInstance<'_, Call>) -> Result<()> {
             charge(&mut store, bytes as u64)?;
             let text = text.to_str(&store)?;
             let (plugin, explanation) = (&*store.data().plugin, call::cut(&text));
-            tracing::debug!(target: "plugin", plugin, explanation);
+            if tracing::enabled!(target: "plugin", tracing::Level::DEBUG)
+                && store.data().has_room_in_log()
+            {
+                tracing::debug!(target: "plugin", plugin, explanation);
+            }
             if store.data().seen.witness.is_some() {
                 let reason = explanation.to_owned();
                 store.data_mut().hear(reason);
@@ -445,6 +449,15 @@ pub(super) fn host(host: &mut LinkerInstance<'_, Call>) -> Result<()> {
                 charge(&mut store, bytes as u64)?;
                 let text = text.to_str(&store)?;
                 let (plugin, line) = (&*store.data().plugin, call::cut(&text));
+                let is_logged = match level {
+                    Level::Error => tracing::enabled!(target: "plugin", tracing::Level::ERROR),
+                    Level::Warn => tracing::enabled!(target: "plugin", tracing::Level::WARN),
+                    Level::Info => tracing::enabled!(target: "plugin", tracing::Level::INFO),
+                    Level::Debug => tracing::enabled!(target: "plugin", tracing::Level::DEBUG),
+                };
+                if !is_logged || !store.data().has_room_in_log() {
+                    return Ok(());
+                }
                 match level {
                     Level::Error => tracing::error!(target: "plugin", plugin, "{line}"),
                     Level::Warn => tracing::warn!(target: "plugin", plugin, "{line}"),

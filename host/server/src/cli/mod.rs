@@ -6,7 +6,6 @@ pub(crate) mod figures;
 pub(crate) mod query;
 pub(crate) mod text;
 
-use std::io::Write as _;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -17,6 +16,7 @@ use serde_json::Value;
 use crate::ConfigArg;
 use crate::broker::Access;
 use crate::config::{self, Config};
+use crate::escape::{line, print, print_json};
 use crate::request::{self, NoAnswer};
 use crate::wire::Subjects;
 
@@ -43,12 +43,12 @@ fn answer(
 ) -> anyhow::Result<()> {
     let config = Config::load(common.config.config.as_deref(), config::variables())?;
     let answer = ask(&config, what, question, is_answer)?;
-    let text = if common.json {
-        format!("{answer}\n")
+    if common.json {
+        print_json(answer)?;
     } else {
-        text(&answer)
-    };
-    Ok(std::io::stdout().write_all(text.as_bytes())?)
+        print(text(&answer))?;
+    }
+    Ok(())
 }
 
 /// Asks, and returns the answer. `what` is the subject, without a tenant's prefix;
@@ -69,10 +69,7 @@ fn ask(
         .block_on(asking)?;
     if is_refusal(&answer) {
         let error = answer.get("error").and_then(Value::as_str);
-        bail!(
-            "{}",
-            text::safe(error.unwrap_or("refused, and nothing says why"))
-        );
+        bail!("{}", line(error.unwrap_or("refused, and nothing says why")));
     }
     Ok(answer)
 }

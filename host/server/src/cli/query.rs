@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 
 use super::{Common, text};
+use crate::escape::line;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -41,7 +42,7 @@ fn row(user: &Value) -> [String; 4] {
     let metadata = user.get("metadata").and_then(Value::as_object);
     let metadata = metadata.into_iter().flatten();
     let metadata: Vec<_> = metadata
-        .map(|(key, value)| format!("{}={}", text::safe(key), text::plain(value)))
+        .map(|(key, value)| format!("{}={}", line(key), text::plain(value)))
         .collect();
     [
         field("userId"),

@@ -5,24 +5,13 @@ use std::fmt::Write as _;
 
 use serde_json::Value;
 
-/// Text with its control characters escaped.
-pub(crate) fn safe(text: &str) -> String {
-    let mut safe = String::with_capacity(text.len());
-    for character in text.chars() {
-        if character.is_control() {
-            let _ = write!(safe, "{}", character.escape_default());
-        } else {
-            safe.push(character);
-        }
-    }
-    safe
-}
+use crate::escape::line;
 
 /// A value as people write it: text without its quotes.
 pub(crate) fn plain(value: &Value) -> String {
     match value {
-        Value::String(text) => safe(text),
-        other => safe(&other.to_string()),
+        Value::String(text) => line(text),
+        other => line(other),
     }
 }
 
@@ -44,11 +33,11 @@ pub(crate) fn columns<const N: usize>(rows: &[[String; N]]) -> String {
     }
     let mut text = String::new();
     for row in rows {
-        let mut line = String::new();
+        let mut cells = String::new();
         for (cell, widest) in row.iter().zip(widths) {
-            let _ = write!(line, "{cell:widest$}  ");
+            let _ = write!(cells, "{cell:widest$}  ");
         }
-        text.push_str(line.trim_end());
+        text.push_str(cells.trim_end());
         text.push('\n');
     }
     text
@@ -97,7 +86,7 @@ mod tests {
     #[test]
     fn columns_line_up_and_control_characters_are_shown() {
         let rows = [
-            [safe("ä\u{1b}[2J"), "x".into()],
+            [line("ä\u{1b}[2J"), "x".into()],
             ["b".into(), String::new()],
         ];
         let expected = "WHO         WHAT\nä\\u{1b}[2J  x\nb\n";

@@ -6,11 +6,10 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use tracing_subscriber::EnvFilter;
-
 use super::checks::{self, NAME_BYTES_MAX, any, in_token, token, within};
 use super::problem::Wrong;
 use super::section::Section;
+use crate::log;
 
 /// `[node]`: who this node is.
 #[derive(Clone, Debug, PartialEq)]
@@ -230,7 +229,7 @@ impl Http {
 /// `[log]`: the node's own log, on standard error.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Log {
-    /// What is logged: a filter as `tracing_subscriber`'s `EnvFilter` reads it.
+    /// What is logged: a filter that `log::parse` takes.
     pub(crate) level: String,
     /// How a line looks.
     pub(crate) format: LogFormat,
@@ -249,13 +248,9 @@ impl Log {
     pub(super) fn read(section: &mut Section<'_, '_>) -> Self {
         let level = section.get("level", |text: String| {
             let text = checks::filled(text)?;
-            match EnvFilter::builder().parse(&text) {
+            match log::parse(&text) {
                 Ok(_) => Ok(text),
-                Err(error) => Err(Wrong::new(
-                    format!("is `{text}` ({error})"),
-                    "write error, warn, info, debug or trace, or a filter such as \
-                     `info,presence=debug`",
-                )),
+                Err(what) => Err(Wrong::new(what, log::FIX)),
             }
         });
         let format = section.get("format", |text: String| match text.as_str() {

@@ -1,8 +1,10 @@
 //! What is wrong with a configuration: where, what, and what to do about it.
 
-use std::fmt::{self, Write};
+use std::fmt;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+
+use crate::escape::Line;
 
 /// Where a problem is. Problems are listed in this order.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -81,16 +83,9 @@ impl Problem {
 
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let line = format!("{}: {}; {}", self.place, self.what, self.fix);
         // What it quotes may hold line breaks, and colours for a terminal.
-        for character in line.chars() {
-            if character.is_control() {
-                write!(f, "{}", character.escape_default())?;
-            } else {
-                f.write_char(character)?;
-            }
-        }
-        Ok(())
+        let line = format_args!("{}: {}; {}", self.place, self.what, self.fix);
+        write!(f, "{}", Line(line))
     }
 }
 

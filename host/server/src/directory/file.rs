@@ -8,6 +8,7 @@ use presence_core::names::Names;
 
 use super::content::Content;
 use super::entry::without_bom;
+use crate::escape::say;
 use crate::regular::{self, Unreadable};
 
 /// Reads a directory file's text; none if it isn't there.
@@ -45,7 +46,7 @@ pub(crate) fn load(path: &Path, is_named: bool, names: &Names) -> anyhow::Result
         Some(text) => Ok(parse(path, &text, names)?.replace(&Directory::new()).0),
         None if is_named => bail!("{} does not exist", path.display()),
         None => {
-            eprintln!("warning: {}", none(path));
+            say(format_args!("warning: {}", none(path)));
             Ok(Directory::new())
         }
     }

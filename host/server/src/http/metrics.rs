@@ -224,6 +224,16 @@ fn serving(text: &mut Exposition, status: &Status) {
             (&stage.plugin.name, u64::from(quarantined))
         }),
     );
+    text.labelled(
+        "presence_plugin_log_lines_left_out_total",
+        "counter",
+        "Lines that a plugin wrote to the log past its rate, and that were left out.",
+        "plugin",
+        running
+            .blueprint
+            .stages()
+            .map(|stage| (&stage.plugin.name, stage.plugin.lines_left_out())),
+    );
     source(text, &status.directory);
     if let Some(fetcher) = &status.fetcher {
         directory(text, fetcher);

@@ -1,6 +1,5 @@
 //! `presence plugin inspect`: what a plugin is, without running it.
 
-use std::io::Write as _;
 use std::path::PathBuf;
 
 use presence_component::{Import, imports, wit};
@@ -10,6 +9,7 @@ use serde_json::{Value, json};
 
 use super::build;
 use crate::cli::{figures, text};
+use crate::escape::{line, print, print_json};
 
 /// The interface whose functions tell what a plugin needs of the directory.
 const DIRECTORY: &str = "presence:plugin/directory";
@@ -32,18 +32,14 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     let plugin = super::read(&path)?;
     let manifest = Manifest::read(&path.to_string_lossy(), &plugin)?;
     if args.wit {
-        write!(std::io::stdout(), "{}", wit(&plugin)?)?;
+        print(wit(&plugin)?)?;
         return Ok(());
     }
     let imports = imports(&plugin)?;
     if args.json {
-        writeln!(
-            std::io::stdout(),
-            "{}",
-            object(&manifest, &imports, &plugin)
-        )?;
+        print_json(object(&manifest, &imports, &plugin))?;
     } else {
-        write!(std::io::stdout(), "{}", page(&manifest, &imports, &plugin))?;
+        print(page(&manifest, &imports, &plugin))?;
     }
     Ok(())
 }
@@ -76,7 +72,7 @@ fn object(manifest: &Manifest, imports: &[Import], plugin: &[u8]) -> Value {
 
 fn page(manifest: &Manifest, imports: &[Import], plugin: &[u8]) -> String {
     let mut rows: Vec<[String; 2]> = Vec::new();
-    let mut say = |what: &str, text: &str| rows.push([what.into(), text::safe(text)]);
+    let mut say = |what: &str, text: &str| rows.push([what.into(), line(text)]);
     say("plugin", &format!("{} {}", manifest.name, manifest.version));
     say("role", &role(manifest));
     say("API", &format!("presence:plugin {}", manifest.api));

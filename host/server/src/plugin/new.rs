@@ -1,7 +1,6 @@
 //! `presence plugin new`: a folder with a plugin that builds.
 
 use std::fs;
-use std::io::Write as _;
 use std::path::Path;
 
 use anyhow::{Context as _, bail};
@@ -13,6 +12,7 @@ use presence_sandbox::manifest::API;
 
 use super::{build, sdk};
 use crate::config;
+use crate::escape::print;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -102,7 +102,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     if args.lang == Language::C {
         build::write_bindings(folder, &wit_file(API), args.role.name())?;
     }
-    writeln!(std::io::stdout(), "{}", next(args))?;
+    print(format_args!("{}\n", next(args)))?;
     Ok(())
 }
 

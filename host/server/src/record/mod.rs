@@ -20,6 +20,7 @@ use crate::capture::{self, Recorded};
 use crate::cli::figures;
 use crate::config::{self, Config};
 use crate::directory::{self, Export, kv};
+use crate::escape::{json_output, say};
 use crate::wire::{SEQ, Subjects};
 use crate::{ConfigArg, clock};
 use limits::{Budget, Ended};
@@ -78,12 +79,12 @@ async fn record(args: &Args, config: &Config) -> anyhow::Result<()> {
         write_directory(path, config, &link.client, redaction.as_ref()).await?;
     }
     let (out, place): (Box<dyn Write>, _) = if args.file == Path::new("-") {
-        (Box::new(std::io::stdout()), "standard output".into())
+        (Box::new(json_output()), "standard output".into())
     } else {
         let file = capture::create(&args.file)?;
         (Box::new(file), args.file.display().to_string())
     };
-    eprintln!("recording {subject} to {place}");
+    say(format_args!("recording {subject} to {place}"));
     let begin = Instant::now();
     let mut recorder = Recorder {
         subjects,
@@ -123,16 +124,16 @@ async fn record(args: &Args, config: &Config) -> anyhow::Result<()> {
     let Budget {
         messages, bytes, ..
     } = recorder.budget;
-    eprintln!(
+    say(format_args!(
         "recorded {} message{} ({}) in {}: {}",
         figures::grouped(messages),
         if messages == 1 { "" } else { "s" },
         figures::bytes(bytes),
         figures::time(begin.elapsed()),
         ended.as_str()
-    );
+    ));
     for warning in recorder.left_out().into_iter().chain(link.gaps()) {
-        eprintln!("warning: {warning}");
+        say(format_args!("warning: {warning}"));
     }
     Ok(())
 }

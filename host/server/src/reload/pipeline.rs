@@ -8,7 +8,8 @@ use tokio::sync::watch;
 use tokio::task::spawn_blocking;
 
 use super::{Reload, Said};
-use crate::loader::{self, Loader};
+use crate::escape::together;
+use crate::loader::Loader;
 use crate::regular::Unreadable;
 use crate::tenant::Running;
 
@@ -33,7 +34,7 @@ impl Reload {
         self.loads.start(limit, move |attempt| {
             let running = Arc::clone(&running.borrow().blueprint);
             let blueprint = loader.attempt(&config, true, Some(&running), attempt);
-            let blueprint = blueprint.map_err(loader::together)?;
+            let blueprint = blueprint.map_err(together)?;
             if blueprint.is_same(&running) {
                 return Ok(None);
             }

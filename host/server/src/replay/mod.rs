@@ -5,7 +5,7 @@ mod diff;
 mod player;
 mod printer;
 
-use std::io::{BufWriter, Write as _};
+use std::io::BufWriter;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -14,7 +14,8 @@ use anyhow::ensure;
 use crate::ConfigArg;
 use crate::capture::Capture;
 use crate::config::{self, Config};
-use crate::loader::{self, Loader};
+use crate::escape::{self, json_output, print_json, together};
+use crate::loader::Loader;
 use crate::plugin;
 use crate::wire::Subjects;
 use diff::Diff;
@@ -68,12 +69,12 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
 
 fn print(capture: Capture<'_>, config: &Config, known: &Known) -> anyhow::Result<()> {
     let blueprint = Loader::new(config)?.load(config, false);
-    let mut player = Player::new(config, &blueprint.map_err(loader::together)?, known)?;
+    let mut player = Player::new(config, &blueprint.map_err(together)?, known)?;
     let subjects = Subjects::new(config.tenant.prefix.as_deref());
     let mut printer = Printer::new(
         subjects,
         config.nats.message_ids,
-        BufWriter::new(std::io::stdout().lock()),
+        BufWriter::new(json_output().lock()),
     );
     capture.read(|recorded| {
         printer.begin(recorded.at);
@@ -120,16 +121,16 @@ fn compare(
         before.pipeline.retain(|stage| *stage.plugin != *plugin);
     }
     let old = loader.load(&before, false);
-    let old = old.map_err(loader::together)?;
+    let old = old.map_err(together)?;
     loader.prefer(new);
-    let new = loader.load(config, false).map_err(loader::together)?;
+    let new = loader.load(config, false).map_err(together)?;
     let mut diff = Diff::new(config, &plugin, [&old, &new], known, args.examples)?;
     capture.read(|recorded| diff.play(&recorded))?;
     let report = diff.finish()?;
-    let text = if args.json {
-        format!("{}\n", report.object())
+    if args.json {
+        print_json(report.object())?;
     } else {
-        report.page()
-    };
-    Ok(std::io::stdout().write_all(text.as_bytes())?)
+        escape::print(report.page())?;
+    }
+    Ok(())
 }

@@ -3,7 +3,6 @@
 mod measure;
 mod world;
 
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -17,6 +16,7 @@ use serde_json::{Value, json};
 use crate::ConfigArg;
 use crate::cli::{figures, text};
 use crate::config::{self, Config};
+use crate::escape::{line, print, print_json};
 use crate::loader;
 use measure::Measured;
 use world::World;
@@ -66,13 +66,9 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     contenders.push(contend(&engine, name, built_in, limits, time)?);
     if args.json {
         let plugins = contenders.iter().map(object);
-        writeln!(
-            std::io::stdout(),
-            "{}",
-            json!({"plugins": plugins.collect::<Vec<_>>()})
-        )?;
+        print_json(json!({"plugins": plugins.collect::<Vec<_>>()}))?;
     } else {
-        write!(std::io::stdout(), "{}", page(&contenders))?;
+        print(page(&contenders))?;
     }
     Ok(())
 }
@@ -140,7 +136,7 @@ fn page(contenders: &[Contender]) -> String {
     let mut page = String::new();
     let rows = contenders.iter().map(|contender| {
         [
-            text::safe(&contender.name),
+            line(&contender.name),
             figures::bytes(contender.size_bytes as u64),
             figures::time(contender.compiling),
             figures::time(contender.instantiating),
@@ -157,7 +153,7 @@ fn page(contenders: &[Contender]) -> String {
             let row = contender.rows.get(place)?;
             Some([
                 figures::grouped(row.viewers.into()),
-                text::safe(&contender.name),
+                line(&contender.name),
                 figures::grouped(row.calls_per_s),
                 figures::time(row.p50),
                 figures::time(row.p99),

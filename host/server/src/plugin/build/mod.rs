@@ -7,7 +7,6 @@ mod tool;
 mod typescript;
 
 use std::fs;
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
@@ -20,6 +19,7 @@ use super::embedded::{wit, wit_file};
 use super::language::Language;
 use crate::cli::figures;
 use crate::config;
+use crate::escape::{line, print};
 
 pub(super) use c::write_bindings;
 
@@ -41,8 +41,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     let file = build(&args.folder, args.output.as_deref())?;
     let plugin = super::read(&file)?;
     let manifest = Manifest::read(&file.to_string_lossy(), &plugin)?;
-    writeln!(
-        std::io::stdout(),
+    let built = format_args!(
         "{}: {}, {} {}, {}, presence:plugin {}",
         file.display(),
         figures::bytes(plugin.len() as u64),
@@ -50,21 +49,20 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
         manifest.version,
         manifest.role.as_str(),
         manifest.api
-    )?;
+    )
+    .to_string();
+    print(format_args!("{}\n", line(built)))?;
     for import in imports(&plugin)? {
         // Of some interfaces there are only types.
         if !import.functions.is_empty() {
             let functions = import.functions.join(", ");
-            writeln!(
-                std::io::stdout(),
-                "  imports {}: {functions}",
-                import.interface
-            )?;
+            let imported = line(format_args!("{}: {functions}", import.interface));
+            print(format_args!("  imports {imported}\n"))?;
         }
     }
     match grants(&manifest).as_slice() {
-        [] => writeln!(std::io::stdout(), "  needs no grants")?,
-        grants => writeln!(std::io::stdout(), "  needs grants = {grants:?}")?,
+        [] => print("  needs no grants\n")?,
+        grants => print(format_args!("  needs grants = {grants:?}\n"))?,
     }
     Ok(())
 }

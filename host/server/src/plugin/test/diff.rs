@@ -3,7 +3,7 @@
 use presence_sandbox::self_test::{Outcome, sorted};
 use serde_json::Value;
 
-use crate::cli::text;
+use crate::escape;
 
 /// The lines that are expected only, found only, or both.
 pub(super) fn diff(outcome: &Outcome) -> String {
@@ -11,7 +11,7 @@ pub(super) fn diff(outcome: &Outcome) -> String {
     let (expected, found): (Vec<_>, Vec<_>) = (expected.lines().collect(), found.lines().collect());
     let mut text = String::from("    - expected\n    + found\n");
     for (sign, line) in lines(&expected, &found) {
-        text.push_str(&format!("    {sign} {}\n", text::safe(line)));
+        text.push_str(&format!("    {sign} {}\n", escape::line(line)));
     }
     text
 }

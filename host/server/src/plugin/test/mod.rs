@@ -2,7 +2,6 @@
 
 mod diff;
 
-use std::io::Write as _;
 use std::path::PathBuf;
 
 use anyhow::bail;
@@ -14,6 +13,7 @@ use super::update;
 use crate::ConfigArg;
 use crate::cli::{figures, text};
 use crate::config::{self, Config};
+use crate::escape::{line, print, print_json, say};
 use crate::loader;
 
 #[derive(clap::Args)]
@@ -50,16 +50,12 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
         .filter(|outcome| !outcome.passes())
         .collect();
     if args.json {
-        writeln!(std::io::stdout(), "{}", object(&plugin, limits, &outcomes))?;
+        print_json(object(&plugin, limits, &outcomes))?;
     } else {
-        write!(std::io::stdout(), "{}", page(&plugin, limits, &outcomes))?;
+        print(page(&plugin, limits, &outcomes))?;
         for outcome in &failed {
-            write!(
-                std::io::stdout(),
-                "\n{}\n{}",
-                text::safe(&outcome.case),
-                diff::diff(outcome)
-            )?;
+            let (case, diff) = (line(&outcome.case), diff::diff(outcome));
+            print(format_args!("\n{case}\n{diff}"))?;
         }
     }
     if failed.is_empty() {
@@ -67,7 +63,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     }
     if args.update {
         for file in update::update(&path, &bytes, &outcomes)? {
-            eprintln!("updated {}", file.display());
+            say(format_args!("updated {}", file.display()));
         }
         return Ok(());
     }
@@ -104,7 +100,7 @@ fn page(plugin: &Plugin, limits: Limits, outcomes: &[Outcome]) -> String {
     if outcomes.is_empty() {
         return format!(
             "{} has no self-tests: give it some in plugin.json\n",
-            manifest.name
+            line(&manifest.name)
         );
     }
     let mut rows: Vec<_> = outcomes.iter().map(row).collect();
@@ -126,7 +122,7 @@ fn row(outcome: &Outcome) -> [String; 5] {
     let spent = outcome.spent;
     [
         result.into(),
-        text::safe(&outcome.case),
+        line(&outcome.case),
         spent.map_or("-".into(), |spent| figures::grouped(spent.fuel)),
         spent.map_or("-".into(), |spent| {
             figures::bytes(spent.memory_bytes as u64)

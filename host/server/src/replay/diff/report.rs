@@ -13,7 +13,8 @@ use super::tally::{Pairs, Tally};
 use super::{Example, Why};
 use crate::cli::explain::{reasons, what_it_does};
 use crate::cli::figures::grouped;
-use crate::cli::text::{columns, safe, table, time};
+use crate::cli::text::{columns, table, time};
+use crate::escape::line;
 
 /// How many viewers an example names on one line.
 const VIEWERS_MAX: usize = 10;
@@ -62,7 +63,7 @@ impl Version {
             }
             None => [format!("without {}", self.plugin), String::new()],
         };
-        [which.into(), safe(&name), digest]
+        [which.into(), line(&name), digest]
     }
 }
 
@@ -170,7 +171,7 @@ impl Report {
 
     fn push_example(&self, page: &mut String, number: usize, example: &Example) {
         let (at, user, _) = example.key;
-        let user = safe(&self.name(user));
+        let user = line(self.name(user));
         let _ = writeln!(page, "\n{number}. {user} came online, {}", time(at));
         let difference = &example.difference;
         for (what, viewers) in [
@@ -183,15 +184,15 @@ impl Report {
             }
         }
         if let Some((viewer, [old, new])) = &difference.sample {
-            let viewer = safe(&self.name(*viewer));
+            let viewer = line(self.name(*viewer));
             for (which, told) in [("old", old), ("new", new)] {
-                let told = told.as_ref().map(|told| safe(&told.object().to_string()));
+                let told = told.as_ref().map(|told| line(told.object()));
                 let told = told.unwrap_or_else(|| "nothing more".into());
                 let _ = writeln!(page, "   {viewer} is told, {which}: {told}");
             }
         }
         for why in &example.whys {
-            let viewer = safe(&self.name(why.viewer));
+            let viewer = line(self.name(why.viewer));
             for (which, stage) in ["old", "new"].iter().zip(&why.stages) {
                 let Some(stage) = stage else { continue };
                 let _ = writeln!(page, "   {which}: {}", what_it_does(stage, &viewer));
@@ -215,13 +216,13 @@ impl Report {
     /// Some of these viewers, and how many more there are.
     fn line(&self, viewers: &RoaringBitmap) -> String {
         let named = viewers.iter().take(VIEWERS_MAX);
-        let named: Vec<_> = named.map(|viewer| safe(&self.name(Id(viewer)))).collect();
-        let mut line = named.join(", ");
+        let named: Vec<_> = named.map(|viewer| line(self.name(Id(viewer)))).collect();
+        let mut names = named.join(", ");
         let rest = viewers.len() - named.len() as u64;
         if rest > 0 {
-            let _ = write!(line, " and {} more", grouped(rest));
+            let _ = write!(names, " and {} more", grouped(rest));
         }
-        line
+        names
     }
 }
 
