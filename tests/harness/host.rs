@@ -1,7 +1,7 @@
 //! The host as a process: `presence run` in a site, and its other commands.
 
 use std::ffi::OsStr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::{Mutex, PoisonError};
 
@@ -26,6 +26,16 @@ impl Host {
     /// When it ends or doesn't get ready; the error carries the end of its log.
     pub async fn start(site: &Site) -> Result<Self> {
         let mut host = Self::spawn(site)?;
+        host.ready().await?;
+        Ok(host)
+    }
+
+    /// As [`Self::start`], with a binary.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub async fn start_of(site: &Site, binary: &Path) -> Result<Self> {
+        let mut host = Self::spawn_as(site, command_of(site, &["run"], binary))?;
         host.ready().await?;
         Ok(host)
     }
@@ -216,7 +226,11 @@ pub fn start(site: &Site, args: &[&str]) -> Result<Process> {
 /// # Errors
 /// When the binary can't be built.
 pub fn command(site: &Site, args: &[&str]) -> Result<Command> {
-    let mut command = Command::new(binary()?);
+    Ok(command_of(site, args, &binary()?))
+}
+
+fn command_of(site: &Site, args: &[&str], binary: &Path) -> Command {
+    let mut command = Command::new(binary);
     command.args(args).arg("--config").arg(site.config_path());
     // The tests' own surroundings must not change what is tested.
     for (name, _) in std::env::vars_os() {
@@ -229,7 +243,7 @@ pub fn command(site: &Site, args: &[&str]) -> Result<Command> {
         .env("XDG_STATE_HOME", tools::user_state())
         .env("PRESENCE_CLOCK_OFFSET_FILE", site.clock_offset_path())
         .env_remove("RUST_LOG");
-    Ok(command)
+    command
 }
 
 /// The host's binary: `PRESENCE_BIN`, or built once a process.

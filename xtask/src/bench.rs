@@ -16,6 +16,7 @@ mod load;
 mod queries;
 mod table;
 
+use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
@@ -35,6 +36,9 @@ pub(crate) struct Args {
     /// The sizes of the audience.
     #[arg(long, value_delimiter = ',', default_values_t = [10, 100, 1_000])]
     viewers: Vec<usize>,
+    /// The binary of an earlier `presence`, which is measured beside this one.
+    #[arg(long)]
+    baseline: Option<PathBuf>,
     /// Measures only the contenders that need no host.
     #[arg(long)]
     without_presence: bool,

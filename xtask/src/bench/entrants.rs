@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result};
-use presence_tests::host::Host;
+use presence_tests::host::{self, Host};
 use presence_tests::node;
 use presence_tests::process::Process;
 use presence_tests::site::Site;
@@ -84,6 +84,25 @@ impl Entrant {
         directory: &str,
         configure: impl FnOnce(Site) -> Result<Site>,
     ) -> Result<Self> {
+        Self::presence_of(
+            broker,
+            title,
+            tenant,
+            directory,
+            configure,
+            &host::binary()?,
+        )
+    }
+
+    /// As [`Self::presence`], with a binary.
+    pub(crate) fn presence_of(
+        broker: &Broker,
+        title: &'static str,
+        tenant: Option<&str>,
+        directory: &str,
+        configure: impl FnOnce(Site) -> Result<Site>,
+        binary: &Path,
+    ) -> Result<Self> {
         let mut site = configure(Site::new(&broker.server.url())?.with("state.dir", "")?)?;
         site.write_directory(directory)?;
         // Nobody who is online for long falls silent by the load's being elsewhere.
@@ -97,7 +116,7 @@ impl Entrant {
         };
         let host = broker
             .runtime
-            .block_on(Host::start(&site))
+            .block_on(Host::start_of(&site, binary))
             .context("starting presence")?;
         Ok(Self {
             title,

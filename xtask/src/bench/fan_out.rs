@@ -68,6 +68,7 @@ pub(crate) fn measure(broker: &Broker, args: &Args, viewers: usize) -> Result<Fi
             &directory,
             Ok,
         )?);
+        let with_state = |site: Site| site.with("state.dir", "state");
         let without = |site: Site| site.with("engine.reuse_verdicts", false);
         let title = "(d) without verdict reuse";
         entrants.push(Entrant::presence(
@@ -77,7 +78,6 @@ pub(crate) fn measure(broker: &Broker, args: &Args, viewers: usize) -> Result<Fi
             &directory,
             without,
         )?);
-        let with_state = |site: Site| site.with("state.dir", "state");
         let title = "(d) with its state kept on disk";
         entrants.push(Entrant::presence(
             broker,
@@ -86,6 +86,16 @@ pub(crate) fn measure(broker: &Broker, args: &Args, viewers: usize) -> Result<Fi
             &directory,
             with_state,
         )?);
+        if let Some(binary) = &args.baseline {
+            let title = "(e) the earlier presence";
+            let tenant = Some("earlier");
+            let earlier = Entrant::presence_of(broker, title, tenant, &directory, Ok, binary)?;
+            entrants.push(earlier);
+            let (title, tenant) = ("(e) with its state kept on disk", Some("earlierstate"));
+            let earlier =
+                Entrant::presence_of(broker, title, tenant, &directory, with_state, binary)?;
+            entrants.push(earlier);
+        }
     }
     let lanes = entrants
         .into_iter()

@@ -43,6 +43,8 @@ pub(crate) fn fan_out(figures: &[Figures]) -> String {
         ("d/c", 3, 2),
         ("d without reuse/b", 4, 1),
         ("d with its state kept/d", 5, 3),
+        ("d/e", 3, 6),
+        ("d with its state kept/e with it", 5, 7),
     ] {
         if titles.len() > top {
             line(
