@@ -444,13 +444,20 @@ async fn an_event_that_has_waited_for_long_enough_goes_on_without_the_enricher()
     world.end().await
 }
 
-/// The service goes away, and what it has answered is taken away.
+/// The service goes away, and what it has answered is taken away, also from the worker
+/// of a user who is online.
 async fn lose_answers(world: &World, service: Service) -> Result<()> {
     service.stop().await?;
     // The subject is the host's as well as the service's.
     let all = format!("{SUBJECT}.invalidate");
     world.client.publish_bytes(&all, "").await?;
-    until_metric(world, "presence_directory_answers", &[], 0.0).await
+    until_metric(world, "presence_directory_answers", &[], 0.0).await?;
+    let question = json!({"viewerId": "67890", "userIds": ["12345"]}).to_string();
+    wait::until("the user to be hidden from who asks", async || {
+        let answer = world.client.request("presence.query", question.clone());
+        Ok((answer.await?["users"][0]["status"] == "offline").then_some(()))
+    })
+    .await
 }
 
 /// A redactor that asks for the user's settings.
