@@ -19,8 +19,12 @@ pub(crate) fn run(_: &Args) -> Result<()> {
     kit::fetch()?;
     let presence = tools::build_all("presence")?;
     println!("presence: {}", presence.display());
+    // Most of the long ones wait for something, rather than compute.
+    let threads = std::thread::available_parallelism()?.get() * 2;
+    let threads = std::env::var("RUST_TEST_THREADS").unwrap_or_else(|_| threads.to_string());
     let tested = tools::cargo()
         .args(["test", "--workspace"])
+        .env("RUST_TEST_THREADS", threads)
         .env("NATS_SERVER", &server)
         .env("PRESENCE_BIN", &presence)
         .current_dir(tools::root())
