@@ -4,14 +4,14 @@
 use std::time::Instant;
 
 use anyhow::{Result, ensure};
-use presence_tests::client::{Client, Tape, now_ms};
+use presence_tests::client::{Client, Seen, Tape, now_ms};
 use presence_tests::host::Host;
 use presence_tests::http;
 use presence_tests::nats::{NatsServer, Options};
 use presence_tests::process::Signal;
 use presence_tests::site::Site;
 
-use crate::inputs::{self, CONNECT, OFFLINE};
+use crate::inputs::{self, CONNECT, FILTERED_ONLINE, OFFLINE};
 use crate::speakers::Speakers;
 use crate::world::on;
 
@@ -184,4 +184,27 @@ async fn a_node_that_may_not_ask_for_others_does_not_serve() -> Result<()> {
         host.stop().await?;
     }
     Ok(())
+}
+
+#[tokio::test]
+async fn a_node_that_has_waited_serves_by_the_rules_of_now() -> Result<()> {
+    let mut scene = Scene::start().await?;
+    let first = Host::start(&scene.site("first")?).await?;
+    let mut site = scene.site("second")?;
+    let mut second = Host::spawn(&site)?;
+    waits(&mut second, &site, &["waiting while node `first` serves"]).await?;
+    // Those of whom it knew when it started admit contacts and groups.
+    site.set_pipeline(&[("groups", None), ("redact", None)])?;
+    first.stop().await?;
+    second.ready().await?;
+    let connect = inputs::connect("12345", "c1", now_ms());
+    scene.client.input(CONNECT, connect).await?;
+    let is_of_user = |seen: &Seen| {
+        seen.is_hosts() && seen.subject == FILTERED_ONLINE && seen.text("userId") == "12345"
+    };
+    let seen = scene.tape.next("the user to be shown", is_of_user).await?;
+    assert_eq!(seen.visible_to(), ["22222"]);
+    let log = second.process.stderr().join("\n");
+    assert!(!log.contains("pipeline swapped"), "{log}");
+    second.stop().await
 }

@@ -10,6 +10,7 @@ use std::time::Duration;
 use anyhow::{Context as _, anyhow};
 use async_nats::Client;
 use presence_core::names::Names;
+use presence_sandbox::Blueprint;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::spawn_blocking;
 use tokio::time::{sleep, timeout_at};
@@ -155,7 +156,7 @@ async fn node(
 
 /// Puts the node together: nothing is heard or said yet.
 async fn start(
-    (config, text, seen): (Config, Option<Text>, Stamp),
+    (mut config, mut text, seen): (Config, Option<Text>, Stamp),
     path: Option<PathBuf>,
     tasks: &Tasks,
 ) -> anyhow::Result<Parts> {
@@ -163,25 +164,7 @@ async fn start(
     let board = Arc::new(Board::new(Arc::clone(&broker)));
     http::serve(&config.http, Arc::clone(&board), tasks)?;
     let names = Arc::new(Names::new());
-    let known = config.clone();
-    // What is read may hang, and what is compiled takes long.
-    let loaded = spawn_blocking(move || {
-        let in_force = InForce::read(&known)?;
-        let loader = Arc::new(Loader::new(&known)?.knowing(in_force));
-        let stamp = Loader::stamp(&known);
-        let blueprint = loader.load(&known, true);
-        let blueprint = blueprint
-            .map_err(together)
-            .context("the pipeline can't be loaded")?;
-        anyhow::Ok((loader, stamp, blueprint))
-    });
-    let limit = config.plugins.load_timeout;
-    let Ok(loaded) = tokio::time::timeout(limit, loaded).await else {
-        let limit = limit.as_secs_f32();
-        anyhow::bail!("the pipeline is not loaded within {limit} s ([plugins] load_timeout_ms)");
-    };
-    let (loader, stamp, blueprint) = loaded??;
-    tracing::info!("in force: {}", blueprint.line());
+    let mut loaded = load(&config).await?;
     let access = Access::new(&config);
     let (link, links) = mpsc::unbounded_channel();
     let client = access.main(&broker, link).await?;
@@ -200,6 +183,15 @@ async fn start(
     );
     let turn = turn.await?;
     turn.wait(&board).await;
+    if let Some(newer) = changed(&config, &text, path.clone(), loaded.stamp).await {
+        (config, text, loaded) = newer;
+    }
+    let Loaded {
+        loader,
+        stamp,
+        blueprint,
+    } = loaded;
+    tracing::info!("in force: {}", blueprint.line());
     let servers = access.servers();
     let (state, restored) = open_state(&config, &servers, &names, &board, tasks).await?;
     let now = clock::now_ms();
@@ -244,6 +236,69 @@ async fn start(
         restored,
         turn,
     })
+}
+
+/// The pipeline that a node starts with.
+struct Loaded {
+    loader: Arc<Loader>,
+    /// Of what it was loaded from.
+    stamp: u64,
+    blueprint: Blueprint,
+}
+
+/// Loads the pipeline that a configuration says.
+async fn load(config: &Config) -> anyhow::Result<Loaded> {
+    let known = config.clone();
+    // What is read may hang, and what is compiled takes long.
+    let loaded = spawn_blocking(move || {
+        let in_force = InForce::read(&known)?;
+        let loader = Arc::new(Loader::new(&known)?.knowing(in_force));
+        let stamp = Loader::stamp(&known);
+        let blueprint = loader.load(&known, true);
+        let blueprint = blueprint
+            .map_err(together)
+            .context("the pipeline can't be loaded")?;
+        Ok(Loaded {
+            loader,
+            stamp,
+            blueprint,
+        })
+    });
+    let limit = config.plugins.load_timeout;
+    let Ok(loaded) = tokio::time::timeout(limit, loaded).await else {
+        let limit = limit.as_secs_f32();
+        anyhow::bail!("the pipeline is not loaded within {limit} s ([plugins] load_timeout_ms)");
+    };
+    loaded?
+}
+
+/// What has changed on disk while the node waited for its turn: it serves by the rules of
+/// now. What can't be taken leaves what was loaded, as in a node that serves; that it
+/// can't, the log says when the files are followed.
+async fn changed(
+    config: &Config,
+    text: &Option<Text>,
+    path: Option<PathBuf>,
+    stamp: u64,
+) -> Option<(Config, Option<Text>, Loaded)> {
+    let (before, known) = (config.clone(), text.clone());
+    let read = spawn_blocking(move || {
+        let text = Text::read(path.as_deref()).ok()?;
+        let mut config = before.clone();
+        if text != known {
+            let is_kept = |text: &Text| !text.sets_nothing() && text.has_pipeline();
+            if known.as_ref().is_some_and(is_kept) && !text.as_ref().is_some_and(is_kept) {
+                return None;
+            }
+            config = Config::parse(path.as_deref(), text.as_ref(), config::variables()).ok()?;
+            config.keep_until_restart(&before);
+        }
+        (config != before || Loader::stamp(&config) != stamp).then_some((config, text))
+    });
+    let (config, text) = read.await.ok()??;
+    tracing::info!("files have changed while the node waited, and are read again");
+    let loaded = load(&config).await.ok()?;
+    Some((config, text, loaded))
 }
 
 /// Opens the state, once the node that has it has stopped.
