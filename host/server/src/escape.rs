@@ -77,7 +77,7 @@ pub(crate) fn print(text: impl Display) -> io::Result<()> {
 /// Writes JSON, which is for programs, to standard output as it is, and a line break.
 ///
 /// # Errors
-/// As [`print`].
+/// As [`print()`].
 #[expect(clippy::disallowed_methods, reason = "JSON is escaped by itself")]
 pub(crate) fn print_json(json: impl Display) -> io::Result<()> {
     writeln!(io::stdout(), "{json}")

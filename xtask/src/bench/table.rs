@@ -46,7 +46,7 @@ pub(crate) fn fan_out(figures: &[Figures]) -> String {
         ("d/e", 3, 6),
         ("d with its state kept/e with it", 5, 7),
     ] {
-        if titles.len() > top {
+        if titles.len() > top.max(bottom) {
             line(
                 &mut text,
                 name,
