@@ -58,7 +58,7 @@ mod tests {
         let outcome = ada.filter(&ONE_WAY, ["ben", "cleo"]);
         assert_eq!(outcome.answer, ["ben", "cleo"]);
         // What isn't asked makes no verdict be decided again.
-        assert_eq!(outcome.reads, [Read::BlockedBy("ada".to_owned())]);
+        assert_eq!(outcome.reads, [Read::BlockedBy("ada".to_owned())].into());
     }
 
     #[test]
