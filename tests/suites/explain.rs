@@ -133,7 +133,7 @@ async fn it_tells_stage_by_stage_who_admitted_and_who_removed_the_viewer() -> Re
 
 #[tokio::test]
 async fn the_command_tells_a_story_with_the_plugins_own_reasons() -> Result<()> {
-    let world = World::start_with(|mut site| {
+    let mut world = World::start_with(|mut site| {
         site.set_pipeline(&[
             ("contacts", None),
             (
@@ -152,6 +152,8 @@ async fn the_command_tells_a_story_with_the_plugins_own_reasons() -> Result<()> 
     .await?;
     let connect = inputs::connect("12345", "c", now_ms());
     world.client.input(CONNECT, connect).await?;
+    // The command has a connection of its own.
+    world.tape.hosts(FILTERED_ONLINE, 1).await?;
     let run = |args: &[&str]| -> Result<(String, Option<i32>)> {
         let output = host::run(&world.site, args)?;
         assert_eq!(String::from_utf8(output.stderr)?, "");
