@@ -421,7 +421,7 @@ mod tests {
         };
         verdicts.keep(1, &by_99, verdict.into(), Reads::default());
         assert_eq!(found(&verdicts, 99), (false, false));
-        // Any change may concern those of whom it isn't known what they read.
+        // Any change may concern those whose reads aren't known.
         assert!(verdicts.reads(&group(99, 0), |user| user == Id(99)));
         assert!(!verdicts.reads(&group(1, 0), |user| user == Id(0)));
         assert!(verdicts.time_readers().contains(&Id(99)));

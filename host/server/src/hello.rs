@@ -325,7 +325,7 @@ async fn answer(
             let _ = client.publish(reply, body(&me).into()).await;
         }
     }
-    // First: whoever asks upon the goodbye hears that nobody listens.
+    // First: a node that asks upon the goodbye hears that nobody listens.
     let _ = hellos.unsubscribe().await;
     let gone = Node {
         gone: true,

@@ -40,7 +40,7 @@ pub(crate) struct Loader {
 struct Compiled {
     /// Of its file.
     sha256: Arc<str>,
-    /// Held while it is compiled, so that whoever else wants it waits; none if that failed.
+    /// Held while it is compiled, so that others who want it wait; none if that failed.
     plugin: Arc<Mutex<Option<Arc<Plugin>>>>,
 }
 

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context as _, ensure};
+use anyhow::Context as _;
 use async_nats::Client;
 use presence_core::directory::{Changes, Directory};
 use tokio::sync::mpsc;
@@ -350,15 +350,7 @@ impl Reload {
 
     async fn configure(&mut self, text: config::Text) -> anyhow::Result<()> {
         if let Some(running) = &self.text {
-            ensure!(
-                !text.sets_nothing() || running.sets_nothing(),
-                "nothing is set in the file any more: write what is to hold"
-            );
-            ensure!(
-                text.has_pipeline() || !running.has_pipeline(),
-                "there is no [[pipeline]] in the file any more, and the default one doesn't take \
-                 the place of what was configured: write the sections that are to hold"
-            );
+            text.may_follow(running)?;
         }
         let mut new = Config::parse(self.path.as_deref(), Some(&text), config::variables())?;
         self.text = Some(text);

@@ -286,9 +286,9 @@ async fn changed(
         let text = Text::read(path.as_deref()).ok()?;
         let mut config = before.clone();
         if text != known {
-            let is_kept = |text: &Text| !text.sets_nothing() && text.has_pipeline();
-            if known.as_ref().is_some_and(is_kept) && !text.as_ref().is_some_and(is_kept) {
-                return None;
+            if let Some(known) = &known {
+                // One that is gone isn't taken, as in a node that serves.
+                text.as_ref()?.may_follow(known).ok()?;
             }
             config = Config::parse(path.as_deref(), text.as_ref(), config::variables()).ok()?;
             config.keep_until_restart(&before);

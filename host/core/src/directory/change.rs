@@ -382,7 +382,7 @@ mod tests {
         assert_eq!(ask(&after, Question::Blockers(Id(3))), [0; 0]);
         assert_eq!(ask(&after, Question::Everyone), [1, 2, 3, 4, 5, 8]);
         assert_eq!(ask(&before, Question::Blockers(Id(9))), [1]);
-        // Of whom nothing else is said any more, it is still known by whom they are blocked.
+        // Though nothing else is said of them any more, their blockers are still known.
         let mut edit = after.edit();
         edit.group("team", None);
         let (after, _) = edit.finish();

@@ -71,7 +71,7 @@ pub(super) struct Waiting {
     served: BTreeSet<Id>,
     /// Users that nobody has been told of for want of answers that are at hand now.
     undecided: BTreeSet<Id>,
-    /// Users of whom it is told later that they are shown by another connection, and
+    /// Users whose change to another shown connection is told later, and
     /// how they are to be shown then. After a restart it is told at once.
     put_off: HashMap<Id, Arc<Event>, foldhash::fast::FixedState>,
     changed: Changed,

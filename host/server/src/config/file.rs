@@ -68,6 +68,23 @@ impl Text {
         &self.0
     }
 
+    /// Whether a running node may take it in the place of what it runs by.
+    ///
+    /// # Errors
+    /// If it sets nothing, or has no `[[pipeline]]`, where the running one does.
+    pub(crate) fn may_follow(&self, running: &Self) -> anyhow::Result<()> {
+        anyhow::ensure!(
+            !self.sets_nothing() || running.sets_nothing(),
+            "nothing is set in the file any more: write what is to hold"
+        );
+        anyhow::ensure!(
+            self.has_pipeline() || !running.has_pipeline(),
+            "there is no [[pipeline]] in the file any more, and the default one doesn't take \
+             the place of what was configured: write the sections that are to hold"
+        );
+        Ok(())
+    }
+
     /// Whether it says which plugins decide, and doesn't leave that to the default.
     pub(crate) fn has_pipeline(&self) -> bool {
         let document = DeTable::parse(&self.0);

@@ -211,7 +211,7 @@ impl Auth {
 }
 
 impl Tls {
-    /// Reads the keys. What only encryption can fulfil asks for it: else whoever sits
+    /// Reads the keys. What only encryption can fulfil asks for it: else anyone who sits
     /// on the line could do without, and nobody would notice.
     fn read(section: &mut Section<'_, '_>, is_encrypted: bool) -> Self {
         let required = section.get("required", any);

@@ -107,7 +107,7 @@ impl<'a> Reader<'a> {
     }
 
     /// Refuses variables that are probably meant for a key, and returns what to say of the
-    /// others that begin like one: whoever runs the node may not have set them.
+    /// others that begin like one: the operator may not have set them.
     fn judge_unknown_variables(&mut self) -> Vec<Problem> {
         let keys = || {
             self.variables

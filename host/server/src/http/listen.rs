@@ -1,4 +1,4 @@
-//! Serving HTTP to whoever connects, on a thread and a runtime of its own: what strangers
+//! Serving HTTP to all who connect, on a thread and a runtime of its own: what strangers
 //! do here takes no time and no file descriptors from the node's own work.
 //!
 //! There are few connections at a time, each for a limited time. Where all are in use, the
