@@ -373,8 +373,13 @@ async fn being_hidden_from_a_viewer_gives_them_the_bytes_that_leaving_does() -> 
         disconnect(&world, &format!("left-{way}"), now_ms()).await?;
     }
     world.site.write_directory_value(&hiding(true))?;
-    // Both tiers of each.
-    world.tape.hosts(FILTERED_OFFLINE, WAYS.len() * 4).await?;
+    // Both tiers of each, and the viewers' own subjects, which come after what all read.
+    let users = WAYS.len() * 2;
+    world.tape.hosts(FILTERED_OFFLINE, users * 2).await?;
+    for viewer in ["ben", "cleo"] {
+        let inbox = format!("presence.inbox.{viewer}");
+        world.tape.hosts(&inbox, users * 2).await?;
+    }
     world.tape.catch_up(&world.client).await?;
 
     for way in WAYS {
