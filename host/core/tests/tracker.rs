@@ -108,7 +108,11 @@ fn the_order_in_which_connections_were_opened_outlives_what_stays_before_it() {
 
 /// What a tracker that starts with these records knows, kept from here on.
 fn started(now: u64, records: Vec<Record<()>>) -> Tracker<()> {
-    let mut tracker = Tracker::new(Settings::default());
+    started_with(Settings::default(), now, records)
+}
+
+fn started_with(settings: Settings, now: u64, records: Vec<Record<()>>) -> Tracker<()> {
+    let mut tracker = Tracker::new(settings);
     tracker.keep_records(true);
     for record in records {
         tracker.restore(now, 0, record);
@@ -164,6 +168,47 @@ fn a_long_time_down_leaves_everyone_a_whole_lease() {
     let mut tracker = started(day, records);
     assert_eq!(tracker.expire(day + 29_999), None);
     assert!(tracker.expire(day + 30_000).is_some());
+}
+
+#[test]
+fn a_second_start_after_a_long_time_down_leaves_time_to_be_heard_and_ghosts_end() {
+    let mut stored = Vec::new();
+    let mut tracker = started(0, Vec::new());
+    tracker.connect(0, "alice", "web", 0, || ());
+    last_of_each(&mut stored, tracker.take_records(1));
+    // Each run lasts for a second, and the host is down for an hour after each.
+    let hour = 60 * 60 * 1_000;
+    let lived = (1..20).take_while(|start| {
+        let now = start * hour;
+        let mut tracker = started(now, stored.clone());
+        last_of_each(&mut stored, tracker.take_records(1));
+        tracker.expire(now + 999).is_none()
+    });
+    // Halves of thirty seconds, until they are shorter than a run.
+    assert_eq!(lived.count(), 5);
+}
+
+#[test]
+fn runs_too_short_to_hear_anything_in_keep_no_ghost() {
+    let settings = Settings {
+        hear_step_ms: Some(500),
+        ..Settings::default()
+    };
+    let mut stored = Vec::new();
+    let mut tracker = Tracker::new(settings);
+    tracker.keep_records(true);
+    tracker.connect(0, "alice", "web", 0, || ());
+    last_of_each(&mut stored, tracker.take_records(1));
+    let ends = |start: &u64| {
+        let now = start * 3_000;
+        let mut tracker = started_with(settings, now, stored.clone());
+        last_of_each(&mut stored, tracker.take_records(1));
+        // The broker answers once.
+        tracker.heard(now + 100, now + 50);
+        tracker.expire(now + 100).is_some()
+    };
+    let last = (1..100).find(ends);
+    assert!(last.is_some_and(|last| last <= 20), "{last:?}");
 }
 
 #[test]

@@ -18,7 +18,7 @@ use crate::names::{Names, Reading};
 use crate::shard::Step;
 use crate::status::{Status, Word};
 use crate::told::{Shown, Told};
-use crate::tracker::{self, Activity, Connected, Seen};
+use crate::tracker::{self, Activity, Connected, Seen, Silence};
 
 /// In the order in which they are restored.
 #[derive(Serialize, Deserialize)]
@@ -42,7 +42,7 @@ enum Connection<'a> {
         metadata: Entries<'a>,
         order: i64,
         activity: Option<Activity>,
-        silent_since: Option<u64>,
+        silence: Option<Silence>,
     },
     Closed {
         timestamp: u64,
@@ -122,14 +122,14 @@ impl Record {
                         metadata,
                         activity,
                         order,
-                        silent_since,
+                        silence,
                     } => Connection::Live {
                         opened: *opened,
                         newest: *newest,
                         metadata: entries(metadata),
                         order: *order,
                         activity: *activity,
-                        silent_since: *silent_since,
+                        silence: *silence,
                     },
                     Connected::Closed {
                         timestamp,
@@ -207,14 +207,14 @@ impl Record {
                         metadata,
                         order,
                         activity,
-                        silent_since,
+                        silence,
                     } => Connected::Live {
                         opened,
                         newest,
                         metadata: metadata_of(metadata),
                         activity,
                         order,
-                        silent_since,
+                        silence,
                     },
                     Connection::Closed {
                         timestamp,

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::activity::Activity;
+use super::record::Silence;
 use super::shown::Place;
 use super::slab::Key;
 
@@ -74,8 +75,8 @@ pub(super) struct Life<M> {
     pub(super) typing_at: u64,
     /// Where it stands among its user's live connections.
     pub(super) place: Place,
-    /// When the host first started again without having heard from it since.
-    pub(super) silent_since: Option<u64>,
+    /// Over which starts of the host it has been silent.
+    pub(super) silence: Option<Silence>,
 }
 
 impl<M> Life<M> {
@@ -88,7 +89,7 @@ impl<M> Life<M> {
             saved_newest: 0,
             metadata,
             activity: None,
-            silent_since: None,
+            silence: None,
             typing_at: 0,
             place: Place::new(order),
         }
@@ -99,7 +100,7 @@ impl<M> Life<M> {
         self.heard_at = heard.at;
         self.lease_from = heard.lease_from;
         self.newest = self.newest.max(timestamp);
-        self.silent_since.take().is_some()
+        self.silence.take().is_some()
     }
 }
 

@@ -46,7 +46,7 @@ use self::agenda::{Agenda, Task};
 use self::connection::{Close, Heard, Life, State};
 use self::hearing::Hearing;
 use self::record::Changes;
-pub use self::record::{Connected, Record, Seen};
+pub use self::record::{Connected, Record, Seen, Silence};
 use self::roster::Roster;
 use self::shown::Orders;
 use self::slab::Key;

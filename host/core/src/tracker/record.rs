@@ -8,6 +8,8 @@
 use std::cmp::Reverse;
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
 use super::activity::Activity;
 use super::connection::{Close, Connection, Heard, Life, Saving, State};
 use super::slab::Key;
@@ -60,9 +62,9 @@ pub enum Connected<M> {
         activity: Option<Activity>,
         /// Its order among the user's live connections: the highest is the newest.
         order: i64,
-        /// When the host first started again without having heard from it since; none if
-        /// it has been heard from in this run.
-        silent_since: Option<u64>,
+        /// Over which starts of the host it has been silent; none if it has been heard
+        /// from in this run.
+        silence: Option<Silence>,
     },
     /// It was closed, and that is remembered.
     Closed {
@@ -73,6 +75,35 @@ pub enum Connected<M> {
         /// When the close was handled, by the host's clock.
         kept_since: u64,
     },
+}
+
+/// A connection from which nothing has been heard in this run of the host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Silence {
+    /// When the host started for the first time since it was heard from, in milliseconds.
+    pub since: u64,
+    /// How often the host has started since.
+    pub starts: u32,
+}
+
+impl Silence {
+    /// The host starts for the first time since the connection was heard from.
+    fn from(now: u64) -> Self {
+        Self {
+            since: now,
+            starts: 0,
+        }
+    }
+
+    /// How long the lease is at the next start, in milliseconds: at the first one a whole
+    /// time-out, since the client couldn't be heard while the host was down; later what
+    /// is left of that time-out, but at least half as long as at the start before, since
+    /// the host may have been down for most of it. So all starts together add at most one
+    /// time-out of hearing, however many there are.
+    fn lease_ms(self, now: u64, timeout_ms: u64) -> u64 {
+        let left_ms = timeout_ms.saturating_sub(now.saturating_sub(self.since));
+        left_ms.max(timeout_ms.checked_shr(self.starts).unwrap_or(0))
+    }
 }
 
 /// What is known of a user beyond their connections.
@@ -217,9 +248,8 @@ impl<M: Clone> Tracker<M> {
         }
     }
 
-    /// The host hears again after a start: every lease begins anew, but for what earlier
-    /// starts have added to it already. A connection that isn't heard from lives for no
-    /// longer than a time-out after the first of them, however often the host starts.
+    /// The host hears again after a start: every lease goes on for a while, see
+    /// [`Silence::lease_ms`].
     pub fn renew_leases(&mut self, now: u64) {
         let at = self.advance(now);
         let begin = self.hearing.begin(at);
@@ -228,9 +258,15 @@ impl<M: Clone> Tracker<M> {
             let State::Live(life) = &mut self.roster.connections[key].state else {
                 continue;
             };
-            let silent_since = *life.silent_since.get_or_insert(at);
-            let used_ms = at.saturating_sub(silent_since).min(timeout_ms);
-            (life.heard_at, life.lease_from) = (at, begin.saturating_sub(used_ms));
+            let silence = life.silence.get_or_insert(Silence::from(at));
+            let lease_ms = silence.lease_ms(at, timeout_ms);
+            silence.starts = silence.starts.saturating_add(1);
+            life.heard_at = at;
+            life.lease_from = match lease_ms {
+                // Runs may be too short for the host to hear in any of them.
+                0 => self.hearing.clock().saturating_sub(timeout_ms),
+                _ => begin.saturating_sub(timeout_ms - lease_ms),
+            };
             self.queue_lease(key);
             self.note(key);
         }
@@ -258,7 +294,7 @@ impl<M: Clone> Tracker<M> {
                 metadata,
                 activity,
                 order,
-                silent_since,
+                silence,
             } => {
                 let newest = newest.min(now);
                 user.live += 1;
@@ -275,7 +311,7 @@ impl<M: Clone> Tracker<M> {
                     saved_newest: newest,
                     activity,
                     typing_at: now,
-                    silent_since,
+                    silence,
                     ..Life::new(heard, opened.min(now), newest, metadata, order)
                 })
             }
@@ -360,7 +396,7 @@ fn connection_record<M: Clone>(roster: &mut Roster<M>, key: Key) -> Option<Recor
                 metadata: life.metadata.clone(),
                 activity: life.activity,
                 order: life.place.order,
-                silent_since: life.silent_since,
+                silence: life.silence,
             }
         }
         State::Closed(close) => Connected::Closed {

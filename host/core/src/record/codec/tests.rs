@@ -40,7 +40,7 @@ fn records_have_the_bytes_of_their_format() {
             metadata: metadata.clone(),
             activity: None,
             order: 5,
-            silent_since: None,
+            silence: None,
         })),
         Record::Tracker(connection(Connected::Closed {
             timestamp: 1,
@@ -88,7 +88,10 @@ fn records_have_the_bytes_of_their_format() {
             metadata: metadata.clone(),
             activity: Some(Activity::Typing),
             order: -1,
-            silent_since: Some(4),
+            silence: Some(Silence {
+                since: 4,
+                starts: 3,
+            }),
         })),
         Record::Status {
             user: name,
@@ -138,7 +141,7 @@ fn records_have_the_bytes_of_their_format() {
         ),
         (
             b"\x00\x03ann\x02c1",
-            [b"\x00\x01\x02", &web[..], b"\x01\x01\x02\x01\x04"].concat(),
+            [b"\x00\x01\x02", &web[..], b"\x01\x01\x02\x01\x04\x03"].concat(),
         ),
         (b"\x04\x03ann", b"\x08\x01\x06\"away\"\x01\x09".into()),
     ];
