@@ -6,6 +6,7 @@ use std::process::{Command, Output};
 use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context, Result, bail};
+use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
 
 use crate::process::Process;
 use crate::site::Site;
@@ -63,9 +64,40 @@ impl Host {
     /// # Errors
     /// When it can't be started.
     pub fn spawn_within(site: &Site, files_max: u32) -> Result<Self> {
+        Self::spawn_under(site, &format!("ulimit -n {files_max}"))
+    }
+
+    /// As [`Self::spawn`], with no file longer than 4 or 8 MiB (shells differ): as on a disk
+    /// that is full. [`Self::limit_files`] ends that.
+    ///
+    /// # Errors
+    /// When it can't be started.
+    pub fn spawn_on_full_disk(site: &Site) -> Result<Self> {
+        Self::spawn_under(site, "ulimit -S -f 8192")
+    }
+
+    /// Has no file grow beyond so many bytes, or lets them.
+    ///
+    /// # Errors
+    /// When the system doesn't permit it.
+    pub fn limit_files(&self, bytes: Option<u64>) -> Result<()> {
+        let id = i32::try_from(self.process.id())
+            .ok()
+            .and_then(Pid::from_raw);
+        let maximum = getrlimit(Resource::Fsize).maximum;
+        let limit = Rlimit {
+            current: bytes.or(maximum),
+            maximum,
+        };
+        prlimit(id, Resource::Fsize, limit).context("limiting the files' size")?;
+        Ok(())
+    }
+
+    /// As [`Self::spawn`], once a shell's command has been carried out.
+    fn spawn_under(site: &Site, first: &str) -> Result<Self> {
         let host = command(site, &["run"])?;
         let mut shell = Command::new("sh");
-        let script = format!("ulimit -n {files_max} && exec \"$0\" \"$@\"");
+        let script = format!("{first} && exec \"$0\" \"$@\"");
         shell.arg("-c").arg(script).arg(host.get_program());
         shell.args(host.get_args());
         for (name, value) in host.get_envs() {
@@ -118,6 +150,24 @@ impl Host {
         })
         .await;
         answered.with_context(|| self.process.last_words())
+    }
+
+    /// Waits until `/readyz` says no, and why: words that hold `why`.
+    ///
+    /// # Errors
+    /// When the host ends, or doesn't say so.
+    pub async fn unready_since(&mut self, why: &str) -> Result<()> {
+        let what = format!("presence not to be ready, since {why}");
+        let said = wait::until(&what, async || {
+            if let Some(status) = self.process.ended()? {
+                bail!("it ended: {status}");
+            }
+            let answer = http::get(self.http_port, "/readyz").await;
+            let is = |answer: http::Response| answer.status == 503 && answer.body.contains(why);
+            Ok(answer.is_ok_and(is).then_some(()))
+        })
+        .await;
+        said.with_context(|| self.process.last_words())
     }
 
     /// What `/metrics` says now.

@@ -20,6 +20,7 @@ mod directory_away;
 mod directory_entries;
 mod explain;
 mod failures;
+mod full_disk;
 mod guide;
 mod harness;
 mod headers;

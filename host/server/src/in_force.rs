@@ -151,16 +151,13 @@ fn read(path: &Path) -> anyhow::Result<Vec<Entry>> {
     Ok(note.plugins)
 }
 
-/// Writes it whole, or not at all.
 fn write(path: &Path, entries: &[Entry]) -> anyhow::Result<()> {
     let note = Note {
         format: FORMAT,
         plugins: entries.to_vec(),
     };
-    let new = path.with_extension("new");
-    let written = private::write(&new, &serde_json::to_vec_pretty(&note)?);
-    written.with_context(|| format!("can't write {}", new.display()))?;
-    fs::rename(&new, path).with_context(|| format!("can't write {}", path.display()))
+    let written = private::write(path, &serde_json::to_vec_pretty(&note)?);
+    written.with_context(|| format!("can't write {}", path.display()))
 }
 
 #[cfg(test)]

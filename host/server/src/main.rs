@@ -20,6 +20,7 @@ mod check;
 mod cli;
 mod clock;
 mod config;
+mod database;
 mod directory;
 mod escape;
 mod handed;

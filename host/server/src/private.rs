@@ -12,8 +12,6 @@ use std::os::unix::fs::{
 use std::path::{Component, Path, PathBuf};
 
 use anyhow::{Context as _, bail, ensure};
-use redb::backends::FileBackend;
-use redb::{Builder, Database, DatabaseError};
 use ring::rand::{SecureRandom as _, SystemRandom};
 use rustix::fs::OFlags;
 
@@ -48,26 +46,23 @@ pub(crate) fn trusted_folder(path: &Path) -> anyhow::Result<()> {
     trust(path)
 }
 
-/// Opens the database in a file, which is made where there is none, and which others
-/// can't read, though they could before.
-pub(crate) fn database(builder: &Builder, path: &Path) -> Result<Database, DatabaseError> {
-    builder.create_with_backend(FileBackend::new(file(path)?)?)
-}
-
 /// Opens a file for reading and writing that others can't read, though they could before,
 /// and makes it if it isn't there.
-fn file(path: &Path) -> io::Result<File> {
+pub(crate) fn file(path: &Path) -> io::Result<File> {
     let file = options().create(true).truncate(false).open(path)?;
     keep_private(&file, path);
     Ok(file)
 }
 
-/// Writes a file that others can't read in the place of the one that may be there.
+/// Writes a file that others can't read in the place of the one that may be there: whole,
+/// or not at all.
 pub(crate) fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let mut file = options().create(true).truncate(true).open(path)?;
-    keep_private(&file, path);
+    let new = path.with_extension("new");
+    let mut file = options().create(true).truncate(true).open(&new)?;
+    keep_private(&file, &new);
     file.write_all(bytes)?;
-    file.sync_all()
+    file.sync_all()?;
+    fs::rename(&new, path)
 }
 
 /// The key in a folder, which is made when it is first asked for, and made anew if it

@@ -38,6 +38,10 @@ use crate::wire::Subjects;
 /// How often is looked whether another node has let go of the state.
 const STATE_RETRY: Duration = Duration::from_millis(100);
 
+/// How long is waited, at first and at most, before the state is opened again where its disk
+/// is full: all of it is checked.
+const FULL_RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
+
 /// Runs the node until it is told to stop.
 pub(crate) fn run(path: Option<&Path>) -> anyhow::Result<()> {
     let seen = Stamp::of(path.unwrap_or(Path::new(config::FILE_NAME)));
@@ -130,6 +134,7 @@ async fn node(
         .stop(broker, stop.step("reading what has arrived", 0.3))
         .await;
     let tenant = &reload.tenant;
+    tenant.give_up_waiting();
     let by = stop.step("handling what was taken in, and publishing it", 0.6);
     tenant.end_workers(by).await;
     let by = stop.step("writing the state", 0.85);
@@ -309,16 +314,26 @@ async fn open_state(
     board: &Board,
     tasks: &Tasks,
 ) -> anyhow::Result<(Option<Writer>, Option<Restored>)> {
+    let mut full_wait = FULL_RETRY.0;
     loop {
         let (known, servers) = (config.clone(), servers.to_owned());
         let (shared, started) = (Arc::clone(names), tasks.clone());
         let opened = spawn_blocking(move || state::open(&known, &servers, &shared, &started));
-        match opened.await?? {
+        let wait = match opened.await?? {
             Opened::Kept(state, restored) => return Ok((Some(state), Some(restored))),
             Opened::Nothing => return Ok((None, None)),
-            Opened::InUse(why) => board.wait_for(why),
-        }
-        sleep(STATE_RETRY).await;
+            Opened::InUse(why) => {
+                board.wait_for(why);
+                STATE_RETRY
+            }
+            Opened::Full(why) => {
+                board.wait_for(why);
+                let wait = full_wait;
+                full_wait = (wait * 2).min(FULL_RETRY.1);
+                wait
+            }
+        };
+        sleep(wait).await;
     }
 }
 

@@ -66,6 +66,13 @@ impl Signals {
                 hangup: signal(SignalKind::hangup())?,
             }
         };
+        // A file that may not grow any further is an error of the write, as on a disk that is
+        // full: untaken, the signal would end the process.
+        {
+            let _context = runtime.enter();
+            let too_long = SignalKind::from_raw(rustix::process::Signal::XFSZ.as_raw());
+            drop(signal(too_long)?);
+        }
         let signals = Self {
             stop: watch::Sender::new(Stop::default()),
             reload: Arc::default(),

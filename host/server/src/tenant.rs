@@ -359,6 +359,16 @@ impl Tenant {
         }
     }
 
+    /// Has nothing wait any more for a disk that can't be written: the node is to stop.
+    pub(crate) fn give_up_waiting(&self) {
+        if let Some(state) = &self.state {
+            state.give_up_waiting();
+        }
+        if let Some(keeper) = &self.keeper {
+            keeper.give_up_waiting();
+        }
+    }
+
     /// Writes what the state and the copy of the directory lack, and closes them.
     pub(crate) async fn close_state(&self, by: Instant) {
         let state = async {

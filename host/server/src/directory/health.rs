@@ -2,11 +2,13 @@
 //! not to be empty: what was known of it stays in force until it can be read again.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::database::Disk;
+
 /// What is said of the source, shared by what reads it and what reports on it.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Health {
     unavailable: Mutex<Option<Unavailable>>,
     /// Whether the directory in force holds something that could be lost.
@@ -18,12 +20,27 @@ pub(crate) struct Health {
     /// How many changed entries are still to be written to the copy that outlives a
     /// restart.
     pub(crate) unsaved: AtomicUsize,
+    /// Whether that copy can be written.
+    pub(crate) copy: Arc<Disk>,
 }
 
 #[derive(Debug)]
 struct Unavailable {
     since: Instant,
     why: String,
+}
+
+impl Default for Health {
+    fn default() -> Self {
+        Self {
+            unavailable: Mutex::default(),
+            holds: AtomicBool::default(),
+            refused_keys: AtomicUsize::default(),
+            refused_values: AtomicUsize::default(),
+            unsaved: AtomicUsize::default(),
+            copy: Arc::new(Disk::of("the copy of the directory")),
+        }
+    }
 }
 
 impl Health {

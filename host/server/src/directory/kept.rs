@@ -8,22 +8,21 @@
 //! meanwhile is written together.
 
 use std::collections::BTreeMap;
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, anyhow};
+use anyhow::anyhow;
 use presence_core::directory::{Changes, Directory};
 use presence_core::names::Names;
-use redb::{Builder, Database, ReadableDatabase, ReadableTable, TableDefinition};
+use redb::{ReadableDatabase, ReadableTable, TableDefinition};
 use tokio::sync::oneshot;
 
 use super::entry::{self, Key};
 use super::health::Health;
+use crate::database::{self, Fault, File, guarded};
 use crate::tasks::Tasks;
-use crate::{clock, private};
 
 /// Values by key; the empty text for an entry that can't be read and of which nothing is
 /// known.
@@ -33,13 +32,12 @@ const FACTS: TableDefinition<'_, &str, &str> = TableDefinition::new("facts");
 const SOURCE: &str = "source";
 const IDENTITY: &str = "identity";
 
-/// How long it rests after a write, at least, and how long before a failed one is tried
-/// again.
+/// How long it rests after a write, at least.
 const REST: Duration = Duration::from_millis(100);
-const RETRY: Duration = Duration::from_secs(1);
 
-/// How much of the file is kept in memory.
-const CACHE_BYTES: usize = 32 << 20;
+/// How long it rests before a write that failed is tried again, at first and at most: the
+/// file is opened anew, and all of it is checked.
+const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 
 /// Where the directory comes from, as the copy notes it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -94,22 +92,21 @@ impl Keeper {
         health: &Arc<Health>,
         tasks: &Tasks,
     ) -> anyhow::Result<(Self, Option<Kept>)> {
-        let opened = open(path).and_then(|file| Ok((read(&file, source, names)?, file)));
+        let opened =
+            File::open(path, &health.copy).and_then(|file| Ok((read(&file, source, names)?, file)));
         let (kept, file) = match opened {
             Ok(opened) => opened,
-            Err(why) if path.is_file() => {
-                let aside =
-                    PathBuf::from(format!("{}.damaged-{}", path.display(), clock::now_ms()));
-                std::fs::rename(path, &aside)
-                    .with_context(|| format!("can't set {} aside", path.display()))?;
+            Err(Fault::Damaged(why)) => {
+                let aside = database::set_aside(path)?;
                 tracing::error!(
                     "the copy of the directory can't be read, and was set aside as {}: {why:#}",
                     aside.display()
                 );
-                (None, open(path)?)
+                (None, File::open(path, &health.copy).map_err(unusable)?)
             }
-            Err(error) => return Err(error),
+            Err(fault) => return Err(unusable(fault)),
         };
+        health.copy.wait_for_room();
         let shared = Arc::new(Shared {
             pending: Mutex::new(Pending {
                 clear: kept.is_none(),
@@ -157,6 +154,11 @@ impl Keeper {
         }
     }
 
+    /// Has nothing wait any more for a disk that can't be written: the node is to stop.
+    pub(crate) fn give_up_waiting(&self) {
+        self.shared.health.copy.give_up();
+    }
+
     /// Returns when all has been written; nothing is after that.
     pub(crate) async fn finish(&self) {
         let (done, written) = oneshot::channel();
@@ -182,29 +184,29 @@ impl Shared {
         self.changed.notify_one();
     }
 
-    fn run(&self, mut file: Option<Database>, path: &Path) {
-        let mut said = String::new();
+    fn run(&self, mut file: Option<File>, path: &Path) {
+        let disk = &self.health.copy;
+        let mut retry = RETRY.0;
+        let mut failed = false;
         loop {
             let job = self.next();
             let begun = Instant::now();
             let mut rest = REST;
             if !job.is_empty() {
-                match write(&mut file, path, &job) {
+                let written = self.write(&mut file, path, &job);
+                failed = written.is_err();
+                match written {
                     Ok(()) => {
-                        said.clear();
+                        disk.works();
+                        retry = RETRY.0;
                         rest = rest.max(begun.elapsed());
                         let left = self.lock().entries.len();
                         self.health.unsaved.store(left, Ordering::Relaxed);
                     }
                     Err(error) => {
-                        let error = format!("{error:#}");
-                        if error != said {
-                            tracing::error!(
-                                "the directory can't be kept over a restart, which is tried again: {error}"
-                            );
-                            said = error;
-                        }
-                        rest = RETRY;
+                        disk.fails(format!("{error:#}"));
+                        rest = retry;
+                        retry = (retry * 2).min(RETRY.1);
                         self.lock().put_back(job);
                     }
                 }
@@ -213,7 +215,7 @@ impl Shared {
             let closing = |pending: &mut Pending| pending.closing.is_none();
             let rested = self.changed.wait_timeout_while(pending, rest, closing);
             let (mut pending, _) = rested.unwrap_or_else(PoisonError::into_inner);
-            if (pending.is_empty() || !said.is_empty())
+            if (pending.is_empty() || failed)
                 && let Some(done) = pending.closing.take()
             {
                 drop(pending);
@@ -223,6 +225,18 @@ impl Shared {
                 return;
             }
         }
+    }
+
+    /// Writes what has changed. After a failure the file is opened anew.
+    fn write(&self, file: &mut Option<File>, path: &Path, job: &Pending) -> anyhow::Result<()> {
+        let mut written = match file.take() {
+            Some(file) => file,
+            None => File::open(path, &self.health.copy).map_err(unusable)?,
+        };
+        let write = guarded(|| write(&mut written, job).map_err(Fault::Unusable));
+        write.map_err(unusable)?;
+        *file = Some(written);
+        Ok(())
     }
 
     /// Waits for something to write.
@@ -257,20 +271,18 @@ impl Pending {
     }
 }
 
-fn open(path: &Path) -> anyhow::Result<Database> {
-    guarded(|| {
-        let mut builder = Builder::new();
-        builder.set_cache_size(CACHE_BYTES);
-        builder.set_check_integrity_on_open(true);
-        let file = private::database(&builder, path);
-        file.with_context(|| format!("can't open {}", path.display()))
-    })
+/// What is said of a file that can't be used.
+fn unusable(fault: Fault) -> anyhow::Error {
+    match fault {
+        Fault::InUse => anyhow!("another process uses the file"),
+        Fault::Full(error) | Fault::Unusable(error) | Fault::Damaged(error) => error,
+    }
 }
 
 /// What is in the copy; none if it is of another source, or of none yet.
-fn read(file: &Database, source: &str, names: &Names) -> anyhow::Result<Option<Kept>> {
-    guarded(|| {
-        let transaction = file.begin_read()?;
+fn read(file: &File, source: &str, names: &Names) -> Result<Option<Kept>, Fault> {
+    let read = || {
+        let transaction = file.database.begin_read()?;
         if transaction.list_tables()?.next().is_none() {
             return Ok(None);
         }
@@ -303,49 +315,47 @@ fn read(file: &Database, source: &str, names: &Names) -> anyhow::Result<Option<K
             directory,
             changes,
         }))
-    })
-}
-
-fn write(file: &mut Option<Database>, path: &Path, job: &Pending) -> anyhow::Result<()> {
-    // After a failure it is opened anew.
-    let database = match file.take() {
-        Some(database) => database,
-        None => open(path)?,
     };
-    guarded(|| {
-        let transaction = database.begin_write()?;
-        if job.clear {
-            transaction.delete_table(ENTRIES)?;
-        }
-        {
-            let mut entries = transaction.open_table(ENTRIES)?;
-            for (key, value) in &job.entries {
-                match value {
-                    Some(value) => drop(entries.insert(&**key, &**value)?),
-                    None => drop(entries.remove(&**key)?),
-                }
-            }
-            let mut facts = transaction.open_table(FACTS)?;
-            if let Some(origin) = &job.origin {
-                facts.insert(SOURCE, &*origin.source)?;
-                facts.insert(IDENTITY, &*origin.identity)?;
-            }
-        }
-        Ok(transaction.commit()?)
-    })?;
-    *file = Some(database);
-    Ok(())
+    guarded(|| read().map_err(Fault::Damaged))
 }
 
-/// Does what may meet a damaged page, over which redb may panic.
-fn guarded<T>(act: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<T> {
-    // Nothing of it is used any more after a panic.
-    catch_unwind(AssertUnwindSafe(act))
-        .unwrap_or_else(|_| Err(anyhow!("its pages contradict each other")))
+fn write(file: &mut File, job: &Pending) -> anyhow::Result<()> {
+    let transaction = file.database.begin_write()?;
+    let mut grown = 0;
+    let bytes = |key: &str, value: &str| (key.len() + value.len()) as i64;
+    if job.clear {
+        for entry in transaction.open_table(ENTRIES)?.iter()? {
+            let (key, value) = entry?;
+            grown -= bytes(key.value(), value.value());
+        }
+        transaction.delete_table(ENTRIES)?;
+    }
+    {
+        let mut entries = transaction.open_table(ENTRIES)?;
+        for (key, value) in &job.entries {
+            let before = match value {
+                Some(value) => {
+                    grown += bytes(key, value);
+                    entries.insert(&**key, &**value)?
+                }
+                None => entries.remove(&**key)?,
+            };
+            grown -= before.map_or(0, |before| bytes(key, before.value()));
+        }
+        let mut facts = transaction.open_table(FACTS)?;
+        if let Some(origin) = &job.origin {
+            facts.insert(SOURCE, &*origin.source)?;
+            facts.insert(IDENTITY, &*origin.identity)?;
+        }
+    }
+    transaction.commit()?;
+    file.written(grown)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::path::PathBuf;
+
     use super::*;
     use crate::directory::{Content, Export};
     use presence_core::directory::Question;

@@ -240,6 +240,13 @@ fn serving(text: &mut Exposition, status: &Status) {
     }
     if let Some(state) = &status.state {
         kept(text, state);
+        let outage = status.unwritten().map(|(since, _)| since);
+        text.singles([(
+            "presence_state_unwritten_seconds",
+            "gauge",
+            "For how long what is to outlive a restart can't be written; 0 if it can.",
+            outage.map_or(0, |since| since.as_secs().max(1)),
+        )]);
     }
 }
 

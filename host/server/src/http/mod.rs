@@ -7,6 +7,7 @@ use std::borrow::Cow;
 use std::net::TcpListener;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
 
 use anyhow::Context as _;
 use axum::Router;
@@ -108,6 +109,13 @@ impl Status {
         }
     }
 
+    /// For how long what is to outlive a restart can't be written, and why; none where it
+    /// can.
+    fn unwritten(&self) -> Option<(Duration, String)> {
+        let state = self.state.as_ref().and_then(|state| state.disk.outage());
+        state.or_else(|| self.directory.copy.outage())
+    }
+
     /// Whether the node takes input.
     pub(crate) fn is_ready(&self) -> bool {
         self.ready.load(Ordering::Relaxed)
@@ -184,6 +192,10 @@ async fn ready(State(board): State<Arc<Board>>) -> (StatusCode, Cow<'static, str
     } else if let Some((since, why)) = status.fetcher.as_ref().and_then(|it| it.outage()) {
         let seconds = since.as_secs();
         let what = format!("the directory's service doesn't answer since {seconds} s: {why}\n");
+        (StatusCode::SERVICE_UNAVAILABLE, what.into())
+    } else if let Some((since, why)) = status.unwritten() {
+        let seconds = since.as_secs();
+        let what = format!("the state can't be written since {seconds} s: {why}\n");
         (StatusCode::SERVICE_UNAVAILABLE, what.into())
     } else {
         (StatusCode::OK, "ready\n".into())

@@ -9,7 +9,7 @@ mod saver;
 mod store;
 mod writer;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context as _, bail};
@@ -18,13 +18,14 @@ use presence_core::record::Record;
 use presence_core::tracker::{self, Connected};
 
 use crate::config::{self, Config};
+use crate::database::{self, Disk, Fault};
 use crate::tasks::Tasks;
 use crate::{clock, private};
 
 pub(crate) use saver::Saver;
 pub(crate) use writer::{Figures, Writer};
 
-use store::{Fault, Store};
+use store::Store;
 
 /// What was known when the node last ran.
 #[derive(Default)]
@@ -67,6 +68,8 @@ pub(crate) enum Opened {
     Nothing,
     /// Another node has it still, on the same broker: why this one has to wait.
     InUse(String),
+    /// There is no room on its disk: why this one has to wait.
+    Full(String),
 }
 
 /// Opens the state, and reads what is there. `servers`: the broker's.
@@ -88,8 +91,15 @@ pub(crate) fn open(
     // Says whose the file is while it is open; of no use when it isn't.
     let holder = dir.join(format!("{tenant}.holder"));
     let at = format!(", on {servers}");
-    let (store, restored) = match open_in(dir, &path, names) {
+    let disk = Arc::new(Disk::of("the state"));
+    let (store, restored) = match open_in(dir, &path, names, &disk) {
         Ok(opened) => opened,
+        Err(Fault::Full(error)) => {
+            let path = path.display();
+            return Ok(Opened::Full(format!(
+                "waiting for room on the disk of {path}: {error:#}"
+            )));
+        }
         Err(Fault::InUse) => {
             let by = std::fs::read_to_string(&holder).unwrap_or_else(|_| "another presence".into());
             if by.ends_with(&at) {
@@ -127,7 +137,7 @@ pub(crate) fn open(
         "restored {users} users, {connections} connections"
     );
     let names = Arc::clone(names);
-    let writer = Writer::start(store, path, names, &config.state, users as u64, tasks)?;
+    let writer = Writer::start(store, path, names, &config.state, users as u64, disk, tasks)?;
     Ok(Opened::Kept(writer, restored))
 }
 
@@ -139,47 +149,44 @@ pub(crate) fn problem(state: &config::State) -> Option<anyhow::Error> {
         .then(|| anyhow::anyhow!("[state] dir: {} is no folder", dir.display()))
 }
 
-fn open_in(dir: &Path, path: &Path, names: &Names) -> Result<(Store, Restored), Fault> {
+fn open_in(
+    dir: &Path,
+    path: &Path,
+    names: &Names,
+    disk: &Arc<Disk>,
+) -> Result<(Store, Restored), Fault> {
     // It holds what users' connections say of themselves.
     private::folder(dir).map_err(Fault::Unusable)?;
-    match open_file(path, names) {
+    match open_file(path, names, disk) {
         Err(Fault::Damaged(why)) => {
-            let aside = set_aside(path).map_err(Fault::Unusable)?;
+            let aside = database::set_aside(path).map_err(Fault::Unusable)?;
             tracing::error!(
                 "the state in {} can't be taken: {why:#}. It has been set aside as {}, and the \
                  node starts empty",
                 path.display(),
                 aside.display()
             );
-            open_file(path, names)
+            open_file(path, names, disk)
         }
         opened => opened,
     }
 }
 
-fn open_file(path: &Path, names: &Names) -> Result<(Store, Restored), Fault> {
-    let store = Store::open(path)?;
+fn open_file(path: &Path, names: &Names, disk: &Arc<Disk>) -> Result<(Store, Restored), Fault> {
+    let store = Store::open(path, disk)?;
     let mut records = Vec::new();
     let saved_at = store.read(|key, value| {
         records.push(Record::decode(key, value, names).context("a record can't be read")?);
         Ok(())
     })?;
-    let epoch = store.begin_epoch(clock::now_ms())?;
+    let epoch = store.begin_epoch(clock::now_ms());
+    let epoch = epoch.map_err(|fault| disk.fault(fault))?;
     let restored = Restored {
         records,
         epoch,
         saved_at,
     };
     Ok((store, restored))
-}
-
-fn set_aside(path: &Path) -> anyhow::Result<PathBuf> {
-    let mut name = path.as_os_str().to_owned();
-    name.push(format!(".damaged-{}", clock::now_ms()));
-    let aside = PathBuf::from(name);
-    let renamed = std::fs::rename(path, &aside);
-    renamed.with_context(|| format!("can't set {} aside", path.display()))?;
-    Ok(aside)
 }
 
 #[cfg(test)]
@@ -193,12 +200,17 @@ mod tests {
     }
 
     fn open(folder: &Path) -> Result<(Store, Restored), Fault> {
-        open_in(folder, &folder.join("presence.redb"), &Names::new())
+        open_in(
+            folder,
+            &folder.join("presence.redb"),
+            &Names::new(),
+            &Arc::default(),
+        )
     }
 
     /// A store with a record or two in it.
     fn written(folder: &Path) {
-        let (store, _) = open(folder).unwrap();
+        let (mut store, _) = open(folder).unwrap();
         let key = b"\x01\x03ann\x02c1".to_vec();
         store.write(7, &[(key, Some(vec![5]))]).unwrap();
     }
@@ -207,7 +219,7 @@ mod tests {
     fn what_was_written_is_read() {
         let folder = tempfile::tempdir().unwrap();
         written(folder.path());
-        let (store, restored) = open(folder.path()).unwrap();
+        let (mut store, restored) = open(folder.path()).unwrap();
         assert_eq!((restored.records.len(), restored.saved_at), (1, 7));
         store
             .write(8, &[(b"\x01\x03ann\x02c1".to_vec(), None)])
@@ -290,7 +302,7 @@ mod tests {
         store.set_format(presence_core::record::FORMAT + 1).unwrap();
         drop(store);
         let path = folder.path().join("presence.redb");
-        let Err(Fault::Damaged(why)) = open_file(&path, &Names::new()) else {
+        let Err(Fault::Damaged(why)) = open_file(&path, &Names::new(), &Arc::default()) else {
             panic!("a later format can't be read");
         };
         assert!(why.to_string().contains("newer version"), "{why}");
@@ -301,7 +313,7 @@ mod tests {
     #[test]
     fn a_record_that_is_none_is_damage() {
         let folder = tempfile::tempdir().unwrap();
-        let (store, _) = open(folder.path()).unwrap();
+        let (mut store, _) = open(folder.path()).unwrap();
         store.write(7, &[(vec![9], Some(vec![9]))]).unwrap();
         drop(store);
         assert!(open(folder.path()).unwrap().1.records.is_empty());

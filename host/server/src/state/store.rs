@@ -1,18 +1,14 @@
 //! The file that the state is kept in: a redb database of keys and values, whose
 //! meaning is the core's affair.
 
-use std::io::ErrorKind;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
+use std::sync::Arc;
 
-use anyhow::{anyhow, bail};
+use anyhow::bail;
 use presence_core::record::{FORMAT, Stored};
-use redb::{
-    Builder, Database, DatabaseError, ReadableDatabase, ReadableTable, StorageError,
-    TableDefinition,
-};
+use redb::{ReadableDatabase, ReadableTable, TableDefinition};
 
-use crate::private;
+use crate::database::{Disk, Fault, File, guarded};
 
 const RECORDS: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("records");
 const FIGURES: TableDefinition<'_, &str, u64> = TableDefinition::new("figures");
@@ -24,24 +20,10 @@ const EPOCH: &str = "epoch";
 /// viewers, which may begin anew while it runs, lie between.
 const EPOCH_STEP: u64 = 60_000;
 
-/// How much of the file is kept in memory: the upper part of its trees.
-const CACHE_BYTES: usize = 32 << 20;
-
-/// Why a file can't be used.
-#[derive(Debug)]
-pub(crate) enum Fault {
-    /// Another process has it open.
-    InUse,
-    /// It, or its folder, can't be written or read.
-    Unusable(anyhow::Error),
-    /// What it holds can't be taken.
-    Damaged(anyhow::Error),
-}
-
 /// An open file.
 #[derive(Debug)]
 pub(crate) struct Store {
-    database: Database,
+    file: File,
 }
 
 impl Store {
@@ -49,18 +31,16 @@ impl Store {
     ///
     /// # Errors
     /// If it can't be used.
-    pub(crate) fn open(path: &Path) -> Result<Self, Fault> {
-        let database = guarded(|| {
-            let mut builder = Builder::new();
-            builder.set_cache_size(CACHE_BYTES);
-            // Or else what is damaged would be found when it is in the way.
-            builder.set_check_integrity_on_open(true);
-            let database = private::database(&builder, path);
-            database.map_err(|error| fault(error, path))
-        })?;
-        let store = Self { database };
-        guarded(|| store.check_format())?;
+    pub(crate) fn open(path: &Path, disk: &Arc<Disk>) -> Result<Self, Fault> {
+        let file = File::open(path, disk)?;
+        let store = Self { file };
+        guarded(|| store.check_format()).map_err(|fault| disk.fault(fault))?;
         Ok(store)
+    }
+
+    /// How large the file is, in bytes.
+    pub(crate) fn len(&self) -> u64 {
+        self.file.len()
     }
 
     /// Reads all records, in the order of their keys, and says when the file was
@@ -73,7 +53,7 @@ impl Store {
         mut take: impl FnMut(&[u8], &[u8]) -> anyhow::Result<()>,
     ) -> Result<u64, Fault> {
         let mut read = || -> anyhow::Result<u64> {
-            let transaction = self.database.begin_read()?;
+            let transaction = self.file.database.begin_read()?;
             for record in transaction.open_table(RECORDS)?.iter()? {
                 let (key, value) = record?;
                 take(key.value(), value.value())?;
@@ -88,20 +68,27 @@ impl Store {
     ///
     /// # Errors
     /// If that can't be done. The file must then be opened anew.
-    pub(crate) fn write(&self, saved_at: u64, records: &[Stored]) -> anyhow::Result<()> {
-        let transaction = self.database.begin_write()?;
+    pub(crate) fn write(&mut self, saved_at: u64, records: &[Stored]) -> anyhow::Result<()> {
+        let transaction = self.file.database.begin_write()?;
+        let mut grown = 0;
         {
             let mut table = transaction.open_table(RECORDS)?;
+            let bytes = |key: &[u8], value: &[u8]| (key.len() + value.len()) as i64;
             for (key, value) in records {
-                match value {
-                    Some(value) => drop(table.insert(&**key, &**value)?),
-                    None => drop(table.remove(&**key)?),
-                }
+                let before = match value {
+                    Some(value) => {
+                        grown += bytes(key, value);
+                        table.insert(&**key, &**value)?
+                    }
+                    None => table.remove(&**key)?,
+                };
+                grown -= before.map_or(0, |before| bytes(key, before.value()));
             }
             let mut figures = transaction.open_table(FIGURES)?;
             figures.insert(SAVED_AT, saved_at)?;
         }
-        Ok(transaction.commit()?)
+        transaction.commit()?;
+        self.file.written(grown)
     }
 
     /// Begins an epoch that is later than any before, though the clock may have been
@@ -111,7 +98,7 @@ impl Store {
     /// If it can't be written.
     pub(crate) fn begin_epoch(&self, now: u64) -> Result<u64, Fault> {
         let begin = || -> anyhow::Result<u64> {
-            let transaction = self.database.begin_write()?;
+            let transaction = self.file.database.begin_write()?;
             let epoch = {
                 let mut figures = transaction.open_table(FIGURES)?;
                 let last = figures.get(EPOCH)?.map(|epoch| epoch.value());
@@ -128,7 +115,7 @@ impl Store {
     /// That the file is new, or has the format that is known here.
     fn check_format(&self) -> Result<(), Fault> {
         let check = || -> anyhow::Result<()> {
-            let transaction = self.database.begin_read()?;
+            let transaction = self.file.database.begin_read()?;
             if transaction.list_tables()?.next().is_none() {
                 return self.set_format(FORMAT);
             }
@@ -146,36 +133,11 @@ impl Store {
 
     /// Notes the format, and makes the tables.
     pub(super) fn set_format(&self, format: u32) -> anyhow::Result<()> {
-        let transaction = self.database.begin_write()?;
+        let transaction = self.file.database.begin_write()?;
         transaction.open_table(RECORDS)?;
         transaction
             .open_table(FIGURES)?
             .insert(FORMAT_KEY, u64::from(format))?;
         Ok(transaction.commit()?)
-    }
-}
-
-/// Does what may meet a damaged page, over which redb may panic.
-fn guarded<T>(act: impl FnOnce() -> Result<T, Fault>) -> Result<T, Fault> {
-    // Nothing of it is used any more after a panic.
-    catch_unwind(AssertUnwindSafe(act))
-        .unwrap_or_else(|_| Err(Fault::Damaged(anyhow!("its pages contradict each other"))))
-}
-
-fn fault(error: DatabaseError, path: &Path) -> Fault {
-    let at_path = |error: DatabaseError| {
-        anyhow::Error::new(error).context(format!("can't open {}", path.display()))
-    };
-    match error {
-        DatabaseError::DatabaseAlreadyOpen | DatabaseError::LockProtocolMismatch => Fault::InUse,
-        DatabaseError::Storage(StorageError::Io(io))
-            if !matches!(
-                io.kind(),
-                ErrorKind::InvalidData | ErrorKind::UnexpectedEof | ErrorKind::IsADirectory
-            ) =>
-        {
-            Fault::Unusable(at_path(io.into()))
-        }
-        error => Fault::Damaged(error.into()),
     }
 }

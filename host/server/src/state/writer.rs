@@ -6,21 +6,24 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use anyhow::bail;
 use presence_core::names::Names;
 use presence_core::record::{Record, Stored};
 use tokio::sync::{mpsc, oneshot};
 
 use super::saver::Saver;
-use super::store::{Fault, Store};
+use super::store::Store;
 use crate::clock;
 use crate::config::State;
+use crate::database::{Disk, Fault};
 use crate::tasks::Tasks;
 
 /// How many batches may wait to be written, of all workers together.
 const QUEUE: usize = 16;
 
-/// How long is waited before a write that failed is tried again.
-const RETRY: Duration = Duration::from_secs(1);
+/// How long is waited before a write that failed is tried again, at first and at most: the
+/// file is opened anew, and all of it is checked.
+const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 
 /// What the writer is sent.
 #[derive(Debug)]
@@ -40,6 +43,8 @@ pub(crate) struct Figures {
     pub(crate) records: AtomicU64,
     /// How large the file is.
     pub(crate) bytes: AtomicU64,
+    /// Whether it can be written.
+    pub(crate) disk: Arc<Disk>,
     /// When what is being written was taken, in milliseconds since the Unix epoch;
     /// 0 if nothing is.
     taken_at: AtomicU64,
@@ -70,11 +75,14 @@ impl Writer {
         names: Arc<Names>,
         config: &State,
         restored_users: u64,
+        disk: Arc<Disk>,
         tasks: &Tasks,
     ) -> anyhow::Result<Self> {
         let (jobs, inbox) = mpsc::channel(QUEUE);
+        disk.wait_for_room();
         let figures = Arc::new(Figures {
             restored_users: restored_users.into(),
+            disk,
             ..Figures::default()
         });
         let thread = Thread {
@@ -94,6 +102,11 @@ impl Writer {
     /// What a worker hands its changes over with.
     pub(crate) fn saver(&self) -> Saver {
         Saver::new(self.jobs.clone(), self.flush_ms)
+    }
+
+    /// Has nothing wait any more for a disk that can't be written: the node is to stop.
+    pub(crate) fn give_up_waiting(&self) {
+        self.figures.disk.give_up();
     }
 
     /// Closes the file, once all that was handed over is written.
@@ -116,7 +129,9 @@ struct Thread {
 
 impl Thread {
     fn run(mut self, mut inbox: mpsc::Receiver<Job>) {
-        self.measure();
+        if let Some(store) = &self.store {
+            self.figures.bytes.store(store.len(), Ordering::Relaxed);
+        }
         while let Some(first) = inbox.blocking_recv() {
             let mut records: Vec<Stored> = Vec::new();
             let mut taken: Option<(u64, u64)> = None;
@@ -137,7 +152,9 @@ impl Thread {
                 // Neighbours are written together; of one key, the last holds.
                 records.sort_by(|(a, _), (b, _)| a.cmp(b));
                 if let Err(error) = self.write(last, &records) {
-                    tracing::error!("the state isn't written any more: {error:#}");
+                    let why = format!("it isn't written any more: {error:#}");
+                    tracing::error!("{why}");
+                    self.figures.disk.fails(why);
                     return;
                 }
                 self.figures.taken_at.store(0, Ordering::Relaxed);
@@ -154,39 +171,36 @@ impl Thread {
     /// Writes records, however often that must be tried: until it is done, no
     /// others are taken, and they gather where they are.
     fn write(&mut self, taken_at: u64, records: &[Stored]) -> anyhow::Result<()> {
-        let mut said = String::new();
+        let disk = Arc::clone(&self.figures.disk);
+        let mut wait = RETRY.0;
         loop {
-            let error = match self.try_to_write(taken_at, records) {
+            let why = match self.try_to_write(taken_at, records) {
                 Ok(()) => break,
                 Err(Fault::Damaged(error)) => return Err(error),
-                Err(Fault::Unusable(error)) => format!("{error:#}"),
+                Err(Fault::Full(error) | Fault::Unusable(error)) => format!("{error:#}"),
                 Err(Fault::InUse) => "another process uses the file".to_owned(),
             };
-            if error != said {
-                tracing::error!("the state can't be written, and is tried again: {error}");
-                said = error;
+            disk.fails(why.clone());
+            if !disk.rest(wait) {
+                bail!(why);
             }
-            std::thread::sleep(RETRY);
+            wait = (wait * 2).min(RETRY.1);
         }
+        disk.works();
         let count = records.len() as u64;
         self.figures.records.fetch_add(count, Ordering::Relaxed);
-        self.measure();
         Ok(())
     }
 
     fn try_to_write(&mut self, taken_at: u64, records: &[Stored]) -> Result<(), Fault> {
-        let store = match self.store.take() {
+        let mut store = match self.store.take() {
             Some(store) => store,
-            None => Store::open(&self.path)?,
+            None => Store::open(&self.path, &self.figures.disk)?,
         };
         store.write(taken_at, records).map_err(Fault::Unusable)?;
+        self.figures.bytes.store(store.len(), Ordering::Relaxed);
         self.store = Some(store);
         Ok(())
-    }
-
-    fn measure(&self) {
-        let bytes = std::fs::metadata(&self.path).map_or(0, |file| file.len());
-        self.figures.bytes.store(bytes, Ordering::Relaxed);
     }
 }
 
@@ -204,12 +218,13 @@ mod tests {
             names: Arc::default(),
             figures: Arc::default(),
         };
+        thread.figures.disk.wait_for_room();
         for at in 1..=2 {
             thread.write(at, &[(vec![1], Some(vec![1]))]).unwrap();
         }
         assert_eq!(thread.figures.records.load(Ordering::Relaxed), 2);
         drop(thread);
-        let store = Store::open(&path).unwrap();
+        let store = Store::open(&path, &Arc::default()).unwrap();
         assert_eq!(store.read(|_, _| Ok(())).unwrap(), 2);
     }
 }

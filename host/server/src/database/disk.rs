@@ -1,0 +1,347 @@
+//! How the files of the state get on with their disk. One that is full is waited for, in
+//! the midst of a write: redb takes no error for passing, and would have the file opened
+//! anew and checked as a whole.
+
+use std::io::{self, ErrorKind};
+use std::ops::Bound;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use redb::{BackendError, StorageBackend};
+
+use super::Fault;
+
+/// How long is waited before it is looked again whether there is room.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// The disk, as one file finds it.
+#[derive(Debug, Default)]
+pub(crate) struct Disk {
+    /// What is written, for the log.
+    what: &'static str,
+    found: Mutex<Found>,
+    given_up: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Found {
+    /// Since when nothing can be written, and why.
+    outage: Option<(Instant, String)>,
+    /// Whether that is for want of room.
+    is_full: bool,
+    /// Whether room is waited for, and outages are logged.
+    waits: bool,
+}
+
+impl Disk {
+    /// For what is written: as the log is to call it. Nothing is waited for yet.
+    pub(crate) fn of(what: &'static str) -> Self {
+        Self {
+            what,
+            ..Self::default()
+        }
+    }
+
+    /// Has what is written wait for room from now on.
+    pub(crate) fn wait_for_room(&self) {
+        self.lock().waits = true;
+    }
+
+    /// Has nothing wait any more: what can't be written at once is given up.
+    pub(crate) fn give_up(&self) {
+        self.lock().waits = false;
+        self.given_up.notify_all();
+    }
+
+    /// Notes that nothing can be written, and why. The log is told of each new reason.
+    pub(crate) fn fails(&self, why: String) {
+        let mut found = self.lock();
+        let since = match &found.outage {
+            Some((_, known)) if *known == why => return,
+            Some((since, _)) => *since,
+            None => Instant::now(),
+        };
+        if found.waits {
+            let what = self.what;
+            tracing::error!("{what} can't be written, and is tried again: {why}");
+        }
+        found.outage = Some((since, why));
+    }
+
+    /// Notes that all has been written.
+    pub(crate) fn works(&self) {
+        let mut found = self.lock();
+        found.is_full = false;
+        if let Some((since, _)) = found.outage.take()
+            && found.waits
+        {
+            let seconds = since.elapsed().as_secs();
+            tracing::info!("{} is written again, after {seconds} s", self.what);
+        }
+    }
+
+    /// For how long nothing could be written, and why; none where it can.
+    pub(crate) fn outage(&self) -> Option<(Duration, String)> {
+        let found = self.lock();
+        let outage = found.outage.as_ref();
+        outage.map(|(since, why)| (since.elapsed(), why.clone()))
+    }
+
+    /// Waits before something is tried again, and says whether it is to be.
+    pub(crate) fn rest(&self, wait: Duration) -> bool {
+        let waits = |found: &mut Found| found.waits;
+        let rested = self.given_up.wait_timeout_while(self.lock(), wait, waits);
+        let (found, _) = rested.unwrap_or_else(PoisonError::into_inner);
+        found.waits
+    }
+
+    /// What has befallen a file, where the cause may have been that the disk is full.
+    pub(crate) fn fault(&self, fault: Fault) -> Fault {
+        match fault {
+            Fault::Unusable(error) | Fault::Damaged(error) if self.lock().is_full => {
+                Fault::Full(error)
+            }
+            fault => fault,
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Found> {
+        self.found.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A file's bytes, where what finds no room waits for it.
+#[derive(Debug)]
+pub(super) struct Waiting<B> {
+    inner: B,
+    disk: Arc<Disk>,
+}
+
+impl<B> Waiting<B> {
+    pub(super) fn new(inner: B, disk: &Arc<Disk>) -> Self {
+        let disk = Arc::clone(disk);
+        Self { inner, disk }
+    }
+
+    /// Does what needs room, once there is some.
+    fn with_room(&self, act: impl Fn() -> io::Result<()>) -> io::Result<()> {
+        loop {
+            let error = match act() {
+                Err(error) if lacks_room(&error) => error,
+                done => return done,
+            };
+            self.disk
+                .fails(format!("there is no room on the disk: {error}"));
+            self.disk.lock().is_full = true;
+            if !self.disk.rest(RETRY) {
+                return Err(error);
+            }
+        }
+    }
+}
+
+fn lacks_room(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge
+    )
+}
+
+impl<B: StorageBackend> StorageBackend for Waiting<B> {
+    fn len(&self) -> io::Result<u64> {
+        self.inner.len()
+    }
+
+    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        self.inner.read(offset, out)
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.with_room(|| self.inner.set_len(len))
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        // One that has failed is never tried again: the system may have let go of what it
+        // couldn't write.
+        self.inner.sync_data()
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.with_room(|| self.inner.write(offset, data))
+    }
+
+    fn close(&self) -> io::Result<()> {
+        self.inner.close()
+    }
+
+    fn try_lock_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<bool, BackendError> {
+        self.inner.try_lock_range(start, end)
+    }
+
+    fn try_lock_shared_range(
+        &self,
+        start: Bound<u64>,
+        end: Bound<u64>,
+    ) -> Result<bool, BackendError> {
+        self.inner.try_lock_shared_range(start, end)
+    }
+
+    fn lock_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<(), BackendError> {
+        self.inner.lock_range(start, end)
+    }
+
+    fn lock_shared_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<(), BackendError> {
+        self.inner.lock_shared_range(start, end)
+    }
+
+    fn unlock_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<(), BackendError> {
+        self.inner.unlock_range(start, end)
+    }
+
+    fn query_lock_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<bool, BackendError> {
+        self.inner.query_lock_range(start, end)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    use redb::backends::InMemoryBackend;
+    use redb::{Database, TableDefinition};
+
+    use super::super::open_in;
+    use super::*;
+
+    const TABLE: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("table");
+
+    /// A disk with so much room.
+    #[derive(Debug)]
+    struct Small {
+        memory: InMemoryBackend,
+        room: Arc<AtomicU64>,
+        refused: Arc<AtomicU64>,
+    }
+
+    impl Small {
+        fn check(&self, end: u64) -> io::Result<()> {
+            if end <= self.room.load(Ordering::SeqCst) {
+                return Ok(());
+            }
+            self.refused.fetch_add(1, Ordering::SeqCst);
+            Err(ErrorKind::StorageFull.into())
+        }
+    }
+
+    impl StorageBackend for Small {
+        fn len(&self) -> io::Result<u64> {
+            self.memory.len()
+        }
+        fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+            self.memory.read(offset, out)
+        }
+        fn set_len(&self, len: u64) -> io::Result<()> {
+            self.memory.set_len(len)
+        }
+        fn sync_data(&self) -> io::Result<()> {
+            self.memory.sync_data()
+        }
+        fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+            self.check(offset + data.len() as u64)?;
+            self.memory.write(offset, data)
+        }
+    }
+
+    struct World {
+        database: Database,
+        disk: Arc<Disk>,
+        room: Arc<AtomicU64>,
+        refused: Arc<AtomicU64>,
+    }
+
+    /// A database on a disk that has just become full.
+    fn full() -> World {
+        let (room, refused) = (
+            Arc::new(AtomicU64::new(u64::MAX)),
+            Arc::<AtomicU64>::default(),
+        );
+        let backend = Small {
+            memory: InMemoryBackend::new(),
+            room: Arc::clone(&room),
+            refused: Arc::clone(&refused),
+        };
+        let disk = Arc::new(Disk::of("the state"));
+        let database = open_in(backend, &disk).unwrap();
+        disk.wait_for_room();
+        room.store(0, Ordering::SeqCst);
+        World {
+            database,
+            disk,
+            room,
+            refused,
+        }
+    }
+
+    fn write(database: &Database) -> anyhow::Result<()> {
+        let transaction = database.begin_write()?;
+        transaction
+            .open_table(TABLE)?
+            .insert(1, &[7; 100_000][..])?;
+        Ok(transaction.commit()?)
+    }
+
+    fn until_refused(refused: &AtomicU64) {
+        while refused.load(Ordering::SeqCst) == 0 {
+            std::thread::yield_now();
+        }
+    }
+
+    #[test]
+    fn a_write_waits_for_room_and_goes_on() {
+        let world = full();
+        std::thread::scope(|scope| {
+            let writing = scope.spawn(|| write(&world.database));
+            until_refused(&world.refused);
+            let why = loop {
+                if let Some((_, why)) = world.disk.outage() {
+                    break why;
+                }
+            };
+            assert!(why.contains("no room on the disk"), "{why}");
+            assert!(!writing.is_finished());
+            world.room.store(u64::MAX, Ordering::SeqCst);
+            writing.join().unwrap().unwrap();
+        });
+        world.disk.works();
+        assert!(world.disk.outage().is_none());
+        // The same database goes on.
+        write(&world.database).unwrap();
+    }
+
+    #[test]
+    fn a_write_that_waits_is_given_up_at_once() {
+        let world = full();
+        std::thread::scope(|scope| {
+            let writing = scope.spawn(|| write(&world.database));
+            until_refused(&world.refused);
+            world.disk.give_up();
+            assert!(writing.join().unwrap().is_err());
+        });
+        assert!(matches!(
+            world.disk.fault(Fault::Unusable(anyhow::anyhow!("it"))),
+            Fault::Full(_)
+        ));
+    }
+
+    #[test]
+    fn an_outage_lasts_from_its_first_reason() {
+        let disk = Disk::of("the state");
+        disk.fails("no room".into());
+        let (first, _) = disk.outage().unwrap();
+        disk.fails("gone".into());
+        let (second, why) = disk.outage().unwrap();
+        assert!(why == "gone" && second >= first);
+        disk.works();
+        assert!(disk.outage().is_none());
+    }
+}
