@@ -100,7 +100,8 @@ async fn a_server_without_tls_is_refused_where_a_certificate_is_set() -> Result<
     let site = Site::new(&server.url())?.with("nats.tls.ca", "ca.pem")?;
     fs::write(site.path().join("ca.pem"), CA)?;
     let mut host = Host::spawn(&site)?;
-    host.wait_for_log(0, &["can't reach nats"]).await?;
+    let words = ["can't reach nats", "doesn't speak TLS"];
+    host.wait_for_log(0, &words).await?;
     let said = host.process.stderr().join("\n");
     assert!(!said.contains("connected to NATS"), "{said}");
     host.stop().await

@@ -36,6 +36,7 @@ mod lifecycle;
 mod login;
 mod messenger;
 mod node;
+mod operator;
 mod order;
 mod pause;
 mod permissions;

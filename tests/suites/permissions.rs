@@ -361,6 +361,16 @@ async fn all_that_is_needed_works_under_it() -> Result<()> {
     assert_eq!(asked.status.code(), Some(0), "{asked:?}");
     let explained = host::run(&site, &["explain", "ada", "12345"])?;
     assert_eq!(explained.status.code(), Some(0), "{explained:?}");
+    // A viewer, on the viewer's own subject and in the viewer's own inbox.
+    for (user, id) in [("ada", "ada"), ("ben@example.com", "ben@example.com")] {
+        site.set("nats.user", user)?;
+        site.set("nats.password", rights(user)?.password)?;
+        let asked = host::run(&site, &["query", "--as", id, "12345", "--json"])?;
+        assert_eq!(asked.status.code(), Some(0), "{asked:?}");
+        let answer: Value = serde_json::from_slice(&asked.stdout)?;
+        assert_eq!(answer["viewerId"], id, "{answer}");
+        assert_eq!(answer["users"][0]["status"], "online", "{answer}");
+    }
     site.set("nats.user", "gateway")?;
     site.set("nats.password", "change-me-gateway")?;
     let refused = host::run(&site, &["query", "ada", "12345"])?;

@@ -1,10 +1,12 @@
 //! The connection to the broker: it is kept up for as long as the node runs.
 
-use std::sync::Arc;
+mod cause;
+
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use anyhow::Context as _;
+use anyhow::anyhow;
 use async_nats::{Client, ConnectOptions, Event};
 use tokio::sync::mpsc;
 
@@ -27,6 +29,12 @@ const PING_MS_MAX: u64 = 30_000;
 /// How long the client waits for its next attempt to connect, at most: what viewers
 /// believe is to be true again within seconds of the broker's return.
 const RECONNECT_MS_MAX: u64 = 2_000;
+
+/// How often the log tells of a broker that can't be reached for the same reason.
+const UNREACHABLE_TOLD_MS: u64 = 60_000;
+
+/// What the client's error says where a server's name could not be looked up.
+const UNRESOLVED: &str = "DNS error";
 
 /// From when on a silence is one, in milliseconds: a pulse comes several times a second.
 const SILENT_MS: u64 = 3_000;
@@ -67,6 +75,18 @@ pub(crate) struct Health {
     is_silence_told: AtomicBool,
     /// Whether the pulse has to do without its own connection.
     is_pulse_away: AtomicBool,
+    /// Whether the name of a server could not be looked up when that was last tried.
+    is_unresolved: AtomicBool,
+    /// Why the broker can't be reached; none while it is.
+    unreachable: Mutex<Option<Unreachable>>,
+}
+
+/// Why the broker can't be reached.
+#[derive(Debug)]
+struct Unreachable {
+    why: String,
+    /// When the log was last told, by the host's clock.
+    told_at: u64,
 }
 
 impl Health {
@@ -77,6 +97,36 @@ impl Health {
             let silent_ms = clock::now_ms().saturating_sub(before);
             tracing::info!(silent_ms, "NATS is heard again");
         }
+    }
+
+    /// Notes why the broker can't be reached, and has the log know: of a new reason at once,
+    /// of the same one now and then.
+    fn cannot_reach(&self, servers: &str, why: String) {
+        let now = clock::now_ms();
+        let mut unreachable = self.unreachable();
+        let is_told = |it: &Unreachable| {
+            it.why == why && now.saturating_sub(it.told_at) < UNREACHABLE_TOLD_MS
+        };
+        if unreachable.as_ref().is_some_and(is_told) {
+            return;
+        }
+        tracing::warn!(servers, "can't reach NATS; trying again: {why}");
+        *unreachable = Some(Unreachable { why, told_at: now });
+    }
+
+    /// Why there is no connection, as far as that is known; none where there is one.
+    pub(crate) fn disconnected(&self) -> Option<String> {
+        if self.connected.load(Ordering::Relaxed) {
+            return None;
+        }
+        let unreachable = self.unreachable();
+        let why = unreachable.as_ref().map(|it| format!(": {}", it.why));
+        Some(format!("not connected to NATS{}", why.unwrap_or_default()))
+    }
+
+    fn unreachable(&self) -> MutexGuard<'_, Option<Unreachable>> {
+        let lock = self.unreachable.lock();
+        lock.unwrap_or_else(PoisonError::into_inner)
     }
 
     /// For how long nothing has been heard from the broker, in milliseconds, if that is
@@ -210,9 +260,7 @@ impl Access {
 
     /// The servers that are connected to.
     pub(crate) fn servers(&self) -> String {
-        let servers = self.nats.url.iter();
-        let servers = servers.map(|server| format!("{}:{}", server.host(), server.port()));
-        servers.collect::<Vec<_>>().join(", ")
+        self.nats.servers()
     }
 
     /// How to log in, how to encrypt, how long an attempt may take.
@@ -249,8 +297,17 @@ impl Access {
     /// # Errors
     /// If no server is reached, or none takes the login.
     pub(crate) async fn connect(&self, options: ConnectOptions) -> anyhow::Result<Client> {
-        let client = options.connect(self.nats.url.clone()).await;
-        client.with_context(|| format!("can't connect to NATS at {}", self.servers()))
+        match options.connect(self.nats.url.clone()).await {
+            Ok(client) => Ok(client),
+            // Not as the source of another error: it says its own source itself.
+            Err(error) => {
+                let why = cause::of_attempt(&error, &self.nats.url).await;
+                Err(anyhow!(
+                    "can't connect to NATS at {}: {why}",
+                    self.servers()
+                ))
+            }
+        }
     }
 
     /// Options for a connection that lasts for as long as the node runs: a broker that
@@ -288,9 +345,22 @@ impl Access {
         changes: mpsc::UnboundedSender<bool>,
     ) -> anyhow::Result<Client> {
         let (health, servers) = (Arc::clone(health), self.servers());
+        let (known, tried) = (Arc::clone(&health), servers.clone());
         let options = self
             .lasting("")?
             .no_echo()
+            // Called before each attempt: the client tells only here why earlier ones failed.
+            .reconnect_to_server_callback(move |pool, _| {
+                let (health, servers) = (Arc::clone(&known), tried.clone());
+                async move {
+                    let unresolved = health.is_unresolved.swap(false, Ordering::Relaxed);
+                    if let Some(why) = cause::of(pool, unresolved).await {
+                        health.cannot_reach(&servers, why);
+                    }
+                    // The client chooses by itself.
+                    None
+                }
+            })
             .client_capacity(CLIENT_QUEUE)
             .event_callback(move |event| {
                 observe(&event, &servers, &health, &changes);
@@ -304,6 +374,7 @@ fn observe(event: &Event, servers: &str, health: &Health, changes: &mpsc::Unboun
     match event {
         Event::Connected => {
             health.connected.store(true, Ordering::Relaxed);
+            *health.unreachable() = None;
             health.forbidden.store(false, Ordering::Relaxed);
             health.is_hello_deaf.store(false, Ordering::Relaxed);
             health.connects.fetch_add(1, Ordering::Relaxed);
@@ -332,8 +403,9 @@ fn observe(event: &Event, servers: &str, health: &Health, changes: &mpsc::Unboun
             health.errors.fetch_add(1, Ordering::Relaxed);
             if health.connected.load(Ordering::Relaxed) {
                 tracing::warn!(%error, "NATS client error");
-            } else {
-                tracing::warn!(servers, %error, "can't reach NATS; trying again");
+            } else if error.to_string().ends_with(UNRESOLVED) {
+                // It isn't noted with the server, as other causes are.
+                health.is_unresolved.store(true, Ordering::Relaxed);
             }
         }
         Event::LameDuckMode | Event::Draining | Event::Closed => tracing::info!(%event, "NATS"),

@@ -11,6 +11,7 @@ use std::io::{self, Write as _};
 
 use tracing_subscriber::fmt::MakeWriter;
 
+use crate::causes::Causes;
 use crate::config::Problems;
 
 /// Whether a character isn't printed as it is: a control character, C1 among them, one
@@ -100,7 +101,7 @@ pub(crate) fn say(text: impl Display) {
 pub(crate) fn say_error(error: &anyhow::Error) {
     let are_several = error.is::<Several>() || error.is::<Problems>();
     let further = if are_several { "error: " } else { "       " };
-    for (number, line) in format!("{error:#}").split('\n').enumerate() {
+    for (number, line) in Causes(error).to_string().split('\n').enumerate() {
         let mark = if number == 0 { "error: " } else { further };
         say(format_args!("{mark}{line}"));
     }
@@ -113,9 +114,7 @@ struct Several(Vec<String>);
 
 /// Several problems as one error, a line each: a line break in one of them is escaped.
 pub(crate) fn together(problems: Vec<anyhow::Error>) -> anyhow::Error {
-    let lines = problems
-        .into_iter()
-        .map(|problem| line(format_args!("{problem:#}")));
+    let lines = problems.into_iter().map(|problem| line(Causes(&problem)));
     Several(lines.collect()).into()
 }
 

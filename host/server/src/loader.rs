@@ -16,9 +16,11 @@ use crate::regular::{self, Limit, Stamp};
 
 mod attempt;
 mod built_in;
+mod survey;
 
 pub(crate) use attempt::Attempt;
 pub(crate) use built_in::built_in;
+pub(crate) use survey::survey;
 
 use built_in::needed;
 

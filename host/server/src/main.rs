@@ -16,6 +16,7 @@ mod ask;
 mod barrier;
 mod broker;
 mod capture;
+mod causes;
 mod check;
 mod cli;
 mod clock;
@@ -89,7 +90,8 @@ enum Command {
     Replay(replay::Args),
     /// Asks a running processor what a viewer may see of users.
     #[command(
-        after_help = "Example:\n  presence query 67890 12345 22222\n\nWithout users, the viewer's own contacts are asked after."
+        override_usage = "presence query [OPTIONS] <VIEWER> [USER]...\n       presence query [OPTIONS] --as <VIEWER> [USER]...",
+        after_help = "Examples:\n  presence query 67890 12345 22222\n  PRESENCE_NATS_USER=67890 presence query --as 67890 12345\n\nWithout users, the viewer's own contacts are asked after. With --as, what is asked needs\nno more permissions than a viewer has (docs/permissions.md)."
     )]
     Query(cli::query::Args),
     /// Tells why a viewer can or can't see a user, stage by stage.

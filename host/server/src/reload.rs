@@ -16,6 +16,7 @@ use async_nats::Client;
 use presence_core::directory::{Changes, Directory};
 use tokio::sync::mpsc;
 
+use crate::causes::Causes;
 use crate::config::{self, Config, Effect};
 use crate::directory::{kv, request::Fetcher};
 use crate::http::Status;
@@ -64,7 +65,7 @@ struct Said(String);
 impl Said {
     /// Says why something wasn't taken, if that is news, and whether it is.
     fn say(&mut self, what: &str, outcome: anyhow::Result<()>) -> bool {
-        let error = outcome.err().map(|error| format!("{error:#}"));
+        let error = outcome.err().map(|error| Causes(&error).to_string());
         let is_news = error.as_ref().is_some_and(|error| *error != self.0);
         self.0 = error.unwrap_or_default();
         if is_news {

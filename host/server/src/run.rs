@@ -13,16 +13,17 @@ use presence_core::names::Names;
 use presence_sandbox::Blueprint;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::spawn_blocking;
-use tokio::time::{sleep, timeout_at};
+use tokio::time::{sleep, timeout, timeout_at};
 
 use crate::broker::{Access, Health};
+use crate::causes::Causes;
 use crate::clock;
 use crate::config::{self, Config, Text};
 use crate::escape::together;
 use crate::hello::Turn;
 use crate::http::{self, Board, Status};
 use crate::in_force::InForce;
-use crate::loader::Loader;
+use crate::loader::{self, Loader};
 use crate::log;
 use crate::pulse::Pulse;
 use crate::regular::Stamp;
@@ -34,6 +35,9 @@ use crate::stop::{Readers, Stop};
 use crate::tasks::{self, Faults, Tasks};
 use crate::tenant::{self, Tenant};
 use crate::wire::Subjects;
+
+/// How long the first line of the log waits for plugins' files to be read.
+const SURVEY: Duration = Duration::from_secs(5);
 
 /// How often is looked whether another node has let go of the state.
 const STATE_RETRY: Duration = Duration::from_millis(100);
@@ -52,9 +56,6 @@ pub(crate) fn run(path: Option<&Path>) -> anyhow::Result<()> {
     let (tasks, faults) = Tasks::new();
     // Before the first line of the log, which may be what hangs.
     let signals = Signals::take(config.node.stop_timeout, &tasks)?;
-    for variable in &config.passed_over {
-        tracing::warn!("{variable}");
-    }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         // The connection to the broker, and the intake from it, on one thread: one
         // reads what the other has just written. Users have threads of their own.
@@ -117,7 +118,7 @@ async fn node(
         () = signals.stopping() => Ok(()),
     };
     if let Err(error) = &ended {
-        tracing::error!("{error:#}");
+        tracing::error!("{}", Causes(error));
     }
     let stop = Stop::begin(signals, limit);
     tracing::info!("stopping");
@@ -159,12 +160,39 @@ async fn node(
     ended
 }
 
+/// Says in the first line of the log what is started: version, configuration, broker and
+/// pipeline.
+async fn introduce(config: &Config, is_there: bool, path: Option<&Path>) {
+    let file = path.unwrap_or(Path::new(config::FILE_NAME));
+    let file = std::path::absolute(file).unwrap_or_else(|_| file.to_owned());
+    let file = match is_there {
+        true => file.display().to_string(),
+        false => format!("the defaults ({} does not exist)", file.display()),
+    };
+    let known = config.clone();
+    // What is read may hang.
+    let pipeline = timeout(SURVEY, spawn_blocking(move || loader::survey(&known))).await;
+    let pipeline = match pipeline {
+        Ok(Ok(pipeline)) => pipeline,
+        _ => format!("{} (not read yet)", config.pipeline_line()),
+    };
+    tracing::info!(
+        "presence {}: configuration {file}; broker {}; pipeline {pipeline}",
+        env!("CARGO_PKG_VERSION"),
+        config.nats.servers(),
+    );
+    for variable in &config.passed_over {
+        tracing::warn!("{variable}");
+    }
+}
+
 /// Puts the node together: nothing is heard or said yet.
 async fn start(
     (mut config, mut text, seen): (Config, Option<Text>, Stamp),
     path: Option<PathBuf>,
     tasks: &Tasks,
 ) -> anyhow::Result<Parts> {
+    introduce(&config, text.is_some(), path.as_deref()).await;
     let broker = Arc::new(Health::default());
     let board = Arc::new(Board::new(Arc::clone(&broker)));
     http::serve(&config.http, Arc::clone(&board), tasks)?;
@@ -270,7 +298,7 @@ async fn load(config: &Config) -> anyhow::Result<Loaded> {
         })
     });
     let limit = config.plugins.load_timeout;
-    let Ok(loaded) = tokio::time::timeout(limit, loaded).await else {
+    let Ok(loaded) = timeout(limit, loaded).await else {
         let limit = limit.as_secs_f32();
         anyhow::bail!("the pipeline is not loaded within {limit} s ([plugins] load_timeout_ms)");
     };

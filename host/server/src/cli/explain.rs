@@ -4,8 +4,8 @@
 use serde_json::{Value, json};
 use std::fmt::Write as _;
 
-use super::Common;
 use super::text::{plain, time};
+use super::{Common, Question};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -19,9 +19,13 @@ pub(crate) struct Args {
 
 /// Asks, and prints the answer.
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
-    let question = json!({"viewerId": args.viewer, "userId": args.user});
-    let is_answer = |answer: &Value| answer.get("stages").is_some_and(Value::is_array);
-    super::answer(&args.common, "presence.explain", &question, is_answer, told)
+    let question = Question {
+        subject: "presence.explain".into(),
+        inbox: None,
+        body: json!({"viewerId": args.viewer, "userId": args.user}),
+        is_answer: |answer| answer.get("stages").is_some_and(Value::is_array),
+    };
+    super::answer(&args.common, &question, told)
 }
 
 /// The explanation as a text.

@@ -33,16 +33,22 @@ struct Common {
     config: ConfigArg,
 }
 
-/// Asks, and prints the answer: as it came, or as a text.
-fn answer(
-    common: &Common,
-    what: &str,
-    question: &Value,
+/// What is asked, and where.
+struct Question {
+    /// The subject, without a tenant's prefix.
+    subject: String,
+    /// The token of the viewer in whose inbox the answer is to come, where the broker may
+    /// permit no other.
+    inbox: Option<String>,
+    body: Value,
+    /// Tells an answer, unless it is a refusal, from what others reply.
     is_answer: fn(&Value) -> bool,
-    text: fn(&Value) -> String,
-) -> anyhow::Result<()> {
+}
+
+/// Asks, and prints the answer: as it came, or as a text.
+fn answer(common: &Common, question: &Question, text: fn(&Value) -> String) -> anyhow::Result<()> {
     let config = Config::load(common.config.config.as_deref(), config::variables())?;
-    let answer = ask(&config, what, question, is_answer)?;
+    let answer = ask(&config, question)?;
     if common.json {
         print_json(answer)?;
     } else {
@@ -51,22 +57,15 @@ fn answer(
     Ok(())
 }
 
-/// Asks, and returns the answer. `what` is the subject, without a tenant's prefix;
-/// `is_answer` tells an answer, unless it is a refusal, from what others reply.
+/// Asks, and returns the answer.
 ///
 /// # Errors
 /// When NATS can't be reached, nobody answers, or the answer is a refusal.
-fn ask(
-    config: &Config,
-    what: &str,
-    body: &Value,
-    is_answer: fn(&Value) -> bool,
-) -> anyhow::Result<Value> {
-    let asking = request(config, what, body, is_answer);
+fn ask(config: &Config, question: &Question) -> anyhow::Result<Value> {
     let answer = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?
-        .block_on(asking)?;
+        .block_on(request(config, question))?;
     if is_refusal(&answer) {
         let error = answer.get("error").and_then(Value::as_str);
         bail!("{}", line(error.unwrap_or("refused, and nothing says why")));
@@ -74,13 +73,23 @@ fn ask(
     Ok(answer)
 }
 
-async fn request(
-    config: &Config,
-    what: &str,
-    body: &Value,
-    is_answer: fn(&Value) -> bool,
-) -> anyhow::Result<Value> {
-    let subject = Subjects::new(config.tenant.prefix.as_deref()).of(what);
+/// What the subject of the answer begins with: one of those that answers may go to.
+fn inbox(config: &Config, token: Option<&str>) -> String {
+    let usual = "_INBOX.".to_owned();
+    let prefixes = &config.nats.reply_prefixes;
+    let prefix = match prefixes.contains(&usual) {
+        true => &usual,
+        false => prefixes.first().unwrap_or(&usual),
+    };
+    let prefix = prefix.trim_end_matches('.');
+    token.map_or_else(|| prefix.to_owned(), |token| format!("{prefix}.{token}"))
+}
+
+async fn request(config: &Config, question: &Question) -> anyhow::Result<Value> {
+    let Question {
+        body, is_answer, ..
+    } = question;
+    let subject = Subjects::new(config.tenant.prefix.as_deref()).of(&question.subject);
     let access = Access::new(config);
     // What the broker says of it: a forbidden subject is else only never answered.
     let said = Arc::new(Mutex::new(None));
@@ -88,6 +97,7 @@ async fn request(
     let options = access
         .options()?
         .name("presence command")
+        .custom_inbox_prefix(inbox(config, question.inbox.as_deref()))
         .event_callback(move |event| {
             if let Event::ServerError(error) = event {
                 *hear.lock().unwrap_or_else(PoisonError::into_inner) = Some(error.to_string());

@@ -1,30 +1,62 @@
 //! `presence query`: what a viewer may see of users.
 
+use presence_core::token;
 use serde_json::{Value, json};
 
-use super::{Common, text};
+use super::{Common, Question, text};
 use crate::escape::line;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Who asks.
-    viewer: String,
+    /// Who asks, on `presence.query`, which is for those who may ask for anyone.
+    #[arg(required_unless_present = "viewer_self")]
+    viewer: Option<String>,
     /// After whom; the viewer's own contacts if nobody is named.
     users: Vec<String>,
+    /// Asks as this viewer, on the viewer's own subject `presence.query.<viewer>`: all that
+    /// stands behind are users. The answer comes to an inbox of the viewer's own.
+    #[arg(long = "as", value_name = "VIEWER")]
+    viewer_self: Option<String>,
     #[command(flatten)]
     common: Common,
 }
 
 /// Asks, and prints the answer.
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
-    let users = if args.users.is_empty() {
-        json!("contacts")
-    } else {
-        json!(args.users)
-    };
-    let question = json!({"viewerId": args.viewer, "userIds": users});
-    let is_answer = |answer: &Value| answer.get("users").is_some_and(Value::is_array);
-    super::answer(&args.common, "presence.query", &question, is_answer, table)
+    let question = args.question()?;
+    super::answer(&args.common, &question, table)
+}
+
+impl Args {
+    fn question(&self) -> anyhow::Result<Question> {
+        let is_answer = |answer: &Value| answer.get("users").is_some_and(Value::is_array);
+        let users: Vec<_> = match &self.viewer_self {
+            Some(_) => self.viewer.iter().chain(&self.users).collect(),
+            None => self.users.iter().collect(),
+        };
+        let users = match users.is_empty() {
+            true => json!("contacts"),
+            false => json!(users),
+        };
+        Ok(match &self.viewer_self {
+            Some(viewer) => {
+                anyhow::ensure!(!viewer.is_empty(), "--as: the viewer's id is empty");
+                let token = token::encode(viewer);
+                Question {
+                    subject: format!("presence.query.{token}"),
+                    inbox: Some(token),
+                    body: json!({"userIds": users}),
+                    is_answer,
+                }
+            }
+            None => Question {
+                subject: "presence.query".into(),
+                inbox: None,
+                body: json!({"viewerId": self.viewer, "userIds": users}),
+                is_answer,
+            },
+        })
+    }
 }
 
 fn table(answer: &Value) -> String {

@@ -214,13 +214,13 @@ impl Http {
         let listen = section.get("listen", |text: String| match text.as_str() {
             "" => Ok(None),
             _ => text.parse().map(Some).map_err(|_| {
-                let fix = "write an IP address and a port, such as `127.0.0.1:9222`, \
+                let fix = "write an IP address and a port, such as `127.0.0.1:18520`, \
                            or an empty string to turn it off";
                 Wrong::new(format!("is `{text}`"), fix)
             }),
         });
         Self {
-            listen: listen.unwrap_or(Some((Ipv4Addr::LOCALHOST, 9222).into())),
+            listen: listen.unwrap_or(Some((Ipv4Addr::LOCALHOST, 18520).into())),
             listen_is_default: listen.is_none(),
         }
     }

@@ -59,7 +59,7 @@ mod tests {
         for (name, value) in [
             ("PRESENCE_SERVICE_HOST", "10.0.0.1"),
             ("PRESENCE_SERVICE_PORT", "4222"),
-            ("PRESENCE_SERVICE_PORT_METRICS", "9222"),
+            ("PRESENCE_SERVICE_PORT_METRICS", "18520"),
             ("PRESENCE_PORT", "tcp://10.0.0.1:4222"),
             ("PRESENCE_PORT_4222_TCP", "tcp://10.0.0.1:4222"),
             ("PRESENCE_PORT_4222_TCP_ADDR", "10.0.0.1"),

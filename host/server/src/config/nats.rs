@@ -99,6 +99,13 @@ impl fmt::Debug for Secret {
 }
 
 impl Nats {
+    /// The servers, without anything of a login.
+    pub(crate) fn servers(&self) -> String {
+        let servers = self.url.iter();
+        let servers = servers.map(|server| format!("{}:{}", server.host(), server.port()));
+        servers.collect::<Vec<_>>().join(", ")
+    }
+
     /// What is wrong with the files that it names: those that can't be read.
     pub(crate) fn unreadable(&self) -> Vec<anyhow::Error> {
         let open = |(key, file): (&str, &Path)| {

@@ -162,18 +162,12 @@ async fn health(State(board): State<Arc<Board>>) -> (StatusCode, &'static str) {
 
 async fn ready(State(board): State<Arc<Board>>) -> (StatusCode, Cow<'static, str>) {
     let Some(status) = board.status.get() else {
-        let what = if board.broker.connected.load(Ordering::Relaxed) {
-            board.waits().into()
-        } else {
-            "not connected to NATS\n".into()
-        };
-        return (StatusCode::SERVICE_UNAVAILABLE, what);
+        let away = board.broker.disconnected();
+        let what = away.map_or_else(|| board.waits(), |why| format!("{why}\n"));
+        return (StatusCode::SERVICE_UNAVAILABLE, what.into());
     };
-    if !status.broker.connected.load(Ordering::Relaxed) {
-        (
-            StatusCode::SERVICE_UNAVAILABLE,
-            "not connected to NATS\n".into(),
-        )
+    if let Some(why) = status.broker.disconnected() {
+        (StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n").into())
     } else if status.broker.forbidden.load(Ordering::Relaxed) {
         let what = "NATS forbids a subscription: see the log\n";
         (StatusCode::SERVICE_UNAVAILABLE, what.into())

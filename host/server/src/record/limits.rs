@@ -70,6 +70,32 @@ pub(super) fn span(text: &str) -> Result<Duration, String> {
 
 const WEEK_MS: u64 = 7 * 24 * 3_600_000;
 
+/// An amount of bytes as it is written on the command line: `65536`, `500k`, `64MiB`.
+/// Units with an `i` are binary, the others decimal, as in the SI; their case is of no
+/// matter, since nothing here is counted in bits or in thousandths.
+pub(super) fn size(text: &str) -> Result<u64, String> {
+    let digits = text.trim_end_matches(|letter: char| letter.is_ascii_alphabetic());
+    let unit = text.get(digits.len()..).unwrap_or_default();
+    let unit_bytes = match unit.to_ascii_lowercase().as_str() {
+        "" | "b" => 1,
+        "k" | "kb" => 1_000,
+        "m" | "mb" => 1_000_000,
+        "g" | "gb" => 1_000_000_000,
+        "kib" => 1 << 10,
+        "mib" => 1 << 20,
+        "gib" => 1 << 30,
+        _ => 0,
+    };
+    let is_number = !digits.is_empty() && digits.bytes().all(|digit| digit.is_ascii_digit());
+    let number = digits.parse::<u64>().ok().filter(|_| is_number);
+    let bytes = number.and_then(|number| number.checked_mul(unit_bytes));
+    bytes.filter(|bytes| *bytes > 0).ok_or_else(|| {
+        "write a whole number above 0 and, if any, its unit, such as 65536, 500k, 10MB \
+         (decimal) or 64MiB (binary)"
+            .into()
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -94,6 +120,43 @@ mod tests {
             "18446744073709551615h",
         ] {
             assert!(span(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn sizes_have_binary_and_decimal_units() {
+        for (text, bytes) in [
+            ("65536", 65_536),
+            ("1b", 1),
+            ("10k", 10_000),
+            ("10kB", 10_000),
+            ("10KB", 10_000),
+            ("3M", 3_000_000),
+            ("2GB", 2_000_000_000),
+            ("4KiB", 4_096),
+            ("64MiB", 64 << 20),
+            ("64mib", 64 << 20),
+            ("1GiB", 1 << 30),
+        ] {
+            assert_eq!(size(text), Ok(bytes), "{text}");
+        }
+        for text in [
+            "",
+            "k",
+            "0",
+            "0k",
+            "-1",
+            "+1",
+            "1.5M",
+            "1 k",
+            "1Ki",
+            "1T",
+            "1kk",
+            "1µ",
+            "99999999999999999999",
+            "18446744073709551615k",
+        ] {
+            assert!(size(text).is_err(), "{text}");
         }
     }
 

@@ -40,8 +40,9 @@ pub(crate) struct Args {
     /// How many messages to record at most.
     #[arg(long, value_name = "N", default_value_t = 100_000, value_parser = RangedU64ValueParser::<u64>::new().range(1..))]
     messages: u64,
-    /// How many bytes to write at most; 64 MiB by default.
-    #[arg(long, value_name = "N", default_value_t = 64 << 20, hide_default_value = true, value_parser = RangedU64ValueParser::<u64>::new().range(1..))]
+    /// How many bytes to write at most: 65536, 500k, 64MiB. KiB, MiB and GiB count in
+    /// powers of 1024; k, M and G (or kB, MB and GB) in powers of 1000.
+    #[arg(long, value_name = "SIZE", default_value = "64MiB", value_parser = limits::size)]
     bytes: u64,
     /// Writes the directory as it is when the recording begins, too: a file that isn't there yet.
     #[arg(long, value_name = "FILE")]

@@ -44,7 +44,7 @@ fn the_defaults_are_those_of_the_contract() {
         }
     );
     assert_eq!(config.plugins.dir, Path::new("plugins.d"));
-    assert_eq!(config.http.listen, Some("127.0.0.1:9222".parse().unwrap()));
+    assert_eq!(config.http.listen, Some("127.0.0.1:18520".parse().unwrap()));
     assert!(config.http.listen_is_default);
     assert!(config.engine.worker_count() >= 1);
     let chain: Vec<_> = config
@@ -269,7 +269,9 @@ fn a_pipeline_keeps_its_order_configuration_and_grants() {
 fn an_empty_address_turns_http_off_and_a_written_one_is_no_default() {
     let off = load("[http]\nlisten = ''", &[]).unwrap().http;
     assert_eq!(off.listen, None);
-    let written = load("[http]\nlisten = '127.0.0.1:9222'", &[]).unwrap().http;
+    let written = load("[http]\nlisten = '127.0.0.1:18520'", &[])
+        .unwrap()
+        .http;
     assert!(!written.listen_is_default);
     assert_eq!(written.listen, Config::default().http.listen);
 }

@@ -25,6 +25,7 @@ use presence_core::names::Names;
 use tokio::sync::mpsc;
 
 use super::health::Health;
+use crate::causes::Causes;
 use entries::Entries;
 use followed::{Followed, Look};
 
@@ -121,7 +122,7 @@ impl Follower {
                 Err(_) if has_said && !self.is_connected() => wait = RETRY.0,
                 Err(error) => {
                     (accept, has_said) = (false, true);
-                    let update = Update::Unavailable(format!("{error:#}"));
+                    let update = Update::Unavailable(Causes(&error).to_string());
                     if self.updates.send(update).await.is_err() {
                         return;
                     }

@@ -1,0 +1,129 @@
+//! Why the broker can't be reached, in words. The client keeps the causes to itself but for
+//! their kinds ("IO error"): they are read from what it remembers of each server.
+
+use std::time::Duration;
+
+use async_nats::{ConnectError, ConnectErrorKind, Server, ServerAddr};
+use tokio::net::lookup_host;
+use tokio::time::timeout;
+
+/// How long a name may take to be looked up, for the cause to be told: the client, which
+/// waits for it, has just done the same.
+const LOOKUP: Duration = Duration::from_millis(500);
+
+/// What the client puts before a cause, and says nothing.
+const KINDS: [&str; 3] = ["IO error: ", "TLS error: ", "DNS error: "];
+
+/// What a cause that needs it is explained by.
+const HINTS: [(&str, &str); 6] = [
+    (
+        "InvalidContentType",
+        "the server doesn't speak TLS, or offers none",
+    ),
+    (
+        "UnknownIssuer",
+        "whoever signed its certificate isn't trusted: set [nats.tls] ca",
+    ),
+    (
+        "CertificateRequired",
+        "it asks for a client certificate: set [nats.tls] cert and key",
+    ),
+    (
+        "authorization violation",
+        "it refuses this login: see [nats]",
+    ),
+    (
+        "got nothing",
+        "it closed the connection without a greeting: is it a NATS server?",
+    ),
+    ("timed out", "no greeting within [nats] connect_timeout_ms"),
+];
+
+/// Why each server that was tried can't be reached; none if no reason is known.
+/// `unresolved`: whether the name of one could not be looked up.
+pub(super) async fn of(servers: Vec<Server>, unresolved: bool) -> Option<String> {
+    let is_one = servers.len() == 1;
+    let mut causes = Vec::new();
+    for server in servers {
+        let cause = match &server.last_error {
+            Some(error) => Some(plain(error)),
+            None if unresolved => name_problem(server.addr.host(), server.addr.port()).await,
+            None => None,
+        };
+        causes.extend(cause.map(|cause| match is_one {
+            true => cause,
+            false => format!("{}:{}: {cause}", server.addr.host(), server.addr.port()),
+        }));
+    }
+    (!causes.is_empty()).then(|| causes.join("; "))
+}
+
+/// Why an attempt to connect has failed, of which the client tells what it met last.
+pub(super) async fn of_attempt(error: &ConnectError, servers: &[ServerAddr]) -> String {
+    if error.kind() == ConnectErrorKind::Dns {
+        for server in servers {
+            if let Some(problem) = name_problem(server.host(), server.port()).await {
+                return problem;
+            }
+        }
+    }
+    plain(&error.to_string())
+}
+
+/// Why a name can't be looked up, if it can't.
+async fn name_problem(host: &str, port: u16) -> Option<String> {
+    let looked_up = timeout(LOOKUP, lookup_host((host, port))).await;
+    match looked_up {
+        Ok(Ok(mut addresses)) => match addresses.next() {
+            Some(_) => None,
+            None => Some(format!("`{host}` has no address")),
+        },
+        Ok(Err(error)) => {
+            let error = error.to_string();
+            let words = error.strip_prefix("failed to lookup address information: ");
+            let words = words.unwrap_or(&error);
+            Some(format!("the name `{host}` can't be looked up: {words}"))
+        }
+        Err(_) => Some(format!("looking up the name `{host}` takes long")),
+    }
+}
+
+/// An error of the client without what says nothing, and with what explains it.
+fn plain(error: &str) -> String {
+    let mut words = error;
+    while let Some(rest) = KINDS.iter().find_map(|kind| words.strip_prefix(kind)) {
+        words = rest;
+    }
+    let hint = HINTS.iter().find(|(what, _)| words.contains(what));
+    match hint {
+        Some((_, hint)) => format!("{words} ({hint})"),
+        None => words.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn the_cause_is_said_once_and_what_says_nothing_is_left_out() {
+        let refused = io::Error::from_raw_os_error(111);
+        let error = ConnectError::with_source(ConnectErrorKind::Io, refused);
+        let said = of_attempt(&error, &[]).await;
+        assert_eq!(said, "Connection refused (os error 111)");
+        let untrusted = "invalid peer certificate: UnknownIssuer";
+        let error = ConnectError::with_source(ConnectErrorKind::Io, untrusted);
+        let said = of_attempt(&error, &[]).await;
+        assert!(said.starts_with(untrusted), "{said}");
+        assert!(said.contains("[nats.tls] ca"), "{said}");
+    }
+
+    #[tokio::test]
+    async fn a_name_that_cannot_be_looked_up_is_named() {
+        let error = ConnectError::with_source(ConnectErrorKind::Dns, "no addresses");
+        let said = of_attempt(&error, &["no-such-host.invalid".parse().unwrap()]).await;
+        assert!(said.contains("`no-such-host.invalid`"), "{said}");
+    }
+}
