@@ -54,6 +54,7 @@ mod restart;
 mod seed;
 mod service;
 mod shown;
+mod slow_consumers;
 mod speakers;
 mod stalls;
 mod state;

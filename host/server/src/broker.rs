@@ -12,6 +12,7 @@ use tokio::sync::mpsc;
 
 use crate::clock;
 use crate::config::{Config, Nats};
+use crate::drops::Drops;
 use crate::hello;
 use crate::login::Login;
 
@@ -55,15 +56,11 @@ pub(crate) fn pulse_ms(timeout_ms: u64) -> u64 {
 pub(crate) struct Health {
     pub(crate) connected: AtomicBool,
     pub(crate) connects: AtomicU64,
-    /// How often the client said that it dropped something. It doesn't always.
-    pub(crate) slow_consumer_events: AtomicU64,
-    /// How many inputs were dropped for want of room.
-    pub(crate) drops: AtomicU64,
+    /// What the client has dropped.
+    pub(crate) drops: Drops,
     pub(crate) errors: AtomicU64,
     /// How many messages other subscriptions than the intake's have read.
     elsewhere: AtomicU64,
-    /// How many drops have been told of in the log.
-    drops_reported: AtomicU64,
     /// Whether the broker forbids a subscription.
     pub(crate) forbidden: AtomicBool,
     /// Whether the broker forbids to listen to other nodes.
@@ -205,28 +202,6 @@ impl Health {
     /// How many messages other subscriptions than the intake's have read.
     pub(crate) fn read_elsewhere(&self) -> u64 {
         self.elsewhere.load(Ordering::Relaxed)
-    }
-
-    /// Counts inputs that were dropped for want of room. The first is told of at
-    /// once, the rest with [`Self::report_drops`].
-    pub(crate) fn count_drops(&self, count: u64) {
-        if self.drops.fetch_add(count, Ordering::Relaxed) == 0 {
-            self.report_drops();
-        }
-    }
-
-    /// Tells of the drops that the log hasn't told of yet.
-    pub(crate) fn report_drops(&self) {
-        let total = self.drops.load(Ordering::Relaxed);
-        let dropped = total - self.drops_reported.swap(total, Ordering::Relaxed);
-        if dropped > 0 {
-            tracing::warn!(
-                dropped,
-                total,
-                "messages arrive faster than they are taken in, and some are dropped: \
-                 raise [nats] intake_queue and [engine] worker_queue, or take load off this machine"
-            );
-        }
     }
 }
 
@@ -391,9 +366,7 @@ fn observe(event: &Event, servers: &str, health: &Health, changes: &mpsc::Unboun
             tracing::warn!("lost the connection to NATS; reconnecting");
             let _ = changes.send(false);
         }
-        Event::SlowConsumer(_) => {
-            health.slow_consumer_events.fetch_add(1, Ordering::Relaxed);
-        }
+        Event::SlowConsumer(number) => health.drops.said(*number),
         Event::ServerError(error) => {
             health.forbids(&error.to_string().to_lowercase());
             health.errors.fetch_add(1, Ordering::Relaxed);

@@ -20,6 +20,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use crate::broker::Health;
 use crate::clock;
+use crate::drops::Carries;
 use crate::http::Board;
 use crate::reply::Replies;
 use crate::request::{self, NoAnswer};
@@ -141,6 +142,7 @@ impl Turn {
     ) -> anyhow::Result<Self> {
         let subject = subjects.of(SUBJECT);
         let hellos = client.subscribe(subject.clone()).await?;
+        broker.drops.watch(&hellos, Carries::Hellos);
         let shared = Arc::new(Shared {
             subject,
             me: Node {
@@ -218,18 +220,22 @@ impl Turn {
 
     /// Waits until the node may not serve any more, and says why.
     pub(crate) async fn is_over(&self) -> String {
-        let connects = || self.broker.connects.load(Ordering::Relaxed);
-        let mut asked = (Instant::now(), connects());
+        // What others asked while there was no connection, or no room for it, isn't known.
+        let missed = || {
+            let connects = self.broker.connects.load(Ordering::Relaxed);
+            (connects, self.broker.drops.said_of(Carries::Hellos))
+        };
+        let mut asked = (Instant::now(), missed());
         loop {
             tokio::select! {
                 () = self.shared.met.notified() => {}
                 () = sleep(LOOK) => {
-                    if asked.0.elapsed() < CHECK_EVERY && asked.1 == connects() {
+                    if asked.0.elapsed() < CHECK_EVERY && asked.1 == missed() {
                         continue;
                     }
                 }
             }
-            asked = (Instant::now(), connects());
+            asked = (Instant::now(), missed());
             match self.ask().await {
                 Found::Other(other) => return format!("node `{}` serves as well", other.node),
                 Found::Unknown(why) if self.broker.hello_is_forbidden() => return why,

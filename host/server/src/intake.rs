@@ -14,6 +14,7 @@ use tokio::sync::{oneshot, watch};
 
 use crate::broker::Health;
 use crate::clock;
+use crate::drops::Carries;
 use crate::hearing::Hearing;
 use crate::reply::Replies;
 use crate::wire::{SEQ, Subjects};
@@ -122,16 +123,23 @@ impl Intake {
     }
 
     fn slow_consumer_events(&self) -> u64 {
-        self.broker.slow_consumer_events.load(Ordering::Relaxed)
+        self.broker.drops.all_said()
     }
 
     /// Counts what the client has dropped.
     fn settle(&mut self) {
         let received = self.statistics.in_messages.load(Ordering::Relaxed);
-        let received = received.saturating_sub(self.broker.read_elsewhere());
-        match self.account.settle(received, self.slow_consumer_events()) {
+        let drops = &self.broker.drops;
+        let said = drops.said_of(Carries::Inputs);
+        // At least those.
+        let dropped_elsewhere = drops.all_said().saturating_sub(said);
+        let elsewhere = self.broker.read_elsewhere() + dropped_elsewhere;
+        match self
+            .account
+            .settle(received.saturating_sub(elsewhere), said)
+        {
             0 => {}
-            dropped => self.broker.count_drops(dropped),
+            dropped => drops.count(Carries::Inputs, dropped),
         }
     }
 
@@ -173,7 +181,7 @@ impl Intake {
             if stopping {
                 worker.send(task).await;
             } else if count > 0 && !worker.offer(task) {
-                self.broker.count_drops(count as u64);
+                self.broker.drops.count(Carries::Inputs, count as u64);
                 self.hearing.dropped(place, clock::now_ms());
             }
         }

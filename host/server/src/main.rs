@@ -23,6 +23,7 @@ mod clock;
 mod config;
 mod database;
 mod directory;
+mod drops;
 mod escape;
 mod handed;
 mod hearing;

@@ -28,6 +28,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::broker::{Access, Health};
 use crate::clock;
+use crate::drops::Carries;
 use crate::handed::Sources;
 use crate::tasks::Tasks;
 
@@ -95,10 +96,12 @@ impl Pulse {
         tasks: &Tasks,
     ) -> anyhow::Result<watch::Receiver<u64>> {
         let back = main.new_inbox();
+        let markers = main.subscribe(format!("{back}.*")).await?;
+        health.drops.watch(&markers, Carries::Markers);
         let (heard, hearing) = watch::channel(0);
         let pulse = Self {
             second: Second::connect(access).await?,
-            back: (back.clone(), main.subscribe(format!("{back}.*")).await?),
+            back: (back, markers),
             nobody: main.new_inbox(),
             statistics: main.statistics(),
             main,

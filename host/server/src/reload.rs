@@ -212,7 +212,7 @@ impl Reload {
                 Some(update) = self.updates.recv() => self.update(update).await,
                 () = answers(fetcher.as_deref()) => self.take_answers().await,
                 _ = tidy.tick() => {
-                    self.status.broker.report_drops();
+                    self.status.broker.drops.report();
                     self.say_what_hangs();
                     // What is being made out of a file has ids that nothing refers to yet.
                     if self.parsing.is_idle() {

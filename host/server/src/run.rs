@@ -146,7 +146,7 @@ async fn node(
     if noted.is_err() {
         tracing::warn!("which plugins are in force could not be noted in time");
     }
-    broker.report_drops();
+    broker.drops.report();
     if broker.connected.load(Ordering::Relaxed) {
         let by = stop.step("handing the last messages to NATS", 0.92);
         let _ = timeout_at(by, turn.leave()).await;
@@ -398,14 +398,15 @@ async fn serve(
         .listen()
         .await?;
     if let Some(fetcher) = &tenant.fetcher {
-        let invalidations = fetcher.listen(client).await?;
+        let invalidations = fetcher.listen(client, &broker).await?;
         let workers = tenant.workers.clone();
         let fetcher = Arc::clone(fetcher);
         tasks.spawn(
             "fetcher",
-            fetcher.run(client.clone(), workers, invalidations),
+            fetcher.run(client.clone(), workers, invalidations, queue),
         );
     }
+    let subscribed_at = clock::now_ms();
     tenant.begin().await;
     // Before the first input, and after the directory: the first decisions are
     // on who was online when the node last ran.
@@ -416,9 +417,18 @@ async fn serve(
     readers.add(stop, tasks.spawn("questions", asks.read(stopping)));
     let (stop, stopping) = oneshot::channel();
     readers.add(stop, tasks.spawn("intake", reader.read(stopping)));
-    status.ready.store(true, Ordering::Relaxed);
-    tracing::info!(node, workers = tenant.workers.iter().len(), "ready");
+    let workers = tenant.workers.iter().len();
+    let begin = async {
+        // What was handed over before a marker that has come back, the broker has: before
+        // that, what is published may get nowhere.
+        if heard.wait_for(|at| *at > subscribed_at).await.is_ok() {
+            status.ready.store(true, Ordering::Relaxed);
+            tracing::info!(node, workers, "ready");
+        }
+        std::future::pending().await
+    };
     Ok(tokio::select! {
+        never = begin => never,
         () = reload.follow(signals) => anyhow!("files are no longer followed"),
         why = turn.is_over() => StepBack(why).into(),
     })

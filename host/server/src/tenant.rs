@@ -23,6 +23,7 @@ use crate::config::{self, Config};
 use crate::directory;
 use crate::directory::kept::Keeper;
 use crate::directory::request::Fetcher;
+use crate::drops::Carries;
 use crate::handed::{Handed, Sources};
 use crate::hearing::Hearing;
 use crate::intake::{Account, Intake};
@@ -209,6 +210,7 @@ impl Tenant {
     ) -> anyhow::Result<Intake> {
         // One subscription, so that one order holds over all subjects.
         let messages = client.subscribe(self.subjects.of("presence.>")).await?;
+        broker.drops.watch(&messages, Carries::Inputs);
         Ok(Intake {
             messages,
             subjects: self.subjects.clone(),

@@ -19,6 +19,7 @@ use presence_core::query::{Explain, Query, Refusal};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
 
 use crate::broker::Health;
+use crate::drops::Carries;
 use crate::reply::Replies;
 use crate::wire::{Asked, SEQ, Subjects};
 use crate::worker::Workers;
@@ -74,7 +75,9 @@ impl Desk {
         let mut subscribers = Vec::new();
         for subject in Asked::SUBJECTS {
             let subject = self.subjects.of(subject);
-            subscribers.push(self.client.subscribe(subject).await?);
+            let subscriber = self.client.subscribe(subject).await?;
+            self.broker.drops.watch(&subscriber, Carries::Questions);
+            subscribers.push(subscriber);
         }
         Ok(Reader {
             messages: select_all(subscribers),

@@ -166,12 +166,6 @@ fn serving(text: &mut Exposition, status: &Status) {
             status.broker.has_pulse().into(),
         ),
         (
-            "presence_slow_consumer_drops_total",
-            "counter",
-            "Inputs dropped for want of room.",
-            read(&status.broker.drops),
-        ),
-        (
             "presence_nats_errors_total",
             "counter",
             "Errors the NATS client reported.",
@@ -202,6 +196,13 @@ fn serving(text: &mut Exposition, status: &Status) {
             status.loader.cache_refusals(),
         ),
     ]);
+    text.labelled(
+        "presence_slow_consumer_drops_total",
+        "counter",
+        "Messages dropped for want of room, by what their subscription carries; all of the inputs, and of others as many as the client says.",
+        "subscription",
+        status.broker.drops.counts(),
+    );
     let asked = &status.asked;
     text.labelled(
         "presence_questions_total",

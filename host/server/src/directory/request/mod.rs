@@ -20,10 +20,12 @@ use futures_util::stream::FuturesUnordered;
 use presence_core::directory::{Changes, Directory, Question};
 use presence_core::names::Names;
 use roaring::RoaringBitmap;
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::{Notify, oneshot, watch};
 
+use crate::broker::Health;
 use crate::clock;
 use crate::config;
+use crate::drops::{Carries, Losses};
 use crate::request;
 use crate::worker::{Task, Workers};
 
@@ -61,6 +63,13 @@ pub(crate) struct Fetcher {
     /// The cache has something for the directory.
     arrived: Notify,
     pub(crate) counts: Counts,
+}
+
+/// What the service says has changed.
+pub(crate) struct Invalidations {
+    messages: Subscriber,
+    /// How often the client has said that it dropped something.
+    drops: watch::Receiver<u64>,
 }
 
 impl Fetcher {
@@ -146,9 +155,16 @@ impl Fetcher {
     }
 
     /// Subscribes to what the service says has changed.
-    pub(crate) async fn listen(&self, client: &Client) -> anyhow::Result<Subscriber> {
+    pub(crate) async fn listen(
+        &self,
+        client: &Client,
+        broker: &Health,
+    ) -> anyhow::Result<Invalidations> {
         let subject = format!("{}.{}", self.subject, protocol::INVALIDATE);
-        Ok(client.subscribe(subject).await?)
+        let messages = client.subscribe(subject).await?;
+        broker.drops.watch(&messages, Carries::Invalidations);
+        let drops = broker.drops.follow();
+        Ok(Invalidations { messages, drops })
     }
 
     /// Asks, for as long as it is polled.
@@ -156,11 +172,17 @@ impl Fetcher {
         self: Arc<Self>,
         client: Client,
         workers: Workers,
-        invalidations: Subscriber,
+        invalidations: Invalidations,
+        queue: usize,
     ) {
         let mut under_way = FuturesUnordered::new();
         let mut checks = FuturesUnordered::new();
-        let mut invalidations = invalidations.ready_chunks(INVALIDATIONS_AT_ONCE).fuse();
+        let Invalidations {
+            messages,
+            mut drops,
+        } = invalidations;
+        let mut invalidations = messages.ready_chunks(INVALIDATIONS_AT_ONCE).fuse();
+        let mut losses = Losses::new(queue);
         loop {
             let now = clock::now_ms();
             let due = self.cache().due(now);
@@ -177,7 +199,17 @@ impl Fetcher {
             if self.cache().has_arrived() {
                 self.arrived.notify_one();
             }
-            let wake_at = self.cache().next_deadline();
+            if losses.heal(clock::now_ms()) {
+                // Nobody knows what they were about.
+                self.cache().invalidate(None);
+                continue;
+            }
+            let wake_at = self
+                .cache()
+                .next_deadline()
+                .into_iter()
+                .chain(losses.due())
+                .min();
             let wait = wake_at.map(|at| Duration::from_millis(at.saturating_sub(clock::now_ms())));
             tokio::select! {
                 Some((question, reply)) = under_way.next() => self.take(&question, reply),
@@ -188,7 +220,10 @@ impl Fetcher {
                 }
                 Some(messages) = invalidations.next() => {
                     messages.iter().for_each(|message| self.invalidate(message));
+                    let (count, now) = (messages.len(), clock::now_ms());
+                    losses.read(count, count < INVALIDATIONS_AT_ONCE, now);
                 }
+                Ok(()) = drops.changed() => losses.dropped(clock::now_ms()),
                 () = self.woken.notified() => {}
                 () = tokio::time::sleep(wait.unwrap_or_default()), if wait.is_some() => {}
             }

@@ -1,0 +1,322 @@
+//! What the broker's client drops: messages that their subscription has no room for. It
+//! says so in events with a subscription's number, of which it drops those that come too
+//! many at a time.
+//!
+//! So which subscription it was is good for counting. To be sure that nothing stays lost,
+//! whoever reads a subscription goes by whether it may have been full when anything was
+//! dropped at all ([`Losses`]), and then has anew what it carried.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use async_nats::Subscriber;
+use tokio::sync::watch;
+
+/// How late the client may say that it dropped something, in milliseconds, and how long
+/// what was there may wait to be read.
+const LATE_MS: u64 = 10_000;
+
+/// How often what was lost is had anew, in milliseconds: the service of a directory, say, is
+/// to be asked for all of it no more often than that.
+const HEAL_MS: u64 = 1_000;
+
+/// What a subscription carries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Carries {
+    /// What users and applications say.
+    Inputs,
+    /// Queries and requests for explanations.
+    Questions,
+    /// What the directory's service says has changed.
+    Invalidations,
+    /// What other nodes ask.
+    Hellos,
+    /// Markers of the pulse.
+    Markers,
+    /// What the client subscribes to by itself: a directory's bucket, and replies.
+    Other,
+}
+
+impl Carries {
+    /// All of them, in the order of their declaration.
+    const ALL: [Self; 6] = [
+        Self::Inputs,
+        Self::Questions,
+        Self::Invalidations,
+        Self::Hellos,
+        Self::Markers,
+        Self::Other,
+    ];
+
+    /// As metrics and log have it.
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Inputs => "inputs",
+            Self::Questions => "questions",
+            Self::Invalidations => "invalidations",
+            Self::Hellos => "hello",
+            Self::Markers => "pulse",
+            Self::Other => "other",
+        }
+    }
+
+    /// What comes of a drop, and what can be done.
+    fn consequence(self) -> &'static str {
+        match self {
+            Self::Inputs => {
+                "raise [nats] intake_queue and [engine] worker_queue, or take load off this machine"
+            }
+            Self::Questions => "whoever asked gets no answer: raise [nats] intake_queue",
+            Self::Invalidations => {
+                "all of the directory's answers are asked again: raise [nats] intake_queue, or \
+                 have the service say that everything has changed"
+            }
+            Self::Hellos => "other nodes are asked",
+            Self::Markers => "the next one says the same",
+            Self::Other => "what is missing is read again",
+        }
+    }
+}
+
+/// What has been dropped.
+#[derive(Debug, Default)]
+pub(crate) struct Drops {
+    /// The numbers that the client has given to subscriptions.
+    numbers: Mutex<Vec<(u64, Carries)>>,
+    /// How often the client has said that it dropped something, whatever it was.
+    said: watch::Sender<u64>,
+    by_subscription: [Count; Carries::ALL.len()],
+}
+
+#[derive(Debug, Default)]
+struct Count {
+    /// How often the client has said so. It doesn't always.
+    said: AtomicU64,
+    /// How many messages are known to have been dropped.
+    known: AtomicU64,
+    /// How many of them the log has been told of.
+    told: AtomicU64,
+}
+
+impl Drops {
+    /// Notes what a subscription carries.
+    pub(crate) fn watch(&self, subscription: &Subscriber, carries: Carries) {
+        if let Some(number) = number(subscription) {
+            let mut numbers = self.numbers.lock().unwrap_or_else(PoisonError::into_inner);
+            numbers.push((number, carries));
+        }
+    }
+
+    /// The client has dropped a message of a subscription.
+    pub(crate) fn said(&self, number: u64) {
+        let carries = {
+            let numbers = self.numbers.lock().unwrap_or_else(PoisonError::into_inner);
+            let known = numbers.iter().find(|(known, _)| *known == number);
+            known.map_or(Carries::Other, |(_, carries)| *carries)
+        };
+        self.of(carries).said.fetch_add(1, Ordering::Relaxed);
+        // Inputs are counted by who reads them, all of them.
+        if carries != Carries::Inputs {
+            self.count(carries, 1);
+        }
+        self.said.send_modify(|said| *said += 1);
+    }
+
+    /// How often the client has said that it dropped something, as it changes.
+    pub(crate) fn follow(&self) -> watch::Receiver<u64> {
+        self.said.subscribe()
+    }
+
+    /// How often the client has said that it dropped something.
+    pub(crate) fn all_said(&self) -> u64 {
+        *self.said.borrow()
+    }
+
+    /// How often it has said so of such a subscription.
+    pub(crate) fn said_of(&self, carries: Carries) -> u64 {
+        self.of(carries).said.load(Ordering::Relaxed)
+    }
+
+    /// Counts dropped messages. The first is told of at once, the rest with
+    /// [`Self::report`].
+    pub(crate) fn count(&self, carries: Carries, count: u64) {
+        if self.of(carries).known.fetch_add(count, Ordering::Relaxed) == 0 {
+            self.tell(carries);
+        }
+    }
+
+    /// Tells of the drops that the log hasn't been told of yet.
+    pub(crate) fn report(&self) {
+        Carries::ALL.into_iter().for_each(|it| self.tell(it));
+    }
+
+    /// How many messages were dropped, by what their subscription carries.
+    pub(crate) fn counts(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        let count = |carries: Carries| self.of(carries).known.load(Ordering::Relaxed);
+        Carries::ALL
+            .into_iter()
+            .map(move |it| (it.as_str(), count(it)))
+    }
+
+    fn tell(&self, carries: Carries) {
+        let of = self.of(carries);
+        let total = of.known.load(Ordering::Relaxed);
+        let dropped = total.saturating_sub(of.told.swap(total, Ordering::Relaxed));
+        if dropped > 0 {
+            tracing::warn!(
+                dropped,
+                total,
+                "{} arrive faster than they are taken in, and some are dropped: {}",
+                carries.as_str(),
+                carries.consequence()
+            );
+        }
+    }
+
+    fn of(&self, carries: Carries) -> &Count {
+        let place = Carries::ALL.iter().position(|it| *it == carries);
+        let count = place.and_then(|place| self.by_subscription.get(place));
+        #[expect(clippy::expect_used, reason = "there is one for each")]
+        count.expect("a count for each")
+    }
+}
+
+/// The number that the client has given to a subscription. It shows it nowhere else.
+fn number(subscription: &Subscriber) -> Option<u64> {
+    let shown = format!("{subscription:?}");
+    let (_, rest) = shown.split_once("sid: ")?;
+    rest.split(|it: char| !it.is_ascii_digit())
+        .next()?
+        .parse()
+        .ok()
+}
+
+/// Whether messages of a subscription may be lost. It has been full only if as many
+/// messages as it holds were read without its being found empty. Times are by the host's
+/// clock.
+#[derive(Debug)]
+pub(crate) struct Losses {
+    /// How many messages may wait to be read.
+    queue: u64,
+    /// How many were read since it was last found empty.
+    read: u64,
+    /// When it may last have been full, and when the client last said that it dropped
+    /// something; none if what was lost then has been had anew.
+    full_at: Option<u64>,
+    dropped_at: Option<u64>,
+    healed_at: Option<u64>,
+}
+
+impl Losses {
+    /// None yet. `queue`: how many messages may wait to be read.
+    pub(crate) fn new(queue: usize) -> Self {
+        Self {
+            queue: queue as u64,
+            read: 0,
+            full_at: None,
+            dropped_at: None,
+            healed_at: None,
+        }
+    }
+
+    /// So many messages were read, and then there was none, or there may be others.
+    pub(crate) fn read(&mut self, count: usize, is_empty: bool, now: u64) {
+        self.read += count as u64;
+        if self.read >= self.queue {
+            self.full_at = Some(now);
+        }
+        if is_empty {
+            self.read = 0;
+        }
+    }
+
+    /// The client has said that it dropped something, of whatever subscription.
+    pub(crate) fn dropped(&mut self, now: u64) {
+        self.dropped_at = Some(now);
+    }
+
+    /// When what may be lost is to be had anew, if anything may be.
+    pub(crate) fn due(&self) -> Option<u64> {
+        let (full_at, dropped_at) = (self.full_at?, self.dropped_at?);
+        let healed_at = self.healed_at.map_or(0, |at| at + HEAL_MS);
+        (full_at.abs_diff(dropped_at) <= LATE_MS).then(|| full_at.max(dropped_at).max(healed_at))
+    }
+
+    /// Says whether to have anew what may be lost, if it is time. It then counts as done.
+    pub(crate) fn heal(&mut self, now: u64) -> bool {
+        let is_due = self.due().is_some_and(|at| at <= now);
+        if is_due {
+            (self.full_at, self.dropped_at) = (None, None);
+            self.healed_at = Some(now);
+        }
+        is_due
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_dropped_is_counted_for_its_subscription() {
+        let drops = Drops::default();
+        let mut followed = drops.follow();
+        drops
+            .numbers
+            .lock()
+            .unwrap()
+            .extend([(3, Carries::Inputs), (5, Carries::Invalidations)]);
+        for number in [5, 5, 3, 9] {
+            drops.said(number);
+        }
+        drops.count(Carries::Inputs, 40);
+        let counts: Vec<_> = drops.counts().filter(|(_, count)| *count > 0).collect();
+        assert_eq!(counts, [("inputs", 40), ("invalidations", 2), ("other", 1)]);
+        assert_eq!(drops.said_of(Carries::Inputs), 1);
+        assert_eq!((drops.all_said(), *followed.borrow_and_update()), (4, 4));
+    }
+
+    #[test]
+    fn what_may_be_lost_is_what_came_to_a_subscription_that_may_have_been_full() {
+        let mut losses = Losses::new(10);
+        losses.dropped(100);
+        losses.read(9, true, 101);
+        losses.read(9, true, 102);
+        assert!(!losses.heal(200), "another's");
+        losses.read(6, false, 300);
+        losses.read(6, true, 301);
+        assert!(losses.heal(301), "said before it was read");
+        assert!(!losses.heal(2_000), "once");
+        losses.read(10, true, 3_000);
+        assert!(
+            !losses.heal(3_000),
+            "the client hasn't dropped anything since"
+        );
+        losses.dropped(3_001);
+        assert!(losses.heal(3_001), "said after it was read");
+    }
+
+    #[test]
+    fn however_much_is_lost_it_is_had_anew_now_and_then_and_at_last() {
+        let mut losses = Losses::new(10);
+        let mut healed = Vec::new();
+        for now in 5_000..7_500 {
+            losses.dropped(now);
+            losses.read(10, false, now);
+            if losses.heal(now) {
+                healed.push(now);
+            }
+        }
+        assert_eq!(healed, [5_000, 6_000, 7_000]);
+        assert_eq!(losses.due(), Some(8_000));
+        assert!(losses.heal(8_000));
+    }
+
+    #[test]
+    fn what_was_full_long_before_lost_nothing() {
+        let mut losses = Losses::new(10);
+        losses.read(10, true, 0);
+        losses.dropped(LATE_MS + 1);
+        assert_eq!(losses.due(), None);
+    }
+}
