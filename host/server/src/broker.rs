@@ -69,6 +69,10 @@ pub(crate) struct Health {
     is_hello_mute: AtomicBool,
     /// When the broker was last heard, by the host's clock; 0 if it hasn't been yet.
     heard_at: AtomicU64,
+    /// When the last marker was sent of those that have come back, by the host's clock.
+    heard_up_to: AtomicU64,
+    /// When the node last had something to subscribe to, by the host's clock.
+    subscribed_at: AtomicU64,
     is_silence_told: AtomicBool,
     /// Whether the pulse has to do without its own connection.
     is_pulse_away: AtomicBool,
@@ -87,8 +91,22 @@ struct Unreachable {
 }
 
 impl Health {
-    /// Notes that the broker was heard.
-    pub(crate) fn heard(&self) {
+    /// Notes that the node has asked for its subscriptions.
+    pub(crate) fn subscribed(&self) {
+        let now = clock::now_ms();
+        self.subscribed_at.fetch_max(now, Ordering::Relaxed);
+    }
+
+    /// Whether the broker is known to have the node's subscriptions: until then it has
+    /// what clients publish go nowhere.
+    pub(crate) fn hears(&self) -> bool {
+        let asked = self.subscribed_at.load(Ordering::Relaxed);
+        self.heard_up_to.load(Ordering::Relaxed) > asked
+    }
+
+    /// Notes that the broker was heard: a marker has come back that was sent at a time.
+    pub(crate) fn heard(&self, sent_at: u64) {
+        self.heard_up_to.fetch_max(sent_at, Ordering::Relaxed);
         let before = self.heard_at.swap(clock::now_ms(), Ordering::Relaxed);
         if before != 0 && self.is_silence_told.swap(false, Ordering::Relaxed) {
             let silent_ms = clock::now_ms().saturating_sub(before);
@@ -356,6 +374,8 @@ fn observe(event: &Event, servers: &str, health: &Health, changes: &mpsc::Unboun
             // A silence begins at the first connection, at the earliest.
             let relaxed = Ordering::Relaxed;
             let now = clock::now_ms();
+            // The client asks for its subscriptions again from here on.
+            health.subscribed();
             let _ = health.heard_at.compare_exchange(0, now, relaxed, relaxed);
             tracing::info!(servers, "connected to NATS");
             // Nobody listens any more when the node is stopping.
@@ -382,5 +402,28 @@ fn observe(event: &Event, servers: &str, health: &Health, changes: &mpsc::Unboun
             }
         }
         Event::LameDuckMode | Event::Draining | Event::Closed => tracing::info!(%event, "NATS"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_sent_before_the_subscriptions_says_nothing_of_them() {
+        let health = Health::default();
+        assert!(!health.hears(), "nothing was subscribed to");
+        let before = clock::now_ms();
+        health.subscribed();
+        health.heard(before);
+        assert!(!health.hears(), "the marker may have gone out before");
+        let asked = health.subscribed_at.load(Ordering::Relaxed);
+        health.heard(asked + 1);
+        assert!(health.hears());
+        // A new connection has none of them yet.
+        let asked = asked + 2;
+        health.subscribed_at.store(asked, Ordering::Relaxed);
+        health.heard(asked);
+        assert!(!health.hears());
     }
 }

@@ -198,7 +198,7 @@ impl Pulse {
         let at = marker.at;
         self.markers.retain(|marker| marker.number > number);
         self.answered = Instant::now();
-        self.health.heard();
+        self.health.heard(at);
         self.heard.send_replace(at);
     }
 

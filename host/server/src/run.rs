@@ -1,5 +1,7 @@
 //! `presence run`: the node, put together and taken apart in order.
 
+use std::convert::Infallible;
+use std::future::pending;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -406,7 +408,7 @@ async fn serve(
             fetcher.run(client.clone(), workers, invalidations, queue),
         );
     }
-    let subscribed_at = clock::now_ms();
+    broker.subscribed();
     tenant.begin().await;
     // Before the first input, and after the directory: the first decisions are
     // on who was online when the node last ran.
@@ -417,18 +419,16 @@ async fn serve(
     readers.add(stop, tasks.spawn("questions", asks.read(stopping)));
     let (stop, stopping) = oneshot::channel();
     readers.add(stop, tasks.spawn("intake", reader.read(stopping)));
+    status.ready.store(true, Ordering::Relaxed);
     let workers = tenant.workers.iter().len();
-    let begin = async {
-        // What was handed over before a marker that has come back, the broker has: before
-        // that, what is published may get nowhere.
-        if heard.wait_for(|at| *at > subscribed_at).await.is_ok() {
-            status.ready.store(true, Ordering::Relaxed);
-            tracing::info!(node, workers, "ready");
-        }
-        std::future::pending().await
+    let announced = async {
+        // One that is gone is noticed elsewhere.
+        let _ = heard.wait_for(|_| broker.hears()).await;
+        tracing::info!(node, workers, "ready");
+        pending::<Infallible>().await
     };
     Ok(tokio::select! {
-        never = begin => never,
+        never = announced => match never {},
         () = reload.follow(signals) => anyhow!("files are no longer followed"),
         why = turn.is_over() => StepBack(why).into(),
     })

@@ -176,6 +176,9 @@ async fn ready(State(board): State<Arc<Board>>) -> (StatusCode, Cow<'static, str
             StatusCode::SERVICE_UNAVAILABLE,
             "starting or stopping\n".into(),
         )
+    } else if !status.broker.hears() {
+        let what = "NATS is not known to have the node's subscriptions yet\n";
+        (StatusCode::SERVICE_UNAVAILABLE, what.into())
     } else if let Some(silent_ms) = status.broker.silence() {
         let what = format!("nothing heard from NATS for {} s\n", silent_ms / 1_000);
         (StatusCode::SERVICE_UNAVAILABLE, what.into())
