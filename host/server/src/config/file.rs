@@ -59,7 +59,7 @@ impl Text {
     }
 
     /// A text that was never in a file.
-    #[cfg(test)]
+    #[cfg(any(test, fuzzing))]
     pub(crate) fn of(text: &str) -> Self {
         Self(text.to_owned())
     }

@@ -5,6 +5,8 @@ mod content;
 mod entry;
 mod export;
 mod file;
+#[cfg(fuzzing)]
+pub(crate) mod fuzz;
 pub(crate) mod health;
 pub(crate) mod kept;
 pub(crate) mod kv;

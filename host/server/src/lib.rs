@@ -1,0 +1,149 @@
+//! `presence`: who is online, and who may know it.
+//!
+//! The program is [`main`]; what else is public is for fuzzers alone.
+
+// It panics once nobody reads any more, as with `| head`.
+#![warn(clippy::print_stdout, clippy::print_stderr)]
+#![cfg_attr(
+    test,
+    allow(
+        clippy::unwrap_used,
+        clippy::indexing_slicing,
+        clippy::disallowed_methods,
+        reason = "a test may panic"
+    )
+)]
+
+mod ask;
+mod barrier;
+mod broker;
+mod capture;
+mod causes;
+mod check;
+mod cli;
+mod clock;
+mod config;
+mod database;
+mod directory;
+mod drops;
+mod escape;
+#[cfg(fuzzing)]
+pub mod fuzz;
+mod handed;
+mod hearing;
+mod hello;
+mod http;
+mod in_force;
+mod intake;
+mod journal;
+mod loader;
+mod log;
+mod login;
+mod plugin;
+mod private;
+mod progress;
+mod publisher;
+mod pulse;
+mod record;
+mod regular;
+mod reload;
+mod replay;
+mod reply;
+mod request;
+mod run;
+mod signals;
+mod stale;
+mod state;
+mod stop;
+mod tasks;
+mod tenant;
+mod watch;
+mod wire;
+mod worker;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// A presence processor: connections and heartbeats become online and offline
+/// events, and WebAssembly plugins decide who may see them.
+#[derive(Parser)]
+#[command(name = "presence", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Runs the processor against a NATS server, until SIGTERM or SIGINT.
+    #[command(after_help = "Example:\n  presence run --config presence.toml")]
+    Run(ConfigArg),
+    /// Records what comes in on a live system, as input for `presence replay`.
+    #[command(
+        after_help = "Example:\n  presence record capture.ndjson --for 10m --redact --directory directory.redacted.json\n\nIt ends when the first of its limits is reached, or on SIGINT or SIGTERM, with a complete file."
+    )]
+    Record(record::Args),
+    /// Runs recorded input through the processor, in virtual time and without NATS.
+    #[command(
+        after_help = "Examples:\n  presence replay input.ndjson\n  presence replay capture.ndjson --plugin quiet/quiet.wasm\n\nEach line is {\"at\": ms, \"subject\": …, \"data\": {…}}; each publication is printed as one.\nWith --plugin, what is printed is who would gain and lose sight of whom."
+    )]
+    Replay(replay::Args),
+    /// Asks a running processor what a viewer may see of users.
+    #[command(
+        override_usage = "presence query [OPTIONS] <VIEWER> [USER]...\n       presence query [OPTIONS] --as <VIEWER> [USER]...",
+        after_help = "Examples:\n  presence query 67890 12345 22222\n  PRESENCE_NATS_USER=67890 presence query --as 67890 12345\n\nWithout users, the viewer's own contacts are asked after. With --as, what is asked needs\nno more permissions than a viewer has (docs/permissions.md)."
+    )]
+    Query(cli::query::Args),
+    /// Tells why a viewer can or can't see a user, stage by stage.
+    #[command(
+        after_help = "Example:\n  presence explain 67890 12345\n\nThe processor's configuration must have `enabled = true` in [explain]."
+    )]
+    Explain(cli::explain::Args),
+    /// Validates the configuration, the directory and the plugins.
+    #[command(after_help = "Example:\n  presence check --config presence.toml")]
+    Check(ConfigArg),
+    /// For authors of plugins: makes, builds, inspects, tests and measures one, offline.
+    #[command(
+        subcommand,
+        after_help = "Example:\n  presence plugin new quiet --role filter --lang typescript"
+    )]
+    Plugin(plugin::Command),
+}
+
+#[derive(clap::Args)]
+pub(crate) struct ConfigArg {
+    /// The configuration file. Without it, presence.toml in the working folder, if there is one.
+    #[arg(long, env = "PRESENCE_CONFIG")]
+    config: Option<PathBuf>,
+}
+
+/// Does what the arguments say. Says 1 where it failed, and 2 where they can't be read.
+pub fn main() -> ExitCode {
+    let done = match Cli::parse().command {
+        Command::Run(args) => run::run(args.config.as_deref()),
+        Command::Record(args) => record::run(&args),
+        Command::Replay(args) => replay::run(&args),
+        Command::Query(args) => cli::query::run(&args),
+        Command::Explain(args) => cli::explain::run(&args),
+        Command::Check(args) => check::run(args.config.as_deref()),
+        Command::Plugin(command) => plugin::run(&command),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        // Whoever read the output has seen enough of it, as `head` does.
+        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            escape::say_error(&error);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| {
+        let io = cause.downcast_ref::<std::io::Error>();
+        io.is_some_and(|io| io.kind() == std::io::ErrorKind::BrokenPipe)
+    })
+}
