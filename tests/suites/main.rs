@@ -33,6 +33,7 @@ mod js_client;
 mod large_audience;
 mod layers;
 mod lifecycle;
+mod load;
 mod login;
 mod messenger;
 mod node;

@@ -15,6 +15,9 @@ use crate::token;
 /// How many users one query may name.
 pub const USERS_MAX: usize = 1_000;
 
+/// The reason of a refusal for want of room.
+const OVERLOADED: &str = "overloaded";
+
 /// A viewer's question.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Query {
@@ -66,6 +69,19 @@ impl Refusal {
             error: error.into(),
             field: None,
         }
+    }
+
+    /// More is asked at the moment than can be answered.
+    pub fn overloaded() -> Self {
+        Self {
+            reason: OVERLOADED,
+            ..Self::unavailable("more is asked than can be answered now: ask again later")
+        }
+    }
+
+    /// Whether it was refused since more is asked than can be answered.
+    pub fn is_overload(&self) -> bool {
+        self.reason == OVERLOADED
     }
 
     /// What is asked for has to be turned on first.

@@ -49,6 +49,19 @@ use crate::verdicts::Verdicts;
 pub use waiting::Step;
 use waiting::Waiting;
 
+/// How many users go offline, and how many statements end, before new inputs get their
+/// turn.
+const EXPIRIES_AT_ONCE: usize = 256;
+
+/// How many outputs there are before they are to be carried out, and those of one event
+/// more: what falls due at one moment may concern everyone who is online.
+const OUTPUTS_AT_ONCE: usize = 1_024;
+
+/// Whether the outputs so far are to be carried out before there are more.
+fn is_full(out: &[Output]) -> bool {
+    out.len() >= OUTPUTS_AT_ONCE
+}
+
 /// What a shard goes by.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -327,16 +340,31 @@ impl Shard {
         }
     }
 
-    /// Does what has fallen due by `now`.
+    /// Does what has fallen due by `now`, so much of it that the outputs stay few. Where
+    /// that isn't all, [`Self::next_deadline`] is no later than `now`.
     pub fn advance(&mut self, now: u64, rules: &mut dyn Rules, out: &mut Vec<Output>) {
         self.pass(now);
-        while let Some(transition) = self.tracker.expire(self.now) {
+        for _ in 0..EXPIRIES_AT_ONCE {
+            if is_full(out) {
+                return;
+            }
+            let Some(transition) = self.tracker.expire(self.now) else {
+                break;
+            };
             self.transition(transition, rules, out);
         }
         self.end_statements(rules, out);
         self.resume(rules, out);
         self.update(rules, out);
         self.correct(rules, out);
+    }
+
+    /// Whether connections, graces or statements may have ended by `now` that haven't been
+    /// told of. All of them are, before a later input: it is to make no difference how many
+    /// end at once.
+    pub fn has_expiries(&self, now: u64) -> bool {
+        let ends = [self.tracker.next_deadline(), self.next_statement_end()];
+        ends.into_iter().flatten().any(|at| at <= now)
     }
 
     /// When [`Self::advance`] is to be called: never too late, perhaps early.

@@ -18,10 +18,10 @@ use crate::drops::Carries;
 use crate::hearing::Hearing;
 use crate::reply::Replies;
 use crate::wire::{SEQ, Subjects};
-use crate::worker::{Task, Workers};
+use crate::worker::{self, BATCH_MAX, Batch, Workers};
 
-/// How many messages are handed on at once, at most.
-const BATCH_MAX: usize = 256;
+/// How many bytes of messages are handed on at once, and those of one message more.
+const BATCH_BYTES_MAX: usize = 1 << 20;
 
 /// How often is looked for what the client has dropped.
 const SETTLE_EVERY: Duration = Duration::from_secs(1);
@@ -116,7 +116,7 @@ impl Intake {
     fn tell_heard(&mut self, at: u64) {
         for (place, worker) in self.workers.iter().enumerate() {
             let word = self.hearing.word(place, at);
-            if worker.offer(Task::Inputs(clock::now_ms(), vec![word])) {
+            if worker.offer(Batch::new(clock::now_ms(), vec![word], 0)) {
                 self.hearing.told(place, at);
             }
         }
@@ -155,32 +155,42 @@ impl Intake {
         };
         // As a rule many come together, or one alone.
         let room = BATCH_MAX / 4 / self.workers.iter().len().max(1);
-        let batch = |_| Vec::with_capacity(room);
-        let mut batches: Vec<Vec<Input>> = self.workers.iter().map(batch).collect();
+        let batch = |_| Batch::new(now, Vec::with_capacity(room), 0);
+        let mut batches: Vec<_> = self.workers.iter().map(batch).collect();
         let (subjects, replies) = (&self.subjects, &self.replies);
-        let mut put = |received| {
+        let mut bytes = 0;
+        let mut put = |received: Received| {
+            let length = received.length;
+            bytes += length;
             let sorted = sort(received, subjects, replies, limits, &self.workers);
             if let Some((place, input)) = sorted
                 && let Some(batch) = batches.get_mut(place)
             {
-                batch.push(input);
+                batch.inputs.push(input);
+                batch.bytes += length;
             }
+            bytes < BATCH_BYTES_MAX
         };
-        put(first);
+        let mut has_room = put(first);
         self.account.read += 1;
         for _ in 1..BATCH_MAX {
+            if !has_room {
+                break;
+            }
             let Some(Some(next)) = self.messages.next().now_or_never() else {
                 break;
             };
-            put(next);
+            has_room = put(next);
             self.account.read += 1;
         }
         for (place, (worker, batch)) in self.workers.iter().zip(batches).enumerate() {
-            let count = batch.len();
-            let task = Task::Inputs(now, batch);
+            let count = batch.inputs.len();
+            if count == 0 {
+                continue;
+            }
             if stopping {
-                worker.send(task).await;
-            } else if count > 0 && !worker.offer(task) {
+                worker.hand_over(batch).await;
+            } else if !worker.offer(batch) {
                 self.broker.drops.count(Carries::Inputs, count as u64);
                 self.hearing.dropped(place, clock::now_ms());
             }
@@ -210,8 +220,9 @@ fn sort(
         Err(rejection) => {
             let subject = received.subject.to_string();
             let payload = received.payload;
+            // All workers share what there is to do for dead letters.
             (
-                0,
+                worker::place(&payload, workers.iter().len()),
                 Input::Rejected {
                     subject,
                     payload,

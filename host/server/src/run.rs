@@ -395,8 +395,9 @@ async fn serve(
     let reader = tenant.listen(client, Arc::clone(&broker), heard.clone(), queue);
     let reader = reader.await?;
     let asked = Arc::clone(&status.asked);
+    let queues = &reload.config.engine.queues;
     let asks = tenant
-        .desk(client, Arc::clone(&broker), asked)
+        .desk(client, Arc::clone(&broker), asked, queues)
         .listen()
         .await?;
     if let Some(fetcher) = &tenant.fetcher {

@@ -16,10 +16,10 @@ use presence_sandbox::{Blueprint, Pipeline};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, timeout_at};
 
-use crate::ask::{Counts, Desk};
+use crate::ask::{Budget, Counts, Desk};
 use crate::barrier;
 use crate::broker::{self, Health};
-use crate::config::{self, Config};
+use crate::config::{self, Config, Queues};
 use crate::directory;
 use crate::directory::kept::Keeper;
 use crate::directory::request::Fetcher;
@@ -116,6 +116,12 @@ impl Tenant {
         let body_bytes_max = broker::body_bytes_max(client);
         let mut workers = Vec::new();
         let journal_bytes = config.nats.journal_bytes / config.engine.worker_count().max(1);
+        let queues = &config.engine.queues;
+        let room = worker::Room {
+            batches: queues.worker_queue,
+            input_bytes: queues.worker_queue_bytes / config.engine.worker_count().max(1),
+            questions: queues.question_queue,
+        };
         let places = barrier::places(config.engine.worker_count()).zip(handed);
         for (number, (barrier, handed)) in places.enumerate() {
             let settings = settings(config, body_bytes_max);
@@ -144,7 +150,7 @@ impl Tenant {
                 fetcher: fetcher.clone(),
                 stale: StaleLog::default(),
             };
-            workers.push(worker::start(number, config.engine.worker_queue, owned)?);
+            workers.push(worker::start(number, room, owned)?);
         }
         Ok(Self {
             replies,
@@ -226,7 +232,13 @@ impl Tenant {
     }
 
     /// What answers to what the tenant's users ask.
-    pub(crate) fn desk(&self, client: &Client, broker: Arc<Health>, counts: Arc<Counts>) -> Desk {
+    pub(crate) fn desk(
+        &self,
+        client: &Client,
+        broker: Arc<Health>,
+        counts: Arc<Counts>,
+        queues: &Queues,
+    ) -> Desk {
         Desk {
             client: client.clone(),
             subjects: self.subjects.clone(),
@@ -238,6 +250,7 @@ impl Tenant {
             answers_are_fetched: self.fetcher.is_some(),
             explains: Arc::clone(&self.explains),
             counts,
+            budget: Budget::new(queues.question_queue, queues.question_bytes_max),
         }
     }
 

@@ -1,10 +1,12 @@
 //! A worker: one thread that owns a shard of the users, and the component
-//! instances that decide about them. Nothing it holds is shared while it works.
+//! instances that decide about them. Nothing it holds is shared while it works. What it is
+//! sent comes in lanes, each with room of its own: control, inputs and questions.
 
-use std::hash::BuildHasher;
+mod turns;
+
+use std::hash::{BuildHasher, Hash};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use anyhow::Context as _;
 use bytestring::ByteString;
@@ -14,25 +16,54 @@ use presence_core::directory::Question;
 use presence_core::names::Name;
 use presence_core::query::Explain;
 use presence_core::record::Record;
-use presence_core::{Counters, Input, Output, Shard};
+use presence_core::{Counters, Input};
 use presence_sandbox::Pipeline;
 use roaring::RoaringBitmap;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::ask::Asking;
-use crate::barrier::Barrier;
 use crate::clock;
-use crate::directory::request::Fetcher;
-use crate::publisher::Publisher;
-use crate::stale::StaleLog;
-use crate::state::Saver;
+use crate::lane::{self, Size};
 
-/// What a worker is sent.
-pub(crate) enum Task {
-    /// Inputs, in the order of their arrival, and when they arrived.
-    Inputs(u64, Vec<Input>),
-    /// A new pipeline, ready to be called, and its generation.
-    Pipeline(u64, Box<Pipeline>),
+pub(crate) use turns::State;
+
+/// How many tasks of control may wait for a worker. Whoever sends more waits.
+const CONTROL_MAX: usize = 64;
+
+/// How many inputs a batch has at most.
+pub(crate) const BATCH_MAX: usize = 256;
+
+/// What an input takes in a lane beside the bytes of its message.
+const INPUT_BYTES: usize = 256;
+
+/// Inputs, in the order of their arrival.
+pub(crate) struct Batch {
+    /// When they arrived.
+    pub(crate) arrived_at: u64,
+    pub(crate) inputs: Vec<Input>,
+    /// What they hold, in bytes.
+    pub(crate) bytes: usize,
+}
+
+impl Batch {
+    pub(crate) fn new(arrived_at: u64, inputs: Vec<Input>, bytes: usize) -> Self {
+        Self {
+            arrived_at,
+            inputs,
+            bytes,
+        }
+    }
+
+    fn size(&self) -> Size {
+        Size {
+            messages: self.inputs.len(),
+            bytes: self.bytes + self.inputs.len() * INPUT_BYTES,
+        }
+    }
+}
+
+/// What a worker is asked. It changes nothing that the worker knows.
+pub(crate) enum Ask {
     /// Answer a piece of a query.
     Query(Arc<Asking>, usize),
     /// Explain why a viewer can or can't see a user. Answered with the generation
@@ -40,6 +71,25 @@ pub(crate) enum Task {
     Explain(Explain, oneshot::Sender<(u64, Found)>),
     /// Say who a viewer's own contacts are.
     Contacts(ByteString, oneshot::Sender<Result<Vec<Name>, Question>>),
+}
+
+/// How much may wait for a worker.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Room {
+    /// How many batches of inputs, were all of them full.
+    pub(crate) batches: usize,
+    /// How many bytes of inputs.
+    pub(crate) input_bytes: usize,
+    /// How many questions, or pieces of large ones.
+    pub(crate) questions: usize,
+}
+
+/// What a worker is told by the node itself. It comes before inputs that wait.
+pub(crate) enum Task {
+    /// Something that all workers are told.
+    Tell(Input),
+    /// A new pipeline, ready to be called, and its generation.
+    Pipeline(u64, Box<Pipeline>),
     /// This was known when the node last ran, and so long ago, in milliseconds. Say
     /// when it is known again.
     Restore(u64, Vec<Record>, oneshot::Sender<()>),
@@ -87,16 +137,38 @@ impl Figures {
 /// A worker, as the rest of the node sees it.
 #[derive(Debug)]
 pub(crate) struct Worker {
-    /// Bounded: when it is full, the intake drops what is for this worker, and
-    /// counts it.
     tasks: mpsc::Sender<Task>,
+    inputs: lane::Sender<Batch>,
+    questions: lane::Sender<Ask>,
     pub(crate) figures: Arc<Figures>,
 }
 
 impl Worker {
-    /// Hands over a task if there is room for it now.
-    pub(crate) fn offer(&self, task: Task) -> bool {
-        self.tasks.try_send(task).is_ok()
+    /// Hands over inputs if there is room for them now. Where there is none, they are to be
+    /// counted as dropped.
+    pub(crate) fn offer(&self, batch: Batch) -> bool {
+        let size = batch.size();
+        self.inputs.offer(batch, size).is_ok()
+    }
+
+    /// Hands over inputs when there is room for them. For the intake alone.
+    pub(crate) async fn hand_over(&self, batch: Batch) {
+        let size = batch.size();
+        self.inputs.send(batch, size).await;
+    }
+
+    /// Asks, if there is room for the question now.
+    pub(crate) fn ask(&self, ask: Ask) -> bool {
+        let size = Size {
+            messages: 1,
+            bytes: 0,
+        };
+        self.questions.offer(ask, size).is_ok()
+    }
+
+    /// How many bytes of inputs wait.
+    pub(crate) fn queued_bytes(&self) -> usize {
+        self.inputs.used().bytes
     }
 
     /// Hands over a task, when there is room for it. A worker that is gone is
@@ -134,6 +206,11 @@ impl Workers {
         figures.map(|figure| figure.load(Ordering::Relaxed)).sum()
     }
 
+    /// How many bytes of inputs wait for them.
+    pub(crate) fn queued_bytes(&self) -> u64 {
+        self.iter().map(|worker| worker.queued_bytes() as u64).sum()
+    }
+
     /// The place of the worker that owns a user.
     pub(crate) fn place_of(&self, user: &str) -> usize {
         place(user, self.0.len())
@@ -149,15 +226,13 @@ impl Workers {
     /// Hands the same input to every worker.
     pub(crate) async fn tell(&self, input: impl Fn() -> Input) {
         for worker in self.iter() {
-            worker
-                .send(Task::Inputs(clock::now_ms(), vec![input()]))
-                .await;
+            worker.send(Task::Tell(input())).await;
         }
     }
 }
 
-/// Which of so many workers has a user.
-pub(crate) fn place(user: &str, workers: usize) -> usize {
+/// Which of so many workers has a user, or anything else that can be told by its hash.
+pub(crate) fn place(user: impl Hash, workers: usize) -> usize {
     FixedState::default().hash_one(user) as usize % workers.max(1)
 }
 
@@ -168,235 +243,28 @@ impl From<Vec<Worker>> for Workers {
 }
 
 /// Starts a worker.
-pub(crate) fn start(number: usize, queue: usize, state: State) -> anyhow::Result<Worker> {
-    let (tasks, inbox) = mpsc::channel(queue);
+pub(crate) fn start(number: usize, room: Room, state: State) -> anyhow::Result<Worker> {
+    let (tasks, control) = mpsc::channel(CONTROL_MAX);
+    let (inputs, inputs_in) = lane::lane(Size {
+        messages: room.batches.saturating_mul(BATCH_MAX),
+        bytes: room.input_bytes,
+    });
+    let (questions, questions_in) = lane::lane(Size {
+        messages: room.questions,
+        bytes: usize::MAX,
+    });
     let figures = Arc::clone(&state.figures);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
         .build()?;
     std::thread::Builder::new()
         .name(format!("worker-{number}"))
-        .spawn(move || runtime.block_on(state.work(inbox)))
+        .spawn(move || runtime.block_on(state.work(control, inputs_in, questions_in)))
         .context("can't start a worker thread")?;
-    Ok(Worker { tasks, figures })
-}
-
-/// What a worker owns.
-pub(crate) struct State {
-    pub(crate) shard: Shard,
-    pub(crate) rules: Pipeline,
-    /// The pipeline's.
-    pub(crate) generation: u64,
-    pub(crate) publisher: Publisher,
-    pub(crate) figures: Arc<Figures>,
-    pub(crate) barrier: Barrier,
-    /// None where nothing is kept over a restart.
-    pub(crate) saver: Option<Saver>,
-    /// None where the directory holds all of its answers.
-    pub(crate) fetcher: Option<Arc<Fetcher>>,
-    pub(crate) stale: StaleLog,
-}
-
-impl State {
-    async fn work(mut self, mut inbox: mpsc::Receiver<Task>) {
-        let mut out = Vec::new();
-        // It is one of several shards.
-        self.shard.told_elsewhere(self.barrier.told());
-        loop {
-            let saver = self.saver.as_ref();
-            let save_at = saver.and_then(|saver| saver.due(&self.shard));
-            let wake_at = [self.shard.next_deadline(), save_at, self.publisher.due()];
-            let wake_at = wake_at.into_iter().flatten().min();
-            let task = async {
-                tokio::select! {
-                    biased;
-                    task = inbox.recv() => Some(task),
-                    () = self.barrier.moved(), if self.shard.gains_wait() => None,
-                    () = self.publisher.moved(), if self.publisher.waits() => None,
-                }
-            };
-            let task = match wake_at {
-                Some(at) => {
-                    let wait = Duration::from_millis(at.saturating_sub(clock::now_ms()));
-                    tokio::time::timeout(wait, task).await.ok().flatten()
-                }
-                None => task.await,
-            };
-            let now = clock::now_ms();
-            self.figures.busy_since.store(now, Ordering::Relaxed);
-            match task {
-                Some(Some(Task::Stop(done))) => {
-                    self.shard.give_up(now, &mut self.rules, &mut out);
-                    self.carry_out(&mut out).await;
-                    self.save_all().await;
-                    // Whoever asked may have given up.
-                    let _ = done.send(());
-                    self.figures.busy_since.store(0, Ordering::Relaxed);
-                    return;
-                }
-                Some(Some(task)) => self.task(task, &mut out).await,
-                Some(None) => return,
-                // What has arrived comes first: a sign of life that waits in the
-                // queue counts.
-                None if inbox.is_empty() => self.advance(clock::now_ms(), &mut out).await,
-                None => {}
-            }
-            if let Err(error) = self.publisher.tend().await {
-                tracing::error!(%error, "a beacon could not be published");
-            }
-            // All of it has been handed to the broker's client.
-            self.barrier.tell(self.shard.losses_told());
-            self.save();
-            self.tell_figures();
-            self.figures.busy_since.store(0, Ordering::Relaxed);
-        }
-    }
-
-    async fn task(&mut self, task: Task, out: &mut Vec<Output>) {
-        match task {
-            Task::Inputs(arrived_at, inputs) => {
-                // What fell due before these arrived gets its turn before them,
-                // however busy the inbox is.
-                self.advance(arrived_at.saturating_sub(1), out).await;
-                for input in inputs {
-                    self.shard.handle(arrived_at, input, &mut self.rules, out);
-                }
-            }
-            Task::Pipeline(generation, mut rules) => {
-                rules.take_over(&mut self.rules);
-                self.generation = generation;
-                self.rules = *rules;
-                self.shard
-                    .handle(clock::now_ms(), Input::Rules, &mut self.rules, out);
-            }
-            Task::Restore(down_ms, records, done) => {
-                self.shard.restore(clock::now_ms(), down_ms, records);
-                self.shard.renew_leases(clock::now_ms());
-                let _ = done.send(());
-            }
-            Task::Query(asking, piece) => {
-                let (now, viewer) = (clock::now_ms(), asking.viewer());
-                let users = asking.users(piece);
-                let answers = self.shard.query(now, viewer, users, &mut self.rules, out);
-                asking.answer(piece, answers);
-            }
-            // Whoever asked may have given up.
-            Task::Explain(Explain { viewer, user }, answer) => {
-                let (now, rules) = (clock::now_ms(), &mut self.rules);
-                let found = self.shard.explain(now, &viewer, &user, rules, out);
-                let _ = answer.send((self.generation, found));
-            }
-            Task::Contacts(viewer, answer) => {
-                let _ = answer.send(self.shard.contacts(&viewer, out));
-            }
-            Task::Uses(questions, answer) => {
-                let uses = questions.iter().map(|question| self.shard.uses(question));
-                let _ = answer.send(uses.collect());
-            }
-            Task::Ids(answer) => {
-                let mut ids = self.shard.ids();
-                if let Some(saver) = &self.saver {
-                    ids |= saver.ids();
-                }
-                let _ = answer.send(ids);
-            }
-            Task::Begin => self.publisher.begin(),
-            // The loop's own affair.
-            Task::Stop(_) => {}
-        }
-        self.carry_out(out).await;
-    }
-
-    async fn advance(&mut self, now: u64, out: &mut Vec<Output>) {
-        if self.shard.gains_wait() {
-            self.shard.told_elsewhere(self.barrier.told());
-        }
-        let is_due = self.shard.next_deadline().is_some_and(|at| at <= now);
-        if is_due || self.rules.has_become_another() {
-            self.shard.advance(now, &mut self.rules, out);
-            self.carry_out(out).await;
-        }
-    }
-
-    async fn carry_out(&mut self, out: &mut Vec<Output>) {
-        for output in out.drain(..) {
-            let sent = match output {
-                Output::Publish(publication) => {
-                    self.figures.published.fetch_add(1, Ordering::Relaxed);
-                    self.publisher.publish(publication).await
-                }
-                Output::Deliver(delivery) => {
-                    self.figures.published.fetch_add(1, Ordering::Relaxed);
-                    self.publisher.deliver(delivery).await
-                }
-                Output::Reply(to, body) => self.publisher.reply(to, body).await,
-                Output::Ignored(ignored) => {
-                    self.stale.note(clock::now_ms(), &ignored);
-                    Ok(())
-                }
-                Output::Fetch(questions) => {
-                    if let Some(fetcher) = &self.fetcher {
-                        fetcher.want(questions);
-                    }
-                    Ok(())
-                }
-            };
-            if let Err(error) = sent {
-                tracing::error!(%error, "a message could not be published");
-            }
-        }
-    }
-
-    /// Hands over what the state lacks, if it is time.
-    fn save(&mut self) {
-        if let Some(saver) = &mut self.saver
-            && !saver.save(&mut self.shard, &self.publisher)
-        {
-            tracing::error!("what happens from now on won't outlive a restart");
-            self.saver = None;
-            self.shard.keep_records(false);
-        }
-    }
-
-    /// Hands over all that the state lacks, once the broker has all that was published.
-    /// Where it can't be reached, the state stays as it was when it last had all.
-    async fn save_all(&mut self) {
-        let Some(saver) = &mut self.saver else {
-            return;
-        };
-        match self.publisher.settled().await {
-            Ok(true) => saver.save_all(&mut self.shard, &self.publisher).await,
-            Ok(false) => tracing::warn!(
-                "NATS can't be reached, and doesn't have the last messages: what they say is \
-                 not kept, and the next start tells it anew"
-            ),
-            Err(error) => tracing::error!(%error, "a message could not be published"),
-        }
-    }
-
-    fn tell_figures(&self) {
-        let figures = &self.figures;
-        let journal_bytes = self.publisher.journal_bytes() as u64;
-        figures
-            .journal_bytes
-            .store(journal_bytes, Ordering::Relaxed);
-        figures
-            .repeated
-            .store(self.publisher.repeated(), Ordering::Relaxed);
-        *figures
-            .counters
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner) = self.shard.counters();
-        figures
-            .online_users
-            .store(self.shard.online_users() as u64, Ordering::Relaxed);
-        figures
-            .connections
-            .store(self.shard.connections() as u64, Ordering::Relaxed);
-        let backlog = self.shard.backlog();
-        figures.backlog.store(backlog as u64, Ordering::Relaxed);
-        if backlog == 0 {
-            figures.settled.store(self.generation, Ordering::Relaxed);
-        }
-    }
+    Ok(Worker {
+        tasks,
+        inputs,
+        questions,
+        figures,
+    })
 }

@@ -8,7 +8,7 @@
 
 use std::sync::Arc;
 
-use super::{Output, Shard};
+use super::{Output, Shard, is_full};
 use crate::directory::{Changes, Directory};
 use crate::rules::Rules;
 
@@ -76,7 +76,7 @@ impl Shard {
             self.backlog.changed(user);
         }
         for _ in 0..CORRECTIONS_AT_ONCE {
-            if self.pace.next_at() > self.now {
+            if is_full(out) || self.pace.next_at() > self.now {
                 return;
             }
             let Some((user, whom)) = self.backlog.next() else {

@@ -5,7 +5,7 @@
 //! the user is online again by the connections that there are. An application's online
 //! is about a user without connections: they take over as soon as there are any.
 
-use super::{Output, Shard};
+use super::{EXPIRIES_AT_ONCE, Output, Shard, is_full};
 use crate::event::{Change, Event, Reason};
 use crate::metadata::Metadata;
 use crate::rules::Rules;
@@ -50,13 +50,18 @@ impl Shard {
         }
     }
 
-    /// Ends the statements that are over for want of being repeated.
+    /// Ends statements that are over for want of being repeated, so many at a time.
     pub(super) fn end_statements(&mut self, rules: &mut dyn Rules, out: &mut Vec<Output>) {
         let ttl_ms = self.settings.statement_ttl_ms.max(1);
-        while let Some(said_at) = self.statements.oldest()
-            && said_at.saturating_add(ttl_ms) <= self.now
-            && let Some((user, name, statement)) = self.statements.first()
-        {
+        for _ in 0..EXPIRIES_AT_ONCE {
+            let oldest = self.statements.oldest();
+            let is_over = |said_at: u64| said_at.saturating_add(ttl_ms) <= self.now;
+            if is_full(out) || !oldest.is_some_and(is_over) {
+                break;
+            }
+            let Some((user, name, statement)) = self.statements.first() else {
+                break;
+            };
             let name = name.clone();
             match statement {
                 Statement::Offline if self.tracker.is_online(name.as_str()) => {
@@ -83,6 +88,6 @@ impl Shard {
     /// When the next statement may be over.
     pub(super) fn next_statement_end(&self) -> Option<u64> {
         let said_at = self.statements.oldest()?;
-        Some(said_at.saturating_add(self.settings.statement_ttl_ms))
+        Some(said_at.saturating_add(self.settings.statement_ttl_ms.max(1)))
     }
 }

@@ -9,7 +9,7 @@
 use std::sync::Arc;
 
 use super::settle::updated;
-use super::{Output, Shard};
+use super::{Output, Shard, is_full};
 use crate::body;
 use crate::event::{Change, Event};
 use crate::message::{Cause, Rejection};
@@ -81,6 +81,9 @@ impl Shard {
             self.tracker.end_typing(self.now, status.typing_ms);
         }
         for _ in 0..LOOKS_AT_ONCE {
+            if is_full(out) {
+                break;
+            }
             let Some(user) = self.tracker.take_reshown() else {
                 break;
             };
@@ -94,6 +97,9 @@ impl Shard {
             }
         }
         for _ in 0..LOOKS_AT_ONCE {
+            if is_full(out) {
+                return;
+            }
             let Some(user) = self.statuses.pop_due(self.now) else {
                 return;
             };

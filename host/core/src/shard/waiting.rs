@@ -13,7 +13,7 @@ use hashbrown::HashMap;
 use roaring::RoaringBitmap;
 
 use super::tell::{Whom, context};
-use super::{Output, Shard};
+use super::{Output, Shard, is_full};
 use crate::changed::Changed;
 use crate::directory::{Changes, Question};
 use crate::event::{Change, Event};
@@ -246,6 +246,9 @@ impl Shard {
     /// Has those go on who have got what they waited for, or waited for long enough.
     pub(super) fn resume(&mut self, rules: &mut dyn Rules, out: &mut Vec<Output>) {
         for _ in 0..RESUMED_AT_ONCE {
+            if is_full(out) {
+                return;
+            }
             let Some(user) = self.waiting.undecided.pop_first() else {
                 break;
             };
@@ -255,6 +258,9 @@ impl Shard {
             }
         }
         for _ in 0..RESUMED_AT_ONCE {
+            if is_full(out) {
+                return;
+            }
             let Some(user) = self.waiting.due(self.now) else {
                 break;
             };
@@ -264,16 +270,21 @@ impl Shard {
         }
     }
 
-    /// Waits no more: whatever waits goes on as it would in the end.
-    pub fn give_up(&mut self, now: u64, rules: &mut dyn Rules, out: &mut Vec<Output>) {
+    /// Waits no more: what waits goes on as it would in the end, of some users at a time.
+    /// Says whether there are others, of whom it is to be called again.
+    pub fn give_up(&mut self, now: u64, rules: &mut dyn Rules, out: &mut Vec<Output>) -> bool {
         self.pass(now);
-        let mut users: Vec<_> = self.waiting.queues.keys().copied().collect();
-        users.sort_unstable();
+        let first = self.waiting.agenda.iter().take(RESUMED_AT_ONCE);
+        let users: Vec<_> = first.map(|(_, user)| *user).collect();
         for user in users {
+            if is_full(out) {
+                break;
+            }
             while let Some((step, _)) = self.waiting.pop(user) {
                 self.go(step, self.now, rules, out);
             }
         }
+        !self.waiting.agenda.is_empty()
     }
 
     /// Has an event go on as far as it can. Says whether it got to its end.

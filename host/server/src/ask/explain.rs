@@ -8,7 +8,7 @@ use presence_core::query::{Explain, Refusal};
 use tokio::sync::oneshot;
 
 use super::{Desk, TRIES};
-use crate::worker::Task;
+use crate::worker::Ask;
 
 impl Desk {
     /// Refuses, unless explanations are given at all.
@@ -29,7 +29,9 @@ impl Desk {
         let mut tries = 0;
         loop {
             let (answer, answered) = oneshot::channel();
-            worker.send(Task::Explain(asked.clone(), answer)).await;
+            if !worker.ask(Ask::Explain(asked.clone(), answer)) {
+                return Err(Refusal::overloaded());
+            }
             let Ok((generation, found)) = answered.await else {
                 return Ok(None);
             };

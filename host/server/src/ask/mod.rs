@@ -2,6 +2,7 @@
 //! own, so that no question waits behind the inputs that the intake has yet to
 //! read, and they change nothing.
 
+mod budget;
 mod explain;
 mod query;
 
@@ -16,14 +17,16 @@ use futures_util::stream::{SelectAll, select_all};
 use presence_core::body;
 use presence_core::directory::{Directory, Question};
 use presence_core::query::{Explain, Query, Refusal};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
+use tokio::sync::{Semaphore, oneshot, watch};
 
 use crate::broker::Health;
 use crate::drops::Carries;
 use crate::reply::Replies;
+use crate::seldom::Seldom;
 use crate::wire::{Asked, SEQ, Subjects};
 use crate::worker::Workers;
 
+pub(crate) use budget::{Budget, Share};
 pub(crate) use query::Asking;
 
 /// How often is asked in all, where the directory's answers are fetched one by
@@ -31,15 +34,22 @@ pub(crate) use query::Asking;
 const TRIES: usize = 4;
 const FETCH_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// How many questions are answered at a time. Further ones wait in their
-/// subscriptions.
-const AT_A_TIME: u32 = 1_024;
+/// How many refusals wait for room in the broker's client, at most. There are more only
+/// if it is away, or if more is asked than it can write.
+const REFUSALS_MAX: usize = 4_096;
+
+/// How often the log tells of questions that found no room, in milliseconds.
+const OVERLOAD_TOLD_MS: u64 = 10_000;
 
 /// What became of the questions.
 #[derive(Debug, Default)]
 pub(crate) struct Counts {
     pub(crate) answered: AtomicU64,
     pub(crate) refused: AtomicU64,
+    /// Those that found no room.
+    pub(crate) overloaded: AtomicU64,
+    /// Those whose refusal found no room either.
+    pub(crate) unanswered: AtomicU64,
     /// Those without a subject that an answer may go to.
     pub(crate) ignored: AtomicU64,
 }
@@ -60,13 +70,16 @@ pub(crate) struct Desk {
     /// Whether explanations are given.
     pub(crate) explains: Arc<AtomicBool>,
     pub(crate) counts: Arc<Counts>,
+    /// How much may be asked at a time.
+    pub(crate) budget: Arc<Budget>,
 }
 
 /// What reads a tenant's questions.
 pub(crate) struct Reader {
     messages: SelectAll<Subscriber>,
     desk: Arc<Desk>,
-    at_a_time: Arc<Semaphore>,
+    refusals: Arc<Semaphore>,
+    overload: Seldom,
 }
 
 impl Desk {
@@ -82,18 +95,24 @@ impl Desk {
         Ok(Reader {
             messages: select_all(subscribers),
             desk: Arc::new(self),
-            at_a_time: Arc::new(Semaphore::new(AT_A_TIME as usize)),
+            refusals: Arc::new(Semaphore::new(REFUSALS_MAX)),
+            overload: Seldom::default(),
         })
     }
 
-    async fn answer(&self, received: &Received, reply: Subject) {
-        let body = match self.answer_to(received).await {
+    async fn answer(&self, received: &Received, share: Share, reply: Subject) {
+        let body = match self.answer_to(received, Arc::new(share)).await {
             Ok(Some(body)) => {
                 self.counts.answered.fetch_add(1, Ordering::Relaxed);
                 body
             }
             Err(refusal) => {
-                self.counts.refused.fetch_add(1, Ordering::Relaxed);
+                let counts = &self.counts;
+                let count = match refusal.is_overload() {
+                    true => &counts.overloaded,
+                    false => &counts.refused,
+                };
+                count.fetch_add(1, Ordering::Relaxed);
                 body::query::refusal(&refusal)
             }
             // The node is being stopped.
@@ -116,10 +135,15 @@ impl Desk {
         matches!(there.await, Ok(Ok(_)))
     }
 
-    async fn answer_to(&self, received: &Received) -> Result<Option<Vec<u8>>, Refusal> {
+    async fn answer_to(
+        &self,
+        received: &Received,
+        share: Arc<Share>,
+    ) -> Result<Option<Vec<u8>>, Refusal> {
         match self.subjects.asked(&received.subject) {
             Some(Asked::Query(viewer)) => {
-                self.query(Query::parse(&received.payload, viewer)?).await
+                let query = Query::parse(&received.payload, viewer)?;
+                self.query(query, share).await
             }
             Some(Asked::Explain) => {
                 self.explain_if_enabled()?;
@@ -150,13 +174,15 @@ impl Reader {
             };
             let Some(received) = received else { break };
             self.desk.broker.count_elsewhere();
-            self.take(received).await;
+            self.take(received);
         }
         // Those that are being answered still.
-        let _ = self.at_a_time.acquire_many(AT_A_TIME).await;
+        self.desk.budget.is_idle().await;
     }
 
-    async fn take(&self, received: Received) {
+    /// Has a question answered. It never waits: what comes while much is asked would wait
+    /// in the subscription, which nothing bounds in bytes.
+    fn take(&self, received: Received) {
         let headers = received.headers.as_ref();
         if headers.is_some_and(|headers| headers.get(SEQ).is_some()) {
             return;
@@ -165,15 +191,43 @@ impl Reader {
             self.desk.counts.ignored.fetch_add(1, Ordering::Relaxed);
             return;
         };
-        let permit = Arc::clone(&self.at_a_time).acquire_owned().await;
         let desk = Arc::clone(&self.desk);
-        #[expect(
-            clippy::disallowed_methods,
-            reason = "one that fails is one question without an answer"
-        )]
-        tokio::spawn(async move {
-            let _permit: Option<OwnedSemaphorePermit> = permit.ok();
-            desk.answer(&received, reply).await;
+        match desk.budget.admit(received.payload.len()) {
+            Some(share) => spawn(async move { desk.answer(&received, share, reply).await }),
+            None => self.refuse(reply),
+        }
+    }
+
+    /// Answers a question that finds no room.
+    fn refuse(&self, reply: Subject) {
+        let counts = &self.desk.counts;
+        counts.overloaded.fetch_add(1, Ordering::Relaxed);
+        if let Some(refused) = self.overload.line(OVERLOAD_TOLD_MS) {
+            tracing::warn!(
+                refused,
+                "more is asked than is answered, and some questions are refused as `overloaded`: \
+                 raise [engine] question_queue and question_bytes_max, or have clients ask less often"
+            );
+        }
+        let Ok(permit) = Arc::clone(&self.refusals).try_acquire_owned() else {
+            counts.unanswered.fetch_add(1, Ordering::Relaxed);
+            return;
+        };
+        let client = self.desk.client.clone();
+        spawn(async move {
+            let body = body::query::refusal(&Refusal::overloaded());
+            if let Err(error) = client.publish(reply, body.into()).await {
+                tracing::error!(%error, "an answer could not be published");
+            }
+            drop(permit);
         });
     }
+}
+
+fn spawn(task: impl Future<Output = ()> + Send + 'static) {
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "one that fails is one question without an answer"
+    )]
+    tokio::spawn(task);
 }

@@ -4,7 +4,7 @@
 //! waits for them costs more than the answers do.
 
 use std::collections::BTreeSet;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use bytestring::ByteString;
@@ -13,8 +13,8 @@ use presence_core::message::Cause;
 use presence_core::query::{Asked, Query, Refusal};
 use tokio::sync::oneshot;
 
-use super::{Desk, TRIES};
-use crate::worker::Task;
+use super::{Desk, Share, TRIES};
+use crate::worker::Ask;
 
 /// How many users a worker answers on before its inputs get their turn.
 const PIECE_MAX: usize = 128;
@@ -43,7 +43,25 @@ struct Piece {
 #[derive(Debug)]
 pub(crate) struct Asking {
     questions: Questions,
-    done: oneshot::Sender<Questions>,
+    done: oneshot::Sender<Answered>,
+    /// How many bytes of answers there are, and how many fit a reply.
+    bytes: AtomicUsize,
+    bytes_max: usize,
+    share: Arc<Share>,
+    /// There is no room for its answers.
+    is_overload: AtomicBool,
+    /// Nobody waits for its answers any more.
+    is_given_up: AtomicBool,
+}
+
+/// A query that workers have been at.
+#[derive(Debug)]
+struct Answered {
+    questions: Questions,
+    /// How many bytes of answers there are; where they are too many, some are missing.
+    bytes: usize,
+    /// There was no room for them, and some are missing.
+    is_overload: bool,
 }
 
 impl Asking {
@@ -58,20 +76,48 @@ impl Asking {
         places.filter_map(|place| self.questions.users.get(*place).map(|user| &**user))
     }
 
-    /// Takes the answers to a piece.
+    /// Takes the answers to a piece, if there is room for them.
     pub(crate) fn answer(self: Arc<Self>, piece: usize, answers: Answers) {
-        if let Some(piece) = self.questions.pieces.get(piece) {
+        let bytes = answers.bytes();
+        let sum = self.bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        if !self.share.grow(bytes) {
+            self.is_overload.store(true, Ordering::Relaxed);
+            self.give_up();
+        } else if let Some(piece) = self.questions.pieces.get(piece) {
             // Nobody else is asked for this piece.
             let _ = piece.answers.set(answers);
+            // The rest would be answered for nothing.
+            if sum > self.bytes_max {
+                self.give_up();
+            }
         }
+        self.release();
+    }
+
+    /// Whether it needn't be answered any more.
+    pub(crate) fn is_given_up(&self) -> bool {
+        self.is_given_up.load(Ordering::Relaxed)
+    }
+
+    /// Has no more of it answered.
+    fn give_up(&self) {
+        self.is_given_up.store(true, Ordering::Relaxed);
+    }
+
+    /// A piece isn't answered, since that was given up.
+    pub(crate) fn pass_over(self: Arc<Self>) {
         self.release();
     }
 
     /// Whoever is last hands back the query.
     fn release(self: Arc<Self>) {
-        if let Some(Self { questions, done }) = Arc::into_inner(self) {
+        if let Some(asking) = Arc::into_inner(self) {
             // Whoever asked may have given up.
-            let _ = done.send(questions);
+            let _ = asking.done.send(Answered {
+                questions: asking.questions,
+                bytes: asking.bytes.into_inner(),
+                is_overload: asking.is_overload.into_inner(),
+            });
         }
     }
 }
@@ -130,7 +176,11 @@ impl Questions {
 
 impl Desk {
     /// Answers a query; with nothing if the node is being stopped.
-    pub(super) async fn query(&self, query: Query) -> Result<Option<Vec<u8>>, Refusal> {
+    pub(super) async fn query(
+        &self,
+        query: Query,
+        share: Arc<Share>,
+    ) -> Result<Option<Vec<u8>>, Refusal> {
         let body_bytes_max = self.body_bytes_max.load(Ordering::Relaxed);
         let users = match query.asked {
             Asked::Users(users) => users,
@@ -141,7 +191,7 @@ impl Desk {
         };
         fits(users.len() * ANSWER_BYTES_MIN, body_bytes_max)?;
         let questions = Questions::new(query.viewer, users, self);
-        let Some(answered) = self.ask(questions).await else {
+        let Some(answered) = self.ask(questions, body_bytes_max, &share).await? else {
             return Ok(None);
         };
         let body = reply(&answered.viewer, answered.in_order(), answered.bytes());
@@ -151,12 +201,22 @@ impl Desk {
 
     /// Has every piece answered; none if the node is being stopped. Who can't be
     /// decided on within all tries looks hidden.
-    async fn ask(&self, mut questions: Questions) -> Option<Questions> {
+    async fn ask(
+        &self,
+        mut questions: Questions,
+        bytes_max: usize,
+        share: &Arc<Share>,
+    ) -> Result<Option<Questions>, Refusal> {
         let mut pieces: Vec<_> = (0..questions.pieces.len()).collect();
         for _ in 0..TRIES {
-            questions = self.ask_once(questions, &pieces).await?;
+            let Some(answered) = self.ask_once(questions, &pieces, bytes_max, share).await? else {
+                return Ok(None);
+            };
+            questions = answered;
             let answers = questions.pieces.iter().map(|piece| piece.answers.get());
-            let answers = answers.collect::<Option<Vec<_>>>()?;
+            let Some(answers) = answers.collect::<Option<Vec<_>>>() else {
+                return Ok(None);
+            };
             let unanswered = || {
                 let all = answers.iter().enumerate();
                 all.filter(|(_, answers)| !answers.not_at_hand.is_empty())
@@ -168,25 +228,53 @@ impl Desk {
                 break;
             }
         }
-        Some(questions)
+        Ok(Some(questions))
     }
 
-    /// Has some pieces answered, anew if they have been before.
-    async fn ask_once(&self, mut questions: Questions, pieces: &[usize]) -> Option<Questions> {
-        let mut workers = Vec::with_capacity(pieces.len());
+    /// Has some pieces answered, anew if they have been before. None if the node is being
+    /// stopped.
+    async fn ask_once(
+        &self,
+        mut questions: Questions,
+        pieces: &[usize],
+        bytes_max: usize,
+        share: &Arc<Share>,
+    ) -> Result<Option<Questions>, Refusal> {
         for number in pieces {
-            let piece = questions.pieces.get_mut(*number)?;
-            piece.answers.take();
-            workers.push((*number, self.workers.get(piece.worker)?));
+            let piece = questions.pieces.get_mut(*number);
+            if let Some(answers) = piece.and_then(|piece| piece.answers.take()) {
+                share.shrink(answers.bytes());
+            }
         }
         let (done, answered) = oneshot::channel();
-        let asking = Arc::new(Asking { questions, done });
-        for (number, worker) in workers {
-            let task = Task::Query(Arc::clone(&asking), number);
-            worker.send(task).await;
+        let asking = Arc::new(Asking {
+            bytes: questions.bytes().into(),
+            questions,
+            done,
+            bytes_max,
+            share: Arc::clone(share),
+            is_overload: false.into(),
+            is_given_up: false.into(),
+        });
+        for number in pieces {
+            let piece = asking.questions.pieces.get(*number);
+            let Some(worker) = piece.and_then(|piece| self.workers.get(piece.worker)) else {
+                return Ok(None);
+            };
+            if !worker.ask(Ask::Query(Arc::clone(&asking), *number)) {
+                asking.give_up();
+                return Err(Refusal::overloaded());
+            }
         }
         asking.release();
-        answered.await.ok()
+        let Ok(answered) = answered.await else {
+            return Ok(None);
+        };
+        if answered.is_overload {
+            return Err(Refusal::overloaded());
+        }
+        fits(answered.bytes, bytes_max)?;
+        Ok(Some(answered.questions))
     }
 
     /// A viewer's own contacts; none if the node is being stopped.
@@ -196,7 +284,9 @@ impl Desk {
         };
         for _ in 0..TRIES {
             let (answer, answered) = oneshot::channel();
-            worker.send(Task::Contacts(viewer.clone(), answer)).await;
+            if !worker.ask(Ask::Contacts(viewer.clone(), answer)) {
+                return Err(Refusal::overloaded());
+            }
             let missing = match answered.await {
                 Err(_) => return Ok(None),
                 Ok(Ok(contacts)) => {

@@ -34,7 +34,7 @@ impl Config {
         self.state = running.state;
         self.plugins.cache = running.plugins.cache;
         self.engine.workers = running.engine.workers;
-        self.engine.worker_queue = running.engine.worker_queue;
+        self.engine.queues = running.engine.queues;
         self.http = running.http;
         self.log = running.log;
         if !self.directory.is_alike(&running.directory) {
@@ -49,7 +49,7 @@ impl Config {
         // Threads and their queues are made once; limits belong to a call.
         let engine_live = Engine {
             workers: new.engine.workers,
-            worker_queue: new.engine.worker_queue,
+            queues: new.engine.queues.clone(),
             ..self.engine.clone()
         } != new.engine;
         let plugins_live = Plugins {
@@ -91,9 +91,9 @@ impl Config {
                 self.engine.workers != new.engine.workers,
             ),
             (
-                "engine.worker_queue",
+                "engine queues",
                 Restart,
-                self.engine.worker_queue != new.engine.worker_queue,
+                self.engine.queues != new.engine.queues,
             ),
             ("correction", Live, self.correction != new.correction),
             ("query", Live, self.query != new.query),

@@ -18,8 +18,8 @@ pub(crate) struct Engine {
     /// How many worker threads share the users; 0 for one per core. See
     /// [`Engine::worker_count`].
     pub(crate) workers: usize,
-    /// How many batches of messages may wait for a worker.
-    pub(crate) worker_queue: usize,
+    /// How much may wait for a worker, and be asked at a time.
+    pub(crate) queues: Queues,
     /// How much fuel a call may burn; roughly one per Wasm instruction.
     pub(crate) fuel: u64,
     /// How long a call may take on the wall clock, in milliseconds.
@@ -39,6 +39,40 @@ pub(crate) struct Engine {
     /// How long a plugin is left alone in quarantine before one call is tried,
     /// in milliseconds.
     pub(crate) quarantine_ms: u64,
+}
+
+/// How much may wait for a worker, and be asked at a time.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Queues {
+    /// How many batches of messages may wait for a worker.
+    pub(crate) worker_queue: usize,
+    /// How many bytes of messages may wait for all workers together.
+    pub(crate) worker_queue_bytes: usize,
+    /// How many questions are answered at a time, and how many pieces of questions may
+    /// wait for a worker.
+    pub(crate) question_queue: usize,
+    /// How many bytes questions may take in all, with what has been answered of them.
+    pub(crate) question_bytes_max: usize,
+}
+
+impl Queues {
+    fn read(section: &mut Section<'_, '_>) -> Self {
+        const GIB: usize = 1 << 30;
+        Self {
+            worker_queue: section
+                .get("worker_queue", within(1..=1_048_576))
+                .unwrap_or(1_024),
+            worker_queue_bytes: section
+                .get("worker_queue_bytes", within(65_536..=64 * GIB))
+                .unwrap_or(268_435_456),
+            question_queue: section
+                .get("question_queue", within(1..=1_048_576))
+                .unwrap_or(4_096),
+            question_bytes_max: section
+                .get("question_bytes_max", within(65_536..=64 * GIB))
+                .unwrap_or(67_108_864),
+        }
+    }
 }
 
 impl Engine {
@@ -69,9 +103,7 @@ impl Engine {
         let engine = Self {
             reuse_verdicts: section.get("reuse_verdicts", any).unwrap_or(true),
             workers: section.get("workers", within(0..=1_024)).unwrap_or(0),
-            worker_queue: section
-                .get("worker_queue", within(1..=1_048_576))
-                .unwrap_or(1_024),
+            queues: Queues::read(section),
             fuel: section
                 .get("fuel", within(1_000..=1_000_000_000_000))
                 .unwrap_or(10_000_000),

@@ -40,7 +40,7 @@ use changes::Change;
 pub(crate) use changes::Effect;
 pub(crate) use checks::name;
 pub(crate) use directory::{Directory, Request};
-pub(crate) use engine::Engine;
+pub(crate) use engine::{Engine, Queues};
 pub(crate) use environment::variables;
 pub(crate) use file::Text;
 pub(crate) use nats::{Auth, Nats};

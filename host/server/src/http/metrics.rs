@@ -142,6 +142,12 @@ fn serving(text: &mut Exposition, status: &Status) {
             total(|w| &w.journal_bytes),
         ),
         (
+            "presence_input_queue_bytes",
+            "gauge",
+            "Bytes of messages that wait for workers.",
+            status.workers.queued_bytes(),
+        ),
+        (
             "presence_online_users",
             "gauge",
             "Users online.",
@@ -207,11 +213,13 @@ fn serving(text: &mut Exposition, status: &Status) {
     text.labelled(
         "presence_questions_total",
         "counter",
-        "What was asked, by what became of it; ignored is what had no subject that an answer may go to.",
+        "What was asked, by what became of it; overloaded is what found no room and was refused, unanswered that of which nobody could even be told so, and ignored what had no subject that an answer may go to.",
         "outcome",
         [
             ("answered", read(&asked.answered)),
             ("refused", read(&asked.refused)),
+            ("overloaded", read(&asked.overloaded)),
+            ("unanswered", read(&asked.unanswered)),
             ("ignored", read(&asked.ignored)),
         ],
     );
