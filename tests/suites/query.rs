@@ -340,6 +340,6 @@ async fn the_command_says_what_is_wrong() -> Result<()> {
     let (_, err, code) = command(&site, &["query"])?;
     assert_eq!(code, Some(2), "{err}");
     let (out, _, code) = command(&site, &["query", "--help"])?;
-    assert!(out.contains("Example:") && code == Some(0), "{out}");
+    assert!(out.contains("Examples:") && code == Some(0), "{out}");
     Ok(())
 }
