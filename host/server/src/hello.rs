@@ -32,7 +32,7 @@ use crate::wire::Subjects;
 pub(crate) const SUBJECT: &str = "presence-nodes.hello";
 
 /// What the subjects begin with on which the broker's client has answers come in.
-const INBOX: &str = "_INBOX.";
+pub(crate) const INBOX: &str = "_INBOX.";
 
 /// How long another node has to answer, and how long a node that waits does so
 /// before it asks again.

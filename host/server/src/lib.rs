@@ -40,6 +40,7 @@ mod lane;
 mod loader;
 mod log;
 mod login;
+mod on_disk;
 mod plugin;
 mod private;
 mod progress;
@@ -103,9 +104,21 @@ enum Command {
         after_help = "Example:\n  presence explain 67890 12345\n\nThe processor's configuration must have `enabled = true` in [explain]."
     )]
     Explain(cli::explain::Args),
+    /// Asks a running processor on this machine what it runs, and what is wrong with it.
+    #[command(
+        after_help = "Example:\n  presence status --config presence.toml\n\nIt is asked over HTTP, where [http] listen says, and says also what of the files on disk is\nnot in force. The exit code is 0 if it answers, ready or not: /readyz is for probes."
+    )]
+    Status(cli::status::Args),
     /// Validates the configuration, the directory and the plugins.
-    #[command(after_help = "Example:\n  presence check --config presence.toml")]
-    Check(ConfigArg),
+    #[command(
+        after_help = "Examples:\n  presence check --config presence.toml\n  presence check --connect --json\n\nWith --connect, the broker is asked what it forbids this node. Nothing is published, though\nthe server logs each subject that is tried as a violation."
+    )]
+    Check(check::Args),
+    /// Prints what is in effect by the configuration and the environment, and what sets it.
+    #[command(
+        after_help = "Example:\n  presence config --config presence.toml\n\nSecrets are never printed. The last column says what takes effect at the next start only."
+    )]
+    Config(cli::config::Args),
     /// For authors of plugins: makes, builds, inspects, tests and measures one, offline.
     #[command(
         subcommand,
@@ -129,7 +142,9 @@ pub fn main() -> ExitCode {
         Command::Replay(args) => replay::run(&args),
         Command::Query(args) => cli::query::run(&args),
         Command::Explain(args) => cli::explain::run(&args),
-        Command::Check(args) => check::run(args.config.as_deref()),
+        Command::Status(args) => cli::status::run(&args),
+        Command::Check(args) => check::run(&args),
+        Command::Config(args) => cli::config::run(&args),
         Command::Plugin(command) => plugin::run(&command),
     };
     match done {

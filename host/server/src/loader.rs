@@ -1,7 +1,7 @@
 //! Loading the configured pipeline: each plugin's bytes, from the plugin folder
 //! or, failing that, from those built in.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -352,6 +352,23 @@ impl Loader {
                 plugin
             }
         }
+    }
+
+    /// Which plugins of a pipeline run though their files are gone; none if there are none.
+    pub(crate) fn gone_in_words(&self, config: &Config) -> Option<String> {
+        let gone = self.gone();
+        let stages = config.pipeline.iter().map(|stage| &*stage.plugin);
+        let files = stages.filter(|name| gone.contains(*name));
+        let files = files.map(|name| file(&config.plugins.dir, name).display().to_string());
+        let files: BTreeSet<_> = files.collect();
+        let files: Vec<_> = files.into_iter().collect();
+        let is_any = !files.is_empty();
+        is_any.then(|| {
+            format!(
+                "gone, and what was loaded from there goes on until the node is started again: {}",
+                files.join(", ")
+            )
+        })
     }
 
     fn gone(&self) -> MutexGuard<'_, HashSet<String>> {

@@ -22,6 +22,7 @@ use crate::directory::{kv, request::Fetcher};
 use crate::http::Status;
 use crate::loader::Loader;
 use crate::login::Login;
+use crate::on_disk::{OnDisk, What};
 use crate::regular::{Stamp, Unreadable};
 use crate::signals::Signals;
 use crate::tasks::Tasks;
@@ -52,6 +53,7 @@ const AGREE_TRIES: usize = 20;
 #[derive(Default)]
 struct Refused {
     config: Said,
+    directory: Said,
     pipeline: Said,
     restart: Vec<&'static str>,
     /// Whether it has been said that files can't be looked at.
@@ -64,8 +66,7 @@ struct Said(String);
 
 impl Said {
     /// Says why something wasn't taken, if that is news, and whether it is.
-    fn say(&mut self, what: &str, outcome: anyhow::Result<()>) -> bool {
-        let error = outcome.err().map(|error| Causes(&error).to_string());
+    fn say(&mut self, what: &str, error: Option<String>) -> bool {
         let is_news = error.as_ref().is_some_and(|error| *error != self.0);
         self.0 = error.unwrap_or_default();
         if is_news {
@@ -298,15 +299,21 @@ impl Reload {
     /// Says of files that they can't be read since their file system doesn't answer.
     fn say_what_hangs(&mut self) {
         let hangs = self.looking.hangs() || self.reading_config.hangs();
-        if hangs && !std::mem::replace(&mut self.refused.hangs, hangs) {
-            tracing::error!(
+        let why = hangs.then(|| {
+            format!(
                 "files are no longer followed: looking at them, or reading {}, has not ended \
                  for {} s",
                 self.config_path().display(),
                 job::HANGS.as_secs()
-            );
+            )
+        });
+        if let Some(why) = &why
+            && !self.refused.hangs
+        {
+            tracing::error!("{why}");
         }
         self.refused.hangs = hangs;
+        self.on_disk().follows(why);
         if self.reading.hangs() {
             self.hanging_directory();
         }
@@ -346,7 +353,22 @@ impl Reload {
             Ok(None) => Ok(()),
             Err(error) => Err(error),
         };
-        self.refused.config.say("configuration not taken", taken);
+        let refusal = taken.err().map(|error| Causes(&error).to_string());
+        self.note(What::Configuration, refusal.clone());
+        self.refused.config.say("configuration not taken", refusal);
+    }
+
+    /// What of the files on disk is not in force.
+    fn on_disk(&self) -> &OnDisk {
+        &self.status.on_disk
+    }
+
+    /// Notes whether what lies on disk is in force, or why not.
+    fn note(&self, what: What, refusal: Option<String>) {
+        match refusal {
+            Some(why) => self.on_disk().refused(what, why),
+            None => self.on_disk().taken(what),
+        }
     }
 
     async fn configure(&mut self, text: config::Text) -> anyhow::Result<()> {
@@ -356,9 +378,6 @@ impl Reload {
         let mut new = Config::parse(self.path.as_deref(), Some(&text), config::variables())?;
         self.text = Some(text);
         let changes = self.config.changes(&new);
-        if changes.is_empty() {
-            return Ok(());
-        }
         let restart = changes
             .iter()
             .filter(|change| change.effect == Effect::Restart);
@@ -369,6 +388,7 @@ impl Reload {
         {
             tracing::warn!("[{section}] has changed: it takes effect at the next start");
         }
+        self.on_disk().wait_for_restart(&restart);
         self.refused.restart = restart;
         new.keep_until_restart(&self.config);
         if self.config != new {

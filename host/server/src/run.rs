@@ -17,13 +17,13 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::spawn_blocking;
 use tokio::time::{sleep, timeout, timeout_at};
 
-use crate::broker::{Access, Health};
+use crate::broker::{self, Access, Health};
 use crate::causes::Causes;
 use crate::clock;
 use crate::config::{self, Config, Text};
 use crate::escape::together;
 use crate::hello::Turn;
-use crate::http::{self, Board, Status};
+use crate::http::{self, About, Board, Status};
 use crate::in_force::InForce;
 use crate::loader::{self, Loader};
 use crate::log;
@@ -162,11 +162,16 @@ async fn node(
     ended
 }
 
+/// Where the configuration file is, or would be.
+fn config_file(path: Option<&Path>) -> PathBuf {
+    let file = path.unwrap_or(Path::new(config::FILE_NAME));
+    std::path::absolute(file).unwrap_or_else(|_| file.to_owned())
+}
+
 /// Says in the first line of the log what is started: version, configuration, broker and
 /// pipeline.
 async fn introduce(config: &Config, is_there: bool, path: Option<&Path>) {
-    let file = path.unwrap_or(Path::new(config::FILE_NAME));
-    let file = std::path::absolute(file).unwrap_or_else(|_| file.to_owned());
+    let file = config_file(path);
     let file = match is_there {
         true => file.display().to_string(),
         false => format!("the defaults ({} does not exist)", file.display()),
@@ -195,8 +200,10 @@ async fn start(
     tasks: &Tasks,
 ) -> anyhow::Result<Parts> {
     introduce(&config, text.is_some(), path.as_deref()).await;
-    let broker = Arc::new(Health::default());
-    let board = Arc::new(Board::new(Arc::clone(&broker)));
+    let broker = Arc::new(Health::new(&config));
+    let file = text.as_ref().map(|_| config_file(path.as_deref()));
+    let about = About::new(&config, file);
+    let board = Arc::new(Board::new(Arc::clone(&broker), about));
     http::serve(&config.http, Arc::clone(&board), tasks)?;
     let names = Arc::new(Names::new());
     let mut loaded = load(&config).await?;
@@ -249,6 +256,8 @@ async fn start(
         reload::note_in_force(Arc::clone(&loader), running),
     );
     tenant.follow_link(links, client.clone(), tasks);
+    let rights = broker::follow_rights(client.clone(), Arc::clone(&broker));
+    tasks.spawn("rights", rights);
     tasks.spawn("clock", clock::follow(tenant.workers.clone()));
     tenant.follow_corrections(tasks);
     let status = Arc::new(Status::new(Arc::clone(&broker), &tenant, &loader));

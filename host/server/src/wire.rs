@@ -12,7 +12,7 @@ pub(crate) const SEQ: &str = "Presence-Seq";
 const MESSAGE_ID: &str = "Nats-Msg-Id";
 
 /// What is published of each source now and then: how far it has counted.
-const BEACON: &str = "presence.beacon";
+pub(crate) const BEACON: &str = "presence.beacon";
 
 /// A tenant's subjects.
 #[derive(Clone, Debug)]

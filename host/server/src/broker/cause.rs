@@ -94,6 +94,12 @@ fn plain(error: &str) -> String {
     while let Some(rest) = KINDS.iter().find_map(|kind| words.strip_prefix(kind)) {
         words = rest;
     }
+    // Some say what they are, and then the same in the client's words.
+    if let Some((kind, rest)) = words.split_once(": nats: ")
+        && kind == rest
+    {
+        words = kind;
+    }
     let hint = HINTS.iter().find(|(what, _)| words.contains(what));
     match hint {
         Some((_, hint)) => format!("{words} ({hint})"),
@@ -113,6 +119,14 @@ mod tests {
         let error = ConnectError::with_source(ConnectErrorKind::Io, refused);
         let said = of_attempt(&error, &[]).await;
         assert_eq!(said, "Connection refused (os error 111)");
+        let refused = "nats: authorization violation";
+        let kind = ConnectErrorKind::AuthorizationViolation;
+        let error = ConnectError::with_source(kind, refused);
+        let said = of_attempt(&error, &[]).await;
+        assert_eq!(
+            said,
+            "authorization violation (it refuses this login: see [nats])"
+        );
         let untrusted = "invalid peer certificate: UnknownIssuer";
         let error = ConnectError::with_source(ConnectErrorKind::Io, untrusted);
         let said = of_attempt(&error, &[]).await;

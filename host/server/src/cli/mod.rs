@@ -1,9 +1,11 @@
 //! The commands that ask a running processor: one connection, one request, one
 //! answer. Nothing is tried for ever.
 
+pub(crate) mod config;
 pub(crate) mod explain;
 pub(crate) mod figures;
 pub(crate) mod query;
+pub(crate) mod status;
 pub(crate) mod text;
 
 use std::sync::{Arc, Mutex, PoisonError};
@@ -15,7 +17,7 @@ use serde_json::Value;
 
 use crate::ConfigArg;
 use crate::broker::Access;
-use crate::config::{self, Config};
+use crate::config::{Config, variables};
 use crate::escape::{line, print, print_json};
 use crate::request::{self, NoAnswer};
 use crate::wire::Subjects;
@@ -47,7 +49,7 @@ struct Question {
 
 /// Asks, and prints the answer: as it came, or as a text.
 fn answer(common: &Common, question: &Question, text: fn(&Value) -> String) -> anyhow::Result<()> {
-    let config = Config::load(common.config.config.as_deref(), config::variables())?;
+    let config = Config::load(common.config.config.as_deref(), variables())?;
     let answer = ask(&config, question)?;
     if common.json {
         print_json(answer)?;

@@ -20,6 +20,43 @@ pub(crate) enum Effect {
     Restart,
 }
 
+/// What takes effect at the next start only: sections, and keys in them.
+const RESTART: [&str; 12] = [
+    "node",
+    "nats",
+    "tenant",
+    "state",
+    "plugins.cache",
+    "engine.workers",
+    "engine.worker_queue",
+    "directory.source",
+    "directory.kv",
+    "directory.request",
+    "http",
+    "log",
+];
+
+/// What takes effect at once of those sections: what is logged in with.
+const LIVE: [&str; 5] = [
+    "nats.creds",
+    "nats.nkey",
+    "nats.user",
+    "nats.password",
+    "nats.token",
+];
+
+/// When a change of a key, such as `nats.tls.ca`, takes effect.
+pub(crate) fn effect_of(key: &str) -> Effect {
+    let is_in = |section: &&str| {
+        let rest = key.strip_prefix(section);
+        rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+    };
+    match RESTART.iter().any(is_in) && !LIVE.contains(&key) {
+        true => Effect::Restart,
+        false => Effect::Live,
+    }
+}
+
 impl Config {
     /// Takes from the running configuration what takes effect only at the next
     /// start.

@@ -101,6 +101,15 @@ fn subject(text: String) -> Result<String, Wrong> {
 }
 
 impl Directory {
+    /// What it comes from, in words.
+    pub(crate) fn in_words(&self) -> String {
+        match self {
+            Self::File { path, .. } => path.display().to_string(),
+            Self::Kv { bucket } => format!("the bucket {bucket}"),
+            Self::Request(request) => format!("the service on {}", request.subject),
+        }
+    }
+
     /// Whether one can take the place of the other while the node runs: a file
     /// of a file.
     pub(super) fn is_alike(&self, other: &Self) -> bool {

@@ -18,6 +18,7 @@ mod nats;
 mod pipeline;
 mod problem;
 mod section;
+mod settings;
 mod similar;
 mod state;
 #[cfg(test)]
@@ -37,7 +38,7 @@ pub(crate) use basics::{
 };
 #[cfg(test)]
 use changes::Change;
-pub(crate) use changes::Effect;
+pub(crate) use changes::{Effect, effect_of};
 pub(crate) use checks::name;
 pub(crate) use directory::{Directory, Request};
 pub(crate) use engine::{Engine, Queues};
@@ -45,7 +46,8 @@ pub(crate) use environment::variables;
 pub(crate) use file::Text;
 pub(crate) use nats::{Auth, Nats};
 pub(crate) use pipeline::{Grant, Source, Stage};
-pub(crate) use problem::{Problem, Problems};
+pub(crate) use problem::{Place, Problem, Problems};
+pub(crate) use settings::Read;
 pub(crate) use state::State;
 pub(crate) use tracker::Tracker;
 
@@ -117,7 +119,7 @@ impl Config {
     pub(crate) fn load_with_problems(
         path: Option<&Path>,
         env: impl Iterator<Item = (String, OsString)>,
-    ) -> Result<(Self, Option<Problems>), Problems> {
+    ) -> Result<Read, Problems> {
         Self::read_in(Path::new(""), path, env)
     }
 
@@ -127,17 +129,14 @@ impl Config {
         path: Option<&Path>,
         env: impl Iterator<Item = (String, OsString)>,
     ) -> Result<Self, Problems> {
-        match Self::read_in(working, path, env)? {
-            (config, None) => Ok(config),
-            (_, Some(problems)) => Err(problems),
-        }
+        Self::read_in(working, path, env)?.sound()
     }
 
     fn read_in(
         working: &Path,
         path: Option<&Path>,
         env: impl Iterator<Item = (String, OsString)>,
-    ) -> Result<(Self, Option<Problems>), Problems> {
+    ) -> Result<Read, Problems> {
         let text = Text::read_in(working, path)?;
         Self::parse_in(working, path, text.as_ref(), env)
     }
@@ -151,10 +150,7 @@ impl Config {
         text: Option<&Text>,
         env: impl Iterator<Item = (String, OsString)>,
     ) -> Result<Self, Problems> {
-        match Self::parse_in(Path::new(""), path, text, env)? {
-            (config, None) => Ok(config),
-            (_, Some(problems)) => Err(problems),
-        }
+        Self::parse_in(Path::new(""), path, text, env)?.sound()
     }
 
     fn parse_in(
@@ -162,9 +158,10 @@ impl Config {
         path: Option<&Path>,
         text: Option<&Text>,
         env: impl Iterator<Item = (String, OsString)>,
-    ) -> Result<(Self, Option<Problems>), Problems> {
+    ) -> Result<Read, Problems> {
         let usual = working.join(FILE_NAME);
         let file = path.unwrap_or(&usual);
+        let is_there = text.is_some();
         let text = text.map_or("", Text::as_str);
         let document = DeTable::parse(text)
             .map_err(|error| Problems::from(Problem::syntax(file, text, &error)))?;
@@ -173,15 +170,18 @@ impl Config {
             value,
             problems,
             passed_over,
+            settings,
         } = reader.read(document.get_ref(), Self::read);
         let passed_over = passed_over.iter().map(ToString::to_string).collect();
-        Ok((
-            Self {
+        Ok(Read {
+            file: is_there.then(|| file.to_owned()),
+            config: Self {
                 passed_over,
                 ..value
             },
             problems,
-        ))
+            settings,
+        })
     }
 
     /// The pipeline in one line: its plugins, in order.

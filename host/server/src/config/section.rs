@@ -14,6 +14,7 @@ use toml::de::{DeTable, DeValue};
 use super::checks;
 use super::environment::tells_of_a_service;
 use super::problem::{Place, Problem, Problems, Wrong};
+use super::settings::Setting;
 use super::similar::{did_you_mean, similar};
 use super::value::{Leaf, kind};
 use crate::clock;
@@ -37,6 +38,7 @@ pub(super) struct Reader<'a> {
     /// The names of the variables that were asked for.
     variables: BTreeSet<String>,
     problems: Vec<Problem>,
+    settings: Vec<Setting>,
 }
 
 /// What has been read.
@@ -46,6 +48,8 @@ pub(super) struct Outcome<T> {
     pub(super) problems: Option<Problems>,
     /// Variables that look like a key's, and are passed over.
     pub(super) passed_over: Vec<Problem>,
+    /// Every key that there is, and what sets it.
+    pub(super) settings: Vec<Setting>,
 }
 
 impl<'a> Reader<'a> {
@@ -56,6 +60,7 @@ impl<'a> Reader<'a> {
             env,
             variables: BTreeSet::new(),
             problems: Vec::new(),
+            settings: Vec::new(),
         }
     }
 
@@ -71,6 +76,7 @@ impl<'a> Reader<'a> {
             value,
             problems: Problems::found(self.problems),
             passed_over,
+            settings: self.settings,
         }
     }
 
@@ -175,17 +181,22 @@ impl<'a> Section<'_, 'a> {
         parse: impl Fn(L) -> Result<T, Wrong>,
     ) -> Option<T> {
         let mut value = None;
+        let mut setting = Setting::default_of(self.name(key));
         if let Some((place, raw)) = self.find(key) {
-            value = self.accept(place, key, L::from_toml(raw).and_then(&parse));
+            let leaf = L::from_toml(raw).inspect(|leaf| setting.set(&place, leaf));
+            value = self.accept(place, key, leaf.and_then(&parse));
         }
         if let Some(name) = self.variable(key) {
             if let Some(text) = self.reader.env.get(&name) {
                 let not_text = || Wrong::new("is not UTF-8", "write it in UTF-8, or unset it");
                 let text = text.to_str().ok_or_else(not_text);
-                let parsed = text.and_then(L::from_text).and_then(&parse);
-                value = self.accept(Place::Variable(name.clone()), key, parsed);
+                let place = Place::Variable(name.clone());
+                let leaf = text.and_then(L::from_text);
+                let leaf = leaf.inspect(|leaf| setting.set(&place, leaf));
+                value = self.accept(place, key, leaf.and_then(&parse));
             }
             self.reader.variables.insert(name);
+            self.reader.settings.push(setting);
         }
         value
     }
@@ -253,8 +264,12 @@ impl<'a> Section<'_, 'a> {
             Some(tables) if !tables.is_empty() => Some(
                 tables
                     .into_iter()
-                    .filter_map(|(item, table)| {
+                    .enumerate()
+                    .filter_map(|(number, (item, table))| {
                         let place = self.place_of(item);
+                        let mut setting = Setting::default_of(format!("{key}[{number}]"));
+                        setting.place = Some(place.clone());
+                        self.reader.settings.push(setting);
                         self.child(title.clone(), None, place, Some(table))
                             .read(&mut read)
                     })

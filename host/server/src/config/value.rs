@@ -1,13 +1,14 @@
 //! Turns a TOML value, or the text of an environment variable, into a value of
 //! a key's own type.
 
+use serde::Serialize;
 use serde_json::{Map, Number, Value};
 use toml::de::DeValue;
 
 use super::problem::Wrong;
 
 /// A type that a key can have.
-pub(super) trait Leaf: Sized {
+pub(super) trait Leaf: Sized + Serialize {
     fn from_toml(value: &DeValue<'_>) -> Result<Self, Wrong>;
     fn from_text(text: &str) -> Result<Self, Wrong>;
 }

@@ -8,6 +8,8 @@ use axum::extract::State;
 use presence_core::Counters;
 use presence_core::message::{Cause, Kind};
 
+mod on_disk;
+
 use super::{Board, Status};
 use crate::directory::Health;
 use crate::directory::request::Fetcher;
@@ -243,6 +245,7 @@ fn serving(text: &mut Exposition, status: &Status) {
             .stages()
             .map(|stage| (&stage.plugin.name, stage.plugin.lines_left_out())),
     );
+    on_disk::tell(text, status);
     source(text, &status.directory);
     if let Some(fetcher) = &status.fetcher {
         directory(text, fetcher);

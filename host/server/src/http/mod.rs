@@ -2,35 +2,37 @@
 
 mod listen;
 mod metrics;
+mod readiness;
+mod status;
 
-use std::borrow::Cow;
-use std::net::TcpListener;
+use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context as _;
 use axum::Router;
-use axum::extract::State;
-use axum::http::StatusCode;
+use axum::extract::{Request, State};
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse as _, Response};
 use axum::routing::get;
 use tokio::sync::watch;
 
 use crate::ask::Counts;
 use crate::broker::Health;
-use crate::config::Http;
+use crate::clock;
+use crate::config::{Config, Http};
 use crate::directory;
 use crate::directory::request::Fetcher;
+use crate::escape::Line;
 use crate::loader::Loader;
+use crate::on_disk::OnDisk;
 use crate::reply::Replies;
 use crate::state;
 use crate::tasks::Tasks;
 use crate::tenant::{Running, Tenant};
-use crate::worker::{Worker, Workers};
-
-/// How long a worker may be at one task, in milliseconds, before it is taken for
-/// stuck. A call of a component takes no longer than its deadline.
-const STUCK_MS: u64 = 10_000;
+use crate::worker::Workers;
 
 /// What the endpoints tell of.
 pub(crate) struct Status {
@@ -45,13 +47,40 @@ pub(crate) struct Status {
     /// Whether the subscriptions are in place and nothing is being stopped.
     pub(crate) ready: AtomicBool,
     pub(crate) refused_swaps: AtomicU64,
+    /// What of the files on disk is not in force.
+    pub(crate) on_disk: OnDisk,
     /// What became of what was asked.
     pub(crate) asked: Arc<Counts>,
+}
+
+/// What a node is from its start on.
+pub(crate) struct About {
+    node: String,
+    /// The configuration file; none where the defaults hold.
+    configuration: Option<PathBuf>,
+    servers: String,
+    /// What the directory comes from, in words.
+    directory: String,
+    started_ms: u64,
+}
+
+impl About {
+    /// Of a node that has just started, with this configuration from this file.
+    pub(crate) fn new(config: &Config, configuration: Option<PathBuf>) -> Self {
+        Self {
+            node: config.node.name.clone(),
+            configuration,
+            servers: config.nats.servers(),
+            directory: config.directory.in_words(),
+            started_ms: clock::now_ms(),
+        }
+    }
 }
 
 /// What is told of the node from its beginning on, also while it can't serve yet.
 pub(crate) struct Board {
     broker: Arc<Health>,
+    about: About,
     /// Why it doesn't serve yet.
     waits: Mutex<String>,
     status: OnceLock<Arc<Status>>,
@@ -59,9 +88,10 @@ pub(crate) struct Board {
 
 impl Board {
     /// Of a node that has just started.
-    pub(crate) fn new(broker: Arc<Health>) -> Self {
+    pub(crate) fn new(broker: Arc<Health>, about: About) -> Self {
         Self {
             broker,
+            about,
             waits: Mutex::new("starting".into()),
             status: OnceLock::new(),
         }
@@ -84,7 +114,7 @@ impl Board {
 
     fn waits(&self) -> String {
         let waits = self.waits.lock().unwrap_or_else(PoisonError::into_inner);
-        format!("{waits}\n")
+        waits.clone()
     }
 }
 
@@ -105,6 +135,7 @@ impl Status {
                 .map(|state| Arc::clone(&state.figures)),
             ready: AtomicBool::new(false),
             refused_swaps: AtomicU64::new(0),
+            on_disk: OnDisk::default(),
             asked: Arc::default(),
         }
     }
@@ -141,60 +172,75 @@ pub(crate) fn serve(http: &Http, board: Arc<Board>, tasks: &Tasks) -> anyhow::Re
         .route("/healthz", get(health))
         .route("/readyz", get(ready))
         .route("/metrics", get(metrics::metrics))
+        .route("/status", get(tell_status))
         .with_state(board);
-    tracing::info!(%address, "serving /metrics, /healthz and /readyz");
+    tracing::info!(%address, "serving /metrics, /healthz, /readyz and /status");
     listen::serve(listener, routes, tasks)
 }
 
 /// Whether the workers get on with their work. Without a broker they may well
 /// wait, for want of room for what they publish.
-async fn health(State(board): State<Arc<Board>>) -> (StatusCode, &'static str) {
-    let Some(status) = board.status.get() else {
-        return (StatusCode::OK, "ok\n");
-    };
-    let is_stuck = |worker: &Worker| worker.figures.busy_ms() > STUCK_MS;
-    if status.broker.connected.load(Ordering::Relaxed) && status.workers.iter().any(is_stuck) {
-        (StatusCode::SERVICE_UNAVAILABLE, "a worker is stuck\n")
-    } else {
-        (StatusCode::OK, "ok\n")
-    }
+async fn health(State(board): State<Arc<Board>>) -> (StatusCode, String) {
+    let stuck = board.status.get().map(|status| readiness::stuck(status));
+    answer(stuck.unwrap_or_default(), "ok\n")
 }
 
-async fn ready(State(board): State<Arc<Board>>) -> (StatusCode, Cow<'static, str>) {
-    let Some(status) = board.status.get() else {
-        let away = board.broker.disconnected();
-        let what = away.map_or_else(|| board.waits(), |why| format!("{why}\n"));
-        return (StatusCode::SERVICE_UNAVAILABLE, what.into());
-    };
-    if let Some(why) = status.broker.disconnected() {
-        (StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n").into())
-    } else if status.broker.forbidden.load(Ordering::Relaxed) {
-        let what = "NATS forbids a subscription: see the log\n";
-        (StatusCode::SERVICE_UNAVAILABLE, what.into())
-    } else if !status.is_ready() {
-        (
-            StatusCode::SERVICE_UNAVAILABLE,
-            "starting or stopping\n".into(),
-        )
-    } else if !status.broker.hears() {
-        let what = "NATS is not known to have the node's subscriptions yet\n";
-        (StatusCode::SERVICE_UNAVAILABLE, what.into())
-    } else if let Some(silent_ms) = status.broker.silence() {
-        let what = format!("nothing heard from NATS for {} s\n", silent_ms / 1_000);
-        (StatusCode::SERVICE_UNAVAILABLE, what.into())
-    } else if let Some((since, why)) = status.directory.outage() {
-        let seconds = since.as_secs();
-        let what = format!("the directory is unavailable since {seconds} s: {why}\n");
-        (StatusCode::SERVICE_UNAVAILABLE, what.into())
-    } else if let Some((since, why)) = status.fetcher.as_ref().and_then(|it| it.outage()) {
-        let seconds = since.as_secs();
-        let what = format!("the directory's service doesn't answer since {seconds} s: {why}\n");
-        (StatusCode::SERVICE_UNAVAILABLE, what.into())
-    } else if let Some((since, why)) = status.unwritten() {
-        let seconds = since.as_secs();
-        let what = format!("the state can't be written since {seconds} s: {why}\n");
-        (StatusCode::SERVICE_UNAVAILABLE, what.into())
-    } else {
-        (StatusCode::OK, "ready\n".into())
+/// Whether the node does its work; or all reasons why not, a line each.
+async fn ready(State(board): State<Arc<Board>>) -> (StatusCode, String) {
+    answer(readiness::reasons(&board), "ready\n")
+}
+
+fn answer(reasons: Vec<String>, well: &str) -> (StatusCode, String) {
+    if reasons.is_empty() {
+        return (StatusCode::OK, well.to_owned());
+    }
+    let lines = reasons.iter().map(|reason| format!("{}\n", Line(reason)));
+    (StatusCode::SERVICE_UNAVAILABLE, lines.collect())
+}
+
+/// What the node is and does, as JSON, for `presence status`. It is asked by an address: a
+/// page that has its own name lead here (DNS rebinding) is told nothing.
+async fn tell_status(State(board): State<Arc<Board>>, request: Request) -> Response {
+    let host = request.headers().get(header::HOST);
+    let host = host.and_then(|host| host.to_str().ok()).unwrap_or_default();
+    if !is_address(host) {
+        let refusal = "ask by an address, such as 127.0.0.1, or as localhost\n";
+        return (StatusCode::FORBIDDEN, refusal).into_response();
+    }
+    let kind = [(header::CONTENT_TYPE, "application/json")];
+    (kind, status::of(&board).to_string()).into_response()
+}
+
+/// Whether a Host is an address, or `localhost`, with or without a port.
+fn is_address(host: &str) -> bool {
+    let name = host.rsplit_once(':').map_or(host, |(name, _)| name);
+    name.eq_ignore_ascii_case("localhost")
+        || host.parse::<SocketAddr>().is_ok()
+        || host.trim_matches(['[', ']']).parse::<IpAddr>().is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_addresses_and_localhost_are_no_names() {
+        for host in [
+            "127.0.0.1:18520",
+            "10.1.2.3",
+            "[::1]:18520",
+            "[::1]",
+            "localhost:1",
+        ] {
+            assert!(is_address(host), "{host}");
+        }
+        for host in [
+            "",
+            "evil.example",
+            "evil.example:18520",
+            "127.0.0.1.evil.example",
+        ] {
+            assert!(!is_address(host), "{host}");
+        }
     }
 }

@@ -11,11 +11,12 @@ use tokio::sync::mpsc;
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
-use super::Reload;
 use super::job::HANGS;
+use super::{Reload, Said};
 use crate::config;
 use crate::directory::kept::{Keeper, Origin};
 use crate::directory::{self, kv};
+use crate::on_disk::What;
 use crate::regular::{Stamp, Unreadable};
 
 /// How many updates of a directory in a KV bucket may wait.
@@ -116,10 +117,20 @@ impl Reload {
         health.refused_values.store(values, Ordering::Relaxed);
         match doubt {
             // All that it held has been deleted, key by key.
-            Some(_) if self.tenant.directory.is_empty() => health.available(),
+            Some(_) if self.tenant.directory.is_empty() => self.available(),
             Some(why) => self.unavailable(&why),
             None if is_part => {}
-            None => health.available(),
+            None => self.available(),
+        }
+        if self.tenant.health.outage().is_none() {
+            let (keys, values) = self.refusals.counts();
+            let refusal = (keys + values > 0).then(|| {
+                format!(
+                    "entries of the bucket that can't be taken: {keys} for their key, {values} \
+                     for their value"
+                )
+            });
+            self.note(What::Directory, refusal);
         }
     }
 
@@ -191,8 +202,9 @@ impl Reload {
             Ok((directory, changes)) => {
                 self.set_origin(String::new());
                 self.tenant.set_directory(directory, changes).await;
-                self.tenant.health.available();
+                self.available();
             }
+            Err(error) if self.is_refusal(&error) => self.refuse(format!("{error:#}")),
             Err(error) => self.unavailable(&format!("{error:#}")),
         }
     }
@@ -213,15 +225,43 @@ impl Reload {
             return self.unavailable(&format!("{} does not exist", path.display()));
         }
         if !self.tenant.directory.is_on_demand() {
-            return self.tenant.health.available();
+            return self.available();
         }
         tracing::warn!("{}", directory::none(path));
         self.parsing
             .start(|| Ok((Directory::new(), Changes::default())));
     }
 
+    /// Whether a file was read whole, and something in it can't be taken, while a directory
+    /// is in force: that goes on, and the node is as ready as before. A file that is cut off,
+    /// or isn't JSON, may have been meant to say anything.
+    fn is_refusal(&self, error: &anyhow::Error) -> bool {
+        let is_data = |cause: &(dyn std::error::Error + 'static)| {
+            let json = cause.downcast_ref::<serde_json::Error>();
+            json.is_some_and(serde_json::Error::is_data)
+        };
+        let is_in_force = !self.tenant.directory.is_on_demand();
+        let was_ready = self.tenant.health.outage().is_none();
+        is_in_force && was_ready && error.chain().any(is_data)
+    }
+
+    /// What the source says can't be taken, and what is known of it stays in force.
+    fn refuse(&mut self, why: String) {
+        self.note(What::Directory, Some(why.clone()));
+        let refused = &mut self.refused.directory;
+        refused.say("directory not taken", Some(why));
+    }
+
+    /// The source has been read, and is in force.
+    fn available(&mut self) {
+        self.tenant.health.available();
+        self.refused.directory = Said::default();
+        self.note(What::Directory, None);
+    }
+
     /// The source can't be read: what is known of it stays in force.
     fn unavailable(&self, why: &str) {
+        self.note(What::Directory, Some(why.to_owned()));
         let is_known = !self.tenant.directory.is_on_demand();
         self.tenant.health.unavailable(why, is_known);
     }

@@ -8,8 +8,10 @@ use tokio::sync::watch;
 use tokio::task::spawn_blocking;
 
 use super::{Reload, Said};
+use crate::causes::Causes;
 use crate::escape::together;
 use crate::loader::Loader;
+use crate::on_disk::What;
 use crate::regular::Unreadable;
 use crate::tenant::Running;
 
@@ -51,16 +53,19 @@ impl Reload {
     pub(super) async fn take_pipeline(&mut self, loaded: anyhow::Result<Option<Loaded>>) {
         let error = loaded.as_ref().err();
         self.load_again = error.is_some_and(|error| error.chain().any(may_pass));
-        let outcome = match loaded {
+        let refusal = match loaded {
             Ok(loaded) => {
                 if let Some(loaded) = loaded {
                     self.swap(loaded).await;
                 }
-                Ok(())
+                None
             }
-            Err(error) => Err(error),
+            Err(error) => Some(Causes(&error).to_string()),
         };
-        if self.refused.pipeline.say("pipeline not swapped", outcome) {
+        // A plugin whose file is gone goes on, and the next start would refuse.
+        let gone = self.loader.gone_in_words(&self.config);
+        self.note(What::Pipeline, refusal.clone().or(gone));
+        if self.refused.pipeline.say("pipeline not swapped", refusal) {
             self.status.refused_swaps.fetch_add(1, Ordering::Relaxed);
         }
     }

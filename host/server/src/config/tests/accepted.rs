@@ -97,15 +97,8 @@ fn the_reference_file_means_the_defaults() {
 
 #[test]
 fn the_reference_file_names_every_key_that_can_be_set() {
-    let text = std::fs::read_to_string(reference()).unwrap();
     // Every key of the file: those in force, and those commented out.
-    let uncommented: String = text
-        .lines()
-        .map(|line| match line.strip_prefix("# ") {
-            Some(key) if key.contains(" = ") => format!("{key}\n"),
-            _ => format!("{line}\n"),
-        })
-        .collect();
+    let uncommented = settings::uncommented();
     let document: toml::Table = uncommented.parse().unwrap();
     let mut written = Vec::new();
     variables_of("PRESENCE", &document, &mut written);

@@ -12,6 +12,7 @@ use tempfile::TempDir;
 use super::*;
 
 mod accepted;
+mod effective;
 mod refused;
 
 /// Loads a configuration from a file of this text, if there is any, and these variables.

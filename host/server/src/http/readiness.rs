@@ -1,0 +1,95 @@
+//! Why a node doesn't do its work, if it doesn't.
+
+use std::sync::atomic::Ordering;
+
+use super::{Board, Status};
+
+/// How long a worker may be at one task, in milliseconds, before it is taken for
+/// stuck. A call of a component takes no longer than its deadline.
+const STUCK_MS: u64 = 10_000;
+
+/// All reasons why the node isn't ready, the first cause first; none if it is.
+pub(super) fn reasons(board: &Board) -> Vec<String> {
+    let mut reasons = Vec::new();
+    let away = board.broker.disconnected();
+    let is_connected = away.is_none();
+    reasons.extend(away);
+    let Some(status) = board.status.get() else {
+        // It waits for the connection as well.
+        reasons.extend(is_connected.then(|| board.waits()));
+        reasons.extend(forbidden(board));
+        return reasons;
+    };
+    reasons.extend(forbidden(board));
+    if is_connected && !status.is_ready() {
+        reasons.push("starting or stopping".into());
+    }
+    if is_connected && status.is_ready() && !status.broker.hears() {
+        let what = "NATS is not known to have the node's subscriptions yet";
+        reasons.push(what.into());
+    }
+    if is_connected && let Some(silent_ms) = status.broker.silence() {
+        let seconds = silent_ms / 1_000;
+        reasons.push(format!("nothing heard from NATS for {seconds} s"));
+    }
+    reasons.extend(stuck(status));
+    if let Some((since, why)) = status.directory.outage() {
+        let seconds = since.as_secs();
+        reasons.push(format!(
+            "the directory is unavailable since {seconds} s: {why}"
+        ));
+    }
+    if let Some((since, why)) = status.fetcher.as_ref().and_then(|it| it.outage()) {
+        let seconds = since.as_secs();
+        reasons.push(format!(
+            "the directory's service doesn't answer since {seconds} s: {why}"
+        ));
+    }
+    reasons.extend(status.on_disk.unfollowed());
+    if let Some((since, why)) = status.unwritten() {
+        let seconds = since.as_secs();
+        reasons.push(format!(
+            "the state can't be written since {seconds} s: {why}"
+        ));
+    }
+    reasons
+}
+
+fn forbidden(board: &Board) -> impl Iterator<Item = String> {
+    let forbidden = board.broker.rights.forbidden_now().into_iter();
+    forbidden.map(|(right, ms)| format!("NATS forbids this node {right}, since {} s", ms / 1_000))
+}
+
+/// Which workers are stuck. Without a broker they may well wait, for want of room for what
+/// they publish.
+pub(super) fn stuck(status: &Status) -> Vec<String> {
+    if !status.broker.connected.load(Ordering::Relaxed) {
+        return Vec::new();
+    }
+    stuck_at(status.workers.iter().map(|worker| worker.figures.busy_ms()))
+}
+
+/// Of workers that have been at one task for so many milliseconds each.
+fn stuck_at(busy_ms: impl Iterator<Item = u64>) -> Vec<String> {
+    let stuck = busy_ms.enumerate().filter(|(_, ms)| *ms > STUCK_MS);
+    stuck
+        .map(|(number, ms)| {
+            format!(
+                "worker {number} is stuck: it has been at one task for {} s",
+                ms / 1_000
+            )
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_worker_that_is_long_at_one_task_is_named() {
+        let stuck = stuck_at([0, 10_000, 12_345].into_iter());
+        let expected = "worker 2 is stuck: it has been at one task for 12 s";
+        assert_eq!(stuck, [expected]);
+    }
+}
