@@ -1,13 +1,13 @@
 //! The readers of what sources of a directory say, as fuzzers call them, with what must
 //! hold of all that they take.
 
-use presence_core::directory::{Directory, Question};
+use presence_core::directory::Directory;
 use presence_core::names::Names;
 
 use super::content::Content;
 use super::entry::{self, Key};
 use super::export::Export;
-use super::request::protocol;
+pub(crate) use super::request::fuzz::service;
 
 /// The text of a directory file: what is written of what was read reads as the same.
 pub(crate) fn file(text: &str) -> bool {
@@ -44,25 +44,4 @@ pub(crate) fn entry(key: &str, value: &[u8]) -> bool {
         assert!(edit.finish().1.is_empty(), "{written}");
     }
     true
-}
-
-/// What a service answers to a question, and what it says has changed.
-pub(crate) fn service(question: u8, payload: &[u8]) -> bool {
-    let names = Names::new();
-    let user = names.intern("ada");
-    let answered = match question % 4 {
-        0 => protocol::answer(&Question::Contacts(user), payload, &names).is_ok(),
-        1 => protocol::answer(&Question::Groups(user), payload, &names).is_ok(),
-        2 => protocol::answer(&Question::Settings(user), payload, &names).is_ok(),
-        _ => match protocol::invalidated(payload, &names) {
-            Ok(Some(question)) => {
-                // It can be asked again, unless nobody can be what it is about.
-                let _ = protocol::request("directory", &question, &names);
-                true
-            }
-            Ok(None) => payload.is_empty(),
-            Err(_) => false,
-        },
-    };
-    answered
 }

@@ -7,6 +7,8 @@
 //! on whom they concern.
 
 mod cache;
+#[cfg(fuzzing)]
+pub(super) mod fuzz;
 mod protocol;
 
 use std::sync::atomic::{AtomicU64, Ordering};

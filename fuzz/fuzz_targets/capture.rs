@@ -1,0 +1,6 @@
+//! Lines of recorded traffic.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|line: &str| {
+    presence::fuzz::capture(line);
+});

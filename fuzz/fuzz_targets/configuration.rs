@@ -1,0 +1,6 @@
+//! Configuration files.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|text: &str| {
+    presence::fuzz::configuration(text);
+});

@@ -1,0 +1,6 @@
+//! What sources of a directory say.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
+    presence::fuzz::directory(bytes);
+});

@@ -1,0 +1,34 @@
+//! Messages from clients: what is taken keeps to the rules, and what is wrong is said.
+//! The first byte says on which subject it comes.
+#![no_main]
+
+use bytes::Bytes;
+use presence_core::message::{Kind, Limits, Message, Says, is_id};
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
+    let Some((kind, body)) = bytes.split_first() else {
+        return;
+    };
+    let kind = Kind::ALL[usize::from(*kind) % Kind::ALL.len()];
+    let limits = Limits::from(8_192);
+    let message = match Message::parse(kind, &Bytes::copy_from_slice(body), limits) {
+        Ok(message) => message,
+        Err(rejection) => {
+            assert!(!rejection.error.is_empty());
+            return;
+        }
+    };
+    assert!(is_id(&message.user));
+    assert!(message.timestamp > 978_307_200_000);
+    let (conn, metadata) = match message.says {
+        Says::Connect { conn, metadata } | Says::Heartbeat { conn, metadata } => {
+            (Some(conn), metadata)
+        }
+        Says::Disconnect { conn, .. } => (Some(conn), None),
+        Says::Online { metadata } | Says::Offline { metadata, .. } => (None, metadata),
+    };
+    assert!(conn.is_none_or(|conn| is_id(&conn)));
+    if let Some(metadata) = metadata {
+        assert_eq!(limits.metadata.check(&metadata), Ok(()));
+    }
+});
