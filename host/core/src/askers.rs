@@ -32,6 +32,11 @@ impl Askers {
         self.0.get(question).into_iter().flatten().copied()
     }
 
+    /// How many questions there are.
+    pub(crate) fn len(&self) -> usize {
+        self.0.len()
+    }
+
     /// All the questions.
     pub(crate) fn questions(&self) -> impl Iterator<Item = &Question> {
         self.0.keys()

@@ -1,19 +1,26 @@
 //! Audiences: immutable, cheaply shared sets of viewers.
 //!
-//! A rule mostly hands on a set that the directory holds (a contact list), or
-//! such a set less a few (whom the user has blocked, the user themselves). Both
-//! are kept as that: a shared bitmap, and the few that are missing from it. So
-//! their cost doesn't grow with the audience.
+//! A rule mostly hands on a set that the directory holds (a contact list, a group), or
+//! such a set with a few more (the user's own contacts) or less (whom the user has
+//! blocked, the user themselves). Both are kept as that: a shared bitmap, and the few
+//! by which the audience differs from it. So their cost doesn't grow with the audience:
+//! everyone in a group of a million has the same bitmap.
 
-use std::sync::{Arc, LazyLock};
+use std::cell::RefCell;
+use std::collections::HashSet;
+use std::sync::{Arc, LazyLock, Weak};
 
 use roaring::RoaringBitmap;
 
 use crate::names::Id;
 
-/// How many may be missing from a shared bitmap before a bitmap of its own is
-/// made. Small enough that looking through them is as fast as a look-up.
-const WITHOUT_MAX: usize = 32;
+/// By how many an audience may differ from a shared bitmap, in each direction, before a
+/// bitmap of its own is made. Small enough that looking through them is as fast as a
+/// look-up.
+const FEW: usize = 32;
+
+/// How many are in a bitmap that is worth sharing where a few are added to it.
+const MANY: u64 = 1_024;
 
 static NOBODY: LazyLock<Arc<RoaringBitmap>> = LazyLock::new(Arc::default);
 
@@ -21,8 +28,17 @@ static NOBODY: LazyLock<Arc<RoaringBitmap>> = LazyLock::new(Arc::default);
 #[derive(Clone, Debug)]
 pub struct Audience {
     base: Arc<RoaringBitmap>,
-    /// Members of `base` that are not in the audience: sorted, never empty.
-    without: Option<Arc<Vec<u32>>>,
+    /// By whom the audience differs from `base`; none if by nobody.
+    few: Option<Arc<Few>>,
+}
+
+/// A few by whom an audience differs from a bitmap, each in ascending order.
+#[derive(Debug, PartialEq, Eq)]
+struct Few {
+    /// Members of the bitmap that are not in the audience.
+    missing: Vec<u32>,
+    /// Those in the audience who are no members of the bitmap.
+    added: Vec<u32>,
 }
 
 impl Default for Audience {
@@ -33,24 +49,25 @@ impl Default for Audience {
 
 impl From<Arc<RoaringBitmap>> for Audience {
     fn from(base: Arc<RoaringBitmap>) -> Self {
-        Self {
-            base,
-            without: None,
-        }
+        Self { base, few: None }
+    }
+}
+
+impl From<RoaringBitmap> for Audience {
+    fn from(bitmap: RoaringBitmap) -> Self {
+        Self::from(Arc::new(bitmap))
     }
 }
 
 impl FromIterator<Id> for Audience {
     fn from_iter<I: IntoIterator<Item = Id>>(ids: I) -> Self {
-        Self::from(Arc::new(
-            ids.into_iter().map(|id| id.0).collect::<RoaringBitmap>(),
-        ))
+        Self::from(ids.into_iter().map(|id| id.0).collect::<RoaringBitmap>())
     }
 }
 
 impl PartialEq for Audience {
     fn eq(&self, other: &Self) -> bool {
-        self.same(other) || (self.len() == other.len() && self.ids().eq(other.ids()))
+        self.same(other) || (self.len() == other.len() && self.is_subset(other))
     }
 }
 
@@ -64,26 +81,43 @@ impl Audience {
 
     /// How many are in it.
     pub fn len(&self) -> u64 {
-        self.base.len() - self.missing().len() as u64
+        self.base.len() - self.missing().len() as u64 + self.added().len() as u64
     }
 
     /// Whether nobody is in it.
     pub fn is_empty(&self) -> bool {
-        self.base.is_empty() || (self.without.is_some() && self.len() == 0)
+        match self.few {
+            None => self.base.is_empty(),
+            Some(_) => self.len() == 0,
+        }
     }
 
     /// Whether a viewer is in it.
     pub fn contains(&self, id: Id) -> bool {
-        self.base.contains(id.0) && self.missing().binary_search(&id.0).is_err()
+        if self.base.contains(id.0) {
+            self.missing().binary_search(&id.0).is_err()
+        } else {
+            self.added().binary_search(&id.0).is_ok()
+        }
     }
 
     /// Who is in it, in ascending order.
     pub fn ids(&self) -> impl Iterator<Item = Id> + '_ {
         let mut missing = self.missing().iter().peekable();
-        self.base
+        let mut added = self.added().iter().copied().peekable();
+        let mut base = self
+            .base
             .iter()
             .filter(move |id| missing.next_if_eq(&id).is_none())
-            .map(Id)
+            .peekable();
+        std::iter::from_fn(move || {
+            let next = match (base.peek(), added.peek()) {
+                (Some(one), Some(other)) if other < one => added.next(),
+                (Some(_), _) => base.next(),
+                (None, _) => added.next(),
+            };
+            next.map(Id)
+        })
     }
 
     /// Who is in it, as a bitmap.
@@ -92,6 +126,7 @@ impl Audience {
         for id in self.missing() {
             bitmap.remove(*id);
         }
+        bitmap.extend(self.added());
         bitmap
     }
 
@@ -105,13 +140,24 @@ impl Audience {
             return other.clone();
         }
         if Arc::ptr_eq(&self.base, &other.base) {
-            let missing_in_both = |id: &&u32| other.missing().binary_search(id).is_ok();
-            return self.with_missing(self.missing().iter().filter(missing_in_both).copied());
+            let missing = self.missing().iter().copied();
+            let missing = missing.filter(|id| other.missing().binary_search(id).is_ok());
+            let added = self.added().iter().chain(other.added()).copied();
+            return self.differing_by(missing.collect(), added.collect());
         }
-        match (&self.without, &other.without) {
-            (None, None) => Self::from(Arc::new(&*self.base | &*other.base)),
-            _ => Self::from(Arc::new(self.bitmap() | other.bitmap())),
+        for (many, few) in [(self, other), (other, self)] {
+            if many.base.len() >= MANY && few.len() <= FEW as u64 {
+                return many.with(few);
+            }
         }
+        let mut both = &*self.base | &*other.base;
+        for (one, other) in [(self, other), (other, self)] {
+            for id in one.missing().iter().filter(|id| !other.contains(Id(**id))) {
+                both.remove(*id);
+            }
+            both.extend(one.added());
+        }
+        both.into()
     }
 
     /// Everyone in both.
@@ -122,18 +168,28 @@ impl Audience {
         }
         if Arc::ptr_eq(&self.base, &other.base) {
             let missing = self.missing().iter().chain(other.missing()).copied();
-            return self.with_missing(missing);
+            let added = self.added().iter().copied();
+            let added = added.filter(|id| other.added().binary_search(id).is_ok());
+            return self.differing_by(missing.collect(), added.collect());
         }
-        if self.is_subset_of_whole(other) {
-            return self.clone();
+        for (one, other) in [(self, other), (other, self)] {
+            if one.len() <= other.len() && one.is_subset(other) {
+                return one.clone();
+            }
         }
-        if other.is_subset_of_whole(self) {
-            return other.clone();
+        for (few, other) in [(self, other), (other, self)] {
+            if few.len() <= FEW as u64 {
+                return few.ids().filter(|id| other.contains(*id)).collect();
+            }
         }
-        match (&self.without, &other.without) {
-            (None, None) => Self::from(Arc::new(&*self.base & &*other.base)),
-            _ => Self::from(Arc::new(self.bitmap() & other.bitmap())),
+        let mut both = &*self.base & &*other.base;
+        for (one, other) in [(self, other), (other, self)] {
+            for id in one.missing() {
+                both.remove(*id);
+            }
+            both.extend(one.added().iter().filter(|id| other.contains(Id(**id))));
         }
+        both.into()
     }
 
     /// Everyone in this one who is not in the other.
@@ -142,31 +198,30 @@ impl Audience {
         if self.is_empty() || other.is_empty() {
             return self.clone();
         }
+        let stays = |id: &u32| self.contains(Id(*id)) && !other.contains(Id(*id));
         if Arc::ptr_eq(&self.base, &other.base) {
-            if other.without.is_none() {
-                return Self::nobody();
-            }
-            return other
-                .missing()
-                .iter()
-                .map(|id| Id(*id))
-                .filter(|id| self.contains(*id))
-                .collect();
+            let differing = self.added().iter().chain(other.missing()).copied();
+            return differing.filter(stays).map(Id).collect();
         }
-        if other.base.len() <= WITHOUT_MAX as u64 {
-            let removed: Vec<_> = other.ids().filter(|id| self.contains(*id)).collect();
-            if removed.is_empty() {
-                return self.clone();
-            }
-            let missing = self.missing().iter().copied();
-            return self.with_missing(missing.chain(removed.into_iter().map(|id| id.0)));
+        if other.len() <= FEW as u64 {
+            return self.less(other);
         }
-        if self.base.is_disjoint(&other.base) {
+        let is_added = |id: &u32| other.contains(Id(*id));
+        if other.few.is_none()
+            && self.base.is_disjoint(&other.base)
+            && !self.added().iter().any(is_added)
+        {
             return self.clone();
         }
-        match (&self.without, &other.without) {
-            (None, None) => Self::from(Arc::new(&*self.base - &*other.base)),
-            _ => Self::from(Arc::new(self.bitmap() - other.bitmap())),
+        let mut rest = difference(&self.base, &other.base);
+        for id in self.missing().iter().chain(other.added()) {
+            rest.remove(*id);
+        }
+        let differing = self.added().iter().chain(other.missing()).copied();
+        rest.extend(differing.filter(stays));
+        match rest.is_empty() {
+            true => Self::nobody(),
+            false => rest.into(),
         }
     }
 
@@ -174,7 +229,7 @@ impl Audience {
     #[must_use]
     pub fn without(&self, id: Id) -> Self {
         if self.contains(id) {
-            self.with_missing(self.missing().iter().copied().chain([id.0]))
+            self.less(&Self::from_iter([id]))
         } else {
             self.clone()
         }
@@ -182,7 +237,7 @@ impl Audience {
 
     /// Whether the two are one shared set, so that comparing costs nothing.
     pub fn same(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.base, &other.base) && self.missing() == other.missing()
+        Arc::ptr_eq(&self.base, &other.base) && self.few == other.few
     }
 
     /// Whether the two share their bitmap, so that this one takes no room of its own.
@@ -192,7 +247,7 @@ impl Audience {
 
     /// How many bytes it takes, about.
     pub fn bytes(&self) -> u64 {
-        (self.base.serialized_size() + 4 * self.missing().len()) as u64
+        (self.base.serialized_size() + 4 * self.few_len()) as u64
     }
 
     /// Whether everyone in this one is in the other.
@@ -200,45 +255,157 @@ impl Audience {
         if self.is_empty() || self.same(other) {
             return true;
         }
-        if Arc::ptr_eq(&self.base, &other.base) {
-            return other.missing().iter().all(|id| !self.contains(Id(*id)));
+        let others = |id: &u32| other.contains(Id(*id));
+        let mine = |id: &u32| self.contains(Id(*id));
+        if !self.added().iter().all(others) || other.missing().iter().any(mine) {
+            return false;
         }
-        self.base.is_subset(&other.base) && other.missing().iter().all(|id| !self.contains(Id(*id)))
-            || (self.without.is_some() && self.ids().all(|id| other.contains(id)))
+        // What is left is in the bitmap of this one, and missing from none.
+        if Arc::ptr_eq(&self.base, &other.base) {
+            return true;
+        }
+        if self.few.is_none() && other.few.is_none() {
+            return self.base.is_subset(&other.base);
+        }
+        // Of those not in the other's bitmap, a few may be missing or have been added.
+        let few = (self.missing().len() + other.added().len()) as u64;
+        let outside = self.base.difference_len(&other.base);
+        outside == 0
+            || (outside <= few
+                && (&*self.base - &*other.base)
+                    .iter()
+                    .all(|id| !mine(&id) || others(&id)))
     }
 
     /// What working through this set costs, in units of about one instruction:
     /// a step for each chunk of a dense set, or for each few members of a sparse one.
     pub fn work(&self) -> u64 {
-        64 + self.base.len() / 16 + self.missing().len() as u64
+        64 + self.base.len() / 16 + self.few_len() as u64
+    }
+
+    /// Adds all who are in it to a set; more, where that costs less: whoever is in its
+    /// bitmap. `seen` is what was added before.
+    pub fn keep_in(&self, ids: &mut RoaringBitmap, seen: &mut Seen) {
+        if seen.is_new(&self.base) {
+            *ids |= &*self.base;
+        }
+        ids.extend(self.added());
     }
 
     fn missing(&self) -> &[u32] {
-        self.without.as_deref().map_or(&[], Vec::as_slice)
+        self.few.as_deref().map_or(&[], |few| &few.missing)
     }
 
-    /// A cheap sufficient test, for sets that are whole bitmaps.
-    fn is_subset_of_whole(&self, other: &Self) -> bool {
-        other.without.is_none() && self.base.is_subset(&other.base)
+    fn added(&self) -> &[u32] {
+        self.few.as_deref().map_or(&[], |few| &few.added)
     }
 
-    /// The base less these members of it.
-    fn with_missing(&self, missing: impl Iterator<Item = u32>) -> Self {
-        let mut missing: Vec<u32> = missing.collect();
-        missing.sort_unstable();
-        missing.dedup();
-        if missing.len() <= WITHOUT_MAX {
-            let without = (!missing.is_empty()).then(|| Arc::new(missing));
-            return Self {
-                base: Arc::clone(&self.base),
-                without,
+    fn few_len(&self) -> usize {
+        self.missing().len() + self.added().len()
+    }
+
+    /// With a few more.
+    fn with(&self, more: &Self) -> Self {
+        let mut missing = self.missing().to_vec();
+        let mut added = self.added().to_vec();
+        for id in more.ids().filter(|id| !self.contains(*id)) {
+            match missing.binary_search(&id.0) {
+                Ok(place) => drop(missing.remove(place)),
+                Err(_) => added.push(id.0),
+            }
+        }
+        if added.len() == self.added().len() && missing.len() == self.missing().len() {
+            return self.clone();
+        }
+        self.differing_by(missing, added)
+    }
+
+    /// Less a few.
+    fn less(&self, few: &Self) -> Self {
+        let mut missing = self.missing().to_vec();
+        let mut added = self.added().to_vec();
+        let before = self.few_len();
+        for id in few.ids().filter(|id| self.contains(*id)) {
+            match added.binary_search(&id.0) {
+                Ok(place) => drop(added.remove(place)),
+                Err(_) => missing.push(id.0),
+            }
+        }
+        if missing.len() == self.missing().len() && missing.len() + added.len() == before {
+            return self.clone();
+        }
+        self.differing_by(missing, added)
+    }
+
+    /// The base less these members of it, and with these who are none.
+    fn differing_by(&self, mut missing: Vec<u32>, mut added: Vec<u32>) -> Self {
+        for few in [&mut missing, &mut added] {
+            few.sort_unstable();
+            few.dedup();
+        }
+        let base = Arc::clone(&self.base);
+        if missing.is_empty() && added.is_empty() {
+            return base.into();
+        }
+        let few = Self {
+            base,
+            few: Some(Arc::new(Few { missing, added })),
+        };
+        let is_shared = few.missing().len() <= FEW && few.added().len() <= FEW;
+        if is_shared { few } else { few.bitmap().into() }
+    }
+}
+
+thread_local! {
+    /// The last differences that were small, in both directions.
+    static DIFFERENCES: RefCell<[Difference; 2]> = RefCell::default();
+}
+
+/// In what one bitmap is more than another, which are known by where they are: a bitmap
+/// that is gone leaves its place to no other one for as long as it is noted here.
+#[derive(Default)]
+struct Difference {
+    of: Weak<RoaringBitmap>,
+    from: Weak<RoaringBitmap>,
+    is: RoaringBitmap,
+}
+
+/// In what a bitmap is more than another. When somebody joins a group, the same two states
+/// of it are compared for everyone in it: once is enough.
+fn difference(of: &Arc<RoaringBitmap>, from: &Arc<RoaringBitmap>) -> RoaringBitmap {
+    if of.len() < MANY || from.len() < MANY {
+        return &**of - &**from;
+    }
+    DIFFERENCES.with_borrow_mut(|known| {
+        let is = |noted: &Weak<_>, bitmap| noted.as_ptr() == Arc::as_ptr(bitmap);
+        let same = known.iter().find(|it| is(&it.of, of) && is(&it.from, from));
+        if let Some(same) = same {
+            return same.is.clone();
+        }
+        let difference = match of.difference_len(from) {
+            0 => RoaringBitmap::new(),
+            _ => &**of - &**from,
+        };
+        if difference.len() <= FEW as u64 {
+            known.rotate_right(1);
+            let [oldest, _] = known;
+            *oldest = Difference {
+                of: Arc::downgrade(of),
+                from: Arc::downgrade(from),
+                is: difference.clone(),
             };
         }
-        let mut bitmap = RoaringBitmap::clone(&self.base);
-        for id in missing {
-            bitmap.remove(id);
-        }
-        Self::from(Arc::new(bitmap))
+        difference
+    })
+}
+
+/// The bitmaps that were added to a set of ids, so that each is once.
+#[derive(Debug, Default)]
+pub struct Seen(HashSet<usize>);
+
+impl Seen {
+    fn is_new(&mut self, bitmap: &Arc<RoaringBitmap>) -> bool {
+        self.0.insert(Arc::as_ptr(bitmap).addr())
     }
 }
 
@@ -259,6 +426,14 @@ mod tests {
         BASE.clone()
     }
 
+    /// Two that are worth sharing, and much the same.
+    fn group(number: u32) -> Audience {
+        static GROUPS: LazyLock<[Audience; 2]> = LazyLock::new(|| {
+            [0, 1].map(|number| (40 + number..1_200 + 5 * number).map(Id).collect())
+        });
+        GROUPS[number as usize].clone()
+    }
+
     fn pair() -> impl Strategy<Value = Pair> {
         let own = prop::collection::btree_set(0_u32..80, 0..70)
             .prop_map(|set| Pair(set.clone(), set.into_iter().map(Id).collect()));
@@ -269,7 +444,18 @@ mod tests {
                 .fold(shared_base(), |base, id| base.without(Id(*id)));
             Pair(set, audience)
         });
-        prop_oneof![own, less_some]
+        let some = || prop::collection::btree_set(0_u32..80, 0..40);
+        let differing = (0_u32..2, some(), some()).prop_map(|(number, removed, added)| {
+            let all = members(&group(number));
+            let set = &(&all - &removed) | &added;
+            let less = removed
+                .iter()
+                .fold(group(number), |all, id| all.without(Id(*id)));
+            let one = |id: &u32| Audience::from_iter([Id(*id)]);
+            let audience = added.iter().fold(less, |all, id| all.union(&one(id)));
+            Pair(set, audience)
+        });
+        prop_oneof![own, less_some, differing]
     }
 
     fn members(audience: &Audience) -> BTreeSet<u32> {
@@ -288,6 +474,9 @@ mod tests {
             prop_assert_eq!(members(&a.1.difference(&b.1)), &a.0 - &b.0);
             prop_assert_eq!(a.1.is_subset(&b.1), a.0.is_subset(&b.0));
             prop_assert_eq!(a.1 == b.1, a.0 == b.0);
+            let (mut kept, mut seen) = (RoaringBitmap::new(), Seen::default());
+            a.1.keep_in(&mut kept, &mut seen);
+            prop_assert!(a.1.bitmap().is_subset(&kept));
             prop_assert_eq!(a.1.bitmap().iter().collect::<BTreeSet<_>>(), a.0);
         }
     }
@@ -301,5 +490,34 @@ mod tests {
         assert!(contacts.difference(&strangers).same(&contacts));
         assert!(contacts.without(Id(1)).union(&contacts).same(&contacts));
         assert!(Arc::ptr_eq(&contacts.without(Id(1)).base, &contacts.base));
+    }
+
+    #[test]
+    fn a_large_set_with_a_few_more_and_less_shares_its_bitmap() {
+        let (group, contacts) = (group(0), (0..10).map(Id).collect::<Audience>());
+        for audience in [
+            contacts.union(&group.without(Id(50))),
+            group.without(Id(50)).union(&contacts),
+        ] {
+            assert!(audience.shares(&group) && audience.len() == group.len() + 9);
+            let blocked = [3, 50, 60].map(Id).into_iter().collect();
+            let audience = audience.difference(&blocked);
+            assert!(audience.shares(&group) && audience.len() == group.len() + 7);
+        }
+    }
+
+    #[test]
+    fn two_states_of_a_set_are_compared_by_what_differs() {
+        let before = group(0);
+        let joined = Audience::from(before.bitmap() | RoaringBitmap::from([7]));
+        let (of, is) = (before.without(Id(50)), joined.without(Id(50)));
+        assert!(of.difference(&is).is_empty());
+        assert_eq!(is.difference(&of), [Id(7)].into_iter().collect());
+        assert!(of != is && of == before.without(Id(50)));
+        // Whatever was compared before.
+        let left = Audience::from(joined.bitmap() - RoaringBitmap::from([1_000]));
+        assert_eq!(is.difference(&left), [Id(1_000)].into_iter().collect());
+        assert_eq!(is.difference(&of), [Id(7)].into_iter().collect());
+        assert_eq!(left.difference(&is), [Id(50)].into_iter().collect());
     }
 }

@@ -14,6 +14,7 @@ use std::sync::Arc;
 use hashbrown::HashMap;
 use roaring::RoaringBitmap;
 
+use crate::audience::{Audience, Seen};
 use crate::directory::Changes;
 use crate::event::{Change, Event};
 use crate::metadata::Metadata;
@@ -275,7 +276,7 @@ impl Departed {
             let told = rendition.audience.intersection(departure.told.audience());
             let knows = match rendition.last_seen {
                 true => told.intersection(&may_know),
-                false => crate::audience::Audience::nobody(),
+                false => Audience::nobody(),
             };
             let part = |audience, last_seen| Rendition {
                 audience,
@@ -357,9 +358,10 @@ impl Departed {
     /// All the numbers of ids in here.
     pub fn ids(&self) -> RoaringBitmap {
         let mut ids: RoaringBitmap = self.places.keys().map(|user| user.0).collect();
+        let mut seen = Seen::default();
         for user in self.places.keys() {
             if let Some(told) = self.told(*user) {
-                ids |= told.audience().bitmap();
+                told.audience().keep_in(&mut ids, &mut seen);
             }
         }
         let noted = self.changes.users.keys().chain(self.changes.saved.keys());

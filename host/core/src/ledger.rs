@@ -8,6 +8,7 @@ use std::sync::Arc;
 use hashbrown::HashMap;
 use roaring::RoaringBitmap;
 
+use crate::audience::Seen;
 use crate::event::Event;
 use crate::names::{Id, Name};
 use crate::record::Record;
@@ -156,9 +157,10 @@ impl Ledger {
     /// All the numbers the ledger holds.
     pub fn ids(&self) -> RoaringBitmap {
         let mut ids = RoaringBitmap::new();
+        let mut seen = Seen::default();
         for (user, entry) in &self.entries {
             ids.insert(user.0);
-            ids |= entry.told.audience().bitmap();
+            entry.told.audience().keep_in(&mut ids, &mut seen);
         }
         ids
     }

@@ -46,10 +46,12 @@ impl Unanswered {
     /// Those who have waited for one of these changes and find all that they wait
     /// for, in a stable order.
     pub(crate) fn served(&self, changes: &Changes, directory: &Directory) -> BTreeSet<Id> {
-        let waiting = changes.iter().flat_map(|question| self.users.of(question));
+        let mut waiting = BTreeSet::new();
+        for question in changes.iter() {
+            waiting.extend(self.users.of(&question));
+        }
+        waiting.retain(|user| self.is_served(*user, directory));
         waiting
-            .filter(|user| self.is_served(*user, directory))
-            .collect()
     }
 
     /// Whether a user has waited for something, and finds all of it.

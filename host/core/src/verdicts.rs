@@ -10,7 +10,7 @@ use std::sync::Arc;
 use hashbrown::HashMap;
 
 use crate::askers::Askers;
-use crate::audience::Audience;
+use crate::audience::{Audience, Seen};
 use crate::directory::{Changes, Question};
 use crate::event::Event;
 use crate::names::Id;
@@ -185,9 +185,28 @@ impl Verdicts {
     /// The users whose verdicts read one of these answers, or may have, in a stable
     /// order.
     pub fn affected(&self, changes: &Changes) -> BTreeSet<Id> {
-        let questions = changes.iter();
-        let readers = questions.flat_map(|question| self.readers_of(question));
+        let readers = changes.others();
+        let readers = readers.flat_map(|question| self.readers_of(question));
         let mut affected: BTreeSet<_> = readers.collect();
+        let users = changes.co_members();
+        if self.kept.len() as u64 + self.readers.len() as u64 > users.len() {
+            for user in users {
+                affected.extend(self.readers_of(&Question::CoMembers(Id(user))));
+            }
+        } else {
+            // A group of a million, of whom a few are online.
+            let own = self.kept.iter().filter(|(user, kept)| {
+                let question = Question::CoMembers(**user);
+                users.contains(user.0) && kept.reads.questions.contains(&question)
+            });
+            affected.extend(own.map(|(user, _)| *user));
+            let is_one = |question: &&Question| match question {
+                Question::CoMembers(user) => users.contains(user.0),
+                _ => false,
+            };
+            let foreign = self.readers.questions().filter(is_one);
+            affected.extend(foreign.flat_map(|question| self.readers.of(question)));
+        }
         if !changes.is_empty() {
             affected.extend(&self.heavy);
         }
@@ -230,9 +249,10 @@ impl Verdicts {
     /// All the numbers the verdicts hold.
     pub fn ids(&self) -> roaring::RoaringBitmap {
         let mut ids: roaring::RoaringBitmap = self.heavy.iter().map(|user| user.0).collect();
+        let mut seen = Seen::default();
         for (user, kept) in &self.kept {
             ids.insert(user.0);
-            ids |= kept.verdict.audience.bitmap();
+            kept.verdict.audience.keep_in(&mut ids, &mut seen);
             ids.extend(
                 kept.reads
                     .questions

@@ -310,7 +310,7 @@ impl World {
             return self.put(self.known.clone(), changes);
         }
         let held = changes.iter().filter(|it| self.directory.has(it));
-        self.wanted.extend(held.cloned());
+        self.wanted.extend(held);
     }
 
     /// All that was asked is answered.

@@ -8,24 +8,57 @@ use roaring::RoaringBitmap;
 use super::{Answer, Directory, Question, Setting, Settings, User, setting};
 use crate::names::Id;
 
+/// How many may join or leave a group at once for it to be worked out whose answer
+/// doesn't change with that, since they share another group with all of those.
+const JOINED_MAX: u64 = 64;
+
 /// The questions to which a directory's answer has changed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Changes(BTreeSet<Question>);
+pub struct Changes {
+    /// Whose co-members have changed: of one join, everyone's in the group.
+    co_members: RoaringBitmap,
+    others: BTreeSet<Question>,
+}
 
 impl Changes {
     /// The questions, in a stable order.
-    pub fn iter(&self) -> impl Iterator<Item = &Question> {
-        self.0.iter()
+    pub fn iter(&self) -> impl Iterator<Item = Question> {
+        let (before, after) = (..Question::CoMembers(Id(0)), Question::CoMembers(Id(0))..);
+        let co_members = self
+            .co_members
+            .iter()
+            .map(|user| Question::CoMembers(Id(user)));
+        let before = self.others.range(before).cloned();
+        before
+            .chain(co_members)
+            .chain(self.others.range(after).cloned())
+    }
+
+    /// Whose co-members have changed.
+    pub fn co_members(&self) -> &RoaringBitmap {
+        &self.co_members
+    }
+
+    /// The questions about anything else, in a stable order.
+    pub fn others(&self) -> impl Iterator<Item = &Question> {
+        self.others.iter()
     }
 
     /// Whether nothing has changed.
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.co_members.is_empty() && self.others.is_empty()
     }
 
     /// How many questions have a new answer.
     pub fn len(&self) -> usize {
-        self.0.len()
+        self.co_members.len() as usize + self.others.len()
+    }
+
+    fn insert(&mut self, question: Question) {
+        match question {
+            Question::CoMembers(user) => drop(self.co_members.insert(user.0)),
+            question => drop(self.others.insert(question)),
+        }
     }
 }
 
@@ -37,7 +70,7 @@ type Inverse = BTreeMap<Id, BTreeMap<Id, bool>>;
 #[derive(Debug)]
 pub struct Edit {
     directory: Directory,
-    changed: BTreeSet<Question>,
+    changed: Changes,
     /// Whose contact somebody has become, or is no more.
     contacts_of: Inverse,
     /// By whom somebody has been blocked, or is no more.
@@ -48,7 +81,7 @@ impl Edit {
     pub(super) fn new(directory: Directory) -> Self {
         Self {
             directory,
-            changed: BTreeSet::new(),
+            changed: Changes::default(),
             contacts_of: Inverse::new(),
             blockers: Inverse::new(),
         }
@@ -101,10 +134,9 @@ impl Edit {
         if before == after {
             return;
         }
-        for user in (&*before | &*after).into_iter().map(Id) {
-            self.changed.insert(Question::CoMembers(user));
-        }
-        for user in (&*before ^ &*after).into_iter().map(Id) {
+        let moved = &*before ^ &*after;
+        self.co_members_changed(&name, &(&*before | &*after), &moved);
+        for user in moved.into_iter().map(Id) {
             self.changed.insert(Question::Groups(user));
             let entry = self.directory.users.entry(user).or_default();
             let groups = Arc::make_mut(entry.groups.get_or_insert_default());
@@ -117,6 +149,26 @@ impl Edit {
             }
         }
         self.changed.insert(Question::Members(name));
+    }
+
+    /// Notes whose co-members change when some of a group's members, of now or of before,
+    /// join or leave it: who shares another group with them sees no difference.
+    fn co_members_changed(&mut self, group: &str, all: &RoaringBitmap, moved: &RoaringBitmap) {
+        if moved.len() > JOINED_MAX {
+            self.changed.co_members |= all;
+            return;
+        }
+        for user in moved {
+            let others = self.directory.groups_of(Id(user)).iter();
+            let others = others.filter(|other| ***other != *group);
+            let others = others.filter_map(|other| self.directory.groups.get(other));
+            let mut changed = others.fold(all.clone(), |changed, other| changed - &**other);
+            changed.remove(user);
+            if !changed.is_empty() {
+                changed.insert(user);
+                self.changed.co_members |= changed;
+            }
+        }
     }
 
     /// Says what a user's settings are.
@@ -241,7 +293,7 @@ impl Edit {
             self.changed.insert(Question::Blockers(blocked));
         }
         self.recount();
-        (self.directory, Changes(self.changed))
+        (self.directory, self.changed)
     }
 
     /// Brings "everyone" up to date with the users whom the changes touched.
@@ -249,7 +301,7 @@ impl Edit {
         if self.directory.is_on_demand() {
             return;
         }
-        let touched: BTreeSet<_> = self.changed.iter().filter_map(Question::user).collect();
+        let touched: BTreeSet<_> = self.changed.others().filter_map(Question::user).collect();
         let mut everyone = RoaringBitmap::clone(&self.directory.everyone);
         for user in touched {
             let entry = self.directory.users.get(&user);
@@ -357,9 +409,67 @@ mod tests {
             Question::Everyone,
             Question::Groups(Id(5)),
         ];
-        assert_eq!(changes.iter().cloned().collect::<Vec<_>>(), expected);
+        assert_eq!(changes.iter().collect::<Vec<_>>(), expected);
         assert_eq!(ask(&after, Question::Everyone), [1, 2, 4, 6]);
         assert_eq!(ask(&before, Question::Everyone), [1, 2, 3, 4, 5]);
+    }
+
+    #[test]
+    fn a_join_names_just_those_who_did_not_share_a_group_with_who_joins() {
+        let before = {
+            let mut edit = Directory::new().edit();
+            edit.group("all", Some((0..1_000).collect()));
+            edit.group("some", set(&[10, 11, 2_000]));
+            edit.finish().0
+        };
+        let co_members = |changes: &Changes| changes.co_members().clone();
+        let mut edit = before.edit();
+        edit.group("all", Some((0..1_000).chain([2_000]).collect()));
+        let (after, changes) = edit.finish();
+        let mut expected: RoaringBitmap = (0..1_000).chain([2_000]).collect();
+        expected.remove_range(10..=11);
+        assert_eq!(co_members(&changes), expected);
+        let others: Vec<_> = changes.others().cloned().collect();
+        let expected = [Question::Members("all".into()), Question::Groups(Id(2_000))];
+        assert_eq!(others, expected);
+        // That they share one group less is no difference, either.
+        let mut edit = after.edit();
+        edit.group("some", set(&[10, 11]));
+        let (_, changes) = edit.finish();
+        assert!(co_members(&changes).is_empty());
+    }
+
+    #[test]
+    fn whoever_is_named_or_not_answers_differ_just_where_they_are() {
+        // All memberships of four users in two groups, and all others.
+        let groups = |bits: u32| {
+            [bits & 15, bits >> 4].map(|bits| {
+                (0..4)
+                    .filter(|user| bits & (1 << user) != 0)
+                    .collect::<RoaringBitmap>()
+            })
+        };
+        let put = |directory: &Directory, bits| {
+            let mut edit = directory.edit();
+            for (name, members) in ["a", "b"].into_iter().zip(groups(bits)) {
+                edit.group(name, Some(members));
+            }
+            edit.finish()
+        };
+        for from in 0..256 {
+            let (before, _) = put(&Directory::new(), from);
+            for to in 0..256 {
+                let (after, changes) = put(&before, to);
+                for user in 0..4 {
+                    let question = Question::CoMembers(Id(user));
+                    let differ = ask(&before, question.clone()) != ask(&after, question);
+                    assert!(
+                        !differ || changes.co_members().contains(user),
+                        "{from} {to}"
+                    );
+                }
+            }
+        }
     }
 
     #[test]
@@ -377,7 +487,7 @@ mod tests {
             Question::Blockers(Id(9)),
             Question::Everyone,
         ];
-        assert_eq!(changes.iter().cloned().collect::<Vec<_>>(), expected);
+        assert_eq!(changes.iter().collect::<Vec<_>>(), expected);
         assert_eq!(ask(&after, Question::Blockers(Id(9))), [1, 8]);
         assert_eq!(ask(&after, Question::Blockers(Id(3))), [0; 0]);
         assert_eq!(ask(&after, Question::Everyone), [1, 2, 3, 4, 5, 8]);
@@ -443,7 +553,7 @@ mod tests {
             with("seen", "\"everyone\""),
             with("seen", "\"nobody\""),
         ];
-        assert_eq!(changes.iter().cloned().collect::<Vec<_>>(), expected);
+        assert_eq!(changes.iter().collect::<Vec<_>>(), expected);
         assert_eq!(ask(&after, with("seen", "\"nobody\"")), [2]);
         assert_eq!(ask(&after, with("seen", "\"everyone\"")), [1]);
         assert_eq!(ask(&after, with("quiet", "true")), [1]);
@@ -494,7 +604,7 @@ mod tests {
             edit.unreadable(entry.clone());
         }
         let (closed, changes) = edit.finish();
-        assert!(changes.iter().eq(&entries));
+        assert!(changes.iter().eq(entries.clone()));
         for entry in &entries {
             assert!(!closed.has(entry));
         }
@@ -513,7 +623,7 @@ mod tests {
         edit.settings(Id(7), settings(&[("theme", "1")]));
         let (open, changes) = edit.finish();
         for entry in &entries {
-            assert!(open.has(entry) && changes.iter().any(|change| change == entry));
+            assert!(open.has(entry) && changes.iter().any(|change| change == *entry));
         }
         assert_eq!(ask(&open, Question::Contacts(Id(7))), [1]);
         assert_eq!(open.setting(Id(7), "theme"), Ok(Some("1")));
@@ -528,7 +638,7 @@ mod tests {
         edit.answer(question.clone(), users(&[1, 2]));
         let (directory, changes) = edit.finish();
         assert_eq!(ask(&directory, question.clone()), [2]);
-        assert!(changes.iter().eq([&question]));
+        assert!(changes.iter().eq([question.clone()]));
         assert!(directory.setting(Id(1), "theme").is_err());
         assert!(directory.groups(Id(1)).is_err());
         for other in [
@@ -561,7 +671,7 @@ mod tests {
         edit.answer(with("theme", "1"), users(&[2]));
         edit.answer(groups_of.clone(), None);
         let (after, changes) = edit.finish();
-        assert!(changes.iter().eq([&groups_of, &with("theme", "1")]));
+        assert!(changes.iter().eq([groups_of.clone(), with("theme", "1")]));
         assert_eq!(after.setting(Id(1), "theme"), Ok(Some("1")));
         assert_eq!(after.groups(Id(1)), Err(NotAtHand));
         assert_eq!(ask(&after, with("theme", "1")), [2]);

@@ -130,7 +130,7 @@ impl Keeper {
     /// Has what has changed written, with where it comes from.
     pub(crate) fn note(&mut self, directory: &Directory, changes: &Changes, names: &Names) {
         // Written down here, where ids can't be given to others meanwhile.
-        let entries = changes.iter().filter_map(|question| {
+        let entries = changes.others().filter_map(|question| {
             let key = entry::key_of(question, names)?;
             let value = match directory.has(question) {
                 true => entry::value_of(directory, question, names),
