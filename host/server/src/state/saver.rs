@@ -9,7 +9,7 @@ use roaring::RoaringBitmap;
 use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TrySendError;
 
-use super::writer::Job;
+use super::writer::{Figures, Job};
 use crate::clock;
 use crate::publisher::Publisher;
 
@@ -23,9 +23,12 @@ const HEARD_MS: u64 = 5_000;
 pub(crate) struct Saver {
     /// Bounded: when it is full, changes stay where they are and gather.
     jobs: mpsc::Sender<Job>,
+    figures: Arc<Figures>,
     flush_ms: u64,
     /// When changes are next taken, by the host's clock.
     at: u64,
+    /// When they were last.
+    last: u64,
     /// What was taken, and waits for the broker.
     taken: Option<Taken>,
     /// What the writer may not have read yet.
@@ -42,11 +45,13 @@ struct Taken {
 }
 
 impl Saver {
-    pub(super) fn new(jobs: mpsc::Sender<Job>, flush_ms: u64) -> Self {
+    pub(super) fn new(jobs: mpsc::Sender<Job>, figures: Arc<Figures>, flush_ms: u64) -> Self {
         Self {
             jobs,
+            figures,
             flush_ms,
             at: 0,
+            last: clock::now_ms(),
             taken: None,
             handed_over: Vec::new(),
         }
@@ -67,7 +72,12 @@ impl Saver {
                 return true;
             }
             self.at = now + self.flush_ms;
-            let parts = HEARD_MS / self.flush_ms;
+            // Until then they gather where they are, each connection and user once.
+            if self.figures.rests(now) {
+                return true;
+            }
+            let parts = HEARD_MS / (now - self.last).max(self.flush_ms);
+            self.last = now;
             self.take(shard, publisher, usize::try_from(parts).unwrap_or(1));
         }
         let acknowledged = publisher.acknowledged();

@@ -9,6 +9,7 @@ use std::time::Duration;
 use anyhow::bail;
 use presence_core::names::Names;
 use presence_core::record::{Record, Stored};
+use rustix::time::{ClockId, clock_gettime};
 use tokio::sync::{mpsc, oneshot};
 
 use super::saver::Saver;
@@ -20,6 +21,11 @@ use crate::tasks::Tasks;
 
 /// How many batches may wait to be written, of all workers together.
 const QUEUE: usize = 16;
+
+/// How many times as long as a write takes of a processor it is waited before the next one,
+/// and for how long at most: a crowd that comes or goes is served, and not written down.
+const REST: u32 = 12;
+const REST_MAX: Duration = Duration::from_secs(1);
 
 /// How long is waited before a write that failed is tried again, at first and at most: the
 /// file is opened anew, and all of it is checked.
@@ -48,9 +54,16 @@ pub(crate) struct Figures {
     /// When what is being written was taken, in milliseconds since the Unix epoch;
     /// 0 if nothing is.
     taken_at: AtomicU64,
+    /// Until when nothing more is to be handed over, by the host's clock.
+    rests_until: AtomicU64,
 }
 
 impl Figures {
+    /// Whether nothing is to be handed over yet.
+    pub(super) fn rests(&self, now: u64) -> bool {
+        now < self.rests_until.load(Ordering::Relaxed)
+    }
+
     /// For how long what is being written has waited for it, in milliseconds.
     pub(crate) fn lag_ms(&self) -> u64 {
         match self.taken_at.load(Ordering::Relaxed) {
@@ -101,7 +114,7 @@ impl Writer {
 
     /// What a worker hands its changes over with.
     pub(crate) fn saver(&self) -> Saver {
-        Saver::new(self.jobs.clone(), self.flush_ms)
+        Saver::new(self.jobs.clone(), Arc::clone(&self.figures), self.flush_ms)
     }
 
     /// Has nothing wait any more for a disk that can't be written: the node is to stop.
@@ -133,6 +146,8 @@ impl Thread {
             self.figures.bytes.store(store.len(), Ordering::Relaxed);
         }
         while let Some(first) = inbox.blocking_recv() {
+            self.rest();
+            let begun = cpu_time();
             let mut records: Vec<Stored> = Vec::new();
             let mut taken: Option<(u64, u64)> = None;
             let mut finish = None;
@@ -158,6 +173,9 @@ impl Thread {
                     return;
                 }
                 self.figures.taken_at.store(0, Ordering::Relaxed);
+                let rest = (cpu_time().saturating_sub(begun) * REST).min(REST_MAX);
+                let until = clock::now_ms() + u64::try_from(rest.as_millis()).unwrap_or(0);
+                self.figures.rests_until.store(until, Ordering::Relaxed);
             }
             if let Some(done) = finish {
                 drop(self.store);
@@ -165,6 +183,16 @@ impl Thread {
                 let _ = done.send(());
                 return;
             }
+        }
+    }
+
+    /// Waits until it is time to write again, and has no more handed over until that is done.
+    fn rest(&self) {
+        let until = self.figures.rests_until.swap(u64::MAX, Ordering::Relaxed);
+        let rest = until.saturating_sub(clock::now_ms());
+        if rest > 0 {
+            // Not where the node is to stop.
+            self.figures.disk.rest(Duration::from_millis(rest));
         }
     }
 
@@ -202,6 +230,12 @@ impl Thread {
         self.store = Some(store);
         Ok(())
     }
+}
+
+/// How much of a processor this thread has used.
+fn cpu_time() -> Duration {
+    let used = clock_gettime(ClockId::ThreadCPUTime);
+    used.try_into().unwrap_or_default()
 }
 
 #[cfg(test)]
