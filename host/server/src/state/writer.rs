@@ -170,6 +170,8 @@ impl Thread {
                     let why = format!("it isn't written any more: {error:#}");
                     tracing::error!("{why}");
                     self.figures.disk.fails(why);
+                    // Who hands over is to notice.
+                    self.figures.rests_until.store(0, Ordering::Relaxed);
                     return;
                 }
                 self.figures.taken_at.store(0, Ordering::Relaxed);
