@@ -175,7 +175,7 @@ impl Thread {
                     return;
                 }
                 self.figures.taken_at.store(0, Ordering::Relaxed);
-                let rest = (cpu_time().saturating_sub(begun) * REST).min(REST_MAX);
+                let rest = rest_after(cpu_time().saturating_sub(begun));
                 let until = clock::now_ms() + u64::try_from(rest.as_millis()).unwrap_or(0);
                 self.figures.rests_until.store(until, Ordering::Relaxed);
             }
@@ -234,6 +234,11 @@ impl Thread {
     }
 }
 
+/// How long to wait after a write that took so much of a processor.
+fn rest_after(used: Duration) -> Duration {
+    (used * REST).min(REST_MAX)
+}
+
 /// How much of a processor this thread has used.
 fn cpu_time() -> Duration {
     let used = clock_gettime(ClockId::ThreadCPUTime);
@@ -243,6 +248,38 @@ fn cpu_time() -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn writing_takes_a_small_share_of_a_processor_unless_a_write_is_long() {
+        let ms = Duration::from_millis;
+        assert_eq!(rest_after(Duration::ZERO), Duration::ZERO);
+        assert_eq!(rest_after(ms(10)), ms(120));
+        assert_eq!(rest_after(ms(500)), REST_MAX);
+    }
+
+    #[test]
+    fn nothing_is_handed_over_while_it_writes_and_then_for_as_long_as_it_rests() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("presence.redb");
+        let thread = Thread {
+            store: Some(Store::open(&path, &Arc::default()).unwrap()),
+            path,
+            names: Arc::default(),
+            figures: Arc::default(),
+        };
+        let figures = Arc::clone(&thread.figures);
+        assert!(!figures.rests(0), "nothing has been written yet");
+        thread.rest();
+        assert!(figures.rests(u64::MAX - 1), "it writes");
+        let (jobs, inbox) = mpsc::channel(QUEUE);
+        jobs.try_send(Job::Write(1, Arc::default())).unwrap();
+        let (done, _) = oneshot::channel();
+        figures.rests_until.store(0, Ordering::Relaxed);
+        jobs.try_send(Job::Finish(done)).unwrap();
+        thread.run(inbox);
+        let until = figures.rests_until.load(Ordering::Relaxed);
+        assert!(until > 0 && until < u64::MAX, "it rests: {until}");
+    }
 
     #[test]
     fn after_a_failure_the_file_is_opened_anew() {
