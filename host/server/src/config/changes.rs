@@ -21,7 +21,7 @@ pub(crate) enum Effect {
 }
 
 /// What takes effect at the next start only: sections, and keys in them.
-const RESTART: [&str; 12] = [
+const RESTART: [&str; 15] = [
     "node",
     "nats",
     "tenant",
@@ -29,6 +29,9 @@ const RESTART: [&str; 12] = [
     "plugins.cache",
     "engine.workers",
     "engine.worker_queue",
+    "engine.worker_queue_bytes",
+    "engine.question_queue",
+    "engine.question_bytes_max",
     "directory.source",
     "directory.kv",
     "directory.request",
