@@ -6,7 +6,7 @@ use presence_tests::client::now_ms;
 use presence_tests::wait;
 use serde_json::{Value, json};
 
-use crate::inputs::{self, CONNECT, HEARTBEAT};
+use crate::inputs::{self, CONNECT, DISCONNECT, DLQ, EVENTS, HEARTBEAT};
 use crate::world::World;
 
 const QUERY: &str = "presence.query";
@@ -91,5 +91,123 @@ async fn a_question_that_finds_no_room_is_answered_at_once() -> Result<()> {
     // There is room for a smaller one.
     let answer = world.client.request(QUERY, large_query()).await?;
     assert_eq!(answer["users"].as_array().map(Vec::len), Some(1_000));
+    world.end().await
+}
+
+#[tokio::test]
+async fn a_connection_too_many_is_refused_by_name_and_costs_others_nothing() -> Result<()> {
+    let mut world =
+        World::start_with(|site| site.with("tracker.connections_per_user_max", 2)).await?;
+    let connect = |user: &str, conn: &str| inputs::connect(user, conn, now_ms());
+    for (user, conn) in [("12345", "a"), ("12345", "b"), ("67890", "c")] {
+        world.client.input(CONNECT, connect(user, conn)).await?;
+    }
+    let sent = connect("12345", "c").to_string();
+    let answer = world.client.request(CONNECT, sent.clone()).await?;
+    assert_eq!(answer["ok"], false);
+    assert_eq!(answer["reason"], "quota-exceeded", "{answer}");
+    let letter = world.tape.hosts(DLQ, 1).await?.remove(0);
+    assert_eq!(letter.text("reason"), "quota-exceeded");
+    assert_eq!(letter.text("subject"), CONNECT);
+    assert_eq!(letter.text("payload"), sent, "it can be sent again");
+    let error = letter.text("error");
+    assert!(
+        error.contains("[tracker] connections_per_user_max"),
+        "{error}"
+    );
+    world.host.wait_for_log(0, &["a quota is exceeded"]).await?;
+    let labels = ["reason=\"quota-exceeded\""];
+    let counted = world.host.metric("presence_dead_letters_total", &labels);
+    assert!((counted.await? - 1.0).abs() < 0.5);
+    // Those that are there aren't harmed.
+    world.client.input(CONNECT, connect("12345", "b")).await?;
+    world.client.input(CONNECT, connect("67890", "d")).await?;
+    world.end().await
+}
+
+#[tokio::test]
+async fn a_flood_of_flips_makes_few_events_and_those_of_others_come_after_them() -> Result<()> {
+    const FLIPS: usize = 2_000;
+    const VIEWERS: usize = 20;
+    let viewers: Vec<_> = (0..VIEWERS).map(|it| format!("viewer-{it}")).collect();
+    let mut world = World::start_with(|site| {
+        let contacts = json!({"flapper": viewers, "12345": ["67890"]});
+        site.write_directory_value(&json!({"contacts": contacts}))?;
+        site.with("inbox.enabled", true)
+    })
+    .await?;
+    let client = &world.client;
+    for _ in 0..FLIPS {
+        let connect = inputs::connect("flapper", "c", now_ms());
+        client.publish(CONNECT, &connect).await?;
+        let bye = inputs::disconnect("flapper", "c", now_ms(), "client_disconnect");
+        client.publish(DISCONNECT, &bye).await?;
+    }
+    let disconnects = ["kind=\"disconnect\""];
+    let taken = world
+        .host
+        .until_metric("presence_inputs_total", &disconnects, |taken| {
+            taken >= FLIPS as f64
+        });
+    taken.await?;
+    client
+        .input(CONNECT, inputs::connect("12345", "c", now_ms()))
+        .await?;
+    let others = world.tape.next("the event of another", |seen| {
+        seen.is_hosts() && seen.subject == EVENTS && seen.text("userId") == "12345"
+    });
+    others.await?;
+    let of_flapper = world.tape.seen().iter().filter(|seen| {
+        seen.is_hosts() && seen.subject == EVENTS && seen.text("userId") == "flapper"
+    });
+    let told: Vec<_> = of_flapper.map(|seen| seen.text("type")).collect();
+    assert!(
+        told.len() >= 200,
+        "a few dozen flips are told of: {}",
+        told.len()
+    );
+    assert!(told.len() < 400, "{} events of one who flips", told.len());
+    let alternate = told.chunks(2).all(|pair| pair[0] == "user_online");
+    assert!(alternate, "and each follows the other");
+    assert_eq!(
+        told.last(),
+        Some(&"user_online"),
+        "the last offline is held back"
+    );
+    let held = world.host.metric("presence_offlines_held_back_total", &[]);
+    assert!(held.await? >= 1_000.0);
+    world.end().await
+}
+
+#[tokio::test]
+async fn dead_letters_past_their_rate_are_counted_and_whoever_asks_is_told_all_the_same()
+-> Result<()> {
+    const BAD: usize = 40;
+    let mut world = World::start_with(|site| {
+        site.with("dead_letters.per_s", 1)?
+            .with("engine.workers", 3)
+    })
+    .await?;
+    for number in 0..BAD {
+        let answer = world
+            .client
+            .request(CONNECT, format!("no {number}"))
+            .await?;
+        assert_eq!(answer["reason"], "invalid-json", "{answer}");
+    }
+    world
+        .host
+        .wait_for_log(0, &["[dead_letters] per_s"])
+        .await?;
+    let name = "presence_dead_letters_left_out_total";
+    world.host.until_metric(name, &[], |it| it >= 1.0).await?;
+    world.tape.catch_up(&world.client).await?;
+    let letters = world.tape.seen().iter().filter(|seen| seen.subject == DLQ);
+    let (letters, left_out) = (letters.count(), world.host.metric(name, &[]).await?);
+    assert!(letters >= 2, "{letters}");
+    assert!(
+        (left_out + letters as f64 - BAD as f64).abs() < 0.5,
+        "{letters}, {left_out}"
+    );
     world.end().await
 }

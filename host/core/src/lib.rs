@@ -14,6 +14,7 @@
     )
 )]
 
+pub mod allowance;
 mod askers;
 pub mod audience;
 pub mod body;

@@ -104,6 +104,8 @@ pub struct Message {
     pub timestamp: u64,
     /// What it says.
     pub says: Says,
+    /// The body that it was read from, for its dead letter.
+    pub payload: Bytes,
 }
 
 /// What a message says.
@@ -144,6 +146,19 @@ pub enum Says {
         /// A JSON object.
         metadata: Option<ByteString>,
     },
+}
+
+impl Says {
+    /// What kind of message says so.
+    pub fn kind(&self) -> Kind {
+        match self {
+            Self::Connect { .. } => Kind::Connect,
+            Self::Heartbeat { .. } => Kind::Heartbeat,
+            Self::Disconnect { .. } => Kind::Disconnect,
+            Self::Online { .. } => Kind::Online,
+            Self::Offline { .. } => Kind::Offline,
+        }
+    }
 }
 
 /// A reason as it was understood.
@@ -292,6 +307,7 @@ impl<'a> Fields<'a> {
             user,
             timestamp,
             says,
+            payload: text.as_bytes().clone(),
         })
     }
 

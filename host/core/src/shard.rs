@@ -28,7 +28,9 @@ use roaring::RoaringBitmap;
 
 use self::agenda::Agenda;
 use self::backlog::Backlog;
+use self::heard::Outcome;
 use self::pace::Pace;
+use crate::allowance::{Allowance, SHORT_BYTES};
 use crate::body;
 use crate::clock::Clock;
 use crate::departed::Departed;
@@ -90,6 +92,10 @@ pub struct Settings {
     /// How long an application's statement holds that a user is online who has no
     /// connection, unless it is repeated.
     pub statement_ttl_ms: u64,
+    /// How many applications' statements may hold at a time.
+    pub statements_max: usize,
+    /// How many dead letters may be published.
+    pub dead_letters: Allowance,
     /// The longest body that the broker takes, in bytes.
     pub body_bytes_max: usize,
     /// This node's name, for dead letters.
@@ -123,6 +129,8 @@ impl Default for Settings {
             inbox: false,
             status: None,
             statement_ttl_ms: 24 * 60 * 60 * 1_000,
+            statements_max: 1_000_000,
+            dead_letters: Allowance::default(),
             body_bytes_max: 1 << 20,
             node: "presence".into(),
         }
@@ -194,6 +202,9 @@ pub enum Output {
     Fetch(BTreeSet<Question>),
     /// Say that this message was ignored. It has been counted.
     Ignored(Ignored),
+    /// Say that there would have been more than there may be of something. It has been
+    /// counted, and is a dead letter.
+    Refused(Rejection),
 }
 
 /// A message that was ignored, since what is known of its connection overtook it.
@@ -218,6 +229,12 @@ pub struct Counters {
     pub taken: [u64; Kind::ALL.len()],
     /// Dead letters, by [`Cause`].
     pub dead_letters: [u64; Cause::ALL.len()],
+    /// Dead letters that weren't published, since there were too many.
+    pub dead_letters_left_out: u64,
+    /// Closes forgotten before their time, since too many were remembered.
+    pub closes_forgotten: u64,
+    /// Offlines held back, since their users flip.
+    pub held_back: u64,
     /// Messages older than what is known of their connection.
     pub stale: u64,
     /// Reasons that weren't among those known.
@@ -295,13 +312,22 @@ impl Shard {
         self.pass(now);
         match input {
             Input::Message { message, reply } => {
-                let ignored = self.message(message, rules, out);
-                let answer = || match &ignored {
-                    None => body::accepted(),
-                    Some(ignored) => body::stale(ignored.why),
+                let (subject, payload) = (message.says.kind().subject(), message.payload.clone());
+                let outcome = self.message(message, rules, out);
+                let answer = || match &outcome {
+                    Outcome::Taken => body::accepted(),
+                    Outcome::Ignored(ignored) => body::stale(ignored.why),
+                    Outcome::Refused(rejection) => body::refused(rejection),
                 };
                 out.extend(reply.map(|to| Output::Reply(to, answer())));
-                out.extend(ignored.map(Output::Ignored));
+                match outcome {
+                    Outcome::Taken => {}
+                    Outcome::Ignored(ignored) => out.push(Output::Ignored(ignored)),
+                    Outcome::Refused(rejection) => {
+                        self.dead_letter(subject, &rejection, &payload, out);
+                        out.push(Output::Refused(rejection));
+                    }
+                }
             }
             Input::Rejected {
                 subject,
@@ -388,7 +414,11 @@ impl Shard {
 
     /// What has been counted.
     pub fn counters(&self) -> Counters {
-        self.counters
+        Counters {
+            closes_forgotten: self.tracker.closes_forgotten(),
+            held_back: self.tracker.held_back(),
+            ..self.counters
+        }
     }
 
     /// How many users are online, as far as anyone has been told.
@@ -538,16 +568,19 @@ impl Shard {
         let Settings {
             node,
             body_bytes_max,
+            dead_letters,
             ..
         } = &self.settings;
-        let body = body::dead_letter(
-            subject,
-            rejection,
-            payload,
-            self.clock.stamp(),
-            node,
-            *body_bytes_max,
-        );
+        if !dead_letters.take_letter(self.now) {
+            self.counters.dead_letters_left_out += 1;
+            return;
+        }
+        let at = self.clock.stamp();
+        let letter = |max| body::dead_letter(subject, rejection, payload, at, node, max);
+        let mut body = letter(*body_bytes_max);
+        if !dead_letters.take_bytes(body.len()) {
+            body = letter(SHORT_BYTES.min(*body_bytes_max));
+        }
         self.publish(Subject::DeadLetters, body, out);
     }
 }

@@ -72,6 +72,16 @@ impl Statements {
         }
     }
 
+    /// How many statements hold.
+    pub fn len(&self) -> usize {
+        self.users.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.users.is_empty()
+    }
+
     /// Since when the statement holds that was made longest ago.
     pub fn oldest(&self) -> Option<u64> {
         self.said.first().map(|(said_at, _)| *said_at)

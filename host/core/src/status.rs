@@ -40,6 +40,8 @@ pub struct Settings {
     pub min_interval_ms: u64,
     /// How long after a connection last said that its user is typing this ends.
     pub typing_ms: u64,
+    /// Of how many users is kept what they say of themselves.
+    pub users_max: usize,
 }
 
 /// What a message says of its user's status.
@@ -236,10 +238,19 @@ pub struct Statuses {
     users: HashMap<Id, Entry, foldhash::fast::FixedState>,
     /// When to look at whom.
     agenda: BTreeSet<(u64, Id)>,
+    /// Of how many users there is a word.
+    words: usize,
     changed: Changed,
 }
 
 impl Statuses {
+    /// Whether what a user says of themselves can be kept, where it is of so many users at
+    /// most.
+    pub fn has_room(&self, user: Id, users_max: usize) -> bool {
+        let is_kept = |entry: &Entry| entry.word.is_some();
+        self.words < users_max || self.users.get(&user).is_some_and(is_kept)
+    }
+
     /// A user says something of themselves. Says whether that changes anything.
     pub fn say(
         &mut self,
@@ -267,14 +278,16 @@ impl Statuses {
             text: text.into(),
             expires_at,
         });
-        entry.word = Some(Word { timestamp, status });
+        let before = entry.word.replace(Word { timestamp, status });
+        self.words += usize::from(before.is_none());
         self.changed.note(user, name);
         true
     }
 
     /// Puts back what a user last said of themselves.
     pub fn restore(&mut self, user: Id, word: Word) {
-        self.users.entry(user).or_default().word = Some(word);
+        let before = self.users.entry(user).or_default().word.replace(word);
+        self.words += usize::from(before.is_none());
     }
 
     /// What a user says of themselves at a wall time, as a JSON object; none within if that is
@@ -376,6 +389,7 @@ impl Statuses {
         if let Some(entry) = self.users.get_mut(&user)
             && entry.word.take().is_some()
         {
+            self.words -= 1;
             self.changed.note(user, name);
         }
     }
@@ -389,6 +403,7 @@ impl Statuses {
             self.agenda.remove(&(at, user));
         }
         if entry.word.is_some() {
+            self.words -= 1;
             self.changed.note(user, name);
         }
     }

@@ -230,6 +230,7 @@ impl World {
             status: scenario.statuses.then_some(status::Settings {
                 min_interval_ms: 500,
                 typing_ms: 10_000_000,
+                users_max: 1_000,
             }),
             body_bytes_max: scenario.body_bytes_max,
             corrections_per_s: scenario.corrections_per_s,

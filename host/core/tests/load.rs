@@ -12,12 +12,15 @@ mod early;
 
 use std::sync::Arc;
 
+use bytes::Bytes;
+use presence_core::allowance::{Allowance, Rates};
 use presence_core::audience::Audience;
 use presence_core::directory::Directory;
-use presence_core::message::Kind;
+use presence_core::message::{Cause, Kind, Rejection};
 use presence_core::names::Names;
 use presence_core::rules::{Context, Decision, Enriched, Reads, Rules};
-use presence_core::{Input, Output, Settings, Shard};
+use presence_core::tracker::{self, Damping};
+use presence_core::{Input, Output, Settings, Shard, status};
 use serde_json::{Value, json};
 
 /// Nobody may see anybody.
@@ -66,6 +69,25 @@ impl World {
         self.send(Kind::Connect, &body)
     }
 
+    fn disconnect(&mut self, user: &str, conn: &str) -> Vec<Output> {
+        let body = json!({"userId": user, "connId": conn, "timestamp": self.now});
+        self.send(Kind::Disconnect, &body)
+    }
+
+    /// Lets time go on, and does all that falls due.
+    fn wait(&mut self, ms: u64) -> Vec<Output> {
+        let end = self.now + ms;
+        let mut out = Vec::new();
+        while let Some(at) = self.shard.next_deadline()
+            && at <= end
+        {
+            self.now = self.now.max(at);
+            self.shard.advance(self.now, &mut Nobody, &mut out);
+        }
+        self.now = end;
+        out
+    }
+
     fn advance(&mut self) -> Vec<Output> {
         let mut out = Vec::new();
         self.shard.advance(self.now, &mut Nobody, &mut out);
@@ -85,7 +107,32 @@ fn users(out: &[Output], on: &str) -> Vec<String> {
     published.collect()
 }
 
+const ONLINE: &str = "presence.events.user_online";
 const OFFLINE: &str = "presence.events.user_offline";
+const DLQ: &str = "presence.dlq";
+
+/// The reasons that were replied, `ok` for none.
+fn replies(out: &[Output]) -> Vec<String> {
+    let replied = out.iter().filter_map(|output| match output {
+        Output::Reply(_, body) => {
+            let body: Value = serde_json::from_slice(body).unwrap();
+            Some(body["reason"].as_str().unwrap_or("ok").to_owned())
+        }
+        _ => None,
+    });
+    replied.collect()
+}
+
+fn letters(out: &[Output]) -> Vec<(u64, Value)> {
+    let published = out.iter().filter_map(|output| match output {
+        Output::Publish(publication) if publication.subject.as_str() == DLQ => Some((
+            publication.seq,
+            serde_json::from_slice(&publication.body).unwrap(),
+        )),
+        _ => None,
+    });
+    published.collect()
+}
 
 #[test]
 fn all_who_time_out_at_one_moment_are_told_of_bit_by_bit_and_in_order() {
@@ -126,4 +173,237 @@ fn all_statements_that_end_at_one_moment_are_told_of_bit_by_bit() {
         told += users(&out, OFFLINE).len();
     }
     assert_eq!(told, 5_000);
+}
+
+#[test]
+fn a_user_has_so_many_connections_and_what_would_open_one_more_is_a_dead_letter() {
+    let mut world = World::new(Settings::default());
+    for conn in 0..256 {
+        assert_eq!(replies(&world.connect("ann", &conn.to_string())), ["ok"]);
+    }
+    let heartbeat = json!({"userId": "ann", "connId": "one more", "timestamp": world.now});
+    for out in [
+        world.connect("ann", "one more"),
+        world.send(Kind::Heartbeat, &heartbeat),
+    ] {
+        assert_eq!(replies(&out), ["quota-exceeded"]);
+        let (_, letter) = letters(&out).remove(0);
+        assert_eq!(letter["reason"], "quota-exceeded");
+        let error = letter["error"].as_str().unwrap();
+        assert!(error.contains("connections_per_user_max"), "{error}");
+        let payload = letter["payload"].as_str().unwrap();
+        assert!(payload.contains("one more"), "as it was sent: {payload}");
+    }
+    assert_eq!(world.shard.connections(), 256);
+    // Those that are live, and those of others, are as ever.
+    assert_eq!(replies(&world.connect("ann", "7")), ["ok"]);
+    assert_eq!(replies(&world.connect("ben", "one more")), ["ok"]);
+    world.disconnect("ann", "7");
+    assert_eq!(replies(&world.connect("ann", "one more")), ["ok"]);
+}
+
+#[test]
+fn closes_are_remembered_of_so_many_connections_and_those_of_live_ones_always_count() {
+    let mut world = World::new(Settings {
+        tracker: tracker::Settings {
+            closes_max: 10,
+            ..tracker::Settings::default()
+        },
+        ..Settings::default()
+    });
+    for user in 0..10 {
+        let out = world.disconnect(&format!("stranger-{user}"), "c");
+        assert_eq!(replies(&out), ["ok"]);
+    }
+    let out = world.disconnect("one more", "c");
+    assert_eq!(replies(&out), ["quota-exceeded"]);
+    world.connect("ann", "c");
+    let out = world.disconnect("ann", "c");
+    assert_eq!(
+        (replies(&out), users(&out, OFFLINE)),
+        (vec!["ok".into()], vec!["ann".into()])
+    );
+    assert_eq!(world.shard.counters().closes_forgotten, 1);
+    // It was the oldest that gave way: a late heartbeat of the last one is late.
+    world.now += 1;
+    let late = json!({"userId": "ann", "connId": "c", "timestamp": world.now - 1});
+    assert_eq!(replies(&world.send(Kind::Heartbeat, &late)), ["stale"]);
+    assert!(world.wait(60_000).is_empty());
+    assert_eq!(replies(&world.disconnect("one more", "c")), ["ok"]);
+}
+
+#[test]
+fn one_user_takes_no_room_of_closes_from_others() {
+    let mut world = World::new(Settings::default());
+    for conn in 0..1_000 {
+        let conn = conn.to_string();
+        world.connect("ann", &conn);
+        world.disconnect("ann", &conn);
+    }
+    let forgotten = world.shard.counters().closes_forgotten;
+    assert_eq!(forgotten, 1_000 - 256);
+    let out = world.disconnect("ann", "never seen");
+    assert_eq!(replies(&out), ["quota-exceeded"]);
+}
+
+#[test]
+fn so_many_dead_letters_are_published_the_others_are_counted_and_the_numbers_have_no_gap() {
+    let allowance = Allowance::new(Rates {
+        letters_per_s: 10,
+        bytes_per_s: 1 << 20,
+    });
+    let mut shards = [(), ()].map(|()| {
+        World::new(Settings {
+            dead_letters: allowance.clone(),
+            ..Settings::default()
+        })
+    });
+    let reject = |world: &mut World| {
+        let mut out = Vec::new();
+        let input = Input::Rejected {
+            subject: "presence.connect".into(),
+            payload: Bytes::from_static(b"?"),
+            rejection: Rejection::new(Cause::InvalidJson, "no".into()),
+            reply: Some("_INBOX.1".into()),
+        };
+        world.shard.handle(world.now, input, &mut Nobody, &mut out);
+        assert_eq!(replies(&out), ["invalid-json"], "whoever asks is told");
+        letters(&out)
+    };
+    let mut seqs: [Vec<u64>; 2] = Default::default();
+    for second in 0..2 {
+        for (world, seqs) in shards.iter_mut().zip(&mut seqs) {
+            world.now = 10_000 + second * 1_000;
+            for _ in 0..15 {
+                seqs.extend(reject(world).into_iter().map(|(seq, _)| seq));
+            }
+        }
+    }
+    assert_eq!(
+        seqs.each_ref().map(Vec::len),
+        [25, 5],
+        "20 at once, and 10 a second later"
+    );
+    for (seqs, world) in seqs.iter().zip(&shards) {
+        let counters = world.shard.counters();
+        assert_eq!(*seqs, (1..=seqs.len() as u64).collect::<Vec<_>>());
+        assert_eq!(counters.dead_letters[Cause::InvalidJson as usize], 30);
+        assert_eq!(counters.dead_letters_left_out, 30 - seqs.len() as u64);
+    }
+}
+
+#[test]
+fn statements_and_statuses_are_kept_of_so_many_users() {
+    let mut world = World::new(Settings {
+        statements_max: 2,
+        status: Some(status::Settings {
+            min_interval_ms: 0,
+            typing_ms: 1_000,
+            users_max: 2,
+        }),
+        ..Settings::default()
+    });
+    for (user, reply) in [
+        ("a", "ok"),
+        ("b", "ok"),
+        ("c", "quota-exceeded"),
+        ("a", "ok"),
+    ] {
+        let body = json!({"userId": user, "timestamp": world.now});
+        assert_eq!(replies(&world.send(Kind::Online, &body)), [reply], "{user}");
+    }
+    for (user, reply) in [
+        ("x", "ok"),
+        ("y", "ok"),
+        ("z", "quota-exceeded"),
+        ("x", "ok"),
+    ] {
+        let status = json!({"status": {"text": "at work"}});
+        let body =
+            json!({"userId": user, "connId": "c", "timestamp": world.now, "metadata": status});
+        let out = world.send(Kind::Connect, &body);
+        assert_eq!(replies(&out), [reply], "{user}");
+    }
+    // But for the status it is taken.
+    assert_eq!(world.shard.connections(), 3);
+    world.disconnect("x", "c");
+    let body = json!({"userId": "z", "connId": "c", "timestamp": world.now,
+        "metadata": {"status": {"text": "at work"}}});
+    assert_eq!(replies(&world.send(Kind::Heartbeat, &body)), ["ok"]);
+}
+
+/// A user who goes offline so many times, at this pace: how often they were told to be
+/// online and offline.
+fn flip(world: &mut World, user: &str, times: usize, every_ms: u64) -> (usize, usize) {
+    let (mut online, mut offline) = (0, 0);
+    for _ in 0..times {
+        let mut out = world.connect(user, "c");
+        world.now += every_ms / 2;
+        out.extend(world.disconnect(user, "c"));
+        out.extend(world.wait(every_ms - every_ms / 2));
+        online += users(&out, ONLINE).len();
+        offline += users(&out, OFFLINE).len();
+    }
+    (online, offline)
+}
+
+#[test]
+fn a_user_who_flips_hundreds_of_times_a_second_is_held_online_and_then_offline_for_good() {
+    let mut world = World::new(Settings::default());
+    let (online, offline) = flip(&mut world, "flapper", 2_000, 2);
+    assert_eq!((online, offline), (101, 100));
+    assert!(world.shard.counters().held_back >= 1_800);
+    let last_seen = world.now - 1;
+    // Others aren't damped for it.
+    world.connect("ann", "c");
+    assert_eq!(users(&world.disconnect("ann", "c"), OFFLINE), ["ann"]);
+    let out = world.wait(60_000);
+    let body = out.iter().find_map(|output| match output {
+        Output::Publish(publication) if publication.subject.as_str() == OFFLINE => {
+            let body: Value = serde_json::from_slice(&publication.body).unwrap();
+            Some(body)
+        }
+        _ => None,
+    });
+    let body = body.expect("no longer than a minute");
+    assert_eq!(
+        (&body["userId"], &body["reason"]),
+        (&json!("flapper"), &json!("disconnect"))
+    );
+    assert_eq!(body["lastSeen"], last_seen);
+    assert!(body["timestamp"].as_u64().unwrap() > last_seen + 50_000);
+    // After a while nothing is held against the user.
+    world.wait(600_000);
+    assert_eq!(flip(&mut world, "flapper", 30, 100), (30, 30));
+}
+
+#[test]
+fn a_user_on_a_bad_line_is_told_of_each_time() {
+    let mut world = World::new(Settings::default());
+    assert_eq!(flip(&mut world, "ann", 100, 20), (100, 100));
+    let mut world = World::new(Settings::default());
+    assert_eq!(flip(&mut world, "ann", 1_000, 2_000), (1_000, 1_000));
+    let mut world = World::new(Settings {
+        tracker: tracker::Settings {
+            damping: Damping::OFF,
+            ..tracker::Settings::default()
+        },
+        ..Settings::default()
+    });
+    assert_eq!(flip(&mut world, "ann", 2_000, 2), (2_000, 2_000));
+}
+
+#[test]
+fn a_grace_is_at_least_as_long_as_it_is_set_and_an_absence_within_it_is_told_to_nobody() {
+    let mut world = World::new(Settings {
+        tracker: tracker::Settings {
+            grace_ms: 5_000,
+            ..tracker::Settings::default()
+        },
+        ..Settings::default()
+    });
+    assert_eq!(flip(&mut world, "ann", 50, 1_000), (1, 0));
+    // The last one was half a second ago.
+    assert!(users(&world.wait(4_499), OFFLINE).is_empty());
+    assert_eq!(users(&world.wait(1), OFFLINE), ["ann"]);
 }

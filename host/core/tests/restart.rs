@@ -208,6 +208,7 @@ impl Pair {
                 min_interval_ms: 0,
                 // Typing begins anew with a restart.
                 typing_ms: 60_000_000,
+                users_max: 1_000,
             }),
             statement_ttl_ms: 150,
             ..Settings::default()

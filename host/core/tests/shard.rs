@@ -314,6 +314,7 @@ fn a_heartbeat_of_a_known_connection_allocates_nothing() {
         heartbeats_allocate_nothing(told.then_some(status::Settings {
             min_interval_ms: 1_000,
             typing_ms: 60_000_000,
+            users_max: 1_000,
         }));
     }
 }

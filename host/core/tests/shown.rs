@@ -141,6 +141,7 @@ fn settings(statuses: bool) -> Settings {
         status: statuses.then_some(status::Settings {
             min_interval_ms: MIN_INTERVAL_MS,
             typing_ms: 10_000,
+            users_max: 1_000,
         }),
         ..Settings::default()
     }

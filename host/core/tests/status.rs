@@ -103,6 +103,7 @@ fn settings(min_interval_ms: Option<u64>, grace_ms: u64) -> Settings {
         status: min_interval_ms.map(|min_interval_ms| status::Settings {
             min_interval_ms,
             typing_ms: 60_000,
+            users_max: 1_000,
         }),
         ..Settings::default()
     }

@@ -400,6 +400,7 @@ fn settings(corrections_per_s: u64, statuses: bool) -> Settings {
         status: statuses.then_some(status::Settings {
             min_interval_ms: MIN_INTERVAL_MS,
             typing_ms: 60_000_000,
+            users_max: 1_000,
         }),
         ..Settings::default()
     }

@@ -322,6 +322,7 @@ fn an_event_that_has_waited_bears_the_users_status_of_now() {
         status: Some(presence_core::status::Settings {
             min_interval_ms: 1_000,
             typing_ms: 60_000_000,
+            users_max: 1_000,
         }),
         ..settings()
     })));

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use async_nats::Client;
 use futures_util::future::join_all;
+use presence_core::allowance::Allowance;
 use presence_core::directory::{Changes, Directory};
 use presence_core::names::Names;
 use presence_core::{Input, Settings, Shard, metadata, status, tracker};
@@ -80,6 +81,8 @@ pub(crate) struct Tenant {
     /// How much metadata a message may have.
     metadata: watch::Sender<metadata::Limits>,
     pub(crate) workers: Workers,
+    /// How many dead letters the workers may publish.
+    dead_letters: Allowance,
     /// How far each worker has handed its messages to the broker's client.
     pub(crate) sources: Sources,
     /// None where nothing is kept over a restart.
@@ -116,6 +119,8 @@ impl Tenant {
         let body_bytes_max = broker::body_bytes_max(client);
         let mut workers = Vec::new();
         let journal_bytes = config.nats.journal_bytes / config.engine.worker_count().max(1);
+        let refusals: Arc<worker::Refusals> = Arc::default();
+        let dead_letters = Allowance::new(config.dead_letters.rates);
         let queues = &config.engine.queues;
         let room = worker::Room {
             batches: queues.worker_queue,
@@ -124,7 +129,7 @@ impl Tenant {
         };
         let places = barrier::places(config.engine.worker_count()).zip(handed);
         for (number, (barrier, handed)) in places.enumerate() {
-            let settings = settings(config, body_bytes_max);
+            let settings = settings(config, body_bytes_max, &dead_letters);
             let mut shard = Shard::new(settings, Arc::clone(&names), Arc::clone(&directory));
             shard.keep_records(state.is_some());
             let owned = State {
@@ -149,6 +154,7 @@ impl Tenant {
                 saver: state.as_ref().map(Writer::saver),
                 fetcher: fetcher.clone(),
                 stale: StaleLog::default(),
+                refusals: Arc::clone(&refusals),
             };
             workers.push(worker::start(number, room, owned)?);
         }
@@ -169,6 +175,7 @@ impl Tenant {
             body_bytes_max: Arc::new(body_bytes_max.into()),
             metadata: watch::Sender::new(config.tracker.metadata),
             workers: workers.into(),
+            dead_letters,
             sources,
             state,
             swept: 0,
@@ -296,7 +303,9 @@ impl Tenant {
         self.explains
             .store(config.explain.enabled, Ordering::Relaxed);
         self.metadata.send_replace(config.tracker.metadata);
-        let settings = settings(config, self.body_bytes_max.load(Ordering::Relaxed));
+        self.dead_letters.change(config.dead_letters.rates);
+        let body_bytes_max = self.body_bytes_max.load(Ordering::Relaxed);
+        let settings = settings(config, body_bytes_max, &self.dead_letters);
         // Leases run by steps of the same length.
         let timeout_ms = config.tracker.timeout_ms;
         self.sources.ask_every(broker::pulse_ms(timeout_ms));
@@ -405,13 +414,20 @@ impl Tenant {
 }
 
 /// What a tenant's shards go by.
-pub(crate) fn settings(config: &Config, body_bytes_max: usize) -> Settings {
+pub(crate) fn settings(
+    config: &Config,
+    body_bytes_max: usize,
+    dead_letters: &Allowance,
+) -> Settings {
     let workers = config.engine.worker_count();
     Settings {
         tracker: tracker::Settings {
             timeout_ms: config.tracker.timeout_ms,
             grace_ms: config.tracker.grace_ms,
             reorder_ms: config.tracker.reorder_ms,
+            connections_per_user_max: config.tracker.connections_per_user_max,
+            closes_max: config.tracker.closes_max.div_ceil(workers),
+            damping: config.tracker.damping,
             hear_step_ms: Some(2 * broker::pulse_ms(config.tracker.timeout_ms)),
             ..tracker::Settings::default()
         },
@@ -427,9 +443,12 @@ pub(crate) fn settings(config: &Config, body_bytes_max: usize) -> Settings {
         departures_max: config.query.departed_max.div_ceil(workers),
         inbox: config.inbox.enabled,
         statement_ttl_ms: config.tracker.statement_ttl_ms,
+        statements_max: config.tracker.statements_max.div_ceil(workers),
+        dead_letters: dead_letters.clone(),
         status: config.status.enabled.then_some(status::Settings {
             min_interval_ms: config.status.min_interval_ms,
             typing_ms: config.status.typing_ms,
+            users_max: config.status.users_max.div_ceil(workers),
         }),
         body_bytes_max,
         node: config.node.name.clone(),

@@ -25,7 +25,7 @@ use crate::ask::Asking;
 use crate::clock;
 use crate::lane::{self, Size};
 
-pub(crate) use turns::State;
+pub(crate) use turns::{Refusals, State};
 
 /// How many tasks of control may wait for a worker. Whoever sends more waits.
 const CONTROL_MAX: usize = 64;

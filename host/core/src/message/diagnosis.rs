@@ -22,17 +22,20 @@ pub enum Cause {
     TooLarge,
     /// A component failed on the event.
     PluginFailed,
+    /// It would have taken more than there may be of something.
+    QuotaExceeded,
 }
 
 impl Cause {
     /// All of them.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::InvalidJson,
         Self::NotAnObject,
         Self::MissingField,
         Self::InvalidField,
         Self::TooLarge,
         Self::PluginFailed,
+        Self::QuotaExceeded,
     ];
 
     /// The reason as a dead letter spells it.
@@ -44,6 +47,7 @@ impl Cause {
             Self::InvalidField => "invalid-field",
             Self::TooLarge => "too-large",
             Self::PluginFailed => "plugin-failed",
+            Self::QuotaExceeded => "quota-exceeded",
         }
     }
 }

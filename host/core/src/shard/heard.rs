@@ -5,24 +5,38 @@ use bytestring::ByteString;
 use super::{Ignored, Output, Shard, count};
 use crate::event::Change;
 use crate::json;
-use crate::message::{Kind, Message, Says};
+use crate::message::{Cause, Kind, Message, Rejection, Says};
 use crate::metadata::Metadata;
 use crate::rules::Rules;
-use crate::tracker::{Effect, Transition};
+use crate::tracker::{Effect, Quota, Transition};
+
+/// What became of a message.
+pub(super) enum Outcome {
+    Taken,
+    Ignored(Ignored),
+    /// All of it was refused, or a part that is named.
+    Refused(Rejection),
+}
 
 impl Shard {
-    /// Says whether it was ignored, and why.
+    /// Says whether it was ignored or refused, and why.
     pub(super) fn message(
         &mut self,
         message: Message,
         rules: &mut dyn Rules,
         out: &mut Vec<Output>,
-    ) -> Option<Ignored> {
+    ) -> Outcome {
         let Message {
             user,
             timestamp,
             says,
+            payload: _,
         } = message;
+        if let Says::Online { .. } | Says::Offline { .. } = &says
+            && let Some(rejection) = self.refuse_statement(&user)
+        {
+            return Outcome::Refused(rejection);
+        }
         let broadcast = &self.settings.broadcast;
         let handled = match &says {
             Says::Connect { conn, metadata } => {
@@ -54,7 +68,7 @@ impl Shard {
                     metadata.unwrap_or_default(),
                 );
                 self.state(event, rules, out);
-                return None;
+                return Outcome::Taken;
             }
             Says::Offline {
                 last_seen,
@@ -73,15 +87,21 @@ impl Shard {
                 };
                 let event = self.event(&user, timestamp, change, metadata.unwrap_or_default());
                 self.state(event, rules, out);
-                return None;
+                return Outcome::Taken;
             }
         };
-        if handled.effect == Effect::Stale {
-            self.counters.stale += 1;
-            return ignored(user, timestamp, says);
+        match handled.effect {
+            Effect::Stale => {
+                self.counters.stale += 1;
+                let ignored = ignored(user, timestamp, says);
+                return ignored.map_or(Outcome::Taken, Outcome::Ignored);
+            }
+            Effect::Refused(quota) => return Outcome::Refused(self.exceeded(quota, &user)),
+            _ => {}
         }
+        let mut refused = None;
         if let Says::Connect { conn, metadata } | Says::Heartbeat { conn, metadata } = &says {
-            self.take_status(&user, conn, timestamp, metadata.as_deref());
+            refused = self.take_status(&user, conn, timestamp, metadata.as_deref());
         }
         let lifted = matches!(says, Says::Connect { .. }) && self.lift_offline(&user);
         if let Some(transition) = handled.transition {
@@ -94,7 +114,41 @@ impl Shard {
             self.reappear(&user, rules, out);
         }
         self.update(rules, out);
-        None
+        refused.map_or(Outcome::Taken, Outcome::Refused)
+    }
+
+    fn exceeded(&self, quota: Quota, user: &str) -> Rejection {
+        let tracker = &self.settings.tracker;
+        let of_user = tracker.connections_per_user_max;
+        let error = match quota {
+            Quota::Connections => format!(
+                "the user `{user}` has {of_user} live connections, as many as one may have \
+                 ([tracker] connections_per_user_max): this one is not taken"
+            ),
+            Quota::Closes => format!(
+                "nothing is known of this connection of the user `{user}`, and there is no room to \
+                 remember its close: {of_user} are remembered of the user ([tracker] \
+                 connections_per_user_max), or too many of all ([tracker] closes_max)"
+            ),
+        };
+        Rejection::new(Cause::QuotaExceeded, error)
+    }
+
+    /// Refuses what an application states of a user of whom it has stated nothing, where
+    /// too many statements hold.
+    fn refuse_statement(&self, user: &str) -> Option<Rejection> {
+        if self.statements.len() < self.settings.statements_max {
+            return None;
+        }
+        let id = self.names.find(user);
+        if id.is_some_and(|id| self.statements.get(id).is_some()) {
+            return None;
+        }
+        let error = format!(
+            "as many statements of applications hold as there may be ([tracker] statements_max): \
+             nothing is taken of the user `{user}`, of whom none does"
+        );
+        Some(Rejection::new(Cause::QuotaExceeded, error))
     }
 
     /// Notes how long the message was on its way with which a user came online.

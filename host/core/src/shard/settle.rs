@@ -91,7 +91,7 @@ impl Shard {
         }
         self.counters.corrected += lost.len();
         let lag_ms = self.ledger.get(event.user).map_or(0, |it| it.lag_ms);
-        let late_ms = self.settings.tracker.grace_ms + lag_ms;
+        let late_ms = self.tracker.grace_ms(event.name.as_str()) + lag_ms;
         let gone = Event {
             timestamp: self.clock.stamp(),
             change: Change::Offline {

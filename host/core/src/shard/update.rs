@@ -22,17 +22,17 @@ use crate::status::{Reading, Said};
 const LOOKS_AT_ONCE: usize = 256;
 
 impl Shard {
-    /// Takes in what a connection says of its user's status.
+    /// Takes in what a connection says of its user's status. Says why it isn't kept what
+    /// the user says of themselves, if it isn't.
     pub(super) fn take_status(
         &mut self,
         user: &str,
         conn: &str,
         timestamp: u64,
         metadata: Option<&str>,
-    ) {
-        let Some(metadata) = metadata.filter(|_| self.settings.status.is_some()) else {
-            return;
-        };
+    ) -> Option<Rejection> {
+        let users_max = self.settings.status?.users_max;
+        let metadata = metadata?;
         let said = Said::read(metadata);
         self.counters.unknown_statuses += said.unknown;
         if let Some(activity) = said.activity {
@@ -41,11 +41,19 @@ impl Shard {
         }
         if let Some(status) = said.status {
             let (id, name) = self.names.intern_name(user);
+            if !self.statuses.has_room(id, users_max) {
+                let error = format!(
+                    "the status of as many users is kept as may be ([status] users_max): that of \
+                     `{user}` is not, and the rest of the message was taken"
+                );
+                return Some(Rejection::new(Cause::QuotaExceeded, error));
+            }
             let timestamp = timestamp.min(self.clock.stamp());
             if self.statuses.say(id, &name, timestamp, status) {
                 self.statuses.look_at(id, self.now);
             }
         }
+        None
     }
 
     /// An online event with the user's status of now in it. Those who have been told

@@ -75,6 +75,15 @@ impl Agenda {
         heap.pop().map(|Reverse(entry)| entry)
     }
 
+    /// What is to be forgotten next.
+    pub(super) fn pop_forgetting(&mut self) -> Option<Key> {
+        match self.others.pop()? {
+            Reverse((_, Task::Forget(key))) => Some(key),
+            // There is nothing else among them.
+            Reverse((_, Task::EndGrace(_) | Task::Lease(_))) => None,
+        }
+    }
+
     /// Notes when a connection's lease may have to be cut.
     pub(super) fn cut_at(&mut self, at: u64, key: Key) {
         self.cuts.insert((at, key));

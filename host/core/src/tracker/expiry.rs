@@ -154,8 +154,10 @@ impl<M: Clone> Tracker<M> {
         // last, however far its clock is behind.
         self.close(key, last_heartbeat, last_heartbeat);
         let user = self.roster.connections[key].user;
-        (self.roster.users[user].live == 0)
-            .then(|| self.go_offline(user, Reason::Timeout, Some(last_heartbeat)))
+        let transition = (self.roster.users[user].live == 0)
+            .then(|| self.go_offline(user, Reason::Timeout, Some(last_heartbeat)));
+        self.bound_closes(key);
+        transition
     }
 
     fn forget(&mut self, key: Key, due: u64) {
@@ -242,7 +244,8 @@ impl<M: Clone> Tracker<M> {
     /// By the hearing clock. None if the user's offline isn't pending.
     fn grace_deadline(&self, key: Key) -> Option<u64> {
         let pending = self.roster.users.get(key)?.pending.as_ref()?;
-        let deadline = pending.since.saturating_add(self.settings.grace_ms);
+        let grace_ms = self.settings.grace_ms.max(pending.held_ms);
+        let deadline = pending.since.saturating_add(grace_ms);
         Some(deadline.min(NOT_QUEUED - 1))
     }
 }

@@ -28,8 +28,10 @@
 mod activity;
 mod agenda;
 mod connection;
+mod damping;
 mod expiry;
 mod hearing;
+mod quotas;
 mod record;
 mod roster;
 mod shown;
@@ -44,13 +46,14 @@ use std::sync::Arc;
 pub use self::activity::Activity;
 use self::agenda::{Agenda, Task};
 use self::connection::{Close, Heard, Life, State};
+pub use self::damping::Damping;
 use self::hearing::Hearing;
 use self::record::Changes;
 pub use self::record::{Connected, Record, Seen, Silence};
 use self::roster::Roster;
 use self::shown::Orders;
 use self::slab::Key;
-pub use self::types::{Effect, Handled, Reason, Settings, Transition};
+pub use self::types::{Effect, Handled, Quota, Reason, Settings, Transition};
 use self::user::PendingOffline;
 use crate::clock::Clock;
 
@@ -77,6 +80,10 @@ pub struct Tracker<M> {
     typing: BinaryHeap<Reverse<(u64, Key)>>,
     online_users: usize,
     live_connections: usize,
+    /// How many closes were forgotten before their time, for want of room.
+    closes_forgotten: u64,
+    /// How many offlines were held back, since their users flip.
+    held_back: u64,
 }
 
 impl<M: Clone> Tracker<M> {
@@ -96,6 +103,8 @@ impl<M: Clone> Tracker<M> {
             typing: BinaryHeap::new(),
             online_users: 0,
             live_connections: 0,
+            closes_forgotten: 0,
+            held_back: 0,
         }
     }
 
@@ -231,6 +240,10 @@ impl<M: Clone> Tracker<M> {
                 return Effect::Remembered.into();
             }
             State::Live(_) => true,
+            State::Unknown if !self.has_room_for_close(key) => {
+                self.remove(key);
+                return Effect::Refused(Quota::Closes).into();
+            }
             State::Closed(_) | State::Unknown => false,
         };
         let newest = connection.newest().max(timestamp);
@@ -249,15 +262,23 @@ impl<M: Clone> Tracker<M> {
         }
         let transition = if user.live > 0 {
             None
-        } else if self.settings.grace_ms > 0 {
-            let since = heard.lease_from;
-            user.pending = Some(PendingOffline { since, reason });
-            self.note_user(user_key);
-            self.queue_grace(user_key);
-            None
         } else {
-            Some(self.go_offline(user_key, reason, None))
+            let held_ms = user.flips.flip(heard.at, &self.settings.damping);
+            self.held_back += u64::from(held_ms > self.settings.grace_ms);
+            if held_ms.max(self.settings.grace_ms) > 0 {
+                user.pending = Some(PendingOffline {
+                    since: heard.lease_from,
+                    reason,
+                    held_ms,
+                });
+                self.note_user(user_key);
+                self.queue_grace(user_key);
+                None
+            } else {
+                Some(self.go_offline(user_key, reason, None))
+            }
         };
+        self.bound_closes(key);
         Handled {
             effect: Effect::Closed,
             transition,
@@ -329,6 +350,12 @@ impl<M: Clone> Tracker<M> {
     fn begin(&mut self, key: Key, life: Life<M>, effect: Effect) -> Handled<M> {
         let connection = &mut self.roster.connections[key];
         let user_key = connection.user;
+        if self.roster.users[user_key].live >= self.settings.connections_per_user_max {
+            if matches!(connection.state, State::Unknown) {
+                self.remove(key);
+            }
+            return Effect::Refused(Quota::Connections).into();
+        }
         let user = &mut self.roster.users[user_key];
         user.see(life.newest);
         user.live += 1;

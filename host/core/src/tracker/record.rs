@@ -239,7 +239,12 @@ impl<M: Clone> Tracker<M> {
                 if let Some((since, reason)) = pending.filter(|_| !user.is_online()) {
                     let ran = now.saturating_sub(since.saturating_add(down_ms));
                     let since = self.hearing.begin(now).saturating_sub(ran);
-                    user.pending = Some(PendingOffline { since, reason });
+                    user.pending = Some(PendingOffline {
+                        since,
+                        reason,
+                        // Nobody is damped for what they did in an earlier run.
+                        held_ms: 0,
+                    });
                     self.online_users += 1;
                     self.queue_grace(key);
                 }

@@ -4,6 +4,8 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use super::damping::Damping;
+
 /// The tracker's figures. They may change while it runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Settings {
@@ -20,6 +22,13 @@ pub struct Settings {
     /// Whether a user is shown by a further connection as soon as it is opened. Else
     /// they go on being shown by the one before, until that goes.
     pub shows_newest: bool,
+    /// How many live connections a user may have; what would be one more is refused. So
+    /// many closes of a user are remembered, too.
+    pub connections_per_user_max: usize,
+    /// How many closes are remembered, of all users.
+    pub closes_max: usize,
+    /// How users are damped who go offline again and again.
+    pub damping: Damping,
     /// By how much the hearing clock advances at most, in milliseconds, when it is
     /// said up to when everything has been heard; none if the host hears always, and
     /// nobody says so.
@@ -33,6 +42,9 @@ impl Default for Settings {
             grace_ms: 0,
             reorder_ms: 2_000,
             shows_newest: true,
+            connections_per_user_max: 256,
+            closes_max: 1_000_000,
+            damping: Damping::default(),
             hear_step_ms: None,
         }
     }
@@ -84,6 +96,17 @@ pub enum Effect {
     Remembered,
     /// Nothing: the input was overtaken by what is known of the connection.
     Stale,
+    /// Nothing: it would have taken more than there may be.
+    Refused(Quota),
+}
+
+/// What there may be only so much of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Quota {
+    /// A user's live connections.
+    Connections,
+    /// Remembered closes of connections that aren't known, of the user or of all.
+    Closes,
 }
 
 /// A change of a user's presence. Those of one user alternate, beginning with

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::activity::Activities;
 use super::connection::{NOT_QUEUED, Saving};
+use super::damping::Flips;
 use super::shown::Ends;
 use super::types::Reason;
 
@@ -29,6 +30,8 @@ pub(super) struct User {
     /// [`NOT_QUEUED`] if there is none.
     pub(super) grace_entry: u64,
     pub(super) saving: Saving,
+    /// How often the user has gone offline lately.
+    pub(super) flips: Flips,
 }
 
 #[derive(Debug)]
@@ -37,6 +40,8 @@ pub(super) struct PendingOffline {
     pub(super) since: u64,
     /// That of the user's newest disconnect.
     pub(super) reason: Reason,
+    /// For how long it is held back at least, in milliseconds, since the user flips.
+    pub(super) held_ms: u64,
 }
 
 impl User {
@@ -52,6 +57,7 @@ impl User {
             pending: None,
             grace_entry: NOT_QUEUED,
             saving: Saving::default(),
+            flips: Flips::default(),
         }
     }
 

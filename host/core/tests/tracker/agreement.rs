@@ -3,7 +3,7 @@
 
 use std::collections::HashSet;
 
-use presence_core::tracker::{Activity, Handled, Reason, Settings, Tracker, Transition};
+use presence_core::tracker::{Activity, Damping, Handled, Reason, Settings, Tracker, Transition};
 use proptest::prelude::*;
 
 use crate::model::Model;
@@ -52,6 +52,9 @@ fn settings() -> impl Strategy<Value = Settings> {
             reorder_ms,
             shows_newest: true,
             hear_step_ms: step,
+            // What is bounded and damped has tests of its own.
+            damping: Damping::OFF,
+            ..Settings::default()
         }
     })
 }

@@ -225,5 +225,6 @@ fn settings(options: &HashMap<&str, &str>) -> Settings {
         reorder_ms: figure("reorder", reorder_ms),
         shows_newest: !options.contains_key("shown-stays"),
         hear_step_ms: options.get("step").map(|text| text.parse().unwrap()),
+        ..Settings::default()
     }
 }

@@ -1,10 +1,12 @@
 //! The sections of one or two keys: node, tenant, plugins, query,
-//! explain, inbox, status, http, log.
+//! explain, inbox, status, dead letters, http, log.
 
 use std::env;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
+
+use presence_core::allowance::Rates;
 
 use super::checks::{self, NAME_BYTES_MAX, any, in_token, token, within};
 use super::problem::Wrong;
@@ -184,6 +186,8 @@ pub(crate) struct Status {
     pub(crate) min_interval_ms: u64,
     /// How long typing lasts that isn't said again, in milliseconds.
     pub(crate) typing_ms: u64,
+    /// Of how many users is kept what they say of themselves.
+    pub(crate) users_max: usize,
 }
 
 impl Status {
@@ -195,6 +199,32 @@ impl Status {
             typing_ms: section
                 .get("typing_ms", within(1..=3_600_000))
                 .unwrap_or(10_000),
+            users_max: section
+                .get("users_max", within(1..=1_000_000_000))
+                .unwrap_or(1_000_000),
+        }
+    }
+}
+
+/// `[dead_letters]`: how many may be published.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct DeadLetters {
+    /// How many a second, of all workers together, and how many bytes of them.
+    pub(crate) rates: Rates,
+}
+
+impl DeadLetters {
+    pub(super) fn read(section: &mut Section<'_, '_>) -> Self {
+        let rates = Rates::default();
+        Self {
+            rates: Rates {
+                letters_per_s: section
+                    .get("per_s", within(1..=10_000_000))
+                    .unwrap_or(rates.letters_per_s),
+                bytes_per_s: section
+                    .get("bytes_per_s", within(4_096..=17_179_869_184))
+                    .unwrap_or(rates.bytes_per_s),
+            },
         }
     }
 }

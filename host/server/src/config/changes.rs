@@ -140,6 +140,7 @@ impl Config {
             ("explain", Live, self.explain != new.explain),
             ("inbox", Live, self.inbox != new.inbox),
             ("status", Live, self.status != new.status),
+            ("dead_letters", Live, self.dead_letters != new.dead_letters),
             ("http", Restart, self.http != new.http),
             ("log", Restart, self.log != new.log),
         ]

@@ -33,8 +33,8 @@ use std::path::Path;
 use toml::de::DeTable;
 
 pub(crate) use basics::{
-    Correction, Explain, Http, Inbox, Log, LogFormat, Node, Plugins, Query, Status, Tenant,
-    own_state,
+    Correction, DeadLetters, Explain, Http, Inbox, Log, LogFormat, Node, Plugins, Query, Status,
+    Tenant, own_state,
 };
 #[cfg(test)]
 use changes::Change;
@@ -89,6 +89,8 @@ pub(crate) struct Config {
     pub(crate) inbox: Inbox,
     /// Users' statuses.
     pub(crate) status: Status,
+    /// How many dead letters may be published.
+    pub(crate) dead_letters: DeadLetters,
     /// The HTTP endpoint for health and metrics.
     pub(crate) http: Http,
     /// The node's own log.
@@ -208,6 +210,7 @@ impl Config {
             explain: root.section("explain", Explain::read),
             inbox: root.section("inbox", Inbox::read),
             status: root.section("status", Status::read),
+            dead_letters: root.section("dead_letters", DeadLetters::read),
             http: root.section("http", Http::read),
             log: root.section("log", Log::read),
             passed_over: Vec::new(),

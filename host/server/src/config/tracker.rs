@@ -1,6 +1,7 @@
 //! `[tracker]`: when a user is online, and what of that is broadcast.
 
 use presence_core::metadata::{LIMITS_MAX, Limits};
+use presence_core::tracker::Damping;
 
 use super::checks::within;
 use super::problem::Wrong;
@@ -26,6 +27,14 @@ pub(crate) struct Tracker {
     /// How long an application's statement holds that a user is online who has no
     /// connection, in milliseconds.
     pub(crate) statement_ttl_ms: u64,
+    /// How many live connections a user may have.
+    pub(crate) connections_per_user_max: usize,
+    /// How many closes are remembered, of all users together.
+    pub(crate) closes_max: usize,
+    /// How many applications' statements may hold, of all users together.
+    pub(crate) statements_max: usize,
+    /// How users are damped who go offline again and again.
+    pub(crate) damping: Damping,
     /// The keys of a connection's metadata that are broadcast; never `ip` or
     /// `socketId`. What enrichers add is broadcast as well.
     pub(crate) broadcast: Vec<String>,
@@ -58,6 +67,27 @@ impl Tracker {
             statement_ttl_ms: section
                 .get("statement_ttl_ms", within(1..=365 * 24 * 60 * 60 * 1_000))
                 .unwrap_or(24 * 60 * 60 * 1_000),
+            connections_per_user_max: section
+                .get("connections_per_user_max", within(1..=1_000_000))
+                .unwrap_or(256),
+            closes_max: section
+                .get("closes_max", within(1_000..=1_000_000_000))
+                .unwrap_or(1_000_000),
+            statements_max: section
+                .get("statements_max", within(1..=1_000_000_000))
+                .unwrap_or(1_000_000),
+            damping: Damping {
+                threshold: section
+                    .get("flap_threshold", within(0..=1_000_000))
+                    .and_then(|threshold: u64| threshold.try_into().ok())
+                    .unwrap_or(100),
+                half_life_ms: section
+                    .get("flap_half_life_ms", within(100..=WEEK_MS))
+                    .unwrap_or(60_000),
+                grace_ms_max: section
+                    .get("flap_grace_ms_max", within(0..=WEEK_MS))
+                    .unwrap_or(60_000),
+            },
             broadcast: broadcast.unwrap_or_else(|| {
                 ["device", "userAgent", "location", "connId"]
                     .map(str::to_owned)

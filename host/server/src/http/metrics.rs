@@ -66,6 +66,24 @@ fn serving(text: &mut Exposition, status: &Status) {
     );
     text.singles([
         (
+            "presence_dead_letters_left_out_total",
+            "counter",
+            "Dead letters that were counted and not published, since there were too many.",
+            sum(|c| c.dead_letters_left_out),
+        ),
+        (
+            "presence_closes_forgotten_total",
+            "counter",
+            "Closes forgotten before their time, since too many were remembered.",
+            sum(|c| c.closes_forgotten),
+        ),
+        (
+            "presence_offlines_held_back_total",
+            "counter",
+            "Offlines held back, since their users go offline again and again.",
+            sum(|c| c.held_back),
+        ),
+        (
             "presence_stale_inputs_total",
             "counter",
             "Messages older than what is known.",

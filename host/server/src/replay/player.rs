@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use presence_core::allowance::Allowance;
 use presence_core::directory::Directory;
 use presence_core::message::{Limits, Message};
 use presence_core::names::Names;
@@ -58,7 +59,11 @@ impl Player {
         known: &Known,
     ) -> anyhow::Result<Self> {
         let (names, directory) = (Arc::clone(&known.names), Arc::clone(&known.directory));
-        let mut settings = tenant::settings(config, broker::BODY_BYTES_MAX);
+        let mut settings = tenant::settings(
+            config,
+            broker::BODY_BYTES_MAX,
+            &Allowance::new(config.dead_letters.rates),
+        );
         settings.node = NODE.into();
         // A recording has all that there was to hear.
         settings.tracker.hear_step_ms = None;

@@ -53,7 +53,9 @@ impl<W: Write> Printer<W> {
                     let subject = source.inbox(delivery.viewer.as_str());
                     (subject, delivery.renewed, delivery.seq, delivery.body)
                 }
-                Output::Reply(..) | Output::Fetch(_) | Output::Ignored(_) => continue,
+                Output::Reply(..) | Output::Fetch(_) | Output::Ignored(_) | Output::Refused(_) => {
+                    continue;
+                }
             };
             let headers = source.headers(&subject, renewed, seq);
             let data: &RawValue = serde_json::from_slice(&body)?;

@@ -20,6 +20,7 @@ use crate::clock;
 use crate::directory::request::Fetcher;
 use crate::lane::Receiver;
 use crate::publisher::Publisher;
+use crate::seldom::Seldom;
 use crate::stale::StaleLog;
 use crate::state::Saver;
 
@@ -43,7 +44,20 @@ pub(crate) struct State {
     /// None where the directory holds all of its answers.
     pub(crate) fetcher: Option<Arc<Fetcher>>,
     pub(crate) stale: StaleLog,
+    /// What the log tells of refusals and of dead letters that were left out, for all
+    /// workers.
+    pub(crate) refusals: Arc<Refusals>,
 }
+
+/// When the log last told of what there was too much of.
+#[derive(Debug, Default)]
+pub(crate) struct Refusals {
+    quotas: Seldom,
+    left_out: Seldom,
+}
+
+/// How often the log tells of it, in milliseconds.
+const REFUSALS_TOLD_MS: u64 = 10_000;
 
 /// The lanes that a worker takes from.
 struct Lanes {
@@ -282,6 +296,12 @@ impl State {
                     self.stale.note(clock::now_ms(), &ignored);
                     Ok(())
                 }
+                Output::Refused(rejection) => {
+                    if let Some(refused) = self.refusals.quotas.line(REFUSALS_TOLD_MS) {
+                        tracing::warn!(refused, "a quota is exceeded: {}", rejection.error);
+                    }
+                    Ok(())
+                }
                 Output::Fetch(questions) => {
                     if let Some(fetcher) = &self.fetcher {
                         fetcher.want(questions);
@@ -324,6 +344,18 @@ impl State {
 
     fn tell_figures(&self) {
         let figures = &self.figures;
+        let counters = self.shard.counters();
+        let told = figures.counters.lock();
+        let told = std::mem::replace(&mut *told.unwrap_or_else(PoisonError::into_inner), counters);
+        if counters.dead_letters_left_out > told.dead_letters_left_out
+            && self.refusals.left_out.line(REFUSALS_TOLD_MS).is_some()
+        {
+            tracing::warn!(
+                left_out = counters.dead_letters_left_out,
+                "there are more dead letters than may be published ([dead_letters] per_s): some \
+                 are left out, and counted"
+            );
+        }
         let journal_bytes = self.publisher.journal_bytes() as u64;
         figures
             .journal_bytes
@@ -331,10 +363,6 @@ impl State {
         figures
             .repeated
             .store(self.publisher.repeated(), Ordering::Relaxed);
-        *figures
-            .counters
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner) = self.shard.counters();
         figures
             .online_users
             .store(self.shard.online_users() as u64, Ordering::Relaxed);

@@ -1,0 +1,162 @@
+//! How many dead letters may be published: so many a second, which take so many bytes, for
+//! all shards together. Whoever sends rubbish as fast as they can has the host publish no
+//! more than that.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// How much is saved up at most while none is published, in seconds' worth.
+const BURST_S: u64 = 2;
+
+/// How much of a letter is published where there is no room for all of it, in bytes.
+pub const SHORT_BYTES: usize = 4_096;
+
+/// How many dead letters may be published. Cloning it shares it.
+#[derive(Clone, Debug)]
+pub struct Allowance(Arc<Mutex<State>>);
+
+/// How much there may be a second.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rates {
+    /// How many letters.
+    pub letters_per_s: u64,
+    /// How many bytes they may have. Where there are more, letters are cut.
+    pub bytes_per_s: u64,
+}
+
+#[derive(Debug)]
+struct State {
+    rates: Rates,
+    /// What is left, in thousandths.
+    letters: u64,
+    bytes: u64,
+    /// When that was, in milliseconds by the monotonic time.
+    at: u64,
+}
+
+impl Default for Rates {
+    fn default() -> Self {
+        Self {
+            letters_per_s: 5_000,
+            bytes_per_s: 16 << 20,
+        }
+    }
+}
+
+impl Default for Allowance {
+    fn default() -> Self {
+        Self::new(Rates::default())
+    }
+}
+
+impl Allowance {
+    /// All of a burst may be published.
+    pub fn new(rates: Rates) -> Self {
+        let mut state = State {
+            rates,
+            letters: 0,
+            bytes: 0,
+            at: 0,
+        };
+        state.refill(u64::from(u32::MAX));
+        state.at = 0;
+        Self(Arc::new(Mutex::new(state)))
+    }
+
+    /// From now on there may be so much.
+    pub fn change(&self, rates: Rates) {
+        self.state().rates = rates;
+    }
+
+    /// Whether a letter may be published `now`. It then counts.
+    pub fn take_letter(&self, now: u64) -> bool {
+        let mut state = self.state();
+        state.pass(now);
+        let left = state.letters.checked_sub(1_000);
+        state.letters = left.unwrap_or(state.letters);
+        left.is_some()
+    }
+
+    /// Whether a letter may be published as a whole that has so many bytes; else it is to be
+    /// cut to [`SHORT_BYTES`].
+    pub fn take_bytes(&self, bytes: usize) -> bool {
+        let mut state = self.state();
+        let cost = |bytes: usize| (bytes as u64).saturating_mul(1_000);
+        match state.bytes.checked_sub(cost(bytes)) {
+            Some(left) => {
+                state.bytes = left;
+                true
+            }
+            None => {
+                let short = cost(bytes.min(SHORT_BYTES));
+                state.bytes = state.bytes.saturating_sub(short);
+                bytes <= SHORT_BYTES
+            }
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // A panic can't leave it half-changed.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn pass(&mut self, now: u64) {
+        let passed_ms = now.saturating_sub(self.at);
+        self.at = self.at.max(now);
+        self.refill(passed_ms);
+    }
+
+    fn refill(&mut self, passed_ms: u64) {
+        let refilled = |left: u64, per_s: u64| {
+            let gained = passed_ms.saturating_mul(per_s);
+            let max = per_s.saturating_mul(BURST_S * 1_000);
+            left.saturating_add(gained).min(max)
+        };
+        self.letters = refilled(self.letters, self.rates.letters_per_s);
+        self.bytes = refilled(self.bytes, self.rates.bytes_per_s);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn allowance(letters_per_s: u64, bytes_per_s: u64) -> Allowance {
+        Allowance::new(Rates {
+            letters_per_s,
+            bytes_per_s,
+        })
+    }
+
+    fn taken(allowance: &Allowance, now: u64) -> usize {
+        (0..1_000).filter(|_| allowance.take_letter(now)).count()
+    }
+
+    #[test]
+    fn there_are_so_many_letters_a_second_of_all_who_share_them() {
+        let one = allowance(10, 1_000);
+        let other = one.clone();
+        assert_eq!([taken(&one, 5), taken(&other, 5)], [20, 0], "a burst");
+        assert_eq!([taken(&other, 1_005), taken(&one, 1_005)], [10, 0]);
+        assert_eq!(taken(&one, 1_055), 0);
+        assert_eq!(taken(&one, 1_105), 1);
+        assert_eq!(taken(&one, 0), 0, "time doesn't run backwards");
+        one.change(Rates {
+            letters_per_s: 1,
+            bytes_per_s: 1,
+        });
+        assert_eq!(taken(&other, 100_000), 2);
+    }
+
+    #[test]
+    fn large_letters_are_cut_when_there_is_no_room_for_more_bytes() {
+        let allowance = allowance(1_000, 10_000);
+        assert!(allowance.take_letter(1));
+        assert!(allowance.take_bytes(15_000));
+        assert!(!allowance.take_bytes(6_000));
+        assert!(allowance.take_bytes(100), "a short one is published whole");
+        assert!(allowance.take_letter(2_001));
+        assert!(allowance.take_bytes(20_000));
+    }
+}

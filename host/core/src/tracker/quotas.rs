@@ -1,0 +1,63 @@
+//! What is bounded of what the tracker remembers, so that no user and no sender fills it.
+//!
+//! A close of a connection that nobody has heard of is refused where there is no room to
+//! remember it. One of a live connection always counts: where there is no room, another
+//! close is forgotten before its time, or this one is not remembered at all.
+
+use super::Tracker;
+use super::connection::State;
+use super::slab::Key;
+
+impl<M: Clone> Tracker<M> {
+    /// How many closes were forgotten before their time, for want of room.
+    pub fn closes_forgotten(&self) -> u64 {
+        self.closes_forgotten
+    }
+
+    /// How many offlines were held back, since their users flip.
+    pub fn held_back(&self) -> u64 {
+        self.held_back
+    }
+
+    /// For how long the offline of a user would wait for a reconnect, in milliseconds, if
+    /// their last connection were closed now.
+    pub fn grace_ms(&self, user: &str) -> u64 {
+        let user = self.roster.find_user(user);
+        // What is asked about is one flip more, and changes nothing.
+        let flips = user.map(|key| self.roster.users[key].flips);
+        let now = self.clock.now();
+        let held_ms = flips.map_or(0, |mut flips| flips.flip(now, &self.settings.damping));
+        self.settings.grace_ms.max(held_ms)
+    }
+
+    /// Whether the close of a connection may be remembered of which nothing else is known.
+    pub(super) fn has_room_for_close(&self, key: Key) -> bool {
+        let user = &self.roster.users[self.roster.connections[key].user];
+        // The connection itself is among those that are known.
+        let of_user = user.known - user.live - 1;
+        of_user < self.settings.connections_per_user_max
+            && self.remembered() - 1 < self.settings.closes_max
+    }
+
+    /// Forgets closes where there are more than are remembered, after one more connection
+    /// was closed.
+    pub(super) fn bound_closes(&mut self, closed: Key) {
+        let user = &self.roster.users[self.roster.connections[closed].user];
+        if user.known - user.live > self.settings.connections_per_user_max {
+            self.closes_forgotten += 1;
+            self.remove(closed);
+        }
+        while self.remembered() > self.settings.closes_max
+            && let Some(key) = self.agenda.pop_forgetting()
+        {
+            let Some(connection) = self.roster.connections.get_mut(key) else {
+                continue;
+            };
+            connection.forgetting_queued = false;
+            if let State::Closed(_) = connection.state {
+                self.closes_forgotten += 1;
+                self.remove(key);
+            }
+        }
+    }
+}
