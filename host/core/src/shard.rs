@@ -319,14 +319,14 @@ impl Shard {
                     Outcome::Ignored(ignored) => body::stale(ignored.why),
                     Outcome::Refused(rejection) => body::refused(rejection),
                 };
+                if let Outcome::Refused(rejection) = &outcome {
+                    self.dead_letter(subject, rejection, &payload, out);
+                }
                 out.extend(reply.map(|to| Output::Reply(to, answer())));
                 match outcome {
                     Outcome::Taken => {}
                     Outcome::Ignored(ignored) => out.push(Output::Ignored(ignored)),
-                    Outcome::Refused(rejection) => {
-                        self.dead_letter(subject, &rejection, &payload, out);
-                        out.push(Output::Refused(rejection));
-                    }
+                    Outcome::Refused(rejection) => out.push(Output::Refused(rejection)),
                 }
             }
             Input::Rejected {
