@@ -127,7 +127,7 @@ fn status(site: &Site) -> Result<Value> {
 }
 
 /// Waits until just this is not in force, and says why.
-async fn until_refused(world: &World, what: &str) -> Result<String> {
+async fn until_refused(world: &mut World, what: &str) -> Result<String> {
     for of in ["configuration", "directory", "pipeline"] {
         let label = format!("what=\"{of}\"");
         let expected = f64::from(u8::from(of == what));
@@ -136,11 +136,8 @@ async fn until_refused(world: &World, what: &str) -> Result<String> {
             .until_metric(REFUSED, &[&label], |it| it == expected)
             .await?;
     }
-    let ready = http::get(world.site.http_port(), "/readyz").await?;
-    assert_eq!(
-        ready.status, 200,
-        "what is refused leaves it ready: {ready:?}"
-    );
+    // What is refused leaves it so.
+    world.host.ready().await?;
     let status = status(&world.site)?;
     let refused = &status["serving"]["notInForce"];
     assert_eq!(refused.as_array().map_or(0, Vec::len), 1, "{status}");
@@ -166,7 +163,7 @@ async fn what_was_refused_on_disk_leaves_it_ready_and_is_told() -> Result<()> {
     // A key twice: the file is whole, and can't be taken.
     let twice = r#"{"contacts": {"12345": ["67890"], "12345": ["11111"]}}"#;
     world.site.write_directory(twice)?;
-    let why = until_refused(&world, "directory").await?;
+    let why = until_refused(&mut world, "directory").await?;
     ensure!(why.contains("directory.json"), "{why}");
     assert_eq!(world.probe("12345").await?.visible_to(), ["22222", "67890"]);
     world.site.write_directory(DIRECTORY)?;
@@ -175,14 +172,14 @@ async fn what_was_refused_on_disk_leaves_it_ready_and_is_told() -> Result<()> {
     let path = world.site.config_path();
     let whole = fs::read_to_string(&path)?;
     fs::write(&path, format!("{whole}\n[tracker]\ntimeut_ms = 5\n"))?;
-    let why = until_refused(&world, "configuration").await?;
+    let why = until_refused(&mut world, "configuration").await?;
     ensure!(why.contains("presence.toml"), "{why}");
     fs::write(&path, &whole)?;
     until_taken(&world).await?;
 
     let bad = component::named(&component::load("fixtures/bad-config")?, "contacts")?;
     world.site.write_plugin("contacts", bad)?;
-    let why = until_refused(&world, "pipeline").await?;
+    let why = until_refused(&mut world, "pipeline").await?;
     ensure!(why.contains("contacts"), "{why}");
     let plugin = component::named(&component::load("groups")?, "contacts")?;
     world.site.write_plugin("contacts", plugin)?;
@@ -190,7 +187,7 @@ async fn what_was_refused_on_disk_leaves_it_ready_and_is_told() -> Result<()> {
 
     // A plugin that runs, and whose file is gone.
     fs::remove_file(world.site.plugin_path("contacts"))?;
-    let why = until_refused(&world, "pipeline").await?;
+    let why = until_refused(&mut world, "pipeline").await?;
     ensure!(why.contains("contacts.wasm"), "{why}");
     world.end().await
 }
@@ -227,8 +224,11 @@ async fn a_change_that_takes_a_restart_is_told_until_it_is_undone() -> Result<()
 #[tokio::test]
 async fn status_tells_what_a_node_runs_also_one_that_is_not_ready() -> Result<()> {
     let mut world = World::start().await?;
-    let told = status(&world.site)?;
-    assert_eq!(told["ready"], true, "{told}");
+    let told = wait::until("a status that is ready", async || {
+        let told = status(&world.site)?;
+        Ok((told["ready"] == true).then_some(told))
+    })
+    .await?;
     assert_eq!(told["nats"]["connected"], true);
     let config = world.site.config_path().display().to_string();
     assert_eq!(told["configuration"], config);

@@ -228,6 +228,28 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_broker_that_cannot_be_reached_is_told_of_once_for_each_reason() {
+        let health = Health::default();
+        let told = |why: &str| {
+            health.cannot_reach("a:1", why.into());
+            let unreachable = health.unreachable();
+            unreachable.as_ref().map(|it| (it.why.clone(), it.told_at))
+        };
+        let first = told("refused");
+        // Long before now, and not as long ago as the log is told again.
+        let ago = clock::now_ms() - UNREACHABLE_TOLD_MS / 2;
+        health.unreachable().as_mut().unwrap().told_at = ago;
+        assert_eq!(told("refused"), Some(("refused".into(), ago)));
+        assert_ne!(told("timed out"), first);
+        assert_eq!(
+            health.disconnected().unwrap(),
+            "not connected to NATS: timed out"
+        );
+        health.reached();
+        assert_eq!(health.disconnected().unwrap(), "not connected to NATS");
+    }
+
+    #[test]
     fn what_was_sent_before_the_subscriptions_says_nothing_of_them() {
         let health = Health::default();
         assert!(!health.hears(), "nothing was subscribed to");

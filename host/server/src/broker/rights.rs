@@ -27,7 +27,7 @@ use crate::wire::{BEACON, Subjects};
 const REPLY: &str = "_R_.presence";
 
 /// How long the broker has to answer a trial.
-const TRIAL: Duration = Duration::from_secs(2);
+const TRIAL: Duration = Duration::from_secs(10);
 
 /// What a right is to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
