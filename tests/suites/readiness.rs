@@ -102,21 +102,21 @@ async fn a_forbidden_publication_turns_it_until_it_is_permitted() -> Result<()> 
 
 #[tokio::test]
 async fn a_forbidden_subscription_turns_it_until_it_is_permitted() -> Result<()> {
-    let server = server(r#"subscribe: { deny: "presence.>" }"#).await?;
-    let site = site(&server)?;
-    let mut host = Host::spawn(&site)?;
-    unready(
-        &site,
-        &["NATS forbids this node to subscribe to `presence.>`"],
-    )
-    .await?;
-    permit(&server, "")?;
-    host.ready().await?;
-    // It has subscribed again.
-    let client = client(&server).await?;
-    let answer = client.request(CONNECT, "nonsense").await?;
-    assert_eq!(answer["ok"], false, "{answer}");
-    host.stop().await
+    for subject in ["presence.>", "presence-nodes.hello"] {
+        let server = server(&format!("subscribe: {{ deny: \"{subject}\" }}")).await?;
+        let site = site(&server)?;
+        let mut host = Host::spawn(&site)?;
+        let why = format!("NATS forbids this node to subscribe to `{subject}`");
+        unready(&site, &[&why]).await?;
+        permit(&server, "")?;
+        host.ready().await?;
+        // It has subscribed again.
+        let client = client(&server).await?;
+        let answer = client.request(CONNECT, "nonsense").await?;
+        assert_eq!(answer["ok"], false, "{answer}");
+        host.stop().await?;
+    }
+    Ok(())
 }
 
 /// What `presence status --json` says.

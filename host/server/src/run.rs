@@ -210,6 +210,9 @@ async fn start(
     let access = Access::new(&config);
     let (link, links) = mpsc::unbounded_channel();
     let client = access.main(&broker, link).await?;
+    // Also while the node waits for its turn, for which it needs some of them.
+    let rights = broker::follow_rights(client.clone(), Arc::clone(&broker));
+    tasks.spawn("rights", rights);
     let (sources, handed) = tenant::sources(&config);
     let (health, known) = (Arc::clone(&broker), sources.clone());
     let heard = Pulse::start(&access, client.clone(), health, known, tasks).await?;
@@ -256,8 +259,6 @@ async fn start(
         reload::note_in_force(Arc::clone(&loader), running),
     );
     tenant.follow_link(links, client.clone(), tasks);
-    let rights = broker::follow_rights(client.clone(), Arc::clone(&broker));
-    tasks.spawn("rights", rights);
     tasks.spawn("clock", clock::follow(tenant.workers.clone()));
     tenant.follow_corrections(tasks);
     let status = Arc::new(Status::new(Arc::clone(&broker), &tenant, &loader));
