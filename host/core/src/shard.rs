@@ -367,7 +367,8 @@ impl Shard {
     }
 
     /// Does what has fallen due by `now`, so much of it that the outputs stay few. Where
-    /// that isn't all, [`Self::next_deadline`] is no later than `now`.
+    /// that isn't all, [`Self::next_deadline`] is no later than `now`. `out` is to be emptied
+    /// before this is called again: where it is full, nothing is done.
     pub fn advance(&mut self, now: u64, rules: &mut dyn Rules, out: &mut Vec<Output>) {
         self.pass(now);
         for _ in 0..EXPIRIES_AT_ONCE {
