@@ -265,7 +265,7 @@ fn what_a_connection_said_ends_with_it_and_late_words_count_for_nothing() {
         31501 heartbeat phone sent=1400 activity="typing"   |
         31502 heartbeat phone activity="active"             | 31502 updated active -
         31503 disconnect phone                              | 31503 updated idle -
-        31504 heartbeat phone sent=31503 activity="typing"  |
+        31504 heartbeat phone sent=31502 activity="typing"  |
         "#,
     );
 }

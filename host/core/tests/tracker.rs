@@ -212,6 +212,95 @@ fn runs_too_short_to_hear_anything_in_keep_no_ghost() {
 }
 
 #[test]
+fn a_heartbeat_with_the_timestamp_of_the_close_counts_by_its_arrival() {
+    let mut tracker = Tracker::new(Settings::default());
+    tracker.connect(10, "alice", "web", 10, || ());
+    tracker.disconnect(10, "alice", "web", 10, Reason::Disconnect);
+    let older = tracker.heartbeat(11, "alice", "web", 9, || ());
+    assert_eq!(older.effect, Effect::Stale);
+    let tie = tracker.heartbeat(11, "alice", "web", 10, || ());
+    assert_eq!(tie.effect, Effect::Adopted);
+    // And it ends as it began.
+    let end = tracker.disconnect(11, "alice", "web", 10, Reason::Disconnect);
+    assert_eq!(end.effect, Effect::Closed);
+    // Long after, it is the same one again.
+    let late = tracker.heartbeat(5_000, "alice", "web", 10, || ());
+    assert_eq!(late.effect, Effect::Stale);
+}
+
+#[test]
+fn a_sender_whose_clock_is_behind_is_believed_at_the_second_sign_of_life() {
+    const HOUR: u64 = 3_600_000;
+    for connects in [true, false] {
+        let mut tracker = Tracker::new(Settings::default());
+        tracker.connect(2 * HOUR, "alice", "web", 2 * HOUR, || ());
+        let at = 2 * HOUR + 1_000;
+        tracker.disconnect(at, "alice", "web", at, Reason::Disconnect);
+        if connects {
+            let again = tracker.connect(at + 500, "alice", "web", HOUR, || ());
+            assert_eq!(again.effect, Effect::Stale);
+        }
+        let mut beat = |after: u64| {
+            let now = at + after;
+            let handled = tracker.heartbeat(now, "alice", "web", HOUR + after, || ());
+            handled.effect
+        };
+        // Among others that arrive late, it may be one of them.
+        assert_eq!(beat(1_500), Effect::Stale);
+        assert_eq!(beat(11_500), Effect::Adopted);
+        assert_eq!(beat(21_500), Effect::Renewed);
+        let now = at + 22_000;
+        let end = tracker.disconnect(now, "alice", "web", HOUR + 22_000, Reason::Disconnect);
+        assert_eq!(end.effect, Effect::Closed);
+    }
+}
+
+#[test]
+fn a_grace_goes_on_over_restarts_and_pauses_where_it_was() {
+    let settings = Settings {
+        grace_ms: 6_000,
+        hear_step_ms: Some(500),
+        ..Settings::default()
+    };
+    let hear = |tracker: &mut Tracker<()>, from: u64, to: u64| {
+        for now in (from..=to).step_by(250) {
+            tracker.heard(now, now);
+            if tracker.expire(now).is_some() {
+                return Some(now);
+            }
+        }
+        None
+    };
+    let mut tracker = Tracker::new(settings);
+    tracker.keep_records(true);
+    hear(&mut tracker, 0, 1_000);
+    assert_eq!(tracker.graces_at(), None);
+    tracker.connect(1_000, "alice", "web", 1_000, || ());
+    tracker.disconnect(1_000, "alice", "web", 1_000, Reason::Disconnect);
+    let mut stored = Vec::new();
+    last_of_each(&mut stored, tracker.take_records(1));
+    assert_eq!(hear(&mut tracker, 1_250, 3_000), None);
+    // A pause of a minute.
+    assert_eq!(hear(&mut tracker, 63_000, 64_000), None);
+    last_of_each(&mut stored, tracker.take_records(1));
+    assert_eq!(hear(&mut tracker, 64_250, 65_000), None);
+    let saved_at = tracker.graces_at().unwrap();
+    assert_eq!(saved_at, 65_000);
+
+    // Of the grace some two seconds are left, an hour later.
+    let now = saved_at + 3_600_000;
+    let mut tracker = Tracker::new(settings);
+    tracker.keep_records(true);
+    for record in stored {
+        tracker.restore(now, now - saved_at, record);
+    }
+    tracker.restored();
+    tracker.renew_leases(now);
+    let gone = hear(&mut tracker, now, now + 10_000).unwrap() - now;
+    assert!((1_000..3_000).contains(&gone), "{gone}");
+}
+
+#[test]
 fn answers_that_a_stopped_broker_gives_all_at_once_take_nobody_offline() {
     const STEP_MS: u64 = 500;
     let mut tracker = Tracker::new(Settings {

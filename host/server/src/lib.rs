@@ -72,7 +72,11 @@ use clap::{Parser, Subcommand};
 /// A presence processor: connections and heartbeats become online and offline
 /// events, and WebAssembly plugins decide who may see them.
 #[derive(Parser)]
-#[command(name = "presence", version)]
+#[command(
+    name = "presence",
+    version,
+    after_help = "Example:\n  presence run --config presence.toml\n\n`presence COMMAND --help` shows how each is used."
+)]
 struct Cli {
     #[command(subcommand)]
     command: Command,

@@ -24,6 +24,12 @@ impl Shard {
             || self.statements.has_records()
     }
 
+    /// Up to when the graces that run have been heard, by the host's clock; none if none
+    /// does. The store is to know this: for how long they ran is not known otherwise.
+    pub fn graces_at(&self) -> Option<u64> {
+        self.tracker.graces_at()
+    }
+
     /// All that has changed since this was last called, whatever came and went in
     /// between. When connections were last heard from is told of one of so many
     /// `parts` of them at a time. Of two records of the same thing, the later holds.

@@ -121,12 +121,30 @@ pub(super) struct Close {
     pub(super) newest: u64,
     /// When the close was handled, by the host's clock.
     pub(super) kept_since: u64,
+    /// The newest timestamp of what has been taken since for older than the close: where
+    /// something newer comes, it is the sender's clock that is behind.
+    pub(super) ignored: Option<u64>,
 }
 
 impl Close {
     /// Whether a message was sent before the close and has been overtaken by it. Past
     /// `reorder_ms` the sender's clock is behind instead.
     pub(super) fn has_overtaken(&self, at: u64, timestamp: u64, reorder_ms: u64) -> bool {
-        timestamp < self.timestamp && at.saturating_sub(self.kept_since) <= reorder_ms
+        timestamp < self.timestamp && self.is_recent(at, reorder_ms)
+    }
+
+    /// Whether a heartbeat is of a life after this one.
+    pub(super) fn is_followed_by(&mut self, at: u64, timestamp: u64, reorder_ms: u64) -> bool {
+        let is_recent = self.is_recent(at, reorder_ms);
+        if timestamp > self.newest || (is_recent && timestamp == self.newest) {
+            return true;
+        }
+        let goes_on = self.ignored.is_some_and(|ignored| timestamp > ignored);
+        self.ignored = self.ignored.max(Some(timestamp));
+        goes_on && !is_recent
+    }
+
+    fn is_recent(&self, at: u64, reorder_ms: u64) -> bool {
+        at.saturating_sub(self.kept_since) <= reorder_ms
     }
 }

@@ -59,6 +59,7 @@ impl<M: Clone> Tracker<M> {
         if self.settings.hear_step_ms.is_none() {
             return;
         }
+        let before = self.hearing.paused_ms();
         if hear(
             &mut self.hearing,
             now,
@@ -67,6 +68,7 @@ impl<M: Clone> Tracker<M> {
         ) {
             self.queue_cuts();
         }
+        self.note_graces(self.hearing.paused_ms() - before);
         while let Some(key) = self.agenda.pop_cut(self.hearing.heard_up_to()) {
             self.cut_lease(key);
         }
@@ -182,6 +184,7 @@ impl<M: Clone> Tracker<M> {
             return None;
         }
         let pending = self.roster.users[key].pending.take()?;
+        self.graces -= 1;
         self.note_user(key);
         let offline = self.go_offline(key, pending.reason, None);
         self.remove_user_if_spent(key);

@@ -30,6 +30,8 @@ pub(super) struct Hearing {
     /// advanced by, up to a step.
     room_ms: u64,
     losses: Losses,
+    /// How long all pauses took, but for the one before anything was heard.
+    paused_ms: u64,
 }
 
 impl Hearing {
@@ -40,6 +42,7 @@ impl Hearing {
             heard_up_to: Some(0),
             moved_at: 0,
             room_ms: 0,
+            paused_ms: 0,
             losses: Losses::default(),
         };
         hearing.change_step(step_ms, 0);
@@ -62,6 +65,11 @@ impl Hearing {
     /// Up to when everything has been heard, by `now`.
     pub(super) fn heard_up_to(&self) -> u64 {
         self.heard_up_to.unwrap_or(0)
+    }
+
+    /// How long all pauses took so far.
+    pub(super) fn paused_ms(&self) -> u64 {
+        self.paused_ms
     }
 
     /// It has become `now`.
@@ -99,6 +107,8 @@ impl Hearing {
         let gained = passed.unwrap_or(0).min(room_ms).min(gain_ms_max);
         self.room_ms = room_ms - gained;
         let lost = passed.map_or(u64::MAX, |passed| passed - gained);
+        let paused = passed.map_or(0, |passed| passed - gained);
+        self.paused_ms = self.paused_ms.saturating_add(paused);
         let window_ms = timeout_ms.saturating_add(step_ms);
         // A lease may begin up to a step ahead of the clock, which is missed then as well.
         let missed = lost > 0

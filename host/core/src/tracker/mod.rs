@@ -84,6 +84,8 @@ pub struct Tracker<M> {
     closes_forgotten: u64,
     /// How many offlines were held back, since their users flip.
     held_back: u64,
+    /// How many graces run.
+    graces: usize,
 }
 
 impl<M: Clone> Tracker<M> {
@@ -105,6 +107,7 @@ impl<M: Clone> Tracker<M> {
             live_connections: 0,
             closes_forgotten: 0,
             held_back: 0,
+            graces: 0,
         }
     }
 
@@ -161,6 +164,7 @@ impl<M: Clone> Tracker<M> {
                 Effect::Renewed.into()
             }
             State::Closed(close) if close.has_overtaken(heard.at, timestamp, reorder_ms) => {
+                close.ignored = close.ignored.max(Some(timestamp));
                 Effect::Stale.into()
             }
             State::Closed(_) | State::Unknown => {
@@ -179,8 +183,9 @@ impl<M: Clone> Tracker<M> {
     /// A connection says that it is alive.
     ///
     /// One that is unknown is adopted, and so is one that was closed, if this is newer
-    /// than all that was known of it: this host may have restarted, or have missed the
-    /// connect. Only then is `metadata` called; else nothing is allocated.
+    /// than all that was known of it, or comes right behind the close: this host may have
+    /// restarted, or have missed the connect. Of a sender whose clock is behind, the second
+    /// sign of life counts. Only then is `metadata` called; else nothing is allocated.
     pub fn heartbeat(
         &mut self,
         now: u64,
@@ -190,6 +195,7 @@ impl<M: Clone> Tracker<M> {
         metadata: impl FnOnce() -> M,
     ) -> Handled<M> {
         let (heard, timestamp) = self.arrival(now, timestamp);
+        let reorder_ms = self.settings.reorder_ms;
         let key = self.roster.entry(user, conn);
         let connection = &mut self.roster.connections[key];
         let opened = match &mut connection.state {
@@ -202,9 +208,11 @@ impl<M: Clone> Tracker<M> {
                 }
                 return Effect::Renewed.into();
             }
-            // What is not newer than the close belongs to the life before it.
-            State::Closed(close) if timestamp > close.newest => close.newest + 1,
-            State::Closed(_) => return Effect::Stale.into(),
+            State::Closed(close) => match close.is_followed_by(heard.at, timestamp, reorder_ms) {
+                true => timestamp.min(close.newest + 1),
+                // It belongs to the life before.
+                false => return Effect::Stale.into(),
+            },
             // When it was opened, nobody told us: any disconnect ends it.
             State::Unknown => 0,
         };
@@ -271,6 +279,7 @@ impl<M: Clone> Tracker<M> {
                     reason,
                     held_ms,
                 });
+                self.graces += 1;
                 self.note_user(user_key);
                 self.queue_grace(user_key);
                 None
@@ -361,6 +370,7 @@ impl<M: Clone> Tracker<M> {
         user.live += 1;
         self.live_connections += 1;
         let in_grace = user.pending.take().is_some();
+        self.graces -= usize::from(in_grace);
         let transition = (user.live == 1 && !in_grace).then(|| {
             self.online_users += 1;
             Transition::Online {
@@ -401,6 +411,7 @@ impl<M: Clone> Tracker<M> {
             timestamp,
             newest,
             kept_since: self.clock.now(),
+            ignored: None,
         });
         self.count_activity(key, said, None);
         let user = &self.roster.users[self.roster.connections[key].user];

@@ -127,7 +127,12 @@ pub(super) struct Changes {
     gone_users: Vec<Arc<str>>,
     /// The slot from which to look on for who was heard from.
     heard_from: usize,
+    /// How long the pauses took of which records of graces know nothing yet.
+    paused_ms: u64,
 }
+
+/// How much of a pause a grace may seem to run in, in milliseconds, after a restart.
+const PAUSE_MS: u64 = 500;
 
 impl<M: Clone> Tracker<M> {
     /// Whether changes are noted from now on, for [`Self::take_records`]. To be
@@ -178,9 +183,10 @@ impl<M: Clone> Tracker<M> {
         let taken = changes.connections.drain(..);
         records.extend(taken.filter_map(|key| connection_record(roster, key)));
         let taken = changes.users.drain(..);
+        let at = self.hearing.heard_up_to().min(self.clock.now());
         let since = |pending: &PendingOffline| {
             let ran = self.hearing.clock().saturating_sub(pending.since);
-            self.clock.now().saturating_sub(ran)
+            at.saturating_sub(ran)
         };
         records.extend(taken.filter_map(|key| user_record(roster, key, since)));
 
@@ -238,13 +244,15 @@ impl<M: Clone> Tracker<M> {
                 user.see(last_seen.min(now));
                 if let Some((since, reason)) = pending.filter(|_| !user.is_online()) {
                     let ran = now.saturating_sub(since.saturating_add(down_ms));
-                    let since = self.hearing.begin(now).saturating_sub(ran);
+                    // Nothing was heard while the host was down.
+                    let since = self.hearing.clock().saturating_sub(ran);
                     user.pending = Some(PendingOffline {
                         since,
                         reason,
                         // Nobody is damped for what they did in an earlier run.
                         held_ms: 0,
                     });
+                    self.graces += 1;
                     self.online_users += 1;
                     self.queue_grace(key);
                 }
@@ -328,11 +336,33 @@ impl<M: Clone> Tracker<M> {
                 timestamp: timestamp.min(now),
                 newest: newest.min(now),
                 kept_since: kept_since.min(now),
+                ignored: None,
             }),
         };
         user.see(connection.newest());
         self.queue_lease(key);
         self.queue_forgetting(key);
+    }
+
+    /// Up to when the graces that run have been heard, by the host's clock; none if none
+    /// does. What is stored of a grace holds as long as the store knows this.
+    pub fn graces_at(&self) -> Option<u64> {
+        (self.graces > 0).then(|| self.hearing.heard_up_to().min(self.clock.now()))
+    }
+
+    /// The host has paused for so long: since when a grace has run, less all pauses, is
+    /// another moment then.
+    pub(super) fn note_graces(&mut self, paused_ms: u64) {
+        self.changes.paused_ms = self.changes.paused_ms.saturating_add(paused_ms);
+        if self.changes.paused_ms < PAUSE_MS || self.graces == 0 {
+            return;
+        }
+        self.changes.paused_ms = 0;
+        for key in self.roster.users.keys() {
+            if self.roster.users[key].pending.is_some() {
+                self.note_user(key);
+            }
+        }
     }
 
     /// Notes that a connection has changed.

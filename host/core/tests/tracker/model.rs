@@ -56,6 +56,8 @@ enum State {
         timestamp: u64,
         newest: u64,
         handled_at: u64,
+        /// The newest of what came since and was taken for older.
+        ignored: Option<u64>,
     },
 }
 
@@ -94,6 +96,7 @@ impl Model {
         let opened = match self.connections[index].state {
             State::Live { opened, .. } => opened.max(timestamp),
             State::Closed { .. } if self.is_late(index, now, timestamp) => {
+                self.ignore(index, timestamp);
                 return Effect::Stale.into();
             }
             State::Closed { .. } | State::Unknown => timestamp,
@@ -114,7 +117,21 @@ impl Model {
         let opened = match self.connections[index].state {
             State::Live { opened, .. } => opened,
             State::Closed { newest, .. } if timestamp > newest => newest + 1,
-            State::Closed { .. } => return Effect::Stale.into(),
+            State::Closed {
+                newest,
+                handled_at,
+                ignored,
+                ..
+            } => {
+                let is_recent = now <= handled_at + self.settings.reorder_ms;
+                let is_tie = is_recent && timestamp == newest;
+                let goes_on = !is_recent && ignored.is_some_and(|it| it < timestamp);
+                if !is_tie && !goes_on {
+                    self.ignore(index, timestamp);
+                    return Effect::Stale.into();
+                }
+                timestamp
+            }
             State::Unknown => 0,
         };
         self.live(index, now, opened, timestamp, metadata, Effect::Adopted)
@@ -149,6 +166,7 @@ impl Model {
             timestamp,
             newest: known.max(timestamp),
             handled_at: now,
+            ignored: None,
         };
 
         let since = self.lease_from(now);
@@ -201,6 +219,12 @@ impl Model {
             .collect();
         let order = [Activity::Typing, Activity::Active, Activity::Idle];
         order.into_iter().find(|activity| said.contains(activity))
+    }
+
+    fn ignore(&mut self, index: usize, timestamp: u64) {
+        if let State::Closed { ignored, .. } = &mut self.connections[index].state {
+            *ignored = Some(timestamp).max(*ignored);
+        }
     }
 
     /// Whether a message was sent before the close that has overtaken it.
@@ -321,6 +345,7 @@ impl Model {
                         timestamp: newest,
                         newest,
                         handled_at: now,
+                        ignored: None,
                     };
                     let user = connection.user.clone();
                     if self.live_connections(&user) == 0 {

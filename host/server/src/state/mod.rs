@@ -179,14 +179,27 @@ fn open_file(path: &Path, names: &Names, disk: &Arc<Disk>) -> Result<(Store, Res
         records.push(Record::decode(key, value, names).context("a record can't be read")?);
         Ok(())
     })?;
-    let epoch = store.begin_epoch(clock::now_ms());
-    let epoch = epoch.map_err(|fault| disk.fault(fault))?;
+    let epoch = begin_epoch(&store, path).map_err(|fault| disk.fault(fault))?;
     let restored = Restored {
         records,
         epoch,
         saved_at,
     };
     Ok((store, restored))
+}
+
+/// Begins an epoch. The last one is kept in a file of its own as well, since it is to
+/// outlive a damaged one: clients take what bears an earlier epoch for late.
+fn begin_epoch(store: &Store, path: &Path) -> Result<u64, Fault> {
+    let file = path.with_extension("epoch");
+    let last = std::fs::read_to_string(&file).ok();
+    let last = last.and_then(|text| text.trim().parse::<u64>().ok());
+    let next = last.map_or(0, |last| last.saturating_add(store::EPOCH_STEP));
+    let epoch = store.begin_epoch(clock::now_ms().max(next))?;
+    if let Err(error) = private::write(&file, epoch.to_string().as_bytes()) {
+        tracing::warn!(%error, "can't write {}", file.display());
+    }
+    Ok(epoch)
 }
 
 #[cfg(test)]
@@ -239,6 +252,23 @@ mod tests {
         drop(store);
         let (_, restored) = open(folder.path()).unwrap();
         assert!(restored.epoch > ahead, "{} {ahead}", restored.epoch);
+    }
+
+    #[test]
+    fn an_epoch_is_later_than_one_of_a_file_that_was_damaged() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("presence.redb");
+        let mut last = 0;
+        for _ in 0..5 {
+            let (store, restored) = open(folder.path()).unwrap();
+            assert!(restored.epoch > last);
+            // Nor does it run ahead of the clock by more than that takes.
+            assert!(restored.epoch < clock::now_ms() + 10_000);
+            last = restored.epoch;
+            drop(store);
+            std::fs::write(&path, b"no database").unwrap();
+        }
+        assert!(damaged(folder.path()) > 0);
     }
 
     #[test]

@@ -17,6 +17,9 @@ use crate::publisher::Publisher;
 /// milliseconds.
 const HEARD_MS: u64 = 5_000;
 
+/// How often the store is told that graces run on, in milliseconds.
+const GRACES_MS: u64 = 500;
+
 /// Hands a shard's changes over to the writer, once the broker has what the shard
 /// published before: what the state says that viewers have been told, they have.
 #[derive(Debug)]
@@ -29,6 +32,8 @@ pub(crate) struct Saver {
     at: u64,
     /// When they were last.
     last: u64,
+    /// Up to when the store knows that graces have run.
+    graces_at: u64,
     /// What was taken, and waits for the broker.
     taken: Option<Taken>,
     /// What the writer may not have read yet.
@@ -52,6 +57,7 @@ impl Saver {
             flush_ms,
             at: 0,
             last: clock::now_ms(),
+            graces_at: 0,
             taken: None,
             handed_over: Vec::new(),
         }
@@ -59,7 +65,8 @@ impl Saver {
 
     /// When [`Self::save`] is to be called, if it is.
     pub(crate) fn due(&self, shard: &Shard) -> Option<u64> {
-        (self.taken.is_none() && shard.has_records()).then_some(self.at)
+        let is_due = shard.has_records() || shard.graces_at().is_some();
+        (self.taken.is_none() && is_due).then_some(self.at)
     }
 
     /// Takes what has changed, if it is time, and hands it over if the broker has all
@@ -99,6 +106,7 @@ impl Saver {
     /// The broker has all that was published.
     pub(crate) async fn save_all(&mut self, shard: &mut Shard, publisher: &Publisher) {
         let waiting = self.taken.take();
+        self.graces_at = 0;
         self.take(shard, publisher, 1);
         for taken in waiting.into_iter().chain(self.taken.take()) {
             // A writer that is gone has said so.
@@ -108,14 +116,17 @@ impl Saver {
 
     fn take(&mut self, shard: &mut Shard, publisher: &Publisher, parts: usize) {
         let records = shard.take_records(parts);
-        if records.is_empty() {
+        let graces_at = shard.graces_at();
+        let is_due = graces_at.is_some_and(|at| at >= self.graces_at + GRACES_MS);
+        if records.is_empty() && !is_due {
             return;
         }
+        self.graces_at = graces_at.unwrap_or(0);
         let records = Arc::new(records);
         self.handed_over.retain(|batch| batch.strong_count() > 0);
         self.handed_over.push(Arc::downgrade(&records));
         self.taken = Some(Taken {
-            at: clock::now_ms(),
+            at: graces_at.unwrap_or_else(clock::now_ms),
             end: publisher.end(),
             records,
         });

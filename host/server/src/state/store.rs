@@ -17,8 +17,9 @@ const SAVED_AT: &str = "saved-at";
 const EPOCH: &str = "epoch";
 
 /// How far one epoch is from the next, at least: a source's epochs on the subjects of
-/// viewers, which may begin anew while it runs, lie between.
-const EPOCH_STEP: u64 = 60_000;
+/// viewers, which may begin anew while it runs, lie between. They do so for want of memory,
+/// and far less than once a millisecond.
+pub(super) const EPOCH_STEP: u64 = 1_000;
 
 /// An open file.
 #[derive(Debug)]

@@ -48,6 +48,8 @@ pub(super) struct Cache {
     replied_at: u64,
     /// How many of the entries were refused.
     refused: usize,
+    /// Since when some have been, and why the last one was.
+    refusal: Option<(u64, String)>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -103,6 +105,7 @@ impl Cache {
             outage: None,
             replied_at: 0,
             refused: 0,
+            refusal: None,
         }
     }
 
@@ -294,6 +297,8 @@ impl Cache {
         }
         match (&refusal, was_refused) {
             (Some(why), false) => {
+                let since = self.refusal.as_ref().map_or(now, |(since, _)| *since);
+                self.refusal = Some((since, why.clone()));
                 self.refused += 1;
                 if self.refused == 1 {
                     tracing::error!("what the directory's service says is no answer, {why}");
@@ -307,6 +312,7 @@ impl Cache {
     fn forget_refusal(&mut self) {
         self.refused -= 1;
         if self.refused == 0 {
+            self.refusal = None;
             tracing::info!("all that the directory's service says can be read again");
         }
     }
@@ -405,11 +411,16 @@ impl Cache {
     }
 
     /// For how long the service has been away, in milliseconds, and what the last question
-    /// came to; none where it isn't.
+    /// came to; none where it isn't. One of which nothing can be read is as good as away.
     pub(super) fn outage(&self, now: u64) -> Option<(u64, String)> {
-        let outage = self.outage.as_ref()?;
-        let away_ms = now.saturating_sub(outage.since);
-        (away_ms >= AWAY_MS).then(|| (away_ms, outage.why.clone()))
+        let is_unread = || self.entries.values().all(|entry| !entry.held);
+        let unread = || self.refusal.as_ref().filter(|_| is_unread());
+        let (since, why) = match &self.outage {
+            Some(outage) => (outage.since, &outage.why),
+            None => unread().map(|(since, why)| (*since, why))?,
+        };
+        let away_ms = now.saturating_sub(since);
+        (away_ms >= AWAY_MS).then(|| (away_ms, why.clone()))
     }
 
     /// All the numbers of ids in the questions.

@@ -242,6 +242,24 @@ fn a_reply_that_is_no_answer_puts_off_that_question_alone() {
 }
 
 #[test]
+fn a_service_of_which_nothing_can_be_read_is_as_good_as_away() {
+    let mut cache = cache();
+    cache.wants(&[1, 2]);
+    cache.asked(0);
+    for user in [1, 2] {
+        cache.replied(&contacts(user), 0, Bytes::new());
+        cache.taken();
+        cache.settle(&contacts(user), 0, Some("not a list".into()));
+    }
+    assert_eq!(cache.outage(999), None, "it may be for a moment");
+    assert_eq!(cache.outage(1_000), Some((1_000, "not a list".into())));
+    assert_eq!(cache.check(1_000, true), 2);
+    assert_eq!(cache.asked(1_000), [1, 2]);
+    cache.answer(1, 1_000);
+    assert_eq!(cache.outage(3_000), None, "one answer can be read");
+}
+
+#[test]
 fn when_the_broker_is_back_everything_is_asked_again() {
     let mut cache = cache();
     cache.wants(&[1, 2]);
