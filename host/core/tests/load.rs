@@ -226,7 +226,7 @@ fn closes_are_remembered_of_so_many_connections_and_those_of_live_ones_always_co
     assert_eq!(world.shard.counters().closes_forgotten, 1);
     // It was the oldest that gave way: a late heartbeat of the last one is late.
     world.now += 1;
-    let late = json!({"userId": "ann", "connId": "c", "timestamp": world.now - 1});
+    let late = json!({"userId": "ann", "connId": "c", "timestamp": world.now - 2});
     assert_eq!(replies(&world.send(Kind::Heartbeat, &late)), ["stale"]);
     assert!(world.wait(60_000).is_empty());
     assert_eq!(replies(&world.disconnect("one more", "c")), ["ok"]);
