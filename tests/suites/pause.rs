@@ -154,7 +154,7 @@ async fn a_broker_that_starts_again_and_again_keeps_no_ghost() -> Result<()> {
     }
     println!("gone after {:?}", begin.elapsed());
     scene.host.ready().await?;
-    // Whoever speaks is still there, and was all along.
+    // Those who speak are still there, and were all along.
     let count = online(&scene).await?;
     ensure!(count == SPEAKERS as f64, "{count} are online");
     let events = scene.host.metrics().await?;

@@ -96,7 +96,7 @@ async fn in_a_rolling_update_the_second_node_waits_and_goes_on_where_the_first_e
         .with("state.dir", &*state.to_string_lossy())?;
     let mut second = Host::spawn(&next)?;
     waits(&mut second, &next, &["waiting while node `first` serves"]).await?;
-    // Whoever stops while they wait does so at once.
+    // A node that is stopped while it waits ends at once.
     let third_site = scene.site("third")?;
     let mut third = Host::spawn(&third_site)?;
     waits(

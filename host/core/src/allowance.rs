@@ -1,5 +1,5 @@
 //! How many dead letters may be published: so many a second, which take so many bytes, for
-//! all shards together. Whoever sends rubbish as fast as they can has the host publish no
+//! all shards together. A client that sends rubbish as fast as it can has the host publish no
 //! more than that.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

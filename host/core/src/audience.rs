@@ -283,7 +283,7 @@ impl Audience {
         64 + self.base.len() / 16 + self.few_len() as u64
     }
 
-    /// Adds all who are in it to a set; more, where that costs less: whoever is in its
+    /// Adds all who are in it to a set; more, where that costs less: all who are in its
     /// bitmap. `seen` is what was added before.
     pub fn keep_in(&self, ids: &mut RoaringBitmap, seen: &mut Seen) {
         if seen.is_new(&self.base) {

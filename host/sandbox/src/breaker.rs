@@ -70,7 +70,7 @@ impl Default for Breaker {
 }
 
 impl Breaker {
-    /// Whether the component may be called now. Whoever is admitted to a trial says
+    /// Whether the component may be called now. The one that is admitted to a trial says
     /// how it went.
     pub(crate) fn admit(&self, now: u64, quarantine: Quarantine) -> Admission {
         let due = self.retry_at.load(Ordering::Relaxed);

@@ -3,7 +3,7 @@
 //! many at a time.
 //!
 //! So which subscription it was is good for counting. To be sure that nothing stays lost,
-//! whoever reads a subscription goes by whether it may have been full when anything was
+//! the reader of a subscription goes by whether it may have been full when anything was
 //! dropped at all ([`Losses`]), and then has anew what it carried.
 
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -66,7 +66,7 @@ impl Carries {
             Self::Inputs => {
                 "raise [nats] intake_queue and [engine] worker_queue, or take load off this machine"
             }
-            Self::Questions => "whoever asked gets no answer: raise [nats] intake_queue",
+            Self::Questions => "those who asked get no answer: raise [nats] intake_queue",
             Self::Invalidations => {
                 "all of the directory's answers are asked again: raise [nats] intake_queue, or \
                  have the service say that everything has changed"

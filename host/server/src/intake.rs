@@ -77,7 +77,7 @@ impl Intake {
         let mut settle = tokio::time::interval(SETTLE_EVERY);
         loop {
             let first = tokio::select! {
-                // Whoever stops isn't kept waiting by what comes in, and what has been
+                // A stop isn't kept waiting by what comes in, and what has been
                 // dropped is counted when nothing is left to read.
                 biased;
                 _ = &mut stop, if !stopping => {

@@ -1,5 +1,5 @@
 //! What of the files on disk is not in force: since when, and why. A node goes on by what it
-//! has taken, and is ready; but whoever changed a file is to find out that it wasn't taken.
+//! has taken, and is ready; but the one who changed a file is to find out that it wasn't taken.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 

@@ -1,6 +1,6 @@
 //! Folders and files for the node's own user alone.
 //!
-//! What is trusted is a whole path: whoever can write in any of its folders, or may
+//! What is trusted is a whole path: who can write in any of its folders, or may
 //! change a link on the way, can have it lead elsewhere. Root and the node's own user
 //! may; a folder that is sticky, as `/tmp` is, lets nobody touch what is another's.
 

@@ -1,4 +1,4 @@
-//! Where answers may go. Whoever asks names the subject of the answer, and the node
+//! Where answers may go. The one who asks names the subject of the answer, and the node
 //! publishes it with its own rights: without a limit, a client that may do nothing
 //! but ask could have the node write to a bucket, or forge what viewers are told.
 

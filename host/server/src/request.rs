@@ -1,5 +1,5 @@
 //! Asking over NATS where others reply as well: a JetStream stream that takes a subject
-//! in acknowledges each message to whoever asked. What is no answer is passed over, and
+//! in acknowledges each message to the one who asked. What is no answer is passed over, and
 //! said if no answer comes.
 
 use std::time::Duration;

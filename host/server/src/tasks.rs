@@ -25,7 +25,7 @@ impl Tasks {
         (Self(failed), Faults(faults))
     }
 
-    /// Starts a task that is to last. Whoever stops the node doesn't read of its end.
+    /// Starts a task that is to last. What stops the node doesn't read of its end.
     pub(crate) fn spawn(
         &self,
         name: &'static str,

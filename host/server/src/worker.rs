@@ -27,7 +27,7 @@ use crate::lane::{self, Size};
 
 pub(crate) use turns::{Refusals, State};
 
-/// How many tasks of control may wait for a worker. Whoever sends more waits.
+/// How many tasks of control may wait for a worker. The sender of more waits.
 const CONTROL_MAX: usize = 64;
 
 /// How many inputs a batch has at most.

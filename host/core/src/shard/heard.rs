@@ -134,7 +134,7 @@ impl Shard {
         Rejection::new(Cause::QuotaExceeded, error)
     }
 
-    /// Refuses what an application states of a user of whom it has stated nothing, where
+    /// Refuses what an application states of a further user, where
     /// too many statements hold.
     fn refuse_statement(&self, user: &str) -> Option<Rejection> {
         if self.statements.len() < self.settings.statements_max {
@@ -146,7 +146,7 @@ impl Shard {
         }
         let error = format!(
             "as many statements of applications hold as there may be ([tracker] statements_max): \
-             nothing is taken of the user `{user}`, of whom none does"
+             none is taken of a further user, `{user}`"
         );
         Some(Rejection::new(Cause::QuotaExceeded, error))
     }

@@ -1,4 +1,4 @@
-//! Settings: who has one, and the default components that heed them.
+//! Settings: who has one, and the default components that go by them.
 
 use presence_core::event::Reason;
 use presence_core::rules::{Reads, Rules};

@@ -1,6 +1,6 @@
 //! Answering a query: its users are shared out to the workers that own them, and
 //! the answers gathered in the order in which the users were asked after. The worker
-//! that is last to answer hands back all answers at once, since waking whoever
+//! that is last to answer hands back all answers at once, since waking the one who
 //! waits for them costs more than the answers do.
 
 use std::collections::BTreeSet;
@@ -109,10 +109,10 @@ impl Asking {
         self.release();
     }
 
-    /// Whoever is last hands back the query.
+    /// The last one hands back the query.
     fn release(self: Arc<Self>) {
         if let Some(asking) = Arc::into_inner(self) {
-            // Whoever asked may have given up.
+            // The one who asked may have given up.
             let _ = asking.done.send(Answered {
                 questions: asking.questions,
                 bytes: asking.bytes.into_inner(),

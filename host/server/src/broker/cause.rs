@@ -22,7 +22,7 @@ const HINTS: [(&str, &str); 6] = [
     ),
     (
         "UnknownIssuer",
-        "whoever signed its certificate isn't trusted: set [nats.tls] ca",
+        "the issuer of its certificate isn't trusted: set [nats.tls] ca",
     ),
     (
         "CertificateRequired",

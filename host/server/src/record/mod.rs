@@ -27,7 +27,7 @@ use limits::{Budget, Ended};
 use link::Link;
 use redact::Redaction;
 
-/// How often what has been written is handed to the file, for whoever looks on.
+/// How often what has been written is handed to the file, for those who look on.
 const FLUSH_EVERY: Duration = Duration::from_millis(200);
 
 #[derive(clap::Args)]

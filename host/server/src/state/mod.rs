@@ -129,7 +129,7 @@ pub(crate) fn open(
         config.node.name,
         std::process::id()
     );
-    // Whoever finds the file open and nothing here is told less.
+    // A process that finds the file open and nothing here is told less.
     let _ = private::write(&holder, me.as_bytes());
     let (users, connections) = restored.counts();
     tracing::info!(

@@ -181,7 +181,7 @@ impl Thread {
             }
             if let Some(done) = finish {
                 drop(self.store);
-                // Whoever asked may have given up.
+                // The one who asked may have given up.
                 let _ = done.send(());
                 return;
             }

@@ -177,7 +177,7 @@ impl State {
         }
         self.carry_out(out).await;
         self.save_all().await;
-        // Whoever asked may have given up.
+        // The one who asked may have given up.
         let _ = done.send(());
         self.figures.busy_since.store(0, Ordering::Relaxed);
     }
@@ -219,7 +219,7 @@ impl State {
                 self.shard.renew_leases(clock::now_ms());
                 let _ = done.send(());
             }
-            // Whoever asked may have given up.
+            // The one who asked may have given up.
             Task::Uses(questions, answer) => {
                 let uses = questions.iter().map(|question| self.shard.uses(question));
                 let _ = answer.send(uses.collect());
@@ -249,7 +249,7 @@ impl State {
                 let answers = self.shard.query(now, viewer, users, &mut self.rules, out);
                 asking.answer(piece, answers);
             }
-            // Whoever asked may have given up.
+            // The one who asked may have given up.
             Ask::Explain(Explain { viewer, user }, answer) => {
                 let rules = &mut self.rules;
                 let found = self.shard.explain(now, &viewer, &user, rules, out);

@@ -110,7 +110,7 @@ impl Cache {
     }
 
     /// Has these questions asked, and says whether any is new. The others are at
-    /// hand, on their way to whoever wants them, or being asked.
+    /// hand, on their way to those who want them, or being asked.
     pub(super) fn want(&mut self, questions: impl IntoIterator<Item = Question>) -> bool {
         let before = self.entries.len();
         for question in questions {

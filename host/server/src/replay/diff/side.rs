@@ -18,7 +18,7 @@ use crate::capture::Recorded;
 use crate::config::Config;
 use crate::replay::player::{Known, Player};
 
-/// Which stay it is: when it began, whose it is, and the how-manieth of that user. It
+/// Which stay it is: when it began, whose it is, and its number among those of that user. It
 /// is the same in both runs, since connections and statements are.
 pub(super) type Key = (u64, Id, u64);
 
