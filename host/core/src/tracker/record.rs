@@ -261,8 +261,8 @@ impl<M: Clone> Tracker<M> {
         }
     }
 
-    /// The host hears again after a start: every lease goes on for a while, see
-    /// [`Silence::lease_ms`].
+    /// The host hears again after a start: every lease goes on for a whole time-out, and
+    /// after each further start in which the connection isn't heard from for less.
     pub fn renew_leases(&mut self, now: u64) {
         let at = self.advance(now);
         let begin = self.hearing.begin(at);
