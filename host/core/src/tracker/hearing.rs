@@ -67,6 +67,11 @@ impl Hearing {
         self.heard_up_to.unwrap_or(0)
     }
 
+    /// As [`Self::heard_up_to`]; `now` where that isn't known yet.
+    pub(super) fn known_up_to(&self, now: u64) -> u64 {
+        self.heard_up_to.map_or(now, |at| at.min(now))
+    }
+
     /// How long all pauses took so far.
     pub(super) fn paused_ms(&self) -> u64 {
         self.paused_ms

@@ -183,7 +183,7 @@ impl<M: Clone> Tracker<M> {
         let taken = changes.connections.drain(..);
         records.extend(taken.filter_map(|key| connection_record(roster, key)));
         let taken = changes.users.drain(..);
-        let at = self.hearing.heard_up_to().min(self.clock.now());
+        let at = self.hearing.known_up_to(self.clock.now());
         let since = |pending: &PendingOffline| {
             let ran = self.hearing.clock().saturating_sub(pending.since);
             at.saturating_sub(ran)
@@ -255,6 +255,8 @@ impl<M: Clone> Tracker<M> {
                     self.graces += 1;
                     self.online_users += 1;
                     self.queue_grace(key);
+                    // The time for which the host was down is no part of it.
+                    self.note_user(key);
                 }
                 self.remove_user_if_spent(key);
             }
@@ -347,7 +349,7 @@ impl<M: Clone> Tracker<M> {
     /// Up to when the graces that run have been heard, by the host's clock; none if none
     /// does. What is stored of a grace holds as long as the store knows this.
     pub fn graces_at(&self) -> Option<u64> {
-        (self.graces > 0).then(|| self.hearing.heard_up_to().min(self.clock.now()))
+        (self.graces > 0).then(|| self.hearing.known_up_to(self.clock.now()))
     }
 
     /// The host has paused for so long: since when a grace has run, less all pauses, is
