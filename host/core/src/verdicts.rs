@@ -194,7 +194,7 @@ impl Verdicts {
                 affected.extend(self.readers_of(&Question::CoMembers(Id(user))));
             }
         } else {
-            // A group of a million, of whom a few are online.
+            // A group of a million, with few online.
             let own = self.kept.iter().filter(|(user, kept)| {
                 let question = Question::CoMembers(**user);
                 users.contains(user.0) && kept.reads.questions.contains(&question)

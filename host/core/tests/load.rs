@@ -267,7 +267,7 @@ fn so_many_dead_letters_are_published_the_others_are_counted_and_the_numbers_hav
             reply: Some("_INBOX.1".into()),
         };
         world.shard.handle(world.now, input, &mut Nobody, &mut out);
-        assert_eq!(replies(&out), ["invalid-json"], "whoever asks is told");
+        assert_eq!(replies(&out), ["invalid-json"], "the sender is told");
         letters(&out)
     };
     let mut seqs: [Vec<u64>; 2] = Default::default();

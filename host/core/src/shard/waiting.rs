@@ -271,7 +271,7 @@ impl Shard {
     }
 
     /// Waits no more: what waits goes on as it would in the end, of some users at a time.
-    /// Says whether there are others, of whom it is to be called again.
+    /// Says whether there are others, for which it is to be called again.
     pub fn give_up(&mut self, now: u64, rules: &mut dyn Rules, out: &mut Vec<Output>) -> bool {
         self.pass(now);
         let first = self.waiting.agenda.iter().take(RESUMED_AT_ONCE);
