@@ -1,6 +1,6 @@
 //! What viewers have been told is corrected at a pace, while what is new goes on.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::Result;
 use presence_tests::client::{Seen, now_ms};
@@ -69,83 +69,22 @@ async fn a_swap_is_corrected_at_the_pace_while_new_events_go_on() -> Result<()> 
     for user in users() {
         assert!(place(FILTERED_OFFLINE, &user) < place(FILTERED_ONLINE, &user));
     }
-    world.end().await
-}
-
-/// Whether this is a correction's.
-fn is_told(seen: &Seen, subject: &str) -> bool {
-    seen.is_hosts() && seen.subject == subject
-}
-
-#[tokio::test]
-async fn all_workers_tell_who_loses_sight_before_any_tells_who_gains_it() -> Result<()> {
-    let users = || (0..24).map(|user| format!("user-{user}"));
-    let mut world = World::start_with(|site| {
-        let mut site = site
-            .with("engine.workers", 2)?
-            // The losses of one worker take half a second.
-            .with("correction.messages_per_s", 40)?;
-        site.set_pipeline(&[("contacts", None), ("redact", None)])?;
-        let contacts: BTreeMap<_, _> = users().map(|user| (user, ["friend"])).collect();
-        site.write_directory_value(&json!({"contacts": contacts}))?;
-        Ok(site)
-    })
-    .await?;
-    for user in users() {
-        let connect = inputs::connect(&user, "c", now_ms());
-        world.client.input(CONNECT, connect).await?;
+    // A source is a shard: it tells all who lose sight before anyone gains it.
+    let hosts = order.iter().filter(|seen| seen.is_hosts());
+    let sources: BTreeSet<_> = hosts.map(|seen| seen.counted().0).collect();
+    for source in sources {
+        let is_told = |seen: &Seen, subject| {
+            let of_source = seen.subject == subject && seen.counted().0 == source;
+            of_source && seen.text("userId") != "late"
+        };
+        let losses = order.iter().filter(|seen| is_told(seen, FILTERED_OFFLINE));
+        let losses = losses.count();
+        let last = order
+            .iter()
+            .rposition(|seen| is_told(seen, FILTERED_OFFLINE));
+        let later = order.iter().skip(last.unwrap_or_default());
+        let gains = later.filter(|seen| is_told(seen, FILTERED_ONLINE));
+        assert_eq!(gains.count(), losses, "told by {source}");
     }
-    let shown = world.tape.hosts(FILTERED_ONLINE, users().count()).await?;
-    let worker = |seen: &Seen| seen.counted().0.to_owned();
-    let one = shown.iter().map(worker).min();
-    let (ones, others): (Vec<_>, Vec<_>) = shown.iter().partition(|seen| Some(worker(seen)) == one);
-    let [ones, others] = [ones, others].map(|shown| {
-        let users = shown.into_iter().map(|seen| seen.text("userId").to_owned());
-        users.collect::<Vec<_>>()
-    });
-    let enough = 4..=20;
-    assert!(
-        enough.contains(&ones.len()),
-        "the users are on both workers"
-    );
-
-    // Of the one worker's users sight is lost, and of the other's it is gained.
-    let begin = world.tape.seen().len();
-    let contacts = others.iter().map(|user| (user, ["friend", "colleague"]));
-    let groups = ones.iter().map(|user| (user, [user, "colleague"]));
-    let (contacts, groups): (BTreeMap<_, _>, BTreeMap<_, _>) =
-        (contacts.collect(), groups.collect());
-    let directory = json!({"contacts": contacts, "groups": groups});
-    world.site.write_directory_value(&directory)?;
-    in_order(&mut world, begin, ones.len(), others.len()).await?;
-
-    // And the other way about, when the rules change.
-    let begin = world.tape.seen().len();
-    let groups = component::named(&component::load("groups")?, "contacts")?;
-    world.site.write_plugin("contacts", groups)?;
-    in_order(&mut world, begin, others.len(), ones.len()).await?;
     world.end().await
-}
-
-/// Waits until so many have been told that they lose, and that they gain, sight of
-/// somebody, and looks whether all losses came first.
-async fn in_order(world: &mut World, begin: usize, losses: usize, gains: usize) -> Result<()> {
-    let told = |seen: &[Seen], subject| {
-        let told = seen.iter().skip(begin);
-        told.filter(|seen| is_told(seen, subject)).count()
-    };
-    let all = |seen: &[Seen]| {
-        told(seen, FILTERED_OFFLINE) == losses && told(seen, FILTERED_ONLINE) == gains
-    };
-    world.tape.until("the whole correction", all).await?;
-    let order: Vec<_> = world.tape.seen().iter().skip(begin).collect();
-    let last = order
-        .iter()
-        .rposition(|seen| is_told(seen, FILTERED_OFFLINE));
-    let first = order.iter().position(|seen| is_told(seen, FILTERED_ONLINE));
-    assert!(
-        last < first,
-        "the last loss is message {last:?}, the first gain {first:?}"
-    );
-    Ok(())
 }

@@ -340,12 +340,8 @@ impl Shard {
             }
             Input::Directory(directory, changes) => {
                 self.directory_changed(directory, &changes);
-                self.backlog.handed_in();
             }
-            Input::Rules => {
-                self.rules_changed();
-                self.backlog.handed_in();
-            }
+            Input::Rules => self.rules_changed(),
             Input::Settings(settings) => {
                 self.tracker.reconfigure(settings.of_tracker());
                 self.departed.resize(settings.departures_max);
@@ -396,10 +392,7 @@ impl Shard {
 
     /// When [`Self::advance`] is to be called: never too late, perhaps early.
     pub fn next_deadline(&self) -> Option<u64> {
-        let backlog = self
-            .backlog
-            .is_due()
-            .then(|| self.now.max(self.pace.next_at()));
+        let backlog = (!self.backlog.is_empty()).then(|| self.now.max(self.pace.next_at()));
         let deadlines = [
             self.tracker.next_deadline(),
             self.agenda.next_at(),
@@ -441,24 +434,6 @@ impl Shard {
     /// How many users are still to be decided on again.
     pub fn backlog(&self) -> usize {
         self.backlog.len()
-    }
-
-    /// Up to which correction all who lose sight of somebody have been told. They are
-    /// counted as they are handed in: a changed directory, changed rules, or what was
-    /// known before a restart. All shards of a tenant are handed the same ones.
-    pub fn losses_told(&self) -> u64 {
-        self.backlog.losses_told()
-    }
-
-    /// All other shards have told who loses sight, up to this correction: those whom it
-    /// lets gain sight may be told. A shard that isn't told of others waits for none.
-    pub fn told_elsewhere(&mut self, correction: u64) {
-        self.backlog.told_elsewhere(correction);
-    }
-
-    /// Whether some are still to gain sight, and only wait for other shards.
-    pub fn gains_wait(&self) -> bool {
-        self.backlog.waits()
     }
 
     /// All the numbers of ids this shard holds.

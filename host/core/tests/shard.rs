@@ -488,50 +488,15 @@ fn a_second_change_half_way_corrects_just_what_the_first_one_did() {
 }
 
 #[test]
-fn gains_wait_for_other_shards_and_what_is_new_does_not() {
-    let mut world = World::new(&[("ada", &["x"]), ("ben", &["x"])]);
-    world.shard.told_elsewhere(world.shard.losses_told());
-    world.connect("ada");
-    let (one, other) = (json!(["x"]), json!(["y"]));
-    let (lost, gained) = (("user_offline", &one), ("user_online", &other));
-    assert_eq!(filtered(&world.contacts(&[("ada", &["y"])])), [lost]);
-    assert_eq!(world.shard.losses_told(), 2);
-    assert!(world.shard.gains_wait());
-    let at = world.shard.next_deadline().unwrap();
-    assert!(at > world.now, "nothing is to be done until they are told");
-    let connected = world.connect("ben");
-    assert_eq!(filtered(&connected), [("user_online", &one)]);
-    // A later one is waited for only by those whom it lets gain sight.
-    assert_eq!(filtered(&world.contacts(&[("ben", &["y"])])), [lost]);
-    world.shard.told_elsewhere(2);
-    assert!(!world.shard.gains_wait());
-    let told = world.wait(world.now);
-    assert_eq!((filtered(&told), users(&told)), (vec![gained], vec!["ada"]));
-    world.shard.told_elsewhere(3);
-    let told = world.wait(world.now);
-    assert_eq!((filtered(&told), users(&told)), (vec![gained], vec!["ben"]));
-    assert!(!world.shard.gains_wait());
-}
-
-#[test]
-fn other_shards_wait_for_the_losses_and_not_for_what_fails() {
+fn at_a_pace_too_every_loss_of_a_correction_is_told_before_any_gain() {
     let mut world = paced();
-    assert_eq!(world.shard.losses_told(), 1);
-    world.rules.closed = true;
-    world.input(Input::Rules);
-    assert_eq!(world.shard.losses_told(), 1, "they keep to the pace");
-    world.rules.failing = true;
-    world.wait(world.now + 100);
-    assert_eq!((world.shard.backlog(), world.shard.losses_told()), (5, 1));
-    let mut told = Vec::new();
+    let users = ["a", "b", "c", "d", "e", "f", "g", "h"];
+    let lists = users.map(|user| (user, &["y"][..]));
+    let mut told = world.contacts(&lists);
     while world.shard.backlog() > 0 {
         told.extend(world.wait(world.shard.next_deadline().unwrap()));
     }
-    assert!(filtered(&told).is_empty());
-    assert_eq!(world.shard.losses_told(), 2, "all of them have been tried");
-    world.rules.failing = false;
-    let retry_at = world.shard.next_deadline().unwrap();
-    assert!(!filtered(&world.wait(retry_at + 1_000)).is_empty());
-    assert!(world.shard.backlog() > 0, "they are decided again");
-    assert_eq!(world.shard.losses_told(), 2);
+    let (one, other) = (json!(["x"]), json!(["y"]));
+    let (lost, gained) = (("user_offline", &one), ("user_online", &other));
+    assert_eq!(filtered(&told), [[lost; 8], [gained; 8]].concat());
 }

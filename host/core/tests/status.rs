@@ -499,12 +499,23 @@ fn an_application_does_not_change_what_connections_say() {
 #[test]
 fn an_update_lets_nobody_gain_sight_before_their_turn_in_a_correction() {
     let mut world = World::new(Some(0), 0);
+    world.run(r#"1000 connect web activity="idle" | 1000 online idle -"#);
+    let paced = Settings {
+        corrections_per_s: 1,
+        ..settings(Some(0), 0)
+    };
+    world.input(Input::Settings(Box::new(paced)));
+    // The losses use up the pace, one message for each rendition.
     world.rules.hide_idle = true;
-    world.run(r#"1000 connect web activity="idle" |"#);
-    world.shard.told_elsewhere(0);
+    let told = world.input(Input::Rules);
+    assert_eq!(subjects(&told), [Subject::FilteredOffline.as_str(); 2]);
     world.rules.hide_idle = false;
     assert_eq!(world.input(Input::Rules), []);
-    world.run(r#"1001 heartbeat web activity="typing" |"#);
-    world.shard.told_elsewhere(1);
-    world.run("1002 wait | 1000 online typing -");
+    world.run(
+        r#"
+        1001 heartbeat web activity="typing" |
+        2899 wait                            |
+        2900 wait                            | 1000 online typing -
+        "#,
+    );
 }

@@ -1,8 +1,8 @@
 //! What holds of visibility whatever happens: random scripts of users who come
 //! and go and say what they are doing, a directory and rules that change, rules that
-//! fail, answers of the directory that come late or are lost, corrections at a pace,
-//! other shards that are slow to tell their losses, and a host that is restarted, with
-//! every message that viewers get followed, and queries that say the same at every point.
+//! fail, answers of the directory that come late or are lost, corrections at a pace, and a
+//! host that is restarted, with every message that viewers get followed, and queries that
+//! say the same at every point.
 
 #![allow(
     clippy::unwrap_used,
@@ -211,10 +211,6 @@ impl World {
                 self.corrections_per_s = *corrections_per_s;
                 self.input(Input::Settings(Box::new(self.settings())));
             }
-            Step::Lag(lags) => self.shard.told_elsewhere(match lags {
-                true => self.shard.losses_told(),
-                false => u64::MAX,
-            }),
             Step::Save => self.save(),
             Step::Restart(down_ms, user, list) => self.restart(*down_ms, *user, list),
         }
@@ -226,7 +222,6 @@ impl World {
 
     /// Waits until everyone who is to be decided on has been.
     fn drain(&mut self) {
-        self.shard.told_elsewhere(u64::MAX);
         while self.shard.backlog() > 0 {
             self.wait_until(self.now + 100);
         }

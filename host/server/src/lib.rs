@@ -15,7 +15,6 @@
 )]
 
 mod ask;
-mod barrier;
 mod broker;
 mod capture;
 mod causes;

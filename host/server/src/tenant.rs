@@ -18,7 +18,6 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, timeout_at};
 
 use crate::ask::{Budget, Counts, Desk};
-use crate::barrier;
 use crate::broker::{self, Health};
 use crate::config::{self, Config, Queues};
 use crate::directory;
@@ -127,8 +126,7 @@ impl Tenant {
             input_bytes: queues.worker_queue_bytes / config.engine.worker_count().max(1),
             questions: queues.question_queue,
         };
-        let places = barrier::places(config.engine.worker_count()).zip(handed);
-        for (number, (barrier, handed)) in places.enumerate() {
+        for (number, handed) in handed.into_iter().enumerate() {
             let settings = settings(config, body_bytes_max, &dead_letters);
             let mut shard = Shard::new(settings, Arc::clone(&names), Arc::clone(&directory));
             shard.keep_records(state.is_some());
@@ -150,7 +148,6 @@ impl Tenant {
                     handed,
                 ),
                 figures: Arc::default(),
-                barrier,
                 saver: state.as_ref().map(Writer::saver),
                 fetcher: fetcher.clone(),
                 stale: StaleLog::default(),

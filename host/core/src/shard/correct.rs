@@ -1,10 +1,10 @@
 //! Deciding again on users who are online, when what decided has changed.
 //!
-//! All who are to lose sight of somebody are told before anyone gains it: each
-//! user is decided on, and the losses are told; when no user is left, in this shard
-//! or in another of the tenant's, the gains are, by the verdict of then. What goes out
-//! keeps to a pace; a decision after which nothing does takes nothing of it, and
-//! neither does what is new.
+//! Within a shard, all losses of a correction are told before any gain of it: each user is
+//! decided on, and the losses are told; when no user is left, the gains are, by the verdict
+//! of then. Between shards there is no order: who may see one user doesn't depend on who
+//! may see another. What goes out keeps to a pace; a decision after which nothing does
+//! takes nothing of it, and neither does what is new.
 
 use std::sync::Arc;
 
@@ -55,7 +55,6 @@ impl Shard {
                 self.backlog.changed(user);
             }
         }
-        self.backlog.handed_in();
         for user in self.statuses.expiring() {
             self.statuses.look_at(user, self.now);
         }

@@ -89,7 +89,6 @@ impl Shard {
             self.forget_statuses();
         }
         self.rules_changed();
-        self.backlog.handed_in();
     }
 
     /// Every lease begins anew.

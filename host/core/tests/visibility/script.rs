@@ -68,8 +68,6 @@ pub(crate) enum Step {
     Wait(u64),
     /// Corrections take this many messages a second from now on, or as many as come.
     Pace(u64),
-    /// Another shard tells no losses from now on, or has told all there are.
-    Lag(bool),
     /// The host has stored what has changed so far.
     Save,
     /// The host is down for so long, in which a user's contacts become these.
@@ -105,7 +103,6 @@ pub(crate) fn step() -> impl Strategy<Value = Step> {
         1 => user.clone().prop_map(Step::Lose),
         3 => prop_oneof![1..800_u64, 1..40_000_u64].prop_map(Step::Wait),
         1 => prop_oneof![Just(0), Just(1), Just(30)].prop_map(Step::Pace),
-        1 => proptest::prelude::any::<bool>().prop_map(Step::Lag),
         1 => Just(Step::Save),
         1 => (0..40_000_u64, 0..USERS.len(), some())
             .prop_map(|(ms, user, list)| Step::Restart(ms, user, list)),

@@ -15,7 +15,6 @@ use presence_sandbox::Pipeline;
 use tokio::sync::{mpsc, oneshot};
 
 use super::{Ask, Batch, Figures, Task};
-use crate::barrier::Barrier;
 use crate::clock;
 use crate::directory::request::Fetcher;
 use crate::lane::Receiver;
@@ -38,7 +37,6 @@ pub(crate) struct State {
     pub(crate) generation: u64,
     pub(crate) publisher: Publisher,
     pub(crate) figures: Arc<Figures>,
-    pub(crate) barrier: Barrier,
     /// None where nothing is kept over a restart.
     pub(crate) saver: Option<Saver>,
     /// None where the directory holds all of its answers.
@@ -87,8 +85,6 @@ impl State {
             questions,
         };
         let mut out = Vec::new();
-        // It is one of several shards.
-        self.shard.told_elsewhere(self.barrier.told());
         loop {
             let mut control = match self.wait(&mut lanes).await {
                 Woken::Control(None) => return,
@@ -107,8 +103,6 @@ impl State {
             if let Err(error) = self.publisher.tend().await {
                 tracing::error!(%error, "a beacon could not be published");
             }
-            // All of it has been handed to the broker's client.
-            self.barrier.tell(self.shard.losses_told());
             self.save();
             self.tell_figures();
             self.figures.busy_since.store(0, Ordering::Relaxed);
@@ -127,7 +121,6 @@ impl State {
                 task = lanes.control.recv() => Woken::Control(task.map(Box::new)),
                 () = lanes.inputs.ready() => Woken::Other,
                 () = lanes.questions.ready() => Woken::Other,
-                () = self.barrier.moved(), if self.shard.gains_wait() => Woken::Other,
                 () = self.publisher.moved(), if self.publisher.waits() => Woken::Other,
             }
         };
@@ -263,9 +256,6 @@ impl State {
     }
 
     async fn advance(&mut self, now: u64, out: &mut Vec<Output>) {
-        if self.shard.gains_wait() {
-            self.shard.told_elsewhere(self.barrier.told());
-        }
         let is_due = self.shard.next_deadline().is_some_and(|at| at <= now);
         if is_due || self.rules.has_become_another() {
             self.shard.advance(now, &mut self.rules, out);
