@@ -2,5 +2,5 @@
 #![no_main]
 
 libfuzzer_sys::fuzz_target!(|line: &str| {
-    presence::fuzz::capture(line);
+    presence_config::fuzz::capture(line);
 });

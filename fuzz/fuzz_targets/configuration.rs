@@ -2,5 +2,5 @@
 #![no_main]
 
 libfuzzer_sys::fuzz_target!(|text: &str| {
-    presence::fuzz::configuration(text);
+    presence_config::fuzz::configuration(text);
 });

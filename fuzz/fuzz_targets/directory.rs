@@ -2,5 +2,5 @@
 #![no_main]
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
-    presence::fuzz::directory(bytes);
+    presence_config::fuzz::directory(bytes);
 });

@@ -8,10 +8,10 @@ use presence_tests::tools;
 
 /// A word, and the only places of the host's sources where it may stand.
 const PLACES: [(&str, &[&str]); 9] = [
-    ("notify::", &["server/src/watch.rs"]),
-    ("HeaderMap", &["server/src/wire.rs"]),
-    ("async_nats", &["server/src/"]),
-    ("tokio", &["server/src/"]),
+    ("notify::", &["node/src/reload/watch.rs"]),
+    ("HeaderMap", &["node/src/link/wire.rs"]),
+    ("async_nats", &["node/src/"]),
+    ("tokio", &["node/src/", "presence/src/record/"]),
     ("wasmtime", &["sandbox/src/"]),
     // Types that cross into components, and the reading of their files.
     ("ComponentType", &["sandbox/src/api/"]),
@@ -26,7 +26,7 @@ const PLACES: [(&str, &[&str]); 9] = [
     // What only the tools around plugins need.
     ("wit_component", &["component/src/"]),
     // Files have times, too.
-    ("SystemTime", &["sandbox/src/artefacts.rs", "server/src/"]),
+    ("SystemTime", &["sandbox/src/artefacts.rs", "node/src/"]),
 ];
 
 /// What the core never does: input and output, clocks, chance.
@@ -43,7 +43,16 @@ const NEVER_IN_CORE: [&str; 6] = [
 fn each_layer_keeps_to_itself() -> Result<()> {
     let host = tools::root().join("host");
     let mut files = Vec::new();
-    for layer in ["component", "core", "sandbox", "server"] {
+    for layer in [
+        "component",
+        "config",
+        "core",
+        "kit",
+        "node",
+        "presence",
+        "rules",
+        "sandbox",
+    ] {
         sources(&host.join(layer).join("src"), &mut files)?;
     }
     let mut faults = Vec::new();

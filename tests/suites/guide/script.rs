@@ -75,8 +75,8 @@ impl Script {
             (
                 "cargo",
                 format!(
-                    "if [ \"$*\" = 'install --locked --path host/server' ]; then\n  \
-                     grep -q '^name = \"presence\"' host/server/Cargo.toml\n  \
+                    "if [ \"$*\" = 'install --locked --path host/presence' ]; then\n  \
+                     grep -q '^name = \"presence\"' host/presence/Cargo.toml\n  \
                      ln -s {} {}\nelse\n  exec {} \"$@\"\nfi",
                     quoted(&host::binary()?),
                     quoted(&self.bin("presence")),

@@ -1,0 +1,326 @@
+//! The sections of one or two keys: node, tenant, plugins, query,
+//! explain, inbox, status, dead letters, http, log.
+
+use std::env;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use presence_core::allowance::Rates;
+
+use super::checks::{self, NAME_BYTES_MAX, any, in_token, token, within};
+use super::problem::Wrong;
+use super::section::Section;
+use crate::log_filter;
+
+/// `[node]`: who this node is.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Node {
+    /// Names this node in what it publishes; unique among the nodes of a fleet.
+    /// One token of `[A-Za-z0-9_-]`; the host's name by default.
+    pub name: String,
+    /// How long stopping may take in all.
+    pub stop_timeout: Duration,
+}
+
+impl Node {
+    pub(super) fn read(section: &mut Section<'_, '_>) -> Self {
+        let name = section.get("name", token);
+        let stop_timeout_ms = section.get("stop_timeout_ms", within(1_000..=3_600_000));
+        Self {
+            name: name.unwrap_or_else(|| host_name(section.env("HOSTNAME"))),
+            stop_timeout: Duration::from_millis(stop_timeout_ms.unwrap_or(25_000)),
+        }
+    }
+}
+
+/// `[tenant]`: the isolation boundary this node serves.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Tenant {
+    /// Stands before every subject, followed by a dot: one token of
+    /// `[A-Za-z0-9_-]`, not `presence`. None for the default tenant.
+    pub prefix: Option<String>,
+}
+
+impl Tenant {
+    pub(super) fn read(section: &mut Section<'_, '_>) -> Self {
+        let prefix = section.get("prefix", |text: String| match text.as_str() {
+            "" => Ok(None),
+            "presence" => Err(Wrong::new(
+                "is `presence`, which every subject begins with",
+                "choose another name, or leave it out",
+            )),
+            _ => token(text).map(Some),
+        });
+        Self {
+            prefix: prefix.flatten(),
+        }
+    }
+}
+
+/// `[plugins]`: where plugins come from.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Plugins {
+    /// The watched folder. What lies here wins over the embedded default of the
+    /// same name.
+    pub dir: PathBuf,
+    /// The folder where what is compiled is kept; none if it is compiled at each start.
+    pub cache: Option<PathBuf>,
+    /// How long a plugin's file may be, in bytes.
+    pub file_bytes_max: u64,
+    /// How long loading all of the pipeline may take.
+    pub load_timeout: Duration,
+}
+
+impl Plugins {
+    pub(super) fn read(section: &mut Section<'_, '_>) -> Self {
+        let dir = section.path("dir");
+        let cache = section.get("cache", |text: String| {
+            Ok((!text.is_empty()).then_some(text))
+        });
+        Self {
+            file_bytes_max: section
+                .get("file_bytes_max", within(1_024..=1 << 32))
+                .unwrap_or(64 << 20),
+            load_timeout: Duration::from_millis(
+                section
+                    .get("load_timeout_ms", within(1_000..=86_400_000))
+                    .unwrap_or(300_000),
+            ),
+            dir: dir.unwrap_or_else(|| section.resolve("plugins.d")),
+            cache: match cache {
+                Some(cache) => cache.map(|cache| section.resolve(&cache)),
+                None => own_cache(),
+            },
+        }
+    }
+}
+
+/// The user's own folder for what can be made again, if the user has any.
+fn own_cache() -> Option<PathBuf> {
+    own("XDG_CACHE_HOME", ".cache")
+}
+
+/// The user's own folder for what is to be kept, if the user has any.
+pub fn own_state() -> Option<PathBuf> {
+    own("XDG_STATE_HOME", ".local/state")
+}
+
+fn own(variable: &str, below_home: &str) -> Option<PathBuf> {
+    let named = env::var_os(variable).map(PathBuf::from);
+    let home = || env::home_dir().map(|home| home.join(below_home));
+    let folder = named.filter(|path| path.is_absolute()).or_else(home)?;
+    folder.is_absolute().then(|| folder.join("presence"))
+}
+
+/// `[query]`: what is kept for answering queries.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Query {
+    /// How many departures are remembered, of all users together.
+    pub departed_max: usize,
+}
+
+impl Query {
+    pub(super) fn read(section: &mut Section<'_, '_>) -> Self {
+        let departed_max = section.get("departed_max", within(0..=100_000_000));
+        Self {
+            departed_max: departed_max.unwrap_or(100_000),
+        }
+    }
+}
+
+/// `[correction]`: how what viewers have been told is corrected.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Correction {
+    /// How many messages a second corrections may take, of all workers together; 0
+    /// for as many as there are.
+    pub messages_per_s: u64,
+}
+
+impl Correction {
+    pub(super) fn read(section: &mut Section<'_, '_>) -> Self {
+        let messages_per_s = section.get("messages_per_s", within(0..=100_000_000));
+        Self {
+            messages_per_s: messages_per_s.unwrap_or(20_000),
+        }
+    }
+}
+
+/// `[explain]`: explanations of decisions.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Explain {
+    /// Whether they are given.
+    pub enabled: bool,
+}
+
+impl Explain {
+    pub(super) fn read(section: &mut Section<'_, '_>) -> Self {
+        Self {
+            enabled: section.get("enabled", any).unwrap_or(false),
+        }
+    }
+}
+
+/// `[inbox]`: delivery per viewer.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Inbox {
+    /// Whether each viewer is also told on a subject of their own.
+    pub enabled: bool,
+}
+
+impl Inbox {
+    pub(super) fn read(section: &mut Section<'_, '_>) -> Self {
+        Self {
+            enabled: section.get("enabled", any).unwrap_or(false),
+        }
+    }
+}
+
+/// `[status]`: users' statuses.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Status {
+    /// Whether they are told.
+    pub enabled: bool,
+    /// How long after an update of a user the next one is told, at the earliest, in
+    /// milliseconds.
+    pub min_interval_ms: u64,
+    /// How long typing lasts that isn't said again, in milliseconds.
+    pub typing_ms: u64,
+    /// Of how many users is kept what they say of themselves.
+    pub users_max: usize,
+}
+
+impl Status {
+    pub(super) fn read(section: &mut Section<'_, '_>) -> Self {
+        let min_interval_ms = section.get("min_interval_ms", within(0..=3_600_000));
+        Self {
+            enabled: section.get("enabled", any).unwrap_or(false),
+            min_interval_ms: min_interval_ms.unwrap_or(1_000),
+            typing_ms: section
+                .get("typing_ms", within(1..=3_600_000))
+                .unwrap_or(10_000),
+            users_max: section
+                .get("users_max", within(1..=1_000_000_000))
+                .unwrap_or(1_000_000),
+        }
+    }
+}
+
+/// `[dead_letters]`: how many may be published.
+#[derive(Clone, Debug, PartialEq)]
+pub struct DeadLetters {
+    /// How many a second, of all workers together, and how many bytes of them.
+    pub rates: Rates,
+}
+
+impl DeadLetters {
+    pub(super) fn read(section: &mut Section<'_, '_>) -> Self {
+        let rates = Rates::default();
+        Self {
+            rates: Rates {
+                letters_per_s: section
+                    .get("per_s", within(1..=10_000_000))
+                    .unwrap_or(rates.letters_per_s),
+                bytes_per_s: section
+                    .get("bytes_per_s", within(4_096..=17_179_869_184))
+                    .unwrap_or(rates.bytes_per_s),
+            },
+        }
+    }
+}
+
+/// `[http]`: the endpoint for health and metrics.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Http {
+    /// The address to listen on; none if the endpoint is off.
+    pub listen: Option<SocketAddr>,
+    /// Whether nobody chose the address, so that the node can do without it
+    /// when it is taken.
+    pub listen_is_default: bool,
+}
+
+impl Http {
+    pub(super) fn read(section: &mut Section<'_, '_>) -> Self {
+        let listen = section.get("listen", |text: String| match text.as_str() {
+            "" => Ok(None),
+            _ => text.parse().map(Some).map_err(|_| {
+                let fix = "write an IP address and a port, such as `127.0.0.1:18520`, \
+                           or an empty string to turn it off";
+                Wrong::new(format!("is `{text}`"), fix)
+            }),
+        });
+        Self {
+            listen: listen.unwrap_or(Some((Ipv4Addr::LOCALHOST, 18520).into())),
+            listen_is_default: listen.is_none(),
+        }
+    }
+}
+
+/// `[log]`: the node's own log, on standard error.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Log {
+    /// What is logged: a filter that `log_filter::parse` takes.
+    pub level: String,
+    /// How a line looks.
+    pub format: LogFormat,
+}
+
+/// How a line of the log looks.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// For machines: one JSON object a line.
+    Json,
+}
+
+impl Log {
+    pub(super) fn read(section: &mut Section<'_, '_>) -> Self {
+        let level = section.get("level", |text: String| {
+            let text = checks::filled(text)?;
+            match log_filter::parse(&text) {
+                Ok(_) => Ok(text),
+                Err(what) => Err(Wrong::new(what, log_filter::FIX)),
+            }
+        });
+        let format = section.get("format", |text: String| match text.as_str() {
+            "text" => Ok(LogFormat::Text),
+            "json" => Ok(LogFormat::Json),
+            _ => Err(Wrong::new(format!("is `{text}`"), "write `text` or `json`")),
+        });
+        Self {
+            // What the NATS client says of its connection is said here as well.
+            level: level.unwrap_or_else(|| "info,async_nats=warn".into()),
+            format: format.unwrap_or(LogFormat::Text),
+        }
+    }
+}
+
+/// The host's name, made a token.
+fn host_name(variable: Option<&str>) -> String {
+    let kernel = std::fs::read_to_string("/proc/sys/kernel/hostname");
+    let name = kernel.ok().or_else(|| variable.map(str::to_owned));
+    token_of(name.as_deref().unwrap_or_default().trim())
+}
+
+fn token_of(name: &str) -> String {
+    if name.is_empty() {
+        return "node".into();
+    }
+    let allowed = |character| if in_token(character) { character } else { '-' };
+    name.chars().map(allowed).take(NAME_BYTES_MAX).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn any_host_name_becomes_a_token() {
+        assert_eq!(token_of("db-1.example.com"), "db-1-example-com");
+        assert_eq!(token_of(""), "node");
+        for name in ["ünï", "a b", &"x".repeat(300)] {
+            assert!(token(token_of(name)).is_ok(), "{name}");
+        }
+    }
+}

@@ -1,0 +1,152 @@
+//! What differs between two configurations, and when each change takes effect.
+
+use super::{Config, Engine, Nats, Plugins};
+
+/// A section that differs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Change {
+    /// The section's name, or that of a key in it.
+    pub section: &'static str,
+    /// When the change takes effect.
+    pub effect: Effect,
+}
+
+/// When a change takes effect.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// In the running node.
+    Live,
+    /// When the node is started again.
+    Restart,
+}
+
+/// What takes effect at the next start only: sections, and keys in them.
+const RESTART: [&str; 15] = [
+    "node",
+    "nats",
+    "tenant",
+    "state",
+    "plugins.cache",
+    "engine.workers",
+    "engine.worker_queue",
+    "engine.worker_queue_bytes",
+    "engine.question_queue",
+    "engine.question_bytes_max",
+    "directory.source",
+    "directory.kv",
+    "directory.request",
+    "http",
+    "log",
+];
+
+/// What takes effect at once of those sections: what is logged in with.
+const LIVE: [&str; 5] = [
+    "nats.creds",
+    "nats.nkey",
+    "nats.user",
+    "nats.password",
+    "nats.token",
+];
+
+/// When a change of a key, such as `nats.tls.ca`, takes effect.
+pub fn effect_of(key: &str) -> Effect {
+    let is_in = |section: &&str| {
+        let rest = key.strip_prefix(section);
+        rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+    };
+    match RESTART.iter().any(is_in) && !LIVE.contains(&key) {
+        true => Effect::Restart,
+        false => Effect::Live,
+    }
+}
+
+impl Config {
+    /// Takes from the running configuration what takes effect only at the next
+    /// start.
+    pub fn keep_until_restart(&mut self, running: &Self) {
+        let running = running.clone();
+        self.node = running.node;
+        self.nats = Nats {
+            auth: self.nats.auth.clone(),
+            ..running.nats
+        };
+        self.tenant = running.tenant;
+        self.state = running.state;
+        self.plugins.cache = running.plugins.cache;
+        self.engine.workers = running.engine.workers;
+        self.engine.queues = running.engine.queues;
+        self.http = running.http;
+        self.log = running.log;
+        if !self.directory.is_alike(&running.directory) {
+            self.directory = running.directory;
+        }
+    }
+
+    /// The sections in which `new` differs from this configuration, in the
+    /// order of the file.
+    pub fn changes(&self, new: &Self) -> Vec<Change> {
+        use Effect::{Live, Restart};
+        // Threads and their queues are made once; limits belong to a call.
+        let engine_live = Engine {
+            workers: new.engine.workers,
+            queues: new.engine.queues.clone(),
+            ..self.engine.clone()
+        } != new.engine;
+        let plugins_live = Plugins {
+            cache: new.plugins.cache.clone(),
+            ..self.plugins.clone()
+        } != new.plugins;
+        // What is logged in with is asked for at each connection.
+        let nats_restart = Nats {
+            auth: new.nats.auth.clone(),
+            ..self.nats.clone()
+        } != new.nats;
+        [
+            ("node", Restart, self.node != new.node),
+            ("nats", Restart, nats_restart),
+            ("nats login", Live, self.nats.auth != new.nats.auth),
+            ("tenant", Restart, self.tenant != new.tenant),
+            ("tracker", Live, self.tracker != new.tracker),
+            ("state", Restart, self.state != new.state),
+            (
+                "directory",
+                if self.directory.is_alike(&new.directory) {
+                    Live
+                } else {
+                    Restart
+                },
+                self.directory != new.directory,
+            ),
+            ("plugins", Live, plugins_live),
+            (
+                "plugins.cache",
+                Restart,
+                self.plugins.cache != new.plugins.cache,
+            ),
+            ("pipeline", Live, self.pipeline != new.pipeline),
+            ("engine", Live, engine_live),
+            (
+                "engine.workers",
+                Restart,
+                self.engine.workers != new.engine.workers,
+            ),
+            (
+                "engine queues",
+                Restart,
+                self.engine.queues != new.engine.queues,
+            ),
+            ("correction", Live, self.correction != new.correction),
+            ("query", Live, self.query != new.query),
+            ("explain", Live, self.explain != new.explain),
+            ("inbox", Live, self.inbox != new.inbox),
+            ("status", Live, self.status != new.status),
+            ("dead_letters", Live, self.dead_letters != new.dead_letters),
+            ("http", Restart, self.http != new.http),
+            ("log", Restart, self.log != new.log),
+        ]
+        .into_iter()
+        .filter(|(_, _, differs)| *differs)
+        .map(|(section, effect, _)| Change { section, effect })
+        .collect()
+    }
+}

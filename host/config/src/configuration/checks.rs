@@ -1,0 +1,62 @@
+//! What the values of keys must be like, beyond their type.
+
+use std::fmt::Display;
+use std::ops::RangeInclusive;
+
+use super::problem::Wrong;
+
+/// The longest name of a node, tenant, plugin or bucket, in bytes.
+pub(super) const NAME_BYTES_MAX: usize = 64;
+
+/// A number within limits.
+pub(super) fn within<N>(range: RangeInclusive<N>) -> impl Fn(N) -> Result<N, Wrong>
+where
+    N: PartialOrd + Display + Copy,
+{
+    move |number| {
+        if range.contains(&number) {
+            return Ok(number);
+        }
+        let fix = format!("choose a number from {} to {}", range.start(), range.end());
+        Err(Wrong::new(format!("is {number}"), fix))
+    }
+}
+
+/// Anything of the type.
+pub(super) fn any<T>(value: T) -> Result<T, Wrong> {
+    Ok(value)
+}
+
+/// A string that isn't empty.
+pub(super) fn filled(text: String) -> Result<String, Wrong> {
+    if text.is_empty() {
+        return Err(Wrong::new("is empty", "give it a value, or leave it out"));
+    }
+    Ok(text)
+}
+
+/// A name that can stand in a subject, a file name and a header.
+pub(super) fn token(text: String) -> Result<String, Wrong> {
+    match name(&text) {
+        Ok(()) => Ok(text),
+        Err(fix) => Err(Wrong::new(format!("is `{text}`"), fix)),
+    }
+}
+
+/// Whether a text is a name that can stand in a subject, a file name and a header.
+///
+/// # Errors
+/// What to write instead.
+pub fn name(text: &str) -> Result<(), String> {
+    if (1..=NAME_BYTES_MAX).contains(&text.len()) && text.chars().all(in_token) {
+        return Ok(());
+    }
+    Err(format!(
+        "use 1 to {NAME_BYTES_MAX} of the letters A-Z and a-z, digits, `_` and `-`"
+    ))
+}
+
+/// Whether a character may stand in a [`token`].
+pub(super) fn in_token(character: char) -> bool {
+    character.is_ascii_alphanumeric() || matches!(character, '_' | '-')
+}

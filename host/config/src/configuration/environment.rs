@@ -1,0 +1,86 @@
+//! The environment: which variables there are, and which of those that look like keys are
+//! none because something else sets them.
+
+use std::ffi::{OsStr, OsString};
+
+use super::section::VARIABLE_PREFIX;
+
+/// All variables of the process. Those whose value isn't text are there as well.
+pub fn variables() -> impl Iterator<Item = (String, OsString)> {
+    // What isn't text in a name can't be of a key.
+    std::env::vars_os().map(|(name, value)| (name.to_string_lossy().into_owned(), value))
+}
+
+/// Whether a variable tells where a service is, as Kubernetes sets them in every container for
+/// every service, and Docker for every link: for a service `presence`, or `presence-…`, its
+/// name begins like that of a key.
+pub(super) fn tells_of_a_service(name: &str, value: &OsStr) -> bool {
+    let Some(rest) = name.strip_prefix(VARIABLE_PREFIX) else {
+        return false;
+    };
+    // Behind the service's name, which may be all of the prefix.
+    let ends_in = |ending: &str| {
+        let before = rest.strip_suffix(ending);
+        before.is_some_and(|before| before.is_empty() || before.ends_with('_'))
+    };
+    let is_address = || {
+        let value = value.to_str().unwrap_or_default();
+        value
+            .split_once("://")
+            .is_some_and(|(protocol, _)| PROTOCOLS.contains(&&*protocol.to_ascii_uppercase()))
+    };
+    ends_in("SERVICE_HOST")
+        || ends_in("SERVICE_PORT")
+        || rest.starts_with("SERVICE_PORT_")
+        || rest.contains("_SERVICE_PORT_")
+        || ends_in("PORT") && is_address()
+        || is_of_a_port(rest)
+}
+
+/// How a service's port may be spoken to.
+const PROTOCOLS: [&str; 3] = ["TCP", "UDP", "SCTP"];
+
+/// Whether a name ends as that of one port's variables does: `PORT_4222_TCP`, and
+/// `PORT_4222_TCP_ADDR` and the like.
+fn is_of_a_port(rest: &str) -> bool {
+    let mut parts = rest.rsplit('_').peekable();
+    parts.next_if(|last| ["ADDR", "PORT", "PROTO"].contains(last));
+    parts.next().is_some_and(|it| PROTOCOLS.contains(&it))
+        && parts.next().is_some_and(|it| it.parse::<u16>().is_ok())
+        && parts.next() == Some("PORT")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn variables_of_services_are_told_from_those_of_keys() {
+        for (name, value) in [
+            ("PRESENCE_SERVICE_HOST", "10.0.0.1"),
+            ("PRESENCE_SERVICE_PORT", "4222"),
+            ("PRESENCE_SERVICE_PORT_METRICS", "18520"),
+            ("PRESENCE_PORT", "tcp://10.0.0.1:4222"),
+            ("PRESENCE_PORT_4222_TCP", "tcp://10.0.0.1:4222"),
+            ("PRESENCE_PORT_4222_TCP_ADDR", "10.0.0.1"),
+            ("PRESENCE_PORT_4222_TCP_PORT", "4222"),
+            ("PRESENCE_PORT_4222_UDP_PROTO", "udp"),
+            ("PRESENCE_NATS_SERVICE_HOST", "10.0.0.1"),
+            ("PRESENCE_NATS_SERVICE_PORT_CLIENT", "4222"),
+            ("PRESENCE_NATS_PORT", "tcp://10.0.0.1:4222"),
+            ("PRESENCE_NATS_PORT_4222_TCP_ADDR", "10.0.0.1"),
+        ] {
+            assert!(tells_of_a_service(name, value.as_ref()), "{name}");
+        }
+        for (name, value) in [
+            ("PRESENCE_NATS_URL", "tcp://10.0.0.1:4222"),
+            ("PRESENCE_NATS_PORT", "4222"),
+            ("PRESENCE_PORTS", "tcp://a"),
+            ("PRESENCE_PORT_X_TCP", "tcp://a"),
+            ("PRESENCE_HTTP_LISTEN", "127.0.0.1:1"),
+            ("PORT", "tcp://a"),
+        ] {
+            assert!(!tells_of_a_service(name, value.as_ref()), "{name}");
+        }
+    }
+}

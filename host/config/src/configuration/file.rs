@@ -1,0 +1,136 @@
+//! The configuration file's text: read as a whole, and told from one that is not there
+//! or has nothing in it.
+
+use std::io::ErrorKind;
+use std::path::Path;
+
+use toml::de::DeTable;
+
+use super::FILE_NAME;
+use super::problem::{Problem, Problems};
+use crate::regular;
+
+/// The text of a configuration file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Text(String);
+
+impl Text {
+    /// Reads the file at `path`, or `presence.toml` in the working folder; none if there
+    /// is no such file and nobody named it.
+    ///
+    /// # Errors
+    /// If it can't be read, or there is nothing in it: an empty file is one that was cut
+    /// off, and not a wish for the defaults.
+    pub fn read(path: Option<&Path>) -> Result<Option<Self>, Problems> {
+        Self::read_in(Path::new(""), path)
+    }
+
+    pub(super) fn read_in(working: &Path, path: Option<&Path>) -> Result<Option<Self>, Problems> {
+        let usual = working.join(FILE_NAME);
+        let file = path.unwrap_or(&usual);
+        match std::fs::read_to_string(file) {
+            Ok(text) => Self::filled(file, &text).map(Some),
+            Err(error) if path.is_none() && error.kind() == ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(Problem::unreadable(file, &error).into()),
+        }
+    }
+
+    /// As [`read`](Self::read) for a node that runs: nothing is waited for, as it would be in
+    /// a FIFO.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read), and if it is no regular file.
+    pub fn read_again(path: Option<&Path>) -> anyhow::Result<Option<Self>> {
+        let file = path.unwrap_or(Path::new(FILE_NAME));
+        match regular::read_text(file) {
+            Ok(text) => Ok(Some(Self::filled(file, &text)?)),
+            Err(error) if path.is_none() && error.is_missing() => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn filled(file: &Path, text: &str) -> Result<Self, Problems> {
+        // Some editors put a byte-order mark at the beginning.
+        let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+        if text.trim().is_empty() {
+            return Err(Problem::empty(file).into());
+        }
+        Ok(Self(text.to_owned()))
+    }
+
+    /// A text that was never in a file.
+    pub fn of(text: &str) -> Self {
+        Self(text.to_owned())
+    }
+
+    pub(super) fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// Whether a running node may take it in the place of what it runs by.
+    ///
+    /// # Errors
+    /// If it sets nothing, or has no `[[pipeline]]`, where the running one does.
+    pub fn may_follow(&self, running: &Self) -> anyhow::Result<()> {
+        anyhow::ensure!(
+            !self.sets_nothing() || running.sets_nothing(),
+            "nothing is set in the file any more: write what is to hold"
+        );
+        anyhow::ensure!(
+            self.has_pipeline() || !running.has_pipeline(),
+            "there is no [[pipeline]] in the file any more, and the default one doesn't take \
+             the place of what was configured: write the sections that are to hold"
+        );
+        Ok(())
+    }
+
+    /// Whether it says which plugins decide, and doesn't leave that to the default.
+    pub fn has_pipeline(&self) -> bool {
+        let document = DeTable::parse(&self.0);
+        document.is_ok_and(|document| document.get_ref().contains_key("pipeline"))
+    }
+
+    /// Whether it sets nothing, and has comments at most.
+    pub fn sets_nothing(&self) -> bool {
+        let document = DeTable::parse(&self.0);
+        document.is_ok_and(|document| document.get_ref().is_empty())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(bytes: &[u8]) -> Result<Option<Text>, Problems> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("node.toml");
+        std::fs::write(&path, bytes).unwrap();
+        Text::read(Some(&path))
+    }
+
+    #[test]
+    fn an_empty_file_is_refused_and_a_byte_order_mark_is_passed_over() {
+        for empty in [&b""[..], b"\n \n", b"\xef\xbb\xbf"] {
+            let problem = read(empty).unwrap_err().to_string();
+            assert!(problem.contains("node.toml: is empty;"), "{problem}");
+        }
+        let text = read(b"\xef\xbb\xbf[log]\nlevel = 'warn'\n")
+            .unwrap()
+            .unwrap();
+        assert_eq!(text.as_str(), "[log]\nlevel = 'warn'\n");
+        assert!(!text.sets_nothing() && !text.has_pipeline());
+        assert!(read(b"# a comment\n").unwrap().unwrap().sets_nothing());
+        let chain = read(b"[[pipeline]]\nplugin = 'contacts'\n")
+            .unwrap()
+            .unwrap();
+        assert!(chain.has_pipeline());
+    }
+
+    #[test]
+    fn only_a_file_that_nobody_named_may_be_missing() {
+        let folder = tempfile::tempdir().unwrap();
+        assert_eq!(Text::read_in(folder.path(), None).unwrap(), None);
+        let named = folder.path().join("node.toml");
+        assert!(Text::read_in(folder.path(), Some(&named)).is_err());
+    }
+}

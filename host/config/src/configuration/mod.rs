@@ -1,0 +1,228 @@
+//! The configuration: `presence.toml` and `PRESENCE_…` variables, read once
+//! into types that can't be wrong.
+//!
+//! Every section is read key by key, so that all that is wrong is reported at
+//! once, each with its line. The names, defaults and limits of a section's keys
+//! stand in that section's `read`, and nowhere else; the file `presence.toml`
+//! at the top of the repository documents them, and a test holds the two
+//! together.
+
+mod basics;
+mod changes;
+mod checks;
+mod directory;
+mod engine;
+mod environment;
+mod file;
+mod nats;
+mod pipeline;
+mod problem;
+mod section;
+mod settings;
+mod similar;
+mod state;
+#[cfg(test)]
+mod tests;
+mod tracker;
+mod value;
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::path::Path;
+
+use toml::de::DeTable;
+
+pub use basics::{
+    Correction, DeadLetters, Explain, Http, Inbox, Log, LogFormat, Node, Plugins, Query, Status,
+    Tenant, own_state,
+};
+#[cfg(test)]
+use changes::Change;
+pub use changes::{Effect, effect_of};
+pub use checks::name;
+pub use directory::{Directory, Request};
+pub use engine::{Engine, Queues};
+pub use environment::variables;
+pub use file::Text;
+pub use nats::{Auth, Nats};
+pub use pipeline::{Grant, OnFailure, Source, Stage};
+pub use problem::{Place, Problem, Problems};
+pub use settings::Read;
+pub use state::State;
+pub use tracker::Tracker;
+
+use pipeline::STAGES_MAX;
+pub use section::CLOCK_OFFSET_FILE;
+use section::{Outcome, Reader, Section};
+
+/// The file that is read from the working folder when none is named.
+pub const FILE_NAME: &str = "presence.toml";
+
+/// All that an operator can set. Paths are resolved against the folder of the
+/// configuration file.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// Who this node is.
+    pub node: Node,
+    /// The broker, and how to reach it.
+    pub nats: Nats,
+    /// The isolation boundary this node serves.
+    pub tenant: Tenant,
+    /// When a user is online.
+    pub tracker: Tracker,
+    /// What is kept over a restart.
+    pub state: State,
+    /// Where contacts, groups and blocks come from.
+    pub directory: Directory,
+    /// Where plugins come from.
+    pub plugins: Plugins,
+    /// The chain of plugins that decides who may see whom, in order.
+    pub pipeline: Vec<Stage>,
+    /// How plugins are run.
+    pub engine: Engine,
+    /// How what viewers have been told is corrected.
+    pub correction: Correction,
+    /// What is kept for answering queries.
+    pub query: Query,
+    /// Explanations of decisions.
+    pub explain: Explain,
+    /// Delivery per viewer.
+    pub inbox: Inbox,
+    /// Users' statuses.
+    pub status: Status,
+    /// How many dead letters may be published.
+    pub dead_letters: DeadLetters,
+    /// The HTTP endpoint for health and metrics.
+    pub http: Http,
+    /// The node's own log.
+    pub log: Log,
+    /// Variables that look like a key's, and are passed over: a line each.
+    pub passed_over: Vec<String>,
+}
+
+impl Config {
+    /// Reads the file at `path`, or `presence.toml` in the working folder if
+    /// there is one, and then the variables in `env`, which win over the file.
+    ///
+    /// # Errors
+    /// All that is wrong, in the order of the file and then of the variables.
+    /// A file that can't be read, or that isn't TOML, is one problem.
+    pub fn load(
+        path: Option<&Path>,
+        env: impl Iterator<Item = (String, OsString)>,
+    ) -> Result<Self, Problems> {
+        Self::load_in(Path::new(""), path, env)
+    }
+
+    /// As [`Config::load`], for going on to look for what else is wrong: with the
+    /// problems comes a configuration that has the default where a value is wrong.
+    ///
+    /// # Errors
+    /// A file that can't be read, or that isn't TOML.
+    pub fn load_with_problems(
+        path: Option<&Path>,
+        env: impl Iterator<Item = (String, OsString)>,
+    ) -> Result<Read, Problems> {
+        Self::read_in(Path::new(""), path, env)
+    }
+
+    /// As [`Config::load`], with the working folder given.
+    fn load_in(
+        working: &Path,
+        path: Option<&Path>,
+        env: impl Iterator<Item = (String, OsString)>,
+    ) -> Result<Self, Problems> {
+        Self::read_in(working, path, env)?.sound()
+    }
+
+    fn read_in(
+        working: &Path,
+        path: Option<&Path>,
+        env: impl Iterator<Item = (String, OsString)>,
+    ) -> Result<Read, Problems> {
+        let text = Text::read_in(working, path)?;
+        Self::parse_in(working, path, text.as_ref(), env)
+    }
+
+    /// Reads what [`Text::read`] has read from the file at `path`.
+    ///
+    /// # Errors
+    /// As [`Config::load`].
+    pub fn parse(
+        path: Option<&Path>,
+        text: Option<&Text>,
+        env: impl Iterator<Item = (String, OsString)>,
+    ) -> Result<Self, Problems> {
+        Self::parse_in(Path::new(""), path, text, env)?.sound()
+    }
+
+    fn parse_in(
+        working: &Path,
+        path: Option<&Path>,
+        text: Option<&Text>,
+        env: impl Iterator<Item = (String, OsString)>,
+    ) -> Result<Read, Problems> {
+        let usual = working.join(FILE_NAME);
+        let file = path.unwrap_or(&usual);
+        let is_there = text.is_some();
+        let text = text.map_or("", Text::as_str);
+        let document = DeTable::parse(text)
+            .map_err(|error| Problems::from(Problem::syntax(file, text, &error)))?;
+        let reader = Reader::new(file, text, env.collect());
+        let Outcome {
+            value,
+            problems,
+            passed_over,
+            settings,
+        } = reader.read(document.get_ref(), Self::read);
+        let passed_over = passed_over.iter().map(ToString::to_string).collect();
+        Ok(Read {
+            file: is_there.then(|| file.to_owned()),
+            config: Self {
+                passed_over,
+                ..value
+            },
+            problems,
+            settings,
+        })
+    }
+
+    /// The pipeline in one line: its plugins, in order.
+    pub fn pipeline_line(&self) -> String {
+        let plugins: Vec<_> = self.pipeline.iter().map(|stage| &*stage.plugin).collect();
+        plugins.join(" → ")
+    }
+
+    fn read(root: &mut Section<'_, '_>) -> Self {
+        Self {
+            node: root.section("node", Node::read),
+            nats: root.section("nats", Nats::read),
+            tenant: root.section("tenant", Tenant::read),
+            tracker: root.section("tracker", Tracker::read),
+            state: root.section("state", State::read),
+            directory: root.section("directory", Directory::read),
+            plugins: root.section("plugins", Plugins::read),
+            pipeline: root
+                .sections("pipeline", STAGES_MAX, Stage::read)
+                .unwrap_or_else(pipeline::default),
+            engine: root.section("engine", Engine::read),
+            correction: root.section("correction", Correction::read),
+            query: root.section("query", Query::read),
+            explain: root.section("explain", Explain::read),
+            inbox: root.section("inbox", Inbox::read),
+            status: root.section("status", Status::read),
+            dead_letters: root.section("dead_letters", DeadLetters::read),
+            http: root.section("http", Http::read),
+            log: root.section("log", Log::read),
+            passed_over: Vec::new(),
+        }
+    }
+}
+
+/// What holds without a file and without variables, in the working folder.
+impl Default for Config {
+    fn default() -> Self {
+        let reader = Reader::new(Path::new(FILE_NAME), "", BTreeMap::new());
+        reader.read_defaults(Self::read)
+    }
+}

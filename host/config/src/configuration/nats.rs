@@ -1,0 +1,327 @@
+//! `[nats]` and `[nats.tls]`: the broker, and how to reach it.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+use percent_encoding::percent_decode_str;
+use url::Url;
+
+use super::checks::{any, filled, within};
+use super::problem::Wrong;
+use super::section::Section;
+use crate::reply_prefix;
+
+const URL: &str = "nats://127.0.0.1:4222";
+
+/// Where a NATS server listens unless its address says so.
+const PORT: u16 = 4_222;
+
+/// What clients of NATS have answers sent to, unless they are told otherwise.
+const REPLY_PREFIX: &str = "_INBOX.";
+
+/// `[nats]`: the broker, and how to reach it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Nats {
+    /// The servers of one cluster, at least one. The first that answers is
+    /// used.
+    pub url: Vec<Url>,
+    /// How this node says who it is.
+    pub auth: Auth,
+    /// How the connection is encrypted.
+    pub tls: Tls,
+    /// How long an attempt to connect may take, in milliseconds.
+    pub connect_timeout_ms: u64,
+    /// How many bytes of messages are kept, in all, that the broker may not have.
+    pub journal_bytes: usize,
+    /// How many messages of a subscription may wait to be handled.
+    pub intake_queue: usize,
+    /// How often each source says how far it has counted, in milliseconds.
+    pub beacon_ms: u64,
+    /// Whether what is published bears an id for JetStream.
+    pub message_ids: bool,
+    /// What the subjects begin with on which requests are answered, at least one.
+    pub reply_prefixes: Vec<String>,
+}
+
+/// How this node says who it is.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Auth {
+    /// It doesn't.
+    Anonymous,
+    /// By the JWT and the key in a `.creds` file.
+    Creds(PathBuf),
+    /// By the nkey whose seed is in this file.
+    Nkey(PathBuf),
+    /// By name, be it that the URLs carry it.
+    Password {
+        /// The name.
+        user: String,
+        /// Its password.
+        password: Secret,
+    },
+    /// By a token that the broker knows.
+    Token(Secret),
+}
+
+/// `[nats.tls]`: how the connection is encrypted.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Tls {
+    /// Whether a connection without TLS is refused.
+    pub required: bool,
+    /// A PEM file with the certificates to trust beside the system's.
+    pub ca: Option<PathBuf>,
+    /// What this node proves itself with.
+    pub identity: Option<ClientIdentity>,
+}
+
+/// A client certificate and its private key, both PEM files.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ClientIdentity {
+    /// The certificate.
+    pub cert: PathBuf,
+    /// Its private key.
+    pub key: PathBuf,
+}
+
+/// What must not be printed.
+#[derive(Clone, PartialEq)]
+pub struct Secret(String);
+
+impl Secret {
+    /// The secret, to hand to the broker.
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("(secret)")
+    }
+}
+
+impl Nats {
+    /// The servers, without anything of a login.
+    pub fn servers(&self) -> String {
+        let servers = self.url.iter();
+        let servers = servers.map(|server| {
+            let host = server.host_str().unwrap_or_default();
+            format!("{host}:{}", server.port().unwrap_or(PORT))
+        });
+        servers.collect::<Vec<_>>().join(", ")
+    }
+
+    /// What is wrong with the files that it names: those that can't be read.
+    pub fn unreadable(&self) -> Vec<anyhow::Error> {
+        let open = |(key, file): (&str, &Path)| {
+            let opened = std::fs::File::open(file);
+            let opened =
+                opened.with_context(|| format!("[nats] {key}: can't read {}", file.display()));
+            opened.err()
+        };
+        self.files().into_iter().filter_map(open).collect()
+    }
+
+    /// The files that it names, each with its key.
+    fn files(&self) -> Vec<(&'static str, &Path)> {
+        let login = match &self.auth {
+            Auth::Creds(path) => Some(("creds", &**path)),
+            Auth::Nkey(path) => Some(("nkey", &**path)),
+            Auth::Anonymous | Auth::Password { .. } | Auth::Token(_) => None,
+        };
+        let tls = &self.tls;
+        let identity = tls.identity.iter();
+        let identity = identity.flat_map(|own| [("tls.cert", &*own.cert), ("tls.key", &*own.key)]);
+        let ca = tls.ca.as_deref().map(|path| ("tls.ca", path));
+        login.into_iter().chain(ca).chain(identity).collect()
+    }
+
+    pub(super) fn read(section: &mut Section<'_, '_>) -> Self {
+        let servers = section.get("url", servers).unwrap_or_default();
+        let is_encrypted = servers
+            .iter()
+            .any(|server| server.address.scheme() == "tls");
+        let url: Vec<_> = servers
+            .iter()
+            .map(|server| server.address.clone())
+            .collect();
+        let auth = Auth::read(
+            section,
+            servers.into_iter().filter_map(|server| server.auth),
+        );
+        Self {
+            url: match url.is_empty() {
+                true => URL.parse().into_iter().collect(),
+                false => url,
+            },
+            auth,
+            connect_timeout_ms: section
+                .get("connect_timeout_ms", within(1..=600_000))
+                .unwrap_or(5_000),
+            journal_bytes: section
+                .get("journal_bytes", within(65_536..=17_179_869_184))
+                .unwrap_or(67_108_864),
+            intake_queue: section
+                .get("intake_queue", within(1..=16_777_216))
+                .unwrap_or(65_536),
+            beacon_ms: section
+                .get("beacon_ms", within(100..=3_600_000))
+                .unwrap_or(5_000),
+            message_ids: section.get("message_ids", any).unwrap_or(false),
+            reply_prefixes: section
+                .get("reply_prefixes", reply_prefixes)
+                .unwrap_or_else(|| vec![REPLY_PREFIX.into()]),
+            tls: section.section("tls", |section| Tls::read(section, is_encrypted)),
+        }
+    }
+}
+
+impl Auth {
+    /// Reads the keys, of which what the URLs carry takes the place.
+    fn read(section: &mut Section<'_, '_>, carried: impl Iterator<Item = Self>) -> Self {
+        let mut carried: Vec<_> = carried.collect();
+        carried.dedup();
+        let creds = section.path("creds");
+        let nkey = section.path("nkey");
+        let user = section.get("user", filled);
+        let password = section.get("password", filled).map(Secret);
+        let token = section.get("token", filled).map(Secret);
+        match (creds, nkey, user, password, token) {
+            (None, None, None, None, None) if carried.len() <= 1 => {
+                return carried.pop().unwrap_or(Self::Anonymous);
+            }
+            (None, None, None, None, None) => {
+                let what = "carries several logins";
+                section.refuse(
+                    "url",
+                    Wrong::new(what, "keep one, the same in each address"),
+                );
+                return Self::Anonymous;
+            }
+            _ if !carried.is_empty() => {
+                let what = "carries a login, and another is set beside it";
+                section.refuse("url", Wrong::new(what, "keep one of them"));
+                return Self::Anonymous;
+            }
+            (Some(creds), None, None, None, None) => return Self::Creds(creds),
+            (None, Some(nkey), None, None, None) => return Self::Nkey(nkey),
+            (None, None, Some(user), Some(password), None) => {
+                return Self::Password { user, password };
+            }
+            (None, None, None, None, Some(token)) => return Self::Token(token),
+            (None, None, ..) if !section.is_set("token") => {
+                both_or_none(section, "user", "password");
+            }
+            _ => {
+                let ways = ["creds", "nkey", "user", "password", "token"];
+                let set: Vec<_> = ways.into_iter().filter(|key| section.is_set(key)).collect();
+                let what = format!("is one of several ways to log in ({})", set.join(", "));
+                let last = set.last().copied().unwrap_or("token");
+                section.refuse(last, Wrong::new(what, "keep one of them"));
+            }
+        }
+        Self::Anonymous
+    }
+}
+
+impl Tls {
+    /// Reads the keys. What only encryption can fulfil asks for it: else anyone who sits
+    /// on the line could do without, and nobody would notice.
+    fn read(section: &mut Section<'_, '_>, is_encrypted: bool) -> Self {
+        let required = section.get("required", any);
+        let ca = section.path("ca");
+        let cert = section.path("cert");
+        let key = section.path("key");
+        both_or_none(section, "cert", "key");
+        let is_needed = is_encrypted || ca.is_some() || cert.is_some() || key.is_some();
+        if is_needed && required == Some(false) {
+            let what = "is false, and certificates or a `tls://` address are set, which need TLS";
+            section.refuse(
+                "required",
+                Wrong::new(what, "leave it out, or take them out"),
+            );
+        }
+        Self {
+            required: required.unwrap_or(false) || is_needed,
+            ca,
+            identity: cert
+                .zip(key)
+                .map(|(cert, key)| ClientIdentity { cert, key }),
+        }
+    }
+}
+
+fn both_or_none(section: &mut Section<'_, '_>, one: &'static str, other: &'static str) {
+    for (key, missing) in [(one, other), (other, one)] {
+        if section.is_set(key) && !section.is_set(missing) {
+            let what = format!("stands without `{missing}`");
+            section.refuse(key, Wrong::new(what, "give both or neither"));
+        }
+    }
+}
+
+/// What the subjects of answers begin with.
+fn reply_prefixes(prefixes: Vec<String>) -> Result<Vec<String>, Wrong> {
+    let fix = "write `_INBOX.`, or what else your clients' reply subjects begin with, up to a dot";
+    if prefixes.is_empty() {
+        return Err(Wrong::new("is empty", fix));
+    }
+    let problem = |prefix: &String| Some((prefix.clone(), reply_prefix::problem(prefix)?));
+    match prefixes.iter().find_map(problem) {
+        Some((prefix, what)) => Err(Wrong::new(format!("holds `{prefix}`, which {what}"), fix)),
+        None => Ok(prefixes),
+    }
+}
+
+/// The address of a server, and the login that it carries.
+struct Server {
+    address: Url,
+    auth: Option<Auth>,
+}
+
+/// Addresses of servers. What is wrong with one is said without repeating it,
+/// since it may carry a password.
+fn servers(urls: Vec<String>) -> Result<Vec<Server>, Wrong> {
+    let fix = "write `nats://host:port` or `tls://host:port`, or a list of such";
+    if urls.is_empty() {
+        return Err(Wrong::new("is empty", fix));
+    }
+    let server = |url: &String| {
+        let (bare, auth) = without_login(url);
+        let address = match bare.contains("://") {
+            true => bare.parse(),
+            false => format!("nats://{bare}").parse(),
+        };
+        let address: Url = address
+            .map_err(|error| Wrong::new(format!("is not an address of a server ({error})"), fix))?;
+        let has_host = address.host_str().is_some_and(|host| !host.is_empty());
+        if !matches!(address.scheme(), "nats" | "tls") || !has_host {
+            return Err(Wrong::new("is not an address of a NATS server", fix));
+        }
+        Ok(Server { address, auth })
+    };
+    urls.iter().map(server).collect()
+}
+
+/// An address without the login that it carries, so that nothing prints it: a user and a
+/// password, or a token alone, percent-encoded where need be.
+fn without_login(url: &str) -> (String, Option<Auth>) {
+    let (scheme, rest) = url.split_once("://").map_or(("", url), |(scheme, rest)| {
+        (url.get(..scheme.len() + 3).unwrap_or_default(), rest)
+    });
+    let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
+    let Some((login, host)) = rest.split_at(end).0.rsplit_once('@') else {
+        return (url.to_owned(), None);
+    };
+    let plain = |text: &str| percent_decode_str(text).decode_utf8_lossy().into_owned();
+    let auth = match login.split_once(':') {
+        Some((user, password)) => Auth::Password {
+            user: plain(user),
+            password: Secret(plain(password)),
+        },
+        None => Auth::Token(Secret(plain(login))),
+    };
+    let path = rest.get(end..).unwrap_or_default();
+    (format!("{scheme}{host}{path}"), Some(auth))
+}

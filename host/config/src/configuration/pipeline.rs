@@ -1,0 +1,149 @@
+//! `[[pipeline]]`: the chain of plugins that decides who may see whom.
+
+use serde_json::{Value, json};
+use toml::de::DeValue;
+
+use super::checks::token;
+use super::problem::Wrong;
+use super::section::Section;
+use super::value::{other_kind, to_json};
+
+/// The plugins that are granted `widen` unless the file says otherwise.
+const WIDENING: [&str; 2] = ["contacts", "groups"];
+
+/// How many stages there may be: each is an instance in every worker.
+pub(super) const STAGES_MAX: usize = 64;
+
+/// `[[pipeline]]`: one plugin of the chain. A plugin may stand in it more than
+/// once.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Stage {
+    /// The plugin's name: one token of `[A-Za-z0-9_-]`.
+    pub plugin: String,
+    /// What the plugin is configured with: a JSON object, empty by default.
+    pub config: Value,
+    /// What the plugin may do if it asks for it.
+    pub grants: Vec<Grant>,
+    /// Where the plugin is to come from, if not from wherever it is found.
+    pub source: Option<Source>,
+    /// What holds once the plugin has failed repeatedly, where the operator and
+    /// not the plugin is to say.
+    pub on_failure: Option<OnFailure>,
+}
+
+/// What holds once a plugin has failed repeatedly.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnFailure {
+    /// Nobody new is told; enrichers are passed over.
+    Hold,
+    /// The last generation that worked takes over.
+    LastGood,
+}
+
+/// Where a plugin can come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Source {
+    /// From the program, whatever lies in the plugin folder.
+    BuiltIn,
+    /// From the plugin folder, and never from the program.
+    Folder,
+}
+
+/// What an operator can grant a plugin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Grant {
+    /// A filter may add viewers, and not only take them away.
+    Widen,
+    /// A plugin may import WASI, all of which is denied.
+    Wasi,
+}
+
+/// The pipeline of a file that has none: contacts and groups, less blocks, and
+/// of the metadata only the device.
+pub(super) fn default() -> Vec<Stage> {
+    let plain = ["contacts", "groups", "blocklist"].map(|plugin| (plugin, json!({})));
+    let redact = ("redact", json!({ "keys": ["device"] }));
+    let stages = plain.into_iter().chain([redact]);
+    stages
+        .map(|(plugin, config)| Stage {
+            plugin: plugin.into(),
+            config,
+            grants: default_grants(plugin),
+            source: None,
+            on_failure: None,
+        })
+        .collect()
+}
+
+impl Stage {
+    /// One stage; none, which is reported, if it names no plugin.
+    pub(super) fn read(section: &mut Section<'_, '_>) -> Option<Self> {
+        let plugin = section.get("plugin", token);
+        if !section.is_set("plugin") {
+            let fix = "name one, such as `plugin = \"contacts\"`";
+            section.refuse("plugin", Wrong::new("is missing", fix));
+        }
+        let config = section.find("config").map(|(_, value)| match value {
+            DeValue::Table(_) => to_json(value),
+            _ => Err(other_kind(
+                value,
+                "a table, such as `{ keys = [\"device\"] }`",
+            )),
+        });
+        let config = match config.unwrap_or(Ok(json!({}))) {
+            Ok(config) => Some(config),
+            Err(wrong) => {
+                section.refuse("config", wrong);
+                None
+            }
+        };
+        let grants = section.get("grants", |names: Vec<String>| {
+            names.iter().map(|name| Grant::named(name)).collect()
+        });
+        let on_failure = section.get("on_failure", |text: String| match text.as_str() {
+            "hold" => Ok(OnFailure::Hold),
+            "last-good" => Ok(OnFailure::LastGood),
+            _ => Err(Wrong::new(
+                format!("is `{text}`"),
+                "write `hold` or `last-good`",
+            )),
+        });
+        let source = section.get("source", |text: String| match text.as_str() {
+            "built-in" => Ok(Source::BuiltIn),
+            "folder" => Ok(Source::Folder),
+            _ => Err(Wrong::new(
+                format!("is `{text}`"),
+                "write `built-in` or `folder`",
+            )),
+        });
+        let plugin = plugin?;
+        Some(Self {
+            source,
+            on_failure,
+            config: config?,
+            grants: grants.unwrap_or_else(|| default_grants(&plugin)),
+            plugin,
+        })
+    }
+}
+
+impl Grant {
+    fn named(name: &str) -> Result<Self, Wrong> {
+        match name {
+            "widen" => Ok(Self::Widen),
+            "wasi" => Ok(Self::Wasi),
+            _ => Err(Wrong::new(
+                format!("names `{name}`"),
+                "write `widen` or `wasi`",
+            )),
+        }
+    }
+}
+
+fn default_grants(plugin: &str) -> Vec<Grant> {
+    if WIDENING.contains(&plugin) {
+        vec![Grant::Widen]
+    } else {
+        Vec::new()
+    }
+}

@@ -1,0 +1,145 @@
+//! What is wrong with a configuration: where, what, and what to do about it.
+
+use std::fmt;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use crate::escape::Line;
+
+/// Where a problem is. Problems are listed in this order.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Place {
+    /// The configuration file as a whole.
+    File(PathBuf),
+    /// A line of the configuration file, counted from one.
+    Line(PathBuf, usize),
+    /// An environment variable.
+    Variable(String),
+}
+
+impl Place {
+    /// The line of `file` on which a span of its text begins.
+    pub(super) fn of_span(file: &Path, text: &str, span: Range<usize>) -> Self {
+        let before = text.as_bytes().get(..span.start).unwrap_or_default();
+        let line = 1 + before.iter().filter(|byte| **byte == b'\n').count();
+        Self::Line(file.to_owned(), line)
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File(file) => write!(f, "{}", file.display()),
+            Self::Line(file, line) => write!(f, "{}:{line}", file.display()),
+            Self::Variable(name) => f.write_str(name),
+        }
+    }
+}
+
+/// One thing that is wrong; prints as one line.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// Where it is.
+    pub place: Place,
+    /// What is wrong.
+    pub what: String,
+    /// What to do about it.
+    pub fix: String,
+}
+
+impl Problem {
+    pub(super) fn unreadable(file: &Path, error: &std::io::Error) -> Self {
+        Self {
+            place: Place::File(file.to_owned()),
+            what: format!("can't be read ({error})"),
+            fix: "name a readable TOML file, or none to use the defaults".into(),
+        }
+    }
+
+    pub(super) fn empty(file: &Path) -> Self {
+        Self {
+            place: Place::File(file.to_owned()),
+            what: "is empty".into(),
+            fix: "write the configuration into it; to use the defaults, name no file, and have \
+                  none in the working folder"
+                .into(),
+        }
+    }
+
+    pub(super) fn syntax(file: &Path, text: &str, error: &toml::de::Error) -> Self {
+        let place = match error.span() {
+            Some(span) => Place::of_span(file, text, span),
+            None => Place::File(file.to_owned()),
+        };
+        let message = error.message().lines().collect::<Vec<_>>().join(", ");
+        Self {
+            place,
+            what: format!("not valid TOML ({message})"),
+            fix: "correct the line; strings need quotes, and a key stands once in its section"
+                .into(),
+        }
+    }
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // What it quotes may hold line breaks, and colours for a terminal.
+        let line = format_args!("{}: {}; {}", self.place, self.what, self.fix);
+        write!(f, "{}", Line(line))
+    }
+}
+
+/// All that is wrong with a configuration: at least one problem, in the order
+/// of the file and then of the environment. Prints one line a problem.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problems(Vec<Problem>);
+
+impl Problems {
+    /// The problems as an error, or none if the list is empty.
+    pub(super) fn found(mut problems: Vec<Problem>) -> Option<Self> {
+        problems.sort_by(|a, b| a.place.cmp(&b.place));
+        (!problems.is_empty()).then_some(Self(problems))
+    }
+
+    /// The problems, one after the other.
+    pub fn iter(&self) -> impl Iterator<Item = &Problem> {
+        self.0.iter()
+    }
+}
+
+impl From<Problem> for Problems {
+    fn from(problem: Problem) -> Self {
+        Self(vec![problem])
+    }
+}
+
+impl fmt::Display for Problems {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, problem) in self.iter().enumerate() {
+            let newline = if index == 0 { "" } else { "\n" };
+            write!(f, "{newline}{problem}")?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for Problems {}
+
+/// What is wrong with the value of one key; the key and its place are added by
+/// the code that reads it.
+#[derive(Debug)]
+pub(super) struct Wrong {
+    /// The end of a sentence that begins with the key: "is 0".
+    pub(super) what: String,
+    /// What to do about it.
+    pub(super) fix: String,
+}
+
+impl Wrong {
+    pub(super) fn new(what: impl Into<String>, fix: impl Into<String>) -> Self {
+        Self {
+            what: what.into(),
+            fix: fix.into(),
+        }
+    }
+}

@@ -1,0 +1,178 @@
+//! What is in effect, key by key, and what sets it: for `presence config` and `presence
+//! check`. What nothing sets has the default that the reference file documents, which a test
+//! holds to be the one that is read.
+
+use std::path::PathBuf;
+use std::sync::LazyLock;
+
+use serde::Serialize;
+use serde_json::{Value, json};
+use toml::Table;
+use url::Url;
+
+use super::problem::{Place, Problems};
+use super::{Auth, Config, Directory};
+
+/// The reference configuration: every key with its default.
+const REFERENCE: &str = include_str!("../../../../presence.toml");
+
+/// Keys that have no default: what the reference shows of them is an example.
+const WITHOUT_DEFAULT: [&str; 8] = [
+    "nats.creds",
+    "nats.nkey",
+    "nats.user",
+    "nats.password",
+    "nats.token",
+    "nats.tls.ca",
+    "nats.tls.cert",
+    "nats.tls.key",
+];
+
+/// What a secret is shown as.
+const HIDDEN: &str = "(secret)";
+
+/// A configuration, and what was read on the way to it.
+pub struct Read {
+    /// The file that was read, if there was one.
+    pub file: Option<PathBuf>,
+    /// With the default where a value is wrong.
+    pub config: Config,
+    /// What is wrong with it.
+    pub problems: Option<Problems>,
+    /// Every key, in the order of the sections; a `[[pipeline]]` counts as one.
+    pub settings: Vec<Setting>,
+}
+
+impl Read {
+    /// The configuration, if nothing is wrong with it.
+    ///
+    /// # Errors
+    /// All that is wrong.
+    pub(super) fn sound(self) -> Result<Config, Problems> {
+        match self.problems {
+            None => Ok(self.config),
+            Some(problems) => Err(problems),
+        }
+    }
+}
+
+/// A key, and what sets it.
+#[derive(Clone, Debug)]
+pub struct Setting {
+    /// With its section, such as `nats.tls.ca`.
+    pub key: String,
+    /// Where its value stands; none where the default holds.
+    pub place: Option<Place>,
+    /// As it stands there. It may be a secret.
+    written: Option<Value>,
+}
+
+impl Setting {
+    /// Nothing sets it.
+    pub(super) fn default_of(key: String) -> Self {
+        Self {
+            key,
+            place: None,
+            written: None,
+        }
+    }
+
+    /// It is set there to this.
+    pub(super) fn set(&mut self, place: &Place, value: &impl Serialize) {
+        self.place = Some(place.clone());
+        self.written = serde_json::to_value(value).ok();
+    }
+
+    /// What is in effect, in place of which a secret is never shown; none where nothing is.
+    pub fn effective(&self, config: &Config) -> Option<Value> {
+        let path = |path: &PathBuf| Some(json!(path));
+        let identity = config.nats.tls.identity.as_ref();
+        match &*self.key {
+            "node.name" => Some(json!(config.node.name)),
+            // The address may carry a login.
+            "nats.url" => {
+                let servers: Vec<_> = config.nats.url.iter().map(Url::as_str).collect();
+                Some(json!(servers))
+            }
+            "nats.creds" => match &config.nats.auth {
+                Auth::Creds(file) => path(file),
+                _ => None,
+            },
+            "nats.nkey" => match &config.nats.auth {
+                Auth::Nkey(file) => path(file),
+                _ => None,
+            },
+            "nats.user" => match &config.nats.auth {
+                Auth::Password { user, .. } => Some(json!(user)),
+                _ => None,
+            },
+            "nats.password" => match &config.nats.auth {
+                Auth::Password { .. } => Some(json!(HIDDEN)),
+                _ => None,
+            },
+            "nats.token" => match &config.nats.auth {
+                Auth::Token(_) => Some(json!(HIDDEN)),
+                _ => None,
+            },
+            "nats.tls.ca" => config.nats.tls.ca.as_ref().and_then(path),
+            "nats.tls.cert" => identity.and_then(|own| path(&own.cert)),
+            "nats.tls.key" => identity.and_then(|own| path(&own.key)),
+            // What else is set may ask for it.
+            "nats.tls.required" => Some(json!(config.nats.tls.required)),
+            "state.dir" => config.state.dir.as_ref().map_or(Some(json!("")), path),
+            "plugins.dir" => path(&config.plugins.dir),
+            "plugins.cache" => config.plugins.cache.as_ref().map_or(Some(json!("")), path),
+            "directory.path" => match &config.directory {
+                Directory::File { path: file, .. } => path(file),
+                Directory::Kv { .. } | Directory::Request(_) => self.as_written(),
+            },
+            _ => self.as_written(),
+        }
+    }
+
+    /// The keys that have it set where nothing sets itself.
+    pub fn implied_by(&self, config: &Config) -> Option<&'static str> {
+        let is_implied = self.place.is_none()
+            && match &*self.key {
+                "nats.tls.required" => config.nats.tls.required,
+                "nats.user" | "nats.password" | "nats.token" => self.effective(config).is_some(),
+                _ => false,
+            };
+        match &*self.key {
+            _ if !is_implied => None,
+            "nats.tls.required" => Some("nats.url or nats.tls"),
+            _ => Some("nats.url"),
+        }
+    }
+
+    /// What stands where it is set, or the default.
+    fn as_written(&self) -> Option<Value> {
+        match &self.written {
+            Some(written) => Some(written.clone()),
+            None => default_of(&self.key),
+        }
+    }
+}
+
+/// The documented default of a key, if it has one.
+fn default_of(key: &str) -> Option<Value> {
+    static DEFAULTS: LazyLock<Table> = LazyLock::new(|| uncommented().parse().unwrap_or_default());
+    if WITHOUT_DEFAULT.contains(&key) {
+        return None;
+    }
+    let (sections, name) = key.rsplit_once('.')?;
+    let mut table = &*DEFAULTS;
+    for section in sections.split('.') {
+        table = table.get(section)?.as_table()?;
+    }
+    serde_json::to_value(table.get(name)?).ok()
+}
+
+/// The reference file with its commented-out keys in force.
+pub(super) fn uncommented() -> String {
+    let lines = REFERENCE.lines().map(|line| match line.strip_prefix("# ") {
+        Some(key) if key.contains(" = ") => key,
+        _ => line,
+    });
+    lines.flat_map(|line| [line, "\n"]).collect()
+}

@@ -1,0 +1,87 @@
+//! The directory as a JSON file.
+
+use std::path::Path;
+
+use anyhow::{Context as _, bail};
+use presence_core::directory::Directory;
+use presence_core::names::Names;
+
+use super::content::Content;
+use super::entry::without_bom;
+use crate::escape::say;
+use crate::regular::{self, Unreadable};
+
+/// Reads a directory file's text; none if it isn't there.
+///
+/// # Errors
+/// If it can't be read, or is no regular file.
+pub fn read_text(path: &Path) -> Result<Option<String>, Unreadable> {
+    match regular::read_text(path) {
+        Ok(text) => Ok(Some(text)),
+        Err(error) if error.is_missing() => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Reads what a directory file's text says.
+///
+/// # Errors
+/// If it is no directory.
+pub fn parse(path: &Path, text: &str, names: &Names) -> anyhow::Result<Content> {
+    let text = without_bom(text);
+    if text.trim().is_empty() {
+        bail!("{} is empty: it must hold at least `{{}}`", path.display());
+    }
+    let content = Content::parse(text, names);
+    content.with_context(|| format!("the directory {} can't be used", path.display()))
+}
+
+/// The directory that a file holds, for a command that reads it once. One that nobody
+/// named may be missing, which is said.
+///
+/// # Errors
+/// If it can't be read, or was named and is missing.
+pub fn load(path: &Path, is_named: bool, names: &Names) -> anyhow::Result<Directory> {
+    match read_text(path)? {
+        Some(text) => Ok(parse(path, &text, names)?.replace(&Directory::new()).0),
+        None if is_named => bail!("{} does not exist", path.display()),
+        None => {
+            say(format_args!("warning: {}", none(path)));
+            Ok(Directory::new())
+        }
+    }
+}
+
+/// What to say where there is no directory file, and nobody has named one.
+pub fn none(path: &Path) -> String {
+    format!(
+        "{} does not exist: nobody has contacts or groups",
+        path.display()
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_byte_order_mark_is_no_part_of_the_file_and_an_empty_file_is_no_directory() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("directory.json");
+        let read = |bytes: &[u8]| {
+            std::fs::write(&path, bytes).unwrap();
+            load(&path, true, &Names::new())
+        };
+        let directory = read(b"\xef\xbb\xbf{\"contacts\":{\"a\":[\"b\"]}}").unwrap();
+        assert_eq!(directory.len(), 2);
+        for text in ["", " \n", "\u{feff}"] {
+            let error = read(text.as_bytes()).unwrap_err().to_string();
+            assert!(error.contains("is empty"), "{text:?}: {error}");
+        }
+        assert!(read(b"\xff\xfe{}").is_err());
+        assert!(read(b"{}").unwrap().is_empty());
+        std::fs::remove_file(&path).unwrap();
+        assert!(load(&path, true, &Names::new()).is_err());
+        assert!(load(&path, false, &Names::new()).unwrap().is_empty());
+    }
+}

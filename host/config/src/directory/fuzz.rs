@@ -1,0 +1,47 @@
+//! The readers of what sources of a directory say, as fuzzers call them, with what must
+//! hold of all that they take.
+
+use presence_core::directory::Directory;
+use presence_core::names::Names;
+
+use super::content::Content;
+use super::entry::{self, Key};
+use super::export::Export;
+pub use super::service_fuzz::service;
+
+/// The text of a directory file: what is written of what was read reads as the same.
+pub fn file(text: &str) -> bool {
+    let names = Names::new();
+    let Ok(content) = Content::parse(text, &names) else {
+        return false;
+    };
+    let (directory, _) = content.replace(&Directory::new());
+    let written = serde_json::to_string(&Export::of(&directory, &names));
+    let written = written.expect("a directory can be written");
+    let again = Content::parse(&written, &names).expect("what is written can be read");
+    let (_, changes) = again.replace(&directory);
+    assert!(changes.is_empty(), "{written}");
+    true
+}
+
+/// An entry of a bucket: it has one key alone, and its value is written as it reads.
+pub fn entry(key: &str, value: &[u8]) -> bool {
+    let names = Names::new();
+    let Ok(parsed) = Key::parse(key) else {
+        return false;
+    };
+    let question = parsed.question(&names);
+    assert_eq!(entry::key_of(&question, &names).as_deref(), Some(key));
+    let mut edit = Directory::new().edit();
+    if parsed.take(&mut edit, &names, Some(value)).is_err() {
+        return false;
+    }
+    let (directory, _) = edit.finish();
+    if let Some(written) = entry::value_of(&directory, &question, &names) {
+        let mut edit = directory.edit();
+        let taken = parsed.take(&mut edit, &names, Some(written.as_bytes()));
+        taken.expect("what is written can be read");
+        assert!(edit.finish().1.is_empty(), "{written}");
+    }
+    true
+}

@@ -1,0 +1,17 @@
+//! What a directory says, in its three forms: a JSON file, the entries of a bucket, and
+//! the answers of a service.
+
+mod content;
+pub mod entry;
+mod export;
+mod file;
+#[cfg(fuzzing)]
+pub mod fuzz;
+mod reader;
+pub mod service;
+#[cfg(fuzzing)]
+mod service_fuzz;
+
+pub use content::Content;
+pub use export::Export;
+pub use file::{load, none, parse, read_text};

@@ -1,0 +1,206 @@
+//! Text on its way to the log or to a terminal. What others have written (plugins,
+//! manifests, ids, brokers, files) may hold line breaks, which would forge a line of the
+//! log, and escape sequences, which would command the terminal or hide what was said.
+//! All such characters are shown escaped, as Rust writes them.
+//!
+//! Nothing else of this program writes to standard output or standard error, but JSON,
+//! which is escaped by itself.
+
+use std::fmt::{self, Display, Write as _};
+use std::io::{self, Write as _};
+
+use tracing_subscriber::fmt::MakeWriter;
+
+use crate::Problems;
+use crate::causes::Causes;
+
+/// Whether a character isn't printed as it is: a control character, C1 among them, one
+/// that changes the direction of what follows it, or one that separates lines.
+fn is_harmful(character: char) -> bool {
+    character.is_control()
+        || matches!(character, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+        || matches!(character, '\u{2028}' | '\u{2029}')
+}
+
+/// Displays as one line, with harmful characters escaped.
+pub struct Line<T>(pub T);
+
+impl<T: Display> Display for Line<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(Escaping(f, ""), "{}", self.0)
+    }
+}
+
+/// Displays with harmful characters escaped, but for line breaks: for a text whose cells
+/// are [`Line`]s already.
+struct Text<T>(T);
+
+impl<T: Display> Display for Text<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(Escaping(f, "\n"), "{}", self.0)
+    }
+}
+
+/// Passes text on with its harmful characters escaped, but for those in the second.
+struct Escaping<'a, 'b>(&'a mut fmt::Formatter<'b>, &'static str);
+
+impl fmt::Write for Escaping<'_, '_> {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        let mut rest = text;
+        let is_escaped = |character| is_harmful(character) && !self.1.contains(character);
+        while let Some(at) = rest.find(is_escaped) {
+            let (plain, from) = rest.split_at(at);
+            self.0.write_str(plain)?;
+            let mut characters = from.chars();
+            if let Some(character) = characters.next() {
+                write!(self.0, "{}", character.escape_default())?;
+            }
+            rest = characters.as_str();
+        }
+        self.0.write_str(rest)
+    }
+}
+
+/// A text as one line, with its harmful characters escaped.
+pub fn line(text: impl Display) -> String {
+    Line(text).to_string()
+}
+
+/// Writes a text of several lines to standard output.
+///
+/// # Errors
+/// If it can't be written, as where nobody reads it any more.
+#[expect(clippy::disallowed_methods, reason = "this is what escapes")]
+pub fn print(text: impl Display) -> io::Result<()> {
+    write!(io::stdout(), "{}", Text(text))
+}
+
+/// Writes JSON, which is for programs, to standard output as it is, and a line break.
+///
+/// # Errors
+/// As [`print()`].
+#[expect(clippy::disallowed_methods, reason = "JSON is escaped by itself")]
+pub fn print_json(json: impl Display) -> io::Result<()> {
+    writeln!(io::stdout(), "{json}")
+}
+
+/// Standard output for lines of JSON.
+#[expect(clippy::disallowed_methods, reason = "JSON is escaped by itself")]
+pub fn json_output() -> io::Stdout {
+    io::stdout()
+}
+
+/// Writes one line to standard error. Where nobody reads it, it is lost.
+#[expect(clippy::disallowed_methods, reason = "this is what escapes")]
+pub fn say(text: impl Display) {
+    let _ = writeln!(io::stderr(), "{}", Line(text));
+}
+
+/// Writes an error to standard error. Several problems are a line each; the further lines
+/// of any other error are indented, so that none of them looks like an error of its own.
+pub fn say_error(error: &anyhow::Error) {
+    let are_several = error.is::<Several>() || error.is::<Problems>();
+    let further = if are_several { "error: " } else { "       " };
+    for (number, line) in Causes(error).to_string().split('\n').enumerate() {
+        let mark = if number == 0 { "error: " } else { further };
+        say(format_args!("{mark}{line}"));
+    }
+}
+
+/// Several problems, each one line.
+#[derive(Debug, thiserror::Error)]
+#[error("{}", .0.join("\n"))]
+struct Several(Vec<String>);
+
+/// Several problems as one error, a line each: a line break in one of them is escaped.
+pub fn together(problems: Vec<anyhow::Error>) -> anyhow::Error {
+    let lines = problems.into_iter().map(|problem| line(Causes(&problem)));
+    Several(lines.collect()).into()
+}
+
+/// Standard error, for a log of JSON lines. They hold no control characters below U+0020;
+/// the other harmful ones are written as JSON writes them.
+pub struct JsonLog;
+
+impl<'a> MakeWriter<'a> for JsonLog {
+    type Writer = JsonLines<io::Stderr>;
+
+    #[expect(clippy::disallowed_methods, reason = "this is what escapes")]
+    fn make_writer(&'a self) -> Self::Writer {
+        JsonLines(io::stderr())
+    }
+}
+
+/// Writes lines of JSON. It is given them whole.
+pub struct JsonLines<W>(W);
+
+impl<W: io::Write> io::Write for JsonLines<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.write_all(bytes).map(|()| bytes.len())
+    }
+
+    fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
+        let text = String::from_utf8_lossy(bytes);
+        let is_escaped = |character| is_harmful(character) && character != '\n';
+        if !text.contains(is_escaped) {
+            return self.0.write_all(text.as_bytes());
+        }
+        let mut escaped = String::with_capacity(text.len() + 16);
+        for character in text.chars() {
+            if is_escaped(character) {
+                // All of them are of the basic plane, and stand within strings.
+                let _ = write!(escaped, "\\u{:04x}", u32::from(character));
+            } else {
+                escaped.push(character);
+            }
+        }
+        self.0.write_all(escaped.as_bytes())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HARMFUL: &str =
+        "a\n2026 ERROR\r\u{1b}[2J\u{9b}31m\u{85}\u{7f}\u{202e}b\u{2066}\u{2028}ä\t";
+
+    #[test]
+    fn a_line_has_no_character_that_breaks_or_commands() {
+        let line = line(HARMFUL);
+        assert_eq!(
+            line,
+            r"a\n2026 ERROR\r\u{1b}[2J\u{9b}31m\u{85}\u{7f}\u{202e}b\u{2066}\u{2028}ä\t"
+        );
+        assert!(!line.contains(is_harmful));
+    }
+
+    #[test]
+    fn a_text_keeps_its_line_breaks_and_nothing_else() {
+        let text = Text("a\u{1b}[1m\nb\u{202e}\n").to_string();
+        assert_eq!(text, "a\\u{1b}[1m\nb\\u{202e}\n");
+    }
+
+    #[test]
+    fn a_problem_among_several_is_one_line() {
+        let problems = ["one\nerror: two", "three"].map(|text| anyhow::anyhow!(text.to_owned()));
+        let error = together(problems.into()).to_string();
+        assert_eq!(error, "one\\nerror: two\nthree");
+    }
+
+    #[test]
+    fn a_line_of_json_stays_the_same_json() {
+        let json = serde_json::json!({"message": HARMFUL}).to_string();
+        let mut lines = JsonLines(Vec::new());
+        lines.write_all(format!("{json}\n").as_bytes()).unwrap();
+        let written = String::from_utf8(lines.0).unwrap();
+        let line = written.strip_suffix('\n').unwrap();
+        assert!(!line.contains(is_harmful), "{line}");
+        let read: serde_json::Value = serde_json::from_str(line).unwrap();
+        assert_eq!(read["message"], HARMFUL);
+    }
+}

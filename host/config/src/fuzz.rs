@@ -1,0 +1,66 @@
+//! What fuzzers call: the readers of what comes from outside, with what must hold of
+//! all that they take. Each says whether the bytes were taken.
+
+use std::ffi::OsString;
+use std::path::Path;
+
+use crate::capture::Recorded;
+use crate::directory;
+use crate::escape;
+use crate::{Config, Text};
+
+/// The text of a configuration file, and behind a NUL the value of a variable: what is
+/// wrong is said in lines of their own.
+pub fn configuration(text: &str) -> bool {
+    let (text, variable) = text.split_once('\0').unwrap_or((text, ""));
+    let path = Path::new("presence.toml");
+    let variables = [("PRESENCE_NATS_URL".to_owned(), OsString::from(variable))];
+    let variables = variables.into_iter().filter(|_| !variable.is_empty());
+    match Config::parse(Some(path), Some(&Text::of(text)), variables) {
+        Ok(config) => {
+            assert!(config.changes(&config).is_empty(), "it differs from itself");
+            true
+        }
+        Err(problems) => {
+            for problem in problems.iter() {
+                let line = escape::line(problem);
+                assert!(!line.contains(char::is_control), "{line:?}");
+            }
+            false
+        }
+    }
+}
+
+/// What a source of a directory says. The first byte says in which form: that of a file;
+/// of a bucket, whose entry is a key, a NUL and a value; or of a service.
+pub fn directory(bytes: &[u8]) -> bool {
+    let Some((form, bytes)) = bytes.split_first() else {
+        return false;
+    };
+    match (form % 3, std::str::from_utf8(bytes)) {
+        (0, Ok(text)) => directory::fuzz::file(text),
+        (1, Ok(text)) => {
+            let (key, value) = text.split_once('\0').unwrap_or((text, ""));
+            directory::fuzz::entry(key, value.as_bytes())
+        }
+        (2, _) => directory::fuzz::service(form / 3, bytes),
+        _ => false,
+    }
+}
+
+/// A line of recorded traffic: what is written of it reads as the same.
+pub fn capture(line: &str) -> bool {
+    let Ok(recorded) = Recorded::parse(line) else {
+        return false;
+    };
+    let written = recorded.line().expect("what was read can be written");
+    let text = String::from_utf8(written).expect("a line is text");
+    let again = Recorded::parse(&text).expect("what is written can be read");
+    // The header that says who published it isn't written.
+    let again = Recorded {
+        is_nodes: recorded.is_nodes,
+        ..again
+    };
+    assert_eq!(recorded, again, "{text}");
+    true
+}

@@ -1,0 +1,33 @@
+//! What operators write, and what is wrong with it: the configuration, a directory's
+//! entries, the names of subjects. Plain data, without a type of NATS or wasmtime.
+//!
+//! Beside it stands what every reader of such text needs: how files are read
+//! ([`regular`]), and how text gets out to a log or a terminal ([`escape`]).
+
+// It panics once nobody reads any more, as with `| head`.
+#![warn(clippy::print_stdout, clippy::print_stderr)]
+#![cfg_attr(
+    test,
+    allow(
+        clippy::unwrap_used,
+        clippy::indexing_slicing,
+        clippy::disallowed_methods,
+        reason = "a test may panic"
+    )
+)]
+
+pub mod capture;
+pub mod causes;
+mod configuration;
+pub mod directory;
+pub mod escape;
+#[cfg(fuzzing)]
+pub mod fuzz;
+pub mod log_filter;
+pub mod regular;
+pub mod reply_prefix;
+mod shard;
+pub mod subjects;
+
+pub use configuration::*;
+pub use shard::{BODY_BYTES_MAX, HEADER_BYTES_MAX, pulse_ms, shard_settings};

@@ -1,0 +1,62 @@
+//! What of the configuration a tenant's shards go by, and what they take for given of the
+//! broker.
+
+use presence_core::allowance::Allowance;
+use presence_core::{Settings, status, tracker};
+
+use crate::{Config, Directory};
+
+/// The longest body where no broker says otherwise, in bytes, less room for headers.
+pub const BODY_BYTES_MAX: usize = (1 << 20) - HEADER_BYTES_MAX;
+
+/// More than the headers of any publication take, in bytes.
+pub const HEADER_BYTES_MAX: usize = 1_024;
+
+/// How often it is found out up to when everything has been heard, in milliseconds:
+/// several times within a time-out.
+#[must_use]
+pub fn pulse_ms(timeout_ms: u64) -> u64 {
+    (timeout_ms / 8).clamp(1, 250)
+}
+
+/// What a tenant's shards go by.
+pub fn shard_settings(
+    config: &Config,
+    body_bytes_max: usize,
+    dead_letters: &Allowance,
+) -> Settings {
+    let workers = config.engine.worker_count();
+    Settings {
+        tracker: tracker::Settings {
+            timeout_ms: config.tracker.timeout_ms,
+            grace_ms: config.tracker.grace_ms,
+            reorder_ms: config.tracker.reorder_ms,
+            connections_per_user_max: config.tracker.connections_per_user_max,
+            closes_max: config.tracker.closes_max.div_ceil(workers),
+            damping: config.tracker.damping,
+            hear_step_ms: Some(2 * pulse_ms(config.tracker.timeout_ms)),
+            ..tracker::Settings::default()
+        },
+        broadcast: config.tracker.broadcast.clone(),
+        reuse_verdicts: config.engine.reuse_verdicts,
+        retry_ms: config.engine.retry_ms,
+        retry_ms_max: config.engine.retry_ms_max,
+        corrections_per_s: config.correction.messages_per_s.div_ceil(workers as u64),
+        answer_wait_ms: match &config.directory {
+            Directory::Request(request) => request.wait_ms,
+            Directory::File { .. } | Directory::Kv { .. } => 0,
+        },
+        departures_max: config.query.departed_max.div_ceil(workers),
+        inbox: config.inbox.enabled,
+        statement_ttl_ms: config.tracker.statement_ttl_ms,
+        statements_max: config.tracker.statements_max.div_ceil(workers),
+        dead_letters: dead_letters.clone(),
+        status: config.status.enabled.then_some(status::Settings {
+            min_interval_ms: config.status.min_interval_ms,
+            typing_ms: config.status.typing_ms,
+            users_max: config.status.users_max.div_ceil(workers),
+        }),
+        body_bytes_max,
+        node: config.node.name.clone(),
+    }
+}

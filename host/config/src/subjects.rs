@@ -1,0 +1,183 @@
+//! A tenant's subjects, and the names and numbers of what a node publishes.
+
+use presence_core::message::Kind;
+use presence_core::publish::Subject;
+use presence_core::token;
+
+/// The header of all that a node publishes: `<source> <epoch> <seq>`. What bears it
+/// is not input.
+pub const SEQ: &str = "Presence-Seq";
+/// By which a JetStream stream notices that it has a message already.
+const MESSAGE_ID: &str = "Nats-Msg-Id";
+
+/// What is published of each source now and then: how far it has counted.
+pub const BEACON: &str = "presence.beacon";
+
+/// A tenant's subjects.
+#[derive(Clone, Debug)]
+pub struct Subjects {
+    prefix: String,
+}
+
+impl Subjects {
+    /// The subjects of the tenant with this prefix, or of the default one.
+    pub fn new(prefix: Option<&str>) -> Self {
+        Self {
+            prefix: prefix.map_or_else(String::new, |prefix| format!("{prefix}.")),
+        }
+    }
+
+    /// A tenant's subject for one of the default tenant's.
+    pub fn of(&self, subject: &str) -> String {
+        format!("{}{subject}", self.prefix)
+    }
+
+    /// What kind of input a subject carries.
+    pub fn kind(&self, subject: &str) -> Option<Kind> {
+        Kind::of_subject(subject.strip_prefix(&self.prefix)?)
+    }
+
+    /// What a subject asks.
+    pub fn asked<'a>(&self, subject: &'a str) -> Option<Asked<'a>> {
+        match subject.strip_prefix(&self.prefix)? {
+            "presence.query" => Some(Asked::Query(None)),
+            "presence.explain" => Some(Asked::Explain),
+            other => Some(Asked::Query(Some(other.strip_prefix("presence.query.")?))),
+        }
+    }
+}
+
+/// What a subject asks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Asked<'a> {
+    /// A viewer asks who is online; the token of the viewer, where the subject has one.
+    Query(Option<&'a str>),
+    /// An operator asks why a viewer can or can't see a user.
+    Explain,
+}
+
+impl Asked<'_> {
+    /// What is subscribed to, without a tenant's prefix.
+    pub const SUBJECTS: [&'static str; 3] =
+        ["presence.query", "presence.query.*", "presence.explain"];
+}
+
+/// One worker of a node, since its start: what it publishes bears its name.
+#[derive(Clone, Debug)]
+pub struct Source {
+    /// Node and worker.
+    name: String,
+    /// When the source started, in milliseconds since the Unix epoch, and later than
+    /// at any earlier start that is known of.
+    epoch: u64,
+    /// Source and epoch, as the header begins.
+    counted: String,
+    /// By [`Subject`]: the whole subjects.
+    subjects: [String; Subject::ALL.len()],
+    beacon: String,
+    /// What the subjects of viewers begin with.
+    inbox: String,
+    message_ids: bool,
+}
+
+impl Source {
+    /// `message_ids`: whether messages bear an id as well, for JetStream.
+    pub fn new(
+        node: &str,
+        worker: usize,
+        epoch: u64,
+        subjects: &Subjects,
+        message_ids: bool,
+    ) -> Self {
+        let name = format!("{node}/{worker}");
+        Self {
+            counted: format!("{name} {epoch} "),
+            name,
+            epoch,
+            subjects: Subject::ALL.map(|subject| subjects.of(subject.as_str())),
+            beacon: subjects.of(BEACON),
+            inbox: subjects.of("presence.inbox."),
+            message_ids,
+        }
+    }
+
+    /// A publication's subject.
+    #[expect(
+        clippy::indexing_slicing,
+        reason = "there is one for every subject, in the order of their numbers"
+    )]
+    pub fn subject(&self, subject: Subject) -> &str {
+        &self.subjects[subject as usize]
+    }
+
+    /// Where beacons go.
+    pub fn beacon(&self) -> &str {
+        &self.beacon
+    }
+
+    /// A viewer's own subject.
+    pub fn inbox(&self, viewer: &str) -> String {
+        format!("{}{}", self.inbox, token::encode(viewer))
+    }
+
+    /// The headers of the message with this number on a subject. `renewed`: how often
+    /// the numbers there have begun anew since the source's start.
+    pub fn headers(
+        &self,
+        subject: &str,
+        renewed: u64,
+        seq: u64,
+    ) -> impl Iterator<Item = (&'static str, String)> {
+        let epoch = self.epoch.saturating_add(renewed);
+        let counted = match renewed {
+            0 => format!("{}{seq}", self.counted),
+            _ => format!("{} {epoch} {seq}", self.name),
+        };
+        let id = self.message_ids.then(|| {
+            let id = format!("{subject}/{}/{epoch}/{seq}", self.name);
+            (MESSAGE_ID, id)
+        });
+        std::iter::once((SEQ, counted)).chain(id)
+    }
+
+    /// What a beacon says, given the last number on each subject, 0 for none.
+    pub fn beacon_body(&self, seqs: &[u64; Subject::ALL.len()]) -> Vec<u8> {
+        let counted = self.subjects.iter().zip(seqs);
+        let counted = counted.filter(|(_, seq)| **seq > 0);
+        let counted: serde_json::Map<_, _> = counted
+            .map(|(subject, seq)| (subject.to_string(), (*seq).into()))
+            .collect();
+        serde_json::json!({"source": self.name, "epoch": self.epoch, "seqs": counted})
+            .to_string()
+            .into_bytes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn source(message_ids: bool) -> Source {
+        Source::new("n", 1, 7, &Subjects::new(Some("acme")), message_ids)
+    }
+
+    #[test]
+    fn a_message_bears_source_epoch_and_number() {
+        let plain: Vec<_> = source(false).headers("s", 0, 3).collect();
+        assert_eq!(plain, [(SEQ, "n/1 7 3".to_owned())]);
+        let renewed: Vec<_> = source(true).headers("s", 2, 1).collect();
+        let id = (MESSAGE_ID, "s/n/1/9/1".to_owned());
+        assert_eq!(renewed, [(SEQ, "n/1 9 1".to_owned()), id]);
+    }
+
+    #[test]
+    fn a_beacon_says_how_far_each_subject_has_come() {
+        let mut seqs = [0; Subject::ALL.len()];
+        seqs[Subject::FilteredOnline as usize] = 12;
+        let body = source(false).beacon_body(&seqs);
+        assert_eq!(
+            String::from_utf8(body).unwrap(),
+            r#"{"source":"n/1","epoch":7,"seqs":{"acme.presence.filtered.user_online":12}}"#
+        );
+    }
+}

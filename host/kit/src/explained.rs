@@ -1,0 +1,48 @@
+//! A stage of an explanation in words.
+
+use serde_json::Value;
+
+use crate::text::plain;
+
+/// What a stage of an explanation does to the viewer.
+#[must_use]
+pub fn what_it_does(stage: &Value, viewer: &str) -> String {
+    let says = match &*word(stage, "/turn") {
+        "admitted" => format!("admits {viewer}"),
+        "removed" => format!("removes {viewer}"),
+        "kept" => format!("keeps {viewer}"),
+        "absent" => format!("does not concern {viewer}, who is not in the audience"),
+        "failed" => format!("failed: {}", word(stage, "/failure")),
+        "not-reached" => "was not asked, since a stage before it failed".into(),
+        _ => "changes metadata, and has no say in who sees it".into(),
+    };
+    let stands_in = if flag(stage, "/standsIn") {
+        ", the last good version: the newer one failed"
+    } else {
+        ""
+    };
+    format!(
+        "{} {} ({}{stands_in}) {says}",
+        word(stage, "/plugin"),
+        word(stage, "/version"),
+        word(stage, "/role"),
+    )
+}
+
+/// What a stage of an explanation gives as its reasons.
+pub fn reasons(stage: &Value) -> impl Iterator<Item = String> {
+    let reasons = stage.pointer("/reasons").and_then(Value::as_array);
+    reasons.into_iter().flatten().map(plain)
+}
+
+/// What stands at a place, as people write it.
+#[must_use]
+pub fn word(value: &Value, pointer: &str) -> String {
+    value.pointer(pointer).map(plain).unwrap_or_default()
+}
+
+/// Whether it is true that stands at a place.
+#[must_use]
+pub fn flag(value: &Value, pointer: &str) -> bool {
+    value.pointer(pointer) == Some(&Value::Bool(true))
+}

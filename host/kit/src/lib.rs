@@ -1,0 +1,30 @@
+//! What authors of plugins run offline: [`plugin`] makes, builds, tests and measures one,
+//! and [`replay`] runs recorded traffic through a pipeline. Nothing of it knows a broker.
+
+// It panics once nobody reads any more, as with `| head`.
+#![warn(clippy::print_stdout, clippy::print_stderr)]
+#![cfg_attr(
+    test,
+    allow(
+        clippy::unwrap_used,
+        clippy::indexing_slicing,
+        clippy::disallowed_methods,
+        reason = "a test may panic"
+    )
+)]
+
+pub mod explained;
+pub mod figures;
+pub mod plugin;
+pub mod replay;
+pub mod text;
+
+use std::path::PathBuf;
+
+/// Which configuration is meant.
+#[derive(clap::Args)]
+pub struct ConfigArg {
+    /// The configuration file. Without it, presence.toml in the working folder, if there is one.
+    #[arg(long, env = "PRESENCE_CONFIG")]
+    pub config: Option<PathBuf>,
+}

@@ -1,0 +1,175 @@
+//! `presence plugin bench`: how fast a plugin is, and what its calls take.
+
+mod measure;
+mod world;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use clap::builder::RangedU64ValueParser;
+use presence_sandbox::manifest::{Case, Role};
+use presence_sandbox::{Engine, Limits, Plugin, Trial};
+use serde_json::{Value, json};
+
+use crate::ConfigArg;
+use crate::figures;
+use crate::text;
+use measure::Measured;
+use presence_config::escape::{line, print, print_json};
+use presence_config::{self as config, Config};
+use presence_rules::limits::limits;
+use presence_rules::loader;
+use world::World;
+
+/// How many viewers the audiences have.
+const VIEWERS: [u32; 4] = [10, 100, 1_000, 10_000];
+
+/// The arguments.
+#[derive(clap::Args)]
+pub struct Args {
+    /// The plugin: a .wasm file, or a folder, which is built first.
+    file: PathBuf,
+    /// How long to measure each audience.
+    #[arg(long, default_value_t = 1_000, value_parser = RangedU64ValueParser::<u64>::new().range(1..=60_000))]
+    ms: u64,
+    /// Prints one JSON object.
+    #[arg(long)]
+    json: bool,
+    // Whose limits hold.
+    #[command(flatten)]
+    config: ConfigArg,
+}
+
+/// A plugin, and how it fared.
+struct Contender {
+    name: String,
+    role: Role,
+    size_bytes: usize,
+    compiling: Duration,
+    instantiating: Duration,
+    rows: Vec<Measured>,
+}
+
+/// Measures the plugin and its built-in counterpart.
+pub(super) fn run(args: &Args) -> anyhow::Result<()> {
+    let config = Config::load(args.config.config.as_deref(), config::variables())?;
+    // What takes long is to be seen, not to be ended.
+    let limits = limits(&config, false);
+    let path = super::file(&args.file)?;
+    let bytes = super::read(&path)?;
+    let engine = Engine::new()?;
+    let time = Duration::from_millis(args.ms);
+    let contender = contend(&engine, &path, &bytes, limits, time)?;
+    let counterpart = super::counterpart(contender.role);
+    let mut contenders = vec![contender];
+    let built_in = loader::built_in(counterpart).context("it isn't built in")?;
+    let name = Path::new(counterpart);
+    contenders.push(contend(&engine, name, built_in, limits, time)?);
+    if args.json {
+        let plugins = contenders.iter().map(object);
+        print_json(json!({"plugins": plugins.collect::<Vec<_>>()}))?;
+    } else {
+        print(page(&contenders))?;
+    }
+    Ok(())
+}
+
+fn contend(
+    engine: &Engine,
+    path: &Path,
+    bytes: &[u8],
+    limits: Limits,
+    time: Duration,
+) -> anyhow::Result<Contender> {
+    let begin = Instant::now();
+    let plugin = super::load(engine, path, bytes)?;
+    let compiling = begin.elapsed();
+    let limits = limits.within(plugin.manifest.limits);
+    let case = case(&plugin);
+    let config = case.map_or(json!({}), |case| case.config.clone());
+    let begin = Instant::now();
+    let mut trial = Trial::new(&plugin, &config, limits)?;
+    let instantiating = begin.elapsed();
+    let mut rows = Vec::new();
+    for viewers in VIEWERS {
+        let world = World::new(viewers, case);
+        let measured = measure::measure(&mut trial, &world, time);
+        rows.push(measured.with_context(|| format!("at {viewers} viewers"))?);
+    }
+    Ok(Contender {
+        name: plugin.manifest.name.clone(),
+        role: plugin.manifest.role,
+        size_bytes: bytes.len(),
+        compiling,
+        instantiating,
+        rows,
+    })
+}
+
+/// The case whose event and configuration are measured.
+fn case(plugin: &Arc<Plugin>) -> Option<&Case> {
+    let mut cases = plugin.manifest.tests.iter();
+    cases.find(|case| case.expect.get("error").is_none())
+}
+
+fn object(contender: &Contender) -> Value {
+    let ns = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+    let row = |row: &Measured| {
+        json!({
+            "viewers": row.viewers,
+            "callsPerS": row.calls_per_s,
+            "p50Ns": ns(row.p50),
+            "p99Ns": ns(row.p99),
+            "fuel": row.spent.fuel,
+            "memoryBytes": row.spent.memory_bytes,
+        })
+    };
+    json!({
+        "plugin": contender.name,
+        "sizeBytes": contender.size_bytes,
+        "compileNs": ns(contender.compiling),
+        "instantiateNs": ns(contender.instantiating),
+        "calls": contender.rows.iter().map(row).collect::<Vec<_>>(),
+    })
+}
+
+fn page(contenders: &[Contender]) -> String {
+    let mut page = String::new();
+    let rows = contenders.iter().map(|contender| {
+        [
+            line(&contender.name),
+            figures::bytes(contender.size_bytes as u64),
+            figures::time(contender.compiling),
+            figures::time(contender.instantiating),
+        ]
+    });
+    page.push_str(&text::table(
+        ["PLUGIN", "SIZE", "COMPILED IN", "INSTANTIATED IN"],
+        &rows.collect::<Vec<_>>(),
+    ));
+    page.push('\n');
+    // One audience's figures stand beside each other.
+    let rows = (0..VIEWERS.len()).flat_map(|place| {
+        contenders.iter().filter_map(move |contender| {
+            let row = contender.rows.get(place)?;
+            Some([
+                figures::grouped(row.viewers.into()),
+                line(&contender.name),
+                figures::grouped(row.calls_per_s),
+                figures::time(row.p50),
+                figures::time(row.p99),
+                figures::grouped(row.spent.fuel),
+                figures::bytes(row.spent.memory_bytes as u64),
+            ])
+        })
+    });
+    page.push_str(&text::table(
+        [
+            "VIEWERS", "PLUGIN", "CALLS/S", "P50", "P99", "FUEL", "MEMORY",
+        ],
+        &rows.collect::<Vec<_>>(),
+    ));
+    page
+}

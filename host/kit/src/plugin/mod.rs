@@ -1,0 +1,114 @@
+//! `presence plugin`: what authors of plugins need, offline.
+
+mod bench;
+mod build;
+mod embedded;
+mod inspect;
+mod language;
+mod new;
+mod sdk;
+mod test;
+mod update;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use clap::Subcommand;
+use presence_sandbox::manifest::Role;
+use presence_sandbox::{Engine, Plugin};
+
+/// What authors of plugins can do.
+#[derive(Subcommand)]
+pub enum Command {
+    /// Makes a folder with a plugin that builds: a rule, its configuration and its tests.
+    #[command(
+        after_help = "Example:\n  presence plugin new quiet --role filter --lang typescript\n\nThe folder is named like the plugin, and must not exist."
+    )]
+    New(new::Args),
+    /// Builds a plugin's folder into one .wasm file.
+    #[command(
+        after_help = "Example:\n  presence plugin build quiet -o plugins.d/quiet.wasm\n\nThe language is told by the folder's files: Cargo.toml, plugin.ts or plugin.js, plugin.py, or plugin.c."
+    )]
+    Build(build::Args),
+    /// Tells what a plugin is, what it asks for, and what it can read.
+    #[command(after_help = "Example:\n  presence plugin inspect quiet/quiet.wasm")]
+    Inspect(inspect::Args),
+    /// Runs a plugin's self-tests, as the host does whenever it loads it.
+    #[command(
+        after_help = "Example:\n  presence plugin test quiet\n\nA folder is built first. With --update, what came out becomes what is expected, in its plugin.json and in the .wasm file."
+    )]
+    Test(test::Args),
+    /// Measures a plugin's calls, beside the built-in plugin of the same role.
+    #[command(
+        after_help = "Example:\n  presence plugin bench quiet/quiet.wasm\n\nThe event and the configuration are those of the plugin's first self-test that expects no error; the user's contacts are as many as there are viewers."
+    )]
+    Bench(bench::Args),
+}
+
+/// Does what is asked.
+pub fn run(command: &Command) -> anyhow::Result<()> {
+    match command {
+        Command::New(args) => new::run(args),
+        Command::Build(args) => build::run(args),
+        Command::Inspect(args) => inspect::run(args),
+        Command::Test(args) => test::run(args),
+        Command::Bench(args) => bench::run(args),
+    }
+}
+
+/// The plugin's file that is meant: the one named, or the one that a folder builds to.
+pub(crate) fn file(path: &Path) -> anyhow::Result<PathBuf> {
+    if path.is_dir() {
+        build::build(path, None)
+    } else {
+        Ok(path.to_owned())
+    }
+}
+
+fn read(path: &Path) -> anyhow::Result<Vec<u8>> {
+    std::fs::read(path).with_context(|| format!("can't read {}", path.display()))
+}
+
+/// Compiles a plugin, which errors name as its file.
+fn load(engine: &Engine, path: &Path, bytes: &[u8]) -> anyhow::Result<Arc<Plugin>> {
+    let name = path.file_stem().unwrap_or_default().to_string_lossy();
+    let plugin = Plugin::load(engine, &name, bytes);
+    let plugin = plugin.with_context(|| format!("{} can't be used", path.display()))?;
+    Ok(Arc::new(plugin))
+}
+
+/// Writes a file so that nobody sees half of it, a host that watches it least of all.
+fn write(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
+    let place = || format!("can't write {}", path.display());
+    let folder = match path.parent() {
+        Some(folder) if folder != Path::new("") => folder,
+        _ => Path::new("."),
+    };
+    let mut beside = tempfile::NamedTempFile::new_in(folder).with_context(place)?;
+    std::io::Write::write_all(&mut beside, bytes).with_context(place)?;
+    readable(beside.path()).with_context(place)?;
+    beside.persist(path).with_context(place)?;
+    Ok(())
+}
+
+/// A temporary file is its owner's alone; what is built is for others, too.
+#[cfg(unix)]
+fn readable(path: &Path) -> std::io::Result<()> {
+    use std::os::unix::fs::PermissionsExt as _;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o644))
+}
+
+#[cfg(not(unix))]
+fn readable(_: &Path) -> std::io::Result<()> {
+    Ok(())
+}
+
+/// The built-in plugin that others of its role are measured beside.
+fn counterpart(role: Role) -> &'static str {
+    match role {
+        Role::Enricher => "device-class",
+        Role::Filter => "contacts",
+        Role::Redactor => "redact",
+    }
+}

@@ -1,0 +1,132 @@
+//! `presence plugin test`: a plugin's self-tests, in the real sandbox.
+
+mod diff;
+
+use std::path::PathBuf;
+
+use anyhow::bail;
+use presence_sandbox::self_test::{self, Outcome};
+use presence_sandbox::{Limits, Plugin};
+use serde_json::{Value, json};
+
+use super::update;
+use crate::ConfigArg;
+use crate::figures;
+use crate::text;
+use presence_config::escape::{line, print, print_json, say};
+use presence_config::{self as config, Config};
+use presence_rules::limits::limits;
+use presence_rules::loader;
+
+/// The arguments.
+#[derive(clap::Args)]
+pub struct Args {
+    /// The plugin: a .wasm file, or a folder, which is built first.
+    file: PathBuf,
+    /// Makes what comes out what is expected.
+    #[arg(long)]
+    update: bool,
+    /// Prints one JSON object.
+    #[arg(long)]
+    json: bool,
+    // Whose limits hold.
+    #[command(flatten)]
+    config: ConfigArg,
+}
+
+/// Runs the cases, and says how they came out.
+///
+/// # Errors
+/// When one fails, unless it is updated.
+pub(super) fn run(args: &Args) -> anyhow::Result<()> {
+    let config = Config::load(args.config.config.as_deref(), config::variables())?;
+    let path = super::file(&args.file)?;
+    let bytes = super::read(&path)?;
+    let plugin = super::load(&loader::engine(&config)?, &path, &bytes)?;
+    let limits = limits(&config, true).within(plugin.manifest.limits);
+    let outcomes: Vec<_> = self_test::run(&plugin, limits).collect();
+    let failed: Vec<_> = outcomes
+        .iter()
+        .filter(|outcome| !outcome.passes())
+        .collect();
+    if args.json {
+        print_json(object(&plugin, limits, &outcomes))?;
+    } else {
+        print(page(&plugin, limits, &outcomes))?;
+        for outcome in &failed {
+            let (case, diff) = (line(&outcome.case), diff::diff(outcome));
+            print(format_args!("\n{case}\n{diff}"))?;
+        }
+    }
+    if failed.is_empty() {
+        return Ok(());
+    }
+    if args.update {
+        for file in update::update(&path, &bytes, &outcomes)? {
+            say(format_args!("updated {}", file.display()));
+        }
+        return Ok(());
+    }
+    bail!("{} of {} self-tests fail", failed.len(), outcomes.len());
+}
+
+fn object(plugin: &Plugin, limits: Limits, outcomes: &[Outcome]) -> Value {
+    let case = |outcome: &Outcome| {
+        json!({
+            "name": outcome.case,
+            "passes": outcome.passes(),
+            "expected": outcome.expected,
+            "found": outcome.found,
+            "fuel": outcome.spent.map(|spent| spent.fuel),
+            "memoryBytes": outcome.spent.map(|spent| spent.memory_bytes),
+            "timeNs": u64::try_from(outcome.took.as_nanos()).unwrap_or(u64::MAX),
+        })
+    };
+    json!({
+        "plugin": plugin.manifest.name,
+        "version": plugin.manifest.version.to_string(),
+        "role": plugin.manifest.role.as_str(),
+        "limits": {
+            "fuel": limits.fuel,
+            "memoryBytes": limits.memory_bytes_max,
+            "deadlineMs": limits.deadline_ms,
+        },
+        "cases": outcomes.iter().map(case).collect::<Vec<_>>(),
+    })
+}
+
+fn page(plugin: &Plugin, limits: Limits, outcomes: &[Outcome]) -> String {
+    let manifest = &plugin.manifest;
+    if outcomes.is_empty() {
+        return format!(
+            "{} has no self-tests: give it some in plugin.json\n",
+            line(&manifest.name)
+        );
+    }
+    let mut rows: Vec<_> = outcomes.iter().map(row).collect();
+    rows.push([
+        String::new(),
+        "the most that a call may take".into(),
+        figures::grouped(limits.fuel),
+        figures::bytes(limits.memory_bytes_max as u64),
+        limits
+            .deadline_ms
+            .map(|ms| format!("{ms} ms"))
+            .unwrap_or_default(),
+    ]);
+    text::table(["", "CASE", "FUEL", "MEMORY", "TIME"], &rows)
+}
+
+fn row(outcome: &Outcome) -> [String; 5] {
+    let result = if outcome.passes() { "ok" } else { "FAILED" };
+    let spent = outcome.spent;
+    [
+        result.into(),
+        line(&outcome.case),
+        spent.map_or("-".into(), |spent| figures::grouped(spent.fuel)),
+        spent.map_or("-".into(), |spent| {
+            figures::bytes(spent.memory_bytes as u64)
+        }),
+        spent.map_or("-".into(), |_| figures::time(outcome.took)),
+    ]
+}

@@ -1,0 +1,200 @@
+//! What another plugin would change: the same input with the old and with the new
+//! one, and who is told of whom in one run and not in the other.
+//!
+//! What is compared is stays, from a user's coming online to their going offline.
+//! Both runs have the same, since no plugin has a say in them. A viewer who is told
+//! of a stay in the new run alone gains sight of the user, one who is told of it in
+//! the old run alone loses it, and one who is told of it in both, but something else
+//! or at another time, is told otherwise.
+
+mod report;
+mod side;
+mod stay;
+mod tally;
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use presence_core::names::{Id, Names};
+use presence_sandbox::Blueprint;
+use serde_json::Value;
+
+use self::report::{Report, Version};
+use self::side::{Key, Side};
+use self::stay::{Difference, Stay};
+use self::tally::Tally;
+use crate::replay::player::Known;
+use presence_config::Config;
+use presence_config::capture::Recorded;
+
+/// Two runs, side by side.
+pub(super) struct Diff {
+    versions: [Version; 2],
+    names: Arc<Names>,
+    old: Side,
+    new: Side,
+    /// Stays that have ended in the old run, and not yet in the new one.
+    waiting: BTreeMap<Key, Stay>,
+    tally: Tally,
+    examples: Vec<Example>,
+    examples_max: usize,
+    /// Which examples are of stays that go on.
+    noticed: HashMap<Key, usize>,
+}
+
+/// A stay in which something differs.
+struct Example {
+    key: Key,
+    difference: Difference,
+    whys: Vec<Why>,
+}
+
+/// Where the runs part, for one viewer: the first stage that does something else.
+struct Why {
+    viewer: Id,
+    /// None where there is no such stage.
+    stages: [Option<Value>; 2],
+}
+
+impl Diff {
+    /// Two runs that differ in a plugin, and are shown with so many examples at most.
+    pub(super) fn new(
+        config: &Config,
+        plugin: &str,
+        [old, new]: [&Blueprint; 2],
+        known: &Known,
+        examples_max: usize,
+    ) -> anyhow::Result<Self> {
+        let names = Arc::new(Names::new());
+        Ok(Self {
+            versions: [old, new].map(|blueprint| Version::of(plugin, blueprint)),
+            old: Side::new(config, old, known, &names)?,
+            new: Side::new(config, new, known, &names)?,
+            names,
+            waiting: BTreeMap::new(),
+            tally: Tally::default(),
+            examples: Vec::new(),
+            examples_max,
+            noticed: HashMap::new(),
+        })
+    }
+
+    /// Takes a message.
+    pub(super) fn play(&mut self, recorded: &Recorded) -> anyhow::Result<()> {
+        self.tally.message(recorded.at);
+        self.old.play(recorded)?;
+        self.new.play(recorded)?;
+        self.end_stays();
+        self.notice();
+        Ok(())
+    }
+
+    /// Lets time go on until nothing is due, and says what came of all.
+    pub(super) fn finish(mut self) -> anyhow::Result<Report> {
+        self.old.settle()?;
+        self.new.settle()?;
+        self.end_stays();
+        for (key, stay) in std::mem::take(&mut self.waiting) {
+            self.end(key, &stay, &Stay::default());
+        }
+        self.examples.retain(|it| !it.difference.is_empty());
+        self.examples.sort_by_key(|it| it.key);
+        Ok(Report {
+            failures: [self.old.log().failures, self.new.log().failures],
+            versions: self.versions,
+            names: self.names,
+            tally: self.tally,
+            examples: self.examples,
+        })
+    }
+
+    /// Takes account of the stays that have ended in both runs.
+    fn end_stays(&mut self) {
+        self.waiting.extend(self.old.log().ended.drain(..));
+        let mut ended = std::mem::take(&mut self.new.log().ended);
+        ended.sort_unstable_by_key(|(key, _)| *key);
+        for (key, new) in ended {
+            let old = self.waiting.remove(&key).unwrap_or_default();
+            self.end(key, &old, &new);
+        }
+    }
+
+    fn end(&mut self, key: Key, old: &Stay, new: &Stay) {
+        let difference = Stay::difference(old, new);
+        self.tally.stay(key.1, &difference);
+        let noticed = self.noticed.remove(&key);
+        match noticed.and_then(|place| self.examples.get_mut(place)) {
+            Some(example) => example.difference = difference,
+            None => self.example(key, difference, Vec::new()),
+        }
+    }
+
+    fn example(&mut self, key: Key, difference: Difference, whys: Vec<Why>) {
+        if self.examples.len() < self.examples_max && !difference.is_empty() {
+            self.examples.push(Example {
+                key,
+                difference,
+                whys,
+            });
+        }
+    }
+
+    /// Looks for stays that begin to differ, for as long as examples are wanted: why
+    /// can only be asked while they go on.
+    fn notice(&mut self) {
+        let mut touched = std::mem::take(&mut self.old.log().touched);
+        touched.append(&mut self.new.log().touched);
+        for user in touched {
+            if self.examples.len() >= self.examples_max {
+                return;
+            }
+            let (old, new) = (
+                self.old.log().open.get(&user),
+                self.new.log().open.get(&user),
+            );
+            let (Some((key, old)), Some((_, new))) = (old, new) else {
+                continue;
+            };
+            let (key, difference) = (*key, Stay::difference(old, new));
+            if difference.is_empty() || self.noticed.contains_key(&key) {
+                continue;
+            }
+            let sample = difference.sample.as_ref().map(|(viewer, _)| viewer.0);
+            let viewers = [difference.lost.min(), difference.gained.min(), sample];
+            let viewers = viewers.into_iter().flatten().map(Id);
+            let whys = viewers.filter_map(|viewer| self.why(viewer, user));
+            let whys = whys.collect();
+            self.noticed.insert(key, self.examples.len());
+            self.example(key, difference, whys);
+        }
+    }
+
+    fn why(&mut self, viewer: Id, user: Id) -> Option<Why> {
+        let name = |id| self.names.name(id);
+        let (viewer_name, user_name) = (name(viewer)?, name(user)?);
+        let (viewer_name, user_name) = (viewer_name.as_str(), user_name.as_str());
+        let old = self.old.stages(viewer_name, user_name);
+        let new = self.new.stages(viewer_name, user_name);
+        let field = |stage: &Value, name: &str| stage.get(name).cloned();
+        let plugin = |stage: &Value| field(stage, "plugin");
+        let pairs = new.iter().enumerate().map(|(place, stage)| {
+            // A plugin may stand in a chain more than once.
+            let before = new.iter().take(place);
+            let nth = before.filter(|it| plugin(it) == plugin(stage)).count();
+            let mut same = old.iter().filter(|it| plugin(it) == plugin(stage));
+            (same.nth(nth), stage)
+        });
+        let parts = |(old, new): &(Option<&Value>, &Value)| match old {
+            Some(old) => ["turn", "failure"]
+                .iter()
+                .any(|name| field(old, name) != field(new, name)),
+            None => !matches!(
+                new.get("turn").and_then(Value::as_str),
+                Some("kept" | "absent" | "not-asked")
+            ),
+        };
+        let (old, new) = pairs.into_iter().find(parts)?;
+        let stages = [old.cloned(), Some(new.clone())];
+        Some(Why { viewer, stages })
+    }
+}

@@ -1,0 +1,186 @@
+//! One of the two runs: what viewers are told in it, stay by stay.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+
+use presence_core::body::explain::explanation;
+use presence_core::names::{Id, Names};
+use presence_core::publish::{Publication, Subject};
+use presence_core::{Output, message};
+use presence_sandbox::{Blueprint, Pipeline};
+use roaring::RoaringBitmap;
+use serde::Deserialize;
+use serde_json::Value;
+use serde_json::value::RawValue;
+
+use super::stay::{Stay, Told};
+use crate::replay::player::{Known, Player};
+use presence_config::Config;
+use presence_config::capture::Recorded;
+
+/// Which stay it is: when it began, whose it is, and its number among those of that user. It
+/// is the same in both runs, since connections and statements are.
+pub(super) type Key = (u64, Id, u64);
+
+pub(super) struct Side {
+    player: Player,
+    /// For explanations alone, so that they don't count as failures of the run's own.
+    explaining: Pipeline,
+    log: Log,
+}
+
+/// What has been told.
+pub(super) struct Log {
+    /// Of viewers as well as users; both runs have the same.
+    names: Arc<Names>,
+    /// The stays that have begun and not ended.
+    pub(super) open: HashMap<Id, (Key, Stay)>,
+    /// Those that have ended since they were last taken.
+    pub(super) ended: Vec<(Key, Stay)>,
+    /// Whose stays something was told of since they were last taken.
+    pub(super) touched: BTreeSet<Id>,
+    begun: HashMap<Id, u64>,
+    /// Events that went to the dead letters since a plugin failed.
+    pub(super) failures: u64,
+}
+
+/// An event as it is broadcast.
+#[derive(Deserialize)]
+struct Broadcast {
+    #[serde(rename = "type")]
+    kind: String,
+    #[serde(rename = "userId")]
+    user: String,
+}
+
+/// An event as viewers get it.
+#[derive(Deserialize)]
+struct Filtered {
+    #[serde(rename = "type")]
+    kind: Box<str>,
+    #[serde(rename = "userId")]
+    user: String,
+    #[serde(rename = "lastSeen")]
+    last_seen: Option<u64>,
+    #[serde(rename = "visibleTo")]
+    viewers: Vec<String>,
+    metadata: Option<Box<RawValue>>,
+}
+
+#[derive(Deserialize)]
+struct DeadLetter {
+    reason: String,
+}
+
+impl Side {
+    pub(super) fn new(
+        config: &Config,
+        blueprint: &Blueprint,
+        known: &Known,
+        names: &Arc<Names>,
+    ) -> anyhow::Result<Self> {
+        Ok(Self {
+            player: Player::new(config, blueprint, known)?,
+            explaining: blueprint.instantiate()?,
+            log: Log {
+                names: Arc::clone(names),
+                open: HashMap::new(),
+                ended: Vec::new(),
+                touched: BTreeSet::new(),
+                begun: HashMap::new(),
+                failures: 0,
+            },
+        })
+    }
+
+    pub(super) fn log(&mut self) -> &mut Log {
+        &mut self.log
+    }
+
+    pub(super) fn play(&mut self, recorded: &Recorded) -> anyhow::Result<()> {
+        let log = &mut self.log;
+        self.player
+            .play(recorded, |at, outputs| log.take(at, &outputs))
+    }
+
+    /// Lets time go on until nothing is due, and ends the stays that haven't ended then.
+    pub(super) fn settle(&mut self) -> anyhow::Result<()> {
+        let log = &mut self.log;
+        self.player.settle(|at, outputs| log.take(at, &outputs))?;
+        log.ended.extend(log.open.drain().map(|(_, stay)| stay));
+        Ok(())
+    }
+
+    /// What each stage does to a viewer, as an explanation has it.
+    pub(super) fn stages(&mut self, viewer: &str, user: &str) -> Vec<Value> {
+        let Player { now, shard, .. } = &mut self.player;
+        let rules = &mut self.explaining;
+        let found = shard.explain(*now, viewer, user, rules, &mut Vec::new());
+        let body = explanation(viewer, user, 0, &found);
+        let body = serde_json::from_slice::<Value>(&body).unwrap_or_default();
+        let stages = body.pointer("/stages").and_then(Value::as_array);
+        stages.cloned().unwrap_or_default()
+    }
+}
+
+impl Log {
+    /// Takes what came of one step.
+    fn take(&mut self, at: u64, outputs: &[Output]) -> anyhow::Result<()> {
+        let mut gone = Vec::new();
+        for output in outputs {
+            let Output::Publish(Publication { subject, body, .. }) = output else {
+                continue;
+            };
+            match subject {
+                Subject::Events => {
+                    let event: Broadcast = serde_json::from_slice(body)?;
+                    let user = self.names.intern(&event.user);
+                    if event.kind == "user_offline" {
+                        gone.push(user);
+                    } else {
+                        self.begin(at, user);
+                    }
+                }
+                Subject::FilteredOnline | Subject::FilteredOffline | Subject::FilteredUpdated => {
+                    self.tell(at, serde_json::from_slice(body)?);
+                }
+                Subject::DeadLetters => {
+                    let letter: DeadLetter = serde_json::from_slice(body)?;
+                    let failed = letter.reason == message::Cause::PluginFailed.as_str();
+                    self.failures += u64::from(failed);
+                }
+                Subject::Online | Subject::Offline | Subject::Updated => {}
+            }
+        }
+        // Viewers are told of it in the same step.
+        let ended = gone.into_iter().filter_map(|user| self.open.remove(&user));
+        self.ended.extend(ended);
+        Ok(())
+    }
+
+    fn begin(&mut self, at: u64, user: Id) {
+        let begun = &mut self.begun;
+        self.open.entry(user).or_insert_with(|| {
+            let number = begun.entry(user).or_default();
+            *number += 1;
+            ((at, user, *number), Stay::default())
+        });
+    }
+
+    fn tell(&mut self, at: u64, filtered: Filtered) {
+        let user = self.names.intern(&filtered.user);
+        let viewers = filtered.viewers.iter();
+        let viewers = viewers.map(|viewer| self.names.intern(viewer).0);
+        let viewers: RoaringBitmap = viewers.collect();
+        let told = Told {
+            at,
+            kind: filtered.kind,
+            last_seen: filtered.last_seen,
+            metadata: filtered.metadata.map(|metadata| metadata.get().into()),
+        };
+        if let Some((_, stay)) = self.open.get_mut(&user) {
+            stay.tell(viewers, &Arc::new(told));
+            self.touched.insert(user);
+        }
+    }
+}

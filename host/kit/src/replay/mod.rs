@@ -1,0 +1,137 @@
+//! `presence replay`: recorded input in, publications out, in virtual time; or, with
+//! another plugin, what it would change of who sees whom.
+
+mod diff;
+mod player;
+mod printer;
+
+use std::io::BufWriter;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::ensure;
+
+use crate::ConfigArg;
+use crate::plugin;
+use diff::Diff;
+use player::{Known, Player};
+use presence_config::capture::Capture;
+use presence_config::escape::{self, json_output, print_json, together};
+use presence_config::subjects::Subjects;
+use presence_config::{self as config, Config};
+use presence_rules::loader::Loader;
+use printer::Printer;
+
+/// The arguments.
+#[derive(clap::Args)]
+pub struct Args {
+    /// The recorded input: a file of JSON lines.
+    file: PathBuf,
+    /// A directory file that holds in place of what the configuration names.
+    #[arg(long, value_name = "FILE")]
+    directory: Option<PathBuf>,
+    /// Prints who would gain and lose sight of whom with this plugin in the place of the one of
+    /// its name: a .wasm file, or a folder, which is built first.
+    #[arg(long)]
+    plugin: Option<PathBuf>,
+    /// The plugin that it is compared with. By default the one that the configuration has of its
+    /// name, or the pipeline without it, if there is none.
+    #[arg(long, value_name = "PLUGIN", requires = "plugin")]
+    against: Option<PathBuf>,
+    /// How many of the times that something differs are shown as examples.
+    #[arg(long, value_name = "N", default_value_t = 10, requires = "plugin")]
+    examples: usize,
+    /// Prints the comparison as one JSON object.
+    #[arg(long, requires = "plugin")]
+    json: bool,
+    #[command(flatten)]
+    config: ConfigArg,
+}
+
+/// Runs a recording, and prints what comes of it.
+pub fn run(args: &Args) -> anyhow::Result<()> {
+    let mut config = Config::load(args.config.config.as_deref(), config::variables())?;
+    // Before anything is compiled.
+    let capture = Capture::open(&args.file)?;
+    if let Some(path) = &args.directory {
+        ensure!(path.exists(), "{} does not exist", path.display());
+        let path = path.clone();
+        config.directory = config::Directory::File {
+            path,
+            is_named: true,
+        };
+    }
+    let known = Known::read(&config)?;
+    match &args.plugin {
+        None => print(capture, &config, &known),
+        Some(new) => compare(args, &plugin::file(new)?, capture, &config, &known),
+    }
+}
+
+fn print(capture: Capture<'_>, config: &Config, known: &Known) -> anyhow::Result<()> {
+    let blueprint = Loader::new(config)?.load(config, false);
+    let mut player = Player::new(config, &blueprint.map_err(together)?, known)?;
+    let subjects = Subjects::new(config.tenant.prefix.as_deref());
+    let mut printer = Printer::new(
+        subjects,
+        config.nats.message_ids,
+        BufWriter::new(json_output().lock()),
+    );
+    capture.read(|recorded| {
+        printer.begin(recorded.at);
+        player.play(&recorded, |at, outputs| printer.print(at, outputs))
+    })?;
+    player.settle(|at, outputs| printer.print(at, outputs))?;
+    printer.finish()
+}
+
+fn compare(
+    args: &Args,
+    new: &Path,
+    capture: Capture<'_>,
+    config: &Config,
+    known: &Known,
+) -> anyhow::Result<()> {
+    let mut loader = Loader::new(config)?;
+    let against = args.against.as_deref().map(plugin::file).transpose()?;
+    let (new, name) = (loader.plugin_file(new)?, new.display());
+    ensure!(
+        config
+            .pipeline
+            .iter()
+            .any(|stage| *stage.plugin == *new.name),
+        "{name} is the plugin `{}`, and the pipeline has no such stage: {}",
+        new.name,
+        config.pipeline_line()
+    );
+    if let Some(path) = against {
+        let old = loader.plugin_file(&path)?;
+        ensure!(
+            old.name == new.name,
+            "{name} is the plugin `{}`, and {} is `{}`: only plugins of one name can be compared",
+            new.name,
+            path.display(),
+            old.name
+        );
+        loader.prefer(old);
+    }
+    let plugin = Arc::clone(&new.name);
+    let mut before = config.clone();
+    if !loader.has(config, &plugin) {
+        // A rule that is new altogether.
+        before.pipeline.retain(|stage| *stage.plugin != *plugin);
+    }
+    let old = loader.load(&before, false);
+    let old = old.map_err(together)?;
+    loader.prefer(new);
+    let new = loader.load(config, false).map_err(together)?;
+    let mut diff = Diff::new(config, &plugin, [&old, &new], known, args.examples)?;
+    capture.read(|recorded| diff.play(&recorded))?;
+    let report = diff.finish()?;
+    if args.json {
+        print_json(report.object())?;
+    } else {
+        escape::print(report.page())?;
+    }
+    Ok(())
+}

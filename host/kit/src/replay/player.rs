@@ -1,0 +1,152 @@
+//! Plays recorded input to the core, in virtual time.
+
+use std::sync::Arc;
+
+use presence_core::allowance::Allowance;
+use presence_core::directory::Directory;
+use presence_core::message::{Limits, Message};
+use presence_core::names::Names;
+use presence_core::{Input, Output, Shard};
+use presence_sandbox::{Blueprint, Pipeline};
+
+use presence_config::capture::Recorded;
+use presence_config::subjects::Subjects;
+use presence_config::{self as config, BODY_BYTES_MAX, Config, directory, shard_settings};
+
+/// How long after the last line time goes on at most, in milliseconds: half a day. A
+/// decision that fails whenever it is tried again, or a rule that always asks
+/// to be asked again, would have it go on for ever. What an application stated of a
+/// user holds for a day by default: a recording's end is no reason to end it.
+const SETTLE_MS_MAX: u64 = 12 * 60 * 60 * 1_000;
+
+/// The node's name in a replay, the same on every machine.
+pub(super) const NODE: &str = "replay";
+
+/// A run of the core, without a broker.
+pub(super) struct Player {
+    pub(super) now: u64,
+    pub(super) shard: Shard,
+    rules: Pipeline,
+    limits: Limits,
+    subjects: Subjects,
+}
+
+/// What is known before anything is played, of which all runs have the same.
+pub(super) struct Known {
+    names: Arc<Names>,
+    directory: Arc<Directory>,
+}
+
+impl Known {
+    pub(super) fn read(config: &Config) -> anyhow::Result<Self> {
+        let names = Arc::new(Names::new());
+        let directory = match &config.directory {
+            config::Directory::File { path, is_named } => directory::load(path, *is_named, &names)?,
+            config::Directory::Kv { .. } | config::Directory::Request(_) => anyhow::bail!(
+                "a replay has no broker: give it a file with --directory, or use [directory] source = \"file\""
+            ),
+        };
+        let directory = Arc::new(directory);
+        Ok(Self { names, directory })
+    }
+}
+
+impl Player {
+    pub(super) fn new(
+        config: &Config,
+        blueprint: &Blueprint,
+        known: &Known,
+    ) -> anyhow::Result<Self> {
+        let (names, directory) = (Arc::clone(&known.names), Arc::clone(&known.directory));
+        let mut settings = shard_settings(
+            config,
+            BODY_BYTES_MAX,
+            &Allowance::new(config.dead_letters.rates),
+        );
+        settings.node = NODE.into();
+        // A recording has all that there was to hear.
+        settings.tracker.hear_step_ms = None;
+        Ok(Self {
+            now: 0,
+            shard: Shard::new(settings, names, directory),
+            rules: blueprint.instantiate()?,
+            limits: Limits {
+                body_bytes_max: BODY_BYTES_MAX,
+                metadata: config.tracker.metadata,
+            },
+            subjects: Subjects::new(config.tenant.prefix.as_deref()),
+        })
+    }
+
+    /// Takes a message, after what fell due before it. `done` is given what comes of
+    /// each step, and when that is.
+    pub(super) fn play(
+        &mut self,
+        recorded: &Recorded,
+        mut done: impl FnMut(u64, Vec<Output>) -> anyhow::Result<()>,
+    ) -> anyhow::Result<()> {
+        self.advance_to(recorded.at, &mut done)?;
+        // What a node published is no input.
+        let kind = self.subjects.kind(&recorded.subject);
+        let Some(kind) = kind.filter(|_| !recorded.is_nodes) else {
+            return Ok(());
+        };
+        let payload = &recorded.payload;
+        let input = match Message::parse(kind, payload, self.limits) {
+            Ok(message) => Input::Message {
+                message,
+                reply: None,
+            },
+            Err(rejection) => Input::Rejected {
+                subject: recorded.subject.clone(),
+                payload: payload.clone(),
+                rejection,
+                reply: None,
+            },
+        };
+        let mut outputs = Vec::new();
+        self.shard
+            .handle(self.now, input, &mut self.rules, &mut outputs);
+        done(self.now, outputs)
+    }
+
+    /// Lets time go on until nothing is due.
+    pub(super) fn settle(
+        &mut self,
+        mut done: impl FnMut(u64, Vec<Output>) -> anyhow::Result<()>,
+    ) -> anyhow::Result<()> {
+        let end = self.now.saturating_add(SETTLE_MS_MAX);
+        while let Some(deadline) = self.shard.next_deadline()
+            && deadline <= end
+        {
+            self.advance(deadline, &mut done)?;
+        }
+        Ok(())
+    }
+
+    /// Does what falls due before `at`. What arrives at a deadline comes before it.
+    fn advance_to(
+        &mut self,
+        at: u64,
+        done: &mut impl FnMut(u64, Vec<Output>) -> anyhow::Result<()>,
+    ) -> anyhow::Result<()> {
+        while let Some(deadline) = self.shard.next_deadline()
+            && deadline < at
+        {
+            self.advance(deadline, done)?;
+        }
+        self.now = self.now.max(at);
+        Ok(())
+    }
+
+    fn advance(
+        &mut self,
+        deadline: u64,
+        done: &mut impl FnMut(u64, Vec<Output>) -> anyhow::Result<()>,
+    ) -> anyhow::Result<()> {
+        self.now = self.now.max(deadline);
+        let mut outputs = Vec::new();
+        self.shard.advance(self.now, &mut self.rules, &mut outputs);
+        done(self.now, outputs)
+    }
+}

@@ -1,0 +1,79 @@
+//! Prints what a replay would publish, a line each.
+
+use std::io::Write;
+
+use presence_core::Output;
+use serde::Serialize;
+use serde_json::value::RawValue;
+use serde_json::{Map, Value};
+
+use super::player::NODE;
+use presence_config::subjects::{Source, Subjects};
+
+#[derive(Serialize)]
+struct Published<'a> {
+    at: u64,
+    subject: &'a str,
+    headers: Map<String, Value>,
+    data: &'a RawValue,
+}
+
+pub(super) struct Printer<W> {
+    source: Option<Source>,
+    subjects: Subjects,
+    message_ids: bool,
+    out: W,
+}
+
+impl<W: Write> Printer<W> {
+    pub(super) fn new(subjects: Subjects, message_ids: bool, out: W) -> Self {
+        Self {
+            source: None,
+            subjects,
+            message_ids,
+            out,
+        }
+    }
+
+    /// The first line came at this time, which is when the source started.
+    pub(super) fn begin(&mut self, at: u64) {
+        self.source
+            .get_or_insert_with(|| Source::new(NODE, 0, at, &self.subjects, self.message_ids));
+    }
+
+    pub(super) fn print(&mut self, at: u64, outputs: Vec<Output>) -> anyhow::Result<()> {
+        for output in outputs {
+            let Some(source) = &self.source else { continue };
+            let (subject, renewed, seq, body) = match output {
+                Output::Publish(publication) => {
+                    let subject = source.subject(publication.subject).to_owned();
+                    (subject, 0, publication.seq, publication.body)
+                }
+                Output::Deliver(delivery) => {
+                    let subject = source.inbox(delivery.viewer.as_str());
+                    (subject, delivery.renewed, delivery.seq, delivery.body)
+                }
+                Output::Reply(..) | Output::Fetch(_) | Output::Ignored(_) | Output::Refused(_) => {
+                    continue;
+                }
+            };
+            let headers = source.headers(&subject, renewed, seq);
+            let data: &RawValue = serde_json::from_slice(&body)?;
+            let published = Published {
+                at,
+                subject: &subject,
+                headers: headers
+                    .map(|(name, value)| (name.into(), value.into()))
+                    .collect(),
+                data,
+            };
+            serde_json::to_writer(&mut self.out, &published)?;
+            self.out.write_all(b"\n")?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn finish(mut self) -> anyhow::Result<()> {
+        Ok(self.out.flush()?)
+    }
+}

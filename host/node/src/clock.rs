@@ -1,0 +1,108 @@
+//! The host's two clocks.
+//!
+//! *Now* is what durations go by: it counts from the wall time at which the process
+//! started, and nobody who sets the machine's clock moves it. *Wall time* is what
+//! that clock says, for bodies and for rules that go by the time of day. A watcher
+//! has the workers know how far the two are apart.
+
+use std::path::PathBuf;
+use std::sync::LazyLock;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use presence_config::CLOCK_OFFSET_FILE;
+use presence_core::Input;
+
+use crate::pool::worker::Workers;
+
+/// How often the wall clock is looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+
+/// What the two clocks may be apart before the workers are told, in milliseconds.
+const DRIFT_MS: u64 = 20;
+
+/// From which change on, in milliseconds, somebody has set the clock: no clock
+/// drifts so far between two looks.
+const JUMP_MS: u64 = 500;
+
+/// How long it may take to read both clocks, for the two to be compared.
+const READING_MAX: Duration = Duration::from_millis(5);
+
+/// When the process first asked for the time.
+struct Start {
+    instant: Instant,
+    /// To the microsecond, or both clocks would be counted up at different moments.
+    wall_us: u64,
+    offset_file: Option<PathBuf>,
+}
+
+static START: LazyLock<Start> = LazyLock::new(|| {
+    let offset_file = std::env::var_os(CLOCK_OFFSET_FILE).map(PathBuf::from);
+    Start {
+        instant: Instant::now(),
+        wall_us: wall_us(offset_file.as_ref()),
+        offset_file,
+    }
+});
+
+/// The time that nobody sets, in milliseconds: since the Unix epoch, by the wall
+/// clock at the start of the process.
+#[must_use]
+pub fn now_ms() -> u64 {
+    at(Instant::now())
+}
+
+fn at(instant: Instant) -> u64 {
+    let elapsed = instant.duration_since(START.instant).as_micros();
+    let elapsed = u64::try_from(elapsed).unwrap_or(u64::MAX);
+    START.wall_us.saturating_add(elapsed) / 1_000
+}
+
+/// What the machine's clock says, in microseconds since the Unix epoch.
+fn wall_us(offset_file: Option<&PathBuf>) -> u64 {
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    let wall_us = u64::try_from(since.as_micros()).unwrap_or(u64::MAX);
+    let offset = offset_file.and_then(|path| std::fs::read_to_string(path).ok());
+    let offset_ms: Option<i64> = offset.and_then(|text| text.trim().parse().ok());
+    wall_us.saturating_add_signed(offset_ms.unwrap_or(0).saturating_mul(1_000))
+}
+
+/// By how much wall time is ahead of [`now_ms`], in milliseconds; none where both
+/// couldn't be read at once, since something else had the processor.
+fn ahead_ms() -> Option<i64> {
+    let before = Instant::now();
+    let wall_ms = wall_us(START.offset_file.as_ref()) / 1_000;
+    let took = before.elapsed();
+    (took <= READING_MAX).then(|| signed(wall_ms).saturating_sub(signed(at(before))))
+}
+
+fn signed(ms: u64) -> i64 {
+    i64::try_from(ms).unwrap_or(i64::MAX)
+}
+
+/// Has the workers know how far wall time is from [`now_ms`], as it changes. A clock
+/// that drifts is followed; one that was set is told of in the log.
+pub(crate) async fn follow(workers: Workers) {
+    let mut known_ms = 0;
+    let mut look = tokio::time::interval(LOOK_EVERY);
+    loop {
+        look.tick().await;
+        let Some(ahead_ms) = ahead_ms() else { continue };
+        let change = ahead_ms.saturating_sub(known_ms);
+        if change.unsigned_abs() < DRIFT_MS {
+            continue;
+        }
+        if change.unsigned_abs() >= JUMP_MS {
+            let direction = if change > 0 { "forward" } else { "back" };
+            tracing::warn!(
+                "the machine's clock was set {direction} by {} ms: durations go on as they were, \
+                 and bodies bear the new time once it is later than what was written before; until \
+                 then, their time goes on at half the speed",
+                change.unsigned_abs()
+            );
+        }
+        known_ms = ahead_ms;
+        workers.tell(|| Input::Clock { ahead_ms }).await;
+    }
+}

@@ -1,0 +1,456 @@
+//! The copy of the directory that outlives a restart: what was known stays in force even
+//! if the source is away when the node starts.
+//!
+//! It is a file of entries in the state's folder. Just what changes is written, by a
+//! thread of its own, all of a change in one transaction: no copy is half of one. Between
+//! two writes it rests for as long as the last one took, so that a large directory that
+//! changes all the time never costs more than half of a disk's time, and what changes
+//! meanwhile is written together.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::anyhow;
+use presence_core::directory::{Changes, Directory};
+use presence_core::names::Names;
+use redb::{ReadableDatabase, ReadableTable, TableDefinition};
+use tokio::sync::oneshot;
+
+use super::health::Health;
+use crate::state::database::{self, Fault, File, guarded};
+use crate::tasks::Tasks;
+use presence_config::directory::entry::{self, Key};
+
+/// Values by key; the empty text for an entry that can't be read and of which nothing is
+/// known.
+const ENTRIES: TableDefinition<'_, &str, &str> = TableDefinition::new("entries");
+/// What is known of the copy itself.
+const FACTS: TableDefinition<'_, &str, &str> = TableDefinition::new("facts");
+const SOURCE: &str = "source";
+const IDENTITY: &str = "identity";
+
+/// How long it rests after a write, at least.
+const REST: Duration = Duration::from_millis(100);
+
+/// How long it rests before a write that failed is tried again, at first and at most: the
+/// file is opened anew, and all of it is checked.
+const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+
+/// Where the directory comes from, as the copy notes it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Origin {
+    /// The source: a file's path or a bucket's name. A copy of another source is of no use.
+    pub(crate) source: String,
+    /// Which bucket of that name it was; empty for a file.
+    pub(crate) identity: String,
+}
+
+/// What is in the copy.
+pub(crate) struct Kept {
+    pub(crate) origin: Origin,
+    pub(crate) directory: Directory,
+    pub(crate) changes: Changes,
+}
+
+/// Keeps the copy.
+pub(crate) struct Keeper {
+    shared: Arc<Shared>,
+    origin: Origin,
+    /// Whether the origin is another than what is written.
+    moved: bool,
+}
+
+struct Shared {
+    pending: Mutex<Pending>,
+    changed: Condvar,
+    health: Arc<Health>,
+}
+
+/// What is still to be written.
+#[derive(Default)]
+struct Pending {
+    /// Whether all that is there is of another source.
+    clear: bool,
+    entries: BTreeMap<String, Option<String>>,
+    origin: Option<Origin>,
+    /// Whom to tell that all is written.
+    closing: Option<oneshot::Sender<()>>,
+}
+
+impl Keeper {
+    /// Opens the copy in a file, and reads it if it is one of this source.
+    ///
+    /// # Errors
+    /// If the file can't be used. What is damaged is set aside.
+    pub(crate) fn open(
+        path: &Path,
+        source: &str,
+        names: &Names,
+        health: &Arc<Health>,
+        tasks: &Tasks,
+    ) -> anyhow::Result<(Self, Option<Kept>)> {
+        let opened =
+            File::open(path, &health.copy).and_then(|file| Ok((read(&file, source, names)?, file)));
+        let (kept, file) = match opened {
+            Ok(opened) => opened,
+            Err(Fault::Damaged(why)) => {
+                let aside = database::set_aside(path)?;
+                tracing::error!(
+                    "the copy of the directory can't be read, and was set aside as {}: {why:#}",
+                    aside.display()
+                );
+                (None, File::open(path, &health.copy).map_err(unusable)?)
+            }
+            Err(fault) => return Err(unusable(fault)),
+        };
+        health.copy.wait_for_room();
+        let shared = Arc::new(Shared {
+            pending: Mutex::new(Pending {
+                clear: kept.is_none(),
+                ..Pending::default()
+            }),
+            changed: Condvar::new(),
+            health: Arc::clone(health),
+        });
+        let (thread, path) = (Arc::clone(&shared), path.to_owned());
+        tasks.thread("directory", move || thread.run(Some(file), &path))?;
+        let origin = kept.as_ref().map(|kept| kept.origin.clone());
+        let origin = origin.unwrap_or_default();
+        let keeper = Self {
+            shared,
+            origin,
+            moved: false,
+        };
+        Ok((keeper, kept))
+    }
+
+    /// Has what has changed written, with where it comes from.
+    pub(crate) fn note(&mut self, directory: &Directory, changes: &Changes, names: &Names) {
+        // Written down here, where ids can't be given to others meanwhile.
+        let entries = changes.others().filter_map(|question| {
+            let key = entry::key_of(question, names)?;
+            let value = match directory.has(question) {
+                true => entry::value_of(directory, question, names),
+                false => Some(String::new()),
+            };
+            Some((key, value))
+        });
+        let mut pending = self.shared.lock();
+        pending.entries.extend(entries);
+        if std::mem::take(&mut self.moved) {
+            pending.origin = Some(self.origin.clone());
+        }
+        self.shared.tell(&pending);
+    }
+
+    /// Says where what is noted next comes from.
+    pub(crate) fn set_origin(&mut self, origin: Origin) {
+        if self.origin != origin {
+            self.origin = origin;
+            self.moved = true;
+        }
+    }
+
+    /// Has nothing wait any more for a disk that can't be written: the node is to stop.
+    pub(crate) fn give_up_waiting(&self) {
+        self.shared.health.copy.give_up();
+    }
+
+    /// Returns when all has been written; nothing is after that.
+    pub(crate) async fn finish(&self) {
+        let (done, written) = oneshot::channel();
+        {
+            let mut pending = self.shared.lock();
+            pending.closing = Some(done);
+            self.shared.tell(&pending);
+        }
+        // A thread that is gone has nothing left to write.
+        let _ = written.await;
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Pending> {
+        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn tell(&self, pending: &Pending) {
+        self.health
+            .unsaved
+            .store(pending.entries.len(), Ordering::Relaxed);
+        self.changed.notify_one();
+    }
+
+    fn run(&self, mut file: Option<File>, path: &Path) {
+        let disk = &self.health.copy;
+        let mut retry = RETRY.0;
+        let mut failed = false;
+        loop {
+            let job = self.next();
+            let begun = Instant::now();
+            let mut rest = REST;
+            if !job.is_empty() {
+                let written = self.write(&mut file, path, &job);
+                failed = written.is_err();
+                match written {
+                    Ok(()) => {
+                        disk.works();
+                        retry = RETRY.0;
+                        rest = rest.max(begun.elapsed());
+                        let left = self.lock().entries.len();
+                        self.health.unsaved.store(left, Ordering::Relaxed);
+                    }
+                    Err(error) => {
+                        disk.fails(format!("{error:#}"));
+                        rest = retry;
+                        retry = (retry * 2).min(RETRY.1);
+                        self.lock().put_back(job);
+                    }
+                }
+            }
+            let pending = self.lock();
+            let closing = |pending: &mut Pending| pending.closing.is_none();
+            let rested = self.changed.wait_timeout_while(pending, rest, closing);
+            let (mut pending, _) = rested.unwrap_or_else(PoisonError::into_inner);
+            if (pending.is_empty() || failed)
+                && let Some(done) = pending.closing.take()
+            {
+                drop(pending);
+                drop(file);
+                // The one who waits may have given up.
+                let _ = done.send(());
+                return;
+            }
+        }
+    }
+
+    /// Writes what has changed. After a failure the file is opened anew.
+    fn write(&self, file: &mut Option<File>, path: &Path, job: &Pending) -> anyhow::Result<()> {
+        let mut written = match file.take() {
+            Some(file) => file,
+            None => File::open(path, &self.health.copy).map_err(unusable)?,
+        };
+        let write = guarded(|| write(&mut written, job).map_err(Fault::Unusable));
+        write.map_err(unusable)?;
+        *file = Some(written);
+        Ok(())
+    }
+
+    /// Waits for something to write.
+    fn next(&self) -> Pending {
+        let idle = |pending: &mut Pending| pending.is_empty() && pending.closing.is_none();
+        let pending = self.changed.wait_while(self.lock(), idle);
+        let mut pending = pending.unwrap_or_else(PoisonError::into_inner);
+        Pending {
+            // Clearing alone is no reason to write: the old copy may be wanted again.
+            clear: !pending.is_empty() && std::mem::take(&mut pending.clear),
+            entries: std::mem::take(&mut pending.entries),
+            origin: pending.origin.take(),
+            closing: None,
+        }
+    }
+}
+
+impl Pending {
+    fn is_empty(&self) -> bool {
+        self.entries.is_empty() && self.origin.is_none()
+    }
+
+    /// Puts back what couldn't be written, behind what has changed since.
+    fn put_back(&mut self, job: Self) {
+        self.clear |= job.clear;
+        for (key, value) in job.entries {
+            self.entries.entry(key).or_insert(value);
+        }
+        if self.origin.is_none() {
+            self.origin = job.origin;
+        }
+    }
+}
+
+/// What is said of a file that can't be used.
+fn unusable(fault: Fault) -> anyhow::Error {
+    match fault {
+        Fault::InUse => anyhow!("another process uses the file"),
+        Fault::Full(error) | Fault::Unusable(error) | Fault::Damaged(error) => error,
+    }
+}
+
+/// What is in the copy; none if it is of another source, or of none yet.
+fn read(file: &File, source: &str, names: &Names) -> Result<Option<Kept>, Fault> {
+    let read = || {
+        let transaction = file.database.begin_read()?;
+        if transaction.list_tables()?.next().is_none() {
+            return Ok(None);
+        }
+        let facts = transaction.open_table(FACTS)?;
+        let fact = |name| -> anyhow::Result<String> {
+            Ok(facts
+                .get(name)?
+                .map(|fact| fact.value().to_owned())
+                .unwrap_or_default())
+        };
+        let origin = Origin {
+            source: fact(SOURCE)?,
+            identity: fact(IDENTITY)?,
+        };
+        if origin.source != source {
+            return Ok(None);
+        }
+        let mut edit = Directory::new().edit();
+        for entry in transaction.open_table(ENTRIES)?.iter()? {
+            let (key, value) = entry?;
+            let key = Key::parse(key.value()).map_err(|why| anyhow!(why))?;
+            match value.value() {
+                "" => edit.unreadable(key.question(names)),
+                value => key.take(&mut edit, names, Some(value.as_bytes()))?,
+            }
+        }
+        let (directory, changes) = edit.finish();
+        Ok(Some(Kept {
+            origin,
+            directory,
+            changes,
+        }))
+    };
+    guarded(|| read().map_err(Fault::Damaged))
+}
+
+fn write(file: &mut File, job: &Pending) -> anyhow::Result<()> {
+    let transaction = file.database.begin_write()?;
+    let mut grown = 0;
+    let bytes = |key: &str, value: &str| (key.len() + value.len()) as i64;
+    if job.clear {
+        for entry in transaction.open_table(ENTRIES)?.iter()? {
+            let (key, value) = entry?;
+            grown -= bytes(key.value(), value.value());
+        }
+        transaction.delete_table(ENTRIES)?;
+    }
+    {
+        let mut entries = transaction.open_table(ENTRIES)?;
+        for (key, value) in &job.entries {
+            let before = match value {
+                Some(value) => {
+                    grown += bytes(key, value);
+                    entries.insert(&**key, &**value)?
+                }
+                None => entries.remove(&**key)?,
+            };
+            grown -= before.map_or(0, |before| bytes(key, before.value()));
+        }
+        let mut facts = transaction.open_table(FACTS)?;
+        if let Some(origin) = &job.origin {
+            facts.insert(SOURCE, &*origin.source)?;
+            facts.insert(IDENTITY, &*origin.identity)?;
+        }
+    }
+    transaction.commit()?;
+    file.written(grown)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use super::*;
+    use presence_config::directory::{Content, Export};
+    use presence_core::directory::Question;
+
+    const TEXT: &str = r#"{"contacts":{"a":["b","c"]},"groups":{"t":["a","d"]},"blocks":{"a":["c"]},"settings":{"a":{"x":1}}}"#;
+
+    fn file() -> (tempfile::TempDir, PathBuf) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("presence.directory.redb");
+        (folder, path)
+    }
+
+    fn open_copy(path: &Path, source: &str, names: &Names) -> (Keeper, Option<Kept>) {
+        Keeper::open(path, source, names, &Arc::default(), &Tasks::new().0).unwrap()
+    }
+
+    fn written(kept: &Kept, names: &Names) -> String {
+        serde_json::to_string(&Export::of(&kept.directory, names)).unwrap()
+    }
+
+    fn origin(source: &str) -> Origin {
+        Origin {
+            source: source.into(),
+            identity: "1".into(),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_directory_and_its_changes_are_there_again() {
+        let (_folder, path) = file();
+        let names = Names::new();
+        let (mut keeper, kept) = open_copy(&path, "file", &names);
+        assert!(kept.is_none());
+        let content = Content::parse(TEXT, &names).unwrap();
+        let (directory, changes) = content.replace(&Directory::unavailable());
+        keeper.set_origin(origin("file"));
+        keeper.note(&directory, &changes, &names);
+        keeper.finish().await;
+
+        let names = Names::new();
+        let (mut keeper, kept) = open_copy(&path, "file", &names);
+        let kept = kept.unwrap();
+        assert_eq!(kept.origin, origin("file"));
+        assert_eq!(written(&kept, &names), TEXT);
+        let mut edit = kept.directory.edit();
+        edit.blocked(names.intern("a"), None);
+        edit.unreadable(Question::BlockedBy(names.intern("z")));
+        let (changed, changes) = edit.finish();
+        keeper.note(&changed, &changes, &names);
+        keeper.finish().await;
+
+        let names = Names::new();
+        let (_, kept) = open_copy(&path, "file", &names);
+        let kept = kept.unwrap();
+        let expected = TEXT.replace(r#"{"a":["c"]}"#, "{}");
+        assert_eq!(written(&kept, &names), expected);
+        let unreadable = Question::BlockedBy(names.intern("z"));
+        assert!(!kept.directory.has(&unreadable));
+    }
+
+    #[tokio::test]
+    async fn a_copy_of_another_source_is_not_used_and_is_replaced_by_the_first_content() {
+        let (_folder, path) = file();
+        let names = Names::new();
+        let (mut keeper, _) = open_copy(&path, "one", &names);
+        let read = |text| Content::parse(text, &names).unwrap();
+        let (directory, changes) = read(TEXT).replace(&Directory::unavailable());
+        keeper.set_origin(origin("one"));
+        keeper.note(&directory, &changes, &names);
+        keeper.finish().await;
+
+        let (keeper, kept) = open_copy(&path, "two", &names);
+        assert!(kept.is_none());
+        keeper.finish().await;
+        let (keeper, kept) = open_copy(&path, "one", &names);
+        assert!(kept.is_some(), "nothing has taken its place yet");
+        keeper.finish().await;
+        let (mut keeper, _) = open_copy(&path, "two", &names);
+        let (directory, changes) =
+            read(r#"{"contacts":{"z":["y"]}}"#).replace(&Directory::unavailable());
+        keeper.set_origin(origin("two"));
+        keeper.note(&directory, &changes, &names);
+        keeper.finish().await;
+        let (_, kept) = open_copy(&path, "two", &names);
+        let expected = r#"{"contacts":{"z":["y"]},"groups":{},"blocks":{},"settings":{}}"#;
+        assert_eq!(written(&kept.unwrap(), &names), expected);
+    }
+
+    #[tokio::test]
+    async fn what_is_damaged_is_set_aside() {
+        let (folder, path) = file();
+        std::fs::write(&path, "no database").unwrap();
+        let (keeper, kept) = open_copy(&path, "file", &Names::new());
+        assert!(kept.is_none());
+        keeper.finish().await;
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 2);
+    }
+}

@@ -1,0 +1,347 @@
+//! The directory as a NATS KV bucket, watched.
+//!
+//! A key is a section and whom it is about, `contacts.12345`, `groups.team-a`,
+//! `blocks.12345` or `settings.12345`; its value is what stands there in a directory
+//! file.
+//!
+//! A watch alone doesn't notice that its bucket has vanished, was purged or is another
+//! one: it goes on waiting. So which stream it is and where it ends is looked at all the
+//! time ([`followed`]), and the bucket read whole where that isn't what was followed.
+
+mod entries;
+mod followed;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use async_nats::Client;
+use async_nats::connection::State;
+use async_nats::jetstream::context::GetStreamErrorKind;
+use async_nats::jetstream::{self, ErrorCode, kv, stream};
+use futures_util::{FutureExt, StreamExt};
+use presence_core::directory::{Changes, Directory};
+use presence_core::names::Names;
+use tokio::sync::mpsc;
+
+use super::health::Health;
+use entries::Entries;
+use followed::{Followed, Look};
+use presence_config::causes::Causes;
+
+pub(crate) use entries::Refusals;
+
+/// How long to wait before the bucket is tried again: at first, and at most.
+const RETRY: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(2));
+
+/// How often is looked which bucket it is, and where it ends.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// How many looks in a row may fail while the broker is there.
+const FAILED_LOOKS_MAX: u32 = 3;
+
+/// How long the next entry may take while the bucket is read.
+const READ: Duration = Duration::from_secs(10);
+
+/// How many changes are taken together, at most.
+const BATCH_MAX: usize = 4_096;
+
+/// What the bucket says.
+#[derive(Debug)]
+pub(crate) enum Update {
+    /// All that it holds, and which bucket it is.
+    Whole(Entries, String),
+    /// All that it holds, and why that may not be the directory: what it doesn't say
+    /// stays as it was.
+    Doubtful(Entries, String),
+    /// What has changed.
+    Part(Entries),
+    /// It can't be read, and why.
+    Unavailable(String),
+}
+
+/// Follows a bucket.
+pub(crate) struct Follower {
+    client: Client,
+    bucket: String,
+    health: Arc<Health>,
+    updates: mpsc::Sender<Update>,
+    /// Which bucket of that name was last taken as the directory.
+    accepted: Option<String>,
+    /// What was followed of what was last taken as the directory.
+    before: Option<Followed>,
+    /// What has been said of the bucket and needn't be looked into again.
+    excused: Option<(u64, u64)>,
+}
+
+/// Why a watch has ended.
+enum Ended {
+    /// The bucket is to be read whole.
+    Again,
+    /// It has been quiet: what is in it is the directory.
+    Accepted,
+    /// Nobody listens any more.
+    Closed,
+}
+
+impl Follower {
+    /// Of a bucket; `accepted` is which one was taken as the directory when the node last
+    /// ran.
+    pub(crate) fn new(
+        client: Client,
+        bucket: String,
+        health: Arc<Health>,
+        updates: mpsc::Sender<Update>,
+        accepted: Option<String>,
+    ) -> Self {
+        Self {
+            client,
+            bucket,
+            health,
+            updates,
+            accepted,
+            before: None,
+            excused: None,
+        }
+    }
+
+    /// Follows it for as long as someone listens.
+    pub(crate) async fn follow(mut self) {
+        let mut wait = RETRY.0;
+        let mut accept = false;
+        let mut has_said = false;
+        loop {
+            match self.watch(accept).await {
+                Ok(Ended::Closed) => return,
+                Ok(ended) => {
+                    (wait, has_said) = (RETRY.0, true);
+                    accept = matches!(ended, Ended::Accepted);
+                    continue;
+                }
+                // That the broker is away says nothing of the bucket, and is said elsewhere.
+                Err(_) if has_said && !self.is_connected() => wait = RETRY.0,
+                Err(error) => {
+                    (accept, has_said) = (false, true);
+                    let update = Update::Unavailable(Causes(&error).to_string());
+                    if self.updates.send(update).await.is_err() {
+                        return;
+                    }
+                    wait = (wait * 2).min(RETRY.1);
+                }
+            }
+            tokio::time::sleep(wait).await;
+        }
+    }
+
+    fn is_connected(&self) -> bool {
+        self.client.connection_state() == State::Connected
+    }
+
+    /// Reads the bucket, and watches it until the watch ends. `accept` has it taken as
+    /// the directory even where it is another than before.
+    async fn watch(&mut self, accept: bool) -> anyhow::Result<Ended> {
+        let jetstream = jetstream::new(self.client.clone());
+        if self.stream(&jetstream).await?.is_none() {
+            self.make(&jetstream).await?;
+        }
+        let store = jetstream.get_key_value(&self.bucket).await?;
+        let (entries, watch, mut followed) = begin(&store, self.excused).await?;
+        let doubt = self.doubt(&followed, accept);
+        let is_doubtful = doubt.is_some();
+        let update = match doubt {
+            Some(why) => Update::Doubtful(entries, why),
+            None => {
+                self.accepted = Some(followed.identity().to_owned());
+                Update::Whole(entries, followed.identity().to_owned())
+            }
+        };
+        if self.updates.send(update).await.is_err() {
+            return Ok(Ended::Closed);
+        }
+        let ended = self
+            .pursue(&jetstream, watch, &mut followed, is_doubtful)
+            .await;
+        self.excused = followed.excused();
+        if !is_doubtful {
+            self.before = Some(followed);
+        }
+        ended
+    }
+
+    /// Hands on what the watch says, until the bucket is to be read whole.
+    async fn pursue(
+        &self,
+        jetstream: &jetstream::Context,
+        mut watch: kv::Watch,
+        followed: &mut Followed,
+        is_doubtful: bool,
+    ) -> anyhow::Result<Ended> {
+        let mut look = tokio::time::interval_at(tokio::time::Instant::now() + LOOK, LOOK);
+        look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut failed = 0;
+        loop {
+            tokio::select! {
+                entry = watch.next() => {
+                    let mut part = Entries::new();
+                    let mut next = Some(entry);
+                    while let Some(entry) = next {
+                        let entry = entry.context("the watch of the bucket has ended")??;
+                        followed.note(&entry);
+                        insert(&mut part, entry);
+                        let more = part.len() < BATCH_MAX;
+                        next = more.then(|| watch.next().now_or_never()).flatten();
+                    }
+                    if self.updates.send(Update::Part(part)).await.is_err() {
+                        return Ok(Ended::Closed);
+                    }
+                }
+                _ = look.tick() => {
+                    let stream = match self.stream(jetstream).await {
+                        Ok(Some(stream)) => stream,
+                        Ok(None) => bail!(self.gone()),
+                        Err(_) if !self.is_connected() => continue,
+                        Err(error) => {
+                            failed += 1;
+                            if failed >= FAILED_LOOKS_MAX {
+                                return Err(error);
+                            }
+                            continue;
+                        }
+                    };
+                    failed = 0;
+                    match followed.look(stream.cached_info()) {
+                        Look::Quiet if is_doubtful => return Ok(Ended::Accepted),
+                        Look::Followed | Look::Quiet => {}
+                        Look::Other => return Ok(Ended::Again),
+                    }
+                }
+            }
+        }
+    }
+
+    /// The bucket's stream; none if there is no such bucket.
+    async fn stream(
+        &self,
+        jetstream: &jetstream::Context,
+    ) -> anyhow::Result<Option<stream::Stream>> {
+        match jetstream.get_stream(format!("KV_{}", self.bucket)).await {
+            Ok(stream) => Ok(Some(stream)),
+            Err(error) => match error.kind() {
+                GetStreamErrorKind::JetStream(why)
+                    if why.error_code() == ErrorCode::STREAM_NOT_FOUND =>
+                {
+                    Ok(None)
+                }
+                _ => Err(error).with_context(|| format!("can't read the bucket {}", self.bucket)),
+            },
+        }
+    }
+
+    /// Makes the bucket, unless one that held something has vanished: an empty one is no
+    /// directory then, and the one who fills it may need it made with another configuration.
+    async fn make(&self, jetstream: &jetstream::Context) -> anyhow::Result<()> {
+        if self.health.holds_something() {
+            bail!(self.gone());
+        }
+        let config = kv::Config {
+            bucket: self.bucket.clone(),
+            description: "presence: contacts, groups, blocks and settings".into(),
+            ..kv::Config::default()
+        };
+        let made = jetstream.create_key_value(config).await.map(drop);
+        let what = || format!("there is no bucket {}, and it can't be made", self.bucket);
+        made.with_context(what)
+    }
+
+    fn gone(&self) -> String {
+        format!("the bucket {} is gone: make and fill it again", self.bucket)
+    }
+
+    /// Why what a bucket holds may not be the directory, if so.
+    fn doubt(&self, followed: &Followed, accept: bool) -> Option<String> {
+        if !self.health.holds_something() {
+            return None;
+        }
+        let bucket = &self.bucket;
+        if followed.is_empty() {
+            return Some(format!(
+                "the bucket {bucket} is empty, where it wasn't: fill it again (to empty a \
+                 directory, delete its keys)"
+            ));
+        }
+        let identity = followed.identity();
+        let settled = "once nothing has been written to it for a few seconds, it is taken as the \
+                       whole directory";
+        if accept {
+            return None;
+        }
+        if self.accepted.as_deref().is_some_and(|it| it != identity) {
+            return Some(format!(
+                "the bucket {bucket} is not the one that was read before, but was made at \
+                 {identity}: {settled}"
+            ));
+        }
+        let before = self.before.as_ref();
+        before
+            .is_some_and(|it| it.has_lost(followed))
+            .then(|| format!("the bucket {bucket} has lost keys that nobody deleted: {settled}"))
+    }
+}
+
+/// The directory that a bucket holds now.
+///
+/// # Errors
+/// If there is no such bucket, or it can't be read.
+pub(crate) async fn read(client: Client, bucket: &str, names: &Names) -> anyhow::Result<Directory> {
+    let what = || format!("can't read the directory's bucket {bucket}");
+    let store = jetstream::new(client).get_key_value(bucket).await;
+    let store = store.with_context(what)?;
+    let (whole, _, _) = begin(&store, None).await.with_context(what)?;
+    Ok(Refusals::default()
+        .replace(whole, names, &Directory::new())
+        .0)
+}
+
+/// What a bucket holds, and a watch that tells what changes after that.
+async fn begin(
+    store: &kv::Store,
+    excused: Option<(u64, u64)>,
+) -> anyhow::Result<(Entries, kv::Watch, Followed)> {
+    let info = store.stream.get_info().await?;
+    let mut followed = Followed::new(&info, excused);
+    let mut watch = store.watch_with_history(">").await?;
+    let mut whole = Entries::new();
+    let mut current = info.state.messages == 0;
+    while !current {
+        let entry = tokio::time::timeout(READ, watch.next()).await;
+        let entry = entry.context("the bucket's entries don't come")?;
+        let entry = entry.context("the watch of the bucket has ended")??;
+        current = entry.seen_current;
+        followed.note(&entry);
+        insert(&mut whole, entry);
+    }
+    Ok((whole, watch, followed))
+}
+
+fn insert(entries: &mut Entries, entry: kv::Entry) {
+    let value = (entry.operation == kv::Operation::Put).then_some(entry.value);
+    entries.insert(entry.key, value);
+}
+
+impl Update {
+    /// The directory with this update, if it changes anything.
+    pub(crate) fn apply(
+        self,
+        refusals: &mut Refusals,
+        names: &Names,
+        before: &Directory,
+    ) -> Option<(Directory, Changes)> {
+        match self {
+            Self::Whole(entries, _) => Some(refusals.replace(entries, names, before)),
+            Self::Doubtful(entries, _) | Self::Part(entries) => {
+                Some(refusals.change(entries, names, before))
+            }
+            Self::Unavailable(_) => None,
+        }
+    }
+}

@@ -1,0 +1,321 @@
+//! The directory as a service of the team's own, asked by request and reply.
+//!
+//! What rules ask for and isn't at hand is asked of the service, each question
+//! once however many wait for it, and its answer is kept in the tenant's
+//! directory for as long as it is fresh ([`cache`] says how long that is).
+//! Answers become changes of the directory like any other: workers decide again
+//! on whom they concern.
+
+mod cache;
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use async_nats::{Client, Message, Request, Subscriber};
+use bytes::Bytes;
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use presence_config::directory::service as protocol;
+use presence_core::directory::{Changes, Directory, Question};
+use presence_core::names::Names;
+use roaring::RoaringBitmap;
+use tokio::sync::{Notify, oneshot, watch};
+
+use crate::clock;
+use crate::link::broker::Health;
+use crate::link::drops::{Carries, Losses};
+use crate::link::request;
+use crate::pool::worker::{Task, Workers};
+use presence_config as config;
+
+use cache::{Cache, Limits};
+
+/// How long answers are gathered, so that those that come together make one change
+/// of the directory.
+const GATHER: Duration = Duration::from_millis(3);
+
+/// How many messages on the invalidation subject are read at a time.
+const INVALIDATIONS_AT_ONCE: usize = 256;
+
+/// What became of the requests.
+#[derive(Debug, Default)]
+pub(crate) struct Counts {
+    pub(crate) answered: AtomicU64,
+    /// Those to which something came that is no answer.
+    pub(crate) refused: AtomicU64,
+    /// Those to which nothing came in time.
+    pub(crate) unanswered: AtomicU64,
+    pub(crate) invalidations: AtomicU64,
+    /// Invalidations that couldn't be read.
+    pub(crate) bad_invalidations: AtomicU64,
+}
+
+/// What asks the service, shared by all who need answers.
+pub(crate) struct Fetcher {
+    config: config::Request,
+    /// The whole subject that questions are put under.
+    subject: String,
+    names: Arc<Names>,
+    cache: Mutex<Cache>,
+    /// The cache has something to do.
+    woken: Notify,
+    /// The cache has something for the directory.
+    arrived: Notify,
+    pub(crate) counts: Counts,
+}
+
+/// What the service says has changed.
+pub(crate) struct Invalidations {
+    messages: Subscriber,
+    /// How often the client has said that it dropped something.
+    drops: watch::Receiver<u64>,
+}
+
+impl Fetcher {
+    /// One that has asked nothing yet.
+    pub(crate) fn new(config: &config::Request, subject: String, names: Arc<Names>) -> Self {
+        let limits = Limits {
+            ttl_ms: config.ttl_ms,
+            concurrency: config.concurrency,
+        };
+        Self {
+            config: config.clone(),
+            subject,
+            names,
+            cache: Mutex::new(Cache::new(limits)),
+            woken: Notify::new(),
+            arrived: Notify::new(),
+            counts: Counts::default(),
+        }
+    }
+
+    /// Has these questions asked, unless they are already.
+    pub(crate) fn want(&self, questions: impl IntoIterator<Item = Question>) {
+        if self.cache().want(questions) {
+            self.woken.notify_one();
+        }
+    }
+
+    /// The broker was away, and what was said meanwhile has been missed: everything
+    /// is asked again.
+    pub(crate) fn reconnected(&self) {
+        self.cache().reconnected();
+        self.woken.notify_one();
+    }
+
+    /// All the numbers of ids in what is asked.
+    pub(crate) fn ids(&self) -> RoaringBitmap {
+        self.cache().ids()
+    }
+
+    /// How many answers the directory has, how many it lacks, and whether the service
+    /// is away.
+    pub(crate) fn figures(&self) -> (usize, usize, bool) {
+        self.cache().figures()
+    }
+
+    /// For how long the service hasn't answered, and why; none where it does.
+    pub(crate) fn outage(&self) -> Option<(Duration, String)> {
+        let outage = self.cache().outage(clock::now_ms());
+        outage.map(|(ms, why)| (Duration::from_millis(ms), why))
+    }
+
+    /// Waits until there is something for [`Self::apply`].
+    pub(crate) async fn arrived(&self) {
+        self.arrived.notified().await;
+    }
+
+    /// Makes one change of the directory of all that has arrived, and of what comes
+    /// in the next few milliseconds.
+    pub(crate) async fn apply(&self, before: &Directory) -> (Directory, Changes) {
+        tokio::time::sleep(GATHER).await;
+        let arrived = self.cache().take_arrived();
+        let mut edit = before.edit();
+        for (question, payload) in arrived {
+            let Some(payload) = payload else {
+                edit.answer(question, None);
+                continue;
+            };
+            let answer = protocol::answer(&question, &payload, &self.names);
+            let count = match &answer {
+                Ok(_) => &self.counts.answered,
+                Err(_) => &self.counts.refused,
+            };
+            count.fetch_add(1, Ordering::Relaxed);
+            let refusal = answer.as_ref().err().map(|error| {
+                let question = protocol::name(&question, &self.names);
+                format!("to {question}: {error:#}")
+            });
+            self.cache().settle(&question, clock::now_ms(), refusal);
+            edit.answer(question, answer.ok());
+        }
+        self.woken.notify_one();
+        edit.finish()
+    }
+
+    /// Subscribes to what the service says has changed.
+    pub(crate) async fn listen(
+        &self,
+        client: &Client,
+        broker: &Health,
+    ) -> anyhow::Result<Invalidations> {
+        let subject = format!("{}.{}", self.subject, protocol::INVALIDATE);
+        let messages = client.subscribe(subject).await?;
+        broker.drops.watch(&messages, Carries::Invalidations);
+        let drops = broker.drops.follow();
+        Ok(Invalidations { messages, drops })
+    }
+
+    /// Asks, for as long as it is polled.
+    pub(crate) async fn run(
+        self: Arc<Self>,
+        client: Client,
+        workers: Workers,
+        invalidations: Invalidations,
+        queue: usize,
+    ) {
+        let mut under_way = FuturesUnordered::new();
+        let mut checks = FuturesUnordered::new();
+        let Invalidations {
+            messages,
+            mut drops,
+        } = invalidations;
+        let mut invalidations = messages.ready_chunks(INVALIDATIONS_AT_ONCE).fuse();
+        let mut losses = Losses::new(queue);
+        loop {
+            let now = clock::now_ms();
+            let due = self.cache().due(now);
+            if !due.is_empty() {
+                checks.push(in_use(workers.clone(), due));
+            }
+            loop {
+                let Some(question) = self.cache().next(now) else {
+                    break;
+                };
+                let asked = self.ask(client.clone(), question.clone());
+                under_way.push(async move { (question, asked.await) });
+            }
+            if self.cache().has_arrived() {
+                self.arrived.notify_one();
+            }
+            if losses.heal(clock::now_ms()) {
+                // Nobody knows what they were about.
+                self.cache().invalidate(None);
+                continue;
+            }
+            let wake_at = self
+                .cache()
+                .next_deadline()
+                .into_iter()
+                .chain(losses.due())
+                .min();
+            let wait = wake_at.map(|at| Duration::from_millis(at.saturating_sub(clock::now_ms())));
+            tokio::select! {
+                Some((question, reply)) = under_way.next() => self.take(&question, reply),
+                Some(in_use) = checks.next() => {
+                    for (question, is_used) in in_use {
+                        self.cache().checked(&question, is_used);
+                    }
+                }
+                Some(messages) = invalidations.next() => {
+                    messages.iter().for_each(|message| self.invalidate(message));
+                    let (count, now) = (messages.len(), clock::now_ms());
+                    losses.read(count, count < INVALIDATIONS_AT_ONCE, now);
+                }
+                Ok(()) = drops.changed() => losses.dropped(clock::now_ms()),
+                () = self.woken.notified() => {}
+                () = tokio::time::sleep(wait.unwrap_or_default()), if wait.is_some() => {}
+            }
+        }
+    }
+
+    /// Asks the service. Where it can't have an answer, that is the answer.
+    async fn ask(&self, client: Client, question: Question) -> Result<Bytes, String> {
+        let Some((subject, body)) = protocol::request(&self.subject, &question, &self.names) else {
+            return Ok(protocol::nothing(&question));
+        };
+        let limit = Duration::from_millis(self.config.timeout_ms);
+        let body = Bytes::from(body);
+        let request = Request::new().payload(body.clone()).timeout(Some(limit));
+        let reply = client.send_request(subject.clone(), request);
+        match tokio::time::timeout(limit, reply).await {
+            // A stream takes the questions in as well, and was first: the service's answer
+            // comes behind, where more than one is waited for.
+            Ok(Ok(reply)) if request::acknowledging_stream(&reply.payload).is_some() => {
+                let answer = |reply: &Message| {
+                    let is_answer = request::acknowledging_stream(&reply.payload).is_none();
+                    is_answer.then(|| payload(reply.clone()))
+                };
+                let answer = request::ask(&client, &subject, body, limit, answer).await;
+                answer.map_err(|error| error.to_string())
+            }
+            Ok(Ok(reply)) => Ok(payload(reply)),
+            Ok(Err(error)) => Err(format!("{subject}: {error}")),
+            Err(_) => Err(format!(
+                "{subject}: no answer within {} ms",
+                limit.as_millis()
+            )),
+        }
+    }
+
+    fn take(&self, question: &Question, reply: Result<Bytes, String>) {
+        let now = clock::now_ms();
+        match reply {
+            Ok(payload) => self.cache().replied(question, now, payload),
+            Err(error) => {
+                self.counts.unanswered.fetch_add(1, Ordering::Relaxed);
+                self.cache().unanswered(question, now, &error);
+            }
+        }
+    }
+
+    fn invalidate(&self, message: &Message) {
+        match protocol::invalidated(&message.payload, &self.names) {
+            Ok(what) => {
+                self.counts.invalidations.fetch_add(1, Ordering::Relaxed);
+                self.cache().invalidate(what.as_ref());
+            }
+            Err(error) => {
+                self.counts
+                    .bad_invalidations
+                    .fetch_add(1, Ordering::Relaxed);
+                tracing::warn!(subject = %message.subject, "invalidation passed over: {error:#}");
+            }
+        }
+    }
+
+    fn cache(&self) -> MutexGuard<'_, Cache> {
+        // A panic can't leave it half-changed.
+        self.cache.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Asks the workers which of these answers they still go by.
+async fn in_use(workers: Workers, questions: Vec<Question>) -> Vec<(Question, bool)> {
+    let questions: Arc<[Question]> = questions.into();
+    let mut used = vec![false; questions.len()];
+    for worker in workers.iter() {
+        let (answer, answered) = oneshot::channel();
+        worker
+            .send(Task::Uses(Arc::clone(&questions), answer))
+            .await;
+        // A worker that is gone uses nothing.
+        for (used, uses) in used.iter_mut().zip(answered.await.unwrap_or_default()) {
+            *used |= uses;
+        }
+    }
+    questions.iter().cloned().zip(used).collect()
+}
+
+/// The body of a reply; where the service says in a header that it failed, an error
+/// like those that it can say in the body.
+fn payload(reply: Message) -> Bytes {
+    let headers = reply.headers.as_ref();
+    match headers.and_then(|headers| headers.get(protocol::SERVICE_ERROR)) {
+        Some(error) => serde_json::json!({"error": error.as_str()})
+            .to_string()
+            .into(),
+        None => reply.payload,
+    }
+}

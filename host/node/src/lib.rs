@@ -1,0 +1,30 @@
+//! A process that serves tenants: takes in what the broker has, has workers decide, and
+//! hands over what is published.
+
+// It panics once nobody reads any more, as with `| head`.
+#![warn(clippy::print_stdout, clippy::print_stderr)]
+#![cfg_attr(
+    test,
+    allow(
+        clippy::unwrap_used,
+        clippy::indexing_slicing,
+        clippy::disallowed_methods,
+        reason = "a test may panic"
+    )
+)]
+
+pub mod clock;
+mod directory;
+pub mod link;
+mod ops;
+mod pool;
+mod reload;
+mod run;
+mod signals;
+pub mod state;
+mod stop;
+mod tasks;
+mod tenant;
+
+pub use ops::log;
+pub use run::run;

@@ -1,0 +1,269 @@
+//! What is known of the connection to the broker, and what the log is told of it.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use super::rights::{Noted, Rights};
+use crate::clock;
+use crate::link::drops::Drops;
+use crate::link::hello;
+use presence_config::Config;
+
+/// How often the log tells of a broker that can't be reached for the same reason.
+const UNREACHABLE_TOLD_MS: u64 = 60_000;
+
+/// How often the log tells of what the broker complains of, at most.
+const COMPLAINT_TOLD_MS: u64 = 1_000;
+
+/// From when on a silence is one, in milliseconds: a pulse comes several times a second.
+const SILENT_MS: u64 = 3_000;
+
+/// What is known of the connection.
+#[derive(Debug, Default)]
+pub(crate) struct Health {
+    pub(crate) connected: AtomicBool,
+    pub(crate) connects: AtomicU64,
+    /// What the client has dropped.
+    pub(crate) drops: Drops,
+    pub(crate) errors: AtomicU64,
+    /// How many messages other subscriptions than the intake's have read.
+    elsewhere: AtomicU64,
+    /// What the broker must permit, and what of it is forbidden.
+    pub(crate) rights: Rights,
+    /// When the log was last told of what else the broker complains of.
+    complained_at: AtomicU64,
+    /// Whether the broker forbids to listen to other nodes.
+    pub(super) is_hello_deaf: AtomicBool,
+    /// Whether the broker has forbidden to ask other nodes, since that was tried last.
+    is_hello_mute: AtomicBool,
+    /// When the broker was last heard, by the host's clock; 0 if it hasn't been yet.
+    pub(super) heard_at: AtomicU64,
+    /// When the last marker was sent of those that have come back, by the host's clock.
+    heard_up_to: AtomicU64,
+    /// When the node last had something to subscribe to, by the host's clock.
+    subscribed_at: AtomicU64,
+    is_silence_told: AtomicBool,
+    /// Whether the pulse has to do without its own connection.
+    is_pulse_away: AtomicBool,
+    /// Whether the name of a server could not be looked up when that was last tried.
+    pub(super) is_unresolved: AtomicBool,
+    /// Why the broker can't be reached; none while it is.
+    unreachable: Mutex<Option<Unreachable>>,
+}
+
+/// Why the broker can't be reached.
+#[derive(Debug)]
+struct Unreachable {
+    why: String,
+    /// When the log was last told, by the host's clock.
+    told_at: u64,
+}
+
+impl Health {
+    /// Of a node with this configuration that isn't connected yet.
+    pub(crate) fn new(config: &Config) -> Self {
+        Self {
+            rights: Rights::new(config),
+            ..Self::default()
+        }
+    }
+
+    /// Notes that the node has asked for its subscriptions.
+    pub(crate) fn subscribed(&self) {
+        let now = clock::now_ms();
+        self.subscribed_at.fetch_max(now, Ordering::Relaxed);
+    }
+
+    /// Whether the broker is known to have the node's subscriptions: until then it has
+    /// what clients publish go nowhere.
+    pub(crate) fn hears(&self) -> bool {
+        let asked = self.subscribed_at.load(Ordering::Relaxed);
+        self.heard_up_to.load(Ordering::Relaxed) > asked
+    }
+
+    /// Notes that the broker was heard: a marker has come back that was sent at a time.
+    pub(crate) fn heard(&self, sent_at: u64) {
+        self.heard_up_to.fetch_max(sent_at, Ordering::Relaxed);
+        let before = self.heard_at.swap(clock::now_ms(), Ordering::Relaxed);
+        if before != 0 && self.is_silence_told.swap(false, Ordering::Relaxed) {
+            let silent_ms = clock::now_ms().saturating_sub(before);
+            tracing::info!(silent_ms, "NATS is heard again");
+        }
+    }
+
+    /// Notes why the broker can't be reached, and has the log know: of a new reason at once,
+    /// of the same one now and then.
+    pub(super) fn cannot_reach(&self, servers: &str, why: String) {
+        let now = clock::now_ms();
+        let mut unreachable = self.unreachable();
+        let is_told = |it: &Unreachable| {
+            it.why == why && now.saturating_sub(it.told_at) < UNREACHABLE_TOLD_MS
+        };
+        if unreachable.as_ref().is_some_and(is_told) {
+            return;
+        }
+        tracing::warn!(servers, "can't reach NATS; trying again: {why}");
+        *unreachable = Some(Unreachable { why, told_at: now });
+    }
+
+    /// Why there is no connection, as far as that is known; none where there is one.
+    pub(crate) fn disconnected(&self) -> Option<String> {
+        if self.connected.load(Ordering::Relaxed) {
+            return None;
+        }
+        let unreachable = self.unreachable();
+        let why = unreachable.as_ref().map(|it| format!(": {}", it.why));
+        Some(format!("not connected to NATS{}", why.unwrap_or_default()))
+    }
+
+    /// Notes that there is a connection.
+    pub(super) fn reached(&self) {
+        *self.unreachable() = None;
+    }
+
+    fn unreachable(&self) -> MutexGuard<'_, Option<Unreachable>> {
+        let lock = self.unreachable.lock();
+        lock.unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// For how long nothing has been heard from the broker, in milliseconds, if that is
+    /// longer than it should be. No lease runs in that time.
+    pub(crate) fn silence(&self) -> Option<u64> {
+        let silent_ms = match self.heard_at.load(Ordering::Relaxed) {
+            0 => return None,
+            at => clock::now_ms().saturating_sub(at),
+        };
+        (silent_ms >= SILENT_MS).then_some(silent_ms)
+    }
+
+    /// Tells of a silence in the log, once.
+    pub(crate) fn tell_silence(&self) {
+        if let Some(silent_ms) = self.silence()
+            && self.connected.load(Ordering::Relaxed)
+            && !self.is_silence_told.swap(true, Ordering::Relaxed)
+        {
+            tracing::warn!(
+                silent_ms,
+                "nothing is heard from NATS, though the connection stands, and nobody times out \
+                 until it is. If that lasts: may this node publish and subscribe below `_INBOX.`?"
+            );
+        }
+    }
+
+    /// Notes that other nodes are about to be asked.
+    pub(crate) fn try_hello(&self) {
+        self.is_hello_mute.store(false, Ordering::Relaxed);
+    }
+
+    /// Whether the broker forbids to ask other nodes, or to answer them.
+    pub(crate) fn hello_is_forbidden(&self) -> bool {
+        let is_mute = self.is_hello_mute.load(Ordering::Relaxed);
+        is_mute || self.is_hello_deaf.load(Ordering::Relaxed)
+    }
+
+    /// Notes what the broker complains of, and has the log know: of what is forbidden once,
+    /// of all else now and then.
+    pub(super) fn complaint(&self, text: &str) {
+        match self.rights.note(text) {
+            Noted::Trial => return,
+            Noted::New(right) => tracing::error!(
+                "NATS forbids this node {right}: permit it, as docs/permissions.conf does. Until \
+                 then the node isn't ready"
+            ),
+            Noted::Known => {}
+            Noted::Other => {
+                let now = clock::now_ms();
+                let due = |at: u64| (now >= at + COMPLAINT_TOLD_MS).then_some(now);
+                let (order, failure) = (Ordering::Relaxed, Ordering::Relaxed);
+                if self.complained_at.fetch_update(order, failure, due).is_ok() {
+                    tracing::warn!(error = text, "NATS reports an error");
+                }
+            }
+        }
+        self.errors.fetch_add(1, Ordering::Relaxed);
+        let text = text.to_lowercase();
+        let is_hello = text.contains(hello::SUBJECT);
+        if text.contains("permissions violation for subscription") {
+            self.is_hello_deaf.fetch_or(is_hello, Ordering::Relaxed);
+        } else if text.contains("permissions violation") {
+            self.is_hello_mute.fetch_or(is_hello, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether the pulse has a connection of its own.
+    pub(crate) fn has_pulse(&self) -> bool {
+        !self.is_pulse_away.load(Ordering::Relaxed)
+    }
+
+    /// Notes that the pulse's own connection isn't heard, while the main one is.
+    pub(crate) fn pulse_is_away(&self) {
+        if !self.is_pulse_away.swap(true, Ordering::Relaxed) {
+            tracing::warn!(
+                "nothing is heard on the second connection to NATS (`… pulse`), and the main one \
+                 does its work: does the broker, or the account, permit one more connection?"
+            );
+        }
+    }
+
+    /// Notes that it is heard.
+    pub(crate) fn pulse_is_back(&self) {
+        if self.is_pulse_away.swap(false, Ordering::Relaxed) {
+            tracing::info!("the second connection to NATS is heard again");
+        }
+    }
+
+    /// Counts a message that another subscription than the intake's has read.
+    pub(crate) fn count_elsewhere(&self) {
+        self.elsewhere.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How many messages other subscriptions than the intake's have read.
+    pub(crate) fn read_elsewhere(&self) -> u64 {
+        self.elsewhere.load(Ordering::Relaxed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_broker_that_cannot_be_reached_is_told_of_once_for_each_reason() {
+        let health = Health::default();
+        let told = |why: &str| {
+            health.cannot_reach("a:1", why.into());
+            let unreachable = health.unreachable();
+            unreachable.as_ref().map(|it| (it.why.clone(), it.told_at))
+        };
+        let first = told("refused");
+        // Long before now, and not as long ago as the log is told again.
+        let ago = clock::now_ms() - UNREACHABLE_TOLD_MS / 2;
+        health.unreachable().as_mut().unwrap().told_at = ago;
+        assert_eq!(told("refused"), Some(("refused".into(), ago)));
+        assert_ne!(told("timed out"), first);
+        assert_eq!(
+            health.disconnected().unwrap(),
+            "not connected to NATS: timed out"
+        );
+        health.reached();
+        assert_eq!(health.disconnected().unwrap(), "not connected to NATS");
+    }
+
+    #[test]
+    fn what_was_sent_before_the_subscriptions_says_nothing_of_them() {
+        let health = Health::default();
+        assert!(!health.hears(), "nothing was subscribed to");
+        let before = clock::now_ms();
+        health.subscribed();
+        health.heard(before);
+        assert!(!health.hears(), "the marker may have gone out before");
+        let asked = health.subscribed_at.load(Ordering::Relaxed);
+        health.heard(asked + 1);
+        assert!(health.hears());
+        // A new connection has none of them yet.
+        let asked = asked + 2;
+        health.subscribed_at.store(asked, Ordering::Relaxed);
+        health.heard(asked);
+        assert!(!health.hears());
+    }
+}

@@ -1,0 +1,468 @@
+//! What the broker must permit this node, what it has forbidden, and whether it still does.
+//!
+//! A broker tells only of what it has just refused. So that a right can be tried without
+//! anything being said to anybody, it is published with a reply subject below `_R_.`, which
+//! nats-server keeps for itself: it refuses that reply only once it has found that the
+//! subject may be published to, and passes the message on in neither case. That it does so
+//! is itself tried first, on an inbox of this process's own.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use async_nats::Client;
+use bytes::Bytes;
+use presence_core::publish::Subject;
+use tokio::sync::Notify;
+use tokio::time::timeout;
+
+use crate::clock;
+use crate::link::hello;
+use presence_config::subjects::{BEACON, Subjects};
+use presence_config::{Config, Directory};
+
+/// What the reply subjects of trials begin with.
+const REPLY: &str = "_R_.presence";
+
+/// How long the broker has to answer a trial.
+const TRIAL: Duration = Duration::from_secs(10);
+
+/// What a right is to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Act {
+    Publish,
+    Subscribe,
+}
+
+/// One thing that a node must be permitted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Right {
+    pub(crate) act: Act,
+    /// The subject, as it is to be permitted.
+    pub(crate) subject: String,
+    /// A subject that it covers, and that nobody is told anything on.
+    sample: String,
+    /// Whether the node has use for it as it is configured.
+    pub(crate) is_used: bool,
+}
+
+impl Right {
+    fn new(act: Act, subject: String, is_used: bool) -> Self {
+        // Nobody hears more than what is to be taken in, and that is dropped.
+        let is_own = act == Act::Publish || subject.starts_with(hello::INBOX);
+        let sample = match subject.strip_suffix(['>', '*']) {
+            Some(prefix) if is_own => format!("{prefix}presence-trial"),
+            _ => subject.clone(),
+        };
+        Self {
+            act,
+            subject,
+            sample,
+            is_used,
+        }
+    }
+
+    /// Whether something that the broker has refused is a case of it.
+    fn covers(&self, act: Act, subject: &str) -> bool {
+        let begins = |prefix: &str| {
+            let head = subject.get(..prefix.len());
+            head.is_some_and(|head| head.eq_ignore_ascii_case(prefix))
+        };
+        self.act == act
+            && match self.subject.strip_suffix(['>', '*']) {
+                Some(prefix) => begins(prefix),
+                None => self.subject.eq_ignore_ascii_case(subject),
+            }
+    }
+}
+
+impl fmt::Display for Right {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.act {
+            Act::Publish => write!(f, "to publish to `{}`", self.subject),
+            Act::Subscribe => write!(f, "to subscribe to `{}`", self.subject),
+        }
+    }
+}
+
+/// All that a node can come to need, however it is configured anew while it runs.
+fn needed(config: &Config) -> Vec<Right> {
+    let subjects = Subjects::new(config.tenant.prefix.as_deref());
+    let publish = |subject: &str, is_used| Right::new(Act::Publish, subjects.of(subject), is_used);
+    let subscribe = |subject: &str| Right::new(Act::Subscribe, subjects.of(subject), true);
+    let mut needed = vec![
+        subscribe("presence.>"),
+        subscribe(hello::SUBJECT),
+        Right::new(Act::Subscribe, "_INBOX.>".into(), true),
+        publish(hello::SUBJECT, true),
+        publish(BEACON, true),
+        publish("presence.inbox.*", config.inbox.enabled),
+    ];
+    needed.extend(Subject::ALL.map(|subject| {
+        let is_update = matches!(subject, Subject::Updated | Subject::FilteredUpdated);
+        publish(subject.as_str(), !is_update || config.status.enabled)
+    }));
+    let mut replies = config.nats.reply_prefixes.clone();
+    // Nodes answer each other there in any case.
+    replies.push(hello::INBOX.into());
+    replies.sort_unstable();
+    replies.dedup();
+    let replies = replies.iter().map(|prefix| format!("{prefix}>"));
+    needed.extend(replies.map(|subject| Right::new(Act::Publish, subject, true)));
+    match &config.directory {
+        Directory::File { .. } => {}
+        Directory::Request(request) => {
+            needed.push(publish(&format!("{}.>", request.subject), true));
+            needed.push(subscribe(&format!("{}.invalidate", request.subject)));
+        }
+        Directory::Kv { bucket } => {
+            for (api, rest) in [("STREAM.INFO", ""), ("CONSUMER.CREATE", ".>")] {
+                let subject = format!("$JS.API.{api}.KV_{bucket}{rest}");
+                needed.push(Right::new(Act::Publish, subject, true));
+            }
+        }
+    }
+    needed
+}
+
+/// What the broker says that it refuses.
+#[derive(Debug, PartialEq, Eq)]
+enum Refusal<'a> {
+    Of(Act, &'a str),
+    /// A reply subject, behind the subject that may be published to.
+    Reply(&'a str),
+}
+
+/// Reads what the broker says.
+fn refusal(text: &str) -> Option<Refusal<'_>> {
+    const HEAD: &str = "permissions violation for ";
+    let at = text.to_ascii_lowercase().find(HEAD)? + HEAD.len();
+    let rest = text.get(at..)?;
+    let (what, quoted) = rest.split_once('"')?;
+    let (subject, _) = quoted.split_once('"')?;
+    match what.trim().to_ascii_lowercase().as_str() {
+        "publish to" => Some(Refusal::Of(Act::Publish, subject)),
+        "publish with reply of" => Some(Refusal::Reply(subject)),
+        "subscription to" => Some(Refusal::Of(Act::Subscribe, subject)),
+        _ => None,
+    }
+}
+
+/// What came of what the broker said.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Noted {
+    /// A trial's answer.
+    Trial,
+    /// Something that the node needs, and that wasn't known to be forbidden.
+    New(String),
+    /// As it was known.
+    Known,
+    /// Something else.
+    Other,
+}
+
+/// What is known of a node's rights.
+#[derive(Debug, Default)]
+pub(crate) struct Rights {
+    needed: Vec<Right>,
+    /// Since when each is forbidden, by its place, and by the host's clock.
+    forbidden: Mutex<BTreeMap<usize, u64>>,
+    /// Those of which a case was refused that others may have named, as who asks names the
+    /// subject of the answer: they count as forbidden once that has been tried.
+    suspected: Mutex<BTreeSet<usize>>,
+    trials: AtomicU64,
+    trial: Mutex<Trial>,
+    answered: Notify,
+}
+
+/// The trial that is under way.
+#[derive(Debug, Default)]
+struct Trial {
+    number: u64,
+    /// What the broker has said of each, by its place.
+    verdicts: BTreeMap<usize, bool>,
+    /// How many of the trial's marks the broker has answered.
+    marks: u32,
+    /// Whether it has refused a mark itself, and so not said how it takes their replies.
+    is_deaf_to_replies: bool,
+    /// Where marks are published.
+    mark: String,
+}
+
+impl Rights {
+    /// Those of a node with this configuration: nothing is known to be forbidden.
+    pub(crate) fn new(config: &Config) -> Self {
+        Self {
+            needed: needed(config),
+            ..Self::default()
+        }
+    }
+
+    /// Notes what the broker says.
+    pub(crate) fn note(&self, text: &str) -> Noted {
+        match refusal(text) {
+            Some(Refusal::Reply(reply)) => self.note_reply(reply),
+            Some(Refusal::Of(act, subject)) => self.note_refusal(act, subject),
+            None => Noted::Other,
+        }
+    }
+
+    fn note_reply(&self, reply: &str) -> Noted {
+        let lower = reply.to_ascii_lowercase();
+        let Some(rest) = lower.strip_prefix(&REPLY.to_ascii_lowercase()) else {
+            return Noted::Other;
+        };
+        let mut tokens = rest.split('.').skip(1);
+        let number = tokens.next().and_then(|token| token.parse().ok());
+        let mut trial = self.trial();
+        if number == Some(trial.number) {
+            match tokens.next() {
+                Some("mark") => trial.marks += 1,
+                Some(place) => {
+                    let place = place.parse().ok();
+                    trial.verdicts.extend(place.map(|place| (place, true)));
+                }
+                None => {}
+            }
+            self.answered.notify_one();
+        }
+        Noted::Trial
+    }
+
+    fn note_refusal(&self, act: Act, subject: &str) -> Noted {
+        let mut needed = self.needed.iter();
+        let Some(place) = needed.position(|right| right.covers(act, subject)) else {
+            return Noted::Other;
+        };
+        let sample = self.needed.get(place).map(|right| &right.sample);
+        let is_sample = sample.is_some_and(|sample| sample.eq_ignore_ascii_case(subject));
+        let mut trial = self.trial();
+        let is_mark = act == Act::Publish && trial.mark.eq_ignore_ascii_case(subject);
+        if is_mark {
+            trial.marks += 1;
+            trial.is_deaf_to_replies = true;
+        }
+        if is_mark || is_sample {
+            trial.verdicts.insert(place, false);
+            self.answered.notify_one();
+        }
+        drop(trial);
+        if act == Act::Publish && !is_mark && !is_sample {
+            self.suspected().insert(place);
+            return Noted::Other;
+        }
+        let mut forbidden = self.forbidden();
+        if forbidden.contains_key(&place) {
+            return Noted::Known;
+        }
+        forbidden.insert(place, clock::now_ms());
+        let right = self.needed.get(place).map(ToString::to_string);
+        Noted::New(right.unwrap_or_default())
+    }
+
+    /// There is a new connection: what is subscribed to is judged anew. What is published
+    /// is not until it is published, or tried, again.
+    pub(crate) fn connected(&self) {
+        let is_publish = |place: &usize| {
+            let right = self.needed.get(*place);
+            right.is_some_and(|right| right.act == Act::Publish)
+        };
+        self.forbidden().retain(|place, _| is_publish(place));
+    }
+
+    /// What is forbidden, and for how long, in milliseconds.
+    pub(crate) fn forbidden_now(&self) -> Vec<(Right, u64)> {
+        let now = clock::now_ms();
+        let forbidden = self.forbidden();
+        let forbidden = forbidden.iter().filter_map(|(place, since)| {
+            let right = self.needed.get(*place)?;
+            Some((right.clone(), now.saturating_sub(*since)))
+        });
+        forbidden.collect()
+    }
+
+    /// Has what is forbidden tried again: says what no longer is. Of that, what is published
+    /// is noted as permitted, and what is subscribed to once it is subscribed to again.
+    pub(crate) async fn retry(&self, client: &Client) -> Vec<Right> {
+        let mut places = std::mem::take(&mut *self.suspected());
+        places.extend(self.forbidden().keys());
+        let places: Vec<_> = places.into_iter().collect();
+        if places.is_empty() {
+            return Vec::new();
+        }
+        let verdicts = self.attempt(client, &places).await;
+        let permitted = |place: &usize| verdicts.get(place) == Some(&true);
+        let mut again = Vec::new();
+        for place in places.iter().filter(|place| permitted(place)) {
+            let Some(right) = self.needed.get(*place) else {
+                continue;
+            };
+            let was_forbidden = match right.act {
+                Act::Publish => self.forbidden().remove(place).is_some(),
+                Act::Subscribe => true,
+            };
+            if was_forbidden {
+                again.push(right.clone());
+            }
+        }
+        again
+    }
+
+    /// Tries all that the node has use for as it is configured. Of each: whether it is
+    /// permitted, and none where that can't be found out.
+    pub(crate) async fn try_all(&self, client: &Client) -> Vec<(Right, Option<bool>)> {
+        let used = self.needed.iter().enumerate();
+        let used = used.filter(|(_, right)| right.is_used);
+        let places: Vec<_> = used.map(|(place, _)| place).collect();
+        let verdicts = self.attempt(client, &places).await;
+        let of = |place: usize| {
+            let right = self.needed.get(place)?;
+            Some((right.clone(), verdicts.get(&place).copied()))
+        };
+        places.into_iter().filter_map(of).collect()
+    }
+
+    async fn attempt(&self, client: &Client, places: &[usize]) -> BTreeMap<usize, bool> {
+        let number = self.trials.fetch_add(1, Ordering::Relaxed) + 1;
+        let mark = client.new_inbox();
+        *self.trial() = Trial {
+            number,
+            mark: mark.clone(),
+            ..Trial::default()
+        };
+        let subscribed = timeout(TRIAL, async {
+            self.mark(client, number, &mark, 1).await?;
+            // Only where it is known that nothing gets through.
+            let may_publish = !self.trial().is_deaf_to_replies;
+            let mut subscribed = Vec::new();
+            for place in places {
+                let Some(right) = self.needed.get(*place) else {
+                    continue;
+                };
+                let sample = right.sample.clone();
+                match right.act {
+                    Act::Subscribe => {
+                        subscribed.push((*place, client.subscribe(sample).await.ok()?))
+                    }
+                    Act::Publish if !may_publish => {}
+                    Act::Publish => {
+                        let reply = format!("{REPLY}.{number}.{place}");
+                        let body = Bytes::new();
+                        client.publish_with_reply(sample, reply, body).await.ok()?;
+                    }
+                }
+            }
+            self.mark(client, number, &mark, 2).await?;
+            Some(subscribed)
+        });
+        let subscribed = subscribed.await.ok().flatten();
+        let mut verdicts = std::mem::take(&mut *self.trial()).verdicts;
+        for (place, _) in subscribed.into_iter().flatten() {
+            // The broker would have said so before the last mark.
+            verdicts.entry(place).or_insert(true);
+        }
+        verdicts
+    }
+
+    /// Publishes a mark, and waits until so many have been answered; none if they can't be.
+    async fn mark(&self, client: &Client, number: u64, mark: &str, marks: u32) -> Option<()> {
+        let reply = format!("{REPLY}.{number}.mark");
+        let body = Bytes::new();
+        let sent = client.publish_with_reply(mark.to_owned(), reply, body);
+        sent.await.ok()?;
+        client.flush().await.ok()?;
+        loop {
+            let answered = self.answered.notified();
+            if self.trial().marks >= marks {
+                return Some(());
+            }
+            answered.await;
+        }
+    }
+
+    fn forbidden(&self) -> MutexGuard<'_, BTreeMap<usize, u64>> {
+        self.forbidden
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn suspected(&self) -> MutexGuard<'_, BTreeSet<usize>> {
+        self.suspected
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn trial(&self) -> MutexGuard<'_, Trial> {
+        self.trial.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rights() -> Rights {
+        let mut config = Config::default();
+        config.tenant.prefix = Some("Acme".into());
+        Rights::new(&config)
+    }
+
+    #[test]
+    fn what_the_broker_refuses_is_read() {
+        let text = "nats: Permissions Violation for Publish to \"a.b\"";
+        assert_eq!(refusal(text), Some(Refusal::Of(Act::Publish, "a.b")));
+        let text = "nats: permissions violation for subscription to \"a.>\" using queue \"q\"";
+        assert_eq!(refusal(text), Some(Refusal::Of(Act::Subscribe, "a.>")));
+        let text = "Permissions Violation for Publish with Reply of \"_R_.presence.1.mark\"";
+        assert_eq!(refusal(text), Some(Refusal::Reply("_R_.presence.1.mark")));
+        for text in [
+            "",
+            "nats: slow consumer",
+            "Permissions Violation for Publish to \"a",
+        ] {
+            assert_eq!(refusal(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_needed_and_forbidden_is_known_once_and_whatever_its_case() {
+        let rights = rights();
+        let text = "Permissions Violation for Publish to \"acme.presence.dlq\"";
+        let new = Noted::New("to publish to `Acme.presence.dlq`".into());
+        assert_eq!(rights.note(text), new);
+        assert_eq!(rights.note(text), Noted::Known);
+        // Who it is for, others have named: it is tried first.
+        let text = "Permissions Violation for Publish to \"Acme.presence.inbox.=YQ\"";
+        assert_eq!(rights.note(text), Noted::Other);
+        assert_eq!(rights.forbidden_now().len(), 1);
+        let text = "Permissions Violation for Publish to \"Acme.presence.inbox.presence-trial\"";
+        let new = Noted::New("to publish to `Acme.presence.inbox.*`".into());
+        assert_eq!(rights.note(text), new);
+        let other = "Permissions Violation for Publish to \"elsewhere\"";
+        assert_eq!(rights.note(other), Noted::Other);
+        assert_eq!(rights.forbidden_now().len(), 2);
+    }
+
+    #[test]
+    fn a_new_connection_judges_anew_what_is_subscribed_to() {
+        let rights = rights();
+        rights.note("Permissions Violation for Subscription to \"Acme.presence.>\"");
+        rights.note("Permissions Violation for Publish to \"Acme.presence.events\"");
+        rights.connected();
+        let left: Vec<_> = rights.forbidden_now();
+        assert_eq!(left.len(), 1);
+        assert_eq!(left[0].0.subject, "Acme.presence.events");
+    }
+
+    #[test]
+    fn what_is_turned_off_is_not_used() {
+        let config = Config::default();
+        let used = needed(&config).into_iter().filter(|right| right.is_used);
+        let used: Vec<_> = used.map(|right| right.subject).collect();
+        assert!(used.contains(&"presence.filtered.user_online".to_owned()));
+        assert!(!used.contains(&"presence.events.user_updated".to_owned()));
+        assert!(!used.contains(&"presence.inbox.*".to_owned()));
+    }
+}

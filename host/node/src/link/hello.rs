@@ -1,0 +1,390 @@
+//! Nodes on the same subjects find each other: until users are shared out over
+//! several, only one may serve them.
+//!
+//! Each node answers on one subject, and asks there. The one that serves goes on; of
+//! those that wait, or that have both come to serve while they were cut off from each
+//! other, the one that started first. An answer that can't be had says nothing: a node
+//! begins to serve only when the broker says that no other listens, or when none has
+//! answered for a while in which the broker was heard.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use async_nats::{Client, Message, Subscriber};
+use futures_util::StreamExt;
+use serde::{Deserialize, Serialize};
+use tokio::sync::{Notify, watch};
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep, timeout};
+
+use crate::clock;
+use crate::link::broker::Health;
+use crate::link::drops::Carries;
+use crate::link::reply::Replies;
+use crate::link::request::{self, NoAnswer};
+use crate::ops::http::Board;
+use crate::tasks::Tasks;
+use presence_config::subjects::Subjects;
+
+/// Where nodes ask for each other: not among the subjects that many listen to as
+/// a whole, so that the broker knows when nobody is there to answer.
+pub(crate) const SUBJECT: &str = "presence-nodes.hello";
+
+/// What the subjects begin with on which the broker's client has answers come in.
+pub(crate) const INBOX: &str = "_INBOX.";
+
+/// How long another node has to answer, and how long a node that waits does so
+/// before it asks again.
+const TIMEOUT: Duration = Duration::from_millis(500);
+
+/// After how many questions without an answer, though the broker was heard, a node that
+/// answered before is gone: three seconds.
+const UNANSWERED_MAX: u32 = 6;
+
+/// How often a node that serves asks: more often than another takes it for gone, so that
+/// one that was paused asks as soon as it goes on.
+const CHECK_EVERY: Duration = Duration::from_secs(2);
+
+/// How often a node that waits looks whether it is connected.
+const CONNECT_LOOK: Duration = Duration::from_millis(20);
+
+/// How often a node that serves looks whether it is time to ask.
+const LOOK: Duration = Duration::from_millis(200);
+
+/// What a node says of itself, when it asks as well as when it answers.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub(crate) struct Node {
+    node: String,
+    /// When it started, in milliseconds since the Unix epoch.
+    epoch_ms: u64,
+    /// Whether it serves, or is about to.
+    ready: bool,
+    /// Tells apart nodes of one name that started at once.
+    #[serde(default)]
+    id: String,
+    /// Whether it has just stopped to serve.
+    #[serde(default)]
+    gone: bool,
+}
+
+impl Node {
+    /// Whether this node may not serve while the other is there.
+    fn yields_to(&self, other: &Self) -> bool {
+        let rank = |node: &Self| {
+            (
+                !node.ready,
+                node.epoch_ms,
+                node.node.clone(),
+                node.id.clone(),
+            )
+        };
+        !other.gone && rank(other) < rank(self)
+    }
+}
+
+/// What comes of a question.
+enum Found {
+    /// This one goes before.
+    Other(Node),
+    /// The broker says that nobody listens.
+    Nobody,
+    /// The broker was heard all the while, and no node that goes before has answered.
+    Unanswered,
+    /// Nobody can say.
+    Unknown(String),
+}
+
+/// What the task that answers shares with the one that asks.
+struct Shared {
+    subject: String,
+    me: Node,
+    /// Whether the node serves, or is about to.
+    serves: AtomicBool,
+    /// Another node that serves has asked.
+    met: Notify,
+    /// The node that said goodbye last.
+    farewell: watch::Sender<String>,
+    leave: Notify,
+}
+
+impl Shared {
+    fn me(&self) -> Node {
+        Node {
+            ready: self.serves.load(Ordering::Relaxed),
+            ..self.me.clone()
+        }
+    }
+}
+
+/// A node's turn to serve.
+pub(crate) struct Turn {
+    client: Client,
+    broker: Arc<Health>,
+    /// Up to when everything has been heard, by the host's clock.
+    heard: watch::Receiver<u64>,
+    shared: Arc<Shared>,
+    answers: JoinHandle<()>,
+}
+
+impl Turn {
+    /// Answers other nodes from now on.
+    ///
+    /// # Errors
+    /// If the connection is closed.
+    pub(crate) async fn listen(
+        client: Client,
+        subjects: &Subjects,
+        node: String,
+        (broker, heard): (Arc<Health>, watch::Receiver<u64>),
+        replies: Arc<Replies>,
+        tasks: &Tasks,
+    ) -> anyhow::Result<Self> {
+        let subject = subjects.of(SUBJECT);
+        let hellos = client.subscribe(subject.clone()).await?;
+        broker.drops.watch(&hellos, Carries::Hellos);
+        let shared = Arc::new(Shared {
+            subject,
+            me: Node {
+                node,
+                epoch_ms: clock::now_ms(),
+                ready: false,
+                id: client.new_inbox(),
+                gone: false,
+            },
+            serves: AtomicBool::new(false),
+            met: Notify::new(),
+            farewell: watch::Sender::default(),
+            leave: Notify::new(),
+        });
+        let answering = answer(
+            client.clone(),
+            hellos,
+            Arc::clone(&shared),
+            (Arc::clone(&broker), replies),
+        );
+        Ok(Self {
+            client,
+            broker,
+            heard,
+            answers: tasks.spawn("hello", answering),
+            shared,
+        })
+    }
+
+    /// Waits until the node may serve. When it returns, the broker knows of all earlier
+    /// subscriptions of this client, unless it takes all subjects in.
+    pub(crate) async fn wait(&self, board: &Board) {
+        let mut farewell = self.shared.farewell.subscribe();
+        let mut unanswered = 0;
+        let mut before_me = String::new();
+        loop {
+            // The first connection takes a moment; `/readyz` says that it isn't there.
+            while !self.broker.connected.load(Ordering::Relaxed) {
+                sleep(CONNECT_LOOK).await;
+            }
+            let mut found = self.ask().await;
+            unanswered += u32::from(matches!(found, Found::Unanswered));
+            let has_left = !before_me.is_empty() && *farewell.borrow_and_update() == before_me;
+            let is_free = match found {
+                Found::Nobody => true,
+                Found::Unanswered => has_left || unanswered >= UNANSWERED_MAX,
+                Found::Other(_) | Found::Unknown(_) => false,
+            };
+            if is_free {
+                // Others may have come to the same end: all say so, and ask once more.
+                self.shared.serves.store(true, Ordering::Relaxed);
+                found = self.ask().await;
+                if matches!(found, Found::Nobody | Found::Unanswered) {
+                    return;
+                }
+                self.shared.serves.store(false, Ordering::Relaxed);
+            }
+            match found {
+                Found::Other(other) => {
+                    unanswered = 0;
+                    board.wait_for(format!("waiting while node `{}` serves", other.node));
+                    before_me = other.id;
+                }
+                Found::Unknown(why) => {
+                    board.wait_for(format!(
+                        "waiting to know whether another node serves: {why}"
+                    ));
+                }
+                Found::Nobody | Found::Unanswered => continue,
+            }
+            // It can't fail: the sender is here.
+            let _ = timeout(TIMEOUT, farewell.changed()).await;
+        }
+    }
+
+    /// Waits until the node may not serve any more, and says why.
+    pub(crate) async fn is_over(&self) -> String {
+        // What others asked while there was no connection, or no room for it, isn't known.
+        let missed = || {
+            let connects = self.broker.connects.load(Ordering::Relaxed);
+            (connects, self.broker.drops.said_of(Carries::Hellos))
+        };
+        let mut asked = (Instant::now(), missed());
+        loop {
+            tokio::select! {
+                () = self.shared.met.notified() => {}
+                () = sleep(LOOK) => {
+                    if asked.0.elapsed() < CHECK_EVERY && asked.1 == missed() {
+                        continue;
+                    }
+                }
+            }
+            asked = (Instant::now(), missed());
+            match self.ask().await {
+                Found::Other(other) => return format!("node `{}` serves as well", other.node),
+                Found::Unknown(why) if self.broker.hello_is_forbidden() => return why,
+                // Nobody else can reach the users, or nobody else is there.
+                Found::Unknown(_) | Found::Nobody | Found::Unanswered => {}
+            }
+        }
+    }
+
+    /// Says goodbye: all that was to be told has been.
+    pub(crate) async fn leave(&mut self) {
+        self.shared.leave.notify_one();
+        // One that has failed has said so.
+        let _ = (&mut self.answers).await;
+    }
+
+    async fn ask(&self) -> Found {
+        let connects = || self.broker.connects.load(Ordering::Relaxed);
+        let (began, link) = (clock::now_ms(), connects());
+        if !self.broker.connected.load(Ordering::Relaxed) {
+            return Found::Unknown("not connected to NATS".into());
+        }
+        self.broker.try_hello();
+        let me = self.shared.me();
+        let before_me = |reply: &Message| {
+            self.broker.count_elsewhere();
+            let other = serde_json::from_slice::<Node>(&reply.payload).ok();
+            other.filter(|other| me.yields_to(other))
+        };
+        let asked = request::ask(
+            &self.client,
+            &self.shared.subject,
+            body(&me).into(),
+            TIMEOUT,
+            before_me,
+        );
+        let asked = asked.await;
+        if self.broker.hello_is_forbidden() {
+            return Found::Unknown(format!("NATS forbids `{}`", self.shared.subject));
+        }
+        // A marker that went out behind the question has come back.
+        let waited = u64::try_from(TIMEOUT.as_millis()).unwrap_or_default();
+        let is_heard = *self.heard.borrow() >= began.saturating_add(waited / 2);
+        match asked {
+            Ok(other) => Found::Other(other),
+            Err(_) if connects() != link => Found::Unknown("NATS was away".into()),
+            Err(NoAnswer::Nobody { .. }) => {
+                self.broker.count_elsewhere();
+                Found::Nobody
+            }
+            Err(NoAnswer::None { .. }) if is_heard => Found::Unanswered,
+            Err(NoAnswer::None { .. }) => Found::Unknown("NATS is silent".into()),
+            Err(why @ NoAnswer::Closed { .. }) => Found::Unknown(why.to_string()),
+        }
+    }
+}
+
+/// A node, as it says of itself: plain data, which always has a JSON form.
+fn body(node: &Node) -> Vec<u8> {
+    serde_json::to_vec(node).unwrap_or_default()
+}
+
+/// Answers other nodes until this one leaves.
+async fn answer(
+    client: Client,
+    mut hellos: Subscriber,
+    shared: Arc<Shared>,
+    (broker, allowed): (Arc<Health>, Arc<Replies>),
+) {
+    loop {
+        let hello = tokio::select! {
+            () = shared.leave.notified() => break,
+            hello = hellos.next() => hello,
+        };
+        let Some(hello) = hello else { return };
+        broker.count_elsewhere();
+        let me = shared.me();
+        // Nodes of earlier versions ask without saying anything.
+        if let Ok(other) = serde_json::from_slice::<Node>(&hello.payload) {
+            if other.gone {
+                shared.farewell.send_replace(other.id);
+            } else if other.ready && me.ready && me.yields_to(&other) {
+                shared.met.notify_one();
+            }
+        }
+        // Where nodes ask to be answered, whatever `[nats] reply_prefixes` permits to
+        // others: a node that got no answer would serve as well.
+        let reply = match hello.reply {
+            Some(reply) if reply.starts_with(INBOX) => Some(reply),
+            reply => allowed.accept(reply),
+        };
+        if let Some(reply) = reply {
+            let _ = client.publish(reply, body(&me).into()).await;
+        }
+    }
+    // First: a node that asks upon the goodbye hears that nobody listens.
+    let _ = hellos.unsubscribe().await;
+    let gone = Node {
+        gone: true,
+        ..shared.me()
+    };
+    let _ = client
+        .publish(shared.subject.clone(), body(&gone).into())
+        .await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn node(ready: bool, epoch_ms: u64, name: &str, id: &str) -> Node {
+        Node {
+            node: name.into(),
+            epoch_ms,
+            ready,
+            id: id.into(),
+            gone: false,
+        }
+    }
+
+    #[test]
+    fn of_any_two_nodes_exactly_one_goes_before() {
+        // In the order in which they go.
+        let nodes = [
+            node(true, 1, "b", "2"),
+            node(true, 2, "a", "1"),
+            node(false, 0, "a", "1"),
+            node(false, 1, "a", "2"),
+            node(false, 1, "b", "0"),
+            node(false, 1, "b", "1"),
+        ];
+        for (place, one) in nodes.iter().enumerate() {
+            for (other_place, other) in nodes.iter().enumerate() {
+                assert_eq!(
+                    one.yields_to(other),
+                    other_place < place,
+                    "{one:?} {other:?}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn nobody_yields_to_a_node_that_is_gone_and_earlier_versions_are_understood() {
+        let mut gone = node(true, 1, "a", "1");
+        gone.gone = true;
+        let me = node(false, 2, "b", "2");
+        assert!(!me.yields_to(&gone));
+        let earlier = br#"{"node":"a","epoch_ms":1,"ready":true}"#;
+        assert!(me.yields_to(&serde_json::from_slice(earlier).unwrap()));
+    }
+}

@@ -1,0 +1,17 @@
+//! The broker: connections, what is handed to it, and what it has.
+
+pub(crate) mod broker;
+pub(crate) mod drops;
+pub(crate) mod handed;
+pub(crate) mod hearing;
+pub(crate) mod hello;
+pub(crate) mod journal;
+pub(crate) mod login;
+pub mod probe;
+pub(crate) mod publisher;
+pub(crate) mod pulse;
+pub mod question;
+pub(crate) mod reply;
+pub(crate) mod request;
+pub mod tap;
+pub(crate) mod wire;

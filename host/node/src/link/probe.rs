@@ -1,0 +1,68 @@
+//! Whether the broker is there, lets this node in, and permits it what it needs. Nothing is
+//! published on the way.
+
+use std::sync::Arc;
+
+use anyhow::anyhow;
+use async_nats::Event;
+
+use crate::link::broker::{Access, Rights};
+use presence_config::{Config, Directory};
+
+/// What has been found out.
+pub struct Found {
+    /// Which server it is: its name, version, and how long a message may be, in bytes.
+    pub server: (String, String, usize),
+    /// What of the node's rights can't be found out.
+    pub unknown: Vec<String>,
+    /// What is wrong.
+    pub problems: Vec<anyhow::Error>,
+}
+
+/// Connects as the node does, and tries all that it needs.
+///
+/// # Errors
+/// If the broker can't be reached, or refuses the login.
+#[tokio::main(flavor = "current_thread")]
+pub async fn connect(config: &Config) -> anyhow::Result<Found> {
+    let access = Access::new(config);
+    let rights = Arc::new(Rights::new(config));
+    let hears = Arc::clone(&rights);
+    let options = access
+        .options()?
+        .name("presence check")
+        .no_echo()
+        .event_callback(move |event| {
+            if let Event::ServerError(error) = event {
+                hears.note(&error.to_string());
+            }
+            std::future::ready(())
+        });
+    let client = access.connect(options).await?;
+    let info = client.server_info();
+    let (mut unknown, mut problems) = (Vec::new(), Vec::new());
+    for (right, verdict) in rights.try_all(&client).await {
+        match verdict {
+            Some(true) => {}
+            Some(false) => problems.push(anyhow!(
+                "NATS forbids this node {right}: permit it, as docs/permissions.conf does"
+            )),
+            None => unknown.push(right.to_string()),
+        }
+    }
+    if matches!(config.directory, Directory::Kv { .. }) && !info.jetstream {
+        problems.push(anyhow!(
+            "[directory] source is \"kv\", and the server offers no JetStream"
+        ));
+    }
+    // The node has a second connection, without which it does with more load on the first.
+    let second = access.options()?.name("presence check, second connection");
+    if let Err(error) = access.connect(second).await {
+        problems.push(error.context("one connection is permitted, and a second is not"));
+    }
+    Ok(Found {
+        server: (info.server_name, info.version, info.max_payload),
+        unknown,
+        problems,
+    })
+}

@@ -1,0 +1,109 @@
+//! A question to a running processor: one connection, one request, one answer. Nothing is
+//! tried for ever.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use anyhow::bail;
+use async_nats::{Event, Message};
+use presence_config::Config;
+use presence_config::escape::line;
+use presence_config::subjects::Subjects;
+use serde_json::Value;
+
+use crate::link::broker::Access;
+use crate::link::request::{self, NoAnswer};
+
+/// How long a processor has to answer.
+const TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What is asked, and where.
+pub struct Question {
+    /// The subject, without a tenant's prefix.
+    pub subject: String,
+    /// The token of the viewer in whose inbox the answer is to come, where the broker may
+    /// permit no other.
+    pub inbox: Option<String>,
+    /// The body.
+    pub body: Value,
+    /// Tells an answer, unless it is a refusal, from what others reply.
+    pub is_answer: fn(&Value) -> bool,
+}
+
+/// Asks, and returns the answer.
+///
+/// # Errors
+/// When NATS can't be reached, nobody answers, or the answer is a refusal.
+pub fn ask(config: &Config, question: &Question) -> anyhow::Result<Value> {
+    let answer = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?
+        .block_on(request(config, question))?;
+    if is_refusal(&answer) {
+        let error = answer.get("error").and_then(Value::as_str);
+        bail!("{}", line(error.unwrap_or("refused, and nothing says why")));
+    }
+    Ok(answer)
+}
+
+/// What the subject of the answer begins with: one of those that answers may go to.
+fn inbox(config: &Config, token: Option<&str>) -> String {
+    let usual = "_INBOX.".to_owned();
+    let prefixes = &config.nats.reply_prefixes;
+    let prefix = match prefixes.contains(&usual) {
+        true => &usual,
+        false => prefixes.first().unwrap_or(&usual),
+    };
+    let prefix = prefix.trim_end_matches('.');
+    token.map_or_else(|| prefix.to_owned(), |token| format!("{prefix}.{token}"))
+}
+
+async fn request(config: &Config, question: &Question) -> anyhow::Result<Value> {
+    let Question {
+        body, is_answer, ..
+    } = question;
+    let subject = Subjects::new(config.tenant.prefix.as_deref()).of(&question.subject);
+    let access = Access::new(config);
+    // What the broker says of it: a forbidden subject is else only never answered.
+    let said = Arc::new(Mutex::new(None));
+    let hear = Arc::clone(&said);
+    let options = access
+        .options()?
+        .name("presence command")
+        .custom_inbox_prefix(inbox(config, question.inbox.as_deref()))
+        .event_callback(move |event| {
+            if let Event::ServerError(error) = event {
+                *hear.lock().unwrap_or_else(PoisonError::into_inner) = Some(error.to_string());
+            }
+            std::future::ready(())
+        });
+    let client = access.connect(options).await?;
+    let read = |reply: &Message| {
+        let reply: Value = serde_json::from_slice(&reply.payload).ok()?;
+        (is_refusal(&reply) || is_answer(&reply)).then_some(reply)
+    };
+    let error = match request::ask(&client, &subject, body.to_string().into(), TIMEOUT, read).await
+    {
+        Ok(answer) => return Ok(answer),
+        Err(error) => error,
+    };
+    let said = said.lock().unwrap_or_else(PoisonError::into_inner).take();
+    match (&error, said) {
+        (NoAnswer::Nobody { .. }, _) => bail!(
+            "no processor answers on {subject} at {}: is `presence run` up there, \
+             with the same [tenant] prefix?",
+            access.servers()
+        ),
+        (NoAnswer::None { .. }, Some(said)) => bail!("NATS says: {said}"),
+        (NoAnswer::None { passed_over, .. }, None) if passed_over.is_none() => bail!(
+            "no answer on {subject} within {} s: the processor is too busy, or NATS forbids it to answer",
+            TIMEOUT.as_secs()
+        ),
+        _ => Err(error.into()),
+    }
+}
+
+/// Whether a processor says no.
+fn is_refusal(reply: &Value) -> bool {
+    reply.get("ok") == Some(&Value::Bool(false)) && reply.get("reason").is_some()
+}

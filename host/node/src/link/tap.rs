@@ -1,0 +1,147 @@
+//! What comes in on a live system, as a recording hears it, and what may be missing of it.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use crate::directory::kv;
+use anyhow::bail;
+use async_nats::{Client, Event, Request, Subscriber};
+use bytes::Bytes;
+use futures_util::StreamExt as _;
+use presence_config::subjects::SEQ;
+use presence_core::directory::Directory;
+use presence_core::names::Names;
+
+use crate::link::broker::Access;
+use presence_config::{self as config, Config};
+
+/// How long the broker has to answer, so that it is known to have heard all before.
+const TIMEOUT: Duration = Duration::from_secs(1);
+
+/// A message that came in.
+pub struct Tapped {
+    /// Its whole subject.
+    pub subject: String,
+    /// Its body.
+    pub payload: Bytes,
+    /// Whether a node has published it.
+    pub is_nodes: bool,
+}
+
+/// A connection that hears what comes in.
+pub struct Tap {
+    client: Client,
+    messages: Subscriber,
+    heard: Arc<Heard>,
+}
+
+/// What the client says of the connection.
+#[derive(Debug, Default)]
+struct Heard {
+    losses: AtomicU64,
+    dropped: AtomicBool,
+    /// The broker's complaints, until it has been subscribed.
+    errors: Mutex<Vec<String>>,
+}
+
+impl Tap {
+    /// Connects, and subscribes to a subject.
+    ///
+    /// # Errors
+    /// If NATS can't be reached, or doesn't permit that.
+    pub async fn open(config: &Config, subject: &str) -> anyhow::Result<Self> {
+        let heard = Arc::new(Heard::default());
+        let hear = Arc::clone(&heard);
+        let access = Access::new(config);
+        let options = access
+            .options()?
+            .name("presence record")
+            .event_callback(move |event| {
+                hear.take(&event);
+                std::future::ready(())
+            });
+        let client = access.connect(options).await?;
+        let messages = client.subscribe(subject.to_owned()).await?;
+        // Whatever comes of it, what was said before has been heard then. Where this
+        // user may not ask, the time passes.
+        let probe = Request::new().timeout(Some(TIMEOUT));
+        let _ = client.send_request(client.new_inbox(), probe).await;
+        if let Some(error) = heard.forbids(subject) {
+            bail!("can't listen to {subject}: NATS says: {error}");
+        }
+        Ok(Self {
+            client,
+            messages,
+            heard,
+        })
+    }
+
+    /// Waits for the next message; none once the connection is closed.
+    pub async fn next(&mut self) -> Option<Tapped> {
+        let received = self.messages.next().await?;
+        let headers = received.headers.as_ref();
+        Some(Tapped {
+            subject: received.subject.to_string(),
+            payload: received.payload.clone(),
+            is_nodes: headers.is_some_and(|headers| headers.get(SEQ).is_some()),
+        })
+    }
+
+    /// The directory as it is now.
+    ///
+    /// # Errors
+    /// If it can't be read, or is asked of a service.
+    pub async fn directory(&self, config: &Config, names: &Names) -> anyhow::Result<Directory> {
+        match &config.directory {
+            config::Directory::File { path, is_named } => {
+                presence_config::directory::load(path, *is_named, names)
+            }
+            config::Directory::Kv { bucket } => kv::read(self.client.clone(), bucket, names).await,
+            config::Directory::Request(_) => bail!(
+                "a directory that is asked of a service can't be written down as a whole: leave out --directory, and give the replay a file of your own"
+            ),
+        }
+    }
+
+    /// What may be missing from what came in.
+    pub fn gaps(&self) -> impl Iterator<Item = String> {
+        let losses = self.heard.losses.load(Ordering::Relaxed);
+        let lost = (losses > 0).then(|| {
+            format!("connections to NATS lost: {losses}; what came in meanwhile is missing")
+        });
+        let dropped = self.heard.dropped.load(Ordering::Relaxed);
+        let dropped = dropped.then(|| {
+            "messages came faster than they could be written, and some are missing".into()
+        });
+        lost.into_iter().chain(dropped)
+    }
+}
+
+impl Heard {
+    fn take(&self, event: &Event) {
+        match event {
+            Event::Disconnected => drop(self.losses.fetch_add(1, Ordering::Relaxed)),
+            Event::SlowConsumer(_) => self.dropped.store(true, Ordering::Relaxed),
+            Event::ServerError(error) => {
+                let mut errors = self.errors.lock().unwrap_or_else(PoisonError::into_inner);
+                // Nobody reads more of them.
+                if errors.len() < 16 {
+                    errors.push(error.to_string());
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// What the broker says against a subscription.
+    fn forbids(&self, subject: &str) -> Option<String> {
+        let errors = self.errors.lock().unwrap_or_else(PoisonError::into_inner);
+        let subject = subject.to_lowercase();
+        let is_about = |error: &&String| {
+            let error = error.to_lowercase();
+            error.contains("subscription") && error.contains(&subject)
+        };
+        errors.iter().find(is_about).cloned()
+    }
+}

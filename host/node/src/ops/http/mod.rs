@@ -1,0 +1,246 @@
+//! Health and counters over HTTP, on loopback.
+
+mod listen;
+mod metrics;
+mod readiness;
+mod status;
+
+use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use axum::Router;
+use axum::extract::{Request, State};
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse as _, Response};
+use axum::routing::get;
+use tokio::sync::watch;
+
+use crate::clock;
+use crate::directory;
+use crate::directory::request::Fetcher;
+use crate::link::broker::Health;
+use crate::link::reply::Replies;
+use crate::pool::worker::Workers;
+use crate::reload::on_disk::OnDisk;
+use crate::state;
+use crate::tasks::Tasks;
+use crate::tenant::ask::Counts;
+use crate::tenant::{Running, Tenant};
+use presence_config::escape::Line;
+use presence_config::{Config, Http};
+use presence_rules::loader::Loader;
+
+/// What the endpoints tell of.
+pub(crate) struct Status {
+    pub(crate) broker: Arc<Health>,
+    workers: Workers,
+    running: watch::Receiver<Running>,
+    state: Option<Arc<state::Figures>>,
+    fetcher: Option<Arc<Fetcher>>,
+    directory: Arc<directory::Health>,
+    replies: Arc<Replies>,
+    loader: Arc<Loader>,
+    /// Whether the subscriptions are in place and nothing is being stopped.
+    pub(crate) ready: AtomicBool,
+    pub(crate) refused_swaps: AtomicU64,
+    /// What of the files on disk is not in force.
+    pub(crate) on_disk: OnDisk,
+    /// What became of what was asked.
+    pub(crate) asked: Arc<Counts>,
+}
+
+/// What a node is from its start on.
+pub(crate) struct About {
+    node: String,
+    /// The configuration file; none where the defaults hold.
+    configuration: Option<PathBuf>,
+    servers: String,
+    /// What the directory comes from, in words.
+    directory: String,
+    started_ms: u64,
+}
+
+impl About {
+    /// Of a node that has just started, with this configuration from this file.
+    pub(crate) fn new(config: &Config, configuration: Option<PathBuf>) -> Self {
+        Self {
+            node: config.node.name.clone(),
+            configuration,
+            servers: config.nats.servers(),
+            directory: config.directory.in_words(),
+            started_ms: clock::now_ms(),
+        }
+    }
+}
+
+/// What is told of the node from its beginning on, also while it can't serve yet.
+pub(crate) struct Board {
+    broker: Arc<Health>,
+    about: About,
+    /// Why it doesn't serve yet.
+    waits: Mutex<String>,
+    status: OnceLock<Arc<Status>>,
+}
+
+impl Board {
+    /// Of a node that has just started.
+    pub(crate) fn new(broker: Arc<Health>, about: About) -> Self {
+        Self {
+            broker,
+            about,
+            waits: Mutex::new("starting".into()),
+            status: OnceLock::new(),
+        }
+    }
+
+    /// The node can't serve yet. The log is told of each new reason.
+    pub(crate) fn wait_for(&self, why: String) {
+        let mut waits = self.waits.lock().unwrap_or_else(PoisonError::into_inner);
+        if *waits != why {
+            tracing::warn!("{why}");
+            *waits = why;
+        }
+    }
+
+    /// The node is about to serve, and tells of itself from now on.
+    pub(crate) fn show(&self, status: Arc<Status>) {
+        // It does so once.
+        let _ = self.status.set(status);
+    }
+
+    fn waits(&self) -> String {
+        let waits = self.waits.lock().unwrap_or_else(PoisonError::into_inner);
+        waits.clone()
+    }
+}
+
+impl Status {
+    /// Of a node that is not ready yet.
+    pub(crate) fn new(broker: Arc<Health>, tenant: &Tenant, loader: &Arc<Loader>) -> Self {
+        Self {
+            broker,
+            workers: tenant.workers.clone(),
+            running: tenant.running.subscribe(),
+            fetcher: tenant.fetcher.clone(),
+            directory: Arc::clone(&tenant.health),
+            replies: Arc::clone(&tenant.replies),
+            loader: Arc::clone(loader),
+            state: tenant
+                .state
+                .as_ref()
+                .map(|state| Arc::clone(&state.figures)),
+            ready: AtomicBool::new(false),
+            refused_swaps: AtomicU64::new(0),
+            on_disk: OnDisk::default(),
+            asked: Arc::default(),
+        }
+    }
+
+    /// For how long what is to outlive a restart can't be written, and why; none where it
+    /// can.
+    fn unwritten(&self) -> Option<(Duration, String)> {
+        let state = self.state.as_ref().and_then(|state| state.disk.outage());
+        state.or_else(|| self.directory.copy.outage())
+    }
+
+    /// Whether the node takes input.
+    pub(crate) fn is_ready(&self) -> bool {
+        self.ready.load(Ordering::Relaxed)
+    }
+}
+
+/// Serves the endpoints in the background.
+pub(crate) fn serve(http: &Http, board: Arc<Board>, tasks: &Tasks) -> anyhow::Result<()> {
+    let Some(address) = http.listen else {
+        return Ok(());
+    };
+    let listener = match TcpListener::bind(address) {
+        Ok(listener) => listener,
+        Err(error) if http.listen_is_default => {
+            tracing::warn!(%address, %error, "no /metrics and /healthz: set [http] listen");
+            return Ok(());
+        }
+        Err(error) => {
+            return Err(error).with_context(|| format!("[http] listen: can't listen on {address}"));
+        }
+    };
+    let routes = Router::new()
+        .route("/healthz", get(health))
+        .route("/readyz", get(ready))
+        .route("/metrics", get(metrics::metrics))
+        .route("/status", get(tell_status))
+        .with_state(board);
+    tracing::info!(%address, "serving /metrics, /healthz, /readyz and /status");
+    listen::serve(listener, routes, tasks)
+}
+
+/// Whether the workers get on with their work. Without a broker they may well
+/// wait, for want of room for what they publish.
+async fn health(State(board): State<Arc<Board>>) -> (StatusCode, String) {
+    let stuck = board.status.get().map(|status| readiness::stuck(status));
+    answer(stuck.unwrap_or_default(), "ok\n")
+}
+
+/// Whether the node does its work; or all reasons why not, a line each.
+async fn ready(State(board): State<Arc<Board>>) -> (StatusCode, String) {
+    answer(readiness::reasons(&board), "ready\n")
+}
+
+fn answer(reasons: Vec<String>, well: &str) -> (StatusCode, String) {
+    if reasons.is_empty() {
+        return (StatusCode::OK, well.to_owned());
+    }
+    let lines = reasons.iter().map(|reason| format!("{}\n", Line(reason)));
+    (StatusCode::SERVICE_UNAVAILABLE, lines.collect())
+}
+
+/// What the node is and does, as JSON, for `presence status`. It is asked by an address: a
+/// page that has its own name lead here (DNS rebinding) is told nothing.
+async fn tell_status(State(board): State<Arc<Board>>, request: Request) -> Response {
+    let host = request.headers().get(header::HOST);
+    let host = host.and_then(|host| host.to_str().ok()).unwrap_or_default();
+    if !is_address(host) {
+        let refusal = "ask by an address, such as 127.0.0.1, or as localhost\n";
+        return (StatusCode::FORBIDDEN, refusal).into_response();
+    }
+    let kind = [(header::CONTENT_TYPE, "application/json")];
+    (kind, status::of(&board).to_string()).into_response()
+}
+
+/// Whether a Host is an address, or `localhost`, with or without a port.
+fn is_address(host: &str) -> bool {
+    let name = host.rsplit_once(':').map_or(host, |(name, _)| name);
+    name.eq_ignore_ascii_case("localhost")
+        || host.parse::<SocketAddr>().is_ok()
+        || host.trim_matches(['[', ']']).parse::<IpAddr>().is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_addresses_and_localhost_are_no_names() {
+        for host in [
+            "127.0.0.1:18520",
+            "10.1.2.3",
+            "[::1]:18520",
+            "[::1]",
+            "localhost:1",
+        ] {
+            assert!(is_address(host), "{host}");
+        }
+        for host in [
+            "",
+            "evil.example",
+            "evil.example:18520",
+            "127.0.0.1.evil.example",
+        ] {
+            assert!(!is_address(host), "{host}");
+        }
+    }
+}

@@ -1,0 +1,97 @@
+//! The node's own log on standard error: what is in it, and what a line looks like.
+
+use std::io::IsTerminal as _;
+
+use tracing_subscriber::field::MakeExt as _;
+use tracing_subscriber::fmt::FormatFields;
+use tracing_subscriber::fmt::format::debug_fn;
+
+use presence_config::escape::{JsonLog, Line};
+use presence_config::log_filter::{FIX, VARIABLE, level, parse};
+use presence_config::{Log, LogFormat};
+
+/// Begins the log.
+///
+/// # Errors
+/// If `PRESENCE_LOG` is no filter.
+pub(crate) fn begin(log: &Log) -> anyhow::Result<()> {
+    let level = level(log)?;
+    let filter = parse(&level).map_err(|what| anyhow::anyhow!("{VARIABLE} {what}; {FIX}"))?;
+    let lines = tracing_subscriber::fmt().with_env_filter(filter);
+    #[expect(clippy::disallowed_methods, reason = "lines are escaped by `fields`")]
+    match log.format {
+        LogFormat::Text => lines
+            .with_writer(std::io::stderr)
+            .with_ansi(std::io::stderr().is_terminal())
+            .with_target(false)
+            .fmt_fields(fields())
+            .init(),
+        LogFormat::Json => lines.json().with_writer(JsonLog).init(),
+    }
+    Ok(())
+}
+
+/// How the fields of a line are written: the message, and `name=value` of each other.
+/// Nothing in them ends the line or commands a terminal.
+fn fields() -> impl for<'a> FormatFields<'a> + Send + Sync + 'static {
+    debug_fn(|writer, field, value| {
+        let name = field.name();
+        if name != "message" {
+            if writer.has_ansi_escapes() {
+                write!(writer, "\u{1b}[3m{name}\u{1b}[0m\u{1b}[2m=\u{1b}[0m")?;
+            } else {
+                write!(writer, "{name}=")?;
+            }
+        }
+        write!(writer, "{}", Line(format_args!("{value:?}")))
+    })
+    .delimited(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+
+    #[derive(Clone, Default)]
+    struct Written(Arc<Mutex<Vec<u8>>>);
+
+    impl io::Write for Written {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().extend(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn one_event_is_one_line_whatever_it_says() {
+        let written = Written::default();
+        let writer = written.clone();
+        let log = tracing_subscriber::fmt()
+            .with_writer(move || writer.clone())
+            .with_ansi(false)
+            .fmt_fields(fields())
+            .finish();
+        tracing::subscriber::with_default(log, || {
+            let error = anyhow::anyhow!("gone\n2026-11-28 ERROR forged\u{1b}[2J");
+            tracing::warn!(%error, user = "a\nb\u{202e}", count = 3, "a\u{2028}{}", "\u{9b}c\r");
+        });
+        let bytes = written.0.lock().unwrap().clone();
+        let text = String::from_utf8(bytes).unwrap();
+        assert_eq!(text.lines().count(), 1, "{text}");
+        assert!(
+            text.ends_with(
+                "a\\u{2028}\\u{9b}c\\r error=gone\\n2026-11-28 ERROR forged\\u{1b}[2J \
+             user=\"a\\nb\\u{202e}\" count=3\n"
+            ),
+            "{text}"
+        );
+        assert!(!text.contains('\u{1b}'));
+    }
+}

@@ -1,0 +1,5 @@
+//! Workers: threads that own shards.
+
+pub(crate) mod lane;
+pub(crate) mod seldom;
+pub(crate) mod worker;

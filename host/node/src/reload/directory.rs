@@ -1,0 +1,289 @@
+//! Following the directory's source: what it says is put in force, and what it can't say
+//! leaves what was known as it is.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use anyhow::bail;
+use presence_core::directory::{Changes, Directory};
+use tokio::sync::mpsc;
+use tokio::task::spawn_blocking;
+use tokio::time::timeout;
+
+use super::job::HANGS;
+use super::{Reload, Said};
+use crate::directory::kept::{Keeper, Origin};
+use crate::directory::{self, kv};
+use crate::reload::on_disk::What;
+use presence_config as config;
+use presence_config::regular::{Stamp, Unreadable};
+
+/// How many updates of a directory in a KV bucket may wait.
+const QUEUE: usize = 64;
+
+impl Reload {
+    /// Reads the directory for the first time: nothing is decided before. Where it is
+    /// unavailable, what was known when the node last ran is in force.
+    pub(crate) async fn read_directory(&mut self) {
+        let accepted = self.remember().await;
+        match &self.config.directory {
+            config::Directory::File { path, .. } => {
+                let path = path.clone();
+                let stamp = timeout(HANGS, spawn_blocking(move || Stamp::of(&path))).await;
+                let stamp = stamp.map(Result::unwrap_or_default);
+                self.read_file(stamp.unwrap_or_default());
+                match timeout(HANGS, self.reading.done()).await {
+                    Ok(read) => self.take_text(read),
+                    // It is taken when it comes.
+                    Err(_) => self.hanging_directory(),
+                }
+                if !self.parsing.is_idle() {
+                    let content = self.parsing.done().await;
+                    self.take_content(content).await;
+                }
+            }
+            config::Directory::Kv { bucket } => {
+                let (updated, updates) = mpsc::channel(QUEUE);
+                self.updates = updates;
+                let health = Arc::clone(&self.tenant.health);
+                let (client, bucket) = (self.client.clone(), bucket.clone());
+                let follower = kv::Follower::new(client, bucket, health, updated, accepted);
+                self.tasks.spawn("directory", follower.follow());
+                if let Some(update) = self.updates.recv().await {
+                    self.update(update).await;
+                }
+            }
+            // It is asked when something is to be decided.
+            config::Directory::Request(_) => {}
+        }
+    }
+
+    /// Puts the copy of the directory in force that the last run has left. Says which
+    /// bucket it was taken from, if it was one.
+    async fn remember(&mut self) -> Option<String> {
+        let source = source(&self.config.directory)?;
+        let dir = self.config.state.dir.as_ref();
+        let dir = dir.filter(|_| self.tenant.state.is_some())?;
+        let tenant = self.config.tenant.prefix.as_deref().unwrap_or("presence");
+        let path = dir.join(format!("{tenant}.directory.redb"));
+        let (names, health) = (
+            Arc::clone(&self.tenant.names),
+            Arc::clone(&self.tenant.health),
+        );
+        let tasks = self.tasks.clone();
+        let opened = spawn_blocking(move || Keeper::open(&path, &source, &names, &health, &tasks));
+        match opened.await.map_err(Into::into).flatten() {
+            Ok((keeper, kept)) => {
+                let mut identity = None;
+                if let Some(kept) = kept {
+                    identity = Some(kept.origin.identity);
+                    tracing::info!(
+                        users = kept.directory.len(),
+                        "the directory is as it was last known, until it is read"
+                    );
+                    self.tenant
+                        .set_directory(kept.directory, kept.changes)
+                        .await;
+                }
+                // Not before: what it holds needn't be written again.
+                self.tenant.keeper = Some(keeper);
+                identity.filter(|identity| !identity.is_empty())
+            }
+            Err(error) => {
+                tracing::error!("the directory won't outlive a restart: {error:#}");
+                None
+            }
+        }
+    }
+
+    /// Takes an update of a bucket.
+    pub(super) async fn update(&mut self, update: kv::Update) {
+        let mut doubt = None;
+        match &update {
+            kv::Update::Whole(_, identity) => self.set_origin(identity.clone()),
+            kv::Update::Doubtful(_, why) => doubt = Some(why.clone()),
+            kv::Update::Unavailable(why) => return self.unavailable(why),
+            kv::Update::Part(_) => {}
+        }
+        let is_part = matches!(update, kv::Update::Part(_));
+        let (names, before) = (&self.tenant.names, &self.tenant.directory);
+        if let Some((directory, changes)) = update.apply(&mut self.refusals, names, before) {
+            self.tenant.set_directory(directory, changes).await;
+        }
+        let (keys, values) = self.refusals.counts();
+        let health = &self.tenant.health;
+        health.refused_keys.store(keys, Ordering::Relaxed);
+        health.refused_values.store(values, Ordering::Relaxed);
+        match doubt {
+            // All that it held has been deleted, key by key.
+            Some(_) if self.tenant.directory.is_empty() => self.available(),
+            Some(why) => self.unavailable(&why),
+            None if is_part => {}
+            None => self.available(),
+        }
+        if self.tenant.health.outage().is_none() {
+            let (keys, values) = self.refusals.counts();
+            let refusal = (keys + values > 0).then(|| {
+                format!(
+                    "entries of the bucket that can't be taken: {keys} for their key, {values} \
+                     for their value"
+                )
+            });
+            self.note(What::Directory, refusal);
+        }
+    }
+
+    /// Takes what has come of asking for the directory's answers.
+    pub(super) async fn take_answers(&mut self) {
+        if let Some(fetcher) = &self.tenant.fetcher {
+            let (directory, changes) = fetcher.apply(&self.tenant.directory).await;
+            self.tenant.set_directory(directory, changes).await;
+        }
+    }
+
+    /// Reads the directory's file, if it is one, unless that is being done.
+    pub(super) fn read_file(&mut self, stamp: Stamp) {
+        let config::Directory::File { path, .. } = &self.config.directory else {
+            return;
+        };
+        if !self.reading.is_idle() {
+            // Behind what is being read.
+            self.read_again = true;
+            return;
+        }
+        self.seen.directory = Some(stamp);
+        let path = path.clone();
+        self.reading.start(move || {
+            let text = directory::read_text(&path);
+            (path, text)
+        });
+    }
+
+    /// Takes what has been read of the directory's file: what it says is made out off this
+    /// loop as well. No ids are given back meanwhile.
+    pub(super) fn take_text(
+        &mut self,
+        read: anyhow::Result<(PathBuf, Result<Option<String>, Unreadable>)>,
+    ) {
+        let read = read.and_then(|(path, text)| Ok((path, text?)));
+        let (path, text) = match read {
+            Ok((path, Some(text))) => (path, text),
+            Ok((path, None)) => return self.missing(&path),
+            Err(error) => {
+                // Nothing need change for another attempt to succeed.
+                self.seen.directory = None;
+                return self.unavailable(&format!("{error:#}"));
+            }
+        };
+        let (names, before) = (
+            Arc::clone(&self.tenant.names),
+            Arc::clone(&self.tenant.directory),
+        );
+        self.parsing.start(move || {
+            let content = directory::parse(&path, &text, &names)?;
+            if content.is_blank() && !before.is_empty() {
+                bail!(
+                    "{} says nothing of anybody, where it did: to empty a directory, write all \
+                     of its sections, {{\"contacts\":{{}},\"groups\":{{}},\"blocks\":{{}},\"settings\":{{}}}}",
+                    path.display()
+                );
+            }
+            Ok(content.replace(&before))
+        });
+    }
+
+    /// Puts in force what the directory's file says.
+    pub(super) async fn take_content(
+        &mut self,
+        content: anyhow::Result<anyhow::Result<(Directory, Changes)>>,
+    ) {
+        match content.flatten() {
+            Ok((directory, changes)) => {
+                self.set_origin(String::new());
+                self.tenant.set_directory(directory, changes).await;
+                self.available();
+            }
+            Err(error) if self.is_refusal(&error) => self.refuse(format!("{error:#}")),
+            Err(error) => self.unavailable(&format!("{error:#}")),
+        }
+    }
+
+    /// The file system that the directory's file is on doesn't answer.
+    pub(super) fn hanging_directory(&self) {
+        if let config::Directory::File { path, .. } = &self.config.directory {
+            let (path, seconds) = (path.display(), HANGS.as_secs());
+            self.unavailable(&format!("reading {path} has not ended for {seconds} s"));
+        }
+    }
+
+    fn missing(&mut self, path: &Path) {
+        let config::Directory::File { is_named, .. } = &self.config.directory else {
+            return;
+        };
+        if *is_named || !self.tenant.directory.is_empty() {
+            return self.unavailable(&format!("{} does not exist", path.display()));
+        }
+        if !self.tenant.directory.is_on_demand() {
+            return self.available();
+        }
+        tracing::warn!("{}", directory::none(path));
+        self.parsing
+            .start(|| Ok((Directory::new(), Changes::default())));
+    }
+
+    /// Whether a file was read whole, and something in it can't be taken, while a directory
+    /// is in force: that goes on, and the node is as ready as before. A file that is cut off,
+    /// or isn't JSON, may have been meant to say anything.
+    fn is_refusal(&self, error: &anyhow::Error) -> bool {
+        let is_data = |cause: &(dyn std::error::Error + 'static)| {
+            let json = cause.downcast_ref::<serde_json::Error>();
+            json.is_some_and(serde_json::Error::is_data)
+        };
+        let is_in_force = !self.tenant.directory.is_on_demand();
+        let was_ready = self.tenant.health.outage().is_none();
+        is_in_force && was_ready && error.chain().any(is_data)
+    }
+
+    /// What the source says can't be taken, and what is known of it stays in force.
+    fn refuse(&mut self, why: String) {
+        self.note(What::Directory, Some(why.clone()));
+        let refused = &mut self.refused.directory;
+        refused.say("directory not taken", Some(why));
+    }
+
+    /// The source has been read, and is in force.
+    fn available(&mut self) {
+        self.tenant.health.available();
+        self.refused.directory = Said::default();
+        self.note(What::Directory, None);
+    }
+
+    /// The source can't be read: what is known of it stays in force.
+    fn unavailable(&self, why: &str) {
+        self.note(What::Directory, Some(why.to_owned()));
+        let is_known = !self.tenant.directory.is_on_demand();
+        self.tenant.health.unavailable(why, is_known);
+    }
+
+    /// What is put in force next comes from the configured source, and from this bucket.
+    fn set_origin(&mut self, identity: String) {
+        if let (Some(keeper), Some(source)) =
+            (&mut self.tenant.keeper, source(&self.config.directory))
+        {
+            keeper.set_origin(Origin { source, identity });
+        }
+    }
+}
+
+/// What names a source among others; none if nothing is kept of it.
+fn source(directory: &config::Directory) -> Option<String> {
+    match directory {
+        config::Directory::File { path, .. } => {
+            let path = std::path::absolute(path).unwrap_or_else(|_| Path::new("").join(path));
+            Some(format!("file {}", path.display()))
+        }
+        config::Directory::Kv { bucket } => Some(format!("kv {bucket}")),
+        config::Directory::Request(_) => None,
+    }
+}

@@ -1,0 +1,209 @@
+//! Loads of the pipeline: each on a thread where nobody waits for it, the newest in place of
+//! those before, none longer than its time, and no more than a few that hang.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{anyhow, bail};
+use tokio::sync::mpsc;
+use tokio::task::spawn_blocking;
+use tokio::time::{Instant, sleep_until};
+
+use crate::tasks;
+use presence_rules::loader::Attempt;
+
+/// How many may be under way: the newest, and one that nobody waits for any more but that
+/// can't be interrupted in a compiler, or in reading from a file system that hangs.
+const AT_ONCE: usize = 2;
+
+/// What loads.
+type Work<T> = Box<dyn FnOnce(&Attempt) -> anyhow::Result<T> + Send>;
+
+/// The loads of one node.
+pub(super) struct Loads<T> {
+    /// The one whose outcome is waited for.
+    current: Option<Load>,
+    /// The one that begins when there is room for it, and how long it may take.
+    next: Option<(Work<T>, Duration)>,
+    under_way: usize,
+    /// How many there have been.
+    begun: u64,
+    end: mpsc::UnboundedSender<(u64, anyhow::Result<T>)>,
+    ended: mpsc::UnboundedReceiver<(u64, anyhow::Result<T>)>,
+}
+
+struct Load {
+    number: u64,
+    attempt: Arc<Attempt>,
+    limit: Duration,
+    until: Instant,
+}
+
+impl<T: Send + 'static> Loads<T> {
+    /// None yet.
+    pub(super) fn new() -> Self {
+        let (end, ended) = mpsc::unbounded_channel();
+        Self {
+            current: None,
+            next: None,
+            under_way: 0,
+            begun: 0,
+            end,
+            ended,
+        }
+    }
+
+    /// Loads, in place of what is under way. Where there is no room for it, it is loaded
+    /// behind that: however often something changes, something is taken.
+    pub(super) fn start(
+        &mut self,
+        limit: Duration,
+        work: impl FnOnce(&Attempt) -> anyhow::Result<T> + Send + 'static,
+    ) {
+        if self.under_way < AT_ONCE {
+            if let Some(superseded) = self.current.take() {
+                superseded.attempt.give_up();
+            }
+        } else if self.next.is_none() {
+            tracing::warn!(
+                "{AT_ONCE} earlier loads of the pipeline have not ended: this one waits"
+            );
+        }
+        self.next = Some((Box::new(work), limit));
+        self.begin();
+    }
+
+    /// Waits for what comes of the newest; for ever while there is none. It may be dropped
+    /// and called again.
+    ///
+    /// # Errors
+    /// What is wrong with what was to be loaded, or that it took too long.
+    pub(super) async fn done(&mut self) -> anyhow::Result<T> {
+        loop {
+            // Not before what came of the last one is in force.
+            self.begin();
+            let until = self.current.as_ref().map(|load| load.until);
+            let over = sleep_until(until.unwrap_or_else(Instant::now));
+            tokio::select! {
+                Some((number, outcome)) = self.ended.recv() => {
+                    self.under_way -= 1;
+                    if self.current.take_if(|load| load.number == number).is_some() {
+                        return outcome;
+                    }
+                }
+                () = over, if until.is_some() => {
+                    if let Some(load) = self.current.take() {
+                        load.attempt.give_up();
+                        bail!(
+                            "not loaded within {} s ([plugins] load_timeout_ms), at last {}",
+                            load.limit.as_secs_f32(),
+                            load.attempt.at()
+                        );
+                    }
+                }
+            }
+        }
+    }
+
+    /// Begins what is to be loaded next, if there is room.
+    fn begin(&mut self) {
+        if self.under_way >= AT_ONCE || self.current.is_some() {
+            return;
+        }
+        let Some((work, limit)) = self.next.take() else {
+            return;
+        };
+        self.begun += 1;
+        self.under_way += 1;
+        let (number, attempt) = (self.begun, Arc::<Attempt>::default());
+        self.current = Some(Load {
+            number,
+            attempt: Arc::clone(&attempt),
+            limit,
+            until: Instant::now() + limit,
+        });
+        let end = self.end.clone();
+        spawn_blocking(move || {
+            let outcome = catch_unwind(AssertUnwindSafe(|| work(&attempt)));
+            let outcome = outcome.unwrap_or_else(|panic| {
+                Err(anyhow!(
+                    "an error of the program: {}",
+                    tasks::message(&*panic)
+                ))
+            });
+            // The node may have ended.
+            let _ = end.send((number, outcome));
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::mpsc::{Receiver, Sender, channel};
+
+    const LONG: Duration = Duration::from_secs(600);
+
+    /// Work that goes on until it is told to end.
+    fn hanging() -> (
+        Sender<u8>,
+        impl FnOnce(&Attempt) -> anyhow::Result<u8> + Send,
+    ) {
+        let (end, told): (Sender<u8>, Receiver<u8>) = channel();
+        (end, move |_: &Attempt| Ok(told.recv()?))
+    }
+
+    #[tokio::test]
+    async fn a_newer_load_takes_the_place_of_one_that_hangs() {
+        let mut loads = Loads::new();
+        let (old, work) = hanging();
+        loads.start(LONG, work);
+        loads.start(LONG, |_| Ok(2));
+        assert_eq!(loads.done().await.unwrap(), 2);
+        old.send(1).unwrap();
+        loads.start(LONG, |_| Ok(3));
+        assert_eq!(loads.done().await.unwrap(), 3);
+    }
+
+    #[tokio::test]
+    async fn one_that_takes_too_long_is_given_up_and_few_hang_at_once() {
+        let mut loads = Loads::new();
+        let (first, work) = hanging();
+        loads.start(Duration::from_millis(1), work);
+        let error = loads.done().await.unwrap_err().to_string();
+        assert!(error.contains("not loaded within 0.001 s"), "{error}");
+        let (_second, work) = hanging();
+        loads.start(Duration::from_millis(1), work);
+        loads.start(LONG, |_| Ok(3));
+        loads.start(LONG, |_| Ok(4));
+        assert_eq!((loads.under_way, loads.begun), (AT_ONCE, 2));
+        assert!(loads.done().await.is_err());
+        first.send(1).unwrap();
+        assert_eq!(loads.done().await.unwrap(), 4, "the newest, and only that");
+        assert_eq!(loads.begun, 3);
+    }
+
+    #[tokio::test]
+    async fn changes_all_the_time_keep_none_from_being_taken() {
+        let mut loads = Loads::new();
+        let (_first, work) = hanging();
+        loads.start(LONG, work);
+        let (second, work) = hanging();
+        loads.start(LONG, work);
+        for number in 3..100 {
+            loads.start(LONG, move |_| Ok(number));
+        }
+        second.send(2).unwrap();
+        assert_eq!(loads.done().await.unwrap(), 2);
+        assert_eq!(loads.done().await.unwrap(), 99);
+    }
+
+    #[tokio::test]
+    async fn a_panic_is_a_refusal() {
+        let mut loads = Loads::<u8>::new();
+        loads.start(LONG, |_| panic!("broken"));
+        let error = loads.done().await.unwrap_err().to_string();
+        assert_eq!(error, "an error of the program: broken");
+    }
+}

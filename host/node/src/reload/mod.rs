@@ -1,0 +1,467 @@
+//! What changes while a tenant runs: plugins, directory and configuration take
+//! effect as they change. What can't be taken leaves everything as it is, and
+//! says why.
+//!
+//! All of it is put in force by one loop, one thing at a time. What may take long or hang
+//! is done elsewhere, and the loop takes what comes of it: looking at files, reading them,
+//! and loading plugins.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use async_nats::Client;
+use presence_core::directory::{Changes, Directory};
+use tokio::sync::mpsc;
+
+use crate::directory::{kv, request::Fetcher};
+use crate::link::login::Login;
+use crate::ops::http::Status;
+use crate::reload::on_disk::{OnDisk, What};
+use crate::reload::watch::{Paths, Watch};
+use crate::signals::Signals;
+use crate::tasks::Tasks;
+use crate::tenant::Tenant;
+use presence_config::causes::Causes;
+use presence_config::regular::{Stamp, Unreadable};
+use presence_config::{self as config, Config, Effect};
+use presence_rules::loader::Loader;
+
+mod directory;
+mod job;
+mod loads;
+pub(crate) mod on_disk;
+mod pipeline;
+pub(crate) mod watch;
+
+pub(crate) use pipeline::note_in_force;
+
+use job::Job;
+use loads::Loads;
+use pipeline::Loaded;
+
+/// How often is looked whether there is something to tidy up.
+const TIDY: Duration = Duration::from_secs(10);
+
+/// How far apart two readings of the configuration file are that must agree, and how
+/// often they are tried.
+const AGREE: Duration = Duration::from_millis(150);
+const AGREE_TRIES: usize = 20;
+
+/// What was last said of what couldn't be taken. Files are looked at whenever
+/// something happens near them, and what is wrong is said once.
+#[derive(Default)]
+struct Refused {
+    config: Said,
+    directory: Said,
+    pipeline: Said,
+    restart: Vec<&'static str>,
+    /// Whether it has been said that files can't be looked at.
+    hangs: bool,
+}
+
+/// What was last said of one thing; empty if it was taken.
+#[derive(Default)]
+struct Said(String);
+
+impl Said {
+    /// Says why something wasn't taken, if that is news, and whether it is.
+    fn say(&mut self, what: &str, error: Option<String>) -> bool {
+        let is_news = error.as_ref().is_some_and(|error| *error != self.0);
+        self.0 = error.unwrap_or_default();
+        if is_news {
+            for line in self.0.lines() {
+                tracing::error!("{what}, the running one stays: {line}");
+            }
+        }
+        is_news
+    }
+}
+
+/// What the files were like when they were last read; none where they are to be read again.
+#[derive(Default)]
+pub(crate) struct Seen {
+    config: Option<Stamp>,
+    directory: Option<Stamp>,
+    /// What the last load of the pipeline went by.
+    pipeline: Option<u64>,
+}
+
+impl Seen {
+    /// What the configuration file was like at the start, and what was loaded by it.
+    pub(crate) fn at_start(config: Stamp, pipeline: u64) -> Self {
+        Self {
+            config: Some(config),
+            directory: None,
+            pipeline: Some(pipeline),
+        }
+    }
+}
+
+/// What the files are like.
+struct Looked {
+    /// Which configuration names them.
+    revision: u64,
+    config: Stamp,
+    directory: Option<Stamp>,
+    pipeline: u64,
+}
+
+/// What has been read of the directory's file.
+type Read = (PathBuf, Result<Option<String>, Unreadable>);
+
+/// What is reloaded, and from where.
+pub(crate) struct Reload {
+    /// The configuration file that was named, if one was.
+    path: Option<PathBuf>,
+    /// Its text, as it was last taken; none if there was no file.
+    text: Option<config::Text>,
+    pub(crate) config: Config,
+    /// How often it has changed.
+    revision: u64,
+    pub(crate) loader: Arc<Loader>,
+    pub(crate) tenant: Tenant,
+    status: Arc<Status>,
+    client: Client,
+    login: Login,
+    tasks: Tasks,
+    watch: Watch,
+    seen: Seen,
+    /// To which files something has happened since they were last looked at.
+    touched: BTreeSet<PathBuf>,
+    looking: Job<Looked>,
+    look_again: bool,
+    reading_config: Job<anyhow::Result<Option<config::Text>>>,
+    reading: Job<Read>,
+    parsing: Job<anyhow::Result<(Directory, Changes)>>,
+    read_again: bool,
+    loads: Loads<Option<Loaded>>,
+    /// Whether the last load failed for a reason that may pass by itself.
+    load_again: bool,
+    /// What a KV bucket says; nothing comes where the directory is a file.
+    updates: mpsc::Receiver<kv::Update>,
+    /// What of the bucket can't be taken.
+    refusals: kv::Refusals,
+    refused: Refused,
+}
+
+impl Reload {
+    /// What was read at the start, and what it is now to be followed for.
+    pub(crate) fn new(
+        path: Option<PathBuf>,
+        (config, text, seen): (Config, Option<config::Text>, Seen),
+        loader: Arc<Loader>,
+        tenant: Tenant,
+        status: Arc<Status>,
+        (client, login): (Client, Login),
+        tasks: Tasks,
+    ) -> Self {
+        // No bucket is followed yet.
+        let (_, updates) = mpsc::channel(1);
+        Self {
+            path,
+            text,
+            config,
+            revision: 0,
+            loader,
+            tenant,
+            status,
+            client,
+            login,
+            tasks,
+            watch: Watch::new(),
+            seen,
+            touched: BTreeSet::new(),
+            looking: Job::default(),
+            look_again: false,
+            reading_config: Job::default(),
+            reading: Job::default(),
+            parsing: Job::default(),
+            read_again: false,
+            loads: Loads::new(),
+            load_again: false,
+            updates,
+            refusals: kv::Refusals::default(),
+            refused: Refused::default(),
+        }
+    }
+
+    /// Follows all of it for as long as it is polled.
+    pub(crate) async fn follow(&mut self, signals: &Signals) {
+        // What changed while the node started.
+        self.look();
+        let mut tidy = tokio::time::interval(TIDY);
+        let fetcher = self.tenant.fetcher.clone();
+        loop {
+            tokio::select! {
+                touched = self.watch.due() => {
+                    self.touched.extend(touched);
+                    self.look();
+                }
+                () = signals.reload() => self.reload_all(),
+                looked = self.looking.done() => self.looked(looked),
+                text = self.reading_config.done() => self.take_config(text.flatten()).await,
+                read = self.reading.done() => {
+                    self.take_text(read);
+                    self.read_behind();
+                }
+                content = self.parsing.done() => {
+                    self.take_content(content).await;
+                    self.read_behind();
+                }
+                loaded = self.loads.done() => self.take_pipeline(loaded).await,
+                Some(update) = self.updates.recv() => self.update(update).await,
+                () = answers(fetcher.as_deref()) => self.take_answers().await,
+                _ = tidy.tick() => {
+                    self.status.broker.drops.report();
+                    self.say_what_hangs();
+                    // What is being made out of a file has ids that nothing refers to yet.
+                    if self.parsing.is_idle() {
+                        self.tenant.tidy().await;
+                    }
+                }
+            }
+        }
+    }
+
+    /// The configuration file, whether it was named or is the usual one.
+    fn config_path(&self) -> &Path {
+        let usual = Path::new(config::FILE_NAME);
+        self.path.as_deref().unwrap_or(usual)
+    }
+
+    /// Has everything read again, and what is wrong said again.
+    fn reload_all(&mut self) {
+        tracing::info!("SIGHUP: configuration, directory and plugins are read again");
+        self.seen = Seen::default();
+        self.refused = Refused::default();
+        self.look();
+    }
+
+    /// Has the files looked at.
+    fn look(&mut self) {
+        if !self.looking.is_idle() {
+            self.look_again = true;
+            return;
+        }
+        let (path, config) = (self.config_path().to_owned(), self.config.clone());
+        let revision = self.revision;
+        let directory = match &config.directory {
+            config::Directory::File { path, .. } => Some(path.clone()),
+            config::Directory::Kv { .. } | config::Directory::Request(_) => None,
+        };
+        let files = [Some(&path), directory.as_ref()];
+        let cover = self.watch.cover(Paths {
+            files: files.into_iter().flatten().cloned().collect(),
+            folders: vec![config.plugins.dir.clone()],
+        });
+        self.looking.start(move || {
+            // First: what happens from now on is told of.
+            cover();
+            Looked {
+                revision,
+                config: Stamp::of(&path),
+                directory: directory.as_deref().map(Stamp::of),
+                pipeline: Loader::stamp(&config),
+            }
+        });
+    }
+
+    /// Has read what has changed.
+    fn looked(&mut self, looked: anyhow::Result<Looked>) {
+        let looked = match looked {
+            Ok(looked) if looked.revision == self.revision => looked,
+            Ok(_) => return self.look(),
+            Err(error) => return tracing::error!("files can't be looked at: {error:#}"),
+        };
+        let touched = std::mem::take(&mut self.touched);
+        let touched = |path: &Path| {
+            let absolute = std::path::absolute(path);
+            absolute.is_ok_and(|path| touched.contains(&path))
+        };
+        if self.seen.config != Some(looked.config) || touched(self.config_path()) {
+            self.read_config(looked.config);
+        }
+        if let (config::Directory::File { path, .. }, Some(stamp)) =
+            (&self.config.directory, looked.directory)
+            && (self.seen.directory != Some(stamp) || touched(path))
+        {
+            self.read_file(stamp);
+        }
+        if self.seen.pipeline != Some(looked.pipeline) || std::mem::take(&mut self.load_again) {
+            self.load_pipeline(looked.pipeline);
+        }
+        if std::mem::take(&mut self.look_again) {
+            self.look();
+        }
+    }
+
+    /// Says of files that they can't be read since their file system doesn't answer.
+    fn say_what_hangs(&mut self) {
+        let hangs = self.looking.hangs() || self.reading_config.hangs();
+        let why = hangs.then(|| {
+            format!(
+                "files are no longer followed: looking at them, or reading {}, has not ended \
+                 for {} s",
+                self.config_path().display(),
+                job::HANGS.as_secs()
+            )
+        });
+        if let Some(why) = &why
+            && !self.refused.hangs
+        {
+            tracing::error!("{why}");
+        }
+        self.refused.hangs = hangs;
+        self.on_disk().follows(why);
+        if self.reading.hangs() {
+            self.hanging_directory();
+        }
+    }
+
+    /// Reads the directory's file again, where something happened to it while it was read.
+    fn read_behind(&mut self) {
+        if self.reading.is_idle() && self.parsing.is_idle() && std::mem::take(&mut self.read_again)
+        {
+            self.seen.directory = None;
+            self.look();
+        }
+    }
+
+    fn read_config(&mut self, stamp: Stamp) {
+        if !self.reading_config.is_idle() {
+            // Once that has been read.
+            self.seen.config = None;
+            return;
+        }
+        self.seen.config = Some(stamp);
+        let (path, running) = (self.path.clone(), self.text.clone());
+        self.reading_config.start(move || {
+            let read = || config::Text::read_again(path.as_deref());
+            changed(running.as_ref(), AGREE, read)
+        });
+    }
+
+    /// Takes what has been read of the configuration file; none if it is what it was.
+    async fn take_config(&mut self, text: anyhow::Result<Option<config::Text>>) {
+        if text.is_err() {
+            // Nothing need change for another attempt to succeed.
+            self.seen.config = None;
+        }
+        let taken = match text {
+            Ok(Some(text)) => self.configure(text).await,
+            Ok(None) => Ok(()),
+            Err(error) => Err(error),
+        };
+        let refusal = taken.err().map(|error| Causes(&error).to_string());
+        self.note(What::Configuration, refusal.clone());
+        self.refused.config.say("configuration not taken", refusal);
+    }
+
+    /// What of the files on disk is not in force.
+    fn on_disk(&self) -> &OnDisk {
+        &self.status.on_disk
+    }
+
+    /// Notes whether what lies on disk is in force, or why not.
+    fn note(&self, what: What, refusal: Option<String>) {
+        match refusal {
+            Some(why) => self.on_disk().refused(what, why),
+            None => self.on_disk().taken(what),
+        }
+    }
+
+    async fn configure(&mut self, text: config::Text) -> anyhow::Result<()> {
+        if let Some(running) = &self.text {
+            text.may_follow(running)?;
+        }
+        let mut new = Config::parse(self.path.as_deref(), Some(&text), config::variables())?;
+        self.text = Some(text);
+        let changes = self.config.changes(&new);
+        let restart = changes
+            .iter()
+            .filter(|change| change.effect == Effect::Restart);
+        let restart: Vec<_> = restart.map(|change| change.section).collect();
+        for section in restart
+            .iter()
+            .filter(|section| !self.refused.restart.contains(section))
+        {
+            tracing::warn!("[{section}] has changed: it takes effect at the next start");
+        }
+        self.on_disk().wait_for_restart(&restart);
+        self.refused.restart = restart;
+        new.keep_until_restart(&self.config);
+        if self.config != new {
+            self.config = new;
+            self.revision += 1;
+            self.login.replace(self.config.nats.auth.clone());
+            self.tenant.configure(&self.config).await;
+            tracing::info!("configuration reloaded");
+            // It may name other files, and another pipeline.
+            self.look();
+        }
+        Ok(())
+    }
+}
+
+/// What is read of a file, where it is another text than the running one, and two
+/// readings agree: a file that is being written is read in pieces.
+fn changed(
+    running: Option<&config::Text>,
+    pause: Duration,
+    mut read: impl FnMut() -> anyhow::Result<Option<config::Text>>,
+) -> anyhow::Result<Option<config::Text>> {
+    let mut before = None;
+    for _ in 0..AGREE_TRIES {
+        let text = read()?;
+        if text.as_ref() == running {
+            return Ok(None);
+        }
+        let text = text.context("the file is gone")?;
+        if before.as_ref() == Some(&text) {
+            return Ok(Some(text));
+        }
+        before = Some(text);
+        std::thread::sleep(pause);
+    }
+    anyhow::bail!("it is being written all the time")
+}
+
+/// Waits for answers of a directory that is asked; for ever where none is.
+async fn answers(fetcher: Option<&Fetcher>) {
+    match fetcher {
+        Some(fetcher) => fetcher.arrived().await,
+        None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What comes of a file that is read as these texts, one after the other.
+    fn read_as(texts: &[Option<&str>]) -> anyhow::Result<Option<config::Text>> {
+        let running = text("a");
+        let mut texts = texts.iter();
+        let read = || Ok(texts.next().and_then(|it| it.map(text)));
+        changed(Some(&running), Duration::ZERO, read)
+    }
+
+    fn text(text: &str) -> config::Text {
+        config::Text::of(text)
+    }
+
+    #[test]
+    fn a_text_is_taken_when_two_readings_agree() {
+        assert_eq!(read_as(&[Some("a")]).unwrap(), None);
+        let pieces = [Some("b"), Some("b c"), Some("b c d"), Some("b c d")];
+        assert_eq!(read_as(&pieces).unwrap(), Some(text("b c d")));
+        assert_eq!(read_as(&[Some("b"), Some("a")]).unwrap(), None);
+        for gone in [&[None][..], &[Some("b"), None]] {
+            let error = read_as(gone).unwrap_err().to_string();
+            assert_eq!(error, "the file is gone");
+        }
+    }
+}

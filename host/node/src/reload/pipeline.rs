@@ -1,0 +1,111 @@
+//! Loading the pipeline anew, and putting it in force.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use presence_sandbox::{Blueprint, Pipeline};
+use tokio::sync::watch;
+use tokio::task::spawn_blocking;
+
+use super::{Reload, Said};
+use crate::reload::on_disk::What;
+use crate::tenant::Running;
+use presence_config::causes::Causes;
+use presence_config::escape::together;
+use presence_config::regular::Unreadable;
+use presence_rules::loader::Loader;
+
+/// A pipeline that can be put in force.
+pub(super) struct Loaded {
+    blueprint: Blueprint,
+    /// Its instances, one for each worker.
+    pipelines: Vec<Pipeline>,
+}
+
+impl Reload {
+    /// Loads what the configuration names, in place of what is being loaded.
+    pub(super) fn load_pipeline(&mut self, stamp: u64) {
+        // Another change is refused anew, be it for the same reason.
+        if self.seen.pipeline.replace(stamp) != Some(stamp) {
+            self.refused.pipeline = Said::default();
+        }
+        let (config, loader) = (self.config.clone(), Arc::clone(&self.loader));
+        let running = self.tenant.running.subscribe();
+        let workers = self.tenant.workers.iter().len();
+        let limit = config.plugins.load_timeout;
+        self.loads.start(limit, move |attempt| {
+            let running = Arc::clone(&running.borrow().blueprint);
+            let blueprint = loader.attempt(&config, true, Some(&running), attempt);
+            let blueprint = blueprint.map_err(together)?;
+            if blueprint.is_same(&running) {
+                return Ok(None);
+            }
+            let pipelines = (0..workers).map(|_| blueprint.instantiate());
+            let pipelines = pipelines.collect::<Result<Vec<_>, _>>()?;
+            Ok(Some(Loaded {
+                blueprint,
+                pipelines,
+            }))
+        });
+    }
+
+    /// Puts in force what has been loaded, or says why it can't be.
+    pub(super) async fn take_pipeline(&mut self, loaded: anyhow::Result<Option<Loaded>>) {
+        let error = loaded.as_ref().err();
+        self.load_again = error.is_some_and(|error| error.chain().any(may_pass));
+        let refusal = match loaded {
+            Ok(loaded) => {
+                if let Some(loaded) = loaded {
+                    self.swap(loaded).await;
+                }
+                None
+            }
+            Err(error) => Some(Causes(&error).to_string()),
+        };
+        // A plugin whose file is gone goes on, and the next start would refuse.
+        let gone = self.loader.gone_in_words(&self.config);
+        self.note(What::Pipeline, refusal.clone().or(gone));
+        if self.refused.pipeline.say("pipeline not swapped", refusal) {
+            self.status.refused_swaps.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    async fn swap(&mut self, loaded: Loaded) {
+        let before = Arc::clone(&self.tenant.running.borrow().blueprint);
+        self.tenant.swap(loaded.blueprint, loaded.pipelines).await;
+        let running = self.tenant.running.borrow().clone();
+        tracing::info!(
+            generation = running.generation,
+            "pipeline swapped: {}",
+            running.blueprint.line()
+        );
+        for stage in before.narrowing_missing_in(&running.blueprint) {
+            tracing::warn!(
+                plugin = &*stage,
+                "the stage `{stage}`, which hid users or what is shown of them, is no longer \
+                 in the pipeline: more may be seen now"
+            );
+        }
+    }
+}
+
+/// Whether what is wrong may pass by itself.
+fn may_pass(cause: &(dyn std::error::Error + 'static)) -> bool {
+    matches!(
+        cause.downcast_ref(),
+        Some(error @ Unreadable::Io(..)) if !error.is_missing()
+    )
+}
+
+/// Notes which plugins are in force, as that changes.
+pub(crate) async fn note_in_force(loader: Arc<Loader>, mut running: watch::Receiver<Running>) {
+    while running.changed().await.is_ok() {
+        let blueprint = Arc::clone(&running.borrow_and_update().blueprint);
+        let loader = Arc::clone(&loader);
+        // A disk may hang.
+        let noted = spawn_blocking(move || loader.put_in_force(&blueprint));
+        if let Err(error) = noted.await {
+            tracing::error!("which plugins are in force can't be noted: {error}");
+        }
+    }
+}

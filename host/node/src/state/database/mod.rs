@@ -1,0 +1,259 @@
+//! A file in the state's folder: a redb database that is checked when it is opened, waits
+//! for room on its disk ([`disk`]), and gives back the room that it doesn't need.
+//!
+//! redb keeps what a file has once grown to, unless it is told to compact it: a crowd that
+//! came once would take room on the disk for ever.
+
+mod aside;
+mod disk;
+
+use std::fs;
+use std::io::ErrorKind;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::anyhow;
+use redb::backends::FileBackend;
+use redb::{Builder, Database, DatabaseError, StorageBackend, StorageError};
+
+use presence_rules::private;
+
+pub(crate) use aside::set_aside;
+pub(crate) use disk::Disk;
+
+use disk::Waiting;
+
+/// How much of a file is kept in memory: the upper part of its trees.
+const CACHE_BYTES: usize = 32 << 20;
+
+/// How large a file is, in bytes, before it is looked at how much of it is used.
+const LARGE_BYTES: u64 = 4 << 20;
+
+/// How many times as large as what it holds a file may be. The pages of a tree that changes
+/// all the time are half full, and a transaction needs room beside what it replaces.
+const SPARE: u64 = 4;
+
+/// How many times as large a file must have become since it was last compacted.
+const GROWTH: u64 = 2;
+
+/// Why a file can't be used.
+#[derive(Debug)]
+pub(crate) enum Fault {
+    /// Another process has it open.
+    InUse,
+    /// There is no room on its disk.
+    Full(anyhow::Error),
+    /// It, or its folder, can't be written or read.
+    Unusable(anyhow::Error),
+    /// What it holds can't be taken.
+    Damaged(anyhow::Error),
+}
+
+/// An open file.
+#[derive(Debug)]
+pub(crate) struct File {
+    pub(crate) database: Database,
+    path: PathBuf,
+    /// How many bytes the keys and values in it have.
+    used: u64,
+    /// How large it was after it was last compacted; 0 if it hasn't been.
+    compacted: u64,
+}
+
+impl File {
+    /// Opens a file, which is made where there is none, checks all of it, and compacts it
+    /// if it is mostly empty.
+    ///
+    /// # Errors
+    /// If it can't be used.
+    pub(crate) fn open(path: &Path, disk: &Arc<Disk>) -> Result<Self, Fault> {
+        let opened = guarded(|| {
+            let database = open(path, disk).map_err(|error| fault(error, path))?;
+            let used = used(&database).map_err(Fault::Damaged)?;
+            let mut file = Self {
+                database,
+                path: path.to_owned(),
+                used,
+                compacted: 0,
+            };
+            file.compact_if_empty().map_err(Fault::Unusable)?;
+            Ok(file)
+        });
+        opened.map_err(|fault| disk.fault(fault))
+    }
+
+    /// Notes that a transaction has made what the file holds larger by so many bytes, or
+    /// smaller, and compacts it if it is mostly empty now.
+    ///
+    /// # Errors
+    /// If it can't be compacted. The file must then be opened anew.
+    pub(crate) fn written(&mut self, bytes: i64) -> anyhow::Result<()> {
+        self.used = self.used.saturating_add_signed(bytes);
+        self.compact_if_empty()
+    }
+
+    /// How large it is, in bytes.
+    pub(crate) fn len(&self) -> u64 {
+        fs::metadata(&self.path).map_or(0, |file| file.len())
+    }
+
+    fn compact_if_empty(&mut self) -> anyhow::Result<()> {
+        let before = self.len();
+        if before < LARGE_BYTES || before / SPARE < self.used || before / GROWTH < self.compacted {
+            return Ok(());
+        }
+        self.database.compact()?;
+        self.compacted = self.len();
+        tracing::info!(
+            before,
+            after = self.compacted,
+            "{} was mostly empty, and has given back room on the disk",
+            self.path.display()
+        );
+        Ok(())
+    }
+}
+
+fn open(path: &Path, disk: &Arc<Disk>) -> Result<Database, DatabaseError> {
+    open_in(FileBackend::new(private::file(path)?)?, disk)
+}
+
+fn open_in(backend: impl StorageBackend, disk: &Arc<Disk>) -> Result<Database, DatabaseError> {
+    let mut builder = Builder::new();
+    builder.set_cache_size(CACHE_BYTES);
+    // Or else what is damaged would be found when it is in the way.
+    builder.set_check_integrity_on_open(true);
+    builder.create_with_backend(Waiting::new(backend, disk))
+}
+
+fn used(database: &Database) -> anyhow::Result<u64> {
+    let transaction = database.begin_write()?;
+    let used = transaction.stats()?.stored_bytes();
+    transaction.abort()?;
+    Ok(used)
+}
+
+/// Does what may meet a damaged page, over which redb may panic.
+pub(crate) fn guarded<T>(act: impl FnOnce() -> Result<T, Fault>) -> Result<T, Fault> {
+    // Nothing of it is used any more after a panic.
+    catch_unwind(AssertUnwindSafe(act))
+        .unwrap_or_else(|_| Err(Fault::Damaged(anyhow!("its pages contradict each other"))))
+}
+
+fn fault(error: DatabaseError, path: &Path) -> Fault {
+    let at_path = |error: DatabaseError| {
+        anyhow::Error::new(error).context(format!("can't open {}", path.display()))
+    };
+    match error {
+        DatabaseError::DatabaseAlreadyOpen | DatabaseError::LockProtocolMismatch => Fault::InUse,
+        DatabaseError::Storage(StorageError::Io(io))
+            if !matches!(
+                io.kind(),
+                ErrorKind::InvalidData | ErrorKind::UnexpectedEof | ErrorKind::IsADirectory
+            ) =>
+        {
+            Fault::Unusable(at_path(io.into()))
+        }
+        error => Fault::Damaged(error.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use redb::{ReadableTableMetadata as _, TableDefinition};
+
+    const TABLE: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("table");
+    const USERS: u64 = 40_000;
+    const BYTES: usize = 200;
+
+    fn write(file: &mut File, act: impl FnOnce(&mut redb::Table<'_, u64, &[u8]>) -> i64) {
+        let transaction = file.database.begin_write().unwrap();
+        let grown = act(&mut transaction.open_table(TABLE).unwrap());
+        transaction.commit().unwrap();
+        file.written(grown).unwrap();
+    }
+
+    fn fill(file: &mut File, users: u64) {
+        write(file, |table| {
+            for user in 0..users {
+                table.insert(user, &[7; BYTES][..]).unwrap();
+            }
+            (users * (8 + BYTES as u64)) as i64
+        });
+    }
+
+    fn empty(file: &mut File) {
+        write(file, |table| {
+            let held = table.len().unwrap();
+            table.retain(|user, _| user < 10).unwrap();
+            -(((held - 10) * (8 + BYTES as u64)) as i64)
+        });
+    }
+
+    #[test]
+    fn a_file_that_has_become_mostly_empty_gives_back_its_room_while_it_is_in_use() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("file.redb");
+        let mut file = File::open(&path, &Arc::default()).unwrap();
+        for crowd in 0..2 {
+            fill(&mut file, USERS);
+            let full = file.len();
+            assert!(full > USERS * BYTES as u64, "{crowd}: {full}");
+            empty(&mut file);
+            assert!(file.len() < 1 << 20, "{crowd}: {} of {full}", file.len());
+        }
+        drop(file);
+        let file = File::open(&path, &Arc::default()).unwrap();
+        let transaction = file.database.begin_write().unwrap();
+        assert_eq!(transaction.open_table(TABLE).unwrap().len().unwrap(), 10);
+        assert_eq!(file.used, 10 * (8 + BYTES as u64));
+    }
+
+    #[test]
+    fn a_file_that_is_mostly_empty_gives_back_its_room_at_the_start() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("file.redb");
+        {
+            // As a version would that doesn't compact.
+            let database = Database::create(&path).unwrap();
+            let used = 0;
+            let path = path.clone();
+            let mut file = File {
+                database,
+                path,
+                used,
+                compacted: u64::MAX,
+            };
+            fill(&mut file, USERS);
+            empty(&mut file);
+            assert!(file.len() > 2 * LARGE_BYTES, "{}", file.len());
+            // As if it were killed: a close would trim it.
+            std::mem::forget(file);
+        }
+        let copy = folder.path().join("copy.redb");
+        fs::copy(&path, &copy).unwrap();
+        let file = File::open(&copy, &Arc::default()).unwrap();
+        assert!(file.len() < 1 << 20, "{}", file.len());
+    }
+
+    #[test]
+    fn a_file_in_use_is_not_compacted_again_and_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("file.redb");
+        let mut file = File::open(&path, &Arc::default()).unwrap();
+        fill(&mut file, USERS);
+        let full = file.len();
+        // Of which it would be said that it is mostly empty, and isn't.
+        file.written(i64::MIN).unwrap();
+        let compacted = file.compacted;
+        assert!(
+            compacted > LARGE_BYTES && compacted <= full,
+            "{compacted} {full}"
+        );
+        file.compacted = file.len() - 1;
+        file.written(0).unwrap();
+        assert_eq!(file.compacted, file.len() - 1);
+    }
+}

@@ -1,0 +1,362 @@
+//! What outlives the process: connections, who is online, and who has been told.
+//!
+//! It is kept in one file for each tenant, in a folder of the node's own. Workers
+//! hand over what has changed (`saver`), and one thread writes it (`writer`), so
+//! that nobody waits for a disk. After `kill -9` the file lacks what happened
+//! since the last write, and nothing else.
+
+pub(crate) mod database;
+mod saver;
+mod store;
+mod writer;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::{Context as _, bail};
+use presence_core::names::Names;
+use presence_core::record::Record;
+use presence_core::tracker::{self, Connected};
+
+use crate::clock;
+use crate::tasks::Tasks;
+use database::{Disk, Fault};
+use presence_config::{self as config, Config};
+use presence_rules::private;
+
+pub(crate) use saver::Saver;
+pub(crate) use writer::{Figures, Writer};
+
+use store::Store;
+
+/// What was known when the node last ran.
+#[derive(Default)]
+pub(crate) struct Restored {
+    pub(crate) records: Vec<Record>,
+    /// The epoch of what the node publishes in this run: later than in any before.
+    pub(crate) epoch: u64,
+    /// When it was last written, in milliseconds since the Unix epoch; 0 if never.
+    saved_at: u64,
+}
+
+impl Restored {
+    /// How many users are online, and how many connections live.
+    fn counts(&self) -> (usize, usize) {
+        let count = |is: fn(&Record) -> bool| self.records.iter().filter(|it| is(it)).count();
+        let users = count(|record| matches!(record, Record::Told { .. }));
+        let connections = count(|record| {
+            matches!(
+                record,
+                Record::Tracker(tracker::Record::Connection {
+                    state: Some(Connected::Live { .. }),
+                    ..
+                })
+            )
+        });
+        (users, connections)
+    }
+
+    /// For how long nobody has been there to hear, in milliseconds.
+    pub(crate) fn down_ms(&self) -> u64 {
+        clock::now_ms().saturating_sub(self.saved_at)
+    }
+}
+
+/// What comes of opening the state.
+pub(crate) enum Opened {
+    /// It is this node's now.
+    Kept(Writer, Restored),
+    /// Nothing is kept.
+    Nothing,
+    /// Another node has it still, on the same broker: why this one has to wait.
+    InUse(String),
+    /// There is no room on its disk: why this one has to wait.
+    Full(String),
+}
+
+/// Opens the state, and reads what is there. `servers`: the broker's.
+///
+/// # Errors
+/// If a process with another broker uses it, or the folder that was named can't be used.
+pub(crate) fn open(
+    config: &Config,
+    servers: &str,
+    names: &Arc<Names>,
+    tasks: &Tasks,
+) -> anyhow::Result<Opened> {
+    let Some(dir) = &config.state.dir else {
+        return Ok(Opened::Nothing);
+    };
+    // No tenant's prefix is `presence`.
+    let tenant = config.tenant.prefix.as_deref().unwrap_or("presence");
+    let path = dir.join(format!("{tenant}.redb"));
+    // Says whose the file is while it is open; of no use when it isn't.
+    let holder = dir.join(format!("{tenant}.holder"));
+    let at = format!(", on {servers}");
+    let disk = Arc::new(Disk::of("the state"));
+    let (store, restored) = match open_in(dir, &path, names, &disk) {
+        Ok(opened) => opened,
+        Err(Fault::Full(error)) => {
+            let path = path.display();
+            return Ok(Opened::Full(format!(
+                "waiting for room on the disk of {path}: {error:#}"
+            )));
+        }
+        Err(Fault::InUse) => {
+            let by = std::fs::read_to_string(&holder).unwrap_or_else(|_| "another presence".into());
+            if by.ends_with(&at) {
+                let path = path.display();
+                return Ok(Opened::InUse(format!(
+                    "waiting while {path} is in use by {by}"
+                )));
+            }
+            bail!(
+                "{} is in use by {by}: stop it, or give this one another [state] dir",
+                path.display()
+            );
+        }
+        Err(Fault::Unusable(error)) if config.state.dir_is_default => {
+            tracing::warn!(
+                "who is online won't outlive a restart: {error:#}. Set [state] dir to a folder \
+                 that can be written, or to \"\""
+            );
+            return Ok(Opened::Nothing);
+        }
+        Err(Fault::Unusable(error) | Fault::Damaged(error)) => {
+            return Err(error.context("[state] dir can't be used"));
+        }
+    };
+    let me = format!(
+        "node `{}`, process {}{at}",
+        config.node.name,
+        std::process::id()
+    );
+    // A process that finds the file open and nothing here is told less.
+    let _ = private::write(&holder, me.as_bytes());
+    let (users, connections) = restored.counts();
+    tracing::info!(
+        path = %path.display(),
+        "restored {users} users, {connections} connections"
+    );
+    let names = Arc::clone(names);
+    let writer = Writer::start(store, path, names, &config.state, users as u64, disk, tasks)?;
+    Ok(Opened::Kept(writer, restored))
+}
+
+/// What is wrong with a folder that was named, as far as that can be said without
+/// touching it.
+pub fn problem(state: &config::State) -> Option<anyhow::Error> {
+    let dir = state.dir.as_ref().filter(|_| !state.dir_is_default)?;
+    (dir.exists() && !dir.is_dir())
+        .then(|| anyhow::anyhow!("[state] dir: {} is no folder", dir.display()))
+}
+
+fn open_in(
+    dir: &Path,
+    path: &Path,
+    names: &Names,
+    disk: &Arc<Disk>,
+) -> Result<(Store, Restored), Fault> {
+    // It holds what users' connections say of themselves.
+    private::folder(dir).map_err(Fault::Unusable)?;
+    match open_file(path, names, disk) {
+        Err(Fault::Damaged(why)) => {
+            let aside = database::set_aside(path).map_err(Fault::Unusable)?;
+            tracing::error!(
+                "the state in {} can't be taken: {why:#}. It has been set aside as {}, and the \
+                 node starts empty",
+                path.display(),
+                aside.display()
+            );
+            open_file(path, names, disk)
+        }
+        opened => opened,
+    }
+}
+
+fn open_file(path: &Path, names: &Names, disk: &Arc<Disk>) -> Result<(Store, Restored), Fault> {
+    let store = Store::open(path, disk)?;
+    let mut records = Vec::new();
+    let saved_at = store.read(|key, value| {
+        records.push(Record::decode(key, value, names).context("a record can't be read")?);
+        Ok(())
+    })?;
+    let epoch = begin_epoch(&store, path).map_err(|fault| disk.fault(fault))?;
+    let restored = Restored {
+        records,
+        epoch,
+        saved_at,
+    };
+    Ok((store, restored))
+}
+
+/// Begins an epoch. The last one is kept in a file of its own as well, since it is to
+/// outlive a damaged one: clients take what bears an earlier epoch for late.
+fn begin_epoch(store: &Store, path: &Path) -> Result<u64, Fault> {
+    let file = path.with_extension("epoch");
+    let last = std::fs::read_to_string(&file).ok();
+    let last = last.and_then(|text| text.trim().parse::<u64>().ok());
+    let next = last.map_or(0, |last| last.saturating_add(store::EPOCH_STEP));
+    let epoch = store.begin_epoch(clock::now_ms().max(next))?;
+    if let Err(error) = private::write(&file, epoch.to_string().as_bytes()) {
+        tracing::warn!(%error, "can't write {}", file.display());
+    }
+    Ok(epoch)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn damaged(folder: &Path) -> usize {
+        let files = std::fs::read_dir(folder).unwrap();
+        let names = files.map(|file| file.unwrap().file_name().into_string().unwrap());
+        names.filter(|name| name.contains(".redb.damaged-")).count()
+    }
+
+    fn open(folder: &Path) -> Result<(Store, Restored), Fault> {
+        open_in(
+            folder,
+            &folder.join("presence.redb"),
+            &Names::new(),
+            &Arc::default(),
+        )
+    }
+
+    /// A store with a record or two in it.
+    fn written(folder: &Path) {
+        let (mut store, _) = open(folder).unwrap();
+        let key = b"\x01\x03ann\x02c1".to_vec();
+        store.write(7, &[(key, Some(vec![5]))]).unwrap();
+    }
+
+    #[test]
+    fn what_was_written_is_read() {
+        let folder = tempfile::tempdir().unwrap();
+        written(folder.path());
+        let (mut store, restored) = open(folder.path()).unwrap();
+        assert_eq!((restored.records.len(), restored.saved_at), (1, 7));
+        store
+            .write(8, &[(b"\x01\x03ann\x02c1".to_vec(), None)])
+            .unwrap();
+        drop(store);
+        let (_, restored) = open(folder.path()).unwrap();
+        assert_eq!((restored.records.len(), restored.saved_at), (0, 8));
+    }
+
+    #[test]
+    fn each_epoch_is_later_than_the_last_though_the_clock_is_set_back() {
+        let folder = tempfile::tempdir().unwrap();
+        let (store, restored) = open(folder.path()).unwrap();
+        let ahead = clock::now_ms() + 3_600_000;
+        assert!(restored.epoch < ahead);
+        assert_eq!(store.begin_epoch(ahead).unwrap(), ahead);
+        drop(store);
+        let (_, restored) = open(folder.path()).unwrap();
+        assert!(restored.epoch > ahead, "{} {ahead}", restored.epoch);
+    }
+
+    #[test]
+    fn an_epoch_is_later_than_one_of_a_file_that_was_damaged() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("presence.redb");
+        let mut last = 0;
+        for _ in 0..5 {
+            let (store, restored) = open(folder.path()).unwrap();
+            assert!(restored.epoch > last);
+            // Nor does it run ahead of the clock by more than that takes.
+            assert!(restored.epoch < clock::now_ms() + 10_000);
+            last = restored.epoch;
+            drop(store);
+            std::fs::write(&path, b"no database").unwrap();
+        }
+        assert!(damaged(folder.path()) > 0);
+    }
+
+    #[test]
+    fn nobody_else_can_read_it_whatever_folder_it_is_in_and_whatever_it_was() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("presence.redb");
+        let set = |path: &Path, mode| {
+            std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+        };
+        set(folder.path(), 0o777);
+        written(folder.path());
+        let mode = || std::fs::metadata(&path).unwrap().permissions().mode() & 0o777;
+        assert_eq!(mode(), 0o600);
+        set(&path, 0o644);
+        assert_eq!(open(folder.path()).unwrap().1.records.len(), 1);
+        assert_eq!(mode(), 0o600);
+    }
+
+    #[test]
+    fn a_store_in_use_is_said_to_be() {
+        let folder = tempfile::tempdir().unwrap();
+        let held = open(folder.path()).unwrap();
+        assert!(matches!(open(folder.path()), Err(Fault::InUse)));
+        drop(held);
+        assert!(open(folder.path()).is_ok());
+    }
+
+    #[test]
+    fn whatever_is_wrong_with_the_file_it_is_set_aside() {
+        // Each block of the file in turn, and what is no such file at all.
+        let sound = tempfile::tempdir().unwrap();
+        written(sound.path());
+        let sound = std::fs::read(sound.path().join("presence.redb")).unwrap();
+        let overwritten = (0..sound.len() / 4096).map(|block| {
+            let mut bytes = sound.clone();
+            bytes[block * 4096..(block + 1) * 4096].fill(0xa5);
+            bytes
+        });
+        let others = [
+            b"no database".to_vec(),
+            sound[..sound.len() / 2].to_vec(),
+            sound[..100].to_vec(),
+        ];
+        let mut set_aside = 0;
+        for bytes in overwritten.chain(others) {
+            let folder = tempfile::tempdir().unwrap();
+            std::fs::write(folder.path().join("presence.redb"), bytes).unwrap();
+            let (_, restored) = open(folder.path()).unwrap();
+            // A block that holds nothing may be lost.
+            assert_eq!(restored.records.len(), 1 - damaged(folder.path()));
+            set_aside += damaged(folder.path());
+        }
+        assert!(set_aside > 5, "{set_aside}");
+    }
+
+    #[test]
+    fn another_format_is_set_aside() {
+        let folder = tempfile::tempdir().unwrap();
+        let (store, _) = open(folder.path()).unwrap();
+        store.set_format(presence_core::record::FORMAT + 1).unwrap();
+        drop(store);
+        let path = folder.path().join("presence.redb");
+        let Err(Fault::Damaged(why)) = open_file(&path, &Names::new(), &Arc::default()) else {
+            panic!("a later format can't be read");
+        };
+        assert!(why.to_string().contains("newer version"), "{why}");
+        assert!(open(folder.path()).unwrap().1.records.is_empty());
+        assert_eq!(damaged(folder.path()), 1);
+    }
+
+    #[test]
+    fn a_record_that_is_none_is_damage() {
+        let folder = tempfile::tempdir().unwrap();
+        let (mut store, _) = open(folder.path()).unwrap();
+        store.write(7, &[(vec![9], Some(vec![9]))]).unwrap();
+        drop(store);
+        assert!(open(folder.path()).unwrap().1.records.is_empty());
+        assert_eq!(damaged(folder.path()), 1);
+    }
+
+    #[test]
+    fn a_folder_that_cannot_be_made_is_no_damage() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("file");
+        std::fs::write(&file, "").unwrap();
+        assert!(matches!(open(&file), Err(Fault::Unusable(_))));
+    }
+}

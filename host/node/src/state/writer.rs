@@ -1,0 +1,303 @@
+//! The thread that writes the state. What workers hand over while it writes is
+//! written together, next.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use anyhow::bail;
+use presence_core::names::Names;
+use presence_core::record::{Record, Stored};
+use rustix::time::{ClockId, clock_gettime};
+use tokio::sync::{mpsc, oneshot};
+
+use super::saver::Saver;
+use super::store::Store;
+use crate::clock;
+use crate::state::database::{Disk, Fault};
+use crate::tasks::Tasks;
+use presence_config::State;
+
+/// How many batches may wait to be written, of all workers together.
+const QUEUE: usize = 16;
+
+/// How many times as long as a write takes of a processor it is waited before the next one,
+/// and for how long at most: a crowd that comes or goes is served, and not written down.
+const REST: u32 = 12;
+const REST_MAX: Duration = Duration::from_secs(1);
+
+/// How long is waited before a write that failed is tried again, at first and at most: the
+/// file is opened anew, and all of it is checked.
+const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+
+/// What the writer is sent.
+#[derive(Debug)]
+pub(super) enum Job {
+    /// Write these, which were taken then.
+    Write(u64, Arc<Vec<Record>>),
+    /// Close the file, and say when that is done.
+    Finish(oneshot::Sender<()>),
+}
+
+/// The writer's figures.
+#[derive(Debug, Default)]
+pub(crate) struct Figures {
+    /// How many users were online when the node last ran.
+    pub(crate) restored_users: AtomicU64,
+    /// How many records have been written.
+    pub(crate) records: AtomicU64,
+    /// How large the file is.
+    pub(crate) bytes: AtomicU64,
+    /// Whether it can be written.
+    pub(crate) disk: Arc<Disk>,
+    /// When what is being written was taken, in milliseconds since the Unix epoch;
+    /// 0 if nothing is.
+    taken_at: AtomicU64,
+    /// Until when nothing more is to be handed over, by the host's clock.
+    rests_until: AtomicU64,
+}
+
+impl Figures {
+    /// Whether nothing is to be handed over yet.
+    pub(super) fn rests(&self, now: u64) -> bool {
+        now < self.rests_until.load(Ordering::Relaxed)
+    }
+
+    /// For how long what is being written has waited for it, in milliseconds.
+    pub(crate) fn lag_ms(&self) -> u64 {
+        match self.taken_at.load(Ordering::Relaxed) {
+            0 => 0,
+            since => clock::now_ms().saturating_sub(since),
+        }
+    }
+}
+
+/// The writer, as the rest of the node sees it.
+#[derive(Debug)]
+pub(crate) struct Writer {
+    jobs: mpsc::Sender<Job>,
+    flush_ms: u64,
+    pub(crate) figures: Arc<Figures>,
+}
+
+impl Writer {
+    pub(super) fn start(
+        store: Store,
+        path: PathBuf,
+        names: Arc<Names>,
+        config: &State,
+        restored_users: u64,
+        disk: Arc<Disk>,
+        tasks: &Tasks,
+    ) -> anyhow::Result<Self> {
+        let (jobs, inbox) = mpsc::channel(QUEUE);
+        disk.wait_for_room();
+        let figures = Arc::new(Figures {
+            restored_users: restored_users.into(),
+            disk,
+            ..Figures::default()
+        });
+        let thread = Thread {
+            store: Some(store),
+            path,
+            names,
+            figures: Arc::clone(&figures),
+        };
+        tasks.thread("state", move || thread.run(inbox))?;
+        Ok(Self {
+            jobs,
+            flush_ms: config.flush_ms,
+            figures,
+        })
+    }
+
+    /// What a worker hands its changes over with.
+    pub(crate) fn saver(&self) -> Saver {
+        Saver::new(self.jobs.clone(), Arc::clone(&self.figures), self.flush_ms)
+    }
+
+    /// Has nothing wait any more for a disk that can't be written: the node is to stop.
+    pub(crate) fn give_up_waiting(&self) {
+        self.figures.disk.give_up();
+    }
+
+    /// Closes the file, once all that was handed over is written.
+    pub(crate) async fn finish(&self) {
+        let (done, finished) = oneshot::channel();
+        // A writer that is gone has said so.
+        if self.jobs.send(Job::Finish(done)).await.is_ok() {
+            let _ = finished.await;
+        }
+    }
+}
+
+struct Thread {
+    /// None after a failure: the file is then opened anew.
+    store: Option<Store>,
+    path: PathBuf,
+    names: Arc<Names>,
+    figures: Arc<Figures>,
+}
+
+impl Thread {
+    fn run(mut self, mut inbox: mpsc::Receiver<Job>) {
+        if let Some(store) = &self.store {
+            self.figures.bytes.store(store.len(), Ordering::Relaxed);
+        }
+        while let Some(first) = inbox.blocking_recv() {
+            self.rest();
+            let begun = cpu_time();
+            let mut records: Vec<Stored> = Vec::new();
+            let mut taken: Option<(u64, u64)> = None;
+            let mut finish = None;
+            let waiting = std::iter::from_fn(|| inbox.try_recv().ok());
+            for job in std::iter::once(first).chain(waiting.take(QUEUE)) {
+                match job {
+                    Job::Write(at, batch) => {
+                        let (first, _) = *taken.get_or_insert((at, at));
+                        taken = Some((first, at));
+                        self.figures.taken_at.store(first, Ordering::Relaxed);
+                        records.extend(batch.iter().map(|record| record.encode(&self.names)));
+                    }
+                    Job::Finish(done) => finish = Some(done),
+                }
+            }
+            if let Some((_, last)) = taken {
+                // Neighbours are written together; of one key, the last holds.
+                records.sort_by(|(a, _), (b, _)| a.cmp(b));
+                if let Err(error) = self.write(last, &records) {
+                    let why = format!("it isn't written any more: {error:#}");
+                    tracing::error!("{why}");
+                    self.figures.disk.fails(why);
+                    // Who hands over is to notice.
+                    self.figures.rests_until.store(0, Ordering::Relaxed);
+                    return;
+                }
+                self.figures.taken_at.store(0, Ordering::Relaxed);
+                let rest = rest_after(cpu_time().saturating_sub(begun));
+                let until = clock::now_ms() + u64::try_from(rest.as_millis()).unwrap_or(0);
+                self.figures.rests_until.store(until, Ordering::Relaxed);
+            }
+            if let Some(done) = finish {
+                drop(self.store);
+                // The one who asked may have given up.
+                let _ = done.send(());
+                return;
+            }
+        }
+    }
+
+    /// Waits until it is time to write again, and has no more handed over until that is done.
+    fn rest(&self) {
+        let until = self.figures.rests_until.swap(u64::MAX, Ordering::Relaxed);
+        let rest = until.saturating_sub(clock::now_ms());
+        if rest > 0 {
+            // Not where the node is to stop.
+            self.figures.disk.rest(Duration::from_millis(rest));
+        }
+    }
+
+    /// Writes records, however often that must be tried: until it is done, no
+    /// others are taken, and they gather where they are.
+    fn write(&mut self, taken_at: u64, records: &[Stored]) -> anyhow::Result<()> {
+        let disk = Arc::clone(&self.figures.disk);
+        let mut wait = RETRY.0;
+        loop {
+            let why = match self.try_to_write(taken_at, records) {
+                Ok(()) => break,
+                Err(Fault::Damaged(error)) => return Err(error),
+                Err(Fault::Full(error) | Fault::Unusable(error)) => format!("{error:#}"),
+                Err(Fault::InUse) => "another process uses the file".to_owned(),
+            };
+            disk.fails(why.clone());
+            if !disk.rest(wait) {
+                bail!(why);
+            }
+            wait = (wait * 2).min(RETRY.1);
+        }
+        disk.works();
+        let count = records.len() as u64;
+        self.figures.records.fetch_add(count, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn try_to_write(&mut self, taken_at: u64, records: &[Stored]) -> Result<(), Fault> {
+        let mut store = match self.store.take() {
+            Some(store) => store,
+            None => Store::open(&self.path, &self.figures.disk)?,
+        };
+        store.write(taken_at, records).map_err(Fault::Unusable)?;
+        self.figures.bytes.store(store.len(), Ordering::Relaxed);
+        self.store = Some(store);
+        Ok(())
+    }
+}
+
+/// How long to wait after a write that took so much of a processor.
+fn rest_after(used: Duration) -> Duration {
+    (used * REST).min(REST_MAX)
+}
+
+/// How much of a processor this thread has used.
+fn cpu_time() -> Duration {
+    let used = clock_gettime(ClockId::ThreadCPUTime);
+    used.try_into().unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn writing_takes_a_small_share_of_a_processor_unless_a_write_is_long() {
+        let ms = Duration::from_millis;
+        assert_eq!(rest_after(Duration::ZERO), Duration::ZERO);
+        assert_eq!(rest_after(ms(10)), ms(120));
+        assert_eq!(rest_after(ms(500)), REST_MAX);
+    }
+
+    #[test]
+    fn nothing_is_handed_over_while_it_writes_and_then_for_as_long_as_it_rests() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("presence.redb");
+        let thread = Thread {
+            store: Some(Store::open(&path, &Arc::default()).unwrap()),
+            path,
+            names: Arc::default(),
+            figures: Arc::default(),
+        };
+        let figures = Arc::clone(&thread.figures);
+        assert!(!figures.rests(0), "nothing has been written yet");
+        thread.rest();
+        assert!(figures.rests(u64::MAX - 1), "it writes");
+        let (jobs, inbox) = mpsc::channel(QUEUE);
+        jobs.try_send(Job::Write(1, Arc::default())).unwrap();
+        let (done, _) = oneshot::channel();
+        figures.rests_until.store(0, Ordering::Relaxed);
+        jobs.try_send(Job::Finish(done)).unwrap();
+        thread.run(inbox);
+        let until = figures.rests_until.load(Ordering::Relaxed);
+        assert!(until > 0 && until < u64::MAX, "it rests: {until}");
+    }
+
+    #[test]
+    fn after_a_failure_the_file_is_opened_anew() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("presence.redb");
+        let mut thread = Thread {
+            store: None,
+            path: path.clone(),
+            names: Arc::default(),
+            figures: Arc::default(),
+        };
+        thread.figures.disk.wait_for_room();
+        for at in 1..=2 {
+            thread.write(at, &[(vec![1], Some(vec![1]))]).unwrap();
+        }
+        assert_eq!(thread.figures.records.load(Ordering::Relaxed), 2);
+        drop(thread);
+        let store = Store::open(&path, &Arc::default()).unwrap();
+        assert_eq!(store.read(|_, _| Ok(())).unwrap(), 2);
+    }
+}

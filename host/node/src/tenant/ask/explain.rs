@@ -1,0 +1,47 @@
+//! Explaining a decision: the worker that owns the user takes it again, with a
+//! witness.
+
+use std::sync::atomic::Ordering;
+
+use presence_core::body::explain::explanation;
+use presence_core::query::{Explain, Refusal};
+use tokio::sync::oneshot;
+
+use super::{Desk, TRIES};
+use crate::pool::worker::Ask;
+
+impl Desk {
+    /// Refuses, unless explanations are given at all.
+    pub(super) fn explain_if_enabled(&self) -> Result<(), Refusal> {
+        if self.explains.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        Err(Refusal::not_enabled(
+            "explanations are off: set enabled = true in [explain] of the configuration",
+        ))
+    }
+
+    /// Explains; with nothing if the node is being stopped.
+    pub(super) async fn explain(&self, asked: Explain) -> Result<Option<Vec<u8>>, Refusal> {
+        let Some(worker) = self.workers.get(self.workers.place_of(&asked.user)) else {
+            return Ok(None);
+        };
+        let mut tries = 0;
+        loop {
+            let (answer, answered) = oneshot::channel();
+            if !worker.ask(Ask::Explain(asked.clone(), answer)) {
+                return Err(Refusal::overloaded());
+            }
+            let Ok((generation, found)) = answered.await else {
+                return Ok(None);
+            };
+            tries += 1;
+            let missing = &found.not_at_hand;
+            if !missing.is_empty() && tries < TRIES && self.has_answers(missing).await {
+                continue;
+            }
+            let body = explanation(&asked.viewer, &asked.user, generation, &found);
+            return Ok(Some(body));
+        }
+    }
+}

@@ -1,0 +1,233 @@
+//! What is asked of a running node: queries and explanations. They have subscriptions of their
+//! own, so that no question waits behind the inputs that the intake has yet to
+//! read, and they change nothing.
+
+mod budget;
+mod explain;
+mod query;
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use async_nats::{Client, Message as Received, Subject, Subscriber};
+use futures_util::StreamExt;
+use futures_util::stream::{SelectAll, select_all};
+use presence_core::body;
+use presence_core::directory::{Directory, Question};
+use presence_core::query::{Explain, Query, Refusal};
+use tokio::sync::{Semaphore, oneshot, watch};
+
+use crate::link::broker::Health;
+use crate::link::drops::Carries;
+use crate::link::reply::Replies;
+use crate::pool::seldom::Seldom;
+use crate::pool::worker::Workers;
+use presence_config::subjects::{Asked, SEQ, Subjects};
+
+pub(crate) use budget::{Budget, Share};
+pub(crate) use query::Asking;
+
+/// How often is asked in all, where the directory's answers are fetched one by
+/// one, and how long is waited for them each time.
+const TRIES: usize = 4;
+const FETCH_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// How many refusals wait for room in the broker's client, at most. There are more only
+/// if it is away, or if more is asked than it can write.
+const REFUSALS_MAX: usize = 4_096;
+
+/// How often the log tells of questions that found no room, in milliseconds.
+const OVERLOAD_TOLD_MS: u64 = 10_000;
+
+/// What became of the questions.
+#[derive(Debug, Default)]
+pub(crate) struct Counts {
+    pub(crate) answered: AtomicU64,
+    pub(crate) refused: AtomicU64,
+    /// Those that found no room.
+    pub(crate) overloaded: AtomicU64,
+    /// Those whose refusal found no room either.
+    pub(crate) unanswered: AtomicU64,
+    /// Those without a subject that an answer may go to.
+    pub(crate) ignored: AtomicU64,
+}
+
+/// What it takes to answer.
+pub(crate) struct Desk {
+    pub(crate) client: Client,
+    pub(crate) subjects: Subjects,
+    pub(crate) replies: Arc<Replies>,
+    pub(crate) workers: Workers,
+    /// The longest body that the broker takes, as it says on connecting.
+    pub(crate) body_bytes_max: Arc<AtomicUsize>,
+    pub(crate) broker: Arc<Health>,
+    /// The directory that the workers have been told of.
+    pub(crate) directory: watch::Receiver<Arc<Directory>>,
+    /// Whether the directory is asked question by question.
+    pub(crate) answers_are_fetched: bool,
+    /// Whether explanations are given.
+    pub(crate) explains: Arc<AtomicBool>,
+    pub(crate) counts: Arc<Counts>,
+    /// How much may be asked at a time.
+    pub(crate) budget: Arc<Budget>,
+}
+
+/// What reads a tenant's questions.
+pub(crate) struct Reader {
+    messages: SelectAll<Subscriber>,
+    desk: Arc<Desk>,
+    refusals: Arc<Semaphore>,
+    overload: Seldom,
+}
+
+impl Desk {
+    /// Subscribes to what is asked.
+    pub(crate) async fn listen(self) -> anyhow::Result<Reader> {
+        let mut subscribers = Vec::new();
+        for subject in Asked::SUBJECTS {
+            let subject = self.subjects.of(subject);
+            let subscriber = self.client.subscribe(subject).await?;
+            self.broker.drops.watch(&subscriber, Carries::Questions);
+            subscribers.push(subscriber);
+        }
+        Ok(Reader {
+            messages: select_all(subscribers),
+            desk: Arc::new(self),
+            refusals: Arc::new(Semaphore::new(REFUSALS_MAX)),
+            overload: Seldom::default(),
+        })
+    }
+
+    async fn answer(&self, received: &Received, share: Share, reply: Subject) {
+        let body = match self.answer_to(received, Arc::new(share)).await {
+            Ok(Some(body)) => {
+                self.counts.answered.fetch_add(1, Ordering::Relaxed);
+                body
+            }
+            Err(refusal) => {
+                let counts = &self.counts;
+                let count = match refusal.is_overload() {
+                    true => &counts.overloaded,
+                    false => &counts.refused,
+                };
+                count.fetch_add(1, Ordering::Relaxed);
+                body::query::refusal(&refusal)
+            }
+            // The node is being stopped.
+            Ok(None) => return,
+        };
+        if let Err(error) = self.client.publish(reply, body.into()).await {
+            tracing::error!(%error, "an answer could not be published");
+        }
+    }
+
+    /// Waits for the directory to have these answers; not for ever, and not where nobody
+    /// fetches them. Says whether it has them.
+    async fn has_answers(&self, questions: &BTreeSet<Question>) -> bool {
+        if !self.answers_are_fetched {
+            return false;
+        }
+        let mut directory = self.directory.clone();
+        let has_all = |directory: &Arc<Directory>| questions.iter().all(|it| directory.has(it));
+        let there = tokio::time::timeout(FETCH_TIMEOUT, directory.wait_for(has_all));
+        matches!(there.await, Ok(Ok(_)))
+    }
+
+    async fn answer_to(
+        &self,
+        received: &Received,
+        share: Arc<Share>,
+    ) -> Result<Option<Vec<u8>>, Refusal> {
+        match self.subjects.asked(&received.subject) {
+            Some(Asked::Query(viewer)) => {
+                let query = Query::parse(&received.payload, viewer)?;
+                self.query(query, share).await
+            }
+            Some(Asked::Explain) => {
+                self.explain_if_enabled()?;
+                self.explain(Explain::parse(&received.payload)?).await
+            }
+            None => Ok(None),
+        }
+    }
+}
+
+impl Reader {
+    /// Answers until it is told to stop, and then what has arrived by then.
+    pub(crate) async fn read(mut self, mut stop: oneshot::Receiver<()>) {
+        let mut stopping = false;
+        loop {
+            let received = tokio::select! {
+                biased;
+                _ = &mut stop, if !stopping => {
+                    stopping = true;
+                    for messages in self.messages.iter_mut() {
+                        if messages.drain().await.is_err() {
+                            return;
+                        }
+                    }
+                    continue;
+                }
+                received = self.messages.next() => received,
+            };
+            let Some(received) = received else { break };
+            self.desk.broker.count_elsewhere();
+            self.take(received);
+        }
+        // Those that are being answered still.
+        self.desk.budget.is_idle().await;
+    }
+
+    /// Has a question answered. It never waits: what comes while much is asked would wait
+    /// in the subscription, which nothing bounds in bytes.
+    fn take(&self, received: Received) {
+        let headers = received.headers.as_ref();
+        if headers.is_some_and(|headers| headers.get(SEQ).is_some()) {
+            return;
+        }
+        let Some(reply) = self.desk.replies.accept(received.reply.clone()) else {
+            self.desk.counts.ignored.fetch_add(1, Ordering::Relaxed);
+            return;
+        };
+        let desk = Arc::clone(&self.desk);
+        match desk.budget.admit(received.payload.len()) {
+            Some(share) => spawn(async move { desk.answer(&received, share, reply).await }),
+            None => self.refuse(reply),
+        }
+    }
+
+    /// Answers a question that finds no room.
+    fn refuse(&self, reply: Subject) {
+        let counts = &self.desk.counts;
+        counts.overloaded.fetch_add(1, Ordering::Relaxed);
+        if let Some(refused) = self.overload.line(OVERLOAD_TOLD_MS) {
+            tracing::warn!(
+                refused,
+                "more is asked than is answered, and some questions are refused as `overloaded`: \
+                 raise [engine] question_queue and question_bytes_max, or have clients ask less often"
+            );
+        }
+        let Ok(permit) = Arc::clone(&self.refusals).try_acquire_owned() else {
+            counts.unanswered.fetch_add(1, Ordering::Relaxed);
+            return;
+        };
+        let client = self.desk.client.clone();
+        spawn(async move {
+            let body = body::query::refusal(&Refusal::overloaded());
+            if let Err(error) = client.publish(reply, body.into()).await {
+                tracing::error!(%error, "an answer could not be published");
+            }
+            drop(permit);
+        });
+    }
+}
+
+fn spawn(task: impl Future<Output = ()> + Send + 'static) {
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "one that fails is one question without an answer"
+    )]
+    tokio::spawn(task);
+}

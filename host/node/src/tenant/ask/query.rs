@@ -1,0 +1,321 @@
+//! Answering a query: its users are shared out to the workers that own them, and
+//! the answers gathered in the order in which the users were asked after. The worker
+//! that is last to answer hands back all answers at once, since waking the one who
+//! waits for them costs more than the answers do.
+
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use bytestring::ByteString;
+use presence_core::body::query::{ANSWER_BYTES_MIN, Answers, reply};
+use presence_core::message::Cause;
+use presence_core::query::{Asked, Query, Refusal};
+use tokio::sync::oneshot;
+
+use super::{Desk, Share, TRIES};
+use crate::pool::worker::Ask;
+
+/// How many users a worker answers on before its inputs get their turn.
+const PIECE_MAX: usize = 128;
+
+/// A query, shared out.
+#[derive(Debug)]
+struct Questions {
+    viewer: ByteString,
+    users: Vec<ByteString>,
+    pieces: Vec<Piece>,
+    /// Where the answer on each user is: in which piece, and at which place there.
+    spots: Vec<(usize, usize)>,
+}
+
+/// What one worker is asked at once.
+#[derive(Debug)]
+struct Piece {
+    worker: usize,
+    /// Which of the users.
+    users: Vec<usize>,
+    answers: OnceLock<Answers>,
+}
+
+/// A query that workers are at: each has one of these, and lets go of it when it has
+/// answered.
+#[derive(Debug)]
+pub(crate) struct Asking {
+    questions: Questions,
+    done: oneshot::Sender<Answered>,
+    /// How many bytes of answers there are, and how many fit a reply.
+    bytes: AtomicUsize,
+    bytes_max: usize,
+    share: Arc<Share>,
+    /// There is no room for its answers.
+    is_overload: AtomicBool,
+    /// Nobody waits for its answers any more.
+    is_given_up: AtomicBool,
+}
+
+/// A query that workers have been at.
+#[derive(Debug)]
+struct Answered {
+    questions: Questions,
+    /// How many bytes of answers there are; where they are too many, some are missing.
+    bytes: usize,
+    /// There was no room for them, and some are missing.
+    is_overload: bool,
+}
+
+impl Asking {
+    pub(crate) fn viewer(&self) -> &str {
+        &self.questions.viewer
+    }
+
+    /// The users of a piece.
+    pub(crate) fn users(&self, piece: usize) -> impl Iterator<Item = &str> {
+        let pieces = self.questions.pieces.get(piece).into_iter();
+        let places = pieces.flat_map(|piece| &piece.users);
+        places.filter_map(|place| self.questions.users.get(*place).map(|user| &**user))
+    }
+
+    /// Takes the answers to a piece, if there is room for them.
+    pub(crate) fn answer(self: Arc<Self>, piece: usize, answers: Answers) {
+        let bytes = answers.bytes();
+        let sum = self.bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        if !self.share.grow(bytes) {
+            self.is_overload.store(true, Ordering::Relaxed);
+            self.give_up();
+        } else if let Some(piece) = self.questions.pieces.get(piece) {
+            // Nobody else is asked for this piece.
+            let _ = piece.answers.set(answers);
+            // The rest would be answered for nothing.
+            if sum > self.bytes_max {
+                self.give_up();
+            }
+        }
+        self.release();
+    }
+
+    /// Whether it needn't be answered any more.
+    pub(crate) fn is_given_up(&self) -> bool {
+        self.is_given_up.load(Ordering::Relaxed)
+    }
+
+    /// Has no more of it answered.
+    fn give_up(&self) {
+        self.is_given_up.store(true, Ordering::Relaxed);
+    }
+
+    /// A piece isn't answered, since that was given up.
+    pub(crate) fn pass_over(self: Arc<Self>) {
+        self.release();
+    }
+
+    /// The last one hands back the query.
+    fn release(self: Arc<Self>) {
+        if let Some(asking) = Arc::into_inner(self) {
+            // The one who asked may have given up.
+            let _ = asking.done.send(Answered {
+                questions: asking.questions,
+                bytes: asking.bytes.into_inner(),
+                is_overload: asking.is_overload.into_inner(),
+            });
+        }
+    }
+}
+
+impl Questions {
+    fn new(viewer: ByteString, users: Vec<ByteString>, desk: &Desk) -> Self {
+        let mut pieces: Vec<Piece> = Vec::new();
+        let mut filling = vec![None; desk.workers.iter().len()];
+        let spots = users.iter().enumerate().map(|(place, user)| {
+            let worker = desk.workers.place_of(user);
+            let known: Option<usize> = filling.get(worker).copied().flatten();
+            let is_open = |piece: &usize| {
+                let piece: Option<&Piece> = pieces.get(*piece);
+                piece.is_some_and(|piece| piece.users.len() < PIECE_MAX)
+            };
+            let number = known.filter(is_open).unwrap_or(pieces.len());
+            if number == pieces.len() {
+                let room = users.len().min(PIECE_MAX);
+                pieces.push(Piece {
+                    worker,
+                    users: Vec::with_capacity(room),
+                    answers: OnceLock::new(),
+                });
+                if let Some(filling) = filling.get_mut(worker) {
+                    *filling = Some(number);
+                }
+            }
+            let Some(piece) = pieces.get_mut(number) else {
+                return (number, 0);
+            };
+            piece.users.push(place);
+            (number, piece.users.len() - 1)
+        });
+        let spots = spots.collect();
+        Self {
+            viewer,
+            spots,
+            pieces,
+            users,
+        }
+    }
+
+    /// The answers in the order in which the users were asked after.
+    fn in_order(&self) -> impl Iterator<Item = &[u8]> {
+        self.spots
+            .iter()
+            .filter_map(|(piece, place)| self.pieces.get(*piece)?.answers.get()?.get(*place))
+    }
+
+    /// How many bytes they take.
+    fn bytes(&self) -> usize {
+        let answers = self.pieces.iter().filter_map(|piece| piece.answers.get());
+        answers.map(Answers::bytes).sum()
+    }
+}
+
+impl Desk {
+    /// Answers a query; with nothing if the node is being stopped.
+    pub(super) async fn query(
+        &self,
+        query: Query,
+        share: Arc<Share>,
+    ) -> Result<Option<Vec<u8>>, Refusal> {
+        let body_bytes_max = self.body_bytes_max.load(Ordering::Relaxed);
+        let users = match query.asked {
+            Asked::Users(users) => users,
+            Asked::Contacts => match self.contacts(&query.viewer).await? {
+                Some(contacts) => contacts,
+                None => return Ok(None),
+            },
+        };
+        fits(users.len() * ANSWER_BYTES_MIN, body_bytes_max)?;
+        let questions = Questions::new(query.viewer, users, self);
+        let Some(answered) = self.ask(questions, body_bytes_max, &share).await? else {
+            return Ok(None);
+        };
+        let body = reply(&answered.viewer, answered.in_order(), answered.bytes());
+        fits(body.len(), body_bytes_max)?;
+        Ok(Some(body))
+    }
+
+    /// Has every piece answered; none if the node is being stopped. Who can't be
+    /// decided on within all tries looks hidden.
+    async fn ask(
+        &self,
+        mut questions: Questions,
+        bytes_max: usize,
+        share: &Arc<Share>,
+    ) -> Result<Option<Questions>, Refusal> {
+        let mut pieces: Vec<_> = (0..questions.pieces.len()).collect();
+        for _ in 0..TRIES {
+            let Some(answered) = self.ask_once(questions, &pieces, bytes_max, share).await? else {
+                return Ok(None);
+            };
+            questions = answered;
+            let answers = questions.pieces.iter().map(|piece| piece.answers.get());
+            let Some(answers) = answers.collect::<Option<Vec<_>>>() else {
+                return Ok(None);
+            };
+            let unanswered = || {
+                let all = answers.iter().enumerate();
+                all.filter(|(_, answers)| !answers.not_at_hand.is_empty())
+            };
+            pieces = unanswered().map(|(piece, _)| piece).collect();
+            let missing = unanswered().flat_map(|(_, answers)| answers.not_at_hand.iter().cloned());
+            let missing = missing.collect::<BTreeSet<_>>();
+            if missing.is_empty() || !self.has_answers(&missing).await {
+                break;
+            }
+        }
+        Ok(Some(questions))
+    }
+
+    /// Has some pieces answered, anew if they have been before. None if the node is being
+    /// stopped.
+    async fn ask_once(
+        &self,
+        mut questions: Questions,
+        pieces: &[usize],
+        bytes_max: usize,
+        share: &Arc<Share>,
+    ) -> Result<Option<Questions>, Refusal> {
+        for number in pieces {
+            let piece = questions.pieces.get_mut(*number);
+            if let Some(answers) = piece.and_then(|piece| piece.answers.take()) {
+                share.shrink(answers.bytes());
+            }
+        }
+        let (done, answered) = oneshot::channel();
+        let asking = Arc::new(Asking {
+            bytes: questions.bytes().into(),
+            questions,
+            done,
+            bytes_max,
+            share: Arc::clone(share),
+            is_overload: false.into(),
+            is_given_up: false.into(),
+        });
+        for number in pieces {
+            let piece = asking.questions.pieces.get(*number);
+            let Some(worker) = piece.and_then(|piece| self.workers.get(piece.worker)) else {
+                return Ok(None);
+            };
+            if !worker.ask(Ask::Query(Arc::clone(&asking), *number)) {
+                asking.give_up();
+                return Err(Refusal::overloaded());
+            }
+        }
+        asking.release();
+        let Ok(answered) = answered.await else {
+            return Ok(None);
+        };
+        if answered.is_overload {
+            return Err(Refusal::overloaded());
+        }
+        fits(answered.bytes, bytes_max)?;
+        Ok(Some(answered.questions))
+    }
+
+    /// A viewer's own contacts; none if the node is being stopped.
+    async fn contacts(&self, viewer: &ByteString) -> Result<Option<Vec<ByteString>>, Refusal> {
+        let Some(worker) = self.workers.get(self.workers.place_of(viewer)) else {
+            return Ok(None);
+        };
+        for _ in 0..TRIES {
+            let (answer, answered) = oneshot::channel();
+            if !worker.ask(Ask::Contacts(viewer.clone(), answer)) {
+                return Err(Refusal::overloaded());
+            }
+            let missing = match answered.await {
+                Err(_) => return Ok(None),
+                Ok(Ok(contacts)) => {
+                    let contacts = contacts.iter().map(|name| name.as_str().into());
+                    return Ok(Some(contacts.collect()));
+                }
+                Ok(Err(question)) => BTreeSet::from([question]),
+            };
+            if !self.has_answers(&missing).await {
+                break;
+            }
+        }
+        Err(Refusal::unavailable(
+            "the directory doesn't say who the viewer's contacts are: ask again later",
+        ))
+    }
+}
+
+/// Whether an answer of so many bytes can be sent.
+fn fits(bytes: usize, body_bytes_max: usize) -> Result<(), Refusal> {
+    if bytes <= body_bytes_max {
+        return Ok(());
+    }
+    let error = format!(
+        "the answer takes {bytes} bytes or more, and no more than {body_bytes_max} fit the \
+         broker's max_payload: ask in parts"
+    );
+    Err(Refusal {
+        field: Some("userIds".into()),
+        ..Refusal::new(Cause::TooLarge, error)
+    })
+}

@@ -1,0 +1,258 @@
+//! From the broker to the workers: one reader, so that messages of a connection
+//! keep the broker's order across subjects.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use async_nats::{Message as Received, Statistics, Subscriber};
+use futures_util::{FutureExt, StreamExt};
+use presence_core::Input;
+use presence_core::message::{Limits, Message};
+use presence_core::metadata;
+use tokio::sync::{oneshot, watch};
+
+use crate::clock;
+use crate::link::broker::Health;
+use crate::link::drops::Carries;
+use crate::link::hearing::Hearing;
+use crate::link::reply::Replies;
+use crate::pool::worker::{self, BATCH_MAX, Batch, Workers};
+use presence_config::subjects::{SEQ, Subjects};
+
+/// How many bytes of messages are handed on at once, and those of one message more.
+const BATCH_BYTES_MAX: usize = 1 << 20;
+
+/// How often is looked for what the client has dropped.
+const SETTLE_EVERY: Duration = Duration::from_secs(1);
+
+/// What reads a tenant's subscription.
+pub(crate) struct Intake {
+    pub(crate) messages: Subscriber,
+    pub(crate) subjects: Subjects,
+    pub(crate) replies: Arc<Replies>,
+    /// The longest body that the broker takes, as it says on connecting.
+    pub(crate) body_bytes_max: Arc<AtomicUsize>,
+    /// How much metadata a message may have.
+    pub(crate) metadata: watch::Receiver<metadata::Limits>,
+    pub(crate) workers: Workers,
+    pub(crate) broker: Arc<Health>,
+    pub(crate) statistics: Arc<Statistics>,
+    pub(crate) account: Account,
+    pub(crate) hearing: Hearing,
+}
+
+/// What became of the messages that the client has received. It drops those that
+/// the subscription has no room for and says so in events, which it drops as well,
+/// and which may come late.
+#[derive(Default)]
+pub(crate) struct Account {
+    /// How many were read here.
+    read: u64,
+    /// How many more the client had received, the last time and the time before that
+    /// all there were had been read: other subscriptions', and those dropped.
+    others: [u64; 2],
+    events: u64,
+}
+
+impl Account {
+    /// All that was there has been read. Says how many were dropped since the last
+    /// time: none, unless the client has said that some were.
+    fn settle(&mut self, received: u64, events: u64) -> u64 {
+        let others = received.saturating_sub(self.read);
+        let [last, before] = self.others;
+        if std::mem::replace(&mut self.events, events) == events {
+            self.others = [others, last];
+            return 0;
+        }
+        self.others = [others; 2];
+        others.saturating_sub(before)
+    }
+}
+
+impl Intake {
+    /// Reads until it is told to stop, and then what has arrived by then.
+    pub(crate) async fn read(mut self, mut stop: oneshot::Receiver<()>) {
+        let mut stopping = false;
+        let mut settle = tokio::time::interval(SETTLE_EVERY);
+        loop {
+            let first = tokio::select! {
+                // A stop isn't kept waiting by what comes in, and what has been
+                // dropped is counted when nothing is left to read.
+                biased;
+                _ = &mut stop, if !stopping => {
+                    stopping = true;
+                    // The subscription ends when all that is on its way is read.
+                    if self.messages.drain().await.is_err() {
+                        return;
+                    }
+                    continue;
+                }
+                first = self.messages.next() => first,
+                _ = settle.tick() => {
+                    self.settle();
+                    continue;
+                }
+                at = self.hearing.now() => {
+                    let events = self.slow_consumer_events();
+                    self.hearing.all_is_read(clock::now_ms(), self.account.read, events);
+                    self.tell_heard(at);
+                    continue;
+                }
+            };
+            let Some(first) = first else { return };
+            self.batch(first, stopping).await;
+            if let Some(at) = self.hearing.after(self.account.read) {
+                let events = self.slow_consumer_events();
+                self.hearing
+                    .look_for_drops(clock::now_ms(), self.account.read, events);
+                self.tell_heard(at);
+            }
+        }
+    }
+
+    /// Has the workers know that all has been handed on that arrived by a time, or that
+    /// some of it was dropped. One that has no room for that hears so the next time.
+    fn tell_heard(&mut self, at: u64) {
+        for (place, worker) in self.workers.iter().enumerate() {
+            let word = self.hearing.word(place, at);
+            if worker.offer(Batch::new(clock::now_ms(), vec![word], 0)) {
+                self.hearing.told(place, at);
+            }
+        }
+    }
+
+    fn slow_consumer_events(&self) -> u64 {
+        self.broker.drops.all_said()
+    }
+
+    /// Counts what the client has dropped.
+    fn settle(&mut self) {
+        let received = self.statistics.in_messages.load(Ordering::Relaxed);
+        let drops = &self.broker.drops;
+        let said = drops.said_of(Carries::Inputs);
+        // At least those.
+        let dropped_elsewhere = drops.all_said().saturating_sub(said);
+        let elsewhere = self.broker.read_elsewhere() + dropped_elsewhere;
+        match self
+            .account
+            .settle(received.saturating_sub(elsewhere), said)
+        {
+            0 => {}
+            dropped => drops.count(Carries::Inputs, dropped),
+        }
+    }
+
+    /// Hands on a message and those that are there behind it. What a worker has no
+    /// room for is dropped and counted: were it waited for, the broker's client
+    /// would drop instead, and not say how much. When nothing more is to come, it
+    /// is waited for.
+    async fn batch(&mut self, first: Received, stopping: bool) {
+        let now = clock::now_ms();
+        let limits = Limits {
+            body_bytes_max: self.body_bytes_max.load(Ordering::Relaxed),
+            metadata: *self.metadata.borrow(),
+        };
+        // As a rule many come together, or one alone.
+        let room = BATCH_MAX / 4 / self.workers.iter().len().max(1);
+        let batch = |_| Batch::new(now, Vec::with_capacity(room), 0);
+        let mut batches: Vec<_> = self.workers.iter().map(batch).collect();
+        let (subjects, replies) = (&self.subjects, &self.replies);
+        let mut bytes = 0;
+        let mut put = |received: Received| {
+            let length = received.length;
+            bytes += length;
+            let sorted = sort(received, subjects, replies, limits, &self.workers);
+            if let Some((place, input)) = sorted
+                && let Some(batch) = batches.get_mut(place)
+            {
+                batch.inputs.push(input);
+                batch.bytes += length;
+            }
+            bytes < BATCH_BYTES_MAX
+        };
+        let mut has_room = put(first);
+        self.account.read += 1;
+        for _ in 1..BATCH_MAX {
+            if !has_room {
+                break;
+            }
+            let Some(Some(next)) = self.messages.next().now_or_never() else {
+                break;
+            };
+            has_room = put(next);
+            self.account.read += 1;
+        }
+        for (place, (worker, batch)) in self.workers.iter().zip(batches).enumerate() {
+            let count = batch.inputs.len();
+            if count == 0 {
+                continue;
+            }
+            if stopping {
+                worker.hand_over(batch).await;
+            } else if !worker.offer(batch) {
+                self.broker.drops.count(Carries::Inputs, count as u64);
+                self.hearing.dropped(place, clock::now_ms());
+            }
+        }
+    }
+}
+
+/// What a message says, and to which of the workers.
+fn sort(
+    received: Received,
+    subjects: &Subjects,
+    replies: &Replies,
+    limits: Limits,
+    workers: &Workers,
+) -> Option<(usize, Input)> {
+    let kind = subjects.kind(&received.subject)?;
+    let headers = received.headers.as_ref();
+    if headers.is_some_and(|headers| headers.get(SEQ).is_some()) {
+        return None;
+    }
+    let reply = replies.accept(received.reply.map(|reply| reply.to_string()));
+    Some(match Message::parse(kind, &received.payload, limits) {
+        Ok(message) => {
+            let place = workers.place_of(&message.user);
+            (place, Input::Message { message, reply })
+        }
+        Err(rejection) => {
+            let subject = received.subject.to_string();
+            let payload = received.payload;
+            // All workers share what there is to do for dead letters.
+            (
+                worker::place(&payload, workers.iter().len()),
+                Input::Rejected {
+                    subject,
+                    payload,
+                    rejection,
+                    reply,
+                },
+            )
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_dropped_is_what_was_received_and_not_read() {
+        let mut account = Account {
+            read: 10,
+            ..Account::default()
+        };
+        // Three were other subscriptions'.
+        assert_eq!([account.settle(13, 0), account.settle(13, 0)], [0, 0]);
+        account.read = 50;
+        assert_eq!(account.settle(153, 2), 100, "however many events there are");
+        account.read = 60;
+        assert_eq!(account.settle(165, 2), 0, "the event may be on its way");
+        assert_eq!(account.settle(165, 3), 2);
+        account.read = 70;
+        assert_eq!([account.settle(176, 3), account.settle(176, 3)], [0, 0]);
+        assert_eq!(account.settle(177, 4), 1, "an earlier one was another's");
+    }
+}

@@ -1,0 +1,33 @@
+//! What the commands that ask a running processor have in common.
+
+use presence_config::escape::{print, print_json};
+use presence_config::{Config, variables};
+use presence_kit::ConfigArg;
+use presence_node::link::question::{self, Question};
+use serde_json::Value;
+
+/// How the answer is wanted, and from whom.
+#[derive(clap::Args)]
+pub(crate) struct Common {
+    /// Prints the answer as it came, one JSON object.
+    #[arg(long)]
+    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) config: ConfigArg,
+}
+
+/// Asks, and prints the answer: as it came, or as a text.
+pub(crate) fn answer(
+    common: &Common,
+    question: &Question,
+    text: fn(&Value) -> String,
+) -> anyhow::Result<()> {
+    let config = Config::load(common.config.config.as_deref(), variables())?;
+    let answer = question::ask(&config, question)?;
+    if common.json {
+        print_json(answer)?;
+    } else {
+        print(text(&answer))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,146 @@
+//! `presence config`: what is in effect, key by key, and what sets it. It reads what a node
+//! would read now; what a running one has not taken, `presence status` says.
+
+use serde_json::{Value, json};
+
+use crate::ask::Common;
+use presence_config::escape::{line, print, print_json, say};
+use presence_config::{
+    Config, Effect, Grant, OnFailure, Place, Read, Source, Stage, effect_of, variables,
+};
+use presence_kit::text::{plain, table};
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    common: Common,
+}
+
+/// Prints it.
+///
+/// # Errors
+/// All that is wrong with the configuration.
+pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
+    let path = args.common.config.config.as_deref();
+    let read = Config::load_with_problems(path, variables())?;
+    if let Some(problems) = read.problems {
+        return Err(problems.into());
+    }
+    for variable in &read.config.passed_over {
+        say(format_args!("warning: {variable}"));
+    }
+    match args.common.json {
+        true => print_json(object(&read))?,
+        false => print(page(&read))?,
+    }
+    Ok(())
+}
+
+/// Where a value comes from, in a word, and where that is.
+fn source(place: Option<&Place>) -> (&'static str, Option<String>) {
+    match place {
+        None => ("default", None),
+        Some(place @ Place::Variable(_)) => ("environment", Some(place.to_string())),
+        Some(place) => ("file", Some(place.to_string())),
+    }
+}
+
+/// Where the stages of the pipeline stand, in their order; none where they are the default's.
+fn stage_places(read: &Read) -> impl Iterator<Item = Option<&Place>> {
+    let places = read.settings.iter();
+    let places = places.filter(|it| it.key.starts_with("pipeline["));
+    places
+        .map(|it| it.place.as_ref())
+        .chain(std::iter::repeat(None))
+}
+
+fn object(read: &Read) -> Value {
+    let keys = read.settings.iter().filter(|it| !it.key.contains('['));
+    let keys = keys.map(|setting| {
+        let (source, place) = match setting.implied_by(&read.config) {
+            Some(keys) => ("implied", Some(keys.to_owned())),
+            None => source(setting.place.as_ref()),
+        };
+        json!({
+            "key": setting.key,
+            "value": setting.effective(&read.config),
+            "source": source,
+            "place": place,
+            "restart": effect_of(&setting.key) == Effect::Restart,
+        })
+    });
+    let stages = read.config.pipeline.iter().zip(stage_places(read));
+    let stages = stages.map(|(stage, place)| {
+        let (source, place) = source(place);
+        json!({"stage": described(stage), "source": source, "place": place})
+    });
+    json!({
+        "file": read.file,
+        "settings": keys.collect::<Vec<_>>(),
+        "pipeline": stages.collect::<Vec<_>>(),
+    })
+}
+
+fn described(stage: &Stage) -> Value {
+    let grants = stage.grants.iter().map(|grant| match grant {
+        Grant::Widen => "widen",
+        Grant::Wasi => "wasi",
+    });
+    let from = stage.source.map(|source| match source {
+        Source::BuiltIn => "built-in",
+        Source::Folder => "folder",
+    });
+    let on_failure = stage.on_failure.map(|policy| match policy {
+        OnFailure::Hold => "hold",
+        OnFailure::LastGood => "last-good",
+    });
+    json!({
+        "plugin": stage.plugin,
+        "config": stage.config,
+        "grants": grants.collect::<Vec<_>>(),
+        "source": from,
+        "onFailure": on_failure,
+    })
+}
+
+fn page(read: &Read) -> String {
+    let told = |place: Option<&Place>| match source(place) {
+        (word, None) => word.to_owned(),
+        (_, Some(place)) => line(place),
+    };
+    let keys = read.settings.iter().filter(|it| !it.key.contains('['));
+    let mut rows: Vec<_> = keys
+        .map(|setting| {
+            let value = setting.effective(&read.config);
+            [
+                setting.key.clone(),
+                value.map_or_else(|| "-".into(), line),
+                match setting.implied_by(&read.config) {
+                    Some(keys) => keys.to_owned(),
+                    None => told(setting.place.as_ref()),
+                },
+                match effect_of(&setting.key) {
+                    Effect::Restart => "restart".into(),
+                    Effect::Live => String::new(),
+                },
+            ]
+        })
+        .collect();
+    let stages = read.config.pipeline.iter().zip(stage_places(read));
+    rows.extend(stages.enumerate().map(|(number, (stage, place))| {
+        [
+            format!("pipeline[{number}]"),
+            plain(&described(stage)),
+            told(place),
+            String::new(),
+        ]
+    }));
+    let file = match &read.file {
+        Some(file) => line(file.display()),
+        None => "no file: the defaults".into(),
+    };
+    format!(
+        "{file}\n\n{}",
+        table(["KEY", "VALUE", "SET BY", "TAKES EFFECT AT"], &rows)
+    )
+}

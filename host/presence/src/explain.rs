@@ -1,0 +1,124 @@
+//! `presence explain`: why a viewer can or can't see a user, for who answers people
+//! that ask just that.
+
+use serde_json::{Value, json};
+use std::fmt::Write as _;
+
+use crate::ask::Common;
+use presence_kit::explained::{flag, reasons, what_it_does, word};
+use presence_kit::text::{plain, time};
+use presence_node::link::question::Question;
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Who looks.
+    viewer: String,
+    /// At whom.
+    user: String,
+    #[command(flatten)]
+    common: Common,
+}
+
+/// Asks, and prints the answer.
+pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
+    let question = Question {
+        subject: "presence.explain".into(),
+        inbox: None,
+        body: json!({"viewerId": args.viewer, "userId": args.user}),
+        is_answer: |answer| answer.get("stages").is_some_and(Value::is_array),
+    };
+    crate::ask::answer(&args.common, &question, told)
+}
+
+/// The explanation as a text.
+fn told(answer: &Value) -> String {
+    let viewer = word(answer, "/viewerId");
+    let user = word(answer, "/userId");
+    let mut text = headline(answer, &viewer, &user);
+    let at = answer.pointer("/event/timestamp").and_then(Value::as_u64);
+    let at = time(at.unwrap_or_default());
+    let basis = match (
+        &*word(answer, "/event/basis"),
+        &*word(answer, "/event/type"),
+    ) {
+        ("hypothetical", _) => format!(
+            "Nothing is known of {user}. What follows is decided as if they came online now."
+        ),
+        (_, "user_offline") => format!(
+            "{user} is offline, since {at}. What follows is decided on that departure: who may \
+             know when {user} was last seen."
+        ),
+        _ => format!("{user} is online, since {at}."),
+    };
+    let _ = writeln!(
+        text,
+        "{basis}\n\nPipeline, generation {}:",
+        word(answer, "/generation")
+    );
+    let stages = answer.pointer("/stages").and_then(Value::as_array);
+    for (number, stage) in stages.into_iter().flatten().enumerate() {
+        push_stage(&mut text, number + 1, stage, &viewer);
+    }
+    let _ = writeln!(text, "\n{}", outcome(answer, &viewer, &user));
+    text
+}
+
+fn headline(answer: &Value, viewer: &str, user: &str) -> String {
+    let sees = flag(answer, "/outcome/maySee");
+    let short = match &*word(answer, "/outcome/standing") {
+        "pending" => "not decided",
+        "correcting" if sees => "yes, and is about to be told",
+        "correcting" => "no, and is about to be told",
+        _ if sees => "yes",
+        _ => "no",
+    };
+    format!("May {viewer} see {user}? {short}.\n\n")
+}
+
+fn push_stage(text: &mut String, number: usize, stage: &Value, viewer: &str) {
+    let _ = writeln!(text, "  {number}. {}", what_it_does(stage, viewer));
+    for reason in reasons(stage) {
+        let _ = writeln!(text, "       says: {reason}");
+    }
+}
+
+fn outcome(answer: &Value, viewer: &str, user: &str) -> String {
+    let told = flag(answer, "/outcome/told");
+    let belief = if told {
+        format!("{viewer} has been told that {user} is online.")
+    } else {
+        format!("{viewer} has not been told that {user} is online.")
+    };
+    let why = answer.pointer("/outcome/why").map(plain);
+    let why = why.map_or_else(String::new, |why| format!(" Why: {why}."));
+    let retry = answer.pointer("/outcome/retryAt").and_then(Value::as_u64);
+    let retry = retry.map_or_else(String::new, |at| format!(", at {}", time(at)));
+    let shown = answer.pointer("/outcome/rendition").map(|rendition| {
+        let keys = rendition.pointer("/keys").and_then(Value::as_array);
+        let keys: Vec<_> = keys.into_iter().flatten().map(plain).collect();
+        let keys = if keys.is_empty() {
+            "no metadata".into()
+        } else {
+            keys.join(", ")
+        };
+        let last_seen = if flag(rendition, "/lastSeen") {
+            "and may know"
+        } else {
+            "and may not know"
+        };
+        format!(" {viewer} gets {keys}, {last_seen} when {user} was last seen.")
+    });
+    let state = match &*word(answer, "/outcome/standing") {
+        "pending" => format!(
+            "The decision is pending, and nobody new is told until it is made again{retry}."
+        ),
+        "correcting" if told => format!("{viewer} is about to be told that {user} is gone."),
+        "correcting" => format!("{viewer} is about to be told."),
+        _ => String::new(),
+    };
+    let shown = shown.unwrap_or_default();
+    format!("{belief} {state}{shown}{why}")
+        .split_whitespace()
+        .collect::<Vec<_>>()
+        .join(" ")
+}

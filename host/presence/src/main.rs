@@ -1,0 +1,124 @@
+//! `presence`: who is online, and who may know it. Arguments in, text out: a file a
+//! command.
+
+// It panics once nobody reads any more, as with `| head`.
+#![warn(clippy::print_stdout, clippy::print_stderr)]
+#![cfg_attr(
+    test,
+    allow(
+        clippy::unwrap_used,
+        clippy::indexing_slicing,
+        clippy::disallowed_methods,
+        reason = "a test may panic"
+    )
+)]
+
+mod ask;
+mod check;
+mod config;
+mod explain;
+mod query;
+mod record;
+mod status;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use presence_config::escape;
+use presence_kit::{ConfigArg, plugin, replay};
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// A presence processor: connections and heartbeats become online and offline
+/// events, and WebAssembly plugins decide who may see them.
+#[derive(Parser)]
+#[command(
+    name = "presence",
+    version,
+    after_help = "Example:\n  presence run --config presence.toml\n\n`presence COMMAND --help` shows how each is used."
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Runs the processor against a NATS server, until SIGTERM or SIGINT.
+    #[command(after_help = "Example:\n  presence run --config presence.toml")]
+    Run(ConfigArg),
+    /// Records what comes in on a live system, as input for `presence replay`.
+    #[command(
+        after_help = "Example:\n  presence record capture.ndjson --for 10m --redact --directory directory.redacted.json\n\nIt ends when the first of its limits is reached, or on SIGINT or SIGTERM, with a complete file."
+    )]
+    Record(record::Args),
+    /// Runs recorded input through the processor, in virtual time and without NATS.
+    #[command(
+        after_help = "Examples:\n  presence replay input.ndjson\n  presence replay capture.ndjson --plugin quiet/quiet.wasm\n\nEach line is {\"at\": ms, \"subject\": …, \"data\": {…}}; each publication is printed as one.\nWith --plugin, what is printed is who would gain and lose sight of whom."
+    )]
+    Replay(replay::Args),
+    /// Asks a running processor what a viewer may see of users.
+    #[command(
+        override_usage = "presence query [OPTIONS] <VIEWER> [USER]...\n       presence query [OPTIONS] --as <VIEWER> [USER]...",
+        after_help = "Examples:\n  presence query 67890 12345 22222\n  PRESENCE_NATS_USER=67890 presence query --as 67890 12345\n\nWithout users, the viewer's own contacts are asked after. With --as, what is asked needs\nno more permissions than a viewer has (docs/permissions.md)."
+    )]
+    Query(query::Args),
+    /// Tells why a viewer can or can't see a user, stage by stage.
+    #[command(
+        after_help = "Example:\n  presence explain 67890 12345\n\nThe processor's configuration must have `enabled = true` in [explain]."
+    )]
+    Explain(explain::Args),
+    /// Asks a running processor on this machine what it runs, and what is wrong with it.
+    #[command(
+        after_help = "Example:\n  presence status --config presence.toml\n\nIt is asked over HTTP, where [http] listen says, and says also what of the files on disk is\nnot in force. The exit code is 0 if it answers, ready or not: /readyz is for probes."
+    )]
+    Status(status::Args),
+    /// Validates the configuration, the directory and the plugins.
+    #[command(
+        after_help = "Examples:\n  presence check --config presence.toml\n  presence check --connect --json\n\nWith --connect, the broker is asked what it forbids this node. Nothing is published, though\nthe server logs each subject that is tried as a violation."
+    )]
+    Check(check::Args),
+    /// Prints what is in effect by the configuration and the environment, and what sets it.
+    #[command(
+        after_help = "Example:\n  presence config --config presence.toml\n\nSecrets are never printed. The last column says what takes effect at the next start only."
+    )]
+    Config(config::Args),
+    /// For authors of plugins: makes, builds, inspects, tests and measures one, offline.
+    #[command(
+        subcommand,
+        after_help = "Example:\n  presence plugin new quiet --role filter --lang typescript"
+    )]
+    Plugin(plugin::Command),
+}
+
+/// Does what the arguments say. Says 1 where it failed, and 2 where they can't be read.
+fn main() -> ExitCode {
+    let done = match Cli::parse().command {
+        Command::Run(args) => presence_node::run(args.config.as_deref()),
+        Command::Record(args) => record::run(&args),
+        Command::Replay(args) => replay::run(&args),
+        Command::Query(args) => query::run(&args),
+        Command::Explain(args) => explain::run(&args),
+        Command::Status(args) => status::run(&args),
+        Command::Check(args) => check::run(&args),
+        Command::Config(args) => config::run(&args),
+        Command::Plugin(command) => plugin::run(&command),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        // The reader of the output has seen enough of it, as `head` does.
+        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            escape::say_error(&error);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| {
+        let io = cause.downcast_ref::<std::io::Error>();
+        io.is_some_and(|io| io.kind() == std::io::ErrorKind::BrokenPipe)
+    })
+}

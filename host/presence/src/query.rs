@@ -1,0 +1,87 @@
+//! `presence query`: what a viewer may see of users.
+
+use presence_core::token;
+use serde_json::{Value, json};
+
+use crate::ask::Common;
+use presence_config::escape::line;
+use presence_kit::text;
+use presence_node::link::question::Question;
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Who asks, on `presence.query`, which is for those who may ask for anyone.
+    #[arg(required_unless_present = "viewer_self")]
+    viewer: Option<String>,
+    /// After whom; the viewer's own contacts if nobody is named.
+    users: Vec<String>,
+    /// Asks as this viewer, on the viewer's own subject `presence.query.<viewer>`: all that
+    /// stands behind are users. The answer comes to an inbox of the viewer's own.
+    #[arg(long = "as", value_name = "VIEWER")]
+    viewer_self: Option<String>,
+    #[command(flatten)]
+    common: Common,
+}
+
+/// Asks, and prints the answer.
+pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
+    let question = args.question()?;
+    crate::ask::answer(&args.common, &question, table)
+}
+
+impl Args {
+    fn question(&self) -> anyhow::Result<Question> {
+        let is_answer = |answer: &Value| answer.get("users").is_some_and(Value::is_array);
+        let users: Vec<_> = match &self.viewer_self {
+            Some(_) => self.viewer.iter().chain(&self.users).collect(),
+            None => self.users.iter().collect(),
+        };
+        let users = match users.is_empty() {
+            true => json!("contacts"),
+            false => json!(users),
+        };
+        Ok(match &self.viewer_self {
+            Some(viewer) => {
+                anyhow::ensure!(!viewer.is_empty(), "--as: the viewer's id is empty");
+                let token = token::encode(viewer);
+                Question {
+                    subject: format!("presence.query.{token}"),
+                    inbox: Some(token),
+                    body: json!({"userIds": users}),
+                    is_answer,
+                }
+            }
+            None => Question {
+                subject: "presence.query".into(),
+                inbox: None,
+                body: json!({"viewerId": self.viewer, "userIds": users}),
+                is_answer,
+            },
+        })
+    }
+}
+
+fn table(answer: &Value) -> String {
+    let users = answer.get("users").and_then(Value::as_array);
+    let rows: Vec<_> = users.into_iter().flatten().map(row).collect();
+    if rows.is_empty() {
+        return "the viewer has no contacts in the directory\n".into();
+    }
+    text::table(["WHO", "STATUS", "LAST SEEN", "METADATA"], &rows)
+}
+
+fn row(user: &Value) -> [String; 4] {
+    let field = |name: &str| user.get(name).map(text::plain).unwrap_or_default();
+    let last_seen = user.get("lastSeen").and_then(Value::as_u64);
+    let metadata = user.get("metadata").and_then(Value::as_object);
+    let metadata = metadata.into_iter().flatten();
+    let metadata: Vec<_> = metadata
+        .map(|(key, value)| format!("{}={}", line(key), text::plain(value)))
+        .collect();
+    [
+        field("userId"),
+        field("status"),
+        last_seen.map(text::time).unwrap_or_default(),
+        metadata.join(" "),
+    ]
+}

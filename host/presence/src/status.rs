@@ -1,0 +1,230 @@
+//! `presence status`: what a running node runs, and what is wrong with it. It is asked over
+//! HTTP, where it serves its health: the same machine, and no rights on the broker.
+
+mod fetch;
+
+use std::fmt::Write as _;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::Path;
+
+use anyhow::{Context as _, ensure};
+use serde_json::Value;
+
+use crate::ask::Common;
+use presence_config::escape::{print, print_json, say};
+use presence_config::{self as config, Config, Problems};
+use presence_kit::text::{columns, plain, time};
+use presence_node::clock;
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// The address of the node's HTTP endpoint, in place of the configuration's.
+    #[arg(long, value_name = "ADDRESS")]
+    http: Option<SocketAddr>,
+    #[command(flatten)]
+    common: Common,
+}
+
+/// Asks, and prints the answer.
+pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
+    let address = reachable(match args.http {
+        Some(address) => address,
+        None => configured(args.common.config.config.as_deref())?,
+    });
+    let answer = fetch::get(address, "/status").with_context(|| {
+        format!(
+            "no node answers on http://{address} (is `presence run` up, with this [http] listen?)"
+        )
+    })?;
+    let status: Value = serde_json::from_str(&answer).ok().with_context(|| {
+        format!("what answers on http://{address} is no node of presence, or of an earlier version")
+    })?;
+    ensure!(
+        status.get("node").is_some_and(Value::is_string),
+        "what answers on http://{address} is no node of presence"
+    );
+    if args.common.json {
+        return Ok(print_json(status)?);
+    }
+    Ok(print(page(&status))?)
+}
+
+/// Where the node listens by its configuration. Something else in that may be wrong, which is
+/// one of the reasons to ask.
+fn configured(path: Option<&Path>) -> anyhow::Result<SocketAddr> {
+    let read = Config::load_with_problems(path, config::variables())
+        .context("give the address that the node listens on with --http")?;
+    for problem in read.problems.iter().flat_map(Problems::iter) {
+        say(format_args!("warning: {problem}"));
+    }
+    let listens = read.config.http.listen;
+    listens.context("[http] listen is empty: such a node serves no status")
+}
+
+/// Where to reach what listens on an address: on all of them, it does on this machine's own.
+fn reachable(mut address: SocketAddr) -> SocketAddr {
+    if address.ip().is_unspecified() {
+        address.set_ip(match address.ip() {
+            IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
+            IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
+        });
+    }
+    address
+}
+
+fn page(status: &Value) -> String {
+    let word = |pointer: &str| status.pointer(pointer).map(plain).unwrap_or_default();
+    let number = |pointer: &str| status.pointer(pointer).and_then(Value::as_u64);
+    let is = |pointer: &str| status.pointer(pointer) == Some(&Value::Bool(true));
+    let configuration = match status.get("configuration") {
+        Some(Value::String(_)) => word("/configuration"),
+        _ => "the defaults".into(),
+    };
+    let connected = if is("/nats/connected") {
+        "connected"
+    } else {
+        "not connected"
+    };
+    let mut rows = vec![
+        row(
+            "node",
+            format!("{} (process {})", word("/node"), word("/process")),
+        ),
+        row("version", word("/version")),
+        row("started", time(number("/startedAt").unwrap_or_default())),
+        row("configuration", configuration),
+        row("NATS", format!("{}, {connected}", word("/nats/servers"))),
+    ];
+    let serves = status.get("serving").is_some_and(Value::is_object);
+    if serves {
+        let (users, connections) = (word("/serving/onlineUsers"), word("/serving/connections"));
+        rows.push(row(
+            "online",
+            format!("{users} users, {connections} connections"),
+        ));
+        rows.push(row("directory", word("/serving/directory")));
+        let state = if is("/serving/state") {
+            "kept"
+        } else {
+            "not kept over a restart"
+        };
+        rows.push(row("state", state.into()));
+        let generation = word("/serving/generation");
+        let stages = status
+            .pointer("/serving/pipeline")
+            .and_then(Value::as_array);
+        for (place, stage) in stages.into_iter().flatten().enumerate() {
+            let title = match place {
+                0 => format!("pipeline {generation}"),
+                _ => String::new(),
+            };
+            rows.push([title, plugin(stage)]);
+        }
+    }
+    for (place, reason) in lines(status, "/reasons").into_iter().enumerate() {
+        let title = if place == 0 { "NOT READY" } else { "" };
+        rows.push(row(title, reason));
+    }
+    if is("/ready") {
+        rows.push(row("ready", "yes".into()));
+    }
+    let mut page = columns(&rows);
+    page.push_str(&not_in_force(status));
+    page
+}
+
+/// What of the files on disk is not in force, if anything is.
+fn not_in_force(status: &Value) -> String {
+    let mut text = String::new();
+    let refused = status
+        .pointer("/serving/notInForce")
+        .and_then(Value::as_array);
+    for refused in refused.into_iter().flatten() {
+        let word = |key: &str| refused.get(key).map(plain).unwrap_or_default();
+        let since_ms = refused
+            .get("since")
+            .and_then(Value::as_u64)
+            .unwrap_or_default();
+        let seconds = clock::now_ms().saturating_sub(since_ms) / 1_000;
+        let _ = writeln!(
+            text,
+            "\nNOT IN FORCE: the {} on disk, since {} ({seconds} s):",
+            word("what"),
+            time(since_ms)
+        );
+        let why = refused
+            .get("why")
+            .and_then(Value::as_str)
+            .unwrap_or_default();
+        for line in why.lines() {
+            let _ = writeln!(text, "  {}", presence_config::escape::line(line));
+        }
+    }
+    let sections = lines(status, "/serving/restartNeeded");
+    if !sections.is_empty() {
+        let sections: Vec<_> = sections
+            .iter()
+            .map(|section| format!("[{section}]"))
+            .collect();
+        let _ = writeln!(
+            text,
+            "\nNOT IN FORCE until the node is started again: {}",
+            sections.join(", ")
+        );
+    }
+    text
+}
+
+fn plugin(stage: &Value) -> String {
+    let word = |key: &str| stage.get(key).map(plain).unwrap_or_default();
+    let sha256 = word("sha256");
+    let digest = sha256.get(..12).unwrap_or(&sha256);
+    let quarantined = match stage.get("quarantined") {
+        Some(Value::Bool(true)) => ", IN QUARANTINE",
+        _ => "",
+    };
+    let (name, version, source) = (word("plugin"), word("version"), word("source"));
+    format!("{name} {version} ({source}, sha256:{digest}{quarantined})")
+}
+
+fn lines(status: &Value, pointer: &str) -> Vec<String> {
+    let lines = status.pointer(pointer).and_then(Value::as_array);
+    lines.into_iter().flatten().map(plain).collect()
+}
+
+fn row(title: &str, what: String) -> [String; 2] {
+    [title.into(), what]
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn what_a_node_says_commands_no_terminal_and_may_lack_anything() {
+        let hostile = json!({
+            "node": "a\u{1b}[2J\nready  yes",
+            "reasons": ["b\u{9b}\n"],
+            "serving": {"notInForce": [{"what": "pipeline", "since": 1, "why": "c\u{1b}\nd"}]},
+        });
+        let page = page(&hostile);
+        assert!(!page.contains(['\u{1b}', '\u{9b}']), "{page}");
+        assert!(page.contains("a\\u{1b}[2J\\nready"), "{page}");
+        assert!(page.contains("  c\\u{1b}\n  d\n"), "{page}");
+        assert!(super::page(&json!({})).contains("node"));
+    }
+
+    #[test]
+    fn what_listens_everywhere_is_asked_on_this_machine() {
+        for (listens, asked) in [
+            ("0.0.0.0:1", "127.0.0.1:1"),
+            ("[::]:1", "[::1]:1"),
+            ("10.0.0.1:1", "10.0.0.1:1"),
+        ] {
+            let address = reachable(listens.parse().unwrap());
+            assert_eq!(address, asked.parse().unwrap());
+        }
+    }
+}

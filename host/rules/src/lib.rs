@@ -1,0 +1,20 @@
+//! From plugin files to a pipeline that may run: which file of a plugin counts
+//! ([`loader`]), what ran before ([`in_force`]), and where compiled code is kept
+//! ([`private`]).
+
+// It panics once nobody reads any more, as with `| head`.
+#![warn(clippy::print_stdout, clippy::print_stderr)]
+#![cfg_attr(
+    test,
+    allow(
+        clippy::unwrap_used,
+        clippy::indexing_slicing,
+        clippy::disallowed_methods,
+        reason = "a test may panic"
+    )
+)]
+
+pub mod in_force;
+pub mod limits;
+pub mod loader;
+pub mod private;

@@ -1,0 +1,426 @@
+//! Loading the configured pipeline: each plugin's bytes, from the plugin folder
+//! or, failing that, from those built in.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use anyhow::Context as _;
+use presence_sandbox::manifest;
+use presence_sandbox::{Blueprint, Engine, LoadError, Manifest, Plugin, Stage, sha256};
+
+use crate::in_force::{BUILT_IN, Entry, InForce};
+use crate::limits::limits;
+use crate::private;
+use presence_config::regular::{self, Limit, Stamp};
+use presence_config::{self as config, Config, Grant, OnFailure, Plugins, Source};
+
+mod attempt;
+mod built_in;
+mod survey;
+
+pub use attempt::Attempt;
+pub use built_in::built_in;
+pub use survey::survey;
+
+use built_in::needed;
+
+/// Loads pipelines, and compiles a plugin only when its bytes are new.
+pub struct Loader {
+    engine: Engine,
+    /// What was last compiled under a name, or is being compiled, from a file and from
+    /// what is built in.
+    compiled: Mutex<HashMap<(String, Source), Compiled>>,
+    /// Plugins that win over the folder's and those built in.
+    preferred: HashMap<String, Arc<Plugin>>,
+    /// What is, or was, in force.
+    in_force: InForce,
+    /// Plugins in force of which it has been said that their files are gone.
+    gone: Mutex<HashSet<String>>,
+}
+
+/// A plugin as it was last compiled.
+struct Compiled {
+    /// Of its file.
+    sha256: Arc<str>,
+    /// Held while it is compiled, so that others who want it wait; none if that failed.
+    plugin: Arc<Mutex<Option<Arc<Plugin>>>>,
+}
+
+/// A plugin, and where it comes from.
+type Found = (Arc<Plugin>, Arc<str>);
+
+impl Loader {
+    /// A loader that keeps what it compiles where the configuration says.
+    pub fn new(config: &Config) -> anyhow::Result<Self> {
+        Ok(Self {
+            engine: engine(config)?,
+            compiled: Mutex::default(),
+            preferred: HashMap::new(),
+            in_force: InForce::default(),
+            gone: Mutex::default(),
+        })
+    }
+
+    /// How many compiled plugins were refused, since they weren't what was kept.
+    pub fn cache_refusals(&self) -> u64 {
+        self.engine.cache_refusals()
+    }
+
+    /// The same, knowing what was in force when the node last ran.
+    pub fn knowing(self, in_force: InForce) -> Self {
+        Self { in_force, ..self }
+    }
+
+    /// A pipeline is in force from now on.
+    pub fn put_in_force(&self, blueprint: &Blueprint) {
+        self.in_force.put(blueprint);
+    }
+
+    /// Stands for what a load of the configured pipeline goes by: it is another number
+    /// once the pipeline, or one of the files, has changed.
+    pub fn stamp(config: &Config) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        let Config {
+            pipeline,
+            engine,
+            plugins,
+            tracker,
+            ..
+        } = config;
+        format!("{:?}", (pipeline, engine, plugins, tracker.metadata)).hash(&mut hasher);
+        for stage in pipeline {
+            Stamp::of(&file(&plugins.dir, &stage.plugin)).hash(&mut hasher);
+        }
+        hasher.finish()
+    }
+
+    /// Loads a plugin's file under the name that its manifest gives it.
+    ///
+    /// # Errors
+    /// If it can't be read, or is no plugin.
+    pub fn plugin_file(&self, path: &Path) -> anyhow::Result<Arc<Plugin>> {
+        let bytes = std::fs::read(path);
+        let bytes = bytes.with_context(|| format!("can't read {}", path.display()))?;
+        let place = || format!("{} can't be used", path.display());
+        let file = path.file_stem().unwrap_or_default().to_string_lossy();
+        let name = Manifest::read(&file, &bytes).with_context(place)?.name;
+        let plugin = Plugin::load(&self.engine, &name, &bytes);
+        plugin.map(Arc::new).with_context(place)
+    }
+
+    /// Whether a pipeline that is configured so has a plugin of this name to load.
+    pub fn has(&self, config: &Config, name: &str) -> bool {
+        self.preferred.contains_key(name)
+            || file(&config.plugins.dir, name).exists()
+            || built_in(name).is_some()
+    }
+
+    /// Has a plugin win from now on over what else there is of its name.
+    pub fn prefer(&mut self, plugin: Arc<Plugin>) {
+        self.preferred.insert(plugin.name.to_string(), plugin);
+    }
+
+    /// Loads the pipeline that a configuration names. Without `clock`, calls
+    /// are limited by fuel alone.
+    ///
+    /// # Errors
+    /// All that is wrong with it.
+    pub fn load(&self, config: &Config, clock: bool) -> Result<Blueprint, Vec<anyhow::Error>> {
+        self.attempt(config, clock, None, &Attempt::default())
+    }
+
+    /// As [`load`](Self::load). `running` is what it is to take the place of.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load), and if the attempt is given up.
+    pub fn attempt(
+        &self,
+        config: &Config,
+        clock: bool,
+        running: Option<&Blueprint>,
+        attempt: &Attempt,
+    ) -> Result<Blueprint, Vec<anyhow::Error>> {
+        let mut stages = Vec::new();
+        let mut problems = Vec::new();
+        for stage in &config.pipeline {
+            let plugin = attempt
+                .step(format!("reading and compiling `{}`", stage.plugin))
+                .and_then(|()| self.plugin(&config.plugins, stage, running));
+            match plugin {
+                Ok((plugin, origin)) => {
+                    let widen = stage.grants.contains(&Grant::Widen);
+                    let wasi = stage.grants.contains(&Grant::Wasi);
+                    let config = stage.config.clone();
+                    let stage = Stage::new(plugin, config, widen, stage.on_failure.map(on_failure));
+                    stages.push(stage.with_wasi(wasi).from(origin));
+                }
+                Err(problem) => problems.push(problem),
+            }
+        }
+        let limits = limits(config, clock);
+        if let Err(given_up) = attempt.step("checking the plugins and their self-tests".into()) {
+            return Err(vec![given_up]);
+        }
+        match Blueprint::prepare(stages, limits, running) {
+            Ok(blueprint) if problems.is_empty() => Ok(blueprint),
+            Ok(_) => Err(problems),
+            Err(more) => {
+                problems.extend(more.into_iter().map(anyhow::Error::from));
+                Err(problems)
+            }
+        }
+    }
+
+    /// What is wrong with the plugins that lie in the folder and that the
+    /// pipeline doesn't name.
+    pub fn problems_beside(&self, config: &Config) -> Vec<anyhow::Error> {
+        let files = std::fs::read_dir(&config.plugins.dir);
+        let paths = files
+            .into_iter()
+            .flatten()
+            .flatten()
+            .map(|file| file.path());
+        let names = paths.filter_map(|path| {
+            let is_plugin = path.extension().is_some_and(|ending| ending == "wasm");
+            is_plugin.then_some(path.file_stem()?.to_string_lossy().into_owned())
+        });
+        let is_named = |name: &String| config.pipeline.iter().any(|stage| stage.plugin == *name);
+        let mut names: Vec<_> = names.filter(|name| !is_named(name)).collect();
+        names.sort_unstable();
+        let loaded = names.iter().map(|name| {
+            let path = file(&config.plugins.dir, name);
+            let bytes = regular::read(&path, Some(limit(&config.plugins)))?;
+            self.load_file(name, &path, bytes, None)
+        });
+        loaded.filter_map(Result::err).collect()
+    }
+
+    fn plugin(
+        &self,
+        plugins: &Plugins,
+        stage: &config::Stage,
+        running: Option<&Blueprint>,
+    ) -> anyhow::Result<Found> {
+        let name = &*stage.plugin;
+        if let Some(plugin) = self.preferred.get(name) {
+            return Ok((Arc::clone(plugin), "given".into()));
+        }
+        let path = file(&plugins.dir, name);
+        if stage.source == Some(Source::BuiltIn) {
+            return self.load_built_in(name, &path);
+        }
+        match regular::read(&path, Some(limit(plugins))) {
+            Ok(bytes) => {
+                self.gone().remove(name);
+                self.load_file(name, &path, bytes, running)
+            }
+            Err(error) if error.is_missing() => self.without_file(&path, stage, running),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// The plugin of a stage whose file isn't there: the one that runs, or a built-in one
+    /// that no file has overridden.
+    fn without_file(
+        &self,
+        path: &Path,
+        stage: &config::Stage,
+        running: Option<&Blueprint>,
+    ) -> anyhow::Result<Found> {
+        let name = &*stage.plugin;
+        let running = running.into_iter().flat_map(Blueprint::stages);
+        let mut running: Vec<_> = running.filter(|it| *it.plugin.name == *name).collect();
+        running.sort_by_key(|it| *it.origin == *BUILT_IN);
+        match running.first() {
+            Some(runs) if *runs.origin != *BUILT_IN => {
+                if self.gone().insert(name.into()) {
+                    tracing::warn!(
+                        "{} is gone: the plugin that it held stays in force until it is replaced",
+                        path.display()
+                    );
+                }
+                return Ok((Arc::clone(&runs.plugin), Arc::clone(&runs.origin)));
+            }
+            Some(_) => {}
+            None => self.must_not_be_missing(name, path)?,
+        }
+        anyhow::ensure!(
+            stage.source != Some(Source::Folder),
+            "`{name}` is to come from the plugin folder ([[pipeline]] source), and {} does not \
+             exist",
+            path.display()
+        );
+        self.load_built_in(name, path)
+    }
+
+    /// That no file is missing which held the plugin of a name when it was last in force.
+    fn must_not_be_missing(&self, name: &str, path: &Path) -> anyhow::Result<()> {
+        let Some(missing) = self.in_force.file_of(name) else {
+            return Ok(());
+        };
+        let Entry {
+            version,
+            sha256: digest,
+            source,
+            ..
+        } = missing;
+        let built_in = built_in(name);
+        if built_in.is_some_and(|bytes| *sha256(bytes) == *digest) {
+            return Ok(());
+        }
+        let instead = match built_in {
+            Some(_) => {
+                ", write `source = \"built-in\"` into its [[pipeline]] entry to have the built-in \
+                 plugin of that name"
+            }
+            None => "",
+        };
+        let note = self.in_force.note();
+        let note = note.map_or_else(String::new, |note| {
+            format!(", or remove {} to have it forgotten", note.display())
+        });
+        anyhow::bail!(
+            "`{name}` {version} (sha256:{digest}) was last in force, from {source}, and {} does \
+             not exist: put the file back{instead}{note}",
+            path.display()
+        )
+    }
+
+    fn load_built_in(&self, name: &str, path: &Path) -> anyhow::Result<Found> {
+        let plugin = self.compile(name, Source::BuiltIn, needed(name, path)?);
+        let plugin = plugin.with_context(|| format!("the built-in plugin {name} can't be used"))?;
+        Ok((plugin, BUILT_IN.into()))
+    }
+
+    fn load_file(
+        &self,
+        name: &str,
+        path: &Path,
+        bytes: Vec<u8>,
+        running: Option<&Blueprint>,
+    ) -> anyhow::Result<Found> {
+        let origin = path.display().to_string().into();
+        // What runs may be back, after one that was refused.
+        let digest = sha256(&bytes);
+        let mut running = running.into_iter().flat_map(Blueprint::stages);
+        let is_running = |it: &&Stage| *it.plugin.name == *name && *it.plugin.sha256 == *digest;
+        if let Some(runs) = running.find(is_running) {
+            return Ok((Arc::clone(&runs.plugin), origin));
+        }
+        let plugin = self.compile(name, Source::Folder, &bytes);
+        let plugin = plugin.with_context(|| format!("{} can't be used", path.display()))?;
+        Ok((plugin, origin))
+    }
+
+    /// Compiles a plugin, unless that was done last, or is being done.
+    fn compile(&self, name: &str, source: Source, bytes: &[u8]) -> Result<Arc<Plugin>, LoadError> {
+        let place = self.place(name, source, sha256(bytes));
+        let mut place = place.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(plugin) = &*place {
+            return Ok(Arc::clone(plugin));
+        }
+        let before = self.engine.cache_hits();
+        let plugin = Arc::new(Plugin::load(&self.engine, name, bytes)?);
+        let from_cache = self.engine.cache_hits() > before;
+        tracing::debug!(plugin = name, from_cache, "plugin compiled");
+        Ok(Arc::clone(place.insert(plugin)))
+    }
+
+    /// Where a plugin of this digest is kept once it is compiled. One that is still being
+    /// compiled under its name keeps nobody from another.
+    fn place(
+        &self,
+        name: &str,
+        source: Source,
+        sha256: Arc<str>,
+    ) -> Arc<Mutex<Option<Arc<Plugin>>>> {
+        let mut compiled = self.compiled.lock().unwrap_or_else(PoisonError::into_inner);
+        let key = (name.to_owned(), source);
+        match compiled.get(&key) {
+            Some(known) if known.sha256 == sha256 => Arc::clone(&known.plugin),
+            _ => {
+                let plugin = Arc::default();
+                let new = Compiled {
+                    sha256,
+                    plugin: Arc::clone(&plugin),
+                };
+                compiled.insert(key, new);
+                plugin
+            }
+        }
+    }
+
+    /// Which plugins of a pipeline run though their files are gone; none if there are none.
+    pub fn gone_in_words(&self, config: &Config) -> Option<String> {
+        let gone = self.gone();
+        let stages = config.pipeline.iter().map(|stage| &*stage.plugin);
+        let files = stages.filter(|name| gone.contains(*name));
+        let files = files.map(|name| file(&config.plugins.dir, name).display().to_string());
+        let files: BTreeSet<_> = files.collect();
+        let files: Vec<_> = files.into_iter().collect();
+        let is_any = !files.is_empty();
+        is_any.then(|| {
+            format!(
+                "gone, and what was loaded from there goes on until the node is started again: {}",
+                files.join(", ")
+            )
+        })
+    }
+
+    fn gone(&self) -> MutexGuard<'_, HashSet<String>> {
+        self.gone.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// How long a plugin's file may be.
+fn limit(plugins: &Plugins) -> Limit {
+    Limit {
+        bytes_max: plugins.file_bytes_max,
+        key: "[plugins] file_bytes_max",
+    }
+}
+
+/// Where a plugin's file lies in the plugin folder.
+fn file(dir: &Path, name: &str) -> PathBuf {
+    dir.join(format!("{name}.wasm"))
+}
+
+/// An engine that keeps what it compiles where the configuration says, if it can be kept
+/// there safely.
+pub fn engine(config: &Config) -> anyhow::Result<Engine> {
+    let Some(folder) = &config.plugins.cache else {
+        return Ok(Engine::new()?);
+    };
+    let engine = || -> anyhow::Result<Engine> {
+        private::trusted_folder(folder)?;
+        Ok(Engine::caching(folder, &key(&config.state)?)?)
+    };
+    engine().or_else(|error| {
+        tracing::warn!("compiled plugins are not kept ([plugins] cache): {error:#}");
+        Ok(Engine::new()?)
+    })
+}
+
+/// The key of what is compiled: in the user's own folder for state, so that all nodes and
+/// commands of the user have one; or else, if the user has no such folder, in the node's.
+fn key(state: &config::State) -> anyhow::Result<private::Key> {
+    let own = match config::own_state() {
+        Some(folder) => private::key(&folder),
+        None => Err(anyhow::anyhow!("the user has no folder for state")),
+    };
+    own.or_else(|error| match &state.dir {
+        Some(dir) if !state.dir_is_default => private::key(dir),
+        _ => Err(error),
+    })
+    .context("there is no place for the key that they are signed with")
+}
+
+/// As the sandbox has it.
+fn on_failure(wanted: OnFailure) -> manifest::OnFailure {
+    match wanted {
+        OnFailure::Hold => manifest::OnFailure::Hold,
+        OnFailure::LastGood => manifest::OnFailure::LastGood,
+    }
+}

@@ -1,0 +1,339 @@
+//! Folders and files for the node's own user alone.
+//!
+//! What is trusted is a whole path: who can write in any of its folders, or may
+//! change a link on the way, can have it lead elsewhere. Root and the node's own user
+//! may; a folder that is sticky, as `/tmp` is, lets nobody touch what is another's.
+
+use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
+use std::io::{self, ErrorKind, Read as _, Write as _};
+use std::os::unix::fs::{
+    DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _,
+};
+use std::path::{Component, Path, PathBuf};
+
+use anyhow::{Context as _, bail, ensure};
+use ring::rand::{SecureRandom as _, SystemRandom};
+use rustix::fs::OFlags;
+
+/// The bits that let the group, or everyone, write in a folder.
+const OTHERS_WRITE: u32 = 0o022;
+
+/// The bits that let the group, or everyone, do anything with a file.
+const OTHERS: u32 = 0o077;
+
+/// The bit that keeps who can write in a folder from renaming or removing what is
+/// another's.
+const STICKY: u32 = 0o1000;
+
+/// How many links a path may lead over.
+const LINKS_MAX: u32 = 40;
+
+const KEY_BYTES: usize = 32;
+
+/// A secret that is the user's own.
+pub type Key = [u8; KEY_BYTES];
+
+/// Makes a folder that others can't read, if it isn't there.
+pub fn folder(path: &Path) -> anyhow::Result<()> {
+    let made = DirBuilder::new().recursive(true).mode(0o700).create(path);
+    made.with_context(|| format!("can't make the folder {}", path.display()))
+}
+
+/// As [`folder`]. If it is there, nobody but root and the node's user may be able to
+/// change what is in it, or have its path lead elsewhere.
+pub fn trusted_folder(path: &Path) -> anyhow::Result<()> {
+    folder(path)?;
+    trust(path)
+}
+
+/// Opens a file for reading and writing that others can't read, though they could before,
+/// and makes it if it isn't there.
+pub fn file(path: &Path) -> io::Result<File> {
+    let file = options().create(true).truncate(false).open(path)?;
+    keep_private(&file, path);
+    Ok(file)
+}
+
+/// Writes a file that others can't read in the place of the one that may be there: whole,
+/// or not at all.
+pub fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let new = path.with_extension("new");
+    let mut file = options().create(true).truncate(true).open(&new)?;
+    keep_private(&file, &new);
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    fs::rename(&new, path)
+}
+
+/// The key in a folder, which is made when it is first asked for, and made anew if it
+/// isn't one, or others could read it.
+pub fn key(dir: &Path) -> anyhow::Result<Key> {
+    trusted_folder(dir)?;
+    let path = dir.join("cache.key");
+    match read_key(&path) {
+        Ok(Some(key)) => return Ok(key),
+        Ok(None) => {}
+        Err(why) => {
+            tracing::warn!("{} is made anew: {why:#}", path.display());
+            fs::remove_file(&path).with_context(|| format!("can't remove {}", path.display()))?;
+        }
+    }
+    let mut key = [0; KEY_BYTES];
+    let random = SystemRandom::new().fill(&mut key);
+    random.map_err(|_| anyhow::anyhow!("the system gives no random bytes"))?;
+    let cant = || format!("can't write {}", path.display());
+    let mut file = tempfile::NamedTempFile::new_in(dir).with_context(cant)?;
+    file.write_all(&key).with_context(cant)?;
+    file.as_file().sync_all().with_context(cant)?;
+    match file.persist_noclobber(&path) {
+        Ok(_) => Ok(key),
+        // Another process was faster.
+        Err(error) if error.error.kind() == ErrorKind::AlreadyExists => {
+            read_key(&path)?.with_context(|| format!("{} comes and goes", path.display()))
+        }
+        Err(error) => Err(error.error).with_context(cant),
+    }
+}
+
+/// A key, if there is one.
+fn read_key(path: &Path) -> anyhow::Result<Option<Key>> {
+    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    let mut options = File::options();
+    options.read(true).custom_flags(flags.bits().cast_signed());
+    let file = match options.open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error.into()),
+    };
+    let about = file.metadata()?;
+    ensure!(about.is_file(), "it is no file");
+    ensure!(is_own(about.uid()), "it belongs to another user");
+    ensure!(about.mode() & OTHERS == 0, "others could read it");
+    let mut bytes = Vec::new();
+    file.take(KEY_BYTES as u64 + 1).read_to_end(&mut bytes)?;
+    let key = bytes.try_into();
+    let key = key.map_err(|_| anyhow::anyhow!("it is not {KEY_BYTES} bytes long"))?;
+    Ok(Some(key))
+}
+
+fn options() -> OpenOptions {
+    let mut options = File::options();
+    options.read(true).write(true).mode(0o600);
+    options
+}
+
+/// Takes a file from others who could read it. Some file systems know no modes: there
+/// it stays as it is.
+fn keep_private(file: &File, path: &Path) {
+    let kept = file.metadata().and_then(|about| {
+        if about.mode() & OTHERS == 0 {
+            return Ok(());
+        }
+        file.set_permissions(Permissions::from_mode(0o600))
+    });
+    if let Err(error) = kept {
+        let path = path.display();
+        tracing::warn!("others may read {path}, and that can't be changed: {error}");
+    }
+}
+
+/// Checks each step of a path, as the system goes it.
+fn trust(path: &Path) -> anyhow::Result<()> {
+    let whole = std::path::absolute(path)?;
+    let mut ahead = steps(&whole);
+    let mut here = PathBuf::from("/");
+    let mut links = 0;
+    trust_folder(&here, &fs::symlink_metadata(&here)?, ahead.is_empty())?;
+    while let Some(step) = ahead.pop() {
+        match Path::new(&step).components().next() {
+            Some(Component::RootDir) => here = PathBuf::from("/"),
+            Some(Component::ParentDir) => drop(here.pop()),
+            Some(Component::Normal(_)) => {
+                let next = here.join(&step);
+                let about = fs::symlink_metadata(&next)
+                    .with_context(|| format!("can't look at {}", next.display()))?;
+                if about.is_symlink() {
+                    links += 1;
+                    ensure!(links <= LINKS_MAX, "{} leads nowhere", path.display());
+                    trust_owner(&next, about.uid())?;
+                    ahead.extend(steps(&fs::read_link(&next)?));
+                    continue;
+                }
+                trust_folder(&next, &about, ahead.is_empty())?;
+                here = next;
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// The steps of a path, the last one first.
+fn steps(path: &Path) -> Vec<std::ffi::OsString> {
+    let steps = path.components().rev();
+    steps.map(|step| step.as_os_str().to_owned()).collect()
+}
+
+fn trust_folder(path: &Path, about: &fs::Metadata, is_last: bool) -> anyhow::Result<()> {
+    trust_owner(path, about.uid())?;
+    ensure!(about.is_dir(), "{} is no folder", path.display());
+    let is_sticky = about.mode() & STICKY != 0 && !is_last;
+    ensure!(
+        is_sticky || about.mode() & OTHERS_WRITE == 0,
+        "others can write in {0}: `chmod go-w {0}`",
+        path.display()
+    );
+    Ok(())
+}
+
+fn trust_owner(path: &Path, uid: u32) -> anyhow::Result<()> {
+    if !is_own(uid) && uid != 0 {
+        bail!("{} belongs to another user (uid {uid})", path.display());
+    }
+    Ok(())
+}
+
+/// Whether it is the user that the node runs as.
+fn is_own(uid: u32) -> bool {
+    rustix::process::geteuid().as_raw() == uid
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{chown, symlink};
+
+    use super::*;
+
+    fn mode(path: &Path) -> u32 {
+        fs::symlink_metadata(path).unwrap().mode() & 0o777
+    }
+
+    fn set_mode(path: &Path, mode: u32) {
+        fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
+    }
+
+    fn refusal<T>(outcome: anyhow::Result<T>) -> String {
+        match outcome {
+            Ok(_) => panic!("it is trusted"),
+            Err(refusal) => format!("{refusal:#}"),
+        }
+    }
+
+    #[test]
+    fn a_folder_that_others_can_write_in_is_not_trusted() {
+        let around = tempfile::tempdir().unwrap();
+        let path = around.path().join("a").join("b");
+        trusted_folder(&path).unwrap();
+        assert_eq!(mode(&path), 0o700);
+        trusted_folder(&path).unwrap();
+        set_mode(&path, 0o755);
+        trusted_folder(&path).unwrap();
+        for open in [0o775, 0o707, 0o1777] {
+            set_mode(&path, open);
+            let refusal = refusal(trusted_folder(&path));
+            assert!(refusal.starts_with("others can write in "), "{refusal}");
+            folder(&path).unwrap();
+        }
+    }
+
+    #[test]
+    fn nor_is_one_below_such_a_folder_unless_that_is_sticky() {
+        let around = tempfile::tempdir().unwrap();
+        let (above, path) = (around.path().join("a"), around.path().join("a/b/c"));
+        trusted_folder(&path).unwrap();
+        set_mode(&above, 0o777);
+        let words = format!("others can write in {}:", above.display());
+        let refusal = refusal(trusted_folder(&path));
+        assert!(refusal.starts_with(&words), "{refusal}");
+        set_mode(&above, 0o1777);
+        trusted_folder(&path).unwrap();
+    }
+
+    #[test]
+    fn nor_is_one_to_which_a_link_leads_that_others_can_change() {
+        let around = tempfile::tempdir().unwrap();
+        let (open, own) = (around.path().join("open"), around.path().join("own"));
+        trusted_folder(&own.join("cache")).unwrap();
+        folder(&open).unwrap();
+        symlink("../own", open.join("link")).unwrap();
+        trusted_folder(&open.join("link/cache")).unwrap();
+        symlink(own.join("cache"), around.path().join("there")).unwrap();
+        trusted_folder(&around.path().join("there")).unwrap();
+        set_mode(&open, 0o777);
+        let refused = refusal(trusted_folder(&open.join("link/cache")));
+        assert!(refused.contains("others can write in "), "{refused}");
+        symlink("round", around.path().join("round")).unwrap();
+        let refused = refusal(trust(&around.path().join("round")));
+        assert!(refused.contains("leads nowhere"), "{refused}");
+    }
+
+    #[test]
+    fn nor_is_one_that_belongs_to_another_user_or_lies_in_theirs() {
+        let around = tempfile::tempdir().unwrap();
+        let theirs = around.path().join("theirs");
+        trusted_folder(&theirs.join("cache")).unwrap();
+        // Only root can give a folder away.
+        if chown(&theirs, Some(12_345), None).is_err() {
+            return;
+        }
+        for path in [theirs.clone(), theirs.join("cache")] {
+            let refusal = refusal(trusted_folder(&path));
+            assert!(refusal.ends_with("another user (uid 12345)"), "{refusal}");
+        }
+    }
+
+    #[test]
+    fn a_file_is_no_folder() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let refusal = folder(file.path()).unwrap_err().to_string();
+        assert!(refusal.starts_with("can't make the folder "), "{refusal}");
+    }
+
+    #[test]
+    fn a_file_is_its_user_s_alone_whatever_it_was_before() {
+        let around = tempfile::tempdir().unwrap();
+        set_mode(around.path(), 0o777);
+        let path = around.path().join("state");
+        file(&path).unwrap().write_all(b"kept").unwrap();
+        assert_eq!(mode(&path), 0o600);
+        set_mode(&path, 0o666);
+        file(&path).unwrap();
+        assert_eq!(mode(&path), 0o600);
+        assert_eq!(fs::read(&path).unwrap(), b"kept");
+        set_mode(&path, 0o644);
+        write(&path, b"new").unwrap();
+        assert_eq!(
+            (mode(&path), &*fs::read(&path).unwrap()),
+            (0o600, &b"new"[..])
+        );
+    }
+
+    #[test]
+    fn a_key_is_made_once_and_made_anew_when_it_is_none() {
+        let around = tempfile::tempdir().unwrap();
+        let dir = around.path().join("presence");
+        let path = dir.join("cache.key");
+        let first = key(&dir).unwrap();
+        assert_eq!(mode(&path), 0o600);
+        assert_eq!(key(&dir).unwrap(), first);
+        let mut last = first;
+        let spoils: [&dyn Fn(); 4] = [
+            &|| set_mode(&path, 0o644),
+            &|| fs::write(&path, "short").unwrap(),
+            &|| fs::write(&path, [7; 33]).unwrap(),
+            &|| {
+                fs::rename(&path, dir.join("moved")).unwrap();
+                symlink("moved", &path).unwrap();
+            },
+        ];
+        for spoil in spoils {
+            spoil();
+            let new = key(&dir).unwrap();
+            assert_ne!(new, last);
+            assert_eq!(mode(&path), 0o600);
+            last = new;
+        }
+        set_mode(&dir, 0o777);
+        assert!(key(&dir).is_err());
+    }
+}
