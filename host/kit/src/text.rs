@@ -3,9 +3,8 @@
 
 use std::fmt::Write as _;
 
-use serde_json::Value;
-
 use presence_config::escape::line;
+use serde_json::Value;
 
 /// A value as people write it: text without its quotes.
 pub fn plain(value: &Value) -> String {

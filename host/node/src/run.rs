@@ -11,7 +11,14 @@ use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
 use async_nats::Client;
+use presence_config::causes::Causes;
+use presence_config::escape::together;
+use presence_config::regular::Stamp;
+use presence_config::subjects::Subjects;
+use presence_config::{self as config, Config, Text};
 use presence_core::names::Names;
+use presence_rules::in_force::InForce;
+use presence_rules::loader::{self, Loader};
 use presence_sandbox::Blueprint;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::spawn_blocking;
@@ -30,13 +37,6 @@ use crate::state::{self, Opened, Restored, Writer};
 use crate::stop::{Readers, Stop};
 use crate::tasks::{self, Faults, Tasks};
 use crate::tenant::{self, Tenant};
-use presence_config::causes::Causes;
-use presence_config::escape::together;
-use presence_config::regular::Stamp;
-use presence_config::subjects::Subjects;
-use presence_config::{self as config, Config, Text};
-use presence_rules::in_force::InForce;
-use presence_rules::loader::{self, Loader};
 
 /// How long the first line of the log waits for plugins' files to be read.
 const SURVEY: Duration = Duration::from_secs(5);

@@ -1,19 +1,18 @@
 //! `presence check`: all that is wrong, before it is run.
 
-use presence_core::names::Names;
-use serde_json::{Value, json};
-
 use presence_config::causes::Causes;
 use presence_config::directory;
 use presence_config::escape::{line, print, print_json, say};
 use presence_config::log_filter as log;
 use presence_config::{self as config, Config, Effect, Read, effect_of};
+use presence_core::names::Names;
 use presence_kit::ConfigArg;
 use presence_kit::figures;
 use presence_node::link::probe;
 use presence_node::state;
 use presence_rules::in_force::InForce;
 use presence_rules::loader::{self, Loader};
+use serde_json::{Value, json};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {

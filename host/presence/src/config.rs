@@ -1,14 +1,14 @@
 //! `presence config`: what is in effect, key by key, and what sets it. It reads what a node
 //! would read now; what a running one has not taken, `presence status` says.
 
-use serde_json::{Value, json};
-
-use crate::ask::Common;
 use presence_config::escape::{line, print, print_json, say};
 use presence_config::{
     Config, Effect, Grant, OnFailure, Place, Read, Source, Stage, effect_of, variables,
 };
 use presence_kit::text::{plain, table};
+use serde_json::{Value, json};
+
+use crate::ask::Common;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {

@@ -1,13 +1,14 @@
 //! `presence explain`: why a viewer can or can't see a user, for who answers people
 //! that ask just that.
 
-use serde_json::{Value, json};
 use std::fmt::Write as _;
 
-use crate::ask::Common;
 use presence_kit::explained::{flag, reasons, what_it_does, word};
 use presence_kit::text::{plain, time};
 use presence_node::link::question::Question;
+use serde_json::{Value, json};
+
+use crate::ask::Common;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {

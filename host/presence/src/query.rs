@@ -1,12 +1,12 @@
 //! `presence query`: what a viewer may see of users.
 
+use presence_config::escape::line;
 use presence_core::token;
+use presence_kit::text;
+use presence_node::link::question::Question;
 use serde_json::{Value, json};
 
 use crate::ask::Common;
-use presence_config::escape::line;
-use presence_kit::text;
-use presence_node::link::question::Question;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {

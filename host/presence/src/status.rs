@@ -8,13 +8,13 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
 
 use anyhow::{Context as _, ensure};
-use serde_json::Value;
-
-use crate::ask::Common;
 use presence_config::escape::{print, print_json, say};
 use presence_config::{self as config, Config, Problems};
 use presence_kit::text::{columns, plain, time};
 use presence_node::clock;
+use serde_json::Value;
+
+use crate::ask::Common;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {

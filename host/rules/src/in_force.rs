@@ -8,11 +8,11 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use anyhow::Context as _;
+use presence_config::Config;
 use presence_sandbox::{Blueprint, Stage};
 use serde::{Deserialize, Serialize};
 
 use crate::private;
-use presence_config::Config;
 
 /// Where a plugin that the program holds comes from.
 pub const BUILT_IN: &str = "built-in";

@@ -7,14 +7,14 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use anyhow::Context as _;
+use presence_config::regular::{self, Limit, Stamp};
+use presence_config::{self as config, Config, Grant, OnFailure, Plugins, Source};
 use presence_sandbox::manifest;
 use presence_sandbox::{Blueprint, Engine, LoadError, Manifest, Plugin, Stage, sha256};
 
 use crate::in_force::{BUILT_IN, Entry, InForce};
 use crate::limits::limits;
 use crate::private;
-use presence_config::regular::{self, Limit, Stamp};
-use presence_config::{self as config, Config, Grant, OnFailure, Plugins, Source};
 
 mod attempt;
 mod built_in;

@@ -7,6 +7,7 @@ use presence_core::names::Names;
 use super::content::Content;
 use super::entry::{self, Key};
 use super::export::Export;
+
 pub use super::service_fuzz::service;
 
 /// The text of a directory file: what is written of what was read reads as the same.

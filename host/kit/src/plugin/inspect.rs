@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use presence_component::{Import, imports, wit};
+use presence_config::escape::{line, print, print_json};
 use presence_sandbox::manifest::{Effect, OnFailure, Role};
 use presence_sandbox::{Manifest, sha256};
 use serde_json::{Value, json};
@@ -10,7 +11,6 @@ use serde_json::{Value, json};
 use super::build;
 use crate::figures;
 use crate::text;
-use presence_config::escape::{line, print, print_json};
 
 /// The interface whose functions tell what a plugin needs of the directory.
 const DIRECTORY: &str = "presence:plugin/directory";

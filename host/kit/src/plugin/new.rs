@@ -5,14 +5,13 @@ use std::path::Path;
 
 use anyhow::{Context as _, bail};
 use clap::ValueEnum;
+use presence_config as config;
+use presence_config::escape::print;
+use presence_sandbox::manifest::API;
 
 use super::embedded::{TEMPLATES, wit, wit_file};
 use super::language::Language;
-use presence_sandbox::manifest::API;
-
 use super::{build, sdk};
-use presence_config as config;
-use presence_config::escape::print;
 
 /// The arguments.
 #[derive(clap::Args)]

@@ -10,16 +10,16 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::ensure;
-
-use crate::ConfigArg;
-use crate::plugin;
-use diff::Diff;
-use player::{Known, Player};
 use presence_config::capture::Capture;
 use presence_config::escape::{self, json_output, print_json, together};
 use presence_config::subjects::Subjects;
 use presence_config::{self as config, Config};
 use presence_rules::loader::Loader;
+
+use crate::ConfigArg;
+use crate::plugin;
+use diff::Diff;
+use player::{Known, Player};
 use printer::Printer;
 
 /// The arguments.

@@ -2,16 +2,15 @@
 
 use std::sync::Arc;
 
+use presence_config::capture::Recorded;
+use presence_config::subjects::Subjects;
+use presence_config::{self as config, BODY_BYTES_MAX, Config, directory, shard_settings};
 use presence_core::allowance::Allowance;
 use presence_core::directory::Directory;
 use presence_core::message::{Limits, Message};
 use presence_core::names::Names;
 use presence_core::{Input, Output, Shard};
 use presence_sandbox::{Blueprint, Pipeline};
-
-use presence_config::capture::Recorded;
-use presence_config::subjects::Subjects;
-use presence_config::{self as config, BODY_BYTES_MAX, Config, directory, shard_settings};
 
 /// How long after the last line time goes on at most, in milliseconds: half a day. A
 /// decision that fails whenever it is tried again, or a rule that always asks

@@ -2,13 +2,13 @@
 
 use std::io::Write;
 
+use presence_config::subjects::{Source, Subjects};
 use presence_core::Output;
 use serde::Serialize;
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
 use super::player::NODE;
-use presence_config::subjects::{Source, Subjects};
 
 #[derive(Serialize)]
 struct Published<'a> {

@@ -14,6 +14,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::anyhow;
+use presence_config::directory::entry::{self, Key};
 use presence_core::directory::{Changes, Directory};
 use presence_core::names::Names;
 use redb::{ReadableDatabase, ReadableTable, TableDefinition};
@@ -22,7 +23,6 @@ use tokio::sync::oneshot;
 use super::health::Health;
 use crate::state::database::{self, Fault, File, guarded};
 use crate::tasks::Tasks;
-use presence_config::directory::entry::{self, Key};
 
 /// Values by key; the empty text for an entry that can't be read and of which nothing is
 /// known.

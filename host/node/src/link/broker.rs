@@ -10,11 +10,11 @@ use std::time::Duration;
 
 use anyhow::anyhow;
 use async_nats::{Client, ConnectOptions, Event, ServerAddr};
+use presence_config::{BODY_BYTES_MAX, Config, HEADER_BYTES_MAX, Nats};
 use tokio::sync::mpsc;
 
 use crate::clock;
 use crate::link::login::Login;
-use presence_config::{BODY_BYTES_MAX, Config, HEADER_BYTES_MAX, Nats};
 
 pub(crate) use health::Health;
 pub(crate) use rights::{Act, Rights};

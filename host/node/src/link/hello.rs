@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use async_nats::{Client, Message, Subscriber};
 use futures_util::StreamExt;
+use presence_config::subjects::Subjects;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
@@ -25,7 +26,6 @@ use crate::link::reply::Replies;
 use crate::link::request::{self, NoAnswer};
 use crate::ops::http::Board;
 use crate::tasks::Tasks;
-use presence_config::subjects::Subjects;
 
 /// Where nodes ask for each other: not among the subjects that many listen to as
 /// a whole, so that the broker knows when nobody is there to answer.

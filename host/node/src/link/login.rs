@@ -8,7 +8,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use anyhow::Context as _;
 use async_nats::{AuthError, ConnectOptions};
 use nkeys::KeyPair;
-
 use presence_config::Auth;
 
 /// The login of all connections of this process.

@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use anyhow::anyhow;
 use async_nats::Event;
+use presence_config::{Config, Directory};
 
 use crate::link::broker::{Access, Rights};
-use presence_config::{Config, Directory};
 
 /// What has been found out.
 pub struct Found {

@@ -10,6 +10,7 @@ use async_nats::client::PublishError;
 use async_nats::connection::State;
 use async_nats::{Client, Statistics, Subject};
 use futures_util::FutureExt;
+use presence_config::subjects::Source;
 use presence_core::inbox::Delivery;
 use presence_core::publish::{self, Publication};
 use tokio::time::timeout;
@@ -18,7 +19,6 @@ use crate::clock;
 use crate::link::handed::Handed;
 use crate::link::journal::{Entry, Journal};
 use crate::link::wire;
-use presence_config::subjects::Source;
 
 /// How often a source that waits looks whether the connection has changed.
 const LOOK: Duration = Duration::from_millis(50);

@@ -5,10 +5,10 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use presence_config::reply_prefix::RESERVED;
-
-use crate::clock;
 use presence_config::subjects::Subjects;
 use presence_config::{Config, Directory};
+
+use crate::clock;
 
 /// How often the log tells of refused reply subjects, at most.
 const LOG_EVERY_MS: u64 = 60_000;

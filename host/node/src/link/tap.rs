@@ -4,17 +4,17 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use crate::directory::kv;
 use anyhow::bail;
 use async_nats::{Client, Event, Request, Subscriber};
 use bytes::Bytes;
 use futures_util::StreamExt as _;
 use presence_config::subjects::SEQ;
+use presence_config::{self as config, Config};
 use presence_core::directory::Directory;
 use presence_core::names::Names;
 
+use crate::directory::kv;
 use crate::link::broker::Access;
-use presence_config::{self as config, Config};
 
 /// How long the broker has to answer, so that it is known to have heard all before.
 const TIMEOUT: Duration = Duration::from_secs(1);

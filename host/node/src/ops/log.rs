@@ -2,13 +2,12 @@
 
 use std::io::IsTerminal as _;
 
-use tracing_subscriber::field::MakeExt as _;
-use tracing_subscriber::fmt::FormatFields;
-use tracing_subscriber::fmt::format::debug_fn;
-
 use presence_config::escape::{JsonLog, Line};
 use presence_config::log_filter::{FIX, VARIABLE, level, parse};
 use presence_config::{Log, LogFormat};
+use tracing_subscriber::field::MakeExt as _;
+use tracing_subscriber::fmt::FormatFields;
+use tracing_subscriber::fmt::format::debug_fn;
 
 /// Begins the log.
 ///

@@ -6,6 +6,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use anyhow::bail;
+use presence_config as config;
+use presence_config::regular::{Stamp, Unreadable};
 use presence_core::directory::{Changes, Directory};
 use tokio::sync::mpsc;
 use tokio::task::spawn_blocking;
@@ -16,8 +18,6 @@ use super::{Reload, Said};
 use crate::directory::kept::{Keeper, Origin};
 use crate::directory::{self, kv};
 use crate::reload::on_disk::What;
-use presence_config as config;
-use presence_config::regular::{Stamp, Unreadable};
 
 /// How many updates of a directory in a KV bucket may wait.
 const QUEUE: usize = 64;

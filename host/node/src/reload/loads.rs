@@ -6,12 +6,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{anyhow, bail};
+use presence_rules::loader::Attempt;
 use tokio::sync::mpsc;
 use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep_until};
 
 use crate::tasks;
-use presence_rules::loader::Attempt;
 
 /// How many may be under way: the newest, and one that nobody waits for any more but that
 /// can't be interrupted in a compiler, or in reading from a file system that hangs.

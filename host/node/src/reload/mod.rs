@@ -13,7 +13,11 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use async_nats::Client;
+use presence_config::causes::Causes;
+use presence_config::regular::{Stamp, Unreadable};
+use presence_config::{self as config, Config, Effect};
 use presence_core::directory::{Changes, Directory};
+use presence_rules::loader::Loader;
 use tokio::sync::mpsc;
 
 use crate::directory::{kv, request::Fetcher};
@@ -24,10 +28,6 @@ use crate::reload::watch::{Paths, Watch};
 use crate::signals::Signals;
 use crate::tasks::Tasks;
 use crate::tenant::Tenant;
-use presence_config::causes::Causes;
-use presence_config::regular::{Stamp, Unreadable};
-use presence_config::{self as config, Config, Effect};
-use presence_rules::loader::Loader;
 
 mod directory;
 mod job;

@@ -3,6 +3,10 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use presence_config::causes::Causes;
+use presence_config::escape::together;
+use presence_config::regular::Unreadable;
+use presence_rules::loader::Loader;
 use presence_sandbox::{Blueprint, Pipeline};
 use tokio::sync::watch;
 use tokio::task::spawn_blocking;
@@ -10,10 +14,6 @@ use tokio::task::spawn_blocking;
 use super::{Reload, Said};
 use crate::reload::on_disk::What;
 use crate::tenant::Running;
-use presence_config::causes::Causes;
-use presence_config::escape::together;
-use presence_config::regular::Unreadable;
-use presence_rules::loader::Loader;
 
 /// A pipeline that can be put in force.
 pub(super) struct Loaded {

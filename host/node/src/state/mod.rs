@@ -14,15 +14,15 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context as _, bail};
+use presence_config::{self as config, Config};
 use presence_core::names::Names;
 use presence_core::record::Record;
 use presence_core::tracker::{self, Connected};
+use presence_rules::private;
 
 use crate::clock;
 use crate::tasks::Tasks;
 use database::{Disk, Fault};
-use presence_config::{self as config, Config};
-use presence_rules::private;
 
 pub(crate) use saver::Saver;
 pub(crate) use writer::{Figures, Writer};

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::bail;
+use presence_config::State;
 use presence_core::names::Names;
 use presence_core::record::{Record, Stored};
 use rustix::time::{ClockId, clock_gettime};
@@ -17,7 +18,6 @@ use super::store::Store;
 use crate::clock;
 use crate::state::database::{Disk, Fault};
 use crate::tasks::Tasks;
-use presence_config::State;
 
 /// How many batches may wait to be written, of all workers together.
 const QUEUE: usize = 16;

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use async_nats::{Message as Received, Statistics, Subscriber};
 use futures_util::{FutureExt, StreamExt};
+use presence_config::subjects::{SEQ, Subjects};
 use presence_core::Input;
 use presence_core::message::{Limits, Message};
 use presence_core::metadata;
@@ -18,7 +19,6 @@ use crate::link::drops::Carries;
 use crate::link::hearing::Hearing;
 use crate::link::reply::Replies;
 use crate::pool::worker::{self, BATCH_MAX, Batch, Workers};
-use presence_config::subjects::{SEQ, Subjects};
 
 /// How many bytes of messages are handed on at once, and those of one message more.
 const BATCH_BYTES_MAX: usize = 1 << 20;

@@ -14,6 +14,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use async_nats::Client;
 use futures_util::future::join_all;
+use presence_config::subjects::{Source, Subjects};
+use presence_config::{self as config, Config, Queues};
 use presence_core::allowance::Allowance;
 use presence_core::directory::{Changes, Directory};
 use presence_core::names::Names;
@@ -37,8 +39,6 @@ use crate::tasks::Tasks;
 use crate::tenant::ask::{Budget, Counts, Desk};
 use crate::tenant::intake::{Account, Intake};
 use crate::tenant::stale::StaleLog;
-use presence_config::subjects::{Source, Subjects};
-use presence_config::{self as config, Config, Queues};
 
 /// How many ids come together before those in use are told from the others.
 const SWEEP_IDS_MIN: usize = 65_536;

@@ -9,19 +9,19 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use clap::builder::RangedU64ValueParser;
-use presence_core::names::Names;
-use tokio::signal::unix::{SignalKind, signal};
-
-use limits::{Budget, Ended};
 use presence_config::capture::{self, Recorded};
 use presence_config::directory::Export;
 use presence_config::escape::{json_output, say};
 use presence_config::subjects::Subjects;
 use presence_config::{self as config, Config};
+use presence_core::names::Names;
 use presence_kit::ConfigArg;
 use presence_kit::figures;
 use presence_node::clock;
 use presence_node::link::tap::{Tap, Tapped};
+use tokio::signal::unix::{SignalKind, signal};
+
+use limits::{Budget, Ended};
 use redact::Redaction;
 
 /// How often what has been written is handed to the file, for those who look on.

@@ -9,6 +9,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::anyhow;
 use bytes::Bytes;
+use presence_config::BODY_BYTES_MAX;
+use presence_config::directory::Export;
 use presence_core::message::{Kind, Limits, Message, Says};
 use presence_core::metadata::{LIMITS_MAX, Metadata};
 use ring::hmac;
@@ -16,9 +18,6 @@ use ring::rand::SystemRandom;
 use serde::Serialize;
 use serde_json::Value;
 use serde_json::value::RawValue;
-
-use presence_config::BODY_BYTES_MAX;
-use presence_config::directory::Export;
 
 /// How much of a hash makes a pseudonym, in bytes: two ids of a million share one
 /// with a probability of one in 37 million.

@@ -1,12 +1,12 @@
 //! What a pipeline will be loaded from, found out without compiling anything: for the first
 //! line of the log, which is to say it also where loading takes long or fails.
 
+use presence_config::regular;
+use presence_config::{Config, Plugins, Source, Stage};
 use presence_sandbox::{Manifest, sha256};
 
 use super::{built_in, file, limit};
 use crate::in_force::BUILT_IN;
-use presence_config::regular;
-use presence_config::{Config, Plugins, Source, Stage};
 
 /// The stages in one line, in order: each plugin with its version, where it comes from and
 /// the beginning of its digest, or why that can't be said.

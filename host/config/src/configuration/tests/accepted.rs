@@ -2,10 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::OnFailure;
 use serde_json::json;
 
 use super::*;
+use crate::OnFailure;
 
 fn reference() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../presence.toml")
@@ -159,7 +159,7 @@ fn variables_win_over_the_file_and_have_the_keys_own_type() {
 fn an_address_may_carry_a_login_which_nothing_prints() {
     let text = "[nats]\nurl = ['nats://ann:p%40ss@a:1', 'ann:p%40ss@b', 'nats://c/']";
     let config = load(text, &[]).unwrap();
-    let servers = ["nats://a:1", "b", "nats://c/"].map(|url| url.parse().unwrap());
+    let servers = ["nats://a:1", "nats://b", "nats://c/"].map(|url| url.parse().unwrap());
     assert_eq!(config.nats.url, servers);
     let Auth::Password { user, password } = &config.nats.auth else {
         panic!("{:?}", config.nats.auth);

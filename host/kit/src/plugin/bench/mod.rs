@@ -9,6 +9,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use clap::builder::RangedU64ValueParser;
+use presence_config::escape::{line, print, print_json};
+use presence_config::{self as config, Config};
+use presence_rules::limits::limits;
+use presence_rules::loader;
 use presence_sandbox::manifest::{Case, Role};
 use presence_sandbox::{Engine, Limits, Plugin, Trial};
 use serde_json::{Value, json};
@@ -17,10 +21,6 @@ use crate::ConfigArg;
 use crate::figures;
 use crate::text;
 use measure::Measured;
-use presence_config::escape::{line, print, print_json};
-use presence_config::{self as config, Config};
-use presence_rules::limits::limits;
-use presence_rules::loader;
 use world::World;
 
 /// How many viewers the audiences have.

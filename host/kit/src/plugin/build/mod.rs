@@ -11,6 +11,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
 use presence_component::{assemble, imports, package};
+use presence_config as config;
+use presence_config::escape::{line, print};
 use presence_sandbox::Manifest;
 use presence_sandbox::manifest::{API, Effect, Role};
 use serde_json::Value;
@@ -18,8 +20,6 @@ use serde_json::Value;
 use super::embedded::{wit, wit_file};
 use super::language::Language;
 use crate::figures;
-use presence_config as config;
-use presence_config::escape::{line, print};
 
 pub(super) use c::write_bindings;
 

@@ -1,9 +1,8 @@
 //! What was expected of a case and what came out, line by line.
 
+use presence_config::escape;
 use presence_sandbox::self_test::{Outcome, sorted};
 use serde_json::Value;
-
-use presence_config::escape;
 
 /// The lines that are expected only, found only, or both.
 pub(super) fn diff(outcome: &Outcome) -> String {

@@ -5,6 +5,10 @@ mod diff;
 use std::path::PathBuf;
 
 use anyhow::bail;
+use presence_config::escape::{line, print, print_json, say};
+use presence_config::{self as config, Config};
+use presence_rules::limits::limits;
+use presence_rules::loader;
 use presence_sandbox::self_test::{self, Outcome};
 use presence_sandbox::{Limits, Plugin};
 use serde_json::{Value, json};
@@ -13,10 +17,6 @@ use super::update;
 use crate::ConfigArg;
 use crate::figures;
 use crate::text;
-use presence_config::escape::{line, print, print_json, say};
-use presence_config::{self as config, Config};
-use presence_rules::limits::limits;
-use presence_rules::loader;
 
 /// The arguments.
 #[derive(clap::Args)]

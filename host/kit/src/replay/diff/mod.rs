@@ -15,6 +15,8 @@ mod tally;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
+use presence_config::Config;
+use presence_config::capture::Recorded;
 use presence_core::names::{Id, Names};
 use presence_sandbox::Blueprint;
 use serde_json::Value;
@@ -24,8 +26,6 @@ use self::side::{Key, Side};
 use self::stay::{Difference, Stay};
 use self::tally::Tally;
 use crate::replay::player::Known;
-use presence_config::Config;
-use presence_config::capture::Recorded;
 
 /// Two runs, side by side.
 pub(super) struct Diff {

@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 use std::sync::Arc;
 
+use presence_config::escape::line;
 use presence_core::names::{Id, Names};
 use presence_sandbox::{Blueprint, Plugin};
 use roaring::RoaringBitmap;
@@ -14,7 +15,6 @@ use super::{Example, Why};
 use crate::explained::{reasons, what_it_does};
 use crate::figures::grouped;
 use crate::text::{columns, table, time};
-use presence_config::escape::line;
 
 /// How many viewers an example names on one line.
 const VIEWERS_MAX: usize = 10;

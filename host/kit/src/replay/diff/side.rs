@@ -3,6 +3,8 @@
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
+use presence_config::Config;
+use presence_config::capture::Recorded;
 use presence_core::body::explain::explanation;
 use presence_core::names::{Id, Names};
 use presence_core::publish::{Publication, Subject};
@@ -15,8 +17,6 @@ use serde_json::value::RawValue;
 
 use super::stay::{Stay, Told};
 use crate::replay::player::{Known, Player};
-use presence_config::Config;
-use presence_config::capture::Recorded;
 
 /// Which stay it is: when it began, whose it is, and its number among those of that user. It
 /// is the same in both runs, since connections and statements are.

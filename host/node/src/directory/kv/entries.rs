@@ -4,10 +4,9 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
+use presence_config::directory::entry::{self, Key};
 use presence_core::directory::{Changes, Directory, Edit, Question};
 use presence_core::names::Names;
-
-use presence_config::directory::entry::{self, Key};
 
 /// How many lines of one update the log gets on what can't be taken.
 const LINES_MAX: usize = 20;

@@ -20,6 +20,7 @@ use async_nats::connection::State;
 use async_nats::jetstream::context::GetStreamErrorKind;
 use async_nats::jetstream::{self, ErrorCode, kv, stream};
 use futures_util::{FutureExt, StreamExt};
+use presence_config::causes::Causes;
 use presence_core::directory::{Changes, Directory};
 use presence_core::names::Names;
 use tokio::sync::mpsc;
@@ -27,7 +28,6 @@ use tokio::sync::mpsc;
 use super::health::Health;
 use entries::Entries;
 use followed::{Followed, Look};
-use presence_config::causes::Causes;
 
 pub(crate) use entries::Refusals;
 

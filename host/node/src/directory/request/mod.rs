@@ -16,6 +16,7 @@ use async_nats::{Client, Message, Request, Subscriber};
 use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
+use presence_config as config;
 use presence_config::directory::service as protocol;
 use presence_core::directory::{Changes, Directory, Question};
 use presence_core::names::Names;
@@ -27,8 +28,6 @@ use crate::link::broker::Health;
 use crate::link::drops::{Carries, Losses};
 use crate::link::request;
 use crate::pool::worker::{Task, Workers};
-use presence_config as config;
-
 use cache::{Cache, Limits};
 
 /// How long answers are gathered, so that those that come together make one change

@@ -3,11 +3,12 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use presence_config::Config;
+
 use super::rights::{Noted, Rights};
 use crate::clock;
 use crate::link::drops::Drops;
 use crate::link::hello;
-use presence_config::Config;
 
 /// How often the log tells of a broker that can't be reached for the same reason.
 const UNREACHABLE_TOLD_MS: u64 = 60_000;

@@ -14,14 +14,14 @@ use std::time::Duration;
 
 use async_nats::Client;
 use bytes::Bytes;
+use presence_config::subjects::{BEACON, Subjects};
+use presence_config::{Config, Directory};
 use presence_core::publish::Subject;
 use tokio::sync::Notify;
 use tokio::time::timeout;
 
 use crate::clock;
 use crate::link::hello;
-use presence_config::subjects::{BEACON, Subjects};
-use presence_config::{Config, Directory};
 
 /// What the reply subjects of trials begin with.
 const REPLY: &str = "_R_.presence";

@@ -17,6 +17,9 @@ use axum::extract::{Request, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::get;
+use presence_config::escape::Line;
+use presence_config::{Config, Http};
+use presence_rules::loader::Loader;
 use tokio::sync::watch;
 
 use crate::clock;
@@ -30,9 +33,6 @@ use crate::state;
 use crate::tasks::Tasks;
 use crate::tenant::ask::Counts;
 use crate::tenant::{Running, Tenant};
-use presence_config::escape::Line;
-use presence_config::{Config, Http};
-use presence_rules::loader::Loader;
 
 /// What the endpoints tell of.
 pub(crate) struct Status {

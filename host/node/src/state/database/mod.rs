@@ -14,10 +14,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::anyhow;
+use presence_rules::private;
 use redb::backends::FileBackend;
 use redb::{Builder, Database, DatabaseError, StorageBackend, StorageError};
-
-use presence_rules::private;
 
 pub(crate) use aside::set_aside;
 pub(crate) use disk::Disk;

@@ -14,6 +14,7 @@ use std::time::Duration;
 use async_nats::{Client, Message as Received, Subject, Subscriber};
 use futures_util::StreamExt;
 use futures_util::stream::{SelectAll, select_all};
+use presence_config::subjects::{Asked, SEQ, Subjects};
 use presence_core::body;
 use presence_core::directory::{Directory, Question};
 use presence_core::query::{Explain, Query, Refusal};
@@ -24,7 +25,6 @@ use crate::link::drops::Carries;
 use crate::link::reply::Replies;
 use crate::pool::seldom::Seldom;
 use crate::pool::worker::Workers;
-use presence_config::subjects::{Asked, SEQ, Subjects};
 
 pub(crate) use budget::{Budget, Share};
 pub(crate) use query::Asking;
