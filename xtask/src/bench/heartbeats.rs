@@ -19,7 +19,7 @@ const CONNECTIONS: usize = 10_000;
 const HEARTBEATS: usize = 200_000;
 /// Every so many heartbeats one is answered.
 const PER_ANSWER: usize = 1_000;
-const REPLIES: &str = "load.heard";
+const REPLIES: &str = "_INBOX.load.heard";
 
 /// Measures both, in turns.
 pub(crate) fn measure(broker: &Broker, args: &Args) -> Result<Vec<Row>> {

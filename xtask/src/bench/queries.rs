@@ -16,7 +16,7 @@ use super::{Args, Broker};
 const USERS: usize = 100;
 /// How many queries there are in a round.
 const QUERIES: usize = 300;
-const REPLIES: &str = "load.answers";
+const REPLIES: &str = "_INBOX.load.answers";
 
 /// How long the answers of one contender took.
 pub(crate) struct Row {
