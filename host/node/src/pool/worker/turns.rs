@@ -18,7 +18,6 @@ use super::{Ask, Batch, Figures, Task};
 use crate::clock;
 use crate::directory::request::Fetcher;
 use crate::link::publisher::Publisher;
-use crate::pool::barrier::Barrier;
 use crate::pool::lane::Receiver;
 use crate::pool::seldom::Seldom;
 use crate::state::Saver;
