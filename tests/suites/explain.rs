@@ -178,7 +178,7 @@ async fn the_command_tells_a_story_with_the_plugins_own_reasons() -> Result<()> 
     let (story, _) = run(&["explain", "67890", "22222"])?;
     for words in [
         "May 67890 see 22222? no.",
-        "Nothing is known of 22222",
+        "Nothing is known about 22222",
         "(filter) failed: trapped",
         "4. redact",
         "was not asked",

@@ -1,8 +1,9 @@
-//! The guide under docs/, as a reader would follow it: every block of code in it is
-//! run, built or read, in its order, and what it says comes out does.
+//! The README and the guide under docs/, as a reader would follow them: every block of code is
+//! run, built or read, in its order, and what the text says comes out does.
 
 mod cookbook;
 mod page;
+mod reference;
 mod script;
 
 use std::collections::BTreeSet;
@@ -15,10 +16,20 @@ use presence_tests::tools;
 use page::Page;
 use script::Script;
 
-const TUTORIAL: &str = "tutorial.md";
+const README: &str = "../README.md";
+const TUTORIAL: &str = "rules/tutorial.md";
 
 /// Written from the WIT files, which `cargo xtask guide --check` sees to.
-const REFERENCE: &str = "reference.md";
+const API: &str = "reference/api.md";
+
+#[tokio::test]
+async fn the_readme_leads_to_a_running_node_and_a_rule() -> Result<()> {
+    let mut script = Script::new("rust")?;
+    for block in &Page::read(README)?.blocks {
+        script.run(block).await?;
+    }
+    script.end()
+}
 
 #[tokio::test]
 async fn the_tutorial_leads_to_a_running_filter_in_rust() -> Result<()> {
@@ -64,7 +75,7 @@ async fn tutorial(language: &str) -> Result<()> {
 #[tokio::test]
 async fn what_the_other_pages_say_is_so() -> Result<()> {
     for name in pages()? {
-        if [TUTORIAL, REFERENCE].contains(&&*name) || cookbook::has(&name) {
+        if [TUTORIAL, API].contains(&&*name) || cookbook::has(&name) {
             continue;
         }
         let mut script = Script::new("rust")?;
@@ -86,11 +97,15 @@ async fn what_the_other_pages_say_is_so() -> Result<()> {
 fn every_page_is_in_the_summary() -> Result<()> {
     let listed: BTreeSet<_> = pages()?.into_iter().collect();
     let mut there = BTreeSet::new();
-    for folder in ["", "cookbook/"] {
-        for entry in fs::read_dir(tools::root().join("docs").join(folder))? {
-            let name = entry?.file_name().to_string_lossy().into_owned();
-            if name.ends_with(".md") && name != "SUMMARY.md" {
-                there.insert(format!("{folder}{name}"));
+    let mut folders = vec![String::new()];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(tools::root().join("docs").join(&folder))? {
+            let entry = entry?;
+            let name = format!("{folder}{}", entry.file_name().to_string_lossy());
+            if entry.file_type()?.is_dir() {
+                folders.push(format!("{name}/"));
+            } else if name.ends_with(".md") && name != "SUMMARY.md" {
+                there.insert(name);
             }
         }
     }

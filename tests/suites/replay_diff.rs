@@ -107,14 +107,14 @@ are told otherwise  0      0      0
    lose sight: 22222
    gain sight: 67890
    old: rule 0.1.0 (filter) admits 22222
-   new: rule 0.1.0 (filter) does not concern 22222, who is not in the audience
-   old: rule 0.1.0 (filter) does not concern 67890, who is not in the audience
+   new: rule 0.1.0 (filter) does not admit 22222
+   old: rule 0.1.0 (filter) does not admit 67890
    new: rule 0.1.0 (filter) admits 67890
 
 2. 22222 came online, 2023-10-22 18:40:01 UTC
    lose sight: 12345
    old: rule 0.1.0 (filter) admits 12345
-   new: rule 0.1.0 (filter) does not concern 12345, who is not in the audience
+   new: rule 0.1.0 (filter) does not admit 12345
 ";
     assert_eq!(without_digests(&page), expected);
     assert_eq!(bench.page(&args)?, page, "the same, to the byte");

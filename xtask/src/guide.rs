@@ -1,7 +1,8 @@
-//! `cargo xtask guide`: writes the guide's API reference from the comments of the
-//! WIT files, builds the guide as a book, and follows its links. What its blocks
-//! of code do, the suites see to.
+//! `cargo xtask guide`: writes the guide's API reference from the comments of the WIT files, and
+//! its configuration reference from `presence.toml` and the configuration reader; builds the guide
+//! as a book, and follows its links. The suites run its blocks of code.
 
+mod configuration;
 mod links;
 mod reference;
 
@@ -11,6 +12,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use presence_tests::tools;
+use serde_json::Value;
 
 /// The release of mdBook that is fetched.
 const MDBOOK: &str = "0.5.4";
@@ -18,7 +20,7 @@ const MDBOOK: &str = "0.5.4";
 /// Builds the guide.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Fail unless docs/reference.md is what the WIT files say.
+    /// Fail unless the pages of docs/reference are what their sources say.
     #[arg(long)]
     check: bool,
 }
@@ -28,19 +30,11 @@ pub(crate) struct Args {
 /// # Errors
 /// When the guide can't be built, or has a link that leads nowhere.
 pub(crate) fn run(args: &Args) -> Result<()> {
+    let wit = read("wit/0.2.0/presence.wit")?;
+    keep("docs/reference/api.md", &reference::page(&wit)?, args.check)?;
+    let page = configuration::page(&read("presence.toml")?, &settings()?)?;
+    keep("docs/reference/configuration.md", &page, args.check)?;
     let root = tools::root();
-    let wit = root.join("wit/0.2.0/presence.wit");
-    let wit = fs::read_to_string(&wit).with_context(|| format!("reading {}", wit.display()))?;
-    let page = reference::page(&wit)?;
-    let place = root.join("docs/reference.md");
-    if args.check {
-        ensure!(
-            fs::read_to_string(&place).is_ok_and(|committed| committed == page),
-            "docs/reference.md is not what the WIT files say; `cargo xtask guide` rewrites it"
-        );
-    } else {
-        fs::write(&place, page).with_context(|| format!("writing {}", place.display()))?;
-    }
     let book = tools::target().join("guide");
     tools::run(
         Command::new(mdbook()?)
@@ -55,6 +49,41 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         book.join("index.html").display()
     );
     Ok(())
+}
+
+fn read(path: &str) -> Result<String> {
+    let path = tools::root().join(path);
+    fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))
+}
+
+/// Writes a page, or sees that it is there as it would be written.
+fn keep(path: &str, page: &str, check: bool) -> Result<()> {
+    let place = tools::root().join(path);
+    if check {
+        ensure!(
+            fs::read_to_string(&place).is_ok_and(|committed| committed == page),
+            "{path} is not what its sources say; `cargo xtask guide` rewrites it"
+        );
+        return Ok(());
+    }
+    fs::write(&place, page).with_context(|| format!("writing {}", place.display()))
+}
+
+/// Every key, as the configuration reader says it where nothing is configured.
+fn settings() -> Result<Value> {
+    let folder = tempfile::tempdir()?;
+    let presence = match std::env::var_os("PRESENCE_BIN") {
+        Some(named) => named.into(),
+        None => tools::build_all("presence")?,
+    };
+    let mut config = Command::new(presence);
+    config.args(["config", "--json"]).current_dir(folder.path());
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("PRESENCE_") {
+            config.env_remove(name);
+        }
+    }
+    Ok(serde_json::from_str(&tools::run(&mut config)?)?)
 }
 
 /// mdBook, built once without what serves and searches books.

@@ -1,4 +1,4 @@
-// An id as one token of a NATS subject, as docs/permissions.md defines it.
+// An id as one token of a NATS subject, as docs/use/permissions.md defines it.
 
 const ID_BYTES_MAX = 256;
 

@@ -11,10 +11,13 @@ pub fn what_it_does(stage: &Value, viewer: &str) -> String {
         "admitted" => format!("admits {viewer}"),
         "removed" => format!("removes {viewer}"),
         "kept" => format!("keeps {viewer}"),
-        "absent" => format!("does not concern {viewer}, who is not in the audience"),
+        "absent" if word(stage, "/role") == "redactor" => {
+            format!("shows nothing to {viewer}, who was not admitted")
+        }
+        "absent" => format!("does not admit {viewer}"),
         "failed" => format!("failed: {}", word(stage, "/failure")),
-        "not-reached" => "was not asked, since a stage before it failed".into(),
-        _ => "changes metadata, and has no say in who sees it".into(),
+        "not-reached" => "was not asked, because a stage before it failed".into(),
+        _ => "changes metadata only".into(),
     };
     let stands_in = if flag(stage, "/standsIn") {
         ", the last good version: the newer one failed"

@@ -16,10 +16,10 @@ use serde_json::{Value, json};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Connects to the broker as well, and tries what the node must be permitted.
+    /// Also connects to the broker, and tries every permission that the node needs.
     #[arg(long)]
     connect: bool,
-    /// Prints one JSON object, whatever is wrong.
+    /// Prints one JSON object.
     #[arg(long)]
     json: bool,
     #[command(flatten)]

@@ -1,5 +1,4 @@
-//! `presence explain`: why a viewer can or can't see a user, for who answers people
-//! that ask just that.
+//! `presence explain`: why a viewer can or can't see a user, for operators who are asked that.
 
 use std::fmt::Write as _;
 
@@ -43,11 +42,11 @@ fn told(answer: &Value) -> String {
         &*word(answer, "/event/type"),
     ) {
         ("hypothetical", _) => format!(
-            "Nothing is known of {user}. What follows is decided as if they came online now."
+            "Nothing is known about {user}. The rules were run as if {user} came online now."
         ),
         (_, "user_offline") => format!(
-            "{user} is offline, since {at}. What follows is decided on that departure: who may \
-             know when {user} was last seen."
+            "{user} is offline, since {at}. The rules were run on that departure: who may see when \
+             {user} was last seen."
         ),
         _ => format!("{user} is online, since {at}."),
     };
@@ -68,8 +67,8 @@ fn headline(answer: &Value, viewer: &str, user: &str) -> String {
     let sees = flag(answer, "/outcome/maySee");
     let short = match &*word(answer, "/outcome/standing") {
         "pending" => "not decided",
-        "correcting" if sees => "yes, and is about to be told",
-        "correcting" => "no, and is about to be told",
+        "correcting" if sees => "yes, and will be told shortly",
+        "correcting" => "no, and will be told shortly",
         _ if sees => "yes",
         _ => "no",
     };
@@ -111,10 +110,10 @@ fn outcome(answer: &Value, viewer: &str, user: &str) -> String {
     });
     let state = match &*word(answer, "/outcome/standing") {
         "pending" => format!(
-            "The decision is pending, and nobody new is told until it is made again{retry}."
+            "The decision is pending: nobody new is told until it has been repeated{retry}."
         ),
-        "correcting" if told => format!("{viewer} is about to be told that {user} is gone."),
-        "correcting" => format!("{viewer} is about to be told."),
+        "correcting" if told => format!("{viewer} will shortly be told that {user} is offline."),
+        "correcting" => format!("{viewer} will shortly be told."),
         _ => String::new(),
     };
     let shown = shown.unwrap_or_default();

@@ -1,4 +1,4 @@
-//! `presence`: who is online, and who may know it. Arguments in, text out: a file a
+//! `presence`: who is online, and who may see it. Arguments in, text out: one file per
 //! command.
 
 // It panics once nobody reads any more, as with `| head`.
@@ -36,7 +36,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 #[command(
     name = "presence",
     version,
-    after_help = "Example:\n  presence run --config presence.toml\n\n`presence COMMAND --help` shows how each is used."
+    after_help = "Example:\n  presence run --config presence.toml\n\n`presence COMMAND --help` explains a command."
 )]
 struct Cli {
     #[command(subcommand)]
@@ -48,43 +48,43 @@ enum Command {
     /// Runs the processor against a NATS server, until SIGTERM or SIGINT.
     #[command(after_help = "Example:\n  presence run --config presence.toml")]
     Run(ConfigArg),
-    /// Records what comes in on a live system, as input for `presence replay`.
+    /// Records the input of a live system, for `presence replay`.
     #[command(
         after_help = "Example:\n  presence record capture.ndjson --for 10m --redact --directory directory.redacted.json\n\nIt ends when the first of its limits is reached, or on SIGINT or SIGTERM, with a complete file."
     )]
     Record(record::Args),
     /// Runs recorded input through the processor, in virtual time and without NATS.
     #[command(
-        after_help = "Examples:\n  presence replay input.ndjson\n  presence replay capture.ndjson --plugin quiet/quiet.wasm\n\nEach line is {\"at\": ms, \"subject\": …, \"data\": {…}}; each publication is printed as one.\nWith --plugin, what is printed is who would gain and lose sight of whom."
+        after_help = "Examples:\n  presence replay input.ndjson\n  presence replay capture.ndjson --plugin quiet/quiet.wasm\n\nEach line is {\"at\": ms, \"subject\": …, \"data\": {…}}; each publication is printed as one.\nWith --plugin, it prints which viewers would gain and lose sight of which users."
     )]
     Replay(replay::Args),
     /// Asks a running processor what a viewer may see of users.
     #[command(
         override_usage = "presence query [OPTIONS] <VIEWER> [USER]...\n       presence query [OPTIONS] --as <VIEWER> [USER]...",
-        after_help = "Examples:\n  presence query 67890 12345 22222\n  PRESENCE_NATS_USER=67890 presence query --as 67890 12345\n\nWithout users, the viewer's own contacts are asked after. With --as, what is asked needs\nno more permissions than a viewer has (docs/permissions.md)."
+        after_help = "Examples:\n  presence query 67890 12345 22222\n  PRESENCE_NATS_USER=67890 presence query --as 67890 12345\n\nWithout users, it asks about the viewer's own contacts. With --as, it needs no more\npermissions than a viewer has (docs/use/permissions.md)."
     )]
     Query(query::Args),
-    /// Tells why a viewer can or can't see a user, stage by stage.
+    /// Explains why a viewer can or can't see a user, stage by stage.
     #[command(
         after_help = "Example:\n  presence explain 67890 12345\n\nThe processor's configuration must have `enabled = true` in [explain]."
     )]
     Explain(explain::Args),
-    /// Asks a running processor on this machine what it runs, and what is wrong with it.
+    /// Prints what a running processor on this machine runs, and what is wrong with it.
     #[command(
-        after_help = "Example:\n  presence status --config presence.toml\n\nIt is asked over HTTP, where [http] listen says, and says also what of the files on disk is\nnot in force. The exit code is 0 if it answers, ready or not: /readyz is for probes."
+        after_help = "Example:\n  presence status --config presence.toml\n\nIt asks over HTTP, at [http] listen, and also lists the files on disk that are not in force.\nThe exit code is 0 if there is an answer, ready or not: use /readyz for probes."
     )]
     Status(status::Args),
     /// Validates the configuration, the directory and the plugins.
     #[command(
-        after_help = "Examples:\n  presence check --config presence.toml\n  presence check --connect --json\n\nWith --connect, the broker is asked what it forbids this node. Nothing is published, though\nthe server logs each subject that is tried as a violation."
+        after_help = "Examples:\n  presence check --config presence.toml\n  presence check --connect --json\n\nWith --connect, it also finds out what the broker forbids this node. Nothing is published, but\nthe server logs each subject that is tried as a violation."
     )]
     Check(check::Args),
-    /// Prints what is in effect by the configuration and the environment, and what sets it.
+    /// Prints every key of the configuration, its value in effect, and what sets it.
     #[command(
-        after_help = "Example:\n  presence config --config presence.toml\n\nSecrets are never printed. The last column says what takes effect at the next start only."
+        after_help = "Example:\n  presence config --config presence.toml\n\nSecrets are never printed. The last column marks keys that take effect at the next start only."
     )]
     Config(config::Args),
-    /// For authors of plugins: makes, builds, inspects, tests and measures one, offline.
+    /// For plugin authors: makes, builds, inspects, tests and measures a plugin, offline.
     #[command(
         subcommand,
         after_help = "Example:\n  presence plugin new quiet --role filter --lang typescript"
@@ -92,7 +92,7 @@ enum Command {
     Plugin(plugin::Command),
 }
 
-/// Does what the arguments say. Says 1 where it failed, and 2 where they can't be read.
+/// Runs the command. The exit code is 1 if it failed, and 2 if the arguments are wrong.
 fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Run(args) => presence_node::run(args.config.as_deref()),

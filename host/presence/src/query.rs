@@ -10,13 +10,13 @@ use crate::ask::Common;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Who asks, on `presence.query`, which is for those who may ask for anyone.
+    /// The viewer to ask for, on `presence.query`, which needs permission to ask for any viewer.
     #[arg(required_unless_present = "viewer_self")]
     viewer: Option<String>,
-    /// After whom; the viewer's own contacts if nobody is named.
+    /// The users to ask about; by default, the viewer's own contacts.
     users: Vec<String>,
-    /// Asks as this viewer, on the viewer's own subject `presence.query.<viewer>`: all that
-    /// stands behind are users. The answer comes to an inbox of the viewer's own.
+    /// Asks as this viewer, on the viewer's own subject `presence.query.<viewer>`; all other
+    /// arguments are users. The reply comes to the viewer's own inbox.
     #[arg(long = "as", value_name = "VIEWER")]
     viewer_self: Option<String>,
     #[command(flatten)]

@@ -18,7 +18,7 @@ use crate::ask::Common;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// The address of the node's HTTP endpoint, in place of the configuration's.
+    /// The address of the node's HTTP endpoint, instead of the configuration's.
     #[arg(long, value_name = "ADDRESS")]
     http: Option<SocketAddr>,
     #[command(flatten)]

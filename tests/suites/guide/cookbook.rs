@@ -14,7 +14,7 @@ use super::pages;
 
 /// Whether a page is one rule of it.
 pub(super) fn has(page: &str) -> bool {
-    page.starts_with("cookbook/")
+    page.starts_with("rules/cookbook/")
 }
 
 #[test]

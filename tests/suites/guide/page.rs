@@ -11,6 +11,9 @@
 //! | `fails` | is a command that fails |
 //! | `last` | is the end of what came out, and not all of it |
 //! | `figures` | is what came out, but for the figures |
+//! | `part: PATH` | stands in that file, as it is |
+//! | `picture` | is a drawing |
+//! | `elsewhere` | is of `cargo xtask`, whose tasks have tests of their own |
 //!
 //! What a reader has from elsewhere is a block that stands in a comment itself:
 //! between `<!--` and `-->` on lines of their own, with its orders on lines before it.
@@ -47,10 +50,13 @@ pub(super) struct Orders {
     pub(super) fails: bool,
     pub(super) last: bool,
     pub(super) figures: bool,
+    pub(super) part: Option<String>,
+    pub(super) picture: bool,
+    pub(super) elsewhere: bool,
 }
 
 impl Page {
-    /// Reads a page of docs/.
+    /// Reads a page, by its path in docs/.
     pub(super) fn read(name: &str) -> Result<Self> {
         let path = tools::root().join("docs").join(name);
         let text = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
@@ -100,6 +106,7 @@ impl Orders {
     fn add(&mut self, order: &str) -> Result<()> {
         match order.split_once(": ") {
             Some(("file", path)) => self.file = Some(path.into()),
+            Some(("part", path)) => self.part = Some(path.into()),
             Some(("only", language)) => self.only = Some(language.into()),
             Some(("terminal", words)) => self.terminal = Some(words.into()),
             _ => match order {
@@ -108,6 +115,8 @@ impl Orders {
                 "fails" => self.fails = true,
                 "last" => self.last = true,
                 "figures" => self.figures = true,
+                "picture" => self.picture = true,
+                "elsewhere" => self.elsewhere = true,
                 _ => bail!("`{order}` is nothing that can be done with a block"),
             },
         }

@@ -131,6 +131,9 @@ impl Script {
         }
         let done = match (&*block.language, &block.orders.file) {
             (_, Some(path)) => self.write(path, block),
+            ("text", None) if block.orders.picture => Ok(()),
+            ("sh", None) if block.orders.elsewhere => of_xtask(&block.code),
+            (_, None) if block.orders.part.is_some() => self.find(block),
             ("diff", None) => self.change(block),
             ("sh", None) if block.orders.terminal.is_some() => self.terminal(block).await,
             ("sh", None) => self.shell(block),
@@ -182,6 +185,14 @@ impl Script {
         );
         fs::write(place, text.replace(&before, &after))?;
         self.untried = Some(path.into());
+        Ok(())
+    }
+
+    /// Finds the block in a file.
+    fn find(&self, block: &Block) -> Result<()> {
+        let path = block.orders.part.as_deref().unwrap_or_default();
+        let text = fs::read_to_string(self.at.join(path)).with_context(|| path.to_owned())?;
+        ensure!(text.contains(&block.code), "{path} doesn't have this");
         Ok(())
     }
 
@@ -269,6 +280,13 @@ impl Script {
             .current_dir(&self.at);
         Ok(command)
     }
+}
+
+/// Commands of `cargo xtask` alone.
+fn of_xtask(code: &str) -> Result<()> {
+    let mut lines = code.lines();
+    ensure!(lines.all(|line| line.starts_with("cargo xtask ")), "it is run nowhere");
+    Ok(())
 }
 
 /// JSON, or lines of it.

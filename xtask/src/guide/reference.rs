@@ -21,8 +21,8 @@ pub(super) fn page(wit: &str) -> Result<String> {
         resolve: &resolve,
         text: format!(
             "<!-- Written by `cargo xtask guide`, from the comments in wit/. -->\n\n\
-             # API reference\n\n`{}`, as it is in a new plugin's folder under `wit/`. \
-             [Roles](roles.md) says how each language writes these names.\n",
+             # Plugin API reference\n\n`{}`, as it is in a new plugin's folder under `wit/`. \
+             [Roles](../rules/roles.md) says how each language writes these names.\n",
             package.name
         ),
         exported: BTreeMap::new(),

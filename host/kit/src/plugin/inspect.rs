@@ -20,7 +20,7 @@ const DIRECTORY: &str = "presence:plugin/directory";
 pub struct Args {
     /// The plugin: a .wasm file, or a folder, which is built first.
     file: PathBuf,
-    /// Prints its world instead: all that it imports and exports, as WIT.
+    /// Prints its world instead: all its imports and exports, as WIT.
     #[arg(long, conflicts_with = "json")]
     wit: bool,
     /// Prints one JSON object.

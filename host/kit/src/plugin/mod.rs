@@ -31,15 +31,15 @@ pub enum Command {
         after_help = "Example:\n  presence plugin build quiet -o plugins.d/quiet.wasm\n\nThe language is told by the folder's files: Cargo.toml, plugin.ts or plugin.js, plugin.py, or plugin.c."
     )]
     Build(build::Args),
-    /// Tells what a plugin is, what it asks for, and what it can read.
+    /// Prints what a plugin is, what it asks for, and what it can read.
     #[command(after_help = "Example:\n  presence plugin inspect quiet/quiet.wasm")]
     Inspect(inspect::Args),
-    /// Runs a plugin's self-tests, as the host does whenever it loads it.
+    /// Runs a plugin's self-tests, as a node does when it loads the plugin.
     #[command(
         after_help = "Example:\n  presence plugin test quiet\n\nA folder is built first. With --update, what came out becomes what is expected, in its plugin.json and in the .wasm file."
     )]
     Test(test::Args),
-    /// Measures a plugin's calls, beside the built-in plugin of the same role.
+    /// Measures a plugin's calls, and those of the built-in plugin of the same role.
     #[command(
         after_help = "Example:\n  presence plugin bench quiet/quiet.wasm\n\nThe event and the configuration are those of the plugin's first self-test that expects no error; the user's contacts are as many as there are viewers."
     )]

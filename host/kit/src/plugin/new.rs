@@ -16,23 +16,23 @@ use super::{build, sdk};
 /// The arguments.
 #[derive(clap::Args)]
 pub struct Args {
-    /// The plugin's name, and its folder's: letters, digits, `_` and `-`.
+    /// The name of the plugin and of its folder: letters, digits, `_` and `-`.
     #[arg(value_parser = name)]
     name: String,
-    /// What it is to do.
+    /// The plugin's role.
     #[arg(long, value_enum, default_value_t)]
     role: Role,
-    /// What it is to be written in.
+    /// The language to write it in.
     #[arg(long, value_enum, default_value_t)]
     lang: Language,
 }
 
 #[derive(Clone, Copy, Default, ValueEnum)]
 enum Role {
-    /// Says who may see an event.
+    /// Decides who may see an event.
     #[default]
     Filter,
-    /// Says what each of those who may see it gets.
+    /// Decides what each viewer gets of an event.
     Redactor,
     /// Changes an event's metadata.
     Enricher,
@@ -57,7 +57,7 @@ impl Role {
                 "A user's contacts get more of the metadata, and when the user was last seen; everyone else gets less."
             }
             Self::Enricher => {
-                "It adds what kind of client the user has, `mobile` or `desktop`, as the user agent tells."
+                "It adds the kind of the user's client, `mobile` or `desktop`, from the user agent."
             }
         }
     }
@@ -65,8 +65,8 @@ impl Role {
     /// Its place in a pipeline, with a configuration.
     fn stage(self) -> &'static str {
         match self {
-            Self::Filter => "behind the filters that admit: `contacts`, `groups`",
-            Self::Redactor => "in the place of `redact`",
+            Self::Filter => "after the filters that admit viewers, `contacts` and `groups`",
+            Self::Redactor => "instead of `redact`",
             Self::Enricher => "anywhere",
         }
     }
@@ -156,7 +156,7 @@ fn next(args: &Args) -> String {
   {test}    # the rule by itself
   presence plugin test .    # builds {name}.wasm, and runs its self-tests in the sandbox
 
-Its README says how it comes into a pipeline.",
+Its README says how to add it to a pipeline.",
         role = role.name(),
         language = lang.name(),
         install = lang.install(),

@@ -27,18 +27,18 @@ use printer::Printer;
 pub struct Args {
     /// The recorded input: a file of JSON lines.
     file: PathBuf,
-    /// A directory file that holds in place of what the configuration names.
+    /// A directory file to use instead of the configured directory.
     #[arg(long, value_name = "FILE")]
     directory: Option<PathBuf>,
-    /// Prints who would gain and lose sight of whom with this plugin in the place of the one of
-    /// its name: a .wasm file, or a folder, which is built first.
+    /// Prints which viewers would gain and lose sight of which users if this plugin replaced the
+    /// one of its name: a .wasm file, or a folder, which is built first.
     #[arg(long)]
     plugin: Option<PathBuf>,
-    /// The plugin that it is compared with. By default the one that the configuration has of its
-    /// name, or the pipeline without it, if there is none.
+    /// The plugin to compare it with. By default, the configured one of its name or, if there is
+    /// none, the pipeline without it.
     #[arg(long, value_name = "PLUGIN", requires = "plugin")]
     against: Option<PathBuf>,
-    /// How many of the times that something differs are shown as examples.
+    /// How many differences to show as examples.
     #[arg(long, value_name = "N", default_value_t = 10, requires = "plugin")]
     examples: usize,
     /// Prints the comparison as one JSON object.

@@ -29,7 +29,7 @@ const FLUSH_EVERY: Duration = Duration::from_millis(200);
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Where to write the capture: a file that isn't there yet, or - for standard output.
+    /// The file to write, which must not exist yet, or - for standard output.
     file: PathBuf,
     /// For how long to record at most: 500ms, 90s, 15m, 2h.
     #[arg(long = "for", value_name = "TIME", default_value = "60s", value_parser = limits::span)]
@@ -41,14 +41,15 @@ pub(crate) struct Args {
     /// powers of 1024; k, M and G (or kB, MB and GB) in powers of 1000.
     #[arg(long, value_name = "SIZE", default_value = "64MiB", value_parser = limits::size)]
     bytes: u64,
-    /// Writes the directory as it is when the recording begins, too: a file that isn't there yet.
+    /// Also writes the directory as it is when the recording begins, to a file that must not exist
+    /// yet.
     #[arg(long, value_name = "FILE")]
     directory: Option<PathBuf>,
     /// Replaces ids by pseudonyms, and leaves out metadata, settings that no built-in plugin
     /// reads, and messages that the processor would refuse.
     #[arg(long)]
     redact: bool,
-    /// A metadata key or a setting that --redact leaves as it is. May be given again.
+    /// A metadata key or a setting that --redact keeps. Can be given several times.
     #[arg(long, value_name = "KEY", requires = "redact")]
     keep: Vec<String>,
     #[command(flatten)]

@@ -23,7 +23,7 @@ use crate::text;
 pub struct Args {
     /// The plugin: a .wasm file, or a folder, which is built first.
     file: PathBuf,
-    /// Makes what comes out what is expected.
+    /// Writes what comes out into the manifest, as what is expected.
     #[arg(long)]
     update: bool,
     /// Prints one JSON object.

@@ -1,0 +1,94 @@
+//! The reference pages of the guide, held against what a node says and may do: every metric, every
+//! reason and every subject is there, and nothing else.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+
+use anyhow::{Context, Result};
+use presence_tests::tools;
+
+use crate::world::World;
+
+/// What stands in replies alone, and so in no metric.
+const IN_REPLIES: [&str; 4] = ["stale", "overloaded", "unavailable", "not-enabled"];
+
+#[tokio::test]
+async fn the_reference_has_every_metric_and_every_reason() -> Result<()> {
+    // Everything on, so that every metric is there.
+    let world = World::start_with(|site| site.with("directory.source", "request")).await?;
+    let exposition = world.host.metrics().await?;
+    let mut told = BTreeMap::new();
+    for line in exposition.lines() {
+        if let Some((name, kind)) = line.strip_prefix("# TYPE ").and_then(|it| it.split_once(' ')) {
+            told.insert(name.to_owned(), (kind.to_owned(), String::new()));
+        } else if let Some((name, (label, _))) = line
+            .split_once('{')
+            .and_then(|(name, rest)| Some((name, rest.split_once("=\"")?)))
+        {
+            let metric = told.get_mut(name).context("a type comes first")?;
+            metric.1 = format!("`{label}`");
+        }
+    }
+    let documented = rows("metrics.md")?.into_iter().filter_map(|row| {
+        let [name, kind, label, _] = row.try_into().ok()?;
+        name.starts_with("`presence_")
+            .then(|| (name.trim_matches('`').to_owned(), (kind, label)))
+    });
+    assert_eq!(documented.collect::<BTreeMap<_, _>>(), told);
+
+    let letters = exposition.lines().filter_map(|line| {
+        let rest = line.strip_prefix("presence_dead_letters_total{reason=\"")?;
+        Some(rest.split_once('"')?.0.to_owned())
+    });
+    let told: BTreeSet<_> = letters.chain(IN_REPLIES.map(Into::into)).collect();
+    let documented = rows("reasons.md")?.into_iter().filter_map(|row| {
+        let reason = row.first()?.strip_prefix('`')?.strip_suffix('`')?;
+        Some(reason.to_owned())
+    });
+    let mut documented: BTreeSet<_> = documented.collect();
+    for of_an_offline in ["disconnect", "logout", "timeout"] {
+        documented.remove(of_an_offline);
+    }
+    assert_eq!(documented, told);
+    world.end().await
+}
+
+/// The subjects of `permissions.conf`, which other suites hold to be what a node needs.
+#[test]
+fn the_reference_has_every_subject() -> Result<()> {
+    let permissions = fs::read_to_string(tools::root().join("docs/permissions.conf"))?;
+    let permitted = permissions
+        .split('"')
+        .filter(|text| text.starts_with("presence.") || text.starts_with("presence-"))
+        .filter(|subject| !subject.ends_with(".>"))
+        .map(|subject| match subject {
+            inbox if inbox.starts_with("presence.inbox.") => "presence.inbox.<viewer>",
+            query if query.starts_with("presence.query.") => "presence.query.<viewer>",
+            subject => subject,
+        });
+    let permitted: BTreeSet<_> = permitted
+        // Of the service's questions the file has the wildcard.
+        .chain(["presence-directory.<question>"])
+        .map(str::to_owned)
+        .collect();
+    let mut documented = BTreeSet::new();
+    for row in rows("subjects.md")? {
+        let names = row.first().context("a cell")?.split(", ");
+        documented.extend(names.filter_map(|name| {
+            let name = name.strip_prefix('`')?.strip_suffix('`')?;
+            Some(name.to_owned())
+        }));
+    }
+    assert_eq!(documented, permitted);
+    Ok(())
+}
+
+/// The cells of all tables of a page of the reference.
+fn rows(page: &str) -> Result<Vec<Vec<String>>> {
+    let text = fs::read_to_string(tools::root().join("docs/reference").join(page))?;
+    let rows = text.lines().filter_map(|line| {
+        let row = line.strip_prefix("| ")?.strip_suffix(" |")?;
+        Some(row.split('|').map(|cell| cell.trim().to_owned()).collect())
+    });
+    Ok(rows.collect())
+}
