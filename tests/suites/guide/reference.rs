@@ -19,7 +19,10 @@ async fn the_reference_has_every_metric_and_every_reason() -> Result<()> {
     let exposition = world.host.metrics().await?;
     let mut told = BTreeMap::new();
     for line in exposition.lines() {
-        if let Some((name, kind)) = line.strip_prefix("# TYPE ").and_then(|it| it.split_once(' ')) {
+        if let Some((name, kind)) = line
+            .strip_prefix("# TYPE ")
+            .and_then(|it| it.split_once(' '))
+        {
             told.insert(name.to_owned(), (kind.to_owned(), String::new()));
         } else if let Some((name, (label, _))) = line
             .split_once('{')

@@ -285,7 +285,10 @@ impl Script {
 /// Commands of `cargo xtask` alone.
 fn of_xtask(code: &str) -> Result<()> {
     let mut lines = code.lines();
-    ensure!(lines.all(|line| line.starts_with("cargo xtask ")), "it is run nowhere");
+    ensure!(
+        lines.all(|line| line.starts_with("cargo xtask ")),
+        "it is run nowhere"
+    );
     Ok(())
 }
 

@@ -32,7 +32,7 @@ pub(super) fn page(file: &str, reader: &Value) -> Result<String> {
     for section in &sections {
         write!(text, "\n## `{}`\n", section.name)?;
         if !section.about.is_empty() {
-            write!(text, "\n{}\n", section.about)?;
+            write!(text, "\n{}\n", linked(&section.about))?;
         }
         table(&mut text, section, &mut known)?;
     }
@@ -63,11 +63,15 @@ fn table(
         let default = match value {
             Value::Null => "none".to_owned(),
             Value::String(value) if key.is_example && !key.value.contains(&**value) => {
-                "see there".to_owned()
+                "see the text".to_owned()
             }
             _ => format!("`{}`", key.value),
         };
-        let effect = if restart { "at the next start" } else { "at once" };
+        let effect = if restart {
+            "at the next start"
+        } else {
+            "at once"
+        };
         let about = cell(&key.about);
         writeln!(text, "| `{}` | {default} | {effect} | {about} |", key.name)?;
     }
@@ -92,7 +96,8 @@ struct Key<'a> {
 
 /// The file up to the comment before the first stage, and the rest.
 fn split(file: &str) -> Result<(&str, &str)> {
-    let stage = file.find(STAGES).context("there is a stage")?;
+    let stage = file.find(&format!("\n{STAGES}\n"));
+    let stage = stage.context("there is a stage")?;
     let (before, _) = file.split_at(stage);
     let end = before.rfind("\n\n").context("there is a section before")?;
     let (before, rest) = file.split_at(end);
@@ -112,7 +117,7 @@ fn read(file: &str) -> Result<(String, Vec<Section<'_>>)> {
             Some(text) if text.contains(" = ") => (true, text.trim_start()),
             Some(text) => {
                 match text.trim() {
-                    "" => comment.push_str("\n\n"),
+                    "" => comment.push('\n'),
                     text => {
                         comment.push_str(text);
                         comment.push('\n');
@@ -161,13 +166,21 @@ fn read(file: &str) -> Result<(String, Vec<Section<'_>>)> {
     Ok((intro.unwrap_or_default().trim().to_owned(), sections))
 }
 
-fn one_line(text: &str) -> String {
-    text.split_whitespace().collect::<Vec<_>>().join(" ")
-}
-
 /// A text that fits a table.
 fn cell(text: &str) -> String {
-    one_line(text).replace('|', "\\|")
+    linked(&text.split_whitespace().collect::<Vec<_>>().join(" ")).replace('|', "\\|")
+}
+
+/// A text with links to the pages and files of the guide that it names.
+fn linked(text: &str) -> String {
+    let words = text.split_inclusive([' ', '\n']).map(|word| {
+        let name = word.trim_end_matches([' ', '\n', '.', ',', ';', ':']);
+        match name.strip_prefix("docs/") {
+            Some(page) => word.replacen(name, &format!("[{name}](../{page})"), 1),
+            None => word.to_owned(),
+        }
+    });
+    words.collect()
 }
 
 #[cfg(test)]
@@ -176,7 +189,7 @@ mod tests {
 
     use super::*;
 
-    const FILE: &str = "# The file.\n\n[a]\n# One.\none = 1\ntwo = \"x | y\"\n# Three.\n# three = \"t\"\n\n\
+    const FILE: &str = "# The file.\n\n[a]\n# One: docs/use/x.md.\none = 1\ntwo = \"x | y\"\n# Three.\n# three = \"t\"\n\n\
                         # Stages.\n[[pipeline]]\nplugin = \"p\"\n# Why.\n# source = \"s\"\n\n# Last.\n[[pipeline]]\nplugin = \"q\"\n";
 
     fn reader(keys: &[&str]) -> Value {
@@ -191,7 +204,7 @@ mod tests {
         let page = page(FILE, &reader(&["a.one", "a.two", "a.three"])).unwrap();
         for part in [
             "# Configuration reference\n\nThe file.\n\n## `[a]`\n",
-            "| `one` | none | at once | One. |\n",
+            "| `one` | none | at once | One: [docs/use/x.md](../use/x.md). |\n",
             "| `two` | none | at the next start | See `one`. |\n",
             "| `three` | none | at once | Three. |\n",
             "## `[[pipeline]]`\n\n```toml\n# Stages.\n[[pipeline]]\nplugin = \"p\"\n# Why.\n# source = \"s\"\n\n# Last.\n[[pipeline]]\nplugin = \"q\"\n```\n",
@@ -202,10 +215,13 @@ mod tests {
 
     #[test]
     fn a_key_that_one_side_alone_has_is_an_error() {
-        for keys in [&["a.one", "a.two"][..], &["a.one", "a.two", "a.three", "a.four"]] {
+        for keys in [
+            &["a.one", "a.two"][..],
+            &["a.one", "a.two", "a.three", "a.four"],
+        ] {
             assert!(page(FILE, &reader(keys)).is_err(), "{keys:?}");
         }
-        let unexplained = FILE.replace("# One.\n", "");
+        let unexplained = FILE.replace("# One: docs/use/x.md.\n", "");
         assert!(page(&unexplained, &reader(&["a.one", "a.two", "a.three"])).is_err());
     }
 }
