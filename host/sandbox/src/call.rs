@@ -12,10 +12,9 @@ use presence_core::names::{Id, Names};
 use presence_core::rules::{Context, Reads};
 use wasmtime::{Result, bail};
 
-use crate::Plugin;
-use crate::explain::Witness;
 use crate::lines::{LINES_MAX as LINES_MAX_OF_ALL, Lines, WINDOW_MS};
 use crate::memory::Memory;
+use crate::trace::TraceRecorder;
 
 /// How many audiences one call may make.
 const AUDIENCES_MAX: u32 = 65_536;
@@ -74,7 +73,7 @@ pub(crate) struct Seen {
     pub(crate) reads: Reads,
     pub(crate) not_at_hand: BTreeSet<Question>,
     /// Set while somebody wants to know what the stages do to a viewer, and why.
-    pub(crate) witness: Option<Box<Witness>>,
+    pub(crate) trace: Option<Box<TraceRecorder>>,
 }
 
 impl Seen {
@@ -92,16 +91,13 @@ pub(crate) struct About {
 }
 
 impl Call {
-    pub(crate) fn new(plugin: &Plugin, memory: Memory, metadata: metadata::Limits) -> Self {
-        Self::of(
-            Arc::clone(&plugin.name),
-            Arc::clone(&plugin.lines),
-            memory,
-            metadata,
-        )
-    }
-
-    fn of(plugin: Arc<str>, log: Arc<Lines>, memory: Memory, metadata: metadata::Limits) -> Self {
+    /// The state of a store of this plugin, whose log this is.
+    pub(crate) fn new(
+        plugin: Arc<str>,
+        log: Arc<Lines>,
+        memory: Memory,
+        metadata: metadata::Limits,
+    ) -> Self {
         Self {
             plugin,
             log,
@@ -304,9 +300,9 @@ impl Call {
     }
 
     /// Hands a reason that the component gives to who wants to know.
-    pub(crate) fn hear(&mut self, reason: String) {
-        if let Some(witness) = &mut self.seen.witness {
-            witness.hear(reason);
+    pub(crate) fn give_reason(&mut self, reason: String) {
+        if let Some(trace) = &mut self.seen.trace {
+            trace.reason(reason);
         }
     }
 
@@ -335,7 +331,7 @@ mod tests {
 
     #[test]
     fn no_token_is_used_twice_however_many_are_made() {
-        let mut call = Call::of(
+        let mut call = Call::new(
             "rule".into(),
             Arc::default(),
             Memory::new(0),

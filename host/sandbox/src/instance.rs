@@ -7,14 +7,12 @@ use presence_core::rules::{Context, Failure};
 use serde_json::Value;
 use wasmtime::{Store, Trap};
 
-use crate::api::{Api, Export, Find};
+use crate::api::{Api, Export, Find, Stateful};
 use crate::call::{Call, Seen};
 use crate::engine::TICK_MS;
 use crate::error::{one_line, shortened};
 use crate::manifest::Role;
 use crate::memory::Memory;
-use crate::state::Stateful;
-use crate::trial::Spent;
 use crate::{Limits, LoadError, Plugin};
 
 /// The fuel of so many calls is for handing over a state, or for taking it over.
@@ -31,6 +29,15 @@ const LIFTED_BYTES_MAX: usize = 8 << 20;
 
 /// How many resources of its own a component may hold.
 const HANDLES_MAX: usize = 1_024;
+
+/// What a call took.
+#[derive(Clone, Copy, Debug)]
+pub struct Spent {
+    /// Fuel.
+    pub fuel: u64,
+    /// All memory that the instance has by then, in bytes. It gives none back.
+    pub memory_bytes: usize,
+}
 
 /// A call that failed.
 struct Broken {
@@ -160,7 +167,7 @@ impl<A, R> Instance<A, R> {
     }
 
     /// Gives its calls as much time as there is while a plugin is loaded.
-    pub(crate) fn at_leisure(&mut self) {
+    pub(crate) fn use_load_limits(&mut self) {
         self.limits = self.limits.while_loading();
     }
 
@@ -249,7 +256,9 @@ impl<A, R> Instance<A, R> {
                 is_late: false,
             }));
         }
-        let call = Call::new(&self.plugin, memory, limits.metadata);
+        let name = Arc::clone(&self.plugin.name);
+        let log = Arc::clone(&self.plugin.lines);
+        let call = Call::new(name, log, memory, limits.metadata);
         let mut store = Store::new(self.plugin.linked.component().engine(), call);
         store.limiter(|call| &mut call.memory);
         store.set_hostcall_fuel(LIFTED_BYTES_MAX);

@@ -4,18 +4,18 @@ use std::sync::Arc;
 
 use presence_core::audience::Audience;
 use presence_core::event::{Change, Event, Reason};
-use presence_core::metadata;
+use presence_core::metadata::{self, MetadataChange};
 use presence_core::names::Id;
 use presence_core::rules::{
-    Context, Decision, Enriched, Explanation, Failure, MetadataChange, Rendition, Rules,
+    Context, Decision, Enriched, Explanation, Failure, Rendition, Rules, StageReport, Turn,
 };
-
 use wasmtime::format_err;
 
 use crate::api::{EventArg, Kind, RenditionResult};
 use crate::call::Seen;
 use crate::manifest::{Effect, Role};
 use crate::slot::Slot;
+use crate::trace::TraceRecorder;
 use crate::{Limits, LoadError, Stage};
 
 pub(crate) type Enricher = Slot<EventArg, Vec<MetadataChange>>;
@@ -93,6 +93,14 @@ impl Pipeline {
             || self.redactor.iter().any(Slot::is_to_give_way)
     }
 
+    /// Gives calls as much time as there is while a plugin is loaded.
+    pub(crate) fn with_load_limits(mut self) -> Self {
+        self.enrichers.iter_mut().for_each(Slot::use_load_limits);
+        self.filters.iter_mut().for_each(Slot::use_load_limits);
+        self.redactor.iter_mut().for_each(Slot::use_load_limits);
+        self
+    }
+
     /// Passes an audience through the filters.
     pub(crate) fn filter(
         &mut self,
@@ -115,8 +123,8 @@ impl Pipeline {
                 Effect::Narrow if after.is_subset(&before) => after,
                 Effect::Narrow => after.intersection(&before),
             });
-            if let Some(witness) = &mut seen.witness {
-                witness.filtered(filter, &before, &after);
+            if let Some(trace) = &mut seen.trace {
+                trace.filtered(filter.report(), &before, &after);
             }
             audience = after?;
         }
@@ -163,8 +171,8 @@ impl Pipeline {
                     .collect()
             },
         );
-        if let Some(witness) = &mut seen.witness {
-            witness.redacted(redactor, audience, &renditions);
+        if let Some(trace) = &mut seen.trace {
+            trace.redacted(redactor.report(), audience, &renditions);
         }
         renditions
     }
@@ -207,9 +215,9 @@ impl Pipeline {
             ..context
         };
         // The redactor's turn is over for who wants to know why.
-        let witness = seen.witness.take();
+        let trace = seen.trace.take();
         let departing = self.split(departing, audience, seen);
-        seen.witness = witness;
+        seen.trace = trace;
         let (mut named, mut may_know) = (Audience::nobody(), Audience::nobody());
         for part in departing.unwrap_or_default() {
             // A viewer gets the first rendition that names them.
@@ -281,7 +289,25 @@ impl Rules for Pipeline {
     }
 
     fn explain(&mut self, context: Context<'_>, viewer: Id) -> Explanation {
-        Pipeline::explain(self, context, viewer)
+        let mut seen = Seen {
+            trace: Some(Box::new(TraceRecorder::new(viewer))),
+            ..Seen::default()
+        };
+        let decision = self.run(context, &mut seen);
+        let asked = seen.trace.map(|trace| trace.into_stages());
+        let asked = asked.unwrap_or_default();
+        let filters = self.filters.iter().map(Slot::report);
+        let unreached = filters.chain(self.redactor.iter().map(Slot::report));
+        let unreached = unreached.skip(asked.len()).map(|report| StageReport {
+            turn: Turn::NotReached,
+            ..report
+        });
+        let unreached: Vec<_> = unreached.collect();
+        let enrichers = self.enrichers.iter().map(Slot::report);
+        Explanation {
+            stages: enrichers.chain(asked).chain(unreached).collect(),
+            decision,
+        }
     }
 
     fn redact(&mut self, context: Context<'_>, told: &Audience) -> Decision {

@@ -7,15 +7,16 @@ use std::time::{Duration, Instant};
 use presence_core::audience::Audience;
 use presence_core::directory::{Directory, Settings};
 use presence_core::event::{Change, Event, Reason};
-use presence_core::metadata::Metadata;
+use presence_core::metadata::{Metadata, MetadataChange};
 use presence_core::names::Names;
-use presence_core::rules::{Context, MetadataChange, Rendition};
+use presence_core::rules::{Context, Rendition};
 use serde_json::{Map, Value, json};
 use tracing::subscriber::NoSubscriber;
 
 use crate::error::shortened;
+use crate::instance::Spent;
 use crate::manifest::Case;
-use crate::trial::{Answer, Spent, Trial};
+use crate::trial::{Answer, Trial};
 use crate::{Limits, LoadError, Plugin};
 
 /// What came of a case.
@@ -75,7 +76,7 @@ fn outcome(plugin: &Arc<Plugin>, case: &Case, limits: Limits) -> Outcome {
         took,
     };
     let mut trial = match Trial::new(plugin, &case.config, limits) {
-        Ok(trial) => trial.at_leisure(),
+        Ok(trial) => trial.with_load_limits(),
         Err(error) => {
             let found = json!({"error": error.to_string()});
             return outcome(found, None, Duration::ZERO);

@@ -2,42 +2,22 @@
 //! its failures, and what is called in its stead while it is in quarantine.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 
-use presence_core::rules::{Context, Failure};
+use presence_core::rules::{Context, Failure, StageReport, Turn};
 
 use crate::api::{Api, Find};
-use crate::breaker::{Admission, Breaker};
+use crate::breaker::Admission;
 use crate::call::{Call, Seen};
-use crate::instance::Instance;
-use crate::trial::Spent;
+use crate::instance::{Instance, Spent};
 use crate::{Limits, LoadError, Quarantine, Stage};
-
-/// How a stage's plugin fares, in all workers together.
-#[derive(Debug, Default)]
-pub struct Health {
-    breaker: Breaker,
-    /// Whether the last good generation has taken over, which it does for good.
-    replaced: AtomicBool,
-}
-
-impl Health {
-    /// Whether the plugin is in quarantine.
-    pub fn in_quarantine(&self) -> bool {
-        self.breaker.is_open()
-    }
-
-    fn is_replaced(&self) -> bool {
-        self.replaced.load(Ordering::Relaxed)
-    }
-}
 
 /// A stage's instance, called with `A` and answering with `R`.
 pub(crate) struct Slot<A, R> {
     pub(crate) stage: Arc<Stage>,
     instance: Instance<A, R>,
     /// The last good generation, once it has taken over.
-    stand_in: Option<Box<Slot<A, R>>>,
+    fallback: Option<Box<Slot<A, R>>>,
     /// Whether it has been said that the last good generation can't take over.
     is_alone: bool,
     /// Its role's export, in a version of the API.
@@ -48,8 +28,8 @@ pub(crate) struct Slot<A, R> {
 impl<A, R> Slot<A, R> {
     /// The stage that is in force: this one, or the one that took over from it.
     pub(crate) fn in_force(&self) -> &Stage {
-        match &self.stand_in {
-            Some(stand_in) => stand_in.in_force(),
+        match &self.fallback {
+            Some(fallback) => fallback.in_force(),
             None => &self.stage,
         }
     }
@@ -59,14 +39,24 @@ impl<A, R> Slot<A, R> {
         Arc::clone(&self.in_force().plugin.name)
     }
 
-    /// Whether another one has taken over from it.
-    pub(crate) fn has_stand_in(&self) -> bool {
-        self.stand_in.is_some()
+    /// What is in force here, as an explanation tells of it before it is called.
+    pub(crate) fn report(&self) -> StageReport {
+        let plugin = &self.in_force().plugin;
+        StageReport {
+            plugin: plugin.name.clone(),
+            version: plugin.manifest.version.to_string(),
+            sha256: plugin.sha256.clone(),
+            role: plugin.manifest.role.as_str(),
+            stands_in: self.fallback.is_some(),
+            turn: Turn::NotAsked,
+            reasons: Vec::new(),
+            failure: None,
+        }
     }
 
     /// Whether another one is to take over from it, since it has in another worker.
     pub(crate) fn is_to_give_way(&self) -> bool {
-        self.stand_in.is_none() && !self.is_alone && self.stage.health.is_replaced()
+        self.fallback.is_none() && !self.is_alone && self.stage.health.is_replaced()
     }
 }
 
@@ -79,7 +69,7 @@ impl<A, R> Slot<A, R> {
         Ok(Self {
             instance: Instance::new(&stage.plugin, export, &stage.config, limits)?,
             stage: Arc::clone(stage),
-            stand_in: None,
+            fallback: None,
             is_alone: false,
             export,
             limits,
@@ -87,8 +77,8 @@ impl<A, R> Slot<A, R> {
     }
 
     /// Gives its calls as much time as there is while a plugin is loaded.
-    pub(crate) fn at_leisure(&mut self) {
-        self.instance.at_leisure();
+    pub(crate) fn use_load_limits(&mut self) {
+        self.instance.use_load_limits();
     }
 
     /// What its last call took.
@@ -125,8 +115,8 @@ impl<A, R> Slot<A, R> {
         read: impl FnMut(&mut Call, R) -> wasmtime::Result<T>,
     ) -> Option<Result<T, Failure>> {
         *replaced |= self.give_way();
-        if let Some(stand_in) = &mut self.stand_in {
-            return stand_in.call_in_service(context, seen, replaced, with, read);
+        if let Some(fallback) = &mut self.fallback {
+            return fallback.call_in_service(context, seen, replaced, with, read);
         }
         let (stage, quarantine) = (&self.stage, self.limits.quarantine);
         let breaker = &stage.health.breaker;
@@ -161,8 +151,8 @@ impl<A, R> Slot<A, R> {
 
     /// Takes over the state of the slot whose place it takes, as far as there is one.
     pub(crate) fn take_over(&mut self, before: &mut Self) {
-        if let Some(stand_in) = &mut before.stand_in {
-            return self.take_over(stand_in);
+        if let Some(fallback) = &mut before.fallback {
+            return self.take_over(fallback);
         }
         if let Err(error) = self.instance.take_over(&mut before.instance) {
             let plugin = &*self.stage.plugin.name;
@@ -200,13 +190,13 @@ impl<A, R> Slot<A, R> {
     /// Has the last good generation take over here, once it has in one worker. Says
     /// whether it just has.
     pub(crate) fn give_way(&mut self) -> bool {
-        if self.stand_in.is_some() || !self.stage.health.is_replaced() {
+        if self.fallback.is_some() || !self.stage.health.is_replaced() {
             return false;
         }
         let last_good = self.stage.last_good.as_ref();
         match last_good.map(|last_good| Self::new(last_good, self.export, self.limits)) {
-            Some(Ok(stand_in)) => {
-                self.stand_in = Some(Box::new(stand_in));
+            Some(Ok(fallback)) => {
+                self.fallback = Some(Box::new(fallback));
                 return true;
             }
             Some(Err(refusal)) if !std::mem::replace(&mut self.is_alone, true) => {

@@ -4,12 +4,13 @@
 use std::sync::Arc;
 
 use presence_core::audience::Audience;
-use presence_core::rules::{Context, Failure, MetadataChange, Rendition, Rules as _};
+use presence_core::metadata::MetadataChange;
+use presence_core::rules::{Context, Failure, Rendition, Rules as _};
 use serde_json::Value;
 
 use crate::call::Seen;
+use crate::instance::Spent;
 use crate::manifest::Role;
-use crate::slot::Slot;
 use crate::{Limits, LoadError, Pipeline, Plugin, Stage};
 
 /// An instance of a plugin, to be called as a pipeline would.
@@ -29,15 +30,6 @@ pub enum Answer {
     Changes(Vec<MetadataChange>),
 }
 
-/// What a call took.
-#[derive(Clone, Copy, Debug)]
-pub struct Spent {
-    /// Fuel.
-    pub fuel: u64,
-    /// All memory that the instance has by then, in bytes. It gives none back.
-    pub memory_bytes: usize,
-}
-
 impl Trial {
     /// An instance that has taken its configuration. It may add viewers if its
     /// manifest says so: who tries a plugin grants it that.
@@ -53,17 +45,11 @@ impl Trial {
     }
 
     /// The same, with as much time for its calls as there is while a plugin is loaded.
-    pub(crate) fn at_leisure(mut self) -> Self {
-        let Pipeline {
-            enrichers,
-            filters,
-            redactor,
-            ..
-        } = &mut self.pipeline;
-        enrichers.iter_mut().for_each(Slot::at_leisure);
-        filters.iter_mut().for_each(Slot::at_leisure);
-        redactor.iter_mut().for_each(Slot::at_leisure);
-        self
+    pub(crate) fn with_load_limits(self) -> Self {
+        Self {
+            pipeline: self.pipeline.with_load_limits(),
+            ..self
+        }
     }
 
     /// Calls it. The audience is the one so far, for a filter, or the final one,

@@ -5,7 +5,8 @@
 use wasmtime::Result;
 use wasmtime::component::Linker;
 
-use super::{Api, v0_2_0};
+use super::v0_2_0;
+use super::version::Api;
 use crate::call::Call;
 
 pub(super) const API: Api = Api {

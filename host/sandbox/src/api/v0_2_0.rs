@@ -10,32 +10,24 @@ use presence_core::audience::Audience;
 use presence_core::directory::{Question, Setting};
 use presence_core::event::{Change, Reason};
 use presence_core::message::ID_BYTES_MAX;
+use presence_core::metadata::MetadataChange;
 use presence_core::names::Id;
-use presence_core::rules::MetadataChange;
 use wasmtime::component::{
     ComponentNamedList, ComponentType, Instance, Lift, Linker, LinkerInstance, Lower, TypedFunc,
     WasmStr,
 };
 use wasmtime::{AsContextMut, Result, Store, StoreContextMut, Trap, bail, format_err};
 
-use super::{Api, Export};
+use super::export::Export;
+use super::stateful::Stateful;
+use super::types::{EventArg, Kind, RenditionResult, State};
+use super::version::Api;
 use crate::call::{self, Call};
-use crate::state::Stateful;
 
 type Calling<'a> = StoreContextMut<'a, Call>;
 
 /// So many bytes of a set that a call has made are one unit of fuel.
 const SET_BYTES_A_FUEL: u64 = 4;
-
-#[derive(Clone, Copy, ComponentType, Lift, Lower)]
-#[component(enum)]
-#[repr(u8)]
-pub(crate) enum Kind {
-    #[component(name = "online")]
-    Online,
-    #[component(name = "offline")]
-    Offline,
-}
 
 #[derive(Clone, Copy, ComponentType, Lift, Lower)]
 #[component(enum)]
@@ -64,13 +56,6 @@ enum Level {
     Debug,
 }
 
-#[derive(Clone, ComponentType, Lower)]
-#[component(record)]
-pub(crate) struct EventArg {
-    pub(crate) kind: Kind,
-    pub(crate) user: Arc<str>,
-}
-
 #[derive(Clone, ComponentType, Lift, Lower)]
 #[component(variant)]
 enum Value {
@@ -78,15 +63,6 @@ enum Value {
     Text(String),
     #[component(name = "json")]
     Json(String),
-}
-
-#[derive(Clone, ComponentType, Lift)]
-#[component(record)]
-pub(crate) struct RenditionResult {
-    pub(crate) audience: u32,
-    pub(crate) keys: Vec<String>,
-    #[component(name = "last-seen")]
-    pub(crate) last_seen: bool,
 }
 
 #[derive(Clone, ComponentType, Lift)]
@@ -104,14 +80,6 @@ impl ChangeResult {
         };
         self.key.len() + value
     }
-}
-
-/// What a stateful enricher knows.
-#[derive(Clone, ComponentType, Lift, Lower)]
-#[component(record)]
-pub(crate) struct State {
-    pub(crate) version: u32,
-    pub(crate) data: Vec<u8>,
 }
 
 impl Value {
@@ -425,9 +393,9 @@ pub(super) fn host(host: &mut LinkerInstance<'_, Call>) -> Result<()> {
             {
                 tracing::debug!(target: "plugin", plugin, explanation);
             }
-            if store.data().seen.witness.is_some() {
+            if store.data().seen.trace.is_some() {
                 let reason = explanation.to_owned();
-                store.data_mut().hear(reason);
+                store.data_mut().give_reason(reason);
             }
         }
         Ok(())

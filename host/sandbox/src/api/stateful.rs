@@ -2,7 +2,8 @@
 
 use wasmtime::{Result, Store, bail};
 
-use crate::api::{Export, State};
+use super::export::Export;
+use super::types::State;
 use crate::call::Call;
 
 /// How large a state may be.

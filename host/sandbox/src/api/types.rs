@@ -1,0 +1,43 @@
+//! The types that cross between the host and components of the newest version, as far as
+//! the rest of the sandbox handles them.
+
+// wasmtime's derives write `unsafe impl`s; nothing here does.
+#![allow(unsafe_code)]
+
+use std::sync::Arc;
+
+use wasmtime::component::{ComponentType, Lift, Lower};
+
+#[derive(Clone, Copy, ComponentType, Lift, Lower)]
+#[component(enum)]
+#[repr(u8)]
+pub(crate) enum Kind {
+    #[component(name = "online")]
+    Online,
+    #[component(name = "offline")]
+    Offline,
+}
+
+#[derive(Clone, ComponentType, Lower)]
+#[component(record)]
+pub(crate) struct EventArg {
+    pub(crate) kind: Kind,
+    pub(crate) user: Arc<str>,
+}
+
+#[derive(Clone, ComponentType, Lift)]
+#[component(record)]
+pub(crate) struct RenditionResult {
+    pub(crate) audience: u32,
+    pub(crate) keys: Vec<String>,
+    #[component(name = "last-seen")]
+    pub(crate) last_seen: bool,
+}
+
+/// What a stateful enricher knows.
+#[derive(Clone, ComponentType, Lift, Lower)]
+#[component(record)]
+pub(crate) struct State {
+    pub(crate) version: u32,
+    pub(crate) data: Vec<u8>,
+}

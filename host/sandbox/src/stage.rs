@@ -1,0 +1,188 @@
+//! A stage: a plugin in its place in the chain.
+
+use std::sync::Arc;
+
+use serde_json::Value;
+
+use crate::health::Health;
+use crate::manifest::{Effect, OnFailure, Role};
+use crate::{LoadError, Plugin, wasi};
+
+/// A plugin in its place in the chain.
+pub struct Stage {
+    /// The plugin.
+    pub plugin: Arc<Plugin>,
+    /// Its configuration.
+    pub config: Value,
+    /// Whether it may add viewers.
+    pub widen_granted: bool,
+    /// Whether it may import WASI, all of which is denied.
+    pub wasi_granted: bool,
+    /// What holds once it has failed repeatedly.
+    pub on_failure: OnFailure,
+    /// Where the plugin comes from, in the words of who loads it. It makes no
+    /// difference to what the stage does.
+    pub origin: Arc<str>,
+    /// How it fares.
+    pub health: Arc<Health>,
+    /// Who takes over from it then, if anyone.
+    pub(crate) last_good: Option<Arc<Stage>>,
+}
+
+impl Stage {
+    /// A stage. Where `on_failure` isn't given, the manifest says, or the role.
+    pub fn new(
+        plugin: Arc<Plugin>,
+        config: Value,
+        widen_granted: bool,
+        on_failure: Option<OnFailure>,
+    ) -> Self {
+        let manifest = &plugin.manifest;
+        let on_failure = on_failure
+            .or(manifest.on_failure)
+            .unwrap_or_else(|| manifest.role.on_failure());
+        Self {
+            plugin,
+            config,
+            widen_granted,
+            wasi_granted: false,
+            on_failure,
+            origin: "unknown".into(),
+            health: Arc::default(),
+            last_good: None,
+        }
+    }
+
+    /// The same stage, where the plugin may import WASI or not.
+    #[must_use]
+    pub fn with_wasi(self, granted: bool) -> Self {
+        Self {
+            wasi_granted: granted,
+            ..self
+        }
+    }
+
+    /// The same stage, of a plugin that comes from here.
+    #[must_use]
+    pub fn from(self, origin: Arc<str>) -> Self {
+        Self { origin, ..self }
+    }
+
+    /// Which plugin it is of, and where that comes from, in a few words.
+    pub fn line(&self) -> String {
+        let Plugin {
+            name,
+            manifest,
+            sha256,
+            ..
+        } = &*self.plugin;
+        let digest = sha256.get(..12).unwrap_or_default();
+        let (version, origin) = (&manifest.version, &self.origin);
+        format!("{name} {version} ({origin}, sha256:{digest})")
+    }
+
+    pub(crate) fn is_of(&self, plugin: &Arc<Plugin>) -> bool {
+        Arc::ptr_eq(&self.plugin, plugin)
+    }
+
+    /// Whether two stages do the same.
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        self.is_of(&other.plugin)
+            && self.config == other.config
+            && self.widen_granted == other.widen_granted
+            && self.wasi_granted == other.wasi_granted
+            && self.on_failure == other.on_failure
+    }
+
+    /// What is wrong with its grants and its place.
+    pub(crate) fn check(&self, redacted: &mut bool, problems: &mut Vec<LoadError>) {
+        let manifest = &self.plugin.manifest;
+        let plugin = || self.plugin.name.to_string();
+        let unknown = |name: &&String| *name != wasi::CAPABILITY;
+        let unknown = manifest.capabilities.iter().filter(unknown);
+        problems.extend(unknown.map(|name| LoadError::Link {
+            plugin: plugin(),
+            what: format!("it asks for `{name}`, which this host doesn't give"),
+        }));
+        for (asks, granted, grant) in [
+            (
+                manifest.effect == Effect::Widen,
+                self.widen_granted,
+                "widen",
+            ),
+            (
+                manifest.asks_for(wasi::CAPABILITY),
+                self.wasi_granted,
+                wasi::CAPABILITY,
+            ),
+        ] {
+            if asks && !granted {
+                let plugin = plugin();
+                problems.push(LoadError::NotGranted { plugin, grant });
+            }
+        }
+        let misplaced = match manifest.role {
+            Role::Filter if *redacted => {
+                Some("is a filter, and stands after the redactor: put it before")
+            }
+            Role::Redactor if std::mem::replace(redacted, true) => {
+                Some("is a second redactor: there can be one")
+            }
+            _ => None,
+        };
+        problems.extend(misplaced.map(|what| LoadError::Chain {
+            plugin: plugin(),
+            what,
+        }));
+    }
+
+    /// The running stage whose place it takes, which no other takes then: a
+    /// plugin may stand in a chain more than once.
+    pub(crate) fn take_place<'a>(&self, running: &mut Vec<&'a Arc<Self>>) -> Option<&'a Arc<Self>> {
+        let same = running.iter().position(|stage| self.is_same(stage));
+        let alike = || running.iter().position(|stage| self.is_alike(stage));
+        let place = same.or_else(alike)?;
+        Some(running.remove(place))
+    }
+
+    /// Whether one can take the place of the other.
+    pub(crate) fn is_alike(&self, other: &Self) -> bool {
+        self.plugin.name == other.plugin.name
+            && self.plugin.manifest.role == other.plugin.manifest.role
+    }
+
+    /// Takes the place of a running stage: knows who was good last, and, if it does
+    /// the same within the same limits, how it fares.
+    pub(crate) fn follow(&mut self, running: Option<&Arc<Self>>, within_same_limits: bool) {
+        let Some(running) = running else {
+            return;
+        };
+        let is_same = self.is_same(running);
+        if is_same && within_same_limits {
+            self.health = Arc::clone(&running.health);
+        }
+        if self.on_failure != OnFailure::LastGood {
+            return;
+        }
+        let last_good = if !is_same && !running.health.in_quarantine() {
+            Some(Arc::new(running.alone()))
+        } else {
+            running.last_good.clone()
+        };
+        // Taking the grant away is meant for the older one, too.
+        self.last_good = last_good
+            .filter(|last| last.plugin.manifest.effect == Effect::Narrow || self.widen_granted);
+    }
+
+    /// The same, with nobody to take over from it.
+    fn alone(&self) -> Self {
+        Self {
+            plugin: Arc::clone(&self.plugin),
+            config: self.config.clone(),
+            origin: Arc::clone(&self.origin),
+            last_good: None,
+            health: Arc::default(),
+            ..*self
+        }
+    }
+}

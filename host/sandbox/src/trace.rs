@@ -1,0 +1,72 @@
+//! A trace of a decision: what each stage did to one viewer, and why.
+
+use presence_core::audience::Audience;
+use presence_core::names::Id;
+use presence_core::rules::{Failure, Rendition, StageReport, Turn};
+
+/// Records what the stages do to a viewer.
+pub(crate) struct TraceRecorder {
+    viewer: Id,
+    stages: Vec<StageReport>,
+    /// What the stage that is being called has given as its reasons.
+    reasons: Vec<String>,
+}
+
+impl TraceRecorder {
+    pub(crate) fn new(viewer: Id) -> Self {
+        Self {
+            viewer,
+            stages: Vec::new(),
+            reasons: Vec::new(),
+        }
+    }
+
+    /// A component gives a reason.
+    pub(crate) fn reason(&mut self, reason: String) {
+        self.reasons.push(reason);
+    }
+
+    /// A filter was called, about which this is known.
+    pub(crate) fn filtered(
+        &mut self,
+        stage: StageReport,
+        before: &Audience,
+        after: &Result<Audience, Failure>,
+    ) {
+        let after = after.as_ref().map(|after| after.contains(self.viewer));
+        self.note(stage, before, after);
+    }
+
+    /// The redactor was called, about which this is known.
+    pub(crate) fn redacted(
+        &mut self,
+        stage: StageReport,
+        before: &Audience,
+        renditions: &Result<Vec<Rendition>, Failure>,
+    ) {
+        let shows = |rendition: &Rendition| rendition.audience.contains(self.viewer);
+        let after = renditions.as_ref().map(|all| all.iter().any(shows));
+        self.note(stage, before, after);
+    }
+
+    /// The stages that were called, in order.
+    pub(crate) fn into_stages(self) -> Vec<StageReport> {
+        self.stages
+    }
+
+    fn note(&mut self, stage: StageReport, before: &Audience, after: Result<bool, &Failure>) {
+        let turn = match (before.contains(self.viewer), &after) {
+            (_, Err(_)) => Turn::Failed,
+            (false, Ok(true)) => Turn::Admitted,
+            (true, Ok(false)) => Turn::Removed,
+            (true, Ok(true)) => Turn::Kept,
+            (false, Ok(false)) => Turn::Absent,
+        };
+        self.stages.push(StageReport {
+            turn,
+            reasons: std::mem::take(&mut self.reasons),
+            failure: after.err().map(|failure| failure.error.clone()),
+            ..stage
+        });
+    }
+}
