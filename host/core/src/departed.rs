@@ -19,7 +19,6 @@ use crate::directory::Changes;
 use crate::event::{Change, Event};
 use crate::metadata::Metadata;
 use crate::names::{Id, Name, Names};
-use crate::record::Record;
 use crate::rules::{Reads, Rendition};
 use crate::told::Told;
 use crate::tracker::Reason;
@@ -313,7 +312,7 @@ impl Departed {
         self.verdicts.rules_changed();
     }
 
-    /// Whether changes are noted from now on, for [`Self::take_records`].
+    /// Whether changes are noted from now on, for [`Self::take_changed`].
     pub fn keep_records(&mut self, keep: bool) {
         self.changes = Noted {
             wanted: keep,
@@ -327,15 +326,15 @@ impl Departed {
     }
 
     /// All that has changed since this was last called: whose last departure is another,
-    /// or is forgotten. That a user has come back is no change.
-    pub fn take_records(&mut self, records: &mut Vec<Record>) {
+    /// or, with none, is forgotten. That a user has come back is no change.
+    pub fn take_changed(&mut self, mut take: impl FnMut(Name, Option<Departure>)) {
         for (id, user) in std::mem::take(&mut self.changes.users) {
             let departure = self.departure(id).filter(|it| it.is_stored()).cloned();
             match &departure {
                 Some(_) => drop(self.changes.saved.insert(id, user.clone())),
                 None => drop(self.changes.saved.remove(&id)),
             }
-            records.push(Record::Departed { user, departure });
+            take(user, departure);
         }
     }
 

@@ -1,8 +1,7 @@
 //! What the tracker and applications say of a user, as rules see it.
 
-use crate::metadata::Metadata;
+use crate::metadata::{Metadata, MetadataChange};
 use crate::names::{Id, Name};
-use crate::rules::MetadataChange;
 pub use crate::tracker::Reason;
 
 /// What happened to a user.

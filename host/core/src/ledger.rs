@@ -3,15 +3,16 @@
 //! Anyone who was told that a user came online is told when they go offline, and
 //! nobody else is. What the rules say in the meantime changes who has been told.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use hashbrown::HashMap;
 use roaring::RoaringBitmap;
 
 use crate::audience::Seen;
+use crate::changed::Changed;
 use crate::event::Event;
 use crate::names::{Id, Name};
-use crate::record::Record;
 use crate::told::Told;
 
 /// What is known and was said of an online user.
@@ -54,6 +55,8 @@ impl Entry {
 pub struct Ledger {
     entries: HashMap<Id, Entry, foldhash::fast::FixedState>,
     changes: Changes,
+    /// Users of whom what is still to be told has changed.
+    put_off: Changed,
 }
 
 /// What of the ledger has changed since it was last taken.
@@ -83,9 +86,32 @@ impl Ledger {
     pub fn online(&mut self, event: Arc<Event>) -> &mut Entry {
         let fresh = Entry::new(Arc::clone(&event), Told::default());
         let entry = self.entries.entry(event.user).or_insert(fresh);
-        (entry.event, entry.next) = (event, None);
+        entry.event = event;
+        if entry.next.take().is_some() {
+            self.put_off.note(entry.event.user, &entry.event.name);
+        }
         self.changes.note(entry.event.user);
         entry
+    }
+
+    /// What is known of an online user is this event from now on. Says whether they are
+    /// online.
+    pub fn show(&mut self, event: &Arc<Event>) -> bool {
+        let is_online = self.entries.contains_key(&event.user);
+        if is_online {
+            self.online(Arc::clone(event));
+        }
+        is_online
+    }
+
+    /// As [`Self::show`], but it is told later. After a restart it is told at once.
+    pub fn put_off(&mut self, event: &Arc<Event>) -> bool {
+        let Some(entry) = self.entries.get_mut(&event.user) else {
+            return false;
+        };
+        entry.next = Some(Arc::clone(event));
+        self.put_off.note(event.user, &event.name);
+        true
     }
 
     /// Notes that who has been told of a user is not as it was.
@@ -96,6 +122,9 @@ impl Ledger {
     /// Removes a user who went offline, and says who had been told of them.
     pub fn offline(&mut self, user: Id) -> Option<Entry> {
         let entry = self.entries.remove(&user)?;
+        if entry.next.is_some() {
+            self.put_off.note(user, &entry.event.name);
+        }
         self.changes.changed.remove(user.0);
         if self.changes.saved.remove(user.0) {
             self.changes.gone.push(entry.event.name.clone());
@@ -103,31 +132,37 @@ impl Ledger {
         Some(entry)
     }
 
-    /// Whether changes are noted from now on, for [`Self::take_records`].
+    /// Whether changes are noted from now on, for [`Self::take_changed`].
     pub fn keep_records(&mut self, keep: bool) {
         self.changes = Changes {
             wanted: keep,
             ..Changes::default()
         };
+        self.put_off.keep(keep);
     }
 
     /// Whether there is anything to take.
     pub fn has_records(&self) -> bool {
-        !(self.changes.changed.is_empty() && self.changes.gone.is_empty())
+        let unsaved = &self.changes;
+        !(unsaved.changed.is_empty() && unsaved.gone.is_empty() && self.put_off.is_empty())
     }
 
-    /// All that has changed since this was last called. Of two records of the same
-    /// user, the later holds.
-    pub fn take_records(&mut self, records: &mut Vec<Record>) {
-        let gone = self.changes.gone.drain(..);
-        records.extend(gone.map(|user| Record::Told { user, entry: None }));
+    /// All entries that have changed since this was last called; none of a user who has
+    /// gone. Of two of the same user, the later holds.
+    pub fn take_changed(&mut self, mut take: impl FnMut(Name, Option<Entry>)) {
+        for user in self.changes.gone.drain(..) {
+            take(user, None);
+        }
         let changed = std::mem::take(&mut self.changes.changed);
-        let entries = changed.iter().filter_map(|id| self.entries.get(&Id(id)));
-        records.extend(entries.map(|entry| Record::Told {
-            user: entry.event.name.clone(),
-            entry: Some(entry.clone()),
-        }));
+        for entry in changed.iter().filter_map(|id| self.entries.get(&Id(id))) {
+            take(entry.event.name.clone(), Some(entry.clone()));
+        }
         self.changes.saved |= changed;
+    }
+
+    /// The users of whom what is still to be told has changed since this was last called.
+    pub(crate) fn take_put_off(&mut self) -> BTreeMap<Id, Name> {
+        self.put_off.take()
     }
 
     /// Puts an entry back.
@@ -156,7 +191,7 @@ impl Ledger {
 
     /// All the numbers the ledger holds.
     pub fn ids(&self) -> RoaringBitmap {
-        let mut ids = RoaringBitmap::new();
+        let mut ids: RoaringBitmap = self.put_off.ids().collect();
         let mut seen = Seen::default();
         for (user, entry) in &self.entries {
             ids.insert(user.0);

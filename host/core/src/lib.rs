@@ -36,10 +36,12 @@ pub mod rules;
 mod shard;
 pub mod statements;
 pub mod status;
+mod step;
 pub mod token;
 pub mod told;
 pub mod tracker;
 mod unanswered;
 pub mod verdicts;
 
-pub use shard::{Counters, Ignored, Input, Output, Settings, Shard, Step};
+pub use shard::{Counters, Ignored, Input, Output, Settings, Shard};
+pub use step::Step;

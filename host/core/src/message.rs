@@ -11,8 +11,10 @@ use crate::event::Reason;
 use crate::metadata;
 
 mod diagnosis;
+mod kind;
 
 pub use diagnosis::{Cause, Rejection};
+pub use kind::Kind;
 
 /// The first millisecond of 2001. A time before it is no time in milliseconds that
 /// anybody sends: as a rule it is one in seconds.
@@ -48,52 +50,6 @@ pub fn is_id(text: &str) -> bool {
 /// How much longer than a message what is published of it may be: the fields that
 /// the host adds. What a message holds is never longer when it is written again.
 const GROWTH_BYTES_MAX: usize = 512;
-
-/// The subjects that are listened to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Kind {
-    /// `presence.connect`
-    Connect,
-    /// `presence.disconnect`
-    Disconnect,
-    /// `presence.heartbeat`
-    Heartbeat,
-    /// `presence.events.user_online`, from an application.
-    Online,
-    /// `presence.events.user_offline`, from an application.
-    Offline,
-}
-
-impl Kind {
-    /// All of them.
-    pub const ALL: [Self; 5] = [
-        Self::Connect,
-        Self::Disconnect,
-        Self::Heartbeat,
-        Self::Online,
-        Self::Offline,
-    ];
-
-    /// The subject, without a tenant's prefix.
-    pub fn subject(self) -> &'static str {
-        match self {
-            Self::Connect => "presence.connect",
-            Self::Disconnect => "presence.disconnect",
-            Self::Heartbeat => "presence.heartbeat",
-            Self::Online => "presence.events.user_online",
-            Self::Offline => "presence.events.user_offline",
-        }
-    }
-
-    /// The kind that a subject (without a tenant's prefix) carries.
-    pub fn of_subject(subject: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|kind| kind.subject() == subject)
-    }
-
-    fn has_connection(self) -> bool {
-        matches!(self, Self::Connect | Self::Disconnect | Self::Heartbeat)
-    }
-}
 
 /// A well-formed message.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -153,6 +153,9 @@ impl Metadata {
     }
 }
 
+/// A change to a metadata key: its value as JSON text, or none to remove it.
+pub type MetadataChange = (String, Option<String>);
+
 /// One entry of a [`Metadata`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EntryRef<'a> {

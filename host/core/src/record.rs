@@ -10,9 +10,9 @@ use crate::departed::Departure;
 use crate::ledger::Entry;
 use crate::metadata::Metadata;
 use crate::names::Name;
-use crate::shard::Step;
 use crate::statements::Statement;
 use crate::status::Word;
+use crate::step::Step;
 use crate::tracker;
 
 /// Which format this is.

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use crate::audience::Audience;
 use crate::directory::{Directory, Question};
 use crate::event::Event;
+use crate::metadata::MetadataChange;
 use crate::names::{Id, Names};
 
 /// What a call is about and may know.
@@ -130,9 +131,6 @@ pub struct Enriched {
     /// Which of them did. They have been passed over.
     pub unanswered: Vec<Arc<str>>,
 }
-
-/// A change to a metadata key: its value as JSON text, or none to remove it.
-pub type MetadataChange = (String, Option<String>);
 
 /// What came of asking the rules.
 #[derive(Debug)]

@@ -12,7 +12,6 @@ use serde::{Deserialize, Serialize};
 
 use crate::changed::Changed;
 use crate::names::{Id, Name};
-use crate::record::Record;
 
 /// What an application stated of a user.
 // Records hold it by its place: what is added comes last.
@@ -99,7 +98,7 @@ impl Statements {
         self.put(said_at, user, name, statement);
     }
 
-    /// Whether changes are noted from now on, for [`Self::take_records`].
+    /// Whether changes are noted from now on, for [`Self::take_changed`].
     pub fn keep_records(&mut self, keep: bool) {
         self.changed.keep(keep);
     }
@@ -109,14 +108,14 @@ impl Statements {
         !self.changed.is_empty()
     }
 
-    /// All that has changed since this was last called. Of two records of the same
-    /// user, the later holds.
-    pub fn take_records(&mut self, records: &mut Vec<Record>) {
-        for (id, user) in self.changed.take() {
+    /// The users of whom something else holds than when this was last called, with what was
+    /// stated and when; none where nothing holds. Of two of the same user, the later holds.
+    pub fn take_changed(&mut self) -> impl Iterator<Item = (Name, Option<(u64, Statement)>)> {
+        self.changed.take().into_iter().map(|(id, user)| {
             let entry = self.users.get(&id);
             let statement = entry.map(|entry| (entry.said_at, entry.statement));
-            records.push(Record::Stated { user, statement });
-        }
+            (user, statement)
+        })
     }
 
     /// All the numbers of ids in here.

@@ -17,11 +17,9 @@ use serde::de::{Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
 use crate::changed::Changed;
-use crate::clock::Clock;
 use crate::json::push_number;
 use crate::metadata::Metadata;
 use crate::names::{Id, Name};
-use crate::record::Record;
 use crate::tracker::Activity;
 
 /// The key of what a user is doing.
@@ -218,8 +216,6 @@ struct Entry {
     word: Option<Word>,
     /// When the last update was broadcast, by the monotonic time.
     told_at: Option<u64>,
-    /// The stamp of an update of which viewers haven't had their turn to be told.
-    untold: Option<u64>,
     /// When to look at the user again.
     look_at: Option<u64>,
     /// Whether the user is to be shown by another connection then.
@@ -308,16 +304,9 @@ impl Statuses {
         self.users.get(&user)?.told_at
     }
 
-    /// An update of a user is broadcast.
-    pub fn told(&mut self, clock: &Clock, user: Id) {
-        let entry = self.users.entry(user).or_default();
-        entry.told_at = Some(clock.now());
-        entry.untold = Some(clock.stamp());
-    }
-
-    /// The stamp of the update that viewers are told of now, if there is one.
-    pub fn take_untold(&mut self, user: Id) -> Option<u64> {
-        self.users.get_mut(&user)?.untold.take()
+    /// An update of a user is broadcast now.
+    pub fn told(&mut self, now: u64, user: Id) {
+        self.users.entry(user).or_default().told_at = Some(now);
     }
 
     /// The users whose status expires, in a stable order.
@@ -415,7 +404,7 @@ impl Statuses {
         users
     }
 
-    /// Whether changes are noted from now on, for [`Self::take_records`].
+    /// Whether changes are noted from now on, for [`Self::take_changed`].
     pub fn keep_records(&mut self, keep: bool) {
         self.changed.keep(keep);
     }
@@ -425,14 +414,13 @@ impl Statuses {
         !self.changed.is_empty()
     }
 
-    /// All that has changed since this was last called. Of two records of the same
-    /// user, the later holds.
-    pub fn take_records(&mut self, records: &mut Vec<Record>) {
-        for (id, user) in self.changed.take() {
+    /// The users whose newest word on themselves has changed since this was last called,
+    /// with the word. Of two of the same user, the later holds.
+    pub fn take_changed(&mut self) -> impl Iterator<Item = (Name, Option<Word>)> {
+        self.changed.take().into_iter().map(|(id, user)| {
             let entry = self.users.get(&id);
-            let word = entry.and_then(|entry| entry.word.clone());
-            records.push(Record::Status { user, word });
-        }
+            (user, entry.and_then(|entry| entry.word.clone()))
+        })
     }
 
     /// All the numbers of ids in here.

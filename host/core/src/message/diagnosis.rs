@@ -5,7 +5,7 @@ use std::collections::HashMap;
 
 use serde_json::value::RawValue;
 
-use super::Kind;
+use super::kind::Kind;
 
 /// The closed set of reasons in a dead letter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

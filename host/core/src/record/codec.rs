@@ -15,8 +15,8 @@ use crate::event::{Change, Event, Reason};
 use crate::ledger::Entry;
 use crate::metadata::Metadata;
 use crate::names::{Names, Reading};
-use crate::shard::Step;
 use crate::status::{Status, Word};
+use crate::step::Step;
 use crate::told::{Shown, Told};
 use crate::tracker::{self, Activity, Connected, Seen, Silence};
 

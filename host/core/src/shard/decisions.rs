@@ -1,56 +1,78 @@
-//! Telling viewers that a user came online or went offline.
+//! Deciding who may see an online user, and telling those to whom it makes a difference.
+//!
+//! A verdict is reused for as long as it holds. A decision that failed, or that lacks an
+//! answer of the directory, is pending: nobody new is told until it is made again.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use super::agenda::Again;
-use super::{Output, Shard};
-use bytes::Bytes;
+use hashbrown::HashMap;
+use roaring::RoaringBitmap;
 
-use crate::audience::Audience;
-use crate::body;
-use crate::clock::Clock;
-use crate::departed::Known;
-use crate::event::{Change, Event};
-use crate::inbox::Delivery;
-use crate::message::{Cause, Rejection};
+use super::dirty_users::{DirtyUsers, Phase};
+use super::env::Env;
+use super::retries::{Retries, Retry};
+use super::settling::{Settled, settle};
+use super::types::Output;
+use crate::departed::{Departed, Known};
+use crate::directory::Question;
+use crate::event::Event;
+use crate::ledger::Ledger;
 use crate::metadata::Metadata;
-use crate::publish::Subject;
-use crate::rules::{Context, Decision, Enriched, Failure, Rendition, Rules};
+use crate::names::Id;
+use crate::rules::Decision;
 use crate::told::Told;
-use crate::verdicts::Verdict;
+use crate::verdicts::{Verdict, Verdicts};
 
-/// Who is told of a decision, of those to whom it makes a difference.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Whom {
-    /// Those who lost sight of the user. Anyone who gains it, or is shown something
-    /// else, has their turn later.
-    Losses,
-    /// All of them.
-    All,
+/// How many users are decided on for the first time, since answers have come, before new
+/// inputs get their turn.
+const FIRST_AT_ONCE: usize = 256;
+
+/// Who may see each user of the shard, and who has been told.
+#[derive(Debug)]
+pub(super) struct Decisions {
+    pub(super) ledger: Ledger,
+    pub(super) verdicts: Verdicts,
+    pub(super) departed: Departed,
+    /// Users on whom to decide again, as soon as it is their turn.
+    pub(super) dirty: DirtyUsers,
+    /// When to decide again on whom: failed, unanswered, or due by their own wish.
+    pub(super) retries: Retries,
+    /// Users that nobody has been told of for want of answers that are at hand now.
+    pub(super) undecided: BTreeSet<Id>,
+    /// The stamps of updates that were broadcast, and that viewers haven't had their turn
+    /// to be told of.
+    untold: HashMap<Id, u64, foldhash::fast::FixedState>,
 }
 
-impl Shard {
+impl Decisions {
+    /// Decisions on nobody yet, which remember so many departures.
+    pub(super) fn new(departures_max: usize) -> Self {
+        Self {
+            ledger: Ledger::default(),
+            verdicts: Verdicts::default(),
+            departed: Departed::new(departures_max),
+            dirty: DirtyUsers::default(),
+            retries: Retries::default(),
+            undecided: BTreeSet::new(),
+            untold: HashMap::default(),
+        }
+    }
+
     /// A user has been announced to have come online.
-    pub(super) fn online(
-        &mut self,
-        event: &Arc<Event>,
-        rules: &mut dyn Rules,
-        out: &mut Vec<Output>,
-    ) {
+    pub(super) fn online(&mut self, event: &Arc<Event>, env: &mut Env<'_>) {
         self.ledger.online(Arc::clone(event));
-        self.waiting.put_off_no_more(event.user);
-        self.agenda.set(event.user, None);
-        self.decide(event, Whom::All, rules, out);
+        self.retries.set(event.user, None);
+        self.decide(event, Phase::All, env);
     }
 
     /// A user has been announced to have gone offline. Says who is to be told of it:
     /// anyone who was told that they came online, whatever the rules say now.
-    pub(super) fn offline(&mut self, event: &Event) -> Told {
+    /// `status_waits`: a change of the user's status hasn't been decided on.
+    pub(super) fn offline(&mut self, event: &Event, status_waits: bool) -> Told {
         // Where the last decision wasn't made, nobody learns more than that they are gone.
         let user = event.user;
-        let pending = self.agenda.pending_until(user).is_some();
-        let waits = self.status_waits(user);
-        self.waiting.put_off_no_more(user);
+        let pending = self.retries.pending_until(user).is_some();
         let Some(entry) = self.ledger.offline(user) else {
             let nothing = Known::all(&Metadata::default());
             self.departed.note(event, nothing, Told::default());
@@ -61,228 +83,183 @@ impl Shard {
             Some(keys) => Known::some(&last.metadata, keys),
             None => Known::all(&last.metadata),
         };
-        let settled = !(pending || waits || entry.unsettled);
+        let settled = !(pending || status_waits || entry.unsettled);
         let admitted = match settled {
             true => entry.told.clone(),
             false => Told::default(),
         };
         self.departed.note(event, known, admitted);
-        self.agenda.set(event.user, None);
+        self.retries.set(user, None);
+        self.forget_update(user);
         let ledger = &self.ledger;
         self.verdicts
             .tidy(|user| ledger.get(user).is_some(), ledger.len());
         entry.told
     }
 
-    /// Tells those who were told that a user is online that they are gone.
-    pub(super) fn tell_gone(
-        &mut self,
-        event: &Event,
-        told: &Told,
-        renditions: Vec<Rendition>,
-        out: &mut Vec<Output>,
-    ) {
-        let verdict = Verdict::new(event.user, renditions);
-        let may_know = told.may_know_last_seen();
-        // Nobody is left believing that the user is online.
-        let mut rest = told.audience().difference(&verdict.audience);
-        for rendition in &verdict.renditions {
-            let mut viewers = rendition.audience.intersection(told.audience());
-            // The last verdict while online, and the redactor of now, both have a say.
-            if rendition.last_seen {
-                rest = rest.union(&viewers.difference(&may_know));
-                viewers = viewers.intersection(&may_know);
-            }
-            self.tell(event, rendition, &viewers, out);
+    /// What is shown of an online user is this event from now on. Anyone who stays told
+    /// and sees a difference is told of it, and anyone who may not see the user so any
+    /// more, or may now, as of any other change.
+    ///
+    /// Nothing is broadcast. Where the decision is pending, viewers are told when it is
+    /// made.
+    pub(super) fn show(&mut self, event: Arc<Event>, env: &mut Env<'_>) {
+        if self.ledger.show(&event) {
+            self.decide_anew(&event, env);
         }
-        self.tell(event, &bare(&rest), &rest, out);
     }
 
-    /// Decides who may see an online user, and tells whom that concerns.
-    pub(super) fn decide(
-        &mut self,
-        event: &Arc<Event>,
-        whom: Whom,
-        rules: &mut dyn Rules,
-        out: &mut Vec<Output>,
-    ) {
-        if self.settings.reuse_verdicts
-            && let Some((verdict, again_at)) = self.verdicts.find(self.clock.wall(), event)
-        {
-            self.counters.reused += 1;
-            return self.settle(event, &verdict, again_at, whom, out);
+    /// As [`Self::show`], after the event was broadcast as an update now.
+    pub(super) fn show_update(&mut self, event: Arc<Event>, env: &mut Env<'_>) {
+        self.untold.insert(event.user, env.common.clock.stamp());
+        self.show(event, env);
+    }
+
+    /// What is known of an online user is this event from now on, but it may not be told
+    /// yet: rules go by it, and anyone who may not see the user so is told.
+    pub(super) fn judge(&mut self, event: Arc<Event>, env: &mut Env<'_>) {
+        if self.ledger.put_off(&event) {
+            self.decide_anew(&event, env);
         }
-        self.counters.decided += 1;
-        let context = context(
-            &self.clock,
-            self.clock.wall(),
-            event,
-            &self.directory,
-            &self.names,
-        );
-        match rules.decide(context) {
+    }
+
+    /// Decides who may see an online user, and tells those whom that concerns.
+    pub(super) fn decide(&mut self, event: &Arc<Event>, phase: Phase, env: &mut Env<'_>) {
+        let wall = env.common.clock.wall();
+        if env.common.settings.reuse_verdicts
+            && let Some((verdict, again_at)) = self.verdicts.find(wall, event)
+        {
+            env.common.counters.reused += 1;
+            return self.decided(event, &verdict, again_at, phase, env);
+        }
+        match env.ask_rules(wall, event) {
             Decision::Decided(renditions, reads) => {
                 let verdict = Arc::new(Verdict::new(event.user, renditions));
                 let again_at = reads.reconsider_at;
-                self.verdicts
-                    .keep(self.clock.wall(), event, Arc::clone(&verdict), reads);
-                self.settle(event, &verdict, again_at, whom, out);
+                self.verdicts.keep(wall, event, Arc::clone(&verdict), reads);
+                self.decided(event, &verdict, again_at, phase, env);
             }
             Decision::NotAtHand(questions) => {
-                self.postpone(event);
-                self.agenda.unanswered.note(event.user, questions.clone());
-                out.push(Output::Fetch(questions));
+                self.put_off(event.user, env);
+                let fetches = questions.clone();
+                self.retries.unanswered.note(event.user, fetches);
+                env.out.push(Output::Fetch(questions));
             }
             Decision::Failed(failure) => {
-                self.counters.failures += 1;
+                env.common.counters.failures += 1;
                 // One letter an event, however often it is tried again.
-                if self.postpone(event) {
-                    self.plugin_failed(event, &failure, out);
+                if self.put_off(event.user, env) {
+                    env.plugin_failed(event, &failure);
                 }
             }
         }
     }
 
-    /// Broadcasts an event as the enrichers have it.
-    pub(super) fn announce(
-        &mut self,
-        plain: Arc<Event>,
-        enriched: Enriched,
-        ours: bool,
-        out: &mut Vec<Output>,
-    ) -> Arc<Event> {
-        let mut shared = Arc::clone(&plain);
-        if !enriched.changes.is_empty() {
-            shared = Arc::new(plain.changed(&enriched.changes));
-        }
-        let mut body = body::event(&shared);
-        let body_bytes_max = self.settings.body_bytes_max;
-        if !enriched.changes.is_empty() && body.len() > body_bytes_max {
-            let error = format!(
-                "the enrichers make the event {} bytes long, and the broker takes {body_bytes_max}: it goes on without them",
-                body.len(),
-            );
-            let rejection = Rejection::new(Cause::TooLarge, error);
-            (body, shared) = (body::event(&plain), plain);
-            self.dead_letter(subject(&shared).as_str(), &rejection, &body, out);
-        }
-        for failure in &enriched.failures {
-            self.failed(&shared, failure, out);
-        }
-        let body = Bytes::from(body);
-        // An application's own event is on its own subject already.
-        if ours {
-            self.publish(subject(&shared), body.clone(), out);
-        }
-        self.publish(Subject::Events, body, out);
-        shared
-    }
-
-    pub(super) fn tell(
-        &mut self,
-        event: &Event,
-        rendition: &Rendition,
-        viewers: &Audience,
-        out: &mut Vec<Output>,
-    ) {
-        let subject = match event.change {
-            Change::Online => Subject::FilteredOnline,
-            Change::Offline { .. } => Subject::FilteredOffline,
-            Change::Updated => Subject::FilteredUpdated,
-        };
-        let body_bytes_max = self.settings.body_bytes_max;
-        for body in body::filtered(event, rendition, viewers, &self.names, body_bytes_max) {
-            self.publish(subject, body, out);
-        }
-        if self.settings.inbox {
-            self.deliver(event, rendition, viewers, out);
-        }
-    }
-
-    /// Tells each viewer on a subject of their own.
-    fn deliver(
-        &mut self,
-        event: &Event,
-        rendition: &Rendition,
-        viewers: &Audience,
-        out: &mut Vec<Output>,
-    ) {
-        let names = self.names.read();
-        for id in viewers.ids() {
-            let Some(viewer) = names.name(id) else {
-                continue;
+    /// Decides on users of whom nobody has been told for want of answers, of some at a
+    /// time.
+    pub(super) fn decide_first(&mut self, env: &mut Env<'_>) {
+        for _ in 0..FIRST_AT_ONCE {
+            if env.is_full() {
+                return;
+            }
+            let Some(user) = self.undecided.pop_first() else {
+                return;
             };
-            let (renewed, seq) = self.inboxes.number(id);
-            out.push(Output::Deliver(Delivery {
-                viewer: viewer.clone(),
-                renewed,
-                seq,
-                body: body::to_one(event, rendition, viewer).into(),
-            }));
+            if let Some(entry) = self.ledger.get(user) {
+                let event = Arc::clone(entry.judged());
+                self.decide(&event, Phase::All, env);
+            }
         }
     }
 
-    /// A component failed on an event: nothing is lost of it.
-    pub(super) fn failed(&mut self, event: &Event, failure: &Failure, out: &mut Vec<Output>) {
-        self.counters.failures += 1;
-        self.plugin_failed(event, failure, out);
+    /// A user has no connection any more: no update of theirs is still to be told.
+    pub(super) fn forget_update(&mut self, user: Id) {
+        if !self.untold.is_empty() {
+            self.untold.remove(&user);
+        }
     }
 
-    fn plugin_failed(&mut self, event: &Event, failure: &Failure, out: &mut Vec<Output>) {
-        let error = format!("plugin `{}`: {}", failure.plugin, failure.error);
-        let rejection = Rejection::new(Cause::PluginFailed, error);
-        self.dead_letter(
-            subject(event).as_str(),
-            &rejection,
-            &body::event(event),
-            out,
-        );
+    /// Whether what is known of online users depends on an answer of the directory.
+    pub(super) fn uses(&self, question: &Question) -> bool {
+        let is_online = |user| self.ledger.get(user).is_some();
+        self.retries.unanswered.has(question) || self.verdicts.reads(question, is_online)
+    }
+
+    /// All the numbers of ids in here.
+    pub(super) fn ids(&self) -> RoaringBitmap {
+        let mut ids = self.ledger.ids()
+            | self.verdicts.ids()
+            | self.departed.ids()
+            | self.retries.unanswered.ids();
+        ids.extend(self.untold.keys().map(|user| user.0));
+        ids
+    }
+
+    fn decide_anew(&mut self, event: &Arc<Event>, env: &mut Env<'_>) {
+        let user = event.user;
+        if self.retries.pending_until(user).is_some() {
+            return;
+        }
+        // Where a decision of a correction is still to come, nobody gains sight of the
+        // user before their turn.
+        let phase = match self.dirty.has(user) {
+            true => Phase::Losses,
+            false => Phase::All,
+        };
+        self.decide(event, phase, env);
+    }
+
+    /// There is a verdict: what viewers have been told is brought in line with it.
+    fn decided(
+        &mut self,
+        event: &Arc<Event>,
+        verdict: &Verdict,
+        again_at: Option<u64>,
+        phase: Phase,
+        env: &mut Env<'_>,
+    ) {
+        let user = event.user;
+        let clock = &env.common.clock;
+        let again_at = again_at.filter(|at| *at > clock.wall());
+        let again = again_at.map(|at| Retry {
+            at: clock.now_at(at),
+            next_wait_ms: None,
+        });
+        self.retries.set(user, again);
+        let Some(entry) = self.ledger.get_mut(user) else {
+            return;
+        };
+        let updated_at = match self.untold.is_empty() {
+            true => None,
+            false => self.untold.get(&user).copied(),
+        };
+        let settled = settle(entry, event, verdict, phase, updated_at, env);
+        let differs = match settled {
+            Settled::Unchanged => false,
+            Settled::Told { differs } | Settled::NewsLeft { differs } => differs,
+        };
+        if differs {
+            self.ledger.note(user);
+        }
+        match settled {
+            Settled::NewsLeft { .. } if phase == Phase::Losses => self.dirty.mark_gaining(user),
+            Settled::NewsLeft { .. } => {}
+            Settled::Unchanged | Settled::Told { .. } => self.forget_update(user),
+        }
     }
 
     /// Puts a decision off. Nobody new is told until it is made. Says whether
     /// it had not been put off before.
-    fn postpone(&mut self, event: &Event) -> bool {
-        let before = self.agenda.get(event.user);
+    fn put_off(&mut self, user: Id, env: &Env<'_>) -> bool {
+        let settings = &env.common.settings;
+        let before = self.retries.get(user);
         let pending = before.and_then(|again| again.next_wait_ms);
-        let wait_ms = pending.unwrap_or(self.settings.retry_ms);
-        let again = Again {
-            at: self.now + wait_ms,
-            next_wait_ms: Some(wait_ms.saturating_mul(2).min(self.settings.retry_ms_max)),
+        let wait_ms = pending.unwrap_or(settings.retry_ms);
+        let again = Retry {
+            at: env.common.now() + wait_ms,
+            next_wait_ms: Some(wait_ms.saturating_mul(2).min(settings.retry_ms_max)),
         };
-        self.agenda.set(event.user, Some(again));
+        self.retries.set(user, Some(again));
         pending.is_none()
-    }
-}
-
-fn subject(event: &Event) -> Subject {
-    match event.change {
-        Change::Online => Subject::Online,
-        Change::Offline { .. } => Subject::Offline,
-        Change::Updated => Subject::Updated,
-    }
-}
-
-pub(super) fn bare(viewers: &Audience) -> Rendition {
-    Rendition {
-        audience: viewers.clone(),
-        keys: Arc::new([]),
-        last_seen: false,
-    }
-}
-
-/// What a call may know that is made at a wall time.
-pub(super) fn context<'a>(
-    clock: &Clock,
-    wall: u64,
-    event: &'a Arc<Event>,
-    directory: &'a Arc<crate::directory::Directory>,
-    names: &'a Arc<crate::names::Names>,
-) -> Context<'a> {
-    Context {
-        now: wall,
-        monotonic: clock.now_at(wall),
-        event,
-        directory,
-        names,
     }
 }

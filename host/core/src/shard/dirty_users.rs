@@ -4,13 +4,22 @@ use std::collections::VecDeque;
 
 use roaring::RoaringBitmap;
 
-use super::tell::Whom;
 use crate::names::Id;
+
+/// Which of those to whom a decision makes a difference are told now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Phase {
+    /// Those who lost sight of the user. Anyone who gains it, or is shown something
+    /// else, has their turn later.
+    Losses,
+    /// All of them.
+    All,
+}
 
 /// Users on whom to decide again, in the order of their turns: first the losses of all
 /// of them are told, and then the gains. What waits in another shard makes no difference.
 #[derive(Debug, Default)]
-pub(super) struct Backlog {
+pub(super) struct DirtyUsers {
     /// What their verdict read has changed. A block doesn't wait for everyone.
     changed: Queue,
     /// The rules have changed for everyone: those who are left, sorted.
@@ -20,36 +29,36 @@ pub(super) struct Backlog {
     gaining: RoaringBitmap,
 }
 
-impl Backlog {
+impl DirtyUsers {
     /// What a user's verdict read has changed, or the decision is made again of its
     /// own accord. Gains that wait are decided on anew.
-    pub(super) fn changed(&mut self, user: Id) {
+    pub(super) fn mark(&mut self, user: Id) {
         self.gaining.remove(user.0);
         self.changed.push(user);
     }
 
     /// More may see a user than have been told.
-    pub(super) fn gaining(&mut self, user: Id) {
+    pub(super) fn mark_gaining(&mut self, user: Id) {
         self.gaining.insert(user.0);
     }
 
     /// The rules have changed for all who are online: what waited for a decision by
     /// earlier ones needn't be made.
-    pub(super) fn restart(&mut self, online: Vec<Id>) {
+    pub(super) fn mark_all(&mut self, online: Vec<Id>) {
         self.everyone = online.into();
         self.changed = Queue::default();
         self.gaining.clear();
     }
 
-    /// Whose turn it is, and who is told of them.
-    pub(super) fn next(&mut self) -> Option<(Id, Whom)> {
+    /// Whose turn it is, and in which phase of the correction.
+    pub(super) fn next(&mut self) -> Option<(Id, Phase)> {
         let losses = self.changed.pop().or_else(|| self.everyone.pop_front());
         if let Some(user) = losses {
-            return Some((user, Whom::Losses));
+            return Some((user, Phase::Losses));
         }
         let user = self.gaining.min()?;
         self.gaining.remove(user);
-        Some((Id(user), Whom::All))
+        Some((Id(user), Phase::All))
     }
 
     /// Whether a user has a turn to come.
@@ -95,59 +104,59 @@ impl Queue {
 mod tests {
     use super::*;
 
-    fn drain(backlog: &mut Backlog) -> Vec<(u32, Whom)> {
-        std::iter::from_fn(|| backlog.next())
+    fn drain(dirty: &mut DirtyUsers) -> Vec<(u32, Phase)> {
+        std::iter::from_fn(|| dirty.next())
             .map(|(user, told)| (user.0, told))
             .collect()
     }
 
     #[test]
     fn what_changed_comes_before_everyone_and_gains_come_last() {
-        let mut backlog = Backlog::default();
-        backlog.restart(vec![Id(1), Id(2), Id(3)]);
-        backlog.gaining(Id(2));
-        backlog.changed(Id(3));
-        backlog.changed(Id(3));
-        assert_eq!(backlog.len(), 5);
-        let losses = [3, 1, 2, 3].map(|user| (user, Whom::Losses));
-        let turns = [&losses[..], &[(2, Whom::All)]].concat();
-        assert_eq!(drain(&mut backlog), turns);
-        assert_eq!(backlog.len(), 0);
+        let mut dirty = DirtyUsers::default();
+        dirty.mark_all(vec![Id(1), Id(2), Id(3)]);
+        dirty.mark_gaining(Id(2));
+        dirty.mark(Id(3));
+        dirty.mark(Id(3));
+        assert_eq!(dirty.len(), 5);
+        let losses = [3, 1, 2, 3].map(|user| (user, Phase::Losses));
+        let turns = [&losses[..], &[(2, Phase::All)]].concat();
+        assert_eq!(drain(&mut dirty), turns);
+        assert_eq!(dirty.len(), 0);
     }
 
     #[test]
     fn the_newest_rules_begin_anew() {
-        let mut backlog = Backlog::default();
-        backlog.restart(vec![Id(1), Id(2)]);
-        backlog.next();
-        backlog.changed(Id(7));
-        backlog.gaining(Id(1));
-        backlog.restart(vec![Id(1), Id(4)]);
-        assert_eq!(drain(&mut backlog), [1, 4].map(|user| (user, Whom::Losses)));
+        let mut dirty = DirtyUsers::default();
+        dirty.mark_all(vec![Id(1), Id(2)]);
+        dirty.next();
+        dirty.mark(Id(7));
+        dirty.mark_gaining(Id(1));
+        dirty.mark_all(vec![Id(1), Id(4)]);
+        assert_eq!(drain(&mut dirty), [1, 4].map(|user| (user, Phase::Losses)));
     }
 
     #[test]
     fn gains_wait_for_losses_that_come_later_too() {
-        let mut backlog = Backlog::default();
-        backlog.gaining(Id(1));
-        backlog.changed(Id(2));
-        assert_eq!(backlog.next(), Some((Id(2), Whom::Losses)));
-        backlog.gaining(Id(2));
-        assert_eq!(drain(&mut backlog), [1, 2].map(|user| (user, Whom::All)));
-        assert!(backlog.is_empty());
+        let mut dirty = DirtyUsers::default();
+        dirty.mark_gaining(Id(1));
+        dirty.mark(Id(2));
+        assert_eq!(dirty.next(), Some((Id(2), Phase::Losses)));
+        dirty.mark_gaining(Id(2));
+        assert_eq!(drain(&mut dirty), [1, 2].map(|user| (user, Phase::All)));
+        assert!(dirty.is_empty());
     }
 
     #[test]
     fn gains_of_whom_a_newer_correction_concerns_are_decided_on_anew() {
-        let mut backlog = Backlog::default();
-        backlog.gaining(Id(1));
-        backlog.gaining(Id(2));
-        backlog.changed(Id(1));
-        assert_eq!(backlog.len(), 2);
-        let turns = [(1, Whom::Losses), (2, Whom::All)];
-        assert_eq!(drain(&mut backlog), turns);
-        assert!(!backlog.has(Id(1)));
-        backlog.gaining(Id(1));
-        assert!(backlog.has(Id(1)));
+        let mut dirty = DirtyUsers::default();
+        dirty.mark_gaining(Id(1));
+        dirty.mark_gaining(Id(2));
+        dirty.mark(Id(1));
+        assert_eq!(dirty.len(), 2);
+        let turns = [(1, Phase::Losses), (2, Phase::All)];
+        assert_eq!(drain(&mut dirty), turns);
+        assert!(!dirty.has(Id(1)));
+        dirty.mark_gaining(Id(1));
+        assert!(dirty.has(Id(1)));
     }
 }

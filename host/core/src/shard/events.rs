@@ -1,106 +1,368 @@
-//! What is shown of a user: what the newest of their live connections says, and what
-//! the enrichers make of it.
+//! The way of an event: it is enriched, broadcast, and told to viewers, one step after
+//! another. A step that lacks an answer of the directory waits for it, for as long as the
+//! settings say, and all else of its user waits behind it: then the event goes on without
+//! those enrichers, or without anything that is shown of it.
 //!
-//! When that changes while the user stays online, it is no transition and nothing is
-//! broadcast of one: the ledger's online event becomes another, which the enrichers are
-//! asked for anew, and viewers who are shown something else by it are told. Where that
-//! would be too soon after the last update, it is told later; rules go by it at once.
+//! That another connection shows a user who stays online is such an event as well: the
+//! newest of the live ones does. It is no transition, and nothing is broadcast of one: the
+//! ledger's online event becomes another, which the enrichers are asked for anew, and
+//! viewers who are shown something else by it are told. Where that would be too soon after
+//! the last update, it is told later; rules go by it at once.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use super::settle::updated;
-use super::waiting::{Lack, Step};
-use super::{Output, Shard};
+use bytes::Bytes;
+
+use super::env::Env;
+use super::event_queue::EventQueue;
+use super::publishing::{subject, updated};
+use super::settling::publish_offline;
+use super::types::Output;
+use super::updates::Updates;
 use crate::body;
+use crate::directory::{Changes, Directory, Question};
 use crate::event::{Change, Event};
-use crate::message::{Cause, Rejection};
 use crate::metadata::Metadata;
 use crate::publish::Subject;
-use crate::rules::{Enriched, Rules};
+use crate::rules::{Decision, Enriched, Failure};
 use crate::status::Reading;
+use crate::step::Step;
+use crate::told::Told;
 
-impl Shard {
-    /// A user who stays online is to be shown by what the newest connection says now.
-    pub(super) fn reshow(&mut self, user: &str, rules: &mut dyn Rules, out: &mut Vec<Output>) {
-        let at = self.clock.stamp();
-        let event = self.event(user, at, Change::Online, Metadata::default());
-        self.begin(Step::Show(Arc::new(event)), rules, out);
+/// How many users' events go on before new inputs get their turn.
+const RESUMED_AT_ONCE: usize = 256;
+
+/// How many users are looked at before new inputs get their turn.
+const LOOKS_AT_ONCE: usize = 256;
+
+/// A step that can't be taken yet, and what it waits for.
+type PendingFetch = (Step, BTreeSet<Question>);
+
+/// The events of the shard's users, over what changes of them while they are online.
+#[derive(Debug)]
+pub(super) struct Events {
+    pub(super) queue: EventQueue,
+    pub(super) updates: Updates,
+}
+
+impl Events {
+    /// No events yet.
+    pub(super) fn new(updates: Updates) -> Self {
+        Self {
+            queue: EventQueue::default(),
+            updates,
+        }
     }
 
-    pub(super) fn try_show(
+    /// A user came online or went offline, as the tracker found or, where it is not ours,
+    /// as an application states.
+    pub(super) fn announce(&mut self, event: Event, ours: bool, env: &mut Env<'_>) {
+        self.begin(Step::Announce(Arc::new(event), ours), env);
+    }
+
+    /// Takes a step, behind all others of its user.
+    fn begin(&mut self, step: Step, env: &mut Env<'_>) {
+        let until = env.common.now() + env.common.settings.answer_wait_ms;
+        if self.queue.holds(step.event().user) {
+            return self.queue.push(step, until);
+        }
+        self.go(step, until, env);
+    }
+
+    /// Has those go on who have got what they waited for, or waited for long enough.
+    pub(super) fn resume(&mut self, env: &mut Env<'_>) {
+        self.updates.decisions.decide_first(env);
+        for _ in 0..RESUMED_AT_ONCE {
+            if env.is_full() {
+                return;
+            }
+            let Some(user) = self.queue.due(env.common.now()) else {
+                break;
+            };
+            while let Some((step, until)) = self.queue.pop(user)
+                && self.go(step, until, env)
+            {}
+        }
+    }
+
+    /// Waits no more: what waits goes on as it would in the end, of some users at a time.
+    /// Says whether there are others, for which it is to be called again.
+    pub(super) fn give_up(&mut self, env: &mut Env<'_>) -> bool {
+        let users: Vec<_> = self.queue.waiting().take(RESUMED_AT_ONCE).collect();
+        for user in users {
+            if env.is_full() {
+                break;
+            }
+            while let Some((step, _)) = self.queue.pop(user) {
+                self.go(step, env.common.now(), env);
+            }
+        }
+        self.queue.waiting().next().is_some()
+    }
+
+    /// Tells what has changed of users whose time has come.
+    pub(super) fn update(&mut self, env: &mut Env<'_>) {
+        let now = env.common.now();
+        if let Some(status) = env.common.settings.status {
+            env.common.tracker.end_typing(now, status.typing_ms);
+        }
+        for _ in 0..LOOKS_AT_ONCE {
+            if env.is_full() {
+                break;
+            }
+            let Some(user) = env.common.tracker.take_reshown() else {
+                break;
+            };
+            self.reshow(&user, env);
+        }
+        while let Some(user) = env.common.tracker.take_changed_activities() {
+            if env.common.settings.status.is_some()
+                && let Some(user) = env.common.names.find(&user)
+            {
+                self.updates.statuses.look_at(user, now);
+            }
+        }
+        for _ in 0..LOOKS_AT_ONCE {
+            if env.is_full() {
+                return;
+            }
+            let Some(user) = self.updates.statuses.pop_due(now) else {
+                return;
+            };
+            if self.updates.look(user, env)
+                && let Some(name) = env.common.names.name(user)
+            {
+                self.reshow(name.as_str(), env);
+            }
+        }
+    }
+
+    /// When somebody is to go on.
+    pub(super) fn next_deadline(&self, now: u64) -> Option<u64> {
+        if !self.updates.decisions.undecided.is_empty() {
+            return Some(now);
+        }
+        self.queue.next_deadline(now)
+    }
+
+    /// The directory has changed.
+    pub(super) fn directory_changed(&mut self, directory: &Directory, changes: &Changes) {
+        self.updates.decisions.directory_changed(directory, changes);
+        if directory.is_on_demand() {
+            self.queue.directory_changed(directory, changes);
+        }
+    }
+
+    /// The rules have changed: everyone is decided again.
+    pub(super) fn rules_changed(&mut self) {
+        self.updates.decisions.rules_changed();
+        self.queue.rules_changed();
+    }
+
+    /// Has everyone decided again if the rules have become others of their own accord.
+    pub(super) fn notice_replaced(&mut self, env: &mut Env<'_>) {
+        if env.rules_were_replaced() {
+            self.rules_changed();
+        }
+    }
+
+    /// A user who stays online is to be shown by what the newest connection says now.
+    fn reshow(&mut self, user: &str, env: &mut Env<'_>) {
+        let at = env.common.clock.stamp();
+        let event = env
+            .common
+            .event(user, at, Change::Online, Metadata::default());
+        self.begin(Step::Show(Arc::new(event)), env);
+    }
+
+    /// Takes a step. Says whether it got to its end.
+    fn go(&mut self, step: Step, until: u64, env: &mut Env<'_>) -> bool {
+        let taken = match step {
+            Step::Announce(event, ours) => self.try_announce(event, ours, until, env),
+            Step::Tell(event, told) => try_tell(event, told, until, env),
+            Step::Show(event) => self.try_show(event, until, env),
+        };
+        let Err((step, questions)) = taken else {
+            return true;
+        };
+        env.out.push(Output::Fetch(questions.clone()));
+        self.queue.put_first(step, until, questions);
+        false
+    }
+
+    fn try_announce(
+        &mut self,
+        event: Arc<Event>,
+        ours: bool,
+        until: u64,
+        env: &mut Env<'_>,
+    ) -> Result<(), PendingFetch> {
+        let event = self.updates.with_status(event, env.common);
+        let enriched = match enrich(&event, until, env) {
+            Ok(enriched) => enriched,
+            Err(questions) => return Err((Step::Announce(event, ours), questions)),
+        };
+        let event = broadcast(event, enriched, ours, env);
+        if event.change == Change::Online {
+            self.updates.decisions.online(&event, env);
+            return Ok(());
+        }
+        let status_waits = self.updates.waits(event.user, env.common);
+        let told = self.updates.decisions.offline(&event, status_waits);
+        if told.is_empty() {
+            return Ok(());
+        }
+        try_tell(event, told, until, env)
+    }
+
+    fn try_show(
         &mut self,
         event: Arc<Event>,
         until: u64,
-        rules: &mut dyn Rules,
-        out: &mut Vec<Output>,
-    ) -> Result<(), Lack> {
+        env: &mut Env<'_>,
+    ) -> Result<(), PendingFetch> {
+        let updates = &mut self.updates;
+        let common = &*env.common;
         // They may have gone in the meantime, or an application has stated so.
-        let entry = self.ledger.get(event.user);
-        let Some((entry, shown)) = entry.zip(self.tracker.shown(event.name.as_str())) else {
+        let entry = updates.decisions.ledger.get(event.user);
+        let Some((entry, shown)) = entry.zip(common.tracker.shown(event.name.as_str())) else {
             return Ok(());
         };
         let (before, judged) = (Arc::clone(&entry.event), Arc::clone(entry.judged()));
-        let too_soon = self.next_update_at(event.user);
-        let metadata = match (self.settings.status, too_soon) {
-            (None, _) => shown.clone(),
+        let too_soon = updates.next_at(event.user, common);
+        let has_statuses = common.settings.status.is_some();
+        let metadata = match (has_statuses, too_soon) {
+            (false, _) => shown.clone(),
             // A status has its own time to be told.
-            (Some(_), Some(_)) => Reading::of(&before.metadata).put_into(shown),
-            (Some(_), None) => self.reading(&before).put_into(shown),
+            (true, Some(_)) => Reading::of(&before.metadata).put_into(shown),
+            (true, None) => updates.reading(&before, common).put_into(shown),
         };
         let plain = Arc::new(Event {
             metadata,
             ..Event::clone(&before)
         });
-        let enriched = match self.enrich(&plain, until, rules) {
+        let enriched = match enrich(&plain, until, env) {
             Ok(enriched) => enriched,
             Err(questions) => return Err((Step::Show(event), questions)),
         };
         for failure in &enriched.failures {
-            self.failed(&plain, failure, out);
+            enricher_failed(&plain, failure, env);
         }
-        let after = self.enriched_if_it_fits(plain, &enriched, out);
+        let after = enriched_if_it_fits(plain, &enriched, env);
         let differs = |from: &Event| !after.metadata.entries().eq(from.metadata.entries());
         // What is for the rules alone is no news to anybody.
-        let is_news = self.settings.status.is_some() && !after.metadata.reads_as(&before.metadata);
+        let is_news = has_statuses && !after.metadata.reads_as(&before.metadata);
         match too_soon.filter(|_| is_news) {
             Some(at) => {
-                self.statuses.reshow_at(event.user, at);
+                updates.statuses.reshow_at(event.user, at);
                 if differs(&judged) {
-                    self.judge(after, rules, out);
+                    updates.decisions.judge(after, env);
                 }
             }
-            None if is_news && self.change(&after, rules, out) => {}
+            None if is_news && updates.change(Arc::clone(&after), env) => {}
             None if differs(&before) || !Arc::ptr_eq(&judged, &before) => {
-                self.show(after, rules, out);
+                updates.decisions.show(after, env);
             }
             None => {}
         }
         Ok(())
     }
+}
 
-    /// What the enrichers make of an event; the event as it is where the broker doesn't
-    /// take that much.
-    fn enriched_if_it_fits(
-        &mut self,
-        plain: Arc<Event>,
-        enriched: &Enriched,
-        out: &mut Vec<Output>,
-    ) -> Arc<Event> {
-        if enriched.changes.is_empty() {
-            return plain;
+fn try_tell(
+    event: Arc<Event>,
+    told: Told,
+    until: u64,
+    env: &mut Env<'_>,
+) -> Result<(), PendingFetch> {
+    let renditions = match env.ask_redactor(&event, told.audience()) {
+        Decision::Decided(renditions, _) => renditions,
+        Decision::NotAtHand(questions) if env.common.now() < until => {
+            return Err((Step::Tell(event, told), questions));
         }
-        let after = plain.changed(&enriched.changes);
-        let body = body::event(&updated(&after, self.clock.stamp()));
-        let body_bytes_max = self.settings.body_bytes_max;
-        if body.len() <= body_bytes_max {
-            return Arc::new(after);
+        Decision::NotAtHand(_) => Vec::new(),
+        Decision::Failed(failure) => {
+            env.common.counters.failures += 1;
+            env.plugin_failed(&event, &failure);
+            Vec::new()
         }
-        let error = format!(
-            "the enrichers make the event {} bytes long, and the broker takes {body_bytes_max}: it goes on without them",
-            body.len(),
-        );
-        let rejection = Rejection::new(Cause::TooLarge, error);
-        self.dead_letter(Subject::Updated.as_str(), &rejection, &body, out);
-        plain
+    };
+    publish_offline(&event, &told, renditions, env);
+    Ok(())
+}
+
+/// What the enrichers make of an event, unless they lack answers and there is time
+/// to wait for them.
+fn enrich(
+    event: &Arc<Event>,
+    until: u64,
+    env: &mut Env<'_>,
+) -> Result<Enriched, BTreeSet<Question>> {
+    let mut enriched = env.ask_enrichers(event);
+    if !enriched.not_at_hand.is_empty() {
+        if env.common.now() < until {
+            return Err(enriched.not_at_hand);
+        }
+        let late = |plugin| Failure {
+            plugin,
+            error: "what it asked the directory for could not be had in time".into(),
+        };
+        let unanswered = enriched.unanswered.drain(..).map(late);
+        enriched.failures.extend(unanswered);
     }
+    Ok(enriched)
+}
+
+fn enricher_failed(event: &Event, failure: &Failure, env: &mut Env<'_>) {
+    env.common.counters.failures += 1;
+    env.plugin_failed(event, failure);
+}
+
+/// Broadcasts an event as the enrichers have it.
+fn broadcast(plain: Arc<Event>, enriched: Enriched, ours: bool, env: &mut Env<'_>) -> Arc<Event> {
+    let mut shared = Arc::clone(&plain);
+    if !enriched.changes.is_empty() {
+        shared = Arc::new(plain.changed(&enriched.changes));
+    }
+    let mut body = body::event(&shared);
+    let body_bytes_max = env.common.settings.body_bytes_max;
+    if !enriched.changes.is_empty() && body.len() > body_bytes_max {
+        let error = enriched_too_large(body.len(), body_bytes_max);
+        (body, shared) = (body::event(&plain), plain);
+        env.too_large(subject(&shared), &body, error);
+    }
+    for failure in &enriched.failures {
+        enricher_failed(&shared, failure, env);
+    }
+    let body = Bytes::from(body);
+    // An application's own event is on its own subject already.
+    if ours {
+        env.publish(subject(&shared), body.clone());
+    }
+    env.publish(Subject::Events, body);
+    shared
+}
+
+/// What the enrichers make of an event; the event as it is where the broker doesn't
+/// take that much.
+fn enriched_if_it_fits(plain: Arc<Event>, enriched: &Enriched, env: &mut Env<'_>) -> Arc<Event> {
+    if enriched.changes.is_empty() {
+        return plain;
+    }
+    let after = plain.changed(&enriched.changes);
+    let body = body::event(&updated(&after, env.common.clock.stamp()));
+    let body_bytes_max = env.common.settings.body_bytes_max;
+    if body.len() <= body_bytes_max {
+        return Arc::new(after);
+    }
+    let error = enriched_too_large(body.len(), body_bytes_max);
+    env.too_large(Subject::Updated, &body, error);
+    plain
+}
+
+fn enriched_too_large(bytes: usize, max: usize) -> String {
+    format!(
+        "the enrichers make the event {bytes} bytes long, and the broker takes {max}: it goes on without them"
+    )
 }

@@ -1,39 +1,132 @@
-//! What applications state of users themselves, beside what the tracker finds.
+//! Who is online: what the tracker finds of connections, and what applications state of
+//! users themselves.
 //!
 //! A statement makes and ends no connection. While an application's offline holds,
-//! the tracker's transitions of the user are nobody's concern; when a connect lifts it,
+//! the tracker's transitions of the user concern nobody; when a connect lifts it,
 //! the user is online again by the connections that there are. An application's online
 //! is about a user without connections: they take over as soon as there are any.
 
-use super::{EXPIRIES_AT_ONCE, Output, Shard, is_full};
+use super::env::{Common, EXPIRIES_AT_ONCE, Env};
+use super::events::Events;
 use crate::event::{Change, Event, Reason};
+use crate::message::{Cause, Rejection};
 use crate::metadata::Metadata;
-use crate::rules::Rules;
-use crate::statements::Statement;
+use crate::statements::{Statement, Statements};
+use crate::tracker::Transition;
 
-impl Shard {
+/// Who is online, over the events that this makes.
+#[derive(Debug)]
+pub(super) struct Presence {
+    pub(super) statements: Statements,
+    pub(super) events: Events,
+}
+
+impl Presence {
+    /// Nobody is online yet.
+    pub(super) fn new(events: Events) -> Self {
+        Self {
+            statements: Statements::default(),
+            events,
+        }
+    }
+
+    /// Tells of those connections and graces that have ended, of so many at a time.
+    pub(super) fn expire(&mut self, env: &mut Env<'_>) {
+        let now = env.common.now();
+        for _ in 0..EXPIRIES_AT_ONCE {
+            if env.is_full() {
+                return;
+            }
+            let Some(transition) = env.common.tracker.expire(now) else {
+                return;
+            };
+            self.transition(transition, env);
+        }
+    }
+
+    /// By their connections, a user came online or went offline.
+    pub(super) fn transition(&mut self, transition: Transition<Metadata>, env: &mut Env<'_>) {
+        let common = &mut *env.common;
+        match transition {
+            Transition::Online {
+                user, at, metadata, ..
+            } => {
+                let event = common.event(&user, at, Change::Online, metadata);
+                // Neither does a heartbeat speak against an application's offline.
+                if self.statements.is_offline(event.user) {
+                    return;
+                }
+                // From now on the connections say when the user is offline.
+                self.statements.forget(event.user);
+                self.events.announce(event, true, env);
+            }
+            Transition::Offline {
+                user,
+                at,
+                last_seen,
+                reason,
+                last_heartbeat,
+            } => {
+                let mut metadata = Metadata::default().edit();
+                if let Some(heartbeat) = last_heartbeat {
+                    let timeout = common.settings.tracker.timeout_ms.to_string();
+                    metadata.set("timeoutDuration", &timeout, true);
+                    metadata.set("lastHeartbeat", &heartbeat.to_string(), true);
+                }
+                let change = Change::Offline { last_seen, reason };
+                let event = common.event(&user, at, change, metadata.build());
+                let updates = &mut self.events.updates;
+                updates.user_left(event.user, &event.name, common);
+                // They are offline already, as far as anyone has been told.
+                if self.statements.is_offline(event.user) {
+                    return;
+                }
+                self.events.announce(event, true, env);
+            }
+        }
+    }
+
     /// An application states that a user is online or offline.
-    pub(super) fn state(&mut self, event: Event, rules: &mut dyn Rules, out: &mut Vec<Output>) {
+    pub(super) fn state(&mut self, event: Event, env: &mut Env<'_>) {
         let (user, name) = (event.user, &event.name);
         let statement = match event.change {
             Change::Offline { .. } => Some(Statement::Offline),
             // Connections say better when they end.
-            _ if self.tracker.is_online(name.as_str()) => None,
+            _ if env.common.tracker.is_online(name.as_str()) => None,
             _ => Some(Statement::Online {
                 timestamp: event.timestamp,
             }),
         };
         match statement {
-            Some(statement) => self.statements.state(self.now, user, name, statement),
+            Some(statement) => self
+                .statements
+                .state(env.common.now(), user, name, statement),
             None => self.statements.forget(user),
         }
-        self.happened(event, false, rules, out);
+        self.events.announce(event, false, env);
+    }
+
+    /// Refuses what an application states of a further user, where
+    /// too many statements hold.
+    pub(super) fn refuse_statement(&self, user: &str, common: &Common) -> Option<Rejection> {
+        if self.statements.len() < common.settings.statements_max {
+            return None;
+        }
+        let id = common.names.find(user);
+        if id.is_some_and(|id| self.statements.get(id).is_some()) {
+            return None;
+        }
+        let error = format!(
+            "as many statements of applications hold as there may be ([tracker] statements_max): \
+             none is taken of a further user, `{user}`"
+        );
+        Some(Rejection::new(Cause::QuotaExceeded, error))
     }
 
     /// A user has connected: an application's offline holds no longer. Says whether
     /// one did.
-    pub(super) fn lift_offline(&mut self, user: &str) -> bool {
-        let user = self.names.find(user);
+    pub(super) fn lift_offline(&mut self, user: &str, common: &Common) -> bool {
+        let user = common.names.find(user);
         let user = user.filter(|user| self.statements.is_offline(*user));
         if let Some(user) = user {
             self.statements.forget(user);
@@ -42,21 +135,23 @@ impl Shard {
     }
 
     /// A user whose connections outlived an application's offline is online again.
-    pub(super) fn reappear(&mut self, user: &str, rules: &mut dyn Rules, out: &mut Vec<Output>) {
-        if let Some(metadata) = self.tracker.shown(user) {
-            let metadata = metadata.clone();
-            let event = self.event(user, self.clock.stamp(), Change::Online, metadata);
-            self.happened(event, true, rules, out);
+    pub(super) fn reappear(&mut self, user: &str, env: &mut Env<'_>) {
+        let common = &*env.common;
+        if let Some(metadata) = common.tracker.shown(user) {
+            let (at, metadata) = (common.clock.stamp(), metadata.clone());
+            let event = common.event(user, at, Change::Online, metadata);
+            self.events.announce(event, true, env);
         }
     }
 
     /// Ends statements that are over for want of being repeated, so many at a time.
-    pub(super) fn end_statements(&mut self, rules: &mut dyn Rules, out: &mut Vec<Output>) {
-        let ttl_ms = self.settings.statement_ttl_ms.max(1);
+    pub(super) fn end_statements(&mut self, env: &mut Env<'_>) {
+        let ttl_ms = env.common.settings.statement_ttl_ms.max(1);
+        let now = env.common.now();
         for _ in 0..EXPIRIES_AT_ONCE {
             let oldest = self.statements.oldest();
-            let is_over = |said_at: u64| said_at.saturating_add(ttl_ms) <= self.now;
-            if is_full(out) || !oldest.is_some_and(is_over) {
+            let is_over = |said_at: u64| said_at.saturating_add(ttl_ms) <= now;
+            if env.is_full() || !oldest.is_some_and(is_over) {
                 break;
             }
             let Some((user, name, statement)) = self.statements.first() else {
@@ -64,8 +159,8 @@ impl Shard {
             };
             let name = name.clone();
             match statement {
-                Statement::Offline if self.tracker.is_online(name.as_str()) => {
-                    self.statements.state(self.now, user, &name, statement);
+                Statement::Offline if env.common.tracker.is_online(name.as_str()) => {
+                    self.statements.state(now, user, &name, statement);
                 }
                 Statement::Offline => self.statements.forget(user),
                 Statement::Online { timestamp } => {
@@ -77,17 +172,18 @@ impl Shard {
                         last_seen: timestamp,
                         reason: Reason::Timeout,
                     };
-                    let at = self.clock.stamp();
-                    let event = self.event(name.as_str(), at, change, metadata.build());
-                    self.happened(event, true, rules, out);
+                    let common = &*env.common;
+                    let at = common.clock.stamp();
+                    let event = common.event(name.as_str(), at, change, metadata.build());
+                    self.events.announce(event, true, env);
                 }
             }
         }
     }
 
     /// When the next statement may be over.
-    pub(super) fn next_statement_end(&self) -> Option<u64> {
+    pub(super) fn next_statement_end(&self, common: &Common) -> Option<u64> {
         let said_at = self.statements.oldest()?;
-        Some(said_at.saturating_add(self.settings.statement_ttl_ms.max(1)))
+        Some(said_at.saturating_add(common.settings.statement_ttl_ms.max(1)))
     }
 }

@@ -6,101 +6,101 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use super::tell::context;
-use super::{Output, Shard};
+use super::decisions::Decisions;
+use super::env::{Common, Env};
+use super::types::Output;
 use crate::body::query::{Answers, Sight};
 use crate::directory::{NotAtHand, Question};
 use crate::event::{Change, Event};
 use crate::names::{Id, Name};
-use crate::rules::{Decision, Rules};
+use crate::rules::Decision;
 use crate::verdicts::Verdict;
 
 /// How many decisions may fail in one call before no more are asked for. A
 /// component that fails may take all of its time to do so.
 const FAILURES_MAX: u32 = 3;
 
-/// What one call found out on its way.
-#[derive(Default)]
-struct Asking {
+/// Answers a viewer on users of this shard. Where the directory's answers
+/// aren't at hand, they are to be fetched, and the call repeated.
+pub(super) fn query<'a>(
+    wall: u64,
+    viewer: &str,
+    users: impl Iterator<Item = &'a str>,
+    decisions: &mut Decisions,
+    env: &mut Env<'_>,
+) -> Answers {
+    // Not merely looked up: a rule may name whom nobody has named before.
+    let viewer = env.common.names.intern(viewer);
+    let users: Vec<_> = {
+        let names = env.common.names.read();
+        users.map(|user| (user, names.find(user))).collect()
+    };
+    let mut run = Run {
+        wall,
+        viewer,
+        failures: 0,
+        not_at_hand: BTreeSet::new(),
+    };
+    let mut answers = Answers::with_capacity(users.len());
+    for (text, user) in users {
+        env.common.counters.queried += 1;
+        match user {
+            None => answers.push(text, Sight::Nothing),
+            Some(user) => run.answer(text, user, decisions, env, &mut answers),
+        }
+    }
+    if !run.not_at_hand.is_empty() {
+        answers.not_at_hand = run.not_at_hand.clone();
+        env.out.push(Output::Fetch(run.not_at_hand));
+    }
+    answers
+}
+
+/// A viewer's own contacts, in the directory's order.
+pub(super) fn contacts(
+    viewer: &str,
+    common: &Common,
+    out: &mut Vec<Output>,
+) -> Result<Vec<Name>, Question> {
+    let question = Question::Contacts(common.names.intern(viewer));
+    match common.directory.audience(&question) {
+        Ok(contacts) => {
+            let names = common.names.read();
+            let contacts = contacts.ids().filter_map(|id| names.name(id).cloned());
+            Ok(contacts.collect())
+        }
+        Err(NotAtHand) => {
+            out.push(Output::Fetch(BTreeSet::from([question.clone()])));
+            Err(question)
+        }
+    }
+}
+
+/// One call, and what it has found out on its way.
+struct Run {
+    wall: u64,
+    viewer: Id,
     failures: u32,
     not_at_hand: BTreeSet<Question>,
 }
 
-impl Shard {
-    /// Answers a viewer on users of this shard. Where the directory's answers
-    /// aren't at hand, they are to be fetched, and the call repeated.
-    pub fn query<'a>(
-        &mut self,
-        now: u64,
-        viewer: &str,
-        users: impl Iterator<Item = &'a str>,
-        rules: &mut dyn Rules,
-        out: &mut Vec<Output>,
-    ) -> Answers {
-        let now = self.clock.wall_at(self.now.max(now));
-        self.notice_replaced(rules);
-        // Not merely looked up: a rule may name whom nobody has named before.
-        let viewer = self.names.intern(viewer);
-        let users: Vec<_> = {
-            let names = self.names.read();
-            users.map(|user| (user, names.find(user))).collect()
-        };
-        let mut asking = Asking::default();
-        let mut answers = Answers::with_capacity(users.len());
-        for (text, user) in users {
-            self.counters.queried += 1;
-            match user {
-                None => answers.push(text, Sight::Nothing),
-                Some(user) => {
-                    self.answer(now, viewer, text, user, rules, &mut asking, &mut answers);
-                }
-            }
-        }
-        self.notice_replaced(rules);
-        if !asking.not_at_hand.is_empty() {
-            answers.not_at_hand = asking.not_at_hand.clone();
-            out.push(Output::Fetch(asking.not_at_hand));
-        }
-        answers
-    }
-
-    /// A viewer's own contacts, in the directory's order.
-    ///
-    /// # Errors
-    /// The question, if its answer is to be fetched first.
-    pub fn contacts(&self, viewer: &str, out: &mut Vec<Output>) -> Result<Vec<Name>, Question> {
-        let question = Question::Contacts(self.names.intern(viewer));
-        match self.directory.audience(&question) {
-            Ok(contacts) => {
-                let names = self.names.read();
-                let contacts = contacts.ids().filter_map(|id| names.name(id).cloned());
-                Ok(contacts.collect())
-            }
-            Err(NotAtHand) => {
-                out.push(Output::Fetch(BTreeSet::from([question.clone()])));
-                Err(question)
-            }
-        }
-    }
-
-    #[expect(clippy::too_many_arguments, reason = "what one user's answer takes")]
+impl Run {
     fn answer(
         &mut self,
-        now: u64,
-        viewer: Id,
         text: &str,
         user: Id,
-        rules: &mut dyn Rules,
-        asking: &mut Asking,
+        decisions: &mut Decisions,
+        env: &mut Env<'_>,
         answers: &mut Answers,
     ) {
-        if let Some(entry) = self.ledger.get(user) {
+        let viewer = self.viewer;
+        if let Some(entry) = decisions.ledger.get(user) {
             // A decision that is put off isn't taken for a viewer's sake.
-            let pending = self.agenda.pending_until(user).is_some();
+            let pending = decisions.retries.pending_until(user).is_some();
             let told = entry.told.contains(viewer);
             let (shown, judged) = (Arc::clone(&entry.event), Arc::clone(entry.judged()));
             let verdict = told
-                .then(|| self.verdict_on(now, &judged, pending, rules, asking))
+                .then(|| self.verdict_on(&judged, pending, decisions, env))
                 .flatten();
             let rendition = verdict.as_deref().and_then(|all| all.rendition(viewer));
             return match rendition {
@@ -108,16 +108,16 @@ impl Shard {
                 None => answers.push(text, Sight::Nothing),
             };
         }
-        let Some(event) = self.departed.event(user, &self.names) else {
+        let Some(event) = decisions.departed.event(user, &env.common.names) else {
             return answers.push(text, Sight::Nothing);
         };
         let event = Arc::new(event);
         // Anyone who wasn't admitted while the user was online isn't now, whatever the rules say.
-        let told = self.departed.told(user);
+        let told = decisions.departed.told(user);
         if !told.is_some_and(|told| told.contains(viewer)) {
             return answers.push(text, Sight::Nothing);
         }
-        let verdict = self.verdict_on(now, &event, false, rules, asking);
+        let verdict = self.verdict_on(&event, false, decisions, env);
         let rendition = verdict.as_deref().and_then(|all| all.rendition(viewer));
         match (event.change, rendition) {
             (Change::Offline { last_seen, .. }, Some(rendition)) if rendition.last_seen => {
@@ -130,53 +130,50 @@ impl Shard {
     /// The verdict of now on an event, kept or asked for; none where it can't be had.
     fn verdict_on(
         &mut self,
-        now: u64,
         event: &Arc<Event>,
         pending: bool,
-        rules: &mut dyn Rules,
-        asking: &mut Asking,
+        decisions: &mut Decisions,
+        env: &mut Env<'_>,
     ) -> Option<Arc<Verdict>> {
         let online = event.change == Change::Online;
-        if self.settings.reuse_verdicts {
+        if env.common.settings.reuse_verdicts {
             let kept = if online {
-                self.verdicts.find(now, event).map(|(verdict, _)| verdict)
+                let kept = decisions.verdicts.find(self.wall, event);
+                kept.map(|(verdict, _)| verdict)
             } else {
-                self.departed.verdict(now, event)
+                decisions.departed.verdict(self.wall, event)
             };
             if kept.is_some() {
                 return kept;
             }
         }
-        let unanswered = self.agenda.unanswered.of(event.user);
-        let missing = unanswered.filter(|question| !self.directory.has(question));
-        asking.not_at_hand.extend(missing.cloned());
+        let (unanswered, directory) = (&decisions.retries.unanswered, &env.common.directory);
+        let missing = unanswered.of(event.user);
+        let missing = missing.filter(|question| !directory.has(question));
+        self.not_at_hand.extend(missing.cloned());
         // Put off for want of answers that have come, it is about to be taken.
-        let pending = pending
-            && !self
-                .agenda
-                .unanswered
-                .is_served(event.user, &self.directory);
-        if pending || asking.failures >= FAILURES_MAX {
+        let pending = pending && !unanswered.is_served(event.user, directory);
+        if pending || self.failures >= FAILURES_MAX {
             return None;
         }
-        self.counters.decided += 1;
-        let context = context(&self.clock, now, event, &self.directory, &self.names);
-        match rules.decide(context) {
+        match env.ask_rules(self.wall, event) {
             Decision::Decided(renditions, reads) if online => {
                 let verdict = Arc::new(Verdict::new(event.user, renditions));
-                self.verdicts.keep(now, event, Arc::clone(&verdict), reads);
+                let kept = Arc::clone(&verdict);
+                decisions.verdicts.keep(self.wall, event, kept, reads);
                 Some(verdict)
             }
             Decision::Decided(renditions, reads) => {
-                Some(self.departed.keep(now, event, renditions, reads))
+                let departed = &mut decisions.departed;
+                Some(departed.keep(self.wall, event, renditions, reads))
             }
             Decision::NotAtHand(questions) => {
-                asking.not_at_hand.extend(questions);
+                self.not_at_hand.extend(questions);
                 None
             }
             Decision::Failed(_) => {
-                self.counters.failures += 1;
-                asking.failures += 1;
+                env.common.counters.failures += 1;
+                self.failures += 1;
                 None
             }
         }

@@ -1,4 +1,4 @@
-//! How fast what comes of deciding again is published.
+//! The rate limiter of corrections: how many messages a second may come of deciding again.
 
 /// For how long unused capacity may be made up for, in nanoseconds.
 const BURST_NS: u64 = 100_000_000;
@@ -8,14 +8,14 @@ const NS_PER_S: u64 = 1_000_000_000;
 
 /// A limit to how many messages a second corrections take.
 #[derive(Debug)]
-pub(super) struct Pace {
+pub(super) struct RateLimiter {
     /// What one message takes; 0 without a limit.
     ns_each: u64,
-    /// When all that has been published would have been, at the pace.
+    /// When all that has been published would have been, at the rate.
     done_ns: u64,
 }
 
-impl Pace {
+impl RateLimiter {
     /// So many messages a second, or as many as come, for 0.
     pub(super) fn new(messages_per_s: u64) -> Self {
         Self {
@@ -24,7 +24,7 @@ impl Pace {
         }
     }
 
-    /// Goes at another pace from here on.
+    /// Goes at another rate from here on.
     pub(super) fn change(&mut self, messages_per_s: u64) {
         self.ns_each = Self::new(messages_per_s).ns_each;
         if self.ns_each == 0 {
@@ -52,20 +52,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_published_holds_up_the_next_by_the_pace() {
-        let mut pace = Pace::new(1_000);
+    fn what_is_published_holds_up_the_next_by_the_rate() {
+        let mut limiter = RateLimiter::new(1_000);
         let now = 10_000;
-        assert!(pace.next_at() <= now);
+        assert!(limiter.next_at() <= now);
         // What wasn't used of the last 100 ms may be made up for.
-        pace.published(now, 100);
-        assert_eq!(pace.next_at(), now);
-        pace.published(now, 1);
-        assert_eq!(pace.next_at(), now + 1);
-        pace.published(now + 1, 50);
-        assert_eq!(pace.next_at(), now + 51);
-        pace.change(0);
-        assert_eq!(pace.next_at(), 0);
-        pace.published(now, 1_000_000);
-        assert_eq!(pace.next_at(), 0);
+        limiter.published(now, 100);
+        assert_eq!(limiter.next_at(), now);
+        limiter.published(now, 1);
+        assert_eq!(limiter.next_at(), now + 1);
+        limiter.published(now + 1, 50);
+        assert_eq!(limiter.next_at(), now + 51);
+        limiter.change(0);
+        assert_eq!(limiter.next_at(), 0);
+        limiter.published(now, 1_000_000);
+        assert_eq!(limiter.next_at(), 0);
     }
 }

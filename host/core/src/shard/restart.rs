@@ -1,46 +1,35 @@
-//! What a shard knows, over a restart.
+//! What a shard knows, over a restart: taken piece by piece, and put back.
 
 use super::Shard;
+use super::presence::Presence;
 use crate::record::Record;
+use crate::step::Step;
 
 impl Shard {
     /// Whether changes are noted from now on, for [`Self::take_records`].
     pub fn keep_records(&mut self, keep: bool) {
-        self.tracker.keep_records(keep);
-        self.ledger.keep_records(keep);
-        self.departed.keep_records(keep);
-        self.statuses.keep_records(keep);
-        self.waiting.keep_records(keep);
-        self.statements.keep_records(keep);
+        self.common.tracker.keep_records(keep);
+        self.presence.keep_records(keep);
     }
 
     /// Whether there is anything to take, now or soon.
     pub fn has_records(&self) -> bool {
-        self.tracker.has_records()
-            || self.ledger.has_records()
-            || self.departed.has_records()
-            || self.statuses.has_records()
-            || self.waiting.has_records()
-            || self.statements.has_records()
+        self.common.tracker.has_records() || self.presence.has_records()
     }
 
     /// Up to when the graces that run have been heard, by the host's clock; none if none
     /// does. The store is to know this: for how long they ran is not known otherwise.
     pub fn graces_at(&self) -> Option<u64> {
-        self.tracker.graces_at()
+        self.common.tracker.graces_at()
     }
 
     /// All that has changed since this was last called, whatever came and went in
     /// between. When connections were last heard from is told of one of so many
     /// `parts` of them at a time. Of two records of the same thing, the later holds.
     pub fn take_records(&mut self, parts: usize) -> Vec<Record> {
-        let of_tracker = self.tracker.take_records(parts);
+        let of_tracker = self.common.tracker.take_records(parts);
         let mut records: Vec<_> = of_tracker.into_iter().map(Record::Tracker).collect();
-        self.ledger.take_records(&mut records);
-        self.departed.take_records(&mut records);
-        self.statuses.take_records(&mut records);
-        self.waiting.take_records(&mut records);
-        self.statements.take_records(&mut records);
+        self.presence.take_records(&mut records);
         records
     }
 
@@ -49,51 +38,97 @@ impl Shard {
     /// were taken `down_ms` ago. Verdicts are none of them: everyone is decided
     /// again, and the differences are corrected.
     pub fn restore(&mut self, now: u64, down_ms: u64, records: impl IntoIterator<Item = Record>) {
-        self.pass(now);
+        self.common.clock.pass(now);
+        let now = self.common.now();
+        let until = now + self.common.settings.answer_wait_ms;
+        let Self {
+            common, presence, ..
+        } = self;
+        let Presence { statements, events } = presence;
+        let (queue, updates) = (&mut events.queue, &mut events.updates);
         let mut departures = Vec::new();
         for record in records {
             match record {
-                Record::Tracker(record) => self.tracker.restore(self.now, down_ms, record),
+                Record::Tracker(record) => common.tracker.restore(now, down_ms, record),
                 Record::Told { entry, .. } => {
                     if let Some(entry) = entry {
-                        self.ledger.restore(entry);
+                        updates.decisions.ledger.restore(entry);
                     }
                 }
                 Record::Departed { departure, .. } => departures.extend(departure),
                 Record::Status { user, word } => {
                     if let Some(word) = word {
-                        self.statuses
-                            .restore(self.names.intern(user.as_str()), word);
+                        let id = common.names.intern(user.as_str());
+                        updates.statuses.restore(id, word);
                     }
                 }
                 Record::Stated { user, statement } => {
                     if let Some((said_at, statement)) = statement {
-                        let id = self.names.intern(user.as_str());
-                        let said_at = said_at.min(self.now);
-                        self.statements.restore(said_at, id, &user, statement);
+                        let id = common.names.intern(user.as_str());
+                        statements.restore(said_at.min(now), id, &user, statement);
                     }
                 }
-                Record::Waiting { steps, .. } => {
-                    let until = self.now + self.settings.answer_wait_ms;
-                    self.waiting.restore(steps, until);
-                }
+                Record::Waiting { steps, .. } => queue.restore(steps, until),
             }
         }
-        self.tracker.restored();
-        self.departed.restore(departures, &self.names);
-        if self.settings.status.is_some() {
-            for user in self.ledger.users() {
-                self.statuses.look_at(user, self.now);
+        common.tracker.restored();
+        let departed = &mut updates.decisions.departed;
+        departed.restore(departures, &common.names);
+        if common.settings.status.is_some() {
+            for user in updates.decisions.ledger.users() {
+                updates.statuses.look_at(user, now);
             }
         } else {
-            self.forget_statuses();
+            updates.forget_all(common);
         }
-        self.rules_changed();
+        events.rules_changed();
     }
 
     /// Every lease begins anew.
     pub fn renew_leases(&mut self, now: u64) {
-        self.pass(now);
-        self.tracker.renew_leases(self.now);
+        self.common.clock.pass(now);
+        self.common.tracker.renew_leases(self.common.clock.now());
+    }
+}
+
+impl Presence {
+    fn keep_records(&mut self, keep: bool) {
+        let updates = &mut self.events.updates;
+        updates.decisions.ledger.keep_records(keep);
+        updates.decisions.departed.keep_records(keep);
+        updates.statuses.keep_records(keep);
+        self.events.queue.keep_records(keep);
+        self.statements.keep_records(keep);
+    }
+
+    fn has_records(&self) -> bool {
+        let updates = &self.events.updates;
+        updates.decisions.ledger.has_records()
+            || updates.decisions.departed.has_records()
+            || updates.statuses.has_records()
+            || self.events.queue.has_records()
+            || self.statements.has_records()
+    }
+
+    fn take_records(&mut self, records: &mut Vec<Record>) {
+        let (queue, updates) = (&mut self.events.queue, &mut self.events.updates);
+        let decisions = &mut updates.decisions;
+        let ledger = &mut decisions.ledger;
+        ledger.take_changed(|user, entry| records.push(Record::Told { user, entry }));
+        let departed = &mut decisions.departed;
+        departed.take_changed(|user, departure| records.push(Record::Departed { user, departure }));
+        let words = updates.statuses.take_changed();
+        records.extend(words.map(|(user, word)| Record::Status { user, word }));
+        // What is told later is told at once after a restart.
+        let mut waiting = queue.take_changed();
+        waiting.extend(ledger.take_put_off());
+        records.extend(waiting.into_iter().map(|(id, user)| {
+            let entry = ledger.get(id);
+            let put_off = entry.and_then(|entry| entry.next.clone()).map(Step::Show);
+            let steps = queue.steps(id).cloned().chain(put_off).collect();
+            Record::Waiting { user, steps }
+        }));
+        let statements = self.statements.take_changed();
+        records.extend(statements.map(|(user, statement)| Record::Stated { user, statement }));
     }
 }

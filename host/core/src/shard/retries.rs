@@ -1,4 +1,6 @@
-//! When to decide again on whom: on few of those who are online, at a time.
+//! Decisions that are made again at a time: those that failed or lack an answer of the
+//! directory, and those that a component asked to be asked again for. They concern few of
+//! those who are online.
 
 use std::collections::BTreeSet;
 
@@ -9,7 +11,7 @@ use crate::unanswered::Unanswered;
 
 /// A decision that is to be made again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Again {
+pub(super) struct Retry {
     /// When, in milliseconds by the monotonic time.
     pub(super) at: u64,
     /// Set while the decision is pending, since it failed or lacks an answer:
@@ -19,17 +21,17 @@ pub(super) struct Again {
 
 /// The decisions that are to be made again.
 #[derive(Debug, Default)]
-pub(super) struct Agenda {
-    users: HashMap<Id, Again, foldhash::fast::FixedState>,
+pub(super) struct Retries {
+    users: HashMap<Id, Retry, foldhash::fast::FixedState>,
     /// Those of them whose time hasn't come.
     times: BTreeSet<(u64, Id)>,
     /// What some of them lack of the directory, until another decision is noted.
     pub(super) unanswered: Unanswered,
 }
 
-impl Agenda {
+impl Retries {
     /// When to decide again on a user, if it is to be done.
-    pub(super) fn get(&self, user: Id) -> Option<Again> {
+    pub(super) fn get(&self, user: Id) -> Option<Retry> {
         if self.users.is_empty() {
             return None;
         }
@@ -44,7 +46,7 @@ impl Agenda {
     }
 
     /// Notes when to decide again on a user, if it is to be done.
-    pub(super) fn set(&mut self, user: Id, again: Option<Again>) {
+    pub(super) fn set(&mut self, user: Id, again: Option<Retry>) {
         let before = match again {
             Some(again) => {
                 self.times.insert((again.at, user));
@@ -90,19 +92,19 @@ mod tests {
 
     #[test]
     fn a_user_has_one_time_and_a_decision_that_is_due_is_pending_until_it_is_noted() {
-        let (mut agenda, user) = (Agenda::default(), Id(7));
-        let again = |at, next_wait_ms| Some(Again { at, next_wait_ms });
-        agenda.set(user, again(20, None));
-        agenda.set(user, again(10, Some(5)));
-        assert_eq!(agenda.next_at(), Some(10));
-        assert_eq!(agenda.due(9), None);
-        assert_eq!(agenda.due(10), Some(user));
-        assert_eq!((agenda.due(99), agenda.next_at()), (None, None));
-        assert_eq!(agenda.pending_until(user), Some(10));
-        agenda.set(user, again(10, Some(10)));
-        assert_eq!(agenda.pending().collect::<Vec<_>>(), [user]);
-        assert_eq!(agenda.due(10), Some(user));
-        agenda.set(user, None);
-        assert_eq!((agenda.get(user), agenda.next_at()), (None, None));
+        let (mut retries, user) = (Retries::default(), Id(7));
+        let again = |at, next_wait_ms| Some(Retry { at, next_wait_ms });
+        retries.set(user, again(20, None));
+        retries.set(user, again(10, Some(5)));
+        assert_eq!(retries.next_at(), Some(10));
+        assert_eq!(retries.due(9), None);
+        assert_eq!(retries.due(10), Some(user));
+        assert_eq!((retries.due(99), retries.next_at()), (None, None));
+        assert_eq!(retries.pending_until(user), Some(10));
+        retries.set(user, again(10, Some(10)));
+        assert_eq!(retries.pending().collect::<Vec<_>>(), [user]);
+        assert_eq!(retries.due(10), Some(user));
+        retries.set(user, None);
+        assert_eq!((retries.get(user), retries.next_at()), (None, None));
     }
 }

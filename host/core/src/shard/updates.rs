@@ -1,46 +1,61 @@
-//! Telling what changes of users while they are online: their statuses.
+//! What changes of users while they are online: their statuses.
 //!
 //! Connections and the users' own words are merged into two keys of the online
 //! event that the ledger holds. Where they come to read otherwise, that is
-//! broadcast, and shown as any other change of the event is. Of a user that happens once in an interval at most:
-//! a change is told at once, and what follows it too soon is looked at again when
-//! the interval is over.
+//! broadcast, and shown as any other change of the event is. Of a user that happens once in
+//! an interval at most: a change is told at once, and what follows it too soon is looked at
+//! again when the interval is over.
 
 use std::sync::Arc;
 
-use super::settle::updated;
-use super::{Output, Shard, is_full};
+use super::decisions::Decisions;
+use super::env::{Common, Env};
+use super::publishing::updated;
 use crate::body;
 use crate::event::{Change, Event};
 use crate::message::{Cause, Rejection};
-use crate::names::Id;
+use crate::names::{Id, Name};
 use crate::publish::Subject;
-use crate::rules::Rules;
-use crate::status::{Reading, Said};
+use crate::status::{Reading, Said, Statuses};
 
-/// How many users are looked at before new inputs get their turn.
-const LOOKS_AT_ONCE: usize = 256;
+/// The statuses of the shard's users, over the decisions on their online events.
+#[derive(Debug)]
+pub(super) struct Updates {
+    pub(super) statuses: Statuses,
+    pub(super) decisions: Decisions,
+}
 
-impl Shard {
+impl Updates {
+    /// No statuses yet.
+    pub(super) fn new(decisions: Decisions) -> Self {
+        Self {
+            statuses: Statuses::default(),
+            decisions,
+        }
+    }
+
     /// Takes in what a connection says of its user's status. Says why it isn't kept what
     /// the user says of themselves, if it isn't.
-    pub(super) fn take_status(
+    pub(super) fn take(
         &mut self,
         user: &str,
         conn: &str,
         timestamp: u64,
         metadata: Option<&str>,
+        common: &mut Common,
     ) -> Option<Rejection> {
-        let users_max = self.settings.status?.users_max;
+        let users_max = common.settings.status?.users_max;
         let metadata = metadata?;
+        let now = common.now();
         let said = Said::read(metadata);
-        self.counters.unknown_statuses += said.unknown;
+        common.counters.unknown_statuses += said.unknown;
         if let Some(activity) = said.activity {
-            self.tracker
-                .set_activity(self.now, user, conn, timestamp, activity);
+            common
+                .tracker
+                .set_activity(now, user, conn, timestamp, activity);
         }
         if let Some(status) = said.status {
-            let (id, name) = self.names.intern_name(user);
+            let (id, name) = common.names.intern_name(user);
             if !self.statuses.has_room(id, users_max) {
                 let error = format!(
                     "the status of as many users is kept as may be ([status] users_max): that of \
@@ -48,9 +63,9 @@ impl Shard {
                 );
                 return Some(Rejection::new(Cause::QuotaExceeded, error));
             }
-            let timestamp = timestamp.min(self.clock.stamp());
+            let timestamp = timestamp.min(common.clock.stamp());
             if self.statuses.say(id, &name, timestamp, status) {
-                self.statuses.look_at(id, self.now);
+                self.statuses.look_at(id, now);
             }
         }
         None
@@ -58,24 +73,25 @@ impl Shard {
 
     /// An online event with the user's status of now in it. Those who have been told
     /// of the user already are told what differs as of any other change.
-    pub(super) fn with_status(&mut self, event: Arc<Event>) -> Arc<Event> {
+    pub(super) fn with_status(&mut self, event: Arc<Event>, common: &Common) -> Arc<Event> {
         // Of who has no connection, an application says all there is to say.
-        if self.settings.status.is_none()
+        if common.settings.status.is_none()
             || event.change != Change::Online
-            || !self.tracker.is_online(event.name.as_str())
+            || !common.tracker.is_online(event.name.as_str())
         {
             return event;
         }
-        let reading = match self.ledger.get(event.user) {
+        let reading = match self.decisions.ledger.get(event.user) {
             Some(entry) => {
-                self.statuses.look_at(event.user, self.now);
+                self.statuses.look_at(event.user, common.now());
                 Reading::of(&entry.event.metadata)
             }
             None => {
-                if let Some(at) = self.statuses.expires_at(self.clock.wall(), event.user) {
-                    self.statuses.look_at(event.user, self.clock.now_at(at));
+                let clock = &common.clock;
+                if let Some(at) = self.statuses.expires_at(clock.wall(), event.user) {
+                    self.statuses.look_at(event.user, clock.now_at(at));
                 }
-                self.reading(&event)
+                self.reading(&event, common)
             }
         };
         let mut event = Arc::unwrap_or_clone(event);
@@ -83,68 +99,56 @@ impl Shard {
         Arc::new(event)
     }
 
-    /// Tells what has changed of users whose time has come.
-    pub(super) fn update(&mut self, rules: &mut dyn Rules, out: &mut Vec<Output>) {
-        if let Some(status) = self.settings.status {
-            self.tracker.end_typing(self.now, status.typing_ms);
-        }
-        for _ in 0..LOOKS_AT_ONCE {
-            if is_full(out) {
-                break;
-            }
-            let Some(user) = self.tracker.take_reshown() else {
-                break;
-            };
-            self.reshow(&user, rules, out);
-        }
-        while let Some(user) = self.tracker.take_changed_activities() {
-            if self.settings.status.is_some()
-                && let Some(user) = self.names.find(&user)
-            {
-                self.statuses.look_at(user, self.now);
-            }
-        }
-        for _ in 0..LOOKS_AT_ONCE {
-            if is_full(out) {
-                return;
-            }
-            let Some(user) = self.statuses.pop_due(self.now) else {
-                return;
-            };
-            self.look(user, rules, out);
-        }
-    }
-
     /// Whether a change of a user's status waits until it may be told, and so hasn't
     /// been decided on.
-    pub(super) fn status_waits(&self, user: Id) -> bool {
-        let settings = self.settings.status;
+    pub(super) fn waits(&self, user: Id, common: &Common) -> bool {
+        let settings = common.settings.status;
         settings.is_some_and(|it| self.statuses.waits(user, it.min_interval_ms))
     }
 
+    /// A user's last connection is gone.
+    pub(super) fn user_left(&mut self, user: Id, name: &Name, common: &Common) {
+        if self.waits(user, common)
+            && let Some(entry) = self.decisions.ledger.get_mut(user)
+        {
+            entry.unsettled = true;
+        }
+        self.statuses.forget(user, name);
+        self.decisions.forget_update(user);
+    }
+
     /// Forgets all statuses, and takes back what was told of them.
-    pub(super) fn forget_statuses(&mut self) {
-        for user in self.tracker.forget_activities() {
-            let user = self.names.intern(&user);
-            self.statuses.look_at(user, self.now);
+    pub(super) fn forget_all(&mut self, common: &mut Common) {
+        let now = common.now();
+        for user in common.tracker.forget_activities() {
+            let user = common.names.intern(&user);
+            self.statuses.look_at(user, now);
         }
         for user in self.statuses.users() {
-            if let Some(name) = self.names.name(user) {
+            if let Some(name) = common.names.name(user) {
                 self.statuses.unsay(user, &name);
             }
-            self.statuses.look_at(user, self.now);
+            self.statuses.look_at(user, now);
+        }
+    }
+
+    /// The wall clock has moved: statuses that expire are looked at.
+    pub(super) fn clock_moved(&mut self, now: u64) {
+        self.decisions.clock_moved();
+        for user in self.statuses.expiring() {
+            self.statuses.look_at(user, now);
         }
     }
 
     /// How a user's online event is to read now.
-    pub(super) fn reading(&self, event: &Event) -> Reading {
-        if self.settings.status.is_none() {
+    pub(super) fn reading(&self, event: &Event, common: &Common) -> Reading {
+        if common.settings.status.is_none() {
             return Reading::default();
         }
         let name = event.name.as_str();
-        let status = self.statuses.status(self.clock.wall(), event.user);
-        if self.tracker.is_connected(name) {
-            let activity = self.tracker.activity(name);
+        let status = self.statuses.status(common.clock.wall(), event.user);
+        if common.tracker.is_connected(name) {
+            let activity = common.tracker.activity(name);
             return Reading {
                 activity: activity.map(|activity| activity.json().into()),
                 status: status.flatten(),
@@ -159,36 +163,36 @@ impl Shard {
     }
 
     /// Looks whether a user is shown as they are to be, and changes it where they
-    /// aren't, unless that would be too soon.
-    fn look(&mut self, user: Id, rules: &mut dyn Rules, out: &mut Vec<Output>) {
+    /// aren't, unless that would be too soon. Says whether the user is to be shown by
+    /// another connection now, which was put off.
+    pub(super) fn look(&mut self, user: Id, env: &mut Env<'_>) -> bool {
         let put_off = self.statuses.take_reshow(user);
         // What is shown anew has the status of now in it. Where statuses have been turned
         // off, what was told of them is taken back first.
-        if !put_off || self.settings.status.is_none() {
-            self.look_at_status(user, rules, out);
+        if !put_off || env.common.settings.status.is_none() {
+            self.look_at_status(user, env);
         }
-        if put_off && let Some(name) = self.names.name(user) {
-            self.reshow(name.as_str(), rules, out);
-        }
+        put_off
     }
 
-    fn look_at_status(&mut self, user: Id, rules: &mut dyn Rules, out: &mut Vec<Output>) {
-        let Some(entry) = self.ledger.get(user) else {
+    fn look_at_status(&mut self, user: Id, env: &mut Env<'_>) {
+        let common = &*env.common;
+        let Some(entry) = self.decisions.ledger.get(user) else {
             return;
         };
         // Another connection is about to be shown, and the status of now with it.
-        if entry.next.is_some() && self.settings.status.is_some() {
+        if entry.next.is_some() && common.settings.status.is_some() {
             return;
         }
         let before = Arc::clone(&entry.event);
-        if let Some(at) = self.statuses.expires_at(self.clock.wall(), user) {
-            self.statuses.look_at(user, self.clock.now_at(at));
+        if let Some(at) = self.statuses.expires_at(common.clock.wall(), user) {
+            self.statuses.look_at(user, common.clock.now_at(at));
         }
-        let reading = self.reading(&before);
+        let reading = self.reading(&before, common);
         if reading == Reading::of(&before.metadata) {
             return;
         }
-        if let Some(next_at) = self.next_update_at(user) {
+        if let Some(next_at) = self.next_at(user, common) {
             return self.statuses.look_at(user, next_at);
         }
         let event = Arc::new(Event {
@@ -196,45 +200,32 @@ impl Shard {
             ..Event::clone(&before)
         });
         // What is too large to be told stays as it was.
-        self.change(&event, rules, out);
+        self.change(event, env);
     }
 
     /// When a user may be updated again, if that is not yet.
-    pub(super) fn next_update_at(&self, user: Id) -> Option<u64> {
-        let min_interval_ms = self.settings.status?.min_interval_ms;
+    pub(super) fn next_at(&self, user: Id, common: &Common) -> Option<u64> {
+        let min_interval_ms = common.settings.status?.min_interval_ms;
         let next_at = self.statuses.told_at(user)?.saturating_add(min_interval_ms);
-        (next_at > self.now).then_some(next_at)
-    }
-
-    /// When typing is over that nobody says again.
-    pub(super) fn next_typing_end(&self) -> Option<u64> {
-        self.tracker
-            .next_typing_end(self.settings.status?.typing_ms)
+        (next_at > common.now()).then_some(next_at)
     }
 
     /// What is shown of an online user has changed: that is broadcast, and told. Says
     /// whether the broker takes that much; if not, nothing happens.
-    pub(super) fn change(
-        &mut self,
-        event: &Arc<Event>,
-        rules: &mut dyn Rules,
-        out: &mut Vec<Output>,
-    ) -> bool {
-        let user = event.user;
-        let body = body::event(&updated(event, self.clock.stamp()));
-        let body_bytes_max = self.settings.body_bytes_max;
+    pub(super) fn change(&mut self, event: Arc<Event>, env: &mut Env<'_>) -> bool {
+        let body = body::event(&updated(&event, env.common.clock.stamp()));
+        let body_bytes_max = env.common.settings.body_bytes_max;
         if body.len() > body_bytes_max {
             let error = format!(
                 "with what has changed the event is {} bytes long, and the broker takes {body_bytes_max}: it is not broadcast",
                 body.len(),
             );
-            let rejection = Rejection::new(Cause::TooLarge, error);
-            self.dead_letter(Subject::Updated.as_str(), &rejection, &body, out);
+            env.too_large(Subject::Updated, &body, error);
             return false;
         }
-        self.publish(Subject::Updated, body, out);
-        self.statuses.told(&self.clock, user);
-        self.show(Arc::clone(event), rules, out);
+        env.publish(Subject::Updated, body);
+        self.statuses.told(env.common.now(), event.user);
+        self.decisions.show_update(event, env);
         true
     }
 }

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use super::activity::Activity;
-use super::record::Silence;
-use super::shown::Place;
+use super::places::Place;
+use super::silence::Silence;
 use super::slab::Key;
 
 #[derive(Debug)]

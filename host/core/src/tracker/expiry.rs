@@ -1,11 +1,12 @@
 //! The tracker and time: leases that run out and graces that end, by the hearing
 //! clock, and closes that are forgotten.
 
+use super::Tracker;
+use super::agenda::Task;
 use super::connection::{Life, NOT_QUEUED, State};
 use super::hearing::Hearing;
 use super::slab::Key;
 use super::types::{Reason, Settings, Transition};
-use super::{Task, Tracker};
 
 impl<M: Clone> Tracker<M> {
     /// When to call `expire`. It may turn out that nothing is due then, but

@@ -27,14 +27,18 @@
 
 mod activity;
 mod agenda;
+mod changes;
 mod connection;
 mod damping;
+mod doing;
 mod expiry;
 mod hearing;
+mod places;
 mod quotas;
 mod record;
 mod roster;
 mod shown;
+mod silence;
 mod slab;
 mod types;
 mod user;
@@ -44,14 +48,15 @@ use std::collections::BinaryHeap;
 use std::sync::Arc;
 
 pub use self::activity::Activity;
-use self::agenda::{Agenda, Task};
+use self::agenda::Agenda;
+use self::changes::Changes;
 use self::connection::{Close, Heard, Life, State};
 pub use self::damping::Damping;
 use self::hearing::Hearing;
-use self::record::Changes;
-pub use self::record::{Connected, Record, Seen, Silence};
+use self::places::Orders;
+pub use self::record::{Connected, Record, Seen};
 use self::roster::Roster;
-use self::shown::Orders;
+pub use self::silence::Silence;
 use self::slab::Key;
 pub use self::types::{Effect, Handled, Quota, Reason, Settings, Transition};
 use self::user::PendingOffline;

@@ -8,14 +8,15 @@
 use std::cmp::Reverse;
 use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
-
+use super::Tracker;
 use super::activity::Activity;
+use super::changes::Changes;
 use super::connection::{Close, Connection, Heard, Life, Saving, State};
+use super::roster::Roster;
+use super::silence::Silence;
 use super::slab::Key;
 use super::types::Reason;
 use super::user::PendingOffline;
-use super::{Roster, Tracker};
 
 /// A piece of what the tracker knows; none where it is known no longer.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -77,35 +78,6 @@ pub enum Connected<M> {
     },
 }
 
-/// A connection from which nothing has been heard in this run of the host.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Silence {
-    /// When the host started for the first time since it was heard from, in milliseconds.
-    pub since: u64,
-    /// How often the host has started since.
-    pub starts: u32,
-}
-
-impl Silence {
-    /// The host starts for the first time since the connection was heard from.
-    fn from(now: u64) -> Self {
-        Self {
-            since: now,
-            starts: 0,
-        }
-    }
-
-    /// How long the lease is at the next start, in milliseconds: at the first one a whole
-    /// time-out, since the client couldn't be heard while the host was down; later what
-    /// is left of that time-out, but at least half as long as at the start before, since
-    /// the host may have been down for most of it. So all starts together add at most one
-    /// time-out of hearing, however many there are.
-    fn lease_ms(self, now: u64, timeout_ms: u64) -> u64 {
-        let left_ms = timeout_ms.saturating_sub(now.saturating_sub(self.since));
-        left_ms.max(timeout_ms.checked_shr(self.starts).unwrap_or(0))
-    }
-}
-
 /// What is known of a user beyond their connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Seen {
@@ -113,22 +85,6 @@ pub struct Seen {
     pub last_seen: u64,
     /// Since when a grace runs, less all pauses, by the host's clock, and how it began.
     pub pending: Option<(u64, Reason)>,
-}
-
-/// What has changed since it was last taken.
-#[derive(Debug, Default)]
-pub(super) struct Changes {
-    /// Whether anybody takes them.
-    wanted: bool,
-    connections: Vec<Key>,
-    users: Vec<Key>,
-    /// Those of which a record was handed out, and nothing is known any longer.
-    gone_connections: Vec<(Arc<str>, Arc<str>)>,
-    gone_users: Vec<Arc<str>>,
-    /// The slot from which to look on for who was heard from.
-    heard_from: usize,
-    /// How long the pauses took of which records of graces know nothing yet.
-    paused_ms: u64,
 }
 
 /// How much of a pause a grace may seem to run in, in milliseconds, after a restart.

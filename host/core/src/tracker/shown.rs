@@ -12,73 +12,8 @@ use std::sync::Arc;
 
 use super::Tracker;
 use super::connection::State;
+use super::places::{Ends, MARK, Place, is_marked, without_mark};
 use super::slab::Key;
-
-/// Added to the order of a connection that stays before those opened after it.
-const MARK: i64 = 1 << 62;
-
-/// The two ends of a user's list.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Ends {
-    oldest: Option<Key>,
-    newest: Option<Key>,
-}
-
-/// A live connection's place in its user's list.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Place {
-    /// Rises with each that is opened, and is below 0 for one that was adopted. The list
-    /// goes by it.
-    pub(super) order: i64,
-    older: Option<Key>,
-    newer: Option<Key>,
-}
-
-impl Place {
-    /// One that isn't in a list yet.
-    pub(super) fn new(order: i64) -> Self {
-        Self {
-            order,
-            ..Self::default()
-        }
-    }
-}
-
-/// The orders that were given last.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Orders {
-    opened: i64,
-    adopted: i64,
-}
-
-impl Orders {
-    pub(super) fn opened(&mut self) -> i64 {
-        self.opened += 1;
-        self.opened
-    }
-
-    pub(super) fn adopted(&mut self) -> i64 {
-        self.adopted -= 1;
-        self.adopted
-    }
-
-    fn know(&mut self, order: i64) {
-        self.opened = self.opened.max(without_mark(order));
-        self.adopted = self.adopted.min(order);
-    }
-}
-
-fn is_marked(order: i64) -> bool {
-    order >= MARK
-}
-
-fn without_mark(order: i64) -> i64 {
-    if is_marked(order) {
-        order - MARK
-    } else {
-        order
-    }
-}
 
 impl<M: Clone> Tracker<M> {
     /// What the newest of a user's live connections said of itself.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::activity::Activities;
 use super::connection::{NOT_QUEUED, Saving};
 use super::damping::Flips;
-use super::shown::Ends;
+use super::places::Ends;
 use super::types::Reason;
 
 #[derive(Debug)]

@@ -9,6 +9,7 @@ use wasmtime::bail;
 use wasmtime::component::TypedFunc;
 
 use super::*;
+use crate::call::Call;
 use crate::{Engine, Limits, Manifest, Plugin, Quarantine, self_test};
 
 static ANCIENT: Api = Api {

@@ -20,7 +20,7 @@ use wasmtime::{AsContextMut, Result, Store, StoreContextMut, Trap, bail, format_
 
 use super::export::Export;
 use super::stateful::Stateful;
-use super::types::{EventArg, Kind, RenditionResult, State};
+use super::types::{EventArg, RenditionResult, State};
 use super::version::Api;
 use crate::call::{self, Call};
 

@@ -1,0 +1,47 @@
+//! The kinds of messages that come in, and their subjects.
+
+/// The subjects that are listened to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Kind {
+    /// `presence.connect`
+    Connect,
+    /// `presence.disconnect`
+    Disconnect,
+    /// `presence.heartbeat`
+    Heartbeat,
+    /// `presence.events.user_online`, from an application.
+    Online,
+    /// `presence.events.user_offline`, from an application.
+    Offline,
+}
+
+impl Kind {
+    /// All of them.
+    pub const ALL: [Self; 5] = [
+        Self::Connect,
+        Self::Disconnect,
+        Self::Heartbeat,
+        Self::Online,
+        Self::Offline,
+    ];
+
+    /// The subject, without a tenant's prefix.
+    pub fn subject(self) -> &'static str {
+        match self {
+            Self::Connect => "presence.connect",
+            Self::Disconnect => "presence.disconnect",
+            Self::Heartbeat => "presence.heartbeat",
+            Self::Online => "presence.events.user_online",
+            Self::Offline => "presence.events.user_offline",
+        }
+    }
+
+    /// The kind that a subject (without a tenant's prefix) carries.
+    pub fn of_subject(subject: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.subject() == subject)
+    }
+
+    pub(super) fn has_connection(self) -> bool {
+        matches!(self, Self::Connect | Self::Disconnect | Self::Heartbeat)
+    }
+}

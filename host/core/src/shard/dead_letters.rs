@@ -1,0 +1,50 @@
+//! Dead letters: what could not be processed is published with its bytes and the reason,
+//! as far as the allowance goes. They are made here and nowhere else.
+
+use super::env::Env;
+use super::publishing::subject;
+use super::settings::Settings;
+use crate::allowance::SHORT_BYTES;
+use crate::body;
+use crate::event::Event;
+use crate::message::{Cause, Rejection};
+use crate::publish::Subject;
+use crate::rules::Failure;
+
+impl Env<'_> {
+    /// A message, or an event, can't be processed.
+    pub(super) fn dead_letter(&mut self, subject: &str, rejection: &Rejection, payload: &[u8]) {
+        let common = &mut *self.common;
+        common.counters.dead_letter(rejection.cause);
+        let Settings {
+            node,
+            body_bytes_max,
+            dead_letters,
+            ..
+        } = &common.settings;
+        if !dead_letters.take_letter(common.clock.now()) {
+            common.counters.dead_letters_left_out += 1;
+            return;
+        }
+        let at = common.clock.stamp();
+        let letter = |max| body::dead_letter(subject, rejection, payload, at, node, max);
+        let mut body = letter(*body_bytes_max);
+        if !dead_letters.take_bytes(body.len()) {
+            body = letter(SHORT_BYTES.min(*body_bytes_max));
+        }
+        self.publish(Subject::DeadLetters, body);
+    }
+
+    /// A component failed on an event: nothing is lost of it.
+    pub(super) fn plugin_failed(&mut self, event: &Event, failure: &Failure) {
+        let error = format!("plugin `{}`: {}", failure.plugin, failure.error);
+        let rejection = Rejection::new(Cause::PluginFailed, error);
+        self.dead_letter(subject(event).as_str(), &rejection, &body::event(event));
+    }
+
+    /// A body is longer than the broker takes.
+    pub(super) fn too_large(&mut self, subject: Subject, body: &[u8], error: String) {
+        let rejection = Rejection::new(Cause::TooLarge, error);
+        self.dead_letter(subject.as_str(), &rejection, body);
+    }
+}

@@ -1,0 +1,104 @@
+//! What one step of a shard works with: what all parts of the shard share, the rules, and
+//! the outputs so far. Parts get it lent, and know of nothing above them.
+
+use std::sync::Arc;
+
+use super::settings::Settings;
+use super::types::{Counters, Output};
+use crate::clock::Clock;
+use crate::directory::Directory;
+use crate::event::{Change, Event};
+use crate::inbox::Inboxes;
+use crate::metadata::Metadata;
+use crate::names::Names;
+use crate::publish::Numbering;
+use crate::rules::Rules;
+use crate::tracker::Tracker;
+
+/// How many users go offline, and how many statements end, before new inputs get their
+/// turn.
+pub(super) const EXPIRIES_AT_ONCE: usize = 256;
+
+/// How many outputs there are before they are to be carried out, and those of one event
+/// more: what falls due at one moment may concern everyone who is online.
+const OUTPUTS_AT_ONCE: usize = 1_024;
+
+/// What all parts of a shard share.
+#[derive(Debug)]
+pub(super) struct Common {
+    pub(super) settings: Settings,
+    pub(super) names: Arc<Names>,
+    pub(super) directory: Arc<Directory>,
+    pub(super) clock: Clock,
+    pub(super) tracker: Tracker<Metadata>,
+    pub(super) numbering: Numbering,
+    pub(super) inboxes: Inboxes,
+    pub(super) counters: Counters,
+}
+
+/// What one step works with.
+pub(super) struct Env<'a> {
+    pub(super) common: &'a mut Common,
+    pub(super) rules: &'a mut dyn Rules,
+    pub(super) out: &'a mut Vec<Output>,
+}
+
+impl Common {
+    pub(super) fn new(settings: Settings, names: Arc<Names>, directory: Arc<Directory>) -> Self {
+        Self {
+            tracker: Tracker::new(settings.of_tracker()),
+            settings,
+            names,
+            directory,
+            clock: Clock::default(),
+            numbering: Numbering::default(),
+            inboxes: Inboxes::default(),
+            counters: Counters::default(),
+        }
+    }
+
+    /// What a step works with at a time, unless it was later already.
+    pub(super) fn env<'a>(
+        &'a mut self,
+        now: u64,
+        rules: &'a mut dyn Rules,
+        out: &'a mut Vec<Output>,
+    ) -> Env<'a> {
+        self.clock.pass(now);
+        Env {
+            common: self,
+            rules,
+            out,
+        }
+    }
+
+    /// The monotonic time.
+    pub(super) fn now(&self) -> u64 {
+        self.clock.now()
+    }
+
+    /// An event of a user, whose id is interned.
+    pub(super) fn event(
+        &self,
+        user: &str,
+        timestamp: u64,
+        change: Change,
+        metadata: Metadata,
+    ) -> Event {
+        let (user, name) = self.names.intern_name(user);
+        Event {
+            user,
+            name,
+            timestamp,
+            change,
+            metadata,
+        }
+    }
+}
+
+impl Env<'_> {
+    /// Whether the outputs so far are to be carried out before there are more.
+    pub(super) fn is_full(&self) -> bool {
+        self.out.len() >= OUTPUTS_AT_ONCE
+    }
+}

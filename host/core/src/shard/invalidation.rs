@@ -1,0 +1,50 @@
+//! Which decisions hold no longer: what they were made from has changed. Their users are
+//! marked, to be decided on again.
+
+use super::decisions::Decisions;
+use crate::directory::{Changes, Directory};
+
+impl Decisions {
+    /// The directory has changed: each user whose verdict read what changed is
+    /// decided again, and so is everyone who waits for an answer.
+    pub(super) fn directory_changed(&mut self, directory: &Directory, changes: &Changes) {
+        self.departed.directory_changed(changes);
+        for user in self.verdicts.affected(changes) {
+            self.verdicts.forget(user);
+            if self.ledger.get(user).is_some() {
+                self.dirty.mark(user);
+            }
+        }
+        if !directory.is_on_demand() {
+            for user in self.retries.pending() {
+                self.dirty.mark(user);
+            }
+            return;
+        }
+        for user in self.retries.unanswered.served(changes, directory) {
+            match self.ledger.get(user) {
+                // What is told first is news, and no correction.
+                Some(entry) if entry.told.is_empty() => drop(self.undecided.insert(user)),
+                _ => self.dirty.mark(user),
+            }
+        }
+    }
+
+    /// The rules have changed: everyone is decided again.
+    pub(super) fn rules_changed(&mut self) {
+        self.verdicts.rules_changed();
+        self.departed.rules_changed();
+        self.dirty.mark_all(self.ledger.users());
+    }
+
+    /// The wall clock has moved: each user whose verdict read it is decided again.
+    pub(super) fn clock_moved(&mut self) {
+        self.departed.clock_moved();
+        for user in self.verdicts.time_readers() {
+            self.verdicts.forget(user);
+            if self.ledger.get(user).is_some() {
+                self.dirty.mark(user);
+            }
+        }
+    }
+}

@@ -1,0 +1,77 @@
+//! What a shard goes by.
+
+use crate::allowance::Allowance;
+use crate::{status, tracker};
+
+/// What a shard goes by.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The tracker's figures.
+    pub tracker: tracker::Settings,
+    /// The keys of a connect's metadata that are broadcast, in their order.
+    pub broadcast: Vec<String>,
+    /// Whether verdicts are reused while nothing they read has changed.
+    pub reuse_verdicts: bool,
+    /// How long a failed decision waits for its first retry.
+    pub retry_ms: u64,
+    /// The longest wait between retries.
+    pub retry_ms_max: u64,
+    /// How many messages a second may go out to correct what viewers have been told;
+    /// 0 for as many as there are.
+    pub corrections_per_s: u64,
+    /// How long an event waits for answers of the directory that aren't at hand.
+    pub answer_wait_ms: u64,
+    /// How many departures are remembered, to tell viewers who ask since when a
+    /// user is offline.
+    pub departures_max: usize,
+    /// Whether each viewer is also told on a subject of their own.
+    pub inbox: bool,
+    /// How users' statuses are told, if they are.
+    pub status: Option<status::Settings>,
+    /// How long an application's statement holds that a user is online who has no
+    /// connection, unless it is repeated.
+    pub statement_ttl_ms: u64,
+    /// How many applications' statements may hold at a time.
+    pub statements_max: usize,
+    /// How many dead letters may be published.
+    pub dead_letters: Allowance,
+    /// The longest body that the broker takes, in bytes.
+    pub body_bytes_max: usize,
+    /// This node's name, for dead letters.
+    pub node: String,
+}
+
+impl Settings {
+    /// A further connection is no event: only where statuses are told may it change at
+    /// once what is shown of its user.
+    pub(super) fn of_tracker(&self) -> tracker::Settings {
+        tracker::Settings {
+            shows_newest: self.status.is_some(),
+            ..self.tracker
+        }
+    }
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            tracker: tracker::Settings::default(),
+            broadcast: ["device", "userAgent", "location", "connId"]
+                .map(String::from)
+                .into(),
+            reuse_verdicts: true,
+            retry_ms: 1_000,
+            retry_ms_max: 60_000,
+            corrections_per_s: 0,
+            answer_wait_ms: 2_000,
+            departures_max: 100_000,
+            inbox: false,
+            status: None,
+            statement_ttl_ms: 24 * 60 * 60 * 1_000,
+            statements_max: 1_000_000,
+            dead_letters: Allowance::default(),
+            body_bytes_max: 1 << 20,
+            node: "presence".into(),
+        }
+    }
+}

@@ -1,0 +1,149 @@
+//! What goes into a shard, and what comes out of it.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use bytestring::ByteString;
+
+use super::settings::Settings;
+use crate::directory::{Changes, Directory, Question};
+use crate::inbox::Delivery;
+use crate::message::{Cause, Kind, Message, Rejection};
+use crate::publish::Publication;
+
+/// What a shard is told.
+#[derive(Clone, Debug)]
+pub enum Input {
+    /// A message arrived, and was read.
+    Message {
+        /// The message.
+        message: Message,
+        /// Where the sender awaits an answer.
+        reply: Option<String>,
+    },
+    /// A message arrived that couldn't be read.
+    Rejected {
+        /// The whole subject it arrived on.
+        subject: String,
+        /// Its body.
+        payload: Bytes,
+        /// What is wrong with it.
+        rejection: Rejection,
+        /// Where the sender awaits an answer.
+        reply: Option<String>,
+    },
+    /// The directory has changed.
+    Directory(Arc<Directory>, Arc<Changes>),
+    /// The rules have changed: the next call goes to the new ones.
+    Rules,
+    /// The settings have changed.
+    Settings(Box<Settings>),
+    /// All that there was to hear up to a time has been handed over: leases and graces
+    /// run by that alone, see [`Tracker::heard`](crate::tracker::Tracker::heard).
+    Heard {
+        /// Up to when, by the clock of `now`.
+        at: u64,
+    },
+    /// Something of what there was to hear up to a time was lost on the way here: no
+    /// lease or grace runs on by the time since the last such word, see
+    /// [`Tracker::missed`](crate::tracker::Tracker::missed).
+    Missed {
+        /// Up to when, by the clock of `now`.
+        at: u64,
+    },
+    /// The wall clock has moved against the time that is given as `now`.
+    Clock {
+        /// How far it is ahead, in milliseconds; behind, if negative.
+        ahead_ms: i64,
+    },
+    /// The broker takes longer or shorter bodies than before.
+    BodyBytesMax(
+        /// The longest, in bytes.
+        usize,
+    ),
+}
+
+/// What a shard wants done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Output {
+    /// Publish this.
+    Publish(Publication),
+    /// Publish this on a viewer's own subject.
+    Deliver(Delivery),
+    /// Answer the sender of an input.
+    Reply(String, Vec<u8>),
+    /// Fetch these answers, and come back with a directory that has them.
+    Fetch(BTreeSet<Question>),
+    /// Say that this message was ignored. It has been counted.
+    Ignored(Ignored),
+    /// Say that there would have been more than there may be of something. It has been
+    /// counted, and is a dead letter.
+    Refused(Rejection),
+}
+
+/// A message that was ignored, since what is known of its connection overtook it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ignored {
+    /// What it was.
+    pub kind: Kind,
+    /// Whom it was about.
+    pub user: ByteString,
+    /// The connection.
+    pub conn: ByteString,
+    /// The sender's time, in milliseconds since the Unix epoch.
+    pub timestamp: u64,
+    /// Why, in one line.
+    pub why: &'static str,
+}
+
+/// What a shard has counted since it began.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Well-formed messages taken in, by [`Kind`].
+    pub taken: [u64; Kind::ALL.len()],
+    /// Dead letters, by [`Cause`].
+    pub dead_letters: [u64; Cause::ALL.len()],
+    /// Dead letters that weren't published, since there were too many.
+    pub dead_letters_left_out: u64,
+    /// Closes forgotten before their time, since too many were remembered.
+    pub closes_forgotten: u64,
+    /// Offlines held back, since their users flip.
+    pub held_back: u64,
+    /// Messages older than what is known of their connection.
+    pub stale: u64,
+    /// Reasons that weren't among those known.
+    pub unknown_reasons: u64,
+    /// Activities and statuses that weren't understood.
+    pub unknown_statuses: u64,
+    /// Decisions made by asking the components.
+    pub decided: u64,
+    /// Decisions reused.
+    pub reused: u64,
+    /// Calls of components that failed.
+    pub failures: u64,
+    /// Viewers corrected since what they had been told no longer held.
+    pub corrected: u64,
+    /// Messages that went out when users were decided on again.
+    pub corrections: u64,
+    /// Users whom viewers asked after.
+    pub queried: u64,
+}
+
+impl Counters {
+    /// One more well-formed message of a kind.
+    pub(super) fn taken(&mut self, kind: Kind) {
+        count(&mut self.taken, kind as usize);
+    }
+
+    /// One more dead letter for a cause.
+    pub(super) fn dead_letter(&mut self, cause: Cause) {
+        count(&mut self.dead_letters, cause as usize);
+    }
+}
+
+fn count(counts: &mut [u64], place: usize) {
+    if let Some(count) = counts.get_mut(place) {
+        *count += 1;
+    }
+}

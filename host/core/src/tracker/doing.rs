@@ -1,0 +1,135 @@
+//! The tracker and what connections say that their users are doing.
+
+use std::cmp::Reverse;
+use std::sync::Arc;
+
+use super::Tracker;
+use super::activity::Activity;
+use super::connection::State;
+use super::slab::Key;
+
+impl<M: Clone> Tracker<M> {
+    /// A connection says what its user is doing, in a connect or heartbeat that was
+    /// just handed over. It holds until the connection says otherwise or ends. What
+    /// a newer message has overtaken is ignored.
+    pub fn set_activity(
+        &mut self,
+        now: u64,
+        user: &str,
+        conn: &str,
+        timestamp: u64,
+        activity: Activity,
+    ) {
+        let (heard, timestamp) = self.arrival(now, timestamp);
+        let Some(key) = self.roster.find(user, conn) else {
+            return;
+        };
+        let State::Live(life) = &mut self.roster.connections[key].state else {
+            return;
+        };
+        if timestamp < life.newest {
+            return;
+        }
+        if activity == Activity::Typing {
+            life.typing_at = heard.at;
+            if life.activity != Some(activity) {
+                self.typing.push(Reverse((heard.at, key)));
+            }
+        }
+        if life.activity == Some(activity) {
+            return;
+        }
+        let before = life.activity.replace(activity);
+        self.count_activity(key, before, Some(activity));
+        self.note(key);
+    }
+
+    /// Has those be active who were said to be typing `typing_ms` ago or longer, and
+    /// not since.
+    pub fn end_typing(&mut self, now: u64, typing_ms: u64) {
+        let now = self.advance(now);
+        while let Some(Reverse((said_at, key))) = self.typing.peek().copied()
+            && said_at.saturating_add(typing_ms) <= now
+        {
+            self.typing.pop();
+            let Some(connection) = self.roster.connections.get_mut(key) else {
+                continue;
+            };
+            let State::Live(life) = &mut connection.state else {
+                continue;
+            };
+            if life.activity != Some(Activity::Typing) {
+                continue;
+            }
+            if life.typing_at.saturating_add(typing_ms) > now {
+                self.typing.push(Reverse((life.typing_at, key)));
+                continue;
+            }
+            life.activity = Some(Activity::Active);
+            self.count_activity(key, Some(Activity::Typing), Some(Activity::Active));
+            self.note(key);
+        }
+    }
+
+    /// When to call `end_typing`.
+    pub fn next_typing_end(&self, typing_ms: u64) -> Option<u64> {
+        let Reverse((said_at, _)) = self.typing.peek()?;
+        Some(said_at.saturating_add(typing_ms))
+    }
+
+    /// What a user is doing, by all of their live connections.
+    pub fn activity(&self, user: &str) -> Option<Activity> {
+        let user = &self.roster.users[self.roster.find_user(user)?];
+        let said = |activity: &&Activity| user.activities[**activity as usize] > 0;
+        Activity::ALL.iter().rev().find(said).copied()
+    }
+
+    /// Whether a user has a live connection.
+    pub fn is_connected(&self, user: &str) -> bool {
+        let user = self.roster.find_user(user);
+        user.is_some_and(|key| self.roster.users[key].live > 0)
+    }
+
+    /// A user whose connections say something else than before, while there are any;
+    /// each once or more. To be called until it returns none.
+    pub fn take_changed_activities(&mut self) -> Option<Arc<str>> {
+        self.changed_activities.pop()
+    }
+
+    /// Forgets what all connections say, and tells whose they are.
+    pub fn forget_activities(&mut self) -> Vec<Arc<str>> {
+        self.changed_activities.clear();
+        for key in self.roster.connections.keys() {
+            if let State::Live(life) = &mut self.roster.connections[key].state
+                && let Some(activity) = life.activity.take()
+            {
+                self.count_activity(key, Some(activity), None);
+                self.note(key);
+            }
+        }
+        std::mem::take(&mut self.changed_activities)
+    }
+
+    /// Notes that a connection says something else than before.
+    pub(super) fn count_activity(
+        &mut self,
+        key: Key,
+        before: Option<Activity>,
+        after: Option<Activity>,
+    ) {
+        if before == after {
+            return;
+        }
+        let user = &mut self.roster.users[self.roster.connections[key].user];
+        if let Some(before) = before {
+            user.activities[before as usize] -= 1;
+        }
+        if let Some(after) = after {
+            user.activities[after as usize] += 1;
+        }
+        // While no connection is live, what was said last is left as it is.
+        if user.live > 0 {
+            self.changed_activities.push(Arc::clone(&user.name));
+        }
+    }
+}
