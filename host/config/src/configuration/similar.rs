@@ -29,45 +29,14 @@ fn distance_if_close(word: &str, name: &str) -> Option<usize> {
     if word.len() >= 3 && (name.contains(word) || word.contains(name)) {
         return Some(1);
     }
-    let distance = edit_distance(word, name);
+    let distance = strsim::osa_distance(word, name);
     let longer = word.chars().count().max(name.chars().count());
     (distance <= longer.div_ceil(3)).then_some(distance)
-}
-
-/// How many letters must be put in, taken out or changed (Levenshtein).
-fn edit_distance(from: &str, to: &str) -> usize {
-    let to: Vec<char> = to.chars().collect();
-    let mut row: Vec<usize> = (0..=to.len()).collect();
-    for (index, letter) in from.chars().enumerate() {
-        let mut left = index + 1;
-        let mut next = vec![left];
-        for (other, above) in to.iter().zip(row.windows(2)) {
-            let &[diagonal, above] = above else { continue };
-            let change = diagonal + usize::from(letter != *other);
-            left = change.min(left + 1).min(above + 1);
-            next.push(left);
-        }
-        row = next;
-    }
-    row.last().copied().unwrap_or_default()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn letters_put_in_taken_out_and_changed_are_counted() {
-        for (from, to, distance) in [
-            ("", "", 0),
-            ("", "abc", 3),
-            ("abc", "", 3),
-            ("kitten", "sitting", 3),
-            ("fule", "fuel", 2),
-        ] {
-            assert_eq!(edit_distance(from, to), distance, "{from} {to}");
-        }
-    }
 
     #[test]
     fn close_names_are_offered_and_others_are_not() {

@@ -25,7 +25,7 @@ const QUEUE: usize = 16;
 /// How many times as long as a write takes of a processor it is waited before the next one,
 /// and for how long at most: a crowd that comes or goes is served, and not written down.
 const REST: u32 = 12;
-const REST_MAX: Duration = Duration::from_secs(1);
+const REST_MAX: Duration = Duration::from_secs(3);
 
 /// How long is waited before a write that failed is tried again, at first and at most: the
 /// file is opened anew, and all of it is checked.
