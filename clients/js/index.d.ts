@@ -1,6 +1,6 @@
-// What viewers may know of others' presence, kept true by the client's rule.
+// What viewers may know about the presence of others, kept true by the client's rule.
 
-/** What is used of a NATS connection: npm's `nats`, `nats.ws` and `@nats-io/*` have it. */
+/** The parts of a NATS connection that are used. npm's `nats`, `nats.ws` and `@nats-io/*` have them. */
 export interface NatsConnection {
   publish(subject: string, data: Uint8Array, options?: { reply?: string }): void;
   subscribe(
@@ -23,26 +23,26 @@ export interface FeedOptions {
   /** After a loss is noticed, the views ask within this time, at random. 500 by default. */
   jitterMs?: number;
   /**
-   * About how often everyone is asked after though nothing was noticed; 0 for never. By
-   * default 60,000 in inbox mode, and else 300,000.
+   * About how often to ask about all users even if no loss was noticed; 0 for never. By
+   * default 60,000 in inbox mode, otherwise 300,000.
    */
   refreshMs?: number;
   /** How many questions are under way at a time; 16 by default. */
   questionsAtATime?: number;
-  /** How long an answer is waited for; 2,000 by default. */
+  /** How long to wait for an answer; 2,000 by default. */
   answerMs?: number;
-  /** What the subjects of answers begin with; by default what the connection uses. */
+  /** The prefix of reply subjects; by default the connection's own. */
   inboxPrefix?: string;
 }
 
-/** What a viewer knows of a user. */
+/** What a viewer knows about a user. */
 export interface Presence {
   readonly userId: string;
   /** "unknown" until the first answer. */
   readonly status: "online" | "offline" | "unknown";
-  /** Of an online user, what the viewer may see. */
+  /** What the viewer may see of an online user. */
   readonly metadata?: { readonly [key: string]: unknown };
-  /** Of an offline user, in milliseconds since the Unix epoch, if the viewer may know it. */
+  /** When an offline user was last seen, in milliseconds since 1970, if the viewer may know it. */
   readonly lastSeen?: number;
 }
 
@@ -63,7 +63,7 @@ export class PresenceFeed extends EventTarget {
   constructor(connection: NatsConnection, options?: FeedOptions);
   /** Subscribes; views do this by themselves. */
   start(): Promise<void>;
-  /** Ends it, and with it what its views hear. The connection stays open. */
+  /** Stops the feed: its views get no more messages. The connection stays open. */
   stop(): void;
   addEventListener(
     type: "error",
@@ -73,44 +73,44 @@ export class PresenceFeed extends EventTarget {
 }
 
 export interface ViewOptions {
-  /** Whose view it is. */
+  /** The viewer's id. */
   viewer: string;
-  /** Whom it follows: ids, or the viewer's contacts and whoever they are told of. */
+  /** The users to follow: ids, or the viewer's contacts and all users about whom they are told. */
   users?: Iterable<string> | "contacts";
 }
 
 interface ViewEvents {
-  /** What the viewer knows of a user has changed. */
+  /** What the viewer knows about a user has changed. */
   change: PresenceChange;
-  /** Something may have been missed: what is known may be out of date. */
+  /** A message may have been lost: what is known may be out of date. */
   doubted: Event;
-  /** All has been asked after since. */
+  /** The view is up to date again. */
   synced: Event;
-  /** A question wasn't answered, and will be asked again. */
+  /** A question was not answered, and will be asked again. */
   error: PresenceError;
 }
 
-/** What one viewer knows of the users they follow. */
+/** What one viewer knows about the users whom they follow. */
 export class PresenceView extends EventTarget {
   constructor(feed: PresenceFeed, options: ViewOptions);
   constructor(connection: NatsConnection, options: ViewOptions & FeedOptions);
   readonly viewer: string;
-  /** Whether it knows of nothing that it may have missed and hasn't asked after. */
+  /** Whether the view is up to date: no loss was noticed since the last answers. */
   readonly synced: boolean;
   /**
-   * Begins to listen, and asks after everyone. Resolves when the first answers are there,
-   * or the view is stopped; while nobody answers, it goes on asking.
+   * Subscribes, and asks about all users. Resolves when the first answers are there, or the
+   * view is stopped; without an answer, it asks again and again.
    */
   start(): Promise<void>;
-  /** Ends it. What it knows stays as it is. */
+  /** Stops the view. What it knows stays as it is. */
   stop(): void;
-  /** What the viewer knows of a user; undefined if the view doesn't follow them. */
+  /** What the viewer knows about a user; undefined if the view doesn't follow the user. */
   get(user: string): Presence | undefined;
-  /** What the viewer knows of everyone that the view follows. */
+  /** What the viewer knows about all users that the view follows. */
   users(): Presence[];
   /** Follows more users. */
   watch(users: Iterable<string>): void;
-  /** Follows these users no more. */
+  /** Stops following these users. */
   unwatch(users: Iterable<string>): void;
   addEventListener<K extends keyof ViewEvents>(
     type: K,

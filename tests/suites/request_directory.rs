@@ -315,7 +315,7 @@ async fn what_is_no_answer_tells_nobody_and_is_asked_again() -> Result<()> {
     let (mut world, service) = start(Ok).await?;
     service.says_to("contacts", Some(json!({"12345": []})));
     connect(&world, "12345").await?;
-    let words = ["is no answer", r#""id":"12345""#, "not a list of users"];
+    let words = ["can't be read", r#""id":"12345""#, "not a list of users"];
     world.host.wait_for_log(0, &words).await?;
     service.says_to("contacts", Some(json!({"error": "no database"})));
     let name = "presence_directory_requests_total";

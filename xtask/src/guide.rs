@@ -17,6 +17,9 @@ use serde_json::Value;
 /// The release of mdBook that is fetched.
 const MDBOOK: &str = "0.5.4";
 
+/// Pages outside the book, whose links are followed as well.
+const PAGES: [&str; 3] = ["README.md", "ARCHITECTURE.md", "clients/js/README.md"];
+
 /// Builds the guide.
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -43,6 +46,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             .arg("--dest-dir")
             .arg(&book),
     )?;
+    links::check_pages(&root, &PAGES)?;
     let (pages, links) = links::check(&book)?;
     println!(
         "{pages} pages, {links} links among them: {}",

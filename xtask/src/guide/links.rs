@@ -1,5 +1,5 @@
-//! Whether the links of a built book lead anywhere: to a file of the book, and in
-//! it to a place that has the name.
+//! Whether the links of a built book lead anywhere: to a file of the book, and in it to a place
+//! that has the name. And whether those of pages outside of it lead to files.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -48,6 +48,35 @@ pub(super) fn check(book: &Path) -> Result<(usize, usize)> {
     Ok((pages.len(), count))
 }
 
+/// Follows the links of pages that are read as Markdown.
+///
+/// # Errors
+/// Lists those that lead to no file.
+pub(super) fn check_pages(root: &Path, pages: &[&str]) -> Result<()> {
+    let mut dead = Vec::new();
+    for page in pages {
+        let path = root.join(page);
+        let text = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+        // Every other part is a block of code.
+        for text in text.split("```").step_by(2) {
+            let links = text.split("](").skip(1);
+            let links = links.filter_map(|rest| Some(rest.split_once(')')?.0));
+            for link in links.filter(|link| !link.contains("://")) {
+                let file = link.split_once('#').map_or(link, |(file, _)| file);
+                if !file.is_empty() && !path.with_file_name(file).exists() {
+                    dead.push(format!("{page}: {link}"));
+                }
+            }
+        }
+    }
+    ensure!(
+        dead.is_empty(),
+        "these links lead to no file:\n  {}",
+        dead.join("\n  ")
+    );
+    Ok(())
+}
+
 /// The pages below a folder, by their paths in the book.
 fn read(book: &Path, folder: &Path, pages: &mut BTreeMap<PathBuf, String>) -> Result<()> {
     let cant = || format!("reading {}", folder.display());
@@ -88,6 +117,27 @@ fn beside(page: &Path, link: &str) -> PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_link_of_a_page_outside_the_book_leads_to_a_file() {
+        let root = tempfile::tempdir().unwrap();
+        fs::write(root.path().join("there.md"), "").unwrap();
+        for (text, leads) in [
+            (
+                "[a](there.md) [b](there.md#x) [c](#y) [d](https://example.com)",
+                true,
+            ),
+            ("[a](there.md) [b](gone.md)", false),
+            ("```\n[a](gone.md)\n```\n", true),
+        ] {
+            fs::write(root.path().join("page.md"), text).unwrap();
+            assert_eq!(
+                check_pages(root.path(), &["page.md"]).is_ok(),
+                leads,
+                "{text}"
+            );
+        }
+    }
 
     #[test]
     fn a_link_leads_to_a_page_of_the_book_and_a_place_in_it() {

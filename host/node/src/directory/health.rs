@@ -53,7 +53,7 @@ impl Health {
         let what = if known {
             "what was known of it stays in force"
         } else {
-            "nothing is known of it, and nobody new is told by it"
+            "nothing is known from before, and no viewer is told about any user"
         };
         // Several lines of an error are one of the log.
         tracing::error!(

@@ -74,8 +74,7 @@ impl Replies {
             tracing::warn!(
                 subject = ?to,
                 refused,
-                "a request asks to be answered on a subject that is not below [nats] \
-                 reply_prefixes: it is not answered"
+                "a request's reply subject is not below [nats] reply_prefixes: it is not answered"
             );
         }
     }

@@ -178,8 +178,8 @@ impl Cache {
             let wait_ms = match &self.outage {
                 None => {
                     tracing::error!(
-                        "the directory's service doesn't answer, and is tried again; nobody new \
-                         is told by what it doesn't say: {why}"
+                        "the directory's service doesn't answer; it is asked again, and nobody \
+                         new is told where its answer is needed: {why}"
                     );
                     Some(RETRY_MS.0)
                 }
@@ -301,7 +301,7 @@ impl Cache {
                 self.refusal = Some((since, why.clone()));
                 self.refused += 1;
                 if self.refused == 1 {
-                    tracing::error!("what the directory's service says is no answer, {why}");
+                    tracing::error!("an answer of the directory's service can't be read, {why}");
                 }
             }
             (None, true) => self.forget_refusal(),
@@ -313,7 +313,7 @@ impl Cache {
         self.refused -= 1;
         if self.refused == 0 {
             self.refusal = None;
-            tracing::info!("all that the directory's service says can be read again");
+            tracing::info!("all answers of the directory's service can be read again");
         }
     }
 

@@ -145,8 +145,8 @@ impl Health {
         {
             tracing::warn!(
                 silent_ms,
-                "nothing is heard from NATS, though the connection stands, and nobody times out \
-                 until it is. If that lasts: may this node publish and subscribe below `_INBOX.`?"
+                "nothing is heard from NATS, although the connection stands; nobody times out \
+                 meanwhile. If this lasts, let this node publish and subscribe below `_INBOX.`"
             );
         }
     }
