@@ -140,6 +140,7 @@ impl Script {
             ("text", None) => self.compare(block),
             ("toml", None) => self.check(block),
             ("json", None) => read_json(&block.code),
+            ("mermaid", None) => is_diagram(&block.code),
             ("js", None) => self
                 .command("node", &["--eval", &block.code])
                 .and_then(|mut node| tools::run(&mut node).map(drop)),
@@ -280,6 +281,16 @@ impl Script {
             .current_dir(&self.at);
         Ok(command)
     }
+}
+
+/// A diagram of a kind that GitHub draws.
+fn is_diagram(code: &str) -> Result<()> {
+    let kind = code.lines().next().unwrap_or_default();
+    ensure!(
+        ["stateDiagram-v2", "sequenceDiagram"].contains(&kind),
+        "`{kind}` is no kind of diagram"
+    );
+    Ok(())
 }
 
 /// Commands of `cargo xtask` alone.
