@@ -147,7 +147,9 @@ impl NatsServer {
     pub async fn resume(&mut self) -> Result<()> {
         let config = self.folder.path().join("nats.conf");
         let mut command = Command::new(find()?);
-        let mut process = Process::spawn("nats-server", command.arg("--config").arg(config))?;
+        command.arg("--config").arg(config);
+        command.current_dir(self.folder.path());
+        let mut process = Process::spawn("nats-server", &mut command)?;
         let port = self.port;
         let greeted = wait::until("nats-server to greet", async || {
             if let Some(status) = process.ended()? {

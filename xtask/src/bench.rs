@@ -121,6 +121,7 @@ fn measure(args: &Args) -> Result<()> {
         table::ledger(&in_process::Ledger::measure()?, &figures)
     );
     println!("{}", table::swaps(&in_process::Swaps::measure()?));
+    println!("{}", crate::instructions::counted()?);
     Ok(())
 }
 

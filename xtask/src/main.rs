@@ -1,10 +1,11 @@
-//! The project's own tasks: `cargo xtask demo`, `test`, `bench`, `plugins` and
-//! `guide`.
+//! The project's own tasks: `cargo xtask demo`, `test`, `bench`, `instructions`,
+//! `plugins` and `guide`.
 //! Each does all of its own set-up.
 
 mod bench;
 mod demo;
 mod guide;
+mod instructions;
 mod plugins;
 mod test;
 
@@ -32,6 +33,8 @@ enum Task {
     Guide(guide::Args),
     /// Measures presence beside a raw relay, a native filter and Node.
     Bench(bench::Args),
+    /// Counts the instructions of an event in the core.
+    Instructions(instructions::Args),
     /// One process of the benchmark.
     #[command(hide = true)]
     BenchContender(bench::contender::Args),
@@ -44,6 +47,7 @@ fn main() -> ExitCode {
         Task::Plugins(args) => plugins::run(&args),
         Task::Guide(args) => guide::run(&args),
         Task::Bench(args) => bench::run(&args),
+        Task::Instructions(args) => instructions::run(&args),
         Task::BenchContender(args) => bench::contender::run(&args),
     };
     match done {

@@ -1,7 +1,19 @@
 //! `cargo xtask test`: gets what the tests need, and runs every one of them.
+//!
+//! The tests of what plugin authors do compute (they run compilers, and compile the
+//! engines of other languages), while most others wait for something. So both are run at
+//! the same time, those that compute at a lower priority.
 
-use anyhow::{Context, Result, ensure};
+use std::fs::{self, File};
+use std::path::PathBuf;
+use std::process::{Child, Command, ExitStatus};
+use std::thread;
+
+use anyhow::{Context, Result, anyhow, ensure};
 use presence_tests::{browser, kit, nats, node, tools};
+
+/// The suites that compute, by what their tests' names begin with.
+const AUTHORS: [&str; 3] = ["guide::cookbook::", "guide::the_tutorial_", "plugin_kit::"];
 
 /// What is asked of the task.
 #[derive(clap::Args)]
@@ -14,28 +26,100 @@ pub(crate) struct Args {}
 pub(crate) fn run(_: &Args) -> Result<()> {
     let server = nats::find()?;
     println!("nats-server: {}", server.display());
-    println!("npm's packages: {}", node::modules()?.display());
-    println!("chromium: {}", browser::find()?.display());
-    kit::fetch()?;
-    let presence = tools::build_all("presence")?;
+    let presence = fetch_and_build()?;
     println!("presence: {}", presence.display());
-    // Most of the long ones wait for something, rather than compute.
-    let threads = std::thread::available_parallelism()?.get() * 2;
-    let threads = std::env::var("RUST_TEST_THREADS").unwrap_or_else(|_| threads.to_string());
-    let tested = tools::cargo()
-        .args(["test", "--workspace"])
-        .env("RUST_TEST_THREADS", threads)
-        .env("NATS_SERVER", &server)
-        .env("PRESENCE_BIN", &presence)
-        .current_dir(tools::root())
-        .status()
-        .context("can't run cargo")?;
-    ensure!(tested.success(), "tests of the workspace failed");
-    let tested = tools::cargo()
-        .args(["test"])
+
+    let cores = thread::available_parallelism()?.get();
+    let cargo_test = |threads: usize| {
+        let threads = std::env::var("RUST_TEST_THREADS").unwrap_or_else(|_| threads.to_string());
+        let mut cargo = tools::cargo();
+        cargo
+            .args(["test", "--workspace"])
+            .env("RUST_TEST_THREADS", threads)
+            .env("NATS_SERVER", &server)
+            .env("PRESENCE_BIN", &presence)
+            .current_dir(tools::root());
+        cargo
+    };
+    let mut authors = cargo_test(cores);
+    authors.args(["--test", "suites", "--"]).args(AUTHORS);
+    let authors = Beside::start(&authors)?;
+
+    let mut others = cargo_test(2 * cores);
+    others.arg("--");
+    for name in AUTHORS {
+        others.args(["--skip", name]);
+    }
+    let others = others.status();
+    let plugins = tools::cargo()
+        .arg("test")
         .current_dir(tools::root().join("plugins"))
-        .status()
-        .context("can't run cargo")?;
-    ensure!(tested.success(), "tests of the plugins failed");
+        .status();
+    // Whatever became of these, the one beside them comes to its end.
+    let authors = authors.end();
+    ensure!(
+        others.context("running cargo")?.success(),
+        "tests of the workspace failed"
+    );
+    ensure!(
+        plugins.context("running cargo")?.success(),
+        "tests of the plugins failed"
+    );
+    ensure!(authors?.success(), "tests of what plugin authors do failed");
     Ok(())
+}
+
+/// Fetches what the tests need while all that there is is built: the one waits for the
+/// network, the other for the processors. Returns the host's binary.
+fn fetch_and_build() -> Result<PathBuf> {
+    thread::scope(|scope| {
+        let fetching = scope.spawn(|| {
+            println!("npm's packages: {}", node::modules()?.display());
+            println!("chromium: {}", browser::find()?.display());
+            kit::fetch()
+        });
+        let presence = tools::build_all("presence");
+        let fetched = fetching.join();
+        fetched.map_err(|_| anyhow!("fetching what the tests need panicked"))??;
+        presence
+    })
+}
+
+/// A command that runs beside others, at a lower priority. What it writes goes to a file,
+/// and is shown when it has ended.
+struct Beside {
+    child: Child,
+    log: PathBuf,
+}
+
+impl Beside {
+    fn start(command: &Command) -> Result<Self> {
+        let log = tools::target().join("tests-of-authors.log");
+        let file = File::create(&log).with_context(|| format!("writing {}", log.display()))?;
+        let mut nice = Command::new("nice");
+        nice.args(["-n", "10"])
+            .arg(command.get_program())
+            .args(command.get_args())
+            .stdout(file.try_clone()?)
+            .stderr(file);
+        if let Some(folder) = command.get_current_dir() {
+            nice.current_dir(folder);
+        }
+        for (name, value) in command.get_envs() {
+            match value {
+                Some(value) => nice.env(name, value),
+                None => nice.env_remove(name),
+            };
+        }
+        let child = nice.spawn().context("running nice")?;
+        println!("{} (beside: {})", tools::line(command), log.display());
+        Ok(Self { child, log })
+    }
+
+    /// Waits for its end.
+    fn end(mut self) -> Result<ExitStatus> {
+        let status = self.child.wait()?;
+        print!("{}", String::from_utf8_lossy(&fs::read(&self.log)?));
+        Ok(status)
+    }
 }

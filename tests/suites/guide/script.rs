@@ -69,6 +69,9 @@ impl Script {
     /// command, in whose place is npm's client.
     fn stand_ins(&self, port: u16) -> Result<()> {
         let quoted = |path: &Path| format!("'{}'", path.display());
+        // A version manager's shim may look on the path for what it runs, where it would
+        // find what stands in for it.
+        let path = std::env::var_os("PATH").unwrap_or_default();
         let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
         let nats = tools::root().join("tests/node/nats.js");
         for (name, text) in [
@@ -90,7 +93,8 @@ impl Script {
             (
                 "nats-server",
                 format!(
-                    "exec {} --addr 127.0.0.1 --port {port} \"$@\"",
+                    "PATH={} exec {} --addr 127.0.0.1 --port {port} \"$@\"",
+                    quoted(Path::new(&path)),
                     quoted(&nats::find()?)
                 ),
             ),

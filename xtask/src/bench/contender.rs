@@ -1,12 +1,13 @@
 //! The contenders that are written here, each run as a process of its own: the
-//! raw relay, the native filter, the subscriber that only counts, and the bare
-//! answerer. They are what one would write without thinking of benchmarks.
+//! raw relay, the native filter, the limit, the subscriber that only counts, and the
+//! bare answerer. They are what one would write without thinking of benchmarks.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use async_nats::{Client, Message, Subject};
+use async_nats::{Client, HeaderMap, Message, Subject};
+use bytes::Bytes;
 use clap::ValueEnum;
 use futures_util::StreamExt;
 use serde_json::{Value, json};
@@ -24,6 +25,11 @@ pub(crate) struct Args {
     /// The directory of contacts.
     #[arg(long)]
     directory: Option<PathBuf>,
+    /// The folder of what is published for an event: for each of `online` and `offline`
+    /// what goes to all (`.events`) and the filtered form (`.filtered`), each with its
+    /// headers, if it has any.
+    #[arg(long)]
+    published: Option<PathBuf>,
     /// How long an answer is.
     #[arg(long, default_value_t = 0)]
     answer_bytes: usize,
@@ -36,6 +42,9 @@ enum Kind {
     Relay,
     /// Filters an event by the contacts of its user.
     Filter,
+    /// Publishes, for each event, what presence published for another: as many messages
+    /// of as many bytes, without a decision.
+    Limit,
     /// Counts heartbeats.
     Count,
     /// Answers queries, unread, always the same.
@@ -53,7 +62,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 async fn serve(args: &Args) -> Result<()> {
     let client = async_nats::connect(&args.url).await?;
     let subject = match args.kind {
-        Kind::Relay | Kind::Filter => "events.*",
+        Kind::Relay | Kind::Filter | Kind::Limit => "events.*",
         Kind::Count => "heartbeat",
         Kind::Answer => "query",
     };
@@ -62,6 +71,8 @@ async fn serve(args: &Args) -> Result<()> {
         Some(path) => contacts(path)?,
         None => HashMap::new(),
     };
+    let read = |kind| Published::read(args.published.as_deref(), kind);
+    let (online, offline) = (read("online")?, read("offline")?);
     let answer = " ".repeat(args.answer_bytes);
     client.flush().await?;
     println!("ready");
@@ -71,6 +82,16 @@ async fn serve(args: &Args) -> Result<()> {
         match args.kind {
             Kind::Relay => relay(&client, &args.root, message).await?,
             Kind::Filter => filter(&client, &args.root, &contacts, &message).await?,
+            Kind::Limit => {
+                let is_online = message.subject.ends_with("online");
+                let published = if is_online { &online } else { &offline };
+                for (subject, published) in [
+                    (format!("{}.events", args.root), &published.0),
+                    (filtered(&args.root, &message.subject), &published.1),
+                ] {
+                    published.publish(&client, subject).await?;
+                }
+            }
             Kind::Count => {
                 counted += 1;
                 if let Some(reply) = message.reply {
@@ -85,6 +106,52 @@ async fn serve(args: &Args) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// A message that presence published.
+#[derive(Default)]
+struct Published {
+    headers: HeaderMap,
+    body: Bytes,
+}
+
+impl Published {
+    /// Reads what goes to all for an event, and what goes to its viewers.
+    fn read(folder: Option<&Path>, kind: &str) -> Result<(Self, Self)> {
+        let Some(folder) = folder else {
+            return Ok(Default::default());
+        };
+        let read = |ending| {
+            let text = std::fs::read_to_string(folder.join(format!("{kind}.{ending}")))?;
+            Self::parse(&text)
+        };
+        Ok((read("events")?, read("filtered")?))
+    }
+
+    /// Parses one as it came from the broker.
+    fn parse(text: &str) -> Result<Self> {
+        let mut headers = HeaderMap::new();
+        let Some((head, body)) = text.split_once("\r\n\r\n") else {
+            let body = text.to_owned().into();
+            return Ok(Self { headers, body });
+        };
+        // The first line is the version.
+        for line in head.lines().skip(1) {
+            let (name, value) = line.split_once(": ").context("a header has a value")?;
+            headers.insert(name, value);
+        }
+        let body = body.to_owned().into();
+        Ok(Self { headers, body })
+    }
+
+    async fn publish(&self, client: &Client, subject: String) -> Result<()> {
+        let body = self.body.clone();
+        if self.headers.is_empty() {
+            return Ok(client.publish(subject, body).await?);
+        }
+        let headers = self.headers.clone();
+        Ok(client.publish_with_headers(subject, headers, body).await?)
+    }
 }
 
 async fn relay(client: &Client, root: &str, message: Message) -> Result<()> {
@@ -122,7 +189,7 @@ fn filtered(root: &str, subject: &Subject) -> String {
     format!("{root}.filtered.{kind}")
 }
 
-fn contacts(path: &std::path::Path) -> Result<HashMap<String, Vec<String>>> {
+fn contacts(path: &Path) -> Result<HashMap<String, Vec<String>>> {
     let mut directory: Value = serde_json::from_slice(&std::fs::read(path)?)?;
     let contacts = directory
         .get_mut("contacts")

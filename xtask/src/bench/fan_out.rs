@@ -5,6 +5,7 @@
 //! round begins: a timed phase takes everyone online, and an untimed one takes
 //! them offline again. All contenders get both.
 
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -15,6 +16,19 @@ use super::entrants::Entrant;
 use super::generator::{Generator, Window};
 use super::load::{BEGIN_MS, Population};
 use super::{Args, Broker};
+
+/// The contenders, as the table calls them.
+pub(crate) const RELAY: &str = "(a) raw relay";
+pub(crate) const NATIVE: &str = "(b) native filter";
+pub(crate) const NODE: &str = "(c) the seed's filter in Node";
+pub(crate) const PRESENCE: &str = "(d) presence";
+pub(crate) const WITHOUT_REUSE: &str = "(d) without verdict reuse";
+pub(crate) const WITH_STATE: &str = "(d) with its state kept on disk";
+pub(crate) const EARLIER: &str = "(e) the earlier presence";
+pub(crate) const EARLIER_WITH_STATE: &str = "(e) with its state kept on disk";
+/// What publishing alone costs with the same client: as many messages of as many bytes as
+/// (d) publishes.
+pub(crate) const LIMIT: &str = "(limit) relay of (d)'s messages";
 
 /// The figures at one size of the audience.
 pub(crate) struct Figures {
@@ -51,47 +65,38 @@ pub(crate) fn measure(broker: &Broker, args: &Args, viewers: usize) -> Result<Fi
     std::fs::write(&file, &directory)?;
 
     let mut entrants = vec![
-        Entrant::own(broker, "(a) raw relay", "relay", &[])?,
+        Entrant::own(broker, RELAY, "relay", &[])?,
         Entrant::own(
             broker,
-            "(b) native filter",
+            NATIVE,
             "filter",
             &["--directory", &file.to_string_lossy()],
         )?,
-        Entrant::node(broker, "(c) the seed's filter in Node", &file)?,
+        Entrant::node(broker, NODE, &file)?,
     ];
     if !args.without_presence {
-        entrants.push(Entrant::presence(
-            broker,
-            "(d) presence",
-            None,
-            &directory,
-            Ok,
-        )?);
+        entrants.push(Entrant::presence(broker, PRESENCE, None, &directory, Ok)?);
         let with_state = |site: Site| site.with("state.dir", "state");
         let without = |site: Site| site.with("engine.reuse_verdicts", false);
-        let title = "(d) without verdict reuse";
         entrants.push(Entrant::presence(
             broker,
-            title,
+            WITHOUT_REUSE,
             Some("reuseoff"),
             &directory,
             without,
         )?);
-        let title = "(d) with its state kept on disk";
         entrants.push(Entrant::presence(
             broker,
-            title,
+            WITH_STATE,
             Some("stateful"),
             &directory,
             with_state,
         )?);
         if let Some(binary) = &args.baseline {
-            let title = "(e) the earlier presence";
             let tenant = Some("earlier");
-            let earlier = Entrant::presence_of(broker, title, tenant, &directory, Ok, binary)?;
+            let earlier = Entrant::presence_of(broker, EARLIER, tenant, &directory, Ok, binary)?;
             entrants.push(earlier);
-            let (title, tenant) = ("(e) with its state kept on disk", Some("earlierstate"));
+            let (title, tenant) = (EARLIER_WITH_STATE, Some("earlierstate"));
             let earlier =
                 Entrant::presence_of(broker, title, tenant, &directory, with_state, binary)?;
             entrants.push(earlier);
@@ -102,20 +107,44 @@ pub(crate) fn measure(broker: &Broker, args: &Args, viewers: usize) -> Result<Fi
         .map(|entrant| Lane::new(broker, entrant));
     let mut lanes = lanes.collect::<Result<Vec<_>>>()?;
 
+    let mut limit = None;
     for lane in &mut lanes {
         lane.check(population)
             .with_context(|| lane.entrant.last_words())?;
+        if lane.row.title == PRESENCE {
+            lane.record(broker, population, folder.path())?;
+            let args = ["--published", &folder.path().to_string_lossy()];
+            let entrant = Entrant::own(broker, LIMIT, "limit", &args)?;
+            limit = Some(Lane::new(broker, entrant)?);
+        }
     }
+    lanes.extend(limit);
     for round in 0..=args.rounds {
         for lane in &mut lanes {
             let done = lane.round(broker, args.window, population, round);
             done.with_context(|| format!("{}\n{}", lane.entrant.title, lane.entrant.last_words()))?;
         }
     }
-    Ok(Figures {
+    let figures = Figures {
         viewers,
         rows: lanes.into_iter().map(|lane| lane.row).collect(),
-    })
+    };
+    if let (Some(presence), Some(limit)) = (figures.row(PRESENCE), figures.row(LIMIT)) {
+        ensure!(
+            (presence.published - limit.published).abs() < 0.05,
+            "for an event, presence published {:.2} messages, and the limit {:.2}",
+            presence.published,
+            limit.published
+        );
+    }
+    Ok(figures)
+}
+
+impl Figures {
+    /// A contender's figures, if it was measured.
+    pub(crate) fn row(&self, title: &str) -> Option<&Row> {
+        self.rows.iter().find(|row| row.title == title)
+    }
 }
 
 impl Lane {
@@ -138,17 +167,14 @@ impl Lane {
 
     /// That it does the work: the audience is as large as it should be.
     fn check(&mut self, population: Population) -> Result<()> {
-        let one = Population {
-            users: 1,
-            ..population
-        };
+        let one = population.of_one();
         let online = self
             .generator
             .ask(&one.online(&self.entrant.root, BEGIN_MS))?;
         self.generator
             .ask(&one.offline(&self.entrant.root, BEGIN_MS))?;
         let viewers = online.matches("\"v").count();
-        let expected = if self.row.title.contains("relay") {
+        let expected = if self.row.title == RELAY {
             0
         } else {
             population.viewers
@@ -159,6 +185,27 @@ impl Lane {
             found == expected,
             "{expected} viewers expected, not {found}: {online:.300}"
         );
+        Ok(())
+    }
+
+    /// Writes what presence publishes for an online and an offline event into files, for
+    /// the limit to publish.
+    fn record(&mut self, broker: &Broker, population: Population, folder: &Path) -> Result<()> {
+        let root = &self.entrant.root;
+        let mut to_all = Generator::connect(broker.server.port(), &format!("{root}.events"))?;
+        let one = population.of_one();
+        // A moment later than the check's events.
+        let at = BEGIN_MS + 1;
+        for (kind, event) in [
+            ("online", one.online(root, at)),
+            ("offline", one.offline(root, at)),
+        ] {
+            std::fs::write(
+                folder.join(format!("{kind}.filtered")),
+                self.generator.ask(&event)?,
+            )?;
+            std::fs::write(folder.join(format!("{kind}.events")), to_all.message()?)?;
+        }
         Ok(())
     }
 

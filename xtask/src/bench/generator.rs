@@ -114,6 +114,11 @@ impl Generator {
     /// what comes back.
     pub(crate) fn ask(&mut self, frame: &Frames) -> Result<String> {
         self.stream.write_all(&frame.bytes)?;
+        self.message()
+    }
+
+    /// Returns the body, with headers if it has any, of the next message that comes.
+    pub(crate) fn message(&mut self) -> Result<String> {
         let size = loop {
             if let Some(size) = message_size(&self.line()?)? {
                 break size;

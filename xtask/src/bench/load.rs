@@ -25,6 +25,11 @@ impl Population {
         }
     }
 
+    /// The same, with only the first of the users.
+    pub(crate) fn of_one(self) -> Self {
+        Self { users: 1, ..self }
+    }
+
     /// The directory, as the contract lays it out.
     pub(crate) fn directory(self) -> String {
         let mut json = String::from("{\"contacts\":{");

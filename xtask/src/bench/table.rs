@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::fan_out::{Figures, Row};
+use super::fan_out::{self, Figures, Row};
 use super::in_process::{Ledger, Swaps};
 use super::queries;
 
@@ -15,15 +15,8 @@ const COLUMN: usize = 24;
 /// audience.
 pub(crate) fn fan_out(figures: &[Figures]) -> String {
     let mut text = String::new();
-    let titles: Vec<_> = figures
-        .iter()
-        .flat_map(|figures| &figures.rows)
-        .map(|row| row.title)
-        .collect();
-    let titles = titles
-        .iter()
-        .take(figures.first().map_or(0, |figures| figures.rows.len()));
-    let titles: Vec<_> = titles.copied().collect();
+    let rows = figures.first().map_or(&[][..], |figures| &figures.rows);
+    let titles: Vec<_> = rows.iter().map(|row| row.title).collect();
 
     line(
         &mut text,
@@ -33,20 +26,29 @@ pub(crate) fn fan_out(figures: &[Figures]) -> String {
             .map(|figures| format!("{} viewers", grouped(figures.viewers as f64))),
     );
     let _ = writeln!(text, "events a second (median round; lowest to highest)");
-    for (index, title) in titles.iter().enumerate() {
-        line(&mut text, title, cells(figures, index, rate));
+    for title in &titles {
+        line(&mut text, title, cells(figures, title, rate));
     }
     let _ = writeln!(text, "ratio of the medians");
     for (name, top, bottom) in [
-        ("d/a", 3, 0),
-        ("d/b", 3, 1),
-        ("d/c", 3, 2),
-        ("d without reuse/b", 4, 1),
-        ("d with its state kept/d", 5, 3),
-        ("d/e", 3, 6),
-        ("d with its state kept/e with it", 5, 7),
+        ("d/limit", fan_out::PRESENCE, fan_out::LIMIT),
+        ("d/a", fan_out::PRESENCE, fan_out::RELAY),
+        ("d/b", fan_out::PRESENCE, fan_out::NATIVE),
+        ("d/c", fan_out::PRESENCE, fan_out::NODE),
+        ("d without reuse/b", fan_out::WITHOUT_REUSE, fan_out::NATIVE),
+        (
+            "d with its state kept/d",
+            fan_out::WITH_STATE,
+            fan_out::PRESENCE,
+        ),
+        ("d/e", fan_out::PRESENCE, fan_out::EARLIER),
+        (
+            "d with its state kept/e with it",
+            fan_out::WITH_STATE,
+            fan_out::EARLIER_WITH_STATE,
+        ),
     ] {
-        if titles.len() > top.max(bottom) {
+        if titles.contains(&top) && titles.contains(&bottom) {
             line(
                 &mut text,
                 name,
@@ -58,18 +60,18 @@ pub(crate) fn fan_out(figures: &[Figures]) -> String {
         text,
         "processor time an event: contender + broker + load, µs"
     );
-    for (index, title) in titles.iter().enumerate() {
-        line(&mut text, title, cells(figures, index, cpu));
+    for title in &titles {
+        line(&mut text, title, cells(figures, title, cpu));
     }
     let _ = writeln!(
         text,
         "messages published for an event, the filtered one among them"
     );
-    for (index, title) in titles.iter().enumerate() {
+    for title in &titles {
         line(
             &mut text,
             title,
-            cells(figures, index, |row| format!("{:.2}", row.published)),
+            cells(figures, title, |row| format!("{:.2}", row.published)),
         );
     }
     text
@@ -118,7 +120,7 @@ pub(crate) fn ledger(ledger: &Ledger, figures: &[Figures]) -> String {
     let ns = |ns: f64| format!("{ns:.0}");
     let took = [ns(ledger.online_ns), ns(ledger.offline_ns)];
     line(&mut text, "time for an event, ns", took);
-    let presence = figures.first().and_then(|figures| figures.rows.get(3));
+    let presence = figures.first().and_then(|it| it.row(fan_out::PRESENCE));
     if let Some(row) = presence {
         let event_ns = row.cpu.contender_ns as f64 / row.events.max(1) as f64;
         let part = format!("{:.1} %", 100.0 * ledger.online_ns / event_ns);
@@ -156,12 +158,12 @@ pub(crate) fn swaps(swaps: &Swaps) -> String {
 
 fn cells(
     figures: &[Figures],
-    index: usize,
+    title: &str,
     cell: impl Fn(&Row) -> String,
 ) -> impl Iterator<Item = String> {
     figures
         .iter()
-        .map(move |figures| figures.rows.get(index).map(&cell).unwrap_or_default())
+        .map(move |figures| figures.row(title).map(&cell).unwrap_or_default())
 }
 
 fn line(text: &mut String, title: &str, cells: impl IntoIterator<Item = String>) {
@@ -193,8 +195,8 @@ fn cpu(row: &Row) -> String {
     )
 }
 
-fn ratio(figures: &Figures, top: usize, bottom: usize) -> String {
-    let rate = |index: usize| figures.rows.get(index).map_or(f64::NAN, median);
+fn ratio(figures: &Figures, top: &str, bottom: &str) -> String {
+    let rate = |title| figures.row(title).map_or(f64::NAN, median);
     format!("{:.2}", rate(top) / rate(bottom))
 }
 

@@ -1,0 +1,130 @@
+//! Runs one kind of event through a shard, a thousand times: `presence-instructions KIND VIEWERS`.
+//! `cargo xtask instructions` has valgrind count the instructions that [`measured`] takes:
+//! from a message's bytes to the bodies that it gives rise to, with a rule that costs
+//! nothing.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "a benchmark may panic"
+)]
+
+#[path = "../../../host/core/benches/contacts/mod.rs"]
+mod contacts;
+
+use std::hint::black_box;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use presence_core::directory::Directory;
+use presence_core::message::{Kind, Message};
+use presence_core::names::{Id, Names};
+use presence_core::{Input, Output, Settings, Shard};
+
+use contacts::Contacts;
+
+/// How many events are measured, each of a user of their own.
+const EVENTS: usize = 1_000;
+/// Far more than the largest audience, and a prime, so that any step through them visits
+/// each.
+const VIEWERS: usize = 2_003;
+const METADATA: &str = r#""metadata":{"device":"web","userAgent":"Mozilla/5.0 (Macintosh; Intel Mac OS X 10_15_7)","location":"dashboard","connId":"conn_abc123"}"#;
+
+struct World {
+    shard: Shard,
+    rules: Contacts,
+    out: Vec<Output>,
+    /// How many outputs there were.
+    outputs: usize,
+    now: u64,
+}
+
+fn main() {
+    let mut args = std::env::args().skip(1);
+    let kind = args.next().unwrap();
+    let viewers = args.next().unwrap().parse().unwrap();
+    let online = bodies(METADATA);
+    let offline = bodies(r#""reason":"disconnect""#);
+    let heartbeat = bodies(r#""metadata":{"activity":"active","location":"chat:67890"}"#);
+
+    let mut world = World::new(viewers);
+    let (before, measured_kind, measured_bodies) = match &*kind {
+        "online" => (None, Kind::Online, &online),
+        "offline" => (Some(Kind::Online), Kind::Offline, &offline),
+        "connect" => (None, Kind::Connect, &online),
+        "disconnect" => (Some(Kind::Connect), Kind::Disconnect, &offline),
+        "heartbeat" => (Some(Kind::Connect), Kind::Heartbeat, &heartbeat),
+        other => panic!("no kind `{other}`"),
+    };
+    if let Some(before) = before {
+        online.iter().for_each(|body| world.take(before, body));
+    }
+    world.outputs = 0;
+    measured(&mut world, measured_kind, measured_bodies);
+    // None was rejected, which would cost little.
+    assert_eq!(world.outputs == 0, kind == "heartbeat");
+    let are_gone = ["offline", "disconnect"].contains(&&*kind);
+    let online = if are_gone { 0 } else { EVENTS };
+    assert_eq!(world.shard.online_users(), online);
+}
+
+/// What is counted. Its name is given to valgrind.
+#[inline(never)]
+fn measured(world: &mut World, kind: Kind, bodies: &[Bytes]) {
+    for body in bodies {
+        world.take(kind, body);
+    }
+}
+
+impl World {
+    /// A shard whose users are seen by so many each.
+    fn new(viewers: usize) -> Self {
+        let names = Arc::new(Names::new());
+        let pool = (0..VIEWERS).map(|viewer| names.intern(&format!("v{viewer:05}")));
+        let pool: Vec<Id> = pool.collect();
+        let mut edit = Directory::new().edit();
+        for user in 0..EVENTS {
+            let step = 1 + user * 7_919 % (VIEWERS - 1);
+            let contacts = (0..viewers).map(|contact| pool[(user + contact * step) % VIEWERS].0);
+            edit.contacts(names.intern(&name(user)), Some(contacts.collect()));
+        }
+        let directory = Arc::new(edit.finish().0);
+        Self {
+            shard: Shard::new(Settings::default(), names, directory),
+            rules: Contacts::new(),
+            out: Vec::new(),
+            outputs: 0,
+            now: 1_698_000_000_000,
+        }
+    }
+
+    fn take(&mut self, kind: Kind, payload: &Bytes) {
+        self.now += 1;
+        let message = Message::parse(kind, payload, 1 << 20).unwrap();
+        let input = Input::Message {
+            message,
+            reply: None,
+        };
+        self.shard
+            .handle(self.now, input, &mut self.rules, &mut self.out);
+        self.outputs += black_box(&self.out).len();
+        self.out.clear();
+    }
+}
+
+fn name(user: usize) -> String {
+    format!("user-{user:05}")
+}
+
+/// The seed document's bodies, one a user.
+fn bodies(rest: &str) -> Vec<Bytes> {
+    // Later than any arrival, and so taken for that.
+    let at = 9_999_999_999_999_u64;
+    let body = |user| {
+        format!(
+            r#"{{"userId":"{}","connId":"conn_abc123","timestamp":{at},{rest}}}"#,
+            name(user)
+        )
+    };
+    (0..EVENTS).map(|user| body(user).into()).collect()
+}
