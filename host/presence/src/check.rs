@@ -121,7 +121,7 @@ impl Report {
         let restart = set.filter(|it| effect_of(&it.key) == Effect::Restart);
         Ok(Self {
             problems,
-            warnings: config.passed_over.clone(),
+            warnings: [config.passed_over.clone(), loader::misnamed_files(config)].concat(),
             pipeline: Some((config.pipeline_line(), loader::survey(config))),
             restart: restart.map(|it| it.key.clone()).collect(),
             broker,

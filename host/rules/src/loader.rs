@@ -22,7 +22,7 @@ mod survey;
 
 pub use attempt::Attempt;
 pub use built_in::built_in;
-pub use survey::survey;
+pub use survey::{misnamed_files, survey};
 
 use built_in::needed;
 
@@ -311,6 +311,9 @@ impl Loader {
         }
         let plugin = self.compile(name, Source::Folder, &bytes);
         let plugin = plugin.with_context(|| format!("{} can't be used", path.display()))?;
+        if let Some(warning) = survey::misnamed(path, name, &plugin.manifest.name) {
+            tracing::warn!("{warning}");
+        }
         Ok((plugin, origin))
     }
 
