@@ -3,7 +3,7 @@
 #![no_main]
 
 use bytes::Bytes;
-use presence_core::message::{Kind, Limits, Message, Says, is_id};
+use presence_core::message::{Kind, Limits, Message, Payload, is_id};
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
     let Some((kind, body)) = bytes.split_first() else {
@@ -20,12 +20,12 @@ libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
     };
     assert!(is_id(&message.user));
     assert!(message.timestamp > 978_307_200_000);
-    let (conn, metadata) = match message.says {
-        Says::Connect { conn, metadata } | Says::Heartbeat { conn, metadata } => {
+    let (conn, metadata) = match message.payload {
+        Payload::Connect { conn, metadata } | Payload::Heartbeat { conn, metadata } => {
             (Some(conn), metadata)
         }
-        Says::Disconnect { conn, .. } => (Some(conn), None),
-        Says::Online { metadata } | Says::Offline { metadata, .. } => (None, metadata),
+        Payload::Disconnect { conn, .. } => (Some(conn), None),
+        Payload::Online { metadata } | Payload::Offline { metadata, .. } => (None, metadata),
     };
     assert!(conn.is_none_or(|conn| is_id(&conn)));
     if let Some(metadata) = metadata {

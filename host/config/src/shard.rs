@@ -27,15 +27,15 @@ pub fn shard_settings(
 ) -> Settings {
     let workers = config.engine.worker_count();
     Settings {
-        tracker: tracker::Settings {
+        tracker: tracker::TrackerSettings {
             timeout_ms: config.tracker.timeout_ms,
             grace_ms: config.tracker.grace_ms,
             reorder_ms: config.tracker.reorder_ms,
             connections_per_user_max: config.tracker.connections_per_user_max,
             closes_max: config.tracker.closes_max.div_ceil(workers),
             damping: config.tracker.damping,
-            hear_step_ms: Some(2 * pulse_ms(config.tracker.timeout_ms)),
-            ..tracker::Settings::default()
+            receive_step_ms: Some(2 * pulse_ms(config.tracker.timeout_ms)),
+            ..tracker::TrackerSettings::default()
         },
         broadcast: config.tracker.broadcast.clone(),
         reuse_verdicts: config.engine.reuse_verdicts,
@@ -51,7 +51,7 @@ pub fn shard_settings(
         statement_ttl_ms: config.tracker.statement_ttl_ms,
         statements_max: config.tracker.statements_max.div_ceil(workers),
         dead_letters: dead_letters.clone(),
-        status: config.status.enabled.then_some(status::Settings {
+        status: config.status.enabled.then_some(status::StatusSettings {
             min_interval_ms: config.status.min_interval_ms,
             typing_ms: config.status.typing_ms,
             users_max: config.status.users_max.div_ceil(workers),

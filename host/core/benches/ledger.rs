@@ -26,7 +26,7 @@ use presence_core::ledger::Ledger;
 use presence_core::message::{Kind, Message};
 use presence_core::metadata::Metadata;
 use presence_core::names::{Id, Names};
-use presence_core::told::{Shown, Told};
+use presence_core::recipients::{Recipients, Shown};
 use presence_core::{Input, Settings, Shard};
 use rustix::time::{ClockId, clock_gettime};
 use serde_json::json;
@@ -90,9 +90,9 @@ fn main() {
 fn come_online(ledger: &mut Ledger, event: &Arc<Event>, audience: &Audience) {
     ledger.online(Arc::clone(event));
     let entry = ledger.get_mut(event.user).unwrap();
-    let after = Told::new([(audience.clone(), Shown::default())]);
-    let told = std::mem::replace(&mut entry.told, after);
-    if told.same(&entry.told) {
+    let after = Recipients::new([(audience.clone(), Shown::default())]);
+    let told = std::mem::replace(&mut entry.recipients, after);
+    if told.same(&entry.recipients) {
         return;
     }
     let lost = told.audience().difference(audience);
@@ -107,8 +107,8 @@ fn come_online(ledger: &mut Ledger, event: &Arc<Event>, audience: &Audience) {
 /// others who have.
 fn go_offline(ledger: &mut Ledger, user: Id, audience: &Audience) {
     let entry = ledger.offline(user).unwrap();
-    black_box(audience.intersection(entry.told.audience()));
-    black_box(entry.told.audience().difference(audience));
+    black_box(audience.intersection(entry.recipients.audience()));
+    black_box(entry.recipients.audience().difference(audience));
 }
 
 /// The median round's nanoseconds for an online and for an offline, while nine in

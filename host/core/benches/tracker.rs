@@ -12,7 +12,7 @@
 use std::hint::black_box;
 
 use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
-use presence_core::tracker::{Reason, Settings, Tracker};
+use presence_core::tracker::{Reason, Tracker, TrackerSettings};
 
 const USERS: usize = 50_000;
 const CONNECTIONS: [&str; 2] = ["web", "phone"];
@@ -22,7 +22,7 @@ fn names() -> Vec<String> {
 }
 
 fn crowd(names: &[String]) -> Tracker<()> {
-    let mut tracker = Tracker::new(Settings::default());
+    let mut tracker = Tracker::new(TrackerSettings::default());
     for (now, name) in (0..).zip(names) {
         for conn in CONNECTIONS {
             tracker.connect(now, name, conn, now, || ());

@@ -28,11 +28,11 @@ static NOBODY: LazyLock<Arc<RoaringBitmap>> = LazyLock::new(Arc::default);
 #[derive(Clone, Debug)]
 pub struct Audience {
     base: Arc<RoaringBitmap>,
-    /// By whom the audience differs from `base`; none if by nobody.
+    /// The users by which the audience differs from `base`; none if there are none.
     few: Option<Arc<Few>>,
 }
 
-/// A few by whom an audience differs from a bitmap, each in ascending order.
+/// The few users by which an audience differs from a bitmap, in ascending order.
 #[derive(Debug, PartialEq, Eq)]
 struct Few {
     /// Members of the bitmap that are not in the audience.
@@ -285,7 +285,7 @@ impl Audience {
 
     /// Adds all who are in it to a set; more, where that costs less: all who are in its
     /// bitmap. `seen` is what was added before.
-    pub fn keep_in(&self, ids: &mut RoaringBitmap, seen: &mut Seen) {
+    pub fn keep_in(&self, ids: &mut RoaringBitmap, seen: &mut VisitedSets) {
         if seen.is_new(&self.base) {
             *ids |= &*self.base;
         }
@@ -401,9 +401,9 @@ fn difference(of: &Arc<RoaringBitmap>, from: &Arc<RoaringBitmap>) -> RoaringBitm
 
 /// The bitmaps that were added to a set of ids, so that each is once.
 #[derive(Debug, Default)]
-pub struct Seen(HashSet<usize>);
+pub struct VisitedSets(HashSet<usize>);
 
-impl Seen {
+impl VisitedSets {
     fn is_new(&mut self, bitmap: &Arc<RoaringBitmap>) -> bool {
         self.0.insert(Arc::as_ptr(bitmap).addr())
     }
@@ -474,7 +474,7 @@ mod tests {
             prop_assert_eq!(members(&a.1.difference(&b.1)), &a.0 - &b.0);
             prop_assert_eq!(a.1.is_subset(&b.1), a.0.is_subset(&b.0));
             prop_assert_eq!(a.1 == b.1, a.0 == b.0);
-            let (mut kept, mut seen) = (RoaringBitmap::new(), Seen::default());
+            let (mut kept, mut seen) = (RoaringBitmap::new(), VisitedSets::default());
             a.1.keep_in(&mut kept, &mut seen);
             prop_assert!(a.1.bitmap().is_subset(&kept));
             prop_assert_eq!(a.1.bitmap().iter().collect::<BTreeSet<_>>(), a.0);

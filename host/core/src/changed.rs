@@ -6,13 +6,13 @@ use crate::names::{Id, Name};
 
 /// Users whose records have changed since they were last taken.
 #[derive(Debug, Default)]
-pub(crate) struct Changed {
+pub(crate) struct ChangedUsers {
     /// Whether anybody takes records.
     wanted: bool,
     users: BTreeMap<Id, Name>,
 }
 
-impl Changed {
+impl ChangedUsers {
     /// Whether changes are noted from now on.
     pub(crate) fn keep(&mut self, wanted: bool) {
         *self = Self {

@@ -1,7 +1,7 @@
 //! Who went offline, so that a viewer who may know can be told since when.
 //!
 //! A viewer may know if the last verdict admitted them while the user was online, and the
-//! rules of now do as well. So a departure is remembered with who had been
+//! current rules do as well. So a departure is remembered with who had been
 //! told of the user, and with what the rules read of the online event.
 //!
 //! The last so many departures are remembered: the oldest is forgotten for the
@@ -14,13 +14,13 @@ use std::sync::Arc;
 use hashbrown::HashMap;
 use roaring::RoaringBitmap;
 
-use crate::audience::{Audience, Seen};
+use crate::audience::{Audience, VisitedSets};
 use crate::directory::Changes;
 use crate::event::{Change, Event};
 use crate::metadata::Metadata;
 use crate::names::{Id, Name, Names};
+use crate::recipients::Recipients;
 use crate::rules::{Reads, Rendition};
-use crate::told::Told;
 use crate::tracker::Reason;
 use crate::verdicts::{Verdict, Verdicts};
 
@@ -42,21 +42,21 @@ pub struct Departure {
     /// What is known of the departure beside it.
     pub metadata: Metadata,
     /// What is known of the user from when they were online.
-    pub known: Known,
+    pub known: KnownMetadata,
     /// Who had been told of them, and what each of them was to get: nobody, where the
     /// last decision wasn't made.
-    pub told: Told,
+    pub recipients: Recipients,
 }
 
 /// What is remembered of an online event's metadata.
 #[derive(Clone, Debug)]
-pub struct Known {
+pub struct KnownMetadata {
     metadata: Metadata,
     /// Under which keys, if not all.
     keys: Option<Arc<BTreeSet<Box<str>>>>,
 }
 
-impl Known {
+impl KnownMetadata {
     /// All of it.
     pub fn all(metadata: &Metadata) -> Self {
         Self {
@@ -112,14 +112,14 @@ impl Known {
 impl Departure {
     /// All the numbers of ids in it.
     pub(crate) fn ids(&self) -> RoaringBitmap {
-        let mut ids = self.told.audience().bitmap();
+        let mut ids = self.recipients.audience().bitmap();
         ids.insert(self.user.0);
         ids
     }
 
     /// Whether it is stored: one of which nobody may know isn't.
     fn is_stored(&self) -> bool {
-        self.told.parts().any(|(_, shown)| shown.last_seen())
+        self.recipients.parts().any(|(_, shown)| shown.last_seen())
     }
 }
 
@@ -135,12 +135,12 @@ pub struct Departed {
     places: HashMap<Id, u32, foldhash::fast::FixedState>,
     /// What was decided on them, for as long as they are the users' last.
     verdicts: Verdicts,
-    changes: Noted,
+    changes: UnsavedDepartures,
 }
 
 /// Whose last departure has changed since records were last taken.
 #[derive(Debug, Default)]
-struct Noted {
+struct UnsavedDepartures {
     /// Whether anybody takes them.
     wanted: bool,
     users: BTreeMap<Id, Name>,
@@ -157,7 +157,7 @@ impl Departed {
             next: 0,
             places: HashMap::default(),
             verdicts: Verdicts::default(),
-            changes: Noted::default(),
+            changes: UnsavedDepartures::default(),
         }
     }
 
@@ -186,14 +186,17 @@ impl Departed {
 
     /// Remembers an offline event, what was known of the user while online, and who
     /// had been told of them.
-    pub fn note(&mut self, event: &Event, known: Known, told: Told) {
+    pub fn note(&mut self, event: &Event, known: KnownMetadata, recipients: Recipients) {
         let Change::Offline { last_seen, reason } = event.change else {
             return;
         };
-        let (known, told) = if known.is_small() {
-            (known, told)
+        let (known, recipients) = if known.is_small() {
+            (known, recipients)
         } else {
-            (Known::all(&Metadata::default()), Told::default())
+            (
+                KnownMetadata::all(&Metadata::default()),
+                Recipients::default(),
+            )
         };
         let departure = Departure {
             user: event.user,
@@ -202,7 +205,7 @@ impl Departed {
             last_seen,
             metadata: event.metadata.clone(),
             known,
-            told,
+            recipients,
         };
         if self.changes.wanted
             && (departure.is_stored() || self.changes.saved.contains_key(&event.user))
@@ -213,8 +216,8 @@ impl Departed {
     }
 
     /// Who had been told of a user who has gone, and what each of them was to get.
-    pub fn told(&self, user: Id) -> Option<&Told> {
-        self.departure(user).map(|departure| &departure.told)
+    pub fn told(&self, user: Id) -> Option<&Recipients> {
+        self.departure(user).map(|departure| &departure.recipients)
     }
 
     /// A user's last departure, as rules get to see it: with what is known of the user
@@ -262,17 +265,19 @@ impl Departed {
         verdict
     }
 
-    /// The verdict of now on a user's last departure, narrowed to those whom the last
+    /// The current verdict on a user's last departure, narrowed to those whom the last
     /// verdict on the user while online admitted as well, and to what it let them know.
     /// Nobody, where the rules read what isn't known any more.
     pub fn admitted(&self, user: Id, renditions: Vec<Rendition>, reads: &Reads) -> Verdict {
         let Some(departure) = self.departure(user).filter(|it| it.known.covers(reads)) else {
             return Verdict::default();
         };
-        let may_know = departure.told.may_know_last_seen();
+        let may_know = departure.recipients.may_know_last_seen();
         let verdict = Verdict::new(user, renditions);
         let renditions = verdict.renditions.into_iter().flat_map(|rendition| {
-            let told = rendition.audience.intersection(departure.told.audience());
+            let told = rendition
+                .audience
+                .intersection(departure.recipients.audience());
             let knows = match rendition.last_seen {
                 true => told.intersection(&may_know),
                 false => Audience::nobody(),
@@ -314,9 +319,9 @@ impl Departed {
 
     /// Whether changes are noted from now on, for [`Self::take_changed`].
     pub fn keep_records(&mut self, keep: bool) {
-        self.changes = Noted {
+        self.changes = UnsavedDepartures {
             wanted: keep,
-            ..Noted::default()
+            ..UnsavedDepartures::default()
         };
     }
 
@@ -357,7 +362,7 @@ impl Departed {
     /// All the numbers of ids in here.
     pub fn ids(&self) -> RoaringBitmap {
         let mut ids: RoaringBitmap = self.places.keys().map(|user| user.0).collect();
-        let mut seen = Seen::default();
+        let mut seen = VisitedSets::default();
         for user in self.places.keys() {
             if let Some(told) = self.told(*user) {
                 told.audience().keep_in(&mut ids, &mut seen);
@@ -416,7 +421,11 @@ mod tests {
     }
 
     fn note(departed: &mut Departed, event: &Event) {
-        departed.note(event, Known::all(&Metadata::default()), Told::default());
+        departed.note(
+            event,
+            KnownMetadata::all(&Metadata::default()),
+            Recipients::default(),
+        );
     }
 
     fn remembered(departed: &Departed, names: &Names) -> Vec<(String, u64)> {

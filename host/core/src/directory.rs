@@ -2,7 +2,7 @@
 //! whom, and users' settings.
 //!
 //! A directory is a value. A change makes a new one that shares what stayed the
-//! same, and says which questions it answers anew, so that just the verdicts
+//! same, and says which questions it answers differently, so that just the verdicts
 //! that asked them are decided again.
 
 mod answer;
@@ -11,7 +11,7 @@ mod setting;
 
 pub use answer::Answer;
 pub use change::{Changes, Edit};
-pub use setting::{Setting, Settings};
+pub use setting::{Setting, UserSettings};
 
 use std::sync::Arc;
 
@@ -73,7 +73,7 @@ pub struct Directory {
     with_setting: Map<Arc<Setting>, Arc<RoaringBitmap>>,
     everyone: Arc<RoaringBitmap>,
     /// Where the directory is asked question by question: what has been answered,
-    /// and all that it knows. Any other answer isn't at hand.
+    /// and all that it knows. Any other answer isn't cached.
     answers: Option<Map<Question, Answer>>,
     /// Entries that the source has and that can't be read, where nothing is known of
     /// them from before: as the questions that they would answer.
@@ -87,12 +87,12 @@ struct User {
     blocked: Option<Arc<RoaringBitmap>>,
     blockers: Option<Arc<RoaringBitmap>>,
     groups: Option<Arc<Vec<Arc<str>>>>,
-    settings: Option<Arc<Settings>>,
+    settings: Option<Arc<UserSettings>>,
 }
 
-/// An answer that isn't at hand yet: it has to be fetched, and the rule asked again.
+/// An answer that isn't cached yet: it has to be fetched, and the rule asked again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct NotAtHand;
+pub struct CacheMiss;
 
 impl Directory {
     /// An empty directory that knows all there is to know.
@@ -101,7 +101,7 @@ impl Directory {
     }
 
     /// An empty directory that is asked question by question: one that hasn't
-    /// been [answered](Edit::answer) is not at hand.
+    /// been [answered](Edit::answer) is not cached.
     pub fn on_demand() -> Self {
         Self {
             answers: Some(Map::default()),
@@ -110,7 +110,7 @@ impl Directory {
     }
 
     /// The directory of a source of which nothing has been known yet: no question's
-    /// answer is at hand, so that nobody is told by it.
+    /// answer is known, so that nobody is told by it.
     pub fn unavailable() -> Self {
         Self::on_demand()
     }
@@ -133,9 +133,9 @@ impl Directory {
     /// an audience have an empty one.
     ///
     /// # Errors
-    /// [`NotAtHand`] if a directory that is asked question by question hasn't
+    /// [`CacheMiss`] if a directory that is asked question by question hasn't
     /// got the answer, or the entry that holds it [can't be read](Edit::unreadable).
-    pub fn audience(&self, question: &Question) -> Result<Audience, NotAtHand> {
+    pub fn audience(&self, question: &Question) -> Result<Audience, CacheMiss> {
         if let Some(answer) = self.answer(question)? {
             return Ok(answer.audience());
         }
@@ -159,7 +159,7 @@ impl Directory {
     ///
     /// # Errors
     /// As [`Self::audience`].
-    pub fn groups(&self, user: Id) -> Result<&[Arc<str>], NotAtHand> {
+    pub fn groups(&self, user: Id) -> Result<&[Arc<str>], CacheMiss> {
         match self.answer(&Question::Groups(user))? {
             Some(Answer::Groups(groups)) => Ok(groups),
             Some(_) => Ok(&[]),
@@ -171,7 +171,7 @@ impl Directory {
     ///
     /// # Errors
     /// As [`Self::audience`].
-    pub fn setting(&self, user: Id, key: &str) -> Result<Option<&str>, NotAtHand> {
+    pub fn setting(&self, user: Id, key: &str) -> Result<Option<&str>, CacheMiss> {
         let settings = match self.answer(&Question::Settings(user))? {
             Some(Answer::Settings(settings)) => Some(&**settings),
             Some(_) => None,
@@ -183,7 +183,7 @@ impl Directory {
     }
 
     /// All the settings of a user of whom a source says some.
-    pub fn settings(&self, user: Id) -> Option<&Settings> {
+    pub fn settings(&self, user: Id) -> Option<&UserSettings> {
         self.user(user).and_then(|user| user.settings.as_deref())
     }
 
@@ -223,10 +223,10 @@ impl Directory {
     }
 
     /// What was answered to a question; none where all is known without asking.
-    fn answer(&self, question: &Question) -> Result<Option<&Answer>, NotAtHand> {
+    fn answer(&self, question: &Question) -> Result<Option<&Answer>, CacheMiss> {
         match &self.answers {
-            Some(answers) => answers.get(question).map(Some).ok_or(NotAtHand),
-            None if self.is_unreadable(question) => Err(NotAtHand),
+            Some(answers) => answers.get(question).map(Some).ok_or(CacheMiss),
+            None if self.is_unreadable(question) => Err(CacheMiss),
             None => Ok(None),
         }
     }

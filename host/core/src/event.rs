@@ -10,7 +10,7 @@ pub enum Change {
     /// The user came online.
     Online,
     /// What is known of an online user has changed. It is told, and not decided on:
-    /// rules are asked about the online event, with its metadata of now.
+    /// rules are asked about the online event, with its current metadata.
     Updated,
     /// The user went offline.
     Offline {

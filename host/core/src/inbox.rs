@@ -3,7 +3,7 @@
 //!
 //! The numbers of a bounded number of viewers are kept. When there would be more,
 //! all are forgotten and a new epoch begins, so that no number comes twice within
-//! one, and a subscriber sees why theirs begins anew.
+//! one, and a subscriber sees why theirs starts again.
 
 use bytes::Bytes;
 use hashbrown::HashMap;
@@ -19,7 +19,7 @@ const VIEWERS_MAX: usize = 1 << 20;
 pub struct Delivery {
     /// Whom it is for.
     pub viewer: Name,
-    /// How often all numbers have begun anew since the source's start: each time is
+    /// How often all numbers have started again since the source's start: each time is
     /// an epoch of its own.
     pub renewed: u64,
     /// The number of the message among those of this source to this viewer, from 1.
@@ -36,7 +36,7 @@ pub struct Inboxes {
 }
 
 impl Inboxes {
-    /// How often the numbers have begun anew, and the number of the next message to
+    /// How often the numbers have started again, and the number of the next message to
     /// a viewer.
     pub fn number(&mut self, viewer: Id) -> (u64, u64) {
         if self.seqs.len() >= VIEWERS_MAX && !self.seqs.contains_key(&viewer) {

@@ -9,21 +9,21 @@ use std::sync::Arc;
 use hashbrown::HashMap;
 use roaring::RoaringBitmap;
 
-use crate::audience::Seen;
-use crate::changed::Changed;
+use crate::audience::VisitedSets;
+use crate::changed::ChangedUsers;
 use crate::event::Event;
 use crate::names::{Id, Name};
-use crate::told::Told;
+use crate::recipients::Recipients;
 
 /// What is known and was said of an online user.
 #[derive(Clone, Debug)]
-pub struct Entry {
+pub struct LedgerEntry {
     /// The event with which they came online, as it was told last.
     pub event: Arc<Event>,
     /// The event as it is now, where that is still to be told: rules go by it already.
     pub next: Option<Arc<Event>>,
     /// Who has been told, and what each of them was shown last.
-    pub told: Told,
+    pub recipients: Recipients,
     /// By how much the timestamp of the message with which they came was behind its
     /// arrival, in milliseconds: what a disconnect's would be behind, too.
     pub lag_ms: u64,
@@ -32,20 +32,20 @@ pub struct Entry {
     pub unsettled: bool,
 }
 
-impl Entry {
-    /// Of a user who is online by this event, and of whom this has been told.
-    pub fn new(event: Arc<Event>, told: Told) -> Self {
+impl LedgerEntry {
+    /// An entry for a user who is online by this event, and these recipients.
+    pub fn new(event: Arc<Event>, recipients: Recipients) -> Self {
         Self {
             event,
             next: None,
-            told,
+            recipients,
             lag_ms: 0,
             unsettled: false,
         }
     }
 
     /// The event that rules go by.
-    pub fn judged(&self) -> &Arc<Event> {
+    pub fn current(&self) -> &Arc<Event> {
         self.next.as_ref().unwrap_or(&self.event)
     }
 }
@@ -53,15 +53,15 @@ impl Entry {
 /// The online users of one worker.
 #[derive(Debug, Default)]
 pub struct Ledger {
-    entries: HashMap<Id, Entry, foldhash::fast::FixedState>,
-    changes: Changes,
-    /// Users of whom what is still to be told has changed.
-    put_off: Changed,
+    entries: HashMap<Id, LedgerEntry, foldhash::fast::FixedState>,
+    changes: UnsavedEntries,
+    /// Users whose event to be told later has changed.
+    put_off: ChangedUsers,
 }
 
 /// What of the ledger has changed since it was last taken.
 #[derive(Debug, Default)]
-struct Changes {
+struct UnsavedEntries {
     /// Whether anybody takes it.
     wanted: bool,
     changed: RoaringBitmap,
@@ -73,18 +73,18 @@ struct Changes {
 
 impl Ledger {
     /// A user's entry, if they are online.
-    pub fn get(&self, user: Id) -> Option<&Entry> {
+    pub fn get(&self, user: Id) -> Option<&LedgerEntry> {
         self.entries.get(&user)
     }
 
     /// As [`Self::get`], to change it.
-    pub fn get_mut(&mut self, user: Id) -> Option<&mut Entry> {
+    pub fn get_mut(&mut self, user: Id) -> Option<&mut LedgerEntry> {
         self.entries.get_mut(&user)
     }
 
-    /// Notes that a user is online. Who had been told of them stays told.
-    pub fn online(&mut self, event: Arc<Event>) -> &mut Entry {
-        let fresh = Entry::new(Arc::clone(&event), Told::default());
+    /// Notes that a user is online. Earlier recipients stay.
+    pub fn online(&mut self, event: Arc<Event>) -> &mut LedgerEntry {
+        let fresh = LedgerEntry::new(Arc::clone(&event), Recipients::default());
         let entry = self.entries.entry(event.user).or_insert(fresh);
         entry.event = event;
         if entry.next.take().is_some() {
@@ -114,13 +114,13 @@ impl Ledger {
         true
     }
 
-    /// Notes that who has been told of a user is not as it was.
+    /// Notes that a user's recipients have changed.
     pub fn note(&mut self, user: Id) {
         self.changes.note(user);
     }
 
     /// Removes a user who went offline, and says who had been told of them.
-    pub fn offline(&mut self, user: Id) -> Option<Entry> {
+    pub fn offline(&mut self, user: Id) -> Option<LedgerEntry> {
         let entry = self.entries.remove(&user)?;
         if entry.next.is_some() {
             self.put_off.note(user, &entry.event.name);
@@ -134,9 +134,9 @@ impl Ledger {
 
     /// Whether changes are noted from now on, for [`Self::take_changed`].
     pub fn keep_records(&mut self, keep: bool) {
-        self.changes = Changes {
+        self.changes = UnsavedEntries {
             wanted: keep,
-            ..Changes::default()
+            ..UnsavedEntries::default()
         };
         self.put_off.keep(keep);
     }
@@ -149,7 +149,7 @@ impl Ledger {
 
     /// All entries that have changed since this was last called; none of a user who has
     /// gone. Of two of the same user, the later holds.
-    pub fn take_changed(&mut self, mut take: impl FnMut(Name, Option<Entry>)) {
+    pub fn take_changed(&mut self, mut take: impl FnMut(Name, Option<LedgerEntry>)) {
         for user in self.changes.gone.drain(..) {
             take(user, None);
         }
@@ -160,13 +160,13 @@ impl Ledger {
         self.changes.saved |= changed;
     }
 
-    /// The users of whom what is still to be told has changed since this was last called.
+    /// The users whose event to be told later has changed since this was last called.
     pub(crate) fn take_put_off(&mut self) -> BTreeMap<Id, Name> {
         self.put_off.take()
     }
 
     /// Puts an entry back.
-    pub fn restore(&mut self, entry: Entry) {
+    pub fn restore(&mut self, entry: LedgerEntry) {
         let user = entry.event.user;
         self.changes.saved.insert(user.0);
         self.entries.insert(user, entry);
@@ -192,16 +192,16 @@ impl Ledger {
     /// All the numbers the ledger holds.
     pub fn ids(&self) -> RoaringBitmap {
         let mut ids: RoaringBitmap = self.put_off.ids().collect();
-        let mut seen = Seen::default();
+        let mut seen = VisitedSets::default();
         for (user, entry) in &self.entries {
             ids.insert(user.0);
-            entry.told.audience().keep_in(&mut ids, &mut seen);
+            entry.recipients.audience().keep_in(&mut ids, &mut seen);
         }
         ids
     }
 }
 
-impl Changes {
+impl UnsavedEntries {
     fn note(&mut self, user: Id) {
         if self.wanted {
             self.changed.insert(user.0);

@@ -15,7 +15,6 @@
 )]
 
 pub mod allowance;
-mod askers;
 pub mod audience;
 pub mod body;
 mod changed;
@@ -29,18 +28,19 @@ pub mod ledger;
 pub mod message;
 pub mod metadata;
 pub mod names;
+mod pending_fetches;
 pub mod publish;
 pub mod query;
+pub mod recipients;
 pub mod record;
+mod reverse_deps;
 pub mod rules;
 mod shard;
 pub mod statements;
 pub mod status;
 mod step;
 pub mod token;
-pub mod told;
 pub mod tracker;
-mod unanswered;
 pub mod verdicts;
 
 pub use shard::{Counters, Ignored, Input, Output, Settings, Shard};

@@ -59,14 +59,14 @@ pub struct Message {
     /// The sender's time, in milliseconds since the Unix epoch.
     pub timestamp: u64,
     /// What it says.
-    pub says: Says,
+    pub payload: Payload,
     /// The body that it was read from, for its dead letter.
-    pub payload: Bytes,
+    pub raw: Bytes,
 }
 
 /// What a message says.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Says {
+pub enum Payload {
     /// A connection was made.
     Connect {
         /// The connection.
@@ -104,7 +104,7 @@ pub enum Says {
     },
 }
 
-impl Says {
+impl Payload {
     /// What kind of message says so.
     pub fn kind(&self) -> Kind {
         match self {
@@ -178,12 +178,12 @@ impl Message {
 impl Message {
     /// Whether what it carries may be published again.
     fn is_published(&self) -> bool {
-        match &self.says {
-            Says::Connect { metadata, .. }
-            | Says::Heartbeat { metadata, .. }
-            | Says::Online { metadata } => metadata.is_some(),
-            Says::Offline { .. } => true,
-            Says::Disconnect { .. } => false,
+        match &self.payload {
+            Payload::Connect { metadata, .. }
+            | Payload::Heartbeat { metadata, .. }
+            | Payload::Online { metadata } => metadata.is_some(),
+            Payload::Offline { .. } => true,
+            Payload::Disconnect { .. } => false,
         }
     }
 }
@@ -244,15 +244,15 @@ impl<'a> Fields<'a> {
             ByteString::new()
         };
         let reason = Why::of(self.reason);
-        let says = match kind {
-            Kind::Connect => Says::Connect { conn, metadata },
-            Kind::Heartbeat => Says::Heartbeat { conn, metadata },
-            Kind::Disconnect => Says::Disconnect { conn, reason },
-            Kind::Online => Says::Online { metadata },
+        let payload = match kind {
+            Kind::Connect => Payload::Connect { conn, metadata },
+            Kind::Heartbeat => Payload::Heartbeat { conn, metadata },
+            Kind::Disconnect => Payload::Disconnect { conn, reason },
+            Kind::Online => Payload::Online { metadata },
             Kind::Offline => {
                 let last_seen = self.last_seen.map(|raw| time("lastSeen", raw));
                 let last_seen = last_seen.transpose()?.unwrap_or(timestamp);
-                Says::Offline {
+                Payload::Offline {
                     last_seen,
                     reason,
                     metadata,
@@ -262,8 +262,8 @@ impl<'a> Fields<'a> {
         Ok(Message {
             user,
             timestamp,
-            says,
-            payload: text.as_bytes().clone(),
+            payload,
+            raw: text.as_bytes().clone(),
         })
     }
 
@@ -326,7 +326,7 @@ mod tests {
         let body = r#"{"userId":"u","connId":"c","timestamp":1698000000000,"metadata":{"device":"web"},"x":1}"#;
         let message = parse(Kind::Connect, body).unwrap();
         assert_eq!(message.user, "u");
-        let Says::Connect { conn, metadata } = message.says else {
+        let Payload::Connect { conn, metadata } = message.payload else {
             panic!("not a connect")
         };
         assert_eq!(conn, "c");
@@ -492,7 +492,7 @@ mod tests {
                 r#"{{"userId":"u","connId":"c","timestamp":1698000000000,"reason":{reason}}}"#
             );
             let message = parse(Kind::Disconnect, &body).unwrap();
-            let Says::Disconnect { reason, .. } = message.says else {
+            let Payload::Disconnect { reason, .. } = message.payload else {
                 panic!("not a disconnect")
             };
             assert_eq!(
@@ -515,8 +515,8 @@ mod tests {
         );
         let message = parse(Kind::Offline, body).unwrap();
         assert!(matches!(
-            message.says,
-            Says::Offline {
+            message.payload,
+            Payload::Offline {
                 last_seen: 1_698_000_000_000,
                 ..
             }

@@ -100,7 +100,7 @@ impl Names {
                 }
             }
             let id = self.intern(text);
-            // A sweep may come in between, and then the id is interned anew.
+            // A sweep may come in between, and then the id is interned again.
             if let Some(name) = self.name(id) {
                 return (id, name);
             }
@@ -118,8 +118,8 @@ impl Names {
     }
 
     /// The table, locked for reading many names at once.
-    pub fn read(&self) -> Reading<'_> {
-        Reading(self.read_table())
+    pub fn read(&self) -> NamesGuard<'_> {
+        NamesGuard(self.read_table())
     }
 
     /// How many ids are in use.
@@ -176,9 +176,9 @@ impl Names {
 
 /// A table of names, locked for reading.
 #[derive(Debug)]
-pub struct Reading<'a>(RwLockReadGuard<'a, Table>);
+pub struct NamesGuard<'a>(RwLockReadGuard<'a, Table>);
 
-impl Reading<'_> {
+impl NamesGuard<'_> {
     /// The id behind a number that is in use.
     pub fn name(&self, id: Id) -> Option<&Name> {
         self.0.get(id)

@@ -7,11 +7,11 @@ mod codec;
 use roaring::RoaringBitmap;
 
 use crate::departed::Departure;
-use crate::ledger::Entry;
+use crate::ledger::LedgerEntry;
 use crate::metadata::Metadata;
 use crate::names::Name;
 use crate::statements::Statement;
-use crate::status::Word;
+use crate::status::OwnStatus;
 use crate::step::Step;
 use crate::tracker;
 
@@ -22,13 +22,13 @@ pub const FORMAT: u32 = 3;
 #[derive(Clone, Debug)]
 pub enum Record {
     /// Of its tracker.
-    Tracker(tracker::Record<Metadata>),
+    Tracker(tracker::TrackerRecord<Metadata>),
     /// Of its ledger; none if the user is offline.
-    Told {
+    Ledger {
         /// The user.
         user: Name,
         /// What is known and was said of them.
-        entry: Option<Entry>,
+        entry: Option<LedgerEntry>,
     },
     /// Of its departures; none if it isn't remembered any more.
     Departed {
@@ -41,8 +41,8 @@ pub enum Record {
     Status {
         /// The user.
         user: Name,
-        /// The user's newest word on themselves, if it is known.
-        word: Option<Word>,
+        /// The user's own status, if it is known.
+        word: Option<OwnStatus>,
     },
     /// Of its events that wait; none if none of the user's does any more.
     Waiting {
@@ -68,11 +68,11 @@ impl Record {
     pub fn user(&self) -> &str {
         match self {
             Self::Tracker(
-                tracker::Record::Connection { user, .. }
-                | tracker::Record::Heard { user, .. }
-                | tracker::Record::User { user, .. },
+                tracker::TrackerRecord::Connection { user, .. }
+                | tracker::TrackerRecord::Heard { user, .. }
+                | tracker::TrackerRecord::User { user, .. },
             ) => user,
-            Self::Told { user, .. }
+            Self::Ledger { user, .. }
             | Self::Departed { user, .. }
             | Self::Status { user, .. }
             | Self::Waiting { user, .. }
@@ -83,10 +83,10 @@ impl Record {
     /// All the numbers of ids it holds.
     pub fn ids(&self) -> RoaringBitmap {
         match self {
-            Self::Told {
+            Self::Ledger {
                 entry: Some(entry), ..
             } => {
-                let mut ids = entry.told.audience().bitmap();
+                let mut ids = entry.recipients.audience().bitmap();
                 ids.insert(entry.event.user.0);
                 ids
             }
@@ -98,7 +98,7 @@ impl Record {
                 let ids = steps.iter().map(Step::ids);
                 ids.fold(RoaringBitmap::new(), |all, ids| all | ids)
             }
-            Self::Told { entry: None, .. }
+            Self::Ledger { entry: None, .. }
             | Self::Departed {
                 departure: None, ..
             }

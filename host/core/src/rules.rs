@@ -47,7 +47,7 @@ pub trait Rules {
         }
     }
 
-    /// Whether the rules have become others, of their own accord, since this
+    /// Whether the rules have become others, by themselves, since this
     /// was last asked.
     fn take_replaced(&mut self) -> bool {
         false
@@ -76,9 +76,9 @@ pub struct StageReport {
     pub role: &'static str,
     /// Whether it is the last good generation, which has taken over from a newer
     /// one that failed.
-    pub stands_in: bool,
+    pub is_fallback: bool,
     /// What it did.
-    pub turn: Turn,
+    pub outcome: StageOutcome,
     /// What it gave as its reasons.
     pub reasons: Vec<String>,
     /// How it failed, if it did.
@@ -87,7 +87,7 @@ pub struct StageReport {
 
 /// What a stage can do to a viewer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Turn {
+pub enum StageOutcome {
     /// The viewer wasn't in the audience before it, and is after it.
     Admitted,
     /// The viewer was in the audience before it, and is not after it.
@@ -104,7 +104,7 @@ pub enum Turn {
     NotAsked,
 }
 
-impl Turn {
+impl StageOutcome {
     /// The turn as an explanation spells it.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -126,8 +126,8 @@ pub struct Enriched {
     pub changes: Vec<MetadataChange>,
     /// Those of them that failed.
     pub failures: Vec<Failure>,
-    /// What some of them asked for that isn't at hand: fetch it, and ask all again.
-    pub not_at_hand: BTreeSet<Question>,
+    /// What some of them asked for that isn't cached: fetch it, and ask all again.
+    pub cache_misses: BTreeSet<Question>,
     /// Which of them did. They have been passed over.
     pub unanswered: Vec<Arc<str>>,
 }
@@ -137,8 +137,8 @@ pub struct Enriched {
 pub enum Decision {
     /// They decided.
     Decided(Vec<Rendition>, Reads),
-    /// They asked for what isn't at hand: fetch it, and ask again.
-    NotAtHand(BTreeSet<Question>),
+    /// They asked for what isn't cached: fetch it, and ask again.
+    CacheMiss(BTreeSet<Question>),
     /// One of them failed.
     Failed(Failure),
 }

@@ -46,7 +46,7 @@ pub use self::settings::Settings;
 pub use self::types::{Counters, Ignored, Input, Output};
 use self::updates::Updates;
 use crate::body;
-use crate::body::explain::Found;
+use crate::body::explain::ExplainReport;
 use crate::body::query::Answers;
 use crate::directory::{Directory, Question};
 use crate::message::Message;
@@ -100,8 +100,8 @@ impl Shard {
             }
             Input::Rules => self.presence.events.rules_changed(),
             Input::Settings(settings) => self.change_settings(*settings),
-            Input::Heard { at } => common.tracker.heard(now, at),
-            Input::Missed { at } => common.tracker.missed(now, at),
+            Input::ReceivedUpTo { at } => common.tracker.received_up_to(now, at),
+            Input::LostUpTo { at } => common.tracker.lost_up_to(now, at),
             Input::Clock { ahead_ms } => {
                 common.clock.set_ahead(ahead_ms);
                 common.tracker.set_ahead(now, ahead_ms);
@@ -137,7 +137,7 @@ impl Shard {
     }
 
     /// Answers a viewer on users of this shard. Where the directory's answers
-    /// aren't at hand, they are to be fetched, and the call repeated.
+    /// aren't cached, they are to be fetched, and the call repeated.
     pub fn query<'a>(
         &mut self,
         now: u64,
@@ -173,7 +173,7 @@ impl Shard {
         user: &str,
         rules: &mut dyn Rules,
         out: &mut Vec<Output>,
-    ) -> Found {
+    ) -> ExplainReport {
         let common = &mut self.common;
         let wall = common.clock.wall_at(common.now().max(now));
         let env = &mut Env { common, rules, out };
@@ -252,7 +252,7 @@ impl Shard {
     /// Whether what is known of online users depends on an answer of the directory,
     /// or something waits for it.
     pub fn uses(&self, question: &Question) -> bool {
-        self.decisions().uses(question) || self.presence.events.queue.lacks(question)
+        self.decisions().uses(question) || self.presence.events.queue.waits_for(question)
     }
 
     fn change_settings(&mut self, settings: Settings) {
@@ -283,7 +283,7 @@ fn take_message(
     presence: &mut Presence,
     env: &mut Env<'_>,
 ) {
-    let (subject, payload) = (message.says.kind().subject(), message.payload.clone());
+    let (subject, payload) = (message.payload.kind().subject(), message.raw.clone());
     let outcome = presence.message(message, env);
     let answer = || match &outcome {
         Outcome::Taken => body::accepted(),

@@ -10,7 +10,7 @@ use hashbrown::HashMap;
 use roaring::RoaringBitmap;
 use serde::{Deserialize, Serialize};
 
-use crate::changed::Changed;
+use crate::changed::ChangedUsers;
 use crate::names::{Id, Name};
 
 /// What an application stated of a user.
@@ -29,14 +29,14 @@ pub enum Statement {
 /// The statements of one worker's users that hold.
 #[derive(Debug, Default)]
 pub struct Statements {
-    users: HashMap<Id, Entry, foldhash::fast::FixedState>,
+    users: HashMap<Id, HeldStatement, foldhash::fast::FixedState>,
     /// Whose was said when, the longest ago first.
     said: BTreeSet<(u64, Id)>,
-    changed: Changed,
+    changed: ChangedUsers,
 }
 
 #[derive(Debug)]
-struct Entry {
+struct HeldStatement {
     name: Name,
     said_at: u64,
     statement: Statement,
@@ -108,8 +108,8 @@ impl Statements {
         !self.changed.is_empty()
     }
 
-    /// The users of whom something else holds than when this was last called, with what was
-    /// stated and when; none where nothing holds. Of two of the same user, the later holds.
+    /// The users whose statement has changed since this was last called, with the statement
+    /// and its time; none where none holds. Of two of the same user, the later holds.
     pub fn take_changed(&mut self) -> impl Iterator<Item = (Name, Option<(u64, Statement)>)> {
         self.changed.take().into_iter().map(|(id, user)| {
             let entry = self.users.get(&id);
@@ -127,7 +127,7 @@ impl Statements {
     fn put(&mut self, said_at: u64, user: Id, name: &Name, statement: Statement) {
         let name = name.clone();
         self.said.insert((said_at, user));
-        let entry = Entry {
+        let entry = HeldStatement {
             name,
             said_at,
             statement,

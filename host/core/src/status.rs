@@ -16,7 +16,7 @@ use serde::Deserialize;
 use serde::de::{Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
-use crate::changed::Changed;
+use crate::changed::ChangedUsers;
 use crate::json::push_number;
 use crate::metadata::Metadata;
 use crate::names::{Id, Name};
@@ -33,7 +33,7 @@ pub const TEXT_BYTES_MAX: usize = 256;
 
 /// How statuses are told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Settings {
+pub struct StatusSettings {
     /// How long after an update of a user the next one is told, at the earliest.
     pub min_interval_ms: u64,
     /// How long after a connection last said that its user is typing this ends.
@@ -44,7 +44,7 @@ pub struct Settings {
 
 /// What a message says of its user's status.
 #[derive(Debug, Default)]
-pub struct Said<'a> {
+pub struct StatusUpdate<'a> {
     /// What the user is doing, if it says so.
     pub activity: Option<Activity>,
     /// What the user says of themselves, if anything: none takes it back.
@@ -71,9 +71,9 @@ pub struct Status {
     pub expires_at: Option<u64>,
 }
 
-/// A user's newest word on themselves.
+/// A user's own status, as last set.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Word {
+pub struct OwnStatus {
     /// Its sender's time, in milliseconds since the Unix epoch.
     pub timestamp: u64,
     /// What it says; none takes back what was said before.
@@ -82,14 +82,14 @@ pub struct Word {
 
 /// How an event's metadata is to read: the two keys, as JSON text.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Reading {
+pub struct StatusKeys {
     /// Under [`ACTIVITY`].
     pub activity: Option<Box<str>>,
     /// Under [`STATUS`].
     pub status: Option<Box<str>>,
 }
 
-impl<'a> Said<'a> {
+impl<'a> StatusUpdate<'a> {
     /// Reads the metadata of a connect or heartbeat. Nothing is copied.
     pub fn read(metadata: &'a str) -> Self {
         let fields = Fields::read(metadata);
@@ -171,7 +171,7 @@ impl Status {
     }
 }
 
-impl Word {
+impl OwnStatus {
     /// What holds of it at a wall time.
     fn at(&self, wall: u64) -> Option<&Status> {
         let expired = |status: &&Status| status.expires_at.is_some_and(|at| at <= wall);
@@ -179,7 +179,7 @@ impl Word {
     }
 }
 
-impl Reading {
+impl StatusKeys {
     /// What an event's metadata reads as it is broadcast.
     pub fn of(metadata: &Metadata) -> Self {
         let public = |key: &str| {
@@ -193,7 +193,7 @@ impl Reading {
         }
     }
 
-    /// Metadata that reads so. It is written anew, and so holds nothing of what it
+    /// Metadata that reads so. It is written again, and so holds nothing of what it
     /// read before.
     pub fn put_into(&self, metadata: &Metadata) -> Metadata {
         let mut changed = Metadata::default().edit();
@@ -212,8 +212,8 @@ impl Reading {
 
 /// What is kept of one user.
 #[derive(Debug, Default)]
-struct Entry {
-    word: Option<Word>,
+struct StatusEntry {
+    word: Option<OwnStatus>,
     /// When the last update was broadcast, by the monotonic time.
     told_at: Option<u64>,
     /// When to look at the user again.
@@ -222,7 +222,7 @@ struct Entry {
     reshow: bool,
 }
 
-impl Entry {
+impl StatusEntry {
     fn is_empty(&self) -> bool {
         self.word.is_none() && self.told_at.is_none() && self.look_at.is_none() && !self.reshow
     }
@@ -231,19 +231,19 @@ impl Entry {
 /// The statuses of one worker's users.
 #[derive(Debug, Default)]
 pub struct Statuses {
-    users: HashMap<Id, Entry, foldhash::fast::FixedState>,
-    /// When to look at whom.
-    agenda: BTreeSet<(u64, Id)>,
-    /// Of how many users there is a word.
+    users: HashMap<Id, StatusEntry, foldhash::fast::FixedState>,
+    /// When to look at which user.
+    timers: BTreeSet<(u64, Id)>,
+    /// How many users have set one.
     words: usize,
-    changed: Changed,
+    changed: ChangedUsers,
 }
 
 impl Statuses {
     /// Whether what a user says of themselves can be kept, where it is of so many users at
     /// most.
     pub fn has_room(&self, user: Id, users_max: usize) -> bool {
-        let is_kept = |entry: &Entry| entry.word.is_some();
+        let is_kept = |entry: &StatusEntry| entry.word.is_some();
         self.words < users_max || self.users.get(&user).is_some_and(is_kept)
     }
 
@@ -274,14 +274,14 @@ impl Statuses {
             text: text.into(),
             expires_at,
         });
-        let before = entry.word.replace(Word { timestamp, status });
+        let before = entry.word.replace(OwnStatus { timestamp, status });
         self.words += usize::from(before.is_none());
         self.changed.note(user, name);
         true
     }
 
     /// Puts back what a user last said of themselves.
-    pub fn restore(&mut self, user: Id, word: Word) {
+    pub fn restore(&mut self, user: Id, word: OwnStatus) {
         let before = self.users.entry(user).or_default().word.replace(word);
         self.words += usize::from(before.is_none());
     }
@@ -311,7 +311,7 @@ impl Statuses {
 
     /// The users whose status expires, in a stable order.
     pub fn expiring(&self) -> Vec<Id> {
-        let expires = |entry: &Entry| {
+        let expires = |entry: &StatusEntry| {
             let status = entry.word.as_ref().and_then(|word| word.status.as_ref());
             status.is_some_and(|status| status.expires_at.is_some())
         };
@@ -328,9 +328,9 @@ impl Statuses {
             return;
         }
         if let Some(before) = entry.look_at.replace(at) {
-            self.agenda.remove(&(before, user));
+            self.timers.remove(&(before, user));
         }
-        self.agenda.insert((at, user));
+        self.timers.insert((at, user));
     }
 
     /// Has it be told at a time that a user is shown by another connection.
@@ -357,13 +357,13 @@ impl Statuses {
 
     /// When somebody is to be looked at.
     pub fn next_look(&self) -> Option<u64> {
-        self.agenda.first().map(|(at, _)| *at)
+        self.timers.first().map(|(at, _)| *at)
     }
 
     /// Somebody who is to be looked at by now.
     pub fn pop_due(&mut self, now: u64) -> Option<Id> {
-        let (at, user) = *self.agenda.first().filter(|(at, _)| *at <= now)?;
-        self.agenda.remove(&(at, user));
+        let (at, user) = *self.timers.first().filter(|(at, _)| *at <= now)?;
+        self.timers.remove(&(at, user));
         if let Some(entry) = self.users.get_mut(&user) {
             entry.look_at = None;
             if entry.is_empty() {
@@ -389,7 +389,7 @@ impl Statuses {
             return;
         };
         if let Some(at) = entry.look_at {
-            self.agenda.remove(&(at, user));
+            self.timers.remove(&(at, user));
         }
         if entry.word.is_some() {
             self.words -= 1;
@@ -414,9 +414,9 @@ impl Statuses {
         !self.changed.is_empty()
     }
 
-    /// The users whose newest word on themselves has changed since this was last called,
-    /// with the word. Of two of the same user, the later holds.
-    pub fn take_changed(&mut self) -> impl Iterator<Item = (Name, Option<Word>)> {
+    /// The users whose own status has changed since this was last called, with the status.
+    /// Of two of the same user, the later holds.
+    pub fn take_changed(&mut self) -> impl Iterator<Item = (Name, Option<OwnStatus>)> {
         self.changed.take().into_iter().map(|(id, user)| {
             let entry = self.users.get(&id);
             (user, entry.and_then(|entry| entry.word.clone()))

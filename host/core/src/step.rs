@@ -5,7 +5,7 @@ use std::sync::Arc;
 use roaring::RoaringBitmap;
 
 use crate::event::Event;
-use crate::told::Told;
+use crate::recipients::Recipients;
 
 /// What is next for an event.
 #[derive(Clone, Debug)]
@@ -14,7 +14,7 @@ pub enum Step {
     /// published it on its own subject.
     Announce(Arc<Event>, bool),
     /// To be told to those who believe that the user is online.
-    Tell(Arc<Event>, Told),
+    Tell(Arc<Event>, Recipients),
     /// The user is to be shown by what the newest of their connections says by then.
     Show(Arc<Event>),
 }

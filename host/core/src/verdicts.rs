@@ -9,11 +9,11 @@ use std::sync::Arc;
 
 use hashbrown::HashMap;
 
-use crate::askers::Askers;
-use crate::audience::{Audience, Seen};
+use crate::audience::{Audience, VisitedSets};
 use crate::directory::{Changes, Question};
 use crate::event::Event;
 use crate::names::Id;
+use crate::reverse_deps::ReverseDeps;
 use crate::rules::{Reads, Rendition};
 
 /// How many verdicts are kept for users who are not online any more. When there
@@ -88,7 +88,7 @@ pub struct Verdicts {
     rules: u64,
     kept: HashMap<Id, Kept, foldhash::fast::FixedState>,
     /// Which users' verdicts read what is said of somebody or something else.
-    readers: Askers,
+    readers: ReverseDeps,
     /// How many bytes all take, about.
     bytes: usize,
     /// The users whose verdicts would have taken too many: any change may concern them.
@@ -114,7 +114,7 @@ impl Verdicts {
     }
 
     /// The metadata keys that the verdict on an event read, if that is all it read of
-    /// the metadata, and it was made by the rules of now.
+    /// the metadata, and it was made by the current rules.
     pub fn keys_read(&self, event: &Event) -> Option<&BTreeSet<Box<str>>> {
         let kept = self.kept.get(&event.user)?;
         let reads = &kept.reads;
@@ -249,7 +249,7 @@ impl Verdicts {
     /// All the numbers the verdicts hold.
     pub fn ids(&self) -> roaring::RoaringBitmap {
         let mut ids: roaring::RoaringBitmap = self.heavy.iter().map(|user| user.0).collect();
-        let mut seen = Seen::default();
+        let mut seen = VisitedSets::default();
         for (user, kept) in &self.kept {
             ids.insert(user.0);
             kept.verdict.audience.keep_in(&mut ids, &mut seen);

@@ -221,13 +221,13 @@ struct World {
 impl World {
     fn new(scenario: &Scenario) -> Self {
         let settings = Settings {
-            tracker: tracker::Settings {
+            tracker: tracker::TrackerSettings {
                 timeout_ms: TIMEOUT_MS,
                 grace_ms: scenario.grace_ms,
-                ..tracker::Settings::default()
+                ..tracker::TrackerSettings::default()
             },
             inbox: true,
-            status: scenario.statuses.then_some(status::Settings {
+            status: scenario.statuses.then_some(status::StatusSettings {
                 min_interval_ms: 500,
                 typing_ms: 10_000_000,
                 users_max: 1_000,

@@ -205,9 +205,9 @@ fn a_user_has_so_many_connections_and_what_would_open_one_more_is_a_dead_letter(
 #[test]
 fn closes_are_remembered_of_so_many_connections_and_those_of_live_ones_always_count() {
     let mut world = World::new(Settings {
-        tracker: tracker::Settings {
+        tracker: tracker::TrackerSettings {
             closes_max: 10,
-            ..tracker::Settings::default()
+            ..tracker::TrackerSettings::default()
         },
         ..Settings::default()
     });
@@ -296,7 +296,7 @@ fn so_many_dead_letters_are_published_the_others_are_counted_and_the_numbers_hav
 fn statements_and_statuses_are_kept_of_so_many_users() {
     let mut world = World::new(Settings {
         statements_max: 2,
-        status: Some(status::Settings {
+        status: Some(status::StatusSettings {
             min_interval_ms: 0,
             typing_ms: 1_000,
             users_max: 2,
@@ -384,9 +384,9 @@ fn a_user_on_a_bad_line_is_told_of_each_time() {
     let mut world = World::new(Settings::default());
     assert_eq!(flip(&mut world, "ann", 1_000, 2_000), (1_000, 1_000));
     let mut world = World::new(Settings {
-        tracker: tracker::Settings {
+        tracker: tracker::TrackerSettings {
             damping: Damping::OFF,
-            ..tracker::Settings::default()
+            ..tracker::TrackerSettings::default()
         },
         ..Settings::default()
     });
@@ -396,9 +396,9 @@ fn a_user_on_a_bad_line_is_told_of_each_time() {
 #[test]
 fn a_grace_is_at_least_as_long_as_it_is_set_and_an_absence_within_it_is_told_to_nobody() {
     let mut world = World::new(Settings {
-        tracker: tracker::Settings {
+        tracker: tracker::TrackerSettings {
             grace_ms: 5_000,
-            ..tracker::Settings::default()
+            ..tracker::TrackerSettings::default()
         },
         ..Settings::default()
     });

@@ -14,7 +14,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use presence_core::audience::Audience;
-use presence_core::body::explain::{Basis, Standing};
+use presence_core::body::explain::{Basis, DeliveryState};
 use presence_core::directory::{Answer, Directory, Question};
 use presence_core::message::Kind;
 use presence_core::names::Names;
@@ -77,7 +77,7 @@ impl Rules for Contacts {
                 };
                 Decision::Decided(self.split(&contacts), reads)
             }
-            Err(_) => Decision::NotAtHand(BTreeSet::from([question])),
+            Err(_) => Decision::CacheMiss(BTreeSet::from([question])),
         }
     }
 
@@ -379,11 +379,11 @@ fn an_explanation_says_what_is_decided_on_and_how_the_viewer_stands_to_it() {
             found.basis,
             found.rendition.is_some(),
             found.told,
-            found.standing,
+            found.delivery,
         )
     };
     use Basis::{Departed, Hypothetical, Online};
-    use Standing::{Correcting, Offline, Pending, Settled};
+    use DeliveryState::{Correcting, Offline, Pending, Settled};
     assert_eq!(
         found(&mut world, "ben"),
         (Hypothetical, true, false, Offline)

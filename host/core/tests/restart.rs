@@ -198,13 +198,13 @@ struct Pair {
 impl Pair {
     fn new(grace_ms: u64) -> Self {
         let settings = Settings {
-            tracker: tracker::Settings {
+            tracker: tracker::TrackerSettings {
                 timeout_ms: TIMEOUT_MS,
                 grace_ms,
-                ..tracker::Settings::default()
+                ..tracker::TrackerSettings::default()
             },
             // When a user was updated last, a restart forgets.
-            status: Some(status::Settings {
+            status: Some(status::StatusSettings {
                 min_interval_ms: 0,
                 // Typing begins anew with a restart.
                 typing_ms: 60_000_000,
@@ -382,10 +382,10 @@ fn heartbeats_are_told_of_in_turns() {
 #[test]
 fn a_grace_does_not_run_while_the_host_is_down() {
     let settings = Settings {
-        tracker: tracker::Settings {
+        tracker: tracker::TrackerSettings {
             timeout_ms: 30_000,
             grace_ms: 5_000,
-            ..tracker::Settings::default()
+            ..tracker::TrackerSettings::default()
         },
         ..Settings::default()
     };

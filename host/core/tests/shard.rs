@@ -311,7 +311,7 @@ fn an_application_states_to_those_not_told_yet() {
 #[test]
 fn a_heartbeat_of_a_known_connection_allocates_nothing() {
     for told in [false, true] {
-        heartbeats_allocate_nothing(told.then_some(status::Settings {
+        heartbeats_allocate_nothing(told.then_some(status::StatusSettings {
             min_interval_ms: 1_000,
             typing_ms: 60_000_000,
             users_max: 1_000,
@@ -319,7 +319,7 @@ fn a_heartbeat_of_a_known_connection_allocates_nothing() {
     }
 }
 
-fn heartbeats_allocate_nothing(status: Option<status::Settings>) {
+fn heartbeats_allocate_nothing(status: Option<status::StatusSettings>) {
     let mut world = World::new(&[("a", &["b"])]);
     world.shard.keep_records(true);
     world.input(Input::Settings(Box::new(Settings {

@@ -138,7 +138,7 @@ impl World {
 fn settings(statuses: bool) -> Settings {
     Settings {
         broadcast: vec!["location".into()],
-        status: statuses.then_some(status::Settings {
+        status: statuses.then_some(status::StatusSettings {
             min_interval_ms: MIN_INTERVAL_MS,
             typing_ms: 10_000,
             users_max: 1_000,

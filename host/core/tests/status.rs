@@ -95,12 +95,12 @@ struct World {
 
 fn settings(min_interval_ms: Option<u64>, grace_ms: u64) -> Settings {
     Settings {
-        tracker: tracker::Settings {
+        tracker: tracker::TrackerSettings {
             timeout_ms: 30_000,
             grace_ms,
-            ..tracker::Settings::default()
+            ..tracker::TrackerSettings::default()
         },
-        status: min_interval_ms.map(|min_interval_ms| status::Settings {
+        status: min_interval_ms.map(|min_interval_ms| status::StatusSettings {
             min_interval_ms,
             typing_ms: 60_000,
             users_max: 1_000,

@@ -18,7 +18,7 @@ mod timeline;
 
 use std::path::Path;
 
-use presence_core::tracker::{Effect, Reason, Record, Settings, Tracker, Transition};
+use presence_core::tracker::{Effect, Reason, Tracker, TrackerRecord, TrackerSettings, Transition};
 
 #[test]
 fn timelines_run_as_written() {
@@ -42,9 +42,9 @@ fn timelines_run_as_written() {
 
 #[test]
 fn where_a_further_connection_is_not_shown_the_next_newest_is_when_the_shown_one_goes() {
-    let mut tracker = Tracker::new(Settings {
+    let mut tracker = Tracker::new(TrackerSettings {
         shows_newest: false,
-        ..Settings::default()
+        ..TrackerSettings::default()
     });
     for (now, conn) in [(0, "a"), (1, "b"), (2, "c")] {
         tracker.connect(now, "alice", conn, now, || conn);
@@ -57,9 +57,9 @@ fn where_a_further_connection_is_not_shown_the_next_newest_is_when_the_shown_one
     assert!(tracker.take_reshown().is_some());
     assert_eq!(tracker.shown("alice"), Some(&"c"));
     // One that was adopted has nothing to show, and makes room for one that has.
-    let mut tracker = Tracker::new(Settings {
+    let mut tracker = Tracker::new(TrackerSettings {
         shows_newest: false,
-        ..Settings::default()
+        ..TrackerSettings::default()
     });
     tracker.heartbeat(0, "alice", "a", 0, || "adopted");
     tracker.connect(1, "alice", "b", 1, || "b");
@@ -68,9 +68,9 @@ fn where_a_further_connection_is_not_shown_the_next_newest_is_when_the_shown_one
 
 #[test]
 fn the_order_in_which_connections_were_opened_outlives_what_stays_before_it() {
-    let first = Settings {
+    let first = TrackerSettings {
         shows_newest: false,
-        ..Settings::default()
+        ..TrackerSettings::default()
     };
     let mut tracker = Tracker::new(first);
     tracker.keep_records(true);
@@ -78,7 +78,7 @@ fn the_order_in_which_connections_were_opened_outlives_what_stays_before_it() {
         tracker.connect(now, "alice", conn, now, || conn.to_owned());
     }
     let stored = tracker.take_records(1);
-    for settings in [first, Settings::default()] {
+    for settings in [first, TrackerSettings::default()] {
         let mut tracker = Tracker::new(settings);
         for record in stored.clone() {
             tracker.restore(10, 0, record);
@@ -107,11 +107,15 @@ fn the_order_in_which_connections_were_opened_outlives_what_stays_before_it() {
 }
 
 /// What a tracker that starts with these records knows, kept from here on.
-fn started(now: u64, records: Vec<Record<()>>) -> Tracker<()> {
-    started_with(Settings::default(), now, records)
+fn started(now: u64, records: Vec<TrackerRecord<()>>) -> Tracker<()> {
+    started_with(TrackerSettings::default(), now, records)
 }
 
-fn started_with(settings: Settings, now: u64, records: Vec<Record<()>>) -> Tracker<()> {
+fn started_with(
+    settings: TrackerSettings,
+    now: u64,
+    records: Vec<TrackerRecord<()>>,
+) -> Tracker<()> {
     let mut tracker = Tracker::new(settings);
     tracker.keep_records(true);
     for record in records {
@@ -123,12 +127,12 @@ fn started_with(settings: Settings, now: u64, records: Vec<Record<()>>) -> Track
 }
 
 /// What the store holds of one connection after these records have been written.
-fn last_of_each(stored: &mut Vec<Record<()>>, records: Vec<Record<()>>) {
+fn last_of_each(stored: &mut Vec<TrackerRecord<()>>, records: Vec<TrackerRecord<()>>) {
     for record in records {
         stored.retain(|it| std::mem::discriminant(it) != std::mem::discriminant(&record));
         stored.push(record);
     }
-    stored.sort_by_key(|record| !matches!(record, Record::Connection { .. }));
+    stored.sort_by_key(|record| !matches!(record, TrackerRecord::Connection { .. }));
 }
 
 #[test]
@@ -190,9 +194,9 @@ fn a_second_start_after_a_long_time_down_leaves_time_to_be_heard_and_ghosts_end(
 
 #[test]
 fn runs_too_short_to_hear_anything_in_keep_no_ghost() {
-    let settings = Settings {
-        hear_step_ms: Some(500),
-        ..Settings::default()
+    let settings = TrackerSettings {
+        receive_step_ms: Some(500),
+        ..TrackerSettings::default()
     };
     let mut stored = Vec::new();
     let mut tracker = Tracker::new(settings);
@@ -204,7 +208,7 @@ fn runs_too_short_to_hear_anything_in_keep_no_ghost() {
         let mut tracker = started_with(settings, now, stored.clone());
         last_of_each(&mut stored, tracker.take_records(1));
         // The broker answers once.
-        tracker.heard(now + 100, now + 50);
+        tracker.received_up_to(now + 100, now + 50);
         tracker.expire(now + 100).is_some()
     };
     let last = (1..100).find(ends);
@@ -213,7 +217,7 @@ fn runs_too_short_to_hear_anything_in_keep_no_ghost() {
 
 #[test]
 fn a_heartbeat_with_the_timestamp_of_the_close_counts_by_its_arrival() {
-    let mut tracker = Tracker::new(Settings::default());
+    let mut tracker = Tracker::new(TrackerSettings::default());
     tracker.connect(10, "alice", "web", 10, || ());
     tracker.disconnect(10, "alice", "web", 10, Reason::Disconnect);
     let older = tracker.heartbeat(11, "alice", "web", 9, || ());
@@ -232,7 +236,7 @@ fn a_heartbeat_with_the_timestamp_of_the_close_counts_by_its_arrival() {
 fn a_sender_whose_clock_is_behind_is_believed_at_the_second_sign_of_life() {
     const HOUR: u64 = 3_600_000;
     for connects in [true, false] {
-        let mut tracker = Tracker::new(Settings::default());
+        let mut tracker = Tracker::new(TrackerSettings::default());
         tracker.connect(2 * HOUR, "alice", "web", 2 * HOUR, || ());
         let at = 2 * HOUR + 1_000;
         tracker.disconnect(at, "alice", "web", at, Reason::Disconnect);
@@ -257,14 +261,14 @@ fn a_sender_whose_clock_is_behind_is_believed_at_the_second_sign_of_life() {
 
 #[test]
 fn a_grace_goes_on_over_restarts_and_pauses_where_it_was() {
-    let settings = Settings {
+    let settings = TrackerSettings {
         grace_ms: 6_000,
-        hear_step_ms: Some(500),
-        ..Settings::default()
+        receive_step_ms: Some(500),
+        ..TrackerSettings::default()
     };
     let hear = |tracker: &mut Tracker<()>, from: u64, to: u64| {
         for now in (from..=to).step_by(250) {
-            tracker.heard(now, now);
+            tracker.received_up_to(now, now);
             if tracker.expire(now).is_some() {
                 return Some(now);
             }
@@ -289,7 +293,7 @@ fn a_grace_goes_on_over_restarts_and_pauses_where_it_was() {
 
     // Of the grace some two seconds are left, an hour later, and again an hour after that.
     let mut saved_at = saved_at;
-    let mut start = |stored: &mut Vec<Record<()>>| {
+    let mut start = |stored: &mut Vec<TrackerRecord<()>>| {
         let now = saved_at + 3_600_000;
         let mut tracker = Tracker::new(settings);
         tracker.keep_records(true);
@@ -311,13 +315,13 @@ fn a_grace_goes_on_over_restarts_and_pauses_where_it_was() {
 #[test]
 fn answers_that_a_stopped_broker_gives_all_at_once_take_nobody_offline() {
     const STEP_MS: u64 = 500;
-    let mut tracker = Tracker::new(Settings {
-        hear_step_ms: Some(STEP_MS),
-        ..Settings::default()
+    let mut tracker = Tracker::new(TrackerSettings {
+        receive_step_ms: Some(STEP_MS),
+        ..TrackerSettings::default()
     });
     tracker.connect(0, "alice", "web", 0, || ());
     let hear = |tracker: &mut Tracker<()>, now, at| {
-        tracker.heard(now, at);
+        tracker.received_up_to(now, at);
         tracker.expire(now)
     };
     for at in (0..10_000).step_by(250) {
@@ -337,7 +341,7 @@ fn answers_that_a_stopped_broker_gives_all_at_once_take_nobody_offline() {
 
 #[test]
 fn a_heartbeat_of_a_live_connection_asks_for_no_metadata_and_needs_no_new_deadline() {
-    let mut tracker = Tracker::new(Settings::default());
+    let mut tracker = Tracker::new(TrackerSettings::default());
     tracker.connect(0, "alice", "web", 0, || ());
     for now in 1..1000 {
         let handled = tracker.heartbeat(now, "alice", "web", now, || unreachable!());
@@ -355,7 +359,7 @@ fn a_heartbeat_of_a_live_connection_asks_for_no_metadata_and_needs_no_new_deadli
 
 #[test]
 fn metadata_of_a_live_connection_is_that_of_its_newest_connect() {
-    let mut tracker = Tracker::new(Settings::default());
+    let mut tracker = Tracker::new(TrackerSettings::default());
     tracker.connect(100, "alice", "web", 50, || "first");
     tracker.connect(101, "alice", "web", 60, || "second");
     tracker.connect(102, "alice", "web", 55, || {
@@ -375,7 +379,7 @@ fn metadata_of_a_live_connection_is_that_of_its_newest_connect() {
 
 #[test]
 fn time_does_not_run_backwards() {
-    let mut tracker = Tracker::new(Settings::default());
+    let mut tracker = Tracker::new(TrackerSettings::default());
     tracker.connect(1000, "alice", "web", 1000, || ());
     let handled = tracker.connect(400, "bob", "web", 900, || ());
     let Some(Transition::Online { at, .. }) = handled.transition else {
@@ -389,9 +393,9 @@ fn a_user_with_very_many_connections_costs_no_more_for_each() {
     // Were any input or expiry to look at all of the user's connections, this
     // would take hours.
     const CONNECTIONS: u64 = 100_000;
-    let mut tracker = Tracker::new(Settings {
+    let mut tracker = Tracker::new(TrackerSettings {
         connections_per_user_max: usize::MAX,
-        ..Settings::default()
+        ..TrackerSettings::default()
     });
     let name = |number: u64| format!("conn-{number}");
     for number in 0..CONNECTIONS {
@@ -424,11 +428,11 @@ fn a_user_with_very_many_connections_costs_no_more_for_each() {
 
 #[test]
 fn the_greatest_figures_overflow_nothing() {
-    let settings = Settings {
+    let settings = TrackerSettings {
         timeout_ms: u64::MAX,
         grace_ms: u64::MAX,
         reorder_ms: u64::MAX,
-        ..Settings::default()
+        ..TrackerSettings::default()
     };
     let mut tracker = Tracker::new(settings);
     tracker.connect(u64::MAX - 1, "alice", "web", u64::MAX, || ());
@@ -444,11 +448,11 @@ fn the_greatest_figures_overflow_nothing() {
 
 #[test]
 fn figures_of_zero_end_every_life_at_once() {
-    let mut tracker = Tracker::new(Settings {
+    let mut tracker = Tracker::new(TrackerSettings {
         timeout_ms: 0,
         grace_ms: 0,
         reorder_ms: 0,
-        ..Settings::default()
+        ..TrackerSettings::default()
     });
     tracker.connect(5, "alice", "web", 5, || ());
     assert_eq!(tracker.next_deadline(), Some(5));

@@ -392,7 +392,7 @@ fn settings(corrections_per_s: u64, statuses: bool) -> Settings {
     Settings {
         inbox: true,
         corrections_per_s,
-        status: statuses.then_some(status::Settings {
+        status: statuses.then_some(status::StatusSettings {
             min_interval_ms: MIN_INTERVAL_MS,
             typing_ms: 60_000_000,
             users_max: 1_000,

@@ -47,7 +47,7 @@ impl Rules for Asking {
             }
             Err(_) => {
                 enriched.unanswered.push("groups".into());
-                enriched.not_at_hand = [Question::Groups(context.event.user)].into();
+                enriched.cache_misses = [Question::Groups(context.event.user)].into();
             }
         }
         enriched
@@ -63,7 +63,7 @@ impl Rules for Asking {
         let unanswered = questions.iter().zip(&answers).filter(|(_, it)| it.is_err());
         let unanswered: BTreeSet<_> = unanswered.map(|(question, _)| question.clone()).collect();
         if !unanswered.is_empty() {
-            return Decision::NotAtHand(unanswered);
+            return Decision::CacheMiss(unanswered);
         }
         let [contacts, blocked] = answers.map(Result::unwrap);
         let reads = Reads {
@@ -77,7 +77,7 @@ impl Rules for Asking {
         let user = context.event.user;
         match context.directory.setting(user, "lastSeen") {
             Ok(_) => Decision::Decided(rendition(told.clone()), Reads::default()),
-            Err(_) => Decision::NotAtHand([Question::Settings(user)].into()),
+            Err(_) => Decision::CacheMiss([Question::Settings(user)].into()),
         }
     }
 }
@@ -210,7 +210,7 @@ fn settings() -> Settings {
         answer_wait_ms: WAIT_MS,
         retry_ms: 600_000,
         retry_ms_max: 600_000,
-        tracker: presence_core::tracker::Settings {
+        tracker: presence_core::tracker::TrackerSettings {
             timeout_ms: 3_600_000,
             ..Default::default()
         },
@@ -319,7 +319,7 @@ fn a_users_events_wait_in_their_order_and_no_other_users_do() {
 fn an_event_that_has_waited_bears_the_users_status_of_now() {
     let mut world = World::new(true);
     world.input(Input::Settings(Box::new(Settings {
-        status: Some(presence_core::status::Settings {
+        status: Some(presence_core::status::StatusSettings {
             min_interval_ms: 1_000,
             typing_ms: 60_000_000,
             users_max: 1_000,

@@ -4,7 +4,7 @@
 //! altered one does whatever its author likes. So a file begins with a keyed digest of
 //! its content and of its name, which stands for the component's bytes and for the
 //! engine. The key is the node's user's own. What doesn't verify is never looked at
-//! further: the component is compiled anew, and the file replaced.
+//! further: the component is compiled again, and the file replaced.
 
 use std::fs::{self, File, OpenOptions};
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use presence_core::audience::Audience;
-use presence_core::directory::{Directory, NotAtHand, Question};
+use presence_core::directory::{CacheMiss, Directory, Question};
 use presence_core::event::Event;
 use presence_core::metadata;
 use presence_core::names::{Id, Names};
@@ -23,8 +23,8 @@ const AUDIENCES_MAX: u32 = 65_536;
 /// beside its verdict: keys of the metadata, and questions to the directory.
 const READS_MAX: usize = 16_384;
 
-/// How many answers that aren't at hand one decision has fetched at a time. It is taken
-/// again when they are there, and may then ask for more.
+/// How many uncached answers one decision has fetched at a time. It is made again when
+/// they have come, and may then ask for more.
 const FETCHED_MAX: usize = 1_024;
 
 /// How long the keys, groups and settings that it names may be, all together.
@@ -60,26 +60,26 @@ pub(crate) struct Call {
     read_bytes: usize,
     /// How large enrichers may make an event's metadata.
     metadata: metadata::Limits,
-    /// What this call reads, and all that the others of its decision asked in vain.
-    pub(crate) seen: Seen,
+    /// What this call reads, and the cache misses of its decision.
+    pub(crate) observed: Observed,
     /// What the other calls of its decision read. It is kept apart, since what a
     /// call says of its own answer doesn't hold for theirs.
     others: Reads,
 }
 
-/// What the calls of one decision have read, and asked in vain.
+/// What the calls of one decision have read, and their cache misses.
 #[derive(Default)]
-pub(crate) struct Seen {
+pub(crate) struct Observed {
     pub(crate) reads: Reads,
-    pub(crate) not_at_hand: BTreeSet<Question>,
+    pub(crate) cache_misses: BTreeSet<Question>,
     /// Set while somebody wants to know what the stages do to a viewer, and why.
     pub(crate) trace: Option<Box<TraceRecorder>>,
 }
 
-impl Seen {
-    /// Whether something wasn't at hand: the decision will be taken again.
+impl Observed {
+    /// Whether something wasn't cached: the decision will be taken again.
     pub(crate) fn is_speculative(&self) -> bool {
-        !self.not_at_hand.is_empty()
+        !self.cache_misses.is_empty()
     }
 }
 
@@ -110,13 +110,13 @@ impl Call {
             reads: 0,
             read_bytes: 0,
             metadata,
-            seen: Seen::default(),
+            observed: Observed::default(),
             others: Reads::default(),
         }
     }
 
-    /// Begins a call, which adds to what has been seen.
-    pub(crate) fn begin(&mut self, context: Context<'_>, seen: &mut Seen) {
+    /// Begins a call, which adds to what has been observed.
+    pub(crate) fn begin(&mut self, context: Context<'_>, observed: &mut Observed) {
         match &mut self.about {
             Some(about) => {
                 about.now = context.now;
@@ -144,8 +144,8 @@ impl Call {
                 WINDOW_MS / 1_000
             );
         }
-        self.seen = std::mem::take(seen);
-        self.others = std::mem::take(&mut self.seen.reads);
+        self.observed = std::mem::take(observed);
+        self.others = std::mem::take(&mut self.observed.reads);
     }
 
     /// Begins a call that is about no event.
@@ -155,10 +155,10 @@ impl Call {
     }
 
     /// Ends a call: its tokens are good for nothing from here on.
-    pub(crate) fn end(&mut self, seen: &mut Seen) {
-        *seen = std::mem::take(&mut self.seen);
-        let reads = std::mem::replace(&mut seen.reads, std::mem::take(&mut self.others));
-        seen.reads.add(reads);
+    pub(crate) fn end(&mut self, observed: &mut Observed) {
+        *observed = std::mem::take(&mut self.observed);
+        let reads = std::mem::replace(&mut observed.reads, std::mem::take(&mut self.others));
+        observed.reads.add(reads);
         self.base = self.next_token();
         self.audiences.clear();
     }
@@ -195,7 +195,7 @@ impl Call {
         }
     }
 
-    /// The number of a user. Of the event's own user it is at hand.
+    /// The number of a user. Of the event's own user it is known.
     pub(crate) fn user(&self, name: &str) -> Result<Id> {
         let about = self.about()?;
         if about.event.name.as_str() == name {
@@ -209,35 +209,35 @@ impl Call {
         Ok(self.about()?.names.find(name))
     }
 
-    /// Puts a question to the directory. Where the answer isn't at hand, the
+    /// Puts a question to the directory. Where the answer isn't cached, the
     /// call goes on with nobody, and its outcome is thrown away.
     pub(crate) fn ask(&mut self, question: Question) -> Result<u32> {
         let answer = self.about()?.directory.audience(&question);
         self.read(question, answer.is_ok())?;
-        self.put(answer.unwrap_or_else(|NotAtHand| Audience::nobody()))
+        self.put(answer.unwrap_or_else(|CacheMiss| Audience::nobody()))
     }
 
-    /// Notes a question to the directory, whose answer may not be at hand.
-    pub(crate) fn read(&mut self, question: Question, is_at_hand: bool) -> Result<()> {
-        if !is_at_hand && !self.seen.not_at_hand.contains(&question) {
-            if self.seen.not_at_hand.len() >= FETCHED_MAX {
+    /// Notes a question to the directory, whose answer may not be cached.
+    pub(crate) fn read(&mut self, question: Question, is_cached: bool) -> Result<()> {
+        if !is_cached && !self.observed.cache_misses.contains(&question) {
+            if self.observed.cache_misses.len() >= FETCHED_MAX {
                 bail!("asked for more than {FETCHED_MAX} answers that are not at hand");
             }
-            self.seen.not_at_hand.insert(question.clone());
+            self.observed.cache_misses.insert(question.clone());
         }
         let bytes = match &question {
             Question::Members(group) => group.len(),
             Question::WithSetting(setting) => setting.key().len() + setting.value().len(),
             _ => 0,
         };
-        let is_new = self.seen.reads.questions.insert(question);
+        let is_new = self.observed.reads.questions.insert(question);
         self.count_read(is_new, bytes)
     }
 
     /// Notes that the metadata under a key is read.
     pub(crate) fn read_key(&mut self, key: Box<str>) -> Result<()> {
         let bytes = key.len();
-        let is_new = self.seen.reads.keys.insert(key);
+        let is_new = self.observed.reads.keys.insert(key);
         self.count_read(is_new, bytes)
     }
 
@@ -301,7 +301,7 @@ impl Call {
 
     /// Hands a reason that the component gives to who wants to know.
     pub(crate) fn give_reason(&mut self, reason: String) {
-        if let Some(trace) = &mut self.seen.trace {
+        if let Some(trace) = &mut self.observed.trace {
             trace.reason(reason);
         }
     }
@@ -345,7 +345,7 @@ mod tests {
         }
         assert!(call.put(Audience::nobody()).is_err());
         assert!(call.audience(first).is_ok());
-        call.end(&mut Seen::default());
+        call.end(&mut Observed::default());
         assert!(!call.has_tokens());
         assert!(call.audience(first).is_err());
     }

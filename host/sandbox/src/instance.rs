@@ -8,7 +8,7 @@ use serde_json::Value;
 use wasmtime::{Store, Trap};
 
 use crate::api::{Api, Export, Find, Stateful};
-use crate::call::{Call, Seen};
+use crate::call::{Call, Observed};
 use crate::engine::TICK_MS;
 use crate::error::{one_line, shortened};
 use crate::manifest::Role;
@@ -32,7 +32,7 @@ const HANDLES_MAX: usize = 1_024;
 
 /// What a call took.
 #[derive(Clone, Copy, Debug)]
-pub struct Spent {
+pub struct CallCost {
     /// Fuel.
     pub fuel: u64,
     /// All memory that the instance has by then, in bytes. It gives none back.
@@ -40,7 +40,7 @@ pub struct Spent {
 }
 
 /// A call that failed.
-struct Broken {
+struct CallFailure {
     /// How, in one line.
     error: String,
     /// Whether it passed its deadline.
@@ -48,9 +48,9 @@ struct Broken {
 }
 
 /// Why there is no instance.
-enum Refusal {
+enum StartFailure {
     /// A call failed, of which there are some in taking its configuration.
-    Broken(Broken),
+    CallFailure(CallFailure),
     /// The plugin isn't what it should be, or refuses its configuration.
     Unfit(LoadError),
 }
@@ -92,36 +92,36 @@ impl<A, R> Instance<A, R> {
         };
         let live = match instance.begin(limits.while_loading()) {
             Ok(live) => live,
-            Err(Refusal::Broken(broken)) => return Err(instance.refuses(broken.error)),
-            Err(Refusal::Unfit(error)) => return Err(error),
+            Err(StartFailure::CallFailure(failure)) => return Err(instance.refuses(failure.error)),
+            Err(StartFailure::Unfit(error)) => return Err(error),
         };
         instance.live = Some(live);
         Ok(instance)
     }
 
-    /// Calls it. Adds what it read and asked in vain to what has been seen,
-    /// whatever came of it. A call that was late is made again at once: it may be the
+    /// Calls it. Adds what it read, and its cache misses, to what has been
+    /// observed, whatever came of it. A call that was late is made again at once: it may be the
     /// machine that was slow.
     pub(crate) fn call<T>(
         &mut self,
         context: Context<'_>,
-        seen: &mut Seen,
+        observed: &mut Observed,
         mut with: impl FnMut(&mut Call) -> wasmtime::Result<A>,
         mut read: impl FnMut(&mut Call, R) -> wasmtime::Result<T>,
     ) -> Result<T, Failure> {
         let mut late = 0;
         loop {
-            let broken = match self.try_call(context, seen, &mut with, &mut read) {
+            let failure = match self.try_call(context, observed, &mut with, &mut read) {
                 Ok(outcome) => return Ok(outcome),
-                Err(broken) => broken,
+                Err(failure) => failure,
             };
             late += 1;
-            if broken.is_late && late < LATE_CALLS_MAX && !seen.is_speculative() {
+            if failure.is_late && late < LATE_CALLS_MAX && !observed.is_speculative() {
                 continue;
             }
             return Err(Failure {
                 plugin: Arc::clone(&self.plugin.name),
-                error: broken.error,
+                error: failure.error,
             });
         }
     }
@@ -129,31 +129,31 @@ impl<A, R> Instance<A, R> {
     fn try_call<T>(
         &mut self,
         context: Context<'_>,
-        seen: &mut Seen,
+        observed: &mut Observed,
         with: impl FnOnce(&mut Call) -> wasmtime::Result<A>,
         read: impl FnOnce(&mut Call, R) -> wasmtime::Result<T>,
-    ) -> Result<T, Broken> {
+    ) -> Result<T, CallFailure> {
         let mut live = match self.live.take() {
             Some(live) => live,
             None => self.begin(self.limits).map_err(|refusal| match refusal {
-                Refusal::Broken(broken) => Broken {
-                    error: self.refuses(broken.error).to_string(),
-                    ..broken
+                StartFailure::CallFailure(failure) => CallFailure {
+                    error: self.refuses(failure.error).to_string(),
+                    ..failure
                 },
-                Refusal::Unfit(error) => Broken {
+                StartFailure::Unfit(error) => CallFailure {
                     error: error.to_string(),
                     is_late: false,
                 },
             })?,
         };
         let store = &mut live.store;
-        store.data_mut().begin(context, seen);
+        store.data_mut().begin(context, observed);
         let outcome = refill(store, self.limits).and_then(|()| {
             let args = with(store.data_mut())?;
             let result = (live.function)(store, args)?;
             read(store.data_mut(), result)
         });
-        store.data_mut().end(seen);
+        store.data_mut().end(observed);
         match outcome {
             Ok(outcome) => {
                 let call = store.data();
@@ -162,7 +162,7 @@ impl<A, R> Instance<A, R> {
                 self.live = (call.has_tokens() && !is_used_up).then_some(live);
                 Ok(outcome)
             }
-            Err(error) => Err(Broken::of(&error, store.data(), self.limits)),
+            Err(error) => Err(CallFailure::of(&error, store.data(), self.limits)),
         }
     }
 
@@ -173,10 +173,10 @@ impl<A, R> Instance<A, R> {
 
     /// What its last call took, and what it holds. None where it is to be begun
     /// afresh: once it has failed, or has used up its memory.
-    pub(crate) fn spent(&self) -> Option<Spent> {
+    pub(crate) fn spent(&self) -> Option<CallCost> {
         let store = &self.live.as_ref()?.store;
         let left = store.get_fuel().unwrap_or_default();
-        Some(Spent {
+        Some(CallCost {
             fuel: self.limits.fuel.saturating_sub(left),
             memory_bytes: store.data().memory.taken(),
         })
@@ -222,8 +222,8 @@ impl<A, R> Instance<A, R> {
         };
         store.data_mut().begin_without_event();
         let outcome = refill(store, limits).and_then(|()| call(stateful, store));
-        store.data_mut().end(&mut Seen::default());
-        outcome.map_err(|error| Broken::of(&error, store.data(), limits).error)
+        store.data_mut().end(&mut Observed::default());
+        outcome.map_err(|error| CallFailure::of(&error, store.data(), limits).error)
     }
 
     /// That it doesn't take its configuration.
@@ -234,10 +234,10 @@ impl<A, R> Instance<A, R> {
         }
     }
 
-    fn begin(&self, limits: Limits) -> Result<Live<A, R>, Refusal> {
+    fn begin(&self, limits: Limits) -> Result<Live<A, R>, StartFailure> {
         let plugin = || self.plugin.name.to_string();
         let lacks = |what: &str, error: wasmtime::Error| {
-            Refusal::Unfit(LoadError::Link {
+            StartFailure::Unfit(LoadError::Link {
                 plugin: plugin(),
                 what: format!(
                     "it doesn't export `{what}` as its role does: {}",
@@ -249,7 +249,7 @@ impl<A, R> Instance<A, R> {
         let fixed_bytes = self.plugin.fixed_bytes;
         if !memory.take_fixed(fixed_bytes) {
             let max = limits.memory_bytes_max;
-            return Err(Refusal::Broken(Broken {
+            return Err(StartFailure::CallFailure(CallFailure {
                 error: format!(
                     "takes {fixed_bytes} bytes of memory for what it declares, and may have {max}"
                 ),
@@ -263,8 +263,9 @@ impl<A, R> Instance<A, R> {
         store.limiter(|call| &mut call.memory);
         store.set_hostcall_fuel(LIFTED_BYTES_MAX);
         store.set_max_component_handles(HANDLES_MAX);
-        let wrong =
-            |store: &Store<Call>, error| Refusal::Broken(Broken::of(&error, store.data(), limits));
+        let wrong = |store: &Store<Call>, error| {
+            StartFailure::CallFailure(CallFailure::of(&error, store.data(), limits))
+        };
         let handle = refill(&mut store, limits)
             .and_then(|()| self.plugin.linked.instantiate(&mut store))
             .map_err(|error| wrong(&store, error))?;
@@ -279,15 +280,15 @@ impl<A, R> Instance<A, R> {
         if self.plugin.manifest.stateful && stateful.is_none() {
             let plugin = plugin();
             let what = "its manifest says that it is stateful, and it isn't an enricher that exports `save` and `restore`".into();
-            return Err(Refusal::Unfit(LoadError::Link { plugin, what }));
+            return Err(StartFailure::Unfit(LoadError::Link { plugin, what }));
         }
         let configure = (self.plugin.api.configure)(&handle, &mut store)
             .map_err(|error| lacks("configure", error))?;
         let taken =
             configure(&mut store, self.config.clone()).map_err(|error| wrong(&store, error))?;
-        taken.map_err(|what| Refusal::Unfit(self.refuses(shortened(what))))?;
+        taken.map_err(|what| StartFailure::Unfit(self.refuses(shortened(what))))?;
         store.data_mut().memory.rest();
-        store.data_mut().end(&mut Seen::default());
+        store.data_mut().end(&mut Observed::default());
         Ok(Live {
             store,
             function,
@@ -320,7 +321,7 @@ fn limit_passed(error: &wasmtime::Error) -> Option<String> {
     is_of_handles.then(|| format!("holds more than {HANDLES_MAX} resources"))
 }
 
-impl Broken {
+impl CallFailure {
     /// A failure in one line, which says which limit was passed, if one was.
     fn of(error: &wasmtime::Error, call: &Call, limits: Limits) -> Self {
         let refused = if call.memory.refused {

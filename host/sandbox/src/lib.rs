@@ -35,7 +35,7 @@ pub use breaker::Quarantine;
 pub use engine::Engine;
 pub use error::LoadError;
 pub use health::Health;
-pub use instance::Spent;
+pub use instance::CallCost;
 pub use limits::Limits;
 pub use manifest::{Manifest, OnFailure};
 pub use pipeline::Pipeline;

@@ -32,7 +32,7 @@ impl Lines {
     /// Whether a line is written now. It is counted either way.
     pub(crate) fn takes(&self, now: u64) -> bool {
         let mut window = self.window.lock().unwrap_or_else(PoisonError::into_inner);
-        // One that has left lines out begins anew when that has been said.
+        // One that has left lines out starts again when that has been said.
         if window.left_out == 0 && now.saturating_sub(window.began) >= WINDOW_MS {
             (window.began, window.written) = (now, 0);
         }
@@ -89,7 +89,7 @@ mod tests {
         assert_eq!(lines.left_out(begin + WINDOW_MS), None);
         assert_eq!(lines.total(), 7);
         assert!(lines.takes(begin + WINDOW_MS));
-        // A window without anything to say begins anew by itself.
+        // A window without anything to say starts again by itself.
         for _ in 1..LINES_MAX {
             assert!(lines.takes(begin + WINDOW_MS));
         }

@@ -37,7 +37,7 @@ pub struct Manifest {
     /// What it wants to be allowed.
     #[serde(default)]
     pub capabilities: Vec<String>,
-    /// Lower limits than the host's, of its own accord.
+    /// Lower limits than the host's, by itself.
     #[serde(default)]
     pub limits: OwnLimits,
     /// What holds once it has failed repeatedly.

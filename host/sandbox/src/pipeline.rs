@@ -7,12 +7,12 @@ use presence_core::event::{Change, Event, Reason};
 use presence_core::metadata::{self, MetadataChange};
 use presence_core::names::Id;
 use presence_core::rules::{
-    Context, Decision, Enriched, Explanation, Failure, Rendition, Rules, StageReport, Turn,
+    Context, Decision, Enriched, Explanation, Failure, Rendition, Rules, StageOutcome, StageReport,
 };
 use wasmtime::format_err;
 
 use crate::api::{EventArg, Kind, RenditionResult};
-use crate::call::Seen;
+use crate::call::Observed;
 use crate::manifest::{Effect, Role};
 use crate::slot::Slot;
 use crate::trace::TraceRecorder;
@@ -87,10 +87,10 @@ impl Pipeline {
 
     /// Whether a last good generation is taking over from one of its stages, so that
     /// everyone is to be decided on again.
-    pub fn has_become_another(&self) -> bool {
+    pub fn is_replaced(&self) -> bool {
         self.replaced
-            || self.filters.iter().any(Slot::is_to_give_way)
-            || self.redactor.iter().any(Slot::is_to_give_way)
+            || self.filters.iter().any(Slot::is_to_fall_back)
+            || self.redactor.iter().any(Slot::is_to_fall_back)
     }
 
     /// Gives calls as much time as there is while a plugin is loaded.
@@ -106,14 +106,14 @@ impl Pipeline {
         &mut self,
         context: Context<'_>,
         mut audience: Audience,
-        seen: &mut Seen,
+        observed: &mut Observed,
     ) -> Result<Audience, Failure> {
         let event = argument(context.event);
         for filter in &mut self.filters {
             let before = audience;
             let after = filter.call(
                 context,
-                seen,
+                observed,
                 &mut self.replaced,
                 |call| Ok((event.clone(), call.put(before.clone())?)),
                 |call, token| Ok(call.audience(token)?.clone()),
@@ -123,7 +123,7 @@ impl Pipeline {
                 Effect::Narrow if after.is_subset(&before) => after,
                 Effect::Narrow => after.intersection(&before),
             });
-            if let Some(trace) = &mut seen.trace {
+            if let Some(trace) = &mut observed.trace {
                 trace.filtered(filter.report(), &before, &after);
             }
             audience = after?;
@@ -136,7 +136,7 @@ impl Pipeline {
         &mut self,
         context: Context<'_>,
         audience: &Audience,
-        seen: &mut Seen,
+        observed: &mut Observed,
     ) -> Result<Vec<Rendition>, Failure> {
         let Some(redactor) = &mut self.redactor else {
             let keys = Arc::clone(&self.no_keys);
@@ -149,7 +149,7 @@ impl Pipeline {
         let last_keys = &mut self.last_keys;
         let renditions = redactor.call(
             context,
-            seen,
+            observed,
             &mut self.replaced,
             |call| Ok((argument(context.event), call.put(audience.clone())?)),
             |call, renditions| {
@@ -171,21 +171,21 @@ impl Pipeline {
                     .collect()
             },
         );
-        if let Some(trace) = &mut seen.trace {
+        if let Some(trace) = &mut observed.trace {
             trace.redacted(redactor.report(), audience, &renditions);
         }
         renditions
     }
 
-    /// Decides, and adds what the decision reads to what has been seen.
-    pub(crate) fn run(&mut self, context: Context<'_>, seen: &mut Seen) -> Decision {
+    /// Decides, and adds what the decision reads to what has been observed.
+    pub(crate) fn run(&mut self, context: Context<'_>, observed: &mut Observed) -> Decision {
         let renditions = self
-            .filter(context, Audience::nobody(), seen)
+            .filter(context, Audience::nobody(), observed)
             .and_then(|audience| {
-                let renditions = self.split(context, &audience, seen)?;
-                Ok(self.as_departing(context, &audience, renditions, seen))
+                let renditions = self.split(context, &audience, observed)?;
+                Ok(self.as_departing(context, &audience, renditions, observed))
             });
-        decision(renditions, seen)
+        decision(renditions, observed)
     }
 
     /// Has the renditions of an online event say who gets to know when the user was last
@@ -197,7 +197,7 @@ impl Pipeline {
         context: Context<'_>,
         audience: &Audience,
         renditions: Vec<Rendition>,
-        seen: &mut Seen,
+        observed: &mut Observed,
     ) -> Vec<Rendition> {
         let event = context.event;
         if event.change != Change::Online || self.redactor.is_none() || audience.is_empty() {
@@ -215,9 +215,9 @@ impl Pipeline {
             ..context
         };
         // The redactor's turn is over for who wants to know why.
-        let trace = seen.trace.take();
-        let departing = self.split(departing, audience, seen);
-        seen.trace = trace;
+        let trace = observed.trace.take();
+        let departing = self.split(departing, audience, observed);
+        observed.trace = trace;
         let (mut named, mut may_know) = (Audience::nobody(), Audience::nobody());
         for part in departing.unwrap_or_default() {
             // A viewer gets the first rendition that names them.
@@ -252,11 +252,11 @@ impl Rules for Pipeline {
                 event: &event,
                 ..context
             };
-            let mut seen = Seen::default();
+            let mut observed = Observed::default();
             let limits = self.metadata;
             let changed = enricher.call_in_service(
                 context,
-                &mut seen,
+                &mut observed,
                 // Metadata as it is broadcast is no verdict that is reused.
                 &mut false,
                 |_| Ok(argument(context.event)),
@@ -267,8 +267,8 @@ impl Rules for Pipeline {
                 continue;
             };
             // What it makes of answers that it hasn't got is thrown away.
-            if seen.is_speculative() {
-                enriched.not_at_hand.append(&mut seen.not_at_hand);
+            if observed.is_speculative() {
+                enriched.cache_misses.append(&mut observed.cache_misses);
                 enriched.unanswered.push(enricher.name());
                 continue;
             }
@@ -285,21 +285,21 @@ impl Rules for Pipeline {
     }
 
     fn decide(&mut self, context: Context<'_>) -> Decision {
-        self.run(context, &mut Seen::default())
+        self.run(context, &mut Observed::default())
     }
 
     fn explain(&mut self, context: Context<'_>, viewer: Id) -> Explanation {
-        let mut seen = Seen {
+        let mut observed = Observed {
             trace: Some(Box::new(TraceRecorder::new(viewer))),
-            ..Seen::default()
+            ..Observed::default()
         };
-        let decision = self.run(context, &mut seen);
-        let asked = seen.trace.map(|trace| trace.into_stages());
+        let decision = self.run(context, &mut observed);
+        let asked = observed.trace.map(|trace| trace.into_stages());
         let asked = asked.unwrap_or_default();
         let filters = self.filters.iter().map(Slot::report);
         let unreached = filters.chain(self.redactor.iter().map(Slot::report));
         let unreached = unreached.skip(asked.len()).map(|report| StageReport {
-            turn: Turn::NotReached,
+            outcome: StageOutcome::NotReached,
             ..report
         });
         let unreached: Vec<_> = unreached.collect();
@@ -311,19 +311,19 @@ impl Rules for Pipeline {
     }
 
     fn redact(&mut self, context: Context<'_>, told: &Audience) -> Decision {
-        let mut seen = Seen::default();
-        let renditions = self.split(context, told, &mut seen);
-        decision(renditions, &mut seen)
+        let mut observed = Observed::default();
+        let renditions = self.split(context, told, &mut observed);
+        decision(renditions, &mut observed)
     }
 
     fn take_replaced(&mut self) -> bool {
-        if self.has_become_another() {
+        if self.is_replaced() {
             // It has in another worker, and nobody has been decided on here since.
             for filter in &mut self.filters {
-                self.replaced |= filter.is_to_give_way() && filter.give_way();
+                self.replaced |= filter.is_to_fall_back() && filter.fall_back();
             }
             if let Some(redactor) = &mut self.redactor {
-                self.replaced |= redactor.is_to_give_way() && redactor.give_way();
+                self.replaced |= redactor.is_to_fall_back() && redactor.fall_back();
             }
         }
         std::mem::take(&mut self.replaced)
@@ -350,13 +350,15 @@ fn changed(
     Ok(changed)
 }
 
-/// What comes of the stages' answers, given what they have seen.
-fn decision(renditions: Result<Vec<Rendition>, Failure>, seen: &mut Seen) -> Decision {
+/// What comes of the stages' answers, given what they have observed.
+fn decision(renditions: Result<Vec<Rendition>, Failure>, observed: &mut Observed) -> Decision {
     match renditions {
-        // What isn't at hand may well be why a component failed, and what a redactor
+        // What isn't cached may well be why a component failed, and what a redactor
         // makes of answers that it hasn't got may show too much.
-        _ if seen.is_speculative() => Decision::NotAtHand(std::mem::take(&mut seen.not_at_hand)),
-        Ok(renditions) => Decision::Decided(renditions, std::mem::take(&mut seen.reads)),
+        _ if observed.is_speculative() => {
+            Decision::CacheMiss(std::mem::take(&mut observed.cache_misses))
+        }
+        Ok(renditions) => Decision::Decided(renditions, std::mem::take(&mut observed.reads)),
         Err(failure) => Decision::Failed(failure),
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use presence_core::audience::Audience;
-use presence_core::directory::{Directory, Settings};
+use presence_core::directory::{Directory, UserSettings};
 use presence_core::event::{Change, Event, Reason};
 use presence_core::metadata::{Metadata, MetadataChange};
 use presence_core::names::Names;
@@ -14,7 +14,7 @@ use serde_json::{Map, Value, json};
 use tracing::subscriber::NoSubscriber;
 
 use crate::error::shortened;
-use crate::instance::Spent;
+use crate::instance::CallCost;
 use crate::manifest::Case;
 use crate::trial::{Answer, Trial};
 use crate::{Limits, LoadError, Plugin};
@@ -29,7 +29,7 @@ pub struct Outcome {
     /// What came out, in the same form.
     pub found: Value,
     /// What the call took. None if it failed.
-    pub spent: Option<Spent>,
+    pub spent: Option<CallCost>,
     /// How long the call took.
     pub took: Duration,
 }
@@ -228,7 +228,7 @@ fn directory(names: &Names, given: &Map<String, Value>) -> Directory {
     for (user, settings) in section("settings") {
         let settings = settings.as_object().into_iter().flatten();
         let settings = settings.map(|(key, value)| (key.as_str().into(), value.to_string().into()));
-        edit.settings(names.intern(user), Some(settings.collect::<Settings>()));
+        edit.settings(names.intern(user), Some(settings.collect::<UserSettings>()));
     }
     edit.finish().0
 }

@@ -4,12 +4,12 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use presence_core::rules::{Context, Failure, StageReport, Turn};
+use presence_core::rules::{Context, Failure, StageOutcome, StageReport};
 
 use crate::api::{Api, Find};
 use crate::breaker::Admission;
-use crate::call::{Call, Seen};
-use crate::instance::{Instance, Spent};
+use crate::call::{Call, Observed};
+use crate::instance::{CallCost, Instance};
 use crate::{Limits, LoadError, Quarantine, Stage};
 
 /// A stage's instance, called with `A` and answering with `R`.
@@ -19,7 +19,7 @@ pub(crate) struct Slot<A, R> {
     /// The last good generation, once it has taken over.
     fallback: Option<Box<Slot<A, R>>>,
     /// Whether it has been said that the last good generation can't take over.
-    is_alone: bool,
+    has_no_fallback: bool,
     /// Its role's export, in a version of the API.
     export: fn(&Api) -> Find<A, R>,
     limits: Limits,
@@ -47,16 +47,16 @@ impl<A, R> Slot<A, R> {
             version: plugin.manifest.version.to_string(),
             sha256: plugin.sha256.clone(),
             role: plugin.manifest.role.as_str(),
-            stands_in: self.fallback.is_some(),
-            turn: Turn::NotAsked,
+            is_fallback: self.fallback.is_some(),
+            outcome: StageOutcome::NotAsked,
             reasons: Vec::new(),
             failure: None,
         }
     }
 
     /// Whether another one is to take over from it, since it has in another worker.
-    pub(crate) fn is_to_give_way(&self) -> bool {
-        self.fallback.is_none() && !self.is_alone && self.stage.health.is_replaced()
+    pub(crate) fn is_to_fall_back(&self) -> bool {
+        self.fallback.is_none() && !self.has_no_fallback && self.stage.health.is_replaced()
     }
 }
 
@@ -70,7 +70,7 @@ impl<A, R> Slot<A, R> {
             instance: Instance::new(&stage.plugin, export, &stage.config, limits)?,
             stage: Arc::clone(stage),
             fallback: None,
-            is_alone: false,
+            has_no_fallback: false,
             export,
             limits,
         })
@@ -82,7 +82,7 @@ impl<A, R> Slot<A, R> {
     }
 
     /// What its last call took.
-    pub(crate) fn spent(&self) -> Option<Spent> {
+    pub(crate) fn spent(&self) -> Option<CallCost> {
         self.instance.spent()
     }
 
@@ -91,12 +91,12 @@ impl<A, R> Slot<A, R> {
     pub(crate) fn call<T>(
         &mut self,
         context: Context<'_>,
-        seen: &mut Seen,
+        observed: &mut Observed,
         replaced: &mut bool,
         with: impl FnMut(&mut Call) -> wasmtime::Result<A>,
         read: impl FnMut(&mut Call, R) -> wasmtime::Result<T>,
     ) -> Result<T, Failure> {
-        let outcome = self.call_in_service(context, seen, replaced, with, read);
+        let outcome = self.call_in_service(context, observed, replaced, with, read);
         outcome.unwrap_or_else(|| {
             Err(Failure {
                 plugin: self.name(),
@@ -109,14 +109,14 @@ impl<A, R> Slot<A, R> {
     pub(crate) fn call_in_service<T>(
         &mut self,
         context: Context<'_>,
-        seen: &mut Seen,
+        observed: &mut Observed,
         replaced: &mut bool,
         with: impl FnMut(&mut Call) -> wasmtime::Result<A>,
         read: impl FnMut(&mut Call, R) -> wasmtime::Result<T>,
     ) -> Option<Result<T, Failure>> {
-        *replaced |= self.give_way();
+        *replaced |= self.fall_back();
         if let Some(fallback) = &mut self.fallback {
-            return fallback.call_in_service(context, seen, replaced, with, read);
+            return fallback.call_in_service(context, observed, replaced, with, read);
         }
         let (stage, quarantine) = (&self.stage, self.limits.quarantine);
         let breaker = &stage.health.breaker;
@@ -124,10 +124,10 @@ impl<A, R> Slot<A, R> {
             Admission::Refused => return None,
             admitted => admitted,
         };
-        let outcome = self.instance.call(context, seen, with, read);
+        let outcome = self.instance.call(context, observed, with, read);
         match (&outcome, admission) {
             // For want of an answer it is called again, and then it counts.
-            _ if seen.is_speculative() => {
+            _ if observed.is_speculative() => {
                 if let Admission::Trial(due) = admission {
                     breaker.give_back(due);
                 }
@@ -142,7 +142,7 @@ impl<A, R> Slot<A, R> {
                 let user = context.event.name.as_str();
                 if breaker.failed(context.monotonic, user, admission, quarantine) {
                     self.quarantine(&failure.error);
-                    *replaced |= self.give_way();
+                    *replaced |= self.fall_back();
                 }
             }
         }
@@ -189,7 +189,7 @@ impl<A, R> Slot<A, R> {
 
     /// Has the last good generation take over here, once it has in one worker. Says
     /// whether it just has.
-    pub(crate) fn give_way(&mut self) -> bool {
+    pub(crate) fn fall_back(&mut self) -> bool {
         if self.fallback.is_some() || !self.stage.health.is_replaced() {
             return false;
         }
@@ -199,7 +199,7 @@ impl<A, R> Slot<A, R> {
                 self.fallback = Some(Box::new(fallback));
                 return true;
             }
-            Some(Err(refusal)) if !std::mem::replace(&mut self.is_alone, true) => {
+            Some(Err(refusal)) if !std::mem::replace(&mut self.has_no_fallback, true) => {
                 let plugin = &*self.stage.plugin.name;
                 tracing::error!(plugin, %refusal, "its last good generation can't take over yet");
             }
@@ -257,7 +257,7 @@ mod tests {
         let mut made = 0;
         let outcome = slot.call(
             context,
-            &mut Seen::default(),
+            &mut Observed::default(),
             &mut false,
             |call| {
                 made += 1;

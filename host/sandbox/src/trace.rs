@@ -2,7 +2,7 @@
 
 use presence_core::audience::Audience;
 use presence_core::names::Id;
-use presence_core::rules::{Failure, Rendition, StageReport, Turn};
+use presence_core::rules::{Failure, Rendition, StageOutcome, StageReport};
 
 /// Records what the stages do to a viewer.
 pub(crate) struct TraceRecorder {
@@ -55,15 +55,15 @@ impl TraceRecorder {
     }
 
     fn note(&mut self, stage: StageReport, before: &Audience, after: Result<bool, &Failure>) {
-        let turn = match (before.contains(self.viewer), &after) {
-            (_, Err(_)) => Turn::Failed,
-            (false, Ok(true)) => Turn::Admitted,
-            (true, Ok(false)) => Turn::Removed,
-            (true, Ok(true)) => Turn::Kept,
-            (false, Ok(false)) => Turn::Absent,
+        let outcome = match (before.contains(self.viewer), &after) {
+            (_, Err(_)) => StageOutcome::Failed,
+            (false, Ok(true)) => StageOutcome::Admitted,
+            (true, Ok(false)) => StageOutcome::Removed,
+            (true, Ok(true)) => StageOutcome::Kept,
+            (false, Ok(false)) => StageOutcome::Absent,
         };
         self.stages.push(StageReport {
-            turn,
+            outcome,
             reasons: std::mem::take(&mut self.reasons),
             failure: after.err().map(|failure| failure.error.clone()),
             ..stage

@@ -8,8 +8,8 @@ use presence_core::metadata::MetadataChange;
 use presence_core::rules::{Context, Failure, Rendition, Rules as _};
 use serde_json::Value;
 
-use crate::call::Seen;
-use crate::instance::Spent;
+use crate::call::Observed;
+use crate::instance::CallCost;
 use crate::manifest::Role;
 use crate::{Limits, LoadError, Pipeline, Plugin, Stage};
 
@@ -58,14 +58,14 @@ impl Trial {
     /// # Errors
     /// If the call fails. The next one is then to an instance begun afresh.
     pub fn call(&mut self, context: Context<'_>, audience: Audience) -> Result<Answer, Failure> {
-        let mut seen = Seen::default();
+        let mut observed = Observed::default();
         match self.role {
             Role::Filter => {
-                let audience = self.pipeline.filter(context, audience, &mut seen)?;
+                let audience = self.pipeline.filter(context, audience, &mut observed)?;
                 Ok(Answer::Audience(audience))
             }
             Role::Redactor => {
-                let renditions = self.pipeline.split(context, &audience, &mut seen)?;
+                let renditions = self.pipeline.split(context, &audience, &mut observed)?;
                 Ok(Answer::Renditions(renditions))
             }
             Role::Enricher => {
@@ -80,7 +80,7 @@ impl Trial {
 
     /// What the last call took. None if the next is to an instance begun afresh: it
     /// failed, or used up its memory.
-    pub fn spent(&self) -> Option<Spent> {
+    pub fn spent(&self) -> Option<CallCost> {
         let Pipeline {
             enrichers,
             filters,

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use presence_core::directory::{Changes, Directory, Settings};
+use presence_core::directory::{Changes, Directory, UserSettings};
 use presence_core::names::{Id, Names};
 use roaring::RoaringBitmap;
 
@@ -14,7 +14,7 @@ pub struct Content {
     pub(super) contacts: BTreeMap<Id, RoaringBitmap>,
     pub(super) groups: BTreeMap<String, RoaringBitmap>,
     pub(super) blocks: BTreeMap<Id, RoaringBitmap>,
-    pub(super) settings: BTreeMap<Id, Settings>,
+    pub(super) settings: BTreeMap<Id, UserSettings>,
     pub(super) sections: Sections,
 }
 

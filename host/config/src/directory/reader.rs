@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-use presence_core::directory::Settings;
+use presence_core::directory::UserSettings;
 use presence_core::message::{ID_BYTES_MAX, is_id};
 use presence_core::names::{Id, Names};
 use roaring::RoaringBitmap;
@@ -30,7 +30,7 @@ pub(super) fn ids(json: &str, names: &Names) -> serde_json::Result<RoaringBitmap
 }
 
 /// A JSON object of a user's settings.
-pub(super) fn settings(json: &str) -> serde_json::Result<Settings> {
+pub(super) fn settings(json: &str) -> serde_json::Result<UserSettings> {
     read(json, SETTINGS)
 }
 
@@ -131,9 +131,9 @@ const SETTINGS: SettingsOfOne = SettingsOfOne;
 struct SettingsOfOne;
 
 impl<'de> DeserializeSeed<'de> for SettingsOfOne {
-    type Value = Settings;
+    type Value = UserSettings;
 
-    fn deserialize<D: Deserializer<'de>>(self, input: D) -> Result<Settings, D::Error> {
+    fn deserialize<D: Deserializer<'de>>(self, input: D) -> Result<UserSettings, D::Error> {
         input.deserialize_map(Object {
             what: "an object of settings",
             key: |key: &str| Ok(key.into()),

@@ -11,7 +11,7 @@ use crate::rules::{Failure, Rendition, StageReport};
 
 /// What was found out about a viewer and a user.
 #[derive(Debug)]
-pub struct Found {
+pub struct ExplainReport {
     /// What was decided on.
     pub event: Arc<Event>,
     /// Where that event comes from.
@@ -20,14 +20,14 @@ pub struct Found {
     pub stages: Vec<StageReport>,
     /// What the viewer gets to see, if anything.
     pub rendition: Option<Rendition>,
-    /// What the directory was asked and isn't at hand yet.
-    pub not_at_hand: BTreeSet<Question>,
+    /// The questions whose answers aren't cached yet.
+    pub cache_misses: BTreeSet<Question>,
     /// The failure of a stage.
     pub failure: Option<Failure>,
     /// Whether the viewer has been told that the user is online.
     pub told: bool,
-    /// How what was told stands to what is decided.
-    pub standing: Standing,
+    /// Whether the viewer has been told what is decided.
+    pub delivery: DeliveryState,
     /// Whether viewer and user are the same.
     pub is_self: bool,
 }
@@ -43,9 +43,9 @@ pub enum Basis {
     Hypothetical,
 }
 
-/// How what a viewer was told stands to what is decided.
+/// Whether a viewer has been told what is decided.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Standing {
+pub enum DeliveryState {
     /// They agree.
     Settled,
     /// They don't, and the viewer is about to be told.
@@ -57,7 +57,7 @@ pub enum Standing {
 }
 
 /// The reply with an explanation. `generation` is the pipeline's that decided.
-pub fn explanation(viewer: &str, user: &str, generation: u64, found: &Found) -> Vec<u8> {
+pub fn explanation(viewer: &str, user: &str, generation: u64, found: &ExplainReport) -> Vec<u8> {
     let (kind, last_seen) = match found.event.change {
         Change::Online | Change::Updated => ("user_online", None),
         Change::Offline { last_seen, .. } => ("user_offline", Some(last_seen)),
@@ -69,11 +69,11 @@ pub fn explanation(viewer: &str, user: &str, generation: u64, found: &Found) -> 
     let mut event = json!({"type": kind, "timestamp": found.event.timestamp, "basis": basis});
     set(&mut event, "lastSeen", last_seen.map(Value::from));
     let online = found.basis == Basis::Online;
-    let (standing, retry_at) = match found.standing {
-        Standing::Settled => ("settled", None),
-        Standing::Correcting => ("correcting", None),
-        Standing::Pending(at) => ("pending", at),
-        Standing::Offline => ("offline", None),
+    let (standing, retry_at) = match found.delivery {
+        DeliveryState::Settled => ("settled", None),
+        DeliveryState::Correcting => ("correcting", None),
+        DeliveryState::Pending(at) => ("pending", at),
+        DeliveryState::Offline => ("offline", None),
     };
     let rendition = found.rendition.as_ref().map(|rendition| {
         let keys: Vec<_> = rendition.keys.iter().map(|key| &**key).collect();
@@ -89,7 +89,7 @@ pub fn explanation(viewer: &str, user: &str, generation: u64, found: &Found) -> 
     let missing = "the directory has no answer yet".to_owned();
     let why = match &found.failure {
         Some(failure) => Some(format!("plugin `{}`: {}", failure.plugin, failure.error)),
-        None if !found.not_at_hand.is_empty() => Some(missing),
+        None if !found.cache_misses.is_empty() => Some(missing),
         None => found
             .is_self
             .then(|| "a user is never in their own audience".into()),
@@ -113,11 +113,11 @@ fn stage(report: &StageReport) -> Value {
         "version": report.version,
         "sha256": &*report.sha256,
         "role": report.role,
-        "turn": report.turn.as_str(),
+        "turn": report.outcome.as_str(),
         "reasons": report.reasons,
     });
-    let stands_in = report.stands_in.then_some(Value::Bool(true));
-    set(&mut stage, "standsIn", stands_in);
+    let is_fallback = report.is_fallback.then_some(Value::Bool(true));
+    set(&mut stage, "standsIn", is_fallback);
     set(
         &mut stage,
         "failure",

@@ -19,7 +19,7 @@ pub const ANSWER_BYTES_MIN: usize = b"{\"userId\":\"\",\"status\":\"offline\"},"
 
 /// What a viewer may know of a user.
 #[derive(Clone, Copy, Debug)]
-pub enum Sight<'a> {
+pub enum Visibility<'a> {
     /// The user is online, with what a rendition shows of this event.
     Online(&'a Event, &'a Rendition),
     /// The user is offline, and was last seen then.
@@ -33,9 +33,9 @@ pub enum Sight<'a> {
 pub struct Answers {
     json: Vec<u8>,
     ends: Vec<usize>,
-    /// What the directory was asked and isn't at hand yet: the users that it
-    /// concerns look hidden, and can be asked after again.
-    pub not_at_hand: BTreeSet<Question>,
+    /// The questions whose answers aren't cached yet: the users that they concern look
+    /// hidden, and can be asked about again.
+    pub cache_misses: BTreeSet<Question>,
 }
 
 impl Answers {
@@ -44,28 +44,28 @@ impl Answers {
         Self {
             json: Vec::with_capacity(ANSWER_BYTES * users),
             ends: Vec::with_capacity(users),
-            not_at_hand: BTreeSet::new(),
+            cache_misses: BTreeSet::new(),
         }
     }
 
     /// Adds the answer on a user.
-    pub fn push(&mut self, user: &str, sight: Sight<'_>) {
+    pub fn push(&mut self, user: &str, visibility: Visibility<'_>) {
         let json = &mut self.json;
         json.extend_from_slice(b"{\"userId\":");
         push_quoted(json, user);
         json.extend_from_slice(b",\"status\":");
-        match sight {
-            Sight::Online(event, rendition) => {
+        match visibility {
+            Visibility::Online(event, rendition) => {
                 json.extend_from_slice(b"\"online\",\"metadata\":");
                 event
                     .metadata
                     .write_public(json, |key| rendition.shows(key));
             }
-            Sight::LastSeen(at) => {
+            Visibility::LastSeen(at) => {
                 json.extend_from_slice(b"\"offline\",\"lastSeen\":");
                 push_number(json, at);
             }
-            Sight::Nothing => json.extend_from_slice(b"\"offline\""),
+            Visibility::Nothing => json.extend_from_slice(b"\"offline\""),
         }
         json.push(b'}');
         self.ends.push(json.len());

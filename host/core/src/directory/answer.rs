@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use roaring::RoaringBitmap;
 
-use super::{Question, Settings, setting};
+use super::{Question, UserSettings, setting};
 use crate::audience::Audience;
 
 /// What the directory's source says in answer to a question, shared.
@@ -15,7 +15,7 @@ pub enum Answer {
     /// The names of groups, in their alphabetical order, each once.
     Groups(Arc<Vec<Arc<str>>>),
     /// A user's settings.
-    Settings(Arc<Settings>),
+    Settings(Arc<UserSettings>),
 }
 
 impl Answer {
@@ -32,7 +32,7 @@ impl Answer {
     }
 
     /// These settings.
-    pub fn settings(mut settings: Settings) -> Self {
+    pub fn settings(mut settings: UserSettings) -> Self {
         setting::canonicalise(&mut settings, None);
         Self::Settings(Arc::new(settings))
     }

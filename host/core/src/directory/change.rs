@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use roaring::RoaringBitmap;
 
-use super::{Answer, Directory, Question, Setting, Settings, User, setting};
+use super::{Answer, Directory, Question, Setting, User, UserSettings, setting};
 use crate::names::Id;
 
 /// How many may join or leave a group at once for it to be worked out whose answer
@@ -73,7 +73,7 @@ pub struct Edit {
     changed: Changes,
     /// Whose contact somebody has become, or is no more.
     contacts_of: Inverse,
-    /// By whom somebody has been blocked, or is no more.
+    /// Users who have blocked somebody, or no longer do.
     blockers: Inverse,
 }
 
@@ -151,7 +151,7 @@ impl Edit {
         self.changed.insert(Question::Members(name));
     }
 
-    /// Notes whose co-members change when some of a group's members, of now or of before,
+    /// Notes whose co-members change when some of a group's members, now or before,
     /// join or leave it: who shares another group with them sees no difference.
     fn co_members_changed(&mut self, group: &str, all: &RoaringBitmap, moved: &RoaringBitmap) {
         if moved.len() > JOINED_MAX {
@@ -172,7 +172,7 @@ impl Edit {
     }
 
     /// Says what a user's settings are.
-    pub fn settings(&mut self, user: Id, settings: Option<Settings>) {
+    pub fn settings(&mut self, user: Id, settings: Option<UserSettings>) {
         self.readable(Question::Settings(user));
         let entry = self.directory.users.entry(user).or_default();
         let before = entry.settings.take();
@@ -218,7 +218,7 @@ impl Edit {
 
     /// The source has an entry that can't be read: a user's contacts, whom they have
     /// blocked, their settings, or who is in a group. What is known of it stays. Where
-    /// nothing is, the answer isn't at hand, so that nobody new is told by it; questions
+    /// nothing is, the answer isn't cached, so that nobody new is told by it; questions
     /// that gather what many entries say go by the others.
     pub fn unreadable(&mut self, entry: Question) {
         let user = |user| self.directory.users.get(&user);
@@ -253,7 +253,7 @@ impl Edit {
     }
 
     /// Says what the answer to a question is, for a directory that is asked question
-    /// by question; or that it isn't at hand any more.
+    /// by question; or that it is no longer cached.
     pub fn answer(&mut self, question: Question, answer: Option<Answer>) {
         let Some(answers) = &mut self.directory.answers else {
             return;

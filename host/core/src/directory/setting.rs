@@ -1,4 +1,4 @@
-//! Settings as the directory keeps them: a value's JSON text in its one form, so
+//! Users' settings as the directory keeps them: a value's JSON text in its one form, so
 //! that how a source or a rule formats it makes no difference.
 
 use std::collections::BTreeMap;
@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use serde_json::Value;
 
 /// A user's settings: JSON text by key.
-pub type Settings = BTreeMap<Box<str>, Box<str>>;
+pub type UserSettings = BTreeMap<Box<str>, Box<str>>;
 
 /// A key and a value that users can have under it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -40,7 +40,7 @@ impl Setting {
 
 /// Brings values into their one form, but for those that are as they were
 /// before. One that nobody can read stays as it is, and so is found by no rule.
-pub(super) fn canonicalise(settings: &mut Settings, before: Option<&Settings>) {
+pub(super) fn canonicalise(settings: &mut UserSettings, before: Option<&UserSettings>) {
     for (key, value) in settings {
         if before.and_then(|before| before.get(key)) != Some(value)
             && let Ok(canonical) = canonical(value)

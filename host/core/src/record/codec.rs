@@ -10,15 +10,15 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::{Record, Stored};
-use crate::departed::{Departure, Known};
+use crate::departed::{Departure, KnownMetadata};
 use crate::event::{Change, Event, Reason};
-use crate::ledger::Entry;
+use crate::ledger::LedgerEntry;
 use crate::metadata::Metadata;
-use crate::names::{Names, Reading};
-use crate::status::{Status, Word};
+use crate::names::{Names, NamesGuard};
+use crate::recipients::{Recipients, Shown};
+use crate::status::{OwnStatus, Status};
 use crate::step::Step;
-use crate::told::{Shown, Told};
-use crate::tracker::{self, Activity, Connected, Seen, Silence};
+use crate::tracker::{self, Activity, Connected, Silence, UserState};
 
 /// In the order in which they are restored.
 #[derive(Serialize, Deserialize)]
@@ -26,7 +26,7 @@ enum Key<'a> {
     Connection(&'a str, &'a str),
     Heard(&'a str, &'a str),
     User(&'a str),
-    Told(&'a str),
+    Ledger(&'a str),
     Status(&'a str),
     Waiting(&'a str),
     Stated(&'a str),
@@ -113,7 +113,7 @@ impl Record {
     /// The record as it is stored.
     pub fn encode(&self, names: &Names) -> Stored {
         match self {
-            Self::Tracker(tracker::Record::Connection { user, conn, state }) => {
+            Self::Tracker(tracker::TrackerRecord::Connection { user, conn, state }) => {
                 let key = Key::Connection(user, conn);
                 let value = state.as_ref().map(|state| match state {
                     Connected::Live {
@@ -143,22 +143,23 @@ impl Record {
                 });
                 stored(&key, value.as_ref())
             }
-            Self::Tracker(tracker::Record::Heard { user, conn, newest }) => {
+            Self::Tracker(tracker::TrackerRecord::Heard { user, conn, newest }) => {
                 stored(&Key::Heard(user, conn), newest.as_ref())
             }
-            Self::Tracker(tracker::Record::User { user, state }) => {
-                let value = state.map(|Seen { last_seen, pending }| User { last_seen, pending });
+            Self::Tracker(tracker::TrackerRecord::User { user, state }) => {
+                let value =
+                    state.map(|UserState { last_seen, pending }| User { last_seen, pending });
                 stored(&Key::User(user), value.as_ref())
             }
-            Self::Told { user, entry } => {
+            Self::Ledger { user, entry } => {
                 let names = names.read();
                 let value = entry.as_ref().map(|entry| Online {
                     timestamp: entry.event.timestamp,
                     metadata: entries(&entry.event.metadata),
-                    told: parts(&entry.told, &names),
+                    told: parts(&entry.recipients, &names),
                     lag_ms: entry.lag_ms,
                 });
-                stored(&Key::Told(user.as_str()), value.as_ref())
+                stored(&Key::Ledger(user.as_str()), value.as_ref())
             }
             Self::Departed { user, departure } => {
                 let names = names.read();
@@ -169,7 +170,7 @@ impl Record {
                     metadata: entries(&departure.metadata),
                     online: entries(departure.known.metadata()),
                     keys: departure.known.keys().map(Iterator::collect),
-                    told: parts(&departure.told, &names),
+                    told: parts(&departure.recipients, &names),
                 });
                 stored(&Key::Departed(user.as_str()), value.as_ref())
             }
@@ -226,25 +227,25 @@ impl Record {
                         kept_since,
                     },
                 };
-                tracker::Record::Connection {
+                tracker::TrackerRecord::Connection {
                     user: user.into(),
                     conn: conn.into(),
                     state: Some(state),
                 }
             }
-            Key::Heard(user, conn) => tracker::Record::Heard {
+            Key::Heard(user, conn) => tracker::TrackerRecord::Heard {
                 user: user.into(),
                 conn: conn.into(),
                 newest: Some(postcard::from_bytes(value)?),
             },
             Key::User(user) => {
                 let User { last_seen, pending } = postcard::from_bytes(value)?;
-                tracker::Record::User {
+                tracker::TrackerRecord::User {
                     user: user.into(),
-                    state: Some(Seen { last_seen, pending }),
+                    state: Some(UserState { last_seen, pending }),
                 }
             }
-            Key::Told(user) => {
+            Key::Ledger(user) => {
                 let online: Online<'_> = postcard::from_bytes(value)?;
                 let (id, user) = names.intern_name(user);
                 let event = Event {
@@ -254,12 +255,12 @@ impl Record {
                     change: Change::Online,
                     metadata: metadata_of(online.metadata),
                 };
-                let told = told_of(online.told, names);
-                let entry = Some(Entry {
+                let told = recipients_of(online.told, names);
+                let entry = Some(LedgerEntry {
                     lag_ms: online.lag_ms,
-                    ..Entry::new(Arc::new(event), told)
+                    ..LedgerEntry::new(Arc::new(event), told)
                 });
-                return Ok(Self::Told { user, entry });
+                return Ok(Self::Ledger { user, entry });
             }
             Key::Departed(user) => {
                 let left: Left<'_> = postcard::from_bytes(value)?;
@@ -270,14 +271,14 @@ impl Record {
                     timestamp: left.timestamp,
                     last_seen: left.last_seen,
                     metadata: metadata_of(left.metadata),
-                    known: Known::restored(metadata_of(left.online), left.keys),
-                    told: told_of(left.told, names),
+                    known: KnownMetadata::restored(metadata_of(left.online), left.keys),
+                    recipients: recipients_of(left.told, names),
                 });
                 return Ok(Self::Departed { user, departure });
             }
             Key::Status(user) => {
                 let (timestamp, saying): Said<'_> = postcard::from_bytes(value)?;
-                let word = Word {
+                let word = OwnStatus {
                     timestamp,
                     status: saying.map(|(text, expires_at)| Status {
                         text: text.into(),
@@ -308,7 +309,7 @@ impl Record {
                     });
                     match step.next {
                         Next::Announce(ours) => Step::Announce(event, ours),
-                        Next::Tell(told) => Step::Tell(event, told_of(told, names)),
+                        Next::Tell(told) => Step::Tell(event, recipients_of(told, names)),
                         Next::Show => Step::Show(event),
                     }
                 });
@@ -329,7 +330,7 @@ fn bytes(value: &impl Serialize) -> Vec<u8> {
     postcard::to_allocvec(value).unwrap_or_default()
 }
 
-fn waiting<'a>(step: &'a Step, names: &'a Reading<'_>) -> Waiting<'a> {
+fn waiting<'a>(step: &'a Step, names: &'a NamesGuard<'_>) -> Waiting<'a> {
     let event = step.event();
     Waiting {
         timestamp: event.timestamp,
@@ -346,7 +347,7 @@ fn waiting<'a>(step: &'a Step, names: &'a Reading<'_>) -> Waiting<'a> {
     }
 }
 
-fn parts<'a>(told: &Told, names: &'a Reading<'_>) -> Parts<'a> {
+fn parts<'a>(told: &Recipients, names: &'a NamesGuard<'_>) -> Parts<'a> {
     let parts = told.parts();
     let parts = parts.map(|(viewers, shown)| {
         let viewers = viewers.ids();
@@ -356,8 +357,8 @@ fn parts<'a>(told: &Told, names: &'a Reading<'_>) -> Parts<'a> {
     parts.collect()
 }
 
-fn told_of(parts: Parts<'_>, names: &Names) -> Told {
-    Told::new(parts.into_iter().map(|(shown, viewers)| {
+fn recipients_of(parts: Parts<'_>, names: &Names) -> Recipients {
+    Recipients::new(parts.into_iter().map(|(shown, viewers)| {
         let viewers = viewers.into_iter().map(|viewer| names.intern(viewer));
         (viewers.collect(), Shown::from_bytes(shown))
     }))

@@ -32,7 +32,7 @@ impl Env<'_> {
         self.rules.explain(self.common.context(wall, event), viewer)
     }
 
-    /// Whether the rules have become others, of their own accord, since this was last
+    /// Whether the rules have become others, by themselves, since this was last
     /// asked.
     pub(super) fn rules_were_replaced(&mut self) -> bool {
         self.rules.take_replaced()

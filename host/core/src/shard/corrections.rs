@@ -61,7 +61,7 @@ impl Corrections {
             let Some(entry) = decisions.ledger.get(user) else {
                 continue;
             };
-            let event = Arc::clone(entry.judged());
+            let event = Arc::clone(entry.current());
             let before = env.out.len();
             decisions.decide(&event, phase, env);
             let is_message = |it: &&Output| !matches!(it, Output::Fetch(_));

@@ -1,4 +1,4 @@
-//! Deciding who may see an online user, and telling those to whom it makes a difference.
+//! Deciding who may see an online user, and telling the viewers who see a difference.
 //!
 //! A verdict is reused for as long as it holds. A decision that failed, or that lacks an
 //! answer of the directory, is pending: nobody new is told until it is made again.
@@ -14,14 +14,14 @@ use super::env::Env;
 use super::retries::{Retries, Retry};
 use super::settling::{Settled, settle};
 use super::types::Output;
-use crate::departed::{Departed, Known};
+use crate::departed::{Departed, KnownMetadata};
 use crate::directory::Question;
 use crate::event::Event;
 use crate::ledger::Ledger;
 use crate::metadata::Metadata;
 use crate::names::Id;
+use crate::recipients::Recipients;
 use crate::rules::Decision;
-use crate::told::Told;
 use crate::verdicts::{Verdict, Verdicts};
 
 /// How many users are decided on for the first time, since answers have come, before new
@@ -34,14 +34,13 @@ pub(super) struct Decisions {
     pub(super) ledger: Ledger,
     pub(super) verdicts: Verdicts,
     pub(super) departed: Departed,
-    /// Users on whom to decide again, as soon as it is their turn.
+    /// Users on whom to decide again as soon as possible.
     pub(super) dirty: DirtyUsers,
-    /// When to decide again on whom: failed, unanswered, or due by their own wish.
+    /// Decisions to make again at a time: failed, unanswered, or due since a rule asked so.
     pub(super) retries: Retries,
-    /// Users that nobody has been told of for want of answers that are at hand now.
+    /// Users of whom nobody has been told, and whose missing answers are cached now.
     pub(super) undecided: BTreeSet<Id>,
-    /// The stamps of updates that were broadcast, and that viewers haven't had their turn
-    /// to be told of.
+    /// The stamps of updates that were broadcast, and that viewers haven't been told of.
     untold: HashMap<Id, u64, foldhash::fast::FixedState>,
 }
 
@@ -66,27 +65,27 @@ impl Decisions {
         self.decide(event, Phase::All, env);
     }
 
-    /// A user has been announced to have gone offline. Says who is to be told of it:
-    /// anyone who was told that they came online, whatever the rules say now.
+    /// A user has been announced to have gone offline. Returns the viewers to tell: all
+    /// who were told that the user came online, whatever the rules say now.
     /// `status_waits`: a change of the user's status hasn't been decided on.
-    pub(super) fn offline(&mut self, event: &Event, status_waits: bool) -> Told {
-        // Where the last decision wasn't made, nobody learns more than that they are gone.
+    pub(super) fn offline(&mut self, event: &Event, status_waits: bool) -> Recipients {
+        // Without a last decision, nobody learns more than that the user is gone.
         let user = event.user;
         let pending = self.retries.pending_until(user).is_some();
         let Some(entry) = self.ledger.offline(user) else {
-            let nothing = Known::all(&Metadata::default());
-            self.departed.note(event, nothing, Told::default());
-            return Told::default();
+            let nothing = KnownMetadata::all(&Metadata::default());
+            self.departed.note(event, nothing, Recipients::default());
+            return Recipients::default();
         };
-        let last = entry.judged();
+        let last = entry.current();
         let known = match self.verdicts.keys_read(last) {
-            Some(keys) => Known::some(&last.metadata, keys),
-            None => Known::all(&last.metadata),
+            Some(keys) => KnownMetadata::some(&last.metadata, keys),
+            None => KnownMetadata::all(&last.metadata),
         };
         let settled = !(pending || status_waits || entry.unsettled);
         let admitted = match settled {
-            true => entry.told.clone(),
-            false => Told::default(),
+            true => entry.recipients.clone(),
+            false => Recipients::default(),
         };
         self.departed.note(event, known, admitted);
         self.retries.set(user, None);
@@ -94,7 +93,7 @@ impl Decisions {
         let ledger = &self.ledger;
         self.verdicts
             .tidy(|user| ledger.get(user).is_some(), ledger.len());
-        entry.told
+        entry.recipients
     }
 
     /// What is shown of an online user is this event from now on. Anyone who stays told
@@ -117,13 +116,13 @@ impl Decisions {
 
     /// What is known of an online user is this event from now on, but it may not be told
     /// yet: rules go by it, and anyone who may not see the user so is told.
-    pub(super) fn judge(&mut self, event: Arc<Event>, env: &mut Env<'_>) {
+    pub(super) fn show_later(&mut self, event: Arc<Event>, env: &mut Env<'_>) {
         if self.ledger.put_off(&event) {
             self.decide_anew(&event, env);
         }
     }
 
-    /// Decides who may see an online user, and tells those whom that concerns.
+    /// Decides who may see an online user, and tells the viewers who see a difference.
     pub(super) fn decide(&mut self, event: &Arc<Event>, phase: Phase, env: &mut Env<'_>) {
         let wall = env.common.clock.wall();
         if env.common.settings.reuse_verdicts
@@ -139,10 +138,10 @@ impl Decisions {
                 self.verdicts.keep(wall, event, Arc::clone(&verdict), reads);
                 self.decided(event, &verdict, again_at, phase, env);
             }
-            Decision::NotAtHand(questions) => {
+            Decision::CacheMiss(questions) => {
                 self.put_off(event.user, env);
                 let fetches = questions.clone();
-                self.retries.unanswered.note(event.user, fetches);
+                self.retries.fetches.note(event.user, fetches);
                 env.out.push(Output::Fetch(questions));
             }
             Decision::Failed(failure) => {
@@ -155,8 +154,8 @@ impl Decisions {
         }
     }
 
-    /// Decides on users of whom nobody has been told for want of answers, of some at a
-    /// time.
+    /// Decides on some of the users of whom nobody has been told since answers were
+    /// missing.
     pub(super) fn decide_first(&mut self, env: &mut Env<'_>) {
         for _ in 0..FIRST_AT_ONCE {
             if env.is_full() {
@@ -166,7 +165,7 @@ impl Decisions {
                 return;
             };
             if let Some(entry) = self.ledger.get(user) {
-                let event = Arc::clone(entry.judged());
+                let event = Arc::clone(entry.current());
                 self.decide(&event, Phase::All, env);
             }
         }
@@ -182,7 +181,7 @@ impl Decisions {
     /// Whether what is known of online users depends on an answer of the directory.
     pub(super) fn uses(&self, question: &Question) -> bool {
         let is_online = |user| self.ledger.get(user).is_some();
-        self.retries.unanswered.has(question) || self.verdicts.reads(question, is_online)
+        self.retries.fetches.has(question) || self.verdicts.reads(question, is_online)
     }
 
     /// All the numbers of ids in here.
@@ -190,7 +189,7 @@ impl Decisions {
         let mut ids = self.ledger.ids()
             | self.verdicts.ids()
             | self.departed.ids()
-            | self.retries.unanswered.ids();
+            | self.retries.fetches.ids();
         ids.extend(self.untold.keys().map(|user| user.0));
         ids
     }
@@ -200,8 +199,7 @@ impl Decisions {
         if self.retries.pending_until(user).is_some() {
             return;
         }
-        // Where a decision of a correction is still to come, nobody gains sight of the
-        // user before their turn.
+        // While the user is dirty, nobody gains sight of them before the second phase.
         let phase = match self.dirty.has(user) {
             true => Phase::Losses,
             false => Phase::All,
@@ -236,7 +234,7 @@ impl Decisions {
         let settled = settle(entry, event, verdict, phase, updated_at, env);
         let differs = match settled {
             Settled::Unchanged => false,
-            Settled::Told { differs } | Settled::NewsLeft { differs } => differs,
+            Settled::Published { differs } | Settled::NewsLeft { differs } => differs,
         };
         if differs {
             self.ledger.note(user);
@@ -244,7 +242,7 @@ impl Decisions {
         match settled {
             Settled::NewsLeft { .. } if phase == Phase::Losses => self.dirty.mark_gaining(user),
             Settled::NewsLeft { .. } => {}
-            Settled::Unchanged | Settled::Told { .. } => self.forget_update(user),
+            Settled::Unchanged | Settled::Published { .. } => self.forget_update(user),
         }
     }
 

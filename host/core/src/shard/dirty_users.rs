@@ -1,4 +1,4 @@
-//! Users on whom to decide again, in the order of their turns.
+//! Dirty users: those on whom to decide again, in order.
 
 use std::collections::VecDeque;
 
@@ -6,32 +6,32 @@ use roaring::RoaringBitmap;
 
 use crate::names::Id;
 
-/// Which of those to whom a decision makes a difference are told now.
+/// The phase of a correction: which viewers are told now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Phase {
-    /// Those who lost sight of the user. Anyone who gains it, or is shown something
-    /// else, has their turn later.
+    /// The viewers who lost sight of the user. Viewers who gain it, or see a change, are
+    /// told later.
     Losses,
-    /// All of them.
+    /// All viewers who see a difference.
     All,
 }
 
-/// Users on whom to decide again, in the order of their turns: first the losses of all
-/// of them are told, and then the gains. What waits in another shard makes no difference.
+/// Users on whom to decide again, in order: first the losses of all of them are told, and
+/// then the gains. Other shards make no difference.
 #[derive(Debug, Default)]
 pub(super) struct DirtyUsers {
     /// What their verdict read has changed. A block doesn't wait for everyone.
     changed: Queue,
-    /// The rules have changed for everyone: those who are left, sorted.
+    /// The rules have changed: the online users that are left, sorted.
     everyone: VecDeque<Id>,
-    /// More may see them than have been told. They wait until no user of this shard is
-    /// left whom somebody may have to lose sight of.
+    /// Users whom more viewers may see than have been told. They wait until the losses of
+    /// all other users of the shard have been told.
     gaining: RoaringBitmap,
 }
 
 impl DirtyUsers {
-    /// What a user's verdict read has changed, or the decision is made again of its
-    /// own accord. Gains that wait are decided on anew.
+    /// What a user's verdict read has changed, or the decision is due to be made again.
+    /// Gains that wait are decided on again.
     pub(super) fn mark(&mut self, user: Id) {
         self.gaining.remove(user.0);
         self.changed.push(user);
@@ -50,7 +50,7 @@ impl DirtyUsers {
         self.gaining.clear();
     }
 
-    /// Whose turn it is, and in which phase of the correction.
+    /// The next user, and the phase of the correction.
     pub(super) fn next(&mut self) -> Option<(Id, Phase)> {
         let losses = self.changed.pop().or_else(|| self.everyone.pop_front());
         if let Some(user) = losses {
@@ -61,19 +61,19 @@ impl DirtyUsers {
         Some((Id(user), Phase::All))
     }
 
-    /// Whether a user has a turn to come.
+    /// Whether a user is still to be decided on.
     pub(super) fn has(&self, user: Id) -> bool {
         self.changed.waiting.contains(user.0)
             || self.everyone.binary_search(&user).is_ok()
             || self.gaining.contains(user.0)
     }
 
-    /// Whether there are no turns to come.
+    /// Whether no user is.
     pub(super) fn is_empty(&self) -> bool {
         self.changed.order.is_empty() && self.everyone.is_empty() && self.gaining.is_empty()
     }
 
-    /// How many turns there are to come.
+    /// How many decisions are still to be made.
     pub(super) fn len(&self) -> usize {
         self.changed.order.len() + self.everyone.len() + self.gaining.len() as usize
     }

@@ -10,12 +10,12 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use hashbrown::HashMap;
 use roaring::RoaringBitmap;
 
-use crate::changed::Changed;
+use crate::changed::ChangedUsers;
 use crate::directory::{Changes, Directory, Question};
 use crate::event::Event;
 use crate::names::{Id, Name};
+use crate::pending_fetches::PendingFetches;
 use crate::step::Step;
-use crate::unanswered::Unanswered;
 
 /// The steps that wait.
 #[derive(Debug, Default)]
@@ -24,12 +24,12 @@ pub(super) struct EventQueue {
     /// is a queue, it isn't empty.
     queues: HashMap<Id, VecDeque<(Step, u64)>, foldhash::fast::FixedState>,
     /// What the first of each queue waits for.
-    unanswered: Unanswered,
+    fetches: PendingFetches,
     /// When the first of each queue has waited for long enough.
     timers: BTreeSet<(u64, Id)>,
     /// Those whose first is to be tried again.
     served: BTreeSet<Id>,
-    changed: Changed,
+    changed: ChangedUsers,
 }
 
 impl EventQueue {
@@ -54,7 +54,7 @@ impl EventQueue {
             .or_default()
             .push_front((step, until));
         self.timers.insert((until, user));
-        self.unanswered.note(user, questions);
+        self.fetches.note(user, questions);
     }
 
     /// Takes a user's first step.
@@ -68,7 +68,7 @@ impl EventQueue {
         self.note(step.event());
         self.timers.remove(&(until, user));
         self.served.remove(&user);
-        self.unanswered.forget(user);
+        self.fetches.forget(user);
         Some((step, until))
     }
 
@@ -103,13 +103,13 @@ impl EventQueue {
     /// The directory, which is asked question by question, has changed: those who find
     /// all that they waited for go on.
     pub(super) fn directory_changed(&mut self, directory: &Directory, changes: &Changes) {
-        let served = self.unanswered.served(changes, directory);
+        let served = self.fetches.served(changes, directory);
         self.served.extend(served);
     }
 
     /// Whether something waits for an answer.
-    pub(super) fn lacks(&self, question: &Question) -> bool {
-        self.unanswered.has(question)
+    pub(super) fn waits_for(&self, question: &Question) -> bool {
+        self.fetches.has(question)
     }
 
     /// Whether changes are noted from now on, for [`Self::take_changed`].
@@ -122,7 +122,7 @@ impl EventQueue {
         !self.changed.is_empty()
     }
 
-    /// The users of whom something else waits than when this was last called.
+    /// The users whose waiting steps have changed since this was last called.
     pub(super) fn take_changed(&mut self) -> BTreeMap<Id, Name> {
         self.changed.take()
     }
@@ -146,7 +146,7 @@ impl EventQueue {
 
     /// All the numbers of ids in here.
     pub(super) fn ids(&self) -> RoaringBitmap {
-        let mut ids = self.unanswered.ids();
+        let mut ids = self.fetches.ids();
         ids.extend(self.changed.ids());
         for (step, _) in self.queues.values().flatten() {
             ids |= step.ids();

@@ -5,7 +5,7 @@
 //!
 //! That another connection shows a user who stays online is such an event as well: the
 //! newest of the live ones does. It is no transition, and nothing is broadcast of one: the
-//! ledger's online event becomes another, which the enrichers are asked for anew, and
+//! ledger's online event becomes another, which the enrichers are asked again, and
 //! viewers who are shown something else by it are told. Where that would be too soon after
 //! the last update, it is told later; rules go by it at once.
 
@@ -25,10 +25,10 @@ use crate::directory::{Changes, Directory, Question};
 use crate::event::{Change, Event};
 use crate::metadata::Metadata;
 use crate::publish::Subject;
+use crate::recipients::Recipients;
 use crate::rules::{Decision, Enriched, Failure};
-use crate::status::Reading;
+use crate::status::StatusKeys;
 use crate::step::Step;
-use crate::told::Told;
 
 /// How many users' events go on before new inputs get their turn.
 const RESUMED_AT_ONCE: usize = 256;
@@ -160,7 +160,7 @@ impl Events {
         self.queue.rules_changed();
     }
 
-    /// Has everyone decided again if the rules have become others of their own accord.
+    /// Has everyone decided again if the rules have become others by themselves.
     pub(super) fn notice_replaced(&mut self, env: &mut Env<'_>) {
         if env.rules_were_replaced() {
             self.rules_changed();
@@ -180,7 +180,7 @@ impl Events {
     fn go(&mut self, step: Step, until: u64, env: &mut Env<'_>) -> bool {
         let taken = match step {
             Step::Announce(event, ours) => self.try_announce(event, ours, until, env),
-            Step::Tell(event, told) => try_tell(event, told, until, env),
+            Step::Tell(event, recipients) => try_tell(event, recipients, until, env),
             Step::Show(event) => self.try_show(event, until, env),
         };
         let Err((step, questions)) = taken else {
@@ -209,11 +209,11 @@ impl Events {
             return Ok(());
         }
         let status_waits = self.updates.waits(event.user, env.common);
-        let told = self.updates.decisions.offline(&event, status_waits);
-        if told.is_empty() {
+        let recipients = self.updates.decisions.offline(&event, status_waits);
+        if recipients.is_empty() {
             return Ok(());
         }
-        try_tell(event, told, until, env)
+        try_tell(event, recipients, until, env)
     }
 
     fn try_show(
@@ -229,13 +229,13 @@ impl Events {
         let Some((entry, shown)) = entry.zip(common.tracker.shown(event.name.as_str())) else {
             return Ok(());
         };
-        let (before, judged) = (Arc::clone(&entry.event), Arc::clone(entry.judged()));
+        let (before, current) = (Arc::clone(&entry.event), Arc::clone(entry.current()));
         let too_soon = updates.next_at(event.user, common);
         let has_statuses = common.settings.status.is_some();
         let metadata = match (has_statuses, too_soon) {
             (false, _) => shown.clone(),
             // A status has its own time to be told.
-            (true, Some(_)) => Reading::of(&before.metadata).put_into(shown),
+            (true, Some(_)) => StatusKeys::of(&before.metadata).put_into(shown),
             (true, None) => updates.reading(&before, common).put_into(shown),
         };
         let plain = Arc::new(Event {
@@ -256,12 +256,12 @@ impl Events {
         match too_soon.filter(|_| is_news) {
             Some(at) => {
                 updates.statuses.reshow_at(event.user, at);
-                if differs(&judged) {
-                    updates.decisions.judge(after, env);
+                if differs(&current) {
+                    updates.decisions.show_later(after, env);
                 }
             }
             None if is_news && updates.change(Arc::clone(&after), env) => {}
-            None if differs(&before) || !Arc::ptr_eq(&judged, &before) => {
+            None if differs(&before) || !Arc::ptr_eq(&current, &before) => {
                 updates.decisions.show(after, env);
             }
             None => {}
@@ -272,23 +272,23 @@ impl Events {
 
 fn try_tell(
     event: Arc<Event>,
-    told: Told,
+    recipients: Recipients,
     until: u64,
     env: &mut Env<'_>,
 ) -> Result<(), PendingFetch> {
-    let renditions = match env.ask_redactor(&event, told.audience()) {
+    let renditions = match env.ask_redactor(&event, recipients.audience()) {
         Decision::Decided(renditions, _) => renditions,
-        Decision::NotAtHand(questions) if env.common.now() < until => {
-            return Err((Step::Tell(event, told), questions));
+        Decision::CacheMiss(questions) if env.common.now() < until => {
+            return Err((Step::Tell(event, recipients), questions));
         }
-        Decision::NotAtHand(_) => Vec::new(),
+        Decision::CacheMiss(_) => Vec::new(),
         Decision::Failed(failure) => {
             env.common.counters.failures += 1;
             env.plugin_failed(&event, &failure);
             Vec::new()
         }
     };
-    publish_offline(&event, &told, renditions, env);
+    publish_offline(&event, &recipients, renditions, env);
     Ok(())
 }
 
@@ -300,9 +300,9 @@ fn enrich(
     env: &mut Env<'_>,
 ) -> Result<Enriched, BTreeSet<Question>> {
     let mut enriched = env.ask_enrichers(event);
-    if !enriched.not_at_hand.is_empty() {
+    if !enriched.cache_misses.is_empty() {
         if env.common.now() < until {
-            return Err(enriched.not_at_hand);
+            return Err(enriched.cache_misses);
         }
         let late = |plugin| Failure {
             plugin,

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::env::Env;
 use super::events::Events;
 use super::types::Output;
-use crate::body::explain::{Basis, Found, Standing};
+use crate::body::explain::{Basis, DeliveryState, ExplainReport};
 use crate::event::{Change, Event};
 use crate::metadata::Metadata;
 use crate::rules::Decision;
@@ -20,17 +20,17 @@ pub(super) fn explain(
     user: &str,
     events: &mut Events,
     env: &mut Env<'_>,
-) -> Found {
+) -> ExplainReport {
     let decisions = &events.updates.decisions;
     let names = &env.common.names;
     let viewer = names.intern(viewer);
     let (user, name) = names.intern_name(user);
     let entry = decisions.ledger.get(user);
-    let told = entry.is_some_and(|entry| entry.told.contains(viewer));
+    let told = entry.is_some_and(|entry| entry.recipients.contains(viewer));
     let pending = decisions.retries.pending_until(user);
     let pending = pending.map(|at| env.common.clock.wall_at(at));
     let (event, basis) = match entry {
-        Some(entry) => (Arc::clone(entry.judged()), Basis::Online),
+        Some(entry) => (Arc::clone(entry.current()), Basis::Online),
         None => match decisions.departed.event(user, names) {
             Some(event) => (Arc::new(event), Basis::Departed),
             None => {
@@ -47,7 +47,7 @@ pub(super) fn explain(
     };
     let explanation = env.ask_why(wall, &event, viewer);
     events.notice_replaced(env);
-    let (rendition, not_at_hand, failure) = match explanation.decision {
+    let (rendition, cache_misses, failure) = match explanation.decision {
         Decision::Decided(renditions, reads) => {
             let departed = &events.updates.decisions.departed;
             let verdict = match basis {
@@ -56,7 +56,7 @@ pub(super) fn explain(
             };
             (verdict.rendition(viewer).cloned(), BTreeSet::new(), None)
         }
-        Decision::NotAtHand(questions) => {
+        Decision::CacheMiss(questions) => {
             env.out.push(Output::Fetch(questions.clone()));
             (None, questions, None)
         }
@@ -65,23 +65,25 @@ pub(super) fn explain(
             (None, BTreeSet::new(), Some(failure))
         }
     };
-    let standing = match (basis, rendition.is_some()) {
-        (Basis::Departed | Basis::Hypothetical, _) => Standing::Offline,
-        (Basis::Online, _) if pending.is_some() || !not_at_hand.is_empty() || failure.is_some() => {
-            Standing::Pending(pending)
+    let delivery = match (basis, rendition.is_some()) {
+        (Basis::Departed | Basis::Hypothetical, _) => DeliveryState::Offline,
+        (Basis::Online, _)
+            if pending.is_some() || !cache_misses.is_empty() || failure.is_some() =>
+        {
+            DeliveryState::Pending(pending)
         }
-        (Basis::Online, sees) if sees == told => Standing::Settled,
-        (Basis::Online, _) => Standing::Correcting,
+        (Basis::Online, sees) if sees == told => DeliveryState::Settled,
+        (Basis::Online, _) => DeliveryState::Correcting,
     };
-    Found {
+    ExplainReport {
         event,
         basis,
         stages: explanation.stages,
         rendition,
-        not_at_hand,
+        cache_misses,
         failure,
         told,
-        standing,
+        delivery,
         is_self: viewer == user,
     }
 }

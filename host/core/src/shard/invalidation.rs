@@ -21,10 +21,10 @@ impl Decisions {
             }
             return;
         }
-        for user in self.retries.unanswered.served(changes, directory) {
+        for user in self.retries.fetches.served(changes, directory) {
             match self.ledger.get(user) {
                 // What is told first is news, and no correction.
-                Some(entry) if entry.told.is_empty() => drop(self.undecided.insert(user)),
+                Some(entry) if entry.recipients.is_empty() => drop(self.undecided.insert(user)),
                 _ => self.dirty.mark(user),
             }
         }

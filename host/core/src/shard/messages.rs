@@ -8,7 +8,7 @@ use super::settings::Settings;
 use super::types::Ignored;
 use crate::event::{Change, Reason};
 use crate::json;
-use crate::message::{Cause, Message, Rejection, Says, Why};
+use crate::message::{Cause, Message, Payload, Rejection, Why};
 use crate::metadata::Metadata;
 use crate::tracker::{Effect, Quota, Transition};
 
@@ -26,41 +26,41 @@ impl Presence {
         let Message {
             user,
             timestamp,
-            says,
-            payload: _,
+            payload,
+            raw: _,
         } = message;
         let common = &mut *env.common;
-        if let Says::Online { .. } | Says::Offline { .. } = &says
+        if let Payload::Online { .. } | Payload::Offline { .. } = &payload
             && let Some(rejection) = self.refuse_statement(&user, common)
         {
             return Outcome::Refused(rejection);
         }
-        common.counters.taken(says.kind());
+        common.counters.taken(payload.kind());
         let now = common.now();
         let Settings { broadcast, .. } = &common.settings;
-        let handled = match &says {
-            Says::Connect { conn, metadata } => {
+        let handled = match &payload {
+            Payload::Connect { conn, metadata } => {
                 let keep = || connection_metadata(broadcast, conn, metadata.as_deref());
                 common.tracker.connect(now, &user, conn, timestamp, keep)
             }
-            Says::Heartbeat { conn, metadata } => {
+            Payload::Heartbeat { conn, metadata } => {
                 let keep = || connection_metadata(broadcast, conn, metadata.as_deref());
                 common.tracker.heartbeat(now, &user, conn, timestamp, keep)
             }
-            Says::Disconnect { conn, reason } => {
+            Payload::Disconnect { conn, reason } => {
                 let reason = common.reason(*reason);
                 common
                     .tracker
                     .disconnect(now, &user, conn, timestamp, reason)
             }
-            Says::Online { metadata } => {
+            Payload::Online { metadata } => {
                 let metadata = stated_metadata(metadata.as_deref());
                 let timestamp = timestamp.min(common.clock.stamp());
                 let event = common.event(&user, timestamp, Change::Online, metadata);
                 self.state(event, env);
                 return Outcome::Taken;
             }
-            Says::Offline {
+            Payload::Offline {
                 last_seen,
                 reason,
                 metadata,
@@ -80,7 +80,7 @@ impl Presence {
         match handled.effect {
             Effect::Stale => {
                 common.counters.stale += 1;
-                let ignored = ignored(user, timestamp, says);
+                let ignored = ignored(user, timestamp, payload);
                 return ignored.map_or(Outcome::Taken, Outcome::Ignored);
             }
             Effect::Refused(quota) => {
@@ -89,11 +89,13 @@ impl Presence {
             _ => {}
         }
         let mut refused = None;
-        if let Says::Connect { conn, metadata } | Says::Heartbeat { conn, metadata } = &says {
+        if let Payload::Connect { conn, metadata } | Payload::Heartbeat { conn, metadata } =
+            &payload
+        {
             let (updates, metadata) = (&mut self.events.updates, metadata.as_deref());
             refused = updates.take(&user, conn, timestamp, metadata, common);
         }
-        let lifted = matches!(says, Says::Connect { .. }) && self.lift_offline(&user, common);
+        let lifted = matches!(payload, Payload::Connect { .. }) && self.lift_offline(&user, common);
         if let Some(transition) = handled.transition {
             let came = matches!(transition, Transition::Online { .. });
             self.transition(transition, env);
@@ -173,22 +175,22 @@ fn connection_metadata(broadcast: &[String], conn: &str, text: Option<&str>) -> 
 }
 
 /// A message of a connection that was ignored.
-fn ignored(user: ByteString, timestamp: u64, says: Says) -> Option<Ignored> {
-    let kind = says.kind();
-    let (conn, why) = match says {
-        Says::Connect { conn, .. } => (
+fn ignored(user: ByteString, timestamp: u64, payload: Payload) -> Option<Ignored> {
+    let kind = payload.kind();
+    let (conn, why) = match payload {
+        Payload::Connect { conn, .. } => (
             conn,
             "the connection has just been closed, and this was sent before that, by its timestamp",
         ),
-        Says::Heartbeat { conn, .. } => (
+        Payload::Heartbeat { conn, .. } => (
             conn,
             "the connection is closed, and the timestamp is not newer than the last one known of it",
         ),
-        Says::Disconnect { conn, .. } => (
+        Payload::Disconnect { conn, .. } => (
             conn,
             "the timestamp is older than that of the connection's newest connect or disconnect",
         ),
-        Says::Online { .. } | Says::Offline { .. } => return None,
+        Payload::Online { .. } | Payload::Offline { .. } => return None,
     };
     Some(Ignored {
         kind,

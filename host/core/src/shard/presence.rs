@@ -52,7 +52,7 @@ impl Presence {
                 user, at, metadata, ..
             } => {
                 let event = common.event(&user, at, Change::Online, metadata);
-                // Neither does a heartbeat speak against an application's offline.
+                // A heartbeat doesn't lift an application's offline either.
                 if self.statements.is_offline(event.user) {
                     return;
                 }
@@ -91,7 +91,7 @@ impl Presence {
         let (user, name) = (event.user, &event.name);
         let statement = match event.change {
             Change::Offline { .. } => Some(Statement::Offline),
-            // Connections say better when they end.
+            // Connections know better when the user goes.
             _ if env.common.tracker.is_online(name.as_str()) => None,
             _ => Some(Statement::Online {
                 timestamp: event.timestamp,

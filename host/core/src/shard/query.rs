@@ -1,4 +1,4 @@
-//! Answering a viewer: what the ledger says, narrowed by the rules of now.
+//! Answering a viewer: what the ledger says, narrowed by the current rules.
 //!
 //! An answer changes nothing of what viewers are told. It keeps the verdicts that
 //! it had to ask for, which the next event or correction uses.
@@ -9,8 +9,8 @@ use std::sync::Arc;
 use super::decisions::Decisions;
 use super::env::{Common, Env};
 use super::types::Output;
-use crate::body::query::{Answers, Sight};
-use crate::directory::{NotAtHand, Question};
+use crate::body::query::{Answers, Visibility};
+use crate::directory::{CacheMiss, Question};
 use crate::event::{Change, Event};
 use crate::names::{Id, Name};
 use crate::rules::Decision;
@@ -21,7 +21,7 @@ use crate::verdicts::Verdict;
 const FAILURES_MAX: u32 = 3;
 
 /// Answers a viewer on users of this shard. Where the directory's answers
-/// aren't at hand, they are to be fetched, and the call repeated.
+/// aren't cached, they are to be fetched, and the call repeated.
 pub(super) fn query<'a>(
     wall: u64,
     viewer: &str,
@@ -29,7 +29,7 @@ pub(super) fn query<'a>(
     decisions: &mut Decisions,
     env: &mut Env<'_>,
 ) -> Answers {
-    // Not merely looked up: a rule may name whom nobody has named before.
+    // Interned, not just looked up: a rule may name a viewer that is new here.
     let viewer = env.common.names.intern(viewer);
     let users: Vec<_> = {
         let names = env.common.names.read();
@@ -39,19 +39,19 @@ pub(super) fn query<'a>(
         wall,
         viewer,
         failures: 0,
-        not_at_hand: BTreeSet::new(),
+        cache_misses: BTreeSet::new(),
     };
     let mut answers = Answers::with_capacity(users.len());
     for (text, user) in users {
         env.common.counters.queried += 1;
         match user {
-            None => answers.push(text, Sight::Nothing),
+            None => answers.push(text, Visibility::Nothing),
             Some(user) => run.answer(text, user, decisions, env, &mut answers),
         }
     }
-    if !run.not_at_hand.is_empty() {
-        answers.not_at_hand = run.not_at_hand.clone();
-        env.out.push(Output::Fetch(run.not_at_hand));
+    if !run.cache_misses.is_empty() {
+        answers.cache_misses = run.cache_misses.clone();
+        env.out.push(Output::Fetch(run.cache_misses));
     }
     answers
 }
@@ -69,7 +69,7 @@ pub(super) fn contacts(
             let contacts = contacts.ids().filter_map(|id| names.name(id).cloned());
             Ok(contacts.collect())
         }
-        Err(NotAtHand) => {
+        Err(CacheMiss) => {
             out.push(Output::Fetch(BTreeSet::from([question.clone()])));
             Err(question)
         }
@@ -81,7 +81,7 @@ struct Run {
     wall: u64,
     viewer: Id,
     failures: u32,
-    not_at_hand: BTreeSet<Question>,
+    cache_misses: BTreeSet<Question>,
 }
 
 impl Run {
@@ -95,39 +95,39 @@ impl Run {
     ) {
         let viewer = self.viewer;
         if let Some(entry) = decisions.ledger.get(user) {
-            // A decision that is put off isn't taken for a viewer's sake.
+            // A pending decision isn't made early for a query.
             let pending = decisions.retries.pending_until(user).is_some();
-            let told = entry.told.contains(viewer);
-            let (shown, judged) = (Arc::clone(&entry.event), Arc::clone(entry.judged()));
+            let told = entry.recipients.contains(viewer);
+            let (shown, current) = (Arc::clone(&entry.event), Arc::clone(entry.current()));
             let verdict = told
-                .then(|| self.verdict_on(&judged, pending, decisions, env))
+                .then(|| self.verdict_on(&current, pending, decisions, env))
                 .flatten();
             let rendition = verdict.as_deref().and_then(|all| all.rendition(viewer));
             return match rendition {
-                Some(rendition) => answers.push(text, Sight::Online(&shown, rendition)),
-                None => answers.push(text, Sight::Nothing),
+                Some(rendition) => answers.push(text, Visibility::Online(&shown, rendition)),
+                None => answers.push(text, Visibility::Nothing),
             };
         }
         let Some(event) = decisions.departed.event(user, &env.common.names) else {
-            return answers.push(text, Sight::Nothing);
+            return answers.push(text, Visibility::Nothing);
         };
         let event = Arc::new(event);
-        // Anyone who wasn't admitted while the user was online isn't now, whatever the rules say.
+        // A viewer who wasn't admitted while the user was online isn't now, whatever the rules say.
         let told = decisions.departed.told(user);
         if !told.is_some_and(|told| told.contains(viewer)) {
-            return answers.push(text, Sight::Nothing);
+            return answers.push(text, Visibility::Nothing);
         }
         let verdict = self.verdict_on(&event, false, decisions, env);
         let rendition = verdict.as_deref().and_then(|all| all.rendition(viewer));
         match (event.change, rendition) {
             (Change::Offline { last_seen, .. }, Some(rendition)) if rendition.last_seen => {
-                answers.push(text, Sight::LastSeen(last_seen));
+                answers.push(text, Visibility::LastSeen(last_seen));
             }
-            _ => answers.push(text, Sight::Nothing),
+            _ => answers.push(text, Visibility::Nothing),
         }
     }
 
-    /// The verdict of now on an event, kept or asked for; none where it can't be had.
+    /// The current verdict on an event, kept or asked for; none where it can't be had.
     fn verdict_on(
         &mut self,
         event: &Arc<Event>,
@@ -147,12 +147,12 @@ impl Run {
                 return kept;
             }
         }
-        let (unanswered, directory) = (&decisions.retries.unanswered, &env.common.directory);
-        let missing = unanswered.of(event.user);
+        let (fetches, directory) = (&decisions.retries.fetches, &env.common.directory);
+        let missing = fetches.of(event.user);
         let missing = missing.filter(|question| !directory.has(question));
-        self.not_at_hand.extend(missing.cloned());
+        self.cache_misses.extend(missing.cloned());
         // Put off for want of answers that have come, it is about to be taken.
-        let pending = pending && !unanswered.is_served(event.user, directory);
+        let pending = pending && !fetches.is_served(event.user, directory);
         if pending || self.failures >= FAILURES_MAX {
             return None;
         }
@@ -167,8 +167,8 @@ impl Run {
                 let departed = &mut decisions.departed;
                 Some(departed.keep(self.wall, event, renditions, reads))
             }
-            Decision::NotAtHand(questions) => {
-                self.not_at_hand.extend(questions);
+            Decision::CacheMiss(questions) => {
+                self.cache_misses.extend(questions);
                 None
             }
             Decision::Failed(_) => {

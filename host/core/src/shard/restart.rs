@@ -50,7 +50,7 @@ impl Shard {
         for record in records {
             match record {
                 Record::Tracker(record) => common.tracker.restore(now, down_ms, record),
-                Record::Told { entry, .. } => {
+                Record::Ledger { entry, .. } => {
                     if let Some(entry) = entry {
                         updates.decisions.ledger.restore(entry);
                     }
@@ -84,7 +84,7 @@ impl Shard {
         events.rules_changed();
     }
 
-    /// Every lease begins anew.
+    /// Every lease starts again.
     pub fn renew_leases(&mut self, now: u64) {
         self.common.clock.pass(now);
         self.common.tracker.renew_leases(self.common.clock.now());
@@ -114,7 +114,7 @@ impl Presence {
         let (queue, updates) = (&mut self.events.queue, &mut self.events.updates);
         let decisions = &mut updates.decisions;
         let ledger = &mut decisions.ledger;
-        ledger.take_changed(|user, entry| records.push(Record::Told { user, entry }));
+        ledger.take_changed(|user, entry| records.push(Record::Ledger { user, entry }));
         let departed = &mut decisions.departed;
         departed.take_changed(|user, departure| records.push(Record::Departed { user, departure }));
         let words = updates.statuses.take_changed();

@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use hashbrown::HashMap;
 
 use crate::names::Id;
-use crate::unanswered::Unanswered;
+use crate::pending_fetches::PendingFetches;
 
 /// A decision that is to be made again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,7 +26,7 @@ pub(super) struct Retries {
     /// Those of them whose time hasn't come.
     times: BTreeSet<(u64, Id)>,
     /// What some of them lack of the directory, until another decision is noted.
-    pub(super) unanswered: Unanswered,
+    pub(super) fetches: PendingFetches,
 }
 
 impl Retries {
@@ -60,7 +60,7 @@ impl Retries {
         {
             self.times.remove(&(before.at, user));
         }
-        self.unanswered.forget(user);
+        self.fetches.forget(user);
     }
 
     /// When the next decision is to be made.

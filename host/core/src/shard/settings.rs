@@ -7,7 +7,7 @@ use crate::{status, tracker};
 #[derive(Clone, Debug)]
 pub struct Settings {
     /// The tracker's figures.
-    pub tracker: tracker::Settings,
+    pub tracker: tracker::TrackerSettings,
     /// The keys of a connect's metadata that are broadcast, in their order.
     pub broadcast: Vec<String>,
     /// Whether verdicts are reused while nothing they read has changed.
@@ -19,7 +19,7 @@ pub struct Settings {
     /// How many messages a second may go out to correct what viewers have been told;
     /// 0 for as many as there are.
     pub corrections_per_s: u64,
-    /// How long an event waits for answers of the directory that aren't at hand.
+    /// How long an event waits for answers of the directory that aren't cached.
     pub answer_wait_ms: u64,
     /// How many departures are remembered, to tell viewers who ask since when a
     /// user is offline.
@@ -27,7 +27,7 @@ pub struct Settings {
     /// Whether each viewer is also told on a subject of their own.
     pub inbox: bool,
     /// How users' statuses are told, if they are.
-    pub status: Option<status::Settings>,
+    pub status: Option<status::StatusSettings>,
     /// How long an application's statement holds that a user is online who has no
     /// connection, unless it is repeated.
     pub statement_ttl_ms: u64,
@@ -44,8 +44,8 @@ pub struct Settings {
 impl Settings {
     /// A further connection is no event: only where statuses are told may it change at
     /// once what is shown of its user.
-    pub(super) fn of_tracker(&self) -> tracker::Settings {
-        tracker::Settings {
+    pub(super) fn of_tracker(&self) -> tracker::TrackerSettings {
+        tracker::TrackerSettings {
             shows_newest: self.status.is_some(),
             ..self.tracker
         }
@@ -55,7 +55,7 @@ impl Settings {
 impl Default for Settings {
     fn default() -> Self {
         Self {
-            tracker: tracker::Settings::default(),
+            tracker: tracker::TrackerSettings::default(),
             broadcast: ["device", "userAgent", "location", "connId"]
                 .map(String::from)
                 .into(),

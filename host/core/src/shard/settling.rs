@@ -9,9 +9,9 @@ use super::env::Env;
 use super::publishing::{bare, updated};
 use crate::audience::Audience;
 use crate::event::{Change, Event, Reason};
-use crate::ledger::Entry;
+use crate::ledger::LedgerEntry;
+use crate::recipients::{Recipients, Shown};
 use crate::rules::Rendition;
-use crate::told::{Shown, Told};
 use crate::verdicts::Verdict;
 
 /// What came of settling an entry.
@@ -19,11 +19,11 @@ pub(super) enum Settled {
     /// Everyone has been told already.
     Unchanged,
     /// All who see a difference have been told.
-    Told {
+    Published {
         /// Whether the entry is another.
         differs: bool,
     },
-    /// Those who lost sight of the user have been told. Others have yet to be.
+    /// Viewers who lost sight of the user have been told. Others are still to be told.
     NewsLeft {
         /// Whether the entry is another.
         differs: bool,
@@ -38,30 +38,30 @@ pub(super) enum Settled {
 /// each viewer was shown. `updated_at` is the stamp of an update that was broadcast and
 /// that viewers haven't been told of.
 pub(super) fn settle(
-    entry: &mut Entry,
+    entry: &mut LedgerEntry,
     event: &Event,
     verdict: &Verdict,
     phase: Phase,
     updated_at: Option<u64>,
     env: &mut Env<'_>,
 ) -> Settled {
-    let after = Told::by(event, verdict);
-    if entry.told.same(&after) {
+    let after = Recipients::by(event, verdict);
+    if entry.recipients.same(&after) {
         return Settled::Unchanged;
     }
-    let before = entry.told.clone();
+    let before = entry.recipients.clone();
     let lost = before.audience().difference(&verdict.audience);
     let news = news(event, verdict, &before);
-    // What may not be told yet has its turn when it is.
+    // What may not be told yet is told later.
     let waits = entry.next.is_some();
     let put_off = (waits || phase == Phase::Losses) && !news.is_empty();
-    let told = if put_off {
+    let recipients = if put_off {
         before.without(&lost)
     } else {
         after
     };
-    let differs = told != before;
-    entry.told = told;
+    let differs = recipients != before;
+    entry.recipients = recipients;
     publish_lost(event, &before, &lost, entry.lag_ms, env);
     if put_off {
         return Settled::NewsLeft { differs };
@@ -77,14 +77,20 @@ pub(super) fn settle(
     for news in &news {
         env.publish_filtered(event, news.rendition, &news.gained);
     }
-    Settled::Told { differs }
+    Settled::Published { differs }
 }
 
 /// Tells those who lost sight of a user that they are gone, just as if the user had
 /// left at this moment: a viewer gets the fields that they would have got by the
 /// verdict under which they were told, and the times that a disconnect would have
 /// which is as long on its way as the user's connect was.
-fn publish_lost(event: &Event, before: &Told, lost: &Audience, lag_ms: u64, env: &mut Env<'_>) {
+fn publish_lost(
+    event: &Event,
+    before: &Recipients,
+    lost: &Audience,
+    lag_ms: u64,
+    env: &mut Env<'_>,
+) {
     if lost.is_empty() {
         return;
     }
@@ -119,8 +125,8 @@ struct News<'a> {
     gained: Audience,
 }
 
-/// What a verdict on an online event has to tell to whom beside those who lose sight.
-fn news<'a>(event: &Event, verdict: &'a Verdict, before: &Told) -> Vec<News<'a>> {
+/// What a verdict on an online event tells viewers who keep or gain sight of the user.
+fn news<'a>(event: &Event, verdict: &'a Verdict, before: &Recipients) -> Vec<News<'a>> {
     let news = verdict.renditions.iter().map(|rendition| {
         let viewers = &rendition.audience;
         News {
@@ -137,17 +143,17 @@ fn news<'a>(event: &Event, verdict: &'a Verdict, before: &Told) -> Vec<News<'a>>
 /// the redactor gives them, and all others no more than that.
 pub(super) fn publish_offline(
     event: &Event,
-    told: &Told,
+    recipients: &Recipients,
     renditions: Vec<Rendition>,
     env: &mut Env<'_>,
 ) {
     let verdict = Verdict::new(event.user, renditions);
-    let may_know = told.may_know_last_seen();
-    // Nobody is left believing that the user is online.
-    let mut rest = told.audience().difference(&verdict.audience);
+    let may_know = recipients.may_know_last_seen();
+    // No viewer keeps showing the user as online.
+    let mut rest = recipients.audience().difference(&verdict.audience);
     for rendition in &verdict.renditions {
-        let mut viewers = rendition.audience.intersection(told.audience());
-        // The last verdict while online, and the redactor of now, both have a say.
+        let mut viewers = rendition.audience.intersection(recipients.audience());
+        // Both must allow it: the last verdict while online, and the current redactor.
         if rendition.last_seen {
             rest = rest.union(&viewers.difference(&may_know));
             viewers = viewers.intersection(&may_know);

@@ -39,16 +39,16 @@ pub enum Input {
     Rules,
     /// The settings have changed.
     Settings(Box<Settings>),
-    /// All that there was to hear up to a time has been handed over: leases and graces
-    /// run by that alone, see [`Tracker::heard`](crate::tracker::Tracker::heard).
-    Heard {
+    /// All inputs up to a time have been handed over: leases and graces run by that alone,
+    /// see [`Tracker::received_up_to`](crate::tracker::Tracker::received_up_to).
+    ReceivedUpTo {
         /// Up to when, by the clock of `now`.
         at: u64,
     },
-    /// Something of what there was to hear up to a time was lost on the way here: no
-    /// lease or grace runs on by the time since the last such word, see
-    /// [`Tracker::missed`](crate::tracker::Tracker::missed).
-    Missed {
+    /// Some inputs up to a time were lost on the way here: no lease or grace runs on by the
+    /// time since the last such report, see
+    /// [`Tracker::lost_up_to`](crate::tracker::Tracker::lost_up_to).
+    LostUpTo {
         /// Up to when, by the clock of `now`.
         at: u64,
     },
@@ -126,7 +126,7 @@ pub struct Counters {
     pub corrected: u64,
     /// Messages that went out when users were decided on again.
     pub corrections: u64,
-    /// Users whom viewers asked after.
+    /// Users that viewers asked about.
     pub queried: u64,
 }
 

@@ -16,7 +16,7 @@ use crate::event::{Change, Event};
 use crate::message::{Cause, Rejection};
 use crate::names::{Id, Name};
 use crate::publish::Subject;
-use crate::status::{Reading, Said, Statuses};
+use crate::status::{StatusKeys, StatusUpdate, Statuses};
 
 /// The statuses of the shard's users, over the decisions on their online events.
 #[derive(Debug)]
@@ -34,8 +34,8 @@ impl Updates {
         }
     }
 
-    /// Takes in what a connection says of its user's status. Says why it isn't kept what
-    /// the user says of themselves, if it isn't.
+    /// Takes in a connection's status update. Returns why the user's own status isn't kept,
+    /// if it isn't.
     pub(super) fn take(
         &mut self,
         user: &str,
@@ -47,7 +47,7 @@ impl Updates {
         let users_max = common.settings.status?.users_max;
         let metadata = metadata?;
         let now = common.now();
-        let said = Said::read(metadata);
+        let said = StatusUpdate::read(metadata);
         common.counters.unknown_statuses += said.unknown;
         if let Some(activity) = said.activity {
             common
@@ -71,10 +71,10 @@ impl Updates {
         None
     }
 
-    /// An online event with the user's status of now in it. Those who have been told
+    /// An online event with the user's current status in it. Those who have been told
     /// of the user already are told what differs as of any other change.
     pub(super) fn with_status(&mut self, event: Arc<Event>, common: &Common) -> Arc<Event> {
-        // Of who has no connection, an application says all there is to say.
+        // A user without a connection is described by an application alone.
         if common.settings.status.is_none()
             || event.change != Change::Online
             || !common.tracker.is_online(event.name.as_str())
@@ -84,7 +84,7 @@ impl Updates {
         let reading = match self.decisions.ledger.get(event.user) {
             Some(entry) => {
                 self.statuses.look_at(event.user, common.now());
-                Reading::of(&entry.event.metadata)
+                StatusKeys::of(&entry.event.metadata)
             }
             None => {
                 let clock = &common.clock;
@@ -141,22 +141,22 @@ impl Updates {
     }
 
     /// How a user's online event is to read now.
-    pub(super) fn reading(&self, event: &Event, common: &Common) -> Reading {
+    pub(super) fn reading(&self, event: &Event, common: &Common) -> StatusKeys {
         if common.settings.status.is_none() {
-            return Reading::default();
+            return StatusKeys::default();
         }
         let name = event.name.as_str();
         let status = self.statuses.status(common.clock.wall(), event.user);
         if common.tracker.is_connected(name) {
             let activity = common.tracker.activity(name);
-            return Reading {
+            return StatusKeys {
                 activity: activity.map(|activity| activity.json().into()),
                 status: status.flatten(),
             };
         }
-        // In a grace, and of whom an application tells, all stays as it is.
-        let told = Reading::of(&event.metadata);
-        Reading {
+        // In a grace, and for a user stated by an application, all stays as it is.
+        let told = StatusKeys::of(&event.metadata);
+        StatusKeys {
             activity: told.activity,
             status: status.unwrap_or(told.status),
         }
@@ -167,7 +167,7 @@ impl Updates {
     /// another connection now, which was put off.
     pub(super) fn look(&mut self, user: Id, env: &mut Env<'_>) -> bool {
         let put_off = self.statuses.take_reshow(user);
-        // What is shown anew has the status of now in it. Where statuses have been turned
+        // What is shown again has the current status in it. Where statuses have been turned
         // off, what was told of them is taken back first.
         if !put_off || env.common.settings.status.is_none() {
             self.look_at_status(user, env);
@@ -180,7 +180,7 @@ impl Updates {
         let Some(entry) = self.decisions.ledger.get(user) else {
             return;
         };
-        // Another connection is about to be shown, and the status of now with it.
+        // Another connection is about to be shown, and the current status with it.
         if entry.next.is_some() && common.settings.status.is_some() {
             return;
         }
@@ -189,7 +189,7 @@ impl Updates {
             self.statuses.look_at(user, common.clock.now_at(at));
         }
         let reading = self.reading(&before, common);
-        if reading == Reading::of(&before.metadata) {
+        if reading == StatusKeys::of(&before.metadata) {
             return;
         }
         if let Some(next_at) = self.next_at(user, common) {

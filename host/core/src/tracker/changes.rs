@@ -6,7 +6,7 @@ use super::slab::Key;
 
 /// What has changed since it was last taken.
 #[derive(Debug, Default)]
-pub(super) struct Changes {
+pub(super) struct UnsavedChanges {
     /// Whether anybody takes them.
     pub(super) wanted: bool,
     pub(super) connections: Vec<Key>,

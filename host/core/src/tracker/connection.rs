@@ -14,18 +14,18 @@ pub(super) struct Connection<M> {
     /// The hash of (user, connection), for when the table grows.
     pub(super) hash: u64,
     pub(super) state: State<M>,
-    /// At which moment the agenda holds the `Task::Lease` that counts for it;
+    /// At which moment the timer queue holds the `Task::Lease` that counts for it;
     /// [`NOT_QUEUED`] if there is none.
     pub(super) lease_entry: u64,
-    /// Whether the agenda holds a `Task::Forget` for it.
+    /// Whether the timer queue holds a `Task::Forget` for it.
     pub(super) forgetting_queued: bool,
     pub(super) saving: Saving,
 }
 
-/// No entry of the agenda: later than any.
+/// No entry of the timer queue: later than any.
 pub(super) const NOT_QUEUED: u64 = u64::MAX;
 
-/// Where a connection or user stands between here and the store, see `record`.
+/// Whether a connection or user is stored, see `record`.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Saving {
     /// A record of it was handed out.
@@ -58,7 +58,7 @@ pub(super) enum State<M> {
 pub(super) struct Life<M> {
     /// When it was last heard from, by the host's clock.
     pub(super) heard_at: u64,
-    /// From which moment of the hearing clock its lease counts: what liveness is
+    /// From which moment of the receive clock its lease counts: what liveness is
     /// judged by.
     pub(super) lease_from: u64,
     /// The timestamp of its newest connect, whose metadata it has. A disconnect
@@ -109,7 +109,7 @@ impl<M> Life<M> {
 pub(super) struct Heard {
     /// By the host's clock.
     pub(super) at: u64,
-    /// By the hearing clock.
+    /// By the receive clock.
     pub(super) lease_from: u64,
 }
 

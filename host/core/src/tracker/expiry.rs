@@ -1,30 +1,30 @@
-//! The tracker and time: leases that run out and graces that end, by the hearing
+//! The tracker and time: leases that run out and graces that end, by the receive
 //! clock, and closes that are forgotten.
 
 use super::Tracker;
-use super::agenda::Task;
 use super::connection::{Life, NOT_QUEUED, State};
-use super::hearing::Hearing;
+use super::receive_clock::ReceiveClock;
 use super::slab::Key;
-use super::types::{Reason, Settings, Transition};
+use super::timer_queue::Task;
+use super::types::{Reason, TrackerSettings, Transition};
 
 impl<M: Clone> Tracker<M> {
     /// When to call `expire`. It may turn out that nothing is due then, but
     /// nothing is due before.
     pub fn next_deadline(&self) -> Option<u64> {
-        let heard = self.agenda.next_heard();
-        let heard = heard.and_then(|due| self.hearing.deadline(due));
-        heard.into_iter().chain(self.agenda.next_other()).min()
+        let heard = self.timers.next_heard();
+        let heard = heard.and_then(|due| self.receive_clock.deadline(due));
+        heard.into_iter().chain(self.timers.next_other()).min()
     }
 
     /// Does what is due at `now`, up to the next transition. To be called until
     /// it returns `None`. Transitions come in the order of their deadlines.
     pub fn expire(&mut self, now: u64) -> Option<Transition<M>> {
         let now = self.advance(now);
-        while let Some((due, task)) = self.agenda.pop_due(now, self.hearing.clock()) {
+        while let Some((due, task)) = self.timers.pop_due(now, self.receive_clock.clock()) {
             let transition = match task {
                 Task::EndGrace(key) => self.end_grace(key, due),
-                Task::Lease(key) => self.judge_lease(key, due),
+                Task::Lease(key) => self.check_lease(key, due),
                 Task::Forget(key) => {
                     self.forget(key, due);
                     None
@@ -37,40 +37,40 @@ impl<M: Clone> Tracker<M> {
         None
     }
 
-    /// The host knows `now` that it has been handed all that there was to hear up to
-    /// `at`: leases and graces run on by the time since the last such word, or by a
-    /// step if that is less. The rest was a pause.
+    /// The host knows `now` that it has been handed all inputs up to `at`: leases and graces
+    /// run on by the time since the last such report, or by a step if that is less. The rest
+    /// was a pause.
     ///
     /// Pauses add at most one time-out to a lease. Of a connection last heard from two
     /// time-outs ago or longer, what is left of the lease is cut to a third of
     /// the time-out: time for one heartbeat, since the host may just have woken.
-    pub fn heard(&mut self, now: u64, at: u64) {
-        self.listen(now, at, Hearing::hear);
+    pub fn received_up_to(&mut self, now: u64, at: u64) {
+        self.run_clock(now, at, ReceiveClock::received);
     }
 
-    /// As [`Self::heard`], but something that there was to hear by `at` was lost on the
-    /// way here: the time since the last such word was a pause.
-    pub fn missed(&mut self, now: u64, at: u64) {
-        self.listen(now, at, Hearing::miss);
+    /// As [`Self::received_up_to`], but some inputs up to `at` were lost on the way here: the
+    /// time since the last report was a pause.
+    pub fn lost_up_to(&mut self, now: u64, at: u64) {
+        self.run_clock(now, at, ReceiveClock::lost);
     }
 
-    fn listen(&mut self, now: u64, at: u64, hear: fn(&mut Hearing, u64, u64, u64) -> bool) {
+    fn run_clock(&mut self, now: u64, at: u64, run: fn(&mut ReceiveClock, u64, u64, u64) -> bool) {
         let now = self.advance(now);
-        // Who hears always needs no telling.
-        if self.settings.hear_step_ms.is_none() {
+        // A host that always receives needs no reports.
+        if self.settings.receive_step_ms.is_none() {
             return;
         }
-        let before = self.hearing.paused_ms();
-        if hear(
-            &mut self.hearing,
+        let before = self.receive_clock.paused_ms();
+        if run(
+            &mut self.receive_clock,
             now,
             at.min(now),
             self.settings.timeout_ms,
         ) {
             self.queue_cuts();
         }
-        self.note_graces(self.hearing.paused_ms() - before);
-        while let Some(key) = self.agenda.pop_cut(self.hearing.heard_up_to()) {
+        self.note_graces(self.receive_clock.paused_ms() - before);
+        while let Some(key) = self.timers.pop_cut(self.receive_clock.heard_up_to()) {
             self.cut_lease(key);
         }
     }
@@ -84,12 +84,13 @@ impl<M: Clone> Tracker<M> {
     }
 
     /// Judges all leases, graces and closes by other figures from now on.
-    pub fn reconfigure(&mut self, settings: Settings) {
+    pub fn reconfigure(&mut self, settings: TrackerSettings) {
         let now = self.clock.now();
         self.settings = settings;
-        self.hearing.change_step(settings.hear_step_ms, now);
+        self.receive_clock
+            .change_step(settings.receive_step_ms, now);
         // Deadlines may have come nearer, and an entry must never be late.
-        self.agenda.clear();
+        self.timers.clear();
         for key in self.roster.connections.keys() {
             let connection = &mut self.roster.connections[key];
             connection.lease_entry = NOT_QUEUED;
@@ -101,7 +102,7 @@ impl<M: Clone> Tracker<M> {
             self.roster.users[key].grace_entry = NOT_QUEUED;
             self.queue_grace(key);
         }
-        self.hearing.distrust();
+        self.receive_clock.distrust();
         self.queue_cuts();
         self.show_newest();
     }
@@ -113,7 +114,7 @@ impl<M: Clone> Tracker<M> {
         let entry = &mut self.roster.connections[key].lease_entry;
         if *entry > deadline {
             *entry = deadline;
-            self.agenda.push(deadline, Task::Lease(key));
+            self.timers.push(deadline, Task::Lease(key));
         }
     }
 
@@ -123,7 +124,7 @@ impl<M: Clone> Tracker<M> {
         };
         let queued = &mut self.roster.connections[key].forgetting_queued;
         if !std::mem::replace(queued, true) {
-            self.agenda.push(deadline, Task::Forget(key));
+            self.timers.push(deadline, Task::Forget(key));
         }
     }
 
@@ -134,11 +135,11 @@ impl<M: Clone> Tracker<M> {
         let entry = &mut self.roster.users[key].grace_entry;
         if *entry > deadline {
             *entry = deadline;
-            self.agenda.push(deadline, Task::EndGrace(key));
+            self.timers.push(deadline, Task::EndGrace(key));
         }
     }
 
-    fn judge_lease(&mut self, key: Key, due: u64) -> Option<Transition<M>> {
+    fn check_lease(&mut self, key: Key, due: u64) -> Option<Transition<M>> {
         let entry = &mut self.roster.connections.get_mut(key)?.lease_entry;
         // The deadline has come nearer, and an earlier entry took the place of this one.
         if *entry != due {
@@ -193,11 +194,11 @@ impl<M: Clone> Tracker<M> {
     }
 
     /// Has all leases be cut in time that may have to be: those of connections that
-    /// have missed more than a time-out of hearing since they were last heard from.
+    /// have missed more than a time-out of receiving since they were last heard from.
     /// The lease of any other is over by the time of its cut.
     fn queue_cuts(&mut self) {
         let timeout_ms = self.settings.timeout_ms;
-        let (up_to, clock) = (self.hearing.heard_up_to(), self.hearing.clock());
+        let (up_to, clock) = (self.receive_clock.heard_up_to(), self.receive_clock.clock());
         for key in self.roster.connections.keys() {
             let State::Live(life) = &self.roster.connections[key].state else {
                 continue;
@@ -205,7 +206,7 @@ impl<M: Clone> Tracker<M> {
             let passed = i128::from(up_to) - i128::from(life.heard_at);
             let used = i128::from(clock) - i128::from(life.lease_from);
             if passed - used > i128::from(timeout_ms) {
-                self.agenda.cut_at(cut_at(life, timeout_ms), key);
+                self.timers.cut_at(cut_at(life, timeout_ms), key);
             }
         }
     }
@@ -219,15 +220,15 @@ impl<M: Clone> Tracker<M> {
             return;
         };
         // It may have been heard from since.
-        if cut_at(life, timeout_ms) > self.hearing.heard_up_to() {
+        if cut_at(life, timeout_ms) > self.receive_clock.heard_up_to() {
             return;
         }
-        let end = self.hearing.clock().saturating_add(timeout_ms / 3);
+        let end = self.receive_clock.clock().saturating_add(timeout_ms / 3);
         life.lease_from = life.lease_from.min(end.saturating_sub(timeout_ms));
         self.queue_lease(key);
     }
 
-    /// By the hearing clock. None if the connection isn't live.
+    /// By the receive clock. None if the connection isn't live.
     fn lease_deadline(&self, key: Key) -> Option<u64> {
         let State::Live(life) = &self.roster.connections.get(key)?.state else {
             return None;
@@ -245,7 +246,7 @@ impl<M: Clone> Tracker<M> {
         Some(close.kept_since.saturating_add(kept_ms))
     }
 
-    /// By the hearing clock. None if the user's offline isn't pending.
+    /// By the receive clock. None if the user's offline isn't pending.
     fn grace_deadline(&self, key: Key) -> Option<u64> {
         let pending = self.roster.users.get(key)?.pending.as_ref()?;
         let grace_ms = self.settings.grace_ms.max(pending.held_ms);

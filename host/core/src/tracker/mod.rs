@@ -5,8 +5,8 @@
 //! clock that nobody sets), and no input can make it fail. The caller's contract:
 //!
 //! 1. hand over every input with the time at which it arrived;
-//! 2. where the host may miss something, say up to when everything has been heard
-//!    (`heard`): leases and graces run by that alone;
+//! 2. if the host may miss inputs, report up to when all have been received
+//!    (`received_up_to`): leases and graces run by that alone;
 //! 3. when `next_deadline` is reached, call `expire` until it returns `None`.
 //!    Inputs that arrived by then go first: a heartbeat at the very
 //!    millisecond of the deadline keeps its connection.
@@ -18,7 +18,7 @@
 //! `now` than one already given counts as that one.
 //!
 //! A heartbeat is one hash look-up and a few writes. Deadlines are lazy, see
-//! `agenda`.
+//! `timer_queue`.
 
 #![expect(
     clippy::indexing_slicing,
@@ -26,20 +26,20 @@
 )]
 
 mod activity;
-mod agenda;
 mod changes;
 mod connection;
 mod damping;
 mod doing;
 mod expiry;
-mod hearing;
 mod places;
 mod quotas;
+mod receive_clock;
 mod record;
 mod roster;
 mod shown;
 mod silence;
 mod slab;
+mod timer_queue;
 mod types;
 mod user;
 
@@ -48,17 +48,17 @@ use std::collections::BinaryHeap;
 use std::sync::Arc;
 
 pub use self::activity::Activity;
-use self::agenda::Agenda;
-use self::changes::Changes;
+use self::changes::UnsavedChanges;
 use self::connection::{Close, Heard, Life, State};
 pub use self::damping::Damping;
-use self::hearing::Hearing;
 use self::places::Orders;
-pub use self::record::{Connected, Record, Seen};
+use self::receive_clock::ReceiveClock;
+pub use self::record::{Connected, TrackerRecord, UserState};
 use self::roster::Roster;
 pub use self::silence::Silence;
 use self::slab::Key;
-pub use self::types::{Effect, Handled, Quota, Reason, Settings, Transition};
+use self::timer_queue::TimerQueue;
+pub use self::types::{Effect, Handled, Quota, Reason, TrackerSettings, Transition};
 use self::user::PendingOffline;
 use crate::clock::Clock;
 
@@ -67,12 +67,12 @@ use crate::clock::Clock;
 /// `M` is what is kept with a connection, its metadata: opaque here.
 #[derive(Debug)]
 pub struct Tracker<M> {
-    settings: Settings,
+    settings: TrackerSettings,
     clock: Clock,
-    hearing: Hearing,
+    receive_clock: ReceiveClock,
     roster: Roster<M>,
-    agenda: Agenda,
-    changes: Changes,
+    timers: TimerQueue,
+    changes: UnsavedChanges,
     /// Users whose connections say something else than before.
     changed_activities: Vec<Arc<str>>,
     /// Users who stay online and are shown by another connection, or by what it says
@@ -95,14 +95,14 @@ pub struct Tracker<M> {
 
 impl<M: Clone> Tracker<M> {
     /// A tracker that knows nobody.
-    pub fn new(settings: Settings) -> Self {
+    pub fn new(settings: TrackerSettings) -> Self {
         Self {
             settings,
             clock: Clock::default(),
-            hearing: Hearing::new(settings.hear_step_ms),
+            receive_clock: ReceiveClock::new(settings.receive_step_ms),
             roster: Roster::default(),
-            agenda: Agenda::default(),
-            changes: Changes::default(),
+            timers: TimerQueue::default(),
+            changes: UnsavedChanges::default(),
             changed_activities: Vec::new(),
             reshown: Vec::new(),
             orders: Orders::default(),
@@ -218,7 +218,7 @@ impl<M: Clone> Tracker<M> {
                 // It belongs to the life before.
                 false => return Effect::Stale.into(),
             },
-            // When it was opened, nobody told us: any disconnect ends it.
+            // It isn't known when it was opened: any disconnect ends it.
             State::Unknown => 0,
         };
         let life = Life::new(heard, opened, timestamp, metadata(), self.orders.adopted());
@@ -349,14 +349,14 @@ impl<M: Clone> Tracker<M> {
     /// The moment, and the sender's timestamp as far as it can be believed.
     fn arrival(&mut self, now: u64, timestamp: u64) -> (Heard, u64) {
         let at = self.advance(now);
-        let lease_from = self.hearing.begin(at);
+        let lease_from = self.receive_clock.begin(at);
         (Heard { at, lease_from }, timestamp.min(self.clock.stamp()))
     }
 
     fn advance(&mut self, now: u64) -> u64 {
         self.clock.pass(now);
         let now = self.clock.now();
-        self.hearing.pass(now);
+        self.receive_clock.pass(now);
         now
     }
 

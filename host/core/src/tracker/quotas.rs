@@ -48,7 +48,7 @@ impl<M: Clone> Tracker<M> {
             self.remove(closed);
         }
         while self.remembered() > self.settings.closes_max
-            && let Some(key) = self.agenda.pop_forgetting()
+            && let Some(key) = self.timers.pop_forgetting()
         {
             let Some(connection) = self.roster.connections.get_mut(key) else {
                 continue;

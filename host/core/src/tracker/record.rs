@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use super::Tracker;
 use super::activity::Activity;
-use super::changes::Changes;
+use super::changes::UnsavedChanges;
 use super::connection::{Close, Connection, Heard, Life, Saving, State};
 use super::roster::Roster;
 use super::silence::Silence;
@@ -20,7 +20,7 @@ use super::user::PendingOffline;
 
 /// A piece of what the tracker knows; none where it is known no longer.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Record<M> {
+pub enum TrackerRecord<M> {
     /// A connection.
     Connection {
         /// Whose.
@@ -44,7 +44,7 @@ pub enum Record<M> {
         /// Who.
         user: Arc<str>,
         /// What.
-        state: Option<Seen>,
+        state: Option<UserState>,
     },
 }
 
@@ -80,7 +80,7 @@ pub enum Connected<M> {
 
 /// What is known of a user beyond their connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Seen {
+pub struct UserState {
     /// The newest timestamp in any message of the user's.
     pub last_seen: u64,
     /// Since when a grace runs, less all pauses, by the host's clock, and how it began.
@@ -94,15 +94,15 @@ impl<M: Clone> Tracker<M> {
     /// Whether changes are noted from now on, for [`Self::take_records`]. To be
     /// said before the first input, and again only to stop.
     pub fn keep_records(&mut self, keep: bool) {
-        self.changes = Changes {
+        self.changes = UnsavedChanges {
             wanted: keep,
-            ..Changes::default()
+            ..UnsavedChanges::default()
         };
     }
 
     /// Whether there is anything to take now or, of live connections, later.
     pub fn has_records(&self) -> bool {
-        let Changes {
+        let UnsavedChanges {
             connections,
             users,
             gone_connections,
@@ -119,29 +119,29 @@ impl<M: Clone> Tracker<M> {
     /// All that has changed since this was last called and, of one of so many
     /// `parts` of the connections in turn, when they were last heard from. Of two
     /// records of the same thing, the later holds.
-    pub fn take_records(&mut self, parts: usize) -> Vec<Record<M>> {
+    pub fn take_records(&mut self, parts: usize) -> Vec<TrackerRecord<M>> {
         let Self {
             changes, roster, ..
         } = self;
         let mut records = Vec::new();
         for (user, conn) in changes.gone_connections.drain(..) {
-            records.push(Record::Heard {
+            records.push(TrackerRecord::Heard {
                 user: Arc::clone(&user),
                 conn: Arc::clone(&conn),
                 newest: None,
             });
             let state = None;
-            records.push(Record::Connection { user, conn, state });
+            records.push(TrackerRecord::Connection { user, conn, state });
         }
         for user in changes.gone_users.drain(..) {
-            records.push(Record::User { user, state: None });
+            records.push(TrackerRecord::User { user, state: None });
         }
         let taken = changes.connections.drain(..);
         records.extend(taken.filter_map(|key| connection_record(roster, key)));
         let taken = changes.users.drain(..);
-        let at = self.hearing.known_up_to(self.clock.now());
+        let at = self.receive_clock.known_up_to(self.clock.now());
         let since = |pending: &PendingOffline| {
-            let ran = self.hearing.clock().saturating_sub(pending.since);
+            let ran = self.receive_clock.clock().saturating_sub(pending.since);
             at.saturating_sub(ran)
         };
         records.extend(taken.filter_map(|key| user_record(roster, key, since)));
@@ -157,7 +157,7 @@ impl<M: Clone> Tracker<M> {
                 && life.newest != life.saved_newest
             {
                 life.saved_newest = life.newest;
-                records.push(Record::Heard {
+                records.push(TrackerRecord::Heard {
                     user: Arc::clone(&users[connection.user].name),
                     conn: Arc::clone(&connection.id),
                     newest: Some(life.newest),
@@ -171,15 +171,15 @@ impl<M: Clone> Tracker<M> {
     /// Puts back a piece, before the first input and in the order of the
     /// variants. The time for which the host was down counts for no grace, nor for a
     /// lease at the first start after it was heard from.
-    pub fn restore(&mut self, now: u64, down_ms: u64, record: Record<M>) {
+    pub fn restore(&mut self, now: u64, down_ms: u64, record: TrackerRecord<M>) {
         let now = self.advance(now);
         match record {
-            Record::Connection { user, conn, state } => {
+            TrackerRecord::Connection { user, conn, state } => {
                 if let Some(state) = state {
                     self.restore_connection(now, &user, &conn, state);
                 }
             }
-            Record::Heard { user, conn, newest } => {
+            TrackerRecord::Heard { user, conn, newest } => {
                 let newest = newest.unwrap_or_default().min(now);
                 if let Some(key) = self.roster.find(&user, &conn)
                     && let connection = &mut self.roster.connections[key]
@@ -190,8 +190,8 @@ impl<M: Clone> Tracker<M> {
                     self.roster.users[connection.user].see(newest);
                 }
             }
-            Record::User { user, state } => {
-                let Some(Seen { last_seen, pending }) = state else {
+            TrackerRecord::User { user, state } => {
+                let Some(UserState { last_seen, pending }) = state else {
                     return;
                 };
                 let key = self.roster.user_entry(&user);
@@ -201,7 +201,7 @@ impl<M: Clone> Tracker<M> {
                 if let Some((since, reason)) = pending.filter(|_| !user.is_online()) {
                     let ran = now.saturating_sub(since.saturating_add(down_ms));
                     // Nothing was heard while the host was down.
-                    let since = self.hearing.clock().saturating_sub(ran);
+                    let since = self.receive_clock.clock().saturating_sub(ran);
                     user.pending = Some(PendingOffline {
                         since,
                         reason,
@@ -223,7 +223,7 @@ impl<M: Clone> Tracker<M> {
     /// after each further start in which the connection isn't heard from for less.
     pub fn renew_leases(&mut self, now: u64) {
         let at = self.advance(now);
-        let begin = self.hearing.begin(at);
+        let begin = self.receive_clock.begin(at);
         let timeout_ms = self.settings.timeout_ms;
         for key in self.roster.connections.keys() {
             let State::Live(life) = &mut self.roster.connections[key].state else {
@@ -235,7 +235,7 @@ impl<M: Clone> Tracker<M> {
             life.heard_at = at;
             life.lease_from = match lease_ms {
                 // Runs may be too short for the host to hear in any of them.
-                0 => self.hearing.clock().saturating_sub(timeout_ms),
+                0 => self.receive_clock.clock().saturating_sub(timeout_ms),
                 _ => begin.saturating_sub(timeout_ms - lease_ms),
             };
             self.queue_lease(key);
@@ -244,7 +244,7 @@ impl<M: Clone> Tracker<M> {
     }
 
     fn restore_connection(&mut self, now: u64, user: &str, conn: &str, state: Connected<M>) {
-        let lease_from = self.hearing.begin(now);
+        let lease_from = self.receive_clock.begin(now);
         let heard = Heard {
             at: now,
             lease_from,
@@ -305,7 +305,7 @@ impl<M: Clone> Tracker<M> {
     /// Up to when the graces that run have been heard, by the host's clock; none if none
     /// does. What is stored of a grace holds as long as the store knows this.
     pub fn graces_at(&self) -> Option<u64> {
-        (self.graces > 0).then(|| self.hearing.known_up_to(self.clock.now()))
+        (self.graces > 0).then(|| self.receive_clock.known_up_to(self.clock.now()))
     }
 
     /// The host has paused for so long: since when a grace has run, less all pauses, is
@@ -376,7 +376,7 @@ impl<M: Clone> Tracker<M> {
 }
 
 /// None if the connection has been forgotten since.
-fn connection_record<M: Clone>(roster: &mut Roster<M>, key: Key) -> Option<Record<M>> {
+fn connection_record<M: Clone>(roster: &mut Roster<M>, key: Key) -> Option<TrackerRecord<M>> {
     let connection: &mut Connection<M> = roster.connections.get_mut(key)?;
     connection.saving = SAVED;
     let state = match &mut connection.state {
@@ -398,7 +398,7 @@ fn connection_record<M: Clone>(roster: &mut Roster<M>, key: Key) -> Option<Recor
             kept_since: close.kept_since,
         },
     };
-    Some(Record::Connection {
+    Some(TrackerRecord::Connection {
         user: Arc::clone(&roster.users[connection.user].name),
         conn: Arc::clone(&connection.id),
         state: Some(state),
@@ -410,13 +410,13 @@ fn user_record<M>(
     roster: &mut Roster<M>,
     key: Key,
     since: impl Fn(&PendingOffline) -> u64,
-) -> Option<Record<M>> {
+) -> Option<TrackerRecord<M>> {
     let user = roster.users.get_mut(key)?;
     user.saving = SAVED;
     let pending = user.pending.as_ref();
-    Some(Record::User {
+    Some(TrackerRecord::User {
         user: Arc::clone(&user.name),
-        state: Some(Seen {
+        state: Some(UserState {
             last_seen: user.last_seen,
             pending: pending.map(|pending| (since(pending), pending.reason)),
         }),

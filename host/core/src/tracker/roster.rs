@@ -82,7 +82,7 @@ impl<M> Roster<M> {
         self.connection_keys.find(hash, is_it).copied()
     }
 
-    /// The user of this name, of whom nothing is known so far if there was none.
+    /// The user of this name, a new one if there was none.
     pub(super) fn user_entry(&mut self, user: &str) -> Key {
         self.find_user(user)
             .unwrap_or_else(|| self.insert_user(user))

@@ -1,7 +1,7 @@
 //! Which connection a user is shown by: the newest of the live ones.
 //!
 //! A user's live connections are a list, in the order in which they were opened. So
-//! the newest is at hand, and the next when it goes, however many there are. One that
+//! the newest is known, and the next when it goes, however many there are. One that
 //! was adopted has never said what it is, and comes after all that were opened.
 //!
 //! Where a further connection is not to change what is shown, the one that the user is

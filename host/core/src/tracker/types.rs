@@ -8,7 +8,7 @@ use super::damping::Damping;
 
 /// The tracker's figures. They may change while it runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Settings {
+pub struct TrackerSettings {
     /// How long a connection lives without a sign of life. A close is
     /// remembered for twice as long.
     pub timeout_ms: u64,
@@ -29,13 +29,13 @@ pub struct Settings {
     pub closes_max: usize,
     /// How users are damped who go offline again and again.
     pub damping: Damping,
-    /// By how much the hearing clock advances at most, in milliseconds, when it is
+    /// By how much the receive clock advances at most, in milliseconds, when it is
     /// said up to when everything has been heard; none if the host hears always, and
     /// nobody says so.
-    pub hear_step_ms: Option<u64>,
+    pub receive_step_ms: Option<u64>,
 }
 
-impl Default for Settings {
+impl Default for TrackerSettings {
     fn default() -> Self {
         Self {
             timeout_ms: 30_000,
@@ -45,7 +45,7 @@ impl Default for Settings {
             connections_per_user_max: 256,
             closes_max: 1_000_000,
             damping: Damping::default(),
-            hear_step_ms: None,
+            receive_step_ms: None,
         }
     }
 }
@@ -88,7 +88,7 @@ pub enum Effect {
     Opened,
     /// A heartbeat made it live.
     Adopted,
-    /// It was live, and its lease began anew.
+    /// It was live, and its lease started again.
     Renewed,
     /// It was live, and is closed.
     Closed,

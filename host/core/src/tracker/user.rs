@@ -26,7 +26,7 @@ pub(super) struct User {
     pub(super) last_seen: u64,
     /// The last connection was closed, and its grace runs.
     pub(super) pending: Option<PendingOffline>,
-    /// At which moment the agenda holds the `Task::EndGrace` that counts for the user;
+    /// At which moment the timer queue holds the `Task::EndGrace` that counts for the user;
     /// [`NOT_QUEUED`] if there is none.
     pub(super) grace_entry: u64,
     pub(super) saving: Saving,
@@ -36,7 +36,7 @@ pub(super) struct User {
 
 #[derive(Debug)]
 pub(super) struct PendingOffline {
-    /// From which moment of the hearing clock the grace runs.
+    /// From which moment of the receive clock the grace runs.
     pub(super) since: u64,
     /// That of the user's newest disconnect.
     pub(super) reason: Reason,

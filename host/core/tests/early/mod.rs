@@ -2,7 +2,7 @@
 //! 2001, and nothing else is different about them.
 
 use bytes::Bytes;
-use presence_core::message::{Kind, Message, Says};
+use presence_core::message::{Kind, Message, Payload};
 use serde_json::Value;
 
 /// Before all that messages may say.
@@ -19,7 +19,7 @@ pub(crate) fn message(kind: Kind, body: &Value) -> Message {
     let payload = Bytes::from(later.to_string());
     let mut message = Message::parse(kind, &payload, 1 << 20).unwrap();
     message.timestamp -= LATER_MS;
-    if let Says::Offline { last_seen, .. } = &mut message.says {
+    if let Payload::Offline { last_seen, .. } = &mut message.payload {
         *last_seen -= LATER_MS;
     }
     message

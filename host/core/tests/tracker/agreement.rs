@@ -3,7 +3,9 @@
 
 use std::collections::HashSet;
 
-use presence_core::tracker::{Activity, Damping, Handled, Reason, Settings, Tracker, Transition};
+use presence_core::tracker::{
+    Activity, Damping, Handled, Reason, Tracker, TrackerSettings, Transition,
+};
 use proptest::prelude::*;
 
 use crate::model::Model;
@@ -28,7 +30,7 @@ enum Action {
     Missed(u64),
     /// So many milliseconds pass in which all is heard, step by step.
     Listen(u64),
-    Reconfigure(Settings),
+    Reconfigure(TrackerSettings),
     /// What fell due since the last step was slept through.
     Wake,
 }
@@ -41,20 +43,20 @@ struct Sender {
     behind_ms: i64,
 }
 
-fn settings() -> impl Strategy<Value = Settings> {
+fn settings() -> impl Strategy<Value = TrackerSettings> {
     let grace_ms = prop_oneof![Just(0), 1..200u64];
     // A step is a part of the time-out.
     let step = prop_oneof![1 => Just(None), 2 => (1..30u64).prop_map(Some)];
     (0..60u64, grace_ms, 0..30u64, step).prop_map(|(timeout_ms, grace_ms, reorder_ms, step)| {
-        Settings {
+        TrackerSettings {
             timeout_ms: timeout_ms.max(step.map_or(0, |step| 2 * step)),
             grace_ms,
             reorder_ms,
             shows_newest: true,
-            hear_step_ms: step,
+            receive_step_ms: step,
             // What is bounded and damped has tests of its own.
             damping: Damping::OFF,
-            ..Settings::default()
+            ..TrackerSettings::default()
         }
     })
 }
@@ -118,7 +120,7 @@ struct Pair {
 }
 
 impl Pair {
-    fn new(settings: Settings) -> Self {
+    fn new(settings: TrackerSettings) -> Self {
         let (tracker, model) = (Tracker::new(settings), Model::new(settings));
         // Late enough that a sender's clock may be behind.
         Self {
@@ -158,12 +160,12 @@ impl Pair {
                 (was, model.disconnect(now, user, conn, ts, reason))
             }
             Action::Heard(ago) => {
-                tracker.heard(now, now - ago);
+                tracker.received_up_to(now, now - ago);
                 model.heard(now, now - ago);
                 return;
             }
             Action::Missed(ago) => {
-                tracker.missed(now, now - ago);
+                tracker.lost_up_to(now, now - ago);
                 model.missed(now, now - ago);
                 return;
             }
@@ -194,9 +196,9 @@ impl Pair {
 
     /// Hears all there is until a time, and does what falls due.
     fn listen(&mut self, until: u64) {
-        let step = self.model.settings.hear_step_ms.unwrap_or(1_000);
+        let step = self.model.settings.receive_step_ms.unwrap_or(1_000);
         loop {
-            self.tracker.heard(self.now, self.now);
+            self.tracker.received_up_to(self.now, self.now);
             self.model.heard(self.now, self.now);
             self.expire(self.now);
             self.compare();

@@ -2,13 +2,13 @@
 //! deadlines that are worked out anew whenever somebody asks. What the tracker
 //! does to be fast must make no difference to it.
 
-use presence_core::tracker::{Activity, Effect, Handled, Reason, Settings, Transition};
+use presence_core::tracker::{Activity, Effect, Handled, Reason, TrackerSettings, Transition};
 
 type Metadata = u64;
 
 #[derive(Debug)]
 pub(crate) struct Model {
-    pub(crate) settings: Settings,
+    pub(crate) settings: TrackerSettings,
     now: u64,
     /// How long the host has been able to hear, in milliseconds.
     heard_ms: i64,
@@ -69,12 +69,12 @@ enum Task {
 }
 
 impl Model {
-    pub(crate) fn new(settings: Settings) -> Self {
+    pub(crate) fn new(settings: TrackerSettings) -> Self {
         Self {
             settings,
             now: 0,
             heard_ms: 0,
-            heard_up_to: settings.hear_step_ms.is_none().then_some(0),
+            heard_up_to: settings.receive_step_ms.is_none().then_some(0),
             told_at: 0,
             room_ms: 0,
             ranks: 0,
@@ -253,7 +253,7 @@ impl Model {
     /// Time passes: who hears always has heard all of it.
     fn pass(&mut self, now: u64) {
         self.now = now;
-        if self.settings.hear_step_ms.is_none() {
+        if self.settings.receive_step_ms.is_none() {
             self.heard_ms += (now - self.heard_up_to.unwrap()) as i64;
             self.heard_up_to = Some(now);
             self.told_at = now;
@@ -263,24 +263,24 @@ impl Model {
     /// From when on what begins now counts, by what the host has heard.
     fn lease_from(&mut self, now: u64) -> i64 {
         self.pass(now);
-        let step = self.settings.hear_step_ms.unwrap_or(0);
+        let step = self.settings.receive_step_ms.unwrap_or(0);
         let ahead = self.heard_up_to.map_or(step, |at| now.saturating_sub(at));
         self.heard_ms + ahead.min(step) as i64
     }
 
     /// All up to `at` has been heard.
     pub(crate) fn heard(&mut self, now: u64, at: u64) {
-        self.listen(now, at, self.settings.hear_step_ms);
+        self.listen(now, at, self.settings.receive_step_ms);
     }
 
     /// Something was lost of what there was to hear up to `at`.
     pub(crate) fn missed(&mut self, now: u64, at: u64) {
-        self.listen(now, at, self.settings.hear_step_ms.and(Some(0)));
+        self.listen(now, at, self.settings.receive_step_ms.and(Some(0)));
     }
 
     fn listen(&mut self, now: u64, at: u64, gain_max: Option<u64>) {
         self.pass(now);
-        let (Some(step), Some(gain_max)) = (self.settings.hear_step_ms, gain_max) else {
+        let (Some(step), Some(gain_max)) = (self.settings.receive_step_ms, gain_max) else {
             return;
         };
         let passed = self
@@ -308,9 +308,9 @@ impl Model {
         }
     }
 
-    pub(crate) fn reconfigure(&mut self, now: u64, settings: Settings) {
-        if self.settings.hear_step_ms.is_some() != settings.hear_step_ms.is_some() {
-            self.heard_up_to = settings.hear_step_ms.is_none().then_some(now);
+    pub(crate) fn reconfigure(&mut self, now: u64, settings: TrackerSettings) {
+        if self.settings.receive_step_ms.is_some() != settings.receive_step_ms.is_some() {
+            self.heard_up_to = settings.receive_step_ms.is_none().then_some(now);
         }
         self.settings = settings;
     }
@@ -318,7 +318,7 @@ impl Model {
     pub(crate) fn next_deadline(&self) -> Option<u64> {
         let heard = self.heard_tasks().filter_map(|(due, _)| {
             let left = due - self.heard_ms;
-            match self.settings.hear_step_ms {
+            match self.settings.receive_step_ms {
                 None => Some(self.now.saturating_add_signed(left.max(0))),
                 Some(_) => (left <= 0).then_some(self.told_at),
             }
@@ -489,7 +489,7 @@ impl Model {
 
     /// What is due by what the host has heard, and at which moment of that.
     fn heard_tasks(&self) -> impl Iterator<Item = (i64, Task)> {
-        let Settings {
+        let TrackerSettings {
             timeout_ms,
             grace_ms,
             ..

@@ -22,7 +22,7 @@ use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::path::Path;
 
-use presence_core::tracker::{Handled, Reason, Settings, Tracker, Transition};
+use presence_core::tracker::{Handled, Reason, Tracker, TrackerSettings, Transition};
 
 /// Runs the timeline in a file; the error shows where it differs.
 pub(crate) fn check(path: &Path) -> Result<(), String> {
@@ -48,12 +48,12 @@ fn run(script: &str) -> String {
         .peekable();
     let settings = match lines.next_if(|line| line.starts_with("settings")) {
         Some(line) => settings(&options(line)),
-        None => Settings::default(),
+        None => TrackerSettings::default(),
     };
     let mut runner = Runner {
         tracker: Tracker::new(settings),
         now: 0,
-        step_ms: settings.hear_step_ms.unwrap_or(u64::MAX),
+        step_ms: settings.receive_step_ms.unwrap_or(u64::MAX),
         log: String::new(),
     };
     for line in lines {
@@ -111,9 +111,9 @@ impl Runner {
             }
             ("heard", _) => {
                 let at = options.get("upto").map_or(now, |at| at.parse().unwrap());
-                tracker.heard(now, at);
+                tracker.received_up_to(now, at);
             }
-            ("missed", _) => tracker.missed(now, now),
+            ("missed", _) => tracker.lost_up_to(now, now),
             ("hear", _) => self.hear(options["until"].parse().unwrap()),
             ("reconfigure", _) => tracker.reconfigure(settings(&options)),
             ("wake", []) => self.expire(now),
@@ -124,7 +124,7 @@ impl Runner {
 
     fn hear(&mut self, until: u64) {
         loop {
-            self.tracker.heard(self.now, self.now);
+            self.tracker.received_up_to(self.now, self.now);
             self.expire(self.now);
             if self.now >= until {
                 return;
@@ -207,24 +207,24 @@ fn options(line: &str) -> HashMap<&str, &str> {
         .collect()
 }
 
-fn settings(options: &HashMap<&str, &str>) -> Settings {
+fn settings(options: &HashMap<&str, &str>) -> TrackerSettings {
     let figure = |key, default| {
         options
             .get(key)
             .map_or(default, |text| text.parse().unwrap())
     };
-    let Settings {
+    let TrackerSettings {
         timeout_ms,
         grace_ms,
         reorder_ms,
         ..
-    } = Settings::default();
-    Settings {
+    } = TrackerSettings::default();
+    TrackerSettings {
         timeout_ms: figure("timeout", timeout_ms),
         grace_ms: figure("grace", grace_ms),
         reorder_ms: figure("reorder", reorder_ms),
         shows_newest: !options.contains_key("shown-stays"),
-        hear_step_ms: options.get("step").map(|text| text.parse().unwrap()),
-        ..Settings::default()
+        receive_step_ms: options.get("step").map(|text| text.parse().unwrap()),
+        ..TrackerSettings::default()
     }
 }

@@ -61,7 +61,7 @@ impl Rules for Generation {
         let unanswered = questions.iter().filter(|it| !context.directory.has(it));
         let unanswered: BTreeSet<_> = unanswered.cloned().collect();
         if !unanswered.is_empty() {
-            return Decision::NotAtHand(unanswered);
+            return Decision::CacheMiss(unanswered);
         }
         let [contacts, blocked] = questions
             .each_ref()

@@ -64,7 +64,7 @@ impl Player {
         );
         settings.node = NODE.into();
         // A recording has all that there was to hear.
-        settings.tracker.hear_step_ms = None;
+        settings.tracker.receive_step_ms = None;
         Ok(Self {
             now: 0,
             shard: Shard::new(settings, names, directory),

@@ -76,8 +76,8 @@ impl Hearing {
     /// What a worker is told when all has been handed on that arrived by a time.
     pub(crate) fn word(&self, worker: usize, at: u64) -> Input {
         match self.dropped_at.get(worker) {
-            Some(Some(_)) => Input::Missed { at },
-            _ => Input::Heard { at },
+            Some(Some(_)) => Input::LostUpTo { at },
+            _ => Input::ReceivedUpTo { at },
         }
     }
 
@@ -127,7 +127,7 @@ mod tests {
     /// Whom a word says that all was heard, and who has got it then.
     fn tell(hearing: &mut Hearing, at: u64) -> [bool; WORKERS] {
         [0, 1].map(|worker| {
-            let heard = matches!(hearing.word(worker, at), Input::Heard { .. });
+            let heard = matches!(hearing.word(worker, at), Input::ReceivedUpTo { .. });
             hearing.told(worker, at);
             heard
         })
@@ -148,10 +148,13 @@ mod tests {
     fn a_worker_that_had_no_room_for_the_word_either_gets_the_next_one() {
         let (_heard, mut hearing) = hearing();
         hearing.dropped(0, 50);
-        assert!(matches!(hearing.word(0, 100), Input::Missed { at: 100 }));
-        assert!(matches!(hearing.word(0, 200), Input::Missed { at: 200 }));
+        assert!(matches!(hearing.word(0, 100), Input::LostUpTo { at: 100 }));
+        assert!(matches!(hearing.word(0, 200), Input::LostUpTo { at: 200 }));
         hearing.told(0, 200);
-        assert!(matches!(hearing.word(0, 300), Input::Heard { at: 300 }));
+        assert!(matches!(
+            hearing.word(0, 300),
+            Input::ReceivedUpTo { at: 300 }
+        ));
     }
 
     #[test]

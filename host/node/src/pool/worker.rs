@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use anyhow::Context as _;
 use bytestring::ByteString;
 use foldhash::fast::FixedState;
-use presence_core::body::explain::Found;
+use presence_core::body::explain::ExplainReport;
 use presence_core::directory::Question;
 use presence_core::names::Name;
 use presence_core::query::Explain;
@@ -68,7 +68,7 @@ pub(crate) enum Ask {
     Query(Arc<Asking>, usize),
     /// Explain why a viewer can or can't see a user. Answered with the generation
     /// of the pipeline that decided.
-    Explain(Explain, oneshot::Sender<(u64, Found)>),
+    Explain(Explain, oneshot::Sender<(u64, ExplainReport)>),
     /// Say who a viewer's own contacts are.
     Contacts(ByteString, oneshot::Sender<Result<Vec<Name>, Question>>),
 }

@@ -43,11 +43,11 @@ impl Restored {
     /// How many users are online, and how many connections live.
     fn counts(&self) -> (usize, usize) {
         let count = |is: fn(&Record) -> bool| self.records.iter().filter(|it| is(it)).count();
-        let users = count(|record| matches!(record, Record::Told { .. }));
+        let users = count(|record| matches!(record, Record::Ledger { .. }));
         let connections = count(|record| {
             matches!(
                 record,
-                Record::Tracker(tracker::Record::Connection {
+                Record::Tracker(tracker::TrackerRecord::Connection {
                     state: Some(Connected::Live { .. }),
                     ..
                 })

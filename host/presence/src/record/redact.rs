@@ -11,7 +11,7 @@ use anyhow::anyhow;
 use bytes::Bytes;
 use presence_config::BODY_BYTES_MAX;
 use presence_config::directory::Export;
-use presence_core::message::{Kind, Limits, Message, Says};
+use presence_core::message::{Kind, Limits, Message, Payload};
 use presence_core::metadata::{LIMITS_MAX, Metadata};
 use ring::hmac;
 use ring::rand::SystemRandom;
@@ -84,21 +84,21 @@ impl Redaction {
             reason: None,
             metadata: None,
         };
-        let metadata = match message.says {
-            Says::Connect { conn, metadata } | Says::Heartbeat { conn, metadata } => {
+        let metadata = match message.payload {
+            Payload::Connect { conn, metadata } | Payload::Heartbeat { conn, metadata } => {
                 body.conn_id = Some(self.pseudonym("conn", &conn));
                 metadata
             }
-            Says::Disconnect { conn, reason } => {
+            Payload::Disconnect { conn, reason } => {
                 body.conn_id = Some(self.pseudonym("conn", &conn));
                 body.reason = Some(reason.reason.as_str());
                 None
             }
-            Says::Online { metadata } => {
+            Payload::Online { metadata } => {
                 body.kind = Some("user_online");
                 metadata
             }
-            Says::Offline {
+            Payload::Offline {
                 last_seen,
                 reason,
                 metadata,
@@ -261,7 +261,7 @@ mod tests {
                     );
                 let payload = Bytes::from(text.into_bytes());
                 let message = Message::parse(kind, &payload, BODY_BYTES_MAX).unwrap();
-                (message.user, message.timestamp, message.says)
+                (message.user, message.timestamp, message.payload)
             };
             let redacted = body(&redaction, kind, text).unwrap();
             assert_eq!(says(&redacted), says(text), "{redacted}");

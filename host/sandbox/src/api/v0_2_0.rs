@@ -196,7 +196,7 @@ fn link(linker: &mut Linker<Call>) -> Result<()> {
 
 pub(super) fn events(events: &mut LinkerInstance<'_, Call>) -> Result<()> {
     events.func_wrap("timestamp", |mut store: Calling<'_>, (): ()| {
-        store.data_mut().seen.reads.timestamp = true;
+        store.data_mut().observed.reads.timestamp = true;
         Ok((store.data().about()?.event.timestamp,))
     })?;
     // Verdicts are on users who are online, and of them these are always none.
@@ -232,7 +232,7 @@ pub(super) fn events(events: &mut LinkerInstance<'_, Call>) -> Result<()> {
         Ok((value,))
     })?;
     events.func_wrap("entries", |mut store: Calling<'_>, (): ()| {
-        store.data_mut().seen.reads.all_metadata = true;
+        store.data_mut().observed.reads.all_metadata = true;
         let bytes = store.data().about()?.event.metadata.bytes();
         charge(&mut store, bytes as u64)?;
         let metadata = &store.data().about()?.event.metadata;
@@ -302,7 +302,7 @@ pub(super) fn audiences(audiences: &mut LinkerInstance<'_, Call>) -> Result<()> 
     Ok(())
 }
 
-/// A question about a user that is answered by a set at hand.
+/// A question about a user that is answered by a cached set.
 fn question(
     directory: &mut LinkerInstance<'_, Call>,
     name: &str,
@@ -354,11 +354,11 @@ pub(super) fn questions(directory: &mut LinkerInstance<'_, Call>) -> Result<()> 
         let user = user(&mut store, &name)?;
         let groups = store.data().about()?.directory.groups(user);
         let groups = groups.map(|groups| groups.iter().map(|group| group.to_string()).collect());
-        let is_at_hand = groups.is_ok();
+        let is_cached = groups.is_ok();
         let groups: Vec<String> = groups.unwrap_or_default();
         let bytes: usize = groups.iter().map(String::len).sum();
         charge(&mut store, (64 * groups.len() + bytes) as u64)?;
-        store.data_mut().read(Question::Groups(user), is_at_hand)?;
+        store.data_mut().read(Question::Groups(user), is_cached)?;
         Ok((groups,))
     })?;
     directory.func_wrap(
@@ -368,13 +368,11 @@ pub(super) fn questions(directory: &mut LinkerInstance<'_, Call>) -> Result<()> 
             let key = key.to_str(&store)?.into_owned();
             let setting = store.data().about()?.directory.setting(user, &key);
             let setting = setting.map(|setting| setting.map(str::to_owned));
-            let is_at_hand = setting.is_ok();
+            let is_cached = setting.is_ok();
             let setting = setting.unwrap_or_default();
             let bytes = key.len() + setting.as_ref().map_or(0, String::len);
             charge(&mut store, bytes as u64)?;
-            store
-                .data_mut()
-                .read(Question::Settings(user), is_at_hand)?;
+            store.data_mut().read(Question::Settings(user), is_cached)?;
             Ok((setting,))
         },
     )?;
@@ -393,7 +391,7 @@ pub(super) fn host(host: &mut LinkerInstance<'_, Call>) -> Result<()> {
             {
                 tracing::debug!(target: "plugin", plugin, explanation);
             }
-            if store.data().seen.trace.is_some() {
+            if store.data().observed.trace.is_some() {
                 let reason = explanation.to_owned();
                 store.data_mut().give_reason(reason);
             }
@@ -401,11 +399,11 @@ pub(super) fn host(host: &mut LinkerInstance<'_, Call>) -> Result<()> {
         Ok(())
     })?;
     host.func_wrap("now", |mut store: Calling<'_>, (): ()| {
-        store.data_mut().seen.reads.time = true;
+        store.data_mut().observed.reads.time = true;
         Ok((store.data().about()?.now,))
     })?;
     host.func_wrap("reconsider-at", |mut store: Calling<'_>, (at,): (u64,)| {
-        let reads = &mut store.data_mut().seen.reads;
+        let reads = &mut store.data_mut().observed.reads;
         reads.reconsider_at = Some(reads.reconsider_at.map_or(at, |before| before.min(at)));
         Ok(())
     })?;

@@ -166,7 +166,7 @@ fn one_that_asks_for_what_is_not_at_hand_is_passed_over_and_not_blamed() {
     for number in 0..=LIMITS.quarantine.users {
         world.online(&format!("user-{number}"), "{}");
         let enriched = world.enrich(&mut rules);
-        assert_eq!(enriched.not_at_hand, [Question::Everyone].into());
+        assert_eq!(enriched.cache_misses, [Question::Everyone].into());
         assert_eq!(enriched.unanswered, ["rule".into()]);
         assert_eq!(changes(&enriched).len(), 1, "the other has its turn");
         assert!(enriched.failures.is_empty());

@@ -1,6 +1,6 @@
 //! Explanations: the same decision, and what each stage did to a viewer.
 
-use presence_core::rules::{Decision, Rules, StageReport, Turn};
+use presence_core::rules::{Decision, Rules, StageOutcome, StageReport};
 use presence_sandbox::{OnFailure, Pipeline};
 use serde_json::{Value, json};
 
@@ -20,10 +20,10 @@ fn explained(world: &World, rules: &mut Pipeline, viewer: &str) -> (Vec<StageRep
     (explanation.stages, explanation.decision)
 }
 
-fn turns(stages: &[StageReport]) -> Vec<(&str, &str, Turn)> {
+fn turns(stages: &[StageReport]) -> Vec<(&str, &str, StageOutcome)> {
     let stages = stages.iter();
     stages
-        .map(|stage| (&*stage.plugin, stage.role, stage.turn))
+        .map(|stage| (&*stage.plugin, stage.role, stage.outcome))
         .collect()
 }
 
@@ -37,7 +37,7 @@ fn each_stage_says_what_it_did_to_the_viewer() {
         stage("blocklist"),
         configured("redact", json!({"keys": ["device"]})),
     ]);
-    use Turn::{Absent, Admitted, Kept, NotAsked, Removed};
+    use StageOutcome::{Absent, Admitted, Kept, NotAsked, Removed};
     for (viewer, expected) in [
         ("ben", [NotAsked, Admitted, Kept, Kept, Kept]),
         ("cleo", [NotAsked, Admitted, Kept, Removed, Absent]),
@@ -99,11 +99,11 @@ fn a_failure_is_told_and_what_stands_behind_it_is_not_reached() {
         stage("groups"),
         stage("redact"),
     ]);
-    use Turn::{Absent, Admitted, Failed, NotReached};
+    use StageOutcome::{Absent, Admitted, Failed, NotReached};
     for (time, user) in ["ada", "bob", "cid", "dan"].into_iter().enumerate() {
         world.online(user, "{}");
         let (stages, decision) = explained(&world, &mut rules, "ben");
-        let turns: Vec<_> = stages.iter().map(|stage| stage.turn).collect();
+        let turns: Vec<_> = stages.iter().map(|stage| stage.outcome).collect();
         let first = if user == "ada" { Admitted } else { Absent };
         assert_eq!(turns, [first, Failed, NotReached, NotReached]);
         let failure = stages[1].failure.as_deref().unwrap();
@@ -124,13 +124,13 @@ fn a_stage_that_another_took_over_from_is_told_of_as_that_other() {
     for user in ["bob", "cid", "dan"] {
         world.online(user, "{}");
         let (stages, _) = explained(&world, &mut rules, "ben");
-        assert_eq!(stages[0].turn, Turn::Failed);
+        assert_eq!(stages[0].outcome, StageOutcome::Failed);
     }
     world.online("ada", "{}");
     let (stages, _) = explained(&world, &mut rules, "ben");
     assert_eq!(
-        (stages[0].turn, stages[0].stands_in),
-        (Turn::Admitted, true)
+        (stages[0].outcome, stages[0].is_fallback),
+        (StageOutcome::Admitted, true)
     );
     let contacts = before.stages().next().unwrap();
     assert_eq!(stages[0].sha256, contacts.plugin.sha256);

@@ -154,7 +154,7 @@ fn what_is_fetched_for_a_decision_is_bounded_in_number() {
     );
     let mut rules = pipeline([made(&filter("", &users))]);
     match World::on_demand().decide(&mut rules) {
-        Decision::NotAtHand(questions) => assert_eq!(questions.len(), 1_024),
+        Decision::CacheMiss(questions) => assert_eq!(questions.len(), 1_024),
         other => panic!("{other:?}"),
     }
 }

@@ -46,13 +46,13 @@ fn it_takes_over_in_all_workers_whoever_saw_the_failures() {
     let after = chain([rule("trap", json!({}), Some(LastGood))], Some(&before));
     let mut failing = after.instantiate().unwrap();
     let mut idle = after.instantiate().unwrap();
-    assert!(!idle.has_become_another());
+    assert!(!idle.is_replaced());
     fail_until_quarantine(&mut failing);
     assert!(failing.take_replaced());
     // Nobody had to be decided on there for it.
-    assert!(idle.has_become_another());
+    assert!(idle.is_replaced());
     assert!(idle.take_replaced());
-    assert!(!idle.has_become_another());
+    assert!(!idle.is_replaced());
     assert!(!idle.take_replaced());
     let mut world = world();
     world.now += 10 * LIMITS.quarantine.ms;

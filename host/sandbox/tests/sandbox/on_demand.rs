@@ -22,7 +22,7 @@ fn every_question_that_is_not_at_hand_is_named_and_once_answered_the_call_decide
         {"with_setting": {"key": "theme", "value": "dark"}},
     ]);
     let mut rules = pipeline([configured("reader", json!({"steps": steps}))]);
-    let questions = not_at_hand(&world, &mut rules);
+    let questions = cache_misses(&world, &mut rules);
     assert_eq!(
         questions,
         BTreeSet::from([
@@ -50,10 +50,10 @@ fn the_stages_after_one_that_waits_are_asked_too() {
         Question::CoMembers(ada),
         Question::BlockedBy(ada),
     ];
-    assert_eq!(not_at_hand(&world, &mut rules), missing.clone().into());
+    assert_eq!(cache_misses(&world, &mut rules), missing.clone().into());
     world.say(&json!({"contacts": {"ada": ["ben"]}}), &missing[..2]);
     assert_eq!(
-        not_at_hand(&world, &mut rules),
+        cache_misses(&world, &mut rules),
         missing[2..].iter().cloned().collect()
     );
     world.say(&json!({"blocks": {"ada": ["cleo"]}}), &missing);
@@ -69,7 +69,7 @@ fn a_redactor_that_lacks_an_answer_when_a_user_goes_names_it() {
     world.offline(1, Reason::Logout);
     let missing = Question::Settings(ada);
     match rules.redact(world.context(), &told) {
-        Decision::NotAtHand(questions) => assert_eq!(questions, [missing.clone()].into()),
+        Decision::CacheMiss(questions) => assert_eq!(questions, [missing.clone()].into()),
         other => panic!("nothing is missing: {other:?}"),
     }
     world.say(&json!({}), &[missing]);
@@ -83,7 +83,7 @@ fn an_answer_that_nobody_asked_for_changes_nothing() {
     let mut rules = pipeline([stage("contacts")]);
     world.say(&json!({}), &[Question::Contacts(world.id("ben"))]);
     let missing = Question::Contacts(world.id("ada"));
-    assert_eq!(not_at_hand(&world, &mut rules), BTreeSet::from([missing]));
+    assert_eq!(cache_misses(&world, &mut rules), BTreeSet::from([missing]));
 }
 
 #[test]
@@ -96,7 +96,7 @@ fn a_failure_for_want_of_an_answer_is_no_failure() {
         let user = format!("user-{number}");
         world.online(&user, "{}");
         let missing = BTreeSet::from([Question::Contacts(world.id(&user))]);
-        assert_eq!(not_at_hand(&world, &mut rules), missing);
+        assert_eq!(cache_misses(&world, &mut rules), missing);
     }
     assert!(
         blueprint
@@ -123,7 +123,7 @@ fn what_a_call_asked_before_it_failed_is_named() {
     let steps = json!(["contacts", {"contacts_of_user": "ben"}, "viewers"]);
     let mut rules = pipeline([configured("reader", json!({"steps": steps}))]);
     let missing = [Question::Contacts(ada)];
-    assert_eq!(not_at_hand(&world, &mut rules), missing.clone().into());
+    assert_eq!(cache_misses(&world, &mut rules), missing.clone().into());
     world.say(&json!({}), &missing);
     let (_, error) = world.failure(&mut rules);
     assert!(error.contains("fuel"), "{error}");
@@ -141,16 +141,16 @@ fn a_rule_that_succeeds_only_while_it_waits_is_still_put_into_quarantine() {
         let user = format!("owner-{number}");
         world.online(&user, "{}");
         let missing = [Question::Contacts(world.id(&user))];
-        assert_eq!(not_at_hand(&world, &mut rules), missing.clone().into());
+        assert_eq!(cache_misses(&world, &mut rules), missing.clone().into());
         world.say(&json!({"contacts": {user.as_str(): many}}), &missing);
         world.failure(&mut rules);
     }
     assert!(blueprint.stages().all(|stage| stage.health.in_quarantine()));
 }
 
-fn not_at_hand(world: &World, rules: &mut Pipeline) -> BTreeSet<Question> {
+fn cache_misses(world: &World, rules: &mut Pipeline) -> BTreeSet<Question> {
     match world.decide(rules) {
-        Decision::NotAtHand(questions) => questions,
+        Decision::CacheMiss(questions) => questions,
         other => panic!("nothing is missing: {other:?}"),
     }
 }

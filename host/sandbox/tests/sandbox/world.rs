@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use presence_core::audience::Audience;
-use presence_core::directory::{Answer, Directory, Edit, Question, Settings};
+use presence_core::directory::{Answer, Directory, Edit, Question, UserSettings};
 use presence_core::event::{Change, Event, Reason};
 use presence_core::metadata::Metadata;
 use presence_core::names::{Id, Names};
@@ -195,6 +195,6 @@ fn say(edit: &mut Edit, names: &Names, said: &Value) {
     for (user, settings) in section("settings") {
         let settings = settings.as_object().unwrap().iter();
         let settings = settings.map(|(key, value)| (key.as_str().into(), value.to_string().into()));
-        edit.settings(names.intern(user), Some(settings.collect::<Settings>()));
+        edit.settings(names.intern(user), Some(settings.collect::<UserSettings>()));
     }
 }

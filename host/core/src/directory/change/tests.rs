@@ -1,5 +1,5 @@
 use super::*;
-use crate::directory::NotAtHand;
+use crate::directory::CacheMiss;
 
 fn set(ids: &[u32]) -> Option<RoaringBitmap> {
     Some(ids.iter().copied().collect())
@@ -157,7 +157,7 @@ fn a_block_names_the_blocker_and_the_blocked_and_makes_nobody_known() {
     assert!(!after.users.contains_key(&Id(9)) && !after.users.contains_key(&Id(4)));
 }
 
-fn settings(settings: &[(&str, &str)]) -> Option<Settings> {
+fn settings(settings: &[(&str, &str)]) -> Option<UserSettings> {
     let settings = settings.iter();
     Some(
         settings
@@ -260,9 +260,9 @@ fn an_entry_that_cannot_be_read_holds_what_was_known_or_is_not_at_hand() {
         assert!(!closed.has(entry));
     }
     for question in [&entries[0], &entries[1], &entries[2]] {
-        assert_eq!(closed.audience(question).unwrap_err(), NotAtHand);
+        assert_eq!(closed.audience(question).unwrap_err(), CacheMiss);
     }
-    assert_eq!(closed.setting(Id(7), "theme"), Err(NotAtHand));
+    assert_eq!(closed.setting(Id(7), "theme"), Err(CacheMiss));
     assert!(closed.ids().contains(7));
     assert_eq!(ask(&closed, Question::CoMembers(Id(1))), [4, 5]);
     assert!(closed.edit().unreadable_entries().iter().eq(&entries));
@@ -324,7 +324,7 @@ fn an_answer_stands_until_another_takes_its_place_or_it_is_taken_away() {
     let (after, changes) = edit.finish();
     assert!(changes.iter().eq([groups_of.clone(), with("theme", "1")]));
     assert_eq!(after.setting(Id(1), "theme"), Ok(Some("1")));
-    assert_eq!(after.groups(Id(1)), Err(NotAtHand));
+    assert_eq!(after.groups(Id(1)), Err(CacheMiss));
     assert_eq!(ask(&after, with("theme", "1")), [2]);
 }
 

@@ -24,11 +24,11 @@ fn records_have_the_bytes_of_their_format() {
         ..Event::clone(&event)
     });
     let part = |name: &str| [names.intern(name)].into_iter().collect();
-    let told = Told::new([
+    let told = Recipients::new([
         (part("ben"), Shown::from_bytes([7; 8])),
         (part("cleo"), Shown::from_bytes([8; 8])),
     ]);
-    let connection = |state| tracker::Record::Connection {
+    let connection = |state| tracker::TrackerRecord::Connection {
         user: "ann".into(),
         conn: "c1".into(),
         state: Some(state),
@@ -47,23 +47,23 @@ fn records_have_the_bytes_of_their_format() {
             newest: 2,
             kept_since: 3,
         })),
-        Record::Tracker(tracker::Record::Heard {
+        Record::Tracker(tracker::TrackerRecord::Heard {
             user: "ann".into(),
             conn: "c1".into(),
             newest: Some(5),
         }),
-        Record::Tracker(tracker::Record::User {
+        Record::Tracker(tracker::TrackerRecord::User {
             user: "ann".into(),
-            state: Some(Seen {
+            state: Some(UserState {
                 last_seen: 6,
                 pending: Some((7, Reason::Logout)),
             }),
         }),
-        Record::Told {
+        Record::Ledger {
             user: name.clone(),
-            entry: Some(Entry {
+            entry: Some(LedgerEntry {
                 lag_ms: 300,
-                ..Entry::new(Arc::clone(&event), told.clone())
+                ..LedgerEntry::new(Arc::clone(&event), told.clone())
             }),
         },
         Record::Waiting {
@@ -78,8 +78,8 @@ fn records_have_the_bytes_of_their_format() {
                 timestamp: 10,
                 last_seen: 9,
                 metadata: metadata_of(vec![("lastHeartbeat", "9", true)]),
-                known: Known::some(&metadata, &["device".into()].into()),
-                told,
+                known: KnownMetadata::some(&metadata, &["device".into()].into()),
+                recipients: told,
             }),
         },
         Record::Tracker(connection(Connected::Live {
@@ -95,7 +95,7 @@ fn records_have_the_bytes_of_their_format() {
         })),
         Record::Status {
             user: name,
-            word: Some(Word {
+            word: Some(OwnStatus {
                 timestamp: 8,
                 status: Some(Status {
                     text: "\"away\"".into(),

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
-use presence_sandbox::{Spent, Trial};
+use presence_sandbox::{CallCost, Trial};
 
 use super::world::World;
 
@@ -17,7 +17,7 @@ pub(super) struct Measured {
     pub(super) p50: Duration,
     pub(super) p99: Duration,
     /// What the last of them took.
-    pub(super) spent: Spent,
+    pub(super) spent: CallCost,
 }
 
 /// Calls a plugin for some time.

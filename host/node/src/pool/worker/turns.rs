@@ -257,7 +257,7 @@ impl State {
 
     async fn advance(&mut self, now: u64, out: &mut Vec<Output>) {
         let is_due = self.shard.next_deadline().is_some_and(|at| at <= now);
-        if is_due || self.rules.has_become_another() {
+        if is_due || self.rules.is_replaced() {
             self.shard.advance(now, &mut self.rules, out);
             self.carry_out(out).await;
         }

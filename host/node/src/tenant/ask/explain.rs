@@ -36,7 +36,7 @@ impl Desk {
                 return Ok(None);
             };
             tries += 1;
-            let missing = &found.not_at_hand;
+            let missing = &found.cache_misses;
             if !missing.is_empty() && tries < TRIES && self.has_answers(missing).await {
                 continue;
             }

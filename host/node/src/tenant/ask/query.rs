@@ -219,10 +219,11 @@ impl Desk {
             };
             let unanswered = || {
                 let all = answers.iter().enumerate();
-                all.filter(|(_, answers)| !answers.not_at_hand.is_empty())
+                all.filter(|(_, answers)| !answers.cache_misses.is_empty())
             };
             pieces = unanswered().map(|(piece, _)| piece).collect();
-            let missing = unanswered().flat_map(|(_, answers)| answers.not_at_hand.iter().cloned());
+            let missing =
+                unanswered().flat_map(|(_, answers)| answers.cache_misses.iter().cloned());
             let missing = missing.collect::<BTreeSet<_>>();
             if missing.is_empty() || !self.has_answers(&missing).await {
                 break;

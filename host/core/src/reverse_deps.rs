@@ -9,9 +9,9 @@ use crate::names::Id;
 
 /// For each question, the users on whose behalf it was asked.
 #[derive(Debug, Default)]
-pub(crate) struct Askers(HashMap<Question, BTreeSet<Id>, foldhash::fast::FixedState>);
+pub(crate) struct ReverseDeps(HashMap<Question, BTreeSet<Id>, foldhash::fast::FixedState>);
 
-impl Askers {
+impl ReverseDeps {
     /// Notes that a question was asked on a user's behalf.
     pub(crate) fn insert(&mut self, question: &Question, user: Id) {
         self.0.entry_ref(question).or_default().insert(user);

@@ -1,4 +1,5 @@
-//! Who has been told of a user, and what each of them was shown last.
+//! A user's recipients: the viewers who have been told of the user, and what each was
+//! shown last.
 //!
 //! What was shown is kept as a digest, so that it can be compared with what is to
 //! be shown now, over a restart too. Mostly all viewers have been shown the same,
@@ -60,12 +61,12 @@ impl Shown {
     }
 }
 
-/// A part of the viewers, all of whom were shown the same.
+/// Viewers who were all shown the same.
 pub type Part = (Audience, Shown);
 
 /// Who has been told of a user, and what each of them was shown last.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Told(Parts);
+pub struct Recipients(Parts);
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Parts {
@@ -75,13 +76,13 @@ enum Parts {
     Several(Arc<(Audience, Box<[Part]>)>),
 }
 
-impl Default for Told {
+impl Default for Recipients {
     fn default() -> Self {
         Self(Parts::One(Part::default()))
     }
 }
 
-impl Told {
+impl Recipients {
     /// Disjoint parts. Those who were shown the same become one.
     pub fn new(parts: impl IntoIterator<Item = Part>) -> Self {
         let mut merged: Vec<Part> = Vec::new();
@@ -236,7 +237,7 @@ mod tests {
     #[test]
     fn parts_that_were_shown_the_same_are_one() {
         let (a, b) = (shown("{}", &[], true), shown("{}", &[], false));
-        let told = Told::new([
+        let told = Recipients::new([
             (viewers(&[1, 2]), a),
             (viewers(&[]), b),
             (viewers(&[3]), b),
@@ -248,19 +249,19 @@ mod tests {
         assert_eq!(told.may_know_last_seen(), viewers(&[1, 2, 4]));
         assert_eq!(
             told.without(&viewers(&[1, 2, 4])),
-            Told::new([(viewers(&[3]), b)])
+            Recipients::new([(viewers(&[3]), b)])
         );
-        assert!(Told::default().is_empty() && Told::default().parts().next().is_none());
+        assert!(Recipients::default().is_empty() && Recipients::default().parts().next().is_none());
     }
 
     #[test]
     fn those_are_found_who_were_shown_something_else() {
         let [a, b] = [1, 2].map(|mood| shown(&format!("{{\"mood\":{mood}}}"), &["mood"], true));
-        let told = Told::new([(viewers(&[1, 2]), a), (viewers(&[3]), b)]);
+        let told = Recipients::new([(viewers(&[1, 2]), a), (viewers(&[3]), b)]);
         assert_eq!(told.shown_otherwise(&viewers(&[2, 3, 9]), a), viewers(&[3]));
         assert_eq!(told.shown_otherwise(&viewers(&[2, 3, 9]), b), viewers(&[2]));
         assert!(
-            Told::default()
+            Recipients::default()
                 .shown_otherwise(&viewers(&[1]), a)
                 .is_empty()
         );

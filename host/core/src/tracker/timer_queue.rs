@@ -8,7 +8,7 @@
 //! is there: connections and users know which of theirs counts. What is popped may be
 //! out of date, its connection long forgotten: the key tells.
 //!
-//! Leases and graces are due by the hearing clock, the rest by the host's. What is
+//! Leases and graces are due by the receive clock, the rest by the host's. What is
 //! overdue for longer comes first; due at the same moment, tasks come in the order of
 //! `Task`: graces before leases, the older user or connection first.
 
@@ -28,8 +28,8 @@ pub(super) enum Task {
 }
 
 #[derive(Debug, Default)]
-pub(super) struct Agenda {
-    /// By the hearing clock.
+pub(super) struct TimerQueue {
+    /// By the receive clock.
     heard: Heap,
     /// By the host's clock.
     others: Heap,
@@ -39,7 +39,7 @@ pub(super) struct Agenda {
 
 type Heap = BinaryHeap<Reverse<(u64, Task)>>;
 
-impl Agenda {
+impl TimerQueue {
     pub(super) fn push(&mut self, at: u64, task: Task) {
         match task {
             Task::EndGrace(_) | Task::Lease(_) => self.heard.push(Reverse((at, task))),
@@ -47,7 +47,7 @@ impl Agenda {
         }
     }
 
-    /// The first moment of the hearing clock at which something is due.
+    /// The first moment of the receive clock at which something is due.
     pub(super) fn next_heard(&self) -> Option<u64> {
         self.heard.peek().map(|Reverse((at, _))| *at)
     }
@@ -58,13 +58,13 @@ impl Agenda {
     }
 
     /// The first entry that is due, and since when by its own clock.
-    pub(super) fn pop_due(&mut self, now: u64, hearing_clock: u64) -> Option<(u64, Task)> {
+    pub(super) fn pop_due(&mut self, now: u64, receive_clock: u64) -> Option<(u64, Task)> {
         let order = |heap: &Heap, clock: u64| {
             let Reverse((at, task)) = *heap.peek()?;
             let overdue_ms = clock.checked_sub(at)?;
             Some((Reverse(overdue_ms), task))
         };
-        let heard = order(&self.heard, hearing_clock);
+        let heard = order(&self.heard, receive_clock);
         let other = order(&self.others, now);
         let heap = match (heard, other) {
             (None, None) => return None,

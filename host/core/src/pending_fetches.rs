@@ -5,18 +5,18 @@ use std::collections::BTreeSet;
 use hashbrown::HashMap;
 use roaring::RoaringBitmap;
 
-use crate::askers::Askers;
 use crate::directory::{Changes, Directory, Question};
 use crate::names::Id;
+use crate::reverse_deps::ReverseDeps;
 
 /// Users, and the answers that they wait for.
 #[derive(Debug, Default)]
-pub(crate) struct Unanswered {
+pub(crate) struct PendingFetches {
     questions: HashMap<Id, BTreeSet<Question>, foldhash::fast::FixedState>,
-    users: Askers,
+    users: ReverseDeps,
 }
 
-impl Unanswered {
+impl PendingFetches {
     /// Notes all that a user waits for.
     pub(crate) fn note(&mut self, user: Id, questions: BTreeSet<Question>) {
         self.forget(user);
@@ -78,26 +78,26 @@ mod tests {
     #[test]
     fn who_finds_all_that_they_wait_for_is_served() {
         let (one, two) = (Question::Contacts(Id(7)), Question::Everyone);
-        let mut unanswered = Unanswered::default();
-        unanswered.note(Id(1), [one.clone(), two.clone()].into());
-        unanswered.note(Id(2), [two.clone()].into());
-        unanswered.note(Id(3), [one.clone()].into());
-        unanswered.forget(Id(3));
-        assert_eq!(unanswered.ids().iter().collect::<Vec<_>>(), [1, 2, 7]);
+        let mut pending = PendingFetches::default();
+        pending.note(Id(1), [one.clone(), two.clone()].into());
+        pending.note(Id(2), [two.clone()].into());
+        pending.note(Id(3), [one.clone()].into());
+        pending.forget(Id(3));
+        assert_eq!(pending.ids().iter().collect::<Vec<_>>(), [1, 2, 7]);
 
         let nobody = || Some(Answer::users(RoaringBitmap::new()));
         let mut edit = Directory::on_demand().edit();
         edit.answer(two.clone(), nobody());
         let (directory, changes) = edit.finish();
-        assert_eq!(unanswered.served(&changes, &directory), [Id(2)].into());
-        unanswered.forget(Id(2));
-        assert!(unanswered.has(&two), "the other waits for it still");
+        assert_eq!(pending.served(&changes, &directory), [Id(2)].into());
+        pending.forget(Id(2));
+        assert!(pending.has(&two), "the other waits for it still");
 
         let mut edit = directory.edit();
         edit.answer(one.clone(), nobody());
         let (directory, changes) = edit.finish();
-        assert_eq!(unanswered.served(&changes, &directory), [Id(1)].into());
-        unanswered.forget(Id(1));
-        assert!(!unanswered.has(&one) && unanswered.ids().is_empty());
+        assert_eq!(pending.served(&changes, &directory), [Id(1)].into());
+        pending.forget(Id(1));
+        assert!(!pending.has(&one) && pending.ids().is_empty());
     }
 }

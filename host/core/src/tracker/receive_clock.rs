@@ -1,52 +1,52 @@
-//! The hearing clock: how long the host has been able to hear.
+//! The receive clock: how long the host has been able to receive.
 //!
-//! A time-out is a statement about a client, so only time counts in which the client
-//! could have been heard. The caller says up to when everything has been heard. From
-//! one such word to the next the clock advances by the time between them, but by no
-//! more than a step: the rest was a pause, whatever the cause (a silent broker, a lost
-//! connection, a stopped process). Where something was lost on the way here, all of it
-//! was. Nor does the clock advance by more than the time that passed and a step, however
-//! many words come at once: a broker that was stopped answers all that it was asked
-//! meanwhile, before it reads what clients have sent it. Without a step the host hears
-//! always, and the clock goes with `now`.
+//! A time-out is a statement about a client, so only time counts in which the client's
+//! messages could arrive. The caller reports up to when everything has been received. From
+//! one report to the next the clock advances by the time between them, but by no more than
+//! a step: the rest was a pause, whatever the cause (a silent broker, a lost connection, a
+//! stopped process). If something was lost on the way, all of the time was a pause. The clock
+//! never advances by more than the time that passed and a step, however many reports come at
+//! once: a broker that was stopped first answers all that it was asked meanwhile, and only
+//! then reads what clients have sent it. Without a step the host always receives, and the
+//! clock goes with `now`.
 //!
-//! It counts on over a restart, in which nothing was heard.
+//! It does not run during a restart, in which nothing was received.
 
 /// Where the clock begins: far from zero, since a lease that is cut counts from a
-/// moment before the host heard at all.
+/// moment before the host received anything.
 const BEGINNING: u64 = 1 << 42;
 
-/// How long the host has been able to hear. All times are in milliseconds.
+/// How long the host has been able to receive. All times are in milliseconds.
 #[derive(Debug)]
-pub(super) struct Hearing {
-    /// How far the clock advances at once at most; none if the host hears always.
+pub(super) struct ReceiveClock {
+    /// How far the clock advances at once at most; none if the host always receives.
     step_ms: Option<u64>,
     clock: u64,
-    /// Up to when everything has been heard, by `now`; none where that isn't known yet.
+    /// Up to when everything has been received, by `now`; none if that isn't known yet.
     heard_up_to: Option<u64>,
-    /// When that was last said, by `now`.
+    /// When that was last reported, by `now`.
     moved_at: u64,
     /// How far the clock may advance at once: what time has passed and it hasn't
     /// advanced by, up to a step.
     room_ms: u64,
-    losses: Losses,
+    losses: LostTime,
     /// How long all pauses took, but for the one before anything was heard.
     paused_ms: u64,
 }
 
-impl Hearing {
+impl ReceiveClock {
     pub(super) fn new(step_ms: Option<u64>) -> Self {
-        let mut hearing = Self {
+        let mut clock = Self {
             step_ms: None,
             clock: BEGINNING,
             heard_up_to: Some(0),
             moved_at: 0,
             room_ms: 0,
             paused_ms: 0,
-            losses: Losses::default(),
+            losses: LostTime::default(),
         };
-        hearing.change_step(step_ms, 0);
-        hearing
+        clock.change_step(step_ms, 0);
+        clock
     }
 
     /// Goes by another step from here on.
@@ -89,13 +89,13 @@ impl Hearing {
 
     /// Everything has been heard up to `at`, as is known `now`. Says whether it may be
     /// that some connection has missed more than a time-out of hearing by now.
-    pub(super) fn hear(&mut self, now: u64, at: u64, timeout_ms: u64) -> bool {
+    pub(super) fn received(&mut self, now: u64, at: u64, timeout_ms: u64) -> bool {
         self.go_on(now, at, self.step_ms.unwrap_or(0), timeout_ms)
     }
 
-    /// As [`Self::hear`], but something of what came by `at` was lost: the clock stands
+    /// As [`Self::received`], but something of what came by `at` was lost: the clock stands
     /// still.
-    pub(super) fn miss(&mut self, now: u64, at: u64, timeout_ms: u64) -> bool {
+    pub(super) fn lost(&mut self, now: u64, at: u64, timeout_ms: u64) -> bool {
         self.go_on(now, at, 0, timeout_ms)
     }
 
@@ -107,7 +107,7 @@ impl Hearing {
             .room_ms
             .saturating_add(now.saturating_sub(self.moved_at));
         let room_ms = room_ms.min(step_ms);
-        // What was before the first word, nobody knows.
+        // Nothing is known of the time before the first report.
         let passed = self.heard_up_to.map(|before| at.saturating_sub(before));
         let gained = passed.unwrap_or(0).min(room_ms).min(gain_ms_max);
         self.room_ms = room_ms - gained;
@@ -159,15 +159,15 @@ impl Hearing {
 /// further back on the clock than its lease is long: so this says at little cost
 /// that, as a rule, no connection need be looked at.
 #[derive(Debug, Default)]
-struct Losses {
+struct LostTime {
     /// In the window that has begun, and in the one before it.
     recent: u64,
     before: u64,
-    /// When the window began, by the hearing clock.
+    /// When the window began, by the receive clock.
     began: u64,
 }
 
-impl Losses {
+impl LostTime {
     /// Adds a loss at a moment of the clock, and says how much has been lost in at
     /// least the last `window_ms` of it.
     fn add(&mut self, clock: u64, lost: u64, window_ms: u64) -> u64 {
