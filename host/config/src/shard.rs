@@ -25,14 +25,14 @@ pub fn shard_settings(
     body_bytes_max: usize,
     dead_letters: &Allowance,
 ) -> Settings {
-    let workers = config.engine.worker_count();
+    let shards = config.shard_count();
     Settings {
         tracker: tracker::TrackerSettings {
             timeout_ms: config.tracker.timeout_ms,
             grace_ms: config.tracker.grace_ms,
             reorder_ms: config.tracker.reorder_ms,
             connections_per_user_max: config.tracker.connections_per_user_max,
-            closes_max: config.tracker.closes_max.div_ceil(workers),
+            closes_max: config.tracker.closes_max.div_ceil(shards),
             damping: config.tracker.damping,
             receive_step_ms: Some(2 * pulse_ms(config.tracker.timeout_ms)),
             ..tracker::TrackerSettings::default()
@@ -41,20 +41,20 @@ pub fn shard_settings(
         reuse_verdicts: config.engine.reuse_verdicts,
         retry_ms: config.engine.retry_ms,
         retry_ms_max: config.engine.retry_ms_max,
-        corrections_per_s: config.correction.messages_per_s.div_ceil(workers as u64),
+        corrections_per_s: config.correction.messages_per_s.div_ceil(shards as u64),
         answer_wait_ms: match &config.directory {
             Directory::Request(request) => request.wait_ms,
             Directory::File { .. } | Directory::Kv { .. } => 0,
         },
-        departures_max: config.query.departed_max.div_ceil(workers),
+        departures_max: config.query.departed_max.div_ceil(shards),
         inbox: config.inbox.enabled,
         statement_ttl_ms: config.tracker.statement_ttl_ms,
-        statements_max: config.tracker.statements_max.div_ceil(workers),
+        statements_max: config.tracker.statements_max.div_ceil(shards),
         dead_letters: dead_letters.clone(),
         status: config.status.enabled.then_some(status::StatusSettings {
             min_interval_ms: config.status.min_interval_ms,
             typing_ms: config.status.typing_ms,
-            users_max: config.status.users_max.div_ceil(workers),
+            users_max: config.status.users_max.div_ceil(shards),
         }),
         body_bytes_max,
         node: config.node.name.clone(),

@@ -62,10 +62,15 @@ impl Asked<'_> {
         ["presence.query", "presence.query.*", "presence.explain"];
 }
 
-/// One worker of a node, since its start: what it publishes bears its name.
+/// How far one epoch of a source is from the next, at least: its epochs on the subjects of
+/// viewers, which may begin anew while it runs, lie between. They do so for want of memory,
+/// and far less than once a millisecond.
+pub const EPOCH_STEP: u64 = 1_000;
+
+/// One shard of a node, since it began: what it publishes bears its name.
 #[derive(Clone, Debug)]
 pub struct Source {
-    /// Node and worker.
+    /// Node and shard.
     name: String,
     /// When the source started, in milliseconds since the Unix epoch, and later than
     /// at any earlier start that is known of.
@@ -84,20 +89,31 @@ impl Source {
     /// `message_ids`: whether messages bear an id as well, for JetStream.
     pub fn new(
         node: &str,
-        worker: usize,
+        shard: usize,
         epoch: u64,
         subjects: &Subjects,
         message_ids: bool,
     ) -> Self {
-        let name = format!("{node}/{worker}");
+        let name = format!("{node}/{shard}");
         Self {
-            counted: format!("{name} {epoch} "),
+            counted: counted(&name, epoch),
             name,
             epoch,
             subjects: Subject::ALL.map(|subject| subjects.of(subject.as_str())),
             beacon: subjects.of(BEACON),
             inbox: subjects.of("presence.inbox."),
             message_ids,
+        }
+    }
+
+    /// The same source, begun anew in a later epoch, and no earlier than this one.
+    #[must_use]
+    pub fn in_epoch(&self, epoch: u64) -> Self {
+        let epoch = epoch.max(self.epoch.saturating_add(EPOCH_STEP));
+        Self {
+            counted: counted(&self.name, epoch),
+            epoch,
+            ..self.clone()
         }
     }
 
@@ -153,6 +169,11 @@ impl Source {
     }
 }
 
+/// What the header of a source's messages begins with.
+fn counted(source: &str, epoch: u64) -> String {
+    format!("{source} {epoch} ")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -168,6 +189,15 @@ mod tests {
         let renewed: Vec<_> = source(true).headers("s", 2, 1).collect();
         let id = (MESSAGE_ID, "s/n/1/9/1".to_owned());
         assert_eq!(renewed, [(SEQ, "n/1 9 1".to_owned()), id]);
+    }
+
+    #[test]
+    fn a_source_that_begins_anew_does_so_in_a_later_epoch() {
+        for (epoch, header) in [(5_000, "n/1 5000 1"), (3, "n/1 1007 1")] {
+            let source = source(false).in_epoch(epoch);
+            let headers: Vec<_> = source.headers("s", 0, 1).collect();
+            assert_eq!(headers, [(SEQ, header.to_owned())]);
+        }
     }
 
     #[test]

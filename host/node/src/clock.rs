@@ -3,7 +3,7 @@
 //! *Now* is what durations go by: it counts from the wall time at which the process
 //! started, and nobody who sets the machine's clock moves it. *Wall time* is what
 //! that clock says, for bodies and for rules that go by the time of day. A watcher
-//! has the workers know how far the two are apart.
+//! has the shards know how far the two are apart.
 
 use std::path::PathBuf;
 use std::sync::LazyLock;
@@ -12,12 +12,12 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use presence_config::CLOCK_OFFSET_FILE;
 use presence_core::Input;
 
-use crate::pool::worker::Workers;
+use crate::pool::Shards;
 
 /// How often the wall clock is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 
-/// What the two clocks may be apart before the workers are told, in milliseconds.
+/// What the two clocks may be apart before the shards are told, in milliseconds.
 const DRIFT_MS: u64 = 20;
 
 /// From which change on, in milliseconds, somebody has set the clock: no clock
@@ -81,9 +81,9 @@ fn signed(ms: u64) -> i64 {
     i64::try_from(ms).unwrap_or(i64::MAX)
 }
 
-/// Has the workers know how far wall time is from [`now_ms`], as it changes. A clock
+/// Has the shards know how far wall time is from [`now_ms`], as it changes. A clock
 /// that drifts is followed; one that was set is told of in the log.
-pub(crate) async fn follow(workers: Workers) {
+pub(crate) async fn follow(shards: Shards) {
     let mut known_ms = 0;
     let mut look = tokio::time::interval(LOOK_EVERY);
     loop {
@@ -103,6 +103,6 @@ pub(crate) async fn follow(workers: Workers) {
             );
         }
         known_ms = ahead_ms;
-        workers.tell(|| Input::Clock { ahead_ms }).await;
+        shards.tell(|| Input::Clock { ahead_ms }).await;
     }
 }

@@ -1,4 +1,4 @@
-//! A process that serves tenants: takes in what the broker has, has workers decide, and
+//! A process that serves tenants: takes in what the broker has, has shards decide, and
 //! hands over what is published.
 
 // It panics once nobody reads any more, as with `| head`.

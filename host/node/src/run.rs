@@ -27,10 +27,12 @@ use tokio::time::{sleep, timeout, timeout_at};
 use crate::clock;
 use crate::link::broker::{self, Access, Health};
 use crate::link::hello::Turn;
+use crate::link::publisher::Publisher;
 use crate::link::pulse::Pulse;
 use crate::link::reply::Replies;
 use crate::ops::http::{self, About, Board, Status};
 use crate::ops::log;
+use crate::pool::{OutboxSettings, Pool};
 use crate::reload::{self, Reload, Seen};
 use crate::signals::Signals;
 use crate::state::{self, Opened, Restored, Writer};
@@ -107,7 +109,6 @@ async fn node(
         }
         fault = faults.next() => return Err(fault),
     };
-    let workers = parts.reload.tenant.workers.clone();
     let mut readers = Readers::default();
     let ended = tokio::select! {
         served = serve(&mut parts, &mut readers, &tasks, signals) => match served {
@@ -115,7 +116,6 @@ async fn node(
             // It has taken no input yet.
             Err(error) => return Err(error),
         },
-        () = workers.one_is_gone() => Err(anyhow!("a worker has failed: what it knew is lost")),
         fault = faults.next() => Err(fault),
         () = signals.stopping() => Ok(()),
     };
@@ -139,7 +139,7 @@ async fn node(
     let tenant = &reload.tenant;
     tenant.give_up_waiting();
     let by = stop.step("handling what was taken in, and publishing it", 0.6);
-    tenant.end_workers(by).await;
+    tenant.end_shards(by).await;
     let by = stop.step("writing the state", 0.85);
     let (loader, running) = (Arc::clone(&reload.loader), tenant.running.borrow().clone());
     let note = spawn_blocking(move || loader.put_in_force(&running.blueprint));
@@ -241,7 +241,11 @@ async fn start(
     let (state, restored) = open_state(&config, &servers, &names, &board, tasks).await?;
     let now = clock::now_ms();
     let epoch = restored.as_ref().map_or(now, |restored| restored.epoch);
-    let shares = (sources, handed);
+    let outbox = OutboxSettings {
+        bytes_max: config.nats.journal_bytes / config.engine.thread_count(),
+        beacon_ms: config.nats.beacon_ms,
+    };
+    let pool = Pool::start(&Publisher::new(client.clone()), handed, outbox, tasks)?;
     let tenant = Tenant::start(
         &config,
         blueprint,
@@ -249,8 +253,8 @@ async fn start(
         names,
         (epoch, state),
         replies,
-        shares,
-    )?;
+        (pool, sources),
+    );
     let running = tenant.running.subscribe();
     let (noting, first) = (Arc::clone(&loader), Arc::clone(&running.borrow().blueprint));
     spawn_blocking(move || noting.put_in_force(&first)).await?;
@@ -259,7 +263,7 @@ async fn start(
         reload::note_in_force(Arc::clone(&loader), running),
     );
     tenant.follow_link(links, client.clone(), tasks);
-    tasks.spawn("clock", clock::follow(tenant.workers.clone()));
+    tasks.spawn("clock", clock::follow(tenant.shards.clone()));
     tenant.follow_corrections(tasks);
     let status = Arc::new(Status::new(Arc::clone(&broker), &tenant, &loader));
     board.show(Arc::clone(&status));
@@ -412,11 +416,11 @@ async fn serve(
         .await?;
     if let Some(fetcher) = &tenant.fetcher {
         let invalidations = fetcher.listen(client, &broker).await?;
-        let workers = tenant.workers.clone();
+        let shards = tenant.shards.clone();
         let fetcher = Arc::clone(fetcher);
         tasks.spawn(
             "fetcher",
-            fetcher.run(client.clone(), workers, invalidations, queue),
+            fetcher.run(client.clone(), shards, invalidations, queue),
         );
     }
     broker.subscribed();
@@ -431,11 +435,11 @@ async fn serve(
     let (stop, stopping) = oneshot::channel();
     readers.add(stop, tasks.spawn("intake", reader.read(stopping)));
     status.ready.store(true, Ordering::Relaxed);
-    let workers = tenant.workers.iter().len();
+    let (workers, shards) = (tenant.pool.len(), tenant.shards.iter().len());
     let announced = async {
         // One that is gone is noticed elsewhere.
         let _ = heard.wait_for(|_| broker.hears()).await;
-        tracing::info!(node, workers, "ready");
+        tracing::info!(node, workers, shards, "ready");
         pending::<Infallible>().await
     };
     Ok(tokio::select! {

@@ -49,20 +49,22 @@ impl Tasks {
     /// If the system has no thread to give.
     pub(crate) fn thread(
         &self,
-        name: &'static str,
+        name: impl Into<String>,
         work: impl FnOnce() + Send + 'static,
     ) -> anyhow::Result<()> {
-        let failed = self.0.clone();
+        let (failed, name) = (self.0.clone(), name.into());
+        let thread = thread::Builder::new().name(name.clone());
+        let told = name.clone();
         let watched = move || {
             if let Err(panic) = catch_unwind(AssertUnwindSafe(work)) {
                 let fault = format!("the thread `{name}` has failed: {}", message(&*panic));
                 let _ = failed.send(fault);
             }
         };
-        let started = thread::Builder::new().name(name.into()).spawn(watched);
+        let started = thread.spawn(watched);
         started
             .map(drop)
-            .with_context(|| format!("can't start the thread `{name}`"))
+            .with_context(|| format!("can't start the thread `{told}`"))
     }
 }
 

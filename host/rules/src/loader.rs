@@ -10,7 +10,7 @@ use anyhow::Context as _;
 use presence_config::regular::{self, Limit, Stamp};
 use presence_config::{self as config, Config, Grant, OnFailure, Plugins, Source};
 use presence_sandbox::manifest;
-use presence_sandbox::{Blueprint, Engine, LoadError, Manifest, Plugin, Stage, sha256};
+use presence_sandbox::{Blueprint, Engine, Manifest, Plugin, Stage, sha256};
 
 use crate::in_force::{BUILT_IN, Entry, InForce};
 use crate::limits::limits;
@@ -18,6 +18,7 @@ use crate::private;
 
 mod attempt;
 mod built_in;
+mod compiler;
 mod survey;
 
 pub use attempt::Attempt;
@@ -25,27 +26,17 @@ pub use built_in::built_in;
 pub use survey::{misnamed_files, survey};
 
 use built_in::needed;
+use compiler::Compiler;
 
 /// Loads pipelines, and compiles a plugin only when its bytes are new.
 pub struct Loader {
-    engine: Engine,
-    /// What was last compiled under a name, or is being compiled, from a file and from
-    /// what is built in.
-    compiled: Mutex<HashMap<(String, Source), Compiled>>,
+    compiler: Compiler,
     /// Plugins that win over the folder's and those built in.
     preferred: HashMap<String, Arc<Plugin>>,
     /// What is, or was, in force.
     in_force: InForce,
     /// Plugins in force of which it has been said that their files are gone.
     gone: Mutex<HashSet<String>>,
-}
-
-/// A plugin as it was last compiled.
-struct Compiled {
-    /// Of its file.
-    sha256: Arc<str>,
-    /// Held while it is compiled, so that others who want it wait; none if that failed.
-    plugin: Arc<Mutex<Option<Arc<Plugin>>>>,
 }
 
 /// A plugin, and where it comes from.
@@ -55,8 +46,7 @@ impl Loader {
     /// A loader that keeps what it compiles where the configuration says.
     pub fn new(config: &Config) -> anyhow::Result<Self> {
         Ok(Self {
-            engine: engine(config)?,
-            compiled: Mutex::default(),
+            compiler: Compiler::new(engine(config)?),
             preferred: HashMap::new(),
             in_force: InForce::default(),
             gone: Mutex::default(),
@@ -65,7 +55,7 @@ impl Loader {
 
     /// How many compiled plugins were refused, since they weren't what was kept.
     pub fn cache_refusals(&self) -> u64 {
-        self.engine.cache_refusals()
+        self.compiler.cache_refusals()
     }
 
     /// The same, knowing what was in force when the node last ran.
@@ -106,8 +96,7 @@ impl Loader {
         let place = || format!("{} can't be used", path.display());
         let file = path.file_stem().unwrap_or_default().to_string_lossy();
         let name = Manifest::read(&file, &bytes).with_context(place)?.name;
-        let plugin = Plugin::load(&self.engine, &name, &bytes);
-        plugin.map(Arc::new).with_context(place)
+        self.compiler.compile(&name, &bytes).with_context(place)
     }
 
     /// Whether a pipeline that is configured so has a plugin of this name to load.
@@ -289,7 +278,7 @@ impl Loader {
     }
 
     fn load_built_in(&self, name: &str, path: &Path) -> anyhow::Result<Found> {
-        let plugin = self.compile(name, Source::BuiltIn, needed(name, path)?);
+        let plugin = self.compiler.compile(name, needed(name, path)?);
         let plugin = plugin.with_context(|| format!("the built-in plugin {name} can't be used"))?;
         Ok((plugin, BUILT_IN.into()))
     }
@@ -309,50 +298,12 @@ impl Loader {
         if let Some(runs) = running.find(is_running) {
             return Ok((Arc::clone(&runs.plugin), origin));
         }
-        let plugin = self.compile(name, Source::Folder, &bytes);
+        let plugin = self.compiler.compile(name, &bytes);
         let plugin = plugin.with_context(|| format!("{} can't be used", path.display()))?;
         if let Some(warning) = survey::misnamed(path, name, &plugin.manifest.name) {
             tracing::warn!("{warning}");
         }
         Ok((plugin, origin))
-    }
-
-    /// Compiles a plugin, unless that was done last, or is being done.
-    fn compile(&self, name: &str, source: Source, bytes: &[u8]) -> Result<Arc<Plugin>, LoadError> {
-        let place = self.place(name, source, sha256(bytes));
-        let mut place = place.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(plugin) = &*place {
-            return Ok(Arc::clone(plugin));
-        }
-        let before = self.engine.cache_hits();
-        let plugin = Arc::new(Plugin::load(&self.engine, name, bytes)?);
-        let from_cache = self.engine.cache_hits() > before;
-        tracing::debug!(plugin = name, from_cache, "plugin compiled");
-        Ok(Arc::clone(place.insert(plugin)))
-    }
-
-    /// Where a plugin of this digest is kept once it is compiled. One that is still being
-    /// compiled under its name keeps nobody from another.
-    fn place(
-        &self,
-        name: &str,
-        source: Source,
-        sha256: Arc<str>,
-    ) -> Arc<Mutex<Option<Arc<Plugin>>>> {
-        let mut compiled = self.compiled.lock().unwrap_or_else(PoisonError::into_inner);
-        let key = (name.to_owned(), source);
-        match compiled.get(&key) {
-            Some(known) if known.sha256 == sha256 => Arc::clone(&known.plugin),
-            _ => {
-                let plugin = Arc::default();
-                let new = Compiled {
-                    sha256,
-                    plugin: Arc::clone(&plugin),
-                };
-                compiled.insert(key, new);
-                plugin
-            }
-        }
     }
 
     /// Which plugins of a pipeline run though their files are gone; none if there are none.

@@ -34,7 +34,8 @@ impl Blueprint {
             stage.follow(running, has_tested);
             stage.check(&mut redacted, &mut problems);
             let stage = Arc::new(stage);
-            problems.extend(Pipeline::new(std::slice::from_ref(&stage), limits).err());
+            let mut alone = Pipeline::new(std::slice::from_ref(&stage), limits);
+            problems.extend(alone.make().err());
             // What runs has passed them already.
             if !has_tested || running.is_none_or(|running| !running.is_of(&stage.plugin)) {
                 problems.extend(self_test::problems(&stage.plugin, limits));
@@ -50,11 +51,18 @@ impl Blueprint {
         })
     }
 
-    /// Instances of all stages, for one worker.
+    /// Instances of all stages, made now.
     ///
     /// # Errors
     /// If one of them doesn't take its configuration.
     pub fn instantiate(&self) -> Result<Pipeline, LoadError> {
+        let mut pipeline = self.pipeline();
+        pipeline.make()?;
+        Ok(pipeline)
+    }
+
+    /// The same stages, whose instances are made as they are first called.
+    pub fn pipeline(&self) -> Pipeline {
         Pipeline::new(&self.stages, self.limits)
     }
 

@@ -61,8 +61,13 @@ pub(crate) struct Instance<A, R> {
     export: Find<A, R>,
     config: String,
     limits: Limits,
-    /// None once it has failed.
+    /// None before its first call, once it has failed, and after it was given back.
     live: Option<Live<A, R>>,
+    /// Whether it is to be begun for the first time, or since it was given back: then
+    /// it may take as long as while it was loaded.
+    is_fresh: bool,
+    /// Whether it has been called since that was last looked at.
+    is_used: bool,
 }
 
 /// What there is of an instance while it hasn't failed.
@@ -74,29 +79,44 @@ struct Live<A, R> {
 }
 
 impl<A, R> Instance<A, R> {
-    /// An instance that has taken its configuration.
+    /// An instance that is made when it is first called.
     pub(crate) fn new(
         plugin: &Arc<Plugin>,
         export: fn(&Api) -> Find<A, R>,
         config: &Value,
         limits: Limits,
-    ) -> Result<Self, LoadError> {
-        let limits = limits.within(plugin.manifest.limits);
-        let config = config.to_string();
-        let mut instance = Self {
+    ) -> Self {
+        Self {
             plugin: Arc::clone(plugin),
             export: export(plugin.api),
-            config,
-            limits,
+            config: config.to_string(),
+            limits: limits.within(plugin.manifest.limits),
             live: None,
-        };
-        let live = match instance.begin(limits.while_loading()) {
-            Ok(live) => live,
-            Err(StartFailure::CallFailure(failure)) => return Err(instance.refuses(failure.error)),
-            Err(StartFailure::Unfit(error)) => return Err(error),
-        };
-        instance.live = Some(live);
-        Ok(instance)
+            is_fresh: true,
+            is_used: false,
+        }
+    }
+
+    /// Has it made now, and take its configuration, unless it is there.
+    pub(crate) fn make(&mut self) -> Result<(), LoadError> {
+        if self.live.is_none() {
+            let live = match self.begin(self.limits.while_loading()) {
+                Ok(live) => live,
+                Err(StartFailure::CallFailure(failure)) => return Err(self.refuses(failure.error)),
+                Err(StartFailure::Unfit(error)) => return Err(error),
+            };
+            self.live = Some(live);
+            self.is_fresh = false;
+        }
+        Ok(())
+    }
+
+    /// Gives back what it holds, unless it has been called since this was last done: the
+    /// next call makes it anew.
+    pub(crate) fn give_back_unused(&mut self) {
+        if !std::mem::take(&mut self.is_used) && self.live.take().is_some() {
+            self.is_fresh = true;
+        }
     }
 
     /// Calls it. Adds what it read, and its cache misses, to what has been
@@ -133,9 +153,14 @@ impl<A, R> Instance<A, R> {
         with: impl FnOnce(&mut Call) -> wasmtime::Result<A>,
         read: impl FnOnce(&mut Call, R) -> wasmtime::Result<T>,
     ) -> Result<T, CallFailure> {
+        self.is_used = true;
+        let limits = match std::mem::take(&mut self.is_fresh) {
+            true => self.limits.while_loading(),
+            false => self.limits,
+        };
         let mut live = match self.live.take() {
             Some(live) => live,
-            None => self.begin(self.limits).map_err(|refusal| match refusal {
+            None => self.begin(limits).map_err(|refusal| match refusal {
                 StartFailure::CallFailure(failure) => CallFailure {
                     error: self.refuses(failure.error).to_string(),
                     ..failure
@@ -186,9 +211,10 @@ impl<A, R> Instance<A, R> {
     /// one that has failed has lost its own. Where that can't be done, it begins
     /// without.
     pub(crate) fn take_over(&mut self, before: &mut Self) -> Result<(), String> {
-        if !self.is_stateful() || !before.is_stateful() {
+        if !self.plugin.keeps_state || !before.is_stateful() {
             return Ok(());
         }
+        self.make().map_err(|error| error.to_string())?;
         let state = before.hand_over(Stateful::save)?;
         let taken = self.hand_over(|stateful, store| stateful.restore(store, state));
         if taken.is_err() {

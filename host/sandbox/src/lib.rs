@@ -3,7 +3,7 @@
 //!
 //! A [`Plugin`] is a compiled file. A [`Blueprint`] is a chain of them that has
 //! been checked: manifest, grants, configuration, self-tests. A [`Pipeline`] is
-//! one worker's instances of it, each in a store of its own with a limit on
+//! one thread's instances of it, each in a store of its own with a limit on
 //! fuel, memory and time.
 
 mod api;
@@ -38,7 +38,7 @@ pub use health::Health;
 pub use instance::CallCost;
 pub use limits::Limits;
 pub use manifest::{Manifest, OnFailure};
-pub use pipeline::Pipeline;
+pub use pipeline::{Lent, Own, Pipeline};
 pub use plugin::{Plugin, sha256};
 pub use stage::Stage;
 pub use trial::{Answer, Trial};

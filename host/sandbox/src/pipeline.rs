@@ -1,5 +1,8 @@
-//! The pipeline: one worker's enrichers, filters and redactor, in order.
+//! The pipeline: enrichers, filters and redactor, in order, with their instances. Shards
+//! may share one, where they take turns: filters and redactors are pure. What a shard
+//! has of its own is lent to the pipeline for its turn.
 
+use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 
 use presence_core::audience::Audience;
@@ -22,26 +25,84 @@ pub(crate) type Enricher = Slot<EventArg, Vec<MetadataChange>>;
 pub(crate) type Filter = Slot<(EventArg, u32), u32>;
 pub(crate) type Redactor = Slot<(EventArg, u32), Vec<RenditionResult>>;
 
-/// A worker's instances.
+/// A generation's instances, each made when it is first called.
 pub struct Pipeline {
     pub(crate) enrichers: Vec<Enricher>,
     pub(crate) filters: Vec<Filter>,
     pub(crate) redactor: Option<Redactor>,
-    /// Whether another generation has taken over from one of them.
-    replaced: bool,
+    /// From how many stages another generation is known to have taken over.
+    replaced: usize,
     no_keys: Arc<[Box<str>]>,
     last_keys: Arc<[Box<str>]>,
     /// How large enrichers may make an event's metadata.
     metadata: metadata::Limits,
 }
 
+/// What a shard has of its own of a pipeline that several share: the enrichers that keep a
+/// state.
+#[derive(Default)]
+pub struct Own {
+    enrichers: Vec<Enricher>,
+    /// From how many stages the shard knows that another generation has taken over.
+    replaced: usize,
+}
+
+impl Own {
+    /// Has the enrichers take over the state of those whose place they take, which
+    /// are of no use afterwards.
+    pub fn take_over(&mut self, before: &mut Self) {
+        take_over(&mut self.enrichers, &mut before.enrichers);
+    }
+}
+
+/// A pipeline while it is a shard's turn.
+pub struct Lent<'a> {
+    pipeline: &'a mut Pipeline,
+    own: &'a mut Own,
+}
+
+impl Lent<'_> {
+    fn exchange(&mut self) {
+        std::mem::swap(&mut self.pipeline.replaced, &mut self.own.replaced);
+        if self.own.enrichers.is_empty() {
+            return;
+        }
+        let enrichers = self.pipeline.enrichers.iter_mut();
+        let enrichers = enrichers.filter(|enricher| enricher.stage.plugin.keeps_state);
+        for (shared, own) in enrichers.zip(&mut self.own.enrichers) {
+            std::mem::swap(shared, own);
+        }
+    }
+}
+
+impl Deref for Lent<'_> {
+    type Target = Pipeline;
+
+    fn deref(&self) -> &Pipeline {
+        self.pipeline
+    }
+}
+
+impl DerefMut for Lent<'_> {
+    fn deref_mut(&mut self) -> &mut Pipeline {
+        self.pipeline
+    }
+}
+
+impl Drop for Lent<'_> {
+    fn drop(&mut self) {
+        self.exchange();
+    }
+}
+
 impl Pipeline {
-    pub(crate) fn new(stages: &[Arc<Stage>], limits: Limits) -> Result<Self, LoadError> {
+    /// Nothing of it is made yet.
+    pub(crate) fn new(stages: &[Arc<Stage>], limits: Limits) -> Self {
         let mut pipeline = Self {
             enrichers: Vec::new(),
             filters: Vec::new(),
             redactor: None,
-            replaced: false,
+            replaced: 0,
             no_keys: Arc::new([]),
             last_keys: Arc::new([]),
             metadata: limits.metadata,
@@ -49,48 +110,73 @@ impl Pipeline {
         for stage in stages {
             match stage.plugin.manifest.role {
                 Role::Enricher => {
-                    let enricher = Slot::new(stage, |api| api.enrich, limits)?;
+                    let enricher = Slot::new(stage, |api| api.enrich, limits);
                     pipeline.enrichers.push(enricher);
                 }
                 Role::Filter => {
-                    let filter = Slot::new(stage, |api| api.filter, limits)?;
+                    let filter = Slot::new(stage, |api| api.filter, limits);
                     pipeline.filters.push(filter);
                 }
                 Role::Redactor => {
-                    pipeline.redactor = Some(Slot::new(stage, |api| api.redact, limits)?);
+                    pipeline.redactor = Some(Slot::new(stage, |api| api.redact, limits));
                 }
             }
         }
-        Ok(pipeline)
+        pipeline
+    }
+
+    /// Has all of its instances made now, and take their configuration.
+    pub(crate) fn make(&mut self) -> Result<(), LoadError> {
+        self.enrichers.iter_mut().try_for_each(Slot::make)?;
+        self.filters.iter_mut().try_for_each(Slot::make)?;
+        self.redactor.iter_mut().try_for_each(Slot::make)
+    }
+
+    /// What one more shard that shares it has of its own.
+    pub fn own(&self) -> Own {
+        let enrichers = self.enrichers.iter();
+        let enrichers = enrichers.filter(|enricher| enricher.stage.plugin.keeps_state);
+        Own {
+            enrichers: enrichers.map(Slot::another).collect(),
+            replaced: 0,
+        }
+    }
+
+    /// The same for a shard's turn, with what the shard has of its own.
+    pub fn lend<'a>(&'a mut self, own: &'a mut Own) -> Lent<'a> {
+        let mut lent = Lent {
+            pipeline: self,
+            own,
+        };
+        lent.exchange();
+        lent
+    }
+
+    /// Gives back the instances that haven't been called since this was last done: the
+    /// next call makes them anew. Enrichers are kept, since they may remember something.
+    pub fn give_back_unused(&mut self) {
+        self.filters.iter_mut().for_each(Slot::give_back_unused);
+        self.redactor.iter_mut().for_each(Slot::give_back_unused);
     }
 
     /// Has the enrichers take over the state of those whose place they take, which
     /// are of no use afterwards.
     pub fn take_over(&mut self, before: &mut Self) {
-        let mut before: Vec<_> = before.enrichers.iter_mut().collect();
-        let mut after: Vec<_> = self.enrichers.iter_mut().collect();
-        // A plugin may stand in a chain more than once.
-        for fits in [
-            Stage::is_same as fn(&Stage, &Stage) -> bool,
-            Stage::is_alike,
-        ] {
-            after.retain_mut(|enricher| {
-                let mut stages = before.iter().map(|before| &before.stage);
-                let place = stages.position(|stage| fits(&enricher.stage, stage));
-                if let Some(place) = place {
-                    enricher.take_over(before.remove(place));
-                }
-                place.is_none()
-            });
-        }
+        take_over(&mut self.enrichers, &mut before.enrichers);
     }
 
     /// Whether a last good generation is taking over from one of its stages, so that
     /// everyone is to be decided on again.
     pub fn is_replaced(&self) -> bool {
-        self.replaced
-            || self.filters.iter().any(Slot::is_to_fall_back)
-            || self.redactor.iter().any(Slot::is_to_fall_back)
+        self.replaced_now() > self.replaced
+    }
+
+    /// From how many stages another generation has taken over, or is to at their next call.
+    /// Metadata as it is broadcast is no verdict that is reused: enrichers don't count.
+    fn replaced_now(&self) -> usize {
+        let filters = self.filters.iter().filter(|slot| slot.is_replaced());
+        let redactor = self.redactor.iter().filter(|slot| slot.is_replaced());
+        filters.count() + redactor.count()
     }
 
     /// Gives calls as much time as there is while a plugin is loaded.
@@ -114,7 +200,6 @@ impl Pipeline {
             let after = filter.call(
                 context,
                 observed,
-                &mut self.replaced,
                 |call| Ok((event.clone(), call.put(before.clone())?)),
                 |call, token| Ok(call.audience(token)?.clone()),
             );
@@ -150,7 +235,6 @@ impl Pipeline {
         let renditions = redactor.call(
             context,
             observed,
-            &mut self.replaced,
             |call| Ok((argument(context.event), call.put(audience.clone())?)),
             |call, renditions| {
                 renditions
@@ -257,8 +341,6 @@ impl Rules for Pipeline {
             let changed = enricher.call_in_service(
                 context,
                 &mut observed,
-                // Metadata as it is broadcast is no verdict that is reused.
-                &mut false,
                 |_| Ok(argument(context.event)),
                 |_, changes| Ok((changed(context.event, &changes, limits)?, changes)),
             );
@@ -317,16 +399,28 @@ impl Rules for Pipeline {
     }
 
     fn take_replaced(&mut self) -> bool {
-        if self.is_replaced() {
-            // It has in another worker, and nobody has been decided on here since.
-            for filter in &mut self.filters {
-                self.replaced |= filter.is_to_fall_back() && filter.fall_back();
+        let replaced = self.replaced_now();
+        std::mem::replace(&mut self.replaced, replaced) < replaced
+    }
+}
+
+/// Has enrichers take over the state of those whose place they take.
+fn take_over(after: &mut [Enricher], before: &mut [Enricher]) {
+    let mut before: Vec<_> = before.iter_mut().collect();
+    let mut after: Vec<_> = after.iter_mut().collect();
+    // A plugin may stand in a chain more than once.
+    for fits in [
+        Stage::is_same as fn(&Stage, &Stage) -> bool,
+        Stage::is_alike,
+    ] {
+        after.retain_mut(|enricher| {
+            let mut stages = before.iter().map(|before| &before.stage);
+            let place = stages.position(|stage| fits(&enricher.stage, stage));
+            if let Some(place) = place {
+                enricher.take_over(before.remove(place));
             }
-            if let Some(redactor) = &mut self.redactor {
-                self.replaced |= redactor.is_to_fall_back() && redactor.fall_back();
-            }
-        }
-        std::mem::take(&mut self.replaced)
+            place.is_none()
+        });
     }
 }
 

@@ -9,7 +9,7 @@ use crate::api::Api;
 use crate::call::Call;
 use crate::error::{one_line, shortened};
 use crate::lines::Lines;
-use crate::manifest::Manifest;
+use crate::manifest::{Manifest, Role};
 use crate::{Engine, LoadError, bounds, wasi};
 
 /// A compiled plugin, linked to the host's interfaces and nothing else.
@@ -20,6 +20,9 @@ pub struct Plugin {
     pub manifest: Manifest,
     /// The SHA-256 of its file, in hexadecimal.
     pub sha256: Arc<str>,
+    /// Whether it is an enricher that keeps a state: each shard then has an instance of its
+    /// own.
+    pub(crate) keeps_state: bool,
     /// What it was built against.
     pub(crate) api: &'static Api,
     pub(crate) linked: InstancePre<Call>,
@@ -47,6 +50,22 @@ impl Plugin {
             what,
         })?;
         Self::link(engine, name, bytes, manifest, api)
+    }
+
+    /// The same compiled code under another name. What it writes to the log is limited by
+    /// itself.
+    #[must_use]
+    pub fn renamed(&self, name: &str) -> Self {
+        Self {
+            name: name.into(),
+            manifest: self.manifest.clone(),
+            sha256: Arc::clone(&self.sha256),
+            keeps_state: self.keeps_state,
+            api: self.api,
+            linked: self.linked.clone(),
+            lines: Arc::default(),
+            fixed_bytes: self.fixed_bytes,
+        }
     }
 
     /// Compiles it, and gives it what a version of the API offers.
@@ -88,8 +107,10 @@ impl Plugin {
             plugin: name.into(),
             what: one_line(error),
         })?;
+        let keeps_state = manifest.role == Role::Enricher && (api.keeps_state)(&component);
         Ok(Self {
             name: name.into(),
+            keeps_state,
             manifest,
             sha256: sha256(bytes),
             api,

@@ -54,26 +54,42 @@ impl<A, R> Slot<A, R> {
         }
     }
 
-    /// Whether another one is to take over from it, since it has in another worker.
-    pub(crate) fn is_to_fall_back(&self) -> bool {
-        self.fallback.is_none() && !self.has_no_fallback && self.stage.health.is_replaced()
+    /// Whether another one has taken over from it, or is to at its next call, since it
+    /// has elsewhere.
+    pub(crate) fn is_replaced(&self) -> bool {
+        self.stage.health.is_replaced()
     }
 }
 
 impl<A, R> Slot<A, R> {
-    pub(crate) fn new(
-        stage: &Arc<Stage>,
-        export: fn(&Api) -> Find<A, R>,
-        limits: Limits,
-    ) -> Result<Self, LoadError> {
-        Ok(Self {
-            instance: Instance::new(&stage.plugin, export, &stage.config, limits)?,
+    /// Its instance is made when it is first called.
+    pub(crate) fn new(stage: &Arc<Stage>, export: fn(&Api) -> Find<A, R>, limits: Limits) -> Self {
+        Self {
+            instance: Instance::new(&stage.plugin, export, &stage.config, limits),
             stage: Arc::clone(stage),
             fallback: None,
             has_no_fallback: false,
             export,
             limits,
-        })
+        }
+    }
+
+    /// The same stage in the same place, for another: nothing of it is made yet.
+    pub(crate) fn another(&self) -> Self {
+        Self::new(&self.stage, self.export, self.limits)
+    }
+
+    /// Has its instance made now.
+    pub(crate) fn make(&mut self) -> Result<(), LoadError> {
+        self.instance.make()
+    }
+
+    /// Gives back the instances that haven't been called since this was last done.
+    pub(crate) fn give_back_unused(&mut self) {
+        self.instance.give_back_unused();
+        if let Some(fallback) = &mut self.fallback {
+            fallback.give_back_unused();
+        }
     }
 
     /// Gives its calls as much time as there is while a plugin is loaded.
@@ -86,17 +102,15 @@ impl<A, R> Slot<A, R> {
         self.instance.spent()
     }
 
-    /// Calls it. Sets `replaced` when the last good generation has taken over, and
-    /// answers from then on.
+    /// Calls it, or the last good generation, once it has taken over.
     pub(crate) fn call<T>(
         &mut self,
         context: Context<'_>,
         observed: &mut Observed,
-        replaced: &mut bool,
         with: impl FnMut(&mut Call) -> wasmtime::Result<A>,
         read: impl FnMut(&mut Call, R) -> wasmtime::Result<T>,
     ) -> Result<T, Failure> {
-        let outcome = self.call_in_service(context, observed, replaced, with, read);
+        let outcome = self.call_in_service(context, observed, with, read);
         outcome.unwrap_or_else(|| {
             Err(Failure {
                 plugin: self.name(),
@@ -110,13 +124,12 @@ impl<A, R> Slot<A, R> {
         &mut self,
         context: Context<'_>,
         observed: &mut Observed,
-        replaced: &mut bool,
         with: impl FnMut(&mut Call) -> wasmtime::Result<A>,
         read: impl FnMut(&mut Call, R) -> wasmtime::Result<T>,
     ) -> Option<Result<T, Failure>> {
-        *replaced |= self.fall_back();
+        self.give_way();
         if let Some(fallback) = &mut self.fallback {
-            return fallback.call_in_service(context, observed, replaced, with, read);
+            return fallback.call_in_service(context, observed, with, read);
         }
         let (stage, quarantine) = (&self.stage, self.limits.quarantine);
         let breaker = &stage.health.breaker;
@@ -142,7 +155,7 @@ impl<A, R> Slot<A, R> {
                 let user = context.event.name.as_str();
                 if breaker.failed(context.monotonic, user, admission, quarantine) {
                     self.quarantine(&failure.error);
-                    *replaced |= self.fall_back();
+                    self.give_way();
                 }
             }
         }
@@ -187,25 +200,23 @@ impl<A, R> Slot<A, R> {
         }
     }
 
-    /// Has the last good generation take over here, once it has in one worker. Says
-    /// whether it just has.
-    pub(crate) fn fall_back(&mut self) -> bool {
-        if self.fallback.is_some() || !self.stage.health.is_replaced() {
-            return false;
+    /// Has the last good generation take over here, once it has anywhere.
+    fn give_way(&mut self) {
+        if self.fallback.is_some() || !self.is_replaced() {
+            return;
         }
-        let last_good = self.stage.last_good.as_ref();
-        match last_good.map(|last_good| Self::new(last_good, self.export, self.limits)) {
-            Some(Ok(fallback)) => {
-                self.fallback = Some(Box::new(fallback));
-                return true;
-            }
-            Some(Err(refusal)) if !std::mem::replace(&mut self.has_no_fallback, true) => {
+        let Some(last_good) = &self.stage.last_good else {
+            return;
+        };
+        let mut fallback = Self::new(last_good, self.export, self.limits);
+        match fallback.make() {
+            Ok(()) => self.fallback = Some(Box::new(fallback)),
+            Err(refusal) if !std::mem::replace(&mut self.has_no_fallback, true) => {
                 let plugin = &*self.stage.plugin.name;
                 tracing::error!(plugin, %refusal, "its last good generation can't take over yet");
             }
-            _ => {}
+            Err(_) => {}
         }
-        false
     }
 }
 
@@ -224,9 +235,10 @@ mod tests {
     /// How long a call may take here: long enough for a busy machine.
     const DEADLINE_MS: u64 = 20_000;
 
-    /// Has calls of `contacts` get no processor, as many of them as are said, each for
-    /// longer than it may take. Says what came of it, and how many calls were made.
-    fn starved(calls: usize) -> (Result<u64, Failure>, usize) {
+    type Filter = Slot<(EventArg, u32), u32>;
+
+    /// `contacts`, not made yet, and what it is run by.
+    fn contacts() -> (Engine, Filter) {
         let bytes = include_bytes!("../../../plugins/dist/contacts.wasm");
         // Its clock ticks for as long as it is there.
         let engine = Engine::new().unwrap();
@@ -243,7 +255,12 @@ mod tests {
                 ms: 1_000,
             },
         };
-        let mut slot = Slot::new(&stage, |api| api.filter, limits).unwrap();
+        let slot = Slot::new(&stage, |api| api.filter, limits);
+        (engine, slot)
+    }
+
+    /// Calls it about a user that nobody knows, after `before`.
+    fn call(slot: &mut Filter, mut before: impl FnMut()) -> Result<u64, Failure> {
         let names = Arc::new(Names::new());
         let fields = json!({"type": "user_online", "userId": "ada", "timestamp": 1});
         let event = self_test::event(&names, fields.as_object().unwrap());
@@ -254,19 +271,11 @@ mod tests {
             directory: &Arc::new(Directory::new()),
             names: &names,
         };
-        let mut made = 0;
-        let outcome = slot.call(
+        slot.call(
             context,
             &mut Observed::default(),
-            &mut false,
             |call| {
-                made += 1;
-                if made <= calls {
-                    // As if its thread had not run for so long.
-                    for _ in 0..=DEADLINE_MS.div_ceil(TICK_MS) + 1 {
-                        engine.wasmtime.increment_epoch();
-                    }
-                }
+                before();
                 let event = EventArg {
                     kind: Kind::Online,
                     user: "ada".into(),
@@ -274,9 +283,40 @@ mod tests {
                 Ok((event, call.put(Audience::nobody())?))
             },
             |call, token| Ok(call.audience(token)?.len()),
-        );
-        assert_eq!(stage.health.in_quarantine(), outcome.is_err());
+        )
+    }
+
+    /// Has calls of `contacts` get no processor, as many of them as are said, each for
+    /// longer than it may take. Says what came of it, and how many calls were made.
+    fn starved(calls: usize) -> (Result<u64, Failure>, usize) {
+        let (engine, mut slot) = contacts();
+        slot.make().unwrap();
+        let mut made = 0;
+        let outcome = call(&mut slot, || {
+            made += 1;
+            if made <= calls {
+                // As if its thread had not run for so long.
+                for _ in 0..=DEADLINE_MS.div_ceil(TICK_MS) + 1 {
+                    engine.wasmtime.increment_epoch();
+                }
+            }
+        });
+        let health = &slot.stage.health;
+        assert_eq!(health.in_quarantine(), outcome.is_err());
         (outcome, made)
+    }
+
+    #[test]
+    fn an_instance_is_made_at_the_first_call_and_given_back_once_nobody_calls_it() {
+        let (_engine, mut slot) = contacts();
+        assert!(slot.spent().is_none());
+        assert_eq!(call(&mut slot, || ()), Ok(0));
+        slot.give_back_unused();
+        assert!(slot.spent().is_some(), "it was called since");
+        slot.give_back_unused();
+        assert!(slot.spent().is_none());
+        assert_eq!(call(&mut slot, || ()), Ok(0));
+        assert!(slot.spent().is_some());
     }
 
     #[test]

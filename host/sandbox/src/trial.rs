@@ -38,8 +38,10 @@ impl Trial {
     /// If it doesn't take its configuration.
     pub fn new(plugin: &Arc<Plugin>, config: &Value, limits: Limits) -> Result<Self, LoadError> {
         let stage = Stage::new(Arc::clone(plugin), config.clone(), true, None);
+        let mut pipeline = Pipeline::new(&[Arc::new(stage)], limits);
+        pipeline.make()?;
         Ok(Self {
-            pipeline: Pipeline::new(&[Arc::new(stage)], limits)?,
+            pipeline,
             role: plugin.manifest.role,
         })
     }

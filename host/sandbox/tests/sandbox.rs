@@ -46,6 +46,8 @@ mod redactors;
 mod replacement;
 #[path = "sandbox/settings.rs"]
 mod settings;
+#[path = "sandbox/shared.rs"]
+mod shared;
 #[path = "sandbox/stage.rs"]
 mod stage;
 #[path = "sandbox/state.rs"]

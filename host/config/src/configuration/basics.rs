@@ -40,6 +40,23 @@ pub struct Tenant {
     /// Stands before every subject, followed by a dot: one token of
     /// `[A-Za-z0-9_-]`, not `presence`. None for the default tenant.
     pub prefix: Option<String>,
+    /// Into how many shards its users are divided, a power of two; 0 for as many as the node
+    /// has threads, or the next power of two. See [`Config::shard_count`].
+    ///
+    /// [`Config::shard_count`]: super::Config::shard_count
+    pub shards: usize,
+}
+
+/// The largest number of shards.
+const SHARDS_MAX: usize = 1_024;
+
+/// A number of shards.
+fn shards(number: usize) -> Result<usize, Wrong> {
+    if number == 0 || number.is_power_of_two() && number <= SHARDS_MAX {
+        return Ok(number);
+    }
+    let fix = format!("choose a power of two up to {SHARDS_MAX}, or 0 for as many as threads");
+    Err(Wrong::new(format!("is {number}"), fix))
 }
 
 impl Tenant {
@@ -54,6 +71,7 @@ impl Tenant {
         });
         Self {
             prefix: prefix.flatten(),
+            shards: section.get("shards", shards).unwrap_or(0),
         }
     }
 }
@@ -132,7 +150,7 @@ impl Query {
 /// `[correction]`: how what viewers have been told is corrected.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Correction {
-    /// How many messages a second corrections may take, of all workers together; 0
+    /// How many messages a second corrections may take, of all shards together; 0
     /// for as many as there are.
     pub messages_per_s: u64,
 }
@@ -209,7 +227,7 @@ impl Status {
 /// `[dead_letters]`: how many may be published.
 #[derive(Clone, Debug, PartialEq)]
 pub struct DeadLetters {
-    /// How many a second, of all workers together, and how many bytes of them.
+    /// How many a second, of all shards together, and how many bytes of them.
     pub rates: Rates,
 }
 

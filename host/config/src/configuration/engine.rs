@@ -12,10 +12,10 @@ pub struct Engine {
     /// Whether a verdict is used again until something that it depends on
     /// changes.
     pub reuse_verdicts: bool,
-    /// How many worker threads share the users; 0 for one per core. See
-    /// [`Engine::worker_count`].
+    /// How many threads share the users; 0 for one per core. See
+    /// [`Engine::thread_count`].
     pub workers: usize,
-    /// How much may wait for a worker, and be asked at a time.
+    /// How much may wait for a shard, and be asked at a time.
     pub queues: Queues,
     /// How much fuel a call may burn; roughly one per Wasm instruction.
     pub fuel: u64,
@@ -38,15 +38,15 @@ pub struct Engine {
     pub quarantine_ms: u64,
 }
 
-/// How much may wait for a worker, and be asked at a time.
+/// How much may wait for a shard, and be asked at a time.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Queues {
-    /// How many batches of messages may wait for a worker.
+    /// How many batches of messages may wait for a shard.
     pub worker_queue: usize,
-    /// How many bytes of messages may wait for all workers together.
+    /// How many bytes of messages may wait for all shards together.
     pub worker_queue_bytes: usize,
     /// How many questions are answered at a time, and how many pieces of questions may
-    /// wait for a worker.
+    /// wait for a shard.
     pub question_queue: usize,
     /// How many bytes questions may take in all, with what has been answered of them.
     pub question_bytes_max: usize,
@@ -73,8 +73,8 @@ impl Queues {
 }
 
 impl Engine {
-    /// How many worker threads to run, at least one.
-    pub fn worker_count(&self) -> usize {
+    /// How many threads to run, at least one.
+    pub fn thread_count(&self) -> usize {
         match self.workers {
             0 => available_parallelism().map_or(1, usize::from),
             workers => workers,

@@ -187,6 +187,14 @@ impl Config {
         })
     }
 
+    /// Into how many shards the tenant's users are divided, at least one.
+    pub fn shard_count(&self) -> usize {
+        match self.tenant.shards {
+            0 => self.engine.thread_count().next_power_of_two(),
+            shards => shards,
+        }
+    }
+
     /// The pipeline in one line: its plugins, in order.
     pub fn pipeline_line(&self) -> String {
         let plugins: Vec<_> = self.pipeline.iter().map(|stage| &*stage.plugin).collect();

@@ -1,5 +1,7 @@
 //! What a shard knows, over a restart: taken piece by piece, and put back.
 
+use std::sync::Arc;
+
 use super::Shard;
 use super::presence::Presence;
 use crate::record::Record;
@@ -82,6 +84,17 @@ impl Shard {
             updates.forget_all(common);
         }
         events.rules_changed();
+    }
+
+    /// A shard of nobody that goes by the same settings, directory and clock as this one,
+    /// and counts on: what is to take its place where it can't be relied on any more.
+    pub fn anew(&self) -> Self {
+        let common = &self.common;
+        let (settings, names) = (common.settings.clone(), Arc::clone(&common.names));
+        let mut shard = Self::new(settings, names, Arc::clone(&common.directory));
+        shard.common.clock = common.clock;
+        shard.common.counters = common.counters;
+        shard
     }
 
     /// Every lease starts again.

@@ -36,7 +36,7 @@ const RIGHTS_RETRY: Duration = Duration::from_secs(2);
 
 /// How many messages the client holds that it hasn't written yet. They go out on a new
 /// connection before those that are published again, so they are few; no fewer, since
-/// workers would wait for room.
+/// shards would wait for room.
 const CLIENT_QUEUE: usize = 1_024;
 
 /// The longest body that the broker takes, once it is known.

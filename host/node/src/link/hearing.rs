@@ -1,4 +1,4 @@
-//! Up to when everything has been heard, as each worker is to know it: behind all that
+//! Up to when everything has been heard, as each shard is to know it: behind all that
 //! had arrived by then, and not where something of it was dropped on the way.
 
 use presence_core::Input;
@@ -9,21 +9,21 @@ pub(crate) struct Hearing {
     heard: watch::Receiver<u64>,
     /// How many messages may wait to be read.
     queue: u64,
-    /// What the workers don't know yet, and after how many messages they may.
+    /// What the shards don't know yet, and after how many messages they may.
     pending: Option<(u64, u64)>,
-    /// Of each worker: when inputs for it were dropped last, until it knows.
+    /// Of each shard: when inputs for it were dropped last, until it knows.
     dropped_at: Vec<Option<u64>>,
     room: Room,
 }
 
 impl Hearing {
     /// `queue`: how many messages may wait to be read.
-    pub(crate) fn new(heard: watch::Receiver<u64>, queue: usize, workers: usize) -> Self {
+    pub(crate) fn new(heard: watch::Receiver<u64>, queue: usize, shards: usize) -> Self {
         Self {
             heard,
             queue: queue as u64,
             pending: None,
-            dropped_at: vec![None; workers],
+            dropped_at: vec![None; shards],
             room: Room::default(),
         }
     }
@@ -51,16 +51,16 @@ impl Hearing {
         }
     }
 
-    /// Inputs for a worker were dropped.
-    pub(crate) fn dropped(&mut self, worker: usize, now: u64) {
-        if let Some(dropped_at) = self.dropped_at.get_mut(worker) {
+    /// Inputs for a shard were dropped.
+    pub(crate) fn dropped(&mut self, shard: usize, now: u64) {
+        if let Some(dropped_at) = self.dropped_at.get_mut(shard) {
             *dropped_at = Some(now);
         }
     }
 
     /// So many messages have been read in all, and the client has said so often that it
     /// had no room for one in some subscription: if it may have been the one that is
-    /// read here, nobody knows for which worker.
+    /// read here, nobody knows for which shard.
     pub(crate) fn look_for_drops(&mut self, now: u64, read: u64, events: u64) {
         if self.room.may_have_lacked(read, events, self.queue) {
             self.dropped_at.fill(Some(now));
@@ -73,18 +73,18 @@ impl Hearing {
         self.room.is_empty(read, events);
     }
 
-    /// What a worker is told when all has been handed on that arrived by a time.
-    pub(crate) fn word(&self, worker: usize, at: u64) -> Input {
-        match self.dropped_at.get(worker) {
+    /// What a shard is told when all has been handed on that arrived by a time.
+    pub(crate) fn word(&self, shard: usize, at: u64) -> Input {
+        match self.dropped_at.get(shard) {
             Some(Some(_)) => Input::LostUpTo { at },
             _ => Input::ReceivedUpTo { at },
         }
     }
 
-    /// A worker has been told. What was dropped arrived by the time at which it was, so
+    /// A shard has been told. What was dropped arrived by the time at which it was, so
     /// a word of a later time is the last one that it belies.
-    pub(crate) fn told(&mut self, worker: usize, at: u64) {
-        if let Some(dropped_at) = self.dropped_at.get_mut(worker) {
+    pub(crate) fn told(&mut self, shard: usize, at: u64) {
+        if let Some(dropped_at) = self.dropped_at.get_mut(shard) {
             dropped_at.take_if(|dropped_at| *dropped_at < at);
         }
     }
@@ -117,24 +117,24 @@ impl Room {
 mod tests {
     use super::*;
 
-    const WORKERS: usize = 2;
+    const SHARDS: usize = 2;
 
     fn hearing() -> (watch::Sender<u64>, Hearing) {
         let (heard, hearing) = watch::channel(0);
-        (heard, Hearing::new(hearing, 10, WORKERS))
+        (heard, Hearing::new(hearing, 10, SHARDS))
     }
 
     /// Whom a word says that all was heard, and who has got it then.
-    fn tell(hearing: &mut Hearing, at: u64) -> [bool; WORKERS] {
-        [0, 1].map(|worker| {
-            let heard = matches!(hearing.word(worker, at), Input::ReceivedUpTo { .. });
-            hearing.told(worker, at);
+    fn tell(hearing: &mut Hearing, at: u64) -> [bool; SHARDS] {
+        [0, 1].map(|shard| {
+            let heard = matches!(hearing.word(shard, at), Input::ReceivedUpTo { .. });
+            hearing.told(shard, at);
             heard
         })
     }
 
     #[test]
-    fn a_worker_whose_inputs_were_dropped_is_not_told_that_it_heard_that_time() {
+    fn a_shard_whose_inputs_were_dropped_is_not_told_that_it_heard_that_time() {
         let (_heard, mut hearing) = hearing();
         assert_eq!(tell(&mut hearing, 100), [true, true]);
         hearing.dropped(1, 150);
@@ -145,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn a_worker_that_had_no_room_for_the_word_either_gets_the_next_one() {
+    fn a_shard_that_had_no_room_for_the_word_either_gets_the_next_one() {
         let (_heard, mut hearing) = hearing();
         hearing.dropped(0, 50);
         assert!(matches!(hearing.word(0, 100), Input::LostUpTo { at: 100 }));

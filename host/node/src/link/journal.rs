@@ -1,10 +1,13 @@
-//! What a source has published and the broker may not have yet: kept until the broker
-//! has it, so that it can be published again after a lost connection.
+//! What is published and the broker may not have yet: kept until the broker has it, so
+//! that it can be published again after a lost connection. Answers wait in it for their
+//! turn, but are handed over once.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use async_nats::Subject;
 use bytes::Bytes;
+use presence_config::subjects::Source;
 
 /// What an entry takes beside its body, more or less.
 const ENTRY_BYTES: usize = 128;
@@ -13,20 +16,44 @@ const ENTRY_BYTES: usize = 128;
 #[derive(Clone, Debug)]
 pub(crate) struct Entry {
     pub(crate) subject: Subject,
+    pub(crate) body: Bytes,
+    /// By what it is counted; none of an answer, which is published once.
+    pub(crate) counted: Option<Counted>,
+}
+
+/// By what a message is counted.
+#[derive(Clone, Debug)]
+pub(crate) struct Counted {
+    pub(crate) source: Arc<Source>,
     /// How often the numbers on the subject have begun anew since the source's start.
     pub(crate) renewed: u64,
     /// The message's number on the subject.
     pub(crate) seq: u64,
-    pub(crate) body: Bytes,
 }
 
-/// The messages of one source, in their order. Their places are counted from 0 since
-/// the source's start.
+impl Entry {
+    /// An answer to who has sent something.
+    pub(crate) fn answer(to: String, body: Vec<u8>) -> Self {
+        Self {
+            subject: to.into(),
+            body: body.into(),
+            counted: None,
+        }
+    }
+
+    fn bytes(&self) -> usize {
+        ENTRY_BYTES + self.body.len()
+    }
+}
+
+/// Messages in their order. Their places are counted from 0.
 #[derive(Debug)]
 pub(crate) struct Journal {
     entries: VecDeque<Entry>,
     /// The place of the first of them.
     begin: u64,
+    /// How many of them the broker is to acknowledge.
+    unacknowledged: usize,
     bytes: usize,
     bytes_max: usize,
 }
@@ -37,6 +64,7 @@ impl Journal {
         Self {
             entries: VecDeque::new(),
             begin: 0,
+            unacknowledged: 0,
             bytes: 0,
             bytes_max,
         }
@@ -52,6 +80,11 @@ impl Journal {
         self.begin + self.entries.len() as u64
     }
 
+    /// Whether there is something that the broker is to acknowledge.
+    pub(crate) fn waits(&self) -> bool {
+        self.unacknowledged > 0
+    }
+
     /// Whether there is room for another message. One alone always has it.
     pub(crate) fn has_room(&self) -> bool {
         self.bytes < self.bytes_max
@@ -63,7 +96,8 @@ impl Journal {
     }
 
     pub(crate) fn push(&mut self, entry: Entry) {
-        self.bytes += bytes(&entry);
+        self.bytes += entry.bytes();
+        self.unacknowledged += usize::from(entry.counted.is_some());
         self.entries.push_back(entry);
     }
 
@@ -73,32 +107,43 @@ impl Journal {
         self.entries.get(usize::try_from(place).ok()?)
     }
 
-    /// The broker has all messages before this place.
-    pub(crate) fn acknowledged(&mut self, end: u64) {
-        while self.begin < end
-            && let Some(entry) = self.entries.pop_front()
-        {
+    /// The broker has all messages before one place, and all before the other have been
+    /// handed over, which is all that an answer is kept for.
+    pub(crate) fn forget(&mut self, acknowledged: u64, handed: u64) {
+        while let Some(entry) = self.entries.front() {
+            let is_answer = entry.counted.is_none();
+            if self.begin >= acknowledged && !(is_answer && self.begin < handed) {
+                break;
+            }
             self.begin += 1;
-            self.bytes -= bytes(&entry);
+            self.unacknowledged -= usize::from(!is_answer);
+            self.bytes -= entry.bytes();
+            self.entries.pop_front();
         }
     }
 }
 
-fn bytes(entry: &Entry) -> usize {
-    ENTRY_BYTES + entry.body.len()
-}
-
 #[cfg(test)]
 mod tests {
+    use presence_config::subjects::Subjects;
+
     use super::*;
 
     fn entry(seq: u64, bytes: usize) -> Entry {
+        let source = Source::new("n", 0, 1, &Subjects::new(None), false);
         Entry {
             subject: "s".into(),
-            renewed: 0,
-            seq,
             body: vec![0; bytes].into(),
+            counted: Some(Counted {
+                source: Arc::new(source),
+                renewed: 0,
+                seq,
+            }),
         }
+    }
+
+    fn seq(entry: Option<&Entry>) -> Option<u64> {
+        Some(entry?.counted.as_ref()?.seq)
     }
 
     #[test]
@@ -108,12 +153,32 @@ mod tests {
             journal.push(entry(seq, 10));
         }
         assert_eq!((journal.begin(), journal.end()), (0, 4));
-        journal.acknowledged(2);
-        journal.acknowledged(1);
+        journal.forget(2, 4);
+        journal.forget(1, 4);
         assert_eq!((journal.begin(), journal.end()), (2, 4));
-        assert!(journal.get(1).is_none());
-        assert_eq!(journal.get(2).map(|entry| entry.seq), Some(3));
-        journal.acknowledged(9);
+        assert_eq!((seq(journal.get(1)), seq(journal.get(2))), (None, Some(3)));
+        assert!(journal.waits());
+        journal.forget(9, 9);
+        assert_eq!((journal.begin(), journal.end(), journal.bytes()), (4, 4, 0));
+        assert!(!journal.waits());
+    }
+
+    #[test]
+    fn answers_are_kept_until_they_are_handed_over() {
+        let answer = || Entry::answer("r".into(), b"{}".into());
+        let mut journal = Journal::new(1_000);
+        journal.push(answer());
+        journal.push(answer());
+        assert!(!journal.waits());
+        journal.forget(0, 1);
+        assert_eq!((journal.begin(), journal.end()), (1, 2));
+        journal.forget(0, 2);
+        assert_eq!((journal.begin(), journal.bytes()), (2, 0));
+        journal.push(entry(1, 10));
+        journal.push(answer());
+        journal.forget(2, 4);
+        assert_eq!(journal.begin(), 2, "behind what is not acknowledged");
+        journal.forget(3, 4);
         assert_eq!((journal.begin(), journal.end(), journal.bytes()), (4, 4, 0));
     }
 
@@ -123,7 +188,7 @@ mod tests {
         assert!(journal.has_room());
         journal.push(entry(1, 5_000));
         assert!(!journal.has_room());
-        journal.acknowledged(1);
+        journal.forget(1, 1);
         journal.push(entry(2, 100));
         assert!(journal.has_room());
     }

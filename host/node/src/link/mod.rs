@@ -14,4 +14,5 @@ pub mod question;
 pub(crate) mod reply;
 pub(crate) mod request;
 pub mod tap;
+pub(crate) mod voice;
 pub(crate) mod wire;

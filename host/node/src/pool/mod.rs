@@ -1,5 +1,200 @@
-//! Workers: threads that own shards.
+//! The pool: one thread a core for the whole node, on which the shards of all tenants live.
+//!
+//! A shard is a value ([`cell`]): it is pinned to a thread, gets there by a message, and has
+//! nothing of its own while it has nothing to do but what it knows. A thread ([`thread`])
+//! takes what it is sent out of its mailbox ([`mailbox`]), gives tenants their turns
+//! ([`rounds`]), wakes shards when something falls due, and carries what they have to say in
+//! its outbox ([`outbox`]).
 
-pub(crate) mod lane;
+mod cell;
+mod instances;
+mod mailbox;
+mod outbox;
+mod restart;
+mod rounds;
 pub(crate) mod seldom;
-pub(crate) mod worker;
+mod shards;
+#[cfg(test)]
+mod tests;
+mod thread;
+mod turn;
+mod work;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::time::Instant;
+
+use tokio::runtime::Builder;
+use tokio::task::unconstrained;
+
+use crate::clock;
+use crate::link::handed::Handed;
+use crate::tasks::Tasks;
+
+pub(crate) use cell::{Cell, Common};
+pub(crate) use outbox::Carrier;
+pub(crate) use shards::{Figures, Room, Shards, place};
+pub(crate) use work::{Ask, BATCH_MAX, Batch, Generation, Task};
+
+use mailbox::Mailbox;
+use outbox::Outbox;
+use shards::Port;
+use thread::Thread;
+
+/// Which shard, and of which tenant, on this node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct Address {
+    tenant: u32,
+    shard: u32,
+}
+
+/// Counts nanoseconds, from whenever.
+type Meter = Box<dyn FnMut() -> u64 + Send>;
+
+/// A thread's figures, as it last told them.
+#[derive(Debug, Default)]
+pub(crate) struct ThreadFigures {
+    /// How many bytes of messages the broker hasn't acknowledged.
+    pub(crate) journal_bytes: AtomicU64,
+    /// How many messages were published again after a lost connection.
+    pub(crate) repeated: AtomicU64,
+    /// Since when the thread has been at one thing, in milliseconds since the Unix
+    /// epoch; 0 while it waits.
+    busy_since: AtomicU64,
+}
+
+impl ThreadFigures {
+    /// For how long the thread has been at one thing, in milliseconds.
+    pub(crate) fn busy_ms(&self) -> u64 {
+        match self.busy_since.load(Ordering::Relaxed) {
+            0 => 0,
+            since => clock::now_ms().saturating_sub(since),
+        }
+    }
+
+    fn is_busy(&self, now: u64) {
+        self.busy_since.store(now, Ordering::Relaxed);
+    }
+
+    fn is_idle(&self) {
+        self.busy_since.store(0, Ordering::Relaxed);
+    }
+
+    fn tell_outbox(&self, bytes: usize, repeated: u64) {
+        self.journal_bytes.store(bytes as u64, Ordering::Relaxed);
+        self.repeated.store(repeated, Ordering::Relaxed);
+    }
+}
+
+/// How much the outbox of each thread holds, and how often it says how far it has come.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct OutboxSettings {
+    /// How many bytes of messages that the broker hasn't acknowledged.
+    pub(crate) bytes_max: usize,
+    /// How often each source has a beacon, in milliseconds.
+    pub(crate) beacon_ms: u64,
+}
+
+/// The node's threads. Cloning it shares them; they end with the last of it.
+#[derive(Clone, Debug)]
+pub(crate) struct Pool(Arc<Threads>);
+
+#[derive(Debug)]
+struct Threads {
+    each: Vec<(Arc<Mailbox>, Arc<ThreadFigures>)>,
+    /// How many tenants there have been.
+    tenants: AtomicU32,
+}
+
+impl Drop for Threads {
+    fn drop(&mut self) {
+        for (mailbox, _) in &self.each {
+            mailbox.close();
+        }
+    }
+}
+
+impl Pool {
+    /// Starts the threads: one for each of these.
+    ///
+    /// # Errors
+    /// If the system has no thread to give.
+    pub(crate) fn start<C: Carrier + Clone>(
+        carrier: &C,
+        handed: Vec<Arc<Handed>>,
+        settings: OutboxSettings,
+        tasks: &Tasks,
+    ) -> anyhow::Result<Self> {
+        let mut each = Vec::new();
+        for (number, handed) in handed.into_iter().enumerate() {
+            let OutboxSettings {
+                bytes_max,
+                beacon_ms,
+            } = settings;
+            let mailbox = Arc::<Mailbox>::default();
+            let figures = Arc::<ThreadFigures>::default();
+            let outbox = Outbox::new(carrier.clone(), handed, bytes_max, beacon_ms);
+            let began = Instant::now();
+            let meter = move || u64::try_from(began.elapsed().as_nanos()).unwrap_or(u64::MAX);
+            let thread = Thread::new(
+                Arc::clone(&mailbox),
+                outbox,
+                Arc::clone(&figures),
+                Box::new(meter),
+            );
+            let runtime = Builder::new_current_thread().enable_time().build()?;
+            // It shares the runtime with nothing that it would have to give way to.
+            let run = move || runtime.block_on(unconstrained(thread.run()));
+            tasks.thread(format!("pool-{number}"), run)?;
+            each.push((mailbox, figures));
+        }
+        Ok(Self(Arc::new(Threads {
+            each,
+            tenants: AtomicU32::new(0),
+        })))
+    }
+
+    /// How many threads there are.
+    pub(crate) fn len(&self) -> usize {
+        self.0.each.len()
+    }
+
+    /// The threads' figures.
+    pub(crate) fn figures(&self) -> impl Iterator<Item = &ThreadFigures> {
+        self.0.each.iter().map(|(_, figures)| &**figures)
+    }
+
+    /// A figure of all threads together.
+    pub(crate) fn total(&self, of: fn(&ThreadFigures) -> &AtomicU64) -> u64 {
+        let figures = self.figures().map(of);
+        figures.map(|figure| figure.load(Ordering::Relaxed)).sum()
+    }
+
+    /// Places a new tenant's shards, each on its thread.
+    pub(crate) fn place(
+        &self,
+        shards: usize,
+        room: Room,
+        mut shard: impl FnMut(usize, Arc<Figures>) -> Cell,
+    ) -> Shards {
+        let tenant = self.0.tenants.fetch_add(1, Ordering::Relaxed);
+        // Small tenants aren't all to be on the first thread.
+        let threads = self
+            .0
+            .each
+            .iter()
+            .cycle()
+            .skip(tenant as usize % self.len().max(1));
+        let ports = (0..shards).zip(threads).map(|(number, (mailbox, _))| {
+            let address = Address {
+                tenant,
+                shard: u32::try_from(number).unwrap_or(u32::MAX),
+            };
+            let port = Port::new(Arc::clone(mailbox), address, room);
+            let cell = shard(number, Arc::clone(&port.figures));
+            mailbox.put_first(address, Task::Place(Box::new(cell)));
+            port
+        });
+        Shards::from(ports.collect::<Vec<_>>())
+    }
+}

@@ -18,6 +18,7 @@ use presence_config::regular::{Stamp, Unreadable};
 use presence_config::{self as config, Config, Effect};
 use presence_core::directory::{Changes, Directory};
 use presence_rules::loader::Loader;
+use presence_sandbox::Blueprint;
 use tokio::sync::mpsc;
 
 use crate::directory::{kv, request::Fetcher};
@@ -40,7 +41,6 @@ pub(crate) use pipeline::note_in_force;
 
 use job::Job;
 use loads::Loads;
-use pipeline::Loaded;
 
 /// How often is looked whether there is something to tidy up.
 const TIDY: Duration = Duration::from_secs(10);
@@ -137,7 +137,7 @@ pub(crate) struct Reload {
     reading: Job<Read>,
     parsing: Job<anyhow::Result<(Directory, Changes)>>,
     read_again: bool,
-    loads: Loads<Option<Loaded>>,
+    loads: Loads<Option<Blueprint>>,
     /// Whether the last load failed for a reason that may pass by itself.
     load_again: bool,
     /// What a KV bucket says; nothing comes where the directory is a file.

@@ -7,20 +7,13 @@ use presence_config::causes::Causes;
 use presence_config::escape::together;
 use presence_config::regular::Unreadable;
 use presence_rules::loader::Loader;
-use presence_sandbox::{Blueprint, Pipeline};
+use presence_sandbox::Blueprint;
 use tokio::sync::watch;
 use tokio::task::spawn_blocking;
 
 use super::{Reload, Said};
 use crate::reload::on_disk::What;
 use crate::tenant::Running;
-
-/// A pipeline that can be put in force.
-pub(super) struct Loaded {
-    blueprint: Blueprint,
-    /// Its instances, one for each worker.
-    pipelines: Vec<Pipeline>,
-}
 
 impl Reload {
     /// Loads what the configuration names, in place of what is being loaded.
@@ -31,26 +24,18 @@ impl Reload {
         }
         let (config, loader) = (self.config.clone(), Arc::clone(&self.loader));
         let running = self.tenant.running.subscribe();
-        let workers = self.tenant.workers.iter().len();
         let limit = config.plugins.load_timeout;
         self.loads.start(limit, move |attempt| {
             let running = Arc::clone(&running.borrow().blueprint);
             let blueprint = loader.attempt(&config, true, Some(&running), attempt);
             let blueprint = blueprint.map_err(together)?;
-            if blueprint.is_same(&running) {
-                return Ok(None);
-            }
-            let pipelines = (0..workers).map(|_| blueprint.instantiate());
-            let pipelines = pipelines.collect::<Result<Vec<_>, _>>()?;
-            Ok(Some(Loaded {
-                blueprint,
-                pipelines,
-            }))
+            let is_same = blueprint.is_same(&running);
+            Ok((!is_same).then_some(blueprint))
         });
     }
 
     /// Puts in force what has been loaded, or says why it can't be.
-    pub(super) async fn take_pipeline(&mut self, loaded: anyhow::Result<Option<Loaded>>) {
+    pub(super) async fn take_pipeline(&mut self, loaded: anyhow::Result<Option<Blueprint>>) {
         let error = loaded.as_ref().err();
         self.load_again = error.is_some_and(|error| error.chain().any(may_pass));
         let refusal = match loaded {
@@ -70,9 +55,9 @@ impl Reload {
         }
     }
 
-    async fn swap(&mut self, loaded: Loaded) {
+    async fn swap(&mut self, blueprint: Blueprint) {
         let before = Arc::clone(&self.tenant.running.borrow().blueprint);
-        self.tenant.swap(loaded.blueprint, loaded.pipelines).await;
+        self.tenant.swap(blueprint).await;
         let running = self.tenant.running.borrow().clone();
         tracing::info!(
             generation = running.generation,

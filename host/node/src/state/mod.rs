@@ -1,11 +1,13 @@
 //! What outlives the process: connections, who is online, and who has been told.
 //!
-//! It is kept in one file for each tenant, in a folder of the node's own. Workers
+//! It is kept in one file for each tenant, in a folder of the node's own. Shards
 //! hand over what has changed (`saver`), and one thread writes it (`writer`), so
-//! that nobody waits for a disk. After `kill -9` the file lacks what happened
+//! that nobody waits for a disk. One that has failed reads what was stored of it
+//! (`restorer`). After `kill -9` the file lacks what happened
 //! since the last write, and nothing else.
 
 pub(crate) mod database;
+mod restorer;
 mod saver;
 mod store;
 mod writer;
@@ -14,6 +16,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context as _, bail};
+use presence_config::subjects::EPOCH_STEP;
 use presence_config::{self as config, Config};
 use presence_core::names::Names;
 use presence_core::record::Record;
@@ -24,6 +27,7 @@ use crate::clock;
 use crate::tasks::Tasks;
 use database::{Disk, Fault};
 
+pub(crate) use restorer::{Asked, Restorer};
 pub(crate) use saver::Saver;
 pub(crate) use writer::{Figures, Writer};
 
@@ -54,6 +58,14 @@ impl Restored {
             )
         });
         (users, connections)
+    }
+
+    /// Where nothing was stored.
+    pub(crate) fn nothing() -> Self {
+        Self {
+            saved_at: clock::now_ms(),
+            ..Self::default()
+        }
     }
 
     /// For how long nobody has been there to hear, in milliseconds.
@@ -176,18 +188,31 @@ fn open_in(
 
 fn open_file(path: &Path, names: &Names, disk: &Arc<Disk>) -> Result<(Store, Restored), Fault> {
     let store = Store::open(path, disk)?;
+    let restored = read(&store, path, names, &|_| true).map_err(|fault| disk.fault(fault))?;
+    Ok((store, restored))
+}
+
+/// Reads what is stored of some users, and begins an epoch.
+fn read(
+    store: &Store,
+    path: &Path,
+    names: &Names,
+    wanted: &dyn Fn(&str) -> bool,
+) -> Result<Restored, Fault> {
     let mut records = Vec::new();
     let saved_at = store.read(|key, value| {
-        records.push(Record::decode(key, value, names).context("a record can't be read")?);
+        let record = Record::decode(key, value, names).context("a record can't be read")?;
+        if wanted(record.user()) {
+            records.push(record);
+        }
         Ok(())
     })?;
-    let epoch = begin_epoch(&store, path).map_err(|fault| disk.fault(fault))?;
-    let restored = Restored {
+    let epoch = begin_epoch(store, path)?;
+    Ok(Restored {
         records,
         epoch,
         saved_at,
-    };
-    Ok((store, restored))
+    })
 }
 
 /// Begins an epoch. The last one is kept in a file of its own as well, since it is to
@@ -196,7 +221,7 @@ fn begin_epoch(store: &Store, path: &Path) -> Result<u64, Fault> {
     let file = path.with_extension("epoch");
     let last = std::fs::read_to_string(&file).ok();
     let last = last.and_then(|text| text.trim().parse::<u64>().ok());
-    let next = last.map_or(0, |last| last.saturating_add(store::EPOCH_STEP));
+    let next = last.map_or(0, |last| last.saturating_add(EPOCH_STEP));
     let epoch = store.begin_epoch(clock::now_ms().max(next))?;
     if let Err(error) = private::write(&file, epoch.to_string().as_bytes()) {
         tracing::warn!(%error, "can't write {}", file.display());

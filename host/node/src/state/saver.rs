@@ -1,6 +1,7 @@
-//! A worker's side of the state: what has changed is handed over now and then,
+//! A shard's side of the state: what has changed is handed over now and then,
 //! and never waited for.
 
+use std::collections::VecDeque;
 use std::sync::{Arc, Weak};
 
 use presence_core::Shard;
@@ -11,7 +12,6 @@ use tokio::sync::mpsc::error::TrySendError;
 
 use super::writer::{Figures, Job};
 use crate::clock;
-use crate::link::publisher::Publisher;
 
 /// How old what is stored of a connection's last heartbeat may be, in
 /// milliseconds.
@@ -36,6 +36,10 @@ pub(crate) struct Saver {
     graces_at: u64,
     /// What was taken, and waits for the broker.
     taken: Option<Taken>,
+    /// Whether it waits for room at the writer's instead.
+    is_refused: bool,
+    /// What is handed over at the end; none before.
+    last_of_all: Option<VecDeque<Taken>>,
     /// What the writer may not have read yet.
     handed_over: Vec<Weak<Vec<Record>>>,
 }
@@ -59,20 +63,38 @@ impl Saver {
             last: clock::now_ms(),
             graces_at: 0,
             taken: None,
+            is_refused: false,
+            last_of_all: None,
             handed_over: Vec::new(),
         }
     }
 
     /// When [`Self::save`] is to be called, if it is.
     pub(crate) fn due(&self, shard: &Shard) -> Option<u64> {
-        let is_due = shard.has_records() || shard.graces_at().is_some();
-        (self.taken.is_none() && is_due).then_some(self.at)
+        let is_due = match &self.taken {
+            None => shard.has_records() || shard.graces_at().is_some(),
+            Some(_) => self.is_refused,
+        };
+        is_due.then_some(self.at)
+    }
+
+    /// Behind which place the broker is to have all for what was taken to be handed over;
+    /// none if nothing waits for that.
+    pub(crate) fn waits_for(&self) -> Option<u64> {
+        let taken = self.taken.as_ref().filter(|_| !self.is_refused);
+        taken.map(|taken| taken.end)
+    }
+
+    /// Whether something has been taken that hasn't been handed over.
+    pub(crate) fn is_waiting(&self) -> bool {
+        self.taken.is_some()
     }
 
     /// Takes what has changed, if it is time, and hands it over if the broker has all
-    /// that was published before, and the writer has room. Says whether there is a
-    /// writer.
-    pub(crate) fn save(&mut self, shard: &mut Shard, publisher: &Publisher) -> bool {
+    /// that was published before, and the writer has room. `end` is the place behind what
+    /// the shard has published, and `acknowledged` up to which place the broker has all.
+    /// Says whether there is a writer.
+    pub(crate) fn save(&mut self, shard: &mut Shard, end: u64, acknowledged: u64) -> bool {
         let now = clock::now_ms();
         if self.taken.is_none() {
             if now < self.at {
@@ -85,16 +107,19 @@ impl Saver {
             }
             let parts = HEARD_MS / (now - self.last).max(self.flush_ms);
             self.last = now;
-            self.take(shard, publisher, usize::try_from(parts).unwrap_or(1));
+            self.take(shard, end, usize::try_from(parts).unwrap_or(1));
         }
-        let acknowledged = publisher.acknowledged();
         let Some(taken) = self.taken.take_if(|taken| taken.end <= acknowledged) else {
             return true;
         };
         match self.jobs.try_reserve() {
-            Ok(permit) => permit.send(Job::Write(taken.at, taken.records)),
+            Ok(permit) => {
+                self.is_refused = false;
+                permit.send(Job::Write(taken.at, taken.records));
+            }
             Err(TrySendError::Full(())) => {
                 self.taken = Some(taken);
+                self.is_refused = true;
                 self.at = now + self.flush_ms;
             }
             Err(TrySendError::Closed(())) => return false,
@@ -102,19 +127,33 @@ impl Saver {
         true
     }
 
-    /// Hands over all that the shard knows and the store doesn't, when there is room.
-    /// The broker has all that was published.
-    pub(crate) async fn save_all(&mut self, shard: &mut Shard, publisher: &Publisher) {
-        let waiting = self.taken.take();
-        self.graces_at = 0;
-        self.take(shard, publisher, 1);
-        for taken in waiting.into_iter().chain(self.taken.take()) {
-            // A writer that is gone has said so.
-            let _ = self.jobs.send(Job::Write(taken.at, taken.records)).await;
+    /// Hands over all that the shard knows and the store doesn't, as far as there is room.
+    /// The broker has all that was published, and the shard does nothing more. Says whether
+    /// all has been handed over.
+    pub(crate) fn save_all(&mut self, shard: &mut Shard, end: u64) -> bool {
+        if self.last_of_all.is_none() {
+            let waiting = self.taken.take();
+            self.graces_at = 0;
+            self.take(shard, end, 1);
+            self.last_of_all = Some(waiting.into_iter().chain(self.taken.take()).collect());
         }
+        let last_of_all = self.last_of_all.get_or_insert_default();
+        while !last_of_all.is_empty() {
+            match self.jobs.try_reserve() {
+                Ok(permit) => {
+                    if let Some(taken) = last_of_all.pop_front() {
+                        permit.send(Job::Write(taken.at, taken.records));
+                    }
+                }
+                Err(TrySendError::Full(())) => return false,
+                // A writer that is gone has said so.
+                Err(TrySendError::Closed(())) => return true,
+            }
+        }
+        true
     }
 
-    fn take(&mut self, shard: &mut Shard, publisher: &Publisher, parts: usize) {
+    fn take(&mut self, shard: &mut Shard, end: u64, parts: usize) {
         let records = shard.take_records(parts);
         let graces_at = shard.graces_at();
         let is_due = graces_at.is_some_and(|at| at >= self.graces_at + GRACES_MS);
@@ -127,7 +166,7 @@ impl Saver {
         self.handed_over.push(Arc::downgrade(&records));
         self.taken = Some(Taken {
             at: graces_at.unwrap_or_else(clock::now_ms),
-            end: publisher.end(),
+            end,
             records,
         });
     }

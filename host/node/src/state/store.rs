@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::bail;
+use presence_config::subjects::EPOCH_STEP;
 use presence_core::record::{FORMAT, Stored};
 use redb::{ReadableDatabase, ReadableTable, TableDefinition};
 
@@ -15,11 +16,6 @@ const FIGURES: TableDefinition<'_, &str, u64> = TableDefinition::new("figures");
 const FORMAT_KEY: &str = "format";
 const SAVED_AT: &str = "saved-at";
 const EPOCH: &str = "epoch";
-
-/// How far one epoch is from the next, at least: a source's epochs on the subjects of
-/// viewers, which may begin anew while it runs, lie between. They do so for want of memory,
-/// and far less than once a millisecond.
-pub(super) const EPOCH_STEP: u64 = 1_000;
 
 /// An open file.
 #[derive(Debug)]

@@ -1,4 +1,4 @@
-//! The thread that writes the state. What workers hand over while it writes is
+//! The thread that writes the state. What shards hand over while it writes is
 //! written together, next.
 
 use std::path::PathBuf;
@@ -13,13 +13,14 @@ use presence_core::record::{Record, Stored};
 use rustix::time::{ClockId, clock_gettime};
 use tokio::sync::{mpsc, oneshot};
 
+use super::restorer::{Request, Restorer};
 use super::saver::Saver;
 use super::store::Store;
 use crate::clock;
 use crate::state::database::{Disk, Fault};
 use crate::tasks::Tasks;
 
-/// How many batches may wait to be written, of all workers together.
+/// How many batches may wait to be written, of all shards together.
 const QUEUE: usize = 16;
 
 /// How many times as long as a write takes of a processor it is waited before the next one,
@@ -36,6 +37,8 @@ const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs
 pub(super) enum Job {
     /// Write these, which were taken then.
     Write(u64, Arc<Vec<Record>>),
+    /// Read what is stored of some users, once all before this is written.
+    Read(Request),
     /// Close the file, and say when that is done.
     Finish(oneshot::Sender<()>),
 }
@@ -112,7 +115,12 @@ impl Writer {
         })
     }
 
-    /// What a worker hands its changes over with.
+    /// What reads what was stored of one shard.
+    pub(crate) fn restorer(&self) -> Restorer {
+        Restorer::new(self.jobs.clone())
+    }
+
+    /// What a shard hands its changes over with.
     pub(crate) fn saver(&self) -> Saver {
         Saver::new(self.jobs.clone(), Arc::clone(&self.figures), self.flush_ms)
     }
@@ -151,6 +159,7 @@ impl Thread {
             let mut records: Vec<Stored> = Vec::new();
             let mut taken: Option<(u64, u64)> = None;
             let mut finish = None;
+            let mut requests = Vec::new();
             let waiting = std::iter::from_fn(|| inbox.try_recv().ok());
             for job in std::iter::once(first).chain(waiting.take(QUEUE)) {
                 match job {
@@ -160,6 +169,7 @@ impl Thread {
                         self.figures.taken_at.store(first, Ordering::Relaxed);
                         records.extend(batch.iter().map(|record| record.encode(&self.names)));
                     }
+                    Job::Read(request) => requests.push(request),
                     Job::Finish(done) => finish = Some(done),
                 }
             }
@@ -178,12 +188,38 @@ impl Thread {
                 let rest = rest_after(cpu_time().saturating_sub(begun));
                 let until = clock::now_ms() + u64::try_from(rest.as_millis()).unwrap_or(0);
                 self.figures.rests_until.store(until, Ordering::Relaxed);
+            } else {
+                self.figures.rests_until.store(0, Ordering::Relaxed);
+            }
+            for request in requests {
+                self.answer(request);
             }
             if let Some(done) = finish {
                 drop(self.store);
                 // The one who asked may have given up.
                 let _ = done.send(());
                 return;
+            }
+        }
+    }
+
+    /// Hands out what is stored of some users.
+    fn answer(&mut self, request: Request) {
+        let store = match self.store.take() {
+            Some(store) => Ok(store),
+            None => Store::open(&self.path, &self.figures.disk),
+        };
+        let restored = store.and_then(|store| {
+            let wanted = |user: &str| request.wants(user);
+            let restored = super::read(&store, &self.path, &self.names, &wanted)?;
+            self.store = Some(store);
+            Ok(restored)
+        });
+        match restored {
+            Ok(restored) => request.answer(restored),
+            // It is opened anew at the next write.
+            Err(fault) => {
+                tracing::error!("what is stored of a shard can't be read: {fault:?}");
             }
         }
     }

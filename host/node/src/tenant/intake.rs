@@ -1,4 +1,4 @@
-//! From the broker to the workers: one reader, so that messages of a connection
+//! From the broker to the shards: one reader, so that messages of a connection
 //! keep the broker's order across subjects.
 
 use std::sync::Arc;
@@ -18,7 +18,7 @@ use crate::link::broker::Health;
 use crate::link::drops::Carries;
 use crate::link::hearing::Hearing;
 use crate::link::reply::Replies;
-use crate::pool::worker::{self, BATCH_MAX, Batch, Workers};
+use crate::pool::{self, BATCH_MAX, Batch, Shards};
 
 /// How many bytes of messages are handed on at once, and those of one message more.
 const BATCH_BYTES_MAX: usize = 1 << 20;
@@ -35,7 +35,7 @@ pub(crate) struct Intake {
     pub(crate) body_bytes_max: Arc<AtomicUsize>,
     /// How much metadata a message may have.
     pub(crate) metadata: watch::Receiver<metadata::Limits>,
-    pub(crate) workers: Workers,
+    pub(crate) shards: Shards,
     pub(crate) broker: Arc<Health>,
     pub(crate) statistics: Arc<Statistics>,
     pub(crate) account: Account,
@@ -111,12 +111,12 @@ impl Intake {
         }
     }
 
-    /// Has the workers know that all has been handed on that arrived by a time, or that
+    /// Has the shards know that all has been handed on that arrived by a time, or that
     /// some of it was dropped. One that has no room for that hears so the next time.
     fn tell_heard(&mut self, at: u64) {
-        for (place, worker) in self.workers.iter().enumerate() {
+        for (place, shard) in self.shards.iter().enumerate() {
             let word = self.hearing.word(place, at);
-            if worker.offer(Batch::new(clock::now_ms(), vec![word], 0)) {
+            if shard.offer(Batch::new(clock::now_ms(), vec![word], 0)) {
                 self.hearing.told(place, at);
             }
         }
@@ -143,7 +143,7 @@ impl Intake {
         }
     }
 
-    /// Hands on a message and those that are there behind it. What a worker has no
+    /// Hands on a message and those that are there behind it. What a shard has no
     /// room for is dropped and counted: were it waited for, the broker's client
     /// would drop instead, and not say how much. When nothing more is to come, it
     /// is waited for.
@@ -154,15 +154,15 @@ impl Intake {
             metadata: *self.metadata.borrow(),
         };
         // As a rule many come together, or one alone.
-        let room = BATCH_MAX / 4 / self.workers.iter().len().max(1);
+        let room = BATCH_MAX / 4 / self.shards.iter().len().max(1);
         let batch = |_| Batch::new(now, Vec::with_capacity(room), 0);
-        let mut batches: Vec<_> = self.workers.iter().map(batch).collect();
+        let mut batches: Vec<_> = self.shards.iter().map(batch).collect();
         let (subjects, replies) = (&self.subjects, &self.replies);
         let mut bytes = 0;
         let mut put = |received: Received| {
             let length = received.length;
             bytes += length;
-            let sorted = sort(received, subjects, replies, limits, &self.workers);
+            let sorted = sort(received, subjects, replies, limits, &self.shards);
             if let Some((place, input)) = sorted
                 && let Some(batch) = batches.get_mut(place)
             {
@@ -183,14 +183,14 @@ impl Intake {
             has_room = put(next);
             self.account.read += 1;
         }
-        for (place, (worker, batch)) in self.workers.iter().zip(batches).enumerate() {
+        for (place, (shard, batch)) in self.shards.iter().zip(batches).enumerate() {
             let count = batch.inputs.len();
             if count == 0 {
                 continue;
             }
             if stopping {
-                worker.hand_over(batch).await;
-            } else if !worker.offer(batch) {
+                shard.hand_over(batch).await;
+            } else if !shard.offer(batch) {
                 self.broker.drops.count(Carries::Inputs, count as u64);
                 self.hearing.dropped(place, clock::now_ms());
             }
@@ -198,13 +198,13 @@ impl Intake {
     }
 }
 
-/// What a message says, and to which of the workers.
+/// What a message says, and to which of the shards.
 fn sort(
     received: Received,
     subjects: &Subjects,
     replies: &Replies,
     limits: Limits,
-    workers: &Workers,
+    shards: &Shards,
 ) -> Option<(usize, Input)> {
     let kind = subjects.kind(&received.subject)?;
     let headers = received.headers.as_ref();
@@ -214,15 +214,15 @@ fn sort(
     let reply = replies.accept(received.reply.map(|reply| reply.to_string()));
     Some(match Message::parse(kind, &received.payload, limits) {
         Ok(message) => {
-            let place = workers.place_of(&message.user);
+            let place = shards.place_of(&message.user);
             (place, Input::Message { message, reply })
         }
         Err(rejection) => {
             let subject = received.subject.to_string();
             let payload = received.payload;
-            // All workers share what there is to do for dead letters.
+            // All shards share what there is to do for dead letters.
             (
-                worker::place(&payload, workers.iter().len()),
+                pool::place(&payload, shards.iter().len()),
                 Input::Rejected {
                     subject,
                     payload,

@@ -1,8 +1,8 @@
 //! A tenant on this node: everything that is its own hangs off this one value.
 //!
-//! Its users are shared out over its workers by a hash of their id. All that
-//! changes while it runs (directory, pipeline, settings) is changed here, and
-//! handed to the workers in between their inputs.
+//! Its users are shared out over its shards by a hash of their id, which live on the
+//! node's pool of threads. All that changes while it runs (directory, pipeline, settings)
+//! is changed here, and handed to the shards in between their inputs.
 
 pub(crate) mod ask;
 pub(crate) mod intake;
@@ -20,7 +20,7 @@ use presence_core::allowance::Allowance;
 use presence_core::directory::{Changes, Directory};
 use presence_core::names::Names;
 use presence_core::{Input, Shard, metadata};
-use presence_sandbox::{Blueprint, Pipeline};
+use presence_sandbox::Blueprint;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, timeout_at};
 
@@ -31,14 +31,13 @@ use crate::link::broker::{self, Health};
 use crate::link::drops::Carries;
 use crate::link::handed::{Handed, Sources};
 use crate::link::hearing::Hearing;
-use crate::link::publisher::Publisher;
 use crate::link::reply::Replies;
-use crate::pool::worker::{self, State, Task, Workers};
+use crate::link::voice::Voice;
+use crate::pool::{self, Cell, Common, Generation, Pool, Room, Shards, Task};
 use crate::state::{Restored, Writer};
 use crate::tasks::Tasks;
 use crate::tenant::ask::{Budget, Counts, Desk};
 use crate::tenant::intake::{Account, Intake};
-use crate::tenant::stale::StaleLog;
 
 /// How many ids come together before those in use are told from the others.
 const SWEEP_IDS_MIN: usize = 65_536;
@@ -54,11 +53,20 @@ pub(crate) struct Running {
     pub(crate) blueprint: Arc<Blueprint>,
 }
 
-/// What the workers of a tenant hand to the broker's client, by worker: nothing yet.
+impl From<&Running> for Generation {
+    fn from(running: &Running) -> Self {
+        Self {
+            number: running.generation,
+            blueprint: Arc::clone(&running.blueprint),
+        }
+    }
+}
+
+/// What the threads of the pool hand to the broker's client, by thread: nothing yet.
 pub(crate) fn sources(config: &Config) -> (Sources, Vec<Arc<Handed>>) {
     let mut sources = Sources::new(presence_config::pulse_ms(config.tracker.timeout_ms));
-    let workers = 0..config.engine.worker_count();
-    let handed = workers.map(|_| sources.add()).collect();
+    let threads = 0..config.engine.thread_count();
+    let handed = threads.map(|_| sources.add()).collect();
     (sources, handed)
 }
 
@@ -67,7 +75,7 @@ pub(crate) struct Tenant {
     pub(crate) subjects: Subjects,
     pub(crate) names: Arc<Names>,
     pub(crate) directory: Arc<Directory>,
-    /// The directory that the workers have been told of.
+    /// The directory that the shards have been told of.
     known_directory: watch::Sender<Arc<Directory>>,
     /// Whether the directory's source can be read.
     pub(crate) health: Arc<directory::Health>,
@@ -83,10 +91,12 @@ pub(crate) struct Tenant {
     pub(crate) body_bytes_max: Arc<AtomicUsize>,
     /// How much metadata a message may have.
     metadata: watch::Sender<metadata::Limits>,
-    pub(crate) workers: Workers,
-    /// How many dead letters the workers may publish.
+    pub(crate) shards: Shards,
+    /// The threads that they live on.
+    pub(crate) pool: Pool,
+    /// How many dead letters the shards may publish.
     dead_letters: Allowance,
-    /// How far each worker has handed its messages to the broker's client.
+    /// How far each thread has handed its messages to the broker's client.
     pub(crate) sources: Sources,
     /// None where nothing is kept over a restart.
     pub(crate) state: Option<Writer>,
@@ -95,7 +105,7 @@ pub(crate) struct Tenant {
 }
 
 impl Tenant {
-    /// Starts a tenant's workers. Nobody is in its directory yet.
+    /// Starts a tenant's shards. Nobody is in its directory yet.
     pub(crate) fn start(
         config: &Config,
         blueprint: Blueprint,
@@ -103,8 +113,8 @@ impl Tenant {
         names: Arc<Names>,
         (epoch, state): (u64, Option<Writer>),
         replies: Arc<Replies>,
-        (sources, handed): (Sources, Vec<Arc<Handed>>),
-    ) -> anyhow::Result<Self> {
+        (pool, sources): (Pool, Sources),
+    ) -> Self {
         let subjects = Subjects::new(config.tenant.prefix.as_deref());
         let fetcher = match &config.directory {
             config::Directory::Request(request) => {
@@ -120,46 +130,41 @@ impl Tenant {
             None => Directory::unavailable(),
         });
         let body_bytes_max = broker::body_bytes_max(client);
-        let mut workers = Vec::new();
-        let journal_bytes = config.nats.journal_bytes / config.engine.worker_count().max(1);
-        let refusals: Arc<worker::Refusals> = Arc::default();
         let dead_letters = Allowance::new(config.dead_letters.rates);
+        let count = config.shard_count();
         let queues = &config.engine.queues;
-        let room = worker::Room {
+        let room = Room {
             batches: queues.worker_queue,
-            input_bytes: queues.worker_queue_bytes / config.engine.worker_count().max(1),
+            input_bytes: queues.worker_queue_bytes / count,
             questions: queues.question_queue,
         };
-        for (number, handed) in handed.into_iter().enumerate() {
+        let running = Running {
+            generation: FIRST_GENERATION,
+            blueprint: Arc::new(blueprint),
+        };
+        let common = Arc::new(Common {
+            fetcher: fetcher.clone(),
+            restorer: state.as_ref().map(Writer::restorer),
+            shards: count,
+            ..Common::default()
+        });
+        let shards = pool.place(count, room, |number, figures| {
             let settings = presence_config::shard_settings(config, body_bytes_max, &dead_letters);
             let mut shard = Shard::new(settings, Arc::clone(&names), Arc::clone(&directory));
             shard.keep_records(state.is_some());
-            let owned = State {
-                shard,
-                rules: blueprint.instantiate()?,
-                generation: FIRST_GENERATION,
-                publisher: Publisher::new(
-                    client.clone(),
-                    Source::new(
-                        &config.node.name,
-                        number,
-                        epoch,
-                        &subjects,
-                        config.nats.message_ids,
-                    ),
-                    config.nats.beacon_ms,
-                    journal_bytes,
-                    handed,
-                ),
-                figures: Arc::default(),
-                saver: state.as_ref().map(Writer::saver),
-                fetcher: fetcher.clone(),
-                stale: StaleLog::default(),
-                refusals: Arc::clone(&refusals),
-            };
-            workers.push(worker::start(number, room, owned)?);
-        }
-        Ok(Self {
+            let source = Source::new(
+                &config.node.name,
+                number,
+                epoch,
+                &subjects,
+                config.nats.message_ids,
+            );
+            let saver = state.as_ref().map(Writer::saver);
+            let common = Arc::clone(&common);
+            let (voice, generation) = (Voice::new(source), (&running).into());
+            Cell::new(shard, generation, voice, saver, common, figures)
+        });
+        Self {
             replies,
             subjects,
             names,
@@ -169,47 +174,45 @@ impl Tenant {
             keeper: None,
             fetcher,
             explains: Arc::new(config.explain.enabled.into()),
-            running: watch::Sender::new(Running {
-                generation: FIRST_GENERATION,
-                blueprint: Arc::new(blueprint),
-            }),
+            running: watch::Sender::new(running),
             body_bytes_max: Arc::new(body_bytes_max.into()),
             metadata: watch::Sender::new(config.tracker.metadata),
-            workers: workers.into(),
+            shards,
+            pool,
             dead_letters,
             sources,
             state,
             swept: 0,
-        })
-    }
-
-    /// Has the workers say that they serve the tenant's subjects.
-    pub(crate) async fn begin(&self) {
-        for worker in self.workers.iter() {
-            worker.send(Task::Begin).await;
         }
     }
 
-    /// Has the workers know again what was known when the node last ran, and
+    /// Has the shards say that they serve the tenant's subjects.
+    pub(crate) async fn begin(&self) {
+        for shard in self.shards.iter() {
+            shard.send(Task::Begin).await;
+        }
+    }
+
+    /// Has the shards know again what was known when the node last ran, and
     /// returns when they do. They decide again on everyone, by the directory they
     /// were given.
     pub(crate) async fn restore(&self, restored: Restored) {
-        let count = self.workers.iter().len();
-        let mut shares: Vec<_> = self.workers.iter().map(|_| Vec::new()).collect();
+        let count = self.shards.iter().len();
+        let mut shares: Vec<_> = self.shards.iter().map(|_| Vec::new()).collect();
         let down_ms = restored.down_ms();
         for record in restored.records {
-            if let Some(share) = shares.get_mut(worker::place(record.user(), count)) {
+            if let Some(share) = shares.get_mut(pool::place(record.user(), count)) {
                 share.push(record);
             }
         }
         let mut known = Vec::new();
-        for (worker, share) in self.workers.iter().zip(shares) {
+        for (shard, share) in self.shards.iter().zip(shares) {
             let (done, restored) = oneshot::channel();
-            worker.send(Task::Restore(down_ms, share, done)).await;
+            shard.send(Task::Restore(down_ms, share, done)).await;
             known.push(restored);
         }
         for restored in known {
-            // A worker that is gone is noticed elsewhere.
+            // A thread that is gone is noticed elsewhere.
             let _ = restored.await;
         }
     }
@@ -231,11 +234,11 @@ impl Tenant {
             replies: Arc::clone(&self.replies),
             body_bytes_max: Arc::clone(&self.body_bytes_max),
             metadata: self.metadata.subscribe(),
-            workers: self.workers.clone(),
+            shards: self.shards.clone(),
             broker,
             statistics: client.statistics(),
             account: Account::default(),
-            hearing: Hearing::new(heard, intake_queue, self.workers.iter().len()),
+            hearing: Hearing::new(heard, intake_queue, self.shards.iter().len()),
         })
     }
 
@@ -251,7 +254,7 @@ impl Tenant {
             client: client.clone(),
             subjects: self.subjects.clone(),
             replies: Arc::clone(&self.replies),
-            workers: self.workers.clone(),
+            shards: self.shards.clone(),
             body_bytes_max: Arc::clone(&self.body_bytes_max),
             broker,
             directory: self.known_directory.subscribe(),
@@ -281,21 +284,21 @@ impl Tenant {
         }
         self.directory = Arc::new(directory);
         let input = Input::Directory(Arc::clone(&self.directory), Arc::new(changes));
-        self.workers.tell(|| input.clone()).await;
+        self.shards.tell(|| input.clone()).await;
         self.known_directory
             .send_replace(Arc::clone(&self.directory));
     }
 
-    /// Puts a pipeline in force: its instances, one for each worker.
-    pub(crate) async fn swap(&mut self, blueprint: Blueprint, pipelines: Vec<Pipeline>) {
-        let generation = self.running.borrow().generation + 1;
-        self.running.send_replace(Running {
-            generation,
+    /// Puts a pipeline in force. Its instances are made as they are called.
+    pub(crate) async fn swap(&mut self, blueprint: Blueprint) {
+        let running = Running {
+            generation: self.running.borrow().generation + 1,
             blueprint: Arc::new(blueprint),
-        });
-        for (worker, pipeline) in self.workers.iter().zip(pipelines) {
-            let task = Task::Pipeline(generation, Box::new(pipeline));
-            worker.send(task).await;
+        };
+        let generation = Generation::from(&running);
+        self.running.send_replace(running);
+        for shard in self.shards.iter() {
+            shard.send(Task::Pipeline(generation.clone())).await;
         }
     }
 
@@ -312,10 +315,10 @@ impl Tenant {
         self.sources
             .ask_every(presence_config::pulse_ms(timeout_ms));
         let input = Input::Settings(Box::new(settings));
-        self.workers.tell(|| input.clone()).await;
+        self.shards.tell(|| input.clone()).await;
     }
 
-    /// Has the workers know that the broker may take longer or shorter messages when
+    /// Has the shards know that the broker may take longer or shorter messages when
     /// it is back from having been away.
     pub(crate) fn follow_link(
         &self,
@@ -323,7 +326,7 @@ impl Tenant {
         client: Client,
         tasks: &Tasks,
     ) {
-        let workers = self.workers.clone();
+        let shards = self.shards.clone();
         let known = Arc::clone(&self.body_bytes_max);
         let fetcher = self.fetcher.clone();
         tasks.spawn("link", async move {
@@ -336,15 +339,15 @@ impl Tenant {
                 if let Some(fetcher) = &fetcher {
                     fetcher.reconnected();
                 }
-                workers.tell(|| Input::BodyBytesMax(body_bytes_max)).await;
+                shards.tell(|| Input::BodyBytesMax(body_bytes_max)).await;
             }
         });
     }
 
     /// Has the log know how far corrections are.
     pub(crate) fn follow_corrections(&self, tasks: &Tasks) {
-        let (workers, running) = (self.workers.clone(), self.running.subscribe());
-        tasks.spawn("corrections", progress::follow(workers, running));
+        let (shards, running) = (self.shards.clone(), self.running.subscribe());
+        tasks.spawn("corrections", progress::follow(shards, running));
     }
 
     /// Gives back the ids that nothing refers to any more, when there are many.
@@ -353,12 +356,12 @@ impl Tenant {
             return;
         }
         self.names.begin_sweep();
-        // Workers hold no directory older than what they have been sent, and no
+        // Shards hold no directory older than what they have been sent, and no
         // id that they haven't got from it, or interned since the sweep began.
         self.names.keep(&self.directory.ids());
-        for worker in self.workers.iter() {
+        for shard in self.shards.iter() {
             let (answer, ids) = oneshot::channel();
-            worker.send(Task::Ids(answer)).await;
+            shard.send(Task::Ids(answer)).await;
             if let Ok(ids) = ids.await {
                 self.names.keep(&ids);
             }
@@ -371,13 +374,13 @@ impl Tenant {
         tracing::info!(given_back, in_use = self.swept, "unused ids given back");
     }
 
-    /// Ends the workers, once they have done all that they were given. What isn't done by
-    /// then is given up; each worker has its own turn, whatever holds up another.
-    pub(crate) async fn end_workers(&self, by: Instant) {
-        let ends = self.workers.iter().map(|worker| async {
+    /// Ends the shards, once they have done all that they were given. What isn't done by
+    /// then is given up; each shard has its own turn, whatever holds up another.
+    pub(crate) async fn end_shards(&self, by: Instant) {
+        let ends = self.shards.iter().map(|shard| async {
             let (done, drained) = oneshot::channel();
-            worker.send(Task::Stop(done)).await;
-            // A worker that is gone has nothing left to do.
+            shard.send(Task::Stop(done)).await;
+            // A thread that is gone has nothing left to do.
             let _ = drained.await;
         });
         if timeout_at(by, join_all(ends)).await.is_err() {

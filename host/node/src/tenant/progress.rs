@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use crate::pool::worker::Workers;
+use crate::pool::Shards;
 use crate::tenant::Running;
 
 /// How often is looked how far they are. What is done sooner is not told of, but
@@ -29,16 +29,13 @@ struct Progress {
 }
 
 impl Progress {
-    fn of(workers: &Workers) -> Self {
-        let settled = workers.iter().map(|worker| &worker.figures.settled);
+    fn of(shards: &Shards) -> Self {
+        let settled = shards.iter().map(|shard| &shard.figures.settled);
         let settled = settled.map(|generation| generation.load(Ordering::Relaxed));
         Self {
-            backlog: workers.total(|figures| &figures.backlog),
+            backlog: shards.total(|figures| &figures.backlog),
             settled: settled.min().unwrap_or_default(),
-            messages: workers
-                .counters()
-                .map(|counters| counters.corrections)
-                .sum(),
+            messages: shards.counters().map(|counters| counters.corrections).sum(),
         }
     }
 }
@@ -52,14 +49,14 @@ struct Long {
 }
 
 /// Follows corrections for as long as the node runs.
-pub(crate) async fn follow(workers: Workers, running: watch::Receiver<Running>) {
+pub(crate) async fn follow(shards: Shards, running: watch::Receiver<Running>) {
     let mut settled = running.borrow().generation;
     let mut last = Progress::default();
     let mut long: Option<Long> = None;
     let mut looks = tokio::time::interval(LOOK);
     loop {
         let now = looks.tick().await;
-        let before = std::mem::replace(&mut last, Progress::of(&workers));
+        let before = std::mem::replace(&mut last, Progress::of(&shards));
         let users = last.backlog;
         if users > 0 {
             match &mut long {

@@ -6,7 +6,7 @@ use presence_core::Ignored;
 /// The shortest time between two lines, in milliseconds.
 const INTERVAL_MS: u64 = 1_000;
 
-/// What one worker logs of messages that it ignored.
+/// What one shard logs of messages that it ignored.
 #[derive(Debug, Default)]
 pub(crate) struct StaleLog {
     /// When the next line may be written, by the monotonic time.

@@ -35,6 +35,7 @@ static ANCIENT: Api = Api {
         }))
     },
     redact: |_, _| bail!("there were no redactors"),
+    keeps_state: |_| false,
     stateful: |_, _| Ok(None),
 };
 

@@ -144,6 +144,10 @@ pub(super) const API: Api = Api {
             Ok(parts)
         })
     },
+    keeps_state: |component| {
+        let has = |name: &&str| component.get_export_index(None, name).is_some();
+        ["save", "restore"].iter().any(has)
+    },
     stateful: |instance, store| {
         let mut has = |name| instance.get_func(&mut *store, name).is_some();
         if !has("save") && !has("restore") {

@@ -1,7 +1,7 @@
 //! What makes a version of `presence:plugin`.
 
 use presence_core::metadata::MetadataChange;
-use wasmtime::component::{Instance, Linker};
+use wasmtime::component::{Component, Instance, Linker};
 use wasmtime::{Result, Store};
 
 use super::export::Find;
@@ -18,6 +18,8 @@ pub(crate) struct Api {
     pub(crate) enrich: Find<EventArg, Vec<MetadataChange>>,
     pub(crate) filter: Find<(EventArg, u32), u32>,
     pub(crate) redact: Find<(EventArg, u32), Vec<RenditionResult>>,
+    /// Whether a component exports something of that.
+    pub(crate) keeps_state: fn(&Component) -> bool,
     /// None of a component that has neither.
     pub(crate) stateful: fn(&Instance, &mut Store<Call>) -> Result<Option<Stateful>>,
 }

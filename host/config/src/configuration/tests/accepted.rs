@@ -46,7 +46,7 @@ fn the_defaults_are_those_of_the_contract() {
     assert_eq!(config.plugins.dir, Path::new("plugins.d"));
     assert_eq!(config.http.listen, Some("127.0.0.1:18520".parse().unwrap()));
     assert!(config.http.listen_is_default);
-    assert!(config.engine.worker_count() >= 1);
+    assert!(config.engine.thread_count() >= 1);
     let chain: Vec<_> = config
         .pipeline
         .iter()
@@ -368,4 +368,17 @@ fn changes_are_named_with_when_they_take_effect() {
     let mut threads = old.clone();
     threads.engine.workers = 7;
     assert_eq!(old.changes(&threads), [restart("engine.workers")]);
+}
+
+#[test]
+fn a_tenant_has_as_many_shards_as_threads_or_the_next_power_of_two_unless_it_says() {
+    for (text, shards) in [
+        ("[engine]\nworkers = 1", 1),
+        ("[engine]\nworkers = 2", 2),
+        ("[engine]\nworkers = 6", 8),
+        ("[engine]\nworkers = 2\n[tenant]\nshards = 16", 16),
+        ("[engine]\nworkers = 8\n[tenant]\nshards = 1", 1),
+    ] {
+        assert_eq!(load(text, &[]).unwrap().shard_count(), shards, "{text}");
+    }
 }

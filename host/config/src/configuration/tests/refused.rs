@@ -203,6 +203,8 @@ fn values_out_of_their_bounds_are_refused() {
         "[[pipeline]]\nplugin = 'x'\ngrants = ['fly']",
         "[[pipeline]]\nplugin = 'x'\nconfig = { a = nan }",
         "[engine]\nworkers = 2000",
+        "[tenant]\nshards = 3",
+        "[tenant]\nshards = 2048",
         "[engine]\nretry_ms = 90000",
         "[http]\nlisten = 'localhost'",
         "[log]\nlevel = 'a=b=c'",

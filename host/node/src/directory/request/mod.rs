@@ -3,7 +3,7 @@
 //! What rules ask for and isn't at hand is asked of the service, each question
 //! once however many wait for it, and its answer is kept in the tenant's
 //! directory for as long as it is fresh ([`cache`] says how long that is).
-//! Answers become changes of the directory like any other: workers decide again
+//! Answers become changes of the directory like any other: shards decide again
 //! on whom they concern.
 
 mod cache;
@@ -27,7 +27,7 @@ use crate::clock;
 use crate::link::broker::Health;
 use crate::link::drops::{Carries, Losses};
 use crate::link::request;
-use crate::pool::worker::{Task, Workers};
+use crate::pool::{Shards, Task};
 use cache::{Cache, Limits};
 
 /// How long answers are gathered, so that those that come together make one change
@@ -170,7 +170,7 @@ impl Fetcher {
     pub(crate) async fn run(
         self: Arc<Self>,
         client: Client,
-        workers: Workers,
+        shards: Shards,
         invalidations: Invalidations,
         queue: usize,
     ) {
@@ -186,7 +186,7 @@ impl Fetcher {
             let now = clock::now_ms();
             let due = self.cache().due(now);
             if !due.is_empty() {
-                checks.push(in_use(workers.clone(), due));
+                checks.push(in_use(shards.clone(), due));
             }
             loop {
                 let Some(question) = self.cache().next(now) else {
@@ -290,16 +290,14 @@ impl Fetcher {
     }
 }
 
-/// Asks the workers which of these answers they still go by.
-async fn in_use(workers: Workers, questions: Vec<Question>) -> Vec<(Question, bool)> {
+/// Asks the shards which of these answers they still go by.
+async fn in_use(shards: Shards, questions: Vec<Question>) -> Vec<(Question, bool)> {
     let questions: Arc<[Question]> = questions.into();
     let mut used = vec![false; questions.len()];
-    for worker in workers.iter() {
+    for shard in shards.iter() {
         let (answer, answered) = oneshot::channel();
-        worker
-            .send(Task::Uses(Arc::clone(&questions), answer))
-            .await;
-        // A worker that is gone uses nothing.
+        shard.send(Task::Uses(Arc::clone(&questions), answer)).await;
+        // A shard that is gone uses nothing.
         for (used, uses) in used.iter_mut().zip(answered.await.unwrap_or_default()) {
             *used |= uses;
         }

@@ -13,7 +13,7 @@ mod on_disk;
 use super::{Board, Status};
 use crate::directory::Health;
 use crate::directory::request::Fetcher;
-use crate::pool::worker::Figures;
+use crate::pool::{Figures, ThreadFigures};
 use crate::state;
 
 /// A metric without labels: its name, its kind, what it says, and its value.
@@ -36,9 +36,10 @@ pub(super) async fn metrics(State(board): State<Arc<Board>>) -> String {
 
 /// The figures of a node that serves.
 fn serving(text: &mut Exposition, status: &Status) {
-    let counters: Vec<_> = status.workers.counters().collect();
+    let counters: Vec<_> = status.shards.counters().collect();
     let sum = |of: fn(&Counters) -> u64| counters.iter().map(of).sum::<u64>();
-    let total = |of: fn(&Figures) -> &AtomicU64| status.workers.total(of);
+    let total = |of: fn(&Figures) -> &AtomicU64| status.shards.total(of);
+    let of_threads = |of: fn(&ThreadFigures) -> &AtomicU64| status.pool.total(of);
     let running = status.running.borrow().clone();
     let kinds = ["connect", "disconnect", "heartbeat", "online", "offline"];
     let taken = Kind::ALL.into_iter().zip(kinds).map(|(kind, label)| {
@@ -153,19 +154,25 @@ fn serving(text: &mut Exposition, status: &Status) {
             "presence_published_again_total",
             "counter",
             "Messages published again after a lost connection, under the same numbers.",
-            total(|w| &w.repeated),
+            of_threads(|w| &w.repeated),
+        ),
+        (
+            "presence_shard_restarts_total",
+            "counter",
+            "Shards that have failed, and begun anew from what was stored of them.",
+            total(|w| &w.restarts),
         ),
         (
             "presence_journal_bytes",
             "gauge",
             "Bytes of messages that the broker has not acknowledged.",
-            total(|w| &w.journal_bytes),
+            of_threads(|w| &w.journal_bytes),
         ),
         (
             "presence_input_queue_bytes",
             "gauge",
-            "Bytes of messages that wait for workers.",
-            status.workers.queued_bytes(),
+            "Bytes of messages that wait for shards.",
+            status.shards.queued_bytes(),
         ),
         (
             "presence_online_users",

@@ -27,7 +27,7 @@ use crate::directory;
 use crate::directory::request::Fetcher;
 use crate::link::broker::Health;
 use crate::link::reply::Replies;
-use crate::pool::worker::Workers;
+use crate::pool::{Pool, Shards};
 use crate::reload::on_disk::OnDisk;
 use crate::state;
 use crate::tasks::Tasks;
@@ -37,7 +37,8 @@ use crate::tenant::{Running, Tenant};
 /// What the endpoints tell of.
 pub(crate) struct Status {
     pub(crate) broker: Arc<Health>,
-    workers: Workers,
+    pool: Pool,
+    shards: Shards,
     running: watch::Receiver<Running>,
     state: Option<Arc<state::Figures>>,
     fetcher: Option<Arc<Fetcher>>,
@@ -123,7 +124,8 @@ impl Status {
     pub(crate) fn new(broker: Arc<Health>, tenant: &Tenant, loader: &Arc<Loader>) -> Self {
         Self {
             broker,
-            workers: tenant.workers.clone(),
+            pool: tenant.pool.clone(),
+            shards: tenant.shards.clone(),
             running: tenant.running.subscribe(),
             fetcher: tenant.fetcher.clone(),
             directory: Arc::clone(&tenant.health),
@@ -178,7 +180,7 @@ pub(crate) fn serve(http: &Http, board: Arc<Board>, tasks: &Tasks) -> anyhow::Re
     listen::serve(listener, routes, tasks)
 }
 
-/// Whether the workers get on with their work. Without a broker they may well
+/// Whether the threads get on with their work. Without a broker they may well
 /// wait, for want of room for what they publish.
 async fn health(State(board): State<Arc<Board>>) -> (StatusCode, String) {
     let stuck = board.status.get().map(|status| readiness::stuck(status));

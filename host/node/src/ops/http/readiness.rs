@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering;
 
 use super::{Board, Status};
 
-/// How long a worker may be at one task, in milliseconds, before it is taken for
+/// How long a thread may be at one task, in milliseconds, before it is taken for
 /// stuck. A call of a component takes no longer than its deadline.
 const STUCK_MS: u64 = 10_000;
 
@@ -60,16 +60,15 @@ fn forbidden(board: &Board) -> impl Iterator<Item = String> {
     forbidden.map(|(right, ms)| format!("NATS forbids this node {right}, since {} s", ms / 1_000))
 }
 
-/// Which workers are stuck. Without a broker they may well wait, for want of room for what
-/// they publish.
+/// Which threads are stuck.
 pub(super) fn stuck(status: &Status) -> Vec<String> {
     if !status.broker.connected.load(Ordering::Relaxed) {
         return Vec::new();
     }
-    stuck_at(status.workers.iter().map(|worker| worker.figures.busy_ms()))
+    stuck_at(status.pool.figures().map(|figures| figures.busy_ms()))
 }
 
-/// Of workers that have been at one task for so many milliseconds each.
+/// Of threads that have been at one task for so many milliseconds each.
 fn stuck_at(busy_ms: impl Iterator<Item = u64>) -> Vec<String> {
     let stuck = busy_ms.enumerate().filter(|(_, ms)| *ms > STUCK_MS);
     stuck

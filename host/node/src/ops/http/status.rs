@@ -61,9 +61,10 @@ fn serving(status: &Status, directory: &str) -> Value {
         "pipeline": plugins,
         "directory": directory,
         "state": status.state.is_some(),
-        "workers": status.workers.iter().len(),
-        "onlineUsers": status.workers.total(|figures| &figures.online_users),
-        "connections": status.workers.total(|figures| &figures.connections),
+        "workers": status.pool.len(),
+        "shards": status.shards.iter().len(),
+        "onlineUsers": status.shards.total(|figures| &figures.online_users),
+        "connections": status.shards.total(|figures| &figures.connections),
         "notInForce": refused.collect::<Vec<_>>(),
         "restartNeeded": status.on_disk.waiting_for_restart(),
     })

@@ -1,4 +1,4 @@
-//! Explaining a decision: the worker that owns the user takes it again, with a
+//! Explaining a decision: the shard that owns the user takes it again, with a
 //! witness.
 
 use std::sync::atomic::Ordering;
@@ -8,7 +8,7 @@ use presence_core::query::{Explain, Refusal};
 use tokio::sync::oneshot;
 
 use super::{Desk, TRIES};
-use crate::pool::worker::Ask;
+use crate::pool::Ask;
 
 impl Desk {
     /// Refuses, unless explanations are given at all.
@@ -23,13 +23,13 @@ impl Desk {
 
     /// Explains; with nothing if the node is being stopped.
     pub(super) async fn explain(&self, asked: Explain) -> Result<Option<Vec<u8>>, Refusal> {
-        let Some(worker) = self.workers.get(self.workers.place_of(&asked.user)) else {
+        let Some(shard) = self.shards.get(self.shards.place_of(&asked.user)) else {
             return Ok(None);
         };
         let mut tries = 0;
         loop {
             let (answer, answered) = oneshot::channel();
-            if !worker.ask(Ask::Explain(asked.clone(), answer)) {
+            if !shard.ask(Ask::Explain(asked.clone(), answer)) {
                 return Err(Refusal::overloaded());
             }
             let Ok((generation, found)) = answered.await else {

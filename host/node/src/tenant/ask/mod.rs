@@ -23,8 +23,8 @@ use tokio::sync::{Semaphore, oneshot, watch};
 use crate::link::broker::Health;
 use crate::link::drops::Carries;
 use crate::link::reply::Replies;
+use crate::pool::Shards;
 use crate::pool::seldom::Seldom;
-use crate::pool::worker::Workers;
 
 pub(crate) use budget::{Budget, Share};
 pub(crate) use query::Asking;
@@ -59,11 +59,11 @@ pub(crate) struct Desk {
     pub(crate) client: Client,
     pub(crate) subjects: Subjects,
     pub(crate) replies: Arc<Replies>,
-    pub(crate) workers: Workers,
+    pub(crate) shards: Shards,
     /// The longest body that the broker takes, as it says on connecting.
     pub(crate) body_bytes_max: Arc<AtomicUsize>,
     pub(crate) broker: Arc<Health>,
-    /// The directory that the workers have been told of.
+    /// The directory that the shards have been told of.
     pub(crate) directory: watch::Receiver<Arc<Directory>>,
     /// Whether the directory is asked question by question.
     pub(crate) answers_are_fetched: bool,

@@ -1,5 +1,5 @@
-//! Answering a query: its users are shared out to the workers that own them, and
-//! the answers gathered in the order in which the users were asked after. The worker
+//! Answering a query: its users are shared out to the shards that own them, and
+//! the answers gathered in the order in which the users were asked after. The shard
 //! that is last to answer hands back all answers at once, since waking the one who
 //! waits for them costs more than the answers do.
 
@@ -14,9 +14,9 @@ use presence_core::query::{Asked, Query, Refusal};
 use tokio::sync::oneshot;
 
 use super::{Desk, Share, TRIES};
-use crate::pool::worker::Ask;
+use crate::pool::Ask;
 
-/// How many users a worker answers on before its inputs get their turn.
+/// How many users a shard answers on before its inputs get their turn.
 const PIECE_MAX: usize = 128;
 
 /// A query, shared out.
@@ -29,16 +29,16 @@ struct Questions {
     spots: Vec<(usize, usize)>,
 }
 
-/// What one worker is asked at once.
+/// What one shard is asked at once.
 #[derive(Debug)]
 struct Piece {
-    worker: usize,
+    shard: usize,
     /// Which of the users.
     users: Vec<usize>,
     answers: OnceLock<Answers>,
 }
 
-/// A query that workers are at: each has one of these, and lets go of it when it has
+/// A query that shards are at: each has one of these, and lets go of it when it has
 /// answered.
 #[derive(Debug)]
 pub(crate) struct Asking {
@@ -54,7 +54,7 @@ pub(crate) struct Asking {
     is_given_up: AtomicBool,
 }
 
-/// A query that workers have been at.
+/// A query that shards have been at.
 #[derive(Debug)]
 struct Answered {
     questions: Questions,
@@ -125,10 +125,10 @@ impl Asking {
 impl Questions {
     fn new(viewer: ByteString, users: Vec<ByteString>, desk: &Desk) -> Self {
         let mut pieces: Vec<Piece> = Vec::new();
-        let mut filling = vec![None; desk.workers.iter().len()];
+        let mut filling = vec![None; desk.shards.iter().len()];
         let spots = users.iter().enumerate().map(|(place, user)| {
-            let worker = desk.workers.place_of(user);
-            let known: Option<usize> = filling.get(worker).copied().flatten();
+            let shard = desk.shards.place_of(user);
+            let known: Option<usize> = filling.get(shard).copied().flatten();
             let is_open = |piece: &usize| {
                 let piece: Option<&Piece> = pieces.get(*piece);
                 piece.is_some_and(|piece| piece.users.len() < PIECE_MAX)
@@ -137,11 +137,11 @@ impl Questions {
             if number == pieces.len() {
                 let room = users.len().min(PIECE_MAX);
                 pieces.push(Piece {
-                    worker,
+                    shard,
                     users: Vec::with_capacity(room),
                     answers: OnceLock::new(),
                 });
-                if let Some(filling) = filling.get_mut(worker) {
+                if let Some(filling) = filling.get_mut(shard) {
                     *filling = Some(number);
                 }
             }
@@ -259,10 +259,10 @@ impl Desk {
         });
         for number in pieces {
             let piece = asking.questions.pieces.get(*number);
-            let Some(worker) = piece.and_then(|piece| self.workers.get(piece.worker)) else {
+            let Some(shard) = piece.and_then(|piece| self.shards.get(piece.shard)) else {
                 return Ok(None);
             };
-            if !worker.ask(Ask::Query(Arc::clone(&asking), *number)) {
+            if !shard.ask(Ask::Query(Arc::clone(&asking), *number)) {
                 asking.give_up();
                 return Err(Refusal::overloaded());
             }
@@ -280,12 +280,12 @@ impl Desk {
 
     /// A viewer's own contacts; none if the node is being stopped.
     async fn contacts(&self, viewer: &ByteString) -> Result<Option<Vec<ByteString>>, Refusal> {
-        let Some(worker) = self.workers.get(self.workers.place_of(viewer)) else {
+        let Some(shard) = self.shards.get(self.shards.place_of(viewer)) else {
             return Ok(None);
         };
         for _ in 0..TRIES {
             let (answer, answered) = oneshot::channel();
-            if !worker.ask(Ask::Contacts(viewer.clone(), answer)) {
+            if !shard.ask(Ask::Contacts(viewer.clone(), answer)) {
                 return Err(Refusal::overloaded());
             }
             let missing = match answered.await {

@@ -1,0 +1,94 @@
+//! What a shard publishes, as it is counted: every shard of a node is a source of its own.
+
+use std::sync::Arc;
+
+use async_nats::Subject;
+use presence_config::subjects::Source;
+use presence_core::inbox::Delivery;
+use presence_core::publish::{self, Publication};
+
+use crate::link::journal::{Counted, Entry};
+
+/// A shard's voice.
+#[derive(Debug)]
+pub(crate) struct Voice {
+    source: Arc<Source>,
+    /// Its subjects as the client takes them, by [`publish::Subject`].
+    subjects: [Subject; publish::Subject::ALL.len()],
+    beacon: Subject,
+    /// The last number on each subject, 0 for none.
+    seqs: [u64; publish::Subject::ALL.len()],
+    /// How many beacons there have been.
+    beacons: u64,
+    /// Whether there are beacons: nobody is told of an epoch that may come to nothing.
+    pub(crate) has_begun: bool,
+}
+
+impl Voice {
+    pub(crate) fn new(source: Source) -> Self {
+        Self {
+            subjects: publish::Subject::ALL.map(|subject| source.subject(subject).into()),
+            beacon: source.beacon().into(),
+            source: Arc::new(source),
+            seqs: Default::default(),
+            beacons: 0,
+            has_begun: false,
+        }
+    }
+
+    #[expect(
+        clippy::indexing_slicing,
+        reason = "there is one for every subject, in the order of their numbers"
+    )]
+    pub(crate) fn publication(&mut self, publication: Publication) -> Entry {
+        let Publication { subject, seq, body } = publication;
+        // There is a place for every subject.
+        if let Some(last) = self.seqs.get_mut(subject as usize) {
+            *last = seq;
+        }
+        Entry {
+            subject: self.subjects[subject as usize].clone(),
+            body,
+            counted: self.counted(0, seq),
+        }
+    }
+
+    pub(crate) fn delivery(&self, delivery: Delivery) -> Entry {
+        let Delivery {
+            viewer,
+            renewed,
+            seq,
+            body,
+        } = delivery;
+        Entry {
+            subject: self.source.inbox(viewer.as_str()).into(),
+            body,
+            counted: self.counted(renewed, seq),
+        }
+    }
+
+    /// Says how far it has come.
+    pub(crate) fn beacon(&mut self) -> Entry {
+        self.beacons += 1;
+        Entry {
+            subject: self.beacon.clone(),
+            body: self.source.beacon_body(&self.seqs).into(),
+            counted: self.counted(0, self.beacons),
+        }
+    }
+
+    /// Counts anew, in an epoch that is later than the last, and no earlier than this one.
+    pub(crate) fn begin_anew(&mut self, epoch: u64) {
+        self.source = Arc::new(self.source.in_epoch(epoch));
+        self.seqs = Default::default();
+        self.beacons = 0;
+    }
+
+    fn counted(&self, renewed: u64, seq: u64) -> Option<Counted> {
+        Some(Counted {
+            source: Arc::clone(&self.source),
+            renewed,
+            seq,
+        })
+    }
+}

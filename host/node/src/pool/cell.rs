@@ -1,0 +1,224 @@
+//! A shard as its thread has it: a value with all that belongs to it. What is done in its
+//! turn is in [`turn`](super::turn).
+
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
+
+use presence_core::Shard;
+use presence_sandbox::{Own, Pipeline};
+use tokio::sync::oneshot;
+
+use super::outbox::{Carrier, Outbox};
+use super::restart::Restart;
+use super::seldom::Seldom;
+use super::shards::Figures;
+use super::turn::Current;
+use super::work::Generation;
+use crate::directory::request::Fetcher;
+use crate::link::voice::Voice;
+use crate::state::{Restorer, Saver};
+use crate::tenant::stale::StaleLog;
+
+/// How often the log tells of refusals, in milliseconds.
+pub(super) const REFUSALS_TOLD_MS: u64 = 10_000;
+
+/// What all shards of a tenant have in common.
+#[derive(Default)]
+pub(crate) struct Common {
+    /// None where the directory holds all of its answers.
+    pub(crate) fetcher: Option<Arc<Fetcher>>,
+    /// Reads what was stored of a shard; none where nothing is.
+    pub(crate) restorer: Option<Restorer>,
+    /// How many shards there are.
+    pub(crate) shards: usize,
+    /// When the log last told of what there was too much of.
+    pub(crate) quotas: Seldom,
+    pub(crate) left_out: Seldom,
+}
+
+/// A shard, with all that belongs to it.
+pub(crate) struct Cell {
+    pub(super) shard: Shard,
+    /// What it has of its own of the pipeline.
+    pub(super) own: Own,
+    pub(super) generation: Generation,
+    pub(super) voice: Voice,
+    /// None where nothing is kept over a restart.
+    pub(super) saver: Option<Saver>,
+    pub(super) tenant: Arc<Common>,
+    pub(super) figures: Arc<Figures>,
+    pub(super) stale: StaleLog,
+    /// The inputs that it is at.
+    pub(super) current: Option<Current>,
+    /// The place behind the last that it has put into the outbox, and behind the last that
+    /// the broker is to acknowledge.
+    pub(super) output_end: u64,
+    pub(super) published_end: u64,
+    /// What it is to end with, once it was told to.
+    pub(super) ending: Option<Ending>,
+    /// Set while it is to begin anew.
+    pub(super) restart: Restart,
+    /// Where it is among those that have something to do.
+    pub(super) stands: Stands,
+    /// When its timer is set to.
+    pub(super) timer: Option<u64>,
+    /// Whether the thread has noted that changes of it wait for the broker.
+    pub(super) is_unsaved: bool,
+}
+
+/// Where a shard is among those that have something to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stands {
+    /// Nowhere: it waits for mail or its timer.
+    Idle,
+    /// It waits for its turn.
+    Ready,
+    /// It waits for room in the outbox.
+    Resting,
+}
+
+/// How a shard ends.
+pub(super) struct Ending {
+    /// Who is told when it has ended.
+    pub(super) done: Option<oneshot::Sender<()>>,
+    /// Whether it has done all that it was given, and given up what waits for more.
+    pub(super) has_given_up: bool,
+}
+
+impl Cell {
+    /// A shard that nothing has been told yet.
+    pub(crate) fn new(
+        shard: Shard,
+        generation: Generation,
+        voice: Voice,
+        saver: Option<Saver>,
+        tenant: Arc<Common>,
+        figures: Arc<Figures>,
+    ) -> Self {
+        Self {
+            shard,
+            own: Own::default(),
+            generation,
+            voice,
+            saver,
+            tenant,
+            figures,
+            stale: StaleLog::default(),
+            current: None,
+            output_end: 0,
+            published_end: 0,
+            ending: None,
+            restart: Restart::default(),
+            stands: Stands::Idle,
+            timer: None,
+            is_unsaved: false,
+        }
+    }
+
+    /// Whether it has done all that it was given before it was told to stop.
+    pub(super) fn has_given_up(&self) -> bool {
+        self.ending.as_ref().is_some_and(|end| end.has_given_up)
+    }
+
+    /// Whether it is to rest: the outbox is full, and has something of this shard.
+    pub(super) fn is_to_rest<C: Carrier>(&self, outbox: &Outbox<C>) -> bool {
+        outbox.is_full() && self.output_end > outbox.begin()
+    }
+
+    /// Whether it has more to do now than what waits in its lanes.
+    pub(super) fn has_more(&self, now: u64, rules: &Pipeline) -> bool {
+        self.current.is_some()
+            || self.shard.next_deadline().is_some_and(|at| at <= now)
+            || rules.is_replaced()
+            || self.is_to_give_up()
+    }
+
+    /// Whether it is to give up what waits for more, since it is to end.
+    pub(super) fn is_to_give_up(&self) -> bool {
+        self.ending.is_some() && !self.has_given_up()
+    }
+
+    /// When it is to have a turn though nothing comes.
+    pub(super) fn due(&self) -> Option<u64> {
+        if self.ending.is_some() || self.restart.is_under_way() {
+            return None;
+        }
+        let save_at = self.saver.as_ref().and_then(|saver| saver.due(&self.shard));
+        self.shard.next_deadline().into_iter().chain(save_at).min()
+    }
+
+    /// Says how far it has come, if it has begun.
+    pub(super) fn beacon<C: Carrier>(&mut self, outbox: &mut Outbox<C>) {
+        if self.voice.has_begun {
+            self.output_end = outbox.push(self.voice.beacon());
+            self.published_end = self.output_end;
+        }
+    }
+
+    /// Hands over what the state lacks, if it is time.
+    pub(super) fn save<C: Carrier>(&mut self, outbox: &Outbox<C>) {
+        let (end, acknowledged) = (self.published_end, outbox.acknowledged());
+        if let Some(saver) = &mut self.saver
+            && !saver.save(&mut self.shard, end, acknowledged)
+        {
+            tracing::error!("what happens from now on won't outlive a restart");
+            self.saver = None;
+            self.shard.keep_records(false);
+        }
+    }
+
+    /// Behind which place something waits to be handed to the state; none if nothing does.
+    pub(super) fn waits_for(&self) -> Option<u64> {
+        self.saver.as_ref()?.waits_for()
+    }
+
+    /// Whether it has ended: all that it had to say has been handed over, and the state has
+    /// all that it knew, as far as that can be.
+    pub(super) fn has_ended<C: Carrier>(&mut self, outbox: &mut Outbox<C>) -> bool {
+        if !self.has_given_up() {
+            return false;
+        }
+        let end = self.published_end;
+        let Some(saver) = &mut self.saver else {
+            return outbox.is_handed(self.output_end).is_some();
+        };
+        // Where the broker can't be reached, the state stays as it was when it last had all.
+        match outbox.settled(end) {
+            Some(true) => saver.save_all(&mut self.shard, end),
+            Some(false) => {
+                tracing::warn!(
+                    "NATS can't be reached, and doesn't have the last messages: what they say is \
+                     not kept, and the next start tells it anew"
+                );
+                true
+            }
+            None => false,
+        }
+    }
+
+    pub(super) fn tell_figures(&self) {
+        let figures = &self.figures;
+        let counters = self.shard.counters();
+        let told = figures.counters.lock();
+        let told = std::mem::replace(&mut *told.unwrap_or_else(PoisonError::into_inner), counters);
+        if counters.dead_letters_left_out > told.dead_letters_left_out
+            && self.tenant.left_out.line(REFUSALS_TOLD_MS).is_some()
+        {
+            tracing::warn!(
+                left_out = counters.dead_letters_left_out,
+                "there are more dead letters than may be published ([dead_letters] per_s): some \
+                 are left out, and counted"
+            );
+        }
+        let online_users = self.shard.online_users() as u64;
+        figures.online_users.store(online_users, Ordering::Relaxed);
+        let connections = self.shard.connections() as u64;
+        figures.connections.store(connections, Ordering::Relaxed);
+        let backlog = self.shard.backlog();
+        figures.backlog.store(backlog as u64, Ordering::Relaxed);
+        if backlog == 0 {
+            let settled = self.generation.number;
+            figures.settled.store(settled, Ordering::Relaxed);
+        }
+    }
+}

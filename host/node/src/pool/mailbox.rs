@@ -1,0 +1,404 @@
+//! What one thread of the pool is sent: for each shard that anything waits for, lanes with
+//! room of their own, so that a flood of one kind, or for one shard, takes none from another.
+//! A shard that nothing waits for has no place in it.
+
+use std::collections::{HashMap, VecDeque};
+use std::fmt;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use foldhash::fast::FixedState;
+use tokio::sync::Notify;
+
+use super::Address;
+use super::work::{Ask, Batch, Size, Task};
+use crate::state::Restored;
+
+/// How many tasks of control may wait for a shard. The sender of more waits.
+const CONTROL_MAX: usize = 64;
+
+/// How many sets of empty lanes are kept, so that a message allocates none.
+const SPARE_MAX: usize = 64;
+
+/// A thread's mailbox.
+#[derive(Default)]
+pub(crate) struct Mailbox {
+    mail: Mutex<Mail>,
+    arrived: Notify,
+    freed: Notify,
+}
+
+#[derive(Default)]
+struct Mail {
+    /// What waits, and for whom: never nothing.
+    lanes: HashMap<Address, Lanes, FixedState>,
+    /// Empty ones.
+    spare: Vec<Lanes>,
+    /// Shards for which something waits that the thread hasn't been told of.
+    touched: Vec<Address>,
+    /// How many senders wait for room.
+    waiting: usize,
+    /// The thread has ended.
+    is_closed: bool,
+}
+
+/// What waits for one shard.
+#[derive(Default)]
+struct Lanes {
+    control: VecDeque<Box<Task>>,
+    inputs: VecDeque<Batch>,
+    /// How much the inputs take.
+    used: Size,
+    questions: VecDeque<Ask>,
+}
+
+impl fmt::Debug for Mailbox {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Mailbox")
+    }
+}
+
+impl Lanes {
+    fn is_empty(&self) -> bool {
+        self.control.is_empty() && self.inputs.is_empty() && self.questions.is_empty()
+    }
+}
+
+impl Mail {
+    /// A shard's lanes, to put something in.
+    fn lanes(&mut self, shard: Address) -> &mut Lanes {
+        let (spare, touched) = (&mut self.spare, &mut self.touched);
+        self.lanes.entry(shard).or_insert_with(|| {
+            touched.push(shard);
+            spare.pop().unwrap_or_default()
+        })
+    }
+
+    /// Takes something out of a shard's lanes, if there is any.
+    fn take<T>(&mut self, shard: Address, take: impl FnOnce(&mut Lanes) -> Option<T>) -> Option<T> {
+        let lanes = self.lanes.get_mut(&shard)?;
+        let taken = take(lanes);
+        if lanes.is_empty()
+            && let Some(lanes) = self.lanes.remove(&shard)
+            && self.spare.len() < SPARE_MAX
+        {
+            self.spare.push(lanes);
+        }
+        taken
+    }
+}
+
+impl Mailbox {
+    fn mail(&self) -> MutexGuard<'_, Mail> {
+        // A panic can't leave it half-changed.
+        self.mail.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Puts something into a shard's lanes, where `put` finds room.
+    fn put<T>(
+        &self,
+        shard: Address,
+        item: T,
+        has_room: impl FnOnce(&Lanes, &T) -> bool,
+        put: impl FnOnce(&mut Lanes, T),
+    ) -> Result<(), T> {
+        let mut mail = self.mail();
+        if mail.is_closed {
+            return Err(item);
+        }
+        if let Some(lanes) = mail.lanes.get(&shard)
+            && !has_room(lanes, &item)
+        {
+            return Err(item);
+        }
+        put(mail.lanes(shard), item);
+        let is_news = mail.touched.len() == 1;
+        drop(mail);
+        if is_news {
+            self.arrived.notify_one();
+        }
+        Ok(())
+    }
+
+    /// Puts inputs in, if there is room for them now; an empty lane takes anything.
+    ///
+    /// # Errors
+    /// With what found no room.
+    pub(super) fn offer_inputs(
+        &self,
+        shard: Address,
+        batch: Batch,
+        max: Size,
+    ) -> Result<(), Batch> {
+        let has_room = |lanes: &Lanes, batch: &Batch| {
+            lanes.inputs.is_empty() || lanes.used.plus(batch.size()).fits(max)
+        };
+        self.put(shard, batch, has_room, |lanes, batch| {
+            lanes.used = lanes.used.plus(batch.size());
+            lanes.inputs.push_back(batch);
+        })
+    }
+
+    /// Puts a question in, if there is room for it now.
+    pub(super) fn offer_question(&self, shard: Address, ask: Ask, max: usize) -> bool {
+        let has_room = |lanes: &Lanes, _: &Ask| lanes.questions.len() < max;
+        let put = |lanes: &mut Lanes, ask| lanes.questions.push_back(ask);
+        self.put(shard, ask, has_room, put).is_ok()
+    }
+
+    /// Puts in what comes before everything else that waits, whether there is room or not.
+    pub(super) fn put_first(&self, shard: Address, task: Task) {
+        let put = |lanes: &mut Lanes, task| lanes.control.push_front(task);
+        let task = Box::new(task);
+        // A thread that has ended has nobody to tell.
+        let _ = self.put(shard, task, |_, _| true, put);
+        // The thread may know that something waits, and not look at it before this.
+        self.arrived.notify_one();
+    }
+
+    /// Puts in what the node itself has to say, when there is room for it. Where the thread
+    /// has ended, it is dropped.
+    pub(super) async fn send(&self, shard: Address, task: Task) {
+        let offer = |task| {
+            let has_room = |lanes: &Lanes, _: &_| lanes.control.len() < CONTROL_MAX;
+            let put = |lanes: &mut Lanes, task| lanes.control.push_back(task);
+            self.put(shard, task, has_room, put)
+        };
+        self.when_there_is_room(Box::new(task), offer).await;
+    }
+
+    /// Puts inputs in when there is room for them. Where the thread has ended, they are
+    /// dropped.
+    pub(super) async fn send_inputs(&self, shard: Address, batch: Batch, max: Size) {
+        self.when_there_is_room(batch, |batch| self.offer_inputs(shard, batch, max))
+            .await;
+    }
+
+    async fn when_there_is_room<T>(&self, item: T, offer: impl Fn(T) -> Result<(), T>) {
+        let mut item = item;
+        loop {
+            // Before it is looked whether there is room.
+            let freed = self.freed.notified();
+            self.mail().waiting += 1;
+            let refused = offer(item);
+            let Err(refused) = refused else {
+                self.mail().waiting -= 1;
+                return;
+            };
+            item = refused;
+            let is_closed = self.mail().is_closed;
+            if !is_closed {
+                freed.await;
+            }
+            self.mail().waiting -= 1;
+            if is_closed {
+                return;
+            }
+        }
+    }
+
+    /// How many bytes of inputs wait for a shard.
+    pub(super) fn queued_bytes(&self, shard: Address) -> usize {
+        self.mail()
+            .lanes
+            .get(&shard)
+            .map_or(0, |lanes| lanes.used.bytes)
+    }
+
+    /// Waits until something has come that [`Self::take_touched`] tells of.
+    pub(super) async fn arrived(&self) {
+        self.arrived.notified().await;
+    }
+
+    /// Appends the shards for which something has come where nothing was before. Says
+    /// whether the thread is to go on.
+    pub(super) fn take_touched(&self, touched: &mut Vec<Address>) -> bool {
+        let mut mail = self.mail();
+        touched.append(&mut mail.touched);
+        !mail.is_closed
+    }
+
+    /// Whether anything waits for a shard.
+    pub(super) fn has(&self, shard: Address) -> bool {
+        self.mail().lanes.contains_key(&shard)
+    }
+
+    /// Whether inputs wait for a shard.
+    pub(super) fn has_inputs(&self, shard: Address) -> bool {
+        let mail = self.mail();
+        let lanes = mail.lanes.get(&shard);
+        lanes.is_some_and(|lanes| !lanes.inputs.is_empty())
+    }
+
+    /// Takes the next task of control.
+    pub(super) fn take_control(&self, shard: Address) -> Option<Task> {
+        let task = self.take(shard, |lanes| lanes.control.pop_front());
+        task.map(|task| *task)
+    }
+
+    /// Whether what was stored of a shard has come.
+    pub(super) fn has_restored(&self, shard: Address) -> bool {
+        let mail = self.mail();
+        let first = mail.lanes.get(&shard).and_then(|it| it.control.front());
+        matches!(first.map(|task| &**task), Some(Task::Restored(_)))
+    }
+
+    /// Takes what was stored of a shard, if it has come.
+    pub(super) fn take_restored(&self, shard: Address) -> Option<Restored> {
+        let is_first = |lanes: &mut Lanes| {
+            lanes
+                .control
+                .pop_front_if(|task| matches!(**task, Task::Restored(_)))
+        };
+        match *self.take(shard, is_first)? {
+            Task::Restored(restored) => Some(restored),
+            _ => None,
+        }
+    }
+
+    /// Takes the inputs that have waited for longest.
+    pub(super) fn take_inputs(&self, shard: Address) -> Option<Batch> {
+        self.take(shard, |lanes| {
+            let batch = lanes.inputs.pop_front()?;
+            lanes.used = lanes.used.minus(batch.size());
+            Some(batch)
+        })
+    }
+
+    /// Takes the question that has waited for longest.
+    pub(super) fn take_question(&self, shard: Address) -> Option<Ask> {
+        self.take(shard, |lanes| lanes.questions.pop_front())
+    }
+
+    /// Drops all that waits for a shard which isn't there.
+    pub(super) fn discard(&self, shard: Address) {
+        let discarded = self.mail().lanes.remove(&shard);
+        drop(discarded);
+        self.freed.notify_waiters();
+    }
+
+    /// Nothing is taken any more.
+    pub(super) fn close(&self) {
+        let mut mail = self.mail();
+        mail.is_closed = true;
+        let lanes = std::mem::take(&mut mail.lanes);
+        drop(mail);
+        // Who waits for an answer is not to wait any more.
+        drop(lanes);
+        self.freed.notify_waiters();
+        self.arrived.notify_one();
+    }
+
+    fn take<T>(&self, shard: Address, take: impl FnOnce(&mut Lanes) -> Option<T>) -> Option<T> {
+        let mut mail = self.mail();
+        let taken = mail.take(shard, take);
+        let is_awaited = mail.waiting > 0;
+        drop(mail);
+        if is_awaited && taken.is_some() {
+            self.freed.notify_waiters();
+        }
+        taken
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use presence_core::Input;
+
+    use super::*;
+
+    const ONE: Address = Address {
+        tenant: 1,
+        shard: 0,
+    };
+    const OTHER: Address = Address {
+        tenant: 2,
+        shard: 0,
+    };
+
+    const fn size(messages: usize, bytes: usize) -> Size {
+        Size { messages, bytes }
+    }
+
+    /// So many inputs that hold so many bytes in all, beside what each takes.
+    fn batch(inputs: usize, bytes: usize) -> Batch {
+        let input = Input::ReceivedUpTo { at: 1 };
+        Batch::new(0, vec![input; inputs], bytes)
+    }
+
+    fn room(bytes: usize) -> Size {
+        size(3, bytes + 3 * super::super::work::INPUT_BYTES)
+    }
+
+    #[test]
+    fn inputs_are_bounded_in_messages_and_in_bytes_for_each_shard() {
+        let mailbox = Mailbox::default();
+        let offer = |shard, batch| mailbox.offer_inputs(shard, batch, room(100)).is_ok();
+        assert!(offer(ONE, batch(2, 10)));
+        assert!(!offer(ONE, batch(2, 10)), "messages");
+        assert!(!offer(ONE, batch(1, 91)), "bytes");
+        assert!(offer(OTHER, batch(3, 90)), "another's");
+        assert!(offer(ONE, batch(1, 90)));
+        assert_eq!(mailbox.take_inputs(ONE).unwrap().inputs.len(), 2);
+        assert_eq!(mailbox.take_inputs(ONE).unwrap().inputs.len(), 1);
+        assert!(mailbox.take_inputs(ONE).is_none());
+        assert_eq!(mailbox.queued_bytes(ONE), 0);
+        assert!(mailbox.queued_bytes(OTHER) > 0);
+    }
+
+    #[test]
+    fn one_batch_alone_always_has_room_and_takes_none_from_questions() {
+        let mailbox = Mailbox::default();
+        let (done, _answer) = tokio::sync::oneshot::channel();
+        assert!(mailbox.offer_inputs(ONE, batch(9, 5_000), room(1)).is_ok());
+        assert!(mailbox.offer_inputs(ONE, batch(0, 1), room(1)).is_err());
+        let ask = |done| Ask::Contacts("ann".into(), done);
+        assert!(mailbox.offer_question(ONE, ask(done), 1));
+        let (done, _answer) = tokio::sync::oneshot::channel();
+        assert!(!mailbox.offer_question(ONE, ask(done), 1));
+    }
+
+    #[test]
+    fn the_thread_is_told_once_and_a_shard_that_nothing_waits_for_has_no_place() {
+        let mailbox = Mailbox::default();
+        let mut touched = Vec::new();
+        for _ in 0..2 {
+            mailbox.offer_inputs(ONE, batch(1, 0), room(9)).unwrap();
+        }
+        assert!(mailbox.take_touched(&mut touched));
+        assert_eq!(touched, [ONE]);
+        mailbox.take_inputs(ONE).unwrap();
+        mailbox.offer_inputs(ONE, batch(1, 0), room(9)).unwrap();
+        touched.clear();
+        mailbox.take_touched(&mut touched);
+        assert!(touched.is_empty(), "it knows of what waits");
+        while mailbox.take_inputs(ONE).is_some() {}
+        assert!(!mailbox.has(ONE) && mailbox.mail().lanes.is_empty());
+        mailbox.offer_inputs(ONE, batch(1, 0), room(9)).unwrap();
+        mailbox.take_touched(&mut touched);
+        assert_eq!(touched, [ONE]);
+    }
+
+    #[tokio::test]
+    async fn who_sends_waits_for_room_and_for_no_thread_that_has_ended() {
+        let mailbox = Mailbox::default();
+        mailbox.send_inputs(ONE, batch(3, 0), room(0)).await;
+        mailbox.send_inputs(OTHER, batch(3, 0), room(0)).await;
+        let taken = async {
+            tokio::task::yield_now().await;
+            assert_eq!(mailbox.mail().waiting, 2);
+            mailbox.take_inputs(OTHER).unwrap();
+            mailbox.take_inputs(ONE).unwrap();
+        };
+        let (one, other) = (batch(1, 0), batch(2, 0));
+        tokio::join!(
+            mailbox.send_inputs(ONE, one, room(0)),
+            mailbox.send_inputs(OTHER, other, room(0)),
+            taken
+        );
+        assert_eq!(mailbox.mail().waiting, 0);
+        let more = mailbox.send_inputs(ONE, batch(3, 0), room(0));
+        tokio::join!(more, async { mailbox.close() });
+        assert!(mailbox.offer_inputs(ONE, batch(1, 0), room(9)).is_err());
+        assert!(!mailbox.take_touched(&mut Vec::new()));
+    }
+}

@@ -1,0 +1,277 @@
+//! What the shards of one thread have to say, in one order: it is handed to the broker's
+//! client as that has room, kept until the broker has it, and after a lost connection handed
+//! over again under the same numbers.
+//!
+//! Nothing here waits: what finds no room stays, and while there is too much of it, shards
+//! that have put something in rest.
+
+use std::sync::Arc;
+
+use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
+
+use crate::clock;
+use crate::link::handed::Handed;
+use crate::link::journal::{Entry, Journal};
+
+/// How often is looked whether the connection has changed, where something waits for that,
+/// in milliseconds.
+pub(super) const LOOK_MS: u64 = 50;
+
+/// For how long there is no room before the log says so, in milliseconds.
+const FULL_MS: u64 = 1_000;
+
+/// What carries messages to the broker.
+pub(crate) trait Carrier: Send + 'static {
+    /// How often it has connected: what was handed to an earlier connection may be lost.
+    fn link(&self) -> u64;
+
+    /// Whether it is connected.
+    fn is_connected(&self) -> bool;
+
+    /// Hands over a message; none if there is no room for it now.
+    fn try_hand(&self, entry: &Entry) -> Option<anyhow::Result<()>>;
+
+    /// Hands over a message when there is room for it. Dropped before, it does nothing.
+    fn hand(&self, entry: Entry) -> BoxFuture<'static, anyhow::Result<()>>;
+}
+
+/// What the shards of one thread have to say.
+pub(super) struct Outbox<C> {
+    carrier: C,
+    handed: Arc<Handed>,
+    journal: Journal,
+    /// The connection that messages are handed to.
+    link: u64,
+    /// The place of the message that is handed over next.
+    next: u64,
+    /// Up to which place messages were handed to an earlier connection.
+    handed_before: u64,
+    /// The message at `next`, which waits for room.
+    stuck: Option<BoxFuture<'static, anyhow::Result<()>>>,
+    repeated: u64,
+    /// Whether there was a connection when that was last looked at.
+    is_connected: bool,
+    /// Since when there is no room, and whether that has been said.
+    full_since: Option<u64>,
+    is_full_told: bool,
+    beacon_ms: u64,
+    /// When the next beacons are due. None until a source has begun.
+    beacon_at: Option<u64>,
+}
+
+impl<C: Carrier> Outbox<C> {
+    /// An empty one. `bytes_max`: how much may be in it; `beacon_ms`: how often each
+    /// source says how far it has come.
+    pub(super) fn new(carrier: C, handed: Arc<Handed>, bytes_max: usize, beacon_ms: u64) -> Self {
+        Self {
+            carrier,
+            handed,
+            journal: Journal::new(bytes_max),
+            link: 0,
+            next: 0,
+            handed_before: 0,
+            stuck: None,
+            repeated: 0,
+            is_connected: false,
+            full_since: None,
+            is_full_told: false,
+            beacon_ms,
+            beacon_at: None,
+        }
+    }
+
+    /// Puts a message in, and says the place behind it. It is handed over by
+    /// [`Self::hand_over`].
+    pub(super) fn push(&mut self, entry: Entry) -> u64 {
+        if entry.counted.is_some() && !self.journal.waits() {
+            self.handed.want();
+        }
+        self.journal.push(entry);
+        self.journal.end()
+    }
+
+    /// Whether there is no room for more.
+    pub(super) fn is_full(&self) -> bool {
+        !self.journal.has_room()
+    }
+
+    /// The place of the first message that is still in it.
+    pub(super) fn begin(&self) -> u64 {
+        self.journal.begin()
+    }
+
+    /// Up to which place the broker has all.
+    pub(super) fn acknowledged(&self) -> u64 {
+        self.handed.acknowledged()
+    }
+
+    /// How many bytes are in it.
+    pub(super) fn bytes(&self) -> usize {
+        self.journal.bytes()
+    }
+
+    /// How many messages have been handed over again.
+    pub(super) fn repeated(&self) -> u64 {
+        self.repeated
+    }
+
+    /// Whether all up to a place has been handed over; none if it may be yet.
+    pub(super) fn is_handed(&self, place: u64) -> Option<bool> {
+        if self.next >= place {
+            return Some(true);
+        }
+        (!self.is_connected).then_some(false)
+    }
+
+    /// Whether the broker has all up to a place; none if it may get it yet.
+    pub(super) fn settled(&mut self, place: u64) -> Option<bool> {
+        if self.acknowledged() >= place {
+            return Some(true);
+        }
+        self.handed.want();
+        (!self.is_connected).then_some(false)
+    }
+
+    /// Looks what has become of the connection, hands over what can be, and forgets what
+    /// the broker has.
+    pub(super) fn tend(&mut self, now: u64) {
+        self.look();
+        self.hand_over();
+        self.forget();
+        match (self.is_full(), self.full_since) {
+            (false, _) => (self.full_since, self.is_full_told) = (None, false),
+            (true, None) => self.full_since = Some(now),
+            (true, Some(since)) if now >= since + FULL_MS && !self.is_full_told => {
+                self.is_full_told = true;
+                tracing::warn!(
+                    bytes = self.journal.bytes(),
+                    "NATS doesn't acknowledge what is published, and there is no room for more \
+                     of it: its shards wait, and take nothing in ([nats] journal_bytes)"
+                );
+            }
+            (true, Some(_)) => {}
+        }
+    }
+
+    /// Hands to the client what it hasn't been handed on this connection, in order, as far
+    /// as it has room.
+    pub(super) fn hand_over(&mut self) {
+        loop {
+            // Read before anything is handed over: see `pulse`.
+            let link = self.carrier.link();
+            if link != self.link {
+                self.begin_link(link);
+            }
+            // What was acknowledged meanwhile needn't be handed over again.
+            self.next = self.next.max(self.journal.begin());
+            if !self.is_connected {
+                self.stuck = None;
+                return;
+            }
+            let sent = match &mut self.stuck {
+                Some(stuck) => stuck.now_or_never(),
+                None => {
+                    let Some(entry) = self.journal.get(self.next) else {
+                        return;
+                    };
+                    if entry.counted.is_none() && self.next < self.handed_before {
+                        self.next += 1;
+                        continue;
+                    }
+                    let sent = self.carrier.try_hand(entry);
+                    if sent.is_none() {
+                        self.stuck = Some(self.carrier.hand(entry.clone()));
+                    }
+                    sent
+                }
+            };
+            match sent {
+                Some(sent) => self.sent(sent),
+                None => return,
+            }
+        }
+    }
+
+    /// The message at `next` has been handed over.
+    fn sent(&mut self, sent: anyhow::Result<()>) {
+        if let Err(error) = sent {
+            tracing::error!("a message could not be published: {error:#}");
+        }
+        self.stuck = None;
+        let entry = self.journal.get(self.next);
+        let is_counted = entry.is_some_and(|entry| entry.counted.is_some());
+        self.next += 1;
+        if is_counted {
+            self.handed.advance(self.next);
+        }
+    }
+
+    /// Whether all sources on this thread are to say how far they have come. It is so once
+    /// each time it is due. While nobody can hear it, it is not, and comes with the connection.
+    pub(super) fn is_beacon_due(&mut self, now: u64) -> bool {
+        if self.beacon_at.is_none_or(|at| now < at) {
+            return false;
+        }
+        let can_be_heard = self.is_connected && !self.is_full();
+        let wait = if can_be_heard {
+            self.beacon_ms
+        } else {
+            LOOK_MS
+        };
+        self.beacon_at = Some(now + wait);
+        can_be_heard
+    }
+
+    /// From now on there are beacons, the next at once.
+    pub(super) fn begin_beacons(&mut self, now: u64) {
+        self.beacon_at = Some(now);
+    }
+
+    /// When [`Self::tend`] is to be called at the latest, and whether beacons are due.
+    pub(super) fn due(&self, now: u64) -> Option<u64> {
+        let is_waiting = self.next < self.journal.end() || self.is_full();
+        let look_at = is_waiting.then_some(now + LOOK_MS);
+        self.beacon_at.into_iter().chain(look_at).min()
+    }
+
+    /// Waits until the broker has more, or the client has room again. It may return too
+    /// early.
+    pub(super) async fn moved(&mut self) {
+        let waits = self.journal.waits();
+        let stuck = async {
+            match &mut self.stuck {
+                Some(stuck) => stuck.await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            biased;
+            () = self.handed.moved(), if waits => {}
+            sent = stuck => self.sent(sent),
+        }
+    }
+
+    /// The client is connected anew: all that the broker may not have is handed to it
+    /// again, and beacons say so.
+    fn begin_link(&mut self, link: u64) {
+        self.forget();
+        self.look();
+        self.stuck = None;
+        let begin = self.journal.begin();
+        self.repeated += self.next.saturating_sub(begin);
+        self.handed_before = self.handed_before.max(self.next);
+        self.handed.begin(link, begin);
+        (self.link, self.next) = (link, begin);
+        self.beacon_at = self.beacon_at.map(|at| at.min(clock::now_ms()));
+    }
+
+    fn forget(&mut self) {
+        self.journal.forget(self.handed.acknowledged(), self.next);
+    }
+
+    /// Looks whether the client is connected, which takes a lock.
+    fn look(&mut self) {
+        self.is_connected = self.carrier.is_connected();
+    }
+}

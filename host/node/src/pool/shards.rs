@@ -1,0 +1,155 @@
+//! A tenant's shards, as the rest of the node sees them: where to send what is for them, and
+//! the figures that they tell.
+
+use std::hash::{BuildHasher, Hash};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use foldhash::fast::FixedState;
+use presence_core::{Counters, Input};
+
+use super::mailbox::Mailbox;
+use super::work::{Ask, Batch, Size, Task};
+use super::{Address, BATCH_MAX};
+
+/// How much may wait for a shard.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Room {
+    /// How many batches of inputs, were all of them full.
+    pub(crate) batches: usize,
+    /// How many bytes of inputs.
+    pub(crate) input_bytes: usize,
+    /// How many questions, or pieces of large ones.
+    pub(crate) questions: usize,
+}
+
+/// A shard's figures, as it last told them.
+#[derive(Debug, Default)]
+pub(crate) struct Figures {
+    pub(super) counters: Mutex<Counters>,
+    pub(crate) online_users: AtomicU64,
+    pub(crate) connections: AtomicU64,
+    pub(crate) published: AtomicU64,
+    /// How many users are still to be decided on again.
+    pub(crate) backlog: AtomicU64,
+    /// The last generation of the pipeline by which everyone has been decided on.
+    pub(crate) settled: AtomicU64,
+    /// How often it has failed, and begun anew from what was stored.
+    pub(crate) restarts: AtomicU64,
+}
+
+/// One shard.
+#[derive(Debug)]
+pub(crate) struct Port {
+    mailbox: Arc<Mailbox>,
+    address: Address,
+    room: Room,
+    pub(crate) figures: Arc<Figures>,
+}
+
+impl Port {
+    pub(super) fn new(mailbox: Arc<Mailbox>, address: Address, room: Room) -> Self {
+        Self {
+            mailbox,
+            address,
+            room,
+            figures: Arc::default(),
+        }
+    }
+
+    /// Hands over inputs if there is room for them now. Where there is none, they are to be
+    /// counted as dropped.
+    pub(crate) fn offer(&self, batch: Batch) -> bool {
+        let offered = self
+            .mailbox
+            .offer_inputs(self.address, batch, self.inputs_max());
+        offered.is_ok()
+    }
+
+    /// Hands over inputs when there is room for them.
+    pub(crate) async fn hand_over(&self, batch: Batch) {
+        let max = self.inputs_max();
+        self.mailbox.send_inputs(self.address, batch, max).await;
+    }
+
+    /// Asks, if there is room for the question now.
+    pub(crate) fn ask(&self, ask: Ask) -> bool {
+        self.mailbox
+            .offer_question(self.address, ask, self.room.questions)
+    }
+
+    /// Hands over a task, when there is room for it. A shard that is gone is one that was
+    /// told to stop.
+    pub(crate) async fn send(&self, task: Task) {
+        self.mailbox.send(self.address, task).await;
+    }
+
+    /// How many bytes of inputs wait.
+    pub(super) fn queued_bytes(&self) -> usize {
+        self.mailbox.queued_bytes(self.address)
+    }
+
+    fn inputs_max(&self) -> Size {
+        Size {
+            messages: self.room.batches.saturating_mul(BATCH_MAX),
+            bytes: self.room.input_bytes,
+        }
+    }
+}
+
+/// A tenant's shards, shared.
+#[derive(Clone, Debug)]
+pub(crate) struct Shards(Arc<[Port]>);
+
+impl Shards {
+    pub(crate) fn iter(&self) -> impl ExactSizeIterator<Item = &Port> {
+        self.0.iter()
+    }
+
+    /// The shard at a place.
+    pub(crate) fn get(&self, place: usize) -> Option<&Port> {
+        self.0.get(place)
+    }
+
+    /// What each of them has counted.
+    pub(crate) fn counters(&self) -> impl Iterator<Item = Counters> {
+        self.iter().map(|shard| {
+            let counters = shard.figures.counters.lock();
+            *counters.unwrap_or_else(PoisonError::into_inner)
+        })
+    }
+
+    /// A figure of all of them together.
+    pub(crate) fn total(&self, of: fn(&Figures) -> &AtomicU64) -> u64 {
+        let figures = self.iter().map(|shard| of(&shard.figures));
+        figures.map(|figure| figure.load(Ordering::Relaxed)).sum()
+    }
+
+    /// How many bytes of inputs wait for them.
+    pub(crate) fn queued_bytes(&self) -> u64 {
+        self.iter().map(|shard| shard.queued_bytes() as u64).sum()
+    }
+
+    /// The place of the shard that owns a user.
+    pub(crate) fn place_of(&self, user: &str) -> usize {
+        place(user, self.0.len())
+    }
+
+    /// Hands the same input to every shard.
+    pub(crate) async fn tell(&self, input: impl Fn() -> Input) {
+        for shard in self.iter() {
+            shard.send(Task::Tell(input())).await;
+        }
+    }
+}
+
+/// Which of so many shards has a user, or anything else that can be told by its hash.
+pub(crate) fn place(user: impl Hash, shards: usize) -> usize {
+    FixedState::default().hash_one(user) as usize % shards.max(1)
+}
+
+impl From<Vec<Port>> for Shards {
+    fn from(shards: Vec<Port>) -> Self {
+        Self(shards.into())
+    }
+}

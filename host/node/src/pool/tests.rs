@@ -1,0 +1,429 @@
+//! A thread with several tenants on it, driven step by step, and a broker that does what the
+//! test says.
+
+use std::sync::{Arc, Mutex};
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use presence_config::subjects::{Source, Subjects};
+use presence_core::directory::Directory;
+use presence_core::message::{Kind, Message};
+use presence_core::names::Names;
+use presence_core::{Input, Settings, Shard};
+use presence_sandbox::{Blueprint, Limits, Quarantine};
+use serde_json::json;
+use tokio::sync::oneshot;
+
+use super::mailbox::Mailbox;
+use super::outbox::Outbox;
+use super::shards::Port;
+use super::thread::Thread;
+use super::*;
+use crate::link::handed::Sources;
+use crate::link::journal::Entry;
+use crate::link::voice::Voice;
+
+const ONLINE: &str = "presence.events.user_online";
+
+/// What the broker has got, and what it takes.
+#[derive(Clone, Default)]
+struct Broker(Arc<Mutex<Taken>>);
+
+struct Taken {
+    link: u64,
+    is_connected: bool,
+    /// How many messages the client has room for.
+    room: usize,
+    /// Of each message: its source, its subject, and its number; an answer has neither
+    /// source nor number.
+    messages: Vec<(String, String)>,
+}
+
+impl Default for Taken {
+    fn default() -> Self {
+        Self {
+            link: 1,
+            is_connected: true,
+            room: usize::MAX,
+            messages: Vec::new(),
+        }
+    }
+}
+
+impl Broker {
+    fn set(&self, change: impl FnOnce(&mut Taken)) {
+        change(&mut self.0.lock().unwrap());
+    }
+
+    /// The headers of what was published on a subject; empty ones of answers.
+    fn on(&self, subject: &str) -> Vec<String> {
+        let taken = self.0.lock().unwrap();
+        let messages = taken.messages.iter().filter(|(on, _)| on == subject);
+        messages.map(|(_, header)| header.clone()).collect()
+    }
+
+    /// How many of those are a tenant's.
+    fn count(&self, subject: &str, tenant: &Tenant) -> usize {
+        let source = format!("{}/", tenant.name);
+        let headers = self.on(subject).into_iter();
+        headers.filter(|header| header.starts_with(&source)).count()
+    }
+}
+
+impl Carrier for Broker {
+    fn link(&self) -> u64 {
+        self.0.lock().unwrap().link
+    }
+
+    fn is_connected(&self) -> bool {
+        self.0.lock().unwrap().is_connected
+    }
+
+    fn try_hand(&self, entry: &Entry) -> Option<anyhow::Result<()>> {
+        let mut taken = self.0.lock().unwrap();
+        taken.room = taken.room.checked_sub(1)?;
+        let header = entry.counted.as_ref().and_then(|counted| {
+            let (renewed, seq) = (counted.renewed, counted.seq);
+            let mut headers = counted.source.headers(&entry.subject, renewed, seq);
+            Some(headers.next()?.1)
+        });
+        let message = (entry.subject.to_string(), header.unwrap_or_default());
+        taken.messages.push(message);
+        Some(Ok(()))
+    }
+
+    fn hand(&self, entry: Entry) -> BoxFuture<'static, anyhow::Result<()>> {
+        let broker = self.clone();
+        Box::pin(std::future::poll_fn(move |_| {
+            broker
+                .try_hand(&entry)
+                .map_or(std::task::Poll::Pending, std::task::Poll::Ready)
+        }))
+    }
+}
+
+/// One thread of a pool.
+struct Node {
+    broker: Broker,
+    sources: Sources,
+    mailbox: Arc<Mailbox>,
+    thread: Thread<Broker>,
+    figures: Arc<ThreadFigures>,
+    blueprint: Arc<Blueprint>,
+    tenants: u32,
+}
+
+struct Tenant {
+    name: String,
+    ports: Vec<Port>,
+}
+
+impl Node {
+    /// Its outbox holds so many bytes; each time that time is measured, so much is over.
+    fn new(bytes_max: usize, step_ns: u64) -> Self {
+        let mut sources = Sources::new(1_000);
+        let (broker, mailbox) = (Broker::default(), Arc::<Mailbox>::default());
+        let outbox = Outbox::new(broker.clone(), sources.add(), bytes_max, 3_600_000);
+        let mut ns = 0;
+        let meter = move || {
+            ns += step_ns;
+            ns
+        };
+        let figures = Arc::<ThreadFigures>::default();
+        let limits = Limits {
+            fuel: 1_000_000,
+            memory_bytes_max: 1 << 20,
+            deadline_ms: None,
+            quarantine: Quarantine {
+                users: 3,
+                window_ms: 1_000,
+                ms: 1_000,
+            },
+            metadata: Default::default(),
+        };
+        let blueprint = Blueprint::prepare(Vec::new(), limits, None);
+        Self {
+            thread: Thread::new(
+                Arc::clone(&mailbox),
+                outbox,
+                Arc::clone(&figures),
+                Box::new(meter),
+            ),
+            broker,
+            sources,
+            mailbox,
+            figures,
+            blueprint: Arc::new(blueprint.unwrap_or_else(|_| panic!("it is empty"))),
+            tenants: 0,
+        }
+    }
+
+    /// A tenant with so many shards.
+    fn tenant(&mut self, shards: u32) -> Tenant {
+        let tenant = self.tenants;
+        self.tenants += 1;
+        let name = format!("t{tenant}");
+        let common = Arc::new(Common {
+            shards: shards as usize,
+            ..Common::default()
+        });
+        let ports = (0..shards).map(|shard| {
+            let address = Address { tenant, shard };
+            let room = Room {
+                batches: 1_024,
+                input_bytes: 64 << 20,
+                questions: 16,
+            };
+            let port = Port::new(Arc::clone(&self.mailbox), address, room);
+            let known = Shard::new(
+                Settings::default(),
+                Arc::new(Names::new()),
+                Arc::new(Directory::new()),
+            );
+            let generation = Generation {
+                number: 1,
+                blueprint: Arc::clone(&self.blueprint),
+            };
+            let source = Source::new(&name, shard as usize, 1, &Subjects::new(None), false);
+            let figures = Arc::clone(&port.figures);
+            let cell = Cell::new(
+                known,
+                generation,
+                Voice::new(source),
+                None,
+                Arc::clone(&common),
+                figures,
+            );
+            self.mailbox.put_first(address, Task::Place(Box::new(cell)));
+            port
+        });
+        let ports = ports.collect();
+        Tenant { name, ports }
+    }
+
+    /// Has the thread take so many turns, or as many as there are; says how many.
+    fn turns(&mut self, max: usize) -> usize {
+        for turn in 0..max {
+            assert!(self.thread.look());
+            let Some(next) = self.thread.next() else {
+                return turn;
+            };
+            self.thread.turn(next);
+        }
+        max
+    }
+
+    /// Has the thread work until it would wait.
+    fn work(&mut self) {
+        assert!(self.turns(100_000) < 100_000, "it goes on for ever");
+    }
+
+    /// The broker has all that was handed over.
+    fn acknowledge(&self) {
+        let link = self.broker.link();
+        self.sources.acknowledge(&self.sources.marks(), link);
+    }
+
+    /// Lets time go on until something holds.
+    fn until(&mut self, holds: impl Fn(&Self) -> bool) {
+        let begun = Instant::now();
+        while !holds(self) {
+            assert!(begun.elapsed().as_secs() < 60, "it never does");
+            self.work();
+            std::thread::yield_now();
+        }
+    }
+}
+
+/// Connects so many users, from a number on.
+fn connects(from: usize, count: usize, reply: Option<&str>) -> Batch {
+    let now = clock::now_ms();
+    let inputs = (from..from + count).map(|user| {
+        let body = json!({"userId": format!("u{user}"), "connId": "c", "timestamp": now});
+        let payload = Bytes::from(body.to_string());
+        Input::Message {
+            message: Message::parse(Kind::Connect, &payload, 1 << 20).unwrap(),
+            reply: reply.map(Into::into),
+        }
+    });
+    Batch::new(now, inputs.collect(), count * 100)
+}
+
+fn offer(port: &Port, batch: Batch) {
+    assert!(port.offer(batch));
+}
+
+#[test]
+fn a_shard_that_has_nothing_to_do_has_no_mail_no_timer_and_no_turn() {
+    let mut node = Node::new(1 << 20, 1);
+    let tenants: Vec<_> = (0..100).map(|_| node.tenant(8)).collect();
+    node.work();
+    assert_eq!(node.thread.counts(), (800, 0));
+    for tenant in &tenants {
+        assert!(tenant.ports.iter().all(|port| port.queued_bytes() == 0));
+    }
+    offer(&tenants[7].ports[3], connects(0, 1, None));
+    node.work();
+    assert_eq!(node.thread.counts(), (800, 1), "a lease has a timer");
+    assert_eq!(node.broker.on(ONLINE), ["t7/3 1 1"]);
+}
+
+#[test]
+fn a_tenant_that_floods_the_node_does_not_keep_another_from_its_turn() {
+    // A batch takes about a millisecond.
+    let mut node = Node::new(usize::MAX, 1_000_000);
+    let (flooding, quiet) = (node.tenant(2), node.tenant(1));
+    node.work();
+    for batch in 0..40 {
+        let users = connects(batch * 16, 16, None);
+        offer(&flooding.ports[batch % 2], users);
+    }
+    node.turns(1);
+    let before = node.broker.count(ONLINE, &flooding);
+    assert!(before >= 16, "it is alone, and goes on");
+    offer(&quiet.ports[0], connects(0, 1, None));
+    while node.broker.count(ONLINE, &quiet) == 0 {
+        assert_eq!(node.turns(1), 1);
+    }
+    let since = node.broker.count(ONLINE, &flooding) - before;
+    assert!(since <= 16 * 16 + 3 * 16, "{since}");
+    node.work();
+    assert_eq!(node.broker.count(ONLINE, &flooding), 40 * 16);
+}
+
+#[test]
+fn while_the_outbox_is_full_only_shards_rest_that_have_something_in_it() {
+    let mut node = Node::new(4_000, 1);
+    let (loud, other) = (node.tenant(1), node.tenant(1));
+    node.work();
+    offer(&loud.ports[0], connects(0, 256, None));
+    offer(&loud.ports[0], connects(256, 256, None));
+    node.work();
+    let first = node.broker.on(ONLINE).len();
+    assert!((10..512).contains(&first), "{first}");
+    offer(&other.ports[0], connects(0, 1, None));
+    node.work();
+    assert_eq!(node.broker.count(ONLINE, &other), 1);
+    offer(&other.ports[0], connects(1, 1, None));
+    node.work();
+    assert_eq!(
+        node.broker.count(ONLINE, &other),
+        1,
+        "now it has something in"
+    );
+    let mut rounds = 0;
+    while node.broker.on(ONLINE).len() < 514 {
+        node.acknowledge();
+        node.work();
+        rounds += 1;
+        assert!(rounds < 1_000);
+    }
+    let loud: Vec<_> = node
+        .broker
+        .on(ONLINE)
+        .into_iter()
+        .filter(|it| it.starts_with("t0/"))
+        .collect();
+    let expected: Vec<_> = (1..=512).map(|seq| format!("t0/0 1 {seq}")).collect();
+    assert_eq!(loud, expected, "in order, and each once");
+}
+
+#[test]
+fn what_the_client_has_no_room_for_waits_in_order_and_holds_up_no_shard() {
+    let mut node = Node::new(1 << 20, 1);
+    let tenant = node.tenant(1);
+    node.work();
+    node.broker.set(|taken| taken.room = 3);
+    offer(&tenant.ports[0], connects(0, 4, None));
+    node.work();
+    offer(&tenant.ports[0], connects(4, 4, None));
+    node.work();
+    assert_eq!(node.broker.0.lock().unwrap().messages.len(), 3);
+    assert_eq!(
+        tenant.ports[0].figures.online_users.load(Ordering::Relaxed),
+        8
+    );
+    node.broker.set(|taken| taken.room = usize::MAX);
+    node.work();
+    let expected: Vec<_> = (1..=8).map(|seq| format!("t0/0 1 {seq}")).collect();
+    assert_eq!(node.broker.on(ONLINE), expected);
+}
+
+#[test]
+fn a_new_connection_is_handed_again_what_the_broker_may_not_have_but_no_answer() {
+    let mut node = Node::new(1 << 20, 1);
+    let tenant = node.tenant(1);
+    node.work();
+    offer(&tenant.ports[0], connects(0, 1, Some("r")));
+    node.work();
+    node.acknowledge();
+    offer(&tenant.ports[0], connects(1, 1, Some("r")));
+    node.work();
+    node.broker.set(|taken| taken.is_connected = false);
+    offer(&tenant.ports[0], connects(2, 1, Some("r")));
+    node.work();
+    assert_eq!(node.broker.on("r").len(), 2);
+    node.broker
+        .set(|taken| (taken.link, taken.is_connected) = (2, true));
+    node.work();
+    let online = ["t0/0 1 1", "t0/0 1 2", "t0/0 1 2", "t0/0 1 3"];
+    assert_eq!(node.broker.on(ONLINE), online);
+    assert_eq!(node.broker.on("r").len(), 3);
+    assert!(node.figures.repeated.load(Ordering::Relaxed) > 0);
+}
+
+#[test]
+fn a_shard_that_panics_begins_anew_under_a_later_epoch_and_all_others_go_on() {
+    let mut node = Node::new(1 << 20, 1);
+    let tenant = node.tenant(2);
+    node.work();
+    for port in &tenant.ports {
+        offer(port, connects(0, 3, None));
+    }
+    node.work();
+    let address = Address {
+        tenant: 0,
+        shard: 0,
+    };
+    node.mailbox.put_first(address, Task::Panic);
+    offer(&tenant.ports[0], connects(3, 1, None));
+    offer(&tenant.ports[1], connects(3, 1, None));
+    node.work();
+    assert_eq!(node.broker.on(ONLINE).last().unwrap(), "t0/1 1 4");
+    let figures = &tenant.ports[0].figures;
+    assert_eq!(figures.restarts.load(Ordering::Relaxed), 1);
+    // What came meanwhile has waited, and what was known is gone where nothing is stored.
+    node.until(|node| node.broker.on(ONLINE).len() == 8);
+    let last = node.broker.on(ONLINE).pop().unwrap();
+    let [source, epoch, seq] = *last.split(' ').collect::<Vec<_>>() else {
+        panic!("{last}");
+    };
+    assert_eq!((source, seq), ("t0/0", "1"));
+    assert!(epoch.parse::<u64>().unwrap() > 1_000);
+    assert_eq!(figures.online_users.load(Ordering::Relaxed), 1);
+    assert_eq!(figures.restarts.load(Ordering::Relaxed), 1);
+}
+
+#[tokio::test]
+async fn a_shard_that_is_told_to_stop_does_what_it_was_given_before() {
+    let mut node = Node::new(1 << 20, 1);
+    let tenant = node.tenant(1);
+    node.work();
+    for batch in 0..20 {
+        offer(&tenant.ports[0], connects(batch * 10, 10, None));
+    }
+    let (done, mut ended) = oneshot::channel();
+    tenant.ports[0].send(Task::Stop(done)).await;
+    node.broker.set(|taken| taken.room = 300);
+    node.work();
+    assert!(ended.try_recv().is_err(), "not all is handed over");
+    node.broker.set(|taken| taken.room = usize::MAX);
+    node.work();
+    assert_eq!(node.broker.on(ONLINE).len(), 200);
+    ended.await.unwrap();
+    assert_eq!(node.thread.counts(), (0, 0));
+    let (done, never) = oneshot::channel();
+    tenant.ports[0].send(Task::Ids(done)).await;
+    node.work();
+    assert!(never.await.is_err(), "nobody is there to answer");
+}

@@ -1,0 +1,291 @@
+//! What a shard does in its turn. It waits for nothing: what comes of it goes to the
+//! thread's outbox.
+//!
+//! A turn goes through the lanes in order: control, inputs, what has fallen due, one
+//! question. So many inputs come before that question that no flood of questions keeps
+//! them waiting for long, and no flood of inputs keeps a question waiting for good.
+
+use std::sync::atomic::Ordering;
+use std::vec;
+
+use presence_core::query::Explain;
+use presence_core::{Input, Output};
+use presence_sandbox::Pipeline;
+
+use super::cell::{Cell, Ending, REFUSALS_TOLD_MS};
+use super::mailbox::Mailbox;
+use super::outbox::{Carrier, Outbox};
+use super::work::{Ask, Task};
+use super::{Address, Meter, ThreadFigures};
+use crate::clock;
+use crate::link::journal::Entry;
+
+/// How many batches of inputs are handled in a turn, at most.
+const BATCHES_A_TURN: usize = 16;
+
+/// How many outputs of inputs come together before they are carried out.
+const OUTPUTS_MAX: usize = 256;
+
+/// Inputs that a shard is at.
+pub(super) struct Current {
+    arrived_at: u64,
+    inputs: vec::IntoIter<Input>,
+    /// Whether all has been done that fell due before they arrived.
+    is_begun: bool,
+}
+
+/// How a turn has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Turned {
+    /// There may be more to do.
+    Over,
+    /// The outbox is full, and has something of this shard.
+    Full,
+}
+
+/// Where a shard works, in its turn.
+pub(super) struct Ground<'a, C> {
+    pub(super) address: Address,
+    pub(super) mailbox: &'a Mailbox,
+    pub(super) outbox: &'a mut Outbox<C>,
+    pub(super) out: &'a mut Vec<Output>,
+    pub(super) figures: &'a ThreadFigures,
+    /// Until when the turn may go on, by the meter.
+    pub(super) until_ns: Option<u64>,
+    pub(super) meter: &'a mut Meter,
+}
+
+impl Cell {
+    /// Handles some of the inputs that wait, then what has fallen due, then a question.
+    pub(super) fn turn<C: Carrier>(
+        &mut self,
+        rules: &mut Pipeline,
+        ground: &mut Ground<'_, C>,
+    ) -> Turned {
+        if self.has_given_up() {
+            return Turned::Over;
+        }
+        for _ in 0..BATCHES_A_TURN {
+            if self.is_to_rest(ground.outbox) {
+                return Turned::Full;
+            }
+            if self.current.is_none() {
+                let Some(batch) = ground.mailbox.take_inputs(ground.address) else {
+                    break;
+                };
+                self.current = Some(Current {
+                    arrived_at: batch.arrived_at,
+                    inputs: batch.inputs.into_iter(),
+                    is_begun: false,
+                });
+            }
+            ground.is_busy();
+            if self.batch(rules, ground) == Turned::Full {
+                return Turned::Full;
+            }
+            if ground.is_over() {
+                return Turned::Over;
+            }
+        }
+        // What has arrived comes first: a sign of life that waits in its lane counts.
+        if !ground.mailbox.has_inputs(ground.address) {
+            ground.is_busy();
+            self.advance(clock::now_ms(), rules, ground);
+        }
+        if self.is_to_rest(ground.outbox) {
+            return Turned::Full;
+        }
+        if let Some(ask) = ground.mailbox.take_question(ground.address) {
+            ground.is_busy();
+            self.answer(ask, rules, ground);
+        }
+        if self.is_to_give_up() && self.current.is_none() && !ground.mailbox.has(ground.address) {
+            return self.give_up(rules, ground);
+        }
+        Turned::Over
+    }
+
+    /// Handles the inputs that it is at.
+    fn batch<C: Carrier>(&mut self, rules: &mut Pipeline, ground: &mut Ground<'_, C>) -> Turned {
+        let Some(current) = &self.current else {
+            return Turned::Over;
+        };
+        let arrived_at = current.arrived_at;
+        if !current.is_begun {
+            // What fell due before these arrived gets its turn before them, however busy the
+            // lane is: a time-out stays one, though a sign of life came too late for it.
+            let before = arrived_at.saturating_sub(1);
+            self.advance(before, rules, ground);
+            while self.shard.has_expiries(before) {
+                if self.is_to_rest(ground.outbox) {
+                    return Turned::Full;
+                }
+                ground.is_busy();
+                self.advance(before, rules, ground);
+            }
+        }
+        while let Some(current) = &mut self.current {
+            current.is_begun = true;
+            let Some(input) = current.inputs.next() else {
+                break;
+            };
+            self.shard.handle(arrived_at, input, rules, ground.out);
+            if ground.out.len() >= OUTPUTS_MAX {
+                self.carry_out(ground);
+                if self.is_to_rest(ground.outbox) {
+                    return Turned::Full;
+                }
+            }
+        }
+        self.current = None;
+        self.carry_out(ground);
+        Turned::Over
+    }
+
+    /// Does what the node has to say.
+    pub(super) fn control<C: Carrier>(
+        &mut self,
+        task: Task,
+        rules: &mut Pipeline,
+        ground: &mut Ground<'_, C>,
+    ) {
+        match task {
+            Task::Tell(input) => {
+                let now = clock::now_ms();
+                self.shard.handle(now, input, rules, ground.out);
+            }
+            Task::Restore(down_ms, records, done) => {
+                self.shard.restore(clock::now_ms(), down_ms, records);
+                self.shard.renew_leases(clock::now_ms());
+                // The one who asked may have given up.
+                let _ = done.send(());
+            }
+            Task::Uses(questions, answer) => {
+                let uses = questions.iter().map(|question| self.shard.uses(question));
+                let _ = answer.send(uses.collect());
+            }
+            Task::Ids(answer) => {
+                let mut ids = self.shard.ids();
+                if let Some(saver) = &self.saver {
+                    ids |= saver.ids();
+                }
+                let _ = answer.send(ids);
+            }
+            Task::Begin => {
+                self.voice.has_begun = true;
+                ground.outbox.begin_beacons(clock::now_ms());
+            }
+            Task::Stop(done) => {
+                self.ending = Some(Ending {
+                    done: Some(done),
+                    has_given_up: false,
+                });
+            }
+            #[cfg(test)]
+            Task::Panic => panic!("told to"),
+            // The thread's own affair.
+            Task::Place(_) | Task::Pipeline(_) | Task::Restored(_) => {}
+        }
+        self.carry_out(ground);
+    }
+
+    fn answer<C: Carrier>(&mut self, ask: Ask, rules: &mut Pipeline, ground: &mut Ground<'_, C>) {
+        let now = clock::now_ms();
+        match ask {
+            // Nobody waits for the answer any more.
+            Ask::Query(asking, _) if asking.is_given_up() => asking.pass_over(),
+            Ask::Query(asking, piece) => {
+                let users = asking.users(piece);
+                let viewer = asking.viewer();
+                let answers = self.shard.query(now, viewer, users, rules, ground.out);
+                asking.answer(piece, answers);
+            }
+            // The one who asked may have given up.
+            Ask::Explain(Explain { viewer, user }, answer) => {
+                let found = self.shard.explain(now, &viewer, &user, rules, ground.out);
+                let _ = answer.send((self.generation.number, found));
+            }
+            Ask::Contacts(viewer, answer) => {
+                let _ = answer.send(self.shard.contacts(&viewer, ground.out));
+            }
+        }
+        self.carry_out(ground);
+    }
+
+    fn advance<C: Carrier>(&mut self, now: u64, rules: &mut Pipeline, ground: &mut Ground<'_, C>) {
+        let is_due = self.shard.next_deadline().is_some_and(|at| at <= now);
+        if is_due || rules.is_replaced() {
+            self.shard.advance(now, rules, ground.out);
+            self.carry_out(ground);
+        }
+    }
+
+    /// Gives up what waits for more, since it is to end.
+    fn give_up<C: Carrier>(&mut self, rules: &mut Pipeline, ground: &mut Ground<'_, C>) -> Turned {
+        ground.is_busy();
+        while self.shard.give_up(clock::now_ms(), rules, ground.out) {
+            self.carry_out(ground);
+            if self.is_to_rest(ground.outbox) {
+                return Turned::Full;
+            }
+        }
+        self.carry_out(ground);
+        if let Some(ending) = &mut self.ending {
+            ending.has_given_up = true;
+        }
+        Turned::Over
+    }
+
+    fn carry_out<C: Carrier>(&mut self, ground: &mut Ground<'_, C>) {
+        if ground.out.is_empty() {
+            return;
+        }
+        let mut published = 0;
+        for output in ground.out.drain(..) {
+            let entry = match output {
+                Output::Publish(publication) => self.voice.publication(publication),
+                Output::Deliver(delivery) => self.voice.delivery(delivery),
+                Output::Reply(to, body) => Entry::answer(to, body),
+                Output::Ignored(ignored) => {
+                    self.stale.note(clock::now_ms(), &ignored);
+                    continue;
+                }
+                Output::Refused(rejection) => {
+                    if let Some(refused) = self.tenant.quotas.line(REFUSALS_TOLD_MS) {
+                        tracing::warn!(refused, "a quota is exceeded: {}", rejection.error);
+                    }
+                    continue;
+                }
+                Output::Fetch(questions) => {
+                    if let Some(fetcher) = &self.tenant.fetcher {
+                        fetcher.want(questions);
+                    }
+                    continue;
+                }
+            };
+            let is_counted = entry.counted.is_some();
+            self.output_end = ground.outbox.push(entry);
+            if is_counted {
+                published += 1;
+                self.published_end = self.output_end;
+            }
+        }
+        if published > 0 {
+            let figures = &self.figures;
+            figures.published.fetch_add(published, Ordering::Relaxed);
+        }
+        ground.outbox.hand_over();
+    }
+}
+
+impl<C> Ground<'_, C> {
+    /// Notes that the thread is at the next thing.
+    pub(super) fn is_busy(&self) {
+        self.figures.is_busy(clock::now_ms());
+    }
+
+    /// Whether another tenant is to have its turn.
+    fn is_over(&mut self) -> bool {
+        self.until_ns.is_some_and(|until| (self.meter)() >= until)
+    }
+}

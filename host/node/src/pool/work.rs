@@ -1,0 +1,125 @@
+//! What shards are given to do.
+
+use std::sync::Arc;
+
+use bytestring::ByteString;
+use presence_core::Input;
+use presence_core::body::explain::ExplainReport;
+use presence_core::directory::Question;
+use presence_core::names::Name;
+use presence_core::query::Explain;
+use presence_core::record::Record;
+use presence_sandbox::Blueprint;
+use roaring::RoaringBitmap;
+use tokio::sync::oneshot;
+
+use super::cell::Cell;
+use crate::state::Restored;
+use crate::tenant::ask::Asking;
+
+/// How many inputs a batch has at most.
+pub(crate) const BATCH_MAX: usize = 256;
+
+/// What an input takes of a lane beside the bytes of its message.
+pub(super) const INPUT_BYTES: usize = 256;
+
+/// How much something takes of a lane, or how much a lane holds at most.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Size {
+    /// Messages.
+    pub(crate) messages: usize,
+    /// What they hold, more or less.
+    pub(crate) bytes: usize,
+}
+
+impl Size {
+    pub(super) fn plus(self, other: Self) -> Self {
+        Self {
+            messages: self.messages.saturating_add(other.messages),
+            bytes: self.bytes.saturating_add(other.bytes),
+        }
+    }
+
+    pub(super) fn minus(self, other: Self) -> Self {
+        Self {
+            messages: self.messages.saturating_sub(other.messages),
+            bytes: self.bytes.saturating_sub(other.bytes),
+        }
+    }
+
+    pub(super) fn fits(self, max: Self) -> bool {
+        self.messages <= max.messages && self.bytes <= max.bytes
+    }
+}
+
+/// Inputs, in the order of their arrival.
+#[derive(Debug)]
+pub(crate) struct Batch {
+    /// When they arrived.
+    pub(crate) arrived_at: u64,
+    pub(crate) inputs: Vec<Input>,
+    /// What they hold, in bytes.
+    pub(crate) bytes: usize,
+}
+
+impl Batch {
+    pub(crate) fn new(arrived_at: u64, inputs: Vec<Input>, bytes: usize) -> Self {
+        Self {
+            arrived_at,
+            inputs,
+            bytes,
+        }
+    }
+
+    pub(super) fn size(&self) -> Size {
+        Size {
+            messages: self.inputs.len(),
+            bytes: self.bytes + self.inputs.len() * INPUT_BYTES,
+        }
+    }
+}
+
+/// What a shard is asked. It changes nothing that the shard knows.
+pub(crate) enum Ask {
+    /// Answer a piece of a query.
+    Query(Arc<Asking>, usize),
+    /// Explain why a viewer can or can't see a user. Answered with the generation
+    /// of the pipeline that decided.
+    Explain(Explain, oneshot::Sender<(u64, ExplainReport)>),
+    /// Say who a viewer's own contacts are.
+    Contacts(ByteString, oneshot::Sender<Result<Vec<Name>, Question>>),
+}
+
+/// A pipeline and its number.
+#[derive(Clone)]
+pub(crate) struct Generation {
+    pub(crate) number: u64,
+    pub(crate) blueprint: Arc<Blueprint>,
+}
+
+/// What a shard is told by the node itself. It comes before inputs that wait.
+pub(crate) enum Task {
+    /// Be on this thread from now on: it is the first that a shard is told.
+    Place(Box<Cell>),
+    /// Something that all shards are told.
+    Tell(Input),
+    /// A new pipeline.
+    Pipeline(Generation),
+    /// This was known when the node last ran, and so long ago, in milliseconds. Say
+    /// when it is known again.
+    Restore(u64, Vec<Record>, oneshot::Sender<()>),
+    /// This was stored when the shard failed.
+    Restored(Restored),
+    /// Say of each of these answers of the directory whether it is gone by here.
+    Uses(Arc<[Question]>, oneshot::Sender<Vec<bool>>),
+    /// Say which ids are in use here.
+    Ids(oneshot::Sender<RoaringBitmap>),
+    /// The node serves its subjects from now on: say so.
+    Begin,
+    /// Say when all before this has been done, and handed to the broker's client
+    /// and to the state; do nothing after it.
+    Stop(oneshot::Sender<()>),
+    /// Fail.
+    #[cfg(test)]
+    Panic,
+}
