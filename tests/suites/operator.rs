@@ -69,7 +69,7 @@ async fn why_nats_cannot_be_reached_is_said_once_and_not_hidden() -> Result<()> 
 #[test]
 fn sizes_on_the_command_line_have_units() -> Result<()> {
     let site = Site::new("nats://127.0.0.1:1")?;
-    let (code, said) = said(host::run(&site, &["record", "-", "--bytes", "64Mi"])?);
+    let (code, said) = said(host::run(&site, &["record", "-", "--bytes", "64Mx"])?);
     assert_eq!(code, Some(2), "{said}");
     ensure!(said.contains("64MiB (binary)"), "{said}");
     // It is understood, and the broker isn't there.
