@@ -29,6 +29,11 @@ impl Clock {
         self.half = halves % 2 == 1;
     }
 
+    /// By how much wall time is ahead of now, in milliseconds.
+    pub fn ahead_ms(&self) -> i64 {
+        self.ahead_ms
+    }
+
     /// Wall time is this far ahead of now; behind, if negative.
     pub fn set_ahead(&mut self, ahead_ms: i64) {
         self.ahead_ms = ahead_ms;

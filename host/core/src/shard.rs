@@ -211,10 +211,12 @@ impl Shard {
 
     /// What has been counted.
     pub fn counters(&self) -> Counters {
+        // Those of the tracker alone are counted there, but for what one before it counted.
+        let (counted, tracker) = (&self.common.counters, &self.common.tracker);
         Counters {
-            closes_forgotten: self.common.tracker.closes_forgotten(),
-            held_back: self.common.tracker.held_back(),
-            ..self.common.counters
+            closes_forgotten: counted.closes_forgotten + tracker.closes_forgotten(),
+            held_back: counted.held_back + tracker.held_back(),
+            ..*counted
         }
     }
 

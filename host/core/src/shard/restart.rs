@@ -93,7 +93,9 @@ impl Shard {
         let (settings, names) = (common.settings.clone(), Arc::clone(&common.names));
         let mut shard = Self::new(settings, names, Arc::clone(&common.directory));
         shard.common.clock = common.clock;
-        shard.common.counters = common.counters;
+        let (now, ahead_ms) = (common.clock.now(), common.clock.ahead_ms());
+        shard.common.tracker.set_ahead(now, ahead_ms);
+        shard.common.counters = self.counters();
         shard
     }
 

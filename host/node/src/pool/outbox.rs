@@ -164,7 +164,10 @@ impl<C: Carrier> Outbox<C> {
                 self.begin_link(link);
             }
             // What was acknowledged meanwhile needn't be handed over again.
-            self.next = self.next.max(self.journal.begin());
+            if self.next < self.journal.begin() {
+                self.next = self.journal.begin();
+                self.stuck = None;
+            }
             if !self.is_connected {
                 self.stuck = None;
                 return;

@@ -22,6 +22,7 @@ use super::*;
 use crate::link::handed::Sources;
 use crate::link::journal::Entry;
 use crate::link::voice::Voice;
+use crate::state::Saver;
 
 const ONLINE: &str = "presence.events.user_online";
 
@@ -158,8 +159,13 @@ impl Node {
         }
     }
 
-    /// A tenant with so many shards.
+    /// A tenant with so many shards, of which nothing is kept.
     fn tenant(&mut self, shards: u32) -> Tenant {
+        self.tenant_with(shards, || None)
+    }
+
+    /// A tenant with so many shards, and what keeps each of them.
+    fn tenant_with(&mut self, shards: u32, saver: impl Fn() -> Option<Saver>) -> Tenant {
         let tenant = self.tenants;
         self.tenants += 1;
         let name = format!("t{tenant}");
@@ -175,11 +181,13 @@ impl Node {
                 questions: 16,
             };
             let port = Port::new(Arc::clone(&self.mailbox), address, room);
-            let known = Shard::new(
+            let saver = saver();
+            let mut known = Shard::new(
                 Settings::default(),
                 Arc::new(Names::new()),
                 Arc::new(Directory::new()),
             );
+            known.keep_records(saver.is_some());
             let generation = Generation {
                 number: 1,
                 blueprint: Arc::clone(&self.blueprint),
@@ -190,7 +198,7 @@ impl Node {
                 known,
                 generation,
                 Voice::new(source),
-                None,
+                saver,
                 Arc::clone(&common),
                 figures,
             );
@@ -426,4 +434,27 @@ async fn a_shard_that_is_told_to_stop_does_what_it_was_given_before() {
     tenant.ports[0].send(Task::Ids(done)).await;
     node.work();
     assert!(never.await.is_err(), "nobody is there to answer");
+}
+
+#[tokio::test]
+async fn a_shard_that_stops_ends_once_the_broker_has_what_its_state_waits_for() {
+    let mut node = Node::new(1 << 20, 1);
+    let (jobs, mut written) = Saver::channel();
+    let tenant = node.tenant_with(1, || Some(jobs.saver()));
+    offer(&tenant.ports[0], connects(0, 10, None));
+    node.work();
+    assert_eq!(
+        written(),
+        0,
+        "the broker isn't known to have what viewers were told"
+    );
+    let (done, mut ended) = oneshot::channel();
+    tenant.ports[0].send(Task::Stop(done)).await;
+    node.work();
+    assert!(ended.try_recv().is_err(), "the broker lacks it still");
+    node.acknowledge();
+    node.work();
+    ended.await.unwrap();
+    assert_eq!(node.thread.counts(), (0, 0));
+    assert!(written() > 0);
 }

@@ -48,6 +48,13 @@ pub(super) struct Thread<C> {
     give_back_at: u64,
 }
 
+/// Nobody waits for a thread that is gone, whatever ended it.
+impl<C> Drop for Thread<C> {
+    fn drop(&mut self) {
+        self.mailbox.close();
+    }
+}
+
 impl<C: Carrier> Thread<C> {
     pub(super) fn new(
         mailbox: Arc<Mailbox>,
@@ -331,13 +338,14 @@ impl<C: Carrier> Thread<C> {
         let Some(cell) = self.cells.get_mut(&address) else {
             return;
         };
+        // One that ends is looked after until the state has all of it.
         if !cell.has_given_up() {
             cell.save(&self.outbox);
-        }
-        if let Some(end) = cell.waits_for()
-            && !std::mem::replace(&mut cell.is_unsaved, true)
-        {
-            self.unsaved.push_back((end, address));
+            if let Some(end) = cell.waits_for()
+                && !std::mem::replace(&mut cell.is_unsaved, true)
+            {
+                self.unsaved.push_back((end, address));
+            }
         }
         let due = cell.due();
         let before = std::mem::replace(&mut cell.timer, due);

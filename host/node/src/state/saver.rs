@@ -182,3 +182,24 @@ impl Saver {
         ids
     }
 }
+
+#[cfg(test)]
+impl Saver {
+    /// Makes savers without a writer, and counts what they would have it write.
+    pub(crate) fn channel() -> (Jobs, impl FnMut() -> usize) {
+        let (jobs, mut inbox) = mpsc::channel(16);
+        (Jobs(jobs), move || {
+            std::iter::from_fn(|| inbox.try_recv().ok()).count()
+        })
+    }
+}
+
+#[cfg(test)]
+pub(crate) struct Jobs(mpsc::Sender<Job>);
+
+#[cfg(test)]
+impl Jobs {
+    pub(crate) fn saver(&self) -> Saver {
+        Saver::new(self.0.clone(), Arc::default(), 1)
+    }
+}

@@ -362,9 +362,9 @@ impl Tenant {
         for shard in self.shards.iter() {
             let (answer, ids) = oneshot::channel();
             shard.send(Task::Ids(answer)).await;
-            if let Ok(ids) = ids.await {
-                self.names.keep(&ids);
-            }
+            // What a shard holds that doesn't say so must not be given back.
+            let Ok(ids) = ids.await else { return };
+            self.names.keep(&ids);
         }
         if let Some(fetcher) = &self.fetcher {
             self.names.keep(&fetcher.ids());
