@@ -9,7 +9,7 @@ use async_nats::Subject;
 use bytes::Bytes;
 use presence_config::subjects::Source;
 
-/// What an entry takes beside its body, more or less.
+/// What an entry takes beside its subject and its body, more or less.
 const ENTRY_BYTES: usize = 128;
 
 /// A message as it is published, and published again.
@@ -42,7 +42,7 @@ impl Entry {
     }
 
     fn bytes(&self) -> usize {
-        ENTRY_BYTES + self.body.len()
+        ENTRY_BYTES + self.subject.len() + self.body.len()
     }
 }
 
