@@ -4,9 +4,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::Result;
+
 use presence_tests::client::{Client, Seen, Tape, now_ms};
 use presence_tests::host::Host;
 use presence_tests::nats::NatsServer;
+use presence_tests::process::Signal;
 use presence_tests::proxy::Proxy;
 use presence_tests::site::Site;
 use serde_json::{Value, json};
@@ -185,9 +187,12 @@ async fn a_broker_killed_in_the_middle_of_traffic_gets_what_it_missed() -> Resul
     server.stop().await?;
     host.unready().await?;
     hide_all(&site, &host).await?;
+    // The listener is to be back before the host is, or it would have to ask anew: here, it is
+    // the host that says once more what it said while nobody was there.
+    host.process.signal(Signal::STOP)?;
     server.resume().await?;
-    // The listener is back before the host is, or asks anew: here, it is the host that
-    // says once more what it said while nobody was there.
+    client.round_trip().await?;
+    host.process.signal(Signal::CONT)?;
     host.ready().await?;
     all_are_gone(&mut tape).await?;
     assert_eq!(
