@@ -1,4 +1,4 @@
-//! `presence replay --plugin`: who would gain and lose sight of whom.
+//! `presence replay --plugin`: which viewers would gain or lose sight of which users.
 
 use std::fs;
 use std::process::Output;

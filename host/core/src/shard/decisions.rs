@@ -38,7 +38,7 @@ pub(super) struct Decisions {
     pub(super) dirty: DirtyUsers,
     /// Decisions to make again at a time: failed, unanswered, or due since a rule asked so.
     pub(super) retries: Retries,
-    /// Users of whom nobody has been told, and whose missing answers are cached now.
+    /// Users whom no viewer has been told about, and whose missing answers are cached now.
     pub(super) undecided: BTreeSet<Id>,
     /// The stamps of updates that were broadcast, and that viewers haven't been told of.
     untold: HashMap<Id, u64, foldhash::fast::FixedState>,
@@ -154,7 +154,7 @@ impl Decisions {
         }
     }
 
-    /// Decides on some of the users of whom nobody has been told since answers were
+    /// Decides on some of the users whom no viewer has been told about since answers were
     /// missing.
     pub(super) fn decide_first(&mut self, env: &mut Env<'_>) {
         for _ in 0..FIRST_AT_ONCE {

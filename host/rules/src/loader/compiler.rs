@@ -1,5 +1,5 @@
-//! Compiling plugins. What is compiled is shared by the digest of its bytes, whoever names
-//! it and under whatever name, and only so much is compiled at a time.
+//! Compiling plugins. Compiled code is shared by the digest of the plugin's bytes, whatever its
+//! name, and the number of compilations at a time is limited.
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::available_parallelism;
