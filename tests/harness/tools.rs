@@ -84,18 +84,17 @@ pub fn run(command: &mut Command) -> Result<String> {
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-/// Builds a package and returns the path of its binary, which has its name.
+/// Builds one of the workspace's binaries and returns its path.
 ///
 /// # Errors
 /// When Cargo fails; what it says goes to standard error.
-pub fn build(package: &str, flags: &[&str]) -> Result<PathBuf> {
-    let flags = [&["--package", package], flags].concat();
-    build_as(package, &flags)
+pub fn build(binary: &str, flags: &[&str]) -> Result<PathBuf> {
+    // Not by its package: all builds select the whole workspace.
+    build_as(binary, &[&["--bin", binary], flags].concat())
 }
 
 /// Builds all there is, tests and benches too, and returns the path of one of the
-/// binaries. Cargo picks features for all packages together then: what it builds
-/// is what `cargo test --workspace` uses, where a package built alone is another.
+/// binaries.
 ///
 /// # Errors
 /// As [`build`].

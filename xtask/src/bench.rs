@@ -65,16 +65,12 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     succeed(&mut command)?;
     if args.criterion {
-        let packages = [
-            "bench",
-            "--package",
-            "presence-core",
-            "--package",
-            "presence-sandbox",
+        let benches = [
+            "bench", "--bench", "filter", "--bench", "shard", "--bench", "tracker",
         ];
         succeed(
             Command::new(env!("CARGO"))
-                .args(packages)
+                .args(benches)
                 .current_dir(tools::root()),
         )?;
     }

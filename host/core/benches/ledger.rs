@@ -1,7 +1,7 @@
 //! What the ledger takes: of time, for an online and the offline that follows it,
 //! and of memory, for a user who is online.
 //!
-//! `cargo bench -p presence-core --bench ledger` prints the figures as JSON, for
+//! `cargo bench --bench ledger` prints the figures as JSON, for
 //! `cargo xtask bench` to lay out. Processor time is measured, so that who else is
 //! on the machine makes little difference.
 

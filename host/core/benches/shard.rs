@@ -1,7 +1,7 @@
 //! What a message costs a shard, from its bytes to the bodies it gives rise to,
 //! with a rule that costs nothing: contacts may see the user.
 //!
-//! `cargo bench -p presence-core --bench shard`
+//! `cargo bench --bench shard`
 
 #![allow(missing_docs, reason = "criterion's macros make public functions")]
 #![allow(

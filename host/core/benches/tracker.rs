@@ -1,6 +1,6 @@
 //! What one input costs the tracker among 100 000 live connections.
 //!
-//! `cargo bench -p presence-core --bench tracker`
+//! `cargo bench --bench tracker`
 
 #![allow(missing_docs, reason = "criterion's macros make public functions")]
 #![allow(

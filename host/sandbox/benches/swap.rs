@@ -1,7 +1,7 @@
 //! What a swap of the pipeline takes from a worker with 100,000 users online: how
 //! fast everyone is decided again, and for how long at most new events wait for it.
 //!
-//! `cargo bench -p presence-sandbox --bench swap` prints the figures as JSON, for
+//! `cargo bench --bench swap` prints the figures as JSON, for
 //! `cargo xtask bench` to lay out. Processor time is measured, so that who else is
 //! on the machine makes little difference.
 

@@ -48,7 +48,7 @@ pub(crate) struct Swap {
 }
 
 impl Ledger {
-    const BENCH: [&str; 2] = ["presence-core", "ledger"];
+    const BENCH: &str = "ledger";
 
     pub(crate) fn measure() -> Result<Self> {
         figures(Self::BENCH)
@@ -56,7 +56,7 @@ impl Ledger {
 }
 
 impl Swaps {
-    const BENCH: [&str; 2] = ["presence-sandbox", "swap"];
+    const BENCH: &str = "swap";
 
     pub(crate) fn measure() -> Result<Self> {
         figures(Self::BENCH)
@@ -71,17 +71,16 @@ pub(crate) fn build() -> Result<()> {
     Ok(())
 }
 
-fn figures<T: DeserializeOwned>(bench: [&str; 2]) -> Result<T> {
+fn figures<T: DeserializeOwned>(bench: &str) -> Result<T> {
     let printed = cargo_bench(bench, &[])?;
-    let [_, name] = bench;
-    serde_json::from_slice(&printed).with_context(|| format!("reading the figures of `{name}`"))
+    serde_json::from_slice(&printed).with_context(|| format!("reading the figures of `{bench}`"))
 }
 
 /// What a bench prints.
-fn cargo_bench([package, bench]: [&str; 2], flags: &[&str]) -> Result<Vec<u8>> {
+fn cargo_bench(bench: &str, flags: &[&str]) -> Result<Vec<u8>> {
     let mut command = tools::cargo();
     command
-        .args(["bench", "--package", package, "--bench", bench])
+        .args(["bench", "--bench", bench])
         .args(flags)
         .current_dir(tools::root())
         .stderr(Stdio::inherit());
