@@ -16,7 +16,7 @@ use crate::step::Step;
 use crate::tracker;
 
 /// Which format this is.
-pub const FORMAT: u32 = 3;
+pub const FORMAT: u32 = 4;
 
 /// A piece of what a shard knows.
 #[derive(Clone, Debug)]

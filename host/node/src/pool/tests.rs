@@ -22,7 +22,7 @@ use super::*;
 use crate::link::handed::Sources;
 use crate::link::journal::Entry;
 use crate::link::voice::Voice;
-use crate::state::Saver;
+use crate::state::{Saver, Writer};
 
 const ONLINE: &str = "presence.events.user_online";
 
@@ -161,17 +161,32 @@ impl Node {
 
     /// A tenant with so many shards, of which nothing is kept.
     fn tenant(&mut self, shards: u32) -> Tenant {
-        self.tenant_with(shards, || None)
+        self.tenant_with(shards, Arc::default(), Common::default(), || None)
+    }
+
+    /// A tenant with so many shards whose state is kept.
+    fn kept_tenant(&mut self, shards: u32, names: Arc<Names>, state: &Writer) -> Tenant {
+        let common = Common {
+            restorer: Some(state.restorer()),
+            ..Common::default()
+        };
+        self.tenant_with(shards, names, common, || Some(state.saver()))
     }
 
     /// A tenant with so many shards, and what keeps each of them.
-    fn tenant_with(&mut self, shards: u32, saver: impl Fn() -> Option<Saver>) -> Tenant {
+    fn tenant_with(
+        &mut self,
+        shards: u32,
+        names: Arc<Names>,
+        common: Common,
+        saver: impl Fn() -> Option<Saver>,
+    ) -> Tenant {
         let tenant = self.tenants;
         self.tenants += 1;
         let name = format!("t{tenant}");
         let common = Arc::new(Common {
             shards: shards as usize,
-            ..Common::default()
+            ..common
         });
         let ports = (0..shards).map(|shard| {
             let address = Address { tenant, shard };
@@ -184,7 +199,7 @@ impl Node {
             let saver = saver();
             let mut known = Shard::new(
                 Settings::default(),
-                Arc::new(Names::new()),
+                Arc::clone(&names),
                 Arc::new(Directory::new()),
             );
             known.keep_records(saver.is_some());
@@ -412,6 +427,46 @@ fn a_shard_that_panics_begins_anew_under_a_later_epoch_and_all_others_go_on() {
     assert_eq!(figures.restarts.load(Ordering::Relaxed), 1);
 }
 
+#[test]
+fn a_shard_that_panics_knows_again_what_was_stored_of_it() {
+    let mut node = Node::new(1 << 20, 1);
+    let folder = tempfile::tempdir().unwrap();
+    let names = Arc::<Names>::default();
+    let state = Writer::in_folder(folder.path(), &names);
+    let tenant = node.kept_tenant(1, names, &state);
+    node.work();
+    let [port] = &*tenant.ports else {
+        panic!("it has one shard");
+    };
+    offer(port, connects(0, 3, None));
+    node.until(|node| {
+        node.acknowledge();
+        state.figures.records.load(Ordering::Relaxed) >= 6
+    });
+    let address = Address {
+        tenant: 0,
+        shard: 0,
+    };
+    node.mailbox.put_first(address, Task::Panic);
+    node.work();
+    let online = || port.figures.online_users.load(Ordering::Relaxed);
+    assert_eq!(
+        (port.figures.restarts.load(Ordering::Relaxed), online()),
+        (1, 0)
+    );
+    node.until(|_| online() == 3);
+    // Who is online already is not announced again.
+    offer(port, connects(0, 4, None));
+    node.until(|node| node.broker.on(ONLINE).len() > 3);
+    let headers = node.broker.on(ONLINE);
+    assert_eq!(headers.len(), 4);
+    assert!(
+        headers[3].ends_with(" 1"),
+        "the first of a later epoch: {headers:?}"
+    );
+    assert_eq!(online(), 4);
+}
+
 #[tokio::test]
 async fn a_shard_that_is_told_to_stop_does_what_it_was_given_before() {
     let mut node = Node::new(1 << 20, 1);
@@ -440,7 +495,8 @@ async fn a_shard_that_is_told_to_stop_does_what_it_was_given_before() {
 async fn a_shard_that_stops_ends_once_the_broker_has_what_its_state_waits_for() {
     let mut node = Node::new(1 << 20, 1);
     let (jobs, mut written) = Saver::channel();
-    let tenant = node.tenant_with(1, || Some(jobs.saver()));
+    let saver = || Some(jobs.saver());
+    let tenant = node.tenant_with(1, Arc::default(), Common::default(), saver);
     offer(&tenant.ports[0], connects(0, 10, None));
     node.work();
     assert_eq!(

@@ -1,12 +1,13 @@
 //! What outlives the process: connections, who is online, and who has been told.
 //!
-//! It is kept in one file for each tenant, in a folder of the node's own. Shards
-//! hand over what has changed (`saver`), and one thread writes it (`writer`), so
-//! that nobody waits for a disk. One that has failed reads what was stored of it
-//! (`restorer`). After `kill -9` the file lacks what happened
-//! since the last write, and nothing else.
+//! It is kept in one file (`store`), in a folder of the node's own. Shards hand over what
+//! has changed (`saver`), and one thread writes it (`writer`), all in one transaction, so
+//! that nobody waits for a disk. A shard that has failed reads what was stored of it
+//! (`restorer`). After `kill -9` the file lacks what happened since the last write, and
+//! nothing else.
 
 pub(crate) mod database;
+mod log;
 mod restorer;
 mod saver;
 mod store;
@@ -32,6 +33,7 @@ pub(crate) use saver::Saver;
 pub(crate) use writer::{Figures, Writer};
 
 use store::Store;
+use writer::Owner;
 
 /// What was known when the node last ran.
 #[derive(Default)]
@@ -99,14 +101,19 @@ pub(crate) fn open(
     let Some(dir) = &config.state.dir else {
         return Ok(Opened::Nothing);
     };
-    // No tenant's prefix is `presence`.
+    // No tenant's prefix is `presence`. The file has the name of the one tenant that a node
+    // has: nodes with other prefixes may share the folder.
     let tenant = config.tenant.prefix.as_deref().unwrap_or("presence");
+    let owner = Arc::new(Owner {
+        name: tenant.into(),
+        names: Arc::clone(names),
+    });
     let path = dir.join(format!("{tenant}.redb"));
     // Says whose the file is while it is open; of no use when it isn't.
     let holder = dir.join(format!("{tenant}.holder"));
     let at = format!(", on {servers}");
     let disk = Arc::new(Disk::of("the state"));
-    let (store, restored) = match open_in(dir, &path, names, &disk) {
+    let (store, restored) = match open_in(dir, &path, &owner, &disk) {
         Ok(opened) => opened,
         Err(Fault::Full(error)) => {
             let path = path.display();
@@ -150,8 +157,7 @@ pub(crate) fn open(
         path = %path.display(),
         "restored {users} users, {connections} connections"
     );
-    let names = Arc::clone(names);
-    let writer = Writer::start(store, path, names, &config.state, users as u64, disk, tasks)?;
+    let writer = Writer::start(store, path, owner, &config.state, users as u64, disk, tasks)?;
     Ok(Opened::Kept(writer, restored))
 }
 
@@ -166,12 +172,12 @@ pub fn problem(state: &config::State) -> Option<anyhow::Error> {
 fn open_in(
     dir: &Path,
     path: &Path,
-    names: &Names,
+    owner: &Owner,
     disk: &Arc<Disk>,
 ) -> Result<(Store, Restored), Fault> {
     // It holds what users' connections say of themselves.
     private::folder(dir).map_err(Fault::Unusable)?;
-    match open_file(path, names, disk) {
+    match open_file(path, owner, disk) {
         Err(Fault::Damaged(why)) => {
             let aside = database::set_aside(path).map_err(Fault::Unusable)?;
             tracing::error!(
@@ -180,28 +186,28 @@ fn open_in(
                 path.display(),
                 aside.display()
             );
-            open_file(path, names, disk)
+            open_file(path, owner, disk)
         }
         opened => opened,
     }
 }
 
-fn open_file(path: &Path, names: &Names, disk: &Arc<Disk>) -> Result<(Store, Restored), Fault> {
-    let store = Store::open(path, disk)?;
-    let restored = read(&store, path, names, &|_| true).map_err(|fault| disk.fault(fault))?;
+fn open_file(path: &Path, owner: &Owner, disk: &Arc<Disk>) -> Result<(Store, Restored), Fault> {
+    let store = Store::open(path, &owner.name, disk)?;
+    let restored = read(&store, path, owner, &|_| true).map_err(|fault| disk.fault(fault))?;
     Ok((store, restored))
 }
 
-/// Reads what is stored of some users, and begins an epoch.
+/// Reads what is stored of some of a tenant's users, and begins an epoch.
 fn read(
     store: &Store,
     path: &Path,
-    names: &Names,
+    owner: &Owner,
     wanted: &dyn Fn(&str) -> bool,
 ) -> Result<Restored, Fault> {
     let mut records = Vec::new();
-    let saved_at = store.read(|key, value| {
-        let record = Record::decode(key, value, names).context("a record can't be read")?;
+    let saved_at = store.read(&owner.name, |key, value| {
+        let record = Record::decode(key, value, &owner.names).context("a record can't be read")?;
         if wanted(record.user()) {
             records.push(record);
         }
@@ -230,6 +236,25 @@ fn begin_epoch(store: &Store, path: &Path) -> Result<u64, Fault> {
 }
 
 #[cfg(test)]
+impl Writer {
+    /// The state of one tenant in a folder, which must be new.
+    pub(crate) fn in_folder(folder: &Path, names: &Arc<Names>) -> Self {
+        let (path, disk) = (folder.join("presence.redb"), Arc::default());
+        let owner = Arc::new(Owner {
+            name: "presence".into(),
+            names: Arc::clone(names),
+        });
+        let config = config::State {
+            flush_ms: 1,
+            ..Config::default().state
+        };
+        let (store, _) = open_in(folder, &path, &owner, &disk).unwrap();
+        let (tasks, _) = Tasks::new();
+        Self::start(store, path, owner, &config, 0, disk, &tasks).unwrap()
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
 
@@ -239,20 +264,29 @@ mod tests {
         names.filter(|name| name.contains(".redb.damaged-")).count()
     }
 
+    fn owner() -> Owner {
+        Owner {
+            name: "presence".into(),
+            names: Arc::default(),
+        }
+    }
+
     fn open(folder: &Path) -> Result<(Store, Restored), Fault> {
-        open_in(
-            folder,
-            &folder.join("presence.redb"),
-            &Names::new(),
-            &Arc::default(),
-        )
+        let path = folder.join("presence.redb");
+        open_in(folder, &path, &owner(), &Arc::default())
+    }
+
+    /// Writes one record of the tenant, or removes it.
+    fn write(store: &mut Store, saved_at: u64, key: &[u8], value: Option<&[u8]>) {
+        let record = (key.to_vec(), value.map(<[u8]>::to_vec));
+        let batch = (owner().name, vec![record]);
+        store.write(saved_at, &[batch]).unwrap();
     }
 
     /// A store with a record or two in it.
     fn written(folder: &Path) {
         let (mut store, _) = open(folder).unwrap();
-        let key = b"\x01\x03ann\x02c1".to_vec();
-        store.write(7, &[(key, Some(vec![5]))]).unwrap();
+        write(&mut store, 7, b"\x01\x03ann\x02c1", Some(&[5]));
     }
 
     #[test]
@@ -261,9 +295,7 @@ mod tests {
         written(folder.path());
         let (mut store, restored) = open(folder.path()).unwrap();
         assert_eq!((restored.records.len(), restored.saved_at), (1, 7));
-        store
-            .write(8, &[(b"\x01\x03ann\x02c1".to_vec(), None)])
-            .unwrap();
+        write(&mut store, 8, b"\x01\x03ann\x02c1", None);
         drop(store);
         let (_, restored) = open(folder.path()).unwrap();
         assert_eq!((restored.records.len(), restored.saved_at), (0, 8));
@@ -359,7 +391,7 @@ mod tests {
         store.set_format(presence_core::record::FORMAT + 1).unwrap();
         drop(store);
         let path = folder.path().join("presence.redb");
-        let Err(Fault::Damaged(why)) = open_file(&path, &Names::new(), &Arc::default()) else {
+        let Err(Fault::Damaged(why)) = open_file(&path, &owner(), &Arc::default()) else {
             panic!("a later format can't be read");
         };
         assert!(why.to_string().contains("newer version"), "{why}");
@@ -371,7 +403,7 @@ mod tests {
     fn a_record_that_is_none_is_damage() {
         let folder = tempfile::tempdir().unwrap();
         let (mut store, _) = open(folder.path()).unwrap();
-        store.write(7, &[(vec![9], Some(vec![9]))]).unwrap();
+        write(&mut store, 7, &[9], Some(&[9]));
         drop(store);
         assert!(open(folder.path()).unwrap().1.records.is_empty());
         assert_eq!(damaged(folder.path()), 1);

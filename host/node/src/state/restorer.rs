@@ -2,16 +2,20 @@
 //! over to be written.
 
 use std::fmt;
+use std::sync::Arc;
 
 use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TrySendError;
 
 use super::Restored;
-use super::writer::Job;
+use super::writer::{Job, Owner};
 
 /// Asks for what was stored.
 #[derive(Clone, Debug)]
-pub(crate) struct Restorer(mpsc::Sender<Job>);
+pub(crate) struct Restorer {
+    jobs: mpsc::Sender<Job>,
+    owner: Arc<Owner>,
+}
 
 /// Whether what was stored has been asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,8 +36,8 @@ pub(crate) struct Request {
 type Done = Box<dyn FnOnce(Restored) + Send>;
 
 impl Restorer {
-    pub(super) fn new(jobs: mpsc::Sender<Job>) -> Self {
-        Self(jobs)
+    pub(super) fn new(jobs: mpsc::Sender<Job>, owner: Arc<Owner>) -> Self {
+        Self { jobs, owner }
     }
 
     /// Has what is stored of these users be handed to `done`.
@@ -42,12 +46,13 @@ impl Restorer {
         wanted: impl Fn(&str) -> bool + Send + 'static,
         done: impl FnOnce(Restored) + Send + 'static,
     ) -> Asked {
-        match self.0.try_reserve() {
+        match self.jobs.try_reserve() {
             Ok(permit) => {
-                permit.send(Job::Read(Request {
+                let request = Request {
                     wanted: Box::new(wanted),
                     done: Some(Box::new(done)),
-                }));
+                };
+                permit.send(Job::Read(Arc::clone(&self.owner), request));
                 Asked::Yes
             }
             Err(TrySendError::Full(())) => Asked::Later,

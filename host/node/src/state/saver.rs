@@ -10,7 +10,7 @@ use roaring::RoaringBitmap;
 use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TrySendError;
 
-use super::writer::{Figures, Job};
+use super::writer::{Figures, Job, Owner};
 use crate::clock;
 
 /// How old what is stored of a connection's last heartbeat may be, in
@@ -26,6 +26,7 @@ const GRACES_MS: u64 = 500;
 pub(crate) struct Saver {
     /// Bounded: when it is full, changes stay where they are and gather.
     jobs: mpsc::Sender<Job>,
+    owner: Arc<Owner>,
     figures: Arc<Figures>,
     flush_ms: u64,
     /// When changes are next taken, by the host's clock.
@@ -53,10 +54,22 @@ struct Taken {
     records: Arc<Vec<Record>>,
 }
 
+impl Taken {
+    fn job(self, owner: &Arc<Owner>) -> Job {
+        Job::Write(self.at, Arc::clone(owner), self.records)
+    }
+}
+
 impl Saver {
-    pub(super) fn new(jobs: mpsc::Sender<Job>, figures: Arc<Figures>, flush_ms: u64) -> Self {
+    pub(super) fn new(
+        jobs: mpsc::Sender<Job>,
+        owner: Arc<Owner>,
+        figures: Arc<Figures>,
+        flush_ms: u64,
+    ) -> Self {
         Self {
             jobs,
+            owner,
             figures,
             flush_ms,
             at: 0,
@@ -115,7 +128,7 @@ impl Saver {
         match self.jobs.try_reserve() {
             Ok(permit) => {
                 self.is_refused = false;
-                permit.send(Job::Write(taken.at, taken.records));
+                permit.send(taken.job(&self.owner));
             }
             Err(TrySendError::Full(())) => {
                 self.taken = Some(taken);
@@ -142,7 +155,7 @@ impl Saver {
             match self.jobs.try_reserve() {
                 Ok(permit) => {
                     if let Some(taken) = last_of_all.pop_front() {
-                        permit.send(Job::Write(taken.at, taken.records));
+                        permit.send(taken.job(&self.owner));
                     }
                 }
                 Err(TrySendError::Full(())) => return false,
@@ -200,6 +213,10 @@ pub(crate) struct Jobs(mpsc::Sender<Job>);
 #[cfg(test)]
 impl Jobs {
     pub(crate) fn saver(&self) -> Saver {
-        Saver::new(self.0.clone(), Arc::default(), 1)
+        let owner = Owner {
+            name: "presence".into(),
+            names: Arc::default(),
+        };
+        Saver::new(self.0.clone(), owner.into(), Arc::default(), 1)
     }
 }

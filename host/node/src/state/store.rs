@@ -1,5 +1,9 @@
-//! The file that the state is kept in: a redb database of keys and values, whose
-//! meaning is the core's affair.
+//! The file that a node's state is kept in: a redb database of keys and values, whose
+//! meaning is the core's affair. Each tenant has a table of its own.
+//!
+//! What changes is appended to a log, one batch behind another, which takes a tenth of the
+//! time that it takes to find each record's place. When the log has grown long, it is merged
+//! into the tenants' tables: of what has changed several times meanwhile, once.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -7,32 +11,56 @@ use std::sync::Arc;
 use anyhow::bail;
 use presence_config::subjects::EPOCH_STEP;
 use presence_core::record::{FORMAT, Stored};
-use redb::{ReadableDatabase, ReadableTable, TableDefinition};
+use redb::{ReadableDatabase, ReadableTable as _, TableDefinition, TableError, WriteTransaction};
 
+use super::log;
 use crate::state::database::{Disk, Fault, File, guarded};
 
-const RECORDS: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("records");
+/// The format in which a file was one tenant's, and had no log.
+const ONE_TENANT: u64 = 3;
+const RECORDS_OF_ONE: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("records");
+
 const FIGURES: TableDefinition<'_, &str, u64> = TableDefinition::new("figures");
 const FORMAT_KEY: &str = "format";
 const SAVED_AT: &str = "saved-at";
 const EPOCH: &str = "epoch";
 
+/// How many bytes the log has before it is merged, at least and at most: as many as the
+/// tables have, otherwise.
+const LOG_BYTES: (u64, u64) = (4 << 20, 64 << 20);
+
 /// An open file.
 #[derive(Debug)]
 pub(crate) struct Store {
     file: File,
+    log: log::Extent,
 }
 
+/// Records of one tenant, which is named.
+pub(crate) type Batch = (Arc<str>, Vec<Stored>);
+
 impl Store {
-    /// Opens a file, which is made where there is none, and checks all of it.
+    /// Opens a file, which is made where there is none, and checks all of it. One of a
+    /// version that knew one tenant alone is taken for this tenant's.
     ///
     /// # Errors
     /// If it can't be used.
-    pub(crate) fn open(path: &Path, disk: &Arc<Disk>) -> Result<Self, Fault> {
+    pub(crate) fn open(path: &Path, tenant: &str, disk: &Arc<Disk>) -> Result<Self, Fault> {
         let file = File::open(path, disk)?;
-        let store = Self { file };
-        guarded(|| store.check_format()).map_err(|fault| disk.fault(fault))?;
-        Ok(store)
+        let opened = guarded(|| {
+            let mut store = Self {
+                file,
+                log: log::Extent::default(),
+            };
+            store.check_format(tenant)?;
+            let transaction = store.file.database.begin_read();
+            let extent = transaction
+                .map_err(anyhow::Error::from)
+                .and_then(|transaction| log::extent(&transaction.open_table(log::LOG)?));
+            store.log = extent.map_err(Fault::Damaged)?;
+            Ok(store)
+        });
+        opened.map_err(|fault| disk.fault(fault))
     }
 
     /// How large the file is, in bytes.
@@ -40,51 +68,63 @@ impl Store {
         self.file.len()
     }
 
-    /// Reads all records, in the order of their keys, and says when the file was
+    /// Reads all records of a tenant, in the order of their keys, and says when the file was
     /// last written.
     ///
     /// # Errors
     /// If it can't be read, or `take` can't take a record.
     pub(crate) fn read(
         &self,
+        tenant: &str,
         mut take: impl FnMut(&[u8], &[u8]) -> anyhow::Result<()>,
     ) -> Result<u64, Fault> {
         let mut read = || -> anyhow::Result<u64> {
             let transaction = self.file.database.begin_read()?;
-            for record in transaction.open_table(RECORDS)?.iter()? {
-                let (key, value) = record?;
-                take(key.value(), value.value())?;
-            }
+            let log = transaction.open_table(log::LOG)?;
+            let name = table_of(tenant);
+            let table = match transaction.open_table(TableDefinition::new(&name)) {
+                Ok(table) => Some(table),
+                Err(TableError::TableDoesNotExist(_)) => None,
+                Err(error) => return Err(error.into()),
+            };
+            log::read(&log, tenant, table.as_ref(), &mut take)?;
             let saved_at = transaction.open_table(FIGURES)?.get(SAVED_AT)?;
             Ok(saved_at.map_or(0, |at| at.value()))
         };
         guarded(|| read().map_err(Fault::Damaged))
     }
 
-    /// Writes records, all of them or none, and returns when the disk has them.
+    /// Writes records, all of them or none, and returns when the disk has them. Of one key,
+    /// the last holds.
     ///
     /// # Errors
     /// If that can't be done. The file must then be opened anew.
-    pub(crate) fn write(&mut self, saved_at: u64, records: &[Stored]) -> anyhow::Result<()> {
+    pub(crate) fn write(&mut self, saved_at: u64, batches: &[Batch]) -> Result<(), Fault> {
+        guarded(|| {
+            self.try_to_write(saved_at, batches)
+                .map_err(Fault::Unusable)
+        })
+    }
+
+    fn try_to_write(&mut self, saved_at: u64, batches: &[Batch]) -> anyhow::Result<()> {
         let transaction = self.file.database.begin_write()?;
+        let before = self.log;
+        let mut extent = before;
+        log::append(&mut transaction.open_table(log::LOG)?, &mut extent, batches)?;
+        let figures = transaction
+            .open_table(FIGURES)?
+            .insert(SAVED_AT, saved_at)
+            .map(drop);
+        figures?;
         let mut grown = 0;
-        {
-            let mut table = transaction.open_table(RECORDS)?;
-            let bytes = |key: &[u8], value: &[u8]| (key.len() + value.len()) as i64;
-            for (key, value) in records {
-                let before = match value {
-                    Some(value) => {
-                        grown += bytes(key, value);
-                        table.insert(&**key, &**value)?
-                    }
-                    None => table.remove(&**key)?,
-                };
-                grown -= before.map_or(0, |before| bytes(key, before.value()));
-            }
-            let mut figures = transaction.open_table(FIGURES)?;
-            figures.insert(SAVED_AT, saved_at)?;
+        let in_tables = self.file.used().saturating_sub(before.bytes);
+        if extent.bytes > in_tables.clamp(LOG_BYTES.0, LOG_BYTES.1) {
+            grown += merge(&transaction)?;
+            extent.bytes = 0;
         }
         transaction.commit()?;
+        self.log = extent;
+        grown += extent.bytes as i64 - before.bytes as i64;
         self.file.written(grown)
     }
 
@@ -109,8 +149,8 @@ impl Store {
         guarded(|| begin().map_err(Fault::Unusable))
     }
 
-    /// That the file is new, or has the format that is known here.
-    fn check_format(&self) -> Result<(), Fault> {
+    /// That the file is new, or has a format that is known here.
+    fn check_format(&self, tenant: &str) -> Result<(), Fault> {
         let check = || -> anyhow::Result<()> {
             let transaction = self.file.database.begin_read()?;
             if transaction.list_tables()?.next().is_none() {
@@ -119,6 +159,7 @@ impl Store {
             let figures = transaction.open_table(FIGURES)?;
             match figures.get(FORMAT_KEY)?.map_or(0, |format| format.value()) {
                 format if format == u64::from(FORMAT) => Ok(()),
+                ONE_TENANT => self.name_tenant(tenant),
                 format if format > u64::from(FORMAT) => {
                     bail!("a newer version wrote it (format {format}, and {FORMAT} is known here)")
                 }
@@ -128,13 +169,180 @@ impl Store {
         check().map_err(Fault::Damaged)
     }
 
-    /// Notes the format, and makes the tables.
+    /// Notes the format, and makes the tables that are no tenant's.
     pub(super) fn set_format(&self, format: u32) -> anyhow::Result<()> {
         let transaction = self.file.database.begin_write()?;
-        transaction.open_table(RECORDS)?;
-        transaction
-            .open_table(FIGURES)?
-            .insert(FORMAT_KEY, u64::from(format))?;
+        note_format(&transaction, format)?;
         Ok(transaction.commit()?)
+    }
+
+    /// Makes a file that was one tenant's into one that names it.
+    fn name_tenant(&self, tenant: &str) -> anyhow::Result<()> {
+        let transaction = self.file.database.begin_write()?;
+        let name = table_of(tenant);
+        let named = TableDefinition::<&[u8], &[u8]>::new(&name);
+        transaction.rename_table(RECORDS_OF_ONE, named)?;
+        note_format(&transaction, FORMAT)?;
+        Ok(transaction.commit()?)
+    }
+}
+
+fn note_format(transaction: &WriteTransaction, format: u32) -> anyhow::Result<()> {
+    transaction.open_table(log::LOG)?;
+    let mut figures = transaction.open_table(FIGURES)?;
+    figures.insert(FORMAT_KEY, u64::from(format))?;
+    Ok(())
+}
+
+/// The name of a tenant's table.
+fn table_of(tenant: &str) -> String {
+    format!("records/{tenant}")
+}
+
+/// Merges the log into the tenants' tables, and says by how many bytes they have grown.
+fn merge(transaction: &WriteTransaction) -> anyhow::Result<i64> {
+    let mut grown = 0;
+    {
+        let log = transaction.open_table(log::LOG)?;
+        let chunks = log::chunks(&log)?;
+        for rows in log::latest(&chunks, None).chunk_by(|one, next| one.0 == next.0) {
+            let Some((tenant, ..)) = rows.first() else {
+                continue;
+            };
+            let name = table_of(tenant);
+            let mut table = transaction.open_table(TableDefinition::<&[u8], &[u8]>::new(&name))?;
+            for (_, key, value) in rows {
+                let bytes = |value: &[u8]| (key.len() + value.len()) as i64;
+                let before = match value {
+                    Some(value) => {
+                        grown += bytes(value);
+                        table.insert(key, value)?
+                    }
+                    None => table.remove(key)?,
+                };
+                grown -= before.map_or(0, |before| bytes(before.value()));
+            }
+        }
+    }
+    transaction.delete_table(log::LOG)?;
+    transaction.open_table(log::LOG)?;
+    Ok(grown)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeMap;
+
+    type Model = BTreeMap<Vec<u8>, Vec<u8>>;
+
+    fn open(path: &Path) -> Store {
+        Store::open(path, "one", &Arc::default()).unwrap()
+    }
+
+    fn read(store: &Store, tenant: &str) -> Vec<(Vec<u8>, Vec<u8>)> {
+        let mut records = Vec::new();
+        let take = |key: &[u8], value: &[u8]| {
+            records.push((key.to_vec(), value.to_vec()));
+            Ok(())
+        };
+        store.read(tenant, take).unwrap();
+        records
+    }
+
+    /// Numbers that look random, the same ones in each run.
+    fn numbers() -> impl FnMut(usize) -> usize {
+        let mut state = 7_u64;
+        move |below| {
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1);
+            (state >> 33) as usize % below
+        }
+    }
+
+    #[test]
+    fn each_tenant_reads_what_was_last_written_in_the_log_and_behind_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("file.redb");
+        let mut next = numbers();
+        let mut models = [("one", Model::new()), ("two", Model::new())];
+        let mut store = open(&path);
+        let mut merges = 0;
+        for at in 0..60 {
+            let mut batches = Vec::new();
+            for _ in 0..next(4) {
+                let (tenant, model) = &mut models[next(2)];
+                let mut records = Vec::new();
+                for _ in 0..next(40) {
+                    let key = vec![next(9) as u8; 1 + next(3)];
+                    let value = (next(3) > 0).then(|| vec![at; next(40_000)]);
+                    match &value {
+                        Some(value) => model.insert(key.clone(), value.clone()),
+                        None => model.remove(&key),
+                    };
+                    records.push((key, value));
+                }
+                batches.push(((*tenant).into(), records));
+            }
+            let before = store.log.bytes;
+            store.write(u64::from(at), &batches).unwrap();
+            merges += usize::from(store.log.bytes < before);
+            if next(5) == 0 {
+                let known = store.log;
+                drop(store);
+                store = open(&path);
+                assert_eq!(store.log.bytes, known.bytes);
+            }
+            for (tenant, model) in &models {
+                assert!(read(&store, tenant).into_iter().eq(model.clone()), "{at}");
+            }
+        }
+        assert!(merges > 2, "{merges}");
+    }
+
+    #[test]
+    fn what_changes_again_and_again_takes_little_room() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut store = open(&folder.path().join("file.redb"));
+        let records = |round: u8| {
+            let records = (0..1_000_u32).map(|user| {
+                let key = user.to_be_bytes().to_vec();
+                (key, Some(vec![round; 200]))
+            });
+            records.collect()
+        };
+        for round in 0..200 {
+            store.write(1, &[("one".into(), records(round))]).unwrap();
+            assert!(store.len() < 20 << 20, "{round}: {}", store.len());
+        }
+        assert!(
+            read(&store, "one").into_iter().eq(records(199)
+                .into_iter()
+                .map(|(key, value): Stored| (key, value.unwrap())))
+        );
+    }
+
+    #[test]
+    fn a_file_of_a_version_that_knew_one_tenant_alone_is_continued() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("file.redb");
+        let file = File::open(&path, &Arc::default()).unwrap();
+        let transaction = file.database.begin_write().unwrap();
+        {
+            let mut records = transaction.open_table(RECORDS_OF_ONE).unwrap();
+            records.insert(&[1][..], &[2][..]).unwrap();
+            let mut figures = transaction.open_table(FIGURES).unwrap();
+            figures.insert(FORMAT_KEY, ONE_TENANT).unwrap();
+        }
+        transaction.commit().unwrap();
+        drop(file);
+        let mut store = open(&path);
+        assert_eq!(read(&store, "one"), [(vec![1], vec![2])]);
+        assert_eq!(read(&store, "two"), []);
+        let removed = vec![(vec![1], None)];
+        store.write(1, &[("one".into(), removed)]).unwrap();
+        drop(store);
+        assert_eq!(read(&open(&path), "one"), []);
     }
 }

@@ -9,13 +9,13 @@ use std::time::Duration;
 use anyhow::bail;
 use presence_config::State;
 use presence_core::names::Names;
-use presence_core::record::{Record, Stored};
+use presence_core::record::Record;
 use rustix::time::{ClockId, clock_gettime};
 use tokio::sync::{mpsc, oneshot};
 
 use super::restorer::{Request, Restorer};
 use super::saver::Saver;
-use super::store::Store;
+use super::store::{Batch, Store};
 use crate::clock;
 use crate::state::database::{Disk, Fault};
 use crate::tasks::Tasks;
@@ -35,12 +35,20 @@ const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs
 /// What the writer is sent.
 #[derive(Debug)]
 pub(super) enum Job {
-    /// Write these, which were taken then.
-    Write(u64, Arc<Vec<Record>>),
-    /// Read what is stored of some users, once all before this is written.
-    Read(Request),
+    /// Write these records of a tenant, which were taken then.
+    Write(u64, Arc<Owner>, Arc<Vec<Record>>),
+    /// Read what is stored of some of a tenant's users, once all before this is written.
+    Read(Arc<Owner>, Request),
     /// Close the file, and say when that is done.
     Finish(oneshot::Sender<()>),
+}
+
+/// The tenant that records belong to.
+#[derive(Debug)]
+pub(super) struct Owner {
+    /// What the store knows it by.
+    pub(super) name: Arc<str>,
+    pub(super) names: Arc<Names>,
 }
 
 /// The writer's figures.
@@ -76,10 +84,11 @@ impl Figures {
     }
 }
 
-/// The writer, as the rest of the node sees it.
+/// The writer, as a tenant sees it.
 #[derive(Debug)]
 pub(crate) struct Writer {
     jobs: mpsc::Sender<Job>,
+    owner: Arc<Owner>,
     flush_ms: u64,
     pub(crate) figures: Arc<Figures>,
 }
@@ -88,7 +97,7 @@ impl Writer {
     pub(super) fn start(
         store: Store,
         path: PathBuf,
-        names: Arc<Names>,
+        owner: Arc<Owner>,
         config: &State,
         restored_users: u64,
         disk: Arc<Disk>,
@@ -104,12 +113,13 @@ impl Writer {
         let thread = Thread {
             store: Some(store),
             path,
-            names,
+            tenant: Arc::clone(&owner.name),
             figures: Arc::clone(&figures),
         };
         tasks.thread("state", move || thread.run(inbox))?;
         Ok(Self {
             jobs,
+            owner,
             flush_ms: config.flush_ms,
             figures,
         })
@@ -117,12 +127,13 @@ impl Writer {
 
     /// What reads what was stored of one shard.
     pub(crate) fn restorer(&self) -> Restorer {
-        Restorer::new(self.jobs.clone())
+        Restorer::new(self.jobs.clone(), Arc::clone(&self.owner))
     }
 
     /// What a shard hands its changes over with.
     pub(crate) fn saver(&self) -> Saver {
-        Saver::new(self.jobs.clone(), Arc::clone(&self.figures), self.flush_ms)
+        let (owner, figures) = (Arc::clone(&self.owner), Arc::clone(&self.figures));
+        Saver::new(self.jobs.clone(), owner, figures, self.flush_ms)
     }
 
     /// Has nothing wait any more for a disk that can't be written: the node is to stop.
@@ -144,7 +155,8 @@ struct Thread {
     /// None after a failure: the file is then opened anew.
     store: Option<Store>,
     path: PathBuf,
-    names: Arc<Names>,
+    /// Whose the file is if it is one of a version that knew one tenant alone.
+    tenant: Arc<str>,
     figures: Arc<Figures>,
 }
 
@@ -156,27 +168,27 @@ impl Thread {
         while let Some(first) = inbox.blocking_recv() {
             self.rest();
             let begun = cpu_time();
-            let mut records: Vec<Stored> = Vec::new();
+            let mut batches: Vec<Batch> = Vec::new();
             let mut taken: Option<(u64, u64)> = None;
             let mut finish = None;
             let mut requests = Vec::new();
             let waiting = std::iter::from_fn(|| inbox.try_recv().ok());
             for job in std::iter::once(first).chain(waiting.take(QUEUE)) {
                 match job {
-                    Job::Write(at, batch) => {
+                    Job::Write(at, owner, records) => {
                         let (first, _) = *taken.get_or_insert((at, at));
                         taken = Some((first, at));
                         self.figures.taken_at.store(first, Ordering::Relaxed);
-                        records.extend(batch.iter().map(|record| record.encode(&self.names)));
+                        let encode = |record: &Record| record.encode(&owner.names);
+                        let records = records.iter().map(encode).collect();
+                        batches.push((Arc::clone(&owner.name), records));
                     }
-                    Job::Read(request) => requests.push(request),
+                    Job::Read(owner, request) => requests.push((owner, request)),
                     Job::Finish(done) => finish = Some(done),
                 }
             }
             if let Some((_, last)) = taken {
-                // Neighbours are written together; of one key, the last holds.
-                records.sort_by(|(a, _), (b, _)| a.cmp(b));
-                if let Err(error) = self.write(last, &records) {
+                if let Err(error) = self.write(last, &batches) {
                     let why = format!("it isn't written any more: {error:#}");
                     tracing::error!("{why}");
                     self.figures.disk.fails(why);
@@ -191,8 +203,8 @@ impl Thread {
             } else {
                 self.figures.rests_until.store(0, Ordering::Relaxed);
             }
-            for request in requests {
-                self.answer(request);
+            for (owner, request) in requests {
+                self.answer(&owner, request);
             }
             if let Some(done) = finish {
                 drop(self.store);
@@ -204,14 +216,10 @@ impl Thread {
     }
 
     /// Hands out what is stored of some users.
-    fn answer(&mut self, request: Request) {
-        let store = match self.store.take() {
-            Some(store) => Ok(store),
-            None => Store::open(&self.path, &self.figures.disk),
-        };
-        let restored = store.and_then(|store| {
+    fn answer(&mut self, owner: &Owner, request: Request) {
+        let restored = self.store().and_then(|store| {
             let wanted = |user: &str| request.wants(user);
-            let restored = super::read(&store, &self.path, &self.names, &wanted)?;
+            let restored = super::read(&store, &self.path, owner, &wanted)?;
             self.store = Some(store);
             Ok(restored)
         });
@@ -236,11 +244,11 @@ impl Thread {
 
     /// Writes records, however often that must be tried: until it is done, no
     /// others are taken, and they gather where they are.
-    fn write(&mut self, taken_at: u64, records: &[Stored]) -> anyhow::Result<()> {
+    fn write(&mut self, taken_at: u64, batches: &[Batch]) -> anyhow::Result<()> {
         let disk = Arc::clone(&self.figures.disk);
         let mut wait = RETRY.0;
         loop {
-            let why = match self.try_to_write(taken_at, records) {
+            let why = match self.try_to_write(taken_at, batches) {
                 Ok(()) => break,
                 Err(Fault::Damaged(error)) => return Err(error),
                 Err(Fault::Full(error) | Fault::Unusable(error)) => format!("{error:#}"),
@@ -253,20 +261,30 @@ impl Thread {
             wait = (wait * 2).min(RETRY.1);
         }
         disk.works();
-        let count = records.len() as u64;
-        self.figures.records.fetch_add(count, Ordering::Relaxed);
+        let count = batches
+            .iter()
+            .map(|(_, records)| records.len())
+            .sum::<usize>();
+        self.figures
+            .records
+            .fetch_add(count as u64, Ordering::Relaxed);
         Ok(())
     }
 
-    fn try_to_write(&mut self, taken_at: u64, records: &[Stored]) -> Result<(), Fault> {
-        let mut store = match self.store.take() {
-            Some(store) => store,
-            None => Store::open(&self.path, &self.figures.disk)?,
-        };
-        store.write(taken_at, records).map_err(Fault::Unusable)?;
+    fn try_to_write(&mut self, taken_at: u64, batches: &[Batch]) -> Result<(), Fault> {
+        let mut store = self.store()?;
+        store.write(taken_at, batches)?;
         self.figures.bytes.store(store.len(), Ordering::Relaxed);
         self.store = Some(store);
         Ok(())
+    }
+
+    /// The open file, to be put back where all went well.
+    fn store(&mut self) -> Result<Store, Fault> {
+        match self.store.take() {
+            Some(store) => Ok(store),
+            None => Store::open(&self.path, &self.tenant, &self.figures.disk),
+        }
     }
 }
 
@@ -298,9 +316,9 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("presence.redb");
         let thread = Thread {
-            store: Some(Store::open(&path, &Arc::default()).unwrap()),
+            store: Some(Store::open(&path, "presence", &Arc::default()).unwrap()),
             path,
-            names: Arc::default(),
+            tenant: "presence".into(),
             figures: Arc::default(),
         };
         let figures = Arc::clone(&thread.figures);
@@ -308,7 +326,12 @@ mod tests {
         thread.rest();
         assert!(figures.rests(u64::MAX - 1), "it writes");
         let (jobs, inbox) = mpsc::channel(QUEUE);
-        jobs.try_send(Job::Write(1, Arc::default())).unwrap();
+        let owner = Owner {
+            name: "presence".into(),
+            names: Arc::default(),
+        };
+        jobs.try_send(Job::Write(1, owner.into(), Arc::default()))
+            .unwrap();
         let (done, _) = oneshot::channel();
         figures.rests_until.store(0, Ordering::Relaxed);
         jobs.try_send(Job::Finish(done)).unwrap();
@@ -324,16 +347,17 @@ mod tests {
         let mut thread = Thread {
             store: None,
             path: path.clone(),
-            names: Arc::default(),
+            tenant: "presence".into(),
             figures: Arc::default(),
         };
         thread.figures.disk.wait_for_room();
         for at in 1..=2 {
-            thread.write(at, &[(vec![1], Some(vec![1]))]).unwrap();
+            let records = vec![(vec![1], Some(vec![1]))];
+            thread.write(at, &[("presence".into(), records)]).unwrap();
         }
         assert_eq!(thread.figures.records.load(Ordering::Relaxed), 2);
         drop(thread);
-        let store = Store::open(&path, &Arc::default()).unwrap();
-        assert_eq!(store.read(|_, _| Ok(())).unwrap(), 2);
+        let store = Store::open(&path, "presence", &Arc::default()).unwrap();
+        assert_eq!(store.read("presence", |_, _| Ok(())).unwrap(), 2);
     }
 }

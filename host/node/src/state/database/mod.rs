@@ -92,6 +92,11 @@ impl File {
         self.compact_if_empty()
     }
 
+    /// How many bytes the keys and values in it have.
+    pub(crate) fn used(&self) -> u64 {
+        self.used
+    }
+
     /// How large it is, in bytes.
     pub(crate) fn len(&self) -> u64 {
         fs::metadata(&self.path).map_or(0, |file| file.len())
