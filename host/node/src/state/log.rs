@@ -95,7 +95,7 @@ pub(super) fn read(
     log: &impl ReadableTable<u64, Vec<Row<'static>>>,
     tenant: &str,
     table: Option<&impl ReadableTable<&'static [u8], &'static [u8]>>,
-    take: &mut dyn FnMut(&[u8], &[u8]) -> anyhow::Result<()>,
+    mut take: impl FnMut(&[u8], &[u8]) -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
     let chunks = chunks(log)?;
     let mut changed = latest(&chunks, Some(tenant)).into_iter().peekable();
