@@ -81,6 +81,20 @@ impl Process {
             .await
     }
 
+    /// Waits for a line with these words, on standard output or standard error.
+    ///
+    /// # Errors
+    /// When the process ends without one, or doesn't write one in time.
+    pub async fn wait_for_words(&mut self, words: &str) -> Result<String> {
+        let says = |line: &str| line.contains(words);
+        let what = format!("a line with `{words}`");
+        let find = |process: &Self| {
+            let stdout = process.stdout.find(0, says);
+            stdout.or_else(|| process.stderr.find(0, says))
+        };
+        self.wait_for(&what, find).await
+    }
+
     /// What it has written to standard output.
     #[must_use]
     pub fn stdout(&self) -> Vec<String> {

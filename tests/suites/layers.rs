@@ -13,7 +13,16 @@ const PLACES: [(&str, &[&str]); 10] = [
     // The client's types, and not its name, which the log's filter bears as well.
     ("async_nats::", &["node/src/"]),
     ("use async_nats", &["node/src/"]),
-    ("tokio", &["node/src/", "presence/src/record/"]),
+    (
+        "tokio",
+        &[
+            "node/src/",
+            // Commands that stay connected.
+            "presence/src/record/",
+            "presence/src/publish.rs",
+            "presence/src/watch.rs",
+        ],
+    ),
     ("wasmtime", &["sandbox/src/"]),
     // Types that cross into components, and the reading of their files.
     ("ComponentType", &["sandbox/src/api/"]),

@@ -21,6 +21,7 @@ mod directory_away;
 mod directory_entries;
 mod explain;
 mod failures;
+mod first_steps;
 mod full_disk;
 mod guide;
 mod harness;

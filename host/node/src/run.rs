@@ -237,6 +237,9 @@ async fn start(
         blueprint,
     } = loaded;
     tracing::info!("in force: {}", blueprint.line());
+    if let Some(doubt) = loader::doubt(&blueprint) {
+        tracing::warn!("{doubt}");
+    }
     let servers = access.servers();
     let (state, restored) = open_state(&config, &servers, &names, &board, tasks).await?;
     let now = clock::now_ms();

@@ -8,10 +8,11 @@ use presence_config::{self as config, Config, Effect, Read, effect_of};
 use presence_core::names::Names;
 use presence_kit::ConfigArg;
 use presence_kit::figures;
+use presence_kit::text::table;
 use presence_node::link::probe;
 use presence_node::state;
 use presence_rules::in_force::InForce;
-use presence_rules::loader::{self, Loader};
+use presence_rules::loader::{self, FoundPlugin, Loader};
 use serde_json::{Value, json};
 
 #[derive(clap::Args)]
@@ -31,8 +32,10 @@ pub(crate) struct Args {
 struct Report {
     problems: Vec<Problem>,
     warnings: Vec<String>,
-    /// The pipeline's plugins, and what it is loaded from, in a line each.
-    pipeline: Option<(String, String)>,
+    /// The pipeline in a line, and what each of its stages is loaded from.
+    pipeline: Option<(String, Vec<FoundPlugin>)>,
+    /// The names of plugins in the folder that no stage names.
+    unused: Vec<String>,
     /// The keys that something sets and that take effect at the next start only.
     restart: Vec<String>,
     broker: Option<probe::Found>,
@@ -47,9 +50,10 @@ struct Problem {
 
 impl From<anyhow::Error> for Problem {
     fn from(error: anyhow::Error) -> Self {
+        let place: Option<&config::Place> = error.downcast_ref();
         Self {
             text: line(Causes(&error)),
-            place: None,
+            place: place.map(line),
         }
     }
 }
@@ -117,12 +121,23 @@ impl Report {
             }
         }
         problems.extend(found.into_iter().map(Problem::from));
+        let stages = loader::found_plugins(config);
+        let may_redact = stages.iter().any(FoundPlugin::may_redact);
+        let unused = loader::unused_files(config);
+        let warnings = config.passed_over.iter().cloned();
+        let warnings = warnings
+            .chain(loader::misnamed_files(config))
+            .chain(loader::folder_warning(config))
+            .chain(unused.iter().map(|it| loader::unused_warning(config, it)))
+            .chain((!may_redact).then(|| loader::NO_REDACTOR.to_owned()));
+        let warnings = warnings.collect();
         let set = read.settings.iter().filter(|it| it.place.is_some());
         let restart = set.filter(|it| effect_of(&it.key) == Effect::Restart);
         Ok(Self {
             problems,
-            warnings: [config.passed_over.clone(), loader::misnamed_files(config)].concat(),
-            pipeline: Some((config.pipeline_line(), loader::survey(config))),
+            warnings,
+            pipeline: Some((loader::survey(config), stages)),
+            unused,
             restart: restart.map(|it| it.key.clone()).collect(),
             broker,
         })
@@ -158,8 +173,17 @@ impl Report {
                 "a change takes effect at the next start only: {keys}\n"
             ))?;
         }
-        if let Some((plugins, _)) = self.pipeline.iter().find(|_| self.problems.is_empty()) {
-            print(format_args!("ok: {plugins}\n"))?;
+        if let Some((_, stages)) = &self.pipeline {
+            let stages = stages.iter().map(row);
+            let unused = self.unused.iter().map(|name| {
+                let [version, role] = [String::new(), String::new()];
+                [line(name), version, role, "not used".into()]
+            });
+            let rows: Vec<_> = stages.chain(unused).collect();
+            print(table(["PLUGIN", "VERSION", "ROLE", "FROM"], &rows))?;
+        }
+        if self.problems.is_empty() {
+            print("ok\n")?;
         }
         Ok(())
     }
@@ -182,9 +206,35 @@ impl Report {
             "ok": problems.is_empty(),
             "problems": problems,
             "warnings": self.warnings,
-            "pipeline": self.pipeline.as_ref().map(|(_, files)| files),
+            "pipeline": self.pipeline.as_ref().map(|(line, _)| line),
+            "plugins": self.pipeline.iter().flat_map(|(_, stages)| stages).map(plugin).collect::<Vec<_>>(),
+            "unused": self.unused,
             "restart": self.restart,
             "nats": broker,
         })
     }
+}
+
+/// What is printed of a stage.
+fn row(stage: &FoundPlugin) -> [String; 4] {
+    let (version, role) = match &stage.manifest {
+        Some((version, role)) => (line(version), (*role).to_owned()),
+        None => Default::default(),
+    };
+    let from = match &stage.source {
+        Ok(from) => from,
+        Err(why) => why,
+    };
+    [line(&stage.name), version, role, line(from)]
+}
+
+fn plugin(stage: &FoundPlugin) -> Value {
+    let manifest = stage.manifest.as_ref();
+    json!({
+        "plugin": stage.name,
+        "version": manifest.map(|(version, _)| version),
+        "role": manifest.map(|(_, role)| role),
+        "source": stage.source.as_ref().ok(),
+        "sha256": (!stage.sha256.is_empty()).then_some(&stage.sha256),
+    })
 }

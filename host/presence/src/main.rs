@@ -17,9 +17,12 @@ mod ask;
 mod check;
 mod config;
 mod explain;
+mod init;
+mod publish;
 mod query;
 mod record;
 mod status;
+mod watch;
 
 use std::process::ExitCode;
 
@@ -48,6 +51,22 @@ enum Command {
     /// Runs the processor against a NATS server, until SIGTERM or SIGINT.
     #[command(after_help = "Example:\n  presence run --config presence.toml")]
     Run(ConfigArg),
+    /// Makes a folder with all that a node needs: configuration, directory and plugin folder.
+    #[command(
+        after_help = "Example:\n  presence init site\n\nIt writes presence.toml with the default pipeline, an example of a directory.json, and\nplugins.d. Nothing that is there already is overwritten."
+    )]
+    Init(init::Args),
+    /// Publishes what a client would: connections with their heartbeats, and other input.
+    #[command(
+        subcommand,
+        after_help = "Examples:\n  presence pub connect 12345 --metadata '{\"device\": \"web\"}'\n  presence pub event presence.heartbeat '{\"userId\": \"12345\", \"connId\": \"c1\"}'"
+    )]
+    Pub(publish::Command),
+    /// Prints who may see whom, as it changes.
+    #[command(
+        after_help = "Examples:\n  presence watch\n  presence watch --viewer 67890 --json\n\nIt listens to presence.filtered.>, until SIGTERM or SIGINT. It prints changes only: what viewers\nwere told before, `presence query` answers."
+    )]
+    Watch(watch::Args),
     /// Records the input of a live system, for `presence replay`.
     #[command(
         after_help = "Example:\n  presence record capture.ndjson --for 10m --redact --directory directory.redacted.json\n\nIt ends when the first of its limits is reached, or on SIGINT or SIGTERM, with a complete file."
@@ -96,6 +115,9 @@ enum Command {
 fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Run(args) => presence_node::run(args.config.as_deref()),
+        Command::Init(args) => init::run(&args),
+        Command::Pub(command) => publish::run(&command),
+        Command::Watch(args) => watch::run(&args),
         Command::Record(args) => record::run(&args),
         Command::Replay(args) => replay::run(&args),
         Command::Query(args) => query::run(&args),

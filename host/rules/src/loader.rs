@@ -20,10 +20,12 @@ mod attempt;
 mod built_in;
 mod compiler;
 mod survey;
+mod unused;
 
 pub use attempt::Attempt;
 pub use built_in::built_in;
-pub use survey::{misnamed_files, survey};
+pub use survey::{FoundPlugin, found_plugins, misnamed_files, survey};
+pub use unused::{NO_REDACTOR, folder_warning, unused_files, unused_warning};
 
 use built_in::needed;
 use compiler::Compiler;
@@ -132,8 +134,10 @@ impl Loader {
         attempt: &Attempt,
     ) -> Result<Blueprint, Vec<anyhow::Error>> {
         let mut stages = Vec::new();
+        let mut places = Vec::new();
         let mut problems = Vec::new();
         for stage in &config.pipeline {
+            let place = stage.place.0.as_ref();
             let plugin = attempt
                 .step(format!("reading and compiling `{}`", stage.plugin))
                 .and_then(|()| self.plugin(&config.plugins, stage, running));
@@ -144,8 +148,9 @@ impl Loader {
                     let config = stage.config.clone();
                     let stage = Stage::new(plugin, config, widen, stage.on_failure.map(on_failure));
                     stages.push(stage.with_wasi(wasi).from(origin));
+                    places.push(place);
                 }
-                Err(problem) => problems.push(problem),
+                Err(problem) => problems.push(placed(problem, place)),
             }
         }
         let limits = limits(config, clock);
@@ -156,7 +161,9 @@ impl Loader {
             Ok(blueprint) if problems.is_empty() => Ok(blueprint),
             Ok(_) => Err(problems),
             Err(more) => {
-                problems.extend(more.into_iter().map(anyhow::Error::from));
+                let place = |number: usize| places.get(number).copied().flatten();
+                let more = more.into_iter();
+                problems.extend(more.map(|(number, it)| placed(it.into(), place(number))));
                 Err(problems)
             }
         }
@@ -165,19 +172,7 @@ impl Loader {
     /// What is wrong with the plugins that lie in the folder and that the
     /// pipeline doesn't name.
     pub fn problems_beside(&self, config: &Config) -> Vec<anyhow::Error> {
-        let files = std::fs::read_dir(&config.plugins.dir);
-        let paths = files
-            .into_iter()
-            .flatten()
-            .flatten()
-            .map(|file| file.path());
-        let names = paths.filter_map(|path| {
-            let is_plugin = path.extension().is_some_and(|ending| ending == "wasm");
-            is_plugin.then_some(path.file_stem()?.to_string_lossy().into_owned())
-        });
-        let is_named = |name: &String| config.pipeline.iter().any(|stage| stage.plugin == *name);
-        let mut names: Vec<_> = names.filter(|name| !is_named(name)).collect();
-        names.sort_unstable();
+        let names = unused_files(config);
         let loaded = names.iter().map(|name| {
             let path = file(&config.plugins.dir, name);
             let bytes = regular::read(&path, Some(limit(&config.plugins)))?;
@@ -325,6 +320,21 @@ impl Loader {
 
     fn gone(&self) -> MutexGuard<'_, HashSet<String>> {
         self.gone.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What is probably not meant about a pipeline, if anything is.
+pub fn doubt(blueprint: &Blueprint) -> Option<&'static str> {
+    let mut stages = blueprint.stages();
+    let redacts = stages.any(|stage| stage.plugin.manifest.role == manifest::Role::Redactor);
+    (!redacts).then_some(NO_REDACTOR)
+}
+
+/// What is wrong with a stage, with where its entry stands, if it has one.
+fn placed(problem: anyhow::Error, place: Option<&config::Place>) -> anyhow::Error {
+    match place {
+        Some(place) => problem.context(place.clone()),
+        None => problem,
     }
 }
 

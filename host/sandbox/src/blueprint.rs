@@ -18,18 +18,20 @@ impl Blueprint {
     /// worked in it takes over where a plugin's policy is `last-good`.
     ///
     /// # Errors
-    /// All that is wrong, in the order of the chain.
+    /// All that is wrong, in the order of the chain, with the number of the stage that it is
+    /// about, from 0.
     pub fn prepare(
         stages: Vec<Stage>,
         limits: Limits,
         before: Option<&Self>,
-    ) -> Result<Self, Vec<LoadError>> {
+    ) -> Result<Self, Vec<(usize, LoadError)>> {
         let mut redacted = false;
-        let mut problems = Vec::new();
+        let mut all = Vec::new();
         let mut checked = Vec::new();
         let has_tested = before.is_some_and(|before| before.limits == limits);
         let mut running: Vec<_> = before.iter().flat_map(|before| &before.stages).collect();
-        for mut stage in stages {
+        for (number, mut stage) in stages.into_iter().enumerate() {
+            let mut problems = Vec::new();
             let running = stage.take_place(&mut running);
             stage.follow(running, has_tested);
             stage.check(&mut redacted, &mut problems);
@@ -40,10 +42,11 @@ impl Blueprint {
             if !has_tested || running.is_none_or(|running| !running.is_of(&stage.plugin)) {
                 problems.extend(self_test::problems(&stage.plugin, limits));
             }
+            all.extend(problems.into_iter().map(|problem| (number, problem)));
             checked.push(stage);
         }
-        if !problems.is_empty() {
-            return Err(problems);
+        if !all.is_empty() {
+            return Err(all);
         }
         Ok(Self {
             stages: checked,

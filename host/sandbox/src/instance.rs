@@ -254,6 +254,11 @@ impl<A, R> Instance<A, R> {
 
     /// That it doesn't take its configuration.
     fn refuses(&self, what: String) -> LoadError {
+        // The error says what is refused; the SDKs begin with it as well.
+        let what = match what.strip_prefix("configuration: ") {
+            Some(what) => what.to_owned(),
+            None => what,
+        };
         LoadError::Configure {
             plugin: self.plugin.name.to_string(),
             what,

@@ -6,7 +6,9 @@
 //! | `file: PATH` | is that file's content |
 //! | `only: LANGUAGE` | is for those who write their rule in it |
 //! | `clone` | is run in a clone of this repository |
-//! | `terminal: WORDS` | is run in a terminal of its own, until its log says the words, and goes on |
+//! | `terminal: WORDS` | is run in a terminal of its own, until it says the words, and goes on; each line in one of its own, if there are words for several: `WORDS \| WORDS` |
+//! | `printed: COMMAND` | comes out of that command, which still runs |
+//! | `logged: COMMAND: WORDS` | comes once that command, which still runs, has logged the words |
 //! | `stop` | comes once the newest terminal's command was told to end, and has |
 //! | `fails` | is a command that fails |
 //! | `last` | is the end of what came out, and not all of it |
@@ -45,6 +47,8 @@ pub(super) struct Orders {
     pub(super) file: Option<String>,
     pub(super) only: Option<String>,
     pub(super) terminal: Option<String>,
+    pub(super) printed: Option<String>,
+    pub(super) logged: Option<String>,
     pub(super) clone: bool,
     pub(super) stop: bool,
     pub(super) fails: bool,
@@ -109,6 +113,8 @@ impl Orders {
             Some(("part", path)) => self.part = Some(path.into()),
             Some(("only", language)) => self.only = Some(language.into()),
             Some(("terminal", words)) => self.terminal = Some(words.into()),
+            Some(("printed", command)) => self.printed = Some(command.into()),
+            Some(("logged", words)) => self.logged = Some(words.into()),
             _ => match order {
                 "clone" => self.clone = true,
                 "stop" => self.stop = true,

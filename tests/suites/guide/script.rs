@@ -16,8 +16,8 @@ use super::page::Block;
 
 /// A reader at work.
 pub(super) struct Script {
-    /// What was started in other terminals, the last of it first.
-    terminals: Vec<Process>,
+    /// What was started in other terminals, and by which command, the last of it first.
+    terminals: Vec<(String, Process)>,
     around: TempDir,
     /// The folder that they are in by now.
     at: PathBuf,
@@ -131,11 +131,16 @@ impl Script {
     pub(super) async fn run(&mut self, block: &Block) -> Result<()> {
         if block.orders.stop {
             ensure!(!self.terminals.is_empty(), "{}: nothing runs", block.place);
-            self.terminals.remove(0).stop().await?;
+            self.terminals.remove(0).1.stop().await?;
+        }
+        if let Some(words) = &block.orders.logged {
+            let logged = self.wait_for_log(words).await;
+            logged.with_context(|| block.place.clone())?;
         }
         let done = match (&*block.language, &block.orders.file) {
             (_, Some(path)) => self.write(path, block),
             ("text", None) if block.orders.picture => Ok(()),
+            ("text", None) if block.orders.printed.is_some() => self.printed(block).await,
             ("sh", None) if block.orders.elsewhere => of_xtask(&block.code),
             (_, None) if block.orders.part.is_some() => self.find(block),
             ("diff", None) => self.change(block),
@@ -228,16 +233,60 @@ impl Script {
     }
 
     async fn terminal(&mut self, block: &Block) -> Result<()> {
-        // So that what is ended is the command, and not its shell.
-        let code = format!("exec {}", block.code);
-        let mut bash = self.command("bash", &["-c", &code])?;
-        let mut process = Process::spawn(block.code.trim(), &mut bash)?;
         let words = block.orders.terminal.as_deref().unwrap_or_default();
+        let words: Vec<_> = words.split(" | ").collect();
+        let commands: Vec<_> = match words.len() {
+            1 => vec![&*block.code],
+            _ => block.code.lines().collect(),
+        };
+        ensure!(
+            commands.len() == words.len(),
+            "each terminal says something"
+        );
+        for (command, words) in commands.into_iter().zip(words) {
+            self.start(command, words).await?;
+        }
+        self.untried = None;
+        Ok(())
+    }
+
+    /// Starts a command in a terminal of its own, and waits until it says these words.
+    async fn start(&mut self, command: &str, words: &str) -> Result<()> {
+        // So that what is ended is the command, and not its shell.
+        let code = format!("exec {command}");
+        let mut bash = self.command("bash", &["-c", &code])?;
+        let mut process = Process::spawn(command.trim(), &mut bash)?;
+        process.wait_for_words(words).await?;
+        let name = command.split('#').next().unwrap_or_default().trim();
+        self.terminals.insert(0, (name.to_owned(), process));
+        Ok(())
+    }
+
+    fn running(&mut self, command: &str) -> Result<&mut Process> {
+        let mut terminals = self.terminals.iter_mut();
+        let found = terminals.find(|(name, _)| name == command);
+        let (_, process) = found.with_context(|| format!("`{command}` doesn't run"))?;
+        Ok(process)
+    }
+
+    async fn wait_for_log(&mut self, order: &str) -> Result<()> {
+        let (command, words) = order.split_once(": ").context("a command and words")?;
+        let process = self.running(command)?;
         let says = |line: &str| line.contains(words);
         let what = format!("a log line with `{words}`");
         process.wait_for_log(&what, 0, says).await?;
-        self.terminals.insert(0, process);
         self.untried = None;
+        Ok(())
+    }
+
+    /// Waits until a command that runs prints the block, but for its figures.
+    async fn printed(&mut self, block: &Block) -> Result<()> {
+        let command = block.orders.printed.clone().unwrap_or_default();
+        for line in block.code.lines() {
+            let process = self.running(&command)?;
+            let is_like = |printed: &str| time_aside(printed) == time_aside(line);
+            process.wait_for_stdout(line, is_like).await?;
+        }
         Ok(())
     }
 
@@ -313,6 +362,14 @@ fn read_json(text: &str) -> Result<()> {
         value?;
     }
     Ok(())
+}
+
+/// A line without the time of day at its beginning.
+fn time_aside(line: &str) -> &str {
+    match line.split_once("  ") {
+        Some((time, rest)) if time.len() == 8 && time.matches(':').count() == 2 => rest,
+        _ => line,
+    }
 }
 
 /// A line's words, of which any two figures, and any two units, are the same.

@@ -21,6 +21,7 @@ mod section;
 mod settings;
 mod similar;
 mod state;
+mod syntax;
 #[cfg(test)]
 mod tests;
 mod tracker;
@@ -45,7 +46,7 @@ pub use engine::{Engine, Queues};
 pub use environment::variables;
 pub use file::Text;
 pub use nats::{Auth, Nats};
-pub use pipeline::{Grant, OnFailure, Source, Stage};
+pub use pipeline::{Grant, OnFailure, Source, Stage, StagePlace};
 pub use problem::{Place, Problem, Problems};
 pub use settings::Read;
 pub use state::State;
@@ -167,7 +168,7 @@ impl Config {
         let is_there = text.is_some();
         let text = text.map_or("", Text::as_str);
         let document = DeTable::parse(text)
-            .map_err(|error| Problems::from(Problem::syntax(file, text, &error)))?;
+            .map_err(|error| Problems::from(syntax::problem(file, text, &error)))?;
         let reader = Reader::new(file, text, env.collect());
         let Outcome {
             value,

@@ -1,10 +1,12 @@
 //! `[[pipeline]]`: the chain of plugins that decides who may see whom.
 
+use std::fmt;
+
 use serde_json::{Value, json};
 use toml::de::DeValue;
 
 use super::checks::token;
-use super::problem::Wrong;
+use super::problem::{Place, Wrong};
 use super::section::Section;
 use super::value::{other_kind, to_json};
 
@@ -29,6 +31,25 @@ pub struct Stage {
     /// What holds once the plugin has failed repeatedly, where the operator and
     /// not the plugin is to say.
     pub on_failure: Option<OnFailure>,
+    /// Where its entry stands.
+    pub place: StagePlace,
+}
+
+/// Where a stage's entry stands; nowhere, if the stage is of the default pipeline. It makes no
+/// difference to what the stage does: all places are equal, and none is printed.
+#[derive(Clone, Default)]
+pub struct StagePlace(pub Option<Place>);
+
+impl PartialEq for StagePlace {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
+
+impl fmt::Debug for StagePlace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("_")
+    }
 }
 
 /// What holds once a plugin has failed repeatedly.
@@ -71,6 +92,7 @@ pub(super) fn default() -> Vec<Stage> {
             grants: default_grants(plugin),
             source: None,
             on_failure: None,
+            place: StagePlace::default(),
         })
         .collect()
 }
@@ -120,6 +142,7 @@ impl Stage {
         Some(Self {
             source,
             on_failure,
+            place: StagePlace(Some(section.place().clone())),
             config: config?,
             grants: grants.unwrap_or_else(|| default_grants(&plugin)),
             plugin,

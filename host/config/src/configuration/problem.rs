@@ -11,18 +11,19 @@ use crate::escape::Line;
 pub enum Place {
     /// The configuration file as a whole.
     File(PathBuf),
-    /// A line of the configuration file, counted from one.
-    Line(PathBuf, usize),
+    /// A line of the configuration file and a column in it, in characters, counted from one.
+    Line(PathBuf, usize, usize),
     /// An environment variable.
     Variable(String),
 }
 
 impl Place {
-    /// The line of `file` on which a span of its text begins.
+    /// Where in `file` a span of its text begins.
     pub(super) fn of_span(file: &Path, text: &str, span: Range<usize>) -> Self {
-        let before = text.as_bytes().get(..span.start).unwrap_or_default();
-        let line = 1 + before.iter().filter(|byte| **byte == b'\n').count();
-        Self::Line(file.to_owned(), line)
+        let before = text.get(..span.start).unwrap_or_default();
+        let line = 1 + before.matches('\n').count();
+        let on_line = before.rsplit('\n').next().unwrap_or_default();
+        Self::Line(file.to_owned(), line, 1 + on_line.chars().count())
     }
 }
 
@@ -30,7 +31,7 @@ impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::File(file) => write!(f, "{}", file.display()),
-            Self::Line(file, line) => write!(f, "{}:{line}", file.display()),
+            Self::Line(file, line, column) => write!(f, "{}:{line}:{column}", file.display()),
             Self::Variable(name) => f.write_str(name),
         }
     }
@@ -62,20 +63,6 @@ impl Problem {
             what: "is empty".into(),
             fix: "write the configuration into it; to use the defaults, name no file, and have \
                   none in the working folder"
-                .into(),
-        }
-    }
-
-    pub(super) fn syntax(file: &Path, text: &str, error: &toml::de::Error) -> Self {
-        let place = match error.span() {
-            Some(span) => Place::of_span(file, text, span),
-            None => Place::File(file.to_owned()),
-        };
-        let message = error.message().lines().collect::<Vec<_>>().join(", ");
-        Self {
-            place,
-            what: format!("not valid TOML ({message})"),
-            fix: "correct the line; strings need quotes, and a key stands once in its section"
                 .into(),
         }
     }

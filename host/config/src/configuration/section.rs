@@ -293,6 +293,11 @@ impl<'a> Section<'_, 'a> {
         self.accept::<()>(place, key, Err(wrong));
     }
 
+    /// Where the section stands.
+    pub(super) fn place(&self) -> &Place {
+        &self.place
+    }
+
     /// An environment variable that is no key, such as `HOSTNAME`.
     pub(super) fn env(&self, name: &str) -> Option<&str> {
         self.reader.env.get(name)?.to_str()

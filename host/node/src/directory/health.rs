@@ -57,7 +57,7 @@ impl Health {
         };
         // Several lines of an error are one of the log.
         tracing::error!(
-            "the directory is unavailable, {what}: {}",
+            "the directory is unavailable, {what}; it is tried again within seconds: {}",
             why.replace('\n', ", ")
         );
         let since = unavailable

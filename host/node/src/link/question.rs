@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::bail;
-use async_nats::{Event, Message};
+use async_nats::{Client, Event, Message};
 use presence_config::Config;
 use presence_config::escape::line;
 use presence_config::subjects::Subjects;
@@ -35,15 +35,23 @@ pub struct Question {
 /// # Errors
 /// When NATS can't be reached, nobody answers, or the answer is a refusal.
 pub fn ask(config: &Config, question: &Question) -> anyhow::Result<Value> {
-    let answer = tokio::runtime::Builder::new_current_thread()
+    let asked = async {
+        let asker = Asker::open(config, question.inbox.as_deref()).await?;
+        asker.ask(question).await
+    };
+    tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?
-        .block_on(request(config, question))?;
-    if is_refusal(&answer) {
-        let error = answer.get("error").and_then(Value::as_str);
-        bail!("{}", line(error.unwrap_or("refused, and nothing says why")));
-    }
-    Ok(answer)
+        .block_on(asked)
+}
+
+/// A connection that asks a running processor.
+pub struct Asker {
+    client: Client,
+    subjects: Subjects,
+    servers: String,
+    /// What the broker complained of last: a forbidden subject is else only never answered.
+    said: Arc<Mutex<Option<String>>>,
 }
 
 /// What the subject of the answer begins with: one of those that answers may go to.
@@ -58,48 +66,76 @@ fn inbox(config: &Config, token: Option<&str>) -> String {
     token.map_or_else(|| prefix.to_owned(), |token| format!("{prefix}.{token}"))
 }
 
-async fn request(config: &Config, question: &Question) -> anyhow::Result<Value> {
-    let Question {
-        body, is_answer, ..
-    } = question;
-    let subject = Subjects::new(config.tenant.prefix.as_deref()).of(&question.subject);
-    let access = Access::new(config);
-    // What the broker says of it: a forbidden subject is else only never answered.
-    let said = Arc::new(Mutex::new(None));
-    let hear = Arc::clone(&said);
-    let options = access
-        .options()?
-        .name("presence command")
-        .custom_inbox_prefix(inbox(config, question.inbox.as_deref()))
-        .event_callback(move |event| {
-            if let Event::ServerError(error) = event {
-                *hear.lock().unwrap_or_else(PoisonError::into_inner) = Some(error.to_string());
-            }
-            std::future::ready(())
-        });
-    let client = access.connect(options).await?;
-    let read = |reply: &Message| {
-        let reply: Value = serde_json::from_slice(&reply.payload).ok()?;
-        (is_refusal(&reply) || is_answer(&reply)).then_some(reply)
-    };
-    let error = match request::ask(&client, &subject, body.to_string().into(), TIMEOUT, read).await
-    {
-        Ok(answer) => return Ok(answer),
-        Err(error) => error,
-    };
-    let said = said.lock().unwrap_or_else(PoisonError::into_inner).take();
-    match (&error, said) {
-        (NoAnswer::Nobody { .. }, _) => bail!(
-            "no processor answers on {subject} at {}: is `presence run` up there, \
-             with the same [tenant] prefix?",
-            access.servers()
-        ),
-        (NoAnswer::None { .. }, Some(said)) => bail!("NATS says: {said}"),
-        (NoAnswer::None { passed_over, .. }, None) if passed_over.is_none() => bail!(
-            "no answer on {subject} within {} s: the processor is too busy, or NATS forbids it to answer",
-            TIMEOUT.as_secs()
-        ),
-        _ => Err(error.into()),
+impl Asker {
+    /// Connects. Answers come to the inbox of a viewer, by its token, if one is given.
+    ///
+    /// # Errors
+    /// When NATS can't be reached.
+    pub async fn open(config: &Config, viewer: Option<&str>) -> anyhow::Result<Self> {
+        let access = Access::new(config);
+        let said = Arc::new(Mutex::new(None));
+        let hear = Arc::clone(&said);
+        let options = access
+            .options()?
+            .name("presence command")
+            .custom_inbox_prefix(inbox(config, viewer))
+            .event_callback(move |event| {
+                if let Event::ServerError(error) = event {
+                    let said = error.to_string();
+                    *hear.lock().unwrap_or_else(PoisonError::into_inner) = Some(said);
+                }
+                std::future::ready(())
+            });
+        Ok(Self {
+            client: access.connect(options).await?,
+            subjects: Subjects::new(config.tenant.prefix.as_deref()),
+            servers: access.servers(),
+            said,
+        })
+    }
+
+    /// Asks, and returns the answer. The question's inbox is that of the connection.
+    ///
+    /// # Errors
+    /// When nobody answers, or the answer is a refusal.
+    pub async fn ask(&self, question: &Question) -> anyhow::Result<Value> {
+        let answer = self.request(question).await?;
+        if is_refusal(&answer) {
+            let error = answer.get("error").and_then(Value::as_str);
+            bail!("{}", line(error.unwrap_or("refused, and nothing says why")));
+        }
+        Ok(answer)
+    }
+
+    async fn request(&self, question: &Question) -> anyhow::Result<Value> {
+        let Question {
+            body, is_answer, ..
+        } = question;
+        let subject = self.subjects.of(&question.subject);
+        let read = |reply: &Message| {
+            let reply: Value = serde_json::from_slice(&reply.payload).ok()?;
+            (is_refusal(&reply) || is_answer(&reply)).then_some(reply)
+        };
+        let body = body.to_string().into();
+        let error = match request::ask(&self.client, &subject, body, TIMEOUT, read).await {
+            Ok(answer) => return Ok(answer),
+            Err(error) => error,
+        };
+        let said = self.said.lock();
+        let said = said.unwrap_or_else(PoisonError::into_inner).take();
+        match (&error, said) {
+            (NoAnswer::Nobody { .. }, _) => bail!(
+                "no processor answers on {subject} at {}: is `presence run` up there, \
+                 with the same [tenant] prefix?",
+                self.servers
+            ),
+            (NoAnswer::None { .. }, Some(said)) => bail!("NATS says: {said}"),
+            (NoAnswer::None { passed_over, .. }, None) if passed_over.is_none() => bail!(
+                "no answer on {subject} within {} s: the processor is too busy, or NATS forbids it to answer",
+                TIMEOUT.as_secs()
+            ),
+            _ => Err(error.into()),
+        }
     }
 }
 

@@ -46,21 +46,18 @@ struct Heard {
 }
 
 impl Tap {
-    /// Connects, and subscribes to a subject.
+    /// Connects under a name, and subscribes to a subject.
     ///
     /// # Errors
     /// If NATS can't be reached, or doesn't permit that.
-    pub async fn open(config: &Config, subject: &str) -> anyhow::Result<Self> {
+    pub async fn open(config: &Config, name: &str, subject: &str) -> anyhow::Result<Self> {
         let heard = Arc::new(Heard::default());
         let hear = Arc::clone(&heard);
         let access = Access::new(config);
-        let options = access
-            .options()?
-            .name("presence record")
-            .event_callback(move |event| {
-                hear.take(&event);
-                std::future::ready(())
-            });
+        let options = access.options()?.name(name).event_callback(move |event| {
+            hear.take(&event);
+            std::future::ready(())
+        });
         let client = access.connect(options).await?;
         let messages = client.subscribe(subject.to_owned()).await?;
         // Whatever comes of it, what was said before has been heard then. Where this

@@ -17,7 +17,7 @@ use presence_config::causes::Causes;
 use presence_config::regular::{Stamp, Unreadable};
 use presence_config::{self as config, Config, Effect};
 use presence_core::directory::{Changes, Directory};
-use presence_rules::loader::Loader;
+use presence_rules::loader::{self, Loader};
 use presence_sandbox::Blueprint;
 use tokio::sync::mpsc;
 
@@ -58,6 +58,8 @@ struct Refused {
     directory: Said,
     pipeline: Said,
     restart: Vec<&'static str>,
+    /// The plugins in the folder of which it has been said that no pipeline names them.
+    unused: BTreeSet<String>,
     /// Whether it has been said that files can't be looked at.
     hangs: bool,
 }
@@ -107,6 +109,8 @@ struct Looked {
     config: Stamp,
     directory: Option<Stamp>,
     pipeline: u64,
+    /// The plugins in the folder that the pipeline doesn't name.
+    unused: BTreeSet<String>,
 }
 
 /// What has been read of the directory's file.
@@ -133,6 +137,8 @@ pub(crate) struct Reload {
     touched: BTreeSet<PathBuf>,
     looking: Job<Looked>,
     look_again: bool,
+    /// The plugins in the folder that the pipeline doesn't name, when it was last looked at.
+    unused: BTreeSet<String>,
     reading_config: Job<anyhow::Result<Option<config::Text>>>,
     reading: Job<Read>,
     parsing: Job<anyhow::Result<(Directory, Changes)>>,
@@ -176,6 +182,7 @@ impl Reload {
             touched: BTreeSet::new(),
             looking: Job::default(),
             look_again: false,
+            unused: BTreeSet::new(),
             reading_config: Job::default(),
             reading: Job::default(),
             parsing: Job::default(),
@@ -265,6 +272,7 @@ impl Reload {
                 config: Stamp::of(&path),
                 directory: directory.as_deref().map(Stamp::of),
                 pipeline: Loader::stamp(&config),
+                unused: loader::unused_files(&config).into_iter().collect(),
             }
         });
     }
@@ -293,8 +301,23 @@ impl Reload {
         if self.seen.pipeline != Some(looked.pipeline) || std::mem::take(&mut self.load_again) {
             self.load_pipeline(looked.pipeline);
         }
+        self.unused = looked.unused;
+        // An entry for one may be what has just been written.
+        if self.reading_config.is_idle() {
+            self.say_unused();
+        }
         if std::mem::take(&mut self.look_again) {
             self.look();
+        }
+    }
+
+    /// Says what to do about plugins that lie in the folder and that no pipeline names, if
+    /// that is news.
+    fn say_unused(&mut self) {
+        let said = std::mem::replace(&mut self.refused.unused, self.unused.clone());
+        let news = self.unused.difference(&said);
+        for name in news {
+            tracing::warn!("{}", loader::unused_warning(&self.config, name));
         }
     }
 
@@ -358,6 +381,10 @@ impl Reload {
         let refusal = taken.err().map(|error| Causes(&error).to_string());
         self.note(What::Configuration, refusal.clone());
         self.refused.config.say("configuration not taken", refusal);
+        // Otherwise the files are being looked at again.
+        if self.looking.is_idle() {
+            self.say_unused();
+        }
     }
 
     /// What of the files on disk is not in force.

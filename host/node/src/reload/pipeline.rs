@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use presence_config::causes::Causes;
 use presence_config::escape::together;
 use presence_config::regular::Unreadable;
-use presence_rules::loader::Loader;
+use presence_rules::loader::{self, Loader};
 use presence_sandbox::Blueprint;
 use tokio::sync::watch;
 use tokio::task::spawn_blocking;
@@ -64,6 +64,9 @@ impl Reload {
             "pipeline swapped: {}",
             running.blueprint.line()
         );
+        if let Some(doubt) = loader::doubt(&running.blueprint) {
+            tracing::warn!("{doubt}");
+        }
         for stage in before.narrowing_missing_in(&running.blueprint) {
             tracing::warn!(
                 plugin = &*stage,

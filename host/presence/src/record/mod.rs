@@ -73,7 +73,7 @@ async fn record(args: &Args, config: &Config) -> anyhow::Result<()> {
     let subjects = Subjects::new(config.tenant.prefix.as_deref());
     // As the processor itself does, so that one order holds over all subjects.
     let subject = subjects.of("presence.>");
-    let mut tap = Tap::open(config, &subject).await?;
+    let mut tap = Tap::open(config, "presence record", &subject).await?;
     if let Some(path) = &args.directory {
         write_directory(path, config, &tap, redaction.as_ref()).await?;
     }

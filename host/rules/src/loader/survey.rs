@@ -1,21 +1,42 @@
 //! What a pipeline will be loaded from, found out without compiling anything: for the first
-//! line of the log, which is to say it also where loading takes long or fails.
+//! line of the log, which is to say it also where loading takes long or fails, and for
+//! `presence check`.
 
 use std::collections::BTreeSet;
 use std::path::Path;
 
 use presence_config::regular;
 use presence_config::{Config, Plugins, Source, Stage};
+use presence_sandbox::manifest::Role;
 use presence_sandbox::{Manifest, sha256};
 
 use super::{built_in, file, limit};
 use crate::in_force::BUILT_IN;
 
+/// What a stage will be loaded from.
+#[derive(Debug)]
+pub struct FoundPlugin {
+    /// The plugin's name in the configuration.
+    pub name: String,
+    /// Its version and its role, if it has a manifest that can be read.
+    pub manifest: Option<(String, &'static str)>,
+    /// The path of its file, or [`BUILT_IN`]; an error, if there is none.
+    pub source: Result<String, String>,
+    /// The SHA-256 of its file, in hexadecimal; empty, if there is none.
+    pub sha256: String,
+}
+
+/// What each stage will be loaded from, in order.
+pub fn found_plugins(config: &Config) -> Vec<FoundPlugin> {
+    let stages = config.pipeline.iter();
+    stages.map(|stage| found(&config.plugins, stage)).collect()
+}
+
 /// The stages in one line, in order: each plugin with its version, where it comes from and
 /// the beginning of its digest, or why that can't be said.
 pub fn survey(config: &Config) -> String {
-    let stages = config.pipeline.iter();
-    let stages: Vec<_> = stages.map(|stage| found(&config.plugins, stage)).collect();
+    let stages = found_plugins(config);
+    let stages: Vec<_> = stages.iter().map(FoundPlugin::line).collect();
     stages.join(" → ")
 }
 
@@ -43,33 +64,63 @@ pub(super) fn misnamed(path: &Path, name: &str, held: &str) -> Option<String> {
     })
 }
 
-fn found(plugins: &Plugins, stage: &Stage) -> String {
+fn found(plugins: &Plugins, stage: &Stage) -> FoundPlugin {
     let name = &*stage.plugin;
-    let built_in = built_in(name).map(|bytes| described(name, BUILT_IN, bytes));
-    let missing = || format!("{name} (missing)");
+    let from_program = || match built_in(name) {
+        Some(bytes) => FoundPlugin::of(name, BUILT_IN, bytes),
+        None => FoundPlugin::none(name, "missing".into()),
+    };
     if stage.source == Some(Source::BuiltIn) {
-        return built_in.unwrap_or_else(missing);
+        return from_program();
     }
     let path = file(&plugins.dir, name);
     match regular::read(&path, Some(limit(plugins))) {
-        Ok(bytes) => described(name, &path.display().to_string(), &bytes),
-        Err(error) if error.is_missing() && stage.source.is_none() => {
-            built_in.unwrap_or_else(missing)
-        }
-        Err(error) if error.is_missing() => missing(),
-        Err(error) => format!("{name} (unreadable: {error})"),
+        Ok(bytes) => FoundPlugin::of(name, &path.display().to_string(), &bytes),
+        Err(error) if error.is_missing() && stage.source.is_none() => from_program(),
+        Err(error) if error.is_missing() => FoundPlugin::none(name, "missing".into()),
+        Err(error) => FoundPlugin::none(name, format!("unreadable: {error}")),
     }
 }
 
-fn described(name: &str, source: &str, bytes: &[u8]) -> String {
-    let version = match Manifest::read(name, bytes) {
-        Ok(manifest) => format!(" {}", manifest.version),
-        // Loading it says why.
-        Err(_) => String::new(),
-    };
-    let digest = sha256(bytes);
-    let digest = digest.get(..12).unwrap_or_default();
-    format!("{name}{version} ({source}, sha256:{digest})")
+impl FoundPlugin {
+    /// Whether it may be a redactor: what has no manifest may be anything.
+    pub fn may_redact(&self) -> bool {
+        let role = self.manifest.as_ref().map(|(_, role)| *role);
+        role.is_none_or(|role| role == Role::Redactor.as_str())
+    }
+
+    fn of(name: &str, source: &str, bytes: &[u8]) -> Self {
+        // Loading it says why there is none.
+        let manifest = Manifest::read(name, bytes).ok();
+        Self {
+            name: name.into(),
+            manifest: manifest.map(|it| (it.version.to_string(), it.role.as_str())),
+            source: Ok(source.into()),
+            sha256: sha256(bytes).to_string(),
+        }
+    }
+
+    fn none(name: &str, why: String) -> Self {
+        Self {
+            name: name.into(),
+            manifest: None,
+            source: Err(why),
+            sha256: String::new(),
+        }
+    }
+
+    fn line(&self) -> String {
+        let Self { name, sha256, .. } = self;
+        let version = self.manifest.as_ref();
+        let version = version.map_or_else(String::new, |(version, _)| format!(" {version}"));
+        match &self.source {
+            Ok(source) => {
+                let digest = sha256.get(..12).unwrap_or_default();
+                format!("{name}{version} ({source}, sha256:{digest})")
+            }
+            Err(why) => format!("{name} ({why})"),
+        }
+    }
 }
 
 #[cfg(test)]

@@ -74,7 +74,7 @@ pub(crate) fn blueprint(
 pub(crate) fn problems(limits: Limits, stages: impl IntoIterator<Item = Stage>) -> Vec<LoadError> {
     match Blueprint::prepare(stages.into_iter().collect(), limits, None) {
         Ok(_) => panic!("nothing is wrong with it"),
-        Err(problems) => problems,
+        Err(problems) => problems.into_iter().map(|(_, problem)| problem).collect(),
     }
 }
 

@@ -236,6 +236,7 @@ fn a_pipeline_keeps_its_order_configuration_and_grants() {
         grants: grants.to_vec(),
         source: None,
         on_failure: None,
+        place: StagePlace::default(),
     };
     let fallible = Stage {
         source: Some(Source::Folder),

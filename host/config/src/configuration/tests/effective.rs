@@ -37,7 +37,7 @@ fn each_key_has_its_value_and_its_place() {
         "PRESENCE_TRACKER_TIMEOUT_MS"
     );
     assert_eq!(value(&read, "tracker.grace_ms"), 7);
-    assert_eq!(place(&read, "tracker.grace_ms"), "presence.toml:3");
+    assert_eq!(place(&read, "tracker.grace_ms"), "presence.toml:3:1");
     assert_eq!(
         value(&read, "tracker.broadcast"),
         json!(["device", "location"])

@@ -38,20 +38,20 @@ config = 5
     assert_eq!(
         problems(text, &env),
         [
-            "presence.toml:3: unknown key `timeout` in [tracker]; did you mean `timeout_ms`?",
-            "presence.toml:4: `grace_ms` in [tracker] is a string; write a whole number",
-            "presence.toml:5: `broadcast` in [tracker] names `ip`, which is never broadcast; \
+            "presence.toml:3:1: unknown key `timeout` in [tracker]; did you mean `timeout_ms`?",
+            "presence.toml:4:1: `grace_ms` in [tracker] is a string; write a whole number",
+            "presence.toml:5:1: `broadcast` in [tracker] names `ip`, which is never broadcast; \
              take it out of the list",
-            "presence.toml:7: unknown section or key `trackr`; did you mean `tracker`?",
-            "presence.toml:10: `fuel` in [engine] is 0; choose a number from 1000 to 1000000000000",
-            "presence.toml:12: `retry_ms_max` in [engine] makes the first wait (100) longer than \
+            "presence.toml:7:2: unknown section or key `trackr`; did you mean `tracker`?",
+            "presence.toml:10:1: `fuel` in [engine] is 0; choose a number from 1000 to 1000000000000",
+            "presence.toml:12:1: `retry_ms_max` in [engine] makes the first wait (100) longer than \
              the longest (10); set `retry_ms_max` to at least `retry_ms`",
-            "presence.toml:15: `cert` in [nats.tls] stands without `key`; give both or neither",
-            "presence.toml:16: unknown key `sni` in [nats.tls]; known here: required, ca, cert, key",
-            "presence.toml:20: unknown key `grant` in [[pipeline]]; did you mean `grants`?",
-            "presence.toml:22: `plugin` in [[pipeline]] is missing; name one, such as \
+            "presence.toml:15:1: `cert` in [nats.tls] stands without `key`; give both or neither",
+            "presence.toml:16:1: unknown key `sni` in [nats.tls]; known here: required, ca, cert, key",
+            "presence.toml:20:1: unknown key `grant` in [[pipeline]]; did you mean `grants`?",
+            "presence.toml:22:1: `plugin` in [[pipeline]] is missing; name one, such as \
              `plugin = \"contacts\"`",
-            "presence.toml:23: `config` in [[pipeline]] is a whole number; write a table, such as \
+            "presence.toml:23:1: `config` in [[pipeline]] is a whole number; write a table, such as \
              `{ keys = [\"device\"] }`",
             "PRESENCE_ENGINE_WORKERS: `workers` in [engine] is `many`; write a whole number, \
              not below 0",
@@ -62,17 +62,54 @@ config = 5
 }
 
 #[test]
-fn what_is_no_toml_is_one_problem_with_its_line() {
-    for (text, line) in [
-        ("[tracker]\ntimeout_ms = \n", 2),
-        ("[tracker]\n\n[tracker]\n", 3),
-        ("[nats]\nurl = \"a\"\nurl = \"b\"\n", 3),
-        ("\u{feff}# a byte order mark is no error\r\n[tracker\r\n", 2),
+fn what_is_no_toml_is_one_problem_with_its_key_and_place() {
+    for (text, said) in [
+        (
+            "[tracker]\ntimeout_ms = \n",
+            "2:14: `timeout_ms` has no value; write one after the `=`",
+        ),
+        (
+            "[tracker]\ntimeout_ms =",
+            "2:13: `timeout_ms` has no value; write one after the `=`",
+        ),
+        (
+            "[tracker]\n timeout_ms = # soon\n",
+            "2:15: `timeout_ms` has no value; write one after the `=`",
+        ),
+        (
+            "[tracker]\ntimeout_ms 5\n",
+            "2:11: `timeout_ms` has no value (key with no value, expected `=`); write \
+             `timeout_ms = ` and its value",
+        ),
+        (
+            "[nats]\nurl = nats\n",
+            "2:7: the value of `url` is not valid TOML (string values must be quoted, expected \
+             literal string); strings need quotes, as in \"text\"",
+        ),
+        (
+            "[nats]\nurl = [\n  \"a\",\n  b,\n]\n",
+            "4:3: the value of `url` is not valid TOML (string values must be quoted, expected \
+             literal string); strings need quotes, as in \"text\"",
+        ),
+        (
+            "[nats]\nurl = \"a\"\nurl = \"b\"\n",
+            "3:1: `url` is there twice; keep one of the two",
+        ),
+        (
+            "[tracker]\n\n[tracker]\n",
+            "3:2: [tracker] is there twice; put all of its keys into one",
+        ),
+        (
+            "\u{feff}# a byte order mark is no error\r\n[tracker\r\n",
+            "2:9: `[tracker` is not valid TOML (unclosed table, expected `]`); write it as \
+             [section] or [[section]]",
+        ),
+        ("{\n", "1:1: not valid TOML ("),
     ] {
         let problems = problems(text, &[]);
         assert_eq!(problems.len(), 1, "{problems:?}");
-        let start = format!("presence.toml:{line}: not valid TOML (");
-        assert!(problems[0].starts_with(&start), "{problems:?}");
+        let start = format!("presence.toml:{said}");
+        assert!(problems[0].starts_with(&start), "{problems:?}\n{start}");
     }
 }
 
@@ -92,16 +129,16 @@ fn a_section_that_is_none_is_refused() {
     assert_eq!(
         problems("tracker = 5\npipeline = []\n[[nats]]\n", &[]),
         [
-            "presence.toml:1: [tracker] is a whole number; write a section [tracker]",
-            "presence.toml:2: `pipeline` is no list of sections; write one [[pipeline]] for each, \
+            "presence.toml:1:1: [tracker] is a whole number; write a section [tracker]",
+            "presence.toml:2:1: `pipeline` is no list of sections; write one [[pipeline]] for each, \
              or leave it out for the default",
-            "presence.toml:3: [nats] is a list; write a section [nats]",
+            "presence.toml:3:3: [nats] is a list; write a section [nats]",
         ]
     );
     assert_eq!(problems("[pipeline]\nplugin = \"contacts\"", &[]).len(), 1);
     assert_eq!(problems("pipeline = [1]", &[]).len(), 1);
     let many = "[[pipeline]]\nplugin = 'contacts'\n".repeat(65);
-    let said = "presence.toml:1: [[pipeline]] is there 65 times; write at most 64";
+    let said = "presence.toml:1:3: [[pipeline]] is there 65 times; write at most 64";
     assert_eq!(problems(&many, &[]), [said]);
 }
 
@@ -214,7 +251,7 @@ fn values_out_of_their_bounds_are_refused() {
         assert_eq!(printed.len(), 1, "{text}: {printed:?}");
         let lines = text.lines().count();
         assert!(
-            printed[0].starts_with(&format!("presence.toml:{lines}: `")),
+            printed[0].starts_with(&format!("presence.toml:{lines}:")),
             "{printed:?}"
         );
     }

@@ -15,7 +15,11 @@ const LOOKUP: Duration = Duration::from_millis(500);
 const KINDS: [&str; 3] = ["IO error: ", "TLS error: ", "DNS error: "];
 
 /// What a cause that needs it is explained by.
-const HINTS: [(&str, &str); 6] = [
+const HINTS: [(&str, &str); 7] = [
+    (
+        "Connection refused",
+        "is nats-server running there? [nats] url says where",
+    ),
     (
         "InvalidContentType",
         "the server doesn't speak TLS, or offers none",
@@ -100,6 +104,12 @@ fn plain(error: &str) -> String {
     {
         words = kind;
     }
+    // The number of a cause says no more than its words.
+    if let Some((cause, number)) = words.split_once(" (os error ")
+        && number.ends_with(')')
+    {
+        words = cause;
+    }
     let hint = HINTS.iter().find(|(what, _)| words.contains(what));
     match hint {
         Some((_, hint)) => format!("{words} ({hint})"),
@@ -118,7 +128,10 @@ mod tests {
         let refused = io::Error::from_raw_os_error(111);
         let error = ConnectError::with_source(ConnectErrorKind::Io, refused);
         let said = of_attempt(&error, &[]).await;
-        assert_eq!(said, "Connection refused (os error 111)");
+        assert_eq!(
+            said,
+            "Connection refused (is nats-server running there? [nats] url says where)"
+        );
         let refused = "nats: authorization violation";
         let kind = ConnectErrorKind::AuthorizationViolation;
         let error = ConnectError::with_source(kind, refused);

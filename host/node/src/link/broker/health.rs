@@ -5,6 +5,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use presence_config::Config;
 
+use super::RECONNECT_MS_MAX;
 use super::rights::{Noted, Rights};
 use crate::clock;
 use crate::link::drops::Drops;
@@ -103,7 +104,11 @@ impl Health {
         if unreachable.as_ref().is_some_and(is_told) {
             return;
         }
-        tracing::warn!(servers, "can't reach NATS; trying again: {why}");
+        tracing::warn!(
+            servers,
+            "can't reach NATS, and tries again at least every {} s: {why}",
+            RECONNECT_MS_MAX / 1_000
+        );
         *unreachable = Some(Unreachable { why, told_at: now });
     }
 

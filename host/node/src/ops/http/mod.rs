@@ -163,11 +163,21 @@ pub(crate) fn serve(http: &Http, board: Arc<Board>, tasks: &Tasks) -> anyhow::Re
     let listener = match TcpListener::bind(address) {
         Ok(listener) => listener,
         Err(error) if http.listen_is_default => {
-            tracing::warn!(%address, %error, "no /metrics and /healthz: set [http] listen");
+            tracing::warn!(
+                %address,
+                %error,
+                "no /metrics, /healthz, /readyz and /status, since the default address can't be \
+                 listened on: set [http] listen to another one"
+            );
             return Ok(());
         }
         Err(error) => {
-            return Err(error).with_context(|| format!("[http] listen: can't listen on {address}"));
+            return Err(error).with_context(|| {
+                format!(
+                    "can't listen on {address}, as [http] listen says (set it to a free address, \
+                     or to \"\" for none)"
+                )
+            });
         }
     };
     let routes = Router::new()
