@@ -6,7 +6,7 @@ use presence_tests::{component, host, wait};
 use serde_json::{Value, json};
 use toml::toml;
 
-use crate::inputs::{self, CONNECT, DISCONNECT, FILTERED_ONLINE};
+use crate::inputs::{self, CONNECT, DISCONNECT, DLQ, FILTERED_ONLINE};
 use crate::world::World;
 
 const EXPLAIN: &str = "presence.explain";
@@ -168,8 +168,8 @@ async fn the_command_tells_a_story_with_the_plugins_own_reasons() -> Result<()> 
         "1. contacts",
         "admits 67890",
         "2. reader",
-        "says: setting: Ok(None)",
-        "says: contains: true",
+        "says of 12345: setting: Ok(None)",
+        "says of 12345: contains: true",
         "4. redact",
         "67890 has been told that 12345 is online.",
     ] {
@@ -179,13 +179,39 @@ async fn the_command_tells_a_story_with_the_plugins_own_reasons() -> Result<()> 
     for words in [
         "May 67890 see 22222? no.",
         "Nothing is known about 22222",
-        "(filter) failed: trapped",
+        "(filter) failed: trapped: panicked at ",
+        "plugin.rs:20:9: this user is the one",
         "4. redact",
         "was not asked",
         "Why: plugin `picky`",
     ] {
         assert!(story.contains(words), "{words} in:\n{story}");
     }
+    // While it is pending who may see a user, both commands say so, and viewers learn nothing.
+    let connect = inputs::connect("22222", "c", now_ms());
+    world.client.input(CONNECT, connect).await?;
+    world.tape.hosts(DLQ, 1).await?;
+    let (story, _) = run(&["explain", "67890", "22222"])?;
+    let (table, _) = run(&["query", "67890", "22222", "nobody"])?;
+    let pending = "The decision who may see 22222 is pending: nobody new is told until it has been";
+    assert!(story.contains("not decided"), "{story}");
+    for page in [&story, &table] {
+        assert!(page.contains(pending), "{page}");
+        assert!(
+            page.contains("a query by 67890 shows 22222 as offline"),
+            "{page}"
+        );
+    }
+    assert_eq!(table.matches("pending").count(), 1, "{table}");
+    let body = json!({"viewerId": "67890", "userIds": ["22222", "nobody"]}).to_string();
+    let answer = world.client.request("presence.query", body).await?;
+    assert_eq!(
+        answer["users"],
+        json!([
+            {"userId": "22222", "status": "offline"},
+            {"userId": "nobody", "status": "offline"},
+        ])
+    );
     let (json, _) = run(&["explain", "67890", "12345", "--json"])?;
     let answer: Value = serde_json::from_str(&json)?;
     assert_eq!(turns(&answer)[1], ("reader", "kept"));

@@ -215,6 +215,128 @@ fn a_self_test_that_fails_is_shown_line_by_line_and_can_be_updated() -> Result<(
 }
 
 #[test]
+fn what_a_rule_logs_and_explains_stands_under_its_case() -> Result<()> {
+    let bench = Bench::new()?;
+    let reader = component::with(&component::load("fixtures/reader")?, |manifest| {
+        let case = |name: &str, user: &str| {
+            json!({
+                "name": name,
+                "config": {"steps": [{"contains": "ben"}, "len"]},
+                "event": {"type": "user_online", "userId": user, "timestamp": 7},
+                "audience": ["ben"],
+                "expect": {"audience": ["ben"]},
+            })
+        };
+        manifest.insert(
+            "tests".into(),
+            json!([case("one", "ada"), case("two", "eve")]),
+        );
+    })?;
+    fs::write(bench.path().join("r.wasm"), &reader)?;
+    let page = bench.succeeds(&["test", "r.wasm"])?;
+    let lines: Vec<_> = page.lines().collect();
+    for (place, words) in [
+        (1, "ok  one"),
+        (2, "        explains: contains: true"),
+        (3, "        explains: len: 1"),
+        (4, "ok  two"),
+        (5, "        explains: contains: true"),
+    ] {
+        assert!(lines[place].starts_with(words), "{page}");
+    }
+    let tested: Value = serde_json::from_str(&bench.succeeds(&["test", "r.wasm", "--json"])?)?;
+    assert_eq!(
+        tested["cases"][1]["lines"],
+        json!([
+            {"kind": "explained", "text": "contains: true"},
+            {"kind": "explained", "text": "len: 1"},
+        ])
+    );
+    Ok(())
+}
+
+#[test]
+fn one_input_is_run_from_a_case_a_file_or_standard_input() -> Result<()> {
+    let bench = Bench::new()?;
+    fs::write(
+        bench.path().join("p.wasm"),
+        component::load("fixtures/picky")?,
+    )?;
+    fs::write(bench.path().join("c.wasm"), component::load("contacts")?)?;
+    let case = "a user's contacts see the user";
+    let page = bench.succeeds(&["run", "c.wasm", "--case", case])?;
+    for words in [
+        "answers",
+        "{\"audience\":[",
+        "fuel",
+        " of 10,000,000",
+        "memory",
+        "time",
+    ] {
+        assert!(page.contains(words), "{page}");
+    }
+    let stderr = bench.fails(1, &["run", "c.wasm", "--case", "none"])?;
+    says(&stderr, &["no self-test `none`", case]);
+    bench.fails(2, &["run", "c.wasm"])?;
+
+    // An event takes the place of the case's, whose directory stays.
+    let event = json!({"type": "user_online", "userId": "stranger", "timestamp": 7});
+    fs::write(bench.path().join("event.json"), event.to_string())?;
+    let page = bench.succeeds(&["run", "c.wasm", "--case", case, "--event", "event.json"])?;
+    assert!(page.contains("{\"audience\":[]}"), "{page}");
+
+    // An event by itself says nothing of a configuration, and a case does.
+    let event = json!({"type": "user_online", "userId": "22222", "timestamp": 7});
+    let letter = json!({
+        "subject": "presence.events.user_online", "reason": "plugin-failed", "error": "…",
+        "payload": event.to_string(), "encoding": "utf8",
+    });
+    let input = json!({"config": {"user": "22222"}, "event": event});
+    for (plugin, input, fails) in [("c.wasm", letter, false), ("p.wasm", input, true)] {
+        let path = bench.path().join("input.json");
+        fs::write(&path, input.to_string())?;
+        let mut command = plugin_command(bench.path())?;
+        let command = command.args(["run", plugin, "--event", "-", "--json"]);
+        let output = command.stdin(fs::File::open(path)?).output()?;
+        let run: Value = serde_json::from_slice(&output.stdout)?;
+        assert_eq!(output.status.success(), !fails, "{run}");
+        let error = run["answer"]["error"].as_str().unwrap_or_default();
+        assert_eq!(
+            error.contains("plugin.rs:20:9: this user is the one"),
+            fails,
+            "{run}"
+        );
+        assert_eq!(run["fuel"].as_u64().is_some(), !fails, "{run}");
+    }
+    Ok(())
+}
+
+#[test]
+fn what_is_measured_is_a_case_with_the_fuel_that_it_takes_in_a_test() -> Result<()> {
+    let bench = Bench::new()?;
+    fs::write(bench.path().join("b.wasm"), component::load("blocklist")?)?;
+    let tested: Value = serde_json::from_str(&bench.succeeds(&["test", "b.wasm", "--json"])?)?;
+    let cases = tested["cases"].as_array().context("cases")?;
+    let case = &cases[1];
+    let name = case["name"].as_str().context("name")?;
+    let args = ["bench", "b.wasm", "--ms", "5", "--case", name];
+    let measured = bench.succeeds(&[&args[..], &["--json"]].concat())?;
+    let measured: Value = serde_json::from_str(&measured)?;
+    let plugin = &measured["plugins"][0];
+    assert_eq!(plugin["case"], name);
+    assert_eq!(plugin["caseCall"]["fuel"], case["fuel"]);
+    let page = bench.succeeds(&args)?;
+    assert!(
+        page.contains(&format!("blocklist: the case `{name}`")),
+        "{page}"
+    );
+    assert!(page.contains("case: "), "{page}");
+    let stderr = bench.fails(1, &["bench", "b.wasm", "--case", "none"])?;
+    says(&stderr, &["no self-test `none`"]);
+    Ok(())
+}
+
+#[test]
 fn a_plugin_is_measured_beside_the_built_in_one_of_its_role() -> Result<()> {
     let bench = Bench::new()?;
     for (name, counterpart) in [
@@ -237,13 +359,13 @@ fn a_plugin_is_measured_beside_the_built_in_one_of_its_role() -> Result<()> {
 #[test]
 fn each_command_has_help_with_an_example() -> Result<()> {
     let bench = Bench::new()?;
-    for command in ["new", "build", "inspect", "test", "bench"] {
+    for command in ["new", "build", "inspect", "test", "run", "bench"] {
         let help = bench.succeeds(&[command, "--help"])?;
         assert!(
             help.contains(&format!("presence plugin {command}")),
             "{help}"
         );
-        assert!(help.contains("Example:"), "{help}");
+        assert!(help.contains("Example"), "{help}");
     }
     assert!(bench.succeeds(&["--help"])?.contains("Example:"));
     Ok(())

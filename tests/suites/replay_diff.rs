@@ -160,7 +160,7 @@ fn a_rule_that_is_new_altogether_is_compared_with_the_pipeline_without_it() -> R
     for words in [
         "old  without rule\n",
         "   lose sight: 22222\n",
-        "   new: rule 0.1.0 (filter) removes 22222\n        says: get: Some(Value::Text(\"web\"))\n",
+        "   new: rule 0.1.0 (filter) removes 22222\n        says of 12345: get: Some(Value::Text(\"web\"))\n",
     ] {
         assert!(page.contains(words), "{page}");
     }

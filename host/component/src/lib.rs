@@ -8,9 +8,11 @@
 mod assemble;
 mod bindings;
 mod sections;
+mod stubs;
 mod wit;
 
 pub use assemble::{assemble, package};
 pub use bindings::c_bindings;
 pub use sections::{SECTION, manifest};
+pub use stubs::module_imports;
 pub use wit::{Import, imports, wit};

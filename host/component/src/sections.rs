@@ -4,6 +4,8 @@ use anyhow::{Context, Result, bail};
 use wasm_encoder::{ComponentSectionId, CustomSection, RawSection, Section};
 use wasmparser::{Parser, Payload};
 
+use crate::stubs::Stubs;
+
 /// The custom section, at the component's top level, that holds the manifest.
 pub const SECTION: &str = "presence:manifest";
 
@@ -35,12 +37,14 @@ pub(crate) fn append_manifest(component: &mut Vec<u8>, manifest: &[u8]) {
     .append_to(component);
 }
 
-/// Leaves out every custom section (names, producers), in nested modules too.
+/// Leaves out every custom section (names, producers), in nested modules too. Modules that
+/// stand in for WASI get names that tell what they stand in for.
 pub(crate) fn without_custom(wasm: &[u8]) -> Result<Vec<u8>> {
     /// A binary that is being copied, and the section of its parent that it is.
     struct Copy {
         bytes: Vec<u8>,
         section: u8,
+        stubs: Stubs,
     }
     let mut stack: Vec<Copy> = Vec::new();
     let mut next_section = 0;
@@ -53,13 +57,17 @@ pub(crate) fn without_custom(wasm: &[u8]) -> Result<Vec<u8>> {
                 stack.push(Copy {
                     bytes,
                     section: next_section,
+                    stubs: Stubs::default(),
                 });
             }
             Payload::ModuleSection { .. } => next_section = ComponentSectionId::CoreModule.into(),
             Payload::ComponentSection { .. } => next_section = ComponentSectionId::Component.into(),
             Payload::CustomSection(_) => {}
             Payload::End(_) => {
-                let done = stack.pop().context("an end without a beginning")?;
+                let mut done = stack.pop().context("an end without a beginning")?;
+                if let Some(names) = done.stubs.names() {
+                    names.append_to(&mut done.bytes);
+                }
                 match stack.last_mut() {
                     Some(parent) => {
                         RawSection {
@@ -72,6 +80,9 @@ pub(crate) fn without_custom(wasm: &[u8]) -> Result<Vec<u8>> {
                 }
             }
             other => {
+                if let Some(copy) = stack.last_mut() {
+                    copy.stubs.read(other)?;
+                }
                 // Function bodies are within the code section, copied whole.
                 if let (Some((id, range)), Some(copy)) = (other.as_section(), stack.last_mut()) {
                     let data = wasm

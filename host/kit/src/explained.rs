@@ -32,10 +32,17 @@ pub fn what_it_does(stage: &Value, viewer: &str) -> String {
     )
 }
 
-/// What a stage of an explanation gives as its reasons.
-pub fn reasons(stage: &Value) -> impl Iterator<Item = String> {
-    let reasons = stage.pointer("/reasons").and_then(Value::as_array);
-    reasons.into_iter().flatten().map(plain)
+/// What a stage of an explanation gives as its reasons, each with whom it is about: the user,
+/// whose event it decides for all viewers at once, or this viewer alone.
+pub fn reasons(stage: &Value, user: &str, viewer: &str) -> Vec<String> {
+    let about = |key: &str, whom: &str| -> Vec<String> {
+        let reasons = stage.get(key).and_then(Value::as_array);
+        let reasons = reasons.into_iter().flatten();
+        reasons
+            .map(|reason| format!("says of {whom}: {}", plain(reason)))
+            .collect()
+    };
+    [about("reasons", user), about("viewerReasons", viewer)].concat()
 }
 
 /// What stands at a place, as people write it.

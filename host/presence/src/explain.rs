@@ -21,12 +21,7 @@ pub(crate) struct Args {
 
 /// Asks, and prints the answer.
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
-    let question = Question {
-        subject: "presence.explain".into(),
-        inbox: None,
-        body: json!({"viewerId": args.viewer, "userId": args.user}),
-        is_answer: |answer| answer.get("stages").is_some_and(Value::is_array),
-    };
+    let question = question(&args.viewer, &args.user);
     crate::ask::answer(&args.common, &question, told)
 }
 
@@ -57,7 +52,7 @@ fn told(answer: &Value) -> String {
     );
     let stages = answer.pointer("/stages").and_then(Value::as_array);
     for (number, stage) in stages.into_iter().flatten().enumerate() {
-        push_stage(&mut text, number + 1, stage, &viewer);
+        push_stage(&mut text, number + 1, stage, &user, &viewer);
     }
     let _ = writeln!(text, "\n{}", outcome(answer, &viewer, &user));
     text
@@ -75,11 +70,35 @@ fn headline(answer: &Value, viewer: &str, user: &str) -> String {
     format!("May {viewer} see {user}? {short}.\n\n")
 }
 
-fn push_stage(text: &mut String, number: usize, stage: &Value, viewer: &str) {
+fn push_stage(text: &mut String, number: usize, stage: &Value, user: &str, viewer: &str) {
     let _ = writeln!(text, "  {number}. {}", what_it_does(stage, viewer));
-    for reason in reasons(stage) {
-        let _ = writeln!(text, "       says: {reason}");
+    for reason in reasons(stage, user, viewer) {
+        let _ = writeln!(text, "       {reason}");
     }
+}
+
+/// The question.
+pub(crate) fn question(viewer: &str, user: &str) -> Question {
+    Question {
+        subject: "presence.explain".into(),
+        inbox: None,
+        body: json!({"viewerId": viewer, "userId": user}),
+        is_answer: |answer| answer.get("stages").is_some_and(Value::is_array),
+    }
+}
+
+/// That nothing is decided yet, if that is so of an explanation: a query says the same.
+pub(crate) fn pending(answer: &Value) -> Option<String> {
+    if word(answer, "/outcome/standing") != "pending" {
+        return None;
+    }
+    let [viewer, user] = ["/viewerId", "/userId"].map(|place| word(answer, place));
+    let retry = answer.pointer("/outcome/retryAt").and_then(Value::as_u64);
+    let retry = retry.map_or_else(String::new, |at| format!(", at {}", time(at)));
+    Some(format!(
+        "The decision who may see {user} is pending: nobody new is told until it has been \
+         repeated{retry}. Until then a query by {viewer} shows {user} as offline."
+    ))
 }
 
 fn outcome(answer: &Value, viewer: &str, user: &str) -> String {
@@ -91,8 +110,6 @@ fn outcome(answer: &Value, viewer: &str, user: &str) -> String {
     };
     let why = answer.pointer("/outcome/why").map(plain);
     let why = why.map_or_else(String::new, |why| format!(" Why: {why}."));
-    let retry = answer.pointer("/outcome/retryAt").and_then(Value::as_u64);
-    let retry = retry.map_or_else(String::new, |at| format!(", at {}", time(at)));
     let shown = answer.pointer("/outcome/rendition").map(|rendition| {
         let keys = rendition.pointer("/keys").and_then(Value::as_array);
         let keys: Vec<_> = keys.into_iter().flatten().map(plain).collect();
@@ -109,9 +126,7 @@ fn outcome(answer: &Value, viewer: &str, user: &str) -> String {
         format!(" {viewer} gets {keys}, {last_seen} when {user} was last seen.")
     });
     let state = match &*word(answer, "/outcome/standing") {
-        "pending" => format!(
-            "The decision is pending: nobody new is told until it has been repeated{retry}."
-        ),
+        "pending" => pending(answer).unwrap_or_default(),
         "correcting" if told => format!("{viewer} will shortly be told that {user} is offline."),
         "correcting" => format!("{viewer} will shortly be told."),
         _ => String::new(),

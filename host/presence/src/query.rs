@@ -1,12 +1,17 @@
 //! `presence query`: what a viewer may see of users.
 
-use presence_config::escape::line;
+use presence_config::escape::{line, print, print_json};
+use presence_config::{Config, variables};
 use presence_core::token;
 use presence_kit::text;
-use presence_node::link::question::Question;
+use presence_node::link::question::{self, Question};
 use serde_json::{Value, json};
 
 use crate::ask::Common;
+use crate::explain;
+
+/// About how many users who are shown as offline explanations are asked for.
+const EXPLAINED_MAX: usize = 10;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -26,7 +31,44 @@ pub(crate) struct Args {
 /// Asks, and prints the answer.
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let question = args.question()?;
-    crate::ask::answer(&args.common, &question, table)
+    let config = Config::load(args.common.config.config.as_deref(), variables())?;
+    let answer = question::ask(&config, &question)?;
+    if args.common.json {
+        print_json(answer)?;
+        return Ok(());
+    }
+    print(table(&answer))?;
+    // A viewer may not know of anyone that a decision is pending: that would tell that they
+    // are online. An operator may, who may ask for explanations.
+    if let Some(viewer) = &args.viewer
+        && args.viewer_self.is_none()
+        && config.explain.enabled
+    {
+        print(pending(&config, viewer, &answer))?;
+    }
+    Ok(())
+}
+
+/// Which of the users are shown as offline because the decision who may see them is pending.
+fn pending(config: &Config, viewer: &str, answer: &Value) -> String {
+    let users = answer.get("users").and_then(Value::as_array);
+    let offline = users.into_iter().flatten().filter(|user| {
+        user.get("status").is_some_and(|status| status == "offline")
+            && user.get("lastSeen").is_none()
+    });
+    let mut text = String::new();
+    for user in offline.take(EXPLAINED_MAX) {
+        let user = user.get("userId").and_then(Value::as_str);
+        let question = explain::question(viewer, user.unwrap_or_default());
+        // The answer is there; that it can't be explained is no failure.
+        let Ok(explanation) = question::ask(config, &question) else {
+            break;
+        };
+        if let Some(pending) = explain::pending(&explanation) {
+            text.push_str(&format!("\n{pending}\n"));
+        }
+    }
+    text
 }
 
 impl Args {

@@ -14,6 +14,7 @@ use wasmtime::{Result, bail};
 
 use crate::lines::{LINES_MAX as LINES_MAX_OF_ALL, Lines, WINDOW_MS};
 use crate::memory::Memory;
+use crate::recorder::LineKind;
 use crate::trace::TraceRecorder;
 
 /// How many audiences one call may make.
@@ -52,6 +53,8 @@ pub(crate) struct Call {
     /// past the last, and so never other data.
     base: u32,
     lines: usize,
+    /// The last line that this call has logged as an error.
+    pub(crate) last_error: Option<String>,
     /// What all instances of the plugin write to the log, and the time that goes by.
     log: Arc<Lines>,
     monotonic: u64,
@@ -107,6 +110,7 @@ impl Call {
             audiences: Vec::new(),
             base: 1,
             lines: 0,
+            last_error: None,
             reads: 0,
             read_bytes: 0,
             metadata,
@@ -134,6 +138,7 @@ impl Call {
             }
         }
         (self.lines, self.reads, self.read_bytes) = (0, 0, 0);
+        self.last_error = None;
         self.monotonic = context.monotonic;
         if let Some(left_out) = self.log.left_out(self.monotonic) {
             let plugin = &*self.plugin;
@@ -152,6 +157,7 @@ impl Call {
     pub(crate) fn begin_without_event(&mut self) {
         self.about = None;
         self.lines = 0;
+        self.last_error = None;
     }
 
     /// Ends a call: its tokens are good for nothing from here on.
@@ -297,6 +303,11 @@ impl Call {
     /// Whether the log has room for another line of the plugin, over all its calls.
     pub(crate) fn has_room_in_log(&self) -> bool {
         self.log.takes(self.monotonic)
+    }
+
+    /// Records a line that the component writes, if somebody tries the plugin out.
+    pub(crate) fn record(&self, kind: LineKind, text: &str) {
+        self.log.record(kind, text);
     }
 
     /// Hands a reason that the component gives to who wants to know.

@@ -1,5 +1,6 @@
 //! The engine that compiles and runs components, and the clock that ends calls.
 
+use std::num::NonZeroUsize;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -72,8 +73,8 @@ impl Engine {
             .wasm_component_model(true)
             .consume_fuel(true)
             .epoch_interruption(true)
-            // A failure is said in one line, and this takes long.
-            .wasm_backtrace_max_frames(None);
+            // A failure is said in one line, which names the function that trapped.
+            .wasm_backtrace_max_frames(Some(NonZeroUsize::MIN));
         let engine = wasmtime::Engine::new(&config);
         let wasmtime = engine.map_err(|error| LoadError::Engine(one_line(error)))?;
         let stopped = Arc::new(AtomicBool::new(false));

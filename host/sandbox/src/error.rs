@@ -80,6 +80,19 @@ pub(crate) fn one_line(error: impl Display) -> String {
     shortened(text)
 }
 
+/// How wasmtime begins to say where in a component an error happened.
+const BACKTRACE: &str = "error while executing at wasm backtrace";
+
+/// The error of a call with its causes, in one line, without where in the component it
+/// happened: that is addresses.
+pub(crate) fn causes(error: &wasmtime::Error) -> String {
+    let causes = error.chain().map(ToString::to_string);
+    let causes: Vec<_> = causes
+        .filter(|cause| !cause.starts_with(BACKTRACE))
+        .collect();
+    one_line(causes.join(": "))
+}
+
 /// As much of an error's text as is said.
 pub(crate) fn shortened(mut text: String) -> String {
     if text.len() > ERROR_BYTES_MAX {

@@ -5,12 +5,13 @@ use std::sync::Arc;
 
 use presence_core::rules::{Context, Failure};
 use serde_json::Value;
-use wasmtime::{Store, Trap};
+use wasmtime::Store;
 
 use crate::api::{Api, Export, Find, Stateful};
 use crate::call::{Call, Observed};
 use crate::engine::TICK_MS;
 use crate::error::{one_line, shortened};
+use crate::failure::{CallFailure, HANDLES_MAX, LIFTED_BYTES_MAX};
 use crate::manifest::Role;
 use crate::memory::Memory;
 use crate::{Limits, LoadError, Plugin};
@@ -23,13 +24,6 @@ const HAND_OVER_CALLS: u64 = 10;
 /// mostly a call that got no processor.
 const LATE_CALLS_MAX: u32 = 3;
 
-/// How many bytes a component may hand over at once, as arguments or as its answer:
-/// enough for the ids of 100,000 users.
-const LIFTED_BYTES_MAX: usize = 8 << 20;
-
-/// How many resources of its own a component may hold.
-const HANDLES_MAX: usize = 1_024;
-
 /// What a call took.
 #[derive(Clone, Copy, Debug)]
 pub struct CallCost {
@@ -37,14 +31,6 @@ pub struct CallCost {
     pub fuel: u64,
     /// All memory that the instance has by then, in bytes. It gives none back.
     pub memory_bytes: usize,
-}
-
-/// A call that failed.
-struct CallFailure {
-    /// How, in one line.
-    error: String,
-    /// Whether it passed its deadline.
-    is_late: bool,
 }
 
 /// Why there is no instance.
@@ -337,42 +323,4 @@ fn refill(store: &mut Store<Call>, limits: Limits) -> wasmtime::Result<()> {
             .map_or(u64::MAX / 4, |ms| ms.div_ceil(TICK_MS) + 1),
     );
     Ok(())
-}
-
-/// The limit that wasmtime's error is about, if it is about one of these: it names none,
-/// and has no type.
-fn limit_passed(error: &wasmtime::Error) -> Option<String> {
-    let text = error.root_cause().to_string();
-    if text.contains("fuel allocated for hostcalls has been exhausted") {
-        return Some(format!(
-            "handed over more than {LIFTED_BYTES_MAX} bytes at once"
-        ));
-    }
-    let is_of_handles = text.contains("handle limit exceeded");
-    is_of_handles.then(|| format!("holds more than {HANDLES_MAX} resources"))
-}
-
-impl CallFailure {
-    /// A failure in one line, which says which limit was passed, if one was.
-    fn of(error: &wasmtime::Error, call: &Call, limits: Limits) -> Self {
-        let refused = if call.memory.refused {
-            let bytes = limits.memory_bytes_max;
-            format!(", after it was refused more than {bytes} bytes of memory")
-        } else {
-            String::new()
-        };
-        let trap = error.downcast_ref::<Trap>();
-        let error = match trap {
-            Some(Trap::OutOfFuel) => format!("used up its fuel of {}", limits.fuel),
-            Some(Trap::Interrupt) => {
-                let ms = limits.deadline_ms.unwrap_or_default();
-                format!("took longer than {ms} ms")
-            }
-            Some(Trap::StackOverflow) => "recursed until its stack was used up".into(),
-            Some(trap) => format!("trapped: {trap}{refused}"),
-            None => limit_passed(error).unwrap_or_else(|| format!("{}{refused}", one_line(error))),
-        };
-        let is_late = matches!(trap, Some(Trap::Interrupt));
-        Self { error, is_late }
-    }
 }

@@ -3,7 +3,9 @@
 //! Time is an argument, as of the circuit breaker.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::recorder::{LineKind, LineRecorder};
 
 /// How many lines a window has.
 pub(crate) const LINES_MAX: u64 = 200;
@@ -19,6 +21,8 @@ pub(crate) struct Lines {
     due: AtomicU64,
     /// How many have been left out in all.
     total: AtomicU64,
+    /// Who else gets all of them, while somebody tries the plugin out.
+    recorder: Option<Arc<LineRecorder>>,
 }
 
 #[derive(Debug, Default)]
@@ -29,6 +33,21 @@ struct Window {
 }
 
 impl Lines {
+    /// Lines that are recorded, too.
+    pub(crate) fn recorded(recorder: &Arc<LineRecorder>) -> Self {
+        Self {
+            recorder: Some(Arc::clone(recorder)),
+            ..Self::default()
+        }
+    }
+
+    /// Records a line, if somebody wants that.
+    pub(crate) fn record(&self, kind: LineKind, text: &str) {
+        if let Some(recorder) = &self.recorder {
+            recorder.note(kind, text);
+        }
+    }
+
     /// Whether a line is written now. It is counted either way.
     pub(crate) fn takes(&self, now: u64) -> bool {
         let mut window = self.window.lock().unwrap_or_else(PoisonError::into_inner);

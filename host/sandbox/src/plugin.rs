@@ -10,6 +10,7 @@ use crate::call::Call;
 use crate::error::{one_line, shortened};
 use crate::lines::Lines;
 use crate::manifest::{Manifest, Role};
+use crate::recorder::LineRecorder;
 use crate::{Engine, LoadError, bounds, wasi};
 
 /// A compiled plugin, linked to the host's interfaces and nothing else.
@@ -65,6 +66,15 @@ impl Plugin {
             linked: self.linked.clone(),
             lines: Arc::default(),
             fixed_bytes: self.fixed_bytes,
+        }
+    }
+
+    /// The same plugin, of which all that its instances write is recorded.
+    #[must_use]
+    pub fn recorded(&self, recorder: &Arc<LineRecorder>) -> Self {
+        Self {
+            lines: Lines::recorded(recorder).into(),
+            ..self.renamed(&self.name)
         }
     }
 

@@ -13,11 +13,11 @@ use presence_core::rules::{Context, Rendition};
 use serde_json::{Map, Value, json};
 use tracing::subscriber::NoSubscriber;
 
-use crate::error::shortened;
+use crate::error::{one_line, shortened};
 use crate::instance::CallCost;
 use crate::manifest::Case;
 use crate::trial::{Answer, Trial};
-use crate::{Limits, LoadError, Plugin};
+use crate::{Limits, LineKind, LoadError, Plugin, PluginLine};
 
 /// What came of a case.
 #[derive(Debug)]
@@ -28,6 +28,10 @@ pub struct Outcome {
     pub expected: Value,
     /// What came out, in the same form.
     pub found: Value,
+    /// What the plugin wrote, in the call and while it was configured.
+    pub lines: Vec<PluginLine>,
+    /// When a filter or redactor asked to be asked again, in milliseconds since the Unix epoch.
+    pub reconsider_at: Option<u64>,
     /// What the call took. None if it failed.
     pub spent: Option<CallCost>,
     /// How long the call took.
@@ -44,7 +48,7 @@ impl Outcome {
 /// Runs all cases of a plugin, in order, each in an instance of its own.
 pub fn run(plugin: &Arc<Plugin>, limits: Limits) -> impl Iterator<Item = Outcome> {
     let cases = plugin.manifest.tests.iter();
-    cases.map(move |case| outcome(plugin, case, limits))
+    cases.map(move |case| run_case(plugin, case, limits))
 }
 
 /// Runs all cases of a plugin, and says which of them fail. What the plugin logs on the
@@ -67,49 +71,89 @@ pub(crate) fn problems(plugin: &Arc<Plugin>, limits: Limits) -> Vec<LoadError> {
     problem.collect()
 }
 
-fn outcome(plugin: &Arc<Plugin>, case: &Case, limits: Limits) -> Outcome {
-    let outcome = |found, spent, took| Outcome {
+/// Runs a case, in an instance of its own.
+pub fn run_case(plugin: &Plugin, case: &Case, limits: Limits) -> Outcome {
+    let recorder = Arc::default();
+    let plugin = Arc::new(plugin.recorded(&recorder));
+    let mut outcome = Outcome {
         case: case.name.clone(),
         expected: case.expect.clone(),
-        found,
-        spent,
-        took,
+        found: Value::Null,
+        lines: Vec::new(),
+        reconsider_at: None,
+        spent: None,
+        took: Duration::ZERO,
     };
-    let mut trial = match Trial::new(plugin, &case.config, limits) {
-        Ok(trial) => trial.with_load_limits(),
-        Err(error) => {
-            let found = json!({"error": error.to_string()});
-            return outcome(found, None, Duration::ZERO);
-        }
-    };
-    let names = Arc::new(Names::new());
-    let directory = Arc::new(directory(&names, &case.directory));
-    let event = Arc::new(event(&names, &case.event));
-    let audience: Audience = case
-        .audience
-        .iter()
-        .map(|viewer| names.intern(viewer))
-        .collect();
-    let context = Context {
-        now: case.now,
-        monotonic: case.now,
-        event: &event,
-        directory: &directory,
-        names: &names,
-    };
+    match Trial::new(&plugin, &case.config, limits) {
+        Ok(trial) => call(&mut trial.with_load_limits(), case, &mut outcome),
+        Err(error) => outcome.found = json!({"error": error.to_string()}),
+    }
+    outcome.lines = recorder.take();
+    // What the call failed with is said once.
+    let error = outcome.found.get("error").and_then(Value::as_str);
+    if let (Some(error), Some(last)) = (error, outcome.lines.last())
+        && last.kind == LineKind::Error
+        && error.contains(&one_line(&last.text))
+    {
+        outcome.lines.pop();
+    }
+    outcome
+}
+
+fn call(trial: &mut Trial, case: &Case, outcome: &mut Outcome) {
+    let world = World::of(case);
+    let names = &world.names;
     let begin = Instant::now();
-    let answer = trial.call(context, audience);
-    let took = begin.elapsed();
-    let found = match answer {
-        Ok(Answer::Audience(audience)) => json!({"audience": list(&names, &audience)}),
+    let answer = trial.call(world.context(), world.audience.clone());
+    outcome.took = begin.elapsed();
+    outcome.spent = trial.spent();
+    outcome.reconsider_at = trial.reconsider_at();
+    outcome.found = match answer {
+        Ok(Answer::Audience(audience)) => json!({"audience": list(names, &audience)}),
         Ok(Answer::Renditions(renditions)) => {
-            let renditions = renditions.iter().map(|part| rendition(&names, part));
+            let renditions = renditions.iter().map(|part| rendition(names, part));
             json!({"renditions": renditions.collect::<Vec<_>>()})
         }
         Ok(Answer::Changes(changes)) => json!({"metadata": enriched(case, changes)}),
         Err(failure) => json!({"error": failure.error}),
     };
-    outcome(found, trial.spent(), took)
+}
+
+/// What a case's call is about, and may know.
+#[derive(Debug)]
+pub struct World {
+    /// The audience so far.
+    pub audience: Audience,
+    now: u64,
+    names: Arc<Names>,
+    directory: Arc<Directory>,
+    event: Arc<Event>,
+}
+
+impl World {
+    /// What a case says.
+    pub fn of(case: &Case) -> Self {
+        let names = Names::new();
+        let viewers = case.audience.iter();
+        Self {
+            audience: viewers.map(|viewer| names.intern(viewer)).collect(),
+            now: case.now,
+            directory: Arc::new(directory(&names, &case.directory)),
+            event: Arc::new(event(&names, &case.event)),
+            names: Arc::new(names),
+        }
+    }
+
+    /// The same for a call, as often as it is made.
+    pub fn context(&self) -> Context<'_> {
+        Context {
+            now: self.now,
+            monotonic: self.now,
+            event: &self.event,
+            directory: &self.directory,
+            names: &self.names,
+        }
+    }
 }
 
 fn rendition(names: &Names, rendition: &Rendition) -> Value {

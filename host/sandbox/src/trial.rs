@@ -17,6 +17,7 @@ use crate::{Limits, LoadError, Pipeline, Plugin, Stage};
 pub struct Trial {
     pipeline: Pipeline,
     role: Role,
+    reconsider_at: Option<u64>,
 }
 
 /// What a plugin answers, by its role.
@@ -43,6 +44,7 @@ impl Trial {
         Ok(Self {
             pipeline,
             role: plugin.manifest.role,
+            reconsider_at: None,
         })
     }
 
@@ -61,14 +63,14 @@ impl Trial {
     /// If the call fails. The next one is then to an instance begun afresh.
     pub fn call(&mut self, context: Context<'_>, audience: Audience) -> Result<Answer, Failure> {
         let mut observed = Observed::default();
-        match self.role {
+        let answer = match self.role {
             Role::Filter => {
-                let audience = self.pipeline.filter(context, audience, &mut observed)?;
-                Ok(Answer::Audience(audience))
+                let audience = self.pipeline.filter(context, audience, &mut observed);
+                audience.map(Answer::Audience)
             }
             Role::Redactor => {
-                let renditions = self.pipeline.split(context, &audience, &mut observed)?;
-                Ok(Answer::Renditions(renditions))
+                let renditions = self.pipeline.split(context, &audience, &mut observed);
+                renditions.map(Answer::Renditions)
             }
             Role::Enricher => {
                 let enriched = self.pipeline.enrich(context);
@@ -77,7 +79,15 @@ impl Trial {
                     None => Ok(Answer::Changes(enriched.changes)),
                 }
             }
-        }
+        };
+        self.reconsider_at = observed.reads.reconsider_at;
+        answer
+    }
+
+    /// When the filter or redactor that was called asked to be asked again, in milliseconds
+    /// since the Unix epoch.
+    pub fn reconsider_at(&self) -> Option<u64> {
+        self.reconsider_at
     }
 
     /// What the last call took. None if the next is to an instance begun afresh: it

@@ -10,6 +10,60 @@ use crate::call::Call;
 /// The capability that a manifest asks for, and that an operator grants.
 pub(crate) const CAPABILITY: &str = "wasi";
 
+/// What the names of functions begin with that stand in for WASI's in a plugin that imports
+/// none of it.
+pub(crate) const STUB_PREFIX: &str = "wasi#";
+
+/// What plugins want of WASI, by parts of the names of its functions, in its first version
+/// and the later ones. The first that fits counts.
+const WANTED: [(&str, &[&str]); 9] = [
+    (
+        "tried to write output: plugins have none; log instead",
+        &["fd_write", "stdout", "stderr", "output-stream"],
+    ),
+    (
+        "tried to read input: plugins have none",
+        &["stdin", "input-stream"],
+    ),
+    (
+        "tried to read the clock: plugins have none; ask the host with `now`",
+        &["clock", "resolution", "now"],
+    ),
+    (
+        "tried to get random numbers: plugins have none",
+        &["random"],
+    ),
+    (
+        "tried to read the environment: plugins have none",
+        &["environ", "args_", "arguments", "initial-cwd"],
+    ),
+    (
+        "tried to use the network: plugins have none",
+        &["sock", "tcp", "udp", "network", "http", "resolve-address"],
+    ),
+    ("tried to wait: plugins can't", &["poll", "subscribe"]),
+    ("tried to exit: plugins can't", &["exit", "proc_"]),
+    (
+        "tried to open a file: plugins have none",
+        &[
+            "path_",
+            "fd_",
+            "filesystem",
+            "descriptor",
+            "preopens",
+            "directories",
+        ],
+    ),
+];
+
+/// What a plugin wants that calls a function of WASI, in words: "tried to …".
+pub fn denied(function: &str) -> String {
+    let is_meant = |parts: &[&str]| parts.iter().any(|part| function.contains(part));
+    let wanted = WANTED.iter().find(|(_, parts)| is_meant(parts));
+    let wanted = wanted.map_or("tried to use WASI", |(words, _)| *words);
+    format!("{wanted} ({function} is denied)")
+}
+
 /// Whether an import is one of WASI's.
 pub(crate) fn offers(import: &str) -> bool {
     import.starts_with("wasi:")
@@ -32,9 +86,8 @@ pub(crate) fn deny(linker: &mut Linker<Call>, component: &Component) -> Result<(
             match export.ty {
                 ComponentItem::ComponentFunc(_) => {
                     let function = format!("{interface}#{name}");
-                    denied.func_new(name, move |_, _, _, _| {
-                        bail!("called {function}, and all of WASI is denied to plugins")
-                    })?;
+                    denied
+                        .func_new(name, move |_, _, _, _| bail!("{}", self::denied(&function)))?;
                 }
                 ComponentItem::Resource(_) => {
                     denied.resource(name, ResourceType::host::<()>(), |_, _| Ok(()))?;
@@ -44,4 +97,55 @@ pub(crate) fn deny(linker: &mut Linker<Call>, component: &Component) -> Result<(
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_denied_is_said_in_words_whatever_the_version_of_wasi() {
+        for (function, words) in [
+            ("path_open", "tried to open a file"),
+            ("fd_prestat_get", "tried to open a file"),
+            (
+                "wasi:filesystem/preopens@0.2.0#get-directories",
+                "tried to open a file",
+            ),
+            ("fd_write", "tried to write output"),
+            ("wasi:cli/stdout@0.2.0#get-stdout", "tried to write output"),
+            ("clock_time_get", "tried to read the clock"),
+            (
+                "wasi:clocks/wall-clock@0.2.0#now",
+                "tried to read the clock",
+            ),
+            ("now", "tried to read the clock"),
+            ("subscribe-duration", "tried to wait"),
+            ("get-directories", "tried to open a file"),
+            (
+                "[method]output-stream.blocking-write-and-flush",
+                "tried to write output",
+            ),
+            ("random_get", "tried to get random numbers"),
+            ("environ_sizes_get", "tried to read the environment"),
+            (
+                "wasi:cli/environment@0.2.0#get-environment",
+                "tried to read the environment",
+            ),
+            (
+                "[method]tcp-socket.start-connect",
+                "tried to use the network",
+            ),
+            ("poll_oneoff", "tried to wait"),
+            ("proc_exit", "tried to exit"),
+            (
+                "something-else",
+                "tried to use WASI (something-else is denied)",
+            ),
+        ] {
+            let said = denied(function);
+            assert!(said.starts_with(words), "{said}");
+            assert!(said.ends_with(&format!("({function} is denied)")), "{said}");
+        }
+    }
 }

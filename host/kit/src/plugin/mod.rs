@@ -5,7 +5,9 @@ mod build;
 mod embedded;
 mod inspect;
 mod language;
+mod lines;
 mod new;
+mod run;
 mod sdk;
 mod test;
 mod update;
@@ -15,7 +17,7 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use clap::Subcommand;
-use presence_sandbox::manifest::Role;
+use presence_sandbox::manifest::{Case, Role};
 use presence_sandbox::{Engine, Plugin};
 
 /// What authors of plugins can do.
@@ -39,9 +41,14 @@ pub enum Command {
         after_help = "Example:\n  presence plugin test quiet\n\nA folder is built first. With --update, what came out becomes what is expected, in its plugin.json and in the .wasm file."
     )]
     Test(test::Args),
+    /// Runs one input, and prints the answer, what the plugin logs and explains, and what it took.
+    #[command(
+        after_help = "Examples:\n  presence plugin run quiet --case 'only contacts stay while the user is quiet'\n  presence plugin run quiet.wasm --event - < event.json\n\nA folder is built first. The exit code is 1 if the call fails."
+    )]
+    Run(run::Args),
     /// Measures a plugin's calls, and those of the built-in plugin of the same role.
     #[command(
-        after_help = "Example:\n  presence plugin bench quiet/quiet.wasm\n\nThe event and the configuration are those of the plugin's first self-test that expects no error; the user's contacts are as many as there are viewers."
+        after_help = "Example:\n  presence plugin bench quiet/quiet.wasm\n\nThe event and the configuration are those of a self-test: of --case, or of the first that expects no error. It is measured as it stands, and with so many contacts of the user as the audience."
     )]
     Bench(bench::Args),
 }
@@ -53,6 +60,7 @@ pub fn run(command: &Command) -> anyhow::Result<()> {
         Command::Build(args) => build::run(args),
         Command::Inspect(args) => inspect::run(args),
         Command::Test(args) => test::run(args),
+        Command::Run(args) => run::run(args),
         Command::Bench(args) => bench::run(args),
     }
 }
@@ -60,7 +68,7 @@ pub fn run(command: &Command) -> anyhow::Result<()> {
 /// The plugin's file that is meant: the one named, or the one that a folder builds to.
 pub(crate) fn file(path: &Path) -> anyhow::Result<PathBuf> {
     if path.is_dir() {
-        build::build(path, None)
+        build::build(path, None).map(|built| built.file)
     } else {
         Ok(path.to_owned())
     }
@@ -76,6 +84,28 @@ fn load(engine: &Engine, path: &Path, bytes: &[u8]) -> anyhow::Result<Arc<Plugin
     let plugin = Plugin::load(engine, &name, bytes);
     let plugin = plugin.with_context(|| format!("{} can't be used", path.display()))?;
     Ok(Arc::new(plugin))
+}
+
+/// A plugin's self-test of this name.
+fn case<'a>(plugin: &'a Plugin, name: &str) -> anyhow::Result<&'a Case> {
+    let tests = &plugin.manifest.tests;
+    tests
+        .iter()
+        .find(|case| case.name == name)
+        .with_context(|| {
+            let names: Vec<_> = tests
+                .iter()
+                .map(|case| format!("`{}`", case.name))
+                .collect();
+            format!(
+                "`{}` has no self-test `{name}`; it has {}",
+                plugin.manifest.name,
+                match names.is_empty() {
+                    true => "none".to_owned(),
+                    false => names.join(", "),
+                }
+            )
+        })
 }
 
 /// Writes a file so that nobody sees half of it, a host that watches it least of all.

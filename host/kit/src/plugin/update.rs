@@ -133,6 +133,8 @@ mod tests {
             case: String::new(),
             expected,
             found,
+            lines: Vec::new(),
+            reconsider_at: None,
             spent: None,
             took: Duration::ZERO,
         };

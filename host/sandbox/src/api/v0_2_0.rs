@@ -4,6 +4,8 @@
 // wasmtime's derives write `unsafe impl`s; nothing here does.
 #![allow(unsafe_code)]
 
+mod host;
+
 use std::sync::Arc;
 
 use presence_core::audience::Audience;
@@ -22,7 +24,9 @@ use super::export::Export;
 use super::stateful::Stateful;
 use super::types::{EventArg, RenditionResult, State};
 use super::version::Api;
-use crate::call::{self, Call};
+use crate::call::Call;
+
+pub(super) use host::host;
 
 type Calling<'a> = StoreContextMut<'a, Call>;
 
@@ -39,21 +43,6 @@ enum Why {
     Timeout,
     #[component(name = "logout")]
     Logout,
-}
-
-#[derive(Clone, Copy, ComponentType, Lift, Lower)]
-#[component(enum)]
-#[repr(u8)]
-#[allow(dead_code, reason = "values come out of components")]
-enum Level {
-    #[component(name = "error")]
-    Error,
-    #[component(name = "warn")]
-    Warn,
-    #[component(name = "info")]
-    Info,
-    #[component(name = "debug")]
-    Debug,
 }
 
 #[derive(Clone, ComponentType, Lift, Lower)]
@@ -378,64 +367,6 @@ pub(super) fn questions(directory: &mut LinkerInstance<'_, Call>) -> Result<()> 
             charge(&mut store, bytes as u64)?;
             store.data_mut().read(Question::Settings(user), is_cached)?;
             Ok((setting,))
-        },
-    )?;
-    Ok(())
-}
-
-pub(super) fn host(host: &mut LinkerInstance<'_, Call>) -> Result<()> {
-    host.func_wrap("explain", |mut store: Calling<'_>, (text,): (WasmStr,)| {
-        if store.data_mut().takes_line() {
-            let bytes = text.to_str(&store)?.len();
-            charge(&mut store, bytes as u64)?;
-            let text = text.to_str(&store)?;
-            let (plugin, explanation) = (&*store.data().plugin, call::cut(&text));
-            if tracing::enabled!(target: "plugin", tracing::Level::DEBUG)
-                && store.data().has_room_in_log()
-            {
-                tracing::debug!(target: "plugin", plugin, explanation);
-            }
-            if store.data().observed.trace.is_some() {
-                let reason = explanation.to_owned();
-                store.data_mut().give_reason(reason);
-            }
-        }
-        Ok(())
-    })?;
-    host.func_wrap("now", |mut store: Calling<'_>, (): ()| {
-        store.data_mut().observed.reads.time = true;
-        Ok((store.data().about()?.now,))
-    })?;
-    host.func_wrap("reconsider-at", |mut store: Calling<'_>, (at,): (u64,)| {
-        let reads = &mut store.data_mut().observed.reads;
-        reads.reconsider_at = Some(reads.reconsider_at.map_or(at, |before| before.min(at)));
-        Ok(())
-    })?;
-    host.func_wrap(
-        "log",
-        |mut store: Calling<'_>, (level, text): (Level, WasmStr)| {
-            if store.data_mut().takes_line() {
-                let bytes = text.to_str(&store)?.len();
-                charge(&mut store, bytes as u64)?;
-                let text = text.to_str(&store)?;
-                let (plugin, line) = (&*store.data().plugin, call::cut(&text));
-                let is_logged = match level {
-                    Level::Error => tracing::enabled!(target: "plugin", tracing::Level::ERROR),
-                    Level::Warn => tracing::enabled!(target: "plugin", tracing::Level::WARN),
-                    Level::Info => tracing::enabled!(target: "plugin", tracing::Level::INFO),
-                    Level::Debug => tracing::enabled!(target: "plugin", tracing::Level::DEBUG),
-                };
-                if !is_logged || !store.data().has_room_in_log() {
-                    return Ok(());
-                }
-                match level {
-                    Level::Error => tracing::error!(target: "plugin", plugin, "{line}"),
-                    Level::Warn => tracing::warn!(target: "plugin", plugin, "{line}"),
-                    Level::Info => tracing::info!(target: "plugin", plugin, "{line}"),
-                    Level::Debug => tracing::debug!(target: "plugin", plugin, "{line}"),
-                }
-            }
-            Ok(())
         },
     )?;
     Ok(())

@@ -3,16 +3,16 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
+use presence_core::audience::Audience;
+use presence_core::rules::Context;
 use presence_sandbox::{CallCost, Trial};
-
-use super::world::World;
 
 /// Calls before any is measured.
 const WARM_UP_CALLS: usize = 100;
 
 /// How calls went.
 pub(super) struct Measured {
-    pub(super) viewers: u32,
+    pub(super) viewers: u64,
     pub(super) calls_per_s: u64,
     pub(super) p50: Duration,
     pub(super) p99: Duration,
@@ -26,10 +26,11 @@ pub(super) struct Measured {
 /// When a call fails.
 pub(super) fn measure(
     trial: &mut Trial,
-    world: &World,
+    context: Context<'_>,
+    audience: &Audience,
     time: Duration,
 ) -> anyhow::Result<Measured> {
-    let mut call = || match trial.call(world.context(), world.audience.clone()) {
+    let mut call = || match trial.call(context, audience.clone()) {
         Ok(_) => Ok(()),
         Err(failure) => bail!("`{}` failed: it {}", failure.plugin, failure.error),
     };
@@ -55,14 +56,14 @@ pub(super) fn measure(
     let spent = match trial.spent() {
         Some(spent) => spent,
         None => {
-            trial.call(world.context(), world.audience.clone()).ok();
+            trial.call(context, audience.clone()).ok();
             trial
                 .spent()
                 .context("two calls in a row used up an instance")?
         }
     };
     Ok(Measured {
-        viewers: world.viewers,
+        viewers: audience.len(),
         calls_per_s: (calls / (now - begin).as_secs_f64()) as u64,
         p50: quantile(50),
         p99: quantile(99),

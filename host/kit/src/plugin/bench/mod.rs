@@ -3,6 +3,7 @@
 mod measure;
 mod world;
 
+use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -14,7 +15,7 @@ use presence_config::{self as config, Config};
 use presence_rules::limits::limits;
 use presence_rules::loader;
 use presence_sandbox::manifest::{Case, Role};
-use presence_sandbox::{Engine, Limits, Plugin, Trial};
+use presence_sandbox::{Engine, Limits, Plugin, Trial, self_test};
 use serde_json::{Value, json};
 
 use crate::ConfigArg;
@@ -31,6 +32,10 @@ const VIEWERS: [u32; 4] = [10, 100, 1_000, 10_000];
 pub struct Args {
     /// The plugin: a .wasm file, or a folder, which is built first.
     file: PathBuf,
+    /// The self-test whose event and configuration are measured; by default, the first that
+    /// expects no error.
+    #[arg(long, value_name = "NAME")]
+    case: Option<String>,
     /// How long to measure each audience.
     #[arg(long, default_value_t = 1_000, value_parser = RangedU64ValueParser::<u64>::new().range(1..=60_000))]
     ms: u64,
@@ -49,6 +54,10 @@ struct Contender {
     size_bytes: usize,
     compiling: Duration,
     instantiating: Duration,
+    /// The case whose event and configuration are measured.
+    case: Option<String>,
+    /// The case as it stands, with its own audience and directory.
+    own: Option<Measured>,
     rows: Vec<Measured>,
 }
 
@@ -61,12 +70,12 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     let bytes = super::read(&path)?;
     let engine = Engine::new()?;
     let time = Duration::from_millis(args.ms);
-    let contender = contend(&engine, &path, &bytes, limits, time)?;
+    let contender = contend(&engine, &path, &bytes, args.case.as_deref(), limits, time)?;
     let counterpart = super::counterpart(contender.role);
     let mut contenders = vec![contender];
     let built_in = loader::built_in(counterpart).context("it isn't built in")?;
     let name = Path::new(counterpart);
-    contenders.push(contend(&engine, name, built_in, limits, time)?);
+    contenders.push(contend(&engine, name, built_in, None, limits, time)?);
     if args.json {
         let plugins = contenders.iter().map(object);
         print_json(json!({"plugins": plugins.collect::<Vec<_>>()}))?;
@@ -80,6 +89,7 @@ fn contend(
     engine: &Engine,
     path: &Path,
     bytes: &[u8],
+    case: Option<&str>,
     limits: Limits,
     time: Duration,
 ) -> anyhow::Result<Contender> {
@@ -87,18 +97,29 @@ fn contend(
     let plugin = super::load(engine, path, bytes)?;
     let compiling = begin.elapsed();
     let limits = limits.within(plugin.manifest.limits);
-    let case = case(&plugin);
+    let case = match case {
+        Some(name) => Some(super::case(&plugin, name)?),
+        None => first_case(&plugin),
+    };
     let config = case.map_or(json!({}), |case| case.config.clone());
     let begin = Instant::now();
     let mut trial = Trial::new(&plugin, &config, limits)?;
     let instantiating = begin.elapsed();
+    let own = case.map(|case| {
+        let world = self_test::World::of(case);
+        let measured = measure::measure(&mut trial, world.context(), &world.audience, time);
+        measured.with_context(|| format!("in the case `{}`", case.name))
+    });
+    let own = own.transpose()?;
     let mut rows = Vec::new();
     for viewers in VIEWERS {
         let world = World::new(viewers, case);
-        let measured = measure::measure(&mut trial, &world, time);
+        let measured = measure::measure(&mut trial, world.context(), &world.audience, time);
         rows.push(measured.with_context(|| format!("at {viewers} viewers"))?);
     }
     Ok(Contender {
+        case: case.map(|case| case.name.clone()),
+        own,
         name: plugin.manifest.name.clone(),
         role: plugin.manifest.role,
         size_bytes: bytes.len(),
@@ -108,8 +129,8 @@ fn contend(
     })
 }
 
-/// The case whose event and configuration are measured.
-fn case(plugin: &Arc<Plugin>) -> Option<&Case> {
+/// The first case that calls the plugin with success.
+fn first_case(plugin: &Arc<Plugin>) -> Option<&Case> {
     let mut cases = plugin.manifest.tests.iter();
     cases.find(|case| case.expect.get("error").is_none())
 }
@@ -131,6 +152,8 @@ fn object(contender: &Contender) -> Value {
         "sizeBytes": contender.size_bytes,
         "compileNs": ns(contender.compiling),
         "instantiateNs": ns(contender.instantiating),
+        "case": contender.case,
+        "caseCall": contender.own.as_ref().map(row),
         "calls": contender.rows.iter().map(row).collect::<Vec<_>>(),
     })
 }
@@ -150,26 +173,42 @@ fn page(contenders: &[Contender]) -> String {
         &rows.collect::<Vec<_>>(),
     ));
     page.push('\n');
+    let own = contenders.iter();
+    let own = own.filter_map(|contender| Some(cells(contender, contender.own.as_ref()?, "case: ")));
     // One audience's figures stand beside each other.
     let rows = (0..VIEWERS.len()).flat_map(|place| {
-        contenders.iter().filter_map(move |contender| {
-            let row = contender.rows.get(place)?;
-            Some([
-                figures::grouped(row.viewers.into()),
-                line(&contender.name),
-                figures::grouped(row.calls_per_s),
-                figures::time(row.p50),
-                figures::time(row.p99),
-                figures::grouped(row.spent.fuel),
-                figures::bytes(row.spent.memory_bytes as u64),
-            ])
-        })
+        let of = contenders.iter();
+        of.filter_map(move |contender| Some(cells(contender, contender.rows.get(place)?, "")))
     });
     page.push_str(&text::table(
         [
             "VIEWERS", "PLUGIN", "CALLS/S", "P50", "P99", "FUEL", "MEMORY",
         ],
-        &rows.collect::<Vec<_>>(),
+        &own.chain(rows).collect::<Vec<_>>(),
     ));
+    page.push('\n');
+    for contender in contenders {
+        if let Some(case) = &contender.case {
+            let _ = writeln!(
+                page,
+                "{}: the case `{}`, as it stands, and with so many contacts as the audience",
+                line(&contender.name),
+                line(case)
+            );
+        }
+    }
     page
+}
+
+/// A row of the figures.
+fn cells(contender: &Contender, row: &Measured, which: &str) -> [String; 7] {
+    [
+        format!("{which}{}", figures::grouped(row.viewers)),
+        line(&contender.name),
+        figures::grouped(row.calls_per_s),
+        figures::time(row.p50),
+        figures::time(row.p99),
+        figures::grouped(row.spent.fuel),
+        figures::bytes(row.spent.memory_bytes as u64),
+    ]
 }

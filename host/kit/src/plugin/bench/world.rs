@@ -16,7 +16,6 @@ use serde_json::Map;
 const NOW: u64 = 1_698_000_000_000;
 
 pub(super) struct World {
-    pub(super) viewers: u32,
     /// The audience so far.
     pub(super) audience: Audience,
     now: u64,
@@ -41,7 +40,6 @@ impl World {
         let (directory, _) = edit.finish();
         let audience = directory.audience(&Question::Contacts(event.user));
         Self {
-            viewers,
             audience: audience.unwrap_or_default(),
             now: case.map_or(NOW, |case| case.now),
             names: Arc::new(names),

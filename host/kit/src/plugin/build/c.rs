@@ -9,6 +9,12 @@ use presence_component::c_bindings;
 
 use super::{Source, tool};
 
+/// An assertion that fails is logged.
+const ASSERT: [(&str, &str); 2] = [
+    ("assert.h", include_str!("guest/assert.h")),
+    ("assert.c", include_str!("guest/assert.c")),
+];
+
 /// Where the bindings lie. They are made anew by each build.
 const BINDINGS: &str = "bindings";
 
@@ -39,7 +45,9 @@ pub(in crate::plugin) fn write_bindings(
     let wit = fs::read_to_string(folder.join(wit_file))
         .with_context(|| format!("can't read {}", folder.join(wit_file).display()))?;
     let mut compiled = Vec::new();
-    for (name, content) in c_bindings(&wit, world)? {
+    let names = world.replace('-', "_");
+    let assert = ASSERT.map(|(name, text)| (name.into(), text.replace("WORLD", &names).into()));
+    for (name, content) in c_bindings(&wit, world)?.into_iter().chain(assert) {
         let path = Path::new(BINDINGS).join(name);
         let place = folder.join(&path);
         let cant = || format!("can't write {}", place.display());

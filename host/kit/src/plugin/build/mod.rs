@@ -10,10 +10,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
-use presence_component::{assemble, imports, package};
+use presence_component::{assemble, imports, module_imports, package};
 use presence_config as config;
 use presence_config::escape::{line, print};
 use presence_sandbox::Manifest;
+use presence_sandbox::denied;
 use presence_sandbox::manifest::{API, Effect, Role};
 use serde_json::Value;
 
@@ -25,6 +26,9 @@ pub(super) use c::write_bindings;
 
 /// What every import that a plugin may have begins with.
 const OFFERED: &str = "presence:plugin/";
+
+/// The interface of files, output, clock and environment, as compilers know it.
+const WASI: &str = "wasi_snapshot_preview1";
 
 /// The arguments.
 #[derive(clap::Args)]
@@ -39,17 +43,22 @@ pub struct Args {
 
 /// Builds, and says what came of it.
 pub(super) fn run(args: &Args) -> anyhow::Result<()> {
-    let file = build(&args.folder, args.output.as_deref())?;
+    let Built { file, is_new } = build(&args.folder, args.output.as_deref())?;
     let plugin = super::read(&file)?;
     let manifest = Manifest::read(&file.to_string_lossy(), &plugin)?;
     let built = format_args!(
-        "{}: {}, {} {}, {}, presence:plugin {}",
+        "{}: {}, {} {}, {}, presence:plugin {}{}",
         file.display(),
         figures::bytes(plugin.len() as u64),
         manifest.name,
         manifest.version,
         manifest.role.as_str(),
-        manifest.api
+        manifest.api,
+        if is_new {
+            ""
+        } else {
+            ": unchanged, not rebuilt"
+        }
     )
     .to_string();
     print(format_args!("{}\n", line(built)))?;
@@ -102,11 +111,18 @@ impl Source<'_> {
     }
 }
 
-/// Builds a plugin's folder, and returns the plugin's file.
+/// What a folder was built to.
+pub(super) struct Built {
+    pub(super) file: PathBuf,
+    /// Whether the file is another one than before.
+    is_new: bool,
+}
+
+/// Builds a plugin's folder. A plugin's file that is the same already is left alone.
 ///
 /// # Errors
 /// When something is missing, doesn't compile, or comes out as no plugin.
-pub(super) fn build(folder: &Path, output: Option<&Path>) -> anyhow::Result<PathBuf> {
+pub(super) fn build(folder: &Path, output: Option<&Path>) -> anyhow::Result<Built> {
     let (language, entry) = Language::of(folder)?;
     let (manifest, json) = manifest(folder)?;
     let output = match output {
@@ -123,15 +139,21 @@ pub(super) fn build(folder: &Path, output: Option<&Path>) -> anyhow::Result<Path
     fs::create_dir_all(&source.scratch)
         .with_context(|| format!("can't make {}", source.scratch.display()))?;
     let plugin = match language {
-        Language::Rust => assemble(&rust::compile(&source)?, &json),
-        Language::C => assemble(&c::compile(&source)?, &json),
+        Language::Rust => without_wasi(&rust::compile(&source)?, &json),
+        Language::C => without_wasi(&c::compile(&source)?, &json),
         Language::Typescript => package(&typescript::compile(&source)?, &json),
         Language::Python => package(&python::compile(&source)?, &json),
     };
-    let plugin = plugin.map_err(explain)?;
+    let plugin = plugin?;
     check(&source, &plugin)?;
-    super::write(&output, &plugin)?;
-    Ok(output)
+    let is_new = fs::read(&output).ok().as_ref() != Some(&plugin);
+    if is_new {
+        super::write(&output, &plugin)?;
+    }
+    Ok(Built {
+        file: output,
+        is_new,
+    })
 }
 
 /// A folder's manifest, and its JSON as it goes into the plugin.
@@ -163,16 +185,14 @@ fn provide_wit(source: &Source<'_>) -> anyhow::Result<()> {
     fs::write(&path, wit).with_context(place)
 }
 
-/// What a component can't have said in words that help.
-fn explain(error: anyhow::Error) -> anyhow::Error {
-    if format!("{error:#}").contains("wasi_snapshot_preview1") {
-        error.context(
-            "the plugin uses files, output, the clock or the environment, which no plugin is given: \
-             log with presence:plugin/host",
-        )
-    } else {
-        error
+/// Makes a plugin of a core module, unless that asks for WASI.
+fn without_wasi(module: &[u8], json: &[u8]) -> anyhow::Result<Vec<u8>> {
+    let wanted = module_imports(module, WASI)?;
+    if !wanted.is_empty() {
+        let wanted: Vec<_> = wanted.iter().map(|function| denied(function)).collect();
+        bail!("the plugin {}", wanted.join(", "));
     }
+    assemble(module, json)
 }
 
 /// Whether a host would take it, as far as can be told without running it.

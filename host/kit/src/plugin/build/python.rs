@@ -1,11 +1,25 @@
-//! Python: componentize-py makes a component with an interpreter in it.
+//! Python: componentize-py makes a component with an interpreter in it. That takes long: what
+//! was made of the same before is kept.
 
-use std::path::Path;
+use std::env;
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::Context as _;
+use presence_sandbox::sha256;
 
 use super::{Source, tool};
+
+/// The module that is built: it stands around the functions that the host calls.
+const ENTRY: &str = include_str!("guest/presence_entry.py");
+
+/// Where it lies, and its name.
+const GUEST: &str = "build/guest";
+const MODULE: &str = "presence_entry";
+
+/// Folders of a plugin in which nothing of it lies.
+const FOREIGN: [&str; 4] = ["build", "typings", "__pycache__", "node_modules"];
 
 pub(super) fn compile(source: &Source<'_>) -> anyhow::Result<Vec<u8>> {
     let program = tool::find(source.folder, "componentize-py").with_context(|| {
@@ -15,18 +29,104 @@ pub(super) fn compile(source: &Source<'_>) -> anyhow::Result<Vec<u8>> {
             source.folder.display()
         )
     })?;
-    let component = Path::new("build/component.wasm");
     let module = Path::new(source.entry).with_extension("");
+    let guest = source.folder.join(GUEST);
+    let entry = guest.join(MODULE).with_extension("py");
+    fs::create_dir_all(&guest).with_context(|| format!("can't make {}", guest.display()))?;
+    fs::write(&entry, ENTRY.replace("ENTRY", &module.to_string_lossy()))
+        .with_context(|| format!("can't write {}", entry.display()))?;
+    let component = Path::new("build/component.wasm");
+    let built = source.folder.join(component);
+    let note = source.folder.join("build/component.wasm.inputs");
+    let inputs = inputs(source, &program)?;
+    if let (Ok(bytes), Ok(noted)) = (fs::read(&built), fs::read_to_string(&note))
+        && noted == noted_as(&inputs, &bytes)
+    {
+        return Ok(bytes);
+    }
     let mut command = Command::new(program);
     command
         .args(["--quiet", "--wit-path", &source.wit_file()])
         .args(["--world", source.world()])
         // Whatever of WASI the interpreter would ask for traps instead.
         .args(["componentize", "--stub-wasi"])
-        .arg(module)
+        .args(["--python-path", ".", "--python-path", GUEST, MODULE])
         .arg("--output")
         .arg(component)
         .current_dir(source.folder);
     tool::run(&mut command)?;
-    super::super::read(&source.folder.join(component))
+    let bytes = super::super::read(&built)?;
+    fs::write(&note, noted_as(&inputs, &bytes))
+        .with_context(|| format!("can't write {}", note.display()))?;
+    Ok(bytes)
+}
+
+/// What a component was built of, and which it is.
+fn noted_as(inputs: &str, component: &[u8]) -> String {
+    format!("{inputs} {}\n", sha256(component))
+}
+
+/// The digest of all that a component is built of: the plugin's files, the API, and what is
+/// installed.
+fn inputs(source: &Source<'_>, program: &Path) -> anyhow::Result<String> {
+    let mut files = Vec::new();
+    own_files(source.folder, &mut files)?;
+    files.push(source.folder.join(source.wit_file()));
+    files.sort();
+    let mut inputs = Vec::new();
+    let mut add = |bytes: &[u8]| {
+        inputs.extend((bytes.len() as u64).to_le_bytes());
+        inputs.extend(bytes);
+    };
+    for file in files {
+        add(file.as_os_str().as_encoded_bytes());
+        add(&super::super::read(&file)?);
+    }
+    add(ENTRY.as_bytes());
+    add(source.world().as_bytes());
+    for package in installed(program) {
+        add(package.as_bytes());
+    }
+    Ok(sha256(&inputs).to_string())
+}
+
+/// The files of a folder that may be part of a plugin: its modules, and what they read while
+/// it is built.
+fn own_files(folder: &Path, files: &mut Vec<PathBuf>) -> anyhow::Result<()> {
+    let cant = || format!("can't read {}", folder.display());
+    for entry in fs::read_dir(folder).with_context(cant)? {
+        let entry = entry.with_context(cant)?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let path = entry.path();
+        if name.starts_with('.') || FOREIGN.contains(&&*name) {
+            continue;
+        }
+        if path.is_dir() {
+            own_files(&path, files)?;
+        } else if name != super::super::update::MANIFEST && !name.ends_with(".wasm") {
+            files.push(path);
+        }
+    }
+    Ok(())
+}
+
+/// The packages, with their versions, of the environments that a program may take them from.
+fn installed(program: &Path) -> Vec<String> {
+    let own = program.parent().and_then(Path::parent);
+    let versions = own.map(|own| own.join("lib"));
+    let versions = versions.and_then(|lib| fs::read_dir(lib).ok());
+    let sites = versions.into_iter().flatten().flatten();
+    let sites = sites.map(|version| version.path().join("site-packages"));
+    let paths = env::var_os("PYTHONPATH").unwrap_or_default();
+    let places = own.map(Path::to_owned).into_iter().chain(sites);
+    let mut packages: Vec<_> = places
+        .chain(env::split_paths(&paths))
+        .filter_map(|place| fs::read_dir(place).ok())
+        .flatten()
+        .flatten()
+        .map(|entry| entry.path().to_string_lossy().into_owned())
+        .filter(|name| name.ends_with(".dist-info") || name.ends_with(".py"))
+        .collect();
+    packages.sort();
+    packages
 }

@@ -11,6 +11,9 @@ use super::{Source, tool};
 /// What is run in the plugin's folder, whose packages it uses.
 const SCRIPT: &str = include_str!("componentize.mjs");
 
+/// What stands around the functions that the host calls.
+const GUARD: &str = include_str!("guest/guard.js");
+
 /// The packages that it needs.
 const PACKAGES: [&str; 2] = ["@bytecodealliance/componentize-js", "esbuild"];
 
@@ -33,7 +36,9 @@ pub(super) fn compile(source: &Source<'_>) -> anyhow::Result<Vec<u8>> {
     command
         .args(["--input-type=module", "--eval", SCRIPT, "--"])
         .args([source.entry, &source.wit_file(), source.world()])
+        .arg(&source.manifest.api)
         .arg(component)
+        .arg(GUARD)
         .stdin(Stdio::null())
         .current_dir(&folder);
     tool::run(&mut command)?;

@@ -77,6 +77,8 @@ fn object(plugin: &Plugin, limits: Limits, outcomes: &[Outcome]) -> Value {
             "passes": outcome.passes(),
             "expected": outcome.expected,
             "found": outcome.found,
+            "lines": super::lines::objects(&outcome.lines),
+            "reconsiderAt": outcome.reconsider_at,
             "fuel": outcome.spent.map(|spent| spent.fuel),
             "memoryBytes": outcome.spent.map(|spent| spent.memory_bytes),
             "timeNs": u64::try_from(outcome.took.as_nanos()).unwrap_or(u64::MAX),
@@ -114,7 +116,18 @@ fn page(plugin: &Plugin, limits: Limits, outcomes: &[Outcome]) -> String {
             .map(|ms| format!("{ms} ms"))
             .unwrap_or_default(),
     ]);
-    text::table(["", "CASE", "FUEL", "MEMORY", "TIME"], &rows)
+    let table = text::table(["", "CASE", "FUEL", "MEMORY", "TIME"], &rows);
+    let mut page = String::new();
+    for (number, row) in table.lines().enumerate() {
+        page.push_str(row);
+        page.push('\n');
+        // The titles come first.
+        let case = number.checked_sub(1).and_then(|place| outcomes.get(place));
+        for line in case.into_iter().flat_map(|case| &case.lines) {
+            page.push_str(&super::lines::indented(line));
+        }
+    }
+    page
 }
 
 fn row(outcome: &Outcome) -> [String; 5] {

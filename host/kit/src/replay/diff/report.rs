@@ -196,8 +196,8 @@ impl Report {
             for (which, stage) in ["old", "new"].iter().zip(&why.stages) {
                 let Some(stage) = stage else { continue };
                 let _ = writeln!(page, "   {which}: {}", what_it_does(stage, &viewer));
-                for reason in reasons(stage) {
-                    let _ = writeln!(page, "        says: {reason}");
+                for reason in reasons(stage, &user, &viewer) {
+                    let _ = writeln!(page, "        {reason}");
                 }
             }
         }

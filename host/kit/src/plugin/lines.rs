@@ -1,0 +1,27 @@
+//! What a plugin logs and explains in a call, as authors read it.
+
+use presence_config::escape::line;
+use presence_sandbox::{LineKind, PluginLine};
+use serde_json::{Value, json};
+
+/// A line in words.
+pub(super) fn words(written: &PluginLine) -> String {
+    let text = line(&written.text);
+    match written.kind {
+        LineKind::Explained => format!("explains: {text}"),
+        level => format!("logs, {}: {text}", level.as_str()),
+    }
+}
+
+/// A line below its case.
+pub(super) fn indented(written: &PluginLine) -> String {
+    format!("        {}\n", words(written))
+}
+
+/// Lines as JSON.
+pub(super) fn objects(lines: &[PluginLine]) -> Value {
+    let lines = lines.iter();
+    lines
+        .map(|line| json!({"kind": line.kind.as_str(), "text": line.text}))
+        .collect()
+}

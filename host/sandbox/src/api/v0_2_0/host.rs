@@ -1,0 +1,105 @@
+//! The interface `host`: why, when, and what goes into the log.
+
+use wasmtime::Result;
+use wasmtime::component::{ComponentType, Lift, LinkerInstance, Lower, WasmStr};
+
+use super::{Calling, charge};
+use crate::call::{self, Call};
+use crate::recorder::LineKind;
+
+#[derive(Clone, Copy, ComponentType, Lift, Lower)]
+#[component(enum)]
+#[repr(u8)]
+#[allow(dead_code, reason = "values come out of components")]
+enum Level {
+    #[component(name = "error")]
+    Error,
+    #[component(name = "warn")]
+    Warn,
+    #[component(name = "info")]
+    Info,
+    #[component(name = "debug")]
+    Debug,
+}
+
+impl From<Level> for LineKind {
+    fn from(level: Level) -> Self {
+        match level {
+            Level::Error => Self::Error,
+            Level::Warn => Self::Warn,
+            Level::Info => Self::Info,
+            Level::Debug => Self::Debug,
+        }
+    }
+}
+
+pub(in crate::api) fn host(host: &mut LinkerInstance<'_, Call>) -> Result<()> {
+    host.func_wrap("explain", |mut store: Calling<'_>, (text,): (WasmStr,)| {
+        if store.data_mut().takes_line() {
+            let bytes = text.to_str(&store)?.len();
+            charge(&mut store, bytes as u64)?;
+            let text = text.to_str(&store)?;
+            let explanation = call::cut(&text);
+            store.data().record(LineKind::Explained, explanation);
+            let plugin = &*store.data().plugin;
+            if tracing::enabled!(target: "plugin", tracing::Level::DEBUG)
+                && store.data().has_room_in_log()
+            {
+                tracing::debug!(target: "plugin", plugin, explanation);
+            }
+            if store.data().observed.trace.is_some() {
+                let reason = explanation.to_owned();
+                store.data_mut().give_reason(reason);
+            }
+        }
+        Ok(())
+    })?;
+    host.func_wrap("now", |mut store: Calling<'_>, (): ()| {
+        store.data_mut().observed.reads.time = true;
+        Ok((store.data().about()?.now,))
+    })?;
+    host.func_wrap("reconsider-at", |mut store: Calling<'_>, (at,): (u64,)| {
+        let reads = &mut store.data_mut().observed.reads;
+        reads.reconsider_at = Some(reads.reconsider_at.map_or(at, |before| before.min(at)));
+        Ok(())
+    })?;
+    host.func_wrap("log", log)
+}
+
+/// Writes a line to the host's log. One of an error is also kept: if the call traps, it may be
+/// why.
+fn log(mut store: Calling<'_>, (level, text): (Level, WasmStr)) -> Result<()> {
+    let is_taken = store.data_mut().takes_line();
+    let is_error = matches!(level, Level::Error);
+    if !is_taken && !is_error {
+        return Ok(());
+    }
+    let bytes = text.to_str(&store)?.len();
+    charge(&mut store, bytes as u64)?;
+    if is_error {
+        let line = call::cut(&text.to_str(&store)?).to_owned();
+        store.data_mut().last_error = Some(line);
+    }
+    if !is_taken {
+        return Ok(());
+    }
+    let text = text.to_str(&store)?;
+    let (plugin, line) = (&*store.data().plugin, call::cut(&text));
+    store.data().record(level.into(), line);
+    let is_logged = match level {
+        Level::Error => tracing::enabled!(target: "plugin", tracing::Level::ERROR),
+        Level::Warn => tracing::enabled!(target: "plugin", tracing::Level::WARN),
+        Level::Info => tracing::enabled!(target: "plugin", tracing::Level::INFO),
+        Level::Debug => tracing::enabled!(target: "plugin", tracing::Level::DEBUG),
+    };
+    if !is_logged || !store.data().has_room_in_log() {
+        return Ok(());
+    }
+    match level {
+        Level::Error => tracing::error!(target: "plugin", plugin, "{line}"),
+        Level::Warn => tracing::warn!(target: "plugin", plugin, "{line}"),
+        Level::Info => tracing::info!(target: "plugin", plugin, "{line}"),
+        Level::Debug => tracing::debug!(target: "plugin", plugin, "{line}"),
+    }
+    Ok(())
+}

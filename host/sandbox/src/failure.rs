@@ -1,0 +1,78 @@
+//! How a call failed, in one line: which limit it passed, which part of WASI it wanted, or
+//! what its language says of an error that nothing in it has caught.
+//!
+//! A component can't say why it traps. What is around a rule (the SDK's panic hook, the code
+//! that `presence plugin build` adds) logs the error, and traps then.
+
+use wasmtime::{Trap, WasmBacktrace};
+
+use crate::call::Call;
+use crate::error::{causes, one_line};
+use crate::{Limits, wasi};
+
+/// How many bytes a component may hand over at once, as arguments or as its answer:
+/// enough for the ids of 100,000 users.
+pub(crate) const LIFTED_BYTES_MAX: usize = 8 << 20;
+
+/// How many resources of its own a component may hold.
+pub(crate) const HANDLES_MAX: usize = 1_024;
+
+/// A call that failed.
+pub(crate) struct CallFailure {
+    /// How, in one line.
+    pub(crate) error: String,
+    /// Whether it passed its deadline.
+    pub(crate) is_late: bool,
+}
+
+impl CallFailure {
+    /// A failure in one line.
+    pub(crate) fn of(error: &wasmtime::Error, call: &Call, limits: Limits) -> Self {
+        let refused = if call.memory.refused {
+            let bytes = limits.memory_bytes_max;
+            format!(", after it was refused more than {bytes} bytes of memory")
+        } else {
+            String::new()
+        };
+        let trap = error.downcast_ref::<Trap>();
+        let error = match trap {
+            Some(Trap::OutOfFuel) => format!("used up its fuel of {}", limits.fuel),
+            Some(Trap::Interrupt) => {
+                let ms = limits.deadline_ms.unwrap_or_default();
+                format!("took longer than {ms} ms")
+            }
+            Some(Trap::StackOverflow) => "recursed until its stack was used up".into(),
+            Some(trap) => match (denied(error), call.last_error.as_deref()) {
+                (Some(denied), _) => denied,
+                (None, Some(line)) if *trap == Trap::UnreachableCodeReached => {
+                    format!("trapped: {}{refused}", one_line(line))
+                }
+                _ => format!("trapped: {trap}{refused}"),
+            },
+            None => limit_passed(error).unwrap_or_else(|| format!("{}{refused}", causes(error))),
+        };
+        let is_late = matches!(trap, Some(Trap::Interrupt));
+        Self { error, is_late }
+    }
+}
+
+/// What a component wanted of WASI, if it trapped in a function that stands in for it:
+/// `presence plugin build` gives these names.
+fn denied(error: &wasmtime::Error) -> Option<String> {
+    let place = error.downcast_ref::<WasmBacktrace>()?.frames().first()?;
+    let function = place.func_name()?.strip_prefix(wasi::STUB_PREFIX)?;
+    Some(wasi::denied(function))
+}
+
+/// The limit that wasmtime's error is about, if it is about one of these: it names none,
+/// and has no type.
+fn limit_passed(error: &wasmtime::Error) -> Option<String> {
+    let text = error.root_cause().to_string();
+    if text.contains("fuel allocated for hostcalls has been exhausted") {
+        return Some(format!(
+            "handed over more than {LIFTED_BYTES_MAX} bytes at once"
+        ));
+    }
+    let is_of_handles = text.contains("handle limit exceeded");
+    is_of_handles.then(|| format!("holds more than {HANDLES_MAX} resources"))
+}
