@@ -86,6 +86,42 @@ async fn a_stage_that_hid_users_and_is_taken_out_is_said_by_its_name() -> Result
     world.end().await
 }
 
+#[tokio::test]
+async fn a_configuration_is_not_said_to_be_reloaded_before_its_pipeline_is_in_force() -> Result<()>
+{
+    let mut world = world().await?;
+    let from = world.host.log_len();
+    world
+        .site
+        .set_pipeline(&[("contacts", None), ("redact", None)])?;
+    let reloaded = |line: &&String| line.ends_with("configuration reloaded");
+    world
+        .host
+        .wait_for_log(from, &["configuration reloaded"])
+        .await?;
+    let log = world.host.process.stderr().split_off(from);
+    let place = |word: &str| log.iter().position(|line| line.contains(word));
+    ensure!(place("pipeline swapped").is_some(), "{log:#?}");
+    ensure!(place("pipeline swapped") < place("configuration reloaded"));
+
+    let from = world.host.log_len();
+    world
+        .site
+        .set_pipeline(&[("contacts", None), ("none", None)])?;
+    let words = ["WARN", "reloaded without its pipeline, which was refused"];
+    world.host.wait_for_log(from, &words).await?;
+    // A change beside it, while the pipeline is still refused.
+    let from = world.host.log_len();
+    world.site.set("tracker.grace_ms", 1)?;
+    world
+        .host
+        .wait_for_log(from, &["configuration reloaded"])
+        .await?;
+    let log = world.host.process.stderr().split_off(from);
+    ensure!(!log.iter().any(|line| reloaded(&line)), "{log:#?}");
+    world.end().await
+}
+
 #[test]
 fn a_file_that_is_named_and_is_empty_or_missing_is_an_error_at_the_start() -> Result<()> {
     let site = Site::new("nats://127.0.0.1:1")?;

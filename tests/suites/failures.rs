@@ -64,6 +64,47 @@ async fn a_failing_filter_tells_nobody_and_its_successor_tells_them() -> Result<
 }
 
 #[tokio::test]
+async fn a_plugins_first_failure_is_logged_with_its_user_unless_the_log_may_name_none() -> Result<()>
+{
+    for (names_users, user) in [(true, "user=\"12345\""), (false, "user=\"(hidden)\"")] {
+        let mut world = World::start_with(|mut site| {
+            site.set_pipeline(&[
+                ("contacts", None),
+                ("picky", Some(toml! { user = "12345" })),
+                ("redact", None),
+            ])?;
+            site.write_plugin("picky", component::load("fixtures/picky")?)?;
+            site.set_stage("picky", "grants", vec!["widen"])?;
+            site.set("engine.retry_ms", 1_234)?;
+            site.with("log.user_ids", names_users)
+        })
+        .await?;
+        for conn in ["c1", "c2"] {
+            let body = inputs::connect("12345", conn, now_ms());
+            world.client.input(CONNECT, body).await?;
+        }
+        let words = [
+            "WARN",
+            "a plugin failed, and nobody new is told",
+            "plugin=\"picky\"",
+            user,
+            "retry_in_ms=1234",
+        ];
+        let line = world.host.wait_for_log(0, &words).await?;
+        assert_eq!(line.contains("12345"), names_users, "{line}");
+        let failures = "presence_plugin_failures_total";
+        world
+            .host
+            .until_metric(failures, &["plugin=\"picky\""], |n| n >= 1.0)
+            .await?;
+        let others = world.host.metric(failures, &["plugin=\"contacts\""]);
+        assert_eq!(others.await?, 0.0);
+        world.end().await?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_failing_redactor_leaves_the_bare_offline() -> Result<()> {
     let mut world = World::start_with(|mut site| {
         site.set_pipeline(&[("contacts", None), ("moody", None)])?;

@@ -166,29 +166,45 @@ async fn what_was_refused_on_disk_leaves_it_ready_and_is_told() -> Result<()> {
     let why = until_refused(&mut world, "directory").await?;
     ensure!(why.contains("directory.json"), "{why}");
     assert_eq!(world.probe("12345").await?.visible_to(), ["22222", "67890"]);
+    let from = world.host.log_len();
     world.site.write_directory(DIRECTORY)?;
     until_taken(&world).await?;
+    let back = ["the directory on disk is back, unchanged"];
+    world.host.wait_for_log(from, &back).await?;
 
     let path = world.site.config_path();
     let whole = fs::read_to_string(&path)?;
     fs::write(&path, format!("{whole}\n[tracker]\ntimeut_ms = 5\n"))?;
     let why = until_refused(&mut world, "configuration").await?;
     ensure!(why.contains("presence.toml"), "{why}");
+    let from = world.host.log_len();
     fs::write(&path, &whole)?;
     until_taken(&world).await?;
+    let back = ["the configuration on disk is back, unchanged"];
+    world.host.wait_for_log(from, &back).await?;
 
     let bad = component::named(&component::load("fixtures/bad-config")?, "contacts")?;
     world.site.write_plugin("contacts", bad)?;
     let why = until_refused(&mut world, "pipeline").await?;
     ensure!(why.contains("contacts"), "{why}");
     let plugin = component::named(&component::load("groups")?, "contacts")?;
-    world.site.write_plugin("contacts", plugin)?;
+    let from = world.host.log_len();
+    world.site.write_plugin("contacts", &plugin)?;
     until_taken(&world).await?;
+    let back = ["the pipeline on disk is in force again"];
+    world.host.wait_for_log(from, &back).await?;
 
     // A plugin that runs, and whose file is gone.
     fs::remove_file(world.site.plugin_path("contacts"))?;
     let why = until_refused(&mut world, "pipeline").await?;
     ensure!(why.contains("contacts.wasm"), "{why}");
+    ensure!(why.contains("the next start refuses"), "{why}");
+    let words = ["contacts.wasm is gone", "the next start refuses"];
+    world.host.wait_for_log(from, &words).await?;
+    world.site.write_plugin("contacts", &plugin)?;
+    until_taken(&world).await?;
+    let back = ["the pipeline on disk is back, unchanged"];
+    world.host.wait_for_log(from, &back).await?;
     world.end().await
 }
 

@@ -43,5 +43,5 @@ pub mod token;
 pub mod tracker;
 pub mod verdicts;
 
-pub use shard::{Counters, Ignored, Input, Output, Settings, Shard};
+pub use shard::{Counters, Ignored, Input, Output, PluginFailed, Settings, Shard};
 pub use step::Step;

@@ -43,7 +43,7 @@ use self::events::Events;
 use self::messages::Outcome;
 use self::presence::Presence;
 pub use self::settings::Settings;
-pub use self::types::{Counters, Ignored, Input, Output};
+pub use self::types::{Counters, Ignored, Input, Output, PluginFailed};
 use self::updates::Updates;
 use crate::body;
 use crate::body::explain::ExplainReport;

@@ -1,7 +1,7 @@
 //! Loading the configured pipeline: each plugin's bytes, from the plugin folder
 //! or, failing that, from those built in.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -37,9 +37,14 @@ pub struct Loader {
     preferred: HashMap<String, Arc<Plugin>>,
     /// What is, or was, in force.
     in_force: InForce,
-    /// Plugins in force of which it has been said that their files are gone.
-    gone: Mutex<HashSet<String>>,
+    /// Plugins in force whose files are gone, and what a start without them does. The log was
+    /// told.
+    gone: Mutex<BTreeMap<String, &'static str>>,
 }
+
+/// What a start does without the file of a plugin that was in force.
+const REFUSES: &str = "the next start refuses: put the file back, or take its [[pipeline]] entry \
+                       out";
 
 /// A plugin, and where it comes from.
 type Found = (Arc<Plugin>, Arc<str>);
@@ -219,9 +224,11 @@ impl Loader {
         running.sort_by_key(|it| *it.origin == *BUILT_IN);
         match running.first() {
             Some(runs) if *runs.origin != *BUILT_IN => {
-                if self.gone().insert(name.into()) {
+                let start = self.start_without(stage, &runs.plugin);
+                if self.gone().insert(name.into(), start).is_none() {
                     tracing::warn!(
-                        "{} is gone: the plugin that it held stays in force until it is replaced",
+                        "{} is gone: the plugin that it held stays in force while the node runs, \
+                         and {start}",
                         path.display()
                     );
                 }
@@ -237,6 +244,22 @@ impl Loader {
             path.display()
         );
         self.load_built_in(name, path)
+    }
+
+    /// What the next start does if a plugin's file is still gone then.
+    fn start_without(&self, stage: &config::Stage, runs: &Plugin) -> &'static str {
+        match built_in(&stage.plugin) {
+            Some(_) if stage.source == Some(Source::Folder) => REFUSES,
+            Some(bytes) if *sha256(bytes) == *runs.sha256 => {
+                "the next start uses the built-in plugin, which is the same"
+            }
+            // Nothing tells that start what was in force.
+            Some(_) if self.in_force.note().is_none() => {
+                "the next start uses the built-in plugin of that name instead: put the file back, \
+                 or set [state] dir"
+            }
+            _ => REFUSES,
+        }
     }
 
     /// That no file is missing which held the plugin of a name when it was last in force.
@@ -301,24 +324,22 @@ impl Loader {
         Ok((plugin, origin))
     }
 
-    /// Which plugins of a pipeline run though their files are gone; none if there are none.
+    /// Which plugins of a pipeline run though their files are gone, a line each; none if there
+    /// are none.
     pub fn gone_in_words(&self, config: &Config) -> Option<String> {
         let gone = self.gone();
-        let stages = config.pipeline.iter().map(|stage| &*stage.plugin);
-        let files = stages.filter(|name| gone.contains(*name));
-        let files = files.map(|name| file(&config.plugins.dir, name).display().to_string());
-        let files: BTreeSet<_> = files.collect();
-        let files: Vec<_> = files.into_iter().collect();
-        let is_any = !files.is_empty();
-        is_any.then(|| {
-            format!(
-                "gone, and what was loaded from there goes on until the node is started again: {}",
-                files.join(", ")
-            )
-        })
+        let is_named = |name: &str| config.pipeline.iter().any(|stage| stage.plugin == name);
+        let lines = gone.iter().filter(|(name, _)| is_named(name));
+        let lines = lines.map(|(name, start)| {
+            let path = file(&config.plugins.dir, name);
+            let path = path.display();
+            format!("{path} is gone: the plugin stays in force while the node runs, and {start}")
+        });
+        let lines: Vec<_> = lines.collect();
+        (!lines.is_empty()).then(|| lines.join("\n"))
     }
 
-    fn gone(&self) -> MutexGuard<'_, HashSet<String>> {
+    fn gone(&self) -> MutexGuard<'_, BTreeMap<String, &'static str>> {
         self.gone.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -152,6 +152,7 @@ impl<A, R> Slot<A, R> {
             }
             (Ok(_), _) => {}
             (Err(failure), _) => {
+                stage.health.failures.fetch_add(1, Ordering::Relaxed);
                 let user = context.event.name.as_str();
                 if breaker.failed(context.monotonic, user, admission, quarantine) {
                     self.quarantine(&failure.error);

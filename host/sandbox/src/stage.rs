@@ -158,9 +158,10 @@ impl Stage {
             return;
         };
         let is_same = self.is_same(running);
-        if is_same && within_same_limits {
-            self.health = Arc::clone(&running.health);
-        }
+        self.health = match is_same && within_same_limits {
+            true => Arc::clone(&running.health),
+            false => Arc::new(Health::follow(&running.health)),
+        };
         if self.on_failure != OnFailure::LastGood {
             return;
         }
@@ -181,7 +182,7 @@ impl Stage {
             config: self.config.clone(),
             origin: Arc::clone(&self.origin),
             last_good: None,
-            health: Arc::default(),
+            health: Arc::new(Health::follow(&self.health)),
             ..*self
         }
     }

@@ -281,6 +281,8 @@ pub struct Log {
     pub level: String,
     /// How a line looks.
     pub format: LogFormat,
+    /// Whether it names users.
+    pub user_ids: bool,
 }
 
 /// How a line of the log looks.
@@ -310,6 +312,7 @@ impl Log {
             // What the NATS client says of its connection is said here as well.
             level: level.unwrap_or_else(|| "info,async_nats=warn".into()),
             format: format.unwrap_or(LogFormat::Text),
+            user_ids: section.get("user_ids", any).unwrap_or(true),
         }
     }
 }

@@ -4,6 +4,7 @@
 use super::env::Env;
 use super::publishing::subject;
 use super::settings::Settings;
+use super::types::{Output, PluginFailed};
 use crate::allowance::SHORT_BYTES;
 use crate::body;
 use crate::event::Event;
@@ -35,8 +36,20 @@ impl Env<'_> {
         self.publish(Subject::DeadLetters, body);
     }
 
-    /// A component failed on an event: nothing is lost of it.
-    pub(super) fn plugin_failed(&mut self, event: &Event, failure: &Failure) {
+    /// A component failed on an event: nothing is lost of it. The decision is made again after
+    /// some milliseconds, if it is.
+    pub(super) fn plugin_failed(
+        &mut self,
+        event: &Event,
+        failure: &Failure,
+        retry_ms: Option<u64>,
+    ) {
+        self.out.push(Output::PluginFailed(PluginFailed {
+            plugin: failure.plugin.clone(),
+            user: event.name.clone(),
+            error: failure.error.clone(),
+            retry_ms,
+        }));
         let error = format!("plugin `{}`: {}", failure.plugin, failure.error);
         let rejection = Rejection::new(Cause::PluginFailed, error);
         self.dead_letter(subject(event).as_str(), &rejection, &body::event(event));

@@ -145,10 +145,9 @@ impl Decisions {
                 env.out.push(Output::Fetch(questions));
             }
             Decision::Failed(failure) => {
-                env.common.counters.failures += 1;
                 // One letter an event, however often it is tried again.
-                if self.put_off(event.user, env) {
-                    env.plugin_failed(event, &failure);
+                if let Some(wait_ms) = self.put_off(event.user, env) {
+                    env.plugin_failed(event, &failure, Some(wait_ms));
                 }
             }
         }
@@ -246,9 +245,9 @@ impl Decisions {
         }
     }
 
-    /// Puts a decision off. Nobody new is told until it is made. Says whether
-    /// it had not been put off before.
-    fn put_off(&mut self, user: Id, env: &Env<'_>) -> bool {
+    /// Puts a decision off. Nobody new is told until it is made. Says for how many
+    /// milliseconds, if it had not been put off before.
+    fn put_off(&mut self, user: Id, env: &Env<'_>) -> Option<u64> {
         let settings = &env.common.settings;
         let before = self.retries.get(user);
         let pending = before.and_then(|again| again.next_wait_ms);
@@ -258,6 +257,6 @@ impl Decisions {
             next_wait_ms: Some(wait_ms.saturating_mul(2).min(settings.retry_ms_max)),
         };
         self.retries.set(user, Some(again));
-        pending.is_none()
+        pending.is_none().then_some(wait_ms)
     }
 }

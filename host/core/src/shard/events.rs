@@ -247,7 +247,7 @@ impl Events {
             Err(questions) => return Err((Step::Show(event), questions)),
         };
         for failure in &enriched.failures {
-            enricher_failed(&plain, failure, env);
+            env.plugin_failed(&plain, failure, None);
         }
         let after = enriched_if_it_fits(plain, &enriched, env);
         let differs = |from: &Event| !after.metadata.entries().eq(from.metadata.entries());
@@ -283,8 +283,7 @@ fn try_tell(
         }
         Decision::CacheMiss(_) => Vec::new(),
         Decision::Failed(failure) => {
-            env.common.counters.failures += 1;
-            env.plugin_failed(&event, &failure);
+            env.plugin_failed(&event, &failure, None);
             Vec::new()
         }
     };
@@ -314,11 +313,6 @@ fn enrich(
     Ok(enriched)
 }
 
-fn enricher_failed(event: &Event, failure: &Failure, env: &mut Env<'_>) {
-    env.common.counters.failures += 1;
-    env.plugin_failed(event, failure);
-}
-
 /// Broadcasts an event as the enrichers have it.
 fn broadcast(plain: Arc<Event>, enriched: Enriched, ours: bool, env: &mut Env<'_>) -> Arc<Event> {
     let mut shared = Arc::clone(&plain);
@@ -333,7 +327,7 @@ fn broadcast(plain: Arc<Event>, enriched: Enriched, ours: bool, env: &mut Env<'_
         env.too_large(subject(&shared), &body, error);
     }
     for failure in &enriched.failures {
-        enricher_failed(&shared, failure, env);
+        env.plugin_failed(&shared, failure, None);
     }
     let body = Bytes::from(body);
     // An application's own event is on its own subject already.

@@ -60,10 +60,7 @@ pub(super) fn explain(
             env.out.push(Output::Fetch(questions.clone()));
             (None, questions, None)
         }
-        Decision::Failed(failure) => {
-            env.common.counters.failures += 1;
-            (None, BTreeSet::new(), Some(failure))
-        }
+        Decision::Failed(failure) => (None, BTreeSet::new(), Some(failure)),
     };
     let delivery = match (basis, rendition.is_some()) {
         (Basis::Departed | Basis::Hypothetical, _) => DeliveryState::Offline,

@@ -172,7 +172,6 @@ impl Run {
                 None
             }
             Decision::Failed(_) => {
-                env.common.counters.failures += 1;
                 self.failures += 1;
                 None
             }

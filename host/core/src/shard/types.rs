@@ -10,6 +10,7 @@ use super::settings::Settings;
 use crate::directory::{Changes, Directory, Question};
 use crate::inbox::Delivery;
 use crate::message::{Cause, Kind, Message, Rejection};
+use crate::names::Name;
 use crate::publish::Publication;
 
 /// What a shard is told.
@@ -77,6 +78,8 @@ pub enum Output {
     Fetch(BTreeSet<Question>),
     /// Say that this message was ignored. It has been counted.
     Ignored(Ignored),
+    /// Say that a plugin has failed. The event is a dead letter.
+    PluginFailed(PluginFailed),
     /// Say that there would have been more than there may be of something. It has been
     /// counted, and is a dead letter.
     Refused(Rejection),
@@ -95,6 +98,20 @@ pub struct Ignored {
     pub timestamp: u64,
     /// Why, in one line.
     pub why: &'static str,
+}
+
+/// A plugin that failed on an event: for a decision, the first time that it did.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PluginFailed {
+    /// The plugin's name.
+    pub plugin: Arc<str>,
+    /// Whom the event is about.
+    pub user: Name,
+    /// What happened, in one line.
+    pub error: String,
+    /// When the decision is made again, in milliseconds from now; none where it isn't, since
+    /// the event went on without the plugin.
+    pub retry_ms: Option<u64>,
 }
 
 /// What a shard has counted since it began.
@@ -120,8 +137,6 @@ pub struct Counters {
     pub decided: u64,
     /// Decisions reused.
     pub reused: u64,
-    /// Calls of components that failed.
-    pub failures: u64,
     /// Viewers corrected since what they had been told no longer held.
     pub corrected: u64,
     /// Messages that went out when users were decided on again.

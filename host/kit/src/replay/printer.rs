@@ -53,7 +53,11 @@ impl<W: Write> Printer<W> {
                     let subject = source.inbox(delivery.viewer.as_str());
                     (subject, delivery.renewed, delivery.seq, delivery.body)
                 }
-                Output::Reply(..) | Output::Fetch(_) | Output::Ignored(_) | Output::Refused(_) => {
+                Output::Reply(..)
+                | Output::Fetch(_)
+                | Output::Ignored(_)
+                | Output::PluginFailed(_)
+                | Output::Refused(_) => {
                     continue;
                 }
             };

@@ -67,11 +67,12 @@ impl Health {
         *unavailable = Some(Unavailable { since, why });
     }
 
-    /// The source has been read.
-    pub(crate) fn available(&self) {
+    /// The source has been read, and says what is in force already, or something else.
+    pub(crate) fn available(&self, is_same: bool) {
         if let Some(before) = self.lock().take() {
             let seconds = before.since.elapsed().as_secs();
-            tracing::info!("the directory is available again, after {seconds} s");
+            let how = if is_same { ", unchanged" } else { "" };
+            tracing::info!("the directory is available again{how}, after {seconds} s");
         }
     }
 
@@ -112,7 +113,7 @@ mod tests {
         health.unavailable("empty", true);
         let (second, why) = health.outage().unwrap();
         assert!(why == "empty" && second >= first);
-        health.available();
+        health.available(true);
         assert!(health.outage().is_none());
     }
 }

@@ -1,6 +1,7 @@
 //! The node's own log on standard error: what is in it, and what a line looks like.
 
 use std::io::IsTerminal as _;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use presence_config::escape::{JsonLog, Line};
 use presence_config::log_filter::{FIX, VARIABLE, level, parse};
@@ -9,11 +10,23 @@ use tracing_subscriber::field::MakeExt as _;
 use tracing_subscriber::fmt::FormatFields;
 use tracing_subscriber::fmt::format::debug_fn;
 
+/// Whether lines may name users.
+static NAMES_USERS: AtomicBool = AtomicBool::new(true);
+
+/// An id of a user or a connection, as lines may have it.
+pub(crate) fn user(id: &str) -> &str {
+    match NAMES_USERS.load(Ordering::Relaxed) {
+        true => id,
+        false => "(hidden)",
+    }
+}
+
 /// Begins the log.
 ///
 /// # Errors
 /// If `PRESENCE_LOG` is no filter.
 pub(crate) fn begin(log: &Log) -> anyhow::Result<()> {
+    NAMES_USERS.store(log.user_ids, Ordering::Relaxed);
     let level = level(log)?;
     let filter = parse(&level).map_err(|what| anyhow::anyhow!("{VARIABLE} {what}; {FIX}"))?;
     let lines = tracing_subscriber::fmt().with_env_filter(filter);

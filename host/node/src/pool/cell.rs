@@ -17,6 +17,7 @@ use super::work::Generation;
 use crate::directory::request::Fetcher;
 use crate::link::voice::Voice;
 use crate::state::{Restorer, Saver};
+use crate::tenant::failures::FailureLog;
 use crate::tenant::stale::StaleLog;
 
 /// How often the log tells of refusals, in milliseconds.
@@ -34,6 +35,8 @@ pub(crate) struct Common {
     /// When the log last told of what there was too much of.
     pub(crate) quotas: Seldom,
     pub(crate) left_out: Seldom,
+    /// What the log was told of plugins that fail.
+    pub(crate) failures: FailureLog,
 }
 
 /// A shard, with all that belongs to it.

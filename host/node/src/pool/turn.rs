@@ -250,6 +250,10 @@ impl Cell {
                     self.stale.note(clock::now_ms(), &ignored);
                     continue;
                 }
+                Output::PluginFailed(failed) => {
+                    self.tenant.failures.note(clock::now_ms(), &failed);
+                    continue;
+                }
                 Output::Refused(rejection) => {
                     if let Some(refused) = self.tenant.quotas.line(REFUSALS_TOLD_MS) {
                         tracing::warn!(refused, "a quota is exceeded: {}", rejection.error);

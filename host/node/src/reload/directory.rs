@@ -117,10 +117,10 @@ impl Reload {
         health.refused_values.store(values, Ordering::Relaxed);
         match doubt {
             // All that it held has been deleted, key by key.
-            Some(_) if self.tenant.directory.is_empty() => self.available(),
+            Some(_) if self.tenant.directory.is_empty() => self.available(false),
             Some(why) => self.unavailable(&why),
             None if is_part => {}
-            None => self.available(),
+            None => self.available(false),
         }
         if self.tenant.health.outage().is_none() {
             let (keys, values) = self.refusals.counts();
@@ -130,7 +130,7 @@ impl Reload {
                      for their value"
                 )
             });
-            self.note(What::Directory, refusal);
+            self.note(What::Directory, refusal, false);
         }
     }
 
@@ -201,8 +201,9 @@ impl Reload {
         match content.flatten() {
             Ok((directory, changes)) => {
                 self.set_origin(String::new());
+                let is_same = changes.is_empty();
                 self.tenant.set_directory(directory, changes).await;
-                self.available();
+                self.available(is_same);
             }
             Err(error) if self.is_refusal(&error) => self.refuse(format!("{error:#}")),
             Err(error) => self.unavailable(&format!("{error:#}")),
@@ -225,7 +226,7 @@ impl Reload {
             return self.unavailable(&format!("{} does not exist", path.display()));
         }
         if !self.tenant.directory.is_on_demand() {
-            return self.available();
+            return self.available(true);
         }
         tracing::warn!("{}", directory::none(path));
         self.parsing
@@ -247,21 +248,25 @@ impl Reload {
 
     /// What the source says can't be taken, and what is known of it stays in force.
     fn refuse(&mut self, why: String) {
-        self.note(What::Directory, Some(why.clone()));
+        self.note(What::Directory, Some(why.clone()), false);
         let refused = &mut self.refused.directory;
         refused.say("directory not taken", Some(why));
     }
 
-    /// The source has been read, and is in force.
-    fn available(&mut self) {
-        self.tenant.health.available();
+    /// The source has been read, and is in force; as it was before, or something else.
+    fn available(&mut self, is_same: bool) {
         self.refused.directory = Said::default();
-        self.note(What::Directory, None);
+        if self.tenant.health.outage().is_some() {
+            // That says so.
+            self.on_disk().taken(What::Directory);
+            return self.tenant.health.available(is_same);
+        }
+        self.note(What::Directory, None, is_same);
     }
 
     /// The source can't be read: what is known of it stays in force.
     fn unavailable(&self, why: &str) {
-        self.note(What::Directory, Some(why.to_owned()));
+        self.note(What::Directory, Some(why.to_owned()), false);
         let is_known = !self.tenant.directory.is_on_demand();
         self.tenant.health.unavailable(why, is_known);
     }

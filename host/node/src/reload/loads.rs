@@ -54,6 +54,11 @@ impl<T: Send + 'static> Loads<T> {
         }
     }
 
+    /// Whether nothing is waited for.
+    pub(super) fn is_idle(&self) -> bool {
+        self.current.is_none() && self.next.is_none()
+    }
+
     /// Loads, in place of what is under way. Where there is no room for it, it is loaded
     /// behind that: however often something changes, something is taken.
     pub(super) fn start(

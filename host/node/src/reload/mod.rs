@@ -21,6 +21,7 @@ use presence_rules::loader::{self, Loader};
 use presence_sandbox::Blueprint;
 use tokio::sync::mpsc;
 
+use crate::clock;
 use crate::directory::{kv, request::Fetcher};
 use crate::link::login::Login;
 use crate::ops::http::Status;
@@ -139,6 +140,8 @@ pub(crate) struct Reload {
     look_again: bool,
     /// The plugins in the folder that the pipeline doesn't name, when it was last looked at.
     unused: BTreeSet<String>,
+    /// Whether a configuration was taken and the log is to be told so.
+    is_reload_unsaid: bool,
     reading_config: Job<anyhow::Result<Option<config::Text>>>,
     reading: Job<Read>,
     parsing: Job<anyhow::Result<(Directory, Changes)>>,
@@ -183,6 +186,7 @@ impl Reload {
             looking: Job::default(),
             look_again: false,
             unused: BTreeSet::new(),
+            is_reload_unsaid: false,
             reading_config: Job::default(),
             reading: Job::default(),
             parsing: Job::default(),
@@ -301,6 +305,10 @@ impl Reload {
         if self.seen.pipeline != Some(looked.pipeline) || std::mem::take(&mut self.load_again) {
             self.load_pipeline(looked.pipeline);
         }
+        // The pipeline is the configured one already.
+        if self.loads.is_idle() {
+            self.say_reloaded(self.refused.pipeline.0.is_empty());
+        }
         self.unused = looked.unused;
         // An entry for one may be what has just been written.
         if self.reading_config.is_idle() {
@@ -308,6 +316,18 @@ impl Reload {
         }
         if std::mem::take(&mut self.look_again) {
             self.look();
+        }
+    }
+
+    /// Says that a configuration is in force, with its pipeline or without.
+    fn say_reloaded(&mut self, with_pipeline: bool) {
+        match (std::mem::take(&mut self.is_reload_unsaid), with_pipeline) {
+            (false, _) => {}
+            (true, true) => tracing::info!("configuration reloaded"),
+            (true, false) => tracing::warn!(
+                "configuration reloaded without its pipeline, which was refused: the running one \
+                 stays"
+            ),
         }
     }
 
@@ -373,13 +393,14 @@ impl Reload {
             // Nothing need change for another attempt to succeed.
             self.seen.config = None;
         }
+        let is_same = matches!(text, Ok(None));
         let taken = match text {
             Ok(Some(text)) => self.configure(text).await,
             Ok(None) => Ok(()),
             Err(error) => Err(error),
         };
         let refusal = taken.err().map(|error| Causes(&error).to_string());
-        self.note(What::Configuration, refusal.clone());
+        self.note(What::Configuration, refusal.clone(), is_same);
         self.refused.config.say("configuration not taken", refusal);
         // Otherwise the files are being looked at again.
         if self.looking.is_idle() {
@@ -392,11 +413,20 @@ impl Reload {
         &self.status.on_disk
     }
 
-    /// Notes whether what lies on disk is in force, or why not.
-    fn note(&self, what: What, refusal: Option<String>) {
-        match refusal {
-            Some(why) => self.on_disk().refused(what, why),
-            None => self.on_disk().taken(what),
+    /// Notes whether what lies on disk is in force, or why not. The log is told when it is
+    /// again, and whether that is what was in force all the time.
+    fn note(&self, what: What, refusal: Option<String>, is_same: bool) {
+        if let Some(why) = refusal {
+            return self.on_disk().refused(what, why);
+        }
+        if let Some(before) = self.on_disk().taken(what) {
+            let seconds = clock::now_ms().saturating_sub(before.since_ms) / 1_000;
+            let what = what.as_str();
+            let how = match is_same {
+                true => "is back, unchanged",
+                false => "is in force again",
+            };
+            tracing::info!("the {what} on disk {how}, after {seconds} s");
         }
     }
 
@@ -425,7 +455,8 @@ impl Reload {
             self.revision += 1;
             self.login.replace(self.config.nats.auth.clone());
             self.tenant.configure(&self.config).await;
-            tracing::info!("configuration reloaded");
+            // Its pipeline is still to be loaded, if that has changed.
+            self.is_reload_unsaid = true;
             // It may name other files, and another pipeline.
             self.look();
         }

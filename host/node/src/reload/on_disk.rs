@@ -56,9 +56,9 @@ impl OnDisk {
         *refused = Some(Refused { since_ms, why });
     }
 
-    /// What lies there is in force.
-    pub(crate) fn taken(&self, what: What) {
-        *self.slot(what) = None;
+    /// What lies there is in force. Returns why it was not, if it was not.
+    pub(crate) fn taken(&self, what: What) -> Option<Refused> {
+        self.slot(what).take()
     }
 
     /// Why what lies there is not in force; none if it is.
@@ -112,7 +112,8 @@ mod tests {
         let second = on_disk.of(What::Pipeline).unwrap();
         assert_eq!((second.since_ms, &*second.why), (first.since_ms, "b"));
         assert_eq!(on_disk.of(What::Directory), None);
-        on_disk.taken(What::Pipeline);
+        assert_eq!(on_disk.taken(What::Pipeline), Some(second));
+        assert_eq!(on_disk.taken(What::Pipeline), None);
         assert_eq!(on_disk.of(What::Pipeline), None);
     }
 }

@@ -37,6 +37,7 @@ impl Reload {
     /// Puts in force what has been loaded, or says why it can't be.
     pub(super) async fn take_pipeline(&mut self, loaded: anyhow::Result<Option<Blueprint>>) {
         let error = loaded.as_ref().err();
+        let is_same = matches!(loaded, Ok(None));
         self.load_again = error.is_some_and(|error| error.chain().any(may_pass));
         let refusal = match loaded {
             Ok(loaded) => {
@@ -49,10 +50,12 @@ impl Reload {
         };
         // A plugin whose file is gone goes on, and the next start would refuse.
         let gone = self.loader.gone_in_words(&self.config);
-        self.note(What::Pipeline, refusal.clone().or(gone));
+        self.note(What::Pipeline, refusal.clone().or(gone), is_same);
+        let is_taken = refusal.is_none();
         if self.refused.pipeline.say("pipeline not swapped", refusal) {
             self.status.refused_swaps.fetch_add(1, Ordering::Relaxed);
         }
+        self.say_reloaded(is_taken);
     }
 
     async fn swap(&mut self, blueprint: Blueprint) {

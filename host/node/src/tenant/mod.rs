@@ -5,6 +5,7 @@
 //! is changed here, and handed to the shards in between their inputs.
 
 pub(crate) mod ask;
+pub(crate) mod failures;
 pub(crate) mod intake;
 pub(crate) mod progress;
 pub(crate) mod stale;

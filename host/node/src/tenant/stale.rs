@@ -3,6 +3,8 @@
 
 use presence_core::Ignored;
 
+use crate::ops::log;
+
 /// The shortest time between two lines, in milliseconds.
 const INTERVAL_MS: u64 = 1_000;
 
@@ -33,8 +35,8 @@ impl StaleLog {
         self.next_at = now.saturating_add(INTERVAL_MS);
         tracing::warn!(
             subject = kind.subject(),
-            user = &**user,
-            conn = &**conn,
+            user = log::user(user),
+            conn = log::user(conn),
             timestamp,
             more_since_the_last_line = more,
             "a stale message was ignored: {why}"

@@ -1,5 +1,6 @@
 //! `/metrics`, in Prometheus' text format.
 
+use std::collections::BTreeMap;
 use std::fmt::{Display, Write as _};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -113,12 +114,6 @@ fn serving(text: &mut Exposition, status: &Status) {
             "counter",
             "Decisions reused.",
             sum(|c| c.reused),
-        ),
-        (
-            "presence_plugin_failures_total",
-            "counter",
-            "Failed calls of components.",
-            sum(|c| c.failures),
         ),
         (
             "presence_corrections_total",
@@ -249,6 +244,17 @@ fn serving(text: &mut Exposition, status: &Status) {
             ("unanswered", read(&asked.unanswered)),
             ("ignored", read(&asked.ignored)),
         ],
+    );
+    let mut failures = BTreeMap::new();
+    for stage in running.blueprint.stages() {
+        *failures.entry(&stage.plugin.name).or_insert(0) += stage.health.failures();
+    }
+    text.labelled(
+        "presence_plugin_failures_total",
+        "counter",
+        "Failed calls of plugins.",
+        "plugin",
+        failures,
     );
     text.labelled(
         "presence_plugin_quarantined",
