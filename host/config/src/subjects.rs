@@ -7,6 +7,8 @@ use presence_core::token;
 /// The header of all that a node publishes: `<source> <epoch> <seq>`. What bears it
 /// is not input.
 pub const SEQ: &str = "Presence-Seq";
+/// The header of an event from a dead letter that is to be decided again.
+pub const REDRIVEN: &str = "Presence-Redriven";
 /// By which a JetStream stream notices that it has a message already.
 const MESSAGE_ID: &str = "Nats-Msg-Id";
 

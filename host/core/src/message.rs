@@ -62,6 +62,9 @@ pub struct Message {
     pub payload: Payload,
     /// The body that it was read from, for its dead letter.
     pub raw: Bytes,
+    /// Whether it is an event that a plugin failed on, and that is to be decided again: it
+    /// states nothing. The transport says so.
+    pub is_redriven: bool,
 }
 
 /// What a message says.
@@ -264,6 +267,7 @@ impl<'a> Fields<'a> {
             timestamp,
             payload,
             raw: text.as_bytes().clone(),
+            is_redriven: false,
         })
     }
 

@@ -271,6 +271,52 @@ fn a_failed_decision_tells_nobody_and_is_made_later() {
 }
 
 #[test]
+fn an_event_that_is_redriven_is_decided_again_and_states_nothing() {
+    let mut world = World::new(&[("a", &["b"])]);
+    world.rules.failing = true;
+    let out = world.connect("a");
+    let (_, event) = out
+        .iter()
+        .find(|(subject, _)| subject == "presence.events")
+        .unwrap();
+    world.rules.failing = false;
+    let redrive = |world: &mut World, kind, event: &Value| {
+        let mut message = early::message(kind, event);
+        message.is_redriven = true;
+        let (mut out, reply) = (Vec::new(), Some("r".into()));
+        let input = Input::Message { message, reply };
+        world
+            .shard
+            .handle(world.now, input, &mut world.rules, &mut out);
+        world.shard.advance(world.now, &mut world.rules, &mut out);
+        let answers = out.iter().filter_map(|it| match it {
+            Output::Reply(_, answer) => Some(serde_json::from_slice::<Value>(answer).unwrap()),
+            _ => None,
+        });
+        let answer = answers.last().unwrap();
+        (answer["reason"].clone(), published(out))
+    };
+    let (reason, out) = redrive(&mut world, Kind::Online, event);
+    assert_eq!(reason, Value::Null);
+    assert_eq!(filtered(&out), [("user_online", &json!(["b"]))]);
+    assert_eq!(out.len(), 1, "it is not announced again: {out:?}");
+    let (reason, out) = redrive(&mut world, Kind::Online, event);
+    assert_eq!((reason, out), (Value::Null, Vec::new()));
+    world.now += 1;
+    let gone = world.disconnect("a");
+    assert_eq!(filtered(&gone), [("user_offline", &json!(["b"]))]);
+    // Nothing brings back who has left.
+    let (reason, out) = redrive(&mut world, Kind::Online, event);
+    assert_eq!((reason, out), (json!("stale"), Vec::new()));
+    let (_, gone) = gone
+        .iter()
+        .find(|(subject, _)| subject == "presence.events")
+        .unwrap();
+    let (reason, out) = redrive(&mut world, Kind::Offline, gone);
+    assert_eq!((reason, out), (json!("stale"), Vec::new()));
+}
+
+#[test]
 fn a_verdict_is_reused_until_what_it_read_changes() {
     let mut world = World::new(&[("a", &["b"])]);
     for _ in 0..3 {

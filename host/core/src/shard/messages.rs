@@ -28,8 +28,12 @@ impl Presence {
             timestamp,
             payload,
             raw: _,
+            is_redriven,
         } = message;
         let common = &mut *env.common;
+        if is_redriven {
+            return self.redrive(user, timestamp, &payload, common);
+        }
         if let Payload::Online { .. } | Payload::Offline { .. } = &payload
             && let Some(rejection) = self.refuse_statement(&user, common)
         {
@@ -107,6 +111,34 @@ impl Presence {
         }
         self.events.update(env);
         refused.map_or(Outcome::Taken, Outcome::Refused)
+    }
+
+    /// Decides again about a user, if this is still the newest event of the user.
+    fn redrive(
+        &mut self,
+        user: ByteString,
+        timestamp: u64,
+        payload: &Payload,
+        common: &mut Common,
+    ) -> Outcome {
+        let decisions = &mut self.events.updates.decisions;
+        let id = common.names.find(&user);
+        let entry = id.and_then(|id| Some((id, decisions.ledger.get(id)?)));
+        if let (Some((id, entry)), Payload::Online { .. }) = (entry, payload)
+            && entry.current().timestamp == timestamp
+        {
+            decisions.verdicts.forget(id);
+            decisions.dirty.mark(id);
+            return Outcome::Taken;
+        }
+        common.counters.stale += 1;
+        Outcome::Ignored(Ignored {
+            kind: payload.kind(),
+            user,
+            conn: None,
+            timestamp,
+            why: "it is not the user's newest event, and nothing is left to be decided about it",
+        })
     }
 
     /// Notes how long the message was on its way with which a user came online.
@@ -195,7 +227,7 @@ fn ignored(user: ByteString, timestamp: u64, payload: Payload) -> Option<Ignored
     Some(Ignored {
         kind,
         user,
-        conn,
+        conn: Some(conn),
         timestamp,
         why,
     })

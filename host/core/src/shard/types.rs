@@ -85,15 +85,15 @@ pub enum Output {
     Refused(Rejection),
 }
 
-/// A message that was ignored, since what is known of its connection overtook it.
+/// A message that was ignored, since what is known by now overtook it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ignored {
     /// What it was.
     pub kind: Kind,
     /// Whom it was about.
     pub user: ByteString,
-    /// The connection.
-    pub conn: ByteString,
+    /// The connection; none of an event.
+    pub conn: Option<ByteString>,
     /// The sender's time, in milliseconds since the Unix epoch.
     pub timestamp: u64,
     /// Why, in one line.

@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use async_nats::{Message as Received, Statistics, Subscriber};
 use futures_util::{FutureExt, StreamExt};
-use presence_config::subjects::{SEQ, Subjects};
+use presence_config::subjects::{REDRIVEN, SEQ, Subjects};
 use presence_core::Input;
-use presence_core::message::{Limits, Message};
+use presence_core::message::{Kind, Limits, Message};
 use presence_core::metadata;
 use tokio::sync::{oneshot, watch};
 
@@ -208,12 +208,15 @@ fn sort(
 ) -> Option<(usize, Input)> {
     let kind = subjects.kind(&received.subject)?;
     let headers = received.headers.as_ref();
-    if headers.is_some_and(|headers| headers.get(SEQ).is_some()) {
+    let has = |name: &str| headers.is_some_and(|headers| headers.get(name).is_some());
+    if has(SEQ) {
         return None;
     }
+    let is_redriven = has(REDRIVEN) && matches!(kind, Kind::Online | Kind::Offline);
     let reply = replies.accept(received.reply.map(|reply| reply.to_string()));
     Some(match Message::parse(kind, &received.payload, limits) {
-        Ok(message) => {
+        Ok(mut message) => {
+            message.is_redriven = is_redriven;
             let place = shards.place_of(&message.user);
             (place, Input::Message { message, reply })
         }
