@@ -15,6 +15,7 @@ mod clock;
 mod compiled;
 mod config_changes;
 mod correction;
+mod dead_letters;
 mod delivery;
 mod directory;
 mod directory_away;

@@ -25,7 +25,7 @@ struct Rights {
     subscribes: &'static [&'static str],
 }
 
-const RIGHTS: [Rights; 8] = [
+const RIGHTS: [Rights; 9] = [
     Rights {
         user: "processor",
         password: "change-me-processor",
@@ -88,7 +88,36 @@ const RIGHTS: [Rights; 8] = [
         user: "operator",
         password: "change-me-operator",
         inbox: "_INBOX",
-        publishes: &["presence.query", "presence.explain"],
+        publishes: &[
+            "presence.query",
+            "presence.explain",
+            "$JS.API.STREAM.INFO.presence-dlq",
+            "$JS.API.STREAM.CREATE.presence-dlq",
+            "$JS.API.STREAM.UPDATE.presence-dlq",
+            "$JS.API.STREAM.MSG.DELETE.presence-dlq",
+            "$JS.API.CONSUMER.CREATE.presence-dlq.c",
+            "$JS.API.CONSUMER.DELETE.presence-dlq.c",
+            "$JS.API.CONSUMER.MSG.NEXT.presence-dlq.c",
+            "presence.connect",
+            "presence.heartbeat",
+            "presence.disconnect",
+            "presence.events.user_online",
+            "presence.events.user_offline",
+        ],
+        subscribes: &["presence.dlq", "_INBOX.>"],
+    },
+    Rights {
+        user: "auditor",
+        password: "change-me-auditor",
+        inbox: "_INBOX",
+        publishes: &[
+            "presence.query",
+            "presence.explain",
+            "$JS.API.STREAM.INFO.presence-dlq",
+            "$JS.API.CONSUMER.CREATE.presence-dlq.c",
+            "$JS.API.CONSUMER.DELETE.presence-dlq.c",
+            "$JS.API.CONSUMER.MSG.NEXT.presence-dlq.c",
+        ],
         subscribes: &["presence.dlq", "_INBOX.>"],
     },
     Rights {
@@ -225,7 +254,7 @@ impl User {
     }
 }
 
-async fn server() -> Result<NatsServer> {
+pub(crate) async fn server() -> Result<NatsServer> {
     let file = tools::root().join("docs/permissions.conf");
     let config = std::fs::read_to_string(&file).with_context(|| file.display().to_string())?;
     NatsServer::start_with(Options {
@@ -235,8 +264,13 @@ async fn server() -> Result<NatsServer> {
     .await
 }
 
+/// Connects as a user of the file.
+pub(crate) async fn connect(server: &NatsServer, user: &str) -> Result<async_nats::Client> {
+    Ok(User::connect(server, rights(user)?).await?.nats)
+}
+
 fn rights(user: &str) -> Result<&'static Rights> {
-    static ALL: [Rights; 8] = RIGHTS;
+    static ALL: [Rights; 9] = RIGHTS;
     ALL.iter()
         .find(|rights| rights.user == user)
         .context("a user of the file")

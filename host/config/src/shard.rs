@@ -4,6 +4,7 @@
 use presence_core::allowance::Allowance;
 use presence_core::{Settings, status, tracker};
 
+use crate::subjects::Subjects;
 use crate::{Config, Directory};
 
 /// The longest body where no broker says otherwise, in bytes, less room for headers.
@@ -58,5 +59,6 @@ pub fn shard_settings(
         }),
         body_bytes_max,
         node: config.node.name.clone(),
+        subject_prefix: Subjects::new(config.tenant.prefix.as_deref()).of(""),
     }
 }

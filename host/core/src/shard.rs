@@ -85,13 +85,13 @@ impl Shard {
                 take_message(message, reply, &mut self.presence, env);
             }
             Input::Rejected {
-                subject,
+                kind,
                 payload,
                 rejection,
                 reply,
             } => {
                 let env = &mut Env { common, rules, out };
-                env.dead_letter(&subject, &rejection, &payload);
+                env.dead_letter(kind.subject(), &rejection, &payload);
                 out.extend(reply.map(|to| Output::Reply(to, body::refused(&rejection))));
             }
             Input::Directory(directory, changes) => {

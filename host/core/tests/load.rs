@@ -261,7 +261,7 @@ fn so_many_dead_letters_are_published_the_others_are_counted_and_the_numbers_hav
     let reject = |world: &mut World| {
         let mut out = Vec::new();
         let input = Input::Rejected {
-            subject: "presence.connect".into(),
+            kind: Kind::Connect,
             payload: Bytes::from_static(b"?"),
             rejection: Rejection::new(Cause::InvalidJson, "no".into()),
             reply: Some("_INBOX.1".into()),

@@ -13,9 +13,11 @@
     )
 )]
 
+mod arguments;
 mod ask;
 mod check;
 mod config;
+mod dlq;
 mod explain;
 mod init;
 mod publish;
@@ -103,6 +105,12 @@ enum Command {
         after_help = "Example:\n  presence config --config presence.toml\n\nSecrets are never printed. The last column marks keys that take effect at the next start only."
     )]
     Config(config::Args),
+    /// Dead letters: what could not be processed, kept in a stream, listed and redriven.
+    #[command(
+        subcommand,
+        after_help = "Example:\n  presence dlq list --reason plugin-failed"
+    )]
+    Dlq(dlq::Command),
     /// For plugin authors: makes, builds, inspects, tests and measures a plugin, offline.
     #[command(
         subcommand,
@@ -125,6 +133,7 @@ fn main() -> ExitCode {
         Command::Status(args) => status::run(&args),
         Command::Check(args) => check::run(&args),
         Command::Config(args) => config::run(&args),
+        Command::Dlq(command) => dlq::run(&command),
         Command::Plugin(command) => plugin::run(&command),
     };
     match done {

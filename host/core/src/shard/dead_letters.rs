@@ -19,6 +19,7 @@ impl Env<'_> {
         common.counters.dead_letter(rejection.cause);
         let Settings {
             node,
+            subject_prefix,
             body_bytes_max,
             dead_letters,
             ..
@@ -28,7 +29,8 @@ impl Env<'_> {
             return;
         }
         let at = common.clock.stamp();
-        let letter = |max| body::dead_letter(subject, rejection, payload, at, node, max);
+        let subject = format!("{subject_prefix}{subject}");
+        let letter = |max| body::dead_letter(&subject, rejection, payload, at, node, max);
         let mut body = letter(*body_bytes_max);
         if !dead_letters.take_bytes(body.len()) {
             body = letter(SHORT_BYTES.min(*body_bytes_max));

@@ -39,6 +39,8 @@ pub struct Settings {
     pub body_bytes_max: usize,
     /// This node's name, for dead letters.
     pub node: String,
+    /// What a tenant's subjects begin with, for dead letters; as a rule nothing.
+    pub subject_prefix: String,
 }
 
 impl Settings {
@@ -72,6 +74,7 @@ impl Default for Settings {
             dead_letters: Allowance::default(),
             body_bytes_max: 1 << 20,
             node: "presence".into(),
+            subject_prefix: String::new(),
         }
     }
 }

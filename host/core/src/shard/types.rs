@@ -25,8 +25,8 @@ pub enum Input {
     },
     /// A message arrived that couldn't be read.
     Rejected {
-        /// The whole subject it arrived on.
-        subject: String,
+        /// What kind of message it is, by its subject.
+        kind: Kind,
         /// Its body.
         payload: Bytes,
         /// What is wrong with it.

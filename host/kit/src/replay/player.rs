@@ -97,7 +97,7 @@ impl Player {
                 reply: None,
             },
             Err(rejection) => Input::Rejected {
-                subject: recorded.subject.clone(),
+                kind,
                 payload: payload.clone(),
                 rejection,
                 reply: None,

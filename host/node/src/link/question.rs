@@ -1,6 +1,7 @@
 //! A question to a running processor: one connection, one request, one answer. Nothing is
 //! tried for ever.
 
+use std::future::{Ready, ready};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -50,12 +51,33 @@ pub struct Asker {
     client: Client,
     subjects: Subjects,
     servers: String,
-    /// What the broker complained of last: a forbidden subject is else only never answered.
-    said: Arc<Mutex<Option<String>>>,
+    complaint: Complaint,
+}
+
+/// What the broker said last of what a connection does: what it forbids is else only never
+/// answered.
+#[derive(Clone, Default)]
+pub(super) struct Complaint(Arc<Mutex<Option<String>>>);
+
+impl Complaint {
+    /// What hears it.
+    pub(super) fn listener(&self) -> impl Fn(Event) -> Ready<()> + Send + Sync + 'static {
+        let said = Self::clone(self);
+        move |event| {
+            if let Event::ServerError(error) = event {
+                *said.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(error.to_string());
+            }
+            ready(())
+        }
+    }
+
+    pub(super) fn take(&self) -> Option<String> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
 }
 
 /// What the subject of the answer begins with: one of those that answers may go to.
-fn inbox(config: &Config, token: Option<&str>) -> String {
+pub(super) fn inbox(config: &Config, token: Option<&str>) -> String {
     let usual = "_INBOX.".to_owned();
     let prefixes = &config.nats.reply_prefixes;
     let prefix = match prefixes.contains(&usual) {
@@ -73,24 +95,17 @@ impl Asker {
     /// When NATS can't be reached.
     pub async fn open(config: &Config, viewer: Option<&str>) -> anyhow::Result<Self> {
         let access = Access::new(config);
-        let said = Arc::new(Mutex::new(None));
-        let hear = Arc::clone(&said);
+        let complaint = Complaint::default();
         let options = access
             .options()?
             .name("presence command")
             .custom_inbox_prefix(inbox(config, viewer))
-            .event_callback(move |event| {
-                if let Event::ServerError(error) = event {
-                    let said = error.to_string();
-                    *hear.lock().unwrap_or_else(PoisonError::into_inner) = Some(said);
-                }
-                std::future::ready(())
-            });
+            .event_callback(complaint.listener());
         Ok(Self {
             client: access.connect(options).await?,
             subjects: Subjects::new(config.tenant.prefix.as_deref()),
             servers: access.servers(),
-            said,
+            complaint,
         })
     }
 
@@ -121,9 +136,7 @@ impl Asker {
             Ok(answer) => return Ok(answer),
             Err(error) => error,
         };
-        let said = self.said.lock();
-        let said = said.unwrap_or_else(PoisonError::into_inner).take();
-        match (&error, said) {
+        match (&error, self.complaint.take()) {
             (NoAnswer::Nobody { .. }, _) => bail!(
                 "no processor answers on {subject} at {}: is `presence run` up there, \
                  with the same [tenant] prefix?",

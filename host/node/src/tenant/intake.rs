@@ -221,13 +221,12 @@ fn sort(
             (place, Input::Message { message, reply })
         }
         Err(rejection) => {
-            let subject = received.subject.to_string();
             let payload = received.payload;
             // All shards share what there is to do for dead letters.
             (
                 pool::place(&payload, shards.iter().len()),
                 Input::Rejected {
-                    subject,
+                    kind,
                     payload,
                     rejection,
                     reply,

@@ -21,6 +21,7 @@ use presence_node::clock;
 use presence_node::link::tap::{Tap, Tapped};
 use tokio::signal::unix::{SignalKind, signal};
 
+use crate::arguments;
 use limits::{Budget, Ended};
 use redact::Redaction;
 
@@ -39,7 +40,7 @@ pub(crate) struct Args {
     messages: u64,
     /// How many bytes to write at most: 65536, 500k, 64MiB. KiB, MiB and GiB count in
     /// powers of 1024; k, M and G (or kB, MB and GB) in powers of 1000.
-    #[arg(long, value_name = "SIZE", default_value = "64MiB", value_parser = limits::size)]
+    #[arg(long, value_name = "SIZE", default_value = "64MiB", value_parser = arguments::size)]
     bytes: u64,
     /// Also writes the directory as it is when the recording begins, to a file that must not exist
     /// yet.

@@ -1,0 +1,326 @@
+//! Dead letters, kept in a JetStream stream for operators to read and to redrive.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, anyhow, bail, ensure};
+use async_nats::jetstream::consumer::{DeliverPolicy, pull};
+use async_nats::jetstream::context::GetStreamErrorKind;
+use async_nats::jetstream::stream::{self, DiscardPolicy, StorageType};
+use async_nats::jetstream::{self, ErrorCode};
+use async_nats::{Client, HeaderMap, Message};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
+use futures_util::TryStreamExt as _;
+use presence_config::Config;
+use presence_config::subjects::{REDRIVEN, Subjects};
+use presence_core::message::Cause;
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::link::broker::Access;
+use crate::link::question::{self, Complaint};
+use crate::link::request::{self, NoAnswer};
+
+/// How long a node has to answer a message that is redriven.
+const TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The stream of a tenant's dead letters, and a connection to it.
+pub struct DeadLetters {
+    client: Client,
+    context: jetstream::Context,
+    complaint: Complaint,
+    subjects: Subjects,
+    name: String,
+}
+
+/// How much the stream keeps.
+#[derive(Clone, Copy, Debug)]
+pub struct Retention {
+    /// How many bytes; the oldest letters go first.
+    pub bytes_max: u64,
+    /// For how long.
+    pub age_max: Duration,
+    /// On how many servers of a cluster.
+    pub replicas: usize,
+}
+
+/// A dead letter in the stream.
+#[derive(Clone, Debug)]
+pub struct DeadLetter {
+    /// Its number in the stream.
+    pub number: u64,
+    /// The letter as it was published.
+    pub body: Value,
+    /// What a node says in it.
+    pub content: Content,
+}
+
+/// What a node says in a dead letter.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Content {
+    /// The subject of the message or event.
+    pub subject: String,
+    /// Why it could not be processed: one of the documented reasons.
+    pub reason: String,
+    /// The same in a sentence.
+    pub error: String,
+    payload: String,
+    encoding: String,
+    /// When that was, in milliseconds since the Unix epoch.
+    pub timestamp: u64,
+    /// Whether only the beginning of the payload is there.
+    #[serde(default)]
+    pub truncated: bool,
+}
+
+/// What became of a message that was redriven.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Redriven {
+    /// A node took it.
+    Accepted,
+    /// A node ignored it, since it knows of something newer: why.
+    Stale(String),
+    /// A node refused it, and made a new dead letter: the reason, and the same in a
+    /// sentence.
+    Refused(String, String),
+}
+
+impl DeadLetters {
+    /// Connects. The stream may be missing.
+    ///
+    /// # Errors
+    /// If NATS can't be reached.
+    pub async fn connect(config: &Config) -> anyhow::Result<Self> {
+        let access = Access::new(config);
+        let complaint = Complaint::default();
+        let options = access
+            .options()?
+            .name("presence dlq")
+            .custom_inbox_prefix(question::inbox(config, None))
+            .event_callback(complaint.listener());
+        let client = access.connect(options).await?;
+        let prefix = config.tenant.prefix.as_deref();
+        Ok(Self {
+            context: jetstream::new(client.clone()),
+            client,
+            complaint,
+            subjects: Subjects::new(prefix),
+            name: prefix.map_or_else(|| "presence-dlq".into(), |it| format!("{it}-presence-dlq")),
+        })
+    }
+
+    /// The stream's name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Makes the stream, or changes what an existing one keeps. Says whether it was made.
+    ///
+    /// # Errors
+    /// If the server refuses, or a stream of that name keeps something else.
+    pub async fn init(&self, retention: Retention) -> anyhow::Result<bool> {
+        let subject = self.subjects.of("presence.dlq");
+        let wanted = stream::Config {
+            name: self.name.clone(),
+            description: Some("what presence could not process".into()),
+            subjects: vec![subject.clone()],
+            max_bytes: i64::try_from(retention.bytes_max)?,
+            max_age: retention.age_max,
+            num_replicas: retention.replicas,
+            discard: DiscardPolicy::Old,
+            storage: StorageType::File,
+            ..stream::Config::default()
+        };
+        let is_new = match self.context.get_stream(&self.name).await {
+            Ok(found) => {
+                let found = found.cached_info();
+                ensure!(
+                    found.config.subjects == wanted.subjects,
+                    "the stream `{}` exists, and keeps {:?}, not {subject}: presence doesn't change it",
+                    self.name,
+                    found.config.subjects
+                );
+                let changed = stream::Config {
+                    max_bytes: wanted.max_bytes,
+                    max_age: wanted.max_age,
+                    num_replicas: wanted.num_replicas,
+                    ..found.config.clone()
+                };
+                let updated = self.context.update_stream(changed).await;
+                updated.with_context(|| format!("can't change the stream `{}`", self.name))?;
+                false
+            }
+            Err(error) if is_missing(&error.kind()) => {
+                let created = self.context.create_stream(wanted).await;
+                created.with_context(|| format!("can't make the stream `{}`", self.name))?;
+                true
+            }
+            Err(error) => return Err(self.unreadable(error)),
+        };
+        Ok(is_new)
+    }
+
+    /// Reads the letters from a number on, in order, and hands each to `take` until that
+    /// says to stop. What was published later is not read.
+    ///
+    /// # Errors
+    /// If the stream is missing or can't be read, or `take` fails.
+    pub async fn read(
+        &self,
+        from: u64,
+        mut take: impl FnMut(DeadLetter) -> anyhow::Result<bool>,
+    ) -> anyhow::Result<()> {
+        let stream = self.stream().await?;
+        let state = &stream.cached_info().state;
+        let last = state.last_sequence;
+        if state.messages == 0 || from > last {
+            return Ok(());
+        }
+        let consumer = stream.create_consumer(pull::OrderedConfig {
+            deliver_policy: DeliverPolicy::ByStartSequence {
+                start_sequence: from.max(state.first_sequence).max(1),
+            },
+            ..pull::OrderedConfig::default()
+        });
+        let consumer = consumer.await.context("can't read the stream")?;
+        let mut messages = consumer.messages().await.context("can't read the stream")?;
+        while let Some(message) = messages.try_next().await.context("can't read the stream")? {
+            let info = message.info();
+            let info = info.map_err(|error| anyhow!("can't read the stream: {error}"))?;
+            let (number, is_last) = (info.stream_sequence, info.pending == 0);
+            // What isn't a dead letter was put there by others.
+            if number <= last
+                && let Some(letter) = DeadLetter::read(number, &message.payload)
+                && !take(letter)?
+            {
+                break;
+            }
+            if number >= last || is_last {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Publishes the message of a dead letter again, as it was, and waits for what a node
+    /// makes of it. An event that a plugin failed on is decided again, if it is still the
+    /// newest one of its user.
+    ///
+    /// # Errors
+    /// If no node answers, or the letter lacks a part of the message.
+    pub async fn redrive(&self, letter: &DeadLetter) -> anyhow::Result<Redriven> {
+        let payload = letter.payload()?;
+        let subject = &letter.content.subject;
+        ensure!(
+            self.subjects.kind(subject).is_some(),
+            "{subject} is no subject on which a node takes messages"
+        );
+        let mut headers = HeaderMap::new();
+        if letter.content.reason == Cause::PluginFailed.as_str() {
+            headers.insert(REDRIVEN, letter.number.to_string());
+        }
+        let read = |reply: &Message| outcome(&serde_json::from_slice(&reply.payload).ok()?);
+        let asked = request::ask_with(&self.client, subject, headers, payload, TIMEOUT, read).await;
+        match asked {
+            Ok(outcome) => Ok(outcome),
+            Err(NoAnswer::Nobody { .. }) => {
+                bail!("no processor listens on {subject}: is `presence run` up?")
+            }
+            Err(error) => Err(self.complained(error.into())),
+        }
+    }
+
+    /// Removes a letter.
+    ///
+    /// # Errors
+    /// If it can't be removed.
+    pub async fn remove(&self, number: u64) -> anyhow::Result<()> {
+        let stream = self.context.get_stream_no_info(&self.name).await?;
+        let removed = stream.delete_message(number).await;
+        removed.with_context(|| format!("can't remove dead letter {number}"))?;
+        Ok(())
+    }
+
+    async fn stream(&self) -> anyhow::Result<stream::Stream> {
+        match self.context.get_stream(&self.name).await {
+            Ok(stream) => Ok(stream),
+            Err(error) if is_missing(&error.kind()) => bail!(
+                "no dead letters are kept: there is no stream `{}`. `presence dlq init` makes it",
+                self.name
+            ),
+            Err(error) => Err(self.unreadable(error)),
+        }
+    }
+
+    /// An error, or what the broker has said instead.
+    fn complained(&self, error: anyhow::Error) -> anyhow::Error {
+        match self.complaint.take() {
+            Some(said) => anyhow!("NATS says: {said}"),
+            None => error,
+        }
+    }
+
+    fn unreadable(&self, error: impl std::error::Error + Send + Sync + 'static) -> anyhow::Error {
+        self.complained(error.into()).context(format!(
+            "can't reach the stream `{}`: does the server have JetStream, and may this user use it?",
+            self.name
+        ))
+    }
+}
+
+impl DeadLetter {
+    fn read(number: u64, body: &[u8]) -> Option<Self> {
+        let body: Value = serde_json::from_slice(body).ok()?;
+        let content = Content::deserialize(&body).ok()?;
+        Some(Self {
+            number,
+            body,
+            content,
+        })
+    }
+
+    /// The bytes of the message.
+    ///
+    /// # Errors
+    /// If only their beginning is there, or they can't be read.
+    pub fn payload(&self) -> anyhow::Result<Bytes> {
+        let content = &self.content;
+        ensure!(
+            !content.truncated,
+            "the letter has only the beginning of the message"
+        );
+        match &*content.encoding {
+            "utf8" => Ok(content.payload.clone().into()),
+            "base64" => Ok(STANDARD.decode(&content.payload)?.into()),
+            other => bail!("the letter's encoding, `{other}`, isn't known"),
+        }
+    }
+
+    /// The plugin that failed, if one did.
+    pub fn plugin(&self) -> Option<&str> {
+        let content = &self.content;
+        let named = content.error.strip_prefix("plugin `")?;
+        (content.reason == Cause::PluginFailed.as_str()).then_some(named.split_once('`')?.0)
+    }
+}
+
+fn is_missing(kind: &GetStreamErrorKind) -> bool {
+    matches!(kind, GetStreamErrorKind::JetStream(error) if error.error_code() == ErrorCode::STREAM_NOT_FOUND)
+}
+
+/// What a node's reply says; none if it isn't one.
+fn outcome(reply: &Value) -> Option<Redriven> {
+    let text = |field: &str| reply.get(field).and_then(Value::as_str).map(str::to_owned);
+    match (reply.get("ok")?.as_bool()?, text("reason")) {
+        (true, _) => Some(Redriven::Accepted),
+        (false, Some(reason)) => {
+            let error = text("error").unwrap_or_default();
+            Some(match &*reason {
+                "stale" => Redriven::Stale(error),
+                _ => Redriven::Refused(reason, error),
+            })
+        }
+        (false, None) => None,
+    }
+}

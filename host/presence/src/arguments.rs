@@ -1,0 +1,78 @@
+//! Values of arguments that several commands take.
+
+use std::time::Duration;
+
+use bytesize::ByteSize;
+use jiff::{SignedDuration, Span, SpanRelativeTo};
+
+/// A span of time as it is written on the command line: `500ms`, `90s`, `15m`, `2h`, `7d`.
+pub(crate) fn span(text: &str) -> Result<Duration, String> {
+    // Only the first takes fractions, and only the second days, which have 24 hours here.
+    let span = text.parse::<SignedDuration>().or_else(|_| {
+        let span: Span = text.parse()?;
+        span.to_duration(SpanRelativeTo::days_are_24_hours())
+    });
+    let span = span.ok().and_then(|span| Duration::try_from(span).ok());
+    let span = span.filter(|span| !span.is_zero());
+    span.ok_or_else(|| "write a time such as 500ms, 90s, 15m, 2h or 7d".into())
+}
+
+/// An amount of bytes as it is written on the command line: `65536`, `500k`, `64MiB`.
+/// Units with an `i` are binary, the others decimal, as in the SI; their case is of no
+/// matter, since nothing here is counted in bits or in thousandths.
+pub(crate) fn size(text: &str) -> Result<u64, String> {
+    let bytes = text.parse::<ByteSize>().ok().map(|size| size.as_u64());
+    bytes.filter(|bytes| *bytes > 0).ok_or_else(|| {
+        "write a size above 0, such as 65536, 500k, 10MB (decimal) or 64MiB (binary)".into()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn spans_have_a_unit() {
+        let ms = |text| span(text).map(|span| span.as_millis());
+        assert_eq!(ms("500ms"), Ok(500));
+        assert_eq!(ms("90s"), Ok(90_000));
+        assert_eq!(ms("15m"), Ok(900_000));
+        assert_eq!(ms("1.5m"), Ok(90_000));
+        assert_eq!(ms("168h"), Ok(604_800_000));
+        assert_eq!(ms("14d"), Ok(1_209_600_000));
+        for text in [
+            "",
+            "s",
+            "60",
+            "0s",
+            "-1s",
+            "99999999999999999999s",
+            "18446744073709551615h",
+        ] {
+            assert!(span(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn sizes_have_binary_and_decimal_units() {
+        for (text, bytes) in [
+            ("65536", 65_536),
+            ("1b", 1),
+            ("10k", 10_000),
+            ("10kB", 10_000),
+            ("10KB", 10_000),
+            ("3M", 3_000_000),
+            ("2GB", 2_000_000_000),
+            ("4KiB", 4_096),
+            ("64MiB", 64 << 20),
+            ("64mib", 64 << 20),
+            ("1GiB", 1 << 30),
+            ("1.5M", 1_500_000),
+        ] {
+            assert_eq!(size(text), Ok(bytes), "{text}");
+        }
+        for text in ["", "k", "0", "0k", "-1", "1kk", "1µ"] {
+            assert!(size(text).is_err(), "{text}");
+        }
+    }
+}

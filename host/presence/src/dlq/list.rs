@@ -1,0 +1,84 @@
+//! `presence dlq list`
+
+use std::collections::VecDeque;
+
+use presence_config::escape::{line, print, print_json, say};
+use presence_kit::{ConfigArg, text};
+use presence_node::link::dead_letters::DeadLetter;
+use serde_json::json;
+
+use super::filter::Filter;
+
+/// How much of an error a line shows.
+const ERROR_CHARS_MAX: usize = 100;
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    filter: Filter,
+    /// How many of the newest are listed.
+    #[arg(long, value_name = "N", default_value_t = 100)]
+    last: usize,
+    /// Prints them as one JSON object.
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    config: ConfigArg,
+}
+
+/// Lists the newest of those that are meant.
+pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
+    let (_, letters) = super::open(&args.config).await?;
+    let mut newest = VecDeque::new();
+    let mut earlier = 0_u64;
+    let read = letters.read(1, |letter| {
+        if args.filter.takes(&letter) {
+            newest.push_back(letter);
+            if newest.len() > args.last {
+                newest.pop_front();
+                earlier += 1;
+            }
+        }
+        Ok(true)
+    });
+    read.await?;
+    if args.json {
+        let listed = newest.iter().map(|letter| {
+            json!({"number": letter.number, "plugin": letter.plugin(), "letter": letter.body})
+        });
+        let listed: Vec<_> = listed.collect();
+        print_json(json!({"deadLetters": listed, "earlier": earlier}))?;
+        return Ok(());
+    }
+    if newest.is_empty() {
+        print("no dead letters\n")?;
+        return Ok(());
+    }
+    let rows: Vec<_> = newest.iter().map(row).collect();
+    print(text::table(
+        ["NUMBER", "TIME", "REASON", "SUBJECT", "ERROR"],
+        &rows,
+    ))?;
+    if earlier > 0 {
+        say(format_args!(
+            "{earlier} earlier ones are not listed: --last lists more"
+        ));
+    }
+    Ok(())
+}
+
+fn row(letter: &DeadLetter) -> [String; 5] {
+    let content = &letter.content;
+    let mut error: String = line(&content.error);
+    if let Some((end, _)) = error.char_indices().nth(ERROR_CHARS_MAX) {
+        error.truncate(end);
+        error.push('…');
+    }
+    [
+        letter.number.to_string(),
+        text::time(content.timestamp),
+        line(&content.reason),
+        line(&content.subject),
+        error,
+    ]
+}

@@ -1,0 +1,55 @@
+//! `presence dlq`: dead letters, kept in a stream, listed, shown, and redriven.
+
+mod filter;
+mod init;
+mod list;
+mod redrive;
+mod show;
+
+use presence_config::{self as config, Config};
+use presence_kit::ConfigArg;
+use presence_node::link::dead_letters::DeadLetters;
+
+#[derive(clap::Subcommand)]
+pub(crate) enum Command {
+    /// Makes the JetStream stream that keeps dead letters, or changes how much it keeps.
+    #[command(
+        after_help = "Example:\n  presence dlq init --max-bytes 1GiB --max-age 7d\n\nThe stream is `presence-dlq`, with a [tenant] prefix in front of it. Dead letters that were\npublished before are not in it."
+    )]
+    Init(init::Args),
+    /// Lists dead letters, the oldest first.
+    #[command(
+        after_help = "Example:\n  presence dlq list --reason plugin-failed --plugin quiet --since 2h\n\nThe numbers are those of the stream `presence-dlq`; `presence dlq show NUMBER` prints one."
+    )]
+    List(list::Args),
+    /// Prints a dead letter: why the message could not be processed, and its content.
+    #[command(after_help = "Example:\n  presence dlq show 17")]
+    Show(show::Args),
+    /// Publishes the messages of dead letters again, and says what became of each.
+    #[command(
+        after_help = "Examples:\n  presence dlq redrive 17 18\n  presence dlq redrive --reason plugin-failed --since 2h --yes\n\nA message that a processor accepts, or ignores since it knows of something newer, is removed\nfrom the stream; one that is refused again is replaced by its new dead letter. So it can be\nrepeated. An event that a plugin failed on is decided again if it is still its user's newest\none. The exit code is 1 if a message was refused or left."
+    )]
+    Redrive(redrive::Args),
+}
+
+/// Runs one of them.
+pub(crate) fn run(command: &Command) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    runtime.block_on(async {
+        match command {
+            Command::Init(args) => init::run(args).await,
+            Command::List(args) => list::run(args).await,
+            Command::Show(args) => show::run(args).await,
+            Command::Redrive(args) => redrive::run(args).await,
+        }
+    })
+}
+
+/// The configuration, and the stream that it means.
+async fn open(args: &ConfigArg) -> anyhow::Result<(Config, DeadLetters)> {
+    let config = Config::load(args.config.as_deref(), config::variables())?;
+    let letters = DeadLetters::connect(&config).await?;
+    Ok((config, letters))
+}

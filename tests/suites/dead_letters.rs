@@ -1,0 +1,205 @@
+//! Dead letters for operators: kept in a stream, listed, shown, and redriven.
+
+use anyhow::{Context, Result, ensure};
+use presence_tests::client::now_ms;
+use presence_tests::host::Host;
+use presence_tests::site::Site;
+use presence_tests::{component, host, wait};
+use serde_json::{Value, json};
+use toml::toml;
+
+use crate::inputs::{self, CONNECT, DISCONNECT, DLQ, EVENTS, FILTERED_ONLINE};
+use crate::permissions;
+use crate::world::World;
+
+/// What a command prints, and whether it ended well.
+fn run(site: &Site, args: &[&str]) -> Result<(String, String, bool)> {
+    let args: Vec<_> = ["dlq"].iter().chain(args).copied().collect();
+    let output = host::run(site, &args)?;
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes);
+    Ok((
+        text(output.stdout)?,
+        text(output.stderr)?,
+        output.status.success(),
+    ))
+}
+
+/// The JSON object that a command prints that ends well.
+fn json(site: &Site, args: &[&str]) -> Result<Value> {
+    let (out, error, good) = run(site, &[args, &["--json"]].concat())?;
+    ensure!(good, "{args:?}: {error}");
+    Ok(serde_json::from_str(&out)?)
+}
+
+/// The letters that are listed: their numbers, reasons and subjects.
+fn listed(site: &Site, args: &[&str]) -> Result<Vec<(u64, String, String)>> {
+    let listed = json(site, &[&["list"], args].concat())?;
+    let letters = listed["deadLetters"].as_array().context("a list")?;
+    let letters = letters.iter().map(|it| {
+        let text = |field: &str| it["letter"][field].as_str().unwrap_or_default().to_owned();
+        let number = it["number"].as_u64().unwrap_or_default();
+        (number, text("reason"), text("subject"))
+    });
+    Ok(letters.collect())
+}
+
+/// What became of one letter.
+fn redriven(site: &Site, args: &[&str]) -> Result<(String, String)> {
+    let args = [&["redrive", "--yes", "--json"], args].concat();
+    let (out, error, _) = run(site, &args)?;
+    let outcome: Value = serde_json::from_str(&out).with_context(|| format!("{out}{error}"))?;
+    let [outcome] = &**outcome["redriven"].as_array().context("a list")? else {
+        anyhow::bail!("one letter was meant: {outcome}");
+    };
+    let text = |field: &str| outcome[field].as_str().unwrap_or_default().to_owned();
+    Ok((text("outcome"), text("why")))
+}
+
+async fn until_listed(site: &Site, count: usize) -> Result<Vec<(u64, String, String)>> {
+    wait::until("the stream to have the dead letters", async || {
+        let letters = listed(site, &[])?;
+        Ok((letters.len() == count).then_some(letters))
+    })
+    .await
+}
+
+#[tokio::test]
+async fn what_was_refused_is_redriven_and_replaced_until_it_is_taken() -> Result<()> {
+    let world = World::start().await?;
+    let (site, client) = (&world.site, &world.client);
+    let (_, error, good) = run(site, &["list"])?;
+    assert!(
+        !good && error.contains("`presence dlq init` makes it"),
+        "{error}"
+    );
+    let (out, error, good) = run(site, &["init", "--max-bytes", "1MiB"])?;
+    assert!(
+        good && out.contains("`presence-dlq` was made"),
+        "{out}{error}"
+    );
+    let (out, ..) = run(site, &["init", "--max-age", "1d"])?;
+    assert!(out.contains("was there, and keeps 256.0 MiB"), "{out}");
+
+    client.publish_bytes(CONNECT, b"\xff?".to_vec()).await?;
+    let [(first, reason, subject)] = &*until_listed(site, 1).await? else {
+        unreachable!("there is one");
+    };
+    assert_eq!((&**reason, &**subject), ("invalid-json", CONNECT));
+    let shown = json(site, &["show", &first.to_string()])?;
+    assert_eq!(shown["encoding"], "base64");
+    let (out, ..) = run(site, &["show", &first.to_string()])?;
+    assert!(out.contains("2 bytes that are not UTF-8"), "{out}");
+
+    for _ in 0..2 {
+        let (outcome, why) = redriven(site, &["--reason", "invalid-json"])?;
+        assert_eq!(outcome, "refused", "{why}");
+        assert!(why.starts_with("invalid-json: "), "{why}");
+        let letters = until_listed(site, 1).await?;
+        assert!(
+            letters[0].0 > *first,
+            "its new dead letter is there instead"
+        );
+    }
+
+    // Nothing brings back a connection of an hour ago, unless that is said.
+    let connect = inputs::connect("12345", "c", now_ms() - 3_600_000).to_string();
+    let letter = json!({"subject": CONNECT, "reason": "quota-exceeded", "error": "too many",
+        "payload": connect, "encoding": "utf8", "timestamp": now_ms() - 3_600_000, "node": "n"});
+    client.publish(DLQ, &letter).await?;
+    let number = until_listed(site, 2).await?[1].0.to_string();
+    assert_eq!(listed(site, &["--since", "30m"])?.len(), 1);
+    let (outcome, why) = redriven(site, &[&number])?;
+    assert!(outcome == "left" && why.contains("--old"), "{why}");
+    let (outcome, why) = redriven(site, &[&number, "--old"])?;
+    assert_eq!(outcome, "accepted", "{why}");
+    assert_eq!(until_listed(site, 1).await?[0].1, "invalid-json");
+
+    let (_, error, good) = run(site, &["redrive", &number])?;
+    assert!(
+        !good && error.contains("there is no dead letter"),
+        "{error}"
+    );
+    let (_, error, good) = run(site, &["redrive", "--all"])?;
+    assert!(!good && error.contains("--yes"), "{error}");
+    let (_, error, good) = run(site, &["redrive", "--yes"])?;
+    assert!(!good && error.contains("say which dead letters"), "{error}");
+    world.end().await
+}
+
+#[tokio::test]
+async fn an_event_that_a_plugin_failed_on_is_decided_again_and_brings_back_nobody() -> Result<()> {
+    let mut world = World::start_with(|mut site| {
+        site.set("tenant.prefix", "acme")?;
+        site.set_pipeline(&[
+            ("contacts", None),
+            ("picky", Some(toml! { user = "12345" })),
+        ])?;
+        site.set("engine.retry_ms", 3_600_000)?;
+        site.set("engine.retry_ms_max", 3_600_000)?;
+        site.write_directory(r#"{"contacts": {"12345": ["67890"]}}"#)?;
+        site.write_plugin("picky", component::load("fixtures/picky")?)?;
+        site.set_stage("picky", "grants", vec!["widen"])?;
+        Ok(site)
+    })
+    .await?;
+    let acme = |subject: &str| format!("acme.{subject}");
+    let client = world.client.clone();
+    assert!(
+        run(&world.site, &["init"])?
+            .0
+            .contains("`acme-presence-dlq`")
+    );
+    client
+        .input(&acme(CONNECT), inputs::connect("12345", "c1", now_ms()))
+        .await?;
+    let letters = until_listed(&world.site, 1).await?;
+    assert_eq!(letters[0].2, acme("presence.events.user_online"));
+    assert_eq!(listed(&world.site, &["--plugin", "picky"])?, letters);
+    assert_eq!(listed(&world.site, &["--plugin", "contacts"])?, []);
+    // It fails again, and that is a dead letter, too.
+    let (outcome, why) = redriven(&world.site, &["--plugin", "picky"])?;
+    assert_eq!(outcome, "accepted", "{why}");
+    let again = until_listed(&world.site, 1).await?;
+    assert!(again[0].0 > letters[0].0);
+
+    world.tape.hosts(&acme(EVENTS), 1).await?;
+    let bye = inputs::disconnect("12345", "c1", now_ms(), "client_disconnect");
+    client.input(&acme(DISCONNECT), bye).await?;
+    let (outcome, why) = redriven(&world.site, &["--all"])?;
+    assert_eq!(outcome, "stale", "{why}");
+    assert_eq!(until_listed(&world.site, 0).await?, []);
+    world.tape.catch_up(&client).await?;
+    let events = [acme(EVENTS), acme(FILTERED_ONLINE)];
+    let events = world
+        .tape
+        .seen()
+        .iter()
+        .filter(|seen| events.contains(&seen.subject));
+    assert_eq!(events.count(), 2, "one online and one offline, to all");
+    world.end().await
+}
+
+#[tokio::test]
+async fn an_operator_redrives_and_an_auditor_reads_with_the_permissions_of_the_example()
+-> Result<()> {
+    let server = permissions::server().await?;
+    let site_of = |user: &str| {
+        Site::new(&server.url())?
+            .with("nats.user", user)?
+            .with("nats.password", format!("change-me-{user}"))
+    };
+    let processor = site_of("processor")?;
+    let host = Host::start(&processor).await?;
+    let (operator, auditor) = (site_of("operator")?, site_of("auditor")?);
+    let (_, error, good) = run(&operator, &["init"])?;
+    assert!(good, "{error}");
+    let transport = permissions::connect(&server, "transport").await?;
+    transport.publish(CONNECT, "?".into()).await?;
+    transport.flush().await?;
+    let letters = until_listed(&auditor, 1).await?;
+    assert_eq!(redriven(&operator, &["--all"])?.0, "refused");
+    assert!(until_listed(&auditor, 1).await?[0].0 > letters[0].0);
+    let (_, error, good) = run(&auditor, &["init"])?;
+    assert!(!good, "{error}");
+    host.stop().await
+}
