@@ -279,7 +279,6 @@ fn an_event_that_is_redriven_is_decided_again_and_states_nothing() {
         .iter()
         .find(|(subject, _)| subject == "presence.events")
         .unwrap();
-    world.rules.failing = false;
     let redrive = |world: &mut World, kind, event: &Value| {
         let mut message = early::message(kind, event);
         message.is_redriven = true;
@@ -296,6 +295,11 @@ fn an_event_that_is_redriven_is_decided_again_and_states_nothing() {
         let answer = answers.last().unwrap();
         (answer["reason"].clone(), published(out))
     };
+    let (reason, out) = redrive(&mut world, Kind::Online, event);
+    assert_eq!(reason, Value::Null);
+    assert_eq!(out.len(), 1, "it fails again: {out:?}");
+    assert_eq!(out[0].0, "presence.dlq");
+    world.rules.failing = false;
     let (reason, out) = redrive(&mut world, Kind::Online, event);
     assert_eq!(reason, Value::Null);
     assert_eq!(filtered(&out), [("user_online", &json!(["b"]))]);

@@ -128,6 +128,8 @@ impl Presence {
             && entry.current().timestamp == timestamp
         {
             decisions.verdicts.forget(id);
+            // If it fails again, that is a dead letter again.
+            decisions.retries.set(id, None);
             decisions.dirty.mark(id);
             return Outcome::Taken;
         }
