@@ -47,7 +47,10 @@ fn explained(text: &str, at: usize, message: &str) -> (String, String) {
             format!("`{key}` is there twice"),
             "keep one of the two".into(),
         ),
-        Written::Value(key, _) => of_value(key, message),
+        Written::Value(key, rest) => {
+            let is_word = rest.trim_start().starts_with(char::is_alphabetic);
+            of_value(key, message, is_word)
+        }
         Written::Section(section) if is_twice => (
             format!("{section} is there twice"),
             "put all of its keys into one".into(),
@@ -62,14 +65,14 @@ fn explained(text: &str, at: usize, message: &str) -> (String, String) {
         ),
         // It may be within a value of several lines.
         Written::Word(_) | Written::Other => match key_before(text, at) {
-            Some(key) => of_value(key, message),
+            Some(key) => of_value(key, message, false),
             None => (format!("not valid TOML ({message})"), FIX.into()),
         },
     }
 }
 
-fn of_value(key: &str, message: &str) -> (String, String) {
-    let fix = match message.contains("quoted") {
+fn of_value(key: &str, message: &str, is_word: bool) -> (String, String) {
+    let fix = match is_word || message.contains("quoted") {
         true => "strings need quotes, as in \"text\"",
         false => "correct the value",
     };

@@ -78,13 +78,13 @@ fn what_is_no_toml_is_one_problem_with_its_key_and_place() {
         ),
         (
             "[tracker]\ntimeout_ms 5\n",
-            "2:11: `timeout_ms` has no value (key with no value, expected `=`); write \
+            "2:12: `timeout_ms` has no value (key with no value, expected `=`); write \
              `timeout_ms = ` and its value",
         ),
         (
             "[nats]\nurl = nats\n",
-            "2:7: the value of `url` is not valid TOML (string values must be quoted, expected \
-             literal string); strings need quotes, as in \"text\"",
+            "2:7: the value of `url` is not valid TOML (invalid float, expected `nan`); strings \
+             need quotes, as in \"text\"",
         ),
         (
             "[nats]\nurl = [\n  \"a\",\n  b,\n]\n",
