@@ -1,7 +1,9 @@
-//! `/metrics`, in Prometheus' text format.
+//! `/metrics`, in Prometheus' text format. The HELP texts are in `metrics/help.txt`.
+
+mod exposition;
+mod on_disk;
 
 use std::collections::BTreeMap;
-use std::fmt::{Display, Write as _};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
@@ -9,436 +11,182 @@ use axum::extract::State;
 use presence_core::Counters;
 use presence_core::message::{Cause, Kind};
 
-mod on_disk;
-
 use super::{Board, Status};
 use crate::directory::Health;
 use crate::directory::request::Fetcher;
 use crate::pool::{Figures, ThreadFigures};
 use crate::state;
-
-/// A metric without labels: its name, its kind, what it says, and its value.
-type Single = (&'static str, &'static str, &'static str, u64);
+use exposition::Exposition;
 
 pub(super) async fn metrics(State(board): State<Arc<Board>>) -> String {
     let mut text = Exposition::default();
     let status = board.status.get();
-    text.singles([(
-        "presence_waiting",
-        "gauge",
-        "Whether the node waits for its turn to serve: it has no other figures yet.",
-        status.is_none().into(),
-    )]);
+    text.value("presence_waiting", u8::from(status.is_none()));
     if let Some(status) = status {
-        serving(&mut text, status);
+        shards(&mut text, status);
+        broker(&mut text, status);
+        plugins(&mut text, status);
+        on_disk::tell(&mut text, status);
+        source(&mut text, &status.directory);
+        if let Some(fetcher) = &status.fetcher {
+            directory(&mut text, fetcher);
+        }
+        if let Some(state) = &status.state {
+            kept(&mut text, state, status);
+        }
     }
     text.0
 }
 
-/// The figures of a node that serves.
-fn serving(text: &mut Exposition, status: &Status) {
+/// The shards' figures, all shards together.
+fn shards(text: &mut Exposition, status: &Status) {
     let counters: Vec<_> = status.shards.counters().collect();
     let sum = |of: fn(&Counters) -> u64| counters.iter().map(of).sum::<u64>();
     let total = |of: fn(&Figures) -> &AtomicU64| status.shards.total(of);
-    let of_threads = |of: fn(&ThreadFigures) -> &AtomicU64| status.pool.total(of);
-    let running = status.running.borrow().clone();
     let kinds = ["connect", "disconnect", "heartbeat", "online", "offline"];
     let taken = Kind::ALL.into_iter().zip(kinds).map(|(kind, label)| {
         let taken = counters.iter().filter_map(|c| c.taken.get(kind as usize));
-        (label, taken.sum())
+        (label, taken.sum::<u64>())
     });
-    text.labelled(
-        "presence_inputs_total",
-        "counter",
-        "Well-formed messages taken in.",
-        "kind",
-        taken,
-    );
+    text.values("presence_inputs_total", "kind", taken);
     let letters = Cause::ALL.into_iter().map(|cause| {
         let letters = counters.iter();
         let letters = letters.filter_map(|c| c.dead_letters.get(cause as usize));
-        (cause.as_str(), letters.sum())
+        (cause.as_str(), letters.sum::<u64>())
     });
-    text.labelled(
-        "presence_dead_letters_total",
-        "counter",
-        "Dead letters, by reason.",
-        "reason",
-        letters,
-    );
-    text.singles([
-        (
-            "presence_dead_letters_left_out_total",
-            "counter",
-            "Dead letters that were counted and not published, since there were too many.",
-            sum(|c| c.dead_letters_left_out),
-        ),
-        (
-            "presence_closes_forgotten_total",
-            "counter",
-            "Closes forgotten before their time, since too many were remembered.",
-            sum(|c| c.closes_forgotten),
-        ),
-        (
-            "presence_offlines_held_back_total",
-            "counter",
-            "Offlines held back, since their users go offline again and again.",
-            sum(|c| c.held_back),
-        ),
-        (
-            "presence_stale_inputs_total",
-            "counter",
-            "Messages older than what is known.",
-            sum(|c| c.stale),
-        ),
-        (
-            "presence_unknown_reasons_total",
-            "counter",
-            "Reasons that are not known.",
-            sum(|c| c.unknown_reasons),
-        ),
-        (
-            "presence_unknown_statuses_total",
-            "counter",
-            "Activities and statuses that are not understood.",
-            sum(|c| c.unknown_statuses),
-        ),
-        (
-            "presence_decisions_total",
-            "counter",
-            "Decisions made by components.",
-            sum(|c| c.decided),
-        ),
-        (
-            "presence_verdicts_reused_total",
-            "counter",
-            "Decisions reused.",
-            sum(|c| c.reused),
-        ),
-        (
-            "presence_corrections_total",
-            "counter",
-            "Viewers who lost sight of an online user.",
-            sum(|c| c.corrected),
-        ),
-        (
-            "presence_correction_messages_total",
-            "counter",
-            "Messages that went out when users were decided on again.",
-            sum(|c| c.corrections),
-        ),
-        (
-            "presence_correction_backlog_users",
-            "gauge",
-            "Users still to be decided on again, since what decides has changed.",
-            total(|w| &w.backlog),
-        ),
-        (
-            "presence_queried_users_total",
-            "counter",
-            "Users whom viewers asked after.",
-            sum(|c| c.queried),
-        ),
-        (
-            "presence_published_total",
-            "counter",
-            "Messages published.",
-            total(|w| &w.published),
-        ),
-        (
-            "presence_published_again_total",
-            "counter",
-            "Messages published again after a lost connection, under the same numbers.",
-            of_threads(|w| &w.repeated),
-        ),
-        (
-            "presence_shard_restarts_total",
-            "counter",
-            "Shards that have failed, and begun anew from what was stored of them.",
-            total(|w| &w.restarts),
-        ),
-        (
-            "presence_journal_bytes",
-            "gauge",
-            "Bytes of messages that the broker has not acknowledged.",
-            of_threads(|w| &w.journal_bytes),
-        ),
-        (
-            "presence_input_queue_bytes",
-            "gauge",
-            "Bytes of messages that wait for shards.",
-            status.shards.queued_bytes(),
-        ),
-        (
-            "presence_online_users",
-            "gauge",
-            "Users online.",
-            total(|w| &w.online_users),
-        ),
-        (
-            "presence_connections",
-            "gauge",
-            "Live connections.",
-            total(|w| &w.connections),
-        ),
-        (
-            "presence_nats_connects_total",
-            "counter",
-            "Connections made to NATS.",
-            read(&status.broker.connects),
-        ),
-        (
-            "presence_nats_second_connection",
-            "gauge",
-            "Whether the second connection to NATS, which notices what has been heard, is in use; without it the main one does its work.",
-            status.broker.has_pulse().into(),
-        ),
-        (
-            "presence_nats_errors_total",
-            "counter",
-            "Errors the NATS client reported.",
-            read(&status.broker.errors),
-        ),
-        (
-            "presence_replies_refused_total",
-            "counter",
-            "Requests that asked to be answered where no answer may go.",
-            status.replies.refused(),
-        ),
-        (
-            "presence_pipeline_generation",
-            "gauge",
-            "The pipeline in force, counted from 1.",
-            running.generation,
-        ),
-        (
-            "presence_pipeline_refusals_total",
-            "counter",
-            "Pipelines refused.",
-            read(&status.refused_swaps),
-        ),
-        (
-            "presence_plugin_cache_refusals_total",
-            "counter",
-            "Compiled plugins that were not what this node had kept, and were compiled anew.",
-            status.loader.cache_refusals(),
-        ),
-    ]);
-    text.labelled(
-        "presence_slow_consumer_drops_total",
-        "counter",
-        "Messages dropped for want of room, by what their subscription carries; all of the inputs, and of others as many as the client says.",
-        "subscription",
-        status.broker.drops.counts(),
-    );
+    text.values("presence_dead_letters_total", "reason", letters);
+    let left_out = sum(|c| c.dead_letters_left_out);
+    text.value("presence_dead_letters_left_out_total", left_out);
+    let closes = sum(|c| c.closes_forgotten);
+    text.value("presence_closes_forgotten_total", closes);
+    text.value("presence_offlines_held_back_total", sum(|c| c.held_back));
+    text.value("presence_stale_inputs_total", sum(|c| c.stale));
+    let reasons = sum(|c| c.unknown_reasons);
+    text.value("presence_unknown_reasons_total", reasons);
+    let statuses = sum(|c| c.unknown_statuses);
+    text.value("presence_unknown_statuses_total", statuses);
+    text.value("presence_decisions_total", sum(|c| c.decided));
+    text.value("presence_verdicts_reused_total", sum(|c| c.reused));
+    text.value("presence_corrections_total", sum(|c| c.corrected));
+    let corrections = sum(|c| c.corrections);
+    text.value("presence_correction_messages_total", corrections);
+    let backlog = total(|shard| &shard.backlog);
+    text.value("presence_correction_backlog_users", backlog);
+    text.value("presence_queried_users_total", sum(|c| c.queried));
+    let published = total(|shard| &shard.published);
+    text.value("presence_published_total", published);
+    let restarts = total(|shard| &shard.restarts);
+    text.value("presence_shard_restarts_total", restarts);
+    let queued = status.shards.queued_bytes();
+    text.value("presence_input_queue_bytes", queued);
+    let online = total(|shard| &shard.online_users);
+    text.value("presence_online_users", online);
+    let connections = total(|shard| &shard.connections);
+    text.value("presence_connections", connections);
+}
+
+/// What passes between the node and the broker.
+fn broker(text: &mut Exposition, status: &Status) {
+    let of_threads = |of: fn(&ThreadFigures) -> &AtomicU64| status.pool.total(of);
+    let again = of_threads(|thread| &thread.repeated);
+    text.value("presence_published_again_total", again);
+    let journal = of_threads(|thread| &thread.journal_bytes);
+    text.value("presence_journal_bytes", journal);
+    let broker = &status.broker;
+    text.value("presence_nats_connects_total", read(&broker.connects));
+    let second = u8::from(broker.has_pulse());
+    text.value("presence_nats_second_connection", second);
+    text.value("presence_nats_errors_total", read(&broker.errors));
+    let refused = status.replies.refused();
+    text.value("presence_replies_refused_total", refused);
+    let drops = broker.drops.counts();
+    text.values("presence_slow_consumer_drops_total", "subscription", drops);
     let asked = &status.asked;
-    text.labelled(
-        "presence_questions_total",
-        "counter",
-        "What was asked, by what became of it; overloaded is what found no room and was refused, unanswered that of which nobody could even be told so, and ignored what had no subject that an answer may go to.",
-        "outcome",
-        [
-            ("answered", read(&asked.answered)),
-            ("refused", read(&asked.refused)),
-            ("overloaded", read(&asked.overloaded)),
-            ("unanswered", read(&asked.unanswered)),
-            ("ignored", read(&asked.ignored)),
-        ],
-    );
+    let outcomes = [
+        ("answered", read(&asked.answered)),
+        ("refused", read(&asked.refused)),
+        ("overloaded", read(&asked.overloaded)),
+        ("unanswered", read(&asked.unanswered)),
+        ("ignored", read(&asked.ignored)),
+        ("failed", read(&asked.failed)),
+    ];
+    text.values("presence_questions_total", "outcome", outcomes);
+}
+
+/// The pipeline and its plugins.
+fn plugins(text: &mut Exposition, status: &Status) {
+    let running = status.running.borrow().clone();
+    text.value("presence_pipeline_generation", running.generation);
+    let refused = read(&status.refused_swaps);
+    text.value("presence_pipeline_refusals_total", refused);
+    let refused = status.loader.cache_refusals();
+    text.value("presence_plugin_cache_refusals_total", refused);
     let mut failures = BTreeMap::new();
     for stage in running.blueprint.stages() {
         *failures.entry(&stage.plugin.name).or_insert(0) += stage.health.failures();
     }
-    text.labelled(
-        "presence_plugin_failures_total",
-        "counter",
-        "Failed calls of plugins.",
-        "plugin",
-        failures,
-    );
-    text.labelled(
-        "presence_plugin_quarantined",
-        "gauge",
-        "Whether the plugin is in quarantine, since it failed on user after user.",
-        "plugin",
-        running.blueprint.stages().map(|stage| {
-            let quarantined = stage.health.in_quarantine();
-            (&stage.plugin.name, u64::from(quarantined))
-        }),
-    );
-    text.labelled(
-        "presence_plugin_log_lines_left_out_total",
-        "counter",
-        "Lines that a plugin wrote to the log past its rate, and that were left out.",
-        "plugin",
-        running
-            .blueprint
-            .stages()
-            .map(|stage| (&stage.plugin.name, stage.plugin.lines_left_out())),
-    );
-    on_disk::tell(text, status);
-    source(text, &status.directory);
-    if let Some(fetcher) = &status.fetcher {
-        directory(text, fetcher);
-    }
-    if let Some(state) = &status.state {
-        kept(text, state);
-        let outage = status.unwritten().map(|(since, _)| since);
-        text.singles([(
-            "presence_state_unwritten_seconds",
-            "gauge",
-            "For how long what is to outlive a restart can't be written; 0 if it can.",
-            outage.map_or(0, |since| since.as_secs().max(1)),
-        )]);
-    }
+    text.values("presence_plugin_failures_total", "plugin", failures);
+    let quarantined = running.blueprint.stages().map(|stage| {
+        let quarantined = stage.health.in_quarantine();
+        (&stage.plugin.name, u8::from(quarantined))
+    });
+    text.values("presence_plugin_quarantined", "plugin", quarantined);
+    let stages = running.blueprint.stages();
+    let left_out = stages.map(|stage| (&stage.plugin.name, stage.plugin.lines_left_out()));
+    let name = "presence_plugin_log_lines_left_out_total";
+    text.values(name, "plugin", left_out);
 }
 
 /// Whether the directory's source can be read, and what of it can't be.
 fn source(text: &mut Exposition, health: &Health) {
     let outage = health.outage().map(|(since, _)| since);
-    let count = |count: &AtomicUsize| count.load(Ordering::Relaxed) as u64;
-    text.singles([
-        (
-            "presence_directory_unavailable",
-            "gauge",
-            "Whether the directory's file or bucket can't be read.",
-            outage.is_some().into(),
-        ),
-        (
-            "presence_directory_unavailable_seconds",
-            "gauge",
-            "For how long it has not been readable; 0 if it is.",
-            outage.unwrap_or_default().as_secs(),
-        ),
-        (
-            "presence_directory_unsaved_entries",
-            "gauge",
-            "Changed entries that the copy which outlives a restart lacks.",
-            count(&health.unsaved),
-        ),
-    ]);
-    text.labelled(
-        "presence_directory_refused_entries",
-        "gauge",
-        "Entries of the directory's bucket that can't be taken, for their key or their value.",
-        "for",
-        [
-            ("key", count(&health.refused_keys)),
-            ("value", count(&health.refused_values)),
-        ],
-    );
+    let count = |count: &AtomicUsize| count.load(Ordering::Relaxed);
+    let unavailable = u8::from(outage.is_some());
+    text.value("presence_directory_unavailable", unavailable);
+    let seconds = outage.unwrap_or_default().as_secs();
+    text.value("presence_directory_unavailable_seconds", seconds);
+    let unsaved = count(&health.unsaved);
+    text.value("presence_directory_unsaved_entries", unsaved);
+    let refused = [
+        ("key", count(&health.refused_keys)),
+        ("value", count(&health.refused_values)),
+    ];
+    text.values("presence_directory_refused_entries", "for", refused);
 }
 
-/// What became of asking the directory's service.
+/// Requests to the directory's service.
 fn directory(text: &mut Exposition, fetcher: &Fetcher) {
     let counts = &fetcher.counts;
-    text.labelled(
-        "presence_directory_requests_total",
-        "counter",
-        "Requests to the directory's service; refused is what got no answer that can be read.",
-        "outcome",
-        [
-            ("answered", read(&counts.answered)),
-            ("refused", read(&counts.refused)),
-            ("unanswered", read(&counts.unanswered)),
-        ],
-    );
-    text.labelled(
-        "presence_directory_invalidations_total",
-        "counter",
-        "What the directory's service said has changed; refused is what can't be read.",
-        "outcome",
-        [
-            ("taken", read(&counts.invalidations)),
-            ("refused", read(&counts.bad_invalidations)),
-        ],
-    );
+    let outcomes = [
+        ("answered", read(&counts.answered)),
+        ("refused", read(&counts.refused)),
+        ("unanswered", read(&counts.unanswered)),
+    ];
+    text.values("presence_directory_requests_total", "outcome", outcomes);
+    let outcomes = [
+        ("taken", read(&counts.invalidations)),
+        ("refused", read(&counts.bad_invalidations)),
+    ];
+    let name = "presence_directory_invalidations_total";
+    text.values(name, "outcome", outcomes);
     let (held, wanted, is_away) = fetcher.figures();
-    text.singles([
-        (
-            "presence_directory_answers",
-            "gauge",
-            "Answers at hand.",
-            held as u64,
-        ),
-        (
-            "presence_directory_answers_wanted",
-            "gauge",
-            "Answers asked for that are not at hand.",
-            wanted as u64,
-        ),
-        (
-            "presence_directory_away",
-            "gauge",
-            "Whether the directory's service does not answer.",
-            is_away.into(),
-        ),
-    ]);
+    text.value("presence_directory_answers", held);
+    text.value("presence_directory_answers_wanted", wanted);
+    text.value("presence_directory_away", u8::from(is_away));
 }
 
 /// What is kept over a restart.
-fn kept(text: &mut Exposition, state: &state::Figures) {
-    text.singles([
-        (
-            "presence_state_restored_users",
-            "gauge",
-            "Users who were online when the node last ran.",
-            read(&state.restored_users),
-        ),
-        (
-            "presence_state_records_total",
-            "counter",
-            "Records written to the state.",
-            read(&state.records),
-        ),
-        (
-            "presence_state_bytes",
-            "gauge",
-            "How large the state is on the disk.",
-            read(&state.bytes),
-        ),
-        (
-            "presence_state_lag_milliseconds",
-            "gauge",
-            "For how long what is being written has waited for it; 0 if nothing is.",
-            state.lag_ms(),
-        ),
-    ]);
+fn kept(text: &mut Exposition, state: &state::Figures, status: &Status) {
+    let restored = read(&state.restored_users);
+    text.value("presence_state_restored_users", restored);
+    text.value("presence_state_records_total", read(&state.records));
+    text.value("presence_state_bytes", read(&state.bytes));
+    text.value("presence_state_lag_milliseconds", state.lag_ms());
+    let outage = status.unwritten().map(|(since, _)| since);
+    let seconds = outage.map_or(0, |since| since.as_secs().max(1));
+    text.value("presence_state_unwritten_seconds", seconds);
 }
 
 fn read(value: &AtomicU64) -> u64 {
     value.load(Ordering::Relaxed)
-}
-
-/// Metrics as they are told.
-#[derive(Default)]
-struct Exposition(String);
-
-impl Exposition {
-    /// Metrics without labels.
-    fn singles(&mut self, metrics: impl IntoIterator<Item = Single>) {
-        for (name, kind, help, value) in metrics {
-            self.head(name, kind, help);
-            let _ = writeln!(self.0, "{name} {value}");
-        }
-    }
-
-    /// A metric with a value for each of a label's.
-    fn labelled(
-        &mut self,
-        name: &str,
-        kind: &str,
-        help: &str,
-        label: &str,
-        values: impl IntoIterator<Item = (impl Display, u64)>,
-    ) {
-        self.head(name, kind, help);
-        for (of, value) in values {
-            let _ = writeln!(self.0, "{name}{{{label}=\"{of}\"}} {value}");
-        }
-    }
-
-    fn head(&mut self, name: &str, kind: &str, help: &str) {
-        let _ = writeln!(self.0, "# HELP {name} {help}\n# TYPE {name} {kind}");
-    }
 }
