@@ -175,6 +175,21 @@ async fn a_stop_without_a_broker_keeps_what_the_broker_had() -> Result<()> {
 }
 
 #[tokio::test]
+async fn a_stop_without_a_broker_and_without_room_does_not_use_up_its_time() -> Result<()> {
+    let scene = Scene::start(|site| {
+        site.with("nats.journal_bytes", 65_536)?
+            .with("node.stop_timeout_ms", 3_600_000)
+    });
+    let mut scene = scene.await?;
+    scene.proxy.cut();
+    scene.host.unready().await?;
+    scene.hide_all().await?;
+    let full = &["there is no room for more"];
+    scene.host.wait_for_log(0, full).await?;
+    scene.host.stop().await
+}
+
+#[tokio::test]
 async fn a_broker_killed_in_the_middle_of_traffic_gets_what_it_missed() -> Result<()> {
     let mut server = NatsServer::start().await?;
     let site = Site::new(&server.url())?;

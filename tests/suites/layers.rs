@@ -9,15 +9,16 @@ use presence_tests::tools;
 /// A word, and the only places of the host's sources where it may stand.
 const PLACES: [(&str, &[&str]); 10] = [
     ("notify::", &["node/src/reload/watch.rs"]),
-    ("HeaderMap", &["node/src/link/wire.rs"]),
+    ("HeaderMap", &["node/src/link/"]),
     // The client's types, and not its name, which the log's filter bears as well.
-    ("async_nats::", &["node/src/"]),
-    ("use async_nats", &["node/src/"]),
+    ("async_nats::", &["node/src/link/", "node/src/directory/"]),
+    ("use async_nats", &["node/src/link/", "node/src/directory/"]),
     (
         "tokio",
         &[
             "node/src/",
             // Commands that stay connected.
+            "presence/src/dlq/",
             "presence/src/record/",
             "presence/src/publish.rs",
             "presence/src/watch.rs",

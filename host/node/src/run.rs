@@ -10,7 +10,6 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
-use async_nats::Client;
 use presence_config::causes::Causes;
 use presence_config::escape::together;
 use presence_config::regular::Stamp;
@@ -26,6 +25,7 @@ use tokio::time::{sleep, timeout, timeout_at};
 
 use crate::clock;
 use crate::link::broker::{self, Access, Health};
+use crate::link::connection::Connection;
 use crate::link::hello::Turn;
 use crate::link::publisher::Publisher;
 use crate::link::pulse::Pulse;
@@ -36,7 +36,7 @@ use crate::pool::{OutboxSettings, Pool};
 use crate::reload::{self, Reload, Seen};
 use crate::signals::Signals;
 use crate::state::{self, Opened, Restored, Writer};
-use crate::stop::{Readers, Stop};
+use crate::stop::{self, Readers, Stop};
 use crate::tasks::{self, Faults, Tasks};
 use crate::tenant::{self, Tenant};
 
@@ -83,7 +83,7 @@ struct StepBack(String);
 
 /// What the node is made of, before it takes input.
 struct Parts {
-    client: Client,
+    connection: Connection,
     reload: Reload,
     status: Arc<Status>,
     /// Up to when everything has been heard.
@@ -125,7 +125,7 @@ async fn node(
     let stop = Stop::begin(signals, limit);
     tracing::info!("stopping");
     let Parts {
-        client,
+        connection,
         reload,
         status,
         mut turn,
@@ -139,7 +139,14 @@ async fn node(
     let tenant = &reload.tenant;
     tenant.give_up_waiting();
     let by = stop.step("handling what was taken in, and publishing it", 0.6);
-    tenant.end_shards(by).await;
+    tokio::select! {
+        () = tenant.end_shards(by) => {}
+        () = stop::broker_stays_away(broker) => tracing::warn!(
+            journal_bytes = tenant.pool.total(|thread| &thread.journal_bytes),
+            "NATS can't be reached, and shards have more to publish than there is room for: that \
+             is given up, and the state stays as it was last written ([nats] journal_bytes)"
+        ),
+    }
     let by = stop.step("writing the state", 0.85);
     let (loader, running) = (Arc::clone(&reload.loader), tenant.running.borrow().clone());
     let note = spawn_blocking(move || loader.put_in_force(&running.blueprint));
@@ -152,9 +159,9 @@ async fn node(
     if broker.connected.load(Ordering::Relaxed) {
         let by = stop.step("handing the last messages to NATS", 0.92);
         let _ = timeout_at(by, turn.leave()).await;
-        match timeout_at(by, client.flush()).await {
+        match timeout_at(by, connection.flush()).await {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::warn!(%error, "not all could be handed to NATS"),
+            Ok(Err(error)) => tracing::warn!("not all could be handed to NATS: {error:#}"),
             Err(_) => tracing::warn!("NATS did not take the last messages in time"),
         }
     }
@@ -209,17 +216,17 @@ async fn start(
     let mut loaded = load(&config).await?;
     let access = Access::new(&config);
     let (link, links) = mpsc::unbounded_channel();
-    let client = access.main(&broker, link).await?;
+    let connection = access.main(&broker, link).await?;
     // Also while the node waits for its turn, for which it needs some of them.
-    let rights = broker::follow_rights(client.clone(), Arc::clone(&broker));
+    let rights = broker::follow_rights(connection.clone(), Arc::clone(&broker));
     tasks.spawn("rights", rights);
     let (sources, handed) = tenant::sources(&config);
     let (health, known) = (Arc::clone(&broker), sources.clone());
-    let heard = Pulse::start(&access, client.clone(), health, known, tasks).await?;
+    let heard = Pulse::start(&access, &connection, health, known, tasks).await?;
     let subjects = Subjects::new(config.tenant.prefix.as_deref());
     let replies = Arc::new(Replies::new(&config, &subjects));
     let turn = Turn::listen(
-        client.clone(),
+        &connection,
         &subjects,
         config.node.name.clone(),
         (Arc::clone(&broker), heard.clone()),
@@ -248,11 +255,11 @@ async fn start(
         bytes_max: config.nats.journal_bytes / config.engine.thread_count(),
         beacon_ms: config.nats.beacon_ms,
     };
-    let pool = Pool::start(&Publisher::new(client.clone()), handed, outbox, tasks)?;
+    let pool = Pool::start(&Publisher::new(connection.clone()), handed, outbox, tasks)?;
     let tenant = Tenant::start(
         &config,
         blueprint,
-        &client,
+        &connection,
         names,
         (epoch, state),
         replies,
@@ -265,7 +272,7 @@ async fn start(
         "in-force",
         reload::note_in_force(Arc::clone(&loader), running),
     );
-    tenant.follow_link(links, client.clone(), tasks);
+    tenant.follow_link(links, connection.clone(), tasks);
     tasks.spawn("clock", clock::follow(tenant.shards.clone()));
     tenant.follow_corrections(tasks);
     let status = Arc::new(Status::new(Arc::clone(&broker), &tenant, &loader));
@@ -277,11 +284,11 @@ async fn start(
         loader,
         tenant,
         Arc::clone(&status),
-        (client.clone(), access.login),
+        (connection.clone(), access.login),
         tasks.clone(),
     );
     Ok(Parts {
-        client,
+        connection,
         reload,
         status,
         heard,
@@ -395,7 +402,7 @@ async fn serve(
     signals: &Signals,
 ) -> anyhow::Result<anyhow::Error> {
     let Parts {
-        client,
+        connection,
         reload,
         status,
         heard,
@@ -409,21 +416,21 @@ async fn serve(
         reload.config.nats.intake_queue,
     );
     let tenant = &reload.tenant;
-    let reader = tenant.listen(client, Arc::clone(&broker), heard.clone(), queue);
+    let reader = tenant.listen(connection, Arc::clone(&broker), heard.clone(), queue);
     let reader = reader.await?;
     let asked = Arc::clone(&status.asked);
     let queues = &reload.config.engine.queues;
     let asks = tenant
-        .desk(client, Arc::clone(&broker), asked, queues)
+        .query_service(connection, Arc::clone(&broker), asked, queues)
         .listen()
         .await?;
     if let Some(fetcher) = &tenant.fetcher {
-        let invalidations = fetcher.listen(client, &broker).await?;
+        let invalidations = fetcher.listen(connection, &broker).await?;
         let shards = tenant.shards.clone();
         let fetcher = Arc::clone(fetcher);
         tasks.spawn(
             "fetcher",
-            fetcher.run(client.clone(), shards, invalidations, queue),
+            fetcher.run(connection.clone(), shards, invalidations, queue),
         );
     }
     broker.subscribed();

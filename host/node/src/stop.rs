@@ -7,10 +7,28 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::link::broker::Health;
 use crate::signals::Signals;
+
+/// How long a stop waits for a broker that can't be reached: the client tries to connect more
+/// often.
+const AWAY_MAX: Duration = Duration::from_secs(3);
+
+/// How often is looked whether the broker can be reached.
+const LOOK: Duration = Duration::from_millis(50);
+
+/// Returns once the broker can't have been reached for [`AWAY_MAX`].
+pub(crate) async fn broker_stays_away(broker: &Health) {
+    let mut reached = Instant::now();
+    while reached.elapsed() < AWAY_MAX {
+        sleep(LOOK).await;
+        if broker.connected.load(Ordering::Relaxed) {
+            reached = Instant::now();
+        }
+    }
+}
 
 /// A stop that is under way.
 pub(crate) struct Stop<'a> {

@@ -10,10 +10,11 @@ use std::time::Duration;
 
 use anyhow::anyhow;
 use async_nats::{Client, ConnectOptions, Event, ServerAddr};
-use presence_config::{BODY_BYTES_MAX, Config, HEADER_BYTES_MAX, Nats};
+use presence_config::{Config, Nats};
 use tokio::sync::mpsc;
 
 use crate::clock;
+use crate::link::connection::Connection;
 use crate::link::login::Login;
 
 pub(crate) use health::Health;
@@ -38,14 +39,6 @@ const RIGHTS_RETRY: Duration = Duration::from_secs(2);
 /// connection before those that are published again, so they are few; no fewer, since
 /// shards would wait for room.
 const CLIENT_QUEUE: usize = 1_024;
-
-/// The longest body that the broker takes, once it is known.
-pub(crate) fn body_bytes_max(client: &Client) -> usize {
-    match client.server_info().max_payload {
-        0 => BODY_BYTES_MAX,
-        bytes => bytes.saturating_sub(HEADER_BYTES_MAX),
-    }
-}
 
 /// How the broker is reached, as a configuration says.
 #[derive(Clone, Debug)]
@@ -155,7 +148,7 @@ impl Access {
         &self,
         health: &Arc<Health>,
         changes: mpsc::UnboundedSender<bool>,
-    ) -> anyhow::Result<Client> {
+    ) -> anyhow::Result<Connection> {
         let (health, servers) = (Arc::clone(health), self.servers());
         let (known, tried) = (Arc::clone(&health), servers.clone());
         let options = self
@@ -178,19 +171,20 @@ impl Access {
                 observe(&event, &servers, &health, &changes);
                 std::future::ready(())
             });
-        self.connect(options).await
+        Ok(Connection::new(self.connect(options).await?))
     }
 }
 
 /// Tries for as long as the node runs whether what was forbidden is permitted again.
-pub(crate) async fn follow_rights(client: Client, health: Arc<Health>) {
+pub(crate) async fn follow_rights(connection: Connection, health: Arc<Health>) {
+    let client = connection.client();
     loop {
         tokio::time::sleep(RIGHTS_RETRY).await;
         if !health.connected.load(Ordering::Relaxed) {
             continue;
         }
         let mut is_deaf = false;
-        for right in health.rights.retry(&client).await {
+        for right in health.rights.retry(client).await {
             tracing::info!("NATS permits this node again {right}");
             is_deaf |= right.act == Act::Subscribe;
         }

@@ -21,6 +21,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use crate::clock;
 use crate::link::broker::Health;
+use crate::link::connection::Connection;
 use crate::link::drops::Carries;
 use crate::link::reply::Replies;
 use crate::link::request::{self, NoAnswer};
@@ -133,13 +134,14 @@ impl Turn {
     /// # Errors
     /// If the connection is closed.
     pub(crate) async fn listen(
-        client: Client,
+        connection: &Connection,
         subjects: &Subjects,
         node: String,
         (broker, heard): (Arc<Health>, watch::Receiver<u64>),
         replies: Arc<Replies>,
         tasks: &Tasks,
     ) -> anyhow::Result<Self> {
+        let client = connection.client().clone();
         let subject = subjects.of(SUBJECT);
         let hellos = client.subscribe(subject.clone()).await?;
         broker.drops.watch(&hellos, Carries::Hellos);

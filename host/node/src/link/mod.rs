@@ -1,6 +1,7 @@
 //! The broker: connections, what is handed to it, and what it has.
 
 pub(crate) mod broker;
+pub(crate) mod connection;
 pub mod dead_letters;
 pub(crate) mod drops;
 pub(crate) mod handed;

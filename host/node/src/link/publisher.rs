@@ -1,30 +1,21 @@
 //! Hands messages to the broker's client, as a thread's outbox wants them handed over.
 
-use std::sync::Arc;
-use std::sync::atomic::Ordering;
-
 use async_nats::connection::State;
-use async_nats::{Client, Statistics};
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 
+use crate::link::connection::Connection;
 use crate::link::journal::Entry;
 use crate::link::wire;
 use crate::pool::Carrier;
 
 /// The broker's client, as outboxes know it.
 #[derive(Clone)]
-pub(crate) struct Publisher {
-    client: Client,
-    statistics: Arc<Statistics>,
-}
+pub(crate) struct Publisher(Connection);
 
 impl Publisher {
-    pub(crate) fn new(client: Client) -> Self {
-        Self {
-            statistics: client.statistics(),
-            client,
-        }
+    pub(crate) fn new(connection: Connection) -> Self {
+        Self(connection)
     }
 
     async fn publish(&self, entry: &Entry) -> anyhow::Result<()> {
@@ -40,10 +31,10 @@ impl Publisher {
                     counted.renewed,
                     counted.seq,
                 ));
-                let client = &self.client;
+                let client = self.0.client();
                 client.publish_with_headers(subject, headers, body).await?;
             }
-            None => self.client.publish(subject, body).await?,
+            None => self.0.client().publish(subject, body).await?,
         }
         Ok(())
     }
@@ -51,11 +42,11 @@ impl Publisher {
 
 impl Carrier for Publisher {
     fn link(&self) -> u64 {
-        self.statistics.connects.load(Ordering::Acquire)
+        self.0.connects()
     }
 
     fn is_connected(&self) -> bool {
-        self.client.connection_state() == State::Connected
+        self.0.client().connection_state() == State::Connected
     }
 
     fn try_hand(&self, entry: &Entry) -> Option<anyhow::Result<()>> {

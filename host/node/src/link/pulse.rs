@@ -28,6 +28,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::clock;
 use crate::link::broker::{Access, Health};
+use crate::link::connection::Connection;
 use crate::link::drops::Carries;
 use crate::link::handed::Sources;
 use crate::tasks::Tasks;
@@ -90,11 +91,12 @@ impl Pulse {
     /// If what it takes to connect can't be read.
     pub(crate) async fn start(
         access: &Access,
-        main: Client,
+        main: &Connection,
         health: Arc<Health>,
         sources: Sources,
         tasks: &Tasks,
     ) -> anyhow::Result<watch::Receiver<u64>> {
+        let main = main.client().clone();
         let back = main.new_inbox();
         let markers = main.subscribe(format!("{back}.*")).await?;
         health.drops.watch(&markers, Carries::Markers);

@@ -14,6 +14,8 @@ use super::seldom::Seldom;
 use super::shards::Figures;
 use super::turn::Current;
 use super::work::Generation;
+#[cfg(test)]
+use super::work::Step;
 use crate::directory::request::Fetcher;
 use crate::link::voice::Voice;
 use crate::state::{Restorer, Saver};
@@ -67,6 +69,9 @@ pub(crate) struct Cell {
     pub(super) timer: Option<u64>,
     /// Whether the thread has noted that changes of it wait for the broker.
     pub(super) is_unsaved: bool,
+    /// Where it is to panic the next time that it comes there.
+    #[cfg(test)]
+    pub(super) panics_in: Option<Step>,
 }
 
 /// Where a shard is among those that have something to do.
@@ -115,6 +120,8 @@ impl Cell {
             stands: Stands::Idle,
             timer: None,
             is_unsaved: false,
+            #[cfg(test)]
+            panics_in: None,
         }
     }
 
@@ -152,6 +159,8 @@ impl Cell {
 
     /// Says how far it has come, if it has begun.
     pub(super) fn beacon<C: Carrier>(&mut self, outbox: &mut Outbox<C>) {
+        #[cfg(test)]
+        self.may_panic(Step::Beacon);
         if self.voice.has_begun {
             self.output_end = outbox.push(self.voice.beacon());
             self.published_end = self.output_end;
@@ -160,6 +169,8 @@ impl Cell {
 
     /// Hands over what the state lacks, if it is time.
     pub(super) fn save<C: Carrier>(&mut self, outbox: &Outbox<C>) {
+        #[cfg(test)]
+        self.may_panic(Step::Save);
         let (end, acknowledged) = (self.published_end, outbox.acknowledged());
         if let Some(saver) = &mut self.saver
             && !saver.save(&mut self.shard, end, acknowledged)
@@ -181,6 +192,8 @@ impl Cell {
         if !self.has_given_up() {
             return false;
         }
+        #[cfg(test)]
+        self.may_panic(Step::End);
         let end = self.published_end;
         let Some(saver) = &mut self.saver else {
             return outbox.is_handed(self.output_end).is_some();
@@ -199,7 +212,16 @@ impl Cell {
         }
     }
 
-    pub(super) fn tell_figures(&self) {
+    #[cfg(test)]
+    pub(super) fn may_panic(&mut self, step: Step) {
+        if self.panics_in.take_if(|at| *at == step).is_some() {
+            panic!("told to");
+        }
+    }
+
+    pub(super) fn tell_figures(&mut self) {
+        #[cfg(test)]
+        self.may_panic(Step::Figures);
         let figures = &self.figures;
         let counters = self.shard.counters();
         let told = figures.counters.lock();

@@ -11,7 +11,6 @@ use tokio::sync::Notify;
 
 use super::Address;
 use super::work::{Ask, Batch, Size, Task};
-use crate::state::Restored;
 
 /// How many tasks of control may wait for a shard. The sender of more waits.
 const CONTROL_MAX: usize = 64;
@@ -229,30 +228,17 @@ impl Mailbox {
         lanes.is_some_and(|lanes| !lanes.inputs.is_empty())
     }
 
+    /// Whether anything but inputs waits for a shard.
+    pub(super) fn has_other_than_inputs(&self, shard: Address) -> bool {
+        let mail = self.mail();
+        let lanes = mail.lanes.get(&shard);
+        lanes.is_some_and(|lanes| !lanes.control.is_empty() || !lanes.questions.is_empty())
+    }
+
     /// Takes the next task of control.
     pub(super) fn take_control(&self, shard: Address) -> Option<Task> {
         let task = self.take(shard, |lanes| lanes.control.pop_front());
         task.map(|task| *task)
-    }
-
-    /// Whether what was stored of a shard has come.
-    pub(super) fn has_restored(&self, shard: Address) -> bool {
-        let mail = self.mail();
-        let first = mail.lanes.get(&shard).and_then(|it| it.control.front());
-        matches!(first.map(|task| &**task), Some(Task::Restored(_)))
-    }
-
-    /// Takes what was stored of a shard, if it has come.
-    pub(super) fn take_restored(&self, shard: Address) -> Option<Restored> {
-        let is_first = |lanes: &mut Lanes| {
-            lanes
-                .control
-                .pop_front_if(|task| matches!(**task, Task::Restored(_)))
-        };
-        match *self.take(shard, is_first)? {
-            Task::Restored(restored) => Some(restored),
-            _ => None,
-        }
     }
 
     /// Takes the inputs that have waited for longest.
@@ -267,6 +253,12 @@ impl Mailbox {
     /// Takes the question that has waited for longest.
     pub(super) fn take_question(&self, shard: Address) -> Option<Ask> {
         self.take(shard, |lanes| lanes.questions.pop_front())
+    }
+
+    /// Drops the questions that wait for a shard. Who asked is told that there is no answer.
+    pub(super) fn drop_questions(&self, shard: Address) {
+        let questions = self.take(shard, |lanes| Some(std::mem::take(&mut lanes.questions)));
+        drop(questions);
     }
 
     /// Drops all that waits for a shard which isn't there.

@@ -1,6 +1,7 @@
 //! A shard that has failed begins anew from what was stored: it is as after a crash of the
 //! process, but for it alone. What it was doing is dropped, and so is the input that it was
-//! at, which might have it fail again.
+//! at, which might have it fail again. Until it is back, inputs wait, control tasks are done,
+//! and questions are answered with `unavailable`.
 
 use std::any::Any;
 use std::sync::Arc;
@@ -70,6 +71,12 @@ impl Cell {
         self.shard = self.shard.anew();
         self.shard.keep_records(self.saver.is_some());
         self.restart.begin(clock::now_ms());
+    }
+
+    /// Whether it is to end while it begins anew, and can't: what was on its way to the store
+    /// waits for a broker that can't be reached.
+    pub(super) fn ends_unrestored<C: Carrier>(&self, outbox: &mut Outbox<C>) -> bool {
+        self.ending.is_some() && outbox.settled(self.published_end) == Some(false)
     }
 
     /// Has what was stored be read, once what was on its way to the store is there.

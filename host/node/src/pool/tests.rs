@@ -24,6 +24,8 @@ use crate::link::journal::Entry;
 use crate::link::voice::Voice;
 use crate::state::{Saver, Writer};
 
+mod failures;
+
 const ONLINE: &str = "presence.events.user_online";
 
 /// What the broker has got, and what it takes.
@@ -122,9 +124,14 @@ struct Tenant {
 impl Node {
     /// Its outbox holds so many bytes; each time that time is measured, so much is over.
     fn new(bytes_max: usize, step_ns: u64) -> Self {
+        Self::with_beacons(bytes_max, step_ns, 3_600_000)
+    }
+
+    /// As [`Self::new`], with beacons so often, in milliseconds.
+    fn with_beacons(bytes_max: usize, step_ns: u64, beacon_ms: u64) -> Self {
         let mut sources = Sources::new(1_000);
         let (broker, mailbox) = (Broker::default(), Arc::<Mailbox>::default());
-        let outbox = Outbox::new(broker.clone(), sources.add(), bytes_max, 3_600_000);
+        let outbox = Outbox::new(broker.clone(), sources.add(), bytes_max, beacon_ms);
         let mut ns = 0;
         let meter = move || {
             ns += step_ns;
@@ -393,78 +400,6 @@ fn a_new_connection_is_handed_again_what_the_broker_may_not_have_but_no_answer()
     assert_eq!(node.broker.on(ONLINE), online);
     assert_eq!(node.broker.on("r").len(), 3);
     assert!(node.figures.repeated.load(Ordering::Relaxed) > 0);
-}
-
-#[test]
-fn a_shard_that_panics_begins_anew_under_a_later_epoch_and_all_others_go_on() {
-    let mut node = Node::new(1 << 20, 1);
-    let tenant = node.tenant(2);
-    node.work();
-    for port in &tenant.ports {
-        offer(port, connects(0, 3, None));
-    }
-    node.work();
-    let address = Address {
-        tenant: 0,
-        shard: 0,
-    };
-    node.mailbox.put_first(address, Task::Panic);
-    offer(&tenant.ports[0], connects(3, 1, None));
-    offer(&tenant.ports[1], connects(3, 1, None));
-    node.work();
-    assert_eq!(node.broker.on(ONLINE).last().unwrap(), "t0/1 1 4");
-    let figures = &tenant.ports[0].figures;
-    assert_eq!(figures.restarts.load(Ordering::Relaxed), 1);
-    // What came meanwhile has waited, and what was known is gone where nothing is stored.
-    node.until(|node| node.broker.on(ONLINE).len() == 8);
-    let last = node.broker.on(ONLINE).pop().unwrap();
-    let [source, epoch, seq] = *last.split(' ').collect::<Vec<_>>() else {
-        panic!("{last}");
-    };
-    assert_eq!((source, seq), ("t0/0", "1"));
-    assert!(epoch.parse::<u64>().unwrap() > 1_000);
-    assert_eq!(figures.online_users.load(Ordering::Relaxed), 1);
-    assert_eq!(figures.restarts.load(Ordering::Relaxed), 1);
-}
-
-#[test]
-fn a_shard_that_panics_knows_again_what_was_stored_of_it() {
-    let mut node = Node::new(1 << 20, 1);
-    let folder = tempfile::tempdir().unwrap();
-    let names = Arc::<Names>::default();
-    let state = Writer::in_folder(folder.path(), &names);
-    let tenant = node.kept_tenant(1, names, &state);
-    node.work();
-    let [port] = &*tenant.ports else {
-        panic!("it has one shard");
-    };
-    offer(port, connects(0, 3, None));
-    node.until(|node| {
-        node.acknowledge();
-        state.figures.records.load(Ordering::Relaxed) >= 6
-    });
-    let address = Address {
-        tenant: 0,
-        shard: 0,
-    };
-    node.mailbox.put_first(address, Task::Panic);
-    node.work();
-    let online = || port.figures.online_users.load(Ordering::Relaxed);
-    assert_eq!(
-        (port.figures.restarts.load(Ordering::Relaxed), online()),
-        (1, 0)
-    );
-    node.until(|_| online() == 3);
-    // Who is online already is not announced again.
-    offer(port, connects(0, 4, None));
-    node.until(|node| node.broker.on(ONLINE).len() > 3);
-    let headers = node.broker.on(ONLINE);
-    assert_eq!(headers.len(), 4);
-    assert!(
-        headers[3].ends_with(" 1"),
-        "the first of a later epoch: {headers:?}"
-    );
-    assert_eq!(online(), 4);
 }
 
 #[tokio::test]

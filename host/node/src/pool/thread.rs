@@ -117,8 +117,9 @@ impl<C: Carrier> Thread<C> {
             self.make_ready(address);
         }
         if self.outbox.is_beacon_due(now) {
-            for cell in self.cells.values_mut() {
-                cell.beacon(&mut self.outbox);
+            let addresses: Vec<_> = self.cells.keys().copied().collect();
+            for address in addresses {
+                self.guarded(address, |thread| thread.beacon(address));
             }
             self.outbox.hand_over();
         }
@@ -153,6 +154,12 @@ impl<C: Carrier> Thread<C> {
         }
         self.touched = touched;
         goes_on
+    }
+
+    fn beacon(&mut self, address: Address) {
+        if let Some(cell) = self.cells.get_mut(&address) {
+            cell.beacon(&mut self.outbox);
+        }
     }
 
     fn place(&mut self, address: Address, mut cell: Box<Cell>) {
@@ -197,30 +204,38 @@ impl<C: Carrier> Thread<C> {
             if let Some(cell) = self.cells.get_mut(&address) {
                 cell.is_unsaved = false;
             }
-            self.save(address);
+            self.guarded(address, |thread| thread.save(address));
         }
     }
 
     /// Looks after shards that end, or begin anew.
     fn attend(&mut self) {
-        if self.attended.is_empty() {
-            return;
-        }
         for address in std::mem::take(&mut self.attended) {
-            let Some(cell) = self.cells.get_mut(&address) else {
-                continue;
-            };
-            if cell.restart.is_under_way() {
-                cell.attend_restart(address, &self.mailbox, &self.outbox);
-                self.attended.push(address);
-                if self.mailbox.has_restored(address) {
-                    self.make_ready(address);
-                }
-            } else if cell.has_ended(&mut self.outbox) {
-                self.remove(address);
-            } else if cell.has_given_up() {
-                self.attended.push(address);
+            self.guarded(address, |thread| thread.attend_to(address));
+        }
+    }
+
+    fn attend_to(&mut self, address: Address) {
+        let Some(cell) = self.cells.get_mut(&address) else {
+            return;
+        };
+        if cell.restart.is_under_way() {
+            if cell.ends_unrestored(&mut self.outbox) {
+                tracing::warn!(
+                    "NATS can't be reached, and a shard that has failed can't begin anew before \
+                     it stops: what waits for it is given up"
+                );
+                return self.remove(address);
             }
+            cell.attend_restart(address, &self.mailbox, &self.outbox);
+            self.attended.push(address);
+            if self.mailbox.has_other_than_inputs(address) {
+                self.make_ready(address);
+            }
+        } else if cell.has_ended(&mut self.outbox) {
+            self.remove(address);
+        } else if cell.has_given_up() {
+            self.attended.push(address);
         }
     }
 
@@ -244,16 +259,22 @@ impl<C: Carrier> Thread<C> {
         let begun = (self.meter)();
         let limit = limit_ns.and_then(|limit| u64::try_from(limit).ok());
         let until = limit.map(|limit| begun.saturating_add(limit));
-        let turned = catch_unwind(AssertUnwindSafe(|| self.work(shard, until)));
-        let turned = turned.unwrap_or_else(|panic| {
-            // Nothing is told that came of it.
-            self.out.clear();
-            self.failed(shard, &*panic);
-            Turned::Over
-        });
-        self.end_turn(shard, turned);
+        let turned = self.guarded(shard, |thread| thread.work(shard, until));
+        let turned = turned.unwrap_or(Turned::Over);
+        self.guarded(shard, |thread| thread.end_turn(shard, turned));
         let took = (self.meter)().saturating_sub(begun);
         self.rounds.took(shard.tenant, took);
+    }
+
+    /// Has something be done with one shard. If it panics, that shard alone begins anew.
+    fn guarded<T>(&mut self, address: Address, work: impl FnOnce(&mut Self) -> T) -> Option<T> {
+        match catch_unwind(AssertUnwindSafe(|| work(self))) {
+            Ok(done) => Some(done),
+            Err(panic) => {
+                self.failed(address, &*panic);
+                None
+            }
+        }
     }
 
     fn work(&mut self, address: Address, until_ns: Option<u64>) -> Turned {
@@ -261,12 +282,6 @@ impl<C: Carrier> Thread<C> {
             return Turned::Over;
         };
         cell.stands = Stands::Idle;
-        if cell.restart.is_under_way() {
-            let Some(restored) = self.mailbox.take_restored(address) else {
-                return Turned::Over;
-            };
-            cell.restored(restored, &mut self.outbox);
-        }
         let mut ground = Ground {
             address,
             mailbox: &self.mailbox,
@@ -277,7 +292,8 @@ impl<C: Carrier> Thread<C> {
             meter: &mut self.meter,
         };
         while !cell.has_given_up() {
-            if cell.is_to_rest(ground.outbox) {
+            // One that begins anew publishes nothing, and needs no room for it.
+            if !cell.restart.is_under_way() && cell.is_to_rest(ground.outbox) {
                 return Turned::Full;
             }
             let Some(task) = ground.mailbox.take_control(address) else {
@@ -289,21 +305,43 @@ impl<C: Carrier> Thread<C> {
                     self.instances.change(address.tenant, cell, generation);
                     Task::Tell(Input::Rules)
                 }
+                Task::Restored(restored) if cell.restart.is_under_way() => {
+                    cell.restored(restored, ground.outbox);
+                    continue;
+                }
                 task => task,
             };
             self.instances.with(address, cell, |cell, rules| {
                 cell.control(task, rules, &mut ground);
             });
         }
+        if cell.restart.is_under_way() {
+            // It knows nothing that it could answer by.
+            ground.mailbox.drop_questions(address);
+            return Turned::Over;
+        }
         self.instances
             .with(address, cell, |cell, rules| cell.turn(rules, &mut ground))
     }
 
-    /// A shard has panicked: it begins anew.
+    /// A shard has panicked: it begins anew, unless it was about to end.
     fn failed(&mut self, address: Address, panic: &(dyn Any + Send)) {
-        if let Some(cell) = self.cells.get_mut(&address) {
-            cell.failed(panic);
-            self.instances.begin_anew(address.tenant, cell);
+        // Nothing is published that came of it.
+        self.out.clear();
+        let Some(cell) = self.cells.get_mut(&address) else {
+            return;
+        };
+        cell.failed(panic);
+        if cell.has_given_up() {
+            return self.remove(address);
+        }
+        self.instances.begin_anew(address.tenant, cell);
+        self.has_to_be_attended(address);
+    }
+
+    fn has_to_be_attended(&mut self, address: Address) {
+        if !self.attended.contains(&address) {
+            self.attended.push(address);
         }
     }
 
@@ -315,9 +353,7 @@ impl<C: Carrier> Thread<C> {
         cell.tell_figures();
         let is_waiting = cell.restart.is_under_way() || cell.has_given_up();
         if is_waiting {
-            if !self.attended.contains(&address) {
-                self.attended.push(address);
-            }
+            self.has_to_be_attended(address);
         } else if turned == Turned::Full {
             cell.stands = Stands::Resting;
             self.resting.push(address);

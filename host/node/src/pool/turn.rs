@@ -15,6 +15,8 @@ use presence_sandbox::Pipeline;
 use super::cell::{Cell, Ending, REFUSALS_TOLD_MS};
 use super::mailbox::Mailbox;
 use super::outbox::{Carrier, Outbox};
+#[cfg(test)]
+use super::work::Step;
 use super::work::{Ask, Task};
 use super::{Address, Meter, ThreadFigures};
 use crate::clock;
@@ -154,6 +156,12 @@ impl Cell {
                 let now = clock::now_ms();
                 self.shard.handle(now, input, rules, ground.out);
             }
+            // It knows nothing yet of what it will: its ids can't be told, and it is restored
+            // from the state.
+            Task::Ids(_) | Task::Restore(..) if self.restart.is_under_way() => {}
+            Task::Uses(questions, answer) if self.restart.is_under_way() => {
+                let _ = answer.send(vec![true; questions.len()]);
+            }
             Task::Restore(down_ms, records, done) => {
                 self.shard.restore(clock::now_ms(), down_ms, records);
                 self.shard.renew_leases(clock::now_ms());
@@ -182,7 +190,10 @@ impl Cell {
                 });
             }
             #[cfg(test)]
-            Task::Panic => panic!("told to"),
+            Task::Panic(step) => {
+                self.panics_in = Some(step);
+                self.may_panic(Step::Turn);
+            }
             // The thread's own affair.
             Task::Place(_) | Task::Pipeline(_) | Task::Restored(_) => {}
         }
@@ -190,6 +201,8 @@ impl Cell {
     }
 
     fn answer<C: Carrier>(&mut self, ask: Ask, rules: &mut Pipeline, ground: &mut Ground<'_, C>) {
+        #[cfg(test)]
+        self.may_panic(Step::Question);
         let now = clock::now_ms();
         match ask {
             // Nobody waits for the answer any more.

@@ -119,7 +119,25 @@ pub(crate) enum Task {
     /// Say when all before this has been done, and handed to the broker's client
     /// and to the state; do nothing after it.
     Stop(oneshot::Sender<()>),
-    /// Fail.
+    /// Panic, at this step of what comes next.
     #[cfg(test)]
-    Panic,
+    Panic(Step),
+}
+
+/// Where a shard can be made to panic.
+#[cfg(test)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Step {
+    /// At once.
+    Turn,
+    /// At its next question.
+    Question,
+    /// Where it tells its figures.
+    Figures,
+    /// Where its changes are handed to the state.
+    Save,
+    /// At its next beacon.
+    Beacon,
+    /// Where its last changes are handed to the state.
+    End,
 }

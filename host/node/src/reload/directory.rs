@@ -47,8 +47,8 @@ impl Reload {
                 let (updated, updates) = mpsc::channel(QUEUE);
                 self.updates = updates;
                 let health = Arc::clone(&self.tenant.health);
-                let (client, bucket) = (self.client.clone(), bucket.clone());
-                let follower = kv::Follower::new(client, bucket, health, updated, accepted);
+                let (connection, bucket) = (&self.connection, bucket.clone());
+                let follower = kv::Follower::new(connection, bucket, health, updated, accepted);
                 self.tasks.spawn("directory", follower.follow());
                 if let Some(update) = self.updates.recv().await {
                     self.update(update).await;

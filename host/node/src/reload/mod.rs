@@ -12,7 +12,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use async_nats::Client;
 use presence_config::causes::Causes;
 use presence_config::regular::{Stamp, Unreadable};
 use presence_config::{self as config, Config, Effect};
@@ -23,6 +22,7 @@ use tokio::sync::mpsc;
 
 use crate::clock;
 use crate::directory::{kv, request::Fetcher};
+use crate::link::connection::Connection;
 use crate::link::login::Login;
 use crate::ops::http::Status;
 use crate::reload::on_disk::{OnDisk, What};
@@ -129,7 +129,7 @@ pub(crate) struct Reload {
     pub(crate) loader: Arc<Loader>,
     pub(crate) tenant: Tenant,
     status: Arc<Status>,
-    client: Client,
+    connection: Connection,
     login: Login,
     tasks: Tasks,
     watch: Watch,
@@ -164,7 +164,7 @@ impl Reload {
         loader: Arc<Loader>,
         tenant: Tenant,
         status: Arc<Status>,
-        (client, login): (Client, Login),
+        (connection, login): (Connection, Login),
         tasks: Tasks,
     ) -> Self {
         // No bucket is followed yet.
@@ -177,7 +177,7 @@ impl Reload {
             loader,
             tenant,
             status,
-            client,
+            connection,
             login,
             tasks,
             watch: Watch::new(),

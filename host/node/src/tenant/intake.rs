@@ -5,9 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use async_nats::{Message as Received, Statistics, Subscriber};
 use futures_util::{FutureExt, StreamExt};
-use presence_config::subjects::{REDRIVEN, SEQ, Subjects};
+use presence_config::subjects::Subjects;
 use presence_core::Input;
 use presence_core::message::{Kind, Limits, Message};
 use presence_core::metadata;
@@ -15,6 +14,7 @@ use tokio::sync::{oneshot, watch};
 
 use crate::clock;
 use crate::link::broker::Health;
+use crate::link::connection::{Connection, Incoming, Subscription};
 use crate::link::drops::Carries;
 use crate::link::hearing::Hearing;
 use crate::link::reply::Replies;
@@ -28,7 +28,7 @@ const SETTLE_EVERY: Duration = Duration::from_secs(1);
 
 /// What reads a tenant's subscription.
 pub(crate) struct Intake {
-    pub(crate) messages: Subscriber,
+    pub(crate) messages: Subscription,
     pub(crate) subjects: Subjects,
     pub(crate) replies: Arc<Replies>,
     /// The longest body that the broker takes, as it says on connecting.
@@ -37,7 +37,7 @@ pub(crate) struct Intake {
     pub(crate) metadata: watch::Receiver<metadata::Limits>,
     pub(crate) shards: Shards,
     pub(crate) broker: Arc<Health>,
-    pub(crate) statistics: Arc<Statistics>,
+    pub(crate) connection: Connection,
     pub(crate) account: Account,
     pub(crate) hearing: Hearing,
 }
@@ -83,7 +83,7 @@ impl Intake {
                 _ = &mut stop, if !stopping => {
                     stopping = true;
                     // The subscription ends when all that is on its way is read.
-                    if self.messages.drain().await.is_err() {
+                    if !self.messages.drain().await {
                         return;
                     }
                     continue;
@@ -128,7 +128,7 @@ impl Intake {
 
     /// Counts what the client has dropped.
     fn settle(&mut self) {
-        let received = self.statistics.in_messages.load(Ordering::Relaxed);
+        let received = self.connection.received();
         let drops = &self.broker.drops;
         let said = drops.said_of(Carries::Inputs);
         // At least those.
@@ -147,7 +147,7 @@ impl Intake {
     /// room for is dropped and counted: were it waited for, the broker's client
     /// would drop instead, and not say how much. When nothing more is to come, it
     /// is waited for.
-    async fn batch(&mut self, first: Received, stopping: bool) {
+    async fn batch(&mut self, first: Incoming, stopping: bool) {
         let now = clock::now_ms();
         let limits = Limits {
             body_bytes_max: self.body_bytes_max.load(Ordering::Relaxed),
@@ -159,10 +159,10 @@ impl Intake {
         let mut batches: Vec<_> = self.shards.iter().map(batch).collect();
         let (subjects, replies) = (&self.subjects, &self.replies);
         let mut bytes = 0;
-        let mut put = |received: Received| {
-            let length = received.length;
+        let mut put = |received: Incoming| {
+            let length = received.bytes();
             bytes += length;
-            let sorted = sort(received, subjects, replies, limits, &self.shards);
+            let sorted = sort(&received, subjects, replies, limits, &self.shards);
             if let Some((place, input)) = sorted
                 && let Some(batch) = batches.get_mut(place)
             {
@@ -200,28 +200,26 @@ impl Intake {
 
 /// What a message says, and to which of the shards.
 fn sort(
-    received: Received,
+    received: &Incoming,
     subjects: &Subjects,
     replies: &Replies,
     limits: Limits,
     shards: &Shards,
 ) -> Option<(usize, Input)> {
-    let kind = subjects.kind(&received.subject)?;
-    let headers = received.headers.as_ref();
-    let has = |name: &str| headers.is_some_and(|headers| headers.get(name).is_some());
-    if has(SEQ) {
+    let kind = subjects.kind(received.subject())?;
+    if received.is_from_node() {
         return None;
     }
-    let is_redriven = has(REDRIVEN) && matches!(kind, Kind::Online | Kind::Offline);
-    let reply = replies.accept(received.reply.map(|reply| reply.to_string()));
-    Some(match Message::parse(kind, &received.payload, limits) {
+    let is_redriven = received.is_redriven() && matches!(kind, Kind::Online | Kind::Offline);
+    let reply = replies.accept(received.reply()).map(Into::into);
+    Some(match Message::parse(kind, received.payload(), limits) {
         Ok(mut message) => {
             message.is_redriven = is_redriven;
             let place = shards.place_of(&message.user);
             (place, Input::Message { message, reply })
         }
         Err(rejection) => {
-            let payload = received.payload;
+            let payload = received.payload().clone();
             // All shards share what there is to do for dead letters.
             (
                 pool::place(&payload, shards.iter().len()),

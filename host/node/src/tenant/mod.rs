@@ -13,7 +13,6 @@ pub(crate) mod stale;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use async_nats::Client;
 use futures_util::future::join_all;
 use presence_config::subjects::{Source, Subjects};
 use presence_config::{self as config, Config, Queues};
@@ -28,7 +27,8 @@ use tokio::time::{Instant, timeout_at};
 use crate::directory;
 use crate::directory::kept::Keeper;
 use crate::directory::request::Fetcher;
-use crate::link::broker::{self, Health};
+use crate::link::broker::Health;
+use crate::link::connection::Connection;
 use crate::link::drops::Carries;
 use crate::link::handed::{Handed, Sources};
 use crate::link::hearing::Hearing;
@@ -37,7 +37,7 @@ use crate::link::voice::Voice;
 use crate::pool::{self, Cell, Common, Generation, Pool, Room, Shards, Task};
 use crate::state::{Restored, Writer};
 use crate::tasks::Tasks;
-use crate::tenant::ask::{Budget, Counts, Desk};
+use crate::tenant::ask::{Budget, Counts, QueryService};
 use crate::tenant::intake::{Account, Intake};
 
 /// How many ids come together before those in use are told from the others.
@@ -110,7 +110,7 @@ impl Tenant {
     pub(crate) fn start(
         config: &Config,
         blueprint: Blueprint,
-        client: &Client,
+        connection: &Connection,
         names: Arc<Names>,
         (epoch, state): (u64, Option<Writer>),
         replies: Arc<Replies>,
@@ -130,7 +130,7 @@ impl Tenant {
             // Until it has been read.
             None => Directory::unavailable(),
         });
-        let body_bytes_max = broker::body_bytes_max(client);
+        let body_bytes_max = connection.body_bytes_max();
         let dead_letters = Allowance::new(config.dead_letters.rates);
         let count = config.shard_count();
         let queues = &config.engine.queues;
@@ -221,38 +221,38 @@ impl Tenant {
     /// Subscribes to what is published for the tenant.
     pub(crate) async fn listen(
         &self,
-        client: &Client,
+        connection: &Connection,
         broker: Arc<Health>,
         heard: watch::Receiver<u64>,
         intake_queue: usize,
     ) -> anyhow::Result<Intake> {
         // One subscription, so that one order holds over all subjects.
-        let messages = client.subscribe(self.subjects.of("presence.>")).await?;
-        broker.drops.watch(&messages, Carries::Inputs);
+        let subject = self.subjects.of("presence.>");
+        let messages = connection.subscribe(subject, Carries::Inputs, &broker);
         Ok(Intake {
-            messages,
+            messages: messages.await?,
             subjects: self.subjects.clone(),
             replies: Arc::clone(&self.replies),
             body_bytes_max: Arc::clone(&self.body_bytes_max),
             metadata: self.metadata.subscribe(),
             shards: self.shards.clone(),
             broker,
-            statistics: client.statistics(),
+            connection: connection.clone(),
             account: Account::default(),
             hearing: Hearing::new(heard, intake_queue, self.shards.iter().len()),
         })
     }
 
     /// What answers to what the tenant's users ask.
-    pub(crate) fn desk(
+    pub(crate) fn query_service(
         &self,
-        client: &Client,
+        connection: &Connection,
         broker: Arc<Health>,
         counts: Arc<Counts>,
         queues: &Queues,
-    ) -> Desk {
-        Desk {
-            client: client.clone(),
+    ) -> QueryService {
+        QueryService {
+            connection: connection.clone(),
             subjects: self.subjects.clone(),
             replies: Arc::clone(&self.replies),
             shards: self.shards.clone(),
@@ -324,7 +324,7 @@ impl Tenant {
     pub(crate) fn follow_link(
         &self,
         mut links: mpsc::UnboundedReceiver<bool>,
-        client: Client,
+        connection: Connection,
         tasks: &Tasks,
     ) {
         let shards = self.shards.clone();
@@ -335,7 +335,7 @@ impl Tenant {
                 if !connected {
                     continue;
                 }
-                let body_bytes_max = broker::body_bytes_max(&client);
+                let body_bytes_max = connection.body_bytes_max();
                 known.store(body_bytes_max, Ordering::Relaxed);
                 if let Some(fetcher) = &fetcher {
                     fetcher.reconnected();

@@ -26,6 +26,7 @@ use presence_core::names::Names;
 use tokio::sync::mpsc;
 
 use super::health::Health;
+use crate::link::connection::Connection;
 use entries::Entries;
 use followed::{Followed, Look};
 
@@ -88,14 +89,14 @@ impl Follower {
     /// Of a bucket; `accepted` is which one was taken as the directory when the node last
     /// ran.
     pub(crate) fn new(
-        client: Client,
+        connection: &Connection,
         bucket: String,
         health: Arc<Health>,
         updates: mpsc::Sender<Update>,
         accepted: Option<String>,
     ) -> Self {
         Self {
-            client,
+            client: connection.client().clone(),
             bucket,
             health,
             updates,

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use async_nats::{Client, Message, Request, Subscriber};
+use async_nats::{Client, Message, Request};
 use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
@@ -25,6 +25,7 @@ use tokio::sync::{Notify, oneshot, watch};
 
 use crate::clock;
 use crate::link::broker::Health;
+use crate::link::connection::{Connection, Incoming, Subscription};
 use crate::link::drops::{Carries, Losses};
 use crate::link::request;
 use crate::pool::{Shards, Task};
@@ -66,7 +67,7 @@ pub(crate) struct Fetcher {
 
 /// What the service says has changed.
 pub(crate) struct Invalidations {
-    messages: Subscriber,
+    messages: Subscription,
     /// How often the client has said that it dropped something.
     drops: watch::Receiver<u64>,
 }
@@ -156,12 +157,12 @@ impl Fetcher {
     /// Subscribes to what the service says has changed.
     pub(crate) async fn listen(
         &self,
-        client: &Client,
+        connection: &Connection,
         broker: &Health,
     ) -> anyhow::Result<Invalidations> {
         let subject = format!("{}.{}", self.subject, protocol::INVALIDATE);
-        let messages = client.subscribe(subject).await?;
-        broker.drops.watch(&messages, Carries::Invalidations);
+        let messages = connection.subscribe(subject, Carries::Invalidations, broker);
+        let messages = messages.await?;
         let drops = broker.drops.follow();
         Ok(Invalidations { messages, drops })
     }
@@ -169,7 +170,7 @@ impl Fetcher {
     /// Asks, for as long as it is polled.
     pub(crate) async fn run(
         self: Arc<Self>,
-        client: Client,
+        connection: Connection,
         shards: Shards,
         invalidations: Invalidations,
         queue: usize,
@@ -192,7 +193,7 @@ impl Fetcher {
                 let Some(question) = self.cache().next(now) else {
                     break;
                 };
-                let asked = self.ask(client.clone(), question.clone());
+                let asked = self.ask(connection.client().clone(), question.clone());
                 under_way.push(async move { (question, asked.await) });
             }
             if self.cache().has_arrived() {
@@ -269,8 +270,8 @@ impl Fetcher {
         }
     }
 
-    fn invalidate(&self, message: &Message) {
-        match protocol::invalidated(&message.payload, &self.names) {
+    fn invalidate(&self, message: &Incoming) {
+        match protocol::invalidated(message.payload(), &self.names) {
             Ok(what) => {
                 self.counts.invalidations.fetch_add(1, Ordering::Relaxed);
                 self.cache().invalidate(what.as_ref());
@@ -279,7 +280,10 @@ impl Fetcher {
                 self.counts
                     .bad_invalidations
                     .fetch_add(1, Ordering::Relaxed);
-                tracing::warn!(subject = %message.subject, "invalidation passed over: {error:#}");
+                tracing::warn!(
+                    subject = message.subject(),
+                    "invalidation passed over: {error:#}"
+                );
             }
         }
     }

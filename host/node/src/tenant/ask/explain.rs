@@ -7,10 +7,10 @@ use presence_core::body::explain::explanation;
 use presence_core::query::{Explain, Refusal};
 use tokio::sync::oneshot;
 
-use super::{Desk, TRIES};
+use super::{QueryService, TRIES};
 use crate::pool::Ask;
 
-impl Desk {
+impl QueryService {
     /// Refuses, unless explanations are given at all.
     pub(super) fn explain_if_enabled(&self) -> Result<(), Refusal> {
         if self.explains.load(Ordering::Relaxed) {
@@ -21,7 +21,7 @@ impl Desk {
         ))
     }
 
-    /// Explains; with nothing if the node is being stopped.
+    /// Explains; with nothing if a shard could not answer.
     pub(super) async fn explain(&self, asked: Explain) -> Result<Option<Vec<u8>>, Refusal> {
         let Some(shard) = self.shards.get(self.shards.place_of(&asked.user)) else {
             return Ok(None);

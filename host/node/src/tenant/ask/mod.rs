@@ -11,16 +11,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use async_nats::{Client, Message as Received, Subject, Subscriber};
 use futures_util::StreamExt;
 use futures_util::stream::{SelectAll, select_all};
-use presence_config::subjects::{Asked, SEQ, Subjects};
+use presence_config::subjects::{Asked, Subjects};
 use presence_core::body;
 use presence_core::directory::{Directory, Question};
 use presence_core::query::{Explain, Query, Refusal};
 use tokio::sync::{Semaphore, oneshot, watch};
 
 use crate::link::broker::Health;
+use crate::link::connection::{Connection, Incoming, Subscription};
 use crate::link::drops::Carries;
 use crate::link::reply::Replies;
 use crate::pool::Shards;
@@ -41,6 +41,10 @@ const REFUSALS_MAX: usize = 4_096;
 /// How often the log tells of questions that found no room, in milliseconds.
 const OVERLOAD_TOLD_MS: u64 = 10_000;
 
+/// What a question is answered where a shard that it was for has failed, or was stopped.
+const NOT_ANSWERED: &str = "the part of the node that knows these users is starting again, or \
+                            stopping: ask again later";
+
 /// What became of the questions.
 #[derive(Debug, Default)]
 pub(crate) struct Counts {
@@ -52,11 +56,13 @@ pub(crate) struct Counts {
     pub(crate) unanswered: AtomicU64,
     /// Those without a subject that an answer may go to.
     pub(crate) ignored: AtomicU64,
+    /// Those that a shard could not answer: it has failed, or was stopped.
+    pub(crate) failed: AtomicU64,
 }
 
-/// What it takes to answer.
-pub(crate) struct Desk {
-    pub(crate) client: Client,
+/// Answers queries and requests for explanations.
+pub(crate) struct QueryService {
+    pub(crate) connection: Connection,
     pub(crate) subjects: Subjects,
     pub(crate) replies: Arc<Replies>,
     pub(crate) shards: Shards,
@@ -76,31 +82,32 @@ pub(crate) struct Desk {
 
 /// What reads a tenant's questions.
 pub(crate) struct Reader {
-    messages: SelectAll<Subscriber>,
-    desk: Arc<Desk>,
+    messages: SelectAll<Subscription>,
+    service: Arc<QueryService>,
     refusals: Arc<Semaphore>,
     overload: Seldom,
 }
 
-impl Desk {
+impl QueryService {
     /// Subscribes to what is asked.
     pub(crate) async fn listen(self) -> anyhow::Result<Reader> {
-        let mut subscribers = Vec::new();
+        let mut subscriptions = Vec::new();
         for subject in Asked::SUBJECTS {
             let subject = self.subjects.of(subject);
-            let subscriber = self.client.subscribe(subject).await?;
-            self.broker.drops.watch(&subscriber, Carries::Questions);
-            subscribers.push(subscriber);
+            let subscribing = self
+                .connection
+                .subscribe(subject, Carries::Questions, &self.broker);
+            subscriptions.push(subscribing.await?);
         }
         Ok(Reader {
-            messages: select_all(subscribers),
-            desk: Arc::new(self),
+            messages: select_all(subscriptions),
+            service: Arc::new(self),
             refusals: Arc::new(Semaphore::new(REFUSALS_MAX)),
             overload: Seldom::default(),
         })
     }
 
-    async fn answer(&self, received: &Received, share: Share, reply: Subject) {
+    async fn answer(&self, received: &Incoming, share: Share, reply: String) {
         let body = match self.answer_to(received, Arc::new(share)).await {
             Ok(Some(body)) => {
                 self.counts.answered.fetch_add(1, Ordering::Relaxed);
@@ -115,11 +122,17 @@ impl Desk {
                 count.fetch_add(1, Ordering::Relaxed);
                 body::query::refusal(&refusal)
             }
-            // The node is being stopped.
-            Ok(None) => return,
+            Ok(None) => {
+                self.counts.failed.fetch_add(1, Ordering::Relaxed);
+                body::query::refusal(&Refusal::unavailable(NOT_ANSWERED))
+            }
         };
-        if let Err(error) = self.client.publish(reply, body.into()).await {
-            tracing::error!(%error, "an answer could not be published");
+        self.publish(reply, body).await;
+    }
+
+    async fn publish(&self, reply: String, body: Vec<u8>) {
+        if let Err(error) = self.connection.publish(reply, body).await {
+            tracing::error!("an answer could not be published: {error:#}");
         }
     }
 
@@ -137,17 +150,17 @@ impl Desk {
 
     async fn answer_to(
         &self,
-        received: &Received,
+        received: &Incoming,
         share: Arc<Share>,
     ) -> Result<Option<Vec<u8>>, Refusal> {
-        match self.subjects.asked(&received.subject) {
+        match self.subjects.asked(received.subject()) {
             Some(Asked::Query(viewer)) => {
-                let query = Query::parse(&received.payload, viewer)?;
+                let query = Query::parse(received.payload(), viewer)?;
                 self.query(query, share).await
             }
             Some(Asked::Explain) => {
                 self.explain_if_enabled()?;
-                self.explain(Explain::parse(&received.payload)?).await
+                self.explain(Explain::parse(received.payload())?).await
             }
             None => Ok(None),
         }
@@ -164,7 +177,7 @@ impl Reader {
                 _ = &mut stop, if !stopping => {
                     stopping = true;
                     for messages in self.messages.iter_mut() {
-                        if messages.drain().await.is_err() {
+                        if !messages.drain().await {
                             return;
                         }
                     }
@@ -173,34 +186,33 @@ impl Reader {
                 received = self.messages.next() => received,
             };
             let Some(received) = received else { break };
-            self.desk.broker.count_elsewhere();
+            self.service.broker.count_elsewhere();
             self.take(received);
         }
         // Those that are being answered still.
-        self.desk.budget.is_idle().await;
+        self.service.budget.is_idle().await;
     }
 
     /// Has a question answered. It never waits: what comes while much is asked would wait
     /// in the subscription, which nothing bounds in bytes.
-    fn take(&self, received: Received) {
-        let headers = received.headers.as_ref();
-        if headers.is_some_and(|headers| headers.get(SEQ).is_some()) {
+    fn take(&self, received: Incoming) {
+        if received.is_from_node() {
             return;
         }
-        let Some(reply) = self.desk.replies.accept(received.reply.clone()) else {
-            self.desk.counts.ignored.fetch_add(1, Ordering::Relaxed);
+        let Some(reply) = self.service.replies.accept(received.reply()) else {
+            self.service.counts.ignored.fetch_add(1, Ordering::Relaxed);
             return;
         };
-        let desk = Arc::clone(&self.desk);
-        match desk.budget.admit(received.payload.len()) {
-            Some(share) => spawn(async move { desk.answer(&received, share, reply).await }),
+        let (service, reply) = (Arc::clone(&self.service), reply.to_owned());
+        match service.budget.admit(received.payload().len()) {
+            Some(share) => spawn(async move { service.answer(&received, share, reply).await }),
             None => self.refuse(reply),
         }
     }
 
     /// Answers a question that finds no room.
-    fn refuse(&self, reply: Subject) {
-        let counts = &self.desk.counts;
+    fn refuse(&self, reply: String) {
+        let counts = &self.service.counts;
         counts.overloaded.fetch_add(1, Ordering::Relaxed);
         if let Some(refused) = self.overload.line(OVERLOAD_TOLD_MS) {
             tracing::warn!(
@@ -213,12 +225,10 @@ impl Reader {
             counts.unanswered.fetch_add(1, Ordering::Relaxed);
             return;
         };
-        let client = self.desk.client.clone();
+        let service = Arc::clone(&self.service);
         spawn(async move {
             let body = body::query::refusal(&Refusal::overloaded());
-            if let Err(error) = client.publish(reply, body.into()).await {
-                tracing::error!(%error, "an answer could not be published");
-            }
+            service.publish(reply, body).await;
             drop(permit);
         });
     }

@@ -13,7 +13,7 @@ use presence_core::message::Cause;
 use presence_core::query::{Asked, Query, Refusal};
 use tokio::sync::oneshot;
 
-use super::{Desk, Share, TRIES};
+use super::{QueryService, Share, TRIES};
 use crate::pool::Ask;
 
 /// How many users a shard answers on before its inputs get their turn.
@@ -123,11 +123,11 @@ impl Asking {
 }
 
 impl Questions {
-    fn new(viewer: ByteString, users: Vec<ByteString>, desk: &Desk) -> Self {
+    fn new(viewer: ByteString, users: Vec<ByteString>, service: &QueryService) -> Self {
         let mut pieces: Vec<Piece> = Vec::new();
-        let mut filling = vec![None; desk.shards.iter().len()];
+        let mut filling = vec![None; service.shards.iter().len()];
         let spots = users.iter().enumerate().map(|(place, user)| {
-            let shard = desk.shards.place_of(user);
+            let shard = service.shards.place_of(user);
             let known: Option<usize> = filling.get(shard).copied().flatten();
             let is_open = |piece: &usize| {
                 let piece: Option<&Piece> = pieces.get(*piece);
@@ -174,8 +174,8 @@ impl Questions {
     }
 }
 
-impl Desk {
-    /// Answers a query; with nothing if the node is being stopped.
+impl QueryService {
+    /// Answers a query; with nothing if a shard could not answer.
     pub(super) async fn query(
         &self,
         query: Query,
@@ -199,7 +199,7 @@ impl Desk {
         Ok(Some(body))
     }
 
-    /// Has every piece answered; none if the node is being stopped. Who can't be
+    /// Has every piece answered; none if a shard could not answer. Who can't be
     /// decided on within all tries looks hidden.
     async fn ask(
         &self,
@@ -232,8 +232,8 @@ impl Desk {
         Ok(Some(questions))
     }
 
-    /// Has some pieces answered, anew if they have been before. None if the node is being
-    /// stopped.
+    /// Has some pieces answered, anew if they have been before. None if a shard
+    /// could not answer.
     async fn ask_once(
         &self,
         mut questions: Questions,
@@ -278,7 +278,7 @@ impl Desk {
         Ok(Some(answered.questions))
     }
 
-    /// A viewer's own contacts; none if the node is being stopped.
+    /// A viewer's own contacts; none if a shard could not answer.
     async fn contacts(&self, viewer: &ByteString) -> Result<Option<Vec<ByteString>>, Refusal> {
         let Some(shard) = self.shards.get(self.shards.place_of(viewer)) else {
             return Ok(None);

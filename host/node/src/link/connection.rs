@@ -1,0 +1,145 @@
+//! The node's connection to the broker, as the rest of the node knows it: it subscribes and
+//! publishes. The client's own types stay in `link` and `directory`.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::{Context, Poll};
+
+use async_nats::{Client, Message, Statistics, Subscriber};
+use bytes::Bytes;
+use futures_util::{Stream, StreamExt as _};
+use presence_config::subjects::{REDRIVEN, SEQ};
+use presence_config::{BODY_BYTES_MAX, HEADER_BYTES_MAX};
+
+use crate::link::broker::Health;
+use crate::link::drops::Carries;
+
+/// A connection. Cloning it shares it.
+#[derive(Clone)]
+pub(crate) struct Connection {
+    client: Client,
+    statistics: Arc<Statistics>,
+}
+
+/// The messages that come in on a subject, in the broker's order.
+pub(crate) struct Subscription(Subscriber);
+
+/// A message that has come in.
+pub(crate) struct Incoming(Message);
+
+impl Connection {
+    pub(super) fn new(client: Client) -> Self {
+        Self {
+            statistics: client.statistics(),
+            client,
+        }
+    }
+
+    /// The client itself, for `link` and `directory` alone.
+    pub(crate) fn client(&self) -> &Client {
+        &self.client
+    }
+
+    /// The longest body that the broker takes, in bytes, once it is known.
+    pub(crate) fn body_bytes_max(&self) -> usize {
+        match self.client.server_info().max_payload {
+            0 => BODY_BYTES_MAX,
+            bytes => bytes.saturating_sub(HEADER_BYTES_MAX),
+        }
+    }
+
+    /// Subscribes. What the client drops of it is counted under what it carries.
+    ///
+    /// # Errors
+    /// If the connection is closed, or the subject is none.
+    pub(crate) async fn subscribe(
+        &self,
+        subject: String,
+        carries: Carries,
+        broker: &Health,
+    ) -> anyhow::Result<Subscription> {
+        let messages = self.client.subscribe(subject).await?;
+        broker.drops.watch(&messages, carries);
+        Ok(Subscription(messages))
+    }
+
+    /// Publishes a message, once the client has room for it.
+    ///
+    /// # Errors
+    /// If the connection is closed, or the message is too long.
+    pub(crate) async fn publish(&self, subject: String, body: Vec<u8>) -> anyhow::Result<()> {
+        Ok(self.client.publish(subject, body.into()).await?)
+    }
+
+    /// Waits until the client has written all that it was given.
+    ///
+    /// # Errors
+    /// If the connection is closed.
+    pub(crate) async fn flush(&self) -> anyhow::Result<()> {
+        Ok(self.client.flush().await?)
+    }
+
+    /// How many messages the client has received, on all subscriptions.
+    pub(crate) fn received(&self) -> u64 {
+        self.statistics.in_messages.load(Ordering::Relaxed)
+    }
+
+    /// How often the client has connected.
+    pub(super) fn connects(&self) -> u64 {
+        self.statistics.connects.load(Ordering::Acquire)
+    }
+}
+
+impl Subscription {
+    /// Ends it, once what is on its way has been read. Says whether the connection is still
+    /// there for that.
+    pub(crate) async fn drain(&mut self) -> bool {
+        self.0.drain().await.is_ok()
+    }
+}
+
+impl Stream for Subscription {
+    type Item = Incoming;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Incoming>> {
+        self.0
+            .poll_next_unpin(context)
+            .map(|message| message.map(Incoming))
+    }
+}
+
+impl Incoming {
+    pub(crate) fn subject(&self) -> &str {
+        &self.0.subject
+    }
+
+    pub(crate) fn payload(&self) -> &Bytes {
+        &self.0.payload
+    }
+
+    /// The subject on which its sender wants an answer, if it wants one.
+    pub(crate) fn reply(&self) -> Option<&str> {
+        self.0.reply.as_deref()
+    }
+
+    /// Whether a node has published it.
+    pub(crate) fn is_from_node(&self) -> bool {
+        self.has(SEQ)
+    }
+
+    /// Whether it is a dead letter's, which an operator has published again.
+    pub(crate) fn is_redriven(&self) -> bool {
+        self.has(REDRIVEN)
+    }
+
+    fn has(&self, header: &str) -> bool {
+        let headers = self.0.headers.as_ref();
+        headers.is_some_and(|headers| headers.get(header).is_some())
+    }
+
+    /// How many bytes it takes, with its subject and its headers.
+    pub(crate) fn bytes(&self) -> usize {
+        self.0.length
+    }
+}
