@@ -5,7 +5,9 @@ use std::env;
 use std::error::Error;
 use std::fmt::Write as _;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
+
+use walkdir::{DirEntry, WalkDir};
 
 fn main() -> Result<(), Box<dyn Error>> {
     let plugins = PathBuf::from(env::var("CARGO_MANIFEST_DIR")?).join("../../plugins");
@@ -15,8 +17,9 @@ fn main() -> Result<(), Box<dyn Error>> {
         let folder = plugins.join(folder);
         // New files in it are noticed, too.
         println!("cargo::rerun-if-changed={}", folder.display());
-        let mut files = Vec::new();
-        walk(&folder, &mut files)?;
+        let mut files = WalkDir::new(&folder).into_iter().collect::<Result<Vec<_>, _>>()?;
+        files.retain(|file| !file.file_type().is_dir());
+        let mut files: Vec<_> = files.into_iter().map(DirEntry::into_path).collect();
         files.sort();
         writeln!(code, "pub(super) const {list}: &[(&str, &str)] = &[")?;
         for file in files {
@@ -33,17 +36,5 @@ fn main() -> Result<(), Box<dyn Error>> {
         PathBuf::from(env::var("OUT_DIR")?).join("embedded.rs"),
         code,
     )?;
-    Ok(())
-}
-
-fn walk(folder: &Path, files: &mut Vec<PathBuf>) -> Result<(), Box<dyn Error>> {
-    for entry in fs::read_dir(folder)? {
-        let path = entry?.path();
-        if path.is_dir() {
-            walk(&path, files)?;
-        } else {
-            files.push(path);
-        }
-    }
     Ok(())
 }

@@ -183,7 +183,8 @@ async fn a_stop_without_a_broker_and_without_room_does_not_use_up_its_time() -> 
     let mut scene = scene.await?;
     scene.proxy.cut();
     scene.host.unready().await?;
-    scene.hide_all().await?;
+    // More offlines than there is room for.
+    scene.site.write_directory_value(&directory(false))?;
     let full = &["there is no room for more"];
     scene.host.wait_for_log(0, full).await?;
     scene.host.stop().await

@@ -6,14 +6,14 @@ use std::fs;
 use std::path::{Component, Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
+use walkdir::WalkDir;
 
 /// Follows all links, and says how many pages and links there are.
 ///
 /// # Errors
 /// Lists those that lead nowhere.
 pub(super) fn check(book: &Path) -> Result<(usize, usize)> {
-    let mut pages = BTreeMap::new();
-    read(book, book, &mut pages)?;
+    let pages = read(book)?;
     let places: BTreeMap<_, _> = pages
         .iter()
         .map(|(path, html)| (path, values(html, "id").collect::<BTreeSet<_>>()))
@@ -77,19 +77,17 @@ pub(super) fn check_pages(root: &Path, pages: &[&str]) -> Result<()> {
     Ok(())
 }
 
-/// The pages below a folder, by their paths in the book.
-fn read(book: &Path, folder: &Path, pages: &mut BTreeMap<PathBuf, String>) -> Result<()> {
-    let cant = || format!("reading {}", folder.display());
-    for entry in fs::read_dir(folder).with_context(cant)? {
-        let path = entry.with_context(cant)?.path();
-        if path.is_dir() {
-            read(book, &path, pages)?;
-        } else if path.extension().is_some_and(|ending| ending == "html") {
-            let html = fs::read_to_string(&path).with_context(cant)?;
-            pages.insert(path.strip_prefix(book)?.to_owned(), html);
+/// The pages of a book, by their paths in it.
+fn read(book: &Path) -> Result<BTreeMap<PathBuf, String>> {
+    let mut pages = BTreeMap::new();
+    for file in WalkDir::new(book) {
+        let file = file?.into_path();
+        if file.extension().is_some_and(|ending| ending == "html") {
+            let html = fs::read_to_string(&file).context(file.display().to_string())?;
+            pages.insert(file.strip_prefix(book)?.to_owned(), html);
         }
     }
-    Ok(())
+    Ok(pages)
 }
 
 /// The values of an attribute.

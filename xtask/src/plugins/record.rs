@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
+use walkdir::{DirEntry, WalkDir};
 
 use super::build::Build;
 
@@ -83,15 +84,14 @@ pub(super) fn hash_sources(root: &Path) -> Result<String> {
 
 /// All files below a folder but what a build makes, and what new plugins are made of.
 fn list(folder: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
-    for entry in fs::read_dir(folder).with_context(|| format!("reading {}", folder.display()))? {
+    let is_listed = |entry: &DirEntry| {
+        let made = ["dist", "target", "templates"];
+        !(entry.file_type().is_dir() && made.iter().any(|made| entry.file_name() == *made))
+    };
+    for entry in WalkDir::new(folder).into_iter().filter_entry(is_listed) {
         let entry = entry?;
-        if !entry.file_type()?.is_dir() {
-            files.push(entry.path());
-        } else if !["dist", "target", "templates"]
-            .iter()
-            .any(|made| entry.file_name() == *made)
-        {
-            list(&entry.path(), files)?;
+        if !entry.file_type().is_dir() {
+            files.push(entry.into_path());
         }
     }
     Ok(())
