@@ -17,7 +17,9 @@ fn main() -> Result<(), Box<dyn Error>> {
         let folder = plugins.join(folder);
         // New files in it are noticed, too.
         println!("cargo::rerun-if-changed={}", folder.display());
-        let mut files = WalkDir::new(&folder).into_iter().collect::<Result<Vec<_>, _>>()?;
+        let mut files = WalkDir::new(&folder)
+            .into_iter()
+            .collect::<Result<Vec<_>, _>>()?;
         files.retain(|file| !file.file_type().is_dir());
         let mut files: Vec<_> = files.into_iter().map(DirEntry::into_path).collect();
         files.sort();
