@@ -178,8 +178,8 @@ fn connect_all(shard: &mut Shard, names: &Names, users: &[Id]) {
     for user in users {
         let name = names.name(*user).unwrap();
         let body = format!(
-            r#"{{"userId":{},"connId":"conn_abc123","timestamp":{NOW},"metadata":{METADATA}}}"#,
-            name.json()
+            r#"{{"userId":"{}","connId":"conn_abc123","timestamp":{NOW},"metadata":{METADATA}}}"#,
+            name.as_str()
         );
         let message = Message::parse(Kind::Connect, &body.into(), 1 << 20).unwrap();
         let input = Input::Message {

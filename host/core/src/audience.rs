@@ -14,6 +14,10 @@ use roaring::RoaringBitmap;
 
 use crate::names::Id;
 
+mod ids;
+
+pub use ids::{CHUNK, Ids};
+
 /// By how many an audience may differ from a shared bitmap, in each direction, before a
 /// bitmap of its own is made. Small enough that looking through them is as fast as a
 /// look-up.
@@ -102,22 +106,8 @@ impl Audience {
     }
 
     /// Who is in it, in ascending order.
-    pub fn ids(&self) -> impl Iterator<Item = Id> + '_ {
-        let mut missing = self.missing().iter().peekable();
-        let mut added = self.added().iter().copied().peekable();
-        let mut base = self
-            .base
-            .iter()
-            .filter(move |id| missing.next_if_eq(&id).is_none())
-            .peekable();
-        std::iter::from_fn(move || {
-            let next = match (base.peek(), added.peek()) {
-                (Some(one), Some(other)) if other < one => added.next(),
-                (Some(_), _) => base.next(),
-                (None, _) => added.next(),
-            };
-            next.map(Id)
-        })
+    pub fn ids(&self) -> Ids<'_> {
+        Ids::new(&self.base, self.missing(), self.added())
     }
 
     /// Who is in it, as a bitmap.
@@ -166,6 +156,9 @@ impl Audience {
         if self.is_empty() || other.is_empty() {
             return Self::nobody();
         }
+        if self.same(other) {
+            return self.clone();
+        }
         if Arc::ptr_eq(&self.base, &other.base) {
             let missing = self.missing().iter().chain(other.missing()).copied();
             let added = self.added().iter().copied();
@@ -197,6 +190,9 @@ impl Audience {
     pub fn difference(&self, other: &Self) -> Self {
         if self.is_empty() || other.is_empty() {
             return self.clone();
+        }
+        if self.same(other) {
+            return Self::nobody();
         }
         let stays = |id: &u32| self.contains(Id(*id)) && !other.contains(Id(*id));
         if Arc::ptr_eq(&self.base, &other.base) {
@@ -458,6 +454,15 @@ mod tests {
         prop_oneof![own, less_some, differing]
     }
 
+    fn by_chunks(audience: &Audience) -> Vec<u32> {
+        let (mut ids, mut room) = (audience.ids(), [Id(0); CHUNK]);
+        let chunks = std::iter::from_fn(|| {
+            let chunk = ids.fill(&mut room);
+            (!chunk.is_empty()).then(|| chunk.iter().map(|id| id.0).collect::<Vec<_>>())
+        });
+        chunks.flatten().collect()
+    }
+
     fn members(audience: &Audience) -> BTreeSet<u32> {
         audience.ids().map(|id| id.0).collect()
     }
@@ -466,6 +471,7 @@ mod tests {
         #[test]
         fn sets_behave_as_sets(a in pair(), b in pair(), probe in 0_u32..80) {
             prop_assert_eq!(members(&a.1), a.0.clone());
+            prop_assert_eq!(by_chunks(&a.1), a.0.iter().copied().collect::<Vec<_>>());
             prop_assert_eq!(a.1.len(), a.0.len() as u64);
             prop_assert_eq!(a.1.is_empty(), a.0.is_empty());
             prop_assert_eq!(a.1.contains(Id(probe)), a.0.contains(&probe));

@@ -5,11 +5,11 @@ pub mod query;
 
 use base64::Engine as _;
 
-use crate::audience::Audience;
+use crate::audience::{Audience, CHUNK};
 use crate::event::{Change, Event};
 use crate::json::{push_number, push_quoted};
 use crate::message::Rejection;
-use crate::names::{Name, Names};
+use crate::names::{Id, Name, Names};
 use crate::rules::Rendition;
 
 /// How many bytes a viewer takes in a body, more or less.
@@ -54,19 +54,30 @@ pub fn filtered(
     let mut tail = Vec::with_capacity(128);
     frame(event, rendition, &mut body, &mut tail);
     let head = body.len();
+    let list_max = body_bytes_max.saturating_sub(tail.len());
     let mut bodies = Vec::with_capacity(1);
     let names = names.read();
-    for viewer in viewers.ids() {
-        let Some(name) = names.name(viewer) else {
-            continue;
-        };
-        let element = name.json_element().as_bytes();
-        let full = body.len() + element.len() + tail.len() > body_bytes_max;
-        if full && body.len() > head {
+    let mut ids = viewers.ids();
+    let mut chunk = [Id(0); CHUNK];
+    loop {
+        let mut rest = ids.fill(&mut chunk);
+        if rest.is_empty() {
+            break;
+        }
+        loop {
+            let written = names.write_list(rest, list_max, &mut body);
+            rest = rest.get(written..).unwrap_or_default();
+            let Some((first, others)) = rest.split_first() else {
+                break;
+            };
+            if body.len() == head {
+                // One who doesn't fit is told all the same, alone.
+                names.write_list(&[*first], usize::MAX, &mut body);
+                rest = others;
+            }
             let next = body.get(..head).unwrap_or_default().to_vec();
             bodies.push(finish(std::mem::replace(&mut body, next), &tail));
         }
-        body.extend_from_slice(element);
     }
     if body.len() > head {
         bodies.push(finish(body, &tail));
@@ -79,7 +90,7 @@ pub fn to_one(event: &Event, rendition: &Rendition, viewer: &Name) -> Vec<u8> {
     let mut body = Vec::with_capacity(320);
     let mut tail = Vec::with_capacity(128);
     frame(event, rendition, &mut body, &mut tail);
-    body.extend_from_slice(viewer.json_element().as_bytes());
+    body.extend_from_slice(viewer.json_element());
     finish(body, &tail)
 }
 
@@ -195,7 +206,7 @@ fn begin(json: &mut Vec<u8>, event: &Event) {
         Change::Offline { .. } => b"{\"type\":\"user_offline\",\"userId\":",
         Change::Updated => b"{\"type\":\"user_updated\",\"userId\":",
     });
-    json.extend_from_slice(event.name.json().as_bytes());
+    json.extend_from_slice(event.name.json());
     json.extend_from_slice(b",\"timestamp\":");
     push_number(json, event.timestamp);
 }
@@ -261,6 +272,9 @@ mod tests {
         assert!(bodies.len() > 5);
         assert_eq!(told.len(), 100);
         assert!(filtered(&event, &rendition, &Audience::nobody(), &names, 300).is_empty());
+        // One for whom there is no room is alone in a message.
+        let each = filtered(&event, &rendition, &viewers, &names, 1);
+        assert_eq!(each.len(), 100);
     }
 
     #[test]

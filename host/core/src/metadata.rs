@@ -39,6 +39,9 @@ struct Object {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Entry {
+    /// As JSON text, with a colon behind it.
+    quoted: Range<u32>,
+    /// Unescaped: mostly within that.
     key: Range<u32>,
     value: Range<u32>,
     public: bool,
@@ -132,17 +135,19 @@ impl Metadata {
     pub fn write_public(&self, json: &mut Vec<u8>, wanted: impl Fn(&str) -> bool) {
         json.push(b'{');
         let mut first = true;
-        for entry in self
-            .entries()
-            .filter(|entry| entry.public && wanted(entry.key))
+        let object = self.0.as_deref();
+        let entries = object.map_or(&[][..], |object| object.entries.as_slice());
+        let text = |range| slice(object, range);
+        for entry in entries
+            .iter()
+            .filter(|it| it.public && wanted(text(&it.key)))
         {
             if !first {
                 json.push(b',');
             }
             first = false;
-            json::push_quoted(json, entry.key);
-            json.push(b':');
-            json.extend_from_slice(entry.value.as_bytes());
+            json.extend_from_slice(text(&entry.quoted).as_bytes());
+            json.extend_from_slice(text(&entry.value).as_bytes());
         }
         json.push(b'}');
     }
@@ -193,8 +198,13 @@ impl Builder {
                 }
             }
             Err(rank) => {
-                let key = object.push(key);
-                object.entries.push(Entry { key, value, public });
+                let (quoted, key) = object.push_key(key);
+                object.entries.push(Entry {
+                    quoted,
+                    key,
+                    value,
+                    public,
+                });
                 object.index_last(rank);
             }
         }
@@ -220,6 +230,21 @@ impl Object {
         let start = self.text.len() as u32;
         self.text.push_str(text);
         start..self.text.len() as u32
+    }
+
+    /// Appends a key as JSON text, and says where the key itself is.
+    fn push_key(&mut self, key: &str) -> (Range<u32>, Range<u32>) {
+        let start = self.text.len() as u32;
+        let is_plain = |byte: u8| !matches!(byte, 0..b' ' | b'"' | b'\\');
+        if key.bytes().all(is_plain) {
+            self.text.push('"');
+            let key = self.push(key);
+            self.text.push_str("\":");
+            return (start..self.text.len() as u32, key);
+        }
+        self.text.push_str(&json::quoted(key));
+        self.text.push(':');
+        (start..self.text.len() as u32, self.push(key))
     }
 
     /// The place of a key, or else where in the index it would stand.

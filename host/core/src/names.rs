@@ -5,6 +5,7 @@
 //! how long ids are, and writing an audience is copying bytes. Ids that nothing
 //! refers to are given back by a [sweep](Names::begin_sweep).
 
+use std::fmt;
 use std::hash::BuildHasher;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
@@ -16,13 +17,32 @@ use roaring::RoaringBitmap;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Id(pub u32);
 
-/// A user id, shared: its text and its JSON form.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Name {
-    /// `"…",`: quoted, escaped, and with the comma that follows it in a list.
-    json: Arc<str>,
-    /// The text, where escaping made the JSON form differ from it.
-    text: Option<Arc<str>>,
+/// How long the JSON form of an id may be, with its comma, to be kept in place: as long as
+/// there is room for it beside the other form. That of a UUID takes 39.
+const SHORT_MAX: usize = 46;
+
+/// How many bytes of a list are gathered, more or less, before they are appended to it.
+const BLOCK_BYTES: usize = 512;
+
+/// A user id: its text and its JSON form. Cloning one shares or copies it, and allocates
+/// nothing.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Name(Form);
+
+/// `"…",`: quoted, escaped, and with the comma that follows it in a list.
+#[derive(Clone, PartialEq, Eq)]
+enum Form {
+    /// In place, so that writing an audience doesn't look for each id elsewhere.
+    Short {
+        len: u8,
+        /// Zeroes behind the form.
+        json: [u8; SHORT_MAX],
+    },
+    Long {
+        json: Arc<str>,
+        /// The text, where escaping made the JSON form differ from it.
+        text: Option<Arc<str>>,
+    },
 }
 
 impl Name {
@@ -30,28 +50,65 @@ impl Name {
         let mut json = crate::json::quoted(text);
         let escaped = json.len() != text.len() + 2;
         json.push(',');
-        Self {
-            json: json.into(),
-            text: escaped.then(|| text.into()),
+        let mut short = [0; SHORT_MAX];
+        match (short.get_mut(..json.len()), u8::try_from(json.len())) {
+            (Some(place), Ok(len)) if !escaped => {
+                place.copy_from_slice(json.as_bytes());
+                Self(Form::Short { len, json: short })
+            }
+            _ => Self(Form::Long {
+                json: json.into(),
+                text: escaped.then(|| text.into()),
+            }),
         }
     }
 
     /// The id as its sender wrote it.
     pub fn as_str(&self) -> &str {
-        match &self.text {
-            Some(text) => text,
-            None => self.json.get(1..self.json.len() - 2).unwrap_or_default(),
+        std::str::from_utf8(self.as_bytes()).unwrap_or_default()
+    }
+
+    /// Whether it is this id.
+    pub fn is(&self, text: &str) -> bool {
+        self.as_bytes() == text.as_bytes()
+    }
+
+    /// As [`Self::as_str`].
+    fn as_bytes(&self) -> &[u8] {
+        if let Form::Long {
+            text: Some(text), ..
+        } = &self.0
+        {
+            return text.as_bytes();
         }
+        let json = self.json_element();
+        json.get(1..json.len() - 2).unwrap_or_default()
     }
 
     /// The id as a JSON string.
-    pub fn json(&self) -> &str {
-        self.json.strip_suffix(',').unwrap_or_default()
+    pub fn json(&self) -> &[u8] {
+        let json = self.json_element();
+        json.get(..json.len() - 1).unwrap_or_default()
     }
 
     /// The id as an element of a JSON array, with the comma behind it.
-    pub fn json_element(&self) -> &str {
-        &self.json
+    pub(crate) fn json_element(&self) -> &[u8] {
+        self.0.json_element()
+    }
+}
+
+impl Form {
+    fn json_element(&self) -> &[u8] {
+        match self {
+            Self::Short { len, json } => json.get(..usize::from(*len)).unwrap_or_default(),
+            Self::Long { json, .. } => json.as_bytes(),
+        }
+    }
+}
+
+impl fmt::Debug for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.as_str().fmt(f)
     }
 }
 
@@ -188,6 +245,44 @@ impl NamesGuard<'_> {
     pub fn find(&self, text: &str) -> Option<Id> {
         self.0.find(text).map(Id)
     }
+
+    /// Appends ids to a list that may be so long, as many of them as fit: each as a JSON
+    /// string, with a comma behind it. Says how many it has dealt with; an id whose number
+    /// is not in use is left out.
+    pub fn write_list(&self, ids: &[Id], bytes_max: usize, json: &mut Vec<u8>) -> usize {
+        // They are gathered in a block, each copied with all the room that there is for one:
+        // copying as many bytes as each happens to have takes a call.
+        let mut block = [0; BLOCK_BYTES + SHORT_MAX];
+        let mut filled = 0;
+        let mut left = bytes_max.saturating_sub(json.len());
+        for (place, id) in ids.iter().enumerate() {
+            let Some(Name(form)) = self.0.get(*id) else {
+                continue;
+            };
+            let (len, short) = match form {
+                Form::Short { len, json } => (usize::from(*len), Some(json)),
+                Form::Long { json, .. } => (json.len(), None),
+            };
+            if len > left {
+                json.extend_from_slice(block.get(..filled).unwrap_or_default());
+                return place;
+            }
+            left -= len;
+            match (short, block.get_mut(filled..filled + SHORT_MAX)) {
+                (Some(short), Some(room)) => {
+                    room.copy_from_slice(short);
+                    filled += len;
+                }
+                _ => {
+                    json.extend_from_slice(block.get(..filled).unwrap_or_default());
+                    json.extend_from_slice(form.json_element());
+                    filled = 0;
+                }
+            }
+        }
+        json.extend_from_slice(block.get(..filled).unwrap_or_default());
+        ids.len()
+    }
 }
 
 impl Table {
@@ -195,11 +290,12 @@ impl Table {
         self.names.get(id.0 as usize)?.as_ref()
     }
 
-    fn text(&self, number: u32) -> &str {
-        self.get(Id(number)).map_or("", Name::as_str)
+    fn text(&self, number: u32) -> &[u8] {
+        self.get(Id(number)).map_or(b"", Name::as_bytes)
     }
 
     fn find(&self, text: &str) -> Option<u32> {
+        let text = text.as_bytes();
         let hash = self.hasher.hash_one(text);
         self.numbers
             .find(hash, |number| self.text(*number) == text)
@@ -232,9 +328,9 @@ impl Table {
             names,
             ..
         } = self;
-        numbers.insert_unique(hasher.hash_one(text), number, |number| {
+        numbers.insert_unique(hasher.hash_one(text.as_bytes()), number, |number| {
             let name = names.get(*number as usize).and_then(Option::as_ref);
-            hasher.hash_one(name.map_or("", Name::as_str))
+            hasher.hash_one(name.map_or(&b""[..], Name::as_bytes))
         });
         Id(number)
     }
@@ -264,9 +360,51 @@ mod tests {
         assert_eq!(names.intern("12345"), plain);
         assert_ne!(plain, odd);
         assert_eq!(names.name(odd).unwrap().as_str(), "a\"b\n");
-        assert_eq!(names.name(odd).unwrap().json(), r#""a\"b\n""#);
-        assert_eq!(names.name(plain).unwrap().json_element(), r#""12345","#);
+        assert_eq!(names.name(odd).unwrap().json(), br#""a\"b\n""#);
+        assert_eq!(names.name(plain).unwrap().json(), br#""12345""#);
         assert_eq!(names.find("nobody"), None);
+    }
+
+    #[test]
+    fn a_list_is_written_as_far_as_it_fits_whatever_the_ids_look_like() {
+        let names = Names::new();
+        let texts: Vec<_> = (0..100)
+            .map(|number| match number % 4 {
+                0 => format!("user-{number}"),
+                1 => format!("\"{number}\n"),
+                2 => format!("{number:0>43}"),
+                _ => format!("{number:0>256}"),
+            })
+            .collect();
+        let ids: Vec<_> = texts.iter().map(|text| names.intern(text)).collect();
+        let written = |bytes_max| {
+            let mut json = b"[".to_vec();
+            let count = names.read().write_list(&ids, bytes_max, &mut json);
+            assert!(json.len() <= bytes_max.max(1));
+            let last = json.last_mut().unwrap();
+            if *last == b',' {
+                *last = b']';
+            } else {
+                json.push(b']');
+            }
+            let list: Vec<String> = serde_json::from_slice(&json).unwrap();
+            assert_eq!(list, texts[..count]);
+            (count, json.len())
+        };
+        let (all, bytes) = written(usize::MAX);
+        assert_eq!(all, texts.len());
+        assert_eq!(written(bytes).0, texts.len());
+        assert_eq!(written(bytes - 1).0, texts.len() - 1);
+        assert_eq!(written(0).0, 0);
+        for bytes_max in (0..bytes).step_by(37) {
+            written(bytes_max);
+        }
+        // One that is not in use any more.
+        names.begin_sweep();
+        assert_eq!(names.finish_sweep(), 100);
+        let mut json = Vec::new();
+        assert_eq!(names.read().write_list(&ids, 0, &mut json), 100);
+        assert!(json.is_empty());
     }
 
     #[test]

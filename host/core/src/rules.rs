@@ -196,6 +196,18 @@ impl Reads {
         self.reconsider_at = ends.into_iter().flatten().min();
     }
 
+    /// Takes out what says how long an answer holds, and leaves the rest: what a call says
+    /// of its own answer doesn't hold for those of others.
+    #[must_use]
+    pub fn take_times(&mut self) -> Self {
+        Self {
+            time: std::mem::take(&mut self.time),
+            reconsider_at: self.reconsider_at.take(),
+            open_ended: std::mem::take(&mut self.open_ended),
+            ..Self::default()
+        }
+    }
+
     /// Whether what was made of it, at `made_at`, holds at `now` as far as the time
     /// goes. A clock that was set back makes that a moment yet to come.
     pub fn holds_at(&self, made_at: u64, now: u64) -> bool {

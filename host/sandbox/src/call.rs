@@ -63,10 +63,10 @@ pub(crate) struct Call {
     read_bytes: usize,
     /// How large enrichers may make an event's metadata.
     metadata: metadata::Limits,
-    /// What this call reads, and the cache misses of its decision.
+    /// What this call and those before it in its decision read, and their cache misses.
     pub(crate) observed: Observed,
-    /// What the other calls of its decision read. It is kept apart, since what a
-    /// call says of its own answer doesn't hold for theirs.
+    /// What the other calls of its decision say of the time. It is kept apart, since what
+    /// a call says of its own answer doesn't hold for theirs.
     others: Reads,
 }
 
@@ -150,7 +150,7 @@ impl Call {
             );
         }
         self.observed = std::mem::take(observed);
-        self.others = std::mem::take(&mut self.observed.reads);
+        self.others = self.observed.reads.take_times();
     }
 
     /// Begins a call that is about no event.
@@ -163,6 +163,7 @@ impl Call {
     /// Ends a call: its tokens are good for nothing from here on.
     pub(crate) fn end(&mut self, observed: &mut Observed) {
         *observed = std::mem::take(&mut self.observed);
+        // Into what holds no questions and keys: adding those to others takes long.
         let reads = std::mem::replace(&mut observed.reads, std::mem::take(&mut self.others));
         observed.reads.add(reads);
         self.base = self.next_token();
@@ -204,7 +205,7 @@ impl Call {
     /// The number of a user. Of the event's own user it is known.
     pub(crate) fn user(&self, name: &str) -> Result<Id> {
         let about = self.about()?;
-        if about.event.name.as_str() == name {
+        if about.event.name.is(name) {
             return Ok(about.event.user);
         }
         Ok(about.names.intern(name))

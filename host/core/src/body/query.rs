@@ -52,7 +52,10 @@ impl Answers {
     pub fn push(&mut self, user: &str, visibility: Visibility<'_>) {
         let json = &mut self.json;
         json.extend_from_slice(b"{\"userId\":");
-        push_quoted(json, user);
+        match visibility {
+            Visibility::Online(event, _) => json.extend_from_slice(event.name.json()),
+            _ => push_quoted(json, user),
+        }
         json.extend_from_slice(b",\"status\":");
         match visibility {
             Visibility::Online(event, rendition) => {
