@@ -42,12 +42,36 @@ pub(crate) struct Args {
     /// Measures only the contenders that need no host.
     #[arg(long)]
     without_presence: bool,
+    /// Measures only these parts.
+    #[arg(long, value_enum, value_delimiter = ',')]
+    only: Vec<Part>,
     /// Runs the Criterion benches of core and sandbox as well.
     #[arg(long)]
     criterion: bool,
     /// Set by the task itself: this is the build for release.
     #[arg(long, hide = true)]
     measure: bool,
+}
+
+/// What can be measured alone.
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Part {
+    /// An event in, a filtered event out, at each size of the audience.
+    Events,
+    /// Heartbeats taken in.
+    Heartbeats,
+    /// Queries and their answers.
+    Queries,
+    /// The ledger, and swaps of the pipeline.
+    InProcess,
+    /// Instructions for an event in the core.
+    Instructions,
+}
+
+impl Args {
+    fn measures(&self, part: Part) -> bool {
+        self.only.is_empty() || self.only.contains(&part)
+    }
 }
 
 /// Builds for release, and measures from there: the load must not be the limit.
@@ -61,7 +85,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     command.args(std::env::args_os().skip(1)).arg("--measure");
     if !args.without_presence {
         command.env("PRESENCE_BIN", tools::build("presence", &["--release"])?);
-        in_process::build()?;
+        if args.measures(Part::InProcess) {
+            in_process::build()?;
+        }
     }
     succeed(&mut command)?;
     if args.criterion {
@@ -98,26 +124,34 @@ fn measure(args: &Args) -> Result<()> {
     );
 
     let mut figures = Vec::new();
-    for viewers in &args.viewers {
-        eprintln!("Measuring with {viewers} viewers");
-        figures.push(fan_out::measure(&broker, args, *viewers)?);
+    if args.measures(Part::Events) {
+        for viewers in &args.viewers {
+            eprintln!("Measuring with {viewers} viewers");
+            figures.push(fan_out::measure(&broker, args, *viewers)?);
+        }
+        println!("\n{}", table::fan_out(&figures));
     }
-    println!("\n{}", table::fan_out(&figures));
-    eprintln!("Measuring heartbeats");
-    let heartbeats = heartbeats::measure(&broker, args)?;
-    println!("{}", table::heartbeats(&heartbeats));
+    if args.measures(Part::Heartbeats) {
+        eprintln!("Measuring heartbeats");
+        let heartbeats = heartbeats::measure(&broker, args)?;
+        println!("{}", table::heartbeats(&heartbeats));
+    }
     if args.without_presence {
         return Ok(());
     }
-    eprintln!("Measuring queries");
-    println!("{}", table::queries(&queries::measure(&broker, args)?));
-    eprintln!("Measuring the ledger and swaps");
-    println!(
-        "{}",
-        table::ledger(&in_process::Ledger::measure()?, &figures)
-    );
-    println!("{}", table::swaps(&in_process::Swaps::measure()?));
-    println!("{}", crate::instructions::counted()?);
+    if args.measures(Part::Queries) {
+        eprintln!("Measuring queries");
+        println!("{}", table::queries(&queries::measure(&broker, args)?));
+    }
+    if args.measures(Part::InProcess) {
+        eprintln!("Measuring the ledger and swaps");
+        let ledger = in_process::Ledger::measure()?;
+        println!("{}", table::ledger(&ledger, &figures));
+        println!("{}", table::swaps(&in_process::Swaps::measure()?));
+    }
+    if args.measures(Part::Instructions) {
+        println!("{}", crate::instructions::counted()?);
+    }
     Ok(())
 }
 

@@ -25,6 +25,7 @@ pub(crate) const PRESENCE: &str = "(d) presence";
 pub(crate) const WITHOUT_REUSE: &str = "(d) without verdict reuse";
 pub(crate) const WITH_STATE: &str = "(d) with its state kept on disk";
 pub(crate) const EARLIER: &str = "(e) the earlier presence";
+pub(crate) const EARLIER_WITHOUT_REUSE: &str = "(e) without verdict reuse";
 pub(crate) const EARLIER_WITH_STATE: &str = "(e) with its state kept on disk";
 /// What publishing alone costs with the same client: as many messages of as many bytes as
 /// (d) publishes.
@@ -95,6 +96,9 @@ pub(crate) fn measure(broker: &Broker, args: &Args, viewers: usize) -> Result<Fi
         if let Some(binary) = &args.baseline {
             let tenant = Some("earlier");
             let earlier = Entrant::presence_of(broker, EARLIER, tenant, &directory, Ok, binary)?;
+            entrants.push(earlier);
+            let (title, tenant) = (EARLIER_WITHOUT_REUSE, Some("earlieroff"));
+            let earlier = Entrant::presence_of(broker, title, tenant, &directory, without, binary)?;
             entrants.push(earlier);
             let (title, tenant) = (EARLIER_WITH_STATE, Some("earlierstate"));
             let earlier =

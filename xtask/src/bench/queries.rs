@@ -42,10 +42,18 @@ pub(crate) fn measure(broker: &Broker, args: &Args) -> Result<Vec<Row>> {
     let without = |site: Site| site.with("engine.reuse_verdicts", false);
     let title = "presence, every verdict made anew";
     let cold = Entrant::presence(broker, title, Some("cold"), &directory, without)?;
+    let mut hosts = vec![warm, cold];
+    if let Some(binary) = &args.baseline {
+        let (title, tenant) = ("the earlier presence", Some("earlier"));
+        let warm = Entrant::presence_of(broker, title, tenant, &directory, Ok, binary)?;
+        let (title, tenant) = ("the earlier, verdicts made anew", Some("earliercold"));
+        let cold = Entrant::presence_of(broker, title, tenant, &directory, without, binary)?;
+        hosts.extend([warm, cold]);
+    }
 
     let mut generator = Generator::connect(broker.server.port(), REPLIES)?;
     let mut answer_bytes = 0;
-    for host in [&warm, &cold] {
+    for host in &hosts {
         let window = Window {
             messages: args.window,
             per_answer: 1,
@@ -64,14 +72,14 @@ pub(crate) fn measure(broker: &Broker, args: &Args) -> Result<Vec<Row>> {
     let args_of_bare = ["--answer-bytes", &*answer_bytes];
     let bare = Entrant::own(broker, "bare request and reply", "answer", &args_of_bare)?;
 
-    let lanes = [bare, warm, cold];
-    let mut rows = lanes.each_ref().map(|entrant| Row {
+    let lanes: Vec<_> = std::iter::once(bare).chain(hosts).collect();
+    let rows = lanes.iter().map(|entrant| Row {
         title: entrant.title,
         took: Vec::new(),
     });
-    let queries = lanes
-        .each_ref()
-        .map(|entrant| query(&entrant.root, population));
+    let mut rows: Vec<_> = rows.collect();
+    let queries = lanes.iter().map(|entrant| query(&entrant.root, population));
+    let queries: Vec<_> = queries.collect();
     for round in 0..=args.rounds {
         for ((entrant, row), query) in lanes.iter().zip(&mut rows).zip(&queries) {
             for _ in 0..QUERIES {
@@ -87,7 +95,7 @@ pub(crate) fn measure(broker: &Broker, args: &Args) -> Result<Vec<Row>> {
     for row in &mut rows {
         row.took.sort_unstable();
     }
-    Ok(rows.into())
+    Ok(rows)
 }
 
 /// A viewer asks after users whom they were told of.

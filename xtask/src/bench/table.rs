@@ -43,6 +43,11 @@ pub(crate) fn fan_out(figures: &[Figures]) -> String {
         ),
         ("d/e", fan_out::PRESENCE, fan_out::EARLIER),
         (
+            "d without reuse/e without",
+            fan_out::WITHOUT_REUSE,
+            fan_out::EARLIER_WITHOUT_REUSE,
+        ),
+        (
             "d with its state kept/e with it",
             fan_out::WITH_STATE,
             fan_out::EARLIER_WITH_STATE,
