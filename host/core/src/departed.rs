@@ -123,7 +123,7 @@ impl Departure {
     }
 }
 
-/// The last departures of one worker's users.
+/// The last departures of one shard's users.
 #[derive(Debug)]
 pub struct Departed {
     departures_max: usize,

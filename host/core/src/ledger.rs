@@ -50,7 +50,7 @@ impl LedgerEntry {
     }
 }
 
-/// The online users of one worker.
+/// The online users of one shard.
 #[derive(Debug, Default)]
 pub struct Ledger {
     entries: HashMap<Id, LedgerEntry, foldhash::fast::FixedState>,

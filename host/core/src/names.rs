@@ -112,7 +112,7 @@ impl fmt::Debug for Name {
     }
 }
 
-/// A tenant's user ids, shared by its workers.
+/// A tenant's user ids, shared by its shards.
 #[derive(Debug, Default)]
 pub struct Names {
     table: RwLock<Table>,

@@ -27,7 +27,7 @@ pub struct Context<'a> {
     pub names: &'a Arc<Names>,
 }
 
-/// A tenant's pipeline, as one worker runs it.
+/// A tenant's pipeline, as one thread runs it.
 pub trait Rules {
     /// The changes that the enrichers make, in order. One that fails is passed over.
     fn enrich(&mut self, context: Context<'_>) -> Enriched;

@@ -26,7 +26,7 @@ pub enum Statement {
     Offline,
 }
 
-/// The statements of one worker's users that hold.
+/// The statements of one shard's users that hold.
 #[derive(Debug, Default)]
 pub struct Statements {
     users: HashMap<Id, HeldStatement, foldhash::fast::FixedState>,

@@ -228,7 +228,7 @@ impl StatusEntry {
     }
 }
 
-/// The statuses of one worker's users.
+/// The statuses of one shard's users.
 #[derive(Debug, Default)]
 pub struct Statuses {
     users: HashMap<Id, StatusEntry, foldhash::fast::FixedState>,

@@ -20,7 +20,7 @@ use crate::rules::{Reads, Rendition};
 /// are more, all of those are dropped.
 const IDLE_MAX: usize = 100_000;
 
-/// How many bytes the verdicts of a worker may take for what they read, and for the keys
+/// How many bytes the verdicts of a shard may take for what they read, and for the keys
 /// that they show: this much in all, and this much more for each of them. One that would
 /// take more isn't kept.
 const BYTES_MAX: usize = 64 << 20;
@@ -80,7 +80,7 @@ struct Kept {
     values: Vec<Option<Box<str>>>,
 }
 
-/// The verdicts of one worker's users.
+/// The verdicts of one shard's users.
 #[derive(Debug, Default)]
 pub struct Verdicts {
     /// The number of the rules that are in force. Verdicts by others don't hold, but

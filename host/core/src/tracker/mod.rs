@@ -1,4 +1,4 @@
-//! The presence tracker of one worker: from connects, heartbeats and
+//! The presence tracker of one shard: from connects, heartbeats and
 //! disconnects to "this user came online" and "this user went offline".
 //!
 //! It is a state machine without any I/O. Time is an argument (milliseconds, by a

@@ -15,6 +15,6 @@ pub(crate) mod pulse;
 pub mod question;
 pub(crate) mod reply;
 pub(crate) mod request;
+pub(crate) mod sequencer;
 pub mod tap;
-pub(crate) mod voice;
 pub(crate) mod wire;

@@ -17,7 +17,7 @@ use super::work::Generation;
 #[cfg(test)]
 use super::work::Step;
 use crate::directory::request::Fetcher;
-use crate::link::voice::Voice;
+use crate::link::sequencer::Sequencer;
 use crate::state::{Restorer, Saver};
 use crate::tenant::failures::FailureLog;
 use crate::tenant::stale::StaleLog;
@@ -47,7 +47,7 @@ pub(crate) struct Cell {
     /// What it has of its own of the pipeline.
     pub(super) own: Own,
     pub(super) generation: Generation,
-    pub(super) voice: Voice,
+    pub(super) sequencer: Sequencer,
     /// None where nothing is kept over a restart.
     pub(super) saver: Option<Saver>,
     pub(super) tenant: Arc<Common>,
@@ -98,7 +98,7 @@ impl Cell {
     pub(crate) fn new(
         shard: Shard,
         generation: Generation,
-        voice: Voice,
+        sequencer: Sequencer,
         saver: Option<Saver>,
         tenant: Arc<Common>,
         figures: Arc<Figures>,
@@ -107,7 +107,7 @@ impl Cell {
             shard,
             own: Own::default(),
             generation,
-            voice,
+            sequencer,
             saver,
             tenant,
             figures,
@@ -161,8 +161,8 @@ impl Cell {
     pub(super) fn beacon<C: Carrier>(&mut self, outbox: &mut Outbox<C>) {
         #[cfg(test)]
         self.may_panic(Step::Beacon);
-        if self.voice.has_begun {
-            self.output_end = outbox.push(self.voice.beacon());
+        if self.sequencer.has_begun {
+            self.output_end = outbox.push(self.sequencer.beacon());
             self.published_end = self.output_end;
         }
     }

@@ -119,8 +119,8 @@ impl Cell {
     pub(super) fn restored<C: Carrier>(&mut self, restored: Restored, outbox: &mut Outbox<C>) {
         let now = clock::now_ms();
         self.restart.phase = Phase::None;
-        self.voice.begin_anew(restored.epoch.max(now));
-        if self.voice.has_begun {
+        self.sequencer.begin_anew(restored.epoch.max(now));
+        if self.sequencer.has_begun {
             outbox.begin_beacons(now);
         }
         let down_ms = restored.down_ms();

@@ -21,7 +21,7 @@ use super::thread::Thread;
 use super::*;
 use crate::link::handed::Sources;
 use crate::link::journal::Entry;
-use crate::link::voice::Voice;
+use crate::link::sequencer::Sequencer;
 use crate::state::{Saver, Writer};
 
 mod failures;
@@ -219,7 +219,7 @@ impl Node {
             let cell = Cell::new(
                 known,
                 generation,
-                Voice::new(source),
+                Sequencer::new(source),
                 saver,
                 Arc::clone(&common),
                 figures,

@@ -15,7 +15,7 @@ use super::instances::Instances;
 use super::mailbox::Mailbox;
 use super::outbox::{Carrier, LOOK_MS, Outbox};
 use super::rounds::{Rounds, Turn};
-use super::turn::{Ground, Turned};
+use super::turn::{TurnContext, Turned};
 use super::work::Task;
 use super::{Address, Meter, ThreadFigures};
 use crate::clock;
@@ -282,7 +282,7 @@ impl<C: Carrier> Thread<C> {
             return Turned::Over;
         };
         cell.stands = Stands::Idle;
-        let mut ground = Ground {
+        let mut context = TurnContext {
             address,
             mailbox: &self.mailbox,
             outbox: &mut self.outbox,
@@ -293,35 +293,35 @@ impl<C: Carrier> Thread<C> {
         };
         while !cell.has_given_up() {
             // One that begins anew publishes nothing, and needs no room for it.
-            if !cell.restart.is_under_way() && cell.is_to_rest(ground.outbox) {
+            if !cell.restart.is_under_way() && cell.is_to_rest(context.outbox) {
                 return Turned::Full;
             }
-            let Some(task) = ground.mailbox.take_control(address) else {
+            let Some(task) = context.mailbox.take_control(address) else {
                 break;
             };
-            ground.is_busy();
+            context.is_busy();
             let task = match task {
                 Task::Pipeline(generation) => {
                     self.instances.change(address.tenant, cell, generation);
                     Task::Tell(Input::Rules)
                 }
                 Task::Restored(restored) if cell.restart.is_under_way() => {
-                    cell.restored(restored, ground.outbox);
+                    cell.restored(restored, context.outbox);
                     continue;
                 }
                 task => task,
             };
             self.instances.with(address, cell, |cell, rules| {
-                cell.control(task, rules, &mut ground);
+                cell.control(task, rules, &mut context);
             });
         }
         if cell.restart.is_under_way() {
             // It knows nothing that it could answer by.
-            ground.mailbox.drop_questions(address);
+            context.mailbox.drop_questions(address);
             return Turned::Over;
         }
         self.instances
-            .with(address, cell, |cell, rules| cell.turn(rules, &mut ground))
+            .with(address, cell, |cell, rules| cell.turn(rules, &mut context))
     }
 
     /// A shard has panicked: it begins anew, unless it was about to end.

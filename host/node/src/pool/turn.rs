@@ -45,8 +45,8 @@ pub(super) enum Turned {
     Full,
 }
 
-/// Where a shard works, in its turn.
-pub(super) struct Ground<'a, C> {
+/// What a shard is lent for its turn.
+pub(super) struct TurnContext<'a, C> {
     pub(super) address: Address,
     pub(super) mailbox: &'a Mailbox,
     pub(super) outbox: &'a mut Outbox<C>,
@@ -62,17 +62,17 @@ impl Cell {
     pub(super) fn turn<C: Carrier>(
         &mut self,
         rules: &mut Pipeline,
-        ground: &mut Ground<'_, C>,
+        turn: &mut TurnContext<'_, C>,
     ) -> Turned {
         if self.has_given_up() {
             return Turned::Over;
         }
         for _ in 0..BATCHES_A_TURN {
-            if self.is_to_rest(ground.outbox) {
+            if self.is_to_rest(turn.outbox) {
                 return Turned::Full;
             }
             if self.current.is_none() {
-                let Some(batch) = ground.mailbox.take_inputs(ground.address) else {
+                let Some(batch) = turn.mailbox.take_inputs(turn.address) else {
                     break;
                 };
                 self.current = Some(Current {
@@ -81,34 +81,34 @@ impl Cell {
                     is_begun: false,
                 });
             }
-            ground.is_busy();
-            if self.batch(rules, ground) == Turned::Full {
+            turn.is_busy();
+            if self.batch(rules, turn) == Turned::Full {
                 return Turned::Full;
             }
-            if ground.is_over() {
+            if turn.is_over() {
                 return Turned::Over;
             }
         }
         // What has arrived comes first: a sign of life that waits in its lane counts.
-        if !ground.mailbox.has_inputs(ground.address) {
-            ground.is_busy();
-            self.advance(clock::now_ms(), rules, ground);
+        if !turn.mailbox.has_inputs(turn.address) {
+            turn.is_busy();
+            self.advance(clock::now_ms(), rules, turn);
         }
-        if self.is_to_rest(ground.outbox) {
+        if self.is_to_rest(turn.outbox) {
             return Turned::Full;
         }
-        if let Some(ask) = ground.mailbox.take_question(ground.address) {
-            ground.is_busy();
-            self.answer(ask, rules, ground);
+        if let Some(ask) = turn.mailbox.take_question(turn.address) {
+            turn.is_busy();
+            self.answer(ask, rules, turn);
         }
-        if self.is_to_give_up() && self.current.is_none() && !ground.mailbox.has(ground.address) {
-            return self.give_up(rules, ground);
+        if self.is_to_give_up() && self.current.is_none() && !turn.mailbox.has(turn.address) {
+            return self.give_up(rules, turn);
         }
         Turned::Over
     }
 
     /// Handles the inputs that it is at.
-    fn batch<C: Carrier>(&mut self, rules: &mut Pipeline, ground: &mut Ground<'_, C>) -> Turned {
+    fn batch<C: Carrier>(&mut self, rules: &mut Pipeline, turn: &mut TurnContext<'_, C>) -> Turned {
         let Some(current) = &self.current else {
             return Turned::Over;
         };
@@ -117,13 +117,13 @@ impl Cell {
             // What fell due before these arrived gets its turn before them, however busy the
             // lane is: a time-out stays one, though a sign of life came too late for it.
             let before = arrived_at.saturating_sub(1);
-            self.advance(before, rules, ground);
+            self.advance(before, rules, turn);
             while self.shard.has_expiries(before) {
-                if self.is_to_rest(ground.outbox) {
+                if self.is_to_rest(turn.outbox) {
                     return Turned::Full;
                 }
-                ground.is_busy();
-                self.advance(before, rules, ground);
+                turn.is_busy();
+                self.advance(before, rules, turn);
             }
         }
         while let Some(current) = &mut self.current {
@@ -131,16 +131,16 @@ impl Cell {
             let Some(input) = current.inputs.next() else {
                 break;
             };
-            self.shard.handle(arrived_at, input, rules, ground.out);
-            if ground.out.len() >= OUTPUTS_MAX {
-                self.carry_out(ground);
-                if self.is_to_rest(ground.outbox) {
+            self.shard.handle(arrived_at, input, rules, turn.out);
+            if turn.out.len() >= OUTPUTS_MAX {
+                self.carry_out(turn);
+                if self.is_to_rest(turn.outbox) {
                     return Turned::Full;
                 }
             }
         }
         self.current = None;
-        self.carry_out(ground);
+        self.carry_out(turn);
         Turned::Over
     }
 
@@ -149,12 +149,12 @@ impl Cell {
         &mut self,
         task: Task,
         rules: &mut Pipeline,
-        ground: &mut Ground<'_, C>,
+        turn: &mut TurnContext<'_, C>,
     ) {
         match task {
             Task::Tell(input) => {
                 let now = clock::now_ms();
-                self.shard.handle(now, input, rules, ground.out);
+                self.shard.handle(now, input, rules, turn.out);
             }
             // It knows nothing yet of what it will: its ids can't be told, and it is restored
             // from the state.
@@ -180,8 +180,8 @@ impl Cell {
                 let _ = answer.send(ids);
             }
             Task::Begin => {
-                self.voice.has_begun = true;
-                ground.outbox.begin_beacons(clock::now_ms());
+                self.sequencer.has_begun = true;
+                turn.outbox.begin_beacons(clock::now_ms());
             }
             Task::Stop(done) => {
                 self.ending = Some(Ending {
@@ -197,10 +197,15 @@ impl Cell {
             // The thread's own affair.
             Task::Place(_) | Task::Pipeline(_) | Task::Restored(_) => {}
         }
-        self.carry_out(ground);
+        self.carry_out(turn);
     }
 
-    fn answer<C: Carrier>(&mut self, ask: Ask, rules: &mut Pipeline, ground: &mut Ground<'_, C>) {
+    fn answer<C: Carrier>(
+        &mut self,
+        ask: Ask,
+        rules: &mut Pipeline,
+        turn: &mut TurnContext<'_, C>,
+    ) {
         #[cfg(test)]
         self.may_panic(Step::Question);
         let now = clock::now_ms();
@@ -210,54 +215,63 @@ impl Cell {
             Ask::Query(asking, piece) => {
                 let users = asking.users(piece);
                 let viewer = asking.viewer();
-                let answers = self.shard.query(now, viewer, users, rules, ground.out);
+                let answers = self.shard.query(now, viewer, users, rules, turn.out);
                 asking.answer(piece, answers);
             }
             // The one who asked may have given up.
             Ask::Explain(Explain { viewer, user }, answer) => {
-                let found = self.shard.explain(now, &viewer, &user, rules, ground.out);
+                let found = self.shard.explain(now, &viewer, &user, rules, turn.out);
                 let _ = answer.send((self.generation.number, found));
             }
             Ask::Contacts(viewer, answer) => {
-                let _ = answer.send(self.shard.contacts(&viewer, ground.out));
+                let _ = answer.send(self.shard.contacts(&viewer, turn.out));
             }
         }
-        self.carry_out(ground);
+        self.carry_out(turn);
     }
 
-    fn advance<C: Carrier>(&mut self, now: u64, rules: &mut Pipeline, ground: &mut Ground<'_, C>) {
+    fn advance<C: Carrier>(
+        &mut self,
+        now: u64,
+        rules: &mut Pipeline,
+        turn: &mut TurnContext<'_, C>,
+    ) {
         let is_due = self.shard.next_deadline().is_some_and(|at| at <= now);
         if is_due || rules.is_replaced() {
-            self.shard.advance(now, rules, ground.out);
-            self.carry_out(ground);
+            self.shard.advance(now, rules, turn.out);
+            self.carry_out(turn);
         }
     }
 
     /// Gives up what waits for more, since it is to end.
-    fn give_up<C: Carrier>(&mut self, rules: &mut Pipeline, ground: &mut Ground<'_, C>) -> Turned {
-        ground.is_busy();
-        while self.shard.give_up(clock::now_ms(), rules, ground.out) {
-            self.carry_out(ground);
-            if self.is_to_rest(ground.outbox) {
+    fn give_up<C: Carrier>(
+        &mut self,
+        rules: &mut Pipeline,
+        turn: &mut TurnContext<'_, C>,
+    ) -> Turned {
+        turn.is_busy();
+        while self.shard.give_up(clock::now_ms(), rules, turn.out) {
+            self.carry_out(turn);
+            if self.is_to_rest(turn.outbox) {
                 return Turned::Full;
             }
         }
-        self.carry_out(ground);
+        self.carry_out(turn);
         if let Some(ending) = &mut self.ending {
             ending.has_given_up = true;
         }
         Turned::Over
     }
 
-    fn carry_out<C: Carrier>(&mut self, ground: &mut Ground<'_, C>) {
-        if ground.out.is_empty() {
+    fn carry_out<C: Carrier>(&mut self, turn: &mut TurnContext<'_, C>) {
+        if turn.out.is_empty() {
             return;
         }
         let mut published = 0;
-        for output in ground.out.drain(..) {
+        for output in turn.out.drain(..) {
             let entry = match output {
-                Output::Publish(publication) => self.voice.publication(publication),
-                Output::Deliver(delivery) => self.voice.delivery(delivery),
+                Output::Publish(publication) => self.sequencer.publication(publication),
+                Output::Deliver(delivery) => self.sequencer.delivery(delivery),
                 Output::Reply(to, body) => Entry::answer(to, body),
                 Output::Ignored(ignored) => {
                     self.stale.note(clock::now_ms(), &ignored);
@@ -281,7 +295,7 @@ impl Cell {
                 }
             };
             let is_counted = entry.counted.is_some();
-            self.output_end = ground.outbox.push(entry);
+            self.output_end = turn.outbox.push(entry);
             if is_counted {
                 published += 1;
                 self.published_end = self.output_end;
@@ -291,11 +305,11 @@ impl Cell {
             let figures = &self.figures;
             figures.published.fetch_add(published, Ordering::Relaxed);
         }
-        ground.outbox.hand_over();
+        turn.outbox.hand_over();
     }
 }
 
-impl<C> Ground<'_, C> {
+impl<C> TurnContext<'_, C> {
     /// Notes that the thread is at the next thing.
     pub(super) fn is_busy(&self) {
         self.figures.is_busy(clock::now_ms());

@@ -33,7 +33,7 @@ use crate::link::drops::Carries;
 use crate::link::handed::{Handed, Sources};
 use crate::link::hearing::Hearing;
 use crate::link::reply::Replies;
-use crate::link::voice::Voice;
+use crate::link::sequencer::Sequencer;
 use crate::pool::{self, Cell, Common, Generation, Pool, Room, Shards, Task};
 use crate::state::{Restored, Writer};
 use crate::tasks::Tasks;
@@ -162,8 +162,8 @@ impl Tenant {
             );
             let saver = state.as_ref().map(Writer::saver);
             let common = Arc::clone(&common);
-            let (voice, generation) = (Voice::new(source), (&running).into());
-            Cell::new(shard, generation, voice, saver, common, figures)
+            let (sequencer, generation) = (Sequencer::new(source), (&running).into());
+            Cell::new(shard, generation, sequencer, saver, common, figures)
         });
         Self {
             replies,

@@ -9,9 +9,9 @@ use presence_core::publish::{self, Publication};
 
 use crate::link::journal::{Counted, Entry};
 
-/// A shard's voice.
+/// Numbers what a shard publishes.
 #[derive(Debug)]
-pub(crate) struct Voice {
+pub(crate) struct Sequencer {
     source: Arc<Source>,
     /// Its subjects as the client takes them, by [`publish::Subject`].
     subjects: [Subject; publish::Subject::ALL.len()],
@@ -24,7 +24,7 @@ pub(crate) struct Voice {
     pub(crate) has_begun: bool,
 }
 
-impl Voice {
+impl Sequencer {
     pub(crate) fn new(source: Source) -> Self {
         Self {
             subjects: publish::Subject::ALL.map(|subject| source.subject(subject).into()),
