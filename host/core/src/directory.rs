@@ -212,6 +212,11 @@ impl Directory {
         self.everyone.len()
     }
 
+    /// How many groups it knows.
+    pub fn group_count(&self) -> usize {
+        self.groups.len()
+    }
+
     /// Whether it knows nobody.
     pub fn is_empty(&self) -> bool {
         self.everyone.is_empty()

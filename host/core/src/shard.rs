@@ -241,6 +241,12 @@ impl Shard {
         self.decisions().dirty.len()
     }
 
+    /// How many decisions are pending, since they failed or lack an answer of the directory,
+    /// and since when the oldest is, in milliseconds by the monotonic time.
+    pub fn pending(&self) -> (usize, Option<u64>) {
+        self.decisions().retries.waiting()
+    }
+
     /// All the numbers of ids this shard holds.
     pub fn ids(&self) -> RoaringBitmap {
         let events = &self.presence.events;

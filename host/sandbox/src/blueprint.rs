@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use crate::latency::{Histogram, Latency};
 use crate::manifest::{Effect, Role};
 use crate::{Limits, LoadError, Pipeline, Stage, self_test};
 
@@ -10,6 +11,8 @@ use crate::{Limits, LoadError, Pipeline, Stage, self_test};
 pub struct Blueprint {
     stages: Vec<Arc<Stage>>,
     limits: Limits,
+    /// How long decisions take, by this generation and those before.
+    latency: Arc<Latency>,
 }
 
 impl Blueprint {
@@ -51,6 +54,7 @@ impl Blueprint {
         Ok(Self {
             stages: checked,
             limits,
+            latency: before.map_or_else(Arc::default, |before| Arc::clone(&before.latency)),
         })
     }
 
@@ -66,7 +70,12 @@ impl Blueprint {
 
     /// The same stages, whose instances are made as they are first called.
     pub fn pipeline(&self) -> Pipeline {
-        Pipeline::new(&self.stages, self.limits)
+        Pipeline::new(&self.stages, self.limits).counting(&self.latency)
+    }
+
+    /// How long decisions take, since the node has run.
+    pub fn latency(&self) -> Histogram {
+        self.latency.histogram()
     }
 
     /// The stages in one line, in order: each plugin, its version, where it comes from

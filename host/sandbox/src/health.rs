@@ -4,15 +4,23 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use crate::breaker::Breaker;
+use crate::latency::{Histogram, Latency};
 
 /// How a stage's plugin fares, in all workers together.
 #[derive(Debug, Default)]
 pub struct Health {
     pub(crate) breaker: Breaker,
-    /// How many of its calls have failed, also before it was last configured or replaced.
-    pub(crate) failures: Arc<AtomicU64>,
+    /// What is counted of its calls, also before it was last configured or replaced.
+    pub(crate) calls: Arc<Calls>,
     /// Whether the last good generation has taken over, which it does for good.
     pub(crate) replaced: AtomicBool,
+}
+
+/// What is counted of a plugin's calls.
+#[derive(Debug, Default)]
+pub(crate) struct Calls {
+    pub(crate) failures: AtomicU64,
+    pub(crate) latency: Latency,
 }
 
 impl Health {
@@ -20,14 +28,19 @@ impl Health {
     /// goes on.
     pub(crate) fn follow(before: &Self) -> Self {
         Self {
-            failures: Arc::clone(&before.failures),
+            calls: Arc::clone(&before.calls),
             ..Self::default()
         }
     }
 
     /// How many calls of the plugin have failed since its name came into the pipeline.
     pub fn failures(&self) -> u64 {
-        self.failures.load(Ordering::Relaxed)
+        self.calls.failures.load(Ordering::Relaxed)
+    }
+
+    /// How long its calls take.
+    pub fn latency(&self) -> Histogram {
+        self.calls.latency.histogram()
     }
 
     /// Whether the plugin is in quarantine.

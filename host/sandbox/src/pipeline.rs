@@ -16,6 +16,7 @@ use wasmtime::format_err;
 
 use crate::api::{EventArg, Kind, RenditionResult};
 use crate::call::Observed;
+use crate::latency::{Latency, Sampler};
 use crate::manifest::{Effect, Role};
 use crate::slot::Slot;
 use crate::trace::TraceRecorder;
@@ -36,6 +37,9 @@ pub struct Pipeline {
     last_keys: Arc<[Box<str>]>,
     /// How large enrichers may make an event's metadata.
     metadata: metadata::Limits,
+    /// How long decisions take, and which of them are measured.
+    latency: Arc<Latency>,
+    sampler: Sampler,
 }
 
 /// What a shard has of its own of a pipeline that several share: the enrichers that keep a
@@ -106,6 +110,8 @@ impl Pipeline {
             no_keys: Arc::new([]),
             last_keys: Arc::new([]),
             metadata: limits.metadata,
+            latency: Arc::default(),
+            sampler: Sampler::default(),
         };
         for stage in stages {
             match stage.plugin.manifest.role {
@@ -123,6 +129,14 @@ impl Pipeline {
             }
         }
         pipeline
+    }
+
+    /// The same, whose decisions are counted there.
+    pub(crate) fn counting(self, latency: &Arc<Latency>) -> Self {
+        Self {
+            latency: Arc::clone(latency),
+            ..self
+        }
     }
 
     /// Has all of its instances made now, and take their configuration.
@@ -367,7 +381,12 @@ impl Rules for Pipeline {
     }
 
     fn decide(&mut self, context: Context<'_>) -> Decision {
-        self.run(context, &mut Observed::default())
+        let began = self.sampler.begin();
+        let decision = self.run(context, &mut Observed::default());
+        if let Some(began) = began {
+            self.latency.end(began);
+        }
+        decision
     }
 
     fn explain(&mut self, context: Context<'_>, viewer: Id) -> Explanation {

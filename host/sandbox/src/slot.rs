@@ -10,6 +10,7 @@ use crate::api::{Api, Find};
 use crate::breaker::Admission;
 use crate::call::{Call, Observed};
 use crate::instance::{CallCost, Instance};
+use crate::latency::Sampler;
 use crate::{Limits, LoadError, Quarantine, Stage};
 
 /// A stage's instance, called with `A` and answering with `R`.
@@ -20,6 +21,8 @@ pub(crate) struct Slot<A, R> {
     fallback: Option<Box<Slot<A, R>>>,
     /// Whether it has been said that the last good generation can't take over.
     has_no_fallback: bool,
+    /// Which of its calls are measured.
+    sampler: Sampler,
     /// Its role's export, in a version of the API.
     export: fn(&Api) -> Find<A, R>,
     limits: Limits,
@@ -69,6 +72,7 @@ impl<A, R> Slot<A, R> {
             stage: Arc::clone(stage),
             fallback: None,
             has_no_fallback: false,
+            sampler: Sampler::default(),
             export,
             limits,
         }
@@ -137,7 +141,11 @@ impl<A, R> Slot<A, R> {
             Admission::Refused => return None,
             admitted => admitted,
         };
+        let began = self.sampler.begin();
         let outcome = self.instance.call(context, observed, with, read);
+        if let Some(began) = began {
+            stage.health.calls.latency.end(began);
+        }
         match (&outcome, admission) {
             // For want of an answer it is called again, and then it counts.
             _ if observed.is_speculative() => {
@@ -152,7 +160,7 @@ impl<A, R> Slot<A, R> {
             }
             (Ok(_), _) => {}
             (Err(failure), _) => {
-                stage.health.failures.fetch_add(1, Ordering::Relaxed);
+                stage.health.calls.failures.fetch_add(1, Ordering::Relaxed);
                 let user = context.event.name.as_str();
                 if breaker.failed(context.monotonic, user, admission, quarantine) {
                     self.quarantine(&failure.error);

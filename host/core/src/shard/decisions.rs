@@ -221,6 +221,7 @@ impl Decisions {
         let again = again_at.map(|at| Retry {
             at: clock.now_at(at),
             next_wait_ms: None,
+            pending_since: None,
         });
         self.retries.set(user, again);
         let Some(entry) = self.ledger.get_mut(user) else {
@@ -255,6 +256,9 @@ impl Decisions {
         let again = Retry {
             at: env.common.now() + wait_ms,
             next_wait_ms: Some(wait_ms.saturating_mul(2).min(settings.retry_ms_max)),
+            pending_since: before
+                .and_then(|before| before.pending_since)
+                .or_else(|| Some(env.common.now())),
         };
         self.retries.set(user, Some(again));
         pending.is_none().then_some(wait_ms)

@@ -17,6 +17,8 @@ pub(super) struct Retry {
     /// Set while the decision is pending, since it failed or lacks an answer:
     /// how long to wait after the next failure, in milliseconds.
     pub(super) next_wait_ms: Option<u64>,
+    /// Since when it has been pending, if it is, by the monotonic time.
+    pub(super) pending_since: Option<u64>,
 }
 
 /// The decisions that are to be made again.
@@ -25,6 +27,8 @@ pub(super) struct Retries {
     users: HashMap<Id, Retry, foldhash::fast::FixedState>,
     /// Those of them whose time hasn't come.
     times: BTreeSet<(u64, Id)>,
+    /// Those whose decision is pending, by since when.
+    waiting: BTreeSet<(u64, Id)>,
     /// What some of them lack of the directory, until another decision is noted.
     pub(super) fetches: PendingFetches,
 }
@@ -60,7 +64,19 @@ impl Retries {
         {
             self.times.remove(&(before.at, user));
         }
+        if let Some(since) = before.and_then(|before| before.pending_since) {
+            self.waiting.remove(&(since, user));
+        }
+        if let Some(since) = again.and_then(|again| again.pending_since) {
+            self.waiting.insert((since, user));
+        }
         self.fetches.forget(user);
+    }
+
+    /// How many decisions are pending, and since when the oldest is, by the monotonic time.
+    pub(super) fn waiting(&self) -> (usize, Option<u64>) {
+        let oldest = self.waiting.first().map(|(since, _)| *since);
+        (self.waiting.len(), oldest)
     }
 
     /// When the next decision is to be made.
@@ -93,7 +109,14 @@ mod tests {
     #[test]
     fn a_user_has_one_time_and_a_decision_that_is_due_is_pending_until_it_is_noted() {
         let (mut retries, user) = (Retries::default(), Id(7));
-        let again = |at, next_wait_ms| Some(Retry { at, next_wait_ms });
+        let again = |at, next_wait_ms: Option<u64>| {
+            let pending_since = next_wait_ms.map(|_| 7);
+            Some(Retry {
+                at,
+                next_wait_ms,
+                pending_since,
+            })
+        };
         retries.set(user, again(20, None));
         retries.set(user, again(10, Some(5)));
         assert_eq!(retries.next_at(), Some(10));
@@ -103,8 +126,10 @@ mod tests {
         assert_eq!(retries.pending_until(user), Some(10));
         retries.set(user, again(10, Some(10)));
         assert_eq!(retries.pending().collect::<Vec<_>>(), [user]);
+        assert_eq!(retries.waiting(), (1, Some(7)));
         assert_eq!(retries.due(10), Some(user));
         retries.set(user, None);
         assert_eq!((retries.get(user), retries.next_at()), (None, None));
+        assert_eq!(retries.waiting(), (0, None));
     }
 }
