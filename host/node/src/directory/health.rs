@@ -1,10 +1,11 @@
 //! Whether the directory's source can be read. One that can't is unavailable, which is
 //! not to be empty: what was known of it stays in force until it can be read again.
 
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::clock;
 use crate::state::database::Disk;
 
 /// What is said of the source, shared by what reads it and what reports on it.
@@ -13,6 +14,8 @@ pub(crate) struct Health {
     unavailable: Mutex<Option<Unavailable>>,
     /// Whether the directory in force holds something that could be lost.
     holds: AtomicBool,
+    /// When something was last taken from the source, by the host's clock; 0 for never.
+    taken_at: AtomicU64,
     /// How many entries of a bucket have a key that is none.
     pub(crate) refused_keys: AtomicUsize,
     /// How many entries of a bucket have a value that can't be read.
@@ -35,6 +38,7 @@ impl Default for Health {
         Self {
             unavailable: Mutex::default(),
             holds: AtomicBool::default(),
+            taken_at: AtomicU64::default(),
             refused_keys: AtomicUsize::default(),
             refused_values: AtomicUsize::default(),
             unsaved: AtomicUsize::default(),
@@ -86,6 +90,19 @@ impl Health {
     /// Whether the directory in force holds something.
     pub(super) fn holds_something(&self) -> bool {
         self.holds.load(Ordering::Relaxed)
+    }
+
+    /// Something has been taken from the source.
+    pub(crate) fn taken(&self) {
+        self.taken_at.store(clock::now_ms(), Ordering::Relaxed);
+    }
+
+    /// For how many seconds nothing has been taken from the source; none if nothing ever was.
+    pub(crate) fn age_s(&self) -> Option<u64> {
+        match self.taken_at.load(Ordering::Relaxed) {
+            0 => None,
+            at => Some(clock::now_ms().saturating_sub(at) / 1_000),
+        }
     }
 
     /// The directory in force has changed.

@@ -239,6 +239,10 @@ impl Cell {
         figures.online_users.store(online_users, Ordering::Relaxed);
         let connections = self.shard.connections() as u64;
         figures.connections.store(connections, Ordering::Relaxed);
+        let (pending, since) = self.shard.pending();
+        figures.pending.store(pending as u64, Ordering::Relaxed);
+        let since = since.unwrap_or_default();
+        figures.pending_since.store(since, Ordering::Relaxed);
         let backlog = self.shard.backlog();
         figures.backlog.store(backlog as u64, Ordering::Relaxed);
         if backlog == 0 {

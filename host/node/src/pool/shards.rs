@@ -34,6 +34,10 @@ pub(crate) struct Figures {
     pub(crate) backlog: AtomicU64,
     /// The last generation of the pipeline by which everyone has been decided on.
     pub(crate) settled: AtomicU64,
+    /// How many decisions are pending.
+    pub(crate) pending: AtomicU64,
+    /// Since when the oldest of them is, by the monotonic time in milliseconds; 0 for none.
+    pub(crate) pending_since: AtomicU64,
     /// How often it has failed, and begun anew from what was stored.
     pub(crate) restarts: AtomicU64,
 }

@@ -77,7 +77,7 @@ pub(crate) struct Tenant {
     pub(crate) names: Arc<Names>,
     pub(crate) directory: Arc<Directory>,
     /// The directory that the shards have been told of.
-    known_directory: watch::Sender<Arc<Directory>>,
+    pub(crate) known_directory: watch::Sender<Arc<Directory>>,
     /// Whether the directory's source can be read.
     pub(crate) health: Arc<directory::Health>,
     /// Keeps the directory over a restart; none where nothing is kept.
@@ -271,6 +271,7 @@ impl Tenant {
         if let Some(keeper) = &mut self.keeper {
             keeper.note(&directory, &changes, &self.names);
         }
+        self.health.taken();
         // One of which nothing was known answers anew what nobody has an answer to.
         let is_first = self.directory.is_on_demand() && !directory.is_on_demand();
         if changes.is_empty() && !is_first {

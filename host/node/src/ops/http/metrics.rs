@@ -2,6 +2,7 @@
 
 mod exposition;
 mod on_disk;
+mod runtime;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -22,7 +23,10 @@ pub(super) async fn metrics(State(board): State<Arc<Board>>) -> String {
     let mut text = Exposition::default();
     let status = board.status.get();
     text.value("presence_waiting", u8::from(status.is_none()));
+    runtime::process(&mut text, &board);
     if let Some(status) = status {
+        runtime::decisions(&mut text, status);
+        runtime::directory(&mut text, status);
         shards(&mut text, status);
         broker(&mut text, status);
         plugins(&mut text, status);

@@ -19,6 +19,7 @@ use axum::response::{IntoResponse as _, Response};
 use axum::routing::get;
 use presence_config::escape::Line;
 use presence_config::{Config, Http};
+use presence_core::directory::Directory;
 use presence_rules::loader::Loader;
 use tokio::sync::watch;
 
@@ -43,6 +44,7 @@ pub(crate) struct Status {
     state: Option<Arc<state::Figures>>,
     fetcher: Option<Arc<Fetcher>>,
     directory: Arc<directory::Health>,
+    known_directory: watch::Receiver<Arc<Directory>>,
     replies: Arc<Replies>,
     loader: Arc<Loader>,
     /// Whether the subscriptions are in place and nothing is being stopped.
@@ -129,6 +131,7 @@ impl Status {
             running: tenant.running.subscribe(),
             fetcher: tenant.fetcher.clone(),
             directory: Arc::clone(&tenant.health),
+            known_directory: tenant.known_directory.subscribe(),
             replies: Arc::clone(&tenant.replies),
             loader: Arc::clone(loader),
             state: tenant

@@ -1,0 +1,75 @@
+//! What is asked of any service: its build, its process, and how long its work takes.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::Ordering;
+
+use rustix::time::{ClockId, clock_gettime};
+
+use super::exposition::Exposition;
+use crate::clock;
+use crate::ops::http::{Board, Status};
+
+/// The build and the process, also of a node that doesn't serve yet.
+pub(super) fn process(text: &mut Exposition, board: &Board) {
+    let build = [(env!("CARGO_PKG_VERSION"), 1)];
+    text.values("presence_build_info", "version", build);
+    let cpu = clock_gettime(ClockId::ProcessCPUTime);
+    let seconds = cpu.tv_sec as f64 + cpu.tv_nsec as f64 / 1e9;
+    text.value("process_cpu_seconds_total", seconds);
+    // It is read on Linux, and left out where it can't be.
+    if let Some(bytes) = resident_bytes() {
+        text.value("process_resident_memory_bytes", bytes);
+    }
+    let started = board.about.started_ms as f64 / 1e3;
+    text.value("process_start_time_seconds", started);
+    let connected = board.broker.connected.load(Ordering::Relaxed);
+    text.value("presence_nats_connected", u8::from(connected));
+}
+
+fn resident_bytes() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmRSS:"))?;
+    let kib: u64 = line.trim().strip_suffix(" kB")?.parse().ok()?;
+    Some(kib << 10)
+}
+
+/// How long decisions and calls of plugins take, and what waits for one.
+pub(super) fn decisions(text: &mut Exposition, status: &Status) {
+    let running = status.running.borrow().clone();
+    let latency = running.blueprint.latency();
+    text.histograms("presence_decision_seconds", "", [("", latency)]);
+    // A plugin that stands in the pipeline twice is told of once, by its first stage.
+    let mut plugins = BTreeMap::new();
+    for stage in running.blueprint.stages() {
+        let name = &*stage.plugin.name;
+        plugins
+            .entry(name)
+            .or_insert_with(|| stage.health.latency());
+    }
+    text.histograms("presence_plugin_call_seconds", "plugin", plugins);
+    let pending = status.shards.total(|shard| &shard.pending);
+    text.value("presence_pending_decisions", pending);
+    let since = status.shards.iter().filter_map(|shard| {
+        let since = shard.figures.pending_since.load(Ordering::Relaxed);
+        (since != 0).then_some(since)
+    });
+    let waited_ms = since
+        .min()
+        .map_or(0, |at| clock::now_ms().saturating_sub(at));
+    let seconds = waited_ms as f64 / 1e3;
+    text.value("presence_oldest_pending_decision_seconds", seconds);
+}
+
+/// How large the directory in force is, and how old.
+pub(super) fn directory(text: &mut Exposition, status: &Status) {
+    let (users, groups) = {
+        let directory = status.known_directory.borrow();
+        (directory.len(), directory.group_count())
+    };
+    text.value("presence_directory_users", users);
+    text.value("presence_directory_groups", groups);
+    let age = status.directory.age_s();
+    text.value("presence_directory_age_seconds", age.unwrap_or_default());
+}
