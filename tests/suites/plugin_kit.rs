@@ -101,7 +101,87 @@ async fn from_new_to_running(language: &str, own_tests: &str) -> Result<()> {
         }
     }
 
+    // The same again, and nothing is built.
+    let again = kit.succeed(&["build", "quiet"])?;
+    assert!(again.contains("unchanged, not rebuilt"), "{again}");
+    fails_with_its_place(&kit, language)?;
     takes_effect(&plugin).await
+}
+
+/// An error that nothing catches, and a call of something that plugins don't have.
+fn fails_with_its_place(kit: &Kit, language: &str) -> Result<()> {
+    let (file, before, error, said, denied, wanted) = match language {
+        "rust" => (
+            "src/lib.rs",
+            "        explain(",
+            "assert!(event.user() != \"ada\", \"not ada\");",
+            "trapped: panicked at src/lib.rs:37:9: not ada",
+            "let _ = std::time::SystemTime::now();",
+            "time not implemented on this platform",
+        ),
+        "typescript" => (
+            "plugin.ts",
+            "  explain(",
+            "if (event.user === \"ada\") throw new TypeError(\"not ada\");",
+            "trapped: TypeError: not ada, at plugin.ts:24 (filter)",
+            "Date.now();",
+            "tried to read the clock: plugins have none; ask the host with now(), at plugin.ts:25",
+        ),
+        "python" => (
+            "plugin.py",
+            "        host.explain(",
+            "{}[event.user] if event.user == \"ada\" else None",
+            "trapped: KeyError: 'ada', at plugin.py:25 (filter)",
+            "open(\"/etc/passwd\")",
+            "tried to open the file '/etc/passwd': plugins have none, at plugin.py:26",
+        ),
+        _ => (
+            "plugin.c",
+            "        filter_string_t why;",
+            "assert(event->user.len != 3);",
+            "trapped: assertion failed: event->user.len != 3, at plugin.c:31",
+            "puts(\"hello\");",
+            "tried to write output: plugins have none; log instead",
+        ),
+    };
+    let path = kit.folder().join(file);
+    let source = fs::read_to_string(&path)?;
+    let with = |lines: &[&str]| {
+        let indent = &before[..before.len() - before.trim_start().len()];
+        let lines: String = lines.iter().map(|it| format!("{indent}{it}\n")).collect();
+        let includes = match language {
+            "c" => "#include <assert.h>\n#include <stdio.h>\n",
+            _ => "",
+        };
+        assert_eq!(source.matches(before).count(), 1, "{source}");
+        format!(
+            "{includes}{}",
+            source.replace(before, &format!("{lines}{before}"))
+        )
+    };
+    let event = |user: &str| json!({"type": "user_online", "userId": user, "timestamp": 7, "metadata": {"status": "quiet"}});
+    let fails = |user: &str| -> Result<String> {
+        let input = kit.folder().join("input.json");
+        fs::write(&input, event(user).to_string())?;
+        let output = kit.run(&["run", "quiet", "--event", "quiet/input.json", "--json"])?;
+        assert!(!output.status.success());
+        let stderr = String::from_utf8(output.stderr)?;
+        let answer: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
+        Ok(format!("{} {stderr}", answer["answer"]["error"]))
+    };
+    // In C, what WASI would do is seen while it is built.
+    let both = [error, denied];
+    fs::write(
+        &path,
+        with(if language == "c" { &both[..1] } else { &both }),
+    )?;
+    let failure = fails("ada")?;
+    assert!(failure.contains(said), "{failure}");
+    fs::write(&path, with(&both))?;
+    let failure = fails("eve")?;
+    assert!(failure.contains(wanted), "{failure}");
+    fs::write(&path, source)?;
+    Ok(())
 }
 
 /// A user is online whom a contact and a colleague may see. The filter comes,

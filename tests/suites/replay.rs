@@ -3,8 +3,8 @@
 use std::fs;
 
 use anyhow::{Context, Result};
-use presence_tests::host;
 use presence_tests::site::Site;
+use presence_tests::{component, host};
 use serde_json::{Value, json};
 
 use crate::inputs::{
@@ -178,5 +178,43 @@ fn a_replayed_day_is_what_the_contract_says() -> Result<()> {
         (letter["reason"].as_str(), letter["payload"].as_str()),
         (Some("invalid-json"), Some("/w=="))
     );
+    Ok(())
+}
+
+/// A night in Berlin, when the clocks go on or back: a colleague loses sight of the user at ten
+/// in the evening, and gains it again at seven by the new time.
+#[test]
+fn a_night_ends_at_the_hour_by_the_clock_also_when_the_clocks_are_changed() -> Result<()> {
+    const HOUR_MS: u64 = 3_600_000;
+    let mut site = Site::new("nats://127.0.0.1:1")?.with("tracker.timeout_ms", 86_400_000)?;
+    site.write_plugin("night", component::load("fixtures/night")?)?;
+    site.set_pipeline(&[("groups", None), ("night", None), ("redact", None)])?;
+    site.write_directory_value(&json!({
+        "groups": {"team": ["ada", "ben", "cleo"], "close-friends:ada": ["ben"]},
+        "settings": {"ada": {"timeZone": "Europe/Berlin"}},
+    }))?;
+    // Nine in the evening there, and how long the night is.
+    for (evening, night) in [(1_774_728_000_000, 8), (1_792_868_400_000, 10)] {
+        let connect = inputs::connect("ada", "c", evening);
+        let line = json!({"at": evening, "subject": CONNECT, "data": connect});
+        let mut told = Vec::new();
+        for line in replay(&site, &[line])?.lines() {
+            let line: Value = serde_json::from_str(line)?;
+            let subject = line["subject"].as_str().unwrap_or_default();
+            if [FILTERED_ONLINE, FILTERED_OFFLINE].contains(&subject) {
+                let after = line["at"].as_u64().context("at")? - evening;
+                told.push((after, subject.to_owned(), line["data"]["visibleTo"].clone()));
+            }
+        }
+        let line = |after: u64, subject: &str, viewers: Value| {
+            (after * HOUR_MS, subject.to_owned(), viewers)
+        };
+        let expected = [
+            line(0, FILTERED_ONLINE, json!(["ben", "cleo"])),
+            line(1, FILTERED_OFFLINE, json!(["cleo"])),
+            line(1 + night, FILTERED_ONLINE, json!(["cleo"])),
+        ];
+        assert_eq!(told.get(..3), Some(&expected[..]), "{told:?}");
+    }
     Ok(())
 }

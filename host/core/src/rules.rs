@@ -79,8 +79,10 @@ pub struct StageReport {
     pub is_fallback: bool,
     /// What it did.
     pub outcome: StageOutcome,
-    /// What it gave as its reasons.
+    /// What it gave as its reasons, about the event.
     pub reasons: Vec<String>,
+    /// What it gave as its reasons about the viewer alone.
+    pub viewer_reasons: Vec<String>,
     /// How it failed, if it did.
     pub failure: Option<String>,
 }

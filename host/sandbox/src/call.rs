@@ -41,6 +41,9 @@ const RENDITION_BYTES_MAX: usize = 65_536;
 const LINES_MAX: usize = 16;
 const LINE_BYTES_MAX: usize = 1_024;
 
+/// How many viewers are named whom a reason is about.
+const VIEWERS_NAMED: usize = 10;
+
 /// The state of a store.
 pub(crate) struct Call {
     pub(crate) plugin: Arc<str>,
@@ -311,10 +314,33 @@ impl Call {
         self.log.record(kind, text);
     }
 
-    /// Hands a reason that the component gives to who wants to know.
-    pub(crate) fn give_reason(&mut self, reason: String) {
+    /// Records a reason that the component gives, about these viewers alone or about the
+    /// event, if somebody tries the plugin out.
+    pub(crate) fn record_reason(&self, viewers: Option<&Audience>, reason: &str) {
+        if !self.log.is_recorded() {
+            return;
+        }
+        let (Some(viewers), Some(about)) = (viewers, &self.about) else {
+            return self.record(LineKind::Explained, reason);
+        };
+        let names = about.names.read();
+        let named = viewers
+            .ids()
+            .take(VIEWERS_NAMED)
+            .filter_map(|id| names.name(id));
+        let mut named: Vec<_> = named.map(|name| name.as_str()).collect();
+        if viewers.len() > VIEWERS_NAMED as u64 {
+            named.push("…");
+        }
+        let whom = named.join(", ");
+        self.record(LineKind::ExplainedFor, &format!("{whom}: {reason}"));
+    }
+
+    /// Hands a reason that the component gives, about these viewers alone or about the event,
+    /// to who wants to know.
+    pub(crate) fn give_reason(&mut self, viewers: Option<&Audience>, reason: String) {
         if let Some(trace) = &mut self.observed.trace {
-            trace.reason(reason);
+            trace.reason(viewers, reason);
         }
     }
 

@@ -32,6 +32,7 @@ mod stage;
 mod trace;
 mod trial;
 mod wasi;
+mod zones;
 
 pub use blueprint::Blueprint;
 pub use breaker::Quarantine;

@@ -48,6 +48,11 @@ impl Lines {
         }
     }
 
+    /// Whether somebody wants them recorded.
+    pub(crate) fn is_recorded(&self) -> bool {
+        self.recorder.is_some()
+    }
+
     /// Whether a line is written now. It is counted either way.
     pub(crate) fn takes(&self, now: u64) -> bool {
         let mut window = self.window.lock().unwrap_or_else(PoisonError::into_inner);

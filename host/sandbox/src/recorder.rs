@@ -20,6 +20,8 @@ pub struct PluginLine {
 pub enum LineKind {
     /// With `explain`.
     Explained,
+    /// With `explain-for`: first whom it is about.
+    ExplainedFor,
     /// With `log`, at this level.
     Error,
     /// As [`Self::Error`].
@@ -35,6 +37,7 @@ impl LineKind {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Explained => "explained",
+            Self::ExplainedFor => "explained-for",
             Self::Error => "error",
             Self::Warn => "warn",
             Self::Info => "info",

@@ -19,6 +19,9 @@ use crate::manifest::Case;
 use crate::trial::{Answer, Trial};
 use crate::{Limits, LineKind, LoadError, Plugin, PluginLine};
 
+/// What a case may expect beside the answer: when the rule asks to be asked again.
+const RECONSIDER_AT: &str = "reconsiderAt";
+
 /// What came of a case.
 #[derive(Debug)]
 pub struct Outcome {
@@ -89,6 +92,12 @@ pub fn run_case(plugin: &Plugin, case: &Case, limits: Limits) -> Outcome {
         Err(error) => outcome.found = json!({"error": error.to_string()}),
     }
     outcome.lines = recorder.take();
+    // When it is asked again counts where a case says so.
+    if case.expect.get(RECONSIDER_AT).is_some()
+        && let Some(found) = outcome.found.as_object_mut()
+    {
+        found.insert(RECONSIDER_AT.into(), outcome.reconsider_at.into());
+    }
     // What the call failed with is said once.
     let error = outcome.found.get("error").and_then(Value::as_str);
     if let (Some(error), Some(last)) = (error, outcome.lines.last())

@@ -53,6 +53,7 @@ impl<A, R> Slot<A, R> {
             is_fallback: self.fallback.is_some(),
             outcome: StageOutcome::NotAsked,
             reasons: Vec::new(),
+            viewer_reasons: Vec::new(),
             failure: None,
         }
     }

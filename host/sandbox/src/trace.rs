@@ -10,6 +10,8 @@ pub(crate) struct TraceRecorder {
     stages: Vec<StageReport>,
     /// What the stage that is being called has given as its reasons.
     reasons: Vec<String>,
+    /// Those of them that are about the viewer alone.
+    viewer_reasons: Vec<String>,
 }
 
 impl TraceRecorder {
@@ -18,12 +20,17 @@ impl TraceRecorder {
             viewer,
             stages: Vec::new(),
             reasons: Vec::new(),
+            viewer_reasons: Vec::new(),
         }
     }
 
-    /// A component gives a reason.
-    pub(crate) fn reason(&mut self, reason: String) {
-        self.reasons.push(reason);
+    /// A component gives a reason, about these viewers alone or about the event.
+    pub(crate) fn reason(&mut self, viewers: Option<&Audience>, reason: String) {
+        match viewers {
+            None => self.reasons.push(reason),
+            Some(viewers) if viewers.contains(self.viewer) => self.viewer_reasons.push(reason),
+            Some(_) => {}
+        }
     }
 
     /// A filter was called, about which this is known.
@@ -65,6 +72,7 @@ impl TraceRecorder {
         self.stages.push(StageReport {
             outcome,
             reasons: std::mem::take(&mut self.reasons),
+            viewer_reasons: std::mem::take(&mut self.viewer_reasons),
             failure: after.err().map(|failure| failure.error.clone()),
             ..stage
         });

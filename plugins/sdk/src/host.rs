@@ -1,5 +1,6 @@
 //! What else a component may ask of, and tell, the host.
 
+use crate::Audience;
 use crate::bindings::host;
 
 /// Says why the verdict is what it is, for whoever asks "why can A see B?".
@@ -12,6 +13,20 @@ use crate::bindings::host;
 /// ```
 pub fn explain(text: &str) {
     host::explain(text);
+}
+
+/// Says why the verdict is what it is for these viewers, and no others.
+///
+/// ```
+/// use presence_plugin::{Audience, explain_for, testing::Host};
+///
+/// let outcome = Host::new().online("ada").call(|_| {
+///     explain_for(Audience::of(["ben"]), "it is night, and they aren't close friends");
+/// });
+/// assert_eq!(outcome.explained, ["ben: it is night, and they aren't close friends"]);
+/// ```
+pub fn explain_for(viewers: Audience, text: &str) {
+    host::explain_for(viewers.token(), text);
 }
 
 /// The time, in milliseconds since the Unix epoch.

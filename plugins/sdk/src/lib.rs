@@ -52,7 +52,7 @@
 //! ```
 //!
 //! Log with the [`log`] crate's macros. A panic is logged with its message, and
-//! ends the call: the host then tells nobody new.
+//! ends the call with it: the host then tells nobody new.
 //!
 //! # State
 //!
@@ -78,15 +78,17 @@ mod role;
 pub mod stateful;
 #[cfg(not(target_arch = "wasm32"))]
 pub mod testing;
+mod time;
 
 pub use audience::Audience;
 pub use event::{Event, Kind, Reason, Value};
 #[doc(hidden)]
 pub use export::Slot;
-pub use host::{explain, now, reconsider_at};
+pub use host::{explain, explain_for, now, reconsider_at};
 pub use log;
 pub use role::{Change, Enricher, Filter, NoConfig, Redactor, Rendition};
 pub use stateful::Stateful;
+pub use time::{LocalTime, local_time};
 
 #[cfg(all(feature = "allocator", target_arch = "wasm32"))]
 #[global_allocator]

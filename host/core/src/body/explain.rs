@@ -116,6 +116,9 @@ fn stage(report: &StageReport) -> Value {
         "turn": report.outcome.as_str(),
         "reasons": report.reasons,
     });
+    let of_viewer = !report.viewer_reasons.is_empty();
+    let of_viewer = of_viewer.then(|| report.viewer_reasons.clone().into());
+    set(&mut stage, "viewerReasons", of_viewer);
     let is_fallback = report.is_fallback.then_some(Value::Bool(true));
     set(&mut stage, "standsIn", is_fallback);
     set(

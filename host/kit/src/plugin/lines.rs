@@ -9,6 +9,7 @@ pub(super) fn words(written: &PluginLine) -> String {
     let text = line(&written.text);
     match written.kind {
         LineKind::Explained => format!("explains: {text}"),
+        LineKind::ExplainedFor => format!("explains of {text}"),
         level => format!("logs, {}: {text}", level.as_str()),
     }
 }

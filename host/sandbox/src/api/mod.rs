@@ -14,7 +14,7 @@ use semver::Version;
 
 pub(crate) use export::{Export, Find};
 pub(crate) use stateful::Stateful;
-pub(crate) use types::{EventArg, Kind, RenditionResult};
+pub(crate) use types::{EventArg, Kind, LocalTime, RenditionResult};
 pub(crate) use version::Api;
 
 /// The versions, in their order.

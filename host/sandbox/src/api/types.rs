@@ -34,6 +34,23 @@ pub(crate) struct RenditionResult {
     pub(crate) last_seen: bool,
 }
 
+/// What the clocks of a time zone show.
+#[derive(Clone, ComponentType, Lower)]
+#[component(record)]
+pub(crate) struct LocalTime {
+    pub(crate) year: i16,
+    pub(crate) month: u8,
+    pub(crate) day: u8,
+    pub(crate) hour: u8,
+    pub(crate) minute: u8,
+    pub(crate) second: u8,
+    pub(crate) weekday: u8,
+    #[component(name = "utc-offset-s")]
+    pub(crate) utc_offset_s: i32,
+    #[component(name = "next-change")]
+    pub(crate) next_change: Option<u64>,
+}
+
 /// What a stateful enricher knows.
 #[derive(Clone, ComponentType, Lift, Lower)]
 #[component(record)]

@@ -1,4 +1,5 @@
-//! `presence:plugin` 0.1.0: what 0.2.0 is, but for `blockers`, which it doesn't know.
+//! `presence:plugin` 0.1.0: what 0.2.0 is, but for `blockers`, `explain-for` and
+//! `local-time`, which it doesn't know.
 //! What is the same is taken from there under this version's names. Once the newest
 //! differs in something else, this version gets its own of it, here.
 

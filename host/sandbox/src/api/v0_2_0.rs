@@ -26,6 +26,8 @@ use super::types::{EventArg, RenditionResult, State};
 use super::version::Api;
 use crate::call::Call;
 
+use host::more;
+
 pub(super) use host::host;
 
 type Calling<'a> = StoreContextMut<'a, Call>;
@@ -184,7 +186,9 @@ fn link(linker: &mut Linker<Call>) -> Result<()> {
     let mut directory = linker.instance("presence:plugin/directory@0.2.0")?;
     questions(&mut directory)?;
     question(&mut directory, "blockers", Question::Blockers)?;
-    host(&mut linker.instance("presence:plugin/host@0.2.0")?)
+    let mut linked = linker.instance("presence:plugin/host@0.2.0")?;
+    host(&mut linked)?;
+    more(&mut linked)
 }
 
 pub(super) fn events(events: &mut LinkerInstance<'_, Call>) -> Result<()> {

@@ -71,6 +71,19 @@ fn each_stage_says_what_it_did_to_the_viewer() {
 }
 
 #[test]
+fn a_reason_about_some_viewers_is_given_for_these_alone() {
+    let world = world();
+    let steps = json!({"steps": ["contacts", {"explain_for": "ben"}]});
+    let mut rules = pipeline([configured("reader", steps)]);
+    for (viewer, reasons) in [("ben", vec!["for one"]), ("cleo", vec![])] {
+        let (stages, _) = explained(&world, &mut rules, viewer);
+        assert_eq!(stages[0].outcome, StageOutcome::Admitted);
+        assert!(stages[0].reasons.is_empty());
+        assert_eq!(stages[0].viewer_reasons, reasons, "{viewer}");
+    }
+}
+
+#[test]
 fn reasons_come_with_the_stage_that_gave_them() {
     let world = world();
     let reader = |steps: Value| configured("reader", json!({"steps": steps}));

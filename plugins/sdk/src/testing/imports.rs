@@ -151,15 +151,44 @@ pub(crate) mod directory {
 }
 
 pub(crate) mod host {
+    use super::audiences::Audience;
     use crate::bindings::filter::presence::plugin::host;
     use crate::log;
     use crate::testing::Read;
     use crate::testing::call::{running, try_running};
 
-    pub(crate) use host::Level;
+    pub(crate) use host::{ClockTime, Level};
 
     pub(crate) fn explain(text: &str) {
         running(|call| call.explain(text));
+    }
+
+    /// As the real host has it recorded: first whom it is about.
+    pub(crate) fn explain_for(viewers: Audience, text: &str) {
+        running(|call| {
+            let viewers: Vec<_> = call.audience(viewers).iter().cloned().collect();
+            call.explain(&format!("{}: {text}", viewers.join(", ")));
+        });
+    }
+
+    pub(crate) fn local_time(zone: &str, at: u64) -> Option<ClockTime> {
+        let at = jiff::Timestamp::from_millisecond(i64::try_from(at).ok()?).ok()?;
+        let zone = jiff::tz::TimeZoneDatabase::bundled().get(zone).ok()?;
+        let next = zone.following(at).next();
+        let next = next.map(|change| change.timestamp().as_millisecond());
+        let time = at.to_zoned(zone);
+        let small = |number: i8| u8::try_from(number).unwrap_or_default();
+        Some(ClockTime {
+            year: time.year(),
+            month: small(time.month()),
+            day: small(time.day()),
+            hour: small(time.hour()),
+            minute: small(time.minute()),
+            second: small(time.second()),
+            weekday: small(time.weekday().to_monday_one_offset()),
+            utc_offset_s: time.offset().seconds(),
+            next_change: next.and_then(|at| u64::try_from(at).ok()),
+        })
     }
 
     pub(crate) fn now() -> u64 {

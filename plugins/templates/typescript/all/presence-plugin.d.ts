@@ -79,14 +79,38 @@ declare module "presence:plugin/directory@0.2.0" {
 }
 
 declare module "presence:plugin/host@0.2.0" {
+  import type { Audience } from "presence:plugin/audiences@0.2.0";
+
   export type Level = "error" | "warn" | "info" | "debug";
+  /** A date and a time of the day, as the clocks of a time zone show them. */
+  export interface ClockTime {
+    year: number;
+    /** From 1, January. */
+    month: number;
+    /** From 1. */
+    day: number;
+    /** 0 to 23. */
+    hour: number;
+    minute: number;
+    second: number;
+    /** From 1, Monday, to 7, Sunday. */
+    weekday: number;
+    /** How far the clocks are ahead of UTC, in seconds. */
+    utcOffsetS: number;
+    /** When the clocks are changed next, in milliseconds since the Unix epoch. */
+    nextChange?: bigint;
+  }
 
   /** Says why the verdict is what it is, for whoever asks "why can A see B?". */
   export function explain(text: string): void;
+  /** The same for these viewers, and no others. */
+  export function explainFor(viewers: Audience, text: string): void;
   /** The time, in milliseconds since the Unix epoch. */
   export function now(): bigint;
   /** Asks the host to decide again at this time. */
   export function reconsiderAt(ms: bigint): void;
+  /** What the clocks of a zone, such as `Europe/Berlin`, show at a time. Undefined without such a zone. */
+  export function localTime(zone: string, at: bigint): ClockTime | undefined;
   /** Writes a line to the host's log. */
   export function log(level: Level, text: string): void;
 }

@@ -1,11 +1,16 @@
 //! The interface `host`: why, when, and what goes into the log.
 
+use presence_core::audience::Audience;
 use wasmtime::Result;
 use wasmtime::component::{ComponentType, Lift, LinkerInstance, Lower, WasmStr};
 
 use super::{Calling, charge};
 use crate::call::{self, Call};
 use crate::recorder::LineKind;
+use crate::zones;
+
+/// What it takes to look up a time zone, in fuel.
+const ZONE_FUEL: u64 = 1_000;
 
 #[derive(Clone, Copy, ComponentType, Lift, Lower)]
 #[component(enum)]
@@ -33,26 +38,10 @@ impl From<Level> for LineKind {
     }
 }
 
+/// What there has always been.
 pub(in crate::api) fn host(host: &mut LinkerInstance<'_, Call>) -> Result<()> {
-    host.func_wrap("explain", |mut store: Calling<'_>, (text,): (WasmStr,)| {
-        if store.data_mut().takes_line() {
-            let bytes = text.to_str(&store)?.len();
-            charge(&mut store, bytes as u64)?;
-            let text = text.to_str(&store)?;
-            let explanation = call::cut(&text);
-            store.data().record(LineKind::Explained, explanation);
-            let plugin = &*store.data().plugin;
-            if tracing::enabled!(target: "plugin", tracing::Level::DEBUG)
-                && store.data().has_room_in_log()
-            {
-                tracing::debug!(target: "plugin", plugin, explanation);
-            }
-            if store.data().observed.trace.is_some() {
-                let reason = explanation.to_owned();
-                store.data_mut().give_reason(reason);
-            }
-        }
-        Ok(())
+    host.func_wrap("explain", |store: Calling<'_>, (text,): (WasmStr,)| {
+        explain(store, None, &text)
     })?;
     host.func_wrap("now", |mut store: Calling<'_>, (): ()| {
         store.data_mut().observed.reads.time = true;
@@ -64,6 +53,46 @@ pub(in crate::api) fn host(host: &mut LinkerInstance<'_, Call>) -> Result<()> {
         Ok(())
     })?;
     host.func_wrap("log", log)
+}
+
+/// What came with 0.2.0.
+pub(super) fn more(host: &mut LinkerInstance<'_, Call>) -> Result<()> {
+    host.func_wrap(
+        "explain-for",
+        |store: Calling<'_>, (viewers, text): (u32, WasmStr)| {
+            let viewers = store.data().audience(viewers)?.clone();
+            explain(store, Some(&viewers), &text)
+        },
+    )?;
+    host.func_wrap(
+        "local-time",
+        |mut store: Calling<'_>, (zone, at): (WasmStr, u64)| {
+            let bytes = zone.to_str(&store)?.len();
+            charge(&mut store, ZONE_FUEL + bytes as u64)?;
+            let time = zones::local_time(&zone.to_str(&store)?, at);
+            Ok((time,))
+        },
+    )
+}
+
+/// Gives a reason, which is about these viewers alone, or about the event.
+fn explain(mut store: Calling<'_>, viewers: Option<&Audience>, text: &WasmStr) -> Result<()> {
+    if !store.data_mut().takes_line() {
+        return Ok(());
+    }
+    let bytes = text.to_str(&store)?.len();
+    charge(&mut store, bytes as u64)?;
+    let text = text.to_str(&store)?;
+    let explanation = call::cut(&text).to_owned();
+    drop(text);
+    store.data().record_reason(viewers, &explanation);
+    let plugin = &*store.data().plugin;
+    if tracing::enabled!(target: "plugin", tracing::Level::DEBUG) && store.data().has_room_in_log()
+    {
+        tracing::debug!(target: "plugin", plugin, explanation);
+    }
+    store.data_mut().give_reason(viewers, explanation);
+    Ok(())
 }
 
 /// Writes a line to the host's log. One of an error is also kept: if the call traps, it may be
