@@ -99,6 +99,7 @@ const RIGHTS: [Rights; 9] = [
             "$JS.API.CONSUMER.CREATE.presence-dlq.c",
             "$JS.API.CONSUMER.DELETE.presence-dlq.c",
             "$JS.API.CONSUMER.MSG.NEXT.presence-dlq.c",
+            "presence.redrive",
             "presence.connect",
             "presence.heartbeat",
             "presence.disconnect",

@@ -7,8 +7,8 @@ use presence_core::token;
 /// The header of all that a node publishes: `<source> <epoch> <seq>`. What bears it
 /// is not input.
 pub const SEQ: &str = "Presence-Seq";
-/// The header of an event from a dead letter that is to be decided again.
-pub const REDRIVEN: &str = "Presence-Redriven";
+/// Where operators have an event be decided again on which a plugin has failed.
+pub const REDRIVE: &str = "presence.redrive";
 /// By which a JetStream stream notices that it has a message already.
 const MESSAGE_ID: &str = "Nats-Msg-Id";
 
@@ -37,6 +37,11 @@ impl Subjects {
     /// What kind of input a subject carries.
     pub fn kind(&self, subject: &str) -> Option<Kind> {
         Kind::of_subject(subject.strip_prefix(&self.prefix)?)
+    }
+
+    /// Whether operators have events be decided again on a subject.
+    pub fn is_redrive(&self, subject: &str) -> bool {
+        subject.strip_prefix(&self.prefix) == Some(REDRIVE)
     }
 
     /// What a subject asks.

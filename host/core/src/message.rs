@@ -62,9 +62,6 @@ pub struct Message {
     pub payload: Payload,
     /// The body that it was read from, for its dead letter.
     pub raw: Bytes,
-    /// Whether it is an event that a plugin failed on, and that is to be decided again: it
-    /// states nothing. The transport says so.
-    pub is_redriven: bool,
 }
 
 /// What a message says.
@@ -191,6 +188,37 @@ impl Message {
     }
 }
 
+/// An event of a user on which a plugin has failed: a request to decide about it again. It
+/// states nothing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Redrive {
+    /// The user.
+    pub user: ByteString,
+    /// The event's time, in milliseconds since the Unix epoch.
+    pub timestamp: u64,
+}
+
+impl Redrive {
+    /// Reads the body of the event.
+    ///
+    /// # Errors
+    /// If it isn't one.
+    pub fn parse(payload: &[u8]) -> Result<Self, Rejection> {
+        #[derive(Deserialize)]
+        #[serde(rename_all = "camelCase")]
+        struct Event {
+            user_id: String,
+            timestamp: u64,
+        }
+        let event: Event = serde_json::from_slice(payload)
+            .map_err(|error| Rejection::new(Cause::InvalidJson, format!("no event: {error}")))?;
+        Ok(Self {
+            user: event.user_id.into(),
+            timestamp: event.timestamp,
+        })
+    }
+}
+
 #[derive(Deserialize)]
 struct Fields<'a> {
     #[serde(rename = "userId", borrow)]
@@ -267,7 +295,6 @@ impl<'a> Fields<'a> {
             timestamp,
             payload,
             raw: text.as_bytes().clone(),
-            is_redriven: false,
         })
     }
 

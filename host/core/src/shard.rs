@@ -94,6 +94,14 @@ impl Shard {
                 env.dead_letter(kind.subject(), &rejection, &payload);
                 out.extend(reply.map(|to| Output::Reply(to, body::refused(&rejection))));
             }
+            Input::Redrive { event, reply } => {
+                let answer = match event {
+                    Ok(event) if self.presence.redrive(&event, common) => body::accepted(),
+                    Ok(_) => body::stale(NOT_NEWEST),
+                    Err(rejection) => body::refused(&rejection),
+                };
+                out.push(Output::Reply(reply, answer));
+            }
             Input::Directory(directory, changes) => {
                 self.presence.events.directory_changed(&directory, &changes);
                 common.directory = directory;
@@ -283,6 +291,9 @@ impl Shard {
         &self.presence.events.updates.decisions
     }
 }
+
+/// Why an event is not decided again.
+const NOT_NEWEST: &str = "it is not the newest event of its user, who may have left since";
 
 /// Takes a message, and answers its sender if there is a reply subject.
 fn take_message(

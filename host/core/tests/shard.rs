@@ -15,7 +15,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use presence_core::audience::Audience;
 use presence_core::directory::{Directory, Question};
-use presence_core::message::{Kind, Message};
+use presence_core::message::{Kind, Message, Redrive};
 use presence_core::names::Names;
 use presence_core::rules::{Context, Decision, Enriched, Failure, Reads, Rendition, Rules};
 use presence_core::{Input, Output, Settings, Shard, status};
@@ -279,11 +279,10 @@ fn an_event_that_is_redriven_is_decided_again_and_states_nothing() {
         .iter()
         .find(|(subject, _)| subject == "presence.events")
         .unwrap();
-    let redrive = |world: &mut World, kind, event: &Value| {
-        let mut message = early::message(kind, event);
-        message.is_redriven = true;
-        let (mut out, reply) = (Vec::new(), Some("r".into()));
-        let input = Input::Message { message, reply };
+    let redrive = |world: &mut World, event: &Value| {
+        let event = Redrive::parse(event.to_string().as_bytes());
+        let (mut out, reply) = (Vec::new(), "r".into());
+        let input = Input::Redrive { event, reply };
         world
             .shard
             .handle(world.now, input, &mut world.rules, &mut out);
@@ -295,28 +294,28 @@ fn an_event_that_is_redriven_is_decided_again_and_states_nothing() {
         let answer = answers.last().unwrap();
         (answer["reason"].clone(), published(out))
     };
-    let (reason, out) = redrive(&mut world, Kind::Online, event);
+    let (reason, out) = redrive(&mut world, event);
     assert_eq!(reason, Value::Null);
     assert_eq!(out.len(), 1, "it fails again: {out:?}");
     assert_eq!(out[0].0, "presence.dlq");
     world.rules.failing = false;
-    let (reason, out) = redrive(&mut world, Kind::Online, event);
+    let (reason, out) = redrive(&mut world, event);
     assert_eq!(reason, Value::Null);
     assert_eq!(filtered(&out), [("user_online", &json!(["b"]))]);
     assert_eq!(out.len(), 1, "it is not announced again: {out:?}");
-    let (reason, out) = redrive(&mut world, Kind::Online, event);
+    let (reason, out) = redrive(&mut world, event);
     assert_eq!((reason, out), (Value::Null, Vec::new()));
     world.now += 1;
     let gone = world.disconnect("a");
     assert_eq!(filtered(&gone), [("user_offline", &json!(["b"]))]);
     // Nothing brings back who has left.
-    let (reason, out) = redrive(&mut world, Kind::Online, event);
+    let (reason, out) = redrive(&mut world, event);
     assert_eq!((reason, out), (json!("stale"), Vec::new()));
     let (_, gone) = gone
         .iter()
         .find(|(subject, _)| subject == "presence.events")
         .unwrap();
-    let (reason, out) = redrive(&mut world, Kind::Offline, gone);
+    let (reason, out) = redrive(&mut world, gone);
     assert_eq!((reason, out), (json!("stale"), Vec::new()));
 }
 

@@ -139,14 +139,14 @@ impl Decisions {
                 self.decided(event, &verdict, again_at, phase, env);
             }
             Decision::CacheMiss(questions) => {
-                self.put_off(event.user, env);
+                self.put_off(event.user, false, env);
                 let fetches = questions.clone();
                 self.retries.fetches.note(event.user, fetches);
                 env.out.push(Output::Fetch(questions));
             }
             Decision::Failed(failure) => {
                 // One letter an event, however often it is tried again.
-                if let Some(wait_ms) = self.put_off(event.user, env) {
+                if let Some(wait_ms) = self.put_off(event.user, true, env) {
                     env.plugin_failed(event, &failure, Some(wait_ms));
                 }
             }
@@ -222,6 +222,7 @@ impl Decisions {
             at: clock.now_at(at),
             next_wait_ms: None,
             pending_since: None,
+            has_letter: false,
         });
         self.retries.set(user, again);
         let Some(entry) = self.ledger.get_mut(user) else {
@@ -246,21 +247,23 @@ impl Decisions {
         }
     }
 
-    /// Puts a decision off. Nobody new is told until it is made. Says for how many
-    /// milliseconds, if it had not been put off before.
-    fn put_off(&mut self, user: Id, env: &Env<'_>) -> Option<u64> {
+    /// Puts a decision off that has failed, or lacks an answer. Nobody new is told until it is
+    /// made. Says for how many milliseconds, if it is to have a dead letter.
+    fn put_off(&mut self, user: Id, has_failed: bool, env: &Env<'_>) -> Option<u64> {
         let settings = &env.common.settings;
         let before = self.retries.get(user);
         let pending = before.and_then(|again| again.next_wait_ms);
         let wait_ms = pending.unwrap_or(settings.retry_ms);
+        let had_letter = before.is_some_and(|again| again.has_letter);
         let again = Retry {
             at: env.common.now() + wait_ms,
             next_wait_ms: Some(wait_ms.saturating_mul(2).min(settings.retry_ms_max)),
             pending_since: before
                 .and_then(|before| before.pending_since)
                 .or_else(|| Some(env.common.now())),
+            has_letter: had_letter || has_failed,
         };
         self.retries.set(user, Some(again));
-        pending.is_none().then_some(wait_ms)
+        (has_failed && !had_letter).then_some(wait_ms)
     }
 }

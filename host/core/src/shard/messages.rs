@@ -8,7 +8,7 @@ use super::settings::Settings;
 use super::types::Ignored;
 use crate::event::{Change, Reason};
 use crate::json;
-use crate::message::{Cause, Message, Payload, Rejection, Why};
+use crate::message::{Cause, Message, Payload, Redrive, Rejection, Why};
 use crate::metadata::Metadata;
 use crate::tracker::{Effect, Quota, Transition};
 
@@ -28,12 +28,8 @@ impl Presence {
             timestamp,
             payload,
             raw: _,
-            is_redriven,
         } = message;
         let common = &mut *env.common;
-        if is_redriven {
-            return self.redrive(user, timestamp, &payload, common);
-        }
         if let Payload::Online { .. } | Payload::Offline { .. } = &payload
             && let Some(rejection) = self.refuse_statement(&user, common)
         {
@@ -113,34 +109,22 @@ impl Presence {
         refused.map_or(Outcome::Taken, Outcome::Refused)
     }
 
-    /// Decides again about a user, if this is still the newest event of the user.
-    fn redrive(
-        &mut self,
-        user: ByteString,
-        timestamp: u64,
-        payload: &Payload,
-        common: &mut Common,
-    ) -> Outcome {
+    /// Has the decision about an event be made again at once, if it is pending. Says whether
+    /// the event is still its user's newest.
+    pub(super) fn redrive(&mut self, event: &Redrive, common: &mut Common) -> bool {
         let decisions = &mut self.events.updates.decisions;
-        let id = common.names.find(&user);
-        let entry = id.and_then(|id| Some((id, decisions.ledger.get(id)?)));
-        if let (Some((id, entry)), Payload::Online { .. }) = (entry, payload)
-            && entry.current().timestamp == timestamp
-        {
-            decisions.verdicts.forget(id);
-            // If it fails again, that is a dead letter again.
-            decisions.retries.set(id, None);
-            decisions.dirty.mark(id);
-            return Outcome::Taken;
+        let user = common.names.find(&event.user);
+        let entry = user.and_then(|user| Some((user, decisions.ledger.get(user)?)));
+        match entry {
+            Some((user, entry)) if entry.current().timestamp == event.timestamp => {
+                decisions.retries.redrive(user, common.clock.now());
+                true
+            }
+            _ => {
+                common.counters.stale += 1;
+                false
+            }
         }
-        common.counters.stale += 1;
-        Outcome::Ignored(Ignored {
-            kind: payload.kind(),
-            user,
-            conn: None,
-            timestamp,
-            why: "it is not the user's newest event, and nothing is left to be decided about it",
-        })
     }
 
     /// Notes how long the message was on its way with which a user came online.
@@ -229,7 +213,7 @@ fn ignored(user: ByteString, timestamp: u64, payload: Payload) -> Option<Ignored
     Some(Ignored {
         kind,
         user,
-        conn: Some(conn),
+        conn,
         timestamp,
         why,
     })

@@ -19,6 +19,8 @@ pub(super) struct Retry {
     pub(super) next_wait_ms: Option<u64>,
     /// Since when it has been pending, if it is, by the monotonic time.
     pub(super) pending_since: Option<u64>,
+    /// Whether there has been a dead letter for it: one is made, however often it fails.
+    pub(super) has_letter: bool,
 }
 
 /// The decisions that are to be made again.
@@ -79,6 +81,19 @@ impl Retries {
         (self.waiting.len(), oldest)
     }
 
+    /// Has a decision that is pending be made now. If it fails again, there is another dead
+    /// letter.
+    pub(super) fn redrive(&mut self, user: Id, now: u64) {
+        if let Some(pending) = self.get(user).filter(|again| again.next_wait_ms.is_some()) {
+            let again = Retry {
+                at: now,
+                has_letter: false,
+                ..pending
+            };
+            self.set(user, Some(again));
+        }
+    }
+
     /// When the next decision is to be made.
     pub(super) fn next_at(&self) -> Option<u64> {
         self.times.first().map(|(at, _)| *at)
@@ -114,6 +129,7 @@ mod tests {
             Some(Retry {
                 at,
                 next_wait_ms,
+                has_letter: false,
                 pending_since,
             })
         };

@@ -9,7 +9,7 @@ use bytestring::ByteString;
 use super::settings::Settings;
 use crate::directory::{Changes, Directory, Question};
 use crate::inbox::Delivery;
-use crate::message::{Cause, Kind, Message, Rejection};
+use crate::message::{Cause, Kind, Message, Redrive, Rejection};
 use crate::names::Name;
 use crate::publish::Publication;
 
@@ -33,6 +33,13 @@ pub enum Input {
         rejection: Rejection,
         /// Where the sender awaits an answer.
         reply: Option<String>,
+    },
+    /// A plugin has failed on an event, and it is to be decided again.
+    Redrive {
+        /// Which event, or what is wrong with the request.
+        event: Result<Redrive, Rejection>,
+        /// Where the answer goes.
+        reply: String,
     },
     /// The directory has changed.
     Directory(Arc<Directory>, Arc<Changes>),
@@ -92,8 +99,8 @@ pub struct Ignored {
     pub kind: Kind,
     /// Whom it was about.
     pub user: ByteString,
-    /// The connection; none of an event.
-    pub conn: Option<ByteString>,
+    /// The connection.
+    pub conn: ByteString,
     /// The sender's time, in milliseconds since the Unix epoch.
     pub timestamp: u64,
     /// Why, in one line.

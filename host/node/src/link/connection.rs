@@ -9,7 +9,7 @@ use std::task::{Context, Poll};
 use async_nats::{Client, Message, Statistics, Subscriber};
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt as _};
-use presence_config::subjects::{REDRIVEN, SEQ};
+use presence_config::subjects::SEQ;
 use presence_config::{BODY_BYTES_MAX, HEADER_BYTES_MAX};
 
 use crate::link::broker::Health;
@@ -125,17 +125,8 @@ impl Incoming {
 
     /// Whether a node has published it.
     pub(crate) fn is_from_node(&self) -> bool {
-        self.has(SEQ)
-    }
-
-    /// Whether it is a dead letter's, which an operator has published again.
-    pub(crate) fn is_redriven(&self) -> bool {
-        self.has(REDRIVEN)
-    }
-
-    fn has(&self, header: &str) -> bool {
         let headers = self.0.headers.as_ref();
-        headers.is_some_and(|headers| headers.get(header).is_some())
+        headers.is_some_and(|headers| headers.get(SEQ).is_some())
     }
 
     /// How many bytes it takes, with its subject and its headers.

@@ -3,20 +3,21 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, anyhow, bail, ensure};
-use async_nats::jetstream::consumer::{DeliverPolicy, pull};
+use async_nats::jetstream::consumer::{Consumer, DeliverPolicy, pull};
 use async_nats::jetstream::context::GetStreamErrorKind;
-use async_nats::jetstream::stream::{self, DiscardPolicy, StorageType};
+use async_nats::jetstream::stream::{self, DeleteMessageErrorKind, DiscardPolicy, StorageType};
 use async_nats::jetstream::{self, ErrorCode};
-use async_nats::{Client, HeaderMap, Message};
+use async_nats::{Client, Message};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use futures_util::TryStreamExt as _;
 use presence_config::Config;
-use presence_config::subjects::{REDRIVEN, Subjects};
-use presence_core::message::Cause;
+use presence_config::subjects::{REDRIVE, Subjects};
+use presence_core::message::{Cause, Kind};
 use serde::Deserialize;
 use serde_json::Value;
+use tokio::time::timeout;
 
 use crate::link::broker::Access;
 use crate::link::question::{self, Complaint};
@@ -24,6 +25,9 @@ use crate::link::request::{self, NoAnswer};
 
 /// How long a node has to answer a message that is redriven.
 const TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long the server has to send the next letter that it has.
+const READ_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The stream of a tenant's dead letters, and a connection to it.
 pub struct DeadLetters {
@@ -74,6 +78,17 @@ pub struct Content {
     pub truncated: bool,
 }
 
+/// How a letter is redriven.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// Its message is published again.
+    Input(Kind),
+    /// The node is asked to decide about its event again.
+    Event,
+    /// It can't be: why.
+    None(&'static str),
+}
+
 /// What became of a message that was redriven.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Redriven {
@@ -87,11 +102,11 @@ pub enum Redriven {
 }
 
 impl DeadLetters {
-    /// Connects. The stream may be missing.
+    /// Connects. The stream may be missing; it has the usual name, unless one is given.
     ///
     /// # Errors
     /// If NATS can't be reached.
-    pub async fn connect(config: &Config) -> anyhow::Result<Self> {
+    pub async fn connect(config: &Config, stream: Option<&str>) -> anyhow::Result<Self> {
         let access = Access::new(config);
         let complaint = Complaint::default();
         let options = access
@@ -106,7 +121,11 @@ impl DeadLetters {
             client,
             complaint,
             subjects: Subjects::new(prefix),
-            name: prefix.map_or_else(|| "presence-dlq".into(), |it| format!("{it}-presence-dlq")),
+            name: match (stream, prefix) {
+                (Some(stream), _) => stream.to_owned(),
+                (None, Some(prefix)) => format!("{prefix}-presence-dlq"),
+                (None, None) => "presence-dlq".into(),
+            },
         })
     }
 
@@ -161,6 +180,14 @@ impl DeadLetters {
         Ok(is_new)
     }
 
+    /// The number of the newest message in the stream; 0 where there was none yet.
+    ///
+    /// # Errors
+    /// If the stream is missing or can't be read.
+    pub async fn last(&self) -> anyhow::Result<u64> {
+        Ok(self.stream().await?.cached_info().state.last_sequence)
+    }
+
     /// Reads the letters from a number on, in order, and hands each to `take` until that
     /// says to stop. What was published later is not read.
     ///
@@ -169,60 +196,63 @@ impl DeadLetters {
     pub async fn read(
         &self,
         from: u64,
-        mut take: impl FnMut(DeadLetter) -> anyhow::Result<bool>,
+        take: impl FnMut(DeadLetter) -> anyhow::Result<bool>,
     ) -> anyhow::Result<()> {
         let stream = self.stream().await?;
-        let state = &stream.cached_info().state;
-        let last = state.last_sequence;
-        if state.messages == 0 || from > last {
+        let last = stream.cached_info().state.last_sequence;
+        if from > last {
             return Ok(());
         }
         let consumer = stream.create_consumer(pull::OrderedConfig {
+            filter_subject: self.subjects.of("presence.dlq"),
             deliver_policy: DeliverPolicy::ByStartSequence {
-                start_sequence: from.max(state.first_sequence).max(1),
+                start_sequence: from.max(1),
             },
             ..pull::OrderedConfig::default()
         });
         let consumer = consumer.await.context("can't read the stream")?;
-        let mut messages = consumer.messages().await.context("can't read the stream")?;
-        while let Some(message) = messages.try_next().await.context("can't read the stream")? {
-            let info = message.info();
-            let info = info.map_err(|error| anyhow!("can't read the stream: {error}"))?;
-            let (number, is_last) = (info.stream_sequence, info.pending == 0);
-            // What isn't a dead letter was put there by others.
-            if number <= last
-                && let Some(letter) = DeadLetter::read(number, &message.payload)
-                && !take(letter)?
-            {
-                break;
+        let name = consumer.cached_info().name.clone();
+        let read = async {
+            match consumer.cached_info().num_pending {
+                0 => Ok(()),
+                _ => read_until(consumer, (from, last), take).await,
             }
-            if number >= last || is_last {
-                break;
-            }
-        }
-        Ok(())
+        };
+        let read = read.await;
+        // The server removes it otherwise, after a while.
+        let _ = stream.delete_consumer(&name).await;
+        read
     }
 
-    /// Publishes the message of a dead letter again, as it was, and waits for what a node
-    /// makes of it. An event that a plugin failed on is decided again, if it is still the
-    /// newest one of its user.
+    /// How a letter is redriven.
+    pub fn way(&self, letter: &DeadLetter) -> Way {
+        let content = &letter.content;
+        let is_event = content.reason == Cause::PluginFailed.as_str();
+        match self.subjects.kind(&content.subject) {
+            _ if is_event => Way::Event,
+            // It may be an event of the node's own, which is no statement of an application.
+            Some(Kind::Online | Kind::Offline) if content.reason == Cause::TooLarge.as_str() => {
+                Way::None("only what sent it can make it shorter")
+            }
+            Some(kind) => Way::Input(kind),
+            None => Way::None("its subject is none on which a node takes messages"),
+        }
+    }
+
+    /// Publishes the message of a dead letter again, as it was, or has its event be decided
+    /// again, and waits for what a node makes of it.
     ///
     /// # Errors
     /// If no node answers, or the letter lacks a part of the message.
     pub async fn redrive(&self, letter: &DeadLetter) -> anyhow::Result<Redriven> {
+        let subject = match self.way(letter) {
+            Way::Input(_) => letter.content.subject.clone(),
+            Way::Event => self.subjects.of(REDRIVE),
+            Way::None(why) => bail!(why),
+        };
         let payload = letter.payload()?;
-        let subject = &letter.content.subject;
-        ensure!(
-            self.subjects.kind(subject).is_some(),
-            "{subject} is no subject on which a node takes messages"
-        );
-        let mut headers = HeaderMap::new();
-        if letter.content.reason == Cause::PluginFailed.as_str() {
-            headers.insert(REDRIVEN, letter.number.to_string());
-        }
         let read = |reply: &Message| outcome(&serde_json::from_slice(&reply.payload).ok()?);
-        let asked = request::ask_with(&self.client, subject, headers, payload, TIMEOUT, read).await;
-        match asked {
+        match request::ask(&self.client, &subject, payload, TIMEOUT, read).await {
             Ok(outcome) => Ok(outcome),
             Err(NoAnswer::Nobody { .. }) => {
                 bail!("no processor listens on {subject}: is `presence run` up?")
@@ -231,15 +261,19 @@ impl DeadLetters {
         }
     }
 
-    /// Removes a letter.
+    /// Removes a letter, if it is still there.
     ///
     /// # Errors
     /// If it can't be removed.
     pub async fn remove(&self, number: u64) -> anyhow::Result<()> {
         let stream = self.context.get_stream_no_info(&self.name).await?;
-        let removed = stream.delete_message(number).await;
-        removed.with_context(|| format!("can't remove dead letter {number}"))?;
-        Ok(())
+        match stream.delete_message(number).await {
+            Ok(_) => Ok(()),
+            Err(error) if is_gone(&error.kind()) => Ok(()),
+            Err(error) => {
+                Err(anyhow::Error::new(error).context(format!("can't remove dead letter {number}")))
+            }
+        }
     }
 
     async fn stream(&self) -> anyhow::Result<stream::Stream> {
@@ -303,6 +337,43 @@ impl DeadLetter {
         let named = content.error.strip_prefix("plugin `")?;
         (content.reason == Cause::PluginFailed.as_str()).then_some(named.split_once('`')?.0)
     }
+}
+
+/// Reads the letters between two numbers, these among them.
+async fn read_until(
+    consumer: Consumer<pull::OrderedConfig>,
+    (from, last): (u64, u64),
+    mut take: impl FnMut(DeadLetter) -> anyhow::Result<bool>,
+) -> anyhow::Result<()> {
+    let mut messages = consumer.messages().await.context("can't read the stream")?;
+    loop {
+        let next = timeout(READ_TIMEOUT, messages.try_next()).await;
+        let Some(message) = next.context("the stream sends nothing")?? else {
+            return Ok(());
+        };
+        let info = message.info();
+        let info = info.map_err(|error| anyhow!("can't read the stream: {error}"))?;
+        let (number, is_last) = (info.stream_sequence, info.pending == 0);
+        // What isn't a dead letter was put there by others.
+        if (from..=last).contains(&number)
+            && let Some(letter) = DeadLetter::read(number, &message.payload)
+            && !take(letter)?
+        {
+            return Ok(());
+        }
+        if number >= last || is_last {
+            return Ok(());
+        }
+    }
+}
+
+fn is_gone(kind: &DeleteMessageErrorKind) -> bool {
+    let DeleteMessageErrorKind::JetStream(error) = kind else {
+        return false;
+    };
+    // Servers say so by one of several codes.
+    [ErrorCode::NO_MESSAGE_FOUND, ErrorCode::SEQUENCE_NOT_FOUND].contains(&error.error_code())
+        || error.to_string().contains("no message found")
 }
 
 fn is_missing(kind: &GetStreamErrorKind) -> bool {

@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use async_nats::{Client, HeaderMap, Message, StatusCode};
+use async_nats::{Client, Message, StatusCode};
 use bytes::Bytes;
 use futures_util::StreamExt;
 use serde::Deserialize;
@@ -57,21 +57,6 @@ pub(crate) async fn ask<T>(
     limit: Duration,
     read: impl Fn(&Message) -> Option<T>,
 ) -> Result<T, NoAnswer> {
-    ask_with(client, subject, HeaderMap::new(), body, limit, read).await
-}
-
-/// As [`ask`], with headers.
-///
-/// # Errors
-/// As there.
-pub(crate) async fn ask_with<T>(
-    client: &Client,
-    subject: &str,
-    headers: HeaderMap,
-    body: Bytes,
-    limit: Duration,
-    read: impl Fn(&Message) -> Option<T>,
-) -> Result<T, NoAnswer> {
     let until = Instant::now() + limit;
     let closed = || NoAnswer::Closed {
         subject: subject.into(),
@@ -81,19 +66,10 @@ pub(crate) async fn ask_with<T>(
         .subscribe(inbox.clone())
         .await
         .map_err(|_| closed())?;
-    let published = match headers.is_empty() {
-        true => {
-            client
-                .publish_with_reply(subject.to_owned(), inbox, body)
-                .await
-        }
-        false => {
-            client
-                .publish_with_reply_and_headers(subject.to_owned(), inbox, headers, body)
-                .await
-        }
-    };
-    published.map_err(|_| closed())?;
+    client
+        .publish_with_reply(subject.to_owned(), inbox, body)
+        .await
+        .map_err(|_| closed())?;
     let mut passed_over = None;
     loop {
         let reply = match timeout_at(until, replies.next()).await {

@@ -8,7 +8,7 @@ use std::time::Duration;
 use futures_util::{FutureExt, StreamExt};
 use presence_config::subjects::Subjects;
 use presence_core::Input;
-use presence_core::message::{Kind, Limits, Message};
+use presence_core::message::{Limits, Message, Redrive};
 use presence_core::metadata;
 use tokio::sync::{oneshot, watch};
 
@@ -206,15 +206,18 @@ fn sort(
     limits: Limits,
     shards: &Shards,
 ) -> Option<(usize, Input)> {
-    let kind = subjects.kind(received.subject())?;
     if received.is_from_node() {
         return None;
     }
-    let is_redriven = received.is_redriven() && matches!(kind, Kind::Online | Kind::Offline);
+    let Some(kind) = subjects.kind(received.subject()) else {
+        let is_redrive = subjects.is_redrive(received.subject());
+        return is_redrive
+            .then(|| redrive(received, replies, shards))
+            .flatten();
+    };
     let reply = replies.accept(received.reply()).map(Into::into);
     Some(match Message::parse(kind, received.payload(), limits) {
-        Ok(mut message) => {
-            message.is_redriven = is_redriven;
+        Ok(message) => {
             let place = shards.place_of(&message.user);
             (place, Input::Message { message, reply })
         }
@@ -232,6 +235,16 @@ fn sort(
             )
         }
     })
+}
+
+/// A request to decide about an event again; nothing where nobody waits for the answer.
+fn redrive(received: &Incoming, replies: &Replies, shards: &Shards) -> Option<(usize, Input)> {
+    let reply = replies.accept(received.reply())?.into();
+    let event = Redrive::parse(received.payload());
+    let place = event
+        .as_ref()
+        .map_or(0, |event| shards.place_of(&event.user));
+    Some((place, Input::Redrive { event, reply }))
 }
 
 #[cfg(test)]

@@ -36,7 +36,7 @@ impl StaleLog {
         tracing::warn!(
             subject = kind.subject(),
             user = log::user(user),
-            conn = conn.as_deref().map(log::user),
+            conn = log::user(conn),
             timestamp,
             more_since_the_last_line = more,
             "a stale message was ignored: {why}"

@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use presence_config::escape::print;
+use presence_config::{self as config, Config};
 use presence_kit::{ConfigArg, figures};
-use presence_node::link::dead_letters::Retention;
+use presence_node::link::dead_letters::{DeadLetters, Retention};
 
 use crate::arguments;
 
@@ -25,7 +26,8 @@ pub(crate) struct Args {
 
 /// Makes the stream.
 pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
-    let (_, letters) = super::open(&args.config).await?;
+    let config = Config::load(args.config.config.as_deref(), config::variables())?;
+    let letters = DeadLetters::connect(&config, None).await?;
     let retention = Retention {
         bytes_max: args.max_bytes,
         age_max: args.max_age,

@@ -3,10 +3,11 @@
 use std::collections::VecDeque;
 
 use presence_config::escape::{line, print, print_json, say};
-use presence_kit::{ConfigArg, text};
+use presence_kit::text;
 use presence_node::link::dead_letters::DeadLetter;
 use serde_json::json;
 
+use super::Place;
 use super::filter::Filter;
 
 /// How much of an error a line shows.
@@ -23,12 +24,12 @@ pub(crate) struct Args {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
-    config: ConfigArg,
+    place: Place,
 }
 
 /// Lists the newest of those that are meant.
 pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
-    let (_, letters) = super::open(&args.config).await?;
+    let (_, letters) = args.place.open().await?;
     let mut newest = VecDeque::new();
     let mut earlier = 0_u64;
     let read = letters.read(1, |letter| {

@@ -14,7 +14,7 @@ use presence_node::link::dead_letters::DeadLetters;
 pub(crate) enum Command {
     /// Makes the JetStream stream that keeps dead letters, or changes how much it keeps.
     #[command(
-        after_help = "Example:\n  presence dlq init --max-bytes 1GiB --max-age 7d\n\nThe stream is `presence-dlq`, with a [tenant] prefix in front of it. Dead letters that were\npublished before are not in it."
+        after_help = "Example:\n  presence dlq init --max-bytes 1GiB --max-age 7d\n\nThe stream is `presence-dlq`; with `[tenant] prefix = \"acme\"`, `acme-presence-dlq`. Dead letters\nthat were published before are not in it."
     )]
     Init(init::Args),
     /// Lists dead letters, the oldest first.
@@ -27,7 +27,7 @@ pub(crate) enum Command {
     Show(show::Args),
     /// Publishes the messages of dead letters again, and says what became of each.
     #[command(
-        after_help = "Examples:\n  presence dlq redrive 17 18\n  presence dlq redrive --reason plugin-failed --since 2h --yes\n\nA message that a processor accepts, or ignores since it knows of something newer, is removed\nfrom the stream; one that is refused again is replaced by its new dead letter. So it can be\nrepeated. An event that a plugin failed on is decided again if it is still its user's newest\none. The exit code is 1 if a message was refused or left."
+        after_help = "Examples:\n  presence dlq redrive 17 18\n  presence dlq redrive --reason plugin-failed --since 2h --yes\n\nA message that a processor accepts, or ignores since it knows of something newer, is removed\nfrom the stream; one that is refused again is replaced by its new dead letter. So it can be\nrepeated. An event that a plugin failed on is decided again if it is still its user's newest\none; nothing is published again. The exit code is 1 if a message was refused or left."
     )]
     Redrive(redrive::Args),
 }
@@ -47,9 +47,21 @@ pub(crate) fn run(command: &Command) -> anyhow::Result<()> {
     })
 }
 
-/// The configuration, and the stream that it means.
-async fn open(args: &ConfigArg) -> anyhow::Result<(Config, DeadLetters)> {
-    let config = Config::load(args.config.as_deref(), config::variables())?;
-    let letters = DeadLetters::connect(&config).await?;
-    Ok((config, letters))
+/// Which dead letters.
+#[derive(clap::Args)]
+pub(crate) struct Place {
+    /// A stream of yours that keeps presence.dlq, in place of `presence-dlq`.
+    #[arg(long, value_name = "NAME")]
+    stream: Option<String>,
+    #[command(flatten)]
+    config: ConfigArg,
+}
+
+impl Place {
+    /// The configuration, and the stream.
+    async fn open(&self) -> anyhow::Result<(Config, DeadLetters)> {
+        let config = Config::load(self.config.config.as_deref(), config::variables())?;
+        let letters = DeadLetters::connect(&config, self.stream.as_deref()).await?;
+        Ok((config, letters))
+    }
 }

@@ -5,17 +5,16 @@ use std::time::Duration;
 
 use anyhow::{bail, ensure};
 use presence_config::escape::{line, print, print_json, say};
-use presence_config::subjects::Subjects;
 use presence_core::message::Kind;
-use presence_kit::ConfigArg;
 use presence_node::clock;
-use presence_node::link::dead_letters::{DeadLetter, DeadLetters, Redriven};
-use serde_json::json;
+use presence_node::link::dead_letters::{DeadLetter, DeadLetters, Redriven, Way};
+use serde_json::{Value, json};
 use tokio::time::sleep;
 
+use super::Place;
 use super::filter::Filter;
 
-/// How often, and how long apart, it is looked for the new letter of a refused message.
+/// How often, and how long apart, the new letter of a refused message is looked for.
 const LOOKS: usize = 20;
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
@@ -28,8 +27,9 @@ pub(crate) struct Args {
     /// All that there are.
     #[arg(long, conflicts_with = "numbers")]
     all: bool,
-    /// Also connects and heartbeats that are older than [tracker] timeout_ms: their users are
-    /// shown as online until the connection times out.
+    /// Also messages that are older than [tracker] timeout_ms: a connect or heartbeat shows its
+    /// user as online until the connection times out, and what an application stated holds
+    /// again.
     #[arg(long)]
     old: bool,
     /// Doesn't ask first.
@@ -39,7 +39,7 @@ pub(crate) struct Args {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
-    config: ConfigArg,
+    place: Place,
 }
 
 /// What became of a letter.
@@ -57,8 +57,9 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
         args.all || !args.numbers.is_empty() || !args.filter.is_empty(),
         "say which dead letters: their numbers, a filter such as --reason, or --all"
     );
-    let (config, letters) = super::open(&args.config).await?;
-    let (meant, last) = meant(args, &letters).await?;
+    let (config, letters) = args.place.open().await?;
+    let mut replaced_up_to = letters.last().await?;
+    let meant = meant(args, &letters).await?;
     if meant.is_empty() {
         print("no dead letters\n")?;
         return Ok(());
@@ -66,24 +67,20 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
     if !args.yes {
         confirm(meant.len(), letters.name())?;
     }
-    let subjects = Subjects::new(config.tenant.prefix.as_deref());
-    let too_old = |letter: &DeadLetter| {
-        let lives_ms = config.tracker.timeout_ms;
-        let kind = subjects.kind(&letter.content.subject);
-        let is_session = matches!(kind, Some(Kind::Connect | Kind::Heartbeat));
-        let age_ms = clock::now_ms().saturating_sub(letter.content.timestamp);
-        (is_session && !args.old && age_ms > lives_ms).then(|| {
-            format!(
-                "older than a connection lives without heartbeats ({lives_ms} ms); --old redrives \
-                 it nonetheless"
-            )
-        })
-    };
+    let age_max_ms = (!args.old).then_some(config.tracker.timeout_ms);
     let mut outcomes = Vec::new();
+    let mut end = Ok(());
     for letter in &meant {
-        let outcome = match too_old(letter) {
+        let outcome = match why_left(&letters, letter, age_max_ms) {
             Some(why) => Outcome::Left(why),
-            None => redrive(&letters, letter, last).await?,
+            None => match redrive(&letters, letter, &mut replaced_up_to).await {
+                Ok(outcome) => outcome,
+                // The next one would fare no better.
+                Err(error) => {
+                    end = Err(error.context(format!("redriving dead letter {}", letter.number)));
+                    break;
+                }
+            },
         };
         if !args.json {
             print(format_args!("{}\n", described(letter, &outcome)))?;
@@ -97,6 +94,7 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
         });
         print_json(json!({"redriven": outcomes.collect::<Vec<_>>()}))?;
     }
+    end?;
     let open = |outcome: &Outcome| matches!(outcome, Outcome::Refused(..) | Outcome::Left(_));
     match outcomes.iter().filter(|(_, outcome)| open(outcome)).count() {
         0 => Ok(()),
@@ -104,11 +102,37 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
     }
 }
 
-/// The letters that are meant, and the number of the newest that there is.
-async fn meant(args: &Args, letters: &DeadLetters) -> anyhow::Result<(Vec<DeadLetter>, u64)> {
-    let (mut meant, mut last) = (Vec::new(), 0);
+/// Why a letter is left as it is, if it is.
+fn why_left(letters: &DeadLetters, letter: &DeadLetter, age_max_ms: Option<u64>) -> Option<String> {
+    let kind = match letters.way(letter) {
+        Way::None(why) => return Some(why.into()),
+        Way::Event => None,
+        Way::Input(kind) => Some(kind),
+    };
+    let payload = match letter.payload() {
+        Ok(payload) => payload,
+        Err(error) => return Some(format!("{error:#}")),
+    };
+    // A disconnect is about the past, and so is an event.
+    kind.filter(|kind| *kind != Kind::Disconnect)?;
+    let age_max_ms = age_max_ms?;
+    // Its letter may be newer than the message, and the sender's clock may be ahead.
+    let message: Option<Value> = serde_json::from_slice(&payload).ok();
+    let said_at = message
+        .as_ref()
+        .and_then(|message| message.get("timestamp")?.as_u64());
+    let said_at = said_at.map_or(letter.content.timestamp, |at| {
+        at.min(letter.content.timestamp)
+    });
+    (clock::now_ms().saturating_sub(said_at) > age_max_ms).then(|| {
+        format!("older than {age_max_ms} ms ([tracker] timeout_ms); --old redrives it nonetheless")
+    })
+}
+
+/// The letters that are meant.
+async fn meant(args: &Args, letters: &DeadLetters) -> anyhow::Result<Vec<DeadLetter>> {
+    let mut meant = Vec::new();
     let read = letters.read(1, |letter| {
-        last = letter.number;
         let is_named = args.numbers.is_empty() || args.numbers.contains(&letter.number);
         if is_named && args.filter.takes(&letter) {
             meant.push(letter);
@@ -128,7 +152,7 @@ async fn meant(args: &Args, letters: &DeadLetters) -> anyhow::Result<(Vec<DeadLe
             }
         );
     }
-    Ok((meant, last))
+    Ok(meant)
 }
 
 fn confirm(count: usize, stream: &str) -> anyhow::Result<()> {
@@ -148,12 +172,13 @@ fn confirm(count: usize, stream: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Redrives a letter, and removes it if nothing of it is left to be done. `last` is the
-/// newest letter before any was redriven.
-async fn redrive(letters: &DeadLetters, letter: &DeadLetter, last: u64) -> anyhow::Result<Outcome> {
-    if let Err(error) = letter.payload() {
-        return Ok(Outcome::Left(format!("{error:#}")));
-    }
+/// Redrives a letter, and removes it if nothing of it is left to be done. Up to one number,
+/// letters are older, or replace others.
+async fn redrive(
+    letters: &DeadLetters,
+    letter: &DeadLetter,
+    replaced_up_to: &mut u64,
+) -> anyhow::Result<Outcome> {
     let outcome = match letters.redrive(letter).await? {
         Redriven::Accepted => Outcome::Accepted,
         Redriven::Stale(why) => Outcome::Stale(why),
@@ -161,7 +186,13 @@ async fn redrive(letters: &DeadLetters, letter: &DeadLetter, last: u64) -> anyho
     };
     let is_done = match &outcome {
         // Its new dead letter may have been left out, as one of too many.
-        Outcome::Refused(..) => is_replaced(letters, letter, last).await?,
+        Outcome::Refused(..) => match replacement(letters, letter, *replaced_up_to).await? {
+            Some(number) => {
+                *replaced_up_to = number;
+                true
+            }
+            None => false,
+        },
         _ => true,
     };
     if is_done {
@@ -170,27 +201,28 @@ async fn redrive(letters: &DeadLetters, letter: &DeadLetter, last: u64) -> anyho
     Ok(outcome)
 }
 
-/// Whether there is a newer letter for the same message. The answer to the message may come
-/// before the stream has it.
-async fn is_replaced(
+/// The number of the new letter for the same message, if there is one. The answer to the
+/// message may come before the stream has it.
+async fn replacement(
     letters: &DeadLetters,
     letter: &DeadLetter,
     last: u64,
-) -> anyhow::Result<bool> {
+) -> anyhow::Result<Option<u64>> {
     for _ in 0..LOOKS {
-        let mut is_replaced = false;
+        let mut found = None;
         let read = letters.read(last + 1, |newer| {
-            is_replaced = newer.content.subject == letter.content.subject
+            let is_same = newer.content.subject == letter.content.subject
                 && newer.payload().ok() == letter.payload().ok();
-            Ok(!is_replaced)
+            found = is_same.then_some(newer.number);
+            Ok(!is_same)
         });
         read.await?;
-        if is_replaced {
-            return Ok(true);
+        if found.is_some() {
+            return Ok(found);
         }
         sleep(LOOK_AGAIN).await;
     }
-    Ok(false)
+    Ok(None)
 }
 
 impl Outcome {

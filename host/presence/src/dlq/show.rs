@@ -2,8 +2,10 @@
 
 use anyhow::bail;
 use presence_config::escape::{line, print, print_json};
-use presence_kit::{ConfigArg, text};
+use presence_kit::text;
 use presence_node::link::dead_letters::DeadLetter;
+
+use super::Place;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -13,12 +15,12 @@ pub(crate) struct Args {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
-    config: ConfigArg,
+    place: Place,
 }
 
 /// Prints one.
 pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
-    let (_, letters) = super::open(&args.config).await?;
+    let (_, letters) = args.place.open().await?;
     let mut found = None;
     let read = letters.read(args.number, |letter| {
         found = (letter.number == args.number).then_some(letter);
