@@ -349,7 +349,7 @@ fn write(file: &mut File, job: &Pending) -> anyhow::Result<()> {
         }
     }
     transaction.commit()?;
-    file.written(grown)
+    file.written(grown, 0)
 }
 
 #[cfg(test)]

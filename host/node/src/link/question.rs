@@ -54,8 +54,7 @@ pub struct Asker {
     complaint: Complaint,
 }
 
-/// What the broker said last of what a connection does: what it forbids is else only never
-/// answered.
+/// What the broker complained of last: without this, a forbidden request would just time out.
 #[derive(Clone, Default)]
 pub(super) struct Complaint(Arc<Mutex<Option<String>>>);
 

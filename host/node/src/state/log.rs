@@ -1,7 +1,10 @@
 //! The store's log: batches of changed records, as they were written, in chunks that are
-//! each one value of a table. What it has of a key counts for more than a tenant's table.
+//! each one value of a table. Where both have a key, the log is right, and not the tenant's
+//! table.
 
-use redb::{AccessGuard, ReadableTable, Table, TableDefinition};
+use std::collections::BTreeMap;
+
+use redb::{ReadableTable, Table, TableDefinition};
 
 use super::store::Batch;
 
@@ -24,8 +27,8 @@ pub(super) struct Extent {
     pub(super) bytes: u64,
 }
 
-/// The rows of a chunk.
-type Chunk<'a> = AccessGuard<'a, Vec<Row<'static>>>;
+/// The last change of each key, by tenant and key.
+pub(super) type Latest = BTreeMap<(String, Vec<u8>), Option<Vec<u8>>>;
 
 /// How far a log goes.
 pub(super) fn extent(log: &impl ReadableTable<u64, Vec<Row<'static>>>) -> anyhow::Result<Extent> {
@@ -70,24 +73,24 @@ pub(super) fn append(
     Ok(())
 }
 
-/// All chunks of a log.
-pub(super) fn chunks<'a>(
-    log: &'a impl ReadableTable<u64, Vec<Row<'static>>>,
-) -> anyhow::Result<Vec<Chunk<'a>>> {
-    let chunks = log.iter()?.map(|chunk| Ok(chunk?.1));
-    chunks.collect()
-}
-
-/// The last row of each key, by tenant and key: of one tenant, or of all.
-pub(super) fn latest<'a>(chunks: &'a [Chunk<'_>], tenant: Option<&str>) -> Vec<Row<'a>> {
-    let rows = chunks.iter().flat_map(AccessGuard::value);
-    let is_wanted = |row: &Row<'_>| tenant.is_none_or(|tenant| row.0 == tenant);
-    let mut rows: Vec<_> = rows.filter(is_wanted).collect();
-    // Of one key, the last one comes first now.
-    rows.reverse();
-    rows.sort_by_key(|(tenant, key, _)| (*tenant, *key));
-    rows.dedup_by_key(|(tenant, key, _)| (*tenant, *key));
-    rows
+/// The last change of each key, of one tenant or of all. No more of the log is in memory at
+/// a time than that and one chunk.
+pub(super) fn latest(
+    log: &impl ReadableTable<u64, Vec<Row<'static>>>,
+    tenant: Option<&str>,
+) -> anyhow::Result<Latest> {
+    let mut latest = Latest::new();
+    for chunk in log.iter()?.rev() {
+        let (_, rows) = chunk?;
+        for (of, key, value) in rows.value().into_iter().rev() {
+            if tenant.is_none_or(|tenant| of == tenant) {
+                latest
+                    .entry((of.to_owned(), key.to_vec()))
+                    .or_insert_with(|| value.map(<[u8]>::to_vec));
+            }
+        }
+    }
+    Ok(latest)
 }
 
 /// Reads the records of a tenant, in the order of their keys, from the log and its table.
@@ -97,27 +100,27 @@ pub(super) fn read(
     table: Option<&impl ReadableTable<&'static [u8], &'static [u8]>>,
     mut take: impl FnMut(&[u8], &[u8]) -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
-    let chunks = chunks(log)?;
-    let mut changed = latest(&chunks, Some(tenant)).into_iter().peekable();
+    let changed = latest(log, Some(tenant))?.into_iter();
+    let mut changed = changed.map(|((_, key), value)| (key, value)).peekable();
     let records = table.map(ReadableTable::iter).transpose()?;
     for record in records.into_iter().flatten() {
         let (key, value) = record?;
         let mut is_changed = false;
-        while let Some((_, changed_key, changed)) =
-            changed.next_if(|(_, changed, _)| *changed <= key.value())
+        while let Some((changed_key, changed)) =
+            changed.next_if(|(changed, _)| **changed <= *key.value())
         {
             is_changed = changed_key == key.value();
             if let Some(value) = changed {
-                take(changed_key, value)?;
+                take(&changed_key, &value)?;
             }
         }
         if !is_changed {
             take(key.value(), value.value())?;
         }
     }
-    for (_, key, value) in changed {
+    for (key, value) in changed {
         if let Some(value) = value {
-            take(key, value)?;
+            take(&key, &value)?;
         }
     }
     Ok(())

@@ -3,7 +3,7 @@
 //!
 //! What changes is appended to a log, one batch behind another, which takes a tenth of the
 //! time that it takes to find each record's place. When the log has grown long, it is merged
-//! into the tenants' tables: of what has changed several times meanwhile, once.
+//! into the tenants' tables. A record that has changed several times is merged once.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -25,9 +25,9 @@ const FORMAT_KEY: &str = "format";
 const SAVED_AT: &str = "saved-at";
 const EPOCH: &str = "epoch";
 
-/// How many bytes the log has before it is merged, at least and at most: as many as the
-/// tables have, otherwise.
-const LOG_BYTES: (u64, u64) = (4 << 20, 64 << 20);
+/// The log is merged when it is longer than the tables, in bytes; but not below the first,
+/// and always above the second.
+const LOG_BYTES: (u64, u64) = (4 << 20, 32 << 20);
 
 /// An open file.
 #[derive(Debug)]
@@ -100,32 +100,55 @@ impl Store {
     /// # Errors
     /// If that can't be done. The file must then be opened anew.
     pub(crate) fn write(&mut self, saved_at: u64, batches: &[Batch]) -> Result<(), Fault> {
-        guarded(|| {
-            self.try_to_write(saved_at, batches)
-                .map_err(Fault::Unusable)
+        self.guarded(|store| {
+            let transaction = store.file.database.begin_write()?;
+            let before = store.log;
+            let mut extent = before;
+            log::append(&mut transaction.open_table(log::LOG)?, &mut extent, batches)?;
+            let mut figures = transaction.open_table(FIGURES)?;
+            figures.insert(SAVED_AT, saved_at)?;
+            drop(figures);
+            transaction.commit()?;
+            store.log = extent;
+            store.written(extent.bytes as i64 - before.bytes as i64)
         })
     }
 
-    fn try_to_write(&mut self, saved_at: u64, batches: &[Batch]) -> anyhow::Result<()> {
-        let transaction = self.file.database.begin_write()?;
-        let before = self.log;
-        let mut extent = before;
-        log::append(&mut transaction.open_table(log::LOG)?, &mut extent, batches)?;
-        let figures = transaction
-            .open_table(FIGURES)?
-            .insert(SAVED_AT, saved_at)
-            .map(drop);
-        figures?;
-        let mut grown = 0;
-        let in_tables = self.file.used().saturating_sub(before.bytes);
-        if extent.bytes > in_tables.clamp(LOG_BYTES.0, LOG_BYTES.1) {
-            grown += merge(&transaction)?;
-            extent.bytes = 0;
+    /// Merges the log into the tenants' tables, if it has grown long. What was written is on
+    /// the disk without that, too.
+    ///
+    /// # Errors
+    /// If that can't be done. The file must then be opened anew.
+    pub(crate) fn merge_if_long(&mut self) -> Result<(), Fault> {
+        if self.log.bytes <= self.log_bytes_max() {
+            return Ok(());
         }
-        transaction.commit()?;
-        self.log = extent;
-        grown += extent.bytes as i64 - before.bytes as i64;
-        self.file.written(grown)
+        self.guarded(|store| {
+            let transaction = store.file.database.begin_write()?;
+            let grown = merge(&transaction)?;
+            transaction.commit()?;
+            let merged = std::mem::take(&mut store.log);
+            store.written(grown - merged.bytes as i64)
+        })
+    }
+
+    fn log_bytes_max(&self) -> u64 {
+        let in_tables = self.file.used().saturating_sub(self.log.bytes);
+        in_tables.clamp(LOG_BYTES.0, LOG_BYTES.1)
+    }
+
+    fn written(&mut self, grown: i64) -> anyhow::Result<()> {
+        let log_bytes_max = self.log_bytes_max();
+        self.file.written(grown, log_bytes_max)
+    }
+
+    /// Does what writes. After a panic, too, the file is to be opened anew, which checks all
+    /// of it.
+    fn guarded(&mut self, act: impl FnOnce(&mut Self) -> anyhow::Result<()>) -> Result<(), Fault> {
+        guarded(|| act(self).map_err(Fault::Unusable)).map_err(|fault| match fault {
+            Fault::Damaged(why) => Fault::Unusable(why),
+            fault => fault,
+        })
     }
 
     /// Begins an epoch that is later than any before, though the clock may have been
@@ -201,27 +224,23 @@ fn table_of(tenant: &str) -> String {
 
 /// Merges the log into the tenants' tables, and says by how many bytes they have grown.
 fn merge(transaction: &WriteTransaction) -> anyhow::Result<i64> {
+    let latest = log::latest(&transaction.open_table(log::LOG)?, None)?;
+    let mut rows = latest.into_iter().peekable();
     let mut grown = 0;
-    {
-        let log = transaction.open_table(log::LOG)?;
-        let chunks = log::chunks(&log)?;
-        for rows in log::latest(&chunks, None).chunk_by(|one, next| one.0 == next.0) {
-            let Some((tenant, ..)) = rows.first() else {
-                continue;
+    while let Some(((tenant, _), _)) = rows.peek() {
+        let tenant = tenant.clone();
+        let name = table_of(&tenant);
+        let mut table = transaction.open_table(TableDefinition::<&[u8], &[u8]>::new(&name))?;
+        while let Some(((_, key), value)) = rows.next_if(|((of, _), _)| *of == tenant) {
+            let bytes = |value: &[u8]| (key.len() + value.len()) as i64;
+            let before = match &value {
+                Some(value) => {
+                    grown += bytes(value);
+                    table.insert(&*key, &**value)?
+                }
+                None => table.remove(&*key)?,
             };
-            let name = table_of(tenant);
-            let mut table = transaction.open_table(TableDefinition::<&[u8], &[u8]>::new(&name))?;
-            for (_, key, value) in rows {
-                let bytes = |value: &[u8]| (key.len() + value.len()) as i64;
-                let before = match value {
-                    Some(value) => {
-                        grown += bytes(value);
-                        table.insert(key, value)?
-                    }
-                    None => table.remove(key)?,
-                };
-                grown -= before.map_or(0, |before| bytes(before.value()));
-            }
+            grown -= before.map_or(0, |before| bytes(before.value()));
         }
     }
     transaction.delete_table(log::LOG)?;
@@ -287,6 +306,7 @@ mod tests {
             }
             let before = store.log.bytes;
             store.write(u64::from(at), &batches).unwrap();
+            store.merge_if_long().unwrap();
             merges += usize::from(store.log.bytes < before);
             if next(5) == 0 {
                 let known = store.log;
@@ -314,8 +334,10 @@ mod tests {
         };
         for round in 0..200 {
             store.write(1, &[("one".into(), records(round))]).unwrap();
+            store.merge_if_long().unwrap();
             assert!(store.len() < 20 << 20, "{round}: {}", store.len());
         }
+        assert!(!store.file.is_compacted(), "it needs that room again");
         assert!(
             read(&store, "one").into_iter().eq(records(199)
                 .into_iter()

@@ -155,7 +155,7 @@ struct Thread {
     /// None after a failure: the file is then opened anew.
     store: Option<Store>,
     path: PathBuf,
-    /// Whose the file is if it is one of a version that knew one tenant alone.
+    /// The owner of a file in the old format, which names no tenant.
     tenant: Arc<str>,
     figures: Arc<Figures>,
 }
@@ -191,27 +191,49 @@ impl Thread {
                 if let Err(error) = self.write(last, &batches) {
                     let why = format!("it isn't written any more: {error:#}");
                     tracing::error!("{why}");
+                    // Nothing is tried again, and the log doesn't say so.
+                    self.figures.disk.give_up();
                     self.figures.disk.fails(why);
                     // Who hands over is to notice.
                     self.figures.rests_until.store(0, Ordering::Relaxed);
                     return;
                 }
                 self.figures.taken_at.store(0, Ordering::Relaxed);
-                let rest = rest_after(cpu_time().saturating_sub(begun));
-                let until = clock::now_ms() + u64::try_from(rest.as_millis()).unwrap_or(0);
-                self.figures.rests_until.store(until, Ordering::Relaxed);
-            } else {
-                self.figures.rests_until.store(0, Ordering::Relaxed);
             }
             for (owner, request) in requests {
                 self.answer(&owner, request);
             }
+            if finish.is_none() {
+                self.merge_if_long();
+            }
+            let rest = match taken {
+                Some(_) => rest_after(cpu_time().saturating_sub(begun)),
+                None => Duration::ZERO,
+            };
+            let until = clock::now_ms() + u64::try_from(rest.as_millis()).unwrap_or(0);
+            self.figures.rests_until.store(until, Ordering::Relaxed);
             if let Some(done) = finish {
                 drop(self.store);
                 // The one who asked may have given up.
                 let _ = done.send(());
                 return;
             }
+        }
+    }
+
+    /// Has the store merge what has been written, if it is much. Nothing is lost where it
+    /// can't.
+    fn merge_if_long(&mut self) {
+        let Some(mut store) = self.store.take() else {
+            return;
+        };
+        match store.merge_if_long() {
+            Ok(()) => {
+                self.figures.bytes.store(store.len(), Ordering::Relaxed);
+                self.store = Some(store);
+            }
+            // It is opened anew at the next write.
+            Err(fault) => tracing::error!("changes of the state can't be merged: {fault:?}"),
         }
     }
 

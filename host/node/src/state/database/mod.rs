@@ -76,20 +76,27 @@ impl File {
                 used,
                 compacted: 0,
             };
-            file.compact_if_empty().map_err(Fault::Unusable)?;
+            file.compact_if_empty(0).map_err(Fault::Unusable)?;
             Ok(file)
         });
         opened.map_err(|fault| disk.fault(fault))
     }
 
     /// Notes that a transaction has made what the file holds larger by so many bytes, or
-    /// smaller, and compacts it if it is mostly empty now.
+    /// smaller, and compacts it if it is mostly empty now. It has room for `reserve` bytes
+    /// that come and go.
     ///
     /// # Errors
     /// If it can't be compacted. The file must then be opened anew.
-    pub(crate) fn written(&mut self, bytes: i64) -> anyhow::Result<()> {
+    pub(crate) fn written(&mut self, bytes: i64, reserve: u64) -> anyhow::Result<()> {
         self.used = self.used.saturating_add_signed(bytes);
-        self.compact_if_empty()
+        self.compact_if_empty(reserve)
+    }
+
+    /// Whether it has been compacted since it was opened.
+    #[cfg(test)]
+    pub(super) fn is_compacted(&self) -> bool {
+        self.compacted > 0
     }
 
     /// How many bytes the keys and values in it have.
@@ -102,9 +109,10 @@ impl File {
         fs::metadata(&self.path).map_or(0, |file| file.len())
     }
 
-    fn compact_if_empty(&mut self) -> anyhow::Result<()> {
+    fn compact_if_empty(&mut self, reserve: u64) -> anyhow::Result<()> {
         let before = self.len();
-        if before < LARGE_BYTES || before / SPARE < self.used || before / GROWTH < self.compacted {
+        let needed = self.used.saturating_add(reserve);
+        if before < LARGE_BYTES || before / SPARE < needed || before / GROWTH < self.compacted {
             return Ok(());
         }
         self.database.compact()?;
@@ -176,7 +184,7 @@ mod tests {
         let transaction = file.database.begin_write().unwrap();
         let grown = act(&mut transaction.open_table(TABLE).unwrap());
         transaction.commit().unwrap();
-        file.written(grown).unwrap();
+        file.written(grown, 0).unwrap();
     }
 
     fn fill(file: &mut File, users: u64) {
@@ -250,14 +258,14 @@ mod tests {
         fill(&mut file, USERS);
         let full = file.len();
         // Of which it would be said that it is mostly empty, and isn't.
-        file.written(i64::MIN).unwrap();
+        file.written(i64::MIN, 0).unwrap();
         let compacted = file.compacted;
         assert!(
             compacted > LARGE_BYTES && compacted <= full,
             "{compacted} {full}"
         );
         file.compacted = file.len() - 1;
-        file.written(0).unwrap();
+        file.written(0, 0).unwrap();
         assert_eq!(file.compacted, file.len() - 1);
     }
 }
