@@ -23,7 +23,9 @@ pub(super) fn compile(source: &Source<'_>) -> anyhow::Result<Vec<u8>> {
     let bindings = write_bindings(source.folder, &source.wit_file(), source.world())?;
     let module = Path::new("build/module.wasm");
     zig.args(["cc", "--target=wasm32-wasi", "-mexec-model=reactor"])
-        .args(["-std=c17", "-Wall", "-Wextra", "-Oz", "-Wl,--strip-all"])
+        // Zig turns assertions off where it optimises.
+        .args(["-std=c17", "-Wall", "-Wextra", "-Oz", "-UNDEBUG"])
+        .arg("-Wl,--strip-all")
         // Zig's own default is sixteen times that, and a plugin's memory counts.
         .arg("-Wl,-z,stack-size=1048576")
         .arg(format!("-I{BINDINGS}"))
