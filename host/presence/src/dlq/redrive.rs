@@ -27,7 +27,7 @@ pub(crate) struct Args {
     /// All that there are.
     #[arg(long, conflicts_with = "numbers")]
     all: bool,
-    /// Also messages that are older than [tracker] timeout_ms: a connect or heartbeat shows its
+    /// Also messages that are older than `[tracker] timeout_ms`: a connect or heartbeat shows its
     /// user as online until the connection times out, and what an application stated holds
     /// again.
     #[arg(long)]
