@@ -278,11 +278,11 @@ impl Tenant {
             return;
         }
         self.health.set_holds(!directory.is_empty());
-        let (users, changed_answers) = (directory.len(), changes.len());
+        let (users, changed_lists) = (directory.len(), changes.len());
         if directory.is_on_demand() {
-            tracing::debug!(changed_answers, "directory changed");
+            tracing::debug!(changed_lists, "directory changed");
         } else {
-            tracing::info!(users, changed_answers, "directory changed");
+            tracing::info!(users, changed_lists, "directory changed");
         }
         self.directory = Arc::new(directory);
         let input = Input::Directory(Arc::clone(&self.directory), Arc::new(changes));

@@ -37,11 +37,15 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
         true => "was made",
         false => "was there",
     };
+    let hours = args.max_age.as_secs() / 3_600;
+    let age = match hours.is_multiple_of(24) {
+        true => format!("{} d", hours / 24),
+        false => format!("{hours} h"),
+    };
     print(format_args!(
-        "the stream `{}` {did}, and keeps {} of dead letters, for {} h\n",
+        "the stream `{}` {did}, and keeps {} of dead letters, for {age}\n",
         letters.name(),
-        figures::bytes(args.max_bytes),
-        args.max_age.as_secs() / 3_600
+        figures::bytes(args.max_bytes)
     ))?;
     Ok(())
 }
