@@ -187,6 +187,20 @@ impl Directory {
         self.user(user).and_then(|user| user.settings.as_deref())
     }
 
+    /// Whether the source has an entry of its own for what is asked: a user's contacts,
+    /// whom they have blocked, their settings, or who is in a group. An entry may say
+    /// that there is nobody; questions that gather what many entries say have none.
+    pub fn has_entry(&self, question: &Question) -> bool {
+        let user = |user: &Id| self.users.get(user);
+        match question {
+            Question::Contacts(id) => user(id).is_some_and(|user| user.contacts.is_some()),
+            Question::BlockedBy(id) => user(id).is_some_and(|user| user.blocked.is_some()),
+            Question::Settings(id) => user(id).is_some_and(|user| user.settings.is_some()),
+            Question::Members(group) => self.groups.contains_key(group),
+            _ => false,
+        }
+    }
+
     /// All the numbers that the directory holds.
     pub fn ids(&self) -> RoaringBitmap {
         let mut ids = RoaringBitmap::clone(&self.everyone);

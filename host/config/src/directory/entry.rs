@@ -114,11 +114,10 @@ pub fn value_of(directory: &Directory, question: &Question, names: &Names) -> Op
     let value = match question {
         Question::Settings(id) => serde_json::to_string(&Export::settings(directory, *id)?),
         _ => {
-            let ids = Export::list(directory, question, names);
-            if ids.is_empty() {
+            if !directory.has_entry(question) {
                 return None;
             }
-            serde_json::to_string(&ids)
+            serde_json::to_string(&Export::list(directory, question, names))
         }
     };
     value.ok()
@@ -193,6 +192,8 @@ mod tests {
             ("blocks.a", r#"["d"]"#),
             ("groups.t", r#"["a"]"#),
             ("settings.a", r#"{"x":{"y":[1]}}"#),
+            ("contacts.e", "[]"),
+            ("settings.e", "{}"),
         ];
         let mut edit = Directory::new().edit();
         for (key, value) in entries {

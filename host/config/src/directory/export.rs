@@ -30,12 +30,12 @@ impl Export {
         let list = |question: Question| Self::list(directory, &question, names);
         let mut export = Self::default();
         for (id, user) in users.into_iter().filter_map(|id| Some((id, name(id)?))) {
-            let contacts = list(Question::Contacts(id));
-            if !contacts.is_empty() {
+            // An empty entry is one, too: it makes the user known.
+            let entry = |question| directory.has_entry(&question).then(|| list(question));
+            if let Some(contacts) = entry(Question::Contacts(id)) {
                 export.contacts.insert(user.clone(), contacts);
             }
-            let blocked = list(Question::BlockedBy(id));
-            if !blocked.is_empty() {
+            if let Some(blocked) = entry(Question::BlockedBy(id)) {
                 export.blocks.insert(user.clone(), blocked);
             }
             if let Some(settings) = Self::settings(directory, id) {
@@ -66,13 +66,11 @@ impl Export {
         directory: &Directory,
         id: Id,
     ) -> Option<BTreeMap<String, Box<RawValue>>> {
-        let settings = directory.settings(id).into_iter().flatten();
-        let settings = settings.filter_map(|(key, value)| {
+        let settings = directory.settings(id)?.iter().filter_map(|(key, value)| {
             let value = RawValue::from_string(value.to_string()).ok()?;
             Some((key.to_string(), value))
         });
-        let settings: BTreeMap<_, _> = settings.collect();
-        (!settings.is_empty()).then_some(settings)
+        Some(settings.collect())
     }
 }
 
@@ -92,7 +90,7 @@ mod tests {
             serde_json::to_string(&Export::of(&directory, &names)).unwrap()
         };
         let once = written(text);
-        let expected = r#"{"contacts":{"b":["a","c"]},"groups":{"t":["a","ü\n"]},"blocks":{"b":["gone"]},"settings":{"c":{"online":{"contactsExcept":["b"]}}}}"#;
+        let expected = r#"{"contacts":{"a":[],"b":["a","c"]},"groups":{"t":["a","ü\n"]},"blocks":{"b":["gone"]},"settings":{"c":{"online":{"contactsExcept":["b"]}}}}"#;
         assert_eq!(once, expected);
         assert_eq!(written(&once), once);
     }

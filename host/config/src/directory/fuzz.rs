@@ -20,8 +20,13 @@ pub fn file(text: &str) -> bool {
     let written = serde_json::to_string(&Export::of(&directory, &names));
     let written = written.expect("a directory can be written");
     let again = Content::parse(&written, &names).expect("what is written can be read");
-    let (_, changes) = again.replace(&directory);
+    let (same, changes) = again.replace(&directory);
     assert!(changes.is_empty(), "{written}");
+    let again = Content::parse(&written, &names).expect("what is written can be read");
+    let (fresh, _) = again.replace(&Directory::new());
+    assert_eq!(fresh.len(), same.len(), "{written}");
+    let nothing = Content::default().replace(&fresh).0;
+    assert!(nothing.is_empty(), "{written}");
     true
 }
 

@@ -75,6 +75,9 @@ pub struct Edit {
     contacts_of: Inverse,
     /// Users who have blocked somebody, or no longer do.
     blockers: Inverse,
+    /// Users of whom the source has come to have an entry, or no longer has one, whatever
+    /// it says: that is what makes a user known.
+    mentioned: BTreeSet<Id>,
 }
 
 impl Edit {
@@ -84,6 +87,7 @@ impl Edit {
             changed: Changes::default(),
             contacts_of: Inverse::new(),
             blockers: Inverse::new(),
+            mentioned: BTreeSet::new(),
         }
     }
 
@@ -95,6 +99,9 @@ impl Edit {
             contacts
         });
         let entry = self.directory.users.entry(user).or_default();
+        if entry.contacts.is_some() != contacts.is_some() {
+            self.mentioned.insert(user);
+        }
         let before = entry.contacts.take().unwrap_or_default();
         entry.contacts = contacts.map(Arc::new);
         let after = entry.contacts.clone().unwrap_or_default();
@@ -109,6 +116,9 @@ impl Edit {
     pub fn blocked(&mut self, user: Id, blocked: Option<RoaringBitmap>) {
         self.readable(Question::BlockedBy(user));
         let entry = self.directory.users.entry(user).or_default();
+        if entry.blocked.is_some() != blocked.is_some() {
+            self.mentioned.insert(user);
+        }
         let before = entry.blocked.take().unwrap_or_default();
         entry.blocked = blocked.map(Arc::new);
         let after = entry.blocked.clone().unwrap_or_default();
@@ -180,13 +190,15 @@ impl Edit {
             setting::canonicalise(&mut settings, before.as_deref());
             Arc::new(settings)
         });
-        if before == after {
-            entry.settings = before;
-            return;
+        if before.is_some() != after.is_some() {
+            self.mentioned.insert(user);
         }
         entry.settings.clone_from(&after);
-        self.changed.insert(Question::Settings(user));
         let (before, after) = (before.unwrap_or_default(), after.unwrap_or_default());
+        if before == after {
+            return;
+        }
+        self.changed.insert(Question::Settings(user));
         let is_new = |(key, value): &(&_, &_)| before.get(*key) != Some(*value);
         let is_gone = |(key, value): &(&_, &_)| after.get(*key) != Some(*value);
         for (key, value) in before.iter().filter(is_gone) {
@@ -221,14 +233,7 @@ impl Edit {
     /// nothing is, the answer isn't cached, so that nobody new is told by it; questions
     /// that gather what many entries say go by the others.
     pub fn unreadable(&mut self, entry: Question) {
-        let user = |user| self.directory.users.get(&user);
-        let is_known = match &entry {
-            Question::Contacts(id) => user(*id).is_some_and(|user| user.contacts.is_some()),
-            Question::BlockedBy(id) => user(*id).is_some_and(|user| user.blocked.is_some()),
-            Question::Settings(id) => user(*id).is_some_and(|user| user.settings.is_some()),
-            Question::Members(group) => self.directory.groups.contains_key(group),
-            _ => true,
-        };
+        let is_known = self.directory.has_entry(&entry);
         if !is_known
             && self
                 .directory
@@ -301,7 +306,8 @@ impl Edit {
         if self.directory.is_on_demand() {
             return;
         }
-        let touched: BTreeSet<_> = self.changed.others().filter_map(Question::user).collect();
+        let mut touched = std::mem::take(&mut self.mentioned);
+        touched.extend(self.changed.others().filter_map(Question::user));
         let mut everyone = RoaringBitmap::clone(&self.directory.everyone);
         for user in touched {
             let entry = self.directory.users.get(&user);

@@ -212,6 +212,31 @@ fn anyone_who_has_a_setting_is_found_and_a_change_names_the_old_and_the_new_valu
 }
 
 #[test]
+fn an_empty_entry_makes_a_user_known_until_it_goes_whatever_was_said_before() {
+    for (contacts, blocked, own) in [
+        (set(&[]), None, None),
+        (None, set(&[]), None),
+        (None, None, settings(&[])),
+    ] {
+        let mut edit = sample().edit();
+        edit.contacts(Id(9), contacts);
+        edit.blocked(Id(9), blocked);
+        edit.settings(Id(9), own);
+        let (with, changes) = edit.finish();
+        assert_eq!(ask(&with, Question::Everyone), [1, 2, 3, 4, 5, 9]);
+        assert_eq!(changes.iter().collect::<Vec<_>>(), [Question::Everyone]);
+        let mut edit = with.edit();
+        edit.contacts(Id(9), None);
+        edit.blocked(Id(9), None);
+        edit.settings(Id(9), None);
+        let (without, changes) = edit.finish();
+        assert_eq!(ask(&without, Question::Everyone), [1, 2, 3, 4, 5]);
+        assert_eq!(changes.iter().collect::<Vec<_>>(), [Question::Everyone]);
+        assert_eq!(without.users.len(), sample().users.len());
+    }
+}
+
+#[test]
 fn taking_everything_away_leaves_nothing() {
     let mut edit = sample().edit();
     edit.settings(Id(4), settings(&[("quiet", "true")]));
