@@ -6,16 +6,16 @@
 
 mod cast;
 mod crowd;
+mod delivery_state;
 mod expected;
+mod filtered_event;
 mod latency;
+mod observer;
 mod page;
-mod sight;
 mod stay;
 mod story;
 mod summary;
-mod told;
 mod transport;
-mod witness;
 mod world;
 
 use std::env;

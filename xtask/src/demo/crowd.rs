@@ -9,8 +9,8 @@ use anyhow::{Context, Result, bail, ensure};
 use super::cast::{self, CROWD};
 use super::expected::Expected;
 use super::latency::{Latencies, readable};
+use super::observer::Saw;
 use super::page::Page;
-use super::witness::Saw;
 use super::world::World;
 
 /// How often each of the crowd comes and goes.
@@ -36,13 +36,13 @@ struct Move {
 pub(crate) async fn come_and_go(world: &mut World, page: &mut Page) -> Result<Latencies> {
     let lines = ["Six teams of eight, each of them seen by the other seven, for the figures."];
     page.step("A crowd comes and goes", &lines).await;
-    let before = world.witness.counts();
+    let before = world.observer.counts();
     let begin = Instant::now();
     let latencies = play(world).await?;
     let took = readable(begin.elapsed());
     // Nothing else came of it.
     world.show(page, Expected::default()).await?;
-    let counts = world.witness.counts();
+    let counts = world.observer.counts();
     let (events, filtered) = (
         counts.events - before.events,
         counts.filtered - before.filtered,
@@ -73,8 +73,8 @@ async fn play(world: &mut World) -> Result<Latencies> {
                 sent.push_back(Instant::now());
                 send(world, &name, &next).await?;
             },
-            saw = world.witness.next("what the crowd is told") => match saw? {
-                Saw::Told(told) => {
+            saw = world.observer.next("what the crowd is told") => match saw? {
+                Saw::FilteredEvent(told) => {
                     let change = &told.change;
                     let received = Instant::now();
                     let sent = under_way.get_mut(&(change.user.clone(), change.online));

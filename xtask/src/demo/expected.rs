@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::fmt;
 
-use super::told::Change;
+use super::filtered_event::Change;
 
 /// What has to come, and nothing else may.
 #[derive(Debug, Default)]

@@ -3,7 +3,7 @@
 use std::io::IsTerminal;
 use std::time::Duration;
 
-use super::told::Phrase;
+use super::filtered_event::Phrase;
 
 /// How long a reader gets for a few lines. Nothing is waited for by it: the story
 /// would hold without.

@@ -7,8 +7,8 @@ use std::time::Duration;
 use anyhow::Result;
 use presence_tests::tools;
 
+use super::observer::Saw;
 use super::page::{Ink, Page};
-use super::witness::Saw;
 use super::world::{World, dead_letter, millis};
 
 /// As by default: anyone who connects by hand has a while.
@@ -47,7 +47,7 @@ pub(crate) async fn stay(world: &mut World, page: &Page) -> Result<Infallible> {
     loop {
         tokio::select! {
             _ = looks.tick() => {
-                world.witness.forget_broadcasts();
+                world.observer.forget_broadcasts();
                 for line in world.host.process.stderr().iter().skip(log) {
                     page.note(&format!("log: {}", without_time(line)));
                     log += 1;
@@ -56,8 +56,8 @@ pub(crate) async fn stay(world: &mut World, page: &Page) -> Result<Infallible> {
                     anyhow::bail!("presence ended: {status}");
                 }
             }
-            saw = world.witness.next("what comes of it") => match saw {
-                Ok(Saw::Told(told)) => page.tell(&told.phrase()),
+            saw = world.observer.next("what comes of it") => match saw {
+                Ok(Saw::FilteredEvent(told)) => page.tell(&told.phrase()),
                 Ok(Saw::DeadLetter(letter)) => page.tell(&dead_letter(&letter)),
                 Ok(Saw::Broadcast { .. } | Saw::Mark(_) | Saw::Other) => {}
                 Err(error) => return Err(error),

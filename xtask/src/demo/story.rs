@@ -77,7 +77,7 @@ async fn crash(world: &mut World, page: &mut Page) -> Result<()> {
     let heartbeats = world.transport.sent().heartbeats;
     world.transport.crash("ben", "phone-1");
     page.act("(no heartbeat)", "ben, phone-1").await;
-    let told = world.witness.sight().of("ben");
+    let told = world.observer.state().of("ben");
     world
         .show(page, Expected::offline("ben", "timeout", told))
         .await?;

@@ -6,9 +6,9 @@ use presence_tests::{http, wait};
 
 use super::expected::Expected;
 use super::latency::{Latencies, readable};
+use super::observer::Counts;
 use super::page::Page;
 use super::transport::Sent;
-use super::witness::Counts;
 use super::world::World;
 
 /// The pipeline in force, counted from 1: two were swapped in.
@@ -21,9 +21,9 @@ const GENERATION: u64 = 3;
 pub(crate) async fn sum_up(world: &mut World, page: &Page, latencies: &Latencies) -> Result<()> {
     let debug = std::env::var_os(super::BINARY).is_none();
     world.show(page, Expected::default()).await?;
-    world.witness.sight().check(&world.transport.online())?;
+    world.observer.state().check(&world.transport.online())?;
     let (sent, metrics) = agreed(world).await?;
-    let counts = world.witness.counts();
+    let counts = world.observer.counts();
 
     page.heading("Summary");
     let Sent {
@@ -88,7 +88,7 @@ async fn agreed(world: &World) -> Result<(Sent, usize)> {
         // Heartbeats go on: these are counted before, and compared after.
         let sent = world.transport.sent();
         let metrics = world.host.metrics().await?;
-        let figures = figures(world, sent, world.witness.counts());
+        let figures = figures(world, sent, world.observer.counts());
         let differences = figures.iter().filter_map(|(name, label, ours)| {
             let labels = if label.is_empty() { &[][..] } else { &[*label] };
             let hosts = http::metric(&metrics, name, labels);

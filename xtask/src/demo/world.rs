@@ -1,5 +1,5 @@
 //! What the story is played on: a broker, a host in its site, the transport that
-//! feeds it, and the witness of what comes of that.
+//! feeds it, and the observer of what comes of that.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -13,10 +13,10 @@ use serde_json::Value;
 
 use super::cast::{Directory, Rule};
 use super::expected::Expected;
+use super::filtered_event::{Change, Phrase};
+use super::observer::{Observer, Saw};
 use super::page::{Ink, Page};
-use super::told::{Change, Phrase};
 use super::transport::{Heartbeats, Transport};
-use super::witness::{Saw, Witness};
 
 /// How long a connection lives without a heartbeat: a tenth of the default, since
 /// a crash is to be waited for.
@@ -31,7 +31,7 @@ const HEARTBEAT: Duration = Duration::from_secs(1);
 pub(crate) struct World {
     pub(crate) heartbeats: Heartbeats,
     pub(crate) transport: Transport,
-    pub(crate) witness: Witness,
+    pub(crate) observer: Observer,
     pub(crate) host: Host,
     pub(crate) site: Site,
     pub(crate) directory: Directory,
@@ -47,13 +47,13 @@ impl World {
         let site = Site::new(&server.url())?.with("tracker.timeout_ms", millis(TIMEOUT))?;
         site.write_directory(&directory.json())?;
         let client = Client::connect(&server.url()).await?;
-        let witness = Witness::new(client.clone()).await?;
+        let observer = Observer::new(client.clone()).await?;
         let host = Host::start(&site).await?;
         let transport = Transport::new(client);
         Ok(Self {
             heartbeats: transport.heartbeats(HEARTBEAT),
             transport,
-            witness,
+            observer,
             host,
             site,
             directory,
@@ -107,7 +107,7 @@ impl World {
         self.transport.disconnect(user, conn).await?;
         let last = !self.transport.online().contains(user);
         let expected = if last {
-            Expected::offline(user, "disconnect", self.witness.sight().of(user))
+            Expected::offline(user, "disconnect", self.observer.state().of(user))
         } else {
             Expected::default()
         };
@@ -120,7 +120,7 @@ impl World {
     pub(crate) fn corrections(&self) -> Expected {
         let mut expected = Expected::default();
         for user in self.transport.online() {
-            let (told, may_see) = (self.witness.sight().of(&user), self.audience(&user));
+            let (told, may_see) = (self.observer.state().of(&user), self.audience(&user));
             for (online, viewers) in [(false, &told - &may_see), (true, &may_see - &told)] {
                 if !viewers.is_empty() {
                     expected.told.insert(Change {
@@ -144,9 +144,9 @@ impl World {
         let mut mark = None;
         loop {
             if mark.is_none() && expected.is_empty() {
-                mark = Some(self.witness.mark().await?);
+                mark = Some(self.observer.mark().await?);
             }
-            let saw = self.witness.next("what the host is to publish").await;
+            let saw = self.observer.next("what the host is to publish").await;
             match saw.with_context(|| format!("{expected}"))? {
                 Saw::Broadcast { user, went } => {
                     let event = (user.clone(), went.clone());
@@ -158,7 +158,7 @@ impl World {
                         page.tell(&for_nobody(&user, went.is_none()));
                     }
                 }
-                Saw::Told(told) => {
+                Saw::FilteredEvent(told) => {
                     ensure!(
                         expected.told.remove(&told.change),
                         "nobody expected this: {}\n{expected}",

@@ -30,7 +30,7 @@ use crate::clock;
 use crate::link::broker::{Access, Health};
 use crate::link::connection::Connection;
 use crate::link::drops::Carries;
-use crate::link::handed::Sources;
+use crate::link::progress::Sources;
 use crate::tasks::Tasks;
 
 /// How soon the broker is asked, at the earliest, where something isn't acknowledged.
@@ -84,8 +84,8 @@ struct Second {
 }
 
 impl Pulse {
-    /// Connects a second time, and begins. What comes back says up to when everything
-    /// has been heard, by the host's clock.
+    /// Connects a second time, and begins. Returns the time up to which everything
+    /// has been received, by the host's clock.
     ///
     /// # Errors
     /// If what it takes to connect can't be read.
@@ -100,7 +100,7 @@ impl Pulse {
         let back = main.new_inbox();
         let markers = main.subscribe(format!("{back}.*")).await?;
         health.drops.watch(&markers, Carries::Markers);
-        let (heard, hearing) = watch::channel(0);
+        let (heard, received) = watch::channel(0);
         let pulse = Self {
             second: Second::connect(access).await?,
             back: (back, markers),
@@ -115,7 +115,7 @@ impl Pulse {
             heard,
         };
         tasks.spawn("pulse", pulse.run());
-        Ok(hearing)
+        Ok(received)
     }
 
     async fn run(mut self) {

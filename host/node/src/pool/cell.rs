@@ -8,9 +8,9 @@ use presence_core::Shard;
 use presence_sandbox::{Own, Pipeline};
 use tokio::sync::oneshot;
 
+use super::log_limiter::LogLimiter;
 use super::outbox::{Carrier, Outbox};
 use super::restart::Restart;
-use super::seldom::Seldom;
 use super::shards::Figures;
 use super::turn::Current;
 use super::work::Generation;
@@ -35,8 +35,8 @@ pub(crate) struct Common {
     /// How many shards there are.
     pub(crate) shards: usize,
     /// When the log last told of what there was too much of.
-    pub(crate) quotas: Seldom,
-    pub(crate) left_out: Seldom,
+    pub(crate) quotas: LogLimiter,
+    pub(crate) left_out: LogLimiter,
     /// What the log was told of plugins that fail.
     pub(crate) failures: FailureLog,
 }
@@ -64,7 +64,7 @@ pub(crate) struct Cell {
     /// Set while it is to begin anew.
     pub(super) restart: Restart,
     /// Where it is among those that have something to do.
-    pub(super) stands: Stands,
+    pub(super) run_state: RunState,
     /// When its timer is set to.
     pub(super) timer: Option<u64>,
     /// Whether the thread has noted that changes of it wait for the broker.
@@ -76,7 +76,7 @@ pub(crate) struct Cell {
 
 /// Where a shard is among those that have something to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Stands {
+pub(super) enum RunState {
     /// Nowhere: it waits for mail or its timer.
     Idle,
     /// It waits for its turn.
@@ -117,7 +117,7 @@ impl Cell {
             published_end: 0,
             ending: None,
             restart: Restart::default(),
-            stands: Stands::Idle,
+            run_state: RunState::Idle,
             timer: None,
             is_unsaved: false,
             #[cfg(test)]

@@ -8,11 +8,11 @@
 
 mod cell;
 mod instances;
+pub(crate) mod log_limiter;
 mod mailbox;
 mod outbox;
 mod restart;
 mod rounds;
-pub(crate) mod seldom;
 mod shards;
 #[cfg(test)]
 mod tests;
@@ -28,7 +28,7 @@ use tokio::runtime::Builder;
 use tokio::task::unconstrained;
 
 use crate::clock;
-use crate::link::handed::Handed;
+use crate::link::progress::DeliveryProgress;
 use crate::tasks::Tasks;
 
 pub(crate) use cell::{Cell, Common};
@@ -121,7 +121,7 @@ impl Pool {
     /// If the system has no thread to give.
     pub(crate) fn start<C: Carrier + Clone>(
         carrier: &C,
-        handed: Vec<Arc<Handed>>,
+        handed: Vec<Arc<DeliveryProgress>>,
         settings: OutboxSettings,
         tasks: &Tasks,
     ) -> anyhow::Result<Self> {

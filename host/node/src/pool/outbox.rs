@@ -11,8 +11,8 @@ use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 
 use crate::clock;
-use crate::link::handed::Handed;
 use crate::link::journal::{Entry, Journal};
+use crate::link::progress::DeliveryProgress;
 
 /// How often is looked whether the connection has changed, where something waits for that,
 /// in milliseconds.
@@ -39,7 +39,7 @@ pub(crate) trait Carrier: Send + 'static {
 /// What the shards of one thread have to say.
 pub(super) struct Outbox<C> {
     carrier: C,
-    handed: Arc<Handed>,
+    handed: Arc<DeliveryProgress>,
     journal: Journal,
     /// The connection that messages are handed to.
     link: u64,
@@ -63,7 +63,12 @@ pub(super) struct Outbox<C> {
 impl<C: Carrier> Outbox<C> {
     /// An empty one. `bytes_max`: how much may be in it; `beacon_ms`: how often each
     /// source says how far it has come.
-    pub(super) fn new(carrier: C, handed: Arc<Handed>, bytes_max: usize, beacon_ms: u64) -> Self {
+    pub(super) fn new(
+        carrier: C,
+        handed: Arc<DeliveryProgress>,
+        bytes_max: usize,
+        beacon_ms: u64,
+    ) -> Self {
         Self {
             carrier,
             handed,

@@ -19,8 +19,8 @@ use super::outbox::Outbox;
 use super::shards::Port;
 use super::thread::Thread;
 use super::*;
-use crate::link::handed::Sources;
 use crate::link::journal::Entry;
+use crate::link::progress::Sources;
 use crate::link::sequencer::Sequencer;
 use crate::state::{Saver, Writer};
 

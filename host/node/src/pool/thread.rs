@@ -10,7 +10,7 @@ use std::time::Duration;
 use foldhash::fast::FixedState;
 use presence_core::{Input, Output};
 
-use super::cell::{Cell, Stands};
+use super::cell::{Cell, RunState};
 use super::instances::Instances;
 use super::mailbox::Mailbox;
 use super::outbox::{Carrier, LOOK_MS, Outbox};
@@ -169,9 +169,9 @@ impl<C: Carrier> Thread<C> {
 
     fn make_ready(&mut self, address: Address) {
         if let Some(cell) = self.cells.get_mut(&address)
-            && cell.stands == Stands::Idle
+            && cell.run_state == RunState::Idle
         {
-            cell.stands = Stands::Ready;
+            cell.run_state = RunState::Ready;
             self.rounds.push(address);
         }
     }
@@ -188,7 +188,7 @@ impl<C: Carrier> Thread<C> {
             if cell.is_to_rest(&self.outbox) {
                 self.resting.push(address);
             } else {
-                cell.stands = Stands::Idle;
+                cell.run_state = RunState::Idle;
                 self.make_ready(address);
             }
         }
@@ -281,7 +281,7 @@ impl<C: Carrier> Thread<C> {
         let Some(cell) = self.cells.get_mut(&address) else {
             return Turned::Over;
         };
-        cell.stands = Stands::Idle;
+        cell.run_state = RunState::Idle;
         let mut context = TurnContext {
             address,
             mailbox: &self.mailbox,
@@ -355,7 +355,7 @@ impl<C: Carrier> Thread<C> {
         if is_waiting {
             self.has_to_be_attended(address);
         } else if turned == Turned::Full {
-            cell.stands = Stands::Resting;
+            cell.run_state = RunState::Resting;
             self.resting.push(address);
         } else {
             let now = clock::now_ms();

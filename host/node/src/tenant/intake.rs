@@ -16,8 +16,8 @@ use crate::clock;
 use crate::link::broker::Health;
 use crate::link::connection::{Connection, Incoming, Subscription};
 use crate::link::drops::Carries;
-use crate::link::hearing::Hearing;
 use crate::link::reply::Replies;
+use crate::link::watermark::Watermark;
 use crate::pool::{self, BATCH_MAX, Batch, Shards};
 
 /// How many bytes of messages are handed on at once, and those of one message more.
@@ -38,15 +38,15 @@ pub(crate) struct Intake {
     pub(crate) shards: Shards,
     pub(crate) broker: Arc<Health>,
     pub(crate) connection: Connection,
-    pub(crate) account: Account,
-    pub(crate) hearing: Hearing,
+    pub(crate) drops: DropCounter,
+    pub(crate) watermark: Watermark,
 }
 
-/// What became of the messages that the client has received. It drops those that
-/// the subscription has no room for and says so in events, which it drops as well,
-/// and which may come late.
+/// Counts the messages that the client has received and dropped. It drops those that the
+/// subscription has no room for, and sends events about that, which may be dropped, too, and may
+/// come late.
 #[derive(Default)]
-pub(crate) struct Account {
+pub(crate) struct DropCounter {
     /// How many were read here.
     read: u64,
     /// How many more the client had received, the last time and the time before that
@@ -55,7 +55,7 @@ pub(crate) struct Account {
     events: u64,
 }
 
-impl Account {
+impl DropCounter {
     /// All that was there has been read. Says how many were dropped since the last
     /// time: none, unless the client has said that some were.
     fn settle(&mut self, received: u64, events: u64) -> u64 {
@@ -93,31 +93,30 @@ impl Intake {
                     self.settle();
                     continue;
                 }
-                at = self.hearing.now() => {
+                at = self.watermark.now() => {
                     let events = self.slow_consumer_events();
-                    self.hearing.all_is_read(clock::now_ms(), self.account.read, events);
-                    self.tell_heard(at);
+                    self.watermark.all_is_read(clock::now_ms(), self.drops.read, events);
+                    self.send_watermark(at);
                     continue;
                 }
             };
             let Some(first) = first else { return };
             self.batch(first, stopping).await;
-            if let Some(at) = self.hearing.after(self.account.read) {
+            if let Some(at) = self.watermark.after(self.drops.read) {
                 let events = self.slow_consumer_events();
-                self.hearing
-                    .look_for_drops(clock::now_ms(), self.account.read, events);
-                self.tell_heard(at);
+                self.watermark
+                    .look_for_drops(clock::now_ms(), self.drops.read, events);
+                self.send_watermark(at);
             }
         }
     }
 
-    /// Has the shards know that all has been handed on that arrived by a time, or that
-    /// some of it was dropped. One that has no room for that hears so the next time.
-    fn tell_heard(&mut self, at: u64) {
+    /// Gives the shards the watermark of a time. One that has no room for it gets the next.
+    fn send_watermark(&mut self, at: u64) {
         for (place, shard) in self.shards.iter().enumerate() {
-            let word = self.hearing.word(place, at);
-            if shard.offer(Batch::new(clock::now_ms(), vec![word], 0)) {
-                self.hearing.told(place, at);
+            let input = self.watermark.input(place, at);
+            if shard.offer(Batch::new(clock::now_ms(), vec![input], 0)) {
+                self.watermark.sent(place, at);
             }
         }
     }
@@ -134,10 +133,7 @@ impl Intake {
         // At least those.
         let dropped_elsewhere = drops.all_said().saturating_sub(said);
         let elsewhere = self.broker.read_elsewhere() + dropped_elsewhere;
-        match self
-            .account
-            .settle(received.saturating_sub(elsewhere), said)
-        {
+        match self.drops.settle(received.saturating_sub(elsewhere), said) {
             0 => {}
             dropped => drops.count(Carries::Inputs, dropped),
         }
@@ -172,7 +168,7 @@ impl Intake {
             bytes < BATCH_BYTES_MAX
         };
         let mut has_room = put(first);
-        self.account.read += 1;
+        self.drops.read += 1;
         for _ in 1..BATCH_MAX {
             if !has_room {
                 break;
@@ -181,7 +177,7 @@ impl Intake {
                 break;
             };
             has_room = put(next);
-            self.account.read += 1;
+            self.drops.read += 1;
         }
         for (place, (shard, batch)) in self.shards.iter().zip(batches).enumerate() {
             let count = batch.inputs.len();
@@ -192,7 +188,7 @@ impl Intake {
                 shard.hand_over(batch).await;
             } else if !shard.offer(batch) {
                 self.broker.drops.count(Carries::Inputs, count as u64);
-                self.hearing.dropped(place, clock::now_ms());
+                self.watermark.dropped(place, clock::now_ms());
             }
         }
     }
@@ -253,19 +249,19 @@ mod tests {
 
     #[test]
     fn what_was_dropped_is_what_was_received_and_not_read() {
-        let mut account = Account {
+        let mut drops = DropCounter {
             read: 10,
-            ..Account::default()
+            ..DropCounter::default()
         };
         // Three were other subscriptions'.
-        assert_eq!([account.settle(13, 0), account.settle(13, 0)], [0, 0]);
-        account.read = 50;
-        assert_eq!(account.settle(153, 2), 100, "however many events there are");
-        account.read = 60;
-        assert_eq!(account.settle(165, 2), 0, "the event may be on its way");
-        assert_eq!(account.settle(165, 3), 2);
-        account.read = 70;
-        assert_eq!([account.settle(176, 3), account.settle(176, 3)], [0, 0]);
-        assert_eq!(account.settle(177, 4), 1, "an earlier one was another's");
+        assert_eq!([drops.settle(13, 0), drops.settle(13, 0)], [0, 0]);
+        drops.read = 50;
+        assert_eq!(drops.settle(153, 2), 100, "however many events there are");
+        drops.read = 60;
+        assert_eq!(drops.settle(165, 2), 0, "the event may be on its way");
+        assert_eq!(drops.settle(165, 3), 2);
+        drops.read = 70;
+        assert_eq!([drops.settle(176, 3), drops.settle(176, 3)], [0, 0]);
+        assert_eq!(drops.settle(177, 4), 1, "an earlier one was another's");
     }
 }

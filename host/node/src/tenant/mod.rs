@@ -30,15 +30,15 @@ use crate::directory::request::Fetcher;
 use crate::link::broker::Health;
 use crate::link::connection::Connection;
 use crate::link::drops::Carries;
-use crate::link::handed::{Handed, Sources};
-use crate::link::hearing::Hearing;
+use crate::link::progress::{DeliveryProgress, Sources};
 use crate::link::reply::Replies;
 use crate::link::sequencer::Sequencer;
+use crate::link::watermark::Watermark;
 use crate::pool::{self, Cell, Common, Generation, Pool, Room, Shards, Task};
 use crate::state::{Restored, Writer};
 use crate::tasks::Tasks;
 use crate::tenant::ask::{Budget, Counts, QueryService};
-use crate::tenant::intake::{Account, Intake};
+use crate::tenant::intake::{DropCounter, Intake};
 
 /// How many ids come together before those in use are told from the others.
 const SWEEP_IDS_MIN: usize = 65_536;
@@ -64,7 +64,7 @@ impl From<&Running> for Generation {
 }
 
 /// What the threads of the pool hand to the broker's client, by thread: nothing yet.
-pub(crate) fn sources(config: &Config) -> (Sources, Vec<Arc<Handed>>) {
+pub(crate) fn sources(config: &Config) -> (Sources, Vec<Arc<DeliveryProgress>>) {
     let mut sources = Sources::new(presence_config::pulse_ms(config.tracker.timeout_ms));
     let threads = 0..config.engine.thread_count();
     let handed = threads.map(|_| sources.add()).collect();
@@ -238,8 +238,8 @@ impl Tenant {
             shards: self.shards.clone(),
             broker,
             connection: connection.clone(),
-            account: Account::default(),
-            hearing: Hearing::new(heard, intake_queue, self.shards.iter().len()),
+            drops: DropCounter::default(),
+            watermark: Watermark::new(heard, intake_queue, self.shards.iter().len()),
         })
     }
 

@@ -9,7 +9,7 @@ use presence_sandbox::{Blueprint, Plugin};
 use roaring::RoaringBitmap;
 use serde_json::{Value, json};
 
-use super::stay::{Difference, Told};
+use super::stay::{Delivery, Difference};
 use super::tally::{Pairs, Tally};
 use super::{Example, Why};
 use crate::explained::{reasons, what_it_does};
@@ -99,7 +99,7 @@ impl Report {
             otherwise,
             sample,
         } = &example.difference;
-        let told = |told: &Option<Arc<Told>>| told.as_ref().map(|told| told.object());
+        let told = |told: &Option<Arc<Delivery>>| told.as_ref().map(|told| told.object());
         let sample = sample.as_ref().map(|(viewer, [old, new])| {
             json!({"viewerId": self.name(*viewer), "old": told(old), "new": told(new)})
         });

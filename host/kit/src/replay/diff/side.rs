@@ -15,7 +15,7 @@ use serde::Deserialize;
 use serde_json::Value;
 use serde_json::value::RawValue;
 
-use super::stay::{Stay, Told};
+use super::stay::{Delivery, Stay};
 use crate::replay::player::{Known, Player};
 
 /// Which stay it is: when it began, whose it is, and its number among those of that user. It
@@ -172,7 +172,7 @@ impl Log {
         let viewers = filtered.viewers.iter();
         let viewers = viewers.map(|viewer| self.names.intern(viewer).0);
         let viewers: RoaringBitmap = viewers.collect();
-        let told = Told {
+        let told = Delivery {
             at,
             kind: filtered.kind,
             last_seen: filtered.last_seen,

@@ -9,7 +9,7 @@ use serde_json::Value;
 
 /// What a viewer is told in one message.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Told {
+pub(super) struct Delivery {
     /// When, in milliseconds since the Unix epoch.
     pub(super) at: u64,
     /// The message's `type`.
@@ -19,7 +19,7 @@ pub(super) struct Told {
     pub(super) metadata: Option<Box<str>>,
 }
 
-impl Told {
+impl Delivery {
     /// As a JSON object, with what there is.
     pub(super) fn object(&self) -> Value {
         let metadata = self.metadata.as_deref();
@@ -41,7 +41,7 @@ impl Told {
 #[derive(Debug)]
 struct Group {
     viewers: RoaringBitmap,
-    told: Vec<Arc<Told>>,
+    told: Vec<Arc<Delivery>>,
 }
 
 /// What viewers are told during one stay. They are few groups as a rule, so that what
@@ -62,7 +62,7 @@ pub(super) struct Difference {
     pub(super) otherwise: RoaringBitmap,
     /// One of the last, and what that viewer is told first that differs: in the old run
     /// and in the new one.
-    pub(super) sample: Option<(Id, [Option<Arc<Told>>; 2])>,
+    pub(super) sample: Option<(Id, [Option<Arc<Delivery>>; 2])>,
 }
 
 impl Difference {
@@ -73,7 +73,7 @@ impl Difference {
 
 impl Stay {
     /// Notes that some viewers are told something.
-    pub(super) fn tell(&mut self, mut viewers: RoaringBitmap, told: &Arc<Told>) {
+    pub(super) fn tell(&mut self, mut viewers: RoaringBitmap, told: &Arc<Delivery>) {
         let mut split = Vec::new();
         for group in &mut self.groups {
             let hit = &group.viewers & &viewers;
@@ -123,7 +123,7 @@ impl Stay {
                 {
                     let same = old.told.iter().zip(&new.told);
                     let same = same.take_while(|(old, new)| old == new).count();
-                    let at = |told: &[Arc<Told>]| told.get(same).cloned();
+                    let at = |told: &[Arc<Delivery>]| told.get(same).cloned();
                     difference.sample = Some((Id(viewer), [at(&old.told), at(&new.told)]));
                 }
                 difference.otherwise |= both;
@@ -137,8 +137,8 @@ impl Stay {
 mod tests {
     use super::*;
 
-    fn told(at: u64, metadata: &str) -> Arc<Told> {
-        Arc::new(Told {
+    fn told(at: u64, metadata: &str) -> Arc<Delivery> {
+        Arc::new(Delivery {
             at,
             kind: "user_online".into(),
             last_seen: None,
@@ -146,7 +146,7 @@ mod tests {
         })
     }
 
-    fn stay(told: &[(&[u32], &Arc<Told>)]) -> Stay {
+    fn stay(told: &[(&[u32], &Arc<Delivery>)]) -> Stay {
         let mut stay = Stay::default();
         for (viewers, told) in told {
             stay.tell(viewers.iter().copied().collect(), told);

@@ -24,7 +24,7 @@ use crate::link::connection::{Connection, Incoming, Subscription};
 use crate::link::drops::Carries;
 use crate::link::reply::Replies;
 use crate::pool::Shards;
-use crate::pool::seldom::Seldom;
+use crate::pool::log_limiter::LogLimiter;
 
 pub(crate) use budget::{Budget, Share};
 pub(crate) use query::Asking;
@@ -85,7 +85,7 @@ pub(crate) struct Reader {
     messages: SelectAll<Subscription>,
     service: Arc<QueryService>,
     refusals: Arc<Semaphore>,
-    overload: Seldom,
+    overload: LogLimiter,
 }
 
 impl QueryService {
@@ -103,7 +103,7 @@ impl QueryService {
             messages: select_all(subscriptions),
             service: Arc::new(self),
             refusals: Arc::new(Semaphore::new(REFUSALS_MAX)),
-            overload: Seldom::default(),
+            overload: LogLimiter::default(),
         })
     }
 

@@ -6,14 +6,14 @@ use crate::clock;
 
 /// Says when the next line may be logged. Times are by the host's clock.
 #[derive(Debug, Default)]
-pub(crate) struct Seldom {
+pub(crate) struct LogLimiter {
     /// When the last one was, in milliseconds; 0 for never.
     at: AtomicU64,
     /// How many reasons there have been for one since.
     left_out: AtomicU64,
 }
 
-impl Seldom {
+impl LogLimiter {
     /// There is a reason for a line: says whether to log it, and how many reasons there
     /// have been since the last line, with this one.
     pub(crate) fn line(&self, every_ms: u64) -> Option<u64> {
@@ -35,12 +35,12 @@ mod tests {
 
     #[test]
     fn the_first_is_logged_at_once_and_the_next_line_says_how_many_there_were() {
-        let seldom = Seldom::default();
-        assert_eq!(seldom.line_at(5, 100), Some(1));
+        let limiter = LogLimiter::default();
+        assert_eq!(limiter.line_at(5, 100), Some(1));
         assert_eq!(
-            [seldom.line_at(6, 100), seldom.line_at(104, 100)],
+            [limiter.line_at(6, 100), limiter.line_at(104, 100)],
             [None; 2]
         );
-        assert_eq!(seldom.line_at(105, 100), Some(3));
+        assert_eq!(limiter.line_at(105, 100), Some(3));
     }
 }

@@ -7,8 +7,8 @@ use anyhow::{Result, ensure};
 use presence_tests::client::{Client, Seen, Tape};
 use serde_json::{Value, json};
 
-use super::sight::Sight;
-use super::told::Told;
+use super::delivery_state::DeliveryState;
+use super::filtered_event::FilteredEvent;
 
 /// A subject that the host doesn't know.
 const MARK: &str = "presence.demo.mark";
@@ -23,7 +23,7 @@ pub(crate) enum Saw {
         went: Option<String>,
     },
     /// A filtered event.
-    Told(Told),
+    FilteredEvent(FilteredEvent),
     /// A dead letter.
     DeadLetter(Value),
     /// The client's own mark.
@@ -45,9 +45,9 @@ pub(crate) struct Counts {
     pub(crate) viewers: u64,
     /// How many of those correct what was told before.
     pub(crate) corrections: u64,
-    /// How many viewers lost sight of somebody who stayed online.
+    /// How many viewers can no longer see a user who stayed online.
     pub(crate) hidden: u64,
-    /// How many viewers gained sight of somebody who was online.
+    /// How many viewers can now see a user who was online.
     pub(crate) shown: u64,
     /// On `presence.dlq`.
     pub(crate) dead_letters: u64,
@@ -55,18 +55,18 @@ pub(crate) struct Counts {
 
 /// The client.
 #[derive(Debug)]
-pub(crate) struct Witness {
+pub(crate) struct Observer {
     client: Client,
     tape: Tape,
     counts: Counts,
-    sight: Sight,
+    state: DeliveryState,
     /// Broadcasts whose filtered events haven't come: by user, when, and why they
     /// went if they did.
     announced: BTreeMap<String, (Value, Option<String>)>,
     marks: u64,
 }
 
-impl Witness {
+impl Observer {
     /// Sees all that is published from here on.
     pub(crate) async fn new(client: Client) -> Result<Self> {
         let tape = client.record("presence.>").await?;
@@ -74,7 +74,7 @@ impl Witness {
             client,
             tape,
             counts: Counts::default(),
-            sight: Sight::default(),
+            state: DeliveryState::default(),
             announced: BTreeMap::new(),
             marks: 0,
         })
@@ -130,8 +130,8 @@ impl Witness {
     }
 
     /// Who believes whom to be online.
-    pub(crate) fn sight(&self) -> &Sight {
-        &self.sight
+    pub(crate) fn state(&self) -> &DeliveryState {
+        &self.state
     }
 
     fn broadcast(&mut self, seen: &Seen) -> Saw {
@@ -147,7 +147,7 @@ impl Witness {
         let announced = announced.filter(|(at, went)| {
             at == seen.field("timestamp") && went.is_none() == is_online(seen)
         });
-        let told = Told::read(seen, announced.map(|(_, went)| went.unwrap_or_default()));
+        let told = FilteredEvent::read(seen, announced.map(|(_, went)| went.unwrap_or_default()));
         let keys: Vec<_> = seen
             .field("metadata")
             .as_object()
@@ -171,8 +171,8 @@ impl Witness {
             };
             *corrected += viewers;
         }
-        self.sight.note(change)?;
-        Ok(Saw::Told(told))
+        self.state.note(change)?;
+        Ok(Saw::FilteredEvent(told))
     }
 }
 

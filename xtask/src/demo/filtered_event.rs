@@ -51,7 +51,7 @@ impl fmt::Display for Change {
 
 /// A filtered event.
 #[derive(Clone, Debug)]
-pub(crate) struct Told {
+pub(crate) struct FilteredEvent {
     pub(crate) change: Change,
     /// What viewers get to know of the device.
     device: String,
@@ -61,7 +61,7 @@ pub(crate) struct Told {
     reason: String,
 }
 
-impl Told {
+impl FilteredEvent {
     /// Reads a filtered event. `moved` is the reason of the event that was
     /// broadcast before it (empty if it has none), if there was one.
     pub(crate) fn read(seen: &Seen, moved: Option<String>) -> Self {
@@ -148,8 +148,8 @@ fn named(names: &BTreeSet<String>) -> String {
 mod tests {
     use super::*;
 
-    fn told(online: bool, moved: bool, viewers: &[&str]) -> Told {
-        Told {
+    fn told(online: bool, moved: bool, viewers: &[&str]) -> FilteredEvent {
+        FilteredEvent {
             change: Change {
                 user: "ada".into(),
                 online,

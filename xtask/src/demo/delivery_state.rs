@@ -4,13 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Result, ensure};
 
-use super::told::Change;
+use super::filtered_event::Change;
 
 /// For each user, the viewers who were told "online" last.
 #[derive(Debug, Default)]
-pub(crate) struct Sight(BTreeMap<String, BTreeSet<String>>);
+pub(crate) struct DeliveryState(BTreeMap<String, BTreeSet<String>>);
 
-impl Sight {
+impl DeliveryState {
     /// Takes note of what viewers were told.
     ///
     /// # Errors
@@ -65,12 +65,12 @@ mod tests {
             moved: true,
             viewers: ["ben".to_owned()].into(),
         };
-        let mut sight = Sight::default();
-        sight.note(&change(true)).unwrap();
-        assert!(sight.note(&change(true)).is_err());
-        assert!(sight.check(&BTreeSet::new()).is_err());
-        sight.note(&change(false)).unwrap();
-        sight.check(&BTreeSet::new()).unwrap();
-        assert!(sight.note(&change(false)).is_err());
+        let mut state = DeliveryState::default();
+        state.note(&change(true)).unwrap();
+        assert!(state.note(&change(true)).is_err());
+        assert!(state.check(&BTreeSet::new()).is_err());
+        state.note(&change(false)).unwrap();
+        state.check(&BTreeSet::new()).unwrap();
+        assert!(state.note(&change(false)).is_err());
     }
 }

@@ -1,5 +1,5 @@
 //! How far each source has handed its messages to the broker's client, and how far the
-//! broker has them: sources and pulse tell each other.
+//! broker has them. Sources write the first, the pulse writes the second.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -10,7 +10,7 @@ use tokio::sync::Notify;
 /// A node's sources, as the pulse knows them.
 #[derive(Clone, Debug)]
 pub(crate) struct Sources {
-    each: Vec<Arc<Handed>>,
+    each: Vec<Arc<DeliveryProgress>>,
     /// Said when something is there to be acknowledged.
     wanted: Arc<Notify>,
     every_ms: Arc<AtomicU64>,
@@ -27,10 +27,10 @@ impl Sources {
     }
 
     /// One more source.
-    pub(crate) fn add(&mut self) -> Arc<Handed> {
-        let handed = Arc::new(Handed::new(Arc::clone(&self.wanted)));
-        self.each.push(Arc::clone(&handed));
-        handed
+    pub(crate) fn add(&mut self) -> Arc<DeliveryProgress> {
+        let progress = Arc::new(DeliveryProgress::new(Arc::clone(&self.wanted)));
+        self.each.push(Arc::clone(&progress));
+        progress
     }
 
     /// From now on the broker is asked this often, wherever these sources are known.
@@ -53,7 +53,7 @@ impl Sources {
         self.each.iter().any(|source| source.is_behind())
     }
 
-    /// Where each of them is: see [`Handed::mark`].
+    /// Where each of them is: see [`DeliveryProgress::mark`].
     pub(crate) fn marks(&self) -> Vec<(u64, u64)> {
         self.each.iter().map(|source| source.mark()).collect()
     }
@@ -71,7 +71,7 @@ impl Sources {
 
 /// How far one source has come. Places are the journal's.
 #[derive(Debug)]
-pub(crate) struct Handed {
+pub(crate) struct DeliveryProgress {
     /// The connection that they were handed to, counted as the client counts.
     link: AtomicU64,
     /// Up to which place they were.
@@ -83,7 +83,7 @@ pub(crate) struct Handed {
     wanted: Arc<Notify>,
 }
 
-impl Handed {
+impl DeliveryProgress {
     fn new(wanted: Arc<Notify>) -> Self {
         Self {
             link: AtomicU64::new(0),
@@ -144,14 +144,14 @@ mod tests {
 
     #[test]
     fn what_is_handed_to_a_new_connection_is_marked_from_its_beginning() {
-        let handed = Handed::new(Arc::default());
-        handed.begin(1, 0);
-        handed.advance(7);
-        assert_eq!((handed.mark(), handed.is_behind()), ((1, 7), true));
-        handed.acknowledge(5);
-        handed.acknowledge(3);
-        assert_eq!(handed.acknowledged(), 5);
-        handed.begin(2, 5);
-        assert_eq!((handed.mark(), handed.is_behind()), ((2, 5), false));
+        let progress = DeliveryProgress::new(Arc::default());
+        progress.begin(1, 0);
+        progress.advance(7);
+        assert_eq!((progress.mark(), progress.is_behind()), ((1, 7), true));
+        progress.acknowledge(5);
+        progress.acknowledge(3);
+        assert_eq!(progress.acknowledged(), 5);
+        progress.begin(2, 5);
+        assert_eq!((progress.mark(), progress.is_behind()), ((2, 5), false));
     }
 }

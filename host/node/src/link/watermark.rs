@@ -1,0 +1,197 @@
+//! The watermark of received messages: the time up to which a shard has received all that
+//! the broker sent. A shard gets it after the messages that arrived before that time. If
+//! some of these were dropped, the shard gets the time as lost instead.
+
+use presence_core::Input;
+use tokio::sync::watch;
+
+/// The next watermark, and what was dropped before it. Times are by the host's clock.
+pub(crate) struct Watermark {
+    received: watch::Receiver<u64>,
+    /// How many messages may wait to be read.
+    queue: u64,
+    /// A watermark that isn't due yet, and after how many messages it is.
+    pending: Option<(u64, u64)>,
+    /// For each shard, when inputs for it were dropped last, until it knows.
+    dropped_at: Vec<Option<u64>>,
+    room: Room,
+}
+
+impl Watermark {
+    /// `queue`: how many messages may wait to be read.
+    pub(crate) fn new(received: watch::Receiver<u64>, queue: usize, shards: usize) -> Self {
+        Self {
+            received,
+            queue: queue as u64,
+            pending: None,
+            dropped_at: vec![None; shards],
+            room: Room::default(),
+        }
+    }
+
+    /// The watermark that is due after so many messages have been read in all, if there is
+    /// one. Other messages wait.
+    pub(crate) fn after(&mut self, read: u64) -> Option<u64> {
+        if self.pending.is_none() && self.received.has_changed().is_ok_and(|changed| changed) {
+            let at = *self.received.borrow_and_update();
+            self.pending = Some((at, read.saturating_add(self.queue)));
+        }
+        let (at, _) = self.pending.take_if(|(_, end)| *end <= read)?;
+        Some(at)
+    }
+
+    /// Waits for the next watermark while no message waits to be read.
+    pub(crate) async fn now(&mut self) -> u64 {
+        if let Some((at, _)) = self.pending.take() {
+            return at;
+        }
+        match self.received.changed().await {
+            Ok(()) => *self.received.borrow_and_update(),
+            // There will be no other: the node ends.
+            Err(_) => std::future::pending().await,
+        }
+    }
+
+    /// Inputs for a shard were dropped.
+    pub(crate) fn dropped(&mut self, shard: usize, now: u64) {
+        if let Some(dropped_at) = self.dropped_at.get_mut(shard) {
+            *dropped_at = Some(now);
+        }
+    }
+
+    /// Looks whether the client may have dropped messages of this subscription, after so
+    /// many were read in all, and so many events of some subscription without room. If so,
+    /// they may have been for any shard.
+    pub(crate) fn look_for_drops(&mut self, now: u64, read: u64, events: u64) {
+        if self.room.may_have_lacked(read, events, self.queue) {
+            self.dropped_at.fill(Some(now));
+        }
+    }
+
+    /// As [`Self::look_for_drops`], when all that waited has been read.
+    pub(crate) fn all_is_read(&mut self, now: u64, read: u64, events: u64) {
+        self.look_for_drops(now, read, events);
+        self.room.is_empty(read, events);
+    }
+
+    /// The input that gives a shard the watermark of a time.
+    pub(crate) fn input(&self, shard: usize, at: u64) -> Input {
+        match self.dropped_at.get(shard) {
+            Some(Some(_)) => Input::LostUpTo { at },
+            _ => Input::ReceivedUpTo { at },
+        }
+    }
+
+    /// A shard has the watermark of a time. What was dropped arrived before it was dropped,
+    /// so the next watermark is true if this one is later than that.
+    pub(crate) fn sent(&mut self, shard: usize, at: u64) {
+        if let Some(dropped_at) = self.dropped_at.get_mut(shard) {
+            dropped_at.take_if(|dropped_at| *dropped_at < at);
+        }
+    }
+}
+
+/// Whether the subscription has had room for all messages. It has been full only if
+/// as many messages as it holds are read without its being found empty.
+#[derive(Default)]
+struct Room {
+    /// The last two times that it was found empty: how many messages had been read, and how
+    /// many events there were of a subscription without room.
+    empty: [(u64, u64); 2],
+}
+
+impl Room {
+    fn may_have_lacked(&self, read: u64, events: u64, queue: u64) -> bool {
+        let [(last, events_then), (before, _)] = self.empty;
+        // The event may come late.
+        let was_full = read - last >= queue || last - before >= queue;
+        events > events_then && was_full
+    }
+
+    fn is_empty(&mut self, read: u64, events: u64) {
+        let [last, _] = self.empty;
+        self.empty = [(read, events), last];
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SHARDS: usize = 2;
+
+    fn watermark() -> (watch::Sender<u64>, Watermark) {
+        let (sender, received) = watch::channel(0);
+        (sender, Watermark::new(received, 10, SHARDS))
+    }
+
+    /// Which shards get a watermark that says that all was received.
+    fn send(watermark: &mut Watermark, at: u64) -> [bool; SHARDS] {
+        [0, 1].map(|shard| {
+            let is_received = matches!(watermark.input(shard, at), Input::ReceivedUpTo { .. });
+            watermark.sent(shard, at);
+            is_received
+        })
+    }
+
+    #[test]
+    fn a_shard_whose_inputs_were_dropped_gets_that_time_as_lost() {
+        let (_sender, mut watermark) = watermark();
+        assert_eq!(send(&mut watermark, 100), [true, true]);
+        watermark.dropped(1, 150);
+        // The one dropped may have come before 120, or after it.
+        assert_eq!(send(&mut watermark, 120), [true, false]);
+        assert_eq!(send(&mut watermark, 200), [true, false]);
+        assert_eq!(send(&mut watermark, 300), [true, true]);
+    }
+
+    #[test]
+    fn a_shard_that_had_no_room_for_the_watermark_either_gets_the_next_one() {
+        let (_sender, mut watermark) = watermark();
+        watermark.dropped(0, 50);
+        assert!(matches!(
+            watermark.input(0, 100),
+            Input::LostUpTo { at: 100 }
+        ));
+        assert!(matches!(
+            watermark.input(0, 200),
+            Input::LostUpTo { at: 200 }
+        ));
+        watermark.sent(0, 200);
+        assert!(matches!(
+            watermark.input(0, 300),
+            Input::ReceivedUpTo { at: 300 }
+        ));
+    }
+
+    #[test]
+    fn what_the_client_dropped_counts_where_the_subscription_may_have_been_full() {
+        let (_sender, mut watermark) = watermark();
+        watermark.all_is_read(1, 9, 1);
+        assert_eq!(send(&mut watermark, 10), [true, true], "another's event");
+        watermark.look_for_drops(11, 19, 2);
+        assert_eq!(send(&mut watermark, 20), [false, false]);
+        watermark.all_is_read(21, 25, 2);
+        watermark.all_is_read(31, 25, 3);
+        assert_eq!(
+            send(&mut watermark, 40),
+            [false, false],
+            "the event was late"
+        );
+        watermark.all_is_read(41, 30, 4);
+        assert_eq!(send(&mut watermark, 50), [true, true], "another's event");
+    }
+
+    #[tokio::test]
+    async fn a_watermark_comes_after_all_that_had_arrived() {
+        let (sender, mut watermark) = watermark();
+        assert_eq!(watermark.after(100), None);
+        sender.send_replace(7);
+        assert_eq!(watermark.after(101), None);
+        assert_eq!(watermark.after(110), None);
+        assert_eq!(watermark.after(111), Some(7));
+        sender.send_replace(8);
+        assert_eq!(watermark.after(112), None);
+        assert_eq!(watermark.now().await, 8, "nothing waits any more");
+    }
+}
