@@ -183,8 +183,7 @@ async fn a_flood_of_flips_makes_few_events_and_those_of_others_come_after_them()
 }
 
 #[tokio::test]
-async fn dead_letters_past_their_rate_are_counted_and_whoever_asks_is_told_all_the_same()
--> Result<()> {
+async fn dead_letters_past_their_rate_are_counted_and_requests_are_still_answered() -> Result<()> {
     const BAD: usize = 40;
     let mut world = World::start_with(|site| {
         site.with("dead_letters.per_s", 1)?

@@ -24,7 +24,7 @@ export class PresenceView extends EventTarget {
   #feed;
   #ownsFeed;
   #viewer;
-  /** Whether it follows the viewer's contacts, and whoever they are told of. */
+  /** Whether it follows the viewer's contacts, and all users the viewer is told about. */
   #contacts = false;
   /** By user id: { state, touched, contact }: when an event last touched it, by the feed's ticks. */
   #users = new Map();
@@ -157,7 +157,7 @@ export class PresenceView extends EventTarget {
     }
   }
 
-  /** The contacts, whoever that is by now, and then those whom the view knows besides. */
+  /** The current contacts, and then all other users that the view knows. */
   #askAfterContacts() {
     this.#question("contacts", (answers) => {
       const contacts = new Set(answers.map(({ userId }) => userId));

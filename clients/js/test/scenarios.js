@@ -360,7 +360,7 @@ export const scenarios = {
     await until("what was lost", () => status(view, "ann") === "offline");
   },
 
-  async "the viewer's contacts are followed, and whoever they are told of"(stage) {
+  async "the viewer's contacts are followed, and all users the viewer is told about"(stage) {
     const host = await stage.host();
     host.contacts.set("ben", ["ann", "dan"]);
     host.online("ann", ["ben"]);

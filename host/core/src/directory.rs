@@ -182,7 +182,7 @@ impl Directory {
             .map(|value| &**value))
     }
 
-    /// All the settings of a user of whom a source says some.
+    /// All the settings of a user who has an entry for them.
     pub fn settings(&self, user: Id) -> Option<&UserSettings> {
         self.user(user).and_then(|user| user.settings.as_deref())
     }

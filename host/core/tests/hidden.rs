@@ -459,7 +459,7 @@ proptest! {
         prop_assert_eq!(&of_left, &of_hidden);
 
         // Anyone who may know when the user was last seen is answered that once the user has
-        // left. A hidden user looks as one of whom the viewer may not know it.
+        // left. A hidden user looks like one whose last time the viewer may not see.
         let mut answer: Value = serde_json::from_str(&left.asked()).unwrap();
         let last_seen = answer.as_object_mut().unwrap().remove("lastSeen");
         let event: Value = serde_json::from_str(&of_left[1].1).unwrap();

@@ -41,7 +41,7 @@ mod tests {
     const MUTUAL: Blocklist = Blocklist { mutual: true };
 
     #[test]
-    fn the_blocked_are_taken_out_whoever_admitted_them() {
+    fn the_blocked_are_taken_out_after_any_filter_admitted_them() {
         let host = Host::new().blocks("ada", ["ben", "dan"]);
         for rule in [ONE_WAY, MUTUAL] {
             let outcome = host.online("ada").filter(&rule, ["ben", "cleo", "eve"]);

@@ -25,7 +25,7 @@ mod tests {
     use super::Contacts;
 
     #[test]
-    fn contacts_join_whoever_was_admitted_before() {
+    fn contacts_join_those_admitted_before() {
         let host = Host::new().contacts("ada", ["ben", "cleo"]);
         let outcome = host.online("ada").filter(&Contacts, ["ben", "dan"]);
         assert_eq!(outcome.answer, ["ben", "cleo", "dan"]);

@@ -1,8 +1,8 @@
 //! A filter: viewers who have set `doNotDisturb` to `true` are told nothing.
 //!
-//! As it is switched on, whom they saw goes out of their sight, and as it is
-//! switched off, whoever is online then comes into it. Anything but `true` is
-//! off: this setting hides nothing of anybody.
+//! When it is switched on, the users that they saw look offline to them, and when it is
+//! switched off, those who are online then look online again. Anything but `true` is
+//! off: this setting hides nothing about anybody.
 
 use presence_plugin::{Audience, Event, Filter, NoConfig, directory, explain};
 
@@ -30,7 +30,7 @@ mod tests {
     use super::DoNotDisturb;
 
     #[test]
-    fn whoever_is_not_to_be_disturbed_is_taken_out_and_nobody_is_added() {
+    fn viewers_not_to_be_disturbed_are_taken_out_and_nobody_is_added() {
         let host = Host::new()
             .setting("ben", "doNotDisturb", true)
             .setting("cleo", "doNotDisturb", false)

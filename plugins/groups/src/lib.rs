@@ -25,7 +25,7 @@ mod tests {
     use super::Groups;
 
     #[test]
-    fn co_members_join_whoever_was_admitted_before() {
+    fn co_members_join_those_admitted_before() {
         let host = Host::new()
             .group("team-a", ["ada", "ben"])
             .group("team-b", ["ada", "cleo"])

@@ -2,7 +2,7 @@
 //! `online` to `everyone`.
 //!
 //! It stands before the filters that hide, and has to be granted `widen`.
-//! Without it, `everyone` means whomever the other filters admit.
+//! Without it, `everyone` means all viewers that the other filters admit.
 
 use presence_plugin::{Audience, Event, Filter, NoConfig, directory, explain};
 use presence_settings::Who;

@@ -49,7 +49,7 @@ fn a_viewer_gets_the_first_tier_to_which_they_belong() {
 }
 
 #[test]
-fn whoever_belongs_to_no_tier_gets_none_and_it_says_why() {
+fn a_viewer_in_no_tier_gets_none_and_it_says_why() {
     let tiers = r#"{"tiers": [
         {"for": "groups", "keys": []},
         {"for": "contacts", "keys": [], "last_seen": true}

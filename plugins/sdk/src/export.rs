@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, Deserializer, Error as _, Visitor};
 
 use crate::host::install_log;
 
@@ -186,8 +186,49 @@ pub(crate) fn parse<C: DeserializeOwned>(json: &str) -> Result<C, String> {
         .end()
         .map_err(|e| format!("configuration: {e}"))?;
     match unknown {
-        Some(key) => Err(format!("configuration: unknown key `{key}`")),
+        Some(key) if key.contains('.') => Err(format!("configuration: unknown key `{key}`")),
+        Some(key) => Err(format!(
+            "configuration: unknown key `{key}`; {}",
+            known_keys::<C>()
+        )),
         None => Ok(config),
+    }
+}
+
+/// The keys that a configuration may have, in words.
+fn known_keys<C: DeserializeOwned>() -> String {
+    let mut fields: &[&str] = &[];
+    // It is only asked for its keys, and fails.
+    let _ = C::deserialize(Fields(&mut fields));
+    match fields {
+        [] => "it has none".to_owned(),
+        fields => format!("known here: {}", fields.join(", ")),
+    }
+}
+
+/// Notes the fields of the type that is read from it, and has nothing to read.
+struct Fields<'a>(&'a mut &'static [&'static str]);
+
+impl<'de> Deserializer<'de> for Fields<'_> {
+    type Error = serde::de::value::Error;
+
+    fn deserialize_any<V: Visitor<'de>>(self, _: V) -> Result<V::Value, Self::Error> {
+        Err(Self::Error::custom("there is nothing to read"))
+    }
+
+    fn deserialize_struct<V: Visitor<'de>>(
+        self,
+        _: &'static str,
+        fields: &'static [&'static str],
+        visitor: V,
+    ) -> Result<V::Value, Self::Error> {
+        *self.0 = fields;
+        self.deserialize_any(visitor)
+    }
+
+    serde::forward_to_deserialize_any! {
+        bool i8 i16 i32 i64 u8 u16 u32 u64 f32 f64 char str string bytes byte_buf option unit
+        unit_struct newtype_struct seq tuple tuple_struct map enum identifier ignored_any
     }
 }
 
@@ -224,7 +265,7 @@ mod tests {
     fn an_unknown_key_is_named_with_its_path() {
         assert_eq!(
             parse::<Config>(r#"{"kyes": []}"#),
-            Err("configuration: unknown key `kyes`".to_owned())
+            Err("configuration: unknown key `kyes`; known here: keys, nested, list".to_owned())
         );
         assert_eq!(
             parse::<Config>(r#"{"nested": {"no": 1}}"#),
@@ -234,7 +275,10 @@ mod tests {
             parse::<Config>(r#"{"list": [{}, {"no": 1}]}"#),
             Err("configuration: unknown key `list.1.no`".to_owned())
         );
-        assert!(parse::<NoConfig>(r#"{"keys": []}"#).is_err());
+        assert_eq!(
+            parse::<NoConfig>(r#"{"keys": []}"#).err(),
+            Some("configuration: unknown key `keys`; it has none".to_owned())
+        );
     }
 
     #[test]

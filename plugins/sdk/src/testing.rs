@@ -62,7 +62,7 @@ use crate::Stateful;
 /// assert_eq!(config(r#"{"keys": ["device"]}"#), Ok(Config { keys }));
 /// assert_eq!(
 ///     config::<Config>(r#"{"keys": [], "key": "device"}"#),
-///     Err("configuration: unknown key `key`".to_owned())
+///     Err("configuration: unknown key `key`; known here: keys".to_owned())
 /// );
 /// ```
 pub fn config<C: DeserializeOwned>(json: &str) -> Result<C, String> {

@@ -129,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_has_not_said_leaves_it_to_the_pipeline() {
+    fn a_user_without_the_setting_leaves_it_to_the_pipeline() {
         let host = Host::new();
         let ada = host.online("ada");
         assert_eq!(ada.call(|event| online(event.user())).answer, None);

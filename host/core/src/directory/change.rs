@@ -75,8 +75,8 @@ pub struct Edit {
     contacts_of: Inverse,
     /// Users who have blocked somebody, or no longer do.
     blockers: Inverse,
-    /// Users of whom the source has come to have an entry, or no longer has one, whatever
-    /// it says: that is what makes a user known.
+    /// Users who have got or lost an entry, even an empty one: that is what makes a user
+    /// known.
     mentioned: BTreeSet<Id>,
 }
 
@@ -275,7 +275,7 @@ impl Edit {
         self.changed.insert(question);
     }
 
-    /// The users and the groups of whom the directory now holds something of
+    /// The users and the groups for which the directory now holds something of
     /// their own: what a source that has no more to say of them takes away.
     pub fn subjects(&self) -> (Vec<Id>, Vec<Arc<str>>) {
         let mut users: Vec<_> = self.directory.users.keys().copied().collect();

@@ -41,7 +41,7 @@ fn the_last_good_takes_over_and_it_is_said_once() {
 }
 
 #[test]
-fn it_takes_over_in_all_workers_whoever_saw_the_failures() {
+fn it_takes_over_in_all_workers_when_one_saw_the_failures() {
     let before = chain([rule("contacts", json!({}), None)], None);
     let after = chain([rule("trap", json!({}), Some(LastGood))], Some(&before));
     let mut failing = after.instantiate().unwrap();

@@ -119,7 +119,9 @@ fn a_misspelt_key_is_named() {
     let misspelt = configured("redact", json!({"kyes": ["device"]}));
     assert_eq!(
         texts(&problems(LIMITS, [misspelt])),
-        ["`redact` refuses its configuration: unknown key `kyes`"]
+        [
+            "`redact` refuses its configuration: unknown key `kyes`; known here: keys, tiers, user_settings, reciprocal"
+        ]
     );
 }
 

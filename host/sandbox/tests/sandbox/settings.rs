@@ -11,7 +11,7 @@ use crate::stage::{LIMITS, configured, made, pipeline, stage, within};
 use crate::world::World;
 
 #[test]
-fn whoever_has_a_setting_is_found_however_a_component_formats_it() {
+fn a_user_with_a_setting_is_found_however_a_component_formats_it() {
     let world = World::new(&json!({"settings": {
         "ben": {"mode": {"at": [1, 2], "on": true}},
         "cleo": {"mode": {"on": true, "at": [2, 1]}},
@@ -60,7 +60,7 @@ fn while_a_user_is_online_it_is_decided_who_knows_once_they_are_gone() {
 }
 
 #[test]
-fn everyone_is_whoever_was_admitted_unless_public_stands_in_the_pipeline() {
+fn the_tier_everyone_is_the_admitted_viewers_unless_public_is_in_the_pipeline() {
     let world = messenger(json!({"online": "everyone"}));
     let mut narrow = pipeline(["contacts", "privacy", "redact"].map(stage));
     assert_eq!(world.visible(&mut narrow), ["ben", "cleo"]);

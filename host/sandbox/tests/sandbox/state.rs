@@ -70,7 +70,7 @@ fn each_of_two_stages_of_one_plugin_goes_on_with_its_own() {
 }
 
 #[test]
-fn whoever_has_no_state_takes_none_over_and_that_is_no_fault() {
+fn an_enricher_without_state_takes_none_over_and_that_is_no_fault() {
     let mut stateless = pipeline([stage("counter")]);
     online(&mut stateless);
     let mut after = pipeline([stage("counter")]);

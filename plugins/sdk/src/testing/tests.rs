@@ -23,7 +23,7 @@ fn nobody_is_their_own_contact_or_shares_a_group_with_themselves() {
 }
 
 #[test]
-fn everyone_is_whoever_the_directory_says_something_of() {
+fn everyone_is_all_users_with_an_entry_in_the_directory() {
     let host = Host::new()
         .contacts("a", ["b"])
         .group("team", ["c"])

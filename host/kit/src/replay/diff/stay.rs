@@ -193,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_is_told_only_in_part_is_told_otherwise() {
+    fn a_viewer_who_gets_only_some_messages_counts_as_different() {
         let (came, went) = (told(1, "{}"), told(9, "{}"));
         let old = stay(&[(&[1], &came), (&[1], &went)]);
         let new = stay(&[(&[1], &came)]);
