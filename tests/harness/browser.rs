@@ -89,12 +89,7 @@ fn look() -> Result<PathBuf> {
 }
 
 fn on_path() -> Option<PathBuf> {
-    let folders = std::env::var_os("PATH").unwrap_or_default();
-    let folders: Vec<_> = std::env::split_paths(&folders).collect();
-    let places = NAMES
-        .iter()
-        .flat_map(|name| folders.iter().map(move |folder| folder.join(name)));
-    places.into_iter().find(|place| place.is_file())
+    NAMES.iter().find_map(|name| tools::on_path(name))
 }
 
 fn install() -> Result<()> {

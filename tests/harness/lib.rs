@@ -14,6 +14,7 @@ pub mod kit;
 pub mod nats;
 pub mod node;
 pub mod process;
+pub mod promtool;
 pub mod proxy;
 pub mod site;
 pub mod toolchain;

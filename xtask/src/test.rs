@@ -10,7 +10,7 @@ use std::process::{Child, Command, ExitStatus};
 use std::thread;
 
 use anyhow::{Context, Result, anyhow, ensure};
-use presence_tests::{browser, kit, nats, node, tools};
+use presence_tests::{browser, kit, nats, node, promtool, tools};
 
 /// The suites that compute, by what their tests' names begin with.
 const AUTHORS: [&str; 3] = ["guide::cookbook::", "guide::the_tutorial_", "plugin_kit::"];
@@ -76,6 +76,7 @@ fn fetch_and_build() -> Result<PathBuf> {
         let fetching = scope.spawn(|| {
             println!("npm's packages: {}", node::modules()?.display());
             println!("chromium: {}", browser::find()?.display());
+            println!("promtool: {}", promtool::find()?.display());
             kit::fetch()
         });
         let presence = tools::build_all("presence");

@@ -16,10 +16,12 @@
 mod arguments;
 mod ask;
 mod check;
+mod completions;
 mod config;
 mod dlq;
 mod explain;
 mod init;
+mod manual;
 mod publish;
 mod query;
 mod record;
@@ -28,7 +30,7 @@ mod watch;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, Parser, Subcommand};
 use presence_config::escape;
 use presence_kit::{ConfigArg, plugin, replay};
 
@@ -117,6 +119,16 @@ enum Command {
         after_help = "Example:\n  presence plugin new quiet --role filter --lang typescript"
     )]
     Plugin(plugin::Command),
+    /// Prints a script that makes a shell complete commands and options.
+    #[command(
+        after_help = "Examples:\n  presence completions bash > /etc/bash_completion.d/presence\n  presence completions zsh > /usr/local/share/zsh/site-functions/_presence"
+    )]
+    Completions(completions::Args),
+    /// Writes the manual pages of all commands into a folder.
+    #[command(
+        after_help = "Example:\n  presence man /usr/local/share/man/man1\n\nPages of an earlier version are replaced."
+    )]
+    Man(manual::Args),
 }
 
 /// Runs the command. The exit code is 1 if it failed, and 2 if the arguments are wrong.
@@ -135,6 +147,8 @@ fn main() -> ExitCode {
         Command::Config(args) => config::run(&args),
         Command::Dlq(command) => dlq::run(&command),
         Command::Plugin(command) => plugin::run(&command),
+        Command::Completions(args) => completions::run(&args, Cli::command()),
+        Command::Man(args) => manual::run(&args, Cli::command()),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

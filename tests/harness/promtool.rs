@@ -1,0 +1,46 @@
+//! Prometheus' own checker of rules.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result};
+
+use crate::tools;
+
+/// The path of `promtool`: `PROMTOOL`, one on the path, or Debian's, which is unpacked under
+/// the target folder if there is none.
+///
+/// # Errors
+/// When there is none and it can't be had; the error says what to do.
+pub fn find() -> Result<PathBuf> {
+    if let Some(named) = std::env::var_os("PROMTOOL") {
+        return Ok(named.into());
+    }
+    if let Some(there) = tools::on_path("promtool") {
+        return Ok(there);
+    }
+    // Installed, the package would start a server.
+    let folder = tools::fetched("promtool-debian", |folder| {
+        download(folder).or_else(|_| {
+            tools::run(Command::new("apt-get").args(["-qq", "update"]))?;
+            download(folder)
+        })?;
+        for entry in std::fs::read_dir(folder)? {
+            let package = entry?.path();
+            tools::run(Command::new("dpkg").arg("-x").arg(&package).arg(folder))?;
+            std::fs::remove_file(package)?;
+        }
+        Ok(())
+    });
+    let folder = folder.context(
+        "no promtool: install it so that `promtool` is on the path (Debian's package is \
+         `prometheus`), or name one in PROMTOOL",
+    )?;
+    Ok(folder.join("usr/bin/promtool"))
+}
+
+fn download(into: &Path) -> Result<()> {
+    let mut apt = Command::new("apt-get");
+    apt.args(["download", "prometheus"]).current_dir(into);
+    tools::run(&mut apt).map(drop)
+}
