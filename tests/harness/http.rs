@@ -1,4 +1,4 @@
-//! One plain HTTP GET on loopback: enough for health, metrics and the broker's
+//! Plain HTTP requests on loopback: enough for health, metrics and the broker's
 //! monitoring.
 
 use anyhow::{Context, Result};
@@ -19,10 +19,20 @@ pub struct Response {
 /// # Errors
 /// When nobody listens, or what comes back is not HTTP.
 pub async fn get(port: u16, path: &str) -> Result<Response> {
-    let mut stream = TcpStream::connect(("127.0.0.1", port)).await?;
-    // 1.0, so that the answer is not in chunks and ends with the connection.
-    let request = format!("GET {path} HTTP/1.0\r\nHost: 127.0.0.1\r\n\r\n");
-    stream.write_all(request.as_bytes()).await?;
+    ask(port, path, &[("Host", "127.0.0.1")], None).await
+}
+
+/// Asks for a path with these headers; with a body, by POST.
+///
+/// # Errors
+/// As [`get`].
+pub async fn ask(
+    port: u16,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: Option<&str>,
+) -> Result<Response> {
+    let mut stream = begin(port, path, headers, body).await?;
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer).await?;
     let answer = String::from_utf8_lossy(&answer);
@@ -37,6 +47,32 @@ pub async fn get(port: u16, path: &str) -> Result<Response> {
         status: status.parse()?,
         body: body.to_owned(),
     })
+}
+
+/// Asks, and leaves it to the caller to read the answer.
+///
+/// # Errors
+/// When nobody listens.
+pub async fn begin(
+    port: u16,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: Option<&str>,
+) -> Result<TcpStream> {
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).await?;
+    let method = if body.is_some() { "POST" } else { "GET" };
+    // 1.0, so that the answer is not in chunks and ends with the connection.
+    let mut request = format!("{method} {path} HTTP/1.0\r\n");
+    for (name, value) in headers {
+        request += &format!("{name}: {value}\r\n");
+    }
+    if let Some(body) = body {
+        request += &format!("Content-Length: {}\r\n", body.len());
+    }
+    request += "\r\n";
+    request += body.unwrap_or_default();
+    stream.write_all(request.as_bytes()).await?;
+    Ok(stream)
 }
 
 /// The sum of a Prometheus metric's samples whose labels contain all of

@@ -44,6 +44,7 @@ mod messenger;
 mod node;
 mod operator;
 mod order;
+mod page;
 mod pause;
 mod permissions;
 mod plugin_kit;

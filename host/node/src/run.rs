@@ -211,7 +211,7 @@ async fn start(
     let file = text.as_ref().map(|_| config_file(path.as_deref()));
     let about = About::new(&config, file);
     let board = Arc::new(Board::new(Arc::clone(&broker), about));
-    http::serve(&config.http, Arc::clone(&board), tasks)?;
+    http::serve(&config, Arc::clone(&board), tasks)?;
     let names = Arc::new(Names::new());
     let mut loaded = load(&config).await?;
     let access = Access::new(&config);
@@ -424,6 +424,8 @@ async fn serve(
         .query_service(connection, Arc::clone(&broker), asked, queues)
         .listen()
         .await?;
+    // It serves once.
+    let _ = status.questions.set(asks.service());
     if let Some(fetcher) = &tenant.fetcher {
         let invalidations = fetcher.listen(connection, &broker).await?;
         let shards = tenant.shards.clone();

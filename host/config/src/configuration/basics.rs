@@ -9,6 +9,7 @@ use std::time::Duration;
 use presence_core::allowance::Rates;
 
 use super::checks::{self, NAME_BYTES_MAX, any, in_token, token, within};
+use super::nats::Secret;
 use super::problem::Wrong;
 use super::section::Section;
 use crate::log_filter;
@@ -247,7 +248,10 @@ impl DeadLetters {
     }
 }
 
-/// `[http]`: the endpoint for health and metrics.
+/// How many characters `[http] admin_token` has at least.
+const TOKEN_CHARS_MIN: usize = 16;
+
+/// `[http]`: the endpoint for health, metrics and the page.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Http {
     /// The address to listen on; none if the endpoint is off.
@@ -255,6 +259,8 @@ pub struct Http {
     /// Whether nobody chose the address, so that the node can do without it
     /// when it is taken.
     pub listen_is_default: bool,
+    /// What an operator has to know to do more on the page than anyone may.
+    pub admin_token: Option<Secret>,
 }
 
 impl Http {
@@ -270,8 +276,18 @@ impl Http {
         Self {
             listen: listen.unwrap_or(Some((Ipv4Addr::LOCALHOST, 18520).into())),
             listen_is_default: listen.is_none(),
+            admin_token: section.get("admin_token", long_enough).map(Secret),
         }
     }
+}
+
+/// A token that nobody guesses.
+fn long_enough(text: String) -> Result<String, Wrong> {
+    if text.chars().count() >= TOKEN_CHARS_MIN && text.chars().all(|it| it.is_ascii_graphic()) {
+        return Ok(text);
+    }
+    let what = format!("is not a token of at least {TOKEN_CHARS_MIN} letters, digits and signs");
+    Err(Wrong::new(what, "take one from `openssl rand -hex 32`"))
 }
 
 /// `[log]`: the node's own log, on standard error.

@@ -86,10 +86,10 @@ pub struct ClientIdentity {
 
 /// What must not be printed.
 #[derive(Clone, PartialEq)]
-pub struct Secret(String);
+pub struct Secret(pub(super) String);
 
 impl Secret {
-    /// The secret, to hand to the broker.
+    /// The secret, to hand to the broker or to compare.
     pub fn reveal(&self) -> &str {
         &self.0
     }

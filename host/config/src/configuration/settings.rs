@@ -17,7 +17,7 @@ use super::{Auth, Config, Directory};
 const REFERENCE: &str = include_str!("../../../../presence.toml");
 
 /// Keys that have no default: what the reference shows of them is an example.
-const WITHOUT_DEFAULT: [&str; 8] = [
+const WITHOUT_DEFAULT: [&str; 9] = [
     "nats.creds",
     "nats.nkey",
     "nats.user",
@@ -26,6 +26,7 @@ const WITHOUT_DEFAULT: [&str; 8] = [
     "nats.tls.ca",
     "nats.tls.cert",
     "nats.tls.key",
+    "http.admin_token",
 ];
 
 /// What a secret is shown as.
@@ -114,6 +115,7 @@ impl Setting {
                 Auth::Token(_) => Some(json!(HIDDEN)),
                 _ => None,
             },
+            "http.admin_token" => config.http.admin_token.as_ref().map(|_| json!(HIDDEN)),
             "nats.tls.ca" => config.nats.tls.ca.as_ref().and_then(path),
             "nats.tls.cert" => identity.and_then(|own| path(&own.cert)),
             "nats.tls.key" => identity.and_then(|own| path(&own.key)),

@@ -1,4 +1,6 @@
-//! What operators see of a node: its log, and HTTP for health, metrics and status.
+//! What operators see of a node: its log, and HTTP for health, metrics, status and the
+//! page.
 
 pub(crate) mod http;
+pub(crate) mod letters;
 pub mod log;

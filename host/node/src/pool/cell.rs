@@ -18,6 +18,7 @@ use super::work::Generation;
 use super::work::Step;
 use crate::directory::request::Fetcher;
 use crate::link::sequencer::Sequencer;
+use crate::ops::letters::LastLetters;
 use crate::state::{Restorer, Saver};
 use crate::tenant::failures::FailureLog;
 use crate::tenant::stale::StaleLog;
@@ -39,6 +40,8 @@ pub(crate) struct Common {
     pub(crate) left_out: LogLimiter,
     /// What the log was told of plugins that fail.
     pub(crate) failures: FailureLog,
+    /// The last dead letters.
+    pub(crate) letters: Arc<LastLetters>,
 }
 
 /// A shard, with all that belongs to it.

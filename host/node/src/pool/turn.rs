@@ -8,6 +8,7 @@
 use std::sync::atomic::Ordering;
 use std::vec;
 
+use presence_core::publish::Subject;
 use presence_core::query::Explain;
 use presence_core::{Input, Output};
 use presence_sandbox::Pipeline;
@@ -270,7 +271,12 @@ impl Cell {
         let mut published = 0;
         for output in turn.out.drain(..) {
             let entry = match output {
-                Output::Publish(publication) => self.sequencer.publication(publication),
+                Output::Publish(publication) => {
+                    if publication.subject == Subject::DeadLetters {
+                        self.tenant.letters.note(&publication.body);
+                    }
+                    self.sequencer.publication(publication)
+                }
                 Output::Deliver(delivery) => self.sequencer.delivery(delivery),
                 Output::Reply(to, body) => Entry::answer(to, body),
                 Output::Ignored(ignored) => {

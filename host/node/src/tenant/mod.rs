@@ -34,6 +34,7 @@ use crate::link::progress::{DeliveryProgress, Sources};
 use crate::link::reply::Replies;
 use crate::link::sequencer::Sequencer;
 use crate::link::watermark::Watermark;
+use crate::ops::letters::LastLetters;
 use crate::pool::{self, Cell, Common, Generation, Pool, Room, Shards, Task};
 use crate::state::{Restored, Writer};
 use crate::tasks::Tasks;
@@ -85,7 +86,9 @@ pub(crate) struct Tenant {
     /// None where the directory holds all of its answers.
     pub(crate) fetcher: Option<Arc<Fetcher>>,
     /// Whether explanations are given.
-    explains: Arc<AtomicBool>,
+    pub(crate) explains: Arc<AtomicBool>,
+    /// The last dead letters.
+    pub(crate) letters: Arc<LastLetters>,
     /// Where answers may go.
     pub(crate) replies: Arc<Replies>,
     pub(crate) running: watch::Sender<Running>,
@@ -143,10 +146,12 @@ impl Tenant {
             generation: FIRST_GENERATION,
             blueprint: Arc::new(blueprint),
         };
+        let letters = Arc::<LastLetters>::default();
         let common = Arc::new(Common {
             fetcher: fetcher.clone(),
             restorer: state.as_ref().map(Writer::restorer),
             shards: count,
+            letters: Arc::clone(&letters),
             ..Common::default()
         });
         let shards = pool.place(count, room, |number, figures| {
@@ -175,6 +180,7 @@ impl Tenant {
             keeper: None,
             fetcher,
             explains: Arc::new(config.explain.enabled.into()),
+            letters,
             running: watch::Sender::new(running),
             body_bytes_max: Arc::new(body_bytes_max.into()),
             metadata: watch::Sender::new(config.tracker.metadata),

@@ -271,6 +271,27 @@ fn an_empty_address_turns_http_off_and_a_written_one_is_no_default() {
 }
 
 #[test]
+fn an_operators_token_is_long_and_shown_to_nobody() {
+    assert_eq!(Config::default().http.admin_token, None);
+    let token = "0123456789abcdef";
+    let file = format!("[http]\nadmin_token = '{token}'");
+    let http = load(&file, &[]).unwrap().http;
+    assert_eq!(http.admin_token.as_ref().map(|it| it.reveal()), Some(token));
+    assert!(!format!("{http:?}").contains(token), "{http:?}");
+    for short in [
+        "",
+        "0123456789abcde",
+        "0123456789 abcdef",
+        "0123456789abcdé",
+    ] {
+        let file = format!("[http]\nadmin_token = '{short}'");
+        let said = load(&file, &[]).unwrap_err().to_string();
+        assert!(said.contains("admin_token"), "{said}");
+        assert!(short.is_empty() || !said.contains(short), "{said}");
+    }
+}
+
+#[test]
 fn an_empty_folder_turns_the_state_off_and_a_written_one_is_no_default() {
     assert_eq!(load("[state]\ndir = ''", &[]).unwrap().state.dir, None);
     let folder = folder_with("[state]\ndir = 'presence-state'");

@@ -59,6 +59,7 @@ fn no_secret_is_shown_wherever_it_is_set() {
         "[nats]\ntoken = 's3cret'",
         "[nats]\nurl = 'nats://s3cret@a'",
         "[nats]\nurl = ['nats://ann:s3cret@a:1', 'nats://ann:s3cret@b:1']",
+        "[http]\nadmin_token = 's3cret-of-an-operator'",
     ];
     let mut all: Vec<_> = texts.iter().map(|text| read(text, &[])).collect();
     all.push(read("", &[("PRESENCE_NATS_TOKEN", "s3cret")]));
@@ -89,6 +90,7 @@ fn every_key_without_a_value_of_its_own_has_the_documented_default() {
         "nats.tls.ca",
         "nats.tls.cert",
         "nats.tls.key",
+        "http.admin_token",
     ];
     assert_eq!(without, expected);
     // What is commented out in the reference is the default, too.
@@ -113,6 +115,7 @@ fn other(key: &str, default: Option<&Value>) -> Vec<(String, String)> {
         ("log.level", _) => "warn".into(),
         ("log.format", _) => "json".into(),
         ("http.listen", _) => "127.0.0.1:1".into(),
+        ("http.admin_token", _) => "another-token-of-an-operator".into(),
         (_, Some(Value::Number(number))) => (number.as_u64().unwrap() + 1).to_string(),
         (_, Some(Value::Bool(is))) => (!is).to_string(),
         (_, Some(Value::Array(_))) => "device".into(),

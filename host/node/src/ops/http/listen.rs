@@ -22,6 +22,7 @@ use hyper_util::service::TowerToHyperService;
 use tokio::net::TcpStream;
 use tokio::task::{AbortHandle, yield_now};
 use tokio::time::{sleep, timeout};
+use tokio_io_timeout::TimeoutStream;
 
 use crate::tasks::Tasks;
 
@@ -34,20 +35,28 @@ const CONNECTION_MAX: Duration = Duration::from_secs(60);
 /// How long the head of a request may take to come, also the next one on a connection.
 const HEAD_MAX: Duration = Duration::from_secs(5);
 
+/// How long a connection may take nothing of what it is sent.
+const WRITE_MAX: Duration = Duration::from_secs(5);
+
 /// How long the head of a request may be, in bytes.
 const HEAD_BYTES_MAX: usize = 16 << 10;
 
-/// How long a request's body may be, in bytes: there is none that any endpoint reads.
-const BODY_BYTES_MAX: u64 = 1_024;
+/// How long a request's body may be, in bytes: none that is read is longer.
+const BODY_BYTES_MAX: u64 = 4_096;
 
 /// How long is waited where the system has no connection to give.
 const RETRY: Duration = Duration::from_millis(100);
 
-/// Serves in the background.
+/// Serves in the background, and does something beside it.
 ///
 /// # Errors
 /// If the system has no thread, or no poll, to give.
-pub(super) fn serve(listener: TcpListener, routes: Router, tasks: &Tasks) -> anyhow::Result<()> {
+pub(super) fn serve(
+    listener: TcpListener,
+    routes: Router,
+    beside: impl Future<Output = ()> + Send + 'static,
+    tasks: &Tasks,
+) -> anyhow::Result<()> {
     listener.set_nonblocking(true)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -58,7 +67,9 @@ pub(super) fn serve(listener: TcpListener, routes: Router, tasks: &Tasks) -> any
         tokio::net::TcpListener::from_std(listener)?
     };
     let routes = routes.layer(from_fn(without_body));
-    tasks.thread("http", move || runtime.block_on(accept(&listener, &routes)))
+    tasks.thread("http", move || {
+        runtime.block_on(async { tokio::join!(accept(&listener, &routes), beside) });
+    })
 }
 
 async fn accept(listener: &tokio::net::TcpListener, routes: &Router) {
@@ -96,6 +107,9 @@ async fn accept(listener: &tokio::net::TcpListener, routes: &Router) {
 }
 
 async fn answer(stream: TcpStream, routes: Router) {
+    let mut stream = TimeoutStream::new(stream);
+    stream.set_write_timeout(Some(WRITE_MAX));
+    let stream = Box::pin(stream);
     let served = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_MAX)
@@ -113,7 +127,11 @@ async fn without_body(request: Request, next: Next) -> Response {
     if bytes.is_some_and(|bytes| bytes <= BODY_BYTES_MAX) {
         return next.run(request).await;
     }
-    let mut refusal = (StatusCode::PAYLOAD_TOO_LARGE, "no body is read here\n").into_response();
+    let mut refusal = (
+        StatusCode::PAYLOAD_TOO_LARGE,
+        "no body of this length is read here\n",
+    )
+        .into_response();
     let close = HeaderValue::from_static("close");
     refusal.headers_mut().insert(header::CONNECTION, close);
     refusal
@@ -121,19 +139,26 @@ async fn without_body(request: Request, next: Next) -> Response {
 
 #[cfg(test)]
 mod tests {
+    use std::convert::Infallible;
     use std::io::{Read as _, Write as _};
     use std::net::{SocketAddr, TcpStream};
+    use std::sync::Arc;
 
+    use axum::body::{Body, Bytes};
     use axum::routing::get;
+    use futures_util::stream;
 
     use super::*;
 
     fn served() -> SocketAddr {
+        served_with(Router::new().route("/", get(|| async { "ok" })))
+    }
+
+    fn served_with(routes: Router) -> SocketAddr {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
-        let routes = Router::new().route("/", get(|| async { "ok" }));
         let (tasks, _) = Tasks::new();
-        serve(listener, routes, &tasks).unwrap();
+        serve(listener, routes, std::future::pending(), &tasks).unwrap();
         address
     }
 
@@ -178,5 +203,31 @@ mod tests {
         let mut stream = TcpStream::connect(address).unwrap();
         let _ = stream.write_all(head.as_bytes());
         assert!(said(address, GET).starts_with("HTTP/1.0 200"));
+    }
+
+    #[test]
+    fn a_connection_that_takes_nothing_of_what_it_is_sent_is_closed() {
+        let sent = Arc::new(());
+        let kept = Arc::clone(&sent);
+        let endless = async move || {
+            let chunk = Bytes::from_static(&[b'x'; 1 << 16]);
+            let next = move || {
+                let _ = &kept;
+                Ok::<_, Infallible>(chunk.clone())
+            };
+            Body::from_stream(stream::repeat_with(next))
+        };
+        let address = served_with(Router::new().route("/", get(endless.clone())));
+        drop(endless);
+        let routes = Arc::strong_count(&sent);
+        let mut stream = TcpStream::connect(address).unwrap();
+        stream.write_all(GET.as_bytes()).unwrap();
+        let mut begin = [0; 15];
+        stream.read_exact(&mut begin).unwrap();
+        assert_eq!(&begin, b"HTTP/1.0 200 OK");
+        assert!(Arc::strong_count(&sent) > routes, "it is being sent");
+        while Arc::strong_count(&sent) > routes {
+            std::thread::sleep(Duration::from_millis(10));
+        }
     }
 }

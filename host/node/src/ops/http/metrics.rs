@@ -20,10 +20,15 @@ use crate::state;
 use exposition::Exposition;
 
 pub(super) async fn metrics(State(board): State<Arc<Board>>) -> String {
+    text(&board)
+}
+
+/// What is said of a node now.
+pub(super) fn text(board: &Board) -> String {
     let mut text = Exposition::default();
     let status = board.status.get();
     text.value("presence_waiting", u8::from(status.is_none()));
-    runtime::process(&mut text, &board);
+    runtime::process(&mut text, board);
     if let Some(status) = status {
         runtime::decisions(&mut text, status);
         runtime::directory(&mut text, status);

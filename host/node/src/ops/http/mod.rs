@@ -1,7 +1,8 @@
-//! Health and counters over HTTP, on loopback.
+//! Health, metrics, status and the page over HTTP, on loopback.
 
 mod listen;
 mod metrics;
+mod page;
 mod readiness;
 mod status;
 
@@ -17,8 +18,8 @@ use axum::extract::{Request, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::get;
+use presence_config::Config;
 use presence_config::escape::Line;
-use presence_config::{Config, Http};
 use presence_core::directory::Directory;
 use presence_rules::loader::Loader;
 use tokio::sync::watch;
@@ -28,12 +29,14 @@ use crate::directory;
 use crate::directory::request::Fetcher;
 use crate::link::broker::Health;
 use crate::link::reply::Replies;
+use crate::ops::letters::LastLetters;
 use crate::pool::{Pool, Shards};
 use crate::reload::on_disk::OnDisk;
 use crate::state;
 use crate::tasks::Tasks;
-use crate::tenant::ask::Counts;
+use crate::tenant::ask::{Counts, QueryService};
 use crate::tenant::{Running, Tenant};
+use page::Page;
 
 /// What the endpoints tell of.
 pub(crate) struct Status {
@@ -54,6 +57,10 @@ pub(crate) struct Status {
     pub(crate) on_disk: OnDisk,
     /// What became of what was asked.
     pub(crate) asked: Arc<Counts>,
+    /// What answers questions, once the node serves.
+    pub(crate) questions: OnceLock<Arc<QueryService>>,
+    letters: Arc<LastLetters>,
+    explains: Arc<AtomicBool>,
 }
 
 /// What a node is from its start on.
@@ -142,6 +149,9 @@ impl Status {
             refused_swaps: AtomicU64::new(0),
             on_disk: OnDisk::default(),
             asked: Arc::default(),
+            questions: OnceLock::new(),
+            letters: Arc::clone(&tenant.letters),
+            explains: Arc::clone(&tenant.explains),
         }
     }
 
@@ -152,6 +162,11 @@ impl Status {
         state.or_else(|| self.directory.copy.outage())
     }
 
+    /// Whether explanations are given.
+    fn explains(&self) -> bool {
+        self.explains.load(Ordering::Relaxed)
+    }
+
     /// Whether the node takes input.
     pub(crate) fn is_ready(&self) -> bool {
         self.ready.load(Ordering::Relaxed)
@@ -159,7 +174,8 @@ impl Status {
 }
 
 /// Serves the endpoints in the background.
-pub(crate) fn serve(http: &Http, board: Arc<Board>, tasks: &Tasks) -> anyhow::Result<()> {
+pub(crate) fn serve(config: &Config, board: Arc<Board>, tasks: &Tasks) -> anyhow::Result<()> {
+    let http = &config.http;
     let Some(address) = http.listen else {
         return Ok(());
     };
@@ -169,7 +185,7 @@ pub(crate) fn serve(http: &Http, board: Arc<Board>, tasks: &Tasks) -> anyhow::Re
             tracing::warn!(
                 %address,
                 %error,
-                "no /metrics, /healthz, /readyz and /status, since the default address can't be \
+                "no page, /metrics, /healthz, /readyz and /status, since the default address can't be \
                  listened on: set [http] listen to another one"
             );
             return Ok(());
@@ -183,14 +199,16 @@ pub(crate) fn serve(http: &Http, board: Arc<Board>, tasks: &Tasks) -> anyhow::Re
             });
         }
     };
+    let page = Page::new(config, Arc::clone(&board));
     let routes = Router::new()
         .route("/healthz", get(health))
         .route("/readyz", get(ready))
         .route("/metrics", get(metrics::metrics))
         .route("/status", get(tell_status))
-        .with_state(board);
-    tracing::info!(%address, "serving /metrics, /healthz, /readyz and /status");
-    listen::serve(listener, routes, tasks)
+        .with_state(board)
+        .merge(page::routes(Arc::clone(&page)));
+    tracing::info!(%address, "serving the page, /metrics, /healthz, /readyz and /status");
+    listen::serve(listener, routes, page.look(), tasks)
 }
 
 /// Whether the threads get on with their work. Without a broker they may well

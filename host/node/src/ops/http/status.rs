@@ -3,6 +3,7 @@
 
 use std::sync::atomic::Ordering;
 
+use presence_sandbox::OnFailure;
 use serde_json::{Value, json};
 
 use super::{Board, Status, readiness};
@@ -42,9 +43,14 @@ fn serving(status: &Status, directory: &str) -> Value {
             json!({
                 "plugin": &*stage.plugin.name,
                 "version": stage.plugin.manifest.version,
+                "role": stage.plugin.manifest.role.as_str(),
                 "sha256": &*stage.plugin.sha256,
                 "source": &*stage.origin,
                 "quarantined": stage.health.in_quarantine(),
+                "onFailure": match stage.on_failure {
+                    OnFailure::Hold => "hold",
+                    OnFailure::LastGood => "last-good",
+                },
             })
         })
         .collect();

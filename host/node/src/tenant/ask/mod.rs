@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::stream::{SelectAll, select_all};
 use presence_config::subjects::{Asked, Subjects};
@@ -108,7 +109,25 @@ impl QueryService {
     }
 
     async fn answer(&self, received: &Incoming, share: Share, reply: String) {
-        let body = match self.answer_to(received, Arc::new(share)).await {
+        let answered = self.answer_to(received, Arc::new(share)).await;
+        self.publish(reply, self.counted(answered)).await;
+    }
+
+    /// Explains to one who asks the node itself, as the body of the reply would.
+    pub(crate) async fn explain_here(&self, asked: &Bytes) -> Vec<u8> {
+        let Some(_share) = self.budget.admit(asked.len()) else {
+            return self.counted(Err(Refusal::overloaded()));
+        };
+        let explained = async {
+            self.explain_if_enabled()?;
+            self.explain(Explain::parse(asked)?).await
+        };
+        self.counted(explained.await)
+    }
+
+    /// The body of the reply, once it is counted what became of the question.
+    fn counted(&self, answered: Result<Option<Vec<u8>>, Refusal>) -> Vec<u8> {
+        match answered {
             Ok(Some(body)) => {
                 self.counts.answered.fetch_add(1, Ordering::Relaxed);
                 body
@@ -126,8 +145,7 @@ impl QueryService {
                 self.counts.failed.fetch_add(1, Ordering::Relaxed);
                 body::query::refusal(&Refusal::unavailable(NOT_ANSWERED))
             }
-        };
-        self.publish(reply, body).await;
+        }
     }
 
     async fn publish(&self, reply: String, body: Vec<u8>) {
@@ -168,6 +186,11 @@ impl QueryService {
 }
 
 impl Reader {
+    /// What answers.
+    pub(crate) fn service(&self) -> Arc<QueryService> {
+        Arc::clone(&self.service)
+    }
+
     /// Answers until it is told to stop, and then what has arrived by then.
     pub(crate) async fn read(mut self, mut stop: oneshot::Receiver<()>) {
         let mut stopping = false;

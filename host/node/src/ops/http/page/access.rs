@@ -1,0 +1,238 @@
+//! Who reads the page, and what they get to see.
+//!
+//! A browser also sends requests that another page had it send. They are told by their
+//! headers: one to a name that leads here (DNS rebinding) has that name as its Host, and one
+//! of another page has that page's Origin. The token comes in a header that no other page
+//! can have a browser send.
+
+use axum::http::request::Parts;
+use axum::http::{StatusCode, header};
+use presence_config::Http;
+use ring::hmac;
+use ring::rand::SystemRandom;
+
+use super::super::is_address;
+use crate::pool::log_limiter::LogLimiter;
+
+/// How often the log is told of wrong tokens, in milliseconds.
+const WRONG_TOLD_MS: u64 = 10_000;
+
+/// What a refusal is: its status, and why.
+pub(super) type Refused = (StatusCode, &'static str);
+
+/// Who asks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Reader {
+    /// Anyone who can connect.
+    Anyone,
+    /// One who has the token.
+    Operator,
+}
+
+/// What the configuration says of readers.
+pub(super) struct Access {
+    token: Option<Token>,
+    /// Whether nobody can connect but those on this machine.
+    is_local: bool,
+    /// Whether users may be named at all.
+    names_users: bool,
+    wrong: LogLimiter,
+}
+
+/// The digest of a token: comparing digests under a key of the process's own takes as long
+/// whatever is the same.
+struct Token {
+    key: hmac::Key,
+    tag: hmac::Tag,
+}
+
+impl Token {
+    fn new(token: &str) -> Option<Self> {
+        let key = hmac::Key::generate(hmac::HMAC_SHA256, &SystemRandom::new()).ok()?;
+        let tag = hmac::sign(&key, token.as_bytes());
+        Some(Self { key, tag })
+    }
+
+    fn is(&self, token: &[u8]) -> bool {
+        hmac::verify(&self.key, token, self.tag.as_ref()).is_ok()
+    }
+}
+
+impl Access {
+    pub(super) fn new(http: &Http, names_users: bool) -> Self {
+        let token = http.admin_token.as_ref();
+        Self {
+            token: token.and_then(|token| Token::new(token.reveal())),
+            is_local: http
+                .listen
+                .is_some_and(|address| address.ip().is_loopback()),
+            names_users,
+            wrong: LogLimiter::default(),
+        }
+    }
+
+    /// Whether a request is made to an address, and not to a name.
+    pub(super) fn is_to_address(request: &Parts) -> bool {
+        is_address(text(request, header::HOST.as_str()).unwrap_or_default())
+    }
+
+    /// Who asks.
+    ///
+    /// # Errors
+    /// If another page has the browser ask, or the token is wrong.
+    pub(super) fn reader(&self, request: &Parts) -> Result<Reader, Refused> {
+        let host = text(request, header::HOST.as_str()).unwrap_or_default();
+        let is_own = |origin: &str| origin.strip_prefix("http://") == Some(host);
+        if request.headers.contains_key(header::ORIGIN)
+            && !text(request, header::ORIGIN.as_str()).is_some_and(is_own)
+        {
+            return Err((StatusCode::FORBIDDEN, "another page asks\n"));
+        }
+        let site = text(request, "sec-fetch-site");
+        if site.is_some_and(|site| !["same-origin", "none"].contains(&site)) {
+            return Err((StatusCode::FORBIDDEN, "another page asks\n"));
+        }
+        let Some(given) = request.headers.get(header::AUTHORIZATION) else {
+            return Ok(Reader::Anyone);
+        };
+        let given = given.as_bytes().strip_prefix(b"Bearer ");
+        let is_right = |token: &Token| given.is_some_and(|given| token.is(given));
+        if self.token.as_ref().is_some_and(is_right) {
+            return Ok(Reader::Operator);
+        }
+        if let Some(times) = self.wrong.line(WRONG_TOLD_MS) {
+            tracing::warn!(times, "[http] was given a token that is not admin_token");
+        }
+        Err((StatusCode::UNAUTHORIZED, "the token is wrong\n"))
+    }
+
+    /// Whether there is a token to be given.
+    pub(super) fn has_token(&self) -> bool {
+        self.token.is_some()
+    }
+
+    /// Whether a reader may know what is about users: one with the token, or anyone on this
+    /// machine where there is none.
+    pub(super) fn is_trusted(&self, reader: Reader) -> bool {
+        reader == Reader::Operator || (self.is_local && self.token.is_none())
+    }
+
+    /// Whether a reader is told users' ids.
+    pub(super) fn names_users_to(&self, reader: Reader) -> bool {
+        self.names_users && self.is_trusted(reader)
+    }
+}
+
+/// A header's text, if there is one, and one alone.
+fn text<'a>(request: &'a Parts, name: &str) -> Option<&'a str> {
+    let mut values = request.headers.get_all(name).iter();
+    let value = values.next()?.to_str().ok()?;
+    values.next().is_none().then_some(value)
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::extract::Request;
+
+    use super::*;
+
+    fn access(listen: &str, token: Option<&str>) -> Access {
+        Access {
+            token: token.and_then(Token::new),
+            is_local: listen.starts_with("127."),
+            names_users: true,
+            wrong: LogLimiter::default(),
+        }
+    }
+
+    fn parts(headers: &[(&str, &str)]) -> Parts {
+        let mut request = Request::builder();
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        request.body(()).unwrap().into_parts().0
+    }
+
+    #[test]
+    fn what_another_page_has_a_browser_send_is_refused() {
+        let access = access("127.0.0.1", None);
+        let host = ("host", "127.0.0.1:18520");
+        for good in [
+            vec![host],
+            vec![host, ("origin", "http://127.0.0.1:18520")],
+            vec![host, ("sec-fetch-site", "same-origin")],
+            vec![host, ("sec-fetch-site", "none")],
+        ] {
+            assert_eq!(access.reader(&parts(&good)), Ok(Reader::Anyone), "{good:?}");
+        }
+        for bad in [
+            vec![host, ("origin", "http://evil.example")],
+            vec![host, ("origin", "http://127.0.0.1:18521")],
+            vec![host, ("origin", "https://127.0.0.1:18520")],
+            vec![host, ("origin", "null")],
+            vec![host, ("origin", "")],
+            vec![
+                host,
+                ("origin", "http://127.0.0.1:18520"),
+                ("origin", "http://evil.example"),
+            ],
+            vec![host, ("sec-fetch-site", "cross-site")],
+            vec![host, ("sec-fetch-site", "same-site")],
+            vec![("origin", "http://127.0.0.1:18520")],
+        ] {
+            let refused = access.reader(&parts(&bad)).unwrap_err();
+            assert_eq!(refused.0, StatusCode::FORBIDDEN, "{bad:?}");
+        }
+        assert!(Access::is_to_address(&parts(&[host])));
+        for bad in [
+            &[][..],
+            &[("host", "evil.example")],
+            &[host, ("host", "[::1]")],
+        ] {
+            assert!(!Access::is_to_address(&parts(bad)), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn the_token_is_taken_whole_and_from_its_header_alone() {
+        let given =
+            |access: &Access, value: &str| access.reader(&parts(&[("authorization", value)]));
+        let with = access("127.0.0.1", Some("a long enough token"));
+        assert_eq!(
+            given(&with, "Bearer a long enough token"),
+            Ok(Reader::Operator)
+        );
+        for wrong in [
+            "",
+            "Bearer",
+            "Bearer ",
+            "Bearer a long enough toke",
+            "Bearer a long enough token ",
+            "Bearer  a long enough token",
+            "bearer a long enough token",
+            "Basic a long enough token",
+            "a long enough token",
+        ] {
+            let refused = given(&with, wrong).unwrap_err();
+            assert_eq!(refused.0, StatusCode::UNAUTHORIZED, "{wrong:?}");
+        }
+        let without = access("127.0.0.1", None);
+        assert!(given(&without, "Bearer ").is_err(), "there is none to give");
+    }
+
+    #[test]
+    fn users_are_named_to_operators_and_on_the_machine_itself_where_there_is_no_token() {
+        let (anyone, operator) = (Reader::Anyone, Reader::Operator);
+        let local = access("127.0.0.1", None);
+        assert!(local.names_users_to(anyone));
+        let remote = access("0.0.0.0", None);
+        assert!(!remote.names_users_to(anyone));
+        let guarded = access("127.0.0.1", Some("a long enough token"));
+        assert!(!guarded.names_users_to(anyone) && guarded.names_users_to(operator));
+        let nameless = Access {
+            names_users: false,
+            ..access("127.0.0.1", None)
+        };
+        assert!(!nameless.names_users_to(operator) && nameless.is_trusted(operator));
+    }
+}

@@ -1,0 +1,206 @@
+//! What the page is told as it happens: server-sent events.
+//!
+//! What is told is made once a second, for all listeners. Each of them takes the newest when
+//! it can, so that nothing is kept for one that is slow: what it didn't take, it never gets,
+//! and a connection that takes nothing is closed (`listen`). There are few listeners.
+
+use std::convert::Infallible;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use axum::body::{Body, Bytes};
+use axum::http::header;
+use axum::response::{IntoResponse as _, Response};
+use futures_util::stream;
+use serde_json::{Value, json};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout_at};
+
+use super::access::Reader;
+use super::samples::{Samples, object};
+use super::swaps::Swaps;
+use super::{Page, metrics, status};
+use crate::clock;
+
+/// How often it is told.
+const EVERY: Duration = Duration::from_secs(1);
+
+/// How many pages may listen at a time.
+const LISTENERS_MAX: usize = 8;
+
+/// How long one listens before it has to ask again: shorter than a connection may last.
+const LISTEN_MAX: Duration = Duration::from_secs(45);
+
+/// What is told, and to whom.
+pub(super) struct Events {
+    listeners: Arc<Semaphore>,
+    now: watch::Sender<Bytes>,
+    seen: Mutex<Seen>,
+}
+
+/// What has been seen so far.
+#[derive(Default)]
+struct Seen {
+    samples: Samples,
+    swaps: Swaps,
+}
+
+impl Events {
+    pub(super) fn new() -> Self {
+        Self {
+            listeners: Arc::new(Semaphore::new(LISTENERS_MAX)),
+            now: watch::Sender::new(Bytes::new()),
+            seen: Mutex::default(),
+        }
+    }
+
+    fn seen(&self) -> MutexGuard<'_, Seen> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Looks once a second, for as long as the node runs.
+pub(super) async fn look(page: Arc<Page>) {
+    let mut ticks = interval(EVERY);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        let (at, exposition) = (clock::now_ms(), metrics::text(&page.board));
+        {
+            let mut seen = page.events.seen();
+            seen.samples.keep(at, &exposition);
+            if let Some(status) = page.board.status.get() {
+                let running = status.running.borrow().clone();
+                seen.swaps.note(at, running.generation, &running.blueprint);
+            }
+        }
+        if page.events.now.receiver_count() > 0 {
+            let now = page.now(at, &exposition);
+            page.events.now.send_replace(now);
+        }
+    }
+}
+
+impl Page {
+    /// What the node is and does now.
+    fn now(&self, at: u64, exposition: &str) -> Bytes {
+        let metrics = object(exposition, |_| true);
+        let status = status::of(&self.board);
+        let seen = self.events.seen();
+        let generation = status
+            .pointer("/serving/generation")
+            .and_then(Value::as_u64);
+        let since = seen.swaps.since(generation.unwrap_or_default());
+        let rest = json!({"since": since, "swaps": seen.swaps.all()});
+        let now =
+            format!("{{\"at\":{at},\"metrics\":{metrics},\"status\":{status},\"seen\":{rest}}}");
+        event("now", &now)
+    }
+
+    /// What a page begins with: what it may do, and the samples that it doesn't have.
+    fn hello(&self, reader: Reader, after: u64) -> Bytes {
+        let hello = json!({
+            "explain": self.may_explain(reader).as_str(),
+            "token": self.access.has_token(),
+            "operator": reader == Reader::Operator,
+        });
+        let hello = hello.to_string();
+        let hello = hello.trim_end_matches('}');
+        let samples = self.events.seen().samples.after(after);
+        event("hello", &format!("{hello},\"samples\":{samples}}}"))
+    }
+
+    /// The last dead letters, if they are others than those that were told; notes that they
+    /// are told.
+    fn letters(&self, reader: Reader, told: &mut Option<u64>) -> Option<Bytes> {
+        let status = self.board.status.get()?;
+        if *told == Some(status.letters.noted()) {
+            return None;
+        }
+        let (noted, letters) = status.letters.newest();
+        *told = Some(noted);
+        let names = self.access.names_users_to(reader);
+        let letters = letters.into_iter().map(|letter| match names {
+            true => json!({
+                "at": letter.at,
+                "subject": letter.subject,
+                "reason": letter.reason,
+                "error": letter.error,
+                "user": letter.user,
+            }),
+            false => json!({
+                "at": letter.at,
+                "subject": letter.subject,
+                "reason": letter.reason,
+            }),
+        });
+        let told = json!({"names": names, "letters": letters.collect::<Vec<_>>()});
+        Some(event("letters", &told.to_string()))
+    }
+
+    /// Tells a reader for a while. `after` is the time of the newest sample that it has.
+    pub(super) fn tell(self: &Arc<Self>, reader: Reader, after: u64) -> Option<Response> {
+        let permit = Arc::clone(&self.events.listeners)
+            .try_acquire_owned()
+            .ok()?;
+        let listener = Listener {
+            page: Arc::clone(self),
+            reader,
+            now: self.events.now.subscribe(),
+            letters: None,
+            until: Instant::now() + LISTEN_MAX,
+            begins_after: Some(after),
+            _permit: permit,
+        };
+        let events = stream::unfold(listener, |mut listener| async {
+            let event = listener.next().await?;
+            Some((Ok::<_, Infallible>(event), listener))
+        });
+        let headers = [(header::CONTENT_TYPE, "text/event-stream")];
+        Some((headers, Body::from_stream(events)).into_response())
+    }
+}
+
+/// One page that listens.
+struct Listener {
+    page: Arc<Page>,
+    reader: Reader,
+    now: watch::Receiver<Bytes>,
+    /// Up to which dead letter it was told.
+    letters: Option<u64>,
+    until: Instant,
+    /// The newest sample that it has, until it is told of the rest.
+    begins_after: Option<u64>,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Listener {
+    /// What it is told next; nothing once its time is over.
+    async fn next(&mut self) -> Option<Bytes> {
+        let page = Arc::clone(&self.page);
+        let mut told = Vec::new();
+        match self.begins_after.take() {
+            Some(after) => {
+                told.extend_from_slice(&page.hello(self.reader, after));
+                let now = page.now(clock::now_ms(), &metrics::text(&page.board));
+                told.extend_from_slice(&now);
+            }
+            None => {
+                timeout_at(self.until, self.now.changed())
+                    .await
+                    .ok()?
+                    .ok()?;
+                told.extend_from_slice(&self.now.borrow_and_update());
+            }
+        }
+        if let Some(letters) = page.letters(self.reader, &mut self.letters) {
+            told.extend_from_slice(&letters);
+        }
+        Some(told.into())
+    }
+}
+
+/// An event. JSON has no line breaks that would end it.
+fn event(name: &str, json: &str) -> Bytes {
+    format!("event: {name}\ndata: {json}\n\n").into()
+}

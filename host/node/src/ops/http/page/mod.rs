@@ -1,0 +1,179 @@
+//! The page: what an operator sees of a node in a browser. It is made of files in the program
+//! (`host/node/page`), asks no other host for anything, and runs no script but its own.
+
+mod access;
+mod assets;
+mod events;
+mod samples;
+mod swaps;
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::body::Bytes;
+use axum::extract::{FromRequest as _, Path, Request, State};
+use axum::http::request::Parts;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::middleware::{Next, from_fn};
+use axum::response::{Html, IntoResponse, Response};
+use axum::routing::{get, post};
+use presence_config::Config;
+
+use super::{Board, metrics, status};
+use access::{Access, Reader, Refused};
+use assets::{ASSETS, INDEX};
+use events::Events;
+
+/// What the browser may do for the page: load its files from here, ask here, and no more.
+const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; \
+                      connect-src 'self'; base-uri 'none'; form-action 'none'; \
+                      frame-ancestors 'none'";
+
+/// What every answer says of itself.
+const HEADERS: [(&str, &str); 6] = [
+    ("content-security-policy", POLICY),
+    ("x-content-type-options", "nosniff"),
+    ("referrer-policy", "no-referrer"),
+    ("cross-origin-opener-policy", "same-origin"),
+    ("cross-origin-resource-policy", "same-origin"),
+    ("cache-control", "no-store"),
+];
+
+/// The page of a node.
+pub(super) struct Page {
+    board: Arc<Board>,
+    access: Access,
+    events: Events,
+}
+
+/// Whether a reader may ask for an explanation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum MayExplain {
+    Yes,
+    /// The configuration doesn't turn explanations on.
+    Off,
+    /// Not without the token.
+    NeedsToken,
+}
+
+impl MayExplain {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Yes => "on",
+            Self::Off => "off",
+            Self::NeedsToken => "token",
+        }
+    }
+}
+
+impl Page {
+    pub(super) fn new(config: &Config, board: Arc<Board>) -> Arc<Self> {
+        Arc::new(Self {
+            board,
+            access: Access::new(&config.http, config.log.user_ids),
+            events: Events::new(),
+        })
+    }
+
+    fn may_explain(&self, reader: Reader) -> MayExplain {
+        let status = self.board.status.get();
+        let is_on = status.is_some_and(|status| status.explains());
+        match (is_on, self.access.is_trusted(reader)) {
+            (false, _) => MayExplain::Off,
+            (true, false) => MayExplain::NeedsToken,
+            (true, true) => MayExplain::Yes,
+        }
+    }
+
+    /// Whether a request for an explanation is one, and may be made.
+    fn may_ask(&self, request: &Parts) -> Result<(), Refused> {
+        let reader = self.access.reader(request)?;
+        let kind = request.headers.get(header::CONTENT_TYPE);
+        // A form of another page can't send it.
+        if kind.is_none_or(|kind| kind != "application/json") {
+            let why = "ask with the content type application/json\n";
+            return Err((StatusCode::UNSUPPORTED_MEDIA_TYPE, why));
+        }
+        match self.may_explain(reader) {
+            // What is off is refused by what would answer, in its own words.
+            MayExplain::Yes | MayExplain::Off => Ok(()),
+            MayExplain::NeedsToken => {
+                let why = "this needs the token, [http] admin_token\n";
+                Err((StatusCode::FORBIDDEN, why))
+            }
+        }
+    }
+
+    /// Notes for the page what there is to see, for as long as the node runs.
+    pub(super) fn look(self: Arc<Self>) -> impl Future<Output = ()> {
+        events::look(self)
+    }
+}
+
+/// Where the page is.
+pub(super) fn routes(page: Arc<Page>) -> Router {
+    Router::new()
+        .route("/", get(|| async { Html(INDEX) }))
+        .route("/page/events", get(tell))
+        .route("/page/explain", post(explain))
+        .route("/page/{name}", get(asset))
+        .with_state(page)
+        .layer(from_fn(to_address))
+}
+
+/// Answers what is asked by an address alone, and says what the browser may make of it.
+async fn to_address(request: Request, next: Next) -> Response {
+    let (parts, body) = request.into_parts();
+    let mut answer = if Access::is_to_address(&parts) {
+        next.run(Request::from_parts(parts, body)).await
+    } else {
+        let why = "ask by an address, such as 127.0.0.1, or as localhost\n";
+        (StatusCode::FORBIDDEN, why).into_response()
+    };
+    for (name, value) in HEADERS {
+        let value = HeaderValue::from_static(value);
+        answer.headers_mut().insert(name, value);
+    }
+    answer
+}
+
+async fn asset(Path(name): Path<String>) -> Response {
+    match ASSETS.iter().find(|asset| asset.name == name) {
+        Some(asset) => ([(header::CONTENT_TYPE, asset.kind)], asset.text).into_response(),
+        None => (StatusCode::NOT_FOUND, "there is no such file\n").into_response(),
+    }
+}
+
+/// Tells a page what happens.
+async fn tell(State(page): State<Arc<Page>>, request: Request) -> Response {
+    let (parts, _) = request.into_parts();
+    let reader = match page.access.reader(&parts) {
+        Ok(reader) => reader,
+        Err(refused) => return refused.into_response(),
+    };
+    let query = parts.uri.query().unwrap_or_default();
+    let after = query.strip_prefix("after=").and_then(|at| at.parse().ok());
+    page.tell(reader, after.unwrap_or_default())
+        .unwrap_or_else(|| {
+            let why = "too many pages of this node are open: close one\n";
+            (StatusCode::SERVICE_UNAVAILABLE, why).into_response()
+        })
+}
+
+/// Explains why a viewer can or can't see a user, as `presence.explain` does.
+async fn explain(State(page): State<Arc<Page>>, request: Request) -> Response {
+    let (parts, body) = request.into_parts();
+    if let Err(refused) = page.may_ask(&parts) {
+        return refused.into_response();
+    }
+    let request = Request::from_parts(parts, body);
+    let Ok(asked) = Bytes::from_request(request, &()).await else {
+        return (StatusCode::BAD_REQUEST, "the question can't be read\n").into_response();
+    };
+    let status = page.board.status.get();
+    let Some(questions) = status.and_then(|status| status.questions.get()) else {
+        return (StatusCode::SERVICE_UNAVAILABLE, "the node doesn't serve\n").into_response();
+    };
+    let answer = questions.explain_here(&asked).await;
+    ([(header::CONTENT_TYPE, "application/json")], answer).into_response()
+}

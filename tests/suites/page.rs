@@ -1,0 +1,199 @@
+//! The page that a node serves: in a real browser, and asked as others might ask it.
+
+use anyhow::{Context, Result, ensure};
+use presence_tests::client::now_ms;
+use presence_tests::host::Host;
+use presence_tests::process::Process;
+use presence_tests::{browser, component, http, node, wait};
+use serde_json::{Value, json};
+use tokio::io::AsyncReadExt;
+use tokio::net::TcpStream;
+
+use crate::inputs::{self, CONNECT};
+use crate::world::World;
+
+const TOKEN: &str = "a token that is long enough";
+const LOOPBACK: (&str, &str) = ("Host", "127.0.0.1");
+
+/// What a page is told until it has all of these words.
+async fn told(stream: &mut TcpStream, words: &[&str]) -> Result<String> {
+    let mut told = Vec::new();
+    let all = async {
+        loop {
+            let text = String::from_utf8_lossy(&told).into_owned();
+            if words.iter().all(|word| text.contains(word)) {
+                return Ok(text);
+            }
+            let read = stream.read_buf(&mut told).await?;
+            ensure!(read > 0, "it ended with {text}");
+        }
+    };
+    wait::guarded("a page's events", all).await?
+}
+
+/// The data of an event.
+fn data(told: &str, event: &str) -> Result<Value> {
+    let begin = format!("event: {event}\ndata: ");
+    let (_, rest) = told.split_once(&begin).context("the event is there")?;
+    let (data, _) = rest.split_once("\n\n").context("the event is whole")?;
+    Ok(serde_json::from_str(data)?)
+}
+
+#[tokio::test]
+async fn it_shows_what_the_node_says_and_can_be_used_by_everyone_in_a_real_browser() -> Result<()> {
+    let mut world = World::start_with(|site| {
+        site.with("explain.enabled", true)?
+            .with("tracker.timeout_ms", 600_000)
+    })
+    .await?;
+    for number in 0..12 {
+        let (user, conn) = (format!("user-{}", number / 2), format!("c{number}"));
+        let body = inputs::connect(&user, &conn, now_ms());
+        world.client.input(CONNECT, body).await?;
+    }
+    let script = json!({"userId": "<img src=x onerror=window.hacked=1>", "connId": ""});
+    world.client.publish(CONNECT, &script).await?;
+    world.client.publish_bytes(CONNECT, "no JSON").await?;
+    let metric = "presence_dead_letters_total";
+    world.host.until_metric(metric, &[], |it| it == 2.0).await?;
+
+    let chromium = browser::find()?.to_string_lossy().into_owned();
+    let url = format!("http://127.0.0.1:{}", world.site.http_port());
+    let mut page = node::spawn("tests/node/page.mjs", &[&chromium, &url])?;
+    next(&mut page, "do: swap").await?;
+    let groups = component::named(&component::load("groups")?, "contacts")?;
+    world.site.write_plugin("contacts", groups)?;
+    next(&mut page, "do: stop").await?;
+    world.host.stop().await?;
+    next(&mut page, "do: start").await?;
+    world.host = Host::start(&world.site).await?;
+    next(&mut page, "done").await?;
+    ensure!(page.wait().await?.success(), "{}", page.last_words());
+    world.end().await
+}
+
+async fn next(page: &mut Process, words: &str) -> Result<()> {
+    let is = |line: &str| line == words;
+    let said = page.wait_for_stdout(words, is).await;
+    said.map(drop).with_context(|| page.last_words())
+}
+
+#[tokio::test]
+async fn it_is_not_for_other_pages_and_names_nobody_to_those_without_the_token() -> Result<()> {
+    let world = World::start_with(|site| {
+        site.with("explain.enabled", true)?
+            .with("http.admin_token", TOKEN.replace(' ', "-"))
+    })
+    .await?;
+    let port = world.site.http_port();
+    let bearer = format!("Bearer {}", TOKEN.replace(' ', "-"));
+    let token = ("Authorization", &*bearer);
+    let host = format!("127.0.0.1:{port}");
+    let own = ("Host", &*host);
+    world
+        .client
+        .publish_bytes(CONNECT, r#"{"userId": "ada", "connId": ""}"#)
+        .await?;
+    let metric = "presence_dead_letters_total";
+    world.host.until_metric(metric, &[], |it| it == 1.0).await?;
+
+    // Where a page has its own name lead here, and where it is another page that asks.
+    for path in ["/", "/page/main.js", "/page/events"] {
+        let answer = http::ask(port, path, &[("Host", "evil.example")], None).await?;
+        assert_eq!(answer.status, 403, "{path}");
+    }
+    for foreign in [
+        ("Origin", "http://evil.example"),
+        ("Sec-Fetch-Site", "cross-site"),
+    ] {
+        let answer = http::ask(port, "/page/events", &[own, foreign, token], None).await?;
+        assert_eq!(answer.status, 403, "{foreign:?}");
+    }
+
+    // Whom a dead letter is about.
+    let mut stream = http::begin(port, "/page/events", &[own], None).await?;
+    let anyone = told(&mut stream, &["event: letters", "]}\n\n"]).await?;
+    let letters = data(&anyone, "letters")?;
+    ensure!(!letters.to_string().contains("ada"), "{letters}");
+    assert_eq!(
+        letters["letters"][0]["reason"], "missing-field",
+        "{letters}"
+    );
+    assert_eq!(data(&anyone, "hello")?["explain"], "token");
+    let mut stream = http::begin(port, "/page/events", &[own, token], None).await?;
+    let operator = told(&mut stream, &["event: letters", "]}\n\n"]).await?;
+    assert_eq!(data(&operator, "letters")?["letters"][0]["user"], "ada");
+    assert_eq!(data(&operator, "hello")?["operator"], true);
+    let wrong = ("Authorization", "Bearer another-token-of-a-length");
+    let answer = http::ask(port, "/page/events", &[own, wrong], None).await?;
+    assert_eq!(answer.status, 401);
+
+    // An explanation.
+    let question = json!({"viewerId": "11111", "userId": "12345"}).to_string();
+    let json = ("Content-Type", "application/json");
+    for (headers, status) in [
+        (vec![own, json], 403),
+        (vec![own, json, wrong], 401),
+        (vec![own, token, ("Content-Type", "text/plain")], 415),
+        (
+            vec![own, token, json, ("Origin", "http://evil.example")],
+            403,
+        ),
+        (vec![own, token, json], 200),
+    ] {
+        let answer = http::ask(port, "/page/explain", &headers, Some(&question)).await?;
+        assert_eq!(answer.status, status, "{headers:?}: {}", answer.body);
+    }
+    let answer = http::ask(port, "/page/explain", &[own, token, json], Some(&question)).await?;
+    let here: Value = serde_json::from_str(&answer.body)?;
+    let there = world.client.request("presence.explain", question).await?;
+    assert_eq!(here["stages"], there["stages"]);
+    let answer = http::ask(port, "/page/explain", &[own, token, json], Some("[]")).await?;
+    let refused: Value = serde_json::from_str(&answer.body)?;
+    assert_eq!(refused["ok"], false, "{refused}");
+    world.end().await
+}
+
+#[tokio::test]
+async fn few_pages_listen_at_a_time_and_nothing_that_they_do_keeps_a_probe_from_its_answer()
+-> Result<()> {
+    let world = World::start_with(|site| site.with("log.user_ids", false)).await?;
+    let port = world.site.http_port();
+    world
+        .client
+        .publish_bytes(CONNECT, r#"{"userId": "ada", "connId": ""}"#)
+        .await?;
+    let metric = "presence_dead_letters_total";
+    world.host.until_metric(metric, &[], |it| it == 1.0).await?;
+    let mut pages = Vec::new();
+    for _ in 0..8 {
+        let mut page = http::begin(port, "/page/events", &[LOOPBACK], None).await?;
+        let first = told(&mut page, &["event: letters", "]}\n\n"]).await?;
+        // Off unless it is turned on, and without names as the configuration has it.
+        assert_eq!(data(&first, "hello")?["explain"], "off");
+        let letters = data(&first, "letters")?;
+        ensure!(!letters.to_string().contains("ada"), "{letters}");
+        pages.push(page);
+    }
+    let answer = http::get(port, "/page/events").await?;
+    assert_eq!(answer.status, 503, "{}", answer.body);
+    for _ in 0..64 {
+        assert_eq!(http::get(port, "/readyz").await?.status, 200);
+    }
+    // What it says is what the metrics say.
+    let now = data(&told(&mut pages[0], &["event: now", "}\n\n"]).await?, "now")?;
+    assert_eq!(
+        now["metrics"]["presence_dead_letters_total{reason=\"missing-field\"}"],
+        1
+    );
+    assert_eq!(now["status"]["serving"]["pipeline"][0]["role"], "filter");
+    // One that goes makes room for another.
+    drop(pages.pop());
+    wait::until("another page to find room", async || {
+        let mut page = http::begin(port, "/page/events", &[LOOPBACK], None).await?;
+        let first = told(&mut page, &["\r\n\r\n"]).await?;
+        Ok(first.starts_with("HTTP/1.0 200").then_some(()))
+    })
+    .await?;
+    world.end().await
+}
