@@ -19,6 +19,7 @@
 pub mod capture;
 pub mod causes;
 mod configuration;
+pub mod digest;
 pub mod directory;
 pub mod escape;
 #[cfg(fuzzing)]
@@ -26,6 +27,7 @@ pub mod fuzz;
 pub mod log_filter;
 pub mod regular;
 pub mod reply_prefix;
+pub mod revision;
 mod shard;
 pub mod subjects;
 

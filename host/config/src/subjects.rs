@@ -9,6 +9,12 @@ use presence_core::token;
 pub const SEQ: &str = "Presence-Seq";
 /// Where operators have an event be decided again on which a plugin has failed.
 pub const REDRIVE: &str = "presence.redrive";
+/// Where operators' commands ask a node, by its id: what it runs.
+pub const ADMIN_STATUS: &str = "presence.admin.status";
+/// Where operators' commands have a node validate a revision of the pipeline, by its id.
+pub const ADMIN_VALIDATE: &str = "presence.admin.validate";
+/// What has happened that an operator should look at.
+pub const ALERTS: &str = "presence.admin.alerts";
 /// By which a JetStream stream notices that it has a message already.
 const MESSAGE_ID: &str = "Nats-Msg-Id";
 

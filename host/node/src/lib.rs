@@ -23,6 +23,7 @@ mod run;
 mod signals;
 pub mod state;
 mod stop;
+pub mod store;
 mod tasks;
 mod tenant;
 

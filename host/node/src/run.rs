@@ -1,5 +1,7 @@
 //! `presence run`: the node, put together and taken apart in order.
 
+mod first;
+
 use std::convert::Infallible;
 use std::future::pending;
 use std::os::unix::process::CommandExt as _;
@@ -9,21 +11,20 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use anyhow::{Context as _, anyhow};
+use anyhow::anyhow;
 use presence_config::causes::Causes;
-use presence_config::escape::together;
 use presence_config::regular::Stamp;
 use presence_config::subjects::Subjects;
 use presence_config::{self as config, Config, Text};
 use presence_core::names::Names;
-use presence_rules::in_force::InForce;
-use presence_rules::loader::{self, Loader};
-use presence_sandbox::Blueprint;
-use tokio::sync::{mpsc, oneshot, watch};
+use presence_rules::loader;
+use tokio::sync::{Mutex, mpsc, oneshot, watch};
 use tokio::task::spawn_blocking;
 use tokio::time::{sleep, timeout, timeout_at};
 
 use crate::clock;
+use crate::link::admin::Admin;
+use crate::link::alerts::{self, Alerts};
 use crate::link::broker::{self, Access, Health};
 use crate::link::connection::Connection;
 use crate::link::hello::Turn;
@@ -33,12 +34,16 @@ use crate::link::reply::Replies;
 use crate::ops::http::{self, About, Board, Status};
 use crate::ops::log;
 use crate::pool::{OutboxSettings, Pool};
-use crate::reload::{self, Reload, Seen};
+use crate::reload::{self, FromStore, Reload, Seen};
 use crate::signals::Signals;
 use crate::state::{self, Opened, Restored, Writer};
 use crate::stop::{self, Readers, Stop};
+use crate::store::follow::Follower;
+use crate::store::trial::Trials;
 use crate::tasks::{self, Faults, Tasks};
 use crate::tenant::{self, Tenant};
+
+use first::{Loaded, changed, fetcher, load, load_stored};
 
 /// How long the first line of the log waits for plugins' files to be read.
 const SURVEY: Duration = Duration::from_secs(5);
@@ -92,6 +97,10 @@ struct Parts {
     restored: Option<Restored>,
     /// Its turn to serve.
     turn: Turn,
+    admin: Admin,
+    board: Arc<Board>,
+    /// What follows the plugin store; none where the pipeline is the folder's.
+    follower: Option<Follower>,
 }
 
 async fn node(
@@ -184,12 +193,17 @@ async fn introduce(config: &Config, is_there: bool, path: Option<&Path>) {
         false => format!("the defaults ({} does not exist)", file.display()),
     };
     let known = config.clone();
-    // What is read may hang.
-    let pipeline = timeout(SURVEY, spawn_blocking(move || loader::survey(&known))).await;
-    let pipeline = match pipeline {
-        Ok(Ok(pipeline)) => pipeline,
-        _ => format!("{} (not read yet)", config.pipeline_line()),
+    let survey = async {
+        if known.follows_store() {
+            return "of the plugin store".to_owned();
+        }
+        // What is read may hang.
+        match timeout(SURVEY, spawn_blocking(move || loader::survey(&known))).await {
+            Ok(Ok(pipeline)) => pipeline,
+            _ => format!("{} (not read yet)", config.pipeline_line()),
+        }
     };
+    let pipeline = survey.await;
     tracing::info!(
         "presence {}: configuration {file}; broker {}; pipeline {pipeline}",
         env!("CARGO_PKG_VERSION"),
@@ -213,7 +227,11 @@ async fn start(
     let board = Arc::new(Board::new(Arc::clone(&broker), about));
     http::serve(&config, Arc::clone(&board), tasks)?;
     let names = Arc::new(Names::new());
-    let mut loaded = load(&config).await?;
+    let loaded = match config.follows_store() {
+        // It is known only once the store has been asked.
+        true => None,
+        false => Some(load(&config).await?),
+    };
     let access = Access::new(&config);
     let (link, links) = mpsc::unbounded_channel();
     let connection = access.main(&broker, link).await?;
@@ -235,16 +253,42 @@ async fn start(
     );
     let turn = turn.await?;
     turn.wait(&board).await;
-    if let Some(newer) = changed(&config, &text, path.clone(), loaded.stamp).await {
-        (config, text, loaded) = newer;
-    }
+    let newer = changed(&config, &text, path.clone(), loaded.as_ref()).await;
+    let admin = Admin::connect(&access).await?;
+    let (alerts, raised) = Alerts::new(&config.node.name);
+    tasks.spawn(
+        "alerts",
+        raised.publish(admin.client.clone(), subjects.clone()),
+    );
+    let mut in_store = None;
+    let loaded = match loaded {
+        Some(mut loaded) => {
+            if let Some((changed, text_now)) = newer
+                && let Ok(newer) = load(&changed).await
+            {
+                (config, text, loaded) = (changed, text_now, newer);
+            }
+            loaded
+        }
+        None => {
+            if let Some(newer) = newer {
+                (config, text) = newer;
+            }
+            let (loaded, begun) = load_stored(&mut config, &admin, &alerts).await?;
+            in_store = Some(begun);
+            loaded
+        }
+    };
     let Loaded {
         loader,
         stamp,
         blueprint,
     } = loaded;
     tracing::info!("in force: {}", blueprint.line());
-    if let Some(doubt) = loader::doubt(&blueprint) {
+    // Of a pipeline that has no stages, something else is said.
+    if let Some(doubt) = loader::doubt(&blueprint)
+        && !config.pipeline.is_empty()
+    {
         tracing::warn!("{doubt}");
     }
     let servers = access.servers();
@@ -275,8 +319,20 @@ async fn start(
     tenant.follow_link(links, connection.clone(), tasks);
     tasks.spawn("clock", clock::follow(tenant.shards.clone()));
     tenant.follow_corrections(tasks);
-    let status = Arc::new(Status::new(Arc::clone(&broker), &tenant, &loader));
+    let quarantine = alerts::follow_quarantine(alerts.clone(), tenant.running.subscribe());
+    tasks.spawn("quarantine", quarantine);
+    let state = in_store.as_ref().map(|(state, _)| Arc::clone(state));
+    let status = Status::new(Arc::clone(&broker), &tenant, &loader, state);
+    let status = Arc::new(status);
     board.show(Arc::clone(&status));
+    let (updates, follow) = mpsc::channel(1);
+    let from_store = in_store.map(|(state, wanted)| FromStore {
+        updates: follow,
+        state,
+        wanted,
+    });
+    let fetcher = fetcher(&config, &admin, &loader);
+    let follows = from_store.as_ref().map(|it| Arc::clone(&it.state));
     let seen = Seen::at_start(seen, stamp);
     let reload = Reload::new(
         path,
@@ -285,9 +341,21 @@ async fn start(
         tenant,
         Arc::clone(&status),
         (connection.clone(), access.login),
+        (from_store, alerts.clone()),
         tasks.clone(),
     );
+    let follower = follows.map(|state| Follower {
+        client: admin.client.clone(),
+        fetcher,
+        config: reload.known_config(),
+        state,
+        alerts,
+        updates,
+    });
     Ok(Parts {
+        admin,
+        board,
+        follower,
         connection,
         reload,
         status,
@@ -295,69 +363,6 @@ async fn start(
         restored,
         turn,
     })
-}
-
-/// The pipeline that a node starts with.
-struct Loaded {
-    loader: Arc<Loader>,
-    /// Of what it was loaded from.
-    stamp: u64,
-    blueprint: Blueprint,
-}
-
-/// Loads the pipeline that a configuration says.
-async fn load(config: &Config) -> anyhow::Result<Loaded> {
-    let known = config.clone();
-    // What is read may hang, and what is compiled takes long.
-    let loaded = spawn_blocking(move || {
-        let in_force = InForce::read(&known)?;
-        let loader = Arc::new(Loader::new(&known)?.knowing(in_force));
-        let stamp = Loader::stamp(&known);
-        let blueprint = loader.load(&known, true);
-        let blueprint = blueprint
-            .map_err(together)
-            .context("the pipeline can't be loaded")?;
-        Ok(Loaded {
-            loader,
-            stamp,
-            blueprint,
-        })
-    });
-    let limit = config.plugins.load_timeout;
-    let Ok(loaded) = timeout(limit, loaded).await else {
-        let limit = limit.as_secs_f32();
-        anyhow::bail!("the pipeline is not loaded within {limit} s ([plugins] load_timeout_ms)");
-    };
-    loaded?
-}
-
-/// What has changed on disk while the node waited for its turn: it serves by the rules of
-/// now. What can't be taken leaves what was loaded, as in a node that serves; that it
-/// can't, the log says when the files are followed.
-async fn changed(
-    config: &Config,
-    text: &Option<Text>,
-    path: Option<PathBuf>,
-    stamp: u64,
-) -> Option<(Config, Option<Text>, Loaded)> {
-    let (before, known) = (config.clone(), text.clone());
-    let read = spawn_blocking(move || {
-        let text = Text::read(path.as_deref()).ok()?;
-        let mut config = before.clone();
-        if text != known {
-            if let Some(known) = &known {
-                // One that is gone isn't taken, as in a node that serves.
-                text.as_ref()?.may_follow(known).ok()?;
-            }
-            config = Config::parse(path.as_deref(), text.as_ref(), config::variables()).ok()?;
-            config.keep_until_restart(&before);
-        }
-        (config != before || Loader::stamp(&config) != stamp).then_some((config, text))
-    });
-    let (config, text) = read.await.ok()??;
-    tracing::info!("files have changed while the node waited, and are read again");
-    let loaded = load(&config).await.ok()?;
-    Some((config, text, loaded))
 }
 
 /// Opens the state, once the node that has it has stopped.
@@ -408,6 +413,9 @@ async fn serve(
         heard,
         restored,
         turn,
+        admin,
+        board,
+        follower,
     } = parts;
     let broker = Arc::clone(&status.broker);
     reload.read_directory().await;
@@ -446,6 +454,20 @@ async fn serve(
     readers.add(stop, tasks.spawn("questions", asks.read(stopping)));
     let (stop, stopping) = oneshot::channel();
     readers.add(stop, tasks.spawn("intake", reader.read(stopping)));
+    let trials = Trials {
+        fetcher: fetcher(&reload.config, admin, &reload.loader),
+        loader: Arc::clone(&reload.loader),
+        config: reload.known_config(),
+        running: tenant.running.subscribe(),
+        turn: Mutex::default(),
+    };
+    let (replies, board) = (Arc::clone(&tenant.replies), Arc::clone(board));
+    let served = admin.clone();
+    let served = served.serve(reload.config.clone(), replies, board, trials);
+    tasks.spawn("admin", served);
+    if let Some(follower) = follower.take() {
+        tasks.spawn("store", follower.follow());
+    }
     status.ready.store(true, Ordering::Relaxed);
     let (workers, shards) = (tenant.pool.len(), tenant.shards.iter().len());
     let announced = async {

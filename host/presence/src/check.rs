@@ -13,6 +13,7 @@ use presence_node::link::probe;
 use presence_node::state;
 use presence_rules::in_force::InForce;
 use presence_rules::loader::{self, FoundPlugin, Loader};
+use presence_rules::stored::without_store;
 use serde_json::{Value, json};
 
 #[derive(clap::Args)]
@@ -34,6 +35,8 @@ struct Report {
     warnings: Vec<String>,
     /// The pipeline in a line, and what each of its stages is loaded from.
     pipeline: Option<(String, Vec<FoundPlugin>)>,
+    /// Where the pipeline comes from, in words, and as one.
+    source: Option<(String, &'static str)>,
     /// The names of plugins in the folder that no stage names.
     unused: Vec<String>,
     /// The keys that something sets and that take effect at the next start only.
@@ -93,7 +96,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
 
 impl Report {
     fn of(read: &Read, connect: bool) -> anyhow::Result<Self> {
-        let config = &read.config;
+        let (config, source, beside) = pipeline_of(&read.config);
+        let config = &config;
         let wrong = read.problems.iter().flat_map(|problems| problems.iter());
         let mut problems: Vec<_> = wrong.map(Problem::from).collect();
         let mut found: Vec<anyhow::Error> = Vec::new();
@@ -109,7 +113,9 @@ impl Report {
             Err(problem) => found.push(problem),
         }
         found.extend(loader.load(config, true).err().into_iter().flatten());
-        found.extend(loader.problems_beside(config));
+        if !config.follows_store() {
+            found.extend(loader.problems_beside(config));
+        }
         let mut broker = None;
         if connect {
             match probe::connect(config) {
@@ -123,20 +129,26 @@ impl Report {
         problems.extend(found.into_iter().map(Problem::from));
         let stages = loader::found_plugins(config);
         let may_redact = stages.iter().any(FoundPlugin::may_redact);
-        let unused = loader::unused_files(config);
-        let warnings = config.passed_over.iter().cloned();
-        let warnings = warnings
-            .chain(loader::misnamed_files(config))
-            .chain(loader::folder_warning(config))
-            .chain(unused.iter().map(|it| loader::unused_warning(config, it)))
-            .chain((!may_redact).then(|| loader::NO_REDACTOR.to_owned()));
-        let warnings = warnings.collect();
+        let mut warnings = config.passed_over.clone();
+        warnings.extend(beside);
+        let mut unused = Vec::new();
+        if !config.follows_store() {
+            unused = loader::unused_files(config);
+            warnings.extend(loader::misnamed_files(config));
+            warnings.extend(loader::folder_warning(config));
+            let not_used = unused.iter().map(|it| loader::unused_warning(config, it));
+            warnings.extend(not_used);
+        }
+        if !may_redact && !stages.is_empty() {
+            warnings.push(loader::NO_REDACTOR.to_owned());
+        }
         let set = read.settings.iter().filter(|it| it.place.is_some());
         let restart = set.filter(|it| effect_of(&it.key) == Effect::Restart);
         Ok(Self {
             problems,
             warnings,
             pipeline: Some((loader::survey(config), stages)),
+            source: Some(source),
             unused,
             restart: restart.map(|it| it.key.clone()).collect(),
             broker,
@@ -173,6 +185,9 @@ impl Report {
                 "a change takes effect at the next start only: {keys}\n"
             ))?;
         }
+        if let Some((source, _)) = &self.source {
+            print(format_args!("pipeline: {source}\n"))?;
+        }
         if let Some((_, stages)) = &self.pipeline {
             let stages = stages.iter().map(row);
             let unused = self.unused.iter().map(|name| {
@@ -206,6 +221,7 @@ impl Report {
             "ok": problems.is_empty(),
             "problems": problems,
             "warnings": self.warnings,
+            "source": self.source.as_ref().map(|(_, source)| source),
             "pipeline": self.pipeline.as_ref().map(|(line, _)| line),
             "plugins": self.pipeline.iter().flat_map(|(_, stages)| stages).map(plugin).collect::<Vec<_>>(),
             "unused": self.unused,
@@ -213,6 +229,38 @@ impl Report {
             "nats": broker,
         })
     }
+}
+
+/// A configuration with the pipeline that can be checked here, where that comes from, and
+/// warnings about it. What the plugin store says is known as far as this node has kept it.
+fn pipeline_of(config: &Config) -> (Config, (String, &'static str), Vec<String>) {
+    if !config.follows_store() {
+        let dir = config.plugins.dir.display();
+        let source = format!("of the configuration, with plugins from {dir}");
+        return (config.clone(), (source, "folder"), Vec::new());
+    }
+    let is_written = config.pipeline.iter().any(|it| it.place.0.is_some());
+    let mut warnings = Vec::new();
+    if is_written {
+        warnings.push(
+            "the [[pipeline]] sections are of no effect, since the pipeline comes from the plugin \
+             store ([plugins] source): `presence pipeline apply` makes them a revision of it"
+                .to_owned(),
+        );
+    }
+    let (config, source) = match without_store(config.clone()) {
+        Ok(known) => (known, "of the plugin store, as this node has kept it".to_owned()),
+        Err(error) => {
+            warnings.push(format!("{}, so it is not checked", Causes(&error)));
+            let pipeline = Vec::new();
+            let config = Config {
+                pipeline,
+                ..config.clone()
+            };
+            (config, "of the plugin store".to_owned())
+        }
+    };
+    (config, (source, "store"), warnings)
 }
 
 /// What is printed of a stage.

@@ -22,6 +22,8 @@ mod dlq;
 mod explain;
 mod init;
 mod manual;
+mod pipeline;
+mod plugins;
 mod publish;
 mod query;
 mod record;
@@ -113,6 +115,18 @@ enum Command {
         after_help = "Example:\n  presence dlq list --reason plugin-failed"
     )]
     Dlq(dlq::Command),
+    /// The plugin store: plugins for all nodes, uploaded, put in force and taken back.
+    #[command(
+        subcommand,
+        after_help = "Example:\n  presence plugins push quiet.wasm\n\nThe nodes follow the store if they have `source = \"store\"` in [plugins]."
+    )]
+    Plugins(plugins::Command),
+    /// The pipeline that the plugin store says, revision by revision.
+    #[command(
+        subcommand,
+        after_help = "Example:\n  presence pipeline diff pipeline.toml"
+    )]
+    Pipeline(pipeline::Command),
     /// For plugin authors: makes, builds, inspects, tests and measures a plugin, offline.
     #[command(
         subcommand,
@@ -146,6 +160,8 @@ fn main() -> ExitCode {
         Command::Check(args) => check::run(&args),
         Command::Config(args) => config::run(&args),
         Command::Dlq(command) => dlq::run(&command),
+        Command::Plugins(command) => plugins::run(&command),
+        Command::Pipeline(command) => pipeline::run(&command),
         Command::Plugin(command) => plugin::run(&command),
         Command::Completions(args) => completions::run(&args, Cli::command()),
         Command::Man(args) => manual::run(&args, Cli::command()),

@@ -7,14 +7,16 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use anyhow::Context as _;
+use presence_config::digest::Digest;
 use presence_config::regular::{self, Limit, Stamp};
-use presence_config::{self as config, Config, Grant, OnFailure, Plugins, Source};
+use presence_config::{self as config, Config, Grant, OnFailure, PluginSource, Plugins, Source};
 use presence_sandbox::manifest;
 use presence_sandbox::{Blueprint, Engine, Manifest, Plugin, Stage, sha256};
 
 use crate::in_force::{BUILT_IN, Entry, InForce};
 use crate::limits::limits;
 use crate::private;
+use crate::stored::{Kept, STORE};
 
 mod attempt;
 mod built_in;
@@ -37,6 +39,8 @@ pub struct Loader {
     preferred: HashMap<String, Arc<Plugin>>,
     /// What is, or was, in force.
     in_force: InForce,
+    /// What is kept of the plugin store.
+    kept: Arc<Kept>,
     /// Plugins in force whose files are gone, and what a start without them does. The log was
     /// told.
     gone: Mutex<BTreeMap<String, &'static str>>,
@@ -56,6 +60,7 @@ impl Loader {
             compiler: Compiler::new(engine(config)?),
             preferred: HashMap::new(),
             in_force: InForce::default(),
+            kept: Arc::new(Kept::of(config)),
             gone: Mutex::default(),
         })
     }
@@ -63,6 +68,11 @@ impl Loader {
     /// How many compiled plugins were refused, since they weren't what was kept.
     pub fn cache_refusals(&self) -> u64 {
         self.compiler.cache_refusals()
+    }
+
+    /// What is kept of the plugin store.
+    pub fn kept(&self) -> &Arc<Kept> {
+        &self.kept
     }
 
     /// The same, knowing what was in force when the node last ran.
@@ -87,7 +97,9 @@ impl Loader {
             ..
         } = config;
         format!("{:?}", (pipeline, engine, plugins, tracker.metadata)).hash(&mut hasher);
-        for stage in pipeline {
+        // A digest stands for what a plugin of the store is.
+        let in_folder = |_: &&config::Stage| plugins.source == PluginSource::Folder;
+        for stage in pipeline.iter().filter(in_folder) {
             Stamp::of(&file(&plugins.dir, &stage.plugin)).hash(&mut hasher);
         }
         hasher.finish()
@@ -145,7 +157,8 @@ impl Loader {
             let place = stage.place.0.as_ref();
             let plugin = attempt
                 .step(format!("reading and compiling `{}`", stage.plugin))
-                .and_then(|()| self.plugin(&config.plugins, stage, running));
+                .and_then(|()| self.plugin(&config.plugins, stage, running))
+                .and_then(|found| pinned(found, stage.digest.as_ref()));
             match plugin {
                 Ok((plugin, origin)) => {
                     let widen = stage.grants.contains(&Grant::Widen);
@@ -196,6 +209,9 @@ impl Loader {
         if let Some(plugin) = self.preferred.get(name) {
             return Ok((Arc::clone(plugin), "given".into()));
         }
+        if plugins.source == PluginSource::Store {
+            return self.load_stored(plugins, stage, running);
+        }
         let path = file(&plugins.dir, name);
         if stage.source == Some(Source::BuiltIn) {
             return self.load_built_in(name, &path);
@@ -208,6 +224,33 @@ impl Loader {
             Err(error) if error.is_missing() => self.without_file(&path, stage, running),
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// A plugin of the store, which has been fetched.
+    fn load_stored(
+        &self,
+        plugins: &Plugins,
+        stage: &config::Stage,
+        running: Option<&Blueprint>,
+    ) -> anyhow::Result<Found> {
+        let name = &*stage.plugin;
+        let digest = stage.digest.as_ref();
+        let digest = digest.with_context(|| format!("no digest says which `{name}` is meant"))?;
+        if let Some(runs) = running_as(running, name, digest.hex()) {
+            return Ok((runs, STORE.into()));
+        }
+        let cant = || format!("`{name}` ({digest}) can't be used");
+        let bytes = self
+            .kept
+            .plugin(digest, limit(plugins))
+            .with_context(cant)?;
+        let plugin = self.compiler.compile(name, &bytes).with_context(cant)?;
+        let held = &plugin.manifest.name;
+        anyhow::ensure!(
+            *name == **held,
+            "`{name}` ({digest}) is the plugin `{held}`: name it so in the pipeline"
+        );
+        Ok((plugin, STORE.into()))
     }
 
     /// The plugin of a stage whose file isn't there: the one that runs, or a built-in one
@@ -310,11 +353,8 @@ impl Loader {
     ) -> anyhow::Result<Found> {
         let origin = path.display().to_string().into();
         // What runs may be back, after one that was refused.
-        let digest = sha256(&bytes);
-        let mut running = running.into_iter().flat_map(Blueprint::stages);
-        let is_running = |it: &&Stage| *it.plugin.name == *name && *it.plugin.sha256 == *digest;
-        if let Some(runs) = running.find(is_running) {
-            return Ok((Arc::clone(&runs.plugin), origin));
+        if let Some(runs) = running_as(running, name, &sha256(&bytes)) {
+            return Ok((runs, origin));
         }
         let plugin = self.compiler.compile(name, &bytes);
         let plugin = plugin.with_context(|| format!("{} can't be used", path.display()))?;
@@ -342,6 +382,27 @@ impl Loader {
     fn gone(&self) -> MutexGuard<'_, BTreeMap<String, &'static str>> {
         self.gone.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// The plugin that runs under a name, if it is of these bytes.
+fn running_as(running: Option<&Blueprint>, name: &str, sha256: &str) -> Option<Arc<Plugin>> {
+    let mut running = running.into_iter().flat_map(Blueprint::stages);
+    let is_meant = |it: &&Stage| *it.plugin.name == *name && *it.plugin.sha256 == *sha256;
+    running.find(is_meant).map(|it| Arc::clone(&it.plugin))
+}
+
+/// A plugin, if it has the bytes that its stage says.
+fn pinned(found: Found, digest: Option<&Digest>) -> anyhow::Result<Found> {
+    let (plugin, origin) = &found;
+    if let Some(digest) = digest {
+        anyhow::ensure!(
+            *plugin.sha256 == *digest.hex(),
+            "`{}` from {origin} is sha256:{}, and its entry says {digest}",
+            plugin.name,
+            plugin.sha256
+        );
+    }
+    Ok(found)
 }
 
 /// What is probably not meant about a pipeline, if anything is.

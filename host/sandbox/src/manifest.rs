@@ -71,6 +71,16 @@ pub enum OnFailure {
     LastGood,
 }
 
+impl OnFailure {
+    /// The policy as a manifest spells it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Hold => "hold",
+            Self::LastGood => "last-good",
+        }
+    }
+}
+
 impl Role {
     /// The role as a manifest spells it.
     pub fn as_str(self) -> &'static str {

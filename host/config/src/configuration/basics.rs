@@ -77,9 +77,20 @@ impl Tenant {
     }
 }
 
+/// Where a node has its pipeline from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PluginSource {
+    /// The plugin folder, and the `[[pipeline]]` of the configuration.
+    Folder,
+    /// The plugin store, in NATS.
+    Store,
+}
+
 /// `[plugins]`: where plugins come from.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Plugins {
+    /// Where the pipeline comes from: never from both.
+    pub source: PluginSource,
     /// The watched folder. What lies here wins over the embedded default of the
     /// same name.
     pub dir: PathBuf,
@@ -97,7 +108,16 @@ impl Plugins {
         let cache = section.get("cache", |text: String| {
             Ok((!text.is_empty()).then_some(text))
         });
+        let source = section.get("source", |text: String| match text.as_str() {
+            "folder" => Ok(PluginSource::Folder),
+            "store" => Ok(PluginSource::Store),
+            _ => Err(Wrong::new(
+                format!("is `{text}`"),
+                "write `folder` or `store`",
+            )),
+        });
         Self {
+            source: source.unwrap_or(PluginSource::Folder),
             file_bytes_max: section
                 .get("file_bytes_max", within(1_024..=1 << 32))
                 .unwrap_or(64 << 20),

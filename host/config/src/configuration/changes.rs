@@ -21,11 +21,12 @@ pub enum Effect {
 }
 
 /// What takes effect at the next start only: sections, and keys in them.
-const RESTART: [&str; 15] = [
+const RESTART: [&str; 16] = [
     "node",
     "nats",
     "tenant",
     "state",
+    "plugins.source",
     "plugins.cache",
     "engine.workers",
     "engine.worker_queue",
@@ -72,7 +73,12 @@ impl Config {
         };
         self.tenant = running.tenant;
         self.state = running.state;
+        self.plugins.source = running.plugins.source;
         self.plugins.cache = running.plugins.cache;
+        if self.follows_store() {
+            // What the file says of it is of no effect.
+            self.pipeline = running.pipeline;
+        }
         self.engine.workers = running.engine.workers;
         self.engine.queues = running.engine.queues;
         self.http = running.http;
@@ -93,6 +99,7 @@ impl Config {
             ..self.engine.clone()
         } != new.engine;
         let plugins_live = Plugins {
+            source: new.plugins.source,
             cache: new.plugins.cache.clone(),
             ..self.plugins.clone()
         } != new.plugins;
@@ -118,6 +125,11 @@ impl Config {
                 self.directory != new.directory,
             ),
             ("plugins", Live, plugins_live),
+            (
+                "plugins.source",
+                Restart,
+                self.plugins.source != new.plugins.source,
+            ),
             (
                 "plugins.cache",
                 Restart,

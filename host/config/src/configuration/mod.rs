@@ -34,8 +34,8 @@ use std::path::Path;
 use toml::de::DeTable;
 
 pub use basics::{
-    Correction, DeadLetters, Explain, Http, Inbox, Log, LogFormat, Node, Plugins, Query, Status,
-    Tenant, own_state,
+    Correction, DeadLetters, Explain, Http, Inbox, Log, LogFormat, Node, PluginSource, Plugins,
+    Query, Status, Tenant, own_state,
 };
 #[cfg(test)]
 use changes::Change;
@@ -52,7 +52,7 @@ pub use settings::Read;
 pub use state::State;
 pub use tracker::Tracker;
 
-use pipeline::STAGES_MAX;
+pub(crate) use pipeline::STAGES_MAX;
 pub use section::CLOCK_OFFSET_FILE;
 use section::{Outcome, Reader, Section};
 
@@ -186,6 +186,11 @@ impl Config {
             problems,
             settings,
         })
+    }
+
+    /// Whether the pipeline comes from the plugin store.
+    pub fn follows_store(&self) -> bool {
+        self.plugins.source == PluginSource::Store
     }
 
     /// Into how many shards the tenant's users are divided, at least one.

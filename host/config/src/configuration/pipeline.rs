@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use toml::de::DeValue;
 
@@ -9,12 +10,13 @@ use super::checks::token;
 use super::problem::{Place, Wrong};
 use super::section::Section;
 use super::value::{other_kind, to_json};
+use crate::digest::Digest;
 
 /// The plugins that are granted `widen` unless the file says otherwise.
 const WIDENING: [&str; 2] = ["contacts", "groups"];
 
 /// How many stages there may be: each is an instance in every worker.
-pub(super) const STAGES_MAX: usize = 64;
+pub(crate) const STAGES_MAX: usize = 64;
 
 /// `[[pipeline]]`: one plugin of the chain. A plugin may stand in it more than
 /// once.
@@ -28,6 +30,8 @@ pub struct Stage {
     pub grants: Vec<Grant>,
     /// Where the plugin is to come from, if not from wherever it is found.
     pub source: Option<Source>,
+    /// Which bytes the plugin is to have, if that is said; any others are refused.
+    pub digest: Option<Digest>,
     /// What holds once the plugin has failed repeatedly, where the operator and
     /// not the plugin is to say.
     pub on_failure: Option<OnFailure>,
@@ -53,7 +57,8 @@ impl fmt::Debug for StagePlace {
 }
 
 /// What holds once a plugin has failed repeatedly.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum OnFailure {
     /// Nobody new is told; enrichers are passed over.
     Hold,
@@ -71,7 +76,8 @@ pub enum Source {
 }
 
 /// What an operator can grant a plugin.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Grant {
     /// A filter may add viewers, and not only take them away.
     Widen,
@@ -91,6 +97,7 @@ pub(super) fn default() -> Vec<Stage> {
             config,
             grants: default_grants(plugin),
             source: None,
+            digest: None,
             on_failure: None,
             place: StagePlace::default(),
         })
@@ -138,9 +145,18 @@ impl Stage {
                 "write `built-in` or `folder`",
             )),
         });
+        let digest = section.get("digest", |text: String| {
+            Digest::parse(&text).map_err(|_| {
+                Wrong::new(
+                    format!("is `{text}`"),
+                    "write `sha256:` and the 64 hexadecimal digits of the file's SHA-256",
+                )
+            })
+        });
         let plugin = plugin?;
         Some(Self {
             source,
+            digest,
             on_failure,
             place: StagePlace(Some(section.place().clone())),
             config: config?,

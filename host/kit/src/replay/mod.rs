@@ -15,6 +15,7 @@ use presence_config::escape::{self, json_output, print_json, together};
 use presence_config::subjects::Subjects;
 use presence_config::{self as config, Config};
 use presence_rules::loader::Loader;
+use presence_rules::stored::without_store;
 
 use crate::ConfigArg;
 use crate::plugin;
@@ -50,7 +51,8 @@ pub struct Args {
 
 /// Runs a recording, and prints what comes of it.
 pub fn run(args: &Args) -> anyhow::Result<()> {
-    let mut config = Config::load(args.config.config.as_deref(), config::variables())?;
+    let config = Config::load(args.config.config.as_deref(), config::variables())?;
+    let mut config = without_store(config)?;
     // Before anything is compiled.
     let capture = Capture::open(&args.file)?;
     if let Some(path) = &args.directory {

@@ -1,5 +1,7 @@
 //! The broker: connections, what is handed to it, and what it has.
 
+pub(crate) mod admin;
+pub(crate) mod alerts;
 pub(crate) mod broker;
 pub(crate) mod connection;
 pub mod dead_letters;
@@ -7,6 +9,7 @@ pub(crate) mod drops;
 pub(crate) mod hello;
 pub(crate) mod journal;
 pub(crate) mod login;
+pub(crate) mod micro;
 pub mod probe;
 pub(crate) mod progress;
 pub(crate) mod publisher;

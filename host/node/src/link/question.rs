@@ -56,11 +56,11 @@ pub struct Asker {
 
 /// What the broker complained of last: without this, a forbidden request would just time out.
 #[derive(Clone, Default)]
-pub(super) struct Complaint(Arc<Mutex<Option<String>>>);
+pub(crate) struct Complaint(Arc<Mutex<Option<String>>>);
 
 impl Complaint {
     /// What hears it.
-    pub(super) fn listener(&self) -> impl Fn(Event) -> Ready<()> + Send + Sync + 'static {
+    pub(crate) fn listener(&self) -> impl Fn(Event) -> Ready<()> + Send + Sync + 'static {
         let said = Self::clone(self);
         move |event| {
             if let Event::ServerError(error) = event {
@@ -70,13 +70,13 @@ impl Complaint {
         }
     }
 
-    pub(super) fn take(&self) -> Option<String> {
+    pub(crate) fn take(&self) -> Option<String> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 }
 
 /// What the subject of the answer begins with: one of those that answers may go to.
-pub(super) fn inbox(config: &Config, token: Option<&str>) -> String {
+pub(crate) fn inbox(config: &Config, token: Option<&str>) -> String {
     let usual = "_INBOX.".to_owned();
     let prefixes = &config.nats.reply_prefixes;
     let prefix = match prefixes.contains(&usual) {

@@ -17,11 +17,11 @@ use presence_config::regular::{Stamp, Unreadable};
 use presence_config::{self as config, Config, Effect};
 use presence_core::directory::{Changes, Directory};
 use presence_rules::loader::{self, Loader};
-use presence_sandbox::Blueprint;
 use tokio::sync::mpsc;
 
 use crate::clock;
 use crate::directory::{kv, request::Fetcher};
+use crate::link::alerts::Alerts;
 use crate::link::connection::Connection;
 use crate::link::login::Login;
 use crate::ops::http::Status;
@@ -36,12 +36,16 @@ mod job;
 mod loads;
 pub(crate) mod on_disk;
 mod pipeline;
+mod store;
 pub(crate) mod watch;
 
 pub(crate) use pipeline::note_in_force;
 
+pub(crate) use store::FromStore;
+
 use job::Job;
 use loads::Loads;
+use pipeline::Loaded;
 
 /// How often is looked whether there is something to tidy up.
 const TIDY: Duration = Duration::from_secs(10);
@@ -146,9 +150,14 @@ pub(crate) struct Reload {
     reading: Job<Read>,
     parsing: Job<anyhow::Result<(Directory, Changes)>>,
     read_again: bool,
-    loads: Loads<Option<Blueprint>>,
+    loads: Loads<Loaded>,
     /// Whether the last load failed for a reason that may pass by itself.
     load_again: bool,
+    /// The plugin store; none where the pipeline is the folder's.
+    store: Option<FromStore>,
+    alerts: Alerts,
+    /// The configuration, for what else goes by it.
+    known_config: tokio::sync::watch::Sender<Config>,
     /// What a KV bucket says; nothing comes where the directory is a file.
     updates: mpsc::Receiver<kv::Update>,
     /// What of the bucket can't be taken.
@@ -165,6 +174,7 @@ impl Reload {
         tenant: Tenant,
         status: Arc<Status>,
         (connection, login): (Connection, Login),
+        (store, alerts): (Option<FromStore>, Alerts),
         tasks: Tasks,
     ) -> Self {
         // No bucket is followed yet.
@@ -172,7 +182,10 @@ impl Reload {
         Self {
             path,
             text,
+            known_config: tokio::sync::watch::Sender::new(config.clone()),
             config,
+            store,
+            alerts,
             revision: 0,
             loader,
             tenant,
@@ -224,6 +237,7 @@ impl Reload {
                 }
                 loaded = self.loads.done() => self.take_pipeline(loaded).await,
                 Some(update) = self.updates.recv() => self.update(update).await,
+                Some(update) = store::next(&mut self.store) => self.take_update(update),
                 () = answers(fetcher.as_deref()) => self.take_answers().await,
                 _ = tidy.tick() => {
                     self.status.broker.drops.report();
@@ -235,6 +249,11 @@ impl Reload {
                 }
             }
         }
+    }
+
+    /// The configuration, as it changes.
+    pub(crate) fn known_config(&self) -> tokio::sync::watch::Receiver<Config> {
+        self.known_config.subscribe()
     }
 
     /// The configuration file, whether it was named or is the usual one.
@@ -266,7 +285,10 @@ impl Reload {
         let files = [Some(&path), directory.as_ref()];
         let cover = self.watch.cover(Paths {
             files: files.into_iter().flatten().cloned().collect(),
-            folders: vec![config.plugins.dir.clone()],
+            folders: match config.follows_store() {
+                true => Vec::new(),
+                false => vec![config.plugins.dir.clone()],
+            },
         });
         self.looking.start(move || {
             // First: what happens from now on is told of.
@@ -276,7 +298,10 @@ impl Reload {
                 config: Stamp::of(&path),
                 directory: directory.as_deref().map(Stamp::of),
                 pipeline: Loader::stamp(&config),
-                unused: loader::unused_files(&config).into_iter().collect(),
+                unused: match config.follows_store() {
+                    true => BTreeSet::new(),
+                    false => loader::unused_files(&config).into_iter().collect(),
+                },
             }
         });
     }
@@ -452,6 +477,7 @@ impl Reload {
         new.keep_until_restart(&self.config);
         if self.config != new {
             self.config = new;
+            self.known_config.send_replace(self.config.clone());
             self.revision += 1;
             self.login.replace(self.config.nats.auth.clone());
             self.tenant.configure(&self.config).await;

@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 use presence_config::causes::Causes;
 use presence_config::escape::together;
 use presence_config::regular::Unreadable;
+use presence_config::revision::Revision;
 use presence_rules::loader::{self, Loader};
 use presence_sandbox::Blueprint;
 use tokio::sync::watch;
@@ -14,6 +15,10 @@ use tokio::task::spawn_blocking;
 use super::{Reload, Said};
 use crate::reload::on_disk::What;
 use crate::tenant::Running;
+
+/// What came of loading the pipeline of a revision of the store, or of the folder: none if it
+/// is what runs.
+pub(super) type Loaded = (Option<Arc<Revision>>, anyhow::Result<Option<Blueprint>>);
 
 impl Reload {
     /// Loads what the configuration names, in place of what is being loaded.
@@ -25,17 +30,25 @@ impl Reload {
         let (config, loader) = (self.config.clone(), Arc::clone(&self.loader));
         let running = self.tenant.running.subscribe();
         let limit = config.plugins.load_timeout;
+        let revision = self.wanted_revision();
         self.loads.start(limit, move |attempt| {
             let running = Arc::clone(&running.borrow().blueprint);
             let blueprint = loader.attempt(&config, true, Some(&running), attempt);
-            let blueprint = blueprint.map_err(together)?;
-            let is_same = blueprint.is_same(&running);
-            Ok((!is_same).then_some(blueprint))
+            let loaded = blueprint.map_err(together).map(|blueprint| {
+                let is_same = blueprint.is_same(&running);
+                (!is_same).then_some(blueprint)
+            });
+            Ok((revision, loaded))
         });
     }
 
     /// Puts in force what has been loaded, or says why it can't be.
-    pub(super) async fn take_pipeline(&mut self, loaded: anyhow::Result<Option<Blueprint>>) {
+    pub(super) async fn take_pipeline(&mut self, loaded: anyhow::Result<Loaded>) {
+        let (revision, loaded) = match loaded {
+            Ok(loaded) => loaded,
+            // It took too long, or broke.
+            Err(error) => (self.wanted_revision(), Err(error)),
+        };
         let error = loaded.as_ref().err();
         let is_same = matches!(loaded, Ok(None));
         self.load_again = error.is_some_and(|error| error.chain().any(may_pass));
@@ -48,14 +61,28 @@ impl Reload {
             }
             Err(error) => Some(Causes(&error).to_string()),
         };
-        // A plugin whose file is gone goes on, and the next start would refuse.
-        let gone = self.loader.gone_in_words(&self.config);
-        self.note(What::Pipeline, refusal.clone().or(gone), is_same);
         let is_taken = refusal.is_none();
+        match revision {
+            Some(revision) => self.note_revision(revision, refusal.as_deref()).await,
+            None => {
+                // A plugin whose file is gone goes on, and the next start would refuse.
+                let gone = self.loader.gone_in_words(&self.config);
+                self.note(What::Pipeline, refusal.clone().or(gone), is_same);
+            }
+        }
+        self.refuse_pipeline(refusal);
+        self.say_reloaded(is_taken);
+    }
+
+    /// Says why a pipeline was not put in force, if that is news.
+    pub(super) fn refuse_pipeline(&mut self, refusal: Option<String>) {
+        let about = refusal.as_ref().map(|why| self.about_refusal(why));
         if self.refused.pipeline.say("pipeline not swapped", refusal) {
             self.status.refused_swaps.fetch_add(1, Ordering::Relaxed);
+            if let Some((what, about)) = about {
+                self.alerts.raise(what, about);
+            }
         }
-        self.say_reloaded(is_taken);
     }
 
     async fn swap(&mut self, blueprint: Blueprint) {

@@ -12,6 +12,7 @@ use presence_sandbox::{Manifest, sha256};
 
 use super::{built_in, file, limit};
 use crate::in_force::BUILT_IN;
+use crate::stored::{Kept, STORE};
 
 /// What a stage will be loaded from.
 #[derive(Debug)]
@@ -29,6 +30,11 @@ pub struct FoundPlugin {
 /// What each stage will be loaded from, in order.
 pub fn found_plugins(config: &Config) -> Vec<FoundPlugin> {
     let stages = config.pipeline.iter();
+    if config.follows_store() {
+        let kept = Kept::of(config);
+        let stored = |stage| found_in_store(&kept, &config.plugins, stage);
+        return stages.map(stored).collect();
+    }
     stages.map(|stage| found(&config.plugins, stage)).collect()
 }
 
@@ -62,6 +68,17 @@ pub(super) fn misnamed(path: &Path, name: &str, held: &str) -> Option<String> {
             path.display()
         )
     })
+}
+
+fn found_in_store(kept: &Kept, plugins: &Plugins, stage: &Stage) -> FoundPlugin {
+    let name = &*stage.plugin;
+    let Some(digest) = &stage.digest else {
+        return FoundPlugin::none(name, "no digest".into());
+    };
+    match kept.plugin(digest, limit(plugins)) {
+        Ok(bytes) => FoundPlugin::of(name, STORE, &bytes),
+        Err(error) => FoundPlugin::none(name, format!("{error:#}")),
+    }
 }
 
 fn found(plugins: &Plugins, stage: &Stage) -> FoundPlugin {

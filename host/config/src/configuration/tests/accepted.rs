@@ -235,6 +235,7 @@ fn a_pipeline_keeps_its_order_configuration_and_grants() {
         config,
         grants: grants.to_vec(),
         source: None,
+        digest: None,
         on_failure: None,
         place: StagePlace::default(),
     };

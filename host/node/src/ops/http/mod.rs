@@ -22,6 +22,7 @@ use presence_config::Config;
 use presence_config::escape::Line;
 use presence_core::directory::Directory;
 use presence_rules::loader::Loader;
+use serde_json::Value;
 use tokio::sync::watch;
 
 use crate::clock;
@@ -33,6 +34,7 @@ use crate::ops::letters::LastLetters;
 use crate::pool::{Pool, Shards};
 use crate::reload::on_disk::OnDisk;
 use crate::state;
+use crate::store;
 use crate::tasks::Tasks;
 use crate::tenant::ask::{Counts, QueryService};
 use crate::tenant::{Running, Tenant};
@@ -55,6 +57,8 @@ pub(crate) struct Status {
     pub(crate) refused_swaps: AtomicU64,
     /// What of the files on disk is not in force.
     pub(crate) on_disk: OnDisk,
+    /// How the node stands to the plugin store; none where its pipeline is the folder's.
+    pub(crate) store: Option<Arc<store::state::State>>,
     /// What became of what was asked.
     pub(crate) asked: Arc<Counts>,
     /// What answers questions, once the node serves.
@@ -122,6 +126,11 @@ impl Board {
         let _ = self.status.set(status);
     }
 
+    /// What the node is and does.
+    pub(crate) fn describe(&self) -> Value {
+        status::of(self)
+    }
+
     fn waits(&self) -> String {
         let waits = self.waits.lock().unwrap_or_else(PoisonError::into_inner);
         waits.clone()
@@ -130,8 +139,14 @@ impl Board {
 
 impl Status {
     /// Of a node that is not ready yet.
-    pub(crate) fn new(broker: Arc<Health>, tenant: &Tenant, loader: &Arc<Loader>) -> Self {
+    pub(crate) fn new(
+        broker: Arc<Health>,
+        tenant: &Tenant,
+        loader: &Arc<Loader>,
+        store: Option<Arc<store::state::State>>,
+    ) -> Self {
         Self {
+            store,
             broker,
             pool: tenant.pool.clone(),
             shards: tenant.shards.clone(),

@@ -45,6 +45,7 @@ pub(super) fn reasons(board: &Board) -> Vec<String> {
             "the directory's service doesn't answer since {seconds} s: {why}"
         ));
     }
+    reasons.extend(status.store.as_ref().and_then(|store| store.nothing()));
     reasons.extend(status.on_disk.unfollowed());
     if let Some((since, why)) = status.unwritten() {
         let seconds = since.as_secs();

@@ -65,6 +65,8 @@ fn serving(status: &Status, directory: &str) -> Value {
     json!({
         "generation": running.generation,
         "pipeline": plugins,
+        "source": if status.store.is_some() { "store" } else { "folder" },
+        "store": status.store.as_ref().map(|store| store.tell()),
         "directory": directory,
         "state": status.state.is_some(),
         "workers": status.pool.len(),

@@ -1,0 +1,245 @@
+//! A revision of a pipeline, as the plugin store keeps it: the chain with each plugin pinned by
+//! the digest of its bytes, and who made it, when and why. One JSON document, which is never
+//! changed once it is written.
+
+use std::fmt::Write as _;
+
+use anyhow::{Context as _, ensure};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use crate::configuration::STAGES_MAX;
+use crate::digest::Digest;
+use crate::{Grant, OnFailure, Stage, StagePlace, name};
+
+/// The longest text of who and why, in bytes.
+pub const WORDS_BYTES_MAX: usize = 4_096;
+
+/// A revision of a pipeline.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Revision {
+    /// Its number, counted from 1. The highest one holds.
+    pub revision: u64,
+    /// The stages, in order.
+    pub chain: Vec<Entry>,
+    /// A plugin on trial for some of the users; none that this version can run.
+    #[serde(default)]
+    pub candidate: Option<Value>,
+    /// Who made it, by their own account.
+    pub who: String,
+    /// When, in milliseconds since the Unix epoch.
+    pub when: u64,
+    /// Why; empty if nobody said.
+    #[serde(default)]
+    pub why: String,
+}
+
+/// A stage of a revision: what a `[[pipeline]]` section says.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Entry {
+    /// The plugin's name.
+    pub plugin: String,
+    /// Of its bytes.
+    pub digest: Digest,
+    /// What it is configured with.
+    #[serde(default)]
+    pub config: Map<String, Value>,
+    /// What it may do if it asks for it.
+    #[serde(default)]
+    pub grants: Vec<Grant>,
+    /// What holds once it has failed repeatedly; none where the plugin says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub on_failure: Option<OnFailure>,
+}
+
+impl Revision {
+    /// Reads one as it is kept.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn parse(bytes: &[u8]) -> anyhow::Result<Self> {
+        let revision: Self = serde_json::from_slice(bytes).context("it is no revision")?;
+        ensure!(revision.revision > 0, "revisions are counted from 1");
+        ensure!(
+            revision.chain.len() <= STAGES_MAX,
+            "it has {} stages, and at most {STAGES_MAX} can run",
+            revision.chain.len()
+        );
+        for entry in &revision.chain {
+            let named = name(&entry.plugin);
+            named.map_err(|fix| anyhow::anyhow!("the plugin's name `{}`: {fix}", entry.plugin))?;
+        }
+        for words in [&revision.who, &revision.why] {
+            ensure!(
+                words.len() <= WORDS_BYTES_MAX,
+                "who or why is longer than {WORDS_BYTES_MAX} bytes"
+            );
+        }
+        Ok(revision)
+    }
+
+    /// As it is kept: plain data, which always has a JSON form.
+    pub fn to_json(&self) -> Vec<u8> {
+        serde_json::to_vec(self).unwrap_or_default()
+    }
+
+    /// The stages, as a configuration has them.
+    pub fn stages(&self) -> Vec<Stage> {
+        self.chain.iter().map(Entry::stage).collect()
+    }
+
+    /// The stages, as a file for `presence pipeline apply` has them.
+    pub fn to_toml(&self) -> String {
+        toml_of(&self.chain)
+    }
+}
+
+impl Entry {
+    /// Of a stage that runs these bytes.
+    pub fn of(stage: &Stage, digest: Digest) -> Self {
+        let config = stage.config.as_object().cloned().unwrap_or_default();
+        Self {
+            plugin: stage.plugin.clone(),
+            digest,
+            config,
+            grants: stage.grants.clone(),
+            on_failure: stage.on_failure,
+        }
+    }
+
+    fn stage(&self) -> Stage {
+        Stage {
+            plugin: self.plugin.clone(),
+            config: Value::Object(self.config.clone()),
+            grants: self.grants.clone(),
+            source: None,
+            digest: Some(self.digest.clone()),
+            on_failure: self.on_failure,
+            place: StagePlace::default(),
+        }
+    }
+}
+
+/// Stages as a file for `presence pipeline apply` has them.
+pub fn toml_of(chain: &[Entry]) -> String {
+    let mut text = String::new();
+    for entry in chain {
+        let Entry {
+            plugin,
+            digest,
+            config,
+            grants,
+            on_failure,
+        } = entry;
+        if !text.is_empty() {
+            text.push('\n');
+        }
+        let _ = write!(
+            text,
+            "[[pipeline]]\nplugin = \"{plugin}\"\ndigest = \"{digest}\"\n"
+        );
+        let grants: Vec<_> = grants.iter().map(|it| format!("{:?}", word(it))).collect();
+        let _ = writeln!(text, "grants = [{}]", grants.join(", "));
+        if let Some(on_failure) = on_failure {
+            let _ = writeln!(text, "on_failure = {:?}", word(on_failure));
+        }
+        if !config.is_empty() {
+            let line = match toml::Value::try_from(config) {
+                Ok(config) => format!("config = {config}"),
+                // Such as a null, which a file can't say.
+                Err(_) => format!("# config, as JSON: {}", Value::Object(config.clone())),
+            };
+            let _ = writeln!(text, "{line}");
+        }
+    }
+    text
+}
+
+/// How a word of a configuration is written.
+fn word(value: impl Serialize) -> String {
+    let value = serde_json::to_value(value).unwrap_or_default();
+    value.as_str().unwrap_or_default().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::Config;
+
+    fn revision() -> Revision {
+        let digest = |digit: &str| Digest::of_hex(&digit.repeat(64)).unwrap();
+        let config = json!({"keys": ["device"], "deep": {"a": [1, 2.5, true]}, "text": "a\n\"b\""});
+        Revision {
+            revision: 7,
+            chain: vec![
+                Entry {
+                    plugin: "contacts".into(),
+                    digest: digest("a"),
+                    config: Map::new(),
+                    grants: vec![Grant::Widen],
+                    on_failure: None,
+                },
+                Entry {
+                    plugin: "redact".into(),
+                    digest: digest("b"),
+                    config: config.as_object().unwrap().clone(),
+                    grants: Vec::new(),
+                    on_failure: Some(OnFailure::LastGood),
+                },
+            ],
+            candidate: None,
+            who: "ada".into(),
+            when: 1_700_000_000_000,
+            why: String::new(),
+        }
+    }
+
+    #[test]
+    fn what_is_kept_is_read_again() {
+        let revision = revision();
+        assert_eq!(Revision::parse(&revision.to_json()).unwrap(), revision);
+    }
+
+    #[test]
+    fn what_is_shown_can_be_applied() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("pipeline.toml");
+        let revision = revision();
+        std::fs::write(&path, revision.to_toml()).unwrap();
+        let config = Config::load(Some(&path), std::iter::empty()).unwrap();
+        assert_eq!(config.pipeline, revision.stages());
+    }
+
+    #[test]
+    fn what_is_none_is_refused_with_what_is_wrong() {
+        let good = serde_json::to_value(revision()).unwrap();
+        let with = |pointer: &str, value: Value| {
+            let mut bad = good.clone();
+            *bad.pointer_mut(pointer).unwrap() = value;
+            bad.to_string()
+        };
+        for (text, problem) in [
+            (String::new(), "no revision"),
+            ("[]".into(), "no revision"),
+            (with("/revision", json!(0)), "counted from 1"),
+            (with("/revision", json!(-1)), "no revision"),
+            (with("/chain/0/plugin", json!("a.b")), "name `a.b`"),
+            (with("/chain/0/digest", json!("sha256:00")), "no digest"),
+            (with("/chain/0/grants", json!(["fly"])), "fly"),
+            (with("/chain/0/config", json!([])), "no revision"),
+            (with("/why", json!("y".repeat(5_000))), "longer than"),
+            (
+                with("/chain", json!(vec![&good["chain"][0]; 65])),
+                "65 stages",
+            ),
+        ] {
+            let error = Revision::parse(text.as_bytes()).unwrap_err();
+            let error = format!("{error:#}");
+            assert!(error.contains(problem), "{problem} is not in: {error}");
+        }
+    }
+}

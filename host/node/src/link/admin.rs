@@ -1,0 +1,103 @@
+//! The admin service: what operators' commands ask of a node, over NATS alone. Each node has
+//! subjects of its own, by an id, since every node is to answer and not any of them.
+
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use async_nats::{Client, Event, Message};
+use presence_config::Config;
+use presence_config::subjects::{ADMIN_STATUS, ADMIN_VALIDATE, Subjects};
+use serde_json::json;
+
+use crate::link::broker::Access;
+use crate::link::micro::{Answer, Service};
+use crate::link::reply::Replies;
+use crate::ops::http::Board;
+use crate::store::trial::Trials;
+
+/// How often the connection is made anew while NATS forbids something on it: the broker
+/// forgets a subscription that it refuses.
+const AGAIN: Duration = Duration::from_secs(60);
+
+/// A connection of the node's own for all that operators' commands and the plugin store need:
+/// no flood of inputs keeps it waiting, and it takes no room from them.
+#[derive(Clone)]
+pub(crate) struct Admin {
+    pub(crate) client: Client,
+    is_forbidden: Arc<AtomicBool>,
+}
+
+impl Admin {
+    /// Connects, or goes on trying to.
+    ///
+    /// # Errors
+    /// As [`Access::options`].
+    pub(crate) async fn connect(access: &Access) -> anyhow::Result<Self> {
+        let is_forbidden = Arc::<AtomicBool>::default();
+        let noted = Arc::clone(&is_forbidden);
+        let options = access.lasting(" admin")?.event_callback(move |event| {
+            if let Event::ServerError(error) = event
+                && !noted.swap(true, Ordering::Relaxed)
+            {
+                tracing::warn!(
+                    "operators' commands may not reach this node, or it not the plugin store: \
+                     NATS says: {error}"
+                );
+            }
+            std::future::ready(())
+        });
+        Ok(Self {
+            client: access.connect(options).await?,
+            is_forbidden,
+        })
+    }
+
+    /// Serves for as long as the node runs.
+    pub(crate) async fn serve(
+        self,
+        config: Config,
+        replies: Arc<Replies>,
+        board: Arc<Board>,
+        trials: Trials,
+    ) {
+        let subjects = Subjects::new(config.tenant.prefix.as_deref());
+        let metadata = json!({
+            "node": config.node.name,
+            "prefix": config.tenant.prefix.as_deref().unwrap_or_default(),
+            "source": if config.follows_store() { "store" } else { "folder" },
+        });
+        let metadata = metadata.as_object().cloned().unwrap_or_default();
+        let endpoints = [("status", ADMIN_STATUS), ("validate", ADMIN_VALIDATE)];
+        let endpoints = endpoints.map(|(name, subject)| (name, subjects.of(subject)));
+        let client = self.client.clone();
+        let service = Service::new(client, replies, metadata, &endpoints);
+        let (board, trials) = (&board, &trials);
+        let served = service.serve(|endpoint, request| answer(board, trials, endpoint, request));
+        let mut served = pin!(served);
+        loop {
+            tokio::select! {
+                _ = &mut served => break,
+                () = tokio::time::sleep(AGAIN) => {
+                    if self.is_forbidden.swap(false, Ordering::Relaxed) {
+                        // The client is gone only when the node ends.
+                        let _ = self.client.force_reconnect().await;
+                    }
+                }
+            }
+        }
+        // The node ends.
+        std::future::pending().await
+    }
+}
+
+async fn answer(board: &Board, trials: &Trials, endpoint: &str, request: Message) -> Answer {
+    match endpoint {
+        "status" => Ok(json!({"ok": true, "status": board.describe()})),
+        _ => trials
+            .validate(&request.payload)
+            .await
+            .map(|()| json!({"ok": true})),
+    }
+}

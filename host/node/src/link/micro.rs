@@ -1,0 +1,243 @@
+//! A service by the NATS micro protocol (ADR-32), so that `nats micro ls|info|stats` find it.
+//!
+//! async-nats has such services, too. It answers discovery on whatever subject the one who
+//! asks has named, and a node may publish far more than those who may ask: what they name has
+//! to be below `[nats] reply_prefixes`, as with every other answer of a node.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use async_nats::header::HeaderMap;
+use async_nats::service::{NATS_SERVICE_ERROR, NATS_SERVICE_ERROR_CODE};
+use async_nats::{Client, Message, Subscriber};
+use futures_util::stream::{FuturesUnordered, SelectAll, select_all};
+use futures_util::{Stream, StreamExt as _};
+use serde_json::{Map, Value, json};
+
+use crate::link::reply::Replies;
+
+/// How many requests may be in progress.
+const AT_ONCE: usize = 16;
+
+/// What the service is called.
+pub(crate) const NAME: &str = "presence";
+
+/// A service, and its endpoints.
+pub(crate) struct Service {
+    client: Client,
+    replies: Arc<Replies>,
+    id: String,
+    metadata: Map<String, Value>,
+    started: String,
+    endpoints: Vec<Endpoint>,
+}
+
+/// A part of a service.
+struct Endpoint {
+    name: &'static str,
+    subject: String,
+    stats: Mutex<Stats>,
+}
+
+/// What became of an endpoint's requests.
+#[derive(Default)]
+struct Stats {
+    requests: u64,
+    errors: u64,
+    last_error: String,
+    time: Duration,
+}
+
+/// What a request is answered: a body, or what is wrong with it.
+pub(crate) type Answer = Result<Value, String>;
+
+impl Service {
+    /// A service that describes itself so, with these endpoints: their names, and what comes
+    /// before the service's id in their subjects.
+    pub(crate) fn new(
+        client: Client,
+        replies: Arc<Replies>,
+        metadata: Map<String, Value>,
+        endpoints: &[(&'static str, String)],
+    ) -> Self {
+        let inbox = client.new_inbox();
+        let id = inbox.rsplit('.').next().unwrap_or_default().to_owned();
+        let endpoints = endpoints.iter().map(|(name, subject)| Endpoint {
+            name,
+            subject: format!("{subject}.{id}"),
+            stats: Mutex::default(),
+        });
+        Self {
+            endpoints: endpoints.collect(),
+            client,
+            replies,
+            id,
+            metadata,
+            started: jiff::Timestamp::now().to_string(),
+        }
+    }
+
+    /// Serves for as long as it is polled: `handle` is given an endpoint's name and a request.
+    pub(crate) async fn serve<F: Future<Output = Answer>>(
+        &self,
+        handle: impl Fn(&'static str, Message) -> F,
+    ) -> anyhow::Result<()> {
+        let (mut asked, mut requests) = self.subscribe().await?;
+        let mut in_progress = FuturesUnordered::new();
+        loop {
+            tokio::select! {
+                Some(question) = asked.next() => self.tell(question).await,
+                Some(()) = in_progress.next() => {}
+                Some((place, request)) = requests.next() => {
+                    let Some(endpoint) = self.endpoints.get(place) else {
+                        continue;
+                    };
+                    // A request that nobody can be answered on is none.
+                    let Some(reply) = self.replies.accept(request.reply.clone()) else {
+                        continue;
+                    };
+                    if in_progress.len() >= AT_ONCE {
+                        let overloaded = Err("too many requests are in progress".into());
+                        self.answer(endpoint, reply, overloaded, Duration::ZERO).await;
+                        continue;
+                    }
+                    let began = Instant::now();
+                    let handled = handle(endpoint.name, request);
+                    in_progress.push(async move {
+                        let answer = handled.await;
+                        self.answer(endpoint, reply, answer, began.elapsed()).await;
+                    });
+                }
+                else => return Ok(()),
+            }
+        }
+    }
+
+    async fn subscribe(
+        &self,
+    ) -> anyhow::Result<(
+        SelectAll<Subscriber>,
+        impl Stream<Item = (usize, Message)> + Unpin,
+    )> {
+        let mut asked = Vec::new();
+        for subject in [
+            "$SRV.*".to_owned(),
+            format!("$SRV.*.{NAME}"),
+            format!("$SRV.*.{NAME}.{}", self.id),
+        ] {
+            asked.push(self.client.subscribe(subject).await?);
+        }
+        let mut requests = Vec::new();
+        for (place, endpoint) in self.endpoints.iter().enumerate() {
+            let messages = self.client.subscribe(endpoint.subject.clone()).await?;
+            requests.push(messages.map(move |message| (place, message)));
+        }
+        Ok((select_all(asked), select_all(requests)))
+    }
+
+    /// Answers what asks for services.
+    async fn tell(&self, question: Message) {
+        let mut verb = question.subject.split('.').skip(1);
+        let answer = match verb.next() {
+            Some("PING") => self.described("ping", Map::new()),
+            Some("INFO") => self.described("info", self.info()),
+            Some("STATS") => self.described("stats", self.stats()),
+            _ => return,
+        };
+        if let Some(reply) = self.replies.accept(question.reply) {
+            // The client is gone only when the node ends.
+            let _ = self.client.publish(reply, answer.to_string().into()).await;
+        }
+    }
+
+    fn described(&self, what: &str, more: Map<String, Value>) -> Value {
+        let mut all = json!({
+            "type": format!("io.nats.micro.v1.{what}_response"),
+            "name": NAME,
+            "id": self.id,
+            "version": env!("CARGO_PKG_VERSION"),
+            "metadata": self.metadata,
+        });
+        if let Value::Object(all) = &mut all {
+            all.extend(more);
+        }
+        all
+    }
+
+    fn info(&self) -> Map<String, Value> {
+        let endpoints = self.endpoints.iter().map(|endpoint| {
+            json!({
+                "name": endpoint.name,
+                "subject": endpoint.subject,
+                "queue_group": "",
+                "metadata": {},
+            })
+        });
+        let description = "a presence processor";
+        object([
+            ("description", description.into()),
+            ("endpoints", endpoints.collect()),
+        ])
+    }
+
+    fn stats(&self) -> Map<String, Value> {
+        let nanoseconds = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+        let endpoints = self.endpoints.iter().map(|endpoint| {
+            let stats = endpoint.stats.lock();
+            let stats = stats.unwrap_or_else(PoisonError::into_inner);
+            let time = nanoseconds(stats.time);
+            json!({
+                "name": endpoint.name,
+                "subject": endpoint.subject,
+                "queue_group": "",
+                "num_requests": stats.requests,
+                "num_errors": stats.errors,
+                "last_error": stats.last_error,
+                "processing_time": time,
+                "average_processing_time": time / stats.requests.max(1),
+            })
+        });
+        object([
+            ("started", self.started.clone().into()),
+            ("endpoints", endpoints.collect()),
+        ])
+    }
+
+    async fn answer(
+        &self,
+        endpoint: &Endpoint,
+        reply: async_nats::Subject,
+        answer: Answer,
+        time: Duration,
+    ) {
+        {
+            let stats = endpoint.stats.lock();
+            let mut stats = stats.unwrap_or_else(PoisonError::into_inner);
+            stats.requests += 1;
+            stats.time += time;
+            if let Err(error) = &answer {
+                stats.errors += 1;
+                stats.last_error = format!("500:{error}");
+            }
+        }
+        let (client, mut headers) = (&self.client, HeaderMap::new());
+        let body = match answer {
+            Ok(body) => body,
+            Err(error) => {
+                // A header is one line.
+                let line = presence_config::escape::line(&error);
+                headers.insert(NATS_SERVICE_ERROR, line.as_str());
+                headers.insert(NATS_SERVICE_ERROR_CODE, "500");
+                json!({"ok": false, "reason": "refused", "error": error})
+            }
+        };
+        let body = body.to_string().into();
+        // The client is gone only when the node ends.
+        let _ = client.publish_with_headers(reply, headers, body).await;
+    }
+}
+
+fn object<const N: usize>(entries: [(&str, Value); N]) -> Map<String, Value> {
+    let entries = entries.into_iter();
+    entries.map(|(key, value)| (key.into(), value)).collect()
+}

@@ -1,0 +1,104 @@
+//! Revisions of the plugin store, on their way to being in force: they are loaded and swapped
+//! as what lies in the folder is.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use presence_config::revision::Revision;
+use presence_rules::loader::Loader;
+use serde_json::{Value, json};
+use tokio::sync::mpsc;
+use tokio::task::spawn_blocking;
+
+use super::{Reload, Said};
+use crate::reload::on_disk::What;
+use crate::store::follow::Update;
+use crate::store::state::State;
+
+/// How long the loop waits for a revision to be kept on disk.
+const KEEP: Duration = Duration::from_secs(5);
+
+/// What is followed of the plugin store.
+pub(crate) struct FromStore {
+    pub(crate) updates: mpsc::Receiver<Update>,
+    pub(crate) state: Arc<State>,
+    /// The revision that is in force, or that was to be last.
+    pub(crate) wanted: Option<Arc<Revision>>,
+}
+
+/// What the store says next; never anything where there is none.
+pub(super) async fn next(store: &mut Option<FromStore>) -> Option<Update> {
+    match store {
+        Some(store) => store.updates.recv().await,
+        None => std::future::pending().await,
+    }
+}
+
+impl Reload {
+    /// Has a revision loaded, or says that it can't be.
+    pub(super) fn take_update(&mut self, update: Update) {
+        let Some(store) = &mut self.store else {
+            return;
+        };
+        match update {
+            Update::Revision(revision) => {
+                self.config.pipeline = revision.stages();
+                store.wanted = Some(revision);
+                self.known_config.send_replace(self.config.clone());
+                self.revision += 1;
+                self.refused.pipeline = Said::default();
+                self.load_pipeline(Loader::stamp(&self.config));
+            }
+            Update::Refused(number, why) => {
+                store.state.refuse(number, why.clone());
+                self.on_disk().refused(What::Pipeline, &*why);
+                self.refuse_pipeline(Some(why));
+            }
+        }
+    }
+
+    /// The revision that the configured pipeline is of; none where it is the folder's.
+    pub(super) fn wanted_revision(&self) -> Option<Arc<Revision>> {
+        self.store.as_ref()?.wanted.clone()
+    }
+
+    /// Notes that a revision is in force, or why it isn't.
+    pub(super) async fn note_revision(&self, revision: Arc<Revision>, refusal: Option<&str>) {
+        let Some(store) = &self.store else {
+            return;
+        };
+        if let Some(why) = refusal {
+            self.on_disk().refused(What::Pipeline, why);
+            return store.state.refuse(revision.revision, why.into());
+        }
+        self.on_disk().taken(What::Pipeline);
+        let before = store.state.in_force().map(|it| it.revision);
+        if before != Some(revision.revision) {
+            tracing::info!(
+                revision = revision.revision,
+                who = revision.who,
+                why = revision.why,
+                "pipeline revision in force"
+            );
+        }
+        let (kept, keep) = (Arc::clone(self.loader.kept()), Arc::clone(&revision));
+        // A disk may hang, and what is in force is so without it.
+        let keeping = spawn_blocking(move || kept.put_in_force(&keep));
+        store.state.put_in_force(revision);
+        if tokio::time::timeout(KEEP, keeping).await.is_err() {
+            tracing::warn!("the disk takes long to keep the pipeline revision");
+        }
+    }
+
+    /// What an alert says of a pipeline that was refused.
+    pub(super) fn about_refusal(&self, why: &str) -> (&'static str, Value) {
+        let refused = self.store.as_ref().and_then(|store| store.state.refused());
+        match refused {
+            Some((revision, why)) => (
+                "revision-refused",
+                json!({"revision": revision, "error": why}),
+            ),
+            None => ("load-refused", json!({"error": why})),
+        }
+    }
+}

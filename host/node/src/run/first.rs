@@ -1,0 +1,134 @@
+//! Loading the pipeline that a node starts with, from the folder or from the plugin store.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use presence_config::causes::Causes;
+use presence_config::escape::together;
+use presence_config::revision::Revision;
+use presence_config::{self as config, Config, Text};
+use presence_rules::in_force::InForce;
+use presence_rules::loader::Loader;
+use presence_sandbox::Blueprint;
+use serde_json::json;
+use tokio::task::spawn_blocking;
+use tokio::time::timeout;
+
+use crate::link::admin::Admin;
+use crate::link::alerts::Alerts;
+use crate::store::follow::Fetcher;
+use crate::store::{self, Store};
+
+/// The pipeline that a node starts with.
+pub(super) struct Loaded {
+    pub(super) loader: Arc<Loader>,
+    /// Of what it was loaded from.
+    pub(super) stamp: u64,
+    pub(super) blueprint: Blueprint,
+}
+
+/// Loads the pipeline that a configuration says.
+pub(super) async fn load(config: &Config) -> anyhow::Result<Loaded> {
+    let known = config.clone();
+    // What is read may hang, and what is compiled takes long.
+    let loaded = spawn_blocking(move || {
+        let in_force = InForce::read(&known)?;
+        let loader = Arc::new(Loader::new(&known)?.knowing(in_force));
+        let stamp = Loader::stamp(&known);
+        let blueprint = loader.load(&known, true);
+        let blueprint = blueprint
+            .map_err(together)
+            .context("the pipeline can't be loaded")?;
+        Ok(Loaded {
+            loader,
+            stamp,
+            blueprint,
+        })
+    });
+    let limit = config.plugins.load_timeout;
+    let Ok(loaded) = timeout(limit, loaded).await else {
+        let limit = limit.as_secs_f32();
+        anyhow::bail!("the pipeline is not loaded within {limit} s ([plugins] load_timeout_ms)");
+    };
+    loaded?
+}
+
+/// What has changed on disk while the node waited for its turn: it serves by the rules of
+/// now. What can't be taken leaves what was loaded, as in a node that serves; that it
+/// can't, the log says when the files are followed.
+pub(super) async fn changed(
+    config: &Config,
+    text: &Option<Text>,
+    path: Option<PathBuf>,
+    loaded: Option<&Loaded>,
+) -> Option<(Config, Option<Text>)> {
+    let (before, known) = (config.clone(), text.clone());
+    let stamp = loaded.map(|loaded| loaded.stamp);
+    let read = spawn_blocking(move || {
+        let text = Text::read(path.as_deref()).ok()?;
+        let mut config = before.clone();
+        if text != known {
+            if let Some(known) = &known {
+                // One that is gone isn't taken, as in a node that serves.
+                text.as_ref()?.may_follow(known).ok()?;
+            }
+            config = Config::parse(path.as_deref(), text.as_ref(), config::variables()).ok()?;
+            config.keep_until_restart(&before);
+        }
+        let is_new = |stamp| Loader::stamp(&config) != stamp;
+        (config != before || stamp.is_some_and(is_new)).then_some((config, text))
+    });
+    let newer = read.await.ok()??;
+    tracing::info!("files have changed while the node waited, and are read again");
+    Some(newer)
+}
+
+/// What a node knows of the plugin store when it begins, and the revision that it runs.
+pub(super) type Begun = (Arc<store::state::State>, Option<Arc<Revision>>);
+
+/// What brings plugins of the store to this node.
+pub(super) fn fetcher(config: &Config, admin: &Admin, loader: &Loader) -> Fetcher {
+    Fetcher {
+        store: Store::new(&admin.client, config.tenant.prefix.as_deref()),
+        kept: Arc::clone(loader.kept()),
+    }
+}
+
+/// Loads the pipeline that the plugin store says, or else the one that was last in force. Where
+/// there is neither, the pipeline has no stages: nobody sees anybody until there is one.
+pub(super) async fn load_stored(
+    config: &mut Config,
+    admin: &Admin,
+    alerts: &Alerts,
+) -> anyhow::Result<(Loaded, Begun)> {
+    config.pipeline = Vec::new();
+    let state = Arc::<store::state::State>::default();
+    let known = config.clone();
+    let loader = spawn_blocking(move || Loader::new(&known)).await??;
+    let fetcher = fetcher(config, admin, &loader);
+    let begin = store::follow::begin(&fetcher, store::follow::limit(config), &state).await;
+    for revision in [begin.newest, begin.kept].into_iter().flatten() {
+        let mut with = config.clone();
+        with.pipeline = revision.stages();
+        match load(&with).await {
+            Ok(loaded) => {
+                *config = with;
+                let (kept, keep) = (Arc::clone(loaded.loader.kept()), Arc::clone(&revision));
+                spawn_blocking(move || kept.put_in_force(&keep)).await?;
+                state.put_in_force(Arc::clone(&revision));
+                tracing::info!(revision = revision.revision, "pipeline revision in force");
+                return Ok((loaded, (state, Some(revision))));
+            }
+            Err(error) => {
+                let (revision, why) = (revision.revision, Causes(&error).to_string());
+                tracing::error!("revision {revision} is refused: {why}");
+                let about = json!({"revision": revision, "error": why});
+                alerts.raise("revision-refused", about);
+                state.refuse(revision, why);
+            }
+        }
+    }
+    tracing::error!("{}", state.nothing().unwrap_or_default());
+    Ok((load(config).await?, (state, None)))
+}

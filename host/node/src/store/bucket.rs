@@ -1,0 +1,80 @@
+//! Reading the messages of a bucket's stream.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, anyhow, bail, ensure};
+use async_nats::jetstream::ErrorCode;
+use async_nats::jetstream::consumer::{DeliverPolicy, pull};
+use async_nats::jetstream::stream::{LastRawMessageErrorKind, Stream};
+use bytes::Bytes;
+use futures_util::TryStreamExt as _;
+use tokio::time::timeout;
+
+/// How long the server has to send the next message that it has.
+const READ: Duration = Duration::from_secs(10);
+
+/// A message of a stream.
+pub(super) struct Message {
+    pub(super) subject: String,
+    pub(super) payload: Bytes,
+}
+
+/// All messages that a stream has now on some of its subjects, in their order.
+///
+/// # Errors
+/// If they can't be read, or are longer than so many bytes in all.
+pub(super) async fn read_all(
+    stream: &Stream,
+    filter: String,
+    bytes_max: u64,
+) -> anyhow::Result<Vec<Message>> {
+    let consumer = stream.create_consumer(pull::OrderedConfig {
+        filter_subject: filter,
+        deliver_policy: DeliverPolicy::All,
+        ..pull::OrderedConfig::default()
+    });
+    let consumer = consumer.await.context("can't read the stream")?;
+    let name = consumer.cached_info().name.clone();
+    let read = async {
+        let mut all = Vec::new();
+        if consumer.cached_info().num_pending == 0 {
+            return Ok(all);
+        }
+        let mut bytes = 0;
+        let mut messages = consumer.messages().await.context("can't read the stream")?;
+        loop {
+            let next = timeout(READ, messages.try_next()).await;
+            let Some(message) = next.context("the stream sends nothing")?? else {
+                bail!("the stream has ended");
+            };
+            let info = message.info();
+            let pending = info
+                .map_err(|error| anyhow!("can't read the stream: {error}"))?
+                .pending;
+            bytes += message.payload.len() as u64;
+            ensure!(bytes <= bytes_max, "it is longer than {bytes_max} bytes");
+            all.push(Message {
+                subject: message.subject.to_string(),
+                payload: message.payload.clone(),
+            });
+            if pending == 0 {
+                return Ok(all);
+            }
+        }
+    };
+    let read = read.await;
+    // The server removes it otherwise, after a while.
+    let _ = stream.delete_consumer(&name).await;
+    read
+}
+
+/// Whether there is no message of the kind that was asked for.
+pub(super) fn is_not_found(kind: &LastRawMessageErrorKind) -> bool {
+    match kind {
+        LastRawMessageErrorKind::NoMessageFound => true,
+        LastRawMessageErrorKind::JetStream(error) => {
+            error.error_code() == ErrorCode::NO_MESSAGE_FOUND
+        }
+        _ => false,
+    }
+}

@@ -1,0 +1,288 @@
+//! Following the store: the newest revision, with its plugins fetched, is handed on to be
+//! loaded. Numbers only grow: what a node has run, it never goes back from, whatever becomes of
+//! the bucket.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, ensure};
+use async_nats::Client;
+use async_nats::connection::State as Link;
+use futures_util::StreamExt as _;
+use presence_config::Config;
+use presence_config::causes::Causes;
+use presence_config::regular::Limit;
+use presence_config::revision::Revision;
+use presence_rules::stored::Kept;
+use serde_json::json;
+use tokio::sync::{mpsc, watch};
+use tokio::task::spawn_blocking;
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout_at};
+
+use super::state::State;
+use super::{Found, Store};
+use crate::link::alerts::Alerts;
+
+/// How often is looked for a newer revision, where nothing told of one.
+const LOOK: Duration = Duration::from_secs(2);
+
+/// How long a start waits for a store that doesn't answer, and how often it asks.
+const START: Duration = Duration::from_secs(5);
+const START_AGAIN: Duration = Duration::from_millis(250);
+
+/// What is said of a store that can't be read.
+const UNREADABLE: &str = "the plugin store can't be read";
+
+/// What the store says.
+#[derive(Debug)]
+pub(crate) enum Update {
+    /// A newer revision, whose plugins are on this node.
+    Revision(Arc<Revision>),
+    /// A newer revision that can't be read, or whose plugins can't be.
+    Refused(u64, String),
+}
+
+/// What brings plugins of the store to this node.
+#[derive(Clone)]
+pub(crate) struct Fetcher {
+    pub(crate) store: Store,
+    pub(crate) kept: Arc<Kept>,
+}
+
+impl Fetcher {
+    /// Has a revision's plugins be on this node.
+    ///
+    /// # Errors
+    /// If one of them can't be had, or the revision is one that this version can't run.
+    pub(crate) async fn fetch(&self, revision: &Revision, limit: Limit) -> anyhow::Result<()> {
+        ensure!(
+            revision.candidate.is_none(),
+            "revision {} has a candidate, which this version of presence can't run: upgrade it",
+            revision.revision
+        );
+        let digests: BTreeSet<_> = revision.chain.iter().map(|it| it.digest.clone()).collect();
+        for digest in digests {
+            let (kept, known) = (Arc::clone(&self.kept), digest.clone());
+            let is_there = spawn_blocking(move || kept.plugin(&known, limit).is_ok());
+            if is_there.await? {
+                continue;
+            }
+            let bytes = self.store.plugin(&digest, limit).await?;
+            let kept = Arc::clone(&self.kept);
+            spawn_blocking(move || kept.keep(&digest, bytes)).await??;
+        }
+        Ok(())
+    }
+}
+
+/// How long a plugin of the store may be.
+pub(crate) fn limit(config: &Config) -> Limit {
+    Limit {
+        bytes_max: config.plugins.file_bytes_max,
+        key: "[plugins] file_bytes_max",
+    }
+}
+
+/// What a start may go by.
+#[derive(Default)]
+pub(crate) struct Begin {
+    /// The newest revision of the store.
+    pub(crate) newest: Option<Arc<Revision>>,
+    /// The one that was last in force on this node.
+    pub(crate) kept: Option<Arc<Revision>>,
+}
+
+/// What a start may go by. That the store can't be read, or has lost what was in force, is
+/// said.
+pub(crate) async fn begin(fetcher: &Fetcher, limit: Limit, state: &State) -> Begin {
+    let kept = Arc::clone(&fetcher.kept);
+    let kept = spawn_blocking(move || kept.revision()).await;
+    let kept = kept.map_err(Into::into).and_then(|kept| kept);
+    let kept = kept.unwrap_or_else(|error| {
+        tracing::error!("{}", Causes(&error));
+        None
+    });
+    let before = kept.as_ref().map_or(0, |it| it.revision);
+    let mut begin = Begin {
+        newest: None,
+        kept: kept.map(Arc::new),
+    };
+    let goes_on = || match before {
+        0 => "nothing is kept on this node either".to_owned(),
+        _ => format!("starting with revision {before}, which this node has kept"),
+    };
+    let until = Instant::now() + START;
+    let newest = loop {
+        let asked = timeout_at(until, highest(fetcher, limit)).await;
+        let asked = asked.context("it doesn't answer").flatten();
+        match asked {
+            Ok(newest) => break Ok(newest),
+            Err(error) if Instant::now() + START_AGAIN >= until => break Err(error),
+            Err(_) => sleep(START_AGAIN).await,
+        }
+    };
+    match newest {
+        Ok(Some(Ok(newest))) if newest.revision >= before => begin.newest = Some(newest.into()),
+        Ok(Some(Err((number, why)))) if number > before => {
+            tracing::error!("revision {number} is refused, {}: {why}", goes_on());
+            state.refuse(number, why);
+        }
+        Ok(_) if before > 0 => {
+            tracing::warn!("the plugin store has lost revision {before}; {}", goes_on())
+        }
+        Ok(_) => {}
+        Err(error) => {
+            let why = unreadable(&error);
+            tracing::warn!("{why}; {}", goes_on());
+            state.set_away(Some(why));
+        }
+    }
+    begin
+}
+
+/// The highest revision, with its plugins on this node, or its number and why it can't be had;
+/// none if there is none.
+async fn highest(
+    fetcher: &Fetcher,
+    limit: Limit,
+) -> anyhow::Result<Option<Result<Revision, (u64, String)>>> {
+    let Some(Found { number, revision }) = fetcher.store.revisions().await?.pop() else {
+        return Ok(None);
+    };
+    let ready = match revision {
+        Ok(revision) => fetcher.fetch(&revision, limit).await.map(|()| revision),
+        Err(error) => Err(error),
+    };
+    let ready = ready.map_err(|error| (number, Causes(&error).to_string()));
+    Ok(Some(ready))
+}
+
+/// That the store can't be read, and why.
+fn unreadable(error: &anyhow::Error) -> String {
+    format!("{UNREADABLE}: {}", Causes(error))
+}
+
+/// What follows the store.
+pub(crate) struct Follower {
+    pub(crate) client: Client,
+    pub(crate) fetcher: Fetcher,
+    pub(crate) config: watch::Receiver<Config>,
+    pub(crate) state: Arc<State>,
+    pub(crate) alerts: Alerts,
+    pub(crate) updates: mpsc::Sender<Update>,
+}
+
+impl Follower {
+    /// Follows the store for as long as someone listens.
+    pub(crate) async fn follow(self) {
+        let mut handed = Handed {
+            number: self.state.in_force().map_or(0, |it| it.revision),
+            refused: None,
+        };
+        let subject = self.fetcher.store.subject("*");
+        // Where it isn't permitted, what is new is noticed a little later.
+        let Ok(mut written) = self.client.subscribe(subject).await else {
+            return;
+        };
+        let mut look = interval(LOOK);
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        // What was last said of the bucket.
+        let mut doubt = self.state.away().unwrap_or_default();
+        loop {
+            tokio::select! {
+                _ = look.tick() => {}
+                Some(_) = written.next() => {}
+            }
+            // That the broker is away is said elsewhere.
+            if self.client.connection_state() != Link::Connected {
+                continue;
+            }
+            let new = match self.look(&mut handed).await {
+                Ok(None) => continue,
+                Ok(Some(new)) => new,
+                Err(error) => unreadable(&error),
+            };
+            if new != doubt {
+                if !new.is_empty() {
+                    tracing::warn!("{new}; what runs goes on");
+                    self.alerts.raise("store", json!({"error": new}));
+                }
+                let is_away = new.starts_with(UNREADABLE);
+                self.state.set_away(is_away.then(|| new.clone()));
+                doubt = new;
+            }
+        }
+    }
+
+    /// Looks for a newer revision, and hands it on. Says what is wrong with the bucket, which
+    /// is nothing if it is empty; none where there is nothing to say.
+    async fn look(&self, handed: &mut Handed) -> anyhow::Result<Option<String>> {
+        let newest = self.fetcher.store.newest().await?;
+        let Some(Found { number, revision }) = newest else {
+            let lost = (handed.number > 0).then(|| {
+                format!(
+                    "the bucket `{}` has no revisions any more",
+                    self.fetcher.store.pipeline()
+                )
+            });
+            return Ok(Some(lost.unwrap_or_default()));
+        };
+        if number < handed.number {
+            return Ok(Some(format!(
+                "the bucket `{}` ends with revision {number}, and this node has run {}",
+                self.fetcher.store.pipeline(),
+                handed.number
+            )));
+        }
+        if number == handed.number {
+            let in_force = self.state.in_force().filter(|it| it.revision == number);
+            let is_altered = in_force.is_some_and(|it| revision.is_ok_and(|found| found != *it));
+            let altered = is_altered.then(|| {
+                format!(
+                    "revision {number} in the bucket `{}` was altered, and revisions are written \
+                     once: this node doesn't take it",
+                    self.fetcher.store.pipeline()
+                )
+            });
+            return Ok(Some(altered.unwrap_or_default()));
+        }
+        let ready = match revision {
+            Ok(revision) => {
+                let limit = limit(&self.config.borrow());
+                let fetched = self.fetcher.fetch(&revision, limit).await;
+                fetched.map(|()| revision)
+            }
+            Err(error) => Err(error),
+        };
+        let update = match ready {
+            Ok(revision) => {
+                *handed = Handed {
+                    number,
+                    refused: None,
+                };
+                Update::Revision(Arc::new(revision))
+            }
+            Err(error) => {
+                let why = Causes(&error).to_string();
+                let refused = Some((number, why.clone()));
+                if handed.refused == refused {
+                    return Ok(None);
+                }
+                handed.refused = refused;
+                Update::Refused(number, why)
+            }
+        };
+        // Nobody listens any more when the node ends.
+        let _ = self.updates.send(update).await;
+        Ok(Some(String::new()))
+    }
+}
+
+/// What has been handed on.
+struct Handed {
+    /// The number of the newest revision.
+    number: u64,
+    /// What was said of one that could not be handed on.
+    refused: Option<(u64, String)>,
+}

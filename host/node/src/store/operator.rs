@@ -1,0 +1,248 @@
+//! What operators' commands do: the store, and the nodes that follow it.
+
+use std::time::Duration;
+
+use anyhow::bail;
+use async_nats::service::Info;
+use async_nats::{Client, Message, StatusCode};
+use bytes::Bytes;
+use futures_util::StreamExt as _;
+use futures_util::future::join_all;
+use presence_config::Config;
+use presence_config::revision::Revision;
+use presence_config::subjects::{ADMIN_STATUS, ADMIN_VALIDATE, Subjects};
+use serde_json::Value;
+use tokio::time::{Instant, sleep, timeout_at};
+
+use super::Store;
+use crate::link::broker::Access;
+use crate::link::micro;
+use crate::link::question::{self, Complaint};
+use crate::link::request;
+
+/// How long after the last node has answered another one may.
+const QUIET: Duration = Duration::from_millis(750);
+
+/// How long a node has to say what it runs, and how often it is asked.
+const STATUS: Duration = Duration::from_secs(5);
+const STATUS_AGAIN: Duration = Duration::from_millis(100);
+
+/// An operator's connection.
+pub struct Operator {
+    client: Client,
+    complaint: Complaint,
+    subjects: Subjects,
+    prefix: String,
+    store: Store,
+    servers: String,
+    /// How long a node has to load a pipeline.
+    load_timeout: Duration,
+}
+
+/// A node that was found.
+#[derive(Clone, Debug)]
+pub struct Node {
+    /// Its name.
+    pub name: String,
+    /// Whether its pipeline comes from the store.
+    pub follows_store: bool,
+    id: String,
+}
+
+/// How a node stands to a revision.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Stand {
+    /// It is in force, as this generation, or a later one is.
+    InForce(u64),
+    /// The node refuses it: why.
+    Refused(String),
+    /// The node's pipeline is its folder's.
+    Folder,
+    /// Nothing can be said: why.
+    Unknown(String),
+}
+
+impl Operator {
+    /// Connects.
+    ///
+    /// # Errors
+    /// If NATS can't be reached.
+    pub async fn connect(config: &Config) -> anyhow::Result<Self> {
+        let access = Access::new(config);
+        let complaint = Complaint::default();
+        let options = access
+            .options()?
+            .name("presence command")
+            .custom_inbox_prefix(question::inbox(config, None))
+            .event_callback(complaint.listener());
+        let client = access.connect(options).await?;
+        let prefix = config.tenant.prefix.as_deref();
+        Ok(Self {
+            store: Store::new(&client, prefix),
+            client,
+            complaint,
+            subjects: Subjects::new(prefix),
+            prefix: prefix.unwrap_or_default().to_owned(),
+            servers: access.servers(),
+            load_timeout: config.plugins.load_timeout,
+        })
+    }
+
+    /// The store.
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// An error, or what the broker has said instead.
+    pub fn complained(&self, error: anyhow::Error) -> anyhow::Error {
+        match self.complaint.take() {
+            Some(said) => error.context(format!("NATS says: {said}")),
+            None => error,
+        }
+    }
+
+    /// The nodes of this tenant that run, by name.
+    ///
+    /// # Errors
+    /// If there is none.
+    pub async fn nodes(&self) -> anyhow::Result<Vec<Node>> {
+        let inbox = self.client.new_inbox();
+        let mut replies = self.client.subscribe(inbox.clone()).await?;
+        let subject = format!("$SRV.INFO.{}", micro::NAME);
+        self.client
+            .publish_with_reply(subject, inbox, Bytes::new())
+            .await?;
+        let mut nodes = Vec::new();
+        let mut until = Instant::now() + STATUS;
+        while let Ok(Some(reply)) = timeout_at(until, replies.next()).await {
+            if reply.status == Some(StatusCode::NO_RESPONDERS) {
+                break;
+            }
+            until = Instant::now() + QUIET;
+            let info: Option<Info> = serde_json::from_slice(&reply.payload).ok();
+            nodes.extend(info.and_then(|info| self.node(info)));
+        }
+        nodes.sort_by(|a: &Node, b| (&a.name, &a.id).cmp(&(&b.name, &b.id)));
+        if nodes.is_empty() {
+            let none = anyhow::anyhow!(
+                "no node answers at {}: is `presence run` up there, with the same [tenant] prefix?",
+                self.servers
+            );
+            return Err(self.complained(none));
+        }
+        Ok(nodes)
+    }
+
+    fn node(&self, info: Info) -> Option<Node> {
+        let said = |key: &str| info.metadata.get(key).map(String::as_str);
+        let is_ours = info.name == micro::NAME && said("prefix") == Some(&self.prefix);
+        is_ours.then(|| Node {
+            name: said("node").unwrap_or_default().to_owned(),
+            follows_store: said("source") == Some("store"),
+            id: info.id.clone(),
+        })
+    }
+
+    /// Has all nodes validate a revision, at once: of each, what is wrong with it, if anything.
+    pub async fn validate(&self, nodes: &[Node], revision: &Revision) -> Vec<Result<(), String>> {
+        let body = Bytes::from(revision.to_json());
+        // It fetches the plugins, and waits for another validation.
+        let limit = self.load_timeout * 3;
+        let asked = nodes.iter().map(|node| async {
+            let answer = self.ask(node, ADMIN_VALIDATE, body.clone(), limit).await;
+            answer.map(drop).map_err(|error| format!("{error:#}"))
+        });
+        join_all(asked).await
+    }
+
+    /// How a node stands to the store, as it tells itself.
+    ///
+    /// # Errors
+    /// If it doesn't answer.
+    pub async fn status(&self, node: &Node) -> anyhow::Result<Value> {
+        let answer = self.ask(node, ADMIN_STATUS, Bytes::new(), STATUS).await?;
+        Ok(answer.get("status").cloned().unwrap_or_default())
+    }
+
+    /// Waits until a node has put a revision in force, or refused it.
+    pub async fn settled(&self, node: &Node, revision: u64) -> Stand {
+        if !node.follows_store {
+            return Stand::Folder;
+        }
+        let until = Instant::now() + self.load_timeout;
+        loop {
+            let stand = match self.status(node).await {
+                Ok(status) => stand(&status, revision),
+                Err(error) => Some(Stand::Unknown(format!("{error:#}"))),
+            };
+            match stand {
+                Some(stand) => return stand,
+                None if Instant::now() >= until => {
+                    let seconds = self.load_timeout.as_secs_f32();
+                    return Stand::Unknown(format!(
+                        "not in force within {seconds} s ([plugins] load_timeout_ms)"
+                    ));
+                }
+                None => sleep(STATUS_AGAIN).await,
+            }
+        }
+    }
+
+    async fn ask(
+        &self,
+        node: &Node,
+        what: &str,
+        body: Bytes,
+        limit: Duration,
+    ) -> anyhow::Result<Value> {
+        let subject = format!("{}.{}", self.subjects.of(what), node.id);
+        let read = |reply: &Message| {
+            let answer: Value = serde_json::from_slice(&reply.payload).ok()?;
+            answer.get("ok")?.as_bool()?;
+            Some(answer)
+        };
+        let asked = request::ask(&self.client, &subject, body, limit, read).await;
+        let answer = asked.map_err(|error| self.complained(error.into()))?;
+        if answer.get("ok") == Some(&Value::Bool(true)) {
+            return Ok(answer);
+        }
+        let error = answer.get("error").and_then(Value::as_str);
+        bail!(error.unwrap_or("refused, and nothing says why").to_owned())
+    }
+}
+
+/// How a node that says this of itself stands to a revision; none while that isn't decided.
+fn stand(status: &Value, revision: u64) -> Option<Stand> {
+    let serving = status.get("serving")?;
+    let store = serving.get("store")?;
+    let number = |value: Option<&Value>| value.and_then(Value::as_u64);
+    if number(store.get("revision")).is_some_and(|it| it >= revision) {
+        return Some(Stand::InForce(
+            number(serving.get("generation")).unwrap_or_default(),
+        ));
+    }
+    let refused = store.get("refused")?;
+    let is_it = number(refused.get("revision")).is_some_and(|it| it >= revision);
+    let why = refused.get("why").and_then(Value::as_str);
+    is_it.then(|| Stand::Refused(why.unwrap_or_default().to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_node_stands_to_a_revision_as_it_says() {
+        let with = |store: Value| json!({"serving": {"generation": 4, "store": store}});
+        let refused = json!({"revision": 6, "refused": {"revision": 7, "why": "broken"}});
+        assert_eq!(stand(&with(refused.clone()), 6), Some(Stand::InForce(4)));
+        assert_eq!(
+            stand(&with(refused.clone()), 7),
+            Some(Stand::Refused("broken".into()))
+        );
+        assert_eq!(stand(&with(refused), 8), None);
+        assert_eq!(stand(&json!({"serving": null}), 1), None);
+    }
+}

@@ -1,0 +1,227 @@
+//! Plugins in the store: objects that are named by the digest of their bytes, which is
+//! checked whenever they are read.
+
+use std::collections::HashMap;
+
+use anyhow::{Context as _, bail, ensure};
+use async_nats::jetstream::object_store::{self, ObjectInfo, ObjectMetadata, ObjectStore};
+use async_nats::jetstream::stream::StorageType;
+use presence_config::digest::Digest;
+use presence_config::regular::Limit;
+use presence_sandbox::{Manifest, sha256};
+
+use super::Store;
+use super::bucket::read_all;
+
+/// What is known of a plugin in the store, by its manifest and by who uploaded it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct About {
+    /// Its name.
+    pub name: String,
+    /// Its version.
+    pub version: String,
+    /// Its role.
+    pub role: String,
+    /// Who uploaded it, by their own account.
+    pub who: String,
+}
+
+/// A plugin in the store.
+#[derive(Clone, Debug)]
+pub struct Stored {
+    /// Of its bytes.
+    pub digest: Digest,
+    /// How many they are.
+    pub bytes: u64,
+    /// When it was uploaded, in milliseconds since the Unix epoch.
+    pub when: u64,
+    /// What is said of it.
+    pub about: About,
+}
+
+impl About {
+    /// What a plugin's manifest says, and the digest of its bytes.
+    ///
+    /// # Errors
+    /// If it is no plugin.
+    pub fn of(bytes: &[u8], file: &str, who: &str) -> anyhow::Result<(Digest, Self)> {
+        let manifest = Manifest::read(file, bytes)?;
+        let about = Self {
+            name: manifest.name.clone(),
+            version: manifest.version.to_string(),
+            role: manifest.role.as_str().into(),
+            who: who.into(),
+        };
+        Ok((Digest::of_hex(&sha256(bytes))?, about))
+    }
+}
+
+impl Store {
+    /// Makes the bucket of plugins, where it is missing.
+    pub(super) async fn make_plugins(&self, replicas: usize) -> anyhow::Result<ObjectStore> {
+        if let Some(store) = self.objects().await? {
+            return Ok(store);
+        }
+        let made = self.context.create_object_store(object_store::Config {
+            bucket: self.plugins.clone(),
+            description: Some("presence: plugins, by the digests of their bytes".into()),
+            storage: StorageType::File,
+            num_replicas: replicas,
+            ..object_store::Config::default()
+        });
+        made.await
+            .with_context(|| format!("can't make the bucket `{}`", self.plugins))
+    }
+
+    /// Uploads a plugin, unless it is there. Says whether it was uploaded.
+    ///
+    /// # Errors
+    /// If it can't be, or the bucket is missing or not what it should be.
+    pub async fn push(&self, digest: &Digest, bytes: &[u8], about: &About) -> anyhow::Result<bool> {
+        let store = self.objects().await?;
+        let store = store.with_context(|| format!("the bucket `{}` is gone", self.plugins))?;
+        let limit = Limit {
+            bytes_max: bytes.len() as u64,
+            key: "",
+        };
+        // One that has been altered is uploaded again.
+        if self.plugin(digest, limit).await.is_ok() {
+            return Ok(false);
+        }
+        let About {
+            name,
+            version,
+            role,
+            who,
+        } = about;
+        let metadata = [
+            ("name", name),
+            ("version", version),
+            ("role", role),
+            ("who", who),
+        ];
+        let metadata = metadata.map(|(key, value)| (key.to_owned(), value.clone()));
+        let object = ObjectMetadata {
+            name: digest.to_string(),
+            description: Some(format!("{name} {version}")),
+            metadata: HashMap::from(metadata),
+            ..ObjectMetadata::default()
+        };
+        let mut rest = bytes;
+        let put = store.put(object, &mut rest).await;
+        put.with_context(|| format!("can't upload {digest} to the bucket `{}`", self.plugins))?;
+        Ok(true)
+    }
+
+    /// The bytes of a plugin.
+    ///
+    /// # Errors
+    /// If it isn't there, is longer than `limit`, or has been altered.
+    pub async fn plugin(&self, digest: &Digest, limit: Limit) -> anyhow::Result<Vec<u8>> {
+        let missing = || {
+            format!(
+                "{digest} is not in the bucket `{}`: upload it, with `presence plugins push`",
+                self.plugins
+            )
+        };
+        let store = self.objects().await?.with_context(missing)?;
+        let info = match store.info(digest.to_string()).await {
+            Ok(info) if !info.deleted => info,
+            Ok(_) => bail!(missing()),
+            Err(error) if error.kind() == object_store::InfoErrorKind::NotFound => bail!(missing()),
+            Err(error) => {
+                return Err(error).with_context(|| format!("can't read {digest} from the store"));
+            }
+        };
+        let Limit { bytes_max, key } = limit;
+        ensure!(
+            info.size as u64 <= bytes_max,
+            "{digest} is {} bytes long, and {key} permits {bytes_max}",
+            info.size
+        );
+        let altered = || {
+            format!(
+                "{digest} in the bucket `{}` is not what its name says: upload it again, with \
+                 `presence plugins push`",
+                self.plugins
+            )
+        };
+        let stream = self.stream(&self.objects_stream()).await?;
+        let stream = stream.with_context(missing)?;
+        let chunks = format!("$O.{}.C.{}", self.plugins, info.nuid);
+        let chunks = read_all(&stream, chunks, bytes_max).await;
+        let mut bytes = Vec::new();
+        for chunk in chunks.with_context(altered)? {
+            bytes.extend_from_slice(&chunk.payload);
+        }
+        ensure!(*sha256(&bytes) == *digest.hex(), altered());
+        Ok(bytes)
+    }
+
+    /// The plugins in the store, by name, the newest of each first.
+    ///
+    /// # Errors
+    /// If they can't be read.
+    pub async fn plugins(&self) -> anyhow::Result<Vec<Stored>> {
+        if self.objects().await?.is_none() {
+            return Ok(Vec::new());
+        }
+        let Some(stream) = self.stream(&self.objects_stream()).await? else {
+            return Ok(Vec::new());
+        };
+        let subject = format!("$O.{}.M.>", self.plugins);
+        let objects = read_all(&stream, subject, u64::MAX).await?;
+        let mut stored: Vec<_> = objects
+            .iter()
+            .filter_map(|object| Stored::read(&object.payload))
+            .collect();
+        stored.sort_by(|a, b| (&a.about.name, b.when).cmp(&(&b.about.name, a.when)));
+        Ok(stored)
+    }
+
+    /// The bucket of plugins; none if there is none.
+    async fn objects(&self) -> anyhow::Result<Option<ObjectStore>> {
+        let name = self.objects_stream();
+        let Some(stream) = self.stream(&name).await? else {
+            return Ok(None);
+        };
+        let config = &stream.cached_info().config;
+        let ours = ["C", "M"].map(|kind| format!("$O.{}.{kind}.>", self.plugins));
+        if config.subjects != ours {
+            bail!(self.misshapen(&name, "holds other subjects"));
+        }
+        if !config.max_age.is_zero() {
+            bail!(self.misshapen(&name, "forgets what it holds after some time"));
+        }
+        Ok(Some(self.context.get_object_store(&self.plugins).await?))
+    }
+
+    fn objects_stream(&self) -> String {
+        format!("OBJ_{}", self.plugins)
+    }
+}
+
+impl Stored {
+    /// Reads what is kept of an object; nothing of one that is no plugin.
+    fn read(payload: &[u8]) -> Option<Self> {
+        let info: ObjectInfo = serde_json::from_slice(payload).ok()?;
+        let digest = Digest::parse(&info.name).ok().filter(|_| !info.deleted)?;
+        let said = |key: &str| info.metadata.get(key).cloned().unwrap_or_default();
+        let when = info
+            .modified
+            .map(|at| at.unix_timestamp_nanos() / 1_000_000);
+        Some(Self {
+            digest,
+            bytes: info.size as u64,
+            when: when
+                .and_then(|ms| u64::try_from(ms).ok())
+                .unwrap_or_default(),
+            about: About {
+                name: said("name"),
+                version: said("version"),
+                role: said("role"),
+                who: said("who"),
+            },
+        })
+    }
+}

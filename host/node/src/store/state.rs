@@ -1,0 +1,115 @@
+//! How a node stands to the plugin store: which revision is in force, which one it refuses,
+//! and whether the store can be read.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use presence_config::revision::Revision;
+use serde_json::{Value, json};
+
+/// What a node knows of the store.
+#[derive(Debug, Default)]
+pub(crate) struct State(Mutex<Known>);
+
+#[derive(Debug, Default)]
+struct Known {
+    in_force: Option<Arc<Revision>>,
+    /// The number of the one that was refused last, and why, until another is in force.
+    refused: Option<(u64, String)>,
+    /// Why the store can't be read, if it can't.
+    away: Option<String>,
+}
+
+impl State {
+    /// A revision is in force from now on.
+    pub(crate) fn put_in_force(&self, revision: Arc<Revision>) {
+        let mut known = self.known();
+        known
+            .refused
+            .take_if(|(number, _)| *number <= revision.revision);
+        known.in_force = Some(revision);
+    }
+
+    /// A revision can't be put in force.
+    pub(crate) fn refuse(&self, number: u64, why: String) {
+        self.known().refused = Some((number, why));
+    }
+
+    /// The store can't be read, and why; or it can.
+    pub(crate) fn set_away(&self, why: Option<String>) {
+        self.known().away = why;
+    }
+
+    /// The revision that is in force.
+    pub(crate) fn in_force(&self) -> Option<Arc<Revision>> {
+        self.known().in_force.clone()
+    }
+
+    /// The number of the revision that was refused last, and why, until another is in force.
+    pub(crate) fn refused(&self) -> Option<(u64, String)> {
+        self.known().refused.clone()
+    }
+
+    /// Why the store can't be read; none if it can.
+    pub(crate) fn away(&self) -> Option<String> {
+        self.known().away.clone()
+    }
+
+    /// Why nothing is in force, where nothing is: nobody sees anybody then.
+    pub(crate) fn nothing(&self) -> Option<String> {
+        let known = self.known();
+        if known.in_force.is_some() {
+            return None;
+        }
+        let why = match (&known.refused, &known.away) {
+            (Some((number, why)), _) => format!("revision {number} is refused: {why}"),
+            (None, Some(why)) => why.clone(),
+            (None, None) => "there is none: `presence pipeline apply FILE` makes one".into(),
+        };
+        Some(format!(
+            "no pipeline revision is in force, and nobody sees anybody: {why}"
+        ))
+    }
+
+    /// As `/status` and the admin service tell it.
+    pub(crate) fn tell(&self) -> Value {
+        let known = self.known();
+        let refused = known.refused.as_ref();
+        json!({
+            "revision": known.in_force.as_ref().map(|it| it.revision),
+            "refused": refused.map(|(revision, why)| json!({"revision": revision, "why": why})),
+            "away": known.away,
+        })
+    }
+
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn revision(number: u64) -> Arc<Revision> {
+        let text = format!(r#"{{"revision": {number}, "chain": [], "who": "", "when": 1}}"#);
+        Revision::parse(text.as_bytes()).unwrap().into()
+    }
+
+    #[test]
+    fn a_refusal_holds_until_that_revision_or_a_later_one_is_in_force() {
+        let state = State::default();
+        assert!(state.nothing().unwrap().contains("presence pipeline apply"));
+        state.refuse(3, "broken".into());
+        assert!(
+            state
+                .nothing()
+                .unwrap()
+                .contains("revision 3 is refused: broken")
+        );
+        state.put_in_force(revision(2));
+        assert_eq!(state.nothing(), None);
+        assert_eq!(state.tell()["refused"]["revision"], 3);
+        state.put_in_force(revision(3));
+        assert_eq!(state.tell()["refused"], Value::Null);
+    }
+}

@@ -1,0 +1,22 @@
+//! `presence pipeline apply`
+
+use std::path::PathBuf;
+
+use super::change::{How, Session};
+use super::file::Meant;
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// The file.
+    file: PathBuf,
+    #[command(flatten)]
+    how: How,
+}
+
+/// Makes it the next revision.
+pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
+    let session = Session::open(&args.how.config).await?;
+    let meant = Meant::read(&args.file, &session).await?;
+    meant.upload(&session).await?;
+    session.change(meant.chain, &args.how, "").await
+}

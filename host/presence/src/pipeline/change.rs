@@ -1,0 +1,346 @@
+//! A change of the pipeline, whatever command makes it: the difference is shown and confirmed,
+//! every node validates the revision, it is written unless somebody else was faster, and every
+//! node is waited for.
+
+use std::io::{BufRead as _, IsTerminal as _, stdin};
+
+use anyhow::{Context as _, bail, ensure};
+use presence_config::escape::{line, print, print_json, say};
+use presence_config::revision::{Entry, Revision, WORDS_BYTES_MAX, toml_of};
+use presence_config::{self as config, Auth, Config};
+use presence_kit::{ConfigArg, text};
+use presence_node::clock;
+use presence_node::store::operator::{Node, Operator, Stand};
+use presence_node::store::{Found, Written};
+use serde_json::{Value, json};
+use similar::TextDiff;
+
+/// How a change is made.
+#[derive(clap::Args)]
+pub(crate) struct How {
+    /// Why, for the history.
+    #[arg(
+        long,
+        value_name = "TEXT",
+        default_value = "",
+        hide_default_value = true
+    )]
+    why: String,
+    /// Doesn't ask first.
+    #[arg(long)]
+    yes: bool,
+    /// Prints one JSON object; needs --yes.
+    #[arg(long, requires = "yes")]
+    json: bool,
+    #[command(flatten)]
+    pub(crate) config: ConfigArg,
+}
+
+/// The store, as it is when a command begins.
+pub(crate) struct Session {
+    pub(crate) config: Config,
+    pub(crate) operator: Operator,
+    /// The revisions, in order.
+    pub(crate) revisions: Vec<Found>,
+}
+
+impl Session {
+    /// Connects, and reads the revisions.
+    pub(crate) async fn open(config: &ConfigArg) -> anyhow::Result<Self> {
+        let config = Config::load(config.config.as_deref(), config::variables())?;
+        let operator = Operator::connect(&config).await?;
+        let revisions = operator.store().revisions().await;
+        let revisions = revisions.map_err(|error| operator.complained(error))?;
+        Ok(Self {
+            config,
+            operator,
+            revisions,
+        })
+    }
+
+    /// The revisions that can be read, in order.
+    pub(crate) fn readable(&self) -> impl DoubleEndedIterator<Item = &Revision> {
+        let revisions = self.revisions.iter();
+        revisions.filter_map(|found| found.revision.as_ref().ok())
+    }
+
+    /// The newest revision that can be read.
+    pub(crate) fn newest(&self) -> Option<&Revision> {
+        self.readable().next_back()
+    }
+
+    /// As [`Self::newest`].
+    ///
+    /// # Errors
+    /// If there is none.
+    pub(crate) fn needed(&self) -> anyhow::Result<&Revision> {
+        self.newest().with_context(|| {
+            format!(
+                "there is no pipeline revision in the bucket `{}`: `presence pipeline apply FILE` \
+                 makes the first",
+                self.operator.store().pipeline()
+            )
+        })
+    }
+
+    /// A revision by its number.
+    ///
+    /// # Errors
+    /// If there is none of that number, or it can't be read.
+    pub(crate) fn numbered(&self, number: u64) -> anyhow::Result<&Revision> {
+        let mut found = self.revisions.iter();
+        let found = found.find(|found| found.number == number);
+        let found = found.with_context(|| {
+            format!("there is no revision {number}: `presence pipeline history` lists them")
+        })?;
+        found
+            .revision
+            .as_ref()
+            .map_err(|error| anyhow::anyhow!("{error:#}"))
+    }
+
+    /// Who runs this command: the user of NATS, if that has a name, or else of this machine.
+    pub(crate) fn who(&self) -> String {
+        if let Auth::Password { user, .. } = &self.config.nats.auth {
+            return user.clone();
+        }
+        let user = ["USER", "LOGNAME"].into_iter().find_map(std::env::var_os);
+        let user = user.unwrap_or_else(|| "somebody".into());
+        format!("{}@{}", user.to_string_lossy(), self.config.node.name)
+    }
+
+    /// What changes from the newest revision to a chain, as a patch; empty if nothing does.
+    pub(crate) fn difference(&self, chain: &[Entry]) -> String {
+        let before = self.newest();
+        let old = before.map_or_else(String::new, Revision::to_toml);
+        let name = before.map_or_else(
+            || "nothing".to_owned(),
+            |it| format!("revision {}", it.revision),
+        );
+        let new = toml_of(chain);
+        TextDiff::from_lines(&old, &new)
+            .unified_diff()
+            .header(&name, "the next revision")
+            .to_string()
+    }
+
+    /// Makes a chain the next revision.
+    ///
+    /// # Errors
+    /// If it isn't, or a node doesn't run it.
+    pub(crate) async fn change(
+        &self,
+        chain: Vec<Entry>,
+        how: &How,
+        why: &str,
+    ) -> anyhow::Result<()> {
+        let difference = self.difference(&chain);
+        if let Some(newest) = self.newest().filter(|it| it.chain == chain) {
+            return self.say_unchanged(newest.revision, how);
+        }
+        let why = match (how.why.as_str(), why) {
+            ("", why) | (why, "") => why.to_owned(),
+            (said, why) => format!("{why}: {said}"),
+        };
+        ensure!(
+            why.len() <= WORDS_BYTES_MAX,
+            "--why is longer than {WORDS_BYTES_MAX} bytes"
+        );
+        if !how.json {
+            print(&difference)?;
+        }
+        if !how.yes {
+            confirm("Make this the next revision?")?;
+        }
+        let nodes = self.operator.nodes().await?;
+        let revision = Revision {
+            revision: self.next(&nodes).await,
+            chain,
+            candidate: None,
+            who: self.who(),
+            when: clock::now_ms(),
+            why,
+        };
+        self.write(&revision, &nodes, &difference, how.json).await
+    }
+
+    fn say_unchanged(&self, number: u64, how: &How) -> anyhow::Result<()> {
+        if how.json {
+            print_json(
+                json!({"revision": number, "written": false, "difference": "", "nodes": []}),
+            )?;
+        } else {
+            print(format_args!(
+                "nothing changes: revision {number} is that already\n"
+            ))?;
+        }
+        Ok(())
+    }
+
+    /// The number of the next revision: also higher than what any node has run, as where the
+    /// bucket was lost.
+    async fn next(&self, nodes: &[Node]) -> u64 {
+        let mut highest = self.revisions.last().map_or(0, |it| it.number);
+        for node in nodes {
+            // One that can't be asked refuses, or says so, below.
+            let status = self.operator.status(node).await.unwrap_or_default();
+            let runs = status.pointer("/serving/store/revision");
+            highest = highest.max(runs.and_then(Value::as_u64).unwrap_or_default());
+        }
+        highest + 1
+    }
+
+    async fn write(
+        &self,
+        revision: &Revision,
+        nodes: &[Node],
+        difference: &str,
+        json: bool,
+    ) -> anyhow::Result<()> {
+        let number = revision.revision;
+        let mut report = Report {
+            lines: Vec::new(),
+            json,
+        };
+        let validated = self.operator.validate(nodes, revision).await;
+        let refused = validated.iter().filter(|it| it.is_err()).count();
+        if refused > 0 {
+            for (node, outcome) in nodes.iter().zip(validated) {
+                let (what, why) = match outcome {
+                    Ok(()) => ("valid", String::new()),
+                    Err(why) => ("refused", why),
+                };
+                report.add(&node.name, what, None, &why)?;
+            }
+            report.end(number, false, difference)?;
+            bail!(
+                "nothing was written: {refused} of {} refuse it",
+                counted(nodes.len())
+            );
+        }
+        match self.operator.store().write(revision).await {
+            Ok(Written::Done) => {}
+            Ok(Written::Taken(other)) => {
+                report.end(number, false, difference)?;
+                bail!(
+                    "nothing was written: {}. Look at `presence pipeline show`, and try again",
+                    taken(&other)
+                );
+            }
+            Err(error) => return Err(self.operator.complained(error)),
+        }
+        let mut failed = 0;
+        for node in nodes {
+            let stand = self.operator.settled(node, number).await;
+            failed += usize::from(matches!(stand, Stand::Refused(_) | Stand::Unknown(_)));
+            let (what, generation, why) = match stand {
+                Stand::InForce(generation) => ("in force", Some(generation), String::new()),
+                Stand::Refused(why) => ("refused", None, why),
+                Stand::Folder => {
+                    let why = "its [plugins] source is \"folder\"";
+                    ("not followed", None, why.into())
+                }
+                Stand::Unknown(why) => ("unknown", None, why),
+            };
+            report.add(&node.name, what, generation, &why)?;
+        }
+        report.end(number, true, difference)?;
+        ensure!(
+            failed == 0,
+            "revision {number} is written, and {failed} of {} do not run it: `presence pipeline \
+             rollback` goes back",
+            counted(nodes.len())
+        );
+        Ok(())
+    }
+}
+
+/// What became of a change on each node.
+struct Report {
+    lines: Vec<Value>,
+    json: bool,
+}
+
+impl Report {
+    fn add(
+        &mut self,
+        node: &str,
+        what: &str,
+        generation: Option<u64>,
+        why: &str,
+    ) -> anyhow::Result<()> {
+        if !self.json {
+            let generation = generation.map(|number| format!(" (generation {number})"));
+            let colon = if why.is_empty() { "" } else { ": " };
+            print(format_args!(
+                "{}  {what}{}{colon}{}\n",
+                line(node),
+                generation.unwrap_or_default(),
+                line(why)
+            ))?;
+        }
+        self.lines.push(json!({
+            "node": node,
+            "outcome": what.replace(' ', "-"),
+            "generation": generation,
+            "why": why,
+        }));
+        Ok(())
+    }
+
+    fn end(self, revision: u64, written: bool, difference: &str) -> anyhow::Result<()> {
+        if self.json {
+            print_json(json!({
+                "revision": revision,
+                "written": written,
+                "difference": difference,
+                "nodes": self.lines,
+            }))?;
+        } else if written {
+            print(format_args!("revision {revision} is written\n"))?;
+        }
+        Ok(())
+    }
+}
+
+/// Who was faster.
+fn taken(other: &Found) -> String {
+    let number = other.number;
+    match &other.revision {
+        Ok(revision) => {
+            let why = match &*revision.why {
+                "" => String::new(),
+                why => format!(" ({})", line(why)),
+            };
+            format!(
+                "revision {number} was written by {} at {}{why}, while this one was made",
+                line(&revision.who),
+                text::time(revision.when)
+            )
+        }
+        Err(error) => format!("{error:#}"),
+    }
+}
+
+fn counted(nodes: usize) -> String {
+    match nodes {
+        1 => "1 node".into(),
+        nodes => format!("{nodes} nodes"),
+    }
+}
+
+/// Asks, and goes on if the answer is yes.
+fn confirm(question: &str) -> anyhow::Result<()> {
+    ensure!(
+        stdin().is_terminal(),
+        "nobody is there to be asked: --yes goes on without asking"
+    );
+    say(format_args!("{question} [y/N]"));
+    let mut answer = String::new();
+    stdin().lock().read_line(&mut answer)?;
+    ensure!(
+        matches!(answer.trim(), "y" | "Y" | "yes"),
+        "nothing was changed"
+    );
+    Ok(())
+}

@@ -1,0 +1,43 @@
+//! `presence pipeline rollback`
+
+use anyhow::Context as _;
+
+use super::change::{How, Session};
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// The revision to go back to; the last one with another pipeline, if none is given.
+    revision: Option<u64>,
+    #[command(flatten)]
+    how: How,
+}
+
+/// Makes an earlier pipeline the next revision.
+pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
+    let session = Session::open(&args.how.config).await?;
+    back(&session, args.revision, &args.how).await
+}
+
+/// Goes back to a revision, or to the last one with another pipeline.
+pub(crate) async fn back(
+    session: &Session,
+    revision: Option<u64>,
+    how: &How,
+) -> anyhow::Result<()> {
+    let to = match revision {
+        Some(number) => session.numbered(number)?,
+        None => {
+            let newest = session.needed()?;
+            let mut earlier = session.readable().rev();
+            // Where the newest can't be read, the one before is what to go back to.
+            let is_unread = session
+                .revisions
+                .last()
+                .is_some_and(|it| it.revision.is_err());
+            let other = earlier.find(|it| is_unread || it.chain != newest.chain);
+            other.context("there is no earlier revision with another pipeline")?
+        }
+    };
+    let why = format!("rollback to revision {}", to.revision);
+    session.change(to.chain.clone(), how, &why).await
+}

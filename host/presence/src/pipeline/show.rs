@@ -1,0 +1,42 @@
+//! `presence pipeline show`
+
+use presence_config::escape::{line, print, print_json};
+use presence_kit::{ConfigArg, text};
+
+use super::change::Session;
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Its number; the newest one, if none is given.
+    revision: Option<u64>,
+    /// Prints it as the store has it.
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    config: ConfigArg,
+}
+
+/// Prints a revision.
+pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
+    let session = Session::open(&args.config).await?;
+    let revision = match args.revision {
+        Some(number) => session.numbered(number)?,
+        None => session.needed()?,
+    };
+    if args.json {
+        print_json(serde_json::to_value(revision)?)?;
+        return Ok(());
+    }
+    let why = match &*revision.why {
+        "" => String::new(),
+        why => format!(": {}", line(why)),
+    };
+    print(format_args!(
+        "# revision {}, {} by {}{why}\n{}",
+        revision.revision,
+        text::time(revision.when),
+        line(&revision.who),
+        revision.to_toml()
+    ))?;
+    Ok(())
+}

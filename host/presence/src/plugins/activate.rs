@@ -1,0 +1,80 @@
+//! `presence plugins activate`
+
+use anyhow::{Context as _, bail, ensure};
+use presence_config::digest::Digest;
+use presence_node::store::Stored;
+
+use crate::pipeline::change::{How, Session};
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// The plugin's name, and its digest or the first digits of it.
+    #[arg(value_name = "NAME@DIGEST", value_parser = named)]
+    plugin: Named,
+    #[command(flatten)]
+    how: How,
+}
+
+/// A plugin by its name and the beginning of its digest.
+#[derive(Clone, Debug)]
+pub(crate) struct Named {
+    name: String,
+    digest: String,
+}
+
+fn named(text: &str) -> Result<Named, String> {
+    let (name, digest) = text
+        .split_once('@')
+        .ok_or("write its name and its digest, such as quiet@sha256:1b2c3d4e")?;
+    Ok(Named {
+        name: name.into(),
+        digest: digest.into(),
+    })
+}
+
+/// Has all nodes run it.
+pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
+    let session = Session::open(&args.how.config).await?;
+    let stored = session.operator.store().plugins().await;
+    let stored = stored.map_err(|error| session.operator.complained(error))?;
+    let Named { name, digest } = &args.plugin;
+    let digest = meant(&stored, name, digest)?;
+    let mut chain = session.needed()?.chain.clone();
+    let mut stages = chain
+        .iter_mut()
+        .filter(|entry| entry.plugin == *name)
+        .peekable();
+    ensure!(
+        stages.peek().is_some(),
+        "the pipeline has no plugin `{name}`: add it, with `presence pipeline show`, a \
+         [[pipeline]] section and `presence pipeline apply`"
+    );
+    for entry in stages {
+        entry.digest = digest.clone();
+    }
+    let why = format!("activate {name}@{}", digest.short());
+    session.change(chain, &args.how, &why).await
+}
+
+/// The digest that is meant.
+fn meant(stored: &[Stored], name: &str, digest: &str) -> anyhow::Result<Digest> {
+    let named = stored.iter().filter(|it| it.about.name == name);
+    let mut begin: Vec<_> = named
+        .filter(|it| it.digest.begins(digest))
+        .map(|it| &it.digest)
+        .collect();
+    match (begin.pop(), &*begin) {
+        (Some(digest), []) => Ok(digest.clone()),
+        (Some(_), _) => bail!("several plugins `{name}` begin with {digest}: write more digits"),
+        (None, _) => {
+            let elsewhere = stored.iter().find(|it| it.digest.begins(digest));
+            let why = elsewhere.map(|it| format!("it is the plugin `{}`", it.about.name));
+            let why = why.unwrap_or_else(|| {
+                "upload it, with `presence plugins push`; `presence plugins list` lists what is \
+                 there"
+                    .into()
+            });
+            None.with_context(|| format!("there is no plugin {name}@{digest} in the store: {why}"))
+        }
+    }
+}

@@ -1,0 +1,232 @@
+//! What a node keeps on disk of the plugin store: the plugins that it runs, by their digests,
+//! and the revision that is in force. It starts from that while the store is away.
+
+use std::collections::{BTreeSet, HashMap};
+use std::fs;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use anyhow::{Context as _, ensure};
+use presence_config::digest::Digest;
+use presence_config::regular::{self, Limit};
+use presence_config::revision::Revision;
+use presence_config::{Config, PluginSource};
+use presence_sandbox::sha256;
+
+use crate::private;
+
+/// Where a plugin of the store comes from, in words.
+pub const STORE: &str = "store";
+
+/// What is kept of a tenant's plugin store.
+#[derive(Debug, Default)]
+pub struct Kept {
+    /// Where it is kept; none where nothing is kept over a restart.
+    folder: Option<PathBuf>,
+    /// The plugins that could not be kept there.
+    memory: Mutex<HashMap<Digest, Arc<[u8]>>>,
+}
+
+impl Kept {
+    /// Of the tenant that a configuration describes.
+    pub fn of(config: &Config) -> Self {
+        // No tenant's prefix is `presence`.
+        let tenant = config.tenant.prefix.as_deref().unwrap_or("presence");
+        let dir = config.state.dir.as_ref();
+        Self {
+            folder: dir.map(|dir| dir.join(format!("{tenant}.store"))),
+            memory: Mutex::default(),
+        }
+    }
+
+    /// A plugin's bytes.
+    ///
+    /// # Errors
+    /// If they aren't there, or are others than the digest says.
+    pub fn plugin(&self, digest: &Digest, limit: Limit) -> anyhow::Result<Arc<[u8]>> {
+        if let Some(bytes) = self.memory().get(digest) {
+            return Ok(Arc::clone(bytes));
+        }
+        let path = self.path_of(digest);
+        let path = path.with_context(|| format!("{digest} is not on this node"))?;
+        let bytes = regular::read(&path, Some(limit))?;
+        ensure!(
+            *sha256(&bytes) == *digest.hex(),
+            "{} has been altered: its content is not what its name says",
+            path.display()
+        );
+        Ok(bytes.into())
+    }
+
+    /// Keeps a plugin's bytes.
+    ///
+    /// # Errors
+    /// If they are others than the digest says.
+    pub fn keep(&self, digest: &Digest, bytes: Vec<u8>) -> anyhow::Result<()> {
+        ensure!(
+            *sha256(&bytes) == *digest.hex(),
+            "its content is not what {digest} says"
+        );
+        if let Some(path) = self.path_of(digest) {
+            match self.write(&path, &bytes) {
+                Ok(()) => return Ok(()),
+                Err(error) => tracing::warn!(
+                    "the plugin {} is not kept on disk, and a start needs the store: {error:#}",
+                    digest.short()
+                ),
+            }
+        }
+        self.memory().insert(digest.clone(), bytes.into());
+        Ok(())
+    }
+
+    /// The revision that was last in force; none if there was none.
+    ///
+    /// # Errors
+    /// If there is one that can't be read.
+    pub fn revision(&self) -> anyhow::Result<Option<Revision>> {
+        let Some(path) = self.revision_path() else {
+            return Ok(None);
+        };
+        let what = || format!("the kept pipeline revision, {}", path.display());
+        match fs::read(&path) {
+            Ok(bytes) => Revision::parse(&bytes).map(Some).with_context(what),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+            // A folder that can't be used is for the state to tell of.
+            Err(error) if error.kind() == ErrorKind::NotADirectory => Ok(None),
+            Err(error) => Err(error).with_context(what),
+        }
+    }
+
+    /// Keeps the revision that is in force, and of the plugins only its own.
+    pub fn put_in_force(&self, revision: &Revision) {
+        let used: BTreeSet<_> = revision.chain.iter().map(|entry| &entry.digest).collect();
+        self.memory().retain(|digest, _| used.contains(digest));
+        let Some(path) = self.revision_path() else {
+            return;
+        };
+        if let Err(error) = self.write(&path, &revision.to_json()) {
+            return tracing::warn!(
+                "the pipeline revision {} is not kept on disk, and a start needs the store: \
+                 {error:#}",
+                revision.revision
+            );
+        }
+        let names: BTreeSet<_> = used.iter().map(|digest| file_name(digest)).collect();
+        let files = self.folder.iter().flat_map(fs::read_dir).flatten();
+        for file in files.flatten() {
+            let name = file.file_name();
+            let name = name.to_string_lossy();
+            if name.ends_with(".wasm") && !names.contains(&*name) {
+                // What stays takes room, and harms nothing.
+                let _ = fs::remove_file(file.path());
+            }
+        }
+    }
+
+    fn write(&self, path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
+        if let Some(folder) = &self.folder {
+            private::folder(folder)?;
+        }
+        private::write(path, bytes).with_context(|| format!("can't write {}", path.display()))
+    }
+
+    fn path_of(&self, digest: &Digest) -> Option<PathBuf> {
+        Some(self.folder.as_ref()?.join(file_name(digest)))
+    }
+
+    fn revision_path(&self) -> Option<PathBuf> {
+        Some(self.folder.as_ref()?.join("revision.json"))
+    }
+
+    fn memory(&self) -> MutexGuard<'_, HashMap<Digest, Arc<[u8]>>> {
+        self.memory.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn file_name(digest: &Digest) -> String {
+    format!("{}.wasm", digest.hex())
+}
+
+/// The configuration with the pipeline that a start without the store would have: the revision
+/// that was last in force, where the pipeline comes from the store.
+///
+/// # Errors
+/// If there is none, or it can't be read.
+pub fn without_store(mut config: Config) -> anyhow::Result<Config> {
+    if config.plugins.source == PluginSource::Store {
+        let kept = Kept::of(&config).revision()?;
+        let kept = kept.context(
+            "the pipeline comes from the plugin store ([plugins] source), and this node has kept \
+             no revision of it",
+        )?;
+        config.pipeline = kept.stages();
+    }
+    Ok(config)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMIT: Limit = Limit {
+        bytes_max: 1 << 20,
+        key: "[plugins] file_bytes_max",
+    };
+
+    fn digest(bytes: &[u8]) -> Digest {
+        Digest::of_hex(&sha256(bytes)).unwrap()
+    }
+
+    fn revision(plugin: &[u8]) -> Revision {
+        let text = format!(
+            r#"{{"revision": 3, "chain": [{{"plugin": "a", "digest": "{}"}}], "who": "", "when": 1}}"#,
+            digest(plugin)
+        );
+        Revision::parse(text.as_bytes()).unwrap()
+    }
+
+    fn in_folder(folder: &Path) -> Kept {
+        let mut config = Config::default();
+        config.state.dir = Some(folder.to_owned());
+        Kept::of(&config)
+    }
+
+    #[test]
+    fn what_is_in_force_is_kept_and_no_other_plugin() {
+        let folder = tempfile::tempdir().unwrap();
+        let kept = in_folder(folder.path());
+        assert_eq!(kept.revision().unwrap(), None);
+        for plugin in [b"one", b"two"] {
+            kept.keep(&digest(plugin), plugin.to_vec()).unwrap();
+        }
+        kept.put_in_force(&revision(b"two"));
+        let kept = in_folder(folder.path());
+        assert_eq!(kept.revision().unwrap(), Some(revision(b"two")));
+        assert_eq!(&*kept.plugin(&digest(b"two"), LIMIT).unwrap(), b"two");
+        assert!(kept.plugin(&digest(b"one"), LIMIT).is_err());
+    }
+
+    #[test]
+    fn a_plugin_that_was_altered_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let kept = in_folder(folder.path());
+        let one = digest(b"one");
+        assert!(kept.keep(&one, b"two".to_vec()).is_err());
+        kept.keep(&one, b"one".to_vec()).unwrap();
+        fs::write(kept.path_of(&one).unwrap(), b"two").unwrap();
+        let error = kept.plugin(&one, LIMIT).unwrap_err().to_string();
+        assert!(error.contains("has been altered"), "{error}");
+    }
+
+    #[test]
+    fn without_a_folder_plugins_are_held_for_as_long_as_they_run() {
+        let kept = Kept::default();
+        kept.keep(&digest(b"one"), b"one".to_vec()).unwrap();
+        assert!(kept.plugin(&digest(b"one"), LIMIT).is_ok());
+        kept.put_in_force(&revision(b"two"));
+        assert!(kept.plugin(&digest(b"one"), LIMIT).is_err());
+        assert_eq!(kept.revision().unwrap(), None);
+    }
+}
