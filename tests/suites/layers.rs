@@ -11,14 +11,23 @@ const PLACES: [(&str, &[&str]); 10] = [
     ("notify::", &["node/src/reload/watch.rs"]),
     ("HeaderMap", &["node/src/link/"]),
     // The client's types, and not its name, which the log's filter bears as well.
-    ("async_nats::", &["node/src/link/", "node/src/directory/"]),
-    ("use async_nats", &["node/src/link/", "node/src/directory/"]),
+    // The directory and the plugin store are buckets, and JetStream's types are theirs.
+    (
+        "async_nats::",
+        &["node/src/link/", "node/src/directory/", "node/src/store/"],
+    ),
+    (
+        "use async_nats",
+        &["node/src/link/", "node/src/directory/", "node/src/store/"],
+    ),
     (
         "tokio",
         &[
             "node/src/",
             // Commands that stay connected.
             "presence/src/dlq/",
+            "presence/src/pipeline/",
+            "presence/src/plugins/",
             "presence/src/record/",
             "presence/src/publish.rs",
             "presence/src/watch.rs",

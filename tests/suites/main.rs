@@ -68,5 +68,6 @@ mod stalls;
 mod state;
 mod statements;
 mod statuses;
+mod store;
 mod turns;
 mod world;

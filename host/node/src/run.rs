@@ -284,7 +284,9 @@ async fn start(
         stamp,
         blueprint,
     } = loaded;
-    tracing::info!("in force: {}", blueprint.line());
+    if !config.pipeline.is_empty() {
+        tracing::info!("in force: {}", blueprint.line());
+    }
     // Of a pipeline that has no stages, something else is said.
     if let Some(doubt) = loader::doubt(&blueprint)
         && !config.pipeline.is_empty()
@@ -341,8 +343,7 @@ async fn start(
         tenant,
         Arc::clone(&status),
         (connection.clone(), access.login),
-        (from_store, alerts.clone()),
-        tasks.clone(),
+        (from_store, alerts.clone(), tasks.clone()),
     );
     let follower = follows.map(|state| Follower {
         client: admin.client.clone(),
@@ -462,8 +463,8 @@ async fn serve(
         turn: Mutex::default(),
     };
     let (replies, board) = (Arc::clone(&tenant.replies), Arc::clone(board));
-    let served = admin.clone();
-    let served = served.serve(reload.config.clone(), replies, board, trials);
+    let listening = admin.listen(&reload.config, replies).await?;
+    let served = admin.clone().serve(listening, board, trials);
     tasks.spawn("admin", served);
     if let Some(follower) = follower.take() {
         tasks.spawn("store", follower.follow());

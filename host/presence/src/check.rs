@@ -249,7 +249,10 @@ fn pipeline_of(config: &Config) -> (Config, (String, &'static str), Vec<String>)
         );
     }
     let (config, source) = match without_store(config.clone()) {
-        Ok(known) => (known, "of the plugin store, as this node has kept it".to_owned()),
+        Ok(known) => (
+            known,
+            "of the plugin store, as this node has kept it".to_owned(),
+        ),
         Err(error) => {
             warnings.push(format!("{}, so it is not checked", Causes(&error)));
             let pipeline = Vec::new();

@@ -12,7 +12,7 @@ use presence_config::subjects::{ADMIN_STATUS, ADMIN_VALIDATE, Subjects};
 use serde_json::json;
 
 use crate::link::broker::Access;
-use crate::link::micro::{Answer, Service};
+use crate::link::micro::{Answer, Listening, Service};
 use crate::link::reply::Replies;
 use crate::ops::http::Board;
 use crate::store::trial::Trials;
@@ -54,14 +54,15 @@ impl Admin {
         })
     }
 
-    /// Serves for as long as the node runs.
-    pub(crate) async fn serve(
-        self,
-        config: Config,
+    /// Subscribes to what commands ask.
+    ///
+    /// # Errors
+    /// If the connection is closed.
+    pub(crate) async fn listen(
+        &self,
+        config: &Config,
         replies: Arc<Replies>,
-        board: Arc<Board>,
-        trials: Trials,
-    ) {
+    ) -> anyhow::Result<Listening> {
         let subjects = Subjects::new(config.tenant.prefix.as_deref());
         let metadata = json!({
             "node": config.node.name,
@@ -72,13 +73,19 @@ impl Admin {
         let endpoints = [("status", ADMIN_STATUS), ("validate", ADMIN_VALIDATE)];
         let endpoints = endpoints.map(|(name, subject)| (name, subjects.of(subject)));
         let client = self.client.clone();
-        let service = Service::new(client, replies, metadata, &endpoints);
+        Service::new(client, replies, metadata, &endpoints)
+            .listen()
+            .await
+    }
+
+    /// Answers commands for as long as the node runs.
+    pub(crate) async fn serve(self, listening: Listening, board: Arc<Board>, trials: Trials) {
         let (board, trials) = (&board, &trials);
-        let served = service.serve(|endpoint, request| answer(board, trials, endpoint, request));
+        let served = listening.serve(|endpoint, request| answer(board, trials, endpoint, request));
         let mut served = pin!(served);
         loop {
             tokio::select! {
-                _ = &mut served => break,
+                () = &mut served => break,
                 () = tokio::time::sleep(AGAIN) => {
                     if self.is_forbidden.swap(false, Ordering::Relaxed) {
                         // The client is gone only when the node ends.

@@ -4,6 +4,7 @@
 //! asks has named, and a node may publish far more than those who may ask: what they name has
 //! to be below `[nats] reply_prefixes`, as with every other answer of a node.
 
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -13,11 +14,15 @@ use async_nats::{Client, Message, Subscriber};
 use futures_util::stream::{FuturesUnordered, SelectAll, select_all};
 use futures_util::{Stream, StreamExt as _};
 use serde_json::{Map, Value, json};
+use tokio::time::timeout;
 
 use crate::link::reply::Replies;
 
 /// How many requests may be in progress.
 const AT_ONCE: usize = 16;
+
+/// How long is waited for the broker to know of the subscriptions.
+const KNOWN: Duration = Duration::from_secs(2);
 
 /// What the service is called.
 pub(crate) const NAME: &str = "presence";
@@ -48,6 +53,16 @@ struct Stats {
     time: Duration,
 }
 
+/// A service that is subscribed.
+pub(crate) struct Listening {
+    service: Service,
+    asked: SelectAll<Subscriber>,
+    requests: SelectAll<Requests>,
+}
+
+/// The requests of an endpoint, by its place.
+type Requests = Pin<Box<dyn Stream<Item = (usize, Message)> + Send>>;
+
 /// What a request is answered: a body, or what is wrong with it.
 pub(crate) type Answer = Result<Value, String>;
 
@@ -77,48 +92,11 @@ impl Service {
         }
     }
 
-    /// Serves for as long as it is polled: `handle` is given an endpoint's name and a request.
-    pub(crate) async fn serve<F: Future<Output = Answer>>(
-        &self,
-        handle: impl Fn(&'static str, Message) -> F,
-    ) -> anyhow::Result<()> {
-        let (mut asked, mut requests) = self.subscribe().await?;
-        let mut in_progress = FuturesUnordered::new();
-        loop {
-            tokio::select! {
-                Some(question) = asked.next() => self.tell(question).await,
-                Some(()) = in_progress.next() => {}
-                Some((place, request)) = requests.next() => {
-                    let Some(endpoint) = self.endpoints.get(place) else {
-                        continue;
-                    };
-                    // A request that nobody can be answered on is none.
-                    let Some(reply) = self.replies.accept(request.reply.clone()) else {
-                        continue;
-                    };
-                    if in_progress.len() >= AT_ONCE {
-                        let overloaded = Err("too many requests are in progress".into());
-                        self.answer(endpoint, reply, overloaded, Duration::ZERO).await;
-                        continue;
-                    }
-                    let began = Instant::now();
-                    let handled = handle(endpoint.name, request);
-                    in_progress.push(async move {
-                        let answer = handled.await;
-                        self.answer(endpoint, reply, answer, began.elapsed()).await;
-                    });
-                }
-                else => return Ok(()),
-            }
-        }
-    }
-
-    async fn subscribe(
-        &self,
-    ) -> anyhow::Result<(
-        SelectAll<Subscriber>,
-        impl Stream<Item = (usize, Message)> + Unpin,
-    )> {
+    /// Subscribes, and waits a while for the broker to know of it.
+    ///
+    /// # Errors
+    /// If the connection is closed.
+    pub(crate) async fn listen(self) -> anyhow::Result<Listening> {
         let mut asked = Vec::new();
         for subject in [
             "$SRV.*".to_owned(),
@@ -130,9 +108,16 @@ impl Service {
         let mut requests = Vec::new();
         for (place, endpoint) in self.endpoints.iter().enumerate() {
             let messages = self.client.subscribe(endpoint.subject.clone()).await?;
-            requests.push(messages.map(move |message| (place, message)));
+            let messages: Requests = Box::pin(messages.map(move |message| (place, message)));
+            requests.push(messages);
         }
-        Ok((select_all(asked), select_all(requests)))
+        // Where the broker is away, it hears of them when it is back.
+        let _ = timeout(KNOWN, self.client.flush()).await;
+        Ok(Listening {
+            service: self,
+            asked: select_all(asked),
+            requests: select_all(requests),
+        })
     }
 
     /// Answers what asks for services.
@@ -234,6 +219,48 @@ impl Service {
         let body = body.to_string().into();
         // The client is gone only when the node ends.
         let _ = client.publish_with_headers(reply, headers, body).await;
+    }
+}
+
+impl Listening {
+    /// Serves for as long as it is polled: `handle` is given an endpoint's name and a request.
+    pub(crate) async fn serve<F: Future<Output = Answer>>(
+        mut self,
+        handle: impl Fn(&'static str, Message) -> F,
+    ) {
+        let service = &self.service;
+        let mut in_progress = FuturesUnordered::new();
+        loop {
+            tokio::select! {
+                Some(question) = self.asked.next() => service.tell(question).await,
+                Some(()) = in_progress.next() => {}
+                Some((place, request)) = self.requests.next() => {
+                    let Some(endpoint) = service.endpoints.get(place) else {
+                        continue;
+                    };
+                    // A request that nobody can be answered on is none.
+                    let Some(reply) = service.replies.accept(request.reply.clone()) else {
+                        continue;
+                    };
+                    if in_progress.len() >= AT_ONCE {
+                        let overloaded = Err("too many requests are in progress".into());
+                        service
+                            .answer(endpoint, reply, overloaded, Duration::ZERO)
+                            .await;
+                        continue;
+                    }
+                    let began = Instant::now();
+                    let handled = handle(endpoint.name, request);
+                    in_progress.push(async move {
+                        let answer = handled.await;
+                        service
+                            .answer(endpoint, reply, answer, began.elapsed())
+                            .await;
+                    });
+                }
+                else => return,
+            }
+        }
     }
 }
 

@@ -174,8 +174,7 @@ impl Reload {
         tenant: Tenant,
         status: Arc<Status>,
         (connection, login): (Connection, Login),
-        (store, alerts): (Option<FromStore>, Alerts),
-        tasks: Tasks,
+        (store, alerts, tasks): (Option<FromStore>, Alerts, Tasks),
     ) -> Self {
         // No bucket is followed yet.
         let (_, updates) = mpsc::channel(1);

@@ -214,8 +214,8 @@ impl Session {
             }
             report.end(number, false, difference)?;
             bail!(
-                "nothing was written: {refused} of {} refuse it",
-                counted(nodes.len())
+                "nothing was written: refused by {refused} of {} nodes",
+                nodes.len()
             );
         }
         match self.operator.store().write(revision).await {
@@ -247,9 +247,9 @@ impl Session {
         report.end(number, true, difference)?;
         ensure!(
             failed == 0,
-            "revision {number} is written, and {failed} of {} do not run it: `presence pipeline \
-             rollback` goes back",
-            counted(nodes.len())
+            "revision {number} is written, and not in force on {failed} of {} nodes: `presence \
+             pipeline rollback` goes back",
+            nodes.len()
         );
         Ok(())
     }
@@ -319,13 +319,6 @@ fn taken(other: &Found) -> String {
             )
         }
         Err(error) => format!("{error:#}"),
-    }
-}
-
-fn counted(nodes: usize) -> String {
-    match nodes {
-        1 => "1 node".into(),
-        nodes => format!("{nodes} nodes"),
     }
 }
 

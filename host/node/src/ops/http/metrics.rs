@@ -126,12 +126,12 @@ fn broker(text: &mut Exposition, status: &Status) {
 fn plugins(text: &mut Exposition, status: &Status) {
     let running = status.running.borrow().clone();
     text.value("presence_pipeline_generation", running.generation);
-    if let Some(store) = &status.store {
-        let revision = store.in_force().map_or(0, |it| it.revision);
-        text.value("presence_pipeline_revision", revision);
-        let is_away = store.away().is_some();
-        text.value("presence_plugin_store_away", u8::from(is_away));
-    }
+    let store = status.store.as_ref();
+    let revision = store.and_then(|store| store.in_force());
+    let revision = revision.map_or(0, |it| it.revision);
+    text.value("presence_pipeline_revision", revision);
+    let is_away = store.is_some_and(|store| store.away().is_some());
+    text.value("presence_plugin_store_away", u8::from(is_away));
     let refused = read(&status.refused_swaps);
     text.value("presence_pipeline_refusals_total", refused);
     let refused = status.loader.cache_refusals();
