@@ -69,5 +69,6 @@ mod state;
 mod statements;
 mod statuses;
 mod store;
+mod store_nodes;
 mod turns;
 mod world;

@@ -44,6 +44,19 @@ const RIGHTS: [Rights; 9] = [
             "presence-nodes.hello",
             "presence-directory.contacts.ada",
             "presence-directory.invalidate",
+            "presence.admin.alerts",
+            "$JS.API.STREAM.INFO.KV_presence-pipeline",
+            "$JS.API.STREAM.MSG.GET.KV_presence-pipeline",
+            "$JS.API.CONSUMER.CREATE.KV_presence-pipeline",
+            "$JS.API.CONSUMER.CREATE.KV_presence-pipeline.c",
+            "$JS.API.CONSUMER.DELETE.KV_presence-pipeline.c",
+            "$JS.API.CONSUMER.MSG.NEXT.KV_presence-pipeline.c",
+            "$JS.API.STREAM.INFO.OBJ_presence-plugins",
+            "$JS.API.DIRECT.GET.OBJ_presence-plugins.c",
+            "$JS.API.CONSUMER.CREATE.OBJ_presence-plugins",
+            "$JS.API.CONSUMER.CREATE.OBJ_presence-plugins.c",
+            "$JS.API.CONSUMER.DELETE.OBJ_presence-plugins.c",
+            "$JS.API.CONSUMER.MSG.NEXT.OBJ_presence-plugins.c",
             "_INBOX.ada.1",
         ],
         subscribes: &[
@@ -51,6 +64,8 @@ const RIGHTS: [Rights; 9] = [
             "presence-nodes.hello",
             "presence-directory.invalidate",
             "_INBOX.>",
+            "$SRV.>",
+            "$KV.presence-pipeline.>",
         ],
     },
     Rights {
@@ -105,8 +120,31 @@ const RIGHTS: [Rights; 9] = [
             "presence.disconnect",
             "presence.events.user_online",
             "presence.events.user_offline",
+            "$SRV.PING.presence",
+            "$SRV.INFO.presence",
+            "$SRV.STATS.presence",
+            "presence.admin.status.n",
+            "presence.admin.validate.n",
+            "$JS.API.STREAM.INFO.KV_presence-pipeline",
+            "$JS.API.STREAM.MSG.GET.KV_presence-pipeline",
+            "$JS.API.CONSUMER.CREATE.KV_presence-pipeline",
+            "$JS.API.CONSUMER.CREATE.KV_presence-pipeline.c",
+            "$JS.API.CONSUMER.DELETE.KV_presence-pipeline.c",
+            "$JS.API.CONSUMER.MSG.NEXT.KV_presence-pipeline.c",
+            "$JS.API.STREAM.INFO.OBJ_presence-plugins",
+            "$JS.API.DIRECT.GET.OBJ_presence-plugins.c",
+            "$JS.API.CONSUMER.CREATE.OBJ_presence-plugins",
+            "$JS.API.CONSUMER.CREATE.OBJ_presence-plugins.c",
+            "$JS.API.CONSUMER.DELETE.OBJ_presence-plugins.c",
+            "$JS.API.CONSUMER.MSG.NEXT.OBJ_presence-plugins.c",
+            "$JS.API.DIRECT.GET.KV_presence-pipeline.c",
+            "$JS.API.STREAM.CREATE.KV_presence-pipeline",
+            "$KV.presence-pipeline.revision.1",
+            "$JS.API.STREAM.CREATE.OBJ_presence-plugins",
+            "$JS.API.STREAM.PURGE.OBJ_presence-plugins",
+            "$O.presence-plugins.M.c",
         ],
-        subscribes: &["presence.dlq", "_INBOX.>"],
+        subscribes: &["presence.dlq", "presence.admin.alerts", "_INBOX.>"],
     },
     Rights {
         user: "auditor",
@@ -120,8 +158,24 @@ const RIGHTS: [Rights; 9] = [
             "$JS.API.CONSUMER.CREATE.presence-dlq.c",
             "$JS.API.CONSUMER.DELETE.presence-dlq.c",
             "$JS.API.CONSUMER.MSG.NEXT.presence-dlq.c",
+            "$SRV.PING.presence",
+            "$SRV.INFO.presence",
+            "$SRV.STATS.presence",
+            "presence.admin.status.n",
+            "$JS.API.STREAM.INFO.KV_presence-pipeline",
+            "$JS.API.STREAM.MSG.GET.KV_presence-pipeline",
+            "$JS.API.CONSUMER.CREATE.KV_presence-pipeline",
+            "$JS.API.CONSUMER.CREATE.KV_presence-pipeline.c",
+            "$JS.API.CONSUMER.DELETE.KV_presence-pipeline.c",
+            "$JS.API.CONSUMER.MSG.NEXT.KV_presence-pipeline.c",
+            "$JS.API.STREAM.INFO.OBJ_presence-plugins",
+            "$JS.API.DIRECT.GET.OBJ_presence-plugins.c",
+            "$JS.API.CONSUMER.CREATE.OBJ_presence-plugins",
+            "$JS.API.CONSUMER.CREATE.OBJ_presence-plugins.c",
+            "$JS.API.CONSUMER.DELETE.OBJ_presence-plugins.c",
+            "$JS.API.CONSUMER.MSG.NEXT.OBJ_presence-plugins.c",
         ],
-        subscribes: &["presence.dlq", "_INBOX.>"],
+        subscribes: &["presence.dlq", "presence.admin.alerts", "_INBOX.>"],
     },
     Rights {
         user: "recorder",
@@ -151,7 +205,10 @@ const RIGHTS: [Rights; 9] = [
 ];
 
 /// What somebody might try beside what is theirs.
-const TRIED: [&str; 20] = [
+const TRIED: [&str; 23] = [
+    "presence.admin.other",
+    "$KV.presence-pipeline.other",
+    "$JS.API.STREAM.DELETE.KV_presence-pipeline",
     "presence.events",
     "presence.events.user_online",
     "presence.events.user_updated",
@@ -175,12 +232,13 @@ const TRIED: [&str; 20] = [
 ];
 
 /// What the recorder may not hear of what its wildcard covers.
-const DENIED: [&str; 5] = [
+const DENIED: [&str; 6] = [
     "presence.filtered.",
     "presence.inbox.",
     "presence.query",
     "presence.explain",
     "presence.dlq",
+    "presence.admin.",
 ];
 
 /// What nobody subscribes to but who is permitted just that.

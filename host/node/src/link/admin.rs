@@ -1,9 +1,10 @@
 //! The admin service: what operators' commands ask of a node, over NATS alone. Each node has
 //! subjects of its own, by an id, since every node is to answer and not any of them.
 
+use std::collections::BTreeSet;
 use std::pin::pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_nats::{Client, Event, Message};
@@ -21,12 +22,26 @@ use crate::store::trial::Trials;
 /// forgets a subscription that it refuses.
 const AGAIN: Duration = Duration::from_secs(60);
 
+/// How many different complaints of NATS the log tells of.
+const SAID_MAX: usize = 16;
+
 /// A connection of the node's own for all that operators' commands and the plugin store need:
 /// no flood of inputs keeps it waiting, and it takes no room from them.
 #[derive(Clone)]
 pub(crate) struct Admin {
     pub(crate) client: Client,
     is_forbidden: Arc<AtomicBool>,
+}
+
+/// Says what NATS forbids, if that is news.
+fn say_forbidden(said: &Mutex<BTreeSet<String>>, error: String) {
+    let mut said = said.lock().unwrap_or_else(PoisonError::into_inner);
+    if said.len() < SAID_MAX && said.insert(error.clone()) {
+        tracing::warn!(
+            "operators' commands may not reach this node, or it not the plugin store: NATS says: \
+             {error}"
+        );
+    }
 }
 
 impl Admin {
@@ -37,14 +52,11 @@ impl Admin {
     pub(crate) async fn connect(access: &Access) -> anyhow::Result<Self> {
         let is_forbidden = Arc::<AtomicBool>::default();
         let noted = Arc::clone(&is_forbidden);
+        let said = Mutex::<BTreeSet<String>>::default();
         let options = access.lasting(" admin")?.event_callback(move |event| {
-            if let Event::ServerError(error) = event
-                && !noted.swap(true, Ordering::Relaxed)
-            {
-                tracing::warn!(
-                    "operators' commands may not reach this node, or it not the plugin store: \
-                     NATS says: {error}"
-                );
+            if let Event::ServerError(error) = event {
+                noted.store(true, Ordering::Relaxed);
+                say_forbidden(&said, error.to_string());
             }
             std::future::ready(())
         });

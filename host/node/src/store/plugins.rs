@@ -151,7 +151,7 @@ impl Store {
         let chunks = format!("$O.{}.C.{}", self.plugins, info.nuid);
         let chunks = read_all(&stream, chunks, bytes_max).await;
         let mut bytes = Vec::new();
-        for chunk in chunks.with_context(altered)? {
+        for chunk in chunks.with_context(|| format!("can't read {digest} from the store"))? {
             bytes.extend_from_slice(&chunk.payload);
         }
         ensure!(*sha256(&bytes) == *digest.hex(), altered());

@@ -17,6 +17,6 @@ pub(crate) struct Args {
 pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
     let session = Session::open(&args.how.config).await?;
     let meant = Meant::read(&args.file, &session).await?;
-    meant.upload(&session).await?;
-    session.change(meant.chain, &args.how, "").await
+    let chain = meant.chain.clone();
+    session.change(chain, &args.how, "", Some(&meant)).await
 }

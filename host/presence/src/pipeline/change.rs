@@ -15,6 +15,8 @@ use presence_node::store::{Found, Written};
 use serde_json::{Value, json};
 use similar::TextDiff;
 
+use super::file::Meant;
+
 /// How a change is made.
 #[derive(clap::Args)]
 pub(crate) struct How {
@@ -124,7 +126,7 @@ impl Session {
             .to_string()
     }
 
-    /// Makes a chain the next revision.
+    /// Makes a chain the next revision, which may mean plugins that are still to be uploaded.
     ///
     /// # Errors
     /// If it isn't, or a node doesn't run it.
@@ -133,6 +135,7 @@ impl Session {
         chain: Vec<Entry>,
         how: &How,
         why: &str,
+        meant: Option<&Meant>,
     ) -> anyhow::Result<()> {
         let difference = self.difference(&chain);
         if let Some(newest) = self.newest().filter(|it| it.chain == chain) {
@@ -153,8 +156,11 @@ impl Session {
             confirm("Make this the next revision?")?;
         }
         let nodes = self.operator.nodes().await?;
+        if let Some(meant) = meant {
+            meant.upload(self).await?;
+        }
         let revision = Revision {
-            revision: self.next(&nodes).await,
+            revision: self.next(&nodes).await?,
             chain,
             candidate: None,
             who: self.who(),
@@ -179,7 +185,7 @@ impl Session {
 
     /// The number of the next revision: also higher than what any node has run, as where the
     /// bucket was lost.
-    async fn next(&self, nodes: &[Node]) -> u64 {
+    async fn next(&self, nodes: &[Node]) -> anyhow::Result<u64> {
         let mut highest = self.revisions.last().map_or(0, |it| it.number);
         for node in nodes {
             // One that can't be asked refuses, or says so, below.
@@ -187,7 +193,9 @@ impl Session {
             let runs = status.pointer("/serving/store/revision");
             highest = highest.max(runs.and_then(Value::as_u64).unwrap_or_default());
         }
-        highest + 1
+        highest
+            .checked_add(1)
+            .context("there is no higher number than that of the newest revision")
     }
 
     async fn write(

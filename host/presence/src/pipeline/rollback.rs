@@ -39,5 +39,5 @@ pub(crate) async fn back(
         }
     };
     let why = format!("rollback to revision {}", to.revision);
-    session.change(to.chain.clone(), how, &why).await
+    session.change(to.chain.clone(), how, &why, None).await
 }

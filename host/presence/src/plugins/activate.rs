@@ -53,7 +53,7 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
         entry.digest = digest.clone();
     }
     let why = format!("activate {name}@{}", digest.short());
-    session.change(chain, &args.how, &why).await
+    session.change(chain, &args.how, &why, None).await
 }
 
 /// The digest that is meant.

@@ -39,5 +39,5 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
         }
     }
     let why = format!("rollback of {name} to revision {}", before.revision);
-    session.change(chain, &args.how, &why).await
+    session.change(chain, &args.how, &why, None).await
 }

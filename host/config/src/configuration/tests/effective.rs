@@ -111,6 +111,7 @@ fn other(key: &str, default: Option<&Value>) -> Vec<(String, String)> {
         ("nats.url", _) => "nats://other:1".into(),
         ("nats.reply_prefixes", _) => "_OTHER.".into(),
         ("directory.source", _) => "request".into(),
+        ("plugins.source", _) => "store".into(),
         ("directory.request.subject", _) => "people".into(),
         ("log.level", _) => "warn".into(),
         ("log.format", _) => "json".into(),

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use async_nats::Client;
 use bytes::Bytes;
-use presence_config::subjects::{BEACON, Subjects};
+use presence_config::subjects::{ALERTS, BEACON, Subjects};
 use presence_config::{Config, Directory};
 use presence_core::publish::Subject;
 use tokio::sync::Notify;
@@ -111,6 +111,9 @@ fn needed(config: &Config) -> Vec<Right> {
     replies.dedup();
     let replies = replies.iter().map(|prefix| format!("{prefix}>"));
     needed.extend(replies.map(|subject| Right::new(Act::Publish, subject, true)));
+    needed.push(publish(ALERTS, true));
+    needed.push(Right::new(Act::Subscribe, "$SRV.>".into(), true));
+    needed.extend(store_needs(config));
     match &config.directory {
         Directory::File { .. } => {}
         Directory::Request(request) => {
@@ -125,6 +128,32 @@ fn needed(config: &Config) -> Vec<Right> {
         }
     }
     needed
+}
+
+/// What reads the plugin store.
+fn store_needs(config: &Config) -> impl Iterator<Item = Right> {
+    let store = |bucket: &str| match &config.tenant.prefix {
+        Some(prefix) => format!("{prefix}-{bucket}"),
+        None => bucket.to_owned(),
+    };
+    let pipeline = format!("KV_{}", store("presence-pipeline"));
+    let plugins = format!("OBJ_{}", store("presence-plugins"));
+    let calls = [
+        ("STREAM.INFO", &pipeline, ""),
+        ("STREAM.MSG.GET", &pipeline, ""),
+        ("CONSUMER.CREATE", &pipeline, ""),
+        ("CONSUMER.CREATE", &pipeline, ".>"),
+        ("CONSUMER.MSG.NEXT", &pipeline, ".>"),
+        ("STREAM.INFO", &plugins, ""),
+        ("DIRECT.GET", &plugins, ".>"),
+        ("CONSUMER.CREATE", &plugins, ""),
+        ("CONSUMER.CREATE", &plugins, ".>"),
+        ("CONSUMER.MSG.NEXT", &plugins, ".>"),
+    ];
+    let calls = calls.map(|(api, stream, rest)| format!("$JS.API.{api}.{stream}{rest}"));
+    let is_used = config.follows_store();
+    let rights = calls.into_iter();
+    rights.map(move |subject| Right::new(Act::Publish, subject, is_used))
 }
 
 /// What the broker says that it refuses.

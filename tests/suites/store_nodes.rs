@@ -1,0 +1,206 @@
+//! Changing the pipeline of several nodes: each is asked, each is named, and of two operators
+//! at once one wins. The nodes are found as NATS services are.
+
+use std::collections::HashMap;
+
+use anyhow::{Context, Result, ensure};
+use async_nats::jetstream;
+use async_nats::service::{Info, PingResponse, Service, ServiceExt, Stats};
+use futures_util::StreamExt;
+use presence_tests::host::Host;
+use presence_tests::nats::NatsServer;
+use presence_tests::site::Site;
+use presence_tests::{host, wait};
+use serde_json::{Value, json};
+use std::fs;
+use std::process::Output;
+
+use crate::permissions;
+use crate::store::{CONTACTS, apply, bad, empty, good};
+use crate::world::World;
+
+/// A pipeline that only groups are seen by.
+const GROUPS: &str = "[[pipeline]]\nplugin = \"groups\"\n";
+
+/// A node that runs a revision, and the start of another one, which is none.
+async fn two() -> Result<(World, async_nats::Client, Service)> {
+    let server = NatsServer::start().await?;
+    let site = Site::new(&server.url())?;
+    let mut world = empty(server, site).await?;
+    apply(&world.site, CONTACTS)?;
+    world.host.ready().await?;
+    let client = async_nats::connect(world.server.url()).await?;
+    let metadata = [("node", "another"), ("prefix", ""), ("source", "store")];
+    let metadata = metadata.map(|(key, value)| (key.to_owned(), value.to_owned()));
+    let service = client.service_builder().metadata(HashMap::from(metadata));
+    let service = service.start("presence", "0.1.0").await;
+    let service = service.map_err(anyhow::Error::from_boxed)?;
+    Ok((world, client, service))
+}
+
+/// What comes of applying a pipeline, while another node is asked to validate it and does so
+/// as it is told.
+async fn applied(
+    world: &World,
+    service: &Service,
+    validate: impl AsyncFn(Value) -> Result<Value>,
+) -> Result<(bool, String)> {
+    let id = service.info().await.id;
+    let endpoint = service.endpoint(format!("presence.admin.validate.{id}"));
+    let mut asked = endpoint.await.map_err(anyhow::Error::from_boxed)?;
+    let path = world.site.path().join("groups.toml");
+    fs::write(&path, GROUPS)?;
+    let args = ["pipeline", "apply", &path.to_string_lossy(), "--yes"];
+    let mut command = host::command(&world.site, &args)?;
+    let run = tokio::task::spawn_blocking(move || command.output());
+    let request = wait::guarded("the other node to be asked", asked.next()).await?;
+    let request = request.context("a request")?;
+    let answer = validate(serde_json::from_slice(&request.message.payload)?).await?;
+    request.respond(Ok(answer.to_string().into())).await?;
+    let Output {
+        status,
+        stdout,
+        stderr,
+    } = wait::guarded("the command to end", run).await???;
+    let said = String::from_utf8([stdout, stderr].concat())?;
+    Ok((status.success(), said))
+}
+
+#[tokio::test]
+async fn where_a_node_refuses_it_is_named_and_nothing_is_written() -> Result<()> {
+    let (world, _, service) = two().await?;
+    let refuses = async |revision: Value| {
+        ensure!(revision["revision"] == 2, "{revision}");
+        Ok(json!({"ok": false, "reason": "refused", "error": "no room\u{1b}[2J"}))
+    };
+    let (good_end, said) = applied(&world, &service, refuses).await?;
+    let node = format!("node-{}  valid", world.site.http_port());
+    for words in [
+        "another  refused: no room\\u{1b}[2J\n",
+        &node,
+        "nothing was written: refused by 1 of 2 nodes",
+    ] {
+        ensure!(said.contains(words), "{words}: {said}");
+    }
+    ensure!(!good_end);
+    let shown = good(&world.site, &["pipeline", "show"])?;
+    ensure!(shown.starts_with("# revision 1,"), "{shown}");
+    world.end().await
+}
+
+#[tokio::test]
+async fn of_two_operators_at_once_one_wins_and_the_other_is_told_by_whom() -> Result<()> {
+    let (mut world, client, service) = two().await?;
+    let bucket = jetstream::new(client)
+        .get_key_value("presence-pipeline")
+        .await?;
+    let is_faster = async |mut revision: Value| {
+        revision["who"] = "ada".into();
+        revision["why"] = "mine is first".into();
+        bucket
+            .create("revision.2", revision.to_string().into())
+            .await?;
+        Ok(json!({"ok": true}))
+    };
+    let (good_end, said) = applied(&world, &service, is_faster).await?;
+    for words in [
+        "nothing was written: revision 2 was written by ada at ",
+        "(mine is first), while this one was made",
+    ] {
+        ensure!(said.contains(words), "{words}: {said}");
+    }
+    ensure!(!good_end);
+    world.until_visible_to("12345", &["22222"]).await?;
+    world.end().await
+}
+
+#[tokio::test]
+async fn nodes_are_found_as_services_are_and_answer_only_where_they_may() -> Result<()> {
+    let server = NatsServer::start().await?;
+    let site = Site::new(&server.url())?.with("tenant.prefix", "acme")?;
+    let host = Host::start(&site).await?;
+    let client = async_nats::connect(server.url()).await?;
+    let ask = async |subject: String| -> Result<Vec<u8>> {
+        let reply = wait::guarded("an answer", client.request(subject, "".into())).await??;
+        Ok(reply.payload.into())
+    };
+    // Where the node may publish, and who asks may not.
+    let victim = "acme.presence.events.user_online";
+    let mut forged = client.subscribe(victim).await?;
+    client
+        .publish_with_reply("$SRV.PING", victim, "".into())
+        .await?;
+    let ping: PingResponse = serde_json::from_slice(&ask("$SRV.PING".into()).await?)?;
+    assert_eq!(
+        (&*ping.name, &*ping.metadata["prefix"]),
+        ("presence", "acme")
+    );
+    let info: Info = serde_json::from_slice(&ask("$SRV.INFO.presence".into()).await?)?;
+    let status = format!("acme.presence.admin.status.{}", ping.id);
+    let mut subjects = info.endpoints.iter().map(|it| &*it.subject);
+    ensure!(subjects.any(|subject| subject == status), "{info:?}");
+    client
+        .publish_with_reply(status.clone(), victim, "".into())
+        .await?;
+    let answer: Value = serde_json::from_slice(&ask(status).await?)?;
+    let name = format!("node-{}", site.http_port());
+    assert_eq!(answer["status"]["node"], name);
+    assert_eq!(answer["status"]["serving"]["source"], "folder");
+    let stats = ask(format!("$SRV.STATS.presence.{}", ping.id)).await?;
+    let stats: Stats = serde_json::from_slice(&stats)?;
+    let requests: usize = stats.endpoints.iter().map(|it| it.requests).sum();
+    assert_eq!(requests, 1, "{}", stats.name);
+    let refused = "presence_replies_refused_total";
+    assert_eq!(host.metric(refused, &[]).await?, 2.0);
+    client.publish(victim, "the end".into()).await?;
+    let first = wait::guarded("a message", forged.next()).await?;
+    assert_eq!(&*first.context("a message")?.payload, b"the end");
+    host.stop().await
+}
+
+#[tokio::test]
+async fn an_operator_changes_the_pipeline_and_an_auditor_reads_it_with_the_permissions_of_the_example()
+-> Result<()> {
+    let server = permissions::server().await?;
+    let site_of = |user: &str| {
+        Site::new(&server.url())?
+            .with("nats.user", user)?
+            .with("nats.password", format!("change-me-{user}"))
+    };
+    let processor = site_of("processor")?.with("plugins.source", "store")?;
+    let checked = good(&processor, &["check", "--connect"])?;
+    ensure!(checked.contains("ok\n"), "{checked}");
+    let mut host = Host::spawn(&processor)?;
+    host.wait_for_log(0, &["ready node="]).await?;
+    let (operator, auditor) = (site_of("operator")?, site_of("auditor")?);
+    apply(&operator, CONTACTS)?;
+    host.ready().await?;
+    let rule = presence_tests::component::load("public")?;
+    let path = operator.path().join("public.wasm");
+    fs::write(&path, rule)?;
+    let path = path.to_string_lossy();
+    good(&operator, &["plugins", "push", &path])?;
+    apply(&operator, GROUPS)?;
+    let out = good(&operator, &["plugins", "rollback", "--yes"])?;
+    ensure!(out.contains("revision 3 is written"), "{out}");
+
+    let shown = good(&auditor, &["pipeline", "show"])?;
+    ensure!(
+        shown.contains("by operator: rollback to revision 1"),
+        "{shown}"
+    );
+    good(&auditor, &["pipeline", "history"])?;
+    good(&auditor, &["plugins", "history", "contacts"])?;
+    let listed = good(&auditor, &["plugins", "list"])?;
+    ensure!(listed.contains("public"), "{listed}");
+    for forbidden in [
+        &["plugins", "push", &path][..],
+        &["pipeline", "rollback", "--yes"],
+        &["plugins", "rollback", "--yes"],
+    ] {
+        bad(&auditor, forbidden)?;
+    }
+    let shown = good(&operator, &["pipeline", "show"])?;
+    ensure!(shown.starts_with("# revision 3,"), "{shown}");
+    host.stop().await
+}
