@@ -193,8 +193,10 @@ async fn an_operator_changes_the_pipeline_and_an_auditor_reads_it_with_the_permi
     good(&auditor, &["plugins", "history", "contacts"])?;
     let listed = good(&auditor, &["plugins", "list"])?;
     ensure!(listed.contains("public"), "{listed}");
+    let other = auditor.path().join("privacy.wasm");
+    fs::write(&other, presence_tests::component::load("privacy")?)?;
     for forbidden in [
-        &["plugins", "push", &path][..],
+        &["plugins", "push", &other.to_string_lossy()][..],
         &["pipeline", "rollback", "--yes"],
         &["plugins", "rollback", "--yes"],
     ] {

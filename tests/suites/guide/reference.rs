@@ -73,6 +73,8 @@ fn the_reference_has_every_subject() -> Result<()> {
         .map(|subject| match subject {
             inbox if inbox.starts_with("presence.inbox.") => "presence.inbox.<viewer>",
             query if query.starts_with("presence.query.") => "presence.query.<viewer>",
+            "presence.admin.status.*" => "presence.admin.status.<id>",
+            "presence.admin.validate.*" => "presence.admin.validate.<id>",
             subject => subject,
         });
     let permitted: BTreeSet<_> = permitted
