@@ -18,6 +18,9 @@ use crate::link::request::{self, NoAnswer};
 /// How long a processor has to answer.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
+/// How often is looked whether the broker has complained.
+const LOOK: Duration = Duration::from_millis(100);
+
 /// What is asked, and where.
 pub struct Question {
     /// The subject, without a tenant's prefix.
@@ -67,6 +70,23 @@ impl Complaint {
                 *said.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(error.to_string());
             }
             ready(())
+        }
+    }
+
+    /// Waits until the broker complains of something that names a subject. Nothing else
+    /// answers a request that it forbids.
+    pub(crate) async fn heard_of(&self, subject: &str) -> String {
+        let subject = subject.to_lowercase();
+        loop {
+            let said = self
+                .0
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .clone();
+            if let Some(said) = said.filter(|said| said.to_lowercase().contains(&subject)) {
+                return said;
+            }
+            tokio::time::sleep(LOOK).await;
         }
     }
 

@@ -9,8 +9,11 @@ mod plugins;
 pub(crate) mod state;
 pub(crate) mod trial;
 
+use std::time::Duration;
+
 use anyhow::{Context as _, bail, ensure};
 use async_nats::Client;
+use async_nats::jetstream::context::ContextBuilder;
 use async_nats::jetstream::kv::CreateErrorKind;
 use async_nats::jetstream::stream::{self, DiscardPolicy, StorageType};
 use async_nats::jetstream::{self, ErrorCode};
@@ -19,6 +22,9 @@ use presence_config::revision::Revision;
 pub use plugins::{About, Stored};
 
 use bucket::{is_not_found, read_all};
+
+/// How long the server has to confirm that it has stored a message.
+const ACK: Duration = Duration::from_secs(10);
 
 /// What the keys of revisions begin with.
 const KEY: &str = "revision.";
@@ -61,7 +67,7 @@ impl Store {
             None => bucket.to_owned(),
         };
         Self {
-            context: jetstream::new(client.clone()),
+            context: ContextBuilder::new().ack_timeout(ACK).build(client.clone()),
             plugins: named("presence-plugins"),
             pipeline: named("presence-pipeline"),
         }

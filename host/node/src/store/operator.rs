@@ -201,7 +201,10 @@ impl Operator {
             answer.get("ok")?.as_bool()?;
             Some(answer)
         };
-        let asked = request::ask(&self.client, &subject, body, limit, read).await;
+        let asked = tokio::select! {
+            asked = request::ask(&self.client, &subject, body, limit, read) => asked,
+            said = self.complaint.heard_of(&subject) => bail!("NATS says: {said}"),
+        };
         let answer = asked.map_err(|error| self.complained(error.into()))?;
         if answer.get("ok") == Some(&Value::Bool(true)) {
             return Ok(answer);
