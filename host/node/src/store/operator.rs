@@ -101,6 +101,22 @@ impl Operator {
         }
     }
 
+    /// Does something with the store, unless NATS forbids a subject that it needs: nothing
+    /// would answer then.
+    ///
+    /// # Errors
+    /// If it fails, or is forbidden.
+    pub async fn attempt<T>(
+        &self,
+        needs: &str,
+        work: impl Future<Output = anyhow::Result<T>>,
+    ) -> anyhow::Result<T> {
+        tokio::select! {
+            done = work => done.map_err(|error| self.complained(error)),
+            said = self.complaint.heard_of(needs) => bail!("NATS says: {said}"),
+        }
+    }
+
     /// The nodes of this tenant that run, by name.
     ///
     /// # Errors

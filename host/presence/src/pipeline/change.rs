@@ -226,16 +226,16 @@ impl Session {
                 nodes.len()
             );
         }
-        match self.operator.store().write(revision).await {
-            Ok(Written::Done) => {}
-            Ok(Written::Taken(other)) => {
+        let write = self.operator.store().write(revision);
+        match self.operator.attempt("$KV.", write).await? {
+            Written::Done => {}
+            Written::Taken(other) => {
                 report.end(number, false, difference)?;
                 bail!(
                     "nothing was written: {}. Look at `presence pipeline show`, and try again",
                     taken(&other)
                 );
             }
-            Err(error) => return Err(self.operator.complained(error)),
         }
         let mut failed = 0;
         for node in nodes {

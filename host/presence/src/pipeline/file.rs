@@ -52,9 +52,7 @@ impl Meant {
             }
             anyhow::Ok(())
         };
-        uploaded
-            .await
-            .map_err(|error| session.operator.complained(error))
+        session.operator.attempt("$O.", uploaded).await
     }
 
     fn digest(

@@ -44,11 +44,12 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
     }
     let (operator, mut pushed) = (&session.operator, Vec::new());
     let store = operator.store();
-    let made = store.make(args.replicas).await;
-    made.map_err(|error| operator.complained(error))?;
+    operator
+        .attempt("STREAM.CREATE", store.make(args.replicas))
+        .await?;
     for (digest, about, bytes) in &plugins {
-        let is_new = store.push(digest, bytes, about).await;
-        let is_new = is_new.map_err(|error| operator.complained(error))?;
+        let pushed_now = store.push(digest, bytes, about);
+        let is_new = operator.attempt("$O.", pushed_now).await?;
         let About { name, version, .. } = about;
         if !args.json {
             let did = if is_new { "uploaded" } else { "was there" };
