@@ -9,7 +9,7 @@ use serde_json::Value;
 /// How the answer is wanted, and from whom.
 #[derive(clap::Args)]
 pub(crate) struct Common {
-    /// Prints the reply as one JSON object.
+    /// Prints JSON: one object for each reply or event.
     #[arg(long)]
     pub(crate) json: bool,
     #[command(flatten)]

@@ -182,7 +182,7 @@ impl Report {
         if !self.restart.is_empty() {
             let keys = self.restart.join(", ");
             print(format_args!(
-                "a change takes effect at the next start only: {keys}\n"
+                "a later change of these takes effect at the next start: {keys}\n"
             ))?;
         }
         if let Some((source, _)) = &self.source {

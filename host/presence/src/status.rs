@@ -97,11 +97,10 @@ fn page(status: &Value) -> String {
     ];
     let serves = status.get("serving").is_some_and(Value::is_object);
     if serves {
-        let (users, connections) = (word("/serving/onlineUsers"), word("/serving/connections"));
-        rows.push(row(
-            "online",
-            format!("{users} users, {connections} connections"),
-        ));
+        let count = |pointer: &str, of: &str| counted(number(pointer).unwrap_or_default(), of);
+        let users = count("/serving/onlineUsers", "user");
+        let connections = count("/serving/connections", "connection");
+        rows.push(row("online", format!("{users}, {connections}")));
         rows.push(row("directory", word("/serving/directory")));
         let state = if is("/serving/state") {
             "kept"
@@ -120,6 +119,17 @@ fn page(status: &Value) -> String {
             };
             rows.push([title, plugin(stage)]);
         }
+    }
+    if let Some(pending) = number("/serving/pendingDecisions").filter(|pending| *pending > 0) {
+        let oldest_s = number("/serving/oldestPendingMs").unwrap_or_default() / 1_000;
+        rows.push(row(
+            "PENDING",
+            format!(
+                "{}, the oldest for {oldest_s} s: the log, `presence dlq list` and `presence \
+                 explain` say why",
+                counted(pending, "decision")
+            ),
+        ));
     }
     for (place, reason) in lines(status, "/reasons").into_iter().enumerate() {
         let title = if place == 0 { "NOT READY" } else { "" };
@@ -184,7 +194,24 @@ fn plugin(stage: &Value) -> String {
         _ => "",
     };
     let (name, version, source) = (word("plugin"), word("version"), word("source"));
-    format!("{name} {version} ({source}, sha256:{digest}{quarantined})")
+    let failed = failures(stage).unwrap_or_default();
+    format!("{name} {version} ({source}, sha256:{digest}{quarantined}){failed}")
+}
+
+/// How often a plugin has failed, and when it last did.
+fn failures(stage: &Value) -> Option<String> {
+    let number = |key: &str| stage.get(key).and_then(Value::as_u64);
+    let failures = number("failures").filter(|failures| *failures > 0)?;
+    let last_ms = number("lastFailure")?;
+    let ago_s = clock::now_ms().saturating_sub(last_ms) / 1_000;
+    let times = counted(failures, "time");
+    Some(format!(": FAILED {times}, last {ago_s} s ago"))
+}
+
+/// A number of things, in words.
+fn counted(number: u64, of: &str) -> String {
+    let end = if number == 1 { "" } else { "s" };
+    format!("{number} {of}{end}")
 }
 
 fn lines(status: &Value, pointer: &str) -> Vec<String> {

@@ -46,6 +46,17 @@ struct Failing {
     began: VecDeque<u64>,
     /// How many were known when those of long ago were last forgotten.
     kept: usize,
+    /// The last failure.
+    last: Option<LastFailure>,
+}
+
+/// The last call that failed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LastFailure {
+    /// When, in milliseconds by the clock that nobody sets.
+    pub at: u64,
+    /// How, in one line. It may name users.
+    pub error: Box<str>,
 }
 
 /// Whether a call may be made.
@@ -108,16 +119,25 @@ impl Breaker {
         self.retry_at.store(due, Ordering::Relaxed);
     }
 
-    /// A call about a user failed. Says whether that puts the component into
+    /// The last failure, if there has been one.
+    pub(crate) fn last_failure(&self) -> Option<LastFailure> {
+        self.failing().last.clone()
+    }
+
+    /// A call about a user failed with this error. Says whether that puts the component into
     /// quarantine.
     pub(crate) fn failed(
         &self,
         now: u64,
-        user: &str,
+        (user, error): (&str, &str),
         admission: Admission,
         quarantine: Quarantine,
     ) -> bool {
         let mut failing = self.failing();
+        failing.last = Some(LastFailure {
+            at: now,
+            error: error.into(),
+        });
         let is_news = failing.note(now, user, quarantine.window_ms);
         if let Admission::Trial(due) = admission {
             // One user's failures don't keep it closed for everyone.
@@ -182,7 +202,7 @@ mod tests {
     };
 
     fn fails(breaker: &Breaker, now: u64, user: &str) -> bool {
-        breaker.failed(now, user, Admission::InService, QUARANTINE)
+        breaker.failed(now, (user, "trapped"), Admission::InService, QUARANTINE)
     }
 
     /// In quarantine since 0, by three users.
@@ -244,10 +264,10 @@ mod tests {
     fn a_trial_prolongs_it_if_it_fails_on_yet_another_user() {
         let breaker = open();
         let trial = breaker.admit(100, QUARANTINE);
-        assert!(!breaker.failed(100, "ada", trial, QUARANTINE));
+        assert!(!breaker.failed(100, ("ada", "trapped"), trial, QUARANTINE));
         let trial = breaker.admit(101, QUARANTINE);
         assert_eq!(trial, Admission::Trial(100), "ada says nothing new");
-        assert!(!breaker.failed(101, "dan", trial, QUARANTINE));
+        assert!(!breaker.failed(101, ("dan", "trapped"), trial, QUARANTINE));
         assert_eq!(breaker.admit(200, QUARANTINE), Admission::Refused);
         assert_eq!(breaker.admit(201, QUARANTINE), Admission::Trial(201));
     }

@@ -57,7 +57,7 @@ pub(crate) struct Call {
     base: u32,
     lines: usize,
     /// The last line that this call has logged as an error.
-    pub(crate) last_error: Option<String>,
+    last_error: Option<ErrorLine>,
     /// What all instances of the plugin write to the log, and the time that goes by.
     log: Arc<Lines>,
     monotonic: u64,
@@ -71,6 +71,13 @@ pub(crate) struct Call {
     /// What the other calls of its decision say of the time. It is kept apart, since what
     /// a call says of its own answer doesn't hold for theirs.
     others: Reads,
+}
+
+/// A line that a call has logged as an error.
+struct ErrorLine {
+    text: String,
+    /// Whether it is to be written to the log yet.
+    is_due: bool,
 }
 
 /// What the calls of one decision have read, and their cache misses.
@@ -307,6 +314,28 @@ impl Call {
     /// Whether the log has room for another line of the plugin, over all its calls.
     pub(crate) fn has_room_in_log(&self) -> bool {
         self.log.takes(self.monotonic)
+    }
+
+    /// Keeps a line that the component logs as an error, to be written when the call ends.
+    pub(crate) fn note_error(&mut self, text: String, is_due: bool) {
+        self.log_error();
+        self.last_error = Some(ErrorLine { text, is_due });
+    }
+
+    /// The last line that this call has logged as an error.
+    pub(crate) fn last_error(&self) -> Option<&str> {
+        self.last_error.as_ref().map(|line| &*line.text)
+    }
+
+    /// Writes that line to the log: it is not why the call has failed.
+    pub(crate) fn log_error(&self) {
+        if let Some(line) = &self.last_error
+            && line.is_due
+            && tracing::enabled!(target: "plugin", tracing::Level::ERROR)
+            && self.has_room_in_log()
+        {
+            tracing::error!(target: "plugin", plugin = &*self.plugin, "{}", line.text);
+        }
     }
 
     /// Records a line that the component writes, if somebody tries the plugin out.

@@ -35,6 +35,13 @@ impl CallFailure {
             String::new()
         };
         let trap = error.downcast_ref::<Trap>();
+        let reason = match trap {
+            Some(Trap::UnreachableCodeReached) => call.last_error(),
+            _ => None,
+        };
+        if reason.is_none() {
+            call.log_error();
+        }
         let error = match trap {
             Some(Trap::OutOfFuel) => format!("used up its fuel of {}", limits.fuel),
             Some(Trap::Interrupt) => {
@@ -42,12 +49,10 @@ impl CallFailure {
                 format!("took longer than {ms} ms")
             }
             Some(Trap::StackOverflow) => "recursed until its stack was used up".into(),
-            Some(trap) => match (denied(error), call.last_error.as_deref()) {
+            Some(trap) => match (denied(error), reason) {
                 (Some(denied), _) => denied,
-                (None, Some(line)) if *trap == Trap::UnreachableCodeReached => {
-                    format!("trapped: {}{refused}", one_line(line))
-                }
-                _ => format!("trapped: {trap}{refused}"),
+                (None, Some(line)) => format!("trapped: {}{refused}", one_line(line)),
+                (None, None) => format!("trapped: {trap}{refused}"),
             },
             None => limit_passed(error).unwrap_or_else(|| format!("{}{refused}", causes(error))),
         };

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use crate::breaker::Breaker;
+use crate::breaker::{Breaker, LastFailure};
 use crate::latency::{Histogram, Latency};
 
 /// How a stage's plugin fares, in all workers together.
@@ -36,6 +36,11 @@ impl Health {
     /// How many calls of the plugin have failed since its name came into the pipeline.
     pub fn failures(&self) -> u64 {
         self.calls.failures.load(Ordering::Relaxed)
+    }
+
+    /// Its last failure, if there has been one since it was configured.
+    pub fn last_failure(&self) -> Option<LastFailure> {
+        self.breaker.last_failure()
     }
 
     /// How long its calls take.

@@ -168,6 +168,7 @@ impl<A, R> Instance<A, R> {
         match outcome {
             Ok(outcome) => {
                 let call = store.data();
+                call.log_error();
                 // Only what can be handed over is worth more than memory.
                 let is_used_up = call.memory.is_used_up() && live.stateful.is_none();
                 self.live = (call.has_tokens() && !is_used_up).then_some(live);
@@ -235,7 +236,12 @@ impl<A, R> Instance<A, R> {
         store.data_mut().begin_without_event();
         let outcome = refill(store, limits).and_then(|()| call(stateful, store));
         store.data_mut().end(&mut Observed::default());
-        outcome.map_err(|error| CallFailure::of(&error, store.data(), limits).error)
+        let call = store.data();
+        let outcome = outcome.map_err(|error| CallFailure::of(&error, call, limits).error);
+        if outcome.is_ok() {
+            call.log_error();
+        }
+        outcome
     }
 
     /// That it doesn't take its configuration.
@@ -303,6 +309,7 @@ impl<A, R> Instance<A, R> {
             .map_err(|error| lacks("configure", error))?;
         let taken =
             configure(&mut store, self.config.clone()).map_err(|error| wrong(&store, error))?;
+        store.data().log_error();
         taken.map_err(|what| StartFailure::Unfit(self.refuses(shortened(what))))?;
         store.data_mut().memory.rest();
         store.data_mut().end(&mut Observed::default());

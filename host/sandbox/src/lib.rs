@@ -35,7 +35,7 @@ mod wasi;
 mod zones;
 
 pub use blueprint::Blueprint;
-pub use breaker::Quarantine;
+pub use breaker::{LastFailure, Quarantine};
 pub use engine::Engine;
 pub use error::LoadError;
 pub use health::Health;

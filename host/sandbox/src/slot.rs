@@ -117,9 +117,13 @@ impl<A, R> Slot<A, R> {
     ) -> Result<T, Failure> {
         let outcome = self.call_in_service(context, observed, with, read);
         outcome.unwrap_or_else(|| {
+            let last = self.in_force().health.last_failure();
+            let last = last.map_or_else(String::new, |last| {
+                format!(", most recently: {}", last.error)
+            });
             Err(Failure {
                 plugin: self.name(),
-                error: "is in quarantine, since it failed on user after user".into(),
+                error: format!("is in quarantine, since it failed on user after user{last}"),
             })
         })
     }
@@ -163,7 +167,12 @@ impl<A, R> Slot<A, R> {
             (Err(failure), _) => {
                 stage.health.calls.failures.fetch_add(1, Ordering::Relaxed);
                 let user = context.event.name.as_str();
-                if breaker.failed(context.monotonic, user, admission, quarantine) {
+                if breaker.failed(
+                    context.monotonic,
+                    (user, &failure.error),
+                    admission,
+                    quarantine,
+                ) {
                     self.quarantine(&failure.error);
                     self.give_way();
                 }

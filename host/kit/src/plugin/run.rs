@@ -4,7 +4,7 @@ use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail, ensure};
-use presence_config::escape::{line, print, print_json};
+use presence_config::escape::{line, print, print_json, say};
 use presence_config::{self as config, Config};
 use presence_rules::limits::limits;
 use presence_rules::loader;
@@ -41,6 +41,9 @@ pub struct Args {
     /// one, or a whole self-test. With --case, it takes the place of that self-test's event.
     #[arg(long, value_name = "FILE")]
     event: Option<PathBuf>,
+    /// A JSON file with what the rule can ask the directory, as the host's directory file.
+    #[arg(long, value_name = "FILE")]
+    directory: Option<PathBuf>,
     /// Prints one JSON object.
     #[arg(long)]
     json: bool,
@@ -66,12 +69,22 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
         take(&mut case, input(event)?, args.case.is_some())
             .with_context(|| format!("the input {}", event.display()))?;
     }
+    if let Some(directory) = &args.directory {
+        let read = input(directory)?;
+        let Value::Object(read) = read else {
+            bail!("{}: must be a JSON object", directory.display());
+        };
+        case.directory = read;
+    }
     let limits = limits(&config, true).within(plugin.manifest.limits);
     let outcome = self_test::run_case(&plugin, &case, limits);
     if args.json {
         print_json(object(&plugin, &outcome))?;
     } else {
         print(page(&outcome, limits))?;
+        if case.directory.is_empty() {
+            say("note: the directory is empty: --directory FILE gives it one");
+        }
     }
     ensure!(
         outcome.found.get("error").is_none(),

@@ -297,7 +297,8 @@ impl DeadLetters {
 
     fn unreadable(&self, error: impl std::error::Error + Send + Sync + 'static) -> anyhow::Error {
         self.complained(error.into()).context(format!(
-            "can't reach the stream `{}`: does the server have JetStream, and may this user use it?",
+            "can't reach the stream `{}`: does the server have JetStream (`nats-server --jetstream \
+             --store_dir FOLDER`), and may this user use it?",
             self.name
         ))
     }

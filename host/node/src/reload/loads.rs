@@ -17,6 +17,9 @@ use crate::tasks;
 /// can't be interrupted in a compiler, or in reading from a file system that hangs.
 const AT_ONCE: usize = 2;
 
+/// After what time the log says that a load is under way.
+const SAID_AFTER: Duration = Duration::from_secs(1);
+
 /// What loads.
 type Work<T> = Box<dyn FnOnce(&Attempt) -> anyhow::Result<T> + Send>;
 
@@ -38,6 +41,8 @@ struct Load {
     attempt: Arc<Attempt>,
     limit: Duration,
     until: Instant,
+    /// When the log is to say that it is under way; none once it has.
+    say_at: Option<Instant>,
 }
 
 impl<T: Send + 'static> Loads<T> {
@@ -90,11 +95,23 @@ impl<T: Send + 'static> Loads<T> {
             self.begin();
             let until = self.current.as_ref().map(|load| load.until);
             let over = sleep_until(until.unwrap_or_else(Instant::now));
+            let say_at = self.current.as_ref().and_then(|load| load.say_at);
+            let say = sleep_until(say_at.unwrap_or_else(Instant::now));
             tokio::select! {
                 Some((number, outcome)) = self.ended.recv() => {
                     self.under_way -= 1;
                     if self.current.take_if(|load| load.number == number).is_some() {
                         return outcome;
+                    }
+                }
+                () = say, if say_at.is_some() => {
+                    if let Some(load) = &mut self.current {
+                        load.say_at = None;
+                        tracing::info!(
+                            "the pipeline on disk is being loaded, {}: a plugin in TypeScript or \
+                             Python takes seconds to compile",
+                            load.attempt.at()
+                        );
                     }
                 }
                 () = over, if until.is_some() => {
@@ -127,6 +144,7 @@ impl<T: Send + 'static> Loads<T> {
             attempt: Arc::clone(&attempt),
             limit,
             until: Instant::now() + limit,
+            say_at: Some(Instant::now() + SAID_AFTER),
         });
         let end = self.end.clone();
         spawn_blocking(move || {

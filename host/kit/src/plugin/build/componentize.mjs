@@ -4,6 +4,7 @@
 import { createHash } from "node:crypto";
 import { existsSync } from "node:fs";
 import { readFile, writeFile } from "node:fs/promises";
+import { builtinModules } from "node:module";
 import { join, relative } from "node:path";
 import { componentize, version } from "@bytecodealliance/componentize-js";
 import { build } from "esbuild";
@@ -35,7 +36,7 @@ try {
     platform: "neutral",
     target: "es2022",
     external: ["presence:plugin/*"],
-    
+    plugins: [{ name: "without-node", setup: refuseNode }],
     logLevel: "warning",
     logOverride: { "import-is-undefined": "silent" },
     sourcemap: "external",
@@ -67,6 +68,17 @@ const { component } = await componentize({
 });
 await writeFile(output, component);
 await writeFile(note, await noteOf(output));
+
+/** Says of a module of Node that plugins run without it. A package of that name is taken. */
+function refuseNode(build) {
+  build.onResolve({ filter: /^[a-z]/ }, async ({ path, pluginData, ...from }) => {
+    if (pluginData === refuseNode || !(path.startsWith("node:") || builtinModules.includes(path))) return undefined;
+    const found = await build.resolve(path, { ...from, pluginData: refuseNode });
+    if (found.errors.length === 0) return found;
+    const text = `a plugin runs without Node, and has no files, network, clock or random numbers: "${path}" can't be used`;
+    return { errors: [{ text }] };
+  });
+}
 
 /** What a component was built of, and which it is. */
 async function noteOf(file) {

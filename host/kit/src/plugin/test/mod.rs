@@ -51,6 +51,11 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
         .collect();
     if args.json {
         print_json(object(&plugin, limits, &outcomes))?;
+    } else if args.update && !failed.is_empty() {
+        for outcome in &failed {
+            let (case, diff) = (line(&outcome.case), diff::diff(outcome));
+            print(format_args!("{case}\n{diff}"))?;
+        }
     } else {
         print(page(&plugin, limits, &outcomes))?;
         for outcome in &failed {

@@ -138,6 +138,20 @@ impl Board {
 }
 
 impl Status {
+    /// How many decisions have failed, or wait for the directory, and are to be taken again.
+    fn pending(&self) -> u64 {
+        self.shards.total(|figures| &figures.pending)
+    }
+
+    /// For how long the oldest of them has been, in milliseconds.
+    fn oldest_pending_ms(&self) -> Option<u64> {
+        let since = self.shards.iter().filter_map(|shard| {
+            let since = shard.figures.pending_since.load(Ordering::Relaxed);
+            (since != 0).then_some(since)
+        });
+        since.min().map(|at| clock::now_ms().saturating_sub(at))
+    }
+
     /// Of a node that is not ready yet.
     pub(crate) fn new(
         broker: Arc<Health>,

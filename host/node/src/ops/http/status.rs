@@ -51,6 +51,8 @@ fn serving(status: &Status, directory: &str) -> Value {
                     OnFailure::Hold => "hold",
                     OnFailure::LastGood => "last-good",
                 },
+                "failures": stage.health.failures(),
+                "lastFailure": stage.health.last_failure().map(|last| last.at),
             })
         })
         .collect();
@@ -72,6 +74,8 @@ fn serving(status: &Status, directory: &str) -> Value {
         "workers": status.pool.len(),
         "shards": status.shards.iter().len(),
         "onlineUsers": status.shards.total(|figures| &figures.online_users),
+        "pendingDecisions": status.pending(),
+        "oldestPendingMs": status.oldest_pending_ms(),
         "connections": status.shards.total(|figures| &figures.connections),
         "notInForce": refused.collect::<Vec<_>>(),
         "restartNeeded": status.on_disk.waiting_for_restart(),

@@ -95,8 +95,8 @@ fn explain(mut store: Calling<'_>, viewers: Option<&Audience>, text: &WasmStr) -
     Ok(())
 }
 
-/// Writes a line to the host's log. One of an error is also kept: if the call traps, it may be
-/// why.
+/// Writes a line to the host's log. One of an error waits for the end of the call: if the
+/// call traps, it is why, and is said with the failure.
 fn log(mut store: Calling<'_>, (level, text): (Level, WasmStr)) -> Result<()> {
     let is_taken = store.data_mut().takes_line();
     let is_error = matches!(level, Level::Error);
@@ -105,18 +105,20 @@ fn log(mut store: Calling<'_>, (level, text): (Level, WasmStr)) -> Result<()> {
     }
     let bytes = text.to_str(&store)?.len();
     charge(&mut store, bytes as u64)?;
-    if is_error {
-        let line = call::cut(&text.to_str(&store)?).to_owned();
-        store.data_mut().last_error = Some(line);
+    let text = text.to_str(&store)?;
+    let line = call::cut(&text);
+    if is_taken {
+        store.data().record(level.into(), line);
     }
-    if !is_taken {
+    if is_error {
+        let line = line.to_owned();
+        drop(text);
+        store.data_mut().note_error(line, is_taken);
         return Ok(());
     }
-    let text = text.to_str(&store)?;
-    let (plugin, line) = (&*store.data().plugin, call::cut(&text));
-    store.data().record(level.into(), line);
+    let plugin = &*store.data().plugin;
     let is_logged = match level {
-        Level::Error => tracing::enabled!(target: "plugin", tracing::Level::ERROR),
+        Level::Error => true,
         Level::Warn => tracing::enabled!(target: "plugin", tracing::Level::WARN),
         Level::Info => tracing::enabled!(target: "plugin", tracing::Level::INFO),
         Level::Debug => tracing::enabled!(target: "plugin", tracing::Level::DEBUG),

@@ -107,7 +107,12 @@ export function guard(plugin, name, mayRefuse) {
   return (...args) => {
     inCall = true;
     try {
-      return inner(...args);
+      const answer = inner(...args);
+      if (typeof answer?.then === "function") {
+        answer.then(undefined, () => {});
+        throw new TypeError(`\`${name}\` is async, and plugins answer at once: leave out \`async\` and \`await\``);
+      }
+      return answer;
     } catch (error) {
       if (mayRefuse) throw isError(error) ? said(error) : error;
       log("error", said(error));

@@ -6,7 +6,6 @@ use std::sync::atomic::Ordering;
 use rustix::time::{ClockId, clock_gettime};
 
 use super::exposition::Exposition;
-use crate::clock;
 use crate::ops::http::{Board, Status};
 
 /// The build and the process, also of a node that doesn't serve yet.
@@ -49,15 +48,8 @@ pub(super) fn decisions(text: &mut Exposition, status: &Status) {
             .or_insert_with(|| stage.health.latency());
     }
     text.histograms("presence_plugin_call_seconds", "plugin", plugins);
-    let pending = status.shards.total(|shard| &shard.pending);
-    text.value("presence_pending_decisions", pending);
-    let since = status.shards.iter().filter_map(|shard| {
-        let since = shard.figures.pending_since.load(Ordering::Relaxed);
-        (since != 0).then_some(since)
-    });
-    let waited_ms = since
-        .min()
-        .map_or(0, |at| clock::now_ms().saturating_sub(at));
+    text.value("presence_pending_decisions", status.pending());
+    let waited_ms = status.oldest_pending_ms().unwrap_or_default();
     let seconds = waited_ms as f64 / 1e3;
     text.value("presence_oldest_pending_decision_seconds", seconds);
 }
