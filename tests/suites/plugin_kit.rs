@@ -122,7 +122,8 @@ fn fails_with_its_place(kit: &Kit, language: &str) -> Result<()> {
         "typescript" => (
             "plugin.ts",
             "  explain(",
-            "if (event.user === \"ada\") throw new TypeError(\"not ada\");",
+            "if (event.user === \"ada\") throw new TypeError(\"not ada\"); \
+             if (event.user === \"leo\") return Promise.reject(\"not leo\") as any;",
             "trapped: TypeError: not ada, at plugin.ts:24 (filter)",
             "Date.now();",
             "tried to read the clock: plugins have none; ask the host with now(), at plugin.ts:25",
@@ -130,10 +131,11 @@ fn fails_with_its_place(kit: &Kit, language: &str) -> Result<()> {
         "python" => (
             "plugin.py",
             "        host.explain(",
-            "{}[event.user] if event.user == \"ada\" else None",
+            "{}[event.user] if event.user == \"ada\" else None\n        \
+             if event.user == \"leo\": return None",
             "trapped: KeyError: 'ada', at plugin.py:25 (filter)",
             "open(\"/etc/passwd\")",
-            "tried to open the file '/etc/passwd': plugins have none, at plugin.py:26",
+            "tried to open the file '/etc/passwd': plugins have none, at plugin.py:27",
         ),
         _ => (
             "plugin.c",
@@ -180,6 +182,22 @@ fn fails_with_its_place(kit: &Kit, language: &str) -> Result<()> {
     fs::write(&path, with(&both))?;
     let failure = fails("eve")?;
     assert!(failure.contains(wanted), "{failure}");
+    // An answer that is none.
+    let no_answer = match language {
+        "typescript" => Some("`filter` is async, and plugins answer at once"),
+        "python" => Some("filter returned None, and has to return an audience"),
+        _ => None,
+    };
+    if let Some(wanted) = no_answer {
+        let failure = fails("leo")?;
+        assert!(failure.contains(wanted), "{failure}");
+    }
+    if language == "typescript" {
+        fs::write(&path, format!("import \"node:fs\";\n{source}"))?;
+        let failure = fails("ada")?;
+        let wanted = "a plugin runs without Node, and has no files";
+        assert!(failure.contains(wanted), "{failure}");
+    }
     fs::write(&path, source)?;
     Ok(())
 }

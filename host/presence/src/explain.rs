@@ -39,10 +39,9 @@ fn told(answer: &Value) -> String {
         ("hypothetical", _) => format!(
             "Nothing is known about {user}. The rules were run as if {user} came online now."
         ),
-        (_, "user_offline") => format!(
-            "{user} is offline, since {at}. The rules were run on that departure: who may see when \
-             {user} was last seen."
-        ),
+        (_, "user_offline") => {
+            format!("{user} is offline, since {at}. The rules were run on that departure.")
+        }
         _ => format!("{user} is online, since {at}."),
     };
     let _ = writeln!(
@@ -67,7 +66,10 @@ fn headline(answer: &Value, viewer: &str, user: &str) -> String {
         _ if sees => "yes",
         _ => "no",
     };
-    format!("May {viewer} see {user}? {short}.\n\n")
+    match &*word(answer, "/event/type") {
+        "user_offline" => format!("May {viewer} see when {user} was last seen? {short}.\n\n"),
+        _ => format!("May {viewer} see {user}? {short}.\n\n"),
+    }
 }
 
 fn push_stage(text: &mut String, number: usize, stage: &Value, user: &str, viewer: &str) {
@@ -103,13 +105,22 @@ pub(crate) fn pending(answer: &Value) -> Option<String> {
 
 fn outcome(answer: &Value, viewer: &str, user: &str) -> String {
     let told = flag(answer, "/outcome/told");
-    let belief = if told {
+    let is_offline = word(answer, "/event/type") == "user_offline";
+    let belief = if is_offline {
+        String::new()
+    } else if told {
         format!("{viewer} has been told that {user} is online.")
     } else {
         format!("{viewer} has not been told that {user} is online.")
     };
     let why = answer.pointer("/outcome/why").map(plain);
-    let why = why.map_or_else(String::new, |why| format!(" Why: {why}."));
+    let why = match why {
+        Some(why) if flag(answer, "/outcome/kept") => {
+            format!(" The rules can't be run now, and what was decided before stands. Why: {why}.")
+        }
+        Some(why) => format!(" Why: {why}."),
+        None => String::new(),
+    };
     let shown = answer.pointer("/outcome/rendition").map(|rendition| {
         let keys = rendition.pointer("/keys").and_then(Value::as_array);
         let keys: Vec<_> = keys.into_iter().flatten().map(plain).collect();
@@ -123,7 +134,11 @@ fn outcome(answer: &Value, viewer: &str, user: &str) -> String {
         } else {
             "and may not know"
         };
-        format!(" {viewer} gets {keys}, {last_seen} when {user} was last seen.")
+        if is_offline {
+            return format!(" {viewer} {last_seen} when {user} was last seen.")
+                .replace(" and ", " ");
+        }
+        format!(" {viewer} may get {keys}, {last_seen} when {user} was last seen.")
     });
     let state = match &*word(answer, "/outcome/standing") {
         "pending" => pending(answer).unwrap_or_default(),

@@ -20,7 +20,7 @@ use crate::trial::{Answer, Trial};
 use crate::{Limits, LineKind, LoadError, Plugin, PluginLine};
 
 /// What a case may expect beside the answer: when the rule asks to be asked again.
-const RECONSIDER_AT: &str = "reconsiderAt";
+pub const RECONSIDER_AT: &str = "reconsiderAt";
 
 /// What came of a case.
 #[derive(Debug)]

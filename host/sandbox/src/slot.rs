@@ -213,8 +213,8 @@ impl<A, R> Slot<A, R> {
             tracing::error!(
                 plugin,
                 error,
-                "put into quarantine, since it failed on {users} users in short order: one call \
-                 is tried in {ms} ms"
+                "put into quarantine, since it failed on {users} users in short order: its events \
+                 wait, until one call, which is tried in {ms} ms, succeeds, or the plugin is replaced"
             );
         }
     }

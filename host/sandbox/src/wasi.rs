@@ -16,10 +16,15 @@ pub(crate) const STUB_PREFIX: &str = "wasi#";
 
 /// What plugins want of WASI, by parts of the names of its functions, in its first version
 /// and the later ones. The first that fits counts.
-const WANTED: [(&str, &[&str]); 9] = [
+const WANTED: [(&str, &[&str]); 10] = [
+    (
+        "tried to write an error: plugins log instead; an interpreter writes one if a rule hands \
+         the host a value of the wrong type",
+        &["stderr"],
+    ),
     (
         "tried to write output: plugins have none; log instead",
-        &["fd_write", "stdout", "stderr", "output-stream"],
+        &["fd_write", "stdout", "output-stream"],
     ),
     (
         "tried to read input: plugins have none",
@@ -114,6 +119,7 @@ mod tests {
             ),
             ("fd_write", "tried to write output"),
             ("wasi:cli/stdout@0.2.0#get-stdout", "tried to write output"),
+            ("get-terminal-stderr", "tried to write an error"),
             ("clock_time_get", "tried to read the clock"),
             (
                 "wasi:clocks/wall-clock@0.2.0#now",

@@ -24,6 +24,9 @@ pub struct ExplainReport {
     pub cache_misses: BTreeSet<Question>,
     /// The failure of a stage.
     pub failure: Option<Failure>,
+    /// Whether the rules can't be run now, and the decision that was taken before stands:
+    /// the rendition is from that, as in a query.
+    pub is_kept: bool,
     /// Whether the viewer has been told that the user is online.
     pub told: bool,
     /// Whether the viewer has been told what is decided.
@@ -86,6 +89,7 @@ pub fn explanation(viewer: &str, user: &str, generation: u64, found: &ExplainRep
     });
     set(&mut outcome, "rendition", rendition);
     set(&mut outcome, "retryAt", retry_at.map(Value::from));
+    set(&mut outcome, "kept", found.is_kept.then_some(true.into()));
     let missing = "the directory has no answer yet".to_owned();
     let why = match &found.failure {
         Some(failure) => Some(format!("plugin `{}`: {}", failure.plugin, failure.error)),

@@ -62,11 +62,19 @@ pub(super) fn explain(
         }
         Decision::Failed(failure) => (None, BTreeSet::new(), Some(failure)),
     };
+    let is_undecided = !cache_misses.is_empty() || failure.is_some();
+    // As a query does: the decision that was taken stands until one of its inputs changes.
+    let kept = (basis == Basis::Online && env.common.settings.reuse_verdicts)
+        .then(|| events.updates.decisions.verdicts.find(wall, &event))
+        .flatten();
+    let is_kept = is_undecided && kept.is_some();
+    let rendition = match &kept {
+        Some((verdict, _)) if is_kept => verdict.rendition(viewer).cloned(),
+        _ => rendition,
+    };
     let delivery = match (basis, rendition.is_some()) {
         (Basis::Departed | Basis::Hypothetical, _) => DeliveryState::Offline,
-        (Basis::Online, _)
-            if pending.is_some() || !cache_misses.is_empty() || failure.is_some() =>
-        {
+        (Basis::Online, _) if kept.is_none() && (pending.is_some() || is_undecided) => {
             DeliveryState::Pending(pending)
         }
         (Basis::Online, sees) if sees == told => DeliveryState::Settled,
@@ -79,6 +87,7 @@ pub(super) fn explain(
         rendition,
         cache_misses,
         failure,
+        is_kept,
         told,
         delivery,
         is_self: viewer == user,

@@ -6,11 +6,11 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use presence_component::{manifest, package};
-use presence_sandbox::self_test::{Outcome, sorted};
+use presence_sandbox::self_test::{Outcome, RECONSIDER_AT, sorted};
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 use serde_json::ser::Formatter;
 use serde_json::value::RawValue;
+use serde_json::{Map, Value};
 
 /// A plugin's manifest, in its folder.
 pub(super) const MANIFEST: &str = "plugin.json";
@@ -68,14 +68,35 @@ fn rewrite(text: &str, outcomes: &[Outcome]) -> anyhow::Result<String> {
             .context("an expectation elsewhere")?;
         rewritten.push_str(before);
         rest = at.get(expected.len()..).unwrap_or_default();
-        if outcome.passes() {
+        if outcome.passes() || !is_taken(outcome) {
             rewritten.push_str(expected);
         } else {
-            rewritten.push_str(&spaced(&sorted(&outcome.found))?);
+            rewritten.push_str(&spaced(&sorted(&found(outcome)))?);
         }
     }
     rewritten.push_str(rest);
     Ok(rewritten)
+}
+
+/// Whether what came out may be what is expected. A call that fails isn't, unless a failure
+/// was expected: a rule that is broken would pass its tests.
+pub(super) fn is_taken(outcome: &Outcome) -> bool {
+    let Some(error) = outcome.found.get("error") else {
+        return true;
+    };
+    let error = error.as_str().unwrap_or_default();
+    outcome.expected.get("error").is_some() || error.contains("refuses its configuration")
+}
+
+/// What came out, with the time at which the rule asks to be asked again, if nothing was
+/// expected yet.
+fn found(outcome: &Outcome) -> Value {
+    let mut found = outcome.found.clone();
+    let is_new = outcome.expected.as_object().is_some_and(Map::is_empty);
+    if let (true, Some(at), Some(fields)) = (is_new, outcome.reconsider_at, found.as_object_mut()) {
+        fields.insert(RECONSIDER_AT.into(), at.into());
+    }
+    found
 }
 
 /// JSON in one line, with a space behind each comma and colon.
@@ -147,5 +168,29 @@ mod tests {
         ];
         let expected = text.replace(r#"{"audience": []}"#, r#"{"audience": ["c", "z"]}"#);
         assert_eq!(rewrite(text, &outcomes).unwrap(), expected);
+        let trapped = outcome(json!({"audience": []}), json!({"error": "trapped: x"}));
+        let [first, _] = outcomes;
+        assert_eq!(rewrite(text, &[first, trapped]).unwrap(), text);
+    }
+
+    #[test]
+    fn a_new_expectation_has_the_time_at_which_the_rule_is_asked_again() {
+        let outcome = Outcome {
+            case: String::new(),
+            expected: json!({}),
+            found: json!({"audience": []}),
+            lines: Vec::new(),
+            reconsider_at: Some(7),
+            spent: None,
+            took: Duration::ZERO,
+        };
+        let with_time = json!({"audience": [], "reconsiderAt": 7});
+        assert_eq!(found(&outcome), with_time);
+        let expected = json!({"audience": ["ben"]});
+        let before = Outcome {
+            expected,
+            ..outcome
+        };
+        assert_eq!(found(&before), json!({"audience": []}));
     }
 }

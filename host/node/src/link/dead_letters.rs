@@ -332,6 +332,12 @@ impl DeadLetter {
         }
     }
 
+    /// The user whom the message or event is about, if it can be read.
+    pub fn user(&self) -> Option<String> {
+        let payload: Value = serde_json::from_slice(&self.payload().ok()?).ok()?;
+        payload.get("userId")?.as_str().map(str::to_owned)
+    }
+
     /// The plugin that failed, if one did.
     pub fn plugin(&self) -> Option<&str> {
         let content = &self.content;

@@ -205,7 +205,11 @@ impl Turn {
             match found {
                 Found::Other(other) => {
                     unanswered = 0;
-                    board.wait_for(format!("waiting while node `{}` serves", other.node));
+                    board.wait_for(format!(
+                        "waiting while node `{}` serves the same subjects: this node begins when \
+                         that stops. To have both serve, give one another [tenant] prefix",
+                        other.node
+                    ));
                     before_me = other.id;
                 }
                 Found::Unknown(why) => {

@@ -57,7 +57,7 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
     }
     let rows: Vec<_> = newest.iter().map(row).collect();
     print(text::table(
-        ["NUMBER", "TIME", "REASON", "SUBJECT", "ERROR"],
+        ["NUMBER", "TIME", "REASON", "SUBJECT", "USER", "ERROR"],
         &rows,
     ))?;
     if earlier > 0 {
@@ -68,18 +68,20 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn row(letter: &DeadLetter) -> [String; 5] {
+fn row(letter: &DeadLetter) -> [String; 6] {
     let content = &letter.content;
     let mut error: String = line(&content.error);
     if let Some((end, _)) = error.char_indices().nth(ERROR_CHARS_MAX) {
         error.truncate(end);
         error.push('…');
     }
+    let user = letter.user().map(line).unwrap_or_default();
     [
         letter.number.to_string(),
         text::time(content.timestamp),
         line(&content.reason),
         line(&content.subject),
+        user,
         error,
     ]
 }

@@ -40,6 +40,8 @@ pub(super) fn output(command: &mut Command) -> anyhow::Result<Vec<u8>> {
     let program = program.file_name().unwrap_or(OsStr::new("the tool"));
     let program = program.to_string_lossy().into_owned();
     let output = command
+        // Of the tool's own errors, the line counts.
+        .env_remove("RUST_BACKTRACE")
         .stderr(Stdio::inherit())
         .spawn()
         .and_then(std::process::Child::wait_with_output)

@@ -2,9 +2,10 @@
 
 mod diff;
 
+use std::fmt::Write as _;
 use std::path::PathBuf;
 
-use anyhow::bail;
+use anyhow::{bail, ensure};
 use presence_config::escape::{line, print, print_json, say};
 use presence_config::{self as config, Config};
 use presence_rules::limits::limits;
@@ -70,6 +71,13 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
         for file in update::update(&path, &bytes, &outcomes)? {
             say(format_args!("updated {}", file.display()));
         }
+        let broken = failed.iter().filter(|outcome| !update::is_taken(outcome));
+        let broken = broken.count();
+        ensure!(
+            broken == 0,
+            "a failure is not taken for what is expected: {broken} of {} calls failed",
+            outcomes.len()
+        );
         return Ok(());
     }
     bail!("{} of {} self-tests fail", failed.len(), outcomes.len());
@@ -130,6 +138,10 @@ fn page(plugin: &Plugin, limits: Limits, outcomes: &[Outcome]) -> String {
         let case = number.checked_sub(1).and_then(|place| outcomes.get(place));
         for line in case.into_iter().flat_map(|case| &case.lines) {
             page.push_str(&super::lines::indented(line));
+        }
+        if let Some(at) = case.and_then(|case| case.reconsider_at) {
+            let when = text::time(at);
+            let _ = writeln!(page, "        asks to be asked again: {when} ({at})");
         }
     }
     page

@@ -4,6 +4,7 @@ plugins don't have (files, a clock, the network) says so, and what is printed is
 
 import importlib
 import os
+import random
 import sys
 import time
 
@@ -13,6 +14,7 @@ from wit_world.imports import host
 _MESSAGE_MAX = 500
 _FRAMES_MAX = 3
 _MAY_REFUSE = ("configure", "restore")
+_ANSWERS = {"filter": int, "redact": list, "enrich": list}
 _in_call = False
 
 
@@ -54,6 +56,11 @@ for _name in ("time", "monotonic", "perf_counter", "process_time"):
         _what = "tried to read the clock: plugins have none; ask the host with now()"
         setattr(time, _name, _denied(_what, getattr(time, _name)))
 time.sleep = _denied("tried to wait: plugins can't", time.sleep)
+for _name in random.__all__:
+    _original = getattr(random, _name)
+    # Those of the module's own generator: others are seeded by the plugin.
+    if getattr(_original, "__self__", None) is not None:
+        setattr(random, _name, _denied("tried to get random numbers: plugins have none", _original))
 
 
 class _Output:
@@ -86,7 +93,9 @@ class _Output:
 
 def _said(error):
     """An error with its type, its message and its place."""
-    said = f"{type(error).__name__}: {error}"[:_MESSAGE_MAX]
+    message = str(error)
+    said = f"{type(error).__name__}: {message}" if message else type(error).__name__
+    said = said[:_MESSAGE_MAX]
     places = []
     trace = error.__traceback__
     while trace:
@@ -100,14 +109,28 @@ def _said(error):
     return f"{said}, at {', from '.join(places)}" if places else said
 
 
+def _fits(answer, wanted):
+    """Whether an answer can be handed to the host, where a wrong one ends without a word."""
+    if wanted is int:
+        return type(answer) is int and 0 <= answer < 1 << 32
+    return isinstance(answer, wanted)
+
+
 def _guarded(name, inner):
     def function(self, *args):
         global _in_call
         _in_call = True
         try:
-            return inner(self, *args)
-        except Err:
-            raise
+            answer = inner(self, *args)
+            if name in _ANSWERS and not _fits(answer, _ANSWERS[name]):
+                what = "an audience" if name == "filter" else "a list"
+                raise TypeError(f"{name} returned {answer!r:.50}, and has to return {what}")
+            return answer
+        except Err as error:
+            if name in _MAY_REFUSE:
+                raise
+            host.log(host.Level.ERROR, _said(error))
+            os.abort()
         except BaseException as error:
             if name in _MAY_REFUSE:
                 raise Err(_said(error)) from None
