@@ -1,4 +1,4 @@
-//! The users whose records are no longer what they are.
+//! The users whose records have changed since they were last taken.
 
 use std::collections::BTreeMap;
 

@@ -1,8 +1,8 @@
 //! The two times that the core goes by, both given to it by the caller.
 //!
-//! *Now* is monotonic: durations, retries and paces go by it, and nobody who sets the
-//! machine's clock moves it. *Wall time* is what that clock says: senders, rules and
-//! statuses that expire go by it. The caller says how far the two are apart.
+//! *Now* is monotonic: it is used for durations, retries and rates, and changing the machine's clock
+//! does not change it. *Wall time* is the machine's clock: it is used for senders' timestamps, rules
+//! and the expiry of statuses. The caller says how far the two are apart.
 //! Bodies bear the *stamp*, wall time that never runs back: while the machine's
 //! clock is behind what was written already, it goes on at half the speed. It doesn't
 //! stand still, since senders' timestamps are taken as no later than it: all that are

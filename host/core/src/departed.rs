@@ -117,7 +117,7 @@ impl Departure {
         ids
     }
 
-    /// Whether it is stored: one of which nobody may know isn't.
+    /// Whether it is stored. A departure that no viewer may know about is not.
     fn is_stored(&self) -> bool {
         self.recipients.parts().any(|(_, shown)| shown.last_seen())
     }

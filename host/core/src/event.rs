@@ -9,8 +9,8 @@ pub use crate::tracker::Reason;
 pub enum Change {
     /// The user came online.
     Online,
-    /// What is known of an online user has changed. It is told, and not decided on:
-    /// rules are asked about the online event, with its current metadata.
+    /// The metadata of an online user has changed. It is published without calling the rules
+    /// for it: they are called for the online event, with its current metadata.
     Updated,
     /// The user went offline.
     Offline {

@@ -1,7 +1,7 @@
 //! The ledger: for each online user, who was told, and what they were shown.
 //!
-//! Anyone who was told that a user came online is told when they go offline, and
-//! nobody else is. What the rules say in the meantime changes who has been told.
+//! A user's offline is sent to exactly the viewers who were notified of the online. Corrections in
+//! between change this set of viewers.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -43,8 +43,8 @@ impl PendingFetches {
         self.users.of(question).next().is_some()
     }
 
-    /// Those who have waited for one of these changes and find all that they wait
-    /// for, in a stable order.
+    /// The users who waited for one of these answers and now have all that they waited for,
+    /// in a stable order.
     pub(crate) fn served(&self, changes: &Changes, directory: &Directory) -> BTreeSet<Id> {
         let mut waiting = BTreeSet::new();
         for question in changes.iter() {

@@ -1,4 +1,4 @@
-//! Who has asked the directory what.
+//! Reverse dependencies: for each question to the directory, the users whose verdict used the answer.
 
 use std::collections::BTreeSet;
 

@@ -16,8 +16,8 @@ use crate::names::{Id, Names};
 pub struct Context<'a> {
     /// The wall time, in milliseconds since the Unix epoch: what rules go by.
     pub now: u64,
-    /// The time that nobody sets, in milliseconds: what durations go by, such as how
-    /// long a plugin is left alone after it has failed.
+    /// The monotonic time in milliseconds, for durations such as how long a plugin that
+    /// failed stays in quarantine.
     pub monotonic: u64,
     /// The event.
     pub event: &'a Arc<Event>,
@@ -35,7 +35,7 @@ pub trait Rules {
     /// Who may see the event, and what each of them gets.
     fn decide(&mut self, context: Context<'_>) -> Decision;
 
-    /// What each of those who are told of the event gets: the redactor alone.
+    /// What each of these viewers gets to see of the event. Calls only the redactor.
     fn redact(&mut self, context: Context<'_>, told: &Audience) -> Decision;
 
     /// Decides as [`Self::decide`] does, and tells what each stage did to a viewer:
@@ -47,8 +47,8 @@ pub trait Rules {
         }
     }
 
-    /// Whether the rules have become others, by themselves, since this
-    /// was last asked.
+    /// Whether the last good generation of a filter or redactor has taken over since the
+    /// last call of this method.
     fn take_replaced(&mut self) -> bool {
         false
     }

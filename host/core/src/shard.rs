@@ -4,11 +4,11 @@
 //! [`Shard::advance`] when [`Shard::next_deadline`] has come, and carry out all
 //! outputs in their order before the next input's.
 //!
-//! It is made of parts, each of which owns the one below it and knows nothing of those
-//! above: [`Presence`] (who is online) makes [`Events`](events::Events), which are
-//! enriched, broadcast and told; these rest on [`Updates`] (statuses), and they on
-//! [`Decisions`] (who may see whom, and who has been told). [`Corrections`] decide again.
-//! All of them are lent an [`Env`]: the rules, the outputs, and what they share.
+//! It is made of parts. [`Presence`] (who is online) owns [`Events`](events::Events) (enriching,
+//! broadcasting and publishing an event), which owns [`Updates`] (statuses), which owns
+//! [`Decisions`] (verdicts and the ledger). No part calls a part above it. [`Corrections`] makes
+//! decisions again, on the `Decisions` that the shard passes to it. Each part takes an [`Env`]:
+//! the rules, the outputs, and what the parts share.
 
 mod asking;
 mod corrections;

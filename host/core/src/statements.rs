@@ -1,8 +1,8 @@
 //! What applications have stated of users, as far as it still holds.
 //!
 //! An offline holds until the user's next connect, or the application's own online. An
-//! online is about a user without connections; it holds until there are some, or until
-//! it is over for want of being repeated.
+//! online is about a user without connections; it holds until the user connects, or expires if
+//! the application doesn't repeat it.
 
 use std::collections::BTreeSet;
 

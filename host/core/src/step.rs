@@ -13,7 +13,7 @@ pub enum Step {
     /// To be enriched and broadcast. Where it is not ours, an application has
     /// published it on its own subject.
     Announce(Arc<Event>, bool),
-    /// To be told to those who believe that the user is online.
+    /// To be sent to the viewers in the ledger.
     Tell(Arc<Event>, Recipients),
     /// The user is to be shown by what the newest of their connections says by then.
     Show(Arc<Event>),

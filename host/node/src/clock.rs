@@ -96,7 +96,7 @@ pub(crate) async fn follow(shards: Shards) {
         if change.unsigned_abs() >= JUMP_MS {
             let direction = if change > 0 { "forward" } else { "back" };
             tracing::warn!(
-                "the machine's clock was set {direction} by {} ms: durations go on as they were, \
+                "the machine's clock was set {direction} by {} ms: timeouts are not affected, \
                  and bodies bear the new time once it is later than what was written before; until \
                  then, their time goes on at half the speed",
                 change.unsigned_abs()

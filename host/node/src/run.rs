@@ -170,7 +170,7 @@ async fn node(
         let _ = timeout_at(by, turn.leave()).await;
         match timeout_at(by, connection.flush()).await {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::warn!("not all could be handed to NATS: {error:#}"),
+            Ok(Err(error)) => tracing::warn!("some messages could not be sent to NATS: {error:#}"),
             Err(_) => tracing::warn!("NATS did not take the last messages in time"),
         }
     }

@@ -1,5 +1,5 @@
 //! Tasks and threads that are to run for as long as the node does. One that ends by
-//! itself, or panics, ends the node: without it the node would look ready and be deaf.
+//! itself, or panics, ends the node: without it the node would look ready but process nothing.
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};

@@ -1,5 +1,5 @@
-//! The blueprint: a chain of plugins that has been checked, and can be
-//! instantiated once a worker.
+//! The blueprint: a chain of plugins that has been checked, and is instantiated once per thread
+//! (stateful enrichers: once per shard).
 
 use std::sync::Arc;
 

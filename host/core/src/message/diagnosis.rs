@@ -22,7 +22,7 @@ pub enum Cause {
     TooLarge,
     /// A component failed on the event.
     PluginFailed,
-    /// It would have taken more than there may be of something.
+    /// A quota would have been exceeded.
     QuotaExceeded,
 }
 

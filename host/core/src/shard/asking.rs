@@ -32,8 +32,8 @@ impl Env<'_> {
         self.rules.explain(self.common.context(wall, event), viewer)
     }
 
-    /// Whether the rules have become others, by themselves, since this was last
-    /// asked.
+    /// Whether the last good generation of a filter or redactor has taken over since the
+    /// last call of this method.
     pub(super) fn rules_were_replaced(&mut self) -> bool {
         self.rules.take_replaced()
     }

@@ -3,8 +3,8 @@
 //! Within a shard, all losses of a correction are told before any gain of it: each user is
 //! decided on, and the losses are told; when no user is left, the gains are, by the verdict
 //! of then. Between shards there is no order: who may see one user doesn't depend on who
-//! may see another. What goes out keeps to a rate; a decision after which nothing does
-//! takes nothing of it, and neither does what is new.
+//! may see another. The messages are rate-limited. A decision that changes nothing, and
+//! new events, don't count towards the rate.
 
 use std::sync::Arc;
 

@@ -3,11 +3,10 @@
 //! settings say, and all else of its user waits behind it: then the event goes on without
 //! those enrichers, or without anything that is shown of it.
 //!
-//! That another connection shows a user who stays online is such an event as well: the
-//! newest of the live ones does. It is no transition, and nothing is broadcast of one: the
-//! ledger's online event becomes another, which the enrichers are asked again, and
-//! viewers who are shown something else by it are told. Where that would be too soon after
-//! the last update, it is told later; rules go by it at once.
+//! A user who stays online may be shown by another connection: the newest live one. This goes through
+//! the same steps, but is no transition, and no online is broadcast. The ledger's online event is
+//! replaced, the enrichers are called for it again, and viewers for whom something differs are
+//! notified; later, if the last update was too recent. Rules use the new event at once.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -305,7 +304,7 @@ fn enrich(
         }
         let late = |plugin| Failure {
             plugin,
-            error: "what it asked the directory for could not be had in time".into(),
+            error: "the directory did not answer in time".into(),
         };
         let unanswered = enriched.unanswered.drain(..).map(late);
         enriched.failures.extend(unanswered);
@@ -357,6 +356,6 @@ fn enriched_if_it_fits(plain: Arc<Event>, enriched: &Enriched, env: &mut Env<'_>
 
 fn enriched_too_large(bytes: usize, max: usize) -> String {
     format!(
-        "the enrichers make the event {bytes} bytes long, and the broker takes {max}: it goes on without them"
+        "with the enrichers' changes the event is {bytes} bytes long, and the broker's limit is {max}: it is processed without them"
     )
 }

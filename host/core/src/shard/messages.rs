@@ -150,13 +150,13 @@ fn exceeded(quota: Quota, user: &str, settings: &Settings) -> Rejection {
     let of_user = settings.tracker.connections_per_user_max;
     let error = match quota {
         Quota::Connections => format!(
-            "the user `{user}` has {of_user} live connections, as many as one may have \
-             ([tracker] connections_per_user_max): this one is not taken"
+            "the user `{user}` has {of_user} live connections, which is the limit \
+             ([tracker] connections_per_user_max): this connection is refused"
         ),
         Quota::Closes => format!(
-            "nothing is known of this connection of the user `{user}`, and there is no room to \
-             remember its close: {of_user} are remembered of the user ([tracker] \
-             connections_per_user_max), or too many of all ([tracker] closes_max)"
+            "this connection of the user `{user}` is unknown, and its close can't be stored: the \
+             limit is {of_user} closes of one user ([tracker] connections_per_user_max), and \
+             [tracker] closes_max of all users"
         ),
     };
     Rejection::new(Cause::QuotaExceeded, error)

@@ -117,8 +117,8 @@ impl Presence {
             return None;
         }
         let error = format!(
-            "as many statements of applications hold as there may be ([tracker] statements_max): \
-             none is taken of a further user, `{user}`"
+            "the limit of application statements is reached ([tracker] statements_max): the \
+             statement about `{user}` is refused"
         );
         Some(Rejection::new(Cause::QuotaExceeded, error))
     }

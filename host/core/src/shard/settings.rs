@@ -1,4 +1,4 @@
-//! What a shard goes by.
+//! The settings of a shard.
 
 use crate::allowance::Allowance;
 use crate::{status, tracker};

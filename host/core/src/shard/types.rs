@@ -87,8 +87,7 @@ pub enum Output {
     Ignored(Ignored),
     /// Say that a plugin has failed. The event is a dead letter.
     PluginFailed(PluginFailed),
-    /// Say that there would have been more than there may be of something. It has been
-    /// counted, and is a dead letter.
+    /// Log that a quota was exceeded. It has been counted, and a dead letter was made.
     Refused(Rejection),
 }
 

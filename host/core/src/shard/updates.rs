@@ -1,10 +1,9 @@
 //! What changes of users while they are online: their statuses.
 //!
-//! Connections and the users' own words are merged into two keys of the online
-//! event that the ledger holds. Where they come to read otherwise, that is
-//! broadcast, and shown as any other change of the event is. Of a user that happens once in
-//! an interval at most: a change is told at once, and what follows it too soon is looked at
-//! again when the interval is over.
+//! The activities of a user's connections and the user's own status are merged into two keys of the
+//! ledger's online event. When their value changes, the change is broadcast and published like any
+//! other change of the event, at most once per user and interval: the first change at once, later
+//! ones together at the end of the interval.
 
 use std::sync::Arc;
 
@@ -58,8 +57,8 @@ impl Updates {
             let (id, name) = common.names.intern_name(user);
             if !self.statuses.has_room(id, users_max) {
                 let error = format!(
-                    "the status of as many users is kept as may be ([status] users_max): that of \
-                     `{user}` is not, and the rest of the message was taken"
+                    "the limit of stored statuses is reached ([status] users_max): that of `{user}` \
+                     is not stored; the rest of the message was accepted"
                 );
                 return Some(Rejection::new(Cause::QuotaExceeded, error));
             }

@@ -1,4 +1,4 @@
-//! What is bounded of what the tracker remembers, so that no user and no sender fills it.
+//! Quotas of the tracker's memory, so that no single user or sender can fill it.
 //!
 //! A close of a connection that nobody has heard of is refused where there is no room to
 //! remember it. One of a live connection always counts: where there is no room, another

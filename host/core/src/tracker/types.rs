@@ -29,9 +29,8 @@ pub struct TrackerSettings {
     pub closes_max: usize,
     /// How users are damped who go offline again and again.
     pub damping: Damping,
-    /// By how much the receive clock advances at most, in milliseconds, when it is
-    /// said up to when everything has been heard; none if the host hears always, and
-    /// nobody says so.
+    /// The longest step of the receive clock per `received_up_to`, in milliseconds; none if
+    /// the host never misses a message and makes no such reports.
     pub receive_step_ms: Option<u64>,
 }
 
@@ -96,11 +95,11 @@ pub enum Effect {
     Remembered,
     /// Nothing: the input was overtaken by what is known of the connection.
     Stale,
-    /// Nothing: it would have taken more than there may be.
+    /// Nothing: a quota would have been exceeded.
     Refused(Quota),
 }
 
-/// What there may be only so much of.
+/// A quota of the tracker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Quota {
     /// A user's live connections.

@@ -190,7 +190,7 @@ pub(crate) async fn follow_rights(connection: Connection, health: Arc<Health>) {
         }
         if is_deaf {
             // The broker has forgotten a subscription that it refused.
-            tracing::info!("connecting anew, to subscribe again");
+            tracing::info!("reconnecting, to renew refused subscriptions");
             // The client is gone only when the node ends.
             let _ = client.force_reconnect().await;
         }

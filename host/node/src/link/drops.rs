@@ -2,9 +2,9 @@
 //! says so in events with a subscription's number, of which it drops those that come too
 //! many at a time.
 //!
-//! So which subscription it was is good for counting. To be sure that nothing stays lost,
-//! the reader of a subscription goes by whether it may have been full when anything was
-//! dropped at all ([`Losses`]), and then has anew what it carried.
+//! So the subscription's number is used for counting only. To recover lost messages, the reader of a
+//! subscription checks whether the subscription may have been full when the client dropped anything
+//! at all ([`Losses`]), and if so fetches its data again.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -242,7 +242,7 @@ impl Losses {
         (full_at.abs_diff(dropped_at) <= LATE_MS).then(|| full_at.max(dropped_at).max(healed_at))
     }
 
-    /// Says whether to have anew what may be lost, if it is time. It then counts as done.
+    /// Returns whether to fetch again now what may have been lost, and counts that as done.
     pub(crate) fn heal(&mut self, now: u64) -> bool {
         let is_due = self.due().is_some_and(|at| at <= now);
         if is_due {

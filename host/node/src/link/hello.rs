@@ -1,11 +1,10 @@
 //! Nodes on the same subjects find each other: until users are shared out over
 //! several, only one may serve them.
 //!
-//! Each node answers on one subject, and asks there. The one that serves goes on; of
-//! those that wait, or that have both come to serve while they were cut off from each
-//! other, the one that started first. An answer that can't be had says nothing: a node
-//! begins to serve only when the broker says that no other listens, or when none has
-//! answered for a while in which the broker was heard.
+//! Each node sends and answers requests on one subject. A node that serves has priority; among nodes
+//! that wait, or that both serve after a network partition, the one that started first has. A missing
+//! answer proves nothing by itself: a node begins to serve only when the broker replies that there
+//! is no other subscriber, or when no node has answered for some time although the broker did.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -1,6 +1,5 @@
-//! How a node says who it is, each time it connects: what a file holds is read anew, and
-//! what the configuration holds is that of its last reload, so that a login can be
-//! changed while the node runs.
+//! How a node logs in at each connect. Credential files are read again each time, and values from the
+//! configuration are those of its last reload, so that a login can be changed while the node runs.
 
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};

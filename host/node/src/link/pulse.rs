@@ -6,14 +6,14 @@
 //! all of that. It is sent back on the second connection, and when it comes in on the
 //! main one, all has been heard that the broker had by then.
 //!
-//! The node doesn't depend on the second connection. A marker is a request: where nobody
-//! gets it, the broker itself answers at once, on the main connection, that there is no
-//! responder, and that says the same. While the second connection is away or silent,
-//! markers go to a subject that nobody has, too. (Where somebody listens to every
-//! subject there is, a marker is theirs, and only the second connection helps.)
+//! The node doesn't depend on the second connection. A marker is a request: if there is no
+//! subscriber, the broker answers at once with "no responders" on the main connection, which proves
+//! the same. So while the second connection is down or silent, markers also go to a subject without
+//! subscribers. (If some client subscribes to `>`, there is no such subject, and only the second
+//! connection helps.)
 //!
-//! What is known this way is never too much. A marker that comes over a connection
-//! that was made after it was sent says nothing of what went over the one before.
+//! This never overestimates what the broker has: a marker that arrives on a connection that was made
+//! after it was sent proves nothing about messages on the connection before.
 
 use std::collections::VecDeque;
 use std::sync::Arc;

@@ -136,7 +136,7 @@ impl Asker {
         let answer = self.request(question).await?;
         if is_refusal(&answer) {
             let error = answer.get("error").and_then(Value::as_str);
-            bail!("{}", line(error.unwrap_or("refused, and nothing says why")));
+            bail!("{}", line(error.unwrap_or("refused, without a reason")));
         }
         Ok(answer)
     }

@@ -1,6 +1,6 @@
-//! Where answers may go. The one who asks names the subject of the answer, and the node
-//! publishes it with its own rights: without a limit, a client that may do nothing
-//! but ask could have the node write to a bucket, or forge what viewers are told.
+//! Allowed reply subjects. The client that sends a request chooses the reply subject, and the node
+//! publishes there with its own permissions. Without a limit, a client that may only send requests
+//! could make the node write to a bucket, or forge filtered events.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 

@@ -1,6 +1,6 @@
-//! Asking over NATS where others reply as well: a JetStream stream that takes a subject
-//! in acknowledges each message to the one who asked. What is no answer is passed over, and
-//! said if no answer comes.
+//! Requests over NATS on subjects where a JetStream stream may reply, too: a stream that stores the
+//! subject acknowledges each message to the requester. Such replies are skipped, and named in the
+//! error if no answer comes.
 
 use std::time::Duration;
 

@@ -178,7 +178,9 @@ impl Cell {
         if let Some(saver) = &mut self.saver
             && !saver.save(&mut self.shard, end, acknowledged)
         {
-            tracing::error!("what happens from now on won't outlive a restart");
+            tracing::error!(
+                "the writer of the state has ended: changes from now on are lost at a restart"
+            );
             self.saver = None;
             self.shard.keep_records(false);
         }
@@ -206,8 +208,8 @@ impl Cell {
             Some(true) => saver.save_all(&mut self.shard, end),
             Some(false) => {
                 tracing::warn!(
-                    "NATS can't be reached, and doesn't have the last messages: what they say is \
-                     not kept, and the next start tells it anew"
+                    "NATS can't be reached, and has not acknowledged the last messages: the state \
+                     doesn't include them, and the next start publishes them again"
                 );
                 true
             }
@@ -234,8 +236,8 @@ impl Cell {
         {
             tracing::warn!(
                 left_out = counters.dead_letters_left_out,
-                "there are more dead letters than may be published ([dead_letters] per_s): some \
-                 are left out, and counted"
+                "the rate limit of dead letters is exceeded ([dead_letters] per_s): some are \
+                 counted, but not published"
             );
         }
         let online_users = self.shard.online_users() as u64;

@@ -1,6 +1,5 @@
-//! The components' instances on one thread: those of a generation are shared by the tenant's
-//! shards that go by it, are made when they are first called, and given back when nobody
-//! calls them any more.
+//! The plugin instances of one thread. The instances of a generation are shared by the shards of the
+//! tenant that use it. They are created at the first call, and dropped after some time without one.
 
 use std::collections::HashMap;
 

@@ -1,4 +1,4 @@
-//! Log lines that come seldom, however often there is a reason for one.
+//! Limits how often a log line is written, however often its cause occurs.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 

@@ -1,10 +1,9 @@
 //! The pool: one thread a core for the whole node, on which the shards of all tenants live.
 //!
-//! A shard is a value ([`cell`]): it is pinned to a thread, gets there by a message, and has
-//! nothing of its own while it has nothing to do but what it knows. A thread ([`thread`])
-//! takes what it is sent out of its mailbox ([`mailbox`]), gives tenants their turns
-//! ([`rounds`]), wakes shards when something falls due, and carries what they have to say in
-//! its outbox ([`outbox`]).
+//! A shard is a value ([`cell`]). It is moved to its thread in a message, and stays there. While it
+//! is idle, it needs no memory but that of its data. A thread ([`thread`]) takes work from its
+//! mailbox ([`mailbox`]), schedules the tenants ([`rounds`]), wakes shards when a timer is due,
+//! and queues their messages in its outbox ([`outbox`]).
 
 mod cell;
 mod instances;

@@ -1,9 +1,9 @@
-//! What the shards of one thread have to say, in one order: it is handed to the broker's
-//! client as that has room, kept until the broker has it, and after a lost connection handed
-//! over again under the same numbers.
+//! The messages that the shards of one thread publish, in one order. Each is passed to the broker's
+//! client when that has room, kept until the broker has acknowledged it, and passed on again, under
+//! the same number, after a lost connection.
 //!
-//! Nothing here waits: what finds no room stays, and while there is too much of it, shards
-//! that have put something in rest.
+//! Nothing here blocks: a message without room stays in the outbox, and while the outbox is full,
+//! shards with messages in it are paused.
 
 use std::sync::Arc;
 
@@ -151,8 +151,8 @@ impl<C: Carrier> Outbox<C> {
                 self.is_full_told = true;
                 tracing::warn!(
                     bytes = self.journal.bytes(),
-                    "NATS doesn't acknowledge what is published, and there is no room for more \
-                     of it: its shards wait, and take nothing in ([nats] journal_bytes)"
+                    "NATS doesn't acknowledge messages, and the journal of this thread is full \
+                     ([nats] journal_bytes): its shards process no input until it does"
                 );
             }
             (true, Some(_)) => {}

@@ -1,6 +1,6 @@
-//! A shard that has failed begins anew from what was stored: it is as after a crash of the
-//! process, but for it alone. What it was doing is dropped, and so is the input that it was
-//! at, which might have it fail again. Until it is back, inputs wait, control tasks are done,
+//! Restarts a shard that has panicked from its stored records, as after a crash of the process, but
+//! for this shard alone. Its work in progress is dropped, with the input that it was handling, which
+//! might make it fail again. Until it is back, inputs wait, control tasks are done,
 //! and questions are answered with `unavailable`.
 
 use std::any::Any;
@@ -65,7 +65,7 @@ impl Cell {
     pub(super) fn failed(&mut self, panic: &(dyn Any + Send)) {
         self.figures.restarts.fetch_add(1, Ordering::Relaxed);
         tracing::error!(
-            "a shard has failed, and begins anew from what was stored of it: {}",
+            "a shard has failed, and is restarted from the stored state: {}",
             tasks::message(panic)
         );
         self.shard = self.shard.anew();

@@ -222,8 +222,8 @@ impl<C: Carrier> Thread<C> {
         if cell.restart.is_under_way() {
             if cell.ends_unrestored(&mut self.outbox) {
                 tracing::warn!(
-                    "NATS can't be reached, and a shard that has failed can't begin anew before \
-                     it stops: what waits for it is given up"
+                    "NATS can't be reached, so a shard that has failed can't be restarted before \
+                     the node stops: its waiting inputs are dropped"
                 );
                 return self.remove(address);
             }

@@ -1,9 +1,9 @@
 //! What a shard does in its turn. It waits for nothing: what comes of it goes to the
 //! thread's outbox.
 //!
-//! A turn goes through the lanes in order: control, inputs, what has fallen due, one
-//! question. So many inputs come before that question that no flood of questions keeps
-//! them waiting for long, and no flood of inputs keeps a question waiting for good.
+//! A turn goes through the lanes in order: control, up to [`BATCHES_A_TURN`] batches of inputs,
+//! work that is due, and one piece of a question. So neither a flood of questions delays inputs
+//! for long, nor does a flood of inputs block questions for ever.
 
 use std::sync::atomic::Ordering;
 use std::vec;

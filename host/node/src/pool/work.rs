@@ -105,12 +105,12 @@ pub(crate) enum Task {
     Tell(Input),
     /// A new pipeline.
     Pipeline(Generation),
-    /// This was known when the node last ran, and so long ago, in milliseconds. Say
-    /// when it is known again.
+    /// Restore these records, which the node wrote so many milliseconds ago, and report
+    /// when that is done.
     Restore(u64, Vec<Record>, oneshot::Sender<()>),
     /// This was stored when the shard failed.
     Restored(Restored),
-    /// Say of each of these answers of the directory whether it is gone by here.
+    /// Say for each of these answers of the directory whether this shard still uses it.
     Uses(Arc<[Question]>, oneshot::Sender<Vec<bool>>),
     /// Say which ids are in use here.
     Ids(oneshot::Sender<RoaringBitmap>),

@@ -80,7 +80,7 @@ impl Reload {
                     identity = Some(kept.origin.identity);
                     tracing::info!(
                         users = kept.directory.len(),
-                        "the directory is as it was last known, until it is read"
+                        "using the stored copy of the directory until its source has been read"
                     );
                     self.tenant
                         .set_directory(kept.directory, kept.changes)
@@ -91,7 +91,9 @@ impl Reload {
                 identity.filter(|identity| !identity.is_empty())
             }
             Err(error) => {
-                tracing::error!("the directory won't outlive a restart: {error:#}");
+                tracing::error!(
+                    "the copy of the directory can't be used, so the directory will not survive a restart: {error:#}"
+                );
                 None
             }
         }
@@ -184,7 +186,7 @@ impl Reload {
             let content = directory::parse(&path, &text, &names)?;
             if content.is_blank() && !before.is_empty() {
                 bail!(
-                    "{} says nothing of anybody, where it did: to empty a directory, write all \
+                    "{} names no user, although it did before: to empty a directory, write all \
                      of its sections, {{\"contacts\":{{}},\"groups\":{{}},\"blocks\":{{}},\"settings\":{{}}}}",
                     path.display()
                 );

@@ -1,5 +1,5 @@
-//! Loads of the pipeline: each on a thread where nobody waits for it, the newest in place of
-//! those before, none longer than its time, and no more than a few that hang.
+//! Loads of the pipeline. Each runs on a thread of its own and replaces earlier loads. A load has a
+//! time limit, and the number of loads that hang is limited.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;

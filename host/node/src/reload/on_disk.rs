@@ -1,5 +1,5 @@
-//! What of the files on disk is not in force: since when, and why. A node goes on by what it
-//! has taken, and is ready; but the one who changed a file is to find out that it wasn't taken.
+//! Files on disk that are not in force, since when, and why. The node continues with the last good
+//! version and stays ready, but the operator who changed the file must be able to see that.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 

@@ -100,8 +100,8 @@ impl Reload {
         for stage in before.narrowing_missing_in(&running.blueprint) {
             tracing::warn!(
                 plugin = &*stage,
-                "the stage `{stage}`, which hid users or what is shown of them, is no longer \
-                 in the pipeline: more may be seen now"
+                "the stage `{stage}`, which restricted what viewers see, is no longer in the \
+                 pipeline: viewers may see more now"
             );
         }
     }

@@ -136,7 +136,7 @@ pub(crate) fn open(
         }
         Err(Fault::Unusable(error)) if config.state.dir_is_default => {
             tracing::warn!(
-                "who is online won't outlive a restart: {error:#}. Set [state] dir to a folder \
+                "presence data will not survive a restart: {error:#}. Set [state] dir to a folder \
                  that can be written, or to \"\""
             );
             return Ok(Opened::Nothing);

@@ -379,7 +379,11 @@ impl Tenant {
         }
         let given_back = self.names.finish_sweep();
         self.swept = self.names.len();
-        tracing::info!(given_back, in_use = self.swept, "unused ids given back");
+        tracing::info!(
+            freed = given_back,
+            in_use = self.swept,
+            "unused user ids freed"
+        );
     }
 
     /// Ends the shards, once they have done all that they were given. What isn't done by
@@ -392,7 +396,9 @@ impl Tenant {
             let _ = drained.await;
         });
         if timeout_at(by, join_all(ends)).await.is_err() {
-            tracing::warn!("not all that was taken in could be published in time");
+            tracing::warn!(
+                "stop: not all received inputs could be processed and published in time"
+            );
         }
     }
 
@@ -419,7 +425,7 @@ impl Tenant {
             if let Some(keeper) = &self.keeper
                 && timeout_at(by, keeper.finish()).await.is_err()
             {
-                tracing::warn!("the directory could not be kept in time");
+                tracing::warn!("stop: the copy of the directory could not be written in time");
             }
         };
         tokio::join!(state, directory);

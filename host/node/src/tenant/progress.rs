@@ -10,11 +10,11 @@ use tokio::time::Instant;
 use crate::pool::Shards;
 use crate::tenant::Running;
 
-/// How often is looked how far they are. What is done sooner is not told of, but
-/// for a new pipeline.
+/// How often the progress is checked. Corrections that finish sooner are not logged, except
+/// those of a new pipeline.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// How often is told how far they are.
+/// How often the progress is logged.
 const TELL: Duration = Duration::from_secs(10);
 
 /// How far corrections are.
@@ -61,7 +61,7 @@ pub(crate) async fn follow(shards: Shards, running: watch::Receiver<Running>) {
         if users > 0 {
             match &mut long {
                 None if before.backlog > 0 => {
-                    tracing::info!(users, "deciding again on users who are online");
+                    tracing::info!(users, "correction started: deciding again for online users");
                     long = Some(Long {
                         since: now,
                         messages: before.messages,
@@ -70,7 +70,7 @@ pub(crate) async fn follow(shards: Shards, running: watch::Receiver<Running>) {
                 }
                 Some(long) if now - long.told_at >= TELL => {
                     let messages = last.messages - long.messages;
-                    tracing::info!(users, messages, "still deciding again");
+                    tracing::info!(users, messages, "correction in progress");
                     long.told_at = now;
                 }
                 _ => {}
@@ -85,7 +85,7 @@ pub(crate) async fn follow(shards: Shards, running: watch::Receiver<Running>) {
                 generation = settled,
                 messages = last.messages - messages,
                 seconds = (now - since).as_secs(),
-                "everyone online has been decided on again"
+                "correction finished: all online users were decided again"
             );
         }
     }

@@ -1,5 +1,5 @@
-//! A bucket's entries, made changes of the directory. What can't be taken is said once,
-//! and counted for as long as it stands there.
+//! Turns a bucket's entries into changes of the directory. An invalid entry is logged once, and
+//! counted for as long as it is in the bucket.
 
 use std::collections::BTreeMap;
 

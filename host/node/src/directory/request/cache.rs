@@ -1,10 +1,10 @@
 //! Which answers are at hand, which are being asked for, and when each is asked
 //! for again. It does no I/O, and is handed the time.
 //!
-//! An answer is good for its time to live. After that it is asked for again if
-//! somebody still goes by it, and stands until that is answered. Where the service
-//! doesn't answer it is taken away: nobody new is told by it, and it is tried again
-//! with back-off, like all that has never been answered.
+//! An answer is valid for its time to live. After that it is requested again if a shard still uses
+//! it, and stays valid until the reply. If the service doesn't reply, the answer is removed from the
+//! directory, so that decisions that need it are pending; it is requested again with back-off, as
+//! are questions that were never answered.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 

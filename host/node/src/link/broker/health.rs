@@ -89,7 +89,7 @@ impl Health {
         let before = self.heard_at.swap(clock::now_ms(), Ordering::Relaxed);
         if before != 0 && self.is_silence_told.swap(false, Ordering::Relaxed) {
             let silent_ms = clock::now_ms().saturating_sub(before);
-            tracing::info!(silent_ms, "NATS is heard again");
+            tracing::info!(silent_ms, "NATS responds again");
         }
     }
 
@@ -150,8 +150,8 @@ impl Health {
         {
             tracing::warn!(
                 silent_ms,
-                "nothing is heard from NATS, although the connection stands; nobody times out \
-                 meanwhile. If this lasts, let this node publish and subscribe below `_INBOX.`"
+                "NATS doesn't respond, although the connection is up; connections don't time out \
+                 meanwhile. If this lasts, permit this node to publish and subscribe below `_INBOX.`"
             );
         }
     }
@@ -205,8 +205,8 @@ impl Health {
     pub(crate) fn pulse_is_away(&self) {
         if !self.is_pulse_away.swap(true, Ordering::Relaxed) {
             tracing::warn!(
-                "nothing is heard on the second connection to NATS (`… pulse`), and the main one \
-                 does its work: does the broker, or the account, permit one more connection?"
+                "no message arrives on the second connection to NATS (`… pulse`), while the main one \
+                 works: does the broker, or the account, permit one more connection?"
             );
         }
     }

@@ -1,10 +1,10 @@
 //! What the broker must permit this node, what it has forbidden, and whether it still does.
 //!
-//! A broker tells only of what it has just refused. So that a right can be tried without
-//! anything being said to anybody, it is published with a reply subject below `_R_.`, which
-//! nats-server keeps for itself: it refuses that reply only once it has found that the
-//! subject may be published to, and passes the message on in neither case. That it does so
-//! is itself tried first, on an inbox of this process's own.
+//! A broker reports a permission only when it refuses something. To test a permission to publish
+//! without delivering a message, the node publishes with a reply subject below `_R_.`, which
+//! nats-server reserves: the server first checks the permission to publish, then refuses the reply
+//! subject, and delivers the message in neither case. That the server does so is tested first, on
+//! an inbox of this process.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -198,8 +198,8 @@ pub(crate) struct Rights {
     needed: Vec<Right>,
     /// Since when each is forbidden, by its place, and by the host's clock.
     forbidden: Mutex<BTreeMap<usize, u64>>,
-    /// Those of which a case was refused that others may have named, as who asks names the
-    /// subject of the answer: they count as forbidden once that has been tried.
+    /// Rights that were refused for a subject that a client chose, such as a reply subject. They
+    /// count as forbidden only after the node's own test was refused, too.
     suspected: Mutex<BTreeSet<usize>>,
     trials: AtomicU64,
     trial: Mutex<Trial>,

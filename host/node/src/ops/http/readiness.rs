@@ -30,19 +30,19 @@ pub(super) fn reasons(board: &Board) -> Vec<String> {
     }
     if is_connected && let Some(silent_ms) = status.broker.silence() {
         let seconds = silent_ms / 1_000;
-        reasons.push(format!("nothing heard from NATS for {seconds} s"));
+        reasons.push(format!("no message from NATS for {seconds} s"));
     }
     reasons.extend(stuck(status));
     if let Some((since, why)) = status.directory.outage() {
         let seconds = since.as_secs();
         reasons.push(format!(
-            "the directory is unavailable since {seconds} s: {why}"
+            "the directory has been unavailable for {seconds} s: {why}"
         ));
     }
     if let Some((since, why)) = status.fetcher.as_ref().and_then(|it| it.outage()) {
         let seconds = since.as_secs();
         reasons.push(format!(
-            "the directory's service doesn't answer since {seconds} s: {why}"
+            "the directory's service has not answered for {seconds} s: {why}"
         ));
     }
     reasons.extend(status.store.as_ref().and_then(|store| store.nothing()));
@@ -50,7 +50,7 @@ pub(super) fn reasons(board: &Board) -> Vec<String> {
     if let Some((since, why)) = status.unwritten() {
         let seconds = since.as_secs();
         reasons.push(format!(
-            "the state can't be written since {seconds} s: {why}"
+            "the state could not be written for {seconds} s: {why}"
         ));
     }
     reasons
@@ -58,7 +58,8 @@ pub(super) fn reasons(board: &Board) -> Vec<String> {
 
 fn forbidden(board: &Board) -> impl Iterator<Item = String> {
     let forbidden = board.broker.rights.forbidden_now().into_iter();
-    forbidden.map(|(right, ms)| format!("NATS forbids this node {right}, since {} s", ms / 1_000))
+    forbidden
+        .map(|(right, ms)| format!("NATS has forbidden this node {right} for {} s", ms / 1_000))
 }
 
 /// Which threads are stuck.

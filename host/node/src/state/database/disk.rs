@@ -1,6 +1,5 @@
-//! How the files of the state get on with their disk. One that is full is waited for, in
-//! the midst of a write: redb takes no error for passing, and would have the file opened
-//! anew and checked as a whole.
+//! Disk errors of the state's files. If the disk is full, a write waits for room: redb treats every
+//! error as permanent, and would need the file to be opened again and checked as a whole.
 
 use std::io::{self, ErrorKind};
 use std::ops::Bound;

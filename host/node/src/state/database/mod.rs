@@ -120,7 +120,7 @@ impl File {
         tracing::info!(
             before,
             after = self.compacted,
-            "{} was mostly empty, and has given back room on the disk",
+            "{} was mostly empty, and has been compacted",
             self.path.display()
         );
         Ok(())

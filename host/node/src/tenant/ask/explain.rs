@@ -1,5 +1,5 @@
-//! Explaining a decision: the shard that owns the user takes it again, with a
-//! witness.
+//! Explaining a decision: the shard that owns the user makes it again, and records a trace of the
+//! stages.
 
 use std::sync::atomic::Ordering;
 

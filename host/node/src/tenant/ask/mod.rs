@@ -240,7 +240,7 @@ impl Reader {
         if let Some(refused) = self.overload.line(OVERLOAD_TOLD_MS) {
             tracing::warn!(
                 refused,
-                "more is asked than is answered, and some questions are refused as `overloaded`: \
+                "more queries arrive than can be answered, and some are refused as `overloaded`: \
                  raise [engine] question_queue and question_bytes_max, or have clients ask less often"
             );
         }
