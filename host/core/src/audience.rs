@@ -33,12 +33,12 @@ static NOBODY: LazyLock<Arc<RoaringBitmap>> = LazyLock::new(Arc::default);
 pub struct Audience {
     base: Arc<RoaringBitmap>,
     /// The users by which the audience differs from `base`; none if there are none.
-    few: Option<Arc<Few>>,
+    few: Option<Arc<SmallDiff>>,
 }
 
 /// The few users by which an audience differs from a bitmap, in ascending order.
 #[derive(Debug, PartialEq, Eq)]
-struct Few {
+struct SmallDiff {
     /// Members of the bitmap that are not in the audience.
     missing: Vec<u32>,
     /// Those in the audience who are no members of the bitmap.
@@ -345,7 +345,7 @@ impl Audience {
         }
         let few = Self {
             base,
-            few: Some(Arc::new(Few { missing, added })),
+            few: Some(Arc::new(SmallDiff { missing, added })),
         };
         let is_shared = few.missing().len() <= FEW && few.added().len() <= FEW;
         if is_shared { few } else { few.bitmap().into() }

@@ -69,7 +69,7 @@ impl Record {
         match self {
             Self::Tracker(
                 tracker::TrackerRecord::Connection { user, .. }
-                | tracker::TrackerRecord::Heard { user, .. }
+                | tracker::TrackerRecord::ReceivedAt { user, .. }
                 | tracker::TrackerRecord::User { user, .. },
             ) => user,
             Self::Ledger { user, .. }

@@ -18,7 +18,7 @@ use crate::names::{Names, NamesGuard};
 use crate::recipients::{Recipients, Shown};
 use crate::status::{OwnStatus, Status};
 use crate::step::Step;
-use crate::tracker::{self, Activity, Connected, Silence, UserState};
+use crate::tracker::{self, Activity, Connected, StartsWithoutMessage, UserState};
 
 /// In the order in which they are restored.
 #[derive(Serialize, Deserialize)]
@@ -42,7 +42,7 @@ enum Connection<'a> {
         metadata: Entries<'a>,
         order: i64,
         activity: Option<Activity>,
-        silence: Option<Silence>,
+        silence: Option<StartsWithoutMessage>,
     },
     Closed {
         timestamp: u64,
@@ -143,7 +143,7 @@ impl Record {
                 });
                 stored(&key, value.as_ref())
             }
-            Self::Tracker(tracker::TrackerRecord::Heard { user, conn, newest }) => {
+            Self::Tracker(tracker::TrackerRecord::ReceivedAt { user, conn, newest }) => {
                 stored(&Key::Heard(user, conn), newest.as_ref())
             }
             Self::Tracker(tracker::TrackerRecord::User { user, state }) => {
@@ -233,7 +233,7 @@ impl Record {
                     state: Some(state),
                 }
             }
-            Key::Heard(user, conn) => tracker::TrackerRecord::Heard {
+            Key::Heard(user, conn) => tracker::TrackerRecord::ReceivedAt {
                 user: user.into(),
                 conn: conn.into(),
                 newest: Some(postcard::from_bytes(value)?),

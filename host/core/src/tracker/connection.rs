@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::activity::Activity;
 use super::places::Place;
-use super::silence::Silence;
+use super::silence::StartsWithoutMessage;
 use super::slab::Key;
 
 #[derive(Debug)]
@@ -19,7 +19,7 @@ pub(super) struct Connection<M> {
     pub(super) lease_entry: u64,
     /// Whether the timer queue holds a `Task::Forget` for it.
     pub(super) forgetting_queued: bool,
-    pub(super) saving: Saving,
+    pub(super) saving: SaveState,
 }
 
 /// No entry of the timer queue: later than any.
@@ -27,7 +27,7 @@ pub(super) const NOT_QUEUED: u64 = u64::MAX;
 
 /// Whether a connection or user is stored, see `record`.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Saving {
+pub(super) struct SaveState {
     /// A record of it was handed out.
     pub(super) saved: bool,
     /// It is among the changed.
@@ -50,12 +50,12 @@ pub(super) enum State<M> {
     /// Never heard of, or forgotten: lasts only until its first input is
     /// handled.
     Unknown,
-    Live(Life<M>),
+    Live(LiveConnection<M>),
     Closed(Close),
 }
 
 #[derive(Debug)]
-pub(super) struct Life<M> {
+pub(super) struct LiveConnection<M> {
     /// When it was last heard from, by the host's clock.
     pub(super) heard_at: u64,
     /// From which moment of the receive clock its lease counts: what liveness is
@@ -76,11 +76,17 @@ pub(super) struct Life<M> {
     /// Where it stands among its user's live connections.
     pub(super) place: Place,
     /// Over which starts of the host it has been silent.
-    pub(super) silence: Option<Silence>,
+    pub(super) silence: Option<StartsWithoutMessage>,
 }
 
-impl<M> Life<M> {
-    pub(super) fn new(heard: Heard, opened: u64, timestamp: u64, metadata: M, order: i64) -> Self {
+impl<M> LiveConnection<M> {
+    pub(super) fn new(
+        heard: ReceivedAt,
+        opened: u64,
+        timestamp: u64,
+        metadata: M,
+        order: i64,
+    ) -> Self {
         Self {
             heard_at: heard.at,
             lease_from: heard.lease_from,
@@ -96,7 +102,7 @@ impl<M> Life<M> {
     }
 
     /// Says whether it is the first that is heard of it since the host started again.
-    pub(super) fn renew(&mut self, heard: Heard, timestamp: u64) -> bool {
+    pub(super) fn renew(&mut self, heard: ReceivedAt, timestamp: u64) -> bool {
         self.heard_at = heard.at;
         self.lease_from = heard.lease_from;
         self.newest = self.newest.max(timestamp);
@@ -106,7 +112,7 @@ impl<M> Life<M> {
 
 /// A moment at which a connection is heard from.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Heard {
+pub(super) struct ReceivedAt {
     /// By the host's clock.
     pub(super) at: u64,
     /// By the receive clock.

@@ -2,7 +2,7 @@
 //! clock, and closes that are forgotten.
 
 use super::Tracker;
-use super::connection::{Life, NOT_QUEUED, State};
+use super::connection::{LiveConnection, NOT_QUEUED, State};
 use super::receive_clock::ReceiveClock;
 use super::slab::Key;
 use super::timer_queue::Task;
@@ -256,6 +256,6 @@ impl<M: Clone> Tracker<M> {
 }
 
 /// When a lease is cut, by the host's clock.
-fn cut_at<M>(life: &Life<M>, timeout_ms: u64) -> u64 {
+fn cut_at<M>(life: &LiveConnection<M>, timeout_ms: u64) -> u64 {
     life.heard_at.saturating_add(timeout_ms.saturating_mul(2))
 }

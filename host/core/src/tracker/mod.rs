@@ -49,13 +49,13 @@ use std::sync::Arc;
 
 pub use self::activity::Activity;
 use self::changes::UnsavedChanges;
-use self::connection::{Close, Heard, Life, State};
+use self::connection::{Close, LiveConnection, ReceivedAt, State};
 pub use self::damping::Damping;
-use self::places::Orders;
+use self::places::OrderCounter;
 use self::receive_clock::ReceiveClock;
 pub use self::record::{Connected, TrackerRecord, UserState};
 use self::roster::Roster;
-pub use self::silence::Silence;
+pub use self::silence::StartsWithoutMessage;
 use self::slab::Key;
 use self::timer_queue::TimerQueue;
 pub use self::types::{Effect, Handled, Quota, Reason, TrackerSettings, Transition};
@@ -78,7 +78,7 @@ pub struct Tracker<M> {
     /// Users who stay online and are shown by another connection, or by what it says
     /// now.
     reshown: Vec<Arc<str>>,
-    orders: Orders,
+    orders: OrderCounter,
     /// Live connections that were put back and have no place yet.
     unlinked: Vec<Key>,
     /// Connections that say that their user is typing, and since when at least.
@@ -105,7 +105,7 @@ impl<M: Clone> Tracker<M> {
             changes: UnsavedChanges::default(),
             changed_activities: Vec::new(),
             reshown: Vec::new(),
-            orders: Orders::default(),
+            orders: OrderCounter::default(),
             unlinked: Vec::new(),
             typing: BinaryHeap::new(),
             online_users: 0,
@@ -173,7 +173,7 @@ impl<M: Clone> Tracker<M> {
                 Effect::Stale.into()
             }
             State::Closed(_) | State::Unknown => {
-                let life = Life::new(
+                let life = LiveConnection::new(
                     heard,
                     timestamp,
                     timestamp,
@@ -221,7 +221,7 @@ impl<M: Clone> Tracker<M> {
             // It isn't known when it was opened: any disconnect ends it.
             State::Unknown => 0,
         };
-        let life = Life::new(heard, opened, timestamp, metadata(), self.orders.adopted());
+        let life = LiveConnection::new(heard, opened, timestamp, metadata(), self.orders.adopted());
         self.begin(key, life, Effect::Adopted)
     }
 
@@ -347,10 +347,13 @@ impl<M: Clone> Tracker<M> {
     }
 
     /// The moment, and the sender's timestamp as far as it can be believed.
-    fn arrival(&mut self, now: u64, timestamp: u64) -> (Heard, u64) {
+    fn arrival(&mut self, now: u64, timestamp: u64) -> (ReceivedAt, u64) {
         let at = self.advance(now);
         let lease_from = self.receive_clock.begin(at);
-        (Heard { at, lease_from }, timestamp.min(self.clock.stamp()))
+        (
+            ReceivedAt { at, lease_from },
+            timestamp.min(self.clock.stamp()),
+        )
     }
 
     fn advance(&mut self, now: u64) -> u64 {
@@ -361,7 +364,7 @@ impl<M: Clone> Tracker<M> {
     }
 
     /// Makes a connection live.
-    fn begin(&mut self, key: Key, life: Life<M>, effect: Effect) -> Handled<M> {
+    fn begin(&mut self, key: Key, life: LiveConnection<M>, effect: Effect) -> Handled<M> {
         let connection = &mut self.roster.connections[key];
         let user_key = connection.user;
         if self.roster.users[user_key].live >= self.settings.connections_per_user_max {

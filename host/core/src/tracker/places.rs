@@ -7,7 +7,7 @@ pub(super) const MARK: i64 = 1 << 62;
 
 /// The two ends of a user's list.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Ends {
+pub(super) struct ListEnds {
     pub(super) oldest: Option<Key>,
     pub(super) newest: Option<Key>,
 }
@@ -34,12 +34,12 @@ impl Place {
 
 /// The orders that were given last.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Orders {
+pub(super) struct OrderCounter {
     opened: i64,
     adopted: i64,
 }
 
-impl Orders {
+impl OrderCounter {
     pub(super) fn opened(&mut self) -> i64 {
         self.opened += 1;
         self.opened

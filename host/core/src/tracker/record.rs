@@ -11,9 +11,9 @@ use std::sync::Arc;
 use super::Tracker;
 use super::activity::Activity;
 use super::changes::UnsavedChanges;
-use super::connection::{Close, Connection, Heard, Life, Saving, State};
+use super::connection::{Close, Connection, LiveConnection, ReceivedAt, SaveState, State};
 use super::roster::Roster;
-use super::silence::Silence;
+use super::silence::StartsWithoutMessage;
 use super::slab::Key;
 use super::types::Reason;
 use super::user::PendingOffline;
@@ -31,7 +31,7 @@ pub enum TrackerRecord<M> {
         state: Option<Connected<M>>,
     },
     /// When a live connection was last heard from.
-    Heard {
+    ReceivedAt {
         /// Whose.
         user: Arc<str>,
         /// Which.
@@ -65,7 +65,7 @@ pub enum Connected<M> {
         order: i64,
         /// Over which starts of the host it has been silent; none if it has been heard
         /// from in this run.
-        silence: Option<Silence>,
+        silence: Option<StartsWithoutMessage>,
     },
     /// It was closed, and that is remembered.
     Closed {
@@ -125,7 +125,7 @@ impl<M: Clone> Tracker<M> {
         } = self;
         let mut records = Vec::new();
         for (user, conn) in changes.gone_connections.drain(..) {
-            records.push(TrackerRecord::Heard {
+            records.push(TrackerRecord::ReceivedAt {
                 user: Arc::clone(&user),
                 conn: Arc::clone(&conn),
                 newest: None,
@@ -157,7 +157,7 @@ impl<M: Clone> Tracker<M> {
                 && life.newest != life.saved_newest
             {
                 life.saved_newest = life.newest;
-                records.push(TrackerRecord::Heard {
+                records.push(TrackerRecord::ReceivedAt {
                     user: Arc::clone(&users[connection.user].name),
                     conn: Arc::clone(&connection.id),
                     newest: Some(life.newest),
@@ -179,7 +179,7 @@ impl<M: Clone> Tracker<M> {
                     self.restore_connection(now, &user, &conn, state);
                 }
             }
-            TrackerRecord::Heard { user, conn, newest } => {
+            TrackerRecord::ReceivedAt { user, conn, newest } => {
                 let newest = newest.unwrap_or_default().min(now);
                 if let Some(key) = self.roster.find(&user, &conn)
                     && let connection = &mut self.roster.connections[key]
@@ -229,7 +229,7 @@ impl<M: Clone> Tracker<M> {
             let State::Live(life) = &mut self.roster.connections[key].state else {
                 continue;
             };
-            let silence = life.silence.get_or_insert(Silence::from(at));
+            let silence = life.silence.get_or_insert(StartsWithoutMessage::from(at));
             let lease_ms = silence.lease_ms(at, timeout_ms);
             silence.starts = silence.starts.saturating_add(1);
             life.heard_at = at;
@@ -245,7 +245,7 @@ impl<M: Clone> Tracker<M> {
 
     fn restore_connection(&mut self, now: u64, user: &str, conn: &str, state: Connected<M>) {
         let lease_from = self.receive_clock.begin(now);
-        let heard = Heard {
+        let heard = ReceivedAt {
             at: now,
             lease_from,
         };
@@ -278,12 +278,12 @@ impl<M: Clone> Tracker<M> {
                 }
                 self.live_connections += 1;
                 self.online_users += usize::from(user.live == 1 && user.pending.is_none());
-                State::Live(Life {
+                State::Live(LiveConnection {
                     saved_newest: newest,
                     activity,
                     typing_at: now,
                     silence,
-                    ..Life::new(heard, opened.min(now), newest, metadata, order)
+                    ..LiveConnection::new(heard, opened.min(now), newest, metadata, order)
                 })
             }
             Connected::Closed {
@@ -423,7 +423,7 @@ fn user_record<M>(
     })
 }
 
-const SAVED: Saving = Saving {
+const SAVED: SaveState = SaveState {
     saved: true,
     changed: false,
 };

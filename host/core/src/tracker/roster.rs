@@ -9,7 +9,7 @@ use std::hash::{BuildHasher, Hash};
 use foldhash::fast::FixedState;
 use hashbrown::HashTable;
 
-use super::connection::{Connection, NOT_QUEUED, Saving, State};
+use super::connection::{Connection, NOT_QUEUED, SaveState, State};
 use super::slab::{Key, Slab};
 use super::user::User;
 
@@ -98,7 +98,7 @@ impl<M> Roster<M> {
             state: State::Unknown,
             lease_entry: NOT_QUEUED,
             forgetting_queued: false,
-            saving: Saving::default(),
+            saving: SaveState::default(),
         });
         self.connection_keys
             .insert_unique(hash, key, |key| self.connections[*key].hash);

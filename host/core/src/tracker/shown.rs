@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use super::Tracker;
 use super::connection::State;
-use super::places::{Ends, MARK, Place, is_marked, without_mark};
+use super::places::{ListEnds, MARK, Place, is_marked, without_mark};
 use super::slab::Key;
 
 impl<M: Clone> Tracker<M> {
@@ -154,7 +154,7 @@ impl<M: Clone> Tracker<M> {
     }
 
     /// The ends of the list of a connection's user.
-    fn ends(&mut self, key: Key) -> &mut Ends {
+    fn ends(&mut self, key: Key) -> &mut ListEnds {
         let user = self.roster.connections[key].user;
         &mut self.roster.users[user].list
     }

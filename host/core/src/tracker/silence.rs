@@ -4,14 +4,14 @@ use serde::{Deserialize, Serialize};
 
 /// A connection from which nothing has been heard in this run of the host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Silence {
+pub struct StartsWithoutMessage {
     /// When the host started for the first time since it was heard from, in milliseconds.
     pub since: u64,
     /// How often the host has started since.
     pub starts: u32,
 }
 
-impl Silence {
+impl StartsWithoutMessage {
     /// The host starts for the first time since the connection was heard from.
     pub(super) fn from(now: u64) -> Self {
         Self {

@@ -4,9 +4,9 @@
 use std::sync::Arc;
 
 use super::activity::Activities;
-use super::connection::{NOT_QUEUED, Saving};
+use super::connection::{NOT_QUEUED, SaveState};
 use super::damping::Flips;
-use super::places::Ends;
+use super::places::ListEnds;
 use super::types::Reason;
 
 #[derive(Debug)]
@@ -21,7 +21,7 @@ pub(super) struct User {
     /// What the live connections say that the user is doing.
     pub(super) activities: Activities,
     /// The live connections, in their order.
-    pub(super) list: Ends,
+    pub(super) list: ListEnds,
     /// The newest timestamp in any message of the user's.
     pub(super) last_seen: u64,
     /// The last connection was closed, and its grace runs.
@@ -29,7 +29,7 @@ pub(super) struct User {
     /// At which moment the timer queue holds the `Task::EndGrace` that counts for the user;
     /// [`NOT_QUEUED`] if there is none.
     pub(super) grace_entry: u64,
-    pub(super) saving: Saving,
+    pub(super) saving: SaveState,
     /// How often the user has gone offline lately.
     pub(super) flips: Flips,
 }
@@ -52,11 +52,11 @@ impl User {
             live: 0,
             known: 0,
             activities: Activities::default(),
-            list: Ends::default(),
+            list: ListEnds::default(),
             last_seen: 0,
             pending: None,
             grace_entry: NOT_QUEUED,
-            saving: Saving::default(),
+            saving: SaveState::default(),
             flips: Flips::default(),
         }
     }

@@ -47,7 +47,7 @@ fn records_have_the_bytes_of_their_format() {
             newest: 2,
             kept_since: 3,
         })),
-        Record::Tracker(tracker::TrackerRecord::Heard {
+        Record::Tracker(tracker::TrackerRecord::ReceivedAt {
             user: "ann".into(),
             conn: "c1".into(),
             newest: Some(5),
@@ -88,7 +88,7 @@ fn records_have_the_bytes_of_their_format() {
             metadata: metadata.clone(),
             activity: Some(Activity::Typing),
             order: -1,
-            silence: Some(Silence {
+            silence: Some(StartsWithoutMessage {
                 since: 4,
                 starts: 3,
             }),
