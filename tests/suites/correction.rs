@@ -51,9 +51,12 @@ async fn a_swap_is_corrected_at_the_pace_while_new_events_go_on() -> Result<()> 
     let left = world.host.metric(backlog, &[]).await?;
     assert!(left > 0.0, "the swap is corrected already");
 
-    let began = ["deciding again on users who are online"];
+    let began = ["correction started: deciding again for online users"];
     world.host.wait_for_log(from, &began).await?;
-    let done = ["everyone online has been decided on again", "generation=2"];
+    let done = [
+        "correction finished: all online users were decided again",
+        "generation=2",
+    ];
     world.host.wait_for_log(from, &done).await?;
     assert_eq!(world.host.metric(backlog, &[]).await?, 0.0);
     let messages = "presence_correction_messages_total";

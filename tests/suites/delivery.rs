@@ -185,7 +185,7 @@ async fn a_stop_without_a_broker_and_without_room_does_not_use_up_its_time() -> 
     scene.host.unready().await?;
     // More offlines than there is room for.
     scene.site.write_directory_value(&directory(false))?;
-    let full = &["there is no room for more"];
+    let full = &["the journal of this thread is full"];
     scene.host.wait_for_log(0, full).await?;
     scene.host.stop().await
 }

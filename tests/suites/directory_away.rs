@@ -36,7 +36,7 @@ async fn until_away(world: &mut World, words: &[&str]) -> Result<()> {
     let what = "readiness to say what is wrong with the directory";
     wait::until(what, async || {
         let ready = http::get(world.site.http_port(), "/readyz").await?;
-        let says = ["directory is unavailable since"].iter().chain(words);
+        let says = ["directory has been unavailable for"].iter().chain(words);
         let says = says.clone().all(|word| ready.body.contains(word));
         Ok((ready.status == 503 && says).then_some(()))
     })
@@ -80,7 +80,7 @@ async fn a_file_that_is_gone_emptied_blank_or_cut_off_leaves_what_was_known_in_f
     for (text, word) in [
         (None, "does not exist"),
         (Some(""), "is empty"),
-        (Some("{}"), "says nothing of anybody"),
+        (Some("{}"), "names no user"),
         (Some(r#"{"contacts": {}, "blocks": {}}"#), "says nothing"),
         (Some(half), "can't be used"),
     ] {
@@ -364,7 +364,7 @@ async fn a_service_that_answers_nobody_turns_readiness_until_it_does() -> Result
     assert!(
         ready
             .body
-            .contains("the directory's service doesn't answer"),
+            .contains("the directory's service has not answered"),
         "{}",
         ready.body
     );

@@ -122,12 +122,18 @@ async fn a_redactor_that_shows_less_is_told_even_if_it_was_changed_while_the_hos
     let from = world.host.log_len();
     let keys = toml! { keys = ["device", "location"] };
     world.site.set_stage("redact", "config", keys)?;
-    let done = ["everyone online has been decided on again", "generation=2"];
+    let done = [
+        "correction finished: all online users were decided again",
+        "generation=2",
+    ];
     world.host.wait_for_log(from, &done).await?;
     let from = world.host.log_len();
     let keys = toml! { keys = ["userAgent"] };
     world.site.set_stage("redact", "config", keys)?;
-    let done = ["everyone online has been decided on again", "generation=3"];
+    let done = [
+        "correction finished: all online users were decided again",
+        "generation=3",
+    ];
     world.host.wait_for_log(from, &done).await?;
     let told = world.tape.hosts(FILTERED_ONLINE, 4).await?.remove(3);
     assert_eq!(told.visible_to(), ["ben", "cleo"]);

@@ -76,11 +76,7 @@ async fn a_forbidden_publication_turns_it_until_it_is_permitted() -> Result<()> 
     let heard = client.record("presence.>").await?;
 
     client.publish_bytes(CONNECT, "nonsense").await?;
-    unready(
-        &site,
-        &["NATS forbids this node to publish to `presence.dlq`"],
-    )
-    .await?;
+    unready(&site, &["this node to publish to `presence.dlq`"]).await?;
     host.until_metric("presence_nats_forbidden", &[], |it| it == 1.0)
         .await?;
     client.publish_bytes(CONNECT, "nonsense").await?;
@@ -106,7 +102,7 @@ async fn a_forbidden_subscription_turns_it_until_it_is_permitted() -> Result<()>
         let server = server(&format!("subscribe: {{ deny: \"{subject}\" }}")).await?;
         let site = site(&server)?;
         let mut host = Host::spawn(&site)?;
-        let why = format!("NATS forbids this node to subscribe to `{subject}`");
+        let why = format!("this node to subscribe to `{subject}`");
         unready(&site, &[&why]).await?;
         permit(&server, "")?;
         host.ready().await?;

@@ -355,7 +355,7 @@ fn what_has_waited_for_long_enough_goes_on_without_the_enricher() {
     world.wait_until(world.now + WAIT_MS - 1);
     assert_eq!(world.published(), [Value::Null; 0]);
     world.wait_until(world.now + 1);
-    let error = "plugin `groups`: what it asked the directory for could not be had in time";
+    let error = "plugin `groups`: the directory did not answer in time";
     let expected = [
         json!(["plugin-failed", error]),
         json!(["user_online", "ada", null]),
