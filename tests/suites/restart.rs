@@ -314,7 +314,10 @@ async fn a_folder_that_was_named_must_be_usable_and_the_default_need_not() -> Re
         Ok(site)
     })
     .await?;
-    world.host.wait_for_log(0, &["will not survive a restart"]).await?;
+    world
+        .host
+        .wait_for_log(0, &["will not survive a restart"])
+        .await?;
     world.host.process.stop().await?;
 
     world.site.set("state.dir", "presence-state")?;

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, bail};
 use presence_component::{assemble, imports, module_imports, package};
 use presence_config as config;
-use presence_config::escape::{line, print, say};
+use presence_config::escape::{line, print};
 use presence_sandbox::Manifest;
 use presence_sandbox::denied;
 use presence_sandbox::manifest::{API, Effect, Role};
@@ -138,12 +138,6 @@ pub(super) fn build(folder: &Path, output: Option<&Path>) -> anyhow::Result<Buil
     provide_wit(&source)?;
     fs::create_dir_all(&source.scratch)
         .with_context(|| format!("can't make {}", source.scratch.display()))?;
-    if matches!(language, Language::Typescript | Language::Python) {
-        let name = line(&source.manifest.name);
-        say(format_args!(
-            "building {name}, which takes up to a minute if it has changed"
-        ));
-    }
     let plugin = match language {
         Language::Rust => without_wasi(&rust::compile(&source)?, &json),
         Language::C => without_wasi(&c::compile(&source)?, &json),

@@ -54,7 +54,7 @@ pub(super) fn compile(source: &Source<'_>) -> anyhow::Result<Vec<u8>> {
         .arg("--output")
         .arg(component)
         .current_dir(source.folder);
-    tool::run(&mut command)?;
+    tool::run_long(&mut command, source)?;
     let bytes = super::super::read(&built)?;
     fs::write(&note, noted_as(&inputs, &bytes))
         .with_context(|| format!("can't write {}", note.display()))?;

@@ -6,6 +6,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, bail};
+use presence_config::escape::{line, say};
+
+use super::Source;
 
 /// Where a virtual environment of Python keeps its programs.
 const VENV: [&str; 2] = [".venv/bin", ".venv/Scripts"];
@@ -29,6 +32,18 @@ pub(super) fn find(folder: &Path, program: &str) -> Option<PathBuf> {
 /// When it can't be run, or fails.
 pub(super) fn run(command: &mut Command) -> anyhow::Result<()> {
     output(command.stdout(Stdio::null())).map(drop)
+}
+
+/// As [`run`], and says before that it takes a while.
+///
+/// # Errors
+/// As [`run`].
+pub(super) fn run_long(command: &mut Command, source: &Source<'_>) -> anyhow::Result<()> {
+    say(format_args!(
+        "building {}, which takes up to a minute if it has changed",
+        line(&source.manifest.name)
+    ));
+    run(command)
 }
 
 /// As [`run`], and returns what the tool prints.

@@ -41,7 +41,7 @@ pub(super) fn compile(source: &Source<'_>) -> anyhow::Result<Vec<u8>> {
         .arg(GUARD)
         .stdin(Stdio::null())
         .current_dir(&folder);
-    tool::run(&mut command)?;
+    tool::run_long(&mut command, source)?;
     super::super::read(&folder.join(component))
 }
 
