@@ -81,7 +81,7 @@ async fn a_file_that_is_gone_emptied_blank_or_cut_off_leaves_what_was_known_in_f
         (None, "does not exist"),
         (Some(""), "is empty"),
         (Some("{}"), "names no user"),
-        (Some(r#"{"contacts": {}, "blocks": {}}"#), "says nothing"),
+        (Some(r#"{"contacts": {}, "blocks": {}}"#), "names no user"),
         (Some(half), "can't be used"),
     ] {
         match text {
