@@ -317,6 +317,12 @@ impl Departed {
         self.verdicts.rules_changed();
     }
 
+    /// Some users are decided on by other rules: so are their departures, when they are asked
+    /// for.
+    pub fn reassigned(&mut self, moves: impl Fn(Id) -> bool) {
+        self.verdicts.forget_where(moves);
+    }
+
     /// Whether changes are noted from now on, for [`Self::take_changed`].
     pub fn keep_records(&mut self, keep: bool) {
         self.changes = UnsavedDepartures {

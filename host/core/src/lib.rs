@@ -36,6 +36,7 @@ pub mod record;
 mod reverse_deps;
 pub mod rules;
 mod shard;
+pub mod share;
 pub mod statements;
 pub mod status;
 mod step;

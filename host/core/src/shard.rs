@@ -107,6 +107,9 @@ impl Shard {
                 common.directory = directory;
             }
             Input::Rules => self.presence.events.rules_changed(),
+            Input::Reassigned { before, after } => {
+                self.presence.events.reassigned(before, after, common);
+            }
             Input::Settings(settings) => self.change_settings(*settings),
             Input::ReceivedUpTo { at } => common.tracker.received_up_to(now, at),
             Input::LostUpTo { at } => common.tracker.lost_up_to(now, at),

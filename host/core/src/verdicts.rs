@@ -172,6 +172,15 @@ impl Verdicts {
         }
     }
 
+    /// Drops the verdicts on some users.
+    pub fn forget_where(&mut self, concerns: impl Fn(Id) -> bool) {
+        let users = self.kept.keys().copied();
+        let users: Vec<_> = users.filter(|user| concerns(*user)).collect();
+        for user in users {
+            self.forget(user);
+        }
+    }
+
     /// The rules have changed: no verdict so far holds any longer.
     pub fn rules_changed(&mut self) {
         self.rules += 1;

@@ -26,11 +26,12 @@ use presence_core::directory::{Answer, Changes, Directory, Edit, Question};
 use presence_core::message::Kind;
 use presence_core::names::{Id, Names};
 use presence_core::record::Record;
+use presence_core::share::Share;
 use presence_core::{Input, Settings, Shard, status};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
-use rules::Generation;
+use rules::{Generation, Sides};
 use script::{Said, Step, step};
 use viewers::only;
 
@@ -61,7 +62,7 @@ struct World {
     /// What is to be answered.
     wanted: BTreeSet<Question>,
     shard: Shard,
-    rules: Generation,
+    rules: Sides,
     now: u64,
     /// Who has been told that a user is online, and not yet that they are gone.
     told: BTreeMap<String, BTreeSet<String>>,
@@ -98,10 +99,16 @@ impl World {
             known: Directory::new(),
             wanted: BTreeSet::new(),
             shard: shard(&names, &directory, settings(0, true)),
-            rules: Generation {
-                plain: Some(names.intern(PLAIN)),
-                plain_keys: vec!["device"],
-                ..Generation::default()
+            rules: Sides {
+                active: (
+                    0,
+                    Generation {
+                        plain: Some(names.intern(PLAIN)),
+                        plain_keys: vec!["device"],
+                        ..Generation::default()
+                    },
+                ),
+                ..Sides::default()
             },
             names,
             directory,
@@ -154,9 +161,11 @@ impl World {
                 self.message(Kind::Online, *user, body);
             }
             Step::Plain(viewer, keys) => {
-                self.rules.plain = viewer.map(|viewer| self.id(viewer));
-                self.rules.plain_keys = keys.clone();
-                self.input(Input::Rules);
+                let plain = viewer.map(|viewer| self.id(viewer));
+                self.swap(|rules| {
+                    rules.plain = plain;
+                    rules.plain_keys = keys.clone();
+                });
             }
             Step::Offline(user) => self.message(Kind::Offline, *user, json!({})),
             Step::Contacts(user, list) => {
@@ -172,25 +181,44 @@ impl World {
                 self.learn(edit);
             }
             Step::Hide(users) => {
-                self.rules.hidden = self.ids(users);
-                self.input(Input::Rules);
+                let users = self.ids(users);
+                self.swap(|rules| rules.hidden = users);
             }
             Step::Fail(users) => {
                 // A generation is pure: that it fails is a change of the rules.
-                self.rules.failing = self.ids(users);
-                self.input(Input::Rules);
+                let users = self.ids(users);
+                self.swap(|rules| rules.failing = users);
             }
+            Step::Canary(share, hidden, secretive) => {
+                let number = self.rules.next();
+                let mut rules = self.rules.active.1.clone();
+                rules.hidden = self.ids(hidden);
+                rules.secretive = self.ids(secretive);
+                let candidate = (number, Share::of_places(*share), rules);
+                self.assign(|sides| sides.candidate = Some(candidate));
+            }
+            Step::Share(share) => self.assign(|sides| {
+                if let Some(candidate) = &mut sides.candidate {
+                    candidate.1 = Share::of_places(*share);
+                }
+            }),
+            Step::Promote => self.assign(|sides| {
+                if let Some((number, _, rules)) = sides.candidate.take() {
+                    sides.active = (number, rules);
+                }
+            }),
+            Step::Abort => self.assign(|sides| sides.candidate = None),
             Step::Unredacted(viewer) => {
-                self.rules.unredacted = viewer.map(|viewer| self.id(viewer));
-                self.input(Input::Rules);
+                let viewer = viewer.map(|viewer| self.id(viewer));
+                self.swap(|rules| rules.unredacted = viewer);
             }
             Step::Secretive(users) => {
-                self.rules.secretive = self.ids(users);
-                self.input(Input::Rules);
+                let users = self.ids(users);
+                self.swap(|rules| rules.secretive = users);
             }
             Step::Shy(users) => {
-                self.rules.shy = self.ids(users);
-                self.input(Input::Rules);
+                let users = self.ids(users);
+                self.swap(|rules| rules.shy = users);
             }
             Step::Statuses(told, live) => {
                 self.statuses_then = *told;
@@ -214,6 +242,22 @@ impl World {
             Step::Save => self.save(),
             Step::Restart(down_ms, user, list) => self.restart(*down_ms, *user, list),
         }
+    }
+
+    /// The active rules become others.
+    fn swap(&mut self, change: impl FnOnce(&mut Generation)) {
+        let number = self.rules.next();
+        self.assign(|sides| {
+            sides.active.0 = number;
+            change(&mut sides.active.1);
+        });
+    }
+
+    fn assign(&mut self, change: impl FnOnce(&mut Sides)) {
+        let before = self.rules.assignment();
+        change(&mut self.rules);
+        let after = self.rules.assignment();
+        self.input(Input::Reassigned { before, after });
     }
 
     fn settings(&self) -> Settings {
@@ -340,7 +384,13 @@ impl World {
         if self.shard.backlog() == 0 {
             self.pending.clear();
         }
-        self.pending.extend(&self.rules.failing);
+        let failing = USERS.iter().enumerate();
+        let failing = failing.filter(|(user, name)| {
+            let rules = self.rules.of(name);
+            rules.failing.contains(&self.id(*user))
+        });
+        let failing: Vec<_> = failing.map(|(user, _)| self.id(user)).collect();
+        self.pending.extend(failing);
         self.ask();
     }
 
@@ -361,7 +411,10 @@ impl World {
     /// told, and nobody else; and what each of them has been shown last is what they
     /// may see. That holds when statuses are turned off, too.
     fn settle(&mut self) {
-        self.rules.failing.clear();
+        self.rules.active.1.failing.clear();
+        if let Some((_, _, rules)) = &mut self.rules.candidate {
+            rules.failing.clear();
+        }
         self.input(Input::Rules);
         self.drain();
         while !self.wanted.is_empty() {

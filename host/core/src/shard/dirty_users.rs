@@ -22,7 +22,7 @@ pub(super) enum Phase {
 pub(super) struct DirtyUsers {
     /// What their verdict read has changed. A block doesn't wait for everyone.
     changed: Queue,
-    /// The rules have changed: the online users that are left, sorted.
+    /// The rules have changed for them: the online users that are left, sorted, each once.
     everyone: VecDeque<Id>,
     /// Users whom more viewers may see than have been told. They wait until the losses of
     /// all other users of the shard have been told.
@@ -48,6 +48,24 @@ impl DirtyUsers {
         self.everyone = online.into();
         self.changed = Queue::default();
         self.gaining.clear();
+    }
+
+    /// The rules have changed for some who are online, sorted. They have their turn with
+    /// those whom an earlier change of the rules has left.
+    pub(super) fn mark_some(&mut self, online: Vec<Id>) {
+        for user in &online {
+            self.gaining.remove(user.0);
+        }
+        let left = std::mem::take(&mut self.everyone);
+        self.everyone = match left.is_empty() {
+            true => online.into(),
+            false => {
+                let mut both: Vec<_> = left.into_iter().chain(online).collect();
+                both.sort_unstable();
+                both.dedup();
+                both.into()
+            }
+        };
     }
 
     /// The next user, and the phase of the correction.
@@ -133,6 +151,18 @@ mod tests {
         dirty.mark_gaining(Id(1));
         dirty.mark_all(vec![Id(1), Id(4)]);
         assert_eq!(drain(&mut dirty), [1, 4].map(|user| (user, Phase::Losses)));
+    }
+
+    #[test]
+    fn users_whose_rules_change_join_those_who_are_left_and_are_decided_on_once() {
+        let mut dirty = DirtyUsers::default();
+        dirty.mark_all(vec![Id(1), Id(3), Id(5)]);
+        dirty.next();
+        dirty.mark_gaining(Id(4));
+        dirty.mark_some(vec![Id(2), Id(3), Id(4)]);
+        assert!([2, 3, 4, 5].iter().all(|user| dirty.has(Id(*user))));
+        let losses = [2, 3, 4, 5].map(|user| (user, Phase::Losses));
+        assert_eq!(drain(&mut dirty), losses);
     }
 
     #[test]

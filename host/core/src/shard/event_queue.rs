@@ -100,6 +100,12 @@ impl EventQueue {
         self.served.extend(self.queues.keys());
     }
 
+    /// Some users are decided on by other rules, which may ask for something else.
+    pub(super) fn reassigned(&mut self, moves: impl Fn(Id) -> bool) {
+        let moved = self.queues.keys().filter(|user| moves(**user));
+        self.served.extend(moved);
+    }
+
     /// The directory, which is asked question by question, has changed: those who find
     /// all that they waited for go on.
     pub(super) fn directory_changed(&mut self, directory: &Directory, changes: &Changes) {

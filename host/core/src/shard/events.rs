@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::env::Env;
+use super::env::{Common, Env};
 use super::event_queue::EventQueue;
 use super::publishing::{subject, updated};
 use super::settling::publish_offline;
@@ -23,9 +23,11 @@ use crate::body;
 use crate::directory::{Changes, Directory, Question};
 use crate::event::{Change, Event};
 use crate::metadata::Metadata;
+use crate::names::Id;
 use crate::publish::Subject;
 use crate::recipients::Recipients;
 use crate::rules::{Decision, Enriched, Failure};
+use crate::share::Assignment;
 use crate::status::StatusKeys;
 use crate::step::Step;
 
@@ -157,6 +159,19 @@ impl Events {
     pub(super) fn rules_changed(&mut self) {
         self.updates.decisions.rules_changed();
         self.queue.rules_changed();
+    }
+
+    /// Users are decided on by others of the rules: those who are, are decided again.
+    pub(super) fn reassigned(&mut self, before: Assignment, after: Assignment, common: &Common) {
+        if before.is_disjoint(&after) {
+            return self.rules_changed();
+        }
+        let moves = |user: Id| {
+            let name = common.names.name(user);
+            name.is_some_and(|name| before.rules_of(name.as_str()) != after.rules_of(name.as_str()))
+        };
+        self.updates.decisions.reassigned(moves);
+        self.queue.reassigned(moves);
     }
 
     /// Has everyone decided again if the rules have become others by themselves.

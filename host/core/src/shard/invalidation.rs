@@ -3,6 +3,7 @@
 
 use super::decisions::Decisions;
 use crate::directory::{Changes, Directory};
+use crate::names::Id;
 
 impl Decisions {
     /// The directory has changed: each user whose verdict read what changed is
@@ -35,6 +36,16 @@ impl Decisions {
         self.verdicts.rules_changed();
         self.departed.rules_changed();
         self.dirty.mark_all(self.ledger.users());
+    }
+
+    /// Some users are decided on by other rules: no verdict on them holds any longer, and
+    /// those of them who are online are decided again.
+    pub(super) fn reassigned(&mut self, moves: impl Fn(Id) -> bool) {
+        self.verdicts.forget_where(&moves);
+        self.departed.reassigned(&moves);
+        let mut online = self.ledger.users();
+        online.retain(|user| moves(*user));
+        self.dirty.mark_some(online);
     }
 
     /// The wall clock has moved: each user whose verdict read it is decided again.

@@ -12,6 +12,7 @@ use crate::inbox::Delivery;
 use crate::message::{Cause, Kind, Message, Redrive, Rejection};
 use crate::names::Name;
 use crate::publish::Publication;
+use crate::share::Assignment;
 
 /// What a shard is told.
 #[derive(Clone, Debug)]
@@ -45,6 +46,14 @@ pub enum Input {
     Directory(Arc<Directory>, Arc<Changes>),
     /// The rules have changed: the next call goes to the new ones.
     Rules,
+    /// Some users are decided on by other rules, which the next call goes to: those of whom
+    /// the two assignments don't say the same. Nobody else is decided on again.
+    Reassigned {
+        /// How it was.
+        before: Assignment,
+        /// How it is from now on.
+        after: Assignment,
+    },
     /// The settings have changed.
     Settings(Box<Settings>),
     /// All inputs up to a time have been handed over: leases and graces run by that alone,

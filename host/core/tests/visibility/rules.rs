@@ -7,9 +7,10 @@ use presence_core::directory::Question;
 use presence_core::event::Event;
 use presence_core::names::Id;
 use presence_core::rules::{Context, Decision, Enriched, Failure, Reads, Rendition, Rules};
+use presence_core::share::{Assignment, Share};
 
 /// Contacts less the blocked, unless the user is hidden. Fails where it is told to.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(crate) struct Generation {
     pub(crate) hidden: BTreeSet<Id>,
     pub(crate) failing: BTreeSet<Id>,
@@ -20,6 +21,59 @@ pub(crate) struct Generation {
     /// A viewer who is shown just these keys.
     pub(crate) plain: Option<Id>,
     pub(crate) plain_keys: Vec<&'static str>,
+}
+
+/// The rules of all users, and perhaps others of a share of them, each with a number.
+#[derive(Default)]
+pub(crate) struct Sides {
+    pub(crate) active: (u64, Generation),
+    pub(crate) candidate: Option<(u64, Share, Generation)>,
+    /// The last number that was given.
+    pub(crate) last: u64,
+}
+
+impl Sides {
+    /// The rules that decide on a user.
+    pub(crate) fn of(&self, user: &str) -> &Generation {
+        match &self.candidate {
+            Some((_, share, rules)) if share.has(user) => rules,
+            _ => &self.active.1,
+        }
+    }
+
+    pub(crate) fn assignment(&self) -> Assignment {
+        let candidate = self.candidate.as_ref();
+        Assignment {
+            active: self.active.0,
+            candidate: candidate.map(|(number, share, _)| (*number, *share)),
+        }
+    }
+
+    pub(crate) fn next(&mut self) -> u64 {
+        self.last += 1;
+        self.last
+    }
+
+    fn of_event(&mut self, context: Context<'_>) -> &mut Generation {
+        match &mut self.candidate {
+            Some((_, share, rules)) if share.has(context.event.name.as_str()) => rules,
+            _ => &mut self.active.1,
+        }
+    }
+}
+
+impl Rules for Sides {
+    fn enrich(&mut self, context: Context<'_>) -> Enriched {
+        self.of_event(context).enrich(context)
+    }
+
+    fn decide(&mut self, context: Context<'_>) -> Decision {
+        self.of_event(context).decide(context)
+    }
+
+    fn redact(&mut self, context: Context<'_>, told: &Audience) -> Decision {
+        self.of_event(context).redact(context, told)
+    }
 }
 
 impl Generation {

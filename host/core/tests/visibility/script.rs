@@ -51,6 +51,15 @@ pub(crate) enum Step {
     Hide(BTreeSet<usize>),
     /// The rules fail for these users from now on.
     Fail(BTreeSet<usize>),
+    /// Other rules decide on a share of the users, of so many ten-thousandths: they hide these
+    /// users from everyone, and show when those were last seen to nobody.
+    Canary(u16, BTreeSet<usize>, BTreeSet<usize>),
+    /// The share of the users becomes another.
+    Share(u16),
+    /// They decide on everyone, and the others on nobody any more.
+    Promote,
+    /// They decide on nobody any more.
+    Abort,
     /// The redactor shows nothing of the users to viewers of this number.
     Unredacted(Option<usize>),
     /// The redactor shows one viewer just these keys.
@@ -74,6 +83,11 @@ pub(crate) enum Step {
     Restart(u64, usize, BTreeSet<usize>),
 }
 
+/// The users' places are 398, 5,294, 5,605 and 5,940.
+fn share() -> impl Strategy<Value = u16> {
+    prop::sample::select(&[0, 398, 399, 5_300, 5_700, 10_000][..])
+}
+
 pub(crate) fn step() -> impl Strategy<Value = Step> {
     let user = 0..USERS.len();
     let some = || proptest::collection::btree_set(0..USERS.len(), 0..=3);
@@ -89,6 +103,10 @@ pub(crate) fn step() -> impl Strategy<Value = Step> {
         2 => (user.clone(), some()).prop_map(|(user, list)| Step::Blocks(user, list)),
         1 => some().prop_map(Step::Hide),
         1 => some().prop_map(Step::Fail),
+        1 => (share(), some(), some())
+            .prop_map(|(share, hidden, secretive)| Step::Canary(share, hidden, secretive)),
+        1 => share().prop_map(Step::Share),
+        1 => prop_oneof![Just(Step::Promote), Just(Step::Abort)],
         1 => proptest::option::of(user.clone()).prop_map(Step::Unredacted),
         1 => {
             let keys = prop::sample::subsequence(vec!["device", "activity"], 0..=2);

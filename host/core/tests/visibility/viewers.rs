@@ -56,7 +56,7 @@ impl World {
         }
         match self.online.get(user) {
             Some(metadata) if self.told[user].contains(viewer) => {
-                let metadata = self.visible(metadata, viewer);
+                let metadata = self.visible(user, metadata, viewer);
                 json!({"userId": user, "status": "online", "metadata": metadata})
             }
             None if !self
@@ -66,10 +66,12 @@ impl World {
             {
                 hidden
             }
-            None if !self.rules.secretive.contains(&id) => match self.last_seen.get(user) {
-                Some(at) => json!({"userId": user, "status": "offline", "lastSeen": at}),
-                None => hidden,
-            },
+            None if !self.rules.of(user).secretive.contains(&id) => {
+                match self.last_seen.get(user) {
+                    Some(at) => json!({"userId": user, "status": "offline", "lastSeen": at}),
+                    None => hidden,
+                }
+            }
             _ => hidden,
         }
     }
@@ -112,7 +114,7 @@ impl World {
                     let metadata = self.online.remove(&user);
                     let unsure = self.shard.backlog() > 0
                         || id.is_some_and(|id| {
-                            self.pending.contains(&id) || self.rules.failing.contains(&id)
+                            self.pending.contains(&id) || self.rules.of(&user).failing.contains(&id)
                         });
                     let gone = Gone {
                         unsure: unsure || self.statuses || !self.wanted.is_empty(),
@@ -212,7 +214,7 @@ impl World {
             assert_eq!(self.told[user], self.allowed(user), "of {user}");
             for viewer in &self.told[user] {
                 let seen = &self.seen[&(user.clone(), viewer.clone())];
-                let should = self.visible(metadata, viewer);
+                let should = self.visible(user, metadata, viewer);
                 assert_eq!(*seen, should, "{viewer} of {user}");
             }
         }
@@ -222,10 +224,11 @@ impl World {
     }
 
     /// What a viewer may see of a user's metadata.
-    pub(crate) fn visible(&self, metadata: &Value, viewer: &str) -> Value {
-        let plain = self.rules.plain.and_then(|plain| self.names.name(plain));
+    pub(crate) fn visible(&self, user: &str, metadata: &Value, viewer: &str) -> Value {
+        let rules = self.rules.of(user);
+        let plain = rules.plain.and_then(|plain| self.names.name(plain));
         match plain.is_some_and(|plain| plain.as_str() == viewer) {
-            true => only(metadata, &self.rules.plain_keys),
+            true => only(metadata, &rules.plain_keys),
             false => only(metadata, &["device", "activity", "status"]),
         }
     }
@@ -238,6 +241,7 @@ impl World {
             names,
             ..
         } = self;
+        let rules = rules.of(user);
         let gone = self.gone.get(user).map(|gone| &gone.metadata);
         let shown = self.online.get(user).or(gone);
         let idle = shown.is_some_and(|it| it["activity"] == "idle");
