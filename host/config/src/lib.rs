@@ -16,6 +16,7 @@
     )
 )]
 
+pub mod abort_on;
 pub mod capture;
 pub mod causes;
 mod configuration;

@@ -19,6 +19,7 @@ pub mod audience;
 pub mod body;
 mod changed;
 pub mod clock;
+pub mod comparison;
 pub mod departed;
 pub mod directory;
 pub mod event;

@@ -28,6 +28,28 @@ impl Blueprint {
         limits: Limits,
         before: Option<&Self>,
     ) -> Result<Self, Vec<(usize, LoadError)>> {
+        Self::checked(stages, limits, before, false)
+    }
+
+    /// As [`Self::prepare`], of a pipeline that runs beside another one. Whatever fails in it
+    /// takes nothing out of service in the other one.
+    ///
+    /// # Errors
+    /// As [`Self::prepare`].
+    pub fn prepare_beside(
+        stages: Vec<Stage>,
+        limits: Limits,
+        active: &Self,
+    ) -> Result<Self, Vec<(usize, LoadError)>> {
+        Self::checked(stages, limits, Some(active), true)
+    }
+
+    fn checked(
+        stages: Vec<Stage>,
+        limits: Limits,
+        before: Option<&Self>,
+        is_beside: bool,
+    ) -> Result<Self, Vec<(usize, LoadError)>> {
         let mut redacted = false;
         let mut all = Vec::new();
         let mut checked = Vec::new();
@@ -37,6 +59,9 @@ impl Blueprint {
             let mut problems = Vec::new();
             let running = stage.take_place(&mut running);
             stage.follow(running, has_tested);
+            if is_beside {
+                stage.fares_alone();
+            }
             stage.check(&mut redacted, &mut problems);
             let stage = Arc::new(stage);
             let mut alone = Pipeline::new(std::slice::from_ref(&stage), limits);
@@ -76,6 +101,11 @@ impl Blueprint {
     /// How long decisions take, since the node has run.
     pub fn latency(&self) -> Histogram {
         self.latency.histogram()
+    }
+
+    /// What every call is held to.
+    pub fn limits(&self) -> Limits {
+        self.limits
     }
 
     /// The stages in one line, in order: each plugin, its version, where it comes from

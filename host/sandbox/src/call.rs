@@ -87,6 +87,8 @@ pub(crate) struct Observed {
     pub(crate) cache_misses: BTreeSet<Question>,
     /// Set while somebody wants to know what the stages do to a viewer, and why.
     pub(crate) trace: Option<Box<TraceRecorder>>,
+    /// What they took of fuel.
+    pub(crate) fuel: u64,
 }
 
 impl Observed {

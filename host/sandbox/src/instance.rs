@@ -202,7 +202,10 @@ impl<A, R> Instance<A, R> {
             return Ok(());
         }
         self.make().map_err(|error| error.to_string())?;
-        let state = before.hand_over(Stateful::save)?;
+        let state = before.hand_over(Stateful::save).inspect_err(|_| {
+            // What has trapped can't be called again, and it may be one that goes on.
+            before.live = None;
+        })?;
         let taken = self.hand_over(|stateful, store| stateful.restore(store, state));
         if taken.is_err() {
             self.live = None;

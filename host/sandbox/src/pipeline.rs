@@ -57,6 +57,18 @@ impl Own {
     pub fn take_over(&mut self, before: &mut Self) {
         take_over(&mut self.enrichers, &mut before.enrichers);
     }
+
+    /// Has the enrichers take over the state of those of a pipeline that goes on beside, and
+    /// that keeps its own. Those that are the same in both have one state: see
+    /// [`Pipeline::exchange_same`].
+    pub fn copy(&mut self, active: &mut Self) {
+        copy(&mut self.enrichers, &mut active.enrichers);
+    }
+
+    /// As [`Pipeline::exchange_same`]: the pipeline that went on beside goes on alone.
+    pub fn exchange_same(&mut self, active: &mut Self) {
+        exchange_same(&mut self.enrichers, &mut active.enrichers);
+    }
 }
 
 /// A pipeline while it is a shard's turn.
@@ -177,6 +189,20 @@ impl Pipeline {
     /// are of no use afterwards.
     pub fn take_over(&mut self, before: &mut Self) {
         take_over(&mut self.enrichers, &mut before.enrichers);
+    }
+
+    /// Exchanges the instances of the enrichers that keep a state and are the same in another
+    /// pipeline, which runs beside. So there is one state for both: it is exchanged before
+    /// the other one is called, and again afterwards.
+    pub fn exchange_same(&mut self, other: &mut Self) {
+        exchange_same(&mut self.enrichers, &mut other.enrichers);
+    }
+
+    /// As [`Rules::decide`], with what the calls took of fuel.
+    pub fn decide_measured(&mut self, context: Context<'_>) -> (Decision, u64) {
+        let mut observed = Observed::default();
+        let decision = self.run(context, &mut observed);
+        (decision, observed.fuel)
     }
 
     /// Whether a last good generation is taking over from one of its stages, so that
@@ -440,6 +466,36 @@ fn take_over(after: &mut [Enricher], before: &mut [Enricher]) {
             }
             place.is_none()
         });
+    }
+}
+
+/// Has enrichers take over the state of those that go on, but for those that are the same.
+fn copy(after: &mut [Enricher], active: &mut [Enricher]) {
+    let mut active: Vec<_> = active.iter_mut().collect();
+    let mut after: Vec<_> = after.iter_mut().collect();
+    let stages = |active: &[&mut Enricher], fits: &dyn Fn(&Stage) -> bool| {
+        active.iter().position(|it| fits(&it.stage))
+    };
+    after.retain(|enricher| {
+        let same = stages(&active, &|stage| enricher.stage.is_same(stage));
+        same.map(|place| active.remove(place)).is_none()
+    });
+    for enricher in after {
+        if let Some(place) = stages(&active, &|stage| enricher.stage.is_alike(stage)) {
+            enricher.take_over(active.remove(place));
+        }
+    }
+}
+
+/// Exchanges the instances of stateful enrichers that are the same.
+fn exchange_same(these: &mut [Enricher], others: &mut [Enricher]) {
+    let mut others: Vec<_> = others.iter_mut().collect();
+    for enricher in these.iter_mut().filter(|it| it.stage.plugin.keeps_state) {
+        let mut stages = others.iter().map(|other| &other.stage);
+        let place = stages.position(|stage| enricher.stage.is_same(stage));
+        if let Some(place) = place {
+            enricher.exchange_instance(others.remove(place));
+        }
     }
 }
 

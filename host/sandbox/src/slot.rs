@@ -148,6 +148,9 @@ impl<A, R> Slot<A, R> {
         };
         let began = self.sampler.begin();
         let outcome = self.instance.call(context, observed, with, read);
+        let spent = self.instance.spent();
+        // An instance that has failed doesn't say.
+        observed.fuel += spent.map_or(self.limits.fuel, |spent| spent.fuel);
         if let Some(began) = began {
             stage.health.calls.latency.end(began);
         }
@@ -193,6 +196,15 @@ impl<A, R> Slot<A, R> {
                 error,
                 "can't take over the state of the generation before it, and begins without"
             );
+        }
+    }
+
+    /// Exchanges its instance with that of a slot that does the same, within the same limits,
+    /// unless another generation has taken over in one of them.
+    pub(crate) fn exchange_instance(&mut self, other: &mut Self) {
+        let is_replaced = self.fallback.is_some() || other.fallback.is_some();
+        if !is_replaced && self.limits == other.limits {
+            std::mem::swap(&mut self.instance, &mut other.instance);
         }
     }
 

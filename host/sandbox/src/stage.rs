@@ -175,6 +175,11 @@ impl Stage {
             .filter(|last| last.plugin.manifest.effect == Effect::Narrow || self.widen_granted);
     }
 
+    /// It is taken out of service, and comes back, by itself alone.
+    pub(crate) fn fares_alone(&mut self) {
+        self.health = Arc::new(Health::follow(&self.health));
+    }
+
     /// The same, with nobody to take over from it.
     fn alone(&self) -> Self {
         Self {

@@ -10,6 +10,8 @@
 
 #[path = "sandbox/audiences.rs"]
 mod audiences;
+#[path = "sandbox/beside.rs"]
+mod beside;
 #[path = "sandbox/cache.rs"]
 mod cache;
 #[path = "sandbox/component.rs"]

@@ -111,7 +111,8 @@ pub fn explanation(viewer: &str, user: &str, generation: u64, found: &ExplainRep
     body.to_string().into_bytes()
 }
 
-fn stage(report: &StageReport) -> Value {
+/// A stage, as an explanation has it.
+pub fn stage(report: &StageReport) -> Value {
     let mut stage = json!({
         "plugin": &*report.plugin,
         "version": report.version,

@@ -166,6 +166,9 @@ impl Events {
         if before.is_disjoint(&after) {
             return self.rules_changed();
         }
+        if before == after {
+            return;
+        }
         let moves = |user: Id| {
             let name = common.names.name(user);
             name.is_some_and(|name| before.rules_of(name.as_str()) != after.rules_of(name.as_str()))

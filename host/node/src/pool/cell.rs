@@ -5,17 +5,19 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 
 use presence_core::Shard;
-use presence_sandbox::{Own, Pipeline};
+use presence_sandbox::Own;
 use tokio::sync::oneshot;
 
 use super::log_limiter::LogLimiter;
 use super::outbox::{Carrier, Outbox};
 use super::restart::Restart;
+use super::rules::{CellRules, Comparisons};
 use super::shards::Figures;
 use super::turn::Current;
 use super::work::Generation;
 #[cfg(test)]
 use super::work::Step;
+use crate::beside::Pipelines;
 use crate::directory::request::Fetcher;
 use crate::link::sequencer::Sequencer;
 use crate::ops::letters::LastLetters;
@@ -47,9 +49,13 @@ pub(crate) struct Common {
 /// A shard, with all that belongs to it.
 pub(crate) struct Cell {
     pub(super) shard: Shard,
-    /// What it has of its own of the pipeline.
+    pub(super) pipelines: Pipelines,
+    /// What it has of its own of the active one, and of the one beside it.
     pub(super) own: Own,
-    pub(super) generation: Generation,
+    pub(super) own_beside: Own,
+    /// Decisions to compare in spare time, and whether the thread has noted that there are some.
+    pub(super) comparisons: Comparisons,
+    pub(super) has_comparisons: bool,
     pub(super) sequencer: Sequencer,
     /// None where nothing is kept over a restart.
     pub(super) saver: Option<Saver>,
@@ -108,8 +114,11 @@ impl Cell {
     ) -> Self {
         Self {
             shard,
+            pipelines: Pipelines::alone(generation),
             own: Own::default(),
-            generation,
+            own_beside: Own::default(),
+            comparisons: Comparisons::default(),
+            has_comparisons: false,
             sequencer,
             saver,
             tenant,
@@ -139,7 +148,7 @@ impl Cell {
     }
 
     /// Whether it has more to do now than what waits in its lanes.
-    pub(super) fn has_more(&self, now: u64, rules: &Pipeline) -> bool {
+    pub(super) fn has_more(&self, now: u64, rules: &CellRules<'_>) -> bool {
         self.current.is_some()
             || self.shard.next_deadline().is_some_and(|at| at <= now)
             || rules.is_replaced()
@@ -251,7 +260,7 @@ impl Cell {
         let backlog = self.shard.backlog();
         figures.backlog.store(backlog as u64, Ordering::Relaxed);
         if backlog == 0 {
-            let settled = self.generation.number;
+            let settled = self.pipelines.active.number;
             figures.settled.store(settled, Ordering::Relaxed);
         }
     }

@@ -12,7 +12,9 @@ mod mailbox;
 mod outbox;
 mod restart;
 mod rounds;
+mod rules;
 mod shards;
+mod spare_time;
 #[cfg(test)]
 mod tests;
 mod thread;

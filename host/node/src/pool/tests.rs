@@ -24,6 +24,7 @@ use crate::link::progress::Sources;
 use crate::link::sequencer::Sequencer;
 use crate::state::{Saver, Writer};
 
+mod beside;
 mod failures;
 
 const ONLINE: &str = "presence.events.user_online";
@@ -140,7 +141,7 @@ impl Node {
         let figures = Arc::<ThreadFigures>::default();
         let limits = Limits {
             fuel: 1_000_000,
-            memory_bytes_max: 1 << 20,
+            memory_bytes_max: 4 << 20,
             deadline_ms: None,
             quarantine: Quarantine {
                 users: 3,

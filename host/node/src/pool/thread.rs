@@ -15,13 +15,18 @@ use super::instances::Instances;
 use super::mailbox::Mailbox;
 use super::outbox::{Carrier, LOOK_MS, Outbox};
 use super::rounds::{Rounds, Turn};
+use super::spare_time::SpareTime;
 use super::turn::{TurnContext, Turned};
 use super::work::Task;
 use super::{Address, Meter, ThreadFigures};
 use crate::clock;
+use crate::tasks;
 
 /// How long instances are kept that nobody calls, in milliseconds.
 const UNUSED_MS: u64 = 60_000;
+
+/// After how many milliseconds it is looked whether there is time to compare.
+const COMPARE_MS: u64 = 1;
 
 /// A thread.
 pub(super) struct Thread<C> {
@@ -46,6 +51,9 @@ pub(super) struct Thread<C> {
     meter: Meter,
     /// When instances that nobody calls are next given back.
     give_back_at: u64,
+    /// Shards with decisions to compare, and how much time there is for it.
+    comparing: VecDeque<Address>,
+    spare: SpareTime,
 }
 
 /// Nobody waits for a thread that is gone, whatever ended it.
@@ -77,17 +85,62 @@ impl<C: Carrier> Thread<C> {
             figures,
             meter,
             give_back_at: clock::now_ms() + UNUSED_MS,
+            comparing: VecDeque::new(),
+            spare: SpareTime::default(),
         }
     }
 
     /// Works until the mailbox is closed.
     pub(super) async fn run(mut self) {
         while self.look() {
-            match self.rounds.next() {
-                Some(turn) => self.turn(turn),
-                None => self.wait().await,
+            let turn = self.rounds.next();
+            let is_idle = turn.is_none();
+            if let Some(turn) = turn {
+                self.turn(turn);
+            }
+            if !self.compare() && is_idle {
+                self.wait().await;
             }
         }
+    }
+
+    /// Compares what two pipelines decide on one event, if there is time for it. Says whether
+    /// it did.
+    pub(super) fn compare(&mut self) -> bool {
+        if self.comparing.is_empty() || !self.spare.is_left() {
+            return false;
+        }
+        let Some(address) = self.comparing.pop_front() else {
+            return false;
+        };
+        let Some(cell) = self.cells.get_mut(&address) else {
+            return true;
+        };
+        let begun = (self.meter)();
+        self.figures.is_busy(clock::now_ms());
+        let compared = catch_unwind(AssertUnwindSafe(|| {
+            let fetch = self
+                .instances
+                .with(address, cell, |_, rules| rules.compare());
+            if let (Some(questions), Some(fetcher)) = (fetch, &cell.tenant.fetcher) {
+                fetcher.want(questions);
+            }
+        }));
+        if let Err(panic) = compared {
+            // What decides goes on: it has no part in this.
+            tracing::error!(
+                "what two pipelines decide could not be compared: {}",
+                tasks::message(&*panic)
+            );
+            self.instances.begin_anew(address.tenant, cell);
+        }
+        cell.has_comparisons = !cell.comparisons.is_empty();
+        if cell.has_comparisons {
+            self.comparing.push_back(address);
+        }
+        let took = (self.meter)().saturating_sub(begun);
+        self.spare.spend(took);
+        true
     }
 
     /// Whose turn it is, if it is anybody's.
@@ -246,7 +299,7 @@ impl<C: Carrier> Thread<C> {
         if let Some(at) = cell.timer {
             self.timers.remove(&(at, address));
         }
-        self.instances.leave(address.tenant, &cell.generation);
+        self.instances.leave(address.tenant, &cell.pipelines);
         self.mailbox.discard(address);
         if let Some(done) = cell.ending.as_mut().and_then(|ending| ending.done.take()) {
             // The one who asked may have given up.
@@ -264,6 +317,7 @@ impl<C: Carrier> Thread<C> {
         self.guarded(shard, |thread| thread.end_turn(shard, turned));
         let took = (self.meter)().saturating_sub(begun);
         self.rounds.took(shard.tenant, took);
+        self.spare.was_busy(took);
     }
 
     /// Has something be done with one shard. If it panics, that shard alone begins anew.
@@ -301,9 +355,11 @@ impl<C: Carrier> Thread<C> {
             };
             context.is_busy();
             let task = match task {
-                Task::Pipeline(generation) => {
-                    self.instances.change(address.tenant, cell, generation);
-                    Task::Tell(Input::Rules)
+                Task::Pipelines(pipelines) => {
+                    let before = cell.pipelines.assignment();
+                    let after = pipelines.assignment();
+                    self.instances.change(address.tenant, cell, pipelines);
+                    Task::Tell(Input::Reassigned { before, after })
                 }
                 Task::Restored(restored) if cell.restart.is_under_way() => {
                     cell.restored(restored, context.outbox);
@@ -351,6 +407,9 @@ impl<C: Carrier> Thread<C> {
             return;
         };
         cell.tell_figures();
+        if !cell.comparisons.is_empty() && !std::mem::replace(&mut cell.has_comparisons, true) {
+            self.comparing.push_back(address);
+        }
         let is_waiting = cell.restart.is_under_way() || cell.has_given_up();
         if is_waiting {
             self.has_to_be_attended(address);
@@ -402,7 +461,9 @@ impl<C: Carrier> Thread<C> {
             self.outbox.due(now),
             (!self.attended.is_empty()).then_some(now + LOOK_MS),
             (!self.instances.is_empty()).then_some(self.give_back_at),
+            (!self.comparing.is_empty()).then_some(now + COMPARE_MS),
         ];
+        let begun = (self.meter)();
         let woken = async {
             tokio::select! {
                 biased;
@@ -418,5 +479,7 @@ impl<C: Carrier> Thread<C> {
             }
             None => woken.await,
         }
+        let idle = (self.meter)().saturating_sub(begun);
+        self.spare.was_idle(idle);
     }
 }

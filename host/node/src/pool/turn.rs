@@ -11,11 +11,11 @@ use std::vec;
 use presence_core::publish::Subject;
 use presence_core::query::Explain;
 use presence_core::{Input, Output};
-use presence_sandbox::Pipeline;
 
 use super::cell::{Cell, Ending, REFUSALS_TOLD_MS};
 use super::mailbox::Mailbox;
 use super::outbox::{Carrier, Outbox};
+use super::rules::CellRules;
 #[cfg(test)]
 use super::work::Step;
 use super::work::{Ask, Task};
@@ -62,7 +62,7 @@ impl Cell {
     /// Handles some of the inputs that wait, then what has fallen due, then a question.
     pub(super) fn turn<C: Carrier>(
         &mut self,
-        rules: &mut Pipeline,
+        rules: &mut CellRules<'_>,
         turn: &mut TurnContext<'_, C>,
     ) -> Turned {
         if self.has_given_up() {
@@ -109,7 +109,11 @@ impl Cell {
     }
 
     /// Handles the inputs that it is at.
-    fn batch<C: Carrier>(&mut self, rules: &mut Pipeline, turn: &mut TurnContext<'_, C>) -> Turned {
+    fn batch<C: Carrier>(
+        &mut self,
+        rules: &mut CellRules<'_>,
+        turn: &mut TurnContext<'_, C>,
+    ) -> Turned {
         let Some(current) = &self.current else {
             return Turned::Over;
         };
@@ -149,7 +153,7 @@ impl Cell {
     pub(super) fn control<C: Carrier>(
         &mut self,
         task: Task,
-        rules: &mut Pipeline,
+        rules: &mut CellRules<'_>,
         turn: &mut TurnContext<'_, C>,
     ) {
         match task {
@@ -174,6 +178,8 @@ impl Cell {
                 let _ = answer.send(uses.collect());
             }
             Task::Ids(answer) => {
+                // What waits to be compared holds ids that nothing else may hold any more.
+                rules.skip_comparisons();
                 let mut ids = self.shard.ids();
                 if let Some(saver) = &self.saver {
                     ids |= saver.ids();
@@ -196,7 +202,7 @@ impl Cell {
                 self.may_panic(Step::Turn);
             }
             // The thread's own affair.
-            Task::Place(_) | Task::Pipeline(_) | Task::Restored(_) => {}
+            Task::Place(_) | Task::Pipelines(_) | Task::Restored(_) => {}
         }
         self.carry_out(turn);
     }
@@ -204,7 +210,7 @@ impl Cell {
     fn answer<C: Carrier>(
         &mut self,
         ask: Ask,
-        rules: &mut Pipeline,
+        rules: &mut CellRules<'_>,
         turn: &mut TurnContext<'_, C>,
     ) {
         #[cfg(test)]
@@ -222,7 +228,7 @@ impl Cell {
             // The one who asked may have given up.
             Ask::Explain(Explain { viewer, user }, answer) => {
                 let found = self.shard.explain(now, &viewer, &user, rules, turn.out);
-                let _ = answer.send((self.generation.number, found));
+                let _ = answer.send((rules.number_of(&user), found));
             }
             Ask::Contacts(viewer, answer) => {
                 let _ = answer.send(self.shard.contacts(&viewer, turn.out));
@@ -234,7 +240,7 @@ impl Cell {
     fn advance<C: Carrier>(
         &mut self,
         now: u64,
-        rules: &mut Pipeline,
+        rules: &mut CellRules<'_>,
         turn: &mut TurnContext<'_, C>,
     ) {
         let is_due = self.shard.next_deadline().is_some_and(|at| at <= now);
@@ -247,7 +253,7 @@ impl Cell {
     /// Gives up what waits for more, since it is to end.
     fn give_up<C: Carrier>(
         &mut self,
-        rules: &mut Pipeline,
+        rules: &mut CellRules<'_>,
         turn: &mut TurnContext<'_, C>,
     ) -> Turned {
         turn.is_busy();

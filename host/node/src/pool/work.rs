@@ -14,6 +14,7 @@ use roaring::RoaringBitmap;
 use tokio::sync::oneshot;
 
 use super::cell::Cell;
+use crate::beside::Pipelines;
 use crate::state::Restored;
 use crate::tenant::ask::Asking;
 
@@ -103,8 +104,8 @@ pub(crate) enum Task {
     Place(Box<Cell>),
     /// Something that all shards are told.
     Tell(Input),
-    /// A new pipeline.
-    Pipeline(Generation),
+    /// Other pipelines.
+    Pipelines(Pipelines),
     /// Restore these records, which the node wrote so many milliseconds ago, and report
     /// when that is done.
     Restore(u64, Vec<Record>, oneshot::Sender<()>),

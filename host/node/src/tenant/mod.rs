@@ -24,6 +24,7 @@ use presence_sandbox::Blueprint;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, timeout_at};
 
+use crate::beside::{Beside, Pipelines};
 use crate::directory;
 use crate::directory::kept::Keeper;
 use crate::directory::request::Fetcher;
@@ -53,6 +54,17 @@ pub(crate) struct Running {
     /// Its number, counted from 1.
     pub(crate) generation: u64,
     pub(crate) blueprint: Arc<Blueprint>,
+    /// What runs beside it, if anything does.
+    pub(crate) beside: Option<Beside>,
+}
+
+impl From<&Running> for Pipelines {
+    fn from(running: &Running) -> Self {
+        Self {
+            active: running.into(),
+            beside: running.beside.clone(),
+        }
+    }
 }
 
 impl From<&Running> for Generation {
@@ -92,6 +104,8 @@ pub(crate) struct Tenant {
     /// Where answers may go.
     pub(crate) replies: Arc<Replies>,
     pub(crate) running: watch::Sender<Running>,
+    /// The last number that a pipeline was given.
+    generations: u64,
     pub(crate) body_bytes_max: Arc<AtomicUsize>,
     /// How much metadata a message may have.
     metadata: watch::Sender<metadata::Limits>,
@@ -145,6 +159,7 @@ impl Tenant {
         let running = Running {
             generation: FIRST_GENERATION,
             blueprint: Arc::new(blueprint),
+            beside: None,
         };
         let letters = Arc::<LastLetters>::default();
         let common = Arc::new(Common {
@@ -182,6 +197,7 @@ impl Tenant {
             explains: Arc::new(config.explain.enabled.into()),
             letters,
             running: watch::Sender::new(running),
+            generations: FIRST_GENERATION,
             body_bytes_max: Arc::new(body_bytes_max.into()),
             metadata: watch::Sender::new(config.tracker.metadata),
             shards,
@@ -297,16 +313,32 @@ impl Tenant {
             .send_replace(Arc::clone(&self.directory));
     }
 
-    /// Puts a pipeline in force. Its instances are made as they are called.
+    /// Puts a pipeline in force for everyone. Its instances are made as they are called. What
+    /// ran beside the one before it ends.
     pub(crate) async fn swap(&mut self, blueprint: Blueprint) {
-        let running = Running {
-            generation: self.running.borrow().generation + 1,
-            blueprint: Arc::new(blueprint),
-        };
-        let generation = Generation::from(&running);
-        self.running.send_replace(running);
+        let generation = self.next_generation(blueprint);
+        self.put(Pipelines::alone(generation)).await;
+    }
+
+    /// Puts pipelines in force.
+    pub(crate) async fn put(&mut self, pipelines: Pipelines) {
+        let Pipelines { active, beside } = pipelines.clone();
+        self.running.send_replace(Running {
+            generation: active.number,
+            blueprint: active.blueprint,
+            beside,
+        });
         for shard in self.shards.iter() {
-            shard.send(Task::Pipeline(generation.clone())).await;
+            shard.send(Task::Pipelines(pipelines.clone())).await;
+        }
+    }
+
+    /// A pipeline, with a number that no other has had.
+    pub(crate) fn next_generation(&mut self, blueprint: Blueprint) -> Generation {
+        self.generations += 1;
+        Generation {
+            number: self.generations,
+            blueprint: Arc::new(blueprint),
         }
     }
 
@@ -376,6 +408,9 @@ impl Tenant {
         }
         if let Some(fetcher) = &self.fetcher {
             self.names.keep(&fetcher.ids());
+        }
+        if let Some(beside) = &self.running.borrow().beside {
+            self.names.keep(&beside.meter.ids());
         }
         let given_back = self.names.finish_sweep();
         self.swept = self.names.len();

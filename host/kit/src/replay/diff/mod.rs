@@ -17,9 +17,10 @@ use std::sync::Arc;
 
 use presence_config::Config;
 use presence_config::capture::Recorded;
+use presence_core::comparison::parting;
 use presence_core::names::{Id, Names};
+use presence_core::rules::StageReport;
 use presence_sandbox::Blueprint;
-use serde_json::Value;
 
 use self::report::{Report, Version};
 use self::side::{Key, Side};
@@ -53,7 +54,7 @@ struct Example {
 struct Why {
     viewer: Id,
     /// None where there is no such stage.
-    stages: [Option<Value>; 2],
+    stages: [Option<StageReport>; 2],
 }
 
 impl Diff {
@@ -175,25 +176,7 @@ impl Diff {
         let (viewer_name, user_name) = (viewer_name.as_str(), user_name.as_str());
         let old = self.old.stages(viewer_name, user_name);
         let new = self.new.stages(viewer_name, user_name);
-        let field = |stage: &Value, name: &str| stage.get(name).cloned();
-        let plugin = |stage: &Value| field(stage, "plugin");
-        let pairs = new.iter().enumerate().map(|(place, stage)| {
-            // A plugin may stand in a chain more than once.
-            let before = new.iter().take(place);
-            let nth = before.filter(|it| plugin(it) == plugin(stage)).count();
-            let mut same = old.iter().filter(|it| plugin(it) == plugin(stage));
-            (same.nth(nth), stage)
-        });
-        let parts = |(old, new): &(Option<&Value>, &Value)| match old {
-            Some(old) => ["turn", "failure"]
-                .iter()
-                .any(|name| field(old, name) != field(new, name)),
-            None => !matches!(
-                new.get("turn").and_then(Value::as_str),
-                Some("kept" | "absent" | "not-asked")
-            ),
-        };
-        let (old, new) = pairs.into_iter().find(parts)?;
+        let (old, new) = parting(&old, &new)?;
         let stages = [old.cloned(), Some(new.clone())];
         Some(Why { viewer, stages })
     }

@@ -4,13 +4,15 @@ use std::fmt::Write as _;
 use std::sync::Arc;
 
 use presence_config::escape::line;
+use presence_core::body::explain::stage;
+use presence_core::comparison::{PairCount, Pairs};
 use presence_core::names::{Id, Names};
 use presence_sandbox::{Blueprint, Plugin};
 use roaring::RoaringBitmap;
 use serde_json::{Value, json};
 
 use super::stay::{Delivery, Difference};
-use super::tally::{Pairs, Tally};
+use super::tally::Tally;
 use super::{Example, Why};
 use crate::explained::{reasons, what_it_does};
 use crate::figures::grouped;
@@ -71,10 +73,7 @@ impl Report {
     /// All of it as one object.
     pub(crate) fn object(&self) -> Value {
         let tally = &self.tally;
-        let pairs = |pairs: &Pairs| {
-            let [pairs, users, viewers] = pairs.count();
-            json!({"pairs": pairs, "users": users, "viewers": viewers})
-        };
+        let pairs = |pairs: &Pairs| json!(pairs.count());
         let ([old, new], [failed_old, failed_new]) = (&self.versions, self.failures);
         json!({
             "old": old.object(),
@@ -115,7 +114,8 @@ impl Report {
     }
 
     fn why_object(&self, why: &Why) -> Value {
-        let [old, new] = &why.stages;
+        let [old, new] = why.stages.each_ref();
+        let [old, new] = [old, new].map(|report| report.as_ref().map(stage));
         json!({"viewerId": self.name(why.viewer), "old": old, "new": new})
     }
 
@@ -146,7 +146,12 @@ impl Report {
             return page;
         }
         let row = |what: &str, pairs: &Pairs| {
-            let [pairs, users, viewers] = pairs.count().map(grouped);
+            let PairCount {
+                pairs,
+                users,
+                viewers,
+            } = pairs.count();
+            let [pairs, users, viewers] = [pairs, users, viewers].map(grouped);
             [what.into(), pairs, users, viewers]
         };
         let rows = [
@@ -193,8 +198,10 @@ impl Report {
         }
         for why in &example.whys {
             let viewer = line(self.name(why.viewer));
-            for (which, stage) in ["old", "new"].iter().zip(&why.stages) {
-                let Some(stage) = stage else { continue };
+            for (which, report) in ["old", "new"].iter().zip(&why.stages) {
+                let Some(stage) = &report.as_ref().map(stage) else {
+                    continue;
+                };
                 let _ = writeln!(page, "   {which}: {}", what_it_does(stage, &viewer));
                 for reason in reasons(stage, &user, &viewer) {
                     let _ = writeln!(page, "        {reason}");

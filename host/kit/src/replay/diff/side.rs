@@ -5,14 +5,13 @@ use std::sync::Arc;
 
 use presence_config::Config;
 use presence_config::capture::Recorded;
-use presence_core::body::explain::explanation;
 use presence_core::names::{Id, Names};
 use presence_core::publish::{Publication, Subject};
+use presence_core::rules::StageReport;
 use presence_core::{Output, message};
 use presence_sandbox::{Blueprint, Pipeline};
 use roaring::RoaringBitmap;
 use serde::Deserialize;
-use serde_json::Value;
 use serde_json::value::RawValue;
 
 use super::stay::{Delivery, Stay};
@@ -111,15 +110,12 @@ impl Side {
         Ok(())
     }
 
-    /// What each stage does to a viewer, as an explanation has it.
-    pub(super) fn stages(&mut self, viewer: &str, user: &str) -> Vec<Value> {
+    /// What each stage does to a viewer.
+    pub(super) fn stages(&mut self, viewer: &str, user: &str) -> Vec<StageReport> {
         let Player { now, shard, .. } = &mut self.player;
         let rules = &mut self.explaining;
         let found = shard.explain(*now, viewer, user, rules, &mut Vec::new());
-        let body = explanation(viewer, user, 0, &found);
-        let body = serde_json::from_slice::<Value>(&body).unwrap_or_default();
-        let stages = body.pointer("/stages").and_then(Value::as_array);
-        stages.cloned().unwrap_or_default()
+        found.stages
     }
 }
 

@@ -1,9 +1,7 @@
 //! What differs, counted.
 
-use std::collections::BTreeMap;
-
+use presence_core::comparison::Pairs;
 use presence_core::names::Id;
-use roaring::RoaringBitmap;
 
 use super::stay::Difference;
 
@@ -20,10 +18,6 @@ pub(super) struct Tally {
     pub(super) otherwise: Pairs,
 }
 
-/// Viewers by the user whom they see.
-#[derive(Debug, Default)]
-pub(super) struct Pairs(BTreeMap<Id, RoaringBitmap>);
-
 impl Tally {
     pub(super) fn message(&mut self, at: u64) {
         self.messages += 1;
@@ -37,21 +31,5 @@ impl Tally {
         self.gained.add(user, &difference.gained);
         self.lost.add(user, &difference.lost);
         self.otherwise.add(user, &difference.otherwise);
-    }
-}
-
-impl Pairs {
-    fn add(&mut self, user: Id, viewers: &RoaringBitmap) {
-        if !viewers.is_empty() {
-            *self.0.entry(user).or_default() |= viewers;
-        }
-    }
-
-    /// How many pairs, of how many users, by how many viewers.
-    pub(super) fn count(&self) -> [u64; 3] {
-        let pairs = self.0.values().map(RoaringBitmap::len).sum();
-        let viewers = self.0.values();
-        let viewers = viewers.fold(RoaringBitmap::new(), |all, viewers| all | viewers);
-        [pairs, self.0.len() as u64, viewers.len()]
     }
 }

@@ -1,0 +1,206 @@
+//! What two pipelines don't decide alike: who gains and who loses sight of a user, and which
+//! stage parts them.
+
+use std::collections::BTreeMap;
+
+use roaring::RoaringBitmap;
+
+use crate::names::Id;
+use crate::rules::{StageOutcome, StageReport};
+use crate::verdicts::Verdict;
+
+/// What two verdicts on the same event don't have in common.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Difference {
+    /// Who may see the user by the new one alone.
+    pub gained: RoaringBitmap,
+    /// Who may see the user by the old one alone.
+    pub lost: RoaringBitmap,
+    /// Who may see the user by both, and is shown something else.
+    pub otherwise: RoaringBitmap,
+}
+
+impl Difference {
+    /// What the new verdict changes of the old one.
+    pub fn between(old: &Verdict, new: &Verdict) -> Self {
+        let mut otherwise = RoaringBitmap::new();
+        for before in &old.renditions {
+            let others = new.renditions.iter();
+            let others = others
+                .filter(|after| after.keys != before.keys || after.last_seen != before.last_seen);
+            for after in others {
+                otherwise |= before.audience.intersection(&after.audience).bitmap();
+            }
+        }
+        Self {
+            gained: new.audience.difference(&old.audience).bitmap(),
+            lost: old.audience.difference(&new.audience).bitmap(),
+            otherwise,
+        }
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.gained.is_empty() && self.lost.is_empty() && self.otherwise.is_empty()
+    }
+}
+
+/// Viewers, by the user whom they see.
+#[derive(Debug, Default)]
+pub struct Pairs {
+    users: BTreeMap<Id, RoaringBitmap>,
+    pairs: u64,
+}
+
+/// How many pairs of a viewer and a user there are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct PairCount {
+    /// Pairs.
+    pub pairs: u64,
+    /// Different users among them.
+    pub users: u64,
+    /// Different viewers among them.
+    pub viewers: u64,
+}
+
+impl Pairs {
+    /// Adds some viewers of a user.
+    pub fn add(&mut self, user: Id, viewers: &RoaringBitmap) {
+        if !viewers.is_empty() {
+            let of_user = self.users.entry(user).or_default();
+            let before = of_user.len();
+            *of_user |= viewers;
+            self.pairs += of_user.len() - before;
+        }
+    }
+
+    /// How many pairs there are.
+    pub fn len(&self) -> u64 {
+        self.pairs
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.pairs == 0
+    }
+
+    /// How many pairs, of how many users, by how many viewers.
+    pub fn count(&self) -> PairCount {
+        let all = RoaringBitmap::new();
+        let viewers = self.users.values().fold(all, |all, viewers| all | viewers);
+        PairCount {
+            pairs: self.pairs,
+            users: self.users.len() as u64,
+            viewers: viewers.len(),
+        }
+    }
+
+    /// All the numbers of ids in here.
+    pub fn ids(&self) -> RoaringBitmap {
+        let users = self.users.keys().map(|user| user.0).collect();
+        self.users
+            .values()
+            .fold(users, |all, viewers| all | viewers)
+    }
+}
+
+/// The first stage that does something else to a viewer in the new pipeline than in the old
+/// one, and what it does in the old one: nothing, where the old one has no such stage.
+pub fn parting<'a>(
+    old: &'a [StageReport],
+    new: &'a [StageReport],
+) -> Option<(Option<&'a StageReport>, &'a StageReport)> {
+    let pairs = new.iter().enumerate().map(|(place, stage)| {
+        // A plugin may stand in a chain more than once.
+        let is_same = |other: &&StageReport| other.plugin == stage.plugin;
+        let nth = new.iter().take(place).filter(is_same).count();
+        (old.iter().filter(is_same).nth(nth), stage)
+    });
+    let mut parting = pairs.filter(|(old, new)| match old {
+        Some(old) => old.outcome != new.outcome || old.failure != new.failure,
+        None => !matches!(
+            new.outcome,
+            StageOutcome::Kept | StageOutcome::Absent | StageOutcome::NotAsked
+        ),
+    });
+    parting.next()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::audience::Audience;
+    use crate::rules::Rendition;
+
+    fn verdict(parts: &[(&[u32], &[&str])]) -> Verdict {
+        let rendition = |(viewers, keys): &(&[u32], &[&str])| Rendition {
+            audience: viewers.iter().copied().map(Id).collect::<Audience>(),
+            keys: keys.iter().map(|key| (*key).into()).collect(),
+            last_seen: true,
+        };
+        Verdict::new(Id(9), parts.iter().map(rendition).collect())
+    }
+
+    #[test]
+    fn who_gains_who_loses_and_who_is_shown_something_else() {
+        let old = verdict(&[(&[1, 2, 3], &["device"]), (&[4], &[])]);
+        let new = verdict(&[(&[2, 4, 5], &["device"]), (&[3], &[])]);
+        let difference = Difference::between(&old, &new);
+        assert_eq!(difference.lost, RoaringBitmap::from([1]));
+        assert_eq!(difference.gained, RoaringBitmap::from([5]));
+        assert_eq!(difference.otherwise, RoaringBitmap::from([3, 4]));
+        assert!(Difference::between(&old, &old).is_empty());
+    }
+
+    #[test]
+    fn pairs_are_counted_once() {
+        let mut pairs = Pairs::default();
+        pairs.add(Id(1), &RoaringBitmap::from([2, 3]));
+        pairs.add(Id(1), &RoaringBitmap::from([3, 4]));
+        pairs.add(Id(5), &RoaringBitmap::from([4]));
+        pairs.add(Id(6), &RoaringBitmap::new());
+        let count = PairCount {
+            pairs: 4,
+            users: 2,
+            viewers: 3,
+        };
+        assert_eq!((pairs.count(), pairs.len()), (count, 4));
+        assert_eq!(pairs.ids(), RoaringBitmap::from([1, 2, 3, 4, 5]));
+    }
+
+    fn stage(plugin: &str, outcome: StageOutcome) -> StageReport {
+        StageReport {
+            plugin: Arc::from(plugin),
+            version: "1.0.0".into(),
+            sha256: Arc::from(""),
+            role: "filter",
+            is_fallback: false,
+            outcome,
+            reasons: Vec::new(),
+            viewer_reasons: Vec::new(),
+            failure: None,
+        }
+    }
+
+    #[test]
+    fn the_first_stage_that_does_something_else_parts_them() {
+        use StageOutcome::{Absent, Admitted, Kept, Removed};
+        let old = [stage("a", Admitted), stage("b", Kept), stage("b", Kept)];
+        let new = [stage("a", Admitted), stage("b", Kept), stage("b", Removed)];
+        let (before, after) = parting(&old, &new).unwrap();
+        assert_eq!(before.unwrap().outcome, Kept);
+        assert_eq!(after.outcome, Removed);
+        assert!(parting(&old, &old).is_none());
+        // A stage that the old one lacks, and that does nothing, parts nothing.
+        let more = [
+            stage("a", Admitted),
+            stage("c", Absent),
+            stage("c", Removed),
+        ];
+        let (before, after) = parting(&old, &more).unwrap();
+        assert!(before.is_none());
+        assert_eq!((&*after.plugin, after.outcome), ("c", Removed));
+    }
+}

@@ -1,0 +1,270 @@
+//! What is counted of a pipeline that runs beside the active one, by all threads together:
+//! the calls with which it decides (a canary), and the comparisons of what both decide.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use foldhash::fast::FixedState;
+use presence_core::comparison::{Difference, Pairs};
+use presence_core::names::Id;
+use presence_core::rules::Failure;
+use roaring::RoaringBitmap;
+
+use super::latency::FineLatency;
+use super::report::Example;
+
+/// How many examples of differences are kept.
+pub(crate) const EXAMPLES_MAX: usize = 20;
+
+/// How many pairs of a viewer and a user are kept of each kind. What is beyond is not.
+const PAIRS_MAX: u64 = 1_000_000;
+
+/// Of how many users it is kept how they were last decided on.
+const USERS_MAX: usize = 100_000;
+
+/// Which pipeline.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Side {
+    Active,
+    Candidate,
+}
+
+/// What is counted of two pipelines.
+#[derive(Debug, Default)]
+pub(crate) struct Meter {
+    /// The calls that decided, of the active pipeline and of a canary.
+    active: Calls,
+    candidate: Calls,
+    /// Decisions that were not compared, since there was no time for it.
+    skipped: AtomicU64,
+    compared: Mutex<Compared>,
+}
+
+/// Calls of one pipeline.
+#[derive(Debug, Default)]
+pub(crate) struct Calls {
+    pub(crate) calls: AtomicU64,
+    pub(crate) failures: AtomicU64,
+    pub(crate) latency: FineLatency,
+    last_failure: Mutex<Option<Failure>>,
+}
+
+/// What came of comparing.
+#[derive(Debug, Default)]
+pub(crate) struct Compared {
+    /// Events that both decided.
+    pub(crate) decisions: u64,
+    /// Those of them that they decided alike.
+    pub(crate) same: u64,
+    /// Events on which one of them lacked an answer of the directory.
+    pub(crate) unanswered: u64,
+    pub(crate) lost: Pairs,
+    pub(crate) gained: Pairs,
+    pub(crate) otherwise: Pairs,
+    /// Differences whose pairs weren't kept.
+    pub(crate) left_out: u64,
+    pub(crate) examples: Vec<Example>,
+    pub(crate) active: Tried,
+    pub(crate) candidate: Tried,
+    /// How each user was last decided on.
+    users: HashMap<Id, Last, FixedState>,
+}
+
+/// What was counted of one pipeline while both were compared.
+#[derive(Debug, Default)]
+pub(crate) struct Tried {
+    pub(crate) calls: u64,
+    pub(crate) failures: u64,
+    pub(crate) last_failure: Option<Failure>,
+    pub(crate) fuel: u64,
+    pub(crate) fuel_max: u64,
+    pub(crate) latency: FineLatency,
+}
+
+/// How a user was last decided on.
+#[derive(Clone, Copy, Debug)]
+struct Last {
+    /// In milliseconds, by the monotonic time.
+    at: u64,
+    is_hidden: bool,
+    is_shown: bool,
+}
+
+/// Users on whom both have decided lately.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Users {
+    pub(crate) compared: u64,
+    /// Those whom the candidate hides from somebody.
+    pub(crate) hidden: u64,
+    /// Those whom it shows to somebody.
+    pub(crate) shown: u64,
+}
+
+impl Meter {
+    /// The calls that decided.
+    pub(crate) fn calls(&self, side: Side) -> &Calls {
+        match side {
+            Side::Active => &self.active,
+            Side::Candidate => &self.candidate,
+        }
+    }
+
+    /// So many decisions are not compared, since there is no time for it.
+    pub(crate) fn skip(&self, count: u64) {
+        self.skipped.fetch_add(count, Ordering::Relaxed);
+    }
+
+    pub(crate) fn skipped(&self) -> u64 {
+        self.skipped.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn compared(&self) -> MutexGuard<'_, Compared> {
+        self.compared.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// All the numbers of ids in here.
+    pub(crate) fn ids(&self) -> RoaringBitmap {
+        let compared = self.compared();
+        let users = compared.users.keys().map(|user| user.0);
+        let users: RoaringBitmap = users.collect();
+        users | compared.lost.ids() | compared.gained.ids() | compared.otherwise.ids()
+    }
+}
+
+impl Calls {
+    /// A call took so long, and failed or didn't.
+    pub(crate) fn count(&self, took: Duration, failure: Option<&Failure>) {
+        self.calls.fetch_add(1, Ordering::Relaxed);
+        self.latency.count(took);
+        if let Some(failure) = failure {
+            self.note_failure(failure);
+        }
+    }
+
+    /// An enricher has failed, and the event went on without it.
+    pub(crate) fn failed(&self, failure: &Failure) {
+        self.calls.fetch_add(1, Ordering::Relaxed);
+        self.note_failure(failure);
+    }
+
+    fn note_failure(&self, failure: &Failure) {
+        self.failures.fetch_add(1, Ordering::Relaxed);
+        *self.lock_last() = Some(failure.clone());
+    }
+
+    /// The last failure, if there was one.
+    pub(crate) fn last_failure(&self) -> Option<Failure> {
+        self.lock_last().clone()
+    }
+
+    fn lock_last(&self) -> MutexGuard<'_, Option<Failure>> {
+        self.last_failure
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Tried {
+    /// A decision took so much, and failed or didn't.
+    pub(crate) fn count(&mut self, took: Duration, fuel: u64, failure: Option<&Failure>) {
+        self.calls += 1;
+        self.fuel = self.fuel.saturating_add(fuel);
+        self.fuel_max = self.fuel_max.max(fuel);
+        self.latency.count(took);
+        if let Some(failure) = failure {
+            self.failures += 1;
+            self.last_failure = Some(failure.clone());
+        }
+    }
+}
+
+impl Compared {
+    /// Both have decided on a user's event. Says whether an example of it is wanted.
+    pub(crate) fn decided(&mut self, now: u64, user: Id, difference: &Difference) -> bool {
+        self.decisions += 1;
+        let last = Last {
+            at: now,
+            is_hidden: !difference.lost.is_empty(),
+            is_shown: !difference.gained.is_empty(),
+        };
+        if self.users.len() < USERS_MAX || self.users.contains_key(&user) {
+            self.users.insert(user, last);
+        }
+        if difference.is_empty() {
+            self.same += 1;
+            return false;
+        }
+        for (pairs, viewers) in [
+            (&mut self.lost, &difference.lost),
+            (&mut self.gained, &difference.gained),
+            (&mut self.otherwise, &difference.otherwise),
+        ] {
+            if pairs.len() + viewers.len() <= PAIRS_MAX {
+                pairs.add(user, viewers);
+            } else {
+                self.left_out += 1;
+            }
+        }
+        self.examples.len() < EXAMPLES_MAX
+    }
+
+    /// The users on whom both have decided since then. What is older is forgotten.
+    pub(crate) fn users_since(&mut self, since: u64) -> Users {
+        self.users.retain(|_, last| last.at >= since);
+        let count = |is: fn(&Last) -> bool| self.users.values().filter(|it| is(it)).count() as u64;
+        Users {
+            compared: self.users.len() as u64,
+            hidden: count(|last| last.is_hidden),
+            shown: count(|last| last.is_shown),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn difference(lost: &[u32], gained: &[u32]) -> Difference {
+        Difference {
+            lost: lost.iter().copied().collect(),
+            gained: gained.iter().copied().collect(),
+            otherwise: RoaringBitmap::new(),
+        }
+    }
+
+    #[test]
+    fn a_user_counts_as_they_were_last_decided_on_and_only_for_a_while() {
+        let mut compared = Compared::default();
+        assert!(compared.decided(10, Id(1), &difference(&[7], &[])));
+        assert!(!compared.decided(20, Id(1), &difference(&[], &[])));
+        assert!(compared.decided(30, Id(2), &difference(&[7], &[8])));
+        let users = Users {
+            compared: 2,
+            hidden: 1,
+            shown: 1,
+        };
+        assert_eq!(compared.users_since(20), users);
+        assert_eq!(compared.users_since(21).compared, 1);
+        assert_eq!((compared.decisions, compared.same), (3, 1));
+        assert_eq!(compared.lost.count().pairs, 2);
+    }
+
+    #[test]
+    fn what_is_kept_is_bounded_and_what_is_left_out_is_counted() {
+        let mut compared = Compared::default();
+        let many = Difference {
+            lost: (0..600_000).collect(),
+            ..Difference::default()
+        };
+        for user in 0..3 {
+            compared.decided(1, Id(user), &many);
+        }
+        assert_eq!((compared.lost.len(), compared.left_out), (600_000, 2));
+        for user in 0..200_000 {
+            compared.decided(1, Id(user), &Difference::default());
+        }
+        assert_eq!(compared.users.len(), USERS_MAX);
+    }
+}

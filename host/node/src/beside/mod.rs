@@ -1,0 +1,65 @@
+//! A pipeline that runs beside the active one: a canary, which decides on a share of the users,
+//! or a shadow, which decides on nobody.
+//!
+//! What the one would decide where the other does is found out in the spare time of the pool's
+//! threads ([`pool`](crate::pool)), and counted by the [`Meter`]. A canary goes by rules of its
+//! own ([`canary`], [`judge`]), which end it.
+
+pub(crate) mod canary;
+pub(crate) mod judge;
+pub(crate) mod latency;
+pub(crate) mod meter;
+pub(crate) mod report;
+
+use std::sync::Arc;
+
+use presence_core::share::{Assignment, Share};
+
+use crate::pool::Generation;
+use meter::Meter;
+
+/// What a pipeline runs beside the active one for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Mode {
+    /// It decides on a share of the users.
+    Canary(Share),
+    /// It decides on nobody. What it would decide is compared.
+    Shadow,
+}
+
+/// A pipeline that runs beside the active one.
+#[derive(Clone)]
+pub(crate) struct Beside {
+    pub(crate) generation: Generation,
+    pub(crate) mode: Mode,
+    pub(crate) meter: Arc<Meter>,
+}
+
+/// The pipelines of a tenant.
+#[derive(Clone)]
+pub(crate) struct Pipelines {
+    pub(crate) active: Generation,
+    pub(crate) beside: Option<Beside>,
+}
+
+impl Pipelines {
+    /// A pipeline that decides on everyone.
+    pub(crate) fn alone(active: Generation) -> Self {
+        Self {
+            active,
+            beside: None,
+        }
+    }
+
+    /// Which of them decides on whom, by their numbers.
+    pub(crate) fn assignment(&self) -> Assignment {
+        let candidate = self.beside.as_ref().and_then(|beside| match beside.mode {
+            Mode::Canary(share) => Some((beside.generation.number, share)),
+            Mode::Shadow => None,
+        });
+        Assignment {
+            active: self.active.number,
+            candidate,
+        }
+    }
+}

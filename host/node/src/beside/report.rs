@@ -1,0 +1,162 @@
+//! What came of a pipeline that runs beside the active one, as data: what a shadow is for, and
+//! how a canary goes on.
+
+use std::time::Duration;
+
+use presence_core::body::explain::stage;
+use presence_core::comparison::{Difference, PairCount};
+use presence_core::names::{Id, Names};
+use presence_core::rules::{Failure, StageReport};
+use roaring::RoaringBitmap;
+use serde::Serialize;
+use serde_json::Value;
+
+use super::meter::{Meter, Tried};
+
+/// How many viewers an example names of each kind.
+const VIEWERS_MAX: usize = 10;
+
+/// The report. Times are in microseconds.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Report {
+    decisions: Decisions,
+    lost: PairCount,
+    gained: PairCount,
+    otherwise: PairCount,
+    /// Differences that are in none of these, since there were too many.
+    left_out: u64,
+    active: Cost,
+    candidate: Cost,
+    examples: Vec<Example>,
+}
+
+/// How many decisions were compared.
+#[derive(Clone, Copy, Debug, Serialize)]
+struct Decisions {
+    compared: u64,
+    same: u64,
+    different: u64,
+    /// For want of time.
+    skipped: u64,
+    /// For want of an answer of the directory.
+    unanswered: u64,
+}
+
+/// What the decisions of one pipeline took.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Cost {
+    calls: u64,
+    failures: u64,
+    last_failure: Option<String>,
+    fuel_mean: u64,
+    fuel_max: u64,
+    p50_micros: Option<f64>,
+    p99_micros: Option<f64>,
+}
+
+/// An event on which they differ.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Example {
+    user_id: String,
+    lost: Viewers,
+    gained: Viewers,
+    otherwise: Viewers,
+    why: Vec<Why>,
+}
+
+/// Some viewers, and how many more there are.
+#[derive(Clone, Debug, Serialize)]
+struct Viewers {
+    viewers: Vec<String>,
+    more: u64,
+}
+
+/// The stage that parts them for one viewer, with its reasons.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Why {
+    viewer_id: String,
+    active: Option<Value>,
+    candidate: Value,
+}
+
+impl Why {
+    pub(crate) fn new(
+        viewer: &str,
+        (active, candidate): (Option<&StageReport>, &StageReport),
+    ) -> Self {
+        Self {
+            viewer_id: viewer.into(),
+            active: active.map(stage),
+            candidate: stage(candidate),
+        }
+    }
+}
+
+impl Example {
+    pub(crate) fn new(user: &str, difference: &Difference, names: &Names, why: Vec<Why>) -> Self {
+        Self {
+            user_id: user.into(),
+            lost: Viewers::of(&difference.lost, names),
+            gained: Viewers::of(&difference.gained, names),
+            otherwise: Viewers::of(&difference.otherwise, names),
+            why,
+        }
+    }
+}
+
+impl Viewers {
+    fn of(ids: &RoaringBitmap, names: &Names) -> Self {
+        let viewers = ids.iter().take(VIEWERS_MAX);
+        let viewers = viewers.filter_map(|id| names.name(Id(id)));
+        let viewers: Vec<_> = viewers.map(|name| name.as_str().to_owned()).collect();
+        Self {
+            more: ids.len() - viewers.len() as u64,
+            viewers,
+        }
+    }
+}
+
+impl Report {
+    /// What has come of it so far.
+    pub(crate) fn of(meter: &Meter) -> Self {
+        let skipped = meter.skipped();
+        let compared = meter.compared();
+        Self {
+            decisions: Decisions {
+                compared: compared.decisions,
+                same: compared.same,
+                different: compared.decisions - compared.same,
+                skipped,
+                unanswered: compared.unanswered,
+            },
+            lost: compared.lost.count(),
+            gained: compared.gained.count(),
+            otherwise: compared.otherwise.count(),
+            left_out: compared.left_out,
+            active: Cost::of(&compared.active),
+            candidate: Cost::of(&compared.candidate),
+            examples: compared.examples.clone(),
+        }
+    }
+}
+
+impl Cost {
+    fn of(tried: &Tried) -> Self {
+        let counts = tried.latency.counts();
+        let micros = |time: Duration| time.as_nanos() as f64 / 1_000.0;
+        let last = |failure: &Failure| format!("`{}` {}", failure.plugin, failure.error);
+        Self {
+            calls: tried.calls,
+            failures: tried.failures,
+            last_failure: tried.last_failure.as_ref().map(last),
+            fuel_mean: tried.fuel / tried.calls.max(1),
+            fuel_max: tried.fuel_max,
+            p50_micros: counts.percentile(50).map(micros),
+            p99_micros: counts.percentile(99).map(micros),
+        }
+    }
+}

@@ -1,0 +1,272 @@
+//! The rules that a shard goes by in its turn: the active pipeline and, where one runs beside
+//! it, that one. Each user is decided on by one of them alone, and nothing of the one beside
+//! gets to whom the active one decides on.
+//!
+//! What both would decide is compared later, when the thread has time for it: a decision is
+//! noted with all that it was made from, and both pipelines are asked about it. Both are pure
+//! but for enrichers, which are not asked.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::sync::Arc;
+use std::time::Instant;
+
+use presence_core::audience::Audience;
+use presence_core::comparison::{Difference, parting};
+use presence_core::directory::{Directory, Question};
+use presence_core::event::Event;
+use presence_core::names::{Id, Names};
+use presence_core::rules::{Context, Decision, Enriched, Explanation, Failure, Rules};
+use presence_core::verdicts::Verdict;
+use presence_sandbox::Lent;
+
+use crate::beside::meter::Side;
+use crate::beside::report::{Example, Why};
+use crate::beside::{Beside, Mode};
+
+/// How many decisions of a shard wait to be compared, at most.
+const COMPARISONS_MAX: usize = 256;
+
+/// Decisions that wait to be compared.
+#[derive(Default)]
+pub(super) struct Comparisons(VecDeque<Comparison>);
+
+/// A decision to compare: all that it was made from.
+struct Comparison {
+    now: u64,
+    monotonic: u64,
+    event: Arc<Event>,
+    directory: Arc<Directory>,
+    names: Arc<Names>,
+}
+
+impl Comparisons {
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    pub(super) fn clear(&mut self) {
+        self.0.clear();
+    }
+}
+
+impl Comparison {
+    fn of(context: Context<'_>) -> Self {
+        Self {
+            now: context.now,
+            monotonic: context.monotonic,
+            event: Arc::clone(context.event),
+            directory: Arc::clone(context.directory),
+            names: Arc::clone(context.names),
+        }
+    }
+
+    fn context(&self) -> Context<'_> {
+        Context {
+            now: self.now,
+            monotonic: self.monotonic,
+            event: &self.event,
+            directory: &self.directory,
+            names: &self.names,
+        }
+    }
+}
+
+/// The rules of a shard.
+pub(super) struct CellRules<'a> {
+    pub(super) active: Lent<'a>,
+    pub(super) number: u64,
+    pub(super) beside: Option<BesideRules<'a>>,
+}
+
+/// What runs beside the active pipeline.
+pub(super) struct BesideRules<'a> {
+    pub(super) rules: Lent<'a>,
+    pub(super) beside: Beside,
+    pub(super) comparisons: Comparisons,
+}
+
+impl BesideRules<'_> {
+    /// Whether it decides on a user.
+    fn has(&self, user: &str) -> bool {
+        match self.beside.mode {
+            Mode::Canary(share) => share.has(user),
+            Mode::Shadow => false,
+        }
+    }
+
+    /// Whether it decides on anyone.
+    fn decides(&self) -> bool {
+        matches!(self.beside.mode, Mode::Canary(_))
+    }
+
+    /// Has a decision compared when there is time.
+    fn note(&mut self, context: Context<'_>) {
+        if self.comparisons.0.len() < COMPARISONS_MAX {
+            self.comparisons.0.push_back(Comparison::of(context));
+        } else {
+            self.beside.meter.skip(1);
+        }
+    }
+}
+
+impl CellRules<'_> {
+    /// The number of the pipeline that decides on a user.
+    pub(super) fn number_of(&self, user: &str) -> u64 {
+        match &self.beside {
+            Some(beside) if beside.has(user) => beside.beside.generation.number,
+            _ => self.number,
+        }
+    }
+
+    /// Whether a last good generation is taking over, so that users are to be decided on again.
+    pub(super) fn is_replaced(&self) -> bool {
+        let beside = self.beside.as_ref().filter(|beside| beside.decides());
+        self.active.is_replaced() || beside.is_some_and(|beside| beside.rules.is_replaced())
+    }
+
+    /// Gives up comparing what waits for it.
+    pub(super) fn skip_comparisons(&mut self) {
+        if let Some(beside) = &mut self.beside {
+            let count = beside.comparisons.0.len() as u64;
+            beside.beside.meter.skip(count);
+            beside.comparisons.clear();
+        }
+    }
+
+    /// Compares what both decide on the event that has waited longest. Returns what they asked
+    /// the directory for and isn't cached.
+    pub(super) fn compare(&mut self) -> Option<BTreeSet<Question>> {
+        let beside = self.beside.as_mut()?;
+        let compared = beside.comparisons.0.pop_front()?;
+        let context = compared.context();
+        let begun = Instant::now();
+        let (old, old_fuel) = self.active.decide_measured(context);
+        let between = Instant::now();
+        let (new, new_fuel) = beside.rules.decide_measured(context);
+        let times = [between - begun, between.elapsed()];
+        let meter = &beside.beside.meter;
+        if let Decision::CacheMiss(questions) = old {
+            meter.compared().unanswered += 1;
+            return Some(questions);
+        }
+        if let Decision::CacheMiss(questions) = new {
+            meter.compared().unanswered += 1;
+            return Some(questions);
+        }
+        let user = context.event.user;
+        let mut counted = meter.compared();
+        let [old_took, new_took] = times;
+        counted.active.count(old_took, old_fuel, failure(&old));
+        counted.candidate.count(new_took, new_fuel, failure(&new));
+        let (Decision::Decided(old, _), Decision::Decided(new, _)) = (old, new) else {
+            return None;
+        };
+        let [old, new] = [old, new].map(|renditions| Verdict::new(user, renditions));
+        let difference = Difference::between(&old, &new);
+        let is_wanted = counted.decided(context.monotonic, user, &difference);
+        drop(counted);
+        if is_wanted {
+            let example = self.example(context, &difference);
+            if let Some(beside) = &self.beside {
+                beside.beside.meter.compared().examples.extend(example);
+            }
+        }
+        None
+    }
+
+    /// An example of a difference, with the stages that part both for one viewer of each kind.
+    fn example(&mut self, context: Context<'_>, difference: &Difference) -> Option<Example> {
+        let beside = self.beside.as_mut()?;
+        let of_each = [&difference.lost, &difference.gained, &difference.otherwise];
+        let mut whys = Vec::new();
+        for viewer in of_each.into_iter().filter_map(|viewers| viewers.min()) {
+            let viewer = Id(viewer);
+            let old = self.active.explain(context, viewer).stages;
+            let new = beside.rules.explain(context, viewer).stages;
+            let parting = parting(&old, &new);
+            if let (Some(stages), Some(name)) = (parting, context.names.name(viewer)) {
+                whys.push(Why::new(name.as_str(), stages));
+            }
+        }
+        let user = context.event.name.as_str();
+        Some(Example::new(user, difference, context.names, whys))
+    }
+
+    /// Has the rules of the event's user called. Where both of a canary decide on users, the
+    /// calls are counted; `failure` says how one has failed.
+    fn call<T>(
+        &mut self,
+        context: Context<'_>,
+        call: impl FnOnce(&mut Lent<'_>) -> T,
+        failure: impl FnOnce(&T) -> Option<&Failure>,
+    ) -> T {
+        let Some(beside) = self.beside.as_mut().filter(|beside| beside.decides()) else {
+            return call(&mut self.active);
+        };
+        let (side, rules) = match beside.has(context.event.name.as_str()) {
+            true => (Side::Candidate, &mut beside.rules),
+            false => (Side::Active, &mut self.active),
+        };
+        let begun = Instant::now();
+        let done = call(rules);
+        let calls = beside.beside.meter.calls(side);
+        calls.count(begun.elapsed(), failure(&done));
+        done
+    }
+}
+
+impl Rules for CellRules<'_> {
+    fn enrich(&mut self, context: Context<'_>) -> Enriched {
+        // What both have in common has one state.
+        if let Some(beside) = &mut self.beside
+            && beside.has(context.event.name.as_str())
+        {
+            beside.rules.exchange_same(&mut self.active);
+            let enriched = beside.rules.enrich(context);
+            beside.rules.exchange_same(&mut self.active);
+            for failure in &enriched.failures {
+                let calls = beside.beside.meter.calls(Side::Candidate);
+                calls.failed(failure);
+            }
+            return enriched;
+        }
+        self.active.enrich(context)
+    }
+
+    fn decide(&mut self, context: Context<'_>) -> Decision {
+        let decision = self.call(context, |rules| rules.decide(context), failure);
+        if let Some(beside) = &mut self.beside
+            && (!beside.decides() || beside.has(context.event.name.as_str()))
+            && !matches!(decision, Decision::CacheMiss(_))
+        {
+            beside.note(context);
+        }
+        decision
+    }
+
+    fn redact(&mut self, context: Context<'_>, told: &Audience) -> Decision {
+        self.call(context, |rules| rules.redact(context, told), failure)
+    }
+
+    fn explain(&mut self, context: Context<'_>, viewer: Id) -> Explanation {
+        match &mut self.beside {
+            Some(beside) if beside.has(context.event.name.as_str()) => {
+                beside.rules.explain(context, viewer)
+            }
+            _ => self.active.explain(context, viewer),
+        }
+    }
+
+    fn take_replaced(&mut self) -> bool {
+        let active = self.active.take_replaced();
+        let beside = self.beside.as_mut().filter(|beside| beside.decides());
+        beside.is_some_and(|beside| beside.rules.take_replaced()) || active
+    }
+}
+
+fn failure(decision: &Decision) -> Option<&Failure> {
+    match decision {
+        Decision::Failed(failure) => Some(failure),
+        Decision::Decided(..) | Decision::CacheMiss(_) => None,
+    }
+}

@@ -1,0 +1,221 @@
+//! A pipeline beside the active one: a canary decides on its share alone, a shadow on nobody,
+//! and neither keeps the active one from anything.
+
+use presence_core::share::{Share, place};
+use presence_sandbox::{Engine, Plugin, Stage};
+use serde_json::Value;
+
+use super::*;
+use crate::beside::meter::Meter;
+use crate::beside::report::Report;
+use crate::beside::{Beside, Mode, Pipelines};
+
+const SHOWN: &str = "presence.filtered.user_online";
+const HIDDEN: &str = "presence.filtered.user_offline";
+const DEAD: &str = "presence.dlq";
+
+const CONTACTS: &[u8] = include_bytes!("../../../../../plugins/dist/contacts.wasm");
+const TRAP: &[u8] = include_bytes!("../../../../../plugins/dist/fixtures/trap.wasm");
+
+/// A tenant of one shard whose users have a viewer among their contacts, and whose active
+/// pipeline shows them to nobody.
+struct World {
+    node: Node,
+    tenant: Tenant,
+    _engine: Engine,
+    candidate: Generation,
+    meter: Arc<Meter>,
+}
+
+impl World {
+    fn new(users: usize, candidate: &[u8]) -> Self {
+        let mut node = Node::new(64 << 20, 1);
+        let names = Arc::<Names>::default();
+        let shards = node.tenant_with(1, Arc::clone(&names), Common::default(), || None);
+        node.work();
+        let engine = Engine::new().unwrap();
+        let plugin = Arc::new(Plugin::load(&engine, "rule", candidate).unwrap());
+        let stages = vec![Stage::new(plugin, json!({}), true, None)];
+        let active = &node.blueprint;
+        let blueprint = Blueprint::prepare_beside(stages, active.limits(), active);
+        let blueprint = blueprint.unwrap_or_else(|problems| panic!("{problems:?}"));
+        let mut edit = Directory::new().edit();
+        let viewer = names.intern("viewer").0;
+        for user in 0..users {
+            let contacts = [viewer].into_iter().collect();
+            edit.contacts(names.intern(&format!("u{user}")), Some(contacts));
+        }
+        let (directory, changes) = edit.finish();
+        let mut world = Self {
+            tenant: shards,
+            candidate: Generation {
+                number: 2,
+                blueprint: Arc::new(blueprint),
+            },
+            meter: Arc::default(),
+            node,
+            _engine: engine,
+        };
+        let input = Input::Directory(Arc::new(directory), Arc::new(changes));
+        world.task(Task::Tell(input));
+        world
+    }
+
+    fn task(&mut self, task: Task) {
+        let address = Address {
+            tenant: 0,
+            shard: 0,
+        };
+        self.node.mailbox.put_first(address, task);
+        self.node.work();
+    }
+
+    fn connect(&mut self, from: usize, count: usize) {
+        offer(&self.tenant.ports[0], connects(from, count, None));
+        self.node.work();
+    }
+
+    fn active(&self) -> Generation {
+        Generation {
+            number: 1,
+            blueprint: Arc::clone(&self.node.blueprint),
+        }
+    }
+
+    fn beside(&mut self, mode: Mode) {
+        let beside = Beside {
+            generation: self.candidate.clone(),
+            mode,
+            meter: Arc::clone(&self.meter),
+        };
+        self.task(Task::Pipelines(Pipelines {
+            active: self.active(),
+            beside: Some(beside),
+        }));
+    }
+
+    fn canary(&mut self, places: u16) {
+        self.beside(Mode::Canary(Share::of_places(places)));
+    }
+
+    fn alone(&mut self, generation: Generation) {
+        self.task(Task::Pipelines(Pipelines::alone(generation)));
+    }
+
+    fn published(&self) -> [usize; 2] {
+        [SHOWN, HIDDEN].map(|subject| self.node.broker.on(subject).len())
+    }
+
+    /// Compares all that waits for it; says how many decisions that were.
+    fn compare(&mut self) -> u64 {
+        while self.node.thread.compare() {}
+        self.meter.compared().decisions
+    }
+
+    fn report(&self) -> Value {
+        serde_json::to_value(Report::of(&self.meter)).unwrap()
+    }
+}
+
+fn in_share(users: usize, places: u16) -> usize {
+    let users = (0..users).map(|user| format!("u{user}"));
+    users.filter(|user| place(user) < places).count()
+}
+
+#[test]
+fn each_step_of_a_canary_corrects_whom_it_moves() {
+    let mut world = World::new(100, CONTACTS);
+    world.connect(0, 50);
+    assert_eq!(world.published(), [0, 0]);
+    world.canary(2_000);
+    assert_eq!(world.published(), [in_share(50, 2_000), 0]);
+    world.connect(50, 50);
+    assert_eq!(world.published(), [in_share(100, 2_000), 0]);
+    world.canary(7_000);
+    let shown = in_share(100, 7_000);
+    assert_eq!(world.published(), [shown, 0]);
+    world.alone(world.active());
+    assert_eq!(world.published(), [shown, shown], "aborted");
+    world.canary(7_000);
+    world.alone(world.candidate.clone());
+    assert_eq!(world.published(), [shown + 100, shown], "promoted");
+    assert_eq!(world.node.broker.on(ONLINE).len(), 100);
+}
+
+#[test]
+fn a_canary_is_compared_on_its_share_alone() {
+    let mut world = World::new(100, CONTACTS);
+    world.canary(3_000);
+    world.connect(0, 100);
+    let users = in_share(100, 3_000) as u64;
+    assert_eq!(world.compare(), users);
+    let known = world.meter.compared().users_since(0);
+    assert_eq!(
+        (known.compared, known.shown, known.hidden),
+        (users, users, 0)
+    );
+}
+
+#[test]
+fn a_canary_that_traps_closes_its_share_alone() {
+    let mut world = World::new(100, TRAP);
+    world.canary(5_000);
+    world.connect(0, 100);
+    assert_eq!(world.node.broker.on(ONLINE).len(), 100);
+    assert_eq!(world.node.broker.on(DEAD).len(), in_share(100, 5_000));
+    let stages = world.candidate.blueprint.stages();
+    assert!(stages.into_iter().any(|it| it.health.in_quarantine()));
+}
+
+#[test]
+fn a_shadow_publishes_nothing_and_says_what_it_would() {
+    let mut world = World::new(20, CONTACTS);
+    world.beside(Mode::Shadow);
+    world.connect(0, 20);
+    assert_eq!(world.compare(), 20);
+    assert_eq!(world.published(), [0, 0]);
+    assert_eq!(world.node.broker.on(DEAD), [""; 0]);
+    let report = world.report();
+    assert_eq!(report["decisions"]["different"], 20);
+    assert_eq!(
+        report["gained"],
+        json!({"pairs": 20, "users": 20, "viewers": 1})
+    );
+    assert_eq!(report["lost"]["pairs"], 0);
+    let example = &report["examples"][0];
+    assert_eq!(example["gained"], json!({"viewers": ["viewer"], "more": 0}));
+    assert_eq!(example["why"][0]["viewerId"], "viewer");
+    assert_eq!(example["why"][0]["candidate"]["plugin"], "rule");
+    assert_eq!(example["why"][0]["candidate"]["turn"], "admitted");
+    assert!(report["candidate"]["fuelMean"].as_u64() > Some(0));
+    assert!(report["candidate"]["p99Micros"].as_f64() > Some(0.0));
+    world.alone(world.active());
+    world.connect(0, 20);
+    assert_eq!(world.compare(), 20, "it has ended");
+}
+
+#[test]
+fn a_shadow_that_traps_is_counted_and_harms_nobody() {
+    let mut world = World::new(20, TRAP);
+    world.beside(Mode::Shadow);
+    world.connect(0, 20);
+    world.compare();
+    assert_eq!(world.node.broker.on(ONLINE).len(), 20);
+    assert_eq!(world.node.broker.on(DEAD), [""; 0]);
+    let report = world.report();
+    assert_eq!(report["candidate"]["failures"], 20);
+    assert_eq!(report["active"]["failures"], 0);
+}
+
+#[test]
+fn what_there_is_no_time_to_compare_is_counted() {
+    let mut world = World::new(0, CONTACTS);
+    world.beside(Mode::Shadow);
+    world.connect(0, 250);
+    world.connect(250, 50);
+    assert_eq!(world.meter.skipped(), 300 - 256);
+    let (answer, _ids) = oneshot::channel();
+    world.task(Task::Ids(answer));
+    assert_eq!(world.meter.skipped(), 300, "nothing keeps their ids");
+    assert_eq!(world.compare(), 0);
+}

@@ -1,0 +1,81 @@
+//! A pipeline that runs beside another one: its failures are its own, and enrichers that are
+//! the same in both have one state.
+
+use presence_core::rules::Rules;
+use presence_sandbox::{Blueprint, Pipeline, Stage};
+use serde_json::{Value, json};
+
+use crate::stage::{LIMITS, blueprint, configured, stage};
+use crate::world::World;
+
+fn beside(stages: impl IntoIterator<Item = Stage>, active: &Blueprint) -> Blueprint {
+    let stages = stages.into_iter().collect();
+    match Blueprint::prepare_beside(stages, LIMITS, active) {
+        Ok(blueprint) => blueprint,
+        Err(problems) => panic!("{problems:#?}"),
+    }
+}
+
+/// How often `ada` has come online, as the enrichers have it.
+fn online(rules: &mut Pipeline) -> Vec<String> {
+    let enriched = rules.enrich(World::new(&json!({})).context());
+    let values = enriched.changes.into_iter().map(|(_, value)| value);
+    values.map(Option::unwrap).collect()
+}
+
+fn sessions(config: Value) -> Stage {
+    configured("sessions", config)
+}
+
+#[test]
+fn what_fails_beside_takes_nothing_out_of_service_in_the_active_one() {
+    let active = blueprint(LIMITS, ["contacts", "trap"].map(stage), None);
+    let candidate = beside(["contacts", "trap"].map(stage), &active);
+    let mut rules = candidate.instantiate().unwrap();
+    let mut world = World::new(&json!({}));
+    for user in ["bad", "bed", "bid"] {
+        world.online(user, "{}");
+        world.failure(&mut rules);
+    }
+    let quarantined = |blueprint: &Blueprint| {
+        let mut stages = blueprint.stages();
+        stages.any(|stage| stage.health.in_quarantine())
+    };
+    assert!(quarantined(&candidate));
+    assert!(!quarantined(&active));
+}
+
+#[test]
+fn enrichers_that_are_the_same_have_one_state() {
+    let active = blueprint(LIMITS, [sessions(json!({}))], None);
+    let candidate = beside([stage("contacts"), sessions(json!({}))], &active);
+    let (mut old, mut new) = (active.pipeline(), candidate.pipeline());
+    assert_eq!(online(&mut old), ["1"]);
+    new.exchange_same(&mut old);
+    assert_eq!(online(&mut new), ["2"]);
+    new.exchange_same(&mut old);
+    assert_eq!(online(&mut old), ["3"]);
+}
+
+#[test]
+fn one_that_differs_begins_with_a_copy_and_the_other_keeps_its_own() {
+    let active = blueprint(LIMITS, [sessions(json!({}))], None);
+    let candidate = beside([sessions(json!({"key": "n"}))], &active);
+    let (mut old, mut new) = (active.pipeline(), candidate.pipeline());
+    let (mut old_own, mut new_own) = (old.own(), new.own());
+    assert_eq!(online(&mut old.lend(&mut old_own)), ["1"]);
+    new_own.copy(&mut old_own);
+    let mut lent = new.lend(&mut new_own);
+    assert_eq!(online(&mut lent), ["2"]);
+    lent.exchange_same(&mut old.lend(&mut old_own));
+    assert_eq!(online(&mut lent), ["3"], "nothing of it is shared");
+    assert_eq!(online(&mut old.lend(&mut old_own)), ["2"]);
+}
+
+#[test]
+fn a_decision_says_what_it_took_of_fuel() {
+    let mut rules = blueprint(LIMITS, ["contacts", "redact"].map(stage), None).pipeline();
+    let world = World::new(&json!({"contacts": {"ada": ["ben"]}}));
+    let (_, fuel) = rules.decide_measured(world.context());
+    assert!((1..LIMITS.fuel).contains(&fuel), "{fuel}");
+}
