@@ -10,6 +10,7 @@ mod bad_input;
 mod believed;
 mod blocks;
 mod broker;
+mod canary;
 mod check;
 mod clock;
 mod compiled;

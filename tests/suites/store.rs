@@ -55,14 +55,14 @@ pub(crate) fn apply(site: &Site, pipeline: &str) -> Result<String> {
 }
 
 /// Writes a plugin's file beside the plugin folder, and says where.
-fn plugin(site: &Site, file: &str, bytes: &[u8]) -> Result<String> {
+pub(crate) fn plugin(site: &Site, file: &str, bytes: &[u8]) -> Result<String> {
     let path = site.path().join(file);
     fs::write(&path, bytes)?;
     Ok(path.to_string_lossy().into_owned())
 }
 
 /// The digest under which a file was uploaded.
-fn push(site: &Site, path: &str) -> Result<String> {
+pub(crate) fn push(site: &Site, path: &str) -> Result<String> {
     let pushed = good(site, &["plugins", "push", path, "--json"])?;
     let pushed: Value = serde_json::from_str(&pushed)?;
     let digest = pushed["pushed"][0]["digest"].as_str();

@@ -2,12 +2,15 @@
 //! the digest of its bytes, and who made it, when and why. One JSON document, which is never
 //! changed once it is written.
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
 use anyhow::{Context as _, ensure};
+use presence_core::share::Share;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use crate::abort_on::AbortOn;
 use crate::configuration::STAGES_MAX;
 use crate::digest::Digest;
 use crate::{Grant, OnFailure, Stage, StagePlace, name};
@@ -23,9 +26,9 @@ pub struct Revision {
     pub revision: u64,
     /// The stages, in order.
     pub chain: Vec<Entry>,
-    /// A plugin on trial for some of the users; none that this version can run.
+    /// A plugin that decides on a share of the users, in the place of the one of its name.
     #[serde(default)]
-    pub candidate: Option<Value>,
+    pub candidate: Option<Candidate>,
     /// Who made it, by their own account.
     pub who: String,
     /// When, in milliseconds since the Unix epoch.
@@ -54,6 +57,50 @@ pub struct Entry {
     pub on_failure: Option<OnFailure>,
 }
 
+/// A canary: a plugin that decides on a share of the users, in the place of the one of its name
+/// in the chain.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Candidate {
+    /// The plugin's name.
+    pub plugin: String,
+    /// Of its bytes.
+    pub digest: Digest,
+    /// The share of the users.
+    pub percent: Share,
+    /// When it ends by itself; empty where it doesn't.
+    #[serde(default)]
+    pub abort_on: AbortOn,
+    /// After how many milliseconds it is promoted, if it is by itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub promote_after_ms: Option<u64>,
+    /// When it began, in milliseconds since the Unix epoch. A larger share is the same canary.
+    pub started_at: u64,
+}
+
+impl Candidate {
+    /// The chain with the plugin in its place.
+    pub fn in_place(&self, chain: &[Entry]) -> Vec<Entry> {
+        let mut chain = chain.to_vec();
+        for entry in chain.iter_mut().filter(|it| it.plugin == self.plugin) {
+            entry.digest = self.digest.clone();
+        }
+        chain
+    }
+
+    /// Whether two are the same canary, whatever their share.
+    pub fn is_same(&self, other: &Self) -> bool {
+        self.plugin == other.plugin
+            && self.digest == other.digest
+            && self.started_at == other.started_at
+    }
+
+    /// Which plugin, in a few words.
+    pub fn named(&self) -> String {
+        format!("{}@{}", self.plugin, self.digest.short())
+    }
+}
+
 impl Revision {
     /// Reads one as it is kept.
     ///
@@ -70,6 +117,13 @@ impl Revision {
         for entry in &revision.chain {
             let named = name(&entry.plugin);
             named.map_err(|fix| anyhow::anyhow!("the plugin's name `{}`: {fix}", entry.plugin))?;
+        }
+        if let Some(candidate) = &revision.candidate {
+            let plugin = &candidate.plugin;
+            ensure!(
+                revision.chain.iter().any(|entry| entry.plugin == *plugin),
+                "its candidate is the plugin `{plugin}`, which its chain lacks"
+            );
         }
         for words in [&revision.who, &revision.why] {
             ensure!(
@@ -88,6 +142,20 @@ impl Revision {
     /// The stages, as a configuration has them.
     pub fn stages(&self) -> Vec<Stage> {
         self.chain.iter().map(Entry::stage).collect()
+    }
+
+    /// The stages that decide on the candidate's share of the users, if there is one.
+    pub fn candidate_stages(&self) -> Option<Vec<Stage>> {
+        let candidate = self.candidate.as_ref()?;
+        let chain = candidate.in_place(&self.chain);
+        Some(chain.iter().map(Entry::stage).collect())
+    }
+
+    /// The digests of all plugins that it needs.
+    pub fn digests(&self) -> BTreeSet<Digest> {
+        let candidate = self.candidate.iter().map(|it| &it.digest);
+        let chain = self.chain.iter().map(|it| &it.digest);
+        chain.chain(candidate).cloned().collect()
     }
 
     /// The stages, as a file for `presence pipeline apply` has them.
@@ -202,6 +270,44 @@ mod tests {
     fn what_is_kept_is_read_again() {
         let revision = revision();
         assert_eq!(Revision::parse(&revision.to_json()).unwrap(), revision);
+    }
+
+    #[test]
+    fn a_candidate_stands_in_the_place_of_the_plugin_of_its_name() {
+        let mut revision = revision();
+        let digest = Digest::of_hex(&"c".repeat(64)).unwrap();
+        revision.candidate = Some(Candidate {
+            plugin: "redact".into(),
+            digest: digest.clone(),
+            percent: Share::of_places(525),
+            abort_on: "p99>2x,errors>0.1%".parse().unwrap(),
+            promote_after_ms: None,
+            started_at: 7,
+        });
+        assert_eq!(Revision::parse(&revision.to_json()).unwrap(), revision);
+        let json: Value = serde_json::from_slice(&revision.to_json()).unwrap();
+        assert_eq!(json["candidate"]["percent"], 5.25);
+        assert_eq!(json["candidate"]["abort_on"], "errors>0.1%,p99>2x");
+        let stages = revision.candidate_stages().unwrap();
+        assert_eq!(stages[0], revision.stages()[0]);
+        assert_eq!(stages[1].digest, Some(digest.clone()));
+        assert_eq!(stages[1].config, revision.stages()[1].config);
+        assert_eq!(revision.digests().len(), 3);
+        for (field, value) in [
+            ("plugin", json!("unknown")),
+            ("percent", json!(0)),
+            ("percent", json!("5")),
+            ("abort_on", json!("errors>1")),
+            ("digest", json!("sha256:00")),
+            ("more", json!(1)),
+        ] {
+            let mut bad = json.clone();
+            bad["candidate"][field] = value;
+            assert!(
+                Revision::parse(bad.to_string().as_bytes()).is_err(),
+                "{field}"
+            );
+        }
     }
 
     #[test]

@@ -13,6 +13,8 @@ pub const REDRIVE: &str = "presence.redrive";
 pub const ADMIN_STATUS: &str = "presence.admin.status";
 /// Where operators' commands have a node validate a revision of the pipeline, by its id.
 pub const ADMIN_VALIDATE: &str = "presence.admin.validate";
+/// Where operators' commands have a node run a plugin in a shadow, by its id.
+pub const ADMIN_SHADOW: &str = "presence.admin.shadow";
 /// What has happened that an operator should look at.
 pub const ALERTS: &str = "presence.admin.alerts";
 /// By which a JetStream stream notices that it has a message already.

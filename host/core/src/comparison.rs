@@ -86,21 +86,24 @@ impl Pairs {
 
     /// How many pairs, of how many users, by how many viewers.
     pub fn count(&self) -> PairCount {
-        let all = RoaringBitmap::new();
-        let viewers = self.users.values().fold(all, |all, viewers| all | viewers);
+        let mut all = RoaringBitmap::new();
+        for viewers in self.users.values() {
+            all |= viewers;
+        }
         PairCount {
             pairs: self.pairs,
             users: self.users.len() as u64,
-            viewers: viewers.len(),
+            viewers: all.len(),
         }
     }
 
     /// All the numbers of ids in here.
     pub fn ids(&self) -> RoaringBitmap {
-        let users = self.users.keys().map(|user| user.0).collect();
-        self.users
-            .values()
-            .fold(users, |all, viewers| all | viewers)
+        let mut ids: RoaringBitmap = self.users.keys().map(|user| user.0).collect();
+        for viewers in self.users.values() {
+            ids |= viewers;
+        }
+        ids
     }
 }
 

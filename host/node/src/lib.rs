@@ -13,13 +13,6 @@
     )
 )]
 
-#[cfg_attr(
-    not(test),
-    expect(
-        dead_code,
-        reason = "revisions of the plugin store are to begin and end what runs beside"
-    )
-)]
 mod beside;
 pub mod clock;
 mod directory;

@@ -283,6 +283,7 @@ async fn start(
         loader,
         stamp,
         blueprint,
+        candidate,
     } = loaded;
     if !config.pipeline.is_empty() {
         tracing::info!("in force: {}", blueprint.line());
@@ -302,7 +303,7 @@ async fn start(
         beacon_ms: config.nats.beacon_ms,
     };
     let pool = Pool::start(&Publisher::new(connection.clone()), handed, outbox, tasks)?;
-    let tenant = Tenant::start(
+    let mut tenant = Tenant::start(
         &config,
         blueprint,
         &connection,
@@ -311,6 +312,10 @@ async fn start(
         replies,
         (pool, sources),
     );
+    if let Some(candidate) = candidate {
+        // Before anyone is known again: those in its share are not to be told twice.
+        tenant.begin_canary(candidate).await;
+    }
     let running = tenant.running.subscribe();
     let (noting, first) = (Arc::clone(&loader), Arc::clone(&running.borrow().blueprint));
     spawn_blocking(move || noting.put_in_force(&first)).await?;
@@ -327,13 +332,14 @@ async fn start(
     let status = Status::new(Arc::clone(&broker), &tenant, &loader, state);
     let status = Arc::new(status);
     board.show(Arc::clone(&status));
+    let fetcher = fetcher(&config, &admin, &loader);
     let (updates, follow) = mpsc::channel(1);
     let from_store = in_store.map(|(state, wanted)| FromStore {
         updates: follow,
         state,
         wanted,
+        store: fetcher.store.clone(),
     });
-    let fetcher = fetcher(&config, &admin, &loader);
     let follows = from_store.as_ref().map(|it| Arc::clone(&it.state));
     let seen = Seen::at_start(seen, stamp);
     let reload = Reload::new(
@@ -461,6 +467,7 @@ async fn serve(
         config: reload.known_config(),
         running: tenant.running.subscribe(),
         turn: Mutex::default(),
+        shadows: reload.shadows(),
     };
     let (replies, board) = (Arc::clone(&tenant.replies), Arc::clone(board));
     let listening = admin.listen(&reload.config, replies).await?;

@@ -11,7 +11,7 @@ use presence_config::digest::Digest;
 use presence_config::regular::{self, Limit, Stamp};
 use presence_config::{self as config, Config, Grant, OnFailure, PluginSource, Plugins, Source};
 use presence_sandbox::manifest;
-use presence_sandbox::{Blueprint, Engine, Manifest, Plugin, Stage, sha256};
+use presence_sandbox::{Blueprint, Engine, Limits, LoadError, Manifest, Plugin, Stage, sha256};
 
 use crate::in_force::{BUILT_IN, Entry, InForce};
 use crate::limits::limits;
@@ -150,6 +150,34 @@ impl Loader {
         running: Option<&Blueprint>,
         attempt: &Attempt,
     ) -> Result<Blueprint, Vec<anyhow::Error>> {
+        self.prepared(config, clock, running, attempt, |stages, limits| {
+            Blueprint::prepare(stages, limits, running)
+        })
+    }
+
+    /// As [`attempt`](Self::attempt), of a pipeline that is to run beside the active one.
+    ///
+    /// # Errors
+    /// As [`attempt`](Self::attempt).
+    pub fn attempt_beside(
+        &self,
+        config: &Config,
+        active: &Blueprint,
+        attempt: &Attempt,
+    ) -> Result<Blueprint, Vec<anyhow::Error>> {
+        self.prepared(config, true, Some(active), attempt, |stages, limits| {
+            Blueprint::prepare_beside(stages, limits, active)
+        })
+    }
+
+    fn prepared(
+        &self,
+        config: &Config,
+        clock: bool,
+        running: Option<&Blueprint>,
+        attempt: &Attempt,
+        prepare: impl FnOnce(Vec<Stage>, Limits) -> Result<Blueprint, Vec<(usize, LoadError)>>,
+    ) -> Result<Blueprint, Vec<anyhow::Error>> {
         let mut stages = Vec::new();
         let mut places = Vec::new();
         let mut problems = Vec::new();
@@ -175,7 +203,7 @@ impl Loader {
         if let Err(given_up) = attempt.step("checking the plugins and their self-tests".into()) {
             return Err(vec![given_up]);
         }
-        match Blueprint::prepare(stages, limits, running) {
+        match prepare(stages, limits) {
             Ok(blueprint) if problems.is_empty() => Ok(blueprint),
             Ok(_) => Err(problems),
             Err(more) => {

@@ -101,7 +101,7 @@ impl Kept {
 
     /// Keeps the revision that is in force, and of the plugins only its own.
     pub fn put_in_force(&self, revision: &Revision) {
-        let used: BTreeSet<_> = revision.chain.iter().map(|entry| &entry.digest).collect();
+        let used = revision.digests();
         self.memory().retain(|digest, _| used.contains(digest));
         let Some(path) = self.revision_path() else {
             return;
@@ -113,7 +113,7 @@ impl Kept {
                 revision.revision
             );
         }
-        let names: BTreeSet<_> = used.iter().map(|digest| file_name(digest)).collect();
+        let names: BTreeSet<_> = used.iter().map(file_name).collect();
         let files = self.folder.iter().flat_map(fs::read_dir).flatten();
         for file in files.flatten() {
             let name = file.file_name();

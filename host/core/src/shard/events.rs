@@ -171,7 +171,7 @@ impl Events {
         }
         let moves = |user: Id| {
             let name = common.names.name(user);
-            name.is_some_and(|name| before.rules_of(name.as_str()) != after.rules_of(name.as_str()))
+            name.is_some_and(|name| before.moves(&after, name.as_str()))
         };
         self.updates.decisions.reassigned(moves);
         self.queue.reassigned(moves);

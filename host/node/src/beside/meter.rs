@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::Duration;
 
 use foldhash::fast::FixedState;
@@ -122,6 +122,16 @@ impl Meter {
 
     pub(crate) fn compared(&self) -> MutexGuard<'_, Compared> {
         self.compared.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// As [`Self::compared`], unless somebody else has it now: a report may take long to make,
+    /// and no thread of the pool waits for it.
+    pub(crate) fn try_compared(&self) -> Option<MutexGuard<'_, Compared>> {
+        match self.compared.try_lock() {
+            Ok(compared) => Some(compared),
+            Err(TryLockError::Poisoned(error)) => Some(error.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        }
     }
 
     /// All the numbers of ids in here.

@@ -13,6 +13,7 @@ pub(crate) mod report;
 
 use std::sync::Arc;
 
+use presence_config::Stage;
 use presence_core::share::{Assignment, Share};
 
 use crate::pool::Generation;
@@ -33,6 +34,8 @@ pub(crate) struct Beside {
     pub(crate) generation: Generation,
     pub(crate) mode: Mode,
     pub(crate) meter: Arc<Meter>,
+    /// The stages that it was loaded from.
+    pub(crate) chain: Arc<[Stage]>,
 }
 
 /// The pipelines of a tenant.

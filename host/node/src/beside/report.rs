@@ -1,16 +1,19 @@
 //! What came of a pipeline that runs beside the active one, as data: what a shadow is for, and
 //! how a canary goes on.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use presence_config::digest::Digest;
 use presence_core::body::explain::stage;
 use presence_core::comparison::{Difference, PairCount};
 use presence_core::names::{Id, Names};
 use presence_core::rules::{Failure, StageReport};
 use roaring::RoaringBitmap;
 use serde::Serialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 
+use super::Beside;
 use super::meter::{Meter, Tried};
 
 /// How many viewers an example names of each kind.
@@ -28,7 +31,34 @@ pub(crate) struct Report {
     left_out: u64,
     active: Cost,
     candidate: Cost,
-    examples: Vec<Example>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    examples: Option<Vec<Example>>,
+}
+
+/// A shadow that runs, or the last that ran.
+#[derive(Debug)]
+pub(crate) struct ShadowRun {
+    pub(crate) plugin: String,
+    pub(crate) digest: Digest,
+    /// When it began, in milliseconds since the Unix epoch.
+    pub(crate) from: u64,
+    pub(crate) lasts: Duration,
+    pub(crate) meter: Arc<Meter>,
+}
+
+impl ShadowRun {
+    /// It, with a report of it.
+    pub(crate) fn tell(&self, running: Option<&Beside>, report: &Report) -> Value {
+        let is_it = |beside: &Beside| Arc::ptr_eq(&beside.meter, &self.meter);
+        json!({
+            "plugin": self.plugin,
+            "digest": self.digest,
+            "from": self.from,
+            "forMs": u64::try_from(self.lasts.as_millis()).unwrap_or(u64::MAX),
+            "isOver": !running.is_some_and(is_it),
+            "report": report,
+        })
+    }
 }
 
 /// How many decisions were compared.
@@ -121,6 +151,15 @@ impl Viewers {
 }
 
 impl Report {
+    /// What has come of it so far, without the examples: who sees whom is not for everyone who
+    /// may know how a node does.
+    pub(crate) fn figures(meter: &Meter) -> Self {
+        Self {
+            examples: None,
+            ..Self::of(meter)
+        }
+    }
+
     /// What has come of it so far.
     pub(crate) fn of(meter: &Meter) -> Self {
         let skipped = meter.skipped();
@@ -139,7 +178,7 @@ impl Report {
             left_out: compared.left_out,
             active: Cost::of(&compared.active),
             candidate: Cost::of(&compared.candidate),
-            examples: compared.examples.clone(),
+            examples: Some(compared.examples.clone()),
         }
     }
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use async_nats::{Client, Event, Message};
 use presence_config::Config;
-use presence_config::subjects::{ADMIN_STATUS, ADMIN_VALIDATE, Subjects};
+use presence_config::subjects::{ADMIN_SHADOW, ADMIN_STATUS, ADMIN_VALIDATE, Subjects};
 use serde_json::json;
 
 use crate::link::broker::Access;
@@ -82,7 +82,11 @@ impl Admin {
             "source": if config.follows_store() { "store" } else { "folder" },
         });
         let metadata = metadata.as_object().cloned().unwrap_or_default();
-        let endpoints = [("status", ADMIN_STATUS), ("validate", ADMIN_VALIDATE)];
+        let endpoints = [
+            ("status", ADMIN_STATUS),
+            ("validate", ADMIN_VALIDATE),
+            ("shadow", ADMIN_SHADOW),
+        ];
         let endpoints = endpoints.map(|(name, subject)| (name, subjects.of(subject)));
         let client = self.client.clone();
         Service::new(client, replies, metadata, &endpoints)
@@ -114,6 +118,14 @@ impl Admin {
 async fn answer(board: &Board, trials: &Trials, endpoint: &str, request: Message) -> Answer {
     match endpoint {
         "status" => Ok(json!({"ok": true, "status": board.describe()})),
+        // Nothing asks for what has come of one.
+        "shadow" if request.payload.is_empty() => {
+            Ok(json!({"ok": true, "reports": board.reports()}))
+        }
+        "shadow" => trials
+            .shadow(&request.payload)
+            .await
+            .map(|()| json!({"ok": true})),
         _ => trials
             .validate(&request.payload)
             .await

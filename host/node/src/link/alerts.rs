@@ -76,6 +76,7 @@ pub(crate) async fn follow_quarantine(alerts: Alerts, running: watch::Receiver<R
         let Running {
             generation,
             blueprint,
+            ..
         } = running.borrow().clone();
         let mut now = Vec::new();
         for stage in blueprint.stages().filter(|it| it.health.in_quarantine()) {

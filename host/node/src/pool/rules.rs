@@ -145,16 +145,19 @@ impl CellRules<'_> {
         let (new, new_fuel) = beside.rules.decide_measured(context);
         let times = [between - begun, between.elapsed()];
         let meter = &beside.beside.meter;
+        let Some(mut counted) = meter.try_compared() else {
+            meter.skip(1);
+            return None;
+        };
         if let Decision::CacheMiss(questions) = old {
-            meter.compared().unanswered += 1;
+            counted.unanswered += 1;
             return Some(questions);
         }
         if let Decision::CacheMiss(questions) = new {
-            meter.compared().unanswered += 1;
+            counted.unanswered += 1;
             return Some(questions);
         }
         let user = context.event.user;
-        let mut counted = meter.compared();
         let [old_took, new_took] = times;
         counted.active.count(old_took, old_fuel, failure(&old));
         counted.candidate.count(new_took, new_fuel, failure(&new));
@@ -167,8 +170,9 @@ impl CellRules<'_> {
         drop(counted);
         if is_wanted {
             let example = self.example(context, &difference);
-            if let Some(beside) = &self.beside {
-                beside.beside.meter.compared().examples.extend(example);
+            let beside = self.beside.as_ref();
+            if let Some(mut counted) = beside.and_then(|it| it.beside.meter.try_compared()) {
+                counted.examples.extend(example);
             }
         }
         None

@@ -31,6 +31,7 @@ use crate::signals::Signals;
 use crate::tasks::Tasks;
 use crate::tenant::Tenant;
 
+mod beside;
 mod directory;
 mod job;
 mod loads;
@@ -43,6 +44,9 @@ pub(crate) use pipeline::note_in_force;
 
 pub(crate) use store::FromStore;
 
+pub(crate) use beside::{Change, Shadow};
+
+use beside::{Canary, ShadowTime};
 use job::Job;
 use loads::Loads;
 use pipeline::Loaded;
@@ -155,6 +159,10 @@ pub(crate) struct Reload {
     load_again: bool,
     /// The plugin store; none where the pipeline is the folder's.
     store: Option<FromStore>,
+    canary: Canary,
+    shadow: ShadowTime,
+    /// Shadows that are to begin.
+    shadows: (mpsc::Sender<Shadow>, mpsc::Receiver<Shadow>),
     alerts: Alerts,
     /// The configuration, for what else goes by it.
     known_config: tokio::sync::watch::Sender<Config>,
@@ -184,6 +192,9 @@ impl Reload {
             known_config: tokio::sync::watch::Sender::new(config.clone()),
             config,
             store,
+            canary: Canary::default(),
+            shadow: ShadowTime::default(),
+            shadows: mpsc::channel(1),
             alerts,
             revision: 0,
             loader,
@@ -215,6 +226,7 @@ impl Reload {
     pub(crate) async fn follow(&mut self, signals: &Signals) {
         // What changed while the node started.
         self.look();
+        self.watch_canary();
         let mut tidy = tokio::time::interval(TIDY);
         let fetcher = self.tenant.fetcher.clone();
         loop {
@@ -237,6 +249,9 @@ impl Reload {
                 loaded = self.loads.done() => self.take_pipeline(loaded).await,
                 Some(update) = self.updates.recv() => self.update(update).await,
                 Some(update) = store::next(&mut self.store) => self.take_update(update),
+                end = self.canary.ends() => self.end_canary(end).await,
+                Some(shadow) = self.shadows.1.recv() => self.begin_shadow(shadow).await,
+                () = self.shadow.is_over() => self.end_shadow().await,
                 () = answers(fetcher.as_deref()) => self.take_answers().await,
                 _ = tidy.tick() => {
                     self.status.broker.drops.report();
@@ -248,6 +263,11 @@ impl Reload {
                 }
             }
         }
+    }
+
+    /// Where shadows begin.
+    pub(crate) fn shadows(&self) -> mpsc::Sender<Shadow> {
+        self.shadows.0.clone()
     }
 
     /// The configuration, as it changes.

@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use presence_config::causes::Causes;
-use presence_config::escape::together;
 use presence_config::regular::Unreadable;
 use presence_config::revision::Revision;
 use presence_rules::loader::{self, Loader};
@@ -12,13 +11,14 @@ use presence_sandbox::Blueprint;
 use tokio::sync::watch;
 use tokio::task::spawn_blocking;
 
+use super::beside::Change;
 use super::{Reload, Said};
 use crate::reload::on_disk::What;
 use crate::tenant::Running;
 
 /// What came of loading the pipeline of a revision of the store, or of the folder: none if it
 /// is what runs.
-pub(super) type Loaded = (Option<Arc<Revision>>, anyhow::Result<Option<Blueprint>>);
+pub(super) type Loaded = (Option<Arc<Revision>>, anyhow::Result<Option<Change>>);
 
 impl Reload {
     /// Loads what the configuration names, in place of what is being loaded.
@@ -32,12 +32,9 @@ impl Reload {
         let limit = config.plugins.load_timeout;
         let revision = self.wanted_revision();
         self.loads.start(limit, move |attempt| {
-            let running = Arc::clone(&running.borrow().blueprint);
-            let blueprint = loader.attempt(&config, true, Some(&running), attempt);
-            let loaded = blueprint.map_err(together).map(|blueprint| {
-                let is_same = blueprint.is_same(&running);
-                (!is_same).then_some(blueprint)
-            });
+            let running = running.borrow().clone();
+            let loaded = Change::load(&loader, &config, revision.as_deref(), &running, attempt);
+            let loaded = loaded.map(|change| (!change.is_none()).then_some(change));
             Ok((revision, loaded))
         });
     }
@@ -54,9 +51,8 @@ impl Reload {
         self.load_again = error.is_some_and(|error| error.chain().any(may_pass));
         let refusal = match loaded {
             Ok(loaded) => {
-                if let Some(loaded) = loaded {
-                    self.swap(loaded).await;
-                }
+                let candidate = revision.as_ref().and_then(|it| it.candidate.clone());
+                self.put(loaded.unwrap_or_default(), candidate).await;
                 None
             }
             Err(error) => Some(Causes(&error).to_string()),
@@ -85,9 +81,8 @@ impl Reload {
         }
     }
 
-    async fn swap(&mut self, blueprint: Blueprint) {
-        let before = Arc::clone(&self.tenant.running.borrow().blueprint);
-        self.tenant.swap(blueprint).await;
+    /// Says that another pipeline is the active one.
+    pub(super) fn say_swapped(&self, before: &Blueprint) {
         let running = self.tenant.running.borrow().clone();
         tracing::info!(
             generation = running.generation,

@@ -12,6 +12,7 @@ use tokio::task::spawn_blocking;
 
 use super::{Reload, Said};
 use crate::reload::on_disk::What;
+use crate::store::Store;
 use crate::store::follow::Update;
 use crate::store::state::State;
 
@@ -22,6 +23,7 @@ const KEEP: Duration = Duration::from_secs(5);
 pub(crate) struct FromStore {
     pub(crate) updates: mpsc::Receiver<Update>,
     pub(crate) state: Arc<State>,
+    pub(crate) store: Store,
     /// The revision that is in force, or that was to be last.
     pub(crate) wanted: Option<Arc<Revision>>,
 }

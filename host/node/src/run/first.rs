@@ -9,7 +9,7 @@ use presence_config::escape::together;
 use presence_config::revision::Revision;
 use presence_config::{self as config, Config, Text};
 use presence_rules::in_force::InForce;
-use presence_rules::loader::Loader;
+use presence_rules::loader::{Attempt, Loader};
 use presence_sandbox::Blueprint;
 use serde_json::json;
 use tokio::task::spawn_blocking;
@@ -19,6 +19,7 @@ use crate::link::admin::Admin;
 use crate::link::alerts::Alerts;
 use crate::store::follow::Fetcher;
 use crate::store::{self, Store};
+use crate::tenant::FirstCandidate;
 
 /// The pipeline that a node starts with.
 pub(super) struct Loaded {
@@ -26,6 +27,8 @@ pub(super) struct Loaded {
     /// Of what it was loaded from.
     pub(super) stamp: u64,
     pub(super) blueprint: Blueprint,
+    /// The canary beside it.
+    pub(super) candidate: Option<FirstCandidate>,
 }
 
 /// Loads the pipeline that a configuration says.
@@ -44,6 +47,7 @@ pub(super) async fn load(config: &Config) -> anyhow::Result<Loaded> {
             loader,
             stamp,
             blueprint,
+            candidate: None,
         })
     });
     let limit = config.plugins.load_timeout;
@@ -84,6 +88,42 @@ pub(super) async fn changed(
     Some(newer)
 }
 
+/// Loads the canary of a revision as well, if it has one. Says what is wrong with it, if
+/// anything is.
+async fn with_candidate(
+    config: &Config,
+    revision: &Revision,
+    loaded: Loaded,
+) -> anyhow::Result<(Loaded, Option<anyhow::Error>)> {
+    let (Some(candidate), Some(chain)) = (&revision.candidate, revision.candidate_stages()) else {
+        return Ok((loaded, None));
+    };
+    let (mut with, share) = (config.clone(), candidate.percent);
+    with.pipeline.clone_from(&chain);
+    let both = spawn_blocking(move || {
+        let active = &loaded.blueprint;
+        let attempt = Attempt::default();
+        match loaded.loader.attempt_beside(&with, active, &attempt) {
+            Ok(blueprint) => {
+                let candidate = Some(FirstCandidate {
+                    blueprint,
+                    share,
+                    chain: chain.into(),
+                });
+                (
+                    Loaded {
+                        candidate,
+                        ..loaded
+                    },
+                    None,
+                )
+            }
+            Err(problems) => (loaded, Some(together(problems))),
+        }
+    });
+    Ok(both.await?)
+}
+
 /// What a node knows of the plugin store when it begins, and the revision that it runs.
 pub(super) type Begun = (Arc<store::state::State>, Option<Arc<Revision>>);
 
@@ -113,6 +153,13 @@ pub(super) async fn load_stored(
         with.pipeline = revision.stages();
         match load(&with).await {
             Ok(loaded) => {
+                let (loaded, refused) = with_candidate(&with, &revision, loaded).await?;
+                if let Some(error) = refused {
+                    let (revision, why) = (revision.revision, Causes(&error).to_string());
+                    tracing::error!("the canary of revision {revision} can't begin: {why}");
+                    let about = json!({"revision": revision, "error": why});
+                    alerts.raise("canary-refused", about);
+                }
                 *config = with;
                 let (kept, keep) = (Arc::clone(loaded.loader.kept()), Arc::clone(&revision));
                 spawn_blocking(move || kept.put_in_force(&keep)).await?;

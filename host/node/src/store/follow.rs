@@ -2,16 +2,16 @@
 //! loaded. Numbers only grow: what a node has run, it never goes back from, whatever becomes of
 //! the bucket.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context as _, ensure};
+use anyhow::Context as _;
 use async_nats::Client;
 use async_nats::connection::State as Link;
 use futures_util::StreamExt as _;
 use presence_config::Config;
 use presence_config::causes::Causes;
+use presence_config::digest::Digest;
 use presence_config::regular::Limit;
 use presence_config::revision::Revision;
 use presence_rules::stored::Kept;
@@ -56,23 +56,25 @@ impl Fetcher {
     /// # Errors
     /// If one of them can't be had, or the revision is one that this version can't run.
     pub(crate) async fn fetch(&self, revision: &Revision, limit: Limit) -> anyhow::Result<()> {
-        ensure!(
-            revision.candidate.is_none(),
-            "revision {} has a candidate, which this version of presence can't run: upgrade it",
-            revision.revision
-        );
-        let digests: BTreeSet<_> = revision.chain.iter().map(|it| it.digest.clone()).collect();
-        for digest in digests {
-            let (kept, known) = (Arc::clone(&self.kept), digest.clone());
-            let is_there = spawn_blocking(move || kept.plugin(&known, limit).is_ok());
-            if is_there.await? {
-                continue;
-            }
-            let bytes = self.store.plugin(&digest, limit).await?;
-            let kept = Arc::clone(&self.kept);
-            spawn_blocking(move || kept.keep(&digest, bytes)).await??;
+        for digest in revision.digests() {
+            self.fetch_plugin(&digest, limit).await?;
         }
         Ok(())
+    }
+
+    /// Has a plugin be on this node.
+    ///
+    /// # Errors
+    /// If it can't be had.
+    pub(crate) async fn fetch_plugin(&self, digest: &Digest, limit: Limit) -> anyhow::Result<()> {
+        let (kept, known) = (Arc::clone(&self.kept), digest.clone());
+        let is_there = spawn_blocking(move || kept.plugin(&known, limit).is_ok());
+        if is_there.await? {
+            return Ok(());
+        }
+        let bytes = self.store.plugin(digest, limit).await?;
+        let (kept, digest) = (Arc::clone(&self.kept), digest.clone());
+        spawn_blocking(move || kept.keep(&digest, bytes)).await?
     }
 }
 

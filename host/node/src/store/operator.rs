@@ -9,9 +9,10 @@ use bytes::Bytes;
 use futures_util::StreamExt as _;
 use futures_util::future::join_all;
 use presence_config::Config;
+use presence_config::digest::Digest;
 use presence_config::revision::Revision;
-use presence_config::subjects::{ADMIN_STATUS, ADMIN_VALIDATE, Subjects};
-use serde_json::Value;
+use presence_config::subjects::{ADMIN_SHADOW, ADMIN_STATUS, ADMIN_VALIDATE, Subjects};
+use serde_json::{Value, json};
 use tokio::time::{Instant, sleep, timeout_at};
 
 use super::Store;
@@ -171,6 +172,32 @@ impl Operator {
         join_all(asked).await
     }
 
+    /// Has a node run a plugin in a shadow for so many milliseconds.
+    ///
+    /// # Errors
+    /// Why it doesn't.
+    pub async fn shadow(
+        &self,
+        node: &Node,
+        plugin: &str,
+        digest: &Digest,
+        for_ms: u64,
+    ) -> anyhow::Result<()> {
+        let body = json!({"plugin": plugin, "digest": digest, "for_ms": for_ms});
+        let limit = self.load_timeout * 3;
+        let body = Bytes::from(body.to_string());
+        self.ask(node, ADMIN_SHADOW, body, limit).await.map(drop)
+    }
+
+    /// The reports of what a node runs beside its pipeline, and of its last shadow.
+    ///
+    /// # Errors
+    /// If it doesn't answer.
+    pub async fn reports(&self, node: &Node) -> anyhow::Result<Value> {
+        let answer = self.ask(node, ADMIN_SHADOW, Bytes::new(), STATUS).await?;
+        Ok(answer.get("reports").cloned().unwrap_or_default())
+    }
+
     /// How a node stands to the store, as it tells itself.
     ///
     /// # Errors
@@ -248,8 +275,6 @@ fn stand(status: &Value, revision: u64) -> Option<Stand> {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
 
     #[test]

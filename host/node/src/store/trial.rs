@@ -1,19 +1,26 @@
-//! Validating a revision that is not written yet: what a swap would do is done, in its order,
-//! but for the swap itself.
+//! Trying out what isn't in force: a revision that is not written yet, with which all is done
+//! that a swap would do, in its order, but for the swap itself; and a plugin in a shadow.
 
+use std::ops::RangeInclusive;
 use std::sync::Arc;
+use std::time::Duration;
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, bail, ensure};
 use presence_config::causes::Causes;
+use presence_config::digest::Digest;
 use presence_config::escape::together;
 use presence_config::revision::Revision;
 use presence_config::{Config, PluginSource};
 use presence_rules::loader::{Attempt, Loader};
-use tokio::sync::{Mutex, watch};
+use presence_sandbox::Blueprint;
+use presence_sandbox::manifest::Role;
+use serde::Deserialize;
+use tokio::sync::{Mutex, mpsc, oneshot, watch};
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
 use super::follow::{Fetcher, limit};
+use crate::reload::{Change, Shadow};
 use crate::tenant::Running;
 
 /// What validates revisions, one at a time.
@@ -23,7 +30,21 @@ pub(crate) struct Trials {
     pub(crate) config: watch::Receiver<Config>,
     pub(crate) running: watch::Receiver<Running>,
     pub(crate) turn: Mutex<()>,
+    /// Where shadows begin.
+    pub(crate) shadows: mpsc::Sender<Shadow>,
 }
+
+/// A plugin that an operator wants to run in a shadow.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct WantedShadow {
+    plugin: String,
+    digest: Digest,
+    for_ms: u64,
+}
+
+/// How long a shadow lasts, in milliseconds: at least and at most.
+const SHADOW_MS: RangeInclusive<u64> = 100..=86_400_000;
 
 impl Trials {
     /// Validates a revision as it is kept.
@@ -35,6 +56,69 @@ impl Trials {
         validated.map_err(|error| Causes(&error).to_string())
     }
 
+    /// Has a plugin run in a shadow, in the place of the one of its name.
+    ///
+    /// # Errors
+    /// All that is wrong with it, a line each.
+    pub(crate) async fn shadow(&self, body: &[u8]) -> Result<(), String> {
+        let begun = self.begin_shadow(body).await;
+        begun.map_err(|error| Causes(&error).to_string())
+    }
+
+    async fn begin_shadow(&self, body: &[u8]) -> anyhow::Result<()> {
+        let wanted: WantedShadow = serde_json::from_slice(body).context("it is no shadow")?;
+        ensure!(
+            SHADOW_MS.contains(&wanted.for_ms),
+            "a shadow lasts from 100 ms to 24 h"
+        );
+        let _turn = self.turn.lock().await;
+        let mut config = self.config.borrow().clone();
+        ensure!(
+            config.follows_store(),
+            "this node's pipeline is its folder's ([plugins] source), and a shadow needs the store"
+        );
+        let plugin = &wanted.plugin;
+        put_in_place(&mut config, plugin, &wanted.digest)?;
+        let most = config.plugins.load_timeout;
+        let fetched = self.fetcher.fetch_plugin(&wanted.digest, limit(&config));
+        let fetched = timeout(most, fetched).await;
+        fetched.context("the plugin can't be fetched in time")??;
+        let running = self.running.borrow().clone();
+        let chain: Arc<[_]> = config.pipeline.clone().into();
+        let (loader, attempt) = (Arc::clone(&self.loader), Arc::<Attempt>::default());
+        let (active, tried) = (Arc::clone(&running.blueprint), Arc::clone(&attempt));
+        let loaded = spawn_blocking(move || {
+            let loaded = loader.attempt_beside(&config, &active, &tried);
+            loaded.map_err(together)
+        });
+        let Ok(loaded) = timeout(most, loaded).await else {
+            attempt.give_up();
+            bail!("not loaded in time ([plugins] load_timeout_ms)");
+        };
+        let blueprint = loaded??;
+        ensure!(
+            !is_enricher(&blueprint, plugin),
+            "`{plugin}` is an enricher, which changes what is published: only filters and \
+             redactors run in a shadow, and an enricher in a canary"
+        );
+        let (answer, begun) = oneshot::channel();
+        let shadow = Shadow {
+            plugin: wanted.plugin,
+            digest: wanted.digest,
+            lasts: Duration::from_millis(wanted.for_ms),
+            blueprint,
+            chain,
+            generation: running.generation,
+            answer,
+        };
+        self.shadows
+            .send(shadow)
+            .await
+            .ok()
+            .context("the node ends")?;
+        begun.await?.map_err(anyhow::Error::msg)
+    }
+
     async fn try_out(&self, body: &[u8]) -> anyhow::Result<()> {
         let revision = Revision::parse(body)?;
         let _turn = self.turn.lock().await;
@@ -44,12 +128,12 @@ impl Trials {
         fetched.context("its plugins can't be fetched in time")??;
         config.plugins.source = PluginSource::Store;
         config.pipeline = revision.stages();
-        let running = Arc::clone(&self.running.borrow().blueprint);
+        let running = self.running.borrow().clone();
         let (loader, attempt) = (Arc::clone(&self.loader), Arc::<Attempt>::default());
         let tried = Arc::clone(&attempt);
         let loaded = spawn_blocking(move || {
-            let loaded = loader.attempt(&config, true, Some(&running), &tried);
-            loaded.map(drop).map_err(together)
+            let loaded = Change::load(&loader, &config, Some(&revision), &running, &tried);
+            loaded.map(drop)
         });
         match timeout(most, loaded).await {
             Ok(loaded) => loaded?,
@@ -63,4 +147,26 @@ impl Trials {
             }
         }
     }
+}
+
+/// Has a plugin be of this digest in a configured pipeline.
+fn put_in_place(config: &mut Config, plugin: &str, digest: &Digest) -> anyhow::Result<()> {
+    let mut found = false;
+    for stage in &mut config.pipeline {
+        if stage.plugin == plugin {
+            stage.digest = Some(digest.clone());
+            found = true;
+        }
+    }
+    ensure!(
+        found,
+        "the pipeline has no plugin `{plugin}` whose place a shadow could take"
+    );
+    Ok(())
+}
+
+/// Whether a plugin of a pipeline is an enricher.
+fn is_enricher(blueprint: &Blueprint, plugin: &str) -> bool {
+    let mut stages = blueprint.stages();
+    stages.any(|it| *it.plugin.name == *plugin && it.plugin.manifest.role == Role::Enricher)
 }

@@ -19,12 +19,13 @@ use presence_config::{self as config, Config, Queues};
 use presence_core::allowance::Allowance;
 use presence_core::directory::{Changes, Directory};
 use presence_core::names::Names;
+use presence_core::share::Share;
 use presence_core::{Input, Shard, metadata};
 use presence_sandbox::Blueprint;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, timeout_at};
 
-use crate::beside::{Beside, Pipelines};
+use crate::beside::{Beside, Mode, Pipelines};
 use crate::directory;
 use crate::directory::kept::Keeper;
 use crate::directory::request::Fetcher;
@@ -74,6 +75,14 @@ impl From<&Running> for Generation {
             blueprint: Arc::clone(&running.blueprint),
         }
     }
+}
+
+/// A canary that a node begins with.
+pub(crate) struct FirstCandidate {
+    pub(crate) blueprint: Blueprint,
+    pub(crate) share: Share,
+    /// The stages that it was loaded from.
+    pub(crate) chain: Arc<[config::Stage]>,
 }
 
 /// What the threads of the pool hand to the broker's client, by thread: nothing yet.
@@ -313,11 +322,25 @@ impl Tenant {
             .send_replace(Arc::clone(&self.directory));
     }
 
-    /// Puts a pipeline in force for everyone. Its instances are made as they are called. What
-    /// ran beside the one before it ends.
-    pub(crate) async fn swap(&mut self, blueprint: Blueprint) {
-        let generation = self.next_generation(blueprint);
-        self.put(Pipelines::alone(generation)).await;
+    /// Has a canary decide from the beginning.
+    pub(crate) async fn begin_canary(&mut self, candidate: FirstCandidate) {
+        let FirstCandidate {
+            blueprint,
+            share,
+            chain,
+        } = candidate;
+        let beside = Beside {
+            generation: self.next_generation(blueprint),
+            mode: Mode::Canary(share),
+            meter: Arc::default(),
+            chain,
+        };
+        let active = Generation::from(&*self.running.borrow());
+        self.put(Pipelines {
+            active,
+            beside: Some(beside),
+        })
+        .await;
     }
 
     /// Puts pipelines in force.

@@ -6,7 +6,7 @@ use std::io::{BufRead as _, IsTerminal as _, stdin};
 
 use anyhow::{Context as _, bail, ensure};
 use presence_config::escape::{line, print, print_json, say};
-use presence_config::revision::{Entry, Revision, WORDS_BYTES_MAX, toml_of};
+use presence_config::revision::{Candidate, Entry, Revision, WORDS_BYTES_MAX, toml_of};
 use presence_config::{self as config, Auth, Config};
 use presence_kit::{ConfigArg, text};
 use presence_node::clock;
@@ -111,22 +111,35 @@ impl Session {
         format!("{}@{}", user.to_string_lossy(), self.config.node.name)
     }
 
-    /// What changes from the newest revision to a chain, as a patch; empty if nothing does.
+    /// The canary that runs, by the newest revision.
+    pub(crate) fn canary(&self) -> Option<&Candidate> {
+        self.newest()?.candidate.as_ref()
+    }
+
+    /// What changes from the newest revision to a chain and no canary, as a patch; empty if
+    /// nothing does.
     pub(crate) fn difference(&self, chain: &[Entry]) -> String {
+        self.difference_to(chain, None)
+    }
+
+    fn difference_to(&self, chain: &[Entry], candidate: Option<&Candidate>) -> String {
         let before = self.newest();
-        let old = before.map_or_else(String::new, Revision::to_toml);
+        let old = before.map_or_else(String::new, |it| {
+            it.to_toml() + &canary_line(it.candidate.as_ref())
+        });
         let name = before.map_or_else(
             || "nothing".to_owned(),
             |it| format!("revision {}", it.revision),
         );
-        let new = toml_of(chain);
+        let new = toml_of(chain) + &canary_line(candidate);
         TextDiff::from_lines(&old, &new)
             .unified_diff()
             .header(&name, "the next revision")
             .to_string()
     }
 
-    /// Makes a chain the next revision, which may mean plugins that are still to be uploaded.
+    /// Makes a chain the next revision, which may mean plugins that are still to be uploaded. A
+    /// canary that runs ends.
     ///
     /// # Errors
     /// If it isn't, or a node doesn't run it.
@@ -137,8 +150,23 @@ impl Session {
         why: &str,
         meant: Option<&Meant>,
     ) -> anyhow::Result<()> {
-        let difference = self.difference(&chain);
-        if let Some(newest) = self.newest().filter(|it| it.chain == chain) {
+        self.change_to((chain, None), how, why, meant).await
+    }
+
+    /// Makes a chain, and a canary beside it, the next revision.
+    ///
+    /// # Errors
+    /// As [`Self::change`].
+    pub(crate) async fn change_to(
+        &self,
+        (chain, candidate): (Vec<Entry>, Option<Candidate>),
+        how: &How,
+        why: &str,
+        meant: Option<&Meant>,
+    ) -> anyhow::Result<()> {
+        let difference = self.difference_to(&chain, candidate.as_ref());
+        let is_it = |it: &&Revision| it.chain == chain && it.candidate == candidate;
+        if let Some(newest) = self.newest().filter(is_it) {
             return self.say_unchanged(newest.revision, how);
         }
         let why = match (how.why.as_str(), why) {
@@ -162,7 +190,7 @@ impl Session {
         let revision = Revision {
             revision: self.next(&nodes).await?,
             chain,
-            candidate: None,
+            candidate,
             who: self.who(),
             when: clock::now_ms(),
             why,
@@ -309,6 +337,29 @@ impl Report {
         }
         Ok(())
     }
+}
+
+/// A canary, as a difference shows it; nothing, where there is none.
+fn canary_line(candidate: Option<&Candidate>) -> String {
+    let Some(candidate) = candidate else {
+        return String::new();
+    };
+    let Candidate {
+        plugin,
+        digest,
+        percent,
+        abort_on,
+        promote_after_ms,
+        started_at: _,
+    } = candidate;
+    let mut line = format!("\n# canary: {plugin}@{digest} decides on {percent} % of the users");
+    if !abort_on.is_empty() {
+        line += &format!(", aborted on {abort_on}");
+    }
+    if let Some(ms) = promote_after_ms {
+        line += &format!(", promoted after {} s", ms / 1_000);
+    }
+    line + "\n"
 }
 
 /// Who was faster.

@@ -18,11 +18,11 @@ pub(crate) struct Args {
 /// A plugin by its name and the beginning of its digest.
 #[derive(Clone, Debug)]
 pub(crate) struct Named {
-    name: String,
+    pub(super) name: String,
     digest: String,
 }
 
-fn named(text: &str) -> Result<Named, String> {
+pub(super) fn named(text: &str) -> Result<Named, String> {
     let (name, digest) = text
         .split_once('@')
         .ok_or("write its name and its digest, such as quiet@sha256:1b2c3d4e")?;
@@ -32,13 +32,23 @@ fn named(text: &str) -> Result<Named, String> {
     })
 }
 
+impl Named {
+    /// The digest that is meant.
+    ///
+    /// # Errors
+    /// If the store has no such plugin, or several.
+    pub(super) async fn digest_in(&self, session: &Session) -> anyhow::Result<Digest> {
+        let stored = session.operator.store().plugins().await;
+        let stored = stored.map_err(|error| session.operator.complained(error))?;
+        meant(&stored, &self.name, &self.digest)
+    }
+}
+
 /// Has all nodes run it.
 pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
     let session = Session::open(&args.how.config).await?;
-    let stored = session.operator.store().plugins().await;
-    let stored = stored.map_err(|error| session.operator.complained(error))?;
-    let Named { name, digest } = &args.plugin;
-    let digest = meant(&stored, name, digest)?;
+    let name = &args.plugin.name;
+    let digest = args.plugin.digest_in(&session).await?;
     let mut chain = session.needed()?.chain.clone();
     let mut stages = chain
         .iter_mut()

@@ -25,6 +25,7 @@ use presence_rules::loader::Loader;
 use serde_json::Value;
 use tokio::sync::watch;
 
+use crate::beside::report::ShadowRun;
 use crate::clock;
 use crate::directory;
 use crate::directory::request::Fetcher;
@@ -59,6 +60,8 @@ pub(crate) struct Status {
     pub(crate) on_disk: OnDisk,
     /// How the node stands to the plugin store; none where its pipeline is the folder's.
     pub(crate) store: Option<Arc<store::state::State>>,
+    /// The last shadow.
+    pub(crate) shadow: Mutex<Option<ShadowRun>>,
     /// What became of what was asked.
     pub(crate) asked: Arc<Counts>,
     /// What answers questions, once the node serves.
@@ -131,6 +134,14 @@ impl Board {
         status::of(self)
     }
 
+    /// What has come of what runs beside the pipeline, with examples.
+    pub(crate) fn reports(&self) -> Value {
+        self.status
+            .get()
+            .map(|it| status::reports(it))
+            .unwrap_or_default()
+    }
+
     fn waits(&self) -> String {
         let waits = self.waits.lock().unwrap_or_else(PoisonError::into_inner);
         waits.clone()
@@ -177,11 +188,18 @@ impl Status {
             ready: AtomicBool::new(false),
             refused_swaps: AtomicU64::new(0),
             on_disk: OnDisk::default(),
+            shadow: Mutex::default(),
             asked: Arc::default(),
             questions: OnceLock::new(),
             letters: Arc::clone(&tenant.letters),
             explains: Arc::clone(&tenant.explains),
         }
+    }
+
+    /// A shadow has begun.
+    pub(crate) fn show_shadow(&self, shadow: ShadowRun) {
+        let mut shown = self.shadow.lock().unwrap_or_else(PoisonError::into_inner);
+        *shown = Some(shadow);
     }
 
     /// For how long what is to outlive a restart can't be written, and why; none where it

@@ -1,12 +1,16 @@
 //! `/status`: what a node is, by what it runs, and what is wrong with it, as JSON. It holds
 //! no secrets, but names files, plugins and broker.
 
+use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 
 use presence_sandbox::OnFailure;
 use serde_json::{Value, json};
 
 use super::{Board, Status, readiness};
+use crate::beside::meter::Side;
+use crate::beside::report::Report;
+use crate::beside::{Beside, Mode};
 use crate::reload::on_disk::What;
 
 pub(super) fn of(board: &Board) -> Value {
@@ -33,6 +37,49 @@ pub(super) fn of(board: &Board) -> Value {
     })
 }
 
+/// The reports, with examples, of what runs beside the active pipeline and of the last shadow.
+pub(super) fn reports(status: &Status) -> Value {
+    let running = status.running.borrow().beside.clone();
+    let shadow = status.shadow.lock();
+    let shadow = shadow.unwrap_or_else(PoisonError::into_inner);
+    let shadow = shadow
+        .as_ref()
+        .map(|it| it.tell(running.as_ref(), &Report::of(&it.meter)));
+    let beside = running.as_ref().map(|it| Report::of(&it.meter));
+    json!({"shadow": shadow, "beside": beside})
+}
+
+/// Of what runs beside the active pipeline.
+fn beside(beside: &Beside) -> Value {
+    let percent = match beside.mode {
+        Mode::Canary(share) => Some(share),
+        Mode::Shadow => None,
+    };
+    let stages = beside.generation.blueprint.stages();
+    let pipeline = stages.map(|stage| {
+        json!({
+            "plugin": &*stage.plugin.name,
+            "sha256": &*stage.plugin.sha256,
+            "quarantined": stage.health.in_quarantine(),
+        })
+    });
+    let calls = |side| {
+        let calls = beside.meter.calls(side);
+        json!({
+            "calls": calls.calls.load(Ordering::Relaxed),
+            "failures": calls.failures.load(Ordering::Relaxed),
+        })
+    };
+    json!({
+        "kind": if percent.is_some() { "canary" } else { "shadow" },
+        "percent": percent,
+        "generation": beside.generation.number,
+        "pipeline": pipeline.collect::<Vec<_>>(),
+        "calls": {"active": calls(Side::Active), "candidate": calls(Side::Candidate)},
+        "report": Report::figures(&beside.meter),
+    })
+}
+
 /// Of a node that has had its turn.
 fn serving(status: &Status, directory: &str) -> Value {
     let running = status.running.borrow().clone();
@@ -56,6 +103,8 @@ fn serving(status: &Status, directory: &str) -> Value {
             })
         })
         .collect();
+    let shadow = status.shadow.lock();
+    let shadow = shadow.unwrap_or_else(PoisonError::into_inner);
     let refused = What::ALL.into_iter().filter_map(|what| {
         let refused = status.on_disk.of(what)?;
         Some(json!({
@@ -69,6 +118,10 @@ fn serving(status: &Status, directory: &str) -> Value {
         "pipeline": plugins,
         "source": if status.store.is_some() { "store" } else { "folder" },
         "store": status.store.as_ref().map(|store| store.tell()),
+        "shadow": shadow.as_ref().map(|it| {
+            it.tell(running.beside.as_ref(), &Report::figures(&it.meter))
+        }),
+        "beside": running.beside.as_ref().map(beside),
         "directory": directory,
         "state": status.state.is_some(),
         "workers": status.pool.len(),

@@ -87,6 +87,7 @@ impl World {
             generation: self.candidate.clone(),
             mode,
             meter: Arc::clone(&self.meter),
+            chain: Arc::new([]),
         };
         self.task(Task::Pipelines(Pipelines {
             active: self.active(),

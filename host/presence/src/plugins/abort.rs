@@ -1,0 +1,31 @@
+//! `presence plugins abort`
+
+use anyhow::Context as _;
+use presence_config::revision::Candidate;
+
+use crate::pipeline::change::{How, Session};
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    how: How,
+}
+
+/// Has the canary's plugin decide on nobody any more.
+pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
+    let session = Session::open(&args.how.config).await?;
+    let why = format!("abort the canary {}", canary(&session)?.named());
+    let chain = session.needed()?.chain.clone();
+    session.change(chain, &args.how, &why, None).await
+}
+
+/// The canary that runs.
+///
+/// # Errors
+/// If there is none.
+pub(super) fn canary(session: &Session) -> anyhow::Result<&Candidate> {
+    session.canary().with_context(|| {
+        "no canary runs: `presence plugins canary` begins one, and `presence pipeline history` \
+         says how the last one ended"
+    })
+}

@@ -1,0 +1,159 @@
+//! `presence plugins shadow`
+
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use anyhow::{Context as _, ensure};
+use presence_config::escape::{line, print, print_json, say};
+use presence_kit::explained::{reasons, what_it_does, word};
+use presence_kit::{ConfigArg, text};
+use presence_node::store::operator::{Node, Operator};
+use serde_json::{Value, json};
+use tokio::time::sleep;
+
+use super::activate::{Named, named};
+use crate::arguments::span;
+use crate::pipeline::change::Session;
+
+/// How often is looked whether it is over.
+const LOOK: Duration = Duration::from_millis(200);
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// The plugin's name, and its digest or the first digits of it.
+    #[arg(value_name = "NAME@DIGEST", value_parser = named)]
+    plugin: Named,
+    /// For how long.
+    #[arg(long = "for", value_name = "TIME", value_parser = span)]
+    lasts: Duration,
+    /// Prints the reports as one JSON object.
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    config: ConfigArg,
+}
+
+/// Runs a shadow on every node that follows the store, and prints what came of it.
+pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
+    let session = Session::open(&args.config).await?;
+    let digest = args.plugin.digest_in(&session).await?;
+    let mut nodes = session.operator.nodes().await?;
+    nodes.retain(|node| node.follows_store);
+    ensure!(!nodes.is_empty(), "no node follows the plugin store");
+    let for_ms = u64::try_from(args.lasts.as_millis()).unwrap_or(u64::MAX);
+    let mut reports = Vec::new();
+    let mut failed = 0;
+    let (operator, name) = (&session.operator, &args.plugin.name);
+    let mut begun = Vec::new();
+    for node in nodes {
+        let asked = operator.shadow(&node, name, &digest, for_ms).await;
+        begun.push((node, asked));
+    }
+    if !args.json {
+        say(format_args!("{name}@{} runs in a shadow", digest.short()));
+    }
+    for (node, asked) in begun {
+        let report = match asked {
+            Ok(()) => over(operator, &node, args.lasts).await,
+            Err(error) => Err(error),
+        };
+        failed += usize::from(report.is_err());
+        if !args.json {
+            let told = match &report {
+                Ok(shadow) => page(shadow),
+                Err(error) => format!("  refused: {}\n", line(format_args!("{error:#}"))),
+            };
+            print(format_args!("{}\n{told}", line(&node.name)))?;
+        }
+        reports.push(match report {
+            Ok(shadow) => json!({"node": node.name, "shadow": shadow}),
+            Err(error) => json!({"node": node.name, "error": format!("{error:#}")}),
+        });
+    }
+    if args.json {
+        print_json(json!({"plugin": name, "digest": digest, "nodes": reports}))?;
+    }
+    ensure!(
+        failed == 0,
+        "{failed} of {} nodes have no report",
+        reports.len()
+    );
+    Ok(())
+}
+
+/// What came of a node's shadow, once it is over.
+async fn over(operator: &Operator, node: &Node, lasts: Duration) -> anyhow::Result<Value> {
+    sleep(lasts).await;
+    loop {
+        let reports = operator.reports(node).await?;
+        let shadow = reports.pointer("/shadow");
+        let shadow = shadow.filter(|it| it.is_object());
+        let shadow = shadow.context("it knows of no shadow: it has been restarted")?;
+        if shadow.get("isOver") == Some(&Value::Bool(true)) {
+            return Ok(shadow.clone());
+        }
+        sleep(LOOK).await;
+    }
+}
+
+/// A report as people read it.
+fn page(shadow: &Value) -> String {
+    let at = |pointer: &str| line(word(shadow, &format!("/report{pointer}")));
+    let mut page = String::new();
+    let _ = writeln!(
+        page,
+        "  {} decisions compared, {} of them different; {} skipped for want of time, {} for want \
+         of an answer of the directory",
+        at("/decisions/compared"),
+        at("/decisions/different"),
+        at("/decisions/skipped"),
+        at("/decisions/unanswered")
+    );
+    let row = |what: &str, kind: &str| {
+        let count = |of: &str| at(&format!("/{kind}/{of}"));
+        [
+            what.into(),
+            count("pairs"),
+            count("users"),
+            count("viewers"),
+        ]
+    };
+    let rows = [
+        row("lose sight", "lost"),
+        row("gain sight", "gained"),
+        row("are told otherwise", "otherwise"),
+    ];
+    page += &text::table(["VIEWERS WHO", "PAIRS", "USERS", "VIEWERS"], &rows);
+    let row = |which: &str, side: &str| {
+        let of = |what: &str| at(&format!("/{side}/{what}"));
+        [
+            which.into(),
+            of("calls"),
+            of("failures"),
+            of("fuelMean"),
+            of("p50Micros"),
+            of("p99Micros"),
+        ]
+    };
+    let rows = [row("active", "active"), row("shadow", "candidate")];
+    let titles = ["PIPELINE", "CALLS", "FAILURES", "FUEL", "P50 µs", "P99 µs"];
+    page += &text::table(titles, &rows);
+    let examples = shadow.pointer("/report/examples").and_then(Value::as_array);
+    for example in examples.into_iter().flatten() {
+        let user = line(word(example, "/userId"));
+        let whys = example.get("why").and_then(Value::as_array);
+        for why in whys.into_iter().flatten() {
+            let viewer = line(word(why, "/viewerId"));
+            let _ = writeln!(page, "{user} and {viewer}:");
+            for (which, side) in [("active", "active"), ("shadow", "candidate")] {
+                let stage = why.get(side).filter(|it| it.is_object());
+                let Some(stage) = stage else { continue };
+                let _ = writeln!(page, "  {which}: {}", what_it_does(stage, &viewer));
+                for reason in reasons(stage, &user, &viewer) {
+                    let _ = writeln!(page, "       {reason}");
+                }
+            }
+        }
+    }
+    page
+}
