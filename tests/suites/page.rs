@@ -3,13 +3,16 @@
 use anyhow::{Context, Result, ensure};
 use presence_tests::client::now_ms;
 use presence_tests::host::Host;
+use presence_tests::nats::NatsServer;
 use presence_tests::process::Process;
+use presence_tests::site::Site;
 use presence_tests::{browser, component, http, node, wait};
 use serde_json::{Value, json};
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 
 use crate::inputs::{self, CONNECT};
+use crate::store;
 use crate::world::World;
 
 const TOKEN: &str = "a token that is long enough";
@@ -195,5 +198,65 @@ async fn few_pages_listen_at_a_time_and_nothing_that_they_do_keeps_a_probe_from_
         Ok(first.starts_with("HTTP/1.0 200").then_some(()))
     })
     .await?;
+    world.end().await
+}
+
+#[tokio::test]
+async fn an_operator_rolls_the_pipeline_back_with_the_page_and_nobody_else_does() -> Result<()> {
+    let server = NatsServer::start().await?;
+    let token = TOKEN.replace(' ', "-");
+    let site = Site::new(&server.url())?.with("http.admin_token", &*token)?;
+    let mut world = store::empty(server, site).await?;
+    store::apply(&world.site, store::CONTACTS)?;
+    world.host.ready().await?;
+    world.until_visible_to("12345", &["11111", "67890"]).await?;
+    store::apply(&world.site, &store::CONTACTS.replace("contacts", "groups"))?;
+    world.until_visible_to("12345", &["22222"]).await?;
+
+    let port = world.site.http_port();
+    let (host, bearer) = (format!("127.0.0.1:{port}"), format!("Bearer {token}"));
+    let (own, operator) = (("Host", &*host), ("Authorization", &*bearer));
+    let json = ("Content-Type", "application/json");
+    let foreign = ("Origin", "http://evil.example");
+    let back = json!({"revision": 1, "seen": 2}).to_string();
+    for (headers, body, status) in [
+        (vec![own, json], &*back, 403),
+        (vec![own, json, operator, foreign], &*back, 403),
+        (
+            vec![own, json, ("Authorization", "Bearer other")],
+            &*back,
+            401,
+        ),
+        (vec![own, operator], &*back, 415),
+        (vec![own, json, operator], r#"{"revision": 1}"#, 400),
+        (vec![own, json, operator], "no JSON", 400),
+    ] {
+        let answer = http::ask(port, "/page/rollback", &headers, Some(body)).await?;
+        assert_eq!(answer.status, status, "{headers:?}: {}", answer.body);
+    }
+    // What was overtaken, isn't there, or is what there is.
+    for (revision, seen, why) in [
+        (1, 1, "has written revision 2 meanwhile"),
+        (7, 2, "there is no revision 7"),
+        (2, 2, "has the same pipeline"),
+    ] {
+        let body = json!({"revision": revision, "seen": seen}).to_string();
+        let answer = http::ask(port, "/page/rollback", &[own, json, operator], Some(&body)).await?;
+        let answer: Value = serde_json::from_str(&answer.body)?;
+        let error = answer["error"].as_str().unwrap_or_default();
+        ensure!(answer["ok"] == false && error.contains(why), "{answer}");
+    }
+    // Who has changed it is not for everyone.
+    let history = http::ask(port, "/page/history", &[own], None).await?;
+    let history: Value = serde_json::from_str(&history.body)?;
+    assert_eq!(history["revisions"][0]["revision"], 2, "{history}");
+    assert_eq!(history["revisions"][0]["who"], Value::Null, "{history}");
+
+    let chromium = browser::find()?.to_string_lossy().into_owned();
+    let url = format!("http://{host}");
+    let mut page = node::spawn("tests/node/rollback.mjs", &[&chromium, &url, &token])?;
+    next(&mut page, "done").await?;
+    ensure!(page.wait().await?.success(), "{}", page.last_words());
+    world.until_visible_to("12345", &["11111", "67890"]).await?;
     world.end().await
 }

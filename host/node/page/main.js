@@ -2,6 +2,7 @@
 
 import { at, say } from "/page/dom.js";
 import * as explain from "/page/explain.js";
+import * as history from "/page/history.js";
 import * as letters from "/page/letters.js";
 import { Overview, head, state } from "/page/overview.js";
 import { Pipeline } from "/page/pipeline.js";
@@ -18,6 +19,7 @@ const plots = new Plots(at("plots"), samples);
 
 let paused = false;
 let now = null;
+let isOperator = false;
 
 function draw() {
   if (paused || !now) return;
@@ -26,6 +28,7 @@ function draw() {
   plots.draw();
   pipeline.draw(now.status, now.seen);
   letters.counts(samples);
+  history.follow(now.status, token.headers, isOperator);
 }
 
 const again = follow(
@@ -40,6 +43,7 @@ const again = follow(
       for (const sample of hello.samples) samples.push(sample);
       explain.allow(hello.explain);
       token.offer(hello.token, hello.operator);
+      isOperator = hello.operator;
     },
     now: (event) => {
       samples.push(event);
@@ -52,6 +56,7 @@ const again = follow(
 
 token.begin(again);
 explain.begin(token.headers);
+history.begin(token.headers);
 theme.begin(() => plots.restyle());
 at("pause").addEventListener("click", () => {
   paused = !paused;

@@ -38,7 +38,9 @@ use crate::reload::{self, FromStore, Reload, Seen};
 use crate::signals::Signals;
 use crate::state::{self, Opened, Restored, Writer};
 use crate::stop::{self, Readers, Stop};
+use crate::store::Store;
 use crate::store::follow::Follower;
+use crate::store::rollback::PageStore;
 use crate::store::trial::Trials;
 use crate::tasks::{self, Faults, Tasks};
 use crate::tenant::{self, Tenant};
@@ -461,14 +463,23 @@ async fn serve(
     readers.add(stop, tasks.spawn("questions", asks.read(stopping)));
     let (stop, stopping) = oneshot::channel();
     readers.add(stop, tasks.spawn("intake", reader.read(stopping)));
-    let trials = Trials {
+    let trials = Arc::new(Trials {
         fetcher: fetcher(&reload.config, admin, &reload.loader),
         loader: Arc::clone(&reload.loader),
         config: reload.known_config(),
         running: tenant.running.subscribe(),
         turn: Mutex::default(),
         shadows: reload.shadows(),
-    };
+    });
+    if reload.config.follows_store() {
+        let prefix = reload.config.tenant.prefix.as_deref();
+        // It serves once.
+        let _ = status.page_store.set(Arc::new(PageStore {
+            store: Store::new(&admin.client, prefix),
+            trials: Arc::clone(&trials),
+            node: reload.config.node.name.clone(),
+        }));
+    }
     let (replies, board) = (Arc::clone(&tenant.replies), Arc::clone(board));
     let listening = admin.listen(&reload.config, replies).await?;
     let served = admin.clone().serve(listening, board, trials);

@@ -95,8 +95,8 @@ impl Admin {
     }
 
     /// Answers commands for as long as the node runs.
-    pub(crate) async fn serve(self, listening: Listening, board: Arc<Board>, trials: Trials) {
-        let (board, trials) = (&board, &trials);
+    pub(crate) async fn serve(self, listening: Listening, board: Arc<Board>, trials: Arc<Trials>) {
+        let (board, trials) = (&board, &*trials);
         let served = listening.serve(|endpoint, request| answer(board, trials, endpoint, request));
         let mut served = pin!(served);
         loop {

@@ -6,6 +6,7 @@ mod bucket;
 pub(crate) mod follow;
 pub mod operator;
 mod plugins;
+pub(crate) mod rollback;
 pub(crate) mod state;
 pub(crate) mod trial;
 

@@ -36,6 +36,7 @@ use crate::pool::{Pool, Shards};
 use crate::reload::on_disk::OnDisk;
 use crate::state;
 use crate::store;
+use crate::store::rollback::PageStore;
 use crate::tasks::Tasks;
 use crate::tenant::ask::{Counts, QueryService};
 use crate::tenant::{Running, Tenant};
@@ -66,6 +67,8 @@ pub(crate) struct Status {
     pub(crate) asked: Arc<Counts>,
     /// What answers questions, once the node serves.
     pub(crate) questions: OnceLock<Arc<QueryService>>,
+    /// The plugin store for the page, once the node serves and if it follows one.
+    pub(crate) page_store: OnceLock<Arc<PageStore>>,
     letters: Arc<LastLetters>,
     explains: Arc<AtomicBool>,
 }
@@ -191,6 +194,7 @@ impl Status {
             shadow: Mutex::default(),
             asked: Arc::default(),
             questions: OnceLock::new(),
+            page_store: OnceLock::new(),
             letters: Arc::clone(&tenant.letters),
             explains: Arc::clone(&tenant.explains),
         }

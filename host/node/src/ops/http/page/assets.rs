@@ -29,10 +29,11 @@ macro_rules! asset {
 }
 
 /// Everything that the page loads.
-pub(super) const ASSETS: [Asset; 16] = [
+pub(super) const ASSETS: [Asset; 17] = [
     asset!("dom.js", JS),
     asset!("explain.js", JS),
     asset!("format.js", JS),
+    asset!("history.js", JS),
     asset!("icon.svg", "image/svg+xml"),
     asset!("letters.js", JS),
     asset!("main.js", JS),
@@ -68,7 +69,7 @@ mod tests {
         let texts = own.map(|it| it.text).chain([INDEX]);
         for link in texts.flat_map(|text| text.split('"')) {
             if let Some(name) = link.strip_prefix("/page/") {
-                let is_asked = ["explain", "events"].contains(&name);
+                let is_asked = ["events", "explain", "history", "rollback"].contains(&name);
                 assert!(
                     is_asked || ASSETS.iter().any(|it| it.name == name),
                     "{name}"

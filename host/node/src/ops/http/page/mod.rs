@@ -4,6 +4,7 @@
 mod access;
 mod assets;
 mod events;
+mod history;
 mod samples;
 mod swaps;
 
@@ -38,6 +39,12 @@ const HEADERS: [(&str, &str); 6] = [
     ("cross-origin-resource-policy", "same-origin"),
     ("cache-control", "no-store"),
 ];
+
+/// What is answered where the token is missing.
+const NEEDS_TOKEN: Refused = (
+    StatusCode::FORBIDDEN,
+    "this needs the token, [http] admin_token\n",
+);
 
 /// The page of a node.
 pub(super) struct Page {
@@ -87,21 +94,30 @@ impl Page {
 
     /// Whether a request for an explanation is one, and may be made.
     fn may_ask(&self, request: &Parts) -> Result<(), Refused> {
+        match self.may_explain(self.sender(request)?) {
+            // What is off is refused by what would answer, in its own words.
+            MayExplain::Yes | MayExplain::Off => Ok(()),
+            MayExplain::NeedsToken => Err(NEEDS_TOKEN),
+        }
+    }
+
+    /// Whether a request that changes something is one, and may be made.
+    fn may_change(&self, request: &Parts) -> Result<(), Refused> {
+        match self.sender(request)? {
+            Reader::Operator => Ok(()),
+            Reader::Anyone => Err(NEEDS_TOKEN),
+        }
+    }
+
+    /// Who sends JSON, which no form of another page can.
+    fn sender(&self, request: &Parts) -> Result<Reader, Refused> {
         let reader = self.access.reader(request)?;
         let kind = request.headers.get(header::CONTENT_TYPE);
-        // A form of another page can't send it.
         if kind.is_none_or(|kind| kind != "application/json") {
             let why = "ask with the content type application/json\n";
             return Err((StatusCode::UNSUPPORTED_MEDIA_TYPE, why));
         }
-        match self.may_explain(reader) {
-            // What is off is refused by what would answer, in its own words.
-            MayExplain::Yes | MayExplain::Off => Ok(()),
-            MayExplain::NeedsToken => {
-                let why = "this needs the token, [http] admin_token\n";
-                Err((StatusCode::FORBIDDEN, why))
-            }
-        }
+        Ok(reader)
     }
 
     /// Notes for the page what there is to see, for as long as the node runs.
@@ -116,6 +132,8 @@ pub(super) fn routes(page: Arc<Page>) -> Router {
         .route("/", get(|| async { Html(INDEX) }))
         .route("/page/events", get(tell))
         .route("/page/explain", post(explain))
+        .route("/page/history", get(history::tell))
+        .route("/page/rollback", post(history::roll_back))
         .route("/page/{name}", get(asset))
         .with_state(page)
         .layer(from_fn(to_address))

@@ -1,0 +1,76 @@
+// The history of the plugin store: who changed the pipeline, when and why, and the way back.
+
+import { at, make, remake, say, show } from "/page/dom.js";
+import { digest, moment } from "/page/format.js";
+
+let shown = null;
+let newest = 0;
+let wanted = 0;
+
+/// `headers` gives those that a request needs.
+export function begin(headers) {
+  const dialog = at("rollback-dialog");
+  dialog.addEventListener("close", async () => {
+    if (dialog.returnValue !== "go") return;
+    say(at("history-said"), `Revision ${wanted} is being validated…`);
+    const answer = await ask("/page/rollback", headers(), { revision: wanted, seen: newest });
+    say(at("history-said"), answer.ok ? `Revision ${answer.revision} is written, with the pipeline of revision ${wanted}.` : answer.error);
+    at("history-said").className = answer.ok ? "quiet" : "notice bad";
+    shown = null;
+  });
+}
+
+/// Reads the history anew, if another revision is in force than it was read with.
+export async function follow(status, headers, isOperator) {
+  const store = status.serving?.source === "store" ? status.serving.store : null;
+  show(at("history"), store !== null);
+  if (!store) return;
+  const key = JSON.stringify([store, isOperator]);
+  if (shown === key) return;
+  shown = key;
+  const answer = await ask("/page/history", headers());
+  if (!answer.ok) {
+    shown = null;
+    say(at("history-said"), answer.error);
+    return;
+  }
+  newest = answer.revisions[0]?.revision ?? 0;
+  const refused = store.refused && `Revision ${store.refused.revision} is refused: ${store.refused.why}`;
+  say(at("history-state"), refused || store.away || `revision ${store.revision ?? "–"} is in force`);
+  remake(at("revisions"), [answer.revisions, store.revision, isOperator], () =>
+    answer.revisions.map((it) => row(it, it.revision === store.revision, isOperator)),
+  );
+}
+
+function row(it, isInForce, isOperator) {
+  const back = make("button", { type: "button" }, `Roll back to ${it.revision}`);
+  back.addEventListener("click", () => {
+    wanted = it.revision;
+    say(at("rollback-words"), `The pipeline of revision ${it.revision} becomes the next revision, ${newest + 1}: ${chain(it)}.`);
+    at("rollback-dialog").returnValue = "";
+    at("rollback-dialog").showModal();
+  });
+  const offers = isOperator && !it.same && !it.error;
+  return make(
+    "tr",
+    { "data-revision": it.revision },
+    make("td", {}, make("strong", {}, it.revision), isInForce ? make("span", { class: "badge good inline" }, "in force") : null),
+    make("td", { class: "time" }, it.when ? moment(it.when) : ""),
+    make("td", {}, it.error ?? it.why, it.who ? make("p", { class: "quiet small" }, `by ${it.who}`) : null),
+    make("td", {}, it.error ? "" : chain(it)),
+    make("td", {}, offers ? back : null),
+  );
+}
+
+const chain = (it) => it.chain.map(({ plugin, digest: of }) => `${plugin} ${digest(of).slice(0, 7)}`).join(" → ");
+
+async function ask(path, headers, body) {
+  try {
+    const options = body && { method: "POST", body: JSON.stringify(body) };
+    const response = await fetch(path, { ...options, headers: { "content-type": "application/json", ...headers } });
+    const text = await response.text();
+    return response.ok ? JSON.parse(text) : { ok: false, error: text.trim() };
+  } catch (error) {
+    return { ok: false, error: error.message };
+  }
+}
