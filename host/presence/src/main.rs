@@ -121,7 +121,7 @@ enum Command {
         after_help = "Example:\n  presence plugins push quiet.wasm\n\nThe nodes follow the store if they have `source = \"store\"` in [plugins]."
     )]
     Plugins(plugins::Command),
-    /// The pipeline that the plugin store says, revision by revision.
+    /// The pipeline in the plugin store: its revisions, and how to change it.
     #[command(
         subcommand,
         after_help = "Example:\n  presence pipeline diff pipeline.toml"

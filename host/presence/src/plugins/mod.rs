@@ -20,31 +20,31 @@ pub(crate) enum Command {
     /// Lists the plugins in the store.
     #[command(after_help = "Example:\n  presence plugins list")]
     List(list::Args),
-    /// Has all nodes run a plugin in the store, in the place of the one of its name.
+    /// Puts an uploaded plugin in force on all nodes, in place of the one of its name.
     #[command(
-        after_help = "Example:\n  presence plugins activate quiet@sha256:1b2c3d4e --why 'the new rule'\n\nThe first digits of the digest are enough. A plugin that the pipeline lacks comes into it by\n`presence pipeline apply`."
+        after_help = "Example:\n  presence plugins activate quiet@sha256:1b2c3d4e --why 'the new rule'\n\nThe first digits of the digest are enough. `presence pipeline apply` adds a\nplugin that the pipeline does not have yet."
     )]
     Activate(activate::Args),
-    /// Has a plugin in the store decide on a share of the users, in the place of the one of its
-    /// name; or makes the share of one that does another.
+    /// Starts a canary: an uploaded plugin decides on a share of the users, in place of the active
+    /// one of its name. Or changes the share of the running canary.
     #[command(
         after_help = "Example:\n  presence plugins canary quiet@sha256:1b2c3d4e --percent 5 --abort-on 'errors>0.1%,p99>2x,hidden>1%'"
     )]
     Canary(canary::Args),
-    /// Has the canary's plugin decide on everyone.
+    /// Promotes the canary: its plugin decides on all users.
     #[command(after_help = "Example:\n  presence plugins promote")]
     Promote(promote::Args),
-    /// Has the canary's plugin decide on nobody any more.
+    /// Aborts the canary: the active plugin decides on all users again.
     #[command(after_help = "Example:\n  presence plugins abort --why 'users miss each other'")]
     Abort(abort::Args),
-    /// Has a plugin in the store decide beside the pipeline, in the place of the one of its name,
-    /// and says what would be different. Nothing of it is published.
+    /// Runs an uploaded plugin in a shadow: it decides beside the active one, nothing of it is
+    /// published, and a report says what would be different.
     #[command(after_help = "Example:\n  presence plugins shadow quiet@sha256:1b2c3d4e --for 10m")]
     Shadow(shadow::Args),
     /// Lists the revisions that changed a plugin, the oldest first.
     #[command(after_help = "Example:\n  presence plugins history quiet")]
     History(history::Args),
-    /// Has all nodes run what they ran before: of one plugin, or of the whole pipeline.
+    /// Goes back to the previous revision: of one plugin, or of the whole pipeline.
     #[command(
         after_help = "Examples:\n  presence plugins rollback quiet\n  presence plugins rollback --yes"
     )]
