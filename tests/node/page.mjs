@@ -2,8 +2,9 @@
 //
 //   node page.mjs <path of Chromium> <address of the node>
 //
-// It writes what it wants done next to standard output (`do: swap`, `do: stop`, `do: start`),
-// waits until the page shows that it was, and ends with `done`.
+// It writes to standard output what it has seen (`seen: …`), so that the test that waits for it
+// knows that it goes on, and what it wants done next (`do: swap`, `do: stop`, `do: start`). Then it waits until
+// the page shows that this was done. It ends with `done`.
 
 import assert from "node:assert/strict";
 import { createRequire } from "node:module";
@@ -221,12 +222,19 @@ try {
   assert.match(policy, /^default-src 'none'; script-src 'self'; style-src 'self'/);
   assert.ok(!/unsafe|https?:|\*/.test(policy), policy);
   await isServing();
+  console.log("seen: serving");
   await showsWhatTheMetricsSay();
+  console.log("seen: metrics");
   await keepsTextFromElsewhereText();
+  console.log("seen: text");
   await runsNoOtherScript();
+  console.log("seen: policy");
   await canBeUsedWithTheKeyboardAlone();
+  console.log("seen: keyboard");
   await canBeRead();
+  console.log("seen: contrast");
   await fitsNarrowScreens();
+  console.log("seen: narrow");
   assert.deepEqual(faults, []);
   await followsTheNode();
   const others = asked.filter((it) => !it.startsWith(`${url}/`) && it !== "http://127.0.0.1:9/");

@@ -63,6 +63,11 @@ async fn it_shows_what_the_node_says_and_can_be_used_by_everyone_in_a_real_brows
     let chromium = browser::find()?.to_string_lossy().into_owned();
     let url = format!("http://127.0.0.1:{}", world.site.http_port());
     let mut page = node::spawn("tests/node/page.mjs", &[&chromium, &url])?;
+    for seen in [
+        "serving", "metrics", "text", "policy", "keyboard", "contrast", "narrow",
+    ] {
+        next(&mut page, &format!("seen: {seen}")).await?;
+    }
     next(&mut page, "do: swap").await?;
     let groups = component::named(&component::load("groups")?, "contacts")?;
     world.site.write_plugin("contacts", groups)?;

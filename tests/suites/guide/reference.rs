@@ -75,6 +75,7 @@ fn the_reference_has_every_subject() -> Result<()> {
             query if query.starts_with("presence.query.") => "presence.query.<viewer>",
             "presence.admin.status.*" => "presence.admin.status.<id>",
             "presence.admin.validate.*" => "presence.admin.validate.<id>",
+            "presence.admin.shadow.*" => "presence.admin.shadow.<id>",
             subject => subject,
         });
     let permitted: BTreeSet<_> = permitted
