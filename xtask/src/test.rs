@@ -15,6 +15,10 @@ use presence_tests::{browser, kit, nats, node, promtool, tools};
 /// The suites that compute, by what their tests' names begin with.
 const AUTHORS: [&str; 3] = ["guide::cookbook::", "guide::the_tutorial_", "plugin_kit::"];
 
+/// What has the processors to itself, at the end: a browser that draws without a graphics card
+/// takes a minute for what takes it a second when it is alone.
+const ALONE: [&str; 1] = ["page::it_shows_"];
+
 /// What is asked of the task.
 #[derive(clap::Args)]
 pub(crate) struct Args {}
@@ -47,7 +51,7 @@ pub(crate) fn run(_: &Args) -> Result<()> {
 
     let mut others = cargo_test(2 * cores);
     others.arg("--");
-    for name in AUTHORS {
+    for name in AUTHORS.iter().chain(&ALONE) {
         others.args(["--skip", name]);
     }
     let others = others.status();
@@ -57,6 +61,9 @@ pub(crate) fn run(_: &Args) -> Result<()> {
         .status();
     // Whatever became of these, the one beside them comes to its end.
     let authors = authors.end();
+    let mut alone = cargo_test(1);
+    alone.args(["--test", "suites", "--"]).args(ALONE);
+    let alone = alone.status();
     ensure!(
         others.context("running cargo")?.success(),
         "tests of the workspace failed"
@@ -66,6 +73,10 @@ pub(crate) fn run(_: &Args) -> Result<()> {
         "tests of the plugins failed"
     );
     ensure!(authors?.success(), "tests of what plugin authors do failed");
+    ensure!(
+        alone.context("running cargo")?.success(),
+        "tests that run alone failed"
+    );
     Ok(())
 }
 
