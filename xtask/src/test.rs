@@ -17,7 +17,7 @@ const AUTHORS: [&str; 3] = ["guide::cookbook::", "guide::the_tutorial_", "plugin
 
 /// What has the processors to itself, at the end: a browser that draws without a graphics card
 /// takes a minute for what takes it a second when it is alone.
-const ALONE: [&str; 1] = ["page::it_shows_"];
+const ALONE: [&str; 1] = ["page::"];
 
 /// What is asked of the task.
 #[derive(clap::Args)]

@@ -1,6 +1,6 @@
 //! The plugin store: plugins in an Object Store bucket, by the digest of their bytes, and the
 //! revisions of the pipeline in a KV bucket, each written once. Nodes follow the newest
-//! revision ([`follow`]); operators' commands read and write both ([`operator`]).
+//! revision (`follow`); operators' commands read and write both (`operator`).
 
 mod bucket;
 pub(crate) mod follow;
