@@ -25,9 +25,9 @@ const PLACES: [(&str, &[&str]); 10] = [
         &[
             "node/src/",
             // Commands that stay connected.
-            "presence/src/dlq/",
-            "presence/src/pipeline/",
-            "presence/src/plugins/",
+            "presence/src/runtime.rs",
+            "presence/src/dlq/redrive.rs",
+            "presence/src/plugins/shadow.rs",
             "presence/src/record/",
             "presence/src/publish.rs",
             "presence/src/watch.rs",

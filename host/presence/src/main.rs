@@ -27,6 +27,7 @@ mod plugins;
 mod publish;
 mod query;
 mod record;
+mod runtime;
 mod status;
 mod watch;
 

@@ -95,16 +95,13 @@ pub(crate) fn run(command: &Command) -> anyhow::Result<()> {
         | Command::Event(Event { config, .. }) => config,
     };
     let config = Config::load(config.config.as_deref(), variables())?;
-    tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?
-        .block_on(async {
-            match command {
-                Command::Connect(args) => connect(args, &config).await,
-                Command::Disconnect(args) => disconnect(args, &config).await,
-                Command::Event(args) => event(args, &config).await,
-            }
-        })
+    crate::runtime::wait_for(async {
+        match command {
+            Command::Connect(args) => connect(args, &config).await,
+            Command::Disconnect(args) => disconnect(args, &config).await,
+            Command::Event(args) => event(args, &config).await,
+        }
+    })
 }
 
 async fn connect(args: &Connect, config: &Config) -> anyhow::Result<()> {

@@ -32,10 +32,7 @@ pub(crate) struct Args {
 /// Prints it until it is told to stop.
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let config = Config::load(args.common.config.config.as_deref(), variables())?;
-    tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?
-        .block_on(watch(args, &config))
+    crate::runtime::wait_for(watch(args, &config))
 }
 
 async fn watch(args: &Args, config: &Config) -> anyhow::Result<()> {

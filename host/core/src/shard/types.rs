@@ -46,8 +46,8 @@ pub enum Input {
     Directory(Arc<Directory>, Arc<Changes>),
     /// The rules have changed: the next call goes to the new ones.
     Rules,
-    /// Some users are decided on by other rules, which the next call goes to: those of whom
-    /// the two assignments don't say the same. Nobody else is decided on again.
+    /// Other rules decide on some users from now on: the users for whom the two assignments
+    /// differ. Only these users are decided on again, and the next call goes to the other rules.
     Reassigned {
         /// How it was.
         before: Assignment,

@@ -37,10 +37,7 @@ pub(crate) enum Command {
 
 /// Runs one of them.
 pub(crate) fn run(command: &Command) -> anyhow::Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
-    runtime.block_on(async {
+    crate::runtime::wait_for(async {
         match command {
             Command::Show(args) => show::run(args).await,
             Command::Diff(args) => diff::run(args).await,

@@ -53,10 +53,7 @@ pub(crate) enum Command {
 
 /// Runs one of them.
 pub(crate) fn run(command: &Command) -> anyhow::Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
-    runtime.block_on(async {
+    crate::runtime::wait_for(async {
         match command {
             Command::Push(args) => push::run(args).await,
             Command::List(args) => list::run(args).await,

@@ -60,10 +60,7 @@ pub(crate) struct Args {
 /// Records until the first limit is reached, or it is told to stop.
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let config = Config::load(args.config.config.as_deref(), config::variables())?;
-    tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?
-        .block_on(record(args, &config))
+    crate::runtime::wait_for(record(args, &config))
 }
 
 async fn record(args: &Args, config: &Config) -> anyhow::Result<()> {
