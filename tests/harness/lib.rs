@@ -16,6 +16,7 @@ pub mod node;
 pub mod process;
 pub mod promtool;
 pub mod proxy;
+pub mod registry;
 pub mod site;
 pub mod toolchain;
 pub mod tools;

@@ -1,7 +1,6 @@
 //! Prometheus' own checker of rules.
 
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 
@@ -20,27 +19,10 @@ pub fn find() -> Result<PathBuf> {
         return Ok(there);
     }
     // Installed, the package would start a server.
-    let folder = tools::fetched("promtool-debian", |folder| {
-        download(folder).or_else(|_| {
-            tools::run(Command::new("apt-get").args(["-qq", "update"]))?;
-            download(folder)
-        })?;
-        for entry in std::fs::read_dir(folder)? {
-            let package = entry?.path();
-            tools::run(Command::new("dpkg").arg("-x").arg(&package).arg(folder))?;
-            std::fs::remove_file(package)?;
-        }
-        Ok(())
-    });
+    let folder = tools::debian("prometheus");
     let folder = folder.context(
         "no promtool: install it so that `promtool` is on the path (Debian's package is \
          `prometheus`), or name one in PROMTOOL",
     )?;
     Ok(folder.join("usr/bin/promtool"))
-}
-
-fn download(into: &Path) -> Result<()> {
-    let mut apt = Command::new("apt-get");
-    apt.args(["download", "prometheus"]).current_dir(into);
-    tools::run(&mut apt).map(drop)
 }

@@ -64,6 +64,30 @@ pub fn fetched(name: &str, prepare: impl FnOnce(&Path) -> Result<()>) -> Result<
     }
 }
 
+/// The files of one of Debian's packages, which is not installed: that might start a server.
+///
+/// # Errors
+/// When it can't be downloaded, or unpacked.
+pub fn debian(package: &str) -> Result<PathBuf> {
+    let download = |folder: &Path| {
+        let mut apt = Command::new("apt-get");
+        apt.args(["download", package]).current_dir(folder);
+        run(&mut apt).map(drop)
+    };
+    fetched(&format!("{package}-debian"), |folder| {
+        download(folder).or_else(|_| {
+            run(Command::new("apt-get").args(["-qq", "update"]))?;
+            download(folder)
+        })?;
+        for entry in fs::read_dir(folder)? {
+            let package = entry?.path();
+            run(Command::new("dpkg").arg("-x").arg(&package).arg(folder))?;
+            fs::remove_file(package)?;
+        }
+        Ok(())
+    })
+}
+
 /// Runs a command to its end and returns its standard output.
 ///
 /// # Errors

@@ -3,16 +3,16 @@
 
 use anyhow::{Context, Result, ensure};
 use async_nats::jetstream;
-use presence_tests::client::now_ms;
+use presence_tests::client::{Client, now_ms};
 use presence_tests::host::Host;
 use presence_tests::http;
 use presence_tests::nats::NatsServer;
 use presence_tests::site::Site;
 use presence_tests::{component, host, wait};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::inputs::{self, CONNECT};
-use crate::store::{CONTACTS, apply, bad, empty, good, plugin, push};
+use crate::store::{self, CONTACTS, apply, bad, empty, good, plugin, push};
 use crate::world::World;
 
 /// Who sees 12345, whose place is 4,506, by `contacts`, and by `groups` in its place.
@@ -147,5 +147,110 @@ async fn a_shadow_says_what_would_differ_and_changes_nothing() -> Result<()> {
     assert_eq!(report["gained"]["pairs"], 1, "{report}");
     assert_eq!(report["examples"][0]["userId"], "12345");
     ensure!(status(&world).await?["serving"]["beside"].is_null());
+    world.end().await
+}
+
+/// The revision that a node has written.
+async fn written(world: &World, number: u64) -> Result<Value> {
+    let bucket = store::bucket(world).await?;
+    let key = format!("revision.{number}");
+    let written = wait::until("the revision to be written", async || {
+        Ok(bucket.get(&*key).await?)
+    });
+    Ok(serde_json::from_slice(&written.await?)?)
+}
+
+async fn connect(world: &World, users: std::ops::Range<u32>) -> Result<()> {
+    for user in users {
+        let user = format!("user-{user}");
+        let connect = inputs::connect(&user, "c", now_ms());
+        world.client.input(CONNECT, connect).await?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_canary_is_promoted_by_itself_once_it_has_been_at_work_for_its_time() -> Result<()> {
+    let (mut world, named) = world("groups").await?;
+    let after = ["--abort-on", "errors>1%", "--promote-after", "1s"];
+    canary(&world, &named, "100", &after)?;
+    connect(&world, 0..30).await?;
+    let promoted = written(&world, 3).await?;
+    assert_eq!(promoted["candidate"], Value::Null);
+    let digest = named.strip_prefix("contacts@").context("a digest")?;
+    assert_eq!(promoted["chain"][0]["digest"], digest);
+    let why = promoted["why"].as_str().context("a reason")?;
+    ensure!(why.contains("no rule was broken within 1 s"), "{why}");
+    world.until_visible_to("12345", &BY_GROUP).await?;
+    let alert =
+        world.tape.seen().iter().find(|it| {
+            it.subject == "presence.admin.alerts" && it.text("type") == "canary-promoted"
+        });
+    ensure!(alert.is_some(), "an alert says so");
+    world.end().await
+}
+
+#[tokio::test]
+async fn a_canary_that_hides_users_or_shows_them_is_aborted() -> Result<()> {
+    let (world, named) = world("groups").await?;
+    let contacts = (0..20).map(|user| (format!("user-{user}"), json!(["67890"])));
+    let contacts: serde_json::Map<_, _> = contacts.collect();
+    let directory = json!({"contacts": contacts, "groups": {}});
+    world.site.write_directory_value(&directory)?;
+    let metric = "presence_directory_users";
+    world
+        .host
+        .until_metric(metric, &[], |it| it >= 20.0)
+        .await?;
+    connect(&world, 0..20).await?;
+    canary(&world, &named, "100", &["--abort-on", "hidden>10%"])?;
+    let aborted = written(&world, 3).await?;
+    let why = aborted["why"].as_str().context("a reason")?;
+    ensure!(
+        why.contains("the candidate hides ") && why.contains("hidden>10%"),
+        "{why}"
+    );
+
+    // The other way round.
+    good(&world.site, &["plugins", "activate", &named, "--yes"])?;
+    let first: Value =
+        serde_json::from_str(&good(&world.site, &["pipeline", "show", "1", "--json"])?)?;
+    let digest = first["chain"][0]["digest"].as_str().context("a digest")?;
+    let before = format!("contacts@{digest}");
+    canary(&world, &before, "100", &["--abort-on", "shown>10%"])?;
+    let aborted = written(&world, 6).await?;
+    let why = aborted["why"].as_str().context("a reason")?;
+    ensure!(
+        why.contains("the candidate shows ") && why.contains("shown>10%"),
+        "{why}"
+    );
+    world.end().await
+}
+
+#[tokio::test]
+async fn a_canary_is_aborted_while_the_store_is_away_and_that_is_written_later() -> Result<()> {
+    let (mut world, named) = world("fixtures/trap").await?;
+    canary(&world, &named, "100", &["--abort-on", "errors>10%"])?;
+    world.server.set_config("jetstream: disabled")?;
+    world.server.restart().await?;
+    world.client = Client::connect(&world.server.url()).await?;
+    world.tape = world.client.record("presence.>").await?;
+    world.host.ready().await?;
+    let from = world.host.log_len();
+    connect(&world, 0..30).await?;
+    let said = "abort the canary contacts@";
+    world.host.wait_for_log(from, &[said]).await?;
+    let unwritten = "the end of a canary can't be written yet";
+    world.host.wait_for_log(from, &[unwritten]).await?;
+    world.until_visible_to("12345", &BY_CONTACT).await?;
+    ensure!(status(&world).await?["serving"]["beside"].is_null());
+    world.server.set_config("")?;
+    world.server.restart().await?;
+    let aborted = written(&world, 3).await?;
+    assert_eq!(aborted["candidate"], Value::Null);
+    world.host.ready().await?;
+    world.client = Client::connect(&world.server.url()).await?;
+    world.tape = world.client.record("presence.>").await?;
+    world.until_visible_to("12345", &BY_CONTACT).await?;
     world.end().await
 }

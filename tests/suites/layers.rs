@@ -27,6 +27,7 @@ const PLACES: [(&str, &[&str]); 10] = [
             // Commands that stay connected.
             "presence/src/runtime.rs",
             "presence/src/dlq/redrive.rs",
+            "presence/src/plugins/logs.rs",
             "presence/src/plugins/shadow.rs",
             "presence/src/record/",
             "presence/src/publish.rs",

@@ -265,3 +265,87 @@ async fn an_operator_rolls_the_pipeline_back_with_the_page_and_nobody_else_does(
     world.until_visible_to("12345", &["11111", "67890"]).await?;
     world.end().await
 }
+
+#[tokio::test]
+async fn a_canary_and_a_shadow_are_on_the_page_and_an_operator_ends_a_canary_there() -> Result<()> {
+    let server = NatsServer::start().await?;
+    let token = TOKEN.replace(' ', "-");
+    let site = Site::new(&server.url())?.with("http.admin_token", &*token)?;
+    let mut world = store::empty(server, site).await?;
+    store::apply(&world.site, store::CONTACTS)?;
+    world.host.ready().await?;
+    let groups = component::named(&component::load("groups")?, "contacts")?;
+    let path = store::plugin(&world.site, "other.wasm", &groups)?;
+    let named = format!("contacts@{}", store::push(&world.site, &path)?);
+    let canary = ["plugins", "canary", &named, "--percent", "45.07", "--yes"];
+    let rules = ["--abort-on", "errors>50%", "--promote-after", "1h"];
+    store::good(&world.site, &[&canary[..], &rules].concat())?;
+    let connect = inputs::connect("12345", "c", now_ms());
+    world.client.input(CONNECT, connect).await?;
+
+    let port = world.site.http_port();
+    let (host, bearer) = (format!("127.0.0.1:{port}"), format!("Bearer {token}"));
+    let (own, operator) = (("Host", &*host), ("Authorization", &*bearer));
+    let json = ("Content-Type", "application/json");
+    for (headers, body, status) in [
+        (vec![own, json], r#"{"promote": true, "seen": 2}"#, 403),
+        (vec![own, operator], r#"{"promote": true, "seen": 2}"#, 415),
+        (vec![own, json, operator], r#"{"seen": 2}"#, 400),
+    ] {
+        let answer = http::ask(port, "/page/canary", &headers, Some(body)).await?;
+        assert_eq!(answer.status, status, "{headers:?}: {}", answer.body);
+    }
+    let late = r#"{"promote": true, "seen": 1}"#;
+    let answer = http::ask(port, "/page/canary", &[own, json, operator], Some(late)).await?;
+    ensure!(
+        answer.body.contains("has written revision 2"),
+        "{}",
+        answer.body
+    );
+    let examples = http::ask(port, "/page/beside", &[own], None).await?;
+    let examples: Value = serde_json::from_str(&examples.body)?;
+    assert_eq!(examples["reports"], Value::Null, "they name users");
+
+    let chromium = browser::find()?.to_string_lossy().into_owned();
+    let url = format!("http://{host}");
+    let mut page = node::spawn("tests/node/canary.mjs", &[&chromium, &url, &token])?;
+    for seen in ["seen: figures", "seen: examples", "do: shadow"] {
+        next(&mut page, seen).await?;
+    }
+    world.until_visible_to("12345", &["11111", "67890"]).await?;
+    store::good(&world.site, &["plugins", "shadow", &named, "--for", "3s"])?;
+    next(&mut page, "do: garbage").await?;
+    let bucket = store::bucket(&world).await?;
+    bucket.put("revision.99", "?".into()).await?;
+    next(&mut page, "done").await?;
+    ensure!(page.wait().await?.success(), "{}", page.last_words());
+    world.end().await
+}
+
+#[tokio::test]
+async fn a_quarantine_is_in_the_history_of_the_page_also_without_a_store() -> Result<()> {
+    let world = World::start_with(|mut site| {
+        site.set_pipeline(&[("contacts", None), ("trap", None)])?;
+        site.write_plugin("trap", component::load("fixtures/trap")?)?;
+        site.with("engine.quarantine_failures", 1)
+    })
+    .await?;
+    let port = world.site.http_port();
+    let history = async || -> Result<Value> {
+        let answer = http::ask(port, "/page/history", &[LOOPBACK], None).await?;
+        Ok(serde_json::from_str(&answer.body)?)
+    };
+    assert_eq!(history().await?["alerts"], json!([]));
+    let connect = inputs::connect("12345", "c", now_ms());
+    world.client.input(CONNECT, connect).await?;
+    let alert = wait::until("the quarantine", async || {
+        let history = history().await?;
+        Ok(history["alerts"].get(0).cloned())
+    });
+    let alert = alert.await?;
+    assert_eq!(
+        (&alert["type"], &alert["plugin"]),
+        (&json!("quarantine"), &json!("trap"))
+    );
+    world.end().await
+}

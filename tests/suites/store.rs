@@ -9,6 +9,7 @@ use presence_tests::component;
 use presence_tests::host::{self, Host};
 use presence_tests::nats::NatsServer;
 use presence_tests::site::Site;
+use presence_tests::wait;
 use serde_json::{Value, json};
 use std::fs;
 
@@ -100,7 +101,7 @@ async fn world() -> Result<World> {
 }
 
 /// The bucket of revisions, as anybody can reach it.
-async fn bucket(world: &World) -> Result<kv::Store> {
+pub(crate) async fn bucket(world: &World) -> Result<kv::Store> {
     let client = async_nats::connect(world.server.url()).await?;
     Ok(jetstream::new(client)
         .get_key_value("presence-pipeline")
@@ -321,6 +322,27 @@ async fn what_others_write_into_the_buckets_is_refused_and_what_runs_goes_on() -
     world.until_visible_to("12345", &BY_CONTACT).await?;
     let history = good(&world.site, &["pipeline", "history"])?;
     ensure!(history.contains("unreadable"), "{history}");
+
+    // What is under the highest number that there is keeps nobody from writing the next one.
+    let highest = format!("revision.{}", u64::MAX);
+    bucket.put(&highest, "?".into()).await?;
+    let refused = alerts.next("an alert", |seen| *seen.field("revision") == u64::MAX);
+    refused.await?;
+    let (shown, said, _) = run(&world.site, &["pipeline", "show"])?;
+    ensure!(shown.starts_with("# revision 4,"), "{shown}");
+    ensure!(
+        said.contains("can't be read") && said.contains("going by revision 4"),
+        "{said}"
+    );
+    let pipeline = CONTACTS.replace("contacts", "groups");
+    let out = apply(&world.site, &pipeline)?;
+    ensure!(out.contains("revision 5 is written"), "{out}");
+    world.until_visible_to("12345", &BY_GROUP).await?;
+    // It starts with that one, too.
+    world.host.stop().await?;
+    fs::remove_dir_all(world.site.path().join("state"))?;
+    world.host = Host::start(&world.site).await?;
+    world.until_visible_to("12345", &BY_GROUP).await?;
     world.end().await
 }
 
@@ -374,5 +396,30 @@ async fn a_folder_that_is_refused_raises_an_alert_and_so_does_a_quarantine() -> 
     let refused = alert(&mut world, "load-refused").await?;
     let error = refused["error"].as_str().unwrap_or_default();
     ensure!(error.contains("trap.wasm can't be used"), "{refused}");
+    world.end().await
+}
+
+#[tokio::test]
+async fn a_quarantine_is_in_the_history_of_its_plugin() -> Result<()> {
+    let server = NatsServer::start().await?;
+    let site = Site::new(&server.url())?.with("engine.quarantine_failures", 1)?;
+    let mut world = empty(server, site).await?;
+    let trap = component::load("fixtures/trap")?;
+    push(&world.site, &plugin(&world.site, "trap.wasm", &trap)?)?;
+    let pipeline = "[[pipeline]]\nplugin = \"contacts\"\n\n[[pipeline]]\nplugin = \"trap\"\n";
+    apply(&world.site, pipeline)?;
+    world.host.ready().await?;
+    let connect = crate::inputs::connect("12345", "c", presence_tests::client::now_ms());
+    world.client.input(crate::inputs::CONNECT, connect).await?;
+    alert(&mut world, "quarantine").await?;
+    let history = wait::until("the history", async || {
+        let history = good(&world.site, &["plugins", "history", "trap"])?;
+        Ok(history.contains("in quarantine").then_some(history))
+    });
+    let history = history.await?;
+    ensure!(history.lines().count() == 3, "{history}");
+    let history = good(&world.site, &["plugins", "history", "trap", "--json"])?;
+    let history: Value = serde_json::from_str(&history)?;
+    assert_eq!(history["alerts"][0]["type"], "quarantine");
     world.end().await
 }

@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use anyhow::{Context, Result, ensure};
 use async_nats::jetstream;
 use async_nats::service::{Info, PingResponse, Service, ServiceExt, Stats};
-use futures_util::StreamExt;
+use futures_util::{FutureExt, StreamExt};
 use presence_tests::host::Host;
 use presence_tests::nats::NatsServer;
 use presence_tests::site::Site;
@@ -205,4 +205,45 @@ async fn an_operator_changes_the_pipeline_and_an_auditor_reads_it_with_the_permi
     let shown = good(&operator, &["pipeline", "show"])?;
     ensure!(shown.starts_with("# revision 3,"), "{shown}");
     host.stop().await
+}
+
+#[tokio::test]
+async fn a_node_that_waits_for_its_turn_is_named_and_takes_the_revision_then() -> Result<()> {
+    let server = NatsServer::start().await?;
+    let site = Site::new(&server.url())?;
+    let mut world = empty(server, site).await?;
+    apply(&world.site, CONTACTS)?;
+    world.host.ready().await?;
+    let site = Site::new(&world.server.url())?.with("plugins.source", "store")?;
+    let mut second = Host::spawn(&site)?;
+    let name = format!("node-{}", site.http_port());
+    let client = async_nats::connect(world.server.url()).await?;
+    let inbox = client.new_inbox();
+    let mut nodes = client.subscribe(inbox.clone()).await?;
+    let info = wait::until("the second node to be found", async || {
+        let subject = "$SRV.INFO.presence";
+        client
+            .publish_with_reply(subject, inbox.clone(), "".into())
+            .await?;
+        while let Some(Some(info)) = nodes.next().now_or_never() {
+            let info: Info = serde_json::from_slice(&info.payload)?;
+            if info.metadata.get("node") == Some(&name) {
+                return Ok(Some(info));
+            }
+        }
+        Ok(None)
+    });
+    let info = info.await?;
+    assert_eq!(info.metadata["waits"], "true");
+    assert_eq!(info.endpoints.len(), 1, "{info:?}");
+    let out = apply(&world.site, GROUPS)?;
+    let line = format!("{name}  not asked: it waits for its turn");
+    ensure!(
+        out.contains(&line) && out.contains("revision 2 is written"),
+        "{out}"
+    );
+    world.host.stop().await?;
+    second.ready().await?;
+    assert_eq!(second.metric("presence_pipeline_revision", &[]).await?, 2.0);
+    second.stop().await
 }

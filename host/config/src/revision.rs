@@ -18,6 +18,10 @@ use crate::{Grant, OnFailure, Stage, StagePlace, name};
 /// The longest text of who and why, in bytes.
 pub const WORDS_BYTES_MAX: usize = 4_096;
 
+/// The highest number of a revision: far more than there will be, and exact in every reader of
+/// JSON.
+pub const NUMBER_MAX: u64 = 1_000_000_000_000;
+
 /// A revision of a pipeline.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -109,6 +113,10 @@ impl Revision {
     pub fn parse(bytes: &[u8]) -> anyhow::Result<Self> {
         let revision: Self = serde_json::from_slice(bytes).context("it is no revision")?;
         ensure!(revision.revision > 0, "revisions are counted from 1");
+        ensure!(
+            revision.revision <= NUMBER_MAX,
+            "its number is above {NUMBER_MAX}"
+        );
         ensure!(
             revision.chain.len() <= STAGES_MAX,
             "it has {} stages, and at most {STAGES_MAX} can run",
@@ -333,6 +341,7 @@ mod tests {
             ("[]".into(), "no revision"),
             (with("/revision", json!(0)), "counted from 1"),
             (with("/revision", json!(-1)), "no revision"),
+            (with("/revision", json!(u64::MAX)), "its number is above"),
             (with("/chain/0/plugin", json!("a.b")), "name `a.b`"),
             (with("/chain/0/digest", json!("sha256:00")), "no digest"),
             (with("/chain/0/grants", json!(["fly"])), "fly"),

@@ -15,6 +15,10 @@ pub const ADMIN_STATUS: &str = "presence.admin.status";
 pub const ADMIN_VALIDATE: &str = "presence.admin.validate";
 /// Where operators' commands have a node run a plugin in a shadow, by its id.
 pub const ADMIN_SHADOW: &str = "presence.admin.shadow";
+/// Where operators' commands have a node say what a plugin logs, by the node's id.
+pub const ADMIN_FOLLOW: &str = "presence.admin.follow";
+/// What plugins log, while somebody follows it, by the plugin's name.
+pub const LOGS: &str = "presence.admin.logs";
 /// What has happened that an operator should look at.
 pub const ALERTS: &str = "presence.admin.alerts";
 /// By which a JetStream stream notices that it has a message already.

@@ -83,7 +83,8 @@ function basis(event, user) {
   return `${user} is online, since ${since}.`;
 }
 
-function does(stage, viewer) {
+/// What a stage does for a viewer.
+export function does(stage, viewer) {
   const redacts = stage.role === "redactor";
   return {
     admitted: `admits ${viewer}`,

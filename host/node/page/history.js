@@ -23,9 +23,10 @@ export function begin(headers) {
 /// Reads the history anew, if another revision is in force than it was read with.
 export async function follow(status, headers, isOperator) {
   const store = status.serving?.source === "store" ? status.serving.store : null;
-  show(at("history"), store !== null);
-  if (!store) return;
-  const key = JSON.stringify([store, isOperator]);
+  const alerts = status.serving?.alerts ?? 0;
+  show(at("history"), store !== null || alerts > 0);
+  if (!store && alerts === 0) return;
+  const key = JSON.stringify([store, alerts, isOperator]);
   if (shown === key) return;
   shown = key;
   const answer = await ask("/page/history", headers());
@@ -34,13 +35,43 @@ export async function follow(status, headers, isOperator) {
     say(at("history-said"), answer.error);
     return;
   }
-  newest = answer.revisions[0]?.revision ?? 0;
-  const refused = store.refused && `Revision ${store.refused.revision} is refused: ${store.refused.why}`;
-  say(at("history-state"), refused || store.away || `revision ${store.revision ?? "–"} is in force`);
-  remake(at("revisions"), [answer.revisions, store.revision, isOperator], () =>
-    answer.revisions.map((it) => row(it, it.revision === store.revision, isOperator)),
+  newest = answer.newest ?? 0;
+  const refused = store?.refused && `Revision ${store.refused.revision} is refused: ${store.refused.why}`;
+  const folder = "what this node alerted operators to";
+  say(at("history-state"), store ? refused || store.away || `revision ${store.revision ?? "–"} is in force` : folder);
+  remake(at("revisions"), [answer.revisions, answer.alerts, store?.revision, isOperator], () => {
+    const revisions = answer.revisions.map((it) => [it.when ?? Number.MAX_VALUE, row(it, it.revision === store?.revision, isOperator)]);
+    const alerts = answer.alerts.map((it) => [it.timestamp, alerted(it)]);
+    // The newest first. Sorting keeps the order of what is of one time.
+    return [...revisions, ...alerts].sort(([a], [b]) => b - a).map(([, element]) => element);
+  });
+}
+
+/// An alert, among the revisions.
+function alerted(it) {
+  const of = it.plugin ?? it.candidate ?? (it.revision ? `revision ${it.revision}` : "");
+  const about = [it.plugin && it.digest ? `${it.plugin} ${digest(it.digest)}` : of, it.generation ? `generation ${it.generation}` : ""];
+  return make(
+    "tr",
+    { class: "alert", "data-alert": it.type },
+    make("td", {}, "alert"),
+    make("td", { class: "time" }, moment(it.timestamp)),
+    make("td", {}, make("strong", {}, ALERTS[it.type] ?? it.type), it.why ?? it.error ? make("p", { class: "quiet small" }, it.why ?? it.error) : null),
+    make("td", {}, about.filter(Boolean).join(", ")),
+    make("td", {}),
   );
 }
+
+const ALERTS = {
+  quarantine: "in quarantine",
+  "quarantine-over": "out of quarantine",
+  "revision-refused": "refused",
+  "load-refused": "what lies in the folder is refused",
+  "canary-aborted": "the canary is aborted",
+  "canary-promoted": "the canary is promoted",
+  "canary-refused": "started without the canary",
+  store: "the plugin store",
+};
 
 function row(it, isInForce, isOperator) {
   const back = make("button", { type: "button" }, `Roll back to ${it.revision}`);
@@ -57,7 +88,7 @@ function row(it, isInForce, isOperator) {
     make("td", {}, make("strong", {}, it.revision), isInForce ? make("span", { class: "badge good inline" }, "in force") : null),
     make("td", { class: "time" }, it.when ? moment(it.when) : ""),
     make("td", {}, it.error ?? it.why, it.who ? make("p", { class: "quiet small" }, `by ${it.who}`) : null),
-    make("td", {}, it.error ? "" : chain(it)),
+    make("td", {}, it.error ? "" : chain(it), it.canary ? make("p", { class: "quiet small" }, `canary: ${it.canary.plugin} ${digest(it.canary.digest)}, ${it.canary.percent} %`) : null),
     make("td", {}, offers ? back : null),
   );
 }

@@ -1,5 +1,6 @@
 // The page of a node, put together: it follows the node's events, and draws each as it comes.
 
+import * as beside from "/page/beside.js";
 import { at, say } from "/page/dom.js";
 import * as explain from "/page/explain.js";
 import * as history from "/page/history.js";
@@ -28,6 +29,7 @@ function draw() {
   plots.draw();
   pipeline.draw(now.status, now.seen);
   letters.counts(samples);
+  beside.follow(now.status, token.headers(), isOperator);
   history.follow(now.status, token.headers, isOperator);
 }
 
@@ -56,6 +58,7 @@ const again = follow(
 
 token.begin(again);
 explain.begin(token.headers);
+beside.begin(token.headers);
 history.begin(token.headers);
 theme.begin(() => plots.restyle());
 at("pause").addEventListener("click", () => {

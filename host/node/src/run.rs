@@ -28,6 +28,7 @@ use crate::link::alerts::{self, Alerts};
 use crate::link::broker::{self, Access, Health};
 use crate::link::connection::Connection;
 use crate::link::hello::Turn;
+use crate::link::plugin_log;
 use crate::link::publisher::Publisher;
 use crate::link::pulse::Pulse;
 use crate::link::reply::Replies;
@@ -40,7 +41,7 @@ use crate::state::{self, Opened, Restored, Writer};
 use crate::stop::{self, Readers, Stop};
 use crate::store::Store;
 use crate::store::follow::Follower;
-use crate::store::rollback::PageStore;
+use crate::store::page::PageStore;
 use crate::store::trial::Trials;
 use crate::tasks::{self, Faults, Tasks};
 use crate::tenant::{self, Tenant};
@@ -254,14 +255,17 @@ async fn start(
         tasks,
     );
     let turn = turn.await?;
-    turn.wait(&board).await;
-    let newer = changed(&config, &text, path.clone(), loaded.as_ref()).await;
     let admin = Admin::connect(&access).await?;
+    let waits = admin.wait(&config, Arc::clone(&replies), &board, turn.wait(&board));
+    waits.await;
+    let newer = changed(&config, &text, path.clone(), loaded.as_ref()).await;
     let (alerts, raised) = Alerts::new(&config.node.name);
     tasks.spawn(
         "alerts",
         raised.publish(admin.client.clone(), subjects.clone()),
     );
+    let plugin_log = plugin_log::publish(admin.client.clone(), config.node.name.clone());
+    tasks.spawn("plugin-log", plugin_log);
     let mut in_store = None;
     let loaded = match loaded {
         Some(mut loaded) => {
@@ -331,7 +335,7 @@ async fn start(
     let quarantine = alerts::follow_quarantine(alerts.clone(), tenant.running.subscribe());
     tasks.spawn("quarantine", quarantine);
     let state = in_store.as_ref().map(|(state, _)| Arc::clone(state));
-    let status = Status::new(Arc::clone(&broker), &tenant, &loader, state);
+    let status = Status::new(Arc::clone(&broker), &tenant, &loader, state, alerts.clone());
     let status = Arc::new(status);
     board.show(Arc::clone(&status));
     let fetcher = fetcher(&config, &admin, &loader);

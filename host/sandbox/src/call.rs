@@ -89,6 +89,8 @@ pub(crate) struct Observed {
     pub(crate) trace: Option<Box<TraceRecorder>>,
     /// What they took of fuel.
     pub(crate) fuel: u64,
+    /// Whether nothing of it is counted: neither failures, nor how long calls take.
+    pub(crate) is_uncounted: bool,
 }
 
 impl Observed {

@@ -198,11 +198,43 @@ impl Pipeline {
         exchange_same(&mut self.enrichers, &mut other.enrichers);
     }
 
-    /// As [`Rules::decide`], with what the calls took of fuel.
-    pub fn decide_measured(&mut self, context: Context<'_>) -> (Decision, u64) {
-        let mut observed = Observed::default();
+    /// As [`Rules::decide`], with what the calls took of fuel. Unless `is_counted`, a plugin
+    /// fares as if it had not been called: this is for what decides on nobody.
+    pub fn decide_measured(&mut self, context: Context<'_>, is_counted: bool) -> (Decision, u64) {
+        let mut observed = Observed {
+            is_uncounted: !is_counted,
+            ..Observed::default()
+        };
         let decision = self.run(context, &mut observed);
         (decision, observed.fuel)
+    }
+
+    /// As [`Rules::explain`], and a plugin fares as if it had not been called.
+    pub fn explain_uncounted(&mut self, context: Context<'_>, viewer: Id) -> Explanation {
+        self.explain_as(context, viewer, true)
+    }
+
+    fn explain_as(&mut self, context: Context<'_>, viewer: Id, is_uncounted: bool) -> Explanation {
+        let mut observed = Observed {
+            trace: Some(Box::new(TraceRecorder::new(viewer))),
+            is_uncounted,
+            ..Observed::default()
+        };
+        let decision = self.run(context, &mut observed);
+        let asked = observed.trace.map(|trace| trace.into_stages());
+        let asked = asked.unwrap_or_default();
+        let filters = self.filters.iter().map(Slot::report);
+        let unreached = filters.chain(self.redactor.iter().map(Slot::report));
+        let unreached = unreached.skip(asked.len()).map(|report| StageReport {
+            outcome: StageOutcome::NotReached,
+            ..report
+        });
+        let unreached: Vec<_> = unreached.collect();
+        let enrichers = self.enrichers.iter().map(Slot::report);
+        Explanation {
+            stages: enrichers.chain(asked).chain(unreached).collect(),
+            decision,
+        }
     }
 
     /// Whether a last good generation is taking over from one of its stages, so that
@@ -416,25 +448,7 @@ impl Rules for Pipeline {
     }
 
     fn explain(&mut self, context: Context<'_>, viewer: Id) -> Explanation {
-        let mut observed = Observed {
-            trace: Some(Box::new(TraceRecorder::new(viewer))),
-            ..Observed::default()
-        };
-        let decision = self.run(context, &mut observed);
-        let asked = observed.trace.map(|trace| trace.into_stages());
-        let asked = asked.unwrap_or_default();
-        let filters = self.filters.iter().map(Slot::report);
-        let unreached = filters.chain(self.redactor.iter().map(Slot::report));
-        let unreached = unreached.skip(asked.len()).map(|report| StageReport {
-            outcome: StageOutcome::NotReached,
-            ..report
-        });
-        let unreached: Vec<_> = unreached.collect();
-        let enrichers = self.enrichers.iter().map(Slot::report);
-        Explanation {
-            stages: enrichers.chain(asked).chain(unreached).collect(),
-            decision,
-        }
+        self.explain_as(context, viewer, false)
     }
 
     fn redact(&mut self, context: Context<'_>, told: &Audience) -> Decision {

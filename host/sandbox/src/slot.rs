@@ -142,15 +142,21 @@ impl<A, R> Slot<A, R> {
         }
         let (stage, quarantine) = (&self.stage, self.limits.quarantine);
         let breaker = &stage.health.breaker;
+        if observed.is_uncounted {
+            if breaker.is_open() {
+                return None;
+            }
+            let outcome = self.instance.call(context, observed, with, read);
+            observed.fuel += self.fuel_of_last();
+            return Some(outcome);
+        }
         let admission = match breaker.admit(context.monotonic, quarantine) {
             Admission::Refused => return None,
             admitted => admitted,
         };
         let began = self.sampler.begin();
         let outcome = self.instance.call(context, observed, with, read);
-        let spent = self.instance.spent();
-        // An instance that has failed doesn't say.
-        observed.fuel += spent.map_or(self.limits.fuel, |spent| spent.fuel);
+        observed.fuel += self.fuel_of_last();
         if let Some(began) = began {
             stage.health.calls.latency.end(began);
         }
@@ -182,6 +188,12 @@ impl<A, R> Slot<A, R> {
             }
         }
         Some(outcome)
+    }
+
+    /// What its instance's last call took of fuel. One that has failed doesn't say.
+    fn fuel_of_last(&self) -> u64 {
+        let spent = self.instance.spent();
+        spent.map_or(self.limits.fuel, |spent| spent.fuel)
     }
 
     /// Takes over the state of the slot whose place it takes, as far as there is one.

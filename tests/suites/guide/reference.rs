@@ -76,6 +76,8 @@ fn the_reference_has_every_subject() -> Result<()> {
             "presence.admin.status.*" => "presence.admin.status.<id>",
             "presence.admin.validate.*" => "presence.admin.validate.<id>",
             "presence.admin.shadow.*" => "presence.admin.shadow.<id>",
+            "presence.admin.follow.*" => "presence.admin.follow.<id>",
+            "presence.admin.logs.*" => "presence.admin.logs.<plugin>",
             subject => subject,
         });
     let permitted: BTreeSet<_> = permitted

@@ -372,11 +372,12 @@ fn time_aside(line: &str) -> &str {
     }
 }
 
-/// A line's words, of which any two figures, and any two units, are the same.
+/// A line's words, of which any two figures, digests and units are the same.
 fn words(line: &str) -> Vec<&str> {
     let words = line.split_whitespace();
     let word = |word| match word {
         "ns" | "µs" | "ms" | "s" | "B" | "KiB" | "MiB" => "unit",
+        word if word.contains("sha256:") => "digest",
         word if word.starts_with(|first: char| first.is_ascii_digit()) => "figure",
         word => word,
     };

@@ -9,11 +9,14 @@ use std::time::Duration;
 
 use async_nats::{Client, Event, Message};
 use presence_config::Config;
-use presence_config::subjects::{ADMIN_SHADOW, ADMIN_STATUS, ADMIN_VALIDATE, Subjects};
+use presence_config::subjects::{
+    ADMIN_FOLLOW, ADMIN_SHADOW, ADMIN_STATUS, ADMIN_VALIDATE, Subjects,
+};
 use serde_json::json;
 
 use crate::link::broker::Access;
 use crate::link::micro::{Answer, Listening, Service};
+use crate::link::plugin_log;
 use crate::link::reply::Replies;
 use crate::ops::http::Board;
 use crate::store::trial::Trials;
@@ -66,7 +69,7 @@ impl Admin {
         })
     }
 
-    /// Subscribes to what commands ask.
+    /// Subscribes to what commands ask of a node that serves.
     ///
     /// # Errors
     /// If the connection is closed.
@@ -75,23 +78,58 @@ impl Admin {
         config: &Config,
         replies: Arc<Replies>,
     ) -> anyhow::Result<Listening> {
+        let endpoints = [
+            ("status", ADMIN_STATUS),
+            ("validate", ADMIN_VALIDATE),
+            ("shadow", ADMIN_SHADOW),
+            ("follow", ADMIN_FOLLOW),
+        ];
+        self.service(config, replies, false, &endpoints)
+            .listen()
+            .await
+    }
+
+    /// Has commands know of a node that waits for its turn, until that comes.
+    pub(crate) async fn wait(
+        &self,
+        config: &Config,
+        replies: Arc<Replies>,
+        board: &Board,
+        turn: impl Future<Output = ()>,
+    ) {
+        let told = async {
+            let service = self.service(config, replies, true, &[("status", ADMIN_STATUS)]);
+            if let Ok(listening) = service.listen().await {
+                let tell = async |_, _| Ok(json!({"ok": true, "status": board.describe()}));
+                listening.serve(tell).await;
+            }
+            std::future::pending().await
+        };
+        tokio::select! {
+            () = turn => {}
+            () = told => {}
+        }
+    }
+
+    fn service(
+        &self,
+        config: &Config,
+        replies: Arc<Replies>,
+        waits: bool,
+        endpoints: &[(&'static str, &str)],
+    ) -> Service {
         let subjects = Subjects::new(config.tenant.prefix.as_deref());
         let metadata = json!({
             "node": config.node.name,
             "prefix": config.tenant.prefix.as_deref().unwrap_or_default(),
             "source": if config.follows_store() { "store" } else { "folder" },
+            "waits": if waits { "true" } else { "false" },
         });
         let metadata = metadata.as_object().cloned().unwrap_or_default();
-        let endpoints = [
-            ("status", ADMIN_STATUS),
-            ("validate", ADMIN_VALIDATE),
-            ("shadow", ADMIN_SHADOW),
-        ];
-        let endpoints = endpoints.map(|(name, subject)| (name, subjects.of(subject)));
-        let client = self.client.clone();
-        Service::new(client, replies, metadata, &endpoints)
-            .listen()
-            .await
+        let endpoints = endpoints.iter();
+        let endpoints = endpoints.map(|(name, subject)| (*name, subjects.of(subject)));
+        let endpoints: Vec<_> = endpoints.collect();
+        Service::new(self.client.clone(), replies, metadata, &endpoints)
     }
 
     /// Answers commands for as long as the node runs.
@@ -118,6 +156,7 @@ impl Admin {
 async fn answer(board: &Board, trials: &Trials, endpoint: &str, request: Message) -> Answer {
     match endpoint {
         "status" => Ok(json!({"ok": true, "status": board.describe()})),
+        "follow" => plugin_log::answer(trials.prefix().as_deref(), &request.payload),
         // Nothing asks for what has come of one.
         "shadow" if request.payload.is_empty() => {
             Ok(json!({"ok": true, "reports": board.reports()}))

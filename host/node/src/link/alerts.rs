@@ -1,7 +1,8 @@
 //! Alerts for operators, on `presence.admin.alerts`: what has happened that a person should
 //! look at. The log has the same.
 
-use std::sync::Arc;
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_nats::Client;
@@ -19,11 +20,23 @@ const WAITING_MAX: usize = 256;
 /// How often is looked which plugins are in quarantine.
 const LOOK: Duration = Duration::from_millis(500);
 
+/// How many alerts are kept for the page.
+const KEPT_MAX: usize = 50;
+
 /// Where alerts are raised. Cloning it shares it.
 #[derive(Clone)]
 pub(crate) struct Alerts {
     node: Arc<str>,
     raised: mpsc::Sender<Value>,
+    last: Arc<Mutex<Last>>,
+}
+
+/// The last alerts.
+#[derive(Default)]
+struct Last {
+    kept: VecDeque<Value>,
+    /// How many there were in all.
+    count: u64,
 }
 
 /// Alerts that have been raised.
@@ -34,8 +47,26 @@ impl Alerts {
     pub(crate) fn new(node: &str) -> (Self, Raised) {
         let (raised, alerts) = mpsc::channel(WAITING_MAX);
         let alerts = Raised(alerts);
-        let node = node.into();
-        (Self { node, raised }, alerts)
+        let new = Self {
+            node: node.into(),
+            raised,
+            last: Arc::default(),
+        };
+        (new, alerts)
+    }
+
+    fn last(&self) -> MutexGuard<'_, Last> {
+        self.last.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How many were raised since the node began.
+    pub(crate) fn count(&self) -> u64 {
+        self.last().count
+    }
+
+    /// The last ones, in their order.
+    pub(crate) fn kept(&self) -> Vec<Value> {
+        self.last().kept.iter().cloned().collect()
     }
 
     /// Raises an alert of a type, with more about it. Of too many at once, some are left out.
@@ -47,6 +78,14 @@ impl Alerts {
         });
         if let (Value::Object(alert), Value::Object(about)) = (&mut alert, about) {
             alert.extend(about);
+        }
+        {
+            let mut last = self.last();
+            if last.kept.len() >= KEPT_MAX {
+                last.kept.pop_front();
+            }
+            last.kept.push_back(alert.clone());
+            last.count += 1;
         }
         if self.raised.try_send(alert).is_err() {
             tracing::warn!("too many alerts at once: one is not published");
@@ -67,46 +106,64 @@ impl Raised {
     }
 }
 
+/// A plugin in quarantine, and whether it is that of a canary or a shadow.
+#[derive(PartialEq)]
+struct Quarantined {
+    plugin: Arc<str>,
+    sha256: Arc<str>,
+    is_candidate: bool,
+}
+
 /// Raises an alert when a plugin comes into quarantine, and when it is out again.
 pub(crate) async fn follow_quarantine(alerts: Alerts, running: watch::Receiver<Running>) {
-    let mut known: Vec<(Arc<str>, Arc<str>)> = Vec::new();
+    let mut known: Vec<Quarantined> = Vec::new();
     let mut look = tokio::time::interval(LOOK);
     loop {
         look.tick().await;
-        let Running {
-            generation,
-            blueprint,
-            ..
-        } = running.borrow().clone();
+        let running = running.borrow().clone();
+        let active = [(running.generation, &*running.blueprint, false)];
+        let beside = running.beside.as_ref().map(|it| {
+            let generation = &it.generation;
+            (generation.number, &*generation.blueprint, true)
+        });
         let mut now = Vec::new();
-        for stage in blueprint.stages().filter(|it| it.health.in_quarantine()) {
-            let plugin = &stage.plugin;
-            let is = (Arc::clone(&plugin.name), Arc::clone(&plugin.sha256));
-            if now.contains(&is) {
-                continue;
+        for (generation, blueprint, is_candidate) in active.into_iter().chain(beside) {
+            for stage in blueprint.stages().filter(|it| it.health.in_quarantine()) {
+                let plugin = &stage.plugin;
+                let of = |is_candidate| Quarantined {
+                    plugin: Arc::clone(&plugin.name),
+                    sha256: Arc::clone(&plugin.sha256),
+                    is_candidate,
+                };
+                // What both pipelines have in common is one plugin.
+                if now.contains(&of(false)) || now.contains(&of(true)) {
+                    continue;
+                }
+                if !known.contains(&of(is_candidate)) {
+                    alerts.raise(
+                        "quarantine",
+                        json!({
+                            "plugin": &*plugin.name,
+                            "version": plugin.manifest.version.to_string(),
+                            "digest": format!("sha256:{}", plugin.sha256),
+                            "generation": generation,
+                            "candidate": is_candidate,
+                            "onFailure": stage.on_failure.as_str(),
+                            "error": "it failed on too many users",
+                        }),
+                    );
+                }
+                now.push(of(is_candidate));
             }
-            if !known.contains(&is) {
-                alerts.raise(
-                    "quarantine",
-                    json!({
-                        "plugin": &*plugin.name,
-                        "version": plugin.manifest.version.to_string(),
-                        "digest": format!("sha256:{}", plugin.sha256),
-                        "generation": generation,
-                        "onFailure": stage.on_failure.as_str(),
-                        "error": "it failed on too many users",
-                    }),
-                );
-            }
-            now.push(is);
         }
-        for (plugin, sha256) in known.iter().filter(|it| !now.contains(it)) {
+        for over in known.iter().filter(|it| !now.contains(it)) {
             alerts.raise(
                 "quarantine-over",
                 json!({
-                    "plugin": &**plugin,
-                    "digest": format!("sha256:{sha256}"),
-                    "generation": generation,
+                    "plugin": &*over.plugin,
+                    "digest": format!("sha256:{}", over.sha256),
+                    "generation": running.generation,
+                    "candidate": over.is_candidate,
                 }),
             );
         }

@@ -10,6 +10,7 @@ pub(crate) mod hello;
 pub(crate) mod journal;
 pub(crate) mod login;
 pub(crate) mod micro;
+pub(crate) mod plugin_log;
 pub mod probe;
 pub(crate) mod progress;
 pub(crate) mod publisher;

@@ -7,8 +7,13 @@ use presence_config::escape::{JsonLog, Line};
 use presence_config::log_filter::{FIX, VARIABLE, level, parse};
 use presence_config::{Log, LogFormat};
 use tracing_subscriber::field::MakeExt as _;
-use tracing_subscriber::fmt::FormatFields;
 use tracing_subscriber::fmt::format::debug_fn;
+use tracing_subscriber::fmt::{FormatFields, layer};
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing_subscriber::{Layer as _, registry};
+
+use super::plugin_lines;
 
 /// Whether lines may name users.
 static NAMES_USERS: AtomicBool = AtomicBool::new(true);
@@ -29,17 +34,20 @@ pub(crate) fn begin(log: &Log) -> anyhow::Result<()> {
     NAMES_USERS.store(log.user_ids, Ordering::Relaxed);
     let level = level(log)?;
     let filter = parse(&level).map_err(|what| anyhow::anyhow!("{VARIABLE} {what}; {FIX}"))?;
-    let lines = tracing_subscriber::fmt().with_env_filter(filter);
     #[expect(clippy::disallowed_methods, reason = "lines are escaped by `fields`")]
-    match log.format {
-        LogFormat::Text => lines
+    let lines = match log.format {
+        LogFormat::Text => layer()
             .with_writer(std::io::stderr)
             .with_ansi(std::io::stderr().is_terminal())
             .with_target(false)
             .fmt_fields(fields())
-            .init(),
-        LogFormat::Json => lines.json().with_writer(JsonLog).init(),
-    }
+            .boxed(),
+        LogFormat::Json => layer().json().with_writer(JsonLog).boxed(),
+    };
+    registry()
+        .with(lines.with_filter(filter))
+        .with(plugin_lines::layer())
+        .init();
     Ok(())
 }
 

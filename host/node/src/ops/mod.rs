@@ -4,3 +4,4 @@
 pub(crate) mod http;
 pub(crate) mod letters;
 pub mod log;
+pub(crate) mod plugin_lines;

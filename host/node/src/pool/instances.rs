@@ -5,12 +5,14 @@ use std::collections::HashMap;
 
 use foldhash::fast::FixedState;
 use presence_sandbox::Pipeline;
+use tracing::Span;
 
 use super::Address;
 use super::cell::Cell;
 use super::rules::{BesideRules, CellRules};
 use super::work::Generation;
 use crate::beside::{Mode, Pipelines};
+use crate::ops::plugin_lines::span;
 
 /// A thread's instances, by tenant and generation.
 #[derive(Default)]
@@ -19,30 +21,33 @@ pub(super) struct Instances(HashMap<(u32, u64), Shared, FixedState>);
 /// What the shards that go by one generation share.
 struct Shared {
     pipeline: Pipeline,
+    /// What is logged in it bears the tenant and the generation.
+    span: Span,
     /// How many shards go by it.
     shards: usize,
 }
 
 impl Shared {
-    fn new(generation: &Generation) -> Self {
+    fn new(cell: &Cell, generation: &Generation) -> Self {
         Self {
             pipeline: generation.blueprint.pipeline(),
+            span: span(&cell.tenant.prefix, generation.number),
             shards: 0,
         }
     }
 }
 
 impl Instances {
-    fn shared(&mut self, tenant: u32, generation: &Generation) -> &mut Shared {
+    fn shared(&mut self, tenant: u32, cell: &Cell, generation: &Generation) -> &mut Shared {
         let place = (tenant, generation.number);
         let shared = self.0.entry(place);
-        shared.or_insert_with(|| Shared::new(generation))
+        shared.or_insert_with(|| Shared::new(cell, generation))
     }
 
     /// A shard goes by its pipelines from now on.
     pub(super) fn enter(&mut self, tenant: u32, cell: &mut Cell) {
         for generation in generations(&cell.pipelines) {
-            self.shared(tenant, generation).shards += 1;
+            self.shared(tenant, cell, generation).shards += 1;
         }
         self.begin_anew(tenant, cell);
     }
@@ -50,10 +55,13 @@ impl Instances {
     /// A shard goes by some pipelines no more.
     pub(super) fn leave(&mut self, tenant: u32, pipelines: &Pipelines) {
         for generation in generations(pipelines) {
-            let shared = self.shared(tenant, generation);
+            let place = (tenant, generation.number);
+            let Some(shared) = self.0.get_mut(&place) else {
+                continue;
+            };
             shared.shards = shared.shards.saturating_sub(1);
             if shared.shards == 0 {
-                self.0.remove(&(tenant, generation.number));
+                self.0.remove(&place);
             }
         }
     }
@@ -92,10 +100,13 @@ impl Instances {
 
     /// A shard's enrichers begin anew, and know nothing; what waits to be compared is not.
     pub(super) fn begin_anew(&mut self, tenant: u32, cell: &mut Cell) {
-        cell.own = self.shared(tenant, &cell.pipelines.active).pipeline.own();
+        let active = self.shared(tenant, cell, &cell.pipelines.active);
+        let own = active.pipeline.own();
         if let Some(beside) = &cell.pipelines.beside {
-            cell.own_beside = self.shared(tenant, &beside.generation).pipeline.own();
+            let beside = self.shared(tenant, cell, &beside.generation);
+            cell.own_beside = beside.pipeline.own();
         }
+        cell.own = own;
         cell.comparisons.clear();
     }
 
@@ -109,13 +120,15 @@ impl Instances {
         let tenant = address.tenant;
         let mut own = std::mem::take(&mut cell.own);
         let Some(beside) = cell.pipelines.beside.clone() else {
-            let shared = self.shared(tenant, &cell.pipelines.active);
+            let active = &cell.pipelines.active;
+            let number = active.number;
+            let Shared { pipeline, span, .. } = self.shared(tenant, cell, active);
             let mut rules = CellRules {
-                active: shared.pipeline.lend(&mut own),
-                number: cell.pipelines.active.number,
+                active: pipeline.lend(&mut own),
+                number,
                 beside: None,
             };
-            let done = work(cell, &mut rules);
+            let done = span.in_scope(|| work(cell, &mut rules));
             drop(rules);
             cell.own = own;
             return done;
@@ -123,19 +136,22 @@ impl Instances {
         // Two at a time: one is taken out meanwhile. It is made anew where that panics.
         let place = (tenant, beside.generation.number);
         let taken = self.0.remove(&place);
-        let mut taken = taken.unwrap_or_else(|| Shared::new(&beside.generation));
+        let mut taken = taken.unwrap_or_else(|| Shared::new(cell, &beside.generation));
         let mut own_beside = std::mem::take(&mut cell.own_beside);
-        let shared = self.shared(tenant, &cell.pipelines.active);
+        let active = &cell.pipelines.active;
+        let number = active.number;
+        let Shared { pipeline, span, .. } = self.shared(tenant, cell, active);
         let mut rules = CellRules {
-            active: shared.pipeline.lend(&mut own),
-            number: cell.pipelines.active.number,
+            active: pipeline.lend(&mut own),
+            number,
             beside: Some(BesideRules {
                 rules: taken.pipeline.lend(&mut own_beside),
+                span: &taken.span,
                 beside,
                 comparisons: std::mem::take(&mut cell.comparisons),
             }),
         };
-        let done = work(cell, &mut rules);
+        let done = span.in_scope(|| work(cell, &mut rules));
         if let Some(beside) = &mut rules.beside {
             cell.comparisons = std::mem::take(&mut beside.comparisons);
         }

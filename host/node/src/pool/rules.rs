@@ -18,6 +18,7 @@ use presence_core::names::{Id, Names};
 use presence_core::rules::{Context, Decision, Enriched, Explanation, Failure, Rules};
 use presence_core::verdicts::Verdict;
 use presence_sandbox::Lent;
+use tracing::Span;
 
 use crate::beside::meter::Side;
 use crate::beside::report::{Example, Why};
@@ -81,6 +82,8 @@ pub(super) struct CellRules<'a> {
 /// What runs beside the active pipeline.
 pub(super) struct BesideRules<'a> {
     pub(super) rules: Lent<'a>,
+    /// Of its pipeline, and not of the active one.
+    pub(super) span: &'a Span,
     pub(super) beside: Beside,
     pub(super) comparisons: Comparisons,
 }
@@ -139,10 +142,14 @@ impl CellRules<'_> {
         let beside = self.beside.as_mut()?;
         let compared = beside.comparisons.0.pop_front()?;
         let context = compared.context();
+        // Neither decides on anyone here. But a shadow is in quarantine by these calls alone.
+        let is_counted = !beside.decides();
         let begun = Instant::now();
-        let (old, old_fuel) = self.active.decide_measured(context);
+        let (old, old_fuel) = self.active.decide_measured(context, false);
         let between = Instant::now();
-        let (new, new_fuel) = beside.rules.decide_measured(context);
+        let (new, new_fuel) = beside
+            .span
+            .in_scope(|| beside.rules.decide_measured(context, is_counted));
         let times = [between - begun, between.elapsed()];
         let meter = &beside.beside.meter;
         let Some(mut counted) = meter.try_compared() else {
@@ -185,8 +192,10 @@ impl CellRules<'_> {
         let mut whys = Vec::new();
         for viewer in of_each.into_iter().filter_map(|viewers| viewers.min()) {
             let viewer = Id(viewer);
-            let old = self.active.explain(context, viewer).stages;
-            let new = beside.rules.explain(context, viewer).stages;
+            let old = self.active.explain_uncounted(context, viewer).stages;
+            let new = beside
+                .span
+                .in_scope(|| beside.rules.explain_uncounted(context, viewer).stages);
             let parting = parting(&old, &new);
             if let (Some(stages), Some(name)) = (parting, context.names.name(viewer)) {
                 whys.push(Why::new(name.as_str(), stages));
@@ -207,12 +216,14 @@ impl CellRules<'_> {
         let Some(beside) = self.beside.as_mut().filter(|beside| beside.decides()) else {
             return call(&mut self.active);
         };
-        let (side, rules) = match beside.has(context.event.name.as_str()) {
-            true => (Side::Candidate, &mut beside.rules),
-            false => (Side::Active, &mut self.active),
-        };
         let begun = Instant::now();
-        let done = call(rules);
+        let (side, done) = match beside.has(context.event.name.as_str()) {
+            true => {
+                let done = beside.span.in_scope(|| call(&mut beside.rules));
+                (Side::Candidate, done)
+            }
+            false => (Side::Active, call(&mut self.active)),
+        };
         let calls = beside.beside.meter.calls(side);
         calls.count(begun.elapsed(), failure(&done));
         done
@@ -226,7 +237,7 @@ impl Rules for CellRules<'_> {
             && beside.has(context.event.name.as_str())
         {
             beside.rules.exchange_same(&mut self.active);
-            let enriched = beside.rules.enrich(context);
+            let enriched = beside.span.in_scope(|| beside.rules.enrich(context));
             beside.rules.exchange_same(&mut self.active);
             for failure in &enriched.failures {
                 let calls = beside.beside.meter.calls(Side::Candidate);
@@ -254,9 +265,9 @@ impl Rules for CellRules<'_> {
 
     fn explain(&mut self, context: Context<'_>, viewer: Id) -> Explanation {
         match &mut self.beside {
-            Some(beside) if beside.has(context.event.name.as_str()) => {
-                beside.rules.explain(context, viewer)
-            }
+            Some(beside) if beside.has(context.event.name.as_str()) => beside
+                .span
+                .in_scope(|| beside.rules.explain(context, viewer)),
             _ => self.active.explain(context, viewer),
         }
     }

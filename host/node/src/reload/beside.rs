@@ -7,6 +7,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use anyhow::Context as _;
 use futures_util::future::BoxFuture;
 use presence_config::digest::Digest;
 use presence_config::escape::together;
@@ -23,7 +24,7 @@ use crate::beside::canary::{End, Terms, ends};
 use crate::beside::report::ShadowRun;
 use crate::beside::{Beside, Mode, Pipelines};
 use crate::clock;
-use crate::store::{Found, Store, Written};
+use crate::store::{LOOK_MAX, Store, Written, next_number};
 use crate::tenant::Running;
 
 /// How long is waited before the end of a canary is written again.
@@ -372,22 +373,22 @@ async fn try_write(
     why: &str,
 ) -> anyhow::Result<()> {
     loop {
-        let Some(Found {
-            revision: Ok(newest),
-            ..
-        }) = store.newest().await?
-        else {
+        let revisions = store.revisions(LOOK_MAX).await?;
+        let mut good = revisions.iter().rev();
+        let Some(newest) = good.find_map(|it| it.revision.as_ref().ok()) else {
             return Ok(());
         };
-        if !newest.candidate.is_some_and(|it| it.is_same(candidate)) {
+        let is_it = |it: &Candidate| it.is_same(candidate);
+        if !newest.candidate.as_ref().is_some_and(is_it) {
             return Ok(());
         }
         let chain = match is_promoted {
             true => candidate.in_place(&newest.chain),
-            false => newest.chain,
+            false => newest.chain.clone(),
         };
+        let number = next_number(&revisions, newest.revision);
         let next = Revision {
-            revision: newest.revision + 1,
+            revision: number.context("there is no higher number of a revision")?,
             chain,
             candidate: None,
             who: format!("the node {node}"),

@@ -44,6 +44,7 @@ impl Reload {
         };
         match update {
             Update::Revision(revision) => {
+                store.state.pass_over_refused();
                 self.config.pipeline = revision.stages();
                 store.wanted = Some(revision);
                 self.known_config.send_replace(self.config.clone());

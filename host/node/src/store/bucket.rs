@@ -15,22 +15,30 @@ const READ: Duration = Duration::from_secs(10);
 
 /// A message of a stream.
 pub(super) struct Message {
+    /// Its number in the stream.
+    pub(super) place: u64,
     pub(super) subject: String,
     pub(super) payload: Bytes,
 }
 
-/// All messages that a stream has now on some of its subjects, in their order.
+/// The messages that a stream has now on some of its subjects, in their order, from a number in
+/// the stream on.
 ///
 /// # Errors
 /// If they can't be read, or are longer than so many bytes in all.
 pub(super) async fn read_all(
     stream: &Stream,
     filter: String,
+    from: u64,
     bytes_max: u64,
 ) -> anyhow::Result<Vec<Message>> {
+    let deliver_policy = match from {
+        0 | 1 => DeliverPolicy::All,
+        start_sequence => DeliverPolicy::ByStartSequence { start_sequence },
+    };
     let consumer = stream.create_consumer(pull::OrderedConfig {
         filter_subject: filter,
-        deliver_policy: DeliverPolicy::All,
+        deliver_policy,
         ..pull::OrderedConfig::default()
     });
     let consumer = consumer.await.context("can't read the stream")?;
@@ -48,12 +56,12 @@ pub(super) async fn read_all(
                 bail!("the stream has ended");
             };
             let info = message.info();
-            let pending = info
-                .map_err(|error| anyhow!("can't read the stream: {error}"))?
-                .pending;
+            let info = info.map_err(|error| anyhow!("can't read the stream: {error}"))?;
+            let (pending, place) = (info.pending, info.stream_sequence);
             bytes += message.payload.len() as u64;
             ensure!(bytes <= bytes_max, "it is longer than {bytes_max} bytes");
             all.push(Message {
+                place,
                 subject: message.subject.to_string(),
                 payload: message.payload.clone(),
             });

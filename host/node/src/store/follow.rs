@@ -143,13 +143,16 @@ pub(crate) async fn begin(fetcher: &Fetcher, limit: Limit, state: &State) -> Beg
     begin
 }
 
-/// The highest revision, with its plugins on this node, or its number and why it can't be had;
+/// The revision that holds, with its plugins on this node, or its number and why it can't be had;
 /// none if there is none.
 async fn highest(
     fetcher: &Fetcher,
     limit: Limit,
 ) -> anyhow::Result<Option<Result<Revision, (u64, String)>>> {
-    let Some(Found { number, revision }) = fetcher.store.revisions().await?.pop() else {
+    let Some(Found {
+        number, revision, ..
+    }) = fetcher.store.newest().await?
+    else {
         return Ok(None);
     };
     let ready = match revision {
@@ -221,7 +224,10 @@ impl Follower {
     /// is nothing if it is empty; none where there is nothing to say.
     async fn look(&self, handed: &mut Handed) -> anyhow::Result<Option<String>> {
         let newest = self.fetcher.store.newest().await?;
-        let Some(Found { number, revision }) = newest else {
+        let Some(Found {
+            number, revision, ..
+        }) = newest
+        else {
             let lost = (handed.number > 0).then(|| {
                 format!(
                     "the bucket `{}` has no revisions any more",

@@ -1,15 +1,18 @@
 //! The plugin store: plugins in an Object Store bucket, by the digest of their bytes, and the
 //! revisions of the pipeline in a KV bucket, each written once. Nodes follow the newest
-//! revision (`follow`); operators' commands read and write both (`operator`).
+//! revision (`follow`); operators' commands (`operator`) and the node's page (`page`) read and write both.
 
+mod alerts;
 mod bucket;
 pub(crate) mod follow;
+pub mod logs;
 pub mod operator;
+pub(crate) mod page;
 mod plugins;
-pub(crate) mod rollback;
 pub(crate) mod state;
 pub(crate) mod trial;
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
@@ -18,7 +21,8 @@ use async_nats::jetstream::context::ContextBuilder;
 use async_nats::jetstream::kv::CreateErrorKind;
 use async_nats::jetstream::stream::{self, DiscardPolicy, StorageType};
 use async_nats::jetstream::{self, ErrorCode};
-use presence_config::revision::Revision;
+use presence_config::revision::{NUMBER_MAX, Revision};
+use presence_config::subjects::{ALERTS, Subjects};
 
 pub use plugins::{About, Stored};
 
@@ -40,15 +44,58 @@ pub struct Store {
     context: jetstream::Context,
     plugins: String,
     pipeline: String,
+    alerts: String,
+    alerts_subject: String,
 }
+
+/// How many of the newest revisions commands read at most.
+pub const READ_MAX: u64 = 1_000;
+
+/// How many of them are read to find the one that holds, where others have written into the
+/// bucket.
+pub(crate) const LOOK_MAX: u64 = 100;
+
+/// How many bytes of them are read.
+const READ_BYTES_MAX: u64 = 256 << 20;
 
 /// A revision as it was found.
 #[derive(Debug)]
 pub struct Found {
     /// Its number, by its key.
     pub number: u64,
+    /// Its place in the order in which all were written.
+    pub place: u64,
     /// What it says; an error if that can't be read.
     pub revision: anyhow::Result<Revision>,
+}
+
+/// The revision that holds: the highest that can be read, or one above it that can't be and was
+/// written later, as by a newer version. So what somebody else writes under a high number ends
+/// with the next revision.
+pub fn newest(revisions: Vec<Found>) -> Option<Found> {
+    let good = revisions.iter().rposition(|it| it.revision.is_ok());
+    let place = good
+        .and_then(|at| revisions.get(at))
+        .map_or(0, |it| it.place);
+    let (good, above) = {
+        let mut below = revisions;
+        let above = below.split_off(good.map_or(0, |at| at + 1));
+        (good.and_then(|_| below.pop()), above)
+    };
+    let later = above.into_iter().filter(|it| it.place > place);
+    later.max_by_key(|it| it.place).or(good)
+}
+
+/// The number of the next revision, in order after `after` and under no number that is taken;
+/// none if there is no higher one.
+pub fn next_number(revisions: &[Found], after: u64) -> Option<u64> {
+    let good = revisions.iter().filter(|it| it.revision.is_ok());
+    let highest = good.map(|it| it.number).max().unwrap_or_default();
+    let mut next = highest.max(after).checked_add(1)?;
+    while revisions.iter().any(|it| it.number == next) {
+        next = next.checked_add(1)?;
+    }
+    (next <= NUMBER_MAX).then_some(next)
 }
 
 /// What came of writing a revision.
@@ -71,6 +118,8 @@ impl Store {
             context: ContextBuilder::new().ack_timeout(ACK).build(client.clone()),
             plugins: named("presence-plugins"),
             pipeline: named("presence-pipeline"),
+            alerts: named("presence-alerts"),
+            alerts_subject: Subjects::new(prefix).of(ALERTS),
         }
     }
 
@@ -79,12 +128,14 @@ impl Store {
         &self.pipeline
     }
 
-    /// Makes the buckets, where they are missing, on so many servers of a cluster.
+    /// Makes the buckets and the stream of alerts, where they are missing, on so many servers of
+    /// a cluster.
     ///
     /// # Errors
     /// If the server refuses, or a bucket is there that is not what it should be.
     pub async fn make(&self, replicas: usize) -> anyhow::Result<()> {
         self.make_plugins(replicas).await?;
+        self.make_alerts(replicas).await?;
         if self.revisions_stream().await?.is_some() {
             return Ok(());
         }
@@ -108,31 +159,48 @@ impl Store {
         Ok(())
     }
 
-    /// All revisions, in the order of their numbers.
+    /// The revisions among so many that were written last, in the order of their numbers.
     ///
     /// # Errors
     /// If the bucket can't be read, or is not what it should be.
-    pub async fn revisions(&self) -> anyhow::Result<Vec<Found>> {
+    pub async fn revisions(&self, last: u64) -> anyhow::Result<Vec<Found>> {
         let Some(stream) = self.revisions_stream().await? else {
             return Ok(Vec::new());
         };
-        let filter = self.subject(">");
-        let messages = read_all(&stream, filter, u64::MAX).await;
+        let subject = self.subject("*");
+        let newest = match stream.get_last_raw_message_by_subject(&subject).await {
+            Ok(message) => message.sequence,
+            Err(error) if is_not_found(&error.kind()) => return Ok(Vec::new()),
+            Err(error) => return Err(error).with_context(|| self.unreadable()),
+        };
+        let from = newest.saturating_sub(last.saturating_sub(1));
+        let messages = read_all(&stream, subject, from, READ_BYTES_MAX).await;
         let messages = messages.with_context(|| self.unreadable())?;
-        let mut found: Vec<_> = messages
+        let found = messages
             .iter()
-            .filter_map(|message| self.found(&message.subject, &message.payload))
-            .collect();
+            .filter_map(|it| self.found(&it.subject, it.place, &it.payload));
         // Of a bucket that keeps more than one of a key, the newest is the last.
-        found.sort_by_key(|found| found.number);
-        found.reverse();
-        found.dedup_by_key(|found| found.number);
-        found.reverse();
-        Ok(found)
+        let by_number: BTreeMap<_, _> = found.map(|found| (found.number, found)).collect();
+        Ok(by_number.into_values().collect())
     }
 
-    /// The revision that was written last; none if there is none. That is the highest one,
-    /// unless somebody has written into the bucket by other means.
+    /// A revision by its number, however old it is; none if there is none.
+    ///
+    /// # Errors
+    /// If the bucket can't be read, or is not what it should be.
+    pub async fn revision(&self, number: u64) -> anyhow::Result<Option<Found>> {
+        let Some(stream) = self.revisions_stream().await? else {
+            return Ok(None);
+        };
+        let subject = self.subject(&number.to_string());
+        match stream.get_last_raw_message_by_subject(&subject).await {
+            Ok(it) => Ok(self.found(&it.subject, it.sequence, &it.payload)),
+            Err(error) if is_not_found(&error.kind()) => Ok(None),
+            Err(error) => Err(error).with_context(|| self.unreadable()),
+        }
+    }
+
+    /// The revision that holds, as [`newest`]; none if there is none.
     ///
     /// # Errors
     /// As [`Self::revisions`].
@@ -141,14 +209,15 @@ impl Store {
             return Ok(None);
         };
         let subject = self.subject("*");
-        match stream.get_last_raw_message_by_subject(&subject).await {
-            Ok(message) => match self.found(&message.subject, &message.payload) {
-                Some(found) => Ok(Some(found)),
-                // The key is none of a revision, and was put there by others.
-                None => Ok(self.revisions().await?.pop()),
-            },
-            Err(error) if is_not_found(&error.kind()) => Ok(None),
-            Err(error) => Err(error).with_context(|| self.unreadable()),
+        let last = match stream.get_last_raw_message_by_subject(&subject).await {
+            Ok(it) => self.found(&it.subject, it.sequence, &it.payload),
+            Err(error) if is_not_found(&error.kind()) => return Ok(None),
+            Err(error) => return Err(error).with_context(|| self.unreadable()),
+        };
+        match last {
+            Some(found) if found.revision.is_ok() => Ok(Some(found)),
+            // Others have written into the bucket.
+            _ => Ok(newest(self.revisions(LOOK_MAX).await?)),
         }
     }
 
@@ -178,8 +247,9 @@ impl Store {
         };
         let is_taken = error.kind() == CreateErrorKind::AlreadyExists;
         // The answer may have been lost, and not what it answers.
+        let subject = self.subject(&number.to_string());
         match store.entry(&key).await {
-            Ok(Some(entry)) => match self.found(&self.subject(&number.to_string()), &entry.value) {
+            Ok(Some(entry)) => match self.found(&subject, entry.revision, &entry.value) {
                 Some(Found {
                     revision: Ok(written),
                     ..
@@ -196,7 +266,7 @@ impl Store {
         format!("$KV.{}.{KEY}{number}", self.pipeline)
     }
 
-    fn found(&self, subject: &str, payload: &[u8]) -> Option<Found> {
+    fn found(&self, subject: &str, place: u64, payload: &[u8]) -> Option<Found> {
         let number = subject.strip_prefix(&self.subject(""))?;
         let number: u64 = number.parse().ok().filter(|number| *number > 0)?;
         let revision = Revision::parse(payload).and_then(|revision| {
@@ -214,7 +284,11 @@ impl Store {
                 self.pipeline
             )
         });
-        Some(Found { number, revision })
+        Some(Found {
+            number,
+            place,
+            revision,
+        })
     }
 
     /// The stream of the revisions; none if there is no bucket.
@@ -268,5 +342,44 @@ impl Store {
 
     fn unreadable(&self) -> String {
         format!("can't read the bucket `{}`", self.pipeline)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Revisions by number and place; one that can't be read where that is negative.
+    fn found(all: &[(i64, u64)]) -> Vec<Found> {
+        let found = all.iter().map(|&(number, place)| {
+            let text = format!(r#"{{"revision": {number}, "chain": [], "who": "", "when": 1}}"#);
+            Found {
+                number: number.unsigned_abs(),
+                place,
+                revision: Revision::parse(text.as_bytes()),
+            }
+        });
+        found.collect()
+    }
+
+    #[test]
+    fn what_cant_be_read_holds_only_until_the_next_revision_is_written() {
+        for (all, holds, next) in [
+            (vec![], None, 1),
+            (vec![(1, 1), (2, 2)], Some(2), 3),
+            // Somebody has written something under a high number.
+            (vec![(1, 1), (2, 2), (-9, 3)], Some(9), 3),
+            (vec![(1, 1), (2, 2), (3, 4), (-9, 3)], Some(3), 4),
+            // Or under the next one.
+            (vec![(1, 1), (2, 2), (-3, 3)], Some(3), 4),
+            (vec![(1, 1), (2, 2), (-3, 3), (4, 4)], Some(4), 5),
+            (vec![(-7, 1)], Some(7), 1),
+        ] {
+            let found = || found(&all);
+            assert_eq!(newest(found()).map(|it| it.number), holds, "{all:?}");
+            assert_eq!(next_number(&found(), 0), Some(next), "{all:?}");
+        }
+        assert_eq!(next_number(&found(&[(-9, 1)]), 8), Some(10));
+        assert_eq!(next_number(&[], NUMBER_MAX), None);
     }
 }

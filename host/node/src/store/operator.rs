@@ -25,14 +25,14 @@ use crate::link::request;
 const QUIET: Duration = Duration::from_millis(750);
 
 /// How long a node has to say what it runs, and how often it is asked.
-const STATUS: Duration = Duration::from_secs(5);
+pub(super) const STATUS: Duration = Duration::from_secs(5);
 const STATUS_AGAIN: Duration = Duration::from_millis(100);
 
 /// An operator's connection.
 pub struct Operator {
-    client: Client,
-    complaint: Complaint,
-    subjects: Subjects,
+    pub(super) client: Client,
+    pub(super) complaint: Complaint,
+    pub(super) subjects: Subjects,
     prefix: String,
     store: Store,
     servers: String,
@@ -47,6 +47,8 @@ pub struct Node {
     pub name: String,
     /// Whether its pipeline comes from the store.
     pub follows_store: bool,
+    /// Whether it waits for its turn, and only says so.
+    pub waits: bool,
     id: String,
 }
 
@@ -118,7 +120,7 @@ impl Operator {
         }
     }
 
-    /// The nodes of this tenant that run, by name.
+    /// The nodes of this tenant that run, by name, also those that wait for their turn.
     ///
     /// # Errors
     /// If there is none.
@@ -156,6 +158,7 @@ impl Operator {
         is_ours.then(|| Node {
             name: said("node").unwrap_or_default().to_owned(),
             follows_store: said("source") == Some("store"),
+            waits: said("waits") == Some("true"),
             id: info.id.clone(),
         })
     }
@@ -231,7 +234,7 @@ impl Operator {
         }
     }
 
-    async fn ask(
+    pub(super) async fn ask(
         &self,
         node: &Node,
         what: &str,
@@ -268,7 +271,8 @@ fn stand(status: &Value, revision: u64) -> Option<Stand> {
         ));
     }
     let refused = store.get("refused")?;
-    let is_it = number(refused.get("revision")).is_some_and(|it| it >= revision);
+    // Another one may have been refused before, whatever its number.
+    let is_it = number(refused.get("revision")) == Some(revision);
     let why = refused.get("why").and_then(Value::as_str);
     is_it.then(|| Stand::Refused(why.unwrap_or_default().to_owned()))
 }

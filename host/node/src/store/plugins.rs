@@ -13,6 +13,9 @@ use presence_sandbox::{Manifest, sha256};
 use super::Store;
 use super::bucket::read_all;
 
+/// How many bytes of descriptions are read to list plugins.
+const LISTED_BYTES_MAX: u64 = 64 << 20;
+
 /// What is known of a plugin in the store, by its manifest and by who uploaded it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct About {
@@ -149,7 +152,7 @@ impl Store {
         let stream = self.stream(&self.objects_stream()).await?;
         let stream = stream.with_context(missing)?;
         let chunks = format!("$O.{}.C.{}", self.plugins, info.nuid);
-        let chunks = read_all(&stream, chunks, bytes_max).await;
+        let chunks = read_all(&stream, chunks, 0, bytes_max).await;
         let mut bytes = Vec::new();
         for chunk in chunks.with_context(|| format!("can't read {digest} from the store"))? {
             bytes.extend_from_slice(&chunk.payload);
@@ -170,7 +173,7 @@ impl Store {
             return Ok(Vec::new());
         };
         let subject = format!("$O.{}.M.>", self.plugins);
-        let objects = read_all(&stream, subject, u64::MAX).await?;
+        let objects = read_all(&stream, subject, 0, LISTED_BYTES_MAX).await?;
         let mut stored: Vec<_> = objects
             .iter()
             .filter_map(|object| Stored::read(&object.payload))

@@ -34,6 +34,11 @@ impl State {
         self.known().refused = Some((number, why));
     }
 
+    /// What was refused is of no matter any more: a newer revision is there.
+    pub(crate) fn pass_over_refused(&self) {
+        self.known().refused = None;
+    }
+
     /// The store can't be read, and why; or it can.
     pub(crate) fn set_away(&self, why: Option<String>) {
         self.known().away = why;
@@ -76,6 +81,7 @@ impl State {
         let refused = known.refused.as_ref();
         json!({
             "revision": known.in_force.as_ref().map(|it| it.revision),
+            "canary": known.in_force.as_ref().and_then(|it| it.candidate.as_ref()),
             "refused": refused.map(|(revision, why)| json!({"revision": revision, "why": why})),
             "away": known.away,
         })
@@ -110,6 +116,11 @@ mod tests {
         assert_eq!(state.nothing(), None);
         assert_eq!(state.tell()["refused"]["revision"], 3);
         state.put_in_force(revision(3));
+        assert_eq!(state.tell()["refused"], Value::Null);
+        // What somebody else has written under a high number.
+        state.refuse(9, "no revision".into());
+        state.pass_over_refused();
+        state.put_in_force(revision(4));
         assert_eq!(state.tell()["refused"], Value::Null);
     }
 }

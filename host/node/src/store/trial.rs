@@ -47,6 +47,11 @@ struct WantedShadow {
 const SHADOW_MS: RangeInclusive<u64> = 100..=86_400_000;
 
 impl Trials {
+    /// The tenant's prefix.
+    pub(crate) fn prefix(&self) -> Option<String> {
+        self.config.borrow().tenant.prefix.clone()
+    }
+
     /// Validates a revision as it is kept.
     ///
     /// # Errors

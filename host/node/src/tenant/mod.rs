@@ -172,6 +172,7 @@ impl Tenant {
         };
         let letters = Arc::<LastLetters>::default();
         let common = Arc::new(Common {
+            prefix: config.tenant.prefix.clone().unwrap_or_default(),
             fetcher: fetcher.clone(),
             restorer: state.as_ref().map(Writer::restorer),
             shards: count,

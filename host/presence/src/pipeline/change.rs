@@ -11,7 +11,7 @@ use presence_config::{self as config, Auth, Config};
 use presence_kit::{ConfigArg, text};
 use presence_node::clock;
 use presence_node::store::operator::{Node, Operator, Stand};
-use presence_node::store::{Found, Written};
+use presence_node::store::{Found, READ_MAX, Written, next_number};
 use serde_json::{Value, json};
 use similar::TextDiff;
 
@@ -51,13 +51,31 @@ impl Session {
     pub(crate) async fn open(config: &ConfigArg) -> anyhow::Result<Self> {
         let config = Config::load(config.config.as_deref(), config::variables())?;
         let operator = Operator::connect(&config).await?;
-        let revisions = operator.store().revisions().await;
+        let revisions = operator.store().revisions(READ_MAX).await;
         let revisions = revisions.map_err(|error| operator.complained(error))?;
-        Ok(Self {
+        let session = Self {
             config,
             operator,
             revisions,
-        })
+        };
+        if let Some(unread) = session.unread() {
+            let error = unread.revision.as_ref().err();
+            let error = error.map(|error| format!("{error:#}")).unwrap_or_default();
+            let holds = session.newest().map(|it| it.revision);
+            let holds = holds.map_or("no revision".into(), |it| format!("revision {it}"));
+            say(format_args!("warning: {error}; going by {holds}"));
+        }
+        Ok(session)
+    }
+
+    /// What was written after the newest revision that can be read, and can't be: nodes don't
+    /// take what they run from there, and refuse it.
+    pub(crate) fn unread(&self) -> Option<&Found> {
+        let place = |it: &&Found| it.place;
+        let good = self.revisions.iter().filter(|it| it.revision.is_ok());
+        let good = good.map(|it| it.place).max().unwrap_or_default();
+        let last = self.revisions.iter().max_by_key(place);
+        last.filter(|it| it.revision.is_err() && it.place > good)
     }
 
     /// The revisions that can be read, in order.
@@ -85,20 +103,17 @@ impl Session {
         })
     }
 
-    /// A revision by its number.
+    /// A revision by its number, however old it is.
     ///
     /// # Errors
     /// If there is none of that number, or it can't be read.
-    pub(crate) fn numbered(&self, number: u64) -> anyhow::Result<&Revision> {
-        let mut found = self.revisions.iter();
-        let found = found.find(|found| found.number == number);
+    pub(crate) async fn numbered(&self, number: u64) -> anyhow::Result<Revision> {
+        let found = self.operator.store().revision(number).await;
+        let found = found.map_err(|error| self.operator.complained(error))?;
         let found = found.with_context(|| {
             format!("there is no revision {number}: `presence pipeline history` lists them")
         })?;
-        found
-            .revision
-            .as_ref()
-            .map_err(|error| anyhow::anyhow!("{error:#}"))
+        found.revision
     }
 
     /// Who runs this command: the user of NATS, if that has a name, or else of this machine.
@@ -166,7 +181,9 @@ impl Session {
     ) -> anyhow::Result<()> {
         let difference = self.difference_to(&chain, candidate.as_ref());
         let is_it = |it: &&Revision| it.chain == chain && it.candidate == candidate;
-        if let Some(newest) = self.newest().filter(is_it) {
+        // What can't be read is overcome by the next revision, also by the same once more.
+        let newest = self.newest().filter(|_| self.unread().is_none());
+        if let Some(newest) = newest.filter(is_it) {
             return self.say_unchanged(newest.revision, how);
         }
         let why = match (how.why.as_str(), why) {
@@ -184,6 +201,11 @@ impl Session {
             confirm("Make this the next revision?")?;
         }
         let nodes = self.operator.nodes().await?;
+        ensure!(
+            nodes.iter().any(|node| !node.waits),
+            "no node serves: {} of them wait for their turn",
+            nodes.len()
+        );
         if let Some(meant) = meant {
             meant.upload(self).await?;
         }
@@ -214,15 +236,14 @@ impl Session {
     /// The number of the next revision: also higher than what any node has run, as where the
     /// bucket was lost.
     async fn next(&self, nodes: &[Node]) -> anyhow::Result<u64> {
-        let mut highest = self.revisions.last().map_or(0, |it| it.number);
+        let mut highest = 0;
         for node in nodes {
             // One that can't be asked refuses, or says so, below.
             let status = self.operator.status(node).await.unwrap_or_default();
             let runs = status.pointer("/serving/store/revision");
             highest = highest.max(runs.and_then(Value::as_u64).unwrap_or_default());
         }
-        highest
-            .checked_add(1)
+        next_number(&self.revisions, highest)
             .context("there is no higher number than that of the newest revision")
     }
 
@@ -238,6 +259,8 @@ impl Session {
             lines: Vec::new(),
             json,
         };
+        let (waiting, nodes): (Vec<_>, Vec<_>) = nodes.iter().cloned().partition(|it| it.waits);
+        let nodes = &*nodes;
         let validated = self.operator.validate(nodes, revision).await;
         let refused = validated.iter().filter(|it| it.is_err()).count();
         if refused > 0 {
@@ -279,6 +302,10 @@ impl Session {
                 Stand::Unknown(why) => ("unknown", None, why),
             };
             report.add(&node.name, what, generation, &why)?;
+        }
+        for node in waiting {
+            let why = "it waits for its turn, and takes the newest revision then";
+            report.add(&node.name, "not asked", None, why)?;
         }
         report.end(number, true, difference)?;
         ensure!(

@@ -25,19 +25,17 @@ pub(crate) async fn back(
     how: &How,
 ) -> anyhow::Result<()> {
     let to = match revision {
-        Some(number) => session.numbered(number)?,
+        Some(number) => session.numbered(number).await?,
         None => {
             let newest = session.needed()?;
             let mut earlier = session.readable().rev();
             // Where the newest can't be read, the one before is what to go back to.
-            let is_unread = session
-                .revisions
-                .last()
-                .is_some_and(|it| it.revision.is_err());
+            let is_unread = session.unread().is_some();
             let other = earlier.find(|it| is_unread || it.chain != newest.chain);
-            other.context("there is no earlier revision with another pipeline")?
+            let other = other.context("there is no earlier revision with another pipeline")?;
+            other.clone()
         }
     };
     let why = format!("rollback to revision {}", to.revision);
-    session.change(to.chain.clone(), how, &why, None).await
+    session.change(to.chain, how, &why, None).await
 }

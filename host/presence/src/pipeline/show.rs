@@ -20,7 +20,7 @@ pub(crate) struct Args {
 pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
     let session = Session::open(&args.config).await?;
     let revision = match args.revision {
-        Some(number) => session.numbered(number)?,
+        Some(number) => &session.numbered(number).await?,
         None => session.needed()?,
     };
     if args.json {

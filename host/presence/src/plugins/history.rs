@@ -1,9 +1,12 @@
 //! `presence plugins history`
 
+use anyhow::ensure;
+use presence_config::digest::Digest;
 use presence_config::escape::{line, print, print_json};
 use presence_config::revision::{Entry, Revision};
+use presence_kit::explained::{flag, word};
 use presence_kit::{ConfigArg, text};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::pipeline::change::Session;
 
@@ -18,9 +21,15 @@ pub(crate) struct Args {
     config: ConfigArg,
 }
 
-/// Lists the revisions that changed a plugin's stages.
+/// Lists the revisions that changed a plugin's stages, and its quarantines.
 pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
     let session = Session::open(&args.config).await?;
+    let alerts = session.operator.store().alerts().await;
+    let alerts = alerts.map_err(|error| session.operator.complained(error))?;
+    let quarantines: Vec<_> = alerts
+        .iter()
+        .filter(|it| word(it, "/plugin") == args.name && said(it).is_some())
+        .collect();
     let mut before = Vec::new();
     let mut changes = Vec::new();
     for revision in session.readable() {
@@ -30,8 +39,8 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
         }
         before = now;
     }
-    anyhow::ensure!(
-        !changes.is_empty(),
+    ensure!(
+        !changes.is_empty() || !quarantines.is_empty(),
         "no revision has a plugin `{}`",
         line(&args.name)
     );
@@ -46,32 +55,60 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
             })
         });
         let listed: Vec<_> = listed.collect();
-        print_json(json!({"plugin": args.name, "revisions": listed}))?;
+        let all = json!({"plugin": args.name, "revisions": listed, "alerts": quarantines});
+        print_json(all)?;
         return Ok(());
     }
     let mut digest = String::new();
-    let rows: Vec<_> = changes
-        .iter()
-        .map(|(revision, stages)| {
-            let now = digests(stages);
-            let what = match (&*now, now == digest) {
-                ("", _) => "removed".to_owned(),
-                (_, true) => format!("{now} (settings)"),
-                (_, false) => now.clone(),
-            };
-            digest = now;
-            [
-                revision.revision.to_string(),
-                text::time(revision.when),
-                line(&revision.who),
-                what,
-                line(&revision.why),
-            ]
-        })
-        .collect();
+    let revisions = changes.iter().map(|(revision, stages)| {
+        let now = digests(stages);
+        let what = match (&*now, now == digest) {
+            ("", _) => "removed".to_owned(),
+            (_, true) => format!("{now} (settings)"),
+            (_, false) => now.clone(),
+        };
+        digest = now;
+        let row = [
+            revision.revision.to_string(),
+            text::time(revision.when),
+            line(&revision.who),
+            what,
+            line(&revision.why),
+        ];
+        (revision.when, row)
+    });
+    let quarantines = quarantines.iter().map(|alert| {
+        let when = alert.get("timestamp").and_then(Value::as_u64);
+        let when = when.unwrap_or_default();
+        let digest = Digest::parse(&word(alert, "/digest"));
+        let row = [
+            String::new(),
+            text::time(when),
+            line(format_args!("the node {}", word(alert, "/node"))),
+            digest.map(|it| it.short()).unwrap_or_default(),
+            line(said(alert).unwrap_or_default()),
+        ];
+        (when, row)
+    });
+    let mut rows: Vec<_> = revisions.chain(quarantines).collect();
+    rows.sort_by_key(|(when, _)| *when);
+    let rows: Vec<_> = rows.into_iter().map(|(_, row)| row).collect();
     let titles = ["REVISION", "TIME", "WHO", "PLUGIN", "WHY"];
     print(text::table(titles, &rows))?;
     Ok(())
+}
+
+/// What an alert says of a plugin's quarantine, if it is about one.
+fn said(alert: &Value) -> Option<String> {
+    let what = match &*word(alert, "/type") {
+        "quarantine" => format!("in quarantine: {}", word(alert, "/error")),
+        "quarantine-over" => "out of quarantine".to_owned(),
+        _ => return None,
+    };
+    Some(match flag(alert, "/candidate") {
+        true => format!("{what} (as a canary or shadow)"),
+        false => what,
+    })
 }
 
 /// A plugin's stages in a revision.

@@ -5,6 +5,9 @@ mod activate;
 mod canary;
 mod history;
 mod list;
+mod logs;
+mod oci;
+mod oci_login;
 mod promote;
 mod push;
 mod rollback;
@@ -14,7 +17,7 @@ mod shadow;
 pub(crate) enum Command {
     /// Uploads plugins to the store. That changes nothing of what runs.
     #[command(
-        after_help = "Example:\n  presence plugins push quiet.wasm\n\nIt makes the store's buckets, if they are missing."
+        after_help = "Examples:\n  presence plugins push quiet.wasm\n  presence plugins push oci://ghcr.io/acme/quiet:1.0\n\nIt makes the store's buckets, if they are missing. Credentials for registries are those of\ndocker's configuration (`docker login`)."
     )]
     Push(push::Args),
     /// Lists the plugins in the store.
@@ -41,6 +44,11 @@ pub(crate) enum Command {
     /// published, and a report says what would be different.
     #[command(after_help = "Example:\n  presence plugins shadow quiet@sha256:1b2c3d4e --for 10m")]
     Shadow(shadow::Args),
+    /// Prints what a plugin has logged on all nodes, and what it logs.
+    #[command(
+        after_help = "Examples:\n  presence plugins logs quiet\n  presence plugins logs quiet --follow --debug\n\nNodes keep the last 500 lines of all their plugins. It works without the plugin store."
+    )]
+    Logs(logs::Args),
     /// Lists the revisions that changed a plugin, the oldest first.
     #[command(after_help = "Example:\n  presence plugins history quiet")]
     History(history::Args),
@@ -57,6 +65,7 @@ pub(crate) fn run(command: &Command) -> anyhow::Result<()> {
         match command {
             Command::Push(args) => push::run(args).await,
             Command::List(args) => list::run(args).await,
+            Command::Logs(args) => logs::run(args).await,
             Command::Activate(args) => activate::run(args).await,
             Command::Canary(args) => canary::run(args).await,
             Command::Shadow(args) => shadow::run(args).await,

@@ -38,7 +38,7 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
     let session = Session::open(&args.config).await?;
     let digest = args.plugin.digest_in(&session).await?;
     let mut nodes = session.operator.nodes().await?;
-    nodes.retain(|node| node.follows_store);
+    nodes.retain(|node| node.follows_store && !node.waits);
     ensure!(!nodes.is_empty(), "no node follows the plugin store");
     let for_ms = u64::try_from(args.lasts.as_millis()).unwrap_or(u64::MAX);
     let mut reports = Vec::new();

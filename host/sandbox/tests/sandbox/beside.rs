@@ -1,7 +1,7 @@
 //! A pipeline that runs beside another one: its failures are its own, and enrichers that are
 //! the same in both have one state.
 
-use presence_core::rules::Rules;
+use presence_core::rules::{Decision, Rules};
 use presence_sandbox::{Blueprint, Pipeline, Stage};
 use serde_json::{Value, json};
 
@@ -76,6 +76,46 @@ fn one_that_differs_begins_with_a_copy_and_the_other_keeps_its_own() {
 fn a_decision_says_what_it_took_of_fuel() {
     let mut rules = blueprint(LIMITS, ["contacts", "redact"].map(stage), None).pipeline();
     let world = World::new(&json!({"contacts": {"ada": ["ben"]}}));
-    let (_, fuel) = rules.decide_measured(world.context());
+    let (_, fuel) = rules.decide_measured(world.context(), true);
     assert!((1..LIMITS.fuel).contains(&fuel), "{fuel}");
+}
+
+#[test]
+fn what_is_not_counted_leaves_a_plugin_as_it_fares() {
+    let blueprint = blueprint(LIMITS, ["contacts", "trap"].map(stage), None);
+    let mut rules = blueprint.instantiate().unwrap();
+    let mut world = World::new(&json!({}));
+    let fares = || {
+        let stages = blueprint.stages();
+        stages
+            .map(|it| (it.health.failures(), it.health.in_quarantine()))
+            .collect::<Vec<_>>()
+    };
+    let calls = || {
+        let stages = blueprint.stages();
+        stages.map(|it| it.health.latency().count).sum::<u64>()
+    };
+    let before = (fares(), calls());
+    for user in ["bad", "bed", "bid"] {
+        world.online(user, "{}");
+        let (decision, fuel) = rules.decide_measured(world.context(), false);
+        assert!(matches!(decision, Decision::Failed(_)) && fuel > 0);
+        rules.explain_uncounted(world.context(), world.id("ben"));
+    }
+    assert_eq!((fares(), calls()), before);
+    // In quarantine it isn't called, and no call is tried.
+    for user in ["bad", "bed", "bid"] {
+        world.online(user, "{}");
+        world.failure(&mut rules);
+    }
+    assert!(fares()[1].1);
+    let (decision, _) = rules.decide_measured(world.context(), false);
+    let Decision::Failed(failure) = decision else {
+        panic!("it is in quarantine");
+    };
+    assert!(
+        failure.error.starts_with("is in quarantine"),
+        "{}",
+        failure.error
+    );
 }

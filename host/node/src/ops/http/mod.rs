@@ -29,6 +29,7 @@ use crate::beside::report::ShadowRun;
 use crate::clock;
 use crate::directory;
 use crate::directory::request::Fetcher;
+use crate::link::alerts::Alerts;
 use crate::link::broker::Health;
 use crate::link::reply::Replies;
 use crate::ops::letters::LastLetters;
@@ -36,7 +37,7 @@ use crate::pool::{Pool, Shards};
 use crate::reload::on_disk::OnDisk;
 use crate::state;
 use crate::store;
-use crate::store::rollback::PageStore;
+use crate::store::page::PageStore;
 use crate::tasks::Tasks;
 use crate::tenant::ask::{Counts, QueryService};
 use crate::tenant::{Running, Tenant};
@@ -69,6 +70,8 @@ pub(crate) struct Status {
     pub(crate) questions: OnceLock<Arc<QueryService>>,
     /// The plugin store for the page, once the node serves and if it follows one.
     pub(crate) page_store: OnceLock<Arc<PageStore>>,
+    /// What operators were alerted to.
+    alerts: Alerts,
     letters: Arc<LastLetters>,
     explains: Arc<AtomicBool>,
 }
@@ -172,9 +175,11 @@ impl Status {
         tenant: &Tenant,
         loader: &Arc<Loader>,
         store: Option<Arc<store::state::State>>,
+        alerts: Alerts,
     ) -> Self {
         Self {
             store,
+            alerts,
             broker,
             pool: tenant.pool.clone(),
             shards: tenant.shards.clone(),

@@ -8,7 +8,7 @@ use presence_sandbox::OnFailure;
 use serde_json::{Value, json};
 
 use super::{Board, Status, readiness};
-use crate::beside::meter::Side;
+use crate::beside::meter::{Calls, Side};
 use crate::beside::report::Report;
 use crate::beside::{Beside, Mode};
 use crate::reload::on_disk::What;
@@ -49,6 +49,12 @@ pub(super) fn reports(status: &Status) -> Value {
     json!({"shadow": shadow, "beside": beside})
 }
 
+/// How long so many of a hundred calls took at most, in microseconds.
+fn micros(calls: &Calls, of_hundred: u64) -> Option<f64> {
+    let longest = calls.latency.counts().percentile(of_hundred)?;
+    Some(longest.as_nanos() as f64 / 1_000.0)
+}
+
 /// Of what runs beside the active pipeline.
 fn beside(beside: &Beside) -> Value {
     let percent = match beside.mode {
@@ -68,6 +74,8 @@ fn beside(beside: &Beside) -> Value {
         json!({
             "calls": calls.calls.load(Ordering::Relaxed),
             "failures": calls.failures.load(Ordering::Relaxed),
+            "p50Micros": micros(calls, 50),
+            "p99Micros": micros(calls, 99),
         })
     };
     json!({
@@ -122,6 +130,7 @@ fn serving(status: &Status, directory: &str) -> Value {
             it.tell(running.beside.as_ref(), &Report::figures(&it.meter))
         }),
         "beside": running.beside.as_ref().map(beside),
+        "alerts": status.alerts.count(),
         "directory": directory,
         "state": status.state.is_some(),
         "workers": status.pool.len(),

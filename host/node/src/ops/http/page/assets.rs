@@ -29,7 +29,8 @@ macro_rules! asset {
 }
 
 /// Everything that the page loads.
-pub(super) const ASSETS: [Asset; 17] = [
+pub(super) const ASSETS: [Asset; 18] = [
+    asset!("beside.js", JS),
     asset!("dom.js", JS),
     asset!("explain.js", JS),
     asset!("format.js", JS),
@@ -69,7 +70,10 @@ mod tests {
         let texts = own.map(|it| it.text).chain([INDEX]);
         for link in texts.flat_map(|text| text.split('"')) {
             if let Some(name) = link.strip_prefix("/page/") {
-                let is_asked = ["events", "explain", "history", "rollback"].contains(&name);
+                let is_asked = [
+                    "beside", "canary", "events", "explain", "history", "rollback",
+                ]
+                .contains(&name);
                 assert!(
                     is_asked || ASSETS.iter().any(|it| it.name == name),
                     "{name}"

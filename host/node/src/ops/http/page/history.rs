@@ -8,12 +8,14 @@ use axum::extract::{FromRequest as _, Request, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use presence_config::causes::Causes;
+use presence_config::revision::Revision;
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use super::Page;
 use crate::store::Found;
-use crate::store::rollback::PageStore;
+use crate::store::page::{PageStore, Step};
 
 /// How many of the newest revisions are told of.
 const TOLD_MAX: usize = 50;
@@ -21,32 +23,77 @@ const TOLD_MAX: usize = 50;
 /// What is asked for: this revision's pipeline, in place of the one that was seen.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Asked {
+struct BackTo {
     revision: u64,
     seen: u64,
 }
 
-/// Tells the revisions, the newest first.
+/// What is asked for: the end of the canary that the revision has that was seen.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct EndCanary {
+    promote: bool,
+    seen: u64,
+}
+
+/// Tells the revisions, the newest first, and what operators were alerted to.
 pub(super) async fn tell(State(page): State<Arc<Page>>, request: Request) -> Response {
     let (parts, _) = request.into_parts();
     let reader = match page.access.reader(&parts) {
         Ok(reader) => reader,
         Err(refused) => return refused.into_response(),
     };
-    let Some(store) = store(&page) else {
-        return (StatusCode::NOT_FOUND, "the pipeline is the folder's\n").into_response();
+    let status = page.board.status.get();
+    let alerts = status
+        .map(|status| status.alerts.kept())
+        .unwrap_or_default();
+    let revisions = match store(&page) {
+        Some(store) => store.history().await,
+        // Where the pipeline is the folder's, or isn't known yet.
+        None => Ok(Vec::new()),
     };
-    match store.history().await {
+    match revisions {
         Ok(revisions) => {
             let names = page.access.is_trusted(reader);
-            json_of(json!({"ok": true, "revisions": told(&revisions, names)}))
+            json_of(json!({
+                "ok": true,
+                "newest": holds(&revisions).map(|it| it.revision),
+                "revisions": told(&revisions, names),
+                "alerts": alerts,
+            }))
         }
-        Err(error) => json_of(json!({"ok": false, "error": Causes(&error).to_string()})),
+        Err(error) => json_of(json!({
+            "ok": false,
+            "error": Causes(&error).to_string(),
+            "alerts": alerts,
+        })),
     }
 }
 
 /// Makes an earlier pipeline the next revision, for an operator.
 pub(super) async fn roll_back(State(page): State<Arc<Page>>, request: Request) -> Response {
+    let step = |asked: BackTo| (Step::RollBack(asked.revision), asked.seen);
+    change(&page, request, step).await
+}
+
+/// Promotes or aborts a canary, for an operator.
+pub(super) async fn end_canary(State(page): State<Arc<Page>>, request: Request) -> Response {
+    let step = |asked: EndCanary| {
+        let step = match asked.promote {
+            true => Step::Promote,
+            false => Step::Abort,
+        };
+        (step, asked.seen)
+    };
+    change(&page, request, step).await
+}
+
+/// Makes the next revision, as is asked.
+async fn change<T: DeserializeOwned>(
+    page: &Page,
+    request: Request,
+    step: impl FnOnce(T) -> (Step, u64),
+) -> Response {
     let (parts, body) = request.into_parts();
     if let Err(refused) = page.may_change(&parts) {
         return refused.into_response();
@@ -55,26 +102,46 @@ pub(super) async fn roll_back(State(page): State<Arc<Page>>, request: Request) -
     let asked = Bytes::from_request(request, &()).await;
     let asked = asked
         .ok()
-        .and_then(|it| serde_json::from_slice::<Asked>(&it).ok());
-    let (Some(asked), Some(store)) = (asked, store(&page)) else {
+        .and_then(|it| serde_json::from_slice::<T>(&it).ok());
+    let (Some(asked), Some(store)) = (asked, store(page)) else {
         return (StatusCode::BAD_REQUEST, "this can't be done\n").into_response();
     };
-    match store.roll_back(asked.revision, asked.seen).await {
+    let (step, seen) = step(asked);
+    match store.change(step, seen).await {
         Ok(revision) => {
-            let to = asked.revision;
-            tracing::info!(revision, to, "the page has rolled the pipeline back");
+            tracing::info!(revision, ?step, "the page has changed the pipeline");
             json_of(json!({"ok": true, "revision": revision}))
         }
         Err(error) => json_of(json!({"ok": false, "error": Causes(&error).to_string()})),
     }
 }
 
+/// Tells what comes of a canary or a shadow, with examples for those who may know whom
+/// they are about.
+pub(super) async fn tell_beside(State(page): State<Arc<Page>>, request: Request) -> Response {
+    let (parts, _) = request.into_parts();
+    let reader = match page.access.reader(&parts) {
+        Ok(reader) => reader,
+        Err(refused) => return refused.into_response(),
+    };
+    if !page.access.names_users_to(reader) {
+        return json_of(json!({"ok": true, "reports": null}));
+    }
+    json_of(json!({"ok": true, "reports": page.board.reports()}))
+}
+
 fn store(page: &Page) -> Option<Arc<PageStore>> {
     page.board.status.get()?.page_store.get().cloned()
 }
 
+/// The newest revision that can be read.
+fn holds(revisions: &[Found]) -> Option<&Revision> {
+    let mut newest = revisions.iter().rev();
+    newest.find_map(|it| it.revision.as_ref().ok())
+}
+
 fn told(revisions: &[Found], names: bool) -> Vec<Value> {
-    let newest = revisions.last().and_then(|it| it.revision.as_ref().ok());
+    let newest = holds(revisions);
     let told = revisions.iter().rev().take(TOLD_MAX);
     let told = told.map(|found| match &found.revision {
         Ok(revision) => json!({
@@ -86,6 +153,11 @@ fn told(revisions: &[Found], names: bool) -> Vec<Value> {
                 "plugin": entry.plugin,
                 "digest": entry.digest,
             })).collect::<Vec<_>>(),
+            "canary": revision.candidate.as_ref().map(|it| json!({
+                "plugin": it.plugin,
+                "digest": it.digest,
+                "percent": it.percent,
+            })),
             "same": newest.is_some_and(|newest| newest.chain == revision.chain),
         }),
         Err(error) => json!({"revision": found.number, "error": format!("{error:#}")}),

@@ -134,6 +134,8 @@ pub(super) fn routes(page: Arc<Page>) -> Router {
         .route("/page/explain", post(explain))
         .route("/page/history", get(history::tell))
         .route("/page/rollback", post(history::roll_back))
+        .route("/page/canary", post(history::end_canary))
+        .route("/page/beside", get(history::tell_beside))
         .route("/page/{name}", get(asset))
         .with_state(page)
         .layer(from_fn(to_address))

@@ -1,0 +1,139 @@
+//! Lines of plugins, on `presence.admin.logs.<plugin>` while somebody follows them.
+
+use std::time::Duration;
+
+use async_nats::Client;
+use presence_config::subjects::{LOGS, Subjects};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use tokio::sync::mpsc;
+use tokio::time::interval;
+
+use crate::ops::plugin_lines::{self, LEASE, PluginLine, Wanted};
+
+/// How often is looked whether somebody still follows.
+const LOOK: Duration = Duration::from_secs(5);
+
+/// How many bytes of lines an answer has at most: less than every server carries.
+const ANSWER_BYTES_MAX: usize = 512 * 1_024;
+
+/// What a command asks for.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Request {
+    plugin: String,
+    /// Whether lines that are only for debugging are wanted, too.
+    #[serde(default)]
+    debug: bool,
+    /// Whether what is logged from now on is to be published.
+    #[serde(default)]
+    follow: bool,
+}
+
+/// Publishes what is followed for as long as the node runs.
+pub(crate) async fn publish(client: Client, node: String) {
+    let mut followed = plugin_lines::followed();
+    let mut look = interval(LOOK);
+    loop {
+        tokio::select! {
+            line = next(&mut followed) => {
+                let (subject, body) = message(&line, &node);
+                // The client is gone only when the node ends.
+                let _ = client.publish(subject, body.to_string().into()).await;
+            }
+            _ = look.tick() => plugin_lines::expire(),
+        }
+    }
+}
+
+async fn next(followed: &mut mpsc::Receiver<PluginLine>) -> PluginLine {
+    match followed.recv().await {
+        Some(line) => line,
+        // Another node of this process has them.
+        None => std::future::pending().await,
+    }
+}
+
+/// Where a line is published, and how.
+fn message(line: &PluginLine, node: &str) -> (String, Value) {
+    let prefix = Some(&*line.tenant).filter(|prefix| !prefix.is_empty());
+    let subject = Subjects::new(prefix).of(LOGS);
+    let mut body = json!(line);
+    if let Value::Object(body) = &mut body {
+        body.insert("node".into(), node.into());
+    }
+    (format!("{subject}.{}", line.plugin), body)
+}
+
+/// Answers a command that asks for the lines of a plugin of the tenant with this prefix.
+///
+/// # Errors
+/// What is wrong with the request.
+pub(crate) fn answer(prefix: Option<&str>, request: &[u8]) -> Result<Value, String> {
+    let request: Request = serde_json::from_slice(request)
+        .map_err(|error| format!("it doesn't say whose lines: {error}"))?;
+    presence_config::name(&request.plugin)
+        .map_err(|fix| format!("the plugin's name `{}`: {fix}", request.plugin))?;
+    let wanted = Wanted {
+        tenant: prefix.unwrap_or_default().to_owned(),
+        plugin: request.plugin,
+        is_debug: request.debug,
+    };
+    if request.follow {
+        plugin_lines::follow(wanted.clone())?;
+    }
+    let lines = plugin_lines::last(&wanted, ANSWER_BYTES_MAX);
+    Ok(json!({
+        "ok": true,
+        "lines": lines,
+        "leaseMs": request.follow.then_some(LEASE.as_millis() as u64),
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_goes_to_the_subject_of_its_tenant_and_plugin() {
+        let mut line = PluginLine {
+            epoch: 1,
+            seq: 7,
+            timestamp: 1,
+            plugin: "quiet".into(),
+            tenant: String::new(),
+            generation: Some(3),
+            level: "info",
+            text: "hello".into(),
+            left_out: 0,
+        };
+        let (subject, body) = message(&line, "node-1");
+        assert_eq!(subject, "presence.admin.logs.quiet");
+        let expected = json!({
+            "epoch": 1, "seq": 7, "timestamp": 1, "plugin": "quiet", "generation": 3,
+            "level": "info", "text": "hello", "node": "node-1",
+        });
+        assert_eq!(body, expected);
+        (line.tenant, line.left_out) = ("acme".into(), 2);
+        let (subject, body) = message(&line, "node-1");
+        assert_eq!(subject, "acme.presence.admin.logs.quiet");
+        assert_eq!(
+            (&body["tenant"], &body["leftOut"]),
+            (&"acme".into(), &2.into())
+        );
+    }
+
+    #[test]
+    fn a_request_names_a_plugin() {
+        for (request, problem) in [
+            ("", "whose lines"),
+            (r#"{"plugin": "a.b"}"#, "name `a.b`"),
+            (r#"{"plugin": "a", "more": 1}"#, "unknown field"),
+        ] {
+            let error = answer(None, request.as_bytes()).unwrap_err();
+            assert!(error.contains(problem), "{error}");
+        }
+        let answer = answer(None, br#"{"plugin": "of-nobody"}"#).unwrap();
+        assert_eq!(answer, json!({"ok": true, "lines": [], "leaseMs": null}));
+    }
+}

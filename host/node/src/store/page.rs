@@ -1,0 +1,104 @@
+//! What the node's page does with the store: it reads the history, and makes the next revision,
+//! as `presence pipeline rollback`, `presence plugins promote` and `abort` do.
+
+use std::sync::Arc;
+
+use anyhow::{Context as _, bail, ensure};
+use presence_config::revision::Revision;
+
+use super::trial::Trials;
+use super::{Found, LOOK_MAX, Store, Written, next_number};
+use crate::clock;
+
+/// The store, for a page of this node.
+pub(crate) struct PageStore {
+    pub(crate) store: Store,
+    pub(crate) trials: Arc<Trials>,
+    /// The node's name.
+    pub(crate) node: String,
+}
+
+/// What an operator does with the page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Step {
+    /// Makes the pipeline of this revision the next one.
+    RollBack(u64),
+    /// Has the canary decide on everyone.
+    Promote,
+    /// Has it decide on nobody.
+    Abort,
+}
+
+impl PageStore {
+    /// The last revisions, in the order of their numbers.
+    ///
+    /// # Errors
+    /// As [`Store::revisions`].
+    pub(crate) async fn history(&self) -> anyhow::Result<Vec<Found>> {
+        self.store.revisions(LOOK_MAX).await
+    }
+
+    /// Makes another pipeline the next revision, once this node has validated it. `seen` is
+    /// the revision that held when the operator looked. Returns the new one's number.
+    ///
+    /// # Errors
+    /// If there is a newer one than was seen, the node refuses it, or it can't be written.
+    pub(crate) async fn change(&self, step: Step, seen: u64) -> anyhow::Result<u64> {
+        let revisions = self.store.revisions(LOOK_MAX).await?;
+        let mut good = revisions.iter().rev();
+        let newest = good.find_map(|it| Some((it, it.revision.as_ref().ok()?)));
+        let (found, newest) = newest.context("there is no revision")?;
+        ensure!(
+            found.number == seen,
+            "{} meanwhile: look at it first",
+            written(found)
+        );
+        let (chain, why) = match step {
+            Step::RollBack(to) => {
+                let target = self.store.revision(to).await?;
+                let target = target.with_context(|| format!("there is no revision {to}"))?;
+                let chain = target.revision?.chain;
+                ensure!(
+                    newest.chain != chain,
+                    "revision {seen} has the same pipeline"
+                );
+                (chain, format!("rollback to revision {to}"))
+            }
+            Step::Promote | Step::Abort => {
+                let candidate = newest.candidate.as_ref();
+                let candidate = candidate.context("no canary runs by now")?;
+                let named = candidate.named();
+                match step {
+                    Step::Promote => (
+                        candidate.in_place(&newest.chain),
+                        format!("promote the canary {named}"),
+                    ),
+                    _ => (newest.chain.clone(), format!("abort the canary {named}")),
+                }
+            }
+        };
+        let number = next_number(&revisions, seen);
+        let next = Revision {
+            revision: number.context("there is no higher number of a revision")?,
+            chain,
+            candidate: None,
+            who: format!("page@{}", self.node),
+            when: clock::now_ms(),
+            why,
+        };
+        let validated = self.trials.validate(&next.to_json()).await;
+        validated.map_err(|why| anyhow::anyhow!("this node refuses it: {why}"))?;
+        match self.store.write(&next).await? {
+            Written::Done => Ok(next.revision),
+            Written::Taken(other) => bail!("{} meanwhile: look at it first", written(&other)),
+        }
+    }
+}
+
+/// By whom a revision was written.
+fn written(found: &Found) -> String {
+    match &found.revision {
+        Ok(revision) => format!("{} has written revision {}", revision.who, found.number),
+        Err(_) => format!("somebody has written revision {}", found.number),
+    }
+}

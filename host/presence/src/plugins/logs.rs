@@ -1,0 +1,203 @@
+//! `presence plugins logs`
+
+use std::collections::HashMap;
+
+use anyhow::ensure;
+use presence_config::escape::{line, print, print_json, say};
+use presence_config::{self as config, Config};
+use presence_kit::explained::word;
+use presence_kit::{ConfigArg, text};
+use presence_node::store::logs::RENEW;
+use presence_node::store::operator::Operator;
+use serde_json::Value;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::sleep;
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// The plugin's name.
+    #[arg(value_parser = name)]
+    name: String,
+    /// Goes on printing what is logged, until SIGTERM or SIGINT.
+    #[arg(long)]
+    follow: bool,
+    /// How many of the last lines are printed at first.
+    #[arg(long, value_name = "N", default_value_t = 50)]
+    last: usize,
+    /// Also prints what is only for debugging. Nodes keep such lines while somebody follows
+    /// them so.
+    #[arg(long)]
+    debug: bool,
+    /// Prints each line as a JSON object.
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    config: ConfigArg,
+}
+
+fn name(text: &str) -> Result<String, String> {
+    config::name(text).map(|()| text.to_owned())
+}
+
+/// Prints what a plugin has logged on all nodes, and what it logs.
+pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let config = Config::load(args.config.config.as_deref(), config::variables())?;
+    let operator = Operator::connect(&config).await?;
+    let mut printed = Printed::default();
+    if !args.follow {
+        let (lines, failed) = ask(&operator, args).await?;
+        let earlier = lines.len().saturating_sub(args.last);
+        for line in lines.iter().skip(earlier) {
+            printed.print(line, args.json)?;
+        }
+        ensure!(failed == 0, "{failed} nodes have not said what they have");
+        return Ok(());
+    }
+    // Before the nodes are asked, so that nothing is lost in between.
+    let mut heard = operator.hear(&args.name).await?;
+    let (lines, _) = ask(&operator, args).await?;
+    let earlier = lines.len().saturating_sub(args.last);
+    for (place, line) in lines.iter().enumerate() {
+        match place < earlier {
+            true => drop(printed.is_new(line)),
+            false => printed.print(line, args.json)?,
+        }
+    }
+    say(format_args!(
+        "following {} at {}; Ctrl-C ends it",
+        args.name,
+        config.nats.servers()
+    ));
+    loop {
+        let again = async {
+            sleep(RENEW).await;
+            ask(&operator, args).await
+        };
+        let mut again = std::pin::pin!(again);
+        loop {
+            tokio::select! {
+                _ = terminate.recv() => return Ok(()),
+                _ = interrupt.recv() => return Ok(()),
+                said = operator.may_not_hear() => anyhow::bail!("NATS says: {said}"),
+                line = heard.next() => match line {
+                    Some(line) => printed.print(&line, args.json)?,
+                    None => anyhow::bail!("the connection to NATS is closed"),
+                },
+                asked = &mut again => {
+                    // With what was logged on a node that is new.
+                    match asked {
+                        Ok((lines, _)) => for line in lines {
+                            printed.print(&line, args.json)?;
+                        },
+                        Err(error) => say(format_args!("warning: {error:#}")),
+                    }
+                    break;
+                }
+            }
+        }
+    }
+}
+
+/// The last lines of all nodes by time, and how many nodes have not answered. A node that is
+/// asked to follow publishes what comes.
+async fn ask(operator: &Operator, args: &Args) -> anyhow::Result<(Vec<Value>, usize)> {
+    let mut all = Vec::new();
+    let mut failed = 0;
+    let mut nodes = operator.nodes().await?;
+    // One that waits for its turn calls no plugin.
+    nodes.retain(|node| !node.waits);
+    for node in nodes {
+        let asked = operator.log_lines(&node, &args.name, args.debug, args.follow);
+        match asked.await {
+            Ok(lines) => all.extend(lines),
+            Err(error) => {
+                failed += 1;
+                say(format_args!("warning: {}: {error:#}", node.name));
+            }
+        }
+    }
+    // Lines of one node stay in their order.
+    all.sort_by_key(|line| number(line, "timestamp"));
+    Ok((all, failed))
+}
+
+/// What was printed last of each node: its epoch, and the line's number.
+#[derive(Default)]
+struct Printed(HashMap<String, (u64, u64)>);
+
+impl Printed {
+    /// Whether a line was not printed yet. It counts as printed from now on.
+    fn is_new(&mut self, line: &Value) -> bool {
+        let last = self.0.entry(word(line, "/node")).or_default();
+        let this = (number(line, "epoch"), number(line, "seq"));
+        let is_new = this.0 != last.0 || this.1 > last.1;
+        if is_new {
+            *last = this;
+        }
+        is_new
+    }
+
+    fn print(&mut self, line: &Value, json: bool) -> anyhow::Result<()> {
+        if !self.is_new(line) {
+            return Ok(());
+        }
+        match json {
+            true => print_json(line)?,
+            false => print(format_args!("{}\n", sentence(line)))?,
+        }
+        Ok(())
+    }
+}
+
+fn number(line: &Value, key: &str) -> u64 {
+    line.get(key).and_then(Value::as_u64).unwrap_or_default()
+}
+
+/// A line as people read it.
+fn sentence(said: &Value) -> String {
+    let word = |key: &str| line(word(said, key));
+    let time = text::time(number(said, "timestamp"));
+    let generation = match said.get("generation").and_then(Value::as_u64) {
+        Some(generation) => format!("  generation {generation}"),
+        None => String::new(),
+    };
+    let left_out = match number(said, "leftOut") {
+        0 => String::new(),
+        count => format!("  ({count} lines before this one were left out)"),
+    };
+    format!(
+        "{time}  {}{generation}  {:5}  {}{left_out}",
+        word("/node"),
+        word("/level"),
+        word("/text")
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_line_is_printed_once_and_in_one_line() {
+        let said = |epoch: u64, seq: u64| {
+            json!({
+                "node": "n", "epoch": epoch, "seq": seq, "timestamp": 1_698_000_000_000_u64,
+                "generation": 3, "level": "info", "text": "a\nb", "leftOut": seq - 1,
+            })
+        };
+        let mut printed = Printed::default();
+        let new = [(1, 1), (1, 2), (1, 1), (1, 2), (1, 3), (2, 1), (2, 1)];
+        let new = new.map(|(epoch, seq)| printed.is_new(&said(epoch, seq)));
+        assert_eq!(new, [true, true, false, false, true, true, false]);
+        assert_eq!(
+            sentence(&said(1, 1)),
+            "2023-10-22 18:40:00 UTC  n  generation 3  info   a\\nb"
+        );
+        let left_out = sentence(&said(1, 3));
+        assert!(left_out.ends_with("a\\nb  (2 lines before this one were left out)"));
+    }
+}
