@@ -340,7 +340,7 @@ async fn what_others_write_into_the_buckets_is_refused_and_what_runs_goes_on() -
     world.until_visible_to("12345", &BY_GROUP).await?;
     // It starts with that one, too.
     world.host.stop().await?;
-    fs::remove_dir_all(world.site.path().join("state"))?;
+    fs::remove_dir_all(world.site.path().join("presence-state"))?;
     world.host = Host::start(&world.site).await?;
     world.until_visible_to("12345", &BY_GROUP).await?;
     world.end().await
