@@ -308,7 +308,10 @@ async fn a_canary_and_a_shadow_are_on_the_page_and_an_operator_ends_a_canary_the
 
     let chromium = browser::find()?.to_string_lossy().into_owned();
     let url = format!("http://{host}");
-    let mut page = node::spawn("tests/node/canary.mjs", &[&chromium, &url, &token])?;
+    // For the pictures of the guide.
+    let pictures = std::env::var("PRESENCE_PICTURES").unwrap_or_default();
+    let args = [&*chromium, &*url, &*token, &*pictures];
+    let mut page = node::spawn("tests/node/canary.mjs", &args)?;
     for seen in ["seen: figures", "seen: examples", "do: shadow"] {
         next(&mut page, seen).await?;
     }

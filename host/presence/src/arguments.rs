@@ -1,9 +1,21 @@
-//! Values of arguments that several commands take.
+//! Arguments, and values of them, that several commands take.
 
 use std::time::Duration;
 
 use bytesize::ByteSize;
 use jiff::{SignedDuration, Span, SpanRelativeTo};
+use presence_kit::ConfigArg;
+
+/// What commands about the plugin store have in common: how the output is wanted, and from
+/// whom.
+#[derive(clap::Args)]
+pub(crate) struct Output {
+    /// Prints one JSON object; `logs` one for each line.
+    #[arg(long)]
+    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) config: ConfigArg,
+}
 
 /// A span of time as it is written on the command line: `500ms`, `90s`, `15m`, `2h`, `7d`.
 pub(crate) fn span(text: &str) -> Result<Duration, String> {

@@ -2,28 +2,26 @@
 
 use presence_config::escape::{line, print, print_json, say};
 use presence_config::revision::{Entry, Revision};
-use presence_kit::{ConfigArg, text};
+use presence_kit::text;
 use serde_json::json;
 
 use super::change::Session;
+use crate::arguments::Output;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// How many of the newest are listed.
     #[arg(long, value_name = "N", default_value_t = 50)]
     last: usize,
-    /// Prints them as one JSON object.
-    #[arg(long)]
-    json: bool,
     #[command(flatten)]
-    config: ConfigArg,
+    output: Output,
 }
 
 /// Lists the revisions.
 pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
-    let session = Session::open(&args.config).await?;
+    let session = Session::open(&args.output.config).await?;
     let earlier = session.revisions.len().saturating_sub(args.last);
-    if args.json {
+    if args.output.json {
         let listed = session
             .revisions
             .iter()

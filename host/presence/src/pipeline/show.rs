@@ -1,29 +1,27 @@
 //! `presence pipeline show`
 
 use presence_config::escape::{line, print, print_json};
-use presence_kit::{ConfigArg, text};
+use presence_kit::text;
 
 use super::change::Session;
+use crate::arguments::Output;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// Its number; the newest one, if none is given.
     revision: Option<u64>,
-    /// Prints it as the store has it.
-    #[arg(long)]
-    json: bool,
     #[command(flatten)]
-    config: ConfigArg,
+    output: Output,
 }
 
 /// Prints a revision.
 pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
-    let session = Session::open(&args.config).await?;
+    let session = Session::open(&args.output.config).await?;
     let revision = match args.revision {
         Some(number) => &session.numbered(number).await?,
         None => session.needed()?,
     };
-    if args.json {
+    if args.output.json {
         print_json(serde_json::to_value(revision)?)?;
         return Ok(());
     }

@@ -5,25 +5,23 @@ use presence_config::digest::Digest;
 use presence_config::escape::{line, print, print_json};
 use presence_config::revision::{Entry, Revision};
 use presence_kit::explained::{flag, word};
-use presence_kit::{ConfigArg, text};
+use presence_kit::text;
 use serde_json::{Value, json};
 
+use crate::arguments::Output;
 use crate::pipeline::change::Session;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// The plugin's name.
     name: String,
-    /// Prints them as one JSON object.
-    #[arg(long)]
-    json: bool,
     #[command(flatten)]
-    config: ConfigArg,
+    output: Output,
 }
 
 /// Lists the revisions that changed a plugin's stages, and its quarantines.
 pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
-    let session = Session::open(&args.config).await?;
+    let session = Session::open(&args.output.config).await?;
     let alerts = session.operator.store().alerts().await;
     let alerts = alerts.map_err(|error| session.operator.complained(error))?;
     let quarantines: Vec<_> = alerts
@@ -44,7 +42,7 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
         "no revision has a plugin `{}`",
         line(&args.name)
     );
-    if args.json {
+    if args.output.json {
         let listed = changes.iter().map(|(revision, stages)| {
             json!({
                 "revision": revision.revision,

@@ -1,31 +1,29 @@
 //! `presence plugins list`
 
 use presence_config::escape::{line, print, print_json};
-use presence_kit::{ConfigArg, figures, text};
+use presence_kit::{figures, text};
 use presence_node::store::Stored;
 use serde_json::json;
 
+use crate::arguments::Output;
 use crate::pipeline::change::Session;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Prints them as one JSON object.
-    #[arg(long)]
-    json: bool,
     #[command(flatten)]
-    config: ConfigArg,
+    output: Output,
 }
 
 /// Lists the plugins, and which of them the newest revision has.
 pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
-    let session = Session::open(&args.config).await?;
+    let session = Session::open(&args.output.config).await?;
     let plugins = session.operator.store().plugins().await;
     let plugins = plugins.map_err(|error| session.operator.complained(error))?;
     let newest = session.newest();
     let is_active = |it: &Stored| {
         newest.is_some_and(|revision| revision.chain.iter().any(|entry| entry.digest == it.digest))
     };
-    if args.json {
+    if args.output.json {
         let listed = plugins.iter().map(|it| {
             json!({
                 "plugin": it.about.name,

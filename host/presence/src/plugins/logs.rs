@@ -6,12 +6,14 @@ use anyhow::ensure;
 use presence_config::escape::{line, print, print_json, say};
 use presence_config::{self as config, Config};
 use presence_kit::explained::word;
-use presence_kit::{ConfigArg, text};
+use presence_kit::text;
 use presence_node::store::logs::RENEW;
 use presence_node::store::operator::Operator;
 use serde_json::Value;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::sleep;
+
+use crate::arguments::Output;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -28,11 +30,8 @@ pub(crate) struct Args {
     /// them so.
     #[arg(long)]
     debug: bool,
-    /// Prints each line as a JSON object.
-    #[arg(long)]
-    json: bool,
     #[command(flatten)]
-    config: ConfigArg,
+    output: Output,
 }
 
 fn name(text: &str) -> Result<String, String> {
@@ -43,14 +42,14 @@ fn name(text: &str) -> Result<String, String> {
 pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    let config = Config::load(args.config.config.as_deref(), config::variables())?;
+    let config = Config::load(args.output.config.config.as_deref(), config::variables())?;
     let operator = Operator::connect(&config).await?;
     let mut printed = Printed::default();
     if !args.follow {
         let (lines, failed) = ask(&operator, args).await?;
         let earlier = lines.len().saturating_sub(args.last);
         for line in lines.iter().skip(earlier) {
-            printed.print(line, args.json)?;
+            printed.print(line, args.output.json)?;
         }
         ensure!(failed == 0, "{failed} nodes have not said what they have");
         return Ok(());
@@ -62,7 +61,7 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
     for (place, line) in lines.iter().enumerate() {
         match place < earlier {
             true => drop(printed.is_new(line)),
-            false => printed.print(line, args.json)?,
+            false => printed.print(line, args.output.json)?,
         }
     }
     say(format_args!(
@@ -82,14 +81,14 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
                 _ = interrupt.recv() => return Ok(()),
                 said = operator.may_not_hear() => anyhow::bail!("NATS says: {said}"),
                 line = heard.next() => match line {
-                    Some(line) => printed.print(&line, args.json)?,
+                    Some(line) => printed.print(&line, args.output.json)?,
                     None => anyhow::bail!("the connection to NATS is closed"),
                 },
                 asked = &mut again => {
                     // With what was logged on a node that is new.
                     match asked {
                         Ok((lines, _)) => for line in lines {
-                            printed.print(&line, args.json)?;
+                            printed.print(&line, args.output.json)?;
                         },
                         Err(error) => say(format_args!("warning: {error:#}")),
                     }

@@ -6,11 +6,11 @@ use anyhow::Context as _;
 use presence_config::digest::Digest;
 use presence_config::escape::{line, print, print_json};
 use presence_config::regular::{self, Limit};
-use presence_kit::ConfigArg;
 use presence_node::store::About;
 use serde_json::json;
 
 use super::oci::{self, Address, SCHEME};
+use crate::arguments::Output;
 use crate::pipeline::change::Session;
 
 #[derive(clap::Args)]
@@ -25,11 +25,8 @@ pub(crate) struct Args {
     /// On how many servers of a cluster the buckets are kept, if they are made now.
     #[arg(long, value_name = "N", default_value_t = 1)]
     replicas: usize,
-    /// Prints one JSON object.
-    #[arg(long)]
-    json: bool,
     #[command(flatten)]
-    config: ConfigArg,
+    output: Output,
 }
 
 /// A plugin that is to be uploaded.
@@ -67,7 +64,7 @@ impl Plugin {
 
 /// Uploads them, once it is known that all of them are plugins.
 pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
-    let session = Session::open(&args.config).await?;
+    let session = Session::open(&args.output.config).await?;
     let limit = Limit {
         bytes_max: session.config.plugins.file_bytes_max,
         key: "[plugins] file_bytes_max",
@@ -91,7 +88,7 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
         let pushed_now = store.push(digest, bytes, about);
         let is_new = operator.attempt("$O.", pushed_now).await?;
         let About { name, version, .. } = about;
-        if !args.json {
+        if !args.output.json {
             let did = if is_new { "uploaded" } else { "was there" };
             let from = from.as_ref().map(|from| format!("  from {}", line(from)));
             print(format_args!(
@@ -109,7 +106,7 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
             "from": from,
         }));
     }
-    if args.json {
+    if args.output.json {
         print_json(json!({"pushed": pushed}))?;
     }
     Ok(())

@@ -6,13 +6,13 @@ use std::time::Duration;
 use anyhow::{Context as _, ensure};
 use presence_config::escape::{line, print, print_json, say};
 use presence_kit::explained::{reasons, what_it_does, word};
-use presence_kit::{ConfigArg, text};
+use presence_kit::text;
 use presence_node::store::operator::{Node, Operator};
 use serde_json::{Value, json};
 use tokio::time::sleep;
 
 use super::activate::{Named, named};
-use crate::arguments::span;
+use crate::arguments::{Output, span};
 use crate::pipeline::change::Session;
 
 /// How often is looked whether it is over.
@@ -26,16 +26,13 @@ pub(crate) struct Args {
     /// For how long.
     #[arg(long = "for", value_name = "TIME", value_parser = span)]
     lasts: Duration,
-    /// Prints the reports as one JSON object.
-    #[arg(long)]
-    json: bool,
     #[command(flatten)]
-    config: ConfigArg,
+    output: Output,
 }
 
 /// Runs a shadow on every node that follows the store, and prints what came of it.
 pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
-    let session = Session::open(&args.config).await?;
+    let session = Session::open(&args.output.config).await?;
     let digest = args.plugin.digest_in(&session).await?;
     let mut nodes = session.operator.nodes().await?;
     nodes.retain(|node| node.follows_store && !node.waits);
@@ -49,7 +46,7 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
         let asked = operator.shadow(&node, name, &digest, for_ms).await;
         begun.push((node, asked));
     }
-    if !args.json {
+    if !args.output.json {
         say(format_args!("{name}@{} runs in a shadow", digest.short()));
     }
     for (node, asked) in begun {
@@ -58,7 +55,7 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
             Err(error) => Err(error),
         };
         failed += usize::from(report.is_err());
-        if !args.json {
+        if !args.output.json {
             let told = match &report {
                 Ok(shadow) => page(shadow),
                 Err(error) => format!("  refused: {}\n", line(format_args!("{error:#}"))),
@@ -70,7 +67,7 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
             Err(error) => json!({"node": node.name, "error": format!("{error:#}")}),
         });
     }
-    if args.json {
+    if args.output.json {
         print_json(json!({"plugin": name, "digest": digest, "nodes": reports}))?;
     }
     ensure!(
@@ -98,7 +95,11 @@ async fn over(operator: &Operator, node: &Node, lasts: Duration) -> anyhow::Resu
 
 /// A report as people read it.
 fn page(shadow: &Value) -> String {
-    let at = |pointer: &str| line(word(shadow, &format!("/report{pointer}")));
+    // What was never called has no times.
+    let at = |pointer: &str| match &*word(shadow, &format!("/report{pointer}")) {
+        "null" => "–".to_owned(),
+        word => line(word),
+    };
     let mut page = String::new();
     let _ = writeln!(
         page,
@@ -156,4 +157,27 @@ fn page(shadow: &Value) -> String {
         }
     }
     page
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_never_called_has_no_times() {
+        let count = json!({"pairs": 0, "users": 0, "viewers": 0});
+        let side =
+            json!({"calls": 0, "failures": 0, "fuelMean": 0, "p50Micros": null, "p99Micros": 1.5});
+        let report = json!({
+            "decisions": {"compared": 0, "different": 0, "skipped": 2, "unanswered": 0},
+            "lost": count, "gained": count, "otherwise": count,
+            "active": side, "candidate": side,
+        });
+        let page = page(&json!({"report": report}));
+        assert!(page.contains("2 skipped for want of time"), "{page}");
+        assert!(
+            page.contains("active    0      0         0     –       1.5"),
+            "{page}"
+        );
+    }
 }
