@@ -2,6 +2,7 @@
 //! HTTP, where it serves its health: the same machine, and no rights on the broker.
 
 mod fetch;
+mod store;
 
 use std::fmt::Write as _;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -119,6 +120,7 @@ fn page(status: &Value) -> String {
             };
             rows.push([title, plugin(stage)]);
         }
+        rows.extend(store::rows(status));
     }
     if let Some(pending) = number("/serving/pendingDecisions").filter(|pending| *pending > 0) {
         let oldest_s = number("/serving/oldestPendingMs").unwrap_or_default() / 1_000;

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use async_nats::Client;
 use bytes::Bytes;
-use presence_config::subjects::{ALERTS, BEACON, Subjects};
+use presence_config::subjects::{ALERTS, BEACON, LOGS, Subjects};
 use presence_config::{Config, Directory};
 use presence_core::publish::Subject;
 use tokio::sync::Notify;
@@ -112,6 +112,7 @@ fn needed(config: &Config) -> Vec<Right> {
     let replies = replies.iter().map(|prefix| format!("{prefix}>"));
     needed.extend(replies.map(|subject| Right::new(Act::Publish, subject, true)));
     needed.push(publish(ALERTS, true));
+    needed.push(publish(&format!("{LOGS}.*"), true));
     needed.push(Right::new(Act::Subscribe, "$SRV.>".into(), true));
     needed.extend(store_needs(config));
     match &config.directory {
