@@ -10,6 +10,7 @@ pub mod client;
 pub mod component;
 pub mod host;
 pub mod http;
+pub mod identity;
 pub mod kit;
 pub mod nats;
 pub mod node;

@@ -36,7 +36,10 @@ const PLACES: [(&str, &[&str]); 10] = [
     ),
     ("wasmtime", &["sandbox/src/"]),
     // Types that cross into components, and the reading of their files.
-    ("ComponentType", &["sandbox/src/api/"]),
+    (
+        "ComponentType",
+        &["sandbox/src/api/", "sandbox/src/bounds.rs"],
+    ),
     (
         "wasmparser",
         &[

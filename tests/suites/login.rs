@@ -3,12 +3,14 @@
 
 use std::fs;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use nkeys::KeyPair;
 use presence_tests::host::{self, Host};
+use presence_tests::identity::{Authority, Operated};
 use presence_tests::nats::{NatsServer, Options};
 use presence_tests::site::Site;
 use serde_json::Value;
+use tempfile::TempDir;
 
 const CA: &str = include_str!("login.ca.pem");
 
@@ -105,4 +107,97 @@ async fn a_server_without_tls_is_refused_where_a_certificate_is_set() -> Result<
     let said = host.process.stderr().join("\n");
     assert!(!said.contains("connected to NATS"), "{said}");
     host.stop().await
+}
+
+/// A server that speaks TLS, and asks clients for certificates or not, with its files in a
+/// folder.
+async fn encrypted(authority: &Authority, asks: bool) -> Result<(NatsServer, TempDir)> {
+    let folder = tempfile::tempdir()?;
+    authority.issue("127.0.0.1", folder.path(), "server")?;
+    fs::write(folder.path().join("ca.pem"), authority.pem())?;
+    let path = |file: &str| folder.path().join(file).display().to_string();
+    let config = format!(
+        "tls {{ cert_file: \"{}\", key_file: \"{}\", ca_file: \"{}\", verify: {asks} }}",
+        path("server.pem"),
+        path("server.key"),
+        path("ca.pem"),
+    );
+    let server = NatsServer::start_with(Options {
+        config,
+        ..Options::default()
+    })
+    .await?;
+    Ok((server, folder))
+}
+
+/// Waits until a node that can't log in says why, in these words, and that it isn't ready.
+async fn stays_away(site: &Site, words: &str) -> Result<()> {
+    let mut host = Host::spawn(site)?;
+    host.wait_for_log(0, &["can't reach nats", words]).await?;
+    let said = host.process.stderr().join("\n");
+    ensure!(!said.contains("connected to NATS"), "{said}");
+    host.stop().await
+}
+
+#[tokio::test]
+async fn a_server_is_believed_whose_certificate_is_of_a_trusted_authority() -> Result<()> {
+    let (ours, theirs) = (Authority::new()?, Authority::new()?);
+    let (server, _folder) = encrypted(&ours, false).await?;
+    let site = Site::new(&server.url())?.with("nats.tls.ca", "ca.pem")?;
+    fs::write(site.path().join("ca.pem"), ours.pem())?;
+    let host = Host::start(&site).await?;
+    let answer = host::run(&site, &["query", "ada", "ben", "--json"])?;
+    ensure!(answer.status.success(), "{answer:?}");
+    host.stop().await?;
+    fs::write(site.path().join("ca.pem"), theirs.pem())?;
+    stays_away(&site, "certificate").await?;
+    // Without a word about TLS, too, nothing is sent in clear to a server that asks for it.
+    let site = Site::new(&server.url())?;
+    stays_away(&site, "certificate").await
+}
+
+#[tokio::test]
+async fn a_node_proves_itself_with_a_certificate_of_its_own() -> Result<()> {
+    let (ours, theirs) = (Authority::new()?, Authority::new()?);
+    let (server, _folder) = encrypted(&ours, true).await?;
+    let bare = Site::new(&server.url())?.with("nats.tls.ca", "ca.pem")?;
+    fs::write(bare.path().join("ca.pem"), ours.pem())?;
+    stays_away(&bare, "certificate").await?;
+    let site = bare
+        .with("nats.tls.cert", "node.pem")?
+        .with("nats.tls.key", "node.key")?;
+    theirs.issue("node", site.path(), "node")?;
+    stays_away(&site, "").await?;
+    ours.issue("node", site.path(), "node")?;
+    let host = Host::start(&site).await?;
+    let answer = host::run(&site, &["query", "ada", "ben", "--json"])?;
+    ensure!(answer.status.success(), "{answer:?}");
+    host.stop().await
+}
+
+#[tokio::test]
+async fn a_creds_file_is_a_login_to_a_server_with_an_operator() -> Result<()> {
+    let (operated, others) = (Operated::new()?, Operated::new()?);
+    let server = NatsServer::start_with(Options {
+        config: operated.config.clone(),
+        ..Options::default()
+    })
+    .await?;
+    let site = Site::new(&server.url())?.with("nats.creds", "node.creds")?;
+    fs::write(site.path().join("node.creds"), others.creds()?)?;
+    stays_away(&site, "authorization violation").await?;
+    fs::write(site.path().join("node.creds"), operated.creds()?)?;
+    let host = Host::start(&site).await?;
+    let answer = host::run(&site, &["query", "ada", "ben", "--json"])?;
+    ensure!(answer.status.success(), "{answer:?}");
+    host.stop().await
+}
+
+#[tokio::test]
+async fn a_key_that_the_server_does_not_know_is_no_login() -> Result<()> {
+    let (known, _) = key()?;
+    let server = server(&known).await?;
+    let site = Site::new(&server.url())?.with("nats.nkey", "node.nk")?;
+    fs::write(site.path().join("node.nk"), key()?.1)?;
+    stays_away(&site, "authorization violation").await
 }

@@ -26,6 +26,7 @@ pub mod escape;
 #[cfg(fuzzing)]
 pub mod fuzz;
 pub mod log_filter;
+mod public_key;
 pub mod regular;
 pub mod reply_prefix;
 pub mod revision;
@@ -33,4 +34,5 @@ mod shard;
 pub mod subjects;
 
 pub use configuration::*;
+pub use public_key::{NoKey, PublicKey};
 pub use shard::{BODY_BYTES_MAX, HEADER_BYTES_MAX, pulse_ms, shard_settings};

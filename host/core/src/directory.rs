@@ -155,6 +155,18 @@ impl Directory {
         Ok(set.map_or_else(Audience::nobody, Audience::from))
     }
 
+    /// What it takes to answer a question whose answer has to be made each time, in units of
+    /// about one instruction.
+    pub fn work(&self, question: &Question) -> u64 {
+        match question {
+            Question::CoMembers(user) if self.answers.is_none() => {
+                let groups = self.members_of_groups(*user);
+                groups.map(|members| 64 + members.len() / 16).sum()
+            }
+            _ => 0,
+        }
+    }
+
     /// The names of the groups a user is in, in their alphabetical order.
     ///
     /// # Errors
@@ -265,14 +277,25 @@ impl Directory {
     }
 
     fn co_members(&self, user: Id) -> Audience {
-        let members = self
-            .groups_of(user)
-            .iter()
-            .filter_map(|group| self.groups.get(group));
-        let all = members.fold(Audience::nobody(), |all, group| {
-            all.union(&Arc::clone(group).into())
-        });
-        all.without(user)
+        let mut groups = self.members_of_groups(user);
+        let (first, second) = (groups.next(), groups.next());
+        let (Some(first), Some(second)) = (first, second) else {
+            let only = first.map_or_else(Audience::nobody, |only| Arc::clone(only).into());
+            return only.without(user);
+        };
+        // Each group is looked through once, however many there are by then.
+        let mut all = RoaringBitmap::clone(first);
+        for group in std::iter::once(second).chain(groups) {
+            all |= &**group;
+        }
+        all.remove(user.0);
+        all.into()
+    }
+
+    /// The members of each group that a user is in.
+    fn members_of_groups(&self, user: Id) -> impl Iterator<Item = &Arc<RoaringBitmap>> {
+        let groups = self.groups_of(user).iter();
+        groups.filter_map(|group| self.groups.get(group))
     }
 }
 

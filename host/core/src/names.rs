@@ -7,6 +7,7 @@
 
 use std::fmt;
 use std::hash::BuildHasher;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use foldhash::quality::FixedState;
@@ -112,10 +113,19 @@ impl fmt::Debug for Name {
     }
 }
 
+/// How many bytes ids may take, until the next sweep, that nobody knew before a plugin named
+/// them: about each takes as much beside its text.
+const NAMED_BYTES_MAX: usize = 128 << 20;
+const NAMED_BYTES: usize = 64;
+
 /// A tenant's user ids, shared by its shards.
 #[derive(Debug, Default)]
 pub struct Names {
     table: RwLock<Table>,
+    /// How many bytes those take that plugins have named since the last sweep.
+    named_bytes: AtomicUsize,
+    /// Whether that is not bounded, since nothing sweeps.
+    is_unbounded: bool,
 }
 
 #[derive(Debug, Default)]
@@ -134,6 +144,14 @@ impl Names {
         Self::default()
     }
 
+    /// An empty table that nothing sweeps: plugins may name as many ids as they like.
+    pub fn unbounded() -> Self {
+        Self {
+            is_unbounded: true,
+            ..Self::default()
+        }
+    }
+
     /// The number of an id, which gets one if it has none.
     pub fn intern(&self, text: &str) -> Id {
         {
@@ -143,6 +161,32 @@ impl Names {
             }
         }
         self.write_table().intern(text)
+    }
+
+    /// As [`Self::intern`], of an id that a plugin names. None if it is new, and too many have
+    /// been since the last sweep: a plugin can make them up faster than they are given back.
+    pub fn intern_named(&self, text: &str) -> Option<Id> {
+        {
+            let table = self.read_table();
+            match (table.find(text), &table.unseen) {
+                (Some(number), None) => return Some(Id(number)),
+                (Some(_), Some(_)) => {}
+                (None, _) => {
+                    let bytes = NAMED_BYTES + text.len();
+                    let before = self.named_bytes.fetch_add(bytes, Ordering::Relaxed);
+                    if before + bytes > NAMED_BYTES_MAX && !self.is_unbounded {
+                        self.named_bytes.fetch_sub(bytes, Ordering::Relaxed);
+                        return None;
+                    }
+                }
+            }
+        }
+        Some(self.write_table().intern(text))
+    }
+
+    /// Whether plugins have named so many new ids that a sweep had better not wait.
+    pub fn is_sweep_due(&self) -> bool {
+        self.named_bytes.load(Ordering::Relaxed) > NAMED_BYTES_MAX / 2
     }
 
     /// As [`Self::intern`], with the id's shared name beside its number.
@@ -214,6 +258,7 @@ impl Names {
     pub fn finish_sweep(&self) -> usize {
         let table = &mut *self.write_table();
         let unseen = table.unseen.take().unwrap_or_default();
+        self.named_bytes.store(0, Ordering::Relaxed);
         let mut given_back = 0;
         for number in unseen {
             given_back += usize::from(table.remove(number));
@@ -405,6 +450,29 @@ mod tests {
         let mut json = Vec::new();
         assert_eq!(names.read().write_list(&ids, 0, &mut json), 100);
         assert!(json.is_empty());
+    }
+
+    #[test]
+    fn a_plugin_makes_up_no_more_ids_than_there_is_room_for_until_the_next_sweep() {
+        let (names, unbounded) = (Names::new(), Names::unbounded());
+        let known = names.intern("known");
+        for names in [&names, &unbounded] {
+            names
+                .named_bytes
+                .store(NAMED_BYTES_MAX - NAMED_BYTES - 4, Ordering::Relaxed);
+        }
+        assert!(names.intern_named("last").is_some());
+        assert!(names.is_sweep_due());
+        assert_eq!(names.intern_named("more"), None);
+        assert!(unbounded.intern_named("more than that").is_some());
+        // What is known costs nothing, and what comes from elsewhere is not held up.
+        assert_eq!(names.intern_named("known"), Some(known));
+        names.intern("other");
+        assert!(names.intern_named("other").is_some());
+        names.begin_sweep();
+        names.finish_sweep();
+        assert!(!names.is_sweep_due());
+        assert!(names.intern_named("more").is_some());
     }
 
     #[test]

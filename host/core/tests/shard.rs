@@ -28,6 +28,8 @@ struct Contacts {
     closed: bool,
     asked: usize,
     reconsider_at: Option<u64>,
+    /// After how long it asks to be asked again, each time.
+    again_in: Option<u64>,
 }
 
 fn rendition(audience: Audience) -> Vec<Rendition> {
@@ -64,7 +66,9 @@ impl Rules for Contacts {
         };
         let reads = Reads {
             questions: BTreeSet::from([question]),
-            reconsider_at: self.reconsider_at,
+            reconsider_at: self
+                .reconsider_at
+                .or_else(|| Some(context.now + self.again_in?)),
             ..Reads::default()
         };
         Decision::Decided(rendition(contacts), reads)
@@ -430,6 +434,18 @@ fn a_verdict_that_holds_until_a_time_is_made_again_then_for_anyone_who_is_online
         filtered(&world.wait(5_000)),
         [("user_offline", &json!(["b"]))]
     );
+}
+
+#[test]
+fn a_rule_that_asks_to_be_asked_again_at_once_is_asked_ten_times_a_second() {
+    let mut world = World::new(&[("a", &["b"])]);
+    world.rules.again_in = Some(1);
+    world.connect("a");
+    let (begin, asked) = (world.now, world.rules.asked);
+    for now in begin + 1..=begin + 1_000 {
+        world.wait(now);
+    }
+    assert_eq!(world.rules.asked - asked, 10);
 }
 
 #[test]

@@ -3,7 +3,7 @@
 
 use presence_config::escape::{line, print, print_json, say};
 use presence_config::{
-    Config, Effect, Grant, OnFailure, Place, Read, Source, Stage, effect_of, variables,
+    Config, Effect, OnFailure, Place, Read, Source, Stage, effect_of, variables,
 };
 use presence_kit::text::{plain, table};
 use serde_json::{Value, json};
@@ -82,10 +82,7 @@ fn object(read: &Read) -> Value {
 }
 
 fn described(stage: &Stage) -> Value {
-    let grants = stage.grants.iter().map(|grant| match grant {
-        Grant::Widen => "widen",
-        Grant::Wasi => "wasi",
-    });
+    let grants = stage.grants.iter().map(|grant| grant.as_str());
     let from = stage.source.map(|source| match source {
         Source::BuiltIn => "built-in",
         Source::Folder => "folder",

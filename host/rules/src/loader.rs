@@ -5,22 +5,26 @@ use std::collections::{BTreeMap, HashMap};
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use anyhow::Context as _;
 use presence_config::digest::Digest;
 use presence_config::regular::{self, Limit, Stamp};
-use presence_config::{self as config, Config, Grant, OnFailure, PluginSource, Plugins, Source};
+use presence_config::{self as config, Config, OnFailure, PluginSource, Plugins, Source};
 use presence_sandbox::manifest;
 use presence_sandbox::{Blueprint, Engine, Limits, LoadError, Manifest, Plugin, Stage, sha256};
 
 use crate::in_force::{BUILT_IN, Entry, InForce};
 use crate::limits::limits;
 use crate::private;
+use crate::signature::{self, Unverified};
 use crate::stored::{Kept, STORE};
 
 mod attempt;
 mod built_in;
 mod compiler;
+mod grants;
+mod seats;
 mod survey;
 mod unused;
 
@@ -29,7 +33,7 @@ pub use built_in::built_in;
 pub use survey::{FoundPlugin, found_plugins, misnamed_files, survey};
 pub use unused::{NO_REDACTOR, folder_warning, unused_files, unused_warning};
 
-use built_in::needed;
+use built_in::{is_built_in, needed};
 use compiler::Compiler;
 
 /// Loads pipelines, and compiles a plugin only when its bytes are new.
@@ -50,6 +54,9 @@ pub struct Loader {
 const REFUSES: &str = "the next start refuses: put the file back, or take its [[pipeline]] entry \
                        out";
 
+/// How long compiling a plugin may take for its author.
+const AUTHORS: Duration = Duration::from_secs(3_600);
+
 /// A plugin, and where it comes from.
 type Found = (Arc<Plugin>, Arc<str>);
 
@@ -57,7 +64,7 @@ impl Loader {
     /// A loader that keeps what it compiles where the configuration says.
     pub fn new(config: &Config) -> anyhow::Result<Self> {
         Ok(Self {
-            compiler: Compiler::new(engine(config)?),
+            compiler: Compiler::new(engine(config)?, config.plugins.compilers),
             preferred: HashMap::new(),
             in_force: InForce::default(),
             kept: Arc::new(Kept::of(config)),
@@ -115,7 +122,9 @@ impl Loader {
         let place = || format!("{} can't be used", path.display());
         let file = path.file_stem().unwrap_or_default().to_string_lossy();
         let name = Manifest::read(&file, &bytes).with_context(place)?.name;
-        self.compiler.compile(&name, &bytes).with_context(place)
+        // An author's own, who waits for it.
+        let plugin = self.compiler.compile("", &name, &bytes, AUTHORS);
+        plugin.with_context(place)
     }
 
     /// Whether a pipeline that is configured so has a plugin of this name to load.
@@ -181,19 +190,19 @@ impl Loader {
         let mut stages = Vec::new();
         let mut places = Vec::new();
         let mut problems = Vec::new();
+        let ceiling = grants::ceiling(config.plugins.grants.as_deref());
         for stage in &config.pipeline {
             let place = stage.place.0.as_ref();
             let plugin = attempt
                 .step(format!("reading and compiling `{}`", stage.plugin))
-                .and_then(|()| self.plugin(&config.plugins, stage, running))
+                .and_then(|()| self.plugin(config, stage, running))
                 .and_then(|found| pinned(found, stage.digest.as_ref()));
             match plugin {
                 Ok((plugin, origin)) => {
-                    let widen = stage.grants.contains(&Grant::Widen);
-                    let wasi = stage.grants.contains(&Grant::Wasi);
-                    let config = stage.config.clone();
-                    let stage = Stage::new(plugin, config, widen, stage.on_failure.map(on_failure));
-                    stages.push(stage.with_wasi(wasi).from(origin));
+                    let granted = grants::of_stage(&stage.grants);
+                    let on_failure = stage.on_failure.map(on_failure);
+                    let stage = Stage::new(plugin, stage.config.clone(), false, on_failure);
+                    stages.push(stage.granted(granted, ceiling).from(origin));
                     places.push(place);
                 }
                 Err(problem) => problems.push(placed(problem, place)),
@@ -222,34 +231,34 @@ impl Loader {
         let loaded = names.iter().map(|name| {
             let path = file(&config.plugins.dir, name);
             let bytes = regular::read(&path, Some(limit(&config.plugins)))?;
-            self.load_file(name, &path, bytes, None)
+            self.load_file(config, name, &path, bytes, None)
         });
         loaded.filter_map(Result::err).collect()
     }
 
     fn plugin(
         &self,
-        plugins: &Plugins,
+        config: &Config,
         stage: &config::Stage,
         running: Option<&Blueprint>,
     ) -> anyhow::Result<Found> {
-        let name = &*stage.plugin;
+        let (plugins, name) = (&config.plugins, &*stage.plugin);
         if let Some(plugin) = self.preferred.get(name) {
             return Ok((Arc::clone(plugin), "given".into()));
         }
         if plugins.source == PluginSource::Store {
-            return self.load_stored(plugins, stage, running);
+            return self.load_stored(config, stage, running);
         }
         let path = file(&plugins.dir, name);
         if stage.source == Some(Source::BuiltIn) {
-            return self.load_built_in(name, &path);
+            return self.load_built_in(config, name, &path);
         }
         match regular::read(&path, Some(limit(plugins))) {
             Ok(bytes) => {
                 self.gone().remove(name);
-                self.load_file(name, &path, bytes, running)
+                self.load_file(config, name, &path, bytes, running)
             }
-            Err(error) if error.is_missing() => self.without_file(&path, stage, running),
+            Err(error) if error.is_missing() => self.without_file(config, &path, stage, running),
             Err(error) => Err(error.into()),
         }
     }
@@ -257,14 +266,15 @@ impl Loader {
     /// A plugin of the store, which has been fetched.
     fn load_stored(
         &self,
-        plugins: &Plugins,
+        config: &Config,
         stage: &config::Stage,
         running: Option<&Blueprint>,
     ) -> anyhow::Result<Found> {
-        let name = &*stage.plugin;
+        let (plugins, name) = (&config.plugins, &*stage.plugin);
         let digest = stage.digest.as_ref();
         let digest = digest.with_context(|| format!("no digest says which `{name}` is meant"))?;
-        if let Some(runs) = running_as(running, name, digest.hex()) {
+        let runs = running_as(running, name, digest.hex());
+        if let Some(runs) = runs.filter(|_| !plugins.require_signature) {
             return Ok((runs, STORE.into()));
         }
         let cant = || format!("`{name}` ({digest}) can't be used");
@@ -272,7 +282,8 @@ impl Loader {
             .kept
             .plugin(digest, limit(plugins))
             .with_context(cant)?;
-        let plugin = self.compiler.compile(name, &bytes).with_context(cant)?;
+        verified(plugins, &bytes).with_context(cant)?;
+        let plugin = self.compile(config, name, &bytes).with_context(cant)?;
         let held = &plugin.manifest.name;
         anyhow::ensure!(
             *name == **held,
@@ -285,6 +296,7 @@ impl Loader {
     /// that no file has overridden.
     fn without_file(
         &self,
+        config: &Config,
         path: &Path,
         stage: &config::Stage,
         running: Option<&Blueprint>,
@@ -314,7 +326,7 @@ impl Loader {
              exist",
             path.display()
         );
-        self.load_built_in(name, path)
+        self.load_built_in(config, name, path)
     }
 
     /// What the next start does if a plugin's file is still gone then.
@@ -366,30 +378,38 @@ impl Loader {
         )
     }
 
-    fn load_built_in(&self, name: &str, path: &Path) -> anyhow::Result<Found> {
-        let plugin = self.compiler.compile(name, needed(name, path)?);
+    fn load_built_in(&self, config: &Config, name: &str, path: &Path) -> anyhow::Result<Found> {
+        let plugin = self.compile(config, name, needed(name, path)?);
         let plugin = plugin.with_context(|| format!("the built-in plugin {name} can't be used"))?;
         Ok((plugin, BUILT_IN.into()))
     }
 
     fn load_file(
         &self,
+        config: &Config,
         name: &str,
         path: &Path,
         bytes: Vec<u8>,
         running: Option<&Blueprint>,
     ) -> anyhow::Result<Found> {
+        let cant = || format!("{} can't be used", path.display());
+        verified(&config.plugins, &bytes).with_context(cant)?;
         let origin = path.display().to_string().into();
         // What runs may be back, after one that was refused.
         if let Some(runs) = running_as(running, name, &sha256(&bytes)) {
             return Ok((runs, origin));
         }
-        let plugin = self.compiler.compile(name, &bytes);
-        let plugin = plugin.with_context(|| format!("{} can't be used", path.display()))?;
+        let plugin = self.compile(config, name, &bytes).with_context(cant)?;
         if let Some(warning) = survey::misnamed(path, name, &plugin.manifest.name) {
             tracing::warn!("{warning}");
         }
         Ok((plugin, origin))
+    }
+
+    fn compile(&self, config: &Config, name: &str, bytes: &[u8]) -> Result<Arc<Plugin>, LoadError> {
+        let owner = config.tenant.prefix.as_deref().unwrap_or_default();
+        let limit = config.plugins.compile_timeout;
+        self.compiler.compile(owner, name, bytes, limit)
     }
 
     /// Which plugins of a pipeline run though their files are gone, a line each; none if there
@@ -417,6 +437,15 @@ fn running_as(running: Option<&Blueprint>, name: &str, sha256: &str) -> Option<A
     let mut running = running.into_iter().flat_map(Blueprint::stages);
     let is_meant = |it: &&Stage| *it.plugin.name == *name && *it.plugin.sha256 == *sha256;
     running.find(is_meant).map(|it| Arc::clone(&it.plugin))
+}
+
+/// That a plugin is signed, if it has to be. One that is part of the program needn't be, wherever
+/// it comes from.
+fn verified(plugins: &Plugins, bytes: &[u8]) -> Result<(), Unverified> {
+    if !plugins.require_signature || is_built_in(bytes) {
+        return Ok(());
+    }
+    signature::verify(bytes, &plugins.trusted_keys).map(drop)
 }
 
 /// A plugin, if it has the bytes that its stage says.

@@ -4,10 +4,13 @@
 //! well: each memory reserves address space, and each global, function and import takes
 //! room in every instance of its module. Instances are counted as they will be made: a
 //! component within a component counts as often as it is instantiated.
+//!
+//! And compiling it costs time and memory, which nothing else limits while it goes on. It takes
+//! about as much as there is code, but for functions of which each is compiled as a whole.
 
 use wasmparser::{
     ComponentAlias, ComponentExternalKind as Kind, ComponentInstance, ComponentOuterAliasKind,
-    Encoding, Instance, Parser, Payload,
+    Encoding, FunctionBody, Instance, Operator, Parser, Payload,
 };
 
 use crate::LoadError;
@@ -22,6 +25,18 @@ pub(crate) const TABLES_MAX: usize = 64;
 const GLOBALS_MAX: u64 = 65_536;
 const FUNCTIONS_MAX: u64 = 262_144;
 const IMPORTS_MAX: u64 = 65_536;
+
+/// How many types, and functions of components, it may declare in all: each is compiled or
+/// checked, whether or not it is instantiated.
+const TYPES_MAX: u64 = 65_536;
+const COMPONENT_FUNCTIONS_MAX: u64 = 16_384;
+
+/// How many bytes the code of one function may have, and how many values may have to be carried
+/// from block to block in it: its locals, times its blocks and branches. A function of as many takes
+/// the compiler some seconds and 200 MB. The largest functions of the interpreters that plugins in
+/// TypeScript and Python contain have a third of either.
+const CODE_BYTES_MAX: usize = 1 << 20;
+const CARRIED_MAX: u64 = 1 << 21;
 
 /// What each of these takes in an instance, at most, in bytes.
 const INSTANCE_BYTES: u64 = 1_024;
@@ -117,6 +132,7 @@ fn count(bytes: &[u8]) -> Result<Counts, String> {
     let mut levels: Vec<Level> = Vec::new();
     // All functions are compiled, whether or not their module is ever instantiated.
     let mut compiled = Counts::default();
+    let (mut types, mut component_functions) = (0, 0);
     for payload in Parser::new(0).parse_all(bytes) {
         let payload = payload.map_err(garbage)?;
         if let Payload::Version { encoding, .. } = payload {
@@ -135,6 +151,13 @@ fn count(bytes: &[u8]) -> Result<Counts, String> {
             continue;
         };
         match payload {
+            Payload::TypeSection(section) => types += u64::from(section.count()),
+            Payload::CoreTypeSection(section) => types += u64::from(section.count()),
+            Payload::ComponentTypeSection(section) => types += u64::from(section.count()),
+            Payload::ComponentCanonicalSection(section) => {
+                component_functions += u64::from(section.count());
+            }
+            Payload::CodeSectionEntry(body) => function(&body).map_err(garbage)?.check()?,
             Payload::MemorySection(section) => level.counts.memories += u64::from(section.count()),
             Payload::TableSection(section) => level.counts.tables += u64::from(section.count()),
             Payload::GlobalSection(section) => level.counts.globals += u64::from(section.count()),
@@ -211,8 +234,83 @@ fn count(bytes: &[u8]) -> Result<Counts, String> {
         if let Some(excess) = levels.last().and_then(|level| level.counts.excess()) {
             return Err(excess);
         }
+        for (what, has, max) in [
+            ("types", types, TYPES_MAX),
+            (
+                "functions of components",
+                component_functions,
+                COMPONENT_FUNCTIONS_MAX,
+            ),
+        ] {
+            if has > max {
+                return Err(format!("it has {has} {what}, and a plugin may have {max}"));
+            }
+        }
     }
     Err("it has no end".into())
+}
+
+/// What compiling a function takes.
+struct Function {
+    bytes: usize,
+    locals: u64,
+    blocks: u64,
+}
+
+/// Looks through the code of a function.
+fn function(body: &FunctionBody<'_>) -> wasmparser::Result<Function> {
+    let bytes = body.as_bytes().len();
+    let mut function = Function {
+        bytes,
+        locals: 0,
+        blocks: 0,
+    };
+    if bytes > CODE_BYTES_MAX {
+        return Ok(function);
+    }
+    for locals in body.get_locals_reader()? {
+        function.locals += u64::from(locals?.0);
+    }
+    // Few are, and only those can be too much.
+    if function.locals.saturating_mul(bytes as u64) <= CARRIED_MAX {
+        return Ok(function);
+    }
+    let mut code = body.get_operators_reader()?;
+    while !code.eof() {
+        function.blocks += match code.read()? {
+            Operator::Block { .. }
+            | Operator::Loop { .. }
+            | Operator::If { .. }
+            | Operator::Else
+            | Operator::Br { .. }
+            | Operator::BrIf { .. } => 1,
+            Operator::BrTable { targets } => u64::from(targets.len()) + 1,
+            _ => 0,
+        };
+    }
+    Ok(function)
+}
+
+impl Function {
+    fn check(&self) -> Result<(), String> {
+        let Self {
+            bytes,
+            locals,
+            blocks,
+        } = self;
+        if *bytes > CODE_BYTES_MAX {
+            return Err(format!(
+                "it has a function of {bytes} bytes, and a function may have {CODE_BYTES_MAX}"
+            ));
+        }
+        if locals.saturating_mul(*blocks) > CARRIED_MAX {
+            return Err(format!(
+                "it has a function of {locals} locals and {blocks} blocks and branches, which \
+                 can't be compiled in reasonable time"
+            ));
+        }
+        Ok(())
+    }
 }
 
 impl Level {
@@ -315,6 +413,24 @@ mod tests {
         assert!(refusal(&instances(&globals, 66)).contains("66000 globals"));
         let functions = "(func)".repeat(4_000);
         assert!(refusal(&instances(&functions, 70)).contains("functions, and a plugin may have"));
+    }
+
+    #[test]
+    fn what_is_compiled_is_bounded_whether_or_not_it_is_instantiated() {
+        let module = |items: &str| format!("(component (core module {items}))");
+        let types = "(type (func))".repeat(65_537);
+        assert!(refusal(&module(&types)).contains("65537 types, and a plugin may have 65536"));
+        let code = |locals: usize, blocks: usize, end: usize| {
+            let (locals, blocks) = ("i32 ".repeat(locals), "(block)".repeat(blocks));
+            let rest = "nop ".repeat(end);
+            module(&format!("(func (local {locals}) {blocks} {rest})"))
+        };
+        assert!(check(&code(1_000, 1_000, 100_000)).is_ok());
+        assert!(refusal(&code(0, 0, 1 << 20)).contains("and a function may have 1048576"));
+        assert!(refusal(&code(2_000, 1_100, 0)).contains("2000 locals and 1100 blocks"));
+        let canon = "(core func (canon lower (func $f)))".repeat(16_385);
+        let canon = format!("(component (import \"f\" (func $f)) {canon})");
+        assert!(refusal(&canon).contains("16385 functions of components"));
     }
 
     #[test]

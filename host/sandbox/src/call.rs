@@ -222,7 +222,12 @@ impl Call {
         if about.event.name.is(name) {
             return Ok(about.event.user);
         }
-        Ok(about.names.intern(name))
+        let Some(id) = about.names.intern_named(name) else {
+            bail!(
+                "named more new ids than there is room for: those of no use are freed in seconds"
+            );
+        };
+        Ok(id)
     }
 
     /// The number of a user, if somebody has named them before.

@@ -24,6 +24,16 @@ pub enum LoadError {
         /// What it has too much of, and how much it may have.
         what: String,
     },
+    /// Compiling it takes too long.
+    #[error(
+        "`{plugin}` takes too long to compile: more than {seconds} s ([plugins] compile_timeout_ms)"
+    )]
+    TooSlow {
+        /// The plugin.
+        plugin: String,
+        /// How long it may take.
+        seconds: f32,
+    },
     /// The component asks for something that no plugin is given.
     #[error("`{plugin}` can't be linked: {what}")]
     Link {
@@ -37,6 +47,16 @@ pub enum LoadError {
         "`{plugin}` asks for `{grant}`; to grant it, put \"{grant}\" into the grants of its [[pipeline]] entry"
     )]
     NotGranted {
+        /// The plugin.
+        plugin: String,
+        /// What it wants.
+        grant: &'static str,
+    },
+    /// The plugin wants a capability that none may have.
+    #[error(
+        "`{plugin}` asks for `{grant}`, which [plugins] grants allows to no plugin; to allow it, put \"{grant}\" into that list"
+    )]
+    NotAllowed {
         /// The plugin.
         plugin: String,
         /// What it wants.

@@ -4,8 +4,8 @@
 use std::sync::Arc;
 
 use presence_core::rules::{Context, Failure};
-use serde_json::Value;
 use wasmtime::Store;
+use wasmtime::component::InstancePre;
 
 use crate::api::{Api, Export, Find, Stateful};
 use crate::call::{Call, Observed};
@@ -14,7 +14,7 @@ use crate::error::{one_line, shortened};
 use crate::failure::{CallFailure, HANDLES_MAX, LIFTED_BYTES_MAX};
 use crate::manifest::Role;
 use crate::memory::Memory;
-use crate::{Limits, LoadError, Plugin};
+use crate::{Limits, LoadError, Plugin, Stage};
 
 /// The fuel of so many calls is for handing over a state, or for taking it over.
 const HAND_OVER_CALLS: u64 = 10;
@@ -44,6 +44,8 @@ enum StartFailure {
 /// An instance, called with `A` and answering with `R`.
 pub(crate) struct Instance<A, R> {
     pub(crate) plugin: Arc<Plugin>,
+    /// The plugin with what it may have of the host.
+    linked: InstancePre<Call>,
     export: Find<A, R>,
     config: String,
     limits: Limits,
@@ -66,16 +68,13 @@ struct Live<A, R> {
 
 impl<A, R> Instance<A, R> {
     /// An instance that is made when it is first called.
-    pub(crate) fn new(
-        plugin: &Arc<Plugin>,
-        export: fn(&Api) -> Find<A, R>,
-        config: &Value,
-        limits: Limits,
-    ) -> Self {
+    pub(crate) fn new(stage: &Stage, export: fn(&Api) -> Find<A, R>, limits: Limits) -> Self {
+        let plugin = &stage.plugin;
         Self {
             plugin: Arc::clone(plugin),
+            linked: stage.linked().clone(),
             export: export(plugin.api),
-            config: config.to_string(),
+            config: stage.config.to_string(),
             limits: limits.within(plugin.manifest.limits),
             live: None,
             is_fresh: true,
@@ -285,7 +284,7 @@ impl<A, R> Instance<A, R> {
         let name = Arc::clone(&self.plugin.name);
         let log = Arc::clone(&self.plugin.lines);
         let call = Call::new(name, log, memory, limits.metadata);
-        let mut store = Store::new(self.plugin.linked.component().engine(), call);
+        let mut store = Store::new(self.linked.component().engine(), call);
         store.limiter(|call| &mut call.memory);
         store.set_hostcall_fuel(LIFTED_BYTES_MAX);
         store.set_max_component_handles(HANDLES_MAX);
@@ -293,7 +292,7 @@ impl<A, R> Instance<A, R> {
             StartFailure::CallFailure(CallFailure::of(&error, store.data(), limits))
         };
         let handle = refill(&mut store, limits)
-            .and_then(|()| self.plugin.linked.instantiate(&mut store))
+            .and_then(|()| self.linked.instantiate(&mut store))
             .map_err(|error| wrong(&store, error))?;
         let role = self.plugin.manifest.role;
         let function =

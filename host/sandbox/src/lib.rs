@@ -12,6 +12,7 @@ mod blueprint;
 mod bounds;
 mod breaker;
 mod call;
+mod capability;
 mod engine;
 mod error;
 mod failure;
@@ -36,6 +37,7 @@ mod zones;
 
 pub use blueprint::Blueprint;
 pub use breaker::{LastFailure, Quarantine};
+pub use capability::{Capabilities, Capability};
 pub use engine::Engine;
 pub use error::LoadError;
 pub use health::Health;

@@ -5,6 +5,7 @@ use serde_json::{Map, Value};
 
 use crate::LoadError;
 use crate::api::{self, Api};
+use crate::capability::{Capabilities, Capability};
 use crate::error::one_line;
 
 /// The section that holds the manifest.
@@ -169,9 +170,14 @@ fn empty() -> Value {
 }
 
 impl Manifest {
-    /// Whether it asks for a capability.
-    pub(crate) fn asks_for(&self, capability: &str) -> bool {
-        self.capabilities.iter().any(|asked| asked == capability)
+    /// The capabilities that it names.
+    pub(crate) fn named(&self) -> Capabilities {
+        let named = self.capabilities.iter();
+        let named = named.filter_map(|name| Capability::in_manifest(name));
+        match self.effect {
+            Effect::Narrow => named.collect(),
+            Effect::Widen => named.chain([Capability::Widen]).collect(),
+        }
     }
 
     /// Reads the manifest out of a plugin's file.

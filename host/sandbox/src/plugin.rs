@@ -3,10 +3,12 @@
 use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
-use wasmtime::component::{InstancePre, Linker};
+use wasmtime::component::types::ComponentItem;
+use wasmtime::component::{Component, InstancePre, Linker};
 
 use crate::api::Api;
 use crate::call::Call;
+use crate::capability::{Capabilities, Capability};
 use crate::error::{one_line, shortened};
 use crate::lines::Lines;
 use crate::manifest::{Manifest, Role};
@@ -24,6 +26,8 @@ pub struct Plugin {
     /// Whether it is an enricher that keeps a state: each shard then has an instance of its
     /// own.
     pub(crate) keeps_state: bool,
+    /// What it asks for: the functions that its manifest names, or else those that it imports.
+    pub(crate) asks: Capabilities,
     /// What it was built against.
     pub(crate) api: &'static Api,
     pub(crate) linked: InstancePre<Call>,
@@ -62,6 +66,7 @@ impl Plugin {
             manifest: self.manifest.clone(),
             sha256: Arc::clone(&self.sha256),
             keeps_state: self.keeps_state,
+            asks: self.asks,
             api: self.api,
             linked: self.linked.clone(),
             lines: Arc::default(),
@@ -76,6 +81,16 @@ impl Plugin {
             lines: Lines::recorded(recorder).into(),
             ..self.renamed(&self.name)
         }
+    }
+
+    /// With no more of the host than this.
+    pub(crate) fn linked_to(&self, granted: Capabilities) -> wasmtime::Result<InstancePre<Call>> {
+        linked(self.api, self.linked.component(), granted)
+    }
+
+    /// What it asks for, as a manifest and a configuration spell it.
+    pub fn asks(&self) -> Vec<&'static str> {
+        self.asks.iter().map(Capability::as_str).collect()
     }
 
     /// Compiles it, and gives it what a version of the API offers.
@@ -96,7 +111,8 @@ impl Plugin {
         let imports = component.component_type();
         let imports = imports.imports(&engine.wasmtime);
         let foreign = imports.map(|(name, _)| name.to_owned());
-        let takes_wasi = manifest.asks_for(wasi::CAPABILITY);
+        let named = manifest.named();
+        let takes_wasi = named.has(Capability::Wasi);
         let is_offered = |name: &str| api.offers(name) || takes_wasi && wasi::offers(name);
         let foreign: Vec<_> = foreign.filter(|name| !is_offered(name)).collect();
         if !foreign.is_empty() {
@@ -109,10 +125,12 @@ impl Plugin {
                 ),
             });
         }
-        let mut linker = Linker::new(&engine.wasmtime);
-        let linked = (api.link)(&mut linker)
-            .and_then(|()| wasi::deny(&mut linker, &component))
-            .and_then(|()| linker.instantiate_pre(&component));
+        let imported = imported(&component);
+        let asks = asks(named, &imported).map_err(|what| LoadError::Link {
+            plugin: name.into(),
+            what,
+        })?;
+        let linked = linked(api, &component, Capabilities::ALL);
         let linked = linked.map_err(|error| LoadError::Link {
             plugin: name.into(),
             what: one_line(error),
@@ -123,6 +141,7 @@ impl Plugin {
             keeps_state,
             manifest,
             sha256: sha256(bytes),
+            asks,
             api,
             fixed_bytes,
             linked,
@@ -131,9 +150,76 @@ impl Plugin {
     }
 }
 
+/// A component with what it may have of the host.
+fn linked(
+    api: &Api,
+    component: &Component,
+    granted: Capabilities,
+) -> wasmtime::Result<InstancePre<Call>> {
+    let mut linker = Linker::new(component.engine());
+    (api.link)(&mut linker, granted)?;
+    wasi::deny(&mut linker, component)?;
+    linker.instantiate_pre(component)
+}
+
+/// What a component imports of what must be granted: the functions, each with what it needs.
+fn imported(component: &Component) -> Vec<(String, Capability)> {
+    let engine = component.engine();
+    let mut imported = Vec::new();
+    for (name, import) in component.component_type().imports(engine) {
+        let interface = name.strip_prefix("presence:plugin/");
+        let interface = interface.and_then(|name| name.split('@').next());
+        let (Some(interface), ComponentItem::ComponentInstance(instance)) = (interface, import.ty)
+        else {
+            continue;
+        };
+        let functions = instance.exports(engine).filter_map(|(function, _)| {
+            let needed = Capability::needed_for(interface, function)?;
+            Some((function.to_owned(), needed))
+        });
+        imported.extend(functions);
+    }
+    imported
+}
+
+/// What a plugin asks for. A manifest that names some of what must be granted for functions of
+/// the host names all of it; one that names none asks for what the component imports.
+fn asks(named: Capabilities, imported: &[(String, Capability)]) -> Result<Capabilities, String> {
+    if named.within(Capabilities::KINDS).is_empty() {
+        let imported = imported.iter().map(|(_, needed)| *needed);
+        return Ok(named.and(imported.collect()));
+    }
+    let unnamed = imported.iter().find(|(_, needed)| !named.has(*needed));
+    match unnamed {
+        None => Ok(named),
+        Some((function, needed)) => Err(format!(
+            "it imports `{function}`, and its manifest doesn't ask for that: put \"{}\" into its \
+             capabilities",
+            needed.as_str()
+        )),
+    }
+}
+
 /// The SHA-256 of some bytes, in hexadecimal.
 pub fn sha256(bytes: &[u8]) -> Arc<str> {
     let digest = Sha256::digest(bytes);
     let digits = digest.iter().map(|byte| format!("{byte:02x}"));
     digits.collect::<String>().into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_granted_is_not_linked() {
+        let bytes = include_bytes!("../../../plugins/dist/contacts.wasm");
+        let plugin = Plugin::load(&Engine::new().unwrap(), "contacts", bytes).unwrap();
+        assert!(plugin.asks().contains(&"contacts"));
+        assert!(!plugin.asks().contains(&"groups"));
+        assert!(plugin.linked_to(plugin.asks).is_ok());
+        let less = Capabilities::ALL.less(Capabilities::NONE.with(Capability::Contacts));
+        let error = plugin.linked_to(less).err().unwrap();
+        assert!(one_line(&error).contains("contacts"), "{error:#}");
+    }
 }

@@ -69,7 +69,7 @@ impl<A, R> Slot<A, R> {
     /// Its instance is made when it is first called.
     pub(crate) fn new(stage: &Arc<Stage>, export: fn(&Api) -> Find<A, R>, limits: Limits) -> Self {
         Self {
-            instance: Instance::new(&stage.plugin, export, &stage.config, limits),
+            instance: Instance::new(stage, export, limits),
             stage: Arc::clone(stage),
             fallback: None,
             has_no_fallback: false,

@@ -3,10 +3,13 @@
 use std::sync::Arc;
 
 use serde_json::Value;
+use wasmtime::component::InstancePre;
 
+use crate::call::Call;
+use crate::capability::{Capabilities, Capability};
 use crate::health::Health;
-use crate::manifest::{Effect, OnFailure, Role};
-use crate::{LoadError, Plugin, wasi};
+use crate::manifest::{OnFailure, Role};
+use crate::{LoadError, Plugin};
 
 /// A plugin in its place in the chain.
 pub struct Stage {
@@ -14,10 +17,11 @@ pub struct Stage {
     pub plugin: Arc<Plugin>,
     /// Its configuration.
     pub config: Value,
-    /// Whether it may add viewers.
-    pub widen_granted: bool,
-    /// Whether it may import WASI, all of which is denied.
-    pub wasi_granted: bool,
+    /// What its entry grants it, and what any plugin may have.
+    granted: Capabilities,
+    ceiling: Capabilities,
+    /// The plugin with what it may have of the host; none if that is all.
+    linked: Option<InstancePre<Call>>,
     /// What holds once it has failed repeatedly.
     pub on_failure: OnFailure,
     /// Where the plugin comes from, in the words of who loads it. It makes no
@@ -30,7 +34,8 @@ pub struct Stage {
 }
 
 impl Stage {
-    /// A stage. Where `on_failure` isn't given, the manifest says, or the role.
+    /// A stage that may ask for anything, and may add viewers or not. Where `on_failure` isn't
+    /// given, the manifest says, or the role.
     pub fn new(
         plugin: Arc<Plugin>,
         config: Value,
@@ -41,11 +46,16 @@ impl Stage {
         let on_failure = on_failure
             .or(manifest.on_failure)
             .unwrap_or_else(|| manifest.role.on_failure());
+        let granted = match widen_granted {
+            true => Capabilities::KINDS.with(Capability::Widen),
+            false => Capabilities::KINDS,
+        };
         Self {
             plugin,
             config,
-            widen_granted,
-            wasi_granted: false,
+            granted,
+            ceiling: Capabilities::ALL,
+            linked: None,
             on_failure,
             origin: "unknown".into(),
             health: Arc::default(),
@@ -53,13 +63,30 @@ impl Stage {
         }
     }
 
-    /// The same stage, where the plugin may import WASI or not.
+    /// The same stage, whose plugin is granted this, of which it gets what any plugin may have.
     #[must_use]
-    pub fn with_wasi(self, granted: bool) -> Self {
+    pub fn granted(self, granted: Capabilities, ceiling: Capabilities) -> Self {
+        // What can't be linked asks for what it isn't granted, which is said when that is checked.
+        let linked = match granted.within(ceiling).within(Capabilities::KINDS) {
+            Capabilities::KINDS => None,
+            some => self.plugin.linked_to(some).ok(),
+        };
         Self {
-            wasi_granted: granted,
+            granted,
+            ceiling,
+            linked,
             ..self
         }
+    }
+
+    /// The plugin with what it may have of the host.
+    pub(crate) fn linked(&self) -> &InstancePre<Call> {
+        self.linked.as_ref().unwrap_or(&self.plugin.linked)
+    }
+
+    /// What the plugin may do if it asks for it.
+    fn may(&self) -> Capabilities {
+        self.granted.within(self.ceiling)
     }
 
     /// The same stage, of a plugin that comes from here.
@@ -89,8 +116,7 @@ impl Stage {
     pub(crate) fn is_same(&self, other: &Self) -> bool {
         self.is_of(&other.plugin)
             && self.config == other.config
-            && self.widen_granted == other.widen_granted
-            && self.wasi_granted == other.wasi_granted
+            && self.may() == other.may()
             && self.on_failure == other.on_failure
     }
 
@@ -98,29 +124,23 @@ impl Stage {
     pub(crate) fn check(&self, redacted: &mut bool, problems: &mut Vec<LoadError>) {
         let manifest = &self.plugin.manifest;
         let plugin = || self.plugin.name.to_string();
-        let unknown = |name: &&String| *name != wasi::CAPABILITY;
+        let unknown = |name: &&String| Capability::in_manifest(name).is_none();
         let unknown = manifest.capabilities.iter().filter(unknown);
         problems.extend(unknown.map(|name| LoadError::Link {
             plugin: plugin(),
             what: format!("it asks for `{name}`, which this host doesn't give"),
         }));
-        for (asks, granted, grant) in [
-            (
-                manifest.effect == Effect::Widen,
-                self.widen_granted,
-                "widen",
-            ),
-            (
-                manifest.asks_for(wasi::CAPABILITY),
-                self.wasi_granted,
-                wasi::CAPABILITY,
-            ),
-        ] {
-            if asks && !granted {
-                let plugin = plugin();
-                problems.push(LoadError::NotGranted { plugin, grant });
-            }
-        }
+        let asks = self.plugin.asks;
+        let refused = asks.less(self.granted);
+        problems.extend(refused.iter().map(|it| LoadError::NotGranted {
+            plugin: plugin(),
+            grant: it.as_str(),
+        }));
+        let refused = asks.within(self.granted).less(self.ceiling);
+        problems.extend(refused.iter().map(|it| LoadError::NotAllowed {
+            plugin: plugin(),
+            grant: it.as_str(),
+        }));
         let misplaced = match manifest.role {
             Role::Filter if *redacted => {
                 Some("is a filter, and stands after the redactor: put it before")
@@ -170,9 +190,9 @@ impl Stage {
         } else {
             running.last_good.clone()
         };
-        // Taking the grant away is meant for the older one, too.
-        self.last_good = last_good
-            .filter(|last| last.plugin.manifest.effect == Effect::Narrow || self.widen_granted);
+        // Taking a grant away is meant for the older one, too.
+        let may = self.may();
+        self.last_good = last_good.filter(|last| last.plugin.asks.less(may).is_empty());
     }
 
     /// It is taken out of service, and comes back, by itself alone.
@@ -186,6 +206,7 @@ impl Stage {
             plugin: Arc::clone(&self.plugin),
             config: self.config.clone(),
             origin: Arc::clone(&self.origin),
+            linked: self.linked.clone(),
             last_good: None,
             health: Arc::new(Health::follow(&self.health)),
             ..*self

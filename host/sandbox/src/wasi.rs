@@ -7,9 +7,6 @@ use wasmtime::{Result, bail};
 
 use crate::call::Call;
 
-/// The capability that a manifest asks for, and that an operator grants.
-pub(crate) const CAPABILITY: &str = "wasi";
-
 /// What the names of functions begin with that stand in for WASI's in a plugin that imports
 /// none of it.
 pub(crate) const STUB_PREFIX: &str = "wasi#";

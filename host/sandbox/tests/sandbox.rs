@@ -26,6 +26,8 @@ mod explain;
 mod files;
 #[path = "sandbox/frozen.rs"]
 mod frozen;
+#[path = "sandbox/grants.rs"]
+mod grants;
 #[path = "sandbox/hostile.rs"]
 mod hostile;
 #[path = "sandbox/last_good.rs"]

@@ -10,9 +10,10 @@ use presence_core::allowance::Rates;
 
 use super::checks::{self, NAME_BYTES_MAX, any, in_token, token, within};
 use super::nats::Secret;
+use super::pipeline::{self, Grant};
 use super::problem::Wrong;
 use super::section::Section;
-use crate::log_filter;
+use crate::{PublicKey, log_filter};
 
 /// `[node]`: who this node is.
 #[derive(Clone, Debug, PartialEq)]
@@ -100,6 +101,16 @@ pub struct Plugins {
     pub file_bytes_max: u64,
     /// How long loading all of the pipeline may take.
     pub load_timeout: Duration,
+    /// How many plugins may be compiled at a time; 0 for as many as the machine is good for.
+    pub compilers: usize,
+    /// How long compiling one may take.
+    pub compile_timeout: Duration,
+    /// What any plugin may be granted; none for all that there is.
+    pub grants: Option<Vec<Grant>>,
+    /// The keys of which one must have signed a plugin.
+    pub trusted_keys: Vec<PublicKey>,
+    /// Whether a plugin must be signed. Those of the program needn't.
+    pub require_signature: bool,
 }
 
 impl Plugins {
@@ -116,7 +127,25 @@ impl Plugins {
                 "write `folder` or `store`",
             )),
         });
+        let trusted_keys = section.get("trusted_keys", public_keys).unwrap_or_default();
+        let require_signature = section.get("require_signature", any);
+        let is_required = require_signature.unwrap_or(!trusted_keys.is_empty());
+        if is_required && trusted_keys.is_empty() {
+            let fix =
+                "list the public keys in `trusted_keys`, as `presence plugin keygen` prints them";
+            let what = "is true, and no key is trusted";
+            section.refuse("require_signature", Wrong::new(what, fix));
+        }
         Self {
+            trusted_keys,
+            require_signature: is_required,
+            grants: section.get("grants", pipeline::grants),
+            compilers: section.get("compilers", within(0..=64)).unwrap_or(0),
+            compile_timeout: Duration::from_millis(
+                section
+                    .get("compile_timeout_ms", within(1_000..=3_600_000))
+                    .unwrap_or(60_000),
+            ),
             source: source.unwrap_or(PluginSource::Folder),
             file_bytes_max: section
                 .get("file_bytes_max", within(1_024..=1 << 32))
@@ -133,6 +162,23 @@ impl Plugins {
             },
         }
     }
+}
+
+/// Public keys, each once.
+fn public_keys(texts: Vec<String>) -> Result<Vec<PublicKey>, Wrong> {
+    let mut keys = Vec::new();
+    for (place, text) in texts.iter().enumerate() {
+        let fix = "write `ed25519:` and 44 characters, as `presence plugin keygen` prints them";
+        // It may be the other half of one, and is not repeated.
+        let wrong = |_| Wrong::new(format!("has no public key at place {}", place + 1), fix);
+        let key = PublicKey::parse(text).map_err(wrong)?;
+        if keys.contains(&key) {
+            let what = format!("has a key twice, at place {}", place + 1);
+            return Err(Wrong::new(what, "keep one"));
+        }
+        keys.push(key);
+    }
+    Ok(keys)
 }
 
 /// The user's own folder for what can be made again, if the user has any.

@@ -21,13 +21,14 @@ pub enum Effect {
 }
 
 /// What takes effect at the next start only: sections, and keys in them.
-const RESTART: [&str; 16] = [
+const RESTART: [&str; 17] = [
     "node",
     "nats",
     "tenant",
     "state",
     "plugins.source",
     "plugins.cache",
+    "plugins.compilers",
     "engine.workers",
     "engine.worker_queue",
     "engine.worker_queue_bytes",
@@ -75,6 +76,7 @@ impl Config {
         self.state = running.state;
         self.plugins.source = running.plugins.source;
         self.plugins.cache = running.plugins.cache;
+        self.plugins.compilers = running.plugins.compilers;
         if self.follows_store() {
             // What the file says of it is of no effect.
             self.pipeline = running.pipeline;
@@ -101,6 +103,7 @@ impl Config {
         let plugins_live = Plugins {
             source: new.plugins.source,
             cache: new.plugins.cache.clone(),
+            compilers: new.plugins.compilers,
             ..self.plugins.clone()
         } != new.plugins;
         // What is logged in with is asked for at each connection.
@@ -134,6 +137,11 @@ impl Config {
                 "plugins.cache",
                 Restart,
                 self.plugins.cache != new.plugins.cache,
+            ),
+            (
+                "plugins.compilers",
+                Restart,
+                self.plugins.compilers != new.plugins.compilers,
             ),
             ("pipeline", Live, self.pipeline != new.pipeline),
             ("engine", Live, engine_live),

@@ -83,7 +83,34 @@ pub enum Grant {
     Widen,
     /// A plugin may import WASI, all of which is denied.
     Wasi,
+    /// A plugin may ask the directory for contacts.
+    Contacts,
+    /// A plugin may ask the directory for groups and who is in them.
+    Groups,
+    /// A plugin may ask the directory for blocks.
+    Blocks,
+    /// A plugin may ask the directory for settings.
+    Settings,
+    /// A plugin may ask the directory for all whom it knows.
+    Everyone,
+    /// A plugin may write to the log.
+    Log,
+    /// None of those from `Contacts` on, which a list that names none of them grants all.
+    None,
 }
+
+/// Every grant, as it is written.
+const GRANTS: [(&str, Grant); 9] = [
+    ("widen", Grant::Widen),
+    ("wasi", Grant::Wasi),
+    ("contacts", Grant::Contacts),
+    ("groups", Grant::Groups),
+    ("blocks", Grant::Blocks),
+    ("settings", Grant::Settings),
+    ("everyone", Grant::Everyone),
+    ("log", Grant::Log),
+    ("none", Grant::None),
+];
 
 /// The pipeline of a file that has none: contacts and groups, less blocks, and
 /// of the metadata only the device.
@@ -126,9 +153,7 @@ impl Stage {
                 None
             }
         };
-        let grants = section.get("grants", |names: Vec<String>| {
-            names.iter().map(|name| Grant::named(name)).collect()
-        });
+        let grants = section.get("grants", grants);
         let on_failure = section.get("on_failure", |text: String| match text.as_str() {
             "hold" => Ok(OnFailure::Hold),
             "last-good" => Ok(OnFailure::LastGood),
@@ -167,15 +192,31 @@ impl Stage {
 }
 
 impl Grant {
-    fn named(name: &str) -> Result<Self, Wrong> {
-        match name {
-            "widen" => Ok(Self::Widen),
-            "wasi" => Ok(Self::Wasi),
-            _ => Err(Wrong::new(
-                format!("names `{name}`"),
-                "write `widen` or `wasi`",
-            )),
+    /// The grant as it is written.
+    pub fn as_str(self) -> &'static str {
+        let written = GRANTS.iter().find(|(_, grant)| *grant == self);
+        written.map_or("", |(name, _)| name)
+    }
+}
+
+/// A list of grants.
+pub(super) fn grants(names: Vec<String>) -> Result<Vec<Grant>, Wrong> {
+    let grant = |name: &String| {
+        let known = GRANTS.iter().find(|(known, _)| known == name);
+        known.map(|(_, grant)| *grant).ok_or_else(|| {
+            let known = GRANTS.map(|(name, _)| format!("`{name}`"));
+            let fix = format!("write some of {}", known.join(", "));
+            Wrong::new(format!("names `{name}`"), fix)
+        })
+    };
+    let grants: Vec<_> = names.iter().map(grant).collect::<Result<_, _>>()?;
+    let is_beside = |it: &&Grant| !matches!(it, Grant::None | Grant::Widen | Grant::Wasi);
+    match grants.iter().find(is_beside) {
+        Some(other) if grants.contains(&Grant::None) => {
+            let what = format!("names `none` and `{}`", other.as_str());
+            Err(Wrong::new(what, "keep one of them"))
         }
+        _ => Ok(grants),
     }
 }
 

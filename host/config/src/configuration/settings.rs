@@ -17,7 +17,7 @@ use super::{Auth, Config, Directory};
 const REFERENCE: &str = include_str!("../../../../presence.toml");
 
 /// Keys that have no default: what the reference shows of them is an example.
-const WITHOUT_DEFAULT: [&str; 9] = [
+const WITHOUT_DEFAULT: [&str; 10] = [
     "nats.creds",
     "nats.nkey",
     "nats.user",
@@ -27,6 +27,7 @@ const WITHOUT_DEFAULT: [&str; 9] = [
     "nats.tls.cert",
     "nats.tls.key",
     "http.admin_token",
+    "plugins.grants",
 ];
 
 /// What a secret is shown as.
@@ -124,6 +125,8 @@ impl Setting {
             "state.dir" => config.state.dir.as_ref().map_or(Some(json!("")), path),
             "plugins.dir" => path(&config.plugins.dir),
             "plugins.cache" => config.plugins.cache.as_ref().map_or(Some(json!("")), path),
+            // Keys that are trusted ask for it.
+            "plugins.require_signature" => Some(json!(config.plugins.require_signature)),
             "directory.path" => match &config.directory {
                 Directory::File { path: file, .. } => path(file),
                 Directory::Kv { .. } | Directory::Request(_) => self.as_written(),

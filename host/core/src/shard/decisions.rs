@@ -24,6 +24,10 @@ use crate::recipients::Recipients;
 use crate::rules::Decision;
 use crate::verdicts::{Verdict, Verdicts};
 
+/// How soon a user is decided on again at the earliest because a component asks for it, in
+/// milliseconds: one may ask for the next one at each.
+const AGAIN_MS_MIN: u64 = 100;
+
 /// How many users are decided on for the first time, since answers have come, before new
 /// inputs get their turn.
 const FIRST_AT_ONCE: usize = 256;
@@ -218,8 +222,9 @@ impl Decisions {
         let user = event.user;
         let clock = &env.common.clock;
         let again_at = again_at.filter(|at| *at > clock.wall());
+        let earliest = env.common.now() + AGAIN_MS_MIN;
         let again = again_at.map(|at| Retry {
-            at: clock.now_at(at),
+            at: clock.now_at(at).max(earliest),
             next_wait_ms: None,
             pending_since: None,
             has_letter: false,

@@ -9,6 +9,7 @@ mod lines;
 mod new;
 mod run;
 mod sdk;
+mod sign;
 mod test;
 mod update;
 
@@ -51,6 +52,21 @@ pub enum Command {
         after_help = "Example:\n  presence plugin bench quiet/quiet.wasm\n\nThe event and the configuration are those of a self-test: of --case, or of the first that expects no error. It is measured as it stands, and with so many contacts of the user as the audience."
     )]
     Bench(bench::Args),
+    /// Makes a key that plugins are signed with.
+    #[command(
+        after_help = "Example:\n  presence plugin keygen team.key\n\nIt prints the public key, for [plugins] trusted_keys. A file that exists is not overwritten."
+    )]
+    Keygen(sign::KeygenArgs),
+    /// Signs a plugin, so that nodes can tell who it is from.
+    #[command(
+        after_help = "Example:\n  presence plugin sign quiet.wasm --key team.key\n\nThe signature is in the file, in the format of the WebAssembly tool conventions. A plugin can\nhave several, each of another key."
+    )]
+    Sign(sign::SignArgs),
+    /// Verifies with which trusted keys a plugin is signed.
+    #[command(
+        after_help = "Example:\n  presence plugin verify quiet.wasm --key ed25519:…\n\nThe exit code is 1 if it is signed with none of them, or was changed later."
+    )]
+    Verify(sign::VerifyArgs),
 }
 
 /// Does what is asked.
@@ -62,6 +78,9 @@ pub fn run(command: &Command) -> anyhow::Result<()> {
         Command::Test(args) => test::run(args),
         Command::Run(args) => run::run(args),
         Command::Bench(args) => bench::run(args),
+        Command::Keygen(args) => sign::keygen(args),
+        Command::Sign(args) => sign::sign(args),
+        Command::Verify(args) => sign::verify(args),
     }
 }
 

@@ -38,7 +38,7 @@ pub(super) struct Known {
 
 impl Known {
     pub(super) fn read(config: &Config) -> anyhow::Result<Self> {
-        let names = Arc::new(Names::new());
+        let names = Arc::new(Names::unbounded());
         let directory = match &config.directory {
             config::Directory::File { path, is_named } => directory::load(path, *is_named, &names)?,
             config::Directory::Kv { .. } | config::Directory::Request(_) => anyhow::bail!(

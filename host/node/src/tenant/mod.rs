@@ -416,7 +416,7 @@ impl Tenant {
 
     /// Gives back the ids that nothing refers to any more, when there are many.
     pub(crate) async fn tidy(&mut self) {
-        if self.names.len() < 2 * self.swept + SWEEP_IDS_MIN {
+        if self.names.len() < 2 * self.swept + SWEEP_IDS_MIN && !self.names.is_sweep_due() {
             return;
         }
         self.names.begin_sweep();

@@ -46,6 +46,11 @@ pub fn built_in(name: &str) -> Option<&'static [u8]> {
     built_in.map(|(_, bytes)| *bytes)
 }
 
+/// Whether some bytes are those of a default component.
+pub(super) fn is_built_in(bytes: &[u8]) -> bool {
+    COMPONENTS.iter().any(|(_, component)| *component == bytes)
+}
+
 /// As [`built_in`].
 ///
 /// # Errors

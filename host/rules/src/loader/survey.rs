@@ -10,7 +10,7 @@ use presence_config::{Config, Plugins, Source, Stage};
 use presence_sandbox::manifest::Role;
 use presence_sandbox::{Manifest, sha256};
 
-use super::{built_in, file, limit};
+use super::{built_in, file, limit, verified};
 use crate::in_force::BUILT_IN;
 use crate::stored::{Kept, STORE};
 
@@ -53,6 +53,7 @@ pub fn misnamed_files(config: &Config) -> Vec<String> {
     let warnings = stages.filter_map(|stage| {
         let (name, path) = (&*stage.plugin, file(&config.plugins.dir, &stage.plugin));
         let bytes = regular::read(&path, Some(limit(&config.plugins))).ok()?;
+        verified(&config.plugins, &bytes).ok()?;
         misnamed(&path, name, &Manifest::read(name, &bytes).ok()?.name)
     });
     warnings.collect::<BTreeSet<_>>().into_iter().collect()
@@ -76,7 +77,7 @@ fn found_in_store(kept: &Kept, plugins: &Plugins, stage: &Stage) -> FoundPlugin 
         return FoundPlugin::none(name, "no digest".into());
     };
     match kept.plugin(digest, limit(plugins)) {
-        Ok(bytes) => FoundPlugin::of(name, STORE, &bytes),
+        Ok(bytes) => FoundPlugin::vouched(plugins, name, STORE, &bytes),
         Err(error) => FoundPlugin::none(name, format!("{error:#}")),
     }
 }
@@ -92,7 +93,7 @@ fn found(plugins: &Plugins, stage: &Stage) -> FoundPlugin {
     }
     let path = file(&plugins.dir, name);
     match regular::read(&path, Some(limit(plugins))) {
-        Ok(bytes) => FoundPlugin::of(name, &path.display().to_string(), &bytes),
+        Ok(bytes) => FoundPlugin::vouched(plugins, name, &path.display().to_string(), &bytes),
         Err(error) if error.is_missing() && stage.source.is_none() => from_program(),
         Err(error) if error.is_missing() => FoundPlugin::none(name, "missing".into()),
         Err(error) => FoundPlugin::none(name, format!("unreadable: {error}")),
@@ -114,6 +115,19 @@ impl FoundPlugin {
             manifest: manifest.map(|it| (it.version.to_string(), it.role.as_str())),
             source: Ok(source.into()),
             sha256: sha256(bytes).to_string(),
+        }
+    }
+
+    /// As [`Self::of`]. The bytes are not looked at further if their signature doesn't hold.
+    fn vouched(plugins: &Plugins, name: &str, source: &str, bytes: &[u8]) -> Self {
+        match verified(plugins, bytes) {
+            Ok(()) => Self::of(name, source, bytes),
+            Err(_) => Self {
+                name: name.into(),
+                manifest: None,
+                source: Ok(source.into()),
+                sha256: sha256(bytes).to_string(),
+            },
         }
     }
 

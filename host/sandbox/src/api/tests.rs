@@ -14,7 +14,7 @@ use crate::{Engine, Limits, Manifest, Plugin, Quarantine, self_test};
 
 static ANCIENT: Api = Api {
     version: "0.0.9",
-    link: |linker| {
+    link: |linker, _| {
         let mut audiences = linker.instance("presence:plugin/audiences@0.0.9")?;
         audiences.func_wrap(
             "empty",

@@ -9,6 +9,7 @@ use wasmtime::component::Linker;
 use super::v0_2_0;
 use super::version::Api;
 use crate::call::Call;
+use crate::capability::Capabilities;
 
 pub(super) const API: Api = Api {
     version: "0.1.0",
@@ -18,9 +19,12 @@ pub(super) const API: Api = Api {
 };
 
 /// Offers all four interfaces.
-fn link(linker: &mut Linker<Call>) -> Result<()> {
+fn link(linker: &mut Linker<Call>, granted: Capabilities) -> Result<()> {
     v0_2_0::events(&mut linker.instance("presence:plugin/events@0.1.0")?)?;
     v0_2_0::audiences(&mut linker.instance("presence:plugin/audiences@0.1.0")?)?;
-    v0_2_0::questions(&mut linker.instance("presence:plugin/directory@0.1.0")?)?;
-    v0_2_0::host(&mut linker.instance("presence:plugin/host@0.1.0")?)
+    v0_2_0::questions(
+        &mut linker.instance("presence:plugin/directory@0.1.0")?,
+        granted,
+    )?;
+    v0_2_0::host(&mut linker.instance("presence:plugin/host@0.1.0")?, granted)
 }

@@ -25,6 +25,7 @@ use super::stateful::Stateful;
 use super::types::{EventArg, RenditionResult, State};
 use super::version::Api;
 use crate::call::Call;
+use crate::capability::{Capabilities, Capability};
 
 use host::more;
 
@@ -180,14 +181,16 @@ fn change(change: ChangeResult) -> Result<MetadataChange> {
 }
 
 /// Offers all four interfaces.
-fn link(linker: &mut Linker<Call>) -> Result<()> {
+fn link(linker: &mut Linker<Call>, granted: Capabilities) -> Result<()> {
     events(&mut linker.instance("presence:plugin/events@0.2.0")?)?;
     audiences(&mut linker.instance("presence:plugin/audiences@0.2.0")?)?;
     let mut directory = linker.instance("presence:plugin/directory@0.2.0")?;
-    questions(&mut directory)?;
-    question(&mut directory, "blockers", Question::Blockers)?;
+    questions(&mut directory, granted)?;
+    if granted.has(Capability::Blocks) {
+        question(&mut directory, "blockers", Question::Blockers)?;
+    }
     let mut linked = linker.instance("presence:plugin/host@0.2.0")?;
-    host(&mut linked)?;
+    host(&mut linked, granted)?;
     more(&mut linked)
 }
 
@@ -311,20 +314,44 @@ fn question(
     })
 }
 
-/// The questions to the directory that there have always been.
-pub(super) fn questions(directory: &mut LinkerInstance<'_, Call>) -> Result<()> {
-    question(directory, "contacts", Question::Contacts)?;
-    question(directory, "with-contact", Question::WithContact)?;
-    question(directory, "blocked-by", Question::BlockedBy)?;
+/// The questions to the directory that there have always been, as far as they are granted.
+pub(super) fn questions(
+    directory: &mut LinkerInstance<'_, Call>,
+    granted: Capabilities,
+) -> Result<()> {
+    if granted.has(Capability::Contacts) {
+        question(directory, "contacts", Question::Contacts)?;
+        question(directory, "with-contact", Question::WithContact)?;
+    }
+    if granted.has(Capability::Groups) {
+        groups(directory)?;
+    }
+    if granted.has(Capability::Blocks) {
+        question(directory, "blocked-by", Question::BlockedBy)?;
+    }
+    if granted.has(Capability::Settings) {
+        settings(directory)?;
+    }
+    if granted.has(Capability::Everyone) {
+        directory.func_wrap("everyone", |mut store: Calling<'_>, (): ()| {
+            Ok((store.data_mut().ask(Question::Everyone)?,))
+        })?;
+    }
+    Ok(())
+}
+
+/// The questions about groups.
+fn groups(directory: &mut LinkerInstance<'_, Call>) -> Result<()> {
     // Alone among the answers this one is a set that has to be made.
     directory.func_wrap(
         "co-members",
         |mut store: Calling<'_>, (name,): (WasmStr,)| {
-            let user = user(&mut store, &name)?;
-            let members = store.data_mut().ask(Question::CoMembers(user))?;
-            let set = store.data().audience(members)?;
-            let work = set.work() + set.bytes() / SET_BYTES_A_FUEL;
+            let question = Question::CoMembers(user(&mut store, &name)?);
+            let work = store.data().about()?.directory.work(&question);
             charge(&mut store, work)?;
+            let members = store.data_mut().ask(question)?;
+            let bytes = store.data().audience(members)?.bytes();
+            charge(&mut store, bytes / SET_BYTES_A_FUEL)?;
             Ok((members,))
         },
     )?;
@@ -332,9 +359,21 @@ pub(super) fn questions(directory: &mut LinkerInstance<'_, Call>) -> Result<()> 
         let group = with_id(&mut store, &group, |_, group| Ok(group.into()))?;
         Ok((store.data_mut().ask(Question::Members(group))?,))
     })?;
-    directory.func_wrap("everyone", |mut store: Calling<'_>, (): ()| {
-        Ok((store.data_mut().ask(Question::Everyone)?,))
-    })?;
+    directory.func_wrap("groups", |mut store: Calling<'_>, (name,): (WasmStr,)| {
+        let user = user(&mut store, &name)?;
+        let groups = store.data().about()?.directory.groups(user);
+        let groups = groups.map(|groups| groups.iter().map(|group| group.to_string()).collect());
+        let is_cached = groups.is_ok();
+        let groups: Vec<String> = groups.unwrap_or_default();
+        let bytes: usize = groups.iter().map(String::len).sum();
+        charge(&mut store, (64 * groups.len() + bytes) as u64)?;
+        store.data_mut().read(Question::Groups(user), is_cached)?;
+        Ok((groups,))
+    })
+}
+
+/// The questions about settings.
+fn settings(directory: &mut LinkerInstance<'_, Call>) -> Result<()> {
     directory.func_wrap(
         "with-setting",
         |mut store: Calling<'_>, (key, value): (WasmStr, WasmStr)| {
@@ -347,17 +386,6 @@ pub(super) fn questions(directory: &mut LinkerInstance<'_, Call>) -> Result<()> 
             Ok((store.data_mut().ask(question)?,))
         },
     )?;
-    directory.func_wrap("groups", |mut store: Calling<'_>, (name,): (WasmStr,)| {
-        let user = user(&mut store, &name)?;
-        let groups = store.data().about()?.directory.groups(user);
-        let groups = groups.map(|groups| groups.iter().map(|group| group.to_string()).collect());
-        let is_cached = groups.is_ok();
-        let groups: Vec<String> = groups.unwrap_or_default();
-        let bytes: usize = groups.iter().map(String::len).sum();
-        charge(&mut store, (64 * groups.len() + bytes) as u64)?;
-        store.data_mut().read(Question::Groups(user), is_cached)?;
-        Ok((groups,))
-    })?;
     directory.func_wrap(
         "setting",
         |mut store: Calling<'_>, (name, key): (WasmStr, WasmStr)| {
@@ -372,8 +400,7 @@ pub(super) fn questions(directory: &mut LinkerInstance<'_, Call>) -> Result<()> 
             store.data_mut().read(Question::Settings(user), is_cached)?;
             Ok((setting,))
         },
-    )?;
-    Ok(())
+    )
 }
 
 /// The number of the user whom a component names.

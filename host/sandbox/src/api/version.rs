@@ -8,12 +8,13 @@ use super::export::Find;
 use super::stateful::Stateful;
 use super::types::{EventArg, RenditionResult};
 use crate::call::Call;
+use crate::capability::Capabilities;
 
 /// A version of `presence:plugin`.
 pub(crate) struct Api {
     pub(crate) version: &'static str,
-    /// Offers what components may import.
-    pub(crate) link: fn(&mut Linker<Call>) -> Result<()>,
+    /// Offers what components may import that are granted this.
+    pub(crate) link: fn(&mut Linker<Call>, Capabilities) -> Result<()>,
     pub(crate) configure: Find<String, std::result::Result<(), String>>,
     pub(crate) enrich: Find<EventArg, Vec<MetadataChange>>,
     pub(crate) filter: Find<(EventArg, u32), u32>,

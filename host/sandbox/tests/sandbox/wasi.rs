@@ -1,6 +1,6 @@
 //! WASI, for who asks for it and is granted it: it is there, and denied.
 
-use presence_sandbox::Stage;
+use presence_sandbox::{Capabilities, Capability, Stage};
 use serde_json::json;
 
 use crate::component::with_manifest;
@@ -14,7 +14,12 @@ fn wanting(granted: bool) -> Stage {
         "capabilities": ["wasi"],
     });
     let plugin = with_manifest(&bytes("wants-wasi"), &manifest.to_string());
-    Stage::new(loaded("rule", &plugin), json!({}), false, None).with_wasi(granted)
+    let stage = Stage::new(loaded("rule", &plugin), json!({}), false, None);
+    let grants = match granted {
+        true => Capabilities::KINDS.with(Capability::Wasi),
+        false => Capabilities::KINDS,
+    };
+    stage.granted(grants, Capabilities::ALL)
 }
 
 #[test]

@@ -90,6 +90,7 @@ fn every_key_without_a_value_of_its_own_has_the_documented_default() {
         "nats.tls.ca",
         "nats.tls.cert",
         "nats.tls.key",
+        "plugins.grants",
         "http.admin_token",
     ];
     assert_eq!(without, expected);
@@ -102,6 +103,9 @@ fn every_key_without_a_value_of_its_own_has_the_documented_default() {
     assert_eq!(config.http.listen, Config::default().http.listen);
 }
 
+/// A public key.
+const KEY: &str = "ed25519:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
+
 /// Another value for a key than its default, as a variable has it; and what has to be set
 /// beside it. None for what can't be changed alone.
 fn other(key: &str, default: Option<&Value>) -> Vec<(String, String)> {
@@ -112,6 +116,8 @@ fn other(key: &str, default: Option<&Value>) -> Vec<(String, String)> {
         ("nats.reply_prefixes", _) => "_OTHER.".into(),
         ("directory.source", _) => "request".into(),
         ("plugins.source", _) => "store".into(),
+        ("plugins.grants", _) => "log".into(),
+        ("plugins.trusted_keys", _) => KEY.into(),
         ("directory.request.subject", _) => "people".into(),
         ("log.level", _) => "warn".into(),
         ("log.format", _) => "json".into(),
@@ -128,6 +134,7 @@ fn other(key: &str, default: Option<&Value>) -> Vec<(String, String)> {
         "nats.password" => Some(("nats.user", "other")),
         "nats.tls.cert" => Some(("nats.tls.key", "other")),
         "nats.tls.key" => Some(("nats.tls.cert", "other")),
+        "plugins.require_signature" => Some(("plugins.trusted_keys", KEY)),
         _ => None,
     };
     let beside = beside.map(|(key, text)| (variable(key), text.into()));

@@ -27,7 +27,7 @@ pub(super) struct World {
 impl World {
     /// A world with so many viewers, for the event of a case.
     pub(super) fn new(viewers: u32, case: Option<&Case>) -> Self {
-        let names = Names::new();
+        let names = Names::unbounded();
         let fields = case.map_or_else(Map::new, |case| case.event.clone());
         let event = self_test::event(&names, &fields);
         let contacts = (0..viewers).map(|viewer| names.intern(&format!("viewer-{viewer}")).0);

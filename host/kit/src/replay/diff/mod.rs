@@ -66,7 +66,7 @@ impl Diff {
         known: &Known,
         examples_max: usize,
     ) -> anyhow::Result<Self> {
-        let names = Arc::new(Names::new());
+        let names = Arc::new(Names::unbounded());
         Ok(Self {
             versions: [old, new].map(|blueprint| Version::of(plugin, blueprint)),
             old: Side::new(config, old, known, &names)?,

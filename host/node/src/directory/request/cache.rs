@@ -16,6 +16,10 @@ use roaring::RoaringBitmap;
 /// and at most, in milliseconds.
 const RETRY_MS: (u64, u64) = (250, 10_000);
 
+/// How many questions may wait to be asked. Further ones are asked when those who need them
+/// try again: a plugin can make questions up faster than they are answered.
+const READY_MAX: usize = 1_000_000;
+
 /// From when on the service is said to be away, in milliseconds: a question that is
 /// answered when it is asked again was only late.
 const AWAY_MS: u64 = 1_000;
@@ -114,7 +118,7 @@ impl Cache {
     pub(super) fn want(&mut self, questions: impl IntoIterator<Item = Question>) -> bool {
         let before = self.entries.len();
         for question in questions {
-            if !self.entries.contains_key(&question) {
+            if self.ready.len() < READY_MAX && !self.entries.contains_key(&question) {
                 let entry = Entry {
                     phase: Phase::Ready,
                     held: false,

@@ -6,6 +6,7 @@ use wasmtime::component::{ComponentType, Lift, LinkerInstance, Lower, WasmStr};
 
 use super::{Calling, charge};
 use crate::call::{self, Call};
+use crate::capability::{Capabilities, Capability};
 use crate::recorder::LineKind;
 use crate::zones;
 
@@ -38,8 +39,11 @@ impl From<Level> for LineKind {
     }
 }
 
-/// What there has always been.
-pub(in crate::api) fn host(host: &mut LinkerInstance<'_, Call>) -> Result<()> {
+/// What there has always been, as far as it is granted.
+pub(in crate::api) fn host(
+    host: &mut LinkerInstance<'_, Call>,
+    granted: Capabilities,
+) -> Result<()> {
     host.func_wrap("explain", |store: Calling<'_>, (text,): (WasmStr,)| {
         explain(store, None, &text)
     })?;
@@ -52,7 +56,10 @@ pub(in crate::api) fn host(host: &mut LinkerInstance<'_, Call>) -> Result<()> {
         reads.reconsider_at = Some(reads.reconsider_at.map_or(at, |before| before.min(at)));
         Ok(())
     })?;
-    host.func_wrap("log", log)
+    if granted.has(Capability::Log) {
+        host.func_wrap("log", log)?;
+    }
+    Ok(())
 }
 
 /// What came with 0.2.0.

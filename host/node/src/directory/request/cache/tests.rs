@@ -331,3 +331,16 @@ fn it_is_noticed_that_the_service_is_back_though_nobody_needs_an_answer_any_more
         "and then it is forgotten, too"
     );
 }
+
+#[test]
+fn no_more_questions_wait_than_there_is_room_for() {
+    let mut cache = cache();
+    let count = u32::try_from(READY_MAX).unwrap();
+    assert!(cache.want((0..count).map(contacts)));
+    assert!(!cache.wants(&[count]));
+    assert_eq!(cache.figures().1, READY_MAX);
+    // Once one has been asked, there is.
+    assert_eq!(cache.asked(0), [0, 1]);
+    assert!(cache.wants(&[count, count + 1]));
+    assert!(!cache.wants(&[count + 2]));
+}

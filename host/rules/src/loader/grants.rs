@@ -1,0 +1,66 @@
+//! What operators grant, as the sandbox has it.
+
+use presence_config::Grant;
+use presence_sandbox::{Capabilities, Capability};
+
+/// What the entry of a stage grants. A list that names none of the capabilities that functions
+/// of the host need grants all of these: so did lists before there were any.
+pub(super) fn of_stage(grants: &[Grant]) -> Capabilities {
+    let granted = all_of(grants);
+    let names_some =
+        grants.contains(&Grant::None) || !granted.within(Capabilities::KINDS).is_empty();
+    match names_some {
+        true => granted,
+        false => granted.and(Capabilities::KINDS),
+    }
+}
+
+/// What any plugin may have.
+pub(super) fn ceiling(grants: Option<&[Grant]>) -> Capabilities {
+    grants.map_or(Capabilities::ALL, all_of)
+}
+
+fn all_of(grants: &[Grant]) -> Capabilities {
+    grants
+        .iter()
+        .filter_map(|grant| capability(*grant))
+        .collect()
+}
+
+fn capability(grant: Grant) -> Option<Capability> {
+    Some(match grant {
+        Grant::Widen => Capability::Widen,
+        Grant::Wasi => Capability::Wasi,
+        Grant::Contacts => Capability::Contacts,
+        Grant::Groups => Capability::Groups,
+        Grant::Blocks => Capability::Blocks,
+        Grant::Settings => Capability::Settings,
+        Grant::Everyone => Capability::Everyone,
+        Grant::Log => Capability::Log,
+        Grant::None => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_list_that_names_none_of_what_functions_need_grants_all_of_it() {
+        let granted = |grants: &[Grant]| of_stage(grants);
+        assert_eq!(granted(&[]), Capabilities::KINDS);
+        let wide = Capabilities::KINDS.with(Capability::Widen);
+        assert_eq!(granted(&[Grant::Widen]), wide);
+        let some = granted(&[Grant::Widen, Grant::Contacts]);
+        assert_eq!(
+            some,
+            Capabilities::NONE
+                .with(Capability::Widen)
+                .with(Capability::Contacts)
+        );
+        assert!(granted(&[Grant::None]).is_empty());
+        // Of the ceiling, each word counts.
+        assert_eq!(ceiling(None), Capabilities::ALL);
+        assert!(ceiling(Some(&[])).is_empty());
+    }
+}

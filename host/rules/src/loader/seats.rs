@@ -1,0 +1,168 @@
+//! How many plugins compile at a time, and whose turn it is. One that is given up gives its
+//! place back while it still goes on, as long as few do.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+
+use super::compiler::held;
+
+/// The places in which plugins are compiled.
+pub(super) struct Seats {
+    state: Mutex<State>,
+    freed: Condvar,
+}
+
+struct State {
+    /// How many places there are, and how many compilations that are given up go on without one.
+    count: usize,
+    /// All that go on, by number.
+    compiling: BTreeMap<u64, Compiling>,
+    /// Those that wait, and their owners; the one that came first is at the front.
+    queue: VecDeque<(u64, Arc<str>)>,
+    came: u64,
+}
+
+struct Compiling {
+    owner: Arc<str>,
+    is_given_up: bool,
+}
+
+/// A place.
+#[derive(Clone)]
+pub(super) struct Seat {
+    seats: Arc<Seats>,
+    number: u64,
+}
+
+impl Seats {
+    pub(super) fn new(count: usize) -> Self {
+        Self {
+            state: Mutex::new(State {
+                count,
+                compiling: BTreeMap::new(),
+                queue: VecDeque::new(),
+                came: 0,
+            }),
+            freed: Condvar::new(),
+        }
+    }
+
+    /// Waits for a place. The owner with the fewest compilations comes first.
+    pub(super) fn take(self: &Arc<Self>, owner: &str) -> Seat {
+        let owner: Arc<str> = owner.into();
+        let mut state = held(&self.state);
+        let number = state.came;
+        state.came += 1;
+        state.queue.push_back((number, Arc::clone(&owner)));
+        let waits = |state: &mut State| !state.has_room() || state.next() != Some(number);
+        let waited = self.freed.wait_while(state, waits);
+        let mut state = waited.unwrap_or_else(PoisonError::into_inner);
+        state.queue.retain(|(waiting, _)| *waiting != number);
+        let is_given_up = false;
+        state
+            .compiling
+            .insert(number, Compiling { owner, is_given_up });
+        drop(state);
+        // There may be a place for the next one, too.
+        self.freed.notify_all();
+        Seat {
+            seats: Arc::clone(self),
+            number,
+        }
+    }
+
+    /// How many wait.
+    #[cfg(test)]
+    pub(super) fn waiting(&self) -> usize {
+        held(&self.state).queue.len()
+    }
+}
+
+impl State {
+    /// Whether a place is free. Of those that are given up, the ones that are too many take some.
+    fn has_room(&self) -> bool {
+        let given_up = self.compiling.values().filter(|it| it.is_given_up).count();
+        let seated = self.compiling.len() - given_up;
+        seated + given_up.saturating_sub(self.count) < self.count
+    }
+
+    /// Whose turn it is.
+    fn next(&self) -> Option<u64> {
+        let has = |owner: &Arc<str>| {
+            let own = self.compiling.values().filter(|it| it.owner == *owner);
+            own.count()
+        };
+        let waiting = self.queue.iter();
+        let next = waiting.min_by_key(|(number, owner)| (has(owner), *number));
+        next.map(|(number, _)| *number)
+    }
+}
+
+impl Seat {
+    /// It goes on, and nobody waits for it.
+    pub(super) fn give_up(&self) {
+        if let Some(own) = held(&self.seats.state).compiling.get_mut(&self.number) {
+            own.is_given_up = true;
+        }
+        self.seats.freed.notify_all();
+    }
+
+    /// It has ended.
+    pub(super) fn end(&self) {
+        held(&self.seats.state).compiling.remove(&self.number);
+        self.seats.freed.notify_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::channel;
+    use std::thread;
+
+    use super::*;
+
+    #[test]
+    fn who_has_a_place_waits_for_who_has_none() {
+        let seats = Arc::new(Seats::new(2));
+        let (first, second) = (seats.take("many"), seats.take("many"));
+        let (came, order) = channel();
+        thread::scope(|scope| {
+            for (number, owner) in ["many", "many", "other"].into_iter().enumerate() {
+                let (seats, came) = (Arc::clone(&seats), came.clone());
+                let own = Arc::clone(&seats);
+                scope.spawn(move || {
+                    let seat = own.take(owner);
+                    came.send(owner).unwrap();
+                    seat.end();
+                });
+                while seats.waiting() <= number {
+                    thread::yield_now();
+                }
+            }
+            first.end();
+            assert_eq!(order.recv().unwrap(), "other");
+            second.end();
+        });
+        assert_eq!(order.try_iter().collect::<Vec<_>>(), ["many", "many"]);
+    }
+
+    #[test]
+    fn those_that_are_given_up_take_places_once_they_are_too_many() {
+        let seats = Arc::new(Seats::new(1));
+        let has_room = || held(&seats.state).has_room();
+        let first = seats.take("a");
+        assert!(!has_room());
+        first.give_up();
+        let second = seats.take("a");
+        second.give_up();
+        assert!(!has_room());
+        first.end();
+        assert!(has_room());
+        let third = seats.take("a");
+        assert!(!has_room());
+        for seat in [third, second] {
+            seat.end();
+        }
+        assert!(held(&seats.state).compiling.is_empty());
+    }
+}

@@ -1,0 +1,389 @@
+//! Signatures over plugins: Ed25519, in a custom section at the beginning of the component, as
+//! the WebAssembly tool conventions describe it ("Signatures") and wasmsign2 writes it.
+//!
+//! The section holds sets of hashes, each with the signatures over it. What is signed here, and
+//! taken, is the whole component: the last hash of a set is the SHA-256 of all that follows the
+//! section. (The conventions also permit a signature over its beginning alone. That says nothing
+//! of the rest, and is not taken.)
+//!
+//! This reads bytes that nobody has vouched for, before anything else does: it looks at no more
+//! than this one section.
+
+use presence_config::PublicKey;
+use ring::digest::{SHA256, digest};
+use ring::signature::{ED25519, Ed25519KeyPair, KeyPair as _, UnparsedPublicKey};
+
+/// The custom section, which must be the first.
+const SECTION: &[u8] = b"signature";
+
+/// What the signed message begins with, and then: the version of the specification, the kind of
+/// content (a module or component) and the hash function (SHA-256).
+const DOMAIN: &[u8] = b"wasmsig";
+const HEAD: [u8; 3] = [1, 1, 1];
+
+/// The number of Ed25519.
+const ALGORITHM: u8 = 1;
+
+/// What a component begins with.
+const PREAMBLE: [u8; 8] = *b"\0asm\x0d\0\x01\0";
+
+const HASH_BYTES: usize = 32;
+
+/// How many signatures are looked at, and how many hashes a set may have.
+const SIGNATURES_MAX: usize = 64;
+const HASHES_MAX: usize = 64;
+
+/// Why a plugin's signature isn't taken.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum Unverified {
+    /// It isn't what can be signed.
+    #[error("it is not a WebAssembly component")]
+    NoComponent,
+    /// There is no signature.
+    #[error("it has no signature: sign it with `presence plugin sign`")]
+    Unsigned,
+    /// The section can't be read.
+    #[error("its signature can't be read ({0}): sign it again with `presence plugin sign`")]
+    Malformed(&'static str),
+    /// All signatures are by others.
+    #[error(
+        "it is not signed with a trusted key: sign it with one, or add the public key of whoever \
+         signed it to [plugins] trusted_keys"
+    )]
+    Untrusted,
+    /// It was signed with a trusted key, and changed later.
+    #[error("it was changed after it was signed with {0}: sign it again, if the change is meant")]
+    Altered(PublicKey),
+}
+
+/// The signatures of a component, and what they are over.
+struct Signed<'a> {
+    sets: Vec<Set<'a>>,
+    /// What follows them.
+    rest: &'a [u8],
+}
+
+/// Hashes, and the signatures over them.
+struct Set<'a> {
+    hashes: &'a [u8],
+    signatures: Vec<Signature<'a>>,
+}
+
+struct Signature<'a> {
+    key_id: &'a [u8],
+    signature: &'a [u8],
+}
+
+/// With which of some keys a component is signed, in their order: with one at least.
+///
+/// # Errors
+/// Why it isn't.
+pub fn verify(component: &[u8], keys: &[PublicKey]) -> Result<Vec<PublicKey>, Unverified> {
+    let Signed { sets, rest } = read(component)?.ok_or(Unverified::Unsigned)?;
+    let hash = digest(&SHA256, rest);
+    let mut altered = None;
+    let mut verified = Vec::new();
+    for key in keys {
+        let by_key = UnparsedPublicKey::new(&ED25519, &key.0);
+        for set in &sets {
+            let message = message(set.hashes);
+            let is_by = |it: &Signature<'_>| by_key.verify(&message, it.signature).is_ok();
+            if !set.signatures.iter().any(is_by) {
+                continue;
+            }
+            if set.hashes.ends_with(hash.as_ref()) {
+                verified.push(*key);
+                break;
+            }
+            altered = Some(*key);
+        }
+    }
+    match (verified.is_empty(), altered) {
+        (false, _) => Ok(verified),
+        (true, Some(key)) => Err(Unverified::Altered(key)),
+        (true, None) => Err(Unverified::Untrusted),
+    }
+}
+
+/// A component with a signature. Those that others have made over the same content stay, so that
+/// a plugin can have several; those over other content are left out.
+///
+/// # Errors
+/// If it is no component, or has signatures that can't be read.
+pub fn sign(component: &[u8], key: &Ed25519KeyPair) -> Result<Vec<u8>, Unverified> {
+    let signed = read(component)?;
+    let unsigned = component.get(PREAMBLE.len()..).unwrap_or_default();
+    let rest = signed.as_ref().map_or(unsigned, |signed| signed.rest);
+    let hash = digest(&SHA256, rest);
+    let message = message(hash.as_ref());
+    let own = key.sign(&message);
+    let by_own = UnparsedPublicKey::new(&ED25519, key.public_key().as_ref());
+    let sets = signed.iter().flat_map(|signed| &signed.sets);
+    let same = sets.filter(|set| set.hashes == hash.as_ref());
+    let others = same
+        .flat_map(|set| &set.signatures)
+        .filter(|it| by_own.verify(&message, it.signature).is_err());
+    let mut signatures: Vec<_> = others.map(Signature::to_bytes).collect();
+    if signatures.len() >= SIGNATURES_MAX {
+        return Err(Unverified::Malformed("it has too many signatures"));
+    }
+    let own = Signature {
+        key_id: &[],
+        signature: own.as_ref(),
+    };
+    signatures.push(own.to_bytes());
+    let mut set = vec![1];
+    set.extend(hash.as_ref());
+    put_number(&mut set, signatures.len());
+    for signature in &signatures {
+        put_sized(&mut set, signature);
+    }
+    let mut content = Vec::new();
+    put_sized(&mut content, SECTION);
+    content.extend(HEAD);
+    content.push(1);
+    put_sized(&mut content, &set);
+    let mut bytes = PREAMBLE.to_vec();
+    bytes.push(0);
+    put_sized(&mut bytes, &content);
+    bytes.extend(rest);
+    Ok(bytes)
+}
+
+impl Signature<'_> {
+    fn to_bytes(&self) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        put_sized(&mut bytes, self.key_id);
+        bytes.push(ALGORITHM);
+        put_sized(&mut bytes, self.signature);
+        bytes
+    }
+}
+
+/// What is signed.
+fn message(hashes: &[u8]) -> Vec<u8> {
+    [DOMAIN, &HEAD, hashes].concat()
+}
+
+/// The signatures of a component, if it has any.
+fn read(component: &[u8]) -> Result<Option<Signed<'_>>, Unverified> {
+    let rest = component.strip_prefix(&PREAMBLE);
+    let mut rest = Reader(rest.ok_or(Unverified::NoComponent)?);
+    if rest.byte() != Some(0) {
+        return Ok(None);
+    }
+    let Some(mut content) = rest.sized().map(Reader) else {
+        return Ok(None);
+    };
+    if content.sized() != Some(SECTION) {
+        return Ok(None);
+    }
+    let sets = sets(&mut content)?;
+    Ok(Some(Signed { sets, rest: rest.0 }))
+}
+
+fn sets<'a>(content: &mut Reader<'a>) -> Result<Vec<Set<'a>>, Unverified> {
+    let ends = || Unverified::Malformed("it ends too early");
+    if content.take(HEAD.len()).ok_or_else(ends)? != HEAD {
+        return Err(Unverified::Malformed("it is of an unknown version"));
+    }
+    let mut sets = Vec::new();
+    let mut left = SIGNATURES_MAX;
+    let count = content.number().ok_or_else(ends)?;
+    for _ in 0..count {
+        let mut set = Reader(content.sized().ok_or_else(ends)?);
+        let hashes = set.number().ok_or_else(ends)?;
+        if hashes == 0 || hashes > HASHES_MAX {
+            return Err(Unverified::Malformed("it has too many hashes, or none"));
+        }
+        let hashes = set.take(HASH_BYTES * hashes).ok_or_else(ends)?;
+        let mut signatures = Vec::new();
+        let count = set.number().ok_or_else(ends)?;
+        for _ in 0..count {
+            let mut one = Reader(set.sized().ok_or_else(ends)?);
+            left = left
+                .checked_sub(1)
+                .ok_or(Unverified::Malformed("it has too many signatures"))?;
+            let key_id = one.sized().ok_or_else(ends)?;
+            // What another algorithm makes is nothing to go by.
+            if one.byte() == Some(ALGORITHM)
+                && let Some(signature) = one.sized()
+            {
+                signatures.push(Signature { key_id, signature });
+            }
+        }
+        // A set without signatures counts, too, so that their number is bounded.
+        left = left
+            .checked_sub(usize::from(signatures.is_empty()))
+            .ok_or(Unverified::Malformed("it has too many sets of hashes"))?;
+        sets.push(Set { hashes, signatures });
+    }
+    Ok(sets)
+}
+
+/// Bytes, as far as they have not been read.
+struct Reader<'a>(&'a [u8]);
+
+impl<'a> Reader<'a> {
+    fn take(&mut self, count: usize) -> Option<&'a [u8]> {
+        let (taken, rest) = self.0.split_at_checked(count)?;
+        self.0 = rest;
+        Some(taken)
+    }
+
+    fn byte(&mut self) -> Option<u8> {
+        self.take(1)?.first().copied()
+    }
+
+    /// A number in LEB128, of at most 32 bits.
+    fn number(&mut self) -> Option<usize> {
+        let mut number = 0_u64;
+        for place in 0..5 {
+            let byte = self.byte()?;
+            number |= u64::from(byte & 0x7f) << (7 * place);
+            if byte & 0x80 == 0 {
+                return u32::try_from(number).ok().map(|number| number as usize);
+            }
+        }
+        None
+    }
+
+    /// What begins with its length.
+    fn sized(&mut self) -> Option<&'a [u8]> {
+        let count = self.number()?;
+        self.take(count)
+    }
+}
+
+fn put_number(bytes: &mut Vec<u8>, mut number: usize) {
+    while number > 0x7f {
+        bytes.push((number & 0x7f) as u8 | 0x80);
+        number >>= 7;
+    }
+    bytes.push(number as u8);
+}
+
+fn put_sized(bytes: &mut Vec<u8>, content: &[u8]) {
+    put_number(bytes, content.len());
+    bytes.extend(content);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::loader::built_in;
+
+    fn pair(seed: u8) -> (Ed25519KeyPair, PublicKey) {
+        let pair = Ed25519KeyPair::from_seed_unchecked(&[seed; 32]).unwrap();
+        let public = PublicKey(pair.public_key().as_ref().try_into().unwrap());
+        (pair, public)
+    }
+
+    #[test]
+    fn what_is_signed_verifies_with_its_key_alone() {
+        let component = built_in("public").unwrap();
+        let ((one, key), (_, other)) = (pair(1), pair(2));
+        let signed = sign(component, &one).unwrap();
+        assert_eq!(verify(&signed, &[other, key]), Ok(vec![key]));
+        assert_eq!(verify(&signed, &[other]), Err(Unverified::Untrusted));
+        assert_eq!(verify(&signed, &[]), Err(Unverified::Untrusted));
+        assert_eq!(verify(component, &[key]), Err(Unverified::Unsigned));
+        assert_eq!(verify(b"MZ", &[key]), Err(Unverified::NoComponent));
+        // Signing again changes nothing: Ed25519 has no chance in it.
+        assert_eq!(sign(&signed, &one).unwrap(), signed);
+    }
+
+    #[test]
+    fn several_may_sign_the_same() {
+        let ((one, first), (two, second)) = (pair(1), pair(2));
+        let component = built_in("public").unwrap();
+        let signed = sign(&sign(component, &one).unwrap(), &two).unwrap();
+        assert_eq!(verify(&signed, &[second, first]), Ok(vec![second, first]));
+    }
+
+    #[test]
+    fn not_a_bit_of_it_may_change() {
+        let (one, key) = pair(1);
+        let component = built_in("public").unwrap();
+        let signed = sign(component, &one).unwrap();
+        let mut longer = signed.clone();
+        longer.extend([0, 2, 1, b'x']);
+        assert_eq!(verify(&longer, &[key]), Err(Unverified::Altered(key)));
+        for place in (0..signed.len()).step_by(97).chain(8..160) {
+            let mut changed = signed.clone();
+            changed[place] ^= 1;
+            assert!(verify(&changed, &[key]).is_err(), "{place}");
+        }
+        for end in (0..signed.len()).step_by(97).chain(0..200) {
+            assert!(verify(&signed[..end], &[key]).is_err(), "{end}");
+        }
+        // What was signed before the change doesn't stay beside the new signature.
+        let again = sign(&longer, &one).unwrap();
+        assert_eq!(verify(&again, &[key]), Ok(vec![key]));
+    }
+
+    #[test]
+    fn a_signature_over_the_beginning_says_nothing_of_the_rest() {
+        let (one, key) = pair(1);
+        let component = built_in("public").unwrap();
+        let (whole, part) = (&component[8..], &component[8..40]);
+        let with = |hashes: &[&[u8]], rest: &[u8]| {
+            let hashes: Vec<u8> = hashes
+                .iter()
+                .flat_map(|part| digest(&SHA256, part).as_ref().to_vec())
+                .collect();
+            let signature = one.sign(&message(&hashes));
+            let signature = Signature {
+                key_id: b"key",
+                signature: signature.as_ref(),
+            };
+            let mut set = vec![(hashes.len() / HASH_BYTES) as u8];
+            set.extend(&hashes);
+            set.push(1);
+            put_sized(&mut set, &signature.to_bytes());
+            let mut content = Vec::new();
+            put_sized(&mut content, SECTION);
+            content.extend(HEAD);
+            content.push(1);
+            put_sized(&mut content, &set);
+            let mut bytes = PREAMBLE.to_vec();
+            bytes.push(0);
+            put_sized(&mut bytes, &content);
+            bytes.extend(rest);
+            bytes
+        };
+        assert_eq!(verify(&with(&[part, whole], whole), &[key]), Ok(vec![key]));
+        let altered = Err(Unverified::Altered(key));
+        assert_eq!(verify(&with(&[part, whole], part), &[key]), altered);
+        assert_eq!(verify(&with(&[part], whole), &[key]), altered);
+    }
+
+    #[test]
+    fn numbers_without_end_and_counts_beyond_the_end_are_refused() {
+        let (_, key) = pair(1);
+        let section = |data: &[u8]| {
+            let mut content = Vec::new();
+            put_sized(&mut content, SECTION);
+            content.extend(data);
+            let mut bytes = PREAMBLE.to_vec();
+            bytes.push(0);
+            put_sized(&mut bytes, &content);
+            bytes
+        };
+        for data in [
+            &[][..],
+            &[1, 1],
+            &[2, 1, 1, 0],
+            &[1, 1, 1],
+            &[1, 1, 1, 0xff, 0xff, 0xff, 0xff, 0xff, 0x01],
+            &[1, 1, 1, 0xff, 0xff, 0xff, 0xff, 0x0f],
+            &[1, 1, 1, 1, 0xff, 0x7f],
+            &[1, 1, 1, 1, 2, 0xff, 0x7f],
+        ] {
+            let refused = verify(&section(data), &[key]);
+            assert!(matches!(refused, Err(Unverified::Malformed(_))), "{data:?}");
+        }
+        let many = [&[1, 1, 1, 0xff, 0x7f][..], &[35_u8; 36]].concat();
+        assert!(verify(&section(&many), &[key]).is_err());
+    }
+}

@@ -1,0 +1,193 @@
+//! What a node logs in with, and what operators log in to it with, is printed nowhere: not in the
+//! log at its most talkative, not in an error, and by no command or endpoint.
+
+use std::fs;
+
+use anyhow::{Context, Result, ensure};
+use nkeys::KeyPair;
+use presence_tests::host::{self, Host};
+use presence_tests::http;
+use presence_tests::identity::Operated;
+use presence_tests::nats::{NatsServer, Options};
+use presence_tests::site::Site;
+
+/// What opens the page to operators.
+const ADMIN: &str = "4dm1n-0f-the-p4ge-c0ffee";
+
+/// A login: how the server takes it, how the node is told of it, and what of it is secret.
+struct Way {
+    server: String,
+    /// Keys of the configuration.
+    keys: Vec<(&'static str, String)>,
+    /// A file of the site, and its content.
+    file: Option<(&'static str, String)>,
+    /// In the address, before the `@`.
+    address: &'static str,
+    secrets: Vec<String>,
+}
+
+fn ways() -> Result<Vec<Way>> {
+    let one = |user: &str| format!("authorization {{ users = [ {{ {user} }} ] }}");
+    let of_password = one(r#"user: presence, password: "p4ss/w0rd-h1dden""#);
+    let key = KeyPair::new_user();
+    let operated = Operated::new()?;
+    let creds = operated.creds()?;
+    let creds_secrets: Vec<_> = creds
+        .lines()
+        .filter(|line| line.starts_with("eyJ") || line.starts_with("SU"))
+        .map(str::to_owned)
+        .collect();
+    ensure!(creds_secrets.len() == 2, "a token and a seed");
+    let way = |server: String, secrets: &[&str]| Way {
+        server,
+        keys: Vec::new(),
+        file: None,
+        address: "",
+        secrets: secrets.iter().map(|it| (*it).to_owned()).collect(),
+    };
+    Ok(vec![
+        Way {
+            keys: vec![
+                ("nats.user", "presence".into()),
+                ("nats.password", "p4ss/w0rd-h1dden".into()),
+            ],
+            ..way(of_password.clone(), &["w0rd-h1dden"])
+        },
+        Way {
+            address: "presence:p4ss%2Fw0rd-h1dden@",
+            ..way(of_password, &["w0rd-h1dden"])
+        },
+        Way {
+            keys: vec![("nats.token", "t0ken-h1dden".into())],
+            ..way(
+                "authorization { token: t0ken-h1dden }".into(),
+                &["t0ken-h1dden"],
+            )
+        },
+        Way {
+            keys: vec![("nats.nkey", "node.nk".into())],
+            file: Some(("node.nk", key.seed()?)),
+            ..way(one(&format!("nkey: {}", key.public_key())), &[&key.seed()?])
+        },
+        Way {
+            keys: vec![("nats.creds", "node.creds".into())],
+            file: Some(("node.creds", creds)),
+            secrets: creds_secrets,
+            ..way(operated.config, &[])
+        },
+    ])
+}
+
+/// All that was said somewhere, and where.
+struct Said(Vec<(String, String)>);
+
+impl Said {
+    /// Runs a command, whatever comes of it.
+    fn by(&mut self, site: &Site, args: &[&str]) -> Result<()> {
+        let output = host::run(site, args)?;
+        let text = [output.stdout, output.stderr].concat();
+        let text = String::from_utf8_lossy(&text).into_owned();
+        ensure!(!text.is_empty(), "{args:?} says nothing");
+        self.0.push((format!("presence {}", args.join(" ")), text));
+        Ok(())
+    }
+
+    fn hold_none_of(&self, secrets: &[String]) -> Result<()> {
+        for (place, text) in &self.0 {
+            for secret in secrets.iter().map(String::as_str).chain([ADMIN]) {
+                // A part would be a beginning, too.
+                let (begin, end) = secret.split_at(secret.len() / 2);
+                for part in [secret, begin, end].into_iter().filter(|it| it.len() >= 5) {
+                    let line = text.lines().find(|line| line.contains(part));
+                    ensure!(line.is_none(), "{place} has `{part}`: {line:?}");
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn nothing_prints_what_is_logged_in_with() -> Result<()> {
+    for (number, way) in ways()?.into_iter().enumerate() {
+        let tried = tried(&way).await;
+        tried.with_context(|| format!("login {number}: {:?}", way.keys))?;
+    }
+    Ok(())
+}
+
+async fn tried(way: &Way) -> Result<()> {
+    let mut server = NatsServer::start_with(Options {
+        config: way.server.clone(),
+        ..Options::default()
+    })
+    .await?;
+    let url = server
+        .url()
+        .replace("nats://", &format!("nats://{}", way.address));
+    let mut site = Site::new(&url)?
+        .with("log.level", "trace")?
+        .with("http.admin_token", ADMIN)?;
+    for (key, value) in &way.keys {
+        site.set(key, value.as_str())?;
+    }
+    if let Some((file, content)) = &way.file {
+        fs::write(site.path().join(file), content)?;
+    }
+    let mut host = Host::start(&site).await?;
+    let mut said = Said(Vec::new());
+    for args in [
+        &["config"][..],
+        &["config", "--json"],
+        &["status"],
+        &["status", "--json"],
+        &["check", "--connect"],
+        &["check", "--connect", "--json"],
+        &["query", "ada", "ben"],
+        &["plugins", "list"],
+        &["pipeline", "show"],
+        &["dlq", "list"],
+    ] {
+        said.by(&site, args)?;
+    }
+    for path in ["/", "/metrics", "/status", "/readyz", "/livez", "/nothing"] {
+        let answer = http::get(site.http_port(), path).await?;
+        said.0.push((path.into(), answer.body));
+    }
+
+    // The broker takes it no more, and the configuration is wrong in some ways.
+    server.stop().await?;
+    host.unready().await?;
+    server.set_config("authorization { token: another }")?;
+    server.resume().await?;
+    host.wait_for_log(0, &["authorization violation"]).await?;
+    said.by(&site, &["query", "ada", "ben"])?;
+    said.by(&site, &["check", "--connect"])?;
+    let from = host.log_len();
+    site.set("nats.unknown", 1)?;
+    site.set("http.admin_token", format!(" {ADMIN}"))?;
+    host.wait_for_log(from, &["unknown key"]).await?;
+    said.by(&site, &["check"])?;
+    let text = fs::read_to_string(site.config_path())?;
+    let broken = text.replace('"', "");
+    presence_tests::tools::write_atomically(&site.config_path(), broken)?;
+    said.by(&site, &["config"])?;
+    said.by(&site, &["run"])?;
+    if let Some((file, content)) = &way.file {
+        let cut = content.get(..content.len() - 20).unwrap_or_default();
+        fs::write(site.path().join(file), cut)?;
+        presence_tests::tools::write_atomically(&site.config_path(), text)?;
+        said.by(&site, &["query", "ada", "ben"])?;
+    }
+    let log = host.process.stderr();
+    ensure!(log.len() > 100, "a talkative log");
+    said.0.push(("the log".into(), log.join("\n")));
+    said.hold_none_of(&way.secrets)?;
+    // It is found where it is: the test can fail.
+    let held = Said(vec![(
+        "here".into(),
+        format!("{} {ADMIN}", way.secrets.join(" ")),
+    )]);
+    ensure!(held.hold_none_of(&way.secrets).is_err());
+    host.kill().await
+}

@@ -1,0 +1,220 @@
+//! Signed plugins: who they are from, and that nobody has changed them since.
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::Path;
+use std::process::Output;
+
+use anyhow::{Context, Result, ensure};
+use presence_tests::component;
+use presence_tests::host::{self, Host};
+use presence_tests::kit::plugin_command;
+use presence_tests::site::Site;
+
+use crate::world::World;
+
+/// `presence plugin` with these arguments, and what came of it.
+fn plugin(folder: &Path, args: &[&str]) -> Result<Output> {
+    let mut command = plugin_command(folder)?;
+    Ok(command.args(args).output()?)
+}
+
+/// As [`plugin`], of a command that succeeds: what it printed.
+fn succeeds(folder: &Path, args: &[&str]) -> Result<String> {
+    let output = plugin(folder, args)?;
+    ensure!(output.status.success(), "{args:?}: {output:?}");
+    Ok(String::from_utf8(output.stdout)?)
+}
+
+/// As [`plugin`], of a command that fails: what it said.
+fn fails(folder: &Path, args: &[&str]) -> Result<String> {
+    let output = plugin(folder, args)?;
+    ensure!(output.status.code() == Some(1), "{args:?}: {output:?}");
+    Ok(String::from_utf8(output.stderr)?)
+}
+
+/// Makes a key, and gives back its public half.
+fn keygen(folder: &Path, name: &str) -> Result<String> {
+    let printed = succeeds(folder, &["keygen", name])?;
+    let (_, rest) = printed.split_once("[\"").context(printed.clone())?;
+    let (key, _) = rest.split_once("\"]").context(printed.clone())?;
+    Ok(key.into())
+}
+
+/// The bytes of a plugin under a name, signed with a key.
+fn signed(folder: &Path, plugin: &str, name: &str, key: &str) -> Result<Vec<u8>> {
+    let file = format!("{name}.wasm");
+    let path = folder.join(&file);
+    fs::write(&path, component::named(&component::load(plugin)?, name)?)?;
+    succeeds(folder, &["sign", &file, "--key", key])?;
+    Ok(fs::read(path)?)
+}
+
+#[test]
+fn a_plugin_is_signed_and_verified_with_keys_that_are_their_owner_s_alone() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let folder = folder.path();
+    let (ours, theirs) = (keygen(folder, "our.key")?, keygen(folder, "their.key")?);
+    let key = folder.join("our.key");
+    ensure!(fs::metadata(&key)?.mode() & 0o777 == 0o600);
+    let said = fails(folder, &["keygen", "our.key"])?;
+    ensure!(said.contains("never overwritten"), "{said}");
+
+    let file = folder.join("rule.wasm");
+    fs::write(&file, component::load("public")?)?;
+    let said = fails(folder, &["verify", "rule.wasm", "--key", &ours])?;
+    ensure!(said.contains("it has no signature"), "{said}");
+    succeeds(
+        folder,
+        &["sign", "rule.wasm", "--key", "our.key", "-o", "signed.wasm"],
+    )?;
+    let said = succeeds(
+        folder,
+        &["verify", "signed.wasm", "--key", &theirs, "--key", &ours],
+    )?;
+    ensure!(said.contains(&ours) && !said.contains(&theirs), "{said}");
+    let said = fails(folder, &["verify", "signed.wasm", "--key", &theirs])?;
+    ensure!(said.contains("not signed with a trusted key"), "{said}");
+    // A signed plugin is a plugin.
+    succeeds(folder, &["test", "signed.wasm"])?;
+    // A second signature stands beside the first.
+    succeeds(folder, &["sign", "signed.wasm", "--key", "their.key"])?;
+    for key in [&ours, &theirs] {
+        succeeds(folder, &["verify", "signed.wasm", "--key", key])?;
+    }
+    let mut bytes = fs::read(folder.join("signed.wasm"))?;
+    *bytes.last_mut().context("a byte")? ^= 1;
+    fs::write(folder.join("signed.wasm"), bytes)?;
+    let said = fails(folder, &["verify", "signed.wasm", "--key", &ours])?;
+    ensure!(said.contains("changed after it was signed"), "{said}");
+
+    // Whatever is wrong with a key, it is not repeated.
+    let secret = fs::read_to_string(&key)?;
+    let secret = secret.lines().nth(1).context("a key")?;
+    fs::set_permissions(&key, fs::Permissions::from_mode(0o640))?;
+    let said = fails(folder, &["sign", "rule.wasm", "--key", "our.key"])?;
+    ensure!(
+        said.contains("chmod 600") && !said.contains(secret),
+        "{said}"
+    );
+    let said = fails(folder, &["verify", "rule.wasm", "--key", secret])?;
+    ensure!(!said.contains(secret), "{said}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_node_takes_no_plugin_that_is_not_signed_with_a_trusted_key() -> Result<()> {
+    let keys = tempfile::tempdir()?;
+    let folder = keys.path();
+    let (ours, _) = (keygen(folder, "our.key")?, keygen(folder, "their.key")?);
+    let mut world = World::start_with(|mut site| {
+        site.set_pipeline(&[("contacts", None), ("redact", None)])?;
+        site.set("plugins.trusted_keys", vec![ours.clone()])?;
+        Ok(site)
+    })
+    .await?;
+    // What is built in needs no signature.
+    world.until_visible_to("12345", &["11111", "67890"]).await?;
+    let unsigned = component::named(&component::load("groups")?, "contacts")?;
+    let by_them = signed(folder, "groups", "contacts", "their.key")?;
+    let by_us = signed(folder, "groups", "contacts", "our.key")?;
+    let mut altered = by_us.clone();
+    *altered.last_mut().context("a byte")? ^= 1;
+    // What stands there is nothing that a parser takes: it is refused before one sees it.
+    let garbage = b"\0asm\x0d\0\x01\0\x01\xff\xff\xff\xff\xff\xff".to_vec();
+    for (bytes, words) in [
+        (unsigned.clone(), "it has no signature"),
+        (by_them, "not signed with a trusted key"),
+        (altered, "changed after it was signed"),
+        (garbage, "it has no signature"),
+        (
+            b"no component".to_vec(),
+            "it is not a WebAssembly component",
+        ),
+    ] {
+        let from = world.host.log_len();
+        world.site.write_plugin("contacts", bytes)?;
+        let words = ["not swapped", "contacts.wasm can't be used", words];
+        world.host.wait_for_log(from, &words).await?;
+        let seen = world.probe("12345").await?;
+        assert_eq!(seen.visible_to(), ["11111", "67890"]);
+    }
+    let output = host::run(&world.site, &["check"])?;
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    ensure!(
+        said.contains("it is not a WebAssembly component"),
+        "{output:?}"
+    );
+    world.site.write_plugin("contacts", by_us.clone())?;
+    world.until_visible_to("12345", &["22222"]).await?;
+
+    // Keys rotate: a new one, and both, and the new one alone.
+    let new = keygen(folder, "new.key")?;
+    world
+        .site
+        .set("plugins.trusted_keys", vec![ours, new.clone()])?;
+    let by_new = signed(folder, "contacts", "contacts", "new.key")?;
+    world.site.write_plugin("contacts", by_new)?;
+    world.until_visible_to("12345", &["11111", "67890"]).await?;
+    let from = world.host.log_len();
+    world.site.set("plugins.trusted_keys", vec![new])?;
+    world
+        .host
+        .wait_for_log(from, &["configuration reloaded"])
+        .await?;
+    let from = world.host.log_len();
+    world.site.write_plugin("contacts", by_us)?;
+    world
+        .host
+        .wait_for_log(from, &["not swapped", "trusted key"])
+        .await?;
+
+    // And without the requirement, anything is taken.
+    world.site.set("plugins.require_signature", false)?;
+    world.until_visible_to("12345", &["22222"]).await?;
+    world.site.write_plugin("contacts", unsigned)?;
+    world.end().await
+}
+
+#[tokio::test]
+async fn the_store_s_plugins_are_held_to_it_too() -> Result<()> {
+    let keys = tempfile::tempdir()?;
+    let folder = keys.path();
+    let ours = keygen(folder, "our.key")?;
+    let server = presence_tests::nats::NatsServer::start().await?;
+    let site = Site::new(&server.url())?
+        .with("plugins.source", "store")?
+        .with("plugins.trusted_keys", vec![ours])?;
+    let mut host = Host::spawn(&site)?;
+    host.wait_for_log(0, &["no pipeline revision"]).await?;
+    let pipeline = site.path().join("pipeline.toml");
+    fs::write(
+        &pipeline,
+        "[[pipeline]]\nplugin = \"public\"\ngrants = [\"widen\"]\n",
+    )?;
+    let apply = ["pipeline", "apply", "pipeline.toml", "--yes"];
+    let run = |args: &[&str]| -> Result<Output> {
+        let mut command = host::command(&site, args)?;
+        Ok(command.current_dir(site.path()).output()?)
+    };
+    // Another one than the one that is built in.
+    let unsigned = component::named(&component::load("groups")?, "public")?;
+    fs::write(site.path().join("public.wasm"), unsigned)?;
+    let pushed = run(&["plugins", "push", "public.wasm"])?;
+    ensure!(pushed.status.success(), "{pushed:?}");
+    let refused = run(&apply)?;
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned()
+        + &String::from_utf8_lossy(&refused.stdout);
+    ensure!(!refused.status.success(), "{refused:?}");
+    ensure!(said.contains("it has no signature"), "{said}");
+
+    fs::write(
+        site.path().join("public.wasm"),
+        signed(folder, "groups", "public", "our.key")?,
+    )?;
+    let pushed = run(&["plugins", "push", "public.wasm"])?;
+    ensure!(pushed.status.success(), "{pushed:?}");
+    let taken = run(&apply)?;
+    ensure!(taken.status.success(), "{taken:?}");
+    host.stop().await
+}
