@@ -112,7 +112,8 @@ fn needed(config: &Config) -> Vec<Right> {
     let replies = replies.iter().map(|prefix| format!("{prefix}>"));
     needed.extend(replies.map(|subject| Right::new(Act::Publish, subject, true)));
     needed.push(publish(ALERTS, true));
-    needed.push(publish(&format!("{LOGS}.*"), true));
+    // Nobody who follows a plugin's log makes a node unready.
+    needed.push(publish(&format!("{LOGS}.*"), false));
     needed.push(Right::new(Act::Subscribe, "$SRV.>".into(), true));
     needed.extend(store_needs(config));
     match &config.directory {
