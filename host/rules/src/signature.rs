@@ -293,6 +293,34 @@ mod tests {
         assert_eq!(sign(&signed, &one).unwrap(), signed);
     }
 
+    /// What wasmsign2 0.2 has signed, with this key: `wasmsign2 sign` of a component that holds
+    /// one custom section.
+    const WASMSIGN2: (&str, &str) = (
+        "ed25519:vGI70JwuoVm2S6p5XLQGq0C2Zq7KRhh+2etexBNFdSI=",
+        "0061736d0d0001000075097369676e617475726501010101660152d4da95257c462bddc3ca81b91f\
+        adda8281f202e7ba2bbb4fc96bbcdb1f76c40143000140cf39fe5c34faccf64d58a53d5dabd9ce17\
+        1a2be4526577ab9789da31420ffa04eb0214ffb9144b2b07a4ef571785aef1b49d5e2ee1821ed546\
+        b0f86cb3ebfe010006046e6f746558",
+    );
+
+    #[test]
+    fn what_wasmsign2_has_signed_verifies_and_keeps_its_signature_beside_another() {
+        let (key, hex) = WASMSIGN2;
+        let theirs = PublicKey::parse(key).unwrap();
+        let digits = |place: usize| u8::from_str_radix(&hex[place..place + 2], 16).unwrap();
+        let signed: Vec<_> = (0..hex.len()).step_by(2).map(digits).collect();
+        assert_eq!(verify(&signed, &[theirs]), Ok(vec![theirs]));
+        let (one, ours) = pair(1);
+        let both = sign(&signed, &one).unwrap();
+        assert_eq!(verify(&both, &[theirs, ours]), Ok(vec![theirs, ours]));
+        let mut changed = signed.clone();
+        *changed.last_mut().unwrap() ^= 1;
+        assert_eq!(
+            verify(&changed, &[theirs]),
+            Err(Unverified::Altered(theirs))
+        );
+    }
+
     #[test]
     fn several_may_sign_the_same() {
         let ((one, first), (two, second)) = (pair(1), pair(2));
