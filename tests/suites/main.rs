@@ -77,5 +77,6 @@ mod statements;
 mod statuses;
 mod store;
 mod store_nodes;
+mod tenants;
 mod turns;
 mod world;

@@ -21,10 +21,26 @@ pub mod text;
 
 use std::path::PathBuf;
 
+use presence_config::Config;
+
 /// Which configuration is meant.
 #[derive(clap::Args)]
 pub struct ConfigArg {
     /// The configuration file. Without it, presence.toml in the working folder, if there is one.
     #[arg(long, env = "PRESENCE_CONFIG")]
     pub config: Option<PathBuf>,
+    /// The tenant, where the configuration has several ([[tenant]]).
+    #[arg(long, value_name = "NAME")]
+    pub tenant: Option<String>,
+}
+
+impl ConfigArg {
+    /// Reads the configuration, of the tenant that is meant.
+    ///
+    /// # Errors
+    /// What is wrong with it, or if it isn't said which of several tenants is meant.
+    pub fn load(&self) -> anyhow::Result<Config> {
+        let config = Config::load(self.config.as_deref(), presence_config::variables())?;
+        config.for_tenant(self.tenant.as_deref())
+    }
 }

@@ -5,13 +5,12 @@
 //! files read again. A stop that isn't done within its limit ends the process with what
 //! has been written so far: the state's files are whole at any moment.
 
-use std::sync::Arc;
 use std::sync::mpsc::channel;
 use std::thread;
 use std::time::Duration;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::{Notify, watch};
+use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
 use crate::tasks::Tasks;
@@ -30,7 +29,8 @@ const NOT_STOPPED: i32 = 1;
 #[derive(Clone, Debug)]
 pub(crate) struct Signals {
     stop: watch::Sender<Stop>,
-    reload: Arc<Notify>,
+    /// How often files are to be read again. Nothing has been read of it.
+    reloads: (watch::Sender<u64>, watch::Receiver<u64>),
 }
 
 /// How a stop is going.
@@ -75,7 +75,7 @@ impl Signals {
         }
         let signals = Self {
             stop: watch::Sender::new(Stop::default()),
-            reload: Arc::default(),
+            reloads: watch::channel(0),
         };
         let heard = signals.clone();
         tasks.thread("signals", move || {
@@ -106,9 +106,9 @@ impl Signals {
         self.stop.send_modify(|stop| stop.step = step);
     }
 
-    /// Waits until files are to be read again.
-    pub(crate) async fn reload(&self) {
-        self.reload.notified().await;
+    /// Changes whenever files are to be read again.
+    pub(crate) fn reloads(&self) -> watch::Receiver<u64> {
+        self.reloads.1.clone()
     }
 
     async fn follow(self, mut inbox: Inbox, limit: Duration) {
@@ -119,7 +119,7 @@ impl Signals {
             tokio::select! {
                 Some(()) = inbox.terminate.recv() => self.told("SIGTERM", by, limit),
                 Some(()) = inbox.interrupt.recv() => self.told("SIGINT", by, limit),
-                Some(()) = inbox.hangup.recv() => self.reload.notify_one(),
+                Some(()) = inbox.hangup.recv() => self.reloads.0.send_modify(|count| *count += 1),
                 // Its limit may have begun to run.
                 Ok(()) = stop.changed() => {}
                 () = over, if by.is_some() => {

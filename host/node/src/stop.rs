@@ -32,9 +32,10 @@ pub(crate) async fn broker_stays_away(broker: &Health) {
 
 /// A stop that is under way.
 pub(crate) struct Stop<'a> {
-    signals: &'a Signals,
+    /// None where one tenant stops, and not the process.
+    signals: Option<&'a Signals>,
     limit: Duration,
-    /// When the process ends in any case.
+    /// When all of it must be done.
     by: Instant,
 }
 
@@ -42,12 +43,27 @@ impl<'a> Stop<'a> {
     /// Begins, if no signal has done so.
     pub(crate) fn begin(signals: &'a Signals, limit: Duration) -> Self {
         let by = signals.stop(limit);
-        Self { signals, limit, by }
+        Self {
+            signals: Some(signals),
+            limit,
+            by,
+        }
+    }
+
+    /// Begins to stop a tenant, while the process goes on.
+    pub(crate) fn of_tenant(limit: Duration) -> Self {
+        Self {
+            signals: None,
+            limit,
+            by: Instant::now() + limit,
+        }
     }
 
     /// Comes to a step, which may go on until so much of all the time is over.
     pub(crate) fn step(&self, what: &'static str, part: f32) -> Instant {
-        self.signals.step(what);
+        if let Some(signals) = self.signals {
+            signals.step(what);
+        }
         self.by - self.limit.mul_f32(1.0 - part)
     }
 }

@@ -3,16 +3,22 @@
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
 use anyhow::Context as _;
 use futures_util::FutureExt as _;
 use tokio::sync::mpsc;
-use tokio::task::JoinHandle;
+use tokio::task::{AbortHandle, JoinHandle};
+use tracing::{Instrument as _, Span};
 
 /// Starts them. Cloning it shares it.
 #[derive(Clone, Debug)]
-pub(crate) struct Tasks(mpsc::UnboundedSender<String>);
+pub(crate) struct Tasks {
+    failed: mpsc::UnboundedSender<String>,
+    /// What can be ended.
+    started: Arc<Mutex<Vec<AbortHandle>>>,
+}
 
 /// What has become of them.
 #[derive(Debug)]
@@ -22,7 +28,8 @@ impl Tasks {
     /// Nothing yet, and where it is told what has failed.
     pub(crate) fn new() -> (Self, Faults) {
         let (failed, faults) = mpsc::unbounded_channel();
-        (Self(failed), Faults(faults))
+        let started = Arc::default();
+        (Self { failed, started }, Faults(faults))
     }
 
     /// Starts a task that is to last. What stops the node doesn't read of its end.
@@ -31,16 +38,54 @@ impl Tasks {
         name: &'static str,
         task: impl Future<Output = ()> + Send + 'static,
     ) -> JoinHandle<()> {
-        let failed = self.0.clone();
+        let failed = self.failed.clone();
+        #[expect(clippy::disallowed_methods, reason = "this is what watches")]
+        let started = tokio::spawn(
+            async move {
+                let fault = match AssertUnwindSafe(task).catch_unwind().await {
+                    Ok(()) => format!("the task `{name}` has ended by itself"),
+                    Err(panic) => format!("the task `{name}` has failed: {}", message(&*panic)),
+                };
+                // The node may have ended.
+                let _ = failed.send(fault);
+            }
+            .in_current_span(),
+        );
+        let mut all = self.started.lock().unwrap_or_else(PoisonError::into_inner);
+        all.push(started.abort_handle());
+        started
+    }
+
+    /// Starts a task that may end by itself, and not by a panic.
+    pub(crate) fn spawn_ending(
+        &self,
+        name: &'static str,
+        task: impl Future<Output = ()> + Send + 'static,
+    ) -> JoinHandle<()> {
+        let failed = self.failed.clone();
         #[expect(clippy::disallowed_methods, reason = "this is what watches")]
         tokio::spawn(async move {
-            let fault = match AssertUnwindSafe(task).catch_unwind().await {
-                Ok(()) => format!("the task `{name}` has ended by itself"),
-                Err(panic) => format!("the task `{name}` has failed: {}", message(&*panic)),
-            };
-            // The node may have ended.
-            let _ = failed.send(fault);
+            if let Err(panic) = AssertUnwindSafe(task).catch_unwind().await {
+                let _ = failed.send(format!(
+                    "the task `{name}` has failed: {}",
+                    message(&*panic)
+                ));
+            }
         })
+    }
+
+    /// Others that end apart from these. Whoever is told of these is told of them, too.
+    pub(crate) fn group(&self) -> Self {
+        Self {
+            failed: self.failed.clone(),
+            started: Arc::default(),
+        }
+    }
+
+    /// Ends all tasks. Threads end by themselves, once nobody has work for them.
+    pub(crate) fn end(&self) {
+        let mut all = self.started.lock().unwrap_or_else(PoisonError::into_inner);
+        all.drain(..).for_each(|task| task.abort());
     }
 
     /// Starts a thread that ends when it is told to, and not by a panic.
@@ -52,10 +97,12 @@ impl Tasks {
         name: impl Into<String>,
         work: impl FnOnce() + Send + 'static,
     ) -> anyhow::Result<()> {
-        let (failed, name) = (self.0.clone(), name.into());
+        let (failed, name) = (self.failed.clone(), name.into());
         let thread = thread::Builder::new().name(name.clone());
         let told = name.clone();
+        let span = Span::current();
         let watched = move || {
+            let _tenant = span.enter();
             if let Err(panic) = catch_unwind(AssertUnwindSafe(work)) {
                 let fault = format!("the thread `{name}` has failed: {}", message(&*panic));
                 let _ = failed.send(fault);
@@ -109,6 +156,17 @@ mod tests {
         tasks.spawn("frail", async { panic!("a number") });
         let fault = faults.next().await.to_string();
         assert_eq!(fault, "the task `frail` has failed: a number");
+    }
+
+    #[tokio::test]
+    async fn what_is_ended_is_no_fault() {
+        let (tasks, mut faults) = Tasks::new();
+        let task = tasks.spawn("lasting", std::future::pending());
+        tasks.end();
+        assert!(task.await.unwrap_err().is_cancelled());
+        tasks.spawn("later", async {});
+        let fault = faults.next().await.to_string();
+        assert_eq!(fault, "the task `later` has ended by itself");
     }
 
     #[tokio::test]

@@ -1,7 +1,6 @@
 //! What the commands that ask a running processor have in common.
 
 use presence_config::escape::{print, print_json};
-use presence_config::{Config, variables};
 use presence_kit::ConfigArg;
 use presence_node::link::question::{self, Question};
 use serde_json::Value;
@@ -22,7 +21,7 @@ pub(crate) fn answer(
     question: &Question,
     text: fn(&Value) -> String,
 ) -> anyhow::Result<()> {
-    let config = Config::load(common.config.config.as_deref(), variables())?;
+    let config = common.config.load()?;
     let answer = question::ask(&config, question)?;
     if common.json {
         print_json(answer)?;

@@ -4,7 +4,7 @@ use presence_config::causes::Causes;
 use presence_config::directory;
 use presence_config::escape::{line, print, print_json, say};
 use presence_config::log_filter as log;
-use presence_config::{self as config, Config, Effect, Read, effect_of};
+use presence_config::{self as config, Config, Effect, Read, TenantSection, effect_of};
 use presence_core::names::Names;
 use presence_kit::ConfigArg;
 use presence_kit::figures;
@@ -42,6 +42,8 @@ struct Report {
     /// The keys that something sets and that take effect at the next start only.
     restart: Vec<String>,
     broker: Option<probe::Found>,
+    /// Each of several tenants, with its pipeline, in a line.
+    tenants: Vec<String>,
 }
 
 /// One thing that is wrong.
@@ -74,7 +76,7 @@ impl From<&config::Problem> for Problem {
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let report =
         match Config::load_with_problems(args.config.config.as_deref(), config::variables()) {
-            Ok(read) => Report::of(&read, args.connect)?,
+            Ok(read) => Report::of_all(read, args)?,
             Err(problems) => Report {
                 problems: problems.iter().map(Problem::from).collect(),
                 ..Report::default()
@@ -95,6 +97,67 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
 }
 
 impl Report {
+    /// Of the one tenant, or of each of several: all that is wrong with any of them.
+    fn of_all(mut read: Read, args: &Args) -> anyhow::Result<Self> {
+        let Some(tenants) = read.config.tenants.take() else {
+            if let Some(name) = &args.config.tenant {
+                read.config = read.config.for_tenant(Some(name))?;
+            }
+            return Self::of(&read, args.connect);
+        };
+        let wanted = args.config.tenant.as_deref();
+        if let Some(name) = wanted {
+            let is_there = tenants.iter().any(|tenant| tenant.name == name);
+            anyhow::ensure!(is_there, "there is no tenant `{name}` in the configuration");
+        }
+        let mut all = Self {
+            problems: read
+                .problems
+                .iter()
+                .flat_map(|it| it.iter())
+                .map(Problem::from)
+                .collect(),
+            ..Self::default()
+        };
+        let is_wanted = |tenant: &&TenantSection| wanted.is_none_or(|name| tenant.name == name);
+        let several = wanted.is_none();
+        for tenant in tenants.iter().filter(is_wanted) {
+            let config = match &tenant.config {
+                Ok(config) => Config::clone(config),
+                Err(problems) => {
+                    all.problems.extend(problems.iter().map(Problem::from));
+                    continue;
+                }
+            };
+            let own = Read {
+                config,
+                problems: None,
+                settings: read.settings.clone(),
+                file: read.file.clone(),
+            };
+            let mut report = Self::of(&own, args.connect)?;
+            if several {
+                let name = &tenant.name;
+                let named = |problem: Problem| Problem {
+                    text: format!("tenant `{name}`: {}", problem.text),
+                    ..problem
+                };
+                all.problems.extend(report.problems.drain(..).map(named));
+                let warnings = report.warnings.drain(..);
+                all.warnings
+                    .extend(warnings.map(|it| format!("tenant `{name}`: {it}")));
+                all.tenants.push(format!(
+                    "{name}: {}",
+                    report.pipeline.map(|(line, _)| line).unwrap_or_default()
+                ));
+            } else {
+                report.problems.extend(all.problems);
+                return Ok(report);
+            }
+        }
+        Ok(all)
+    }
+
     fn of(read: &Read, connect: bool) -> anyhow::Result<Self> {
         let (config, source, beside) = pipeline_of(&read.config);
         let config = &config;
@@ -152,6 +215,7 @@ impl Report {
             unused,
             restart: restart.map(|it| it.key.clone()).collect(),
             broker,
+            tenants: Vec::new(),
         })
     }
 
@@ -184,6 +248,9 @@ impl Report {
             print(format_args!(
                 "a later change of these takes effect at the next start: {keys}\n"
             ))?;
+        }
+        for tenant in &self.tenants {
+            print(format_args!("tenant {tenant}\n"))?;
         }
         if let Some((source, _)) = &self.source {
             print(format_args!("pipeline: {source}\n"))?;
@@ -227,6 +294,7 @@ impl Report {
             "unused": self.unused,
             "restart": self.restart,
             "nats": broker,
+            "tenants": self.tenants,
         })
     }
 }

@@ -26,6 +26,13 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     if let Some(problems) = read.problems {
         return Err(problems.into());
     }
+    if let Some(tenants) = &read.config.tenants {
+        say(format_args!(
+            "note: these are the keys of the process, and of what its {} tenants leave out; each \
+             tenant's own are in its section",
+            tenants.len()
+        ));
+    }
     for variable in &read.config.passed_over {
         say(format_args!("warning: {variable}"));
     }

@@ -29,13 +29,15 @@ mod query;
 mod record;
 mod runtime;
 mod status;
+mod tenants;
 mod watch;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{CommandFactory as _, Parser, Subcommand};
 use presence_config::escape;
-use presence_kit::{ConfigArg, plugin, replay};
+use presence_kit::{plugin, replay};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -53,11 +55,19 @@ struct Cli {
     command: Command,
 }
 
+/// Which configuration a processor runs by.
+#[derive(clap::Args)]
+struct RunArgs {
+    /// The configuration file. Without it, presence.toml in the working folder, if there is one.
+    #[arg(long, env = "PRESENCE_CONFIG")]
+    config: Option<PathBuf>,
+}
+
 #[derive(Subcommand)]
 enum Command {
     /// Runs the processor against a NATS server, until SIGTERM or SIGINT.
     #[command(after_help = "Example:\n  presence run --config presence.toml")]
-    Run(ConfigArg),
+    Run(RunArgs),
     /// Makes a folder with all that a node needs: configuration, directory and plugin folder.
     #[command(
         after_help = "Example:\n  presence init site\n\nIt writes presence.toml with the default pipeline, an example of a directory.json, and\nplugins.d. Nothing that is there already is overwritten."
@@ -128,6 +138,12 @@ enum Command {
         after_help = "Example:\n  presence pipeline diff pipeline.toml"
     )]
     Pipeline(pipeline::Command),
+    /// The tenants of a running processor on this machine: what each is at, and why.
+    #[command(
+        subcommand,
+        after_help = "Example:\n  presence tenants list --config presence.toml"
+    )]
+    Tenants(tenants::Command),
     /// For plugin authors: makes, builds, inspects, tests and measures a plugin, offline.
     #[command(
         subcommand,
@@ -150,6 +166,7 @@ enum Command {
 fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Run(args) => presence_node::run(args.config.as_deref()),
+        Command::Tenants(command) => tenants::run(&command),
         Command::Init(args) => init::run(&args),
         Command::Pub(command) => publish::run(&command),
         Command::Watch(args) => watch::run(&args),

@@ -5,8 +5,8 @@ use std::io::Read as _;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
+use presence_config::Config;
 use presence_config::escape::{line, print, print_json, say};
-use presence_config::{Config, variables};
 use presence_kit::ConfigArg;
 use presence_node::clock;
 use presence_node::link::question::{Asker, Question};
@@ -94,7 +94,7 @@ pub(crate) fn run(command: &Command) -> anyhow::Result<()> {
         | Command::Disconnect(Disconnect { config, .. })
         | Command::Event(Event { config, .. }) => config,
     };
-    let config = Config::load(config.config.as_deref(), variables())?;
+    let config = config.load()?;
     crate::runtime::wait_for(async {
         match command {
             Command::Connect(args) => connect(args, &config).await,

@@ -1,7 +1,7 @@
 //! `presence query`: what a viewer may see of users.
 
+use presence_config::Config;
 use presence_config::escape::{line, print, print_json};
-use presence_config::{Config, variables};
 use presence_core::token;
 use presence_kit::text;
 use presence_node::link::question::{self, Question};
@@ -31,7 +31,7 @@ pub(crate) struct Args {
 /// Asks, and prints the answer.
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let question = args.question()?;
-    let config = Config::load(args.common.config.config.as_deref(), variables())?;
+    let config = args.common.config.load()?;
     let answer = question::ask(&config, &question)?;
     if args.common.json {
         print_json(answer)?;

@@ -28,9 +28,43 @@ pub(crate) struct Args {
 
 /// Asks, and prints the answer.
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
-    let address = reachable(match args.http {
+    let mut status = of_node(args.http, args.common.config.config.as_deref())?;
+    if let Some(tenant) = &args.common.config.tenant {
+        status = of_tenant(&status, tenant)?;
+    } else if status.get("tenants").is_some() {
+        if args.common.json {
+            return Ok(print_json(status)?);
+        }
+        return Ok(print(crate::tenants::page(&status))?);
+    }
+    if args.common.json {
+        return Ok(print_json(status)?);
+    }
+    Ok(print(page(&status))?)
+}
+
+/// What a node says of one of its tenants.
+///
+/// # Errors
+/// If it has no such tenant, or the tenant isn't served.
+pub(crate) fn of_tenant(status: &Value, name: &str) -> anyhow::Result<Value> {
+    let tenant = crate::tenants::find(status, name)?;
+    let status = tenant.get("status").filter(|status| status.is_object());
+    let state = tenant.get("state").map(plain).unwrap_or_default();
+    let status = status.with_context(|| {
+        format!("the tenant `{name}` is {state}: `presence tenants show {name}` says why")
+    })?;
+    Ok(status.clone())
+}
+
+/// What a node says of itself: at an address, or where its configuration says.
+///
+/// # Errors
+/// If it isn't known where to ask, or no node answers there.
+pub(crate) fn of_node(http: Option<SocketAddr>, config: Option<&Path>) -> anyhow::Result<Value> {
+    let address = reachable(match http {
         Some(address) => address,
-        None => configured(args.common.config.config.as_deref())?,
+        None => configured(config)?,
     });
     let answer = fetch::get(address, "/status").with_context(|| {
         format!(
@@ -44,10 +78,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         status.get("node").is_some_and(Value::is_string),
         "what answers on http://{address} is no node of presence"
     );
-    if args.common.json {
-        return Ok(print_json(status)?);
-    }
-    Ok(print(page(&status))?)
+    Ok(status)
 }
 
 /// Where the node listens by its configuration. Something else in that may be wrong, which is
@@ -73,7 +104,7 @@ fn reachable(mut address: SocketAddr) -> SocketAddr {
     address
 }
 
-fn page(status: &Value) -> String {
+pub(crate) fn page(status: &Value) -> String {
     let word = |pointer: &str| status.pointer(pointer).map(plain).unwrap_or_default();
     let number = |pointer: &str| status.pointer(pointer).and_then(Value::as_u64);
     let is = |pointer: &str| status.pointer(pointer) == Some(&Value::Bool(true));

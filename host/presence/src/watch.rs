@@ -3,9 +3,9 @@
 
 use std::fmt::Write as _;
 
+use presence_config::Config;
 use presence_config::escape::{line, print, print_json, say};
 use presence_config::subjects::Subjects;
-use presence_config::{Config, variables};
 use presence_kit::text::{plain, time};
 use presence_node::clock;
 use presence_node::link::tap::{Tap, Tapped};
@@ -31,7 +31,7 @@ pub(crate) struct Args {
 
 /// Prints it until it is told to stop.
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
-    let config = Config::load(args.common.config.config.as_deref(), variables())?;
+    let config = args.common.config.load()?;
     crate::runtime::wait_for(watch(args, &config))
 }
 

@@ -131,7 +131,7 @@ impl Entry {
 /// Where a tenant's plugins are noted.
 fn path(config: &Config) -> Option<PathBuf> {
     // No tenant's prefix is `presence`.
-    let tenant = config.tenant.prefix.as_deref().unwrap_or("presence");
+    let tenant = config.tenant.file_name();
     let dir = config.state.dir.as_ref()?;
     Some(dir.join(format!("{tenant}.plugins.json")))
 }

@@ -38,7 +38,7 @@ use compiler::Compiler;
 
 /// Loads pipelines, and compiles a plugin only when its bytes are new.
 pub struct Loader {
-    compiler: Compiler,
+    compiler: Arc<Compiler>,
     /// Plugins that win over the folder's and those built in.
     preferred: HashMap<String, Arc<Plugin>>,
     /// What is, or was, in force.
@@ -60,11 +60,35 @@ const AUTHORS: Duration = Duration::from_secs(3_600);
 /// A plugin, and where it comes from.
 type Found = (Arc<Plugin>, Arc<str>);
 
+/// What loaders of several tenants share: what one of them has compiled is there for all.
+#[derive(Clone, Default)]
+pub struct SharedCompiler(Arc<Mutex<Option<Arc<Compiler>>>>);
+
+impl SharedCompiler {
+    /// It keeps what it compiles where the configuration of the first who needs it says.
+    fn of(&self, config: &Config) -> anyhow::Result<Arc<Compiler>> {
+        let mut made = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(compiler) = &*made {
+            return Ok(Arc::clone(compiler));
+        }
+        let compiler = Arc::new(Compiler::new(engine(config)?, config.plugins.compilers));
+        Ok(Arc::clone(made.insert(compiler)))
+    }
+}
+
 impl Loader {
     /// A loader that keeps what it compiles where the configuration says.
     pub fn new(config: &Config) -> anyhow::Result<Self> {
+        Self::sharing(&SharedCompiler::default(), config)
+    }
+
+    /// A loader that compiles with others.
+    ///
+    /// # Errors
+    /// If there can be no engine.
+    pub fn sharing(shared: &SharedCompiler, config: &Config) -> anyhow::Result<Self> {
         Ok(Self {
-            compiler: Compiler::new(engine(config)?, config.plugins.compilers),
+            compiler: shared.of(config)?,
             preferred: HashMap::new(),
             in_force: InForce::default(),
             kept: Arc::new(Kept::of(config)),

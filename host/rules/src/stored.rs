@@ -32,7 +32,7 @@ impl Kept {
     /// Of the tenant that a configuration describes.
     pub fn of(config: &Config) -> Self {
         // No tenant's prefix is `presence`.
-        let tenant = config.tenant.prefix.as_deref().unwrap_or("presence");
+        let tenant = config.tenant.file_name();
         let dir = config.state.dir.as_ref();
         Self {
             folder: dir.map(|dir| dir.join(format!("{tenant}.store"))),

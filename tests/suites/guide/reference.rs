@@ -5,6 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 
 use anyhow::{Context, Result};
+use presence_tests::host::Host;
+use presence_tests::site::Site;
 use presence_tests::tools;
 
 use crate::world::World;
@@ -18,6 +20,18 @@ async fn the_reference_has_every_metric_and_every_reason() -> Result<()> {
     let world = World::start_with(|site| site.with("directory.source", "request")).await?;
     let exposition = world.host.metrics().await?;
     let mut told = BTreeMap::new();
+    // What only a node with several tenants has.
+    let acme = toml::Table::from_iter([("name".to_owned(), "acme".into())]);
+    let site = Site::new(&world.server.url())?.with("tenant", vec![acme])?;
+    let host = Host::start(&site).await?;
+    let of_tenants = host.metrics().await?;
+    let has = |line: &str| line.starts_with("presence_tenants{state=");
+    assert!(of_tenants.lines().any(has), "{of_tenants}");
+    told.insert(
+        "presence_tenants".to_owned(),
+        ("gauge".to_owned(), "`state`".to_owned()),
+    );
+    host.stop().await?;
     for line in exposition.lines() {
         if let Some((name, kind)) = line
             .strip_prefix("# TYPE ")

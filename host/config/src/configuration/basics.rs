@@ -39,6 +39,10 @@ impl Node {
 /// `[tenant]`: the isolation boundary this node serves.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Tenant {
+    /// Its name, if there are `[[tenant]]` sections.
+    pub name: Option<String>,
+    /// Whether it has a connection of its own, among tenants that share one.
+    pub own_account: bool,
     /// Stands before every subject, followed by a dot: one token of
     /// `[A-Za-z0-9_-]`, not `presence`. None for the default tenant.
     pub prefix: Option<String>,
@@ -53,7 +57,7 @@ pub struct Tenant {
 const SHARDS_MAX: usize = 1_024;
 
 /// A number of shards.
-fn shards(number: usize) -> Result<usize, Wrong> {
+pub(super) fn shards(number: usize) -> Result<usize, Wrong> {
     if number == 0 || number.is_power_of_two() && number <= SHARDS_MAX {
         return Ok(number);
     }
@@ -62,6 +66,22 @@ fn shards(number: usize) -> Result<usize, Wrong> {
 }
 
 impl Tenant {
+    /// What lines of its plugins are known by in the process: its prefix, unless another
+    /// tenant's may be the same in another account.
+    pub fn lines_key(&self) -> String {
+        let prefix = self.prefix.clone().unwrap_or_default();
+        match &self.name {
+            Some(name) if self.own_account => format!("{name}/{prefix}"),
+            _ => prefix,
+        }
+    }
+
+    /// What its files on disk are called: no prefix is `presence`.
+    pub fn file_name(&self) -> &str {
+        let name = self.name.as_deref().or(self.prefix.as_deref());
+        name.unwrap_or("presence")
+    }
+
     pub(super) fn read(section: &mut Section<'_, '_>) -> Self {
         let prefix = section.get("prefix", |text: String| match text.as_str() {
             "" => Ok(None),
@@ -72,6 +92,8 @@ impl Tenant {
             _ => token(text).map(Some),
         });
         Self {
+            name: None,
+            own_account: false,
             prefix: prefix.flatten(),
             shards: section.get("shards", shards).unwrap_or(0),
         }

@@ -11,6 +11,23 @@ pub struct Change {
     pub effect: Effect,
 }
 
+impl Change {
+    /// Whether it is of what the tenants of a process share.
+    pub fn is_of_process(&self) -> bool {
+        let of_process = [
+            "node",
+            "nats",
+            "plugins.cache",
+            "plugins.compilers",
+            "engine.workers",
+            "engine queues",
+            "http",
+            "log",
+        ];
+        of_process.contains(&self.section)
+    }
+}
+
 /// When a change takes effect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Effect {
@@ -87,6 +104,25 @@ impl Config {
         self.log = running.log;
         if !self.directory.is_alike(&running.directory) {
             self.directory = running.directory;
+        }
+    }
+
+    /// Takes from the running configuration what is the process's, for a tenant that shares it
+    /// with others. `own_account`: whether the tenant has a connection of its own.
+    pub fn keep_of_process(&mut self, running: &Self, own_account: bool) {
+        self.node = running.node.clone();
+        self.http = running.http.clone();
+        self.log = running.log.clone();
+        self.plugins.cache.clone_from(&running.plugins.cache);
+        self.plugins.compilers = running.plugins.compilers;
+        self.engine.workers = running.engine.workers;
+        self.engine.queues = running.engine.queues.clone();
+        if !own_account {
+            self.nats = Nats {
+                auth: self.nats.auth.clone(),
+                reply_prefixes: self.nats.reply_prefixes.clone(),
+                ..running.nats.clone()
+            };
         }
     }
 

@@ -22,6 +22,7 @@ mod settings;
 mod similar;
 mod state;
 mod syntax;
+mod tenants;
 #[cfg(test)]
 mod tests;
 mod tracker;
@@ -30,6 +31,7 @@ mod value;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::Path;
+use std::sync::Arc;
 
 use toml::de::DeTable;
 
@@ -37,9 +39,7 @@ pub use basics::{
     Correction, DeadLetters, Explain, Http, Inbox, Log, LogFormat, Node, PluginSource, Plugins,
     Query, Status, Tenant, own_state,
 };
-#[cfg(test)]
-use changes::Change;
-pub use changes::{Effect, effect_of};
+pub use changes::{Change, Effect, effect_of};
 pub use checks::name;
 pub use directory::{Directory, Request};
 pub use engine::{Engine, Queues};
@@ -50,6 +50,7 @@ pub use pipeline::{Grant, OnFailure, Source, Stage, StagePlace};
 pub use problem::{Place, Problem, Problems};
 pub use settings::Read;
 pub use state::State;
+pub use tenants::TenantSection;
 pub use tracker::Tracker;
 
 pub(crate) use pipeline::STAGES_MAX;
@@ -99,6 +100,8 @@ pub struct Config {
     pub log: Log,
     /// Variables that look like a key's, and are passed over: a line each.
     pub passed_over: Vec<String>,
+    /// The `[[tenant]]` sections; none where the node has one tenant.
+    pub tenants: Option<Arc<[TenantSection]>>,
 }
 
 impl Config {
@@ -169,18 +172,30 @@ impl Config {
         let text = text.map_or("", Text::as_str);
         let document = DeTable::parse(text)
             .map_err(|error| Problems::from(syntax::problem(file, text, &error)))?;
-        let reader = Reader::new(file, text, env.collect());
+        let env: BTreeMap<_, _> = env.collect();
+        let sections = tenants::sections(document.get_ref());
+        let rest = tenants::without(document.get_ref());
+        let root = match sections {
+            Some(_) => &rest,
+            None => document.get_ref(),
+        };
+        let mut reader = Reader::new(file, text, env.clone());
+        if sections.is_some() {
+            reader.refuse_all(tenants::needless_variables(&env));
+        }
         let Outcome {
             value,
             problems,
             passed_over,
             settings,
-        } = reader.read(document.get_ref(), Self::read);
+        } = reader.read(root, Self::read);
+        let tenants = sections.map(|items| tenants::read(file, text, &env, &rest, &items));
         let passed_over = passed_over.iter().map(ToString::to_string).collect();
         Ok(Read {
             file: is_there.then(|| file.to_owned()),
             config: Self {
                 passed_over,
+                tenants,
                 ..value
             },
             problems,
@@ -229,6 +244,7 @@ impl Config {
             http: root.section("http", Http::read),
             log: root.section("log", Log::read),
             passed_over: Vec::new(),
+            tenants: None,
         }
     }
 }

@@ -98,6 +98,37 @@ impl<'a> Reader<'a> {
         self.variables.into_iter().collect()
     }
 
+    /// Refuses what was found to be wrong elsewhere.
+    pub(super) fn refuse_all(&mut self, problems: Vec<Problem>) {
+        self.problems.extend(problems);
+    }
+
+    /// Reads a tenant's section, and then the document as it is for this tenant.
+    pub(super) fn read_tenant<H, T>(
+        &mut self,
+        place: Place,
+        own: &'a DeTable<'a>,
+        merged: &'a DeTable<'a>,
+        head: impl FnOnce(&mut Section<'_, 'a>) -> H,
+        read: impl FnOnce(&mut Section<'_, 'a>) -> T,
+    ) -> (H, T) {
+        let section = Section {
+            reader: self,
+            title: "[[tenant]]".into(),
+            variable: None,
+            place,
+            table: Some(own),
+            known: Vec::new(),
+        };
+        let head = section.read(head);
+        (head, self.read_root(Some(merged), read))
+    }
+
+    /// What is wrong with all that was read.
+    pub(super) fn into_problems(self) -> Option<Problems> {
+        Problems::found(self.problems)
+    }
+
     fn read_root<T>(
         &mut self,
         document: Option<&'a DeTable<'a>>,

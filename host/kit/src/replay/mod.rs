@@ -51,7 +51,7 @@ pub struct Args {
 
 /// Runs a recording, and prints what comes of it.
 pub fn run(args: &Args) -> anyhow::Result<()> {
-    let config = Config::load(args.config.config.as_deref(), config::variables())?;
+    let config = args.config.load()?;
     let mut config = without_store(config)?;
     // Before anything is compiled.
     let capture = Capture::open(&args.file)?;

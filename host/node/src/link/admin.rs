@@ -156,7 +156,7 @@ impl Admin {
 async fn answer(board: &Board, trials: &Trials, endpoint: &str, request: Message) -> Answer {
     match endpoint {
         "status" => Ok(json!({"ok": true, "status": board.describe()})),
-        "follow" => plugin_log::answer(trials.prefix().as_deref(), &request.payload),
+        "follow" => plugin_log::answer(&trials.tenant(), &request.payload),
         // Nothing asks for what has come of one.
         "shadow" if request.payload.is_empty() => {
             Ok(json!({"ok": true, "reports": board.reports()}))

@@ -11,7 +11,7 @@ use std::time::Duration;
 use anyhow::anyhow;
 use async_nats::{Client, ConnectOptions, Event, ServerAddr};
 use presence_config::{Config, Nats};
-use tokio::sync::mpsc;
+use tokio::sync::watch;
 
 use crate::clock;
 use crate::link::connection::Connection;
@@ -59,6 +59,15 @@ impl Access {
             node: config.node.name.clone(),
             login: Login::new(config.nats.auth.clone()),
         }
+    }
+
+    /// Whether a configuration says the same of the connection, be it with another login.
+    pub(crate) fn is_of(&self, config: &Config) -> bool {
+        let nats = Nats {
+            auth: self.nats.auth.clone(),
+            ..config.nats.clone()
+        };
+        nats == self.nats
     }
 
     /// The servers that are connected to.
@@ -140,14 +149,14 @@ impl Access {
     }
 
     /// The node's main connection. A broker that isn't there yet is waited for, with
-    /// back-off; each loss (false) and return (true) of the connection is reported.
+    /// back-off; `connects` counts how often there has been a connection.
     ///
     /// # Errors
     /// As [`Self::options`].
     pub(crate) async fn main(
         &self,
         health: &Arc<Health>,
-        changes: mpsc::UnboundedSender<bool>,
+        connects: watch::Sender<u64>,
     ) -> anyhow::Result<Connection> {
         let (health, servers) = (Arc::clone(health), self.servers());
         let (known, tried) = (Arc::clone(&health), servers.clone());
@@ -168,7 +177,7 @@ impl Access {
             })
             .client_capacity(CLIENT_QUEUE)
             .event_callback(move |event| {
-                observe(&event, &servers, &health, &changes);
+                observe(&event, &servers, &health, &connects);
                 std::future::ready(())
             });
         Ok(Connection::new(self.connect(options).await?))
@@ -197,7 +206,7 @@ pub(crate) async fn follow_rights(connection: Connection, health: Arc<Health>) {
     }
 }
 
-fn observe(event: &Event, servers: &str, health: &Health, changes: &mpsc::UnboundedSender<bool>) {
+fn observe(event: &Event, servers: &str, health: &Health, connects: &watch::Sender<u64>) {
     match event {
         Event::Connected => {
             health.connected.store(true, Ordering::Relaxed);
@@ -212,13 +221,11 @@ fn observe(event: &Event, servers: &str, health: &Health, changes: &mpsc::Unboun
             health.subscribed();
             let _ = health.heard_at.compare_exchange(0, now, relaxed, relaxed);
             tracing::info!(servers, "connected to NATS");
-            // Nobody listens any more when the node is stopping.
-            let _ = changes.send(true);
+            connects.send_modify(|connects| *connects += 1);
         }
         Event::Disconnected => {
             health.connected.store(false, Ordering::Relaxed);
             tracing::warn!("lost the connection to NATS; reconnecting");
-            let _ = changes.send(false);
         }
         Event::SlowConsumer(number) => health.drops.said(*number),
         Event::ServerError(error) => health.complaint(&error.to_string()),

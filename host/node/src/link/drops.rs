@@ -6,7 +6,7 @@
 //! subscription checks whether the subscription may have been full when the client dropped anything
 //! at all ([`Losses`]), and if so fetches its data again.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use async_nats::Subscriber;
@@ -85,6 +85,8 @@ pub(crate) struct Drops {
     numbers: Mutex<Vec<(u64, Carries)>>,
     /// How often the client has said that it dropped something, whatever it was.
     said: watch::Sender<u64>,
+    /// Whether several read inputs, so that none of them can say what is missing.
+    has_several_readers: AtomicBool,
     by_subscription: [Count; Carries::ALL.len()],
 }
 
@@ -115,11 +117,21 @@ impl Drops {
             known.map_or(Carries::Other, |(_, carries)| *carries)
         };
         self.of(carries).said.fetch_add(1, Ordering::Relaxed);
-        // Inputs are counted by who reads them, all of them.
-        if carries != Carries::Inputs {
+        // Inputs are counted by the one who reads them, all of them.
+        if carries != Carries::Inputs || self.has_several_readers() {
             self.count(carries, 1);
         }
         self.said.send_modify(|said| *said += 1);
+    }
+
+    /// Several read inputs from now on: what is dropped of them is counted as the client says.
+    pub(crate) fn read_by_several(&self) {
+        self.has_several_readers.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether several read inputs.
+    pub(crate) fn has_several_readers(&self) -> bool {
+        self.has_several_readers.load(Ordering::Relaxed)
     }
 
     /// How often the client has said that it dropped something, as it changes.
@@ -274,6 +286,17 @@ mod tests {
         assert_eq!(counts, [("inputs", 40), ("invalidations", 2), ("other", 1)]);
         assert_eq!(drops.said_of(Carries::Inputs), 1);
         assert_eq!((drops.all_said(), *followed.borrow_and_update()), (4, 4));
+    }
+
+    #[test]
+    fn of_inputs_that_several_read_is_counted_what_the_client_says() {
+        let drops = Drops::default();
+        drops.numbers.lock().unwrap().push((3, Carries::Inputs));
+        drops.said(3);
+        drops.read_by_several();
+        drops.said(3);
+        let counts: Vec<_> = drops.counts().filter(|(_, count)| *count > 0).collect();
+        assert_eq!(counts, [("inputs", 1)]);
     }
 
     #[test]

@@ -1,8 +1,11 @@
 //! Lines of plugins, on `presence.admin.logs.<plugin>` while somebody follows them.
 
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_nats::Client;
+use presence_config::Tenant;
 use presence_config::subjects::{LOGS, Subjects};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -10,6 +13,7 @@ use tokio::sync::mpsc;
 use tokio::time::interval;
 
 use crate::ops::plugin_lines::{self, LEASE, PluginLine, Wanted};
+use crate::tasks::Tasks;
 
 /// How often is looked whether somebody still follows.
 const LOOK: Duration = Duration::from_secs(5);
@@ -30,16 +34,54 @@ struct Request {
     follow: bool,
 }
 
-/// Publishes what is followed for as long as the node runs.
-pub(crate) async fn publish(client: Client, node: String) {
+/// Where the lines of each tenant's plugins are published. Cloning it shares it.
+#[derive(Clone, Default)]
+pub(crate) struct PluginLogs(Arc<Mutex<BTreeMap<String, Target>>>);
+
+/// Where those of one tenant are.
+#[derive(Clone)]
+struct Target {
+    client: Client,
+    prefix: Option<String>,
+}
+
+impl PluginLogs {
+    /// Publishes what is followed for as long as the node runs.
+    pub(crate) fn start(node: &str, tasks: &Tasks) -> Self {
+        let logs = Self::default();
+        tasks.spawn("plugin-log", publish(logs.clone(), node.to_owned()));
+        logs
+    }
+
+    /// Has the lines of a tenant's plugins be published on its own subjects, and in its account.
+    pub(crate) fn add(&self, tenant: &Tenant, client: &Client) {
+        let target = Target {
+            client: client.clone(),
+            prefix: tenant.prefix.clone(),
+        };
+        let mut targets = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        targets.insert(tenant.lines_key(), target);
+    }
+
+    fn of(&self, tenant: &str) -> Option<Target> {
+        let targets = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        targets.get(tenant).cloned()
+    }
+}
+
+async fn publish(logs: PluginLogs, node: String) {
     let mut followed = plugin_lines::followed();
     let mut look = interval(LOOK);
     loop {
         tokio::select! {
-            line = next(&mut followed) => {
+            mut line = next(&mut followed) => {
+                let Some(target) = logs.of(&line.tenant) else {
+                    continue;
+                };
+                line.tenant = target.prefix.unwrap_or_default();
                 let (subject, body) = message(&line, &node);
-                // The client is gone only when the node ends.
-                let _ = client.publish(subject, body.to_string().into()).await;
+                // The client is gone only when the tenant ends.
+                let _ = target.client.publish(subject, body.to_string().into()).await;
             }
             _ = look.tick() => plugin_lines::expire(),
         }
@@ -65,24 +107,27 @@ fn message(line: &PluginLine, node: &str) -> (String, Value) {
     (format!("{subject}.{}", line.plugin), body)
 }
 
-/// Answers a command that asks for the lines of a plugin of the tenant with this prefix.
+/// Answers a command that asks for the lines of a plugin of a tenant.
 ///
 /// # Errors
 /// What is wrong with the request.
-pub(crate) fn answer(prefix: Option<&str>, request: &[u8]) -> Result<Value, String> {
+pub(crate) fn answer(tenant: &Tenant, request: &[u8]) -> Result<Value, String> {
     let request: Request = serde_json::from_slice(request)
         .map_err(|error| format!("it doesn't say whose lines: {error}"))?;
     presence_config::name(&request.plugin)
         .map_err(|fix| format!("the plugin's name `{}`: {fix}", request.plugin))?;
     let wanted = Wanted {
-        tenant: prefix.unwrap_or_default().to_owned(),
+        tenant: tenant.lines_key(),
         plugin: request.plugin,
         is_debug: request.debug,
     };
     if request.follow {
         plugin_lines::follow(wanted.clone())?;
     }
-    let lines = plugin_lines::last(&wanted, ANSWER_BYTES_MAX);
+    let mut lines = plugin_lines::last(&wanted, ANSWER_BYTES_MAX);
+    for line in &mut lines {
+        line.tenant = tenant.prefix.clone().unwrap_or_default();
+    }
     Ok(json!({
         "ok": true,
         "lines": lines,
@@ -92,6 +137,8 @@ pub(crate) fn answer(prefix: Option<&str>, request: &[u8]) -> Result<Value, Stri
 
 #[cfg(test)]
 mod tests {
+    use presence_config::Config;
+
     use super::*;
 
     #[test]
@@ -130,10 +177,10 @@ mod tests {
             (r#"{"plugin": "a.b"}"#, "name `a.b`"),
             (r#"{"plugin": "a", "more": 1}"#, "unknown field"),
         ] {
-            let error = answer(None, request.as_bytes()).unwrap_err();
+            let error = answer(&Config::default().tenant, request.as_bytes()).unwrap_err();
             assert!(error.contains(problem), "{error}");
         }
-        let answer = answer(None, br#"{"plugin": "of-nobody"}"#).unwrap();
+        let answer = answer(&Config::default().tenant, br#"{"plugin": "of-nobody"}"#).unwrap();
         assert_eq!(answer, json!({"ok": true, "lines": [], "leaseMs": null}));
     }
 }

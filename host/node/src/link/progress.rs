@@ -1,8 +1,9 @@
 //! How far each source has handed its messages to the broker's client, and how far the
 //! broker has them. Sources write the first, the pulse writes the second.
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::Notify;
@@ -13,7 +14,41 @@ pub(crate) struct Sources {
     each: Vec<Arc<DeliveryProgress>>,
     /// Said when something is there to be acknowledged.
     wanted: Arc<Notify>,
-    every_ms: Arc<AtomicU64>,
+    every: Arc<Mutex<Every>>,
+}
+
+/// How often the broker is asked, in milliseconds: as often as the one who needs it most wants.
+#[derive(Debug)]
+struct Every {
+    /// Where nobody wants anything.
+    default_ms: u64,
+    wishes: BTreeMap<u64, u64>,
+    /// How many there have been.
+    count: u64,
+}
+
+/// How often a tenant has the broker be asked, for as long as it is there.
+#[derive(Debug)]
+pub(crate) struct Wish {
+    every: Arc<Mutex<Every>>,
+    number: u64,
+}
+
+impl Wish {
+    /// From now on the broker is asked at least this often, in milliseconds.
+    pub(crate) fn set(&self, ms: u64) {
+        locked(&self.every).wishes.insert(self.number, ms);
+    }
+}
+
+impl Drop for Wish {
+    fn drop(&mut self) {
+        locked(&self.every).wishes.remove(&self.number);
+    }
+}
+
+fn locked(every: &Mutex<Every>) -> MutexGuard<'_, Every> {
+    every.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Sources {
@@ -22,7 +57,11 @@ impl Sources {
         Self {
             each: Vec::new(),
             wanted: Arc::default(),
-            every_ms: Arc::new(every_ms.into()),
+            every: Arc::new(Mutex::new(Every {
+                default_ms: every_ms,
+                wishes: BTreeMap::new(),
+                count: 0,
+            })),
         }
     }
 
@@ -33,14 +72,27 @@ impl Sources {
         progress
     }
 
-    /// From now on the broker is asked this often, wherever these sources are known.
-    pub(crate) fn ask_every(&self, ms: u64) {
-        self.every_ms.store(ms, Ordering::Relaxed);
+    /// From now on the broker is asked at least this often, in milliseconds, wherever these
+    /// sources are known.
+    pub(crate) fn wish(&self, ms: u64) -> Wish {
+        let number = {
+            let mut every = locked(&self.every);
+            every.count += 1;
+            every.count
+        };
+        let wish = Wish {
+            every: Arc::clone(&self.every),
+            number,
+        };
+        wish.set(ms);
+        wish
     }
 
     /// How often the broker is asked.
     pub(crate) fn every(&self) -> Duration {
-        Duration::from_millis(self.every_ms.load(Ordering::Relaxed))
+        let every = locked(&self.every);
+        let least = every.wishes.values().min();
+        Duration::from_millis(*least.unwrap_or(&every.default_ms))
     }
 
     /// Waits until something is there to be acknowledged.
@@ -141,6 +193,18 @@ impl DeliveryProgress {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_broker_is_asked_as_often_as_the_one_who_needs_it_most_wants() {
+        let sources = Sources::new(500);
+        assert_eq!(sources.every().as_millis(), 500);
+        let (slow, quick) = (sources.wish(900), sources.wish(100));
+        assert_eq!(sources.every().as_millis(), 100);
+        drop(quick);
+        assert_eq!(sources.every().as_millis(), 900);
+        slow.set(700);
+        assert_eq!(sources.every().as_millis(), 700);
+    }
 
     #[test]
     fn what_is_handed_to_a_new_connection_is_marked_from_its_beginning() {

@@ -31,8 +31,8 @@ pub(super) const REFUSALS_TOLD_MS: u64 = 10_000;
 /// What all shards of a tenant have in common.
 #[derive(Default)]
 pub(crate) struct Common {
-    /// Its prefix; empty for the default tenant.
-    pub(crate) prefix: String,
+    /// What lines of its plugins are known by.
+    pub(crate) lines_key: String,
     /// None where the directory holds all of its answers.
     pub(crate) fetcher: Option<Arc<Fetcher>>,
     /// Reads what was stored of a shard; none where nothing is.

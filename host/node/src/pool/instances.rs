@@ -31,7 +31,7 @@ impl Shared {
     fn new(cell: &Cell, generation: &Generation) -> Self {
         Self {
             pipeline: generation.blueprint.pipeline(),
-            span: span(&cell.tenant.prefix, generation.number),
+            span: span(&cell.tenant.lines_key, generation.number),
             shards: 0,
         }
     }

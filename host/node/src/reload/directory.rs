@@ -65,7 +65,7 @@ impl Reload {
         let source = source(&self.config.directory)?;
         let dir = self.config.state.dir.as_ref();
         let dir = dir.filter(|_| self.tenant.state.is_some())?;
-        let tenant = self.config.tenant.prefix.as_deref().unwrap_or("presence");
+        let tenant = self.config.tenant.file_name();
         let path = dir.join(format!("{tenant}.directory.redb"));
         let (names, health) = (
             Arc::clone(&self.tenant.names),

@@ -18,6 +18,7 @@ use presence_config::{self as config, Config, Effect};
 use presence_core::directory::{Changes, Directory};
 use presence_rules::loader::{self, Loader};
 use tokio::sync::mpsc;
+use tokio::sync::watch as watch_channel;
 
 use crate::clock;
 use crate::directory::{kv, request::Fetcher};
@@ -26,7 +27,7 @@ use crate::link::connection::Connection;
 use crate::link::login::Login;
 use crate::ops::http::Status;
 use crate::reload::on_disk::{OnDisk, What};
-use crate::reload::watch::{Paths, Watch};
+use crate::reload::watch::{Paths, Watch, Watches};
 use crate::signals::Signals;
 use crate::tasks::Tasks;
 use crate::tenant::Tenant;
@@ -56,7 +57,7 @@ const TIDY: Duration = Duration::from_secs(10);
 
 /// How far apart two readings of the configuration file are that must agree, and how
 /// often they are tried.
-const AGREE: Duration = Duration::from_millis(150);
+pub(crate) const AGREE: Duration = Duration::from_millis(150);
 const AGREE_TRIES: usize = 20;
 
 /// What was last said of what couldn't be taken. Files are looked at whenever
@@ -115,7 +116,8 @@ impl Seen {
 struct Looked {
     /// Which configuration names them.
     revision: u64,
-    config: Stamp,
+    /// None where something else follows it.
+    config: Option<Stamp>,
     directory: Option<Stamp>,
     pipeline: u64,
     /// The plugins in the folder that the pipeline doesn't name.
@@ -125,12 +127,23 @@ struct Looked {
 /// What has been read of the directory's file.
 type Read = (PathBuf, Result<Option<String>, Unreadable>);
 
+/// Where a tenant's configuration comes from.
+#[derive(Clone)]
+pub(crate) enum Source {
+    /// The configuration file.
+    File {
+        /// The one that was named, if one was.
+        path: Option<PathBuf>,
+        /// Its text, as it was last taken; none if there was no file.
+        text: Option<config::Text>,
+    },
+    /// What follows the file for all of its tenants.
+    Given(watch_channel::Receiver<Arc<Config>>),
+}
+
 /// What is reloaded, and from where.
 pub(crate) struct Reload {
-    /// The configuration file that was named, if one was.
-    path: Option<PathBuf>,
-    /// Its text, as it was last taken; none if there was no file.
-    text: Option<config::Text>,
+    source: Source,
     pub(crate) config: Config,
     /// How often it has changed.
     revision: u64,
@@ -165,7 +178,7 @@ pub(crate) struct Reload {
     shadows: (mpsc::Sender<Shadow>, mpsc::Receiver<Shadow>),
     alerts: Alerts,
     /// The configuration, for what else goes by it.
-    known_config: tokio::sync::watch::Sender<Config>,
+    known_config: watch_channel::Sender<Config>,
     /// What a KV bucket says; nothing comes where the directory is a file.
     updates: mpsc::Receiver<kv::Update>,
     /// What of the bucket can't be taken.
@@ -176,20 +189,19 @@ pub(crate) struct Reload {
 impl Reload {
     /// What was read at the start, and what it is now to be followed for.
     pub(crate) fn new(
-        path: Option<PathBuf>,
-        (config, text, seen): (Config, Option<config::Text>, Seen),
+        source: Source,
+        (config, seen): (Config, Seen),
         loader: Arc<Loader>,
         tenant: Tenant,
         status: Arc<Status>,
         (connection, login): (Connection, Login),
-        (store, alerts, tasks): (Option<FromStore>, Alerts, Tasks),
+        (store, alerts, tasks, watches): (Option<FromStore>, Alerts, Tasks, &Watches),
     ) -> Self {
         // No bucket is followed yet.
         let (_, updates) = mpsc::channel(1);
         Self {
-            path,
-            text,
-            known_config: tokio::sync::watch::Sender::new(config.clone()),
+            source,
+            known_config: watch_channel::Sender::new(config.clone()),
             config,
             store,
             canary: Canary::default(),
@@ -203,7 +215,7 @@ impl Reload {
             connection,
             login,
             tasks,
-            watch: Watch::new(),
+            watch: watches.watch(),
             seen,
             touched: BTreeSet::new(),
             looking: Job::default(),
@@ -228,6 +240,7 @@ impl Reload {
         self.look();
         self.watch_canary();
         let mut tidy = tokio::time::interval(TIDY);
+        let mut reloads = signals.reloads();
         let fetcher = self.tenant.fetcher.clone();
         loop {
             tokio::select! {
@@ -235,8 +248,9 @@ impl Reload {
                     self.touched.extend(touched);
                     self.look();
                 }
-                () = signals.reload() => self.reload_all(),
+                Ok(()) = reloads.changed() => self.reload_all(),
                 looked = self.looking.done() => self.looked(looked),
+                config = given(&mut self.source) => self.take(config).await,
                 text = self.reading_config.done() => self.take_config(text.flatten()).await,
                 read = self.reading.done() => {
                     self.take_text(read);
@@ -271,14 +285,20 @@ impl Reload {
     }
 
     /// The configuration, as it changes.
-    pub(crate) fn known_config(&self) -> tokio::sync::watch::Receiver<Config> {
+    pub(crate) fn known_config(&self) -> watch_channel::Receiver<Config> {
         self.known_config.subscribe()
     }
 
-    /// The configuration file, whether it was named or is the usual one.
-    fn config_path(&self) -> &Path {
-        let usual = Path::new(config::FILE_NAME);
-        self.path.as_deref().unwrap_or(usual)
+    /// The configuration file, whether it was named or is the usual one; none where something
+    /// else follows it.
+    fn config_path(&self) -> Option<&Path> {
+        match &self.source {
+            Source::File { path, .. } => {
+                let usual = Path::new(config::FILE_NAME);
+                Some(path.as_deref().unwrap_or(usual))
+            }
+            Source::Given(_) => None,
+        }
     }
 
     /// Has everything read again, and what is wrong said again.
@@ -295,13 +315,13 @@ impl Reload {
             self.look_again = true;
             return;
         }
-        let (path, config) = (self.config_path().to_owned(), self.config.clone());
+        let (path, config) = (self.config_path().map(Path::to_owned), self.config.clone());
         let revision = self.revision;
         let directory = match &config.directory {
             config::Directory::File { path, .. } => Some(path.clone()),
             config::Directory::Kv { .. } | config::Directory::Request(_) => None,
         };
-        let files = [Some(&path), directory.as_ref()];
+        let files = [path.as_ref(), directory.as_ref()];
         let cover = self.watch.cover(Paths {
             files: files.into_iter().flatten().cloned().collect(),
             folders: match config.follows_store() {
@@ -314,7 +334,7 @@ impl Reload {
             cover();
             Looked {
                 revision,
-                config: Stamp::of(&path),
+                config: path.as_deref().map(Stamp::of),
                 directory: directory.as_deref().map(Stamp::of),
                 pipeline: Loader::stamp(&config),
                 unused: match config.follows_store() {
@@ -337,8 +357,10 @@ impl Reload {
             let absolute = std::path::absolute(path);
             absolute.is_ok_and(|path| touched.contains(&path))
         };
-        if self.seen.config != Some(looked.config) || touched(self.config_path()) {
-            self.read_config(looked.config);
+        if let (Some(stamp), Some(path)) = (looked.config, self.config_path())
+            && (self.seen.config != Some(stamp) || touched(path))
+        {
+            self.read_config(stamp);
         }
         if let (config::Directory::File { path, .. }, Some(stamp)) =
             (&self.config.directory, looked.directory)
@@ -392,7 +414,9 @@ impl Reload {
             format!(
                 "files are no longer followed: looking at them, or reading {}, has not ended \
                  for {} s",
-                self.config_path().display(),
+                self.config_path()
+                    .unwrap_or(Path::new(config::FILE_NAME))
+                    .display(),
                 job::HANGS.as_secs()
             )
         });
@@ -423,8 +447,11 @@ impl Reload {
             self.seen.config = None;
             return;
         }
+        let Source::File { path, text } = &self.source else {
+            return;
+        };
         self.seen.config = Some(stamp);
-        let (path, running) = (self.path.clone(), self.text.clone());
+        let (path, running) = (path.clone(), text.clone());
         self.reading_config.start(move || {
             let read = || config::Text::read_again(path.as_deref());
             changed(running.as_ref(), AGREE, read)
@@ -475,11 +502,24 @@ impl Reload {
     }
 
     async fn configure(&mut self, text: config::Text) -> anyhow::Result<()> {
-        if let Some(running) = &self.text {
+        let Source::File { path, text: known } = &mut self.source else {
+            return Ok(());
+        };
+        if let Some(running) = known {
             text.may_follow(running)?;
         }
-        let mut new = Config::parse(self.path.as_deref(), Some(&text), config::variables())?;
-        self.text = Some(text);
+        let new = Config::parse(path.as_deref(), Some(&text), config::variables())?;
+        anyhow::ensure!(
+            new.tenants.is_none(),
+            "[[tenant]] sections take the place of the one tenant at the next start only"
+        );
+        *known = Some(text);
+        self.take(new).await;
+        Ok(())
+    }
+
+    /// Puts a configuration in force, as far as that can be done while the tenant runs.
+    async fn take(&mut self, mut new: Config) {
         let changes = self.config.changes(&new);
         let restart = changes
             .iter()
@@ -505,13 +545,23 @@ impl Reload {
             // It may name other files, and another pipeline.
             self.look();
         }
-        Ok(())
     }
+}
+
+/// The configuration that comes next where something else follows the file; for ever none where
+/// nothing does.
+async fn given(source: &mut Source) -> Config {
+    if let Source::Given(given) = source
+        && given.changed().await.is_ok()
+    {
+        return Config::clone(&given.borrow_and_update());
+    }
+    std::future::pending().await
 }
 
 /// What is read of a file, where it is another text than the running one, and two
 /// readings agree: a file that is being written is read in pieces.
-fn changed(
+pub(crate) fn changed(
     running: Option<&config::Text>,
     pause: Duration,
     mut read: impl FnMut() -> anyhow::Result<Option<config::Text>>,

@@ -66,7 +66,7 @@ impl Reload {
     }
 
     /// Notes that a revision is in force, or why it isn't.
-    pub(super) async fn note_revision(&self, revision: Arc<Revision>, refusal: Option<&str>) {
+    pub(super) async fn note_revision(&mut self, revision: Arc<Revision>, refusal: Option<&str>) {
         let Some(store) = &self.store else {
             return;
         };

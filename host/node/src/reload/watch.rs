@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use notify::{RecommendedWatcher, RecursiveMode, Watcher};
@@ -27,6 +27,13 @@ pub(crate) struct Paths {
     pub(crate) files: Vec<PathBuf>,
     /// Every file in one counts.
     pub(crate) folders: Vec<PathBuf>,
+}
+
+/// What the system tells, for all who watch something: it has few to give.
+#[derive(Clone)]
+pub(crate) struct Watches {
+    cover: Arc<Mutex<Cover>>,
+    all: Arc<Mutex<Vec<Weak<Happened>>>>,
 }
 
 /// Says when to look.
@@ -59,14 +66,16 @@ struct Cover {
     refused: BTreeSet<PathBuf>,
 }
 
-impl Watch {
-    /// Watches nothing yet but the clock.
+impl Watches {
+    /// Watches nothing yet.
     pub(crate) fn new() -> Self {
-        let happened = Arc::<Happened>::default();
-        let told = Arc::clone(&happened);
+        let all = Arc::<Mutex<Vec<Weak<Happened>>>>::default();
+        let told = Arc::clone(&all);
         let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
             if let Ok(event) = event {
-                told.take(&event);
+                let all = locked(&told);
+                let all = all.iter().filter_map(Weak::upgrade);
+                all.for_each(|happened| happened.take(&event));
             }
         });
         let watcher = watcher.map_err(|error| {
@@ -75,22 +84,36 @@ impl Watch {
                 LOOK.as_secs()
             );
         });
-        Self::with(watcher.ok(), happened)
+        Self::with(watcher.ok(), all)
     }
 
-    fn with(watcher: Option<RecommendedWatcher>, happened: Arc<Happened>) -> Self {
+    fn with(watcher: Option<RecommendedWatcher>, all: Arc<Mutex<Vec<Weak<Happened>>>>) -> Self {
         Self {
-            happened,
-            watcher: Arc::new(Mutex::new(Cover {
+            cover: Arc::new(Mutex::new(Cover {
                 watcher,
                 covered: BTreeMap::new(),
                 refused: BTreeSet::new(),
             })),
+            all,
+        }
+    }
+
+    /// Says when to look at files of one's own, of which there are none yet.
+    pub(crate) fn watch(&self) -> Watch {
+        let happened = Arc::<Happened>::default();
+        let mut all = locked(&self.all);
+        all.retain(|it| it.strong_count() > 0);
+        all.push(Arc::downgrade(&happened));
+        Watch {
+            happened,
+            watcher: Arc::clone(&self.cover),
             look_at: Instant::now() + LOOK,
             busy: None,
         }
     }
+}
 
+impl Watch {
     /// Returns when it is time to look, and to which of the paths something has happened. It
     /// may be dropped and called again without losing any.
     pub(crate) async fn due(&mut self) -> BTreeSet<PathBuf> {
@@ -119,7 +142,9 @@ impl Watch {
         let (happened, watcher) = (Arc::clone(&self.happened), Arc::clone(&self.watcher));
         move || {
             let paths = paths.absolute();
-            locked(&watcher).cover(&paths);
+            // Without the lock, since a file system may hang: others have theirs watched.
+            let folders = paths.around();
+            locked(&watcher).cover(folders);
             *locked(&happened.paths) = paths;
         }
     }
@@ -136,6 +161,20 @@ impl Paths {
             files: absolute(&self.files),
             folders: absolute(&self.folders),
         }
+    }
+
+    /// The folders to watch, rather than the files: a file is often replaced whole, and the
+    /// link to it may be.
+    fn around(&self) -> BTreeMap<PathBuf, u64> {
+        let around = self.all().filter_map(|path| path.parent());
+        let folders: BTreeSet<_> = around.chain(self.folders.iter().map(|it| &**it)).collect();
+        let there = folders.into_iter().filter_map(|folder| {
+            let metadata = std::fs::metadata(folder).ok()?;
+            metadata
+                .is_dir()
+                .then(|| (folder.to_owned(), metadata.ino()))
+        });
+        there.collect()
     }
 
     fn all(&self) -> impl Iterator<Item = &PathBuf> {
@@ -173,28 +212,21 @@ impl Happened {
 }
 
 impl Cover {
-    /// Watches folders rather than files: a file is often replaced whole, and
-    /// the link to it may be. One that was removed and made again is watched again.
-    fn cover(&mut self, paths: &Paths) {
+    /// Watches folders. One that was removed and made again is watched again.
+    fn cover(&mut self, folders: BTreeMap<PathBuf, u64>) {
         let Some(watcher) = &mut self.watcher else {
             return;
         };
-        let around = paths.all().filter_map(|path| path.parent());
-        let folders: BTreeSet<_> = around.chain(paths.folders.iter().map(|it| &**it)).collect();
-        for folder in folders {
-            let Ok(metadata) = std::fs::metadata(folder) else {
-                continue;
-            };
-            let known = self.covered.get(folder) == Some(&metadata.ino());
-            if known || !metadata.is_dir() {
+        for (folder, number) in folders {
+            if self.covered.get(&folder) == Some(&number) {
                 continue;
             }
-            match watcher.watch(folder, RecursiveMode::NonRecursive) {
+            match watcher.watch(&folder, RecursiveMode::NonRecursive) {
                 Ok(()) => {
-                    self.covered.insert(folder.into(), metadata.ino());
-                    self.refused.remove(folder);
+                    self.refused.remove(&folder);
+                    self.covered.insert(folder, number);
                 }
-                Err(error) if self.refused.insert(folder.into()) => {
+                Err(error) if self.refused.insert(folder.clone()) => {
                     tracing::warn!(
                         folder = %folder.display(),
                         "the system can't tell when files change here, so they are looked at \
@@ -251,7 +283,7 @@ mod tests {
     #[tokio::test]
     async fn where_the_system_has_no_watches_it_is_time_to_look_all_the_same() {
         let folder = tempfile::tempdir().unwrap();
-        let mut watch = Watch::with(None, Arc::default());
+        let mut watch = Watches::with(None, Arc::default()).watch();
         watch.cover(Paths {
             files: vec![folder.path().join("a")],
             folders: vec![folder.path().into()],
@@ -267,7 +299,7 @@ mod tests {
             files: vec![file.clone()],
             folders: Vec::new(),
         };
-        let mut watch = Watch::new();
+        let mut watch = Watches::new().watch();
         watch.cover(paths)();
         std::fs::write(folder.path().join("beside"), "").unwrap();
         assert!(watch.due().await.is_empty());

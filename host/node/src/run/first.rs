@@ -1,15 +1,15 @@
 //! Loading the pipeline that a node starts with, from the folder or from the plugin store.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::Context as _;
 use presence_config::causes::Causes;
 use presence_config::escape::together;
+use presence_config::regular::Stamp;
 use presence_config::revision::Revision;
 use presence_config::{self as config, Config, Text};
 use presence_rules::in_force::InForce;
-use presence_rules::loader::{Attempt, Loader};
+use presence_rules::loader::{Attempt, Loader, SharedCompiler};
 use presence_sandbox::Blueprint;
 use serde_json::json;
 use tokio::task::spawn_blocking;
@@ -17,6 +17,7 @@ use tokio::time::timeout;
 
 use crate::link::admin::Admin;
 use crate::link::alerts::Alerts;
+use crate::reload::Source;
 use crate::store::follow::Fetcher;
 use crate::store::{self, Store};
 use crate::tenant::FirstCandidate;
@@ -32,12 +33,12 @@ pub(super) struct Loaded {
 }
 
 /// Loads the pipeline that a configuration says.
-pub(super) async fn load(config: &Config) -> anyhow::Result<Loaded> {
-    let known = config.clone();
+pub(super) async fn load(config: &Config, compiler: &SharedCompiler) -> anyhow::Result<Loaded> {
+    let (known, compiler) = (config.clone(), compiler.clone());
     // What is read may hang, and what is compiled takes long.
     let loaded = spawn_blocking(move || {
         let in_force = InForce::read(&known)?;
-        let loader = Arc::new(Loader::new(&known)?.knowing(in_force));
+        let loader = Arc::new(Loader::sharing(&compiler, &known)?.knowing(in_force));
         let stamp = Loader::stamp(&known);
         let blueprint = loader.load(&known, true);
         let blueprint = blueprint
@@ -58,34 +59,55 @@ pub(super) async fn load(config: &Config) -> anyhow::Result<Loaded> {
     loaded?
 }
 
-/// What has changed on disk while the node waited for its turn: it serves by the rules of
-/// now. What can't be taken leaves what was loaded, as in a node that serves; that it
-/// can't, the log says when the files are followed.
-pub(super) async fn changed(
-    config: &Config,
-    text: &Option<Text>,
-    path: Option<PathBuf>,
-    loaded: Option<&Loaded>,
-) -> Option<(Config, Option<Text>)> {
-    let (before, known) = (config.clone(), text.clone());
-    let stamp = loaded.map(|loaded| loaded.stamp);
-    let read = spawn_blocking(move || {
-        let text = Text::read(path.as_deref()).ok()?;
-        let mut config = before.clone();
-        if text != known {
-            if let Some(known) = &known {
-                // One that is gone isn't taken, as in a node that serves.
-                text.as_ref()?.may_follow(known).ok()?;
+/// What a tenant begins by, and where more of it comes from.
+pub(super) struct Begins {
+    pub(super) config: Config,
+    pub(super) source: Source,
+    /// What the configuration file was like when it was read.
+    pub(super) seen: Stamp,
+}
+
+impl Begins {
+    /// What has changed while the node waited for its turn: it serves by the rules of now. What
+    /// can't be taken leaves what was loaded, as in a node that serves; that it can't, the log
+    /// says when the files are followed.
+    pub(super) async fn changed(&mut self, loaded: Option<&Loaded>) -> Option<Self> {
+        let (before, source) = (self.config.clone(), self.source.clone());
+        let (stamp, seen) = (loaded.map(|loaded| loaded.stamp), self.seen);
+        let read = spawn_blocking(move || {
+            let mut config = before.clone();
+            let mut source = source;
+            match &mut source {
+                Source::File { path, text } => {
+                    let now = Text::read(path.as_deref()).ok()?;
+                    if now != *text {
+                        if let Some(known) = text {
+                            // One that is gone isn't taken, as in a node that serves.
+                            now.as_ref()?.may_follow(known).ok()?;
+                        }
+                        let variables = config::variables();
+                        config = Config::parse(path.as_deref(), now.as_ref(), variables).ok()?;
+                        config.keep_until_restart(&before);
+                        *text = now;
+                    }
+                }
+                Source::Given(given) => {
+                    config = Config::clone(&given.borrow_and_update());
+                    config.keep_until_restart(&before);
+                }
             }
-            config = Config::parse(path.as_deref(), text.as_ref(), config::variables()).ok()?;
-            config.keep_until_restart(&before);
-        }
-        let is_new = |stamp| Loader::stamp(&config) != stamp;
-        (config != before || stamp.is_some_and(is_new)).then_some((config, text))
-    });
-    let newer = read.await.ok()??;
-    tracing::info!("files have changed while the node waited, and are read again");
-    Some(newer)
+            let is_new = |stamp| Loader::stamp(&config) != stamp;
+            let is_changed = config != before || stamp.is_some_and(is_new);
+            is_changed.then_some(Self {
+                config,
+                source,
+                seen,
+            })
+        });
+        let newer = read.await.ok()??;
+        tracing::info!("files have changed while the node waited, and are read again");
+        Some(newer)
+    }
 }
 
 /// Loads the canary of a revision as well, if it has one. Says what is wrong with it, if
@@ -139,19 +161,20 @@ pub(super) fn fetcher(config: &Config, admin: &Admin, loader: &Loader) -> Fetche
 /// there is neither, the pipeline has no stages: nobody sees anybody until there is one.
 pub(super) async fn load_stored(
     config: &mut Config,
+    compiler: &SharedCompiler,
     admin: &Admin,
     alerts: &Alerts,
 ) -> anyhow::Result<(Loaded, Begun)> {
     config.pipeline = Vec::new();
     let state = Arc::<store::state::State>::default();
-    let known = config.clone();
-    let loader = spawn_blocking(move || Loader::new(&known)).await??;
+    let (known, shared) = (config.clone(), compiler.clone());
+    let loader = spawn_blocking(move || Loader::sharing(&shared, &known)).await??;
     let fetcher = fetcher(config, admin, &loader);
     let begin = store::follow::begin(&fetcher, store::follow::limit(config), &state).await;
     for revision in [begin.newest, begin.kept].into_iter().flatten() {
         let mut with = config.clone();
         with.pipeline = revision.stages();
-        match load(&with).await {
+        match load(&with, compiler).await {
             Ok(loaded) => {
                 let (loaded, refused) = with_candidate(&with, &revision, loaded).await?;
                 if let Some(error) = refused {
@@ -177,5 +200,5 @@ pub(super) async fn load_stored(
         }
     }
     tracing::error!("{}", state.nothing().unwrap_or_default());
-    Ok((load(config).await?, (state, None)))
+    Ok((load(config, compiler).await?, (state, None)))
 }

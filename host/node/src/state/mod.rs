@@ -103,7 +103,7 @@ pub(crate) fn open(
     };
     // No tenant's prefix is `presence`. The file has the name of the one tenant that a node
     // has: nodes with other prefixes may share the folder.
-    let tenant = config.tenant.prefix.as_deref().unwrap_or("presence");
+    let tenant = config.tenant.file_name();
     let owner = Arc::new(Owner {
         name: tenant.into(),
         names: Arc::clone(names),

@@ -10,7 +10,7 @@ use presence_config::causes::Causes;
 use presence_config::digest::Digest;
 use presence_config::escape::together;
 use presence_config::revision::Revision;
-use presence_config::{Config, PluginSource};
+use presence_config::{Config, PluginSource, Tenant};
 use presence_rules::loader::{Attempt, Loader};
 use presence_sandbox::Blueprint;
 use presence_sandbox::manifest::Role;
@@ -47,9 +47,9 @@ struct WantedShadow {
 const SHADOW_MS: RangeInclusive<u64> = 100..=86_400_000;
 
 impl Trials {
-    /// The tenant's prefix.
-    pub(crate) fn prefix(&self) -> Option<String> {
-        self.config.borrow().tenant.prefix.clone()
+    /// The tenant.
+    pub(crate) fn tenant(&self) -> Tenant {
+        self.config.borrow().tenant.clone()
     }
 
     /// Validates a revision as it is kept.

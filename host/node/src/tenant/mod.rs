@@ -22,7 +22,7 @@ use presence_core::names::Names;
 use presence_core::share::Share;
 use presence_core::{Input, Shard, metadata};
 use presence_sandbox::Blueprint;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, timeout_at};
 
 use crate::beside::{Beside, Mode, Pipelines};
@@ -32,7 +32,7 @@ use crate::directory::request::Fetcher;
 use crate::link::broker::Health;
 use crate::link::connection::Connection;
 use crate::link::drops::Carries;
-use crate::link::progress::{DeliveryProgress, Sources};
+use crate::link::progress::{Sources, Wish};
 use crate::link::reply::Replies;
 use crate::link::sequencer::Sequencer;
 use crate::link::watermark::Watermark;
@@ -85,14 +85,6 @@ pub(crate) struct FirstCandidate {
     pub(crate) chain: Arc<[config::Stage]>,
 }
 
-/// What the threads of the pool hand to the broker's client, by thread: nothing yet.
-pub(crate) fn sources(config: &Config) -> (Sources, Vec<Arc<DeliveryProgress>>) {
-    let mut sources = Sources::new(presence_config::pulse_ms(config.tracker.timeout_ms));
-    let threads = 0..config.engine.thread_count();
-    let handed = threads.map(|_| sources.add()).collect();
-    (sources, handed)
-}
-
 /// A tenant that runs.
 pub(crate) struct Tenant {
     pub(crate) subjects: Subjects,
@@ -123,8 +115,8 @@ pub(crate) struct Tenant {
     pub(crate) pool: Pool,
     /// How many dead letters the shards may publish.
     dead_letters: Allowance,
-    /// How far each thread has handed its messages to the broker's client.
-    pub(crate) sources: Sources,
+    /// How often the broker has to be asked how far it is.
+    pulse: Wish,
     /// None where nothing is kept over a restart.
     pub(crate) state: Option<Writer>,
     /// How many ids there were after the last sweep.
@@ -140,7 +132,7 @@ impl Tenant {
         names: Arc<Names>,
         (epoch, state): (u64, Option<Writer>),
         replies: Arc<Replies>,
-        (pool, sources): (Pool, Sources),
+        (pool, sources): (Pool, &Sources),
     ) -> Self {
         let subjects = Subjects::new(config.tenant.prefix.as_deref());
         let fetcher = match &config.directory {
@@ -172,7 +164,7 @@ impl Tenant {
         };
         let letters = Arc::<LastLetters>::default();
         let common = Arc::new(Common {
-            prefix: config.tenant.prefix.clone().unwrap_or_default(),
+            lines_key: config.tenant.lines_key(),
             fetcher: fetcher.clone(),
             restorer: state.as_ref().map(Writer::restorer),
             shards: count,
@@ -213,7 +205,7 @@ impl Tenant {
             shards,
             pool,
             dead_letters,
-            sources,
+            pulse: sources.wish(presence_config::pulse_ms(config.tracker.timeout_ms)),
             state,
             swept: 0,
         }
@@ -376,8 +368,7 @@ impl Tenant {
         let settings = presence_config::shard_settings(config, body_bytes_max, &self.dead_letters);
         // Leases run by steps of the same length.
         let timeout_ms = config.tracker.timeout_ms;
-        self.sources
-            .ask_every(presence_config::pulse_ms(timeout_ms));
+        self.pulse.set(presence_config::pulse_ms(timeout_ms));
         let input = Input::Settings(Box::new(settings));
         self.shards.tell(|| input.clone()).await;
     }
@@ -386,7 +377,7 @@ impl Tenant {
     /// it is back from having been away.
     pub(crate) fn follow_link(
         &self,
-        mut links: mpsc::UnboundedReceiver<bool>,
+        mut connects: watch::Receiver<u64>,
         connection: Connection,
         tasks: &Tasks,
     ) {
@@ -394,10 +385,7 @@ impl Tenant {
         let known = Arc::clone(&self.body_bytes_max);
         let fetcher = self.fetcher.clone();
         tasks.spawn("link", async move {
-            while let Some(connected) = links.recv().await {
-                if !connected {
-                    continue;
-                }
+            while connects.changed().await.is_ok() {
                 let body_bytes_max = connection.body_bytes_max();
                 known.store(body_bytes_max, Ordering::Relaxed);
                 if let Some(fetcher) = &fetcher {
@@ -405,6 +393,8 @@ impl Tenant {
                 }
                 shards.tell(|| Input::BodyBytesMax(body_bytes_max)).await;
             }
+            // The connection is gone only when the node ends.
+            std::future::pending().await
         });
     }
 

@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use presence_config::escape::print;
-use presence_config::{self as config, Config};
 use presence_kit::{ConfigArg, figures};
 use presence_node::link::dead_letters::{DeadLetters, Retention};
 
@@ -26,7 +25,7 @@ pub(crate) struct Args {
 
 /// Makes the stream.
 pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
-    let config = Config::load(args.config.config.as_deref(), config::variables())?;
+    let config = args.config.load()?;
     let letters = DeadLetters::connect(&config, None).await?;
     let retention = Retention {
         bytes_max: args.max_bytes,

@@ -6,7 +6,7 @@ mod list;
 mod redrive;
 mod show;
 
-use presence_config::{self as config, Config};
+use presence_config::Config;
 use presence_kit::ConfigArg;
 use presence_node::link::dead_letters::DeadLetters;
 
@@ -57,7 +57,7 @@ pub(crate) struct Place {
 impl Place {
     /// The configuration, and the stream.
     async fn open(&self) -> anyhow::Result<(Config, DeadLetters)> {
-        let config = Config::load(self.config.config.as_deref(), config::variables())?;
+        let config = self.config.load()?;
         let letters = DeadLetters::connect(&config, self.stream.as_deref()).await?;
         Ok((config, letters))
     }

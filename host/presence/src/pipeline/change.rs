@@ -7,7 +7,7 @@ use std::io::{BufRead as _, IsTerminal as _, stdin};
 use anyhow::{Context as _, bail, ensure};
 use presence_config::escape::{line, print, print_json, say};
 use presence_config::revision::{Candidate, Entry, Revision, WORDS_BYTES_MAX, toml_of};
-use presence_config::{self as config, Auth, Config};
+use presence_config::{Auth, Config};
 use presence_kit::{ConfigArg, text};
 use presence_node::clock;
 use presence_node::store::operator::{Node, Operator, Stand};
@@ -49,7 +49,7 @@ pub(crate) struct Session {
 impl Session {
     /// Connects, and reads the revisions.
     pub(crate) async fn open(config: &ConfigArg) -> anyhow::Result<Self> {
-        let config = Config::load(config.config.as_deref(), config::variables())?;
+        let config = config.load()?;
         let operator = Operator::connect(&config).await?;
         let revisions = operator.store().revisions(READ_MAX).await;
         let revisions = revisions.map_err(|error| operator.complained(error))?;

@@ -9,11 +9,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use clap::builder::RangedU64ValueParser;
+use presence_config::Config;
 use presence_config::capture::{self, Recorded};
 use presence_config::directory::Export;
 use presence_config::escape::{json_output, say};
 use presence_config::subjects::Subjects;
-use presence_config::{self as config, Config};
 use presence_core::names::Names;
 use presence_kit::ConfigArg;
 use presence_kit::figures;
@@ -59,7 +59,7 @@ pub(crate) struct Args {
 
 /// Records until the first limit is reached, or it is told to stop.
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
-    let config = Config::load(args.config.config.as_deref(), config::variables())?;
+    let config = args.config.load()?;
     crate::runtime::wait_for(record(args, &config))
 }
 

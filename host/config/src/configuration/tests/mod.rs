@@ -14,6 +14,7 @@ use super::*;
 mod accepted;
 mod effective;
 mod refused;
+mod tenants;
 
 /// Loads a configuration from a file of this text, if there is any, and these variables.
 fn load(text: &str, env: &[(&str, &str)]) -> Result<Config, Problems> {

@@ -11,7 +11,6 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use clap::builder::RangedU64ValueParser;
 use presence_config::escape::{line, print, print_json};
-use presence_config::{self as config, Config};
 use presence_rules::limits::limits;
 use presence_rules::loader;
 use presence_sandbox::manifest::{Case, Role};
@@ -63,7 +62,7 @@ struct Contender {
 
 /// Measures the plugin and its built-in counterpart.
 pub(super) fn run(args: &Args) -> anyhow::Result<()> {
-    let config = Config::load(args.config.config.as_deref(), config::variables())?;
+    let config = args.config.load()?;
     // What takes long is to be seen, not to be ended.
     let limits = limits(&config, false);
     let path = super::file(&args.file)?;

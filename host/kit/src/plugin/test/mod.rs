@@ -7,7 +7,6 @@ use std::path::PathBuf;
 
 use anyhow::{bail, ensure};
 use presence_config::escape::{line, print, print_json, say};
-use presence_config::{self as config, Config};
 use presence_rules::limits::limits;
 use presence_rules::loader;
 use presence_sandbox::self_test::{self, Outcome};
@@ -40,7 +39,7 @@ pub struct Args {
 /// # Errors
 /// When one fails, unless it is updated.
 pub(super) fn run(args: &Args) -> anyhow::Result<()> {
-    let config = Config::load(args.config.config.as_deref(), config::variables())?;
+    let config = args.config.load()?;
     let path = super::file(&args.file)?;
     let bytes = super::read(&path)?;
     let plugin = super::load(&loader::engine(&config)?, &path, &bytes)?;

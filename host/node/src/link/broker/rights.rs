@@ -6,7 +6,7 @@
 //! subject, and delivers the message in neither case. That the server does so is tested first, on
 //! an inbox of this process.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -30,7 +30,7 @@ const REPLY: &str = "_R_.presence";
 const TRIAL: Duration = Duration::from_secs(10);
 
 /// What a right is to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Act {
     Publish,
     Subscribe,
@@ -89,6 +89,19 @@ impl fmt::Display for Right {
 
 /// All that a node can come to need, however it is configured anew while it runs.
 fn needed(config: &Config) -> Vec<Right> {
+    let Some(tenants) = &config.tenants else {
+        return needed_by_one(config);
+    };
+    // Those that have no account of their own.
+    let shared = tenants.iter().filter(|tenant| !tenant.own_account);
+    let configs = shared.filter_map(|tenant| tenant.config.as_ref().ok());
+    let mut known = HashSet::new();
+    let needed = configs.flat_map(|config| needed_by_one(config));
+    let needed = needed.filter(|right| known.insert((right.act, right.subject.clone())));
+    needed.collect()
+}
+
+fn needed_by_one(config: &Config) -> Vec<Right> {
     let subjects = Subjects::new(config.tenant.prefix.as_deref());
     let publish = |subject: &str, is_used| Right::new(Act::Publish, subjects.of(subject), is_used);
     let subscribe = |subject: &str| Right::new(Act::Subscribe, subjects.of(subject), true);

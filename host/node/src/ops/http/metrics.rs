@@ -17,7 +17,7 @@ use crate::directory::Health;
 use crate::directory::request::Fetcher;
 use crate::pool::{Figures, ThreadFigures};
 use crate::state;
-use exposition::Exposition;
+pub(super) use exposition::Exposition;
 
 pub(super) async fn metrics(State(board): State<Arc<Board>>) -> String {
     text(&board)
@@ -28,23 +28,59 @@ pub(super) fn text(board: &Board) -> String {
     let mut text = Exposition::default();
     let status = board.status.get();
     text.value("presence_waiting", u8::from(status.is_none()));
-    runtime::process(&mut text, board);
+    build_and_process(&mut text, board.about.started_ms);
+    connected(&mut text, board);
     if let Some(status) = status {
-        runtime::decisions(&mut text, status);
-        runtime::directory(&mut text, status);
-        shards(&mut text, status);
+        tenant(&mut text, status);
         broker(&mut text, status);
-        plugins(&mut text, status);
-        on_disk::tell(&mut text, status);
-        source(&mut text, &status.directory);
-        if let Some(fetcher) = &status.fetcher {
-            directory(&mut text, fetcher);
-        }
-        if let Some(state) = &status.state {
-            kept(&mut text, state, status);
+    }
+    text.finish()
+}
+
+/// The build and the process, also of a node that doesn't serve yet.
+pub(super) fn build_and_process(text: &mut Exposition, started_ms: u64) {
+    runtime::process(text, started_ms);
+}
+
+/// What is said of one of several tenants, and of its account, if that is to be said of it: with
+/// the tenant's name, or an empty one.
+pub(super) fn of_tenant(text: &mut Exposition, board: &Board, name: &str, account: Option<&str>) {
+    let status = board.status.get();
+    text.of_tenant(name);
+    text.value("presence_waiting", u8::from(status.is_none()));
+    if let Some(status) = status {
+        tenant(text, status);
+    }
+    if let Some(account) = account {
+        text.of_tenant(account);
+        connected(text, board);
+        if let Some(status) = status {
+            broker(text, status);
         }
     }
-    text.0
+}
+
+/// Whether there is a connection.
+fn connected(text: &mut Exposition, board: &Board) {
+    let connected = board.broker.connected.load(Ordering::Relaxed);
+    text.value("presence_nats_connected", u8::from(connected));
+}
+
+/// What is a tenant's own.
+fn tenant(text: &mut Exposition, status: &Status) {
+    runtime::decisions(text, status);
+    runtime::directory(text, status);
+    shards(text, status);
+    asked(text, status);
+    plugins(text, status);
+    on_disk::tell(text, status);
+    source(text, &status.directory);
+    if let Some(fetcher) = &status.fetcher {
+        directory(text, fetcher);
+    }
+    if let Some(state) = &status.state {
+        kept(text, state, status);
+    }
 }
 
 /// The shards' figures, all shards together.
@@ -106,10 +142,16 @@ fn broker(text: &mut Exposition, status: &Status) {
     let second = u8::from(broker.has_pulse());
     text.value("presence_nats_second_connection", second);
     text.value("presence_nats_errors_total", read(&broker.errors));
-    let refused = status.replies.refused();
-    text.value("presence_replies_refused_total", refused);
     let drops = broker.drops.counts();
     text.values("presence_slow_consumer_drops_total", "subscription", drops);
+    let forbidden = broker.rights.forbidden_now().len();
+    text.value("presence_nats_forbidden", forbidden);
+}
+
+/// What became of what was asked.
+fn asked(text: &mut Exposition, status: &Status) {
+    let refused = status.replies.refused();
+    text.value("presence_replies_refused_total", refused);
     let asked = &status.asked;
     let outcomes = [
         ("answered", read(&asked.answered)),

@@ -5,6 +5,7 @@ mod metrics;
 mod page;
 mod readiness;
 mod status;
+mod tenants;
 
 use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::path::PathBuf;
@@ -42,6 +43,8 @@ use crate::tasks::Tasks;
 use crate::tenant::ask::{Counts, QueryService};
 use crate::tenant::{Running, Tenant};
 use page::Page;
+
+pub(crate) use tenants::{Life, Tenants, serve as serve_tenants};
 
 /// What the endpoints tell of.
 pub(crate) struct Status {
@@ -100,6 +103,9 @@ impl About {
     }
 }
 
+/// Why a node doesn't serve that has only just begun.
+const STARTING: &str = "starting";
+
 /// What is told of the node from its beginning on, also while it can't serve yet.
 pub(crate) struct Board {
     broker: Arc<Health>,
@@ -115,7 +121,7 @@ impl Board {
         Self {
             broker,
             about,
-            waits: Mutex::new("starting".into()),
+            waits: Mutex::new(STARTING.into()),
             status: OnceLock::new(),
         }
     }
@@ -231,29 +237,8 @@ impl Status {
 
 /// Serves the endpoints in the background.
 pub(crate) fn serve(config: &Config, board: Arc<Board>, tasks: &Tasks) -> anyhow::Result<()> {
-    let http = &config.http;
-    let Some(address) = http.listen else {
+    let Some((address, listener)) = bind(config)? else {
         return Ok(());
-    };
-    let listener = match TcpListener::bind(address) {
-        Ok(listener) => listener,
-        Err(error) if http.listen_is_default => {
-            tracing::warn!(
-                %address,
-                %error,
-                "no page, /metrics, /healthz, /readyz and /status, since the default address can't be \
-                 listened on: set [http] listen to another one"
-            );
-            return Ok(());
-        }
-        Err(error) => {
-            return Err(error).with_context(|| {
-                format!(
-                    "can't listen on {address}, as [http] listen says (set it to a free address, \
-                     or to \"\" for none)"
-                )
-            });
-        }
     };
     let page = Page::new(config, Arc::clone(&board));
     let routes = Router::new()
@@ -265,6 +250,32 @@ pub(crate) fn serve(config: &Config, board: Arc<Board>, tasks: &Tasks) -> anyhow
         .merge(page::routes(Arc::clone(&page)));
     tracing::info!(%address, "serving the page, /metrics, /healthz, /readyz and /status");
     listen::serve(listener, routes, page.look(), tasks)
+}
+
+/// Listens where the configuration says; none if nobody is told anything.
+fn bind(config: &Config) -> anyhow::Result<Option<(SocketAddr, TcpListener)>> {
+    let http = &config.http;
+    let Some(address) = http.listen else {
+        return Ok(None);
+    };
+    match TcpListener::bind(address) {
+        Ok(listener) => Ok(Some((address, listener))),
+        Err(error) if http.listen_is_default => {
+            tracing::warn!(
+                %address,
+                %error,
+                "no page, /metrics, /healthz, /readyz and /status, since the default address can't be \
+                 listened on: set [http] listen to another one"
+            );
+            Ok(None)
+        }
+        Err(error) => Err(error).with_context(|| {
+            format!(
+                "can't listen on {address}, as [http] listen says (set it to a free address, \
+                 or to \"\" for none)"
+            )
+        }),
+    }
 }
 
 /// Whether the threads get on with their work. Without a broker they may well
@@ -293,11 +304,15 @@ async fn tell_status(State(board): State<Arc<Board>>, request: Request) -> Respo
     let host = request.headers().get(header::HOST);
     let host = host.and_then(|host| host.to_str().ok()).unwrap_or_default();
     if !is_address(host) {
-        let refusal = "ask by an address, such as 127.0.0.1, or as localhost\n";
-        return (StatusCode::FORBIDDEN, refusal).into_response();
+        return not_by_address();
     }
     let kind = [(header::CONTENT_TYPE, "application/json")];
     (kind, status::of(&board).to_string()).into_response()
+}
+
+fn not_by_address() -> Response {
+    let refusal = "ask by an address, such as 127.0.0.1, or as localhost\n";
+    (StatusCode::FORBIDDEN, refusal).into_response()
 }
 
 /// Whether a Host is an address, or `localhost`, with or without a port.

@@ -1,5 +1,6 @@
 //! Prometheus' text format.
 
+use std::collections::HashMap;
 use std::fmt::{Display, Write as _};
 
 use presence_sandbox::Histogram;
@@ -7,71 +8,123 @@ use presence_sandbox::Histogram;
 /// Every metric and its HELP text, a line each.
 const HELP: &str = include_str!("help.txt");
 
-/// Metrics as text.
+/// Metrics, each with all of its values.
 #[derive(Default)]
-pub(super) struct Exposition(pub(super) String);
+pub(crate) struct Exposition {
+    metrics: Vec<String>,
+    /// The place of each metric.
+    places: HashMap<String, usize>,
+    /// What every value is labelled with; empty for nothing.
+    tenant: String,
+}
 
 impl Exposition {
+    /// What follows is of a tenant; of none, if the name is empty.
+    pub(crate) fn of_tenant(&mut self, name: &str) {
+        self.tenant = match name {
+            "" => String::new(),
+            name => format!("tenant=\"{name}\""),
+        };
+    }
+
     /// A metric without labels.
-    pub(super) fn value(&mut self, name: &str, value: impl Display) {
-        self.head(name);
-        let _ = writeln!(self.0, "{name} {value}");
+    pub(crate) fn value(&mut self, name: &str, value: impl Display) {
+        let labels = self.labels("");
+        let text = self.metric(name);
+        let _ = writeln!(text, "{name}{labels} {value}");
     }
 
     /// A metric with a value for each value of a label.
-    pub(super) fn values<V: Display>(
+    pub(crate) fn values<V: Display>(
         &mut self,
         name: &str,
         label: &str,
         values: impl IntoIterator<Item = (impl Display, V)>,
     ) {
-        self.head(name);
+        self.metric(name);
         for (of, value) in values {
-            let _ = writeln!(self.0, "{name}{{{label}=\"{of}\"}} {value}");
+            let labels = self.labels(&format!("{label}=\"{of}\""));
+            let text = self.metric(name);
+            let _ = writeln!(text, "{name}{labels} {value}");
         }
     }
 
     /// A histogram for each value of a label; for one without, both are empty.
-    pub(super) fn histograms<'a>(
+    pub(crate) fn histograms<'a>(
         &mut self,
         name: &str,
         label: &str,
         histograms: impl IntoIterator<Item = (&'a str, Histogram)>,
     ) {
-        self.head_as(name, "histogram");
+        self.metric_as(name, "histogram");
         for (of, histogram) in histograms {
-            let (labels, only) = match label {
-                "" => (String::new(), String::new()),
-                label => (
-                    format!("{label}=\"{of}\","),
-                    format!("{{{label}=\"{of}\"}}"),
-                ),
+            let own = match label {
+                "" => String::new(),
+                label => format!("{label}=\"{of}\""),
+            };
+            let only = self.labels(&own);
+            let bucket = |bound: &dyn Display| {
+                let bound = format!("le=\"{bound}\"");
+                match &*own {
+                    "" => bound,
+                    own => format!("{own},{bound}"),
+                }
             };
             let Histogram {
                 buckets,
                 count,
                 sum,
             } = histogram;
+            let mut lines = String::new();
             for (bound, count) in buckets {
-                let _ = writeln!(self.0, "{name}_bucket{{{labels}le=\"{bound}\"}} {count}");
+                let labels = self.labels(&bucket(&bound));
+                let _ = writeln!(lines, "{name}_bucket{labels} {count}");
             }
-            let _ = writeln!(self.0, "{name}_bucket{{{labels}le=\"+Inf\"}} {count}");
-            let _ = writeln!(self.0, "{name}_sum{only} {sum}\n{name}_count{only} {count}");
+            let labels = self.labels(&bucket(&"+Inf"));
+            let _ = writeln!(lines, "{name}_bucket{labels} {count}");
+            let _ = writeln!(lines, "{name}_sum{only} {sum}\n{name}_count{only} {count}");
+            self.metric_as(name, "histogram").push_str(&lines);
         }
     }
 
-    /// What comes before a metric's values.
-    fn head(&mut self, name: &str) {
+    /// All of them.
+    pub(crate) fn finish(self) -> String {
+        self.metrics.concat()
+    }
+
+    /// The labels of a value that has this one of its own, or none.
+    fn labels(&self, own: &str) -> String {
+        let labels = [&*self.tenant, own];
+        let labels: Vec<_> = labels.into_iter().filter(|it| !it.is_empty()).collect();
+        match labels.is_empty() {
+            true => String::new(),
+            false => format!("{{{}}}", labels.join(",")),
+        }
+    }
+
+    /// What has been said of a metric, to go on.
+    fn metric(&mut self, name: &str) -> &mut String {
         let kind = match name.ends_with("_total") {
             true => "counter",
             false => "gauge",
         };
-        self.head_as(name, kind);
+        self.metric_as(name, kind)
     }
 
-    fn head_as(&mut self, name: &str, kind: &str) {
-        let help = help(name).unwrap_or_default();
-        let _ = writeln!(self.0, "# HELP {name} {help}\n# TYPE {name} {kind}");
+    #[expect(clippy::indexing_slicing, reason = "the place of each metric is known")]
+    fn metric_as(&mut self, name: &str, kind: &str) -> &mut String {
+        let place = match self.places.get(name) {
+            Some(place) => *place,
+            None => {
+                let help = help(name).unwrap_or_default();
+                let head = format!("# HELP {name} {help}\n# TYPE {name} {kind}\n");
+                self.metrics.push(head);
+                let place = self.metrics.len() - 1;
+                self.places.insert(name.to_owned(), place);
+                place
+            }
+        };
+        &mut self.metrics[place]
     }
 }
 
@@ -90,6 +143,7 @@ mod tests {
     fn every_metric_has_a_help_text_and_every_help_text_a_metric() {
         let sources = [
             include_str!("../metrics.rs"),
+            include_str!("../tenants.rs"),
             include_str!("on_disk.rs"),
             include_str!("runtime.rs"),
         ];
@@ -118,8 +172,8 @@ mod tests {
             [("a", histogram.clone())],
         );
         text.histograms("presence_decision_seconds", "", [("", histogram)]);
+        let text = text.finish();
         let lines: Vec<_> = text
-            .0
             .lines()
             .filter(|line| !line.starts_with("# H"))
             .collect();
@@ -143,11 +197,41 @@ mod tests {
         let mut text = Exposition::default();
         text.value("presence_online_users", 3);
         text.values("presence_questions_total", "outcome", [("answered", 2)]);
-        let lines: Vec<_> = text.0.lines().collect();
+        let text = text.finish();
+        let lines: Vec<_> = text.lines().collect();
         assert_eq!(lines[0], "# HELP presence_online_users Users online.");
         assert_eq!(lines[1], "# TYPE presence_online_users gauge");
         assert_eq!(lines[2], "presence_online_users 3");
         assert_eq!(lines[4], "# TYPE presence_questions_total counter");
         assert_eq!(lines[5], "presence_questions_total{outcome=\"answered\"} 2");
+    }
+    #[test]
+    fn values_of_several_tenants_stand_together_under_one_head() {
+        let mut text = Exposition::default();
+        for (tenant, online) in [("acme", 3), ("beta", 4), ("", 5)] {
+            text.of_tenant(tenant);
+            text.value("presence_online_users", online);
+            text.values(
+                "presence_questions_total",
+                "outcome",
+                [("answered", online)],
+            );
+        }
+        let text = text.finish();
+        let lines: Vec<_> = text
+            .lines()
+            .filter(|line| !line.starts_with("# H"))
+            .collect();
+        let expected = [
+            "# TYPE presence_online_users gauge",
+            "presence_online_users{tenant=\"acme\"} 3",
+            "presence_online_users{tenant=\"beta\"} 4",
+            "presence_online_users 5",
+            "# TYPE presence_questions_total counter",
+            "presence_questions_total{tenant=\"acme\",outcome=\"answered\"} 3",
+            "presence_questions_total{tenant=\"beta\",outcome=\"answered\"} 4",
+            "presence_questions_total{outcome=\"answered\"} 5",
+        ];
+        assert_eq!(lines, expected);
     }
 }

@@ -1,4 +1,4 @@
-//! What the broker forbids, and what of the files on disk is not in force.
+//! What of the files on disk is not in force.
 
 use super::exposition::Exposition;
 use crate::clock;
@@ -20,6 +20,4 @@ pub(super) fn tell(text: &mut Exposition, status: &Status) {
     text.values("presence_on_disk_refused_seconds", "what", since);
     let sections = status.on_disk.waiting_for_restart().len();
     text.value("presence_restart_needed_sections", sections);
-    let forbidden = status.broker.rights.forbidden_now().len();
-    text.value("presence_nats_forbidden", forbidden);
 }

@@ -1,15 +1,14 @@
 //! What is asked of any service: its build, its process, and how long its work takes.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::Ordering;
 
 use rustix::time::{ClockId, clock_gettime};
 
 use super::exposition::Exposition;
-use crate::ops::http::{Board, Status};
+use crate::ops::http::Status;
 
 /// The build and the process, also of a node that doesn't serve yet.
-pub(super) fn process(text: &mut Exposition, board: &Board) {
+pub(super) fn process(text: &mut Exposition, started_ms: u64) {
     let build = [(env!("CARGO_PKG_VERSION"), 1)];
     text.values("presence_build_info", "version", build);
     let cpu = clock_gettime(ClockId::ProcessCPUTime);
@@ -19,10 +18,8 @@ pub(super) fn process(text: &mut Exposition, board: &Board) {
     if let Some(bytes) = resident_bytes() {
         text.value("process_resident_memory_bytes", bytes);
     }
-    let started = board.about.started_ms as f64 / 1e3;
+    let started = started_ms as f64 / 1e3;
     text.value("process_start_time_seconds", started);
-    let connected = board.broker.connected.load(Ordering::Relaxed);
-    text.value("presence_nats_connected", u8::from(connected));
 }
 
 fn resident_bytes() -> Option<u64> {

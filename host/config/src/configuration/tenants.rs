@@ -1,0 +1,374 @@
+//! `[[tenant]]`: several tenants on one node, each with a configuration of its own.
+//!
+//! A tenant's configuration is the file's, in which the tenant's sections take the place of the
+//! file's own. So each key is read, checked and documented once, and the rest of the node sees a
+//! plain [`Config`]. What is wrong with one tenant concerns no other.
+
+use std::collections::{BTreeMap, HashMap};
+use std::ffi::OsString;
+use std::path::Path;
+use std::sync::Arc;
+
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+
+use super::checks::{any, token};
+use super::problem::{Place, Problem, Problems, Wrong};
+use super::section::{Reader, Section, VARIABLE_PREFIX};
+use super::{Config, Tenant, basics};
+
+/// The key under which tenants stand.
+const KEY: &str = "tenant";
+
+/// The sections that a tenant may have of its own. What it leaves out of them is as the file's
+/// own section says.
+const SECTIONS: [&str; 12] = [
+    "nats",
+    "tracker",
+    "state",
+    "directory",
+    "plugins",
+    "pipeline",
+    "correction",
+    "query",
+    "explain",
+    "inbox",
+    "status",
+    "dead_letters",
+];
+
+/// Those of them that a tenant replaces as a whole: half of a directory's source, or of a chain,
+/// makes no sense.
+const WHOLE: [&str; 2] = ["directory", "pipeline"];
+
+/// How a node logs in. A tenant that says any of it, or which server, says all of it: what is
+/// for one server or account is never shown to another.
+const LOGIN: [&str; 5] = ["creds", "nkey", "user", "password", "token"];
+
+/// What no tenant's prefix may be, since other subjects begin so.
+const RESERVED: [&str; 2] = ["presence", "_INBOX"];
+
+/// A `[[tenant]]` section.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TenantSection {
+    /// The tenant's name. Of a section without a usable one, what stands for it: where it is.
+    pub name: String,
+    /// Where it stands.
+    pub place: Place,
+    /// Whether it is to be served. One that is paused keeps its state.
+    pub paused: bool,
+    /// Whether it has a connection of its own.
+    pub own_account: bool,
+    /// The tenant's configuration, or what is wrong with it.
+    pub config: Result<Arc<Config>, Problems>,
+}
+
+/// What a section says itself.
+struct Head {
+    name: Option<String>,
+    prefix: Option<String>,
+    shards: usize,
+    paused: bool,
+    own_account: bool,
+}
+
+/// The `[[tenant]]` sections of a document; none if it has none.
+pub(super) fn sections<'a, 'd>(
+    document: &'d DeTable<'a>,
+) -> Option<Vec<(&'d Spanned<DeValue<'a>>, &'d DeTable<'a>)>> {
+    let list = document.get(KEY)?.get_ref().as_array()?;
+    let tables = list.iter().map(|item| match item.get_ref() {
+        DeValue::Table(table) => Some((item, table)),
+        _ => None,
+    });
+    tables.collect()
+}
+
+/// The document without its tenants.
+pub(super) fn without<'a>(document: &DeTable<'a>) -> DeTable<'a> {
+    let mut rest = document.clone();
+    rest.remove(KEY);
+    rest
+}
+
+/// What overrides a key of the one tenant, of which there is none.
+pub(super) fn needless_variables(env: &BTreeMap<String, OsString>) -> Vec<Problem> {
+    let of_one = ["PREFIX", "SHARDS"].map(|key| format!("{VARIABLE_PREFIX}TENANT_{key}"));
+    let set = of_one.into_iter().filter(|name| env.contains_key(name));
+    set.map(|name| Problem {
+        place: Place::Variable(name),
+        what: "stands beside [[tenant]] sections, and says nothing of any of them".into(),
+        fix: "unset it, and write the key into the tenant's section".into(),
+    })
+    .collect()
+}
+
+/// Reads the tenants of a document. `rest`: the document without them.
+pub(super) fn read<'a>(
+    file: &'a Path,
+    text: &'a str,
+    env: &BTreeMap<String, OsString>,
+    rest: &DeTable<'a>,
+    items: &[(&Spanned<DeValue<'a>>, &DeTable<'a>)],
+) -> Arc<[TenantSection]> {
+    let mut tenants: Vec<_> = items
+        .iter()
+        .map(|(item, own)| {
+            let place = Place::of_span(file, text, item.span());
+            one(file, text, env, rest, place, own)
+        })
+        .collect();
+    refuse_overlaps(&mut tenants);
+    tenants.into()
+}
+
+fn one(
+    file: &Path,
+    text: &str,
+    env: &BTreeMap<String, OsString>,
+    rest: &DeTable<'_>,
+    place: Place,
+    own: &DeTable<'_>,
+) -> TenantSection {
+    let merged = merged(rest, own);
+    let mut reader = Reader::new(file, text, remaining(env, own));
+    let (head, config) = reader.read_tenant(place.clone(), own, &merged, Head::read, Config::read);
+    let problems = reader.into_problems();
+    let name = head.name.unwrap_or_else(|| place.to_string());
+    let config = match problems {
+        Some(problems) => Err(problems),
+        None => Ok(Arc::new(Config {
+            tenant: Tenant {
+                name: Some(name.clone()),
+                own_account: head.own_account,
+                prefix: head.prefix,
+                shards: head.shards,
+            },
+            ..config
+        })),
+    };
+    TenantSection {
+        name,
+        place,
+        paused: head.paused,
+        own_account: head.own_account,
+        config,
+    }
+}
+
+impl Head {
+    fn read(section: &mut Section<'_, '_>) -> Self {
+        let name = section.get("name", token);
+        if !section.is_set("name") {
+            let fix = "give the tenant one, such as `name = \"acme\"`";
+            section.refuse("name", Wrong::new("is missing", fix));
+        }
+        let own_account = section.is_set("nats");
+        let prefix = section.get("prefix", |text: String| match text.as_str() {
+            "" if own_account => Ok(None),
+            "" => Err(Wrong::new(
+                "is empty, and other tenants use the same NATS account",
+                "give the tenant a prefix, or an account of its own ([tenant.nats])",
+            )),
+            text if RESERVED.contains(&text) => Err(Wrong::new(
+                format!("is `{text}`, which other subjects begin with"),
+                "choose another one",
+            )),
+            _ => token(text).map(Some),
+        });
+        if prefix.is_none() && name.as_deref().is_some_and(|it| RESERVED.contains(&it)) {
+            let what = "can't be the prefix as well, since other subjects begin so";
+            section.refuse("name", Wrong::new(what, "give the tenant a `prefix`"));
+        }
+        let shards = section.get("shards", basics::shards);
+        let paused = section.get("paused", any);
+        for name in SECTIONS {
+            // They are read in their place in the merged document.
+            section.find(name);
+        }
+        Self {
+            prefix: prefix.unwrap_or_else(|| name.clone()),
+            name,
+            // Many small tenants share the threads. A large one can be given more.
+            shards: shards.unwrap_or(1),
+            paused: paused.unwrap_or(false),
+            own_account,
+        }
+    }
+}
+
+/// The document as it is for a tenant.
+fn merged<'a>(rest: &DeTable<'a>, own: &DeTable<'a>) -> DeTable<'a> {
+    let mut merged = rest.clone();
+    for (name, value) in own {
+        let key = name.get_ref().as_ref();
+        if !SECTIONS.contains(&key) {
+            continue;
+        }
+        let under = match merged.remove(key).map(Spanned::into_inner) {
+            Some(DeValue::Table(under)) if !WHOLE.contains(&key) => Some(under),
+            _ => None,
+        };
+        let mut value = value.clone();
+        if let (Some(mut under), DeValue::Table(over)) = (under, value.get_mut()) {
+            if key == "nats" && says_login(over) {
+                LOGIN.iter().for_each(|key| drop(under.remove(*key)));
+            }
+            for (name, value) in under {
+                if !over.contains_key(name.get_ref().as_ref()) {
+                    over.insert(name, value);
+                }
+            }
+        }
+        merged.insert(name.clone(), value);
+    }
+    merged
+}
+
+fn says_login(nats: &DeTable<'_>) -> bool {
+    nats.contains_key("url") || LOGIN.iter().any(|key| nats.contains_key(*key))
+}
+
+/// The variables but those that override what a tenant says itself: they are for the keys
+/// that it leaves out.
+fn remaining(env: &BTreeMap<String, OsString>, own: &DeTable<'_>) -> BTreeMap<String, OsString> {
+    let mut remaining = env.clone();
+    for (name, value) in own {
+        let section = name.get_ref().as_ref();
+        let DeValue::Table(table) = value.get_ref() else {
+            continue;
+        };
+        let prefix = format!("{VARIABLE_PREFIX}{}_", section.to_ascii_uppercase());
+        if WHOLE.contains(&section) {
+            remaining.retain(|name, _| !name.starts_with(&prefix));
+        }
+        let keys = table.keys().map(|key| key.get_ref().as_ref());
+        let login = (section == "nats" && says_login(table)).then_some(LOGIN);
+        for key in keys.chain(login.into_iter().flatten()) {
+            let variable = format!("{prefix}{}", key.to_ascii_uppercase());
+            // Also those of a section in it.
+            let below = format!("{variable}_");
+            remaining.retain(|name, _| *name != variable && !name.starts_with(&below));
+        }
+    }
+    remaining
+}
+
+/// Refuses each tenant that has a name, or subjects, of one before it.
+fn refuse_overlaps(tenants: &mut [TenantSection]) {
+    let mut names: HashMap<String, Place> = HashMap::new();
+    let mut prefixes: HashMap<Option<String>, Vec<(Arc<Config>, Place)>> = HashMap::new();
+    let served: Vec<_> = tenants
+        .iter()
+        .filter_map(|tenant| {
+            Some((
+                tenant.name.clone(),
+                Arc::clone(tenant.config.as_ref().ok()?),
+            ))
+        })
+        .collect();
+    let by_prefix: HashMap<&str, Vec<&(String, Arc<Config>)>> =
+        served.iter().fold(HashMap::new(), |mut by, tenant| {
+            if let Some(prefix) = tenant.1.tenant.prefix.as_deref() {
+                by.entry(prefix).or_default().push(tenant);
+            }
+            by
+        });
+    for tenant in tenants {
+        let mut problems = Vec::new();
+        let mut refuse = |what: String, fix: &str| {
+            problems.push(Problem {
+                place: tenant.place.clone(),
+                what,
+                fix: fix.into(),
+            });
+        };
+        if let Some(first) = names.get(&tenant.name) {
+            refuse(
+                format!("the tenant `{}` is there already, at {first}", tenant.name),
+                "give this one another `name`",
+            );
+        } else {
+            names.insert(tenant.name.clone(), tenant.place.clone());
+        }
+        if let Ok(config) = &tenant.config {
+            let same = prefixes.entry(config.tenant.prefix.clone()).or_default();
+            let taken = same.iter().find(|(other, _)| same_account(config, other));
+            if let Some((other, place)) = taken {
+                refuse(
+                    format!(
+                        "the tenant `{}` would have the subjects of `{}`, at {place}",
+                        tenant.name,
+                        other.tenant.name.as_deref().unwrap_or_default(),
+                    ),
+                    "give this one another `prefix`",
+                );
+            } else {
+                same.push((Arc::clone(config), tenant.place.clone()));
+            }
+            for reply in &config.nats.reply_prefixes {
+                let first = reply.split('.').next().unwrap_or_default();
+                let others = by_prefix.get(first).into_iter().flatten();
+                let reached = others
+                    .into_iter()
+                    .find(|(name, it)| *name != tenant.name && same_account(config, it));
+                if let Some((other, _)) = reached {
+                    refuse(
+                        format!(
+                            "`reply_prefixes` of the tenant `{}` holds `{reply}`, where the \
+                             subjects of the tenant `{other}` are",
+                            tenant.name
+                        ),
+                        "take it out, or give that tenant another `prefix`",
+                    );
+                }
+            }
+        }
+        if let Err(before) = &tenant.config {
+            problems.extend(before.iter().cloned());
+        }
+        if let Some(problems) = Problems::found(problems) {
+            tenant.config = Err(problems);
+        }
+    }
+}
+
+/// Whether two tenants are known to use one account of one broker.
+fn same_account(one: &Config, other: &Config) -> bool {
+    one.nats.url == other.nats.url && one.nats.auth == other.nats.auth
+}
+
+impl Config {
+    /// The configuration of a tenant: of the one that there is, or of the `[[tenant]]` with a
+    /// name.
+    ///
+    /// # Errors
+    /// If there is no such tenant, the tenant has to be named and isn't, or something is wrong
+    /// with its section.
+    pub fn for_tenant(self, name: Option<&str>) -> anyhow::Result<Self> {
+        let Some(tenants) = &self.tenants else {
+            anyhow::ensure!(
+                name.is_none(),
+                "--tenant: the configuration has no [[tenant]] sections"
+            );
+            return Ok(self);
+        };
+        let names = || {
+            let names: Vec<_> = tenants.iter().map(|it| &*it.name).collect();
+            names.join(", ")
+        };
+        let Some(name) = name else {
+            anyhow::bail!(
+                "the configuration has several tenants: name one with --tenant ({})",
+                names()
+            );
+        };
+        let Some(tenant) = tenants.iter().find(|it| it.name == name) else {
+            anyhow::bail!(
+                "there is no tenant `{name}` in the configuration: {}",
+                names()
+            );
+        };
+        Ok(Self::clone(tenant.config.as_ref().map_err(Clone::clone)?))
+    }
+}

@@ -1,0 +1,244 @@
+//! `[[tenant]]` sections.
+
+use super::*;
+
+fn tenants(text: &str, env: &[(&str, &str)]) -> Vec<TenantSection> {
+    let config = load(text, env).unwrap();
+    config.tenants.as_deref().unwrap_or_default().to_vec()
+}
+
+/// What is wrong with each tenant, with the folder of the file left out.
+fn wrong(text: &str) -> Vec<Vec<String>> {
+    let tenants = tenants(text, &[]);
+    let problems = tenants.iter().map(|tenant| match &tenant.config {
+        Ok(_) => Vec::new(),
+        Err(problems) => {
+            let lines = problems.iter().map(ToString::to_string);
+            let bare = |line: String| match line.rsplit_once("/presence.toml:") {
+                Some((_, rest)) if !line.contains(" at ") => rest.to_owned(),
+                _ => line,
+            };
+            lines.map(bare).collect()
+        }
+    });
+    problems.collect()
+}
+
+const THREE: &str = "
+[nats]
+url = 'nats://a:4222'
+user = 'node'
+password = 'p'
+[tracker]
+timeout_ms = 9000
+grace_ms = 7
+[directory]
+source = 'kv'
+[[pipeline]]
+plugin = 'public'
+[[tenant]]
+name = 'acme'
+[tenant.tracker]
+timeout_ms = 5000
+[[tenant]]
+name = 'beta'
+prefix = 'b'
+shards = 4
+paused = true
+[tenant.directory]
+path = 'b.json'
+[[tenant.pipeline]]
+plugin = 'contacts'
+[[tenant.pipeline]]
+plugin = 'redact'
+[[tenant]]
+name = 'gamma'
+prefix = ''
+nats = { creds = 'gamma.creds' }
+";
+
+#[test]
+fn a_tenant_is_as_its_section_says_and_else_as_the_file_does() {
+    let tenants = tenants(THREE, &[]);
+    let config = |place: usize| tenants[place].config.clone().unwrap();
+    let [acme, beta, gamma] = [0, 1, 2].map(config);
+    assert_eq!(acme.tenant.prefix.as_deref(), Some("acme"));
+    assert_eq!((acme.tracker.timeout_ms, acme.tracker.grace_ms), (5_000, 7));
+    assert_eq!((beta.tracker.timeout_ms, beta.tracker.grace_ms), (9_000, 7));
+    assert_eq!(
+        (acme.pipeline_line(), acme.tenant.shards),
+        ("public".into(), 1)
+    );
+    assert_eq!(
+        (beta.pipeline_line(), beta.tenant.shards),
+        ("contacts → redact".into(), 4)
+    );
+    assert_eq!(beta.tenant.prefix.as_deref(), Some("b"));
+    assert!(matches!(acme.directory, Directory::Kv { .. }));
+    assert!(matches!(&beta.directory, Directory::File { path, .. } if path.ends_with("b.json")));
+    assert_eq!(gamma.tenant.prefix, None);
+    assert!(
+        matches!(gamma.nats.auth, Auth::Creds(_)),
+        "{:?}",
+        gamma.nats.auth
+    );
+    assert_eq!(gamma.nats.url, acme.nats.url, "on the same server");
+    let flags: Vec<_> = tenants
+        .iter()
+        .map(|it| (it.paused, it.own_account))
+        .collect();
+    assert_eq!(flags, [(false, false), (true, false), (false, true)]);
+    // Their files on disk are told apart by their names.
+    let files = [&acme, &beta, &gamma].map(|config| config.tenant.file_name().to_owned());
+    assert_eq!(files, ["acme", "beta", "gamma"]);
+}
+
+#[test]
+fn without_tenants_there_is_one_as_ever() {
+    let config = load("[tenant]\nprefix = 'acme'\n", &[]).unwrap();
+    assert_eq!(
+        (config.tenants.clone(), config.tenant.name.clone()),
+        (None, None)
+    );
+    assert_eq!(config.tenant.file_name(), "acme");
+    assert_eq!(Config::default().tenant.file_name(), "presence");
+}
+
+#[test]
+fn a_variable_is_for_what_a_tenant_leaves_out() {
+    let env = [
+        ("PRESENCE_TRACKER_TIMEOUT_MS", "1000"),
+        ("PRESENCE_TRACKER_GRACE_MS", "3"),
+    ];
+    let tenants = tenants(THREE, &env);
+    let ms = tenants.iter().map(|it| {
+        let config = it.config.as_ref().unwrap();
+        (config.tracker.timeout_ms, config.tracker.grace_ms)
+    });
+    assert_eq!(ms.collect::<Vec<_>>(), [(5_000, 3), (1_000, 3), (1_000, 3)]);
+    let env = [("PRESENCE_NATS_USER", "u"), ("PRESENCE_NATS_PASSWORD", "p")];
+    let text = "[[tenant]]\nname = 'a'\n[tenant.nats]\ntoken = 't'\n[[tenant]]\nname = 'b'\n";
+    let tenants = self::tenants(text, &env);
+    let auth = |place: usize| tenants[place].config.as_ref().unwrap().nats.auth.clone();
+    assert!(matches!(auth(0), Auth::Token(_)), "its own login alone");
+    assert!(matches!(auth(1), Auth::Password { .. }));
+    let printed = problems(text, &[("PRESENCE_TENANT_PREFIX", "x")]);
+    assert!(
+        printed[0].starts_with("PRESENCE_TENANT_PREFIX: stands beside [[tenant]]"),
+        "{printed:?}"
+    );
+}
+
+#[test]
+fn what_is_wrong_with_one_tenant_is_said_with_its_line_and_is_no_others() {
+    let text = "[[tenant]]
+name = 'acme'
+[tenant.tracker]
+timeout_ms = 'x'
+grace = 1
+[[tenant]]
+prefix = 'p'
+[[tenant]]
+name = 'c'
+http = { listen = '' }
+[[tenant]]
+name = 'presence'
+[[tenant]]
+name = 'd'
+prefix = ''
+tracker = 1
+[[tenant]]
+name = 'fine'
+";
+    let wrong = wrong(text);
+    assert!(
+        wrong[0][0].starts_with("4:1: `timeout_ms` in [tracker] is a string"),
+        "{wrong:?}"
+    );
+    assert!(
+        wrong[0][1].starts_with("5:1: unknown key `grace` in [tracker]"),
+        "{wrong:?}"
+    );
+    assert!(
+        wrong[1][0].starts_with("6:1: `name` in [[tenant]] is missing"),
+        "{wrong:?}"
+    );
+    assert!(
+        wrong[2][0].starts_with("10:1: unknown key `http` in [[tenant]]"),
+        "{wrong:?}"
+    );
+    assert!(
+        wrong[3][0].contains("can't be the prefix as well"),
+        "{wrong:?}"
+    );
+    assert!(
+        wrong[4][0].starts_with("15:1: `prefix` in [[tenant]] is empty"),
+        "{wrong:?}"
+    );
+    assert!(
+        wrong[4][1].starts_with("16:1: [tracker] is a whole number"),
+        "{wrong:?}"
+    );
+    assert_eq!(wrong[5], Vec::<String>::new());
+}
+
+#[test]
+fn subjects_and_names_of_another_tenant_are_refused() {
+    let text = "[[tenant]]
+name = 'a'
+[[tenant]]
+name = 'b'
+prefix = 'a'
+[[tenant]]
+name = 'a'
+prefix = 'c'
+[[tenant]]
+name = 'd'
+nats = { token = 't' }
+prefix = 'a'
+[[tenant]]
+name = 'e'
+nats = { token = 't' }
+prefix = 'a'
+[[tenant]]
+name = 'f'
+[tenant.nats]
+reply_prefixes = ['_INBOX.', 'a.']
+[[tenant]]
+name = 'g'
+[tenant.nats]
+reply_prefixes = ['g.', 'replies.']
+[[tenant]]
+name = 'h'
+prefix = '_INBOX'
+";
+    let wrong = wrong(text);
+    let has = |place: usize, what: &str| {
+        let line = wrong[place].first().map_or("", |line| line);
+        assert!(line.contains(what), "{place}: {wrong:?}");
+    };
+    assert_eq!(wrong[0], Vec::<String>::new());
+    has(1, "would have the subjects of `a`");
+    has(2, "the tenant `a` is there already");
+    assert_eq!(wrong[3], Vec::<String>::new(), "another account");
+    has(4, "would have the subjects of `d`");
+    has(5, "holds `a.`, where the subjects of the tenant `a` are");
+    assert_eq!(wrong[6], Vec::<String>::new(), "its own");
+    has(7, "which other subjects begin with");
+}
+
+#[test]
+fn a_command_is_for_one_tenant() {
+    let config = load(THREE, &[]).unwrap();
+    let acme = config.clone().for_tenant(Some("acme")).unwrap();
+    assert_eq!(acme.tenant.prefix.as_deref(), Some("acme"));
+    for (name, says) in [
+        (None, "name one with --tenant (acme, beta, gamma)"),
+        (Some("x"), "there is no tenant `x`"),
+    ] {
+        let error = config.clone().for_tenant(name).unwrap_err().to_string();
+        assert!(error.contains(says), "{error}");
+    }
+    assert!(Config::default().for_tenant(None).is_ok());
+    assert!(Config::default().for_tenant(Some("acme")).is_err());
+}

@@ -1,0 +1,304 @@
+//! What is told of a process that serves several tenants: of each, what a process with one tells
+//! of that one.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use axum::Router;
+use axum::extract::{Request, State};
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse as _, Response};
+use axum::routing::get;
+use presence_config::{Config, TenantSection};
+use serde_json::{Value, json};
+
+use super::metrics::{self, Exposition};
+use super::{Board, STARTING, answer, is_address, listen, readiness, status};
+use crate::clock;
+use crate::tasks::Tasks;
+
+/// How the life of a tenant is going.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Life {
+    /// It was begun; its board says more.
+    Begun,
+    /// It is not to be served.
+    Paused,
+    /// It can't be served, for this reason.
+    Refused(String),
+}
+
+/// The tenants of a process, by name.
+pub(crate) struct Tenants {
+    node: String,
+    configuration: Option<PathBuf>,
+    started_ms: u64,
+    each: Mutex<BTreeMap<String, Told>>,
+    /// Why the configuration file is not in force; empty if it is.
+    refused: Mutex<String>,
+    /// Whether all tenants that the process was started with have been begun.
+    is_begun: AtomicBool,
+}
+
+/// What is told of a tenant.
+#[derive(Clone)]
+struct Told {
+    prefix: Option<String>,
+    own_account: bool,
+    life: Life,
+    /// Why what its section says now is not in force; empty if it is.
+    not_taken: String,
+    board: Option<Arc<Board>>,
+}
+
+impl Told {
+    /// What the tenant is at, in a word, and why.
+    fn state(&self) -> (&'static str, Vec<String>) {
+        match (&self.life, &self.board) {
+            (Life::Paused, _) => ("paused", Vec::new()),
+            (Life::Refused(why), _) => ("refused", why.lines().map(str::to_owned).collect()),
+            (Life::Begun, None) => ("starting", Vec::new()),
+            (Life::Begun, Some(board)) => {
+                let reasons = readiness::reasons(board);
+                let is_serving = board.status.get().is_some_and(|it| it.is_ready());
+                match (is_serving, reasons.is_empty()) {
+                    (true, true) => ("serving", reasons),
+                    (true, false) => ("impaired", reasons),
+                    (false, _) => ("starting", reasons),
+                }
+            }
+        }
+    }
+}
+
+impl Told {
+    /// Whether it starts, and waits for nothing but its own work.
+    fn is_about_to_serve(&self) -> bool {
+        let Some(board) = &self.board else {
+            return self.life == Life::Begun;
+        };
+        let status = board.status.get();
+        let serves = status.is_some_and(|it| it.is_ready()) && board.broker.hears();
+        self.life == Life::Begun && !serves && board.waits() == STARTING
+    }
+}
+
+/// The words for what a tenant is at.
+const STATES: [&str; 5] = ["starting", "serving", "impaired", "paused", "refused"];
+
+impl Tenants {
+    /// Of a process that has just started.
+    pub(crate) fn new(config: &Config, configuration: Option<PathBuf>) -> Self {
+        Self {
+            node: config.node.name.clone(),
+            configuration,
+            started_ms: clock::now_ms(),
+            each: Mutex::default(),
+            refused: Mutex::default(),
+            is_begun: AtomicBool::new(false),
+        }
+    }
+
+    fn each(&self) -> MutexGuard<'_, BTreeMap<String, Told>> {
+        self.each.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes what a tenant's section says of it.
+    pub(crate) fn section(&self, name: &str, section: &TenantSection) {
+        let config = section.config.as_ref().ok();
+        let prefix = config.and_then(|it| it.tenant.prefix.clone());
+        let mut each = self.each();
+        let told = each.entry(name.to_owned()).or_insert_with(|| Told {
+            prefix: None,
+            own_account: false,
+            life: Life::Begun,
+            not_taken: String::new(),
+            board: None,
+        });
+        if config.is_some() {
+            (told.prefix, told.own_account) = (prefix, section.own_account);
+            told.not_taken.clear();
+        }
+    }
+
+    /// Notes why a tenant goes on without what its section says now. Whether that is news.
+    pub(crate) fn not_taken(&self, name: &str, why: &str) -> bool {
+        let mut each = self.each();
+        let Some(told) = each.get_mut(name) else {
+            return false;
+        };
+        let is_news = told.not_taken != why;
+        told.not_taken = why.to_owned();
+        is_news
+    }
+
+    /// Notes how the life of a tenant is going.
+    pub(crate) fn is(&self, name: &str, life: Life, board: Option<Arc<Board>>) {
+        if let Some(told) = self.each().get_mut(name) {
+            (told.life, told.board) = (life, board);
+        }
+    }
+
+    /// A tenant has no section any more.
+    pub(crate) fn is_gone(&self, name: &str) {
+        self.each().remove(name);
+    }
+
+    /// Notes why the configuration file is not in force; empty if it is.
+    pub(crate) fn refused(&self, why: &str) {
+        let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+        why.clone_into(&mut refused);
+    }
+
+    fn all(&self) -> Vec<(String, Told)> {
+        let each = self.each();
+        let each = each.iter();
+        each.map(|(name, told)| (name.clone(), told.clone()))
+            .collect()
+    }
+
+    /// What the process is and does.
+    fn describe(&self) -> Value {
+        let all = self.all();
+        let refused = {
+            let refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+            refused.clone()
+        };
+        let tenants = all.iter().map(|(name, told)| {
+            let (state, reasons) = told.state();
+            json!({
+                "tenant": name,
+                "prefix": told.prefix,
+                "ownAccount": told.own_account,
+                "state": state,
+                "reasons": reasons,
+                "notTaken": (!told.not_taken.is_empty()).then_some(&told.not_taken),
+                "status": told.board.as_deref().map(status::of),
+            })
+        });
+        json!({
+            "node": self.node,
+            "version": env!("CARGO_PKG_VERSION"),
+            "process": std::process::id(),
+            "startedAt": self.started_ms,
+            "configuration": self.configuration,
+            "ready": self.unready().is_empty(),
+            "reasons": self.unready(),
+            "notTaken": (!refused.is_empty()).then_some(refused),
+            "tenants": tenants.collect::<Vec<_>>(),
+        })
+    }
+
+    /// Why the process as a whole isn't ready, if it isn't. A tenant that is refused, paused, or
+    /// begun later is no reason: the others are served.
+    fn unready(&self) -> Vec<String> {
+        let all = self.all();
+        let is_begun = self.is_begun.load(Ordering::Relaxed);
+        let mut reasons = Vec::new();
+        let mut is_served = false;
+        for (name, told) in &all {
+            let (state, why) = told.state();
+            let is_heard = told.board.as_ref().is_some_and(|it| it.broker.hears());
+            is_served |= state == "serving" || state == "impaired" && is_heard;
+            if told.is_about_to_serve() && !is_begun {
+                let why = why.first().map_or("starting", |why| why);
+                reasons.push(format!("tenant `{name}`: {why}"));
+            }
+        }
+        if reasons.is_empty() && is_served {
+            self.is_begun.store(true, Ordering::Relaxed);
+        }
+        let is_wanted = all.iter().any(|(_, told)| told.life != Life::Paused);
+        if reasons.is_empty() && !is_served && is_wanted {
+            reasons.push("no tenant is served".to_owned());
+        }
+        reasons
+    }
+
+    fn metrics(&self) -> String {
+        let mut text = Exposition::default();
+        metrics::build_and_process(&mut text, self.started_ms);
+        let all = self.all();
+        let states: Vec<_> = all.iter().map(|(_, told)| told.state().0).collect();
+        let count = |state: &str| states.iter().filter(|it| **it == state).count();
+        let counts = STATES.map(|state| (state, count(state)));
+        text.values("presence_tenants", "state", counts);
+        let mut is_shared_told = false;
+        for (name, told) in &all {
+            let Some(board) = &told.board else { continue };
+            // What the tenants of an account share is told once, without a tenant.
+            let account = match told.own_account {
+                true => Some(&**name),
+                false if std::mem::replace(&mut is_shared_told, true) => None,
+                false => Some(""),
+            };
+            metrics::of_tenant(&mut text, board, name, account);
+        }
+        text.finish()
+    }
+}
+
+/// Where it is told.
+pub(super) fn routes(tenants: Arc<Tenants>) -> Router {
+    Router::new()
+        .route("/healthz", get(health))
+        .route("/readyz", get(ready))
+        .route("/metrics", get(tell_metrics))
+        .route("/status", get(tell_status))
+        .with_state(tenants)
+}
+
+/// Serves the endpoints in the background.
+pub(crate) fn serve(config: &Config, tenants: Arc<Tenants>, tasks: &Tasks) -> anyhow::Result<()> {
+    let Some((address, listener)) = super::bind(config)? else {
+        return Ok(());
+    };
+    tracing::info!(%address, "serving /metrics, /healthz, /readyz and /status");
+    listen::serve(listener, routes(tenants), std::future::pending(), tasks)
+}
+
+async fn health(State(tenants): State<Arc<Tenants>>) -> (StatusCode, String) {
+    let mut stuck: Vec<_> = tenants
+        .all()
+        .iter()
+        .filter_map(|(_, told)| Some(readiness::stuck(told.board.as_ref()?.status.get()?)))
+        .flatten()
+        .collect();
+    // Tenants share threads.
+    stuck.sort_unstable();
+    stuck.dedup();
+    answer(stuck, "ok\n")
+}
+
+/// Whether the process serves; and what is wrong with tenants, which is no reason for others to
+/// be sent elsewhere.
+async fn ready(State(tenants): State<Arc<Tenants>>) -> (StatusCode, String) {
+    let (code, mut text) = answer(tenants.unready(), "ready\n");
+    if code == StatusCode::OK {
+        for (name, told) in tenants.all() {
+            let (state, reasons) = told.state();
+            if state != "serving" && state != "paused" {
+                let why = reasons.first().map(|why| format!(": {why}"));
+                let line = format!("tenant `{name}` is {state}{}", why.unwrap_or_default());
+                text.push_str(&format!("{}\n", presence_config::escape::Line(line)));
+            }
+        }
+    }
+    (code, text)
+}
+
+async fn tell_metrics(State(tenants): State<Arc<Tenants>>) -> String {
+    tenants.metrics()
+}
+
+async fn tell_status(State(tenants): State<Arc<Tenants>>, request: Request) -> Response {
+    let host = request.headers().get(header::HOST);
+    let host = host.and_then(|host| host.to_str().ok()).unwrap_or_default();
+    if !is_address(host) {
+        return super::not_by_address();
+    }
+    let kind = [(header::CONTENT_TYPE, "application/json")];
+    (kind, tenants.describe().to_string()).into_response()
+}

@@ -1,0 +1,406 @@
+//! The life of one tenant on this node: put together, served, and taken apart in order.
+
+use std::convert::Infallible;
+use std::future::pending;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use anyhow::anyhow;
+use presence_config::Config;
+use presence_config::subjects::Subjects;
+use presence_core::names::Names;
+use presence_rules::loader::{self, SharedCompiler};
+use tokio::sync::{Mutex, mpsc, oneshot, watch};
+use tokio::task::spawn_blocking;
+use tokio::time::{sleep, timeout_at};
+
+use super::account::Account;
+use super::first::{Begins, Loaded, fetcher, load, load_stored};
+use crate::clock;
+use crate::link::admin::Admin;
+use crate::link::alerts::{self, Alerts};
+use crate::link::connection::Connection;
+use crate::link::hello::Turn;
+use crate::link::plugin_log::PluginLogs;
+use crate::link::reply::Replies;
+use crate::ops::http::{Board, Status};
+use crate::reload::watch::Watches;
+use crate::reload::{self, FromStore, Reload, Seen};
+use crate::signals::Signals;
+use crate::state::{self, Opened, Restored, Writer};
+use crate::stop::{self, Readers, Stop};
+use crate::store::Store;
+use crate::store::follow::Follower;
+use crate::store::page::PageStore;
+use crate::store::trial::Trials;
+use crate::tasks::Tasks;
+use crate::tenant::Tenant;
+
+/// How often is looked whether another node has let go of the state.
+const STATE_RETRY: Duration = Duration::from_millis(100);
+
+/// How long is waited, at first and at most, before the state is opened again where its disk
+/// is full: all of it is checked.
+const FULL_RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
+
+/// Another node serves, and goes before this one.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}: this one stops in order, and waits until the other has stopped")]
+pub(super) struct StepBack(String);
+
+/// What a tenant lives in.
+pub(super) struct Site<'a> {
+    pub(super) account: &'a Account,
+    pub(super) compiler: &'a SharedCompiler,
+    pub(super) board: &'a Arc<Board>,
+    pub(super) watches: &'a Watches,
+    pub(super) signals: &'a Signals,
+    pub(super) plugin_logs: &'a PluginLogs,
+    /// The tenant's own: they end with it.
+    pub(super) tasks: &'a Tasks,
+}
+
+/// What a tenant is made of, before it takes input.
+pub(super) struct Parts {
+    connection: Connection,
+    reload: Reload,
+    pub(super) status: Arc<Status>,
+    /// Up to when everything has been heard.
+    heard: watch::Receiver<u64>,
+    /// What was known when the node last ran.
+    restored: Option<Restored>,
+    /// Its turn to serve.
+    turn: Turn,
+    admin: Admin,
+    /// What follows the plugin store; none where the pipeline is the folder's.
+    follower: Option<Follower>,
+}
+
+/// Puts a tenant together: nothing is heard or said yet.
+pub(super) async fn start(mut begins: Begins, site: &Site<'_>) -> anyhow::Result<Parts> {
+    let &Site {
+        account,
+        compiler,
+        board,
+        tasks,
+        ..
+    } = site;
+    let broker = Arc::clone(&account.broker);
+    let names = Arc::new(Names::new());
+    let loaded = match begins.config.follows_store() {
+        // It is known only once the store has been asked.
+        true => None,
+        false => Some(load(&begins.config, compiler).await?),
+    };
+    let link = account.link().await?;
+    let connection = link.connection.clone();
+    let subjects = Subjects::new(begins.config.tenant.prefix.as_deref());
+    let replies = Arc::new(Replies::new(&begins.config, &subjects));
+    let turn = Turn::listen(
+        &connection,
+        &subjects,
+        begins.config.node.name.clone(),
+        (Arc::clone(&broker), link.heard.clone()),
+        Arc::clone(&replies),
+        tasks,
+    );
+    let turn = turn.await?;
+    let admin = account.admin().await?.clone();
+    let waits = admin.wait(
+        &begins.config,
+        Arc::clone(&replies),
+        board,
+        turn.wait(board),
+    );
+    waits.await;
+    let newer = begins.changed(loaded.as_ref()).await;
+    let (alerts, raised) = Alerts::new(&begins.config.node.name);
+    tasks.spawn(
+        "alerts",
+        raised.publish(admin.client.clone(), subjects.clone()),
+    );
+    site.plugin_logs.add(&begins.config.tenant, &admin.client);
+    let mut in_store = None;
+    let loaded = match loaded {
+        Some(mut loaded) => {
+            if let Some(changed) = newer
+                && let Ok(newer) = load(&changed.config, compiler).await
+            {
+                (begins, loaded) = (changed, newer);
+            }
+            loaded
+        }
+        None => {
+            if let Some(newer) = newer {
+                begins = newer;
+            }
+            let stored = load_stored(&mut begins.config, compiler, &admin, &alerts).await?;
+            in_store = Some(stored.1);
+            stored.0
+        }
+    };
+    let config = &begins.config;
+    let Loaded {
+        loader,
+        stamp,
+        blueprint,
+        candidate,
+    } = loaded;
+    if !config.pipeline.is_empty() {
+        tracing::info!("in force: {}", blueprint.line());
+    }
+    // Of a pipeline that has no stages, something else is said.
+    if let Some(doubt) = loader::doubt(&blueprint)
+        && !config.pipeline.is_empty()
+    {
+        tracing::warn!("{doubt}");
+    }
+    let servers = account.access.servers();
+    let (state, restored) = open_state(config, &servers, &names, board, tasks).await?;
+    let now = clock::now_ms();
+    let epoch = restored.as_ref().map_or(now, |restored| restored.epoch);
+    let mut tenant = Tenant::start(
+        config,
+        blueprint,
+        &connection,
+        names,
+        (epoch, state),
+        replies,
+        (account.pool().await?, &link.sources),
+    );
+    if let Some(candidate) = candidate {
+        // Before anyone is known again: those in its share are not to be told twice.
+        tenant.begin_canary(candidate).await;
+    }
+    let running = tenant.running.subscribe();
+    let (noting, first) = (Arc::clone(&loader), Arc::clone(&running.borrow().blueprint));
+    spawn_blocking(move || noting.put_in_force(&first)).await?;
+    tasks.spawn(
+        "in-force",
+        reload::note_in_force(Arc::clone(&loader), running),
+    );
+    tenant.follow_link(link.connects.clone(), connection.clone(), tasks);
+    tasks.spawn("clock", clock::follow(tenant.shards.clone()));
+    tenant.follow_corrections(tasks);
+    let quarantine = alerts::follow_quarantine(alerts.clone(), tenant.running.subscribe());
+    tasks.spawn("quarantine", quarantine);
+    let state = in_store.as_ref().map(|(state, _)| Arc::clone(state));
+    let status = Status::new(Arc::clone(&broker), &tenant, &loader, state, alerts.clone());
+    let status = Arc::new(status);
+    board.show(Arc::clone(&status));
+    let fetcher = fetcher(config, &admin, &loader);
+    let (updates, follow) = mpsc::channel(1);
+    let from_store = in_store.map(|(state, wanted)| FromStore {
+        updates: follow,
+        state,
+        wanted,
+        store: fetcher.store.clone(),
+    });
+    let follows = from_store.as_ref().map(|it| Arc::clone(&it.state));
+    let seen = Seen::at_start(begins.seen, stamp);
+    let reload = Reload::new(
+        begins.source,
+        (begins.config, seen),
+        loader,
+        tenant,
+        Arc::clone(&status),
+        (connection.clone(), account.access.login.clone()),
+        (from_store, alerts.clone(), tasks.clone(), site.watches),
+    );
+    let follower = follows.map(|state| Follower {
+        client: admin.client.clone(),
+        fetcher,
+        config: reload.known_config(),
+        state,
+        alerts,
+        updates,
+    });
+    Ok(Parts {
+        admin,
+        follower,
+        connection,
+        reload,
+        status,
+        heard: link.heard.clone(),
+        restored,
+        turn,
+    })
+}
+
+/// Opens the state, once the node that has it has stopped.
+async fn open_state(
+    config: &Config,
+    servers: &str,
+    names: &Arc<Names>,
+    board: &Board,
+    tasks: &Tasks,
+) -> anyhow::Result<(Option<Writer>, Option<Restored>)> {
+    let mut full_wait = FULL_RETRY.0;
+    loop {
+        let (known, servers) = (config.clone(), servers.to_owned());
+        let (shared, started) = (Arc::clone(names), tasks.clone());
+        let opened = spawn_blocking(move || state::open(&known, &servers, &shared, &started));
+        let wait = match opened.await?? {
+            Opened::Kept(state, restored) => return Ok((Some(state), Some(restored))),
+            Opened::Nothing => return Ok((None, None)),
+            Opened::InUse(why) => {
+                board.wait_for(why);
+                STATE_RETRY
+            }
+            Opened::Full(why) => {
+                board.wait_for(why);
+                let wait = full_wait;
+                full_wait = (wait * 2).min(FULL_RETRY.1);
+                wait
+            }
+        };
+        sleep(wait).await;
+    }
+}
+
+impl Parts {
+    /// Has the tenant's subjects be served, and follows its files, until it can't go on: says
+    /// why.
+    ///
+    /// # Errors
+    /// If it can't begin to serve.
+    pub(super) async fn serve(
+        &mut self,
+        readers: &mut Readers,
+        site: &Site<'_>,
+    ) -> anyhow::Result<anyhow::Error> {
+        let Self {
+            connection,
+            reload,
+            status,
+            heard,
+            restored,
+            turn,
+            admin,
+            follower,
+        } = self;
+        let tasks = site.tasks;
+        let broker = Arc::clone(&status.broker);
+        reload.read_directory().await;
+        let (node, queue) = (
+            reload.config.node.name.clone(),
+            reload.config.nats.intake_queue,
+        );
+        let tenant = &reload.tenant;
+        let reader = tenant.listen(connection, Arc::clone(&broker), heard.clone(), queue);
+        let reader = reader.await?;
+        let asked = Arc::clone(&status.asked);
+        let queues = &reload.config.engine.queues;
+        let asks = tenant
+            .query_service(connection, Arc::clone(&broker), asked, queues)
+            .listen()
+            .await?;
+        // It serves once.
+        let _ = status.questions.set(asks.service());
+        if let Some(fetcher) = &tenant.fetcher {
+            let invalidations = fetcher.listen(connection, &broker).await?;
+            let shards = tenant.shards.clone();
+            let fetcher = Arc::clone(fetcher);
+            tasks.spawn(
+                "fetcher",
+                fetcher.run(connection.clone(), shards, invalidations, queue),
+            );
+        }
+        broker.subscribed();
+        tenant.begin().await;
+        // Before the first input, and after the directory: the first decisions are
+        // on who was online when the node last ran.
+        if let Some(restored) = restored.take() {
+            tenant.restore(restored).await;
+        }
+        let (stop, stopping) = oneshot::channel();
+        readers.add(stop, tasks.spawn("questions", asks.read(stopping)));
+        let (stop, stopping) = oneshot::channel();
+        readers.add(stop, tasks.spawn("intake", reader.read(stopping)));
+        let trials = Arc::new(Trials {
+            fetcher: fetcher(&reload.config, admin, &reload.loader),
+            loader: Arc::clone(&reload.loader),
+            config: reload.known_config(),
+            running: tenant.running.subscribe(),
+            turn: Mutex::default(),
+            shadows: reload.shadows(),
+        });
+        if reload.config.follows_store() {
+            let prefix = reload.config.tenant.prefix.as_deref();
+            // It serves once.
+            let _ = status.page_store.set(Arc::new(PageStore {
+                store: Store::new(&admin.client, prefix),
+                trials: Arc::clone(&trials),
+                node: reload.config.node.name.clone(),
+            }));
+        }
+        let (replies, board) = (Arc::clone(&tenant.replies), Arc::clone(site.board));
+        let listening = admin.listen(&reload.config, replies).await?;
+        let served = admin.clone().serve(listening, board, trials);
+        tasks.spawn("admin", served);
+        if let Some(follower) = follower.take() {
+            tasks.spawn("store", follower.follow());
+        }
+        status.ready.store(true, Ordering::Relaxed);
+        let (workers, shards) = (tenant.pool.len(), tenant.shards.iter().len());
+        let announced = async {
+            // One that is gone is noticed elsewhere.
+            let _ = heard.wait_for(|_| broker.hears()).await;
+            tracing::info!(node, workers, shards, "ready");
+            pending::<Infallible>().await
+        };
+        Ok(tokio::select! {
+            never = announced => match never {},
+            () = reload.follow(site.signals) => anyhow!("files are no longer followed"),
+            why = turn.is_over() => StepBack(why).into(),
+        })
+    }
+
+    /// Stops it in order: what was taken in is done, published and stored.
+    pub(super) async fn stop(self, readers: Readers, stop: &Stop<'_>) {
+        let Self {
+            connection,
+            reload,
+            status,
+            mut turn,
+            ..
+        } = self;
+        status.ready.store(false, Ordering::Relaxed);
+        let broker = &status.broker;
+        readers
+            .stop(broker, stop.step("reading what has arrived", 0.3))
+            .await;
+        let tenant = &reload.tenant;
+        tenant.give_up_waiting();
+        let by = stop.step("handling what was taken in, and publishing it", 0.6);
+        tokio::select! {
+            () = tenant.end_shards(by) => {}
+            () = stop::broker_stays_away(broker) => tracing::warn!(
+                journal_bytes = tenant.pool.total(|thread| &thread.journal_bytes),
+                "NATS can't be reached, and shards have more to publish than there is room for: that \
+                 is given up, and the state stays as it was last written ([nats] journal_bytes)"
+            ),
+        }
+        let by = stop.step("writing the state", 0.85);
+        let (loader, running) = (Arc::clone(&reload.loader), tenant.running.borrow().clone());
+        let note = spawn_blocking(move || loader.put_in_force(&running.blueprint));
+        let noted = timeout_at(by, note);
+        let ((), noted) = tokio::join!(tenant.close_state(by), noted);
+        if noted.is_err() {
+            tracing::warn!("which plugins are in force could not be noted in time");
+        }
+        broker.drops.report();
+        if broker.connected.load(Ordering::Relaxed) {
+            let by = stop.step("handing the last messages to NATS", 0.92);
+            let _ = timeout_at(by, turn.leave()).await;
+            match timeout_at(by, connection.flush()).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => {
+                    tracing::warn!("some messages could not be sent to NATS: {error:#}");
+                }
+                Err(_) => tracing::warn!("NATS did not take the last messages in time"),
+            }
+        }
+    }
+}

@@ -1,0 +1,524 @@
+//! Several tenants in one process. Each lives a life of its own: it starts, fails, stops and
+//! begins anew without the others. This follows the configuration file for all of them.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use presence_config::causes::Causes;
+use presence_config::regular::Stamp;
+use presence_config::{self as config, Config, TenantSection, Text};
+use presence_rules::loader::SharedCompiler;
+use tokio::sync::watch;
+use tokio::task::{JoinHandle, spawn_blocking};
+use tokio::time::{sleep, timeout_at};
+use tracing::{Instrument as _, info_span};
+
+use super::account::Account;
+use super::first::Begins;
+use super::tenant::{self, Parts, Site, StepBack};
+use crate::link::plugin_log::PluginLogs;
+use crate::ops::http::{About, Board, Life, Tenants};
+use crate::reload::watch::{Paths, Watch, Watches};
+use crate::reload::{self, Source};
+use crate::signals::Signals;
+use crate::stop::{Readers, Stop};
+use crate::tasks::{Faults, Tasks};
+
+/// How long a tenant that could not start waits before it tries again, at first and at most.
+const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+
+/// What is wanted of a tenant.
+#[derive(Clone, Debug)]
+enum Wanted {
+    /// To serve by this configuration. It may have an account of its own.
+    Serve(Arc<Config>, bool),
+    /// To rest: its state is kept.
+    Pause,
+    /// Its section can't be taken, for this reason.
+    Refuse(String),
+    /// To end.
+    End,
+}
+
+/// What the tenants of a process share.
+pub(super) struct Shared {
+    /// The configuration that the process was started with.
+    config: Config,
+    /// The configuration file, if there is one.
+    file: Option<PathBuf>,
+    account: Arc<Account>,
+    /// The accounts of the tenants that have one of their own, by the tenant's name.
+    accounts: Mutex<BTreeMap<String, Arc<Account>>>,
+    compiler: SharedCompiler,
+    watches: Watches,
+    plugin_logs: PluginLogs,
+    signals: Signals,
+    tasks: Tasks,
+    pub(super) told: Arc<Tenants>,
+}
+
+/// A tenant that was begun, and has not been told to end.
+struct Begun {
+    wanted: watch::Sender<Wanted>,
+    life: JoinHandle<()>,
+}
+
+/// The life of an earlier tenant of the same name, which may be ending.
+type Before = Option<JoinHandle<()>>;
+
+impl Shared {
+    pub(super) fn new(
+        config: &Config,
+        file: Option<PathBuf>,
+        signals: &Signals,
+        tasks: &Tasks,
+    ) -> Self {
+        let account = Account::new(config, config.engine.thread_count(), tasks);
+        Self {
+            told: Arc::new(Tenants::new(config, file.clone())),
+            file,
+            account: Arc::new(account),
+            accounts: Mutex::default(),
+            compiler: SharedCompiler::default(),
+            watches: Watches::new(),
+            plugin_logs: PluginLogs::start(&config.node.name, tasks),
+            signals: signals.clone(),
+            tasks: tasks.clone(),
+            config: config.clone(),
+        }
+    }
+
+    /// Serves all tenants until the process is to stop, and stops them in order.
+    ///
+    /// # Errors
+    /// If something that all tenants need has failed.
+    pub(super) async fn serve(
+        self,
+        path: Option<PathBuf>,
+        (text, seen): (Option<Text>, Stamp),
+        mut faults: Faults,
+    ) -> anyhow::Result<()> {
+        let shared = Arc::new(self);
+        let mut tenants = Follower {
+            running: shared.config.clone(),
+            text,
+            seen,
+            path,
+            watch: shared.watches.watch(),
+            begun: BTreeMap::new(),
+            ending: BTreeMap::new(),
+            refused: String::new(),
+            shared: Arc::clone(&shared),
+        };
+        let sections = shared.config.tenants.clone().unwrap_or_default();
+        tenants.want(&sections);
+        let ended = tokio::select! {
+            never = tenants.follow() => match never {},
+            fault = faults.next() => Err(fault),
+            () = shared.signals.stopping() => Ok(()),
+        };
+        if let Err(error) = &ended {
+            tracing::error!("{}", Causes(error));
+        }
+        let limit = shared.config.node.stop_timeout;
+        let stop = Stop::begin(&shared.signals, limit);
+        tracing::info!("stopping");
+        for tenant in tenants.begun.values() {
+            tenant.wanted.send_replace(Wanted::End);
+        }
+        let by = stop.step("stopping the tenants", 0.95);
+        let begun = tenants.begun.into_iter();
+        let begun = begun.map(|(name, tenant)| (name, tenant.life));
+        for (name, life) in begun.chain(tenants.ending) {
+            if timeout_at(by, life).await.is_err() {
+                tracing::warn!(tenant = name, "not stopped in time");
+            }
+        }
+        tracing::info!("stopped");
+        ended
+    }
+
+    /// The account of a tenant: the process's, or its own.
+    fn account_of(&self, config: &Config, name: &str, own_account: bool) -> Arc<Account> {
+        if !own_account {
+            return Arc::clone(&self.account);
+        }
+        let mut accounts = self.accounts.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(account) = accounts.get(name)
+            && account.access.is_of(config)
+        {
+            return Arc::clone(account);
+        }
+        // No more than its shards can use: these threads are no other tenant's.
+        let threads = config.shard_count().min(config.engine.thread_count());
+        let account = Arc::new(Account::new(config, threads, &self.tasks));
+        if let Some(before) = accounts.insert(name.to_owned(), Arc::clone(&account)) {
+            before.close();
+        }
+        account
+    }
+
+    /// Closes the account of a tenant that has one of its own.
+    fn close_account(&self, name: &str) {
+        let mut accounts = self.accounts.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(account) = accounts.remove(name) {
+            account.close();
+        }
+    }
+
+    /// The life of a tenant, from one order to the next.
+    async fn live(
+        self: Arc<Self>,
+        name: String,
+        mut wanted: watch::Receiver<Wanted>,
+        before: Before,
+    ) {
+        if let Some(before) = before {
+            // It has the state, and says goodbye on the same subjects.
+            let _ = before.await;
+        }
+        let mut wait = RETRY.0;
+        loop {
+            let order = wanted.borrow_and_update().clone();
+            let (config, own_account) = match order {
+                Wanted::Serve(config, own_account) => (config, own_account),
+                Wanted::End => return self.close_account(&name),
+                Wanted::Pause => {
+                    tracing::info!("paused: its state is kept, and nothing is served");
+                    self.told.is(&name, Life::Paused, None);
+                    let _ = wanted.changed().await;
+                    continue;
+                }
+                Wanted::Refuse(why) => {
+                    for line in why.lines() {
+                        tracing::error!("the tenant does not start: {line}");
+                    }
+                    self.told.is(&name, Life::Refused(why), None);
+                    let _ = wanted.changed().await;
+                    continue;
+                }
+            };
+            let account = self.account_of(&config, &name, own_account);
+            let ended = self.serve_one(&name, &account, &config, &mut wanted).await;
+            match ended {
+                Ok(()) => wait = RETRY.0,
+                Err(error) => {
+                    let why = Causes(&error).to_string();
+                    for line in why.lines() {
+                        tracing::error!("{line}");
+                    }
+                    if error.is::<StepBack>() {
+                        continue;
+                    }
+                    self.told.is(&name, Life::Refused(why), None);
+                    // Another configuration may help at once, and else time may.
+                    tokio::select! {
+                        _ = wanted.changed() => wait = RETRY.0,
+                        () = sleep(wait) => wait = (wait * 2).min(RETRY.1),
+                    }
+                }
+            }
+        }
+    }
+
+    /// Serves a tenant until something else is wanted of it.
+    ///
+    /// # Errors
+    /// If it can't be served, or not any more.
+    async fn serve_one(
+        &self,
+        name: &str,
+        account: &Arc<Account>,
+        config: &Arc<Config>,
+        wanted: &mut watch::Receiver<Wanted>,
+    ) -> anyhow::Result<()> {
+        let (tasks, mut faults) = Tasks::new();
+        let about = About::new(config, self.file.clone());
+        let board = Arc::new(Board::new(Arc::clone(&account.broker), about));
+        self.told.is(name, Life::Begun, Some(Arc::clone(&board)));
+        let site = Site {
+            account,
+            compiler: &self.compiler,
+            board: &board,
+            watches: &self.watches,
+            signals: &self.signals,
+            plugin_logs: &self.plugin_logs,
+            tasks: &tasks,
+        };
+        let (given, follow) = watch::channel(Arc::clone(config));
+        let begins = Begins {
+            config: Config::clone(config),
+            source: Source::Given(follow),
+            seen: Stamp::default(),
+        };
+        let started = tokio::select! {
+            started = tenant::start(begins, &site) => started.map(Some),
+            fault = faults.next() => Err(fault),
+            () = other(wanted, config, &given) => Ok(None),
+        };
+        let ended = match started {
+            Ok(Some(parts)) => {
+                self.serve_until(parts, &site, &mut faults, other(wanted, config, &given))
+                    .await
+            }
+            Ok(None) => Ok(()),
+            Err(error) => Err(error),
+        };
+        tasks.end();
+        ended
+    }
+
+    async fn serve_until(
+        &self,
+        mut parts: Parts,
+        site: &Site<'_>,
+        faults: &mut Faults,
+        other: impl Future<Output = ()>,
+    ) -> anyhow::Result<()> {
+        let mut readers = Readers::default();
+        let ended = tokio::select! {
+            served = parts.serve(&mut readers, site) => match served {
+                Ok(why) => Err(why),
+                // It has taken no input yet.
+                Err(error) => return Err(error),
+            },
+            fault = faults.next() => Err(fault),
+            () = other => Ok(()),
+        };
+        let stop = Stop::of_tenant(self.config.node.stop_timeout.mul_f32(0.9));
+        parts.stop(readers, &stop).await;
+        tracing::info!("stopped");
+        ended
+    }
+}
+
+/// Waits until something is wanted that a tenant can't take while it is served. What it can
+/// take, it is given.
+async fn other(
+    wanted: &mut watch::Receiver<Wanted>,
+    config: &Arc<Config>,
+    given: &watch::Sender<Arc<Config>>,
+) {
+    while wanted.changed().await.is_ok() {
+        let order = wanted.borrow_and_update().clone();
+        let Wanted::Serve(new, _) = order else {
+            // It is read again by the one who asks what to do next.
+            wanted.mark_changed();
+            return;
+        };
+        let changes = config.changes(&new);
+        if changes
+            .iter()
+            .any(|it| it.effect == config::Effect::Restart)
+        {
+            wanted.mark_changed();
+            return;
+        }
+        given.send_replace(new);
+    }
+}
+
+/// What follows the configuration file for all tenants.
+struct Follower {
+    shared: Arc<Shared>,
+    path: Option<PathBuf>,
+    /// What was last taken of it.
+    text: Option<Text>,
+    running: Config,
+    seen: Stamp,
+    watch: Watch,
+    begun: BTreeMap<String, Begun>,
+    /// Those that were told to end.
+    ending: BTreeMap<String, JoinHandle<()>>,
+    /// Why the file was last not taken; empty if it was.
+    refused: String,
+}
+
+impl Follower {
+    /// Follows the file for as long as it is polled.
+    async fn follow(&mut self) -> std::convert::Infallible {
+        let mut reloads = self.shared.signals.reloads();
+        let file = self.path.clone();
+        let file = file.unwrap_or_else(|| Path::new(config::FILE_NAME).to_owned());
+        let covered = self.watch.cover(Paths {
+            files: vec![file.clone()],
+            folders: Vec::new(),
+        });
+        let _ = spawn_blocking(covered).await;
+        loop {
+            let stamp_of = file.clone();
+            let stamp = spawn_blocking(move || Stamp::of(&stamp_of)).await;
+            if let Ok(stamp) = stamp
+                && stamp != self.seen
+            {
+                self.seen = stamp;
+                self.read().await;
+            }
+            tokio::select! {
+                _ = self.watch.due() => {}
+                Ok(()) = reloads.changed() => self.seen = Stamp::default(),
+            }
+        }
+    }
+
+    /// Reads the file, and has its tenants be as it says.
+    async fn read(&mut self) {
+        let (path, running) = (self.path.clone(), self.text.clone());
+        let read = spawn_blocking(move || {
+            let read = || Text::read_again(path.as_deref());
+            let text = reload::changed(running.as_ref(), reload::AGREE, read)?;
+            let Some(text) = text else {
+                return Ok(None);
+            };
+            let new = Config::parse(path.as_deref(), Some(&text), config::variables())?;
+            anyhow::ensure!(
+                new.tenants.is_some(),
+                "there is no [[tenant]] in the file any more: this takes effect at the next start"
+            );
+            Ok(Some((text, new)))
+        });
+        let taken = match read.await {
+            Ok(read) => read,
+            Err(error) => Err(error.into()),
+        };
+        match taken {
+            Ok(None) => self.refused.clear(),
+            Ok(Some((text, new))) => {
+                self.refused.clear();
+                self.text = Some(text);
+                self.take(new);
+            }
+            Err(error) => {
+                // Nothing need change for another attempt to succeed.
+                self.seen = Stamp::default();
+                let why = Causes(&error).to_string();
+                if why != self.refused {
+                    for line in why.lines() {
+                        tracing::error!("configuration not taken, the running one stays: {line}");
+                    }
+                    self.refused = why;
+                }
+            }
+        }
+        self.shared.told.refused(&self.refused);
+    }
+
+    fn take(&mut self, new: Config) {
+        let before = std::mem::replace(&mut self.running, new);
+        for change in before.changes(&self.running) {
+            if change.is_of_process() {
+                let section = change.section;
+                tracing::warn!("[{section}] has changed: it takes effect at the next start");
+            }
+        }
+        let sections = self.running.tenants.clone().unwrap_or_default();
+        self.want(&sections);
+        tracing::info!(tenants = sections.len(), "configuration reloaded");
+    }
+
+    /// Has the tenants be as these sections say, and those that have none end.
+    fn want(&mut self, sections: &[TenantSection]) {
+        let gone: Vec<_> = self
+            .begun
+            .keys()
+            .filter(|name| !sections.iter().any(|it| it.name == **name))
+            .cloned()
+            .collect();
+        for name in gone {
+            if let Some(tenant) = self.begun.remove(&name) {
+                tracing::info!(tenant = name, "removed: its state is kept");
+                tenant.wanted.send_replace(Wanted::End);
+                self.shared.told.is_gone(&name);
+                self.ending.insert(name, tenant.life);
+            }
+        }
+        let mut seen = std::collections::BTreeSet::new();
+        for section in sections {
+            let wanted = self.wanted(section);
+            if !seen.insert(&section.name) {
+                // The one before it has the name.
+                let place = format!("{} ({})", section.name, section.place);
+                if let Wanted::Refuse(why) = wanted {
+                    tracing::error!("a tenant does not start: {why}");
+                    self.shared.told.section(&place, section);
+                    self.shared.told.is(&place, Life::Refused(why), None);
+                }
+                continue;
+            }
+            self.shared.told.section(&section.name, section);
+            match self.begun.get(&section.name) {
+                Some(tenant) if tenant.keeps(&wanted) => {
+                    let Wanted::Refuse(why) = wanted else {
+                        continue;
+                    };
+                    if self.shared.told.not_taken(&section.name, &why) {
+                        let tenant = &section.name;
+                        for line in why.lines() {
+                            tracing::error!(
+                                tenant,
+                                "its section is not taken, and it goes on as it was: {line}"
+                            );
+                        }
+                    }
+                }
+                Some(tenant) => {
+                    tenant.wanted.send_if_modified(|now| {
+                        let is_other = !now.is_same(&wanted);
+                        if is_other {
+                            *now = wanted;
+                        }
+                        is_other
+                    });
+                }
+                None => {
+                    let (orders, wanted) = watch::channel(wanted);
+                    let name = section.name.clone();
+                    let span = info_span!("tenant", name);
+                    let before = self.ending.remove(&name);
+                    let life = Arc::clone(&self.shared).live(name, wanted, before);
+                    let life = life.instrument(span);
+                    let begun = Begun {
+                        wanted: orders,
+                        life: self.shared.tasks.spawn_ending("tenant", life),
+                    };
+                    self.begun.insert(section.name.clone(), begun);
+                }
+            }
+        }
+    }
+
+    fn wanted(&self, section: &TenantSection) -> Wanted {
+        match &section.config {
+            Err(problems) => Wanted::Refuse(problems.to_string()),
+            Ok(_) if section.paused => Wanted::Pause,
+            Ok(config) => {
+                let mut config = Config::clone(config);
+                config.keep_of_process(&self.shared.config, section.own_account);
+                Wanted::Serve(Arc::new(config), section.own_account)
+            }
+        }
+    }
+}
+
+impl Begun {
+    /// Whether the tenant goes on as it was, since what is wanted now can't be taken.
+    fn keeps(&self, wanted: &Wanted) -> bool {
+        let is_served = matches!(&*self.wanted.borrow(), Wanted::Serve(..));
+        is_served && matches!(wanted, Wanted::Refuse(_))
+    }
+}
+
+impl Wanted {
+    fn is_same(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Serve(one, own), Self::Serve(other, other_own)) => {
+                own == other_own && one == other
+            }
+            (Self::Pause, Self::Pause) | (Self::End, Self::End) => true,
+            (Self::Refuse(one), Self::Refuse(other)) => one == other,
+            _ => false,
+        }
+    }
+}
