@@ -117,6 +117,93 @@ async fn a_canary_that_breaks_its_rule_is_aborted_with_the_figures_in_the_histor
     world.end().await
 }
 
+/// Has a canary's plugin fail on thirty users.
+async fn fails(world: &World) -> Result<()> {
+    for user in 0..30 {
+        let connect = inputs::connect(&format!("user-{user}"), "c", now_ms());
+        world.client.input(CONNECT, connect).await?;
+    }
+    Ok(())
+}
+
+async fn bucket(world: &World) -> Result<jetstream::kv::Store> {
+    let client = async_nats::connect(world.server.url()).await?;
+    let jetstream = jetstream::new(client);
+    Ok(jetstream.get_key_value("presence-pipeline").await?)
+}
+
+async fn ended(world: &World) -> Result<()> {
+    wait::until("the canary to end", async || {
+        let beside = &status(world).await?["serving"]["beside"];
+        Ok(beside.is_null().then_some(()))
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_canary_breaks_its_rule_also_where_a_later_revision_is_refused_and_stays_ended()
+-> Result<()> {
+    let (mut world, named) = world("fixtures/trap").await?;
+    canary(&world, &named, "100", &["--abort-on", "errors>10%"])?;
+    let bucket = bucket(&world).await?;
+    let with = bucket.get("revision.2").await?.context("a revision")?;
+    let with: Value = serde_json::from_slice(&with)?;
+    let mut refused = with.clone();
+    refused["revision"] = 3.into();
+    refused["candidate"] = Value::Null;
+    refused["chain"][1]["config"] = serde_json::json!({"keys": 5});
+    bucket
+        .create("revision.3", refused.to_string().into())
+        .await?;
+    world
+        .host
+        .wait_for_log(0, &["pipeline not swapped"])
+        .await?;
+    fails(&world).await?;
+    ended(&world).await?;
+    world.until_visible_to("12345", &BY_CONTACT).await?;
+
+    // The same one doesn't run again, whatever the store says, and nothing says that it does.
+    let mut again = with;
+    again["revision"] = 4.into();
+    again["candidate"]["percent"] = 50.into();
+    bucket
+        .create("revision.4", again.to_string().into())
+        .await?;
+    for restarts in [false, true] {
+        if restarts {
+            // It would write the end at once.
+            world.host.process.kill().await?;
+            world.host = Host::start(&world.site).await?;
+        }
+        let said = "its canary doesn't run: it has ended on this node (abort the canary";
+        world.host.wait_for_log(0, &[said]).await?;
+        let status = &status(&world).await?["serving"];
+        ensure!(status["beside"].is_null(), "{status}");
+    }
+    world.end().await
+}
+
+#[tokio::test]
+async fn the_end_of_a_canary_is_written_behind_what_cannot_be_read() -> Result<()> {
+    let (mut world, named) = world("fixtures/trap").await?;
+    canary(&world, &named, "100", &["--abort-on", "errors>10%"])?;
+    let bucket = bucket(&world).await?;
+    bucket.create("revision.3", "?".into()).await?;
+    world
+        .host
+        .wait_for_log(0, &["revision 3 in the bucket"])
+        .await?;
+    fails(&world).await?;
+    ended(&world).await?;
+    let aborted = wait::until("the abort to be written", async || {
+        Ok(bucket.get("revision.4").await?)
+    });
+    let aborted: Value = serde_json::from_slice(&aborted.await?)?;
+    assert_eq!(aborted["candidate"], Value::Null);
+    world.end().await
+}
+
 #[tokio::test]
 async fn a_shadow_says_what_would_differ_and_changes_nothing() -> Result<()> {
     let (mut world, named) = world("groups").await?;

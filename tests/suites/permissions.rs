@@ -104,7 +104,7 @@ const RIGHTS: [Rights; 9] = [
     Rights {
         user: "operator",
         password: "change-me-operator",
-        inbox: "_INBOX",
+        inbox: "_INBOX.operator",
         publishes: &[
             "presence.query",
             "presence.explain",
@@ -158,13 +158,13 @@ const RIGHTS: [Rights; 9] = [
             "presence.dlq",
             "presence.admin.alerts",
             "presence.admin.logs.*",
-            "_INBOX.>",
+            "_INBOX.operator.>",
         ],
     },
     Rights {
         user: "auditor",
         password: "change-me-auditor",
-        inbox: "_INBOX",
+        inbox: "_INBOX.auditor",
         publishes: &[
             "presence.query",
             "presence.explain",
@@ -200,7 +200,7 @@ const RIGHTS: [Rights; 9] = [
             "presence.dlq",
             "presence.admin.alerts",
             "presence.admin.logs.*",
-            "_INBOX.>",
+            "_INBOX.auditor.>",
         ],
     },
     Rights {

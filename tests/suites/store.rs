@@ -350,14 +350,24 @@ async fn what_others_write_into_the_buckets_is_refused_and_what_runs_goes_on() -
 async fn a_bucket_that_somebody_else_shaped_is_refused() -> Result<()> {
     let server = NatsServer::start().await?;
     let jetstream = jetstream::new(async_nats::connect(server.url()).await?);
+    let name = || "presence-pipeline".to_owned();
+    // As `nats kv add` makes it.
+    let usual = kv::Config {
+        bucket: name(),
+        ..kv::Config::default()
+    };
+    jetstream.create_key_value(usual).await?;
+    let site = Site::new(&server.url())?;
+    let mut world = empty(server, site).await?;
+    let why = "the stream `KV_presence-pipeline` was not made by presence: it lets a revision be";
+    world.host.unready_since(why).await?;
+    jetstream.delete_key_value("presence-pipeline").await?;
     let shape = kv::Config {
-        bucket: "presence-pipeline".into(),
+        bucket: name(),
         max_age: std::time::Duration::from_secs(3_600),
         ..kv::Config::default()
     };
     jetstream.create_key_value(shape).await?;
-    let site = Site::new(&server.url())?;
-    let mut world = empty(server, site).await?;
     let why = "the stream `KV_presence-pipeline` was not made by presence: it forgets";
     world.host.unready_since(why).await?;
     let path = plugin(&world.site, "p.toml", CONTACTS.as_bytes())?;
@@ -371,6 +381,92 @@ async fn a_bucket_that_somebody_else_shaped_is_refused() -> Result<()> {
 }
 
 /// Waits until a plugin's alert of a type comes.
+#[tokio::test]
+async fn a_revision_that_is_not_the_one_that_ran_is_not_taken_at_a_start_either() -> Result<()> {
+    let mut world = world().await?;
+    let bucket = bucket(&world).await?;
+    let groups = component::named(&component::load("groups")?, "contacts")?;
+    let path = plugin(&world.site, "groups.wasm", &groups)?;
+    let digest = push(&world.site, &path)?;
+    let mut other = revision(&bucket, 1).await?;
+    other["chain"][0]["digest"] = digest.into();
+    // Each number has one key.
+    for key in ["revision.01", "revision.0001"] {
+        bucket.put(key, other.to_string().into()).await?;
+    }
+    world.host.stop().await?;
+    world.host = Host::start(&world.site).await?;
+    world.until_visible_to("12345", &BY_CONTACT).await?;
+    let history = good(&world.site, &["pipeline", "history", "--json"])?;
+    let history: Value = serde_json::from_str(&history)?;
+    assert_eq!(history["revisions"].as_array().map(Vec::len), Some(1));
+
+    // The node has run another one of that number.
+    world.host.stop().await?;
+    let kept = world.site.path().join("state/presence.store/revision.json");
+    let mut ran: Value = serde_json::from_slice(&fs::read(&kept)?)?;
+    ran["why"] = "what ran".into();
+    fs::write(&kept, ran.to_string())?;
+    world.host = Host::start(&world.site).await?;
+    let said = "revision 1 in the bucket `presence-pipeline` was altered";
+    world
+        .host
+        .wait_for_log(0, &[said, "starting with revision 1"])
+        .await?;
+    world.until_visible_to("12345", &BY_CONTACT).await?;
+    world.end().await
+}
+
+#[tokio::test]
+async fn where_the_store_is_lost_commands_go_by_what_runs() -> Result<()> {
+    let mut world = world().await?;
+    let own = component::named(&component::load("groups")?, "contacts")?;
+    let own_path = plugin(&world.site, "own.wasm", &own)?;
+    let own = push(&world.site, &own_path)?;
+    let named = format!("contacts@{own}");
+    good(&world.site, &["plugins", "activate", &named, "--yes"])?;
+    world.until_visible_to("12345", &BY_GROUP).await?;
+    let other = component::named(&component::load("public")?, "contacts")?;
+    let other = push(&world.site, &plugin(&world.site, "other.wasm", &other)?)?;
+    let named = format!("contacts@{other}");
+    let args = ["plugins", "canary", &named, "--percent", "1", "--yes"];
+    good(&world.site, &args)?;
+    let jetstream = jetstream::new(async_nats::connect(world.server.url()).await?);
+    for stream in ["KV_presence-pipeline", "OBJ_presence-plugins"] {
+        jetstream.delete_stream(stream).await?;
+    }
+
+    // The canary is there, and ends; the store lacks the plugin of everyone else, too.
+    let (out, said, is_good) = run(&world.site, &["plugins", "abort", "--yes"])?;
+    ensure!(
+        is_good && out.contains("revision 4 is written"),
+        "{out}{said}"
+    );
+    ensure!(
+        said.contains("going by revision 3, which the node"),
+        "{said}"
+    );
+    ensure!(
+        said.contains(&format!("the store has lost contacts@{own}")),
+        "{said}"
+    );
+    jetstream.delete_stream("KV_presence-pipeline").await?;
+
+    let path = plugin(&world.site, "p.toml", CONTACTS.as_bytes())?;
+    let error = bad(&world.site, &["pipeline", "apply", &path, "--yes"])?;
+    ensure!(
+        error.contains(&format!("the store has lost contacts@{own}")),
+        "{error}"
+    );
+    good(&world.site, &["plugins", "push", &own_path])?;
+    let out = apply(&world.site, CONTACTS)?;
+    ensure!(out.contains("revision 5 is written"), "{out}");
+    let bucket = bucket(&world).await?;
+    assert_eq!(revision(&bucket, 5).await?["chain"][0]["digest"], *own);
+    world.until_visible_to("12345", &BY_GROUP).await?;
+    world.end().await
+}
+
 async fn alert(world: &mut World, what: &str) -> Result<Value> {
     let seen = world.tape.next("an alert", |seen| {
         seen.subject == "presence.admin.alerts" && seen.text("type") == what

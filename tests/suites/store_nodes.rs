@@ -115,6 +115,54 @@ async fn of_two_operators_at_once_one_wins_and_the_other_is_told_by_whom() -> Re
 }
 
 #[tokio::test]
+async fn what_was_made_from_an_earlier_revision_is_not_written_after_a_newer_one() -> Result<()> {
+    let (mut world, client, service) = two().await?;
+    let id = service.info().await.id;
+    let endpoint = service.endpoint(format!("presence.admin.validate.{id}"));
+    let mut validates = endpoint.await.map_err(anyhow::Error::from_boxed)?;
+    let validates = tokio::spawn(async move {
+        while let Some(request) = validates.next().await {
+            let answer = json!({"ok": true}).to_string();
+            let _ = request.respond(Ok(answer.into())).await;
+        }
+    });
+    let endpoint = service.endpoint(format!("presence.admin.status.{id}"));
+    let mut asked = endpoint.await.map_err(anyhow::Error::from_boxed)?;
+    let bucket = jetstream::new(client)
+        .get_key_value("presence-pipeline")
+        .await?;
+    let path = world.site.path().join("groups.toml");
+    fs::write(&path, GROUPS)?;
+    let args = ["pipeline", "apply", &path.to_string_lossy(), "--yes"];
+    let mut command = host::command(&world.site, &args)?;
+    let run = tokio::task::spawn_blocking(move || command.output());
+    // The command has read revision 1. The nodes run 2 before it asks the second of them.
+    let request = wait::guarded("the other node to be asked", asked.next()).await?;
+    let request = request.context("a request")?;
+    let one = bucket.get("revision.1").await?.context("a revision")?;
+    let mut two: Value = serde_json::from_slice(&one)?;
+    two["revision"] = 2.into();
+    two["who"] = "ada".into();
+    two["chain"][1]["config"]["keys"] = json!(["device", "location"]);
+    bucket.create("revision.2", two.to_string().into()).await?;
+    let said = "pipeline revision in force revision=2";
+    world.host.wait_for_log(0, &[said]).await?;
+    let answer = json!({"ok": true, "status": {}}).to_string();
+    request.respond(Ok(answer.into())).await?;
+    drop(asked);
+    let output = wait::guarded("the command to end", run).await???;
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    ensure!(!output.status.success(), "{said}");
+    ensure!(
+        said.contains("nothing was written: revision 2 was written by ada at "),
+        "{said}"
+    );
+    ensure!(bucket.get("revision.3").await?.is_none());
+    validates.abort();
+    world.end().await
+}
+
+#[tokio::test]
 async fn nodes_are_found_as_services_are_and_answer_only_where_they_may() -> Result<()> {
     let server = NatsServer::start().await?;
     let site = Site::new(&server.url())?.with("tenant.prefix", "acme")?;

@@ -10,9 +10,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use anyhow::{Context as _, ensure};
 use presence_config::digest::Digest;
 use presence_config::regular::{self, Limit};
-use presence_config::revision::Revision;
+use presence_config::revision::{Candidate, Revision};
 use presence_config::{Config, PluginSource};
 use presence_sandbox::sha256;
+use serde::{Deserialize, Serialize};
 
 use crate::private;
 
@@ -26,6 +27,18 @@ pub struct Kept {
     folder: Option<PathBuf>,
     /// The plugins that could not be kept there.
     memory: Mutex<HashMap<Digest, Arc<[u8]>>>,
+}
+
+/// What a node keeps of a canary over a restart.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct KeptCanary {
+    /// Which one.
+    pub candidate: Candidate,
+    /// For how many milliseconds it has been watched on this node.
+    pub watched_ms: u64,
+    /// Why it has ended on this node, if it has: it doesn't begin again.
+    #[serde(default)]
+    pub ended: Option<String>,
 }
 
 impl Kept {
@@ -125,6 +138,25 @@ impl Kept {
         }
     }
 
+    /// What is kept of a canary, if it is this one.
+    pub fn canary(&self, candidate: &Candidate) -> Option<KeptCanary> {
+        let bytes = fs::read(self.canary_path()?).ok()?;
+        let kept: Option<KeptCanary> = serde_json::from_slice(&bytes).ok();
+        kept.filter(|it| it.candidate.is_same(candidate))
+    }
+
+    /// Keeps what is known of a canary, in place of what was.
+    pub fn keep_canary(&self, canary: &KeptCanary) {
+        let Some(path) = self.canary_path() else {
+            return;
+        };
+        // Plain data, which always has a JSON form.
+        let bytes = serde_json::to_vec(canary).unwrap_or_default();
+        if let Err(error) = self.write(&path, &bytes) {
+            tracing::warn!("what a restart has to know of the canary is not kept: {error:#}");
+        }
+    }
+
     fn write(&self, path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
         if let Some(folder) = &self.folder {
             private::folder(folder)?;
@@ -138,6 +170,10 @@ impl Kept {
 
     fn revision_path(&self) -> Option<PathBuf> {
         Some(self.folder.as_ref()?.join("revision.json"))
+    }
+
+    fn canary_path(&self) -> Option<PathBuf> {
+        Some(self.folder.as_ref()?.join("canary.json"))
     }
 
     fn memory(&self) -> MutexGuard<'_, HashMap<Digest, Arc<[u8]>>> {

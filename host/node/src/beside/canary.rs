@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use presence_config::abort_on::AbortOn;
+use tokio::time::{Interval, MissedTickBehavior, interval};
 
 use super::judge::{CALLS_MIN, Judge};
 use super::meter::{Meter, Side};
@@ -13,14 +14,18 @@ use crate::clock;
 /// How often is looked whether it is to end.
 const LOOK: Duration = Duration::from_secs(1);
 
+/// What counts at most, in milliseconds, as watched between two looks: a process that was
+/// stopped has not watched.
+const STEP_MS_MAX: u64 = 5_000;
+
 /// By what a canary ends by itself.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Terms {
     pub(crate) abort_on: AbortOn,
     /// After how many milliseconds it is promoted; none where an operator does that.
     pub(crate) promote_after_ms: Option<u64>,
-    /// For how many milliseconds it has been running, on this node or another.
-    pub(crate) ran_ms: u64,
+    /// For how many milliseconds it has been watched before, on this node.
+    pub(crate) watched_ms: u64,
 }
 
 /// How a canary ends by itself, and why.
@@ -32,52 +37,68 @@ pub(crate) enum End {
     Promote(String),
 }
 
-/// What is watched of a canary.
-struct Watch {
+/// What is watched of a canary, for as long as it runs: also once it is to be promoted, until
+/// that is in force.
+pub(crate) struct Watch {
     judge: Judge,
-    promote_at: Option<u64>,
     terms: Terms,
+    /// Whether it has been said that it is to be promoted.
+    is_promoted: bool,
+    meter: Arc<Meter>,
+    /// When was last looked, by the time that nobody sets.
+    looked_at: u64,
+    looks: Interval,
 }
 
 impl Watch {
-    fn new(terms: Terms, meter: &Meter, now: u64) -> Self {
-        let left = |after: u64| after.saturating_sub(terms.ran_ms);
+    pub(crate) fn new(terms: Terms, meter: Arc<Meter>) -> Self {
+        Self::at(terms, meter, clock::now_ms())
+    }
+
+    fn at(terms: Terms, meter: Arc<Meter>, now: u64) -> Self {
+        let mut looks = interval(LOOK);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         Self {
-            judge: Judge::new(terms.abort_on.clone(), meter, now),
-            promote_at: terms
-                .promote_after_ms
-                .map(|after| now.saturating_add(left(after))),
+            judge: Judge::new(terms.abort_on.clone(), &meter, now),
             terms,
+            is_promoted: false,
+            meter,
+            looked_at: now,
+            looks,
         }
     }
 
-    /// Whether it is to end now.
-    fn look(&mut self, meter: &Meter, now: u64) -> Option<End> {
-        if let Some(reason) = self.judge.look(meter, now) {
+    /// For how many milliseconds it has been watched, if it is to be promoted by itself.
+    pub(crate) fn watched_ms(&self) -> Option<u64> {
+        self.terms.promote_after_ms.map(|_| self.terms.watched_ms)
+    }
+
+    /// Looks once more, when it is time: whether it is to end.
+    pub(crate) async fn next(&mut self) -> Option<End> {
+        self.looks.tick().await;
+        self.look(clock::now_ms())
+    }
+
+    fn look(&mut self, now: u64) -> Option<End> {
+        let step = now.saturating_sub(self.looked_at).min(STEP_MS_MAX);
+        self.looked_at = now;
+        self.terms.watched_ms += step;
+        if let Some(reason) = self.judge.look(&self.meter, now) {
             return Some(End::Abort(reason));
         }
-        let is_due = self.promote_at.is_some_and(|at| at <= now);
-        let calls = meter.calls(Side::Candidate).calls.load(Ordering::Relaxed);
+        let after = self.terms.promote_after_ms;
+        let is_due = after.is_some_and(|after| after <= self.terms.watched_ms);
+        let calls = self.meter.calls(Side::Candidate);
+        let calls = calls.calls.load(Ordering::Relaxed);
         // One that nobody has seen at work has proved nothing.
-        (is_due && calls >= CALLS_MIN).then(|| {
-            let after = Duration::from_millis(self.terms.promote_after_ms.unwrap_or_default());
-            End::Promote(format!(
-                "no rule was broken within {} s, in {calls} calls on this node",
-                after.as_secs()
-            ))
-        })
-    }
-}
-
-/// Waits until a canary is to end by itself.
-pub(crate) async fn ends(terms: Terms, meter: Arc<Meter>) -> End {
-    let mut watch = Watch::new(terms, &meter, clock::now_ms());
-    let mut looks = tokio::time::interval(LOOK);
-    loop {
-        looks.tick().await;
-        if let Some(end) = watch.look(&meter, clock::now_ms()) {
-            return end;
+        if !is_due || calls < CALLS_MIN || std::mem::replace(&mut self.is_promoted, true) {
+            return None;
         }
+        let after = Duration::from_millis(after.unwrap_or_default());
+        Some(End::Promote(format!(
+            "no rule was broken within {} s, in {calls} calls on this node",
+            after.as_secs()
+        )))
     }
 }
 
@@ -93,20 +114,36 @@ mod tests {
         }
     }
 
-    #[test]
-    fn a_canary_is_promoted_after_its_time_once_it_has_been_at_work() {
-        let meter = Meter::default();
+    fn fails(meter: &Meter, times: u64) {
+        let failure = presence_core::rules::Failure {
+            plugin: "rule".into(),
+            error: "trapped".into(),
+        };
+        for _ in 0..times {
+            let took = Duration::from_micros(5);
+            meter.calls(Side::Candidate).count(took, Some(&failure));
+        }
+    }
+
+    /// Looks every second, up to and with that one.
+    fn looks(watch: &mut Watch, seconds: std::ops::RangeInclusive<u64>) -> Option<End> {
+        seconds.into_iter().find_map(|at| watch.look(at * 1_000))
+    }
+
+    #[tokio::test]
+    async fn a_canary_is_promoted_after_its_time_once_it_has_been_at_work() {
+        let meter = Arc::<Meter>::default();
         let terms = Terms {
             promote_after_ms: Some(60_000),
-            ran_ms: 10_000,
+            watched_ms: 10_000,
             ..Terms::default()
         };
-        let mut watch = Watch::new(terms, &meter, 1_000);
+        let mut watch = Watch::at(terms, Arc::clone(&meter), 1_000);
         decides(&meter, CALLS_MIN - 1);
-        assert_eq!(watch.look(&meter, 50_999), None);
-        assert_eq!(watch.look(&meter, 51_000), None);
+        assert_eq!(looks(&mut watch, 1..=51), None);
+        assert_eq!(watch.watched_ms(), Some(60_000));
         decides(&meter, 1);
-        let Some(End::Promote(why)) = watch.look(&meter, 51_000) else {
+        let Some(End::Promote(why)) = watch.look(51_000) else {
             panic!("it is due");
         };
         assert_eq!(
@@ -115,25 +152,39 @@ mod tests {
         );
     }
 
-    #[test]
-    fn a_broken_rule_comes_before_a_promotion() {
-        let meter = Meter::default();
+    #[tokio::test]
+    async fn a_time_in_which_nobody_looked_is_not_watched() {
+        let meter = Arc::<Meter>::default();
         let terms = Terms {
-            abort_on: "errors>1%".parse().unwrap(),
-            promote_after_ms: Some(0),
-            ran_ms: 0,
+            promote_after_ms: Some(60_000),
+            ..Terms::default()
         };
-        let mut watch = Watch::new(terms, &meter, 1_000);
-        decides(&meter, 100);
-        let failure = presence_core::rules::Failure {
-            plugin: "rule".into(),
-            error: "trapped".into(),
-        };
-        for _ in 0..2 {
-            let took = Duration::from_micros(5);
-            meter.calls(Side::Candidate).count(took, Some(&failure));
+        let mut watch = Watch::at(terms, Arc::clone(&meter), 1_000);
+        decides(&meter, CALLS_MIN);
+        assert_eq!(watch.look(3_600_000), None);
+        assert_eq!(watch.watched_ms(), Some(STEP_MS_MAX));
+        assert_eq!(looks(&mut watch, 3_601..=3_654), None);
+        assert!(looks(&mut watch, 3_655..=3_655).is_some());
+    }
+
+    #[tokio::test]
+    async fn a_broken_rule_comes_before_a_promotion_and_after_one_that_is_not_in_force_yet() {
+        for promoted_first in [false, true] {
+            let meter = Arc::<Meter>::default();
+            let terms = Terms {
+                abort_on: "errors>1%".parse().unwrap(),
+                promote_after_ms: Some(0),
+                watched_ms: 0,
+            };
+            let mut watch = Watch::at(terms, Arc::clone(&meter), 1_000);
+            decides(&meter, 100);
+            if promoted_first {
+                assert!(matches!(watch.look(2_000), Some(End::Promote(_))));
+                assert_eq!(watch.look(3_000), None, "once is enough");
+            }
+            fails(&meter, 2);
+            let end = watch.look(4_000);
+            assert!(matches!(end, Some(End::Abort(_))), "{end:?}");
         }
-        let end = watch.look(&meter, 2_000);
-        assert!(matches!(end, Some(End::Abort(_))), "{end:?}");
     }
 }

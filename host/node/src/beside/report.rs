@@ -151,13 +151,15 @@ impl Viewers {
 }
 
 impl Report {
-    /// What has come of it so far, without the examples: who sees whom is not for everyone who
-    /// may know how a node does.
+    /// What has come of it so far, without the examples and without what plugins say: who sees
+    /// whom is not for everyone who may know how a node does, and an error may name users.
     pub(crate) fn figures(meter: &Meter) -> Self {
-        Self {
-            examples: None,
-            ..Self::of(meter)
+        let mut report = Self::of(meter);
+        report.examples = None;
+        for cost in [&mut report.active, &mut report.candidate] {
+            cost.last_failure = None;
         }
+        report
     }
 
     /// What has come of it so far.
@@ -197,5 +199,31 @@ impl Cost {
             p50_micros: counts.percentile(50).map(micros),
             p99_micros: counts.percentile(99).map(micros),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn figures_say_nothing_that_a_plugin_says() {
+        let meter = Meter::default();
+        let failure = Failure {
+            plugin: "contacts".into(),
+            error: "no room for ada".into(),
+        };
+        let took = Duration::from_micros(5);
+        for tried in [0, 1] {
+            let mut compared = meter.compared();
+            let compared = &mut *compared;
+            let tried = [&mut compared.active, &mut compared.candidate]
+                .into_iter()
+                .nth(tried);
+            tried.unwrap().count(took, 7, Some(&failure));
+        }
+        let text = |report: &Report| serde_json::to_string(report).unwrap();
+        assert_eq!(text(&Report::of(&meter)).matches("ada").count(), 2);
+        assert!(!text(&Report::figures(&meter)).contains("ada"));
     }
 }

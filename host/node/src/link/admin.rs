@@ -15,7 +15,7 @@ use presence_config::subjects::{
 use serde_json::json;
 
 use crate::link::broker::Access;
-use crate::link::micro::{Answer, Listening, Service};
+use crate::link::micro::{self, Answer, Listening, Service};
 use crate::link::plugin_log;
 use crate::link::reply::Replies;
 use crate::ops::http::Board;
@@ -155,6 +155,10 @@ impl Admin {
 
 async fn answer(board: &Board, trials: &Trials, endpoint: &str, request: Message) -> Answer {
     match endpoint {
+        // It may be as long as a message can be.
+        "status" if *request.payload == *micro::REVISION => {
+            Ok(json!({"ok": true, "revision": board.revision().as_deref()}))
+        }
         "status" => Ok(json!({"ok": true, "status": board.describe()})),
         "follow" => plugin_log::answer(&trials.tenant(), &request.payload),
         // Nothing asks for what has come of one.

@@ -24,6 +24,9 @@ const AT_ONCE: usize = 16;
 /// How long is waited for the broker to know of the subscriptions.
 const KNOWN: Duration = Duration::from_secs(2);
 
+/// What is asked of a node's status for the revision that is in force, with its chain.
+pub(crate) const REVISION: &[u8] = b"revision";
+
 /// What the service is called.
 pub(crate) const NAME: &str = "presence";
 

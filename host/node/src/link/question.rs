@@ -7,9 +7,10 @@ use std::time::Duration;
 
 use anyhow::bail;
 use async_nats::{Client, Event, Message};
-use presence_config::Config;
 use presence_config::escape::line;
 use presence_config::subjects::Subjects;
+use presence_config::{Auth, Config};
+use presence_core::token;
 use serde_json::Value;
 
 use crate::link::broker::Access;
@@ -95,7 +96,9 @@ impl Complaint {
     }
 }
 
-/// What the subject of the answer begins with: one of those that answers may go to.
+/// What the subject of the answer begins with: one of those that answers may go to, and below it
+/// the viewer's token, or else that of the user of NATS who asks. So a user needs to listen to no
+/// answers but their own.
 pub(crate) fn inbox(config: &Config, token: Option<&str>) -> String {
     let usual = "_INBOX.".to_owned();
     let prefixes = &config.nats.reply_prefixes;
@@ -104,6 +107,11 @@ pub(crate) fn inbox(config: &Config, token: Option<&str>) -> String {
         false => prefixes.first().unwrap_or(&usual),
     };
     let prefix = prefix.trim_end_matches('.');
+    let user = match &config.nats.auth {
+        Auth::Password { user, .. } => Some(token::encode(user)),
+        _ => None,
+    };
+    let token = token.map(str::to_owned).or(user);
     token.map_or_else(|| prefix.to_owned(), |token| format!("{prefix}.{token}"))
 }
 

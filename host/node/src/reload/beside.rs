@@ -14,21 +14,28 @@ use presence_config::escape::together;
 use presence_config::revision::{Candidate, Revision};
 use presence_config::{Config, Stage};
 use presence_rules::loader::{Attempt, Loader};
+use presence_rules::stored::{Kept, KeptCanary};
 use presence_sandbox::Blueprint;
 use serde_json::json;
 use tokio::sync::oneshot;
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::task::{JoinHandle, spawn_blocking};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::Reload;
-use crate::beside::canary::{End, Terms, ends};
+use super::store::KEEP;
+use crate::beside::canary::{End, Terms, Watch};
 use crate::beside::report::ShadowRun;
 use crate::beside::{Beside, Mode, Pipelines};
 use crate::clock;
+use crate::store::state::State;
 use crate::store::{LOOK_MAX, Store, Written, next_number};
 use crate::tenant::Running;
 
 /// How long is waited before the end of a canary is written again.
 const AGAIN: Duration = Duration::from_secs(2);
+
+/// How often it is kept for how long a canary has been watched, in milliseconds of that time.
+const KEPT_EVERY_MS: u64 = 10_000;
 
 /// What a load has to put in force.
 #[derive(Default)]
@@ -148,48 +155,132 @@ impl ShadowTime {
 }
 
 /// The canary that runs.
-#[derive(Default)]
 pub(super) struct Canary {
+    kept: Arc<Kept>,
+    /// Which one runs.
+    running: Option<Candidate>,
     /// What waits for its end.
-    watched: Option<BoxFuture<'static, End>>,
+    watch: Option<Watch>,
+    /// What keeps for how long it has been watched, and when that was last kept.
+    keeping: Option<JoinHandle<()>>,
+    kept_ms: u64,
     /// What writes that one has ended.
     writing: Option<BoxFuture<'static, ()>>,
-    /// The last that has ended here: it doesn't begin again, whatever is still in the store.
-    ended: Option<Candidate>,
+    /// The last that has ended here, and why: it doesn't begin again, whatever is still in the
+    /// store.
+    ended: Option<(Candidate, String)>,
 }
 
 impl Canary {
-    /// Waits until the canary ends by itself, and has such an end written meanwhile.
-    pub(super) async fn ends(&mut self) -> End {
-        let watched = async {
-            match &mut self.watched {
-                Some(watched) => watched.await,
-                None => std::future::pending().await,
-            }
-        };
-        let writing = async {
-            if let Some(writing) = &mut self.writing {
-                writing.await;
-                self.writing = None;
-            }
-            std::future::pending::<()>().await;
-        };
-        tokio::select! {
-            end = watched => {
-                self.watched = None;
-                end
-            }
-            () = writing => std::future::pending().await,
+    pub(super) fn new(kept: Arc<Kept>) -> Self {
+        Self {
+            kept,
+            running: None,
+            watch: None,
+            keeping: None,
+            kept_ms: 0,
+            writing: None,
+            ended: None,
         }
     }
+
+    /// Waits until the canary ends by itself, and has such an end written meanwhile.
+    pub(super) async fn ends(&mut self) -> End {
+        loop {
+            let Self { watch, writing, .. } = self;
+            let looked = async {
+                match watch {
+                    Some(watch) => watch.next().await,
+                    None => std::future::pending().await,
+                }
+            };
+            let written = async {
+                match writing {
+                    Some(writing) => writing.await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                end = looked => if let Some(end) = end {
+                    return end;
+                },
+                () = written => self.writing = None,
+            }
+            self.keep_time();
+        }
+    }
+
+    /// Keeps from time to time for how long it has been watched.
+    fn keep_time(&mut self) {
+        let watched = self.watch.as_ref().and_then(Watch::watched_ms);
+        let Some((candidate, watched_ms)) = self.running.clone().zip(watched) else {
+            return;
+        };
+        let is_writing = self.keeping.as_ref().is_some_and(|it| !it.is_finished());
+        if is_writing || watched_ms < self.kept_ms.saturating_add(KEPT_EVERY_MS) {
+            return;
+        }
+        self.kept_ms = watched_ms;
+        let kept = Arc::clone(&self.kept);
+        let canary = KeptCanary {
+            candidate,
+            watched_ms,
+            ended: None,
+        };
+        self.keeping = Some(spawn_blocking(move || kept.keep_canary(&canary)));
+    }
+
+    /// Keeps that one has ended here.
+    async fn keep_end(&mut self, candidate: Candidate, why: String) {
+        let (kept, before) = (Arc::clone(&self.kept), self.keeping.take());
+        let canary = KeptCanary {
+            candidate,
+            watched_ms: 0,
+            ended: Some(why),
+        };
+        let keep = async {
+            if let Some(before) = before {
+                let _ = before.await;
+            }
+            let _ = spawn_blocking(move || kept.keep_canary(&canary)).await;
+        };
+        // A disk may hang.
+        if timeout(KEEP, keep).await.is_err() {
+            tracing::warn!("the disk takes long to keep that a canary has ended");
+        }
+    }
+
+    /// Why a canary doesn't begin again, if it has ended here.
+    fn has_ended(&self, candidate: &Candidate) -> Option<&str> {
+        let (ended, why) = self.ended.as_ref()?;
+        ended.is_same(candidate).then_some(why)
+    }
+}
+
+/// That a canary has ended on this node, and what to do.
+pub(crate) fn has_ended(why: &str) -> String {
+    format!(
+        "it has ended on this node ({why}): `presence plugins abort` ends it in the store, and \
+         then it can begin again"
+    )
+}
+
+/// What came of putting in force what has been loaded.
+pub(super) enum Put {
+    Done,
+    /// The canary doesn't run: why.
+    WithoutCanary(String),
+    /// It is loaded once more: meanwhile, the canary has ended that it went by.
+    Again,
 }
 
 impl Reload {
     /// Puts in force what has been loaded.
-    pub(super) async fn put(&mut self, change: Change, candidate: Option<Candidate>) {
-        let ended = self.canary.ended.as_ref();
-        let has_ended = |it: &Candidate| ended.is_some_and(|ended| ended.is_same(it));
-        let candidate = candidate.filter(|it| !has_ended(it));
+    pub(super) async fn put(&mut self, change: Change, candidate: Option<Candidate>) -> Put {
+        let ended = candidate.as_ref();
+        let ended = ended.and_then(|it| self.canary.has_ended(it));
+        let put = ended.map_or(Put::Done, |why| Put::WithoutCanary(has_ended(why)));
+        let candidate = candidate.filter(|_| matches!(put, Put::Done));
         let running = self.tenant.running.borrow().clone();
         let before = Pipelines::from(&running);
         let canary = running
@@ -200,7 +291,8 @@ impl Reload {
             || (matches!(change.candidate, Wanted::Same) && candidate.is_some());
         if needs_canary && canary.is_none() {
             // It ended while this was loaded.
-            return self.load_pipeline(Loader::stamp(&self.config));
+            self.load_pipeline(Loader::stamp(&self.config));
+            return Put::Again;
         }
         let had_canary = canary.is_some();
         let is_swapped = !matches!(change.active, Active::Same);
@@ -223,7 +315,8 @@ impl Reload {
         let after = Pipelines { active, beside };
         if after.assignment() == before.assignment() {
             // The terms may be others.
-            return self.watch(candidate);
+            self.watch(candidate, 0);
+            return put;
         }
         self.tenant.put(after).await;
         if is_swapped {
@@ -238,26 +331,55 @@ impl Reload {
             None if had_canary => tracing::info!("the canary has ended"),
             None => {}
         }
-        self.watch(candidate);
+        self.watch(candidate, 0);
+        put
     }
 
-    /// Has the canary that the node began with end by its rules.
-    pub(super) fn watch_canary(&mut self) {
+    /// Has the canary that the node began with end by its rules; one that had ended before does
+    /// not run, and that is written.
+    pub(super) async fn watch_canary(&mut self) {
         let wanted = self.wanted_revision();
-        self.watch(wanted.and_then(|it| it.candidate.clone()));
+        let Some(candidate) = wanted.and_then(|it| it.candidate.clone()) else {
+            return;
+        };
+        let (kept, which) = (Arc::clone(&self.canary.kept), candidate.clone());
+        let kept = spawn_blocking(move || kept.canary(&which)).await;
+        let kept = kept.ok().flatten();
+        let watched_ms = kept.as_ref().map_or(0, |it| it.watched_ms);
+        match kept.and_then(|it| it.ended) {
+            Some(why) => {
+                self.canary.ended = Some((candidate.clone(), why.clone()));
+                self.write_end(candidate, false, why);
+            }
+            None => self.watch(Some(candidate), watched_ms),
+        }
     }
 
-    fn watch(&mut self, candidate: Option<Candidate>) {
+    /// Watches a canary that has been watched for so long on this node, or for as long as it has
+    /// been if it is the one that runs.
+    fn watch(&mut self, candidate: Option<Candidate>, watched_ms: u64) {
         let beside = self.tenant.running.borrow().beside.clone();
-        self.canary.watched = candidate.zip(beside).map(|(candidate, beside)| {
-            let terms = Terms {
-                abort_on: candidate.abort_on,
-                promote_after_ms: candidate.promote_after_ms,
-                ran_ms: clock::now_ms().saturating_sub(candidate.started_at),
-            };
-            let ends: BoxFuture<'static, End> = Box::pin(ends(terms, beside.meter));
-            ends
+        let beside = beside.filter(|it| matches!(it.mode, Mode::Canary(_)));
+        let (candidate, beside) = candidate.zip(beside).unzip();
+        let canary = &mut self.canary;
+        let before = canary.watch.as_ref().and_then(Watch::watched_ms);
+        let is_same = |it: &Candidate| {
+            let before = canary.running.as_ref();
+            before.is_some_and(|before| before.is_same(it))
+        };
+        let watched_ms = match candidate.as_ref().is_some_and(is_same) {
+            true => before.unwrap_or_default(),
+            false => watched_ms,
+        };
+        let terms = candidate.as_ref().map(|candidate| Terms {
+            abort_on: candidate.abort_on.clone(),
+            promote_after_ms: candidate.promote_after_ms,
+            watched_ms,
         });
+        let watched = terms.zip(beside);
+        canary.watch = watched.map(|(terms, beside)| Watch::new(terms, beside.meter));
+        canary.running = candidate;
+        canary.kept_ms = watched_ms;
     }
 
     /// Has a plugin run in a shadow.
@@ -317,14 +439,11 @@ impl Reload {
         }
     }
 
-    /// The canary has ended by itself.
+    /// The canary ends by itself.
     pub(super) async fn end_canary(&mut self, end: End) {
-        let wanted = self.wanted_revision();
-        let candidate = wanted.and_then(|it| it.candidate.clone());
-        let (Some(candidate), Some(from)) = (candidate, &self.store) else {
+        let Some(candidate) = self.canary.running.clone() else {
             return;
         };
-        let (store, node) = (from.store.clone(), self.config.node.name.clone());
         let named = candidate.named();
         let (what, why, is_promoted) = match end {
             End::Abort(why) => (
@@ -343,60 +462,83 @@ impl Reload {
         if !is_promoted {
             // Nobody waits for the store.
             let active = Pipelines::from(&*self.tenant.running.borrow()).active;
-            self.canary.ended = Some(candidate.clone());
+            self.canary.ended = Some((candidate.clone(), why.clone()));
             self.tenant.put(Pipelines::alone(active)).await;
+            self.watch(None, 0);
+            self.canary.keep_end(candidate.clone(), why.clone()).await;
         }
-        self.canary.writing = Some(Box::pin(write(store, node, candidate, is_promoted, why)));
+        // One that is promoted runs as a canary, and by its rules, until that is in force.
+        self.write_end(candidate, is_promoted, why);
     }
-}
 
-/// Writes that a canary has ended, until it is written or somebody has done so before.
-async fn write(store: Store, node: String, candidate: Candidate, is_promoted: bool, why: String) {
-    let mut is_said = false;
-    loop {
-        match try_write(&store, &node, &candidate, is_promoted, &why).await {
-            Ok(()) => return,
-            Err(error) if !std::mem::replace(&mut is_said, true) => {
-                tracing::warn!("the end of a canary can't be written yet: {error:#}");
-            }
-            Err(_) => {}
-        }
-        sleep(AGAIN).await;
-    }
-}
-
-async fn try_write(
-    store: &Store,
-    node: &str,
-    candidate: &Candidate,
-    is_promoted: bool,
-    why: &str,
-) -> anyhow::Result<()> {
-    loop {
-        let revisions = store.revisions(LOOK_MAX).await?;
-        let mut good = revisions.iter().rev();
-        let Some(newest) = good.find_map(|it| it.revision.as_ref().ok()) else {
-            return Ok(());
+    fn write_end(&mut self, candidate: Candidate, is_promoted: bool, why: String) {
+        let Some(from) = &self.store else {
+            return;
         };
-        let is_it = |it: &Candidate| it.is_same(candidate);
-        if !newest.candidate.as_ref().is_some_and(is_it) {
-            return Ok(());
+        let end = CanaryEnd {
+            store: from.store.clone(),
+            state: Arc::clone(&from.state),
+            node: self.config.node.name.clone(),
+            candidate,
+            is_promoted,
+            why,
+        };
+        self.canary.writing = Some(Box::pin(end.write()));
+    }
+}
+
+/// The end of a canary, which is to be written.
+struct CanaryEnd {
+    store: Store,
+    state: Arc<State>,
+    node: String,
+    candidate: Candidate,
+    is_promoted: bool,
+    why: String,
+}
+
+impl CanaryEnd {
+    /// Writes it, until it is written or somebody has ended it before.
+    async fn write(self) {
+        let mut is_said = false;
+        loop {
+            match self.try_write().await {
+                Ok(true) => return,
+                Ok(false) => {}
+                Err(error) if !std::mem::replace(&mut is_said, true) => {
+                    tracing::warn!("the end of a canary can't be written yet: {error:#}");
+                }
+                Err(_) => {}
+            }
+            sleep(AGAIN).await;
         }
-        let chain = match is_promoted {
-            true => candidate.in_place(&newest.chain),
+    }
+
+    /// Whether it is written, or needn't be; not where somebody else has written meanwhile.
+    async fn try_write(&self) -> anyhow::Result<bool> {
+        let revisions = self.store.revisions(LOOK_MAX).await?;
+        let mut good = revisions.iter().rev();
+        let newest = good.find_map(|it| it.revision.as_ref().ok());
+        // As where the bucket was lost: what is in force is still the canary.
+        let newest = newest.context("the bucket has no revision that can be read")?;
+        let is_it = |it: &Candidate| it.is_same(&self.candidate);
+        if !newest.candidate.as_ref().is_some_and(is_it) {
+            return Ok(true);
+        }
+        let chain = match self.is_promoted {
+            true => self.candidate.in_place(&newest.chain),
             false => newest.chain.clone(),
         };
-        let number = next_number(&revisions, newest.revision);
+        let in_force = self.state.in_force().map_or(0, |it| it.revision);
+        let number = next_number(&revisions, in_force);
         let next = Revision {
             revision: number.context("there is no higher number of a revision")?,
             chain,
             candidate: None,
-            who: format!("the node {node}"),
+            who: format!("the node {}", self.node),
             when: clock::now_ms(),
-            why: why.to_owned(),
+            why: self.why.clone(),
         };
-        if let Written::Done = store.write(&next).await? {
-            return Ok(());
-        }
+        Ok(matches!(self.store.write(&next).await?, Written::Done))
     }
 }

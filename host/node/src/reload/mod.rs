@@ -45,7 +45,7 @@ pub(crate) use pipeline::note_in_force;
 
 pub(crate) use store::FromStore;
 
-pub(crate) use beside::{Change, Shadow};
+pub(crate) use beside::{Change, Shadow, has_ended};
 
 use beside::{Canary, ShadowTime};
 use job::Job;
@@ -173,6 +173,8 @@ pub(crate) struct Reload {
     /// The plugin store; none where the pipeline is the folder's.
     store: Option<FromStore>,
     canary: Canary,
+    /// What was last said of a canary that doesn't run, and of which revision.
+    canary_refused: Option<(u64, String)>,
     shadow: ShadowTime,
     /// Shadows that are to begin.
     shadows: (mpsc::Sender<Shadow>, mpsc::Receiver<Shadow>),
@@ -204,7 +206,8 @@ impl Reload {
             known_config: watch_channel::Sender::new(config.clone()),
             config,
             store,
-            canary: Canary::default(),
+            canary: Canary::new(Arc::clone(loader.kept())),
+            canary_refused: None,
             shadow: ShadowTime::default(),
             shadows: mpsc::channel(1),
             alerts,
@@ -238,7 +241,7 @@ impl Reload {
     pub(crate) async fn follow(&mut self, signals: &Signals) {
         // What changed while the node started.
         self.look();
-        self.watch_canary();
+        self.watch_canary().await;
         let mut tidy = tokio::time::interval(TIDY);
         let mut reloads = signals.reloads();
         let fetcher = self.tenant.fetcher.clone();

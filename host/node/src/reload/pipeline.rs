@@ -11,7 +11,7 @@ use presence_sandbox::Blueprint;
 use tokio::sync::watch;
 use tokio::task::spawn_blocking;
 
-use super::beside::Change;
+use super::beside::{Change, Put};
 use super::{Reload, Said};
 use crate::reload::on_disk::What;
 use crate::tenant::Running;
@@ -49,17 +49,28 @@ impl Reload {
         let error = loaded.as_ref().err();
         let is_same = matches!(loaded, Ok(None));
         self.load_again = error.is_some_and(|error| error.chain().any(may_pass));
+        let mut without_canary = None;
         let refusal = match loaded {
             Ok(loaded) => {
                 let candidate = revision.as_ref().and_then(|it| it.candidate.clone());
-                self.put(loaded.unwrap_or_default(), candidate).await;
+                match self.put(loaded.unwrap_or_default(), candidate).await {
+                    Put::Done => {}
+                    Put::WithoutCanary(why) => without_canary = Some(why),
+                    Put::Again => return,
+                }
                 None
             }
             Err(error) => Some(Causes(&error).to_string()),
         };
         let is_taken = refusal.is_none();
         match revision {
-            Some(revision) => self.note_revision(revision, refusal.as_deref()).await,
+            Some(revision) => {
+                let number = revision.revision;
+                self.note_revision(revision, refusal.as_deref()).await;
+                if let Some(why) = without_canary {
+                    self.note_without_canary(number, &why);
+                }
+            }
             None => {
                 // A plugin whose file is gone goes on, and the next start would refuse.
                 let gone = self.loader.gone_in_words(&self.config);

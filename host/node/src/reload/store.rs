@@ -17,7 +17,7 @@ use crate::store::follow::Update;
 use crate::store::state::State;
 
 /// How long the loop waits for a revision to be kept on disk.
-const KEEP: Duration = Duration::from_secs(5);
+pub(super) const KEEP: Duration = Duration::from_secs(5);
 
 /// What is followed of the plugin store.
 pub(crate) struct FromStore {
@@ -93,10 +93,27 @@ impl Reload {
         }
     }
 
+    /// Notes that of the revision in force the canary doesn't run, and why.
+    pub(super) fn note_without_canary(&mut self, number: u64, why: &str) {
+        let Some(store) = &self.store else {
+            return;
+        };
+        let why = format!("its canary doesn't run: {why}");
+        let said = (number, why);
+        if self.canary_refused.as_ref() != Some(&said) {
+            let (number, why) = &said;
+            tracing::error!("revision {number}: {why}");
+            let about = json!({"revision": number, "error": why});
+            self.alerts.raise("canary-refused", about);
+        }
+        store.state.refuse(number, said.1.clone());
+        self.canary_refused = Some(said);
+    }
+
     /// What an alert says of a pipeline that was refused.
     pub(super) fn about_refusal(&self, why: &str) -> (&'static str, Value) {
         let refused = self.store.as_ref().and_then(|store| store.state.refused());
-        match refused {
+        match refused.filter(|(_, refused)| refused == why) {
             Some((revision, why)) => (
                 "revision-refused",
                 json!({"revision": revision, "error": why}),

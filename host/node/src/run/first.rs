@@ -17,7 +17,7 @@ use tokio::time::timeout;
 
 use crate::link::admin::Admin;
 use crate::link::alerts::Alerts;
-use crate::reload::Source;
+use crate::reload::{Source, has_ended};
 use crate::store::follow::Fetcher;
 use crate::store::{self, Store};
 use crate::tenant::FirstCandidate;
@@ -120,6 +120,11 @@ async fn with_candidate(
     let (Some(candidate), Some(chain)) = (&revision.candidate, revision.candidate_stages()) else {
         return Ok((loaded, None));
     };
+    let (kept, which) = (Arc::clone(loaded.loader.kept()), candidate.clone());
+    let kept = spawn_blocking(move || kept.canary(&which)).await?;
+    if let Some(why) = kept.and_then(|it| it.ended) {
+        return Ok((loaded, Some(anyhow::Error::msg(has_ended(&why)))));
+    }
     let (mut with, share) = (config.clone(), candidate.percent);
     with.pipeline.clone_from(&chain);
     let both = spawn_blocking(move || {
@@ -177,16 +182,20 @@ pub(super) async fn load_stored(
         match load(&with, compiler).await {
             Ok(loaded) => {
                 let (loaded, refused) = with_candidate(&with, &revision, loaded).await?;
-                if let Some(error) = refused {
-                    let (revision, why) = (revision.revision, Causes(&error).to_string());
-                    tracing::error!("the canary of revision {revision} can't begin: {why}");
-                    let about = json!({"revision": revision, "error": why});
+                let refused = refused.map(|error| {
+                    let why = format!("its canary doesn't run: {}", Causes(&error));
+                    tracing::error!("revision {}: {why}", revision.revision);
+                    let about = json!({"revision": revision.revision, "error": why});
                     alerts.raise("canary-refused", about);
-                }
+                    why
+                });
                 *config = with;
                 let (kept, keep) = (Arc::clone(loaded.loader.kept()), Arc::clone(&revision));
                 spawn_blocking(move || kept.put_in_force(&keep)).await?;
                 state.put_in_force(Arc::clone(&revision));
+                if let Some(why) = refused {
+                    state.refuse(revision.revision, why);
+                }
                 tracing::info!(revision = revision.revision, "pipeline revision in force");
                 return Ok((loaded, (state, Some(revision))));
             }

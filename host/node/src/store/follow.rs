@@ -27,6 +27,9 @@ use crate::link::alerts::Alerts;
 /// How often is looked for a newer revision, where nothing told of one.
 const LOOK: Duration = Duration::from_secs(2);
 
+/// How long is waited at most before what can't be had is tried again.
+const PAUSE_MAX: Duration = Duration::from_secs(60);
+
 /// How long a start waits for a store that doesn't answer, and how often it asks.
 const START: Duration = Duration::from_secs(5);
 const START_AGAIN: Duration = Duration::from_millis(250);
@@ -125,10 +128,23 @@ pub(crate) async fn begin(fetcher: &Fetcher, limit: Limit, state: &State) -> Beg
         }
     };
     match newest {
-        Ok(Some(Ok(newest))) if newest.revision >= before => begin.newest = Some(newest.into()),
+        Ok(Some(Ok(newest))) if newest.revision > before => begin.newest = Some(newest.into()),
+        Ok(Some(Ok(newest))) if newest.revision == before => {
+            if begin.kept.as_deref() == Some(&newest) {
+                begin.newest = Some(newest.into());
+            } else {
+                tracing::error!("{}; {}", altered(&fetcher.store, before), goes_on());
+            }
+        }
         Ok(Some(Err((number, why)))) if number > before => {
             tracing::error!("revision {number} is refused, {}: {why}", goes_on());
             state.refuse(number, why);
+        }
+        Ok(Some(Err((number, why)))) if number == before => {
+            tracing::error!(
+                "revision {number} can't be had from the store: {why}; {}",
+                goes_on()
+            );
         }
         Ok(_) if before > 0 => {
             tracing::warn!("the plugin store has lost revision {before}; {}", goes_on())
@@ -166,6 +182,15 @@ async fn highest(
 /// That the store can't be read, and why.
 fn unreadable(error: &anyhow::Error) -> String {
     format!("{UNREADABLE}: {}", Causes(error))
+}
+
+/// That a revision is another one than the node has run under its number.
+fn altered(store: &Store, number: u64) -> String {
+    format!(
+        "revision {number} in the bucket `{}` was altered, and revisions are written once: this \
+         node doesn't take it",
+        store.pipeline()
+    )
 }
 
 /// What follows the store.
@@ -246,14 +271,16 @@ impl Follower {
         if number == handed.number {
             let in_force = self.state.in_force().filter(|it| it.revision == number);
             let is_altered = in_force.is_some_and(|it| revision.is_ok_and(|found| found != *it));
-            let altered = is_altered.then(|| {
-                format!(
-                    "revision {number} in the bucket `{}` was altered, and revisions are written \
-                     once: this node doesn't take it",
-                    self.fetcher.store.pipeline()
-                )
-            });
+            let altered = is_altered.then(|| altered(&self.fetcher.store, number));
             return Ok(Some(altered.unwrap_or_default()));
+        }
+        let now = Instant::now();
+        if handed
+            .refused
+            .as_ref()
+            .is_some_and(|it| it.waits(number, now))
+        {
+            return Ok(None);
         }
         let ready = match revision {
             Ok(revision) => {
@@ -273,11 +300,12 @@ impl Follower {
             }
             Err(error) => {
                 let why = Causes(&error).to_string();
-                let refused = Some((number, why.clone()));
-                if handed.refused == refused {
+                let before = handed.refused.take();
+                let is_said = before.as_ref().is_some_and(|it| it.is(number, &why));
+                handed.refused = Some(Refused::again(before, number, &why, now));
+                if is_said {
                     return Ok(None);
                 }
-                handed.refused = refused;
                 Update::Refused(number, why)
             }
         };
@@ -291,6 +319,66 @@ impl Follower {
 struct Handed {
     /// The number of the newest revision.
     number: u64,
-    /// What was said of one that could not be handed on.
-    refused: Option<(u64, String)>,
+    /// One that could not be handed on.
+    refused: Option<Refused>,
+}
+
+/// A revision that can't be had, as where a plugin of it is missing. It is tried again after a
+/// while, which becomes longer: plugins are large.
+struct Refused {
+    number: u64,
+    /// What was said of it.
+    why: String,
+    pause: Duration,
+    again: Instant,
+}
+
+impl Refused {
+    /// After one that may have been the same.
+    fn again(before: Option<Self>, number: u64, why: &str, now: Instant) -> Self {
+        let same = before.filter(|it| it.number == number);
+        let pause = same.map_or(LOOK, |it| (it.pause * 2).min(PAUSE_MAX));
+        Self {
+            number,
+            why: why.into(),
+            pause,
+            // What is looked at every so often is looked at a little early, too.
+            again: now + pause - LOOK / 2,
+        }
+    }
+
+    fn is(&self, number: u64, why: &str) -> bool {
+        (self.number, &*self.why) == (number, why)
+    }
+
+    fn waits(&self, number: u64, now: Instant) -> bool {
+        self.number == number && now < self.again
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_cant_be_had_is_tried_again_less_and_less_often() {
+        let begin = Instant::now();
+        let mut refused: Option<Refused> = None;
+        let mut tries = Vec::new();
+        for second in (0..600).step_by(2) {
+            let now = begin + Duration::from_secs(second);
+            if refused.as_ref().is_some_and(|it| it.waits(7, now)) {
+                continue;
+            }
+            tries.push(second);
+            refused = Some(Refused::again(refused.take(), 7, "missing", now));
+        }
+        assert_eq!(tries[..6], [0, 2, 6, 14, 30, 62]);
+        assert_eq!(tries.len(), 14, "{tries:?}");
+        let refused = refused.unwrap();
+        assert!(refused.is(7, "missing") && !refused.is(7, "altered"));
+        assert!(!refused.waits(8, begin), "another one is not waited for");
+        let next = Refused::again(Some(refused), 8, "missing", begin);
+        assert_eq!(next.pause, LOOK);
+    }
 }

@@ -19,7 +19,7 @@ use anyhow::{Context as _, bail, ensure};
 use async_nats::Client;
 use async_nats::jetstream::context::ContextBuilder;
 use async_nats::jetstream::kv::CreateErrorKind;
-use async_nats::jetstream::stream::{self, DiscardPolicy, StorageType};
+use async_nats::jetstream::stream::{self, DiscardPolicy, RetentionPolicy, StorageType};
 use async_nats::jetstream::{self, ErrorCode};
 use presence_config::revision::{NUMBER_MAX, Revision};
 use presence_config::subjects::{ALERTS, Subjects};
@@ -105,6 +105,40 @@ pub enum Written {
     Done,
     /// Another one of the same number was written before.
     Taken(Box<Found>),
+}
+
+/// The number that a key says. Each has one key: otherwise there could be several revisions of
+/// one number.
+fn number_of(key: &str) -> Option<u64> {
+    let number: u64 = key.parse().ok().filter(|number| *number > 0)?;
+    (number.to_string() == key).then_some(number)
+}
+
+/// What is wrong with the shape of a stream for revisions: each is to be written once, and to
+/// stay.
+fn misshape(config: &stream::Config) -> Option<&'static str> {
+    let keeps_first = config.discard == DiscardPolicy::New
+        && config.discard_new_per_subject
+        && config.max_messages_per_subject == 1;
+    if config.mirror.is_some() || config.sources.as_ref().is_some_and(|it| !it.is_empty()) {
+        Some("is a copy of others")
+    } else if !config.max_age.is_zero() {
+        Some("forgets what it holds after some time")
+    } else if config.retention != RetentionPolicy::Limits {
+        Some("forgets what was read")
+    } else if config.discard == DiscardPolicy::Old
+        && (config.max_messages > 0 || config.max_bytes > 0)
+    {
+        Some("forgets what it holds when it is full")
+    } else if !keeps_first || config.allow_rollup {
+        Some("lets a revision be overwritten")
+    } else if !config.deny_delete || !config.deny_purge {
+        Some("lets revisions be deleted")
+    } else if config.no_ack {
+        Some("acknowledges nothing")
+    } else {
+        None
+    }
 }
 
 impl Store {
@@ -268,7 +302,7 @@ impl Store {
 
     fn found(&self, subject: &str, place: u64, payload: &[u8]) -> Option<Found> {
         let number = subject.strip_prefix(&self.subject(""))?;
-        let number: u64 = number.parse().ok().filter(|number| *number > 0)?;
+        let number = number_of(number)?;
         let revision = Revision::parse(payload).and_then(|revision| {
             ensure!(
                 revision.revision == number,
@@ -299,15 +333,11 @@ impl Store {
         };
         let config = &stream.cached_info().config;
         let ours = [format!("$KV.{}.>", self.pipeline)];
-        let wrong = if config.subjects != ours || config.mirror.is_some() {
-            "holds other subjects"
-        } else if !config.max_age.is_zero() {
-            "forgets what it holds after some time"
-        } else if config.discard == DiscardPolicy::Old
-            && (config.max_messages > 0 || config.max_bytes > 0)
-        {
-            "forgets what it holds when it is full"
-        } else {
+        let wrong = match config.subjects == ours {
+            true => misshape(config),
+            false => Some("holds other subjects"),
+        };
+        let Some(wrong) = wrong else {
             return Ok(Some(stream));
         };
         bail!(self.misshapen(&name, wrong))
@@ -381,5 +411,15 @@ mod tests {
         }
         assert_eq!(next_number(&found(&[(-9, 1)]), 8), Some(10));
         assert_eq!(next_number(&[], NUMBER_MAX), None);
+    }
+
+    #[test]
+    fn a_number_has_one_key() {
+        assert_eq!(number_of("7"), Some(7));
+        for key in [
+            "0", "07", "007", "+7", "-7", " 7", "7.0", "7.8", "", "seven",
+        ] {
+            assert_eq!(number_of(key), None, "{key}");
+        }
     }
 }

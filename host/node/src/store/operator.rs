@@ -210,6 +210,19 @@ impl Operator {
         Ok(answer.get("status").cloned().unwrap_or_default())
     }
 
+    /// The revision that is in force on a node, if one is.
+    ///
+    /// # Errors
+    /// If it doesn't answer, or with what can't be read.
+    pub async fn in_force(&self, node: &Node) -> anyhow::Result<Option<Revision>> {
+        let body = Bytes::from_static(micro::REVISION);
+        let answer = self.ask(node, ADMIN_STATUS, body, STATUS).await?;
+        let revision = answer.get("revision").filter(|it| it.is_object());
+        revision
+            .map(|it| Revision::parse(it.to_string().as_bytes()))
+            .transpose()
+    }
+
     /// Waits until a node has put a revision in force, or refused it.
     pub async fn settled(&self, node: &Node, revision: u64) -> Stand {
         if !node.follows_store {
@@ -265,16 +278,21 @@ fn stand(status: &Value, revision: u64) -> Option<Stand> {
     let serving = status.get("serving")?;
     let store = serving.get("store")?;
     let number = |value: Option<&Value>| value.and_then(Value::as_u64);
+    let refused = store.get("refused").filter(|it| it.is_object());
+    // Its chain may be in force, and its canary not. Another one may have been refused before,
+    // whatever its number.
+    if let Some(refused) = refused
+        && number(refused.get("revision")) == Some(revision)
+    {
+        let why = refused.get("why").and_then(Value::as_str);
+        return Some(Stand::Refused(why.unwrap_or_default().to_owned()));
+    }
     if number(store.get("revision")).is_some_and(|it| it >= revision) {
         return Some(Stand::InForce(
             number(serving.get("generation")).unwrap_or_default(),
         ));
     }
-    let refused = store.get("refused")?;
-    // Another one may have been refused before, whatever its number.
-    let is_it = number(refused.get("revision")) == Some(revision);
-    let why = refused.get("why").and_then(Value::as_str);
-    is_it.then(|| Stand::Refused(why.unwrap_or_default().to_owned()))
+    None
 }
 
 #[cfg(test)]
@@ -291,6 +309,14 @@ mod tests {
             Some(Stand::Refused("broken".into()))
         );
         assert_eq!(stand(&with(refused), 8), None);
+        let canary = json!({"revision": 7, "refused": {"revision": 7, "why": "its canary"}});
+        assert_eq!(stand(&with(canary.clone()), 6), Some(Stand::InForce(4)));
+        assert_eq!(
+            stand(&with(canary), 7),
+            Some(Stand::Refused("its canary".into()))
+        );
+        let none = json!({"revision": 6, "refused": null});
+        assert_eq!(stand(&with(none), 7), None);
         assert_eq!(stand(&json!({"serving": null}), 1), None);
     }
 }

@@ -17,6 +17,9 @@ use similar::TextDiff;
 
 use super::file::Meant;
 
+/// What to do where somebody else was faster.
+const TRY_AGAIN: &str = "Look at `presence pipeline show`, and try again";
+
 /// How a change is made.
 #[derive(clap::Args)]
 pub(crate) struct How {
@@ -44,6 +47,8 @@ pub(crate) struct Session {
     pub(crate) operator: Operator,
     /// The revisions, in order.
     pub(crate) revisions: Vec<Found>,
+    /// The revision that a node runs, where the bucket has none.
+    running: Option<Revision>,
 }
 
 impl Session {
@@ -53,11 +58,15 @@ impl Session {
         let operator = Operator::connect(&config).await?;
         let revisions = operator.store().revisions(READ_MAX).await;
         let revisions = revisions.map_err(|error| operator.complained(error))?;
-        let session = Self {
+        let mut session = Self {
             config,
             operator,
             revisions,
+            running: None,
         };
+        if session.revisions.is_empty() {
+            session.running = session.run_by_nodes().await;
+        }
         if let Some(unread) = session.unread() {
             let error = unread.revision.as_ref().err();
             let error = error.map(|error| format!("{error:#}")).unwrap_or_default();
@@ -66,6 +75,29 @@ impl Session {
             say(format_args!("warning: {error}; going by {holds}"));
         }
         Ok(session)
+    }
+
+    /// The highest revision that a node runs, as where the bucket was lost.
+    async fn run_by_nodes(&self) -> Option<Revision> {
+        let mut highest: Option<(String, Revision)> = None;
+        // Where there is none, what needs one says so.
+        for node in self.operator.nodes().await.unwrap_or_default() {
+            let Ok(Some(revision)) = self.operator.in_force(&node).await else {
+                continue;
+            };
+            let before = highest.as_ref().map_or(0, |(_, it)| it.revision);
+            if revision.revision > before {
+                highest = Some((node.name, revision));
+            }
+        }
+        let (node, revision) = highest?;
+        say(format_args!(
+            "warning: the bucket `{}` has no revisions; going by revision {}, which the node {} runs",
+            self.operator.store().pipeline(),
+            revision.revision,
+            line(&node)
+        ));
+        Some(revision)
     }
 
     /// What was written after the newest revision that can be read, and can't be: nodes don't
@@ -84,9 +116,9 @@ impl Session {
         revisions.filter_map(|found| found.revision.as_ref().ok())
     }
 
-    /// The newest revision that can be read.
+    /// The newest revision that can be read; what nodes run, where the bucket has none.
     pub(crate) fn newest(&self) -> Option<&Revision> {
-        self.readable().next_back()
+        self.readable().next_back().or(self.running.as_ref())
     }
 
     /// As [`Self::newest`].
@@ -181,8 +213,10 @@ impl Session {
     ) -> anyhow::Result<()> {
         let difference = self.difference_to(&chain, candidate.as_ref());
         let is_it = |it: &&Revision| it.chain == chain && it.candidate == candidate;
-        // What can't be read is overcome by the next revision, also by the same once more.
-        let newest = self.newest().filter(|_| self.unread().is_none());
+        // What can't be read is overcome by the next revision, also by the same once more; what
+        // nodes run and the bucket has lost is written anew.
+        let newest = self.newest();
+        let newest = newest.filter(|_| self.unread().is_none() && self.running.is_none());
         if let Some(newest) = newest.filter(is_it) {
             return self.say_unchanged(newest.revision, how);
         }
@@ -235,6 +269,10 @@ impl Session {
 
     /// The number of the next revision: also higher than what any node has run, as where the
     /// bucket was lost.
+    ///
+    /// # Errors
+    /// If there is a revision that this command hasn't seen: what it makes was not made from
+    /// that one.
     async fn next(&self, nodes: &[Node]) -> anyhow::Result<u64> {
         let mut highest = 0;
         for node in nodes {
@@ -243,8 +281,42 @@ impl Session {
             let runs = status.pointer("/serving/store/revision");
             highest = highest.max(runs.and_then(Value::as_u64).unwrap_or_default());
         }
+        // After the nodes were asked: what they run is in the bucket, unless that was lost.
+        let now = self.operator.store().revisions(READ_MAX).await;
+        let now = now.map_err(|error| self.operator.complained(error))?;
+        let seen = |it: &&Found| self.revisions.iter().any(|seen| seen.number == it.number);
+        if let Some(other) = now.iter().rev().find(|it| !seen(it)) {
+            bail!("nothing was written: {}. {TRY_AGAIN}", taken(other));
+        }
         next_number(&self.revisions, highest)
             .context("there is no higher number than that of the newest revision")
+    }
+
+    /// Whether the store has all plugins of a revision: a node that has them on its disk doesn't
+    /// notice, and another one couldn't run it.
+    async fn check_store(&self, revision: &Revision) -> anyhow::Result<()> {
+        let store = self.operator.store();
+        let stored = self.operator.attempt("OBJ_", store.plugins()).await?;
+        let mut missing = revision.digests();
+        missing.retain(|digest| !stored.iter().any(|it| it.digest == *digest));
+        let Some(digest) = missing.first() else {
+            return Ok(());
+        };
+        let entries = revision.chain.iter();
+        let name = entries.clone().find(|it| it.digest == *digest);
+        let name = name.map_or("the canary's plugin", |it| &it.plugin);
+        let why = format!(
+            "the store has lost {name}@{digest}, which a node has on its disk, and other nodes \
+             can't run it: upload it again, with `presence plugins push`"
+        );
+        // The end of a canary doesn't wait for that.
+        let before = self.newest();
+        let ends_canary = before.is_some_and(|it| {
+            it.candidate.is_some() && revision.candidate.is_none() && it.chain == revision.chain
+        });
+        ensure!(ends_canary, why);
+        say(format_args!("warning: {why}"));
+        Ok(())
     }
 
     async fn write(
@@ -277,15 +349,20 @@ impl Session {
                 nodes.len()
             );
         }
+        if self.running.is_some() {
+            let made = self.operator.store().make(1);
+            self.operator.attempt("STREAM.CREATE", made).await?;
+        }
+        if let Err(error) = self.check_store(revision).await {
+            report.end(number, false, difference)?;
+            return Err(error.context("nothing was written"));
+        }
         let write = self.operator.store().write(revision);
         match self.operator.attempt("$KV.", write).await? {
             Written::Done => {}
             Written::Taken(other) => {
                 report.end(number, false, difference)?;
-                bail!(
-                    "nothing was written: {}. Look at `presence pipeline show`, and try again",
-                    taken(&other)
-                );
+                bail!("nothing was written: {}. {TRY_AGAIN}", taken(&other));
             }
         }
         let mut failed = 0;

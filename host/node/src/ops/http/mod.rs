@@ -21,6 +21,7 @@ use axum::response::{IntoResponse as _, Response};
 use axum::routing::get;
 use presence_config::Config;
 use presence_config::escape::Line;
+use presence_config::revision::Revision;
 use presence_core::directory::Directory;
 use presence_rules::loader::Loader;
 use serde_json::Value;
@@ -144,6 +145,11 @@ impl Board {
     /// What the node is and does.
     pub(crate) fn describe(&self) -> Value {
         status::of(self)
+    }
+
+    /// The revision of the plugin store that is in force.
+    pub(crate) fn revision(&self) -> Option<Arc<Revision>> {
+        self.status.get()?.store.as_ref()?.in_force()
     }
 
     /// What has come of what runs beside the pipeline, with examples.
