@@ -403,7 +403,10 @@ async fn a_revision_that_is_not_the_one_that_ran_is_not_taken_at_a_start_either(
 
     // The node has run another one of that number.
     world.host.stop().await?;
-    let kept = world.site.path().join("state/presence.store/revision.json");
+    let kept = world
+        .site
+        .path()
+        .join("presence-state/presence.store/revision.json");
     let mut ran: Value = serde_json::from_slice(&fs::read(&kept)?)?;
     ran["why"] = "what ran".into();
     fs::write(&kept, ran.to_string())?;
