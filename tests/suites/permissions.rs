@@ -492,8 +492,13 @@ async fn all_that_is_needed_works_under_it() -> Result<()> {
         assert_eq!(answer["viewerId"], id, "{answer}");
         assert_eq!(answer["users"][0]["status"], "online", "{answer}");
     }
+    // A gateway hears its own replies, and a transport may not ask.
     site.set("nats.user", "gateway")?;
     site.set("nats.password", "change-me-gateway")?;
+    let asked = host::run(&site, &["query", "ada", "12345"])?;
+    assert_eq!(asked.status.code(), Some(0), "{asked:?}");
+    site.set("nats.user", "transport")?;
+    site.set("nats.password", "change-me-transport")?;
     let refused = host::run(&site, &["query", "ada", "12345"])?;
     let error = String::from_utf8(refused.stderr)?;
     assert_eq!(refused.status.code(), Some(1));
