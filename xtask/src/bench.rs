@@ -13,8 +13,10 @@ mod generator;
 mod heartbeats;
 mod in_process;
 mod load;
+mod operating;
 mod queries;
 mod table;
+mod times;
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -36,6 +38,9 @@ pub(crate) struct Args {
     /// The sizes of the audience.
     #[arg(long, value_delimiter = ',', default_values_t = [10, 100, 1_000])]
     viewers: Vec<usize>,
+    /// How many swaps of the pipeline are measured.
+    #[arg(long, default_value_t = 10_000)]
+    swaps: u64,
     /// The binary of an earlier `presence`, which is measured beside this one.
     #[arg(long)]
     baseline: Option<PathBuf>,
@@ -64,6 +69,10 @@ enum Part {
     Queries,
     /// The ledger, and swaps of the pipeline.
     InProcess,
+    /// Swaps of the pipeline while events come: latency and memory.
+    Swaps,
+    /// What a shadow, and scrapes of the metrics, take from the active path.
+    Beside,
     /// Instructions for an event in the core.
     Instructions,
 }
@@ -148,6 +157,14 @@ fn measure(args: &Args) -> Result<()> {
         let ledger = in_process::Ledger::measure()?;
         println!("{}", table::ledger(&ledger, &figures));
         println!("{}", table::swaps(&in_process::Swaps::measure()?));
+    }
+    if args.measures(Part::Beside) {
+        eprintln!("Measuring a shadow, and scrapes of the metrics");
+        println!("{}", table::beside(&operating::beside(&broker, args)?));
+    }
+    if args.measures(Part::Swaps) {
+        eprintln!("Measuring {} swaps under load", args.swaps);
+        println!("{}", table::under_load(&operating::swaps(&broker, args)?));
     }
     if args.measures(Part::Instructions) {
         println!("{}", crate::instructions::counted()?);

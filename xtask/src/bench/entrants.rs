@@ -1,9 +1,10 @@
 //! Starting the contenders, each as a process of its own.
 
+use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use presence_tests::host::{self, Host};
 use presence_tests::node;
 use presence_tests::process::Process;
@@ -25,7 +26,7 @@ enum Running {
     /// The site is a temporary folder, which is there for as long as the host is.
     Host {
         host: Host,
-        _site: Site,
+        site: Site,
     },
 }
 
@@ -121,7 +122,38 @@ impl Entrant {
         Ok(Self {
             title,
             root,
-            process: Running::Host { host, _site: site },
+            process: Running::Host { host, site },
+        })
+    }
+
+    /// The host with a pipeline of its plugin store.
+    pub(crate) fn of_store(
+        broker: &Broker,
+        title: &'static str,
+        tenant: &str,
+        directory: &str,
+        pipeline: &str,
+    ) -> Result<Self> {
+        let site = Site::new(&broker.server.url())?
+            .with("state.dir", "")?
+            .with("plugins.source", "store")?
+            .with("tracker.timeout_ms", 3_600_000)?
+            .with("tenant.prefix", tenant)?;
+        site.write_directory(directory)?;
+        let mut host = Host::spawn(&site)?;
+        let serves = host.wait_for_log(0, &["ready node="]);
+        broker.runtime.block_on(serves)?;
+        let file = site.path().join("pipeline.toml");
+        fs::write(&file, pipeline)?;
+        run(
+            &site,
+            &["pipeline", "apply", &file.to_string_lossy(), "--yes"],
+        )?;
+        broker.runtime.block_on(host.ready())?;
+        Ok(Self {
+            title,
+            root: format!("{tenant}.presence"),
+            process: Running::Host { host, site },
         })
     }
 
@@ -141,6 +173,14 @@ impl Entrant {
         }
     }
 
+    /// Its site, if it is a host.
+    pub(crate) fn site(&self) -> Option<&Site> {
+        match &self.process {
+            Running::Plain(_) => None,
+            Running::Host { site, .. } => Some(site),
+        }
+    }
+
     /// What it says of itself, for errors.
     pub(crate) fn last_words(&self) -> String {
         match &self.process {
@@ -148,4 +188,18 @@ impl Entrant {
             Running::Host { host, .. } => host.process.last_words(),
         }
     }
+}
+
+/// Runs one of the host's commands, and returns what it prints.
+///
+/// # Errors
+/// When it fails; the error carries what it says.
+pub(crate) fn run(site: &Site, args: &[&str]) -> Result<String> {
+    let output = host::run(site, args)?;
+    ensure!(
+        output.status.success(),
+        "{args:?}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    Ok(String::from_utf8(output.stdout)?)
 }

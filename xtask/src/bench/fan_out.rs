@@ -51,10 +51,10 @@ pub(crate) struct Row {
 }
 
 /// What is measured, and the load on it.
-struct Lane {
-    entrant: Entrant,
-    generator: Generator,
-    row: Row,
+pub(crate) struct Lane {
+    pub(crate) entrant: Entrant,
+    pub(crate) generator: Generator,
+    pub(crate) row: Row,
 }
 
 /// Measures all contenders, in turns.
@@ -144,6 +144,15 @@ pub(crate) fn measure(broker: &Broker, args: &Args, viewers: usize) -> Result<Fi
     Ok(figures)
 }
 
+impl Row {
+    /// The median of the rates.
+    pub(crate) fn median(&self) -> f64 {
+        let mut rates = self.rates.clone();
+        rates.sort_by(f64::total_cmp);
+        rates.get(rates.len() / 2).copied().unwrap_or(f64::NAN)
+    }
+}
+
 impl Figures {
     /// A contender's figures, if it was measured.
     pub(crate) fn row(&self, title: &str) -> Option<&Row> {
@@ -152,7 +161,8 @@ impl Figures {
 }
 
 impl Lane {
-    fn new(broker: &Broker, entrant: Entrant) -> Result<Self> {
+    /// What an entrant publishes filtered answers for the load.
+    pub(crate) fn new(broker: &Broker, entrant: Entrant) -> Result<Self> {
         let subject = format!("{}.filtered.*", entrant.root);
         let generator = Generator::connect(broker.server.port(), &subject)?;
         let row = Row {
@@ -215,7 +225,7 @@ impl Lane {
 
     /// Takes everyone online, timed, and offline again. The first round warms up
     /// and doesn't count.
-    fn round(
+    pub(crate) fn round(
         &mut self,
         broker: &Broker,
         window: usize,

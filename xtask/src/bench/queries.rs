@@ -1,7 +1,7 @@
 //! Queries of 100 users, beside a bare request and its reply: one under way at a
 //! time, in turns, each with the same question and an answer of the same size.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use presence_tests::site::Site;
@@ -10,6 +10,7 @@ use serde_json::json;
 use super::entrants::Entrant;
 use super::generator::{Frames, Generator, Window};
 use super::load::{BEGIN_MS, Population, name, viewer};
+use super::times::Times;
 use super::{Args, Broker};
 
 /// How many users a query asks after.
@@ -21,17 +22,7 @@ const REPLIES: &str = "_INBOX.load.answers";
 /// How long the answers of one contender took.
 pub(crate) struct Row {
     pub(crate) title: &'static str,
-    /// In ascending order.
-    took: Vec<Duration>,
-}
-
-impl Row {
-    /// The microseconds in which this part of the answers came.
-    pub(crate) fn us(&self, part: f64) -> f64 {
-        let place = (part * self.took.len() as f64) as usize;
-        let took = self.took.get(place);
-        took.map_or(f64::NAN, |took| took.as_secs_f64() * 1e6)
-    }
+    pub(crate) took: Times,
 }
 
 /// Measures the bare answerer, and the host with verdicts at hand and without.
@@ -75,7 +66,7 @@ pub(crate) fn measure(broker: &Broker, args: &Args) -> Result<Vec<Row>> {
     let lanes: Vec<_> = std::iter::once(bare).chain(hosts).collect();
     let rows = lanes.iter().map(|entrant| Row {
         title: entrant.title,
-        took: Vec::new(),
+        took: Times::default(),
     });
     let mut rows: Vec<_> = rows.collect();
     let queries = lanes.iter().map(|entrant| query(&entrant.root, population));
@@ -91,9 +82,6 @@ pub(crate) fn measure(broker: &Broker, args: &Args) -> Result<Vec<Row>> {
                 }
             }
         }
-    }
-    for row in &mut rows {
-        row.took.sort_unstable();
     }
     Ok(rows)
 }

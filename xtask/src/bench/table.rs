@@ -4,6 +4,7 @@ use std::fmt::Write;
 
 use super::fan_out::{self, Figures, Row};
 use super::in_process::{Ledger, Swaps};
+use super::operating::{Beside, UnderLoad};
 use super::queries;
 
 /// How wide the first column is.
@@ -94,7 +95,7 @@ pub(crate) fn heartbeats(rows: &[Row]) -> String {
         line(
             &mut text,
             "ratio",
-            [format!("{:.2}", median(presence) / median(counter))],
+            [format!("{:.2}", presence.median() / counter.median())],
         );
     }
     text
@@ -106,10 +107,10 @@ pub(crate) fn queries(rows: &[queries::Row]) -> String {
     let heads = ["median, µs", "99th percentile, µs", "times the bare one"];
     let title = "a query of 100 users at a time";
     line(&mut text, title, heads.map(str::to_owned));
-    let bare = rows.first().map_or(f64::NAN, |row| row.us(0.5));
+    let bare = rows.first().map_or(f64::NAN, |row| row.took.us(0.5));
     for row in rows {
-        let median = row.us(0.5);
-        let cells = [median, row.us(0.99)].map(|us| format!("{us:.0}"));
+        let median = row.took.us(0.5);
+        let cells = [median, row.took.us(0.99)].map(|us| format!("{us:.0}"));
         let times = format!("{:.2}", median / bare);
         line(&mut text, row.title, cells.into_iter().chain([times]));
     }
@@ -161,6 +162,49 @@ pub(crate) fn swaps(swaps: &Swaps) -> String {
     text
 }
 
+/// What swaps under load do to memory and to events.
+pub(crate) fn under_load(figures: &UnderLoad) -> String {
+    let mut text = String::new();
+    let title = format!("{} swaps under load", grouped(figures.swaps as f64));
+    let heads = ["steady", "while swapping", "ratio"].map(str::to_owned);
+    line(&mut text, &title, heads);
+    for (title, part) in [("median, µs", 0.5), ("99th percentile, µs", 0.99)] {
+        let [steady, swapping] = [&figures.steady, &figures.swapping].map(|it| it.us(part));
+        let times = format!("{:.2}", swapping / steady);
+        let cells = [format!("{steady:.0}"), format!("{swapping:.0}"), times];
+        line(&mut text, title, cells);
+    }
+    let [before, after] = figures.resident;
+    let mib = |bytes: u64| format!("{:.1}", bytes as f64 / f64::from(1 << 20));
+    let times = format!("{:.3}", after as f64 / before as f64);
+    line(
+        &mut text,
+        "resident, MiB: first, last",
+        [mib(before), mib(after), times],
+    );
+    let answered = [figures.steady.len(), figures.swapping.len()];
+    let answered = answered.map(|count| grouped(count as f64));
+    line(&mut text, "events, each answered", answered);
+    let a_second = format!("{:.0}", figures.a_second);
+    line(&mut text, "swaps a second", [String::new(), a_second]);
+    text
+}
+
+/// What a shadow and scrapes of the metrics take from the active path.
+pub(crate) fn beside(beside: &Beside) -> String {
+    let mut text = String::new();
+    let heads = ["events a second", "of the plain one's"].map(str::to_owned);
+    line(&mut text, "one online event in, one out", heads);
+    let plain = beside.rows.first().map_or(f64::NAN, Row::median);
+    for row in &beside.rows {
+        let part = format!("{:.3}", row.median() / plain);
+        line(&mut text, row.title, [rate(row), part]);
+    }
+    let compared = grouped(beside.compared);
+    line(&mut text, "decisions that the shadow compared", [compared]);
+    text
+}
+
 fn cells(
     figures: &[Figures],
     title: &str,
@@ -184,7 +228,7 @@ fn rate(row: &Row) -> String {
     let high = row.rates.iter().copied().fold(0.0, f64::max);
     format!(
         "{} ({}k-{}k)",
-        grouped(median(row)),
+        grouped(row.median()),
         thousands(low),
         thousands(high)
     )
@@ -201,14 +245,8 @@ fn cpu(row: &Row) -> String {
 }
 
 fn ratio(figures: &Figures, top: &str, bottom: &str) -> String {
-    let rate = |title| figures.row(title).map_or(f64::NAN, median);
+    let rate = |title| figures.row(title).map_or(f64::NAN, Row::median);
     format!("{:.2}", rate(top) / rate(bottom))
-}
-
-fn median(row: &Row) -> f64 {
-    let mut rates = row.rates.clone();
-    rates.sort_by(f64::total_cmp);
-    rates.get(rates.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
 fn thousands(rate: f64) -> String {
