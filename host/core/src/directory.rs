@@ -277,19 +277,20 @@ impl Directory {
     }
 
     fn co_members(&self, user: Id) -> Audience {
-        let mut groups = self.members_of_groups(user);
-        let (first, second) = (groups.next(), groups.next());
-        let (Some(first), Some(second)) = (first, second) else {
-            let only = first.map_or_else(Audience::nobody, |only| Arc::clone(only).into());
-            return only.without(user);
+        let groups = self.members_of_groups(user);
+        let Some(largest) = groups.max_by_key(|members| members.len()) else {
+            return Audience::nobody();
         };
-        // Each group is looked through once, however many there are by then.
-        let mut all = RoaringBitmap::clone(first);
-        for group in std::iter::once(second).chain(groups) {
-            all |= &**group;
+        // Each group is looked through once, however many there are, and the largest one, which
+        // mostly has all the others' members, is shared and not copied.
+        let mut others = RoaringBitmap::new();
+        for members in self.members_of_groups(user) {
+            if !Arc::ptr_eq(members, largest) {
+                others |= &**members;
+            }
         }
-        all.remove(user.0);
-        all.into()
+        let largest = Audience::from(Arc::clone(largest));
+        largest.union(&others.into()).without(user)
     }
 
     /// The members of each group that a user is in.

@@ -1,6 +1,11 @@
 //! What operating a node costs: swaps of the pipeline under load, a shadow beside it, and
 //! scrapes of its metrics.
 
+#![allow(
+    clippy::indexing_slicing,
+    reason = "a field that JSON lacks is null, and a benchmark may panic"
+)]
+
 use std::fs;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};

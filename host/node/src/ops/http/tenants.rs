@@ -210,7 +210,8 @@ impl Tenants {
         if reasons.is_empty() && is_served {
             self.is_begun.store(true, Ordering::Relaxed);
         }
-        let is_wanted = all.iter().any(|(_, told)| told.life != Life::Paused);
+        // None is known before the first one is begun.
+        let is_wanted = all.is_empty() || all.iter().any(|(_, told)| told.life != Life::Paused);
         if reasons.is_empty() && !is_served && is_wanted {
             reasons.push("no tenant is served".to_owned());
         }
