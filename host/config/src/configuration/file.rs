@@ -1,7 +1,8 @@
 //! The configuration file's text: read as a whole, and told from one that is not there
 //! or has nothing in it.
 
-use std::io::ErrorKind;
+use std::fs::File;
+use std::io::{self, ErrorKind, Read as _};
 use std::path::Path;
 
 use toml::de::DeTable;
@@ -9,6 +10,9 @@ use toml::de::DeTable;
 use super::FILE_NAME;
 use super::problem::{Problem, Problems};
 use crate::regular;
+
+/// How long a configuration may be: far longer than any that is written by hand.
+const BYTES_MAX: u64 = 16 << 20;
 
 /// The text of a configuration file.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,7 +32,7 @@ impl Text {
     pub(super) fn read_in(working: &Path, path: Option<&Path>) -> Result<Option<Self>, Problems> {
         let usual = working.join(FILE_NAME);
         let file = path.unwrap_or(&usual);
-        match std::fs::read_to_string(file) {
+        match read_bounded(file) {
             Ok(text) => Self::filled(file, &text).map(Some),
             Err(error) if path.is_none() && error.kind() == ErrorKind::NotFound => Ok(None),
             Err(error) => Err(Problem::unreadable(file, &error).into()),
@@ -97,9 +101,29 @@ impl Text {
     }
 }
 
+/// Reads a file, which may be a pipe of the shell's.
+fn read_bounded(file: &Path) -> io::Result<String> {
+    let mut text = String::new();
+    File::open(file)?
+        .take(BYTES_MAX + 1)
+        .read_to_string(&mut text)?;
+    if text.len() as u64 > BYTES_MAX {
+        let what = format!("it is longer than {BYTES_MAX} bytes");
+        return Err(io::Error::new(ErrorKind::FileTooLarge, what));
+    }
+    Ok(text)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_file_without_an_end_is_not_read_for_ever() {
+        let problem = Text::read(Some(Path::new("/dev/zero"))).unwrap_err();
+        let problem = problem.to_string();
+        assert!(problem.contains("it is longer than"), "{problem}");
+    }
 
     fn read(bytes: &[u8]) -> Result<Option<Text>, Problems> {
         let folder = tempfile::tempdir().unwrap();

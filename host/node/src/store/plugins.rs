@@ -6,6 +6,8 @@ use std::collections::HashMap;
 use anyhow::{Context as _, bail, ensure};
 use async_nats::jetstream::object_store::{self, ObjectInfo, ObjectMetadata, ObjectStore};
 use async_nats::jetstream::stream::StorageType;
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE;
 use presence_config::digest::Digest;
 use presence_config::regular::Limit;
 use presence_sandbox::{Manifest, sha256};
@@ -90,6 +92,17 @@ impl Store {
         // One that has been altered is uploaded again.
         if self.plugin(digest, limit).await.is_ok() {
             return Ok(false);
+        }
+        // What was there is removed by this id, which may be a pattern if somebody altered it.
+        if let Ok(info) = store.info(digest.to_string()).await {
+            let is_id = info.nuid.bytes().all(|byte| byte.is_ascii_alphanumeric());
+            ensure!(
+                is_id,
+                "{digest} in the bucket `{}` was altered, so that replacing it would remove other \
+                 plugins: remove its entry from the stream `{}` first",
+                self.plugins,
+                self.objects_stream()
+            );
         }
         let About {
             name,
@@ -176,7 +189,7 @@ impl Store {
         let objects = read_all(&stream, subject, 0, LISTED_BYTES_MAX).await?;
         let mut stored: Vec<_> = objects
             .iter()
-            .filter_map(|object| Stored::read(&object.payload))
+            .filter_map(|object| Stored::read(&object.subject, &object.payload))
             .collect();
         stored.sort_by(|a, b| (&a.about.name, b.when).cmp(&(&b.about.name, a.when)));
         Ok(stored)
@@ -205,9 +218,14 @@ impl Store {
 }
 
 impl Stored {
-    /// Reads what is kept of an object; nothing of one that is no plugin.
-    fn read(payload: &[u8]) -> Option<Self> {
+    /// Reads what is kept of an object; nothing of one that is no plugin, or that is kept under
+    /// another name than its own.
+    fn read(subject: &str, payload: &[u8]) -> Option<Self> {
         let info: ObjectInfo = serde_json::from_slice(payload).ok()?;
+        let kept_as = subject.rsplit('.').next()?;
+        if kept_as != URL_SAFE.encode(&info.name) {
+            return None;
+        }
         let digest = Digest::parse(&info.name).ok().filter(|_| !info.deleted)?;
         let said = |key: &str| info.metadata.get(key).cloned().unwrap_or_default();
         let when = info
@@ -226,5 +244,26 @@ impl Stored {
                 who: said("who"),
             },
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_object_counts_under_its_own_name_alone() {
+        let name = format!("sha256:{}", "a".repeat(64));
+        let info = serde_json::json!({
+            "name": name, "bucket": "presence-plugins", "nuid": "x", "size": 1, "chunks": 1,
+            "metadata": {"name": "contacts"},
+        });
+        let info = serde_json::to_vec(&info).unwrap();
+        let kept_as = |name: &str| format!("$O.presence-plugins.M.{}", URL_SAFE.encode(name));
+        let stored = Stored::read(&kept_as(&name), &info).unwrap();
+        assert_eq!(stored.about.name, "contacts");
+        for other in ["sha256:other", ""] {
+            assert!(Stored::read(&kept_as(other), &info).is_none());
+        }
     }
 }

@@ -61,7 +61,10 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
     let mut replaced_up_to = letters.last().await?;
     let meant = meant(args, &letters).await?;
     if meant.is_empty() {
-        print("no dead letters\n")?;
+        match args.json {
+            true => print_json(json!({"redriven": []}))?,
+            false => print("no dead letters\n")?,
+        }
         return Ok(());
     }
     if !args.yes {
