@@ -13,8 +13,9 @@ use tokio::sync::mpsc;
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
+use super::Reload;
 use super::job::HANGS;
-use super::{Reload, Said};
+use super::refused::Said;
 use crate::directory::kept::{Keeper, Origin};
 use crate::directory::{self, kv};
 use crate::reload::on_disk::What;

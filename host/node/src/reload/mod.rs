@@ -38,6 +38,7 @@ mod job;
 mod loads;
 pub(crate) mod on_disk;
 mod pipeline;
+mod refused;
 mod store;
 pub(crate) mod watch;
 
@@ -51,6 +52,7 @@ use beside::{Canary, ShadowTime};
 use job::Job;
 use loads::Loads;
 use pipeline::Loaded;
+use refused::Refused;
 
 /// How often is looked whether there is something to tidy up.
 const TIDY: Duration = Duration::from_secs(10);
@@ -59,38 +61,6 @@ const TIDY: Duration = Duration::from_secs(10);
 /// often they are tried.
 pub(crate) const AGREE: Duration = Duration::from_millis(150);
 const AGREE_TRIES: usize = 20;
-
-/// What was last said of what couldn't be taken. Files are looked at whenever
-/// something happens near them, and what is wrong is said once.
-#[derive(Default)]
-struct Refused {
-    config: Said,
-    directory: Said,
-    pipeline: Said,
-    restart: Vec<&'static str>,
-    /// The plugins in the folder of which it has been said that no pipeline names them.
-    unused: BTreeSet<String>,
-    /// Whether it has been said that files can't be looked at.
-    hangs: bool,
-}
-
-/// What was last said of one thing; empty if it was taken.
-#[derive(Default)]
-struct Said(String);
-
-impl Said {
-    /// Says why something wasn't taken, if that is news, and whether it is.
-    fn say(&mut self, what: &str, error: Option<String>) -> bool {
-        let is_news = error.as_ref().is_some_and(|error| *error != self.0);
-        self.0 = error.unwrap_or_default();
-        if is_news {
-            for line in self.0.lines() {
-                tracing::error!("{what}, the running one stays: {line}");
-            }
-        }
-        is_news
-    }
-}
 
 /// What the files were like when they were last read; none where they are to be read again.
 #[derive(Default)]
@@ -376,7 +346,7 @@ impl Reload {
         }
         // The pipeline is the configured one already.
         if self.loads.is_idle() {
-            self.say_reloaded(self.refused.pipeline.0.is_empty());
+            self.say_reloaded(self.refused.pipeline.is_nothing());
         }
         self.unused = looked.unused;
         // An entry for one may be what has just been written.

@@ -11,8 +11,9 @@ use presence_sandbox::Blueprint;
 use tokio::sync::watch;
 use tokio::task::spawn_blocking;
 
+use super::Reload;
 use super::beside::{Change, Put};
-use super::{Reload, Said};
+use super::refused::Said;
 use crate::reload::on_disk::What;
 use crate::tenant::Running;
 

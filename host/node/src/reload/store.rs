@@ -10,7 +10,8 @@ use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use tokio::task::spawn_blocking;
 
-use super::{Reload, Said};
+use super::Reload;
+use super::refused::Said;
 use crate::reload::on_disk::What;
 use crate::store::Store;
 use crate::store::follow::Update;
