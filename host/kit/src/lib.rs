@@ -29,7 +29,7 @@ pub struct ConfigArg {
     /// The configuration file. Without it, presence.toml in the working folder, if there is one.
     #[arg(long, env = "PRESENCE_CONFIG")]
     pub config: Option<PathBuf>,
-    /// The tenant, where the configuration has several ([[tenant]]).
+    /// The tenant, where the configuration has several (`[[tenant]]`).
     #[arg(long, value_name = "NAME")]
     pub tenant: Option<String>,
 }
