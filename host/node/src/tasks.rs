@@ -74,7 +74,7 @@ impl Tasks {
         })
     }
 
-    /// Others that end apart from these. Whoever is told of these is told of them, too.
+    /// Others that end apart from these. Faults of both are reported in one place.
     pub(crate) fn group(&self) -> Self {
         Self {
             failed: self.failed.clone(),

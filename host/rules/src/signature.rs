@@ -47,8 +47,8 @@ pub enum Unverified {
     Malformed(&'static str),
     /// All signatures are by others.
     #[error(
-        "it is not signed with a trusted key: sign it with one, or add the public key of whoever \
-         signed it to [plugins] trusted_keys"
+        "it is not signed with a trusted key: sign it with one, or add the public key of its \
+         signer to [plugins] trusted_keys"
     )]
     Untrusted,
     /// It was signed with a trusted key, and changed later.
@@ -138,16 +138,21 @@ pub fn sign(component: &[u8], key: &Ed25519KeyPair) -> Result<Vec<u8>, Unverifie
     for signature in &signatures {
         put_sized(&mut set, signature);
     }
+    Ok(with_section(&set, rest))
+}
+
+/// A component that begins with a section of these signatures.
+fn with_section(set: &[u8], rest: &[u8]) -> Vec<u8> {
     let mut content = Vec::new();
     put_sized(&mut content, SECTION);
     content.extend(HEAD);
     content.push(1);
-    put_sized(&mut content, &set);
+    put_sized(&mut content, set);
     let mut bytes = PREAMBLE.to_vec();
     bytes.push(0);
     put_sized(&mut bytes, &content);
     bytes.extend(rest);
-    Ok(bytes)
+    bytes
 }
 
 impl Signature<'_> {
@@ -369,16 +374,7 @@ mod tests {
             set.extend(&hashes);
             set.push(1);
             put_sized(&mut set, &signature.to_bytes());
-            let mut content = Vec::new();
-            put_sized(&mut content, SECTION);
-            content.extend(HEAD);
-            content.push(1);
-            put_sized(&mut content, &set);
-            let mut bytes = PREAMBLE.to_vec();
-            bytes.push(0);
-            put_sized(&mut bytes, &content);
-            bytes.extend(rest);
-            bytes
+            with_section(&set, rest)
         };
         assert_eq!(verify(&with(&[part, whole], whole), &[key]), Ok(vec![key]));
         let altered = Err(Unverified::Altered(key));

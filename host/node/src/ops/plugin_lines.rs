@@ -43,16 +43,7 @@ pub(crate) const LEASE: Duration = Duration::from_secs(30);
 /// How many leases there may be.
 const LEASES_MAX: usize = 64;
 
-static LINES: PluginLines = PluginLines {
-    known: Mutex::new(Known {
-        kept: VecDeque::new(),
-        epoch: 0,
-        last: 0,
-        leases: Vec::new(),
-    }),
-    is_debug_wanted: AtomicBool::new(false),
-    publisher: OnceLock::new(),
-};
+static LINES: PluginLines = PluginLines::new();
 
 /// The lines of a process.
 pub(crate) struct PluginLines {
@@ -171,6 +162,20 @@ pub(crate) fn expire() {
 }
 
 impl PluginLines {
+    /// None yet.
+    const fn new() -> Self {
+        Self {
+            known: Mutex::new(Known {
+                kept: VecDeque::new(),
+                epoch: 0,
+                last: 0,
+                leases: Vec::new(),
+            }),
+            is_debug_wanted: AtomicBool::new(false),
+            publisher: OnceLock::new(),
+        }
+    }
+
     fn known(&self) -> MutexGuard<'_, Known> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -439,19 +444,6 @@ mod tests {
         }
     }
 
-    fn lines() -> PluginLines {
-        PluginLines {
-            known: Mutex::new(Known {
-                kept: VecDeque::new(),
-                epoch: 0,
-                last: 0,
-                leases: Vec::new(),
-            }),
-            is_debug_wanted: AtomicBool::new(false),
-            publisher: OnceLock::new(),
-        }
-    }
-
     #[test]
     fn a_line_bears_the_tenant_and_generation_of_the_pipeline_that_it_is_logged_in() {
         let subscriber = registry().with(layer());
@@ -483,7 +475,7 @@ mod tests {
 
     #[test]
     fn lines_are_handed_on_while_somebody_follows_and_those_that_find_no_room_are_counted() {
-        let lines = lines();
+        let lines = PluginLines::new();
         let (publisher, mut followed) = mpsc::channel(2);
         lines.publisher.set(publisher).unwrap();
         lines.take(line("a", Level::INFO));
@@ -509,7 +501,7 @@ mod tests {
 
     #[test]
     fn what_is_kept_and_what_is_followed_is_bounded() {
-        let lines = lines();
+        let lines = PluginLines::new();
         for _ in 0..KEPT_MAX + 1 {
             lines.take(line("a", Level::INFO));
         }
