@@ -77,6 +77,7 @@ mod statements;
 mod statuses;
 mod store;
 mod store_nodes;
+mod telemetry;
 mod tenants;
 mod turns;
 mod world;

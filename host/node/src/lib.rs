@@ -26,6 +26,7 @@ pub mod state;
 mod stop;
 pub mod store;
 mod tasks;
+pub mod telemetry;
 mod tenant;
 
 pub use ops::log;

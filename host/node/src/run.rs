@@ -26,6 +26,7 @@ use crate::reload::watch::Watches;
 use crate::signals::Signals;
 use crate::stop::{Readers, Stop};
 use crate::tasks::{self, Faults, Tasks};
+use crate::telemetry::{self, Telemetry};
 
 use account::Account;
 use first::Begins;
@@ -66,20 +67,36 @@ async fn node(
     signals: &Signals,
     (tasks, faults): (Tasks, Faults),
 ) -> anyhow::Result<()> {
+    let (telemetry, pending) = Telemetry::new(&config)?;
+    let telemetry = Arc::new(telemetry);
     let is_there = text.is_some();
     let file = is_there.then(|| config_file(path.as_deref()));
     if config.tenants.is_some() {
         introduce(&config, is_there, path.as_deref()).await;
-        let tenants = tenants::Shared::new(&config, file, signals, &tasks);
+        let tenants = tenants::Shared::new(&config, file, signals, &tasks, &telemetry);
+        let told = Arc::clone(&tenants.told);
+        let source = Box::new(move || told.metrics());
+        pending.start(&config, &telemetry, source, &tasks)?;
         http::serve_tenants(&config, Arc::clone(&tenants.told), &tasks)?;
-        return tenants.serve(path, (text, seen), faults).await;
+        let ended = tenants.serve(path, (text, seen), faults).await;
+        telemetry.end().await;
+        return ended;
     }
     let begins = Begins {
         config,
         source: Source::File { path, text },
         seen,
     };
-    alone(begins, file, signals, (tasks, faults)).await
+    let ended = alone(
+        begins,
+        file,
+        signals,
+        (tasks, faults),
+        (&telemetry, pending),
+    )
+    .await;
+    telemetry.end().await;
+    ended
 }
 
 /// Serves the one tenant that there is.
@@ -88,11 +105,15 @@ async fn alone(
     file: Option<PathBuf>,
     signals: &Signals,
     (tasks, mut faults): (Tasks, Faults),
+    (telemetry, pending): (&Telemetry, telemetry::Pending),
 ) -> anyhow::Result<()> {
     let limit = begins.config.node.stop_timeout;
     let account = Account::new(&begins.config, begins.config.engine.thread_count(), &tasks);
-    let about = About::new(&begins.config, file);
+    let about = About::new(&begins.config, file, telemetry);
     let board = Arc::new(Board::new(Arc::clone(&account.broker), about));
+    let told = Arc::clone(&board);
+    let source = Box::new(move || told.metrics());
+    pending.start(&begins.config, telemetry, source, &tasks)?;
     let site = Site {
         account: &account,
         compiler: &SharedCompiler::default(),
@@ -101,6 +122,7 @@ async fn alone(
         signals,
         plugin_logs: &PluginLogs::start(&begins.config.node.name, &tasks),
         tasks: &tasks,
+        telemetry,
     };
     let starting = async {
         let Source::File { path, text } = &begins.source else {

@@ -10,7 +10,7 @@ use presence_kit::ConfigArg;
 use presence_kit::figures;
 use presence_kit::text::table;
 use presence_node::link::probe;
-use presence_node::state;
+use presence_node::{state, telemetry};
 use presence_rules::in_force::InForce;
 use presence_rules::loader::{self, FoundPlugin, Loader};
 use presence_rules::stored::without_store;
@@ -166,6 +166,7 @@ impl Report {
         let mut found: Vec<anyhow::Error> = Vec::new();
         found.extend(log::level(&config.log).err());
         found.extend(config.nats.unreadable());
+        found.extend(telemetry::doubt(config));
         if let config::Directory::File { path, is_named } = &config.directory {
             found.extend(directory::load(path, *is_named, &Names::new()).err());
         }

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use presence_core::audience::Audience;
 use presence_core::directory::{CacheMiss, Directory, Question};
@@ -80,6 +81,21 @@ struct ErrorLine {
     is_due: bool,
 }
 
+/// One call of a stage, for a trace.
+#[derive(Clone, Debug)]
+pub struct StageCall {
+    /// The plugin that was called: where the last good generation has taken over, that one.
+    pub plugin: Arc<str>,
+    /// Its role, in a word.
+    pub role: &'static str,
+    /// When the call began.
+    pub began: Instant,
+    /// How long it took.
+    pub took: Duration,
+    /// Whether it failed. Why may name users.
+    pub has_failed: bool,
+}
+
 /// What the calls of one decision have read, and their cache misses.
 #[derive(Default)]
 pub(crate) struct Observed {
@@ -91,6 +107,8 @@ pub(crate) struct Observed {
     pub(crate) fuel: u64,
     /// Whether nothing of it is counted: neither failures, nor how long calls take.
     pub(crate) is_uncounted: bool,
+    /// Each call, while somebody wants to know of it.
+    pub(crate) calls: Option<Vec<StageCall>>,
 }
 
 impl Observed {

@@ -37,6 +37,7 @@ mod zones;
 
 pub use blueprint::Blueprint;
 pub use breaker::{LastFailure, Quarantine};
+pub use call::StageCall;
 pub use capability::{Capabilities, Capability};
 pub use engine::Engine;
 pub use error::LoadError;

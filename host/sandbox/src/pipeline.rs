@@ -15,7 +15,7 @@ use presence_core::rules::{
 use wasmtime::format_err;
 
 use crate::api::{EventArg, Kind, RenditionResult};
-use crate::call::Observed;
+use crate::call::{Observed, StageCall};
 use crate::latency::{Latency, Sampler};
 use crate::manifest::{Effect, Role};
 use crate::slot::Slot;
@@ -40,6 +40,8 @@ pub struct Pipeline {
     /// How long decisions take, and which of them are measured.
     latency: Arc<Latency>,
     sampler: Sampler,
+    /// The calls so far, while somebody wants to know of them.
+    calls: Option<Vec<StageCall>>,
 }
 
 /// What a shard has of its own of a pipeline that several share: the enrichers that keep a
@@ -124,6 +126,7 @@ impl Pipeline {
             metadata: limits.metadata,
             latency: Arc::default(),
             sampler: Sampler::default(),
+            calls: None,
         };
         for stage in stages {
             match stage.plugin.manifest.role {
@@ -196,6 +199,27 @@ impl Pipeline {
     /// the other one is called, and again afterwards.
     pub fn exchange_same(&mut self, other: &mut Self) {
         exchange_same(&mut self.enrichers, &mut other.enrichers);
+    }
+
+    /// Notes each call of a stage from now on, until [`Self::take_calls`].
+    pub fn note_calls(&mut self) {
+        self.calls = Some(Vec::new());
+    }
+
+    /// The calls that were noted, of which no more are.
+    pub fn take_calls(&mut self) -> Vec<StageCall> {
+        self.calls.take().unwrap_or_default()
+    }
+
+    /// Does something, and has its calls of stages noted if they are wanted.
+    fn noting<T>(&mut self, call: impl FnOnce(&mut Self, &mut Observed) -> T) -> T {
+        let mut observed = Observed {
+            calls: self.calls.take(),
+            ..Observed::default()
+        };
+        let done = call(self, &mut observed);
+        self.calls = observed.calls;
+        done
     }
 
     /// As [`Rules::decide`], with what the calls took of fuel. Unless `is_counted`, a plugin
@@ -408,7 +432,10 @@ impl Rules for Pipeline {
                 event: &event,
                 ..context
             };
-            let mut observed = Observed::default();
+            let mut observed = Observed {
+                calls: self.calls.take(),
+                ..Observed::default()
+            };
             let limits = self.metadata;
             let changed = enricher.call_in_service(
                 context,
@@ -416,6 +443,7 @@ impl Rules for Pipeline {
                 |_| Ok(argument(context.event)),
                 |_, changes| Ok((changed(context.event, &changes, limits)?, changes)),
             );
+            self.calls = observed.calls.take();
             // Out of service, it is as if it weren't there.
             let Some(changed) = changed else {
                 continue;
@@ -440,7 +468,7 @@ impl Rules for Pipeline {
 
     fn decide(&mut self, context: Context<'_>) -> Decision {
         let began = self.sampler.begin();
-        let decision = self.run(context, &mut Observed::default());
+        let decision = self.noting(|pipeline, observed| pipeline.run(context, observed));
         if let Some(began) = began {
             self.latency.end(began);
         }
@@ -452,9 +480,10 @@ impl Rules for Pipeline {
     }
 
     fn redact(&mut self, context: Context<'_>, told: &Audience) -> Decision {
-        let mut observed = Observed::default();
-        let renditions = self.split(context, told, &mut observed);
-        decision(renditions, &mut observed)
+        self.noting(|pipeline, observed| {
+            let renditions = pipeline.split(context, told, observed);
+            decision(renditions, observed)
+        })
     }
 
     fn take_replaced(&mut self) -> bool {

@@ -3,12 +3,13 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 use presence_core::rules::{Context, Failure, StageOutcome, StageReport};
 
 use crate::api::{Api, Find};
 use crate::breaker::Admission;
-use crate::call::{Call, Observed};
+use crate::call::{Call, Observed, StageCall};
 use crate::instance::{CallCost, Instance};
 use crate::latency::Sampler;
 use crate::{Limits, LoadError, Quarantine, Stage};
@@ -155,8 +156,18 @@ impl<A, R> Slot<A, R> {
             admitted => admitted,
         };
         let began = self.sampler.begin();
+        let traced = observed.calls.is_some().then(Instant::now);
         let outcome = self.instance.call(context, observed, with, read);
         observed.fuel += self.fuel_of_last();
+        if let (Some(calls), Some(began)) = (&mut observed.calls, traced) {
+            calls.push(StageCall {
+                plugin: Arc::clone(&stage.plugin.name),
+                role: stage.plugin.manifest.role.as_str(),
+                began,
+                took: began.elapsed(),
+                has_failed: outcome.is_err(),
+            });
+        }
         if let Some(began) = began {
             stage.health.calls.latency.end(began);
         }

@@ -22,6 +22,7 @@ impl Change {
             "engine.workers",
             "engine queues",
             "http",
+            "telemetry",
             "log",
         ];
         of_process.contains(&self.section)
@@ -38,7 +39,7 @@ pub enum Effect {
 }
 
 /// What takes effect at the next start only: sections, and keys in them.
-const RESTART: [&str; 17] = [
+const RESTART: [&str; 18] = [
     "node",
     "nats",
     "tenant",
@@ -55,6 +56,7 @@ const RESTART: [&str; 17] = [
     "directory.kv",
     "directory.request",
     "http",
+    "telemetry",
     "log",
 ];
 
@@ -101,6 +103,7 @@ impl Config {
         self.engine.workers = running.engine.workers;
         self.engine.queues = running.engine.queues;
         self.http = running.http;
+        self.telemetry = running.telemetry;
         self.log = running.log;
         if !self.directory.is_alike(&running.directory) {
             self.directory = running.directory;
@@ -112,6 +115,7 @@ impl Config {
     pub fn keep_of_process(&mut self, running: &Self, own_account: bool) {
         self.node = running.node.clone();
         self.http = running.http.clone();
+        self.telemetry = running.telemetry.clone();
         self.log = running.log.clone();
         self.plugins.cache.clone_from(&running.plugins.cache);
         self.plugins.compilers = running.plugins.compilers;
@@ -198,6 +202,7 @@ impl Config {
             ("status", Live, self.status != new.status),
             ("dead_letters", Live, self.dead_letters != new.dead_letters),
             ("http", Restart, self.http != new.http),
+            ("telemetry", Restart, self.telemetry != new.telemetry),
             ("log", Restart, self.log != new.log),
         ]
         .into_iter()

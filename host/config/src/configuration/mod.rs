@@ -22,6 +22,7 @@ mod settings;
 mod similar;
 mod state;
 mod syntax;
+mod telemetry;
 mod tenants;
 #[cfg(test)]
 mod tests;
@@ -50,6 +51,7 @@ pub use pipeline::{Grant, OnFailure, Source, Stage, StagePlace};
 pub use problem::{Place, Problem, Problems};
 pub use settings::Read;
 pub use state::State;
+pub use telemetry::Telemetry;
 pub use tenants::TenantSection;
 pub use tracker::Tracker;
 
@@ -96,6 +98,8 @@ pub struct Config {
     pub dead_letters: DeadLetters,
     /// The HTTP endpoint for health and metrics.
     pub http: Http,
+    /// Metrics and traces for an OpenTelemetry collector.
+    pub telemetry: Telemetry,
     /// The node's own log.
     pub log: Log,
     /// Variables that look like a key's, and are passed over: a line each.
@@ -242,6 +246,7 @@ impl Config {
             status: root.section("status", Status::read),
             dead_letters: root.section("dead_letters", DeadLetters::read),
             http: root.section("http", Http::read),
+            telemetry: root.section("telemetry", Telemetry::read),
             log: root.section("log", Log::read),
             passed_over: Vec::new(),
             tenants: None,

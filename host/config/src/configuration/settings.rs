@@ -17,7 +17,7 @@ use super::{Auth, Config, Directory};
 const REFERENCE: &str = include_str!("../../../../presence.toml");
 
 /// Keys that have no default: what the reference shows of them is an example.
-const WITHOUT_DEFAULT: [&str; 10] = [
+const WITHOUT_DEFAULT: [&str; 12] = [
     "nats.creds",
     "nats.nkey",
     "nats.user",
@@ -27,6 +27,8 @@ const WITHOUT_DEFAULT: [&str; 10] = [
     "nats.tls.cert",
     "nats.tls.key",
     "http.admin_token",
+    "telemetry.headers",
+    "telemetry.headers_file",
     "plugins.grants",
 ];
 
@@ -117,6 +119,11 @@ impl Setting {
                 _ => None,
             },
             "http.admin_token" => config.http.admin_token.as_ref().map(|_| json!(HIDDEN)),
+            "telemetry.headers" => {
+                let (are_set, _) = config.telemetry.has_headers();
+                are_set.then(|| json!(HIDDEN))
+            }
+            "telemetry.headers_file" => config.telemetry.has_headers().1.and_then(path),
             "nats.tls.ca" => config.nats.tls.ca.as_ref().and_then(path),
             "nats.tls.cert" => identity.and_then(|own| path(&own.cert)),
             "nats.tls.key" => identity.and_then(|own| path(&own.key)),

@@ -67,6 +67,22 @@ impl Leaf for usize {
     }
 }
 
+impl Leaf for f64 {
+    fn from_toml(value: &DeValue<'_>) -> Result<Self, Wrong> {
+        match value {
+            DeValue::Integer(number) => Self::from_text(number.as_str()),
+            DeValue::Float(number) => Self::from_text(number.as_str()),
+            _ => Err(other_kind(value, "a number")),
+        }
+    }
+
+    fn from_text(text: &str) -> Result<Self, Wrong> {
+        let digits = text.trim().replace('_', "");
+        let number = digits.parse().ok().filter(|it: &Self| it.is_finite());
+        number.ok_or_else(|| not_a(text, "a number, such as 0.01"))
+    }
+}
+
 /// A list, which may also be written as one string, separated by commas.
 impl Leaf for Vec<String> {
     fn from_toml(value: &DeValue<'_>) -> Result<Self, Wrong> {

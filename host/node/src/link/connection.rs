@@ -129,6 +129,18 @@ impl Incoming {
         headers.is_some_and(|headers| headers.get(SEQ).is_some())
     }
 
+    /// A header, if it is there once. Clients write its name in either case.
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
+        let headers = self.0.headers.as_ref()?.iter();
+        let named = headers.filter(|(it, _)| {
+            let it: &str = it.as_ref();
+            it.eq_ignore_ascii_case(name)
+        });
+        let mut values = named.flat_map(|(_, values)| values);
+        let value = values.next()?;
+        values.next().is_none().then_some(value.as_str())
+    }
+
     /// How many bytes it takes, with its subject and its headers.
     pub(crate) fn bytes(&self) -> usize {
         self.0.length

@@ -22,6 +22,7 @@ use crate::directory::request::Fetcher;
 use crate::link::sequencer::Sequencer;
 use crate::ops::letters::LastLetters;
 use crate::state::{Restorer, Saver};
+use crate::telemetry::Tracer;
 use crate::tenant::failures::FailureLog;
 use crate::tenant::stale::StaleLog;
 
@@ -46,6 +47,8 @@ pub(crate) struct Common {
     pub(crate) failures: FailureLog,
     /// The last dead letters.
     pub(crate) letters: Arc<LastLetters>,
+    /// What makes traces of messages, if any are made.
+    pub(crate) tracer: Option<Tracer>,
 }
 
 /// A shard, with all that belongs to it.

@@ -17,7 +17,7 @@ use presence_core::event::Event;
 use presence_core::names::{Id, Names};
 use presence_core::rules::{Context, Decision, Enriched, Explanation, Failure, Rules};
 use presence_core::verdicts::Verdict;
-use presence_sandbox::Lent;
+use presence_sandbox::{Lent, StageCall};
 use tracing::Span;
 
 use crate::beside::meter::Side;
@@ -119,6 +119,23 @@ impl CellRules<'_> {
             Some(beside) if beside.has(user) => beside.beside.generation.number,
             _ => self.number,
         }
+    }
+
+    /// Notes each call of a stage from now on, until [`Self::take_calls`].
+    pub(super) fn note_calls(&mut self) {
+        self.active.note_calls();
+        if let Some(beside) = &mut self.beside {
+            beside.rules.note_calls();
+        }
+    }
+
+    /// The calls that were noted.
+    pub(super) fn take_calls(&mut self) -> Vec<StageCall> {
+        let mut calls = self.active.take_calls();
+        if let Some(beside) = &mut self.beside {
+            calls.append(&mut beside.rules.take_calls());
+        }
+        calls
     }
 
     /// Whether a last good generation is taking over, so that users are to be decided on again.

@@ -5,7 +5,9 @@
 //! work that is due, and one piece of a question. So neither a flood of questions delays inputs
 //! for long, nor does a flood of inputs block questions for ever.
 
+use std::iter::Peekable;
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 use std::vec;
 
 use presence_core::publish::Subject;
@@ -22,6 +24,7 @@ use super::work::{Ask, Task};
 use super::{Address, Meter, ThreadFigures};
 use crate::clock;
 use crate::link::journal::Entry;
+use crate::telemetry::{Begun, Handled};
 
 /// How many batches of inputs are handled in a turn, at most.
 const BATCHES_A_TURN: usize = 16;
@@ -33,6 +36,9 @@ const OUTPUTS_MAX: usize = 256;
 pub(super) struct Current {
     arrived_at: u64,
     inputs: vec::IntoIter<Input>,
+    /// How many of them have been taken, and those that are traced, by their places.
+    taken: usize,
+    traced: Peekable<vec::IntoIter<(usize, Begun)>>,
     /// Whether all has been done that fell due before they arrived.
     is_begun: bool,
 }
@@ -79,6 +85,8 @@ impl Cell {
                 self.current = Some(Current {
                     arrived_at: batch.arrived_at,
                     inputs: batch.inputs.into_iter(),
+                    taken: 0,
+                    traced: batch.traced.into_iter().peekable(),
                     is_begun: false,
                 });
             }
@@ -136,7 +144,13 @@ impl Cell {
             let Some(input) = current.inputs.next() else {
                 break;
             };
-            self.shard.handle(arrived_at, input, rules, turn.out);
+            let place = current.taken;
+            current.taken += 1;
+            if let Some((_, begun)) = current.traced.next_if(|(at, _)| *at == place) {
+                self.handle_traced((arrived_at, input), begun, rules, turn);
+            } else {
+                self.shard.handle(arrived_at, input, rules, turn.out);
+            }
             if turn.out.len() >= OUTPUTS_MAX {
                 self.carry_out(turn);
                 if self.is_to_rest(turn.outbox) {
@@ -147,6 +161,41 @@ impl Cell {
         self.current = None;
         self.carry_out(turn);
         Turned::Over
+    }
+
+    /// Handles an input, and notes what it took. What comes of it is carried out at once, so that
+    /// its trace ends when that has been handed over.
+    fn handle_traced<C: Carrier>(
+        &mut self,
+        (arrived_at, input): (u64, Input),
+        begun: Begun,
+        rules: &mut CellRules<'_>,
+        turn: &mut TurnContext<'_, C>,
+    ) {
+        self.carry_out(turn);
+        let generation = match &input {
+            Input::Message { message, .. } => rules.number_of(&message.user),
+            _ => rules.number,
+        };
+        rules.note_calls();
+        let from = Instant::now();
+        self.shard.handle(arrived_at, input, rules, turn.out);
+        let until = Instant::now();
+        let is_published =
+            |output: &&Output| matches!(output, Output::Publish(_) | Output::Deliver(_));
+        let handled = Handled {
+            begun,
+            shard: turn.address.shard,
+            generation,
+            from,
+            until,
+            published: turn.out.iter().filter(is_published).count(),
+            calls: rules.take_calls(),
+        };
+        self.carry_out(turn);
+        if let Some(tracer) = &self.tenant.tracer {
+            tracer.end(handled);
+        }
     }
 
     /// Does what the node has to say.

@@ -16,6 +16,7 @@ use tokio::sync::oneshot;
 use super::cell::Cell;
 use crate::beside::Pipelines;
 use crate::state::Restored;
+use crate::telemetry::Begun;
 use crate::tenant::ask::Asking;
 
 /// How many inputs a batch has at most.
@@ -61,6 +62,8 @@ pub(crate) struct Batch {
     pub(crate) inputs: Vec<Input>,
     /// What they hold, in bytes.
     pub(crate) bytes: usize,
+    /// Those of them that are traced, by their places.
+    pub(crate) traced: Vec<(usize, Begun)>,
 }
 
 impl Batch {
@@ -69,6 +72,7 @@ impl Batch {
             arrived_at,
             inputs,
             bytes,
+            traced: Vec::new(),
         }
     }
 

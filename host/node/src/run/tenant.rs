@@ -35,6 +35,7 @@ use crate::store::follow::Follower;
 use crate::store::page::PageStore;
 use crate::store::trial::Trials;
 use crate::tasks::Tasks;
+use crate::telemetry::Telemetry;
 use crate::tenant::Tenant;
 
 /// How often is looked whether another node has let go of the state.
@@ -59,6 +60,7 @@ pub(super) struct Site<'a> {
     pub(super) plugin_logs: &'a PluginLogs,
     /// The tenant's own: they end with it.
     pub(super) tasks: &'a Tasks,
+    pub(super) telemetry: &'a Telemetry,
 }
 
 /// What a tenant is made of, before it takes input.
@@ -167,7 +169,11 @@ pub(super) async fn start(mut begins: Begins, site: &Site<'_>) -> anyhow::Result
         names,
         (epoch, state),
         replies,
-        (account.pool().await?, &link.sources),
+        (
+            account.pool().await?,
+            &link.sources,
+            site.telemetry.tracer(config.tenant.name.as_deref()),
+        ),
     );
     if let Some(candidate) = candidate {
         // Before anyone is known again: those in its share are not to be told twice.

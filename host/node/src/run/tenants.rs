@@ -25,6 +25,7 @@ use crate::reload::{self, Source};
 use crate::signals::Signals;
 use crate::stop::{Readers, Stop};
 use crate::tasks::{Faults, Tasks};
+use crate::telemetry::Telemetry;
 
 /// How long a tenant that could not start waits before it tries again, at first and at most.
 const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
@@ -56,6 +57,7 @@ pub(super) struct Shared {
     plugin_logs: PluginLogs,
     signals: Signals,
     tasks: Tasks,
+    telemetry: Arc<Telemetry>,
     pub(super) told: Arc<Tenants>,
 }
 
@@ -74,10 +76,11 @@ impl Shared {
         file: Option<PathBuf>,
         signals: &Signals,
         tasks: &Tasks,
+        telemetry: &Arc<Telemetry>,
     ) -> Self {
         let account = Account::new(config, config.engine.thread_count(), tasks);
         Self {
-            told: Arc::new(Tenants::new(config, file.clone())),
+            told: Arc::new(Tenants::new(config, file.clone(), telemetry)),
             file,
             account: Arc::new(account),
             accounts: Mutex::default(),
@@ -86,6 +89,7 @@ impl Shared {
             plugin_logs: PluginLogs::start(&config.node.name, tasks),
             signals: signals.clone(),
             tasks: tasks.clone(),
+            telemetry: Arc::clone(telemetry),
             config: config.clone(),
         }
     }
@@ -235,7 +239,7 @@ impl Shared {
         wanted: &mut watch::Receiver<Wanted>,
     ) -> anyhow::Result<()> {
         let (tasks, mut faults) = Tasks::new();
-        let about = About::new(config, self.file.clone());
+        let about = About::new(config, self.file.clone(), &self.telemetry);
         let board = Arc::new(Board::new(Arc::clone(&account.broker), about));
         self.told.is(name, Life::Begun, Some(Arc::clone(&board)));
         let site = Site {
@@ -246,6 +250,7 @@ impl Shared {
             signals: &self.signals,
             plugin_logs: &self.plugin_logs,
             tasks: &tasks,
+            telemetry: &self.telemetry,
         };
         let (given, follow) = watch::channel(Arc::clone(config));
         let begins = Begins {

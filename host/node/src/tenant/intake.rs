@@ -19,9 +19,13 @@ use crate::link::drops::Carries;
 use crate::link::reply::Replies;
 use crate::link::watermark::Watermark;
 use crate::pool::{self, BATCH_MAX, Batch, Shards};
+use crate::telemetry::{Begun, Tracer};
 
 /// How many bytes of messages are handed on at once, and those of one message more.
 const BATCH_BYTES_MAX: usize = 1 << 20;
+
+/// The header by which a sender says which trace a message belongs to.
+const TRACEPARENT: &str = "traceparent";
 
 /// How often is looked for what the client has dropped.
 const SETTLE_EVERY: Duration = Duration::from_secs(1);
@@ -39,6 +43,8 @@ pub(crate) struct Intake {
     pub(crate) broker: Arc<Health>,
     pub(crate) connection: Connection,
     pub(crate) drops: DropCounter,
+    /// What makes traces of messages, if any are made.
+    pub(crate) tracer: Option<Tracer>,
     pub(crate) watermark: Watermark,
 }
 
@@ -157,6 +163,7 @@ impl Intake {
         let batch = |_| Batch::new(now, Vec::with_capacity(room), 0);
         let mut batches: Vec<_> = self.shards.iter().map(batch).collect();
         let (subjects, replies) = (&self.subjects, &self.replies);
+        let tracer = self.tracer.as_ref();
         let mut bytes = 0;
         let mut put = |received: Incoming| {
             let length = received.bytes();
@@ -165,6 +172,9 @@ impl Intake {
             if let Some((place, input)) = sorted
                 && let Some(batch) = batches.get_mut(place)
             {
+                if let Some(begun) = tracer.and_then(|it| traced(it, &received, &input)) {
+                    batch.traced.push((batch.inputs.len(), begun));
+                }
                 batch.inputs.push(input);
                 batch.bytes += length;
             }
@@ -234,6 +244,16 @@ fn sort(
             )
         }
     })
+}
+
+/// The trace of a message, if it is one that is traced.
+fn traced(tracer: &Tracer, received: &Incoming, input: &Input) -> Option<Begun> {
+    let kind = match input {
+        Input::Message { message, .. } => message.payload.kind(),
+        Input::Rejected { kind, .. } => *kind,
+        _ => return None,
+    };
+    tracer.begin(kind, received.subject(), received.header(TRACEPARENT))
 }
 
 /// A request to decide about an event again; nothing where nobody waits for the answer.

@@ -40,6 +40,7 @@ use crate::ops::letters::LastLetters;
 use crate::pool::{self, Cell, Common, Generation, Pool, Room, Shards, Task};
 use crate::state::{Restored, Writer};
 use crate::tasks::Tasks;
+use crate::telemetry::Tracer;
 use crate::tenant::ask::{Budget, Counts, QueryService};
 use crate::tenant::intake::{DropCounter, Intake};
 
@@ -119,6 +120,8 @@ pub(crate) struct Tenant {
     pulse: Wish,
     /// None where nothing is kept over a restart.
     pub(crate) state: Option<Writer>,
+    /// What makes traces of messages, if any are made.
+    tracer: Option<Tracer>,
     /// How many ids there were after the last sweep.
     swept: usize,
 }
@@ -132,7 +135,7 @@ impl Tenant {
         names: Arc<Names>,
         (epoch, state): (u64, Option<Writer>),
         replies: Arc<Replies>,
-        (pool, sources): (Pool, &Sources),
+        (pool, sources, tracer): (Pool, &Sources, Option<Tracer>),
     ) -> Self {
         let subjects = Subjects::new(config.tenant.prefix.as_deref());
         let fetcher = match &config.directory {
@@ -169,6 +172,7 @@ impl Tenant {
             restorer: state.as_ref().map(Writer::restorer),
             shards: count,
             letters: Arc::clone(&letters),
+            tracer: tracer.clone(),
             ..Common::default()
         });
         let shards = pool.place(count, room, |number, figures| {
@@ -207,6 +211,7 @@ impl Tenant {
             dead_letters,
             pulse: sources.wish(presence_config::pulse_ms(config.tracker.timeout_ms)),
             state,
+            tracer,
             swept: 0,
         }
     }
@@ -263,6 +268,7 @@ impl Tenant {
             broker,
             connection: connection.clone(),
             drops: DropCounter::default(),
+            tracer: self.tracer.clone(),
             watermark: Watermark::new(heard, intake_queue, self.shards.iter().len()),
         })
     }

@@ -293,6 +293,55 @@ fn an_operators_token_is_long_and_shown_to_nobody() {
 }
 
 #[test]
+fn telemetry_is_off_unless_a_collector_is_named_and_shows_no_header() {
+    let off = Config::default().telemetry;
+    assert_eq!((off.otlp, off.sample), (None, 0.0));
+    let folder = folder_with(
+        "[telemetry]\notlp = 'http://127.0.0.1:4318/otlp'\nsample = 1\n\
+         headers = 'authorization=Bearer%20s3cret'\nheaders_file = 'more.headers'",
+    );
+    std::fs::write(folder.path().join("more.headers"), "x-team = acme\n").unwrap();
+    let on = Config::load_in(folder.path(), None, variables(&[])).unwrap();
+    let on = on.telemetry;
+    assert_eq!(on.otlp.as_ref().unwrap().path(), "/otlp");
+    assert_eq!(on.sample, 1.0);
+    assert!(!format!("{on:?}").contains("s3cret"), "{on:?}");
+    let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+    let both = [
+        pair("authorization", "Bearer s3cret"),
+        pair("x-team", "acme"),
+    ];
+    assert_eq!(on.headers().unwrap(), both);
+    std::fs::write(folder.path().join("more.headers"), "s3cret").unwrap();
+    let error = format!("{:#}", on.headers().unwrap_err());
+    assert!(error.contains("headers_file"), "{error}");
+    assert!(!error.contains("s3cret"), "{error}");
+    std::fs::remove_file(folder.path().join("more.headers")).unwrap();
+    let error = format!("{:#}", on.headers().unwrap_err());
+    assert!(error.contains("can't read"), "{error}");
+}
+
+#[test]
+fn a_collectors_address_that_is_none_is_refused_without_its_login() {
+    for (text, said) in [
+        ("otlp = 'collector:4318'", "neither http:// nor https://"),
+        ("otlp = '4318'", "is no address"),
+        ("otlp = 'http://ann:s3cret@a'", "has a login in it"),
+        ("otlp = 'http://a/?x=1'", "has a query"),
+        ("headers = 's3cret'", "without a `=`"),
+        ("sample = 1.5", "choose a number from 0 to 1"),
+        ("sample = nan", "write a number"),
+        ("interval_ms = 5", "from 100 to 3600000"),
+    ] {
+        let error = load(&format!("[telemetry]\n{text}"), &[])
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains(said), "{error}");
+        assert!(!error.contains("s3cret"), "{error}");
+    }
+}
+
+#[test]
 fn an_empty_folder_turns_the_state_off_and_a_written_one_is_no_default() {
     assert_eq!(load("[state]\ndir = ''", &[]).unwrap().state.dir, None);
     let folder = folder_with("[state]\ndir = 'presence-state'");

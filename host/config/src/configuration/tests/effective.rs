@@ -60,6 +60,7 @@ fn no_secret_is_shown_wherever_it_is_set() {
         "[nats]\nurl = 'nats://s3cret@a'",
         "[nats]\nurl = ['nats://ann:s3cret@a:1', 'nats://ann:s3cret@b:1']",
         "[http]\nadmin_token = 's3cret-of-an-operator'",
+        "[telemetry]\nheaders = 'authorization=s3cret'",
     ];
     let mut all: Vec<_> = texts.iter().map(|text| read(text, &[])).collect();
     all.push(read("", &[("PRESENCE_NATS_TOKEN", "s3cret")]));
@@ -92,6 +93,8 @@ fn every_key_without_a_value_of_its_own_has_the_documented_default() {
         "nats.tls.key",
         "plugins.grants",
         "http.admin_token",
+        "telemetry.headers",
+        "telemetry.headers_file",
     ];
     assert_eq!(without, expected);
     // What is commented out in the reference is the default, too.
@@ -123,6 +126,9 @@ fn other(key: &str, default: Option<&Value>) -> Vec<(String, String)> {
         ("log.format", _) => "json".into(),
         ("http.listen", _) => "127.0.0.1:1".into(),
         ("http.admin_token", _) => "another-token-of-an-operator".into(),
+        ("telemetry.otlp", _) => "http://127.0.0.1:1".into(),
+        ("telemetry.sample", _) => "0.5".into(),
+        ("telemetry.headers", _) => "a=b".into(),
         (_, Some(Value::Number(number))) => (number.as_u64().unwrap() + 1).to_string(),
         (_, Some(Value::Bool(is))) => (!is).to_string(),
         (_, Some(Value::Array(_))) => "device".into(),

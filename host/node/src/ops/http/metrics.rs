@@ -17,7 +17,10 @@ use crate::directory::Health;
 use crate::directory::request::Fetcher;
 use crate::pool::{Figures, ThreadFigures};
 use crate::state;
-pub(super) use exposition::Exposition;
+use crate::telemetry;
+pub(crate) use exposition::Exposition;
+#[cfg(feature = "otlp")]
+pub(crate) use exposition::{Kind as MetricKind, Metric, Sample, Value};
 
 pub(super) async fn metrics(State(board): State<Arc<Board>>) -> String {
     text(&board)
@@ -25,21 +28,30 @@ pub(super) async fn metrics(State(board): State<Arc<Board>>) -> String {
 
 /// What is said of a node now.
 pub(super) fn text(board: &Board) -> String {
+    all(board).finish()
+}
+
+/// The same, metric by metric.
+pub(super) fn all(board: &Board) -> Exposition {
     let mut text = Exposition::default();
     let status = board.status.get();
     text.value("presence_waiting", u8::from(status.is_none()));
-    build_and_process(&mut text, board.about.started_ms);
+    build_and_process(&mut text, board.about.started_ms, &board.about.telemetry);
     connected(&mut text, board);
     if let Some(status) = status {
         tenant(&mut text, status);
         broker(&mut text, status);
     }
-    text.finish()
+    text
 }
 
 /// The build and the process, also of a node that doesn't serve yet.
-pub(super) fn build_and_process(text: &mut Exposition, started_ms: u64) {
-    runtime::process(text, started_ms);
+pub(super) fn build_and_process(
+    text: &mut Exposition,
+    started_ms: u64,
+    telemetry: &telemetry::Figures,
+) {
+    runtime::process(text, started_ms, telemetry);
 }
 
 /// What is said of one of several tenants, and of its account, if that is to be said of it: with

@@ -41,10 +41,14 @@ use crate::state;
 use crate::store;
 use crate::store::page::PageStore;
 use crate::tasks::Tasks;
+use crate::telemetry::{self, Telemetry};
 use crate::tenant::ask::{Counts, QueryService};
 use crate::tenant::{Running, Tenant};
 use page::Page;
 
+pub(crate) use metrics::Exposition;
+#[cfg(feature = "otlp")]
+pub(crate) use metrics::{Metric, MetricKind, Sample, Value as MetricValue};
 pub(crate) use tenants::{Life, Tenants, serve as serve_tenants};
 
 /// What the endpoints tell of.
@@ -89,17 +93,23 @@ pub(crate) struct About {
     /// What the directory comes from, in words.
     directory: String,
     started_ms: u64,
+    telemetry: Arc<telemetry::Figures>,
 }
 
 impl About {
     /// Of a node that has just started, with this configuration from this file.
-    pub(crate) fn new(config: &Config, configuration: Option<PathBuf>) -> Self {
+    pub(crate) fn new(
+        config: &Config,
+        configuration: Option<PathBuf>,
+        telemetry: &Telemetry,
+    ) -> Self {
         Self {
             node: config.node.name.clone(),
             configuration,
             servers: config.nats.servers(),
             directory: config.directory.in_words(),
             started_ms: clock::now_ms(),
+            telemetry: Arc::clone(&telemetry.figures),
         }
     }
 }
@@ -140,6 +150,11 @@ impl Board {
     pub(crate) fn show(&self, status: Arc<Status>) {
         // It does so once.
         let _ = self.status.set(status);
+    }
+
+    /// All metrics.
+    pub(crate) fn metrics(&self) -> Exposition {
+        metrics::all(self)
     }
 
     /// What the node is and does.

@@ -18,6 +18,7 @@ use super::metrics::{self, Exposition};
 use super::{Board, STARTING, answer, is_address, listen, readiness, status};
 use crate::clock;
 use crate::tasks::Tasks;
+use crate::telemetry::{self, Telemetry};
 
 /// How the life of a tenant is going.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,6 +36,7 @@ pub(crate) struct Tenants {
     node: String,
     configuration: Option<PathBuf>,
     started_ms: u64,
+    telemetry: Arc<telemetry::Figures>,
     each: Mutex<BTreeMap<String, Told>>,
     /// Why the configuration file is not in force; empty if it is.
     refused: Mutex<String>,
@@ -90,11 +92,16 @@ const STATES: [&str; 5] = ["starting", "serving", "impaired", "paused", "refused
 
 impl Tenants {
     /// Of a process that has just started.
-    pub(crate) fn new(config: &Config, configuration: Option<PathBuf>) -> Self {
+    pub(crate) fn new(
+        config: &Config,
+        configuration: Option<PathBuf>,
+        telemetry: &Telemetry,
+    ) -> Self {
         Self {
             node: config.node.name.clone(),
             configuration,
             started_ms: clock::now_ms(),
+            telemetry: Arc::clone(&telemetry.figures),
             each: Mutex::default(),
             refused: Mutex::default(),
             is_begun: AtomicBool::new(false),
@@ -218,9 +225,10 @@ impl Tenants {
         reasons
     }
 
-    fn metrics(&self) -> String {
+    /// All metrics.
+    pub(crate) fn metrics(&self) -> Exposition {
         let mut text = Exposition::default();
-        metrics::build_and_process(&mut text, self.started_ms);
+        metrics::build_and_process(&mut text, self.started_ms, &self.telemetry);
         let all = self.all();
         let states: Vec<_> = all.iter().map(|(_, told)| told.state().0).collect();
         let count = |state: &str| states.iter().filter(|it| **it == state).count();
@@ -237,7 +245,7 @@ impl Tenants {
             };
             metrics::of_tenant(&mut text, board, name, account);
         }
-        text.finish()
+        text
     }
 }
 
@@ -291,7 +299,7 @@ async fn ready(State(tenants): State<Arc<Tenants>>) -> (StatusCode, String) {
 }
 
 async fn tell_metrics(State(tenants): State<Arc<Tenants>>) -> String {
-    tenants.metrics()
+    tenants.metrics().finish()
 }
 
 async fn tell_status(State(tenants): State<Arc<Tenants>>, request: Request) -> Response {

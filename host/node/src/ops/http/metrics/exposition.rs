@@ -1,7 +1,9 @@
-//! Prometheus' text format.
+//! Metrics with all of their values: what `/metrics` says in Prometheus' text format, and what a
+//! collector is sent.
 
 use std::collections::HashMap;
-use std::fmt::{Display, Write as _};
+use std::fmt::{self, Display, Write as _};
+use std::sync::Arc;
 
 use presence_sandbox::Histogram;
 
@@ -11,120 +13,208 @@ const HELP: &str = include_str!("help.txt");
 /// Metrics, each with all of its values.
 #[derive(Default)]
 pub(crate) struct Exposition {
-    metrics: Vec<String>,
+    metrics: Vec<Metric>,
     /// The place of each metric.
-    places: HashMap<String, usize>,
-    /// What every value is labelled with; empty for nothing.
-    tenant: String,
+    places: HashMap<&'static str, usize>,
+    /// What every value is labelled with, if with anything.
+    tenant: Option<Arc<str>>,
+}
+
+/// A metric.
+pub(crate) struct Metric {
+    pub(crate) name: &'static str,
+    pub(crate) help: &'static str,
+    pub(crate) kind: Kind,
+    pub(crate) samples: Vec<Sample>,
+}
+
+/// What a metric's values are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// They only grow, from the start of the process or of what they are about.
+    Counter,
+    Gauge,
+    Histogram,
+}
+
+/// One value of a metric.
+pub(crate) struct Sample {
+    tenant: Option<Arc<str>>,
+    own: Option<(&'static str, String)>,
+    pub(crate) value: Value,
+}
+
+/// A value.
+#[derive(Clone, Debug)]
+pub(crate) enum Value {
+    Whole(u64),
+    Real(f64),
+    Histogram(Histogram),
+}
+
+impl Kind {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Counter => "counter",
+            Self::Gauge => "gauge",
+            Self::Histogram => "histogram",
+        }
+    }
+}
+
+impl From<u64> for Value {
+    fn from(value: u64) -> Self {
+        Self::Whole(value)
+    }
+}
+
+impl From<u8> for Value {
+    fn from(value: u8) -> Self {
+        Self::Whole(value.into())
+    }
+}
+
+impl From<usize> for Value {
+    fn from(value: usize) -> Self {
+        Self::Whole(value as u64)
+    }
+}
+
+impl From<f64> for Value {
+    fn from(value: f64) -> Self {
+        Self::Real(value)
+    }
+}
+
+impl Sample {
+    /// Its labels.
+    pub(crate) fn labels(&self) -> impl Iterator<Item = (&'static str, &str)> {
+        let tenant = self.tenant.iter().map(|name| ("tenant", &**name));
+        tenant.chain(self.own.iter().map(|(label, of)| (*label, &**of)))
+    }
 }
 
 impl Exposition {
     /// What follows is of a tenant; of none, if the name is empty.
     pub(crate) fn of_tenant(&mut self, name: &str) {
-        self.tenant = match name {
-            "" => String::new(),
-            name => format!("tenant=\"{name}\""),
-        };
+        self.tenant = (!name.is_empty()).then(|| name.into());
     }
 
     /// A metric without labels.
-    pub(crate) fn value(&mut self, name: &str, value: impl Display) {
-        let labels = self.labels("");
-        let text = self.metric(name);
-        let _ = writeln!(text, "{name}{labels} {value}");
+    pub(crate) fn value(&mut self, name: &'static str, value: impl Into<Value>) {
+        self.add(name, None, value.into());
     }
 
     /// A metric with a value for each value of a label.
-    pub(crate) fn values<V: Display>(
+    pub(crate) fn values<V: Into<Value>>(
         &mut self,
-        name: &str,
-        label: &str,
+        name: &'static str,
+        label: &'static str,
         values: impl IntoIterator<Item = (impl Display, V)>,
     ) {
-        self.metric(name);
+        self.metric(name, kind_of(name));
         for (of, value) in values {
-            let labels = self.labels(&format!("{label}=\"{of}\""));
-            let text = self.metric(name);
-            let _ = writeln!(text, "{name}{labels} {value}");
+            self.add(name, Some((label, of.to_string())), value.into());
         }
     }
 
     /// A histogram for each value of a label; for one without, both are empty.
     pub(crate) fn histograms<'a>(
         &mut self,
-        name: &str,
-        label: &str,
+        name: &'static str,
+        label: &'static str,
         histograms: impl IntoIterator<Item = (&'a str, Histogram)>,
     ) {
-        self.metric_as(name, "histogram");
+        self.metric(name, Kind::Histogram);
         for (of, histogram) in histograms {
-            let own = match label {
-                "" => String::new(),
-                label => format!("{label}=\"{of}\""),
-            };
-            let only = self.labels(&own);
-            let bucket = |bound: &dyn Display| {
-                let bound = format!("le=\"{bound}\"");
-                match &*own {
-                    "" => bound,
-                    own => format!("{own},{bound}"),
-                }
-            };
-            let Histogram {
-                buckets,
-                count,
-                sum,
-            } = histogram;
-            let mut lines = String::new();
-            for (bound, count) in buckets {
-                let labels = self.labels(&bucket(&bound));
-                let _ = writeln!(lines, "{name}_bucket{labels} {count}");
-            }
-            let labels = self.labels(&bucket(&"+Inf"));
-            let _ = writeln!(lines, "{name}_bucket{labels} {count}");
-            let _ = writeln!(lines, "{name}_sum{only} {sum}\n{name}_count{only} {count}");
-            self.metric_as(name, "histogram").push_str(&lines);
+            let own = (!label.is_empty()).then(|| (label, of.to_owned()));
+            self.add(name, own, Value::Histogram(histogram));
         }
     }
 
     /// All of them.
+    #[cfg(feature = "otlp")]
+    pub(crate) fn metrics(&self) -> &[Metric] {
+        &self.metrics
+    }
+
+    /// All of them, in Prometheus' text format.
     pub(crate) fn finish(self) -> String {
-        self.metrics.concat()
-    }
-
-    /// The labels of a value that has this one of its own, or none.
-    fn labels(&self, own: &str) -> String {
-        let labels = [&*self.tenant, own];
-        let labels: Vec<_> = labels.into_iter().filter(|it| !it.is_empty()).collect();
-        match labels.is_empty() {
-            true => String::new(),
-            false => format!("{{{}}}", labels.join(",")),
+        let mut text = String::new();
+        for metric in &self.metrics {
+            // Writing to a text can't fail.
+            let _ = metric.write(&mut text);
         }
+        text
     }
 
-    /// What has been said of a metric, to go on.
-    fn metric(&mut self, name: &str) -> &mut String {
-        let kind = match name.ends_with("_total") {
-            true => "counter",
-            false => "gauge",
+    fn add(&mut self, name: &'static str, own: Option<(&'static str, String)>, value: Value) {
+        let kind = match value {
+            Value::Histogram(_) => Kind::Histogram,
+            Value::Whole(_) | Value::Real(_) => kind_of(name),
         };
-        self.metric_as(name, kind)
+        let tenant = self.tenant.clone();
+        let sample = Sample { tenant, own, value };
+        self.metric(name, kind).samples.push(sample);
     }
 
+    /// A metric, to which more is to be added.
     #[expect(clippy::indexing_slicing, reason = "the place of each metric is known")]
-    fn metric_as(&mut self, name: &str, kind: &str) -> &mut String {
-        let place = match self.places.get(name) {
-            Some(place) => *place,
-            None => {
-                let help = help(name).unwrap_or_default();
-                let head = format!("# HELP {name} {help}\n# TYPE {name} {kind}\n");
-                self.metrics.push(head);
-                let place = self.metrics.len() - 1;
-                self.places.insert(name.to_owned(), place);
-                place
+    fn metric(&mut self, name: &'static str, kind: Kind) -> &mut Metric {
+        let metrics = &mut self.metrics;
+        let place = self.places.entry(name).or_insert_with(|| {
+            metrics.push(Metric {
+                name,
+                help: help(name).unwrap_or_default(),
+                kind,
+                samples: Vec::new(),
+            });
+            metrics.len() - 1
+        });
+        &mut self.metrics[*place]
+    }
+}
+
+impl Metric {
+    fn write(&self, text: &mut String) -> fmt::Result {
+        let (name, help, kind) = (self.name, self.help, self.kind.as_str());
+        writeln!(text, "# HELP {name} {help}\n# TYPE {name} {kind}")?;
+        for sample in &self.samples {
+            let labels = |bound: Option<&dyn Display>| {
+                let known = sample.labels();
+                let mut labels: Vec<_> = known.map(|(of, it)| format!("{of}=\"{it}\"")).collect();
+                labels.extend(bound.map(|bound| format!("le=\"{bound}\"")));
+                match labels.is_empty() {
+                    true => String::new(),
+                    false => format!("{{{}}}", labels.join(",")),
+                }
+            };
+            match &sample.value {
+                Value::Whole(value) => writeln!(text, "{name}{} {value}", labels(None))?,
+                Value::Real(value) => writeln!(text, "{name}{} {value}", labels(None))?,
+                Value::Histogram(histogram) => {
+                    for (bound, count) in &histogram.buckets {
+                        writeln!(text, "{name}_bucket{} {count}", labels(Some(bound)))?;
+                    }
+                    let Histogram { count, sum, .. } = histogram;
+                    writeln!(text, "{name}_bucket{} {count}", labels(Some(&"+Inf")))?;
+                    let labels = labels(None);
+                    writeln!(
+                        text,
+                        "{name}_sum{labels} {sum}\n{name}_count{labels} {count}"
+                    )?;
+                }
             }
-        };
-        &mut self.metrics[place]
+        }
+        Ok(())
+    }
+}
+
+/// What a metric without buckets is, by its name.
+fn kind_of(name: &str) -> Kind {
+    match name.ends_with("_total") {
+        true => Kind::Counter,
+        false => Kind::Gauge,
     }
 }
 
@@ -195,8 +285,8 @@ mod tests {
     #[test]
     fn a_metric_is_written_with_its_help_text_and_type() {
         let mut text = Exposition::default();
-        text.value("presence_online_users", 3);
-        text.values("presence_questions_total", "outcome", [("answered", 2)]);
+        text.value("presence_online_users", 3_u64);
+        text.values("presence_questions_total", "outcome", [("answered", 2_u64)]);
         let text = text.finish();
         let lines: Vec<_> = text.lines().collect();
         assert_eq!(lines[0], "# HELP presence_online_users Users online.");
@@ -208,7 +298,7 @@ mod tests {
     #[test]
     fn values_of_several_tenants_stand_together_under_one_head() {
         let mut text = Exposition::default();
-        for (tenant, online) in [("acme", 3), ("beta", 4), ("", 5)] {
+        for (tenant, online) in [("acme", 3_u64), ("beta", 4), ("", 5)] {
             text.of_tenant(tenant);
             text.value("presence_online_users", online);
             text.values(

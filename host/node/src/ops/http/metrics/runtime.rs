@@ -1,15 +1,17 @@
 //! What is asked of any service: its build, its process, and how long its work takes.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::time::{ClockId, clock_gettime};
 
 use super::exposition::Exposition;
 use crate::ops::http::Status;
+use crate::telemetry;
 
 /// The build and the process, also of a node that doesn't serve yet.
-pub(super) fn process(text: &mut Exposition, started_ms: u64) {
-    let build = [(env!("CARGO_PKG_VERSION"), 1)];
+pub(super) fn process(text: &mut Exposition, started_ms: u64, telemetry: &telemetry::Figures) {
+    let build = [(env!("CARGO_PKG_VERSION"), 1_u64)];
     text.values("presence_build_info", "version", build);
     let cpu = clock_gettime(ClockId::ProcessCPUTime);
     let seconds = cpu.tv_sec as f64 + cpu.tv_nsec as f64 / 1e9;
@@ -20,6 +22,17 @@ pub(super) fn process(text: &mut Exposition, started_ms: u64) {
     }
     let started = started_ms as f64 / 1e3;
     text.value("process_start_time_seconds", started);
+    let read = |count: &AtomicU64| count.load(Ordering::Relaxed);
+    let requests = [
+        ("sent", read(&telemetry.sent)),
+        ("failed", read(&telemetry.failed)),
+    ];
+    text.values("presence_telemetry_requests_total", "outcome", requests);
+    let traces = [
+        ("sent", read(&telemetry.traces_sent)),
+        ("dropped", read(&telemetry.traces_dropped)),
+    ];
+    text.values("presence_telemetry_traces_total", "outcome", traces);
 }
 
 fn resident_bytes() -> Option<u64> {

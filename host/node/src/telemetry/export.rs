@@ -1,0 +1,302 @@
+//! The thread that sends to the collector: metrics at each interval, traces as they come together.
+//! While the collector takes nothing, it is asked ever more seldom, and the log says so once a
+//! minute.
+
+use std::io::Read as _;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::time::{Duration, Instant, SystemTime};
+
+use anyhow::Context as _;
+use presence_config::escape::Line;
+use presence_config::{self as config, Config};
+use presence_otlp::{DecodeError, Message as _, Response};
+use rustls::crypto::ring::default_provider as ring_provider;
+use tokio::sync::oneshot;
+use ureq::Agent;
+use ureq::http::{Uri, header};
+use ureq::tls::{Certificate, RootCerts, TlsConfig};
+
+use super::encode::Encoder;
+use super::{Figures, LAST, Order, Source, Trace};
+use crate::pool::log_limiter::LogLimiter;
+
+/// How many traces go into one request.
+const BATCH: usize = 512;
+
+/// How many traces are kept that the collector hasn't taken.
+const KEPT: usize = 2_048;
+
+/// How long a request may take, at least and at most: otherwise as long as the interval.
+const REQUEST: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(10));
+
+/// How long is waited at most while the collector takes nothing, unless the interval is longer.
+const BACKOFF_MAX: Duration = Duration::from_secs(60);
+
+/// How much is read of an answer, in bytes.
+const ANSWER_BYTES_MAX: u64 = 65_536;
+
+/// How often the log says that the collector takes nothing, in milliseconds.
+const TOLD_MS: u64 = 60_000;
+
+/// Statuses after which the same request may be taken later, as OTLP says.
+const LATER: [u16; 4] = [429, 502, 503, 504];
+
+/// Sends to the collector.
+pub(super) struct Exporter {
+    agent: Agent,
+    /// How long a request may take.
+    limit: Duration,
+    settings: config::Telemetry,
+    metrics_uri: String,
+    traces_uri: String,
+    interval: Duration,
+    source: Source,
+    figures: Arc<Figures>,
+    encoder: Encoder,
+    /// Traces that the collector hasn't taken.
+    traces: Vec<Trace>,
+    /// How many times in a row the collector has taken nothing.
+    failures: u32,
+    log: LogLimiter,
+}
+
+/// Why the collector hasn't taken a request.
+enum Untaken {
+    /// It may take it later.
+    Later(anyhow::Error),
+    /// It never will.
+    Never(anyhow::Error),
+}
+
+impl Exporter {
+    pub(super) fn new(
+        config: &Config,
+        collector: &impl ToString,
+        source: Source,
+        figures: Arc<Figures>,
+    ) -> Self {
+        let settings = config.telemetry.clone();
+        let interval = Duration::from_millis(settings.interval_ms);
+        let base = collector.to_string();
+        let base = base.trim_end_matches('/');
+        Self {
+            agent: agent(base),
+            limit: interval.clamp(REQUEST.0, REQUEST.1),
+            metrics_uri: format!("{base}/v1/metrics"),
+            traces_uri: format!("{base}/v1/traces"),
+            interval,
+            source,
+            figures,
+            encoder: Encoder::new(&config.node.name, SystemTime::now()),
+            traces: Vec::new(),
+            failures: 0,
+            log: LogLimiter::default(),
+            settings,
+        }
+    }
+
+    /// Sends until it is told to end.
+    pub(super) fn run(mut self, orders: &Receiver<Order>) {
+        let mut next = Instant::now() + self.interval;
+        loop {
+            let wait = next.saturating_duration_since(Instant::now());
+            match orders.recv_timeout(wait) {
+                Ok(Order::Trace(trace)) => {
+                    self.keep(*trace);
+                    // While it takes nothing, it isn't asked before it is time.
+                    if self.traces.len() < BATCH || self.failures > 0 {
+                        continue;
+                    }
+                    if self.send_traces() {
+                        continue;
+                    }
+                }
+                Ok(Order::End(done)) => return self.end(done),
+                Err(RecvTimeoutError::Disconnected) => return,
+                Err(RecvTimeoutError::Timeout) => {
+                    // The metrics first: they say what has become of traces.
+                    let _ = self.send_metrics() && self.send_traces();
+                }
+            }
+            next = Instant::now() + self.pause();
+        }
+    }
+
+    /// Sends what there is once more, to a collector that takes what it is sent.
+    fn end(mut self, done: oneshot::Sender<()>) {
+        if self.failures == 0 {
+            self.limit = LAST;
+            let _ = self.send_metrics() && self.send_traces();
+        }
+        // The one who waits may have given up.
+        let _ = done.send(());
+    }
+
+    fn keep(&mut self, trace: Trace) {
+        if self.traces.len() < KEPT {
+            self.traces.push(trace);
+        } else {
+            Figures::add(&self.figures.traces_dropped, 1);
+        }
+    }
+
+    /// How long to wait: the interval, or longer while the collector takes nothing. Many nodes
+    /// don't ask at the same moment then.
+    fn pause(&self) -> Duration {
+        if self.failures == 0 {
+            return self.interval;
+        }
+        let longest = BACKOFF_MAX.max(self.interval);
+        let doubled = 1_u32.checked_shl(self.failures.min(16)).unwrap_or(u32::MAX);
+        let wait = self.interval.saturating_mul(doubled).min(longest);
+        wait.mul_f64(0.5 + fastrand::f64() / 2.0)
+    }
+
+    /// Whether the collector took them.
+    fn send_metrics(&mut self) -> bool {
+        let request = self.encoder.metrics(&(self.source)(), SystemTime::now());
+        let sent = self.post(&self.metrics_uri, request.encode_to_vec());
+        let sent = sent.and_then(|answer| taken(&answer, "data points"));
+        self.note(sent.map_err(|untaken| match untaken {
+            Untaken::Later(error) | Untaken::Never(error) => error,
+        }))
+    }
+
+    /// Whether the collector took them, as far as there are any.
+    fn send_traces(&mut self) -> bool {
+        while !self.traces.is_empty() {
+            let rest = self.traces.split_off(self.traces.len().min(BATCH));
+            let batch = std::mem::replace(&mut self.traces, rest);
+            let request = self.encoder.traces(&batch);
+            let sent = self.post(&self.traces_uri, request.encode_to_vec());
+            let sent = sent.and_then(|answer| taken(&answer, "spans"));
+            let sent = match sent {
+                Ok(()) => {
+                    Figures::add(&self.figures.traces_sent, batch.len());
+                    Ok(())
+                }
+                Err(Untaken::Later(error)) => {
+                    self.traces.splice(..0, batch);
+                    Err(error)
+                }
+                Err(Untaken::Never(error)) => {
+                    Figures::add(&self.figures.traces_dropped, batch.len());
+                    Err(error)
+                }
+            };
+            if !self.note(sent) {
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Notes what became of a request.
+    fn note(&mut self, sent: anyhow::Result<()>) -> bool {
+        match sent {
+            Ok(()) => {
+                Figures::add(&self.figures.sent, 1);
+                if std::mem::take(&mut self.failures) > 0 {
+                    tracing::info!("the telemetry collector takes what it is sent again");
+                }
+                true
+            }
+            Err(error) => {
+                Figures::add(&self.figures.failed, 1);
+                self.failures = self.failures.saturating_add(1);
+                if let Some(times) = self.log.line(TOLD_MS) {
+                    let why = format!("{error:#}");
+                    tracing::warn!(
+                        times,
+                        "the telemetry collector doesn't take what it is sent, and is asked again \
+                         later: {}",
+                        Line(why)
+                    );
+                }
+                false
+            }
+        }
+    }
+
+    /// Posts one message. Returns what it is answered.
+    fn post(&self, uri: &str, body: Vec<u8>) -> Result<Vec<u8>, Untaken> {
+        let mut request = self
+            .agent
+            .post(uri)
+            .config()
+            .timeout_global(Some(self.limit))
+            .build()
+            .header(header::CONTENT_TYPE, "application/x-protobuf");
+        for (name, value) in self.settings.headers().map_err(Untaken::Later)? {
+            request = request.header(name, value);
+        }
+        let answer = request.send(&*body);
+        let mut answer = answer
+            .with_context(|| uri.to_owned())
+            .map_err(Untaken::Later)?;
+        let status = answer.status();
+        let mut bytes = Vec::new();
+        let body = answer.body_mut().as_reader().take(ANSWER_BYTES_MAX);
+        let read = { body }.read_to_end(&mut bytes);
+        if status.is_success() {
+            read.with_context(|| uri.to_owned())
+                .map_err(Untaken::Later)?;
+            return Ok(bytes);
+        }
+        let error = anyhow::anyhow!("{uri} answers {status}");
+        match LATER.contains(&status.as_u16()) {
+            true => Err(Untaken::Later(error)),
+            false => Err(Untaken::Never(error)),
+        }
+    }
+}
+
+fn no_otlp(error: DecodeError) -> Untaken {
+    let what = "its answer is not OTLP: is this a collector's address?";
+    Untaken::Never(anyhow::Error::new(error).context(what))
+}
+
+/// Whether an answer says that all was taken.
+fn taken(answer: &[u8], what: &str) -> Result<(), Untaken> {
+    let answer = Response::decode(answer).map_err(no_otlp)?;
+    let refused = answer.partial_success.filter(|part| part.rejected > 0);
+    refused.map_or(Ok(()), |part| {
+        let (count, why) = (part.rejected, part.error_message);
+        Err(Untaken::Never(anyhow::anyhow!(
+            "it has refused {count} {what}: {why}"
+        )))
+    })
+}
+
+/// What asks: with the certificates that this machine trusts. It follows no redirection, which
+/// would get its headers, and asks no proxy for what is on this machine.
+fn agent(collector: &str) -> Agent {
+    let trusted = match collector.starts_with("https:") {
+        true => rustls_native_certs::load_native_certs().certs,
+        false => Vec::new(),
+    };
+    let certificates = trusted.iter();
+    let certificates = certificates.map(|it| Certificate::from_der(it).to_owned());
+    let certificates: Vec<_> = certificates.collect();
+    let tls = TlsConfig::builder()
+        .root_certs(RootCerts::new_with_certs(&certificates))
+        // As the connections to NATS have it.
+        .unversioned_rustls_crypto_provider(Arc::new(ring_provider()));
+    let mut config = Agent::config_builder()
+        .http_status_as_error(false)
+        .max_redirects(0)
+        .max_redirects_will_error(false)
+        .tls_config(tls.build())
+        .user_agent(concat!("presence/", env!("CARGO_PKG_VERSION")));
+    let host = collector.parse::<Uri>().ok();
+    let host = host.and_then(|uri| uri.host().map(str::to_owned));
+    let is_local = host.is_some_and(|host| {
+        let address = host.trim_matches(['[', ']']).parse::<std::net::IpAddr>();
+        host == "localhost" || address.is_ok_and(|it| it.is_loopback())
+    });
+    if is_local {
+        config = config.proxy(None);
+    }
+    config.build().into()
+}

@@ -1,0 +1,163 @@
+//! A trace of one message: when it arrived, when its shard had it, which stages were called for
+//! it, and when what came of it was handed to the broker's client.
+
+use std::sync::Arc;
+use std::sync::mpsc::SyncSender;
+use std::time::{Instant, SystemTime};
+
+use presence_core::message::Kind;
+use presence_sandbox::StageCall;
+
+use super::parent::Parent;
+use super::{Figures, Order};
+
+/// Makes traces of a tenant's messages. Cloning it shares it.
+#[derive(Clone)]
+pub(crate) struct Tracer {
+    sample: f64,
+    tenant: Option<Arc<str>>,
+    orders: SyncSender<Order>,
+    figures: Arc<Figures>,
+}
+
+/// The trace of a message that has arrived.
+#[derive(Debug)]
+pub(crate) struct Begun {
+    pub(super) trace: [u8; 16],
+    pub(super) parent: Option<[u8; 8]>,
+    pub(super) subject: String,
+    pub(super) arrived: Instant,
+    /// The same by the machine's clock.
+    pub(super) arrived_at: SystemTime,
+}
+
+/// What its shard has made of a message.
+#[derive(Debug)]
+pub(crate) struct Handled {
+    pub(crate) begun: Begun,
+    pub(crate) shard: u32,
+    /// The generation of the pipeline that decides on the message's user.
+    pub(crate) generation: u64,
+    /// When its shard took the message up, and was done with it.
+    pub(crate) from: Instant,
+    pub(crate) until: Instant,
+    /// How many messages it publishes because of it.
+    pub(crate) published: usize,
+    pub(crate) calls: Vec<StageCall>,
+}
+
+/// All of it.
+#[derive(Debug)]
+pub(crate) struct Trace {
+    pub(super) handled: Handled,
+    pub(super) tenant: Option<Arc<str>>,
+    /// When what is published was handed to the broker's client.
+    pub(super) ended: Instant,
+}
+
+impl Tracer {
+    pub(super) fn new(sample: f64, orders: &SyncSender<Order>, figures: &Arc<Figures>) -> Self {
+        Self {
+            sample,
+            tenant: None,
+            orders: orders.clone(),
+            figures: Arc::clone(figures),
+        }
+    }
+
+    pub(super) fn of_tenant(&self, tenant: Option<&str>) -> Self {
+        Self {
+            tenant: tenant.map(Into::into),
+            ..self.clone()
+        }
+    }
+
+    /// The trace of a message, if it is one that is traced. Its sender decides, if it says; a
+    /// heartbeat, of which nothing comes as a rule, is traced only so.
+    pub(crate) fn begin(
+        &self,
+        kind: Kind,
+        subject: &str,
+        traceparent: Option<&str>,
+    ) -> Option<Begun> {
+        let parent = traceparent.and_then(Parent::parse);
+        let is_traced = match &parent {
+            Some(parent) => parent.is_sampled,
+            None => kind != Kind::Heartbeat && fastrand::f64() < self.sample,
+        };
+        is_traced.then(|| Begun {
+            trace: match &parent {
+                Some(parent) => parent.trace,
+                None => fastrand::u128(1..).to_be_bytes(),
+            },
+            parent: parent.map(|parent| parent.span),
+            subject: subject.to_owned(),
+            arrived: Instant::now(),
+            arrived_at: SystemTime::now(),
+        })
+    }
+
+    /// What came of a message has been handed to the broker's client.
+    pub(crate) fn end(&self, handled: Handled) {
+        let trace = Box::new(Trace {
+            handled,
+            tenant: self.tenant.clone(),
+            ended: Instant::now(),
+        });
+        if self.orders.try_send(Order::Trace(trace)).is_err() {
+            Figures::add(&self.figures.traces_dropped, 1);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::Ordering;
+    use std::sync::mpsc::sync_channel;
+
+    use super::*;
+
+    const PARENT: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+
+    #[test]
+    fn the_sender_decides_and_else_chance() {
+        let (orders, _taken) = sync_channel(1);
+        let tracer = |sample| Tracer::new(sample, &orders, &Arc::default());
+        let [all, none] = [tracer(1.0), tracer(1e-300)];
+        let subject = "presence.connect";
+        let begun = none.begin(Kind::Connect, subject, Some(PARENT)).unwrap();
+        assert_eq!(begun.parent.unwrap()[0], 0xb7);
+        assert_eq!(begun.trace[0], 0x0a);
+        let unsampled = PARENT.replace("-01", "-00");
+        assert!(
+            all.begin(Kind::Connect, subject, Some(&unsampled))
+                .is_none()
+        );
+        assert!(none.begin(Kind::Connect, subject, None).is_none());
+        let own = all.begin(Kind::Connect, subject, Some("wrong")).unwrap();
+        assert_eq!(own.parent, None);
+        assert_ne!(own.trace, begun.trace);
+        assert!(all.begin(Kind::Heartbeat, subject, None).is_none());
+        assert!(all.begin(Kind::Heartbeat, subject, Some(PARENT)).is_some());
+    }
+
+    #[test]
+    fn a_trace_without_room_is_dropped_and_counted() {
+        let (orders, _taken) = sync_channel(1);
+        let figures = Arc::<Figures>::default();
+        let tracer = Tracer::new(1.0, &orders, &figures);
+        for _ in 0..3 {
+            let begun = tracer.begin(Kind::Connect, "presence.connect", None);
+            tracer.end(Handled {
+                begun: begun.unwrap(),
+                shard: 0,
+                generation: 1,
+                from: Instant::now(),
+                until: Instant::now(),
+                published: 0,
+                calls: Vec::new(),
+            });
+        }
+        assert_eq!(figures.traces_dropped.load(Ordering::Relaxed), 2);
+    }
+}
