@@ -74,8 +74,12 @@ try {
   console.log("do: shadow");
   await page.locator("#beside-title", { hasText: "Shadow" }).waitFor();
   await page.locator("#beside-terms", { hasText: "Ends" }).waitFor();
-  assert.ok(!(await page.locator("#beside-actions").isVisible()), "a shadow ends by itself");
-  await page.getByText("has ended").waitFor();
+  assert.ok(!(await page.locator("#promote").isVisible()), "a shadow is for comparing");
+  await page.click("#abort");
+  await page.getByText("nothing is compared any more").waitFor();
+  await page.click("#canary-go");
+  await page.getByText("The shadow has been ended.").waitFor();
+  await page.locator("#beside-state", { hasText: "has ended" }).waitFor();
   console.log("do: garbage");
   const alert = page.locator('#revisions [data-alert="revision-refused"]');
   await alert.waitFor();

@@ -237,6 +237,62 @@ async fn a_shadow_says_what_would_differ_and_changes_nothing() -> Result<()> {
     world.end().await
 }
 
+#[tokio::test]
+async fn a_shadow_ends_before_its_time_when_an_operator_says_so() -> Result<()> {
+    let (world, named) = world("groups").await?;
+    let ends: [&[&str]; 2] = [
+        &["plugins", "shadow", "--end"],
+        &["plugins", "abort", "--yes"],
+    ];
+    for end in ends {
+        let args = ["plugins", "shadow", &named, "--for", "24h"];
+        let mut command = host::start(&world.site, &args)?;
+        wait::until("the shadow to begin", async || {
+            let beside = &status(&world).await?["serving"]["beside"];
+            Ok((beside["kind"] == "shadow").then_some(()))
+        })
+        .await?;
+        let said = good(&world.site, end)?;
+        ensure!(said.contains(": ended"), "{said}");
+        ensure!(status(&world).await?["serving"]["beside"].is_null());
+        // Its own command has its report.
+        ensure!(command.wait().await?.success(), "{}", command.last_words());
+        let report = command.stdout().join("\n");
+        ensure!(report.contains("decisions compared"), "{report}");
+    }
+    let error = bad(&world.site, ends[0])?;
+    ensure!(error.contains("no shadow runs"), "{error}");
+    let error = bad(&world.site, ends[1])?;
+    ensure!(error.contains("no canary runs"), "{error}");
+    world.end().await
+}
+
+#[tokio::test]
+async fn a_candidate_in_quarantine_is_in_the_metrics_and_the_node_stays_ready() -> Result<()> {
+    let (mut world, named) = world("fixtures/trap").await?;
+    canary(&world, &named, "100", &[])?;
+    let name = "presence_candidate_quarantined";
+    let label = ["plugin=\"contacts\""];
+    world
+        .host
+        .until_metric(name, &label, |it| it == 0.0)
+        .await?;
+    for user in 0..40 {
+        let user = format!("user-{user}");
+        let connect = inputs::connect(&user, "c", now_ms());
+        world.client.input(CONNECT, connect).await?;
+    }
+    world
+        .host
+        .until_metric(name, &label, |it| it == 1.0)
+        .await?;
+    let active = world.host.metric("presence_plugin_quarantined", &label);
+    assert_eq!(active.await?, 0.0, "it is the other pipeline's");
+    // Every node has the same plugins: to send users elsewhere would help none of them.
+    world.host.ready().await?;
+    world.end().await
+}
+
 /// The revision that a node has written.
 async fn written(world: &World, number: u64) -> Result<Value> {
     let bucket = store::bucket(world).await?;

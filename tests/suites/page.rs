@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, ensure};
 use presence_tests::client::now_ms;
-use presence_tests::host::Host;
+use presence_tests::host::{self, Host};
 use presence_tests::nats::NatsServer;
 use presence_tests::process::Process;
 use presence_tests::site::Site;
@@ -17,6 +17,8 @@ use crate::world::World;
 
 const TOKEN: &str = "a token that is long enough";
 const LOOPBACK: (&str, &str) = ("Host", "127.0.0.1");
+/// What no other page can have a browser say without being asked first.
+const JSON: (&str, &str) = ("Content-Type", "application/json");
 
 /// What a page is told until it has all of these words.
 async fn told(stream: &mut TcpStream, words: &[&str]) -> Result<String> {
@@ -117,9 +119,14 @@ async fn it_is_not_for_other_pages_and_names_nobody_to_those_without_the_token()
         let answer = http::ask(port, "/page/events", &[own, foreign, token], None).await?;
         assert_eq!(answer.status, 403, "{foreign:?}");
     }
+    // Nor what a browser asks for another page without saying so, as for a picture.
+    for path in ["/page/events", "/page/history", "/page/beside"] {
+        let answer = http::ask(port, path, &[own], None).await?;
+        assert_eq!(answer.status, 415, "{path}");
+    }
 
     // Whom a dead letter is about.
-    let mut stream = http::begin(port, "/page/events", &[own], None).await?;
+    let mut stream = http::begin(port, "/page/events", &[own, JSON], None).await?;
     let anyone = told(&mut stream, &["event: letters", "]}\n\n"]).await?;
     let letters = data(&anyone, "letters")?;
     ensure!(!letters.to_string().contains("ada"), "{letters}");
@@ -128,12 +135,12 @@ async fn it_is_not_for_other_pages_and_names_nobody_to_those_without_the_token()
         "{letters}"
     );
     assert_eq!(data(&anyone, "hello")?["explain"], "token");
-    let mut stream = http::begin(port, "/page/events", &[own, token], None).await?;
+    let mut stream = http::begin(port, "/page/events", &[own, JSON, token], None).await?;
     let operator = told(&mut stream, &["event: letters", "]}\n\n"]).await?;
     assert_eq!(data(&operator, "letters")?["letters"][0]["user"], "ada");
     assert_eq!(data(&operator, "hello")?["operator"], true);
     let wrong = ("Authorization", "Bearer another-token-of-a-length");
-    let answer = http::ask(port, "/page/events", &[own, wrong], None).await?;
+    let answer = http::ask(port, "/page/events", &[own, JSON, wrong], None).await?;
     assert_eq!(answer.status, 401);
 
     // An explanation.
@@ -175,7 +182,7 @@ async fn few_pages_listen_at_a_time_and_nothing_that_they_do_keeps_a_probe_from_
     world.host.until_metric(metric, &[], |it| it == 1.0).await?;
     let mut pages = Vec::new();
     for _ in 0..8 {
-        let mut page = http::begin(port, "/page/events", &[LOOPBACK], None).await?;
+        let mut page = http::begin(port, "/page/events", &[LOOPBACK, JSON], None).await?;
         let first = told(&mut page, &["event: letters", "]}\n\n"]).await?;
         // Off unless it is turned on, and without names as the configuration has it.
         assert_eq!(data(&first, "hello")?["explain"], "off");
@@ -183,7 +190,7 @@ async fn few_pages_listen_at_a_time_and_nothing_that_they_do_keeps_a_probe_from_
         ensure!(!letters.to_string().contains("ada"), "{letters}");
         pages.push(page);
     }
-    let answer = http::get(port, "/page/events").await?;
+    let answer = http::ask(port, "/page/events", &[LOOPBACK, JSON], None).await?;
     assert_eq!(answer.status, 503, "{}", answer.body);
     for _ in 0..64 {
         assert_eq!(http::get(port, "/readyz").await?.status, 200);
@@ -198,7 +205,7 @@ async fn few_pages_listen_at_a_time_and_nothing_that_they_do_keeps_a_probe_from_
     // One that goes makes room for another.
     drop(pages.pop());
     wait::until("another page to find room", async || {
-        let mut page = http::begin(port, "/page/events", &[LOOPBACK], None).await?;
+        let mut page = http::begin(port, "/page/events", &[LOOPBACK, JSON], None).await?;
         let first = told(&mut page, &["\r\n\r\n"]).await?;
         Ok(first.starts_with("HTTP/1.0 200").then_some(()))
     })
@@ -252,7 +259,7 @@ async fn an_operator_rolls_the_pipeline_back_with_the_page_and_nobody_else_does(
         ensure!(answer["ok"] == false && error.contains(why), "{answer}");
     }
     // Who has changed it is not for everyone.
-    let history = http::ask(port, "/page/history", &[own], None).await?;
+    let history = http::ask(port, "/page/history", &[own, JSON], None).await?;
     let history: Value = serde_json::from_str(&history.body)?;
     assert_eq!(history["revisions"][0]["revision"], 2, "{history}");
     assert_eq!(history["revisions"][0]["who"], Value::Null, "{history}");
@@ -302,7 +309,7 @@ async fn a_canary_and_a_shadow_are_on_the_page_and_an_operator_ends_a_canary_the
         "{}",
         answer.body
     );
-    let examples = http::ask(port, "/page/beside", &[own], None).await?;
+    let examples = http::ask(port, "/page/beside", &[own, JSON], None).await?;
     let examples: Value = serde_json::from_str(&examples.body)?;
     assert_eq!(examples["reports"], Value::Null, "they name users");
 
@@ -316,8 +323,11 @@ async fn a_canary_and_a_shadow_are_on_the_page_and_an_operator_ends_a_canary_the
         next(&mut page, seen).await?;
     }
     world.until_visible_to("12345", &["11111", "67890"]).await?;
-    store::good(&world.site, &["plugins", "shadow", &named, "--for", "3s"])?;
+    let args = ["plugins", "shadow", &named, "--for", "1h"];
+    let mut shadow = host::start(&world.site, &args)?;
     next(&mut page, "do: garbage").await?;
+    // Its command sees that it is over, long before its time.
+    ensure!(shadow.wait().await?.success(), "{}", shadow.last_words());
     let bucket = store::bucket(&world).await?;
     bucket.put("revision.99", "?".into()).await?;
     next(&mut page, "done").await?;
@@ -335,7 +345,7 @@ async fn a_quarantine_is_in_the_history_of_the_page_also_without_a_store() -> Re
     .await?;
     let port = world.site.http_port();
     let history = async || -> Result<Value> {
-        let answer = http::ask(port, "/page/history", &[LOOPBACK], None).await?;
+        let answer = http::ask(port, "/page/history", &[LOOPBACK, JSON], None).await?;
         Ok(serde_json::from_str(&answer.body)?)
     };
     assert_eq!(history().await?["alerts"], json!([]));

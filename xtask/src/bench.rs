@@ -41,6 +41,9 @@ pub(crate) struct Args {
     /// How many swaps of the pipeline are measured.
     #[arg(long, default_value_t = 10_000)]
     swaps: u64,
+    /// How many of them there are in a second.
+    #[arg(long, default_value_t = 25)]
+    swaps_per_s: u32,
     /// The binary of an earlier `presence`, which is measured beside this one.
     #[arg(long)]
     baseline: Option<PathBuf>,
@@ -163,7 +166,10 @@ fn measure(args: &Args) -> Result<()> {
         println!("{}", table::beside(&operating::beside(&broker, args)?));
     }
     if args.measures(Part::Swaps) {
-        eprintln!("Measuring {} swaps under load", args.swaps);
+        eprintln!(
+            "Measuring {} swaps under load, {} a second",
+            args.swaps, args.swaps_per_s
+        );
         println!("{}", table::under_load(&operating::swaps(&broker, args)?));
     }
     if args.measures(Part::Instructions) {

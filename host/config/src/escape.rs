@@ -6,6 +6,7 @@
 //! Nothing else of this program writes to standard output or standard error, but JSON,
 //! which is escaped by itself.
 
+use std::borrow::Cow;
 use std::fmt::{self, Display, Write as _};
 use std::io::{self, Write as _};
 
@@ -75,13 +76,32 @@ pub fn print(text: impl Display) -> io::Result<()> {
     write!(io::stdout(), "{}", Text(text))
 }
 
-/// Writes JSON, which is for programs, to standard output as it is, and a line break.
+/// Writes JSON, which is for programs, to standard output, and a line break. It stays the same JSON:
+/// harmful characters are written as JSON writes them.
 ///
 /// # Errors
 /// As [`print()`].
 #[expect(clippy::disallowed_methods, reason = "JSON is escaped by itself")]
 pub fn print_json(json: impl Display) -> io::Result<()> {
-    writeln!(io::stdout(), "{json}")
+    writeln!(io::stdout(), "{}", same_json(&json.to_string()))
+}
+
+/// The same JSON, or a TOML string of double quotes, without harmful characters.
+pub fn same_json(json: &str) -> Cow<'_, str> {
+    let is_escaped = |character| is_harmful(character) && character != '\n';
+    if !json.contains(is_escaped) {
+        return Cow::Borrowed(json);
+    }
+    let mut escaped = String::with_capacity(json.len() + 16);
+    for character in json.chars() {
+        if is_escaped(character) {
+            // All of them are of the basic plane, and stand within strings.
+            let _ = write!(escaped, "\\u{:04x}", u32::from(character));
+        } else {
+            escaped.push(character);
+        }
+    }
+    Cow::Owned(escaped)
 }
 
 /// Standard output for lines of JSON.
@@ -141,20 +161,7 @@ impl<W: io::Write> io::Write for JsonLines<W> {
 
     fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
         let text = String::from_utf8_lossy(bytes);
-        let is_escaped = |character| is_harmful(character) && character != '\n';
-        if !text.contains(is_escaped) {
-            return self.0.write_all(text.as_bytes());
-        }
-        let mut escaped = String::with_capacity(text.len() + 16);
-        for character in text.chars() {
-            if is_escaped(character) {
-                // All of them are of the basic plane, and stand within strings.
-                let _ = write!(escaped, "\\u{:04x}", u32::from(character));
-            } else {
-                escaped.push(character);
-            }
-        }
-        self.0.write_all(escaped.as_bytes())
+        self.0.write_all(same_json(&text).as_bytes())
     }
 
     fn flush(&mut self) -> io::Result<()> {

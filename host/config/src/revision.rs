@@ -13,6 +13,7 @@ use serde_json::{Map, Value};
 use crate::abort_on::AbortOn;
 use crate::configuration::STAGES_MAX;
 use crate::digest::Digest;
+use crate::escape::same_json;
 use crate::{Grant, OnFailure, Stage, StagePlace, name};
 
 /// The longest text of who and why, in bytes.
@@ -198,6 +199,39 @@ impl Entry {
     }
 }
 
+/// A value in one line of TOML; none for what TOML doesn't have.
+fn inline(value: &Value) -> Option<String> {
+    Some(match value {
+        Value::Null => return None,
+        Value::Bool(is) => is.to_string(),
+        // Larger ones are none of TOML's.
+        Value::Number(number) if number.is_u64() && !number.is_i64() => return None,
+        Value::Number(number) => number.to_string(),
+        Value::String(text) => string(text),
+        Value::Array(items) => {
+            let items: Option<Vec<_>> = items.iter().map(inline).collect();
+            format!("[{}]", items?.join(", "))
+        }
+        Value::Object(entries) if entries.is_empty() => "{}".to_owned(),
+        Value::Object(entries) => {
+            let entries = entries.iter().map(|(key, value)| {
+                let in_bare = |it: char| it.is_ascii_alphanumeric() || "-_".contains(it);
+                let is_bare = !key.is_empty() && key.chars().all(in_bare);
+                let key = if is_bare { key.clone() } else { string(key) };
+                Some(format!("{key} = {}", inline(value)?))
+            });
+            let entries: Option<Vec<_>> = entries.collect();
+            format!("{{ {} }}", entries?.join(", "))
+        }
+    })
+}
+
+/// A string of TOML: JSON's escapes are among TOML's.
+fn string(text: &str) -> String {
+    let json = Value::from(text).to_string();
+    same_json(&json).into_owned()
+}
+
 /// Stages as a file for `presence pipeline apply` has them.
 pub fn toml_of(chain: &[Entry]) -> String {
     let mut text = String::new();
@@ -222,10 +256,15 @@ pub fn toml_of(chain: &[Entry]) -> String {
             let _ = writeln!(text, "on_failure = {:?}", word(on_failure));
         }
         if !config.is_empty() {
-            let line = match toml::Value::try_from(config) {
-                Ok(config) => format!("config = {config}"),
-                // Such as a null, which a file can't say.
-                Err(_) => format!("# config, as JSON: {}", Value::Object(config.clone())),
+            let config = Value::Object(config.clone());
+            let line = match inline(&config) {
+                Some(config) => format!("config = {config}"),
+                // Such as a null. It is no table, so that nobody applies the file without it.
+                None => format!(
+                    "# A file can't say this configuration, and `apply` refuses it: it is here as JSON.\n\
+                     config = {}",
+                    string(&config.to_string())
+                ),
             };
             let _ = writeln!(text, "{line}");
         }
@@ -245,6 +284,7 @@ mod tests {
 
     use super::*;
     use crate::Config;
+    use crate::escape::line;
 
     fn revision() -> Revision {
         let digest = |digit: &str| Digest::of_hex(&digit.repeat(64)).unwrap();
@@ -326,6 +366,39 @@ mod tests {
         std::fs::write(&path, revision.to_toml()).unwrap();
         let config = Config::load(Some(&path), std::iter::empty()).unwrap();
         assert_eq!(config.pipeline, revision.stages());
+    }
+
+    #[test]
+    fn its_stages_survive_a_file_whatever_their_configuration_holds() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("pipeline.toml");
+        let mut revision = revision();
+        let config = json!({
+            "words": "a\u{202e}b\u{7f}\u{9b}\u{2028}\n\"quoted\" 'too' \\ ä 😀",
+            "a key\u{202e}": [1, -2, 1.5, 1e300, true, [], {}, {"deep": {"x-y_1": "z"}}],
+        });
+        revision.chain[0].config = config.as_object().cloned().unwrap();
+        let text = revision.to_toml();
+        for row in text.lines() {
+            assert_eq!(line(row), row, "nothing in it is harmful");
+        }
+        std::fs::write(&path, text).unwrap();
+        let config = Config::load(Some(&path), std::iter::empty()).unwrap();
+        assert_eq!(config.pipeline, revision.stages());
+        for unsayable in [
+            json!({"a": null}),
+            json!({"a": [{"b": null}]}),
+            json!({"a": u64::MAX}),
+        ] {
+            revision.chain[0].config = unsayable.as_object().cloned().unwrap();
+            std::fs::write(&path, revision.to_toml()).unwrap();
+            let refused = Config::load(Some(&path), std::iter::empty()).unwrap_err();
+            let refused = refused.to_string();
+            assert!(
+                refused.contains("`config` in [[pipeline]] is a string"),
+                "{refused}"
+            );
+        }
     }
 
     #[test]

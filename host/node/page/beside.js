@@ -1,5 +1,5 @@
 // A canary or a shadow: how it fares beside the active pipeline, and what it would change. An
-// operator promotes or aborts a canary.
+// operator promotes or aborts a canary, and ends a shadow.
 
 import { at, make, remake, say, show } from "/page/dom.js";
 import { does } from "/page/explain.js";
@@ -19,15 +19,21 @@ export function begin(headers) {
     at(id).addEventListener("click", () => {
       wanted = step;
       const then = step ? "decides on everyone" : "decides on nobody any more";
-      say(at("canary-title"), step ? "Promote?" : "Abort?");
-      say(at("canary-words"), `${candidate.plugin} ${digest(candidate.digest)} ${then}, by the next revision.`);
-      say(at("canary-go"), step ? "Promote" : "Abort");
+      say(at("canary-title"), step ? "Promote?" : candidate ? "Abort?" : "End the shadow?");
+      say(at("canary-words"), candidate ? `${candidate.plugin} ${digest(candidate.digest)} ${then}, by the next revision.` : "On this node, nothing is compared any more. Nothing else changes.");
+      say(at("canary-go"), step ? "Promote" : candidate ? "Abort" : "End");
+      show(at("canary-note"), candidate !== null);
       at("canary-dialog").returnValue = "";
       at("canary-dialog").showModal();
     });
   }
   at("canary-dialog").addEventListener("close", async () => {
     if (at("canary-dialog").returnValue !== "go") return;
+    if (!candidate) {
+      const answer = await ask("/page/shadow", { method: "POST", body: "{}" }, headers());
+      tell(answer.ok ? "The shadow has been ended." : answer.error, answer.ok);
+      return;
+    }
     tell("The next revision is being validated…", true);
     const body = JSON.stringify({ promote: wanted, seen });
     const answer = await ask("/page/canary", { method: "POST", body }, headers());
@@ -48,7 +54,9 @@ export function follow(status, headers, isOperator) {
   const shadow = beside && !isCanary ? serving.shadow : null;
   const last = !beside && serving?.shadow ? serving.shadow : null;
   show(at("beside"), Boolean(beside || last || at("beside-said").textContent));
-  show(at("beside-actions"), isCanary && isOperator);
+  show(at("beside-actions"), Boolean(beside) && isOperator);
+  show(at("promote"), isCanary);
+  say(at("abort"), isCanary ? "Abort…" : "End…");
   seen = serving?.store?.revision ?? null;
   candidate = isCanary ? serving.store?.canary ?? null : null;
   show(at("beside-figures"), Boolean(beside || last));

@@ -1,5 +1,6 @@
 // The server's events. They are read with `fetch`: an EventSource can't send a token in a
-// header, and a token in an address would end up in histories and logs.
+// header, and a token in an address would end up in histories and logs. The content type says that
+// no other page asks: for it, the browser would have to ask the node first.
 
 /// How long nothing may come before the node counts as gone, in milliseconds.
 const SILENCE_MS = 5_000;
@@ -25,7 +26,7 @@ export function follow(address, headers, on) {
     };
     heard();
     try {
-      const response = await fetch(address(), { headers: headers(), cache: "no-store", signal: abort.signal });
+      const response = await fetch(address(), { headers: { "content-type": "application/json", ...headers() }, cache: "no-store", signal: abort.signal });
       if (response.status === 401) {
         on.refused();
         return;

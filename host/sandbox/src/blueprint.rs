@@ -1,7 +1,7 @@
 //! The blueprint: a chain of plugins that has been checked, and is instantiated once per thread
 //! (stateful enrichers: once per shard).
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::latency::{Histogram, Latency};
 use crate::manifest::{Effect, Role};
@@ -13,6 +13,8 @@ pub struct Blueprint {
     limits: Limits,
     /// How long decisions take, by this generation and those before.
     latency: Arc<Latency>,
+    /// Pipelines whose instances have been made, for threads that don't wait for that.
+    spares: Mutex<Vec<Pipeline>>,
 }
 
 impl Blueprint {
@@ -80,6 +82,7 @@ impl Blueprint {
             stages: checked,
             limits,
             latency: before.map_or_else(Arc::default, |before| Arc::clone(&before.latency)),
+            spares: Mutex::default(),
         })
     }
 
@@ -93,9 +96,41 @@ impl Blueprint {
         Ok(pipeline)
     }
 
-    /// The same stages, whose instances are made as they are first called.
+    /// The same stages, whose instances are made as they are first called, unless
+    /// [`Self::make_spares`] has made some.
     pub fn pipeline(&self) -> Pipeline {
+        let mut spares = self.spares.lock().unwrap_or_else(PoisonError::into_inner);
+        spares.pop().unwrap_or_else(|| self.unmade())
+    }
+
+    fn unmade(&self) -> Pipeline {
         Pipeline::new(&self.stages, self.limits).counting(&self.latency)
+    }
+
+    /// Makes instances for so many threads now, so that no event waits for that when this takes
+    /// the place of a pipeline that runs: of what that one doesn't have, since the rest goes on.
+    /// What can't be made now is made at its first call, which says why.
+    pub fn make_spares(&self, running: &Self, threads: usize) {
+        match self.limits == running.limits {
+            true => self.make_unlike(&running.stages, threads),
+            false => self.make_unlike(&[], threads),
+        }
+    }
+
+    /// As [`Self::make_spares`], for one that runs beside another pipeline.
+    pub fn make_all_spares(&self, threads: usize) {
+        self.make_unlike(&[], threads);
+    }
+
+    fn make_unlike(&self, others: &[Arc<Stage>], threads: usize) {
+        for _ in 0..threads {
+            let mut pipeline = self.unmade();
+            if pipeline.make_unlike(others).is_err() {
+                return;
+            }
+            let mut spares = self.spares.lock().unwrap_or_else(PoisonError::into_inner);
+            spares.push(pipeline);
+        }
     }
 
     /// How long decisions take, since the node has run.
@@ -139,10 +174,72 @@ impl Blueprint {
         missing
     }
 
+    /// Whether one of its stages is the same as that.
+    pub fn has_same(&self, stage: &Stage) -> bool {
+        self.stages().any(|own| own.is_same(stage))
+    }
+
     /// Whether two blueprints do the same.
     pub fn is_same(&self, other: &Self) -> bool {
         self.limits == other.limits
             && self.stages.len() == other.stages.len()
             && self.stages().zip(other.stages()).all(|(a, b)| a.is_same(b))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::{Engine, Plugin, Quarantine};
+
+    fn plugin(engine: &Engine, name: &str, bytes: &[u8]) -> Arc<Plugin> {
+        Arc::new(Plugin::load(engine, name, bytes).unwrap())
+    }
+
+    #[test]
+    fn a_pipeline_that_takes_the_place_of_another_makes_only_what_that_doesnt_have() {
+        let engine = Engine::new().unwrap();
+        let contacts = include_bytes!("../../../plugins/dist/contacts.wasm");
+        let contacts = plugin(&engine, "contacts", contacts);
+        let redact = include_bytes!("../../../plugins/dist/redact.wasm");
+        let redact = plugin(&engine, "redact", redact);
+        let limits = Limits {
+            fuel: 10_000_000,
+            memory_bytes_max: 1 << 24,
+            deadline_ms: None,
+            metadata: Default::default(),
+            quarantine: Quarantine {
+                users: 1,
+                window_ms: 1_000,
+                ms: 1_000,
+            },
+        };
+        let blueprint = |key: &str, before: Option<&Blueprint>| {
+            let stages = vec![
+                Stage::new(Arc::clone(&contacts), json!({}), true, None),
+                Stage::new(Arc::clone(&redact), json!({"keys": [key]}), true, None),
+            ];
+            let prepared = Blueprint::prepare(stages, limits, before);
+            prepared.unwrap_or_else(|problems| panic!("{problems:?}"))
+        };
+        let running = blueprint("device", None);
+        let next = blueprint("location", Some(&running));
+        next.make_spares(&running, 2);
+        let made = |pipeline: &Pipeline| {
+            let redactor = pipeline.redactor.as_ref().unwrap();
+            [pipeline.filters[0].is_made(), redactor.is_made()]
+        };
+        let mut before = running.instantiate().unwrap();
+        let mut after = next.pipeline();
+        assert_eq!(made(&after), [false, true]);
+        after.take_instances(&mut before);
+        assert_eq!(made(&after), [true, true]);
+        assert_eq!(made(&before), [false, true], "it has another configuration");
+        assert_eq!(made(&next.pipeline()), [false, true]);
+        assert_eq!(made(&next.pipeline()), [false, false], "two were made");
+        next.make_all_spares(1);
+        assert_eq!(made(&next.pipeline()), [true, true]);
     }
 }

@@ -96,6 +96,11 @@ impl<A, R> Instance<A, R> {
         Ok(())
     }
 
+    /// Whether it is there, and needn't be made at its next call.
+    pub(crate) fn is_made(&self) -> bool {
+        self.live.is_some()
+    }
+
     /// Gives back what it holds, unless it has been called since this was last done: the
     /// next call makes it anew.
     pub(crate) fn give_back_unused(&mut self) {

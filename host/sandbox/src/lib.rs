@@ -16,6 +16,7 @@ mod capability;
 mod engine;
 mod error;
 mod failure;
+mod hand_over;
 mod health;
 mod instance;
 mod latency;

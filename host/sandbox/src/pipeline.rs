@@ -16,6 +16,7 @@ use wasmtime::format_err;
 
 use crate::api::{EventArg, Kind, RenditionResult};
 use crate::call::{Observed, StageCall};
+use crate::hand_over::{copy, exchange_same, take_over};
 use crate::latency::{Latency, Sampler};
 use crate::manifest::{Effect, Role};
 use crate::slot::Slot;
@@ -159,6 +160,24 @@ impl Pipeline {
         self.enrichers.iter_mut().try_for_each(Slot::make)?;
         self.filters.iter_mut().try_for_each(Slot::make)?;
         self.redactor.iter_mut().try_for_each(Slot::make)
+    }
+
+    /// Has the instances of filters and the redactor made now, but for those that another pipeline
+    /// has the same of.
+    pub(crate) fn make_unlike(&mut self, other: &[Arc<Stage>]) -> Result<(), LoadError> {
+        let is_new = |stage: &Stage| !other.iter().any(|it| it.is_same(stage));
+        let mut filters = self.filters.iter_mut().filter(|it| is_new(&it.stage));
+        filters.try_for_each(Slot::make)?;
+        let mut redactor = self.redactor.iter_mut().filter(|it| is_new(&it.stage));
+        redactor.try_for_each(Slot::make)
+    }
+
+    /// Has filters and the redactor go on with the instances of another pipeline, which is of no
+    /// use afterwards, where they do the same: they are pure.
+    pub fn take_instances(&mut self, before: &mut Self) {
+        Slot::take_instances(&mut self.filters, &mut before.filters);
+        let (after, before) = (&mut self.redactor, &mut before.redactor);
+        Slot::take_instances(after.as_mut_slice(), before.as_mut_slice());
     }
 
     /// What one more shard that shares it has of its own.
@@ -489,56 +508,6 @@ impl Rules for Pipeline {
     fn take_replaced(&mut self) -> bool {
         let replaced = self.replaced_now();
         std::mem::replace(&mut self.replaced, replaced) < replaced
-    }
-}
-
-/// Has enrichers take over the state of those whose place they take.
-fn take_over(after: &mut [Enricher], before: &mut [Enricher]) {
-    let mut before: Vec<_> = before.iter_mut().collect();
-    let mut after: Vec<_> = after.iter_mut().collect();
-    // A plugin may stand in a chain more than once.
-    for fits in [
-        Stage::is_same as fn(&Stage, &Stage) -> bool,
-        Stage::is_alike,
-    ] {
-        after.retain_mut(|enricher| {
-            let mut stages = before.iter().map(|before| &before.stage);
-            let place = stages.position(|stage| fits(&enricher.stage, stage));
-            if let Some(place) = place {
-                enricher.take_over(before.remove(place));
-            }
-            place.is_none()
-        });
-    }
-}
-
-/// Has enrichers take over the state of those that go on, but for those that are the same.
-fn copy(after: &mut [Enricher], active: &mut [Enricher]) {
-    let mut active: Vec<_> = active.iter_mut().collect();
-    let mut after: Vec<_> = after.iter_mut().collect();
-    let stages = |active: &[&mut Enricher], fits: &dyn Fn(&Stage) -> bool| {
-        active.iter().position(|it| fits(&it.stage))
-    };
-    after.retain(|enricher| {
-        let same = stages(&active, &|stage| enricher.stage.is_same(stage));
-        same.map(|place| active.remove(place)).is_none()
-    });
-    for enricher in after {
-        if let Some(place) = stages(&active, &|stage| enricher.stage.is_alike(stage)) {
-            enricher.take_over(active.remove(place));
-        }
-    }
-}
-
-/// Exchanges the instances of stateful enrichers that are the same.
-fn exchange_same(these: &mut [Enricher], others: &mut [Enricher]) {
-    let mut others: Vec<_> = others.iter_mut().collect();
-    for enricher in these.iter_mut().filter(|it| it.stage.plugin.keeps_state) {
-        let mut stages = others.iter().map(|other| &other.stage);
-        let place = stages.position(|stage| enricher.stage.is_same(stage));
-        if let Some(place) = place {
-            enricher.exchange_instance(others.remove(place));
-        }
     }
 }
 

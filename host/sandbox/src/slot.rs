@@ -90,6 +90,11 @@ impl<A, R> Slot<A, R> {
         self.instance.make()
     }
 
+    /// Whether its next call needn't make its instance.
+    pub(crate) fn is_made(&self) -> bool {
+        self.fallback.is_some() || self.instance.is_made()
+    }
+
     /// Gives back the instances that haven't been called since this was last done.
     pub(crate) fn give_back_unused(&mut self) {
         self.instance.give_back_unused();
@@ -228,6 +233,18 @@ impl<A, R> Slot<A, R> {
         let is_replaced = self.fallback.is_some() || other.fallback.is_some();
         if !is_replaced && self.limits == other.limits {
             std::mem::swap(&mut self.instance, &mut other.instance);
+        }
+    }
+
+    /// Has slots that have no instance yet go on with those of slots that do the same, and are of
+    /// no use afterwards.
+    pub(crate) fn take_instances(after: &mut [Self], before: &mut [Self]) {
+        let mut before: Vec<_> = before.iter_mut().filter(|it| it.is_made()).collect();
+        for slot in after.iter_mut().filter(|it| !it.is_made()) {
+            let mut stages = before.iter().map(|it| &it.stage);
+            if let Some(place) = stages.position(|stage| slot.stage.is_same(stage)) {
+                slot.exchange_instance(before.remove(place));
+            }
         }
     }
 

@@ -18,6 +18,7 @@ use presence_tests::process::Process;
 use presence_tests::site::Site;
 use presence_tests::{host, http, wait};
 use serde_json::{Value, json};
+use tokio::time::MissedTickBehavior;
 
 use super::entrants::{Entrant, run};
 use super::fan_out::{Lane, Row};
@@ -36,14 +37,16 @@ const PIPELINE: &str = "[[pipeline]]\nplugin = \"contacts\"\n\n[[pipeline]]\nplu
 const ONLINE: usize = 1_000;
 /// After how many swaps memory is looked at first.
 const WARM: u64 = 100;
-/// How far apart revisions are written: a node takes only the newest one that it finds.
-const APART: Duration = Duration::from_millis(5);
+/// How often is looked whether a task has ended.
+const LOOK: Duration = Duration::from_millis(5);
 
 /// Swaps of the pipeline under load.
 pub(crate) struct UnderLoad {
     /// How many took effect.
     pub(crate) swaps: u64,
+    /// How many in a second there were, of those that were asked for.
     pub(crate) a_second: f64,
+    pub(crate) wanted_a_second: u32,
     /// How long events took, one at a time.
     pub(crate) steady: Times,
     pub(crate) swapping: Times,
@@ -87,7 +90,9 @@ pub(crate) fn swaps(broker: &Broker, args: &Args) -> Result<UnderLoad> {
     load.run(&mut steady, Duration::from_secs(10))?;
 
     let begun = generation(broker, &entrant)?;
-    let swapper = Swapper::begin(broker, tenant, digests)?;
+    // A node takes only the newest revision that it finds: it can't be asked for more than it does.
+    let apart = Duration::from_secs(1) / args.swaps_per_s.max(1);
+    let swapper = Swapper::begin(broker, tenant, digests, apart)?;
     let began = Instant::now();
     let mut swapping = Times::default();
     let mut first = None;
@@ -112,6 +117,7 @@ pub(crate) fn swaps(broker: &Broker, args: &Args) -> Result<UnderLoad> {
     Ok(UnderLoad {
         swaps,
         a_second: swaps as f64 / took,
+        wanted_a_second: args.swaps_per_s,
         steady,
         swapping,
         resident: [first.unwrap_or(last), last],
@@ -215,14 +221,14 @@ struct Swapper {
 }
 
 impl Swapper {
-    fn begin(broker: &Broker, tenant: &str, digests: [String; 2]) -> Result<Self> {
+    fn begin(broker: &Broker, tenant: &str, digests: [String; 2], apart: Duration) -> Result<Self> {
         let (url, bucket) = (broker.server.url(), format!("{tenant}-presence-pipeline"));
         let bucket = broker.runtime.block_on(async {
             let client = async_nats::connect(url).await?;
             anyhow::Ok(jetstream::new(client).get_key_value(bucket).await?)
         })?;
         let (stop, failed) = (Arc::<AtomicBool>::default(), Arc::default());
-        let task = write(bucket, digests, Arc::clone(&stop));
+        let task = write(bucket, (digests, apart), Arc::clone(&stop));
         let note: Arc<Mutex<Option<anyhow::Error>>> = Arc::clone(&failed);
         let task = broker.runtime.spawn(async move {
             if let Err(error) = task.await {
@@ -248,12 +254,18 @@ impl Swapper {
 /// Waits for a task's end.
 fn wait_for(task: &tokio::task::JoinHandle<()>) {
     while !task.is_finished() {
-        std::thread::sleep(APART);
+        std::thread::sleep(LOOK);
     }
 }
 
 /// Writes revisions until it is to stop.
-async fn write(bucket: kv::Store, digests: [String; 2], stop: Arc<AtomicBool>) -> Result<()> {
+async fn write(
+    bucket: kv::Store,
+    (digests, apart): ([String; 2], Duration),
+    stop: Arc<AtomicBool>,
+) -> Result<()> {
+    let mut ticks = tokio::time::interval(apart);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut number = 1_u64;
     let first = bucket.get("revision.1").await?.context("a revision")?;
     let mut revision: Value = serde_json::from_slice(&first)?;
@@ -261,6 +273,7 @@ async fn write(bucket: kv::Store, digests: [String; 2], stop: Arc<AtomicBool>) -
         if stop.load(Ordering::Relaxed) {
             break;
         }
+        ticks.tick().await;
         number += 1;
         revision["revision"] = number.into();
         revision["chain"][0]["digest"] = json!(digest);
@@ -269,7 +282,6 @@ async fn write(bucket: kv::Store, digests: [String; 2], stop: Arc<AtomicBool>) -
         bucket
             .create(format!("revision.{number}"), bytes.into())
             .await?;
-        tokio::time::sleep(APART).await;
     }
     Ok(())
 }

@@ -165,7 +165,11 @@ pub(crate) fn swaps(swaps: &Swaps) -> String {
 /// What swaps under load do to memory and to events.
 pub(crate) fn under_load(figures: &UnderLoad) -> String {
     let mut text = String::new();
-    let title = format!("{} swaps under load", grouped(figures.swaps as f64));
+    let title = format!(
+        "{} swaps under load, {} a second",
+        grouped(figures.swaps as f64),
+        figures.wanted_a_second
+    );
     let heads = ["steady", "while swapping", "ratio"].map(str::to_owned);
     line(&mut text, &title, heads);
     for (title, part) in [("median, µs", 0.5), ("99th percentile, µs", 0.99)] {

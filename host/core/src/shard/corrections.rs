@@ -13,8 +13,9 @@ use super::env::Env;
 use super::rate_limiter::RateLimiter;
 use super::types::Output;
 
-/// How many users are decided again before new inputs get their turn.
-const CORRECTIONS_AT_ONCE: usize = 64;
+/// How many users are decided again before new inputs get their turn: an event waits for no more
+/// than these.
+const CORRECTIONS_AT_ONCE: usize = 8;
 
 /// What drives corrections.
 #[derive(Debug)]

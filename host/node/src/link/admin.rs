@@ -165,6 +165,9 @@ async fn answer(board: &Board, trials: &Trials, endpoint: &str, request: Message
         "shadow" if request.payload.is_empty() => {
             Ok(json!({"ok": true, "reports": board.reports()}))
         }
+        "shadow" if *request.payload == *micro::END => {
+            trials.end_shadow().await.map(|()| json!({"ok": true}))
+        }
         "shadow" => trials
             .shadow(&request.payload)
             .await

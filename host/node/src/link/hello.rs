@@ -293,7 +293,9 @@ impl Turn {
             }
             Err(NoAnswer::None { .. }) if is_heard => Found::Unanswered,
             Err(NoAnswer::None { .. }) => Found::Unknown("NATS is silent".into()),
-            Err(why @ NoAnswer::Closed { .. }) => Found::Unknown(why.to_string()),
+            Err(why @ (NoAnswer::Closed { .. } | NoAnswer::Unaskable { .. })) => {
+                Found::Unknown(why.to_string())
+            }
         }
     }
 }

@@ -27,6 +27,9 @@ const KNOWN: Duration = Duration::from_secs(2);
 /// What is asked of a node's status for the revision that is in force, with its chain.
 pub(crate) const REVISION: &[u8] = b"revision";
 
+/// What ends a node's shadow.
+pub(crate) const END: &[u8] = b"end";
+
 /// What the service is called.
 pub(crate) const NAME: &str = "presence";
 

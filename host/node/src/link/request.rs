@@ -4,6 +4,7 @@
 
 use std::time::Duration;
 
+use async_nats::client::{PublishError, PublishErrorKind};
 use async_nats::{Client, Message, StatusCode};
 use bytes::Bytes;
 use futures_util::StreamExt;
@@ -38,6 +39,32 @@ pub(crate) enum NoAnswer {
         /// The subject.
         subject: String,
     },
+    /// The question can't be asked.
+    #[error("can't ask on {subject}: {why}")]
+    Unaskable {
+        /// The subject.
+        subject: String,
+        /// Why.
+        why: String,
+    },
+}
+
+impl NoAnswer {
+    fn unpublished(subject: &str, error: &PublishError) -> Self {
+        let subject = subject.into();
+        match error.kind() {
+            PublishErrorKind::MaxPayloadExceeded => Self::Unaskable {
+                subject,
+                why: "the question is longer than a message may be (max_payload of the server)"
+                    .into(),
+            },
+            PublishErrorKind::InvalidSubject => Self::Unaskable {
+                subject,
+                why: "that is no subject".into(),
+            },
+            PublishErrorKind::Send => Self::Closed { subject },
+        }
+    }
 }
 
 fn only(passed_over: &Option<String>) -> String {
@@ -69,7 +96,7 @@ pub(crate) async fn ask<T>(
     client
         .publish_with_reply(subject.to_owned(), inbox, body)
         .await
-        .map_err(|_| closed())?;
+        .map_err(|error| NoAnswer::unpublished(subject, &error))?;
     let mut passed_over = None;
     loop {
         let reply = match timeout_at(until, replies.next()).await {
@@ -136,6 +163,20 @@ mod tests {
         let other = described(b"\x1b[2J\nmine");
         assert_eq!(other, "somebody who says `\\u{1b}[2J\\nmine`");
         assert!(described(&[b'x'; 5_000]).len() < 300);
+    }
+
+    #[test]
+    fn a_question_that_cant_be_published_says_why() {
+        let said = |kind: PublishErrorKind| {
+            let error = PublishError::from(kind);
+            NoAnswer::unpublished("presence.query", &error).to_string()
+        };
+        let long = said(PublishErrorKind::MaxPayloadExceeded);
+        assert!(long.contains("longer than a message may be"), "{long}");
+        let none = said(PublishErrorKind::InvalidSubject);
+        assert!(none.contains("no subject"), "{none}");
+        let gone = said(PublishErrorKind::Send);
+        assert!(gone.contains("the connection to NATS is closed"), "{gone}");
     }
 
     #[test]

@@ -54,14 +54,25 @@ impl Instances {
 
     /// A shard goes by some pipelines no more.
     pub(super) fn leave(&mut self, tenant: u32, pipelines: &Pipelines) {
+        self.leave_for(tenant, pipelines, None);
+    }
+
+    /// As [`Self::leave`]. What no shard goes by any more hands its instances on, where the
+    /// pipeline that takes its place does the same: so no event waits for new ones.
+    fn leave_for(&mut self, tenant: u32, pipelines: &Pipelines, next: Option<u64>) {
         for generation in generations(pipelines) {
             let place = (tenant, generation.number);
             let Some(shared) = self.0.get_mut(&place) else {
                 continue;
             };
             shared.shards = shared.shards.saturating_sub(1);
-            if shared.shards == 0 {
-                self.0.remove(&place);
+            if shared.shards > 0 {
+                continue;
+            }
+            let left = self.0.remove(&place);
+            let next = next.and_then(|next| self.0.get_mut(&(tenant, next)));
+            if let (Some(mut left), Some(next)) = (left, next) {
+                next.pipeline.take_instances(&mut left.pipeline);
             }
         }
     }
@@ -95,7 +106,7 @@ impl Instances {
                 _ => cell.own_beside.copy(&mut cell.own),
             }
         }
-        self.leave(tenant, &before);
+        self.leave_for(tenant, &before, Some(active));
     }
 
     /// A shard's enrichers begin anew, and know nothing; what waits to be compared is not.

@@ -223,13 +223,12 @@ impl CellRules<'_> {
     }
 
     /// Has the rules of the event's user called. Where both of a canary decide on users, the
-    /// calls are counted; `failure` says how one has failed.
-    fn call<T>(
+    /// calls are counted. One for which the directory had no answer is made again, and counts then.
+    fn call(
         &mut self,
         context: Context<'_>,
-        call: impl FnOnce(&mut Lent<'_>) -> T,
-        failure: impl FnOnce(&T) -> Option<&Failure>,
-    ) -> T {
+        call: impl FnOnce(&mut Lent<'_>) -> Decision,
+    ) -> Decision {
         let Some(beside) = self.beside.as_mut().filter(|beside| beside.decides()) else {
             return call(&mut self.active);
         };
@@ -241,8 +240,10 @@ impl CellRules<'_> {
             }
             false => (Side::Active, call(&mut self.active)),
         };
-        let calls = beside.beside.meter.calls(side);
-        calls.count(begun.elapsed(), failure(&done));
+        if !matches!(done, Decision::CacheMiss(_)) {
+            let calls = beside.beside.meter.calls(side);
+            calls.count(begun.elapsed(), failure(&done));
+        }
         done
     }
 }
@@ -266,7 +267,7 @@ impl Rules for CellRules<'_> {
     }
 
     fn decide(&mut self, context: Context<'_>) -> Decision {
-        let decision = self.call(context, |rules| rules.decide(context), failure);
+        let decision = self.call(context, |rules| rules.decide(context));
         if let Some(beside) = &mut self.beside
             && (!beside.decides() || beside.has(context.event.name.as_str()))
             && !matches!(decision, Decision::CacheMiss(_))
@@ -277,7 +278,7 @@ impl Rules for CellRules<'_> {
     }
 
     fn redact(&mut self, context: Context<'_>, told: &Audience) -> Decision {
-        self.call(context, |rules| rules.redact(context, told), failure)
+        self.call(context, |rules| rules.redact(context, told))
     }
 
     fn explain(&mut self, context: Context<'_>, viewer: Id) -> Explanation {

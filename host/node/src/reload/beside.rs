@@ -74,6 +74,18 @@ impl Change {
         )
     }
 
+    /// Makes instances of what is new for so many threads, before they need them.
+    pub(super) fn make_ready(&self, running: &Running, threads: usize) {
+        let active = &*running.blueprint;
+        if let Active::New(new) = &self.active {
+            new.make_spares(active, threads);
+        }
+        if let Wanted::New(new, _) = &self.candidate {
+            // It runs beside the other one, and takes no instances of it.
+            new.make_all_spares(threads);
+        }
+    }
+
     /// Loads what a configuration and a revision say, where it isn't what runs.
     ///
     /// # Errors
@@ -125,6 +137,13 @@ impl Change {
             candidate: Wanted::New(loaded.map_err(together)?, chain.into()),
         })
     }
+}
+
+/// What is to become of a shadow.
+pub(crate) enum ShadowOrder {
+    Begin(Box<Shadow>),
+    /// The one that runs is to end: answered when it has, or with why it doesn't.
+    End(oneshot::Sender<Result<(), String>>),
 }
 
 /// A shadow that is to begin.
@@ -382,13 +401,30 @@ impl Reload {
         canary.kept_ms = watched_ms;
     }
 
+    /// Does with the shadow what is wanted.
+    pub(super) async fn order_shadow(&mut self, order: ShadowOrder) {
+        match order {
+            ShadowOrder::Begin(shadow) => self.begin_shadow(*shadow).await,
+            ShadowOrder::End(answer) => {
+                let ended = match self.end_shadow().await {
+                    true => Ok(()),
+                    false => Err("no shadow runs".into()),
+                };
+                // The one who asked may have given up.
+                let _ = answer.send(ended);
+            }
+        }
+    }
+
     /// Has a plugin run in a shadow.
-    pub(super) async fn begin_shadow(&mut self, shadow: Shadow) {
+    async fn begin_shadow(&mut self, shadow: Shadow) {
         let running = self.tenant.running.borrow().clone();
         let mode = running.beside.as_ref().map(|it| it.mode);
         let refused = match mode {
             Some(Mode::Canary(_)) => Some("a canary runs: end it first"),
-            Some(Mode::Shadow) => Some("another shadow runs: it ends by itself"),
+            Some(Mode::Shadow) => Some(
+                "another shadow runs: it ends by itself, or by `presence plugins shadow --end`",
+            ),
             None if running.generation != shadow.generation => {
                 Some("the pipeline was swapped meanwhile: try again")
             }
@@ -425,18 +461,18 @@ impl Reload {
         let _ = shadow.answer.send(Ok(()));
     }
 
-    /// The shadow's time is over.
-    pub(super) async fn end_shadow(&mut self) {
+    /// The shadow ends, if one runs. Says whether one did.
+    pub(super) async fn end_shadow(&mut self) -> bool {
         self.shadow.0 = None;
         let running = self.tenant.running.borrow().clone();
-        if running
-            .beside
-            .as_ref()
-            .is_some_and(|it| it.mode == Mode::Shadow)
-        {
+        let beside = running.beside.as_ref();
+        let is_there = beside.is_some_and(|it| it.mode == Mode::Shadow);
+        if is_there {
             let active = Pipelines::from(&running).active;
             self.tenant.put(Pipelines::alone(active)).await;
+            tracing::info!("the shadow has ended");
         }
+        is_there
     }
 
     /// The canary ends by itself.

@@ -3,12 +3,12 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::thread;
 use std::time::Duration;
 
 use anyhow::{anyhow, bail};
 use presence_rules::loader::Attempt;
 use tokio::sync::mpsc;
-use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep_until};
 
 use crate::tasks;
@@ -16,6 +16,9 @@ use crate::tasks;
 /// How many may be under way: the newest, and one that nobody waits for any more but that
 /// can't be interrupted in a compiler, or in reading from a file system that hangs.
 const AT_ONCE: usize = 2;
+
+/// How much lower than the rest of the node a load's thread is.
+const NICE: i32 = 10;
 
 /// After what time the log says that a load is under way.
 const SAID_AFTER: Duration = Duration::from_secs(1);
@@ -147,7 +150,11 @@ impl<T: Send + 'static> Loads<T> {
             say_at: Some(Instant::now() + SAID_AFTER),
         });
         let end = self.end.clone();
-        spawn_blocking(move || {
+        let refused = self.end.clone();
+        let load = move || {
+            // Self-tests and instances take processor time, which events are to have first. Of this
+            // thread alone; where it can't be had, it is equal.
+            let _ = rustix::process::nice(NICE);
             let outcome = catch_unwind(AssertUnwindSafe(|| work(&attempt)));
             let outcome = outcome.unwrap_or_else(|panic| {
                 Err(anyhow!(
@@ -157,7 +164,12 @@ impl<T: Send + 'static> Loads<T> {
             });
             // The node may have ended.
             let _ = end.send((number, outcome));
-        });
+        };
+        let began = thread::Builder::new().name("load".into()).spawn(load);
+        if let Err(error) = began {
+            let error = anyhow!("no thread can be had: {error}");
+            let _ = refused.send((number, Err(error)));
+        }
     }
 }
 

@@ -46,7 +46,7 @@ pub(crate) use pipeline::note_in_force;
 
 pub(crate) use store::FromStore;
 
-pub(crate) use beside::{Change, Shadow, has_ended};
+pub(crate) use beside::{Change, Shadow, ShadowOrder, has_ended};
 
 use beside::{Canary, ShadowTime};
 use job::Job;
@@ -146,8 +146,8 @@ pub(crate) struct Reload {
     /// What was last said of a canary that doesn't run, and of which revision.
     canary_refused: Option<(u64, String)>,
     shadow: ShadowTime,
-    /// Shadows that are to begin.
-    shadows: (mpsc::Sender<Shadow>, mpsc::Receiver<Shadow>),
+    /// What is to become of shadows.
+    shadows: (mpsc::Sender<ShadowOrder>, mpsc::Receiver<ShadowOrder>),
     alerts: Alerts,
     /// The configuration, for what else goes by it.
     known_config: watch_channel::Sender<Config>,
@@ -237,8 +237,8 @@ impl Reload {
                 Some(update) = self.updates.recv() => self.update(update).await,
                 Some(update) = store::next(&mut self.store) => self.take_update(update),
                 end = self.canary.ends() => self.end_canary(end).await,
-                Some(shadow) = self.shadows.1.recv() => self.begin_shadow(shadow).await,
-                () = self.shadow.is_over() => self.end_shadow().await,
+                Some(order) = self.shadows.1.recv() => self.order_shadow(order).await,
+                () = self.shadow.is_over() => drop(self.end_shadow().await),
                 () = answers(fetcher.as_deref()) => self.take_answers().await,
                 _ = tidy.tick() => {
                     self.status.broker.drops.report();
@@ -252,8 +252,8 @@ impl Reload {
         }
     }
 
-    /// Where shadows begin.
-    pub(crate) fn shadows(&self) -> mpsc::Sender<Shadow> {
+    /// Where shadows begin and end.
+    pub(crate) fn shadows(&self) -> mpsc::Sender<ShadowOrder> {
         self.shadows.0.clone()
     }
 

@@ -32,9 +32,12 @@ impl Reload {
         let running = self.tenant.running.subscribe();
         let limit = config.plugins.load_timeout;
         let revision = self.wanted_revision();
+        // As many as its shards live on.
+        let threads = self.tenant.pool.len().min(self.tenant.shards.iter().len());
         self.loads.start(limit, move |attempt| {
             let running = running.borrow().clone();
             let loaded = Change::load(&loader, &config, revision.as_deref(), &running, attempt);
+            let loaded = loaded.inspect(|change| change.make_ready(&running, threads));
             let loaded = loaded.map(|change| (!change.is_none()).then_some(change));
             Ok((revision, loaded))
         });

@@ -332,12 +332,13 @@ impl Parts {
             turn: Mutex::default(),
             shadows: reload.shadows(),
         });
-        if reload.config.follows_store() {
+        if let Some(state) = &status.store {
             let prefix = reload.config.tenant.prefix.as_deref();
             // It serves once.
             let _ = status.page_store.set(Arc::new(PageStore {
                 store: Store::new(&admin.client, prefix),
                 trials: Arc::clone(&trials),
+                state: Arc::clone(state),
                 node: reload.config.node.name.clone(),
             }));
         }

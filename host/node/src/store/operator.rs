@@ -192,6 +192,25 @@ impl Operator {
         self.ask(node, ADMIN_SHADOW, body, limit).await.map(drop)
     }
 
+    /// Has the shadow of a node end.
+    ///
+    /// # Errors
+    /// If it runs none, or doesn't answer.
+    pub async fn end_shadow(&self, node: &Node) -> anyhow::Result<()> {
+        let body = Bytes::from_static(micro::END);
+        self.ask(node, ADMIN_SHADOW, body, STATUS).await.map(drop)
+    }
+
+    /// Whether a node runs a shadow.
+    ///
+    /// # Errors
+    /// If it doesn't answer.
+    pub async fn runs_shadow(&self, node: &Node) -> anyhow::Result<bool> {
+        let status = self.status(node).await?;
+        let kind = status.pointer("/serving/beside/kind");
+        Ok(kind.and_then(Value::as_str) == Some("shadow"))
+    }
+
     /// The reports of what a node runs beside its pipeline, and of its last shadow.
     ///
     /// # Errors

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use anyhow::{Context as _, bail, ensure};
 use presence_config::revision::Revision;
 
+use super::state::State;
 use super::trial::Trials;
 use super::{Found, LOOK_MAX, Store, Written, next_number};
 use crate::clock;
@@ -14,6 +15,8 @@ use crate::clock;
 pub(crate) struct PageStore {
     pub(crate) store: Store,
     pub(crate) trials: Arc<Trials>,
+    /// How this node stands to the store.
+    pub(crate) state: Arc<State>,
     /// The node's name.
     pub(crate) node: String,
 }
@@ -77,7 +80,9 @@ impl PageStore {
                 }
             }
         };
-        let number = next_number(&revisions, seen);
+        // Where the bucket was lost, nodes run a higher one, and take none below it.
+        let in_force = self.state.in_force().map_or(0, |it| it.revision);
+        let number = next_number(&revisions, seen.max(in_force));
         let next = Revision {
             revision: number.context("there is no higher number of a revision")?,
             chain,

@@ -20,7 +20,7 @@ use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
 use super::follow::{Fetcher, limit};
-use crate::reload::{Change, Shadow};
+use crate::reload::{Change, Shadow, ShadowOrder};
 use crate::tenant::Running;
 
 /// What validates revisions, one at a time.
@@ -30,8 +30,8 @@ pub(crate) struct Trials {
     pub(crate) config: watch::Receiver<Config>,
     pub(crate) running: watch::Receiver<Running>,
     pub(crate) turn: Mutex<()>,
-    /// Where shadows begin.
-    pub(crate) shadows: mpsc::Sender<Shadow>,
+    /// Where shadows begin and end.
+    pub(crate) shadows: mpsc::Sender<ShadowOrder>,
 }
 
 /// A plugin that an operator wants to run in a shadow.
@@ -68,6 +68,17 @@ impl Trials {
     pub(crate) async fn shadow(&self, body: &[u8]) -> Result<(), String> {
         let begun = self.begin_shadow(body).await;
         begun.map_err(|error| Causes(&error).to_string())
+    }
+
+    /// Has the shadow end that runs.
+    ///
+    /// # Errors
+    /// If none runs.
+    pub(crate) async fn end_shadow(&self) -> Result<(), String> {
+        let (answer, ended) = oneshot::channel();
+        // It is gone only when the node ends.
+        let _ = self.shadows.send(ShadowOrder::End(answer)).await;
+        ended.await.unwrap_or_else(|_| Err("the node ends".into()))
     }
 
     async fn begin_shadow(&self, body: &[u8]) -> anyhow::Result<()> {
@@ -117,7 +128,7 @@ impl Trials {
             answer,
         };
         self.shadows
-            .send(shadow)
+            .send(ShadowOrder::Begin(Box::new(shadow)))
             .await
             .ok()
             .context("the node ends")?;

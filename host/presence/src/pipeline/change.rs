@@ -36,7 +36,7 @@ pub(crate) struct How {
     yes: bool,
     /// Prints one JSON object; needs --yes.
     #[arg(long, requires = "yes")]
-    json: bool,
+    pub(crate) json: bool,
     #[command(flatten)]
     pub(crate) config: ConfigArg,
 }

@@ -3,6 +3,7 @@
 use anyhow::Context as _;
 use presence_config::revision::Candidate;
 
+use super::shadow;
 use crate::pipeline::change::{How, Session};
 
 #[derive(clap::Args)]
@@ -11,9 +12,12 @@ pub(crate) struct Args {
     how: How,
 }
 
-/// Has the canary's plugin decide on nobody any more.
+/// Has the canary's plugin decide on nobody any more; without a canary, ends the shadow.
 pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
     let session = Session::open(&args.how.config).await?;
+    if session.canary().is_none() && shadow::runs(&session.operator).await {
+        return shadow::end(&session.operator, args.how.json).await;
+    }
     let why = format!("abort the canary {}", canary(&session)?.named());
     let chain = session.needed()?.chain.clone();
     session.change(chain, &args.how, &why, None).await

@@ -37,12 +37,15 @@ pub(crate) enum Command {
     /// Promotes the canary: its plugin decides on all users.
     #[command(after_help = "Example:\n  presence plugins promote")]
     Promote(promote::Args),
-    /// Aborts the canary: the active plugin decides on all users again.
+    /// Aborts the canary: the active plugin decides on all users again. Without a canary, ends the
+    /// shadow.
     #[command(after_help = "Example:\n  presence plugins abort --why 'users miss each other'")]
     Abort(abort::Args),
     /// Runs an uploaded plugin in a shadow: it decides beside the active one, nothing of it is
     /// published, and a report says what would be different.
-    #[command(after_help = "Example:\n  presence plugins shadow quiet@sha256:1b2c3d4e --for 10m")]
+    #[command(
+        after_help = "Examples:\n  presence plugins shadow quiet@sha256:1b2c3d4e --for 10m\n  presence plugins shadow --end"
+    )]
     Shadow(shadow::Args),
     /// Prints what a plugin has logged on all nodes, and what it logs.
     #[command(

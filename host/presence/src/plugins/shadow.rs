@@ -9,23 +9,27 @@ use presence_kit::explained::{reasons, what_it_does, word};
 use presence_kit::text;
 use presence_node::store::operator::{Node, Operator};
 use serde_json::{Value, json};
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use super::activate::{Named, named};
 use crate::arguments::{Output, span};
 use crate::pipeline::change::Session;
 
-/// How often is looked whether it is over.
+/// How often is looked whether it is over: the more often, the nearer its end is.
 const LOOK: Duration = Duration::from_millis(200);
+const LOOK_MAX: Duration = Duration::from_secs(2);
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// The plugin's name, and its digest or the first digits of it.
-    #[arg(value_name = "NAME@DIGEST", value_parser = named)]
-    plugin: Named,
+    #[arg(value_name = "NAME@DIGEST", value_parser = named, required_unless_present = "end")]
+    plugin: Option<Named>,
     /// For how long.
-    #[arg(long = "for", value_name = "TIME", value_parser = span)]
-    lasts: Duration,
+    #[arg(long = "for", value_name = "TIME", value_parser = span, required_unless_present = "end")]
+    lasts: Option<Duration>,
+    /// Ends the shadow that runs, on every node, before its time.
+    #[arg(long, conflicts_with_all = ["plugin", "lasts"])]
+    end: bool,
     #[command(flatten)]
     output: Output,
 }
@@ -33,15 +37,19 @@ pub(crate) struct Args {
 /// Runs a shadow on every node that follows the store, and prints what came of it.
 pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
     let session = Session::open(&args.output.config).await?;
-    let digest = args.plugin.digest_in(&session).await?;
+    let (Some(plugin), Some(lasts)) = (&args.plugin, args.lasts) else {
+        return end(&session.operator, args.output.json).await;
+    };
+    let digest = plugin.digest_in(&session).await?;
     let mut nodes = session.operator.nodes().await?;
     nodes.retain(|node| node.follows_store && !node.waits);
     ensure!(!nodes.is_empty(), "no node follows the plugin store");
-    let for_ms = u64::try_from(args.lasts.as_millis()).unwrap_or(u64::MAX);
+    let for_ms = u64::try_from(lasts.as_millis()).unwrap_or(u64::MAX);
     let mut reports = Vec::new();
     let mut failed = 0;
-    let (operator, name) = (&session.operator, &args.plugin.name);
+    let (operator, name) = (&session.operator, &plugin.name);
     let mut begun = Vec::new();
+    let began = Instant::now();
     for node in nodes {
         let asked = operator.shadow(&node, name, &digest, for_ms).await;
         begun.push((node, asked));
@@ -51,7 +59,7 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
     }
     for (node, asked) in begun {
         let report = match asked {
-            Ok(()) => over(operator, &node, args.lasts).await,
+            Ok(()) => over(operator, &node, began + lasts).await,
             Err(error) => Err(error),
         };
         failed += usize::from(report.is_err());
@@ -78,10 +86,66 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What came of a node's shadow, once it is over.
-async fn over(operator: &Operator, node: &Node, lasts: Duration) -> anyhow::Result<Value> {
-    sleep(lasts).await;
+/// Ends the shadow on every node that runs one.
+///
+/// # Errors
+/// If none does, or one can't be asked.
+pub(super) async fn end(operator: &Operator, json: bool) -> anyhow::Result<()> {
+    let mut nodes = operator.nodes().await?;
+    nodes.retain(|node| node.follows_store && !node.waits);
+    let (mut told, mut failed, mut ended) = (Vec::new(), 0, 0);
+    for node in nodes {
+        let runs = operator.runs_shadow(&node).await;
+        let done = match runs {
+            Ok(true) => operator.end_shadow(&node).await.map(|()| "ended"),
+            Ok(false) => Ok("no shadow runs"),
+            Err(error) => Err(error),
+        };
+        failed += usize::from(done.is_err());
+        ended += usize::from(matches!(done, Ok("ended")));
+        let words = match &done {
+            Ok(words) => (*words).to_owned(),
+            Err(error) => format!("{error:#}"),
+        };
+        if !json {
+            print(format_args!("{}: {}\n", line(&node.name), line(&words)))?;
+        }
+        told.push(json!({"node": node.name, "ended": matches!(done, Ok("ended")), "said": words}));
+    }
+    if json {
+        print_json(json!({"nodes": told}))?;
+    }
+    ensure!(
+        failed == 0,
+        "{failed} of {} nodes can't be asked",
+        told.len()
+    );
+    ensure!(
+        ended > 0,
+        "no shadow runs: `presence plugins shadow NAME@DIGEST --for TIME` begins one"
+    );
+    Ok(())
+}
+
+/// Whether any node runs one.
+pub(super) async fn runs(operator: &Operator) -> bool {
+    for node in operator.nodes().await.unwrap_or_default() {
+        if node.follows_store && operator.runs_shadow(&node).await.unwrap_or_default() {
+            return true;
+        }
+    }
+    false
+}
+
+/// What came of a node's shadow, once it is over: at that time, or when somebody has ended it
+/// before.
+async fn over(operator: &Operator, node: &Node, at: Instant) -> anyhow::Result<Value> {
     loop {
+        sleep(
+            at.saturating_duration_since(Instant::now())
+                .clamp(LOOK, LOOK_MAX),
+        )
+        .await;
         let reports = operator.reports(node).await?;
         let shadow = reports.pointer("/shadow");
         let shadow = shadow.filter(|it| it.is_object());
@@ -89,7 +153,6 @@ async fn over(operator: &Operator, node: &Node, lasts: Duration) -> anyhow::Resu
         if shadow.get("isOver") == Some(&Value::Bool(true)) {
             return Ok(shadow.clone());
         }
-        sleep(LOOK).await;
     }
 }
 

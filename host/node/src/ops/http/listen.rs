@@ -3,17 +3,20 @@
 //!
 //! There are few connections at a time, each for a limited time. Where all are in use, the
 //! oldest makes room, so that the newest, a probe of the node's health, always gets an
-//! answer.
+//! answer. A connection on which a page listens doesn't: there are fewer of those than
+//! connections, so another one can.
 
 use std::collections::VecDeque;
 use std::net::TcpListener;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::Context as _;
 use axum::Router;
-use axum::extract::Request;
+use axum::extract::{Request, State};
 use axum::http::{HeaderValue, StatusCode, header};
-use axum::middleware::{Next, from_fn};
+use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse as _, Response};
 use hyper::body::Body as _;
 use hyper::server::conn::http1;
@@ -72,25 +75,57 @@ pub(super) fn serve(
     })
 }
 
+/// A connection that is served.
+struct Open {
+    task: AbortHandle,
+    /// Whether what it is sent lasts, as events do.
+    listens: Arc<AtomicBool>,
+}
+
+/// Ends the oldest connection on which nobody listens.
+fn make_room(open: &mut VecDeque<Open>) {
+    let oldest = open
+        .iter()
+        .position(|it| !it.listens.load(Ordering::Relaxed));
+    if let Some(oldest) = open.remove(oldest.unwrap_or_default()) {
+        oldest.task.abort();
+    }
+}
+
+/// Notes whether the answer is one that lasts.
+async fn note_listener(
+    State(listens): State<Arc<AtomicBool>>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let answer = next.run(request).await;
+    let kind = answer.headers().get(header::CONTENT_TYPE);
+    let lasts = kind.is_some_and(|kind| kind == "text/event-stream");
+    listens.store(lasts, Ordering::Relaxed);
+    answer
+}
+
 async fn accept(listener: &tokio::net::TcpListener, routes: &Router) {
-    let mut open: VecDeque<AbortHandle> = VecDeque::new();
+    let mut open: VecDeque<Open> = VecDeque::new();
     let mut is_failing = false;
     loop {
         match listener.accept().await {
             Ok((stream, _)) => {
                 is_failing = false;
-                open.retain(|connection| !connection.is_finished());
-                if open.len() >= CONNECTIONS_MAX
-                    && let Some(oldest) = open.pop_front()
-                {
-                    oldest.abort();
+                open.retain(|connection| !connection.task.is_finished());
+                if open.len() >= CONNECTIONS_MAX {
+                    make_room(&mut open);
                 }
-                let connection = timeout(CONNECTION_MAX, answer(stream, routes.clone()));
+                let listens = Arc::<AtomicBool>::default();
+                let noted = from_fn_with_state(Arc::clone(&listens), note_listener);
+                let routes = routes.clone().layer(noted);
+                let connection = timeout(CONNECTION_MAX, answer(stream, routes));
                 #[expect(
                     clippy::disallowed_methods,
                     reason = "one that fails is one that is closed"
                 )]
-                open.push_back(tokio::spawn(connection).abort_handle());
+                let task = tokio::spawn(connection).abort_handle();
+                open.push_back(Open { task, listens });
                 // What was given up is closed before the next is accepted.
                 yield_now().await;
             }
@@ -99,7 +134,8 @@ async fn accept(listener: &tokio::net::TcpListener, routes: &Router) {
                     tracing::warn!("[http] can't take a connection, and goes on trying: {error}");
                 }
                 // There may be no file descriptors left: these are needed less than others.
-                open.drain(..).for_each(|connection| connection.abort());
+                open.drain(..)
+                    .for_each(|connection| connection.task.abort());
                 sleep(RETRY).await;
             }
         }
@@ -140,9 +176,8 @@ async fn without_body(request: Request, next: Next) -> Response {
 #[cfg(test)]
 mod tests {
     use std::convert::Infallible;
-    use std::io::{Read as _, Write as _};
+    use std::io::{BufRead as _, Read as _, Write as _};
     use std::net::{SocketAddr, TcpStream};
-    use std::sync::Arc;
 
     use axum::body::{Body, Bytes};
     use axum::routing::get;
@@ -190,6 +225,39 @@ mod tests {
             let mut answer = Vec::new();
             let _ = half_sent[stream].read_to_end(&mut answer);
         }
+    }
+
+    #[test]
+    fn a_flood_of_connections_ends_none_on_which_a_page_listens() {
+        let events = async || {
+            let pieces = stream::unfold(0_u64, async |piece| {
+                sleep(Duration::from_millis(5)).await;
+                Some((
+                    Ok::<_, Infallible>(Bytes::from(format!("{piece}\n"))),
+                    piece + 1,
+                ))
+            });
+            let kind = [(header::CONTENT_TYPE, "text/event-stream")];
+            (kind, Body::from_stream(pieces)).into_response()
+        };
+        let routes = Router::new().route("/", get(async || "ok"));
+        let address = served_with(routes.route("/events", get(events)));
+        let mut listener = TcpStream::connect(address).unwrap();
+        listener.write_all(b"GET /events HTTP/1.0\r\n\r\n").unwrap();
+        let mut told = String::new();
+        let mut listener = std::io::BufReader::new(listener);
+        while !told.ends_with("1\n") {
+            assert!(listener.read_line(&mut told).unwrap() > 0, "{told}");
+        }
+        // Twice as many as there may be, all of them younger.
+        let flood: Vec<_> = (0..2 * CONNECTIONS_MAX)
+            .map(|_| TcpStream::connect(address).unwrap())
+            .collect();
+        assert!(said(address, GET).starts_with("HTTP/1.0 200"));
+        for _ in 0..3 {
+            assert!(listener.read_line(&mut told).unwrap() > 0, "it goes on");
+        }
+        drop(flood);
     }
 
     #[test]

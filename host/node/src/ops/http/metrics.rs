@@ -200,6 +200,14 @@ fn plugins(text: &mut Exposition, status: &Status) {
         (&stage.plugin.name, u8::from(quarantined))
     });
     text.values("presence_plugin_quarantined", "plugin", quarantined);
+    let beside = running.beside.iter();
+    let stages = beside.flat_map(|it| it.generation.blueprint.stages());
+    let quarantined = stages.filter(|stage| !running.blueprint.has_same(stage));
+    let quarantined = quarantined.map(|stage| {
+        let quarantined = stage.health.in_quarantine();
+        (&stage.plugin.name, u8::from(quarantined))
+    });
+    text.values("presence_candidate_quarantined", "plugin", quarantined);
     let stages = running.blueprint.stages();
     let left_out = stages.map(|stage| (&stage.plugin.name, stage.plugin.lines_left_out()));
     let name = "presence_plugin_log_lines_left_out_total";

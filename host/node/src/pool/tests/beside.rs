@@ -6,7 +6,7 @@ use presence_sandbox::{Engine, Plugin, Stage};
 use serde_json::Value;
 
 use super::*;
-use crate::beside::meter::Meter;
+use crate::beside::meter::{Meter, Side};
 use crate::beside::report::Report;
 use crate::beside::{Beside, Mode, Pipelines};
 
@@ -219,4 +219,15 @@ fn what_there_is_no_time_to_compare_is_counted() {
     world.task(Task::Ids(answer));
     assert_eq!(world.meter.skipped(), 300, "nothing keeps their ids");
     assert_eq!(world.compare(), 0);
+}
+
+#[test]
+fn a_decision_for_which_the_directory_has_no_answer_counts_for_no_rule() {
+    let mut world = World::new(0, CONTACTS);
+    world.canary(10_000);
+    let on_demand = Arc::new(Directory::on_demand());
+    world.task(Task::Tell(Input::Directory(on_demand, Arc::default())));
+    world.connect(0, 3);
+    let calls = world.meter.calls(Side::Candidate);
+    assert_eq!(calls.calls.load(Ordering::Relaxed), 0);
 }

@@ -71,7 +71,7 @@ mod tests {
         for link in texts.flat_map(|text| text.split('"')) {
             if let Some(name) = link.strip_prefix("/page/") {
                 let is_asked = [
-                    "beside", "canary", "events", "explain", "history", "rollback",
+                    "beside", "canary", "events", "explain", "history", "rollback", "shadow",
                 ]
                 .contains(&name);
                 assert!(

@@ -39,7 +39,7 @@ struct EndCanary {
 /// Tells the revisions, the newest first, and what operators were alerted to.
 pub(super) async fn tell(State(page): State<Arc<Page>>, request: Request) -> Response {
     let (parts, _) = request.into_parts();
-    let reader = match page.access.reader(&parts) {
+    let reader = match page.sender(&parts) {
         Ok(reader) => reader,
         Err(refused) => return refused.into_response(),
     };
@@ -88,6 +88,21 @@ pub(super) async fn end_canary(State(page): State<Arc<Page>>, request: Request) 
     change(&page, request, step).await
 }
 
+/// Ends the shadow, for an operator.
+pub(super) async fn end_shadow(State(page): State<Arc<Page>>, request: Request) -> Response {
+    let (parts, _) = request.into_parts();
+    if let Err(refused) = page.may_change(&parts) {
+        return refused.into_response();
+    }
+    let Some(store) = store(&page) else {
+        return (StatusCode::BAD_REQUEST, "this can't be done\n").into_response();
+    };
+    match store.trials.end_shadow().await {
+        Ok(()) => json_of(json!({"ok": true})),
+        Err(error) => json_of(json!({"ok": false, "error": error})),
+    }
+}
+
 /// Makes the next revision, as is asked.
 async fn change<T: DeserializeOwned>(
     page: &Page,
@@ -120,7 +135,7 @@ async fn change<T: DeserializeOwned>(
 /// they are about.
 pub(super) async fn tell_beside(State(page): State<Arc<Page>>, request: Request) -> Response {
     let (parts, _) = request.into_parts();
-    let reader = match page.access.reader(&parts) {
+    let reader = match page.sender(&parts) {
         Ok(reader) => reader,
         Err(refused) => return refused.into_response(),
     };

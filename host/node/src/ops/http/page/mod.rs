@@ -109,7 +109,8 @@ impl Page {
         }
     }
 
-    /// Who sends JSON, which no form of another page can.
+    /// Who sends JSON, or says so where there is nothing to send: no other page can have a browser
+    /// do that without being asked first.
     fn sender(&self, request: &Parts) -> Result<Reader, Refused> {
         let reader = self.access.reader(request)?;
         let kind = request.headers.get(header::CONTENT_TYPE);
@@ -135,6 +136,7 @@ pub(super) fn routes(page: Arc<Page>) -> Router {
         .route("/page/history", get(history::tell))
         .route("/page/rollback", post(history::roll_back))
         .route("/page/canary", post(history::end_canary))
+        .route("/page/shadow", post(history::end_shadow))
         .route("/page/beside", get(history::tell_beside))
         .route("/page/{name}", get(asset))
         .with_state(page)
@@ -167,7 +169,8 @@ async fn asset(Path(name): Path<String>) -> Response {
 /// Tells a page what happens.
 async fn tell(State(page): State<Arc<Page>>, request: Request) -> Response {
     let (parts, _) = request.into_parts();
-    let reader = match page.access.reader(&parts) {
+    // There is room for few, and none for those that another page has the browser ask for.
+    let reader = match page.sender(&parts) {
         Ok(reader) => reader,
         Err(refused) => return refused.into_response(),
     };

@@ -1,0 +1,54 @@
+//! Handing the state of enrichers from one pipeline to another.
+
+use crate::Stage;
+use crate::pipeline::Enricher;
+
+/// Has enrichers take over the state of those whose place they take.
+pub(crate) fn take_over(after: &mut [Enricher], before: &mut [Enricher]) {
+    let mut before: Vec<_> = before.iter_mut().collect();
+    let mut after: Vec<_> = after.iter_mut().collect();
+    // A plugin may stand in a chain more than once.
+    for fits in [
+        Stage::is_same as fn(&Stage, &Stage) -> bool,
+        Stage::is_alike,
+    ] {
+        after.retain_mut(|enricher| {
+            let mut stages = before.iter().map(|before| &before.stage);
+            let place = stages.position(|stage| fits(&enricher.stage, stage));
+            if let Some(place) = place {
+                enricher.take_over(before.remove(place));
+            }
+            place.is_none()
+        });
+    }
+}
+
+/// Has enrichers take over the state of those that go on, but for those that are the same.
+pub(crate) fn copy(after: &mut [Enricher], active: &mut [Enricher]) {
+    let mut active: Vec<_> = active.iter_mut().collect();
+    let mut after: Vec<_> = after.iter_mut().collect();
+    let stages = |active: &[&mut Enricher], fits: &dyn Fn(&Stage) -> bool| {
+        active.iter().position(|it| fits(&it.stage))
+    };
+    after.retain(|enricher| {
+        let same = stages(&active, &|stage| enricher.stage.is_same(stage));
+        same.map(|place| active.remove(place)).is_none()
+    });
+    for enricher in after {
+        if let Some(place) = stages(&active, &|stage| enricher.stage.is_alike(stage)) {
+            enricher.take_over(active.remove(place));
+        }
+    }
+}
+
+/// Exchanges the instances of stateful enrichers that are the same.
+pub(crate) fn exchange_same(these: &mut [Enricher], others: &mut [Enricher]) {
+    let mut others: Vec<_> = others.iter_mut().collect();
+    for enricher in these.iter_mut().filter(|it| it.stage.plugin.keeps_state) {
+        let mut stages = others.iter().map(|other| &other.stage);
+        let place = stages.position(|stage| enricher.stage.is_same(stage));
+        if let Some(place) = place {
+            enricher.exchange_instance(others.remove(place));
+        }
+    }
+}
