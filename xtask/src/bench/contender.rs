@@ -11,6 +11,7 @@ use bytes::Bytes;
 use clap::ValueEnum;
 use futures_util::StreamExt;
 use serde_json::{Value, json};
+use tokio::sync::{mpsc, oneshot};
 
 /// The arguments of `cargo xtask bench-contender`.
 #[derive(clap::Args)]
@@ -49,6 +50,9 @@ enum Kind {
     Count,
     /// Answers queries, unread, always the same.
     Answer,
+    /// As `Answer`, with each query handed to another thread and back, which is the least that a
+    /// pool of threads costs.
+    AnswerElsewhere,
 }
 
 /// Runs a contender until it is killed.
@@ -64,7 +68,7 @@ async fn serve(args: &Args) -> Result<()> {
     let subject = match args.kind {
         Kind::Relay | Kind::Filter | Kind::Limit => "events.*",
         Kind::Count => "heartbeat",
-        Kind::Answer => "query",
+        Kind::Answer | Kind::AnswerElsewhere => "query",
     };
     let mut messages = client.subscribe(format!("{}.{subject}", args.root)).await?;
     let contacts = match &args.directory {
@@ -74,6 +78,10 @@ async fn serve(args: &Args) -> Result<()> {
     let read = |kind| Published::read(args.published.as_deref(), kind);
     let (online, offline) = (read("online")?, read("offline")?);
     let answer = " ".repeat(args.answer_bytes);
+    let elsewhere = match args.kind {
+        Kind::AnswerElsewhere => Some(elsewhere(answer.clone())?),
+        _ => None,
+    };
     client.flush().await?;
     println!("ready");
 
@@ -98,14 +106,36 @@ async fn serve(args: &Args) -> Result<()> {
                     client.publish(reply, counted.to_string().into()).await?;
                 }
             }
-            Kind::Answer => {
-                if let Some(reply) = message.reply {
-                    client.publish(reply, answer.clone().into()).await?;
-                }
+            Kind::Answer | Kind::AnswerElsewhere => {
+                let Some(reply) = message.reply else { continue };
+                let answer = match &elsewhere {
+                    Some(queries) => {
+                        let (done, answered) = oneshot::channel();
+                        queries.send(done)?;
+                        answered.await?
+                    }
+                    None => answer.clone(),
+                };
+                client.publish(reply, answer.into()).await?;
             }
         }
     }
     Ok(())
+}
+
+/// A thread that answers what it is sent, always the same.
+fn elsewhere(answer: String) -> Result<mpsc::UnboundedSender<oneshot::Sender<String>>> {
+    let (queries, mut asked) = mpsc::unbounded_channel::<oneshot::Sender<String>>();
+    let runtime = tokio::runtime::Builder::new_current_thread().build()?;
+    std::thread::spawn(move || {
+        runtime.block_on(async {
+            while let Some(done) = asked.recv().await {
+                // The one who asked may have given up.
+                let _ = done.send(answer.clone());
+            }
+        });
+    });
+    Ok(queries)
 }
 
 /// A message that presence published.

@@ -32,7 +32,7 @@ enum Running {
 
 impl Entrant {
     /// One of the contenders that are written here: `relay`, `filter`, `count`,
-    /// `answer`.
+    /// `answer`, `answer-elsewhere`.
     pub(crate) fn own(
         broker: &Broker,
         title: &'static str,

@@ -62,8 +62,10 @@ pub(crate) fn measure(broker: &Broker, args: &Args) -> Result<Vec<Row>> {
     let answer_bytes = answer_bytes.to_string();
     let args_of_bare = ["--answer-bytes", &*answer_bytes];
     let bare = Entrant::own(broker, "bare request and reply", "answer", &args_of_bare)?;
+    let title = "the same, by way of another thread";
+    let elsewhere = Entrant::own(broker, title, "answer-elsewhere", &args_of_bare)?;
 
-    let lanes: Vec<_> = std::iter::once(bare).chain(hosts).collect();
+    let lanes: Vec<_> = [bare, elsewhere].into_iter().chain(hosts).collect();
     let rows = lanes.iter().map(|entrant| Row {
         title: entrant.title,
         took: Times::default(),
