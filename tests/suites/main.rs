@@ -78,6 +78,7 @@ mod statuses;
 mod store;
 mod store_nodes;
 mod telemetry;
+mod tenant_edits;
 mod tenants;
 mod turns;
 mod world;

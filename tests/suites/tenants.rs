@@ -380,10 +380,12 @@ async fn tenants_come_change_pause_and_go_while_others_are_served() -> Result<()
     site.set("tenant", vec![tenant("acme"), other.clone()])?;
     until_states(&site, &[("acme", "serving"), ("beta", "serving")]).await?;
     wait::until("beta to have its new prefix", async || {
+        // Nobody is known there yet.
         let known = online_of(&client, "b", "12345").await;
-        Ok(known.is_ok_and(|status| status == "online").then_some(()))
+        Ok(known.is_ok_and(|status| status == "offline").then_some(()))
     })
     .await?;
+    come_online(&client, "b", "12345").await?;
     // One whose section is broken meanwhile goes on as it was.
     let broken = with(tenant("acme"), "tracker", toml! { timeout_ms = "soon" });
     site.set("tenant", vec![broken, with(other.clone(), "paused", true)])?;

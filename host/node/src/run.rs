@@ -16,7 +16,7 @@ use presence_config::regular::Stamp;
 use presence_config::{self as config, Config, Text};
 use presence_rules::loader::{self, SharedCompiler};
 use tokio::task::spawn_blocking;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use crate::link::plugin_log::PluginLogs;
 use crate::ops::http::{self, About, Board};
@@ -31,6 +31,9 @@ use crate::telemetry::{self, Telemetry};
 use account::Account;
 use first::Begins;
 use tenant::{Site, StepBack};
+
+/// How often a tenant that starts looks whether its login has changed.
+const LOGIN_LOOK: Duration = Duration::from_secs(1);
 
 /// How long the first line of the log waits for plugins' files to be read.
 const SURVEY: Duration = Duration::from_secs(5);
@@ -124,6 +127,8 @@ async fn alone(
         tasks: &tasks,
         telemetry,
     };
+    let _needs = account.broker.need(&begins.config);
+    let (known, known_path) = (begins.config.clone(), path_of(&begins.source));
     let starting = async {
         let Source::File { path, text } = &begins.source else {
             anyhow::bail!("the one tenant's configuration is a file's");
@@ -134,6 +139,7 @@ async fn alone(
     };
     let mut parts = tokio::select! {
         parts = starting => parts?,
+        never = follow_login(&known, known_path, &account) => match never {},
         () = signals.stopping() => {
             tracing::info!("stopped before it had begun to serve");
             return Ok(());
@@ -158,6 +164,39 @@ async fn alone(
     parts.stop(readers, &stop).await;
     tracing::info!("stopped");
     ended
+}
+
+/// Follows what the file says to log in with while the tenant starts: that may be what it waits
+/// for.
+async fn follow_login(
+    known: &Config,
+    path: Option<PathBuf>,
+    account: &Account,
+) -> std::convert::Infallible {
+    let mut auth = known.nats.auth.clone();
+    loop {
+        sleep(LOGIN_LOOK).await;
+        let path = path.clone();
+        let read = spawn_blocking(move || {
+            let text = Text::read(path.as_deref())?;
+            Config::parse(path.as_deref(), text.as_ref(), config::variables())
+        });
+        // What else is wrong with it is said once the tenant has begun.
+        if let Ok(Ok(new)) = read.await
+            && new.nats.auth != auth
+        {
+            tracing::info!("the login in the configuration has changed: it is used from now on");
+            account.access.log_in_by(&new);
+            auth = new.nats.auth;
+        }
+    }
+}
+
+fn path_of(source: &Source) -> Option<PathBuf> {
+    match source {
+        Source::File { path, .. } => path.clone(),
+        Source::Given(_) => None,
+    }
 }
 
 /// Where the configuration file is, or would be.

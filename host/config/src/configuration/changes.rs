@@ -1,6 +1,6 @@
 //! What differs between two configurations, and when each change takes effect.
 
-use super::{Config, Engine, Nats, Plugins};
+use super::{Auth, Config, Engine, Nats, Plugins};
 
 /// A section that differs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,6 +81,17 @@ pub fn effect_of(key: &str) -> Effect {
     }
 }
 
+impl Nats {
+    /// What is logged in with on a running connection: what this says, if that is of the same
+    /// servers. A login for others is never shown to these.
+    pub fn login_for(&self, running: &Self) -> Auth {
+        match self.url == running.url {
+            true => self.auth.clone(),
+            false => running.auth.clone(),
+        }
+    }
+}
+
 impl Config {
     /// Takes from the running configuration what takes effect only at the next
     /// start.
@@ -88,7 +99,7 @@ impl Config {
         let running = running.clone();
         self.node = running.node;
         self.nats = Nats {
-            auth: self.nats.auth.clone(),
+            auth: self.nats.login_for(&running.nats),
             ..running.nats
         };
         self.tenant = running.tenant;
@@ -123,7 +134,7 @@ impl Config {
         self.engine.queues = running.engine.queues.clone();
         if !own_account {
             self.nats = Nats {
-                auth: self.nats.auth.clone(),
+                auth: self.nats.login_for(&running.nats),
                 reply_prefixes: self.nats.reply_prefixes.clone(),
                 ..running.nats.clone()
             };

@@ -64,6 +64,19 @@ pub enum Auth {
     Token(Secret),
 }
 
+impl Auth {
+    /// Who logs in, without what proves it.
+    pub fn who(&self) -> String {
+        match self {
+            Self::Anonymous => "nobody".into(),
+            Self::Creds(path) => format!("creds {}", path.display()),
+            Self::Nkey(path) => format!("nkey {}", path.display()),
+            Self::Password { user, .. } => format!("user {user}"),
+            Self::Token(_) => "a token".into(),
+        }
+    }
+}
+
 /// `[nats.tls]`: how the connection is encrypted.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Tls {

@@ -97,7 +97,7 @@ impl Keeper {
         let (kept, file) = match opened {
             Ok(opened) => opened,
             Err(Fault::Damaged(why)) => {
-                let aside = database::set_aside(path)?;
+                let aside = database::set_aside(path, "damaged")?;
                 tracing::error!(
                     "the copy of the directory can't be read, and was set aside as {}: {why:#}",
                     aside.display()

@@ -2,7 +2,6 @@
 //! subjects of its own, by an id, since every node is to answer and not any of them.
 
 use std::collections::BTreeSet;
-use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -67,6 +66,17 @@ impl Admin {
             client: access.connect(options).await?,
             is_forbidden,
         })
+    }
+
+    /// Makes the connection anew now and then while NATS forbids something on it.
+    pub(crate) async fn renew(self) {
+        loop {
+            tokio::time::sleep(AGAIN).await;
+            if self.is_forbidden.swap(false, Ordering::Relaxed) {
+                // The client is gone only when the account is closed.
+                let _ = self.client.force_reconnect().await;
+            }
+        }
     }
 
     /// Subscribes to what commands ask of a node that serves.
@@ -136,18 +146,7 @@ impl Admin {
     pub(crate) async fn serve(self, listening: Listening, board: Arc<Board>, trials: Arc<Trials>) {
         let (board, trials) = (&board, &*trials);
         let served = listening.serve(|endpoint, request| answer(board, trials, endpoint, request));
-        let mut served = pin!(served);
-        loop {
-            tokio::select! {
-                () = &mut served => break,
-                () = tokio::time::sleep(AGAIN) => {
-                    if self.is_forbidden.swap(false, Ordering::Relaxed) {
-                        // The client is gone only when the node ends.
-                        let _ = self.client.force_reconnect().await;
-                    }
-                }
-            }
-        }
+        served.await;
         // The node ends.
         std::future::pending().await
     }

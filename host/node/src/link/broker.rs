@@ -5,20 +5,21 @@ mod health;
 mod rights;
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::anyhow;
 use async_nats::{Client, ConnectOptions, Event, ServerAddr};
 use presence_config::{Config, Nats};
 use tokio::sync::watch;
+use tracing::{Instrument as _, Span};
 
 use crate::clock;
 use crate::link::connection::Connection;
 use crate::link::login::Login;
 
 pub(crate) use health::Health;
-pub(crate) use rights::{Act, Rights};
+pub(crate) use rights::{Act, Right, Rights};
 
 /// How often the client asks a broker that says nothing for a sign of life, in
 /// milliseconds: four times within a time-out, but for very short or long ones.
@@ -48,6 +49,10 @@ pub(crate) struct Access {
     node: String,
     /// The login of all connections, which may be replaced.
     pub(crate) login: Login,
+    /// Whether nobody uses it any more: the client itself would try to connect for ever.
+    is_closed: Arc<AtomicBool>,
+    /// In which what befalls the connections is logged.
+    span: Span,
 }
 
 impl Access {
@@ -58,16 +63,41 @@ impl Access {
             timeout_ms: config.tracker.timeout_ms,
             node: config.node.name.clone(),
             login: Login::new(config.nats.auth.clone()),
+            is_closed: Arc::default(),
+            span: Span::current(),
         }
     }
 
-    /// Whether a configuration says the same of the connection, be it with another login.
+    /// Whether a configuration says the same of the connection, be it with another secret.
     pub(crate) fn is_of(&self, config: &Config) -> bool {
         let nats = Nats {
             auth: self.nats.auth.clone(),
             ..config.nats.clone()
         };
-        nats == self.nats
+        nats == self.nats && self.nats.auth.who() == config.nats.auth.who()
+    }
+
+    /// Uses what a configuration says to log in with, from the next connection on, if it is for
+    /// these servers.
+    pub(crate) fn log_in_by(&self, config: &Config) {
+        if config.nats.url == self.nats.url {
+            self.login.replace(config.nats.auth.clone());
+        }
+    }
+
+    /// Has no connection be made any more.
+    pub(crate) fn close(&self) {
+        self.is_closed.store(true, Ordering::Relaxed);
+    }
+
+    /// Waits for ever once no connection is to be made any more.
+    fn unless_closed(&self) -> impl Future<Output = ()> + Send + use<> {
+        let is_closed = Arc::clone(&self.is_closed);
+        async move {
+            if is_closed.load(Ordering::Relaxed) {
+                std::future::pending().await
+            }
+        }
     }
 
     /// The servers that are connected to.
@@ -130,10 +160,19 @@ impl Access {
     /// # Errors
     /// As [`Self::options`].
     pub(crate) fn lasting(&self, purpose: &str) -> anyhow::Result<ConnectOptions> {
+        let access = self.clone();
         let options = self
             .options()?
             .name(format!("presence {}{purpose}", self.node))
             .retry_on_initial_connect()
+            // Called before each attempt. The client chooses the server by itself.
+            .reconnect_to_server_callback(move |_, _| {
+                let is_wanted = access.unless_closed();
+                async move {
+                    is_wanted.await;
+                    None
+                }
+            })
             // The client gives up at the third that isn't answered.
             .ping_interval(Duration::from_millis(
                 (self.timeout_ms / 4).clamp(PING_MS_MIN, PING_MS_MAX),
@@ -160,24 +199,27 @@ impl Access {
     ) -> anyhow::Result<Connection> {
         let (health, servers) = (Arc::clone(health), self.servers());
         let (known, tried) = (Arc::clone(&health), servers.clone());
+        let (access, span) = (self.clone(), self.span.clone());
         let options = self
             .lasting("")?
             .no_echo()
             // Called before each attempt: the client tells only here why earlier ones failed.
             .reconnect_to_server_callback(move |pool, _| {
                 let (health, servers) = (Arc::clone(&known), tried.clone());
-                async move {
+                let is_wanted = access.unless_closed();
+                let telling = async move {
+                    is_wanted.await;
                     let unresolved = health.is_unresolved.swap(false, Ordering::Relaxed);
                     if let Some(why) = cause::of(pool, unresolved).await {
                         health.cannot_reach(&servers, why);
                     }
-                    // The client chooses by itself.
                     None
-                }
+                };
+                telling.instrument(access.span.clone())
             })
             .client_capacity(CLIENT_QUEUE)
             .event_callback(move |event| {
-                observe(&event, &servers, &health, &connects);
+                span.in_scope(|| observe(&event, &servers, &health, &connects));
                 std::future::ready(())
             });
         Ok(Connection::new(self.connect(options).await?))
@@ -212,13 +254,12 @@ fn observe(event: &Event, servers: &str, health: &Health, connects: &watch::Send
             health.connected.store(true, Ordering::Relaxed);
             health.reached();
             health.rights.connected();
-            health.is_hello_deaf.store(false, Ordering::Relaxed);
             health.connects.fetch_add(1, Ordering::Relaxed);
             // A silence begins at the first connection, at the earliest.
             let relaxed = Ordering::Relaxed;
             let now = clock::now_ms();
             // The client asks for its subscriptions again from here on.
-            health.subscribed();
+            health.connected();
             let _ = health.heard_at.compare_exchange(0, now, relaxed, relaxed);
             tracing::info!(servers, "connected to NATS");
             connects.send_modify(|connects| *connects += 1);

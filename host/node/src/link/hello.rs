@@ -127,6 +127,12 @@ pub(crate) struct Turn {
     answers: JoinHandle<()>,
 }
 
+impl Drop for Turn {
+    fn drop(&mut self) {
+        self.broker.forget_hello(&self.shared.subject);
+    }
+}
+
 impl Turn {
     /// Answers other nodes from now on.
     ///
@@ -142,6 +148,7 @@ impl Turn {
     ) -> anyhow::Result<Self> {
         let client = connection.client().clone();
         let subject = subjects.of(SUBJECT);
+        broker.try_hello(&subject);
         let hellos = client.subscribe(subject.clone()).await?;
         broker.drops.watch(&hellos, Carries::Hellos);
         let shared = Arc::new(Shared {
@@ -243,7 +250,9 @@ impl Turn {
             asked = (Instant::now(), missed());
             match self.ask().await {
                 Found::Other(other) => return format!("node `{}` serves as well", other.node),
-                Found::Unknown(why) if self.broker.hello_is_forbidden() => return why,
+                Found::Unknown(why) if self.broker.hello_is_forbidden(&self.shared.subject) => {
+                    return why;
+                }
                 // Nobody else can reach the users, or nobody else is there.
                 Found::Unknown(_) | Found::Nobody | Found::Unanswered => {}
             }
@@ -263,7 +272,7 @@ impl Turn {
         if !self.broker.connected.load(Ordering::Relaxed) {
             return Found::Unknown("not connected to NATS".into());
         }
-        self.broker.try_hello();
+        self.broker.try_hello(&self.shared.subject);
         let me = self.shared.me();
         let before_me = |reply: &Message| {
             self.broker.count_elsewhere();
@@ -278,7 +287,7 @@ impl Turn {
             before_me,
         );
         let asked = asked.await;
-        if self.broker.hello_is_forbidden() {
+        if self.broker.hello_is_forbidden(&self.shared.subject) {
             return Found::Unknown(format!("NATS forbids `{}`", self.shared.subject));
         }
         // A marker that went out behind the question has come back.

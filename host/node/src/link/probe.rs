@@ -26,7 +26,16 @@ pub struct Found {
 #[tokio::main(flavor = "current_thread")]
 pub async fn connect(config: &Config) -> anyhow::Result<Found> {
     let access = Access::new(config);
-    let rights = Arc::new(Rights::new(config));
+    let rights = Arc::<Rights>::default();
+    match &config.tenants {
+        None => rights.need(config),
+        // Those that have no account of their own.
+        Some(tenants) => {
+            let shared = tenants.iter().filter(|tenant| !tenant.own_account);
+            let configs = shared.filter_map(|tenant| tenant.config.as_ref().ok());
+            configs.for_each(|config| rights.need(config));
+        }
+    }
     let hears = Arc::clone(&rights);
     let options = access
         .options()?

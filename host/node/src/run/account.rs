@@ -1,10 +1,15 @@
 //! An account of NATS, as this process uses it: its connections, and the threads whose messages
 //! go out on them. The tenants of one account share all of it.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::BTreeMap;
+use std::pin::pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use presence_config::Config;
-use tokio::sync::{OnceCell, watch};
+use presence_config::subjects::Subjects;
+use tokio::sync::{Notify, OnceCell, watch};
+use tokio::time::timeout;
 
 use crate::link::admin::Admin;
 use crate::link::broker::{self, Access, Health};
@@ -14,6 +19,9 @@ use crate::link::publisher::Publisher;
 use crate::link::pulse::Pulse;
 use crate::pool::{OutboxSettings, Pool};
 use crate::tasks::Tasks;
+
+/// How long a client may take to note that it is to close.
+const CLOSE: Duration = Duration::from_millis(500);
 
 /// An account. Each part of it is made when it is first needed.
 pub(super) struct Account {
@@ -27,6 +35,52 @@ pub(super) struct Account {
     link: OnceCell<Link>,
     admin: OnceCell<Admin>,
     pool: Mutex<Option<Pool>>,
+    claims: Claims,
+}
+
+/// Which tenant has which subjects, by their prefix. What runs goes before what a file says: one
+/// may stand there that can't be had yet.
+#[derive(Clone, Default)]
+struct Claims {
+    by_prefix: Arc<Mutex<BTreeMap<Option<String>, String>>>,
+    freed: Arc<Notify>,
+}
+
+/// A tenant's right to its subjects, for as long as this is there.
+pub(super) struct Claim {
+    claims: Claims,
+    prefix: Option<String>,
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        self.claims.by_prefix().remove(&self.prefix);
+        self.claims.freed.notify_waiters();
+    }
+}
+
+impl Claims {
+    fn by_prefix(&self) -> MutexGuard<'_, BTreeMap<Option<String>, String>> {
+        self.by_prefix
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Has a tenant have its subjects.
+    ///
+    /// # Errors
+    /// With the tenant that has them.
+    fn try_claim(&self, prefix: &Option<String>, name: &str) -> Result<Claim, String> {
+        let mut claims = self.by_prefix();
+        if let Some(holder) = claims.get(prefix) {
+            return Err(holder.clone());
+        }
+        claims.insert(prefix.clone(), name.to_owned());
+        Ok(Claim {
+            claims: self.clone(),
+            prefix: prefix.clone(),
+        })
+    }
 }
 
 /// The connections by which its tenants are heard.
@@ -44,7 +98,7 @@ pub(super) struct Link {
 impl Account {
     /// The account that a configuration says, with so many threads. Nothing is connected yet.
     pub(super) fn new(config: &Config, threads: usize, tasks: &Tasks) -> Self {
-        let broker = Health::new(config);
+        let broker = Health::default();
         if config.tenants.is_some() {
             broker.drops.read_by_several();
         }
@@ -61,12 +115,40 @@ impl Account {
             link: OnceCell::new(),
             admin: OnceCell::new(),
             pool: Mutex::default(),
+            claims: Claims::default(),
         }
     }
 
-    /// Ends what keeps the connections up. They close with the last that uses them.
-    pub(super) fn close(&self) {
+    /// Has a tenant have the subjects of its prefix, once no other has them. `wait`: is told of
+    /// each that does.
+    pub(super) async fn claim(&self, config: &Config, name: &str, wait: impl Fn(String)) -> Claim {
+        let prefix = &config.tenant.prefix;
+        loop {
+            let mut freed = pin!(self.claims.freed.notified());
+            // Before it is looked who has them.
+            freed.as_mut().enable();
+            match self.claims.try_claim(prefix, name) {
+                Ok(claim) => return claim,
+                Err(holder) => wait(format!(
+                    "the tenant `{holder}` still has the subjects of `{}`: this one begins when \
+                     that has ended, or has another prefix",
+                    Subjects::new(prefix.as_deref()).of("presence.>"),
+                )),
+            }
+            freed.await;
+        }
+    }
+
+    /// Closes the connections, and has none be made any more.
+    pub(super) async fn close(&self) {
+        self.access.close();
         self.tasks.end();
+        let admin = self.admin.get().map(|admin| admin.client.clone());
+        let main = self.link.get().map(|link| link.connection.client().clone());
+        for client in admin.into_iter().chain(main) {
+            // One that isn't connected may have no room for it, and is not connected again.
+            let _ = timeout(CLOSE, client.drain()).await;
+        }
     }
 
     /// The connections by which its tenants are heard. A broker that isn't there is waited for
@@ -102,7 +184,11 @@ impl Account {
     /// # Errors
     /// As [`Self::link`].
     pub(super) async fn admin(&self) -> anyhow::Result<&Admin> {
-        let connect = || Admin::connect(&self.access);
+        let connect = async || {
+            let admin = Admin::connect(&self.access).await?;
+            self.tasks.spawn("admin-again", admin.clone().renew());
+            Ok(admin)
+        };
         self.admin.get_or_try_init(connect).await
     }
 

@@ -313,7 +313,7 @@ impl Parts {
                 fetcher.run(connection.clone(), shards, invalidations, queue),
             );
         }
-        broker.subscribed();
+        site.board.subscribed();
         tenant.begin().await;
         // Before the first input, and after the directory: the first decisions are
         // on who was online when the node last ran.
@@ -353,7 +353,7 @@ impl Parts {
         let (workers, shards) = (tenant.pool.len(), tenant.shards.iter().len());
         let announced = async {
             // One that is gone is noticed elsewhere.
-            let _ = heard.wait_for(|_| broker.hears()).await;
+            let _ = heard.wait_for(|_| site.board.hears()).await;
             tracing::info!(node, workers, shards, "ready");
             pending::<Infallible>().await
         };

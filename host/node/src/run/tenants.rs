@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use presence_config::causes::Causes;
@@ -144,31 +144,40 @@ impl Shared {
         ended
     }
 
-    /// The account of a tenant: the process's, or its own.
-    fn account_of(&self, config: &Config, name: &str, own_account: bool) -> Arc<Account> {
-        if !own_account {
-            return Arc::clone(&self.account);
-        }
-        let mut accounts = self.accounts.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(account) = accounts.get(name)
-            && account.access.is_of(config)
-        {
-            return Arc::clone(account);
-        }
-        // No more than its shards can use: these threads are no other tenant's.
-        let threads = config.shard_count().min(config.engine.thread_count());
-        let account = Arc::new(Account::new(config, threads, &self.tasks));
-        if let Some(before) = accounts.insert(name.to_owned(), Arc::clone(&account)) {
-            before.close();
+    fn accounts(&self) -> MutexGuard<'_, BTreeMap<String, Arc<Account>>> {
+        self.accounts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The account of a tenant: the process's, or its own. One that it had before is closed.
+    async fn account_of(&self, config: &Config, name: &str, own_account: bool) -> Arc<Account> {
+        let before = self.accounts().get(name).cloned();
+        let (account, is_kept) = match before {
+            _ if !own_account => (Arc::clone(&self.account), false),
+            Some(before) if before.access.is_of(config) => (before, true),
+            _ => {
+                // No more than its shards can use: these threads are no other tenant's.
+                let threads = config.shard_count().min(config.engine.thread_count());
+                let account = Account::new(config, threads, &self.tasks);
+                (Arc::new(account), false)
+            }
+        };
+        if is_kept {
+            account.access.log_in_by(config);
+        } else {
+            self.close_account(name).await;
+            if own_account {
+                let own = Arc::clone(&account);
+                self.accounts().insert(name.to_owned(), own);
+            }
         }
         account
     }
 
     /// Closes the account of a tenant that has one of its own.
-    fn close_account(&self, name: &str) {
-        let mut accounts = self.accounts.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(account) = accounts.remove(name) {
-            account.close();
+    async fn close_account(&self, name: &str) {
+        let account = self.accounts().remove(name);
+        if let Some(account) = account {
+            account.close().await;
         }
     }
 
@@ -188,10 +197,11 @@ impl Shared {
             let order = wanted.borrow_and_update().clone();
             let (config, own_account) = match order {
                 Wanted::Serve(config, own_account) => (config, own_account),
-                Wanted::End => return self.close_account(&name),
+                Wanted::End => return self.close_account(&name).await,
                 Wanted::Pause => {
                     tracing::info!("paused: its state is kept, and nothing is served");
                     self.told.is(&name, Life::Paused, None);
+                    self.close_account(&name).await;
                     let _ = wanted.changed().await;
                     continue;
                 }
@@ -204,7 +214,7 @@ impl Shared {
                     continue;
                 }
             };
-            let account = self.account_of(&config, &name, own_account);
+            let account = self.account_of(&config, &name, own_account).await;
             let ended = self.serve_one(&name, &account, &config, &mut wanted).await;
             match ended {
                 Ok(()) => wait = RETRY.0,
@@ -238,6 +248,17 @@ impl Shared {
         config: &Arc<Config>,
         wanted: &mut watch::Receiver<Wanted>,
     ) -> anyhow::Result<()> {
+        let (given, follow) = watch::channel(Arc::clone(config));
+        let wait = |why: String| {
+            tracing::warn!("{why}");
+            self.told.is(name, Life::Refused(why), None);
+        };
+        let claimed = tokio::select! {
+            claim = account.claim(config, name, wait) => claim,
+            () = other(wanted, (config, account), &given) => return Ok(()),
+        };
+        let _claim = claimed;
+        let _needs = account.broker.need(config);
         let (tasks, mut faults) = Tasks::new();
         let about = About::new(config, self.file.clone(), &self.telemetry);
         let board = Arc::new(Board::new(Arc::clone(&account.broker), about));
@@ -252,7 +273,6 @@ impl Shared {
             tasks: &tasks,
             telemetry: &self.telemetry,
         };
-        let (given, follow) = watch::channel(Arc::clone(config));
         let begins = Begins {
             config: Config::clone(config),
             source: Source::Given(follow),
@@ -261,12 +281,17 @@ impl Shared {
         let started = tokio::select! {
             started = tenant::start(begins, &site) => started.map(Some),
             fault = faults.next() => Err(fault),
-            () = other(wanted, config, &given) => Ok(None),
+            () = other(wanted, (config, account), &given) => Ok(None),
         };
         let ended = match started {
             Ok(Some(parts)) => {
-                self.serve_until(parts, &site, &mut faults, other(wanted, config, &given))
-                    .await
+                self.serve_until(
+                    parts,
+                    &site,
+                    &mut faults,
+                    other(wanted, (config, account), &given),
+                )
+                .await
             }
             Ok(None) => Ok(()),
             Err(error) => Err(error),
@@ -303,23 +328,27 @@ impl Shared {
 /// take, it is given.
 async fn other(
     wanted: &mut watch::Receiver<Wanted>,
-    config: &Arc<Config>,
+    (config, account): (&Arc<Config>, &Account),
     given: &watch::Sender<Arc<Config>>,
 ) {
     while wanted.changed().await.is_ok() {
         let order = wanted.borrow_and_update().clone();
-        let Wanted::Serve(new, _) = order else {
+        let Wanted::Serve(new, own_account) = order else {
             // It is read again by the one who asks what to do next.
             wanted.mark_changed();
             return;
         };
         let changes = config.changes(&new);
-        if changes
-            .iter()
-            .any(|it| it.effect == config::Effect::Restart)
-        {
+        let is_restart = |it: &config::Change| it.effect == config::Effect::Restart;
+        // Another user may be one of another account, where nobody knows of these users.
+        let is_of_account = !own_account || account.access.is_of(&new);
+        if changes.iter().any(is_restart) || !is_of_account {
             wanted.mark_changed();
             return;
+        }
+        if own_account {
+            // It may be the login that it waits for.
+            account.access.log_in_by(&new);
         }
         given.send_replace(new);
     }
@@ -418,6 +447,8 @@ impl Follower {
                 tracing::warn!("[{section}] has changed: it takes effect at the next start");
             }
         }
+        // Tenants may wait for it.
+        self.shared.account.access.log_in_by(&self.running);
         let sections = self.running.tenants.clone().unwrap_or_default();
         self.want(&sections);
         tracing::info!(tenants = sections.len(), "configuration reloaded");

@@ -17,7 +17,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context as _, bail};
-use presence_config::subjects::EPOCH_STEP;
+use presence_config::subjects::{EPOCH_STEP, Subjects};
 use presence_config::{self as config, Config};
 use presence_core::names::Names;
 use presence_core::record::Record;
@@ -113,7 +113,8 @@ pub(crate) fn open(
     let holder = dir.join(format!("{tenant}.holder"));
     let at = format!(", on {servers}");
     let disk = Arc::new(Disk::of("the state"));
-    let (store, restored) = match open_in(dir, &path, &owner, &disk) {
+    let belongs = belongs_to(config);
+    let (store, restored) = match open_in(dir, &path, &owner, &disk, &belongs) {
         Ok(opened) => opened,
         Err(Fault::Full(error)) => {
             let path = path.display();
@@ -169,17 +170,54 @@ pub fn problem(state: &config::State) -> Option<anyhow::Error> {
         .then(|| anyhow::anyhow!("[state] dir: {} is no folder", dir.display()))
 }
 
+/// On which subjects, and in which account, users are known as a state knows them.
+fn belongs_to(config: &Config) -> String {
+    let subjects = Subjects::new(config.tenant.prefix.as_deref()).of("presence.>");
+    match config.tenant.own_account {
+        true => format!("{subjects}, in the account of {}", config.nats.auth.who()),
+        false => subjects,
+    }
+}
+
+/// Opens the state in a folder. One of other subjects, or of another account, is set aside:
+/// whom it knows to be told, nobody there was told of.
 fn open_in(
     dir: &Path,
     path: &Path,
     owner: &Owner,
     disk: &Arc<Disk>,
+    belongs: &str,
 ) -> Result<(Store, Restored), Fault> {
     // It holds what users' connections say of themselves.
     private::folder(dir).map_err(Fault::Unusable)?;
+    let (mut store, mut restored) = open_or_set_aside(path, owner, disk)?;
+    let note = path.with_extension("subjects");
+    // A state of a version that kept no note is taken for this one's.
+    if let Ok(before) = std::fs::read_to_string(&note)
+        && before != belongs
+    {
+        drop(store);
+        let aside = database::set_aside(path, "of-other-subjects").map_err(Fault::Unusable)?;
+        tracing::warn!(
+            "the state in {} is of `{before}`, and this tenant has `{belongs}` now: it has been set \
+             aside as {}, and the tenant starts empty",
+            path.display(),
+            aside.display()
+        );
+        (store, restored) = open_or_set_aside(path, owner, disk)?;
+    }
+    private::write(&note, belongs.as_bytes()).map_err(|error| Fault::Unusable(error.into()))?;
+    Ok((store, restored))
+}
+
+fn open_or_set_aside(
+    path: &Path,
+    owner: &Owner,
+    disk: &Arc<Disk>,
+) -> Result<(Store, Restored), Fault> {
     match open_file(path, owner, disk) {
         Err(Fault::Damaged(why)) => {
-            let aside = database::set_aside(path).map_err(Fault::Unusable)?;
+            let aside = database::set_aside(path, "damaged").map_err(Fault::Unusable)?;
             tracing::error!(
                 "the state in {} can't be taken: {why:#}. It has been set aside as {}, and the \
                  node starts empty",
@@ -248,7 +286,7 @@ impl Writer {
             flush_ms: 1,
             ..Config::default().state
         };
-        let (store, _) = open_in(folder, &path, &owner, &disk).unwrap();
+        let (store, _) = open_in(folder, &path, &owner, &disk, "presence.>").unwrap();
         let (tasks, _) = Tasks::new();
         Self::start(store, path, owner, &config, 0, disk, &tasks).unwrap()
     }
@@ -272,8 +310,31 @@ mod tests {
     }
 
     fn open(folder: &Path) -> Result<(Store, Restored), Fault> {
+        open_of(folder, "presence.>")
+    }
+
+    fn open_of(folder: &Path, belongs: &str) -> Result<(Store, Restored), Fault> {
         let path = folder.join("presence.redb");
-        open_in(folder, &path, &owner(), &Arc::default())
+        open_in(folder, &path, &owner(), &Arc::default(), belongs)
+    }
+
+    #[test]
+    fn a_state_of_other_subjects_is_set_aside() {
+        let folder = tempfile::tempdir().unwrap();
+        written(folder.path());
+        let known = |belongs| open_of(folder.path(), belongs).unwrap().1.records.len();
+        // One that says of none is this one's.
+        std::fs::remove_file(folder.path().join("presence.subjects")).unwrap();
+        let before = known("acme.presence.>");
+        assert!(before > 0);
+        assert_eq!(known("acme.presence.>"), before);
+        assert_eq!(known("beta.presence.>"), 0);
+        let names = std::fs::read_dir(folder.path()).unwrap();
+        let names = names.map(|it| it.unwrap().file_name().into_string().unwrap());
+        let aside = names.filter(|name| name.contains(".redb.of-other-subjects-"));
+        assert_eq!(aside.count(), 1);
+        // It doesn't come back by itself.
+        assert_eq!(known("acme.presence.>"), 0);
     }
 
     /// Writes one record of the tenant, or removes it.

@@ -1,15 +1,15 @@
 //! What is known of the connection to the broker, and what the log is told of it.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use presence_config::Config;
 
 use super::RECONNECT_MS_MAX;
-use super::rights::{Noted, Rights};
+use super::rights::{Act, Noted, Refusal, Rights, refusal};
 use crate::clock;
 use crate::link::drops::Drops;
-use crate::link::hello;
 
 /// How often the log tells of a broker that can't be reached for the same reason.
 const UNREACHABLE_TOLD_MS: u64 = 60_000;
@@ -34,16 +34,15 @@ pub(crate) struct Health {
     pub(crate) rights: Rights,
     /// When the log was last told of what else the broker complains of.
     complained_at: AtomicU64,
-    /// Whether the broker forbids to listen to other nodes.
-    pub(super) is_hello_deaf: AtomicBool,
-    /// Whether the broker has forbidden to ask other nodes, since that was tried last.
-    is_hello_mute: AtomicBool,
+    /// The subjects on which nodes find each other, in lower case, and what the broker forbids
+    /// of each.
+    hellos: Mutex<BTreeMap<String, Hello>>,
     /// When the broker was last heard, by the host's clock; 0 if it hasn't been yet.
     pub(super) heard_at: AtomicU64,
     /// When the last marker was sent of those that have come back, by the host's clock.
     heard_up_to: AtomicU64,
-    /// When the node last had something to subscribe to, by the host's clock.
-    subscribed_at: AtomicU64,
+    /// When the connection was made, by the host's clock: the client subscribes again then.
+    connected_at: AtomicU64,
     is_silence_told: AtomicBool,
     /// Whether the pulse has to do without its own connection.
     is_pulse_away: AtomicBool,
@@ -51,6 +50,15 @@ pub(crate) struct Health {
     pub(super) is_unresolved: AtomicBool,
     /// Why the broker can't be reached; none while it is.
     unreachable: Mutex<Option<Unreachable>>,
+}
+
+/// What the broker forbids of a subject on which nodes find each other.
+#[derive(Debug, Default)]
+struct Hello {
+    /// To listen on it.
+    is_deaf: bool,
+    /// To ask on it, since that was tried last.
+    is_mute: bool,
 }
 
 /// Why the broker can't be reached.
@@ -61,25 +69,42 @@ struct Unreachable {
     told_at: u64,
 }
 
+/// What a tenant needs of the broker, for as long as this is there.
+#[derive(Debug)]
+pub(crate) struct Needs {
+    broker: Arc<Health>,
+    prefix: Option<String>,
+}
+
+impl Drop for Needs {
+    fn drop(&mut self) {
+        self.broker.rights.release(self.prefix.as_deref());
+    }
+}
+
 impl Health {
-    /// Of a node with this configuration that isn't connected yet.
-    pub(crate) fn new(config: &Config) -> Self {
-        Self {
-            rights: Rights::new(config),
-            ..Self::default()
+    /// Notes what a tenant needs of the broker.
+    pub(crate) fn need(self: &Arc<Self>, config: &Config) -> Needs {
+        self.rights.need(config);
+        Needs {
+            broker: Arc::clone(self),
+            prefix: config.tenant.prefix.clone(),
         }
     }
 
-    /// Notes that the node has asked for its subscriptions.
-    pub(crate) fn subscribed(&self) {
-        let now = clock::now_ms();
-        self.subscribed_at.fetch_max(now, Ordering::Relaxed);
+    /// Notes that there is a connection, which the broker knows nothing of yet.
+    pub(super) fn connected(&self) {
+        self.connected_at
+            .fetch_max(clock::now_ms(), Ordering::Relaxed);
+        for hello in self.hellos().values_mut() {
+            hello.is_deaf = false;
+        }
     }
 
-    /// Whether the broker is known to have the node's subscriptions: until then it has
-    /// what clients publish go nowhere.
-    pub(crate) fn hears(&self) -> bool {
-        let asked = self.subscribed_at.load(Ordering::Relaxed);
+    /// Whether the broker is known to have what was subscribed to before a time, by the host's
+    /// clock: until then it has what clients publish go nowhere.
+    pub(crate) fn hears_since(&self, subscribed_at: u64) -> bool {
+        let asked = self.connected_at.load(Ordering::Relaxed).max(subscribed_at);
         self.heard_up_to.load(Ordering::Relaxed) > asked
     }
 
@@ -156,15 +181,26 @@ impl Health {
         }
     }
 
-    /// Notes that other nodes are about to be asked.
-    pub(crate) fn try_hello(&self) {
-        self.is_hello_mute.store(false, Ordering::Relaxed);
+    fn hellos(&self) -> MutexGuard<'_, BTreeMap<String, Hello>> {
+        self.hellos.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether the broker forbids to ask other nodes, or to answer them.
-    pub(crate) fn hello_is_forbidden(&self) -> bool {
-        let is_mute = self.is_hello_mute.load(Ordering::Relaxed);
-        is_mute || self.is_hello_deaf.load(Ordering::Relaxed)
+    /// Notes that other nodes are about to be asked on a subject.
+    pub(crate) fn try_hello(&self, subject: &str) {
+        let mut hellos = self.hellos();
+        hellos.entry(subject.to_lowercase()).or_default().is_mute = false;
+    }
+
+    /// Whether the broker forbids to ask other nodes on a subject, or to answer them.
+    pub(crate) fn hello_is_forbidden(&self, subject: &str) -> bool {
+        let hellos = self.hellos();
+        let hello = hellos.get(&subject.to_lowercase());
+        hello.is_some_and(|it| it.is_deaf || it.is_mute)
+    }
+
+    /// Notes that nobody is found on a subject any more.
+    pub(crate) fn forget_hello(&self, subject: &str) {
+        self.hellos().remove(&subject.to_lowercase());
     }
 
     /// Notes what the broker complains of, and has the log know: of what is forbidden once,
@@ -187,12 +223,14 @@ impl Health {
             }
         }
         self.errors.fetch_add(1, Ordering::Relaxed);
-        let text = text.to_lowercase();
-        let is_hello = text.contains(hello::SUBJECT);
-        if text.contains("permissions violation for subscription") {
-            self.is_hello_deaf.fetch_or(is_hello, Ordering::Relaxed);
-        } else if text.contains("permissions violation") {
-            self.is_hello_mute.fetch_or(is_hello, Ordering::Relaxed);
+        // What others choose is among what it says: only the very subject counts.
+        if let Some(Refusal::Of(act, subject)) = refusal(text)
+            && let Some(hello) = self.hellos().get_mut(&subject.to_lowercase())
+        {
+            match act {
+                Act::Subscribe => hello.is_deaf = true,
+                Act::Publish => hello.is_mute = true,
+            }
         }
     }
 
@@ -258,18 +296,42 @@ mod tests {
     #[test]
     fn what_was_sent_before_the_subscriptions_says_nothing_of_them() {
         let health = Health::default();
-        assert!(!health.hears(), "nothing was subscribed to");
-        let before = clock::now_ms();
-        health.subscribed();
-        health.heard(before);
-        assert!(!health.hears(), "the marker may have gone out before");
-        let asked = health.subscribed_at.load(Ordering::Relaxed);
-        health.heard(asked + 1);
-        assert!(health.hears());
-        // A new connection has none of them yet.
-        let asked = asked + 2;
-        health.subscribed_at.store(asked, Ordering::Relaxed);
+        assert!(!health.hears_since(u64::MAX), "nothing was subscribed to");
+        let asked = clock::now_ms();
         health.heard(asked);
-        assert!(!health.hears());
+        assert!(
+            !health.hears_since(asked),
+            "the marker may have gone out before"
+        );
+        health.heard(asked + 1);
+        assert!(health.hears_since(asked));
+        // One that subscribes later takes nothing from the others.
+        assert!(!health.hears_since(asked + 1));
+        assert!(health.hears_since(asked));
+        // A new connection has none of them yet.
+        health.connected_at.store(asked + 2, Ordering::Relaxed);
+        assert!(!health.hears_since(asked));
+    }
+
+    #[test]
+    fn that_nodes_may_not_find_each_other_is_known_of_each_subject() {
+        let health = Health::default();
+        let (acme, zeta) = ("Acme.presence-nodes.hello", "zeta.presence-nodes.hello");
+        health.try_hello(acme);
+        health.try_hello(zeta);
+        health.complaint("Permissions Violation for Subscription to \"zeta.presence-nodes.hello\"");
+        // A client has chosen where its answer goes to.
+        let chosen = "_INBOX.private.presence-nodes.hello";
+        health.complaint(&format!(
+            "Permissions Violation for Publish to \"{chosen}\""
+        ));
+        assert!(!health.hello_is_forbidden(acme) && !health.hello_is_forbidden(chosen));
+        assert!(health.hello_is_forbidden(zeta));
+        health.connected();
+        assert!(!health.hello_is_forbidden(zeta));
+        health.complaint("permissions violation for publish to \"acme.presence-nodes.hello\"");
+        assert!(health.hello_is_forbidden(acme));
+        health.try_hello(acme);
+        assert!(!health.hello_is_forbidden(acme));
     }
 }

@@ -6,10 +6,10 @@
 //! subject, and delivers the message in neither case. That the server does so is tested first, on
 //! an inbox of this process.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 use std::time::Duration;
 
 use async_nats::Client;
@@ -64,6 +64,11 @@ impl Right {
         }
     }
 
+    /// Whether another is to the same.
+    fn is_same(&self, other: &Self) -> bool {
+        (self.act, &self.subject) == (other.act, &other.subject)
+    }
+
     /// Whether something that the broker has refused is a case of it.
     fn covers(&self, act: Act, subject: &str) -> bool {
         let begins = |prefix: &str| {
@@ -87,21 +92,8 @@ impl fmt::Display for Right {
     }
 }
 
-/// All that a node can come to need, however it is configured anew while it runs.
+/// All that a tenant can come to need, however it is configured anew while it runs.
 fn needed(config: &Config) -> Vec<Right> {
-    let Some(tenants) = &config.tenants else {
-        return needed_by_one(config);
-    };
-    // Those that have no account of their own.
-    let shared = tenants.iter().filter(|tenant| !tenant.own_account);
-    let configs = shared.filter_map(|tenant| tenant.config.as_ref().ok());
-    let mut known = HashSet::new();
-    let needed = configs.flat_map(|config| needed_by_one(config));
-    let needed = needed.filter(|right| known.insert((right.act, right.subject.clone())));
-    needed.collect()
-}
-
-fn needed_by_one(config: &Config) -> Vec<Right> {
     let subjects = Subjects::new(config.tenant.prefix.as_deref());
     let publish = |subject: &str, is_used| Right::new(Act::Publish, subjects.of(subject), is_used);
     let subscribe = |subject: &str| Right::new(Act::Subscribe, subjects.of(subject), true);
@@ -145,6 +137,11 @@ fn needed_by_one(config: &Config) -> Vec<Right> {
     needed
 }
 
+/// What stands for a tenant's prefix where it has none.
+fn prefix_of(prefix: Option<&str>) -> &str {
+    prefix.unwrap_or_default()
+}
+
 /// What reads the plugin store.
 fn store_needs(config: &Config) -> impl Iterator<Item = Right> {
     let store = |bucket: &str| match &config.tenant.prefix {
@@ -173,14 +170,14 @@ fn store_needs(config: &Config) -> impl Iterator<Item = Right> {
 
 /// What the broker says that it refuses.
 #[derive(Debug, PartialEq, Eq)]
-enum Refusal<'a> {
+pub(super) enum Refusal<'a> {
     Of(Act, &'a str),
     /// A reply subject, behind the subject that may be published to.
     Reply(&'a str),
 }
 
 /// Reads what the broker says.
-fn refusal(text: &str) -> Option<Refusal<'_>> {
+pub(super) fn refusal(text: &str) -> Option<Refusal<'_>> {
     const HEAD: &str = "permissions violation for ";
     let at = text.to_ascii_lowercase().find(HEAD)? + HEAD.len();
     let rest = text.get(at..)?;
@@ -207,10 +204,20 @@ pub(crate) enum Noted {
     Other,
 }
 
-/// What is known of a node's rights.
+/// A right, and who needs it.
+#[derive(Debug)]
+struct Needed {
+    right: Right,
+    /// The prefixes of the tenants that do, each with whether it has use for it as it is
+    /// configured. None when all of them have ended.
+    by: BTreeMap<String, bool>,
+}
+
+/// What is known of the rights of those who use a connection.
 #[derive(Debug, Default)]
 pub(crate) struct Rights {
-    needed: Vec<Right>,
+    /// Each has its place for as long as the connection is there.
+    needed: RwLock<Vec<Needed>>,
     /// Since when each is forbidden, by its place, and by the host's clock.
     forbidden: Mutex<BTreeMap<usize, u64>>,
     /// Rights that were refused for a subject that a client chose, such as a reply subject. They
@@ -236,12 +243,46 @@ struct Trial {
 }
 
 impl Rights {
-    /// Those of a node with this configuration: nothing is known to be forbidden.
-    pub(crate) fn new(config: &Config) -> Self {
-        Self {
-            needed: needed(config),
-            ..Self::default()
+    /// Notes what the tenant of a configuration needs.
+    pub(crate) fn need(&self, config: &Config) {
+        let prefix = prefix_of(config.tenant.prefix.as_deref());
+        let mut known = self.needed.write().unwrap_or_else(PoisonError::into_inner);
+        for right in needed(config) {
+            let is_same = |it: &&mut Needed| it.right.is_same(&right);
+            let is_used = right.is_used;
+            match known.iter_mut().find(is_same) {
+                Some(same) => drop(same.by.insert(prefix.to_owned(), is_used)),
+                None => known.push(Needed {
+                    right,
+                    by: BTreeMap::from([(prefix.to_owned(), is_used)]),
+                }),
+            }
         }
+    }
+
+    /// Notes that the tenant with a prefix needs nothing any more.
+    pub(crate) fn release(&self, prefix: Option<&str>) {
+        let mut known = self.needed.write().unwrap_or_else(PoisonError::into_inner);
+        let mut unneeded = Vec::new();
+        for (place, needed) in known.iter_mut().enumerate() {
+            needed.by.remove(prefix_of(prefix));
+            if needed.by.is_empty() {
+                unneeded.push(place);
+            }
+        }
+        drop(known);
+        for place in unneeded {
+            self.forbidden().remove(&place);
+            self.suspected().remove(&place);
+        }
+    }
+
+    fn needed(&self) -> RwLockReadGuard<'_, Vec<Needed>> {
+        self.needed.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn right(&self, place: usize) -> Option<Right> {
+        self.needed().get(place).map(|it| it.right.clone())
     }
 
     /// Notes what the broker says.
@@ -276,11 +317,12 @@ impl Rights {
     }
 
     fn note_refusal(&self, act: Act, subject: &str) -> Noted {
-        let mut needed = self.needed.iter();
-        let Some(place) = needed.position(|right| right.covers(act, subject)) else {
+        let covers = |it: &Needed| !it.by.is_empty() && it.right.covers(act, subject);
+        let Some(place) = self.needed().iter().position(covers) else {
             return Noted::Other;
         };
-        let sample = self.needed.get(place).map(|right| &right.sample);
+        let right = self.right(place);
+        let sample = right.as_ref().map(|right| &right.sample);
         let is_sample = sample.is_some_and(|sample| sample.eq_ignore_ascii_case(subject));
         let mut trial = self.trial();
         let is_mark = act == Act::Publish && trial.mark.eq_ignore_ascii_case(subject);
@@ -302,29 +344,37 @@ impl Rights {
             return Noted::Known;
         }
         forbidden.insert(place, clock::now_ms());
-        let right = self.needed.get(place).map(ToString::to_string);
+        let right = right.as_ref().map(ToString::to_string);
         Noted::New(right.unwrap_or_default())
     }
 
     /// There is a new connection: what is subscribed to is judged anew. What is published
     /// is not until it is published, or tried, again.
     pub(crate) fn connected(&self) {
+        let needed = self.needed();
         let is_publish = |place: &usize| {
-            let right = self.needed.get(*place);
-            right.is_some_and(|right| right.act == Act::Publish)
+            let needed = needed.get(*place);
+            needed.is_some_and(|it| it.right.act == Act::Publish)
         };
         self.forbidden().retain(|place, _| is_publish(place));
     }
 
-    /// What is forbidden, and for how long, in milliseconds.
-    pub(crate) fn forbidden_now(&self) -> Vec<(Right, u64)> {
+    /// What is forbidden of what the tenant with a prefix needs, and for how long, in
+    /// milliseconds.
+    pub(crate) fn forbidden_to(&self, prefix: Option<&str>) -> Vec<(Right, u64)> {
         let now = clock::now_ms();
-        let forbidden = self.forbidden();
+        let (needed, forbidden) = (self.needed(), self.forbidden());
         let forbidden = forbidden.iter().filter_map(|(place, since)| {
-            let right = self.needed.get(*place)?;
-            Some((right.clone(), now.saturating_sub(*since)))
+            let needed = needed.get(*place)?;
+            let is_needed = needed.by.contains_key(prefix_of(prefix));
+            is_needed.then(|| (needed.right.clone(), now.saturating_sub(*since)))
         });
         forbidden.collect()
+    }
+
+    /// How much is forbidden of what anybody needs.
+    pub(crate) fn forbidden_count(&self) -> usize {
+        self.forbidden().len()
     }
 
     /// Has what is forbidden tried again: says what no longer is. Of that, what is published
@@ -340,7 +390,7 @@ impl Rights {
         let permitted = |place: &usize| verdicts.get(place) == Some(&true);
         let mut again = Vec::new();
         for place in places.iter().filter(|place| permitted(place)) {
-            let Some(right) = self.needed.get(*place) else {
+            let Some(right) = self.right(*place) else {
                 continue;
             };
             let was_forbidden = match right.act {
@@ -348,7 +398,7 @@ impl Rights {
                 Act::Subscribe => true,
             };
             if was_forbidden {
-                again.push(right.clone());
+                again.push(right);
             }
         }
         again
@@ -357,14 +407,14 @@ impl Rights {
     /// Tries all that the node has use for as it is configured. Of each: whether it is
     /// permitted, and none where that can't be found out.
     pub(crate) async fn try_all(&self, client: &Client) -> Vec<(Right, Option<bool>)> {
-        let used = self.needed.iter().enumerate();
-        let used = used.filter(|(_, right)| right.is_used);
-        let places: Vec<_> = used.map(|(place, _)| place).collect();
-        let verdicts = self.attempt(client, &places).await;
-        let of = |place: usize| {
-            let right = self.needed.get(place)?;
-            Some((right.clone(), verdicts.get(&place).copied()))
+        let places: Vec<_> = {
+            let needed = self.needed();
+            let used = needed.iter().enumerate();
+            let used = used.filter(|(_, it)| it.by.values().any(|is_used| *is_used));
+            used.map(|(place, _)| place).collect()
         };
+        let verdicts = self.attempt(client, &places).await;
+        let of = |place: usize| Some((self.right(place)?, verdicts.get(&place).copied()));
         places.into_iter().filter_map(of).collect()
     }
 
@@ -382,10 +432,10 @@ impl Rights {
             let may_publish = !self.trial().is_deaf_to_replies;
             let mut subscribed = Vec::new();
             for place in places {
-                let Some(right) = self.needed.get(*place) else {
+                let Some(right) = self.right(*place) else {
                     continue;
                 };
-                let sample = right.sample.clone();
+                let sample = right.sample;
                 match right.act {
                     Act::Subscribe => {
                         subscribed.push((*place, client.subscribe(sample).await.ok()?))
@@ -450,7 +500,31 @@ mod tests {
     fn rights() -> Rights {
         let mut config = Config::default();
         config.tenant.prefix = Some("Acme".into());
-        Rights::new(&config)
+        let rights = Rights::default();
+        rights.need(&config);
+        rights
+    }
+
+    #[test]
+    fn what_one_tenant_may_not_is_no_other_tenants_matter() {
+        let rights = rights();
+        let mut other = Config::default();
+        other.tenant.prefix = Some("beta".into());
+        rights.need(&other);
+        let of = |prefix| rights.forbidden_to(Some(prefix)).len();
+        rights.note("Permissions Violation for Subscription to \"beta.presence.>\"");
+        assert_eq!((of("Acme"), of("beta")), (0, 1));
+        // What both need is both their matter, until one ends.
+        rights.note("Permissions Violation for Subscription to \"$SRV.>\"");
+        assert_eq!((of("Acme"), of("beta")), (1, 2));
+        rights.release(Some("beta"));
+        assert_eq!((of("Acme"), of("beta")), (1, 0));
+        let again = "Permissions Violation for Subscription to \"beta.presence.>\"";
+        assert_eq!(rights.note(again), Noted::Other);
+        // It comes again.
+        rights.need(&other);
+        assert_eq!((of("Acme"), of("beta")), (1, 1));
+        assert!(matches!(rights.note(again), Noted::New(_)));
     }
 
     #[test]
@@ -480,13 +554,13 @@ mod tests {
         // Who it is for, others have named: it is tried first.
         let text = "Permissions Violation for Publish to \"Acme.presence.inbox.=YQ\"";
         assert_eq!(rights.note(text), Noted::Other);
-        assert_eq!(rights.forbidden_now().len(), 1);
+        assert_eq!(rights.forbidden_to(Some("Acme")).len(), 1);
         let text = "Permissions Violation for Publish to \"Acme.presence.inbox.presence-trial\"";
         let new = Noted::New("to publish to `Acme.presence.inbox.*`".into());
         assert_eq!(rights.note(text), new);
         let other = "Permissions Violation for Publish to \"elsewhere\"";
         assert_eq!(rights.note(other), Noted::Other);
-        assert_eq!(rights.forbidden_now().len(), 2);
+        assert_eq!(rights.forbidden_to(Some("Acme")).len(), 2);
     }
 
     #[test]
@@ -495,7 +569,7 @@ mod tests {
         rights.note("Permissions Violation for Subscription to \"Acme.presence.>\"");
         rights.note("Permissions Violation for Publish to \"Acme.presence.events\"");
         rights.connected();
-        let left: Vec<_> = rights.forbidden_now();
+        let left: Vec<_> = rights.forbidden_to(Some("Acme"));
         assert_eq!(left.len(), 1);
         assert_eq!(left[0].0.subject, "Acme.presence.events");
     }

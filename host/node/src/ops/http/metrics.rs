@@ -156,7 +156,7 @@ fn broker(text: &mut Exposition, status: &Status) {
     text.value("presence_nats_errors_total", read(&broker.errors));
     let drops = broker.drops.counts();
     text.values("presence_slow_consumer_drops_total", "subscription", drops);
-    let forbidden = broker.rights.forbidden_now().len();
+    let forbidden = broker.rights.forbidden_count();
     text.value("presence_nats_forbidden", forbidden);
 }
 

@@ -32,7 +32,7 @@ use crate::clock;
 use crate::directory;
 use crate::directory::request::Fetcher;
 use crate::link::alerts::Alerts;
-use crate::link::broker::Health;
+use crate::link::broker::{Health, Right};
 use crate::link::reply::Replies;
 use crate::ops::letters::LastLetters;
 use crate::pool::{Pool, Shards};
@@ -92,6 +92,7 @@ pub(crate) struct About {
     servers: String,
     /// What the directory comes from, in words.
     directory: String,
+    prefix: Option<String>,
     started_ms: u64,
     telemetry: Arc<telemetry::Figures>,
 }
@@ -108,6 +109,7 @@ impl About {
             configuration,
             servers: config.nats.servers(),
             directory: config.directory.in_words(),
+            prefix: config.tenant.prefix.clone(),
             started_ms: clock::now_ms(),
             telemetry: Arc::clone(&telemetry.figures),
         }
@@ -123,6 +125,8 @@ pub(crate) struct Board {
     about: About,
     /// Why it doesn't serve yet.
     waits: Mutex<String>,
+    /// When it had all of its subscriptions, by the host's clock; none before that.
+    subscribed_at: OnceLock<u64>,
     status: OnceLock<Arc<Status>>,
 }
 
@@ -133,6 +137,7 @@ impl Board {
             broker,
             about,
             waits: Mutex::new(STARTING.into()),
+            subscribed_at: OnceLock::new(),
             status: OnceLock::new(),
         }
     }
@@ -155,6 +160,24 @@ impl Board {
     /// All metrics.
     pub(crate) fn metrics(&self) -> Exposition {
         metrics::all(self)
+    }
+
+    /// The tenant has asked for all of its subscriptions.
+    pub(crate) fn subscribed(&self) {
+        // It does so once.
+        let _ = self.subscribed_at.set(clock::now_ms());
+    }
+
+    /// Whether the broker is known to have the tenant's subscriptions.
+    pub(crate) fn hears(&self) -> bool {
+        let subscribed_at = self.subscribed_at.get();
+        subscribed_at.is_some_and(|at| self.broker.hears_since(*at))
+    }
+
+    /// What the broker forbids of what the tenant needs, and for how long, in milliseconds.
+    fn forbidden(&self) -> Vec<(Right, u64)> {
+        let prefix = self.about.prefix.as_deref();
+        self.broker.rights.forbidden_to(prefix)
     }
 
     /// What the node is and does.

@@ -24,7 +24,7 @@ pub(super) fn reasons(board: &Board) -> Vec<String> {
     if is_connected && !status.is_ready() {
         reasons.push("starting or stopping".into());
     }
-    if is_connected && status.is_ready() && !status.broker.hears() {
+    if is_connected && status.is_ready() && !board.hears() {
         let what = "NATS is not known to have the node's subscriptions yet";
         reasons.push(what.into());
     }
@@ -57,7 +57,7 @@ pub(super) fn reasons(board: &Board) -> Vec<String> {
 }
 
 fn forbidden(board: &Board) -> impl Iterator<Item = String> {
-    let forbidden = board.broker.rights.forbidden_now().into_iter();
+    let forbidden = board.forbidden().into_iter();
     forbidden
         .map(|(right, ms)| format!("NATS has forbidden this node {right} for {} s", ms / 1_000))
 }

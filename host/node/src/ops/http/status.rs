@@ -17,7 +17,7 @@ pub(super) fn of(board: &Board) -> Value {
     let about = &board.about;
     let reasons = readiness::reasons(board);
     let broker = &board.broker;
-    let forbidden = broker.rights.forbidden_now().into_iter();
+    let forbidden = board.forbidden().into_iter();
     let forbidden: Vec<_> = forbidden.map(|(right, _)| right.to_string()).collect();
     json!({
         "node": about.node,

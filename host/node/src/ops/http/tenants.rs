@@ -81,8 +81,12 @@ impl Told {
         let Some(board) = &self.board else {
             return self.life == Life::Begun;
         };
+        // Others needn't wait for its broker.
+        if board.broker.disconnected().is_some() {
+            return false;
+        }
         let status = board.status.get();
-        let serves = status.is_some_and(|it| it.is_ready()) && board.broker.hears();
+        let serves = status.is_some_and(|it| it.is_ready()) && board.hears();
         self.life == Life::Begun && !serves && board.waits() == STARTING
     }
 }
@@ -207,7 +211,7 @@ impl Tenants {
         let mut is_served = false;
         for (name, told) in &all {
             let (state, why) = told.state();
-            let is_heard = told.board.as_ref().is_some_and(|it| it.broker.hears());
+            let is_heard = told.board.as_ref().is_some_and(|it| it.hears());
             is_served |= state == "serving" || state == "impaired" && is_heard;
             if told.is_about_to_serve() && !is_begun {
                 let why = why.first().map_or("starting", |why| why);

@@ -1,5 +1,5 @@
-//! Damaged files are set aside, for somebody to look at. A few of them: where a disk fails,
-//! each start may add one.
+//! Files that can't be used are set aside, for somebody to look at. A few of them: where a disk
+//! fails, each start may add one.
 
 use std::ffi::OsString;
 use std::fs;
@@ -9,21 +9,21 @@ use anyhow::Context as _;
 
 use crate::clock;
 
-/// How many damaged files are kept of each file: the newest.
+/// How many are kept of each file, and of each reason: the newest.
 const KEPT: usize = 3;
 
-/// Sets a file aside, and removes the oldest of those that were set aside before if there
-/// are too many. Returns where it is now.
+/// Sets a file aside, with the reason in its new name, and removes the oldest of those that were
+/// set aside for it before if there are too many. Returns where it is now.
 ///
 /// # Errors
 /// If it can't be moved.
-pub(crate) fn set_aside(path: &Path) -> anyhow::Result<PathBuf> {
-    let mut before = earlier(path);
+pub(crate) fn set_aside(path: &Path, why: &str) -> anyhow::Result<PathBuf> {
+    let mut before = earlier(path, why);
     // No two have the same number, and the newest has the greatest.
     let last = before.last().map_or(0, |(number, _)| *number);
     let number = clock::now_ms().max(last.saturating_add(1));
     let mut name = path.as_os_str().to_owned();
-    name.push(format!(".damaged-{number}"));
+    name.push(format!(".{why}-{number}"));
     let aside = PathBuf::from(name);
     let renamed = fs::rename(path, &aside);
     renamed.with_context(|| format!("can't set {} aside", path.display()))?;
@@ -38,12 +38,12 @@ pub(crate) fn set_aside(path: &Path) -> anyhow::Result<PathBuf> {
 }
 
 /// What was set aside before, and with what number, in the order in which it was.
-fn earlier(path: &Path) -> Vec<(u64, PathBuf)> {
+fn earlier(path: &Path, why: &str) -> Vec<(u64, PathBuf)> {
     let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else {
         return Vec::new();
     };
     let mut begin = OsString::from(name);
-    begin.push(".damaged-");
+    begin.push(format!(".{why}-"));
     let number = |file: &Path| {
         let name = file.file_name()?.as_encoded_bytes();
         let number = name.strip_prefix(begin.as_encoded_bytes())?;
@@ -77,7 +77,7 @@ mod tests {
         let mut aside = Vec::new();
         for number in 0..2 * KEPT {
             fs::write(&path, number.to_string()).unwrap();
-            aside.push(set_aside(&path).unwrap());
+            aside.push(set_aside(&path, "damaged").unwrap());
         }
         for (number, aside) in aside.iter().enumerate() {
             assert_eq!(aside.exists(), number >= KEPT, "{number}");
