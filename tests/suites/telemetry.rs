@@ -89,7 +89,10 @@ async fn a_collector_gets_what_metrics_says() -> Result<()> {
         let value = |series: &str| told.get(series).map(String::as_str);
         let has_all = value("presence_dead_letters_total{reason=\"invalid-json\"}") == Some("1")
             && value("presence_decision_seconds_bucket{le=\"+Inf\"}") == Some("2")
-            && value("presence_inputs_total{kind=\"connect\"}") == Some("3");
+            && value("presence_inputs_total{kind=\"connect\"}") == Some("3")
+            && value("presence_intake_to_publish_seconds_count").is_some_and(|it| it != "0")
+            && value("presence_plugin_call_fuel_total{plugin=\"contacts\"}")
+                .is_some_and(|it| it != "0");
         Ok((sent == told && has_all).then_some(()))
     })
     .await?;

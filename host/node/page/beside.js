@@ -125,7 +125,7 @@ function row(side, cells, failure) {
 
 function differences(report) {
   const { compared, different, skipped, unanswered } = report.decisions;
-  say(at("beside-decisions"), `${count(compared)} decisions were compared, ${count(different)} of them differ; ${count(skipped)} were skipped for want of time, ${count(unanswered)} for want of an answer of the directory.`);
+  say(at("beside-decisions"), `Decisions compared: ${count(compared)}, different: ${count(different)}. Skipped for want of time: ${count(skipped)}, for want of an answer of the directory: ${count(unanswered)}.`);
   const kinds = [["lost", "lose sight"], ["gained", "gain sight"], ["otherwise", "are told something else"]];
   remake(at("beside-pairs").querySelector("tbody"), kinds.map(([kind]) => report[kind]), () => kinds.map(([kind, words]) => {
     const { pairs, users, viewers } = report[kind];

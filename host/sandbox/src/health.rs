@@ -21,6 +21,8 @@ pub struct Health {
 pub(crate) struct Calls {
     pub(crate) failures: AtomicU64,
     pub(crate) latency: Latency,
+    /// What the calls of which the time is measured took of fuel.
+    pub(crate) fuel: AtomicU64,
 }
 
 impl Health {
@@ -46,6 +48,11 @@ impl Health {
     /// How long its calls take.
     pub fn latency(&self) -> Histogram {
         self.calls.latency.histogram()
+    }
+
+    /// What the calls in [`Self::latency`] took of fuel, together.
+    pub fn fuel(&self) -> u64 {
+        self.calls.fuel.load(Ordering::Relaxed)
     }
 
     /// Whether the plugin is in quarantine.

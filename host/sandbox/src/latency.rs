@@ -51,7 +51,7 @@ impl Sampler {
 
 impl Latency {
     /// A call has ended that began then.
-    pub(crate) fn end(&self, began: Instant) {
+    pub fn end(&self, began: Instant) {
         self.count(began.elapsed());
     }
 

@@ -163,7 +163,8 @@ impl<A, R> Slot<A, R> {
         let began = self.sampler.begin();
         let traced = observed.calls.is_some().then(Instant::now);
         let outcome = self.instance.call(context, observed, with, read);
-        observed.fuel += self.fuel_of_last();
+        let fuel = self.fuel_of_last();
+        observed.fuel += fuel;
         if let (Some(calls), Some(began)) = (&mut observed.calls, traced) {
             calls.push(StageCall {
                 plugin: Arc::clone(&stage.plugin.name),
@@ -174,7 +175,9 @@ impl<A, R> Slot<A, R> {
             });
         }
         if let Some(began) = began {
-            stage.health.calls.latency.end(began);
+            let calls = &stage.health.calls;
+            calls.latency.end(began);
+            calls.fuel.fetch_add(fuel, Ordering::Relaxed);
         }
         match (&outcome, admission) {
             // For want of an answer it is called again, and then it counts.

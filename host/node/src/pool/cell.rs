@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 
 use presence_core::Shard;
-use presence_sandbox::Own;
+use presence_sandbox::{Latency, Own};
 use tokio::sync::oneshot;
 
 use super::log_limiter::LogLimiter;
@@ -47,6 +47,8 @@ pub(crate) struct Common {
     pub(crate) failures: FailureLog,
     /// The last dead letters.
     pub(crate) letters: Arc<LastLetters>,
+    /// How long messages take from their arrival until what comes of them is handed over.
+    pub(crate) passage: Arc<Latency>,
     /// What makes traces of messages, if any are made.
     pub(crate) tracer: Option<Tracer>,
 }

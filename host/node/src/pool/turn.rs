@@ -35,6 +35,8 @@ const OUTPUTS_MAX: usize = 256;
 /// Inputs that a shard is at.
 pub(super) struct Current {
     arrived_at: u64,
+    /// The same to the nanosecond; none if they are no messages.
+    arrived: Option<Instant>,
     inputs: vec::IntoIter<Input>,
     /// How many of them have been taken, and those that are traced, by their places.
     taken: usize,
@@ -84,6 +86,7 @@ impl Cell {
                 };
                 self.current = Some(Current {
                     arrived_at: batch.arrived_at,
+                    arrived: (batch.bytes > 0).then_some(batch.arrived),
                     inputs: batch.inputs.into_iter(),
                     taken: 0,
                     traced: batch.traced.into_iter().peekable(),
@@ -158,8 +161,11 @@ impl Cell {
                 }
             }
         }
-        self.current = None;
+        let handled = self.current.take();
         self.carry_out(turn);
+        if let Some(arrived) = handled.and_then(|it| it.arrived) {
+            self.tenant.passage.end(arrived);
+        }
         Turned::Over
     }
 

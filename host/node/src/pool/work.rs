@@ -1,6 +1,7 @@
 //! What shards are given to do.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use bytestring::ByteString;
 use presence_core::Input;
@@ -59,6 +60,8 @@ impl Size {
 pub(crate) struct Batch {
     /// When they arrived.
     pub(crate) arrived_at: u64,
+    /// The same to the nanosecond.
+    pub(crate) arrived: Instant,
     pub(crate) inputs: Vec<Input>,
     /// What they hold, in bytes.
     pub(crate) bytes: usize,
@@ -70,6 +73,7 @@ impl Batch {
     pub(crate) fn new(arrived_at: u64, inputs: Vec<Input>, bytes: usize) -> Self {
         Self {
             arrived_at,
+            arrived: Instant::now(),
             inputs,
             bytes,
             traced: Vec::new(),

@@ -21,7 +21,7 @@ use presence_core::directory::{Changes, Directory};
 use presence_core::names::Names;
 use presence_core::share::Share;
 use presence_core::{Input, Shard, metadata};
-use presence_sandbox::Blueprint;
+use presence_sandbox::{Blueprint, Latency};
 use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, timeout_at};
 
@@ -103,6 +103,8 @@ pub(crate) struct Tenant {
     pub(crate) explains: Arc<AtomicBool>,
     /// The last dead letters.
     pub(crate) letters: Arc<LastLetters>,
+    /// How long messages take from their arrival until what comes of them is handed over.
+    pub(crate) passage: Arc<Latency>,
     /// Where answers may go.
     pub(crate) replies: Arc<Replies>,
     pub(crate) running: watch::Sender<Running>,
@@ -166,12 +168,14 @@ impl Tenant {
             beside: None,
         };
         let letters = Arc::<LastLetters>::default();
+        let passage = Arc::<Latency>::default();
         let common = Arc::new(Common {
             lines_key: config.tenant.lines_key(),
             fetcher: fetcher.clone(),
             restorer: state.as_ref().map(Writer::restorer),
             shards: count,
             letters: Arc::clone(&letters),
+            passage: Arc::clone(&passage),
             tracer: tracer.clone(),
             ..Common::default()
         });
@@ -202,6 +206,7 @@ impl Tenant {
             fetcher,
             explains: Arc::new(config.explain.enabled.into()),
             letters,
+            passage,
             running: watch::Sender::new(running),
             generations: FIRST_GENERATION,
             body_bytes_max: Arc::new(body_bytes_max.into()),

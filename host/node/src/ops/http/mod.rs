@@ -24,6 +24,7 @@ use presence_config::escape::Line;
 use presence_config::revision::Revision;
 use presence_core::directory::Directory;
 use presence_rules::loader::Loader;
+use presence_sandbox::Latency;
 use serde_json::Value;
 use tokio::sync::watch;
 
@@ -80,6 +81,8 @@ pub(crate) struct Status {
     pub(crate) page_store: OnceLock<Arc<PageStore>>,
     /// What operators were alerted to.
     alerts: Alerts,
+    /// How long messages take from their arrival on.
+    passage: Arc<Latency>,
     letters: Arc<LastLetters>,
     explains: Arc<AtomicBool>,
 }
@@ -250,6 +253,7 @@ impl Status {
             asked: Arc::default(),
             questions: OnceLock::new(),
             page_store: OnceLock::new(),
+            passage: Arc::clone(&tenant.passage),
             letters: Arc::clone(&tenant.letters),
             explains: Arc::clone(&tenant.explains),
         }

@@ -52,12 +52,14 @@ pub(super) fn decisions(text: &mut Exposition, status: &Status) {
     // A plugin that stands in the pipeline twice is told of once, by its first stage.
     let mut plugins = BTreeMap::new();
     for stage in running.blueprint.stages() {
-        let name = &*stage.plugin.name;
-        plugins
-            .entry(name)
-            .or_insert_with(|| stage.health.latency());
+        plugins.entry(&*stage.plugin.name).or_insert(&stage.health);
     }
-    text.histograms("presence_plugin_call_seconds", "plugin", plugins);
+    let latencies = plugins.iter().map(|(name, it)| (*name, it.latency()));
+    text.histograms("presence_plugin_call_seconds", "plugin", latencies);
+    let fuel = plugins.iter().map(|(name, it)| (*name, it.fuel()));
+    text.values("presence_plugin_call_fuel_total", "plugin", fuel);
+    let passage = status.passage.histogram();
+    text.histograms("presence_intake_to_publish_seconds", "", [("", passage)]);
     text.value("presence_pending_decisions", status.pending());
     let waited_ms = status.oldest_pending_ms().unwrap_or_default();
     let seconds = waited_ms as f64 / 1e3;
