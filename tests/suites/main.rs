@@ -56,6 +56,7 @@ mod plugin_tools;
 mod privacy;
 mod pulse;
 mod query;
+mod quotas;
 mod readiness;
 mod record;
 mod registry;

@@ -8,6 +8,7 @@
 pub(crate) mod contender;
 mod cpu;
 mod entrants;
+mod fairness;
 mod fan_out;
 mod generator;
 mod heartbeats;
@@ -76,6 +77,8 @@ enum Part {
     Swaps,
     /// What a shadow, and scrapes of the metrics, take from the active path.
     Beside,
+    /// A quiet tenant beside a hostile one of each kind.
+    Fairness,
     /// Instructions for an event in the core.
     Instructions,
 }
@@ -171,6 +174,9 @@ fn measure(args: &Args) -> Result<()> {
             args.swaps, args.swaps_per_s
         );
         println!("{}", table::under_load(&operating::swaps(&broker, args)?));
+    }
+    if args.measures(Part::Fairness) {
+        println!("{}", table::fairness(&fairness::measure(&broker, args)?));
     }
     if args.measures(Part::Instructions) {
         println!("{}", crate::instructions::counted()?);

@@ -27,6 +27,7 @@ pub mod escape;
 pub mod fuzz;
 pub mod log_filter;
 mod public_key;
+mod quotas;
 pub mod regular;
 pub mod reply_prefix;
 pub mod revision;
@@ -35,4 +36,5 @@ pub mod subjects;
 
 pub use configuration::*;
 pub use public_key::{NoKey, PublicKey};
+pub use quotas::Quotas;
 pub use shard::{BODY_BYTES_MAX, HEADER_BYTES_MAX, pulse_ms, shard_settings};

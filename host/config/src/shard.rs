@@ -1,11 +1,10 @@
 //! What of the configuration a tenant's shards go by, and what they take for given of the
 //! broker.
 
-use presence_core::allowance::Allowance;
 use presence_core::{Settings, status, tracker};
 
 use crate::subjects::Subjects;
-use crate::{Config, Directory};
+use crate::{Config, Directory, Quotas};
 
 /// The longest body where no broker says otherwise, in bytes, less room for headers.
 pub const BODY_BYTES_MAX: usize = (1 << 20) - HEADER_BYTES_MAX;
@@ -21,11 +20,7 @@ pub fn pulse_ms(timeout_ms: u64) -> u64 {
 }
 
 /// What a tenant's shards go by.
-pub fn shard_settings(
-    config: &Config,
-    body_bytes_max: usize,
-    dead_letters: &Allowance,
-) -> Settings {
+pub fn shard_settings(config: &Config, body_bytes_max: usize, quotas: &Quotas) -> Settings {
     let shards = config.shard_count();
     Settings {
         tracker: tracker::TrackerSettings {
@@ -51,7 +46,11 @@ pub fn shard_settings(
         inbox: config.inbox.enabled,
         statement_ttl_ms: config.tracker.statement_ttl_ms,
         statements_max: config.tracker.statements_max.div_ceil(shards),
-        dead_letters: dead_letters.clone(),
+        dead_letters: quotas.dead_letters.clone(),
+        users: quotas.users.clone(),
+        connections: quotas.connections.clone(),
+        audience_max: config.limits.audience_max,
+        messages_per_s: config.limits.messages_per_s,
         status: config.status.enabled.then_some(status::StatusSettings {
             min_interval_ms: config.status.min_interval_ms,
             typing_ms: config.status.typing_ms,

@@ -72,6 +72,9 @@ pub struct Directory {
     groups: Map<Arc<str>, Arc<RoaringBitmap>>,
     with_setting: Map<Arc<Setting>, Arc<RoaringBitmap>>,
     everyone: Arc<RoaringBitmap>,
+    /// How many contacts, members of groups, blocks and settings there are, or what answers
+    /// count as.
+    entries: u64,
     /// Where the directory is asked question by question: what has been answered,
     /// and all that it knows. Any other answer isn't cached.
     answers: Option<Map<Question, Answer>>,
@@ -236,6 +239,12 @@ impl Directory {
     /// How many users it knows.
     pub fn len(&self) -> u64 {
         self.everyone.len()
+    }
+
+    /// How many entries it has: contacts, members of groups, blocks and settings; where it is
+    /// asked question by question, what its answers name.
+    pub fn entries(&self) -> u64 {
+        self.entries
     }
 
     /// How many groups it knows.

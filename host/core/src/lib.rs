@@ -32,6 +32,7 @@ pub mod names;
 mod pending_fetches;
 pub mod publish;
 pub mod query;
+pub mod quota;
 pub mod recipients;
 pub mod record;
 mod reverse_deps;

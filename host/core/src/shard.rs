@@ -82,7 +82,11 @@ impl Shard {
         match input {
             Input::Message { message, reply } => {
                 let env = &mut Env { common, rules, out };
-                take_message(message, reply, &mut self.presence, env);
+                take_message(message, reply, &mut self.presence, env, Presence::message);
+            }
+            Input::Excess { message, reply } => {
+                let env = &mut Env { common, rules, out };
+                take_message(message, reply, &mut self.presence, env, Presence::excess);
             }
             Input::Rejected {
                 kind,
@@ -93,6 +97,9 @@ impl Shard {
                 let env = &mut Env { common, rules, out };
                 env.dead_letter(kind.subject(), &rejection, &payload);
                 out.extend(reply.map(|to| Output::Reply(to, body::refused(&rejection))));
+                if rejection.quota.is_some() {
+                    out.push(Output::Refused(rejection));
+                }
             }
             Input::Redrive { event, reply } => {
                 let answer = match event {
@@ -284,9 +291,14 @@ impl Shard {
             common.inboxes.forget();
         }
         let had_statuses = common.settings.status.is_some();
+        let has_other_audiences = common.settings.audience_max != settings.audience_max;
         common.settings = settings;
         if had_statuses && common.settings.status.is_none() {
             updates.forget_all(common);
+        }
+        if has_other_audiences {
+            // Who was told too little, or too much, is so no more.
+            self.presence.events.rules_changed();
         }
     }
 
@@ -304,9 +316,10 @@ fn take_message(
     reply: Option<String>,
     presence: &mut Presence,
     env: &mut Env<'_>,
+    take: fn(&mut Presence, Message, &mut Env<'_>) -> Outcome,
 ) {
     let (subject, payload) = (message.payload.kind().subject(), message.raw.clone());
-    let outcome = presence.message(message, env);
+    let outcome = take(presence, message, env);
     let answer = || match &outcome {
         Outcome::Taken => body::accepted(),
         Outcome::Ignored(ignored) => body::stale(ignored.why),

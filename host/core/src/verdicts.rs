@@ -59,6 +59,19 @@ impl Verdict {
         verdict
     }
 
+    /// The same, for no other viewers than these.
+    #[must_use]
+    pub fn among(&self, viewers: &Audience) -> Self {
+        let renditions = self.renditions.iter().map(|rendition| Rendition {
+            audience: rendition.audience.intersection(viewers),
+            ..rendition.clone()
+        });
+        Self {
+            renditions: renditions.filter(|it| !it.audience.is_empty()).collect(),
+            audience: self.audience.intersection(viewers),
+        }
+    }
+
     /// What a viewer gets to see, if anything.
     pub fn rendition(&self, viewer: Id) -> Option<&Rendition> {
         let mut renditions = self.renditions.iter();

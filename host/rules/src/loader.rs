@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -12,7 +13,9 @@ use presence_config::digest::Digest;
 use presence_config::regular::{self, Limit, Stamp};
 use presence_config::{self as config, Config, OnFailure, PluginSource, Plugins, Source};
 use presence_sandbox::manifest;
-use presence_sandbox::{Blueprint, Engine, Limits, LoadError, Manifest, Plugin, Stage, sha256};
+use presence_sandbox::{
+    Blueprint, Engine, Limits, LoadError, Manifest, MemoryBudget, Plugin, Stage, sha256,
+};
 
 use crate::in_force::{BUILT_IN, Entry, InForce};
 use crate::limits::limits;
@@ -24,6 +27,7 @@ mod attempt;
 mod built_in;
 mod compiler;
 mod grants;
+mod quotas;
 mod seats;
 mod survey;
 mod unused;
@@ -48,6 +52,10 @@ pub struct Loader {
     /// Plugins in force whose files are gone, and what a start without them does. The log was
     /// told.
     gone: Mutex<BTreeMap<String, &'static str>>,
+    /// What the instances of all plugins have together.
+    memory: MemoryBudget,
+    /// How many pipelines were refused since a quota of plugins would have been exceeded.
+    over_quota: AtomicU64,
 }
 
 /// What a start does without the file of a plugin that was in force.
@@ -93,12 +101,24 @@ impl Loader {
             in_force: InForce::default(),
             kept: Arc::new(Kept::of(config)),
             gone: Mutex::default(),
+            memory: MemoryBudget::default(),
+            over_quota: AtomicU64::new(0),
         })
     }
 
     /// How many compiled plugins were refused, since they weren't what was kept.
     pub fn cache_refusals(&self) -> u64 {
         self.compiler.cache_refusals()
+    }
+
+    /// What the instances of all plugins have together.
+    pub fn memory(&self) -> &MemoryBudget {
+        &self.memory
+    }
+
+    /// How many pipelines were refused since a quota of plugins would have been exceeded.
+    pub fn over_quota(&self) -> u64 {
+        self.over_quota.load(Ordering::Relaxed)
     }
 
     /// What is kept of the plugin store.
@@ -125,9 +145,16 @@ impl Loader {
             engine,
             plugins,
             tracker,
+            limits,
             ..
         } = config;
-        format!("{:?}", (pipeline, engine, plugins, tracker.metadata)).hash(&mut hasher);
+        let quotas = (
+            limits.plugins_max,
+            limits.plugin_bytes_max,
+            limits.plugin_memory_bytes_max,
+        );
+        let all = (pipeline, engine, plugins, tracker.metadata, quotas);
+        format!("{all:?}").hash(&mut hasher);
         // A digest stands for what a plugin of the store is.
         let in_folder = |_: &&config::Stage| plugins.source == PluginSource::Folder;
         for stage in pipeline.iter().filter(in_folder) {
@@ -214,6 +241,8 @@ impl Loader {
         let mut stages = Vec::new();
         let mut places = Vec::new();
         let mut problems = Vec::new();
+        self.within(quotas::count(config)).map_err(|it| vec![it])?;
+        self.memory.change(config.limits.plugin_memory_bytes_max);
         let ceiling = grants::ceiling(config.plugins.grants.as_deref());
         for stage in &config.pipeline {
             let place = stage.place.0.as_ref();
@@ -226,19 +255,26 @@ impl Loader {
                     let granted = grants::of_stage(&stage.grants);
                     let on_failure = stage.on_failure.map(on_failure);
                     let stage = Stage::new(plugin, stage.config.clone(), false, on_failure);
-                    stages.push(stage.granted(granted, ceiling).from(origin));
+                    let stage = stage.granted(granted, ceiling).within(&self.memory);
+                    stages.push(stage.from(origin));
                     places.push(place);
                 }
                 Err(problem) => problems.push(placed(problem, place)),
             }
         }
+        problems.extend(self.within(quotas::bytes(config, stages.iter())).err());
         let limits = limits(config, clock);
         if let Err(given_up) = attempt.step("checking the plugins and their self-tests".into()) {
             return Err(vec![given_up]);
         }
         match prepare(stages, limits) {
-            Ok(blueprint) if problems.is_empty() => Ok(blueprint),
-            Ok(_) => Err(problems),
+            Ok(blueprint) => {
+                problems.extend(self.within(quotas::memory(config, &blueprint)).err());
+                match problems.is_empty() {
+                    true => Ok(blueprint),
+                    false => Err(problems),
+                }
+            }
             Err(more) => {
                 let place = |number: usize| places.get(number).copied().flatten();
                 let more = more.into_iter();
@@ -246,6 +282,14 @@ impl Loader {
                 Err(problems)
             }
         }
+    }
+
+    /// Counts what a quota of plugins refuses.
+    fn within(&self, checked: anyhow::Result<()>) -> anyhow::Result<()> {
+        if checked.is_err() {
+            self.over_quota.fetch_add(1, Ordering::Relaxed);
+        }
+        checked
     }
 
     /// What is wrong with the plugins that lie in the folder and that the

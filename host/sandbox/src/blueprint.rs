@@ -11,6 +11,8 @@ use crate::{Limits, LoadError, Pipeline, Stage, self_test};
 pub struct Blueprint {
     stages: Vec<Arc<Stage>>,
     limits: Limits,
+    /// How many bytes one instance of each has before its first call.
+    memory_bytes: usize,
     /// How long decisions take, by this generation and those before.
     latency: Arc<Latency>,
     /// Pipelines whose instances have been made, for threads that don't wait for that.
@@ -55,6 +57,7 @@ impl Blueprint {
         let mut redacted = false;
         let mut all = Vec::new();
         let mut checked = Vec::new();
+        let mut memory_bytes = 0_usize;
         let has_tested = before.is_some_and(|before| before.limits == limits);
         let mut running: Vec<_> = before.iter().flat_map(|before| &before.stages).collect();
         for (number, mut stage) in stages.into_iter().enumerate() {
@@ -68,6 +71,7 @@ impl Blueprint {
             let stage = Arc::new(stage);
             let mut alone = Pipeline::new(std::slice::from_ref(&stage), limits);
             problems.extend(alone.make().err());
+            memory_bytes = memory_bytes.saturating_add(alone.memory_bytes());
             // What runs has passed them already.
             if !has_tested || running.is_none_or(|running| !running.is_of(&stage.plugin)) {
                 problems.extend(self_test::problems(&stage.plugin, limits));
@@ -81,6 +85,7 @@ impl Blueprint {
         Ok(Self {
             stages: checked,
             limits,
+            memory_bytes,
             latency: before.map_or_else(Arc::default, |before| Arc::clone(&before.latency)),
             spares: Mutex::default(),
         })
@@ -136,6 +141,11 @@ impl Blueprint {
     /// How long decisions take, since the node has run.
     pub fn latency(&self) -> Histogram {
         self.latency.histogram()
+    }
+
+    /// How many bytes one instance of each stage has before its first call.
+    pub fn memory_bytes(&self) -> usize {
+        self.memory_bytes
     }
 
     /// What every call is held to.

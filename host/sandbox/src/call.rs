@@ -428,7 +428,7 @@ mod tests {
         let mut call = Call::new(
             "rule".into(),
             Arc::default(),
-            Memory::new(0),
+            Memory::new(0, &Default::default()),
             Default::default(),
         );
         call.base = u32::MAX - AUDIENCES_MAX - 1;

@@ -28,11 +28,16 @@ pub(crate) struct CallFailure {
 impl CallFailure {
     /// A failure in one line.
     pub(crate) fn of(error: &wasmtime::Error, call: &Call, limits: Limits) -> Self {
-        let refused = if call.memory.refused {
-            let bytes = limits.memory_bytes_max;
-            format!(", after it was refused more than {bytes} bytes of memory")
-        } else {
-            String::new()
+        let refused = match call.memory.refused_together {
+            Some(bytes) => format!(
+                ", after it was refused memory (quota-exceeded): all plugins together may have {bytes} bytes \
+                 ([limits] plugin_memory_bytes_max)"
+            ),
+            None if call.memory.refused => {
+                let bytes = limits.memory_bytes_max;
+                format!(", after it was refused more than {bytes} bytes of memory")
+            }
+            None => String::new(),
         };
         let trap = error.downcast_ref::<Trap>();
         let reason = match trap {

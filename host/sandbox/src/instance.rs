@@ -13,7 +13,7 @@ use crate::engine::TICK_MS;
 use crate::error::{one_line, shortened};
 use crate::failure::{CallFailure, HANDLES_MAX, LIFTED_BYTES_MAX};
 use crate::manifest::Role;
-use crate::memory::Memory;
+use crate::memory::{Memory, MemoryBudget};
 use crate::{Limits, LoadError, Plugin, Stage};
 
 /// The fuel of so many calls is for handing over a state, or for taking it over.
@@ -49,6 +49,8 @@ pub(crate) struct Instance<A, R> {
     export: Find<A, R>,
     config: String,
     limits: Limits,
+    /// What it has together with others.
+    memory: MemoryBudget,
     /// None before its first call, once it has failed, and after it was given back.
     live: Option<Live<A, R>>,
     /// Whether it is to be begun for the first time, or since it was given back: then
@@ -76,6 +78,7 @@ impl<A, R> Instance<A, R> {
             export: export(plugin.api),
             config: stage.config.to_string(),
             limits: limits.within(plugin.manifest.limits),
+            memory: stage.memory.clone(),
             live: None,
             is_fresh: true,
             is_used: false,
@@ -275,13 +278,18 @@ impl<A, R> Instance<A, R> {
                 ),
             })
         };
-        let mut memory = Memory::new(limits.memory_bytes_max);
+        let mut memory = Memory::new(limits.memory_bytes_max, &self.memory);
         let fixed_bytes = self.plugin.fixed_bytes;
         if !memory.take_fixed(fixed_bytes) {
-            let max = limits.memory_bytes_max;
+            let may = match memory.refused_together {
+                Some(max) => format!(
+                    "all plugins together may have {max} ([limits] plugin_memory_bytes_max)"
+                ),
+                None => format!("may have {}", limits.memory_bytes_max),
+            };
             return Err(StartFailure::CallFailure(CallFailure {
                 error: format!(
-                    "takes {fixed_bytes} bytes of memory for what it declares, and may have {max}"
+                    "takes {fixed_bytes} bytes of memory for what it declares, and {may}"
                 ),
                 is_late: false,
             }));

@@ -47,6 +47,7 @@ pub use instance::CallCost;
 pub use latency::{Histogram, Latency};
 pub use limits::Limits;
 pub use manifest::{Manifest, OnFailure};
+pub use memory::MemoryBudget;
 pub use pipeline::{Lent, Own, Pipeline};
 pub use plugin::{Plugin, sha256};
 pub use recorder::{LineKind, LineRecorder, PluginLine};

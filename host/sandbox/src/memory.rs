@@ -2,6 +2,10 @@
 //! the host holds for what it declares. Their number is bounded as well: each memory
 //! reserves address space, however small it is.
 
+use std::fmt;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
+
 use wasmtime::{ResourceLimiter, Result};
 
 use crate::bounds;
@@ -14,23 +18,106 @@ const ELEMENT_BYTES: usize = size_of::<usize>();
 /// fuel.
 const USED_UP_BYTES: usize = 48 << 20;
 
+/// How much memory the instances of several plugins may have together. Cloning it shares it.
+#[derive(Clone, Debug, Default)]
+pub struct MemoryBudget(Arc<Budget>);
+
+#[derive(Default)]
+struct Budget {
+    /// 0 without a limit.
+    bytes_max: AtomicUsize,
+    used: AtomicUsize,
+    refusals: AtomicU64,
+    on_refusal: OnceLock<Box<dyn Fn() + Send + Sync>>,
+}
+
+impl fmt::Debug for Budget {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Budget")
+            .field("bytes_max", &self.bytes_max)
+            .field("used", &self.used)
+            .finish_non_exhaustive()
+    }
+}
+
+impl MemoryBudget {
+    /// From now on they may have so many bytes, or as many as they take, for 0. What they have
+    /// they keep.
+    pub fn change(&self, bytes_max: usize) {
+        self.0.bytes_max.store(bytes_max, Ordering::Relaxed);
+    }
+
+    /// How many bytes they may have; 0 for as many as they take.
+    pub fn bytes_max(&self) -> usize {
+        self.0.bytes_max.load(Ordering::Relaxed)
+    }
+
+    /// How many bytes they have.
+    pub fn used(&self) -> usize {
+        self.0.used.load(Ordering::Relaxed)
+    }
+
+    /// How often one was refused memory for that.
+    pub fn refusals(&self) -> u64 {
+        self.0.refusals.load(Ordering::Relaxed)
+    }
+
+    /// What is to be done each time that one is refused memory. It is said once.
+    pub fn on_refusal(&self, tell: impl Fn() + Send + Sync + 'static) {
+        let _ = self.0.on_refusal.set(Box::new(tell));
+    }
+
+    fn take(&self, bytes: usize) -> bool {
+        let max = match self.bytes_max() {
+            0 => usize::MAX,
+            max => max,
+        };
+        let more = |used: usize| used.checked_add(bytes).filter(|sum| *sum <= max);
+        let relaxed = Ordering::Relaxed;
+        let taken = self.0.used.fetch_update(relaxed, relaxed, more).is_ok();
+        if !taken {
+            self.0.refusals.fetch_add(1, relaxed);
+            if let Some(tell) = self.0.on_refusal.get() {
+                tell();
+            }
+        }
+        taken
+    }
+
+    fn give_back(&self, bytes: usize) {
+        self.0.used.fetch_sub(bytes, Ordering::Relaxed);
+    }
+}
+
 /// How much memory an instance may still have.
 pub(crate) struct Memory {
+    /// What it has together with others.
+    together: MemoryBudget,
     bytes_max: usize,
     left: usize,
     /// What it held before its first call.
     at_rest: usize,
     /// Set once the instance was refused some: it may well fail of that.
     pub(crate) refused: bool,
+    /// Set once it was refused some that others have: how many bytes all may have.
+    pub(crate) refused_together: Option<usize>,
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        self.together.give_back(self.taken());
+    }
 }
 
 impl Memory {
-    pub(crate) fn new(bytes_max: usize) -> Self {
+    pub(crate) fn new(bytes_max: usize, together: &MemoryBudget) -> Self {
         Self {
+            together: together.clone(),
             bytes_max,
             left: bytes_max,
             at_rest: 0,
             refused: false,
+            refused_together: None,
         }
     }
 
@@ -58,10 +145,16 @@ impl Memory {
     }
 
     fn take(&mut self, bytes: usize) -> bool {
-        let left = self.left.checked_sub(bytes);
-        self.left = left.unwrap_or(self.left);
-        self.refused |= left.is_none();
-        left.is_some()
+        let Some(left) = self.left.checked_sub(bytes) else {
+            self.refused = true;
+            return false;
+        };
+        if !self.together.take(bytes) {
+            self.refused_together = Some(self.together.bytes_max());
+            return false;
+        }
+        self.left = left;
+        true
     }
 }
 

@@ -180,6 +180,15 @@ impl Pipeline {
         Slot::take_instances(after.as_mut_slice(), before.as_mut_slice());
     }
 
+    /// How many bytes of memory its instances have that are made.
+    pub(crate) fn memory_bytes(&self) -> usize {
+        let enrichers = self.enrichers.iter().map(Slot::spent);
+        let filters = self.filters.iter().map(Slot::spent);
+        let redactor = self.redactor.iter().map(Slot::spent);
+        let all = enrichers.chain(filters).chain(redactor).flatten();
+        all.map(|spent| spent.memory_bytes).sum()
+    }
+
     /// What one more shard that shares it has of its own.
     pub fn own(&self) -> Own {
         let enrichers = self.enrichers.iter();

@@ -33,6 +33,8 @@ pub struct Plugin {
     pub(crate) linked: InstancePre<Call>,
     /// What its instances write to the log.
     pub(crate) lines: Arc<Lines>,
+    /// How long its file is, in bytes.
+    pub file_bytes: usize,
     /// What its instances take in the host beside their memories and tables, in bytes.
     pub(crate) fixed_bytes: usize,
 }
@@ -70,6 +72,7 @@ impl Plugin {
             api: self.api,
             linked: self.linked.clone(),
             lines: Arc::default(),
+            file_bytes: self.file_bytes,
             fixed_bytes: self.fixed_bytes,
         }
     }
@@ -143,6 +146,7 @@ impl Plugin {
             sha256: sha256(bytes),
             asks,
             api,
+            file_bytes: bytes.len(),
             fixed_bytes,
             linked,
             lines: Arc::default(),

@@ -9,7 +9,7 @@ use crate::call::Call;
 use crate::capability::{Capabilities, Capability};
 use crate::health::Health;
 use crate::manifest::{OnFailure, Role};
-use crate::{LoadError, Plugin};
+use crate::{LoadError, MemoryBudget, Plugin};
 
 /// A plugin in its place in the chain.
 pub struct Stage {
@@ -27,6 +27,8 @@ pub struct Stage {
     /// Where the plugin comes from, in the words of who loads it. It makes no
     /// difference to what the stage does.
     pub origin: Arc<str>,
+    /// How much memory its instances have together with those of others.
+    pub(crate) memory: MemoryBudget,
     /// How it fares.
     pub health: Arc<Health>,
     /// Who takes over from it then, if anyone.
@@ -58,6 +60,7 @@ impl Stage {
             linked: None,
             on_failure,
             origin: "unknown".into(),
+            memory: MemoryBudget::default(),
             health: Arc::default(),
             last_good: None,
         }
@@ -75,6 +78,15 @@ impl Stage {
             granted,
             ceiling,
             linked,
+            ..self
+        }
+    }
+
+    /// The same stage, whose instances have memory together with those of others.
+    #[must_use]
+    pub fn within(self, memory: &MemoryBudget) -> Self {
+        Self {
+            memory: memory.clone(),
             ..self
         }
     }
@@ -209,6 +221,7 @@ impl Stage {
             linked: self.linked.clone(),
             last_good: None,
             health: Arc::new(Health::follow(&self.health)),
+            memory: self.memory.clone(),
             ..*self
         }
     }

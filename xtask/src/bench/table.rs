@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 
+use super::fairness;
 use super::fan_out::{self, Figures, Row};
 use super::in_process::{Ledger, Swaps};
 use super::operating::{Beside, UnderLoad};
@@ -206,6 +207,29 @@ pub(crate) fn beside(beside: &Beside) -> String {
     }
     let compared = grouped(beside.compared);
     line(&mut text, "decisions that the shadow compared", [compared]);
+    text
+}
+
+/// What hostile tenants do to a quiet one.
+pub(crate) fn fairness(rows: &[fairness::Row]) -> String {
+    let mut text = String::new();
+    let heads = [
+        "alone, µs",
+        "broker loaded, µs",
+        "beside it, µs",
+        "ratio to either",
+    ];
+    for (title, part) in [("median", 0.5), ("99th percentile", 0.99)] {
+        let title = format!("a quiet tenant's {title}");
+        line(&mut text, &title, heads.map(str::to_owned));
+        for row in rows {
+            let times = [&row.alone, &row.broker_loaded, &row.beside];
+            let [alone, loaded, beside] = times.map(|times| times.us(part));
+            let ratio = format!("{:.2} {:.2}", beside / alone, beside / loaded);
+            let us = [alone, loaded, beside].map(|us| format!("{us:.0}"));
+            line(&mut text, row.title, us.into_iter().chain([ratio]));
+        }
+    }
     text
 }
 

@@ -20,7 +20,6 @@ impl Change {
             "plugins.cache",
             "plugins.compilers",
             "engine.workers",
-            "engine queues",
             "http",
             "telemetry",
             "log",
@@ -131,7 +130,6 @@ impl Config {
         self.plugins.cache.clone_from(&running.plugins.cache);
         self.plugins.compilers = running.plugins.compilers;
         self.engine.workers = running.engine.workers;
-        self.engine.queues = running.engine.queues.clone();
         if !own_account {
             self.nats = Nats {
                 auth: self.nats.login_for(&running.nats),
@@ -206,6 +204,7 @@ impl Config {
                 Restart,
                 self.engine.queues != new.engine.queues,
             ),
+            ("limits", Live, self.limits != new.limits),
             ("correction", Live, self.correction != new.correction),
             ("query", Live, self.query != new.query),
             ("explain", Live, self.explain != new.explain),

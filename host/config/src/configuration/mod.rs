@@ -14,6 +14,7 @@ mod directory;
 mod engine;
 mod environment;
 mod file;
+mod limits;
 mod nats;
 mod pipeline;
 mod problem;
@@ -46,6 +47,7 @@ pub use directory::{Directory, Request};
 pub use engine::{Engine, Queues};
 pub use environment::variables;
 pub use file::Text;
+pub use limits::Limits;
 pub use nats::{Auth, Nats};
 pub use pipeline::{Grant, OnFailure, Source, Stage, StagePlace};
 pub use problem::{Place, Problem, Problems};
@@ -84,6 +86,8 @@ pub struct Config {
     pub pipeline: Vec<Stage>,
     /// How plugins are run.
     pub engine: Engine,
+    /// How much of the node the tenant may use.
+    pub limits: Limits,
     /// How what viewers have been told is corrected.
     pub correction: Correction,
     /// What is kept for answering queries.
@@ -239,6 +243,7 @@ impl Config {
                 .sections("pipeline", STAGES_MAX, Stage::read)
                 .unwrap_or_else(pipeline::default),
             engine: root.section("engine", Engine::read),
+            limits: root.section("limits", Limits::read),
             correction: root.section("correction", Correction::read),
             query: root.section("query", Query::read),
             explain: root.section("explain", Explain::read),

@@ -22,13 +22,15 @@ const KEY: &str = "tenant";
 
 /// The sections that a tenant may have of its own. What it leaves out of them is as the file's
 /// own section says.
-const SECTIONS: [&str; 12] = [
+const SECTIONS: [&str; 14] = [
     "nats",
     "tracker",
     "state",
     "directory",
     "plugins",
     "pipeline",
+    "engine",
+    "limits",
     "correction",
     "query",
     "explain",
@@ -44,6 +46,10 @@ const WHOLE: [&str; 2] = ["directory", "pipeline"];
 /// How a node logs in. A tenant that says any of it, or which server, says all of it: what is
 /// for one server or account is never shown to another.
 const LOGIN: [&str; 5] = ["creds", "nkey", "user", "password", "token"];
+
+/// What a tenant's plugins may be granted: another place for the key `grants` of its `plugins`.
+const GRANTS: &str = "grants";
+const PLUGINS: &str = "plugins";
 
 /// What no tenant's prefix may be, since other subjects begin so.
 const RESERVED: [&str; 2] = ["presence", "_INBOX"];
@@ -181,6 +187,9 @@ impl Head {
             section.refuse("name", Wrong::new(what, "give the tenant a `prefix`"));
         }
         let shards = section.get("shards", basics::shards);
+        // It is read in its place in the merged document.
+        section.find(GRANTS);
+        refuse_what_is_shared(section);
         let paused = section.get("paused", any);
         for name in SECTIONS {
             // They are read in their place in the merged document.
@@ -197,8 +206,39 @@ impl Head {
     }
 }
 
+/// Refuses what all tenants of a process have in common, and what says the same thing twice.
+fn refuse_what_is_shared(section: &mut Section<'_, '_>) {
+    let has = |section: &mut Section<'_, '_>, under: &'static str, key: &str| {
+        let table = section.find(under).and_then(|(_, value)| value.as_table());
+        table.is_some_and(|table| table.contains_key(key))
+    };
+    if has(section, "engine", "workers") {
+        let what = "has `workers`, which are shared by all tenants";
+        section.refuse(
+            "engine",
+            Wrong::new(what, "write it into the file's own [engine]"),
+        );
+    }
+    if section.is_set(GRANTS) && has(section, "plugins", GRANTS) {
+        let what = "is there, and [tenant.plugins] `grants`, which says the same";
+        section.refuse(GRANTS, Wrong::new(what, "keep one of them"));
+    }
+}
+
 /// The document as it is for a tenant.
 fn merged<'a>(rest: &DeTable<'a>, own: &DeTable<'a>) -> DeTable<'a> {
+    let mut merged = merged_sections(rest, own);
+    if let Some((name, grants)) = own.get_key_value(GRANTS) {
+        let plugins = merged.entry(Spanned::new(name.span(), PLUGINS.into()));
+        let empty = || Spanned::new(name.span(), DeValue::Table(DeTable::new()));
+        if let DeValue::Table(plugins) = plugins.or_insert_with(empty).get_mut() {
+            plugins.insert(name.clone(), grants.clone());
+        }
+    }
+    merged
+}
+
+fn merged_sections<'a>(rest: &DeTable<'a>, own: &DeTable<'a>) -> DeTable<'a> {
     let mut merged = rest.clone();
     for (name, value) in own {
         let key = name.get_ref().as_ref();
@@ -233,6 +273,9 @@ fn says_login(nats: &DeTable<'_>) -> bool {
 /// that it leaves out.
 fn remaining(env: &BTreeMap<String, OsString>, own: &DeTable<'_>) -> BTreeMap<String, OsString> {
     let mut remaining = env.clone();
+    if own.contains_key(GRANTS) {
+        remaining.remove(&format!("{VARIABLE_PREFIX}PLUGINS_GRANTS"));
+    }
     for (name, value) in own {
         let section = name.get_ref().as_ref();
         let DeValue::Table(table) = value.get_ref() else {

@@ -51,6 +51,16 @@ impl Answer {
         }
     }
 
+    /// How many entries it counts as: what it names, and at least one.
+    pub fn entries(&self) -> u64 {
+        let named = match self {
+            Self::Users(users) => users.len(),
+            Self::Groups(groups) => groups.len() as u64,
+            Self::Settings(settings) => settings.len() as u64,
+        };
+        named.max(1)
+    }
+
     pub(super) fn audience(&self) -> Audience {
         match self {
             Self::Users(users) => Arc::clone(users).into(),

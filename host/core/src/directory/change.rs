@@ -54,6 +54,14 @@ impl Changes {
         self.co_members.len() as usize + self.others.len()
     }
 
+    /// These, and those of a later change.
+    #[must_use]
+    pub fn and(mut self, later: Self) -> Self {
+        self.co_members |= later.co_members;
+        self.others.extend(later.others);
+        self
+    }
+
     fn insert(&mut self, question: Question) {
         match question {
             Question::CoMembers(user) => drop(self.co_members.insert(user.0)),
@@ -108,6 +116,7 @@ impl Edit {
         if before == after {
             return;
         }
+        self.count(before.len(), after.len());
         self.changed.insert(Question::Contacts(user));
         note(&mut self.contacts_of, user, &before, &after);
     }
@@ -123,6 +132,7 @@ impl Edit {
         entry.blocked = blocked.map(Arc::new);
         let after = entry.blocked.clone().unwrap_or_default();
         if before != after {
+            self.count(before.len(), after.len());
             self.changed.insert(Question::BlockedBy(user));
             note(&mut self.blockers, user, &before, &after);
         }
@@ -144,6 +154,7 @@ impl Edit {
         if before == after {
             return;
         }
+        self.count(before.len(), after.len());
         let moved = &*before ^ &*after;
         self.co_members_changed(&name, &(&*before | &*after), &moved);
         for user in moved.into_iter().map(Id) {
@@ -198,6 +209,7 @@ impl Edit {
         if before == after {
             return;
         }
+        self.count(before.len() as u64, after.len() as u64);
         self.changed.insert(Question::Settings(user));
         let is_new = |(key, value): &(&_, &_)| before.get(*key) != Some(*value);
         let is_gone = |(key, value): &(&_, &_)| after.get(*key) != Some(*value);
@@ -268,10 +280,12 @@ impl Edit {
         if answers.get(&question) == answer.as_ref() {
             return;
         }
-        match answer {
-            Some(answer) => drop(answers.insert(question.clone(), answer)),
-            None => drop(answers.remove(&question)),
-        }
+        let after = answer.as_ref().map_or(0, Answer::entries);
+        let before = match answer {
+            Some(answer) => answers.insert(question.clone(), answer),
+            None => answers.remove(&question),
+        };
+        self.count(before.as_ref().map_or(0, Answer::entries), after);
         self.changed.insert(question);
     }
 
@@ -283,6 +297,16 @@ impl Edit {
         users.sort_unstable();
         groups.sort_unstable();
         (users, groups)
+    }
+
+    /// How many entries it has by now.
+    pub fn entries(&self) -> u64 {
+        self.directory.entries
+    }
+
+    fn count(&mut self, before: u64, after: u64) {
+        let entries = &mut self.directory.entries;
+        *entries = entries.saturating_add(after).saturating_sub(before);
     }
 
     /// The changed directory, and what changed.

@@ -6,6 +6,7 @@ use std::collections::HashMap;
 use serde_json::value::RawValue;
 
 use super::kind::Kind;
+use crate::quota::Quota;
 
 /// The closed set of reasons in a dead letter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -59,12 +60,35 @@ pub struct Rejection {
     pub cause: Cause,
     /// What exactly, in one line.
     pub error: String,
+    /// Which quota, where one would have been exceeded.
+    pub quota: Option<Quota>,
 }
 
 impl Rejection {
     /// A rejection.
     pub fn new(cause: Cause, error: String) -> Self {
-        Self { cause, error }
+        Self {
+            cause,
+            error,
+            quota: None,
+        }
+    }
+
+    /// A rejection since a quota would have been exceeded.
+    pub fn over(quota: Quota, error: String) -> Self {
+        Self {
+            quota: Some(quota),
+            ..Self::new(Cause::QuotaExceeded, error)
+        }
+    }
+
+    /// Why a message is refused that comes when there have been too many.
+    pub fn excess(per_s: u64) -> Self {
+        let error = format!(
+            "more than {per_s} messages a second arrive ([limits] messages_per_s and \
+             messages_burst): this one is refused"
+        );
+        Self::over(Quota::Messages, error)
     }
 
     pub(super) fn missing(field: &str) -> Self {

@@ -10,6 +10,7 @@ use crate::body;
 use crate::event::Event;
 use crate::message::{Cause, Rejection};
 use crate::publish::Subject;
+use crate::quota::Quota;
 use crate::rules::Failure;
 
 impl Env<'_> {
@@ -17,6 +18,9 @@ impl Env<'_> {
     pub(super) fn dead_letter(&mut self, subject: &str, rejection: &Rejection, payload: &[u8]) {
         let common = &mut *self.common;
         common.counters.dead_letter(rejection.cause);
+        if let Some(quota) = rejection.quota {
+            common.counters.over(quota);
+        }
         let Settings {
             node,
             subject_prefix,
@@ -26,6 +30,7 @@ impl Env<'_> {
         } = &common.settings;
         if !dead_letters.take_letter(common.clock.now()) {
             common.counters.dead_letters_left_out += 1;
+            common.counters.over(Quota::DeadLetters);
             return;
         }
         let at = common.clock.stamp();
@@ -55,6 +60,20 @@ impl Env<'_> {
         let error = format!("plugin `{}`: {}", failure.plugin, failure.error);
         let rejection = Rejection::new(Cause::PluginFailed, error);
         self.dead_letter(subject(event).as_str(), &rejection, &body::event(event));
+    }
+
+    /// More viewers may see a user than the tenant's users may have.
+    pub(super) fn audience_refused(&mut self, event: &Event, viewers: u64) {
+        let max = self.common.settings.audience_max;
+        let error = format!(
+            "the user `{}` may be seen by {viewers} viewers, and the limit is {max} ([limits] \
+             audience_max): nobody new is told",
+            event.name.as_str()
+        );
+        let rejection = Rejection::over(Quota::Audience, error);
+        let subject = Subject::FilteredOnline.as_str();
+        self.dead_letter(subject, &rejection, &body::event(event));
+        self.out.push(Output::Refused(rejection));
     }
 
     /// A body is longer than the broker takes.

@@ -229,10 +229,21 @@ impl Decisions {
             pending_since: None,
             has_letter: false,
         });
-        self.retries.set(user, again);
+        let max = env.common.settings.audience_max;
+        let is_over = max > 0 && verdict.audience.len() > max;
+        if is_over {
+            if self.put_off(user, true, env).is_some() {
+                env.audience_refused(event, verdict.audience.len());
+            }
+        } else {
+            self.retries.set(user, again);
+        }
         let Some(entry) = self.ledger.get_mut(user) else {
             return;
         };
+        // Those who may not see the user any more are told so all the same.
+        let restricted = is_over.then(|| verdict.among(entry.recipients.audience()));
+        let verdict = restricted.as_ref().unwrap_or(verdict);
         let updated_at = match self.untold.is_empty() {
             true => None,
             false => self.untold.get(&user).copied(),

@@ -46,7 +46,8 @@ pub(super) struct Env<'a> {
 impl Common {
     pub(super) fn new(settings: Settings, names: Arc<Names>, directory: Arc<Directory>) -> Self {
         Self {
-            tracker: Tracker::new(settings.of_tracker()),
+            tracker: Tracker::new(settings.of_tracker())
+                .within(&settings.users, &settings.connections),
             settings,
             names,
             directory,

@@ -8,9 +8,14 @@ use super::settings::Settings;
 use super::types::Ignored;
 use crate::event::{Change, Reason};
 use crate::json;
-use crate::message::{Cause, Message, Payload, Redrive, Rejection, Why};
+use crate::message::{Message, Payload, Redrive, Rejection, Why};
 use crate::metadata::Metadata;
-use crate::tracker::{Effect, Quota, Transition};
+use crate::quota::Quota;
+use crate::tracker::{Effect, Transition};
+
+/// After which part of its lease a connection's heartbeat is taken though there have been too
+/// many messages.
+const LEASE_PARTS: u64 = 4;
 
 /// What became of a message.
 pub(super) enum Outcome {
@@ -21,6 +26,27 @@ pub(super) enum Outcome {
 }
 
 impl Presence {
+    /// Takes a message though its tenant has had all the messages that it may have now, if a
+    /// connection would be kept or lost wrongly without it: the end of a live one, or a sign of
+    /// life when it has been silent for part of its lease. Those are few, however many messages
+    /// come.
+    pub(super) fn excess(&mut self, message: Message, env: &mut Env<'_>) -> Outcome {
+        let common = &*env.common;
+        let silent_ms = |conn| common.tracker.silent_ms(common.now(), &message.user, conn);
+        let is_needed = match &message.payload {
+            Payload::Disconnect { conn, .. } => silent_ms(conn).is_some(),
+            Payload::Heartbeat { conn, .. } => {
+                let part_ms = common.settings.tracker.timeout_ms / LEASE_PARTS;
+                silent_ms(conn).is_some_and(|ms| ms >= part_ms)
+            }
+            _ => false,
+        };
+        if is_needed {
+            return self.message(message, env);
+        }
+        Outcome::Refused(Rejection::excess(common.settings.messages_per_s))
+    }
+
     /// Takes a message. Says whether it was ignored or refused, and why.
     pub(super) fn message(&mut self, message: Message, env: &mut Env<'_>) -> Outcome {
         let Message {
@@ -149,17 +175,27 @@ impl Common {
 fn exceeded(quota: Quota, user: &str, settings: &Settings) -> Rejection {
     let of_user = settings.tracker.connections_per_user_max;
     let error = match quota {
+        Quota::Users => format!(
+            "the limit of {} users online is reached ([limits] users_max): this connection of \
+             `{user}` is refused",
+            settings.users.max()
+        ),
         Quota::Connections => format!(
-            "the user `{user}` has {of_user} live connections, which is the limit \
-             ([tracker] connections_per_user_max): this connection is refused"
+            "the limit of {} live connections is reached ([limits] connections_max): this \
+             connection of `{user}` is refused",
+            settings.connections.max()
         ),
         Quota::Closes => format!(
             "this connection of the user `{user}` is unknown, and its close can't be stored: the \
              limit is {of_user} closes of one user ([tracker] connections_per_user_max), and \
              [tracker] closes_max of all users"
         ),
+        _ => format!(
+            "the user `{user}` has {of_user} live connections, which is the limit \
+             ([tracker] connections_per_user_max): this connection is refused"
+        ),
     };
-    Rejection::new(Cause::QuotaExceeded, error)
+    Rejection::over(quota, error)
 }
 
 /// The metadata that an application states, all of which may be broadcast.

@@ -9,8 +9,9 @@
 use super::env::{Common, EXPIRIES_AT_ONCE, Env};
 use super::events::Events;
 use crate::event::{Change, Event, Reason};
-use crate::message::{Cause, Rejection};
+use crate::message::Rejection;
 use crate::metadata::Metadata;
+use crate::quota::Quota;
 use crate::statements::{Statement, Statements};
 use crate::tracker::Transition;
 
@@ -120,7 +121,7 @@ impl Presence {
             "the limit of application statements is reached ([tracker] statements_max): the \
              statement about `{user}` is refused"
         );
-        Some(Rejection::new(Cause::QuotaExceeded, error))
+        Some(Rejection::over(Quota::Statements, error))
     }
 
     /// A user has connected: an application's offline holds no longer. Says whether

@@ -1,6 +1,7 @@
 //! The settings of a shard.
 
 use crate::allowance::Allowance;
+use crate::quota::Cap;
 use crate::{status, tracker};
 
 /// What a shard goes by.
@@ -35,6 +36,14 @@ pub struct Settings {
     pub statements_max: usize,
     /// How many dead letters may be published.
     pub dead_letters: Allowance,
+    /// How many users may be online by connections of theirs, of all shards together.
+    pub users: Cap,
+    /// How many connections may be live, of all shards together.
+    pub connections: Cap,
+    /// How many viewers a user may have; 0 for as many as there are.
+    pub audience_max: u64,
+    /// How many messages a second are taken, for those that are refused since there are more.
+    pub messages_per_s: u64,
     /// The longest body that the broker takes, in bytes.
     pub body_bytes_max: usize,
     /// This node's name, for dead letters.
@@ -72,6 +81,10 @@ impl Default for Settings {
             statement_ttl_ms: 24 * 60 * 60 * 1_000,
             statements_max: 1_000_000,
             dead_letters: Allowance::default(),
+            users: Cap::default(),
+            connections: Cap::default(),
+            audience_max: 0,
+            messages_per_s: 0,
             body_bytes_max: 1 << 20,
             node: "presence".into(),
             subject_prefix: String::new(),

@@ -12,6 +12,7 @@ use crate::inbox::Delivery;
 use crate::message::{Cause, Kind, Message, Redrive, Rejection};
 use crate::names::Name;
 use crate::publish::Publication;
+use crate::quota::Quota;
 use crate::share::Assignment;
 
 /// What a shard is told.
@@ -19,6 +20,14 @@ use crate::share::Assignment;
 pub enum Input {
     /// A message arrived, and was read.
     Message {
+        /// The message.
+        message: Message,
+        /// Where the sender awaits an answer.
+        reply: Option<String>,
+    },
+    /// A message arrived, and was read, though its tenant has had all the messages that it may
+    /// have now. It is refused, unless a connection would be kept or lost wrongly for that.
+    Excess {
         /// The message.
         message: Message,
         /// Where the sender awaits an answer.
@@ -138,6 +147,8 @@ pub struct Counters {
     pub dead_letters: [u64; Cause::ALL.len()],
     /// Dead letters that weren't published, since there were too many.
     pub dead_letters_left_out: u64,
+    /// What was refused since a quota would have been exceeded, by [`Quota`].
+    pub over_quota: [u64; Quota::ALL.len()],
     /// Closes forgotten before their time, since too many were remembered.
     pub closes_forgotten: u64,
     /// Offlines held back, since their users flip.
@@ -169,6 +180,11 @@ impl Counters {
     /// One more dead letter for a cause.
     pub(super) fn dead_letter(&mut self, cause: Cause) {
         count(&mut self.dead_letters, cause as usize);
+    }
+
+    /// One more thing that a quota doesn't allow.
+    pub(super) fn over(&mut self, quota: Quota) {
+        count(&mut self.over_quota, quota as usize);
     }
 }
 

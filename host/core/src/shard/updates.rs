@@ -12,9 +12,10 @@ use super::env::{Common, Env};
 use super::publishing::updated;
 use crate::body;
 use crate::event::{Change, Event};
-use crate::message::{Cause, Rejection};
+use crate::message::Rejection;
 use crate::names::{Id, Name};
 use crate::publish::Subject;
+use crate::quota::Quota;
 use crate::status::{StatusKeys, StatusUpdate, Statuses};
 
 /// The statuses of the shard's users, over the decisions on their online events.
@@ -60,7 +61,7 @@ impl Updates {
                     "the limit of stored statuses is reached ([status] users_max): that of `{user}` \
                      is not stored; the rest of the message was accepted"
                 );
-                return Some(Rejection::new(Cause::QuotaExceeded, error));
+                return Some(Rejection::over(Quota::Statuses, error));
             }
             let timestamp = timestamp.min(common.clock.stamp());
             if self.statuses.say(id, &name, timestamp, status) {

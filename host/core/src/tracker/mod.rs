@@ -58,9 +58,10 @@ use self::roster::Roster;
 pub use self::silence::StartsWithoutMessage;
 use self::slab::Key;
 use self::timer_queue::TimerQueue;
-pub use self::types::{Effect, Handled, Quota, Reason, TrackerSettings, Transition};
+pub use self::types::{Effect, Handled, Reason, TrackerSettings, Transition};
 use self::user::PendingOffline;
 use crate::clock::Clock;
+use crate::quota::{Cap, Held, Quota};
 
 /// Who is connected, and who is therefore online.
 ///
@@ -83,8 +84,9 @@ pub struct Tracker<M> {
     unlinked: Vec<Key>,
     /// Connections that say that their user is typing, and since when at least.
     typing: BinaryHeap<Reverse<(u64, Key)>>,
-    online_users: usize,
-    live_connections: usize,
+    /// Users and connections of this tracker, within what its tenant may have.
+    online_users: Held,
+    live_connections: Held,
     /// How many closes were forgotten before their time, for want of room.
     closes_forgotten: u64,
     /// How many offlines were held back, since their users flip.
@@ -108,11 +110,22 @@ impl<M: Clone> Tracker<M> {
             orders: OrderCounter::default(),
             unlinked: Vec::new(),
             typing: BinaryHeap::new(),
-            online_users: 0,
-            live_connections: 0,
+            online_users: Held::default(),
+            live_connections: Held::default(),
             closes_forgotten: 0,
             held_back: 0,
             graces: 0,
+        }
+    }
+
+    /// The same, whose users and connections count with those of others. To be said before the
+    /// first input.
+    #[must_use]
+    pub fn within(self, users: &Cap, connections: &Cap) -> Self {
+        Self {
+            online_users: Held::of(users),
+            live_connections: Held::of(connections),
+            ..self
         }
     }
 
@@ -318,17 +331,17 @@ impl<M: Clone> Tracker<M> {
 
     /// How many users are online.
     pub fn online_users(&self) -> usize {
-        self.online_users
+        self.online_users.count()
     }
 
     /// How many connections are live.
     pub fn connections(&self) -> usize {
-        self.live_connections
+        self.live_connections.count()
     }
 
     /// How many closes are remembered.
     pub fn remembered(&self) -> usize {
-        self.roster.connections.len() - self.live_connections
+        self.roster.connections.len() - self.live_connections.count()
     }
 
     /// Whether nothing is known of anybody.
@@ -342,6 +355,16 @@ impl<M: Clone> Tracker<M> {
         let key = self.roster.find(user, conn)?;
         match &self.roster.connections[key].state {
             State::Live(life) => Some(&life.metadata),
+            State::Closed(_) | State::Unknown => None,
+        }
+    }
+
+    /// For how long a live connection hasn't been heard from, in milliseconds; none of one that
+    /// isn't live.
+    pub fn silent_ms(&self, now: u64, user: &str, conn: &str) -> Option<u64> {
+        let key = self.roster.find(user, conn)?;
+        match &self.roster.connections[key].state {
+            State::Live(life) => Some(now.saturating_sub(life.heard_at)),
             State::Closed(_) | State::Unknown => None,
         }
     }
@@ -365,30 +388,25 @@ impl<M: Clone> Tracker<M> {
 
     /// Makes a connection live.
     fn begin(&mut self, key: Key, life: LiveConnection<M>, effect: Effect) -> Handled<M> {
-        let connection = &mut self.roster.connections[key];
-        let user_key = connection.user;
-        if self.roster.users[user_key].live >= self.settings.connections_per_user_max {
-            if matches!(connection.state, State::Unknown) {
+        let user_key = self.roster.connections[key].user;
+        if let Err(quota) = self.admit(user_key) {
+            if matches!(self.roster.connections[key].state, State::Unknown) {
                 self.remove(key);
             }
-            return Effect::Refused(Quota::Connections).into();
+            return Effect::Refused(quota).into();
         }
         let user = &mut self.roster.users[user_key];
         user.see(life.newest);
         user.live += 1;
-        self.live_connections += 1;
         let in_grace = user.pending.take().is_some();
         self.graces -= usize::from(in_grace);
-        let transition = (user.live == 1 && !in_grace).then(|| {
-            self.online_users += 1;
-            Transition::Online {
-                user: user.name.clone(),
-                at: self.clock.stamp(),
-                conn: connection.id.clone(),
-                metadata: life.metadata.clone(),
-            }
+        let transition = (user.live == 1 && !in_grace).then(|| Transition::Online {
+            user: user.name.clone(),
+            at: self.clock.stamp(),
+            conn: self.roster.connections[key].id.clone(),
+            metadata: life.metadata.clone(),
         });
-        connection.state = State::Live(life);
+        self.roster.connections[key].state = State::Live(life);
         self.link(key);
         if transition.is_none() && self.is_shown(key) {
             self.note_reshown(key);
@@ -404,6 +422,25 @@ impl<M: Clone> Tracker<M> {
         Handled { effect, transition }
     }
 
+    /// Takes what one more live connection of a user takes of the quotas.
+    fn admit(&mut self, user: Key) -> Result<(), Quota> {
+        let user = &self.roster.users[user];
+        let is_new = !user.is_online();
+        if user.live >= self.settings.connections_per_user_max {
+            return Err(Quota::UserConnections);
+        }
+        if is_new && !self.online_users.take() {
+            return Err(Quota::Users);
+        }
+        if !self.live_connections.take() {
+            if is_new {
+                self.online_users.release();
+            }
+            return Err(Quota::Connections);
+        }
+        Ok(())
+    }
+
     /// Makes a connection closed, or its close a newer one.
     fn close(&mut self, key: Key, timestamp: u64, newest: u64) {
         let was_shown = self.is_shown(key);
@@ -413,7 +450,7 @@ impl<M: Clone> Tracker<M> {
         if let State::Live(life) = &connection.state {
             said = life.activity;
             self.roster.users[connection.user].live -= 1;
-            self.live_connections -= 1;
+            self.live_connections.release();
         }
         connection.state = State::Closed(Close {
             timestamp,
@@ -436,7 +473,7 @@ impl<M: Clone> Tracker<M> {
         reason: Reason,
         last_heartbeat: Option<u64>,
     ) -> Transition<M> {
-        self.online_users -= 1;
+        self.online_users.release();
         let user = &self.roster.users[key];
         Transition::Offline {
             user: user.name.clone(),

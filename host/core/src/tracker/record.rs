@@ -109,7 +109,7 @@ impl<M: Clone> Tracker<M> {
             gone_users,
             ..
         } = &self.changes;
-        (self.changes.wanted && self.live_connections > 0)
+        (self.changes.wanted && self.live_connections.count() > 0)
             || !(connections.is_empty()
                 && users.is_empty()
                 && gone_connections.is_empty()
@@ -209,7 +209,7 @@ impl<M: Clone> Tracker<M> {
                         held_ms: 0,
                     });
                     self.graces += 1;
-                    self.online_users += 1;
+                    self.online_users.keep();
                     self.queue_grace(key);
                     // The time for which the host was down is no part of it.
                     self.note_user(key);
@@ -276,8 +276,10 @@ impl<M: Clone> Tracker<M> {
                 if let Some(activity) = activity {
                     user.activities[activity as usize] += 1;
                 }
-                self.live_connections += 1;
-                self.online_users += usize::from(user.live == 1 && user.pending.is_none());
+                self.live_connections.keep();
+                if user.live == 1 && user.pending.is_none() {
+                    self.online_users.keep();
+                }
                 State::Live(LiveConnection {
                     saved_newest: newest,
                     activity,

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::damping::Damping;
+use crate::quota::Quota;
 
 /// The tracker's figures. They may change while it runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -97,15 +98,6 @@ pub enum Effect {
     Stale,
     /// Nothing: a quota would have been exceeded.
     Refused(Quota),
-}
-
-/// A quota of the tracker.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Quota {
-    /// A user's live connections.
-    Connections,
-    /// Remembered closes of connections that aren't known, of the user or of all.
-    Closes,
 }
 
 /// A change of a user's presence. Those of one user alternate, beginning with

@@ -4,11 +4,11 @@ use std::sync::Arc;
 
 use presence_config::capture::Recorded;
 use presence_config::subjects::Subjects;
-use presence_config::{self as config, BODY_BYTES_MAX, Config, directory, shard_settings};
-use presence_core::allowance::Allowance;
+use presence_config::{self as config, BODY_BYTES_MAX, Config, Quotas, directory, shard_settings};
 use presence_core::directory::Directory;
-use presence_core::message::{Limits, Message};
+use presence_core::message::{Limits, Message, Rejection};
 use presence_core::names::Names;
+use presence_core::quota::Rate;
 use presence_core::{Input, Output, Shard};
 use presence_sandbox::{Blueprint, Pipeline};
 
@@ -27,6 +27,8 @@ pub(super) struct Player {
     pub(super) shard: Shard,
     rules: Pipeline,
     limits: Limits,
+    /// How many messages are taken in.
+    messages: Rate,
     subjects: Subjects,
 }
 
@@ -57,11 +59,8 @@ impl Player {
         known: &Known,
     ) -> anyhow::Result<Self> {
         let (names, directory) = (Arc::clone(&known.names), Arc::clone(&known.directory));
-        let mut settings = shard_settings(
-            config,
-            BODY_BYTES_MAX,
-            &Allowance::new(config.dead_letters.rates),
-        );
+        let quotas = Quotas::new(config);
+        let mut settings = shard_settings(config, BODY_BYTES_MAX, &quotas);
         settings.node = NODE.into();
         // A recording has all that there was to hear.
         settings.tracker.receive_step_ms = None;
@@ -73,6 +72,7 @@ impl Player {
                 body_bytes_max: BODY_BYTES_MAX,
                 metadata: config.tracker.metadata,
             },
+            messages: quotas.messages,
             subjects: Subjects::new(config.tenant.prefix.as_deref()),
         })
     }
@@ -91,16 +91,19 @@ impl Player {
             return Ok(());
         };
         let payload = &recorded.payload;
+        let reply = None;
+        let is_admitted = self.messages.take(self.now.saturating_mul(1_000_000));
         let input = match Message::parse(kind, payload, self.limits) {
-            Ok(message) => Input::Message {
-                message,
-                reply: None,
-            },
+            Ok(message) if is_admitted => Input::Message { message, reply },
+            Ok(message) => Input::Excess { message, reply },
             Err(rejection) => Input::Rejected {
                 kind,
                 payload: payload.clone(),
-                rejection,
-                reply: None,
+                rejection: match is_admitted {
+                    true => rejection,
+                    false => Rejection::excess(self.messages.per_s()),
+                },
+                reply,
             },
         };
         let mut outputs = Vec::new();

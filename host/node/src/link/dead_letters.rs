@@ -15,6 +15,7 @@ use futures_util::TryStreamExt as _;
 use presence_config::Config;
 use presence_config::subjects::{REDRIVE, Subjects};
 use presence_core::message::{Cause, Kind};
+use presence_core::publish::Subject;
 use serde::Deserialize;
 use serde_json::Value;
 use tokio::time::timeout;
@@ -227,7 +228,10 @@ impl DeadLetters {
     /// How a letter is redriven.
     pub fn way(&self, letter: &DeadLetter) -> Way {
         let content = &letter.content;
-        let is_event = content.reason == Cause::PluginFailed.as_str();
+        // One that more viewers may see than may be told is decided again, too.
+        let is_untold = content.reason == Cause::QuotaExceeded.as_str()
+            && content.subject == self.subjects.of(Subject::FilteredOnline.as_str());
+        let is_event = is_untold || content.reason == Cause::PluginFailed.as_str();
         match self.subjects.kind(&content.subject) {
             _ if is_event => Way::Event,
             // It may be an event of the node's own, which is no statement of an application.

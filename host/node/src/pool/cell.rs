@@ -5,14 +5,15 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 
 use presence_core::Shard;
+use presence_core::quota::Quota;
 use presence_sandbox::{Latency, Own};
 use tokio::sync::oneshot;
 
-use super::log_limiter::LogLimiter;
 use super::outbox::{Carrier, Outbox};
 use super::restart::Restart;
 use super::rules::{CellRules, Comparisons};
 use super::shards::Figures;
+use super::thread_share::ThreadShare;
 use super::turn::Current;
 use super::work::Generation;
 #[cfg(test)]
@@ -24,10 +25,8 @@ use crate::ops::letters::LastLetters;
 use crate::state::{Restorer, Saver};
 use crate::telemetry::Tracer;
 use crate::tenant::failures::FailureLog;
+use crate::tenant::quotas::Exceeded;
 use crate::tenant::stale::StaleLog;
-
-/// How often the log tells of refusals, in milliseconds.
-pub(super) const REFUSALS_TOLD_MS: u64 = 10_000;
 
 /// What all shards of a tenant have in common.
 #[derive(Default)]
@@ -40,9 +39,10 @@ pub(crate) struct Common {
     pub(crate) restorer: Option<Restorer>,
     /// How many shards there are.
     pub(crate) shards: usize,
-    /// When the log last told of what there was too much of.
-    pub(crate) quotas: LogLimiter,
-    pub(crate) left_out: LogLimiter,
+    /// What is told of its quotas.
+    pub(crate) exceeded: Arc<Exceeded>,
+    /// Its share of the threads.
+    pub(crate) share: Arc<ThreadShare>,
     /// What the log was told of plugins that fail.
     pub(crate) failures: FailureLog,
     /// The last dead letters.
@@ -247,14 +247,10 @@ impl Cell {
         let counters = self.shard.counters();
         let told = figures.counters.lock();
         let told = std::mem::replace(&mut *told.unwrap_or_else(PoisonError::into_inner), counters);
-        if counters.dead_letters_left_out > told.dead_letters_left_out
-            && self.tenant.left_out.line(REFUSALS_TOLD_MS).is_some()
-        {
-            tracing::warn!(
-                left_out = counters.dead_letters_left_out,
-                "the rate limit of dead letters is exceeded ([dead_letters] per_s): some are \
-                 counted, but not published"
-            );
+        if counters.dead_letters_left_out > told.dead_letters_left_out {
+            let error = "there are more dead letters than may be published ([dead_letters] per_s): \
+                         some are counted, and not published";
+            self.tenant.exceeded.log(Quota::DeadLetters, error);
         }
         let online_users = self.shard.online_users() as u64;
         figures.online_users.store(online_users, Ordering::Relaxed);

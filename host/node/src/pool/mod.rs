@@ -13,11 +13,13 @@ mod outbox;
 mod restart;
 mod rounds;
 mod rules;
+
 mod shards;
 mod spare_time;
 #[cfg(test)]
 mod tests;
 mod thread;
+mod thread_share;
 mod turn;
 mod work;
 
@@ -35,6 +37,7 @@ use crate::tasks::Tasks;
 pub(crate) use cell::{Cell, Common};
 pub(crate) use outbox::Carrier;
 pub(crate) use shards::{Figures, Room, Shards, place};
+pub(crate) use thread_share::ThreadShare;
 pub(crate) use work::{Ask, BATCH_MAX, Batch, Generation, Task};
 
 use mailbox::Mailbox;
@@ -127,6 +130,8 @@ impl Pool {
         tasks: &Tasks,
     ) -> anyhow::Result<Self> {
         let mut each = Vec::new();
+        // One time for all: tenants may have shards on several.
+        let began = Instant::now();
         for (number, handed) in handed.into_iter().enumerate() {
             let OutboxSettings {
                 bytes_max,
@@ -135,7 +140,6 @@ impl Pool {
             let mailbox = Arc::<Mailbox>::default();
             let figures = Arc::<ThreadFigures>::default();
             let outbox = Outbox::new(carrier.clone(), handed, bytes_max, beacon_ms);
-            let began = Instant::now();
             let meter = move || u64::try_from(began.elapsed().as_nanos()).unwrap_or(u64::MAX);
             let thread = Thread::new(
                 Arc::clone(&mailbox),

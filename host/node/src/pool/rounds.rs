@@ -1,17 +1,25 @@
 //! Whose turn it is on a thread: tenants take turns by deficit round robin, over the time
 //! that their turns have been measured to take, and a tenant's shards one after another.
 //!
+//! A tenant may have a larger weight than others: it is given as many times as much time. And it may
+//! have a limit to the time that it uses a second: where that is used up, it rests until there is
+//! some again, whoever else waits.
+//!
 //! What a turn will take isn't known before. So a tenant may overdraw what it is given in a
 //! round, by a step at most, and pays for that out of the next ones.
 
 use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
 
 use foldhash::fast::FixedState;
 
 use super::Address;
+use super::thread_share::ThreadShare;
 
-/// How much time a tenant is given each round, in nanoseconds.
+/// How much time a tenant of weight one is given each round, in nanoseconds.
 pub(super) const QUANTUM_NS: i64 = 2_000_000;
+
+const NS_PER_US: u64 = 1_000;
 
 /// Shards that have something to do, by tenant.
 #[derive(Debug, Default)]
@@ -19,16 +27,22 @@ pub(super) struct Rounds {
     /// The tenants that wait, in the order of their turns.
     queue: VecDeque<u32>,
     tenants: HashMap<u32, Tenant, FixedState>,
-    /// Whether the first of them has been given its time in this round.
+    /// The tenants that have used up their time, and wait until there is some again.
+    resting: Vec<u32>,
+    /// Whether the first of the queue has been given its time in this round.
     is_begun: bool,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Tenant {
+    share: Arc<ThreadShare>,
     /// Its shards that wait.
     shards: VecDeque<u32>,
     /// How much time it may still take, in nanoseconds; what it has overdrawn, if negative.
     left_ns: i64,
+    /// What was used and isn't spent yet, in nanoseconds: less than a microsecond.
+    unspent_ns: u64,
+    /// Whether it waits for its turn, or rests.
     is_queued: bool,
 }
 
@@ -42,8 +56,15 @@ pub(super) struct Turn {
 
 impl Rounds {
     /// A shard has something to do. It must not be in already.
-    pub(super) fn push(&mut self, shard: Address) {
-        let tenant = self.tenants.entry(shard.tenant).or_default();
+    pub(super) fn push(&mut self, shard: Address, share: &Arc<ThreadShare>) {
+        let tenant = self.tenants.entry(shard.tenant);
+        let tenant = tenant.or_insert_with(|| Tenant {
+            share: Arc::clone(share),
+            shards: VecDeque::new(),
+            left_ns: 0,
+            unspent_ns: 0,
+            is_queued: false,
+        });
         tenant.shards.push_back(shard.shard);
         if !std::mem::replace(&mut tenant.is_queued, true) {
             self.queue.push_back(shard.tenant);
@@ -51,19 +72,30 @@ impl Rounds {
     }
 
     /// Whose turn it is; none if there is nothing to do.
-    pub(super) fn next(&mut self) -> Option<Turn> {
+    pub(super) fn next(&mut self, now_ns: u64) -> Option<Turn> {
+        self.wake(now_ns);
         loop {
             let Some(first) = self.queue.front() else {
                 // Nobody is kept waiting by what anyone has overdrawn.
-                self.tenants.clear();
+                self.tenants.retain(|_, tenant| tenant.is_queued);
                 return None;
             };
-            // Who is in the queue is known.
-            let tenant = self.tenants.entry(*first).or_default();
+            let Some(tenant) = self.tenants.get_mut(first) else {
+                // Who is in the queue is known.
+                self.queue.pop_front();
+                continue;
+            };
+            if tenant.share.free_at_ns() > now_ns {
+                tenant.share.rest();
+                self.resting.extend(self.queue.pop_front());
+                self.is_begun = false;
+                continue;
+            }
             let is_alone = self.queue.len() == 1;
             if !std::mem::replace(&mut self.is_begun, true) {
                 let left_ns = if is_alone { 0 } else { tenant.left_ns };
-                tenant.left_ns = left_ns.saturating_add(QUANTUM_NS);
+                let given_ns = QUANTUM_NS.saturating_mul(tenant.share.weight());
+                tenant.left_ns = left_ns.saturating_add(given_ns);
             }
             if tenant.left_ns > 0
                 && let Some(shard) = tenant.shards.pop_front()
@@ -73,7 +105,8 @@ impl Rounds {
                         tenant: *first,
                         shard,
                     },
-                    limit_ns: (!is_alone).then_some(tenant.left_ns),
+                    // One whose time is limited is to use no more of it unseen.
+                    limit_ns: (!is_alone || tenant.share.is_limited()).then_some(tenant.left_ns),
                 });
             }
             // It has nothing more to do, or had its time.
@@ -91,9 +124,40 @@ impl Rounds {
         }
     }
 
+    /// Has those go on who have time again.
+    fn wake(&mut self, now_ns: u64) {
+        let Self {
+            queue,
+            tenants,
+            resting,
+            ..
+        } = self;
+        resting.retain(|number| {
+            let Some(tenant) = tenants.get(number) else {
+                return false;
+            };
+            let is_free = tenant.share.free_at_ns() <= now_ns;
+            if is_free {
+                tenant.share.wake();
+                queue.push_back(*number);
+            }
+            !is_free
+        });
+    }
+
+    /// When the first of those that rest has time again, if any does.
+    pub(super) fn free_at_ns(&self) -> Option<u64> {
+        let resting = self.resting.iter();
+        let resting = resting.filter_map(|number| self.tenants.get(number));
+        resting.map(|tenant| tenant.share.free_at_ns()).min()
+    }
+
     /// A turn of a tenant's has taken so long.
-    pub(super) fn took(&mut self, tenant: u32, ns: u64) {
+    pub(super) fn took(&mut self, tenant: u32, now_ns: u64, ns: u64) {
         if let Some(tenant) = self.tenants.get_mut(&tenant) {
+            let used_ns = tenant.unspent_ns.saturating_add(ns);
+            tenant.share.spend(now_ns, used_ns / NS_PER_US);
+            tenant.unspent_ns = used_ns % NS_PER_US;
             let ns = i64::try_from(ns).unwrap_or(i64::MAX);
             tenant.left_ns = tenant.left_ns.saturating_sub(ns);
         }
@@ -102,9 +166,15 @@ impl Rounds {
 
 #[cfg(test)]
 mod tests {
+    use presence_core::quota::Rate;
+
     use super::*;
 
     const MS: u64 = 1_000_000;
+
+    fn push(rounds: &mut Rounds, shard: Address) {
+        rounds.push(shard, &Arc::default());
+    }
 
     fn address(tenant: u32, shard: u32) -> Address {
         Address { tenant, shard }
@@ -115,16 +185,16 @@ mod tests {
     fn busy(turns_ns: &[u64], until_ns: u64) -> Vec<u64> {
         let mut rounds = Rounds::default();
         for tenant in 0..turns_ns.len() {
-            rounds.push(address(tenant as u32, 0));
+            push(&mut rounds, address(tenant as u32, 0));
         }
         let (mut now, mut worked) = (0, vec![0; turns_ns.len()]);
         while now < until_ns {
-            let turn = rounds.next().unwrap();
+            let turn = rounds.next(0).unwrap();
             let tenant = turn.shard.tenant;
             let ns = turns_ns[tenant as usize];
             (now, worked[tenant as usize]) = (now + ns, worked[tenant as usize] + ns);
-            rounds.took(tenant, ns);
-            rounds.push(turn.shard);
+            rounds.took(tenant, 0, ns);
+            push(&mut rounds, turn.shard);
         }
         worked
     }
@@ -153,24 +223,24 @@ mod tests {
         let turn_ns = 5 * MS;
         let mut rounds = Rounds::default();
         for tenant in flooding.clone() {
-            (0..4).for_each(|shard| rounds.push(address(tenant, shard)));
+            (0..4).for_each(|shard| push(&mut rounds, address(tenant, shard)));
         }
         let (mut now, mut asked_at, mut waits) = (0, None, Vec::new());
         for step in 0..3_000_u64 {
             if step % 7 == 0 && asked_at.is_none() {
-                rounds.push(address(quiet, 0));
+                push(&mut rounds, address(quiet, 0));
                 asked_at = Some(now);
             }
-            let turn = rounds.next().unwrap();
+            let turn = rounds.next(0).unwrap();
             if turn.shard.tenant == quiet {
                 waits.push(now - asked_at.take().unwrap());
                 now += MS / 10;
-                rounds.took(quiet, MS / 10);
+                rounds.took(quiet, 0, MS / 10);
             } else {
                 assert!(turn.limit_ns.unwrap() > 0);
                 now += turn_ns;
-                rounds.took(turn.shard.tenant, turn_ns);
-                rounds.push(turn.shard);
+                rounds.took(turn.shard.tenant, 0, turn_ns);
+                push(&mut rounds, turn.shard);
             }
         }
         assert!(waits.len() > 300);
@@ -181,44 +251,102 @@ mod tests {
     #[test]
     fn shards_of_a_tenant_take_turns_and_one_tenant_alone_is_not_limited() {
         let mut rounds = Rounds::default();
-        (0..3).for_each(|shard| rounds.push(address(1, shard)));
+        (0..3).for_each(|shard| push(&mut rounds, address(1, shard)));
         for shard in [0, 1, 2, 0, 1] {
-            let turn = rounds.next().unwrap();
+            let turn = rounds.next(0).unwrap();
             assert_eq!((turn.shard, turn.limit_ns), (address(1, shard), None));
-            rounds.took(1, 500 * MS);
-            rounds.push(turn.shard);
+            rounds.took(1, 0, 500 * MS);
+            push(&mut rounds, turn.shard);
         }
     }
 
     #[test]
     fn what_was_overdrawn_is_paid_back_once_others_wait() {
         let mut rounds = Rounds::default();
-        rounds.push(address(1, 0));
-        rounds.next().unwrap();
-        rounds.took(1, 20 * MS);
-        rounds.push(address(2, 0));
-        rounds.push(address(1, 0));
+        push(&mut rounds, address(1, 0));
+        rounds.next(0).unwrap();
+        rounds.took(1, 0, 20 * MS);
+        push(&mut rounds, address(2, 0));
+        push(&mut rounds, address(1, 0));
         let mut others = 0;
         loop {
-            let turn = rounds.next().unwrap();
+            let turn = rounds.next(0).unwrap();
             if turn.shard.tenant == 1 {
                 break;
             }
             others += 1;
-            rounds.took(2, MS);
-            rounds.push(turn.shard);
+            rounds.took(2, 0, MS);
+            push(&mut rounds, turn.shard);
         }
         assert!((17..=20).contains(&others), "{others}");
+    }
+
+    #[test]
+    fn a_tenant_of_twice_the_weight_gets_twice_the_time() {
+        let shares = [1, 2, 5]
+            .map(|weight| Arc::new(ThreadShare::new(weight, Rate::default(), Arc::default())));
+        let mut rounds = Rounds::default();
+        for (tenant, share) in shares.iter().enumerate() {
+            rounds.push(address(tenant as u32, 0), share);
+        }
+        let mut worked = [0; 3];
+        for _ in 0..8_000 {
+            let turn = rounds.next(0).unwrap();
+            let tenant = turn.shard.tenant as usize;
+            worked[tenant] += 1;
+            rounds.took(turn.shard.tenant, 0, MS);
+            rounds.push(turn.shard, &shares[tenant]);
+        }
+        assert!(
+            worked
+                .iter()
+                .zip([1_000, 2_000, 5_000])
+                .all(|(has, due)| has - due < 20),
+            "{worked:?}"
+        );
+    }
+
+    #[test]
+    fn one_that_has_used_up_its_time_rests_and_others_go_on() {
+        let cpu = Rate::new(100_000, 10_000);
+        let limited = Arc::new(ThreadShare::new(1, cpu, Arc::default()));
+        let other = Arc::<ThreadShare>::default();
+        let mut rounds = Rounds::default();
+        rounds.push(address(1, 0), &limited);
+        rounds.push(address(2, 0), &other);
+        let (mut now, mut worked) = (1_000 * MS, [0; 3]);
+        let end = now + 1_000 * MS;
+        while now < end {
+            let turn = rounds.next(now).unwrap();
+            let tenant = turn.shard.tenant;
+            now += MS;
+            worked[tenant as usize] += 1;
+            rounds.took(tenant, now, MS);
+            rounds.push(turn.shard, if tenant == 1 { &limited } else { &other });
+        }
+        // A tenth of the time, and what was saved up before.
+        assert!((100..=120).contains(&worked[1]), "{worked:?}");
+        // Alone, it has to wait as well; and not any more when it is to end.
+        while rounds.next(now).is_some_and(|turn| turn.shard.tenant == 2) {}
+        rounds.took(1, now, 100 * MS);
+        rounds.push(address(1, 1), &limited);
+        while rounds.next(now).is_some() {}
+        let free_at = rounds.free_at_ns().unwrap();
+        assert!(limited.is_resting() && free_at > now);
+        assert!(rounds.next(free_at - 1).is_none());
+        limited.lift();
+        assert_eq!(rounds.next(now).unwrap().shard.tenant, 1);
+        assert!(!limited.is_resting() && rounds.free_at_ns().is_none());
     }
 
     #[test]
     fn who_has_nothing_to_do_takes_no_room() {
         let mut rounds = Rounds::default();
         for tenant in 0..100 {
-            rounds.push(address(tenant, 0));
+            push(&mut rounds, address(tenant, 0));
         }
-        while let Some(turn) = rounds.next() {
-            rounds.took(turn.shard.tenant, 100 * MS);
+        while let Some(turn) = rounds.next(0) {
+            rounds.took(turn.shard.tenant, 0, 100 * MS);
         }
         assert!(rounds.tenants.is_empty() && rounds.queue.is_empty());
     }

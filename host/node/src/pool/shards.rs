@@ -63,11 +63,23 @@ impl Port {
 
     /// Hands over inputs if there is room for them now. Where there is none, they are to be
     /// counted as dropped.
-    pub(crate) fn offer(&self, batch: Batch) -> bool {
-        let offered = self
-            .mailbox
-            .offer_inputs(self.address, batch, self.inputs_max());
-        offered.is_ok()
+    ///
+    /// # Errors
+    /// With what found no room.
+    pub(crate) fn offer(&self, batch: Batch) -> Result<(), Batch> {
+        self.mailbox
+            .offer_inputs(self.address, batch, self.inputs_max())
+    }
+
+    /// Hands over what was refused since there was no room for it: for its answers, there is some
+    /// beyond that. Says whether there is.
+    pub(crate) fn offer_refused(&self, batch: Batch) -> bool {
+        let max = self.inputs_max();
+        let more = max.plus(Size {
+            messages: max.messages / 8 + BATCH_MAX,
+            bytes: max.bytes / 8,
+        });
+        self.mailbox.offer_inputs(self.address, batch, more).is_ok()
     }
 
     /// Hands over inputs when there is room for them.

@@ -24,6 +24,7 @@ use crate::link::progress::Sources;
 use crate::link::sequencer::Sequencer;
 use crate::state::{Saver, Writer};
 
+mod apart;
 mod beside;
 mod failures;
 
@@ -41,6 +42,8 @@ struct Taken {
     /// Of each message: its source, its subject, and its number; an answer has neither
     /// source nor number.
     messages: Vec<(String, String)>,
+    /// The body of each.
+    bodies: Vec<Bytes>,
 }
 
 impl Default for Taken {
@@ -50,6 +53,7 @@ impl Default for Taken {
             is_connected: true,
             room: usize::MAX,
             messages: Vec::new(),
+            bodies: Vec::new(),
         }
     }
 }
@@ -93,6 +97,7 @@ impl Carrier for Broker {
         });
         let message = (entry.subject.to_string(), header.unwrap_or_default());
         taken.messages.push(message);
+        taken.bodies.push(entry.body.clone());
         Some(Ok(()))
     }
 
@@ -281,7 +286,7 @@ fn connects(from: usize, count: usize, reply: Option<&str>) -> Batch {
 }
 
 fn offer(port: &Port, batch: Batch) {
-    assert!(port.offer(batch));
+    assert!(port.offer(batch).is_ok());
 }
 
 #[test]

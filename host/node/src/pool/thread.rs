@@ -25,6 +25,8 @@ use crate::tasks;
 /// How long instances are kept that nobody calls, in milliseconds.
 const UNUSED_MS: u64 = 60_000;
 
+const NS_PER_MS: u64 = 1_000_000;
+
 /// After how many milliseconds it is looked whether there is time to compare.
 const COMPARE_MS: u64 = 1;
 
@@ -93,7 +95,7 @@ impl<C: Carrier> Thread<C> {
     /// Works until the mailbox is closed.
     pub(super) async fn run(mut self) {
         while self.look() {
-            let turn = self.rounds.next();
+            let turn = self.rounds.next((self.meter)());
             let is_idle = turn.is_none();
             if let Some(turn) = turn {
                 self.turn(turn);
@@ -146,7 +148,7 @@ impl<C: Carrier> Thread<C> {
     /// Whose turn it is, if it is anybody's.
     #[cfg(test)]
     pub(super) fn next(&mut self) -> Option<Turn> {
-        self.rounds.next()
+        self.rounds.next((self.meter)())
     }
 
     /// How many shards live here, and how many timers they have.
@@ -225,7 +227,7 @@ impl<C: Carrier> Thread<C> {
             && cell.run_state == RunState::Idle
         {
             cell.run_state = RunState::Ready;
-            self.rounds.push(address);
+            self.rounds.push(address, &cell.tenant.share);
         }
     }
 
@@ -315,8 +317,9 @@ impl<C: Carrier> Thread<C> {
         let turned = self.guarded(shard, |thread| thread.work(shard, until));
         let turned = turned.unwrap_or(Turned::Over);
         self.guarded(shard, |thread| thread.end_turn(shard, turned));
-        let took = (self.meter)().saturating_sub(begun);
-        self.rounds.took(shard.tenant, took);
+        let ended = (self.meter)();
+        let took = ended.saturating_sub(begun);
+        self.rounds.took(shard.tenant, ended, took);
         self.spare.was_busy(took);
     }
 
@@ -456,14 +459,17 @@ impl<C: Carrier> Thread<C> {
     async fn wait(&mut self) {
         self.figures.is_idle();
         let now = clock::now_ms();
+        let begun = (self.meter)();
+        let free_at = self.rounds.free_at_ns();
+        let free_ms = free_at.map(|at| at.saturating_sub(begun).div_ceil(NS_PER_MS));
         let due = [
             self.timers.first().map(|(at, _)| *at),
             self.outbox.due(now),
             (!self.attended.is_empty()).then_some(now + LOOK_MS),
             (!self.instances.is_empty()).then_some(self.give_back_at),
             (!self.comparing.is_empty()).then_some(now + COMPARE_MS),
+            free_ms.map(|ms| now.saturating_add(ms)),
         ];
-        let begun = (self.meter)();
         let woken = async {
             tokio::select! {
                 biased;

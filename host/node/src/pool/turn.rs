@@ -14,7 +14,7 @@ use presence_core::publish::Subject;
 use presence_core::query::Explain;
 use presence_core::{Input, Output};
 
-use super::cell::{Cell, Ending, REFUSALS_TOLD_MS};
+use super::cell::{Cell, Ending};
 use super::mailbox::Mailbox;
 use super::outbox::{Carrier, Outbox};
 use super::rules::CellRules;
@@ -349,9 +349,7 @@ impl Cell {
                     continue;
                 }
                 Output::Refused(rejection) => {
-                    if let Some(refused) = self.tenant.quotas.line(REFUSALS_TOLD_MS) {
-                        tracing::warn!(refused, "a quota is exceeded: {}", rejection.error);
-                    }
+                    self.tenant.exceeded.noted(&rejection);
                     continue;
                 }
                 Output::Fetch(questions) => {

@@ -9,6 +9,7 @@ use anyhow::bail;
 use presence_config as config;
 use presence_config::regular::{Stamp, Unreadable};
 use presence_core::directory::{Changes, Directory};
+use presence_core::quota::Quota;
 use tokio::sync::mpsc;
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
@@ -19,6 +20,7 @@ use super::refused::Said;
 use crate::directory::kept::{Keeper, Origin};
 use crate::directory::{self, kv};
 use crate::reload::on_disk::What;
+use crate::tenant::quotas;
 
 /// How many updates of a directory in a KV bucket may wait.
 const QUEUE: usize = 64;
@@ -109,15 +111,20 @@ impl Reload {
             kv::Update::Unavailable(why) => return self.unavailable(why),
             kv::Update::Part(_) => {}
         }
-        let is_part = matches!(update, kv::Update::Part(_));
-        let (names, before) = (&self.tenant.names, &self.tenant.directory);
+        let is_part = matches!(update, kv::Update::Part(_)) && !self.tenant.is_too_large();
+        let (names, before) = (&self.tenant.names, self.tenant.source_directory());
+        let mut taken = Ok(());
         if let Some((directory, changes)) = update.apply(&mut self.refusals, names, before) {
-            self.tenant.set_directory(directory, changes).await;
+            let max = self.config.limits.directory_entries_max;
+            taken = self.tenant.take_directory(directory, changes, max).await;
         }
         let (keys, values) = self.refusals.counts();
         let health = &self.tenant.health;
         health.refused_keys.store(keys, Ordering::Relaxed);
         health.refused_values.store(values, Ordering::Relaxed);
+        if let Err(why) = taken {
+            return self.not_taken(why);
+        }
         match doubt {
             // All that it held has been deleted, key by key.
             Some(_) if self.tenant.directory.is_empty() => self.available(false),
@@ -140,7 +147,13 @@ impl Reload {
     /// Takes what has come of asking for the directory's answers.
     pub(super) async fn take_answers(&mut self) {
         if let Some(fetcher) = &self.tenant.fetcher {
-            let (directory, changes) = fetcher.apply(&self.tenant.directory).await;
+            let max = self.config.limits.directory_entries_max;
+            let before = &self.tenant.directory;
+            let (directory, changes, is_over) = fetcher.apply(before, max).await;
+            if is_over {
+                let why = quotas::directory_entries(max);
+                self.tenant.exceeded.note(Quota::DirectoryEntries, &why);
+            }
             self.tenant.set_directory(directory, changes).await;
         }
     }
@@ -205,8 +218,11 @@ impl Reload {
             Ok((directory, changes)) => {
                 self.set_origin(String::new());
                 let is_same = changes.is_empty();
-                self.tenant.set_directory(directory, changes).await;
-                self.available(is_same);
+                let max = self.config.limits.directory_entries_max;
+                match self.tenant.take_directory(directory, changes, max).await {
+                    Ok(()) => self.available(is_same),
+                    Err(why) => self.not_taken(why),
+                }
             }
             Err(error) if self.is_refusal(&error) => self.refuse(format!("{error:#}")),
             Err(error) => self.unavailable(&format!("{error:#}")),
@@ -247,6 +263,25 @@ impl Reload {
         let is_in_force = !self.tenant.directory.is_on_demand();
         let was_ready = self.tenant.health.outage().is_none();
         is_in_force && was_ready && error.chain().any(is_data)
+    }
+
+    /// Takes what was too large, if it may be now.
+    pub(super) async fn retry_directory(&mut self) {
+        let max = self.config.limits.directory_entries_max;
+        match self.tenant.retry_directory(max).await {
+            Some(Ok(())) => self.available(false),
+            Some(Err(why)) => self.not_taken(why),
+            None => {}
+        }
+    }
+
+    /// What the source says is more than may be taken.
+    fn not_taken(&mut self, why: String) {
+        match self.tenant.directory.is_on_demand() {
+            // Nothing is known from before.
+            true => self.unavailable(&why),
+            false => self.refuse(why),
+        }
     }
 
     /// What the source says can't be taken, and what is known of it stays in force.

@@ -513,6 +513,7 @@ impl Reload {
             self.revision += 1;
             self.login.replace(self.config.nats.auth.clone());
             self.tenant.configure(&self.config).await;
+            self.retry_directory().await;
             // Its pipeline is still to be loaded, if that has changed.
             self.is_reload_unsaid = true;
             // It may name other files, and another pipeline.

@@ -10,6 +10,7 @@ use anyhow::anyhow;
 use presence_config::Config;
 use presence_config::subjects::Subjects;
 use presence_core::names::Names;
+use presence_core::quota::Quota;
 use presence_rules::loader::{self, SharedCompiler};
 use tokio::sync::{Mutex, mpsc, oneshot, watch};
 use tokio::task::spawn_blocking;
@@ -175,6 +176,15 @@ pub(super) async fn start(mut begins: Begins, site: &Site<'_>) -> anyhow::Result
             site.telemetry.tracer(config.tenant.name.as_deref()),
         ),
     );
+    let (exceeded, memory) = (Arc::clone(&tenant.exceeded), loader.memory().clone());
+    loader.memory().on_refusal(move || {
+        let error = format!(
+            "all plugins together may have {} bytes of memory ([limits] plugin_memory_bytes_max): \
+             one was refused more",
+            memory.bytes_max()
+        );
+        exceeded.log(Quota::PluginMemory, &error);
+    });
     if let Some(candidate) = candidate {
         // Before anyone is known again: those in its share are not to be told twice.
         tenant.begin_canary(candidate).await;

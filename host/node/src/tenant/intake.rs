@@ -8,8 +8,9 @@ use std::time::Duration;
 use futures_util::{FutureExt, StreamExt};
 use presence_config::subjects::Subjects;
 use presence_core::Input;
-use presence_core::message::{Limits, Message, Redrive};
+use presence_core::message::{Limits, Message, Redrive, Rejection};
 use presence_core::metadata;
+use presence_core::quota::{Quota, Rate};
 use tokio::sync::{oneshot, watch};
 
 use crate::clock;
@@ -18,7 +19,7 @@ use crate::link::connection::{Connection, Incoming, Subscription};
 use crate::link::drops::Carries;
 use crate::link::reply::Replies;
 use crate::link::watermark::Watermark;
-use crate::pool::{self, BATCH_MAX, Batch, Shards};
+use crate::pool::{self, BATCH_MAX, Batch, Shards, ThreadShare};
 use crate::telemetry::{Begun, Tracer};
 
 /// How many bytes of messages are handed on at once, and those of one message more.
@@ -39,6 +40,10 @@ pub(crate) struct Intake {
     pub(crate) body_bytes_max: Arc<AtomicUsize>,
     /// How much metadata a message may have.
     pub(crate) metadata: watch::Receiver<metadata::Limits>,
+    /// How many messages are taken in.
+    pub(crate) messages_rate: Rate,
+    /// The tenant's share of the threads.
+    pub(crate) share: Arc<ThreadShare>,
     pub(crate) shards: Shards,
     pub(crate) broker: Arc<Health>,
     pub(crate) connection: Connection,
@@ -121,7 +126,8 @@ impl Intake {
     fn send_watermark(&mut self, at: u64) {
         for (place, shard) in self.shards.iter().enumerate() {
             let input = self.watermark.input(place, at);
-            if shard.offer(Batch::new(clock::now_ms(), vec![input], 0)) {
+            let batch = Batch::new(clock::now_ms(), vec![input], 0);
+            if shard.offer(batch).is_ok() {
                 self.watermark.sent(place, at);
             }
         }
@@ -164,11 +170,12 @@ impl Intake {
         let mut batches: Vec<_> = self.shards.iter().map(batch).collect();
         let (subjects, replies) = (&self.subjects, &self.replies);
         let tracer = self.tracer.as_ref();
+        let messages = (&self.messages_rate, now.saturating_mul(1_000_000));
         let mut bytes = 0;
         let mut put = |received: Incoming| {
             let length = received.bytes();
             bytes += length;
-            let sorted = sort(&received, subjects, replies, limits, &self.shards);
+            let sorted = sort(&received, subjects, replies, limits, messages, &self.shards);
             if let Some((place, input)) = sorted
                 && let Some(batch) = batches.get_mut(place)
             {
@@ -199,20 +206,51 @@ impl Intake {
             }
             if stopping {
                 shard.hand_over(batch).await;
-            } else if !shard.offer(batch) {
-                self.broker.drops.count(Carries::Inputs, count as u64);
+            } else if let Err(batch) = shard.offer(batch) {
+                // One that waits for its time says so of what it can't take in meanwhile.
+                let is_told = self.share.is_resting()
+                    && shard.offer_refused(refused(batch, self.share.cpu_ms_per_s()));
+                if !is_told {
+                    self.broker.drops.count(Carries::Inputs, count as u64);
+                }
                 self.watermark.dropped(place, clock::now_ms());
             }
         }
     }
 }
 
-/// What a message says, and to which of the shards.
+/// What there is no room for, as it is to be answered. It holds no more than it did.
+fn refused(batch: Batch, cpu_ms_per_s: u64) -> Batch {
+    let inputs = batch.inputs.into_iter().map(|input| match input {
+        Input::Message { message, reply } | Input::Excess { message, reply } => Input::Rejected {
+            kind: message.payload.kind(),
+            payload: message.raw,
+            rejection: Rejection::over(
+                Quota::Cpu,
+                format!(
+                    "{cpu_ms_per_s} ms of processor time a second are used up ([limits] \
+                     cpu_ms_per_s), and as many messages wait as may ([engine] worker_queue, \
+                     worker_queue_bytes): this one is refused"
+                ),
+            ),
+            reply,
+        },
+        other => other,
+    });
+    Batch {
+        inputs: inputs.collect(),
+        ..batch
+    }
+}
+
+/// What a message says, and to which of the shards. `messages`: how many are taken in, and what
+/// time it is, in nanoseconds.
 fn sort(
     received: &Incoming,
     subjects: &Subjects,
     replies: &Replies,
     limits: Limits,
+    (messages, now_ns): (&Rate, u64),
     shards: &Shards,
 ) -> Option<(usize, Input)> {
     if received.is_from_node() {
@@ -224,13 +262,22 @@ fn sort(
             .then(|| redrive(received, replies, shards))
             .flatten();
     };
+    let is_admitted = messages.take(now_ns);
     let reply = replies.accept(received.reply()).map(Into::into);
     Some(match Message::parse(kind, received.payload(), limits) {
         Ok(message) => {
             let place = shards.place_of(&message.user);
-            (place, Input::Message { message, reply })
+            let input = match is_admitted {
+                true => Input::Message { message, reply },
+                false => Input::Excess { message, reply },
+            };
+            (place, input)
         }
         Err(rejection) => {
+            let rejection = match is_admitted {
+                true => rejection,
+                false => Rejection::excess(messages.per_s()),
+            };
             let payload = received.payload().clone();
             // All shards share what there is to do for dead letters.
             (

@@ -8,6 +8,7 @@ pub(crate) mod ask;
 pub(crate) mod failures;
 pub(crate) mod intake;
 pub(crate) mod progress;
+pub(crate) mod quotas;
 pub(crate) mod stale;
 
 use std::sync::Arc;
@@ -15,10 +16,10 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use futures_util::future::join_all;
 use presence_config::subjects::{Source, Subjects};
-use presence_config::{self as config, Config, Queues};
-use presence_core::allowance::Allowance;
+use presence_config::{self as config, Config, Queues, Quotas};
 use presence_core::directory::{Changes, Directory};
 use presence_core::names::Names;
+use presence_core::quota::Quota;
 use presence_core::share::Share;
 use presence_core::{Input, Shard, metadata};
 use presence_sandbox::{Blueprint, Latency};
@@ -37,12 +38,13 @@ use crate::link::reply::Replies;
 use crate::link::sequencer::Sequencer;
 use crate::link::watermark::Watermark;
 use crate::ops::letters::LastLetters;
-use crate::pool::{self, Cell, Common, Generation, Pool, Room, Shards, Task};
+use crate::pool::{self, Cell, Common, Generation, Pool, Room, Shards, Task, ThreadShare};
 use crate::state::{Restored, Writer};
 use crate::tasks::Tasks;
 use crate::telemetry::Tracer;
 use crate::tenant::ask::{Budget, Counts, QueryService};
 use crate::tenant::intake::{DropCounter, Intake};
+use crate::tenant::quotas::Exceeded;
 
 /// How many ids come together before those in use are told from the others.
 const SWEEP_IDS_MIN: usize = 65_536;
@@ -91,6 +93,9 @@ pub(crate) struct Tenant {
     pub(crate) subjects: Subjects,
     pub(crate) names: Arc<Names>,
     pub(crate) directory: Arc<Directory>,
+    /// What its source says, where that is more than may be taken: not in force, and what the next
+    /// change is one of.
+    too_large: Option<(Directory, Changes)>,
     /// The directory that the shards have been told of.
     pub(crate) known_directory: watch::Sender<Arc<Directory>>,
     /// Whether the directory's source can be read.
@@ -116,8 +121,12 @@ pub(crate) struct Tenant {
     pub(crate) shards: Shards,
     /// The threads that they live on.
     pub(crate) pool: Pool,
-    /// How many dead letters the shards may publish.
-    dead_letters: Allowance,
+    /// How much it may use of what its parts share.
+    quotas: Quotas,
+    /// What is told of that.
+    pub(crate) exceeded: Arc<Exceeded>,
+    /// Its share of the threads.
+    share: Arc<ThreadShare>,
     /// How often the broker has to be asked how far it is.
     pulse: Wish,
     /// None where nothing is kept over a restart.
@@ -154,7 +163,11 @@ impl Tenant {
             None => Directory::unavailable(),
         });
         let body_bytes_max = connection.body_bytes_max();
-        let dead_letters = Allowance::new(config.dead_letters.rates);
+        let quotas = Quotas::new(config);
+        let exceeded = Arc::<Exceeded>::default();
+        let weight = config.limits.weight;
+        let share = ThreadShare::new(weight, quotas.cpu.clone(), Arc::clone(&exceeded));
+        let share = Arc::new(share);
         let count = config.shard_count();
         let queues = &config.engine.queues;
         let room = Room {
@@ -177,10 +190,12 @@ impl Tenant {
             letters: Arc::clone(&letters),
             passage: Arc::clone(&passage),
             tracer: tracer.clone(),
+            exceeded: Arc::clone(&exceeded),
+            share: Arc::clone(&share),
             ..Common::default()
         });
         let shards = pool.place(count, room, |number, figures| {
-            let settings = presence_config::shard_settings(config, body_bytes_max, &dead_letters);
+            let settings = presence_config::shard_settings(config, body_bytes_max, &quotas);
             let mut shard = Shard::new(settings, Arc::clone(&names), Arc::clone(&directory));
             shard.keep_records(state.is_some());
             let source = Source::new(
@@ -201,6 +216,7 @@ impl Tenant {
             names,
             known_directory: watch::Sender::new(Arc::clone(&directory)),
             directory,
+            too_large: None,
             health: Arc::default(),
             keeper: None,
             fetcher,
@@ -213,7 +229,9 @@ impl Tenant {
             metadata: watch::Sender::new(config.tracker.metadata),
             shards,
             pool,
-            dead_letters,
+            quotas,
+            exceeded,
+            share,
             pulse: sources.wish(presence_config::pulse_ms(config.tracker.timeout_ms)),
             state,
             tracer,
@@ -269,6 +287,8 @@ impl Tenant {
             replies: Arc::clone(&self.replies),
             body_bytes_max: Arc::clone(&self.body_bytes_max),
             metadata: self.metadata.subscribe(),
+            messages_rate: self.quotas.messages.clone(),
+            share: Arc::clone(&self.share),
             shards: self.shards.clone(),
             broker,
             connection: connection.clone(),
@@ -297,8 +317,53 @@ impl Tenant {
             answers_are_fetched: self.fetcher.is_some(),
             explains: Arc::clone(&self.explains),
             counts,
+            queries: self.quotas.queries.clone(),
+            exceeded: Arc::clone(&self.exceeded),
             budget: Budget::new(queues.question_queue, queues.question_bytes_max),
         }
+    }
+
+    /// What the directory's source says, whether or not that is in force.
+    pub(crate) fn source_directory(&self) -> &Directory {
+        self.too_large
+            .as_ref()
+            .map_or(&self.directory, |(directory, _)| directory)
+    }
+
+    /// Puts a changed directory in force, if it has no more entries than it may, or than it had.
+    ///
+    /// # Errors
+    /// If it has more: what was known stays in force.
+    pub(crate) async fn take_directory(
+        &mut self,
+        directory: Directory,
+        changes: Changes,
+        entries_max: u64,
+    ) -> Result<(), String> {
+        let changes = match self.too_large.take() {
+            Some((_, missed)) => missed.and(changes),
+            None => changes,
+        };
+        let has = directory.entries();
+        if entries_max > 0 && has > entries_max && has > self.directory.entries() {
+            self.too_large = Some((directory, changes));
+            let why = quotas::directory_entries(entries_max);
+            self.exceeded.note(Quota::DirectoryEntries, &why);
+            return Err(why);
+        }
+        self.set_directory(directory, changes).await;
+        Ok(())
+    }
+
+    /// Whether the directory's source says more than may be taken.
+    pub(crate) fn is_too_large(&self) -> bool {
+        self.too_large.is_some()
+    }
+
+    /// Takes what was too large, if it may be now. None if nothing was.
+    pub(crate) async fn retry_directory(&mut self, entries_max: u64) -> Option<Result<(), String>> {
+        let (directory, changes) = self.too_large.take()?;
+        Some(self.take_directory(directory, changes, entries_max).await)
     }
 
     /// Puts a changed directory in force.
@@ -374,9 +439,10 @@ impl Tenant {
         self.explains
             .store(config.explain.enabled, Ordering::Relaxed);
         self.metadata.send_replace(config.tracker.metadata);
-        self.dead_letters.change(config.dead_letters.rates);
+        self.quotas.change(config);
+        self.share.change_weight(config.limits.weight);
         let body_bytes_max = self.body_bytes_max.load(Ordering::Relaxed);
-        let settings = presence_config::shard_settings(config, body_bytes_max, &self.dead_letters);
+        let settings = presence_config::shard_settings(config, body_bytes_max, &self.quotas);
         // Leases run by steps of the same length.
         let timeout_ms = config.tracker.timeout_ms;
         self.pulse.set(presence_config::pulse_ms(timeout_ms));
@@ -424,6 +490,9 @@ impl Tenant {
         // Shards hold no directory older than what they have been sent, and no
         // id that they haven't got from it, or interned since the sweep began.
         self.names.keep(&self.directory.ids());
+        if let Some((directory, _)) = &self.too_large {
+            self.names.keep(&directory.ids());
+        }
         for shard in self.shards.iter() {
             let (answer, ids) = oneshot::channel();
             shard.send(Task::Ids(answer)).await;
@@ -449,6 +518,8 @@ impl Tenant {
     /// Ends the shards, once they have done all that they were given. What isn't done by
     /// then is given up; each shard has its own turn, whatever holds up another.
     pub(crate) async fn end_shards(&self, by: Instant) {
+        // One that waits for its time has a stop's time to end in.
+        self.share.lift();
         let ends = self.shards.iter().map(|shard| async {
             let (done, drained) = oneshot::channel();
             shard.send(Task::Stop(done)).await;

@@ -121,6 +121,8 @@ fn other(key: &str, default: Option<&Value>) -> Vec<(String, String)> {
         ("plugins.source", _) => "store".into(),
         ("plugins.grants", _) => "log".into(),
         ("plugins.trusted_keys", _) => KEY.into(),
+        ("limits.plugins_max", _) => "7".into(),
+        ("limits.messages_burst", _) => "7".into(),
         ("directory.request.subject", _) => "people".into(),
         ("log.level", _) => "warn".into(),
         ("log.format", _) => "json".into(),

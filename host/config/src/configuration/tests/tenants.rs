@@ -242,3 +242,70 @@ fn a_command_is_for_one_tenant() {
     assert!(Config::default().for_tenant(None).is_ok());
     assert!(Config::default().for_tenant(Some("acme")).is_err());
 }
+
+#[test]
+fn a_tenant_has_limits_of_its_own_and_grants_its_plugins_what_it_says() {
+    let text = "
+[limits]
+messages_per_s = 100
+connections_max = 7
+[engine]
+fuel = 5000
+[plugins]
+grants = ['widen', 'contacts']
+[[tenant]]
+name = 'acme'
+grants = ['contacts']
+[tenant.limits]
+messages_per_s = 10
+weight = 4
+[tenant.engine]
+fuel = 2000
+worker_queue = 3
+[[tenant]]
+name = 'beta'
+";
+    let env = [("PRESENCE_PLUGINS_GRANTS", "log")];
+    let tenants = tenants(text, &env);
+    let [acme, beta] = [0, 1].map(|place: usize| tenants[place].config.clone().unwrap());
+    let of = |config: &Config| {
+        let limits = &config.limits;
+        (
+            limits.messages_per_s,
+            limits.messages_burst,
+            limits.connections_max,
+            limits.weight,
+        )
+    };
+    assert_eq!([of(&acme), of(&beta)], [(10, 10, 7, 4), (100, 100, 7, 1)]);
+    assert_eq!([acme.engine.fuel, beta.engine.fuel], [2_000, 5_000]);
+    assert_eq!(acme.engine.queues.worker_queue, 3);
+    assert_eq!(acme.plugins.grants, Some(vec![Grant::Contacts]));
+    assert_eq!(beta.plugins.grants, Some(vec![Grant::Log]));
+    // What all tenants share is no tenant's, and what says the same is said once.
+    let text = "
+[[tenant]]
+name = 'acme'
+grants = ['log']
+[tenant.engine]
+workers = 2
+[tenant.plugins]
+grants = ['log']
+[[tenant]]
+name = 'beta'
+grants = ['all']
+limits = { weight = 0 }
+";
+    let [acme, beta] = &*wrong(text) else {
+        panic!("two tenants");
+    };
+    let all = acme.join("\n");
+    assert!(all.contains("`engine` in [[tenant]] has `workers`, which are shared by all tenants"));
+    assert!(all.contains("`grants` in [[tenant]] is there, and [tenant.plugins] `grants`"));
+    assert_eq!(acme.len(), 2, "{all}");
+    let all = beta.join("\n");
+    assert!(
+        all.contains("names `all`") && all.contains("choose a number from 1 to 1000"),
+        "{all}"
+    );
+}

@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use anyhow::anyhow;
 use async_nats::{Client, Message, Request};
 use bytes::Bytes;
 use futures_util::StreamExt;
@@ -29,6 +30,7 @@ use crate::link::connection::{Connection, Incoming, Subscription};
 use crate::link::drops::{Carries, Losses};
 use crate::link::request;
 use crate::pool::{Shards, Task};
+use crate::tenant::quotas;
 use cache::{Cache, Limits};
 
 /// How long answers are gathered, so that those that come together make one change
@@ -128,16 +130,30 @@ impl Fetcher {
 
     /// Makes one change of the directory of all that has arrived, and of what comes
     /// in the next few milliseconds.
-    pub(crate) async fn apply(&self, before: &Directory) -> (Directory, Changes) {
+    /// Says as well whether an answer was refused since the directory would have had more entries
+    /// than it may have; 0 for as many as there are.
+    pub(crate) async fn apply(
+        &self,
+        before: &Directory,
+        entries_max: u64,
+    ) -> (Directory, Changes, bool) {
         tokio::time::sleep(GATHER).await;
         let arrived = self.cache().take_arrived();
         let mut edit = before.edit();
+        let mut is_over = false;
         for (question, payload) in arrived {
             let Some(payload) = payload else {
                 edit.answer(question, None);
                 continue;
             };
-            let answer = protocol::answer(&question, &payload, &self.names);
+            let mut answer = protocol::answer(&question, &payload, &self.names);
+            if let Ok(fits) = &answer
+                && entries_max > 0
+                && edit.entries().saturating_add(fits.entries()) > entries_max
+            {
+                is_over = true;
+                answer = Err(anyhow!(quotas::directory_entries(entries_max)));
+            }
             let count = match &answer {
                 Ok(_) => &self.counts.answered,
                 Err(_) => &self.counts.refused,
@@ -151,7 +167,8 @@ impl Fetcher {
             edit.answer(question, answer.ok());
         }
         self.woken.notify_one();
-        edit.finish()
+        let (directory, changes) = edit.finish();
+        (directory, changes, is_over)
     }
 
     /// Subscribes to what the service says has changed.

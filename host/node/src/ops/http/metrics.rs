@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use axum::extract::State;
 use presence_core::Counters;
 use presence_core::message::{Cause, Kind};
+use presence_core::quota::Quota;
 
 use super::{Board, Status};
 use crate::directory::Health;
@@ -112,6 +113,18 @@ fn shards(text: &mut Exposition, status: &Status) {
         (cause.as_str(), letters.sum::<u64>())
     });
     text.values("presence_dead_letters_total", "reason", letters);
+    let quotas = Quota::ALL.into_iter().map(|quota| {
+        let over = counters.iter();
+        let over = over.filter_map(|c| c.over_quota.get(quota as usize));
+        let elsewhere = match quota {
+            Quota::Plugins => status.loader.over_quota(),
+            Quota::PluginMemory => status.loader.memory().refusals(),
+            _ => status.exceeded.count(quota),
+        };
+        let over = over.sum::<u64>() + elsewhere;
+        (quota.as_str(), over)
+    });
+    text.values("presence_quota_exceeded_total", "quota", quotas);
     let left_out = sum(|c| c.dead_letters_left_out);
     text.value("presence_dead_letters_left_out_total", left_out);
     let closes = sum(|c| c.closes_forgotten);

@@ -44,6 +44,7 @@ use crate::store::page::PageStore;
 use crate::tasks::Tasks;
 use crate::telemetry::{self, Telemetry};
 use crate::tenant::ask::{Counts, QueryService};
+use crate::tenant::quotas::Exceeded;
 use crate::tenant::{Running, Tenant};
 use page::Page;
 
@@ -84,6 +85,8 @@ pub(crate) struct Status {
     /// How long messages take from their arrival on.
     passage: Arc<Latency>,
     letters: Arc<LastLetters>,
+    /// What is told of the tenant's quotas.
+    exceeded: Arc<Exceeded>,
     explains: Arc<AtomicBool>,
 }
 
@@ -255,6 +258,7 @@ impl Status {
             page_store: OnceLock::new(),
             passage: Arc::clone(&tenant.passage),
             letters: Arc::clone(&tenant.letters),
+            exceeded: Arc::clone(&tenant.exceeded),
             explains: Arc::clone(&tenant.explains),
         }
     }

@@ -17,15 +17,19 @@ use futures_util::stream::{SelectAll, select_all};
 use presence_config::subjects::{Asked, Subjects};
 use presence_core::body;
 use presence_core::directory::{Directory, Question};
+use presence_core::message::Cause;
 use presence_core::query::{Explain, Query, Refusal};
+use presence_core::quota::{Quota, Rate};
 use tokio::sync::{Semaphore, oneshot, watch};
 
+use crate::clock;
 use crate::link::broker::Health;
 use crate::link::connection::{Connection, Incoming, Subscription};
 use crate::link::drops::Carries;
 use crate::link::reply::Replies;
 use crate::pool::Shards;
 use crate::pool::log_limiter::LogLimiter;
+use crate::tenant::quotas::Exceeded;
 
 pub(crate) use budget::{Budget, Share};
 pub(crate) use query::Asking;
@@ -77,6 +81,9 @@ pub(crate) struct QueryService {
     /// Whether explanations are given.
     pub(crate) explains: Arc<AtomicBool>,
     pub(crate) counts: Arc<Counts>,
+    /// How many are answered a second.
+    pub(crate) queries: Rate,
+    pub(crate) exceeded: Arc<Exceeded>,
     /// How much may be asked at a time.
     pub(crate) budget: Arc<Budget>,
 }
@@ -227,14 +234,32 @@ impl Reader {
             return;
         };
         let (service, reply) = (Arc::clone(&self.service), reply.to_owned());
+        if !service
+            .queries
+            .take(clock::now_ms().saturating_mul(1_000_000))
+        {
+            return self.refuse_over_quota(reply);
+        }
         match service.budget.admit(received.payload().len()) {
             Some(share) => spawn(async move { service.answer(&received, share, reply).await }),
-            None => self.refuse(reply),
+            None => self.overloaded(reply),
         }
     }
 
+    /// Answers a question that is one too many in this second.
+    fn refuse_over_quota(&self, reply: String) {
+        let service = &self.service;
+        let error = format!(
+            "more than {} questions a second arrive ([limits] queries_per_s): this one is refused",
+            service.queries.per_s()
+        );
+        service.exceeded.note(Quota::Queries, &error);
+        service.counts.refused.fetch_add(1, Ordering::Relaxed);
+        self.refuse(reply, Refusal::new(Cause::QuotaExceeded, error));
+    }
+
     /// Answers a question that finds no room.
-    fn refuse(&self, reply: String) {
+    fn overloaded(&self, reply: String) {
         let counts = &self.service.counts;
         counts.overloaded.fetch_add(1, Ordering::Relaxed);
         if let Some(refused) = self.overload.line(OVERLOAD_TOLD_MS) {
@@ -244,13 +269,17 @@ impl Reader {
                  raise [engine] question_queue and question_bytes_max, or have clients ask less often"
             );
         }
+        self.refuse(reply, Refusal::overloaded());
+    }
+
+    fn refuse(&self, reply: String, refusal: Refusal) {
+        let service = Arc::clone(&self.service);
         let Ok(permit) = Arc::clone(&self.refusals).try_acquire_owned() else {
-            counts.unanswered.fetch_add(1, Ordering::Relaxed);
+            service.counts.unanswered.fetch_add(1, Ordering::Relaxed);
             return;
         };
-        let service = Arc::clone(&self.service);
         spawn(async move {
-            let body = body::query::refusal(&Refusal::overloaded());
+            let body = body::query::refusal(&refusal);
             service.publish(reply, body).await;
             drop(permit);
         });

@@ -1,0 +1,312 @@
+//! Quotas: how much of each thing a tenant may use, so that none takes from the others. They
+//! draw on no clock: the caller says what time it is.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
+const NS_PER_S: u64 = 1_000_000_000;
+
+/// What is limited.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Quota {
+    /// Messages a second.
+    Messages,
+    /// Live connections.
+    Connections,
+    /// Live connections of one user.
+    UserConnections,
+    /// Users with connections.
+    Users,
+    /// Remembered closes of connections.
+    Closes,
+    /// Applications' statements that hold.
+    Statements,
+    /// Users with a status of their own.
+    Statuses,
+    /// Viewers of one user.
+    Audience,
+    /// Processor time a second.
+    Cpu,
+    /// Questions a second.
+    Queries,
+    /// Dead letters a second.
+    DeadLetters,
+    /// Entries of the directory.
+    DirectoryEntries,
+    /// Plugins in the pipeline, and the bytes of their files.
+    Plugins,
+    /// Memory of all instances of plugins.
+    PluginMemory,
+}
+
+impl Quota {
+    /// All of them.
+    pub const ALL: [Self; 14] = [
+        Self::Messages,
+        Self::Connections,
+        Self::UserConnections,
+        Self::Users,
+        Self::Closes,
+        Self::Statements,
+        Self::Statuses,
+        Self::Audience,
+        Self::Cpu,
+        Self::Queries,
+        Self::DeadLetters,
+        Self::DirectoryEntries,
+        Self::Plugins,
+        Self::PluginMemory,
+    ];
+
+    /// The quota as a metric's label spells it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Messages => "messages",
+            Self::Connections => "connections",
+            Self::UserConnections => "user_connections",
+            Self::Users => "users",
+            Self::Closes => "closes",
+            Self::Statements => "statements",
+            Self::Statuses => "statuses",
+            Self::Audience => "audience",
+            Self::Cpu => "cpu",
+            Self::Queries => "queries",
+            Self::DeadLetters => "dead_letters",
+            Self::DirectoryEntries => "directory_entries",
+            Self::Plugins => "plugins",
+            Self::PluginMemory => "plugin_memory",
+        }
+    }
+}
+
+/// A limit to how much there may be a second: what wasn't used may be made up for, up to a burst.
+/// Cloning it shares it.
+#[derive(Clone, Debug, Default)]
+pub struct Rate(Arc<RateState>);
+
+#[derive(Debug, Default)]
+struct RateState {
+    per_s: AtomicU64,
+    /// What one takes, in nanoseconds; 0 without a limit.
+    ns_each: AtomicU64,
+    burst_ns: AtomicU64,
+    /// When all that was taken would have been, at the rate.
+    done_ns: AtomicU64,
+}
+
+impl Rate {
+    /// So many a second and so many at once, or without a limit, for 0.
+    pub fn new(per_s: u64, burst: u64) -> Self {
+        let rate = Self::default();
+        rate.change(per_s, burst);
+        rate
+    }
+
+    /// From now on there may be so many. Where the rate is another one, nothing has been used yet.
+    pub fn change(&self, per_s: u64, burst: u64) {
+        let ns_each = NS_PER_S.checked_div(per_s).map_or(0, |ns| ns.max(1));
+        let burst_ns = ns_each.saturating_mul(burst.max(1));
+        // What was used is measured by the rate that it was used at.
+        if self.0.per_s.swap(per_s, Ordering::Relaxed) != per_s {
+            self.0.done_ns.store(0, Ordering::Relaxed);
+        }
+        self.0.ns_each.store(ns_each, Ordering::Relaxed);
+        self.0.burst_ns.store(burst_ns, Ordering::Relaxed);
+    }
+
+    /// How many there may be a second; 0 for as many as there are.
+    pub fn per_s(&self) -> u64 {
+        self.0.per_s.load(Ordering::Relaxed)
+    }
+
+    /// Whether there may be one more now. It then counts.
+    pub fn take(&self, now_ns: u64) -> bool {
+        let ns_each = self.0.ns_each.load(Ordering::Relaxed);
+        if ns_each == 0 {
+            return true;
+        }
+        let latest = now_ns.saturating_add(self.0.burst_ns.load(Ordering::Relaxed));
+        let taken = |done: u64| {
+            let done = done.max(now_ns).saturating_add(ns_each);
+            (done <= latest).then_some(done)
+        };
+        let relaxed = Ordering::Relaxed;
+        self.0.done_ns.fetch_update(relaxed, relaxed, taken).is_ok()
+    }
+
+    /// So many were used, whether or not there might be so many.
+    pub fn spend(&self, now_ns: u64, count: u64) {
+        let ns_each = self.0.ns_each.load(Ordering::Relaxed);
+        if ns_each == 0 {
+            return;
+        }
+        let earliest = now_ns.saturating_sub(self.0.burst_ns.load(Ordering::Relaxed));
+        let took = ns_each.saturating_mul(count);
+        let spent = |done: u64| Some(done.max(earliest).saturating_add(took));
+        let relaxed = Ordering::Relaxed;
+        let _ = self.0.done_ns.fetch_update(relaxed, relaxed, spent);
+    }
+
+    /// When what was spent is made up for; in the past where it is.
+    pub fn free_at_ns(&self) -> u64 {
+        match self.0.ns_each.load(Ordering::Relaxed) {
+            0 => 0,
+            _ => self.0.done_ns.load(Ordering::Relaxed),
+        }
+    }
+}
+
+/// A limit to how many there are at a time of something that several parts have some of. Cloning
+/// it shares it.
+#[derive(Clone, Debug, Default)]
+pub struct Cap(Arc<CapState>);
+
+#[derive(Debug, Default)]
+struct CapState {
+    /// 0 without a limit.
+    max: AtomicUsize,
+    held: AtomicUsize,
+}
+
+impl Cap {
+    /// So many, or without a limit, for 0.
+    pub fn new(max: usize) -> Self {
+        let cap = Self::default();
+        cap.change(max);
+        cap
+    }
+
+    /// From now on there may be so many. Those that are there stay.
+    pub fn change(&self, max: usize) {
+        self.0.max.store(max, Ordering::Relaxed);
+    }
+
+    /// How many there may be; 0 for as many as there are.
+    pub fn max(&self) -> usize {
+        self.0.max.load(Ordering::Relaxed)
+    }
+
+    /// How many there are.
+    pub fn held(&self) -> usize {
+        self.0.held.load(Ordering::Relaxed)
+    }
+}
+
+/// What one part has of what is limited. It is given back with this.
+#[derive(Debug, Default)]
+pub struct Held {
+    cap: Cap,
+    count: usize,
+}
+
+impl Held {
+    /// Nothing yet.
+    pub fn of(cap: &Cap) -> Self {
+        Self {
+            cap: cap.clone(),
+            count: 0,
+        }
+    }
+
+    /// How many this part has.
+    pub fn count(&self) -> usize {
+        self.count
+    }
+
+    /// How many there may be of all parts.
+    pub fn max(&self) -> usize {
+        self.cap.max()
+    }
+
+    /// One more, if there may be.
+    pub fn take(&mut self) -> bool {
+        let max = match self.cap.max() {
+            0 => usize::MAX,
+            max => max,
+        };
+        let more = |held: usize| (held < max).then_some(held + 1);
+        let relaxed = Ordering::Relaxed;
+        let taken = self.cap.0.held.fetch_update(relaxed, relaxed, more).is_ok();
+        self.count += usize::from(taken);
+        taken
+    }
+
+    /// One more, whether or not there may be: it was there before.
+    pub fn keep(&mut self) {
+        self.cap.0.held.fetch_add(1, Ordering::Relaxed);
+        self.count += 1;
+    }
+
+    /// One less.
+    pub fn release(&mut self) {
+        if let Some(count) = self.count.checked_sub(1) {
+            self.count = count;
+            self.cap.0.held.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.cap.0.held.fetch_sub(self.count, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const S: u64 = NS_PER_S;
+
+    fn taken(rate: &Rate, now_ns: u64) -> usize {
+        (0..1_000).filter(|_| rate.take(now_ns)).count()
+    }
+
+    #[test]
+    fn there_are_so_many_a_second_and_so_many_at_once_of_all_who_share_them() {
+        let rate = Rate::new(10, 20);
+        let other = rate.clone();
+        assert_eq!([taken(&rate, 5 * S), taken(&other, 5 * S)], [20, 0]);
+        assert_eq!([taken(&other, 6 * S), taken(&rate, 6 * S)], [10, 0]);
+        assert_eq!(taken(&rate, 0), 0, "time doesn't run backwards");
+        assert_eq!(taken(&rate, 6 * S + S / 10), 1);
+        assert_eq!(taken(&rate, 100 * S), 20, "no more is saved up");
+        rate.change(1, 1);
+        assert_eq!(taken(&other, 200 * S), 1);
+        rate.change(0, 0);
+        assert_eq!(taken(&other, 200 * S), 1_000);
+    }
+
+    #[test]
+    fn what_was_spent_is_made_up_for_by_the_rate() {
+        // A tenth of the time, in microseconds, and half a second's worth at once.
+        let rate = Rate::new(100_000, 50_000);
+        let now = 100 * S;
+        rate.spend(now, 50_000);
+        assert_eq!(rate.free_at_ns(), now);
+        rate.spend(now, 10_000);
+        assert_eq!(rate.free_at_ns(), now + S / 10);
+        rate.change(0, 0);
+        assert_eq!(rate.free_at_ns(), 0);
+    }
+
+    #[test]
+    fn what_one_part_holds_another_can_not_and_it_comes_back_with_its_end() {
+        let cap = Cap::new(3);
+        let (mut one, mut other) = (Held::of(&cap), Held::of(&cap));
+        assert!(one.take() && one.take() && other.take());
+        assert!(!other.take());
+        one.release();
+        assert!(other.take());
+        one.keep();
+        assert_eq!((cap.held(), one.count(), other.count()), (4, 2, 2));
+        drop(other);
+        assert!(one.take());
+        assert!(!one.take());
+        cap.change(0);
+        assert!(one.take());
+        one.release();
+        drop(one);
+        assert_eq!(cap.held(), 0);
+    }
+}

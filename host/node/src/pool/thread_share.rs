@@ -1,0 +1,88 @@
+//! A tenant's share of the threads: how much of their time it gets beside others, and how much at
+//! most.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
+use presence_core::quota::{Quota, Rate};
+
+use crate::tenant::quotas::Exceeded;
+
+/// A tenant's share of the threads.
+#[derive(Debug, Default)]
+pub(crate) struct ThreadShare {
+    /// How many parts of the time it gets, where others get one.
+    weight: AtomicU64,
+    /// How much time it may use, in microseconds.
+    cpu: Rate,
+    /// On how many threads it waits, since it has used that up.
+    resting: AtomicUsize,
+    exceeded: Arc<Exceeded>,
+}
+
+impl ThreadShare {
+    /// So many parts, and no more than this time.
+    pub(crate) fn new(weight: u64, cpu: Rate, exceeded: Arc<Exceeded>) -> Self {
+        Self {
+            weight: weight.into(),
+            cpu,
+            resting: AtomicUsize::new(0),
+            exceeded,
+        }
+    }
+
+    /// It gets so many parts from now on.
+    pub(crate) fn change_weight(&self, weight: u64) {
+        self.weight.store(weight, Ordering::Relaxed);
+    }
+
+    /// It may use any time: it is to end.
+    pub(crate) fn lift(&self) {
+        self.cpu.change(0, 0);
+    }
+
+    /// Whether it waits now, since it has used up its time.
+    pub(crate) fn is_resting(&self) -> bool {
+        self.resting.load(Ordering::Relaxed) > 0
+    }
+
+    /// How much time it may use, in milliseconds a second.
+    pub(crate) fn cpu_ms_per_s(&self) -> u64 {
+        self.cpu.per_s() / 1_000
+    }
+
+    pub(super) fn weight(&self) -> i64 {
+        let weight = self.weight.load(Ordering::Relaxed).max(1);
+        i64::try_from(weight).unwrap_or(i64::MAX)
+    }
+
+    /// Whether its time is limited.
+    pub(super) fn is_limited(&self) -> bool {
+        self.cpu.per_s() > 0
+    }
+
+    /// When it may go on.
+    pub(super) fn free_at_ns(&self) -> u64 {
+        self.cpu.free_at_ns()
+    }
+
+    pub(super) fn spend(&self, now_ns: u64, us: u64) {
+        self.cpu.spend(now_ns, us);
+    }
+
+    /// It waits on a thread.
+    pub(super) fn rest(&self) {
+        self.resting.fetch_add(1, Ordering::Relaxed);
+        let ms = self.cpu_ms_per_s();
+        let error = format!(
+            "{ms} ms of processor time a second are used up ([limits] cpu_ms_per_s): the tenant's \
+             messages wait"
+        );
+        self.exceeded.note(Quota::Cpu, &error);
+    }
+
+    /// It goes on, on a thread.
+    pub(super) fn wake(&self) {
+        self.resting.fetch_sub(1, Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,426 @@
+//! Quotas of a tenant: what goes beyond one is refused, and says which one it was, to the sender,
+//! in a dead letter, in a metric and in the log; other tenants notice nothing.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use presence_tests::client::{Client, now_ms};
+use presence_tests::host::{self, Host};
+use presence_tests::nats::NatsServer;
+use presence_tests::site::Site;
+use presence_tests::{component, http, wait};
+use serde_json::{Value, json};
+use toml::{Table, toml};
+
+use crate::inputs::{self, CONNECT, DISCONNECT, DLQ, FILTERED_ONLINE, HEARTBEAT};
+use crate::world::World;
+
+/// How often a client sends a heartbeat, of which several are due in each time-out.
+const PACE: Duration = Duration::from_millis(200);
+
+/// A connection that comes up.
+async fn connect(client: &Client, prefix: &str, user: &str, conn: &str) -> Result<Value> {
+    let body = inputs::connect(user, conn, now_ms()).to_string();
+    client.request(&format!("{prefix}{CONNECT}"), body).await
+}
+
+/// That an answer is a refusal which names the key of a quota.
+#[track_caller]
+fn is_refused(answer: &Value, key: &str) {
+    assert_eq!(answer["reason"], "quota-exceeded", "{answer}");
+    let error = answer["error"].as_str().unwrap_or_default();
+    assert!(error.contains(key), "`{key}` is not in: {error}");
+}
+
+async fn exceeded(host: &Host, quota: &str) -> Result<f64> {
+    let label = format!("quota=\"{quota}\"");
+    host.metric("presence_quota_exceeded_total", &[&label])
+        .await
+}
+
+/// Waits until a quota has been exceeded so often: shards tell their figures now and then.
+async fn until_exceeded(host: &Host, quota: &str, times: f64) -> Result<()> {
+    wait::until("the metric of the quota", async || {
+        let over = exceeded(host, quota).await?;
+        Ok((over >= times).then_some(()))
+    })
+    .await
+}
+
+fn tenant(name: &str, limits: Option<Table>) -> Table {
+    let mut tenant = toml! { name = name };
+    if let Some(limits) = limits {
+        tenant.insert("limits".into(), limits.into());
+    }
+    tenant
+}
+
+#[tokio::test]
+async fn a_flood_of_one_tenant_is_refused_and_takes_nothing_from_another() -> Result<()> {
+    let server = NatsServer::start().await?;
+    let limits = toml! { messages_per_s = 1
+    messages_burst = 20 };
+    let tenants = vec![tenant("acme", Some(limits)), tenant("beta", None)];
+    let mut site = Site::new(&server.url())?.with("tenant", tenants)?;
+    let mut host = Host::start(&site).await?;
+    let client = Client::connect(&server.url()).await?;
+    let mut letters = client.record("acme.presence.dlq").await?;
+    let from = host.log_len();
+    assert_eq!(connect(&client, "acme.", "12345", "c").await?["ok"], true);
+    let mut refused = 0;
+    for number in 0..200 {
+        let user = format!("u{number}");
+        let answer = connect(&client, "acme.", &user, "c").await?;
+        if answer["ok"] != true {
+            is_refused(&answer, "[limits] messages_per_s");
+            refused += 1;
+        }
+        assert_eq!(connect(&client, "beta.", &user, "c").await?["ok"], true);
+    }
+    // As many as at once, and one for each second that it takes.
+    assert!((1..=185).contains(&refused), "{refused}");
+    let letter = letters.next("a dead letter", |_| true).await?;
+    assert_eq!(letter.text("reason"), "quota-exceeded");
+    until_exceeded(&host, "messages", f64::from(refused)).await?;
+    let line = host
+        .wait_for_log(from, &["a quota is exceeded", "messages_per_s"])
+        .await?;
+    assert!(line.contains("acme") && line.contains("messages"), "{line}");
+    let lines = host.process.last_words();
+    let lines = lines.lines().filter(|it| it.contains("messages_per_s"));
+    assert_eq!(lines.count(), 1, "one line a minute");
+    // Who is there can go, whatever else comes; and the limit changes while the node runs.
+    let gone = inputs::disconnect("12345", "c", now_ms(), "logout").to_string();
+    let gone = client.request(&format!("acme.{DISCONNECT}"), gone).await?;
+    assert_eq!(gone["ok"], true, "{gone}");
+    site.set("tenant", vec![tenant("acme", None), tenant("beta", None)])?;
+    wait::until("the limit to be lifted", async || {
+        let mut all = true;
+        for number in 0..50 {
+            let answer = connect(&client, "acme.", &format!("n{number}"), "c").await?;
+            all &= answer["ok"] == true;
+        }
+        Ok(all.then_some(()))
+    })
+    .await?;
+    host.stop().await
+}
+
+#[tokio::test]
+async fn heartbeats_past_the_quota_time_nobody_out_and_keep_nobody() -> Result<()> {
+    let mut world = World::start_with(|site| {
+        site.with("tracker.timeout_ms", 2_000)?
+            .with("limits.messages_per_s", 1)?
+            .with("limits.messages_burst", 3)
+    })
+    .await?;
+    let client = world.client.clone();
+    // One who goes on, and one who falls silent, beside one who sends far more than may come.
+    for user in ["12345", "67890"] {
+        assert_eq!(connect(&client, "", user, "c0").await?["ok"], true);
+    }
+    let beats = |user: &'static str, conns: usize, pace: Duration| {
+        let client = client.clone();
+        tokio::spawn(async move {
+            loop {
+                for number in 0..conns {
+                    let body = inputs::heartbeat(user, &format!("c{number}"), now_ms());
+                    if client.publish(HEARTBEAT, &body).await.is_err() {
+                        return;
+                    }
+                }
+                tokio::time::sleep(pace).await;
+            }
+        })
+    };
+    let flood = beats("eve", 20, PACE / 10);
+    let alive = beats("12345", 1, PACE);
+    let silent = world.tape.next("the silent one's time-out", |it| {
+        it.is_hosts() && it.subject == inputs::OFFLINE && it.text("userId") == "67890"
+    });
+    assert_eq!(silent.await?.text("reason"), "timeout");
+    until_exceeded(&world.host, "messages", 100.0).await?;
+    world.tape.catch_up(&client).await?;
+    let gone = world.tape.seen().iter();
+    let gone = gone.filter(|it| it.subject == inputs::OFFLINE && it.text("userId") == "12345");
+    assert_eq!(gone.count(), 0);
+    flood.abort();
+    alive.abort();
+    world.end().await
+}
+
+#[tokio::test]
+async fn connections_users_and_questions_are_limited() -> Result<()> {
+    let world = World::start_with(|site| {
+        site.with("tracker.timeout_ms", 600_000)?
+            .with("limits.users_max", 2)?
+            .with("limits.connections_max", 3)?
+            .with("limits.queries_per_s", 1)
+    })
+    .await?;
+    let client = &world.client;
+    for (user, conn) in [("12345", "1"), ("67890", "1")] {
+        assert_eq!(connect(client, "", user, conn).await?["ok"], true);
+    }
+    let refused = connect(client, "", "22222", "1").await?;
+    is_refused(&refused, "[limits] users_max");
+    assert_eq!(connect(client, "", "12345", "2").await?["ok"], true);
+    let refused = connect(client, "", "67890", "2").await?;
+    is_refused(&refused, "[limits] connections_max");
+    let body = inputs::disconnect("67890", "1", now_ms(), "logout");
+    client.input(DISCONNECT, body).await?;
+    assert_eq!(connect(client, "", "22222", "1").await?["ok"], true);
+    let question = json!({"viewerId": "67890", "userIds": ["12345"]}).to_string();
+    let mut refusals = 0;
+    for _ in 0..20 {
+        let answer = client.request("presence.query", question.clone()).await?;
+        if answer["ok"] == false {
+            is_refused(&answer, "[limits] queries_per_s");
+            refusals += 1;
+        }
+    }
+    assert!(refusals > 0);
+    for (quota, times) in [
+        ("users", 1.0),
+        ("connections", 1.0),
+        ("queries", f64::from(refusals)),
+    ] {
+        until_exceeded(&world.host, quota, times).await?;
+    }
+    world.end().await
+}
+
+#[tokio::test]
+async fn an_audience_past_the_quota_is_told_once_it_may_be() -> Result<()> {
+    let mut world = World::start_with(|site| {
+        site.with("limits.audience_max", 1)?
+            .with("engine.retry_ms", 100)?
+            .with("engine.retry_ms_max", 200)
+    })
+    .await?;
+    assert_eq!(connect(&world.client, "", "12345", "c").await?["ok"], true);
+    let letter = world
+        .tape
+        .next("a dead letter", |it| it.subject == DLQ)
+        .await?;
+    assert_eq!(letter.text("reason"), "quota-exceeded");
+    assert_eq!(letter.text("subject"), FILTERED_ONLINE);
+    assert!(
+        letter.text("error").contains("2 viewers"),
+        "{}",
+        letter.text("error")
+    );
+    until_exceeded(&world.host, "audience", 1.0).await?;
+    let told = world
+        .tape
+        .seen()
+        .iter()
+        .filter(|it| it.subject == FILTERED_ONLINE);
+    assert_eq!(told.count(), 0, "nobody is told");
+    world.site.set("limits.audience_max", 2)?;
+    let told = world
+        .tape
+        .next("the filtered online", |it| it.subject == FILTERED_ONLINE);
+    assert_eq!(told.await?.visible_to(), ["22222", "67890"]);
+    world.end().await
+}
+
+#[tokio::test]
+async fn a_directory_past_its_entries_is_not_taken() -> Result<()> {
+    let mut world = World::start_with(|site| site.with("limits.directory_entries_max", 6)).await?;
+    world.until_visible_to("12345", &["22222", "67890"]).await?;
+    let from = world.host.log_len();
+    let large = json!({"contacts": {"12345": ["1", "2", "3", "4", "5", "6", "7"]}, "groups": {}, "blocks": {}});
+    world.site.write_directory_value(&large)?;
+    let words = ["directory not taken", "[limits] directory_entries_max"];
+    world.host.wait_for_log(from, &words).await?;
+    let seen = world.probe("12345").await?;
+    assert_eq!(
+        seen.visible_to(),
+        ["22222", "67890"],
+        "what was known holds"
+    );
+    until_exceeded(&world.host, "directory_entries", 1.0).await?;
+    let refused = world
+        .host
+        .metric("presence_on_disk_refused", &["what=\"directory\""]);
+    assert!((refused.await? - 1.0).abs() < 0.1);
+    // It is taken as soon as it may be.
+    world.site.set("limits.directory_entries_max", 7)?;
+    let all = ["1", "2", "3", "4", "5", "6", "7"];
+    world.until_visible_to("12345", &all).await?;
+    world.end().await
+}
+
+#[tokio::test]
+async fn a_bucket_past_its_entries_is_taken_when_it_has_fewer() -> Result<()> {
+    let mut world = World::start_with(|site| {
+        site.with("directory.source", "kv")?
+            .with("limits.directory_entries_max", 3)
+    })
+    .await?;
+    let bucket = async_nats::jetstream::new(world.client.nats.clone());
+    let bucket = bucket.get_key_value("presence-directory").await?;
+    let put =
+        async |key: &str, value: Value| bucket.put(key, value.to_string().into()).await.map(drop);
+    put("contacts.12345", json!(["1", "2"])).await?;
+    world.until_visible_to("12345", &["1", "2"]).await?;
+    let from = world.host.log_len();
+    put("contacts.67890", json!(["1", "2"])).await?;
+    let words = ["directory not taken", "[limits] directory_entries_max"];
+    world.host.wait_for_log(from, &words).await?;
+    // What comes meanwhile isn't lost.
+    put("contacts.12345", json!(["3"])).await?;
+    world.until_visible_to("67890", &["1", "2"]).await?;
+    world.until_visible_to("12345", &["3"]).await?;
+    world.end().await
+}
+
+#[tokio::test]
+async fn a_pipeline_past_its_quota_is_refused_when_it_is_loaded() -> Result<()> {
+    let server = NatsServer::start().await?;
+    let kept = [
+        ("plugins_max", toml! { plugins_max = 3 }),
+        ("plugin_bytes_max", toml! { plugin_bytes_max = 1000 }),
+        (
+            "plugin_memory_bytes_max",
+            toml! { plugin_memory_bytes_max = 65536 },
+        ),
+    ];
+    let mut tenants: Vec<_> = kept
+        .iter()
+        .map(|(key, limits)| tenant(&key.replace('_', "-"), Some(limits.clone())))
+        .collect();
+    tenants.push(tenant("quiet", None));
+    let site = Site::new(&server.url())?.with("tenant", tenants)?;
+    let host = Host::start(&site).await?;
+    let status = wait::until("three tenants to be refused", async || {
+        let answer = http::get(site.http_port(), "/status").await?;
+        let status: Value = serde_json::from_str(&answer.body)?;
+        let tenants = status["tenants"].as_array().context("tenants")?;
+        let refused = tenants.iter().filter(|it| it["state"] == "refused");
+        Ok((refused.count() == 3).then_some(status))
+    })
+    .await?;
+    for (place, key) in [
+        (0, "plugin_bytes_max"),
+        (1, "plugin_memory_bytes_max"),
+        (2, "plugins_max"),
+    ] {
+        let why = status["tenants"][place]["reasons"].to_string();
+        assert!(why.contains(&format!("[limits] {key}")), "{why}");
+        assert!(why.contains("quota-exceeded"), "{why}");
+    }
+    let checked = String::from_utf8(host::run(&site, &["check"])?.stderr)?;
+    assert!(checked.contains("[limits] plugins_max"), "{checked}");
+    let client = Client::connect(&server.url()).await?;
+    assert_eq!(connect(&client, "quiet.", "12345", "c").await?["ok"], true);
+    host.stop().await
+}
+
+#[tokio::test]
+async fn a_swap_to_more_plugins_than_may_be_is_refused_and_counted() -> Result<()> {
+    let mut world = World::start_with(|mut site| {
+        site.set("limits.plugins_max", 4)?;
+        site.set_pipeline(&[("contacts", None)])?;
+        Ok(site)
+    })
+    .await?;
+    let from = world.host.log_len();
+    let stages = ["contacts", "groups", "blocklist", "blocklist", "blocklist"];
+    world.site.set_pipeline(&stages.map(|it| (it, None)))?;
+    let words = ["not swapped", "[limits] plugins_max"];
+    world.host.wait_for_log(from, &words).await?;
+    until_exceeded(&world.host, "plugins", 1.0).await?;
+    world.until_visible_to("12345", &["11111", "67890"]).await?;
+    world.end().await
+}
+
+#[tokio::test]
+async fn memory_that_all_plugins_together_may_not_have_fails_the_call_and_says_so() -> Result<()> {
+    // It takes memory until it is refused more.
+    let hoard = component::load("fixtures/hoard")?;
+    let mut world = World::start_with(|mut site| {
+        site.set("limits.plugin_memory_bytes_max", 12_000_000)?;
+        site.set("engine.workers", 1)?;
+        site.set_pipeline(&[("contacts", None), ("hoard", None)])?;
+        site.write_plugin("hoard", hoard)?;
+        site.set("engine.fuel", 1_000_000_000_000_i64)?;
+        site.set("engine.deadline_ms", 60_000)?;
+        Ok(site)
+    })
+    .await?;
+    connect(&world.client, "", "12345", "c").await?;
+    let letter = world
+        .tape
+        .next("a dead letter", |it| it.subject == DLQ)
+        .await?;
+    assert!(
+        letter
+            .text("error")
+            .contains("[limits] plugin_memory_bytes_max"),
+        "{}",
+        letter.text("error")
+    );
+    until_exceeded(&world.host, "plugin_memory", 1.0).await?;
+    world.end().await
+}
+
+#[tokio::test]
+async fn a_tenant_that_has_used_up_its_time_waits_and_says_so_and_another_goes_on() -> Result<()> {
+    let server = NatsServer::start().await?;
+    let mut busy = tenant("busy", Some(toml! { cpu_ms_per_s = 2 }));
+    busy.insert("engine".into(), toml! { worker_queue = 1 }.into());
+    let tenants = vec![busy, tenant("quiet", None)];
+    let site = Site::new(&server.url())?.with("tenant", tenants)?;
+    let mut host = Host::start(&site).await?;
+    let client = Client::connect(&server.url()).await?;
+    let mut letters = client.record("busy.presence.dlq").await?;
+    let from = host.log_len();
+    for number in 0..4_000 {
+        let body = inputs::connect("12345", &format!("c{number}"), now_ms());
+        client.publish(&format!("busy.{CONNECT}"), &body).await?;
+    }
+    let words = ["a quota is exceeded", "[limits] cpu_ms_per_s", "busy"];
+    host.wait_for_log(from, &words).await?;
+    assert_eq!(connect(&client, "quiet.", "12345", "c").await?["ok"], true);
+    let letter = letters.next("a dead letter", |it| {
+        it.text("error").contains("cpu_ms_per_s")
+    });
+    // What waits is done bit by bit: the letter comes when its turn has come.
+    let mut lifted = site;
+    lifted.set(
+        "tenant",
+        vec![
+            tenant("busy", Some(toml! { cpu_ms_per_s = 500 })),
+            tenant("quiet", None),
+        ],
+    )?;
+    assert_eq!(letter.await?.text("reason"), "quota-exceeded");
+    until_exceeded(&host, "cpu", 1.0).await?;
+    host.stop().await
+}
+
+#[tokio::test]
+async fn a_replay_keeps_to_the_quotas_of_the_configuration() -> Result<()> {
+    let mut site = Site::new("nats://127.0.0.1:1")?;
+    site.set("limits.messages_per_s", 2)?;
+    let at = inputs::SEED_MS;
+    let lines = (0..5).map(|number| {
+        let data = inputs::connect(&format!("u{number}"), "c", at);
+        json!({"at": at, "subject": CONNECT, "data": data}).to_string()
+    });
+    let capture = site.path().join("capture.ndjson");
+    std::fs::write(&capture, lines.collect::<Vec<_>>().join("\n"))?;
+    let printed = host::run(&site, &["replay", &capture.to_string_lossy()])?;
+    let printed = String::from_utf8(printed.stdout)?;
+    let on = |subject: &str| {
+        let subject = format!("\"subject\":\"{subject}\"");
+        printed
+            .lines()
+            .filter(|line| line.contains(&subject))
+            .count()
+    };
+    assert_eq!([on(inputs::ONLINE), on(DLQ)], [2, 3], "{printed}");
+    Ok(())
+}

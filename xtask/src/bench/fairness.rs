@@ -1,0 +1,367 @@
+//! What a hostile tenant does to a quiet one on the same node, of each kind that there is: how long
+//! events of the quiet one take, one at a time, while the other one does nothing and while it does
+//! its worst. A third figure is with the same load on the broker, and none on the node: on few
+//! cores, broker and load take their part of the time, whatever the node does.
+
+use std::fs;
+use std::io::Write as _;
+use std::net::TcpStream;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use presence_tests::component;
+use toml::{Table, toml};
+
+use super::entrants::Entrant;
+use super::generator::{Frames, Generator, Window};
+use super::load::{BEGIN_MS, Population, name};
+use super::times::Times;
+use super::{Args, Broker};
+
+/// How long each part of a round is measured.
+const PART: Duration = Duration::from_millis(500);
+
+/// How often the costly and the failing plugin are called a second, at most; how often the
+/// directory changes.
+const CALLS_PER_S: u64 = 500;
+const CHANGES_PER_S: u64 = 10;
+
+/// How many users the hostile tenant's directory has, and how many are in its one large group.
+const USERS: usize = 20_000;
+const CROWD: usize = 50_000;
+
+/// How many users a query names.
+const ASKED: usize = 1_000;
+
+const REPLIES: &str = "_INBOX.hostile.answers";
+
+/// What a hostile tenant does, and within which limits.
+#[derive(Clone, Copy)]
+struct Kind {
+    title: &'static str,
+    does: Does,
+    is_limited: bool,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Does {
+    Flood,
+    BurnFuel,
+    Trap,
+    ChangeDirectory,
+    HugeAudiences,
+    Queries,
+}
+
+const KINDS: [Kind; 9] = [
+    kind("a flood of heartbeats", Does::Flood, false),
+    kind("the same, within quotas", Does::Flood, true),
+    kind("a plugin that burns its fuel", Does::BurnFuel, false),
+    kind("the same, within quotas", Does::BurnFuel, true),
+    kind("a plugin that traps", Does::Trap, false),
+    kind("a directory that changes", Does::ChangeDirectory, false),
+    kind("audiences of 50,000", Does::HugeAudiences, false),
+    kind("queries of 1,000", Does::Queries, false),
+    kind("the same, within quotas", Does::Queries, true),
+];
+
+const fn kind(title: &'static str, does: Does, is_limited: bool) -> Kind {
+    Kind {
+        title,
+        does,
+        is_limited,
+    }
+}
+
+/// How long events of the quiet tenant took.
+pub(crate) struct Row {
+    pub(crate) title: &'static str,
+    pub(crate) alone: Times,
+    /// With the same load on the broker, for nobody.
+    pub(crate) broker_loaded: Times,
+    pub(crate) beside: Times,
+}
+
+/// Measures all kinds, each with a node of its own.
+pub(crate) fn measure(broker: &Broker, args: &Args) -> Result<Vec<Row>> {
+    let kinds = KINDS.iter().map(|kind| {
+        eprintln!("Measuring a quiet tenant beside {}", kind.title);
+        one(broker, args, *kind)
+    });
+    kinds.collect()
+}
+
+fn one(broker: &Broker, args: &Args, kind: Kind) -> Result<Row> {
+    let population = Population {
+        users: 100,
+        viewers: 100,
+    };
+    let mut folder = PathBuf::new();
+    let mut entrant =
+        Entrant::presence(broker, kind.title, None, &population.directory(), |site| {
+            folder = site.path().to_owned();
+            fs::write(folder.join("hostile.json"), directory(kind.does, 0))?;
+            if let Some((plugin, _)) = plugin(kind.does) {
+                site.write_plugin(plugin, component::load(&format!("fixtures/{plugin}"))?)?;
+            }
+            // Its shards are on every thread: none is the quiet one's own.
+            site.with("tenant", vec![toml! { name = "quiet" }, hostile(kind)?])
+        })?;
+    entrant.root = "quiet.presence".into();
+    let subject = format!("{}.filtered.*", entrant.root);
+    let mut quiet = Quiet {
+        generator: Generator::connect(broker.server.port(), &subject)?,
+        entrant: &entrant,
+        population,
+        events: 0,
+    };
+    let mut row = Row {
+        title: kind.title,
+        alone: Times::default(),
+        broker_loaded: Times::default(),
+        beside: Times::default(),
+    };
+    quiet.run(&mut Times::default(), 4 * PART)?;
+    for _ in 0..args.rounds {
+        quiet.run(&mut row.alone, PART)?;
+        for (root, times) in [
+            ("nobody", &mut row.broker_loaded),
+            ("hostile", &mut row.beside),
+        ] {
+            let load = Load::begin(broker, kind.does, root, &folder);
+            // What it does first isn't what it does all the time.
+            quiet.run(&mut Times::default(), PART / 2)?;
+            quiet.run(times, PART)?;
+            load.end(broker).with_context(|| entrant.last_words())?;
+        }
+        // What it has left behind is done before the quiet one is alone again.
+        quiet.run(&mut Times::default(), PART)?;
+    }
+    Ok(row)
+}
+
+/// The plugin of a kind, and its role in the pipeline.
+fn plugin(does: Does) -> Option<(&'static str, &'static str)> {
+    match does {
+        Does::BurnFuel => Some(("spin", "filter")),
+        Does::Trap => Some(("trap", "filter")),
+        _ => None,
+    }
+}
+
+/// The section of the hostile tenant.
+fn hostile(kind: Kind) -> Result<Table> {
+    let shards = std::thread::available_parallelism()?
+        .get()
+        .next_power_of_two();
+    let shards = i64::try_from(shards)?;
+    let mut tenant = toml! {
+        name = "hostile"
+        shards = shards
+        [directory]
+        path = "hostile.json"
+        [engine]
+        // Nothing takes it out of service.
+        quarantine_failures = 1000000
+        retry_ms_max = 86400000
+        retry_ms = 86400000
+        [explain]
+        enabled = false
+    };
+    if let Some((plugin, _)) = plugin(kind.does) {
+        let pipeline = vec![toml! { plugin = plugin }, toml! { plugin = "redact" }];
+        tenant.insert("pipeline".into(), pipeline.into());
+    }
+    if kind.is_limited {
+        let limits = toml! {
+            messages_per_s = 1000
+            queries_per_s = 100
+            cpu_ms_per_s = 200
+        };
+        tenant.insert("limits".into(), limits.into());
+        if let Some(engine) = tenant.get_mut("engine").and_then(toml::Value::as_table_mut) {
+            engine.insert("fuel".into(), 1_000_000.into());
+        }
+    }
+    Ok(tenant)
+}
+
+/// The directory of the hostile tenant, another one for each number.
+fn directory(does: Does, number: u64) -> String {
+    let users = match does {
+        Does::ChangeDirectory | Does::Queries => USERS,
+        _ => 100,
+    };
+    let contacts = (0..users).map(|user| {
+        let contact = (user as u64 + number) % users as u64;
+        format!("\"{}\":[\"asker\",\"v{contact}\"]", name(user))
+    });
+    let contacts: Vec<_> = contacts.collect();
+    let crowd = match does {
+        Does::HugeAudiences => (0..CROWD)
+            .map(|member| format!("\"{}\"", name(member)))
+            .collect(),
+        _ => Vec::new(),
+    };
+    format!(
+        "{{\"contacts\":{{{}}},\"groups\":{{\"crowd\":[{}]}},\"blocks\":{{}}}}",
+        contacts.join(","),
+        crowd.join(",")
+    )
+}
+
+/// The quiet tenant: one user comes and goes.
+struct Quiet<'a> {
+    generator: Generator,
+    entrant: &'a Entrant,
+    population: Population,
+    events: u64,
+}
+
+impl Quiet<'_> {
+    fn run(&mut self, times: &mut Times, time: Duration) -> Result<()> {
+        let (one, root) = (self.population.of_one(), &self.entrant.root);
+        let until = Instant::now() + time;
+        while Instant::now() < until {
+            self.events += 1;
+            let at = BEGIN_MS + 2 * self.events;
+            for event in [one.online(root, at), one.offline(root, at + 1)] {
+                let begin = Instant::now();
+                let answer = self.generator.ask(&event);
+                let answer = answer.with_context(|| self.entrant.last_words())?;
+                times.push(begin.elapsed());
+                ensure!(answer.contains("\"user-00000\""), "{answer:.300}");
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What a hostile tenant does until it is stopped.
+struct Load {
+    stop: Arc<AtomicBool>,
+    task: tokio::task::JoinHandle<Result<()>>,
+}
+
+impl Load {
+    /// `root`: the tenant that it does it to.
+    fn begin(broker: &Broker, does: Does, root: &'static str, folder: &std::path::Path) -> Self {
+        let stop = Arc::<AtomicBool>::default();
+        let (port, stopped, folder) = (broker.server.port(), Arc::clone(&stop), folder.to_owned());
+        let task = broker.runtime.spawn_blocking(move || {
+            let goes_on = || !stopped.load(Ordering::Relaxed);
+            match does {
+                Does::Flood => flood(port, root, goes_on),
+                Does::BurnFuel | Does::Trap | Does::HugeAudiences => calls(port, root, goes_on),
+                Does::ChangeDirectory => changes(root, &folder, goes_on),
+                Does::Queries => queries(port, root, goes_on),
+            }
+        });
+        Self { stop, task }
+    }
+
+    fn end(self, broker: &Broker) -> Result<()> {
+        self.stop.store(true, Ordering::Relaxed);
+        broker.runtime.block_on(self.task)?
+    }
+}
+
+/// Heartbeats of a thousand connections, as fast as the broker takes them.
+fn flood(port: u16, root: &str, goes_on: impl Fn() -> bool) -> Result<()> {
+    let mut stream = plain(port)?;
+    let mut text = String::new();
+    for conn in 0..1_000 {
+        let body = format!(
+            "{{\"userId\":\"{}\",\"connId\":\"c{conn}\",\"timestamp\":{BEGIN_MS}}}",
+            name(conn % 100)
+        );
+        let bytes = body.len();
+        text.push_str(&format!(
+            "PUB {root}.presence.heartbeat {bytes}\r\n{body}\r\n"
+        ));
+    }
+    while goes_on() {
+        stream.write_all(text.as_bytes())?;
+    }
+    Ok(())
+}
+
+/// Users who come and go, so that each has rules called for them.
+fn calls(port: u16, root: &str, goes_on: impl Fn() -> bool) -> Result<()> {
+    let mut stream = plain(port)?;
+    let mut number = 0;
+    while goes_on() {
+        for (kind, extra) in [("connect", ""), ("disconnect", ",\"reason\":\"logout\"")] {
+            let at = BEGIN_MS + number;
+            let user = name(usize::try_from(number % 100)?);
+            let body = format!(
+                "{{\"userId\":\"{user}\",\"connId\":\"c{number}\",\"timestamp\":{at}{extra}}}"
+            );
+            let bytes = body.len();
+            let message = format!("PUB {root}.presence.{kind} {bytes}\r\n{body}\r\n");
+            stream.write_all(message.as_bytes())?;
+        }
+        number += 1;
+        std::thread::sleep(Duration::from_micros(1_000_000 / CALLS_PER_S));
+    }
+    Ok(())
+}
+
+/// Another directory each time.
+fn changes(root: &str, folder: &std::path::Path, goes_on: impl Fn() -> bool) -> Result<()> {
+    let mut number = 0;
+    let path = folder.join(format!("{root}.json"));
+    let new = folder.join(format!("{root}.json.new"));
+    while goes_on() {
+        number += 1;
+        fs::write(&new, directory(Does::ChangeDirectory, number))?;
+        fs::rename(&new, &path)?;
+        std::thread::sleep(Duration::from_millis(1_000 / CHANGES_PER_S));
+    }
+    Ok(())
+}
+
+/// Queries of as many users as one may name, some at a time. Those to nobody aren't answered.
+fn queries(port: u16, root: &str, goes_on: impl Fn() -> bool) -> Result<()> {
+    let users: Vec<_> = (0..ASKED)
+        .map(|user| format!("\"{}\"", name(user)))
+        .collect();
+    let body = format!(
+        "{{\"viewerId\":\"asker\",\"userIds\":[{}]}}",
+        users.join(",")
+    );
+    if root == "nobody" {
+        let mut stream = plain(port)?;
+        while goes_on() {
+            let bytes = body.len();
+            let message = format!("PUB {root}.presence.query {REPLIES} {bytes}\r\n{body}\r\n");
+            stream.write_all(message.as_bytes())?;
+            std::thread::sleep(Duration::from_micros(500));
+        }
+        return Ok(());
+    }
+    let mut generator = Generator::connect(port, REPLIES)?;
+    let mut frames = Frames::default();
+    for _ in 0..64 {
+        frames.push(&format!("{root}.presence.query"), REPLIES, &body);
+    }
+    while goes_on() {
+        let window = Window {
+            messages: 16,
+            per_answer: 1,
+        };
+        generator.feed(&frames, window)?;
+    }
+    Ok(())
+}
+
+/// A connection that only publishes. The broker's pings are left unanswered: it is short.
+fn plain(port: u16) -> Result<TcpStream> {
+    let mut stream = TcpStream::connect(("127.0.0.1", port))?;
+    let hello = "CONNECT {\"verbose\":false,\"pedantic\":false,\"name\":\"hostile\"}\r\n";
+    stream.write_all(hello.as_bytes())?;
+    Ok(stream)
+}
