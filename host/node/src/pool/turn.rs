@@ -180,7 +180,9 @@ impl Cell {
     ) {
         self.carry_out(turn);
         let generation = match &input {
-            Input::Message { message, .. } => rules.number_of(&message.user),
+            Input::Message { message, .. } | Input::Excess { message, .. } => {
+                rules.number_of(&message.user)
+            }
             _ => rules.number,
         };
         rules.note_calls();

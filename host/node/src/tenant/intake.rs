@@ -296,7 +296,7 @@ fn sort(
 /// The trace of a message, if it is one that is traced.
 fn traced(tracer: &Tracer, received: &Incoming, input: &Input) -> Option<Begun> {
     let kind = match input {
-        Input::Message { message, .. } => message.payload.kind(),
+        Input::Message { message, .. } | Input::Excess { message, .. } => message.payload.kind(),
         Input::Rejected { kind, .. } => *kind,
         _ => return None,
     };
