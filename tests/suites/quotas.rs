@@ -369,10 +369,12 @@ async fn memory_that_all_plugins_together_may_not_have_fails_the_call_and_says_s
 #[tokio::test]
 async fn a_tenant_that_has_used_up_its_time_waits_and_says_so_and_another_goes_on() -> Result<()> {
     let server = NatsServer::start().await?;
-    let mut busy = tenant("busy", Some(toml! { cpu_ms_per_s = 2 }));
-    busy.insert("engine".into(), toml! { worker_queue = 1 }.into());
-    let tenants = vec![busy, tenant("quiet", None)];
-    let site = Site::new(&server.url())?.with("tenant", tenants)?;
+    let tenants = |cpu_ms_per_s: i64| {
+        let mut busy = tenant("busy", Some(toml! { cpu_ms_per_s = cpu_ms_per_s }));
+        busy.insert("engine".into(), toml! { worker_queue = 1 }.into());
+        vec![busy, tenant("quiet", None)]
+    };
+    let mut site = Site::new(&server.url())?.with("tenant", tenants(2))?;
     let mut host = Host::start(&site).await?;
     let client = Client::connect(&server.url()).await?;
     let mut letters = client.record("busy.presence.dlq").await?;
@@ -387,15 +389,8 @@ async fn a_tenant_that_has_used_up_its_time_waits_and_says_so_and_another_goes_o
     let letter = letters.next("a dead letter", |it| {
         it.text("error").contains("cpu_ms_per_s")
     });
-    // What waits is done bit by bit: the letter comes when its turn has come.
-    let mut lifted = site;
-    lifted.set(
-        "tenant",
-        vec![
-            tenant("busy", Some(toml! { cpu_ms_per_s = 500 })),
-            tenant("quiet", None),
-        ],
-    )?;
+    // It goes on as soon as it may use more, while it runs.
+    site.set("tenant", tenants(500))?;
     assert_eq!(letter.await?.text("reason"), "quota-exceeded");
     until_exceeded(&host, "cpu", 1.0).await?;
     host.stop().await
@@ -423,4 +418,34 @@ async fn a_replay_keeps_to_the_quotas_of_the_configuration() -> Result<()> {
     };
     assert_eq!([on(inputs::ONLINE), on(DLQ)], [2, 3], "{printed}");
     Ok(())
+}
+
+#[tokio::test]
+async fn an_isolated_tenant_is_on_other_threads_and_served_like_any_other() -> Result<()> {
+    let server = NatsServer::start().await?;
+    let mut apart = tenant("apart", None);
+    apart.insert("isolated".into(), true.into());
+    let tenants = vec![apart, tenant("quiet", None)];
+    let site = Site::new(&server.url())?.with("tenant", tenants)?;
+    let host = Host::start(&site).await?;
+    let client = Client::connect(&server.url()).await?;
+    for name in ["apart", "quiet"] {
+        let mut tape = client.record(&format!("{name}.presence.>")).await?;
+        let answer = connect(&client, &format!("{name}."), "12345", "c").await?;
+        assert_eq!(answer["ok"], true);
+        let told = tape.next("the filtered online", |it| {
+            it.subject.ends_with(FILTERED_ONLINE)
+        });
+        assert_eq!(told.await?.visible_to(), ["22222", "67890"]);
+    }
+    let tasks = std::fs::read_dir(format!("/proc/{}/task", host.process.id()))?;
+    let names = tasks.filter_map(|task| {
+        let name = std::fs::read_to_string(task.ok()?.path().join("comm")).ok()?;
+        Some(name.trim().to_owned())
+    });
+    let names: Vec<_> = names.collect();
+    for thread in ["pool-0", "isolated-0"] {
+        assert!(names.iter().any(|name| name == thread), "{names:?}");
+    }
+    host.stop().await
 }

@@ -12,7 +12,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use presence_tests::component;
+use presence_tests::{component, http, wait};
+use serde_json::Value;
 use toml::{Table, toml};
 
 use super::entrants::Entrant;
@@ -43,7 +44,16 @@ const REPLIES: &str = "_INBOX.hostile.answers";
 struct Kind {
     title: &'static str,
     does: Does,
-    is_limited: bool,
+    kept: Kept,
+}
+
+/// How the operator keeps it from others, beside taking turns.
+#[derive(Clone, Copy, PartialEq)]
+enum Kept {
+    Nothing,
+    Quotas,
+    /// On threads that aren't the quiet one's.
+    Isolated,
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -56,24 +66,31 @@ enum Does {
     Queries,
 }
 
-const KINDS: [Kind; 9] = [
-    kind("a flood of heartbeats", Does::Flood, false),
-    kind("the same, within quotas", Does::Flood, true),
-    kind("a plugin that burns its fuel", Does::BurnFuel, false),
-    kind("the same, within quotas", Does::BurnFuel, true),
-    kind("a plugin that traps", Does::Trap, false),
-    kind("a directory that changes", Does::ChangeDirectory, false),
-    kind("audiences of 50,000", Does::HugeAudiences, false),
-    kind("queries of 1,000", Does::Queries, false),
-    kind("the same, within quotas", Does::Queries, true),
+const KINDS: [Kind; 12] = [
+    kind("a flood of heartbeats", Does::Flood, Kept::Nothing),
+    kind("the same, within quotas", Does::Flood, Kept::Quotas),
+    kind("the same, isolated", Does::Flood, Kept::Isolated),
+    kind(
+        "a plugin that burns its fuel",
+        Does::BurnFuel,
+        Kept::Nothing,
+    ),
+    kind("the same, within quotas", Does::BurnFuel, Kept::Quotas),
+    kind("the same, isolated", Does::BurnFuel, Kept::Isolated),
+    kind("a plugin that traps", Does::Trap, Kept::Nothing),
+    kind(
+        "a directory that changes",
+        Does::ChangeDirectory,
+        Kept::Nothing,
+    ),
+    kind("audiences of 50,000", Does::HugeAudiences, Kept::Nothing),
+    kind("queries of 1,000", Does::Queries, Kept::Nothing),
+    kind("the same, within quotas", Does::Queries, Kept::Quotas),
+    kind("the same, isolated", Does::Queries, Kept::Isolated),
 ];
 
-const fn kind(title: &'static str, does: Does, is_limited: bool) -> Kind {
-    Kind {
-        title,
-        does,
-        is_limited,
-    }
+const fn kind(title: &'static str, does: Does, kept: Kept) -> Kind {
+    Kind { title, does, kept }
 }
 
 /// How long events of the quiet tenant took.
@@ -111,6 +128,7 @@ fn one(broker: &Broker, args: &Args, kind: Kind) -> Result<Row> {
             site.with("tenant", vec![toml! { name = "quiet" }, hostile(kind)?])
         })?;
     entrant.root = "quiet.presence".into();
+    until_served(broker, &entrant).with_context(|| entrant.last_words())?;
     let subject = format!("{}.filtered.*", entrant.root);
     let mut quiet = Quiet {
         generator: Generator::connect(broker.server.port(), &subject)?,
@@ -143,6 +161,20 @@ fn one(broker: &Broker, args: &Args, kind: Kind) -> Result<Row> {
     Ok(row)
 }
 
+/// Waits until both tenants are served.
+fn until_served(broker: &Broker, entrant: &Entrant) -> Result<()> {
+    let port = entrant.site().context("it is a host")?.http_port();
+    let served = wait::until("both tenants to be served", async || {
+        let status = http::get(port, "/status").await?.body;
+        let status: Value = serde_json::from_str(&status)?;
+        let tenants = status.get("tenants").and_then(Value::as_array);
+        let states = tenants.into_iter().flatten().map(|it| it.get("state"));
+        let serving = states.filter(|it| it.and_then(Value::as_str) == Some("serving"));
+        Ok((serving.count() == 2).then_some(()))
+    });
+    broker.runtime.block_on(served)
+}
+
 /// The plugin of a kind, and its role in the pipeline.
 fn plugin(does: Does) -> Option<(&'static str, &'static str)> {
     match does {
@@ -166,8 +198,8 @@ fn hostile(kind: Kind) -> Result<Table> {
         [engine]
         // Nothing takes it out of service.
         quarantine_failures = 1000000
-        retry_ms_max = 86400000
-        retry_ms = 86400000
+        retry_ms_max = 3600000
+        retry_ms = 3600000
         [explain]
         enabled = false
     };
@@ -175,7 +207,10 @@ fn hostile(kind: Kind) -> Result<Table> {
         let pipeline = vec![toml! { plugin = plugin }, toml! { plugin = "redact" }];
         tenant.insert("pipeline".into(), pipeline.into());
     }
-    if kind.is_limited {
+    if kind.kept == Kept::Isolated {
+        tenant.insert("isolated".into(), true.into());
+    }
+    if kind.kept == Kept::Quotas {
         let limits = toml! {
             messages_per_s = 1000
             queries_per_s = 100

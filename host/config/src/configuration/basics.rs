@@ -43,6 +43,8 @@ pub struct Tenant {
     pub name: Option<String>,
     /// Whether it has a connection of its own, among tenants that share one.
     pub own_account: bool,
+    /// Whether its shards live on threads that it shares with no tenants but such as it.
+    pub isolated: bool,
     /// Stands before every subject, followed by a dot: one token of
     /// `[A-Za-z0-9_-]`, not `presence`. None for the default tenant.
     pub prefix: Option<String>,
@@ -94,6 +96,7 @@ impl Tenant {
         Self {
             name: None,
             own_account: false,
+            isolated: false,
             prefix: prefix.flatten(),
             shards: section.get("shards", shards).unwrap_or(0),
         }

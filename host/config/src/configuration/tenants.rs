@@ -75,6 +75,7 @@ struct Head {
     prefix: Option<String>,
     shards: usize,
     paused: bool,
+    isolated: bool,
     own_account: bool,
 }
 
@@ -147,6 +148,7 @@ fn one(
             tenant: Tenant {
                 name: Some(name.clone()),
                 own_account: head.own_account,
+                isolated: head.isolated,
                 prefix: head.prefix,
                 shards: head.shards,
             },
@@ -191,6 +193,7 @@ impl Head {
         section.find(GRANTS);
         refuse_what_is_shared(section);
         let paused = section.get("paused", any);
+        let isolated = section.get("isolated", any);
         for name in SECTIONS {
             // They are read in their place in the merged document.
             section.find(name);
@@ -201,6 +204,7 @@ impl Head {
             // Many small tenants share the threads. A large one can be given more.
             shards: shards.unwrap_or(1),
             paused: paused.unwrap_or(false),
+            isolated: isolated.unwrap_or(false),
             own_account,
         }
     }

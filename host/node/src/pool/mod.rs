@@ -99,6 +99,16 @@ pub(crate) struct OutboxSettings {
     pub(crate) beacon_ms: u64,
 }
 
+/// How the system is to treat the threads of a pool beside others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Priority {
+    Usual,
+    Lower,
+}
+
+/// How much lower than others the priority of threads is that are to give way to them.
+const NICE: i32 = 5;
+
 /// The node's threads. Cloning it shares them; they end with the last of it.
 #[derive(Clone, Debug)]
 pub(crate) struct Pool(Arc<Threads>);
@@ -127,6 +137,7 @@ impl Pool {
         carrier: &C,
         handed: Vec<Arc<DeliveryProgress>>,
         settings: OutboxSettings,
+        priority: Priority,
         tasks: &Tasks,
     ) -> anyhow::Result<Self> {
         let mut each = Vec::new();
@@ -149,8 +160,18 @@ impl Pool {
             );
             let runtime = Builder::new_current_thread().enable_time().build()?;
             // It shares the runtime with nothing that it would have to give way to.
-            let run = move || runtime.block_on(unconstrained(thread.run()));
-            tasks.thread(format!("pool-{number}"), run)?;
+            let run = move || {
+                if priority == Priority::Lower {
+                    // Of this thread alone. Where it can't be had, it is equal.
+                    let _ = rustix::process::nice(NICE);
+                }
+                runtime.block_on(unconstrained(thread.run()));
+            };
+            let name = match priority {
+                Priority::Usual => format!("pool-{number}"),
+                Priority::Lower => format!("isolated-{number}"),
+            };
+            tasks.thread(name, run)?;
             each.push((mailbox, figures));
         }
         Ok(Self(Arc::new(Threads {

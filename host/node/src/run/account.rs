@@ -17,7 +17,7 @@ use crate::link::connection::Connection;
 use crate::link::progress::{DeliveryProgress, Sources};
 use crate::link::publisher::Publisher;
 use crate::link::pulse::Pulse;
-use crate::pool::{OutboxSettings, Pool};
+use crate::pool::{OutboxSettings, Pool, Priority};
 use crate::tasks::Tasks;
 
 /// How long a client may take to note that it is to close.
@@ -35,6 +35,8 @@ pub(super) struct Account {
     link: OnceCell<Link>,
     admin: OnceCell<Admin>,
     pool: Mutex<Option<Pool>>,
+    /// The threads of tenants that are kept from the others'.
+    isolated: Mutex<Option<Pool>>,
     claims: Claims,
 }
 
@@ -93,6 +95,8 @@ pub(super) struct Link {
     pub(super) sources: Sources,
     /// What each thread hands to the broker's client.
     handed: Vec<Arc<DeliveryProgress>>,
+    /// The same of the threads of isolated tenants.
+    handed_isolated: Vec<Arc<DeliveryProgress>>,
 }
 
 impl Account {
@@ -115,6 +119,7 @@ impl Account {
             link: OnceCell::new(),
             admin: OnceCell::new(),
             pool: Mutex::default(),
+            isolated: Mutex::default(),
             claims: Claims::default(),
         }
     }
@@ -168,6 +173,7 @@ impl Account {
         self.tasks.spawn("rights", rights);
         let mut sources = Sources::new(presence_config::pulse_ms(self.timeout_ms));
         let handed = (0..self.threads).map(|_| sources.add()).collect();
+        let handed_isolated = (0..self.threads).map(|_| sources.add()).collect();
         let (health, known) = (Arc::clone(&self.broker), sources.clone());
         let heard = Pulse::start(&self.access, &connection, health, known, &self.tasks).await?;
         Ok(Link {
@@ -176,6 +182,7 @@ impl Account {
             heard,
             sources,
             handed,
+            handed_isolated,
         })
     }
 
@@ -192,18 +199,22 @@ impl Account {
         self.admin.get_or_try_init(connect).await
     }
 
-    /// The threads.
+    /// The threads, or those of isolated tenants, which are of lower priority.
     ///
     /// # Errors
     /// As [`Self::link`], and if the system has no thread to give.
-    pub(super) async fn pool(&self) -> anyhow::Result<Pool> {
+    pub(super) async fn pool(&self, isolated: bool) -> anyhow::Result<Pool> {
         let link = self.link().await?;
-        let mut pool = self.pool.lock().unwrap_or_else(PoisonError::into_inner);
+        let (pool, handed, priority) = match isolated {
+            false => (&self.pool, &link.handed, Priority::Usual),
+            true => (&self.isolated, &link.handed_isolated, Priority::Lower),
+        };
+        let mut pool = pool.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(pool) = &*pool {
             return Ok(pool.clone());
         }
         let carrier = Publisher::new(link.connection.clone());
-        let started = Pool::start(&carrier, link.handed.clone(), self.outbox, &self.tasks)?;
+        let started = Pool::start(&carrier, handed.clone(), self.outbox, priority, &self.tasks)?;
         Ok(pool.insert(started).clone())
     }
 }

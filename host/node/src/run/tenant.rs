@@ -171,7 +171,7 @@ pub(super) async fn start(mut begins: Begins, site: &Site<'_>) -> anyhow::Result
         (epoch, state),
         replies,
         (
-            account.pool().await?,
+            account.pool(config.tenant.isolated).await?,
             &link.sources,
             site.telemetry.tracer(config.tenant.name.as_deref()),
         ),
@@ -384,6 +384,7 @@ impl Parts {
             ..
         } = self;
         status.ready.store(false, Ordering::Relaxed);
+        reload.tenant.lift_quotas();
         let broker = &status.broker;
         readers
             .stop(broker, stop.step("reading what has arrived", 0.3))

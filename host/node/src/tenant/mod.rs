@@ -515,11 +515,14 @@ impl Tenant {
         );
     }
 
+    /// It is to stop: what waits for processor time is done without.
+    pub(crate) fn lift_quotas(&self) {
+        self.share.lift();
+    }
+
     /// Ends the shards, once they have done all that they were given. What isn't done by
     /// then is given up; each shard has its own turn, whatever holds up another.
     pub(crate) async fn end_shards(&self, by: Instant) {
-        // One that waits for its time has a stop's time to end in.
-        self.share.lift();
         let ends = self.shards.iter().map(|shard| async {
             let (done, drained) = oneshot::channel();
             shard.send(Task::Stop(done)).await;

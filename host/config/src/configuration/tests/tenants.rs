@@ -255,6 +255,7 @@ fuel = 5000
 grants = ['widen', 'contacts']
 [[tenant]]
 name = 'acme'
+isolated = true
 grants = ['contacts']
 [tenant.limits]
 messages_per_s = 10
@@ -278,6 +279,7 @@ name = 'beta'
         )
     };
     assert_eq!([of(&acme), of(&beta)], [(10, 10, 7, 4), (100, 100, 7, 1)]);
+    assert_eq!([acme.tenant.isolated, beta.tenant.isolated], [true, false]);
     assert_eq!([acme.engine.fuel, beta.engine.fuel], [2_000, 5_000]);
     assert_eq!(acme.engine.queues.worker_queue, 3);
     assert_eq!(acme.plugins.grants, Some(vec![Grant::Contacts]));

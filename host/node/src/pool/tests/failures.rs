@@ -199,7 +199,7 @@ async fn a_panic_outside_of_all_shards_ends_the_node_and_nobody_waits_for_the_th
         beacon_ms: 1_000,
     };
     let handed = vec![Sources::new(1_000).add()];
-    let pool = Pool::start(&Broken, handed, settings, &tasks).unwrap();
+    let pool = Pool::start(&Broken, handed, settings, Priority::Usual, &tasks).unwrap();
     let fault = faults.next().await.to_string();
     assert_eq!(fault, "the thread `pool-0` has failed: it is broken");
     let (mailbox, _) = &pool.0.each[0];
