@@ -77,6 +77,52 @@ async fn a_running_node_takes_a_plugin_once_it_is_granted_what_it_asks_for() -> 
     world.end().await
 }
 
+#[tokio::test]
+async fn a_grant_that_is_taken_away_stops_what_was_granted_it() -> Result<()> {
+    let mut world = World::start_with(|mut site| {
+        site.set_pipeline(&[("contacts", None), ("redact", None)])?;
+        site.set_stage("contacts", "grants", ALL.to_vec())?;
+        site.write_plugin("contacts", groups()?)?;
+        Ok(site)
+    })
+    .await?;
+    world.until_visible_to("12345", &["22222"]).await?;
+    let few = vec!["widen", "contacts", "log"];
+    for key in ["ceiling", "entry"] {
+        let from = world.host.log_len();
+        match key {
+            "ceiling" => world.site.set("plugins.grants", few.clone())?,
+            _ => world.site.set_stage("contacts", "grants", few.clone())?,
+        }
+        let words = ["contacts", "may not run any more", "asks for `groups`"];
+        world.host.wait_for_log(from, &words).await?;
+        world.host.unready_since("asks for `groups`").await?;
+        let seen = world.probe("12345").await?;
+        assert!(seen.visible_to().is_empty(), "{key}");
+        match key {
+            "ceiling" => world.site.set("plugins.grants", ALL.to_vec())?,
+            _ => world.site.set_stage("contacts", "grants", ALL.to_vec())?,
+        }
+        world.host.ready().await?;
+        world.until_visible_to("12345", &["22222"]).await?;
+    }
+    // A file that asks for more than it is granted is a bad new file, and changes nothing.
+    world.site.set_stage("contacts", "grants", ALL.to_vec())?;
+    let greedy = component::with(&groups()?, |manifest| {
+        manifest.insert(
+            "capabilities".into(),
+            json!([ALL.as_slice(), &["wasi"]].concat()),
+        );
+    })?;
+    let from = world.host.log_len();
+    world.site.write_plugin("contacts", greedy)?;
+    let words = ["not swapped", "asks for `wasi`"];
+    world.host.wait_for_log(from, &words).await?;
+    world.until_visible_to("12345", &["22222"]).await?;
+    world.host.ready().await?;
+    world.end().await
+}
+
 #[test]
 fn words_that_are_no_grants_are_refused_with_those_that_are() -> Result<()> {
     let mut site = Site::new("nats://127.0.0.1:1")?;

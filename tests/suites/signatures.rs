@@ -6,11 +6,13 @@ use std::path::Path;
 use std::process::Output;
 
 use anyhow::{Context, Result, ensure};
+use presence_tests::client::{Seen, now_ms};
 use presence_tests::component;
 use presence_tests::host::{self, Host};
 use presence_tests::kit::plugin_command;
 use presence_tests::site::Site;
 
+use crate::inputs;
 use crate::world::World;
 
 /// `presence plugin` with these arguments, and what came of it.
@@ -75,6 +77,25 @@ fn a_plugin_is_signed_and_verified_with_keys_that_are_their_owner_s_alone() -> R
     ensure!(said.contains(&ours) && !said.contains(&theirs), "{said}");
     let said = fails(folder, &["verify", "signed.wasm", "--key", &theirs])?;
     ensure!(said.contains("not signed with a trusted key"), "{said}");
+    // A link stays one, and what it leads to is signed.
+    let (real, link) = (folder.join("real.wasm"), folder.join("link.wasm"));
+    fs::write(&real, component::load("public")?)?;
+    std::os::unix::fs::symlink("real.wasm", &link)?;
+    succeeds(folder, &["sign", "link.wasm", "--key", "our.key"])?;
+    ensure!(fs::symlink_metadata(&link)?.is_symlink());
+    succeeds(folder, &["verify", "real.wasm", "--key", &ours])?;
+    let nowhere = folder.join("nowhere.wasm");
+    std::os::unix::fs::symlink("not-there.wasm", &nowhere)?;
+    let output = [
+        "sign",
+        "real.wasm",
+        "--key",
+        "our.key",
+        "-o",
+        "nowhere.wasm",
+    ];
+    let said = fails(folder, &output)?;
+    ensure!(said.contains("nowhere.wasm leads nowhere"), "{said}");
     // A signed plugin is a plugin.
     succeeds(folder, &["test", "signed.wasm"])?;
     // A second signature stands beside the first.
@@ -115,7 +136,7 @@ async fn a_node_takes_no_plugin_that_is_not_signed_with_a_trusted_key() -> Resul
     .await?;
     // What is built in needs no signature.
     world.until_visible_to("12345", &["11111", "67890"]).await?;
-    let unsigned = component::named(&component::load("groups")?, "contacts")?;
+    let unsigned = unsigned()?;
     let by_them = signed(folder, "groups", "contacts", "their.key")?;
     let by_us = signed(folder, "groups", "contacts", "our.key")?;
     let mut altered = by_us.clone();
@@ -173,6 +194,117 @@ async fn a_node_takes_no_plugin_that_is_not_signed_with_a_trusted_key() -> Resul
     world.site.set("plugins.require_signature", false)?;
     world.until_visible_to("12345", &["22222"]).await?;
     world.site.write_plugin("contacts", unsigned)?;
+    world.end().await
+}
+
+/// The rule of `groups`, in the place of `contacts`, which nobody has signed.
+fn unsigned() -> Result<Vec<u8>> {
+    component::named(&component::load("groups")?, "contacts")
+}
+
+async fn quarantine_alert(world: &mut World) -> Result<Seen> {
+    let alert = world.tape.next("an alert of a plugin", |seen| {
+        seen.subject == "presence.admin.alerts" && seen.text("type") == "quarantine"
+    });
+    alert.await
+}
+
+#[tokio::test]
+async fn what_runs_and_is_trusted_no_more_is_out_of_service_wherever_its_file_is() -> Result<()> {
+    let keys = tempfile::tempdir()?;
+    let ours = keygen(keys.path(), "our.key")?;
+    let mut world = World::start_with(|mut site| {
+        site.set_pipeline(&[("contacts", None), ("redact", None)])?;
+        site.write_plugin("contacts", unsigned()?)?;
+        Ok(site)
+    })
+    .await?;
+    world.until_visible_to("12345", &["22222"]).await?;
+    // Nothing lies on disk any more that could be verified.
+    let from = world.host.log_len();
+    fs::remove_file(world.site.plugin_path("contacts"))?;
+    world
+        .host
+        .wait_for_log(from, &["contacts.wasm is gone"])
+        .await?;
+    let from = world.host.log_len();
+    world.site.set("plugins.trusted_keys", vec![ours])?;
+    let words = ["not swapped", "`contacts` from", "it has no signature"];
+    world.host.wait_for_log(from, &words).await?;
+    let words = ["contacts", "may not run any more", "it has no signature"];
+    world.host.wait_for_log(from, &words).await?;
+    let why = "the plugin `contacts` may not run any more";
+    world.host.unready_since(why).await?;
+    let alert = quarantine_alert(&mut world).await?;
+    assert_eq!(alert.text("plugin"), "contacts");
+    assert_eq!(*alert.field("withdrawn"), true);
+    assert!(alert.text("error").contains("it has no signature"));
+    for metric in ["presence_plugin_withdrawn", "presence_plugin_quarantined"] {
+        let label = ["plugin=\"contacts\""];
+        let is = world.host.metric(metric, &label).await?;
+        assert_eq!(is, 1.0, "{metric}");
+    }
+    let seen = world.probe("12345").await?;
+    assert!(seen.visible_to().is_empty(), "nobody is told by it");
+    // Nor does another pipeline take it along.
+    let from = world.host.log_len();
+    world
+        .site
+        .set_pipeline(&[("contacts", None), ("blocklist", None), ("redact", None)])?;
+    let words = ["not swapped", "`contacts` from", "it has no signature"];
+    world.host.wait_for_log(from, &words).await?;
+    assert!(world.probe("12345").await?.visible_to().is_empty());
+    // The next word of the operator holds at once.
+    world.site.set("plugins.require_signature", false)?;
+    world.until_visible_to("12345", &["22222"]).await?;
+    world.host.ready().await?;
+    world.end().await
+}
+
+#[tokio::test]
+async fn a_key_that_is_lost_stops_what_runs_and_what_would_take_over() -> Result<()> {
+    let keys = tempfile::tempdir()?;
+    let folder = keys.path();
+    let (lost, ours) = (keygen(folder, "lost.key")?, keygen(folder, "our.key")?);
+    let by_lost = signed(folder, "groups", "contacts", "lost.key")?;
+    let failing = signed(folder, "fixtures/trap", "contacts", "our.key")?;
+    let mut world = World::start_with(|mut site| {
+        site.set_pipeline(&[("contacts", None), ("redact", None)])?;
+        site.set_stage("contacts", "on_failure", "last-good")?;
+        site.set("engine.workers", 1)?;
+        site.set("engine.quarantine_failures", 3)?;
+        site.set("plugins.trusted_keys", vec![lost.clone(), ours.clone()])?;
+        site.write_plugin("contacts", by_lost.clone())?;
+        Ok(site)
+    })
+    .await?;
+    world.until_visible_to("12345", &["22222"]).await?;
+    // What runs is closed for as long as its key is out, and no longer.
+    let both = vec![lost.clone(), ours.clone()];
+    world.site.set("plugins.trusted_keys", vec![ours.clone()])?;
+    let why = "it is not signed with a trusted key";
+    world.host.unready_since(why).await?;
+    assert!(world.probe("12345").await?.visible_to().is_empty());
+    world.site.set("plugins.trusted_keys", both)?;
+    world.host.ready().await?;
+    world.until_visible_to("12345", &["22222"]).await?;
+    // It is not the one that takes over, either.
+    let from = world.host.log_len();
+    world.site.write_plugin("contacts", failing)?;
+    world.host.wait_for_log(from, &["pipeline swapped"]).await?;
+    let from = world.host.log_len();
+    world.site.set("plugins.trusted_keys", vec![ours])?;
+    world
+        .host
+        .wait_for_log(from, &["configuration reloaded"])
+        .await?;
+    for number in 0..3 {
+        let body = inputs::connect(&format!("user-{number}"), "c1", now_ms());
+        world.client.input(inputs::CONNECT, body).await?;
+    }
+    let words = ["contacts", "put into quarantine"];
+    world.host.wait_for_log(from, &words).await?;
+    assert!(world.probe("12345").await?.visible_to().is_empty());
     world.end().await
 }
 

@@ -19,9 +19,9 @@ pub mod plugin;
 pub mod replay;
 pub mod text;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use presence_config::Config;
+use presence_config::{Config, Problems, Read, variables};
 
 /// Which configuration is meant.
 #[derive(clap::Args)]
@@ -39,8 +39,45 @@ impl ConfigArg {
     ///
     /// # Errors
     /// What is wrong with it, or if it isn't said which of several tenants is meant.
+    #[expect(clippy::disallowed_methods, reason = "the tenant is looked up here")]
     pub fn load(&self) -> anyhow::Result<Config> {
-        let config = Config::load(self.config.as_deref(), presence_config::variables())?;
+        let config = Config::load(self.config.as_deref(), variables())?;
         config.for_tenant(self.tenant.as_deref())
+    }
+
+    /// As [`Self::load`], with what sets each key, and what is wrong. Where the configuration
+    /// has several tenants and none is named, it is what they have in common.
+    ///
+    /// # Errors
+    /// A file that can't be read or isn't TOML, or a tenant that isn't there.
+    pub fn read(&self) -> anyhow::Result<Read> {
+        let read = self.read_all()?;
+        match &self.tenant {
+            Some(name) => read.of_tenant(name),
+            None => Ok(read),
+        }
+    }
+
+    /// Reads the configuration of the process, with all of its tenants, whichever is meant.
+    ///
+    /// # Errors
+    /// A file that can't be read, or isn't TOML.
+    #[expect(clippy::disallowed_methods, reason = "all tenants are meant")]
+    pub fn read_all(&self) -> Result<Read, Problems> {
+        Config::load_with_problems(self.config.as_deref(), variables())
+    }
+
+    /// Reads another file than the one that is in force here, without variables, which are for
+    /// the node: that of the tenant that is meant, if the file has several.
+    ///
+    /// # Errors
+    /// As [`Self::load`].
+    #[expect(clippy::disallowed_methods, reason = "the tenant is looked up here")]
+    pub fn load_file(&self, file: &Path) -> anyhow::Result<Config> {
+        let config = Config::load(Some(file), std::iter::empty())?;
+        match &config.tenants {
+            Some(_) => config.for_tenant(self.tenant.as_deref()),
+            None => Ok(config),
+        }
     }
 }

@@ -20,7 +20,6 @@ use presence_sandbox::{
 use crate::in_force::{BUILT_IN, Entry, InForce};
 use crate::limits::limits;
 use crate::private;
-use crate::signature::{self, Unverified};
 use crate::stored::{Kept, STORE};
 
 mod attempt;
@@ -30,6 +29,7 @@ mod grants;
 mod quotas;
 mod seats;
 mod survey;
+mod trust;
 mod unused;
 
 pub use attempt::Attempt;
@@ -37,7 +37,7 @@ pub use built_in::built_in;
 pub use survey::{FoundPlugin, found_plugins, misnamed_files, survey};
 pub use unused::{NO_REDACTOR, folder_warning, unused_files, unused_warning};
 
-use built_in::{is_built_in, needed};
+use built_in::needed;
 use compiler::Compiler;
 
 /// Loads pipelines, and compiles a plugin only when its bytes are new.
@@ -61,6 +61,9 @@ pub struct Loader {
 /// What a start does without the file of a plugin that was in force.
 const REFUSES: &str = "the next start refuses: put the file back, or take its [[pipeline]] entry \
                        out";
+
+/// Where a plugin comes from that a command was given.
+const GIVEN: &str = "given";
 
 /// How long compiling a plugin may take for its author.
 const AUTHORS: Duration = Duration::from_secs(3_600);
@@ -249,7 +252,8 @@ impl Loader {
             let plugin = attempt
                 .step(format!("reading and compiling `{}`", stage.plugin))
                 .and_then(|()| self.plugin(config, stage, running))
-                .and_then(|found| pinned(found, stage.digest.as_ref()));
+                .and_then(|found| pinned(found, stage.digest.as_ref()))
+                .and_then(|found| self.vouched_for(&config.plugins, found));
             match plugin {
                 Ok((plugin, origin)) => {
                     let granted = grants::of_stage(&stage.grants);
@@ -268,10 +272,10 @@ impl Loader {
             return Err(vec![given_up]);
         }
         match prepare(stages, limits) {
-            Ok(blueprint) => {
-                problems.extend(self.within(quotas::memory(config, &blueprint)).err());
+            Ok(new) => {
+                problems.extend(self.within(quotas::memory(config, &new)).err());
                 match problems.is_empty() {
-                    true => Ok(blueprint),
+                    true => Ok(self.judged(config, &new).unwrap_or(new)),
                     false => Err(problems),
                 }
             }
@@ -312,7 +316,7 @@ impl Loader {
     ) -> anyhow::Result<Found> {
         let (plugins, name) = (&config.plugins, &*stage.plugin);
         if let Some(plugin) = self.preferred.get(name) {
-            return Ok((Arc::clone(plugin), "given".into()));
+            return Ok((Arc::clone(plugin), GIVEN.into()));
         }
         if plugins.source == PluginSource::Store {
             return self.load_stored(config, stage, running);
@@ -341,8 +345,7 @@ impl Loader {
         let (plugins, name) = (&config.plugins, &*stage.plugin);
         let digest = stage.digest.as_ref();
         let digest = digest.with_context(|| format!("no digest says which `{name}` is meant"))?;
-        let runs = running_as(running, name, digest.hex());
-        if let Some(runs) = runs.filter(|_| !plugins.require_signature) {
+        if let Some(runs) = running_as(running, name, digest.hex()) {
             return Ok((runs, STORE.into()));
         }
         let cant = || format!("`{name}` ({digest}) can't be used");
@@ -350,7 +353,6 @@ impl Loader {
             .kept
             .plugin(digest, limit(plugins))
             .with_context(cant)?;
-        verified(plugins, &bytes).with_context(cant)?;
         let plugin = self.compile(config, name, &bytes).with_context(cant)?;
         let held = &plugin.manifest.name;
         anyhow::ensure!(
@@ -461,7 +463,6 @@ impl Loader {
         running: Option<&Blueprint>,
     ) -> anyhow::Result<Found> {
         let cant = || format!("{} can't be used", path.display());
-        verified(&config.plugins, &bytes).with_context(cant)?;
         let origin = path.display().to_string().into();
         // What runs may be back, after one that was refused.
         if let Some(runs) = running_as(running, name, &sha256(&bytes)) {
@@ -474,10 +475,23 @@ impl Loader {
         Ok((plugin, origin))
     }
 
-    fn compile(&self, config: &Config, name: &str, bytes: &[u8]) -> Result<Arc<Plugin>, LoadError> {
-        let owner = config.tenant.prefix.as_deref().unwrap_or_default();
+    /// Compiles what is trusted. The bytes are not looked at further if they aren't.
+    fn compile(&self, config: &Config, name: &str, bytes: &[u8]) -> anyhow::Result<Arc<Plugin>> {
+        self.compiler.proof_of(bytes).holds(&config.plugins)?;
+        // Tenants of other accounts may have no prefix, either.
+        let owner = config.tenant.file_name();
         let limit = config.plugins.compile_timeout;
-        self.compiler.compile(owner, name, bytes, limit)
+        Ok(self.compiler.compile(owner, name, bytes, limit)?)
+    }
+
+    /// A plugin, if it is trusted. What runs was trusted when it was loaded, and may be no more.
+    fn vouched_for(&self, plugins: &Plugins, found: Found) -> anyhow::Result<Found> {
+        let (plugin, origin) = &found;
+        if **origin != *GIVEN {
+            let trusted = self.trusted(plugins, plugin);
+            trusted.with_context(|| format!("`{}` from {origin} can't be used", plugin.name))?;
+        }
+        Ok(found)
     }
 
     /// Which plugins of a pipeline run though their files are gone, a line each; none if there
@@ -505,15 +519,6 @@ fn running_as(running: Option<&Blueprint>, name: &str, sha256: &str) -> Option<A
     let mut running = running.into_iter().flat_map(Blueprint::stages);
     let is_meant = |it: &&Stage| *it.plugin.name == *name && *it.plugin.sha256 == *sha256;
     running.find(is_meant).map(|it| Arc::clone(&it.plugin))
-}
-
-/// That a plugin is signed, if it has to be. One that is part of the program needn't be, wherever
-/// it comes from.
-fn verified(plugins: &Plugins, bytes: &[u8]) -> Result<(), Unverified> {
-    if !plugins.require_signature || is_built_in(bytes) {
-        return Ok(());
-    }
-    signature::verify(bytes, &plugins.trusted_keys).map(drop)
 }
 
 /// A plugin, if it has the bytes that its stage says.

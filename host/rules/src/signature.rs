@@ -34,7 +34,7 @@ const SIGNATURES_MAX: usize = 64;
 const HASHES_MAX: usize = 64;
 
 /// Why a plugin's signature isn't taken.
-#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
 pub enum Unverified {
     /// It isn't what can be signed.
     #[error("it is not a WebAssembly component")]
@@ -56,22 +56,69 @@ pub enum Unverified {
     Altered(PublicKey),
 }
 
-/// The signatures of a component, and what they are over.
+/// The signatures of a component, and what follows them.
 struct Signed<'a> {
-    sets: Vec<Set<'a>>,
-    /// What follows them.
+    sets: Vec<Set>,
     rest: &'a [u8],
 }
 
 /// Hashes, and the signatures over them.
-struct Set<'a> {
-    hashes: &'a [u8],
-    signatures: Vec<Signature<'a>>,
+struct Set {
+    hashes: Vec<u8>,
+    signatures: Vec<Signature>,
 }
 
-struct Signature<'a> {
-    key_id: &'a [u8],
-    signature: &'a [u8],
+struct Signature {
+    key_id: Vec<u8>,
+    signature: Vec<u8>,
+}
+
+/// The signatures of a component, apart from it: it can be told later, too, who signed it.
+pub struct Signatures {
+    sets: Vec<Set>,
+    /// Of what they have to be over.
+    hash: Vec<u8>,
+}
+
+impl Signatures {
+    /// Those of a component, of which nothing has been verified yet.
+    ///
+    /// # Errors
+    /// If it has none, or they can't be read.
+    pub fn read(component: &[u8]) -> Result<Self, Unverified> {
+        let Signed { sets, rest } = read(component)?.ok_or(Unverified::Unsigned)?;
+        let hash = digest(&SHA256, rest).as_ref().to_vec();
+        Ok(Self { sets, hash })
+    }
+
+    /// By which of some keys they are, in the keys' order: by one at least.
+    ///
+    /// # Errors
+    /// Why they are by none.
+    pub fn by(&self, keys: &[PublicKey]) -> Result<Vec<PublicKey>, Unverified> {
+        let mut altered = None;
+        let mut verified = Vec::new();
+        for key in keys {
+            let by_key = UnparsedPublicKey::new(&ED25519, &key.0);
+            for set in &self.sets {
+                let message = message(&set.hashes);
+                let is_by = |it: &Signature| by_key.verify(&message, &it.signature).is_ok();
+                if !set.signatures.iter().any(is_by) {
+                    continue;
+                }
+                if set.hashes.ends_with(&self.hash) {
+                    verified.push(*key);
+                    break;
+                }
+                altered = Some(*key);
+            }
+        }
+        match (verified.is_empty(), altered) {
+            (false, _) => Ok(verified),
+            (true, Some(key)) => Err(Unverified::Altered(key)),
+            (true, None) => Err(Unverified::Untrusted),
+        }
+    }
 }
 
 /// With which of some keys a component is signed, in their order: with one at least.
@@ -79,30 +126,7 @@ struct Signature<'a> {
 /// # Errors
 /// Why it isn't.
 pub fn verify(component: &[u8], keys: &[PublicKey]) -> Result<Vec<PublicKey>, Unverified> {
-    let Signed { sets, rest } = read(component)?.ok_or(Unverified::Unsigned)?;
-    let hash = digest(&SHA256, rest);
-    let mut altered = None;
-    let mut verified = Vec::new();
-    for key in keys {
-        let by_key = UnparsedPublicKey::new(&ED25519, &key.0);
-        for set in &sets {
-            let message = message(set.hashes);
-            let is_by = |it: &Signature<'_>| by_key.verify(&message, it.signature).is_ok();
-            if !set.signatures.iter().any(is_by) {
-                continue;
-            }
-            if set.hashes.ends_with(hash.as_ref()) {
-                verified.push(*key);
-                break;
-            }
-            altered = Some(*key);
-        }
-    }
-    match (verified.is_empty(), altered) {
-        (false, _) => Ok(verified),
-        (true, Some(key)) => Err(Unverified::Altered(key)),
-        (true, None) => Err(Unverified::Untrusted),
-    }
+    Signatures::read(component)?.by(keys)
 }
 
 /// A component with a signature. Those that others have made over the same content stay, so that
@@ -122,14 +146,14 @@ pub fn sign(component: &[u8], key: &Ed25519KeyPair) -> Result<Vec<u8>, Unverifie
     let same = sets.filter(|set| set.hashes == hash.as_ref());
     let others = same
         .flat_map(|set| &set.signatures)
-        .filter(|it| by_own.verify(&message, it.signature).is_err());
+        .filter(|it| by_own.verify(&message, &it.signature).is_err());
     let mut signatures: Vec<_> = others.map(Signature::to_bytes).collect();
     if signatures.len() >= SIGNATURES_MAX {
         return Err(Unverified::Malformed("it has too many signatures"));
     }
     let own = Signature {
-        key_id: &[],
-        signature: own.as_ref(),
+        key_id: Vec::new(),
+        signature: own.as_ref().to_vec(),
     };
     signatures.push(own.to_bytes());
     let mut set = vec![1];
@@ -155,12 +179,12 @@ fn with_section(set: &[u8], rest: &[u8]) -> Vec<u8> {
     bytes
 }
 
-impl Signature<'_> {
+impl Signature {
     fn to_bytes(&self) -> Vec<u8> {
         let mut bytes = Vec::new();
-        put_sized(&mut bytes, self.key_id);
+        put_sized(&mut bytes, &self.key_id);
         bytes.push(ALGORITHM);
-        put_sized(&mut bytes, self.signature);
+        put_sized(&mut bytes, &self.signature);
         bytes
     }
 }
@@ -187,7 +211,7 @@ fn read(component: &[u8]) -> Result<Option<Signed<'_>>, Unverified> {
     Ok(Some(Signed { sets, rest: rest.0 }))
 }
 
-fn sets<'a>(content: &mut Reader<'a>) -> Result<Vec<Set<'a>>, Unverified> {
+fn sets(content: &mut Reader<'_>) -> Result<Vec<Set>, Unverified> {
     let ends = || Unverified::Malformed("it ends too early");
     if content.take(HEAD.len()).ok_or_else(ends)? != HEAD {
         return Err(Unverified::Malformed("it is of an unknown version"));
@@ -214,15 +238,23 @@ fn sets<'a>(content: &mut Reader<'a>) -> Result<Vec<Set<'a>>, Unverified> {
             if one.byte() == Some(ALGORITHM)
                 && let Some(signature) = one.sized()
             {
+                one.must_be_read()?;
+                let (key_id, signature) = (key_id.to_vec(), signature.to_vec());
                 signatures.push(Signature { key_id, signature });
             }
         }
+        set.must_be_read()?;
         // A set without signatures counts, too, so that their number is bounded.
         left = left
             .checked_sub(usize::from(signatures.is_empty()))
             .ok_or(Unverified::Malformed("it has too many sets of hashes"))?;
-        sets.push(Set { hashes, signatures });
+        sets.push(Set {
+            hashes: hashes.to_vec(),
+            signatures,
+        });
     }
+    // What could stand there would be nobody's, in a file that is said to be unchanged.
+    content.must_be_read()?;
     Ok(sets)
 }
 
@@ -240,12 +272,24 @@ impl<'a> Reader<'a> {
         self.take(1)?.first().copied()
     }
 
-    /// A number in LEB128, of at most 32 bits.
+    /// That all of it has been read.
+    fn must_be_read(&self) -> Result<(), Unverified> {
+        let is_read = self.0.is_empty();
+        is_read
+            .then_some(())
+            .ok_or(Unverified::Malformed("something else follows it"))
+    }
+
+    /// A number in LEB128, of at most 32 bits and no longer than it has to be: there is one way
+    /// to write it.
     fn number(&mut self) -> Option<usize> {
         let mut number = 0_u64;
         for place in 0..5 {
             let byte = self.byte()?;
             number |= u64::from(byte & 0x7f) << (7 * place);
+            if byte == 0 && place > 0 {
+                return None;
+            }
             if byte & 0x80 == 0 {
                 return u32::try_from(number).ok().map(|number| number as usize);
             }
@@ -367,8 +411,8 @@ mod tests {
                 .collect();
             let signature = one.sign(&message(&hashes));
             let signature = Signature {
-                key_id: b"key",
-                signature: signature.as_ref(),
+                key_id: b"key".to_vec(),
+                signature: signature.as_ref().to_vec(),
             };
             let mut set = vec![(hashes.len() / HASH_BYTES) as u8];
             set.extend(&hashes);
@@ -380,6 +424,55 @@ mod tests {
         let altered = Err(Unverified::Altered(key));
         assert_eq!(verify(&with(&[part, whole], part), &[key]), altered);
         assert_eq!(verify(&with(&[part], whole), &[key]), altered);
+    }
+
+    #[test]
+    fn nothing_can_be_put_into_a_signature_or_written_otherwise() {
+        let (one, key) = pair(1);
+        let component = built_in("public").unwrap();
+        let rest = &component[8..];
+        let hash = digest(&SHA256, rest);
+        let signature = Signature {
+            key_id: Vec::new(),
+            signature: one.sign(&message(hash.as_ref())).as_ref().to_vec(),
+        };
+        // One byte more at each depth: in the signature, in the set, and in the section.
+        let signed = |more: [&[u8]; 3], count: &[u8]| {
+            let mut set = vec![1];
+            set.extend(hash.as_ref());
+            set.extend(count);
+            put_sized(&mut set, &[&signature.to_bytes(), more[0]].concat());
+            set.extend(more[1]);
+            let mut content = Vec::new();
+            put_sized(&mut content, SECTION);
+            content.extend(HEAD);
+            content.push(1);
+            put_sized(&mut content, &set);
+            content.extend(more[2]);
+            let mut bytes = PREAMBLE.to_vec();
+            bytes.push(0);
+            put_sized(&mut bytes, &content);
+            bytes.extend(rest);
+            bytes
+        };
+        let plain = signed([&[], &[], &[]], &[1]);
+        assert_eq!(verify(&plain, &[key]), Ok(vec![key]));
+        for other in [
+            signed([b"x", &[], &[]], &[1]),
+            signed([&[], b"x", &[]], &[1]),
+            signed([&[], &[], b"x"], &[1]),
+            signed([&[], &[], &[]], &[0x81, 0]),
+            signed([&[], &[], &[]], &[0x81, 0x80, 0]),
+        ] {
+            let refused = verify(&other, &[key]);
+            assert!(matches!(refused, Err(Unverified::Malformed(_))));
+        }
+        // The length of the section itself.
+        let mut longer = plain.clone();
+        let at = plain[9..].iter().position(|byte| byte & 0x80 == 0).unwrap() + 9;
+        longer[at] |= 0x80;
+        longer.insert(at + 1, 0);
+        assert!(verify(&longer, &[key]).is_err());
     }
 
     #[test]

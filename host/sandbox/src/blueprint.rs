@@ -68,7 +68,8 @@ impl Blueprint {
                 stage.fares_alone();
             }
             stage.check(&mut redacted, &mut problems);
-            let stage = Arc::new(stage);
+            // By what it is granted now.
+            let stage = Arc::new(stage).judged(&|_| None);
             let mut alone = Pipeline::new(std::slice::from_ref(&stage), limits);
             problems.extend(alone.make().err());
             memory_bytes = memory_bytes.saturating_add(alone.memory_bytes());
@@ -189,11 +190,28 @@ impl Blueprint {
         self.stages().any(|own| own.is_same(stage))
     }
 
+    /// The same stages, judged anew. `why_not` says of a stage why it may not run; such a stage
+    /// is in quarantine, and no call of its plugin is made. The same holds for those that would
+    /// take over. None where that is how all of them are judged already.
+    #[must_use]
+    pub fn judged(&self, why_not: &dyn Fn(&Stage) -> Option<String>) -> Option<Self> {
+        let stages: Vec<_> = self.stages.iter().map(|it| it.judged(why_not)).collect();
+        let pairs = || stages.iter().zip(&self.stages);
+        let is_other = pairs().any(|(after, before)| !Arc::ptr_eq(after, before));
+        is_other.then(|| Self {
+            stages,
+            limits: self.limits,
+            latency: Arc::clone(&self.latency),
+            spares: Mutex::default(),
+        })
+    }
+
     /// Whether two blueprints do the same.
     pub fn is_same(&self, other: &Self) -> bool {
+        let is_same = |(a, b): (&Stage, &Stage)| a.is_same(b) && a.is_judged_as(b);
         self.limits == other.limits
             && self.stages.len() == other.stages.len()
-            && self.stages().zip(other.stages()).all(|(a, b)| a.is_same(b))
+            && self.stages().zip(other.stages()).all(is_same)
     }
 }
 

@@ -123,13 +123,18 @@ impl<A, R> Slot<A, R> {
     ) -> Result<T, Failure> {
         let outcome = self.call_in_service(context, observed, with, read);
         outcome.unwrap_or_else(|| {
-            let last = self.in_force().health.last_failure();
+            let stage = self.in_force();
+            let last = stage.health.last_failure();
             let last = last.map_or_else(String::new, |last| {
                 format!(", most recently: {}", last.error)
             });
+            let why = match stage.withdrawn() {
+                Some(why) => format!("it may not run any more: {why}"),
+                None => format!("it failed on user after user{last}"),
+            };
             Err(Failure {
                 plugin: self.name(),
-                error: format!("is in quarantine, since it failed on user after user{last}"),
+                error: format!("is in quarantine, since {why}"),
             })
         })
     }
@@ -142,6 +147,9 @@ impl<A, R> Slot<A, R> {
         with: impl FnMut(&mut Call) -> wasmtime::Result<A>,
         read: impl FnMut(&mut Call, R) -> wasmtime::Result<T>,
     ) -> Option<Result<T, Failure>> {
+        if self.stage.withdrawn().is_some() {
+            return None;
+        }
         self.give_way();
         if let Some(fallback) = &mut self.fallback {
             return fallback.call_in_service(context, observed, with, read);
@@ -217,8 +225,19 @@ impl<A, R> Slot<A, R> {
 
     /// Takes over the state of the slot whose place it takes, as far as there is one.
     pub(crate) fn take_over(&mut self, before: &mut Self) {
+        let may_not_run = |stage: &Stage| stage.withdrawn().is_some();
+        if may_not_run(&self.stage) || may_not_run(&before.stage) {
+            // Nothing of it is called, but it may run again later.
+            if self.stage.is_same(&before.stage) {
+                self.exchange_instance(before);
+            }
+            return;
+        }
         if let Some(fallback) = &mut before.fallback {
-            return self.take_over(fallback);
+            if !self.stage.lost_successor() {
+                self.take_over(fallback);
+            }
+            return;
         }
         if let Err(error) = self.instance.take_over(&mut before.instance) {
             let plugin = &*self.stage.plugin.name;
@@ -256,7 +275,7 @@ impl<A, R> Slot<A, R> {
     fn quarantine(&self, error: &str) {
         let plugin = &*self.stage.plugin.name;
         let Quarantine { users, ms, .. } = self.limits.quarantine;
-        if let Some(last_good) = &self.stage.last_good {
+        if let Some(last_good) = self.stage.successor() {
             self.stage.health.replaced.store(true, Ordering::Relaxed);
             tracing::error!(
                 plugin,
@@ -279,7 +298,7 @@ impl<A, R> Slot<A, R> {
         if self.fallback.is_some() || !self.is_replaced() {
             return;
         }
-        let Some(last_good) = &self.stage.last_good else {
+        let Some(last_good) = self.stage.successor() else {
             return;
         };
         let mut fallback = Self::new(last_good, self.export, self.limits);

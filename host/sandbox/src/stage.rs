@@ -12,6 +12,7 @@ use crate::manifest::{OnFailure, Role};
 use crate::{LoadError, MemoryBudget, Plugin};
 
 /// A plugin in its place in the chain.
+#[derive(Clone)]
 pub struct Stage {
     /// The plugin.
     pub plugin: Arc<Plugin>,
@@ -33,6 +34,8 @@ pub struct Stage {
     pub health: Arc<Health>,
     /// Who takes over from it then, if anyone.
     pub(crate) last_good: Option<Arc<Stage>>,
+    /// Why it may not run any more, if so: it is in quarantine until it may again.
+    withdrawn: Option<Arc<str>>,
 }
 
 impl Stage {
@@ -63,6 +66,7 @@ impl Stage {
             memory: MemoryBudget::default(),
             health: Arc::default(),
             last_good: None,
+            withdrawn: None,
         }
     }
 
@@ -132,6 +136,91 @@ impl Stage {
             && self.on_failure == other.on_failure
     }
 
+    /// Why it may not run any more, if it may not.
+    pub fn withdrawn(&self) -> Option<&str> {
+        self.withdrawn.as_deref()
+    }
+
+    /// Whether it is in quarantine: it failed on too many users, or may not run any more.
+    pub fn in_quarantine(&self) -> bool {
+        self.withdrawn.is_some() || self.health.in_quarantine()
+    }
+
+    /// Who may take over from it once it has failed repeatedly.
+    pub(crate) fn successor(&self) -> Option<&Arc<Self>> {
+        let last_good = self.last_good.as_ref();
+        last_good.filter(|it| it.withdrawn.is_none())
+    }
+
+    /// Whether it had a last good generation that may not run any more.
+    pub(crate) fn lost_successor(&self) -> bool {
+        self.last_good.is_some() && self.successor().is_none()
+    }
+
+    /// The same stage, judged anew, and with it the one that would take over from it: whether
+    /// either may not run, and why.
+    pub(crate) fn judged(self: &Arc<Self>, why_not: &dyn Fn(&Self) -> Option<String>) -> Arc<Self> {
+        // Taking a grant away is meant for the older one, too.
+        let granted = |last: &Self| in_words(&last.not_granted(self.granted, self.ceiling));
+        let last_good = self.last_good.as_ref();
+        let last_good =
+            last_good.map(|last| last.as_judged(why_not(last).or_else(|| granted(last))));
+        let judged = self.as_judged(why_not(self));
+        let is_same = match (&last_good, &judged.last_good) {
+            (Some(last), Some(before)) => Arc::ptr_eq(last, before),
+            _ => true,
+        };
+        match is_same {
+            true => judged,
+            false => Arc::new(Self {
+                last_good,
+                ..Self::clone(&judged)
+            }),
+        }
+    }
+
+    fn as_judged(self: &Arc<Self>, why: Option<String>) -> Arc<Self> {
+        match self.withdrawn.as_deref() == why.as_deref() {
+            true => Arc::clone(self),
+            false => Arc::new(Self {
+                withdrawn: why.map(Arc::from),
+                ..Self::clone(self)
+            }),
+        }
+    }
+
+    /// Whether it may run as another one does.
+    pub(crate) fn is_judged_as(&self, other: &Self) -> bool {
+        let both = |it: &Self| (it.withdrawn.clone(), it.lost_successor());
+        both(self) == both(other)
+    }
+
+    /// What it asks for and isn't granted, if that is what its plugin is granted, by its own
+    /// entry and to any plugin; in words, if there is any.
+    pub fn why_not_granted(
+        &self,
+        granted: Option<Capabilities>,
+        ceiling: Capabilities,
+    ) -> Option<String> {
+        in_words(&self.not_granted(granted.unwrap_or(self.granted), ceiling))
+    }
+
+    fn not_granted(&self, granted: Capabilities, ceiling: Capabilities) -> Vec<LoadError> {
+        let plugin = || self.plugin.name.to_string();
+        let asks = self.plugin.asks;
+        let refused = asks.less(granted);
+        let refused = refused.iter().map(|it| LoadError::NotGranted {
+            plugin: plugin(),
+            grant: it.as_str(),
+        });
+        let beyond = asks.within(granted).less(ceiling);
+        let beyond = beyond.iter().map(|it| LoadError::NotAllowed {
+            plugin: plugin(),
+            grant: it.as_str(),
+        });
+        refused.chain(beyond).collect()
+    }
+
     /// What is wrong with its grants and its place.
     pub(crate) fn check(&self, redacted: &mut bool, problems: &mut Vec<LoadError>) {
         let manifest = &self.plugin.manifest;
@@ -142,17 +231,7 @@ impl Stage {
             plugin: plugin(),
             what: format!("it asks for `{name}`, which this host doesn't give"),
         }));
-        let asks = self.plugin.asks;
-        let refused = asks.less(self.granted);
-        problems.extend(refused.iter().map(|it| LoadError::NotGranted {
-            plugin: plugin(),
-            grant: it.as_str(),
-        }));
-        let refused = asks.within(self.granted).less(self.ceiling);
-        problems.extend(refused.iter().map(|it| LoadError::NotAllowed {
-            plugin: plugin(),
-            grant: it.as_str(),
-        }));
+        problems.extend(self.not_granted(self.granted, self.ceiling));
         let misplaced = match manifest.role {
             Role::Filter if *redacted => {
                 Some("is a filter, and stands after the redactor: put it before")
@@ -197,14 +276,10 @@ impl Stage {
         if self.on_failure != OnFailure::LastGood {
             return;
         }
-        let last_good = if !is_same && !running.health.in_quarantine() {
-            Some(Arc::new(running.alone()))
-        } else {
-            running.last_good.clone()
+        self.last_good = match !is_same && !running.in_quarantine() {
+            true => Some(Arc::new(running.alone())),
+            false => running.last_good.clone(),
         };
-        // Taking a grant away is meant for the older one, too.
-        let may = self.may();
-        self.last_good = last_good.filter(|last| last.plugin.asks.less(may).is_empty());
     }
 
     /// It is taken out of service, and comes back, by itself alone.
@@ -215,14 +290,15 @@ impl Stage {
     /// The same, with nobody to take over from it.
     fn alone(&self) -> Self {
         Self {
-            plugin: Arc::clone(&self.plugin),
-            config: self.config.clone(),
-            origin: Arc::clone(&self.origin),
-            linked: self.linked.clone(),
             last_good: None,
             health: Arc::new(Health::follow(&self.health)),
-            memory: self.memory.clone(),
-            ..*self
+            ..self.clone()
         }
     }
+}
+
+/// All of some errors in a line; none if there are none.
+fn in_words(errors: &[LoadError]) -> Option<String> {
+    let errors: Vec<_> = errors.iter().map(ToString::to_string).collect();
+    (!errors.is_empty()).then(|| errors.join("; "))
 }

@@ -60,5 +60,7 @@ mod state;
 mod told;
 #[path = "sandbox/wasi.rs"]
 mod wasi;
+#[path = "sandbox/withdrawn.rs"]
+mod withdrawn;
 #[path = "sandbox/world.rs"]
 mod world;

@@ -1,10 +1,11 @@
 //! `presence plugin keygen`, `sign` and `verify`: who a plugin is from.
 
+use std::fs;
 use std::path::PathBuf;
 
 use anyhow::{Context as _, ensure};
+use presence_config::PublicKey;
 use presence_config::escape::{line, print, print_json};
-use presence_config::{self as config, Config, PublicKey};
 use presence_rules::{keys, signature};
 use presence_sandbox::sha256;
 use serde_json::json;
@@ -65,7 +66,15 @@ pub(super) fn sign(args: &SignArgs) -> anyhow::Result<()> {
     let place = || format!("can't sign {}", args.file.display());
     let signed = signature::sign(&plugin, &key).with_context(place)?;
     let output = args.output.as_ref().unwrap_or(&args.file);
-    super::write(output, &signed)?;
+    // What a link leads to is what is to be signed: a file takes its place, and not the link's.
+    let place = match fs::canonicalize(output) {
+        Err(error) if output.is_symlink() => {
+            let what = || format!("{} leads nowhere", output.display());
+            return Err(error).with_context(what);
+        }
+        place => place.unwrap_or_else(|_| output.clone()),
+    };
+    super::write(&place, &signed)?;
     print(format_args!(
         "{}: signed with {}\n  sha256:{}\n",
         line(output.display()),
@@ -100,8 +109,7 @@ pub(super) fn verify(args: &VerifyArgs) -> anyhow::Result<()> {
 
 /// The keys of the configuration.
 fn configured(args: &VerifyArgs) -> anyhow::Result<Vec<PublicKey>> {
-    let config = Config::load(args.config.config.as_deref(), config::variables())?;
-    let keys = config.plugins.trusted_keys;
+    let keys = args.config.load()?.plugins.trusted_keys;
     ensure!(
         !keys.is_empty(),
         "no key is trusted: give one with --key, or set [plugins] trusted_keys"

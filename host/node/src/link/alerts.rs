@@ -112,6 +112,17 @@ struct Quarantined {
     plugin: Arc<str>,
     sha256: Arc<str>,
     is_candidate: bool,
+    /// Whether it may not run, and not just fails.
+    is_withdrawn: bool,
+}
+
+impl Quarantined {
+    /// Whether it is the same plugin in the same place, for whatever reason.
+    fn is_of(&self, other: &Self) -> bool {
+        self.plugin == other.plugin
+            && self.sha256 == other.sha256
+            && self.is_candidate == other.is_candidate
+    }
 }
 
 /// Raises an alert when a plugin comes into quarantine, and when it is out again.
@@ -128,12 +139,13 @@ pub(crate) async fn follow_quarantine(alerts: Alerts, running: watch::Receiver<R
         });
         let mut now = Vec::new();
         for (generation, blueprint, is_candidate) in active.into_iter().chain(beside) {
-            for stage in blueprint.stages().filter(|it| it.health.in_quarantine()) {
+            for stage in blueprint.stages().filter(|it| it.in_quarantine()) {
                 let plugin = &stage.plugin;
                 let of = |is_candidate| Quarantined {
                     plugin: Arc::clone(&plugin.name),
                     sha256: Arc::clone(&plugin.sha256),
                     is_candidate,
+                    is_withdrawn: stage.withdrawn().is_some(),
                 };
                 // What both pipelines have in common is one plugin.
                 if now.contains(&of(false)) || now.contains(&of(true)) {
@@ -149,14 +161,16 @@ pub(crate) async fn follow_quarantine(alerts: Alerts, running: watch::Receiver<R
                             "generation": generation,
                             "candidate": is_candidate,
                             "onFailure": stage.on_failure.as_str(),
-                            "error": "it failed on too many users",
+                            "withdrawn": stage.withdrawn().is_some(),
+                            "error": stage.withdrawn().unwrap_or("it failed on too many users"),
                         }),
                     );
                 }
                 now.push(of(is_candidate));
             }
         }
-        for over in known.iter().filter(|it| !now.contains(it)) {
+        let is_over = |it: &&Quarantined| !now.iter().any(|now| now.is_of(it));
+        for over in known.iter().filter(is_over) {
             alerts.raise(
                 "quarantine-over",
                 json!({

@@ -99,6 +99,11 @@ impl Change {
     ) -> anyhow::Result<Self> {
         let beside = running.beside.as_ref();
         let canary = beside.filter(|it| matches!(it.mode, Mode::Canary(_)));
+        // One that may not run any more is loaded anew, which says why it can't be.
+        let canary = canary.filter(|it| {
+            let with = with_chain(config, &it.chain);
+            loader.permits(&with, &it.generation.blueprint)
+        });
         let promoted = canary.filter(|it| *it.chain == *config.pipeline);
         let active = match promoted {
             Some(_) => Active::Beside,
@@ -129,13 +134,20 @@ impl Change {
             (Active::Beside, Some(promoted)) => &promoted.generation.blueprint,
             (Active::Same | Active::Beside, _) => &*running.blueprint,
         };
-        let mut with = config.clone();
-        with.pipeline.clone_from(&chain);
+        let with = with_chain(config, &chain);
         let loaded = loader.attempt_beside(&with, before, attempt);
         Ok(Self {
             active,
             candidate: Wanted::New(loaded.map_err(together)?, chain.into()),
         })
+    }
+}
+
+/// A configuration with the stages that something beside the active pipeline is loaded from.
+pub(super) fn with_chain(config: &Config, chain: &[Stage]) -> Config {
+    Config {
+        pipeline: chain.to_vec(),
+        ..config.clone()
     }
 }
 
@@ -428,6 +440,9 @@ impl Reload {
             None if running.generation != shadow.generation => {
                 Some("the pipeline was swapped meanwhile: try again")
             }
+            None if !self.permits_shadow(&shadow) => {
+                Some("the configuration has changed meanwhile, and it may not run any more")
+            }
             None => None,
         };
         if let Some(why) = refused {
@@ -459,6 +474,11 @@ impl Reload {
         let beside = Some(beside);
         self.tenant.put(Pipelines { active, beside }).await;
         let _ = shadow.answer.send(Ok(()));
+    }
+
+    fn permits_shadow(&self, shadow: &Shadow) -> bool {
+        let with = with_chain(&self.config, &shadow.chain);
+        self.loader.permits(&with, &shadow.blueprint)
     }
 
     /// The shadow ends, if one runs. Says whether one did.

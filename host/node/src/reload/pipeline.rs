@@ -12,8 +12,9 @@ use tokio::sync::watch;
 use tokio::task::spawn_blocking;
 
 use super::Reload;
-use super::beside::{Change, Put};
+use super::beside::{Change, Put, with_chain};
 use super::refused::Said;
+use crate::beside::{Beside, Pipelines};
 use crate::reload::on_disk::What;
 use crate::tenant::Running;
 
@@ -67,6 +68,10 @@ impl Reload {
             Err(error) => Some(Causes(&error).to_string()),
         };
         let is_taken = refusal.is_none();
+        if !is_taken {
+            // A withdrawn key or grant is no bad new file, which would change nothing.
+            self.withdraw().await;
+        }
         match revision {
             Some(revision) => {
                 let number = revision.revision;
@@ -83,6 +88,44 @@ impl Reload {
         }
         self.refuse_pipeline(refusal);
         self.say_reloaded(is_taken);
+    }
+
+    /// Takes out of service what runs and may not any more, by the configuration that was taken:
+    /// it is in quarantine until it may run again, or is replaced. A pipeline is put in force that
+    /// is the running one but for that, so that everyone is decided on again.
+    pub(super) async fn withdraw(&mut self) {
+        let running = self.tenant.running.borrow().clone();
+        let active = self.loader.judged(&self.config, &running.blueprint);
+        let judged = running.beside.as_ref().and_then(|it| {
+            let with = with_chain(&self.config, &it.chain);
+            self.loader.judged(&with, &it.generation.blueprint)
+        });
+        if active.is_none() && judged.is_none() {
+            return;
+        }
+        for stage in active.iter().chain(&judged).flat_map(Blueprint::stages) {
+            if let Some(why) = stage.withdrawn() {
+                let (plugin, line) = (&*stage.plugin.name, stage.line());
+                tracing::error!(
+                    plugin,
+                    "{line} may not run any more, and is in quarantine until it may again, or is \
+                     replaced: {why}"
+                );
+            }
+        }
+        let before = Pipelines::from(&running);
+        let active = match active {
+            Some(blueprint) => self.tenant.next_generation(blueprint),
+            None => before.active,
+        };
+        let beside = before.beside.map(|beside| match judged {
+            Some(blueprint) => Beside {
+                generation: self.tenant.next_generation(blueprint),
+                ..beside
+            },
+            None => beside,
+        });
+        self.tenant.put(Pipelines { active, beside }).await;
     }
 
     /// Says why a pipeline was not put in force, if that is news.

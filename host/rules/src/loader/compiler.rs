@@ -7,13 +7,14 @@
 //! that go on so are few: if there are more, places are given away when these threads end.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::{self, available_parallelism};
 use std::time::{Duration, Instant};
 
 use presence_sandbox::{Engine, LoadError, Plugin, sha256};
 
 use super::seats::Seats;
+use super::trust::Proof;
 
 /// How many compiled plugins are kept that no pipeline uses: an attempt to load a pipeline
 /// that was refused is made again.
@@ -42,10 +43,15 @@ struct Compiled {
     place: Arc<Place>,
 }
 
-/// The plugin under each of its names, and the compilation that is under way.
+/// What there is of one file's bytes.
 #[derive(Default)]
-struct Place(Mutex<State>);
+struct Place {
+    state: Mutex<State>,
+    /// Who vouches for them.
+    proof: OnceLock<Arc<Proof>>,
+}
 
+/// The plugin under each of its names, and the compilation that is under way.
 #[derive(Default)]
 struct State {
     plugins: Vec<Arc<Plugin>>,
@@ -109,12 +115,13 @@ impl Compiler {
         limit: Duration,
     ) -> Result<Arc<Plugin>, LoadError> {
         let place = self.place(sha256(bytes));
+        place.proof_of(bytes);
         let too_slow = || LoadError::TooSlow {
             plugin: name.into(),
             seconds: limit.as_secs_f32(),
         };
         loop {
-            let mut state = held(&place.0);
+            let mut state = held(&place.state);
             if let Some(plugin) = state.plugins.iter().find(|it| *it.name == *name) {
                 return Ok(Arc::clone(plugin));
             }
@@ -165,7 +172,7 @@ impl Compiler {
                             .into(),
                     })
                 });
-                let mut state = held(&place.0);
+                let mut state = held(&place.state);
                 state.under_way = None;
                 let compiled = compiled.map(Arc::new);
                 // Even if nobody waits: it is there when it is asked for again.
@@ -178,7 +185,7 @@ impl Compiler {
         };
         let began = thread::Builder::new().name("compile".into()).spawn(work);
         if let Err(error) = began {
-            held(&place.0).under_way = None;
+            held(&place.state).under_way = None;
             seat.end();
             own.end();
             return Err(LoadError::Engine(format!("no thread can be had: {error}")));
@@ -189,6 +196,18 @@ impl Compiler {
         }
         let outcome = held(&outcome).take();
         outcome.transpose()
+    }
+
+    /// Who vouches for some bytes.
+    pub(super) fn proof_of(&self, bytes: &[u8]) -> Arc<Proof> {
+        self.place(sha256(bytes)).proof_of(bytes)
+    }
+
+    /// Who vouches for a plugin, by its digest: known for as long as it is used.
+    pub(super) fn proof(&self, sha256: &str) -> Option<Arc<Proof>> {
+        let compiled = held(&self.compiled);
+        let known = compiled.iter().find(|known| *known.sha256 == *sha256)?;
+        known.place.proof.get().map(Arc::clone)
     }
 
     /// Where the plugins of a digest are.
@@ -263,10 +282,17 @@ impl Compilation {
     }
 }
 
+impl Place {
+    fn proof_of(&self, bytes: &[u8]) -> Arc<Proof> {
+        let proof = self.proof.get_or_init(|| Arc::new(Proof::of(bytes)));
+        Arc::clone(proof)
+    }
+}
+
 impl Compiled {
     /// Whether a pipeline uses it, or is to, or it is being compiled.
     fn is_used(&self) -> bool {
-        let state = held(&self.place.0);
+        let state = held(&self.place.state);
         Arc::strong_count(&self.place) > 1
             || state.under_way.is_some()
             || state.plugins.iter().any(|it| Arc::strong_count(it) > 1)
@@ -359,7 +385,7 @@ mod tests {
         // It goes on, and isn't begun again.
         assert!(slow(LONG).is_err());
         go.send(()).unwrap();
-        while held(&compiler.place(sha256(bytes("public"))).0)
+        while held(&compiler.place(sha256(bytes("public"))).state)
             .under_way
             .is_some()
         {

@@ -10,7 +10,8 @@ use presence_config::{Config, Plugins, Source, Stage};
 use presence_sandbox::manifest::Role;
 use presence_sandbox::{Manifest, sha256};
 
-use super::{built_in, file, limit, verified};
+use super::trust::Proof;
+use super::{built_in, file, limit};
 use crate::in_force::BUILT_IN;
 use crate::stored::{Kept, STORE};
 
@@ -53,7 +54,7 @@ pub fn misnamed_files(config: &Config) -> Vec<String> {
     let warnings = stages.filter_map(|stage| {
         let (name, path) = (&*stage.plugin, file(&config.plugins.dir, &stage.plugin));
         let bytes = regular::read(&path, Some(limit(&config.plugins))).ok()?;
-        verified(&config.plugins, &bytes).ok()?;
+        Proof::of(&bytes).holds(&config.plugins).ok()?;
         misnamed(&path, name, &Manifest::read(name, &bytes).ok()?.name)
     });
     warnings.collect::<BTreeSet<_>>().into_iter().collect()
@@ -120,7 +121,7 @@ impl FoundPlugin {
 
     /// As [`Self::of`]. The bytes are not looked at further if their signature doesn't hold.
     fn vouched(plugins: &Plugins, name: &str, source: &str, bytes: &[u8]) -> Self {
-        match verified(plugins, bytes) {
+        match Proof::of(bytes).holds(plugins) {
             Ok(()) => Self::of(name, source, bytes),
             Err(_) => Self {
                 name: name.into(),

@@ -209,7 +209,7 @@ fn plugins(text: &mut Exposition, status: &Status) {
     }
     text.values("presence_plugin_failures_total", "plugin", failures);
     let quarantined = running.blueprint.stages().map(|stage| {
-        let quarantined = stage.health.in_quarantine();
+        let quarantined = stage.in_quarantine();
         (&stage.plugin.name, u8::from(quarantined))
     });
     text.values("presence_plugin_quarantined", "plugin", quarantined);
@@ -217,10 +217,15 @@ fn plugins(text: &mut Exposition, status: &Status) {
     let stages = beside.flat_map(|it| it.generation.blueprint.stages());
     let quarantined = stages.filter(|stage| !running.blueprint.has_same(stage));
     let quarantined = quarantined.map(|stage| {
-        let quarantined = stage.health.in_quarantine();
+        let quarantined = stage.in_quarantine();
         (&stage.plugin.name, u8::from(quarantined))
     });
     text.values("presence_candidate_quarantined", "plugin", quarantined);
+    let withdrawn = running.blueprint.stages().map(|stage| {
+        let withdrawn = stage.withdrawn().is_some();
+        (&stage.plugin.name, u8::from(withdrawn))
+    });
+    text.values("presence_plugin_withdrawn", "plugin", withdrawn);
     let stages = running.blueprint.stages();
     let left_out = stages.map(|stage| (&stage.plugin.name, stage.plugin.lines_left_out()));
     let name = "presence_plugin_log_lines_left_out_total";

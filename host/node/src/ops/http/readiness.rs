@@ -1,5 +1,6 @@
 //! Why a node doesn't do its work, if it doesn't.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::{Board, Status};
@@ -46,6 +47,7 @@ pub(super) fn reasons(board: &Board) -> Vec<String> {
         ));
     }
     reasons.extend(status.store.as_ref().and_then(|store| store.nothing()));
+    reasons.extend(withdrawn(status));
     reasons.extend(status.on_disk.unfollowed());
     if let Some((since, why)) = status.unwritten() {
         let seconds = since.as_secs();
@@ -54,6 +56,17 @@ pub(super) fn reasons(board: &Board) -> Vec<String> {
         ));
     }
     reasons
+}
+
+/// Which plugins were to go on and may not.
+fn withdrawn(status: &Status) -> Vec<String> {
+    let blueprint = Arc::clone(&status.running.borrow().blueprint);
+    let stages = blueprint.stages();
+    let withdrawn = stages.filter_map(|stage| {
+        let (name, why) = (&stage.plugin.name, stage.withdrawn()?);
+        Some(format!("the plugin `{name}` may not run any more: {why}"))
+    });
+    withdrawn.collect()
 }
 
 fn forbidden(board: &Board) -> impl Iterator<Item = String> {

@@ -66,7 +66,8 @@ fn beside(beside: &Beside) -> Value {
         json!({
             "plugin": &*stage.plugin.name,
             "sha256": &*stage.plugin.sha256,
-            "quarantined": stage.health.in_quarantine(),
+            "quarantined": stage.in_quarantine(),
+            "withdrawn": stage.withdrawn(),
         })
     });
     let calls = |side| {
@@ -101,7 +102,8 @@ fn serving(status: &Status, directory: &str) -> Value {
                 "role": stage.plugin.manifest.role.as_str(),
                 "sha256": &*stage.plugin.sha256,
                 "source": &*stage.origin,
-                "quarantined": stage.health.in_quarantine(),
+                "quarantined": stage.in_quarantine(),
+                "withdrawn": stage.withdrawn(),
                 "onFailure": match stage.on_failure {
                     OnFailure::Hold => "hold",
                     OnFailure::LastGood => "last-good",
