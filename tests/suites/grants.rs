@@ -80,7 +80,7 @@ async fn a_running_node_takes_a_plugin_once_it_is_granted_what_it_asks_for() -> 
 #[tokio::test]
 async fn a_grant_that_is_taken_away_stops_what_was_granted_it() -> Result<()> {
     let mut world = World::start_with(|mut site| {
-        site.set_pipeline(&[("contacts", None), ("redact", None)])?;
+        site.set_pipeline(&[("contacts", None)])?;
         site.set_stage("contacts", "grants", ALL.to_vec())?;
         site.write_plugin("contacts", groups()?)?;
         Ok(site)

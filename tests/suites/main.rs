@@ -80,6 +80,7 @@ mod store;
 mod store_nodes;
 mod telemetry;
 mod tenant_edits;
+mod tenant_sections;
 mod tenants;
 mod turns;
 mod world;

@@ -319,6 +319,8 @@ async fn the_store_s_plugins_are_held_to_it_too() -> Result<()> {
         .with("plugins.trusted_keys", vec![ours])?;
     let mut host = Host::spawn(&site)?;
     host.wait_for_log(0, &["no pipeline revision"]).await?;
+    // Before that, nobody answers.
+    host.wait_for_log(0, &["ready node="]).await?;
     let pipeline = site.path().join("pipeline.toml");
     fs::write(
         &pipeline,

@@ -16,11 +16,11 @@ use crate::inputs;
 /// What every subject of one tenant begins with, as requests to it and what it publishes.
 const INPUTS: [&str; 3] = [inputs::CONNECT, inputs::HEARTBEAT, inputs::DISCONNECT];
 
-fn tenant(name: &str) -> Table {
+pub(crate) fn tenant(name: &str) -> Table {
     with(Table::new(), "name", name)
 }
 
-fn with(mut tenant: Table, key: &str, value: impl Into<toml::Value>) -> Table {
+pub(crate) fn with(mut tenant: Table, key: &str, value: impl Into<toml::Value>) -> Table {
     tenant.insert(key.into(), value.into());
     tenant
 }
@@ -85,13 +85,13 @@ fn states(status: &Value) -> Vec<(&str, &str)> {
         .collect()
 }
 
-async fn status(site: &Site) -> Result<Value> {
+pub(crate) async fn status(site: &Site) -> Result<Value> {
     let answer = http::get(site.http_port(), "/status").await?;
     Ok(serde_json::from_str(&answer.body)?)
 }
 
 /// Waits until a node's tenants are at these.
-async fn until_states(site: &Site, expected: &[(&str, &str)]) -> Result<()> {
+pub(crate) async fn until_states(site: &Site, expected: &[(&str, &str)]) -> Result<()> {
     let mut last = String::new();
     let reached = wait::until("the tenants' states", async || {
         let status = status(site).await?;

@@ -78,7 +78,8 @@ export function head(status) {
   const notices = [];
   for (const reason of status.reasons) notices.push(["bad", status.ready ? reason : `Not ready: ${reason}`]);
   for (const stage of serving?.pipeline ?? []) {
-    if (stage.quarantined) notices.push(["bad", quarantine(stage)]);
+    // One that may not run is among the reasons.
+    if (stage.quarantined && !stage.withdrawn) notices.push(["bad", quarantine(stage)]);
   }
   for (const it of serving?.notInForce ?? []) {
     notices.push(["warn", `The ${it.what} on disk is not in force, since ${moment(it.since)}: ${it.why}`]);

@@ -74,14 +74,13 @@ impl From<&config::Problem> for Problem {
 
 /// Checks the configuration, the directory and the plugins; and the broker, if it is to.
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
-    let report =
-        match Config::load_with_problems(args.config.config.as_deref(), config::variables()) {
-            Ok(read) => Report::of_all(read, args)?,
-            Err(problems) => Report {
-                problems: problems.iter().map(Problem::from).collect(),
-                ..Report::default()
-            },
-        };
+    let report = match args.config.read_all() {
+        Ok(read) => Report::of_all(read, args)?,
+        Err(problems) => Report {
+            problems: problems.iter().map(Problem::from).collect(),
+            ..Report::default()
+        },
+    };
     if args.json {
         print_json(report.object())?;
     } else {
@@ -98,18 +97,14 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
 
 impl Report {
     /// Of the one tenant, or of each of several: all that is wrong with any of them.
-    fn of_all(mut read: Read, args: &Args) -> anyhow::Result<Self> {
-        let Some(tenants) = read.config.tenants.take() else {
-            if let Some(name) = &args.config.tenant {
-                read.config = read.config.for_tenant(Some(name))?;
-            }
-            return Self::of(&read, args.connect);
-        };
+    fn of_all(read: Read, args: &Args) -> anyhow::Result<Self> {
         let wanted = args.config.tenant.as_deref();
         if let Some(name) = wanted {
-            let is_there = tenants.iter().any(|tenant| tenant.name == name);
-            anyhow::ensure!(is_there, "there is no tenant `{name}` in the configuration");
+            read.config.tenant_section(name)?;
         }
+        let Some(tenants) = read.config.tenants.clone() else {
+            return Self::of(&read, args.connect);
+        };
         let mut all = Self {
             problems: read
                 .problems
@@ -122,19 +117,11 @@ impl Report {
         let is_wanted = |tenant: &&TenantSection| wanted.is_none_or(|name| tenant.name == name);
         let several = wanted.is_none();
         for tenant in tenants.iter().filter(is_wanted) {
-            let config = match &tenant.config {
-                Ok(config) => Config::clone(config),
-                Err(problems) => {
-                    all.problems.extend(problems.iter().map(Problem::from));
-                    continue;
-                }
-            };
-            let own = Read {
-                config,
-                problems: None,
-                settings: read.settings.clone(),
-                file: read.file.clone(),
-            };
+            if let Err(problems) = &tenant.config {
+                all.problems.extend(problems.iter().map(Problem::from));
+                continue;
+            }
+            let own = read.of_tenant(&tenant.name)?;
             let mut report = Self::of(&own, args.connect)?;
             if several {
                 let name = &tenant.name;

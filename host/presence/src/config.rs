@@ -2,9 +2,7 @@
 //! would read now; what a running one has not taken, `presence status` says.
 
 use presence_config::escape::{line, print, print_json, say};
-use presence_config::{
-    Config, Effect, OnFailure, Place, Read, Source, Stage, effect_of, variables,
-};
+use presence_config::{Effect, OnFailure, Place, Read, Source, Stage, effect_of};
 use presence_kit::text::{plain, table};
 use serde_json::{Value, json};
 
@@ -21,15 +19,14 @@ pub(crate) struct Args {
 /// # Errors
 /// All that is wrong with the configuration.
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
-    let path = args.common.config.config.as_deref();
-    let read = Config::load_with_problems(path, variables())?;
+    let read = args.common.config.read()?;
     if let Some(problems) = read.problems {
         return Err(problems.into());
     }
     if let Some(tenants) = &read.config.tenants {
         say(format_args!(
-            "note: these are the keys of the process, and of what its {} tenants leave out; each \
-             tenant's own are in its section",
+            "note: these are the keys of the process, and of what its {} tenants leave out; \
+             --tenant NAME prints those of one",
             tenants.len()
         ));
     }

@@ -6,11 +6,11 @@ mod store;
 
 use std::fmt::Write as _;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::path::Path;
 
 use anyhow::{Context as _, ensure};
+use presence_config::Problems;
 use presence_config::escape::{print, print_json, say};
-use presence_config::{self as config, Config, Problems};
+use presence_kit::ConfigArg;
 use presence_kit::text::{columns, plain, time};
 use presence_node::clock;
 use serde_json::Value;
@@ -28,7 +28,7 @@ pub(crate) struct Args {
 
 /// Asks, and prints the answer.
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
-    let mut status = of_node(args.http, args.common.config.config.as_deref())?;
+    let mut status = of_node(args.http, &args.common.config)?;
     if let Some(tenant) = &args.common.config.tenant {
         status = of_tenant(&status, tenant)?;
     } else if status.get("tenants").is_some() {
@@ -61,7 +61,7 @@ pub(crate) fn of_tenant(status: &Value, name: &str) -> anyhow::Result<Value> {
 ///
 /// # Errors
 /// If it isn't known where to ask, or no node answers there.
-pub(crate) fn of_node(http: Option<SocketAddr>, config: Option<&Path>) -> anyhow::Result<Value> {
+pub(crate) fn of_node(http: Option<SocketAddr>, config: &ConfigArg) -> anyhow::Result<Value> {
     let address = reachable(match http {
         Some(address) => address,
         None => configured(config)?,
@@ -83,8 +83,10 @@ pub(crate) fn of_node(http: Option<SocketAddr>, config: Option<&Path>) -> anyhow
 
 /// Where the node listens by its configuration. Something else in that may be wrong, which is
 /// one of the reasons to ask.
-fn configured(path: Option<&Path>) -> anyhow::Result<SocketAddr> {
-    let read = Config::load_with_problems(path, config::variables())
+fn configured(config: &ConfigArg) -> anyhow::Result<SocketAddr> {
+    // The process has one address for all of its tenants.
+    let read = config
+        .read_all()
         .context("give the address that the node listens on with --http")?;
     for problem in read.problems.iter().flat_map(Problems::iter) {
         say(format_args!("warning: {problem}"));

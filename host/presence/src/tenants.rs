@@ -44,7 +44,7 @@ pub(crate) fn run(command: &Command) -> anyhow::Result<()> {
         Command::List(node) => node,
         Command::Show(show) => &show.node,
     };
-    let answer = status::of_node(node.http, node.common.config.config.as_deref())?;
+    let answer = status::of_node(node.http, &node.common.config)?;
     anyhow::ensure!(
         answer.get("tenants").is_some(),
         "this node has one tenant, and its configuration no [[tenant]] sections: \
@@ -124,7 +124,13 @@ fn why(tenant: &Value) -> Vec<String> {
     let reasons = reasons.into_iter().flatten().map(plain);
     let not_taken = tenant.get("notTaken").filter(|why| why.is_string());
     let not_taken = not_taken.map(|why| format!("its section is not in force: {}", plain(why)));
-    reasons.chain(not_taken).collect()
+    let not_in_force = tenant.pointer("/status/serving/notInForce");
+    let not_in_force = not_in_force.and_then(Value::as_array).into_iter().flatten();
+    let not_in_force = not_in_force.map(|it| {
+        let word = |key: &str| it.get(key).map(plain).unwrap_or_default();
+        format!("its {} is not in force: {}", word("what"), word("why"))
+    });
+    reasons.chain(not_taken).chain(not_in_force).collect()
 }
 
 fn one(tenant: &Value) -> String {

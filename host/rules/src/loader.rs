@@ -484,16 +484,6 @@ impl Loader {
         Ok(self.compiler.compile(owner, name, bytes, limit)?)
     }
 
-    /// A plugin, if it is trusted. What runs was trusted when it was loaded, and may be no more.
-    fn vouched_for(&self, plugins: &Plugins, found: Found) -> anyhow::Result<Found> {
-        let (plugin, origin) = &found;
-        if **origin != *GIVEN {
-            let trusted = self.trusted(plugins, plugin);
-            trusted.with_context(|| format!("`{}` from {origin} can't be used", plugin.name))?;
-        }
-        Ok(found)
-    }
-
     /// Which plugins of a pipeline run though their files are gone, a line each; none if there
     /// are none.
     pub fn gone_in_words(&self, config: &Config) -> Option<String> {

@@ -201,6 +201,7 @@ impl Blueprint {
         is_other.then(|| Self {
             stages,
             limits: self.limits,
+            memory_bytes: self.memory_bytes,
             latency: Arc::clone(&self.latency),
             spares: Mutex::default(),
         })

@@ -68,14 +68,11 @@ pub(super) fn shards(number: usize) -> Result<usize, Wrong> {
 }
 
 impl Tenant {
-    /// What lines of its plugins are known by in the process: its prefix, unless another
-    /// tenant's may be the same in another account.
+    /// What lines of its plugins are known by in the process: its name, since its prefix may be
+    /// another tenant's later, or in another account.
     pub fn lines_key(&self) -> String {
-        let prefix = self.prefix.clone().unwrap_or_default();
-        match &self.name {
-            Some(name) if self.own_account => format!("{name}/{prefix}"),
-            _ => prefix,
-        }
+        let name = self.name.as_ref().or(self.prefix.as_ref());
+        name.cloned().unwrap_or_default()
     }
 
     /// What its files on disk are called: no prefix is `presence`.

@@ -198,6 +198,7 @@ impl Config {
             settings,
         } = reader.read(root, Self::read);
         let tenants = sections.map(|items| tenants::read(file, text, &env, &rest, &items));
+        let (tenants, tenant_settings) = tenants.unzip();
         let passed_over = passed_over.iter().map(ToString::to_string).collect();
         Ok(Read {
             file: is_there.then(|| file.to_owned()),
@@ -208,6 +209,7 @@ impl Config {
             },
             problems,
             settings,
+            tenant_settings: tenant_settings.unwrap_or_default(),
         })
     }
 

@@ -319,7 +319,7 @@ fn servers(urls: Vec<String>) -> Result<Vec<Server>, Wrong> {
 
 /// An address without the login that it carries, so that nothing prints it: a user and a
 /// password, or a token alone, percent-encoded where need be.
-fn without_login(url: &str) -> (String, Option<Auth>) {
+pub(super) fn without_login(url: &str) -> (String, Option<Auth>) {
     let (scheme, rest) = url.split_once("://").map_or(("", url), |(scheme, rest)| {
         (url.get(..scheme.len() + 3).unwrap_or_default(), rest)
     });

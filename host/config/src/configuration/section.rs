@@ -124,9 +124,9 @@ impl<'a> Reader<'a> {
         (head, self.read_root(Some(merged), read))
     }
 
-    /// What is wrong with all that was read.
-    pub(super) fn into_problems(self) -> Option<Problems> {
-        Problems::found(self.problems)
+    /// What is wrong with all that was read, and every key that there is, with what sets it.
+    pub(super) fn into_parts(self) -> (Option<Problems>, Vec<Setting>) {
+        (Problems::found(self.problems), self.settings)
     }
 
     fn read_root<T>(

@@ -45,9 +45,31 @@ pub struct Read {
     pub problems: Option<Problems>,
     /// Every key, in the order of the sections; a `[[pipeline]]` counts as one.
     pub settings: Vec<Setting>,
+    /// The same of each of several tenants, in their order.
+    pub(super) tenant_settings: Vec<Vec<Setting>>,
 }
 
 impl Read {
+    /// The same of a tenant alone: its keys, what sets them, and what is wrong with it.
+    ///
+    /// # Errors
+    /// If there is no such tenant.
+    pub fn of_tenant(&self, name: &str) -> anyhow::Result<Self> {
+        let (place, section) = self.config.find_tenant(name)?;
+        let (config, problems) = match &section.config {
+            Ok(config) => (Config::clone(config), None),
+            Err(problems) => (Config::default(), Some(problems.clone())),
+        };
+        let settings = self.tenant_settings.get(place).cloned();
+        Ok(Self {
+            file: self.file.clone(),
+            config,
+            problems,
+            settings: settings.unwrap_or_default(),
+            tenant_settings: Vec::new(),
+        })
+    }
+
     /// The configuration, if nothing is wrong with it.
     ///
     /// # Errors

@@ -9,12 +9,15 @@ use std::ffi::OsString;
 use std::path::Path;
 use std::sync::Arc;
 
+use anyhow::Context as _;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::checks::{any, token};
+use super::nats::without_login;
 use super::problem::{Place, Problem, Problems, Wrong};
 use super::section::{Reader, Section, VARIABLE_PREFIX};
+use super::settings::Setting;
 use super::{Config, Tenant, basics};
 
 /// The key under which tenants stand.
@@ -43,9 +46,13 @@ const SECTIONS: [&str; 14] = [
 /// makes no sense.
 const WHOLE: [&str; 2] = ["directory", "pipeline"];
 
-/// How a node logs in. A tenant that says any of it, or which server, says all of it: what is
-/// for one server or account is never shown to another.
+/// How a node logs in, beside what a URL may carry. A tenant that says any of it, or which
+/// server, says all of it: what is for one server or account is never shown to another.
 const LOGIN: [&str; 5] = ["creds", "nkey", "user", "password", "token"];
+
+/// What of `[nats.tls]` is a login, too.
+const TLS: &str = "tls";
+const TLS_LOGIN: [&str; 2] = ["cert", "key"];
 
 /// What a tenant's plugins may be granted: another place for the key `grants` of its `plugins`.
 const GRANTS: &str = "grants";
@@ -59,6 +66,8 @@ const RESERVED: [&str; 2] = ["presence", "_INBOX"];
 pub struct TenantSection {
     /// The tenant's name. Of a section without a usable one, what stands for it: where it is.
     pub name: String,
+    /// Whether it has a usable name.
+    pub is_named: bool,
     /// Where it stands.
     pub place: Place,
     /// Whether it is to be served. One that is paused keeps its state.
@@ -110,23 +119,22 @@ pub(super) fn needless_variables(env: &BTreeMap<String, OsString>) -> Vec<Proble
     .collect()
 }
 
-/// Reads the tenants of a document. `rest`: the document without them.
+/// Reads the tenants of a document, and what sets the keys of each. `rest`: the document without
+/// them.
 pub(super) fn read<'a>(
     file: &'a Path,
     text: &'a str,
     env: &BTreeMap<String, OsString>,
     rest: &DeTable<'a>,
     items: &[(&Spanned<DeValue<'a>>, &DeTable<'a>)],
-) -> Arc<[TenantSection]> {
-    let mut tenants: Vec<_> = items
-        .iter()
-        .map(|(item, own)| {
-            let place = Place::of_span(file, text, item.span());
-            one(file, text, env, rest, place, own)
-        })
-        .collect();
+) -> (Arc<[TenantSection]>, Vec<Vec<Setting>>) {
+    let tenants = items.iter().map(|(item, own)| {
+        let place = Place::of_span(file, text, item.span());
+        one(file, text, env, rest, place, own)
+    });
+    let (mut tenants, settings): (Vec<_>, Vec<_>) = tenants.unzip();
     refuse_overlaps(&mut tenants);
-    tenants.into()
+    (tenants.into(), settings)
 }
 
 fn one(
@@ -136,11 +144,12 @@ fn one(
     rest: &DeTable<'_>,
     place: Place,
     own: &DeTable<'_>,
-) -> TenantSection {
+) -> (TenantSection, Vec<Setting>) {
     let merged = merged(rest, own);
     let mut reader = Reader::new(file, text, remaining(env, own));
     let (head, config) = reader.read_tenant(place.clone(), own, &merged, Head::read, Config::read);
-    let problems = reader.into_problems();
+    let (problems, settings) = reader.into_parts();
+    let is_named = head.name.is_some();
     let name = head.name.unwrap_or_else(|| place.to_string());
     let config = match problems {
         Some(problems) => Err(problems),
@@ -155,13 +164,15 @@ fn one(
             ..config
         })),
     };
-    TenantSection {
+    let section = TenantSection {
         name,
+        is_named,
         place,
         paused: head.paused,
         own_account: head.own_account,
         config,
-    }
+    };
+    (section, settings)
 }
 
 impl Head {
@@ -256,7 +267,7 @@ fn merged_sections<'a>(rest: &DeTable<'a>, own: &DeTable<'a>) -> DeTable<'a> {
         let mut value = value.clone();
         if let (Some(mut under), DeValue::Table(over)) = (under, value.get_mut()) {
             if key == "nats" && says_login(over) {
-                LOGIN.iter().for_each(|key| drop(under.remove(*key)));
+                forget_login(&mut under);
             }
             for (name, value) in under {
                 if !over.contains_key(name.get_ref().as_ref()) {
@@ -270,7 +281,37 @@ fn merged_sections<'a>(rest: &DeTable<'a>, own: &DeTable<'a>) -> DeTable<'a> {
 }
 
 fn says_login(nats: &DeTable<'_>) -> bool {
-    nats.contains_key("url") || LOGIN.iter().any(|key| nats.contains_key(*key))
+    let tls = nats.get(TLS).and_then(|tls| tls.get_ref().as_table());
+    let has_certificate = tls.is_some_and(|tls| TLS_LOGIN.iter().any(|key| tls.contains_key(*key)));
+    has_certificate || nats.contains_key("url") || LOGIN.iter().any(|key| nats.contains_key(*key))
+}
+
+/// Takes out of `[nats]` all that is a login.
+fn forget_login(nats: &mut DeTable<'_>) {
+    for key in LOGIN {
+        nats.remove(key);
+    }
+    if let Some(DeValue::Table(tls)) = nats.get_mut(TLS).map(Spanned::get_mut) {
+        TLS_LOGIN.iter().for_each(|key| drop(tls.remove(*key)));
+    }
+    match nats.get_mut("url").map(Spanned::get_mut) {
+        Some(DeValue::Array(urls)) => urls.iter_mut().map(Spanned::get_mut).for_each(bare),
+        Some(url) => bare(url),
+        None => {}
+    }
+}
+
+/// Takes out of addresses the logins that they carry.
+fn bare(url: &mut DeValue<'_>) {
+    if let DeValue::String(url) = url {
+        *url = without_logins(url).into();
+    }
+}
+
+/// Addresses, separated by commas, without the logins that they carry.
+fn without_logins(urls: &str) -> String {
+    let bare = urls.split(',').map(|url| without_login(url).0);
+    bare.collect::<Vec<_>>().join(",")
 }
 
 /// The variables but those that override what a tenant says itself: they are for the keys
@@ -289,16 +330,33 @@ fn remaining(env: &BTreeMap<String, OsString>, own: &DeTable<'_>) -> BTreeMap<St
         if WHOLE.contains(&section) {
             remaining.retain(|name, _| !name.starts_with(&prefix));
         }
-        let keys = table.keys().map(|key| key.get_ref().as_ref());
-        let login = (section == "nats" && says_login(table)).then_some(LOGIN);
-        for key in keys.chain(login.into_iter().flatten()) {
-            let variable = format!("{prefix}{}", key.to_ascii_uppercase());
+        for key in table.keys() {
+            let variable = format!("{prefix}{}", key.get_ref().to_ascii_uppercase());
             // Also those of a section in it.
             let below = format!("{variable}_");
             remaining.retain(|name, _| *name != variable && !name.starts_with(&below));
         }
+        if section == "nats" && says_login(table) {
+            forget_login_variables(&prefix, &mut remaining);
+        }
     }
     remaining
+}
+
+/// As [`forget_login`], of the variables.
+fn forget_login_variables(prefix: &str, env: &mut BTreeMap<String, OsString>) {
+    let variable = |key: &str| format!("{prefix}{}", key.to_ascii_uppercase());
+    for key in LOGIN {
+        env.remove(&variable(key));
+    }
+    for key in TLS_LOGIN {
+        env.remove(&variable(&format!("{TLS}_{key}")));
+    }
+    if let Some(urls) = env.get_mut(&variable("url"))
+        && let Some(text) = urls.to_str()
+    {
+        *urls = without_logins(text).into();
+    }
 }
 
 /// Refuses each tenant that has a name, or subjects, of one before it.
@@ -400,22 +458,34 @@ impl Config {
             );
             return Ok(self);
         };
-        let names = || {
-            let names: Vec<_> = tenants.iter().map(|it| &*it.name).collect();
-            names.join(", ")
-        };
         let Some(name) = name else {
+            let names: Vec<_> = tenants.iter().map(|it| &*it.name).collect();
+            let names = names.join(", ");
             anyhow::bail!(
-                "the configuration has several tenants: name one with --tenant ({})",
-                names()
+                "the configuration has several tenants: name one with --tenant ({names})"
             );
         };
-        let Some(tenant) = tenants.iter().find(|it| it.name == name) else {
-            anyhow::bail!(
-                "there is no tenant `{name}` in the configuration: {}",
-                names()
-            );
-        };
-        Ok(Self::clone(tenant.config.as_ref().map_err(Clone::clone)?))
+        let section = self.tenant_section(name)?;
+        Ok(Self::clone(section.config.as_ref().map_err(Clone::clone)?))
+    }
+
+    /// The `[[tenant]]` section with a name.
+    ///
+    /// # Errors
+    /// If there is none, with the names that there are.
+    pub fn tenant_section(&self, name: &str) -> anyhow::Result<&TenantSection> {
+        Ok(self.find_tenant(name)?.1)
+    }
+
+    /// As [`Self::tenant_section`], with its place among them, from 0.
+    pub(super) fn find_tenant(&self, name: &str) -> anyhow::Result<(usize, &TenantSection)> {
+        let tenants = self.tenants.as_deref();
+        let tenants = tenants.context("--tenant: the configuration has no [[tenant]] sections")?;
+        let found = tenants.iter().enumerate().find(|(_, it)| it.name == name);
+        found.with_context(|| {
+            let names: Vec<_> = tenants.iter().map(|it| &*it.name).collect();
+            let names = names.join(", ");
+            format!("there is no tenant `{name}` in the configuration: {names}")
+        })
     }
 }

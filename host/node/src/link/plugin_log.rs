@@ -63,6 +63,14 @@ impl PluginLogs {
         targets.insert(tenant.lines_key(), target);
     }
 
+    /// A tenant has ended: what its plugins have logged is nothing for one that comes after it.
+    pub(crate) fn forget(&self, tenant: &str) {
+        let mut targets = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        targets.remove(tenant);
+        drop(targets);
+        plugin_lines::forget(tenant);
+    }
+
     fn of(&self, tenant: &str) -> Option<Target> {
         let targets = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         targets.get(tenant).cloned()

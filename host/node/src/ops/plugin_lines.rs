@@ -73,7 +73,7 @@ struct Lease {
 /// Whose lines somebody wants.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Wanted {
-    /// The tenant's prefix; empty for the default one.
+    /// What the tenant's lines are known by; empty for the default one.
     pub(crate) tenant: String,
     pub(crate) plugin: String,
     /// Whether lines for debugging are among them.
@@ -89,7 +89,7 @@ pub(crate) struct PluginLine {
     pub(crate) seq: u64,
     pub(crate) timestamp: u64,
     pub(crate) plugin: String,
-    /// The tenant's prefix.
+    /// What the tenant's lines are known by, or, as it is published, its prefix.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub(crate) tenant: String,
     /// Of the pipeline; none where the line is about the plugin in all of them.
@@ -142,6 +142,12 @@ pub(crate) fn follow(wanted: Wanted) -> Result<(), String> {
 /// The last lines of a plugin, as many as fit into so many bytes.
 pub(crate) fn last(wanted: &Wanted, bytes_max: usize) -> Vec<PluginLine> {
     LINES.known().last(wanted, bytes_max)
+}
+
+/// Forgets the lines of a tenant, and who follows them.
+pub(crate) fn forget(tenant: &str) {
+    LINES.known().forget(tenant);
+    expire();
 }
 
 /// Ends leases that nobody has renewed. To be called now and then.
@@ -214,6 +220,11 @@ impl Known {
             left_out: 0,
         });
         Ok(())
+    }
+
+    fn forget(&mut self, tenant: &str) {
+        self.kept.retain(|line| line.tenant != tenant);
+        self.leases.retain(|lease| lease.wanted.tenant != tenant);
     }
 
     fn last(&self, wanted: &Wanted, bytes_max: usize) -> Vec<PluginLine> {
@@ -497,6 +508,31 @@ mod tests {
         let mut known = lines.known();
         let ended = begun + LEASE;
         assert!(known.keep(line("a", Level::INFO), ended).is_none());
+    }
+
+    #[test]
+    fn the_lines_of_a_tenant_end_with_it() {
+        let lines = PluginLines::new();
+        let of = |tenant: &str| PluginLine {
+            tenant: tenant.into(),
+            ..line("a", Level::INFO)
+        };
+        let wanted = |tenant: &str| Wanted {
+            tenant: tenant.into(),
+            ..wanted("a", false)
+        };
+        for tenant in ["acme", "beta", "acme"] {
+            lines.take(of(tenant));
+        }
+        let mut known = lines.known();
+        let begun = Instant::now();
+        known.follow(wanted("acme"), begun).unwrap();
+        known.follow(wanted("beta"), begun).unwrap();
+        known.forget("acme");
+        assert!(known.last(&wanted("acme"), usize::MAX).is_empty());
+        assert_eq!(known.last(&wanted("beta"), usize::MAX).len(), 1);
+        assert!(known.keep(of("acme"), begun).is_none(), "nobody follows");
+        assert!(known.keep(of("beta"), begun).is_some());
     }
 
     #[test]

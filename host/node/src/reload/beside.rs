@@ -22,6 +22,7 @@ use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::Reload;
+use super::pipeline::with_chain;
 use super::store::KEEP;
 use crate::beside::canary::{End, Terms, Watch};
 use crate::beside::report::ShadowRun;
@@ -140,14 +141,6 @@ impl Change {
             active,
             candidate: Wanted::New(loaded.map_err(together)?, chain.into()),
         })
-    }
-}
-
-/// A configuration with the stages that something beside the active pipeline is loaded from.
-pub(super) fn with_chain(config: &Config, chain: &[Stage]) -> Config {
-    Config {
-        pipeline: chain.to_vec(),
-        ..config.clone()
     }
 }
 
@@ -474,11 +467,6 @@ impl Reload {
         let beside = Some(beside);
         self.tenant.put(Pipelines { active, beside }).await;
         let _ = shadow.answer.send(Ok(()));
-    }
-
-    fn permits_shadow(&self, shadow: &Shadow) -> bool {
-        let with = with_chain(&self.config, &shadow.chain);
-        self.loader.permits(&with, &shadow.blueprint)
     }
 
     /// The shadow ends, if one runs. Says whether one did.

@@ -6,13 +6,14 @@ use std::sync::atomic::Ordering;
 use presence_config::causes::Causes;
 use presence_config::regular::Unreadable;
 use presence_config::revision::Revision;
+use presence_config::{Config, Stage};
 use presence_rules::loader::{self, Loader};
 use presence_sandbox::Blueprint;
 use tokio::sync::watch;
 use tokio::task::spawn_blocking;
 
 use super::Reload;
-use super::beside::{Change, Put, with_chain};
+use super::beside::{Change, Put, Shadow};
 use super::refused::Said;
 use crate::beside::{Beside, Pipelines};
 use crate::reload::on_disk::What;
@@ -90,6 +91,12 @@ impl Reload {
         self.say_reloaded(is_taken);
     }
 
+    /// Whether a shadow that was loaded may still run.
+    pub(super) fn permits_shadow(&self, shadow: &Shadow) -> bool {
+        let with = with_chain(&self.config, &shadow.chain);
+        self.loader.permits(&with, &shadow.blueprint)
+    }
+
     /// Takes out of service what runs and may not any more, by the configuration that was taken:
     /// it is in quarantine until it may run again, or is replaced. A pipeline is put in force that
     /// is the running one but for that, so that everyone is decided on again.
@@ -157,6 +164,14 @@ impl Reload {
                  pipeline: viewers may see more now"
             );
         }
+    }
+}
+
+/// A configuration with the stages that something beside the active pipeline is loaded from.
+pub(super) fn with_chain(config: &Config, chain: &[Stage]) -> Config {
+    Config {
+        pipeline: chain.to_vec(),
+        ..config.clone()
     }
 }
 

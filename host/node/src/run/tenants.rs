@@ -1,7 +1,7 @@
 //! Several tenants in one process. Each lives a life of its own: it starts, fails, stops and
 //! begins anew without the others. This follows the configuration file for all of them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -63,6 +63,8 @@ pub(super) struct Shared {
 
 /// A tenant that was begun, and has not been told to end.
 struct Begun {
+    /// Whether its section had a usable name.
+    is_named: bool,
     wanted: watch::Sender<Wanted>,
     life: JoinHandle<()>,
 }
@@ -197,7 +199,10 @@ impl Shared {
             let order = wanted.borrow_and_update().clone();
             let (config, own_account) = match order {
                 Wanted::Serve(config, own_account) => (config, own_account),
-                Wanted::End => return self.close_account(&name).await,
+                Wanted::End => {
+                    self.plugin_logs.forget(&name);
+                    return self.close_account(&name).await;
+                }
                 Wanted::Pause => {
                     tracing::info!("paused: its state is kept, and nothing is served");
                     self.told.is(&name, Life::Paused, None);
@@ -456,6 +461,7 @@ impl Follower {
 
     /// Has the tenants be as these sections say, and those that have none end.
     fn want(&mut self, sections: &[TenantSection]) {
+        let unnamed = sections.iter().find(|it| !it.is_named);
         let gone: Vec<_> = self
             .begun
             .keys()
@@ -463,27 +469,50 @@ impl Follower {
             .cloned()
             .collect();
         for name in gone {
+            let is_named = self.begun.get(&name).is_some_and(|it| it.is_named);
+            if let Some(section) = unnamed.filter(|_| is_named) {
+                // A name that was mistyped ends nobody.
+                let why = format!(
+                    "no section has this name, and the one at {} has none that can be used: it \
+                     goes on as it was until each section has a name",
+                    section.place
+                );
+                if self.shared.told.not_taken(&name, &why) {
+                    tracing::error!(tenant = name, "{why}");
+                }
+                continue;
+            }
             if let Some(tenant) = self.begun.remove(&name) {
                 tracing::info!(tenant = name, "removed: its state is kept");
                 tenant.wanted.send_replace(Wanted::End);
-                self.shared.told.is_gone(&name);
                 self.ending.insert(name, tenant.life);
             }
         }
-        let mut seen = std::collections::BTreeSet::new();
+        let mut seen = BTreeSet::new();
+        let mut twice = BTreeSet::new();
         for section in sections {
             let wanted = self.wanted(section);
             if !seen.insert(&section.name) {
                 // The one before it has the name.
                 let place = format!("{} ({})", section.name, section.place);
-                if let Wanted::Refuse(why) = wanted {
+                if let Err(problems) = &section.config {
+                    let why = problems.to_string();
                     tracing::error!("a tenant does not start: {why}");
                     self.shared.told.section(&place, section);
                     self.shared.told.is(&place, Life::Refused(why), None);
+                    twice.insert(place);
                 }
                 continue;
             }
             self.shared.told.section(&section.name, section);
+            if let (Wanted::Pause, Err(problems)) = (&wanted, &section.config) {
+                let (tenant, why) = (&section.name, problems.to_string());
+                if self.shared.told.not_taken(tenant, &why) {
+                    for line in why.lines() {
+                        tracing::error!(tenant, "its section is not taken, and it pauses: {line}");
+                    }
+                }
+            }
             match self.begun.get(&section.name) {
                 Some(tenant) if tenant.keeps(&wanted) => {
                     let Wanted::Refuse(why) = wanted else {
@@ -516,6 +545,7 @@ impl Follower {
                     let life = Arc::clone(&self.shared).live(name, wanted, before);
                     let life = life.instrument(span);
                     let begun = Begun {
+                        is_named: section.is_named,
                         wanted: orders,
                         life: self.shared.tasks.spawn_ending("tenant", life),
                     };
@@ -523,12 +553,16 @@ impl Follower {
                 }
             }
         }
+        let begun = &self.begun;
+        let is_wanted = |name: &str| begun.contains_key(name) || twice.contains(name);
+        self.shared.told.retain(is_wanted);
     }
 
     fn wanted(&self, section: &TenantSection) -> Wanted {
         match &section.config {
+            // Whatever else is wrong with it.
+            _ if section.paused => Wanted::Pause,
             Err(problems) => Wanted::Refuse(problems.to_string()),
-            Ok(_) if section.paused => Wanted::Pause,
             Ok(config) => {
                 let mut config = Config::clone(config);
                 config.keep_of_process(&self.shared.config, section.own_account);

@@ -16,7 +16,7 @@ pub(crate) struct Args {
 /// Makes it the next revision.
 pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
     let session = Session::open(&args.how.config).await?;
-    let meant = Meant::read(&args.file, &session).await?;
+    let meant = Meant::read(&args.file, &args.how.config, &session).await?;
     let chain = meant.chain.clone();
     session.change(chain, &args.how, "", Some(&meant)).await
 }

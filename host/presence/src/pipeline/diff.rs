@@ -20,7 +20,7 @@ pub(crate) struct Args {
 /// Prints what it would change.
 pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
     let session = Session::open(&args.output.config).await?;
-    let meant = Meant::read(&args.file, &session).await?;
+    let meant = Meant::read(&args.file, &args.output.config, &session).await?;
     let difference = session.difference(&meant.chain);
     if args.output.json {
         let revision = session.newest().map(|it| it.revision);

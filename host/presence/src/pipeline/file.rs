@@ -6,7 +6,8 @@ use std::path::Path;
 use anyhow::{Context as _, bail, ensure};
 use presence_config::digest::Digest;
 use presence_config::revision::Entry;
-use presence_config::{Config, Source, Stage};
+use presence_config::{Source, Stage};
+use presence_kit::ConfigArg;
 use presence_node::store::{About, Stored};
 use presence_rules::loader::built_in;
 
@@ -20,10 +21,13 @@ pub(crate) struct Meant {
 }
 
 impl Meant {
-    /// Reads a file.
-    pub(crate) async fn read(path: &Path, session: &Session) -> anyhow::Result<Self> {
-        // Variables are for the node, and not for this file.
-        let config = Config::load(Some(path), std::iter::empty())?;
+    /// Reads a file, and of several tenants in it the one that is meant.
+    pub(crate) async fn read(
+        path: &Path,
+        arg: &ConfigArg,
+        session: &Session,
+    ) -> anyhow::Result<Self> {
+        let config = arg.load_file(path)?;
         ensure!(
             config.pipeline.iter().any(|it| it.place.0.is_some()),
             "{} has no [[pipeline]] section",

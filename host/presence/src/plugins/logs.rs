@@ -3,8 +3,8 @@
 use std::collections::HashMap;
 
 use anyhow::ensure;
+use presence_config as config;
 use presence_config::escape::{line, print, print_json, say};
-use presence_config::{self as config, Config};
 use presence_kit::explained::word;
 use presence_kit::text;
 use presence_node::store::logs::RENEW;
@@ -42,7 +42,7 @@ fn name(text: &str) -> Result<String, String> {
 pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    let config = Config::load(args.output.config.config.as_deref(), config::variables())?;
+    let config = args.output.config.load()?;
     let operator = Operator::connect(&config).await?;
     let mut printed = Printed::default();
     if !args.follow {

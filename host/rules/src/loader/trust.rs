@@ -6,7 +6,7 @@ use presence_config::{Config, Plugins};
 use presence_sandbox::{Blueprint, Capabilities, Plugin, Stage};
 
 use super::built_in::is_built_in;
-use super::{GIVEN, Loader, grants};
+use super::{Found, GIVEN, Loader, grants};
 use crate::signature::{Signatures, Unverified};
 
 /// What a plugin's bytes say for good of who vouches for it.
@@ -36,10 +36,20 @@ impl Proof {
 
 impl Loader {
     /// That a plugin is trusted by a configuration.
-    pub(super) fn trusted(&self, plugins: &Plugins, plugin: &Plugin) -> anyhow::Result<()> {
+    fn trusted(&self, plugins: &Plugins, plugin: &Plugin) -> anyhow::Result<()> {
         let proof = self.compiler.proof(&plugin.sha256);
         let proof = proof.context("it is not known who signed it: put its file back")?;
         Ok(proof.holds(plugins)?)
+    }
+
+    /// A plugin, if it is trusted. What runs was trusted when it was loaded, and may be no more.
+    pub(super) fn vouched_for(&self, plugins: &Plugins, found: Found) -> anyhow::Result<Found> {
+        let (plugin, origin) = &found;
+        if **origin != *GIVEN {
+            let trusted = self.trusted(plugins, plugin);
+            trusted.with_context(|| format!("`{}` from {origin} can't be used", plugin.name))?;
+        }
+        Ok(found)
     }
 
     /// A blueprint as a configuration has it now: its stages that may not run any more are in

@@ -130,6 +130,94 @@ fn a_variable_is_for_what_a_tenant_leaves_out() {
 }
 
 #[test]
+fn no_part_of_a_login_goes_to_another_server_or_user() {
+    let text = "
+[nats]
+url = ['nats://node:secret@a:4222', 'nats://node:secret@b:4222']
+[nats.tls]
+ca = 'ca.pem'
+cert = 'node.pem'
+key = 'node.key'
+[[tenant]]
+name = 'as-the-file'
+nats = { intake_queue = 7 }
+[[tenant]]
+name = 'elsewhere'
+nats = { url = 'nats://c:4222' }
+[[tenant]]
+name = 'own-user'
+nats = { user = 'u', password = 'p' }
+[[tenant]]
+name = 'own-certificate'
+nats = { tls = { cert = 'own.pem', key = 'own.key' } }
+";
+    let of_file = |text: &str, env: &[(&str, &str)]| {
+        let nats = tenants(text, env)
+            .into_iter()
+            .map(|it| it.config.unwrap().nats.clone());
+        nats.collect::<Vec<_>>()
+    };
+    let certificate = |nats: &Nats| {
+        let own = nats.tls.identity.as_ref()?;
+        own.cert.file_name()?.to_str().map(str::to_owned)
+    };
+    let user = |nats: &Nats| match &nats.auth {
+        Auth::Password { user, .. } => Some(user.clone()),
+        _ => None,
+    };
+    let said = |nats: &Nats| (nats.servers(), user(nats), certificate(nats));
+    let both = || "a:4222, b:4222".to_owned();
+    let some = |text: &str| Some(text.to_owned());
+    let nats = of_file(text, &[]);
+    assert_eq!(said(&nats[0]), (both(), some("node"), some("node.pem")));
+    assert_eq!(said(&nats[1]), ("c:4222".into(), None, None));
+    assert!(nats[1].tls.ca.is_some(), "whom to trust is no login");
+    assert_eq!(said(&nats[2]), (both(), some("u"), None));
+    assert_eq!(said(&nats[3]), (both(), None, some("own.pem")));
+    // The same where variables say it.
+    let env = [
+        (
+            "PRESENCE_NATS_URL",
+            "nats://node:secret@a:4222,nats://node:secret@b:4222",
+        ),
+        ("PRESENCE_NATS_TLS_CERT", "node.pem"),
+        ("PRESENCE_NATS_TLS_KEY", "node.key"),
+    ];
+    let text = text.split_once("[[tenant]]").unwrap().1;
+    let nats = of_file(&format!("[[tenant]]{text}"), &env);
+    assert_eq!(said(&nats[0]), (both(), some("node"), some("node.pem")));
+    assert_eq!(said(&nats[1]), ("c:4222".into(), None, None));
+    assert_eq!(said(&nats[2]), (both(), some("u"), None));
+    assert_eq!(said(&nats[3]), (both(), None, some("own.pem")));
+}
+
+#[test]
+fn what_sets_the_keys_of_a_tenant_is_known_of_each() {
+    let path = Path::new("/etc/presence.toml");
+    let text = Text::of(THREE);
+    let read = Config::parse_in(Path::new(""), Some(path), Some(&text), std::iter::empty());
+    let read = read.unwrap();
+    let timeout = |name: &str| {
+        let read = read.of_tenant(name).unwrap();
+        let setting = read
+            .settings
+            .iter()
+            .find(|it| it.key == "tracker.timeout_ms");
+        let setting = setting.unwrap().clone();
+        let place = setting.place.as_ref().map(ToString::to_string);
+        (setting.effective(&read.config).unwrap(), place.unwrap())
+    };
+    let (acme, place) = timeout("acme");
+    assert_eq!(acme, 5_000);
+    assert!(place.ends_with("presence.toml:16:1"), "{place}");
+    let (beta, place) = timeout("beta");
+    assert_eq!(beta, 9_000);
+    assert!(place.ends_with("presence.toml:7:1"), "{place}");
+    let error = read.of_tenant("x").err().unwrap().to_string();
+    assert!(error.ends_with("no tenant `x` in the configuration: acme, beta, gamma"));
+}
+
+#[test]
 fn what_is_wrong_with_one_tenant_is_said_with_its_line_and_is_no_others() {
     let text = "[[tenant]]
 name = 'acme'

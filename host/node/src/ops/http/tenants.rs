@@ -152,9 +152,9 @@ impl Tenants {
         }
     }
 
-    /// A tenant has no section any more.
-    pub(crate) fn is_gone(&self, name: &str) {
-        self.each().remove(name);
+    /// Nothing is told any more of what isn't wanted.
+    pub(crate) fn retain(&self, is_wanted: impl Fn(&str) -> bool) {
+        self.each().retain(|name, _| is_wanted(name));
     }
 
     /// Notes why the configuration file is not in force; empty if it is.
