@@ -163,6 +163,8 @@ async fn repeated_failure_ends_in_quarantine_and_the_last_good_filter_takes_over
         1.0,
         "{metrics}"
     );
+    let ready = http::get(world.site.http_port(), "/readyz").await?.body;
+    assert_eq!(ready, "ready\nplugin `contacts` is in quarantine\n");
     world.end().await
 }
 

@@ -567,6 +567,8 @@ impl CanaryEnd {
         let newest = newest.context("the bucket has no revision that can be read")?;
         let is_it = |it: &Candidate| it.is_same(&self.candidate);
         if !newest.candidate.as_ref().is_some_and(is_it) {
+            let revision = newest.revision;
+            tracing::info!(revision, "the canary has ended in the store already");
             return Ok(true);
         }
         let chain = match self.is_promoted {

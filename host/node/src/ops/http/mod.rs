@@ -337,9 +337,15 @@ async fn health(State(board): State<Arc<Board>>) -> (StatusCode, String) {
     answer(stuck.unwrap_or_default(), "ok\n")
 }
 
-/// Whether the node does its work; or all reasons why not, a line each.
+/// Whether the node does its work, and what is to be known of it; or all reasons why not, a line
+/// each.
 async fn ready(State(board): State<Arc<Board>>) -> (StatusCode, String) {
-    answer(readiness::reasons(&board), "ready\n")
+    let (code, mut text) = answer(readiness::reasons(&board), "ready\n");
+    if let (StatusCode::OK, Some(status)) = (code, board.status.get()) {
+        let notes = readiness::notes(status).into_iter();
+        text.extend(notes.map(|note| format!("{}\n", Line(note))));
+    }
+    (code, text)
 }
 
 fn answer(reasons: Vec<String>, well: &str) -> (StatusCode, String) {

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::{Board, Status};
+use crate::beside::Mode;
 
 /// How long a thread may be at one task, in milliseconds, before it is taken for
 /// stuck. A call of a component takes no longer than its deadline.
@@ -73,6 +74,28 @@ fn forbidden(board: &Board) -> impl Iterator<Item = String> {
     let forbidden = board.forbidden().into_iter();
     forbidden
         .map(|(right, ms)| format!("NATS has forbidden this node {right} for {} s", ms / 1_000))
+}
+
+/// What is to be known of a node that does its work: plugins in quarantine. That is no reason to
+/// send users elsewhere: every node has the same plugins.
+pub(super) fn notes(status: &Status) -> Vec<String> {
+    let running = status.running.borrow().clone();
+    let active = running.blueprint.stages().map(|stage| (stage, ""));
+    let beside = running.beside.iter().flat_map(|beside| {
+        let of = match beside.mode {
+            Mode::Canary(_) => " of the canary",
+            Mode::Shadow => " of the shadow",
+        };
+        let stages = beside.generation.blueprint.stages();
+        let own = stages.filter(|stage| !running.blueprint.has_same(stage));
+        own.map(move |stage| (stage, of))
+    });
+    let quarantined = active
+        .chain(beside)
+        .filter(|(it, _)| it.health.in_quarantine());
+    quarantined
+        .map(|(stage, of)| format!("plugin `{}`{of} is in quarantine", stage.plugin.name))
+        .collect()
 }
 
 /// Which threads are stuck.

@@ -297,6 +297,11 @@ async fn ready(State(tenants): State<Arc<Tenants>>) -> (StatusCode, String) {
                 let line = format!("tenant `{name}` is {state}{}", why.unwrap_or_default());
                 text.push_str(&format!("{}\n", presence_config::escape::Line(line)));
             }
+            let status = told.board.as_ref().and_then(|board| board.status.get());
+            for note in status.map(|it| readiness::notes(it)).unwrap_or_default() {
+                let line = format!("tenant `{name}`: {note}");
+                text.push_str(&format!("{}\n", presence_config::escape::Line(line)));
+            }
         }
     }
     (code, text)
