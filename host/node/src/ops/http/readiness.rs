@@ -90,9 +90,7 @@ pub(super) fn notes(status: &Status) -> Vec<String> {
         let own = stages.filter(|stage| !running.blueprint.has_same(stage));
         own.map(move |stage| (stage, of))
     });
-    let quarantined = active
-        .chain(beside)
-        .filter(|(it, _)| it.health.in_quarantine());
+    let quarantined = active.chain(beside).filter(|(it, _)| it.in_quarantine());
     quarantined
         .map(|(stage, of)| format!("plugin `{}`{of} is in quarantine", stage.plugin.name))
         .collect()
