@@ -73,7 +73,7 @@ impl Loader {
         }
         let plugin = &stage.plugin;
         if let Err(error) = self.trusted(&config.plugins, plugin) {
-            return Some(format!("`{}` {error:#}", plugin.name));
+            return Some(format!("{error:#}"));
         }
         let entries = config.pipeline.iter().filter(|entry| {
             let digest = entry.digest.as_ref();
