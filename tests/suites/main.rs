@@ -82,5 +82,6 @@ mod telemetry;
 mod tenant_edits;
 mod tenant_sections;
 mod tenants;
+mod tenants_store;
 mod turns;
 mod world;

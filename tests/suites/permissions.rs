@@ -129,6 +129,7 @@ const RIGHTS: [Rights; 9] = [
             "presence.admin.validate.n",
             "presence.admin.shadow.n",
             "presence.admin.follow.n",
+            "presence.admin.tenants.n",
             "$JS.API.STREAM.INFO.KV_presence-pipeline",
             "$JS.API.STREAM.MSG.GET.KV_presence-pipeline",
             "$JS.API.CONSUMER.CREATE.KV_presence-pipeline",

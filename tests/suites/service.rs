@@ -18,6 +18,8 @@ pub(crate) const SUBJECT: &str = "presence-directory";
 /// A service that runs for as long as this is held.
 pub(crate) struct Service {
     client: Client,
+    /// What its subjects begin with.
+    root: String,
     state: Arc<Mutex<State>>,
     answers: watch::Sender<bool>,
     task: JoinHandle<()>,
@@ -47,16 +49,28 @@ impl Service {
         Ok(service)
     }
 
+    /// As [`Self::start`], of the tenant with this prefix.
+    pub(crate) async fn start_for(url: &str, prefix: &str, directory: Value) -> Result<Self> {
+        let client = Client::connect(url).await?;
+        let service = Self::under(client, format!("{prefix}.{SUBJECT}"), directory).await?;
+        service.client.round_trip().await?;
+        Ok(service)
+    }
+
     /// As [`Self::start`], for a client of its own.
     pub(crate) async fn of(client: Client, directory: Value) -> Result<Self> {
-        let subject = format!("{SUBJECT}.>");
-        let mut questions = client.nats.subscribe(subject).await?;
+        Self::under(client, SUBJECT.into(), directory).await
+    }
+
+    async fn under(client: Client, root: String, directory: Value) -> Result<Self> {
+        let mut questions = client.nats.subscribe(format!("{root}.>")).await?;
         let state = Arc::new(Mutex::new(State {
             directory,
             ..State::default()
         }));
         let answers = watch::Sender::new(true);
         let (nats, shared, gate) = (client.nats.clone(), Arc::clone(&state), answers.subscribe());
+        let own = root.clone();
         let task = tokio::spawn(async move {
             while let Some(question) = questions.next().await {
                 // The test's own invalidations come here, too.
@@ -64,7 +78,7 @@ impl Service {
                     continue;
                 };
                 let body: Value = serde_json::from_slice(&question.payload).unwrap_or_default();
-                let subject = question.subject.strip_prefix(SUBJECT).unwrap_or_default();
+                let subject = question.subject.strip_prefix(&*own).unwrap_or_default();
                 locked(&shared).asked.push(Asked {
                     subject: subject.into(),
                     body: body.clone(),
@@ -80,6 +94,7 @@ impl Service {
         });
         Ok(Self {
             client,
+            root,
             state,
             answers,
             task,
@@ -107,7 +122,7 @@ impl Service {
 
     /// Says that an answer has changed; with nothing, that all have.
     pub(crate) async fn invalidate(&self, question: &str) -> Result<()> {
-        let subject = format!("{SUBJECT}.invalidate");
+        let subject = format!("{}.invalidate", self.root);
         self.client.publish_bytes(&subject, question).await
     }
 
@@ -134,7 +149,7 @@ impl Service {
             let question = self
                 .client
                 .nats
-                .request(format!("{SUBJECT}.gone"), "".into());
+                .request(format!("{}.gone", self.root), "".into());
             Ok(question.await.is_err().then_some(()))
         })
         .await

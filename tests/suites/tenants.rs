@@ -1,5 +1,8 @@
 //! Several tenants on one node: each as if it were alone, and none within the reach of another.
 
+use std::collections::BTreeSet;
+use std::fs;
+
 use anyhow::{Context, Result};
 use async_nats::ConnectOptions;
 use presence_tests::client::{Client, Seen, Tape, now_ms};
@@ -7,11 +10,12 @@ use presence_tests::host::{self, Host};
 use presence_tests::http;
 use presence_tests::nats::{NatsServer, Options};
 use presence_tests::site::{DIRECTORY, Site};
-use presence_tests::wait;
+use presence_tests::{tools, wait};
 use serde_json::{Value, json};
 use toml::{Table, toml};
 
 use crate::inputs;
+use crate::service::Service;
 
 /// What every subject of one tenant begins with, as requests to it and what it publishes.
 const INPUTS: [&str; 3] = [inputs::CONNECT, inputs::HEARTBEAT, inputs::DISCONNECT];
@@ -133,6 +137,49 @@ async fn each_tenant_is_served_as_if_it_were_alone() -> Result<()> {
     host.stop().await
 }
 
+/// How many threads a host has.
+fn threads(host: &Host) -> Result<u64> {
+    let status = fs::read_to_string(format!("/proc/{}/status", host.process.id()))?;
+    let threads = status.lines().find_map(|it| it.strip_prefix("Threads:"));
+    Ok(threads.context("a process has threads")?.trim().parse()?)
+}
+
+#[tokio::test]
+async fn many_tenants_have_no_threads_and_few_subscriptions_of_their_own() -> Result<()> {
+    const TENANTS: u64 = 60;
+    let monitoring_port = tools::free_port()?;
+    let server = NatsServer::start_with(Options {
+        monitoring_port: Some(monitoring_port),
+        ..Options::default()
+    })
+    .await?;
+    let tenants: Vec<_> = (0..TENANTS).map(|it| tenant(&format!("t{it}"))).collect();
+    let site = Site::new(&server.url())?
+        .with("state.dir", "state")?
+        .with("tenant", tenants)?;
+    let host = Host::start(&site).await?;
+    let serving = ["state=\"serving\""];
+    host.until_metric("presence_tenants", &serving, |it| it as u64 == TENANTS)
+        .await?;
+    let connz = http::get(monitoring_port, "/connz").await?;
+    let connz: Value = serde_json::from_str(&connz.body)?;
+    let connections = connz["connections"].as_array().context("connections")?;
+    let subscriptions = connections.iter().map(|it| it["subscriptions"].as_u64());
+    let subscriptions: u64 = subscriptions.map(Option::unwrap_or_default).sum();
+    assert!(subscriptions < 6 * TENANTS + 20, "{subscriptions}");
+    // Threads that have nothing to do end after some seconds.
+    wait::until("the threads to be few", async || {
+        Ok((threads(&host)? < TENANTS / 2).then_some(()))
+    })
+    .await?;
+    let client = Client::connect(&server.url()).await?;
+    for tenant in ["t0", "t59"] {
+        come_online(&client, tenant, "12345").await?;
+    }
+    assert!(threads(&host)? < TENANTS / 2);
+    host.stop().await
+}
+
 #[tokio::test]
 async fn nothing_of_one_tenant_is_within_the_reach_of_another() -> Result<()> {
     let (host, _site, server) = two(|site| {
@@ -227,6 +274,47 @@ async fn nothing_of_one_tenant_is_within_the_reach_of_another() -> Result<()> {
         .iter()
         .any(|seen| seen.text("userId") == "eve");
     assert!(!about_eve);
+    host.stop().await
+}
+
+#[tokio::test]
+async fn each_tenants_directory_service_and_inboxes_are_its_own() -> Result<()> {
+    let (host, _site, server) = two(|site| {
+        site.with("directory.source", "request")?
+            .with("inbox.enabled", true)
+    })
+    .await?;
+    let contacts =
+        |viewer: &str| json!({"contacts": {"12345": [viewer]}, "groups": {}, "blocks": {}});
+    let url = server.url();
+    let acme = Service::start_for(&url, "acme", contacts("67890")).await?;
+    let beta = Service::start_for(&url, "beta", contacts("22222")).await?;
+    let client = Client::connect(&url).await?;
+    let mut all = client.record("*.presence.>").await?;
+    let online = come_online(&client, "acme", "12345").await?;
+    assert_eq!(online.visible_to(), ["67890"]);
+    assert_eq!(beta.asked(), [], "the other's service is asked nothing");
+    let online = come_online(&client, "beta", "12345").await?;
+    assert_eq!(online.visible_to(), ["22222"]);
+    let asked = beta.asked();
+    // What one service says has changed is asked again of that one alone.
+    acme.says(contacts("11111"));
+    acme.invalidate("").await?;
+    let gained = |seen: &Seen| seen.subject == "acme.presence.inbox.11111";
+    all.next("the one who gains sight", gained).await?;
+    // All that beta's service was sent by now has come.
+    let query = json!({"viewerId": "22222", "userIds": ["12345"]}).to_string();
+    client.request("beta.presence.query", query).await?;
+    assert_eq!(beta.asked(), asked);
+    catch_up(&mut all, &client, "beta").await?;
+    let subjects = all.seen().iter().map(|seen| &*seen.subject);
+    let told: BTreeSet<_> = subjects.filter(|it| it.contains(".inbox.")).collect();
+    let expected = [
+        "acme.presence.inbox.11111",
+        "acme.presence.inbox.67890",
+        "beta.presence.inbox.22222",
+    ];
+    assert_eq!(told, BTreeSet::from(expected));
     host.stop().await
 }
 

@@ -7,6 +7,7 @@
 
 pub(crate) mod contender;
 mod cpu;
+mod density;
 mod entrants;
 mod fairness;
 mod fan_out;
@@ -45,6 +46,9 @@ pub(crate) struct Args {
     /// How many of them there are in a second.
     #[arg(long, default_value_t = 25)]
     swaps_per_s: u32,
+    /// How many tenants a node has whose density is measured.
+    #[arg(long, default_value_t = 1_000)]
+    tenants: usize,
     /// The binary of an earlier `presence`, which is measured beside this one.
     #[arg(long)]
     baseline: Option<PathBuf>,
@@ -79,6 +83,8 @@ enum Part {
     Beside,
     /// A quiet tenant beside a hostile one of each kind.
     Fairness,
+    /// Many tenants on one node: time to start, memory, threads, subscriptions.
+    Density,
     /// Instructions for an event in the core.
     Instructions,
 }
@@ -177,6 +183,10 @@ fn measure(args: &Args) -> Result<()> {
     }
     if args.measures(Part::Fairness) {
         println!("{}", table::fairness(&fairness::measure(&broker, args)?));
+    }
+    if args.measures(Part::Density) {
+        eprintln!("Measuring a node with {} tenants", args.tenants);
+        println!("{}", table::density(&density::measure(&broker, args)?));
     }
     if args.measures(Part::Instructions) {
         println!("{}", crate::instructions::counted()?);

@@ -9,6 +9,9 @@ use presence_core::token;
 pub const SEQ: &str = "Presence-Seq";
 /// Where operators have an event be decided again on which a plugin has failed.
 pub const REDRIVE: &str = "presence.redrive";
+/// What the subjects begin with on which operators' commands ask a node: below it comes what is
+/// asked, and the node's id.
+pub const ADMIN: &str = "presence.admin";
 /// Where operators' commands ask a node, by its id: what it runs.
 pub const ADMIN_STATUS: &str = "presence.admin.status";
 /// Where operators' commands have a node validate a revision of the pipeline, by its id.
@@ -17,6 +20,9 @@ pub const ADMIN_VALIDATE: &str = "presence.admin.validate";
 pub const ADMIN_SHADOW: &str = "presence.admin.shadow";
 /// Where operators' commands have a node say what a plugin logs, by the node's id.
 pub const ADMIN_FOLLOW: &str = "presence.admin.follow";
+/// Where operators' commands ask a node of all its tenants, by the node's id: on no tenant's
+/// subjects.
+pub const ADMIN_TENANTS: &str = "presence.admin.tenants";
 /// What plugins log, while somebody follows it, by the plugin's name.
 pub const LOGS: &str = "presence.admin.logs";
 /// What has happened that an operator should look at.

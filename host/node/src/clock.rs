@@ -11,8 +11,10 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use presence_config::CLOCK_OFFSET_FILE;
 use presence_core::Input;
+use tokio::sync::watch::{Receiver, Sender, channel};
 
 use crate::pool::Shards;
+use crate::tasks::Tasks;
 
 /// How often the wall clock is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
@@ -81,15 +83,20 @@ fn signed(ms: u64) -> i64 {
     i64::try_from(ms).unwrap_or(i64::MAX)
 }
 
-/// Has the shards know how far wall time is from [`now_ms`], as it changes. A clock
-/// that drifts is followed; one that was set is told of in the log.
-pub(crate) async fn follow(shards: Shards) {
-    let mut known_ms = 0;
+/// Follows the machine's clock: by how much wall time is ahead of [`now_ms`], in milliseconds, as it
+/// changes. A clock that drifts is followed; one that was set is told of in the log.
+pub(crate) fn watch(tasks: &Tasks) -> Receiver<i64> {
+    let (ahead, known) = channel(0);
+    tasks.spawn("clock", look(ahead));
+    known
+}
+
+async fn look(known: Sender<i64>) {
     let mut look = tokio::time::interval(LOOK_EVERY);
     loop {
         look.tick().await;
         let Some(ahead_ms) = ahead_ms() else { continue };
-        let change = ahead_ms.saturating_sub(known_ms);
+        let change = ahead_ms.saturating_sub(*known.borrow());
         if change.unsigned_abs() < DRIFT_MS {
             continue;
         }
@@ -102,7 +109,22 @@ pub(crate) async fn follow(shards: Shards) {
                 change.unsigned_abs()
             );
         }
-        known_ms = ahead_ms;
-        shards.tell(|| Input::Clock { ahead_ms }).await;
+        known.send_replace(ahead_ms);
+    }
+}
+
+/// Has the shards of a tenant know how far wall time is from [`now_ms`].
+pub(crate) async fn follow(mut ahead: Receiver<i64>, shards: Shards) {
+    let mut told_ms = 0;
+    loop {
+        let ahead_ms = *ahead.borrow_and_update();
+        if ahead_ms != told_ms {
+            told_ms = ahead_ms;
+            shards.tell(|| Input::Clock { ahead_ms }).await;
+        }
+        if ahead.changed().await.is_err() {
+            // The node ends.
+            std::future::pending().await
+        }
     }
 }

@@ -17,6 +17,7 @@ mod beside;
 pub mod clock;
 mod directory;
 pub mod link;
+mod lookout;
 mod ops;
 mod pool;
 mod reload;

@@ -2,6 +2,8 @@
 
 mod account;
 mod first;
+mod given;
+mod stored;
 mod tenant;
 mod tenants;
 
@@ -14,23 +16,20 @@ use std::time::Duration;
 use presence_config::causes::Causes;
 use presence_config::regular::Stamp;
 use presence_config::{self as config, Config, Text};
-use presence_rules::loader::{self, SharedCompiler};
-use tokio::task::spawn_blocking;
+use presence_rules::loader;
 use tokio::time::{sleep, timeout};
 
-use crate::link::plugin_log::PluginLogs;
 use crate::ops::http::{self, About, Board};
 use crate::ops::log;
 use crate::reload::Source;
-use crate::reload::watch::Watches;
 use crate::signals::Signals;
 use crate::stop::{Readers, Stop};
-use crate::tasks::{self, Faults, Tasks};
+use crate::tasks::{self, Faults, Tasks, blocking};
 use crate::telemetry::{self, Telemetry};
 
 use account::Account;
 use first::Begins;
-use tenant::{Site, StepBack};
+use tenant::{OfProcess, Site, StepBack};
 
 /// How often a tenant that starts looks whether its login has changed.
 const LOGIN_LOOK: Duration = Duration::from_secs(1);
@@ -52,6 +51,8 @@ pub fn run(path: Option<&Path>) -> anyhow::Result<()> {
         // The connection to the broker, and the intake from it, on one thread: one
         // reads what the other has just written. Users have threads of their own.
         .worker_threads(1)
+        // Each takes memory of its own, also one that waits for work.
+        .thread_keep_alive(Duration::from_secs(1))
         .enable_all()
         .build()?;
     let read = (config, text, seen);
@@ -119,11 +120,9 @@ async fn alone(
     pending.start(&begins.config, telemetry, source, &tasks)?;
     let site = Site {
         account: &account,
-        compiler: &SharedCompiler::default(),
+        all: &OfProcess::start(&begins.config.node.name, &tasks),
         board: &board,
-        watches: &Watches::new(),
         signals,
-        plugin_logs: &PluginLogs::start(&begins.config.node.name, &tasks),
         tasks: &tasks,
         telemetry,
     };
@@ -177,7 +176,7 @@ async fn follow_login(
     loop {
         sleep(LOGIN_LOOK).await;
         let path = path.clone();
-        let read = spawn_blocking(move || {
+        let read = blocking(move || {
             let text = Text::read(path.as_deref())?;
             Config::parse(path.as_deref(), text.as_ref(), config::variables())
         });
@@ -222,7 +221,7 @@ async fn introduce(config: &Config, is_there: bool, path: Option<&Path>) {
             return "of the plugin store".to_owned();
         }
         // What is read may hang.
-        match timeout(SURVEY, spawn_blocking(move || loader::survey(&known))).await {
+        match timeout(SURVEY, blocking(move || loader::survey(&known))).await {
             Ok(Ok(pipeline)) => pipeline,
             _ => format!("{} (not read yet)", config.pipeline_line()),
         }

@@ -2,15 +2,23 @@
 //! itself, or panics, ends the node: without it the node would look ready but process nothing.
 
 use std::any::Any;
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use futures_util::FutureExt as _;
-use tokio::sync::mpsc;
-use tokio::task::{AbortHandle, JoinHandle};
+use tokio::sync::{Semaphore, mpsc};
+use tokio::task::{AbortHandle, JoinHandle, spawn_blocking};
+use tokio::time::timeout;
 use tracing::{Instrument as _, Span};
+
+/// How much work that may block is done at a time.
+const AT_ONCE: usize = 8;
+
+/// After what time such work gives its place to other work.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Starts them. Cloning it shares it.
 #[derive(Clone, Debug)]
@@ -56,7 +64,7 @@ impl Tasks {
         started
     }
 
-    /// Starts a task that may end by itself, and not by a panic.
+    /// Starts a task that may end by itself, and not by a panic. [`Self::end`] doesn't end it.
     pub(crate) fn spawn_ending(
         &self,
         name: &'static str,
@@ -64,14 +72,23 @@ impl Tasks {
     ) -> JoinHandle<()> {
         let failed = self.failed.clone();
         #[expect(clippy::disallowed_methods, reason = "this is what watches")]
-        tokio::spawn(async move {
-            if let Err(panic) = AssertUnwindSafe(task).catch_unwind().await {
-                let _ = failed.send(format!(
-                    "the task `{name}` has failed: {}",
-                    message(&*panic)
-                ));
+        tokio::spawn(
+            async move {
+                if let Err(panic) = AssertUnwindSafe(task).catch_unwind().await {
+                    let _ = failed.send(format!(
+                        "the task `{name}` has failed: {}",
+                        message(&*panic)
+                    ));
+                }
             }
-        })
+            .in_current_span(),
+        )
+    }
+
+    /// Something has failed that is no task of its own.
+    pub(crate) fn fail(&self, fault: String) {
+        // The node may have ended.
+        let _ = self.failed.send(fault);
     }
 
     /// Others that end apart from these. Faults of both are reported in one place.
@@ -125,6 +142,50 @@ impl Faults {
     }
 }
 
+/// Does what may block, elsewhere. What it logs is in the span of the one who waits for it.
+///
+/// Little is done at a time, since many tenants may have something to do, and each thread takes
+/// memory. Work that takes long, or hangs, gives its place to other work, and goes on beside it.
+pub(crate) fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> JoinHandle<T> {
+    static ROOM: Semaphore = Semaphore::const_new(AT_ONCE);
+    let span = Span::current();
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "a panic is handed on to the one who waits"
+    )]
+    tokio::spawn(async move {
+        let place = ROOM.acquire().await;
+        let mut work = spawn_blocking(move || span.in_scope(work));
+        let done = match timeout(PATIENCE, &mut work).await {
+            Ok(done) => done,
+            Err(_) => {
+                drop(place);
+                work.await
+            }
+        };
+        match done {
+            Ok(done) => done,
+            Err(error) if error.is_panic() => resume_unwind(error.into_panic()),
+            // The process ends.
+            Err(_) => std::future::pending().await,
+        }
+    })
+}
+
+/// As [`blocking`], for work that doesn't fail.
+///
+/// # Panics
+/// As the work does.
+pub(crate) async fn elsewhere<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    match blocking(work).await {
+        Ok(done) => done,
+        Err(error) if error.is_panic() => resume_unwind(error.into_panic()),
+        Err(_) => std::future::pending().await,
+    }
+}
+
 /// What a panic says.
 pub(crate) fn message(panic: &(dyn Any + Send)) -> &str {
     let text = panic.downcast_ref::<&str>().copied();
@@ -156,6 +217,43 @@ mod tests {
         tasks.spawn("frail", async { panic!("a number") });
         let fault = faults.next().await.to_string();
         assert_eq!(fault, "the task `frail` has failed: a number");
+    }
+
+    #[tokio::test]
+    async fn little_that_may_block_is_done_at_a_time_and_what_hangs_gives_its_place_away() {
+        let (end, ended) = std::sync::mpsc::channel::<()>();
+        let ended = Mutex::new(ended);
+        let ended = Arc::new(ended);
+        let most = Arc::new(Mutex::new((0, 0)));
+        let many = (0..20 * AT_ONCE).map(|_| {
+            let most = Arc::clone(&most);
+            blocking(move || {
+                {
+                    let mut counts = most.lock().unwrap();
+                    counts.0 += 1;
+                    counts.1 = counts.0.max(counts.1);
+                }
+                thread::yield_now();
+                most.lock().unwrap().0 -= 1;
+            })
+        });
+        for work in many.collect::<Vec<_>>() {
+            work.await.unwrap();
+        }
+        let (_, most) = *most.lock().unwrap();
+        assert!((1..=AT_ONCE).contains(&most), "{most}");
+        let hanging = (0..AT_ONCE).map(|_| {
+            let ended = Arc::clone(&ended);
+            blocking(move || ended.lock().unwrap().recv().unwrap())
+        });
+        let hanging: Vec<_> = hanging.collect();
+        assert_eq!(elsewhere(|| 7).await, 7, "it isn't kept waiting for ever");
+        for _ in &hanging {
+            end.send(()).unwrap();
+        }
+        for work in hanging {
+            work.await.unwrap();
+        }
     }
 
     #[tokio::test]

@@ -1,5 +1,7 @@
-//! `presence tenants`: what each tenant of a running node is at, and why. It is asked over HTTP,
-//! as `presence status` is.
+//! `presence tenants`: what each tenant of a running node is at, and why, asked over HTTP as
+//! `presence status` is; and changes of the tenants in the store.
+
+mod change;
 
 use std::net::SocketAddr;
 
@@ -19,6 +21,20 @@ pub(crate) enum Command {
     /// Prints all that there is to say of a tenant.
     #[command(after_help = "Example:\n  presence tenants show acme")]
     Show(ShowArgs),
+    /// Writes a file's tenants into the store, and waits until every node is done with them.
+    #[command(
+        after_help = "Example:\n  presence tenants apply gamma.toml --why 'a new customer'\n\nThe file has [[tenant]] sections, as presence.toml has them, and nothing else. Every node\nvalidates them before they are written; if one refuses them, nothing is written. A tenant that\nis paused stays so. The exit code is 1 if a node doesn't serve one."
+    )]
+    Apply(change::ApplyArgs),
+    /// Has a tenant of the store rest: its state is kept, and nothing of it is served.
+    #[command(after_help = "Example:\n  presence tenants pause gamma --yes")]
+    Pause(change::NameArgs),
+    /// Has a tenant of the store be served again.
+    #[command(after_help = "Example:\n  presence tenants resume gamma --yes")]
+    Resume(change::NameArgs),
+    /// Takes a tenant out of the store: its state stays on the disks of nodes.
+    #[command(after_help = "Example:\n  presence tenants remove gamma --why 'it has left' --yes")]
+    Remove(change::NameArgs),
 }
 
 #[derive(clap::Args)]
@@ -43,6 +59,7 @@ pub(crate) fn run(command: &Command) -> anyhow::Result<()> {
     let node = match command {
         Command::List(node) => node,
         Command::Show(show) => &show.node,
+        _ => return crate::runtime::wait_for(change::run(command)),
     };
     let answer = status::of_node(node.http, &node.common.config)?;
     anyhow::ensure!(
@@ -55,6 +72,7 @@ pub(crate) fn run(command: &Command) -> anyhow::Result<()> {
         (Command::List(_), false) => print(page(&answer))?,
         (Command::Show(show), true) => print_json(find(&answer, &show.name)?.clone())?,
         (Command::Show(show), false) => print(one(find(&answer, &show.name)?))?,
+        _ => {}
     }
     Ok(())
 }

@@ -57,11 +57,20 @@ pub fn file(path: &Path) -> io::Result<File> {
 /// Writes a file that others can't read in the place of the one that may be there: whole,
 /// or not at all.
 pub fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    put(path, bytes, File::sync_all)
+}
+
+/// As [`write`], of what is of no use after a crash of the machine: the disk isn't waited for.
+pub fn note(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    put(path, bytes, |_| Ok(()))
+}
+
+fn put(path: &Path, bytes: &[u8], sync: fn(&File) -> io::Result<()>) -> io::Result<()> {
     let new = path.with_extension("new");
     let mut file = options().create(true).truncate(true).open(&new)?;
     keep_private(&file, &new);
     file.write_all(bytes)?;
-    file.sync_all()?;
+    sync(&file)?;
     fs::rename(&new, path)
 }
 

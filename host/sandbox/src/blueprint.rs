@@ -73,9 +73,16 @@ impl Blueprint {
             let mut alone = Pipeline::new(std::slice::from_ref(&stage), limits);
             problems.extend(alone.make().err());
             memory_bytes = memory_bytes.saturating_add(alone.memory_bytes());
+            let plugin = &stage.plugin;
             // What runs has passed them already.
-            if !has_tested || running.is_none_or(|running| !running.is_of(&stage.plugin)) {
-                problems.extend(self_test::problems(&stage.plugin, limits));
+            let has_passed = has_tested && running.is_some_and(|it| it.is_of(plugin))
+                || plugin.has_passed(&limits);
+            if !has_passed {
+                let failed = self_test::problems(plugin, limits);
+                if failed.is_empty() {
+                    plugin.passes(limits);
+                }
+                problems.extend(failed);
             }
             all.extend(problems.into_iter().map(|problem| (number, problem)));
             checked.push(stage);
@@ -270,5 +277,35 @@ mod tests {
         assert_eq!(made(&next.pipeline()), [false, false], "two were made");
         next.make_all_spares(1);
         assert_eq!(made(&next.pipeline()), [true, true]);
+    }
+
+    #[test]
+    fn what_a_plugin_has_passed_for_one_tenant_it_need_not_pass_again_for_another() {
+        let bytes = include_bytes!("../../../plugins/dist/redact.wasm");
+        let plugin = Plugin::load(&Engine::new().unwrap(), "redact", bytes).unwrap();
+        let plugin = Arc::new(plugin);
+        let limits = Limits {
+            fuel: 1 << 40,
+            memory_bytes_max: 1 << 24,
+            deadline_ms: None,
+            quarantine: Quarantine {
+                users: 3,
+                window_ms: 10_000,
+                ms: 1_000,
+            },
+            metadata: presence_core::metadata::Limits {
+                keys: 256,
+                bytes: 16_384,
+                depth: 16,
+            },
+        };
+        let stage = |config| Stage::new(Arc::clone(&plugin), config, false, None);
+        assert!(!plugin.has_passed(&limits));
+        let refused = Blueprint::prepare(vec![stage(json!({"kyes": []}))], limits, None);
+        assert!(refused.is_err(), "its configuration is looked at each time");
+        let prepared = Blueprint::prepare(vec![stage(json!({"keys": []}))], limits, None);
+        assert!(prepared.is_ok() && plugin.has_passed(&limits));
+        let lower = Limits { fuel: 1, ..limits };
+        assert!(!plugin.has_passed(&lower));
     }
 }

@@ -1,6 +1,7 @@
 //! A plugin: one file, compiled, with its manifest.
 
-use std::sync::Arc;
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use sha2::{Digest, Sha256};
 use wasmtime::component::types::ComponentItem;
@@ -13,7 +14,7 @@ use crate::error::{one_line, shortened};
 use crate::lines::Lines;
 use crate::manifest::{Manifest, Role};
 use crate::recorder::LineRecorder;
-use crate::{Engine, LoadError, bounds, wasi};
+use crate::{Engine, Limits, LoadError, bounds, wasi};
 
 /// A compiled plugin, linked to the host's interfaces and nothing else.
 pub struct Plugin {
@@ -37,7 +38,20 @@ pub struct Plugin {
     pub file_bytes: usize,
     /// What its instances take in the host beside their memories and tables, in bytes.
     pub(crate) fixed_bytes: usize,
+    known: Known,
 }
+
+/// What has been found of a plugin, and holds for all tenants that use it.
+#[derive(Default)]
+struct Known {
+    /// With no more of the host than this.
+    linked: Mutex<Vec<(Capabilities, InstancePre<Call>)>>,
+    /// Within which limits it has passed its self-tests.
+    passed: Mutex<VecDeque<Limits>>,
+}
+
+/// How much is known of a plugin at most, of each kind.
+const KNOWN_MAX: usize = 64;
 
 impl Plugin {
     /// How many lines of the log were left out, since it wrote too many of them.
@@ -74,6 +88,7 @@ impl Plugin {
             lines: Arc::default(),
             file_bytes: self.file_bytes,
             fixed_bytes: self.fixed_bytes,
+            known: Known::default(),
         }
     }
 
@@ -88,7 +103,33 @@ impl Plugin {
 
     /// With no more of the host than this.
     pub(crate) fn linked_to(&self, granted: Capabilities) -> wasmtime::Result<InstancePre<Call>> {
-        linked(self.api, self.linked.component(), granted)
+        let mut known = locked(&self.known.linked);
+        if let Some((_, linked)) = known.iter().find(|(it, _)| *it == granted) {
+            return Ok(linked.clone());
+        }
+        let linked = linked(self.api, self.linked.component(), granted)?;
+        if known.len() < KNOWN_MAX {
+            known.push((granted, linked.clone()));
+        }
+        Ok(linked)
+    }
+
+    /// Whether it has passed its self-tests within these limits: it need not again, for another
+    /// tenant.
+    pub(crate) fn has_passed(&self, limits: &Limits) -> bool {
+        locked(&self.known.passed).contains(limits)
+    }
+
+    /// It has passed its self-tests within these limits.
+    pub(crate) fn passes(&self, limits: Limits) {
+        let mut passed = locked(&self.known.passed);
+        if passed.contains(&limits) {
+            return;
+        }
+        if passed.len() >= KNOWN_MAX {
+            passed.pop_front();
+        }
+        passed.push_back(limits);
     }
 
     /// What it asks for, as a manifest and a configuration spell it.
@@ -150,8 +191,13 @@ impl Plugin {
             fixed_bytes,
             linked,
             lines: Arc::default(),
+            known: Known::default(),
         })
     }
+}
+
+fn locked<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
+    of.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A component with what it may have of the host.

@@ -94,6 +94,7 @@ fn the_reference_has_every_subject() -> Result<()> {
             "presence.admin.validate.*" => "presence.admin.validate.<id>",
             "presence.admin.shadow.*" => "presence.admin.shadow.<id>",
             "presence.admin.follow.*" => "presence.admin.follow.<id>",
+            "presence.admin.tenants.*" => "presence.admin.tenants.<id>",
             "presence.admin.logs.*" => "presence.admin.logs.<plugin>",
             subject => subject,
         });

@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 
+use super::density::{Density, Taken};
 use super::fairness;
 use super::fan_out::{self, Figures, Row};
 use super::in_process::{Ledger, Swaps};
@@ -230,6 +231,41 @@ pub(crate) fn fairness(rows: &[fairness::Row]) -> String {
             line(&mut text, row.title, us.into_iter().chain([ratio]));
         }
     }
+    text
+}
+
+/// What many tenants take of one node.
+pub(crate) fn density(figures: &Density) -> String {
+    let mut text = String::new();
+    let tenants = figures.tenants as f64;
+    let heads = ["one tenant", "idle", "an event in each", "given back"].map(str::to_owned);
+    line(
+        &mut text,
+        &format!("{} tenants on one node", grouped(tenants)),
+        heads,
+    );
+    let one = figures.one;
+    let states = std::iter::once(one).chain(figures.all);
+    let cells = |of: fn(Taken) -> u64| states.clone().map(move |it| grouped(of(it) as f64));
+    line(&mut text, "resident, KiB", cells(|it| it.resident / 1_024));
+    let others = (tenants - 1.0).max(1.0);
+    let a_tenant = figures.all.map(|it| {
+        let more = it.resident.saturating_sub(one.resident);
+        format!("{:.1}", more as f64 / 1_024.0 / others)
+    });
+    let cells_of = std::iter::once(String::new()).chain(a_tenant);
+    line(&mut text, "of it a tenant more, KiB", cells_of);
+    line(&mut text, "threads", cells(|it| it.threads));
+    line(&mut text, "mappings", cells(|it| it.mappings));
+    line(&mut text, "open files", cells(|it| it.files));
+    let subscriptions = figures.subscriptions.map(|it| grouped(it as f64));
+    line(&mut text, "subscriptions", subscriptions);
+    let idle = figures.idle_cpu.map(|it| format!("{it:.1}"));
+    line(&mut text, "processor while idle, ‰", idle);
+    let [first, again] = figures.started.map(|it| format!("{:.2}", it.as_secs_f64()));
+    line(&mut text, "started, s: first, again", [first, again]);
+    let events = format!("{:.2}", figures.events.as_secs_f64());
+    line(&mut text, "an event in each, s", [events]);
     text
 }
 

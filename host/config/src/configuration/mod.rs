@@ -22,6 +22,7 @@ mod section;
 mod settings;
 mod similar;
 mod state;
+mod stored;
 mod syntax;
 mod telemetry;
 mod tenants;
@@ -53,6 +54,7 @@ pub use pipeline::{Grant, OnFailure, Source, Stage, StagePlace};
 pub use problem::{Place, Problem, Problems};
 pub use settings::Read;
 pub use state::State;
+pub use stored::{InStore, StoredTenant, TENANTS_BUCKET};
 pub use telemetry::Telemetry;
 pub use tenants::TenantSection;
 pub use tracker::Tracker;
@@ -153,7 +155,7 @@ impl Config {
         env: impl Iterator<Item = (String, OsString)>,
     ) -> Result<Read, Problems> {
         let text = Text::read_in(working, path)?;
-        Self::parse_in(working, path, text.as_ref(), env)
+        Self::parse_in(working, path, text.as_ref(), env, &[])
     }
 
     /// Reads what [`Text::read`] has read from the file at `path`.
@@ -165,7 +167,21 @@ impl Config {
         text: Option<&Text>,
         env: impl Iterator<Item = (String, OsString)>,
     ) -> Result<Self, Problems> {
-        Self::parse_in(Path::new(""), path, text, env)?.sound()
+        Self::parse_with(path, text, env, &[])
+    }
+
+    /// As [`Config::parse`], with the tenants of the store beside those of the file. A file
+    /// without `[[tenant]]` sections has one tenant, and they are of no effect.
+    ///
+    /// # Errors
+    /// As [`Config::load`].
+    pub fn parse_with(
+        path: Option<&Path>,
+        text: Option<&Text>,
+        env: impl Iterator<Item = (String, OsString)>,
+        stored: &[InStore],
+    ) -> Result<Self, Problems> {
+        Self::parse_in(Path::new(""), path, text, env, stored)?.sound()
     }
 
     fn parse_in(
@@ -173,6 +189,7 @@ impl Config {
         path: Option<&Path>,
         text: Option<&Text>,
         env: impl Iterator<Item = (String, OsString)>,
+        stored: &[InStore],
     ) -> Result<Read, Problems> {
         let usual = working.join(FILE_NAME);
         let file = path.unwrap_or(&usual);
@@ -197,7 +214,7 @@ impl Config {
             passed_over,
             settings,
         } = reader.read(root, Self::read);
-        let tenants = sections.map(|items| tenants::read(file, text, &env, &rest, &items));
+        let tenants = sections.map(|items| tenants::read(file, text, &env, &rest, &items, stored));
         let (tenants, tenant_settings) = tenants.unzip();
         let passed_over = passed_over.iter().map(ToString::to_string).collect();
         Ok(Read {

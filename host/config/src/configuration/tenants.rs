@@ -18,6 +18,7 @@ use super::nats::without_login;
 use super::problem::{Place, Problem, Problems, Wrong};
 use super::section::{Reader, Section, VARIABLE_PREFIX};
 use super::settings::Setting;
+use super::stored::{self, InStore};
 use super::{Config, Tenant, basics};
 
 /// The key under which tenants stand.
@@ -119,25 +120,27 @@ pub(super) fn needless_variables(env: &BTreeMap<String, OsString>) -> Vec<Proble
     .collect()
 }
 
-/// Reads the tenants of a document, and what sets the keys of each. `rest`: the document without
-/// them.
+/// Reads the tenants of a document, and those of the store; and what sets the keys of each of the
+/// first. `rest`: the document without them.
 pub(super) fn read<'a>(
     file: &'a Path,
     text: &'a str,
     env: &BTreeMap<String, OsString>,
     rest: &DeTable<'a>,
     items: &[(&Spanned<DeValue<'a>>, &DeTable<'a>)],
+    stored: &[InStore],
 ) -> (Arc<[TenantSection]>, Vec<Vec<Setting>>) {
     let tenants = items.iter().map(|(item, own)| {
         let place = Place::of_span(file, text, item.span());
         one(file, text, env, rest, place, own)
     });
     let (mut tenants, settings): (Vec<_>, Vec<_>) = tenants.unzip();
+    tenants.extend(stored::read(file, env, rest, stored));
     refuse_overlaps(&mut tenants);
     (tenants.into(), settings)
 }
 
-fn one(
+pub(super) fn one(
     file: &Path,
     text: &str,
     env: &BTreeMap<String, OsString>,

@@ -2,7 +2,7 @@
 //! if the source is away when the node starts.
 //!
 //! It is a file of entries in the state's folder. Just what changes is written, by a
-//! thread of its own, all of a change in one transaction: no copy is half of one. Between
+//! task of its own, all of a change in one transaction: no copy is half of one. Between
 //! two writes it rests for as long as the last one took, so that a large directory that
 //! changes all the time never costs more than half of a disk's time, and what changes
 //! meanwhile is written together.
@@ -10,7 +10,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::anyhow;
@@ -18,11 +18,12 @@ use presence_config::directory::entry::{self, Key};
 use presence_core::directory::{Changes, Directory};
 use presence_core::names::Names;
 use redb::{ReadableDatabase, ReadableTable, TableDefinition};
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
+use tokio::time::timeout;
 
 use super::health::Health;
 use crate::state::database::{self, Fault, File, guarded};
-use crate::tasks::Tasks;
+use crate::tasks::{Tasks, elsewhere};
 
 /// Values by key; the empty text for an entry that can't be read and of which nothing is
 /// known.
@@ -65,7 +66,7 @@ pub(crate) struct Keeper {
 
 struct Shared {
     pending: Mutex<Pending>,
-    changed: Condvar,
+    changed: Notify,
     health: Arc<Health>,
 }
 
@@ -78,6 +79,8 @@ struct Pending {
     origin: Option<Origin>,
     /// Whom to tell that all is written.
     closing: Option<oneshot::Sender<()>>,
+    /// Whether nobody has anything more to write.
+    is_left: bool,
 }
 
 impl Keeper {
@@ -112,11 +115,11 @@ impl Keeper {
                 clear: kept.is_none(),
                 ..Pending::default()
             }),
-            changed: Condvar::new(),
+            changed: Notify::new(),
             health: Arc::clone(health),
         });
-        let (thread, path) = (Arc::clone(&shared), path.to_owned());
-        tasks.thread("directory", move || thread.run(Some(file), &path))?;
+        let writing = Arc::clone(&shared).run(Some(file), path.into());
+        tasks.spawn_ending("directory", writing);
         let origin = kept.as_ref().map(|kept| kept.origin.clone());
         let origin = origin.unwrap_or_default();
         let keeper = Self {
@@ -172,6 +175,15 @@ impl Keeper {
     }
 }
 
+/// One that fails, or whose tenant does, leaves what isn't written.
+impl Drop for Keeper {
+    fn drop(&mut self) {
+        let mut pending = self.shared.lock();
+        pending.is_left = true;
+        self.shared.tell(&pending);
+    }
+}
+
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, Pending> {
         self.pending.lock().unwrap_or_else(PoisonError::into_inner)
@@ -184,22 +196,28 @@ impl Shared {
         self.changed.notify_one();
     }
 
-    fn run(&self, mut file: Option<File>, path: &Path) {
+    async fn run(self: Arc<Self>, mut file: Option<File>, path: Arc<Path>) {
         let disk = &self.health.copy;
         let mut retry = RETRY.0;
         let mut failed = false;
         loop {
-            let job = self.next();
-            let begun = Instant::now();
+            let job = self.next().await;
             let mut rest = REST;
             if !job.is_empty() {
-                let written = self.write(&mut file, path, &job);
+                let (shared, at) = (Arc::clone(&self), Arc::clone(&path));
+                let (back, job, written, took) = elsewhere(move || {
+                    let begun = Instant::now();
+                    let written = shared.write(&mut file, &at, &job);
+                    (file, job, written, begun.elapsed())
+                })
+                .await;
+                file = back;
                 failed = written.is_err();
                 match written {
                     Ok(()) => {
                         disk.works();
                         retry = RETRY.0;
-                        rest = rest.max(begun.elapsed());
+                        rest = rest.max(took);
                         let left = self.lock().entries.len();
                         self.health.unsaved.store(left, Ordering::Relaxed);
                     }
@@ -211,19 +229,33 @@ impl Shared {
                     }
                 }
             }
-            let pending = self.lock();
-            let closing = |pending: &mut Pending| pending.closing.is_none();
-            let rested = self.changed.wait_timeout_while(pending, rest, closing);
-            let (mut pending, _) = rested.unwrap_or_else(PoisonError::into_inner);
-            if (pending.is_empty() || failed)
-                && let Some(done) = pending.closing.take()
-            {
-                drop(pending);
-                drop(file);
+            // It makes no difference which.
+            let _ = timeout(rest, self.until(|pending| pending.closing.is_some())).await;
+            let closing = {
+                let mut pending = self.lock();
+                let is_over = pending.is_empty() || failed;
+                pending.closing.take_if(|_| is_over)
+            };
+            if let Some(done) = closing {
+                elsewhere(move || drop(file)).await;
                 // The one who waits may have given up.
                 let _ = done.send(());
                 return;
             }
+            if self.lock().is_left {
+                return;
+            }
+        }
+    }
+
+    /// Waits until what is pending is as it should be.
+    async fn until(&self, is: impl Fn(&Pending) -> bool) {
+        loop {
+            let changed = self.changed.notified();
+            if is(&self.lock()) {
+                return;
+            }
+            changed.await;
         }
     }
 
@@ -239,17 +271,18 @@ impl Shared {
         Ok(())
     }
 
-    /// Waits for something to write.
-    fn next(&self) -> Pending {
-        let idle = |pending: &mut Pending| pending.is_empty() && pending.closing.is_none();
-        let pending = self.changed.wait_while(self.lock(), idle);
-        let mut pending = pending.unwrap_or_else(PoisonError::into_inner);
+    /// Waits for something to write, or for the end.
+    async fn next(&self) -> Pending {
+        self.until(|pending| !pending.is_empty() || pending.closing.is_some() || pending.is_left)
+            .await;
+        let mut pending = self.lock();
         Pending {
             // Clearing alone is no reason to write: the old copy may be wanted again.
             clear: !pending.is_empty() && std::mem::take(&mut pending.clear),
             entries: std::mem::take(&mut pending.entries),
             origin: pending.origin.take(),
             closing: None,
+            is_left: false,
         }
     }
 }

@@ -8,17 +8,16 @@ use std::time::Duration;
 
 use async_nats::{Client, Event, Message};
 use presence_config::Config;
-use presence_config::subjects::{
-    ADMIN_FOLLOW, ADMIN_SHADOW, ADMIN_STATUS, ADMIN_VALIDATE, Subjects,
-};
+use presence_config::subjects::{ADMIN, Subjects};
 use serde_json::json;
 
 use crate::link::broker::Access;
-use crate::link::micro::{self, Answer, Listening, Service};
+use crate::link::micro::{self, Answer, Listening, Service, Services};
 use crate::link::plugin_log;
 use crate::link::reply::Replies;
 use crate::ops::http::Board;
 use crate::store::trial::Trials;
+use crate::tasks::Tasks;
 
 /// How often the connection is made anew while NATS forbids something on it: the broker
 /// forgets a subscription that it refuses.
@@ -33,6 +32,7 @@ const SAID_MAX: usize = 16;
 pub(crate) struct Admin {
     pub(crate) client: Client,
     is_forbidden: Arc<AtomicBool>,
+    services: Services,
 }
 
 /// Says what NATS forbids, if that is news.
@@ -50,8 +50,8 @@ impl Admin {
     /// Connects, or goes on trying to.
     ///
     /// # Errors
-    /// As [`Access::options`].
-    pub(crate) async fn connect(access: &Access) -> anyhow::Result<Self> {
+    /// As [`Access::options`], or if the connection is closed.
+    pub(crate) async fn connect(access: &Access, tasks: &Tasks) -> anyhow::Result<Self> {
         let is_forbidden = Arc::<AtomicBool>::default();
         let noted = Arc::clone(&is_forbidden);
         let said = Mutex::<BTreeSet<String>>::default();
@@ -62,9 +62,12 @@ impl Admin {
             }
             std::future::ready(())
         });
+        let client = access.connect(options).await?;
+        let services = Services::listen(&client, tasks).await?;
         Ok(Self {
-            client: access.connect(options).await?,
+            client,
             is_forbidden,
+            services,
         })
     }
 
@@ -88,14 +91,9 @@ impl Admin {
         config: &Config,
         replies: Arc<Replies>,
     ) -> anyhow::Result<Listening> {
-        let endpoints = [
-            ("status", ADMIN_STATUS),
-            ("validate", ADMIN_VALIDATE),
-            ("shadow", ADMIN_SHADOW),
-            ("follow", ADMIN_FOLLOW),
-        ];
+        let endpoints = ["status", "validate", "shadow", "follow"];
         self.service(config, replies, false, &endpoints)
-            .listen()
+            .listen(&self.services)
             .await
     }
 
@@ -108,8 +106,8 @@ impl Admin {
         turn: impl Future<Output = ()>,
     ) {
         let told = async {
-            let service = self.service(config, replies, true, &[("status", ADMIN_STATUS)]);
-            if let Ok(listening) = service.listen().await {
+            let service = self.service(config, replies, true, &["status"]);
+            if let Ok(listening) = service.listen(&self.services).await {
                 let tell = async |_, _| Ok(json!({"ok": true, "status": board.describe()}));
                 listening.serve(tell).await;
             }
@@ -121,12 +119,28 @@ impl Admin {
         }
     }
 
+    /// Subscribes to what commands ask of a node that has its tenants from the store.
+    ///
+    /// # Errors
+    /// If the connection is closed.
+    pub(crate) async fn listen_for_tenants(&self, config: &Config) -> anyhow::Result<Listening> {
+        let subjects = Subjects::new(None);
+        let replies = Arc::new(Replies::new(config, &subjects));
+        // It is no tenant's: it says of no prefix.
+        let metadata = json!({"node": config.node.name, "tenants": "store"});
+        let metadata = metadata.as_object().cloned().unwrap_or_default();
+        let (client, root) = (self.client.clone(), subjects.of(ADMIN));
+        Service::new(client, replies, metadata, root, &["tenants"])
+            .listen(&self.services)
+            .await
+    }
+
     fn service(
         &self,
         config: &Config,
         replies: Arc<Replies>,
         waits: bool,
-        endpoints: &[(&'static str, &str)],
+        endpoints: &[&'static str],
     ) -> Service {
         let subjects = Subjects::new(config.tenant.prefix.as_deref());
         let metadata = json!({
@@ -136,10 +150,8 @@ impl Admin {
             "waits": if waits { "true" } else { "false" },
         });
         let metadata = metadata.as_object().cloned().unwrap_or_default();
-        let endpoints = endpoints.iter();
-        let endpoints = endpoints.map(|(name, subject)| (*name, subjects.of(subject)));
-        let endpoints: Vec<_> = endpoints.collect();
-        Service::new(self.client.clone(), replies, metadata, &endpoints)
+        let root = subjects.of(ADMIN);
+        Service::new(self.client.clone(), replies, metadata, root, endpoints)
     }
 
     /// Answers commands for as long as the node runs.

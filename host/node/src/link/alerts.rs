@@ -3,7 +3,6 @@
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use async_nats::Client;
 use presence_config::subjects::ALERTS;
@@ -16,9 +15,6 @@ use crate::tenant::Running;
 
 /// How many alerts may wait for the broker's client.
 const WAITING_MAX: usize = 256;
-
-/// How often is looked which plugins are in quarantine.
-const LOOK: Duration = Duration::from_millis(500);
 
 /// How many alerts are kept for the page.
 const KEPT_MAX: usize = 50;
@@ -126,11 +122,29 @@ impl Quarantined {
 }
 
 /// Raises an alert when a plugin comes into quarantine, and when it is out again.
-pub(crate) async fn follow_quarantine(alerts: Alerts, running: watch::Receiver<Running>) {
-    let mut known: Vec<Quarantined> = Vec::new();
-    let mut look = tokio::time::interval(LOOK);
-    loop {
-        look.tick().await;
+pub(crate) struct Quarantine {
+    alerts: Alerts,
+    running: watch::Receiver<Running>,
+    known: Vec<Quarantined>,
+}
+
+impl Quarantine {
+    pub(crate) fn new(alerts: Alerts, running: watch::Receiver<Running>) -> Self {
+        Self {
+            alerts,
+            running,
+            known: Vec::new(),
+        }
+    }
+
+    /// Looks which plugins are in quarantine. Says whether the tenant still runs.
+    pub(crate) fn look(&mut self) -> bool {
+        let Self {
+            alerts,
+            running,
+            known,
+        } = self;
+        let goes_on = running.has_changed().is_ok();
         let running = running.borrow().clone();
         let active = [(running.generation, &*running.blueprint, false)];
         let beside = running.beside.as_ref().map(|it| {
@@ -181,6 +195,7 @@ pub(crate) async fn follow_quarantine(alerts: Alerts, running: watch::Receiver<R
                 }),
             );
         }
-        known = now;
+        *known = now;
+        goes_on
     }
 }

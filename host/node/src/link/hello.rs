@@ -49,8 +49,14 @@ const CHECK_EVERY: Duration = Duration::from_secs(2);
 /// How often a node that waits looks whether it is connected.
 const CONNECT_LOOK: Duration = Duration::from_millis(20);
 
-/// How often a node that serves looks whether it is time to ask.
+/// How many tenants of an account ask so often. Of more, each asks less often.
+const TENANTS: usize = 20;
+
+/// How often a node that serves looks whether it is to ask at once.
 const LOOK: Duration = Duration::from_millis(200);
+
+/// How long a look may be late before the node was paused.
+const PAUSED: Duration = Duration::from_secs(1);
 
 /// What a node says of itself, when it asks as well as when it answers.
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -125,6 +131,46 @@ pub(crate) struct Turn {
     heard: watch::Receiver<u64>,
     shared: Arc<Shared>,
     answers: JoinHandle<()>,
+    doubts: watch::Receiver<u64>,
+    /// How many tenants of the account have a turn.
+    tenants: Arc<()>,
+}
+
+/// When a node that serves is to ask at once, for all tenants of an account.
+pub(crate) struct Doubts {
+    told: watch::Receiver<u64>,
+    tenants: Arc<()>,
+}
+
+impl Doubts {
+    /// Looks for as long as the account is used.
+    pub(crate) fn start(broker: Arc<Health>, tasks: &Tasks) -> Self {
+        let (tell, told) = watch::channel(0);
+        tasks.spawn("doubts", doubt(broker, tell));
+        Self {
+            told,
+            tenants: Arc::default(),
+        }
+    }
+}
+
+/// What others asked while the node was paused, or while there was no connection, or no room for
+/// it, isn't known.
+async fn doubt(broker: Arc<Health>, tell: watch::Sender<u64>) {
+    let missed = || {
+        let connects = broker.connects.load(Ordering::Relaxed);
+        (connects, broker.drops.said_of(Carries::Hellos))
+    };
+    let mut known = missed();
+    loop {
+        let began = Instant::now();
+        sleep(LOOK).await;
+        let now = missed();
+        if now != known || began.elapsed() > PAUSED {
+            known = now;
+            tell.send_modify(|times| *times += 1);
+        }
+    }
 }
 
 impl Drop for Turn {
@@ -144,7 +190,7 @@ impl Turn {
         node: String,
         (broker, heard): (Arc<Health>, watch::Receiver<u64>),
         replies: Arc<Replies>,
-        tasks: &Tasks,
+        (doubts, tasks): (&Doubts, &Tasks),
     ) -> anyhow::Result<Self> {
         let client = connection.client().clone();
         let subject = subjects.of(SUBJECT);
@@ -177,6 +223,8 @@ impl Turn {
             heard,
             answers: tasks.spawn("hello", answering),
             shared,
+            doubts: doubts.told.clone(),
+            tenants: Arc::clone(&doubts.tenants),
         })
     }
 
@@ -232,22 +280,16 @@ impl Turn {
 
     /// Waits until the node may not serve any more, and says why.
     pub(crate) async fn is_over(&self) -> String {
-        // What others asked while there was no connection, or no room for it, isn't known.
-        let missed = || {
-            let connects = self.broker.connects.load(Ordering::Relaxed);
-            (connects, self.broker.drops.said_of(Carries::Hellos))
-        };
-        let mut asked = (Instant::now(), missed());
+        let mut doubts = self.doubts.clone();
         loop {
+            // The account holds one.
+            let tenants = Arc::strong_count(&self.tenants).saturating_sub(1);
+            let every = CHECK_EVERY.mul_f64((tenants as f64 / TENANTS as f64).max(1.0));
             tokio::select! {
                 () = self.shared.met.notified() => {}
-                () = sleep(LOOK) => {
-                    if asked.0.elapsed() < CHECK_EVERY && asked.1 == missed() {
-                        continue;
-                    }
-                }
+                Ok(()) = doubts.changed() => {}
+                () = sleep(every) => {}
             }
-            asked = (Instant::now(), missed());
             match self.ask().await {
                 Found::Other(other) => return format!("node `{}` serves as well", other.node),
                 Found::Unknown(why) if self.broker.hello_is_forbidden(&self.shared.subject) => {

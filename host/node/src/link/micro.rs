@@ -4,19 +4,20 @@
 //! asks has named, and a node may publish far more than those who may ask: what they name has
 //! to be below `[nats] reply_prefixes`, as with every other answer of a node.
 
-use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use async_nats::header::HeaderMap;
 use async_nats::service::{NATS_SERVICE_ERROR, NATS_SERVICE_ERROR_CODE};
 use async_nats::{Client, Message, Subscriber};
+use futures_util::StreamExt as _;
 use futures_util::stream::{FuturesUnordered, SelectAll, select_all};
-use futures_util::{Stream, StreamExt as _};
 use serde_json::{Map, Value, json};
 use tokio::time::timeout;
 
 use crate::link::reply::Replies;
+use crate::tasks::Tasks;
 
 /// How many requests may be in progress.
 const AT_ONCE: usize = 16;
@@ -40,6 +41,7 @@ pub(crate) struct Service {
     id: String,
     metadata: Map<String, Value>,
     started: String,
+    root: String,
     endpoints: Vec<Endpoint>,
 }
 
@@ -61,35 +63,84 @@ struct Stats {
 
 /// A service that is subscribed.
 pub(crate) struct Listening {
-    service: Service,
-    asked: SelectAll<Subscriber>,
-    requests: SelectAll<Requests>,
+    service: Arc<Service>,
+    all: Services,
+    requests: Subscriber,
 }
 
-/// The requests of an endpoint, by its place.
-type Requests = Pin<Box<dyn Stream<Item = (usize, Message)> + Send>>;
+impl Drop for Listening {
+    fn drop(&mut self) {
+        self.all.each().remove(&self.service.id);
+    }
+}
+
+/// The services on one connection, by their ids: one for each tenant. What asks for services is
+/// subscribed to once for all of them. Cloning it shares it.
+#[derive(Clone, Default)]
+pub(crate) struct Services(Arc<Mutex<BTreeMap<String, Arc<Service>>>>);
+
+impl Services {
+    /// Answers what asks for services, of which there are none yet.
+    ///
+    /// # Errors
+    /// If the connection is closed.
+    pub(crate) async fn listen(client: &Client, tasks: &Tasks) -> anyhow::Result<Self> {
+        let mut asked = Vec::new();
+        for subject in [
+            "$SRV.*".to_owned(),
+            format!("$SRV.*.{NAME}"),
+            format!("$SRV.*.{NAME}.*"),
+        ] {
+            asked.push(client.subscribe(subject).await?);
+        }
+        let services = Self::default();
+        tasks.spawn("services", services.clone().tell(select_all(asked)));
+        Ok(services)
+    }
+
+    fn each(&self) -> MutexGuard<'_, BTreeMap<String, Arc<Service>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn tell(self, mut asked: SelectAll<Subscriber>) {
+        while let Some(question) = asked.next().await {
+            let named = question.subject.split('.').nth(3);
+            let services: Vec<_> = match named {
+                Some(id) => self.each().get(id).cloned().into_iter().collect(),
+                None => self.each().values().cloned().collect(),
+            };
+            for service in services {
+                service.tell(&question).await;
+            }
+        }
+        // The connection is gone only when the node ends.
+        std::future::pending().await
+    }
+}
 
 /// What a request is answered: a body, or what is wrong with it.
 pub(crate) type Answer = Result<Value, String>;
 
 impl Service {
-    /// A service that describes itself so, with these endpoints: their names, and what comes
-    /// before the service's id in their subjects.
+    /// A service that describes itself so, with endpoints of these names: the subject of each is
+    /// the root, its name, and the service's id.
     pub(crate) fn new(
         client: Client,
         replies: Arc<Replies>,
         metadata: Map<String, Value>,
-        endpoints: &[(&'static str, String)],
+        root: String,
+        endpoints: &[&'static str],
     ) -> Self {
         let inbox = client.new_inbox();
         let id = inbox.rsplit('.').next().unwrap_or_default().to_owned();
-        let endpoints = endpoints.iter().map(|(name, subject)| Endpoint {
+        let endpoints = endpoints.iter().map(|name| Endpoint {
             name,
-            subject: format!("{subject}.{id}"),
+            subject: format!("{root}.{name}.{id}"),
             stats: Mutex::default(),
         });
         Self {
             endpoints: endpoints.collect(),
+            root,
             client,
             replies,
             id,
@@ -102,32 +153,22 @@ impl Service {
     ///
     /// # Errors
     /// If the connection is closed.
-    pub(crate) async fn listen(self) -> anyhow::Result<Listening> {
-        let mut asked = Vec::new();
-        for subject in [
-            "$SRV.*".to_owned(),
-            format!("$SRV.*.{NAME}"),
-            format!("$SRV.*.{NAME}.{}", self.id),
-        ] {
-            asked.push(self.client.subscribe(subject).await?);
-        }
-        let mut requests = Vec::new();
-        for (place, endpoint) in self.endpoints.iter().enumerate() {
-            let messages = self.client.subscribe(endpoint.subject.clone()).await?;
-            let messages: Requests = Box::pin(messages.map(move |message| (place, message)));
-            requests.push(messages);
-        }
+    pub(crate) async fn listen(self, all: &Services) -> anyhow::Result<Listening> {
+        let requests = format!("{}.*.{}", self.root, self.id);
+        let requests = self.client.subscribe(requests).await?;
         // Where the broker is away, it hears of them when it is back.
         let _ = timeout(KNOWN, self.client.flush()).await;
+        let service = Arc::new(self);
+        all.each().insert(service.id.clone(), Arc::clone(&service));
         Ok(Listening {
-            service: self,
-            asked: select_all(asked),
-            requests: select_all(requests),
+            service,
+            all: all.clone(),
+            requests,
         })
     }
 
     /// Answers what asks for services.
-    async fn tell(&self, question: Message) {
+    async fn tell(&self, question: &Message) {
         let mut verb = question.subject.split('.').skip(1);
         let answer = match verb.next() {
             Some("PING") => self.described("ping", Map::new()),
@@ -135,7 +176,7 @@ impl Service {
             Some("STATS") => self.described("stats", self.stats()),
             _ => return,
         };
-        if let Some(reply) = self.replies.accept(question.reply) {
+        if let Some(reply) = self.replies.accept(question.reply.clone()) {
             // The client is gone only when the node ends.
             let _ = self.client.publish(reply, answer.to_string().into()).await;
         }
@@ -234,14 +275,16 @@ impl Listening {
         mut self,
         handle: impl Fn(&'static str, Message) -> F,
     ) {
-        let service = &self.service;
+        let service = Arc::clone(&self.service);
+        let service = &service;
         let mut in_progress = FuturesUnordered::new();
         loop {
             tokio::select! {
-                Some(question) = self.asked.next() => service.tell(question).await,
                 Some(()) = in_progress.next() => {}
-                Some((place, request)) = self.requests.next() => {
-                    let Some(endpoint) = service.endpoints.get(place) else {
+                Some(request) = self.requests.next() => {
+                    let mut endpoints = service.endpoints.iter();
+                    let asked = |it: &&Endpoint| *it.subject == *request.subject;
+                    let Some(endpoint) = endpoints.find(asked) else {
                         continue;
                     };
                     // A request that nobody can be answered on is none.

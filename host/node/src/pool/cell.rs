@@ -8,6 +8,7 @@ use presence_core::Shard;
 use presence_core::quota::Quota;
 use presence_sandbox::{Latency, Own};
 use tokio::sync::oneshot;
+use tracing::Span;
 
 use super::outbox::{Carrier, Outbox};
 use super::restart::Restart;
@@ -18,6 +19,7 @@ use super::turn::Current;
 use super::work::Generation;
 #[cfg(test)]
 use super::work::Step;
+
 use crate::beside::Pipelines;
 use crate::directory::request::Fetcher;
 use crate::link::sequencer::Sequencer;
@@ -31,6 +33,8 @@ use crate::tenant::stale::StaleLog;
 /// What all shards of a tenant have in common.
 #[derive(Default)]
 pub(crate) struct Common {
+    /// What is logged of them is in it; none where the node has one tenant.
+    pub(crate) span: Option<Span>,
     /// What lines of its plugins are known by.
     pub(crate) lines_key: String,
     /// None where the directory holds all of its answers.

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use foldhash::fast::FixedState;
 use presence_core::{Input, Output};
+use tracing::Span;
 
 use super::cell::{Cell, RunState};
 use super::instances::Instances;
@@ -325,6 +326,9 @@ impl<C: Carrier> Thread<C> {
 
     /// Has something be done with one shard. If it panics, that shard alone begins anew.
     fn guarded<T>(&mut self, address: Address, work: impl FnOnce(&mut Self) -> T) -> Option<T> {
+        let cell = self.cells.get(&address);
+        let span = cell.and_then(|cell| cell.tenant.span.clone());
+        let _tenant = span.as_ref().map(Span::enter);
         match catch_unwind(AssertUnwindSafe(|| work(self))) {
             Ok(done) => Some(done),
             Err(panic) => {

@@ -18,7 +18,7 @@ use presence_rules::stored::{Kept, KeptCanary};
 use presence_sandbox::Blueprint;
 use serde_json::json;
 use tokio::sync::oneshot;
-use tokio::task::{JoinHandle, spawn_blocking};
+use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::Reload;
@@ -30,6 +30,7 @@ use crate::beside::{Beside, Mode, Pipelines};
 use crate::clock;
 use crate::store::state::State;
 use crate::store::{LOOK_MAX, Store, Written, next_number};
+use crate::tasks::blocking;
 use crate::tenant::Running;
 
 /// How long is waited before the end of a canary is written again.
@@ -251,7 +252,7 @@ impl Canary {
             watched_ms,
             ended: None,
         };
-        self.keeping = Some(spawn_blocking(move || kept.keep_canary(&canary)));
+        self.keeping = Some(blocking(move || kept.keep_canary(&canary)));
     }
 
     /// Keeps that one has ended here.
@@ -266,7 +267,7 @@ impl Canary {
             if let Some(before) = before {
                 let _ = before.await;
             }
-            let _ = spawn_blocking(move || kept.keep_canary(&canary)).await;
+            let _ = blocking(move || kept.keep_canary(&canary)).await;
         };
         // A disk may hang.
         if timeout(KEEP, keep).await.is_err() {
@@ -367,7 +368,7 @@ impl Reload {
             return;
         };
         let (kept, which) = (Arc::clone(&self.canary.kept), candidate.clone());
-        let kept = spawn_blocking(move || kept.canary(&which)).await;
+        let kept = blocking(move || kept.canary(&which)).await;
         let kept = kept.ok().flatten();
         let watched_ms = kept.as_ref().map_or(0, |it| it.watched_ms);
         match kept.and_then(|it| it.ended) {

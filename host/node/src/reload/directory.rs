@@ -11,7 +11,6 @@ use presence_config::regular::{Stamp, Unreadable};
 use presence_core::directory::{Changes, Directory};
 use presence_core::quota::Quota;
 use tokio::sync::mpsc;
-use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
 use super::Reload;
@@ -20,6 +19,7 @@ use super::refused::Said;
 use crate::directory::kept::{Keeper, Origin};
 use crate::directory::{self, kv};
 use crate::reload::on_disk::What;
+use crate::tasks::{blocking, elsewhere};
 use crate::tenant::quotas;
 
 /// How many updates of a directory in a KV bucket may wait.
@@ -33,7 +33,7 @@ impl Reload {
         match &self.config.directory {
             config::Directory::File { path, .. } => {
                 let path = path.clone();
-                let stamp = timeout(HANGS, spawn_blocking(move || Stamp::of(&path))).await;
+                let stamp = timeout(HANGS, blocking(move || Stamp::of(&path))).await;
                 let stamp = stamp.map(Result::unwrap_or_default);
                 self.read_file(stamp.unwrap_or_default());
                 match timeout(HANGS, self.reading.done()).await {
@@ -75,8 +75,8 @@ impl Reload {
             Arc::clone(&self.tenant.health),
         );
         let tasks = self.tasks.clone();
-        let opened = spawn_blocking(move || Keeper::open(&path, &source, &names, &health, &tasks));
-        match opened.await.map_err(Into::into).flatten() {
+        let opened = elsewhere(move || Keeper::open(&path, &source, &names, &health, &tasks));
+        match opened.await {
             Ok((keeper, kept)) => {
                 let mut identity = None;
                 if let Some(kept) = kept {

@@ -4,10 +4,10 @@
 use std::time::Duration;
 
 use anyhow::anyhow;
-use tokio::task::{JoinHandle, spawn_blocking};
+use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-use crate::tasks;
+use crate::tasks::{self, blocking};
 
 /// From when on something hangs that reads no more than a file.
 pub(super) const HANGS: Duration = Duration::from_secs(30);
@@ -30,7 +30,7 @@ impl<T: Send + 'static> Job<T> {
 
     /// Begins. Nothing of its kind may be being done.
     pub(super) fn start(&mut self, work: impl FnOnce() -> T + Send + 'static) {
-        self.0 = Some((spawn_blocking(work), Instant::now()));
+        self.0 = Some((blocking(work), Instant::now()));
     }
 
     /// Whether it has been being done for so long that it hangs.

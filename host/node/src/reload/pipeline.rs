@@ -10,13 +10,13 @@ use presence_config::{Config, Stage};
 use presence_rules::loader::{self, Loader};
 use presence_sandbox::Blueprint;
 use tokio::sync::watch;
-use tokio::task::spawn_blocking;
 
 use super::Reload;
 use super::beside::{Change, Put, Shadow};
 use super::refused::Said;
 use crate::beside::{Beside, Pipelines};
 use crate::reload::on_disk::What;
+use crate::tasks::blocking;
 use crate::tenant::Running;
 
 /// What came of loading the pipeline of a revision of the store, or of the folder: none if it
@@ -189,7 +189,7 @@ pub(crate) async fn note_in_force(loader: Arc<Loader>, mut running: watch::Recei
         let blueprint = Arc::clone(&running.borrow_and_update().blueprint);
         let loader = Arc::clone(&loader);
         // A disk may hang.
-        let noted = spawn_blocking(move || loader.put_in_force(&blueprint));
+        let noted = blocking(move || loader.put_in_force(&blueprint));
         if let Err(error) = noted.await {
             tracing::error!("which plugins are in force can't be noted: {error}");
         }

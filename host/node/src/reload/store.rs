@@ -8,7 +8,6 @@ use presence_config::revision::Revision;
 use presence_rules::loader::Loader;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
-use tokio::task::spawn_blocking;
 
 use super::Reload;
 use super::refused::Said;
@@ -16,6 +15,7 @@ use crate::reload::on_disk::What;
 use crate::store::Store;
 use crate::store::follow::Update;
 use crate::store::state::State;
+use crate::tasks::blocking;
 
 /// How long the loop waits for a revision to be kept on disk.
 pub(super) const KEEP: Duration = Duration::from_secs(5);
@@ -87,7 +87,7 @@ impl Reload {
         }
         let (kept, keep) = (Arc::clone(self.loader.kept()), Arc::clone(&revision));
         // A disk may hang, and what is in force is so without it.
-        let keeping = spawn_blocking(move || kept.put_in_force(&keep));
+        let keeping = blocking(move || kept.put_in_force(&keep));
         store.state.put_in_force(revision);
         if tokio::time::timeout(KEEP, keeping).await.is_err() {
             tracing::warn!("the disk takes long to keep the pipeline revision");

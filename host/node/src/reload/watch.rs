@@ -21,6 +21,10 @@ const BUSY_MAX: Duration = Duration::from_secs(1);
 /// How often files are looked at in any case.
 const LOOK: Duration = Duration::from_secs(2);
 
+/// How many may have their files looked at so often. Of more, each has it less often: where the
+/// system tells what happens, that makes no difference.
+const OFTEN: usize = 20;
+
 /// Files to be watched, and folders of them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Paths {
@@ -40,6 +44,7 @@ pub(crate) struct Watches {
 pub(crate) struct Watch {
     happened: Arc<Happened>,
     watcher: Arc<Mutex<Cover>>,
+    all: Arc<Mutex<Vec<Weak<Happened>>>>,
     look_at: Instant,
     /// When something first and last happened since the last look.
     busy: Option<(Instant, Instant)>,
@@ -107,6 +112,7 @@ impl Watches {
         Watch {
             happened,
             watcher: Arc::clone(&self.cover),
+            all: Arc::clone(&self.all),
             look_at: Instant::now() + LOOK,
             busy: None,
         }
@@ -128,12 +134,17 @@ impl Watch {
                     self.busy = Some((self.busy.map_or(now, |(first, _)| first), now));
                 }
                 () = sleep_until(wake_at) => {
-                    self.look_at = Instant::now() + LOOK;
+                    self.look_at = Instant::now() + self.every();
                     self.busy = None;
                     return std::mem::take(&mut *locked(&self.happened.touched));
                 }
             }
         }
+    }
+
+    fn every(&self) -> Duration {
+        let watching = locked(&self.all).len();
+        LOOK.mul_f64((watching as f64 / OFTEN as f64).max(1.0))
     }
 
     /// What has these watched from now on when it is called. It looks at the files, so it
@@ -289,6 +300,18 @@ mod tests {
             folders: vec![folder.path().into()],
         })();
         assert!(watch.due().await.is_empty());
+    }
+
+    #[tokio::test]
+    async fn where_many_watch_each_looks_less_often() {
+        let watches = Watches::with(None, Arc::default());
+        let one = watches.watch();
+        assert_eq!(one.every(), LOOK);
+        let many: Vec<_> = (0..3 * OFTEN).map(|_| watches.watch()).collect();
+        assert!(one.every() > 2 * LOOK);
+        drop(many);
+        let _another = watches.watch();
+        assert_eq!(one.every(), LOOK);
     }
 
     #[tokio::test]

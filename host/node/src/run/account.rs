@@ -14,6 +14,7 @@ use tokio::time::timeout;
 use crate::link::admin::Admin;
 use crate::link::broker::{self, Access, Health};
 use crate::link::connection::Connection;
+use crate::link::hello::Doubts;
 use crate::link::progress::{DeliveryProgress, Sources};
 use crate::link::publisher::Publisher;
 use crate::link::pulse::Pulse;
@@ -27,6 +28,7 @@ const CLOSE: Duration = Duration::from_millis(500);
 pub(super) struct Account {
     pub(super) access: Access,
     pub(super) broker: Arc<Health>,
+    pub(super) doubts: Doubts,
     /// How many threads its shards live on.
     threads: usize,
     outbox: OutboxSettings,
@@ -106,16 +108,18 @@ impl Account {
         if config.tenants.is_some() {
             broker.drops.read_by_several();
         }
+        let (broker, tasks) = (Arc::new(broker), tasks.group());
         Self {
             access: Access::new(config),
-            broker: Arc::new(broker),
+            doubts: Doubts::start(Arc::clone(&broker), &tasks),
+            broker,
             threads,
             outbox: OutboxSettings {
                 bytes_max: config.nats.journal_bytes / threads.max(1),
                 beacon_ms: config.nats.beacon_ms,
             },
             timeout_ms: config.tracker.timeout_ms,
-            tasks: tasks.group(),
+            tasks,
             link: OnceCell::new(),
             admin: OnceCell::new(),
             pool: Mutex::default(),
@@ -192,7 +196,7 @@ impl Account {
     /// As [`Self::link`].
     pub(super) async fn admin(&self) -> anyhow::Result<&Admin> {
         let connect = async || {
-            let admin = Admin::connect(&self.access).await?;
+            let admin = Admin::connect(&self.access, &self.tasks).await?;
             self.tasks.spawn("admin-again", admin.clone().renew());
             Ok(admin)
         };

@@ -12,7 +12,6 @@ use presence_rules::in_force::InForce;
 use presence_rules::loader::{Attempt, Loader, SharedCompiler};
 use presence_sandbox::Blueprint;
 use serde_json::json;
-use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
 use crate::link::admin::Admin;
@@ -20,6 +19,7 @@ use crate::link::alerts::Alerts;
 use crate::reload::{Source, has_ended};
 use crate::store::follow::Fetcher;
 use crate::store::{self, Store};
+use crate::tasks::blocking;
 use crate::tenant::FirstCandidate;
 
 /// The pipeline that a node starts with.
@@ -36,7 +36,7 @@ pub(super) struct Loaded {
 pub(super) async fn load(config: &Config, compiler: &SharedCompiler) -> anyhow::Result<Loaded> {
     let (known, compiler) = (config.clone(), compiler.clone());
     // What is read may hang, and what is compiled takes long.
-    let loaded = spawn_blocking(move || {
+    let loaded = blocking(move || {
         let in_force = InForce::read(&known)?;
         let loader = Arc::new(Loader::sharing(&compiler, &known)?.knowing(in_force));
         let stamp = Loader::stamp(&known);
@@ -74,7 +74,7 @@ impl Begins {
     pub(super) async fn changed(&mut self, loaded: Option<&Loaded>) -> Option<Self> {
         let (before, source) = (self.config.clone(), self.source.clone());
         let (stamp, seen) = (loaded.map(|loaded| loaded.stamp), self.seen);
-        let read = spawn_blocking(move || {
+        let read = blocking(move || {
             let mut config = before.clone();
             let mut source = source;
             match &mut source {
@@ -121,13 +121,13 @@ async fn with_candidate(
         return Ok((loaded, None));
     };
     let (kept, which) = (Arc::clone(loaded.loader.kept()), candidate.clone());
-    let kept = spawn_blocking(move || kept.canary(&which)).await?;
+    let kept = blocking(move || kept.canary(&which)).await?;
     if let Some(why) = kept.and_then(|it| it.ended) {
         return Ok((loaded, Some(anyhow::Error::msg(has_ended(&why)))));
     }
     let (mut with, share) = (config.clone(), candidate.percent);
     with.pipeline.clone_from(&chain);
-    let both = spawn_blocking(move || {
+    let both = blocking(move || {
         let active = &loaded.blueprint;
         let attempt = Attempt::default();
         match loaded.loader.attempt_beside(&with, active, &attempt) {
@@ -173,7 +173,7 @@ pub(super) async fn load_stored(
     config.pipeline = Vec::new();
     let state = Arc::<store::state::State>::default();
     let (known, shared) = (config.clone(), compiler.clone());
-    let loader = spawn_blocking(move || Loader::sharing(&shared, &known)).await??;
+    let loader = blocking(move || Loader::sharing(&shared, &known)).await??;
     let fetcher = fetcher(config, admin, &loader);
     let begin = store::follow::begin(&fetcher, store::follow::limit(config), &state).await;
     for revision in [begin.newest, begin.kept].into_iter().flatten() {
@@ -191,7 +191,7 @@ pub(super) async fn load_stored(
                 });
                 *config = with;
                 let (kept, keep) = (Arc::clone(loaded.loader.kept()), Arc::clone(&revision));
-                spawn_blocking(move || kept.put_in_force(&keep)).await?;
+                blocking(move || kept.put_in_force(&keep)).await?;
                 state.put_in_force(Arc::clone(&revision));
                 if let Some(why) = refused {
                     state.refuse(revision.revision, why);

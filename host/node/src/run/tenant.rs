@@ -13,18 +13,18 @@ use presence_core::names::Names;
 use presence_core::quota::Quota;
 use presence_rules::loader::{self, SharedCompiler};
 use tokio::sync::{Mutex, mpsc, oneshot, watch};
-use tokio::task::spawn_blocking;
 use tokio::time::{sleep, timeout_at};
 
 use super::account::Account;
 use super::first::{Begins, Loaded, fetcher, load, load_stored};
 use crate::clock;
 use crate::link::admin::Admin;
-use crate::link::alerts::{self, Alerts};
+use crate::link::alerts::{Alerts, Quarantine};
 use crate::link::connection::Connection;
 use crate::link::hello::Turn;
 use crate::link::plugin_log::PluginLogs;
 use crate::link::reply::Replies;
+use crate::lookout::Lookout;
 use crate::ops::http::{Board, Status};
 use crate::reload::watch::Watches;
 use crate::reload::{self, FromStore, Reload, Seen};
@@ -35,7 +35,7 @@ use crate::store::Store;
 use crate::store::follow::Follower;
 use crate::store::page::PageStore;
 use crate::store::trial::Trials;
-use crate::tasks::Tasks;
+use crate::tasks::{Tasks, blocking, elsewhere};
 use crate::telemetry::Telemetry;
 use crate::tenant::Tenant;
 
@@ -54,14 +54,35 @@ pub(super) struct StepBack(String);
 /// What a tenant lives in.
 pub(super) struct Site<'a> {
     pub(super) account: &'a Account,
-    pub(super) compiler: &'a SharedCompiler,
+    pub(super) all: &'a OfProcess,
     pub(super) board: &'a Arc<Board>,
-    pub(super) watches: &'a Watches,
     pub(super) signals: &'a Signals,
-    pub(super) plugin_logs: &'a PluginLogs,
     /// The tenant's own: they end with it.
     pub(super) tasks: &'a Tasks,
     pub(super) telemetry: &'a Telemetry,
+}
+
+/// What the tenants of a process share.
+pub(super) struct OfProcess {
+    pub(super) compiler: SharedCompiler,
+    pub(super) watches: Watches,
+    pub(super) plugin_logs: PluginLogs,
+    pub(super) lookout: Lookout,
+    /// By how much wall time is ahead.
+    clock: watch::Receiver<i64>,
+}
+
+impl OfProcess {
+    /// Nothing of any tenant yet.
+    pub(super) fn start(node: &str, tasks: &Tasks) -> Self {
+        Self {
+            compiler: SharedCompiler::default(),
+            watches: Watches::new(),
+            plugin_logs: PluginLogs::start(node, tasks),
+            lookout: Lookout::start(tasks),
+            clock: clock::watch(tasks),
+        }
+    }
 }
 
 /// What a tenant is made of, before it takes input.
@@ -84,11 +105,11 @@ pub(super) struct Parts {
 pub(super) async fn start(mut begins: Begins, site: &Site<'_>) -> anyhow::Result<Parts> {
     let &Site {
         account,
-        compiler,
         board,
         tasks,
         ..
     } = site;
+    let compiler = &site.all.compiler;
     let broker = Arc::clone(&account.broker);
     let names = Arc::new(Names::new());
     let loaded = match begins.config.follows_store() {
@@ -106,7 +127,7 @@ pub(super) async fn start(mut begins: Begins, site: &Site<'_>) -> anyhow::Result
         begins.config.node.name.clone(),
         (Arc::clone(&broker), link.heard.clone()),
         Arc::clone(&replies),
-        tasks,
+        (&account.doubts, tasks),
     );
     let turn = turn.await?;
     let admin = account.admin().await?.clone();
@@ -123,7 +144,9 @@ pub(super) async fn start(mut begins: Begins, site: &Site<'_>) -> anyhow::Result
         "alerts",
         raised.publish(admin.client.clone(), subjects.clone()),
     );
-    site.plugin_logs.add(&begins.config.tenant, &admin.client);
+    site.all
+        .plugin_logs
+        .add(&begins.config.tenant, &admin.client);
     let mut in_store = None;
     let loaded = match loaded {
         Some(mut loaded) => {
@@ -191,16 +214,18 @@ pub(super) async fn start(mut begins: Begins, site: &Site<'_>) -> anyhow::Result
     }
     let running = tenant.running.subscribe();
     let (noting, first) = (Arc::clone(&loader), Arc::clone(&running.borrow().blueprint));
-    spawn_blocking(move || noting.put_in_force(&first)).await?;
+    elsewhere(move || noting.put_in_force(&first)).await;
     tasks.spawn(
         "in-force",
         reload::note_in_force(Arc::clone(&loader), running),
     );
     tenant.follow_link(link.connects.clone(), connection.clone(), tasks);
-    tasks.spawn("clock", clock::follow(tenant.shards.clone()));
-    tenant.follow_corrections(tasks);
-    let quarantine = alerts::follow_quarantine(alerts.clone(), tenant.running.subscribe());
-    tasks.spawn("quarantine", quarantine);
+    let clock = site.all.clock.clone();
+    tasks.spawn("clock", clock::follow(clock, tenant.shards.clone()));
+    tenant.follow_corrections(&site.all.lookout, tasks);
+    let mut quarantine = Quarantine::new(alerts.clone(), tenant.running.subscribe());
+    let look = move || quarantine.look();
+    site.all.lookout.add(tasks, "quarantine", look);
     let state = in_store.as_ref().map(|(state, _)| Arc::clone(state));
     let status = Status::new(Arc::clone(&broker), &tenant, &loader, state, alerts.clone());
     let status = Arc::new(status);
@@ -222,7 +247,7 @@ pub(super) async fn start(mut begins: Begins, site: &Site<'_>) -> anyhow::Result
         tenant,
         Arc::clone(&status),
         (connection.clone(), account.access.login.clone()),
-        (from_store, alerts.clone(), tasks.clone(), site.watches),
+        (from_store, alerts.clone(), tasks.clone(), &site.all.watches),
     );
     let follower = follows.map(|state| Follower {
         client: admin.client.clone(),
@@ -256,8 +281,8 @@ async fn open_state(
     loop {
         let (known, servers) = (config.clone(), servers.to_owned());
         let (shared, started) = (Arc::clone(names), tasks.clone());
-        let opened = spawn_blocking(move || state::open(&known, &servers, &shared, &started));
-        let wait = match opened.await?? {
+        let opened = elsewhere(move || state::open(&known, &servers, &shared, &started));
+        let wait = match opened.await? {
             Opened::Kept(state, restored) => return Ok((Some(state), Some(restored))),
             Opened::Nothing => return Ok((None, None)),
             Opened::InUse(why) => {
@@ -402,7 +427,7 @@ impl Parts {
         }
         let by = stop.step("writing the state", 0.85);
         let (loader, running) = (Arc::clone(&reload.loader), tenant.running.borrow().clone());
-        let note = spawn_blocking(move || loader.put_in_force(&running.blueprint));
+        let note = blocking(move || loader.put_in_force(&running.blueprint));
         let noted = timeout_at(by, note);
         let ((), noted) = tokio::join!(tenant.close_state(by), noted);
         if noted.is_err() {

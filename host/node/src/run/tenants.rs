@@ -9,22 +9,23 @@ use std::time::Duration;
 use presence_config::causes::Causes;
 use presence_config::regular::Stamp;
 use presence_config::{self as config, Config, TenantSection, Text};
-use presence_rules::loader::SharedCompiler;
 use tokio::sync::watch;
-use tokio::task::{JoinHandle, spawn_blocking};
+use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout_at};
 use tracing::{Instrument as _, info_span};
 
 use super::account::Account;
 use super::first::Begins;
-use super::tenant::{self, Parts, Site, StepBack};
-use crate::link::plugin_log::PluginLogs;
+use super::given::{other, raise_files_max};
+use super::stored::Taken;
+use super::tenant::{self, OfProcess, Parts, Site, StepBack};
 use crate::ops::http::{About, Board, Life, Tenants};
-use crate::reload::watch::{Paths, Watch, Watches};
+use crate::reload::watch::{Paths, Watch};
 use crate::reload::{self, Source};
 use crate::signals::Signals;
 use crate::stop::{Readers, Stop};
-use crate::tasks::{Faults, Tasks};
+use crate::store::tenants::Known;
+use crate::tasks::{Faults, Tasks, blocking};
 use crate::telemetry::Telemetry;
 
 /// How long a tenant that could not start waits before it tries again, at first and at most.
@@ -32,7 +33,7 @@ const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs
 
 /// What is wanted of a tenant.
 #[derive(Clone, Debug)]
-enum Wanted {
+pub(super) enum Wanted {
     /// To serve by this configuration. It may have an account of its own.
     Serve(Arc<Config>, bool),
     /// To rest: its state is kept.
@@ -46,19 +47,19 @@ enum Wanted {
 /// What the tenants of a process share.
 pub(super) struct Shared {
     /// The configuration that the process was started with.
-    config: Config,
+    pub(super) config: Config,
     /// The configuration file, if there is one.
     file: Option<PathBuf>,
-    account: Arc<Account>,
+    pub(super) account: Arc<Account>,
     /// The accounts of the tenants that have one of their own, by the tenant's name.
     accounts: Mutex<BTreeMap<String, Arc<Account>>>,
-    compiler: SharedCompiler,
-    watches: Watches,
-    plugin_logs: PluginLogs,
+    pub(super) all: OfProcess,
     signals: Signals,
-    tasks: Tasks,
+    pub(super) tasks: Tasks,
     telemetry: Arc<Telemetry>,
     pub(super) told: Arc<Tenants>,
+    /// What was last taken of the file, and of the store.
+    pub(super) taken: Mutex<Taken>,
 }
 
 /// A tenant that was begun, and has not been told to end.
@@ -86,13 +87,12 @@ impl Shared {
             file,
             account: Arc::new(account),
             accounts: Mutex::default(),
-            compiler: SharedCompiler::default(),
-            watches: Watches::new(),
-            plugin_logs: PluginLogs::start(&config.node.name, tasks),
+            all: OfProcess::start(&config.node.name, tasks),
             signals: signals.clone(),
             tasks: tasks.clone(),
             telemetry: Arc::clone(telemetry),
             config: config.clone(),
+            taken: Mutex::default(),
         }
     }
 
@@ -107,12 +107,19 @@ impl Shared {
         mut faults: Faults,
     ) -> anyhow::Result<()> {
         let shared = Arc::new(self);
+        raise_files_max();
+        *shared.taken() = Taken {
+            path: path.clone(),
+            text: text.clone(),
+            stored: Known::default(),
+        };
         let mut tenants = Follower {
+            stored: shared.follow_store().await?,
             running: shared.config.clone(),
             text,
             seen,
             path,
-            watch: shared.watches.watch(),
+            watch: shared.all.watches.watch(),
             begun: BTreeMap::new(),
             ending: BTreeMap::new(),
             refused: String::new(),
@@ -200,7 +207,7 @@ impl Shared {
             let (config, own_account) = match order {
                 Wanted::Serve(config, own_account) => (config, own_account),
                 Wanted::End => {
-                    self.plugin_logs.forget(&name);
+                    self.all.plugin_logs.forget(&name);
                     return self.close_account(&name).await;
                 }
                 Wanted::Pause => {
@@ -260,7 +267,7 @@ impl Shared {
         };
         let claimed = tokio::select! {
             claim = account.claim(config, name, wait) => claim,
-            () = other(wanted, (config, account), &given) => return Ok(()),
+            () = other(wanted, (config, account), &given, (&self.told, name)) => return Ok(()),
         };
         let _claim = claimed;
         let _needs = account.broker.need(config);
@@ -270,11 +277,9 @@ impl Shared {
         self.told.is(name, Life::Begun, Some(Arc::clone(&board)));
         let site = Site {
             account,
-            compiler: &self.compiler,
+            all: &self.all,
             board: &board,
-            watches: &self.watches,
             signals: &self.signals,
-            plugin_logs: &self.plugin_logs,
             tasks: &tasks,
             telemetry: &self.telemetry,
         };
@@ -286,7 +291,7 @@ impl Shared {
         let started = tokio::select! {
             started = tenant::start(begins, &site) => started.map(Some),
             fault = faults.next() => Err(fault),
-            () = other(wanted, (config, account), &given) => Ok(None),
+            () = other(wanted, (config, account), &given, (&self.told, name)) => Ok(None),
         };
         let ended = match started {
             Ok(Some(parts)) => {
@@ -294,7 +299,7 @@ impl Shared {
                     parts,
                     &site,
                     &mut faults,
-                    other(wanted, (config, account), &given),
+                    other(wanted, (config, account), &given, (&self.told, name)),
                 )
                 .await
             }
@@ -329,39 +334,11 @@ impl Shared {
     }
 }
 
-/// Waits until something is wanted that a tenant can't take while it is served. What it can
-/// take, it is given.
-async fn other(
-    wanted: &mut watch::Receiver<Wanted>,
-    (config, account): (&Arc<Config>, &Account),
-    given: &watch::Sender<Arc<Config>>,
-) {
-    while wanted.changed().await.is_ok() {
-        let order = wanted.borrow_and_update().clone();
-        let Wanted::Serve(new, own_account) = order else {
-            // It is read again by the one who asks what to do next.
-            wanted.mark_changed();
-            return;
-        };
-        let changes = config.changes(&new);
-        let is_restart = |it: &config::Change| it.effect == config::Effect::Restart;
-        // Another user may be one of another account, where nobody knows of these users.
-        let is_of_account = !own_account || account.access.is_of(&new);
-        if changes.iter().any(is_restart) || !is_of_account {
-            wanted.mark_changed();
-            return;
-        }
-        if own_account {
-            // It may be the login that it waits for.
-            account.access.log_in_by(&new);
-        }
-        given.send_replace(new);
-    }
-}
-
 /// What follows the configuration file for all tenants.
 struct Follower {
     shared: Arc<Shared>,
+    /// What the store has of tenants.
+    stored: watch::Receiver<Known>,
     path: Option<PathBuf>,
     /// What was last taken of it.
     text: Option<Text>,
@@ -385,10 +362,10 @@ impl Follower {
             files: vec![file.clone()],
             folders: Vec::new(),
         });
-        let _ = spawn_blocking(covered).await;
+        let _ = blocking(covered).await;
         loop {
             let stamp_of = file.clone();
-            let stamp = spawn_blocking(move || Stamp::of(&stamp_of)).await;
+            let stamp = blocking(move || Stamp::of(&stamp_of)).await;
             if let Ok(stamp) = stamp
                 && stamp != self.seen
             {
@@ -398,6 +375,7 @@ impl Follower {
             tokio::select! {
                 _ = self.watch.due() => {}
                 Ok(()) = reloads.changed() => self.seen = Stamp::default(),
+                Ok(()) = self.stored.changed() => self.take_stored().await,
             }
         }
     }
@@ -405,13 +383,15 @@ impl Follower {
     /// Reads the file, and has its tenants be as it says.
     async fn read(&mut self) {
         let (path, running) = (self.path.clone(), self.text.clone());
-        let read = spawn_blocking(move || {
+        let stored = Arc::clone(&self.stored.borrow().tenants);
+        let read = blocking(move || {
             let read = || Text::read_again(path.as_deref());
             let text = reload::changed(running.as_ref(), reload::AGREE, read)?;
             let Some(text) = text else {
                 return Ok(None);
             };
-            let new = Config::parse(path.as_deref(), Some(&text), config::variables())?;
+            let new =
+                Config::parse_with(path.as_deref(), Some(&text), config::variables(), &stored)?;
             anyhow::ensure!(
                 new.tenants.is_some(),
                 "there is no [[tenant]] in the file any more: this takes effect at the next start"
@@ -426,6 +406,7 @@ impl Follower {
             Ok(None) => self.refused.clear(),
             Ok(Some((text, new))) => {
                 self.refused.clear();
+                self.shared.taken().text = Some(text.clone());
                 self.text = Some(text);
                 self.take(new);
             }
@@ -442,6 +423,24 @@ impl Follower {
             }
         }
         self.shared.told.refused(&self.refused);
+    }
+
+    /// Has the tenants of the store be as it says.
+    async fn take_stored(&mut self) {
+        let known = self.stored.borrow_and_update().clone();
+        let (taken, tenants) = (self.shared.taken().clone(), Arc::clone(&known.tenants));
+        match blocking(move || taken.with(&tenants))
+            .await
+            .map_err(Into::into)
+            .flatten()
+        {
+            Ok(new) => {
+                self.take(new);
+                self.shared.taken().stored = known;
+            }
+            // The file was taken as it is.
+            Err(error) => tracing::error!("tenants of the store not taken: {error:#}"),
+        }
     }
 
     fn take(&mut self, new: Config) {
@@ -533,6 +532,7 @@ impl Follower {
                         let is_other = !now.is_same(&wanted);
                         if is_other {
                             *now = wanted;
+                            self.shared.told.changes(&section.name, true);
                         }
                         is_other
                     });

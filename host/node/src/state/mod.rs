@@ -1,7 +1,7 @@
 //! What outlives the process: connections, who is online, and who has been told.
 //!
 //! It is kept in one file (`store`), in a folder of the node's own. Shards hand over what
-//! has changed (`saver`), and one thread writes it (`writer`), all in one transaction, so
+//! has changed (`saver`), and a task writes it (`writer`), all in one transaction, so
 //! that nobody waits for a disk. A shard that has failed reads what was stored of it
 //! (`restorer`). After `kill -9` the file lacks what happened since the last write, and
 //! nothing else.
@@ -152,13 +152,13 @@ pub(crate) fn open(
         std::process::id()
     );
     // A process that finds the file open and nothing here is told less.
-    let _ = private::write(&holder, me.as_bytes());
+    let _ = private::note(&holder, me.as_bytes());
     let (users, connections) = restored.counts();
     tracing::info!(
         path = %path.display(),
         "restored {users} users, {connections} connections"
     );
-    let writer = Writer::start(store, path, owner, &config.state, users as u64, disk, tasks)?;
+    let writer = Writer::start(store, path, owner, &config.state, users as u64, disk, tasks);
     Ok(Opened::Kept(writer, restored))
 }
 
@@ -288,7 +288,7 @@ impl Writer {
         };
         let (store, _) = open_in(folder, &path, &owner, &disk, "presence.>").unwrap();
         let (tasks, _) = Tasks::new();
-        Self::start(store, path, owner, &config, 0, disk, &tasks).unwrap()
+        Self::start(store, path, owner, &config, 0, disk, &tasks)
     }
 }
 

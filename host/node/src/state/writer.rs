@@ -1,12 +1,11 @@
-//! The thread that writes the state. What shards hand over while it writes is
-//! written together, next.
+//! The task that writes the state. What shards hand over while it writes is written together,
+//! next. It has no thread while it has nothing to write.
 
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use anyhow::bail;
 use presence_config::State;
 use presence_core::names::Names;
 use presence_core::record::Record;
@@ -18,7 +17,7 @@ use super::saver::Saver;
 use super::store::{Batch, Store};
 use crate::clock;
 use crate::state::database::{Disk, Fault};
-use crate::tasks::Tasks;
+use crate::tasks::{Tasks, elsewhere};
 
 /// How many batches may wait to be written, of all shards together.
 const QUEUE: usize = 16;
@@ -102,7 +101,7 @@ impl Writer {
         restored_users: u64,
         disk: Arc<Disk>,
         tasks: &Tasks,
-    ) -> anyhow::Result<Self> {
+    ) -> Self {
         let (jobs, inbox) = mpsc::channel(QUEUE);
         disk.wait_for_room();
         let figures = Arc::new(Figures {
@@ -110,19 +109,19 @@ impl Writer {
             disk,
             ..Figures::default()
         });
-        let thread = Thread {
+        let task = Task {
             store: Some(store),
             path,
             tenant: Arc::clone(&owner.name),
             figures: Arc::clone(&figures),
         };
-        tasks.thread("state", move || thread.run(inbox))?;
-        Ok(Self {
+        tasks.spawn_ending("state", task.run(inbox));
+        Self {
             jobs,
             owner,
             flush_ms: config.flush_ms,
             figures,
-        })
+        }
     }
 
     /// What reads what was stored of one shard.
@@ -151,7 +150,53 @@ impl Writer {
     }
 }
 
-struct Thread {
+/// What became of work: the one who did it, and whom to tell that the file is closed, if it is to
+/// be.
+type Worked = (Task, Option<oneshot::Sender<()>>);
+
+/// Jobs that are done together.
+#[derive(Default)]
+struct Work {
+    /// What is to be written, until it is encoded.
+    records: Vec<(Arc<Owner>, Arc<Vec<Record>>)>,
+    batches: Vec<Batch>,
+    /// When the first and the last of it were taken.
+    taken: Option<(u64, u64)>,
+    requests: Vec<(Arc<Owner>, Request)>,
+    finish: Option<oneshot::Sender<()>>,
+}
+
+impl Work {
+    fn of(jobs: impl Iterator<Item = Job>) -> Self {
+        let mut work = Self::default();
+        for job in jobs {
+            match job {
+                Job::Write(at, owner, records) => {
+                    let (first, _) = *work.taken.get_or_insert((at, at));
+                    work.taken = Some((first, at));
+                    work.records.push((owner, records));
+                }
+                Job::Read(owner, request) => work.requests.push((owner, request)),
+                Job::Finish(done) => work.finish = Some(done),
+            }
+        }
+        work
+    }
+
+    /// Encodes what is to be written, if that hasn't been done. Says how many records it is.
+    fn encode(&mut self) -> u64 {
+        for (owner, records) in self.records.drain(..) {
+            let encode = |record: &Record| record.encode(&owner.names);
+            let records = records.iter().map(encode).collect();
+            self.batches.push((Arc::clone(&owner.name), records));
+        }
+        let records = self.batches.iter().map(|(_, records)| records.len());
+        records.sum::<usize>() as u64
+    }
+}
+
+/// What writes one file.
+struct Task {
     /// None after a failure: the file is then opened anew.
     store: Option<Store>,
     path: PathBuf,
@@ -160,65 +205,93 @@ struct Thread {
     figures: Arc<Figures>,
 }
 
-impl Thread {
-    fn run(mut self, mut inbox: mpsc::Receiver<Job>) {
+impl Task {
+    async fn run(mut self, mut inbox: mpsc::Receiver<Job>) {
         if let Some(store) = &self.store {
             self.figures.bytes.store(store.len(), Ordering::Relaxed);
         }
-        while let Some(first) = inbox.blocking_recv() {
-            self.rest();
-            let begun = cpu_time();
-            let mut batches: Vec<Batch> = Vec::new();
-            let mut taken: Option<(u64, u64)> = None;
-            let mut finish = None;
-            let mut requests = Vec::new();
+        while let Some(first) = inbox.recv().await {
+            self.rest().await;
             let waiting = std::iter::from_fn(|| inbox.try_recv().ok());
-            for job in std::iter::once(first).chain(waiting.take(QUEUE)) {
-                match job {
-                    Job::Write(at, owner, records) => {
-                        let (first, _) = *taken.get_or_insert((at, at));
-                        taken = Some((first, at));
-                        self.figures.taken_at.store(first, Ordering::Relaxed);
-                        let encode = |record: &Record| record.encode(&owner.names);
-                        let records = records.iter().map(encode).collect();
-                        batches.push((Arc::clone(&owner.name), records));
-                    }
-                    Job::Read(owner, request) => requests.push((owner, request)),
-                    Job::Finish(done) => finish = Some(done),
-                }
+            let work = Work::of(std::iter::once(first).chain(waiting.take(QUEUE)));
+            if let Some((first, _)) = work.taken {
+                self.figures.taken_at.store(first, Ordering::Relaxed);
             }
-            if let Some((_, last)) = taken {
-                if let Err(error) = self.write(last, &batches) {
+            let finish = match self.work(work).await {
+                Ok((task, finish)) => {
+                    self = task;
+                    finish
+                }
+                Err((figures, error)) => {
                     let why = format!("it isn't written any more: {error:#}");
                     tracing::error!("{why}");
                     // Nothing is tried again, and the log doesn't say so.
-                    self.figures.disk.give_up();
-                    self.figures.disk.fails(why);
+                    figures.disk.give_up();
+                    figures.disk.fails(why);
                     // Who hands over is to notice.
-                    self.figures.rests_until.store(0, Ordering::Relaxed);
+                    figures.rests_until.store(0, Ordering::Relaxed);
                     return;
                 }
-                self.figures.taken_at.store(0, Ordering::Relaxed);
-            }
-            for (owner, request) in requests {
-                self.answer(&owner, request);
-            }
-            if finish.is_none() {
-                self.merge_if_long();
-            }
-            let rest = match taken {
-                Some(_) => rest_after(cpu_time().saturating_sub(begun)),
-                None => Duration::ZERO,
             };
-            let until = clock::now_ms() + u64::try_from(rest.as_millis()).unwrap_or(0);
-            self.figures.rests_until.store(until, Ordering::Relaxed);
             if let Some(done) = finish {
-                drop(self.store);
+                elsewhere(move || drop(self.store)).await;
                 // The one who asked may have given up.
                 let _ = done.send(());
                 return;
             }
         }
+    }
+
+    /// Does work, however often it must be tried: until it is done, no other is taken, and
+    /// changes gather where they are.
+    async fn work(self, mut work: Work) -> Result<Worked, (Arc<Figures>, anyhow::Error)> {
+        let figures = Arc::clone(&self.figures);
+        let disk = Arc::clone(&figures.disk);
+        let (mut task, mut wait) = (self, RETRY.0);
+        loop {
+            let (back, left, tried) = elsewhere(move || {
+                let tried = task.try_to(&mut work);
+                (task, work, tried)
+            })
+            .await;
+            (task, work) = (back, left);
+            let why = match tried {
+                Ok(()) => return Ok((task, work.finish)),
+                Err(Fault::Damaged(error)) => return Err((figures, error)),
+                Err(Fault::Full(error) | Fault::Unusable(error)) => format!("{error:#}"),
+                Err(Fault::InUse) => "another process uses the file".to_owned(),
+            };
+            disk.fails(why.clone());
+            if !disk.resting(wait).await {
+                return Err((figures, anyhow::Error::msg(why)));
+            }
+            wait = (wait * 2).min(RETRY.1);
+        }
+    }
+
+    /// Does what is to be done, and says until when nothing more is to be handed over.
+    fn try_to(&mut self, work: &mut Work) -> Result<(), Fault> {
+        let begun = cpu_time();
+        if let Some((_, last)) = work.taken {
+            let records = work.encode();
+            self.write(last, &work.batches)?;
+            self.figures.disk.works();
+            self.figures.records.fetch_add(records, Ordering::Relaxed);
+            self.figures.taken_at.store(0, Ordering::Relaxed);
+        }
+        for (owner, request) in work.requests.drain(..) {
+            self.answer(&owner, request);
+        }
+        if work.finish.is_none() {
+            self.merge_if_long();
+        }
+        let rest = match work.taken {
+            Some(_) => rest_after(cpu_time().saturating_sub(begun)),
+            None => Duration::ZERO,
+        };
+        let until = clock::now_ms() + u64::try_from(rest.as_millis()).unwrap_or(0);
+        self.figures.rests_until.store(until, Ordering::Relaxed);
+        Ok(())
     }
 
     /// Has the store merge what has been written, if it is much. Nothing is lost where it
@@ -255,45 +328,16 @@ impl Thread {
     }
 
     /// Waits until it is time to write again, and has no more handed over until that is done.
-    fn rest(&self) {
+    async fn rest(&self) {
         let until = self.figures.rests_until.swap(u64::MAX, Ordering::Relaxed);
         let rest = until.saturating_sub(clock::now_ms());
         if rest > 0 {
             // Not where the node is to stop.
-            self.figures.disk.rest(Duration::from_millis(rest));
+            self.figures.disk.resting(Duration::from_millis(rest)).await;
         }
     }
 
-    /// Writes records, however often that must be tried: until it is done, no
-    /// others are taken, and they gather where they are.
-    fn write(&mut self, taken_at: u64, batches: &[Batch]) -> anyhow::Result<()> {
-        let disk = Arc::clone(&self.figures.disk);
-        let mut wait = RETRY.0;
-        loop {
-            let why = match self.try_to_write(taken_at, batches) {
-                Ok(()) => break,
-                Err(Fault::Damaged(error)) => return Err(error),
-                Err(Fault::Full(error) | Fault::Unusable(error)) => format!("{error:#}"),
-                Err(Fault::InUse) => "another process uses the file".to_owned(),
-            };
-            disk.fails(why.clone());
-            if !disk.rest(wait) {
-                bail!(why);
-            }
-            wait = (wait * 2).min(RETRY.1);
-        }
-        disk.works();
-        let count = batches
-            .iter()
-            .map(|(_, records)| records.len())
-            .sum::<usize>();
-        self.figures
-            .records
-            .fetch_add(count as u64, Ordering::Relaxed);
-        Ok(())
-    }
-
-    fn try_to_write(&mut self, taken_at: u64, batches: &[Batch]) -> Result<(), Fault> {
+    fn write(&mut self, taken_at: u64, batches: &[Batch]) -> Result<(), Fault> {
         let mut store = self.store()?;
         store.write(taken_at, batches)?;
         self.figures.bytes.store(store.len(), Ordering::Relaxed);
@@ -333,19 +377,19 @@ mod tests {
         assert_eq!(rest_after(ms(500)), REST_MAX);
     }
 
-    #[test]
-    fn nothing_is_handed_over_while_it_writes_and_then_for_as_long_as_it_rests() {
+    #[tokio::test]
+    async fn nothing_is_handed_over_while_it_writes_and_then_for_as_long_as_it_rests() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("presence.redb");
-        let thread = Thread {
+        let task = Task {
             store: Some(Store::open(&path, "presence", &Arc::default()).unwrap()),
             path,
             tenant: "presence".into(),
             figures: Arc::default(),
         };
-        let figures = Arc::clone(&thread.figures);
+        let figures = Arc::clone(&task.figures);
         assert!(!figures.rests(0), "nothing has been written yet");
-        thread.rest();
+        task.rest().await;
         assert!(figures.rests(u64::MAX - 1), "it writes");
         let (jobs, inbox) = mpsc::channel(QUEUE);
         let owner = Owner {
@@ -357,28 +401,32 @@ mod tests {
         let (done, _) = oneshot::channel();
         figures.rests_until.store(0, Ordering::Relaxed);
         jobs.try_send(Job::Finish(done)).unwrap();
-        thread.run(inbox);
+        task.run(inbox).await;
         let until = figures.rests_until.load(Ordering::Relaxed);
         assert!(until > 0 && until < u64::MAX, "it rests: {until}");
     }
 
-    #[test]
-    fn after_a_failure_the_file_is_opened_anew() {
+    #[tokio::test]
+    async fn after_a_failure_the_file_is_opened_anew() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("presence.redb");
-        let mut thread = Thread {
+        let mut task = Task {
             store: None,
             path: path.clone(),
             tenant: "presence".into(),
             figures: Arc::default(),
         };
-        thread.figures.disk.wait_for_room();
+        task.figures.disk.wait_for_room();
         for at in 1..=2 {
-            let records = vec![(vec![1], Some(vec![1]))];
-            thread.write(at, &[("presence".into(), records)]).unwrap();
+            let work = Work {
+                batches: vec![("presence".into(), vec![(vec![1], Some(vec![1]))])],
+                taken: Some((at, at)),
+                ..Work::default()
+            };
+            (task, _) = task.work(work).await.ok().unwrap();
         }
-        assert_eq!(thread.figures.records.load(Ordering::Relaxed), 2);
-        drop(thread);
+        assert_eq!(task.figures.records.load(Ordering::Relaxed), 2);
+        drop(task);
         let store = Store::open(&path, "presence", &Arc::default()).unwrap();
         assert_eq!(store.read("presence", |_, _| Ok(())).unwrap(), 2);
     }

@@ -17,12 +17,12 @@ use presence_config::revision::Revision;
 use presence_rules::stored::Kept;
 use serde_json::json;
 use tokio::sync::{mpsc, watch};
-use tokio::task::spawn_blocking;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout_at};
 
 use super::state::State;
 use super::{Found, Store};
 use crate::link::alerts::Alerts;
+use crate::tasks::blocking;
 
 /// How often is looked for a newer revision, where nothing told of one.
 const LOOK: Duration = Duration::from_secs(2);
@@ -71,13 +71,13 @@ impl Fetcher {
     /// If it can't be had.
     pub(crate) async fn fetch_plugin(&self, digest: &Digest, limit: Limit) -> anyhow::Result<()> {
         let (kept, known) = (Arc::clone(&self.kept), digest.clone());
-        let is_there = spawn_blocking(move || kept.plugin(&known, limit).is_ok());
+        let is_there = blocking(move || kept.plugin(&known, limit).is_ok());
         if is_there.await? {
             return Ok(());
         }
         let bytes = self.store.plugin(digest, limit).await?;
         let (kept, digest) = (Arc::clone(&self.kept), digest.clone());
-        spawn_blocking(move || kept.keep(&digest, bytes)).await?
+        blocking(move || kept.keep(&digest, bytes)).await?
     }
 }
 
@@ -102,7 +102,7 @@ pub(crate) struct Begin {
 /// said.
 pub(crate) async fn begin(fetcher: &Fetcher, limit: Limit, state: &State) -> Begin {
     let kept = Arc::clone(&fetcher.kept);
-    let kept = spawn_blocking(move || kept.revision()).await;
+    let kept = blocking(move || kept.revision()).await;
     let kept = kept.map_err(Into::into).and_then(|kept| kept);
     let kept = kept.unwrap_or_else(|error| {
         tracing::error!("{}", Causes(&error));

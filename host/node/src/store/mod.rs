@@ -10,6 +10,7 @@ pub mod operator;
 pub(crate) mod page;
 mod plugins;
 pub(crate) mod state;
+pub mod tenants;
 pub(crate) mod trial;
 
 use std::collections::BTreeMap;

@@ -11,11 +11,14 @@ use futures_util::future::join_all;
 use presence_config::Config;
 use presence_config::digest::Digest;
 use presence_config::revision::Revision;
-use presence_config::subjects::{ADMIN_SHADOW, ADMIN_STATUS, ADMIN_VALIDATE, Subjects};
+use presence_config::subjects::{
+    ADMIN_SHADOW, ADMIN_STATUS, ADMIN_TENANTS, ADMIN_VALIDATE, Subjects,
+};
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep, timeout_at};
 
 use super::Store;
+use super::tenants::TenantStore;
 use crate::link::broker::Access;
 use crate::link::micro;
 use crate::link::question::{self, Complaint};
@@ -27,6 +30,9 @@ const QUIET: Duration = Duration::from_millis(750);
 /// How long a node has to say what it runs, and how often it is asked.
 pub(super) const STATUS: Duration = Duration::from_secs(5);
 const STATUS_AGAIN: Duration = Duration::from_millis(100);
+
+/// How long a tenant that is served may lack something before that is told.
+const IMPAIRED: Duration = Duration::from_secs(10);
 
 /// An operator's connection.
 pub struct Operator {
@@ -96,6 +102,11 @@ impl Operator {
         &self.store
     }
 
+    /// The tenants in the store.
+    pub fn tenants(&self) -> TenantStore {
+        TenantStore::new(&self.client)
+    }
+
     /// An error, or what the broker has said instead.
     pub fn complained(&self, error: anyhow::Error) -> anyhow::Error {
         match self.complaint.take() {
@@ -125,6 +136,102 @@ impl Operator {
     /// # Errors
     /// If there is none.
     pub async fn nodes(&self) -> anyhow::Result<Vec<Node>> {
+        let nodes = self.found(|info| self.node(info)).await?;
+        if nodes.is_empty() {
+            let none = anyhow::anyhow!(
+                "no node answers at {}: is `presence run` up there, with the same [tenant] prefix?",
+                self.servers
+            );
+            return Err(self.complained(none));
+        }
+        Ok(nodes)
+    }
+
+    /// The nodes that run and have their tenants from the store, by name.
+    ///
+    /// # Errors
+    /// If there is none.
+    pub async fn nodes_with_tenants(&self) -> anyhow::Result<Vec<Node>> {
+        let nodes = self.found(|info| {
+            let said = |key: &str| info.metadata.get(key).map(String::as_str);
+            let is_one = info.name == micro::NAME && said("tenants") == Some("store");
+            is_one.then(|| Node {
+                name: said("node").unwrap_or_default().to_owned(),
+                follows_store: true,
+                waits: false,
+                id: info.id.clone(),
+            })
+        });
+        let nodes = nodes.await?;
+        if nodes.is_empty() {
+            let none = anyhow::anyhow!(
+                "no node answers at {} that has its tenants from the store: is `presence run` up \
+                 there, with this configuration?",
+                self.servers
+            );
+            return Err(self.complained(none));
+        }
+        Ok(nodes)
+    }
+
+    /// Has all nodes validate changes of tenants, at once: of each, what is wrong, if anything.
+    pub async fn validate_tenants(
+        &self,
+        nodes: &[Node],
+        changes: &Value,
+    ) -> Vec<Result<(), String>> {
+        let body = Bytes::from(json!({"validate": changes}).to_string());
+        let limit = self.load_timeout * 3;
+        let asked = nodes.iter().map(|node| async {
+            let answer = self.ask(node, ADMIN_TENANTS, body.clone(), limit).await;
+            answer.map(drop).map_err(|error| format!("{error:#}"))
+        });
+        join_all(asked).await
+    }
+
+    /// What a node's tenants are at, once it has read the store up to a place and none of these
+    /// is starting.
+    ///
+    /// # Errors
+    /// If that takes too long, or it doesn't answer.
+    pub async fn tenants_settled(
+        &self,
+        node: &Node,
+        names: &[String],
+        place: u64,
+    ) -> anyhow::Result<Vec<Value>> {
+        let until = Instant::now() + self.load_timeout;
+        let mut begun = None;
+        loop {
+            let answer = self.ask(node, ADMIN_TENANTS, Bytes::new(), STATUS).await?;
+            let seen = answer.get("place").and_then(Value::as_u64);
+            let tenants = answer.get("tenants").and_then(Value::as_array);
+            let of = |tenant: &&Value| {
+                let name = tenant.get("tenant").and_then(Value::as_str);
+                names.iter().any(|it| Some(&**it) == name)
+            };
+            let tenants: Vec<_> = tenants.into_iter().flatten().filter(of).cloned().collect();
+            let is_at = |it: &Value, at: &str| it.get("state").is_some_and(|it| it == at);
+            let starts = |it: &Value| {
+                is_at(it, "starting") || it.get("changing") == Some(&Value::Bool(true))
+            };
+            if seen.is_some_and(|seen| seen >= place) && !tenants.iter().any(starts) {
+                let since = *begun.get_or_insert_with(Instant::now);
+                let is_impaired = tenants.iter().any(|it| is_at(it, "impaired"));
+                // One that has just begun to serve may lack something for a moment.
+                if !is_impaired || since.elapsed() > IMPAIRED {
+                    return Ok(tenants);
+                }
+            }
+            if Instant::now() >= until {
+                let seconds = self.load_timeout.as_secs_f32();
+                bail!("not done within {seconds} s ([plugins] load_timeout_ms)");
+            }
+            sleep(STATUS_AGAIN).await;
+        }
+    }
+
+    async fn found(&self, of: impl Fn(Info) -> Option<Node>) -> anyhow::Result<Vec<Node>> {
         let inbox = self.client.new_inbox();
         let mut replies = self.client.subscribe(inbox.clone()).await?;
         let subject = format!("$SRV.INFO.{}", micro::NAME);
@@ -139,16 +246,9 @@ impl Operator {
             }
             until = Instant::now() + QUIET;
             let info: Option<Info> = serde_json::from_slice(&reply.payload).ok();
-            nodes.extend(info.and_then(|info| self.node(info)));
+            nodes.extend(info.and_then(&of));
         }
         nodes.sort_by(|a: &Node, b| (&a.name, &a.id).cmp(&(&b.name, &b.id)));
-        if nodes.is_empty() {
-            let none = anyhow::anyhow!(
-                "no node answers at {}: is `presence run` up there, with the same [tenant] prefix?",
-                self.servers
-            );
-            return Err(self.complained(none));
-        }
         Ok(nodes)
     }
 

@@ -16,11 +16,11 @@ use presence_sandbox::Blueprint;
 use presence_sandbox::manifest::Role;
 use serde::Deserialize;
 use tokio::sync::{Mutex, mpsc, oneshot, watch};
-use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
 use super::follow::{Fetcher, limit};
 use crate::reload::{Change, Shadow, ShadowOrder};
+use crate::tasks::blocking;
 use crate::tenant::Running;
 
 /// What validates revisions, one at a time.
@@ -103,7 +103,7 @@ impl Trials {
         let chain: Arc<[_]> = config.pipeline.clone().into();
         let (loader, attempt) = (Arc::clone(&self.loader), Arc::<Attempt>::default());
         let (active, tried) = (Arc::clone(&running.blueprint), Arc::clone(&attempt));
-        let loaded = spawn_blocking(move || {
+        let loaded = blocking(move || {
             let loaded = loader.attempt_beside(&config, &active, &tried);
             loaded.map_err(together)
         });
@@ -147,7 +147,7 @@ impl Trials {
         let running = self.running.borrow().clone();
         let (loader, attempt) = (Arc::clone(&self.loader), Arc::<Attempt>::default());
         let tried = Arc::clone(&attempt);
-        let loaded = spawn_blocking(move || {
+        let loaded = blocking(move || {
             let loaded = Change::load(&loader, &config, Some(&revision), &running, &tried);
             loaded.map(drop)
         });

@@ -100,7 +100,7 @@ impl Intake {
                     continue;
                 }
                 first = self.messages.next() => first,
-                _ = settle.tick() => {
+                _ = settle.tick(), if !self.broker.drops.has_several_readers() => {
                     self.settle();
                     continue;
                 }

@@ -25,6 +25,7 @@ use presence_core::{Input, Shard, metadata};
 use presence_sandbox::{Blueprint, Latency};
 use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, timeout_at};
+use tracing::Span;
 
 use crate::beside::{Beside, Mode, Pipelines};
 use crate::directory;
@@ -37,6 +38,7 @@ use crate::link::progress::{Sources, Wish};
 use crate::link::reply::Replies;
 use crate::link::sequencer::Sequencer;
 use crate::link::watermark::Watermark;
+use crate::lookout::Lookout;
 use crate::ops::letters::LastLetters;
 use crate::pool::{self, Cell, Common, Generation, Pool, Room, Shards, Task, ThreadShare};
 use crate::state::{Restored, Writer};
@@ -44,6 +46,7 @@ use crate::tasks::Tasks;
 use crate::telemetry::Tracer;
 use crate::tenant::ask::{Budget, Counts, QueryService};
 use crate::tenant::intake::{DropCounter, Intake};
+use crate::tenant::progress::Corrections;
 use crate::tenant::quotas::Exceeded;
 
 /// How many ids come together before those in use are told from the others.
@@ -183,6 +186,7 @@ impl Tenant {
         let letters = Arc::<LastLetters>::default();
         let passage = Arc::<Latency>::default();
         let common = Arc::new(Common {
+            span: config.tenant.name.is_some().then(Span::current),
             lines_key: config.tenant.lines_key(),
             fetcher: fetcher.clone(),
             restorer: state.as_ref().map(Writer::restorer),
@@ -476,9 +480,9 @@ impl Tenant {
     }
 
     /// Has the log know how far corrections are.
-    pub(crate) fn follow_corrections(&self, tasks: &Tasks) {
-        let (shards, running) = (self.shards.clone(), self.running.subscribe());
-        tasks.spawn("corrections", progress::follow(shards, running));
+    pub(crate) fn follow_corrections(&self, lookout: &Lookout, tasks: &Tasks) {
+        let mut corrections = Corrections::new(self.shards.clone(), self.running.subscribe());
+        lookout.add(tasks, "corrections", move || corrections.look());
     }
 
     /// Gives back the ids that nothing refers to any more, when there are many.

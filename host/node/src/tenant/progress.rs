@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use crate::lookout::EVERY;
 use crate::pool::Shards;
 use crate::tenant::Running;
 
@@ -48,21 +49,49 @@ struct Long {
     told_at: Instant,
 }
 
-/// Follows corrections for as long as the node runs.
-pub(crate) async fn follow(shards: Shards, running: watch::Receiver<Running>) {
-    let mut settled = running.borrow().generation;
-    let mut last = Progress::default();
-    let mut long: Option<Long> = None;
-    let mut looks = tokio::time::interval(LOOK);
-    loop {
-        let now = looks.tick().await;
-        let before = std::mem::replace(&mut last, Progress::of(&shards));
-        let users = last.backlog;
+/// Follows the corrections of a tenant.
+pub(crate) struct Corrections {
+    shards: Shards,
+    running: watch::Receiver<Running>,
+    settled: u64,
+    last: Progress,
+    long: Option<Long>,
+    look_at: Instant,
+}
+
+impl Corrections {
+    pub(crate) fn new(shards: Shards, running: watch::Receiver<Running>) -> Self {
+        let settled = running.borrow().generation;
+        Self {
+            shards,
+            running,
+            settled,
+            last: Progress::default(),
+            long: None,
+            look_at: Instant::now(),
+        }
+    }
+
+    /// Says how far they are, if it is time. Says whether the tenant still runs.
+    pub(crate) fn look(&mut self) -> bool {
+        let now = Instant::now();
+        if now < self.look_at {
+            return true;
+        }
+        // The one who calls has a timer that is as exact.
+        self.look_at = now + LOOK - EVERY / 2;
+        self.say(now);
+        self.running.has_changed().is_ok()
+    }
+
+    fn say(&mut self, now: Instant) {
+        let before = std::mem::replace(&mut self.last, Progress::of(&self.shards));
+        let (last, users) = (self.last, self.last.backlog);
         if users > 0 {
-            match &mut long {
+            match &mut self.long {
                 None if before.backlog > 0 => {
                     tracing::info!(users, "correction started: deciding again for online users");
-                    long = Some(Long {
+                    self.long = Some(Long {
                         since: now,
                         messages: before.messages,
                         told_at: now,
@@ -75,14 +104,14 @@ pub(crate) async fn follow(shards: Shards, running: watch::Receiver<Running>) {
                 }
                 _ => {}
             }
-        } else if long.is_some() || last.settled > settled {
-            settled = last.settled;
-            let (since, messages) = match long.take() {
+        } else if self.long.is_some() || last.settled > self.settled {
+            self.settled = last.settled;
+            let (since, messages) = match self.long.take() {
                 Some(long) => (long.since, long.messages),
                 None => (now, before.messages),
             };
             tracing::info!(
-                generation = settled,
+                generation = self.settled,
                 messages = last.messages - messages,
                 seconds = (now - since).as_secs(),
                 "correction finished: all online users were decided again"

@@ -150,12 +150,7 @@ impl Session {
 
     /// Who runs this command: the user of NATS, if that has a name, or else of this machine.
     pub(crate) fn who(&self) -> String {
-        if let Auth::Password { user, .. } = &self.config.nats.auth {
-            return user.clone();
-        }
-        let user = ["USER", "LOGNAME"].into_iter().find_map(std::env::var_os);
-        let user = user.unwrap_or_else(|| "somebody".into());
-        format!("{}@{}", user.to_string_lossy(), self.config.node.name)
+        who(&self.config)
     }
 
     /// The canary that runs, by the newest revision.
@@ -485,8 +480,18 @@ fn taken(other: &Found) -> String {
     }
 }
 
+/// Who runs a command: the user of NATS, if that has a name, or else of this machine.
+pub(crate) fn who(config: &Config) -> String {
+    if let Auth::Password { user, .. } = &config.nats.auth {
+        return user.clone();
+    }
+    let user = ["USER", "LOGNAME"].into_iter().find_map(std::env::var_os);
+    let user = user.unwrap_or_else(|| "somebody".into());
+    format!("{}@{}", user.to_string_lossy(), config.node.name)
+}
+
 /// Asks, and goes on if the answer is yes.
-fn confirm(question: &str) -> anyhow::Result<()> {
+pub(crate) fn confirm(question: &str) -> anyhow::Result<()> {
     ensure!(
         stdin().is_terminal(),
         "nobody is there to be asked: --yes goes on without asking"

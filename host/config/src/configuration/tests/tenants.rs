@@ -195,7 +195,13 @@ nats = { tls = { cert = 'own.pem', key = 'own.key' } }
 fn what_sets_the_keys_of_a_tenant_is_known_of_each() {
     let path = Path::new("/etc/presence.toml");
     let text = Text::of(THREE);
-    let read = Config::parse_in(Path::new(""), Some(path), Some(&text), std::iter::empty());
+    let read = Config::parse_in(
+        Path::new(""),
+        Some(path),
+        Some(&text),
+        std::iter::empty(),
+        &[],
+    );
     let read = read.unwrap();
     let timeout = |name: &str| {
         let read = read.of_tenant(name).unwrap();

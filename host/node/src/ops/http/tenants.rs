@@ -53,6 +53,8 @@ struct Told {
     /// Why what its section says now is not in force; empty if it is.
     not_taken: String,
     board: Option<Arc<Board>>,
+    /// Whether something else is wanted of it than it does.
+    is_changing: bool,
 }
 
 impl Told {
@@ -127,6 +129,7 @@ impl Tenants {
             life: Life::Begun,
             not_taken: String::new(),
             board: None,
+            is_changing: false,
         });
         if config.is_some() {
             (told.prefix, told.own_account) = (prefix, section.own_account);
@@ -149,6 +152,14 @@ impl Tenants {
     pub(crate) fn is(&self, name: &str, life: Life, board: Option<Arc<Board>>) {
         if let Some(told) = self.each().get_mut(name) {
             (told.life, told.board) = (life, board);
+            told.is_changing = false;
+        }
+    }
+
+    /// Notes that something else is wanted of a tenant than it does, or that it does it.
+    pub(crate) fn changes(&self, name: &str, is_changing: bool) {
+        if let Some(told) = self.each().get_mut(name) {
+            told.is_changing = is_changing;
         }
     }
 
@@ -168,6 +179,22 @@ impl Tenants {
         let each = each.iter();
         each.map(|(name, told)| (name.clone(), told.clone()))
             .collect()
+    }
+
+    /// What each tenant is at.
+    pub(crate) fn states(&self) -> Vec<Value> {
+        let all = self.all();
+        let states = all.iter().map(|(name, told)| {
+            let (state, reasons) = told.state();
+            json!({
+                "tenant": name,
+                "changing": told.is_changing,
+                "state": state,
+                "reasons": reasons,
+                "notTaken": (!told.not_taken.is_empty()).then_some(&told.not_taken),
+            })
+        });
+        states.collect()
     }
 
     /// What the process is and does.

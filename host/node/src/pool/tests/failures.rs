@@ -1,5 +1,8 @@
 //! What panics do: a shard's restarts that shard alone, and any other ends the node.
 
+use std::io::{self, Write};
+use std::sync::Mutex;
+
 use presence_core::directory::Question;
 
 use super::super::work::Step;
@@ -39,8 +42,50 @@ fn a_shard_that_panics_begins_anew_under_a_later_epoch_and_all_others_go_on() {
     assert_eq!(figures.restarts.load(Ordering::Relaxed), 1);
 }
 
+/// What is logged, with the spans that it is in.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().unwrap().extend(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn what_a_thread_logs_of_a_shard_names_its_tenant() {
+    let log = Log::default();
+    let writer = log.clone();
+    let subscriber = tracing_subscriber::fmt()
+        .with_writer(move || writer.clone())
+        .with_ansi(false)
+        .finish();
+    tracing::subscriber::with_default(subscriber, || {
+        let mut node = Node::new(1 << 20, 1);
+        let common = Common {
+            span: Some(tracing::info_span!("tenant", name = "acme")),
+            ..Common::default()
+        };
+        node.tenant_with(1, Arc::default(), common, || None);
+        node.work();
+        node.mailbox.put_first(FIRST, Task::Panic(Step::Turn));
+        node.work();
+    });
+    let text = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+    let mut lines = text.lines().filter(|it| it.contains("a shard has failed"));
+    let line = lines.next().unwrap();
+    assert!(line.contains("tenant{name=\"acme\"}: "), "{line}");
+}
+
 #[test]
 fn a_shard_that_panics_knows_again_what_was_stored_of_it() {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let _writes = runtime.enter();
     let mut node = Node::new(1 << 20, 1);
     let folder = tempfile::tempdir().unwrap();
     let names = Arc::<Names>::default();

@@ -3,10 +3,13 @@
 
 use std::io::{self, ErrorKind};
 use std::ops::Bound;
+use std::pin::pin;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use redb::{BackendError, StorageBackend};
+use tokio::sync::Notify;
+use tokio::time::timeout;
 
 use super::Fault;
 
@@ -20,6 +23,8 @@ pub(crate) struct Disk {
     what: &'static str,
     found: Mutex<Found>,
     given_up: Condvar,
+    /// The same, for those that have no thread.
+    told: Notify,
 }
 
 #[derive(Debug, Default)]
@@ -50,6 +55,7 @@ impl Disk {
     pub(crate) fn give_up(&self) {
         self.lock().waits = false;
         self.given_up.notify_all();
+        self.told.notify_waiters();
     }
 
     /// Notes that nothing can be written, and why. The log is told of each new reason.
@@ -92,6 +98,17 @@ impl Disk {
         let rested = self.given_up.wait_timeout_while(self.lock(), wait, waits);
         let (found, _) = rested.unwrap_or_else(PoisonError::into_inner);
         found.waits
+    }
+
+    /// As [`Self::rest`], without a thread.
+    pub(crate) async fn resting(&self, wait: Duration) -> bool {
+        let mut told = pin!(self.told.notified());
+        told.as_mut().enable();
+        if self.lock().waits {
+            // It makes no difference which.
+            let _ = timeout(wait, told).await;
+        }
+        self.lock().waits
     }
 
     /// What has befallen a file, where the cause may have been that the disk is full.

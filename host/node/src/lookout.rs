@@ -1,0 +1,107 @@
+//! What is looked at now and then, for each tenant: all tenants together have one timer.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::time::interval;
+use tracing::Span;
+
+use crate::tasks::{self, Tasks};
+
+/// How often is looked.
+pub(crate) const EVERY: Duration = Duration::from_millis(500);
+
+/// Has things be looked at. Cloning it shares it.
+#[derive(Clone, Default)]
+pub(crate) struct Lookout(Arc<Mutex<Vec<Look>>>);
+
+/// Something of one tenant's that is looked at.
+struct Look {
+    name: &'static str,
+    /// Says whether to go on. It doesn't wait for anything.
+    look: Box<dyn FnMut() -> bool + Send>,
+    /// The tenant's.
+    span: Span,
+    tasks: Tasks,
+}
+
+impl Lookout {
+    /// Looks for as long as the node runs.
+    pub(crate) fn start(tasks: &Tasks) -> Self {
+        let lookout = Self::default();
+        tasks.spawn("lookout", lookout.clone().run());
+        lookout
+    }
+
+    /// Has something of a tenant's be looked at, until that says otherwise. If it panics, the
+    /// tenant is told so, as of its tasks.
+    pub(crate) fn add(
+        &self,
+        tasks: &Tasks,
+        name: &'static str,
+        look: impl FnMut() -> bool + Send + 'static,
+    ) {
+        self.all().push(Look {
+            name,
+            look: Box::new(look),
+            span: Span::current(),
+            tasks: tasks.clone(),
+        });
+    }
+
+    fn all(&self) -> MutexGuard<'_, Vec<Look>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn run(self) {
+        let mut ticks = interval(EVERY);
+        loop {
+            ticks.tick().await;
+            self.look();
+        }
+    }
+
+    fn look(&self) {
+        let mut looks = std::mem::take(&mut *self.all());
+        looks.retain_mut(Look::goes_on);
+        let mut all = self.all();
+        looks.append(&mut all);
+        *all = looks;
+    }
+}
+
+impl Look {
+    fn goes_on(&mut self) -> bool {
+        let look = || self.span.in_scope(&mut self.look);
+        match catch_unwind(AssertUnwindSafe(look)) {
+            Ok(goes_on) => goes_on,
+            Err(panic) => {
+                let why = tasks::message(&*panic);
+                self.tasks
+                    .fail(format!("the task `{}` has failed: {why}", self.name));
+                false
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn one_that_panics_fails_alone_and_one_that_is_done_is_looked_at_no_more() {
+        let lookout = Lookout::default();
+        let (frail, mut faults) = Tasks::new();
+        let (other, _faults) = Tasks::new();
+        lookout.add(&frail, "frail", || panic!("a number"));
+        lookout.add(&other, "done", || false);
+        lookout.add(&other, "lasting", || true);
+        lookout.look();
+        let fault = faults.next().await.to_string();
+        assert_eq!(fault, "the task `frail` has failed: a number");
+        let left: Vec<_> = lookout.all().iter().map(|it| it.name).collect();
+        assert_eq!(left, ["lasting"]);
+    }
+}

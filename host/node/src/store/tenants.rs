@@ -1,0 +1,394 @@
+//! Tenants in a KV bucket: each under its name, changed by compare-and-swap. A node follows them;
+//! commands change them.
+//!
+//! A tenant ends when the bucket says that it was removed. A key that is just not there, as in a
+//! bucket that was lost, says nothing, and what was known holds.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail, ensure};
+use async_nats::Client;
+use async_nats::jetstream::context::{ContextBuilder, GetStreamErrorKind};
+use async_nats::jetstream::kv::{self, CreateErrorKind, UpdateErrorKind};
+use async_nats::jetstream::stream::{RetentionPolicy, StorageType, Stream};
+use async_nats::jetstream::{self, ErrorCode};
+use presence_config::causes::Causes;
+use presence_config::{InStore, StoredTenant, TENANTS_BUCKET};
+use presence_rules::private;
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+use tokio::time::{interval, timeout};
+
+use super::ACK;
+use super::bucket::read_all;
+use crate::tasks::elsewhere;
+
+/// How often is looked whether they have changed.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// How long a node that starts waits for the store before it goes by what it last knew.
+const AT_START: Duration = Duration::from_secs(5);
+
+/// How many bytes of them are read.
+const READ_BYTES_MAX: u64 = 256 << 20;
+
+/// The bucket, over a connection.
+#[derive(Clone)]
+pub struct TenantStore {
+    context: jetstream::Context,
+}
+
+/// What the bucket has under a tenant's name.
+#[derive(Clone, Debug)]
+pub struct Entry {
+    /// Its place in the order in which all were written.
+    pub place: u64,
+    /// What it says; none where the tenant was removed.
+    pub tenant: Option<Result<StoredTenant, String>>,
+}
+
+/// What the bucket has, by name.
+pub type Entries = BTreeMap<String, Entry>;
+
+/// What came of writing a tenant.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Put {
+    /// It is written, at this place.
+    Done(u64),
+    /// Somebody else has changed it since it was read.
+    Changed,
+}
+
+/// What a node knows of the tenants in the bucket.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Known {
+    /// Up to which place it has been read.
+    pub(crate) place: u64,
+    pub(crate) tenants: Arc<[InStore]>,
+}
+
+impl TenantStore {
+    /// Over a connection. The bucket may be missing.
+    pub(crate) fn new(client: &Client) -> Self {
+        Self {
+            context: ContextBuilder::new().ack_timeout(ACK).build(client.clone()),
+        }
+    }
+
+    /// Makes the bucket where it is missing, on so many servers of a cluster.
+    ///
+    /// # Errors
+    /// If the server refuses, or it is there and not what it should be.
+    pub async fn make(&self, replicas: usize) -> anyhow::Result<()> {
+        if self.stream().await?.is_some() {
+            return Ok(());
+        }
+        let made = self.context.create_key_value(kv::Config {
+            bucket: TENANTS_BUCKET.into(),
+            description: "presence: tenants, each under its name".into(),
+            history: 1,
+            storage: StorageType::File,
+            num_replicas: replicas,
+            ..kv::Config::default()
+        });
+        let made = made.await;
+        made.with_context(|| format!("can't make the bucket `{TENANTS_BUCKET}`"))?;
+        Ok(())
+    }
+
+    /// All that is in the bucket; nothing where there is none.
+    ///
+    /// # Errors
+    /// If it can't be read, or is not what it should be.
+    pub async fn entries(&self) -> anyhow::Result<Entries> {
+        match self.stream().await? {
+            Some(stream) => Self::read(&stream).await,
+            None => Ok(Entries::new()),
+        }
+    }
+
+    async fn read(stream: &Stream) -> anyhow::Result<Entries> {
+        let unreadable = || format!("can't read the bucket `{TENANTS_BUCKET}`");
+        let begin = subject("");
+        let messages = read_all(stream, subject(">"), 0, READ_BYTES_MAX).await;
+        let messages = messages.with_context(unreadable)?;
+        let mut entries = Entries::new();
+        for message in messages {
+            let Some(name) = message.subject.strip_prefix(&begin) else {
+                continue;
+            };
+            // Of a bucket that keeps more than one of a key, the newest is the last.
+            let tenant = match presence_config::name(name) {
+                // A marker that the key was deleted has no value.
+                Ok(()) if message.payload.is_empty() => None,
+                Ok(()) => {
+                    let parsed = StoredTenant::parse(&message.payload);
+                    Some(parsed.map_err(|error| Causes(&error).to_string()))
+                }
+                Err(fix) => Some(Err(format!("its key is no name of a tenant: {fix}"))),
+            };
+            let place = message.place;
+            entries.insert(name.to_owned(), Entry { place, tenant });
+        }
+        Ok(entries)
+    }
+
+    /// Writes a tenant, unless it has changed since it was read; none: since it was not there.
+    ///
+    /// # Errors
+    /// If it can't be written.
+    pub async fn put(
+        &self,
+        name: &str,
+        tenant: &StoredTenant,
+        before: Option<&Entry>,
+    ) -> anyhow::Result<Put> {
+        let body = tenant.to_json().into();
+        let bucket = self.bucket().await?;
+        let failed = || format!("can't write the tenant `{name}`");
+        match before {
+            Some(before) => match bucket.update(name, body, before.place).await {
+                Ok(place) => Ok(Put::Done(place)),
+                Err(error) if error.kind() == UpdateErrorKind::WrongLastRevision => {
+                    Ok(Put::Changed)
+                }
+                Err(error) => Err(error).with_context(failed),
+            },
+            None => match bucket.create(name, body).await {
+                Ok(place) => Ok(Put::Done(place)),
+                Err(error) if error.kind() == CreateErrorKind::AlreadyExists => Ok(Put::Changed),
+                Err(error) => Err(error).with_context(failed),
+            },
+        }
+    }
+
+    /// Removes a tenant, unless it has changed since it was read.
+    ///
+    /// # Errors
+    /// If it can't be removed.
+    pub async fn remove(&self, name: &str, before: &Entry) -> anyhow::Result<Put> {
+        let bucket = self.bucket().await?;
+        let removed = bucket.delete_expect_revision(name, Some(before.place));
+        match removed.await {
+            Ok(()) => {}
+            Err(error) if error.kind() == UpdateErrorKind::WrongLastRevision => {
+                return Ok(Put::Changed);
+            }
+            Err(error) => {
+                return Err(error).with_context(|| format!("can't remove the tenant `{name}`"));
+            }
+        }
+        let entries = self.entries().await?;
+        let place = entries.get(name).map_or(before.place, |it| it.place);
+        Ok(Put::Done(place))
+    }
+
+    async fn bucket(&self) -> anyhow::Result<kv::Store> {
+        ensure!(
+            self.stream().await?.is_some(),
+            "the bucket `{TENANTS_BUCKET}` is gone"
+        );
+        Ok(self.context.get_key_value(TENANTS_BUCKET).await?)
+    }
+
+    /// The stream of the bucket; none if there is none.
+    async fn stream(&self) -> anyhow::Result<Option<Stream>> {
+        let name = format!("KV_{TENANTS_BUCKET}");
+        let stream = match self.context.get_stream(&name).await {
+            Ok(stream) => stream,
+            Err(error) => match error.kind() {
+                GetStreamErrorKind::JetStream(why)
+                    if why.error_code() == ErrorCode::STREAM_NOT_FOUND =>
+                {
+                    return Ok(None);
+                }
+                _ => {
+                    return Err(error).with_context(|| {
+                        format!(
+                            "can't reach the stream `{name}`: does the server have JetStream, and \
+                             may this user use it?"
+                        )
+                    });
+                }
+            },
+        };
+        let config = &stream.cached_info().config;
+        let wrong = if config.subjects != [subject(">")] {
+            Some("holds other subjects")
+        } else if config.mirror.is_some()
+            || config.sources.as_ref().is_some_and(|it| !it.is_empty())
+        {
+            Some("is a copy of others")
+        } else if !config.max_age.is_zero() || config.retention != RetentionPolicy::Limits {
+            Some("forgets what it holds")
+        } else if config.no_ack {
+            Some("acknowledges nothing")
+        } else {
+            None
+        };
+        if let Some(wrong) = wrong {
+            bail!(
+                "the stream `{name}` was not made by presence: it {wrong}. Move what it holds \
+                 elsewhere and remove it; `presence tenants apply` makes a new one"
+            );
+        }
+        Ok(Some(stream))
+    }
+}
+
+fn subject(name: &str) -> String {
+    format!("$KV.{TENANTS_BUCKET}.{name}")
+}
+
+/// What a node does with the bucket.
+pub(crate) struct Follower {
+    store: TenantStore,
+    /// Where what is known is kept over a restart; none if it isn't.
+    kept: Option<PathBuf>,
+    entries: Entries,
+    /// Up to which place the bucket has been read, if it has been.
+    place: Option<u64>,
+    tell: watch::Sender<Known>,
+    /// Why the bucket can't be read; empty if it can.
+    unavailable: String,
+}
+
+/// What is kept over a restart.
+#[derive(Deserialize, Serialize)]
+struct Kept {
+    tenants: BTreeMap<String, StoredTenant>,
+}
+
+impl Follower {
+    /// Knows nothing yet. `dir`: where the process keeps its state.
+    pub(crate) fn new(client: &Client, dir: Option<&Path>) -> (Self, watch::Receiver<Known>) {
+        let (tell, known) = watch::channel(Known::default());
+        let new = Self {
+            store: TenantStore::new(client),
+            kept: dir.map(|dir| dir.join("presence-tenants.json")),
+            entries: Entries::new(),
+            place: None,
+            tell,
+            unavailable: String::new(),
+        };
+        (new, known)
+    }
+
+    /// Follows the bucket for as long as the node runs.
+    pub(crate) async fn follow(mut self) {
+        let first = timeout(AT_START, self.look()).await;
+        if first != Ok(true) {
+            self.remember().await;
+        }
+        let mut looks = interval(LOOK);
+        loop {
+            looks.tick().await;
+            self.look().await;
+        }
+    }
+
+    /// Reads the bucket, if it has changed. Says whether it can be read.
+    async fn look(&mut self) -> bool {
+        let read = async {
+            let Some(stream) = self.store.stream().await? else {
+                return match self.entries.is_empty() {
+                    true => Ok(None),
+                    false => bail!("the bucket `{TENANTS_BUCKET}` is gone"),
+                };
+            };
+            let place = stream.cached_info().state.last_sequence;
+            match self.place == Some(place) {
+                true => Ok(None),
+                false => Ok(Some((place, TenantStore::read(&stream).await?))),
+            }
+        };
+        match read.await {
+            Ok(read) => {
+                if !std::mem::take(&mut self.unavailable).is_empty() {
+                    tracing::info!("the tenants in the store can be read again");
+                }
+                if let Some((place, entries)) = read {
+                    self.entries.extend(entries);
+                    self.place = Some(place);
+                    self.keep().await;
+                    self.tell(place);
+                }
+                true
+            }
+            Err(error) => {
+                let why = Causes(&error).to_string();
+                if why != self.unavailable {
+                    tracing::error!(
+                        "the tenants in the store can't be read, and what was known of them \
+                         holds: {why}"
+                    );
+                    self.unavailable = why;
+                }
+                false
+            }
+        }
+    }
+
+    fn tell(&self, place: u64) {
+        let tenants = self.entries.iter().filter_map(|(name, entry)| {
+            let (name, value) = (name.clone(), entry.tenant.clone()?);
+            Some(InStore { name, value })
+        });
+        let tenants = tenants.collect();
+        self.tell.send_replace(Known { place, tenants });
+    }
+
+    /// Goes by what was last known.
+    async fn remember(&mut self) {
+        let Some(path) = self.kept.clone() else {
+            return;
+        };
+        let Ok(bytes) = elsewhere(move || std::fs::read(path)).await else {
+            return;
+        };
+        let Ok(Kept { tenants }) = serde_json::from_slice(&bytes) else {
+            tracing::error!("what was kept of the tenants in the store can't be read");
+            return;
+        };
+        tracing::warn!(
+            tenants = tenants.len(),
+            "the store can't be read yet: its tenants are served as they were last known"
+        );
+        let entries = tenants.into_iter().map(|(name, tenant)| {
+            let tenant = Some(Ok(tenant));
+            (name, Entry { place: 0, tenant })
+        });
+        self.entries = entries.collect();
+        self.tell(0);
+    }
+
+    async fn keep(&self) {
+        let Some(path) = self.kept.clone() else {
+            return;
+        };
+        let tenants = self.entries.iter().filter_map(|(name, entry)| {
+            let tenant = entry.tenant.as_ref()?.as_ref().ok()?;
+            Some((name.clone(), tenant.clone()))
+        });
+        let kept = Kept {
+            tenants: tenants.collect(),
+        };
+        // Plain data always has a JSON form.
+        let bytes = serde_json::to_vec(&kept).unwrap_or_default();
+        let written = elsewhere(move || {
+            if let Some(dir) = path.parent() {
+                private::folder(dir)?;
+            }
+            anyhow::Ok(private::write(&path, &bytes)?)
+        });
+        if let Err(error) = written.await {
+            tracing::warn!(
+                "what is known of the tenants in the store can't be kept for a start without it: \
+                 {error:#}"
+            );
+        }
+    }
+}

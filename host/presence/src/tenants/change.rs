@@ -1,0 +1,354 @@
+//! A change of the tenants in the store: the difference is shown and confirmed, every node validates
+//! it, it is written unless somebody else was faster, and every node is waited for.
+
+use std::path::PathBuf;
+
+use anyhow::{Context as _, bail, ensure};
+use presence_config::escape::{line, print, print_json, say};
+use presence_config::revision::WORDS_BYTES_MAX;
+use presence_config::{Config, StoredTenant, TENANTS_BUCKET, Text};
+use presence_kit::ConfigArg;
+use presence_kit::text::plain;
+use presence_node::clock;
+use presence_node::store::operator::{Node, Operator};
+use presence_node::store::tenants::{Entries, Put};
+use serde_json::{Value, json};
+use similar::TextDiff;
+
+use super::Command;
+use crate::pipeline::change::{confirm, who};
+
+/// What to do where somebody else was faster.
+const TRY_AGAIN: &str = "look at `presence tenants list`, and try again";
+
+#[derive(clap::Args)]
+pub(crate) struct ApplyArgs {
+    /// A file with [[tenant]] sections.
+    file: PathBuf,
+    /// On how many servers of a cluster the bucket is kept, where it is made.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=5))]
+    replicas: u8,
+    #[command(flatten)]
+    how: How,
+}
+
+#[derive(clap::Args)]
+pub(crate) struct NameArgs {
+    /// The tenant's name.
+    name: String,
+    #[command(flatten)]
+    how: How,
+}
+
+/// How a change is made.
+#[derive(clap::Args)]
+struct How {
+    /// Why, for those who look at it later.
+    #[arg(
+        long,
+        value_name = "TEXT",
+        default_value = "",
+        hide_default_value = true
+    )]
+    why: String,
+    /// Doesn't ask first.
+    #[arg(long)]
+    yes: bool,
+    /// Prints one JSON object; needs --yes.
+    #[arg(long, requires = "yes")]
+    json: bool,
+    #[command(flatten)]
+    config: ConfigArg,
+}
+
+/// What is to become of a tenant: none if it is to be removed.
+type Change = (String, Option<StoredTenant>);
+
+/// Makes the change that a command says.
+pub(super) async fn run(command: &Command) -> anyhow::Result<()> {
+    match command {
+        Command::Apply(args) => {
+            let text = Text::read(Some(&args.file))?.context("there is no such file")?;
+            let sections = StoredTenant::of_file(&args.file, &text)?;
+            let session = Session::open(&args.how).await?;
+            let changes = sections.into_iter().map(|(name, mut tenant)| {
+                let before = session.before(&name);
+                tenant.paused |= before.is_some_and(|it| it.paused);
+                (name, Some(tenant))
+            });
+            let changes = changes.collect();
+            session.change(changes, usize::from(args.replicas)).await
+        }
+        Command::Pause(args) => rest(args, true).await,
+        Command::Resume(args) => rest(args, false).await,
+        Command::Remove(args) => {
+            let session = Session::open(&args.how).await?;
+            session.there(&args.name)?;
+            session.change(vec![(args.name.clone(), None)], 1).await
+        }
+        Command::List(_) | Command::Show(_) => Ok(()),
+    }
+}
+
+async fn rest(args: &NameArgs, paused: bool) -> anyhow::Result<()> {
+    let session = Session::open(&args.how).await?;
+    let tenant = StoredTenant {
+        paused,
+        ..session.there(&args.name)?.clone()
+    };
+    session
+        .change(vec![(args.name.clone(), Some(tenant))], 1)
+        .await
+}
+
+/// The tenants in the store, as they are when a command begins.
+struct Session<'a> {
+    how: &'a How,
+    config: Config,
+    operator: Operator,
+    entries: Entries,
+}
+
+impl<'a> Session<'a> {
+    async fn open(how: &'a How) -> anyhow::Result<Self> {
+        let file = how.config.config.as_deref();
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "it is about all tenants, and none of them"
+        )]
+        let config = Config::load(file, presence_config::variables())?;
+        ensure!(
+            config.follows_store() && config.tenants.is_some(),
+            "tenants are in the configuration file: change its [[tenant]] sections, and the node \
+             follows it. With `source = \"store\"` in [plugins], this command changes those in the \
+             store; a node of which none are in the file needs `tenant = []` in it"
+        );
+        let operator = Operator::connect(&config).await?;
+        let store = operator.tenants();
+        let entries = operator
+            .attempt("presence-tenants", store.entries())
+            .await?;
+        Ok(Self {
+            how,
+            config,
+            operator,
+            entries,
+        })
+    }
+
+    /// A tenant, as the store has it; none if it isn't there, or can't be read.
+    fn before(&self, name: &str) -> Option<&StoredTenant> {
+        self.entries.get(name)?.tenant.as_ref()?.as_ref().ok()
+    }
+
+    /// As [`Self::before`].
+    ///
+    /// # Errors
+    /// If there is none.
+    fn there(&self, name: &str) -> anyhow::Result<&StoredTenant> {
+        let in_file = self.config.tenants.iter().flat_map(|it| it.iter());
+        let in_file = in_file.filter(|it| it.name == name).count() > 0;
+        let entry = self.entries.get(name).and_then(|it| it.tenant.as_ref());
+        match entry {
+            Some(Ok(tenant)) => Ok(tenant),
+            Some(Err(why)) => bail!(
+                "the tenant `{name}` in the store can't be read ({}): write it again \
+                 (`presence tenants apply FILE`)",
+                line(why)
+            ),
+            None if in_file => bail!(
+                "the tenant `{name}` is in the configuration file, and not in the store: change it \
+                 there"
+            ),
+            None => bail!("there is no tenant `{name}` in the bucket `{TENANTS_BUCKET}`"),
+        }
+    }
+
+    /// Makes changes, and waits for the nodes.
+    async fn change(&self, changes: Vec<Change>, replicas: usize) -> anyhow::Result<()> {
+        let how = self.how;
+        ensure!(
+            how.why.len() <= WORDS_BYTES_MAX,
+            "--why is longer than {WORDS_BYTES_MAX} bytes"
+        );
+        let is_same = |(name, tenant): &Change| match (self.before(name), tenant) {
+            (Some(before), Some(tenant)) => {
+                (&before.section, before.paused) == (&tenant.section, tenant.paused)
+            }
+            (before, tenant) => before.is_none() && tenant.is_none(),
+        };
+        let changes: Vec<_> = changes.into_iter().filter(|it| !is_same(it)).collect();
+        if changes.is_empty() {
+            return self.say_unchanged();
+        }
+        if !how.json {
+            for (name, tenant) in &changes {
+                print(difference(name, self.before(name), tenant.as_ref()))?;
+            }
+        }
+        if !how.yes {
+            confirm("Make this change?")?;
+        }
+        let nodes = self.operator.nodes_with_tenants().await?;
+        let (who, when) = (who(&self.config), clock::now_ms());
+        let changes = changes.into_iter().map(|(name, tenant)| {
+            let tenant = tenant.map(|tenant| StoredTenant {
+                who: who.clone(),
+                when,
+                why: how.why.clone(),
+                ..tenant
+            });
+            (name, tenant)
+        });
+        let changes: Vec<Change> = changes.collect();
+        self.validate(&nodes, &changes).await?;
+        let place = self.write(&changes, replicas).await?;
+        let names: Vec<_> = changes.into_iter().map(|(name, _)| name).collect();
+        self.wait(&nodes, &names, place).await
+    }
+
+    fn say_unchanged(&self) -> anyhow::Result<()> {
+        match self.how.json {
+            true => Ok(print_json(
+                json!({"written": false, "tenants": [], "nodes": []}),
+            )?),
+            false => Ok(print("nothing changes: the store has it so already\n")?),
+        }
+    }
+
+    async fn validate(&self, nodes: &[Node], changes: &[Change]) -> anyhow::Result<()> {
+        let all = changes
+            .iter()
+            .map(|(name, tenant)| (name.clone(), json!(tenant)));
+        let all = Value::Object(all.collect());
+        let validated = self.operator.validate_tenants(nodes, &all).await;
+        let mut refused = 0;
+        for (node, outcome) in nodes.iter().zip(validated) {
+            if let Err(why) = outcome {
+                refused += 1;
+                for part in why.lines() {
+                    say(format_args!(
+                        "node {}: refused: {}",
+                        line(&node.name),
+                        line(part)
+                    ));
+                }
+            }
+        }
+        ensure!(
+            refused == 0,
+            "nothing was written: {refused} of {} nodes refuse it",
+            nodes.len()
+        );
+        Ok(())
+    }
+
+    /// Writes changes, and says the place of the last.
+    async fn write(&self, changes: &[Change], replicas: usize) -> anyhow::Result<u64> {
+        let store = self.operator.tenants();
+        self.operator
+            .attempt("presence-tenants", store.make(replicas))
+            .await?;
+        let (mut last, mut written) = (0, Vec::new());
+        for (name, tenant) in changes {
+            let before = self.entries.get(name);
+            let put = async {
+                match (tenant, before) {
+                    (Some(tenant), before) => store.put(name, tenant, before).await,
+                    (None, Some(before)) => store.remove(name, before).await,
+                    (None, None) => Ok(Put::Done(0)),
+                }
+            };
+            match self.operator.attempt("presence-tenants", put).await? {
+                Put::Done(place) => last = last.max(place),
+                Put::Changed => bail!(
+                    "somebody else has changed the tenant `{name}` meanwhile, and it was not \
+                     written{}: {TRY_AGAIN}",
+                    match written.is_empty() {
+                        true => String::new(),
+                        false => format!(" ({} was)", written.join(", ")),
+                    }
+                ),
+            }
+            written.push(name.clone());
+        }
+        Ok(last)
+    }
+
+    /// Waits until every node is done.
+    async fn wait(&self, nodes: &[Node], names: &[String], place: u64) -> anyhow::Result<()> {
+        let (mut failed, mut told) = (0, Vec::new());
+        for node in nodes {
+            let settled = self.operator.tenants_settled(node, names, place).await;
+            let (tenants, error) = match settled {
+                Ok(tenants) => (tenants, None),
+                Err(error) => (Vec::new(), Some(format!("{error:#}"))),
+            };
+            failed += usize::from(error.is_some() || tenants.iter().any(is_bad));
+            if !self.how.json {
+                say_node(node, names, &tenants, error.as_deref())?;
+            }
+            told.push(json!({"node": node.name, "tenants": tenants, "error": error}));
+        }
+        if self.how.json {
+            print_json(json!({"written": true, "tenants": names, "nodes": told}))?;
+        }
+        ensure!(
+            failed == 0,
+            "it is written, and {failed} of {} nodes don't do it",
+            nodes.len()
+        );
+        Ok(())
+    }
+}
+
+/// Whether a tenant isn't as the store says.
+fn is_bad(tenant: &Value) -> bool {
+    let is_refused = tenant.get("state").is_some_and(|it| it == "refused");
+    is_refused || tenant.get("notTaken").is_some_and(Value::is_string)
+}
+
+fn say_node(
+    node: &Node,
+    names: &[String],
+    tenants: &[Value],
+    error: Option<&str>,
+) -> anyhow::Result<()> {
+    let name = line(&node.name);
+    if let Some(error) = error {
+        return Ok(print(format_args!("node {name}: {}\n", line(error)))?);
+    }
+    for tenant in names {
+        let found = tenants
+            .iter()
+            .find(|it| it.get("tenant") == Some(&json!(tenant)));
+        let state = match found {
+            Some(found) => {
+                let word = found.get("state").map(plain).unwrap_or_default();
+                let why = found.pointer("/reasons/0").or(found.get("notTaken"));
+                let why = why.filter(|why| why.is_string()).map(plain);
+                why.map_or(word.clone(), |why| format!("{word}: {}", line(why)))
+            }
+            None => "removed".to_owned(),
+        };
+        print(format_args!("node {name}: {} {state}\n", line(tenant)))?;
+    }
+    Ok(())
+}
+
+/// What changes, as a patch.
+fn difference(name: &str, before: Option<&StoredTenant>, after: Option<&StoredTenant>) -> String {
+    let text = |tenant: Option<&StoredTenant>| {
+        tenant.map_or_else(String::new, |it| {
+            let paused = if it.paused { "# paused\n" } else { "" };
+            format!("{paused}{}\n", it.section)
+        })
+    };
+    TextDiff::from_lines(&text(before), &text(after))
+        .unified_diff()
+        .header(
+            &format!("{name}, as it is"),
+            &format!("{name}, as it is to be"),
+        )
+        .to_string()
+}

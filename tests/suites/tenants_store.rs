@@ -1,0 +1,297 @@
+//! Tenants in the store: added, changed, paused and removed while a node runs, each without the
+//! others.
+
+use std::fs;
+use std::process::Output;
+
+use anyhow::{Context, Result};
+use presence_tests::client::{Client, now_ms};
+use presence_tests::host::{self, Host};
+use presence_tests::nats::NatsServer;
+use presence_tests::site::Site;
+use presence_tests::{http, wait};
+use serde_json::{Value, json};
+use toml::Table;
+
+use crate::inputs;
+
+/// A node whose file has the tenant `acme`, and which has others from the store. The pipeline of
+/// each is the folder's.
+async fn node() -> Result<(Host, Site, NatsServer)> {
+    let server = NatsServer::start().await?;
+    let site = site(&server)?;
+    let host = Host::start(&site).await?;
+    Ok((host, site, server))
+}
+
+fn site(server: &NatsServer) -> Result<Site> {
+    let mut acme = Table::new();
+    acme.insert("name".into(), "acme".into());
+    acme.insert("plugins".into(), folder().into());
+    Site::new(&server.url())?
+        .with("state.dir", "state")?
+        .with("plugins.source", "store")?
+        .with("tenant", vec![acme])
+}
+
+fn folder() -> Table {
+    let mut plugins = Table::new();
+    plugins.insert("source".into(), "folder".into());
+    plugins
+}
+
+/// A section of a tenant, with more in it.
+fn section(name: &str, more: &str) -> String {
+    format!("[[tenant]]\nname = '{name}'\n{more}\n[tenant.plugins]\nsource = 'folder'\n")
+}
+
+fn apply(site: &Site, text: &str) -> Result<Output> {
+    let file = site.path().join("tenants.toml");
+    fs::write(&file, text)?;
+    let file = file.to_string_lossy().into_owned();
+    host::run(
+        site,
+        &["tenants", "apply", &file, "--why", "a test", "--yes"],
+    )
+}
+
+/// What a command printed, once it has succeeded.
+fn done(output: Output) -> Result<String> {
+    let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+    anyhow::ensure!(
+        output.status.code() == Some(0),
+        "{:?}: {errors}",
+        output.status
+    );
+    Ok(String::from_utf8(output.stdout)?)
+}
+
+/// Why a command failed.
+fn failed(output: &Output) -> Result<String> {
+    anyhow::ensure!(output.status.code() == Some(1), "{:?}", output.status);
+    Ok(String::from_utf8_lossy(&output.stderr).into_owned())
+}
+
+fn change(site: &Site, command: &str, name: &str) -> Result<String> {
+    done(host::run(site, &["tenants", command, name, "--yes"])?)
+}
+
+async fn states(site: &Site) -> Result<Vec<(String, String)>> {
+    let status = http::get(site.http_port(), "/status").await?.body;
+    let status: Value = serde_json::from_str(&status)?;
+    let tenants = status["tenants"].as_array().context("tenants")?;
+    let word = |it: &Value, key: &str| it[key].as_str().unwrap_or_default().to_owned();
+    let states = tenants
+        .iter()
+        .map(|it| (word(it, "tenant"), word(it, "state")));
+    Ok(states.collect())
+}
+
+async fn until_states(site: &Site, expected: &[(&str, &str)]) -> Result<()> {
+    let expected: Vec<_> = expected
+        .iter()
+        .map(|(name, state)| ((*name).to_owned(), (*state).to_owned()))
+        .collect();
+    wait::until("the tenants' states", async || {
+        Ok((states(site).await? == expected).then_some(()))
+    })
+    .await
+}
+
+/// Has a user come online, and waits until somebody is told.
+async fn come_online(client: &Client, prefix: &str) -> Result<()> {
+    let mut tape = client
+        .record(&format!("{prefix}.presence.filtered.user_online"))
+        .await?;
+    let body = inputs::connect("12345", "c1", now_ms());
+    client
+        .input(&format!("{prefix}.presence.connect"), body)
+        .await?;
+    tape.next("the filtered online", |_| true).await.map(drop)
+}
+
+/// How often a tenant has been started.
+fn starts(host: &Host, name: &str) -> usize {
+    let log = host.process.stderr();
+    let words = format!("tenant{{name=\"{name}\"}}: ready node=");
+    log.iter().filter(|line| line.contains(&words)).count()
+}
+
+#[tokio::test]
+async fn tenants_come_change_rest_and_go_without_the_others() -> Result<()> {
+    let (host, site, server) = node().await?;
+    let client = Client::connect(&server.url()).await?;
+    let printed = done(apply(&site, &section("beta", ""))?)?;
+    assert!(
+        printed.contains("+name = 'beta'") && printed.contains("beta serving"),
+        "{printed}"
+    );
+    come_online(&client, "beta").await?;
+    let both = format!(
+        "{}{}",
+        section("beta", "prefix = 'b'"),
+        section("gamma", "")
+    );
+    let printed = done(apply(&site, &both)?)?;
+    assert!(
+        printed.contains("beta serving") && printed.contains("gamma serving"),
+        "{printed}"
+    );
+    come_online(&client, "b").await?;
+    come_online(&client, "gamma").await?;
+    let printed = done(apply(&site, &both)?)?;
+    assert!(printed.contains("nothing changes"), "{printed}");
+
+    let printed = change(&site, "pause", "gamma")?;
+    assert!(printed.contains("gamma paused"), "{printed}");
+    // A tenant that rests goes on resting when it is changed.
+    let changed = section("gamma", "prefix = 'g'");
+    assert!(done(apply(&site, &changed)?)?.contains("gamma paused"));
+    until_states(
+        &site,
+        &[
+            ("acme", "serving"),
+            ("beta", "serving"),
+            ("gamma", "paused"),
+        ],
+    )
+    .await?;
+    assert!(change(&site, "resume", "gamma")?.contains("gamma serving"));
+    come_online(&client, "g").await?;
+    let printed = change(&site, "remove", "gamma")?;
+    assert!(printed.contains("gamma removed"), "{printed}");
+    until_states(&site, &[("acme", "serving"), ("beta", "serving")]).await?;
+    assert_eq!(starts(&host, "acme"), 1, "the others aren't disturbed");
+    assert_eq!(starts(&host, "beta"), 2, "its prefix has changed once");
+    host.stop().await
+}
+
+#[tokio::test]
+async fn what_a_node_refuses_is_not_written_and_the_reason_is_said() -> Result<()> {
+    let (host, site, server) = node().await?;
+    for (text, reason) in [
+        (
+            section("beta", "prefix = 'acme'"),
+            "would have the subjects of `acme`",
+        ),
+        (section("beta", "shards = 'many'"), "shards"),
+        (section("beta", "more = 1"), "presence-tenants.beta:3:"),
+        (section("acme", ""), "the tenant `acme` is there already"),
+        (
+            format!(
+                "{}[[tenant.pipeline]]\nplugin = 'missing'\n",
+                section("beta", "")
+            ),
+            "missing",
+        ),
+    ] {
+        let why = failed(&apply(&site, &text)?)?;
+        assert!(
+            why.contains(reason) && why.contains("nothing was written"),
+            "{why}"
+        );
+    }
+    let why = failed(&apply(&site, "[http]\nlisten = ''\n")?)?;
+    assert!(
+        why.contains("has `http` beside [[tenant]] sections"),
+        "{why}"
+    );
+    for command in ["pause", "resume", "remove"] {
+        let why = failed(&host::run(&site, &["tenants", command, "acme", "--yes"])?)?;
+        assert!(
+            why.contains("in the configuration file, and not in the store"),
+            "{why}"
+        );
+        let why = failed(&host::run(&site, &["tenants", command, "nobody", "--yes"])?)?;
+        assert!(why.contains("there is no tenant `nobody`"), "{why}");
+    }
+    let unasked = host::run(&site, &["tenants", "apply", "tenants.toml"])?;
+    assert_eq!(
+        unasked.status.code(),
+        Some(1),
+        "nobody is there to be asked"
+    );
+    until_states(&site, &[("acme", "serving")]).await?;
+    // What others write into the bucket is refused by the node, and disturbs nobody.
+    done(apply(&site, &section("beta", ""))?)?;
+    let nats = async_nats::connect(server.url()).await?;
+    let bucket = async_nats::jetstream::new(nats);
+    let bucket = bucket.get_key_value("presence-tenants").await?;
+    let twin = json!({"section": section("twin", "prefix = 'beta'")}).to_string();
+    bucket.put("twin", twin.into()).await?;
+    bucket.put("junk", "no tenant".into()).await?;
+    let states = [
+        ("acme", "serving"),
+        ("beta", "serving"),
+        ("junk", "refused"),
+        ("twin", "refused"),
+    ];
+    until_states(&site, &states).await?;
+    host.until_metric("presence_tenants", &["state=\"refused\""], |it| it > 1.5)
+        .await?;
+    let listed = done(host::run(&site, &["tenants", "list"])?)?;
+    assert!(
+        listed.contains("would have the subjects of `beta`"),
+        "{listed}"
+    );
+    assert!(listed.contains("it is no tenant"), "{listed}");
+    assert_eq!(starts(&host, "beta"), 1);
+    host.stop().await
+}
+
+#[tokio::test]
+async fn a_node_that_starts_without_the_store_serves_the_tenants_that_it_knew() -> Result<()> {
+    let (host, site, server) = node().await?;
+    done(apply(&site, &section("beta", ""))?)?;
+    host.stop().await?;
+    // As where JetStream is away.
+    let nats = async_nats::connect(server.url()).await?;
+    let bucket = async_nats::jetstream::new(nats);
+    bucket.delete_stream("KV_presence-tenants").await?;
+    let other = async_nats::jetstream::stream::Config {
+        name: "KV_presence-tenants".into(),
+        subjects: vec!["others".into()],
+        ..Default::default()
+    };
+    bucket.create_stream(other).await?;
+    let mut host = Host::start(&site).await?;
+    host.wait_for_log(0, &["can't be read", "was not made by presence"])
+        .await?;
+    until_states(&site, &[("acme", "serving"), ("beta", "serving")]).await?;
+    come_online(&Client::connect(&server.url()).await?, "beta").await?;
+    let why = failed(&apply(&site, &section("beta", "prefix = 'b'"))?)?;
+    assert!(why.contains("was not made by presence"), "{why}");
+    host.stop().await
+}
+
+#[tokio::test]
+async fn tenants_of_the_file_are_changed_in_the_file() -> Result<()> {
+    let (host, mut site, _server) = node().await?;
+    site.set("plugins.source", "folder")?;
+    for args in [
+        &["apply", "tenants.toml"][..],
+        &["pause", "acme"],
+        &["remove", "acme"],
+    ] {
+        fs::write(site.path().join("tenants.toml"), section("beta", ""))?;
+        let file = site
+            .path()
+            .join("tenants.toml")
+            .to_string_lossy()
+            .into_owned();
+        let mut args: Vec<_> = ["tenants"]
+            .into_iter()
+            .chain(args.iter().copied())
+            .collect();
+        if args[1] == "apply" {
+            args[2] = &file;
+        }
+        args.push("--yes");
+        let why = failed(&host::run(&site, &args)?)?;
+        assert!(
+            why.contains("tenants are in the configuration file"),
+            "{why}"
+        );
+    }
+    host.stop().await
+}

@@ -1,0 +1,197 @@
+//! What many tenants take of one node: time to start, memory, threads, mappings, subscriptions.
+
+use std::fs;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use presence_tests::client::{Client, now_ms};
+use presence_tests::host::Host;
+use presence_tests::http;
+use presence_tests::site::Site;
+use serde_json::{Value, json};
+use toml::Table;
+
+use super::cpu::cpu_ns;
+use super::{Args, Broker};
+
+/// How long an idle node is watched.
+const IDLE: Duration = Duration::from_secs(10);
+
+/// How long instances that nobody calls are waited for, until they are given back.
+const GIVEN_BACK: Duration = Duration::from_secs(150);
+
+/// How often is looked whether something has come to be.
+const LOOK: Duration = Duration::from_millis(20);
+
+/// What a node takes at one moment.
+#[derive(Clone, Copy)]
+pub(crate) struct Taken {
+    pub(crate) resident: u64,
+    pub(crate) threads: u64,
+    pub(crate) mappings: u64,
+    pub(crate) files: u64,
+}
+
+/// The figures of a node with many tenants.
+pub(crate) struct Density {
+    pub(crate) tenants: usize,
+    /// From the start of the process until every tenant is served: at first, with no state, and
+    /// again, with the state of the first run.
+    pub(crate) started: [Duration; 2],
+    /// What a node with one tenant takes, which is served and idle.
+    pub(crate) one: Taken,
+    /// What all of them take: idle, after an event in each, and once instances are given back.
+    pub(crate) all: [Taken; 3],
+    /// The part of a processor that the idle node uses, in thousandths: with one, and with all.
+    pub(crate) idle_cpu: [f64; 2],
+    /// How many subscriptions the broker has of the node: with one, and with all.
+    pub(crate) subscriptions: [u64; 2],
+    /// How long the events of all of them took.
+    pub(crate) events: Duration,
+}
+
+/// Measures a node with `--tenants` tenants beside one with one.
+pub(crate) fn measure(broker: &Broker, args: &Args) -> Result<Density> {
+    let few = site(broker, 1)?;
+    let (host, _) = start(broker, &few, 1)?;
+    let one_cpu = idle_cpu(&host)?;
+    let (one, one_subscriptions) = (taken(&host)?, broker.subscriptions()?);
+    broker.runtime.block_on(host.stop())?;
+
+    let count = args.tenants;
+    let site = site(broker, count)?;
+    let (host, first) = start(broker, &site, count)?;
+    broker.runtime.block_on(host.stop())?;
+    let (mut host, again) = start(broker, &site, count)?;
+    let all_cpu = idle_cpu(&host)?;
+    let (idle, subscriptions) = (taken(&host)?, broker.subscriptions()?);
+    let began = Instant::now();
+    let told = broker.runtime.block_on(come_online(broker, count));
+    told.with_context(|| host.process.last_words())?;
+    let events = began.elapsed();
+    let busy = taken(&host)?;
+    std::thread::sleep(GIVEN_BACK);
+    let given_back = taken(&host)?;
+    if let Some(status) = host.process.ended()? {
+        bail!("it ended: {status}\n{}", host.process.last_words());
+    }
+    broker.runtime.block_on(host.stop())?;
+    Ok(Density {
+        tenants: count,
+        started: [first, again],
+        one,
+        all: [idle, busy, given_back],
+        idle_cpu: [one_cpu, all_cpu],
+        subscriptions: [one_subscriptions, subscriptions],
+        events,
+    })
+}
+
+fn name(tenant: usize) -> String {
+    format!("t{tenant:05}")
+}
+
+/// A site with so many tenants, each with a directory of its own.
+fn site(broker: &Broker, tenants: usize) -> Result<Site> {
+    let site = Site::new(&broker.server.url())?.with("state.dir", "state")?;
+    let folder = site.path().join("directories");
+    fs::create_dir(&folder)?;
+    let sections = (0..tenants).map(|tenant| {
+        let path = Path::new("directories").join(format!("{}.json", name(tenant)));
+        let directory = json!({
+            "contacts": {"12345": ["67890", "11111"]},
+            "groups": {"team-a": ["12345", "22222"]},
+            "blocks": {"12345": ["11111"]},
+        });
+        fs::write(site.path().join(&path), directory.to_string())?;
+        let mut section = Table::new();
+        section.insert("name".into(), name(tenant).into());
+        let mut directory = Table::new();
+        directory.insert("path".into(), path.to_string_lossy().into_owned().into());
+        section.insert("directory".into(), directory.into());
+        Ok(section)
+    });
+    let sections: Vec<Table> = sections.collect::<Result<_>>()?;
+    site.with("tenant", sections)
+}
+
+/// Starts a node, and waits until all its tenants are served.
+fn start(broker: &Broker, site: &Site, tenants: usize) -> Result<(Host, Duration)> {
+    let began = Instant::now();
+    let mut host = Host::spawn(site)?;
+    let serving = ["state=\"serving\""];
+    loop {
+        let served = broker
+            .runtime
+            .block_on(host.metric("presence_tenants", &serving));
+        if served.is_ok_and(|served| served as usize == tenants) {
+            return Ok((host, began.elapsed()));
+        }
+        if let Some(status) = host.process.ended()? {
+            bail!("it ended: {status}\n{}", host.process.last_words());
+        }
+        std::thread::sleep(LOOK);
+    }
+}
+
+/// How many thousandths of a processor an idle node uses.
+fn idle_cpu(host: &Host) -> Result<f64> {
+    // What it does after its start is no idling.
+    std::thread::sleep(IDLE);
+    let (began, before) = (Instant::now(), cpu_ns(host.process.id())?);
+    std::thread::sleep(IDLE);
+    let used = cpu_ns(host.process.id())?.saturating_sub(before);
+    Ok(1_000.0 * used as f64 / began.elapsed().as_nanos() as f64)
+}
+
+/// Has a user of each tenant come online, and waits until each is told of.
+async fn come_online(broker: &Broker, tenants: usize) -> Result<()> {
+    let client = Client::connect(&broker.server.url()).await?;
+    let mut tape = client.record("*.presence.filtered.user_online").await?;
+    for tenant in 0..tenants {
+        let subject = format!("{}.presence.connect", name(tenant));
+        let body = json!({
+            "userId": "12345", "connId": "c1", "timestamp": now_ms(),
+            "metadata": {"device": "web"},
+        });
+        client.publish(&subject, &body).await?;
+    }
+    for _ in 0..tenants {
+        tape.next("a filtered online", |_| true).await?;
+    }
+    Ok(())
+}
+
+/// What a node takes now.
+fn taken(host: &Host) -> Result<Taken> {
+    let process = format!("/proc/{}", host.process.id());
+    let status = fs::read_to_string(format!("{process}/status"))?;
+    let field = |name: &str| -> Result<u64> {
+        let line = status.lines().find_map(|line| line.strip_prefix(name));
+        let number = line.and_then(|line| line.split_whitespace().next());
+        Ok(number
+            .with_context(|| format!("{process} has {name}"))?
+            .parse()?)
+    };
+    Ok(Taken {
+        resident: 1_024 * field("VmRSS:")?,
+        threads: field("Threads:")?,
+        mappings: fs::read_to_string(format!("{process}/maps"))?
+            .lines()
+            .count() as u64,
+        files: fs::read_dir(format!("{process}/fd"))?.count() as u64,
+    })
+}
+
+impl Broker {
+    /// How many subscriptions its clients have, but for its own.
+    fn subscriptions(&self) -> Result<u64> {
+        let connz = http::get(self.monitoring_port, "/connz?limit=1024");
+        let connz: Value = serde_json::from_str(&self.runtime.block_on(connz)?.body)?;
+        let all = connz.get("connections").and_then(Value::as_array);
+        let each = all.into_iter().flatten();
+        let each = each.filter_map(|it| it.get("subscriptions")?.as_u64());
+        Ok(each.sum())
+    }
+}
