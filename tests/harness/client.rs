@@ -115,10 +115,10 @@ impl Client {
     ///
     /// # Errors
     /// When the connection is closed.
-    pub async fn record(&self, subject: &str) -> Result<Tape> {
+    pub async fn record(&self, subject: &str) -> Result<Recording> {
         let subscriber = self.nats.subscribe(subject.to_owned()).await?;
         self.round_trip().await?;
-        Ok(Tape {
+        Ok(Recording {
             subscriber,
             seen: Vec::new(),
         })
@@ -127,7 +127,7 @@ impl Client {
 
 /// A message that was seen.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Seen {
+pub struct ReceivedMessage {
     /// Where it was published.
     pub subject: String,
     /// Its headers.
@@ -140,7 +140,7 @@ pub struct Seen {
     pub at: SystemTime,
 }
 
-impl Seen {
+impl ReceivedMessage {
     /// Whether the host published it, and not an application or a transport.
     #[must_use]
     pub fn is_hosts(&self) -> bool {
@@ -196,15 +196,15 @@ impl Seen {
 
 /// What was published under a subject, in the order in which it came.
 #[derive(Debug)]
-pub struct Tape {
+pub struct Recording {
     subscriber: Subscriber,
-    seen: Vec<Seen>,
+    seen: Vec<ReceivedMessage>,
 }
 
-impl Tape {
+impl Recording {
     /// What has been recorded so far by [`Self::until`].
     #[must_use]
-    pub fn seen(&self) -> &[Seen] {
+    pub fn seen(&self) -> &[ReceivedMessage] {
         &self.seen
     }
 
@@ -216,8 +216,8 @@ impl Tape {
     pub async fn next(
         &mut self,
         what: &str,
-        mut wanted: impl FnMut(&Seen) -> bool,
-    ) -> Result<Seen> {
+        mut wanted: impl FnMut(&ReceivedMessage) -> bool,
+    ) -> Result<ReceivedMessage> {
         let begin = Instant::now();
         loop {
             let seen = self.take(what, begin).await?;
@@ -234,7 +234,7 @@ impl Tape {
     pub async fn until(
         &mut self,
         what: &str,
-        mut holds: impl FnMut(&[Seen]) -> bool,
+        mut holds: impl FnMut(&[ReceivedMessage]) -> bool,
     ) -> Result<()> {
         let begin = Instant::now();
         while !holds(&self.seen) {
@@ -248,8 +248,8 @@ impl Tape {
     ///
     /// # Errors
     /// As [`Self::until`].
-    pub async fn hosts(&mut self, subject: &str, count: usize) -> Result<Vec<Seen>> {
-        let on = |seen: &&Seen| seen.is_hosts() && seen.subject == subject;
+    pub async fn hosts(&mut self, subject: &str, count: usize) -> Result<Vec<ReceivedMessage>> {
+        let on = |seen: &&ReceivedMessage| seen.is_hosts() && seen.subject == subject;
         let what = format!("{count} of the host's messages on {subject}");
         self.until(&what, |seen| seen.iter().filter(on).count() >= count)
             .await?;
@@ -270,7 +270,7 @@ impl Tape {
 
     /// Records the next message. However many come, what is waited for since `begin` must
     /// be among them in time.
-    async fn take(&mut self, what: &str, begin: Instant) -> Result<Seen> {
+    async fn take(&mut self, what: &str, begin: Instant) -> Result<ReceivedMessage> {
         let left = wait::GUARD.saturating_sub(begin.elapsed());
         let next = tokio::time::timeout(left, self.subscriber.next()).await;
         let waited = || format!("waited {} s for {what}", wait::GUARD.as_secs());
@@ -279,7 +279,7 @@ impl Tape {
         let headers = message.headers.iter().flat_map(HeaderMap::iter);
         let headers = headers
             .filter_map(|(name, values)| Some((name.to_string(), values.first()?.to_string())));
-        let seen = Seen {
+        let seen = ReceivedMessage {
             subject: message.subject.to_string(),
             headers: headers.collect(),
             body: serde_json::from_slice(&message.payload).unwrap_or_default(),

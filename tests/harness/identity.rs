@@ -50,13 +50,13 @@ impl Authority {
 }
 
 /// A server with an operator, and one account for users.
-pub struct Operated {
+pub struct OperatorServer {
     /// The lines of the server's configuration.
     pub config: String,
     account: KeyPair,
 }
 
-impl Operated {
+impl OperatorServer {
     /// A new one.
     ///
     /// # Errors

@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Context, Result};
-use presence_tests::client::{Seen, Tape, now_ms};
+use presence_tests::client::{ReceivedMessage, Recording, now_ms};
 use presence_tests::component;
 use presence_tests::host::Host;
 use presence_tests::site::Site;
@@ -54,15 +54,20 @@ async fn disconnect(world: &World, user: &str) -> Result<()> {
 }
 
 /// Whom the host announced on a subject, in order.
-fn users(seen: &[Seen], subject: &str) -> Vec<String> {
+fn users(seen: &[ReceivedMessage], subject: &str) -> Vec<String> {
     let text = |body: Value| body["userId"].as_str().unwrap_or_default().to_owned();
     on(seen, subject).into_iter().map(text).collect()
 }
 
 /// Records until the host has announced a user on a subject so many times, and returns
 /// the last.
-async fn until(tape: &mut Tape, subject: &str, user: &str, times: usize) -> Result<Seen> {
-    let is_it = |seen: &&Seen| seen.subject == subject && seen.text("userId") == user;
+async fn until(
+    tape: &mut Recording,
+    subject: &str,
+    user: &str,
+    times: usize,
+) -> Result<ReceivedMessage> {
+    let is_it = |seen: &&ReceivedMessage| seen.subject == subject && seen.text("userId") == user;
     let what = format!("{user} on {subject}, {times} times");
     tape.until(&what, |seen| seen.iter().filter(is_it).count() >= times)
         .await?;
@@ -70,17 +75,18 @@ async fn until(tape: &mut Tape, subject: &str, user: &str, times: usize) -> Resu
     last.context("it has been waited for")
 }
 
-fn timestamp(seen: &Seen) -> u64 {
+fn timestamp(seen: &ReceivedMessage) -> u64 {
     seen.field("timestamp").as_u64().unwrap_or_default()
 }
 
 /// Whatever the clock was set to: of what happens, no source says an earlier time than
 /// before in the same epoch. (Who gains sight of a user is told since when that user is
 /// online.)
-fn assert_times_never_run_back(seen: &[Seen]) {
+fn assert_times_never_run_back(seen: &[ReceivedMessage]) {
     let mut latest = BTreeMap::new();
-    let happens =
-        |seen: &&Seen| seen.is_hosts() && [ONLINE, OFFLINE, DLQ].contains(&&*seen.subject);
+    let happens = |seen: &&ReceivedMessage| {
+        seen.is_hosts() && [ONLINE, OFFLINE, DLQ].contains(&&*seen.subject)
+    };
     for seen in seen.iter().filter(happens) {
         let (source, epoch, _) = seen.counted();
         let latest = latest.entry((source, epoch)).or_insert(0);

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::Result;
-use presence_tests::client::{Seen, now_ms};
+use presence_tests::client::{ReceivedMessage, now_ms};
 use presence_tests::component;
 use serde_json::json;
 
@@ -44,7 +44,8 @@ async fn a_swap_is_corrected_at_the_pace_while_new_events_go_on() -> Result<()> 
     // It goes on, and anyone who comes online now doesn't wait for its end.
     let connect = inputs::connect("late", "c", now_ms());
     world.client.input(CONNECT, connect).await?;
-    let is_late = |seen: &Seen| seen.subject == FILTERED_ONLINE && seen.text("userId") == "late";
+    let is_late =
+        |seen: &ReceivedMessage| seen.subject == FILTERED_ONLINE && seen.text("userId") == "late";
     let late = world.tape.next("the new user to be shown", is_late).await?;
     assert_eq!(late.visible_to(), ["colleague"]);
     let backlog = "presence_correction_backlog_users";
@@ -66,7 +67,8 @@ async fn a_swap_is_corrected_at_the_pace_while_new_events_go_on() -> Result<()> 
     world.tape.hosts(FILTERED_ONLINE, 2 * USERS + 1).await?;
     let order: Vec<_> = world.tape.seen().iter().collect();
     let place = |subject, user: &str| {
-        let found = |seen: &&Seen| seen.subject == subject && seen.text("userId") == user;
+        let found =
+            |seen: &&ReceivedMessage| seen.subject == subject && seen.text("userId") == user;
         order.iter().rposition(found)
     };
     for user in users() {
@@ -76,7 +78,7 @@ async fn a_swap_is_corrected_at_the_pace_while_new_events_go_on() -> Result<()> 
     let hosts = order.iter().filter(|seen| seen.is_hosts());
     let sources: BTreeSet<_> = hosts.map(|seen| seen.counted().0).collect();
     for source in sources {
-        let is_told = |seen: &Seen, subject| {
+        let is_told = |seen: &ReceivedMessage, subject| {
             let of_source = seen.subject == subject && seen.counted().0 == source;
             of_source && seen.text("userId") != "late"
         };

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::Result;
 
-use presence_tests::client::{Client, Seen, Tape, now_ms};
+use presence_tests::client::{Client, ReceivedMessage, Recording, now_ms};
 use presence_tests::host::Host;
 use presence_tests::nats::NatsServer;
 use presence_tests::process::Signal;
@@ -29,7 +29,7 @@ fn directory(visible: bool) -> Value {
 }
 
 /// All users connect, and the viewer is told of each.
-async fn all_come(client: &Client, tape: &mut Tape) -> Result<()> {
+async fn all_come(client: &Client, tape: &mut Recording) -> Result<()> {
     for number in 0..USERS {
         let connect = inputs::connect(&user(number), "c", now_ms());
         client.publish(CONNECT, &connect).await?;
@@ -38,7 +38,7 @@ async fn all_come(client: &Client, tape: &mut Tape) -> Result<()> {
 }
 
 /// The users that the host said something of on a subject.
-fn users_on<'a>(seen: &'a [Seen], subject: &str) -> BTreeSet<&'a str> {
+fn users_on<'a>(seen: &'a [ReceivedMessage], subject: &str) -> BTreeSet<&'a str> {
     let on = seen.iter().filter(|seen| seen.subject == subject);
     on.map(|seen| seen.text("userId")).collect()
 }
@@ -47,7 +47,7 @@ fn users_on<'a>(seen: &'a [Seen], subject: &str) -> BTreeSet<&'a str> {
 struct Scene {
     host: Host,
     client: Client,
-    tape: Tape,
+    tape: Recording,
     site: Site,
     proxy: Proxy,
     // The last to go.
@@ -89,10 +89,10 @@ async fn hide_all(site: &Site, host: &Host) -> Result<()> {
 }
 
 /// Records until the viewer has been told that all users are gone.
-async fn all_are_gone(tape: &mut Tape) -> Result<()> {
+async fn all_are_gone(tape: &mut Recording) -> Result<()> {
     tape.until("every user's offline to be told", |seen| {
         // Looking at all of it is worth it only when enough is there.
-        let is_it = |seen: &&Seen| seen.subject == FILTERED_OFFLINE;
+        let is_it = |seen: &&ReceivedMessage| seen.subject == FILTERED_OFFLINE;
         seen.iter().filter(is_it).count() >= USERS
             && users_on(seen, FILTERED_OFFLINE).len() == USERS
     })
@@ -100,7 +100,7 @@ async fn all_are_gone(tape: &mut Tape) -> Result<()> {
 }
 
 /// Every number of every subject came, in every epoch of every source.
-fn assert_gapless(seen: &[Seen]) {
+fn assert_gapless(seen: &[ReceivedMessage]) {
     let mut numbers: BTreeMap<_, BTreeSet<u64>> = BTreeMap::new();
     for seen in seen.iter().filter(|seen| seen.is_hosts()) {
         let (source, epoch, seq) = seen.counted();

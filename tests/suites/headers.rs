@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::Result;
 use async_nats::jetstream;
-use presence_tests::client::{Seen, now_ms};
+use presence_tests::client::{ReceivedMessage, now_ms};
 use presence_tests::wait;
 
 use crate::inputs::{
@@ -13,7 +13,7 @@ use crate::inputs::{
 use crate::world::World;
 
 /// Some of everything: users that come and go, and a dead letter.
-async fn some_of_everything(world: &mut World) -> Result<Vec<Seen>> {
+async fn some_of_everything(world: &mut World) -> Result<Vec<ReceivedMessage>> {
     const USERS: usize = 20;
     for number in 0..USERS {
         let user = format!("user-{number}");
@@ -79,7 +79,7 @@ async fn message_ids_are_turned_on_and_made_of_what_counts_a_message() -> Result
 }
 
 /// The next beacon of each of two sources.
-async fn beacons(world: &mut World) -> Result<BTreeMap<String, Seen>> {
+async fn beacons(world: &mut World) -> Result<BTreeMap<String, ReceivedMessage>> {
     let mut beacons = BTreeMap::new();
     while beacons.len() < 2 {
         let beacon = world.tape.next("a beacon of each source", |seen| {

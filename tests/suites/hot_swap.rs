@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result, bail};
-use presence_tests::client::{Client, Seen, now_ms};
+use presence_tests::client::{Client, ReceivedMessage, now_ms};
 use presence_tests::component;
 use serde_json::json;
 
@@ -153,7 +153,7 @@ async fn swaps_under_load_lose_double_and_leak_nothing() -> Result<()> {
         // From the swap on until users come online under the new rule.
         let from = world.tape.seen().len();
         world.site.write_plugin("contacts", component)?;
-        let decided = |seen: &Seen| {
+        let decided = |seen: &ReceivedMessage| {
             seen.is_hosts() && seen.subject == FILTERED_ONLINE && seen.visible_to() == viewers
         };
         world
@@ -222,7 +222,7 @@ async fn come_and_go(client: Client, lane: usize, done: Arc<AtomicBool>) -> Resu
 /// by one of the two rules as a whole; nobody is told twice; and anyone who was
 /// told of the one is told of the other. Only a user who leaves when a swap has taken
 /// them out of sight, and not shown them to others yet, is seen off by nobody.
-fn account_for(user: &str, seen: &[Seen]) -> Result<()> {
+fn account_for(user: &str, seen: &[ReceivedMessage]) -> Result<()> {
     let seen: Vec<_> = seen
         .iter()
         .filter(|seen| seen.text("userId") == user)

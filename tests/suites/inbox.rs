@@ -1,7 +1,7 @@
 //! Delivery per viewer, for who turns it on.
 
 use anyhow::Result;
-use presence_tests::client::{Seen, now_ms};
+use presence_tests::client::{ReceivedMessage, now_ms};
 use presence_tests::wait;
 use serde_json::json;
 
@@ -10,7 +10,7 @@ use crate::world::World;
 
 const ANN: &str = "presence.inbox.=YW5uQGV4YW1wbGUuY29t";
 
-fn seqs(seen: &[Seen], subject: &str) -> Vec<u64> {
+fn seqs(seen: &[ReceivedMessage], subject: &str) -> Vec<u64> {
     let on = seen.iter().filter(|seen| seen.subject == subject);
     on.map(|seen| seen.counted().2).collect()
 }
@@ -52,7 +52,8 @@ async fn each_viewer_gets_the_filtered_event_alone_and_numbered() -> Result<()> 
             let alone: Vec<_> = alone.collect();
             assert_eq!(alone.len(), 1, "{expected}");
             assert_eq!(alone[0].fields(), filtered.fields());
-            let [(source, epoch, _), (same, too, _)] = [alone[0], filtered].map(Seen::counted);
+            let [(source, epoch, _), (same, too, _)] =
+                [alone[0], filtered].map(ReceivedMessage::counted);
             assert_eq!((source, epoch), (same, too));
             ids.insert(alone[0].headers["Nats-Msg-Id"].clone());
         }
@@ -77,7 +78,7 @@ async fn it_is_off_unless_turned_on_and_turned_on_while_it_runs() -> Result<()> 
     loop {
         world.probe("12345").await?;
         let seen = world.tape.seen();
-        let is_own = |seen: &&Seen| seen.subject == "presence.inbox.67890";
+        let is_own = |seen: &&ReceivedMessage| seen.subject == "presence.inbox.67890";
         if seen.iter().any(|seen| is_own(&seen)) {
             break;
         }

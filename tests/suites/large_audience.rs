@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use anyhow::Result;
-use presence_tests::client::{Seen, now_ms};
+use presence_tests::client::{ReceivedMessage, now_ms};
 use serde_json::json;
 
 use crate::inputs::{self, CONNECT, DISCONNECT, FILTERED_OFFLINE, FILTERED_ONLINE};
@@ -52,8 +52,8 @@ async fn two_hundred_thousand_viewers_are_told_once_each_in_valid_messages() -> 
 }
 
 /// The messages on a subject that together tell every viewer, once each.
-async fn told(world: &mut World, subject: &str) -> Result<Vec<Seen>> {
-    let count = |seen: &[Seen]| -> usize {
+async fn told(world: &mut World, subject: &str) -> Result<Vec<ReceivedMessage>> {
+    let count = |seen: &[ReceivedMessage]| -> usize {
         let on_it = seen.iter().filter(|seen| seen.subject == subject);
         on_it.map(|seen| seen.visible_to().len()).sum()
     };
@@ -71,7 +71,10 @@ async fn told(world: &mut World, subject: &str) -> Result<Vec<Seen>> {
     for message in &messages {
         assert!(message.bytes.len() < MAX_PAYLOAD);
     }
-    let listed: Vec<_> = messages.iter().flat_map(Seen::visible_to).collect();
+    let listed: Vec<_> = messages
+        .iter()
+        .flat_map(ReceivedMessage::visible_to)
+        .collect();
     let distinct: BTreeSet<_> = listed.iter().collect();
     assert_eq!((listed.len(), distinct.len()), (VIEWERS, VIEWERS));
     Ok(messages)

@@ -6,7 +6,7 @@ use std::fs;
 use anyhow::{Context, Result, ensure};
 use nkeys::KeyPair;
 use presence_tests::host::{self, Host};
-use presence_tests::identity::{Authority, Operated};
+use presence_tests::identity::{Authority, OperatorServer};
 use presence_tests::nats::{NatsServer, Options};
 use presence_tests::site::Site;
 use serde_json::Value;
@@ -177,7 +177,7 @@ async fn a_node_proves_itself_with_a_certificate_of_its_own() -> Result<()> {
 
 #[tokio::test]
 async fn a_creds_file_is_a_login_to_a_server_with_an_operator() -> Result<()> {
-    let (operated, others) = (Operated::new()?, Operated::new()?);
+    let (operated, others) = (OperatorServer::new()?, OperatorServer::new()?);
     let server = NatsServer::start_with(Options {
         config: operated.config.clone(),
         ..Options::default()

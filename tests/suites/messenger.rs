@@ -2,7 +2,7 @@
 //! taken effect as the directory says them.
 
 use anyhow::Result;
-use presence_tests::client::Seen;
+use presence_tests::client::ReceivedMessage;
 use serde_json::{Value, json};
 use toml::toml;
 
@@ -129,9 +129,10 @@ async fn who_is_not_to_be_disturbed_is_told_nothing_until_that_ends() -> Result<
     let from = world.tape.seen().len();
     go(&world, ANN, SEED_MS).await?;
     come(&world, DAN, SEED_MS).await?;
-    let about_dan = |seen: &Seen| seen.subject == FILTERED_ONLINE && seen.text("userId") == DAN;
+    let about_dan =
+        |seen: &ReceivedMessage| seen.subject == FILTERED_ONLINE && seen.text("userId") == DAN;
     world.tape.next("Dan's online", about_dan).await?;
-    let disturbed = |seen: &&Seen| seen.visible_to().contains(&BEN);
+    let disturbed = |seen: &&ReceivedMessage| seen.visible_to().contains(&BEN);
     assert_eq!(world.tape.seen()[from..].iter().find(disturbed), None);
 
     // He is told of who is there, and of nobody who came and went.
@@ -187,7 +188,7 @@ async fn go(world: &World, user: &str, at: u64) -> Result<()> {
 }
 
 /// The viewers of each message on a subject, and what a field says to them.
-fn told<'a>(seen: &'a [Seen], subject: &str, field: &str) -> Vec<(Vec<&'a str>, Value)> {
+fn told<'a>(seen: &'a [ReceivedMessage], subject: &str, field: &str) -> Vec<(Vec<&'a str>, Value)> {
     let on = seen.iter().filter(|seen| seen.subject == subject);
     on.map(|seen| (seen.visible_to(), seen.field(field).clone()))
         .collect()

@@ -5,7 +5,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use presence_tests::client::{Client, Tape, now_ms};
+use presence_tests::client::{Client, Recording, now_ms};
 use presence_tests::host::Host;
 use presence_tests::nats::NatsServer;
 use presence_tests::process::Signal;
@@ -31,7 +31,7 @@ struct Scene {
     _speakers: Speakers,
     host: Host,
     client: Client,
-    tape: Tape,
+    tape: Recording,
     site: Site,
     link: Proxy,
     server: NatsServer,

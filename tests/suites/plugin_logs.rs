@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use anyhow::{Context, Result, ensure};
-use presence_tests::client::{Seen, now_ms};
+use presence_tests::client::{ReceivedMessage, now_ms};
 use presence_tests::process::Process;
 use presence_tests::{component, host};
 use serde_json::{Value, json};
@@ -40,7 +40,7 @@ async fn what_a_plugin_logs_is_published_while_somebody_follows_it() -> Result<(
     let mut world = world().await?;
     says(&world, "12345", "before").await?;
     world.tape.catch_up(&world.client).await?;
-    let published = |it: &Seen| it.subject.starts_with("presence.admin.logs.");
+    let published = |it: &ReceivedMessage| it.subject.starts_with("presence.admin.logs.");
     ensure!(!world.tape.seen().iter().any(published), "nobody follows");
 
     let args = ["plugins", "logs", "reader", "--follow", "--debug", "--json"];

@@ -2,7 +2,7 @@
 //! now, message by message; and a query says the same.
 
 use anyhow::Result;
-use presence_tests::client::{Seen, now_ms};
+use presence_tests::client::{ReceivedMessage, now_ms};
 use presence_tests::component;
 use presence_tests::host::Host;
 use presence_tests::site::Site;
@@ -331,15 +331,15 @@ fn normalised(text: &str, user: &str) -> String {
 
 /// All that a viewer gets that says something of a user: where it is published, which
 /// headers it has, and its bytes, with no other viewer in them.
-fn gets(seen: &[Seen], viewer: &str, user: &str) -> Vec<String> {
+fn gets(seen: &[ReceivedMessage], viewer: &str, user: &str) -> Vec<String> {
     let own = format!("presence.inbox.{viewer}");
-    let is_for = |seen: &&Seen| {
+    let is_for = |seen: &&ReceivedMessage| {
         seen.text("userId") == user
             && (seen.subject == own
                 || seen.subject.starts_with("presence.filtered.")
                     && seen.visible_to().contains(&viewer))
     };
-    let line = |seen: &Seen| {
+    let line = |seen: &ReceivedMessage| {
         let headers: Vec<_> = seen.headers.keys().collect();
         let body = String::from_utf8_lossy(&seen.bytes).into_owned();
         let (head, rest) = body.split_once("\"visibleTo\":[").unwrap_or((&body, ""));

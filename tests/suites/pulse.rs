@@ -2,7 +2,7 @@
 //! heard: without it the main one does that work.
 
 use anyhow::Result;
-use presence_tests::client::{Client, Seen, Tape, now_ms};
+use presence_tests::client::{Client, ReceivedMessage, Recording, now_ms};
 use presence_tests::host::Host;
 use presence_tests::nats::NatsServer;
 use presence_tests::proxy::Proxy;
@@ -16,9 +16,9 @@ const SECOND: &str = "presence_nats_second_connection";
 async fn comes_and_times_out(
     user: &str,
     client: &Client,
-    tape: &mut Tape,
+    tape: &mut Recording,
     host: &Host,
-) -> Result<Seen> {
+) -> Result<ReceivedMessage> {
     let connect = inputs::connect(user, "c", now_ms());
     client.input(CONNECT, connect).await?;
     tape.hosts(FILTERED_ONLINE, 1).await?;

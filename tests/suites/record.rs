@@ -6,7 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use presence_tests::client::{Client, Seen, now_ms};
+use presence_tests::client::{Client, ReceivedMessage, now_ms};
 use presence_tests::process::Process;
 use presence_tests::site::Site;
 use presence_tests::{component, host};
@@ -68,7 +68,7 @@ fn is_filtered(subject: &str) -> bool {
 }
 
 /// The host's filtered messages.
-fn live(seen: &[Seen]) -> Vec<(String, Value, Value, Value)> {
+fn live(seen: &[ReceivedMessage]) -> Vec<(String, Value, Value, Value)> {
     let filtered = seen.iter().filter(|seen| is_filtered(&seen.subject));
     filtered
         .map(|seen| shape(&seen.subject, &seen.body))
@@ -217,7 +217,7 @@ async fn a_redacted_recording_tells_nothing_of_anyone_and_decides_the_same() -> 
     client.input(DISCONNECT, goes).await?;
     let said = end(recorder).await?;
     assert!(said.contains("can't be told: 1"), "{said}");
-    let went = |seen: &[Seen]| {
+    let went = |seen: &[ReceivedMessage]| {
         let mut new = seen.iter().skip(from);
         new.any(|seen| seen.subject == FILTERED_OFFLINE)
     };

@@ -99,7 +99,7 @@ async fn answers_go_to_reply_subjects_alone_whatever_is_asked() -> Result<()> {
     for (subject, tape) in FORBIDDEN.iter().zip(&mut tapes) {
         let end = json!({"end": true});
         world.client.publish(subject, &end).await?;
-        let last = |seen: &presence_tests::client::Seen| seen.body == end;
+        let last = |seen: &presence_tests::client::ReceivedMessage| seen.body == end;
         tape.next("the end", last).await?;
         for seen in tape.seen() {
             assert!(!is_answer(&seen.body), "{subject}: {}", seen.body);

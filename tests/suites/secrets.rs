@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 use nkeys::KeyPair;
 use presence_tests::host::{self, Host};
 use presence_tests::http;
-use presence_tests::identity::Operated;
+use presence_tests::identity::OperatorServer;
 use presence_tests::nats::{NatsServer, Options};
 use presence_tests::site::Site;
 
@@ -30,7 +30,7 @@ fn ways() -> Result<Vec<Way>> {
     let one = |user: &str| format!("authorization {{ users = [ {{ {user} }} ] }}");
     let of_password = one(r#"user: presence, password: "p4ss/w0rd-h1dden""#);
     let key = KeyPair::new_user();
-    let operated = Operated::new()?;
+    let operated = OperatorServer::new()?;
     let creds = operated.creds()?;
     let creds_secrets: Vec<_> = creds
         .lines()

@@ -2,7 +2,7 @@
 //! of them to the field.
 
 use anyhow::Result;
-use presence_tests::client::{Seen, now_ms};
+use presence_tests::client::{ReceivedMessage, now_ms};
 use serde_json::{Value, json};
 
 use crate::inputs::{
@@ -11,7 +11,7 @@ use crate::inputs::{
 };
 use crate::world::{World, on};
 
-fn only<'a>(seen: &'a [Seen], subject: &str) -> &'a Seen {
+fn only<'a>(seen: &'a [ReceivedMessage], subject: &str) -> &'a ReceivedMessage {
     let matching: Vec<_> = seen.iter().filter(|seen| seen.subject == subject).collect();
     match matching.as_slice() {
         [one] => one,

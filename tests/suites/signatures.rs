@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::Output;
 
 use anyhow::{Context, Result, ensure};
-use presence_tests::client::{Seen, now_ms};
+use presence_tests::client::{ReceivedMessage, now_ms};
 use presence_tests::component;
 use presence_tests::host::{self, Host};
 use presence_tests::kit::plugin_command;
@@ -202,7 +202,7 @@ fn unsigned() -> Result<Vec<u8>> {
     component::named(&component::load("groups")?, "contacts")
 }
 
-async fn quarantine_alert(world: &mut World) -> Result<Seen> {
+async fn quarantine_alert(world: &mut World) -> Result<ReceivedMessage> {
     let alert = world.tape.next("an alert of a plugin", |seen| {
         seen.subject == "presence.admin.alerts" && seen.text("type") == "quarantine"
     });

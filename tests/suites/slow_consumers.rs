@@ -3,7 +3,7 @@
 //! for a few messages, a burst is enough.
 
 use anyhow::Result;
-use presence_tests::client::{Seen, now_ms};
+use presence_tests::client::{ReceivedMessage, now_ms};
 use presence_tests::site::{DIRECTORY, Site};
 use presence_tests::wait;
 use serde_json::json;
@@ -68,7 +68,7 @@ async fn an_invalidation_that_was_dropped_in_a_burst_is_made_up_for() -> Result<
         }
     }
     // Whatever answers come together.
-    let corrected = |seen: &[Seen]| {
+    let corrected = |seen: &[ReceivedMessage]| {
         let told = |subject: &str, viewer: &str| {
             let mut on = seen.iter().filter(|seen| seen.subject == subject);
             on.any(|seen| seen.visible_to().contains(&viewer))

@@ -26,7 +26,7 @@ async fn session(world: &mut World, user: &str) -> Result<Value> {
     world.client.input(CONNECT, connect).await?;
     let is_hosts = |subject: &'static str| {
         let user = user.to_owned();
-        move |seen: &presence_tests::client::Seen| {
+        move |seen: &presence_tests::client::ReceivedMessage| {
             seen.is_hosts() && seen.subject == subject && seen.text("userId") == user
         }
     };

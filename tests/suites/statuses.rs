@@ -3,7 +3,7 @@
 use std::fs;
 
 use anyhow::{Context, Result};
-use presence_tests::client::{Seen, now_ms};
+use presence_tests::client::{ReceivedMessage, now_ms};
 use presence_tests::host::Host;
 use presence_tests::site::Site;
 use presence_tests::{host, wait};
@@ -83,7 +83,7 @@ async fn a_change_is_broadcast_filtered_delivered_and_answered() -> Result<()> {
     let bye = inputs::disconnect("ann", "c1", now_ms(), "client_disconnect");
     world.client.input(DISCONNECT, bye).await?;
     let seen = world.all_about("ann").await?;
-    let on = |subject: &str| -> Vec<&Seen> {
+    let on = |subject: &str| -> Vec<&ReceivedMessage> {
         let on = seen.iter().filter(|seen| seen.subject == subject);
         on.collect()
     };

@@ -5,7 +5,7 @@ use std::fs;
 
 use anyhow::{Context, Result};
 use async_nats::ConnectOptions;
-use presence_tests::client::{Client, Seen, Tape, now_ms};
+use presence_tests::client::{Client, ReceivedMessage, Recording, now_ms};
 use presence_tests::host::{self, Host};
 use presence_tests::http;
 use presence_tests::nats::{NatsServer, Options};
@@ -46,7 +46,7 @@ async fn log_in(url: &str, user: &str, password: &str) -> Result<Client> {
 }
 
 /// Records all that the server has got by now of what a tape records, with this prefix.
-async fn catch_up(tape: &mut Tape, client: &Client, prefix: &str) -> Result<()> {
+async fn catch_up(tape: &mut Recording, client: &Client, prefix: &str) -> Result<()> {
     let mark = json!({"mark": tape.seen().len()});
     client
         .publish(&format!("{prefix}.presence.mark"), &mark)
@@ -57,7 +57,7 @@ async fn catch_up(tape: &mut Tape, client: &Client, prefix: &str) -> Result<()> 
 }
 
 /// What is published about a user, once an online of theirs is.
-async fn come_online(client: &Client, prefix: &str, user: &str) -> Result<Seen> {
+async fn come_online(client: &Client, prefix: &str, user: &str) -> Result<ReceivedMessage> {
     let mut tape = client.record(&format!("{prefix}.presence.>")).await?;
     let body = inputs::connect(user, "c1", now_ms());
     client
@@ -300,7 +300,7 @@ async fn each_tenants_directory_service_and_inboxes_are_its_own() -> Result<()> 
     // What one service says has changed is asked again of that one alone.
     acme.says(contacts("11111"));
     acme.invalidate("").await?;
-    let gained = |seen: &Seen| seen.subject == "acme.presence.inbox.11111";
+    let gained = |seen: &ReceivedMessage| seen.subject == "acme.presence.inbox.11111";
     all.next("the one who gains sight", gained).await?;
     // All that beta's service was sent by now has come.
     let query = json!({"viewerId": "22222", "userIds": ["12345"]}).to_string();

@@ -4,7 +4,7 @@
 use std::time::Instant;
 
 use anyhow::{Result, ensure};
-use presence_tests::client::{Client, Seen, Tape, now_ms};
+use presence_tests::client::{Client, ReceivedMessage, Recording, now_ms};
 use presence_tests::host::Host;
 use presence_tests::http;
 use presence_tests::nats::{NatsServer, Options};
@@ -21,7 +21,7 @@ const SPEAKERS: usize = 20;
 struct Scene {
     _speakers: Speakers,
     client: Client,
-    tape: Tape,
+    tape: Recording,
     server: NatsServer,
 }
 
@@ -199,7 +199,7 @@ async fn a_node_that_has_waited_serves_by_the_rules_of_now() -> Result<()> {
     second.ready().await?;
     let connect = inputs::connect("12345", "c1", now_ms());
     scene.client.input(CONNECT, connect).await?;
-    let is_of_user = |seen: &Seen| {
+    let is_of_user = |seen: &ReceivedMessage| {
         seen.is_hosts() && seen.subject == FILTERED_ONLINE && seen.text("userId") == "12345"
     };
     let seen = scene.tape.next("the user to be shown", is_of_user).await?;

@@ -2,7 +2,7 @@
 //! and a recording of all that is published.
 
 use anyhow::{Context, Result};
-use presence_tests::client::{Client, Seen, Tape, now_ms};
+use presence_tests::client::{Client, ReceivedMessage, Recording, now_ms};
 use presence_tests::host::Host;
 use presence_tests::nats::NatsServer;
 use presence_tests::site::Site;
@@ -18,7 +18,7 @@ const MARK_MS: u64 = inputs::SEED_MS - 1_000_000_000;
 pub(crate) struct World {
     pub(crate) host: Host,
     pub(crate) client: Client,
-    pub(crate) tape: Tape,
+    pub(crate) tape: Recording,
     pub(crate) site: Site,
     pub(crate) server: NatsServer,
 }
@@ -54,13 +54,13 @@ impl World {
     /// the user's inputs so far give rise to is there: an application's
     /// statement about the same user is handled after them, and its re-broadcast
     /// is the sign. (It says "offline", so the viewers forget the user.)
-    pub(crate) async fn all_about(&mut self, user: &str) -> Result<Vec<Seen>> {
+    pub(crate) async fn all_about(&mut self, user: &str) -> Result<Vec<ReceivedMessage>> {
         // No other event bears such a time.
         let mark = MARK_MS + self.tape.seen().len() as u64;
         self.client
             .publish(OFFLINE, &inputs::offline(user, mark))
             .await?;
-        let is_end = |seen: &Seen| {
+        let is_end = |seen: &ReceivedMessage| {
             seen.is_hosts() && seen.subject == EVENTS && *seen.field("timestamp") == mark
         };
         self.tape
@@ -68,7 +68,7 @@ impl World {
                 seen.last().is_some_and(is_end)
             })
             .await?;
-        let about = |seen: &&Seen| {
+        let about = |seen: &&ReceivedMessage| {
             seen.is_hosts()
                 && seen.text("userId") == user
                 && seen
@@ -81,7 +81,7 @@ impl World {
 
     /// The next filtered online of a user who comes online now with a
     /// connection of their own, and goes again: what the rules say at present.
-    pub(crate) async fn probe(&mut self, user: &str) -> Result<Seen> {
+    pub(crate) async fn probe(&mut self, user: &str) -> Result<ReceivedMessage> {
         let conn = format!("probe-{}", self.tape.seen().len());
         self.client
             .input(inputs::CONNECT, inputs::connect(user, &conn, now_ms()))
@@ -128,7 +128,7 @@ impl World {
     }
 
     /// The filtered message of an online event; one to nobody, if there is none.
-    async fn filtered(&mut self, user: &str, event: &Seen) -> Result<Seen> {
+    async fn filtered(&mut self, user: &str, event: &ReceivedMessage) -> Result<ReceivedMessage> {
         self.all_about(user).await.context("probing")?;
         let filtered = self.tape.seen().iter().rev().find(|seen| {
             seen.subject == inputs::FILTERED_ONLINE
@@ -142,7 +142,7 @@ impl World {
 }
 
 /// The bodies on a subject.
-pub(crate) fn on(seen: &[Seen], subject: &str) -> Vec<Value> {
+pub(crate) fn on(seen: &[ReceivedMessage], subject: &str) -> Vec<Value> {
     seen.iter()
         .filter(|seen| seen.subject == subject)
         .map(|seen| seen.body.clone())

@@ -47,7 +47,7 @@ pub(crate) fn run(_: &Args) -> Result<()> {
     };
     let mut authors = cargo_test(cores);
     authors.args(["--test", "suites", "--"]).args(AUTHORS);
-    let authors = Beside::start(&authors)?;
+    let authors = BackgroundCommand::start(&authors)?;
 
     let mut others = cargo_test(2 * cores);
     others.arg("--");
@@ -99,12 +99,12 @@ fn fetch_and_build() -> Result<PathBuf> {
 
 /// A command that runs beside others, at a lower priority. What it writes goes to a file,
 /// and is shown when it has ended.
-struct Beside {
+struct BackgroundCommand {
     child: Child,
     log: PathBuf,
 }
 
-impl Beside {
+impl BackgroundCommand {
     fn start(command: &Command) -> Result<Self> {
         let log = tools::target().join("tests-of-authors.log");
         let file = File::create(&log).with_context(|| format!("writing {}", log.display()))?;

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 /// What is measured of a canary.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Measure {
+pub enum CanaryMeasure {
     /// Which part of the candidate's calls fail.
     Errors,
     /// By which factor the candidate's decisions take longer than the active pipeline's: the
@@ -22,7 +22,7 @@ pub enum Measure {
     Shown,
 }
 
-impl Measure {
+impl CanaryMeasure {
     const ALL: [Self; 4] = [Self::Errors, Self::P99, Self::Hidden, Self::Shown];
 
     /// As a rule spells it.
@@ -50,7 +50,7 @@ impl Measure {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AbortRule {
     /// What is measured.
-    pub measure: Measure,
+    pub measure: CanaryMeasure,
     /// The highest value that is allowed, in millionths: of the whole, or of the factor 1.
     pub millionths: u64,
 }
@@ -70,7 +70,7 @@ pub struct AbortOn(Vec<AbortRule>);
 /// A text that isn't the rules of a canary: what is wrong, where, and what is allowed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("rule {place}, `{rule}`: {what}")]
-pub struct NoAbortOn {
+pub struct InvalidAbortOn {
     /// Which of the rules, counted from 1.
     place: usize,
     rule: String,
@@ -92,13 +92,13 @@ impl AbortOn {
 }
 
 impl FromStr for AbortOn {
-    type Err = NoAbortOn;
+    type Err = InvalidAbortOn;
 
-    fn from_str(text: &str) -> Result<Self, NoAbortOn> {
+    fn from_str(text: &str) -> Result<Self, InvalidAbortOn> {
         let mut rules: Vec<AbortRule> = Vec::new();
         for (place, text) in text.split(',').enumerate() {
             let rule = text.trim();
-            let wrong = |what| NoAbortOn {
+            let wrong = |what| InvalidAbortOn {
                 place: place + 1,
                 rule: rule.into(),
                 what,
@@ -118,7 +118,7 @@ impl FromStr for AbortOn {
 /// Reads one rule.
 fn rule_of(text: &str) -> Result<AbortRule, String> {
     let measures = || {
-        let examples = Measure::ALL.map(|measure| format!("`{}`", measure.must_be().1));
+        let examples = CanaryMeasure::ALL.map(|measure| format!("`{}`", measure.must_be().1));
         format!("write rules such as {}", examples.join(", "))
     };
     if text.is_empty() {
@@ -128,7 +128,10 @@ fn rule_of(text: &str) -> Result<AbortRule, String> {
         return Err(format!("has no `>`; {}", measures()));
     };
     let name = name.trim();
-    let Some(measure) = Measure::ALL.into_iter().find(|it| it.as_str() == name) else {
+    let Some(measure) = CanaryMeasure::ALL
+        .into_iter()
+        .find(|it| it.as_str() == name)
+    else {
         return Err(format!("`{name}` is not measured; {}", measures()));
     };
     let limit = limit.trim();
@@ -137,8 +140,10 @@ fn rule_of(text: &str) -> Result<AbortRule, String> {
         format!("`{limit}` is not {must_be}, such as `{example}`")
     };
     let (unit, whole, range) = match measure {
-        Measure::P99 => ('x', MILLION, MILLION..=1_000 * MILLION),
-        Measure::Errors | Measure::Hidden | Measure::Shown => ('%', MILLION / 100, 0..=MILLION - 1),
+        CanaryMeasure::P99 => ('x', MILLION, MILLION..=1_000 * MILLION),
+        CanaryMeasure::Errors | CanaryMeasure::Hidden | CanaryMeasure::Shown => {
+            ('%', MILLION / 100, 0..=MILLION - 1)
+        }
     };
     let number = limit.strip_suffix(unit).ok_or_else(wrong)?;
     let millionths = millionths(number.trim_end(), whole).ok_or_else(wrong)?;
@@ -176,8 +181,10 @@ fn millionths(text: &str, each: u64) -> Option<u64> {
 impl fmt::Display for AbortRule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (each, unit) = match self.measure {
-            Measure::P99 => (MILLION, 'x'),
-            Measure::Errors | Measure::Hidden | Measure::Shown => (MILLION / 100, '%'),
+            CanaryMeasure::P99 => (MILLION, 'x'),
+            CanaryMeasure::Errors | CanaryMeasure::Hidden | CanaryMeasure::Shown => {
+                (MILLION / 100, '%')
+            }
         };
         let (whole, part) = (self.millionths / each, self.millionths % each);
         write!(f, "{}>{whole}", self.measure.as_str())?;
@@ -201,9 +208,9 @@ impl fmt::Display for AbortOn {
 }
 
 impl TryFrom<String> for AbortOn {
-    type Error = NoAbortOn;
+    type Error = InvalidAbortOn;
 
-    fn try_from(text: String) -> Result<Self, NoAbortOn> {
+    fn try_from(text: String) -> Result<Self, InvalidAbortOn> {
         match text.as_str() {
             "" => Ok(Self::default()),
             text => text.parse(),

@@ -33,12 +33,12 @@ mod tests {
     /// As the NATS client's errors do, it says its source as well.
     #[derive(Debug, thiserror::Error)]
     #[error("IO error: {0}")]
-    struct SaysItsSource(#[source] io::Error);
+    struct RepeatsSource(#[source] io::Error);
 
     #[test]
     fn a_cause_that_was_said_is_not_said_again() {
         let refused = io::Error::from_raw_os_error(111);
-        let error: Result<(), _> = Err(SaysItsSource(refused));
+        let error: Result<(), _> = Err(RepeatsSource(refused));
         let error = error
             .context("can't ask")
             .context("can't start")

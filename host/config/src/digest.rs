@@ -19,17 +19,17 @@ pub struct Digest(Arc<str>);
 /// A text that is no digest.
 #[derive(Debug, thiserror::Error)]
 #[error("`{0}` is no digest: write `sha256:` and 64 hexadecimal digits")]
-pub struct NoDigest(String);
+pub struct InvalidDigest(String);
 
 impl Digest {
     /// Reads one as it is written.
     ///
     /// # Errors
     /// If it isn't one.
-    pub fn parse(text: &str) -> Result<Self, NoDigest> {
+    pub fn parse(text: &str) -> Result<Self, InvalidDigest> {
         let digits = text.strip_prefix(ALGORITHM).unwrap_or_default();
         if !are_digits(digits) || digits.len() != DIGITS {
-            return Err(NoDigest(text.into()));
+            return Err(InvalidDigest(text.into()));
         }
         Ok(Self(digits.into()))
     }
@@ -38,7 +38,7 @@ impl Digest {
     ///
     /// # Errors
     /// If they aren't those of a SHA-256.
-    pub fn of_hex(digits: &str) -> Result<Self, NoDigest> {
+    pub fn of_hex(digits: &str) -> Result<Self, InvalidDigest> {
         Self::parse(&format!("{ALGORITHM}{digits}"))
     }
 
@@ -79,9 +79,9 @@ impl fmt::Debug for Digest {
 }
 
 impl TryFrom<String> for Digest {
-    type Error = NoDigest;
+    type Error = InvalidDigest;
 
-    fn try_from(text: String) -> Result<Self, NoDigest> {
+    fn try_from(text: String) -> Result<Self, InvalidDigest> {
         Self::parse(&text)
     }
 }

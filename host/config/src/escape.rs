@@ -119,7 +119,7 @@ pub fn say(text: impl Display) {
 /// Writes an error to standard error. Several problems are a line each; the further lines
 /// of any other error are indented, so that none of them looks like an error of its own.
 pub fn say_error(error: &anyhow::Error) {
-    let are_several = error.is::<Several>() || error.is::<Problems>();
+    let are_several = error.is::<ProblemLines>() || error.is::<Problems>();
     let further = if are_several { "error: " } else { "       " };
     for (number, line) in Causes(error).to_string().split('\n').enumerate() {
         let mark = if number == 0 { "error: " } else { further };
@@ -130,12 +130,12 @@ pub fn say_error(error: &anyhow::Error) {
 /// Several problems, each one line.
 #[derive(Debug, thiserror::Error)]
 #[error("{}", .0.join("\n"))]
-struct Several(Vec<String>);
+struct ProblemLines(Vec<String>);
 
 /// Several problems as one error, a line each: a line break in one of them is escaped.
-pub fn together(problems: Vec<anyhow::Error>) -> anyhow::Error {
+pub fn join_problems(problems: Vec<anyhow::Error>) -> anyhow::Error {
     let lines = problems.into_iter().map(|problem| line(Causes(&problem)));
-    Several(lines.collect()).into()
+    ProblemLines(lines.collect()).into()
 }
 
 /// Standard error, for a log of JSON lines. They hold no control characters below U+0020;
@@ -195,7 +195,7 @@ mod tests {
     #[test]
     fn a_problem_among_several_is_one_line() {
         let problems = ["one\nerror: two", "three"].map(|text| anyhow::anyhow!(text.to_owned()));
-        let error = together(problems.into()).to_string();
+        let error = join_problems(problems.into()).to_string();
         assert_eq!(error, "one\\nerror: two\nthree");
     }
 

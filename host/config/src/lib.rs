@@ -2,7 +2,7 @@
 //! entries, the names of subjects. Plain data, without a type of NATS or wasmtime.
 //!
 //! Beside it stands what every reader of such text needs: how files are read
-//! ([`regular`]), and how text gets out to a log or a terminal ([`escape`]).
+//! ([`regular_file`]), and how text gets out to a log or a terminal ([`escape`]).
 
 // It panics once nobody reads any more, as with `| head`.
 #![warn(clippy::print_stdout, clippy::print_stderr)]
@@ -28,13 +28,13 @@ pub mod fuzz;
 pub mod log_filter;
 mod public_key;
 mod quotas;
-pub mod regular;
+pub mod regular_file;
 pub mod reply_prefix;
 pub mod revision;
 mod shard;
 pub mod subjects;
 
 pub use configuration::*;
-pub use public_key::{NoKey, PublicKey};
+pub use public_key::{InvalidKey, PublicKey};
 pub use quotas::Quotas;
 pub use shard::{BODY_BYTES_MAX, HEADER_BYTES_MAX, pulse_ms, shard_settings};

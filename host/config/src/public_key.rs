@@ -21,20 +21,20 @@ pub struct PublicKey(pub [u8; BYTES]);
 #[error(
     "`{0}` is no public key: write `ed25519:` and 44 characters, as `presence plugin keygen` prints them"
 )]
-pub struct NoKey(String);
+pub struct InvalidKey(String);
 
 impl PublicKey {
     /// Reads one as it is written.
     ///
     /// # Errors
     /// If it isn't one.
-    pub fn parse(text: &str) -> Result<Self, NoKey> {
+    pub fn parse(text: &str) -> Result<Self, InvalidKey> {
         let encoded = text.trim().strip_prefix(ALGORITHM).unwrap_or_default();
         let bytes = STANDARD.decode(encoded).ok();
         let bytes = bytes.and_then(|bytes| bytes.try_into().ok());
         // What is no public key is most likely the other one: it must not be repeated.
         let shown = || text.chars().take(ALGORITHM.len()).collect();
-        bytes.map(Self).ok_or_else(|| NoKey(shown()))
+        bytes.map(Self).ok_or_else(|| InvalidKey(shown()))
     }
 }
 

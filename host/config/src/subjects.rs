@@ -63,25 +63,27 @@ impl Subjects {
     }
 
     /// What a subject asks.
-    pub fn asked<'a>(&self, subject: &'a str) -> Option<Asked<'a>> {
+    pub fn asked<'a>(&self, subject: &'a str) -> Option<QuestionKind<'a>> {
         match subject.strip_prefix(&self.prefix)? {
-            "presence.query" => Some(Asked::Query(None)),
-            "presence.explain" => Some(Asked::Explain),
-            other => Some(Asked::Query(Some(other.strip_prefix("presence.query.")?))),
+            "presence.query" => Some(QuestionKind::Query(None)),
+            "presence.explain" => Some(QuestionKind::Explain),
+            other => Some(QuestionKind::Query(Some(
+                other.strip_prefix("presence.query.")?,
+            ))),
         }
     }
 }
 
 /// What a subject asks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Asked<'a> {
+pub enum QuestionKind<'a> {
     /// A viewer asks who is online; the token of the viewer, where the subject has one.
     Query(Option<&'a str>),
     /// An operator asks why a viewer can or can't see a user.
     Explain,
 }
 
-impl Asked<'_> {
+impl QuestionKind<'_> {
     /// What is subscribed to, without a tenant's prefix.
     pub const SUBJECTS: [&'static str; 3] =
         ["presence.query", "presence.query.*", "presence.explain"];

@@ -26,7 +26,7 @@ use presence_core::ledger::Ledger;
 use presence_core::message::{Kind, Message};
 use presence_core::metadata::Metadata;
 use presence_core::names::{Id, Names};
-use presence_core::recipients::{Recipients, Shown};
+use presence_core::recipients::{Recipients, ShownDigest};
 use presence_core::{Input, Settings, Shard};
 use rustix::time::{ClockId, clock_gettime};
 use serde_json::json;
@@ -90,7 +90,7 @@ fn main() {
 fn come_online(ledger: &mut Ledger, event: &Arc<Event>, audience: &Audience) {
     ledger.online(Arc::clone(event));
     let entry = ledger.get_mut(event.user).unwrap();
-    let after = Recipients::new([(audience.clone(), Shown::default())]);
+    let after = Recipients::new([(audience.clone(), ShownDigest::default())]);
     let told = std::mem::replace(&mut entry.recipients, after);
     if told.same(&entry.recipients) {
         return;

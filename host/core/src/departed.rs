@@ -216,7 +216,7 @@ impl Departed {
     }
 
     /// Who had been told of a user who has gone, and what each of them was to get.
-    pub fn told(&self, user: Id) -> Option<&Recipients> {
+    pub fn recipients(&self, user: Id) -> Option<&Recipients> {
         self.departure(user).map(|departure| &departure.recipients)
     }
 
@@ -370,7 +370,7 @@ impl Departed {
         let mut ids: RoaringBitmap = self.places.keys().map(|user| user.0).collect();
         let mut seen = VisitedSets::default();
         for user in self.places.keys() {
-            if let Some(told) = self.told(*user) {
+            if let Some(told) = self.recipients(*user) {
                 told.audience().keep_in(&mut ids, &mut seen);
             }
         }

@@ -56,7 +56,7 @@ pub struct Ledger {
     entries: HashMap<Id, LedgerEntry, foldhash::fast::FixedState>,
     changes: UnsavedEntries,
     /// Users whose event to be told later has changed.
-    put_off: ChangedUsers,
+    deferred: ChangedUsers,
 }
 
 /// What of the ledger has changed since it was last taken.
@@ -88,7 +88,7 @@ impl Ledger {
         let entry = self.entries.entry(event.user).or_insert(fresh);
         entry.event = event;
         if entry.next.take().is_some() {
-            self.put_off.note(entry.event.user, &entry.event.name);
+            self.deferred.note(entry.event.user, &entry.event.name);
         }
         self.changes.note(entry.event.user);
         entry
@@ -105,12 +105,12 @@ impl Ledger {
     }
 
     /// As [`Self::show`], but it is told later. After a restart it is told at once.
-    pub fn put_off(&mut self, event: &Arc<Event>) -> bool {
+    pub fn defer(&mut self, event: &Arc<Event>) -> bool {
         let Some(entry) = self.entries.get_mut(&event.user) else {
             return false;
         };
         entry.next = Some(Arc::clone(event));
-        self.put_off.note(event.user, &event.name);
+        self.deferred.note(event.user, &event.name);
         true
     }
 
@@ -123,7 +123,7 @@ impl Ledger {
     pub fn offline(&mut self, user: Id) -> Option<LedgerEntry> {
         let entry = self.entries.remove(&user)?;
         if entry.next.is_some() {
-            self.put_off.note(user, &entry.event.name);
+            self.deferred.note(user, &entry.event.name);
         }
         self.changes.changed.remove(user.0);
         if self.changes.saved.remove(user.0) {
@@ -138,13 +138,13 @@ impl Ledger {
             wanted: keep,
             ..UnsavedEntries::default()
         };
-        self.put_off.keep(keep);
+        self.deferred.keep(keep);
     }
 
     /// Whether there is anything to take.
     pub fn has_records(&self) -> bool {
         let unsaved = &self.changes;
-        !(unsaved.changed.is_empty() && unsaved.gone.is_empty() && self.put_off.is_empty())
+        !(unsaved.changed.is_empty() && unsaved.gone.is_empty() && self.deferred.is_empty())
     }
 
     /// All entries that have changed since this was last called; none of a user who has
@@ -161,8 +161,8 @@ impl Ledger {
     }
 
     /// The users whose event to be told later has changed since this was last called.
-    pub(crate) fn take_put_off(&mut self) -> BTreeMap<Id, Name> {
-        self.put_off.take()
+    pub(crate) fn take_deferred(&mut self) -> BTreeMap<Id, Name> {
+        self.deferred.take()
     }
 
     /// Puts an entry back.
@@ -191,7 +191,7 @@ impl Ledger {
 
     /// All the numbers the ledger holds.
     pub fn ids(&self) -> RoaringBitmap {
-        let mut ids: RoaringBitmap = self.put_off.ids().collect();
+        let mut ids: RoaringBitmap = self.deferred.ids().collect();
         let mut seen = VisitedSets::default();
         for (user, entry) in &self.entries {
             ids.insert(user.0);

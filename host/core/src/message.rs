@@ -86,7 +86,7 @@ pub enum Payload {
         /// The connection.
         conn: ByteString,
         /// Why.
-        reason: Why,
+        reason: StatedReason,
     },
     /// An application states that a user is online.
     Online {
@@ -98,7 +98,7 @@ pub enum Payload {
         /// When the user was last seen.
         last_seen: u64,
         /// Why.
-        reason: Why,
+        reason: StatedReason,
         /// A JSON object.
         metadata: Option<ByteString>,
     },
@@ -119,14 +119,14 @@ impl Payload {
 
 /// A reason as it was understood.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Why {
+pub struct StatedReason {
     /// The reason.
     pub reason: Reason,
     /// Whether it was one of those known.
     pub known: bool,
 }
 
-impl Why {
+impl StatedReason {
     fn of(raw: Option<&RawValue>) -> Self {
         let (reason, known) = match raw.map(RawValue::get) {
             None | Some(r#""client_disconnect""# | r#""server_shutdown""# | r#""disconnect""#) => {
@@ -274,7 +274,7 @@ impl<'a> Fields<'a> {
         } else {
             ByteString::new()
         };
-        let reason = Why::of(self.reason);
+        let reason = StatedReason::of(self.reason);
         let payload = match kind {
             Kind::Connect => Payload::Connect { conn, metadata },
             Kind::Heartbeat => Payload::Heartbeat { conn, metadata },
@@ -528,7 +528,7 @@ mod tests {
             };
             assert_eq!(
                 reason,
-                Why {
+                StatedReason {
                     reason: expected,
                     known
                 }

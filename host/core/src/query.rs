@@ -24,12 +24,12 @@ pub struct Query {
     /// Who asks.
     pub viewer: ByteString,
     /// After whom.
-    pub asked: Asked,
+    pub asked: QueriedUsers,
 }
 
 /// Whom a query is about.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Asked {
+pub enum QueriedUsers {
     /// These users, 1 to [`USERS_MAX`], in this order.
     Users(Vec<ByteString>),
     /// The viewer's own contacts.
@@ -118,7 +118,7 @@ impl Query {
             serde_json::from_str(&text).map_err(|error| diagnose(&text, &error, &[]))?;
         let viewer = viewer(fields.viewer, viewer_token, &text)?;
         let asked = match fields.users {
-            Users::Word(word) if word == "contacts" => Asked::Contacts,
+            Users::Word(word) if word == "contacts" => QueriedUsers::Contacts,
             Users::Word(_) => return Err(Refusal::field("userIds", USERS)),
             Users::List(users) => {
                 if users.is_empty() || users.len() > USERS_MAX {
@@ -128,7 +128,7 @@ impl Query {
                 let users = users.into_iter().enumerate();
                 let users = users
                     .map(|(place, Text(user))| id(|| format!("userIds[{place}]"), user, &text));
-                Asked::Users(users.collect::<Result<_, _>>()?)
+                QueriedUsers::Users(users.collect::<Result<_, _>>()?)
             }
         };
         Ok(Self { viewer, asked })
@@ -194,8 +194,8 @@ enum Users<'a> {
 
 impl<'de: 'a, 'a> Deserialize<'de> for Users<'a> {
     fn deserialize<D: Deserializer<'de>>(input: D) -> Result<Self, D::Error> {
-        struct Either;
-        impl<'de> Visitor<'de> for Either {
+        struct UsersVisitor;
+        impl<'de> Visitor<'de> for UsersVisitor {
             type Value = Users<'de>;
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("a list of user ids, or \"contacts\"")
@@ -211,7 +211,7 @@ impl<'de: 'a, 'a> Deserialize<'de> for Users<'a> {
                 Ok(Users::List(users))
             }
         }
-        input.deserialize_any(Either)
+        input.deserialize_any(UsersVisitor)
     }
 }
 
@@ -322,9 +322,9 @@ mod tests {
         .unwrap();
         assert_eq!(query.viewer, "v");
         let users = ["b", "a", "b"].map(ByteString::from).to_vec();
-        assert_eq!(query.asked, Asked::Users(users));
+        assert_eq!(query.asked, QueriedUsers::Users(users));
         let query = parse(r#"{"viewerId":"v","userIds":"contacts"}"#, None).unwrap();
-        assert_eq!(query.asked, Asked::Contacts);
+        assert_eq!(query.asked, QueriedUsers::Contacts);
         for count in [1, USERS_MAX] {
             assert!(parse(&list(count), None).is_ok());
         }

@@ -18,9 +18,9 @@ use crate::verdicts::Verdict;
 /// What was shown of a user: a digest of the metadata, and whether the viewer gets
 /// to know when the user was last seen, once they are gone.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Shown(u64);
+pub struct ShownDigest(u64);
 
-impl Shown {
+impl ShownDigest {
     /// The bit that says whether the viewer gets to know when the user was last seen.
     const LAST_SEEN: u64 = 1;
 
@@ -62,7 +62,7 @@ impl Shown {
 }
 
 /// Viewers who were all shown the same.
-pub type Part = (Audience, Shown);
+pub type Part = (Audience, ShownDigest);
 
 /// Who has been told of a user, and what each of them was shown last.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -108,10 +108,10 @@ impl Recipients {
         match &*verdict.renditions {
             [rendition] => Self(Parts::One((
                 verdict.audience.clone(),
-                Shown::of(event, rendition),
+                ShownDigest::of(event, rendition),
             ))),
             renditions => Self::new(renditions.iter().map(|rendition| {
-                let shown = Shown::of(event, rendition);
+                let shown = ShownDigest::of(event, rendition);
                 (rendition.audience.clone(), shown)
             })),
         }
@@ -162,7 +162,7 @@ impl Recipients {
 
     /// Those of some viewers who were shown something else than this, of all who have
     /// been told.
-    pub fn shown_otherwise(&self, viewers: &Audience, shown: Shown) -> Audience {
+    pub fn shown_otherwise(&self, viewers: &Audience, shown: ShownDigest) -> Audience {
         let others = self.parts().filter(|(_, was)| !was.same_content(shown));
         others.fold(Audience::nobody(), |all, (part, _)| {
             all.union(&part.intersection(viewers))
@@ -194,7 +194,7 @@ mod tests {
         ids.iter().map(|id| Id(*id)).collect()
     }
 
-    fn shown(metadata: &str, keys: &[&str], last_seen: bool) -> Shown {
+    fn shown(metadata: &str, keys: &[&str], last_seen: bool) -> ShownDigest {
         let names = Names::new();
         let (user, name) = names.intern_name("ann");
         let event = Event {
@@ -209,7 +209,7 @@ mod tests {
             keys: keys.iter().map(|key| (*key).into()).collect(),
             last_seen,
         };
-        Shown::of(&event, &rendition)
+        ShownDigest::of(&event, &rendition)
     }
 
     #[test]
@@ -229,7 +229,7 @@ mod tests {
             let other = shown(metadata, keys, false);
             assert_eq!(base.same_content(other), same, "{metadata}");
             assert_ne!(base, other);
-            assert_eq!(Shown::from_bytes(other.to_bytes()), other);
+            assert_eq!(ShownDigest::from_bytes(other.to_bytes()), other);
         }
         assert!(base.last_seen() && !shown("{}", &[], false).last_seen());
     }

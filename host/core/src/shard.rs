@@ -25,10 +25,10 @@ mod presence;
 mod publishing;
 mod query;
 mod rate_limiter;
+mod reconcile;
 mod restart;
 mod retries;
 mod settings;
-mod settling;
 mod types;
 mod updates;
 
@@ -141,7 +141,7 @@ impl Shard {
         presence.end_statements(env);
         presence.events.resume(env);
         presence.events.update(env);
-        presence.events.notice_replaced(env);
+        presence.events.apply_replaced_rules(env);
         let decisions = &mut presence.events.updates.decisions;
         self.corrections.correct(decisions, env);
     }
@@ -168,9 +168,9 @@ impl Shard {
         let wall = common.clock.wall_at(common.now().max(now));
         let env = &mut Env { common, rules, out };
         let events = &mut self.presence.events;
-        events.notice_replaced(env);
+        events.apply_replaced_rules(env);
         let answers = query::query(wall, viewer, users, &mut events.updates.decisions, env);
-        events.notice_replaced(env);
+        events.apply_replaced_rules(env);
         answers
     }
 
@@ -221,7 +221,7 @@ impl Shard {
             typing.and_then(|status| tracker.next_typing_end(status.typing_ms)),
             presence.next_statement_end(common),
             events.next_deadline(now),
-            events.updates.statuses.next_look(),
+            events.updates.statuses.next_check(),
             self.corrections.next_deadline(self.decisions(), now),
         ];
         deadlines.into_iter().flatten().min()

@@ -35,9 +35,9 @@ pub struct Share(u16);
 
 /// A text or number that is no share.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct NoShare(String);
+pub struct InvalidShare(String);
 
-impl fmt::Display for NoShare {
+impl fmt::Display for InvalidShare {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
@@ -48,7 +48,7 @@ impl fmt::Display for NoShare {
     }
 }
 
-impl std::error::Error for NoShare {}
+impl std::error::Error for InvalidShare {}
 
 impl Share {
     /// Nobody.
@@ -65,8 +65,8 @@ impl Share {
     ///
     /// # Errors
     /// If it is none, or nobody's share, or more than everyone's.
-    pub fn parse_percent(text: &str) -> Result<Self, NoShare> {
-        let wrong = || NoShare(text.into());
+    pub fn parse_percent(text: &str) -> Result<Self, InvalidShare> {
+        let wrong = || InvalidShare(text.into());
         let (whole, rest) = text.split_once('.').unwrap_or((text, "0"));
         let are_digits =
             |text: &str| !text.is_empty() && text.bytes().all(|it| it.is_ascii_digit());
@@ -103,9 +103,9 @@ impl Share {
 }
 
 impl TryFrom<serde_json::Number> for Share {
-    type Error = NoShare;
+    type Error = InvalidShare;
 
-    fn try_from(number: serde_json::Number) -> Result<Self, NoShare> {
+    fn try_from(number: serde_json::Number) -> Result<Self, InvalidShare> {
         Self::parse_percent(&number.to_string())
     }
 }

@@ -215,16 +215,19 @@ impl StatusKeys {
 struct StatusEntry {
     word: Option<OwnStatus>,
     /// When the last update was broadcast, by the monotonic time.
-    told_at: Option<u64>,
+    broadcast_at: Option<u64>,
     /// When to look at the user again.
-    look_at: Option<u64>,
+    check_at: Option<u64>,
     /// Whether the user is to be shown by another connection then.
     reshow: bool,
 }
 
 impl StatusEntry {
     fn is_empty(&self) -> bool {
-        self.word.is_none() && self.told_at.is_none() && self.look_at.is_none() && !self.reshow
+        self.word.is_none()
+            && self.broadcast_at.is_none()
+            && self.check_at.is_none()
+            && !self.reshow
     }
 }
 
@@ -248,7 +251,7 @@ impl Statuses {
     }
 
     /// A user says something of themselves. Says whether that changes anything.
-    pub fn say(
+    pub fn set(
         &mut self,
         user: Id,
         name: &Name,
@@ -300,13 +303,13 @@ impl Statuses {
     }
 
     /// When the last update of a user was broadcast, by the monotonic time.
-    pub fn told_at(&self, user: Id) -> Option<u64> {
-        self.users.get(&user)?.told_at
+    pub fn broadcast_at(&self, user: Id) -> Option<u64> {
+        self.users.get(&user)?.broadcast_at
     }
 
     /// An update of a user is broadcast now.
-    pub fn told(&mut self, now: u64, user: Id) {
-        self.users.entry(user).or_default().told_at = Some(now);
+    pub fn note_broadcast(&mut self, now: u64, user: Id) {
+        self.users.entry(user).or_default().broadcast_at = Some(now);
     }
 
     /// The users whose status expires, in a stable order.
@@ -322,12 +325,12 @@ impl Statuses {
     }
 
     /// Looks at a user again at a time, by the monotonic time, or before it.
-    pub fn look_at(&mut self, user: Id, at: u64) {
+    pub fn check_at(&mut self, user: Id, at: u64) {
         let entry = self.users.entry(user).or_default();
-        if entry.look_at.is_some_and(|before| before <= at) {
+        if entry.check_at.is_some_and(|before| before <= at) {
             return;
         }
-        if let Some(before) = entry.look_at.replace(at) {
+        if let Some(before) = entry.check_at.replace(at) {
             self.timers.remove(&(before, user));
         }
         self.timers.insert((at, user));
@@ -336,7 +339,7 @@ impl Statuses {
     /// Has it be told at a time that a user is shown by another connection.
     pub fn reshow_at(&mut self, user: Id, at: u64) {
         self.users.entry(user).or_default().reshow = true;
-        self.look_at(user, at);
+        self.check_at(user, at);
     }
 
     /// Whether it is to be told now that a user is shown by another connection, which
@@ -349,14 +352,14 @@ impl Statuses {
     /// Whether a user is to be looked at no later than an update may follow the last one.
     pub fn waits(&self, user: Id, min_interval_ms: u64) -> bool {
         let entry = self.users.get(&user);
-        entry.is_some_and(|entry| match (entry.look_at, entry.told_at) {
-            (Some(at), Some(told_at)) => at <= told_at.saturating_add(min_interval_ms),
+        entry.is_some_and(|entry| match (entry.check_at, entry.broadcast_at) {
+            (Some(at), Some(broadcast_at)) => at <= broadcast_at.saturating_add(min_interval_ms),
             (Some(_), None) | (None, _) => false,
         })
     }
 
     /// When somebody is to be looked at.
-    pub fn next_look(&self) -> Option<u64> {
+    pub fn next_check(&self) -> Option<u64> {
         self.timers.first().map(|(at, _)| *at)
     }
 
@@ -365,7 +368,7 @@ impl Statuses {
         let (at, user) = *self.timers.first().filter(|(at, _)| *at <= now)?;
         self.timers.remove(&(at, user));
         if let Some(entry) = self.users.get_mut(&user) {
-            entry.look_at = None;
+            entry.check_at = None;
             if entry.is_empty() {
                 self.users.remove(&user);
             }
@@ -374,7 +377,7 @@ impl Statuses {
     }
 
     /// Forgets what a user says of themselves.
-    pub fn unsay(&mut self, user: Id, name: &Name) {
+    pub fn clear(&mut self, user: Id, name: &Name) {
         if let Some(entry) = self.users.get_mut(&user)
             && entry.word.take().is_some()
         {
@@ -388,7 +391,7 @@ impl Statuses {
         let Some(entry) = self.users.remove(&user) else {
             return;
         };
-        if let Some(at) = entry.look_at {
+        if let Some(at) = entry.check_at {
             self.timers.remove(&(at, user));
         }
         if entry.word.is_some() {

@@ -80,7 +80,7 @@ impl Verdict {
 }
 
 #[derive(Debug)]
-struct Kept {
+struct CachedVerdict {
     verdict: Arc<Verdict>,
     /// By which rules, counted.
     rules: u64,
@@ -99,7 +99,7 @@ pub struct Verdicts {
     /// The number of the rules that are in force. Verdicts by others don't hold, but
     /// tell whom a change of the directory is likely to concern.
     rules: u64,
-    kept: HashMap<Id, Kept, foldhash::fast::FixedState>,
+    kept: HashMap<Id, CachedVerdict, foldhash::fast::FixedState>,
     /// Which users' verdicts read what is said of somebody or something else.
     readers: ReverseDeps,
     /// How many bytes all take, about.
@@ -151,7 +151,7 @@ impl Verdicts {
         }
         self.kept.insert(
             event.user,
-            Kept {
+            CachedVerdict {
                 verdict,
                 rules: self.rules,
                 made_at: wall,
@@ -251,7 +251,7 @@ impl Verdicts {
     }
 
     /// Drops the verdicts of users who aren't online, when there are many.
-    pub fn tidy(&mut self, is_online: impl Fn(Id) -> bool, online: usize) {
+    pub fn evict_offline(&mut self, is_online: impl Fn(Id) -> bool, online: usize) {
         if self.heavy.len() > online + IDLE_MAX {
             self.heavy.retain(|user| is_online(*user));
         }

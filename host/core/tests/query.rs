@@ -14,7 +14,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use presence_core::audience::Audience;
-use presence_core::body::explain::{Basis, DeliveryState};
+use presence_core::body::explain::{DeliveryState, EventOrigin};
 use presence_core::directory::{Answer, Directory, Question};
 use presence_core::message::Kind;
 use presence_core::names::Names;
@@ -169,7 +169,14 @@ impl World {
 
     fn correct(&mut self) {
         let (rules, out) = (&mut self.rules, &mut self.out);
-        self.shard.advance(self.now, rules, out);
+        // A few users are decided again at a time.
+        loop {
+            let backlog = self.shard.backlog();
+            self.shard.advance(self.now, rules, out);
+            if self.shard.backlog() == backlog || self.shard.backlog() == 0 {
+                break;
+            }
+        }
     }
 
     fn send(&mut self, kind: Kind, user: &str) {
@@ -382,8 +389,8 @@ fn an_explanation_says_what_is_decided_on_and_how_the_viewer_stands_to_it() {
             found.delivery,
         )
     };
-    use Basis::{Departed, Hypothetical, Online};
     use DeliveryState::{Correcting, Offline, Pending, Settled};
+    use EventOrigin::{Departed, Hypothetical, Online};
     assert_eq!(
         found(&mut world, "ben"),
         (Hypothetical, true, false, Offline)

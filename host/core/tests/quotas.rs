@@ -204,7 +204,7 @@ fn users_and_connections_are_limited_over_all_shards_and_room_comes_back() {
     assert_eq!(other.connect("d", "1"), "ok");
     // A shard that begins anew gives back what it had, and takes it again.
     one.connect("e", "1");
-    one.shard = one.shard.anew();
+    one.shard = one.shard.replacement();
     assert_eq!((users.held(), connections.held()), (1, 1));
     // Where there is less than there was, what is there stays.
     users.change(1);

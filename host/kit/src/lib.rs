@@ -21,7 +21,7 @@ pub mod text;
 
 use std::path::{Path, PathBuf};
 
-use presence_config::{Config, Problems, Read, variables};
+use presence_config::{Config, LoadedConfig, Problems, variables};
 
 /// Which configuration is meant.
 #[derive(clap::Args)]
@@ -50,7 +50,7 @@ impl ConfigArg {
     ///
     /// # Errors
     /// A file that can't be read or isn't TOML, or a tenant that isn't there.
-    pub fn read(&self) -> anyhow::Result<Read> {
+    pub fn read(&self) -> anyhow::Result<LoadedConfig> {
         let read = self.read_all()?;
         match &self.tenant {
             Some(name) => read.of_tenant(name),
@@ -63,7 +63,7 @@ impl ConfigArg {
     /// # Errors
     /// A file that can't be read, or isn't TOML.
     #[expect(clippy::disallowed_methods, reason = "all tenants are meant")]
-    pub fn read_all(&self) -> Result<Read, Problems> {
+    pub fn read_all(&self) -> Result<LoadedConfig, Problems> {
         Config::load_with_problems(self.config.as_deref(), variables())
     }
 

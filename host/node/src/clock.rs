@@ -120,7 +120,7 @@ pub(crate) async fn follow(mut ahead: Receiver<i64>, shards: Shards) {
         let ahead_ms = *ahead.borrow_and_update();
         if ahead_ms != told_ms {
             told_ms = ahead_ms;
-            shards.tell(|| Input::Clock { ahead_ms }).await;
+            shards.broadcast(|| Input::Clock { ahead_ms }).await;
         }
         if ahead.changed().await.is_err() {
             // The node ends.

@@ -14,12 +14,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use presence_config::causes::Causes;
-use presence_config::regular::Stamp;
+use presence_config::regular_file::Stamp;
 use presence_config::{self as config, Config, Text};
 use presence_rules::loader;
 use tokio::time::{sleep, timeout};
 
-use crate::ops::http::{self, About, Board};
+use crate::ops::http::{self, NodeDescription, StatusBoard};
 use crate::ops::log;
 use crate::reload::Source;
 use crate::signals::Signals;
@@ -28,8 +28,8 @@ use crate::tasks::{self, Faults, Tasks, blocking};
 use crate::telemetry::{self, Telemetry};
 
 use account::Account;
-use first::Begins;
-use tenant::{OfProcess, Site, StepBack};
+use first::TenantStart;
+use tenant::{OfProcess, StepBack, TenantEnv};
 
 /// How often a tenant that starts looks whether its login has changed.
 const LOGIN_LOOK: Duration = Duration::from_secs(1);
@@ -60,7 +60,7 @@ pub fn run(path: Option<&Path>) -> anyhow::Result<()> {
     // Nobody waits for what may hang: reading a file, and compiling.
     runtime.shutdown_background();
     match ended {
-        Err(error) if error.is::<StepBack>() => Err(begin_anew()),
+        Err(error) if error.is::<StepBack>() => Err(restart_process()),
         ended => ended,
     }
 }
@@ -86,55 +86,48 @@ async fn node(
         telemetry.end().await;
         return ended;
     }
-    let begins = Begins {
+    let start = TenantStart {
         config,
         source: Source::File { path, text },
         seen,
     };
-    let ended = alone(
-        begins,
-        file,
-        signals,
-        (tasks, faults),
-        (&telemetry, pending),
-    )
-    .await;
+    let ended = alone(start, file, signals, (tasks, faults), (&telemetry, pending)).await;
     telemetry.end().await;
     ended
 }
 
 /// Serves the one tenant that there is.
 async fn alone(
-    begins: Begins,
+    start: TenantStart,
     file: Option<PathBuf>,
     signals: &Signals,
     (tasks, mut faults): (Tasks, Faults),
     (telemetry, pending): (&Telemetry, telemetry::Pending),
 ) -> anyhow::Result<()> {
-    let limit = begins.config.node.stop_timeout;
-    let account = Account::new(&begins.config, begins.config.engine.thread_count(), &tasks);
-    let about = About::new(&begins.config, file, telemetry);
-    let board = Arc::new(Board::new(Arc::clone(&account.broker), about));
+    let limit = start.config.node.stop_timeout;
+    let account = Account::new(&start.config, start.config.engine.thread_count(), &tasks);
+    let about = NodeDescription::new(&start.config, file, telemetry);
+    let board = Arc::new(StatusBoard::new(Arc::clone(&account.broker), about));
     let told = Arc::clone(&board);
     let source = Box::new(move || told.metrics());
-    pending.start(&begins.config, telemetry, source, &tasks)?;
-    let site = Site {
+    pending.start(&start.config, telemetry, source, &tasks)?;
+    let env = TenantEnv {
         account: &account,
-        all: &OfProcess::start(&begins.config.node.name, &tasks),
+        all: &OfProcess::start(&start.config.node.name, &tasks),
         board: &board,
         signals,
         tasks: &tasks,
         telemetry,
     };
-    let _needs = account.broker.need(&begins.config);
-    let (known, known_path) = (begins.config.clone(), path_of(&begins.source));
+    let _needs = account.broker.need(&start.config);
+    let (known, known_path) = (start.config.clone(), path_of(&start.source));
     let starting = async {
-        let Source::File { path, text } = &begins.source else {
+        let Source::File { path, text } = &start.source else {
             anyhow::bail!("the one tenant's configuration is a file's");
         };
-        introduce(&begins.config, text.is_some(), path.as_deref()).await;
-        http::serve(&begins.config, Arc::clone(&board), &tasks)?;
-        tenant::start(begins, &site).await
+        introduce(&start.config, text.is_some(), path.as_deref()).await;
+        http::serve(&start.config, Arc::clone(&board), &tasks)?;
+        tenant::start(start, &env).await
     };
     let mut parts = tokio::select! {
         parts = starting => parts?,
@@ -147,7 +140,7 @@ async fn alone(
     };
     let mut readers = Readers::default();
     let ended = tokio::select! {
-        served = parts.serve(&mut readers, &site) => match served {
+        served = parts.serve(&mut readers, &env) => match served {
             Ok(why) => Err(why),
             // It has taken no input yet.
             Err(error) => return Err(error),
@@ -241,7 +234,7 @@ async fn introduce(config: &Config, is_there: bool, path: Option<&Path>) {
 ///
 /// # Errors
 /// If the program can't be run.
-fn begin_anew() -> anyhow::Error {
+fn restart_process() -> anyhow::Error {
     let program = match std::env::current_exe() {
         Ok(program) => program,
         Err(error) => return anyhow::Error::new(error).context("can't begin anew"),

@@ -9,7 +9,7 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout_at};
 
-use crate::link::broker::Health;
+use crate::link::broker::BrokerHealth;
 use crate::signals::Signals;
 
 /// How long a stop waits for a broker that can't be reached: the client tries to connect more
@@ -20,7 +20,7 @@ const AWAY_MAX: Duration = Duration::from_secs(3);
 const LOOK: Duration = Duration::from_millis(50);
 
 /// Returns once the broker can't have been reached for [`AWAY_MAX`].
-pub(crate) async fn broker_stays_away(broker: &Health) {
+pub(crate) async fn broker_stays_away(broker: &BrokerHealth) {
     let mut reached = Instant::now();
     while reached.elapsed() < AWAY_MAX {
         sleep(LOOK).await;
@@ -78,7 +78,7 @@ impl Readers {
     }
 
     /// Takes no more, but what has arrived, as far as it can be read by then.
-    pub(crate) async fn stop(self, broker: &Health, by: Instant) {
+    pub(crate) async fn stop(self, broker: &BrokerHealth, by: Instant) {
         let stops = self.0.into_iter().map(|(stop, mut reader)| async move {
             // Without a broker nothing is on its way, and nobody would say so.
             if broker.connected.load(Ordering::Relaxed) && stop.send(()).is_ok() {

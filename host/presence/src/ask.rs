@@ -2,12 +2,12 @@
 
 use presence_config::escape::{print, print_json};
 use presence_kit::ConfigArg;
-use presence_node::link::question::{self, Question};
+use presence_node::link::request_client::{self, ClientRequest};
 use serde_json::Value;
 
 /// How the answer is wanted, and from whom.
 #[derive(clap::Args)]
-pub(crate) struct Common {
+pub(crate) struct RequestArgs {
     /// Prints JSON: one object for each reply or event.
     #[arg(long)]
     pub(crate) json: bool,
@@ -17,12 +17,12 @@ pub(crate) struct Common {
 
 /// Asks, and prints the answer: as it came, or as a text.
 pub(crate) fn answer(
-    common: &Common,
-    question: &Question,
+    common: &RequestArgs,
+    question: &ClientRequest,
     text: fn(&Value) -> String,
 ) -> anyhow::Result<()> {
     let config = common.config.load()?;
-    let answer = question::ask(&config, question)?;
+    let answer = request_client::ask(&config, question)?;
     if common.json {
         print_json(answer)?;
     } else {

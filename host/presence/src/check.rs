@@ -4,7 +4,7 @@ use presence_config::causes::Causes;
 use presence_config::directory;
 use presence_config::escape::{line, print, print_json, say};
 use presence_config::log_filter as log;
-use presence_config::{self as config, Config, Effect, Read, TenantSection, effect_of};
+use presence_config::{self as config, Config, Effect, LoadedConfig, TenantSection, effect_of};
 use presence_core::names::Names;
 use presence_kit::ConfigArg;
 use presence_kit::figures;
@@ -13,7 +13,7 @@ use presence_node::link::probe;
 use presence_node::{state, telemetry};
 use presence_rules::in_force::InForce;
 use presence_rules::loader::{self, FoundPlugin, Loader};
-use presence_rules::stored::without_store;
+use presence_rules::store_cache::without_store;
 use serde_json::{Value, json};
 
 #[derive(clap::Args)]
@@ -97,7 +97,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
 
 impl Report {
     /// Of the one tenant, or of each of several: all that is wrong with any of them.
-    fn of_all(read: Read, args: &Args) -> anyhow::Result<Self> {
+    fn of_all(read: LoadedConfig, args: &Args) -> anyhow::Result<Self> {
         let wanted = args.config.tenant.as_deref();
         if let Some(name) = wanted {
             read.config.tenant_section(name)?;
@@ -145,7 +145,7 @@ impl Report {
         Ok(all)
     }
 
-    fn of(read: &Read, connect: bool) -> anyhow::Result<Self> {
+    fn of(read: &LoadedConfig, connect: bool) -> anyhow::Result<Self> {
         let (config, source, beside) = pipeline_of(&read.config);
         let config = &config;
         let wrong = read.problems.iter().flat_map(|problems| problems.iter());
@@ -160,7 +160,7 @@ impl Report {
         found.extend(state::problem(&config.state));
         let mut loader = Loader::new(config)?;
         match InForce::read(config) {
-            Ok(in_force) => loader = loader.knowing(in_force),
+            Ok(in_force) => loader = loader.with_in_force(in_force),
             Err(problem) => found.push(problem),
         }
         found.extend(loader.load(config, true).err().into_iter().flatten());

@@ -2,16 +2,16 @@
 //! would read now; what a running one has not taken, `presence status` says.
 
 use presence_config::escape::{line, print, print_json, say};
-use presence_config::{Effect, OnFailure, Place, Read, Source, Stage, effect_of};
+use presence_config::{Effect, LoadedConfig, OnFailure, Place, Source, Stage, effect_of};
 use presence_kit::text::{plain, table};
 use serde_json::{Value, json};
 
-use crate::ask::Common;
+use crate::ask::RequestArgs;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
     #[command(flatten)]
-    common: Common,
+    common: RequestArgs,
 }
 
 /// Prints it.
@@ -50,7 +50,7 @@ fn source(place: Option<&Place>) -> (&'static str, Option<String>) {
 }
 
 /// Where the stages of the pipeline stand, in their order; none where they are the default's.
-fn stage_places(read: &Read) -> impl Iterator<Item = Option<&Place>> {
+fn stage_places(read: &LoadedConfig) -> impl Iterator<Item = Option<&Place>> {
     let places = read.settings.iter();
     let places = places.filter(|it| it.key.starts_with("pipeline["));
     places
@@ -58,7 +58,7 @@ fn stage_places(read: &Read) -> impl Iterator<Item = Option<&Place>> {
         .chain(std::iter::repeat(None))
 }
 
-fn object(read: &Read) -> Value {
+fn object(read: &LoadedConfig) -> Value {
     let keys = read.settings.iter().filter(|it| !it.key.contains('['));
     let keys = keys.map(|setting| {
         let (source, place) = match setting.implied_by(&read.config) {
@@ -104,7 +104,7 @@ fn described(stage: &Stage) -> Value {
     })
 }
 
-fn page(read: &Read) -> String {
+fn page(read: &LoadedConfig) -> String {
     let told = |place: Option<&Place>| match source(place) {
         (word, None) => word.to_owned(),
         (_, Some(place)) => line(place),

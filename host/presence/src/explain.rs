@@ -4,10 +4,10 @@ use std::fmt::Write as _;
 
 use presence_kit::explained::{flag, reasons, what_it_does, word};
 use presence_kit::text::{plain, time};
-use presence_node::link::question::Question;
+use presence_node::link::request_client::ClientRequest;
 use serde_json::{Value, json};
 
-use crate::ask::Common;
+use crate::ask::RequestArgs;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -16,7 +16,7 @@ pub(crate) struct Args {
     /// At whom.
     user: String,
     #[command(flatten)]
-    common: Common,
+    common: RequestArgs,
 }
 
 /// Asks, and prints the answer.
@@ -80,8 +80,8 @@ fn push_stage(text: &mut String, number: usize, stage: &Value, user: &str, viewe
 }
 
 /// The question.
-pub(crate) fn question(viewer: &str, user: &str) -> Question {
-    Question {
+pub(crate) fn question(viewer: &str, user: &str) -> ClientRequest {
+    ClientRequest {
         subject: "presence.explain".into(),
         inbox: None,
         body: json!({"viewerId": viewer, "userId": user}),

@@ -9,7 +9,7 @@ use presence_config::Config;
 use presence_config::escape::{line, print, print_json, say};
 use presence_kit::ConfigArg;
 use presence_node::clock;
-use presence_node::link::question::{Asker, Question};
+use presence_node::link::request_client::{ClientRequest, RequestClient};
 use serde_json::{Map, Value, json};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::sleep;
@@ -116,10 +116,10 @@ async fn connect(args: &Connect, config: &Config) -> anyhow::Result<()> {
         }
         body
     };
-    let asker = Asker::open(config, None).await?;
+    let client = RequestClient::open(config, None).await?;
     let metadata = args.metadata.clone().unwrap_or_default();
     let connect = || body(json!({"metadata": metadata}));
-    publish(&asker, "presence.connect", connect()).await?;
+    publish(&client, "presence.connect", connect()).await?;
     let beat = Duration::from_millis((config.tracker.timeout_ms / 3).max(1));
     let (user, shown) = (line(&args.user), line(&conn));
     let seconds = beat.as_secs_f32();
@@ -132,7 +132,7 @@ async fn connect(args: &Connect, config: &Config) -> anyhow::Result<()> {
             _ = interrupt.recv() => break,
             () = sleep(beat) => {}
         }
-        let heartbeat = publish(&asker, "presence.heartbeat", body(json!({})));
+        let heartbeat = publish(&client, "presence.heartbeat", body(json!({})));
         let sent = tokio::select! {
             sent = heartbeat => sent,
             _ = terminate.recv() => break,
@@ -145,7 +145,7 @@ async fn connect(args: &Connect, config: &Config) -> anyhow::Result<()> {
         }
     }
     let reason = json!({"reason": "client_disconnect"});
-    publish(&asker, "presence.disconnect", body(reason)).await?;
+    publish(&client, "presence.disconnect", body(reason)).await?;
     Ok(print(format_args!("{user} has disconnected\n"))?)
 }
 
@@ -153,9 +153,9 @@ async fn disconnect(args: &Disconnect, config: &Config) -> anyhow::Result<()> {
     let Disconnect {
         user, conn, reason, ..
     } = args;
-    let asker = Asker::open(config, None).await?;
+    let client = RequestClient::open(config, None).await?;
     let body = json!({"userId": user, "connId": conn, "reason": reason});
-    publish(&asker, "presence.disconnect", body).await?;
+    publish(&client, "presence.disconnect", body).await?;
     let (user, conn) = (line(user), line(conn));
     Ok(print(format_args!("{user} has disconnected {conn}\n"))?)
 }
@@ -176,8 +176,8 @@ async fn event(args: &Event, config: &Config) -> anyhow::Result<()> {
         Ok(body) => Value::Object(body),
         Err(why) => bail!("what is to be published can't be: {why}"),
     };
-    let asker = Asker::open(config, None).await?;
-    let answer = publish(&asker, &args.subject, body).await?;
+    let client = RequestClient::open(config, None).await?;
+    let answer = publish(&client, &args.subject, body).await?;
     Ok(print_json(answer)?)
 }
 
@@ -185,17 +185,17 @@ async fn event(args: &Event, config: &Config) -> anyhow::Result<()> {
 ///
 /// # Errors
 /// If it refuses, or doesn't answer.
-async fn publish(asker: &Asker, subject: &str, mut body: Value) -> anyhow::Result<Value> {
+async fn publish(client: &RequestClient, subject: &str, mut body: Value) -> anyhow::Result<Value> {
     let fields = body.as_object_mut().context("no JSON object")?;
     let now = json!(clock::now_ms());
     fields.entry("timestamp").or_insert(now);
-    let question = Question {
+    let question = ClientRequest {
         subject: subject.into(),
         inbox: None,
         body,
         is_answer: |answer| answer.get("ok").is_some_and(Value::is_boolean),
     };
-    let answer = asker.ask(&question).await?;
+    let answer = client.ask(&question).await?;
     ensure!(answer.get("ok") == Some(&json!(true)), "not taken");
     Ok(answer)
 }

@@ -4,10 +4,10 @@ use presence_config::Config;
 use presence_config::escape::{line, print, print_json};
 use presence_core::token;
 use presence_kit::text;
-use presence_node::link::question::{self, Question};
+use presence_node::link::request_client::{self, ClientRequest};
 use serde_json::{Value, json};
 
-use crate::ask::Common;
+use crate::ask::RequestArgs;
 use crate::explain;
 
 /// About how many users who are shown as offline explanations are asked for.
@@ -25,14 +25,14 @@ pub(crate) struct Args {
     #[arg(long = "as", value_name = "VIEWER")]
     viewer_self: Option<String>,
     #[command(flatten)]
-    common: Common,
+    common: RequestArgs,
 }
 
 /// Asks, and prints the answer.
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let question = args.question()?;
     let config = args.common.config.load()?;
-    let answer = question::ask(&config, &question)?;
+    let answer = request_client::ask(&config, &question)?;
     if args.common.json {
         print_json(answer)?;
         return Ok(());
@@ -61,7 +61,7 @@ fn pending(config: &Config, viewer: &str, answer: &Value) -> String {
         let user = user.get("userId").and_then(Value::as_str);
         let question = explain::question(viewer, user.unwrap_or_default());
         // The answer is there; that it can't be explained is no failure.
-        let Ok(explanation) = question::ask(config, &question) else {
+        let Ok(explanation) = request_client::ask(config, &question) else {
             break;
         };
         if let Some(pending) = explain::pending(&explanation) {
@@ -72,7 +72,7 @@ fn pending(config: &Config, viewer: &str, answer: &Value) -> String {
 }
 
 impl Args {
-    fn question(&self) -> anyhow::Result<Question> {
+    fn question(&self) -> anyhow::Result<ClientRequest> {
         let is_answer = |answer: &Value| answer.get("users").is_some_and(Value::is_array);
         let users: Vec<_> = match &self.viewer_self {
             Some(_) => self.viewer.iter().chain(&self.users).collect(),
@@ -86,14 +86,14 @@ impl Args {
             Some(viewer) => {
                 anyhow::ensure!(!viewer.is_empty(), "--as: the viewer's id is empty");
                 let token = token::encode(viewer);
-                Question {
+                ClientRequest {
                     subject: format!("presence.query.{token}"),
                     inbox: Some(token),
                     body: json!({"userIds": users}),
                     is_answer,
                 }
             }
-            None => Question {
+            None => ClientRequest {
                 subject: "presence.query".into(),
                 inbox: None,
                 body: json!({"viewerId": self.viewer, "userIds": users}),

@@ -15,7 +15,7 @@ use presence_kit::text::{columns, plain, time};
 use presence_node::clock;
 use serde_json::Value;
 
-use crate::ask::Common;
+use crate::ask::RequestArgs;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -23,7 +23,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "ADDRESS")]
     http: Option<SocketAddr>,
     #[command(flatten)]
-    common: Common,
+    common: RequestArgs,
 }
 
 /// Asks, and prints the answer.

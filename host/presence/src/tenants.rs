@@ -10,7 +10,7 @@ use presence_config::escape::{line, print, print_json};
 use presence_kit::text::{plain, table};
 use serde_json::Value;
 
-use crate::ask::Common;
+use crate::ask::RequestArgs;
 use crate::status;
 
 #[derive(clap::Subcommand)]
@@ -43,7 +43,7 @@ pub(crate) struct ListArgs {
     #[arg(long, value_name = "ADDRESS")]
     http: Option<SocketAddr>,
     #[command(flatten)]
-    common: Common,
+    common: RequestArgs,
 }
 
 #[derive(clap::Args)]

@@ -8,11 +8,11 @@ use presence_config::escape::{line, print, print_json, say};
 use presence_config::subjects::Subjects;
 use presence_kit::text::{plain, time};
 use presence_node::clock;
-use presence_node::link::tap::{Tap, Tapped};
+use presence_node::link::tap::{Tap, TappedMessage};
 use serde_json::{Map, Value, json};
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::ask::Common;
+use crate::ask::RequestArgs;
 
 /// How many viewers of an event are named.
 const NAMED_MAX: usize = 10;
@@ -26,7 +26,7 @@ pub(crate) struct Args {
     #[arg(long)]
     user: Option<String>,
     #[command(flatten)]
-    common: Common,
+    common: RequestArgs,
 }
 
 /// Prints it until it is told to stop.
@@ -60,7 +60,7 @@ async fn watch(args: &Args, config: &Config) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn tell(args: &Args, received: &Tapped) -> anyhow::Result<()> {
+fn tell(args: &Args, received: &TappedMessage) -> anyhow::Result<()> {
     let Ok(event) = serde_json::from_slice::<Value>(&received.payload) else {
         say(format_args!(
             "warning: a message on {} is no JSON",

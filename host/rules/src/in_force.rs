@@ -22,7 +22,7 @@ const FORMAT: u32 = 1;
 
 /// A plugin that is in force, or was when its name was last in the pipeline.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Entry {
+pub struct InForceEntry {
     /// Its name.
     pub plugin: String,
     /// Its version.
@@ -37,9 +37,9 @@ pub struct Entry {
 
 /// The note as it is written.
 #[derive(Serialize, Deserialize)]
-struct Note {
+struct InForceFile {
     format: u32,
-    plugins: Vec<Entry>,
+    plugins: Vec<InForceEntry>,
 }
 
 /// What is known of the plugins that are, or were, in force.
@@ -47,7 +47,7 @@ struct Note {
 pub struct InForce {
     /// Where it is noted; none where nothing is kept.
     path: Option<PathBuf>,
-    entries: Mutex<Vec<Entry>>,
+    entries: Mutex<Vec<InForceEntry>>,
 }
 
 impl InForce {
@@ -74,7 +74,7 @@ impl InForce {
     }
 
     /// The file that a plugin of this name last came from, if it did.
-    pub fn file_of(&self, name: &str) -> Option<Entry> {
+    pub fn file_of(&self, name: &str) -> Option<InForceEntry> {
         let entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
         let mut of_name = entries.iter().filter(|entry| entry.plugin == name);
         of_name.find(|entry| entry.source != BUILT_IN).cloned()
@@ -87,15 +87,15 @@ impl InForce {
 
     /// Notes what is in force from now on. What came from a file stays noted when the
     /// pipeline doesn't name it any more.
-    pub fn put(&self, blueprint: &Blueprint) {
-        let mut now: Vec<_> = blueprint.stages().map(Entry::of).collect();
+    pub fn record(&self, blueprint: &Blueprint) {
+        let mut now: Vec<_> = blueprint.stages().map(InForceEntry::of).collect();
         let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_named = |entry: &Entry| now.iter().any(|named| named.plugin == entry.plugin);
+        let is_named = |entry: &InForceEntry| now.iter().any(|named| named.plugin == entry.plugin);
         let former = entries
             .iter()
             .filter(|entry| entry.source != BUILT_IN && !is_named(entry));
         let former: Vec<_> = former
-            .map(|entry| Entry {
+            .map(|entry| InForceEntry {
                 in_pipeline: false,
                 ..entry.clone()
             })
@@ -116,7 +116,7 @@ impl InForce {
     }
 }
 
-impl Entry {
+impl InForceEntry {
     fn of(stage: &Stage) -> Self {
         Self {
             plugin: stage.plugin.name.to_string(),
@@ -136,7 +136,7 @@ fn path(config: &Config) -> Option<PathBuf> {
     Some(dir.join(format!("{tenant}.plugins.json")))
 }
 
-fn read(path: &Path) -> anyhow::Result<Vec<Entry>> {
+fn read(path: &Path) -> anyhow::Result<Vec<InForceEntry>> {
     let bytes = match fs::read(path) {
         Ok(bytes) => bytes,
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
@@ -144,7 +144,7 @@ fn read(path: &Path) -> anyhow::Result<Vec<Entry>> {
         Err(error) if error.kind() == ErrorKind::NotADirectory => return Ok(Vec::new()),
         Err(error) => return Err(error.into()),
     };
-    let note: Note = serde_json::from_slice(&bytes)?;
+    let note: InForceFile = serde_json::from_slice(&bytes)?;
     anyhow::ensure!(
         note.format == FORMAT,
         "it is of the format {}, and this version reads {FORMAT}",
@@ -153,8 +153,8 @@ fn read(path: &Path) -> anyhow::Result<Vec<Entry>> {
     Ok(note.plugins)
 }
 
-fn write(path: &Path, entries: &[Entry]) -> anyhow::Result<()> {
-    let note = Note {
+fn write(path: &Path, entries: &[InForceEntry]) -> anyhow::Result<()> {
+    let note = InForceFile {
         format: FORMAT,
         plugins: entries.to_vec(),
     };
@@ -166,8 +166,8 @@ fn write(path: &Path, entries: &[Entry]) -> anyhow::Result<()> {
 mod tests {
     use super::*;
 
-    fn entry(plugin: &str, source: &str) -> Entry {
-        Entry {
+    fn entry(plugin: &str, source: &str) -> InForceEntry {
+        InForceEntry {
             plugin: plugin.into(),
             version: "1.0.0".into(),
             sha256: "00".into(),

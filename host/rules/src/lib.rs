@@ -1,6 +1,6 @@
 //! From plugin files to a pipeline that may run: which file of a plugin counts
 //! ([`loader`]), who signed it ([`signature`]), what ran before ([`in_force`]), what is kept of the
-//! plugin store ([`stored`]), and where compiled code is kept ([`private`]).
+//! plugin store ([`store_cache`]), and where compiled code is kept ([`private`]).
 
 // It panics once nobody reads any more, as with `| head`.
 #![warn(clippy::print_stdout, clippy::print_stderr)]
@@ -20,4 +20,4 @@ pub mod limits;
 pub mod loader;
 pub mod private;
 pub mod signature;
-pub mod stored;
+pub mod store_cache;

@@ -10,24 +10,24 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use presence_config::digest::Digest;
-use presence_config::regular::{self, Limit, Stamp};
+use presence_config::regular_file::{self, Limit, Stamp};
 use presence_config::{self as config, Config, OnFailure, PluginSource, Plugins, Source};
 use presence_sandbox::manifest;
 use presence_sandbox::{
     Blueprint, Engine, Limits, LoadError, Manifest, MemoryBudget, Plugin, Stage, sha256,
 };
 
-use crate::in_force::{BUILT_IN, Entry, InForce};
+use crate::in_force::{BUILT_IN, InForce, InForceEntry};
 use crate::limits::limits;
 use crate::private;
-use crate::stored::{Kept, STORE};
+use crate::store_cache::{STORE, StoreCache};
 
 mod attempt;
 mod built_in;
+mod compile_slots;
 mod compiler;
 mod grants;
 mod quotas;
-mod seats;
 mod survey;
 mod trust;
 mod unused;
@@ -48,7 +48,7 @@ pub struct Loader {
     /// What is, or was, in force.
     in_force: InForce,
     /// What is kept of the plugin store.
-    kept: Arc<Kept>,
+    kept: Arc<StoreCache>,
     /// Plugins in force whose files are gone, and what a start without them does. The log was
     /// told.
     gone: Mutex<BTreeMap<String, &'static str>>,
@@ -90,19 +90,19 @@ impl SharedCompiler {
 impl Loader {
     /// A loader that keeps what it compiles where the configuration says.
     pub fn new(config: &Config) -> anyhow::Result<Self> {
-        Self::sharing(&SharedCompiler::default(), config)
+        Self::with_compiler(&SharedCompiler::default(), config)
     }
 
     /// A loader that compiles with others.
     ///
     /// # Errors
     /// If there can be no engine.
-    pub fn sharing(shared: &SharedCompiler, config: &Config) -> anyhow::Result<Self> {
+    pub fn with_compiler(shared: &SharedCompiler, config: &Config) -> anyhow::Result<Self> {
         Ok(Self {
             compiler: shared.of(config)?,
             preferred: HashMap::new(),
             in_force: InForce::default(),
-            kept: Arc::new(Kept::of(config)),
+            kept: Arc::new(StoreCache::of(config)),
             gone: Mutex::default(),
             memory: MemoryBudget::default(),
             over_quota: AtomicU64::new(0),
@@ -125,18 +125,18 @@ impl Loader {
     }
 
     /// What is kept of the plugin store.
-    pub fn kept(&self) -> &Arc<Kept> {
+    pub fn store_cache(&self) -> &Arc<StoreCache> {
         &self.kept
     }
 
     /// The same, knowing what was in force when the node last ran.
-    pub fn knowing(self, in_force: InForce) -> Self {
+    pub fn with_in_force(self, in_force: InForce) -> Self {
         Self { in_force, ..self }
     }
 
     /// A pipeline is in force from now on.
-    pub fn put_in_force(&self, blueprint: &Blueprint) {
-        self.in_force.put(blueprint);
+    pub fn record_in_force(&self, blueprint: &Blueprint) {
+        self.in_force.record(blueprint);
     }
 
     /// Stands for what a load of the configured pipeline goes by: it is another number
@@ -302,7 +302,7 @@ impl Loader {
         let names = unused_files(config);
         let loaded = names.iter().map(|name| {
             let path = file(&config.plugins.dir, name);
-            let bytes = regular::read(&path, Some(limit(&config.plugins)))?;
+            let bytes = regular_file::read(&path, Some(limit(&config.plugins)))?;
             self.load_file(config, name, &path, bytes, None)
         });
         loaded.filter_map(Result::err).collect()
@@ -325,7 +325,7 @@ impl Loader {
         if stage.source == Some(Source::BuiltIn) {
             return self.load_built_in(config, name, &path);
         }
-        match regular::read(&path, Some(limit(plugins))) {
+        match regular_file::read(&path, Some(limit(plugins))) {
             Ok(bytes) => {
                 self.gone().remove(name);
                 self.load_file(config, name, &path, bytes, running)
@@ -420,7 +420,7 @@ impl Loader {
         let Some(missing) = self.in_force.file_of(name) else {
             return Ok(());
         };
-        let Entry {
+        let InForceEntry {
             version,
             sha256: digest,
             source,
@@ -526,7 +526,7 @@ fn pinned(found: Found, digest: Option<&Digest>) -> anyhow::Result<Found> {
 }
 
 /// What is probably not meant about a pipeline, if anything is.
-pub fn doubt(blueprint: &Blueprint) -> Option<&'static str> {
+pub fn pipeline_warning(blueprint: &Blueprint) -> Option<&'static str> {
     let mut stages = blueprint.stages();
     let redacts = stages.any(|stage| stage.plugin.manifest.role == manifest::Role::Redactor);
     (!redacts).then_some(NO_REDACTOR)

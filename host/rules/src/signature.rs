@@ -35,7 +35,7 @@ const HASHES_MAX: usize = 64;
 
 /// Why a plugin's signature isn't taken.
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
-pub enum Unverified {
+pub enum SignatureError {
     /// It isn't what can be signed.
     #[error("it is not a WebAssembly component")]
     NoComponent,
@@ -58,12 +58,12 @@ pub enum Unverified {
 
 /// The signatures of a component, and what follows them.
 struct Signed<'a> {
-    sets: Vec<Set>,
+    sets: Vec<SignatureSet>,
     rest: &'a [u8],
 }
 
 /// Hashes, and the signatures over them.
-struct Set {
+struct SignatureSet {
     hashes: Vec<u8>,
     signatures: Vec<Signature>,
 }
@@ -75,7 +75,7 @@ struct Signature {
 
 /// The signatures of a component, apart from it: it can be told later, too, who signed it.
 pub struct Signatures {
-    sets: Vec<Set>,
+    sets: Vec<SignatureSet>,
     /// Of what they have to be over.
     hash: Vec<u8>,
 }
@@ -85,8 +85,8 @@ impl Signatures {
     ///
     /// # Errors
     /// If it has none, or they can't be read.
-    pub fn read(component: &[u8]) -> Result<Self, Unverified> {
-        let Signed { sets, rest } = read(component)?.ok_or(Unverified::Unsigned)?;
+    pub fn read(component: &[u8]) -> Result<Self, SignatureError> {
+        let Signed { sets, rest } = read(component)?.ok_or(SignatureError::Unsigned)?;
         let hash = digest(&SHA256, rest).as_ref().to_vec();
         Ok(Self { sets, hash })
     }
@@ -95,7 +95,7 @@ impl Signatures {
     ///
     /// # Errors
     /// Why they are by none.
-    pub fn by(&self, keys: &[PublicKey]) -> Result<Vec<PublicKey>, Unverified> {
+    pub fn by(&self, keys: &[PublicKey]) -> Result<Vec<PublicKey>, SignatureError> {
         let mut altered = None;
         let mut verified = Vec::new();
         for key in keys {
@@ -115,8 +115,8 @@ impl Signatures {
         }
         match (verified.is_empty(), altered) {
             (false, _) => Ok(verified),
-            (true, Some(key)) => Err(Unverified::Altered(key)),
-            (true, None) => Err(Unverified::Untrusted),
+            (true, Some(key)) => Err(SignatureError::Altered(key)),
+            (true, None) => Err(SignatureError::Untrusted),
         }
     }
 }
@@ -125,7 +125,7 @@ impl Signatures {
 ///
 /// # Errors
 /// Why it isn't.
-pub fn verify(component: &[u8], keys: &[PublicKey]) -> Result<Vec<PublicKey>, Unverified> {
+pub fn verify(component: &[u8], keys: &[PublicKey]) -> Result<Vec<PublicKey>, SignatureError> {
     Signatures::read(component)?.by(keys)
 }
 
@@ -134,7 +134,7 @@ pub fn verify(component: &[u8], keys: &[PublicKey]) -> Result<Vec<PublicKey>, Un
 ///
 /// # Errors
 /// If it is no component, or has signatures that can't be read.
-pub fn sign(component: &[u8], key: &Ed25519KeyPair) -> Result<Vec<u8>, Unverified> {
+pub fn sign(component: &[u8], key: &Ed25519KeyPair) -> Result<Vec<u8>, SignatureError> {
     let signed = read(component)?;
     let unsigned = component.get(PREAMBLE.len()..).unwrap_or_default();
     let rest = signed.as_ref().map_or(unsigned, |signed| signed.rest);
@@ -149,7 +149,7 @@ pub fn sign(component: &[u8], key: &Ed25519KeyPair) -> Result<Vec<u8>, Unverifie
         .filter(|it| by_own.verify(&message, &it.signature).is_err());
     let mut signatures: Vec<_> = others.map(Signature::to_bytes).collect();
     if signatures.len() >= SIGNATURES_MAX {
-        return Err(Unverified::Malformed("it has too many signatures"));
+        return Err(SignatureError::Malformed("it has too many signatures"));
     }
     let own = Signature {
         key_id: Vec::new(),
@@ -195,13 +195,13 @@ fn message(hashes: &[u8]) -> Vec<u8> {
 }
 
 /// The signatures of a component, if it has any.
-fn read(component: &[u8]) -> Result<Option<Signed<'_>>, Unverified> {
+fn read(component: &[u8]) -> Result<Option<Signed<'_>>, SignatureError> {
     let rest = component.strip_prefix(&PREAMBLE);
-    let mut rest = Reader(rest.ok_or(Unverified::NoComponent)?);
+    let mut rest = ByteReader(rest.ok_or(SignatureError::NoComponent)?);
     if rest.byte() != Some(0) {
         return Ok(None);
     }
-    let Some(mut content) = rest.sized().map(Reader) else {
+    let Some(mut content) = rest.sized().map(ByteReader) else {
         return Ok(None);
     };
     if content.sized() != Some(SECTION) {
@@ -211,28 +211,28 @@ fn read(component: &[u8]) -> Result<Option<Signed<'_>>, Unverified> {
     Ok(Some(Signed { sets, rest: rest.0 }))
 }
 
-fn sets(content: &mut Reader<'_>) -> Result<Vec<Set>, Unverified> {
-    let ends = || Unverified::Malformed("it ends too early");
+fn sets(content: &mut ByteReader<'_>) -> Result<Vec<SignatureSet>, SignatureError> {
+    let ends = || SignatureError::Malformed("it ends too early");
     if content.take(HEAD.len()).ok_or_else(ends)? != HEAD {
-        return Err(Unverified::Malformed("it is of an unknown version"));
+        return Err(SignatureError::Malformed("it is of an unknown version"));
     }
     let mut sets = Vec::new();
     let mut left = SIGNATURES_MAX;
     let count = content.number().ok_or_else(ends)?;
     for _ in 0..count {
-        let mut set = Reader(content.sized().ok_or_else(ends)?);
+        let mut set = ByteReader(content.sized().ok_or_else(ends)?);
         let hashes = set.number().ok_or_else(ends)?;
         if hashes == 0 || hashes > HASHES_MAX {
-            return Err(Unverified::Malformed("it has too many hashes, or none"));
+            return Err(SignatureError::Malformed("it has too many hashes, or none"));
         }
         let hashes = set.take(HASH_BYTES * hashes).ok_or_else(ends)?;
         let mut signatures = Vec::new();
         let count = set.number().ok_or_else(ends)?;
         for _ in 0..count {
-            let mut one = Reader(set.sized().ok_or_else(ends)?);
+            let mut one = ByteReader(set.sized().ok_or_else(ends)?);
             left = left
                 .checked_sub(1)
-                .ok_or(Unverified::Malformed("it has too many signatures"))?;
+                .ok_or(SignatureError::Malformed("it has too many signatures"))?;
             let key_id = one.sized().ok_or_else(ends)?;
             // What another algorithm makes is nothing to go by.
             if one.byte() == Some(ALGORITHM)
@@ -247,8 +247,8 @@ fn sets(content: &mut Reader<'_>) -> Result<Vec<Set>, Unverified> {
         // A set without signatures counts, too, so that their number is bounded.
         left = left
             .checked_sub(usize::from(signatures.is_empty()))
-            .ok_or(Unverified::Malformed("it has too many sets of hashes"))?;
-        sets.push(Set {
+            .ok_or(SignatureError::Malformed("it has too many sets of hashes"))?;
+        sets.push(SignatureSet {
             hashes: hashes.to_vec(),
             signatures,
         });
@@ -259,9 +259,9 @@ fn sets(content: &mut Reader<'_>) -> Result<Vec<Set>, Unverified> {
 }
 
 /// Bytes, as far as they have not been read.
-struct Reader<'a>(&'a [u8]);
+struct ByteReader<'a>(&'a [u8]);
 
-impl<'a> Reader<'a> {
+impl<'a> ByteReader<'a> {
     fn take(&mut self, count: usize) -> Option<&'a [u8]> {
         let (taken, rest) = self.0.split_at_checked(count)?;
         self.0 = rest;
@@ -273,11 +273,11 @@ impl<'a> Reader<'a> {
     }
 
     /// That all of it has been read.
-    fn must_be_read(&self) -> Result<(), Unverified> {
+    fn must_be_read(&self) -> Result<(), SignatureError> {
         let is_read = self.0.is_empty();
         is_read
             .then_some(())
-            .ok_or(Unverified::Malformed("something else follows it"))
+            .ok_or(SignatureError::Malformed("something else follows it"))
     }
 
     /// A number in LEB128, of at most 32 bits and no longer than it has to be: there is one way
@@ -334,10 +334,10 @@ mod tests {
         let ((one, key), (_, other)) = (pair(1), pair(2));
         let signed = sign(component, &one).unwrap();
         assert_eq!(verify(&signed, &[other, key]), Ok(vec![key]));
-        assert_eq!(verify(&signed, &[other]), Err(Unverified::Untrusted));
-        assert_eq!(verify(&signed, &[]), Err(Unverified::Untrusted));
-        assert_eq!(verify(component, &[key]), Err(Unverified::Unsigned));
-        assert_eq!(verify(b"MZ", &[key]), Err(Unverified::NoComponent));
+        assert_eq!(verify(&signed, &[other]), Err(SignatureError::Untrusted));
+        assert_eq!(verify(&signed, &[]), Err(SignatureError::Untrusted));
+        assert_eq!(verify(component, &[key]), Err(SignatureError::Unsigned));
+        assert_eq!(verify(b"MZ", &[key]), Err(SignatureError::NoComponent));
         // Signing again changes nothing: Ed25519 has no chance in it.
         assert_eq!(sign(&signed, &one).unwrap(), signed);
     }
@@ -366,7 +366,7 @@ mod tests {
         *changed.last_mut().unwrap() ^= 1;
         assert_eq!(
             verify(&changed, &[theirs]),
-            Err(Unverified::Altered(theirs))
+            Err(SignatureError::Altered(theirs))
         );
     }
 
@@ -385,7 +385,7 @@ mod tests {
         let signed = sign(component, &one).unwrap();
         let mut longer = signed.clone();
         longer.extend([0, 2, 1, b'x']);
-        assert_eq!(verify(&longer, &[key]), Err(Unverified::Altered(key)));
+        assert_eq!(verify(&longer, &[key]), Err(SignatureError::Altered(key)));
         for place in (0..signed.len()).step_by(97).chain(8..160) {
             let mut changed = signed.clone();
             changed[place] ^= 1;
@@ -421,7 +421,7 @@ mod tests {
             with_section(&set, rest)
         };
         assert_eq!(verify(&with(&[part, whole], whole), &[key]), Ok(vec![key]));
-        let altered = Err(Unverified::Altered(key));
+        let altered = Err(SignatureError::Altered(key));
         assert_eq!(verify(&with(&[part, whole], part), &[key]), altered);
         assert_eq!(verify(&with(&[part], whole), &[key]), altered);
     }
@@ -465,7 +465,7 @@ mod tests {
             signed([&[], &[], &[]], &[0x81, 0x80, 0]),
         ] {
             let refused = verify(&other, &[key]);
-            assert!(matches!(refused, Err(Unverified::Malformed(_))));
+            assert!(matches!(refused, Err(SignatureError::Malformed(_))));
         }
         // The length of the section itself.
         let mut longer = plain.clone();
@@ -498,7 +498,10 @@ mod tests {
             &[1, 1, 1, 1, 2, 0xff, 0x7f],
         ] {
             let refused = verify(&section(data), &[key]);
-            assert!(matches!(refused, Err(Unverified::Malformed(_))), "{data:?}");
+            assert!(
+                matches!(refused, Err(SignatureError::Malformed(_))),
+                "{data:?}"
+            );
         }
         let many = [&[1, 1, 1, 0xff, 0x7f][..], &[35_u8; 36]].concat();
         assert!(verify(&section(&many), &[key]).is_err());

@@ -51,7 +51,7 @@ pub(crate) struct Call {
     pub(crate) memory: Memory,
     /// Kept until the next call, which mostly is about the same directory. None
     /// while the plugin is configured, or its state handed over.
-    about: Option<About>,
+    about: Option<CallContext>,
     audiences: Vec<Audience>,
     /// The token of the first audience: one from another call is below it or
     /// past the last, and so never other data.
@@ -68,7 +68,7 @@ pub(crate) struct Call {
     /// How large enrichers may make an event's metadata.
     metadata: metadata::Limits,
     /// What this call and those before it in its decision read, and their cache misses.
-    pub(crate) observed: Observed,
+    pub(crate) observed: Observations,
     /// What the other calls of its decision say of the time. It is kept apart, since what
     /// a call says of its own answer doesn't hold for theirs.
     others: Reads,
@@ -98,7 +98,7 @@ pub struct StageCall {
 
 /// What the calls of one decision have read, and their cache misses.
 #[derive(Default)]
-pub(crate) struct Observed {
+pub(crate) struct Observations {
     pub(crate) reads: Reads,
     pub(crate) cache_misses: BTreeSet<Question>,
     /// Set while somebody wants to know what the stages do to a viewer, and why.
@@ -111,14 +111,14 @@ pub(crate) struct Observed {
     pub(crate) calls: Option<Vec<StageCall>>,
 }
 
-impl Observed {
+impl Observations {
     /// Whether something wasn't cached: the decision will be taken again.
     pub(crate) fn is_speculative(&self) -> bool {
         !self.cache_misses.is_empty()
     }
 }
 
-pub(crate) struct About {
+pub(crate) struct CallContext {
     pub(crate) now: u64,
     pub(crate) event: Arc<Event>,
     pub(crate) directory: Arc<Directory>,
@@ -146,13 +146,13 @@ impl Call {
             reads: 0,
             read_bytes: 0,
             metadata,
-            observed: Observed::default(),
+            observed: Observations::default(),
             others: Reads::default(),
         }
     }
 
     /// Begins a call, which adds to what has been observed.
-    pub(crate) fn begin(&mut self, context: Context<'_>, observed: &mut Observed) {
+    pub(crate) fn begin(&mut self, context: Context<'_>, observed: &mut Observations) {
         match &mut self.about {
             Some(about) => {
                 about.now = context.now;
@@ -161,7 +161,7 @@ impl Call {
                 share(&mut about.names, context.names);
             }
             None => {
-                self.about = Some(About {
+                self.about = Some(CallContext {
                     now: context.now,
                     event: Arc::clone(context.event),
                     directory: Arc::clone(context.directory),
@@ -193,7 +193,7 @@ impl Call {
     }
 
     /// Ends a call: its tokens are good for nothing from here on.
-    pub(crate) fn end(&mut self, observed: &mut Observed) {
+    pub(crate) fn end(&mut self, observed: &mut Observations) {
         *observed = std::mem::take(&mut self.observed);
         // Into what holds no questions and keys: adding those to others takes long.
         let reads = std::mem::replace(&mut observed.reads, std::mem::take(&mut self.others));
@@ -208,7 +208,7 @@ impl Call {
         self.base < u32::MAX - AUDIENCES_MAX
     }
 
-    pub(crate) fn about(&self) -> Result<&About> {
+    pub(crate) fn about(&self) -> Result<&CallContext> {
         match &self.about {
             Some(about) => Ok(about),
             None => bail!(
@@ -439,7 +439,7 @@ mod tests {
         }
         assert!(call.put(Audience::nobody()).is_err());
         assert!(call.audience(first).is_ok());
-        call.end(&mut Observed::default());
+        call.end(&mut Observations::default());
         assert!(!call.has_tokens());
         assert!(call.audience(first).is_err());
     }

@@ -21,7 +21,7 @@ pub(crate) const TICK_MS: u64 = 10;
 pub struct Engine {
     pub(crate) wasmtime: wasmtime::Engine,
     artefacts: Option<Arc<Artefacts>>,
-    _ticker: Arc<Ticker>,
+    _ticker: Arc<EpochTicker>,
 }
 
 impl Engine {
@@ -98,15 +98,15 @@ impl Engine {
         Ok(Self {
             wasmtime,
             artefacts,
-            _ticker: Arc::new(Ticker(stopped)),
+            _ticker: Arc::new(EpochTicker(stopped)),
         })
     }
 }
 
 /// Stops the clock with the last engine that shares it.
-struct Ticker(Arc<AtomicBool>);
+struct EpochTicker(Arc<AtomicBool>);
 
-impl Drop for Ticker {
+impl Drop for EpochTicker {
     fn drop(&mut self) {
         self.0.store(true, Ordering::Relaxed);
     }

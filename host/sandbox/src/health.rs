@@ -8,7 +8,7 @@ use crate::latency::{Histogram, Latency};
 
 /// How a stage's plugin fares, in all workers together.
 #[derive(Debug, Default)]
-pub struct Health {
+pub struct PluginHealth {
     pub(crate) breaker: Breaker,
     /// What is counted of its calls, also before it was last configured or replaced.
     pub(crate) calls: Arc<Calls>,
@@ -25,7 +25,7 @@ pub(crate) struct Calls {
     pub(crate) fuel: AtomicU64,
 }
 
-impl Health {
+impl PluginHealth {
     /// Of a stage that takes the place of another and does something else: what is counted
     /// goes on.
     pub(crate) fn follow(before: &Self) -> Self {

@@ -8,7 +8,7 @@ use wasmtime::Store;
 use wasmtime::component::InstancePre;
 
 use crate::api::{Api, Export, Find, Stateful};
-use crate::call::{Call, Observed};
+use crate::call::{Call, Observations};
 use crate::engine::TICK_MS;
 use crate::error::{one_line, shortened};
 use crate::failure::{CallFailure, HANDLES_MAX, LIFTED_BYTES_MAX};
@@ -106,7 +106,7 @@ impl<A, R> Instance<A, R> {
 
     /// Gives back what it holds, unless it has been called since this was last done: the
     /// next call makes it anew.
-    pub(crate) fn give_back_unused(&mut self) {
+    pub(crate) fn release_unused(&mut self) {
         if !std::mem::take(&mut self.is_used) && self.live.take().is_some() {
             self.is_fresh = true;
         }
@@ -118,7 +118,7 @@ impl<A, R> Instance<A, R> {
     pub(crate) fn call<T>(
         &mut self,
         context: Context<'_>,
-        observed: &mut Observed,
+        observed: &mut Observations,
         mut with: impl FnMut(&mut Call) -> wasmtime::Result<A>,
         mut read: impl FnMut(&mut Call, R) -> wasmtime::Result<T>,
     ) -> Result<T, Failure> {
@@ -142,7 +142,7 @@ impl<A, R> Instance<A, R> {
     fn try_call<T>(
         &mut self,
         context: Context<'_>,
-        observed: &mut Observed,
+        observed: &mut Observations,
         with: impl FnOnce(&mut Call) -> wasmtime::Result<A>,
         read: impl FnOnce(&mut Call, R) -> wasmtime::Result<T>,
     ) -> Result<T, CallFailure> {
@@ -192,7 +192,7 @@ impl<A, R> Instance<A, R> {
 
     /// What its last call took, and what it holds. None where it is to be begun
     /// afresh: once it has failed, or has used up its memory.
-    pub(crate) fn spent(&self) -> Option<CallCost> {
+    pub(crate) fn last_cost(&self) -> Option<CallCost> {
         let store = &self.live.as_ref()?.store;
         let left = store.get_fuel().unwrap_or_default();
         Some(CallCost {
@@ -245,7 +245,7 @@ impl<A, R> Instance<A, R> {
         };
         store.data_mut().begin_without_event();
         let outcome = refill(store, limits).and_then(|()| call(stateful, store));
-        store.data_mut().end(&mut Observed::default());
+        store.data_mut().end(&mut Observations::default());
         let call = store.data();
         let outcome = outcome.map_err(|error| CallFailure::of(&error, call, limits).error);
         if outcome.is_ok() {
@@ -327,7 +327,7 @@ impl<A, R> Instance<A, R> {
         store.data().log_error();
         taken.map_err(|what| StartFailure::Unfit(self.refuses(shortened(what))))?;
         store.data_mut().memory.rest();
-        store.data_mut().end(&mut Observed::default());
+        store.data_mut().end(&mut Observations::default());
         Ok(Live {
             store,
             function,

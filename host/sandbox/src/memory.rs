@@ -92,7 +92,7 @@ impl MemoryBudget {
 /// How much memory an instance may still have.
 pub(crate) struct Memory {
     /// What it has together with others.
-    together: MemoryBudget,
+    join_problems: MemoryBudget,
     bytes_max: usize,
     left: usize,
     /// What it held before its first call.
@@ -105,14 +105,14 @@ pub(crate) struct Memory {
 
 impl Drop for Memory {
     fn drop(&mut self) {
-        self.together.give_back(self.taken());
+        self.join_problems.give_back(self.taken());
     }
 }
 
 impl Memory {
-    pub(crate) fn new(bytes_max: usize, together: &MemoryBudget) -> Self {
+    pub(crate) fn new(bytes_max: usize, join_problems: &MemoryBudget) -> Self {
         Self {
-            together: together.clone(),
+            join_problems: join_problems.clone(),
             bytes_max,
             left: bytes_max,
             at_rest: 0,
@@ -149,8 +149,8 @@ impl Memory {
             self.refused = true;
             return false;
         };
-        if !self.together.take(bytes) {
-            self.refused_together = Some(self.together.bytes_max());
+        if !self.join_problems.take(bytes) {
+            self.refused_together = Some(self.join_problems.bytes_max());
             return false;
         }
         self.left = left;

@@ -15,7 +15,7 @@ use presence_core::rules::{
 use wasmtime::format_err;
 
 use crate::api::{EventArg, Kind, RenditionResult};
-use crate::call::{Observed, StageCall};
+use crate::call::{Observations, StageCall};
 use crate::hand_over::{copy, exchange_same, take_over};
 use crate::latency::{Latency, Sampler};
 use crate::manifest::{Effect, Role};
@@ -48,13 +48,13 @@ pub struct Pipeline {
 /// What a shard has of its own of a pipeline that several share: the enrichers that keep a
 /// state.
 #[derive(Default)]
-pub struct Own {
+pub struct StatefulEnrichers {
     enrichers: Vec<Enricher>,
     /// From how many stages the shard knows that another generation has taken over.
     replaced: usize,
 }
 
-impl Own {
+impl StatefulEnrichers {
     /// Has the enrichers take over the state of those whose place they take, which
     /// are of no use afterwards.
     pub fn take_over(&mut self, before: &mut Self) {
@@ -75,12 +75,12 @@ impl Own {
 }
 
 /// A pipeline while it is a shard's turn.
-pub struct Lent<'a> {
+pub struct BorrowedPipeline<'a> {
     pipeline: &'a mut Pipeline,
-    own: &'a mut Own,
+    own: &'a mut StatefulEnrichers,
 }
 
-impl Lent<'_> {
+impl BorrowedPipeline<'_> {
     fn exchange(&mut self) {
         std::mem::swap(&mut self.pipeline.replaced, &mut self.own.replaced);
         if self.own.enrichers.is_empty() {
@@ -94,7 +94,7 @@ impl Lent<'_> {
     }
 }
 
-impl Deref for Lent<'_> {
+impl Deref for BorrowedPipeline<'_> {
     type Target = Pipeline;
 
     fn deref(&self) -> &Pipeline {
@@ -102,13 +102,13 @@ impl Deref for Lent<'_> {
     }
 }
 
-impl DerefMut for Lent<'_> {
+impl DerefMut for BorrowedPipeline<'_> {
     fn deref_mut(&mut self) -> &mut Pipeline {
         self.pipeline
     }
 }
 
-impl Drop for Lent<'_> {
+impl Drop for BorrowedPipeline<'_> {
     fn drop(&mut self) {
         self.exchange();
     }
@@ -182,26 +182,26 @@ impl Pipeline {
 
     /// How many bytes of memory its instances have that are made.
     pub(crate) fn memory_bytes(&self) -> usize {
-        let enrichers = self.enrichers.iter().map(Slot::spent);
-        let filters = self.filters.iter().map(Slot::spent);
-        let redactor = self.redactor.iter().map(Slot::spent);
+        let enrichers = self.enrichers.iter().map(Slot::last_cost);
+        let filters = self.filters.iter().map(Slot::last_cost);
+        let redactor = self.redactor.iter().map(Slot::last_cost);
         let all = enrichers.chain(filters).chain(redactor).flatten();
         all.map(|spent| spent.memory_bytes).sum()
     }
 
     /// What one more shard that shares it has of its own.
-    pub fn own(&self) -> Own {
+    pub fn own(&self) -> StatefulEnrichers {
         let enrichers = self.enrichers.iter();
         let enrichers = enrichers.filter(|enricher| enricher.stage.plugin.keeps_state);
-        Own {
+        StatefulEnrichers {
             enrichers: enrichers.map(Slot::another).collect(),
             replaced: 0,
         }
     }
 
     /// The same for a shard's turn, with what the shard has of its own.
-    pub fn lend<'a>(&'a mut self, own: &'a mut Own) -> Lent<'a> {
-        let mut lent = Lent {
+    pub fn lend<'a>(&'a mut self, own: &'a mut StatefulEnrichers) -> BorrowedPipeline<'a> {
+        let mut lent = BorrowedPipeline {
             pipeline: self,
             own,
         };
@@ -211,9 +211,9 @@ impl Pipeline {
 
     /// Gives back the instances that haven't been called since this was last done: the
     /// next call makes them anew. Enrichers are kept, since they may remember something.
-    pub fn give_back_unused(&mut self) {
-        self.filters.iter_mut().for_each(Slot::give_back_unused);
-        self.redactor.iter_mut().for_each(Slot::give_back_unused);
+    pub fn release_unused(&mut self) {
+        self.filters.iter_mut().for_each(Slot::release_unused);
+        self.redactor.iter_mut().for_each(Slot::release_unused);
     }
 
     /// Has the enrichers take over the state of those whose place they take, which
@@ -240,10 +240,10 @@ impl Pipeline {
     }
 
     /// Does something, and has its calls of stages noted if they are wanted.
-    fn noting<T>(&mut self, call: impl FnOnce(&mut Self, &mut Observed) -> T) -> T {
-        let mut observed = Observed {
+    fn noting<T>(&mut self, call: impl FnOnce(&mut Self, &mut Observations) -> T) -> T {
+        let mut observed = Observations {
             calls: self.calls.take(),
-            ..Observed::default()
+            ..Observations::default()
         };
         let done = call(self, &mut observed);
         self.calls = observed.calls;
@@ -253,9 +253,9 @@ impl Pipeline {
     /// As [`Rules::decide`], with what the calls took of fuel. Unless `is_counted`, a plugin
     /// fares as if it had not been called: this is for what decides on nobody.
     pub fn decide_measured(&mut self, context: Context<'_>, is_counted: bool) -> (Decision, u64) {
-        let mut observed = Observed {
+        let mut observed = Observations {
             is_uncounted: !is_counted,
-            ..Observed::default()
+            ..Observations::default()
         };
         let decision = self.run(context, &mut observed);
         (decision, observed.fuel)
@@ -267,10 +267,10 @@ impl Pipeline {
     }
 
     fn explain_as(&mut self, context: Context<'_>, viewer: Id, is_uncounted: bool) -> Explanation {
-        let mut observed = Observed {
+        let mut observed = Observations {
             trace: Some(Box::new(TraceRecorder::new(viewer))),
             is_uncounted,
-            ..Observed::default()
+            ..Observations::default()
         };
         let decision = self.run(context, &mut observed);
         let asked = observed.trace.map(|trace| trace.into_stages());
@@ -316,7 +316,7 @@ impl Pipeline {
         &mut self,
         context: Context<'_>,
         mut audience: Audience,
-        observed: &mut Observed,
+        observed: &mut Observations,
     ) -> Result<Audience, Failure> {
         let event = argument(context.event);
         for filter in &mut self.filters {
@@ -345,7 +345,7 @@ impl Pipeline {
         &mut self,
         context: Context<'_>,
         audience: &Audience,
-        observed: &mut Observed,
+        observed: &mut Observations,
     ) -> Result<Vec<Rendition>, Failure> {
         let Some(redactor) = &mut self.redactor else {
             let keys = Arc::clone(&self.no_keys);
@@ -386,7 +386,7 @@ impl Pipeline {
     }
 
     /// Decides, and adds what the decision reads to what has been observed.
-    pub(crate) fn run(&mut self, context: Context<'_>, observed: &mut Observed) -> Decision {
+    pub(crate) fn run(&mut self, context: Context<'_>, observed: &mut Observations) -> Decision {
         let renditions = self
             .filter(context, Audience::nobody(), observed)
             .and_then(|audience| {
@@ -405,7 +405,7 @@ impl Pipeline {
         context: Context<'_>,
         audience: &Audience,
         renditions: Vec<Rendition>,
-        observed: &mut Observed,
+        observed: &mut Observations,
     ) -> Vec<Rendition> {
         let event = context.event;
         if event.change != Change::Online || self.redactor.is_none() || audience.is_empty() {
@@ -460,9 +460,9 @@ impl Rules for Pipeline {
                 event: &event,
                 ..context
             };
-            let mut observed = Observed {
+            let mut observed = Observations {
                 calls: self.calls.take(),
-                ..Observed::default()
+                ..Observations::default()
             };
             let limits = self.metadata;
             let changed = enricher.call_in_service(
@@ -541,7 +541,7 @@ fn changed(
 }
 
 /// What comes of the stages' answers, given what they have observed.
-fn decision(renditions: Result<Vec<Rendition>, Failure>, observed: &mut Observed) -> Decision {
+fn decision(renditions: Result<Vec<Rendition>, Failure>, observed: &mut Observations) -> Decision {
     match renditions {
         // What isn't cached may well be why a component failed, and what a redactor
         // makes of answers that it hasn't got may show too much.

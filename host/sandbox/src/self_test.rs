@@ -16,7 +16,7 @@ use tracing::subscriber::NoSubscriber;
 use crate::error::{one_line, shortened};
 use crate::instance::CallCost;
 use crate::manifest::Case;
-use crate::trial::{Answer, Trial};
+use crate::test_instance::{Answer, TestInstance};
 use crate::{Limits, LineKind, LoadError, Plugin, PluginLine};
 
 /// What a case may expect beside the answer: when the rule asks to be asked again.
@@ -87,7 +87,7 @@ pub fn run_case(plugin: &Plugin, case: &Case, limits: Limits) -> Outcome {
         spent: None,
         took: Duration::ZERO,
     };
-    match Trial::new(&plugin, &case.config, limits) {
+    match TestInstance::new(&plugin, &case.config, limits) {
         Ok(trial) => call(&mut trial.with_load_limits(), case, &mut outcome),
         Err(error) => outcome.found = json!({"error": error.to_string()}),
     }
@@ -109,13 +109,13 @@ pub fn run_case(plugin: &Plugin, case: &Case, limits: Limits) -> Outcome {
     outcome
 }
 
-fn call(trial: &mut Trial, case: &Case, outcome: &mut Outcome) {
+fn call(trial: &mut TestInstance, case: &Case, outcome: &mut Outcome) {
     let world = World::of(case);
     let names = &world.names;
     let begin = Instant::now();
     let answer = trial.call(world.context(), world.audience.clone());
     outcome.took = begin.elapsed();
-    outcome.spent = trial.spent();
+    outcome.spent = trial.last_cost();
     outcome.reconsider_at = trial.reconsider_at();
     outcome.found = match answer {
         Ok(Answer::Audience(audience)) => json!({"audience": list(names, &audience)}),

@@ -9,7 +9,7 @@ use presence_core::rules::{Context, Failure, StageOutcome, StageReport};
 
 use crate::api::{Api, Find};
 use crate::breaker::Admission;
-use crate::call::{Call, Observed, StageCall};
+use crate::call::{Call, Observations, StageCall};
 use crate::instance::{CallCost, Instance};
 use crate::latency::Sampler;
 use crate::{Limits, LoadError, Quarantine, Stage};
@@ -96,10 +96,10 @@ impl<A, R> Slot<A, R> {
     }
 
     /// Gives back the instances that haven't been called since this was last done.
-    pub(crate) fn give_back_unused(&mut self) {
-        self.instance.give_back_unused();
+    pub(crate) fn release_unused(&mut self) {
+        self.instance.release_unused();
         if let Some(fallback) = &mut self.fallback {
-            fallback.give_back_unused();
+            fallback.release_unused();
         }
     }
 
@@ -109,15 +109,15 @@ impl<A, R> Slot<A, R> {
     }
 
     /// What its last call took.
-    pub(crate) fn spent(&self) -> Option<CallCost> {
-        self.instance.spent()
+    pub(crate) fn last_cost(&self) -> Option<CallCost> {
+        self.instance.last_cost()
     }
 
     /// Calls it, or the last good generation, once it has taken over.
     pub(crate) fn call<T>(
         &mut self,
         context: Context<'_>,
-        observed: &mut Observed,
+        observed: &mut Observations,
         with: impl FnMut(&mut Call) -> wasmtime::Result<A>,
         read: impl FnMut(&mut Call, R) -> wasmtime::Result<T>,
     ) -> Result<T, Failure> {
@@ -143,14 +143,14 @@ impl<A, R> Slot<A, R> {
     pub(crate) fn call_in_service<T>(
         &mut self,
         context: Context<'_>,
-        observed: &mut Observed,
+        observed: &mut Observations,
         with: impl FnMut(&mut Call) -> wasmtime::Result<A>,
         read: impl FnMut(&mut Call, R) -> wasmtime::Result<T>,
     ) -> Option<Result<T, Failure>> {
         if self.stage.withdrawn().is_some() {
             return None;
         }
-        self.give_way();
+        self.start_fallback();
         if let Some(fallback) = &mut self.fallback {
             return fallback.call_in_service(context, observed, with, read);
         }
@@ -210,7 +210,7 @@ impl<A, R> Slot<A, R> {
                     quarantine,
                 ) {
                     self.quarantine(&failure.error);
-                    self.give_way();
+                    self.start_fallback();
                 }
             }
         }
@@ -219,7 +219,7 @@ impl<A, R> Slot<A, R> {
 
     /// What its instance's last call took of fuel. One that has failed doesn't say.
     fn fuel_of_last(&self) -> u64 {
-        let spent = self.instance.spent();
+        let spent = self.instance.last_cost();
         spent.map_or(self.limits.fuel, |spent| spent.fuel)
     }
 
@@ -294,7 +294,7 @@ impl<A, R> Slot<A, R> {
     }
 
     /// Has the last good generation take over here, once it has anywhere.
-    fn give_way(&mut self) {
+    fn start_fallback(&mut self) {
         if self.fallback.is_some() || !self.is_replaced() {
             return;
         }
@@ -366,7 +366,7 @@ mod tests {
         };
         slot.call(
             context,
-            &mut Observed::default(),
+            &mut Observations::default(),
             |call| {
                 before();
                 let event = EventArg {
@@ -402,14 +402,14 @@ mod tests {
     #[test]
     fn an_instance_is_made_at_the_first_call_and_given_back_once_nobody_calls_it() {
         let (_engine, mut slot) = contacts();
-        assert!(slot.spent().is_none());
+        assert!(slot.last_cost().is_none());
         assert_eq!(call(&mut slot, || ()), Ok(0));
-        slot.give_back_unused();
-        assert!(slot.spent().is_some(), "it was called since");
-        slot.give_back_unused();
-        assert!(slot.spent().is_none());
+        slot.release_unused();
+        assert!(slot.last_cost().is_some(), "it was called since");
+        slot.release_unused();
+        assert!(slot.last_cost().is_none());
         assert_eq!(call(&mut slot, || ()), Ok(0));
-        assert!(slot.spent().is_some());
+        assert!(slot.last_cost().is_some());
     }
 
     #[test]

@@ -7,7 +7,7 @@ use wasmtime::component::InstancePre;
 
 use crate::call::Call;
 use crate::capability::{Capabilities, Capability};
-use crate::health::Health;
+use crate::health::PluginHealth;
 use crate::manifest::{OnFailure, Role};
 use crate::{LoadError, MemoryBudget, Plugin};
 
@@ -31,7 +31,7 @@ pub struct Stage {
     /// How much memory its instances have together with those of others.
     pub(crate) memory: MemoryBudget,
     /// How it fares.
-    pub health: Arc<Health>,
+    pub health: Arc<PluginHealth>,
     /// Who takes over from it then, if anyone.
     pub(crate) last_good: Option<Arc<Stage>>,
     /// Why it may not run any more, if so: it is in quarantine until it may again.
@@ -271,7 +271,7 @@ impl Stage {
         let is_same = self.is_same(running);
         self.health = match is_same && within_same_limits {
             true => Arc::clone(&running.health),
-            false => Arc::new(Health::follow(&running.health)),
+            false => Arc::new(PluginHealth::follow(&running.health)),
         };
         if self.on_failure != OnFailure::LastGood {
             return;
@@ -284,14 +284,14 @@ impl Stage {
 
     /// It is taken out of service, and comes back, by itself alone.
     pub(crate) fn fares_alone(&mut self) {
-        self.health = Arc::new(Health::follow(&self.health));
+        self.health = Arc::new(PluginHealth::follow(&self.health));
     }
 
     /// The same, with nobody to take over from it.
     fn alone(&self) -> Self {
         Self {
             last_good: None,
-            health: Arc::new(Health::follow(&self.health)),
+            health: Arc::new(PluginHealth::follow(&self.health)),
             ..self.clone()
         }
     }

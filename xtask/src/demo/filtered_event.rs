@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::fmt;
 
-use presence_tests::client::{Seen, now_ms};
+use presence_tests::client::{ReceivedMessage, now_ms};
 
 use super::page::Ink;
 
@@ -64,7 +64,7 @@ pub(crate) struct FilteredEvent {
 impl FilteredEvent {
     /// Reads a filtered event. `moved` is the reason of the event that was
     /// broadcast before it (empty if it has none), if there was one.
-    pub(crate) fn read(seen: &Seen, moved: Option<String>) -> Self {
+    pub(crate) fn read(seen: &ReceivedMessage, moved: Option<String>) -> Self {
         let device = seen.field("metadata").get("device");
         let last_seen = seen.field("lastSeen").as_u64();
         Self {

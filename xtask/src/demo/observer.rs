@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Result, ensure};
-use presence_tests::client::{Client, Seen, Tape};
+use presence_tests::client::{Client, ReceivedMessage, Recording};
 use serde_json::{Value, json};
 
 use super::delivery_state::DeliveryState;
@@ -57,7 +57,7 @@ pub(crate) struct Counts {
 #[derive(Debug)]
 pub(crate) struct Observer {
     client: Client,
-    tape: Tape,
+    tape: Recording,
     counts: Counts,
     state: DeliveryState,
     /// Broadcasts whose filtered events haven't come: by user, when, and why they
@@ -134,7 +134,7 @@ impl Observer {
         &self.state
     }
 
-    fn broadcast(&mut self, seen: &Seen) -> Saw {
+    fn broadcast(&mut self, seen: &ReceivedMessage) -> Saw {
         let user = seen.text("userId").to_owned();
         let went = went(seen);
         let at = seen.field("timestamp").clone();
@@ -142,7 +142,7 @@ impl Observer {
         Saw::Broadcast { user, went }
     }
 
-    fn told(&mut self, seen: &Seen) -> Result<Saw> {
+    fn told(&mut self, seen: &ReceivedMessage) -> Result<Saw> {
         let announced = self.announced.remove(seen.text("userId"));
         let announced = announced.filter(|(at, went)| {
             at == seen.field("timestamp") && went.is_none() == is_online(seen)
@@ -176,11 +176,11 @@ impl Observer {
     }
 }
 
-fn is_online(seen: &Seen) -> bool {
+fn is_online(seen: &ReceivedMessage) -> bool {
     seen.text("type") == "user_online"
 }
 
 /// Why a user went, by a broadcast event; none if they came.
-fn went(seen: &Seen) -> Option<String> {
+fn went(seen: &ReceivedMessage) -> Option<String> {
     (!is_online(seen)).then(|| seen.text("reason").to_owned())
 }

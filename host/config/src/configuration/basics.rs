@@ -11,7 +11,7 @@ use presence_core::allowance::Rates;
 use super::checks::{self, NAME_BYTES_MAX, any, in_token, token, within};
 use super::nats::Secret;
 use super::pipeline::{self, Grant};
-use super::problem::Wrong;
+use super::problem::InvalidValue;
 use super::section::Section;
 use crate::{PublicKey, log_filter};
 
@@ -59,12 +59,12 @@ pub struct Tenant {
 const SHARDS_MAX: usize = 1_024;
 
 /// A number of shards.
-pub(super) fn shards(number: usize) -> Result<usize, Wrong> {
+pub(super) fn shards(number: usize) -> Result<usize, InvalidValue> {
     if number == 0 || number.is_power_of_two() && number <= SHARDS_MAX {
         return Ok(number);
     }
     let fix = format!("choose a power of two up to {SHARDS_MAX}, or 0 for as many as threads");
-    Err(Wrong::new(format!("is {number}"), fix))
+    Err(InvalidValue::new(format!("is {number}"), fix))
 }
 
 impl Tenant {
@@ -84,7 +84,7 @@ impl Tenant {
     pub(super) fn read(section: &mut Section<'_, '_>) -> Self {
         let prefix = section.get("prefix", |text: String| match text.as_str() {
             "" => Ok(None),
-            "presence" => Err(Wrong::new(
+            "presence" => Err(InvalidValue::new(
                 "is `presence`, which every subject begins with",
                 "choose another name, or leave it out",
             )),
@@ -144,7 +144,7 @@ impl Plugins {
         let source = section.get("source", |text: String| match text.as_str() {
             "folder" => Ok(PluginSource::Folder),
             "store" => Ok(PluginSource::Store),
-            _ => Err(Wrong::new(
+            _ => Err(InvalidValue::new(
                 format!("is `{text}`"),
                 "write `folder` or `store`",
             )),
@@ -156,7 +156,7 @@ impl Plugins {
             let fix =
                 "list the public keys in `trusted_keys`, as `presence plugin keygen` prints them";
             let what = "is true, and no key is trusted";
-            section.refuse("require_signature", Wrong::new(what, fix));
+            section.refuse("require_signature", InvalidValue::new(what, fix));
         }
         Self {
             trusted_keys,
@@ -187,16 +187,16 @@ impl Plugins {
 }
 
 /// Public keys, each once.
-fn public_keys(texts: Vec<String>) -> Result<Vec<PublicKey>, Wrong> {
+fn public_keys(texts: Vec<String>) -> Result<Vec<PublicKey>, InvalidValue> {
     let mut keys = Vec::new();
     for (place, text) in texts.iter().enumerate() {
         let fix = "write `ed25519:` and 44 characters, as `presence plugin keygen` prints them";
         // It may be the other half of one, and is not repeated.
-        let wrong = |_| Wrong::new(format!("has no public key at place {}", place + 1), fix);
+        let wrong = |_| InvalidValue::new(format!("has no public key at place {}", place + 1), fix);
         let key = PublicKey::parse(text).map_err(wrong)?;
         if keys.contains(&key) {
             let what = format!("has a key twice, at place {}", place + 1);
-            return Err(Wrong::new(what, "keep one"));
+            return Err(InvalidValue::new(what, "keep one"));
         }
         keys.push(key);
     }
@@ -358,7 +358,7 @@ impl Http {
             _ => text.parse().map(Some).map_err(|_| {
                 let fix = "write an IP address and a port, such as `127.0.0.1:18520`, \
                            or an empty string to turn it off";
-                Wrong::new(format!("is `{text}`"), fix)
+                InvalidValue::new(format!("is `{text}`"), fix)
             }),
         });
         Self {
@@ -370,12 +370,15 @@ impl Http {
 }
 
 /// A token that nobody guesses.
-fn long_enough(text: String) -> Result<String, Wrong> {
+fn long_enough(text: String) -> Result<String, InvalidValue> {
     if text.chars().count() >= TOKEN_CHARS_MIN && text.chars().all(|it| it.is_ascii_graphic()) {
         return Ok(text);
     }
     let what = format!("is not a token of at least {TOKEN_CHARS_MIN} letters, digits and signs");
-    Err(Wrong::new(what, "take one from `openssl rand -hex 32`"))
+    Err(InvalidValue::new(
+        what,
+        "take one from `openssl rand -hex 32`",
+    ))
 }
 
 /// `[log]`: the node's own log, on standard error.
@@ -404,13 +407,16 @@ impl Log {
             let text = checks::filled(text)?;
             match log_filter::parse(&text) {
                 Ok(_) => Ok(text),
-                Err(what) => Err(Wrong::new(what, log_filter::FIX)),
+                Err(what) => Err(InvalidValue::new(what, log_filter::FIX)),
             }
         });
         let format = section.get("format", |text: String| match text.as_str() {
             "text" => Ok(LogFormat::Text),
             "json" => Ok(LogFormat::Json),
-            _ => Err(Wrong::new(format!("is `{text}`"), "write `text` or `json`")),
+            _ => Err(InvalidValue::new(
+                format!("is `{text}`"),
+                "write `text` or `json`",
+            )),
         });
         Self {
             // What the NATS client says of its connection is said here as well.

@@ -3,13 +3,13 @@
 use std::fmt::Display;
 use std::ops::RangeInclusive;
 
-use super::problem::Wrong;
+use super::problem::InvalidValue;
 
 /// The longest name of a node, tenant, plugin or bucket, in bytes.
 pub(super) const NAME_BYTES_MAX: usize = 64;
 
 /// A number within limits.
-pub(super) fn within<N>(range: RangeInclusive<N>) -> impl Fn(N) -> Result<N, Wrong>
+pub(super) fn within<N>(range: RangeInclusive<N>) -> impl Fn(N) -> Result<N, InvalidValue>
 where
     N: PartialOrd + Display + Copy,
 {
@@ -18,28 +18,31 @@ where
             return Ok(number);
         }
         let fix = format!("choose a number from {} to {}", range.start(), range.end());
-        Err(Wrong::new(format!("is {number}"), fix))
+        Err(InvalidValue::new(format!("is {number}"), fix))
     }
 }
 
 /// Anything of the type.
-pub(super) fn any<T>(value: T) -> Result<T, Wrong> {
+pub(super) fn any<T>(value: T) -> Result<T, InvalidValue> {
     Ok(value)
 }
 
 /// A string that isn't empty.
-pub(super) fn filled(text: String) -> Result<String, Wrong> {
+pub(super) fn filled(text: String) -> Result<String, InvalidValue> {
     if text.is_empty() {
-        return Err(Wrong::new("is empty", "give it a value, or leave it out"));
+        return Err(InvalidValue::new(
+            "is empty",
+            "give it a value, or leave it out",
+        ));
     }
     Ok(text)
 }
 
 /// A name that can stand in a subject, a file name and a header.
-pub(super) fn token(text: String) -> Result<String, Wrong> {
+pub(super) fn token(text: String) -> Result<String, InvalidValue> {
     match name(&text) {
         Ok(()) => Ok(text),
-        Err(fix) => Err(Wrong::new(format!("is `{text}`"), fix)),
+        Err(fix) => Err(InvalidValue::new(format!("is `{text}`"), fix)),
     }
 }
 

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use super::checks::{in_token, token, within};
-use super::problem::Wrong;
+use super::problem::InvalidValue;
 use super::section::Section;
 
 /// `[directory]`: where contacts, groups and blocks come from. The keys of a
@@ -81,18 +81,18 @@ impl Request {
 }
 
 /// Tokens, but not those under which input is taken in.
-fn subject(text: String) -> Result<String, Wrong> {
+fn subject(text: String) -> Result<String, InvalidValue> {
     let is_token = |token: &str| !token.is_empty() && token.chars().all(in_token);
     if text.len() > SUBJECT_BYTES_MAX || !text.split('.').all(is_token) {
         let fix = format!(
             "use tokens of letters, digits, `_` and `-`, with dots between them, of at most \
              {SUBJECT_BYTES_MAX} bytes together"
         );
-        return Err(Wrong::new(format!("is `{text}`"), fix));
+        return Err(InvalidValue::new(format!("is `{text}`"), fix));
     }
     if text.split('.').next() == Some("presence") {
         let fix = "begin with another token than `presence`, such as `presence-directory`";
-        return Err(Wrong::new(
+        return Err(InvalidValue::new(
             format!("is `{text}`, where input is taken in"),
             fix,
         ));
@@ -121,7 +121,7 @@ impl Directory {
             "file" => Ok(Source::File),
             "kv" => Ok(Source::Kv),
             "request" => Ok(Source::Request),
-            _ => Err(Wrong::new(
+            _ => Err(InvalidValue::new(
                 format!("is `{text}`"),
                 "write `file`, `kv` or `request`",
             )),

@@ -3,7 +3,7 @@
 use std::thread::available_parallelism;
 
 use super::checks::{any, within};
-use super::problem::Wrong;
+use super::problem::InvalidValue;
 use super::section::Section;
 
 /// `[engine]`: how plugins are run, and what limits they run within.
@@ -126,7 +126,7 @@ impl Engine {
                 "makes the first wait ({retry_ms}) longer than the longest ({retry_ms_max})"
             );
             let fix = "set `retry_ms_max` to at least `retry_ms`";
-            section.refuse(key, Wrong::new(what, fix));
+            section.refuse(key, InvalidValue::new(what, fix));
         }
         engine
     }

@@ -9,7 +9,7 @@ use toml::de::DeTable;
 
 use super::FILE_NAME;
 use super::problem::{Problem, Problems};
-use crate::regular;
+use crate::regular_file;
 
 /// How long a configuration may be: far longer than any that is written by hand.
 const BYTES_MAX: u64 = 16 << 20;
@@ -46,7 +46,7 @@ impl Text {
     /// As [`read`](Self::read), and if it is no regular file.
     pub fn read_again(path: Option<&Path>) -> anyhow::Result<Option<Self>> {
         let file = path.unwrap_or(Path::new(FILE_NAME));
-        match regular::read_text(file) {
+        match regular_file::read_text(file) {
             Ok(text) => Ok(Some(Self::filled(file, &text)?)),
             Err(error) if path.is_none() && error.is_missing() => Ok(None),
             Err(error) => Err(error.into()),

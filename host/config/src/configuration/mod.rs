@@ -52,7 +52,7 @@ pub use limits::Limits;
 pub use nats::{Auth, Nats};
 pub use pipeline::{Grant, OnFailure, Source, Stage, StagePlace};
 pub use problem::{Place, Problem, Problems};
-pub use settings::Read;
+pub use settings::LoadedConfig;
 pub use state::State;
 pub use stored::{InStore, StoredTenant, TENANTS_BUCKET};
 pub use telemetry::Telemetry;
@@ -61,7 +61,7 @@ pub use tracker::Tracker;
 
 pub(crate) use pipeline::STAGES_MAX;
 pub use section::CLOCK_OFFSET_FILE;
-use section::{Outcome, Reader, Section};
+use section::{ConfigReader, Outcome, Section};
 
 /// The file that is read from the working folder when none is named.
 pub const FILE_NAME: &str = "presence.toml";
@@ -136,7 +136,7 @@ impl Config {
     pub fn load_with_problems(
         path: Option<&Path>,
         env: impl Iterator<Item = (String, OsString)>,
-    ) -> Result<Read, Problems> {
+    ) -> Result<LoadedConfig, Problems> {
         Self::read_in(Path::new(""), path, env)
     }
 
@@ -153,7 +153,7 @@ impl Config {
         working: &Path,
         path: Option<&Path>,
         env: impl Iterator<Item = (String, OsString)>,
-    ) -> Result<Read, Problems> {
+    ) -> Result<LoadedConfig, Problems> {
         let text = Text::read_in(working, path)?;
         Self::parse_in(working, path, text.as_ref(), env, &[])
     }
@@ -190,7 +190,7 @@ impl Config {
         text: Option<&Text>,
         env: impl Iterator<Item = (String, OsString)>,
         stored: &[InStore],
-    ) -> Result<Read, Problems> {
+    ) -> Result<LoadedConfig, Problems> {
         let usual = working.join(FILE_NAME);
         let file = path.unwrap_or(&usual);
         let is_there = text.is_some();
@@ -204,7 +204,7 @@ impl Config {
             Some(_) => &rest,
             None => document.get_ref(),
         };
-        let mut reader = Reader::new(file, text, env.clone());
+        let mut reader = ConfigReader::new(file, text, env.clone());
         if sections.is_some() {
             reader.refuse_all(tenants::needless_variables(&env));
         }
@@ -217,7 +217,7 @@ impl Config {
         let tenants = sections.map(|items| tenants::read(file, text, &env, &rest, &items, stored));
         let (tenants, tenant_settings) = tenants.unzip();
         let passed_over = passed_over.iter().map(ToString::to_string).collect();
-        Ok(Read {
+        Ok(LoadedConfig {
             file: is_there.then(|| file.to_owned()),
             config: Self {
                 passed_over,
@@ -281,7 +281,7 @@ impl Config {
 /// What holds without a file and without variables, in the working folder.
 impl Default for Config {
     fn default() -> Self {
-        let reader = Reader::new(Path::new(FILE_NAME), "", BTreeMap::new());
+        let reader = ConfigReader::new(Path::new(FILE_NAME), "", BTreeMap::new());
         reader.read_defaults(Self::read)
     }
 }

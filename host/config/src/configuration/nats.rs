@@ -8,7 +8,7 @@ use percent_encoding::percent_decode_str;
 use url::Url;
 
 use super::checks::{any, filled, within};
-use super::problem::Wrong;
+use super::problem::InvalidValue;
 use super::section::Section;
 use crate::reply_prefix;
 
@@ -208,13 +208,13 @@ impl Auth {
                 let what = "carries several logins";
                 section.refuse(
                     "url",
-                    Wrong::new(what, "keep one, the same in each address"),
+                    InvalidValue::new(what, "keep one, the same in each address"),
                 );
                 return Self::Anonymous;
             }
             _ if !carried.is_empty() => {
                 let what = "carries a login, and another is set beside it";
-                section.refuse("url", Wrong::new(what, "keep one of them"));
+                section.refuse("url", InvalidValue::new(what, "keep one of them"));
                 return Self::Anonymous;
             }
             (Some(creds), None, None, None, None) => return Self::Creds(creds),
@@ -231,7 +231,7 @@ impl Auth {
                 let set: Vec<_> = ways.into_iter().filter(|key| section.is_set(key)).collect();
                 let what = format!("is one of several ways to log in ({})", set.join(", "));
                 let last = set.last().copied().unwrap_or("token");
-                section.refuse(last, Wrong::new(what, "keep one of them"));
+                section.refuse(last, InvalidValue::new(what, "keep one of them"));
             }
         }
         Self::Anonymous
@@ -252,7 +252,7 @@ impl Tls {
             let what = "is false, and certificates or a `tls://` address are set, which need TLS";
             section.refuse(
                 "required",
-                Wrong::new(what, "leave it out, or take them out"),
+                InvalidValue::new(what, "leave it out, or take them out"),
             );
         }
         Self {
@@ -269,20 +269,23 @@ fn both_or_none(section: &mut Section<'_, '_>, one: &'static str, other: &'stati
     for (key, missing) in [(one, other), (other, one)] {
         if section.is_set(key) && !section.is_set(missing) {
             let what = format!("stands without `{missing}`");
-            section.refuse(key, Wrong::new(what, "give both or neither"));
+            section.refuse(key, InvalidValue::new(what, "give both or neither"));
         }
     }
 }
 
 /// What the subjects of answers begin with.
-fn reply_prefixes(prefixes: Vec<String>) -> Result<Vec<String>, Wrong> {
+fn reply_prefixes(prefixes: Vec<String>) -> Result<Vec<String>, InvalidValue> {
     let fix = "write `_INBOX.`, or what else your clients' reply subjects begin with, up to a dot";
     if prefixes.is_empty() {
-        return Err(Wrong::new("is empty", fix));
+        return Err(InvalidValue::new("is empty", fix));
     }
     let problem = |prefix: &String| Some((prefix.clone(), reply_prefix::problem(prefix)?));
     match prefixes.iter().find_map(problem) {
-        Some((prefix, what)) => Err(Wrong::new(format!("holds `{prefix}`, which {what}"), fix)),
+        Some((prefix, what)) => Err(InvalidValue::new(
+            format!("holds `{prefix}`, which {what}"),
+            fix,
+        )),
         None => Ok(prefixes),
     }
 }
@@ -295,10 +298,10 @@ struct Server {
 
 /// Addresses of servers. What is wrong with one is said without repeating it,
 /// since it may carry a password.
-fn servers(urls: Vec<String>) -> Result<Vec<Server>, Wrong> {
+fn servers(urls: Vec<String>) -> Result<Vec<Server>, InvalidValue> {
     let fix = "write `nats://host:port` or `tls://host:port`, or a list of such";
     if urls.is_empty() {
-        return Err(Wrong::new("is empty", fix));
+        return Err(InvalidValue::new("is empty", fix));
     }
     let server = |url: &String| {
         let (bare, auth) = without_login(url);
@@ -306,11 +309,12 @@ fn servers(urls: Vec<String>) -> Result<Vec<Server>, Wrong> {
             true => bare.parse(),
             false => format!("nats://{bare}").parse(),
         };
-        let address: Url = address
-            .map_err(|error| Wrong::new(format!("is not an address of a server ({error})"), fix))?;
+        let address: Url = address.map_err(|error| {
+            InvalidValue::new(format!("is not an address of a server ({error})"), fix)
+        })?;
         let has_host = address.host_str().is_some_and(|host| !host.is_empty());
         if !matches!(address.scheme(), "nats" | "tls") || !has_host {
-            return Err(Wrong::new("is not an address of a NATS server", fix));
+            return Err(InvalidValue::new("is not an address of a NATS server", fix));
         }
         Ok(Server { address, auth })
     };

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use toml::de::DeValue;
 
 use super::checks::token;
-use super::problem::{Place, Wrong};
+use super::problem::{InvalidValue, Place};
 use super::section::Section;
 use super::value::{other_kind, to_json};
 use crate::digest::Digest;
@@ -137,7 +137,7 @@ impl Stage {
         let plugin = section.get("plugin", token);
         if !section.is_set("plugin") {
             let fix = "name one, such as `plugin = \"contacts\"`";
-            section.refuse("plugin", Wrong::new("is missing", fix));
+            section.refuse("plugin", InvalidValue::new("is missing", fix));
         }
         let config = section.find("config").map(|(_, value)| match value {
             DeValue::Table(_) => to_json(value),
@@ -157,7 +157,7 @@ impl Stage {
         let on_failure = section.get("on_failure", |text: String| match text.as_str() {
             "hold" => Ok(OnFailure::Hold),
             "last-good" => Ok(OnFailure::LastGood),
-            _ => Err(Wrong::new(
+            _ => Err(InvalidValue::new(
                 format!("is `{text}`"),
                 "write `hold` or `last-good`",
             )),
@@ -165,14 +165,14 @@ impl Stage {
         let source = section.get("source", |text: String| match text.as_str() {
             "built-in" => Ok(Source::BuiltIn),
             "folder" => Ok(Source::Folder),
-            _ => Err(Wrong::new(
+            _ => Err(InvalidValue::new(
                 format!("is `{text}`"),
                 "write `built-in` or `folder`",
             )),
         });
         let digest = section.get("digest", |text: String| {
             Digest::parse(&text).map_err(|_| {
-                Wrong::new(
+                InvalidValue::new(
                     format!("is `{text}`"),
                     "write `sha256:` and the 64 hexadecimal digits of the file's SHA-256",
                 )
@@ -200,13 +200,13 @@ impl Grant {
 }
 
 /// A list of grants.
-pub(super) fn grants(names: Vec<String>) -> Result<Vec<Grant>, Wrong> {
+pub(super) fn grants(names: Vec<String>) -> Result<Vec<Grant>, InvalidValue> {
     let grant = |name: &String| {
         let known = GRANTS.iter().find(|(known, _)| known == name);
         known.map(|(_, grant)| *grant).ok_or_else(|| {
             let known = GRANTS.map(|(name, _)| format!("`{name}`"));
             let fix = format!("write some of {}", known.join(", "));
-            Wrong::new(format!("names `{name}`"), fix)
+            InvalidValue::new(format!("names `{name}`"), fix)
         })
     };
     let grants: Vec<_> = names.iter().map(grant).collect::<Result<_, _>>()?;
@@ -214,7 +214,7 @@ pub(super) fn grants(names: Vec<String>) -> Result<Vec<Grant>, Wrong> {
     match grants.iter().find(is_beside) {
         Some(other) if grants.contains(&Grant::None) => {
             let what = format!("names `none` and `{}`", other.as_str());
-            Err(Wrong::new(what, "keep one of them"))
+            Err(InvalidValue::new(what, "keep one of them"))
         }
         _ => Ok(grants),
     }

@@ -115,14 +115,14 @@ impl std::error::Error for Problems {}
 /// What is wrong with the value of one key; the key and its place are added by
 /// the code that reads it.
 #[derive(Debug)]
-pub(super) struct Wrong {
+pub(super) struct InvalidValue {
     /// The end of a sentence that begins with the key: "is 0".
     pub(super) what: String,
     /// What to do about it.
     pub(super) fix: String,
 }
 
-impl Wrong {
+impl InvalidValue {
     pub(super) fn new(what: impl Into<String>, fix: impl Into<String>) -> Self {
         Self {
             what: what.into(),

@@ -13,7 +13,7 @@ use toml::de::{DeTable, DeValue};
 
 use super::checks;
 use super::environment::tells_of_a_service;
-use super::problem::{Place, Problem, Problems, Wrong};
+use super::problem::{InvalidValue, Place, Problem, Problems};
 use super::settings::Setting;
 use super::similar::{did_you_mean, similar};
 use super::value::{Leaf, kind};
@@ -34,7 +34,7 @@ const OTHER_VARIABLES: [&str; 4] = [
 ];
 
 /// One configuration being read.
-pub(super) struct Reader<'a> {
+pub(super) struct ConfigReader<'a> {
     file: &'a Path,
     text: &'a str,
     env: BTreeMap<String, OsString>,
@@ -55,7 +55,7 @@ pub(super) struct Outcome<T> {
     pub(super) settings: Vec<Setting>,
 }
 
-impl<'a> Reader<'a> {
+impl<'a> ConfigReader<'a> {
     pub(super) fn new(file: &'a Path, text: &'a str, env: BTreeMap<String, OsString>) -> Self {
         Self {
             file,
@@ -194,7 +194,7 @@ impl<'a> Reader<'a> {
 
 /// One section being read.
 pub(super) struct Section<'r, 'a> {
-    reader: &'r mut Reader<'a>,
+    reader: &'r mut ConfigReader<'a>,
     /// As written in the file, such as `[nats.tls]`; empty at the top level.
     title: String,
     /// What its keys' variables begin with; none if the environment can't
@@ -212,7 +212,7 @@ impl<'a> Section<'_, 'a> {
     pub(super) fn get<L: Leaf, T>(
         &mut self,
         key: &'static str,
-        parse: impl Fn(L) -> Result<T, Wrong>,
+        parse: impl Fn(L) -> Result<T, InvalidValue>,
     ) -> Option<T> {
         let mut value = None;
         let mut setting = Setting::default_of(self.name(key));
@@ -222,7 +222,8 @@ impl<'a> Section<'_, 'a> {
         }
         if let Some(name) = self.variable(key) {
             if let Some(text) = self.reader.env.get(&name) {
-                let not_text = || Wrong::new("is not UTF-8", "write it in UTF-8, or unset it");
+                let not_text =
+                    || InvalidValue::new("is not UTF-8", "write it in UTF-8, or unset it");
                 let text = text.to_str().ok_or_else(not_text);
                 let place = Place::Variable(name.clone());
                 let leaf = text.and_then(L::from_text);
@@ -319,7 +320,7 @@ impl<'a> Section<'_, 'a> {
     }
 
     /// Reports what is wrong with a key in its relation to others.
-    pub(super) fn refuse(&mut self, key: &'static str, wrong: Wrong) {
+    pub(super) fn refuse(&mut self, key: &'static str, wrong: InvalidValue) {
         let place = self.place_of_key(key);
         self.accept::<()>(place, key, Err(wrong));
     }
@@ -383,10 +384,10 @@ impl<'a> Section<'_, 'a> {
         }
     }
 
-    fn accept<T>(&mut self, place: Place, key: &str, value: Result<T, Wrong>) -> Option<T> {
+    fn accept<T>(&mut self, place: Place, key: &str, value: Result<T, InvalidValue>) -> Option<T> {
         match value {
             Ok(value) => Some(value),
-            Err(Wrong { what, fix }) => {
+            Err(InvalidValue { what, fix }) => {
                 self.report(place, format!("`{key}` in {} {what}", self.title), fix);
                 None
             }

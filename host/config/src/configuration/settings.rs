@@ -36,7 +36,7 @@ const WITHOUT_DEFAULT: [&str; 12] = [
 const HIDDEN: &str = "(secret)";
 
 /// A configuration, and what was read on the way to it.
-pub struct Read {
+pub struct LoadedConfig {
     /// The file that was read, if there was one.
     pub file: Option<PathBuf>,
     /// With the default where a value is wrong.
@@ -49,7 +49,7 @@ pub struct Read {
     pub(super) tenant_settings: Vec<Vec<Setting>>,
 }
 
-impl Read {
+impl LoadedConfig {
     /// The same of a tenant alone: its keys, what sets them, and what is wrong with it.
     ///
     /// # Errors

@@ -8,9 +8,9 @@ use url::Url;
 
 use super::checks::{filled, within};
 use super::nats::Secret;
-use super::problem::Wrong;
+use super::problem::InvalidValue;
 use super::section::Section;
-use crate::regular::{self, Limit};
+use crate::regular_file::{self, Limit};
 
 /// What a header's value may be, in bytes.
 const VALUE_BYTES_MAX: usize = 8_192;
@@ -49,7 +49,7 @@ impl Telemetry {
         });
         let headers = section.get("headers", |text: String| match parse(&text) {
             Ok(_) => Ok(text),
-            Err(what) => Err(Wrong::new(what, FORM)),
+            Err(what) => Err(InvalidValue::new(what, FORM)),
         });
         let headers_file = section.get("headers_file", filled);
         Self {
@@ -83,7 +83,7 @@ impl Telemetry {
                 bytes_max: FILE_BYTES_MAX,
                 key: "nothing",
             };
-            let bytes = regular::read(file, Some(limit)).context(FILE)?;
+            let bytes = regular_file::read(file, Some(limit)).context(FILE)?;
             let text = str::from_utf8(&bytes).map_err(|_| "is not UTF-8");
             let more = text.and_then(parse);
             let more = more.map_err(|what| anyhow!("{FILE} {what}; {FORM}"))?;
@@ -94,23 +94,23 @@ impl Telemetry {
 }
 
 /// A collector's address.
-fn endpoint(text: &str) -> Result<Url, Wrong> {
+fn endpoint(text: &str) -> Result<Url, InvalidValue> {
     let form = "write an address, such as `http://127.0.0.1:4318`, or an empty string to send \
                 nothing";
     // It may hold a password, which is not shown.
     let Ok(url) = Url::parse(text) else {
-        return Err(Wrong::new("is no address", form));
+        return Err(InvalidValue::new("is no address", form));
     };
     if !url.username().is_empty() || url.password().is_some() {
         let fix = "take it out, and give an `authorization` header in `headers_file`";
-        return Err(Wrong::new("has a login in it", fix));
+        return Err(InvalidValue::new("has a login in it", fix));
     }
     if !["http", "https"].contains(&url.scheme()) || !url.has_host() {
-        return Err(Wrong::new("is neither http:// nor https://", form));
+        return Err(InvalidValue::new("is neither http:// nor https://", form));
     }
     if url.query().is_some() || url.fragment().is_some() {
         let fix = "end it before the `?` or `#`: `/v1/metrics` and `/v1/traces` are added to it";
-        return Err(Wrong::new("has a query or a fragment", fix));
+        return Err(InvalidValue::new("has a query or a fragment", fix));
     }
     Ok(url)
 }

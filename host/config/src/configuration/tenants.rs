@@ -15,8 +15,8 @@ use toml::de::{DeTable, DeValue};
 
 use super::checks::{any, token};
 use super::nats::without_login;
-use super::problem::{Place, Problem, Problems, Wrong};
-use super::section::{Reader, Section, VARIABLE_PREFIX};
+use super::problem::{InvalidValue, Place, Problem, Problems};
+use super::section::{ConfigReader, Section, VARIABLE_PREFIX};
 use super::settings::Setting;
 use super::stored::{self, InStore};
 use super::{Config, Tenant, basics};
@@ -149,7 +149,7 @@ pub(super) fn one(
     own: &DeTable<'_>,
 ) -> (TenantSection, Vec<Setting>) {
     let merged = merged(rest, own);
-    let mut reader = Reader::new(file, text, remaining(env, own));
+    let mut reader = ConfigReader::new(file, text, remaining(env, own));
     let (head, config) = reader.read_tenant(place.clone(), own, &merged, Head::read, Config::read);
     let (problems, settings) = reader.into_parts();
     let is_named = head.name.is_some();
@@ -183,16 +183,16 @@ impl Head {
         let name = section.get("name", token);
         if !section.is_set("name") {
             let fix = "give the tenant one, such as `name = \"acme\"`";
-            section.refuse("name", Wrong::new("is missing", fix));
+            section.refuse("name", InvalidValue::new("is missing", fix));
         }
         let own_account = section.is_set("nats");
         let prefix = section.get("prefix", |text: String| match text.as_str() {
             "" if own_account => Ok(None),
-            "" => Err(Wrong::new(
+            "" => Err(InvalidValue::new(
                 "is empty, and other tenants use the same NATS account",
                 "give the tenant a prefix, or an account of its own ([tenant.nats])",
             )),
-            text if RESERVED.contains(&text) => Err(Wrong::new(
+            text if RESERVED.contains(&text) => Err(InvalidValue::new(
                 format!("is `{text}`, which other subjects begin with"),
                 "choose another one",
             )),
@@ -200,7 +200,10 @@ impl Head {
         });
         if prefix.is_none() && name.as_deref().is_some_and(|it| RESERVED.contains(&it)) {
             let what = "can't be the prefix as well, since other subjects begin so";
-            section.refuse("name", Wrong::new(what, "give the tenant a `prefix`"));
+            section.refuse(
+                "name",
+                InvalidValue::new(what, "give the tenant a `prefix`"),
+            );
         }
         let shards = section.get("shards", basics::shards);
         // It is read in its place in the merged document.
@@ -234,12 +237,12 @@ fn refuse_what_is_shared(section: &mut Section<'_, '_>) {
         let what = "has `workers`, which are shared by all tenants";
         section.refuse(
             "engine",
-            Wrong::new(what, "write it into the file's own [engine]"),
+            InvalidValue::new(what, "write it into the file's own [engine]"),
         );
     }
     if section.is_set(GRANTS) && has(section, "plugins", GRANTS) {
         let what = "is there, and [tenant.plugins] `grants`, which says the same";
-        section.refuse(GRANTS, Wrong::new(what, "keep one of them"));
+        section.refuse(GRANTS, InvalidValue::new(what, "keep one of them"));
     }
 }
 

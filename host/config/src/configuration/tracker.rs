@@ -4,7 +4,7 @@ use presence_core::metadata::{LIMITS_MAX, Limits};
 use presence_core::tracker::Damping;
 
 use super::checks::within;
-use super::problem::Wrong;
+use super::problem::InvalidValue;
 use super::section::Section;
 
 /// The longest timeout or grace: a week, in milliseconds.
@@ -50,7 +50,7 @@ impl Tracker {
                 .find(|key| NEVER_BROADCAST.contains(&key.as_str()))
             {
                 None => Ok(keys),
-                Some(key) => Err(Wrong::new(
+                Some(key) => Err(InvalidValue::new(
                     format!("names `{key}`, which is never broadcast"),
                     "take it out of the list",
                 )),

@@ -5,33 +5,33 @@ use serde::Serialize;
 use serde_json::{Map, Number, Value};
 use toml::de::DeValue;
 
-use super::problem::Wrong;
+use super::problem::InvalidValue;
 
 /// A type that a key can have.
 pub(super) trait Leaf: Sized + Serialize {
-    fn from_toml(value: &DeValue<'_>) -> Result<Self, Wrong>;
-    fn from_text(text: &str) -> Result<Self, Wrong>;
+    fn from_toml(value: &DeValue<'_>) -> Result<Self, InvalidValue>;
+    fn from_text(text: &str) -> Result<Self, InvalidValue>;
 }
 
 impl Leaf for String {
-    fn from_toml(value: &DeValue<'_>) -> Result<Self, Wrong> {
+    fn from_toml(value: &DeValue<'_>) -> Result<Self, InvalidValue> {
         let text = value.as_str().map(str::to_owned);
         text.ok_or_else(|| other_kind(value, "a string in quotes"))
     }
 
-    fn from_text(text: &str) -> Result<Self, Wrong> {
+    fn from_text(text: &str) -> Result<Self, InvalidValue> {
         Ok(text.to_owned())
     }
 }
 
 impl Leaf for bool {
-    fn from_toml(value: &DeValue<'_>) -> Result<Self, Wrong> {
+    fn from_toml(value: &DeValue<'_>) -> Result<Self, InvalidValue> {
         value
             .as_bool()
             .ok_or_else(|| other_kind(value, "true or false"))
     }
 
-    fn from_text(text: &str) -> Result<Self, Wrong> {
+    fn from_text(text: &str) -> Result<Self, InvalidValue> {
         text.trim()
             .parse()
             .map_err(|_| not_a(text, "true or false"))
@@ -39,17 +39,17 @@ impl Leaf for bool {
 }
 
 impl Leaf for u64 {
-    fn from_toml(value: &DeValue<'_>) -> Result<Self, Wrong> {
+    fn from_toml(value: &DeValue<'_>) -> Result<Self, InvalidValue> {
         match value {
             DeValue::Integer(number) => Self::from_str_radix(number.as_str(), number.radix())
                 .map_err(|_| {
-                    Wrong::new(format!("is {number}"), "write a whole number, not below 0")
+                    InvalidValue::new(format!("is {number}"), "write a whole number, not below 0")
                 }),
             _ => Err(other_kind(value, "a whole number")),
         }
     }
 
-    fn from_text(text: &str) -> Result<Self, Wrong> {
+    fn from_text(text: &str) -> Result<Self, InvalidValue> {
         let digits = text.trim().replace('_', "");
         digits
             .parse()
@@ -58,17 +58,17 @@ impl Leaf for u64 {
 }
 
 impl Leaf for usize {
-    fn from_toml(value: &DeValue<'_>) -> Result<Self, Wrong> {
+    fn from_toml(value: &DeValue<'_>) -> Result<Self, InvalidValue> {
         u64::from_toml(value).and_then(fitting)
     }
 
-    fn from_text(text: &str) -> Result<Self, Wrong> {
+    fn from_text(text: &str) -> Result<Self, InvalidValue> {
         u64::from_text(text).and_then(fitting)
     }
 }
 
 impl Leaf for f64 {
-    fn from_toml(value: &DeValue<'_>) -> Result<Self, Wrong> {
+    fn from_toml(value: &DeValue<'_>) -> Result<Self, InvalidValue> {
         match value {
             DeValue::Integer(number) => Self::from_text(number.as_str()),
             DeValue::Float(number) => Self::from_text(number.as_str()),
@@ -76,7 +76,7 @@ impl Leaf for f64 {
         }
     }
 
-    fn from_text(text: &str) -> Result<Self, Wrong> {
+    fn from_text(text: &str) -> Result<Self, InvalidValue> {
         let digits = text.trim().replace('_', "");
         let number = digits.parse().ok().filter(|it: &Self| it.is_finite());
         number.ok_or_else(|| not_a(text, "a number, such as 0.01"))
@@ -85,19 +85,21 @@ impl Leaf for f64 {
 
 /// A list, which may also be written as one string, separated by commas.
 impl Leaf for Vec<String> {
-    fn from_toml(value: &DeValue<'_>) -> Result<Self, Wrong> {
+    fn from_toml(value: &DeValue<'_>) -> Result<Self, InvalidValue> {
         match value {
             DeValue::String(text) => Ok(split(text)),
             DeValue::Array(items) => items
                 .iter()
                 .map(|item| String::from_toml(item.get_ref()))
                 .collect::<Result<_, _>>()
-                .map_err(|wrong| Wrong::new(format!("holds what {}", wrong.what), wrong.fix)),
+                .map_err(|wrong| {
+                    InvalidValue::new(format!("holds what {}", wrong.what), wrong.fix)
+                }),
             _ => Err(other_kind(value, "a list of strings")),
         }
     }
 
-    fn from_text(text: &str) -> Result<Self, Wrong> {
+    fn from_text(text: &str) -> Result<Self, InvalidValue> {
         if !text.trim_start().starts_with('[') {
             return Ok(split(text));
         }
@@ -111,7 +113,7 @@ impl Leaf for Vec<String> {
 ///
 /// # Errors
 /// For what JSON does not have: infinities, NaN, and integers beyond 64 bits.
-pub(super) fn to_json(value: &DeValue<'_>) -> Result<Value, Wrong> {
+pub(super) fn to_json(value: &DeValue<'_>) -> Result<Value, InvalidValue> {
     Ok(match value {
         DeValue::String(text) => Value::String(text.to_string()),
         DeValue::Boolean(flag) => Value::Bool(*flag),
@@ -150,23 +152,23 @@ pub(super) fn kind(value: &DeValue<'_>) -> &'static str {
 }
 
 /// The value is of another kind than the key's.
-pub(super) fn other_kind(value: &DeValue<'_>, wanted: &str) -> Wrong {
-    Wrong::new(format!("is {}", kind(value)), format!("write {wanted}"))
+pub(super) fn other_kind(value: &DeValue<'_>, wanted: &str) -> InvalidValue {
+    InvalidValue::new(format!("is {}", kind(value)), format!("write {wanted}"))
 }
 
-fn not_a(text: &str, wanted: &str) -> Wrong {
-    Wrong::new(format!("is `{text}`"), format!("write {wanted}"))
+fn not_a(text: &str, wanted: &str) -> InvalidValue {
+    InvalidValue::new(format!("is `{text}`"), format!("write {wanted}"))
 }
 
-fn no_json(number: &str) -> Wrong {
-    Wrong::new(
+fn no_json(number: &str) -> InvalidValue {
+    InvalidValue::new(
         format!("holds {number}, which JSON can't say"),
         "write a finite number of at most 64 bits",
     )
 }
 
-fn fitting(number: u64) -> Result<usize, Wrong> {
-    let too_large = |_| Wrong::new(format!("is {number}"), "write a smaller number");
+fn fitting(number: u64) -> Result<usize, InvalidValue> {
+    let too_large = |_| InvalidValue::new(format!("is {number}"), "write a smaller number");
     number.try_into().map_err(too_large)
 }
 

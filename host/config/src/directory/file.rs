@@ -9,14 +9,14 @@ use presence_core::names::Names;
 use super::content::Content;
 use super::entry::without_bom;
 use crate::escape::say;
-use crate::regular::{self, Unreadable};
+use crate::regular_file::{self, Unreadable};
 
 /// Reads a directory file's text; none if it isn't there.
 ///
 /// # Errors
 /// If it can't be read, or is no regular file.
 pub fn read_text(path: &Path) -> Result<Option<String>, Unreadable> {
-    match regular::read_text(path) {
+    match regular_file::read_text(path) {
         Ok(text) => Ok(Some(text)),
         Err(error) if error.is_missing() => Ok(None),
         Err(error) => Err(error),

@@ -21,7 +21,7 @@ use super::content::{Content, SECTIONS, Sections};
 
 /// All that a text in the form of a directory file says, and which sections it names.
 pub(super) fn whole(text: &str, names: &Names) -> serde_json::Result<Content> {
-    read(text, Whole(names))
+    read(text, DirectorySeed(names))
 }
 
 /// A JSON list of user ids, as the set of their numbers.
@@ -56,9 +56,9 @@ fn no_id(what: &str, text: &str) -> String {
 }
 
 /// The whole object.
-struct Whole<'a>(&'a Names);
+struct DirectorySeed<'a>(&'a Names);
 
-impl<'de> DeserializeSeed<'de> for Whole<'_> {
+impl<'de> DeserializeSeed<'de> for DirectorySeed<'_> {
     type Value = Content;
 
     fn deserialize<D: Deserializer<'de>>(self, input: D) -> Result<Content, D::Error> {
@@ -66,7 +66,7 @@ impl<'de> DeserializeSeed<'de> for Whole<'_> {
     }
 }
 
-impl<'de> Visitor<'de> for Whole<'_> {
+impl<'de> Visitor<'de> for DirectorySeed<'_> {
     type Value = Content;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -240,7 +240,7 @@ impl<'de> DeserializeSeed<'de> for Text {
     fn deserialize<D: Deserializer<'de>>(self, input: D) -> Result<Box<str>, D::Error> {
         let text: Box<RawValue> = serde::Deserialize::deserialize(input)?;
         // The text is taken as it stands, and this looks at what is in it.
-        read(text.get(), Strict).map_err(D::Error::custom)?;
+        read(text.get(), StrictJson).map_err(D::Error::custom)?;
         // Escapes and numbers that no reader takes: a rule could never find the value.
         serde_json::from_str::<serde_json::Value>(text.get()).map_err(D::Error::custom)?;
         Ok(text.get().into())
@@ -249,9 +249,9 @@ impl<'de> DeserializeSeed<'de> for Text {
 
 /// Any value, in which no object has a key twice.
 #[derive(Clone, Copy)]
-struct Strict;
+struct StrictJson;
 
-impl<'de> DeserializeSeed<'de> for Strict {
+impl<'de> DeserializeSeed<'de> for StrictJson {
     type Value = ();
 
     fn deserialize<D: Deserializer<'de>>(self, input: D) -> Result<(), D::Error> {
@@ -259,7 +259,7 @@ impl<'de> DeserializeSeed<'de> for Strict {
     }
 }
 
-impl<'de> Visitor<'de> for Strict {
+impl<'de> Visitor<'de> for StrictJson {
     type Value = ();
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

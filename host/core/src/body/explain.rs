@@ -15,7 +15,7 @@ pub struct ExplainReport {
     /// What was decided on.
     pub event: Arc<Event>,
     /// Where that event comes from.
-    pub basis: Basis,
+    pub basis: EventOrigin,
     /// What each stage did to the viewer.
     pub stages: Vec<StageReport>,
     /// What the viewer gets to see, if anything.
@@ -37,7 +37,7 @@ pub struct ExplainReport {
 
 /// Where the event that an explanation is about comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Basis {
+pub enum EventOrigin {
     /// The user is online: the event with which they came.
     Online,
     /// The user is offline: the event with which they went.
@@ -66,12 +66,12 @@ pub fn explanation(viewer: &str, user: &str, generation: u64, found: &ExplainRep
         Change::Offline { last_seen, .. } => ("user_offline", Some(last_seen)),
     };
     let basis = match found.basis {
-        Basis::Online | Basis::Departed => "last-event",
-        Basis::Hypothetical => "hypothetical",
+        EventOrigin::Online | EventOrigin::Departed => "last-event",
+        EventOrigin::Hypothetical => "hypothetical",
     };
     let mut event = json!({"type": kind, "timestamp": found.event.timestamp, "basis": basis});
     set(&mut event, "lastSeen", last_seen.map(Value::from));
-    let online = found.basis == Basis::Online;
+    let online = found.basis == EventOrigin::Online;
     let (standing, retry_at) = match found.delivery {
         DeliveryState::Settled => ("settled", None),
         DeliveryState::Correcting => ("correcting", None),

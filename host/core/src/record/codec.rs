@@ -15,7 +15,7 @@ use crate::event::{Change, Event, Reason};
 use crate::ledger::LedgerEntry;
 use crate::metadata::Metadata;
 use crate::names::{Names, NamesGuard};
-use crate::recipients::{Recipients, Shown};
+use crate::recipients::{Recipients, ShownDigest};
 use crate::status::{OwnStatus, Status};
 use crate::step::Step;
 use crate::tracker::{self, Activity, Connected, StartsWithoutMessage, UserState};
@@ -83,10 +83,10 @@ struct Left<'a> {
 type Parts<'a> = Vec<([u8; 8], Vec<&'a str>)>;
 
 /// When a user said it, and what.
-type Said<'a> = (u64, Saying<'a>);
+type SavedStatus<'a> = (u64, StatusText<'a>);
 
 /// A JSON string, and when it expires.
-type Saying<'a> = Option<(&'a str, Option<u64>)>;
+type StatusText<'a> = Option<(&'a str, Option<u64>)>;
 
 #[derive(Serialize, Deserialize)]
 struct Waiting<'a> {
@@ -175,7 +175,7 @@ impl Record {
                 stored(&Key::Departed(user.as_str()), value.as_ref())
             }
             Self::Status { user, word } => {
-                let value: Option<Said<'_>> = word.as_ref().map(|word| {
+                let value: Option<SavedStatus<'_>> = word.as_ref().map(|word| {
                     let status = word.status.as_ref();
                     let saying = status.map(|status| (&*status.text, status.expires_at));
                     (word.timestamp, saying)
@@ -277,7 +277,7 @@ impl Record {
                 return Ok(Self::Departed { user, departure });
             }
             Key::Status(user) => {
-                let (timestamp, saying): Said<'_> = postcard::from_bytes(value)?;
+                let (timestamp, saying): SavedStatus<'_> = postcard::from_bytes(value)?;
                 let word = OwnStatus {
                     timestamp,
                     status: saying.map(|(text, expires_at)| Status {
@@ -360,7 +360,7 @@ fn parts<'a>(told: &Recipients, names: &'a NamesGuard<'_>) -> Parts<'a> {
 fn recipients_of(parts: Parts<'_>, names: &Names) -> Recipients {
     Recipients::new(parts.into_iter().map(|(shown, viewers)| {
         let viewers = viewers.into_iter().map(|viewer| names.intern(viewer));
-        (viewers.collect(), Shown::from_bytes(shown))
+        (viewers.collect(), ShownDigest::from_bytes(shown))
     }))
 }
 

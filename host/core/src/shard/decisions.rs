@@ -11,8 +11,8 @@ use roaring::RoaringBitmap;
 
 use super::dirty_users::{DirtyUsers, Phase};
 use super::env::Env;
+use super::reconcile::{Reconciled, reconcile};
 use super::retries::{Retries, Retry};
-use super::settling::{Settled, settle};
 use super::types::Output;
 use crate::departed::{Departed, KnownMetadata};
 use crate::directory::Question;
@@ -96,7 +96,7 @@ impl Decisions {
         self.forget_update(user);
         let ledger = &self.ledger;
         self.verdicts
-            .tidy(|user| ledger.get(user).is_some(), ledger.len());
+            .evict_offline(|user| ledger.get(user).is_some(), ledger.len());
         entry.recipients
     }
 
@@ -121,7 +121,7 @@ impl Decisions {
     /// What is known of an online user is this event from now on, but it may not be told
     /// yet: rules go by it, and anyone who may not see the user so is told.
     pub(super) fn show_later(&mut self, event: Arc<Event>, env: &mut Env<'_>) {
-        if self.ledger.put_off(&event) {
+        if self.ledger.defer(&event) {
             self.decide_anew(&event, env);
         }
     }
@@ -143,14 +143,14 @@ impl Decisions {
                 self.decided(event, &verdict, again_at, phase, env);
             }
             Decision::CacheMiss(questions) => {
-                self.put_off(event.user, false, env);
+                self.defer(event.user, false, env);
                 let fetches = questions.clone();
                 self.retries.fetches.note(event.user, fetches);
                 env.out.push(Output::Fetch(questions));
             }
             Decision::Failed(failure) => {
                 // One letter an event, however often it is tried again.
-                if let Some(wait_ms) = self.put_off(event.user, true, env) {
+                if let Some(wait_ms) = self.defer(event.user, true, env) {
                     env.plugin_failed(event, &failure, Some(wait_ms));
                 }
             }
@@ -232,7 +232,7 @@ impl Decisions {
         let max = env.common.settings.audience_max;
         let is_over = max > 0 && verdict.audience.len() > max;
         if is_over {
-            if self.put_off(user, true, env).is_some() {
+            if self.defer(user, true, env).is_some() {
                 env.audience_refused(event, verdict.audience.len());
             }
         } else {
@@ -248,24 +248,24 @@ impl Decisions {
             true => None,
             false => self.untold.get(&user).copied(),
         };
-        let settled = settle(entry, event, verdict, phase, updated_at, env);
+        let settled = reconcile(entry, event, verdict, phase, updated_at, env);
         let differs = match settled {
-            Settled::Unchanged => false,
-            Settled::Published { differs } | Settled::NewsLeft { differs } => differs,
+            Reconciled::Unchanged => false,
+            Reconciled::Published { differs } | Reconciled::Remaining { differs } => differs,
         };
         if differs {
             self.ledger.note(user);
         }
         match settled {
-            Settled::NewsLeft { .. } if phase == Phase::Losses => self.dirty.mark_gaining(user),
-            Settled::NewsLeft { .. } => {}
-            Settled::Unchanged | Settled::Published { .. } => self.forget_update(user),
+            Reconciled::Remaining { .. } if phase == Phase::Losses => self.dirty.mark_gaining(user),
+            Reconciled::Remaining { .. } => {}
+            Reconciled::Unchanged | Reconciled::Published { .. } => self.forget_update(user),
         }
     }
 
     /// Puts a decision off that has failed, or lacks an answer. Nobody new is told until it is
     /// made. Says for how many milliseconds, if it is to have a dead letter.
-    fn put_off(&mut self, user: Id, has_failed: bool, env: &Env<'_>) -> Option<u64> {
+    fn defer(&mut self, user: Id, has_failed: bool, env: &Env<'_>) -> Option<u64> {
         let settings = &env.common.settings;
         let before = self.retries.get(user);
         let pending = before.and_then(|again| again.next_wait_ms);

@@ -16,7 +16,7 @@ use bytes::Bytes;
 use super::env::{Common, Env};
 use super::event_queue::EventQueue;
 use super::publishing::{subject, updated};
-use super::settling::publish_offline;
+use super::reconcile::publish_offline;
 use super::types::Output;
 use super::updates::Updates;
 use crate::body;
@@ -121,7 +121,7 @@ impl Events {
             if env.common.settings.status.is_some()
                 && let Some(user) = env.common.names.find(&user)
             {
-                self.updates.statuses.look_at(user, now);
+                self.updates.statuses.check_at(user, now);
             }
         }
         for _ in 0..LOOKS_AT_ONCE {
@@ -131,7 +131,7 @@ impl Events {
             let Some(user) = self.updates.statuses.pop_due(now) else {
                 return;
             };
-            if self.updates.look(user, env)
+            if self.updates.check_user(user, env)
                 && let Some(name) = env.common.names.name(user)
             {
                 self.reshow(name.as_str(), env);
@@ -178,7 +178,7 @@ impl Events {
     }
 
     /// Has everyone decided again if the rules have become others by themselves.
-    pub(super) fn notice_replaced(&mut self, env: &mut Env<'_>) {
+    pub(super) fn apply_replaced_rules(&mut self, env: &mut Env<'_>) {
         if env.rules_were_replaced() {
             self.rules_changed();
         }

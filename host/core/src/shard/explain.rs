@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::env::Env;
 use super::events::Events;
 use super::types::Output;
-use crate::body::explain::{Basis, DeliveryState, ExplainReport};
+use crate::body::explain::{DeliveryState, EventOrigin, ExplainReport};
 use crate::event::{Change, Event};
 use crate::metadata::Metadata;
 use crate::rules::Decision;
@@ -30,9 +30,9 @@ pub(super) fn explain(
     let pending = decisions.retries.pending_until(user);
     let pending = pending.map(|at| env.common.clock.wall_at(at));
     let (event, basis) = match entry {
-        Some(entry) => (Arc::clone(entry.current()), Basis::Online),
+        Some(entry) => (Arc::clone(entry.current()), EventOrigin::Online),
         None => match decisions.departed.event(user, names) {
-            Some(event) => (Arc::new(event), Basis::Departed),
+            Some(event) => (Arc::new(event), EventOrigin::Departed),
             None => {
                 let event = Event {
                     user,
@@ -41,18 +41,18 @@ pub(super) fn explain(
                     change: Change::Online,
                     metadata: Metadata::default(),
                 };
-                (Arc::new(event), Basis::Hypothetical)
+                (Arc::new(event), EventOrigin::Hypothetical)
             }
         },
     };
     let explanation = env.ask_why(wall, &event, viewer);
-    events.notice_replaced(env);
+    events.apply_replaced_rules(env);
     let (rendition, cache_misses, failure) = match explanation.decision {
         Decision::Decided(renditions, reads) => {
             let departed = &events.updates.decisions.departed;
             let verdict = match basis {
-                Basis::Departed => departed.admitted(user, renditions, &reads),
-                Basis::Online | Basis::Hypothetical => Verdict::new(user, renditions),
+                EventOrigin::Departed => departed.admitted(user, renditions, &reads),
+                EventOrigin::Online | EventOrigin::Hypothetical => Verdict::new(user, renditions),
             };
             (verdict.rendition(viewer).cloned(), BTreeSet::new(), None)
         }
@@ -64,7 +64,7 @@ pub(super) fn explain(
     };
     let is_undecided = !cache_misses.is_empty() || failure.is_some();
     // As a query does: the decision that was taken stands until one of its inputs changes.
-    let kept = (basis == Basis::Online && env.common.settings.reuse_verdicts)
+    let kept = (basis == EventOrigin::Online && env.common.settings.reuse_verdicts)
         .then(|| events.updates.decisions.verdicts.find(wall, &event))
         .flatten();
     let is_kept = is_undecided && kept.is_some();
@@ -73,12 +73,12 @@ pub(super) fn explain(
         _ => rendition,
     };
     let delivery = match (basis, rendition.is_some()) {
-        (Basis::Departed | Basis::Hypothetical, _) => DeliveryState::Offline,
-        (Basis::Online, _) if kept.is_none() && (pending.is_some() || is_undecided) => {
+        (EventOrigin::Departed | EventOrigin::Hypothetical, _) => DeliveryState::Offline,
+        (EventOrigin::Online, _) if kept.is_none() && (pending.is_some() || is_undecided) => {
             DeliveryState::Pending(pending)
         }
-        (Basis::Online, sees) if sees == told => DeliveryState::Settled,
-        (Basis::Online, _) => DeliveryState::Correcting,
+        (EventOrigin::Online, sees) if sees == told => DeliveryState::Settled,
+        (EventOrigin::Online, _) => DeliveryState::Correcting,
     };
     ExplainReport {
         event,

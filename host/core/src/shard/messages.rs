@@ -8,7 +8,7 @@ use super::settings::Settings;
 use super::types::Ignored;
 use crate::event::{Change, Reason};
 use crate::json;
-use crate::message::{Message, Payload, Redrive, Rejection, Why};
+use crate::message::{Message, Payload, Redrive, Rejection, StatedReason};
 use crate::metadata::Metadata;
 use crate::quota::Quota;
 use crate::tracker::{Effect, Transition};
@@ -121,7 +121,8 @@ impl Presence {
             let (updates, metadata) = (&mut self.events.updates, metadata.as_deref());
             refused = updates.take(&user, conn, timestamp, metadata, common);
         }
-        let lifted = matches!(payload, Payload::Connect { .. }) && self.lift_offline(&user, common);
+        let lifted =
+            matches!(payload, Payload::Connect { .. }) && self.clear_stated_offline(&user, common);
         if let Some(transition) = handled.transition {
             let came = matches!(transition, Transition::Online { .. });
             self.transition(transition, env);
@@ -166,7 +167,7 @@ impl Presence {
 
 impl Common {
     /// A reason as it is understood.
-    fn reason(&mut self, why: Why) -> Reason {
+    fn reason(&mut self, why: StatedReason) -> Reason {
         self.counters.unknown_reasons += u64::from(!why.known);
         why.reason
     }

@@ -126,7 +126,7 @@ impl Presence {
 
     /// A user has connected: an application's offline holds no longer. Says whether
     /// one did.
-    pub(super) fn lift_offline(&mut self, user: &str, common: &Common) -> bool {
+    pub(super) fn clear_stated_offline(&mut self, user: &str, common: &Common) -> bool {
         let user = common.names.find(user);
         let user = user.filter(|user| self.statements.is_offline(*user));
         if let Some(user) = user {

@@ -113,7 +113,7 @@ impl Run {
         };
         let event = Arc::new(event);
         // A viewer who wasn't admitted while the user was online isn't now, whatever the rules say.
-        let told = decisions.departed.told(user);
+        let told = decisions.departed.recipients(user);
         if !told.is_some_and(|told| told.contains(viewer)) {
             return answers.push(text, Visibility::Nothing);
         }

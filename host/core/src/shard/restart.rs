@@ -78,7 +78,7 @@ impl Shard {
         departed.restore(departures, &common.names);
         if common.settings.status.is_some() {
             for user in updates.decisions.ledger.users() {
-                updates.statuses.look_at(user, now);
+                updates.statuses.check_at(user, now);
             }
         } else {
             updates.forget_all(common);
@@ -88,7 +88,7 @@ impl Shard {
 
     /// A shard of nobody that goes by the same settings, directory and clock as this one,
     /// and counts on: what is to take its place where it can't be relied on any more.
-    pub fn anew(&self) -> Self {
+    pub fn replacement(&self) -> Self {
         let common = &self.common;
         let (settings, names) = (common.settings.clone(), Arc::clone(&common.names));
         let mut shard = Self::new(settings, names, Arc::clone(&common.directory));
@@ -136,11 +136,11 @@ impl Presence {
         records.extend(words.map(|(user, word)| Record::Status { user, word }));
         // What is told later is told at once after a restart.
         let mut waiting = queue.take_changed();
-        waiting.extend(ledger.take_put_off());
+        waiting.extend(ledger.take_deferred());
         records.extend(waiting.into_iter().map(|(id, user)| {
             let entry = ledger.get(id);
-            let put_off = entry.and_then(|entry| entry.next.clone()).map(Step::Show);
-            let steps = queue.steps(id).cloned().chain(put_off).collect();
+            let deferred = entry.and_then(|entry| entry.next.clone()).map(Step::Show);
+            let steps = queue.steps(id).cloned().chain(deferred).collect();
             Record::Waiting { user, steps }
         }));
         let statements = self.statements.take_changed();

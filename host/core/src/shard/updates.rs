@@ -64,8 +64,8 @@ impl Updates {
                 return Some(Rejection::over(Quota::Statuses, error));
             }
             let timestamp = timestamp.min(common.clock.stamp());
-            if self.statuses.say(id, &name, timestamp, status) {
-                self.statuses.look_at(id, now);
+            if self.statuses.set(id, &name, timestamp, status) {
+                self.statuses.check_at(id, now);
             }
         }
         None
@@ -83,13 +83,13 @@ impl Updates {
         }
         let reading = match self.decisions.ledger.get(event.user) {
             Some(entry) => {
-                self.statuses.look_at(event.user, common.now());
+                self.statuses.check_at(event.user, common.now());
                 StatusKeys::of(&entry.event.metadata)
             }
             None => {
                 let clock = &common.clock;
                 if let Some(at) = self.statuses.expires_at(clock.wall(), event.user) {
-                    self.statuses.look_at(event.user, clock.now_at(at));
+                    self.statuses.check_at(event.user, clock.now_at(at));
                 }
                 self.reading(&event, common)
             }
@@ -122,13 +122,13 @@ impl Updates {
         let now = common.now();
         for user in common.tracker.forget_activities() {
             let user = common.names.intern(&user);
-            self.statuses.look_at(user, now);
+            self.statuses.check_at(user, now);
         }
         for user in self.statuses.users() {
             if let Some(name) = common.names.name(user) {
-                self.statuses.unsay(user, &name);
+                self.statuses.clear(user, &name);
             }
-            self.statuses.look_at(user, now);
+            self.statuses.check_at(user, now);
         }
     }
 
@@ -136,7 +136,7 @@ impl Updates {
     pub(super) fn clock_moved(&mut self, now: u64) {
         self.decisions.clock_moved();
         for user in self.statuses.expiring() {
-            self.statuses.look_at(user, now);
+            self.statuses.check_at(user, now);
         }
     }
 
@@ -165,17 +165,17 @@ impl Updates {
     /// Looks whether a user is shown as they are to be, and changes it where they
     /// aren't, unless that would be too soon. Says whether the user is to be shown by
     /// another connection now, which was put off.
-    pub(super) fn look(&mut self, user: Id, env: &mut Env<'_>) -> bool {
-        let put_off = self.statuses.take_reshow(user);
+    pub(super) fn check_user(&mut self, user: Id, env: &mut Env<'_>) -> bool {
+        let deferred = self.statuses.take_reshow(user);
         // What is shown again has the current status in it. Where statuses have been turned
         // off, what was told of them is taken back first.
-        if !put_off || env.common.settings.status.is_none() {
-            self.look_at_status(user, env);
+        if !deferred || env.common.settings.status.is_none() {
+            self.check_status(user, env);
         }
-        put_off
+        deferred
     }
 
-    fn look_at_status(&mut self, user: Id, env: &mut Env<'_>) {
+    fn check_status(&mut self, user: Id, env: &mut Env<'_>) {
         let common = &*env.common;
         let Some(entry) = self.decisions.ledger.get(user) else {
             return;
@@ -186,14 +186,14 @@ impl Updates {
         }
         let before = Arc::clone(&entry.event);
         if let Some(at) = self.statuses.expires_at(common.clock.wall(), user) {
-            self.statuses.look_at(user, common.clock.now_at(at));
+            self.statuses.check_at(user, common.clock.now_at(at));
         }
         let reading = self.reading(&before, common);
         if reading == StatusKeys::of(&before.metadata) {
             return;
         }
         if let Some(next_at) = self.next_at(user, common) {
-            return self.statuses.look_at(user, next_at);
+            return self.statuses.check_at(user, next_at);
         }
         let event = Arc::new(Event {
             metadata: reading.put_into(&before.metadata),
@@ -206,7 +206,10 @@ impl Updates {
     /// When a user may be updated again, if that is not yet.
     pub(super) fn next_at(&self, user: Id, common: &Common) -> Option<u64> {
         let min_interval_ms = common.settings.status?.min_interval_ms;
-        let next_at = self.statuses.told_at(user)?.saturating_add(min_interval_ms);
+        let next_at = self
+            .statuses
+            .broadcast_at(user)?
+            .saturating_add(min_interval_ms);
         (next_at > common.now()).then_some(next_at)
     }
 
@@ -224,7 +227,7 @@ impl Updates {
             return false;
         }
         env.publish(Subject::Updated, body);
-        self.statuses.told(env.common.now(), event.user);
+        self.statuses.note_broadcast(env.common.now(), event.user);
         self.decisions.show_update(event, env);
         true
     }

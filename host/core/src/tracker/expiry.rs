@@ -102,7 +102,7 @@ impl<M: Clone> Tracker<M> {
             self.roster.users[key].grace_entry = NOT_QUEUED;
             self.queue_grace(key);
         }
-        self.receive_clock.distrust();
+        self.receive_clock.assume_loss();
         self.queue_cuts();
         self.show_newest();
     }

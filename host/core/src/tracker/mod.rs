@@ -58,7 +58,7 @@ use self::roster::Roster;
 pub use self::silence::StartsWithoutMessage;
 use self::slab::Key;
 use self::timer_queue::TimerQueue;
-pub use self::types::{Effect, Handled, Reason, TrackerSettings, Transition};
+pub use self::types::{Effect, InputResult, Reason, TrackerSettings, Transition};
 use self::user::PendingOffline;
 use crate::clock::Clock;
 use crate::quota::{Cap, Held, Quota};
@@ -141,7 +141,7 @@ impl<M: Clone> Tracker<M> {
         conn: &str,
         timestamp: u64,
         metadata: impl FnOnce() -> M,
-    ) -> Handled<M>
+    ) -> InputResult<M>
     where
         M: PartialEq,
     {
@@ -211,7 +211,7 @@ impl<M: Clone> Tracker<M> {
         conn: &str,
         timestamp: u64,
         metadata: impl FnOnce() -> M,
-    ) -> Handled<M> {
+    ) -> InputResult<M> {
         let (heard, timestamp) = self.arrival(now, timestamp);
         let reorder_ms = self.settings.reorder_ms;
         let key = self.roster.entry(user, conn);
@@ -250,7 +250,7 @@ impl<M: Clone> Tracker<M> {
         conn: &str,
         timestamp: u64,
         reason: Reason,
-    ) -> Handled<M> {
+    ) -> InputResult<M> {
         let (heard, timestamp) = self.arrival(now, timestamp);
         let key = self.roster.entry(user, conn);
         let reorder_ms = self.settings.reorder_ms;
@@ -306,7 +306,7 @@ impl<M: Clone> Tracker<M> {
             }
         };
         self.bound_closes(key);
-        Handled {
+        InputResult {
             effect: Effect::Closed,
             transition,
         }
@@ -387,7 +387,7 @@ impl<M: Clone> Tracker<M> {
     }
 
     /// Makes a connection live.
-    fn begin(&mut self, key: Key, life: LiveConnection<M>, effect: Effect) -> Handled<M> {
+    fn begin(&mut self, key: Key, life: LiveConnection<M>, effect: Effect) -> InputResult<M> {
         let user_key = self.roster.connections[key].user;
         if let Err(quota) = self.admit(user_key) {
             if matches!(self.roster.connections[key].state, State::Unknown) {
@@ -419,7 +419,7 @@ impl<M: Clone> Tracker<M> {
                 .push(Arc::clone(&self.roster.users[user_key].name));
         }
         self.queue_lease(key);
-        Handled { effect, transition }
+        InputResult { effect, transition }
     }
 
     /// Takes what one more live connection of a user takes of the quotas.

@@ -90,16 +90,16 @@ impl ReceiveClock {
     /// Everything has been heard up to `at`, as is known `now`. Says whether it may be
     /// that some connection has missed more than a time-out of hearing by now.
     pub(super) fn received(&mut self, now: u64, at: u64, timeout_ms: u64) -> bool {
-        self.go_on(now, at, self.step_ms.unwrap_or(0), timeout_ms)
+        self.advance(now, at, self.step_ms.unwrap_or(0), timeout_ms)
     }
 
     /// As [`Self::received`], but something of what came by `at` was lost: the clock stands
     /// still.
     pub(super) fn lost(&mut self, now: u64, at: u64, timeout_ms: u64) -> bool {
-        self.go_on(now, at, 0, timeout_ms)
+        self.advance(now, at, 0, timeout_ms)
     }
 
-    fn go_on(&mut self, now: u64, at: u64, gain_ms_max: u64, timeout_ms: u64) -> bool {
+    fn advance(&mut self, now: u64, at: u64, gain_ms_max: u64, timeout_ms: u64) -> bool {
         let Some(step_ms) = self.step_ms else {
             return false;
         };
@@ -149,7 +149,7 @@ impl ReceiveClock {
 
     /// For the next while, any loss may be the one that makes a connection miss more
     /// than a time-out.
-    pub(super) fn distrust(&mut self) {
+    pub(super) fn assume_loss(&mut self) {
         self.losses.recent = u64::MAX;
         self.losses.began = self.clock;
     }

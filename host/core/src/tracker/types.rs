@@ -64,14 +64,14 @@ pub enum Reason {
 
 /// What became of an input.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Handled<M> {
+pub struct InputResult<M> {
     /// What it did to its connection.
     pub effect: Effect,
     /// What it did to its user, if anything.
     pub transition: Option<Transition<M>>,
 }
 
-impl<M> From<Effect> for Handled<M> {
+impl<M> From<Effect> for InputResult<M> {
     /// An input that changes no user's presence.
     fn from(effect: Effect) -> Self {
         Self {

@@ -4,7 +4,7 @@
 use std::collections::HashSet;
 
 use presence_core::tracker::{
-    Activity, Damping, Handled, Reason, Tracker, TrackerSettings, Transition,
+    Activity, Damping, InputResult, Reason, Tracker, TrackerSettings, Transition,
 };
 use proptest::prelude::*;
 
@@ -188,7 +188,7 @@ impl Pair {
             tracker.set_activity(now, user, conn, ts, says);
             model.set_activity(now, user, conn, ts, says);
         }
-        let Handled { transition, .. } = was;
+        let InputResult { transition, .. } = was;
         transition
             .iter()
             .for_each(|transition| self.alternates(transition));

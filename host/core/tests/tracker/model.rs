@@ -2,7 +2,7 @@
 //! deadlines that are worked out anew whenever somebody asks. What the tracker
 //! does to be fast must make no difference to it.
 
-use presence_core::tracker::{Activity, Effect, Handled, Reason, TrackerSettings, Transition};
+use presence_core::tracker::{Activity, Effect, InputResult, Reason, TrackerSettings, Transition};
 
 type Metadata = u64;
 
@@ -90,7 +90,7 @@ impl Model {
         id: &str,
         timestamp: u64,
         metadata: Metadata,
-    ) -> Handled<Metadata> {
+    ) -> InputResult<Metadata> {
         let timestamp = timestamp.min(now);
         let index = self.entry(user, id);
         let opened = match self.connections[index].state {
@@ -111,7 +111,7 @@ impl Model {
         id: &str,
         timestamp: u64,
         metadata: Metadata,
-    ) -> Handled<Metadata> {
+    ) -> InputResult<Metadata> {
         let timestamp = timestamp.min(now);
         let index = self.entry(user, id);
         let opened = match self.connections[index].state {
@@ -144,7 +144,7 @@ impl Model {
         id: &str,
         timestamp: u64,
         reason: Reason,
-    ) -> Handled<Metadata> {
+    ) -> InputResult<Metadata> {
         let timestamp = timestamp.min(now);
         let index = self.entry(user, id);
         let effect = match self.connections[index].state {
@@ -181,7 +181,7 @@ impl Model {
             user.pending = Some((since, reason));
         }
         let offline = is_last && grace_ms == 0;
-        Handled {
+        InputResult {
             effect,
             transition: offline.then(|| user.offline(now, reason, None)),
         }
@@ -393,7 +393,7 @@ impl Model {
         timestamp: u64,
         new_metadata: Metadata,
         begun: Effect,
-    ) -> Handled<Metadata> {
+    ) -> InputResult<Metadata> {
         let lease_from = self.lease_from(now);
         let Connection { user, id, state } = &mut self.connections[index];
         let (name, conn) = (user.clone(), id.clone());
@@ -440,7 +440,7 @@ impl Model {
             conn: conn.into(),
             metadata: new_metadata,
         };
-        Handled {
+        InputResult {
             effect,
             transition: was_offline.then(online),
         }

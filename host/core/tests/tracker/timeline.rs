@@ -22,7 +22,7 @@ use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::path::Path;
 
-use presence_core::tracker::{Handled, Reason, Tracker, TrackerSettings, Transition};
+use presence_core::tracker::{InputResult, Reason, Tracker, TrackerSettings, Transition};
 
 /// Runs the timeline in a file; the error shows where it differs.
 pub(crate) fn check(path: &Path) -> Result<(), String> {
@@ -149,7 +149,7 @@ impl Runner {
         }
     }
 
-    fn report(&mut self, user: &str, conn: &str, handled: Handled<String>) {
+    fn report(&mut self, user: &str, conn: &str, handled: InputResult<String>) {
         let effect = format!("{:?}", handled.effect).to_lowercase();
         writeln!(self.log, "{} {user}/{conn} {effect}", self.now).unwrap();
         if let Some(transition) = &handled.transition {

@@ -103,14 +103,15 @@ fn found(outcome: &Outcome) -> Value {
 fn spaced(value: &Value) -> anyhow::Result<String> {
     let mut json = Vec::new();
     value.serialize(&mut serde_json::Serializer::with_formatter(
-        &mut json, Spaced,
+        &mut json,
+        SpacedFormatter,
     ))?;
     Ok(String::from_utf8(json)?)
 }
 
-struct Spaced;
+struct SpacedFormatter;
 
-impl Formatter for Spaced {
+impl Formatter for SpacedFormatter {
     fn begin_array_value<W: io::Write + ?Sized>(
         &mut self,
         to: &mut W,

@@ -2,8 +2,8 @@
 //! another plugin, what it would change of who sees whom.
 
 mod diff;
-mod player;
 mod printer;
+mod replayer;
 
 use std::io::BufWriter;
 use std::path::{Path, PathBuf};
@@ -11,17 +11,17 @@ use std::sync::Arc;
 
 use anyhow::ensure;
 use presence_config::capture::Capture;
-use presence_config::escape::{self, json_output, print_json, together};
+use presence_config::escape::{self, join_problems, json_output, print_json};
 use presence_config::subjects::Subjects;
 use presence_config::{self as config, Config};
 use presence_rules::loader::Loader;
-use presence_rules::stored::without_store;
+use presence_rules::store_cache::without_store;
 
 use crate::ConfigArg;
 use crate::plugin;
 use diff::Diff;
-use player::{Known, Player};
 use printer::Printer;
+use replayer::{ReplayInputs, Replayer};
 
 /// The arguments.
 #[derive(clap::Args)]
@@ -63,16 +63,16 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
             is_named: true,
         };
     }
-    let known = Known::read(&config)?;
+    let inputs = ReplayInputs::read(&config)?;
     match &args.plugin {
-        None => print(capture, &config, &known),
-        Some(new) => compare(args, &plugin::file(new)?, capture, &config, &known),
+        None => print(capture, &config, &inputs),
+        Some(new) => compare(args, &plugin::file(new)?, capture, &config, &inputs),
     }
 }
 
-fn print(capture: Capture<'_>, config: &Config, known: &Known) -> anyhow::Result<()> {
+fn print(capture: Capture<'_>, config: &Config, inputs: &ReplayInputs) -> anyhow::Result<()> {
     let blueprint = Loader::new(config)?.load(config, false);
-    let mut player = Player::new(config, &blueprint.map_err(together)?, known)?;
+    let mut replayer = Replayer::new(config, &blueprint.map_err(join_problems)?, inputs)?;
     let subjects = Subjects::new(config.tenant.prefix.as_deref());
     let mut printer = Printer::new(
         subjects,
@@ -81,9 +81,9 @@ fn print(capture: Capture<'_>, config: &Config, known: &Known) -> anyhow::Result
     );
     capture.read(|recorded| {
         printer.begin(recorded.at);
-        player.play(&recorded, |at, outputs| printer.print(at, outputs))
+        replayer.play(&recorded, |at, outputs| printer.print(at, outputs))
     })?;
-    player.settle(|at, outputs| printer.print(at, outputs))?;
+    replayer.settle(|at, outputs| printer.print(at, outputs))?;
     printer.finish()
 }
 
@@ -92,7 +92,7 @@ fn compare(
     new: &Path,
     capture: Capture<'_>,
     config: &Config,
-    known: &Known,
+    inputs: &ReplayInputs,
 ) -> anyhow::Result<()> {
     let mut loader = Loader::new(config)?;
     let against = args.against.as_deref().map(plugin::file).transpose()?;
@@ -124,10 +124,10 @@ fn compare(
         before.pipeline.retain(|stage| *stage.plugin != *plugin);
     }
     let old = loader.load(&before, false);
-    let old = old.map_err(together)?;
+    let old = old.map_err(join_problems)?;
     loader.prefer(new);
-    let new = loader.load(config, false).map_err(together)?;
-    let mut diff = Diff::new(config, &plugin, [&old, &new], known, args.examples)?;
+    let new = loader.load(config, false).map_err(join_problems)?;
+    let mut diff = Diff::new(config, &plugin, [&old, &new], inputs, args.examples)?;
     capture.read(|recorded| diff.play(&recorded))?;
     let report = diff.finish()?;
     if args.json {

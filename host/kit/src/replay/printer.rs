@@ -8,7 +8,7 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
-use super::player::NODE;
+use super::replayer::NODE;
 
 #[derive(Serialize)]
 struct Published<'a> {

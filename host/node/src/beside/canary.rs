@@ -7,7 +7,7 @@ use std::time::Duration;
 use presence_config::abort_on::AbortOn;
 use tokio::time::{Interval, MissedTickBehavior, interval};
 
-use super::judge::{CALLS_MIN, Judge};
+use super::analysis::{CALLS_MIN, CanaryAnalysis};
 use super::meter::{Meter, Side};
 use crate::clock;
 
@@ -20,7 +20,7 @@ const STEP_MS_MAX: u64 = 5_000;
 
 /// By what a canary ends by itself.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Terms {
+pub(crate) struct CanaryPolicy {
     pub(crate) abort_on: AbortOn,
     /// After how many milliseconds it is promoted; none where an operator does that.
     pub(crate) promote_after_ms: Option<u64>,
@@ -39,9 +39,9 @@ pub(crate) enum End {
 
 /// What is watched of a canary, for as long as it runs: also once it is to be promoted, until
 /// that is in force.
-pub(crate) struct Watch {
-    judge: Judge,
-    terms: Terms,
+pub(crate) struct CanaryMonitor {
+    analysis: CanaryAnalysis,
+    policy: CanaryPolicy,
     /// Whether it has been said that it is to be promoted.
     is_promoted: bool,
     meter: Arc<Meter>,
@@ -50,17 +50,17 @@ pub(crate) struct Watch {
     looks: Interval,
 }
 
-impl Watch {
-    pub(crate) fn new(terms: Terms, meter: Arc<Meter>) -> Self {
-        Self::at(terms, meter, clock::now_ms())
+impl CanaryMonitor {
+    pub(crate) fn new(policy: CanaryPolicy, meter: Arc<Meter>) -> Self {
+        Self::at(policy, meter, clock::now_ms())
     }
 
-    fn at(terms: Terms, meter: Arc<Meter>, now: u64) -> Self {
+    fn at(policy: CanaryPolicy, meter: Arc<Meter>, now: u64) -> Self {
         let mut looks = interval(LOOK);
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         Self {
-            judge: Judge::new(terms.abort_on.clone(), &meter, now),
-            terms,
+            analysis: CanaryAnalysis::new(policy.abort_on.clone(), &meter, now),
+            policy,
             is_promoted: false,
             meter,
             looked_at: now,
@@ -70,24 +70,24 @@ impl Watch {
 
     /// For how many milliseconds it has been watched, if it is to be promoted by itself.
     pub(crate) fn watched_ms(&self) -> Option<u64> {
-        self.terms.promote_after_ms.map(|_| self.terms.watched_ms)
+        self.policy.promote_after_ms.map(|_| self.policy.watched_ms)
     }
 
     /// Looks once more, when it is time: whether it is to end.
     pub(crate) async fn next(&mut self) -> Option<End> {
         self.looks.tick().await;
-        self.look(clock::now_ms())
+        self.check(clock::now_ms())
     }
 
-    fn look(&mut self, now: u64) -> Option<End> {
+    fn check(&mut self, now: u64) -> Option<End> {
         let step = now.saturating_sub(self.looked_at).min(STEP_MS_MAX);
         self.looked_at = now;
-        self.terms.watched_ms += step;
-        if let Some(reason) = self.judge.look(&self.meter, now) {
+        self.policy.watched_ms += step;
+        if let Some(reason) = self.analysis.evaluate(&self.meter, now) {
             return Some(End::Abort(reason));
         }
-        let after = self.terms.promote_after_ms;
-        let is_due = after.is_some_and(|after| after <= self.terms.watched_ms);
+        let after = self.policy.promote_after_ms;
+        let is_due = after.is_some_and(|after| after <= self.policy.watched_ms);
         let calls = self.meter.calls(Side::Candidate);
         let calls = calls.calls.load(Ordering::Relaxed);
         // One that nobody has seen at work has proved nothing.
@@ -126,24 +126,24 @@ mod tests {
     }
 
     /// Looks every second, up to and with that one.
-    fn looks(watch: &mut Watch, seconds: std::ops::RangeInclusive<u64>) -> Option<End> {
-        seconds.into_iter().find_map(|at| watch.look(at * 1_000))
+    fn looks(watch: &mut CanaryMonitor, seconds: std::ops::RangeInclusive<u64>) -> Option<End> {
+        seconds.into_iter().find_map(|at| watch.check(at * 1_000))
     }
 
     #[tokio::test]
     async fn a_canary_is_promoted_after_its_time_once_it_has_been_at_work() {
         let meter = Arc::<Meter>::default();
-        let terms = Terms {
+        let policy = CanaryPolicy {
             promote_after_ms: Some(60_000),
             watched_ms: 10_000,
-            ..Terms::default()
+            ..CanaryPolicy::default()
         };
-        let mut watch = Watch::at(terms, Arc::clone(&meter), 1_000);
+        let mut watch = CanaryMonitor::at(policy, Arc::clone(&meter), 1_000);
         decides(&meter, CALLS_MIN - 1);
         assert_eq!(looks(&mut watch, 1..=51), None);
         assert_eq!(watch.watched_ms(), Some(60_000));
         decides(&meter, 1);
-        let Some(End::Promote(why)) = watch.look(51_000) else {
+        let Some(End::Promote(why)) = watch.check(51_000) else {
             panic!("it is due");
         };
         assert_eq!(
@@ -155,13 +155,13 @@ mod tests {
     #[tokio::test]
     async fn a_time_in_which_nobody_looked_is_not_watched() {
         let meter = Arc::<Meter>::default();
-        let terms = Terms {
+        let policy = CanaryPolicy {
             promote_after_ms: Some(60_000),
-            ..Terms::default()
+            ..CanaryPolicy::default()
         };
-        let mut watch = Watch::at(terms, Arc::clone(&meter), 1_000);
+        let mut watch = CanaryMonitor::at(policy, Arc::clone(&meter), 1_000);
         decides(&meter, CALLS_MIN);
-        assert_eq!(watch.look(3_600_000), None);
+        assert_eq!(watch.check(3_600_000), None);
         assert_eq!(watch.watched_ms(), Some(STEP_MS_MAX));
         assert_eq!(looks(&mut watch, 3_601..=3_654), None);
         assert!(looks(&mut watch, 3_655..=3_655).is_some());
@@ -171,19 +171,19 @@ mod tests {
     async fn a_broken_rule_comes_before_a_promotion_and_after_one_that_is_not_in_force_yet() {
         for promoted_first in [false, true] {
             let meter = Arc::<Meter>::default();
-            let terms = Terms {
+            let policy = CanaryPolicy {
                 abort_on: "errors>1%".parse().unwrap(),
                 promote_after_ms: Some(0),
                 watched_ms: 0,
             };
-            let mut watch = Watch::at(terms, Arc::clone(&meter), 1_000);
+            let mut watch = CanaryMonitor::at(policy, Arc::clone(&meter), 1_000);
             decides(&meter, 100);
             if promoted_first {
-                assert!(matches!(watch.look(2_000), Some(End::Promote(_))));
-                assert_eq!(watch.look(3_000), None, "once is enough");
+                assert!(matches!(watch.check(2_000), Some(End::Promote(_))));
+                assert_eq!(watch.check(3_000), None, "once is enough");
             }
             fails(&meter, 2);
-            let end = watch.look(4_000);
+            let end = watch.check(4_000);
             assert!(matches!(end, Some(End::Abort(_))), "{end:?}");
         }
     }

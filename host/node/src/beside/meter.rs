@@ -39,7 +39,7 @@ pub(crate) struct Meter {
     candidate: Calls,
     /// Decisions that were not compared, since there was no time for it.
     skipped: AtomicU64,
-    compared: Mutex<Compared>,
+    compared: Mutex<ComparisonTotals>,
 }
 
 /// Calls of one pipeline.
@@ -53,7 +53,7 @@ pub(crate) struct Calls {
 
 /// What came of comparing.
 #[derive(Debug, Default)]
-pub(crate) struct Compared {
+pub(crate) struct ComparisonTotals {
     /// Events that both decided.
     pub(crate) decisions: u64,
     /// Those of them that they decided alike.
@@ -66,15 +66,15 @@ pub(crate) struct Compared {
     /// Differences whose pairs weren't kept.
     pub(crate) left_out: u64,
     pub(crate) examples: Vec<Example>,
-    pub(crate) active: Tried,
-    pub(crate) candidate: Tried,
+    pub(crate) active: PipelineTotals,
+    pub(crate) candidate: PipelineTotals,
     /// How each user was last decided on.
     users: HashMap<Id, Last, FixedState>,
 }
 
 /// What was counted of one pipeline while both were compared.
 #[derive(Debug, Default)]
-pub(crate) struct Tried {
+pub(crate) struct PipelineTotals {
     pub(crate) calls: u64,
     pub(crate) failures: u64,
     pub(crate) last_failure: Option<Failure>,
@@ -120,13 +120,13 @@ impl Meter {
         self.skipped.load(Ordering::Relaxed)
     }
 
-    pub(crate) fn compared(&self) -> MutexGuard<'_, Compared> {
+    pub(crate) fn compared(&self) -> MutexGuard<'_, ComparisonTotals> {
         self.compared.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// As [`Self::compared`], unless somebody else has it now: a report may take long to make,
     /// and no thread of the pool waits for it.
-    pub(crate) fn try_compared(&self) -> Option<MutexGuard<'_, Compared>> {
+    pub(crate) fn try_compared(&self) -> Option<MutexGuard<'_, ComparisonTotals>> {
         match self.compared.try_lock() {
             Ok(compared) => Some(compared),
             Err(TryLockError::Poisoned(error)) => Some(error.into_inner()),
@@ -176,7 +176,7 @@ impl Calls {
     }
 }
 
-impl Tried {
+impl PipelineTotals {
     /// A decision took so much, and failed or didn't.
     pub(crate) fn count(&mut self, took: Duration, fuel: u64, failure: Option<&Failure>) {
         self.calls += 1;
@@ -190,7 +190,7 @@ impl Tried {
     }
 }
 
-impl Compared {
+impl ComparisonTotals {
     /// Both have decided on a user's event. Says whether an example of it is wanted.
     pub(crate) fn decided(&mut self, now: u64, user: Id, difference: &Difference) -> bool {
         self.decisions += 1;
@@ -246,7 +246,7 @@ mod tests {
 
     #[test]
     fn a_user_counts_as_they_were_last_decided_on_and_only_for_a_while() {
-        let mut compared = Compared::default();
+        let mut compared = ComparisonTotals::default();
         assert!(compared.decided(10, Id(1), &difference(&[7], &[])));
         assert!(!compared.decided(20, Id(1), &difference(&[], &[])));
         assert!(compared.decided(30, Id(2), &difference(&[7], &[8])));
@@ -263,7 +263,7 @@ mod tests {
 
     #[test]
     fn what_is_kept_is_bounded_and_what_is_left_out_is_counted() {
-        let mut compared = Compared::default();
+        let mut compared = ComparisonTotals::default();
         let many = Difference {
             lost: (0..600_000).collect(),
             ..Difference::default()

@@ -3,10 +3,10 @@
 //!
 //! What the one would decide where the other does is found out in the spare time of the pool's
 //! threads ([`pool`](crate::pool)), and counted by the [`Meter`]. A canary goes by rules of its
-//! own ([`canary`], [`judge`]), which end it.
+//! own ([`canary`], [`analysis`]), which end it.
 
+pub(crate) mod analysis;
 pub(crate) mod canary;
-pub(crate) mod judge;
 pub(crate) mod latency;
 pub(crate) mod meter;
 pub(crate) mod report;
@@ -30,7 +30,7 @@ pub(crate) enum Mode {
 
 /// A pipeline that runs beside the active one.
 #[derive(Clone)]
-pub(crate) struct Beside {
+pub(crate) struct CandidatePipeline {
     pub(crate) generation: Generation,
     pub(crate) mode: Mode,
     pub(crate) meter: Arc<Meter>,
@@ -42,7 +42,7 @@ pub(crate) struct Beside {
 #[derive(Clone)]
 pub(crate) struct Pipelines {
     pub(crate) active: Generation,
-    pub(crate) beside: Option<Beside>,
+    pub(crate) beside: Option<CandidatePipeline>,
 }
 
 impl Pipelines {

@@ -13,8 +13,8 @@ use roaring::RoaringBitmap;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::Beside;
-use super::meter::{Meter, Tried};
+use super::CandidatePipeline;
+use super::meter::{Meter, PipelineTotals};
 
 /// How many viewers an example names of each kind.
 const VIEWERS_MAX: usize = 10;
@@ -48,8 +48,8 @@ pub(crate) struct ShadowRun {
 
 impl ShadowRun {
     /// It, with a report of it.
-    pub(crate) fn tell(&self, running: Option<&Beside>, report: &Report) -> Value {
-        let is_it = |beside: &Beside| Arc::ptr_eq(&beside.meter, &self.meter);
+    pub(crate) fn to_json(&self, running: Option<&CandidatePipeline>, report: &Report) -> Value {
+        let is_it = |beside: &CandidatePipeline| Arc::ptr_eq(&beside.meter, &self.meter);
         json!({
             "plugin": self.plugin,
             "digest": self.digest,
@@ -94,7 +94,7 @@ pub(crate) struct Example {
     lost: Viewers,
     gained: Viewers,
     otherwise: Viewers,
-    why: Vec<Why>,
+    why: Vec<StageDifference>,
 }
 
 /// Some viewers, and how many more there are.
@@ -107,13 +107,13 @@ struct Viewers {
 /// The stage that parts them for one viewer, with its reasons.
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub(crate) struct Why {
+pub(crate) struct StageDifference {
     viewer_id: String,
     active: Option<Value>,
     candidate: Value,
 }
 
-impl Why {
+impl StageDifference {
     pub(crate) fn new(
         viewer: &str,
         (active, candidate): (Option<&StageReport>, &StageReport),
@@ -127,7 +127,12 @@ impl Why {
 }
 
 impl Example {
-    pub(crate) fn new(user: &str, difference: &Difference, names: &Names, why: Vec<Why>) -> Self {
+    pub(crate) fn new(
+        user: &str,
+        difference: &Difference,
+        names: &Names,
+        why: Vec<StageDifference>,
+    ) -> Self {
         Self {
             user_id: user.into(),
             lost: Viewers::of(&difference.lost, names),
@@ -186,7 +191,7 @@ impl Report {
 }
 
 impl Cost {
-    fn of(tried: &Tried) -> Self {
+    fn of(tried: &PipelineTotals) -> Self {
         let counts = tried.latency.counts();
         let micros = |time: Duration| time.as_nanos() as f64 / 1_000.0;
         let last = |failure: &Failure| format!("`{}` {}", failure.plugin, failure.error);

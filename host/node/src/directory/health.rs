@@ -10,7 +10,7 @@ use crate::state::database::Disk;
 
 /// What is said of the source, shared by what reads it and what reports on it.
 #[derive(Debug)]
-pub(crate) struct Health {
+pub(crate) struct DirectoryHealth {
     unavailable: Mutex<Option<Unavailable>>,
     /// Whether the directory in force holds something that could be lost.
     holds: AtomicBool,
@@ -33,7 +33,7 @@ struct Unavailable {
     why: String,
 }
 
-impl Default for Health {
+impl Default for DirectoryHealth {
     fn default() -> Self {
         Self {
             unavailable: Mutex::default(),
@@ -47,7 +47,7 @@ impl Default for Health {
     }
 }
 
-impl Health {
+impl DirectoryHealth {
     /// The source can't be read, and why. `known` says whether anything is known of it.
     pub(crate) fn unavailable(&self, why: &str, known: bool) {
         let mut unavailable = self.lock();
@@ -122,7 +122,7 @@ mod tests {
 
     #[test]
     fn an_outage_lasts_from_its_first_reason_until_the_source_is_read() {
-        let health = Health::default();
+        let health = DirectoryHealth::default();
         assert!(health.outage().is_none());
         health.unavailable("gone", true);
         let (first, why) = health.outage().unwrap();

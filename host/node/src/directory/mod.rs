@@ -1,10 +1,10 @@
 //! Where the directory comes from: a JSON file, a NATS KV bucket, or a service that
 //! is asked. What they say is read by [`presence_config::directory`].
 
+pub(crate) mod disk_copy;
 pub(crate) mod health;
-pub(crate) mod kept;
 pub(crate) mod kv;
 pub(crate) mod request;
 
-pub(crate) use health::Health;
+pub(crate) use health::DirectoryHealth;
 pub(crate) use presence_config::directory::{none, parse, read_text};

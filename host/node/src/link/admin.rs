@@ -11,12 +11,12 @@ use presence_config::Config;
 use presence_config::subjects::{ADMIN, Subjects};
 use serde_json::json;
 
-use crate::link::broker::Access;
-use crate::link::micro::{self, Answer, Listening, Service, Services};
+use crate::link::broker::BrokerAccess;
+use crate::link::micro::{self, Answer, Service, Services, SubscribedService};
 use crate::link::plugin_log;
-use crate::link::reply::Replies;
-use crate::ops::http::Board;
-use crate::store::trial::Trials;
+use crate::link::reply_guard::ReplyGuard;
+use crate::ops::http::StatusBoard;
+use crate::store::trial::RevisionValidator;
 use crate::tasks::Tasks;
 
 /// How often the connection is made anew while NATS forbids something on it: the broker
@@ -36,7 +36,7 @@ pub(crate) struct Admin {
 }
 
 /// Says what NATS forbids, if that is news.
-fn say_forbidden(said: &Mutex<BTreeSet<String>>, error: String) {
+fn log_forbidden(said: &Mutex<BTreeSet<String>>, error: String) {
     let mut said = said.lock().unwrap_or_else(PoisonError::into_inner);
     if said.len() < SAID_MAX && said.insert(error.clone()) {
         tracing::warn!(
@@ -50,15 +50,15 @@ impl Admin {
     /// Connects, or goes on trying to.
     ///
     /// # Errors
-    /// As [`Access::options`], or if the connection is closed.
-    pub(crate) async fn connect(access: &Access, tasks: &Tasks) -> anyhow::Result<Self> {
+    /// As [`BrokerAccess::options`], or if the connection is closed.
+    pub(crate) async fn connect(access: &BrokerAccess, tasks: &Tasks) -> anyhow::Result<Self> {
         let is_forbidden = Arc::<AtomicBool>::default();
         let noted = Arc::clone(&is_forbidden);
         let said = Mutex::<BTreeSet<String>>::default();
         let options = access.lasting(" admin")?.event_callback(move |event| {
             if let Event::ServerError(error) = event {
                 noted.store(true, Ordering::Relaxed);
-                say_forbidden(&said, error.to_string());
+                log_forbidden(&said, error.to_string());
             }
             std::future::ready(())
         });
@@ -89,8 +89,8 @@ impl Admin {
     pub(crate) async fn listen(
         &self,
         config: &Config,
-        replies: Arc<Replies>,
-    ) -> anyhow::Result<Listening> {
+        replies: Arc<ReplyGuard>,
+    ) -> anyhow::Result<SubscribedService> {
         let endpoints = ["status", "validate", "shadow", "follow"];
         self.service(config, replies, false, &endpoints)
             .listen(&self.services)
@@ -101,8 +101,8 @@ impl Admin {
     pub(crate) async fn wait(
         &self,
         config: &Config,
-        replies: Arc<Replies>,
-        board: &Board,
+        replies: Arc<ReplyGuard>,
+        board: &StatusBoard,
         turn: impl Future<Output = ()>,
     ) {
         let told = async {
@@ -123,9 +123,12 @@ impl Admin {
     ///
     /// # Errors
     /// If the connection is closed.
-    pub(crate) async fn listen_for_tenants(&self, config: &Config) -> anyhow::Result<Listening> {
+    pub(crate) async fn listen_for_tenants(
+        &self,
+        config: &Config,
+    ) -> anyhow::Result<SubscribedService> {
         let subjects = Subjects::new(None);
-        let replies = Arc::new(Replies::new(config, &subjects));
+        let replies = Arc::new(ReplyGuard::new(config, &subjects));
         // It is no tenant's: it says of no prefix.
         let metadata = json!({"node": config.node.name, "tenants": "store"});
         let metadata = metadata.as_object().cloned().unwrap_or_default();
@@ -138,7 +141,7 @@ impl Admin {
     fn service(
         &self,
         config: &Config,
-        replies: Arc<Replies>,
+        replies: Arc<ReplyGuard>,
         waits: bool,
         endpoints: &[&'static str],
     ) -> Service {
@@ -155,35 +158,46 @@ impl Admin {
     }
 
     /// Answers commands for as long as the node runs.
-    pub(crate) async fn serve(self, listening: Listening, board: Arc<Board>, trials: Arc<Trials>) {
-        let (board, trials) = (&board, &*trials);
-        let served = listening.serve(|endpoint, request| answer(board, trials, endpoint, request));
+    pub(crate) async fn serve(
+        self,
+        listening: SubscribedService,
+        board: Arc<StatusBoard>,
+        validator: Arc<RevisionValidator>,
+    ) {
+        let (board, validator) = (&board, &*validator);
+        let served =
+            listening.serve(|endpoint, request| answer(board, validator, endpoint, request));
         served.await;
         // The node ends.
         std::future::pending().await
     }
 }
 
-async fn answer(board: &Board, trials: &Trials, endpoint: &str, request: Message) -> Answer {
+async fn answer(
+    board: &StatusBoard,
+    validator: &RevisionValidator,
+    endpoint: &str,
+    request: Message,
+) -> Answer {
     match endpoint {
         // It may be as long as a message can be.
         "status" if *request.payload == *micro::REVISION => {
             Ok(json!({"ok": true, "revision": board.revision().as_deref()}))
         }
         "status" => Ok(json!({"ok": true, "status": board.describe()})),
-        "follow" => plugin_log::answer(&trials.tenant(), &request.payload),
+        "follow" => plugin_log::answer(&validator.tenant(), &request.payload),
         // Nothing asks for what has come of one.
         "shadow" if request.payload.is_empty() => {
             Ok(json!({"ok": true, "reports": board.reports()}))
         }
         "shadow" if *request.payload == *micro::END => {
-            trials.end_shadow().await.map(|()| json!({"ok": true}))
+            validator.end_shadow().await.map(|()| json!({"ok": true}))
         }
-        "shadow" => trials
+        "shadow" => validator
             .shadow(&request.payload)
             .await
             .map(|()| json!({"ok": true})),
-        _ => trials
+        _ => validator
             .validate(&request.payload)
             .await
             .map(|()| json!({"ok": true})),

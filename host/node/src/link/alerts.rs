@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use tokio::sync::{mpsc, watch};
 
 use crate::clock;
-use crate::tenant::Running;
+use crate::tenant::RunningPipelines;
 
 /// How many alerts may wait for the broker's client.
 const WAITING_MAX: usize = 256;
@@ -24,25 +24,25 @@ const KEPT_MAX: usize = 50;
 pub(crate) struct Alerts {
     node: Arc<str>,
     raised: mpsc::Sender<Value>,
-    last: Arc<Mutex<Last>>,
+    last: Arc<Mutex<RecentAlerts>>,
 }
 
 /// The last alerts.
 #[derive(Default)]
-struct Last {
+struct RecentAlerts {
     kept: VecDeque<Value>,
     /// How many there were in all.
     count: u64,
 }
 
 /// Alerts that have been raised.
-pub(crate) struct Raised(mpsc::Receiver<Value>);
+pub(crate) struct AlertReceiver(mpsc::Receiver<Value>);
 
 impl Alerts {
     /// Of a node.
-    pub(crate) fn new(node: &str) -> (Self, Raised) {
+    pub(crate) fn new(node: &str) -> (Self, AlertReceiver) {
         let (raised, alerts) = mpsc::channel(WAITING_MAX);
-        let alerts = Raised(alerts);
+        let alerts = AlertReceiver(alerts);
         let new = Self {
             node: node.into(),
             raised,
@@ -51,7 +51,7 @@ impl Alerts {
         (new, alerts)
     }
 
-    fn last(&self) -> MutexGuard<'_, Last> {
+    fn last(&self) -> MutexGuard<'_, RecentAlerts> {
         self.last.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -89,7 +89,7 @@ impl Alerts {
     }
 }
 
-impl Raised {
+impl AlertReceiver {
     /// Publishes them for as long as the node runs.
     pub(crate) async fn publish(mut self, client: Client, subjects: Subjects) {
         let subject = subjects.of(ALERTS);
@@ -124,12 +124,12 @@ impl Quarantined {
 /// Raises an alert when a plugin comes into quarantine, and when it is out again.
 pub(crate) struct Quarantine {
     alerts: Alerts,
-    running: watch::Receiver<Running>,
+    running: watch::Receiver<RunningPipelines>,
     known: Vec<Quarantined>,
 }
 
 impl Quarantine {
-    pub(crate) fn new(alerts: Alerts, running: watch::Receiver<Running>) -> Self {
+    pub(crate) fn new(alerts: Alerts, running: watch::Receiver<RunningPipelines>) -> Self {
         Self {
             alerts,
             running,

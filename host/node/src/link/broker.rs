@@ -2,7 +2,7 @@
 
 mod cause;
 mod health;
-mod rights;
+mod permissions;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,8 +18,8 @@ use crate::clock;
 use crate::link::connection::Connection;
 use crate::link::login::Login;
 
-pub(crate) use health::Health;
-pub(crate) use rights::{Act, Right, Rights};
+pub(crate) use health::BrokerHealth;
+pub(crate) use permissions::{Operation, Permission, Permissions};
 
 /// How often the client asks a broker that says nothing for a sign of life, in
 /// milliseconds: four times within a time-out, but for very short or long ones.
@@ -43,7 +43,7 @@ const CLIENT_QUEUE: usize = 1_024;
 
 /// How the broker is reached, as a configuration says.
 #[derive(Clone, Debug)]
-pub(crate) struct Access {
+pub(crate) struct BrokerAccess {
     nats: Nats,
     timeout_ms: u64,
     node: String,
@@ -55,7 +55,7 @@ pub(crate) struct Access {
     span: Span,
 }
 
-impl Access {
+impl BrokerAccess {
     /// By a configuration.
     pub(crate) fn new(config: &Config) -> Self {
         Self {
@@ -194,7 +194,7 @@ impl Access {
     /// As [`Self::options`].
     pub(crate) async fn main(
         &self,
-        health: &Arc<Health>,
+        health: &Arc<BrokerHealth>,
         connects: watch::Sender<u64>,
     ) -> anyhow::Result<Connection> {
         let (health, servers) = (Arc::clone(health), self.servers());
@@ -227,7 +227,7 @@ impl Access {
 }
 
 /// Tries for as long as the node runs whether what was forbidden is permitted again.
-pub(crate) async fn follow_rights(connection: Connection, health: Arc<Health>) {
+pub(crate) async fn follow_permissions(connection: Connection, health: Arc<BrokerHealth>) {
     let client = connection.client();
     loop {
         tokio::time::sleep(RIGHTS_RETRY).await;
@@ -235,9 +235,9 @@ pub(crate) async fn follow_rights(connection: Connection, health: Arc<Health>) {
             continue;
         }
         let mut is_deaf = false;
-        for right in health.rights.retry(client).await {
-            tracing::info!("NATS permits this node again {right}");
-            is_deaf |= right.act == Act::Subscribe;
+        for permission in health.permissions.retry(client).await {
+            tracing::info!("NATS permits this node again {permission}");
+            is_deaf |= permission.operation == Operation::Subscribe;
         }
         if is_deaf {
             // The broker has forgotten a subscription that it refused.
@@ -248,12 +248,12 @@ pub(crate) async fn follow_rights(connection: Connection, health: Arc<Health>) {
     }
 }
 
-fn observe(event: &Event, servers: &str, health: &Health, connects: &watch::Sender<u64>) {
+fn observe(event: &Event, servers: &str, health: &BrokerHealth, connects: &watch::Sender<u64>) {
     match event {
         Event::Connected => {
             health.connected.store(true, Ordering::Relaxed);
             health.reached();
-            health.rights.connected();
+            health.permissions.connected();
             health.connects.fetch_add(1, Ordering::Relaxed);
             // A silence begins at the first connection, at the earliest.
             let relaxed = Ordering::Relaxed;
@@ -268,7 +268,7 @@ fn observe(event: &Event, servers: &str, health: &Health, connects: &watch::Send
             health.connected.store(false, Ordering::Relaxed);
             tracing::warn!("lost the connection to NATS; reconnecting");
         }
-        Event::SlowConsumer(number) => health.drops.said(*number),
+        Event::SlowConsumer(number) => health.drops.note_report(*number),
         Event::ServerError(error) => health.complaint(&error.to_string()),
         Event::ClientError(error) => {
             health.errors.fetch_add(1, Ordering::Relaxed);

@@ -12,8 +12,8 @@ use futures_util::{Stream, StreamExt as _};
 use presence_config::subjects::SEQ;
 use presence_config::{BODY_BYTES_MAX, HEADER_BYTES_MAX};
 
-use crate::link::broker::Health;
-use crate::link::drops::Carries;
+use crate::link::broker::BrokerHealth;
+use crate::link::drops::SubscriptionKind;
 
 /// A connection. Cloning it shares it.
 #[derive(Clone)]
@@ -56,11 +56,11 @@ impl Connection {
     pub(crate) async fn subscribe(
         &self,
         subject: String,
-        carries: Carries,
-        broker: &Health,
+        kind: SubscriptionKind,
+        broker: &BrokerHealth,
     ) -> anyhow::Result<Subscription> {
         let messages = self.client.subscribe(subject).await?;
-        broker.drops.watch(&messages, carries);
+        broker.drops.watch(&messages, kind);
         Ok(Subscription(messages))
     }
 

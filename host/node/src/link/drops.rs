@@ -4,7 +4,7 @@
 //!
 //! So the subscription's number is used for counting only. To recover lost messages, the reader of a
 //! subscription checks whether the subscription may have been full when the client dropped anything
-//! at all ([`Losses`]), and if so fetches its data again.
+//! at all ([`LossDetector`]), and if so fetches its data again.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -18,11 +18,11 @@ const LATE_MS: u64 = 10_000;
 
 /// How often what was lost is had anew, in milliseconds: the service of a directory, say, is
 /// to be asked for all of it no more often than that.
-const HEAL_MS: u64 = 1_000;
+const REFETCH_MS: u64 = 1_000;
 
 /// What a subscription carries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Carries {
+pub(crate) enum SubscriptionKind {
     /// What users and applications say.
     Inputs,
     /// Queries and requests for explanations.
@@ -37,7 +37,7 @@ pub(crate) enum Carries {
     Other,
 }
 
-impl Carries {
+impl SubscriptionKind {
     /// All of them, in the order of their declaration.
     const ALL: [Self; 6] = [
         Self::Inputs,
@@ -82,18 +82,18 @@ impl Carries {
 #[derive(Debug, Default)]
 pub(crate) struct Drops {
     /// The numbers that the client has given to subscriptions.
-    numbers: Mutex<Vec<(u64, Carries)>>,
+    numbers: Mutex<Vec<(u64, SubscriptionKind)>>,
     /// How often the client has said that it dropped something, whatever it was.
-    said: watch::Sender<u64>,
+    reported: watch::Sender<u64>,
     /// Whether several read inputs, so that none of them can say what is missing.
     has_several_readers: AtomicBool,
-    by_subscription: [Count; Carries::ALL.len()],
+    by_subscription: [Count; SubscriptionKind::ALL.len()],
 }
 
 #[derive(Debug, Default)]
 struct Count {
     /// How often the client has said so. It doesn't always.
-    said: AtomicU64,
+    reported: AtomicU64,
     /// How many messages are known to have been dropped.
     known: AtomicU64,
     /// How many of them the log has been told of.
@@ -102,26 +102,26 @@ struct Count {
 
 impl Drops {
     /// Notes what a subscription carries.
-    pub(crate) fn watch(&self, subscription: &Subscriber, carries: Carries) {
+    pub(crate) fn watch(&self, subscription: &Subscriber, kind: SubscriptionKind) {
         if let Some(number) = number(subscription) {
             let mut numbers = self.numbers.lock().unwrap_or_else(PoisonError::into_inner);
-            numbers.push((number, carries));
+            numbers.push((number, kind));
         }
     }
 
     /// The client has dropped a message of a subscription.
-    pub(crate) fn said(&self, number: u64) {
-        let carries = {
+    pub(crate) fn note_report(&self, number: u64) {
+        let kind = {
             let numbers = self.numbers.lock().unwrap_or_else(PoisonError::into_inner);
             let known = numbers.iter().find(|(known, _)| *known == number);
-            known.map_or(Carries::Other, |(_, carries)| *carries)
+            known.map_or(SubscriptionKind::Other, |(_, kind)| *kind)
         };
-        self.of(carries).said.fetch_add(1, Ordering::Relaxed);
+        self.of(kind).reported.fetch_add(1, Ordering::Relaxed);
         // Inputs are counted by the one who reads them, all of them.
-        if carries != Carries::Inputs || self.has_several_readers() {
-            self.count(carries, 1);
+        if kind != SubscriptionKind::Inputs || self.has_several_readers() {
+            self.count(kind, 1);
         }
-        self.said.send_modify(|said| *said += 1);
+        self.reported.send_modify(|reported| *reported += 1);
     }
 
     /// Several read inputs from now on: what is dropped of them is counted as the client says.
@@ -136,42 +136,44 @@ impl Drops {
 
     /// How often the client has said that it dropped something, as it changes.
     pub(crate) fn follow(&self) -> watch::Receiver<u64> {
-        self.said.subscribe()
+        self.reported.subscribe()
     }
 
     /// How often the client has said that it dropped something.
-    pub(crate) fn all_said(&self) -> u64 {
-        *self.said.borrow()
+    pub(crate) fn all_reported(&self) -> u64 {
+        *self.reported.borrow()
     }
 
     /// How often it has said so of such a subscription.
-    pub(crate) fn said_of(&self, carries: Carries) -> u64 {
-        self.of(carries).said.load(Ordering::Relaxed)
+    pub(crate) fn reported_of(&self, kind: SubscriptionKind) -> u64 {
+        self.of(kind).reported.load(Ordering::Relaxed)
     }
 
     /// Counts dropped messages. The first is told of at once, the rest with
     /// [`Self::report`].
-    pub(crate) fn count(&self, carries: Carries, count: u64) {
-        if self.of(carries).known.fetch_add(count, Ordering::Relaxed) == 0 {
-            self.tell(carries);
+    pub(crate) fn count(&self, kind: SubscriptionKind, count: u64) {
+        if self.of(kind).known.fetch_add(count, Ordering::Relaxed) == 0 {
+            self.log(kind);
         }
     }
 
     /// Tells of the drops that the log hasn't been told of yet.
     pub(crate) fn report(&self) {
-        Carries::ALL.into_iter().for_each(|it| self.tell(it));
+        SubscriptionKind::ALL
+            .into_iter()
+            .for_each(|it| self.log(it));
     }
 
     /// How many messages were dropped, by what their subscription carries.
     pub(crate) fn counts(&self) -> impl Iterator<Item = (&'static str, u64)> {
-        let count = |carries: Carries| self.of(carries).known.load(Ordering::Relaxed);
-        Carries::ALL
+        let count = |kind: SubscriptionKind| self.of(kind).known.load(Ordering::Relaxed);
+        SubscriptionKind::ALL
             .into_iter()
             .map(move |it| (it.as_str(), count(it)))
     }
 
-    fn tell(&self, carries: Carries) {
-        let of = self.of(carries);
+    fn log(&self, kind: SubscriptionKind) {
+        let of = self.of(kind);
         let total = of.known.load(Ordering::Relaxed);
         let dropped = total.saturating_sub(of.told.swap(total, Ordering::Relaxed));
         if dropped > 0 {
@@ -179,14 +181,14 @@ impl Drops {
                 dropped,
                 total,
                 "{} arrive faster than they are taken in, and some are dropped: {}",
-                carries.as_str(),
-                carries.consequence()
+                kind.as_str(),
+                kind.consequence()
             );
         }
     }
 
-    fn of(&self, carries: Carries) -> &Count {
-        let place = Carries::ALL.iter().position(|it| *it == carries);
+    fn of(&self, kind: SubscriptionKind) -> &Count {
+        let place = SubscriptionKind::ALL.iter().position(|it| *it == kind);
         let count = place.and_then(|place| self.by_subscription.get(place));
         #[expect(clippy::expect_used, reason = "there is one for each")]
         count.expect("a count for each")
@@ -207,7 +209,7 @@ fn number(subscription: &Subscriber) -> Option<u64> {
 /// messages as it holds were read without its being found empty. Times are by the host's
 /// clock.
 #[derive(Debug)]
-pub(crate) struct Losses {
+pub(crate) struct LossDetector {
     /// How many messages may wait to be read.
     queue: u64,
     /// How many were read since it was last found empty.
@@ -216,10 +218,10 @@ pub(crate) struct Losses {
     /// something; none if what was lost then has been had anew.
     full_at: Option<u64>,
     dropped_at: Option<u64>,
-    healed_at: Option<u64>,
+    refetched_at: Option<u64>,
 }
 
-impl Losses {
+impl LossDetector {
     /// None yet. `queue`: how many messages may wait to be read.
     pub(crate) fn new(queue: usize) -> Self {
         Self {
@@ -227,7 +229,7 @@ impl Losses {
             read: 0,
             full_at: None,
             dropped_at: None,
-            healed_at: None,
+            refetched_at: None,
         }
     }
 
@@ -250,16 +252,16 @@ impl Losses {
     /// When what may be lost is to be had anew, if anything may be.
     pub(crate) fn due(&self) -> Option<u64> {
         let (full_at, dropped_at) = (self.full_at?, self.dropped_at?);
-        let healed_at = self.healed_at.map_or(0, |at| at + HEAL_MS);
-        (full_at.abs_diff(dropped_at) <= LATE_MS).then(|| full_at.max(dropped_at).max(healed_at))
+        let refetched_at = self.refetched_at.map_or(0, |at| at + REFETCH_MS);
+        (full_at.abs_diff(dropped_at) <= LATE_MS).then(|| full_at.max(dropped_at).max(refetched_at))
     }
 
     /// Returns whether to fetch again now what may have been lost, and counts that as done.
-    pub(crate) fn heal(&mut self, now: u64) -> bool {
+    pub(crate) fn take_refetch(&mut self, now: u64) -> bool {
         let is_due = self.due().is_some_and(|at| at <= now);
         if is_due {
             (self.full_at, self.dropped_at) = (None, None);
-            self.healed_at = Some(now);
+            self.refetched_at = Some(now);
         }
         is_due
     }
@@ -273,71 +275,77 @@ mod tests {
     fn what_is_dropped_is_counted_for_its_subscription() {
         let drops = Drops::default();
         let mut followed = drops.follow();
-        drops
-            .numbers
-            .lock()
-            .unwrap()
-            .extend([(3, Carries::Inputs), (5, Carries::Invalidations)]);
+        drops.numbers.lock().unwrap().extend([
+            (3, SubscriptionKind::Inputs),
+            (5, SubscriptionKind::Invalidations),
+        ]);
         for number in [5, 5, 3, 9] {
-            drops.said(number);
+            drops.note_report(number);
         }
-        drops.count(Carries::Inputs, 40);
+        drops.count(SubscriptionKind::Inputs, 40);
         let counts: Vec<_> = drops.counts().filter(|(_, count)| *count > 0).collect();
         assert_eq!(counts, [("inputs", 40), ("invalidations", 2), ("other", 1)]);
-        assert_eq!(drops.said_of(Carries::Inputs), 1);
-        assert_eq!((drops.all_said(), *followed.borrow_and_update()), (4, 4));
+        assert_eq!(drops.reported_of(SubscriptionKind::Inputs), 1);
+        assert_eq!(
+            (drops.all_reported(), *followed.borrow_and_update()),
+            (4, 4)
+        );
     }
 
     #[test]
     fn of_inputs_that_several_read_is_counted_what_the_client_says() {
         let drops = Drops::default();
-        drops.numbers.lock().unwrap().push((3, Carries::Inputs));
-        drops.said(3);
+        drops
+            .numbers
+            .lock()
+            .unwrap()
+            .push((3, SubscriptionKind::Inputs));
+        drops.note_report(3);
         drops.read_by_several();
-        drops.said(3);
+        drops.note_report(3);
         let counts: Vec<_> = drops.counts().filter(|(_, count)| *count > 0).collect();
         assert_eq!(counts, [("inputs", 1)]);
     }
 
     #[test]
     fn what_may_be_lost_is_what_came_to_a_subscription_that_may_have_been_full() {
-        let mut losses = Losses::new(10);
+        let mut losses = LossDetector::new(10);
         losses.dropped(100);
         losses.read(9, true, 101);
         losses.read(9, true, 102);
-        assert!(!losses.heal(200), "another's");
+        assert!(!losses.take_refetch(200), "another's");
         losses.read(6, false, 300);
         losses.read(6, true, 301);
-        assert!(losses.heal(301), "said before it was read");
-        assert!(!losses.heal(2_000), "once");
+        assert!(losses.take_refetch(301), "said before it was read");
+        assert!(!losses.take_refetch(2_000), "once");
         losses.read(10, true, 3_000);
         assert!(
-            !losses.heal(3_000),
+            !losses.take_refetch(3_000),
             "the client hasn't dropped anything since"
         );
         losses.dropped(3_001);
-        assert!(losses.heal(3_001), "said after it was read");
+        assert!(losses.take_refetch(3_001), "said after it was read");
     }
 
     #[test]
     fn however_much_is_lost_it_is_had_anew_now_and_then_and_at_last() {
-        let mut losses = Losses::new(10);
+        let mut losses = LossDetector::new(10);
         let mut healed = Vec::new();
         for now in 5_000..7_500 {
             losses.dropped(now);
             losses.read(10, false, now);
-            if losses.heal(now) {
+            if losses.take_refetch(now) {
                 healed.push(now);
             }
         }
         assert_eq!(healed, [5_000, 6_000, 7_000]);
         assert_eq!(losses.due(), Some(8_000));
-        assert!(losses.heal(8_000));
+        assert!(losses.take_refetch(8_000));
     }
 
     #[test]
     fn what_was_full_long_before_lost_nothing() {
-        let mut losses = Losses::new(10);
+        let mut losses = LossDetector::new(10);
         losses.read(10, true, 0);
         losses.dropped(LATE_MS + 1);
         assert_eq!(losses.due(), None);

@@ -19,12 +19,12 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::clock;
-use crate::link::broker::Health;
+use crate::link::broker::BrokerHealth;
 use crate::link::connection::Connection;
-use crate::link::drops::Carries;
-use crate::link::reply::Replies;
-use crate::link::request::{self, NoAnswer};
-use crate::ops::http::Board;
+use crate::link::drops::SubscriptionKind;
+use crate::link::reply_guard::ReplyGuard;
+use crate::link::request::{self, RequestError};
+use crate::ops::http::StatusBoard;
 use crate::tasks::Tasks;
 
 /// Where nodes ask for each other: not among the subjects that many listen to as
@@ -60,7 +60,7 @@ const PAUSED: Duration = Duration::from_secs(1);
 
 /// What a node says of itself, when it asks as well as when it answers.
 #[derive(Clone, Debug, Deserialize, Serialize)]
-pub(crate) struct Node {
+pub(crate) struct NodeInfo {
     node: String,
     /// When it started, in milliseconds since the Unix epoch.
     epoch_ms: u64,
@@ -74,7 +74,7 @@ pub(crate) struct Node {
     gone: bool,
 }
 
-impl Node {
+impl NodeInfo {
     /// Whether this node may not serve while the other is there.
     fn yields_to(&self, other: &Self) -> bool {
         let rank = |node: &Self| {
@@ -90,9 +90,9 @@ impl Node {
 }
 
 /// What comes of a question.
-enum Found {
+enum HelloResult {
     /// This one goes before.
-    Other(Node),
+    Other(NodeInfo),
     /// The broker says that nobody listens.
     Nobody,
     /// The broker was heard all the while, and no node that goes before has answered.
@@ -104,7 +104,7 @@ enum Found {
 /// What the task that answers shares with the one that asks.
 struct Shared {
     subject: String,
-    me: Node,
+    me: NodeInfo,
     /// Whether the node serves, or is about to.
     serves: AtomicBool,
     /// Another node that serves has asked.
@@ -115,8 +115,8 @@ struct Shared {
 }
 
 impl Shared {
-    fn me(&self) -> Node {
-        Node {
+    fn me(&self) -> NodeInfo {
+        NodeInfo {
             ready: self.serves.load(Ordering::Relaxed),
             ..self.me.clone()
         }
@@ -124,9 +124,9 @@ impl Shared {
 }
 
 /// A node's turn to serve.
-pub(crate) struct Turn {
+pub(crate) struct ServingTurn {
     client: Client,
-    broker: Arc<Health>,
+    broker: Arc<BrokerHealth>,
     /// Up to when everything has been heard, by the host's clock.
     heard: watch::Receiver<u64>,
     shared: Arc<Shared>,
@@ -144,7 +144,7 @@ pub(crate) struct Doubts {
 
 impl Doubts {
     /// Looks for as long as the account is used.
-    pub(crate) fn start(broker: Arc<Health>, tasks: &Tasks) -> Self {
+    pub(crate) fn start(broker: Arc<BrokerHealth>, tasks: &Tasks) -> Self {
         let (tell, told) = watch::channel(0);
         tasks.spawn("doubts", doubt(broker, tell));
         Self {
@@ -156,10 +156,10 @@ impl Doubts {
 
 /// What others asked while the node was paused, or while there was no connection, or no room for
 /// it, isn't known.
-async fn doubt(broker: Arc<Health>, tell: watch::Sender<u64>) {
+async fn doubt(broker: Arc<BrokerHealth>, tell: watch::Sender<u64>) {
     let missed = || {
         let connects = broker.connects.load(Ordering::Relaxed);
-        (connects, broker.drops.said_of(Carries::Hellos))
+        (connects, broker.drops.reported_of(SubscriptionKind::Hellos))
     };
     let mut known = missed();
     loop {
@@ -173,13 +173,13 @@ async fn doubt(broker: Arc<Health>, tell: watch::Sender<u64>) {
     }
 }
 
-impl Drop for Turn {
+impl Drop for ServingTurn {
     fn drop(&mut self) {
         self.broker.forget_hello(&self.shared.subject);
     }
 }
 
-impl Turn {
+impl ServingTurn {
     /// Answers other nodes from now on.
     ///
     /// # Errors
@@ -188,18 +188,18 @@ impl Turn {
         connection: &Connection,
         subjects: &Subjects,
         node: String,
-        (broker, heard): (Arc<Health>, watch::Receiver<u64>),
-        replies: Arc<Replies>,
+        (broker, heard): (Arc<BrokerHealth>, watch::Receiver<u64>),
+        replies: Arc<ReplyGuard>,
         (doubts, tasks): (&Doubts, &Tasks),
     ) -> anyhow::Result<Self> {
         let client = connection.client().clone();
         let subject = subjects.of(SUBJECT);
         broker.try_hello(&subject);
         let hellos = client.subscribe(subject.clone()).await?;
-        broker.drops.watch(&hellos, Carries::Hellos);
+        broker.drops.watch(&hellos, SubscriptionKind::Hellos);
         let shared = Arc::new(Shared {
             subject,
-            me: Node {
+            me: NodeInfo {
                 node,
                 epoch_ms: clock::now_ms(),
                 ready: false,
@@ -230,7 +230,7 @@ impl Turn {
 
     /// Waits until the node may serve. When it returns, the broker knows of all earlier
     /// subscriptions of this client, unless it takes all subjects in.
-    pub(crate) async fn wait(&self, board: &Board) {
+    pub(crate) async fn wait(&self, board: &StatusBoard) {
         let mut farewell = self.shared.farewell.subscribe();
         let mut unanswered = 0;
         let mut before_me = String::new();
@@ -240,24 +240,24 @@ impl Turn {
                 sleep(CONNECT_LOOK).await;
             }
             let mut found = self.ask().await;
-            unanswered += u32::from(matches!(found, Found::Unanswered));
+            unanswered += u32::from(matches!(found, HelloResult::Unanswered));
             let has_left = !before_me.is_empty() && *farewell.borrow_and_update() == before_me;
             let is_free = match found {
-                Found::Nobody => true,
-                Found::Unanswered => has_left || unanswered >= UNANSWERED_MAX,
-                Found::Other(_) | Found::Unknown(_) => false,
+                HelloResult::Nobody => true,
+                HelloResult::Unanswered => has_left || unanswered >= UNANSWERED_MAX,
+                HelloResult::Other(_) | HelloResult::Unknown(_) => false,
             };
             if is_free {
                 // Others may have come to the same end: all say so, and ask once more.
                 self.shared.serves.store(true, Ordering::Relaxed);
                 found = self.ask().await;
-                if matches!(found, Found::Nobody | Found::Unanswered) {
+                if matches!(found, HelloResult::Nobody | HelloResult::Unanswered) {
                     return;
                 }
                 self.shared.serves.store(false, Ordering::Relaxed);
             }
             match found {
-                Found::Other(other) => {
+                HelloResult::Other(other) => {
                     unanswered = 0;
                     board.wait_for(format!(
                         "waiting while node `{}` serves the same subjects: this node begins when \
@@ -266,12 +266,12 @@ impl Turn {
                     ));
                     before_me = other.id;
                 }
-                Found::Unknown(why) => {
+                HelloResult::Unknown(why) => {
                     board.wait_for(format!(
                         "waiting to know whether another node serves: {why}"
                     ));
                 }
-                Found::Nobody | Found::Unanswered => continue,
+                HelloResult::Nobody | HelloResult::Unanswered => continue,
             }
             // It can't fail: the sender is here.
             let _ = timeout(TIMEOUT, farewell.changed()).await;
@@ -291,12 +291,16 @@ impl Turn {
                 () = sleep(every) => {}
             }
             match self.ask().await {
-                Found::Other(other) => return format!("node `{}` serves as well", other.node),
-                Found::Unknown(why) if self.broker.hello_is_forbidden(&self.shared.subject) => {
+                HelloResult::Other(other) => {
+                    return format!("node `{}` serves as well", other.node);
+                }
+                HelloResult::Unknown(why)
+                    if self.broker.hello_is_forbidden(&self.shared.subject) =>
+                {
                     return why;
                 }
                 // Nobody else can reach the users, or nobody else is there.
-                Found::Unknown(_) | Found::Nobody | Found::Unanswered => {}
+                HelloResult::Unknown(_) | HelloResult::Nobody | HelloResult::Unanswered => {}
             }
         }
     }
@@ -308,17 +312,17 @@ impl Turn {
         let _ = (&mut self.answers).await;
     }
 
-    async fn ask(&self) -> Found {
+    async fn ask(&self) -> HelloResult {
         let connects = || self.broker.connects.load(Ordering::Relaxed);
         let (began, link) = (clock::now_ms(), connects());
         if !self.broker.connected.load(Ordering::Relaxed) {
-            return Found::Unknown("not connected to NATS".into());
+            return HelloResult::Unknown("not connected to NATS".into());
         }
         self.broker.try_hello(&self.shared.subject);
         let me = self.shared.me();
         let before_me = |reply: &Message| {
             self.broker.count_elsewhere();
-            let other = serde_json::from_slice::<Node>(&reply.payload).ok();
+            let other = serde_json::from_slice::<NodeInfo>(&reply.payload).ok();
             other.filter(|other| me.yields_to(other))
         };
         let asked = request::ask(
@@ -330,29 +334,29 @@ impl Turn {
         );
         let asked = asked.await;
         if self.broker.hello_is_forbidden(&self.shared.subject) {
-            return Found::Unknown(format!("NATS forbids `{}`", self.shared.subject));
+            return HelloResult::Unknown(format!("NATS forbids `{}`", self.shared.subject));
         }
         // A marker that went out behind the question has come back.
         let waited = u64::try_from(TIMEOUT.as_millis()).unwrap_or_default();
         let is_heard = *self.heard.borrow() >= began.saturating_add(waited / 2);
         match asked {
-            Ok(other) => Found::Other(other),
-            Err(_) if connects() != link => Found::Unknown("NATS was away".into()),
-            Err(NoAnswer::Nobody { .. }) => {
+            Ok(other) => HelloResult::Other(other),
+            Err(_) if connects() != link => HelloResult::Unknown("NATS was away".into()),
+            Err(RequestError::Nobody { .. }) => {
                 self.broker.count_elsewhere();
-                Found::Nobody
+                HelloResult::Nobody
             }
-            Err(NoAnswer::None { .. }) if is_heard => Found::Unanswered,
-            Err(NoAnswer::None { .. }) => Found::Unknown("NATS is silent".into()),
-            Err(why @ (NoAnswer::Closed { .. } | NoAnswer::Unaskable { .. })) => {
-                Found::Unknown(why.to_string())
+            Err(RequestError::None { .. }) if is_heard => HelloResult::Unanswered,
+            Err(RequestError::None { .. }) => HelloResult::Unknown("NATS is silent".into()),
+            Err(why @ (RequestError::Closed { .. } | RequestError::Unaskable { .. })) => {
+                HelloResult::Unknown(why.to_string())
             }
         }
     }
 }
 
 /// A node, as it says of itself: plain data, which always has a JSON form.
-fn body(node: &Node) -> Vec<u8> {
+fn body(node: &NodeInfo) -> Vec<u8> {
     serde_json::to_vec(node).unwrap_or_default()
 }
 
@@ -361,7 +365,7 @@ async fn answer(
     client: Client,
     mut hellos: Subscriber,
     shared: Arc<Shared>,
-    (broker, allowed): (Arc<Health>, Arc<Replies>),
+    (broker, allowed): (Arc<BrokerHealth>, Arc<ReplyGuard>),
 ) {
     loop {
         let hello = tokio::select! {
@@ -372,7 +376,7 @@ async fn answer(
         broker.count_elsewhere();
         let me = shared.me();
         // Nodes of earlier versions ask without saying anything.
-        if let Ok(other) = serde_json::from_slice::<Node>(&hello.payload) {
+        if let Ok(other) = serde_json::from_slice::<NodeInfo>(&hello.payload) {
             if other.gone {
                 shared.farewell.send_replace(other.id);
             } else if other.ready && me.ready && me.yields_to(&other) {
@@ -391,7 +395,7 @@ async fn answer(
     }
     // First: a node that asks upon the goodbye hears that nobody listens.
     let _ = hellos.unsubscribe().await;
-    let gone = Node {
+    let gone = NodeInfo {
         gone: true,
         ..shared.me()
     };
@@ -404,8 +408,8 @@ async fn answer(
 mod tests {
     use super::*;
 
-    fn node(ready: bool, epoch_ms: u64, name: &str, id: &str) -> Node {
-        Node {
+    fn node(ready: bool, epoch_ms: u64, name: &str, id: &str) -> NodeInfo {
+        NodeInfo {
             node: name.into(),
             epoch_ms,
             ready,

@@ -14,16 +14,16 @@ const ENTRY_BYTES: usize = 128;
 
 /// A message as it is published, and published again.
 #[derive(Clone, Debug)]
-pub(crate) struct Entry {
+pub(crate) struct JournalEntry {
     pub(crate) subject: Subject,
     pub(crate) body: Bytes,
     /// By what it is counted; none of an answer, which is published once.
-    pub(crate) counted: Option<Counted>,
+    pub(crate) counted: Option<SequenceNumber>,
 }
 
 /// By what a message is counted.
 #[derive(Clone, Debug)]
-pub(crate) struct Counted {
+pub(crate) struct SequenceNumber {
     pub(crate) source: Arc<Source>,
     /// How often the numbers on the subject have begun anew since the source's start.
     pub(crate) renewed: u64,
@@ -31,7 +31,7 @@ pub(crate) struct Counted {
     pub(crate) seq: u64,
 }
 
-impl Entry {
+impl JournalEntry {
     /// An answer to who has sent something.
     pub(crate) fn answer(to: String, body: Vec<u8>) -> Self {
         Self {
@@ -49,7 +49,7 @@ impl Entry {
 /// Messages in their order. Their places are counted from 0.
 #[derive(Debug)]
 pub(crate) struct Journal {
-    entries: VecDeque<Entry>,
+    entries: VecDeque<JournalEntry>,
     /// The place of the first of them.
     begin: u64,
     /// How many of them the broker is to acknowledge.
@@ -95,14 +95,14 @@ impl Journal {
         self.bytes
     }
 
-    pub(crate) fn push(&mut self, entry: Entry) {
+    pub(crate) fn push(&mut self, entry: JournalEntry) {
         self.bytes += entry.bytes();
         self.unacknowledged += usize::from(entry.counted.is_some());
         self.entries.push_back(entry);
     }
 
     /// The message at a place, if it is kept.
-    pub(crate) fn get(&self, place: u64) -> Option<&Entry> {
+    pub(crate) fn get(&self, place: u64) -> Option<&JournalEntry> {
         let place = place.checked_sub(self.begin)?;
         self.entries.get(usize::try_from(place).ok()?)
     }
@@ -129,12 +129,12 @@ mod tests {
 
     use super::*;
 
-    fn entry(seq: u64, bytes: usize) -> Entry {
+    fn entry(seq: u64, bytes: usize) -> JournalEntry {
         let source = Source::new("n", 0, 1, &Subjects::new(None), false);
-        Entry {
+        JournalEntry {
             subject: "s".into(),
             body: vec![0; bytes].into(),
-            counted: Some(Counted {
+            counted: Some(SequenceNumber {
                 source: Arc::new(source),
                 renewed: 0,
                 seq,
@@ -142,7 +142,7 @@ mod tests {
         }
     }
 
-    fn seq(entry: Option<&Entry>) -> Option<u64> {
+    fn seq(entry: Option<&JournalEntry>) -> Option<u64> {
         Some(entry?.counted.as_ref()?.seq)
     }
 
@@ -165,7 +165,7 @@ mod tests {
 
     #[test]
     fn answers_are_kept_until_they_are_handed_over() {
-        let answer = || Entry::answer("r".into(), b"{}".into());
+        let answer = || JournalEntry::answer("r".into(), b"{}".into());
         let mut journal = Journal::new(1_000);
         journal.push(answer());
         journal.push(answer());

@@ -16,7 +16,7 @@ use futures_util::stream::{FuturesUnordered, SelectAll, select_all};
 use serde_json::{Map, Value, json};
 use tokio::time::timeout;
 
-use crate::link::reply::Replies;
+use crate::link::reply_guard::ReplyGuard;
 use crate::tasks::Tasks;
 
 /// How many requests may be in progress.
@@ -37,7 +37,7 @@ pub(crate) const NAME: &str = "presence";
 /// A service, and its endpoints.
 pub(crate) struct Service {
     client: Client,
-    replies: Arc<Replies>,
+    replies: Arc<ReplyGuard>,
     id: String,
     metadata: Map<String, Value>,
     started: String,
@@ -62,13 +62,13 @@ struct Stats {
 }
 
 /// A service that is subscribed.
-pub(crate) struct Listening {
+pub(crate) struct SubscribedService {
     service: Arc<Service>,
     all: Services,
     requests: Subscriber,
 }
 
-impl Drop for Listening {
+impl Drop for SubscribedService {
     fn drop(&mut self) {
         self.all.each().remove(&self.service.id);
     }
@@ -126,7 +126,7 @@ impl Service {
     /// the root, its name, and the service's id.
     pub(crate) fn new(
         client: Client,
-        replies: Arc<Replies>,
+        replies: Arc<ReplyGuard>,
         metadata: Map<String, Value>,
         root: String,
         endpoints: &[&'static str],
@@ -153,14 +153,14 @@ impl Service {
     ///
     /// # Errors
     /// If the connection is closed.
-    pub(crate) async fn listen(self, all: &Services) -> anyhow::Result<Listening> {
+    pub(crate) async fn listen(self, all: &Services) -> anyhow::Result<SubscribedService> {
         let requests = format!("{}.*.{}", self.root, self.id);
         let requests = self.client.subscribe(requests).await?;
         // Where the broker is away, it hears of them when it is back.
         let _ = timeout(KNOWN, self.client.flush()).await;
         let service = Arc::new(self);
         all.each().insert(service.id.clone(), Arc::clone(&service));
-        Ok(Listening {
+        Ok(SubscribedService {
             service,
             all: all.clone(),
             requests,
@@ -269,7 +269,7 @@ impl Service {
     }
 }
 
-impl Listening {
+impl SubscribedService {
     /// Serves for as long as it is polled: `handle` is given an endpoint's name and a request.
     pub(crate) async fn serve<F: Future<Output = Answer>>(
         mut self,

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use tokio::time::interval;
 
-use crate::ops::plugin_lines::{self, LEASE, PluginLine, Wanted};
+use crate::ops::plugin_lines::{self, FollowRequest, LEASE, PluginLine};
 use crate::tasks::Tasks;
 
 /// How often is looked whether somebody still follows.
@@ -124,7 +124,7 @@ pub(crate) fn answer(tenant: &Tenant, request: &[u8]) -> Result<Value, String> {
         .map_err(|error| format!("it doesn't say whose lines: {error}"))?;
     presence_config::name(&request.plugin)
         .map_err(|fix| format!("the plugin's name `{}`: {fix}", request.plugin))?;
-    let wanted = Wanted {
+    let wanted = FollowRequest {
         tenant: tenant.lines_key(),
         plugin: request.plugin,
         is_debug: request.debug,

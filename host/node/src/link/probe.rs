@@ -7,7 +7,7 @@ use anyhow::anyhow;
 use async_nats::Event;
 use presence_config::{Config, Directory};
 
-use crate::link::broker::{Access, Rights};
+use crate::link::broker::{BrokerAccess, Permissions};
 
 /// What has been found out.
 pub struct Found {
@@ -25,18 +25,18 @@ pub struct Found {
 /// If the broker can't be reached, or refuses the login.
 #[tokio::main(flavor = "current_thread")]
 pub async fn connect(config: &Config) -> anyhow::Result<Found> {
-    let access = Access::new(config);
-    let rights = Arc::<Rights>::default();
+    let access = BrokerAccess::new(config);
+    let permissions = Arc::<Permissions>::default();
     match &config.tenants {
-        None => rights.need(config),
+        None => permissions.need(config),
         // Those that have no account of their own.
         Some(tenants) => {
             let shared = tenants.iter().filter(|tenant| !tenant.own_account);
             let configs = shared.filter_map(|tenant| tenant.config.as_ref().ok());
-            configs.for_each(|config| rights.need(config));
+            configs.for_each(|config| permissions.need(config));
         }
     }
-    let hears = Arc::clone(&rights);
+    let hears = Arc::clone(&permissions);
     let options = access
         .options()?
         .name("presence check")
@@ -50,13 +50,13 @@ pub async fn connect(config: &Config) -> anyhow::Result<Found> {
     let client = access.connect(options).await?;
     let info = client.server_info();
     let (mut unknown, mut problems) = (Vec::new(), Vec::new());
-    for (right, verdict) in rights.try_all(&client).await {
+    for (permission, verdict) in permissions.try_all(&client).await {
         match verdict {
             Some(true) => {}
             Some(false) => problems.push(anyhow!(
-                "NATS forbids this node {right}: permit it, as docs/permissions.conf does"
+                "NATS forbids this node {permission}: permit it, as docs/permissions.conf does"
             )),
-            None => unknown.push(right.to_string()),
+            None => unknown.push(permission.to_string()),
         }
     }
     if matches!(config.directory, Directory::Kv { .. }) && !info.jetstream {

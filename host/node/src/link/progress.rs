@@ -14,41 +14,41 @@ pub(crate) struct Sources {
     each: Vec<Arc<DeliveryProgress>>,
     /// Said when something is there to be acknowledged.
     wanted: Arc<Notify>,
-    every: Arc<Mutex<Every>>,
+    intervals: Arc<Mutex<PollIntervals>>,
 }
 
 /// How often the broker is asked, in milliseconds: as often as the one who needs it most wants.
 #[derive(Debug)]
-struct Every {
+struct PollIntervals {
     /// Where nobody wants anything.
     default_ms: u64,
-    wishes: BTreeMap<u64, u64>,
+    requested: BTreeMap<u64, u64>,
     /// How many there have been.
     count: u64,
 }
 
 /// How often a tenant has the broker be asked, for as long as it is there.
 #[derive(Debug)]
-pub(crate) struct Wish {
-    every: Arc<Mutex<Every>>,
+pub(crate) struct PollInterval {
+    intervals: Arc<Mutex<PollIntervals>>,
     number: u64,
 }
 
-impl Wish {
+impl PollInterval {
     /// From now on the broker is asked at least this often, in milliseconds.
     pub(crate) fn set(&self, ms: u64) {
-        locked(&self.every).wishes.insert(self.number, ms);
+        locked(&self.intervals).requested.insert(self.number, ms);
     }
 }
 
-impl Drop for Wish {
+impl Drop for PollInterval {
     fn drop(&mut self) {
-        locked(&self.every).wishes.remove(&self.number);
+        locked(&self.intervals).requested.remove(&self.number);
     }
 }
 
-fn locked(every: &Mutex<Every>) -> MutexGuard<'_, Every> {
-    every.lock().unwrap_or_else(PoisonError::into_inner)
+fn locked(intervals: &Mutex<PollIntervals>) -> MutexGuard<'_, PollIntervals> {
+    intervals.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Sources {
@@ -57,9 +57,9 @@ impl Sources {
         Self {
             each: Vec::new(),
             wanted: Arc::default(),
-            every: Arc::new(Mutex::new(Every {
+            intervals: Arc::new(Mutex::new(PollIntervals {
                 default_ms: every_ms,
-                wishes: BTreeMap::new(),
+                requested: BTreeMap::new(),
                 count: 0,
             })),
         }
@@ -74,25 +74,25 @@ impl Sources {
 
     /// From now on the broker is asked at least this often, in milliseconds, wherever these
     /// sources are known.
-    pub(crate) fn wish(&self, ms: u64) -> Wish {
+    pub(crate) fn request_interval(&self, ms: u64) -> PollInterval {
         let number = {
-            let mut every = locked(&self.every);
-            every.count += 1;
-            every.count
+            let mut intervals = locked(&self.intervals);
+            intervals.count += 1;
+            intervals.count
         };
-        let wish = Wish {
-            every: Arc::clone(&self.every),
+        let interval = PollInterval {
+            intervals: Arc::clone(&self.intervals),
             number,
         };
-        wish.set(ms);
-        wish
+        interval.set(ms);
+        interval
     }
 
     /// How often the broker is asked.
-    pub(crate) fn every(&self) -> Duration {
-        let every = locked(&self.every);
-        let least = every.wishes.values().min();
-        Duration::from_millis(*least.unwrap_or(&every.default_ms))
+    pub(crate) fn poll_interval(&self) -> Duration {
+        let intervals = locked(&self.intervals);
+        let least = intervals.requested.values().min();
+        Duration::from_millis(*least.unwrap_or(&intervals.default_ms))
     }
 
     /// Waits until something is there to be acknowledged.
@@ -197,13 +197,13 @@ mod tests {
     #[test]
     fn the_broker_is_asked_as_often_as_the_one_who_needs_it_most_wants() {
         let sources = Sources::new(500);
-        assert_eq!(sources.every().as_millis(), 500);
-        let (slow, quick) = (sources.wish(900), sources.wish(100));
-        assert_eq!(sources.every().as_millis(), 100);
+        assert_eq!(sources.poll_interval().as_millis(), 500);
+        let (slow, quick) = (sources.request_interval(900), sources.request_interval(100));
+        assert_eq!(sources.poll_interval().as_millis(), 100);
         drop(quick);
-        assert_eq!(sources.every().as_millis(), 900);
+        assert_eq!(sources.poll_interval().as_millis(), 900);
         slow.set(700);
-        assert_eq!(sources.every().as_millis(), 700);
+        assert_eq!(sources.poll_interval().as_millis(), 700);
     }
 
     #[test]

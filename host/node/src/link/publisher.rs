@@ -5,9 +5,9 @@ use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 
 use crate::link::connection::Connection;
-use crate::link::journal::Entry;
+use crate::link::journal::JournalEntry;
 use crate::link::wire;
-use crate::pool::Carrier;
+use crate::pool::Transport;
 
 /// The broker's client, as outboxes know it.
 #[derive(Clone)]
@@ -18,8 +18,8 @@ impl Publisher {
         Self(connection)
     }
 
-    async fn publish(&self, entry: &Entry) -> anyhow::Result<()> {
-        let Entry {
+    async fn publish(&self, entry: &JournalEntry) -> anyhow::Result<()> {
+        let JournalEntry {
             subject,
             body,
             counted,
@@ -40,7 +40,7 @@ impl Publisher {
     }
 }
 
-impl Carrier for Publisher {
+impl Transport for Publisher {
     fn link(&self) -> u64 {
         self.0.connects()
     }
@@ -49,12 +49,12 @@ impl Carrier for Publisher {
         self.0.client().connection_state() == State::Connected
     }
 
-    fn try_hand(&self, entry: &Entry) -> Option<anyhow::Result<()>> {
+    fn try_send(&self, entry: &JournalEntry) -> Option<anyhow::Result<()>> {
         // One that waits for room has not been handed over, and never is when it is dropped.
         self.publish(entry).now_or_never()
     }
 
-    fn hand(&self, entry: Entry) -> BoxFuture<'static, anyhow::Result<()>> {
+    fn send(&self, entry: JournalEntry) -> BoxFuture<'static, anyhow::Result<()>> {
         let publisher = self.clone();
         Box::pin(async move { publisher.publish(&entry).await })
     }

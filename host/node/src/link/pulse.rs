@@ -27,9 +27,9 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::clock;
-use crate::link::broker::{Access, Health};
+use crate::link::broker::{BrokerAccess, BrokerHealth};
 use crate::link::connection::Connection;
-use crate::link::drops::Carries;
+use crate::link::drops::SubscriptionKind;
 use crate::link::progress::Sources;
 use crate::tasks::Tasks;
 
@@ -59,7 +59,7 @@ pub(crate) struct Pulse {
     main: Client,
     second: Second,
     statistics: Arc<Statistics>,
-    health: Arc<Health>,
+    health: Arc<BrokerHealth>,
     sources: Sources,
     /// Where markers come in on the main connection: one token below this.
     back: (String, Subscriber),
@@ -90,16 +90,16 @@ impl Pulse {
     /// # Errors
     /// If what it takes to connect can't be read.
     pub(crate) async fn start(
-        access: &Access,
+        access: &BrokerAccess,
         main: &Connection,
-        health: Arc<Health>,
+        health: Arc<BrokerHealth>,
         sources: Sources,
         tasks: &Tasks,
     ) -> anyhow::Result<watch::Receiver<u64>> {
         let main = main.client().clone();
         let back = main.new_inbox();
         let markers = main.subscribe(format!("{back}.*")).await?;
-        health.drops.watch(&markers, Carries::Markers);
+        health.drops.watch(&markers, SubscriptionKind::Markers);
         let (heard, received) = watch::channel(0);
         let pulse = Self {
             second: Second::connect(access).await?,
@@ -123,10 +123,10 @@ impl Pulse {
         loop {
             tokio::select! {
                 () = sleep_until(next) => {
-                    self.health.tell_silence();
+                    self.health.log_silence();
                     self.look_at_second().await;
                     self.send().await;
-                    let every = self.sources.every();
+                    let every = self.sources.poll_interval();
                     let wait = if self.sources.are_behind() { QUICK.min(every) } else { every };
                     next = Instant::now() + wait;
                 }
@@ -165,7 +165,7 @@ impl Pulse {
         let reply = format!("{back}.{body}");
         let sent = self.main.publish_with_reply(subject, reply, body.into());
         // Where there is no room in time, the connection hangs: the next one may get out.
-        let _ = timeout(self.sources.every(), sent).await;
+        let _ = timeout(self.sources.poll_interval(), sent).await;
     }
 
     /// A marker went out to the broker: so did all before it.
@@ -179,7 +179,7 @@ impl Pulse {
         self.acknowledge(marker);
         if let Some(reply) = received.reply.clone() {
             let sent = self.second.client.publish(reply, body.clone());
-            let _ = timeout(self.sources.every(), sent).await;
+            let _ = timeout(self.sources.poll_interval(), sent).await;
         }
     }
 
@@ -227,7 +227,7 @@ impl Pulse {
 }
 
 impl Second {
-    async fn connect(access: &Access) -> anyhow::Result<Self> {
+    async fn connect(access: &BrokerAccess) -> anyhow::Result<Self> {
         let options = access
             .lasting(" pulse")?
             .subscription_capacity(MARKERS_MAX * 4);

@@ -16,7 +16,7 @@ const TOLD_BYTES_MAX: usize = 200;
 
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum NoAnswer {
+pub(crate) enum RequestError {
     /// Nobody listens on the subject.
     #[error("nobody listens on {subject}")]
     Nobody {
@@ -49,7 +49,7 @@ pub(crate) enum NoAnswer {
     },
 }
 
-impl NoAnswer {
+impl RequestError {
     fn unpublished(subject: &str, error: &PublishError) -> Self {
         let subject = subject.into();
         match error.kind() {
@@ -83,9 +83,9 @@ pub(crate) async fn ask<T>(
     body: Bytes,
     limit: Duration,
     read: impl Fn(&Message) -> Option<T>,
-) -> Result<T, NoAnswer> {
+) -> Result<T, RequestError> {
     let until = Instant::now() + limit;
-    let closed = || NoAnswer::Closed {
+    let closed = || RequestError::Closed {
         subject: subject.into(),
     };
     let inbox = client.new_inbox();
@@ -96,14 +96,14 @@ pub(crate) async fn ask<T>(
     client
         .publish_with_reply(subject.to_owned(), inbox, body)
         .await
-        .map_err(|error| NoAnswer::unpublished(subject, &error))?;
+        .map_err(|error| RequestError::unpublished(subject, &error))?;
     let mut passed_over = None;
     loop {
         let reply = match timeout_at(until, replies.next()).await {
             Ok(Some(reply)) => reply,
             Ok(None) => return Err(closed()),
             Err(_) => {
-                return Err(NoAnswer::None {
+                return Err(RequestError::None {
                     subject: subject.into(),
                     limit,
                     passed_over,
@@ -111,7 +111,7 @@ pub(crate) async fn ask<T>(
             }
         };
         if reply.status == Some(StatusCode::NO_RESPONDERS) {
-            return Err(NoAnswer::Nobody {
+            return Err(RequestError::Nobody {
                 subject: subject.into(),
             });
         }
@@ -169,7 +169,7 @@ mod tests {
     fn a_question_that_cant_be_published_says_why() {
         let said = |kind: PublishErrorKind| {
             let error = PublishError::from(kind);
-            NoAnswer::unpublished("presence.query", &error).to_string()
+            RequestError::unpublished("presence.query", &error).to_string()
         };
         let long = said(PublishErrorKind::MaxPayloadExceeded);
         assert!(long.contains("longer than a message may be"), "{long}");
@@ -181,7 +181,7 @@ mod tests {
 
     #[test]
     fn the_reason_is_said() {
-        let error = NoAnswer::None {
+        let error = RequestError::None {
             subject: "presence.query".into(),
             limit: Duration::from_secs(1),
             passed_over: Some(described(br#"{"stream":"all","seq":1}"#)),

@@ -7,7 +7,7 @@ use presence_config::subjects::Source;
 use presence_core::inbox::Delivery;
 use presence_core::publish::{self, Publication};
 
-use crate::link::journal::{Counted, Entry};
+use crate::link::journal::{JournalEntry, SequenceNumber};
 
 /// Numbers what a shard publishes.
 #[derive(Debug)]
@@ -40,27 +40,27 @@ impl Sequencer {
         clippy::indexing_slicing,
         reason = "there is one for every subject, in the order of their numbers"
     )]
-    pub(crate) fn publication(&mut self, publication: Publication) -> Entry {
+    pub(crate) fn publication(&mut self, publication: Publication) -> JournalEntry {
         let Publication { subject, seq, body } = publication;
         // There is a place for every subject.
         if let Some(last) = self.seqs.get_mut(subject as usize) {
             *last = seq;
         }
-        Entry {
+        JournalEntry {
             subject: self.subjects[subject as usize].clone(),
             body,
             counted: self.counted(0, seq),
         }
     }
 
-    pub(crate) fn delivery(&self, delivery: Delivery) -> Entry {
+    pub(crate) fn delivery(&self, delivery: Delivery) -> JournalEntry {
         let Delivery {
             viewer,
             renewed,
             seq,
             body,
         } = delivery;
-        Entry {
+        JournalEntry {
             subject: self.source.inbox(viewer.as_str()).into(),
             body,
             counted: self.counted(renewed, seq),
@@ -68,9 +68,9 @@ impl Sequencer {
     }
 
     /// Says how far it has come.
-    pub(crate) fn beacon(&mut self) -> Entry {
+    pub(crate) fn beacon(&mut self) -> JournalEntry {
         self.beacons += 1;
-        Entry {
+        JournalEntry {
             subject: self.beacon.clone(),
             body: self.source.beacon_body(&self.seqs).into(),
             counted: self.counted(0, self.beacons),
@@ -78,14 +78,14 @@ impl Sequencer {
     }
 
     /// Counts anew, in an epoch that is later than the last, and no earlier than this one.
-    pub(crate) fn begin_anew(&mut self, epoch: u64) {
+    pub(crate) fn begin_epoch(&mut self, epoch: u64) {
         self.source = Arc::new(self.source.in_epoch(epoch));
         self.seqs = Default::default();
         self.beacons = 0;
     }
 
-    fn counted(&self, renewed: u64, seq: u64) -> Option<Counted> {
-        Some(Counted {
+    fn counted(&self, renewed: u64, seq: u64) -> Option<SequenceNumber> {
+        Some(SequenceNumber {
             source: Arc::clone(&self.source),
             renewed,
             seq,

@@ -14,13 +14,13 @@ use presence_core::directory::Directory;
 use presence_core::names::Names;
 
 use crate::directory::kv;
-use crate::link::broker::Access;
+use crate::link::broker::BrokerAccess;
 
 /// How long the broker has to answer, so that it is known to have heard all before.
 const TIMEOUT: Duration = Duration::from_secs(1);
 
 /// A message that came in.
-pub struct Tapped {
+pub struct TappedMessage {
     /// Its whole subject.
     pub subject: String,
     /// Its body.
@@ -33,12 +33,12 @@ pub struct Tapped {
 pub struct Tap {
     client: Client,
     messages: Subscriber,
-    heard: Arc<Heard>,
+    heard: Arc<ConnectionEvents>,
 }
 
 /// What the client says of the connection.
 #[derive(Debug, Default)]
-struct Heard {
+struct ConnectionEvents {
     losses: AtomicU64,
     dropped: AtomicBool,
     /// The broker's complaints, until it has been subscribed.
@@ -51,9 +51,9 @@ impl Tap {
     /// # Errors
     /// If NATS can't be reached, or doesn't permit that.
     pub async fn open(config: &Config, name: &str, subject: &str) -> anyhow::Result<Self> {
-        let heard = Arc::new(Heard::default());
+        let heard = Arc::new(ConnectionEvents::default());
         let hear = Arc::clone(&heard);
-        let access = Access::new(config);
+        let access = BrokerAccess::new(config);
         let options = access.options()?.name(name).event_callback(move |event| {
             hear.take(&event);
             std::future::ready(())
@@ -75,10 +75,10 @@ impl Tap {
     }
 
     /// Waits for the next message; none once the connection is closed.
-    pub async fn next(&mut self) -> Option<Tapped> {
+    pub async fn next(&mut self) -> Option<TappedMessage> {
         let received = self.messages.next().await?;
         let headers = received.headers.as_ref();
-        Some(Tapped {
+        Some(TappedMessage {
             subject: received.subject.to_string(),
             payload: received.payload.clone(),
             is_nodes: headers.is_some_and(|headers| headers.get(SEQ).is_some()),
@@ -115,7 +115,7 @@ impl Tap {
     }
 }
 
-impl Heard {
+impl ConnectionEvents {
     fn take(&self, event: &Event) {
         match event {
             Event::Disconnected => drop(self.losses.fetch_add(1, Ordering::Relaxed)),

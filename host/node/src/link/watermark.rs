@@ -14,7 +14,7 @@ pub(crate) struct Watermark {
     pending: Option<(u64, u64)>,
     /// For each shard, when inputs for it were dropped last, until it knows.
     dropped_at: Vec<Option<u64>>,
-    room: Room,
+    overflow: OverflowDetector,
 }
 
 impl Watermark {
@@ -25,7 +25,7 @@ impl Watermark {
             queue: queue as u64,
             pending: None,
             dropped_at: vec![None; shards],
-            room: Room::default(),
+            overflow: OverflowDetector::default(),
         }
     }
 
@@ -63,7 +63,7 @@ impl Watermark {
     /// many were read in all, and so many events of some subscription without room. If so,
     /// they may have been for any shard.
     pub(crate) fn look_for_drops(&mut self, now: u64, read: u64, events: u64) {
-        if self.room.may_have_lacked(read, events, self.queue) {
+        if self.overflow.may_have_overflowed(read, events, self.queue) {
             self.dropped_at.fill(Some(now));
         }
     }
@@ -71,7 +71,7 @@ impl Watermark {
     /// As [`Self::look_for_drops`], when all that waited has been read.
     pub(crate) fn all_is_read(&mut self, now: u64, read: u64, events: u64) {
         self.look_for_drops(now, read, events);
-        self.room.is_empty(read, events);
+        self.overflow.is_empty(read, events);
     }
 
     /// The input that gives a shard the watermark of a time.
@@ -94,14 +94,14 @@ impl Watermark {
 /// Whether the subscription has had room for all messages. It has been full only if
 /// as many messages as it holds are read without its being found empty.
 #[derive(Default)]
-struct Room {
+struct OverflowDetector {
     /// The last two times that it was found empty: how many messages had been read, and how
     /// many events there were of a subscription without room.
     empty: [(u64, u64); 2],
 }
 
-impl Room {
-    fn may_have_lacked(&self, read: u64, events: u64, queue: u64) -> bool {
+impl OverflowDetector {
+    fn may_have_overflowed(&self, read: u64, events: u64, queue: u64) -> bool {
         let [(last, events_then), (before, _)] = self.empty;
         // The event may come late.
         let was_full = read - last >= queue || last - before >= queue;

@@ -2,6 +2,6 @@
 //! page.
 
 pub(crate) mod http;
-pub(crate) mod letters;
 pub mod log;
 pub(crate) mod plugin_lines;
+pub(crate) mod recent_dead_letters;

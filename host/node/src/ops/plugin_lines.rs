@@ -47,13 +47,13 @@ static LINES: PluginLines = PluginLines::new();
 
 /// The lines of a process.
 pub(crate) struct PluginLines {
-    known: Mutex<Known>,
+    known: Mutex<LinesState>,
     /// Whether somebody follows what is only for debugging.
     is_debug_wanted: AtomicBool,
     publisher: OnceLock<mpsc::Sender<PluginLine>>,
 }
 
-struct Known {
+struct LinesState {
     kept: VecDeque<PluginLine>,
     /// When the first line came; 0 before.
     epoch: u64,
@@ -64,7 +64,7 @@ struct Known {
 
 /// Whose lines are handed on, and until when.
 struct Lease {
-    wanted: Wanted,
+    wanted: FollowRequest,
     until: Instant,
     /// Lines that could not be handed on since the last that was.
     left_out: u64,
@@ -72,7 +72,7 @@ struct Lease {
 
 /// Whose lines somebody wants.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Wanted {
+pub(crate) struct FollowRequest {
     /// What the tenant's lines are known by; empty for the default one.
     pub(crate) tenant: String,
     pub(crate) plugin: String,
@@ -133,14 +133,14 @@ pub(crate) fn followed() -> mpsc::Receiver<PluginLine> {
 ///
 /// # Errors
 /// If too much is followed.
-pub(crate) fn follow(wanted: Wanted) -> Result<(), String> {
+pub(crate) fn follow(wanted: FollowRequest) -> Result<(), String> {
     LINES.known().follow(wanted, Instant::now())?;
     expire();
     Ok(())
 }
 
 /// The last lines of a plugin, as many as fit into so many bytes.
-pub(crate) fn last(wanted: &Wanted, bytes_max: usize) -> Vec<PluginLine> {
+pub(crate) fn last(wanted: &FollowRequest, bytes_max: usize) -> Vec<PluginLine> {
     LINES.known().last(wanted, bytes_max)
 }
 
@@ -171,7 +171,7 @@ impl PluginLines {
     /// None yet.
     const fn new() -> Self {
         Self {
-            known: Mutex::new(Known {
+            known: Mutex::new(LinesState {
                 kept: VecDeque::new(),
                 epoch: 0,
                 last: 0,
@@ -182,7 +182,7 @@ impl PluginLines {
         }
     }
 
-    fn known(&self) -> MutexGuard<'_, Known> {
+    fn known(&self) -> MutexGuard<'_, LinesState> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -203,8 +203,8 @@ impl PluginLines {
     }
 }
 
-impl Known {
-    fn follow(&mut self, wanted: Wanted, now: Instant) -> Result<(), String> {
+impl LinesState {
+    fn follow(&mut self, wanted: FollowRequest, now: Instant) -> Result<(), String> {
         let until = now + LEASE;
         self.leases.retain(|lease| lease.until > now);
         if let Some(lease) = self.leases.iter_mut().find(|it| it.wanted == wanted) {
@@ -227,7 +227,7 @@ impl Known {
         self.leases.retain(|lease| lease.wanted.tenant != tenant);
     }
 
-    fn last(&self, wanted: &Wanted, bytes_max: usize) -> Vec<PluginLine> {
+    fn last(&self, wanted: &FollowRequest, bytes_max: usize) -> Vec<PluginLine> {
         let of_it = self.kept.iter().rev().filter(|it| wanted.has(it));
         let mut bytes = 0;
         let fits = |line: &&PluginLine| {
@@ -258,7 +258,7 @@ impl Known {
     }
 }
 
-impl Wanted {
+impl FollowRequest {
     fn has(&self, line: &PluginLine) -> bool {
         let is_its = self.plugin == line.plugin && self.tenant == line.tenant;
         is_its && (self.is_debug || line.level != level(Level::DEBUG))
@@ -328,7 +328,7 @@ where
     }
 
     fn on_event(&self, event: &Event<'_>, context: Context<'_, S>) {
-        let mut said = Said::default();
+        let mut said = LineFields::default();
         event.record(&mut said);
         let mut of = Pipeline::default();
         for span in context.event_scope(event).into_iter().flatten() {
@@ -376,7 +376,7 @@ impl Visit for Pipeline {
 
 /// What a line says.
 #[derive(Default)]
-struct Said {
+struct LineFields {
     plugin: String,
     text: Text,
 }
@@ -394,7 +394,7 @@ impl fmt::Write for Text {
     }
 }
 
-impl Said {
+impl LineFields {
     fn add(&mut self, field: &Field, value: fmt::Arguments<'_>) {
         let name = field.name();
         // What it says comes first, whatever the order of the fields.
@@ -410,7 +410,7 @@ impl Said {
     }
 }
 
-impl Visit for Said {
+impl Visit for LineFields {
     fn record_str(&mut self, field: &Field, value: &str) {
         match field.name() {
             "plugin" => value.clone_into(&mut self.plugin),
@@ -433,8 +433,8 @@ mod tests {
 
     use super::*;
 
-    fn wanted(plugin: &str, is_debug: bool) -> Wanted {
-        Wanted {
+    fn wanted(plugin: &str, is_debug: bool) -> FollowRequest {
+        FollowRequest {
             tenant: String::new(),
             plugin: plugin.into(),
             is_debug,
@@ -472,7 +472,7 @@ mod tests {
         let last = last(&wanted("of-the-default", true), usize::MAX);
         assert_eq!(last.len(), 1);
         assert_eq!((&*last[0].text, last[0].generation), ("hello", Some(2)));
-        let of_acme = Wanted {
+        let of_acme = FollowRequest {
             tenant: "acme".into(),
             ..wanted("of-acme", true)
         };
@@ -517,7 +517,7 @@ mod tests {
             tenant: tenant.into(),
             ..line("a", Level::INFO)
         };
-        let wanted = |tenant: &str| Wanted {
+        let wanted = |tenant: &str| FollowRequest {
             tenant: tenant.into(),
             ..wanted("a", false)
         };

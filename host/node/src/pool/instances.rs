@@ -8,8 +8,8 @@ use presence_sandbox::Pipeline;
 use tracing::Span;
 
 use super::Address;
-use super::cell::Cell;
-use super::rules::{BesideRules, CellRules};
+use super::hosted_shard::HostedShard;
+use super::rules::{CandidateRules, ShardRules};
 use super::work::Generation;
 use crate::beside::{Mode, Pipelines};
 use crate::ops::plugin_lines::span;
@@ -28,28 +28,33 @@ struct Shared {
 }
 
 impl Shared {
-    fn new(cell: &Cell, generation: &Generation) -> Self {
+    fn new(hosted: &HostedShard, generation: &Generation) -> Self {
         Self {
             pipeline: generation.blueprint.pipeline(),
-            span: span(&cell.tenant.lines_key, generation.number),
+            span: span(&hosted.tenant.lines_key, generation.number),
             shards: 0,
         }
     }
 }
 
 impl Instances {
-    fn shared(&mut self, tenant: u32, cell: &Cell, generation: &Generation) -> &mut Shared {
+    fn shared(
+        &mut self,
+        tenant: u32,
+        hosted: &HostedShard,
+        generation: &Generation,
+    ) -> &mut Shared {
         let place = (tenant, generation.number);
         let shared = self.0.entry(place);
-        shared.or_insert_with(|| Shared::new(cell, generation))
+        shared.or_insert_with(|| Shared::new(hosted, generation))
     }
 
     /// A shard goes by its pipelines from now on.
-    pub(super) fn enter(&mut self, tenant: u32, cell: &mut Cell) {
-        for generation in generations(&cell.pipelines) {
-            self.shared(tenant, cell, generation).shards += 1;
+    pub(super) fn enter(&mut self, tenant: u32, hosted: &mut HostedShard) {
+        for generation in generations(&hosted.pipelines) {
+            self.shared(tenant, hosted, generation).shards += 1;
         }
-        self.begin_anew(tenant, cell);
+        self.reset_shard(tenant, hosted);
     }
 
     /// A shard goes by some pipelines no more.
@@ -78,96 +83,96 @@ impl Instances {
     }
 
     /// A shard goes from its pipelines to others. What its enrichers know goes with it.
-    pub(super) fn change(&mut self, tenant: u32, cell: &mut Cell, to: Pipelines) {
-        let before = std::mem::replace(&mut cell.pipelines, to);
-        let mut own = std::mem::take(&mut cell.own);
-        let mut own_beside = std::mem::take(&mut cell.own_beside);
-        self.enter(tenant, cell);
+    pub(super) fn change(&mut self, tenant: u32, hosted: &mut HostedShard, to: Pipelines) {
+        let before = std::mem::replace(&mut hosted.pipelines, to);
+        let mut own = std::mem::take(&mut hosted.own);
+        let mut own_beside = std::mem::take(&mut hosted.own_beside);
+        self.enter(tenant, hosted);
         let number = |generation: &Generation| generation.number;
         let was_beside = before.beside.as_ref().map(|it| number(&it.generation));
-        let active = number(&cell.pipelines.active);
+        let active = number(&hosted.pipelines.active);
         if active == number(&before.active) {
-            cell.own = own;
+            hosted.own = own;
         } else if Some(active) == was_beside {
             // What both had in common goes on there.
             own_beside.exchange_same(&mut own);
-            cell.own = own_beside;
+            hosted.own = own_beside;
             own_beside = own;
         } else {
-            cell.own.take_over(&mut own);
+            hosted.own.take_over(&mut own);
         }
-        if let Some(beside) = &cell.pipelines.beside
+        if let Some(beside) = &hosted.pipelines.beside
             && let Mode::Canary(_) = beside.mode
         {
             match was_beside {
-                Some(was) if was == number(&beside.generation) => cell.own_beside = own_beside,
+                Some(was) if was == number(&beside.generation) => hosted.own_beside = own_beside,
                 // The state of the users who are in the share.
-                Some(was) if was != active => cell.own_beside.take_over(&mut own_beside),
-                _ => cell.own_beside.copy(&mut cell.own),
+                Some(was) if was != active => hosted.own_beside.take_over(&mut own_beside),
+                _ => hosted.own_beside.copy(&mut hosted.own),
             }
         }
         self.leave_for(tenant, &before, Some(active));
     }
 
     /// A shard's enrichers begin anew, and know nothing; what waits to be compared is not.
-    pub(super) fn begin_anew(&mut self, tenant: u32, cell: &mut Cell) {
-        let active = self.shared(tenant, cell, &cell.pipelines.active);
+    pub(super) fn reset_shard(&mut self, tenant: u32, hosted: &mut HostedShard) {
+        let active = self.shared(tenant, hosted, &hosted.pipelines.active);
         let own = active.pipeline.own();
-        if let Some(beside) = &cell.pipelines.beside {
-            let beside = self.shared(tenant, cell, &beside.generation);
-            cell.own_beside = beside.pipeline.own();
+        if let Some(beside) = &hosted.pipelines.beside {
+            let beside = self.shared(tenant, hosted, &beside.generation);
+            hosted.own_beside = beside.pipeline.own();
         }
-        cell.own = own;
-        cell.comparisons.clear();
+        hosted.own = own;
+        hosted.comparisons.clear();
     }
 
     /// Does something with the rules that a shard goes by.
     pub(super) fn with<T>(
         &mut self,
         address: Address,
-        cell: &mut Cell,
-        work: impl FnOnce(&mut Cell, &mut CellRules<'_>) -> T,
+        hosted: &mut HostedShard,
+        work: impl FnOnce(&mut HostedShard, &mut ShardRules<'_>) -> T,
     ) -> T {
         let tenant = address.tenant;
-        let mut own = std::mem::take(&mut cell.own);
-        let Some(beside) = cell.pipelines.beside.clone() else {
-            let active = &cell.pipelines.active;
+        let mut own = std::mem::take(&mut hosted.own);
+        let Some(beside) = hosted.pipelines.beside.clone() else {
+            let active = &hosted.pipelines.active;
             let number = active.number;
-            let Shared { pipeline, span, .. } = self.shared(tenant, cell, active);
-            let mut rules = CellRules {
+            let Shared { pipeline, span, .. } = self.shared(tenant, hosted, active);
+            let mut rules = ShardRules {
                 active: pipeline.lend(&mut own),
                 number,
                 beside: None,
             };
-            let done = span.in_scope(|| work(cell, &mut rules));
+            let done = span.in_scope(|| work(hosted, &mut rules));
             drop(rules);
-            cell.own = own;
+            hosted.own = own;
             return done;
         };
         // Two at a time: one is taken out meanwhile. It is made anew where that panics.
         let place = (tenant, beside.generation.number);
         let taken = self.0.remove(&place);
-        let mut taken = taken.unwrap_or_else(|| Shared::new(cell, &beside.generation));
-        let mut own_beside = std::mem::take(&mut cell.own_beside);
-        let active = &cell.pipelines.active;
+        let mut taken = taken.unwrap_or_else(|| Shared::new(hosted, &beside.generation));
+        let mut own_beside = std::mem::take(&mut hosted.own_beside);
+        let active = &hosted.pipelines.active;
         let number = active.number;
-        let Shared { pipeline, span, .. } = self.shared(tenant, cell, active);
-        let mut rules = CellRules {
+        let Shared { pipeline, span, .. } = self.shared(tenant, hosted, active);
+        let mut rules = ShardRules {
             active: pipeline.lend(&mut own),
             number,
-            beside: Some(BesideRules {
+            beside: Some(CandidateRules {
                 rules: taken.pipeline.lend(&mut own_beside),
                 span: &taken.span,
                 beside,
-                comparisons: std::mem::take(&mut cell.comparisons),
+                comparisons: std::mem::take(&mut hosted.comparisons),
             }),
         };
-        let done = span.in_scope(|| work(cell, &mut rules));
+        let done = span.in_scope(|| work(hosted, &mut rules));
         if let Some(beside) = &mut rules.beside {
-            cell.comparisons = std::mem::take(&mut beside.comparisons);
+            hosted.comparisons = std::mem::take(&mut beside.comparisons);
         }
         drop(rules);
-        (cell.own, cell.own_beside) = (own, own_beside);
+        (hosted.own, hosted.own_beside) = (own, own_beside);
         self.0.insert(place, taken);
         done
     }
@@ -177,9 +182,9 @@ impl Instances {
     }
 
     /// Gives back what nobody has called since this was last done.
-    pub(super) fn give_back_unused(&mut self) {
+    pub(super) fn release_unused(&mut self) {
         for shared in self.0.values_mut() {
-            shared.pipeline.give_back_unused();
+            shared.pipeline.release_unused();
         }
     }
 }

@@ -10,7 +10,7 @@ use foldhash::fast::FixedState;
 use tokio::sync::Notify;
 
 use super::Address;
-use super::work::{Ask, Batch, Size, Task};
+use super::work::{Batch, ShardQuestion, Size, Task};
 
 /// How many tasks of control may wait for a shard. The sender of more waits.
 const CONTROL_MAX: usize = 64;
@@ -21,13 +21,13 @@ const SPARE_MAX: usize = 64;
 /// A thread's mailbox.
 #[derive(Default)]
 pub(crate) struct Mailbox {
-    mail: Mutex<Mail>,
+    state: Mutex<MailboxState>,
     arrived: Notify,
     freed: Notify,
 }
 
 #[derive(Default)]
-struct Mail {
+struct MailboxState {
     /// What waits, and for whom: never nothing.
     lanes: HashMap<Address, Lanes, FixedState>,
     /// Empty ones.
@@ -47,7 +47,7 @@ struct Lanes {
     inputs: VecDeque<Batch>,
     /// How much the inputs take.
     used: Size,
-    questions: VecDeque<Ask>,
+    questions: VecDeque<ShardQuestion>,
 }
 
 impl fmt::Debug for Mailbox {
@@ -62,7 +62,7 @@ impl Lanes {
     }
 }
 
-impl Mail {
+impl MailboxState {
     /// A shard's lanes, to put something in.
     fn lanes(&mut self, shard: Address) -> &mut Lanes {
         let (spare, touched) = (&mut self.spare, &mut self.touched);
@@ -87,9 +87,9 @@ impl Mail {
 }
 
 impl Mailbox {
-    fn mail(&self) -> MutexGuard<'_, Mail> {
+    fn state(&self) -> MutexGuard<'_, MailboxState> {
         // A panic can't leave it half-changed.
-        self.mail.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Puts something into a shard's lanes, where `put` finds room.
@@ -100,18 +100,18 @@ impl Mailbox {
         has_room: impl FnOnce(&Lanes, &T) -> bool,
         put: impl FnOnce(&mut Lanes, T),
     ) -> Result<(), T> {
-        let mut mail = self.mail();
-        if mail.is_closed {
+        let mut state = self.state();
+        if state.is_closed {
             return Err(item);
         }
-        if let Some(lanes) = mail.lanes.get(&shard)
+        if let Some(lanes) = state.lanes.get(&shard)
             && !has_room(lanes, &item)
         {
             return Err(item);
         }
-        put(mail.lanes(shard), item);
-        let is_news = mail.touched.len() == 1;
-        drop(mail);
+        put(state.lanes(shard), item);
+        let is_news = state.touched.len() == 1;
+        drop(state);
         if is_news {
             self.arrived.notify_one();
         }
@@ -138,8 +138,8 @@ impl Mailbox {
     }
 
     /// Puts a question in, if there is room for it now.
-    pub(super) fn offer_question(&self, shard: Address, ask: Ask, max: usize) -> bool {
-        let has_room = |lanes: &Lanes, _: &Ask| lanes.questions.len() < max;
+    pub(super) fn offer_question(&self, shard: Address, ask: ShardQuestion, max: usize) -> bool {
+        let has_room = |lanes: &Lanes, _: &ShardQuestion| lanes.questions.len() < max;
         let put = |lanes: &mut Lanes, ask| lanes.questions.push_back(ask);
         self.put(shard, ask, has_room, put).is_ok()
     }
@@ -177,18 +177,18 @@ impl Mailbox {
         loop {
             // Before it is looked whether there is room.
             let freed = self.freed.notified();
-            self.mail().waiting += 1;
+            self.state().waiting += 1;
             let refused = offer(item);
             let Err(refused) = refused else {
-                self.mail().waiting -= 1;
+                self.state().waiting -= 1;
                 return;
             };
             item = refused;
-            let is_closed = self.mail().is_closed;
+            let is_closed = self.state().is_closed;
             if !is_closed {
                 freed.await;
             }
-            self.mail().waiting -= 1;
+            self.state().waiting -= 1;
             if is_closed {
                 return;
             }
@@ -197,7 +197,7 @@ impl Mailbox {
 
     /// How many bytes of inputs wait for a shard.
     pub(super) fn queued_bytes(&self, shard: Address) -> usize {
-        self.mail()
+        self.state()
             .lanes
             .get(&shard)
             .map_or(0, |lanes| lanes.used.bytes)
@@ -211,27 +211,27 @@ impl Mailbox {
     /// Appends the shards for which something has come where nothing was before. Says
     /// whether the thread is to go on.
     pub(super) fn take_touched(&self, touched: &mut Vec<Address>) -> bool {
-        let mut mail = self.mail();
-        touched.append(&mut mail.touched);
-        !mail.is_closed
+        let mut state = self.state();
+        touched.append(&mut state.touched);
+        !state.is_closed
     }
 
     /// Whether anything waits for a shard.
     pub(super) fn has(&self, shard: Address) -> bool {
-        self.mail().lanes.contains_key(&shard)
+        self.state().lanes.contains_key(&shard)
     }
 
     /// Whether inputs wait for a shard.
     pub(super) fn has_inputs(&self, shard: Address) -> bool {
-        let mail = self.mail();
-        let lanes = mail.lanes.get(&shard);
+        let state = self.state();
+        let lanes = state.lanes.get(&shard);
         lanes.is_some_and(|lanes| !lanes.inputs.is_empty())
     }
 
     /// Whether anything but inputs waits for a shard.
     pub(super) fn has_other_than_inputs(&self, shard: Address) -> bool {
-        let mail = self.mail();
-        let lanes = mail.lanes.get(&shard);
+        let state = self.state();
+        let lanes = state.lanes.get(&shard);
         lanes.is_some_and(|lanes| !lanes.control.is_empty() || !lanes.questions.is_empty())
     }
 
@@ -251,7 +251,7 @@ impl Mailbox {
     }
 
     /// Takes the question that has waited for longest.
-    pub(super) fn take_question(&self, shard: Address) -> Option<Ask> {
+    pub(super) fn take_question(&self, shard: Address) -> Option<ShardQuestion> {
         self.take(shard, |lanes| lanes.questions.pop_front())
     }
 
@@ -263,17 +263,17 @@ impl Mailbox {
 
     /// Drops all that waits for a shard which isn't there.
     pub(super) fn discard(&self, shard: Address) {
-        let discarded = self.mail().lanes.remove(&shard);
+        let discarded = self.state().lanes.remove(&shard);
         drop(discarded);
         self.freed.notify_waiters();
     }
 
     /// Nothing is taken any more.
     pub(super) fn close(&self) {
-        let mut mail = self.mail();
-        mail.is_closed = true;
-        let lanes = std::mem::take(&mut mail.lanes);
-        drop(mail);
+        let mut state = self.state();
+        state.is_closed = true;
+        let lanes = std::mem::take(&mut state.lanes);
+        drop(state);
         // Who waits for an answer is not to wait any more.
         drop(lanes);
         self.freed.notify_waiters();
@@ -281,10 +281,10 @@ impl Mailbox {
     }
 
     fn take<T>(&self, shard: Address, take: impl FnOnce(&mut Lanes) -> Option<T>) -> Option<T> {
-        let mut mail = self.mail();
-        let taken = mail.take(shard, take);
-        let is_awaited = mail.waiting > 0;
-        drop(mail);
+        let mut state = self.state();
+        let taken = state.take(shard, take);
+        let is_awaited = state.waiting > 0;
+        drop(state);
         if is_awaited && taken.is_some() {
             self.freed.notify_waiters();
         }
@@ -343,7 +343,7 @@ mod tests {
         let (done, _answer) = tokio::sync::oneshot::channel();
         assert!(mailbox.offer_inputs(ONE, batch(9, 5_000), room(1)).is_ok());
         assert!(mailbox.offer_inputs(ONE, batch(0, 1), room(1)).is_err());
-        let ask = |done| Ask::Contacts("ann".into(), done);
+        let ask = |done| ShardQuestion::Contacts("ann".into(), done);
         assert!(mailbox.offer_question(ONE, ask(done), 1));
         let (done, _answer) = tokio::sync::oneshot::channel();
         assert!(!mailbox.offer_question(ONE, ask(done), 1));
@@ -364,7 +364,7 @@ mod tests {
         mailbox.take_touched(&mut touched);
         assert!(touched.is_empty(), "it knows of what waits");
         while mailbox.take_inputs(ONE).is_some() {}
-        assert!(!mailbox.has(ONE) && mailbox.mail().lanes.is_empty());
+        assert!(!mailbox.has(ONE) && mailbox.state().lanes.is_empty());
         mailbox.offer_inputs(ONE, batch(1, 0), room(9)).unwrap();
         mailbox.take_touched(&mut touched);
         assert_eq!(touched, [ONE]);
@@ -377,7 +377,7 @@ mod tests {
         mailbox.send_inputs(OTHER, batch(3, 0), room(0)).await;
         let taken = async {
             tokio::task::yield_now().await;
-            assert_eq!(mailbox.mail().waiting, 2);
+            assert_eq!(mailbox.state().waiting, 2);
             mailbox.take_inputs(OTHER).unwrap();
             mailbox.take_inputs(ONE).unwrap();
         };
@@ -387,7 +387,7 @@ mod tests {
             mailbox.send_inputs(OTHER, other, room(0)),
             taken
         );
-        assert_eq!(mailbox.mail().waiting, 0);
+        assert_eq!(mailbox.state().waiting, 0);
         let more = mailbox.send_inputs(ONE, batch(3, 0), room(0));
         tokio::join!(more, async { mailbox.close() });
         assert!(mailbox.offer_inputs(ONE, batch(1, 0), room(9)).is_err());

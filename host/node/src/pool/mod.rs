@@ -1,11 +1,11 @@
 //! The pool: one thread a core for the whole node, on which the shards of all tenants live.
 //!
-//! A shard is a value ([`cell`]). It is moved to its thread in a message, and stays there. While it
-//! is idle, it needs no memory but that of its data. A thread ([`thread`]) takes work from its
+//! A shard is a value ([`hosted_shard`]). It is moved to its thread in a message, and stays there. While
+//! it is idle, it needs no memory but that of its data. A thread ([`thread`]) takes work from its
 //! mailbox ([`mailbox`]), schedules the tenants ([`rounds`]), wakes shards when a timer is due,
 //! and queues their messages in its outbox ([`outbox`]).
 
-mod cell;
+mod hosted_shard;
 mod instances;
 pub(crate) mod log_limiter;
 mod mailbox;
@@ -34,15 +34,15 @@ use crate::clock;
 use crate::link::progress::DeliveryProgress;
 use crate::tasks::Tasks;
 
-pub(crate) use cell::{Cell, Common};
-pub(crate) use outbox::Carrier;
-pub(crate) use shards::{Figures, Room, Shards, place};
+pub(crate) use hosted_shard::{HostedShard, TenantContext};
+pub(crate) use outbox::Transport;
+pub(crate) use shards::{QueueLimits, ShardFigures, Shards, place};
 pub(crate) use thread_share::ThreadShare;
-pub(crate) use work::{Ask, BATCH_MAX, Batch, Generation, Task};
+pub(crate) use work::{BATCH_MAX, Batch, Generation, ShardQuestion, Task};
 
 use mailbox::Mailbox;
 use outbox::Outbox;
-use shards::Port;
+use shards::ShardHandle;
 use thread::Thread;
 
 /// Which shard, and of which tenant, on this node.
@@ -53,7 +53,7 @@ pub(crate) struct Address {
 }
 
 /// Counts nanoseconds, from whenever.
-type Meter = Box<dyn FnMut() -> u64 + Send>;
+type Stopwatch = Box<dyn FnMut() -> u64 + Send>;
 
 /// A thread's figures, as it last told them.
 #[derive(Debug, Default)]
@@ -84,7 +84,7 @@ impl ThreadFigures {
         self.busy_since.store(0, Ordering::Relaxed);
     }
 
-    fn tell_outbox(&self, bytes: usize, repeated: u64) {
+    fn set_outbox_figures(&self, bytes: usize, repeated: u64) {
         self.journal_bytes.store(bytes as u64, Ordering::Relaxed);
         self.repeated.store(repeated, Ordering::Relaxed);
     }
@@ -133,8 +133,8 @@ impl Pool {
     ///
     /// # Errors
     /// If the system has no thread to give.
-    pub(crate) fn start<C: Carrier + Clone>(
-        carrier: &C,
+    pub(crate) fn start<C: Transport + Clone>(
+        transport: &C,
         handed: Vec<Arc<DeliveryProgress>>,
         settings: OutboxSettings,
         priority: Priority,
@@ -150,13 +150,13 @@ impl Pool {
             } = settings;
             let mailbox = Arc::<Mailbox>::default();
             let figures = Arc::<ThreadFigures>::default();
-            let outbox = Outbox::new(carrier.clone(), handed, bytes_max, beacon_ms);
-            let meter = move || u64::try_from(began.elapsed().as_nanos()).unwrap_or(u64::MAX);
+            let outbox = Outbox::new(transport.clone(), handed, bytes_max, beacon_ms);
+            let stopwatch = move || u64::try_from(began.elapsed().as_nanos()).unwrap_or(u64::MAX);
             let thread = Thread::new(
                 Arc::clone(&mailbox),
                 outbox,
                 Arc::clone(&figures),
-                Box::new(meter),
+                Box::new(stopwatch),
             );
             let runtime = Builder::new_current_thread().enable_time().build()?;
             // It shares the runtime with nothing that it would have to give way to.
@@ -200,8 +200,8 @@ impl Pool {
     pub(crate) fn place(
         &self,
         shards: usize,
-        room: Room,
-        mut shard: impl FnMut(usize, Arc<Figures>) -> Cell,
+        room: QueueLimits,
+        mut shard: impl FnMut(usize, Arc<ShardFigures>) -> HostedShard,
     ) -> Shards {
         let tenant = self.0.tenants.fetch_add(1, Ordering::Relaxed);
         // Small tenants aren't all to be on the first thread.
@@ -211,16 +211,16 @@ impl Pool {
             .iter()
             .cycle()
             .skip(tenant as usize % self.len().max(1));
-        let ports = (0..shards).zip(threads).map(|(number, (mailbox, _))| {
+        let handles = (0..shards).zip(threads).map(|(number, (mailbox, _))| {
             let address = Address {
                 tenant,
                 shard: u32::try_from(number).unwrap_or(u32::MAX),
             };
-            let port = Port::new(Arc::clone(mailbox), address, room);
-            let cell = shard(number, Arc::clone(&port.figures));
-            mailbox.put_first(address, Task::Place(Box::new(cell)));
-            port
+            let handle = ShardHandle::new(Arc::clone(mailbox), address, room);
+            let hosted = shard(number, Arc::clone(&handle.figures));
+            mailbox.put_first(address, Task::Place(Box::new(hosted)));
+            handle
         });
-        Shards::from(ports.collect::<Vec<_>>())
+        Shards::from(handles.collect::<Vec<_>>())
     }
 }

@@ -11,7 +11,7 @@ use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 
 use crate::clock;
-use crate::link::journal::{Entry, Journal};
+use crate::link::journal::{Journal, JournalEntry};
 use crate::link::progress::DeliveryProgress;
 
 /// How often is looked whether the connection has changed, where something waits for that,
@@ -22,7 +22,7 @@ pub(super) const LOOK_MS: u64 = 50;
 const FULL_MS: u64 = 1_000;
 
 /// What carries messages to the broker.
-pub(crate) trait Carrier: Send + 'static {
+pub(crate) trait Transport: Send + 'static {
     /// How often it has connected: what was handed to an earlier connection may be lost.
     fn link(&self) -> u64;
 
@@ -30,15 +30,15 @@ pub(crate) trait Carrier: Send + 'static {
     fn is_connected(&self) -> bool;
 
     /// Hands over a message; none if there is no room for it now.
-    fn try_hand(&self, entry: &Entry) -> Option<anyhow::Result<()>>;
+    fn try_send(&self, entry: &JournalEntry) -> Option<anyhow::Result<()>>;
 
     /// Hands over a message when there is room for it. Dropped before, it does nothing.
-    fn hand(&self, entry: Entry) -> BoxFuture<'static, anyhow::Result<()>>;
+    fn send(&self, entry: JournalEntry) -> BoxFuture<'static, anyhow::Result<()>>;
 }
 
 /// What the shards of one thread have to say.
 pub(super) struct Outbox<C> {
-    carrier: C,
+    transport: C,
     handed: Arc<DeliveryProgress>,
     journal: Journal,
     /// The connection that messages are handed to.
@@ -60,17 +60,17 @@ pub(super) struct Outbox<C> {
     beacon_at: Option<u64>,
 }
 
-impl<C: Carrier> Outbox<C> {
+impl<C: Transport> Outbox<C> {
     /// An empty one. `bytes_max`: how much may be in it; `beacon_ms`: how often each
     /// source says how far it has come.
     pub(super) fn new(
-        carrier: C,
+        transport: C,
         handed: Arc<DeliveryProgress>,
         bytes_max: usize,
         beacon_ms: u64,
     ) -> Self {
         Self {
-            carrier,
+            transport,
             handed,
             journal: Journal::new(bytes_max),
             link: 0,
@@ -88,7 +88,7 @@ impl<C: Carrier> Outbox<C> {
 
     /// Puts a message in, and says the place behind it. It is handed over by
     /// [`Self::hand_over`].
-    pub(super) fn push(&mut self, entry: Entry) -> u64 {
+    pub(super) fn push(&mut self, entry: JournalEntry) -> u64 {
         if entry.counted.is_some() && !self.journal.waits() {
             self.handed.want();
         }
@@ -140,8 +140,8 @@ impl<C: Carrier> Outbox<C> {
 
     /// Looks what has become of the connection, hands over what can be, and forgets what
     /// the broker has.
-    pub(super) fn tend(&mut self, now: u64) {
-        self.look();
+    pub(super) fn update(&mut self, now: u64) {
+        self.check_connection();
         self.hand_over();
         self.forget();
         match (self.is_full(), self.full_since) {
@@ -164,7 +164,7 @@ impl<C: Carrier> Outbox<C> {
     pub(super) fn hand_over(&mut self) {
         loop {
             // Read before anything is handed over: see `pulse`.
-            let link = self.carrier.link();
+            let link = self.transport.link();
             if link != self.link {
                 self.begin_link(link);
             }
@@ -187,9 +187,9 @@ impl<C: Carrier> Outbox<C> {
                         self.next += 1;
                         continue;
                     }
-                    let sent = self.carrier.try_hand(entry);
+                    let sent = self.transport.try_send(entry);
                     if sent.is_none() {
-                        self.stuck = Some(self.carrier.hand(entry.clone()));
+                        self.stuck = Some(self.transport.send(entry.clone()));
                     }
                     sent
                 }
@@ -236,7 +236,7 @@ impl<C: Carrier> Outbox<C> {
         self.beacon_at = Some(now);
     }
 
-    /// When [`Self::tend`] is to be called at the latest, and whether beacons are due.
+    /// When [`Self::update`] is to be called at the latest, and whether beacons are due.
     pub(super) fn due(&self, now: u64) -> Option<u64> {
         let is_waiting = self.next < self.journal.end() || self.is_full();
         let look_at = is_waiting.then_some(now + LOOK_MS);
@@ -264,7 +264,7 @@ impl<C: Carrier> Outbox<C> {
     /// again, and beacons say so.
     fn begin_link(&mut self, link: u64) {
         self.forget();
-        self.look();
+        self.check_connection();
         self.stuck = None;
         let begin = self.journal.begin();
         self.repeated += self.next.saturating_sub(begin);
@@ -279,7 +279,7 @@ impl<C: Carrier> Outbox<C> {
     }
 
     /// Looks whether the client is connected, which takes a lock.
-    fn look(&mut self) {
-        self.is_connected = self.carrier.is_connected();
+    fn check_connection(&mut self) {
+        self.is_connected = self.transport.is_connected();
     }
 }

@@ -8,13 +8,13 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::Address;
-use super::cell::Cell;
+use super::hosted_shard::HostedShard;
 use super::mailbox::Mailbox;
-use super::outbox::{Carrier, Outbox};
+use super::outbox::{Outbox, Transport};
 use super::shards::place;
 use super::work::Task;
 use crate::clock;
-use crate::state::{Asked, Restored};
+use crate::state::{RestoreRequested, Restored};
 use crate::tasks;
 
 /// How long is waited before a shard begins anew, where it has failed a while ago, and at
@@ -60,7 +60,7 @@ impl Restart {
     }
 }
 
-impl Cell {
+impl HostedShard {
     /// It has failed: nothing of what it knew is used any more.
     pub(super) fn failed(&mut self, panic: &(dyn Any + Send)) {
         self.figures.restarts.fetch_add(1, Ordering::Relaxed);
@@ -68,19 +68,19 @@ impl Cell {
             "a shard has failed, and is restarted from the stored state: {}",
             tasks::message(panic)
         );
-        self.shard = self.shard.anew();
+        self.shard = self.shard.replacement();
         self.shard.keep_records(self.saver.is_some());
         self.restart.begin(clock::now_ms());
     }
 
     /// Whether it is to end while it begins anew, and can't: what was on its way to the store
     /// waits for a broker that can't be reached.
-    pub(super) fn ends_unrestored<C: Carrier>(&self, outbox: &mut Outbox<C>) -> bool {
+    pub(super) fn ends_unrestored<C: Transport>(&self, outbox: &mut Outbox<C>) -> bool {
         self.ending.is_some() && outbox.settled(self.published_end) == Some(false)
     }
 
     /// Has what was stored be read, once what was on its way to the store is there.
-    pub(super) fn attend_restart<C: Carrier>(
+    pub(super) fn continue_restart<C: Transport>(
         &mut self,
         address: Address,
         mailbox: &Arc<Mailbox>,
@@ -107,19 +107,19 @@ impl Cell {
             ),
             _ => {
                 restored(Restored::nothing());
-                Asked::Yes
+                RestoreRequested::Yes
             }
         };
-        if asked == Asked::Yes {
+        if asked == RestoreRequested::Yes {
             self.restart.phase = Phase::Asked;
         }
     }
 
     /// What was stored is there.
-    pub(super) fn restored<C: Carrier>(&mut self, restored: Restored, outbox: &mut Outbox<C>) {
+    pub(super) fn restored<C: Transport>(&mut self, restored: Restored, outbox: &mut Outbox<C>) {
         let now = clock::now_ms();
         self.restart.phase = Phase::None;
-        self.sequencer.begin_anew(restored.epoch.max(now));
+        self.sequencer.begin_epoch(restored.epoch.max(now));
         if self.sequencer.has_begun {
             outbox.begin_beacons(now);
         }

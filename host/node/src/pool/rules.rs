@@ -17,12 +17,12 @@ use presence_core::event::Event;
 use presence_core::names::{Id, Names};
 use presence_core::rules::{Context, Decision, Enriched, Explanation, Failure, Rules};
 use presence_core::verdicts::Verdict;
-use presence_sandbox::{Lent, StageCall};
+use presence_sandbox::{BorrowedPipeline, StageCall};
 use tracing::Span;
 
 use crate::beside::meter::Side;
-use crate::beside::report::{Example, Why};
-use crate::beside::{Beside, Mode};
+use crate::beside::report::{Example, StageDifference};
+use crate::beside::{CandidatePipeline, Mode};
 
 /// How many decisions of a shard wait to be compared, at most.
 const COMPARISONS_MAX: usize = 256;
@@ -73,22 +73,22 @@ impl Comparison {
 }
 
 /// The rules of a shard.
-pub(super) struct CellRules<'a> {
-    pub(super) active: Lent<'a>,
+pub(super) struct ShardRules<'a> {
+    pub(super) active: BorrowedPipeline<'a>,
     pub(super) number: u64,
-    pub(super) beside: Option<BesideRules<'a>>,
+    pub(super) beside: Option<CandidateRules<'a>>,
 }
 
 /// What runs beside the active pipeline.
-pub(super) struct BesideRules<'a> {
-    pub(super) rules: Lent<'a>,
+pub(super) struct CandidateRules<'a> {
+    pub(super) rules: BorrowedPipeline<'a>,
     /// Of its pipeline, and not of the active one.
     pub(super) span: &'a Span,
-    pub(super) beside: Beside,
+    pub(super) beside: CandidatePipeline,
     pub(super) comparisons: Comparisons,
 }
 
-impl BesideRules<'_> {
+impl CandidateRules<'_> {
     /// Whether it decides on a user.
     fn has(&self, user: &str) -> bool {
         match self.beside.mode {
@@ -112,7 +112,7 @@ impl BesideRules<'_> {
     }
 }
 
-impl CellRules<'_> {
+impl ShardRules<'_> {
     /// The number of the pipeline that decides on a user.
     pub(super) fn number_of(&self, user: &str) -> u64 {
         match &self.beside {
@@ -215,7 +215,7 @@ impl CellRules<'_> {
                 .in_scope(|| beside.rules.explain_uncounted(context, viewer).stages);
             let parting = parting(&old, &new);
             if let (Some(stages), Some(name)) = (parting, context.names.name(viewer)) {
-                whys.push(Why::new(name.as_str(), stages));
+                whys.push(StageDifference::new(name.as_str(), stages));
             }
         }
         let user = context.event.name.as_str();
@@ -227,7 +227,7 @@ impl CellRules<'_> {
     fn call(
         &mut self,
         context: Context<'_>,
-        call: impl FnOnce(&mut Lent<'_>) -> Decision,
+        call: impl FnOnce(&mut BorrowedPipeline<'_>) -> Decision,
     ) -> Decision {
         let Some(beside) = self.beside.as_mut().filter(|beside| beside.decides()) else {
             return call(&mut self.active);
@@ -248,7 +248,7 @@ impl CellRules<'_> {
     }
 }
 
-impl Rules for CellRules<'_> {
+impl Rules for ShardRules<'_> {
     fn enrich(&mut self, context: Context<'_>) -> Enriched {
         // What both have in common has one state.
         if let Some(beside) = &mut self.beside

@@ -9,12 +9,12 @@ use foldhash::fast::FixedState;
 use presence_core::{Counters, Input};
 
 use super::mailbox::Mailbox;
-use super::work::{Ask, Batch, Size, Task};
+use super::work::{Batch, ShardQuestion, Size, Task};
 use super::{Address, BATCH_MAX};
 
 /// How much may wait for a shard.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Room {
+pub(crate) struct QueueLimits {
     /// How many batches of inputs, were all of them full.
     pub(crate) batches: usize,
     /// How many bytes of inputs.
@@ -25,7 +25,7 @@ pub(crate) struct Room {
 
 /// A shard's figures, as it last told them.
 #[derive(Debug, Default)]
-pub(crate) struct Figures {
+pub(crate) struct ShardFigures {
     pub(super) counters: Mutex<Counters>,
     pub(crate) online_users: AtomicU64,
     pub(crate) connections: AtomicU64,
@@ -44,15 +44,15 @@ pub(crate) struct Figures {
 
 /// One shard.
 #[derive(Debug)]
-pub(crate) struct Port {
+pub(crate) struct ShardHandle {
     mailbox: Arc<Mailbox>,
     address: Address,
-    room: Room,
-    pub(crate) figures: Arc<Figures>,
+    room: QueueLimits,
+    pub(crate) figures: Arc<ShardFigures>,
 }
 
-impl Port {
-    pub(super) fn new(mailbox: Arc<Mailbox>, address: Address, room: Room) -> Self {
+impl ShardHandle {
+    pub(super) fn new(mailbox: Arc<Mailbox>, address: Address, room: QueueLimits) -> Self {
         Self {
             mailbox,
             address,
@@ -89,7 +89,7 @@ impl Port {
     }
 
     /// Asks, if there is room for the question now.
-    pub(crate) fn ask(&self, ask: Ask) -> bool {
+    pub(crate) fn ask(&self, ask: ShardQuestion) -> bool {
         self.mailbox
             .offer_question(self.address, ask, self.room.questions)
     }
@@ -115,15 +115,15 @@ impl Port {
 
 /// A tenant's shards, shared.
 #[derive(Clone, Debug)]
-pub(crate) struct Shards(Arc<[Port]>);
+pub(crate) struct Shards(Arc<[ShardHandle]>);
 
 impl Shards {
-    pub(crate) fn iter(&self) -> impl ExactSizeIterator<Item = &Port> {
+    pub(crate) fn iter(&self) -> impl ExactSizeIterator<Item = &ShardHandle> {
         self.0.iter()
     }
 
     /// The shard at a place.
-    pub(crate) fn get(&self, place: usize) -> Option<&Port> {
+    pub(crate) fn get(&self, place: usize) -> Option<&ShardHandle> {
         self.0.get(place)
     }
 
@@ -136,7 +136,7 @@ impl Shards {
     }
 
     /// A figure of all of them together.
-    pub(crate) fn total(&self, of: fn(&Figures) -> &AtomicU64) -> u64 {
+    pub(crate) fn total(&self, of: fn(&ShardFigures) -> &AtomicU64) -> u64 {
         let figures = self.iter().map(|shard| of(&shard.figures));
         figures.map(|figure| figure.load(Ordering::Relaxed)).sum()
     }
@@ -152,9 +152,9 @@ impl Shards {
     }
 
     /// Hands the same input to every shard.
-    pub(crate) async fn tell(&self, input: impl Fn() -> Input) {
+    pub(crate) async fn broadcast(&self, input: impl Fn() -> Input) {
         for shard in self.iter() {
-            shard.send(Task::Tell(input())).await;
+            shard.send(Task::Input(input())).await;
         }
     }
 }
@@ -164,8 +164,8 @@ pub(crate) fn place(user: impl Hash, shards: usize) -> usize {
     FixedState::default().hash_one(user) as usize % shards.max(1)
 }
 
-impl From<Vec<Port>> for Shards {
-    fn from(shards: Vec<Port>) -> Self {
+impl From<Vec<ShardHandle>> for Shards {
+    fn from(shards: Vec<ShardHandle>) -> Self {
         Self(shards.into())
     }
 }

@@ -16,10 +16,10 @@ use tokio::sync::oneshot;
 
 use super::mailbox::Mailbox;
 use super::outbox::Outbox;
-use super::shards::Port;
+use super::shards::ShardHandle;
 use super::thread::Thread;
 use super::*;
-use crate::link::journal::Entry;
+use crate::link::journal::JournalEntry;
 use crate::link::progress::Sources;
 use crate::link::sequencer::Sequencer;
 use crate::state::{Saver, Writer};
@@ -78,7 +78,7 @@ impl Broker {
     }
 }
 
-impl Carrier for Broker {
+impl Transport for Broker {
     fn link(&self) -> u64 {
         self.0.lock().unwrap().link
     }
@@ -87,7 +87,7 @@ impl Carrier for Broker {
         self.0.lock().unwrap().is_connected
     }
 
-    fn try_hand(&self, entry: &Entry) -> Option<anyhow::Result<()>> {
+    fn try_send(&self, entry: &JournalEntry) -> Option<anyhow::Result<()>> {
         let mut taken = self.0.lock().unwrap();
         taken.room = taken.room.checked_sub(1)?;
         let header = entry.counted.as_ref().and_then(|counted| {
@@ -101,11 +101,11 @@ impl Carrier for Broker {
         Some(Ok(()))
     }
 
-    fn hand(&self, entry: Entry) -> BoxFuture<'static, anyhow::Result<()>> {
+    fn send(&self, entry: JournalEntry) -> BoxFuture<'static, anyhow::Result<()>> {
         let broker = self.clone();
         Box::pin(std::future::poll_fn(move |_| {
             broker
-                .try_hand(&entry)
+                .try_send(&entry)
                 .map_or(std::task::Poll::Pending, std::task::Poll::Ready)
         }))
     }
@@ -124,7 +124,7 @@ struct Node {
 
 struct Tenant {
     name: String,
-    ports: Vec<Port>,
+    handles: Vec<ShardHandle>,
 }
 
 impl Node {
@@ -139,7 +139,7 @@ impl Node {
         let (broker, mailbox) = (Broker::default(), Arc::<Mailbox>::default());
         let outbox = Outbox::new(broker.clone(), sources.add(), bytes_max, beacon_ms);
         let mut ns = 0;
-        let meter = move || {
+        let stopwatch = move || {
             ns += step_ns;
             ns
         };
@@ -161,7 +161,7 @@ impl Node {
                 Arc::clone(&mailbox),
                 outbox,
                 Arc::clone(&figures),
-                Box::new(meter),
+                Box::new(stopwatch),
             ),
             broker,
             sources,
@@ -174,14 +174,14 @@ impl Node {
 
     /// A tenant with so many shards, of which nothing is kept.
     fn tenant(&mut self, shards: u32) -> Tenant {
-        self.tenant_with(shards, Arc::default(), Common::default(), || None)
+        self.tenant_with(shards, Arc::default(), TenantContext::default(), || None)
     }
 
     /// A tenant with so many shards whose state is kept.
     fn kept_tenant(&mut self, shards: u32, names: Arc<Names>, state: &Writer) -> Tenant {
-        let common = Common {
+        let common = TenantContext {
             restorer: Some(state.restorer()),
-            ..Common::default()
+            ..TenantContext::default()
         };
         self.tenant_with(shards, names, common, || Some(state.saver()))
     }
@@ -191,24 +191,24 @@ impl Node {
         &mut self,
         shards: u32,
         names: Arc<Names>,
-        common: Common,
+        common: TenantContext,
         saver: impl Fn() -> Option<Saver>,
     ) -> Tenant {
         let tenant = self.tenants;
         self.tenants += 1;
         let name = format!("t{tenant}");
-        let common = Arc::new(Common {
+        let common = Arc::new(TenantContext {
             shards: shards as usize,
             ..common
         });
-        let ports = (0..shards).map(|shard| {
+        let handles = (0..shards).map(|shard| {
             let address = Address { tenant, shard };
-            let room = Room {
+            let room = QueueLimits {
                 batches: 1_024,
                 input_bytes: 64 << 20,
                 questions: 16,
             };
-            let port = Port::new(Arc::clone(&self.mailbox), address, room);
+            let handle = ShardHandle::new(Arc::clone(&self.mailbox), address, room);
             let saver = saver();
             let mut known = Shard::new(
                 Settings::default(),
@@ -221,8 +221,8 @@ impl Node {
                 blueprint: Arc::clone(&self.blueprint),
             };
             let source = Source::new(&name, shard as usize, 1, &Subjects::new(None), false);
-            let figures = Arc::clone(&port.figures);
-            let cell = Cell::new(
+            let figures = Arc::clone(&handle.figures);
+            let hosted = HostedShard::new(
                 known,
                 generation,
                 Sequencer::new(source),
@@ -230,17 +230,18 @@ impl Node {
                 Arc::clone(&common),
                 figures,
             );
-            self.mailbox.put_first(address, Task::Place(Box::new(cell)));
-            port
+            self.mailbox
+                .put_first(address, Task::Place(Box::new(hosted)));
+            handle
         });
-        let ports = ports.collect();
-        Tenant { name, ports }
+        let handles = handles.collect();
+        Tenant { name, handles }
     }
 
     /// Has the thread take so many turns, or as many as there are; says how many.
     fn turns(&mut self, max: usize) -> usize {
         for turn in 0..max {
-            assert!(self.thread.look());
+            assert!(self.thread.check_for_work());
             let Some(next) = self.thread.next() else {
                 return turn;
             };
@@ -285,8 +286,8 @@ fn connects(from: usize, count: usize, reply: Option<&str>) -> Batch {
     Batch::new(now, inputs.collect(), count * 100)
 }
 
-fn offer(port: &Port, batch: Batch) {
-    assert!(port.offer(batch).is_ok());
+fn offer(handle: &ShardHandle, batch: Batch) {
+    assert!(handle.offer(batch).is_ok());
 }
 
 #[test]
@@ -296,9 +297,14 @@ fn a_shard_that_has_nothing_to_do_has_no_mail_no_timer_and_no_turn() {
     node.work();
     assert_eq!(node.thread.counts(), (800, 0));
     for tenant in &tenants {
-        assert!(tenant.ports.iter().all(|port| port.queued_bytes() == 0));
+        assert!(
+            tenant
+                .handles
+                .iter()
+                .all(|handle| handle.queued_bytes() == 0)
+        );
     }
-    offer(&tenants[7].ports[3], connects(0, 1, None));
+    offer(&tenants[7].handles[3], connects(0, 1, None));
     node.work();
     assert_eq!(node.thread.counts(), (800, 1), "a lease has a timer");
     assert_eq!(node.broker.on(ONLINE), ["t7/3 1 1"]);
@@ -312,12 +318,12 @@ fn a_tenant_that_floods_the_node_does_not_keep_another_from_its_turn() {
     node.work();
     for batch in 0..40 {
         let users = connects(batch * 16, 16, None);
-        offer(&flooding.ports[batch % 2], users);
+        offer(&flooding.handles[batch % 2], users);
     }
     node.turns(1);
     let before = node.broker.count(ONLINE, &flooding);
     assert!(before >= 16, "it is alone, and goes on");
-    offer(&quiet.ports[0], connects(0, 1, None));
+    offer(&quiet.handles[0], connects(0, 1, None));
     while node.broker.count(ONLINE, &quiet) == 0 {
         assert_eq!(node.turns(1), 1);
     }
@@ -332,15 +338,15 @@ fn while_the_outbox_is_full_only_shards_rest_that_have_something_in_it() {
     let mut node = Node::new(4_000, 1);
     let (loud, other) = (node.tenant(1), node.tenant(1));
     node.work();
-    offer(&loud.ports[0], connects(0, 256, None));
-    offer(&loud.ports[0], connects(256, 256, None));
+    offer(&loud.handles[0], connects(0, 256, None));
+    offer(&loud.handles[0], connects(256, 256, None));
     node.work();
     let first = node.broker.on(ONLINE).len();
     assert!((10..512).contains(&first), "{first}");
-    offer(&other.ports[0], connects(0, 1, None));
+    offer(&other.handles[0], connects(0, 1, None));
     node.work();
     assert_eq!(node.broker.count(ONLINE, &other), 1);
-    offer(&other.ports[0], connects(1, 1, None));
+    offer(&other.handles[0], connects(1, 1, None));
     node.work();
     assert_eq!(
         node.broker.count(ONLINE, &other),
@@ -370,13 +376,16 @@ fn what_the_client_has_no_room_for_waits_in_order_and_holds_up_no_shard() {
     let tenant = node.tenant(1);
     node.work();
     node.broker.set(|taken| taken.room = 3);
-    offer(&tenant.ports[0], connects(0, 4, None));
+    offer(&tenant.handles[0], connects(0, 4, None));
     node.work();
-    offer(&tenant.ports[0], connects(4, 4, None));
+    offer(&tenant.handles[0], connects(4, 4, None));
     node.work();
     assert_eq!(node.broker.0.lock().unwrap().messages.len(), 3);
     assert_eq!(
-        tenant.ports[0].figures.online_users.load(Ordering::Relaxed),
+        tenant.handles[0]
+            .figures
+            .online_users
+            .load(Ordering::Relaxed),
         8
     );
     node.broker.set(|taken| taken.room = usize::MAX);
@@ -390,13 +399,13 @@ fn a_new_connection_is_handed_again_what_the_broker_may_not_have_but_no_answer()
     let mut node = Node::new(1 << 20, 1);
     let tenant = node.tenant(1);
     node.work();
-    offer(&tenant.ports[0], connects(0, 1, Some("r")));
+    offer(&tenant.handles[0], connects(0, 1, Some("r")));
     node.work();
     node.acknowledge();
-    offer(&tenant.ports[0], connects(1, 1, Some("r")));
+    offer(&tenant.handles[0], connects(1, 1, Some("r")));
     node.work();
     node.broker.set(|taken| taken.is_connected = false);
-    offer(&tenant.ports[0], connects(2, 1, Some("r")));
+    offer(&tenant.handles[0], connects(2, 1, Some("r")));
     node.work();
     assert_eq!(node.broker.on("r").len(), 2);
     node.broker
@@ -414,10 +423,10 @@ async fn a_shard_that_is_told_to_stop_does_what_it_was_given_before() {
     let tenant = node.tenant(1);
     node.work();
     for batch in 0..20 {
-        offer(&tenant.ports[0], connects(batch * 10, 10, None));
+        offer(&tenant.handles[0], connects(batch * 10, 10, None));
     }
     let (done, mut ended) = oneshot::channel();
-    tenant.ports[0].send(Task::Stop(done)).await;
+    tenant.handles[0].send(Task::Stop(done)).await;
     node.broker.set(|taken| taken.room = 300);
     node.work();
     assert!(ended.try_recv().is_err(), "not all is handed over");
@@ -427,7 +436,7 @@ async fn a_shard_that_is_told_to_stop_does_what_it_was_given_before() {
     ended.await.unwrap();
     assert_eq!(node.thread.counts(), (0, 0));
     let (done, never) = oneshot::channel();
-    tenant.ports[0].send(Task::Ids(done)).await;
+    tenant.handles[0].send(Task::Ids(done)).await;
     node.work();
     assert!(never.await.is_err(), "nobody is there to answer");
 }
@@ -437,8 +446,8 @@ async fn a_shard_that_stops_ends_once_the_broker_has_what_its_state_waits_for() 
     let mut node = Node::new(1 << 20, 1);
     let (jobs, mut written) = Saver::channel();
     let saver = || Some(jobs.saver());
-    let tenant = node.tenant_with(1, Arc::default(), Common::default(), saver);
-    offer(&tenant.ports[0], connects(0, 10, None));
+    let tenant = node.tenant_with(1, Arc::default(), TenantContext::default(), saver);
+    offer(&tenant.handles[0], connects(0, 10, None));
     node.work();
     assert_eq!(
         written(),
@@ -446,7 +455,7 @@ async fn a_shard_that_stops_ends_once_the_broker_has_what_its_state_waits_for() 
         "the broker isn't known to have what viewers were told"
     );
     let (done, mut ended) = oneshot::channel();
-    tenant.ports[0].send(Task::Stop(done)).await;
+    tenant.handles[0].send(Task::Stop(done)).await;
     node.work();
     assert!(ended.try_recv().is_err(), "the broker lacks it still");
     node.acknowledge();

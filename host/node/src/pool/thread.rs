@@ -11,15 +11,15 @@ use foldhash::fast::FixedState;
 use presence_core::{Input, Output};
 use tracing::Span;
 
-use super::cell::{Cell, RunState};
+use super::hosted_shard::{HostedShard, RunState};
 use super::instances::Instances;
 use super::mailbox::Mailbox;
-use super::outbox::{Carrier, LOOK_MS, Outbox};
+use super::outbox::{LOOK_MS, Outbox, Transport};
 use super::rounds::{Rounds, Turn};
 use super::spare_time::SpareTime;
-use super::turn::{TurnContext, Turned};
+use super::turn::{TurnContext, TurnResult};
 use super::work::Task;
-use super::{Address, Meter, ThreadFigures};
+use super::{Address, Stopwatch, ThreadFigures};
 use crate::clock;
 use crate::tasks;
 
@@ -34,26 +34,26 @@ const COMPARE_MS: u64 = 1;
 /// A thread.
 pub(super) struct Thread<C> {
     mailbox: Arc<Mailbox>,
-    cells: HashMap<Address, Box<Cell>, FixedState>,
+    shards: HashMap<Address, Box<HostedShard>, FixedState>,
     instances: Instances,
     rounds: Rounds,
     /// When shards are to have a turn though nothing comes.
     timers: BTreeSet<(u64, Address)>,
     /// Shards that wait for room in the outbox.
-    resting: Vec<Address>,
+    paused: Vec<Address>,
     /// Shards that have handed out changes, which the state is to have once the broker has
     /// all before these places.
     unsaved: VecDeque<(u64, Address)>,
     /// Shards that end, or begin anew: they are looked after now and then.
-    attended: Vec<Address>,
+    watched: Vec<Address>,
     outbox: Outbox<C>,
     out: Vec<Output>,
     touched: Vec<Address>,
     figures: Arc<ThreadFigures>,
     /// Counts nanoseconds.
-    meter: Meter,
+    stopwatch: Stopwatch,
     /// When instances that nobody calls are next given back.
-    give_back_at: u64,
+    release_at: u64,
     /// Shards with decisions to compare, and how much time there is for it.
     comparing: VecDeque<Address>,
     spare: SpareTime,
@@ -66,28 +66,28 @@ impl<C> Drop for Thread<C> {
     }
 }
 
-impl<C: Carrier> Thread<C> {
+impl<C: Transport> Thread<C> {
     pub(super) fn new(
         mailbox: Arc<Mailbox>,
         outbox: Outbox<C>,
         figures: Arc<ThreadFigures>,
-        meter: Meter,
+        stopwatch: Stopwatch,
     ) -> Self {
         Self {
             mailbox,
-            cells: HashMap::default(),
+            shards: HashMap::default(),
             instances: Instances::default(),
             rounds: Rounds::default(),
             timers: BTreeSet::new(),
-            resting: Vec::new(),
+            paused: Vec::new(),
             unsaved: VecDeque::new(),
-            attended: Vec::new(),
+            watched: Vec::new(),
             outbox,
             out: Vec::new(),
             touched: Vec::new(),
             figures,
-            meter,
-            give_back_at: clock::now_ms() + UNUSED_MS,
+            stopwatch,
+            release_at: clock::now_ms() + UNUSED_MS,
             comparing: VecDeque::new(),
             spare: SpareTime::default(),
         }
@@ -95,8 +95,8 @@ impl<C: Carrier> Thread<C> {
 
     /// Works until the mailbox is closed.
     pub(super) async fn run(mut self) {
-        while self.look() {
-            let turn = self.rounds.next((self.meter)());
+        while self.check_for_work() {
+            let turn = self.rounds.next((self.stopwatch)());
             let is_idle = turn.is_none();
             if let Some(turn) = turn {
                 self.turn(turn);
@@ -116,16 +116,16 @@ impl<C: Carrier> Thread<C> {
         let Some(address) = self.comparing.pop_front() else {
             return false;
         };
-        let Some(cell) = self.cells.get_mut(&address) else {
+        let Some(hosted) = self.shards.get_mut(&address) else {
             return true;
         };
-        let begun = (self.meter)();
+        let begun = (self.stopwatch)();
         self.figures.is_busy(clock::now_ms());
         let compared = catch_unwind(AssertUnwindSafe(|| {
             let fetch = self
                 .instances
-                .with(address, cell, |_, rules| rules.compare());
-            if let (Some(questions), Some(fetcher)) = (fetch, &cell.tenant.fetcher) {
+                .with(address, hosted, |_, rules| rules.compare());
+            if let (Some(questions), Some(fetcher)) = (fetch, &hosted.tenant.fetcher) {
                 fetcher.want(questions);
             }
         }));
@@ -135,13 +135,13 @@ impl<C: Carrier> Thread<C> {
                 "what two pipelines decide could not be compared: {}",
                 tasks::message(&*panic)
             );
-            self.instances.begin_anew(address.tenant, cell);
+            self.instances.reset_shard(address.tenant, hosted);
         }
-        cell.has_comparisons = !cell.comparisons.is_empty();
-        if cell.has_comparisons {
+        hosted.has_comparisons = !hosted.comparisons.is_empty();
+        if hosted.has_comparisons {
             self.comparing.push_back(address);
         }
-        let took = (self.meter)().saturating_sub(begun);
+        let took = (self.stopwatch)().saturating_sub(begun);
         self.spare.spend(took);
         true
     }
@@ -149,45 +149,45 @@ impl<C: Carrier> Thread<C> {
     /// Whose turn it is, if it is anybody's.
     #[cfg(test)]
     pub(super) fn next(&mut self) -> Option<Turn> {
-        self.rounds.next((self.meter)())
+        self.rounds.next((self.stopwatch)())
     }
 
     /// How many shards live here, and how many timers they have.
     #[cfg(test)]
     pub(super) fn counts(&self) -> (usize, usize) {
-        (self.cells.len(), self.timers.len())
+        (self.shards.len(), self.timers.len())
     }
 
     /// Looks what there is to do. Says whether to go on.
-    pub(super) fn look(&mut self) -> bool {
+    pub(super) fn check_for_work(&mut self) -> bool {
         let now = clock::now_ms();
-        self.outbox.tend(now);
+        self.outbox.update(now);
         let goes_on = self.receive();
         while let Some((at, address)) = self.timers.first().copied()
             && at <= now
         {
             self.timers.pop_first();
-            if let Some(cell) = self.cells.get_mut(&address) {
-                cell.timer = None;
+            if let Some(hosted) = self.shards.get_mut(&address) {
+                hosted.timer = None;
             }
             self.make_ready(address);
         }
         if self.outbox.is_beacon_due(now) {
-            let addresses: Vec<_> = self.cells.keys().copied().collect();
+            let addresses: Vec<_> = self.shards.keys().copied().collect();
             for address in addresses {
                 self.guarded(address, |thread| thread.beacon(address));
             }
             self.outbox.hand_over();
         }
-        self.wake_resting();
+        self.resume_paused();
         self.save_acknowledged();
-        self.attend();
-        if now >= self.give_back_at {
-            self.give_back_at = now + UNUSED_MS;
-            self.instances.give_back_unused();
+        self.check_watched();
+        if now >= self.release_at {
+            self.release_at = now + UNUSED_MS;
+            self.instances.release_unused();
         }
         self.figures
-            .tell_outbox(self.outbox.bytes(), self.outbox.repeated());
+            .set_outbox_figures(self.outbox.bytes(), self.outbox.repeated());
         goes_on
     }
 
@@ -196,9 +196,9 @@ impl<C: Carrier> Thread<C> {
         let mut touched = std::mem::take(&mut self.touched);
         let goes_on = self.mailbox.take_touched(&mut touched);
         for address in touched.drain(..) {
-            if !self.cells.contains_key(&address) {
+            if !self.shards.contains_key(&address) {
                 match self.mailbox.take_control(address) {
-                    Some(Task::Place(cell)) => self.place(address, cell),
+                    Some(Task::Place(hosted)) => self.place(address, hosted),
                     // It has ended.
                     _ => {
                         self.mailbox.discard(address);
@@ -213,38 +213,38 @@ impl<C: Carrier> Thread<C> {
     }
 
     fn beacon(&mut self, address: Address) {
-        if let Some(cell) = self.cells.get_mut(&address) {
-            cell.beacon(&mut self.outbox);
+        if let Some(hosted) = self.shards.get_mut(&address) {
+            hosted.beacon(&mut self.outbox);
         }
     }
 
-    fn place(&mut self, address: Address, mut cell: Box<Cell>) {
-        self.instances.enter(address.tenant, &mut cell);
-        self.cells.insert(address, cell);
+    fn place(&mut self, address: Address, mut hosted: Box<HostedShard>) {
+        self.instances.enter(address.tenant, &mut hosted);
+        self.shards.insert(address, hosted);
     }
 
     fn make_ready(&mut self, address: Address) {
-        if let Some(cell) = self.cells.get_mut(&address)
-            && cell.run_state == RunState::Idle
+        if let Some(hosted) = self.shards.get_mut(&address)
+            && hosted.run_state == RunState::Idle
         {
-            cell.run_state = RunState::Ready;
-            self.rounds.push(address, &cell.tenant.share);
+            hosted.run_state = RunState::Ready;
+            self.rounds.push(address, &hosted.tenant.share);
         }
     }
 
     /// Has shards go on that have waited for room in the outbox.
-    fn wake_resting(&mut self) {
-        if self.resting.is_empty() {
+    fn resume_paused(&mut self) {
+        if self.paused.is_empty() {
             return;
         }
-        for address in std::mem::take(&mut self.resting) {
-            let Some(cell) = self.cells.get_mut(&address) else {
+        for address in std::mem::take(&mut self.paused) {
+            let Some(hosted) = self.shards.get_mut(&address) else {
                 continue;
             };
-            if cell.is_to_rest(&self.outbox) {
-                self.resting.push(address);
+            if hosted.must_pause(&self.outbox) {
+                self.paused.push(address);
             } else {
-                cell.run_state = RunState::Idle;
+                hosted.run_state = RunState::Idle;
                 self.make_ready(address);
             }
         }
@@ -257,54 +257,54 @@ impl<C: Carrier> Thread<C> {
             && end <= acknowledged
         {
             self.unsaved.pop_front();
-            if let Some(cell) = self.cells.get_mut(&address) {
-                cell.is_unsaved = false;
+            if let Some(hosted) = self.shards.get_mut(&address) {
+                hosted.is_unsaved = false;
             }
             self.guarded(address, |thread| thread.save(address));
         }
     }
 
     /// Looks after shards that end, or begin anew.
-    fn attend(&mut self) {
-        for address in std::mem::take(&mut self.attended) {
-            self.guarded(address, |thread| thread.attend_to(address));
+    fn check_watched(&mut self) {
+        for address in std::mem::take(&mut self.watched) {
+            self.guarded(address, |thread| thread.check_shard(address));
         }
     }
 
-    fn attend_to(&mut self, address: Address) {
-        let Some(cell) = self.cells.get_mut(&address) else {
+    fn check_shard(&mut self, address: Address) {
+        let Some(hosted) = self.shards.get_mut(&address) else {
             return;
         };
-        if cell.restart.is_under_way() {
-            if cell.ends_unrestored(&mut self.outbox) {
+        if hosted.restart.is_under_way() {
+            if hosted.ends_unrestored(&mut self.outbox) {
                 tracing::warn!(
                     "NATS can't be reached, so a shard that has failed can't be restarted before \
                      the node stops: its waiting inputs are dropped"
                 );
                 return self.remove(address);
             }
-            cell.attend_restart(address, &self.mailbox, &self.outbox);
-            self.attended.push(address);
+            hosted.continue_restart(address, &self.mailbox, &self.outbox);
+            self.watched.push(address);
             if self.mailbox.has_other_than_inputs(address) {
                 self.make_ready(address);
             }
-        } else if cell.has_ended(&mut self.outbox) {
+        } else if hosted.has_ended(&mut self.outbox) {
             self.remove(address);
-        } else if cell.has_given_up() {
-            self.attended.push(address);
+        } else if hosted.has_given_up() {
+            self.watched.push(address);
         }
     }
 
     fn remove(&mut self, address: Address) {
-        let Some(mut cell) = self.cells.remove(&address) else {
+        let Some(mut hosted) = self.shards.remove(&address) else {
             return;
         };
-        if let Some(at) = cell.timer {
+        if let Some(at) = hosted.timer {
             self.timers.remove(&(at, address));
         }
-        self.instances.leave(address.tenant, &cell.pipelines);
+        self.instances.leave(address.tenant, &hosted.pipelines);
         self.mailbox.discard(address);
-        if let Some(done) = cell.ending.as_mut().and_then(|ending| ending.done.take()) {
+        if let Some(done) = hosted.ending.as_mut().and_then(|ending| ending.done.take()) {
             // The one who asked may have given up.
             let _ = done.send(());
         }
@@ -312,13 +312,13 @@ impl<C: Carrier> Thread<C> {
 
     /// Has a shard take its turn.
     pub(super) fn turn(&mut self, Turn { shard, limit_ns }: Turn) {
-        let begun = (self.meter)();
+        let begun = (self.stopwatch)();
         let limit = limit_ns.and_then(|limit| u64::try_from(limit).ok());
         let until = limit.map(|limit| begun.saturating_add(limit));
         let turned = self.guarded(shard, |thread| thread.work(shard, until));
-        let turned = turned.unwrap_or(Turned::Over);
+        let turned = turned.unwrap_or(TurnResult::Over);
         self.guarded(shard, |thread| thread.end_turn(shard, turned));
-        let ended = (self.meter)();
+        let ended = (self.stopwatch)();
         let took = ended.saturating_sub(begun);
         self.rounds.took(shard.tenant, ended, took);
         self.spare.was_busy(took);
@@ -326,8 +326,8 @@ impl<C: Carrier> Thread<C> {
 
     /// Has something be done with one shard. If it panics, that shard alone begins anew.
     fn guarded<T>(&mut self, address: Address, work: impl FnOnce(&mut Self) -> T) -> Option<T> {
-        let cell = self.cells.get(&address);
-        let span = cell.and_then(|cell| cell.tenant.span.clone());
+        let hosted = self.shards.get(&address);
+        let span = hosted.and_then(|hosted| hosted.tenant.span.clone());
         let _tenant = span.as_ref().map(Span::enter);
         match catch_unwind(AssertUnwindSafe(|| work(self))) {
             Ok(done) => Some(done),
@@ -338,11 +338,11 @@ impl<C: Carrier> Thread<C> {
         }
     }
 
-    fn work(&mut self, address: Address, until_ns: Option<u64>) -> Turned {
-        let Some(cell) = self.cells.get_mut(&address) else {
-            return Turned::Over;
+    fn work(&mut self, address: Address, until_ns: Option<u64>) -> TurnResult {
+        let Some(hosted) = self.shards.get_mut(&address) else {
+            return TurnResult::Over;
         };
-        cell.run_state = RunState::Idle;
+        hosted.run_state = RunState::Idle;
         let mut context = TurnContext {
             address,
             mailbox: &self.mailbox,
@@ -350,12 +350,12 @@ impl<C: Carrier> Thread<C> {
             out: &mut self.out,
             figures: &self.figures,
             until_ns,
-            meter: &mut self.meter,
+            stopwatch: &mut self.stopwatch,
         };
-        while !cell.has_given_up() {
+        while !hosted.has_given_up() {
             // One that begins anew publishes nothing, and needs no room for it.
-            if !cell.restart.is_under_way() && cell.is_to_rest(context.outbox) {
-                return Turned::Full;
+            if !hosted.restart.is_under_way() && hosted.must_pause(context.outbox) {
+                return TurnResult::Full;
             }
             let Some(task) = context.mailbox.take_control(address) else {
                 break;
@@ -363,71 +363,72 @@ impl<C: Carrier> Thread<C> {
             context.is_busy();
             let task = match task {
                 Task::Pipelines(pipelines) => {
-                    let before = cell.pipelines.assignment();
+                    let before = hosted.pipelines.assignment();
                     let after = pipelines.assignment();
-                    self.instances.change(address.tenant, cell, pipelines);
-                    Task::Tell(Input::Reassigned { before, after })
+                    self.instances.change(address.tenant, hosted, pipelines);
+                    Task::Input(Input::Reassigned { before, after })
                 }
-                Task::Restored(restored) if cell.restart.is_under_way() => {
-                    cell.restored(restored, context.outbox);
+                Task::Restored(restored) if hosted.restart.is_under_way() => {
+                    hosted.restored(restored, context.outbox);
                     continue;
                 }
                 task => task,
             };
-            self.instances.with(address, cell, |cell, rules| {
-                cell.control(task, rules, &mut context);
+            self.instances.with(address, hosted, |hosted, rules| {
+                hosted.control(task, rules, &mut context);
             });
         }
-        if cell.restart.is_under_way() {
+        if hosted.restart.is_under_way() {
             // It knows nothing that it could answer by.
             context.mailbox.drop_questions(address);
-            return Turned::Over;
+            return TurnResult::Over;
         }
-        self.instances
-            .with(address, cell, |cell, rules| cell.turn(rules, &mut context))
+        self.instances.with(address, hosted, |hosted, rules| {
+            hosted.turn(rules, &mut context)
+        })
     }
 
     /// A shard has panicked: it begins anew, unless it was about to end.
     fn failed(&mut self, address: Address, panic: &(dyn Any + Send)) {
         // Nothing is published that came of it.
         self.out.clear();
-        let Some(cell) = self.cells.get_mut(&address) else {
+        let Some(hosted) = self.shards.get_mut(&address) else {
             return;
         };
-        cell.failed(panic);
-        if cell.has_given_up() {
+        hosted.failed(panic);
+        if hosted.has_given_up() {
             return self.remove(address);
         }
-        self.instances.begin_anew(address.tenant, cell);
-        self.has_to_be_attended(address);
+        self.instances.reset_shard(address.tenant, hosted);
+        self.keep_watching(address);
     }
 
-    fn has_to_be_attended(&mut self, address: Address) {
-        if !self.attended.contains(&address) {
-            self.attended.push(address);
+    fn keep_watching(&mut self, address: Address) {
+        if !self.watched.contains(&address) {
+            self.watched.push(address);
         }
     }
 
     /// Takes note of what a shard's turn has left to do.
-    fn end_turn(&mut self, address: Address, turned: Turned) {
-        let Some(cell) = self.cells.get_mut(&address) else {
+    fn end_turn(&mut self, address: Address, turned: TurnResult) {
+        let Some(hosted) = self.shards.get_mut(&address) else {
             return;
         };
-        cell.tell_figures();
-        if !cell.comparisons.is_empty() && !std::mem::replace(&mut cell.has_comparisons, true) {
+        hosted.update_figures();
+        if !hosted.comparisons.is_empty() && !std::mem::replace(&mut hosted.has_comparisons, true) {
             self.comparing.push_back(address);
         }
-        let is_waiting = cell.restart.is_under_way() || cell.has_given_up();
+        let is_waiting = hosted.restart.is_under_way() || hosted.has_given_up();
         if is_waiting {
-            self.has_to_be_attended(address);
-        } else if turned == Turned::Full {
-            cell.run_state = RunState::Resting;
-            self.resting.push(address);
+            self.keep_watching(address);
+        } else if turned == TurnResult::Full {
+            hosted.run_state = RunState::Paused;
+            self.paused.push(address);
         } else {
             let now = clock::now_ms();
             let has_more = self
                 .instances
-                .with(address, cell, |cell, rules| cell.has_more(now, rules));
+                .with(address, hosted, |hosted, rules| hosted.has_more(now, rules));
             if has_more || self.mailbox.has(address) {
                 self.make_ready(address);
             }
@@ -437,20 +438,20 @@ impl<C: Carrier> Thread<C> {
 
     /// Hands to the state what a shard has to be kept, or notes when that is to be done.
     fn save(&mut self, address: Address) {
-        let Some(cell) = self.cells.get_mut(&address) else {
+        let Some(hosted) = self.shards.get_mut(&address) else {
             return;
         };
         // One that ends is looked after until the state has all of it.
-        if !cell.has_given_up() {
-            cell.save(&self.outbox);
-            if let Some(end) = cell.waits_for()
-                && !std::mem::replace(&mut cell.is_unsaved, true)
+        if !hosted.has_given_up() {
+            hosted.save(&self.outbox);
+            if let Some(end) = hosted.waits_for()
+                && !std::mem::replace(&mut hosted.is_unsaved, true)
             {
                 self.unsaved.push_back((end, address));
             }
         }
-        let due = cell.due();
-        let before = std::mem::replace(&mut cell.timer, due);
+        let due = hosted.due();
+        let before = std::mem::replace(&mut hosted.timer, due);
         if before != due {
             if let Some(at) = before {
                 self.timers.remove(&(at, address));
@@ -463,14 +464,14 @@ impl<C: Carrier> Thread<C> {
     async fn wait(&mut self) {
         self.figures.is_idle();
         let now = clock::now_ms();
-        let begun = (self.meter)();
+        let begun = (self.stopwatch)();
         let free_at = self.rounds.free_at_ns();
         let free_ms = free_at.map(|at| at.saturating_sub(begun).div_ceil(NS_PER_MS));
         let due = [
             self.timers.first().map(|(at, _)| *at),
             self.outbox.due(now),
-            (!self.attended.is_empty()).then_some(now + LOOK_MS),
-            (!self.instances.is_empty()).then_some(self.give_back_at),
+            (!self.watched.is_empty()).then_some(now + LOOK_MS),
+            (!self.instances.is_empty()).then_some(self.release_at),
             (!self.comparing.is_empty()).then_some(now + COMPARE_MS),
             free_ms.map(|ms| now.saturating_add(ms)),
         ];
@@ -489,7 +490,7 @@ impl<C: Carrier> Thread<C> {
             }
             None => woken.await,
         }
-        let idle = (self.meter)().saturating_sub(begun);
+        let idle = (self.stopwatch)().saturating_sub(begun);
         self.spare.was_idle(idle);
     }
 }

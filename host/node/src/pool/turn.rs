@@ -14,16 +14,16 @@ use presence_core::publish::Subject;
 use presence_core::query::Explain;
 use presence_core::{Input, Output};
 
-use super::cell::{Cell, Ending};
+use super::hosted_shard::{HostedShard, PendingStop};
 use super::mailbox::Mailbox;
-use super::outbox::{Carrier, Outbox};
-use super::rules::CellRules;
+use super::outbox::{Outbox, Transport};
+use super::rules::ShardRules;
 #[cfg(test)]
-use super::work::Step;
-use super::work::{Ask, Task};
-use super::{Address, Meter, ThreadFigures};
+use super::work::PanicPoint;
+use super::work::{ShardQuestion, Task};
+use super::{Address, Stopwatch, ThreadFigures};
 use crate::clock;
-use crate::link::journal::Entry;
+use crate::link::journal::JournalEntry;
 use crate::telemetry::{Begun, Handled};
 
 /// How many batches of inputs are handled in a turn, at most.
@@ -33,7 +33,7 @@ const BATCHES_A_TURN: usize = 16;
 const OUTPUTS_MAX: usize = 256;
 
 /// Inputs that a shard is at.
-pub(super) struct Current {
+pub(super) struct CurrentBatch {
     arrived_at: u64,
     /// The same to the nanosecond; none if they are no messages.
     arrived: Option<Instant>,
@@ -47,7 +47,7 @@ pub(super) struct Current {
 
 /// How a turn has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Turned {
+pub(super) enum TurnResult {
     /// There may be more to do.
     Over,
     /// The outbox is full, and has something of this shard.
@@ -63,28 +63,28 @@ pub(super) struct TurnContext<'a, C> {
     pub(super) figures: &'a ThreadFigures,
     /// Until when the turn may go on, by the meter.
     pub(super) until_ns: Option<u64>,
-    pub(super) meter: &'a mut Meter,
+    pub(super) stopwatch: &'a mut Stopwatch,
 }
 
-impl Cell {
+impl HostedShard {
     /// Handles some of the inputs that wait, then what has fallen due, then a question.
-    pub(super) fn turn<C: Carrier>(
+    pub(super) fn turn<C: Transport>(
         &mut self,
-        rules: &mut CellRules<'_>,
+        rules: &mut ShardRules<'_>,
         turn: &mut TurnContext<'_, C>,
-    ) -> Turned {
+    ) -> TurnResult {
         if self.has_given_up() {
-            return Turned::Over;
+            return TurnResult::Over;
         }
         for _ in 0..BATCHES_A_TURN {
-            if self.is_to_rest(turn.outbox) {
-                return Turned::Full;
+            if self.must_pause(turn.outbox) {
+                return TurnResult::Full;
             }
             if self.current.is_none() {
                 let Some(batch) = turn.mailbox.take_inputs(turn.address) else {
                     break;
                 };
-                self.current = Some(Current {
+                self.current = Some(CurrentBatch {
                     arrived_at: batch.arrived_at,
                     arrived: (batch.bytes > 0).then_some(batch.arrived),
                     inputs: batch.inputs.into_iter(),
@@ -94,11 +94,11 @@ impl Cell {
                 });
             }
             turn.is_busy();
-            if self.batch(rules, turn) == Turned::Full {
-                return Turned::Full;
+            if self.batch(rules, turn) == TurnResult::Full {
+                return TurnResult::Full;
             }
             if turn.is_over() {
-                return Turned::Over;
+                return TurnResult::Over;
             }
         }
         // What has arrived comes first: a sign of life that waits in its lane counts.
@@ -106,8 +106,8 @@ impl Cell {
             turn.is_busy();
             self.advance(clock::now_ms(), rules, turn);
         }
-        if self.is_to_rest(turn.outbox) {
-            return Turned::Full;
+        if self.must_pause(turn.outbox) {
+            return TurnResult::Full;
         }
         if let Some(ask) = turn.mailbox.take_question(turn.address) {
             turn.is_busy();
@@ -116,17 +116,17 @@ impl Cell {
         if self.is_to_give_up() && self.current.is_none() && !turn.mailbox.has(turn.address) {
             return self.give_up(rules, turn);
         }
-        Turned::Over
+        TurnResult::Over
     }
 
     /// Handles the inputs that it is at.
-    fn batch<C: Carrier>(
+    fn batch<C: Transport>(
         &mut self,
-        rules: &mut CellRules<'_>,
+        rules: &mut ShardRules<'_>,
         turn: &mut TurnContext<'_, C>,
-    ) -> Turned {
+    ) -> TurnResult {
         let Some(current) = &self.current else {
-            return Turned::Over;
+            return TurnResult::Over;
         };
         let arrived_at = current.arrived_at;
         if !current.is_begun {
@@ -135,8 +135,8 @@ impl Cell {
             let before = arrived_at.saturating_sub(1);
             self.advance(before, rules, turn);
             while self.shard.has_expiries(before) {
-                if self.is_to_rest(turn.outbox) {
-                    return Turned::Full;
+                if self.must_pause(turn.outbox) {
+                    return TurnResult::Full;
                 }
                 turn.is_busy();
                 self.advance(before, rules, turn);
@@ -156,8 +156,8 @@ impl Cell {
             }
             if turn.out.len() >= OUTPUTS_MAX {
                 self.carry_out(turn);
-                if self.is_to_rest(turn.outbox) {
-                    return Turned::Full;
+                if self.must_pause(turn.outbox) {
+                    return TurnResult::Full;
                 }
             }
         }
@@ -166,16 +166,16 @@ impl Cell {
         if let Some(arrived) = handled.and_then(|it| it.arrived) {
             self.tenant.passage.end(arrived);
         }
-        Turned::Over
+        TurnResult::Over
     }
 
     /// Handles an input, and notes what it took. What comes of it is carried out at once, so that
     /// its trace ends when that has been handed over.
-    fn handle_traced<C: Carrier>(
+    fn handle_traced<C: Transport>(
         &mut self,
         (arrived_at, input): (u64, Input),
         begun: Begun,
-        rules: &mut CellRules<'_>,
+        rules: &mut ShardRules<'_>,
         turn: &mut TurnContext<'_, C>,
     ) {
         self.carry_out(turn);
@@ -207,14 +207,14 @@ impl Cell {
     }
 
     /// Does what the node has to say.
-    pub(super) fn control<C: Carrier>(
+    pub(super) fn control<C: Transport>(
         &mut self,
         task: Task,
-        rules: &mut CellRules<'_>,
+        rules: &mut ShardRules<'_>,
         turn: &mut TurnContext<'_, C>,
     ) {
         match task {
-            Task::Tell(input) => {
+            Task::Input(input) => {
                 let now = clock::now_ms();
                 self.shard.handle(now, input, rules, turn.out);
             }
@@ -248,7 +248,7 @@ impl Cell {
                 turn.outbox.begin_beacons(clock::now_ms());
             }
             Task::Stop(done) => {
-                self.ending = Some(Ending {
+                self.ending = Some(PendingStop {
                     done: Some(done),
                     has_given_up: false,
                 });
@@ -256,7 +256,7 @@ impl Cell {
             #[cfg(test)]
             Task::Panic(step) => {
                 self.panics_in = Some(step);
-                self.may_panic(Step::Turn);
+                self.may_panic(PanicPoint::Turn);
             }
             // The thread's own affair.
             Task::Place(_) | Task::Pipelines(_) | Task::Restored(_) => {}
@@ -264,40 +264,40 @@ impl Cell {
         self.carry_out(turn);
     }
 
-    fn answer<C: Carrier>(
+    fn answer<C: Transport>(
         &mut self,
-        ask: Ask,
-        rules: &mut CellRules<'_>,
+        ask: ShardQuestion,
+        rules: &mut ShardRules<'_>,
         turn: &mut TurnContext<'_, C>,
     ) {
         #[cfg(test)]
-        self.may_panic(Step::Question);
+        self.may_panic(PanicPoint::Question);
         let now = clock::now_ms();
         match ask {
             // Nobody waits for the answer any more.
-            Ask::Query(asking, _) if asking.is_given_up() => asking.pass_over(),
-            Ask::Query(asking, piece) => {
-                let users = asking.users(piece);
-                let viewer = asking.viewer();
+            ShardQuestion::Query(query, _) if query.is_given_up() => query.pass_over(),
+            ShardQuestion::Query(query, piece) => {
+                let users = query.users(piece);
+                let viewer = query.viewer();
                 let answers = self.shard.query(now, viewer, users, rules, turn.out);
-                asking.answer(piece, answers);
+                query.answer(piece, answers);
             }
             // The one who asked may have given up.
-            Ask::Explain(Explain { viewer, user }, answer) => {
+            ShardQuestion::Explain(Explain { viewer, user }, answer) => {
                 let found = self.shard.explain(now, &viewer, &user, rules, turn.out);
                 let _ = answer.send((rules.number_of(&user), found));
             }
-            Ask::Contacts(viewer, answer) => {
+            ShardQuestion::Contacts(viewer, answer) => {
                 let _ = answer.send(self.shard.contacts(&viewer, turn.out));
             }
         }
         self.carry_out(turn);
     }
 
-    fn advance<C: Carrier>(
+    fn advance<C: Transport>(
         &mut self,
         now: u64,
-        rules: &mut CellRules<'_>,
+        rules: &mut ShardRules<'_>,
         turn: &mut TurnContext<'_, C>,
     ) {
         let is_due = self.shard.next_deadline().is_some_and(|at| at <= now);
@@ -308,26 +308,26 @@ impl Cell {
     }
 
     /// Gives up what waits for more, since it is to end.
-    fn give_up<C: Carrier>(
+    fn give_up<C: Transport>(
         &mut self,
-        rules: &mut CellRules<'_>,
+        rules: &mut ShardRules<'_>,
         turn: &mut TurnContext<'_, C>,
-    ) -> Turned {
+    ) -> TurnResult {
         turn.is_busy();
         while self.shard.give_up(clock::now_ms(), rules, turn.out) {
             self.carry_out(turn);
-            if self.is_to_rest(turn.outbox) {
-                return Turned::Full;
+            if self.must_pause(turn.outbox) {
+                return TurnResult::Full;
             }
         }
         self.carry_out(turn);
         if let Some(ending) = &mut self.ending {
             ending.has_given_up = true;
         }
-        Turned::Over
+        TurnResult::Over
     }
 
-    fn carry_out<C: Carrier>(&mut self, turn: &mut TurnContext<'_, C>) {
+    fn carry_out<C: Transport>(&mut self, turn: &mut TurnContext<'_, C>) {
         if turn.out.is_empty() {
             return;
         }
@@ -341,7 +341,7 @@ impl Cell {
                     self.sequencer.publication(publication)
                 }
                 Output::Deliver(delivery) => self.sequencer.delivery(delivery),
-                Output::Reply(to, body) => Entry::answer(to, body),
+                Output::Reply(to, body) => JournalEntry::answer(to, body),
                 Output::Ignored(ignored) => {
                     self.stale.note(clock::now_ms(), &ignored);
                     continue;
@@ -384,6 +384,7 @@ impl<C> TurnContext<'_, C> {
 
     /// Whether another tenant is to have its turn.
     fn is_over(&mut self) -> bool {
-        self.until_ns.is_some_and(|until| (self.meter)() >= until)
+        self.until_ns
+            .is_some_and(|until| (self.stopwatch)() >= until)
     }
 }

@@ -14,11 +14,11 @@ use presence_sandbox::Blueprint;
 use roaring::RoaringBitmap;
 use tokio::sync::oneshot;
 
-use super::cell::Cell;
+use super::hosted_shard::HostedShard;
 use crate::beside::Pipelines;
 use crate::state::Restored;
 use crate::telemetry::Begun;
-use crate::tenant::ask::Asking;
+use crate::tenant::ask::PendingQuery;
 
 /// How many inputs a batch has at most.
 pub(crate) const BATCH_MAX: usize = 256;
@@ -89,9 +89,9 @@ impl Batch {
 }
 
 /// What a shard is asked. It changes nothing that the shard knows.
-pub(crate) enum Ask {
+pub(crate) enum ShardQuestion {
     /// Answer a piece of a query.
-    Query(Arc<Asking>, usize),
+    Query(Arc<PendingQuery>, usize),
     /// Explain why a viewer can or can't see a user. Answered with the generation
     /// of the pipeline that decided.
     Explain(Explain, oneshot::Sender<(u64, ExplainReport)>),
@@ -109,9 +109,9 @@ pub(crate) struct Generation {
 /// What a shard is told by the node itself. It comes before inputs that wait.
 pub(crate) enum Task {
     /// Be on this thread from now on: it is the first that a shard is told.
-    Place(Box<Cell>),
+    Place(Box<HostedShard>),
     /// Something that all shards are told.
-    Tell(Input),
+    Input(Input),
     /// Other pipelines.
     Pipelines(Pipelines),
     /// Restore these records, which the node wrote so many milliseconds ago, and report
@@ -130,13 +130,13 @@ pub(crate) enum Task {
     Stop(oneshot::Sender<()>),
     /// Panic, at this step of what comes next.
     #[cfg(test)]
-    Panic(Step),
+    Panic(PanicPoint),
 }
 
 /// Where a shard can be made to panic.
 #[cfg(test)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Step {
+pub(crate) enum PanicPoint {
     /// At once.
     Turn,
     /// At its next question.

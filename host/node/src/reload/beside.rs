@@ -10,11 +10,11 @@ use std::time::Duration;
 use anyhow::Context as _;
 use futures_util::future::BoxFuture;
 use presence_config::digest::Digest;
-use presence_config::escape::together;
+use presence_config::escape::join_problems;
 use presence_config::revision::{Candidate, Revision};
 use presence_config::{Config, Stage};
 use presence_rules::loader::{Attempt, Loader};
-use presence_rules::stored::{Kept, KeptCanary};
+use presence_rules::store_cache::{SavedCanary, StoreCache};
 use presence_sandbox::Blueprint;
 use serde_json::json;
 use tokio::sync::oneshot;
@@ -24,14 +24,14 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use super::Reload;
 use super::pipeline::with_chain;
 use super::store::KEEP;
-use crate::beside::canary::{End, Terms, Watch};
+use crate::beside::canary::{CanaryMonitor, CanaryPolicy, End};
 use crate::beside::report::ShadowRun;
-use crate::beside::{Beside, Mode, Pipelines};
+use crate::beside::{CandidatePipeline, Mode, Pipelines};
 use crate::clock;
-use crate::store::state::State;
-use crate::store::{LOOK_MAX, Store, Written, next_number};
+use crate::store::state::StoreState;
+use crate::store::{LOOK_MAX, Store, WriteResult, next_number};
 use crate::tasks::blocking;
-use crate::tenant::Running;
+use crate::tenant::RunningPipelines;
 
 /// How long is waited before the end of a canary is written again.
 const AGAIN: Duration = Duration::from_secs(2);
@@ -41,25 +41,25 @@ const KEPT_EVERY_MS: u64 = 10_000;
 
 /// What a load has to put in force.
 #[derive(Default)]
-pub(crate) struct Change {
-    active: Active,
-    candidate: Wanted,
+pub(crate) struct PipelineChange {
+    active: ActiveChoice,
+    candidate: CanaryChoice,
 }
 
 /// Which pipeline is the active one.
 #[derive(Default)]
-enum Active {
+enum ActiveChoice {
     /// The one that is.
     #[default]
     Same,
     /// The canary: it is promoted.
-    Beside,
+    Candidate,
     New(Blueprint),
 }
 
 /// Which pipeline is the canary's.
 #[derive(Default)]
-enum Wanted {
+enum CanaryChoice {
     #[default]
     None,
     /// The one that is.
@@ -67,22 +67,22 @@ enum Wanted {
     New(Blueprint, Arc<[Stage]>),
 }
 
-impl Change {
+impl PipelineChange {
     /// Whether what runs is left alone: the active pipeline, and that nothing runs beside it.
     pub(super) fn is_none(&self) -> bool {
         matches!(
             (&self.active, &self.candidate),
-            (Active::Same, Wanted::None)
+            (ActiveChoice::Same, CanaryChoice::None)
         )
     }
 
     /// Makes instances of what is new for so many threads, before they need them.
-    pub(super) fn make_ready(&self, running: &Running, threads: usize) {
+    pub(super) fn make_ready(&self, running: &RunningPipelines, threads: usize) {
         let active = &*running.blueprint;
-        if let Active::New(new) = &self.active {
+        if let ActiveChoice::New(new) = &self.active {
             new.make_spares(active, threads);
         }
-        if let Wanted::New(new, _) = &self.candidate {
+        if let CanaryChoice::New(new, _) = &self.candidate {
             // It runs beside the other one, and takes no instances of it.
             new.make_all_spares(threads);
         }
@@ -96,7 +96,7 @@ impl Change {
         loader: &Loader,
         config: &Config,
         revision: Option<&Revision>,
-        running: &Running,
+        running: &RunningPipelines,
         attempt: &Attempt,
     ) -> anyhow::Result<Self> {
         let beside = running.beside.as_ref();
@@ -108,39 +108,39 @@ impl Change {
         });
         let promoted = canary.filter(|it| *it.chain == *config.pipeline);
         let active = match promoted {
-            Some(_) => Active::Beside,
+            Some(_) => ActiveChoice::Candidate,
             None => {
                 let before = Some(&*running.blueprint);
                 let loaded = loader.attempt(config, true, before, attempt);
-                match loaded.map_err(together)? {
-                    same if same.is_same(&running.blueprint) => Active::Same,
-                    new => Active::New(new),
+                match loaded.map_err(join_problems)? {
+                    same if same.is_same(&running.blueprint) => ActiveChoice::Same,
+                    new => ActiveChoice::New(new),
                 }
             }
         };
         let Some(chain) = revision.and_then(Revision::candidate_stages) else {
             return Ok(Self {
                 active,
-                candidate: Wanted::None,
+                candidate: CanaryChoice::None,
             });
         };
         let goes_on = canary.is_some_and(|it| *it.chain == *chain);
-        if goes_on && matches!(active, Active::Same) {
+        if goes_on && matches!(active, ActiveChoice::Same) {
             return Ok(Self {
                 active,
-                candidate: Wanted::Same,
+                candidate: CanaryChoice::Same,
             });
         }
         let before = match (&active, promoted) {
-            (Active::New(new), _) => new,
-            (Active::Beside, Some(promoted)) => &promoted.generation.blueprint,
-            (Active::Same | Active::Beside, _) => &*running.blueprint,
+            (ActiveChoice::New(new), _) => new,
+            (ActiveChoice::Candidate, Some(promoted)) => &promoted.generation.blueprint,
+            (ActiveChoice::Same | ActiveChoice::Candidate, _) => &*running.blueprint,
         };
         let with = with_chain(config, &chain);
         let loaded = loader.attempt_beside(&with, before, attempt);
         Ok(Self {
             active,
-            candidate: Wanted::New(loaded.map_err(together)?, chain.into()),
+            candidate: CanaryChoice::New(loaded.map_err(join_problems)?, chain.into()),
         })
     }
 }
@@ -181,11 +181,11 @@ impl ShadowTime {
 
 /// The canary that runs.
 pub(super) struct Canary {
-    kept: Arc<Kept>,
+    kept: Arc<StoreCache>,
     /// Which one runs.
     running: Option<Candidate>,
     /// What waits for its end.
-    watch: Option<Watch>,
+    watch: Option<CanaryMonitor>,
     /// What keeps for how long it has been watched, and when that was last kept.
     keeping: Option<JoinHandle<()>>,
     kept_ms: u64,
@@ -197,7 +197,7 @@ pub(super) struct Canary {
 }
 
 impl Canary {
-    pub(super) fn new(kept: Arc<Kept>) -> Self {
+    pub(super) fn new(kept: Arc<StoreCache>) -> Self {
         Self {
             kept,
             running: None,
@@ -237,7 +237,7 @@ impl Canary {
 
     /// Keeps from time to time for how long it has been watched.
     fn keep_time(&mut self) {
-        let watched = self.watch.as_ref().and_then(Watch::watched_ms);
+        let watched = self.watch.as_ref().and_then(CanaryMonitor::watched_ms);
         let Some((candidate, watched_ms)) = self.running.clone().zip(watched) else {
             return;
         };
@@ -247,18 +247,18 @@ impl Canary {
         }
         self.kept_ms = watched_ms;
         let kept = Arc::clone(&self.kept);
-        let canary = KeptCanary {
+        let canary = SavedCanary {
             candidate,
             watched_ms,
             ended: None,
         };
-        self.keeping = Some(blocking(move || kept.keep_canary(&canary)));
+        self.keeping = Some(blocking(move || kept.save_canary(&canary)));
     }
 
     /// Keeps that one has ended here.
     async fn keep_end(&mut self, candidate: Candidate, why: String) {
         let (kept, before) = (Arc::clone(&self.kept), self.keeping.take());
-        let canary = KeptCanary {
+        let canary = SavedCanary {
             candidate,
             watched_ms: 0,
             ended: Some(why),
@@ -267,7 +267,7 @@ impl Canary {
             if let Some(before) = before {
                 let _ = before.await;
             }
-            let _ = blocking(move || kept.keep_canary(&canary)).await;
+            let _ = blocking(move || kept.save_canary(&canary)).await;
         };
         // A disk may hang.
         if timeout(KEEP, keep).await.is_err() {
@@ -291,7 +291,7 @@ pub(crate) fn has_ended(why: &str) -> String {
 }
 
 /// What came of putting in force what has been loaded.
-pub(super) enum Put {
+pub(super) enum ApplyResult {
     Done,
     /// The canary doesn't run: why.
     WithoutCanary(String),
@@ -301,51 +301,59 @@ pub(super) enum Put {
 
 impl Reload {
     /// Puts in force what has been loaded.
-    pub(super) async fn put(&mut self, change: Change, candidate: Option<Candidate>) -> Put {
+    pub(super) async fn apply(
+        &mut self,
+        change: PipelineChange,
+        candidate: Option<Candidate>,
+    ) -> ApplyResult {
         let ended = candidate.as_ref();
         let ended = ended.and_then(|it| self.canary.has_ended(it));
-        let put = ended.map_or(Put::Done, |why| Put::WithoutCanary(has_ended(why)));
-        let candidate = candidate.filter(|_| matches!(put, Put::Done));
+        let result = ended.map_or(ApplyResult::Done, |why| {
+            ApplyResult::WithoutCanary(has_ended(why))
+        });
+        let candidate = candidate.filter(|_| matches!(result, ApplyResult::Done));
         let running = self.tenant.running.borrow().clone();
         let before = Pipelines::from(&running);
         let canary = running
             .beside
             .clone()
             .filter(|it| matches!(it.mode, Mode::Canary(_)));
-        let needs_canary = matches!(change.active, Active::Beside)
-            || (matches!(change.candidate, Wanted::Same) && candidate.is_some());
+        let needs_canary = matches!(change.active, ActiveChoice::Candidate)
+            || (matches!(change.candidate, CanaryChoice::Same) && candidate.is_some());
         if needs_canary && canary.is_none() {
             // It ended while this was loaded.
             self.load_pipeline(Loader::stamp(&self.config));
-            return Put::Again;
+            return ApplyResult::Again;
         }
         let had_canary = canary.is_some();
-        let is_swapped = !matches!(change.active, Active::Same);
+        let is_swapped = !matches!(change.active, ActiveChoice::Same);
         let active = match (change.active, &canary) {
-            (Active::New(blueprint), _) => self.tenant.next_generation(blueprint),
-            (Active::Beside, Some(canary)) => canary.generation.clone(),
-            (Active::Same | Active::Beside, _) => before.active.clone(),
+            (ActiveChoice::New(blueprint), _) => self.tenant.next_generation(blueprint),
+            (ActiveChoice::Candidate, Some(canary)) => canary.generation.clone(),
+            (ActiveChoice::Same | ActiveChoice::Candidate, _) => before.active.clone(),
         };
         let mode = candidate.as_ref().map(|it| Mode::Canary(it.percent));
         let beside = match (change.candidate, mode) {
-            (Wanted::New(blueprint, chain), Some(mode)) => Some(Beside {
+            (CanaryChoice::New(blueprint, chain), Some(mode)) => Some(CandidatePipeline {
                 generation: self.tenant.next_generation(blueprint),
                 mode,
                 meter: Arc::default(),
                 chain,
             }),
-            (Wanted::Same, Some(mode)) => canary.map(|canary| Beside { mode, ..canary }),
+            (CanaryChoice::Same, Some(mode)) => {
+                canary.map(|canary| CandidatePipeline { mode, ..canary })
+            }
             _ => None,
         };
         let after = Pipelines { active, beside };
         if after.assignment() == before.assignment() {
             // The terms may be others.
             self.watch(candidate, 0);
-            return put;
+            return result;
         }
-        self.tenant.put(after).await;
+        self.tenant.set_pipelines(after).await;
         if is_swapped {
-            self.say_swapped(&running.blueprint);
+            self.log_swapped(&running.blueprint);
         }
         match &candidate {
             Some(it) => tracing::info!(
@@ -357,7 +365,7 @@ impl Reload {
             None => {}
         }
         self.watch(candidate, 0);
-        put
+        result
     }
 
     /// Has the canary that the node began with end by its rules; one that had ended before does
@@ -387,7 +395,7 @@ impl Reload {
         let beside = beside.filter(|it| matches!(it.mode, Mode::Canary(_)));
         let (candidate, beside) = candidate.zip(beside).unzip();
         let canary = &mut self.canary;
-        let before = canary.watch.as_ref().and_then(Watch::watched_ms);
+        let before = canary.watch.as_ref().and_then(CanaryMonitor::watched_ms);
         let is_same = |it: &Candidate| {
             let before = canary.running.as_ref();
             before.is_some_and(|before| before.is_same(it))
@@ -396,13 +404,13 @@ impl Reload {
             true => before.unwrap_or_default(),
             false => watched_ms,
         };
-        let terms = candidate.as_ref().map(|candidate| Terms {
+        let policy = candidate.as_ref().map(|candidate| CanaryPolicy {
             abort_on: candidate.abort_on.clone(),
             promote_after_ms: candidate.promote_after_ms,
             watched_ms,
         });
-        let watched = terms.zip(beside);
-        canary.watch = watched.map(|(terms, beside)| Watch::new(terms, beside.meter));
+        let watched = policy.zip(beside);
+        canary.watch = watched.map(|(policy, beside)| CanaryMonitor::new(policy, beside.meter));
         canary.running = candidate;
         canary.kept_ms = watched_ms;
     }
@@ -444,7 +452,7 @@ impl Reload {
             let _ = shadow.answer.send(Err(why.into()));
             return;
         }
-        let beside = Beside {
+        let beside = CandidatePipeline {
             generation: self.tenant.next_generation(shadow.blueprint),
             mode: Mode::Shadow,
             meter: Arc::default(),
@@ -466,7 +474,9 @@ impl Reload {
         self.shadow.0 = Some(Instant::now() + shadow.lasts);
         let active = Pipelines::from(&running).active;
         let beside = Some(beside);
-        self.tenant.put(Pipelines { active, beside }).await;
+        self.tenant
+            .set_pipelines(Pipelines { active, beside })
+            .await;
         let _ = shadow.answer.send(Ok(()));
     }
 
@@ -478,7 +488,7 @@ impl Reload {
         let is_there = beside.is_some_and(|it| it.mode == Mode::Shadow);
         if is_there {
             let active = Pipelines::from(&running).active;
-            self.tenant.put(Pipelines::alone(active)).await;
+            self.tenant.set_pipelines(Pipelines::alone(active)).await;
             tracing::info!("the shadow has ended");
         }
         is_there
@@ -508,7 +518,7 @@ impl Reload {
             // Nobody waits for the store.
             let active = Pipelines::from(&*self.tenant.running.borrow()).active;
             self.canary.ended = Some((candidate.clone(), why.clone()));
-            self.tenant.put(Pipelines::alone(active)).await;
+            self.tenant.set_pipelines(Pipelines::alone(active)).await;
             self.watch(None, 0);
             self.canary.keep_end(candidate.clone(), why.clone()).await;
         }
@@ -535,7 +545,7 @@ impl Reload {
 /// The end of a canary, which is to be written.
 struct CanaryEnd {
     store: Store,
-    state: Arc<State>,
+    state: Arc<StoreState>,
     node: String,
     candidate: Candidate,
     is_promoted: bool,
@@ -586,6 +596,6 @@ impl CanaryEnd {
             when: clock::now_ms(),
             why: self.why.clone(),
         };
-        Ok(matches!(self.store.write(&next).await?, Written::Done))
+        Ok(matches!(self.store.write(&next).await?, WriteResult::Done))
     }
 }

@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 
 use anyhow::bail;
 use presence_config as config;
-use presence_config::regular::{Stamp, Unreadable};
+use presence_config::regular_file::{Stamp, Unreadable};
 use presence_core::directory::{Changes, Directory};
 use presence_core::quota::Quota;
 use tokio::sync::mpsc;
@@ -15,10 +15,10 @@ use tokio::time::timeout;
 
 use super::Reload;
 use super::job::HANGS;
-use super::refused::Said;
-use crate::directory::kept::{Keeper, Origin};
+use super::refusal_log::LastRefusal;
+use crate::directory::disk_copy::{CopyWriter, Origin};
 use crate::directory::{self, kv};
-use crate::reload::on_disk::What;
+use crate::reload::on_disk::FileKind;
 use crate::tasks::{blocking, elsewhere};
 use crate::tenant::quotas;
 
@@ -51,7 +51,8 @@ impl Reload {
                 self.updates = updates;
                 let health = Arc::clone(&self.tenant.health);
                 let (connection, bucket) = (&self.connection, bucket.clone());
-                let follower = kv::Follower::new(connection, bucket, health, updated, accepted);
+                let follower =
+                    kv::BucketFollower::new(connection, bucket, health, updated, accepted);
                 self.tasks.spawn("directory", follower.follow());
                 if let Some(update) = self.updates.recv().await {
                     self.update(update).await;
@@ -75,9 +76,9 @@ impl Reload {
             Arc::clone(&self.tenant.health),
         );
         let tasks = self.tasks.clone();
-        let opened = elsewhere(move || Keeper::open(&path, &source, &names, &health, &tasks));
+        let opened = elsewhere(move || CopyWriter::open(&path, &source, &names, &health, &tasks));
         match opened.await {
-            Ok((keeper, kept)) => {
+            Ok((copy_writer, kept)) => {
                 let mut identity = None;
                 if let Some(kept) = kept {
                     identity = Some(kept.origin.identity);
@@ -90,7 +91,7 @@ impl Reload {
                         .await;
                 }
                 // Not before: what it holds needn't be written again.
-                self.tenant.keeper = Some(keeper);
+                self.tenant.copy_writer = Some(copy_writer);
                 identity.filter(|identity| !identity.is_empty())
             }
             Err(error) => {
@@ -103,15 +104,15 @@ impl Reload {
     }
 
     /// Takes an update of a bucket.
-    pub(super) async fn update(&mut self, update: kv::Update) {
+    pub(super) async fn update(&mut self, update: kv::DirectoryUpdate) {
         let mut doubt = None;
         match &update {
-            kv::Update::Whole(_, identity) => self.set_origin(identity.clone()),
-            kv::Update::Doubtful(_, why) => doubt = Some(why.clone()),
-            kv::Update::Unavailable(why) => return self.unavailable(why),
-            kv::Update::Part(_) => {}
+            kv::DirectoryUpdate::Whole(_, identity) => self.set_origin(identity.clone()),
+            kv::DirectoryUpdate::Doubtful(_, why) => doubt = Some(why.clone()),
+            kv::DirectoryUpdate::Unavailable(why) => return self.unavailable(why),
+            kv::DirectoryUpdate::Part(_) => {}
         }
-        let is_part = matches!(update, kv::Update::Part(_)) && !self.tenant.is_too_large();
+        let is_part = matches!(update, kv::DirectoryUpdate::Part(_)) && !self.tenant.is_too_large();
         let (names, before) = (&self.tenant.names, self.tenant.source_directory());
         let mut taken = Ok(());
         if let Some((directory, changes)) = update.apply(&mut self.refusals, names, before) {
@@ -140,7 +141,7 @@ impl Reload {
                      for their value"
                 )
             });
-            self.note(What::Directory, refusal, false);
+            self.note(FileKind::Directory, refusal, false);
         }
     }
 
@@ -286,35 +287,35 @@ impl Reload {
 
     /// What the source says can't be taken, and what is known of it stays in force.
     fn refuse(&mut self, why: String) {
-        self.note(What::Directory, Some(why.clone()), false);
+        self.note(FileKind::Directory, Some(why.clone()), false);
         let refused = &mut self.refused.directory;
-        refused.say("directory not taken", Some(why));
+        refused.report("directory not taken", Some(why));
     }
 
     /// The source has been read, and is in force; as it was before, or something else.
     fn available(&mut self, is_same: bool) {
-        self.refused.directory = Said::default();
+        self.refused.directory = LastRefusal::default();
         if self.tenant.health.outage().is_some() {
             // That says so.
-            self.on_disk().taken(What::Directory);
+            self.on_disk().taken(FileKind::Directory);
             return self.tenant.health.available(is_same);
         }
-        self.note(What::Directory, None, is_same);
+        self.note(FileKind::Directory, None, is_same);
     }
 
     /// The source can't be read: what is known of it stays in force.
     fn unavailable(&self, why: &str) {
-        self.note(What::Directory, Some(why.to_owned()), false);
+        self.note(FileKind::Directory, Some(why.to_owned()), false);
         let is_known = !self.tenant.directory.is_on_demand();
         self.tenant.health.unavailable(why, is_known);
     }
 
     /// What is put in force next comes from the configured source, and from this bucket.
     fn set_origin(&mut self, identity: String) {
-        if let (Some(keeper), Some(source)) =
-            (&mut self.tenant.keeper, source(&self.config.directory))
+        if let (Some(copy_writer), Some(source)) =
+            (&mut self.tenant.copy_writer, source(&self.config.directory))
         {
-            keeper.set_origin(Origin { source, identity });
+            copy_writer.set_origin(Origin { source, identity });
         }
     }
 }

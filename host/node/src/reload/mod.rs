@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use presence_config::causes::Causes;
-use presence_config::regular::{Stamp, Unreadable};
+use presence_config::regular_file::{Stamp, Unreadable};
 use presence_config::{self as config, Config, Effect};
 use presence_core::directory::{Changes, Directory};
 use presence_rules::loader::{self, Loader};
@@ -21,13 +21,13 @@ use tokio::sync::mpsc;
 use tokio::sync::watch as watch_channel;
 
 use crate::clock;
-use crate::directory::{kv, request::Fetcher};
+use crate::directory::{kv, request::AnswerFetcher};
 use crate::link::alerts::Alerts;
 use crate::link::connection::Connection;
 use crate::link::login::Login;
 use crate::ops::http::Status;
-use crate::reload::on_disk::{OnDisk, What};
-use crate::reload::watch::{Paths, Watch, Watches};
+use crate::reload::on_disk::{FileKind, OnDisk};
+use crate::reload::watch::{FileWatch, Paths, Watches};
 use crate::signals::Signals;
 use crate::tasks::Tasks;
 use crate::tenant::Tenant;
@@ -38,7 +38,7 @@ mod job;
 mod loads;
 pub(crate) mod on_disk;
 mod pipeline;
-mod refused;
+mod refusal_log;
 mod store;
 pub(crate) mod watch;
 
@@ -46,16 +46,16 @@ pub(crate) use pipeline::note_in_force;
 
 pub(crate) use store::FromStore;
 
-pub(crate) use beside::{Change, Shadow, ShadowOrder, has_ended};
+pub(crate) use beside::{PipelineChange, Shadow, ShadowOrder, has_ended};
 
 use beside::{Canary, ShadowTime};
 use job::Job;
 use loads::Loads;
-use pipeline::Loaded;
-use refused::Refused;
+use pipeline::LoadResult;
+use refusal_log::RefusalLog;
 
 /// How often is looked whether there is something to tidy up.
-const TIDY: Duration = Duration::from_secs(10);
+const SWEEP_EVERY: Duration = Duration::from_secs(10);
 
 /// How far apart two readings of the configuration file are that must agree, and how
 /// often they are tried.
@@ -64,14 +64,14 @@ const AGREE_TRIES: usize = 20;
 
 /// What the files were like when they were last read; none where they are to be read again.
 #[derive(Default)]
-pub(crate) struct Seen {
+pub(crate) struct FileStamps {
     config: Option<Stamp>,
     directory: Option<Stamp>,
     /// What the last load of the pipeline went by.
     pipeline: Option<u64>,
 }
 
-impl Seen {
+impl FileStamps {
     /// What the configuration file was like at the start, and what was loaded by it.
     pub(crate) fn at_start(config: Stamp, pipeline: u64) -> Self {
         Self {
@@ -83,7 +83,7 @@ impl Seen {
 }
 
 /// What the files are like.
-struct Looked {
+struct FileCheck {
     /// Which configuration names them.
     revision: u64,
     /// None where something else follows it.
@@ -123,21 +123,21 @@ pub(crate) struct Reload {
     connection: Connection,
     login: Login,
     tasks: Tasks,
-    watch: Watch,
-    seen: Seen,
+    watch: FileWatch,
+    seen: FileStamps,
     /// To which files something has happened since they were last looked at.
     touched: BTreeSet<PathBuf>,
-    looking: Job<Looked>,
-    look_again: bool,
+    checking: Job<FileCheck>,
+    check_again: bool,
     /// The plugins in the folder that the pipeline doesn't name, when it was last looked at.
     unused: BTreeSet<String>,
     /// Whether a configuration was taken and the log is to be told so.
-    is_reload_unsaid: bool,
+    is_reload_unlogged: bool,
     reading_config: Job<anyhow::Result<Option<config::Text>>>,
     reading: Job<Read>,
     parsing: Job<anyhow::Result<(Directory, Changes)>>,
     read_again: bool,
-    loads: Loads<Loaded>,
+    loads: Loads<LoadResult>,
     /// Whether the last load failed for a reason that may pass by itself.
     load_again: bool,
     /// The plugin store; none where the pipeline is the folder's.
@@ -152,17 +152,17 @@ pub(crate) struct Reload {
     /// The configuration, for what else goes by it.
     known_config: watch_channel::Sender<Config>,
     /// What a KV bucket says; nothing comes where the directory is a file.
-    updates: mpsc::Receiver<kv::Update>,
+    updates: mpsc::Receiver<kv::DirectoryUpdate>,
     /// What of the bucket can't be taken.
     refusals: kv::Refusals,
-    refused: Refused,
+    refused: RefusalLog,
 }
 
 impl Reload {
     /// What was read at the start, and what it is now to be followed for.
     pub(crate) fn new(
         source: Source,
-        (config, seen): (Config, Seen),
+        (config, seen): (Config, FileStamps),
         loader: Arc<Loader>,
         tenant: Tenant,
         status: Arc<Status>,
@@ -176,7 +176,7 @@ impl Reload {
             known_config: watch_channel::Sender::new(config.clone()),
             config,
             store,
-            canary: Canary::new(Arc::clone(loader.kept())),
+            canary: Canary::new(Arc::clone(loader.store_cache())),
             canary_refused: None,
             shadow: ShadowTime::default(),
             shadows: mpsc::channel(1),
@@ -191,10 +191,10 @@ impl Reload {
             watch: watches.watch(),
             seen,
             touched: BTreeSet::new(),
-            looking: Job::default(),
-            look_again: false,
+            checking: Job::default(),
+            check_again: false,
             unused: BTreeSet::new(),
-            is_reload_unsaid: false,
+            is_reload_unlogged: false,
             reading_config: Job::default(),
             reading: Job::default(),
             parsing: Job::default(),
@@ -203,26 +203,26 @@ impl Reload {
             load_again: false,
             updates,
             refusals: kv::Refusals::default(),
-            refused: Refused::default(),
+            refused: RefusalLog::default(),
         }
     }
 
     /// Follows all of it for as long as it is polled.
     pub(crate) async fn follow(&mut self, signals: &Signals) {
         // What changed while the node started.
-        self.look();
+        self.check_files();
         self.watch_canary().await;
-        let mut tidy = tokio::time::interval(TIDY);
+        let mut sweep = tokio::time::interval(SWEEP_EVERY);
         let mut reloads = signals.reloads();
         let fetcher = self.tenant.fetcher.clone();
         loop {
             tokio::select! {
                 touched = self.watch.due() => {
                     self.touched.extend(touched);
-                    self.look();
+                    self.check_files();
                 }
                 Ok(()) = reloads.changed() => self.reload_all(),
-                looked = self.looking.done() => self.looked(looked),
+                checked = self.checking.done() => self.checked(checked),
                 config = given(&mut self.source) => self.take(config).await,
                 text = self.reading_config.done() => self.take_config(text.flatten()).await,
                 read = self.reading.done() => {
@@ -240,12 +240,12 @@ impl Reload {
                 Some(order) = self.shadows.1.recv() => self.order_shadow(order).await,
                 () = self.shadow.is_over() => drop(self.end_shadow().await),
                 () = answers(fetcher.as_deref()) => self.take_answers().await,
-                _ = tidy.tick() => {
+                _ = sweep.tick() => {
                     self.status.broker.drops.report();
-                    self.say_what_hangs();
+                    self.log_hanging_files();
                     // What is being made out of a file has ids that nothing refers to yet.
                     if self.parsing.is_idle() {
-                        self.tenant.tidy().await;
+                        self.tenant.sweep().await;
                     }
                 }
             }
@@ -277,15 +277,15 @@ impl Reload {
     /// Has everything read again, and what is wrong said again.
     fn reload_all(&mut self) {
         tracing::info!("SIGHUP: configuration, directory and plugins are read again");
-        self.seen = Seen::default();
-        self.refused = Refused::default();
-        self.look();
+        self.seen = FileStamps::default();
+        self.refused = RefusalLog::default();
+        self.check_files();
     }
 
     /// Has the files looked at.
-    fn look(&mut self) {
-        if !self.looking.is_idle() {
-            self.look_again = true;
+    fn check_files(&mut self) {
+        if !self.checking.is_idle() {
+            self.check_again = true;
             return;
         }
         let (path, config) = (self.config_path().map(Path::to_owned), self.config.clone());
@@ -302,10 +302,10 @@ impl Reload {
                 false => vec![config.plugins.dir.clone()],
             },
         });
-        self.looking.start(move || {
+        self.checking.start(move || {
             // First: what happens from now on is told of.
             cover();
-            Looked {
+            FileCheck {
                 revision,
                 config: path.as_deref().map(Stamp::of),
                 directory: directory.as_deref().map(Stamp::of),
@@ -319,10 +319,10 @@ impl Reload {
     }
 
     /// Has read what has changed.
-    fn looked(&mut self, looked: anyhow::Result<Looked>) {
-        let looked = match looked {
-            Ok(looked) if looked.revision == self.revision => looked,
-            Ok(_) => return self.look(),
+    fn checked(&mut self, checked: anyhow::Result<FileCheck>) {
+        let checked = match checked {
+            Ok(checked) if checked.revision == self.revision => checked,
+            Ok(_) => return self.check_files(),
             Err(error) => return tracing::error!("files can't be looked at: {error:#}"),
         };
         let touched = std::mem::take(&mut self.touched);
@@ -330,37 +330,37 @@ impl Reload {
             let absolute = std::path::absolute(path);
             absolute.is_ok_and(|path| touched.contains(&path))
         };
-        if let (Some(stamp), Some(path)) = (looked.config, self.config_path())
+        if let (Some(stamp), Some(path)) = (checked.config, self.config_path())
             && (self.seen.config != Some(stamp) || touched(path))
         {
             self.read_config(stamp);
         }
         if let (config::Directory::File { path, .. }, Some(stamp)) =
-            (&self.config.directory, looked.directory)
+            (&self.config.directory, checked.directory)
             && (self.seen.directory != Some(stamp) || touched(path))
         {
             self.read_file(stamp);
         }
-        if self.seen.pipeline != Some(looked.pipeline) || std::mem::take(&mut self.load_again) {
-            self.load_pipeline(looked.pipeline);
+        if self.seen.pipeline != Some(checked.pipeline) || std::mem::take(&mut self.load_again) {
+            self.load_pipeline(checked.pipeline);
         }
         // The pipeline is the configured one already.
         if self.loads.is_idle() {
-            self.say_reloaded(self.refused.pipeline.is_nothing());
+            self.log_reloaded(self.refused.pipeline.is_nothing());
         }
-        self.unused = looked.unused;
+        self.unused = checked.unused;
         // An entry for one may be what has just been written.
         if self.reading_config.is_idle() {
-            self.say_unused();
+            self.log_unused();
         }
-        if std::mem::take(&mut self.look_again) {
-            self.look();
+        if std::mem::take(&mut self.check_again) {
+            self.check_files();
         }
     }
 
     /// Says that a configuration is in force, with its pipeline or without.
-    fn say_reloaded(&mut self, with_pipeline: bool) {
-        match (std::mem::take(&mut self.is_reload_unsaid), with_pipeline) {
+    fn log_reloaded(&mut self, with_pipeline: bool) {
+        match (std::mem::take(&mut self.is_reload_unlogged), with_pipeline) {
             (false, _) => {}
             (true, true) => tracing::info!("configuration reloaded"),
             (true, false) => tracing::warn!(
@@ -372,7 +372,7 @@ impl Reload {
 
     /// Says what to do about plugins that lie in the folder and that no pipeline names, if
     /// that is news.
-    fn say_unused(&mut self) {
+    fn log_unused(&mut self) {
         let said = std::mem::replace(&mut self.refused.unused, self.unused.clone());
         let news = self.unused.difference(&said);
         for name in news {
@@ -381,8 +381,8 @@ impl Reload {
     }
 
     /// Says of files that they can't be read since their file system doesn't answer.
-    fn say_what_hangs(&mut self) {
-        let hangs = self.looking.hangs() || self.reading_config.hangs();
+    fn log_hanging_files(&mut self) {
+        let hangs = self.checking.hangs() || self.reading_config.hangs();
         let why = hangs.then(|| {
             format!(
                 "files are no longer followed: looking at them, or reading {}, has not ended \
@@ -410,7 +410,7 @@ impl Reload {
         if self.reading.is_idle() && self.parsing.is_idle() && std::mem::take(&mut self.read_again)
         {
             self.seen.directory = None;
-            self.look();
+            self.check_files();
         }
     }
 
@@ -444,11 +444,13 @@ impl Reload {
             Err(error) => Err(error),
         };
         let refusal = taken.err().map(|error| Causes(&error).to_string());
-        self.note(What::Configuration, refusal.clone(), is_same);
-        self.refused.config.say("configuration not taken", refusal);
+        self.note(FileKind::Configuration, refusal.clone(), is_same);
+        self.refused
+            .config
+            .report("configuration not taken", refusal);
         // Otherwise the files are being looked at again.
-        if self.looking.is_idle() {
-            self.say_unused();
+        if self.checking.is_idle() {
+            self.log_unused();
         }
     }
 
@@ -459,7 +461,7 @@ impl Reload {
 
     /// Notes whether what lies on disk is in force, or why not. The log is told when it is
     /// again, and whether that is what was in force all the time.
-    fn note(&self, what: What, refusal: Option<String>, is_same: bool) {
+    fn note(&self, what: FileKind, refusal: Option<String>, is_same: bool) {
         if let Some(why) = refusal {
             return self.on_disk().refused(what, why);
         }
@@ -515,9 +517,9 @@ impl Reload {
             self.tenant.configure(&self.config).await;
             self.retry_directory().await;
             // Its pipeline is still to be loaded, if that has changed.
-            self.is_reload_unsaid = true;
+            self.is_reload_unlogged = true;
             // It may name other files, and another pipeline.
-            self.look();
+            self.check_files();
         }
     }
 }
@@ -557,7 +559,7 @@ pub(crate) fn changed(
 }
 
 /// Waits for answers of a directory that is asked; for ever where none is.
-async fn answers(fetcher: Option<&Fetcher>) {
+async fn answers(fetcher: Option<&AnswerFetcher>) {
     match fetcher {
         Some(fetcher) => fetcher.arrived().await,
         None => std::future::pending().await,

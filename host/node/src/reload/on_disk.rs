@@ -7,13 +7,13 @@ use crate::clock;
 
 /// What is read from files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum What {
+pub(crate) enum FileKind {
     Configuration,
     Directory,
     Pipeline,
 }
 
-impl What {
+impl FileKind {
     pub(crate) const ALL: [Self; 3] = [Self::Configuration, Self::Directory, Self::Pipeline];
 
     pub(crate) fn as_str(self) -> &'static str {
@@ -27,7 +27,7 @@ impl What {
 
 /// Why what is on disk isn't in force.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Refused {
+pub(crate) struct RefusedFile {
     /// Since when something on disk has not been in force, by the host's clock, in
     /// milliseconds since the Unix epoch.
     pub(crate) since_ms: u64,
@@ -38,7 +38,7 @@ pub(crate) struct Refused {
 /// What of the files on disk is not in force.
 #[derive(Debug, Default)]
 pub(crate) struct OnDisk {
-    refused: [Mutex<Option<Refused>>; What::ALL.len()],
+    refused: [Mutex<Option<RefusedFile>>; FileKind::ALL.len()],
     /// The sections that have changed and take effect at the next start.
     restart: Mutex<Vec<&'static str>>,
     /// Whether files can no longer be followed, and why.
@@ -47,22 +47,22 @@ pub(crate) struct OnDisk {
 
 impl OnDisk {
     /// What lies there was refused.
-    pub(crate) fn refused(&self, what: What, why: impl Into<String>) {
+    pub(crate) fn refused(&self, what: FileKind, why: impl Into<String>) {
         let mut refused = self.slot(what);
         let since_ms = refused
             .as_ref()
             .map_or_else(clock::now_ms, |it| it.since_ms);
         let why = why.into();
-        *refused = Some(Refused { since_ms, why });
+        *refused = Some(RefusedFile { since_ms, why });
     }
 
     /// What lies there is in force. Returns why it was not, if it was not.
-    pub(crate) fn taken(&self, what: What) -> Option<Refused> {
+    pub(crate) fn taken(&self, what: FileKind) -> Option<RefusedFile> {
         self.slot(what).take()
     }
 
     /// Why what lies there is not in force; none if it is.
-    pub(crate) fn of(&self, what: What) -> Option<Refused> {
+    pub(crate) fn of(&self, what: FileKind) -> Option<RefusedFile> {
         self.slot(what).clone()
     }
 
@@ -90,7 +90,7 @@ impl OnDisk {
         clippy::indexing_slicing,
         reason = "there is one for each, in the order of their numbers"
     )]
-    fn slot(&self, what: What) -> MutexGuard<'_, Option<Refused>> {
+    fn slot(&self, what: FileKind) -> MutexGuard<'_, Option<RefusedFile>> {
         locked(&self.refused[what as usize])
     }
 }
@@ -106,14 +106,14 @@ mod tests {
     #[test]
     fn what_is_refused_is_so_since_the_first_refusal_until_something_is_taken() {
         let on_disk = OnDisk::default();
-        on_disk.refused(What::Pipeline, "a");
-        let first = on_disk.of(What::Pipeline).unwrap();
-        on_disk.refused(What::Pipeline, "b");
-        let second = on_disk.of(What::Pipeline).unwrap();
+        on_disk.refused(FileKind::Pipeline, "a");
+        let first = on_disk.of(FileKind::Pipeline).unwrap();
+        on_disk.refused(FileKind::Pipeline, "b");
+        let second = on_disk.of(FileKind::Pipeline).unwrap();
         assert_eq!((second.since_ms, &*second.why), (first.since_ms, "b"));
-        assert_eq!(on_disk.of(What::Directory), None);
-        assert_eq!(on_disk.taken(What::Pipeline), Some(second));
-        assert_eq!(on_disk.taken(What::Pipeline), None);
-        assert_eq!(on_disk.of(What::Pipeline), None);
+        assert_eq!(on_disk.of(FileKind::Directory), None);
+        assert_eq!(on_disk.taken(FileKind::Pipeline), Some(second));
+        assert_eq!(on_disk.taken(FileKind::Pipeline), None);
+        assert_eq!(on_disk.of(FileKind::Pipeline), None);
     }
 }

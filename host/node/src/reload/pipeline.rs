@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use presence_config::causes::Causes;
-use presence_config::regular::Unreadable;
+use presence_config::regular_file::Unreadable;
 use presence_config::revision::Revision;
 use presence_config::{Config, Stage};
 use presence_rules::loader::{self, Loader};
@@ -12,23 +12,26 @@ use presence_sandbox::Blueprint;
 use tokio::sync::watch;
 
 use super::Reload;
-use super::beside::{Change, Put, Shadow};
-use super::refused::Said;
-use crate::beside::{Beside, Pipelines};
-use crate::reload::on_disk::What;
+use super::beside::{ApplyResult, PipelineChange, Shadow};
+use super::refusal_log::LastRefusal;
+use crate::beside::{CandidatePipeline, Pipelines};
+use crate::reload::on_disk::FileKind;
 use crate::tasks::blocking;
-use crate::tenant::Running;
+use crate::tenant::RunningPipelines;
 
 /// What came of loading the pipeline of a revision of the store, or of the folder: none if it
 /// is what runs.
-pub(super) type Loaded = (Option<Arc<Revision>>, anyhow::Result<Option<Change>>);
+pub(super) type LoadResult = (
+    Option<Arc<Revision>>,
+    anyhow::Result<Option<PipelineChange>>,
+);
 
 impl Reload {
     /// Loads what the configuration names, in place of what is being loaded.
     pub(super) fn load_pipeline(&mut self, stamp: u64) {
         // Another change is refused anew, be it for the same reason.
         if self.seen.pipeline.replace(stamp) != Some(stamp) {
-            self.refused.pipeline = Said::default();
+            self.refused.pipeline = LastRefusal::default();
         }
         let (config, loader) = (self.config.clone(), Arc::clone(&self.loader));
         let running = self.tenant.running.subscribe();
@@ -38,7 +41,8 @@ impl Reload {
         let threads = self.tenant.pool.len().min(self.tenant.shards.iter().len());
         self.loads.start(limit, move |attempt| {
             let running = running.borrow().clone();
-            let loaded = Change::load(&loader, &config, revision.as_deref(), &running, attempt);
+            let loaded =
+                PipelineChange::load(&loader, &config, revision.as_deref(), &running, attempt);
             let loaded = loaded.inspect(|change| change.make_ready(&running, threads));
             let loaded = loaded.map(|change| (!change.is_none()).then_some(change));
             Ok((revision, loaded))
@@ -46,7 +50,7 @@ impl Reload {
     }
 
     /// Puts in force what has been loaded, or says why it can't be.
-    pub(super) async fn take_pipeline(&mut self, loaded: anyhow::Result<Loaded>) {
+    pub(super) async fn take_pipeline(&mut self, loaded: anyhow::Result<LoadResult>) {
         let (revision, loaded) = match loaded {
             Ok(loaded) => loaded,
             // It took too long, or broke.
@@ -59,10 +63,10 @@ impl Reload {
         let refusal = match loaded {
             Ok(loaded) => {
                 let candidate = revision.as_ref().and_then(|it| it.candidate.clone());
-                match self.put(loaded.unwrap_or_default(), candidate).await {
-                    Put::Done => {}
-                    Put::WithoutCanary(why) => without_canary = Some(why),
-                    Put::Again => return,
+                match self.apply(loaded.unwrap_or_default(), candidate).await {
+                    ApplyResult::Done => {}
+                    ApplyResult::WithoutCanary(why) => without_canary = Some(why),
+                    ApplyResult::Again => return,
                 }
                 None
             }
@@ -84,11 +88,11 @@ impl Reload {
             None => {
                 // A plugin whose file is gone goes on, and the next start would refuse.
                 let gone = self.loader.gone_in_words(&self.config);
-                self.note(What::Pipeline, refusal.clone().or(gone), is_same);
+                self.note(FileKind::Pipeline, refusal.clone().or(gone), is_same);
             }
         }
         self.refuse_pipeline(refusal);
-        self.say_reloaded(is_taken);
+        self.log_reloaded(is_taken);
     }
 
     /// Whether a shadow that was loaded may still run.
@@ -126,19 +130,25 @@ impl Reload {
             None => before.active,
         };
         let beside = before.beside.map(|beside| match judged {
-            Some(blueprint) => Beside {
+            Some(blueprint) => CandidatePipeline {
                 generation: self.tenant.next_generation(blueprint),
                 ..beside
             },
             None => beside,
         });
-        self.tenant.put(Pipelines { active, beside }).await;
+        self.tenant
+            .set_pipelines(Pipelines { active, beside })
+            .await;
     }
 
     /// Says why a pipeline was not put in force, if that is news.
     pub(super) fn refuse_pipeline(&mut self, refusal: Option<String>) {
         let about = refusal.as_ref().map(|why| self.about_refusal(why));
-        if self.refused.pipeline.say("pipeline not swapped", refusal) {
+        if self
+            .refused
+            .pipeline
+            .report("pipeline not swapped", refusal)
+        {
             self.status.refused_swaps.fetch_add(1, Ordering::Relaxed);
             if let Some((what, about)) = about {
                 self.alerts.raise(what, about);
@@ -147,14 +157,14 @@ impl Reload {
     }
 
     /// Says that another pipeline is the active one.
-    pub(super) fn say_swapped(&self, before: &Blueprint) {
+    pub(super) fn log_swapped(&self, before: &Blueprint) {
         let running = self.tenant.running.borrow().clone();
         tracing::info!(
             generation = running.generation,
             "pipeline swapped: {}",
             running.blueprint.line()
         );
-        if let Some(doubt) = loader::doubt(&running.blueprint) {
+        if let Some(doubt) = loader::pipeline_warning(&running.blueprint) {
             tracing::warn!("{doubt}");
         }
         for stage in before.narrowing_missing_in(&running.blueprint) {
@@ -184,12 +194,15 @@ fn may_pass(cause: &(dyn std::error::Error + 'static)) -> bool {
 }
 
 /// Notes which plugins are in force, as that changes.
-pub(crate) async fn note_in_force(loader: Arc<Loader>, mut running: watch::Receiver<Running>) {
+pub(crate) async fn note_in_force(
+    loader: Arc<Loader>,
+    mut running: watch::Receiver<RunningPipelines>,
+) {
     while running.changed().await.is_ok() {
         let blueprint = Arc::clone(&running.borrow_and_update().blueprint);
         let loader = Arc::clone(&loader);
         // A disk may hang.
-        let noted = blocking(move || loader.put_in_force(&blueprint));
+        let noted = blocking(move || loader.record_in_force(&blueprint));
         if let Err(error) = noted.await {
             tracing::error!("which plugins are in force can't be noted: {error}");
         }

@@ -10,11 +10,11 @@ use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
 use super::Reload;
-use super::refused::Said;
-use crate::reload::on_disk::What;
+use super::refusal_log::LastRefusal;
+use crate::reload::on_disk::FileKind;
 use crate::store::Store;
-use crate::store::follow::Update;
-use crate::store::state::State;
+use crate::store::follow::RevisionUpdate;
+use crate::store::state::StoreState;
 use crate::tasks::blocking;
 
 /// How long the loop waits for a revision to be kept on disk.
@@ -22,15 +22,15 @@ pub(super) const KEEP: Duration = Duration::from_secs(5);
 
 /// What is followed of the plugin store.
 pub(crate) struct FromStore {
-    pub(crate) updates: mpsc::Receiver<Update>,
-    pub(crate) state: Arc<State>,
+    pub(crate) updates: mpsc::Receiver<RevisionUpdate>,
+    pub(crate) state: Arc<StoreState>,
     pub(crate) store: Store,
     /// The revision that is in force, or that was to be last.
     pub(crate) wanted: Option<Arc<Revision>>,
 }
 
 /// What the store says next; never anything where there is none.
-pub(super) async fn next(store: &mut Option<FromStore>) -> Option<Update> {
+pub(super) async fn next(store: &mut Option<FromStore>) -> Option<RevisionUpdate> {
     match store {
         Some(store) => store.updates.recv().await,
         None => std::future::pending().await,
@@ -39,23 +39,23 @@ pub(super) async fn next(store: &mut Option<FromStore>) -> Option<Update> {
 
 impl Reload {
     /// Has a revision loaded, or says that it can't be.
-    pub(super) fn take_update(&mut self, update: Update) {
+    pub(super) fn take_update(&mut self, update: RevisionUpdate) {
         let Some(store) = &mut self.store else {
             return;
         };
         match update {
-            Update::Revision(revision) => {
+            RevisionUpdate::Revision(revision) => {
                 store.state.pass_over_refused();
                 self.config.pipeline = revision.stages();
                 store.wanted = Some(revision);
                 self.known_config.send_replace(self.config.clone());
                 self.revision += 1;
-                self.refused.pipeline = Said::default();
+                self.refused.pipeline = LastRefusal::default();
                 self.load_pipeline(Loader::stamp(&self.config));
             }
-            Update::Refused(number, why) => {
+            RevisionUpdate::Refused(number, why) => {
                 store.state.refuse(number, why.clone());
-                self.on_disk().refused(What::Pipeline, &*why);
+                self.on_disk().refused(FileKind::Pipeline, &*why);
                 self.refuse_pipeline(Some(why));
             }
         }
@@ -72,10 +72,10 @@ impl Reload {
             return;
         };
         if let Some(why) = refusal {
-            self.on_disk().refused(What::Pipeline, why);
+            self.on_disk().refused(FileKind::Pipeline, why);
             return store.state.refuse(revision.revision, why.into());
         }
-        self.on_disk().taken(What::Pipeline);
+        self.on_disk().taken(FileKind::Pipeline);
         let before = store.state.in_force().map(|it| it.revision);
         if before != Some(revision.revision) {
             tracing::info!(
@@ -85,10 +85,10 @@ impl Reload {
                 "pipeline revision in force"
             );
         }
-        let (kept, keep) = (Arc::clone(self.loader.kept()), Arc::clone(&revision));
+        let (kept, keep) = (Arc::clone(self.loader.store_cache()), Arc::clone(&revision));
         // A disk may hang, and what is in force is so without it.
-        let keeping = blocking(move || kept.put_in_force(&keep));
-        store.state.put_in_force(revision);
+        let keeping = blocking(move || kept.record_in_force(&keep));
+        store.state.set_in_force(revision);
         if tokio::time::timeout(KEEP, keeping).await.is_err() {
             tracing::warn!("the disk takes long to keep the pipeline revision");
         }

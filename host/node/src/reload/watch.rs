@@ -36,15 +36,15 @@ pub(crate) struct Paths {
 /// What the system tells, for all who watch something: it has few to give.
 #[derive(Clone)]
 pub(crate) struct Watches {
-    cover: Arc<Mutex<Cover>>,
-    all: Arc<Mutex<Vec<Weak<Happened>>>>,
+    cover: Arc<Mutex<SystemWatches>>,
+    all: Arc<Mutex<Vec<Weak<WatchEvents>>>>,
 }
 
 /// Says when to look.
-pub(crate) struct Watch {
-    happened: Arc<Happened>,
-    watcher: Arc<Mutex<Cover>>,
-    all: Arc<Mutex<Vec<Weak<Happened>>>>,
+pub(crate) struct FileWatch {
+    happened: Arc<WatchEvents>,
+    watcher: Arc<Mutex<SystemWatches>>,
+    all: Arc<Mutex<Vec<Weak<WatchEvents>>>>,
     look_at: Instant,
     /// When something first and last happened since the last look.
     busy: Option<(Instant, Instant)>,
@@ -52,7 +52,7 @@ pub(crate) struct Watch {
 
 /// What the system has told of.
 #[derive(Default)]
-struct Happened {
+struct WatchEvents {
     /// What counts, as absolute paths.
     paths: Mutex<Paths>,
     /// What has had something happen to it, each path once.
@@ -61,7 +61,7 @@ struct Happened {
 }
 
 /// The system's watches.
-struct Cover {
+struct SystemWatches {
     /// None where the system has none to give.
     watcher: Option<RecommendedWatcher>,
     /// The folders that are watched, and which they were: to watch one again is an
@@ -74,7 +74,7 @@ struct Cover {
 impl Watches {
     /// Watches nothing yet.
     pub(crate) fn new() -> Self {
-        let all = Arc::<Mutex<Vec<Weak<Happened>>>>::default();
+        let all = Arc::<Mutex<Vec<Weak<WatchEvents>>>>::default();
         let told = Arc::clone(&all);
         let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
             if let Ok(event) = event {
@@ -92,9 +92,9 @@ impl Watches {
         Self::with(watcher.ok(), all)
     }
 
-    fn with(watcher: Option<RecommendedWatcher>, all: Arc<Mutex<Vec<Weak<Happened>>>>) -> Self {
+    fn with(watcher: Option<RecommendedWatcher>, all: Arc<Mutex<Vec<Weak<WatchEvents>>>>) -> Self {
         Self {
-            cover: Arc::new(Mutex::new(Cover {
+            cover: Arc::new(Mutex::new(SystemWatches {
                 watcher,
                 covered: BTreeMap::new(),
                 refused: BTreeSet::new(),
@@ -104,12 +104,12 @@ impl Watches {
     }
 
     /// Says when to look at files of one's own, of which there are none yet.
-    pub(crate) fn watch(&self) -> Watch {
-        let happened = Arc::<Happened>::default();
+    pub(crate) fn watch(&self) -> FileWatch {
+        let happened = Arc::<WatchEvents>::default();
         let mut all = locked(&self.all);
         all.retain(|it| it.strong_count() > 0);
         all.push(Arc::downgrade(&happened));
-        Watch {
+        FileWatch {
             happened,
             watcher: Arc::clone(&self.cover),
             all: Arc::clone(&self.all),
@@ -119,7 +119,7 @@ impl Watches {
     }
 }
 
-impl Watch {
+impl FileWatch {
     /// Returns when it is time to look, and to which of the paths something has happened. It
     /// may be dropped and called again without losing any.
     pub(crate) async fn due(&mut self) -> BTreeSet<PathBuf> {
@@ -200,7 +200,7 @@ impl Paths {
     }
 }
 
-impl Happened {
+impl WatchEvents {
     fn take(&self, event: &notify::Event) {
         // Reading the files, as a reload does, is no change.
         if event.kind.is_access() {
@@ -222,7 +222,7 @@ impl Happened {
     }
 }
 
-impl Cover {
+impl SystemWatches {
     /// Watches folders. One that was removed and made again is watched again.
     fn cover(&mut self, folders: BTreeMap<PathBuf, u64>) {
         let Some(watcher) = &mut self.watcher else {
@@ -267,9 +267,9 @@ mod tests {
             files: vec!["/etc/presence/presence.toml".into()],
             folders: vec!["/etc/presence/plugins.d".into()],
         };
-        let happened = Happened {
+        let happened = WatchEvents {
             paths: Mutex::new(paths.clone()),
-            ..Happened::default()
+            ..WatchEvents::default()
         };
         let touched = |event: Event| {
             happened.take(&event);

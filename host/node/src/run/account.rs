@@ -12,7 +12,7 @@ use tokio::sync::{Notify, OnceCell, watch};
 use tokio::time::timeout;
 
 use crate::link::admin::Admin;
-use crate::link::broker::{self, Access, Health};
+use crate::link::broker::{self, BrokerAccess, BrokerHealth};
 use crate::link::connection::Connection;
 use crate::link::hello::Doubts;
 use crate::link::progress::{DeliveryProgress, Sources};
@@ -26,8 +26,8 @@ const CLOSE: Duration = Duration::from_millis(500);
 
 /// An account. Each part of it is made when it is first needed.
 pub(super) struct Account {
-    pub(super) access: Access,
-    pub(super) broker: Arc<Health>,
+    pub(super) access: BrokerAccess,
+    pub(super) broker: Arc<BrokerHealth>,
     pub(super) doubts: Doubts,
     /// How many threads its shards live on.
     threads: usize,
@@ -104,13 +104,13 @@ pub(super) struct Link {
 impl Account {
     /// The account that a configuration says, with so many threads. Nothing is connected yet.
     pub(super) fn new(config: &Config, threads: usize, tasks: &Tasks) -> Self {
-        let broker = Health::default();
+        let broker = BrokerHealth::default();
         if config.tenants.is_some() {
             broker.drops.read_by_several();
         }
         let (broker, tasks) = (Arc::new(broker), tasks.group());
         Self {
-            access: Access::new(config),
+            access: BrokerAccess::new(config),
             doubts: Doubts::start(Arc::clone(&broker), &tasks),
             broker,
             threads,
@@ -173,8 +173,8 @@ impl Account {
         let (changes, connects) = watch::channel(0);
         let connection = self.access.main(&self.broker, changes).await?;
         // Also while nothing is served yet: nodes need some of them to find each other.
-        let rights = broker::follow_rights(connection.clone(), Arc::clone(&self.broker));
-        self.tasks.spawn("rights", rights);
+        let permissions = broker::follow_permissions(connection.clone(), Arc::clone(&self.broker));
+        self.tasks.spawn("rights", permissions);
         let mut sources = Sources::new(presence_config::pulse_ms(self.timeout_ms));
         let handed = (0..self.threads).map(|_| sources.add()).collect();
         let handed_isolated = (0..self.threads).map(|_| sources.add()).collect();
@@ -217,8 +217,14 @@ impl Account {
         if let Some(pool) = &*pool {
             return Ok(pool.clone());
         }
-        let carrier = Publisher::new(link.connection.clone());
-        let started = Pool::start(&carrier, handed.clone(), self.outbox, priority, &self.tasks)?;
+        let transport = Publisher::new(link.connection.clone());
+        let started = Pool::start(
+            &transport,
+            handed.clone(),
+            self.outbox,
+            priority,
+            &self.tasks,
+        )?;
         Ok(pool.insert(started).clone())
     }
 }

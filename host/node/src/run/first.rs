@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use presence_config::causes::Causes;
-use presence_config::escape::together;
-use presence_config::regular::Stamp;
+use presence_config::escape::join_problems;
+use presence_config::regular_file::Stamp;
 use presence_config::revision::Revision;
 use presence_config::{self as config, Config, Text};
 use presence_rules::in_force::InForce;
@@ -17,13 +17,13 @@ use tokio::time::timeout;
 use crate::link::admin::Admin;
 use crate::link::alerts::Alerts;
 use crate::reload::{Source, has_ended};
-use crate::store::follow::Fetcher;
+use crate::store::follow::PluginFetcher;
 use crate::store::{self, Store};
 use crate::tasks::blocking;
 use crate::tenant::FirstCandidate;
 
 /// The pipeline that a node starts with.
-pub(super) struct Loaded {
+pub(super) struct LoadedPipeline {
     pub(super) loader: Arc<Loader>,
     /// Of what it was loaded from.
     pub(super) stamp: u64,
@@ -33,18 +33,21 @@ pub(super) struct Loaded {
 }
 
 /// Loads the pipeline that a configuration says.
-pub(super) async fn load(config: &Config, compiler: &SharedCompiler) -> anyhow::Result<Loaded> {
+pub(super) async fn load(
+    config: &Config,
+    compiler: &SharedCompiler,
+) -> anyhow::Result<LoadedPipeline> {
     let (known, compiler) = (config.clone(), compiler.clone());
     // What is read may hang, and what is compiled takes long.
     let loaded = blocking(move || {
         let in_force = InForce::read(&known)?;
-        let loader = Arc::new(Loader::sharing(&compiler, &known)?.knowing(in_force));
+        let loader = Arc::new(Loader::with_compiler(&compiler, &known)?.with_in_force(in_force));
         let stamp = Loader::stamp(&known);
         let blueprint = loader.load(&known, true);
         let blueprint = blueprint
-            .map_err(together)
+            .map_err(join_problems)
             .context("the pipeline can't be loaded")?;
-        Ok(Loaded {
+        Ok(LoadedPipeline {
             loader,
             stamp,
             blueprint,
@@ -60,18 +63,18 @@ pub(super) async fn load(config: &Config, compiler: &SharedCompiler) -> anyhow::
 }
 
 /// What a tenant begins by, and where more of it comes from.
-pub(super) struct Begins {
+pub(super) struct TenantStart {
     pub(super) config: Config,
     pub(super) source: Source,
     /// What the configuration file was like when it was read.
     pub(super) seen: Stamp,
 }
 
-impl Begins {
+impl TenantStart {
     /// What has changed while the node waited for its turn: it serves by the rules of now. What
     /// can't be taken leaves what was loaded, as in a node that serves; that it can't, the log
     /// says when the files are followed.
-    pub(super) async fn changed(&mut self, loaded: Option<&Loaded>) -> Option<Self> {
+    pub(super) async fn changed(&mut self, loaded: Option<&LoadedPipeline>) -> Option<Self> {
         let (before, source) = (self.config.clone(), self.source.clone());
         let (stamp, seen) = (loaded.map(|loaded| loaded.stamp), self.seen);
         let read = blocking(move || {
@@ -115,12 +118,12 @@ impl Begins {
 async fn with_candidate(
     config: &Config,
     revision: &Revision,
-    loaded: Loaded,
-) -> anyhow::Result<(Loaded, Option<anyhow::Error>)> {
+    loaded: LoadedPipeline,
+) -> anyhow::Result<(LoadedPipeline, Option<anyhow::Error>)> {
     let (Some(candidate), Some(chain)) = (&revision.candidate, revision.candidate_stages()) else {
         return Ok((loaded, None));
     };
-    let (kept, which) = (Arc::clone(loaded.loader.kept()), candidate.clone());
+    let (kept, which) = (Arc::clone(loaded.loader.store_cache()), candidate.clone());
     let kept = blocking(move || kept.canary(&which)).await?;
     if let Some(why) = kept.and_then(|it| it.ended) {
         return Ok((loaded, Some(anyhow::Error::msg(has_ended(&why)))));
@@ -138,27 +141,27 @@ async fn with_candidate(
                     chain: chain.into(),
                 });
                 (
-                    Loaded {
+                    LoadedPipeline {
                         candidate,
                         ..loaded
                     },
                     None,
                 )
             }
-            Err(problems) => (loaded, Some(together(problems))),
+            Err(problems) => (loaded, Some(join_problems(problems))),
         }
     });
     Ok(both.await?)
 }
 
 /// What a node knows of the plugin store when it begins, and the revision that it runs.
-pub(super) type Begun = (Arc<store::state::State>, Option<Arc<Revision>>);
+pub(super) type StoreStart = (Arc<store::state::StoreState>, Option<Arc<Revision>>);
 
 /// What brings plugins of the store to this node.
-pub(super) fn fetcher(config: &Config, admin: &Admin, loader: &Loader) -> Fetcher {
-    Fetcher {
+pub(super) fn fetcher(config: &Config, admin: &Admin, loader: &Loader) -> PluginFetcher {
+    PluginFetcher {
         store: Store::new(&admin.client, config.tenant.prefix.as_deref()),
-        kept: Arc::clone(loader.kept()),
+        kept: Arc::clone(loader.store_cache()),
     }
 }
 
@@ -169,11 +172,11 @@ pub(super) async fn load_stored(
     compiler: &SharedCompiler,
     admin: &Admin,
     alerts: &Alerts,
-) -> anyhow::Result<(Loaded, Begun)> {
+) -> anyhow::Result<(LoadedPipeline, StoreStart)> {
     config.pipeline = Vec::new();
-    let state = Arc::<store::state::State>::default();
+    let state = Arc::<store::state::StoreState>::default();
     let (known, shared) = (config.clone(), compiler.clone());
-    let loader = blocking(move || Loader::sharing(&shared, &known)).await??;
+    let loader = blocking(move || Loader::with_compiler(&shared, &known)).await??;
     let fetcher = fetcher(config, admin, &loader);
     let begin = store::follow::begin(&fetcher, store::follow::limit(config), &state).await;
     for revision in [begin.newest, begin.kept].into_iter().flatten() {
@@ -190,9 +193,12 @@ pub(super) async fn load_stored(
                     why
                 });
                 *config = with;
-                let (kept, keep) = (Arc::clone(loaded.loader.kept()), Arc::clone(&revision));
-                blocking(move || kept.put_in_force(&keep)).await?;
-                state.put_in_force(Arc::clone(&revision));
+                let (kept, keep) = (
+                    Arc::clone(loaded.loader.store_cache()),
+                    Arc::clone(&revision),
+                );
+                blocking(move || kept.record_in_force(&keep)).await?;
+                state.set_in_force(Arc::clone(&revision));
                 if let Some(why) = refused {
                     state.refuse(revision.revision, why);
                 }

@@ -7,20 +7,20 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::sync::watch;
 
 use super::account::Account;
-use super::tenants::Wanted;
+use super::tenants::DesiredState;
 use crate::ops::http::Tenants;
 
 /// Waits until something is wanted that a tenant can't take while it is served. What it can
 /// take, it is given.
 pub(super) async fn other(
-    wanted: &mut watch::Receiver<Wanted>,
+    wanted: &mut watch::Receiver<DesiredState>,
     (config, account): (&Arc<Config>, &Account),
     given: &watch::Sender<Arc<Config>>,
     (told, name): (&Tenants, &str),
 ) {
     while wanted.changed().await.is_ok() {
         let order = wanted.borrow_and_update().clone();
-        let Wanted::Serve(new, own_account) = order else {
+        let DesiredState::Serve(new, own_account) = order else {
             // It is read again by the one who asks what to do next.
             wanted.mark_changed();
             return;

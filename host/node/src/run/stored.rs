@@ -15,7 +15,7 @@ use tokio::sync::watch;
 use super::first::load;
 use super::tenants::Shared;
 use crate::link::micro::Answer;
-use crate::store::tenants::{Follower, Known};
+use crate::store::tenants::{Known, TenantsFollower};
 use crate::tasks::blocking;
 
 /// What the tenants of now were made from.
@@ -56,7 +56,7 @@ impl Shared {
         }
         let admin = self.account.admin().await?;
         let dir = self.config.state.dir.as_deref();
-        let (follower, known) = Follower::new(&admin.client, dir);
+        let (follower, known) = TenantsFollower::new(&admin.client, dir);
         self.tasks.spawn("tenants", follower.follow());
         let listening = admin.listen_for_tenants(&self.config).await?;
         let shared = Arc::clone(self);

@@ -16,25 +16,25 @@ use tokio::sync::{Mutex, mpsc, oneshot, watch};
 use tokio::time::{sleep, timeout_at};
 
 use super::account::Account;
-use super::first::{Begins, Loaded, fetcher, load, load_stored};
+use super::first::{LoadedPipeline, TenantStart, fetcher, load, load_stored};
 use crate::clock;
 use crate::link::admin::Admin;
 use crate::link::alerts::{Alerts, Quarantine};
 use crate::link::connection::Connection;
-use crate::link::hello::Turn;
+use crate::link::hello::ServingTurn;
 use crate::link::plugin_log::PluginLogs;
-use crate::link::reply::Replies;
+use crate::link::reply_guard::ReplyGuard;
 use crate::lookout::Lookout;
-use crate::ops::http::{Board, Status};
+use crate::ops::http::{Status, StatusBoard};
 use crate::reload::watch::Watches;
-use crate::reload::{self, FromStore, Reload, Seen};
+use crate::reload::{self, FileStamps, FromStore, Reload};
 use crate::signals::Signals;
-use crate::state::{self, Opened, Restored, Writer};
+use crate::state::{self, OpenResult, Restored, Writer};
 use crate::stop::{self, Readers, Stop};
 use crate::store::Store;
-use crate::store::follow::Follower;
+use crate::store::follow::RevisionFollower;
 use crate::store::page::PageStore;
-use crate::store::trial::Trials;
+use crate::store::trial::RevisionValidator;
 use crate::tasks::{Tasks, blocking, elsewhere};
 use crate::telemetry::Telemetry;
 use crate::tenant::Tenant;
@@ -52,10 +52,10 @@ const FULL_RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from
 pub(super) struct StepBack(String);
 
 /// What a tenant lives in.
-pub(super) struct Site<'a> {
+pub(super) struct TenantEnv<'a> {
     pub(super) account: &'a Account,
     pub(super) all: &'a OfProcess,
-    pub(super) board: &'a Arc<Board>,
+    pub(super) board: &'a Arc<StatusBoard>,
     pub(super) signals: &'a Signals,
     /// The tenant's own: they end with it.
     pub(super) tasks: &'a Tasks,
@@ -86,7 +86,7 @@ impl OfProcess {
 }
 
 /// What a tenant is made of, before it takes input.
-pub(super) struct Parts {
+pub(super) struct TenantParts {
     connection: Connection,
     reload: Reload,
     pub(super) status: Arc<Status>,
@@ -95,79 +95,75 @@ pub(super) struct Parts {
     /// What was known when the node last ran.
     restored: Option<Restored>,
     /// Its turn to serve.
-    turn: Turn,
+    turn: ServingTurn,
     admin: Admin,
     /// What follows the plugin store; none where the pipeline is the folder's.
-    follower: Option<Follower>,
+    follower: Option<RevisionFollower>,
 }
 
 /// Puts a tenant together: nothing is heard or said yet.
-pub(super) async fn start(mut begins: Begins, site: &Site<'_>) -> anyhow::Result<Parts> {
-    let &Site {
+pub(super) async fn start(
+    mut start: TenantStart,
+    env: &TenantEnv<'_>,
+) -> anyhow::Result<TenantParts> {
+    let &TenantEnv {
         account,
         board,
         tasks,
         ..
-    } = site;
-    let compiler = &site.all.compiler;
+    } = env;
+    let compiler = &env.all.compiler;
     let broker = Arc::clone(&account.broker);
     let names = Arc::new(Names::new());
-    let loaded = match begins.config.follows_store() {
+    let loaded = match start.config.follows_store() {
         // It is known only once the store has been asked.
         true => None,
-        false => Some(load(&begins.config, compiler).await?),
+        false => Some(load(&start.config, compiler).await?),
     };
     let link = account.link().await?;
     let connection = link.connection.clone();
-    let subjects = Subjects::new(begins.config.tenant.prefix.as_deref());
-    let replies = Arc::new(Replies::new(&begins.config, &subjects));
-    let turn = Turn::listen(
+    let subjects = Subjects::new(start.config.tenant.prefix.as_deref());
+    let replies = Arc::new(ReplyGuard::new(&start.config, &subjects));
+    let turn = ServingTurn::listen(
         &connection,
         &subjects,
-        begins.config.node.name.clone(),
+        start.config.node.name.clone(),
         (Arc::clone(&broker), link.heard.clone()),
         Arc::clone(&replies),
         (&account.doubts, tasks),
     );
     let turn = turn.await?;
     let admin = account.admin().await?.clone();
-    let waits = admin.wait(
-        &begins.config,
-        Arc::clone(&replies),
-        board,
-        turn.wait(board),
-    );
+    let waits = admin.wait(&start.config, Arc::clone(&replies), board, turn.wait(board));
     waits.await;
-    let newer = begins.changed(loaded.as_ref()).await;
-    let (alerts, raised) = Alerts::new(&begins.config.node.name);
+    let newer = start.changed(loaded.as_ref()).await;
+    let (alerts, raised) = Alerts::new(&start.config.node.name);
     tasks.spawn(
         "alerts",
         raised.publish(admin.client.clone(), subjects.clone()),
     );
-    site.all
-        .plugin_logs
-        .add(&begins.config.tenant, &admin.client);
+    env.all.plugin_logs.add(&start.config.tenant, &admin.client);
     let mut in_store = None;
     let loaded = match loaded {
         Some(mut loaded) => {
             if let Some(changed) = newer
                 && let Ok(newer) = load(&changed.config, compiler).await
             {
-                (begins, loaded) = (changed, newer);
+                (start, loaded) = (changed, newer);
             }
             loaded
         }
         None => {
             if let Some(newer) = newer {
-                begins = newer;
+                start = newer;
             }
-            let stored = load_stored(&mut begins.config, compiler, &admin, &alerts).await?;
+            let stored = load_stored(&mut start.config, compiler, &admin, &alerts).await?;
             in_store = Some(stored.1);
             stored.0
         }
     };
-    let config = &begins.config;
-    let Loaded {
+    let config = &start.config;
+    let LoadedPipeline {
         loader,
         stamp,
         blueprint,
@@ -177,7 +173,7 @@ pub(super) async fn start(mut begins: Begins, site: &Site<'_>) -> anyhow::Result
         tracing::info!("in force: {}", blueprint.line());
     }
     // Of a pipeline that has no stages, something else is said.
-    if let Some(doubt) = loader::doubt(&blueprint)
+    if let Some(doubt) = loader::pipeline_warning(&blueprint)
         && !config.pipeline.is_empty()
     {
         tracing::warn!("{doubt}");
@@ -196,7 +192,7 @@ pub(super) async fn start(mut begins: Begins, site: &Site<'_>) -> anyhow::Result
         (
             account.pool(config.tenant.isolated).await?,
             &link.sources,
-            site.telemetry.tracer(config.tenant.name.as_deref()),
+            env.telemetry.tracer(config.tenant.name.as_deref()),
         ),
     );
     let (exceeded, memory) = (Arc::clone(&tenant.exceeded), loader.memory().clone());
@@ -214,18 +210,18 @@ pub(super) async fn start(mut begins: Begins, site: &Site<'_>) -> anyhow::Result
     }
     let running = tenant.running.subscribe();
     let (noting, first) = (Arc::clone(&loader), Arc::clone(&running.borrow().blueprint));
-    elsewhere(move || noting.put_in_force(&first)).await;
+    elsewhere(move || noting.record_in_force(&first)).await;
     tasks.spawn(
         "in-force",
         reload::note_in_force(Arc::clone(&loader), running),
     );
     tenant.follow_link(link.connects.clone(), connection.clone(), tasks);
-    let clock = site.all.clock.clone();
+    let clock = env.all.clock.clone();
     tasks.spawn("clock", clock::follow(clock, tenant.shards.clone()));
-    tenant.follow_corrections(&site.all.lookout, tasks);
+    tenant.follow_corrections(&env.all.lookout, tasks);
     let mut quarantine = Quarantine::new(alerts.clone(), tenant.running.subscribe());
     let look = move || quarantine.look();
-    site.all.lookout.add(tasks, "quarantine", look);
+    env.all.lookout.add(tasks, "quarantine", look);
     let state = in_store.as_ref().map(|(state, _)| Arc::clone(state));
     let status = Status::new(Arc::clone(&broker), &tenant, &loader, state, alerts.clone());
     let status = Arc::new(status);
@@ -239,17 +235,17 @@ pub(super) async fn start(mut begins: Begins, site: &Site<'_>) -> anyhow::Result
         store: fetcher.store.clone(),
     });
     let follows = from_store.as_ref().map(|it| Arc::clone(&it.state));
-    let seen = Seen::at_start(begins.seen, stamp);
+    let seen = FileStamps::at_start(start.seen, stamp);
     let reload = Reload::new(
-        begins.source,
-        (begins.config, seen),
+        start.source,
+        (start.config, seen),
         loader,
         tenant,
         Arc::clone(&status),
         (connection.clone(), account.access.login.clone()),
-        (from_store, alerts.clone(), tasks.clone(), &site.all.watches),
+        (from_store, alerts.clone(), tasks.clone(), &env.all.watches),
     );
-    let follower = follows.map(|state| Follower {
+    let follower = follows.map(|state| RevisionFollower {
         client: admin.client.clone(),
         fetcher,
         config: reload.known_config(),
@@ -257,7 +253,7 @@ pub(super) async fn start(mut begins: Begins, site: &Site<'_>) -> anyhow::Result
         alerts,
         updates,
     });
-    Ok(Parts {
+    Ok(TenantParts {
         admin,
         follower,
         connection,
@@ -274,7 +270,7 @@ async fn open_state(
     config: &Config,
     servers: &str,
     names: &Arc<Names>,
-    board: &Board,
+    board: &StatusBoard,
     tasks: &Tasks,
 ) -> anyhow::Result<(Option<Writer>, Option<Restored>)> {
     let mut full_wait = FULL_RETRY.0;
@@ -283,13 +279,13 @@ async fn open_state(
         let (shared, started) = (Arc::clone(names), tasks.clone());
         let opened = elsewhere(move || state::open(&known, &servers, &shared, &started));
         let wait = match opened.await? {
-            Opened::Kept(state, restored) => return Ok((Some(state), Some(restored))),
-            Opened::Nothing => return Ok((None, None)),
-            Opened::InUse(why) => {
+            OpenResult::Kept(state, restored) => return Ok((Some(state), Some(restored))),
+            OpenResult::Nothing => return Ok((None, None)),
+            OpenResult::InUse(why) => {
                 board.wait_for(why);
                 STATE_RETRY
             }
-            Opened::Full(why) => {
+            OpenResult::Full(why) => {
                 board.wait_for(why);
                 let wait = full_wait;
                 full_wait = (wait * 2).min(FULL_RETRY.1);
@@ -300,7 +296,7 @@ async fn open_state(
     }
 }
 
-impl Parts {
+impl TenantParts {
     /// Has the tenant's subjects be served, and follows its files, until it can't go on: says
     /// why.
     ///
@@ -309,7 +305,7 @@ impl Parts {
     pub(super) async fn serve(
         &mut self,
         readers: &mut Readers,
-        site: &Site<'_>,
+        env: &TenantEnv<'_>,
     ) -> anyhow::Result<anyhow::Error> {
         let Self {
             connection,
@@ -321,7 +317,7 @@ impl Parts {
             admin,
             follower,
         } = self;
-        let tasks = site.tasks;
+        let tasks = env.tasks;
         let broker = Arc::clone(&status.broker);
         reload.read_directory().await;
         let (node, queue) = (
@@ -348,7 +344,7 @@ impl Parts {
                 fetcher.run(connection.clone(), shards, invalidations, queue),
             );
         }
-        site.board.subscribed();
+        env.board.subscribed();
         tenant.begin().await;
         // Before the first input, and after the directory: the first decisions are
         // on who was online when the node last ran.
@@ -359,7 +355,7 @@ impl Parts {
         readers.add(stop, tasks.spawn("questions", asks.read(stopping)));
         let (stop, stopping) = oneshot::channel();
         readers.add(stop, tasks.spawn("intake", reader.read(stopping)));
-        let trials = Arc::new(Trials {
+        let validator = Arc::new(RevisionValidator {
             fetcher: fetcher(&reload.config, admin, &reload.loader),
             loader: Arc::clone(&reload.loader),
             config: reload.known_config(),
@@ -372,14 +368,14 @@ impl Parts {
             // It serves once.
             let _ = status.page_store.set(Arc::new(PageStore {
                 store: Store::new(&admin.client, prefix),
-                trials: Arc::clone(&trials),
+                validator: Arc::clone(&validator),
                 state: Arc::clone(state),
                 node: reload.config.node.name.clone(),
             }));
         }
-        let (replies, board) = (Arc::clone(&tenant.replies), Arc::clone(site.board));
+        let (replies, board) = (Arc::clone(&tenant.replies), Arc::clone(env.board));
         let listening = admin.listen(&reload.config, replies).await?;
-        let served = admin.clone().serve(listening, board, trials);
+        let served = admin.clone().serve(listening, board, validator);
         tasks.spawn("admin", served);
         if let Some(follower) = follower.take() {
             tasks.spawn("store", follower.follow());
@@ -388,13 +384,13 @@ impl Parts {
         let (workers, shards) = (tenant.pool.len(), tenant.shards.iter().len());
         let announced = async {
             // One that is gone is noticed elsewhere.
-            let _ = heard.wait_for(|_| site.board.hears()).await;
+            let _ = heard.wait_for(|_| env.board.is_subscribed()).await;
             tracing::info!(node, workers, shards, "ready");
             pending::<Infallible>().await
         };
         Ok(tokio::select! {
             never = announced => match never {},
-            () = reload.follow(site.signals) => anyhow!("files are no longer followed"),
+            () = reload.follow(env.signals) => anyhow!("files are no longer followed"),
             why = turn.is_over() => StepBack(why).into(),
         })
     }
@@ -427,7 +423,7 @@ impl Parts {
         }
         let by = stop.step("writing the state", 0.85);
         let (loader, running) = (Arc::clone(&reload.loader), tenant.running.borrow().clone());
-        let note = blocking(move || loader.put_in_force(&running.blueprint));
+        let note = blocking(move || loader.record_in_force(&running.blueprint));
         let noted = timeout_at(by, note);
         let ((), noted) = tokio::join!(tenant.close_state(by), noted);
         if noted.is_err() {

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use presence_config::causes::Causes;
-use presence_config::regular::Stamp;
+use presence_config::regular_file::Stamp;
 use presence_config::{self as config, Config, TenantSection, Text};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -15,12 +15,12 @@ use tokio::time::{sleep, timeout_at};
 use tracing::{Instrument as _, info_span};
 
 use super::account::Account;
-use super::first::Begins;
+use super::first::TenantStart;
 use super::given::{other, raise_files_max};
 use super::stored::Taken;
-use super::tenant::{self, OfProcess, Parts, Site, StepBack};
-use crate::ops::http::{About, Board, Life, Tenants};
-use crate::reload::watch::{Paths, Watch};
+use super::tenant::{self, OfProcess, StepBack, TenantEnv, TenantParts};
+use crate::ops::http::{NodeDescription, StatusBoard, TenantPhase, Tenants};
+use crate::reload::watch::{FileWatch, Paths};
 use crate::reload::{self, Source};
 use crate::signals::Signals;
 use crate::stop::{Readers, Stop};
@@ -33,7 +33,7 @@ const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs
 
 /// What is wanted of a tenant.
 #[derive(Clone, Debug)]
-pub(super) enum Wanted {
+pub(super) enum DesiredState {
     /// To serve by this configuration. It may have an account of its own.
     Serve(Arc<Config>, bool),
     /// To rest: its state is kept.
@@ -63,15 +63,15 @@ pub(super) struct Shared {
 }
 
 /// A tenant that was begun, and has not been told to end.
-struct Begun {
+struct RunningTenant {
     /// Whether its section had a usable name.
     is_named: bool,
-    wanted: watch::Sender<Wanted>,
+    wanted: watch::Sender<DesiredState>,
     life: JoinHandle<()>,
 }
 
 /// The life of an earlier tenant of the same name, which may be ending.
-type Before = Option<JoinHandle<()>>;
+type Predecessor = Option<JoinHandle<()>>;
 
 impl Shared {
     pub(super) fn new(
@@ -113,7 +113,7 @@ impl Shared {
             text: text.clone(),
             stored: Known::default(),
         };
-        let mut tenants = Follower {
+        let mut tenants = ConfigFollower {
             stored: shared.follow_store().await?,
             running: shared.config.clone(),
             text,
@@ -139,7 +139,7 @@ impl Shared {
         let stop = Stop::begin(&shared.signals, limit);
         tracing::info!("stopping");
         for tenant in tenants.begun.values() {
-            tenant.wanted.send_replace(Wanted::End);
+            tenant.wanted.send_replace(DesiredState::End);
         }
         let by = stop.step("stopping the tenants", 0.95);
         let begun = tenants.begun.into_iter();
@@ -194,8 +194,8 @@ impl Shared {
     async fn live(
         self: Arc<Self>,
         name: String,
-        mut wanted: watch::Receiver<Wanted>,
-        before: Before,
+        mut wanted: watch::Receiver<DesiredState>,
+        before: Predecessor,
     ) {
         if let Some(before) = before {
             // It has the state, and says goodbye on the same subjects.
@@ -205,23 +205,23 @@ impl Shared {
         loop {
             let order = wanted.borrow_and_update().clone();
             let (config, own_account) = match order {
-                Wanted::Serve(config, own_account) => (config, own_account),
-                Wanted::End => {
+                DesiredState::Serve(config, own_account) => (config, own_account),
+                DesiredState::End => {
                     self.all.plugin_logs.forget(&name);
                     return self.close_account(&name).await;
                 }
-                Wanted::Pause => {
+                DesiredState::Pause => {
                     tracing::info!("paused: its state is kept, and nothing is served");
-                    self.told.is(&name, Life::Paused, None);
+                    self.told.is(&name, TenantPhase::Paused, None);
                     self.close_account(&name).await;
                     let _ = wanted.changed().await;
                     continue;
                 }
-                Wanted::Refuse(why) => {
+                DesiredState::Refuse(why) => {
                     for line in why.lines() {
                         tracing::error!("the tenant does not start: {line}");
                     }
-                    self.told.is(&name, Life::Refused(why), None);
+                    self.told.is(&name, TenantPhase::Refused(why), None);
                     let _ = wanted.changed().await;
                     continue;
                 }
@@ -238,7 +238,7 @@ impl Shared {
                     if error.is::<StepBack>() {
                         continue;
                     }
-                    self.told.is(&name, Life::Refused(why), None);
+                    self.told.is(&name, TenantPhase::Refused(why), None);
                     // Another configuration may help at once, and else time may.
                     tokio::select! {
                         _ = wanted.changed() => wait = RETRY.0,
@@ -258,12 +258,12 @@ impl Shared {
         name: &str,
         account: &Arc<Account>,
         config: &Arc<Config>,
-        wanted: &mut watch::Receiver<Wanted>,
+        wanted: &mut watch::Receiver<DesiredState>,
     ) -> anyhow::Result<()> {
         let (given, follow) = watch::channel(Arc::clone(config));
         let wait = |why: String| {
             tracing::warn!("{why}");
-            self.told.is(name, Life::Refused(why), None);
+            self.told.is(name, TenantPhase::Refused(why), None);
         };
         let claimed = tokio::select! {
             claim = account.claim(config, name, wait) => claim,
@@ -272,10 +272,11 @@ impl Shared {
         let _claim = claimed;
         let _needs = account.broker.need(config);
         let (tasks, mut faults) = Tasks::new();
-        let about = About::new(config, self.file.clone(), &self.telemetry);
-        let board = Arc::new(Board::new(Arc::clone(&account.broker), about));
-        self.told.is(name, Life::Begun, Some(Arc::clone(&board)));
-        let site = Site {
+        let about = NodeDescription::new(config, self.file.clone(), &self.telemetry);
+        let board = Arc::new(StatusBoard::new(Arc::clone(&account.broker), about));
+        self.told
+            .is(name, TenantPhase::Begun, Some(Arc::clone(&board)));
+        let env = TenantEnv {
             account,
             all: &self.all,
             board: &board,
@@ -283,13 +284,13 @@ impl Shared {
             tasks: &tasks,
             telemetry: &self.telemetry,
         };
-        let begins = Begins {
+        let start = TenantStart {
             config: Config::clone(config),
             source: Source::Given(follow),
             seen: Stamp::default(),
         };
         let started = tokio::select! {
-            started = tenant::start(begins, &site) => started.map(Some),
+            started = tenant::start(start, &env) => started.map(Some),
             fault = faults.next() => Err(fault),
             () = other(wanted, (config, account), &given, (&self.told, name)) => Ok(None),
         };
@@ -297,7 +298,7 @@ impl Shared {
             Ok(Some(parts)) => {
                 self.serve_until(
                     parts,
-                    &site,
+                    &env,
                     &mut faults,
                     other(wanted, (config, account), &given, (&self.told, name)),
                 )
@@ -312,14 +313,14 @@ impl Shared {
 
     async fn serve_until(
         &self,
-        mut parts: Parts,
-        site: &Site<'_>,
+        mut parts: TenantParts,
+        env: &TenantEnv<'_>,
         faults: &mut Faults,
         other: impl Future<Output = ()>,
     ) -> anyhow::Result<()> {
         let mut readers = Readers::default();
         let ended = tokio::select! {
-            served = parts.serve(&mut readers, site) => match served {
+            served = parts.serve(&mut readers, env) => match served {
                 Ok(why) => Err(why),
                 // It has taken no input yet.
                 Err(error) => return Err(error),
@@ -335,7 +336,7 @@ impl Shared {
 }
 
 /// What follows the configuration file for all tenants.
-struct Follower {
+struct ConfigFollower {
     shared: Arc<Shared>,
     /// What the store has of tenants.
     stored: watch::Receiver<Known>,
@@ -344,15 +345,15 @@ struct Follower {
     text: Option<Text>,
     running: Config,
     seen: Stamp,
-    watch: Watch,
-    begun: BTreeMap<String, Begun>,
+    watch: FileWatch,
+    begun: BTreeMap<String, RunningTenant>,
     /// Those that were told to end.
     ending: BTreeMap<String, JoinHandle<()>>,
     /// Why the file was last not taken; empty if it was.
     refused: String,
 }
 
-impl Follower {
+impl ConfigFollower {
     /// Follows the file for as long as it is polled.
     async fn follow(&mut self) -> std::convert::Infallible {
         let mut reloads = self.shared.signals.reloads();
@@ -483,7 +484,7 @@ impl Follower {
             }
             if let Some(tenant) = self.begun.remove(&name) {
                 tracing::info!(tenant = name, "removed: its state is kept");
-                tenant.wanted.send_replace(Wanted::End);
+                tenant.wanted.send_replace(DesiredState::End);
                 self.ending.insert(name, tenant.life);
             }
         }
@@ -498,13 +499,13 @@ impl Follower {
                     let why = problems.to_string();
                     tracing::error!("a tenant does not start: {why}");
                     self.shared.told.section(&place, section);
-                    self.shared.told.is(&place, Life::Refused(why), None);
+                    self.shared.told.is(&place, TenantPhase::Refused(why), None);
                     twice.insert(place);
                 }
                 continue;
             }
             self.shared.told.section(&section.name, section);
-            if let (Wanted::Pause, Err(problems)) = (&wanted, &section.config) {
+            if let (DesiredState::Pause, Err(problems)) = (&wanted, &section.config) {
                 let (tenant, why) = (&section.name, problems.to_string());
                 if self.shared.told.not_taken(tenant, &why) {
                     for line in why.lines() {
@@ -514,7 +515,7 @@ impl Follower {
             }
             match self.begun.get(&section.name) {
                 Some(tenant) if tenant.keeps(&wanted) => {
-                    let Wanted::Refuse(why) = wanted else {
+                    let DesiredState::Refuse(why) = wanted else {
                         continue;
                     };
                     if self.shared.told.not_taken(&section.name, &why) {
@@ -544,7 +545,7 @@ impl Follower {
                     let before = self.ending.remove(&name);
                     let life = Arc::clone(&self.shared).live(name, wanted, before);
                     let life = life.instrument(span);
-                    let begun = Begun {
+                    let begun = RunningTenant {
                         is_named: section.is_named,
                         wanted: orders,
                         life: self.shared.tasks.spawn_ending("tenant", life),
@@ -558,29 +559,29 @@ impl Follower {
         self.shared.told.retain(is_wanted);
     }
 
-    fn wanted(&self, section: &TenantSection) -> Wanted {
+    fn wanted(&self, section: &TenantSection) -> DesiredState {
         match &section.config {
             // Whatever else is wrong with it.
-            _ if section.paused => Wanted::Pause,
-            Err(problems) => Wanted::Refuse(problems.to_string()),
+            _ if section.paused => DesiredState::Pause,
+            Err(problems) => DesiredState::Refuse(problems.to_string()),
             Ok(config) => {
                 let mut config = Config::clone(config);
                 config.keep_of_process(&self.shared.config, section.own_account);
-                Wanted::Serve(Arc::new(config), section.own_account)
+                DesiredState::Serve(Arc::new(config), section.own_account)
             }
         }
     }
 }
 
-impl Begun {
+impl RunningTenant {
     /// Whether the tenant goes on as it was, since what is wanted now can't be taken.
-    fn keeps(&self, wanted: &Wanted) -> bool {
-        let is_served = matches!(&*self.wanted.borrow(), Wanted::Serve(..));
-        is_served && matches!(wanted, Wanted::Refuse(_))
+    fn keeps(&self, wanted: &DesiredState) -> bool {
+        let is_served = matches!(&*self.wanted.borrow(), DesiredState::Serve(..));
+        is_served && matches!(wanted, DesiredState::Refuse(_))
     }
 }
 
-impl Wanted {
+impl DesiredState {
     fn is_same(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::Serve(one, own), Self::Serve(other, other_own)) => {

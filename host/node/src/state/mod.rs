@@ -28,9 +28,9 @@ use crate::clock;
 use crate::tasks::Tasks;
 use database::{Disk, Fault};
 
-pub(crate) use restorer::{Asked, Restorer};
+pub(crate) use restorer::{RestoreRequested, Restorer};
 pub(crate) use saver::Saver;
-pub(crate) use writer::{Figures, Writer};
+pub(crate) use writer::{Writer, WriterFigures};
 
 use store::Store;
 use writer::Owner;
@@ -77,7 +77,7 @@ impl Restored {
 }
 
 /// What comes of opening the state.
-pub(crate) enum Opened {
+pub(crate) enum OpenResult {
     /// It is this node's now.
     Kept(Writer, Restored),
     /// Nothing is kept.
@@ -97,9 +97,9 @@ pub(crate) fn open(
     servers: &str,
     names: &Arc<Names>,
     tasks: &Tasks,
-) -> anyhow::Result<Opened> {
+) -> anyhow::Result<OpenResult> {
     let Some(dir) = &config.state.dir else {
-        return Ok(Opened::Nothing);
+        return Ok(OpenResult::Nothing);
     };
     // No tenant's prefix is `presence`. The file has the name of the one tenant that a node
     // has: nodes with other prefixes may share the folder.
@@ -118,7 +118,7 @@ pub(crate) fn open(
         Ok(opened) => opened,
         Err(Fault::Full(error)) => {
             let path = path.display();
-            return Ok(Opened::Full(format!(
+            return Ok(OpenResult::Full(format!(
                 "waiting for room on the disk of {path}: {error:#}"
             )));
         }
@@ -126,7 +126,7 @@ pub(crate) fn open(
             let by = std::fs::read_to_string(&holder).unwrap_or_else(|_| "another presence".into());
             if by.ends_with(&at) {
                 let path = path.display();
-                return Ok(Opened::InUse(format!(
+                return Ok(OpenResult::InUse(format!(
                     "waiting while {path} is in use by {by}"
                 )));
             }
@@ -140,7 +140,7 @@ pub(crate) fn open(
                 "presence data will not survive a restart: {error:#}. Set [state] dir to a folder \
                  that can be written, or to \"\""
             );
-            return Ok(Opened::Nothing);
+            return Ok(OpenResult::Nothing);
         }
         Err(Fault::Unusable(error) | Fault::Damaged(error)) => {
             return Err(error.context("[state] dir can't be used"));
@@ -159,7 +159,7 @@ pub(crate) fn open(
         "restored {users} users, {connections} connections"
     );
     let writer = Writer::start(store, path, owner, &config.state, users as u64, disk, tasks);
-    Ok(Opened::Kept(writer, restored))
+    Ok(OpenResult::Kept(writer, restored))
 }
 
 /// What is wrong with a folder that was named, as far as that can be said without

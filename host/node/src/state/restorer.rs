@@ -19,7 +19,7 @@ pub(crate) struct Restorer {
 
 /// Whether what was stored has been asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Asked {
+pub(crate) enum RestoreRequested {
     /// It has, and comes.
     Yes,
     /// There was no room for that.
@@ -45,7 +45,7 @@ impl Restorer {
         &self,
         wanted: impl Fn(&str) -> bool + Send + 'static,
         done: impl FnOnce(Restored) + Send + 'static,
-    ) -> Asked {
+    ) -> RestoreRequested {
         match self.jobs.try_reserve() {
             Ok(permit) => {
                 let request = Request {
@@ -53,12 +53,12 @@ impl Restorer {
                     done: Some(Box::new(done)),
                 };
                 permit.send(Job::Read(Arc::clone(&self.owner), request));
-                Asked::Yes
+                RestoreRequested::Yes
             }
-            Err(TrySendError::Full(())) => Asked::Later,
+            Err(TrySendError::Full(())) => RestoreRequested::Later,
             Err(TrySendError::Closed(())) => {
                 done(Restored::nothing());
-                Asked::Yes
+                RestoreRequested::Yes
             }
         }
     }

@@ -10,7 +10,7 @@ use roaring::RoaringBitmap;
 use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TrySendError;
 
-use super::writer::{Figures, Job, Owner};
+use super::writer::{Job, Owner, WriterFigures};
 use crate::clock;
 
 /// How old what is stored of a connection's last heartbeat may be, in
@@ -27,7 +27,7 @@ pub(crate) struct Saver {
     /// Bounded: when it is full, changes stay where they are and gather.
     jobs: mpsc::Sender<Job>,
     owner: Arc<Owner>,
-    figures: Arc<Figures>,
+    figures: Arc<WriterFigures>,
     flush_ms: u64,
     /// When changes are next taken, by the host's clock.
     at: u64,
@@ -36,17 +36,17 @@ pub(crate) struct Saver {
     /// Up to when the store knows that graces have run.
     graces_at: u64,
     /// What was taken, and waits for the broker.
-    taken: Option<Taken>,
+    taken: Option<PendingSave>,
     /// Whether it waits for room at the writer's instead.
     is_refused: bool,
     /// What is handed over at the end; none before.
-    last_of_all: Option<VecDeque<Taken>>,
+    last_of_all: Option<VecDeque<PendingSave>>,
     /// What the writer may not have read yet.
     handed_over: Vec<Weak<Vec<Record>>>,
 }
 
 #[derive(Debug)]
-struct Taken {
+struct PendingSave {
     /// When, by the host's clock.
     at: u64,
     /// The place behind what had been published by then.
@@ -54,7 +54,7 @@ struct Taken {
     records: Arc<Vec<Record>>,
 }
 
-impl Taken {
+impl PendingSave {
     fn job(self, owner: &Arc<Owner>) -> Job {
         Job::Write(self.at, Arc::clone(owner), self.records)
     }
@@ -64,7 +64,7 @@ impl Saver {
     pub(super) fn new(
         jobs: mpsc::Sender<Job>,
         owner: Arc<Owner>,
-        figures: Arc<Figures>,
+        figures: Arc<WriterFigures>,
         flush_ms: u64,
     ) -> Self {
         Self {
@@ -177,7 +177,7 @@ impl Saver {
         let records = Arc::new(records);
         self.handed_over.retain(|batch| batch.strong_count() > 0);
         self.handed_over.push(Arc::downgrade(&records));
-        self.taken = Some(Taken {
+        self.taken = Some(PendingSave {
             at: graces_at.unwrap_or_else(clock::now_ms),
             end,
             records,

@@ -52,7 +52,7 @@ pub(super) struct Owner {
 
 /// The writer's figures.
 #[derive(Debug, Default)]
-pub(crate) struct Figures {
+pub(crate) struct WriterFigures {
     /// How many users were online when the node last ran.
     pub(crate) restored_users: AtomicU64,
     /// How many records have been written.
@@ -68,7 +68,7 @@ pub(crate) struct Figures {
     rests_until: AtomicU64,
 }
 
-impl Figures {
+impl WriterFigures {
     /// Whether nothing is to be handed over yet.
     pub(super) fn rests(&self, now: u64) -> bool {
         now < self.rests_until.load(Ordering::Relaxed)
@@ -89,7 +89,7 @@ pub(crate) struct Writer {
     jobs: mpsc::Sender<Job>,
     owner: Arc<Owner>,
     flush_ms: u64,
-    pub(crate) figures: Arc<Figures>,
+    pub(crate) figures: Arc<WriterFigures>,
 }
 
 impl Writer {
@@ -104,10 +104,10 @@ impl Writer {
     ) -> Self {
         let (jobs, inbox) = mpsc::channel(QUEUE);
         disk.wait_for_room();
-        let figures = Arc::new(Figures {
+        let figures = Arc::new(WriterFigures {
             restored_users: restored_users.into(),
             disk,
-            ..Figures::default()
+            ..WriterFigures::default()
         });
         let task = Task {
             store: Some(store),
@@ -202,7 +202,7 @@ struct Task {
     path: PathBuf,
     /// The owner of a file in the old format, which names no tenant.
     tenant: Arc<str>,
-    figures: Arc<Figures>,
+    figures: Arc<WriterFigures>,
 }
 
 impl Task {
@@ -244,7 +244,7 @@ impl Task {
 
     /// Does work, however often it must be tried: until it is done, no other is taken, and
     /// changes gather where they are.
-    async fn work(self, mut work: Work) -> Result<Worked, (Arc<Figures>, anyhow::Error)> {
+    async fn work(self, mut work: Work) -> Result<Worked, (Arc<WriterFigures>, anyhow::Error)> {
         let figures = Arc::clone(&self.figures);
         let disk = Arc::clone(&figures.disk);
         let (mut task, mut wait) = (self, RETRY.0);

@@ -12,15 +12,15 @@ use futures_util::StreamExt as _;
 use presence_config::Config;
 use presence_config::causes::Causes;
 use presence_config::digest::Digest;
-use presence_config::regular::Limit;
+use presence_config::regular_file::Limit;
 use presence_config::revision::Revision;
-use presence_rules::stored::Kept;
+use presence_rules::store_cache::StoreCache;
 use serde_json::json;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout_at};
 
-use super::state::State;
-use super::{Found, Store};
+use super::state::StoreState;
+use super::{FoundRevision, Store};
 use crate::link::alerts::Alerts;
 use crate::tasks::blocking;
 
@@ -39,7 +39,7 @@ const UNREADABLE: &str = "the plugin store can't be read";
 
 /// What the store says.
 #[derive(Debug)]
-pub(crate) enum Update {
+pub(crate) enum RevisionUpdate {
     /// A newer revision, whose plugins are on this node.
     Revision(Arc<Revision>),
     /// A newer revision that can't be read, or whose plugins can't be.
@@ -48,12 +48,12 @@ pub(crate) enum Update {
 
 /// What brings plugins of the store to this node.
 #[derive(Clone)]
-pub(crate) struct Fetcher {
+pub(crate) struct PluginFetcher {
     pub(crate) store: Store,
-    pub(crate) kept: Arc<Kept>,
+    pub(crate) kept: Arc<StoreCache>,
 }
 
-impl Fetcher {
+impl PluginFetcher {
     /// Has a revision's plugins be on this node.
     ///
     /// # Errors
@@ -91,7 +91,7 @@ pub(crate) fn limit(config: &Config) -> Limit {
 
 /// What a start may go by.
 #[derive(Default)]
-pub(crate) struct Begin {
+pub(crate) struct StartRevisions {
     /// The newest revision of the store.
     pub(crate) newest: Option<Arc<Revision>>,
     /// The one that was last in force on this node.
@@ -100,7 +100,11 @@ pub(crate) struct Begin {
 
 /// What a start may go by. That the store can't be read, or has lost what was in force, is
 /// said.
-pub(crate) async fn begin(fetcher: &Fetcher, limit: Limit, state: &State) -> Begin {
+pub(crate) async fn begin(
+    fetcher: &PluginFetcher,
+    limit: Limit,
+    state: &StoreState,
+) -> StartRevisions {
     let kept = Arc::clone(&fetcher.kept);
     let kept = blocking(move || kept.revision()).await;
     let kept = kept.map_err(Into::into).and_then(|kept| kept);
@@ -109,7 +113,7 @@ pub(crate) async fn begin(fetcher: &Fetcher, limit: Limit, state: &State) -> Beg
         None
     });
     let before = kept.as_ref().map_or(0, |it| it.revision);
-    let mut begin = Begin {
+    let mut begin = StartRevisions {
         newest: None,
         kept: kept.map(Arc::new),
     };
@@ -162,10 +166,10 @@ pub(crate) async fn begin(fetcher: &Fetcher, limit: Limit, state: &State) -> Beg
 /// The revision that holds, with its plugins on this node, or its number and why it can't be had;
 /// none if there is none.
 async fn highest(
-    fetcher: &Fetcher,
+    fetcher: &PluginFetcher,
     limit: Limit,
 ) -> anyhow::Result<Option<Result<Revision, (u64, String)>>> {
-    let Some(Found {
+    let Some(FoundRevision {
         number, revision, ..
     }) = fetcher.store.newest().await?
     else {
@@ -194,19 +198,19 @@ fn altered(store: &Store, number: u64) -> String {
 }
 
 /// What follows the store.
-pub(crate) struct Follower {
+pub(crate) struct RevisionFollower {
     pub(crate) client: Client,
-    pub(crate) fetcher: Fetcher,
+    pub(crate) fetcher: PluginFetcher,
     pub(crate) config: watch::Receiver<Config>,
-    pub(crate) state: Arc<State>,
+    pub(crate) state: Arc<StoreState>,
     pub(crate) alerts: Alerts,
-    pub(crate) updates: mpsc::Sender<Update>,
+    pub(crate) updates: mpsc::Sender<RevisionUpdate>,
 }
 
-impl Follower {
+impl RevisionFollower {
     /// Follows the store for as long as someone listens.
     pub(crate) async fn follow(self) {
-        let mut handed = Handed {
+        let mut last = LastUpdate {
             number: self.state.in_force().map_or(0, |it| it.revision),
             refused: None,
         };
@@ -228,7 +232,7 @@ impl Follower {
             if self.client.connection_state() != Link::Connected {
                 continue;
             }
-            let new = match self.look(&mut handed).await {
+            let new = match self.check_store(&mut last).await {
                 Ok(None) => continue,
                 Ok(Some(new)) => new,
                 Err(error) => unreadable(&error),
@@ -247,13 +251,13 @@ impl Follower {
 
     /// Looks for a newer revision, and hands it on. Says what is wrong with the bucket, which
     /// is nothing if it is empty; none where there is nothing to say.
-    async fn look(&self, handed: &mut Handed) -> anyhow::Result<Option<String>> {
+    async fn check_store(&self, last: &mut LastUpdate) -> anyhow::Result<Option<String>> {
         let newest = self.fetcher.store.newest().await?;
-        let Some(Found {
+        let Some(FoundRevision {
             number, revision, ..
         }) = newest
         else {
-            let lost = (handed.number > 0).then(|| {
+            let lost = (last.number > 0).then(|| {
                 format!(
                     "the bucket `{}` has no revisions any more",
                     self.fetcher.store.pipeline()
@@ -261,21 +265,21 @@ impl Follower {
             });
             return Ok(Some(lost.unwrap_or_default()));
         };
-        if number < handed.number {
+        if number < last.number {
             return Ok(Some(format!(
                 "the bucket `{}` ends with revision {number}, and this node has run {}",
                 self.fetcher.store.pipeline(),
-                handed.number
+                last.number
             )));
         }
-        if number == handed.number {
+        if number == last.number {
             let in_force = self.state.in_force().filter(|it| it.revision == number);
             let is_altered = in_force.is_some_and(|it| revision.is_ok_and(|found| found != *it));
             let altered = is_altered.then(|| altered(&self.fetcher.store, number));
             return Ok(Some(altered.unwrap_or_default()));
         }
         let now = Instant::now();
-        if handed
+        if last
             .refused
             .as_ref()
             .is_some_and(|it| it.waits(number, now))
@@ -292,21 +296,21 @@ impl Follower {
         };
         let update = match ready {
             Ok(revision) => {
-                *handed = Handed {
+                *last = LastUpdate {
                     number,
                     refused: None,
                 };
-                Update::Revision(Arc::new(revision))
+                RevisionUpdate::Revision(Arc::new(revision))
             }
             Err(error) => {
                 let why = Causes(&error).to_string();
-                let before = handed.refused.take();
+                let before = last.refused.take();
                 let is_said = before.as_ref().is_some_and(|it| it.is(number, &why));
-                handed.refused = Some(Refused::again(before, number, &why, now));
+                last.refused = Some(FailedRevision::again(before, number, &why, now));
                 if is_said {
                     return Ok(None);
                 }
-                Update::Refused(number, why)
+                RevisionUpdate::Refused(number, why)
             }
         };
         // Nobody listens any more when the node ends.
@@ -316,16 +320,16 @@ impl Follower {
 }
 
 /// What has been handed on.
-struct Handed {
+struct LastUpdate {
     /// The number of the newest revision.
     number: u64,
     /// One that could not be handed on.
-    refused: Option<Refused>,
+    refused: Option<FailedRevision>,
 }
 
 /// A revision that can't be had, as where a plugin of it is missing. It is tried again after a
 /// while, which becomes longer: plugins are large.
-struct Refused {
+struct FailedRevision {
     number: u64,
     /// What was said of it.
     why: String,
@@ -333,7 +337,7 @@ struct Refused {
     again: Instant,
 }
 
-impl Refused {
+impl FailedRevision {
     /// After one that may have been the same.
     fn again(before: Option<Self>, number: u64, why: &str, now: Instant) -> Self {
         let same = before.filter(|it| it.number == number);
@@ -363,7 +367,7 @@ mod tests {
     #[test]
     fn what_cant_be_had_is_tried_again_less_and_less_often() {
         let begin = Instant::now();
-        let mut refused: Option<Refused> = None;
+        let mut refused: Option<FailedRevision> = None;
         let mut tries = Vec::new();
         for second in (0..600).step_by(2) {
             let now = begin + Duration::from_secs(second);
@@ -371,14 +375,14 @@ mod tests {
                 continue;
             }
             tries.push(second);
-            refused = Some(Refused::again(refused.take(), 7, "missing", now));
+            refused = Some(FailedRevision::again(refused.take(), 7, "missing", now));
         }
         assert_eq!(tries[..6], [0, 2, 6, 14, 30, 62]);
         assert_eq!(tries.len(), 14, "{tries:?}");
         let refused = refused.unwrap();
         assert!(refused.is(7, "missing") && !refused.is(7, "altered"));
         assert!(!refused.waits(8, begin), "another one is not waited for");
-        let next = Refused::again(Some(refused), 8, "missing", begin);
+        let next = FailedRevision::again(Some(refused), 8, "missing", begin);
         assert_eq!(next.pause, LOOK);
     }
 }

@@ -8,7 +8,7 @@ use futures_util::StreamExt as _;
 use presence_config::subjects::{ADMIN_FOLLOW, LOGS};
 use serde_json::{Value, json};
 
-use super::operator::{Node, Operator, STATUS};
+use super::operator::{FoundNode, Operator, STATUS};
 
 /// How often one who follows asks the nodes again: several times within a lease of theirs.
 pub const RENEW: Duration = Duration::from_secs(10);
@@ -34,15 +34,15 @@ impl Operator {
     ///
     /// # Errors
     /// If the connection is closed.
-    pub async fn hear(&self, plugin: &str) -> anyhow::Result<LogLines> {
+    pub async fn subscribe(&self, plugin: &str) -> anyhow::Result<LogLines> {
         let subject = self.subjects.of(LOGS);
         let lines = self.client.subscribe(format!("{subject}.{plugin}")).await?;
         Ok(LogLines(lines))
     }
 
     /// Waits until NATS says that lines may not be heard.
-    pub async fn may_not_hear(&self) -> String {
-        self.complaint.heard_of(&self.subjects.of(LOGS)).await
+    pub async fn wait_forbidden(&self) -> String {
+        self.complaint.wait_for(&self.subjects.of(LOGS)).await
     }
 
     /// The last lines of a plugin that a node has. With `follow`, it publishes those to come
@@ -52,7 +52,7 @@ impl Operator {
     /// If it doesn't answer.
     pub async fn log_lines(
         &self,
-        node: &Node,
+        node: &FoundNode,
         plugin: &str,
         debug: bool,
         follow: bool,

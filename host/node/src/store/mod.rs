@@ -25,7 +25,7 @@ use async_nats::jetstream::{self, ErrorCode};
 use presence_config::revision::{NUMBER_MAX, Revision};
 use presence_config::subjects::{ALERTS, Subjects};
 
-pub use plugins::{About, Stored};
+pub use plugins::{PluginInfo, StoredPlugin};
 
 use bucket::{is_not_found, read_all};
 
@@ -61,7 +61,7 @@ const READ_BYTES_MAX: u64 = 256 << 20;
 
 /// A revision as it was found.
 #[derive(Debug)]
-pub struct Found {
+pub struct FoundRevision {
     /// Its number, by its key.
     pub number: u64,
     /// Its place in the order in which all were written.
@@ -73,7 +73,7 @@ pub struct Found {
 /// The revision that holds: the highest that can be read, or one above it that can't be and was
 /// written later, as by a newer version. So what somebody else writes under a high number ends
 /// with the next revision.
-pub fn newest(revisions: Vec<Found>) -> Option<Found> {
+pub fn newest(revisions: Vec<FoundRevision>) -> Option<FoundRevision> {
     let good = revisions.iter().rposition(|it| it.revision.is_ok());
     let place = good
         .and_then(|at| revisions.get(at))
@@ -89,7 +89,7 @@ pub fn newest(revisions: Vec<Found>) -> Option<Found> {
 
 /// The number of the next revision, in order after `after` and under no number that is taken;
 /// none if there is no higher one.
-pub fn next_number(revisions: &[Found], after: u64) -> Option<u64> {
+pub fn next_number(revisions: &[FoundRevision], after: u64) -> Option<u64> {
     let good = revisions.iter().filter(|it| it.revision.is_ok());
     let highest = good.map(|it| it.number).max().unwrap_or_default();
     let mut next = highest.max(after).checked_add(1)?;
@@ -101,11 +101,11 @@ pub fn next_number(revisions: &[Found], after: u64) -> Option<u64> {
 
 /// What came of writing a revision.
 #[derive(Debug)]
-pub enum Written {
+pub enum WriteResult {
     /// It is written.
     Done,
     /// Another one of the same number was written before.
-    Taken(Box<Found>),
+    Taken(Box<FoundRevision>),
 }
 
 /// The number that a key says. Each has one key: otherwise there could be several revisions of
@@ -198,7 +198,7 @@ impl Store {
     ///
     /// # Errors
     /// If the bucket can't be read, or is not what it should be.
-    pub async fn revisions(&self, last: u64) -> anyhow::Result<Vec<Found>> {
+    pub async fn revisions(&self, last: u64) -> anyhow::Result<Vec<FoundRevision>> {
         let Some(stream) = self.revisions_stream().await? else {
             return Ok(Vec::new());
         };
@@ -223,7 +223,7 @@ impl Store {
     ///
     /// # Errors
     /// If the bucket can't be read, or is not what it should be.
-    pub async fn revision(&self, number: u64) -> anyhow::Result<Option<Found>> {
+    pub async fn revision(&self, number: u64) -> anyhow::Result<Option<FoundRevision>> {
         let Some(stream) = self.revisions_stream().await? else {
             return Ok(None);
         };
@@ -239,7 +239,7 @@ impl Store {
     ///
     /// # Errors
     /// As [`Self::revisions`].
-    pub(crate) async fn newest(&self) -> anyhow::Result<Option<Found>> {
+    pub(crate) async fn newest(&self) -> anyhow::Result<Option<FoundRevision>> {
         let Some(stream) = self.revisions_stream().await? else {
             return Ok(None);
         };
@@ -260,7 +260,7 @@ impl Store {
     ///
     /// # Errors
     /// If it can't be written.
-    pub async fn write(&self, revision: &Revision) -> anyhow::Result<Written> {
+    pub async fn write(&self, revision: &Revision) -> anyhow::Result<WriteResult> {
         let number = revision.revision;
         let body = revision.to_json();
         ensure!(
@@ -277,7 +277,7 @@ impl Store {
         let store = self.context.get_key_value(&self.pipeline).await?;
         let key = format!("{KEY}{number}");
         let error = match store.create(&key, body.into()).await {
-            Ok(_) => return Ok(Written::Done),
+            Ok(_) => return Ok(WriteResult::Done),
             Err(error) => error,
         };
         let is_taken = error.kind() == CreateErrorKind::AlreadyExists;
@@ -285,11 +285,11 @@ impl Store {
         let subject = self.subject(&number.to_string());
         match store.entry(&key).await {
             Ok(Some(entry)) => match self.found(&subject, entry.revision, &entry.value) {
-                Some(Found {
+                Some(FoundRevision {
                     revision: Ok(written),
                     ..
-                }) if !is_taken && written == *revision => Ok(Written::Done),
-                Some(found) => Ok(Written::Taken(Box::new(found))),
+                }) if !is_taken && written == *revision => Ok(WriteResult::Done),
+                Some(found) => Ok(WriteResult::Taken(Box::new(found))),
                 None => Err(error.into()),
             },
             _ => Err(error).with_context(|| format!("can't write revision {number}")),
@@ -301,7 +301,7 @@ impl Store {
         format!("$KV.{}.{KEY}{number}", self.pipeline)
     }
 
-    fn found(&self, subject: &str, place: u64, payload: &[u8]) -> Option<Found> {
+    fn found(&self, subject: &str, place: u64, payload: &[u8]) -> Option<FoundRevision> {
         let number = subject.strip_prefix(&self.subject(""))?;
         let number = number_of(number)?;
         let revision = Revision::parse(payload).and_then(|revision| {
@@ -319,7 +319,7 @@ impl Store {
                 self.pipeline
             )
         });
-        Some(Found {
+        Some(FoundRevision {
             number,
             place,
             revision,
@@ -381,10 +381,10 @@ mod tests {
     use super::*;
 
     /// Revisions by number and place; one that can't be read where that is negative.
-    fn found(all: &[(i64, u64)]) -> Vec<Found> {
+    fn found(all: &[(i64, u64)]) -> Vec<FoundRevision> {
         let found = all.iter().map(|&(number, place)| {
             let text = format!(r#"{{"revision": {number}, "chain": [], "who": "", "when": 1}}"#);
-            Found {
+            FoundRevision {
                 number: number.unsigned_abs(),
                 place,
                 revision: Revision::parse(text.as_bytes()),

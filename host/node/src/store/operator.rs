@@ -19,10 +19,10 @@ use tokio::time::{Instant, sleep, timeout_at};
 
 use super::Store;
 use super::tenants::TenantStore;
-use crate::link::broker::Access;
+use crate::link::broker::BrokerAccess;
 use crate::link::micro;
-use crate::link::question::{self, Complaint};
 use crate::link::request;
+use crate::link::request_client::{self, LastBrokerError};
 
 /// How long after the last node has answered another one may.
 const QUIET: Duration = Duration::from_millis(750);
@@ -37,7 +37,7 @@ const IMPAIRED: Duration = Duration::from_secs(10);
 /// An operator's connection.
 pub struct Operator {
     pub(super) client: Client,
-    pub(super) complaint: Complaint,
+    pub(super) complaint: LastBrokerError,
     pub(super) subjects: Subjects,
     prefix: String,
     store: Store,
@@ -48,7 +48,7 @@ pub struct Operator {
 
 /// A node that was found.
 #[derive(Clone, Debug)]
-pub struct Node {
+pub struct FoundNode {
     /// Its name.
     pub name: String,
     /// Whether its pipeline comes from the store.
@@ -60,7 +60,7 @@ pub struct Node {
 
 /// How a node stands to a revision.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Stand {
+pub enum RevisionStatus {
     /// It is in force, as this generation, or a later one is.
     InForce(u64),
     /// The node refuses it: why.
@@ -77,12 +77,12 @@ impl Operator {
     /// # Errors
     /// If NATS can't be reached.
     pub async fn connect(config: &Config) -> anyhow::Result<Self> {
-        let access = Access::new(config);
-        let complaint = Complaint::default();
+        let access = BrokerAccess::new(config);
+        let complaint = LastBrokerError::default();
         let options = access
             .options()?
             .name("presence command")
-            .custom_inbox_prefix(question::inbox(config, None))
+            .custom_inbox_prefix(request_client::inbox(config, None))
             .event_callback(complaint.listener());
         let client = access.connect(options).await?;
         let prefix = config.tenant.prefix.as_deref();
@@ -127,7 +127,7 @@ impl Operator {
     ) -> anyhow::Result<T> {
         tokio::select! {
             done = work => done.map_err(|error| self.complained(error)),
-            said = self.complaint.heard_of(needs) => bail!("NATS says: {said}"),
+            said = self.complaint.wait_for(needs) => bail!("NATS says: {said}"),
         }
     }
 
@@ -135,7 +135,7 @@ impl Operator {
     ///
     /// # Errors
     /// If there is none.
-    pub async fn nodes(&self) -> anyhow::Result<Vec<Node>> {
+    pub async fn nodes(&self) -> anyhow::Result<Vec<FoundNode>> {
         let nodes = self.found(|info| self.node(info)).await?;
         if nodes.is_empty() {
             let none = anyhow::anyhow!(
@@ -151,11 +151,11 @@ impl Operator {
     ///
     /// # Errors
     /// If there is none.
-    pub async fn nodes_with_tenants(&self) -> anyhow::Result<Vec<Node>> {
+    pub async fn nodes_with_tenants(&self) -> anyhow::Result<Vec<FoundNode>> {
         let nodes = self.found(|info| {
             let said = |key: &str| info.metadata.get(key).map(String::as_str);
             let is_one = info.name == micro::NAME && said("tenants") == Some("store");
-            is_one.then(|| Node {
+            is_one.then(|| FoundNode {
                 name: said("node").unwrap_or_default().to_owned(),
                 follows_store: true,
                 waits: false,
@@ -177,7 +177,7 @@ impl Operator {
     /// Has all nodes validate changes of tenants, at once: of each, what is wrong, if anything.
     pub async fn validate_tenants(
         &self,
-        nodes: &[Node],
+        nodes: &[FoundNode],
         changes: &Value,
     ) -> Vec<Result<(), String>> {
         let body = Bytes::from(json!({"validate": changes}).to_string());
@@ -196,7 +196,7 @@ impl Operator {
     /// If that takes too long, or it doesn't answer.
     pub async fn tenants_settled(
         &self,
-        node: &Node,
+        node: &FoundNode,
         names: &[String],
         place: u64,
     ) -> anyhow::Result<Vec<Value>> {
@@ -231,7 +231,10 @@ impl Operator {
         }
     }
 
-    async fn found(&self, of: impl Fn(Info) -> Option<Node>) -> anyhow::Result<Vec<Node>> {
+    async fn found(
+        &self,
+        of: impl Fn(Info) -> Option<FoundNode>,
+    ) -> anyhow::Result<Vec<FoundNode>> {
         let inbox = self.client.new_inbox();
         let mut replies = self.client.subscribe(inbox.clone()).await?;
         let subject = format!("$SRV.INFO.{}", micro::NAME);
@@ -248,14 +251,14 @@ impl Operator {
             let info: Option<Info> = serde_json::from_slice(&reply.payload).ok();
             nodes.extend(info.and_then(&of));
         }
-        nodes.sort_by(|a: &Node, b| (&a.name, &a.id).cmp(&(&b.name, &b.id)));
+        nodes.sort_by(|a: &FoundNode, b| (&a.name, &a.id).cmp(&(&b.name, &b.id)));
         Ok(nodes)
     }
 
-    fn node(&self, info: Info) -> Option<Node> {
+    fn node(&self, info: Info) -> Option<FoundNode> {
         let said = |key: &str| info.metadata.get(key).map(String::as_str);
         let is_ours = info.name == micro::NAME && said("prefix") == Some(&self.prefix);
-        is_ours.then(|| Node {
+        is_ours.then(|| FoundNode {
             name: said("node").unwrap_or_default().to_owned(),
             follows_store: said("source") == Some("store"),
             waits: said("waits") == Some("true"),
@@ -264,7 +267,11 @@ impl Operator {
     }
 
     /// Has all nodes validate a revision, at once: of each, what is wrong with it, if anything.
-    pub async fn validate(&self, nodes: &[Node], revision: &Revision) -> Vec<Result<(), String>> {
+    pub async fn validate(
+        &self,
+        nodes: &[FoundNode],
+        revision: &Revision,
+    ) -> Vec<Result<(), String>> {
         let body = Bytes::from(revision.to_json());
         // It fetches the plugins, and waits for another validation.
         let limit = self.load_timeout * 3;
@@ -281,7 +288,7 @@ impl Operator {
     /// Why it doesn't.
     pub async fn shadow(
         &self,
-        node: &Node,
+        node: &FoundNode,
         plugin: &str,
         digest: &Digest,
         for_ms: u64,
@@ -296,7 +303,7 @@ impl Operator {
     ///
     /// # Errors
     /// If it runs none, or doesn't answer.
-    pub async fn end_shadow(&self, node: &Node) -> anyhow::Result<()> {
+    pub async fn end_shadow(&self, node: &FoundNode) -> anyhow::Result<()> {
         let body = Bytes::from_static(micro::END);
         self.ask(node, ADMIN_SHADOW, body, STATUS).await.map(drop)
     }
@@ -305,7 +312,7 @@ impl Operator {
     ///
     /// # Errors
     /// If it doesn't answer.
-    pub async fn runs_shadow(&self, node: &Node) -> anyhow::Result<bool> {
+    pub async fn runs_shadow(&self, node: &FoundNode) -> anyhow::Result<bool> {
         let status = self.status(node).await?;
         let kind = status.pointer("/serving/beside/kind");
         Ok(kind.and_then(Value::as_str) == Some("shadow"))
@@ -315,7 +322,7 @@ impl Operator {
     ///
     /// # Errors
     /// If it doesn't answer.
-    pub async fn reports(&self, node: &Node) -> anyhow::Result<Value> {
+    pub async fn reports(&self, node: &FoundNode) -> anyhow::Result<Value> {
         let answer = self.ask(node, ADMIN_SHADOW, Bytes::new(), STATUS).await?;
         Ok(answer.get("reports").cloned().unwrap_or_default())
     }
@@ -324,7 +331,7 @@ impl Operator {
     ///
     /// # Errors
     /// If it doesn't answer.
-    pub async fn status(&self, node: &Node) -> anyhow::Result<Value> {
+    pub async fn status(&self, node: &FoundNode) -> anyhow::Result<Value> {
         let answer = self.ask(node, ADMIN_STATUS, Bytes::new(), STATUS).await?;
         Ok(answer.get("status").cloned().unwrap_or_default())
     }
@@ -333,7 +340,7 @@ impl Operator {
     ///
     /// # Errors
     /// If it doesn't answer, or with what can't be read.
-    pub async fn in_force(&self, node: &Node) -> anyhow::Result<Option<Revision>> {
+    pub async fn in_force(&self, node: &FoundNode) -> anyhow::Result<Option<Revision>> {
         let body = Bytes::from_static(micro::REVISION);
         let answer = self.ask(node, ADMIN_STATUS, body, STATUS).await?;
         let revision = answer.get("revision").filter(|it| it.is_object());
@@ -343,21 +350,21 @@ impl Operator {
     }
 
     /// Waits until a node has put a revision in force, or refused it.
-    pub async fn settled(&self, node: &Node, revision: u64) -> Stand {
+    pub async fn settled(&self, node: &FoundNode, revision: u64) -> RevisionStatus {
         if !node.follows_store {
-            return Stand::Folder;
+            return RevisionStatus::Folder;
         }
         let until = Instant::now() + self.load_timeout;
         loop {
             let stand = match self.status(node).await {
-                Ok(status) => stand(&status, revision),
-                Err(error) => Some(Stand::Unknown(format!("{error:#}"))),
+                Ok(status) => revision_status(&status, revision),
+                Err(error) => Some(RevisionStatus::Unknown(format!("{error:#}"))),
             };
             match stand {
                 Some(stand) => return stand,
                 None if Instant::now() >= until => {
                     let seconds = self.load_timeout.as_secs_f32();
-                    return Stand::Unknown(format!(
+                    return RevisionStatus::Unknown(format!(
                         "not in force within {seconds} s ([plugins] load_timeout_ms)"
                     ));
                 }
@@ -368,7 +375,7 @@ impl Operator {
 
     pub(super) async fn ask(
         &self,
-        node: &Node,
+        node: &FoundNode,
         what: &str,
         body: Bytes,
         limit: Duration,
@@ -381,7 +388,7 @@ impl Operator {
         };
         let asked = tokio::select! {
             asked = request::ask(&self.client, &subject, body, limit, read) => asked,
-            said = self.complaint.heard_of(&subject) => bail!("NATS says: {said}"),
+            said = self.complaint.wait_for(&subject) => bail!("NATS says: {said}"),
         };
         let answer = asked.map_err(|error| self.complained(error.into()))?;
         if answer.get("ok") == Some(&Value::Bool(true)) {
@@ -393,7 +400,7 @@ impl Operator {
 }
 
 /// How a node that says this of itself stands to a revision; none while that isn't decided.
-fn stand(status: &Value, revision: u64) -> Option<Stand> {
+fn revision_status(status: &Value, revision: u64) -> Option<RevisionStatus> {
     let serving = status.get("serving")?;
     let store = serving.get("store")?;
     let number = |value: Option<&Value>| value.and_then(Value::as_u64);
@@ -404,10 +411,10 @@ fn stand(status: &Value, revision: u64) -> Option<Stand> {
         && number(refused.get("revision")) == Some(revision)
     {
         let why = refused.get("why").and_then(Value::as_str);
-        return Some(Stand::Refused(why.unwrap_or_default().to_owned()));
+        return Some(RevisionStatus::Refused(why.unwrap_or_default().to_owned()));
     }
     if number(store.get("revision")).is_some_and(|it| it >= revision) {
-        return Some(Stand::InForce(
+        return Some(RevisionStatus::InForce(
             number(serving.get("generation")).unwrap_or_default(),
         ));
     }
@@ -422,20 +429,26 @@ mod tests {
     fn a_node_stands_to_a_revision_as_it_says() {
         let with = |store: Value| json!({"serving": {"generation": 4, "store": store}});
         let refused = json!({"revision": 6, "refused": {"revision": 7, "why": "broken"}});
-        assert_eq!(stand(&with(refused.clone()), 6), Some(Stand::InForce(4)));
         assert_eq!(
-            stand(&with(refused.clone()), 7),
-            Some(Stand::Refused("broken".into()))
+            revision_status(&with(refused.clone()), 6),
+            Some(RevisionStatus::InForce(4))
         );
-        assert_eq!(stand(&with(refused), 8), None);
-        let canary = json!({"revision": 7, "refused": {"revision": 7, "why": "its canary"}});
-        assert_eq!(stand(&with(canary.clone()), 6), Some(Stand::InForce(4)));
         assert_eq!(
-            stand(&with(canary), 7),
-            Some(Stand::Refused("its canary".into()))
+            revision_status(&with(refused.clone()), 7),
+            Some(RevisionStatus::Refused("broken".into()))
+        );
+        assert_eq!(revision_status(&with(refused), 8), None);
+        let canary = json!({"revision": 7, "refused": {"revision": 7, "why": "its canary"}});
+        assert_eq!(
+            revision_status(&with(canary.clone()), 6),
+            Some(RevisionStatus::InForce(4))
+        );
+        assert_eq!(
+            revision_status(&with(canary), 7),
+            Some(RevisionStatus::Refused("its canary".into()))
         );
         let none = json!({"revision": 6, "refused": null});
-        assert_eq!(stand(&with(none), 7), None);
-        assert_eq!(stand(&json!({"serving": null}), 1), None);
+        assert_eq!(revision_status(&with(none), 7), None);
+        assert_eq!(revision_status(&json!({"serving": null}), 1), None);
     }
 }

@@ -6,24 +6,24 @@ use std::sync::Arc;
 use anyhow::{Context as _, bail, ensure};
 use presence_config::revision::Revision;
 
-use super::state::State;
-use super::trial::Trials;
-use super::{Found, LOOK_MAX, Store, Written, next_number};
+use super::state::StoreState;
+use super::trial::RevisionValidator;
+use super::{FoundRevision, LOOK_MAX, Store, WriteResult, next_number};
 use crate::clock;
 
 /// The store, for a page of this node.
 pub(crate) struct PageStore {
     pub(crate) store: Store,
-    pub(crate) trials: Arc<Trials>,
+    pub(crate) validator: Arc<RevisionValidator>,
     /// How this node stands to the store.
-    pub(crate) state: Arc<State>,
+    pub(crate) state: Arc<StoreState>,
     /// The node's name.
     pub(crate) node: String,
 }
 
 /// What an operator does with the page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Step {
+pub(crate) enum PageAction {
     /// Makes the pipeline of this revision the next one.
     RollBack(u64),
     /// Has the canary decide on everyone.
@@ -37,7 +37,7 @@ impl PageStore {
     ///
     /// # Errors
     /// As [`Store::revisions`].
-    pub(crate) async fn history(&self) -> anyhow::Result<Vec<Found>> {
+    pub(crate) async fn history(&self) -> anyhow::Result<Vec<FoundRevision>> {
         self.store.revisions(LOOK_MAX).await
     }
 
@@ -46,7 +46,7 @@ impl PageStore {
     ///
     /// # Errors
     /// If there is a newer one than was seen, the node refuses it, or it can't be written.
-    pub(crate) async fn change(&self, step: Step, seen: u64) -> anyhow::Result<u64> {
+    pub(crate) async fn change(&self, step: PageAction, seen: u64) -> anyhow::Result<u64> {
         let revisions = self.store.revisions(LOOK_MAX).await?;
         let mut good = revisions.iter().rev();
         let newest = good.find_map(|it| Some((it, it.revision.as_ref().ok()?)));
@@ -57,7 +57,7 @@ impl PageStore {
             written(found)
         );
         let (chain, why) = match step {
-            Step::RollBack(to) => {
+            PageAction::RollBack(to) => {
                 let target = self.store.revision(to).await?;
                 let target = target.with_context(|| format!("there is no revision {to}"))?;
                 let chain = target.revision?.chain;
@@ -67,12 +67,12 @@ impl PageStore {
                 );
                 (chain, format!("rollback to revision {to}"))
             }
-            Step::Promote | Step::Abort => {
+            PageAction::Promote | PageAction::Abort => {
                 let candidate = newest.candidate.as_ref();
                 let candidate = candidate.context("no canary runs by now")?;
                 let named = candidate.named();
                 match step {
-                    Step::Promote => (
+                    PageAction::Promote => (
                         candidate.in_place(&newest.chain),
                         format!("promote the canary {named}"),
                     ),
@@ -91,17 +91,17 @@ impl PageStore {
             when: clock::now_ms(),
             why,
         };
-        let validated = self.trials.validate(&next.to_json()).await;
+        let validated = self.validator.validate(&next.to_json()).await;
         validated.map_err(|why| anyhow::anyhow!("this node refuses it: {why}"))?;
         match self.store.write(&next).await? {
-            Written::Done => Ok(next.revision),
-            Written::Taken(other) => bail!("{} meanwhile: look at it first", written(&other)),
+            WriteResult::Done => Ok(next.revision),
+            WriteResult::Taken(other) => bail!("{} meanwhile: look at it first", written(&other)),
         }
     }
 }
 
 /// By whom a revision was written.
-fn written(found: &Found) -> String {
+fn written(found: &FoundRevision) -> String {
     match &found.revision {
         Ok(revision) => format!("{} has written revision {}", revision.who, found.number),
         Err(_) => format!("somebody has written revision {}", found.number),

@@ -9,7 +9,7 @@ use async_nats::jetstream::stream::StorageType;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE;
 use presence_config::digest::Digest;
-use presence_config::regular::Limit;
+use presence_config::regular_file::Limit;
 use presence_sandbox::{Manifest, sha256};
 
 use super::Store;
@@ -20,7 +20,7 @@ const LISTED_BYTES_MAX: u64 = 64 << 20;
 
 /// What is known of a plugin in the store, by its manifest and by who uploaded it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct About {
+pub struct PluginInfo {
     /// Its name.
     pub name: String,
     /// Its version.
@@ -33,7 +33,7 @@ pub struct About {
 
 /// A plugin in the store.
 #[derive(Clone, Debug)]
-pub struct Stored {
+pub struct StoredPlugin {
     /// Of its bytes.
     pub digest: Digest,
     /// How many they are.
@@ -41,10 +41,10 @@ pub struct Stored {
     /// When it was uploaded, in milliseconds since the Unix epoch.
     pub when: u64,
     /// What is said of it.
-    pub about: About,
+    pub about: PluginInfo,
 }
 
-impl About {
+impl PluginInfo {
     /// What a plugin's manifest says, and the digest of its bytes.
     ///
     /// # Errors
@@ -82,7 +82,12 @@ impl Store {
     ///
     /// # Errors
     /// If it can't be, or the bucket is missing or not what it should be.
-    pub async fn push(&self, digest: &Digest, bytes: &[u8], about: &About) -> anyhow::Result<bool> {
+    pub async fn push(
+        &self,
+        digest: &Digest,
+        bytes: &[u8],
+        about: &PluginInfo,
+    ) -> anyhow::Result<bool> {
         let store = self.objects().await?;
         let store = store.with_context(|| format!("the bucket `{}` is gone", self.plugins))?;
         let limit = Limit {
@@ -104,7 +109,7 @@ impl Store {
                 self.objects_stream()
             );
         }
-        let About {
+        let PluginInfo {
             name,
             version,
             role,
@@ -178,7 +183,7 @@ impl Store {
     ///
     /// # Errors
     /// If they can't be read.
-    pub async fn plugins(&self) -> anyhow::Result<Vec<Stored>> {
+    pub async fn plugins(&self) -> anyhow::Result<Vec<StoredPlugin>> {
         if self.objects().await?.is_none() {
             return Ok(Vec::new());
         }
@@ -189,7 +194,7 @@ impl Store {
         let objects = read_all(&stream, subject, 0, LISTED_BYTES_MAX).await?;
         let mut stored: Vec<_> = objects
             .iter()
-            .filter_map(|object| Stored::read(&object.subject, &object.payload))
+            .filter_map(|object| StoredPlugin::read(&object.subject, &object.payload))
             .collect();
         stored.sort_by(|a, b| (&a.about.name, b.when).cmp(&(&b.about.name, a.when)));
         Ok(stored)
@@ -217,7 +222,7 @@ impl Store {
     }
 }
 
-impl Stored {
+impl StoredPlugin {
     /// Reads what is kept of an object; nothing of one that is no plugin, or that is kept under
     /// another name than its own.
     fn read(subject: &str, payload: &[u8]) -> Option<Self> {
@@ -237,7 +242,7 @@ impl Stored {
             when: when
                 .and_then(|ms| u64::try_from(ms).ok())
                 .unwrap_or_default(),
-            about: About {
+            about: PluginInfo {
                 name: said("name"),
                 version: said("version"),
                 role: said("role"),
@@ -260,10 +265,10 @@ mod tests {
         });
         let info = serde_json::to_vec(&info).unwrap();
         let kept_as = |name: &str| format!("$O.presence-plugins.M.{}", URL_SAFE.encode(name));
-        let stored = Stored::read(&kept_as(&name), &info).unwrap();
+        let stored = StoredPlugin::read(&kept_as(&name), &info).unwrap();
         assert_eq!(stored.about.name, "contacts");
         for other in ["sha256:other", ""] {
-            assert!(Stored::read(&kept_as(other), &info).is_none());
+            assert!(StoredPlugin::read(&kept_as(other), &info).is_none());
         }
     }
 }

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 /// What a node knows of the store.
 #[derive(Debug, Default)]
-pub(crate) struct State(Mutex<Known>);
+pub(crate) struct StoreState(Mutex<Known>);
 
 #[derive(Debug, Default)]
 struct Known {
@@ -19,9 +19,9 @@ struct Known {
     away: Option<String>,
 }
 
-impl State {
+impl StoreState {
     /// A revision is in force from now on.
-    pub(crate) fn put_in_force(&self, revision: Arc<Revision>) {
+    pub(crate) fn set_in_force(&self, revision: Arc<Revision>) {
         let mut known = self.known();
         known
             .refused
@@ -76,7 +76,7 @@ impl State {
     }
 
     /// As `/status` and the admin service tell it.
-    pub(crate) fn tell(&self) -> Value {
+    pub(crate) fn to_json(&self) -> Value {
         let known = self.known();
         let refused = known.refused.as_ref();
         json!({
@@ -103,7 +103,7 @@ mod tests {
 
     #[test]
     fn a_refusal_holds_until_that_revision_or_a_later_one_is_in_force() {
-        let state = State::default();
+        let state = StoreState::default();
         assert!(state.nothing().unwrap().contains("presence pipeline apply"));
         state.refuse(3, "broken".into());
         assert!(
@@ -112,15 +112,15 @@ mod tests {
                 .unwrap()
                 .contains("revision 3 is refused: broken")
         );
-        state.put_in_force(revision(2));
+        state.set_in_force(revision(2));
         assert_eq!(state.nothing(), None);
-        assert_eq!(state.tell()["refused"]["revision"], 3);
-        state.put_in_force(revision(3));
-        assert_eq!(state.tell()["refused"], Value::Null);
+        assert_eq!(state.to_json()["refused"]["revision"], 3);
+        state.set_in_force(revision(3));
+        assert_eq!(state.to_json()["refused"], Value::Null);
         // What somebody else has written under a high number.
         state.refuse(9, "no revision".into());
         state.pass_over_refused();
-        state.put_in_force(revision(4));
-        assert_eq!(state.tell()["refused"], Value::Null);
+        state.set_in_force(revision(4));
+        assert_eq!(state.to_json()["refused"], Value::Null);
     }
 }

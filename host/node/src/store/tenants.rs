@@ -244,7 +244,7 @@ fn subject(name: &str) -> String {
 }
 
 /// What a node does with the bucket.
-pub(crate) struct Follower {
+pub(crate) struct TenantsFollower {
     store: TenantStore,
     /// Where what is known is kept over a restart; none if it isn't.
     kept: Option<PathBuf>,
@@ -262,7 +262,7 @@ struct Kept {
     tenants: BTreeMap<String, StoredTenant>,
 }
 
-impl Follower {
+impl TenantsFollower {
     /// Knows nothing yet. `dir`: where the process keeps its state.
     pub(crate) fn new(client: &Client, dir: Option<&Path>) -> (Self, watch::Receiver<Known>) {
         let (tell, known) = watch::channel(Known::default());

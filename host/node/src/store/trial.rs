@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context as _, bail, ensure};
 use presence_config::causes::Causes;
 use presence_config::digest::Digest;
-use presence_config::escape::together;
+use presence_config::escape::join_problems;
 use presence_config::revision::Revision;
 use presence_config::{Config, PluginSource, Tenant};
 use presence_rules::loader::{Attempt, Loader};
@@ -18,17 +18,17 @@ use serde::Deserialize;
 use tokio::sync::{Mutex, mpsc, oneshot, watch};
 use tokio::time::timeout;
 
-use super::follow::{Fetcher, limit};
-use crate::reload::{Change, Shadow, ShadowOrder};
+use super::follow::{PluginFetcher, limit};
+use crate::reload::{PipelineChange, Shadow, ShadowOrder};
 use crate::tasks::blocking;
-use crate::tenant::Running;
+use crate::tenant::RunningPipelines;
 
 /// What validates revisions, one at a time.
-pub(crate) struct Trials {
-    pub(crate) fetcher: Fetcher,
+pub(crate) struct RevisionValidator {
+    pub(crate) fetcher: PluginFetcher,
     pub(crate) loader: Arc<Loader>,
     pub(crate) config: watch::Receiver<Config>,
-    pub(crate) running: watch::Receiver<Running>,
+    pub(crate) running: watch::Receiver<RunningPipelines>,
     pub(crate) turn: Mutex<()>,
     /// Where shadows begin and end.
     pub(crate) shadows: mpsc::Sender<ShadowOrder>,
@@ -46,7 +46,7 @@ struct WantedShadow {
 /// How long a shadow lasts, in milliseconds: at least and at most.
 const SHADOW_MS: RangeInclusive<u64> = 100..=86_400_000;
 
-impl Trials {
+impl RevisionValidator {
     /// The tenant.
     pub(crate) fn tenant(&self) -> Tenant {
         self.config.borrow().tenant.clone()
@@ -94,7 +94,7 @@ impl Trials {
             "this node's pipeline is its folder's ([plugins] source), and a shadow needs the store"
         );
         let plugin = &wanted.plugin;
-        put_in_place(&mut config, plugin, &wanted.digest)?;
+        replace_plugin(&mut config, plugin, &wanted.digest)?;
         let most = config.plugins.load_timeout;
         let fetched = self.fetcher.fetch_plugin(&wanted.digest, limit(&config));
         let fetched = timeout(most, fetched).await;
@@ -105,7 +105,7 @@ impl Trials {
         let (active, tried) = (Arc::clone(&running.blueprint), Arc::clone(&attempt));
         let loaded = blocking(move || {
             let loaded = loader.attempt_beside(&config, &active, &tried);
-            loaded.map_err(together)
+            loaded.map_err(join_problems)
         });
         let Ok(loaded) = timeout(most, loaded).await else {
             attempt.give_up();
@@ -148,7 +148,7 @@ impl Trials {
         let (loader, attempt) = (Arc::clone(&self.loader), Arc::<Attempt>::default());
         let tried = Arc::clone(&attempt);
         let loaded = blocking(move || {
-            let loaded = Change::load(&loader, &config, Some(&revision), &running, &tried);
+            let loaded = PipelineChange::load(&loader, &config, Some(&revision), &running, &tried);
             loaded.map(drop)
         });
         match timeout(most, loaded).await {
@@ -166,7 +166,7 @@ impl Trials {
 }
 
 /// Has a plugin be of this digest in a configured pipeline.
-fn put_in_place(config: &mut Config, plugin: &str, digest: &Digest) -> anyhow::Result<()> {
+fn replace_plugin(config: &mut Config, plugin: &str, digest: &Digest) -> anyhow::Result<()> {
     let mut found = false;
     for stage in &mut config.pipeline {
         if stage.plugin == plugin {

@@ -14,10 +14,10 @@ use presence_core::quota::{Quota, Rate};
 use tokio::sync::{oneshot, watch};
 
 use crate::clock;
-use crate::link::broker::Health;
+use crate::link::broker::BrokerHealth;
 use crate::link::connection::{Connection, Incoming, Subscription};
-use crate::link::drops::Carries;
-use crate::link::reply::Replies;
+use crate::link::drops::SubscriptionKind;
+use crate::link::reply_guard::ReplyGuard;
 use crate::link::watermark::Watermark;
 use crate::pool::{self, BATCH_MAX, Batch, Shards, ThreadShare};
 use crate::telemetry::{Begun, Tracer};
@@ -35,7 +35,7 @@ const SETTLE_EVERY: Duration = Duration::from_secs(1);
 pub(crate) struct Intake {
     pub(crate) messages: Subscription,
     pub(crate) subjects: Subjects,
-    pub(crate) replies: Arc<Replies>,
+    pub(crate) replies: Arc<ReplyGuard>,
     /// The longest body that the broker takes, as it says on connecting.
     pub(crate) body_bytes_max: Arc<AtomicUsize>,
     /// How much metadata a message may have.
@@ -45,7 +45,7 @@ pub(crate) struct Intake {
     /// The tenant's share of the threads.
     pub(crate) share: Arc<ThreadShare>,
     pub(crate) shards: Shards,
-    pub(crate) broker: Arc<Health>,
+    pub(crate) broker: Arc<BrokerHealth>,
     pub(crate) connection: Connection,
     pub(crate) drops: DropCounter,
     /// What makes traces of messages, if any are made.
@@ -134,7 +134,7 @@ impl Intake {
     }
 
     fn slow_consumer_events(&self) -> u64 {
-        self.broker.drops.all_said()
+        self.broker.drops.all_reported()
     }
 
     /// Counts what the client has dropped.
@@ -144,13 +144,13 @@ impl Intake {
         if drops.has_several_readers() {
             return;
         }
-        let said = drops.said_of(Carries::Inputs);
+        let said = drops.reported_of(SubscriptionKind::Inputs);
         // At least those.
-        let dropped_elsewhere = drops.all_said().saturating_sub(said);
+        let dropped_elsewhere = drops.all_reported().saturating_sub(said);
         let elsewhere = self.broker.read_elsewhere() + dropped_elsewhere;
         match self.drops.settle(received.saturating_sub(elsewhere), said) {
             0 => {}
-            dropped => drops.count(Carries::Inputs, dropped),
+            dropped => drops.count(SubscriptionKind::Inputs, dropped),
         }
     }
 
@@ -211,7 +211,9 @@ impl Intake {
                 let is_told = self.share.is_resting()
                     && shard.offer_refused(refused(batch, self.share.cpu_ms_per_s()));
                 if !is_told {
-                    self.broker.drops.count(Carries::Inputs, count as u64);
+                    self.broker
+                        .drops
+                        .count(SubscriptionKind::Inputs, count as u64);
                 }
                 self.watermark.dropped(place, clock::now_ms());
             }
@@ -248,7 +250,7 @@ fn refused(batch: Batch, cpu_ms_per_s: u64) -> Batch {
 fn sort(
     received: &Incoming,
     subjects: &Subjects,
-    replies: &Replies,
+    replies: &ReplyGuard,
     limits: Limits,
     (messages, now_ns): (&Rate, u64),
     shards: &Shards,
@@ -304,7 +306,7 @@ fn traced(tracer: &Tracer, received: &Incoming, input: &Input) -> Option<Begun> 
 }
 
 /// A request to decide about an event again; nothing where nobody waits for the answer.
-fn redrive(received: &Incoming, replies: &Replies, shards: &Shards) -> Option<(usize, Input)> {
+fn redrive(received: &Incoming, replies: &ReplyGuard, shards: &Shards) -> Option<(usize, Input)> {
     let reply = replies.accept(received.reply())?.into();
     let event = Redrive::parse(received.payload());
     let place = event

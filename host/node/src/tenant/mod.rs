@@ -27,20 +27,22 @@ use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, timeout_at};
 use tracing::Span;
 
-use crate::beside::{Beside, Mode, Pipelines};
+use crate::beside::{CandidatePipeline, Mode, Pipelines};
 use crate::directory;
-use crate::directory::kept::Keeper;
-use crate::directory::request::Fetcher;
-use crate::link::broker::Health;
+use crate::directory::disk_copy::CopyWriter;
+use crate::directory::request::AnswerFetcher;
+use crate::link::broker::BrokerHealth;
 use crate::link::connection::Connection;
-use crate::link::drops::Carries;
-use crate::link::progress::{Sources, Wish};
-use crate::link::reply::Replies;
+use crate::link::drops::SubscriptionKind;
+use crate::link::progress::{PollInterval, Sources};
+use crate::link::reply_guard::ReplyGuard;
 use crate::link::sequencer::Sequencer;
 use crate::link::watermark::Watermark;
 use crate::lookout::Lookout;
-use crate::ops::letters::LastLetters;
-use crate::pool::{self, Cell, Common, Generation, Pool, Room, Shards, Task, ThreadShare};
+use crate::ops::recent_dead_letters::RecentDeadLetters;
+use crate::pool::{
+    self, Generation, HostedShard, Pool, QueueLimits, Shards, Task, TenantContext, ThreadShare,
+};
 use crate::state::{Restored, Writer};
 use crate::tasks::Tasks;
 use crate::telemetry::Tracer;
@@ -57,16 +59,16 @@ const FIRST_GENERATION: u64 = 1;
 
 /// The pipeline that is in force.
 #[derive(Clone)]
-pub(crate) struct Running {
+pub(crate) struct RunningPipelines {
     /// Its number, counted from 1.
     pub(crate) generation: u64,
     pub(crate) blueprint: Arc<Blueprint>,
     /// What runs beside it, if anything does.
-    pub(crate) beside: Option<Beside>,
+    pub(crate) beside: Option<CandidatePipeline>,
 }
 
-impl From<&Running> for Pipelines {
-    fn from(running: &Running) -> Self {
+impl From<&RunningPipelines> for Pipelines {
+    fn from(running: &RunningPipelines) -> Self {
         Self {
             active: running.into(),
             beside: running.beside.clone(),
@@ -74,8 +76,8 @@ impl From<&Running> for Pipelines {
     }
 }
 
-impl From<&Running> for Generation {
-    fn from(running: &Running) -> Self {
+impl From<&RunningPipelines> for Generation {
+    fn from(running: &RunningPipelines) -> Self {
         Self {
             number: running.generation,
             blueprint: Arc::clone(&running.blueprint),
@@ -102,20 +104,20 @@ pub(crate) struct Tenant {
     /// The directory that the shards have been told of.
     pub(crate) known_directory: watch::Sender<Arc<Directory>>,
     /// Whether the directory's source can be read.
-    pub(crate) health: Arc<directory::Health>,
+    pub(crate) health: Arc<directory::DirectoryHealth>,
     /// Keeps the directory over a restart; none where nothing is kept.
-    pub(crate) keeper: Option<Keeper>,
+    pub(crate) copy_writer: Option<CopyWriter>,
     /// None where the directory holds all of its answers.
-    pub(crate) fetcher: Option<Arc<Fetcher>>,
+    pub(crate) fetcher: Option<Arc<AnswerFetcher>>,
     /// Whether explanations are given.
     pub(crate) explains: Arc<AtomicBool>,
     /// The last dead letters.
-    pub(crate) letters: Arc<LastLetters>,
+    pub(crate) letters: Arc<RecentDeadLetters>,
     /// How long messages take from their arrival until what comes of them is handed over.
     pub(crate) passage: Arc<Latency>,
     /// Where answers may go.
-    pub(crate) replies: Arc<Replies>,
-    pub(crate) running: watch::Sender<Running>,
+    pub(crate) replies: Arc<ReplyGuard>,
+    pub(crate) running: watch::Sender<RunningPipelines>,
     /// The last number that a pipeline was given.
     generations: u64,
     pub(crate) body_bytes_max: Arc<AtomicUsize>,
@@ -131,7 +133,7 @@ pub(crate) struct Tenant {
     /// Its share of the threads.
     share: Arc<ThreadShare>,
     /// How often the broker has to be asked how far it is.
-    pulse: Wish,
+    pulse: PollInterval,
     /// None where nothing is kept over a restart.
     pub(crate) state: Option<Writer>,
     /// What makes traces of messages, if any are made.
@@ -148,7 +150,7 @@ impl Tenant {
         connection: &Connection,
         names: Arc<Names>,
         (epoch, state): (u64, Option<Writer>),
-        replies: Arc<Replies>,
+        replies: Arc<ReplyGuard>,
         (pool, sources, tracer): (Pool, &Sources, Option<Tracer>),
     ) -> Self {
         let subjects = Subjects::new(config.tenant.prefix.as_deref());
@@ -156,7 +158,7 @@ impl Tenant {
             config::Directory::Request(request) => {
                 let subject = subjects.of(&request.subject);
                 let names = Arc::clone(&names);
-                Some(Arc::new(Fetcher::new(request, subject, names)))
+                Some(Arc::new(AnswerFetcher::new(request, subject, names)))
             }
             config::Directory::File { .. } | config::Directory::Kv { .. } => None,
         };
@@ -173,19 +175,19 @@ impl Tenant {
         let share = Arc::new(share);
         let count = config.shard_count();
         let queues = &config.engine.queues;
-        let room = Room {
+        let room = QueueLimits {
             batches: queues.worker_queue,
             input_bytes: queues.worker_queue_bytes / count,
             questions: queues.question_queue,
         };
-        let running = Running {
+        let running = RunningPipelines {
             generation: FIRST_GENERATION,
             blueprint: Arc::new(blueprint),
             beside: None,
         };
-        let letters = Arc::<LastLetters>::default();
+        let letters = Arc::<RecentDeadLetters>::default();
         let passage = Arc::<Latency>::default();
-        let common = Arc::new(Common {
+        let common = Arc::new(TenantContext {
             span: config.tenant.name.is_some().then(Span::current),
             lines_key: config.tenant.lines_key(),
             fetcher: fetcher.clone(),
@@ -196,7 +198,7 @@ impl Tenant {
             tracer: tracer.clone(),
             exceeded: Arc::clone(&exceeded),
             share: Arc::clone(&share),
-            ..Common::default()
+            ..TenantContext::default()
         });
         let shards = pool.place(count, room, |number, figures| {
             let settings = presence_config::shard_settings(config, body_bytes_max, &quotas);
@@ -212,7 +214,7 @@ impl Tenant {
             let saver = state.as_ref().map(Writer::saver);
             let common = Arc::clone(&common);
             let (sequencer, generation) = (Sequencer::new(source), (&running).into());
-            Cell::new(shard, generation, sequencer, saver, common, figures)
+            HostedShard::new(shard, generation, sequencer, saver, common, figures)
         });
         Self {
             replies,
@@ -222,7 +224,7 @@ impl Tenant {
             directory,
             too_large: None,
             health: Arc::default(),
-            keeper: None,
+            copy_writer: None,
             fetcher,
             explains: Arc::new(config.explain.enabled.into()),
             letters,
@@ -236,7 +238,7 @@ impl Tenant {
             quotas,
             exceeded,
             share,
-            pulse: sources.wish(presence_config::pulse_ms(config.tracker.timeout_ms)),
+            pulse: sources.request_interval(presence_config::pulse_ms(config.tracker.timeout_ms)),
             state,
             tracer,
             swept: 0,
@@ -278,13 +280,13 @@ impl Tenant {
     pub(crate) async fn listen(
         &self,
         connection: &Connection,
-        broker: Arc<Health>,
+        broker: Arc<BrokerHealth>,
         heard: watch::Receiver<u64>,
         intake_queue: usize,
     ) -> anyhow::Result<Intake> {
         // One subscription, so that one order holds over all subjects.
         let subject = self.subjects.of("presence.>");
-        let messages = connection.subscribe(subject, Carries::Inputs, &broker);
+        let messages = connection.subscribe(subject, SubscriptionKind::Inputs, &broker);
         Ok(Intake {
             messages: messages.await?,
             subjects: self.subjects.clone(),
@@ -306,7 +308,7 @@ impl Tenant {
     pub(crate) fn query_service(
         &self,
         connection: &Connection,
-        broker: Arc<Health>,
+        broker: Arc<BrokerHealth>,
         counts: Arc<Counts>,
         queues: &Queues,
     ) -> QueryService {
@@ -372,8 +374,8 @@ impl Tenant {
 
     /// Puts a changed directory in force.
     pub(crate) async fn set_directory(&mut self, directory: Directory, changes: Changes) {
-        if let Some(keeper) = &mut self.keeper {
-            keeper.note(&directory, &changes, &self.names);
+        if let Some(copy_writer) = &mut self.copy_writer {
+            copy_writer.note(&directory, &changes, &self.names);
         }
         self.health.taken();
         // One of which nothing was known answers anew what nobody has an answer to.
@@ -390,7 +392,7 @@ impl Tenant {
         }
         self.directory = Arc::new(directory);
         let input = Input::Directory(Arc::clone(&self.directory), Arc::new(changes));
-        self.shards.tell(|| input.clone()).await;
+        self.shards.broadcast(|| input.clone()).await;
         self.known_directory
             .send_replace(Arc::clone(&self.directory));
     }
@@ -402,14 +404,14 @@ impl Tenant {
             share,
             chain,
         } = candidate;
-        let beside = Beside {
+        let beside = CandidatePipeline {
             generation: self.next_generation(blueprint),
             mode: Mode::Canary(share),
             meter: Arc::default(),
             chain,
         };
         let active = Generation::from(&*self.running.borrow());
-        self.put(Pipelines {
+        self.set_pipelines(Pipelines {
             active,
             beside: Some(beside),
         })
@@ -417,9 +419,9 @@ impl Tenant {
     }
 
     /// Puts pipelines in force.
-    pub(crate) async fn put(&mut self, pipelines: Pipelines) {
+    pub(crate) async fn set_pipelines(&mut self, pipelines: Pipelines) {
         let Pipelines { active, beside } = pipelines.clone();
-        self.running.send_replace(Running {
+        self.running.send_replace(RunningPipelines {
             generation: active.number,
             blueprint: active.blueprint,
             beside,
@@ -451,7 +453,7 @@ impl Tenant {
         let timeout_ms = config.tracker.timeout_ms;
         self.pulse.set(presence_config::pulse_ms(timeout_ms));
         let input = Input::Settings(Box::new(settings));
-        self.shards.tell(|| input.clone()).await;
+        self.shards.broadcast(|| input.clone()).await;
     }
 
     /// Has the shards know that the broker may take longer or shorter messages when
@@ -472,7 +474,9 @@ impl Tenant {
                 if let Some(fetcher) = &fetcher {
                     fetcher.reconnected();
                 }
-                shards.tell(|| Input::BodyBytesMax(body_bytes_max)).await;
+                shards
+                    .broadcast(|| Input::BodyBytesMax(body_bytes_max))
+                    .await;
             }
             // The connection is gone only when the node ends.
             std::future::pending().await
@@ -486,7 +490,7 @@ impl Tenant {
     }
 
     /// Gives back the ids that nothing refers to any more, when there are many.
-    pub(crate) async fn tidy(&mut self) {
+    pub(crate) async fn sweep(&mut self) {
         if self.names.len() < 2 * self.swept + SWEEP_IDS_MIN && !self.names.is_sweep_due() {
             return;
         }
@@ -545,8 +549,8 @@ impl Tenant {
         if let Some(state) = &self.state {
             state.give_up_waiting();
         }
-        if let Some(keeper) = &self.keeper {
-            keeper.give_up_waiting();
+        if let Some(copy_writer) = &self.copy_writer {
+            copy_writer.give_up_waiting();
         }
     }
 
@@ -560,8 +564,8 @@ impl Tenant {
             }
         };
         let directory = async {
-            if let Some(keeper) = &self.keeper
-                && timeout_at(by, keeper.finish()).await.is_err()
+            if let Some(copy_writer) = &self.copy_writer
+                && timeout_at(by, copy_writer.finish()).await.is_err()
             {
                 tracing::warn!("stop: the copy of the directory could not be written in time");
             }

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use crate::lookout::EVERY;
 use crate::pool::Shards;
-use crate::tenant::Running;
+use crate::tenant::RunningPipelines;
 
 /// How often the progress is checked. Corrections that finish sooner are not logged, except
 /// those of a new pipeline.
@@ -52,7 +52,7 @@ struct Long {
 /// Follows the corrections of a tenant.
 pub(crate) struct Corrections {
     shards: Shards,
-    running: watch::Receiver<Running>,
+    running: watch::Receiver<RunningPipelines>,
     settled: u64,
     last: Progress,
     long: Option<Long>,
@@ -60,7 +60,7 @@ pub(crate) struct Corrections {
 }
 
 impl Corrections {
-    pub(crate) fn new(shards: Shards, running: watch::Receiver<Running>) -> Self {
+    pub(crate) fn new(shards: Shards, running: watch::Receiver<RunningPipelines>) -> Self {
         let settled = running.borrow().generation;
         Self {
             shards,

@@ -2,7 +2,7 @@
 
 use jiff::Timestamp;
 use presence_node::clock;
-use presence_node::link::dead_letters::DeadLetter;
+use presence_node::link::dlq_stream::DeadLetter;
 
 use crate::arguments;
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use presence_config::escape::print;
 use presence_kit::{ConfigArg, figures};
-use presence_node::link::dead_letters::{DeadLetters, Retention};
+use presence_node::link::dlq_stream::{DlqStream, Retention};
 
 use crate::arguments;
 
@@ -26,7 +26,7 @@ pub(crate) struct Args {
 /// Makes the stream.
 pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
     let config = args.config.load()?;
-    let letters = DeadLetters::connect(&config, None).await?;
+    let letters = DlqStream::connect(&config, None).await?;
     let retention = Retention {
         bytes_max: args.max_bytes,
         age_max: args.max_age,

@@ -4,10 +4,10 @@ use std::collections::VecDeque;
 
 use presence_config::escape::{line, print, print_json, say};
 use presence_kit::text;
-use presence_node::link::dead_letters::DeadLetter;
+use presence_node::link::dlq_stream::DeadLetter;
 use serde_json::json;
 
-use super::Place;
+use super::StreamArgs;
 use super::filter::Filter;
 
 /// How much of an error a line shows.
@@ -24,7 +24,7 @@ pub(crate) struct Args {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
-    place: Place,
+    place: StreamArgs,
 }
 
 /// Lists the newest of those that are meant.

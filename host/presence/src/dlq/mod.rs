@@ -8,7 +8,7 @@ mod show;
 
 use presence_config::Config;
 use presence_kit::ConfigArg;
-use presence_node::link::dead_letters::DeadLetters;
+use presence_node::link::dlq_stream::DlqStream;
 
 #[derive(clap::Subcommand)]
 pub(crate) enum Command {
@@ -46,7 +46,7 @@ pub(crate) fn run(command: &Command) -> anyhow::Result<()> {
 
 /// Which dead letters.
 #[derive(clap::Args)]
-pub(crate) struct Place {
+pub(crate) struct StreamArgs {
     /// A stream of yours that keeps presence.dlq, in place of `presence-dlq`.
     #[arg(long, value_name = "NAME")]
     stream: Option<String>,
@@ -54,11 +54,11 @@ pub(crate) struct Place {
     config: ConfigArg,
 }
 
-impl Place {
+impl StreamArgs {
     /// The configuration, and the stream.
-    async fn open(&self) -> anyhow::Result<(Config, DeadLetters)> {
+    async fn open(&self) -> anyhow::Result<(Config, DlqStream)> {
         let config = self.config.load()?;
-        let letters = DeadLetters::connect(&config, self.stream.as_deref()).await?;
+        let letters = DlqStream::connect(&config, self.stream.as_deref()).await?;
         Ok((config, letters))
     }
 }

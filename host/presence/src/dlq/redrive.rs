@@ -7,11 +7,11 @@ use anyhow::{bail, ensure};
 use presence_config::escape::{line, print, print_json, say};
 use presence_core::message::Kind;
 use presence_node::clock;
-use presence_node::link::dead_letters::{DeadLetter, DeadLetters, Redriven, Way};
+use presence_node::link::dlq_stream::{DeadLetter, DlqStream, RedriveMode, RedriveResult};
 use serde_json::{Value, json};
 use tokio::time::sleep;
 
-use super::Place;
+use super::StreamArgs;
 use super::filter::Filter;
 
 /// How often, and how long apart, the new letter of a refused message is looked for.
@@ -39,7 +39,7 @@ pub(crate) struct Args {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
-    place: Place,
+    place: StreamArgs,
 }
 
 /// What became of a letter.
@@ -106,11 +106,11 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
 }
 
 /// Why a letter is left as it is, if it is.
-fn why_left(letters: &DeadLetters, letter: &DeadLetter, age_max_ms: Option<u64>) -> Option<String> {
-    let kind = match letters.way(letter) {
-        Way::None(why) => return Some(why.into()),
-        Way::Event => None,
-        Way::Input(kind) => Some(kind),
+fn why_left(letters: &DlqStream, letter: &DeadLetter, age_max_ms: Option<u64>) -> Option<String> {
+    let kind = match letters.redrive_mode(letter) {
+        RedriveMode::None(why) => return Some(why.into()),
+        RedriveMode::Event => None,
+        RedriveMode::Input(kind) => Some(kind),
     };
     let payload = match letter.payload() {
         Ok(payload) => payload,
@@ -133,7 +133,7 @@ fn why_left(letters: &DeadLetters, letter: &DeadLetter, age_max_ms: Option<u64>)
 }
 
 /// The letters that are meant.
-async fn meant(args: &Args, letters: &DeadLetters) -> anyhow::Result<Vec<DeadLetter>> {
+async fn meant(args: &Args, letters: &DlqStream) -> anyhow::Result<Vec<DeadLetter>> {
     let mut meant = Vec::new();
     let read = letters.read(1, |letter| {
         let is_named = args.numbers.is_empty() || args.numbers.contains(&letter.number);
@@ -178,14 +178,14 @@ fn confirm(count: usize, stream: &str) -> anyhow::Result<()> {
 /// Redrives a letter, and removes it if nothing of it is left to be done. Up to one number,
 /// letters are older, or replace others.
 async fn redrive(
-    letters: &DeadLetters,
+    letters: &DlqStream,
     letter: &DeadLetter,
     replaced_up_to: &mut u64,
 ) -> anyhow::Result<Outcome> {
     let outcome = match letters.redrive(letter).await? {
-        Redriven::Accepted => Outcome::Accepted,
-        Redriven::Stale(why) => Outcome::Stale(why),
-        Redriven::Refused(reason, error) => Outcome::Refused(reason, error),
+        RedriveResult::Accepted => Outcome::Accepted,
+        RedriveResult::Stale(why) => Outcome::Stale(why),
+        RedriveResult::Refused(reason, error) => Outcome::Refused(reason, error),
     };
     let is_done = match &outcome {
         // Its new dead letter may have been left out, as one of too many.
@@ -207,7 +207,7 @@ async fn redrive(
 /// The number of the new letter for the same message, if there is one. The answer to the
 /// message may come before the stream has it.
 async fn replacement(
-    letters: &DeadLetters,
+    letters: &DlqStream,
     letter: &DeadLetter,
     last: u64,
 ) -> anyhow::Result<Option<u64>> {

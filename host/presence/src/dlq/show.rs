@@ -3,9 +3,9 @@
 use anyhow::bail;
 use presence_config::escape::{line, print, print_json};
 use presence_kit::text;
-use presence_node::link::dead_letters::DeadLetter;
+use presence_node::link::dlq_stream::DeadLetter;
 
-use super::Place;
+use super::StreamArgs;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -15,7 +15,7 @@ pub(crate) struct Args {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
-    place: Place,
+    place: StreamArgs,
 }
 
 /// Prints one.

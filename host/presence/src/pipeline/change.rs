@@ -10,19 +10,19 @@ use presence_config::revision::{Candidate, Entry, Revision, WORDS_BYTES_MAX, tom
 use presence_config::{Auth, Config};
 use presence_kit::{ConfigArg, text};
 use presence_node::clock;
-use presence_node::store::operator::{Node, Operator, Stand};
-use presence_node::store::{Found, READ_MAX, Written, next_number};
+use presence_node::store::operator::{FoundNode, Operator, RevisionStatus};
+use presence_node::store::{FoundRevision, READ_MAX, WriteResult, next_number};
 use serde_json::{Value, json};
 use similar::TextDiff;
 
-use super::file::Meant;
+use super::file::PinnedPipeline;
 
 /// What to do where somebody else was faster.
 const TRY_AGAIN: &str = "Look at `presence pipeline show`, and try again";
 
 /// How a change is made.
 #[derive(clap::Args)]
-pub(crate) struct How {
+pub(crate) struct ChangeOptions {
     /// Why, for the history.
     #[arg(
         long,
@@ -42,16 +42,16 @@ pub(crate) struct How {
 }
 
 /// The store, as it is when a command begins.
-pub(crate) struct Session {
+pub(crate) struct StoreSession {
     pub(crate) config: Config,
     pub(crate) operator: Operator,
     /// The revisions, in order.
-    pub(crate) revisions: Vec<Found>,
+    pub(crate) revisions: Vec<FoundRevision>,
     /// The revision that a node runs, where the bucket has none.
     running: Option<Revision>,
 }
 
-impl Session {
+impl StoreSession {
     /// Connects, and reads the revisions.
     pub(crate) async fn open(config: &ConfigArg) -> anyhow::Result<Self> {
         let config = config.load()?;
@@ -102,8 +102,8 @@ impl Session {
 
     /// What was written after the newest revision that can be read, and can't be: nodes don't
     /// take what they run from there, and refuse it.
-    pub(crate) fn unread(&self) -> Option<&Found> {
-        let place = |it: &&Found| it.place;
+    pub(crate) fn unread(&self) -> Option<&FoundRevision> {
+        let place = |it: &&FoundRevision| it.place;
         let good = self.revisions.iter().filter(|it| it.revision.is_ok());
         let good = good.map(|it| it.place).max().unwrap_or_default();
         let last = self.revisions.iter().max_by_key(place);
@@ -188,9 +188,9 @@ impl Session {
     pub(crate) async fn change(
         &self,
         chain: Vec<Entry>,
-        how: &How,
+        how: &ChangeOptions,
         why: &str,
-        meant: Option<&Meant>,
+        meant: Option<&PinnedPipeline>,
     ) -> anyhow::Result<()> {
         self.change_to((chain, None), how, why, meant).await
     }
@@ -202,9 +202,9 @@ impl Session {
     pub(crate) async fn change_to(
         &self,
         (chain, candidate): (Vec<Entry>, Option<Candidate>),
-        how: &How,
+        how: &ChangeOptions,
         why: &str,
-        meant: Option<&Meant>,
+        meant: Option<&PinnedPipeline>,
     ) -> anyhow::Result<()> {
         let difference = self.difference_to(&chain, candidate.as_ref());
         let is_it = |it: &&Revision| it.chain == chain && it.candidate == candidate;
@@ -249,7 +249,7 @@ impl Session {
         self.write(&revision, &nodes, &difference, how.json).await
     }
 
-    fn say_unchanged(&self, number: u64, how: &How) -> anyhow::Result<()> {
+    fn say_unchanged(&self, number: u64, how: &ChangeOptions) -> anyhow::Result<()> {
         if how.json {
             print_json(
                 json!({"revision": number, "written": false, "difference": "", "nodes": []}),
@@ -268,7 +268,7 @@ impl Session {
     /// # Errors
     /// If there is a revision that this command hasn't seen: what it makes was not made from
     /// that one.
-    async fn next(&self, nodes: &[Node]) -> anyhow::Result<u64> {
+    async fn next(&self, nodes: &[FoundNode]) -> anyhow::Result<u64> {
         let mut highest = 0;
         for node in nodes {
             // One that can't be asked refuses, or says so, below.
@@ -279,7 +279,7 @@ impl Session {
         // After the nodes were asked: what they run is in the bucket, unless that was lost.
         let now = self.operator.store().revisions(READ_MAX).await;
         let now = now.map_err(|error| self.operator.complained(error))?;
-        let seen = |it: &&Found| self.revisions.iter().any(|seen| seen.number == it.number);
+        let seen = |it: &&FoundRevision| self.revisions.iter().any(|seen| seen.number == it.number);
         if let Some(other) = now.iter().rev().find(|it| !seen(it)) {
             bail!("nothing was written: {}. {TRY_AGAIN}", taken(other));
         }
@@ -317,7 +317,7 @@ impl Session {
     async fn write(
         &self,
         revision: &Revision,
-        nodes: &[Node],
+        nodes: &[FoundNode],
         difference: &str,
         json: bool,
     ) -> anyhow::Result<()> {
@@ -354,24 +354,29 @@ impl Session {
         }
         let write = self.operator.store().write(revision);
         match self.operator.attempt("$KV.", write).await? {
-            Written::Done => {}
-            Written::Taken(other) => {
+            WriteResult::Done => {}
+            WriteResult::Taken(other) => {
                 report.end(number, false, difference)?;
                 bail!("nothing was written: {}. {TRY_AGAIN}", taken(&other));
             }
         }
         let mut failed = 0;
         for node in nodes {
-            let stand = self.operator.settled(node, number).await;
-            failed += usize::from(matches!(stand, Stand::Refused(_) | Stand::Unknown(_)));
-            let (what, generation, why) = match stand {
-                Stand::InForce(generation) => ("in force", Some(generation), String::new()),
-                Stand::Refused(why) => ("refused", None, why),
-                Stand::Folder => {
+            let status = self.operator.settled(node, number).await;
+            failed += usize::from(matches!(
+                status,
+                RevisionStatus::Refused(_) | RevisionStatus::Unknown(_)
+            ));
+            let (what, generation, why) = match status {
+                RevisionStatus::InForce(generation) => {
+                    ("in force", Some(generation), String::new())
+                }
+                RevisionStatus::Refused(why) => ("refused", None, why),
+                RevisionStatus::Folder => {
                     let why = "its [plugins] source is \"folder\"";
                     ("not followed", None, why.into())
                 }
-                Stand::Unknown(why) => ("unknown", None, why),
+                RevisionStatus::Unknown(why) => ("unknown", None, why),
             };
             report.add(&node.name, what, generation, &why)?;
         }
@@ -462,7 +467,7 @@ fn canary_line(candidate: Option<&Candidate>) -> String {
 }
 
 /// Who was faster.
-fn taken(other: &Found) -> String {
+fn taken(other: &FoundRevision) -> String {
     let number = other.number;
     match &other.revision {
         Ok(revision) => {

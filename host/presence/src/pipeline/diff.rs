@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use presence_config::escape::{print, print_json};
 use serde_json::json;
 
-use super::change::Session;
-use super::file::Meant;
+use super::change::StoreSession;
+use super::file::PinnedPipeline;
 use crate::arguments::Output;
 
 #[derive(clap::Args)]
@@ -19,8 +19,8 @@ pub(crate) struct Args {
 
 /// Prints what it would change.
 pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
-    let session = Session::open(&args.output.config).await?;
-    let meant = Meant::read(&args.file, &args.output.config, &session).await?;
+    let session = StoreSession::open(&args.output.config).await?;
+    let meant = PinnedPipeline::read(&args.file, &args.output.config, &session).await?;
     let difference = session.difference(&meant.chain);
     if args.output.json {
         let revision = session.newest().map(|it| it.revision);

@@ -8,24 +8,24 @@ use presence_config::digest::Digest;
 use presence_config::revision::Entry;
 use presence_config::{Source, Stage};
 use presence_kit::ConfigArg;
-use presence_node::store::{About, Stored};
+use presence_node::store::{PluginInfo, StoredPlugin};
 use presence_rules::loader::built_in;
 
-use super::change::Session;
+use super::change::StoreSession;
 
 /// The pipeline of a file, with each plugin pinned.
-pub(crate) struct Meant {
+pub(crate) struct PinnedPipeline {
     pub(crate) chain: Vec<Entry>,
     /// The built-in plugins that it has, which may have to be uploaded.
-    built_in: BTreeMap<Digest, (&'static [u8], About)>,
+    built_in: BTreeMap<Digest, (&'static [u8], PluginInfo)>,
 }
 
-impl Meant {
+impl PinnedPipeline {
     /// Reads a file, and of several tenants in it the one that is meant.
     pub(crate) async fn read(
         path: &Path,
         arg: &ConfigArg,
-        session: &Session,
+        session: &StoreSession,
     ) -> anyhow::Result<Self> {
         let config = arg.load_file(path)?;
         ensure!(
@@ -47,7 +47,7 @@ impl Meant {
     }
 
     /// Uploads what it has of built-in plugins, where the store lacks them.
-    pub(crate) async fn upload(&self, session: &Session) -> anyhow::Result<()> {
+    pub(crate) async fn upload(&self, session: &StoreSession) -> anyhow::Result<()> {
         let store = session.operator.store();
         let uploaded = async {
             store.make(1).await?;
@@ -62,13 +62,13 @@ impl Meant {
     fn digest(
         &mut self,
         stage: &Stage,
-        session: &Session,
-        stored: &[Stored],
+        session: &StoreSession,
+        stored: &[StoredPlugin],
     ) -> anyhow::Result<Digest> {
         let name = &*stage.plugin;
         let own = match built_in(name) {
             Some(bytes) => {
-                let (digest, about) = About::of(bytes, name, "built-in")?;
+                let (digest, about) = PluginInfo::of(bytes, name, "built-in")?;
                 Some((digest, bytes, about))
             }
             None => None,

@@ -5,7 +5,7 @@ use presence_config::revision::{Entry, Revision};
 use presence_kit::text;
 use serde_json::json;
 
-use super::change::Session;
+use super::change::StoreSession;
 use crate::arguments::Output;
 
 #[derive(clap::Args)]
@@ -19,7 +19,7 @@ pub(crate) struct Args {
 
 /// Lists the revisions.
 pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
-    let session = Session::open(&args.output.config).await?;
+    let session = StoreSession::open(&args.output.config).await?;
     let earlier = session.revisions.len().saturating_sub(args.last);
     if args.output.json {
         let listed = session

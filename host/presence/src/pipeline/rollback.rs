@@ -2,27 +2,27 @@
 
 use anyhow::Context as _;
 
-use super::change::{How, Session};
+use super::change::{ChangeOptions, StoreSession};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// The revision to go back to; the last one with another pipeline, if none is given.
     revision: Option<u64>,
     #[command(flatten)]
-    how: How,
+    how: ChangeOptions,
 }
 
 /// Makes an earlier pipeline the next revision.
 pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
-    let session = Session::open(&args.how.config).await?;
+    let session = StoreSession::open(&args.how.config).await?;
     back(&session, args.revision, &args.how).await
 }
 
 /// Goes back to a revision, or to the last one with another pipeline.
 pub(crate) async fn back(
-    session: &Session,
+    session: &StoreSession,
     revision: Option<u64>,
-    how: &How,
+    how: &ChangeOptions,
 ) -> anyhow::Result<()> {
     let to = match revision {
         Some(number) => session.numbered(number).await?,

@@ -3,7 +3,7 @@
 use presence_config::escape::{line, print, print_json};
 use presence_kit::text;
 
-use super::change::Session;
+use super::change::StoreSession;
 use crate::arguments::Output;
 
 #[derive(clap::Args)]
@@ -16,7 +16,7 @@ pub(crate) struct Args {
 
 /// Prints a revision.
 pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
-    let session = Session::open(&args.output.config).await?;
+    let session = StoreSession::open(&args.output.config).await?;
     let revision = match args.revision {
         Some(number) => &session.numbered(number).await?,
         None => session.needed()?,

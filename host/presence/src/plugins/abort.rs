@@ -4,17 +4,17 @@ use anyhow::Context as _;
 use presence_config::revision::Candidate;
 
 use super::shadow;
-use crate::pipeline::change::{How, Session};
+use crate::pipeline::change::{ChangeOptions, StoreSession};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
     #[command(flatten)]
-    how: How,
+    how: ChangeOptions,
 }
 
 /// Has the canary's plugin decide on nobody any more; without a canary, ends the shadow.
 pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
-    let session = Session::open(&args.how.config).await?;
+    let session = StoreSession::open(&args.how.config).await?;
     if session.canary().is_none() && shadow::runs(&session.operator).await {
         return shadow::end(&session.operator, args.how.json).await;
     }
@@ -27,7 +27,7 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
 ///
 /// # Errors
 /// If there is none.
-pub(super) fn canary(session: &Session) -> anyhow::Result<&Candidate> {
+pub(super) fn canary(session: &StoreSession) -> anyhow::Result<&Candidate> {
     session.canary().with_context(|| {
         "no canary runs: `presence plugins canary` begins one, and `presence pipeline history` \
          says how the last one ended"

@@ -2,42 +2,42 @@
 
 use anyhow::{Context as _, bail, ensure};
 use presence_config::digest::Digest;
-use presence_node::store::Stored;
+use presence_node::store::StoredPlugin;
 
-use crate::pipeline::change::{How, Session};
+use crate::pipeline::change::{ChangeOptions, StoreSession};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// The plugin's name, and its digest or the first digits of it.
     #[arg(value_name = "NAME@DIGEST", value_parser = named)]
-    plugin: Named,
+    plugin: PluginRef,
     #[command(flatten)]
-    how: How,
+    how: ChangeOptions,
 }
 
 /// A plugin by its name and the beginning of its digest.
 #[derive(Clone, Debug)]
-pub(crate) struct Named {
+pub(crate) struct PluginRef {
     pub(super) name: String,
     digest: String,
 }
 
-pub(super) fn named(text: &str) -> Result<Named, String> {
+pub(super) fn named(text: &str) -> Result<PluginRef, String> {
     let (name, digest) = text
         .split_once('@')
         .ok_or("write its name and its digest, such as quiet@sha256:1b2c3d4e")?;
-    Ok(Named {
+    Ok(PluginRef {
         name: name.into(),
         digest: digest.into(),
     })
 }
 
-impl Named {
+impl PluginRef {
     /// The digest that is meant.
     ///
     /// # Errors
     /// If the store has no such plugin, or several.
-    pub(super) async fn digest_in(&self, session: &Session) -> anyhow::Result<Digest> {
+    pub(super) async fn digest_in(&self, session: &StoreSession) -> anyhow::Result<Digest> {
         let stored = session.operator.store().plugins().await;
         let stored = stored.map_err(|error| session.operator.complained(error))?;
         meant(&stored, &self.name, &self.digest)
@@ -46,7 +46,7 @@ impl Named {
 
 /// Has all nodes run it.
 pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
-    let session = Session::open(&args.how.config).await?;
+    let session = StoreSession::open(&args.how.config).await?;
     let name = &args.plugin.name;
     let digest = args.plugin.digest_in(&session).await?;
     let mut chain = session.needed()?.chain.clone();
@@ -67,7 +67,7 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
 }
 
 /// The digest that is meant.
-fn meant(stored: &[Stored], name: &str, digest: &str) -> anyhow::Result<Digest> {
+fn meant(stored: &[StoredPlugin], name: &str, digest: &str) -> anyhow::Result<Digest> {
     let named = stored.iter().filter(|it| it.about.name == name);
     let mut begin: Vec<_> = named
         .filter(|it| it.digest.begins(digest))

@@ -8,15 +8,15 @@ use presence_config::revision::Candidate;
 use presence_core::share::Share;
 use presence_node::clock;
 
-use super::activate::{Named, named};
+use super::activate::{PluginRef, named};
 use crate::arguments::span;
-use crate::pipeline::change::{How, Session};
+use crate::pipeline::change::{ChangeOptions, StoreSession};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// The plugin's name, and its digest or the first digits of it.
     #[arg(value_name = "NAME@DIGEST", value_parser = named)]
-    plugin: Named,
+    plugin: PluginRef,
     /// Which share of the users it decides on.
     #[arg(long, value_name = "PERCENT", value_parser = Share::parse_percent)]
     percent: Share,
@@ -27,12 +27,12 @@ pub(crate) struct Args {
     #[arg(long, value_name = "TIME", value_parser = span)]
     promote_after: Option<Duration>,
     #[command(flatten)]
-    how: How,
+    how: ChangeOptions,
 }
 
 /// Begins a canary, or changes its share.
 pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
-    let session = Session::open(&args.how.config).await?;
+    let session = StoreSession::open(&args.how.config).await?;
     let name = &args.plugin.name;
     let digest = args.plugin.digest_in(&session).await?;
     let newest = session.needed()?;

@@ -9,7 +9,7 @@ use presence_kit::text;
 use serde_json::{Value, json};
 
 use crate::arguments::Output;
-use crate::pipeline::change::Session;
+use crate::pipeline::change::StoreSession;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -21,7 +21,7 @@ pub(crate) struct Args {
 
 /// Lists the revisions that changed a plugin's stages, and its quarantines.
 pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
-    let session = Session::open(&args.output.config).await?;
+    let session = StoreSession::open(&args.output.config).await?;
     let alerts = session.operator.store().alerts().await;
     let alerts = alerts.map_err(|error| session.operator.complained(error))?;
     let quarantines: Vec<_> = alerts

@@ -2,11 +2,11 @@
 
 use presence_config::escape::{line, print, print_json};
 use presence_kit::{figures, text};
-use presence_node::store::Stored;
+use presence_node::store::StoredPlugin;
 use serde_json::json;
 
 use crate::arguments::Output;
-use crate::pipeline::change::Session;
+use crate::pipeline::change::StoreSession;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -16,11 +16,11 @@ pub(crate) struct Args {
 
 /// Lists the plugins, and which of them the newest revision has.
 pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
-    let session = Session::open(&args.output.config).await?;
+    let session = StoreSession::open(&args.output.config).await?;
     let plugins = session.operator.store().plugins().await;
     let plugins = plugins.map_err(|error| session.operator.complained(error))?;
     let newest = session.newest();
-    let is_active = |it: &Stored| {
+    let is_active = |it: &StoredPlugin| {
         newest.is_some_and(|revision| revision.chain.iter().any(|entry| entry.digest == it.digest))
     };
     if args.output.json {

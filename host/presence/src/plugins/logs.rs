@@ -55,7 +55,7 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
         return Ok(());
     }
     // Before the nodes are asked, so that nothing is lost in between.
-    let mut heard = operator.hear(&args.name).await?;
+    let mut heard = operator.subscribe(&args.name).await?;
     let (lines, _) = ask(&operator, args).await?;
     let earlier = lines.len().saturating_sub(args.last);
     for (place, line) in lines.iter().enumerate() {
@@ -79,7 +79,7 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
             tokio::select! {
                 _ = terminate.recv() => return Ok(()),
                 _ = interrupt.recv() => return Ok(()),
-                said = operator.may_not_hear() => anyhow::bail!("NATS says: {said}"),
+                said = operator.wait_forbidden() => anyhow::bail!("NATS says: {said}"),
                 line = heard.next() => match line {
                     Some(line) => printed.print(&line, args.output.json)?,
                     None => anyhow::bail!("the connection to NATS is closed"),

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
 use presence_config::digest::Digest;
-use presence_config::regular::Limit;
+use presence_config::regular_file::Limit;
 use ring::digest::{SHA256, digest};
 use rustls::crypto::ring::default_provider as ring_provider;
 use serde::Deserialize;
@@ -55,7 +55,7 @@ enum Reference {
 }
 
 /// A plugin of a registry.
-pub(super) struct Pulled {
+pub(super) struct PulledPlugin {
     /// Where it is, by the digest of its manifest.
     pub(super) pinned: String,
     pub(super) bytes: Vec<u8>,
@@ -189,7 +189,11 @@ struct Registry<'a> {
 ///
 /// # Errors
 /// If it can't be had, or is not what its digest says.
-pub(super) fn pull(address: &Address, limit: Limit, plain_http: bool) -> anyhow::Result<Pulled> {
+pub(super) fn pull(
+    address: &Address,
+    limit: Limit,
+    plain_http: bool,
+) -> anyhow::Result<PulledPlugin> {
     let mut registry = Registry {
         address,
         agent: agent(address.is_local()),
@@ -201,7 +205,7 @@ pub(super) fn pull(address: &Address, limit: Limit, plain_http: bool) -> anyhow:
 }
 
 impl Registry<'_> {
-    fn pull(&mut self, limit: Limit) -> anyhow::Result<Pulled> {
+    fn pull(&mut self, limit: Limit) -> anyhow::Result<PulledPlugin> {
         let (mut digest, mut manifest) = self.manifest(&self.address.reference.clone())?;
         if !manifest.manifests.is_empty() {
             let of_wasm = of_wasm(&manifest.manifests)?.digest.clone();
@@ -228,7 +232,7 @@ impl Registry<'_> {
             reference: Reference::Digest(digest),
             ..self.address.clone()
         };
-        Ok(Pulled {
+        Ok(PulledPlugin {
             pinned: pinned.to_string(),
             bytes,
         })

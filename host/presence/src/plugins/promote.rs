@@ -1,17 +1,17 @@
 //! `presence plugins promote`
 
 use super::abort::canary;
-use crate::pipeline::change::{How, Session};
+use crate::pipeline::change::{ChangeOptions, StoreSession};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
     #[command(flatten)]
-    how: How,
+    how: ChangeOptions,
 }
 
 /// Has the canary's plugin decide on everyone.
 pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
-    let session = Session::open(&args.how.config).await?;
+    let session = StoreSession::open(&args.how.config).await?;
     let candidate = canary(&session)?;
     let chain = candidate.in_place(&session.needed()?.chain);
     let why = format!("promote the canary {}", candidate.named());

@@ -5,13 +5,13 @@ use std::path::{Path, PathBuf};
 use anyhow::Context as _;
 use presence_config::digest::Digest;
 use presence_config::escape::{line, print, print_json};
-use presence_config::regular::{self, Limit};
-use presence_node::store::About;
+use presence_config::regular_file::{self, Limit};
+use presence_node::store::PluginInfo;
 use serde_json::json;
 
 use super::oci::{self, Address, SCHEME};
 use crate::arguments::Output;
-use crate::pipeline::change::Session;
+use crate::pipeline::change::StoreSession;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -32,7 +32,7 @@ pub(crate) struct Args {
 /// A plugin that is to be uploaded.
 struct Plugin {
     digest: Digest,
-    about: About,
+    about: PluginInfo,
     bytes: Vec<u8>,
     /// Where it is in a registry, by its digest there.
     from: Option<String>,
@@ -48,10 +48,14 @@ impl Plugin {
             }
             None => {
                 let name = path.file_stem().unwrap_or_default().to_string_lossy();
-                (regular::read(path, Some(limit))?, name.into_owned(), None)
+                (
+                    regular_file::read(path, Some(limit))?,
+                    name.into_owned(),
+                    None,
+                )
             }
         };
-        let about = About::of(&bytes, &name, who);
+        let about = PluginInfo::of(&bytes, &name, who);
         let (digest, about) = about.with_context(|| format!("{} can't be used", path.display()))?;
         Ok(Self {
             digest,
@@ -64,7 +68,7 @@ impl Plugin {
 
 /// Uploads them, once it is known that all of them are plugins.
 pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
-    let session = Session::open(&args.output.config).await?;
+    let session = StoreSession::open(&args.output.config).await?;
     let limit = Limit {
         bytes_max: session.config.plugins.file_bytes_max,
         key: "[plugins] file_bytes_max",
@@ -87,7 +91,7 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
         } = plugin;
         let pushed_now = store.push(digest, bytes, about);
         let is_new = operator.attempt("$O.", pushed_now).await?;
-        let About { name, version, .. } = about;
+        let PluginInfo { name, version, .. } = about;
         if !args.output.json {
             let did = if is_new { "uploaded" } else { "was there" };
             let from = from.as_ref().map(|from| format!("  from {}", line(from)));

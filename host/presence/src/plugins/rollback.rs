@@ -3,7 +3,7 @@
 use anyhow::{Context as _, ensure};
 
 use super::history::stages;
-use crate::pipeline::change::{How, Session};
+use crate::pipeline::change::{ChangeOptions, StoreSession};
 use crate::pipeline::rollback;
 
 #[derive(clap::Args)]
@@ -11,12 +11,12 @@ pub(crate) struct Args {
     /// The plugin's name; the whole pipeline, if none is given.
     name: Option<String>,
     #[command(flatten)]
-    how: How,
+    how: ChangeOptions,
 }
 
 /// Goes back to what ran before.
 pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
-    let session = Session::open(&args.how.config).await?;
+    let session = StoreSession::open(&args.how.config).await?;
     let Some(name) = &args.name else {
         return rollback::back(&session, None, &args.how).await;
     };

@@ -7,13 +7,13 @@ use anyhow::{Context as _, ensure};
 use presence_config::escape::{line, print, print_json, say};
 use presence_kit::explained::{reasons, what_it_does, word};
 use presence_kit::text;
-use presence_node::store::operator::{Node, Operator};
+use presence_node::store::operator::{FoundNode, Operator};
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
-use super::activate::{Named, named};
+use super::activate::{PluginRef, named};
 use crate::arguments::{Output, span};
-use crate::pipeline::change::Session;
+use crate::pipeline::change::StoreSession;
 
 /// How often is looked whether it is over: the more often, the nearer its end is.
 const LOOK: Duration = Duration::from_millis(200);
@@ -23,7 +23,7 @@ const LOOK_MAX: Duration = Duration::from_secs(2);
 pub(crate) struct Args {
     /// The plugin's name, and its digest or the first digits of it.
     #[arg(value_name = "NAME@DIGEST", value_parser = named, required_unless_present = "end")]
-    plugin: Option<Named>,
+    plugin: Option<PluginRef>,
     /// For how long.
     #[arg(long = "for", value_name = "TIME", value_parser = span, required_unless_present = "end")]
     lasts: Option<Duration>,
@@ -36,7 +36,7 @@ pub(crate) struct Args {
 
 /// Runs a shadow on every node that follows the store, and prints what came of it.
 pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
-    let session = Session::open(&args.output.config).await?;
+    let session = StoreSession::open(&args.output.config).await?;
     let (Some(plugin), Some(lasts)) = (&args.plugin, args.lasts) else {
         return end(&session.operator, args.output.json).await;
     };
@@ -139,7 +139,7 @@ pub(super) async fn runs(operator: &Operator) -> bool {
 
 /// What came of a node's shadow, once it is over: at that time, or when somebody has ended it
 /// before.
-async fn over(operator: &Operator, node: &Node, at: Instant) -> anyhow::Result<Value> {
+async fn over(operator: &Operator, node: &FoundNode, at: Instant) -> anyhow::Result<Value> {
     loop {
         sleep(
             at.saturating_duration_since(Instant::now())

@@ -18,7 +18,7 @@ use presence_core::names::Names;
 use presence_kit::ConfigArg;
 use presence_kit::figures;
 use presence_node::clock;
-use presence_node::link::tap::{Tap, Tapped};
+use presence_node::link::tap::{Tap, TappedMessage};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::arguments;
@@ -146,7 +146,7 @@ struct Recorder<W: Write> {
 
 impl<W: Write> Recorder<W> {
     /// Writes down a message if it is input. Says what ends the recording, if it does.
-    fn take(&mut self, received: Tapped) -> anyhow::Result<Option<Ended>> {
+    fn take(&mut self, received: TappedMessage) -> anyhow::Result<Option<Ended>> {
         let kind = self.subjects.kind(&received.subject);
         let Some(kind) = kind.filter(|_| !received.is_nodes) else {
             return Ok(None);

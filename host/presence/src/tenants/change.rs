@@ -10,7 +10,7 @@ use presence_config::{Config, StoredTenant, TENANTS_BUCKET, Text};
 use presence_kit::ConfigArg;
 use presence_kit::text::plain;
 use presence_node::clock;
-use presence_node::store::operator::{Node, Operator};
+use presence_node::store::operator::{FoundNode, Operator};
 use presence_node::store::tenants::{Entries, Put};
 use serde_json::{Value, json};
 use similar::TextDiff;
@@ -29,7 +29,7 @@ pub(crate) struct ApplyArgs {
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=5))]
     replicas: u8,
     #[command(flatten)]
-    how: How,
+    how: TenantChangeOptions,
 }
 
 #[derive(clap::Args)]
@@ -37,12 +37,12 @@ pub(crate) struct NameArgs {
     /// The tenant's name.
     name: String,
     #[command(flatten)]
-    how: How,
+    how: TenantChangeOptions,
 }
 
 /// How a change is made.
 #[derive(clap::Args)]
-struct How {
+struct TenantChangeOptions {
     /// Why, for those who look at it later.
     #[arg(
         long,
@@ -70,7 +70,7 @@ pub(super) async fn run(command: &Command) -> anyhow::Result<()> {
         Command::Apply(args) => {
             let text = Text::read(Some(&args.file))?.context("there is no such file")?;
             let sections = StoredTenant::of_file(&args.file, &text)?;
-            let session = Session::open(&args.how).await?;
+            let session = TenantStoreSession::open(&args.how).await?;
             let changes = sections.into_iter().map(|(name, mut tenant)| {
                 let before = session.before(&name);
                 tenant.paused |= before.is_some_and(|it| it.paused);
@@ -82,7 +82,7 @@ pub(super) async fn run(command: &Command) -> anyhow::Result<()> {
         Command::Pause(args) => rest(args, true).await,
         Command::Resume(args) => rest(args, false).await,
         Command::Remove(args) => {
-            let session = Session::open(&args.how).await?;
+            let session = TenantStoreSession::open(&args.how).await?;
             session.there(&args.name)?;
             session.change(vec![(args.name.clone(), None)], 1).await
         }
@@ -91,7 +91,7 @@ pub(super) async fn run(command: &Command) -> anyhow::Result<()> {
 }
 
 async fn rest(args: &NameArgs, paused: bool) -> anyhow::Result<()> {
-    let session = Session::open(&args.how).await?;
+    let session = TenantStoreSession::open(&args.how).await?;
     let tenant = StoredTenant {
         paused,
         ..session.there(&args.name)?.clone()
@@ -102,15 +102,15 @@ async fn rest(args: &NameArgs, paused: bool) -> anyhow::Result<()> {
 }
 
 /// The tenants in the store, as they are when a command begins.
-struct Session<'a> {
-    how: &'a How,
+struct TenantStoreSession<'a> {
+    how: &'a TenantChangeOptions,
     config: Config,
     operator: Operator,
     entries: Entries,
 }
 
-impl<'a> Session<'a> {
-    async fn open(how: &'a How) -> anyhow::Result<Self> {
+impl<'a> TenantStoreSession<'a> {
+    async fn open(how: &'a TenantChangeOptions) -> anyhow::Result<Self> {
         let file = how.config.config.as_deref();
         #[expect(
             clippy::disallowed_methods,
@@ -216,7 +216,7 @@ impl<'a> Session<'a> {
         }
     }
 
-    async fn validate(&self, nodes: &[Node], changes: &[Change]) -> anyhow::Result<()> {
+    async fn validate(&self, nodes: &[FoundNode], changes: &[Change]) -> anyhow::Result<()> {
         let all = changes
             .iter()
             .map(|(name, tenant)| (name.clone(), json!(tenant)));
@@ -276,7 +276,7 @@ impl<'a> Session<'a> {
     }
 
     /// Waits until every node is done.
-    async fn wait(&self, nodes: &[Node], names: &[String], place: u64) -> anyhow::Result<()> {
+    async fn wait(&self, nodes: &[FoundNode], names: &[String], place: u64) -> anyhow::Result<()> {
         let (mut failed, mut told) = (0, Vec::new());
         for node in nodes {
             let settled = self.operator.tenants_settled(node, names, place).await;
@@ -309,7 +309,7 @@ fn is_bad(tenant: &Value) -> bool {
 }
 
 fn say_node(
-    node: &Node,
+    node: &FoundNode,
     names: &[String],
     tenants: &[Value],
     error: Option<&str>,

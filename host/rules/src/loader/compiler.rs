@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use presence_sandbox::{Engine, LoadError, Plugin, sha256};
 
-use super::seats::Seats;
+use super::compile_slots::CompileSlots;
 use super::trust::Proof;
 
 /// How many compiled plugins are kept that no pipeline uses: an attempt to load a pipeline
@@ -27,25 +27,25 @@ const THREADS_MAX: usize = 4;
 const NICE: i32 = 10;
 
 /// What compiles a plugin of a name.
-type Load = dyn Fn(&str, &[u8]) -> Result<Plugin, LoadError> + Send + Sync;
+type CompileFn = dyn Fn(&str, &[u8]) -> Result<Plugin, LoadError> + Send + Sync;
 
 /// Compiles plugins, each digest once.
 pub(super) struct Compiler {
     engine: Engine,
-    load: Arc<Load>,
+    load: Arc<CompileFn>,
     compiled: Mutex<Vec<Compiled>>,
-    seats: Arc<Seats>,
+    slots: Arc<CompileSlots>,
 }
 
 /// What was compiled of one file's bytes, the last used at the end.
 struct Compiled {
     sha256: Arc<str>,
-    place: Arc<Place>,
+    place: Arc<CompiledPlugins>,
 }
 
 /// What there is of one file's bytes.
 #[derive(Default)]
-struct Place {
+struct CompiledPlugins {
     state: Mutex<State>,
     /// Who vouches for them.
     proof: OnceLock<Arc<Proof>>,
@@ -84,7 +84,7 @@ impl Compiler {
         Self::of(engine, at_once, Arc::new(load))
     }
 
-    fn of(engine: Engine, at_once: usize, load: Arc<Load>) -> Self {
+    fn of(engine: Engine, at_once: usize, load: Arc<CompileFn>) -> Self {
         let at_once = match at_once {
             0 => (cores() / 2).max(2),
             at_once => at_once,
@@ -93,7 +93,7 @@ impl Compiler {
             engine,
             load,
             compiled: Mutex::default(),
-            seats: Arc::new(Seats::new(at_once)),
+            slots: Arc::new(CompileSlots::new(at_once)),
         }
     }
 
@@ -152,16 +152,16 @@ impl Compiler {
         name: &str,
         bytes: &[u8],
         limit: Duration,
-        place: &Arc<Place>,
+        place: &Arc<CompiledPlugins>,
         own: &Arc<Compilation>,
     ) -> Result<Option<Arc<Plugin>>, LoadError> {
-        let seat = self.seats.take(owner);
+        let slot = self.slots.take(owner);
         let outcome = Arc::<Mutex<Option<Result<Arc<Plugin>, LoadError>>>>::default();
         let work = {
             let (load, engine) = (Arc::clone(&self.load), self.engine.clone());
             let (name, bytes) = (name.to_owned(), bytes.to_vec());
             let (place, own, outcome) = (Arc::clone(place), Arc::clone(own), Arc::clone(&outcome));
-            let seat = seat.clone();
+            let slot = slot.clone();
             move || {
                 let compiled =
                     catch_unwind(AssertUnwindSafe(|| compile(&engine, &*load, &name, &bytes)));
@@ -179,19 +179,19 @@ impl Compiler {
                 state.plugins.extend(compiled.as_ref().ok().cloned());
                 *held(&outcome) = Some(compiled);
                 drop(state);
-                seat.end();
+                slot.end();
                 own.end();
             }
         };
         let began = thread::Builder::new().name("compile".into()).spawn(work);
         if let Err(error) = began {
             held(&place.state).under_way = None;
-            seat.end();
+            slot.end();
             own.end();
             return Err(LoadError::Engine(format!("no thread can be had: {error}")));
         }
         if !own.ends_by(Instant::now() + limit) {
-            seat.give_up();
+            slot.give_up();
             return Ok(None);
         }
         let outcome = held(&outcome).take();
@@ -211,7 +211,7 @@ impl Compiler {
     }
 
     /// Where the plugins of a digest are.
-    fn place(&self, sha256: Arc<str>) -> Arc<Place> {
+    fn place(&self, sha256: Arc<str>) -> Arc<CompiledPlugins> {
         let mut compiled = held(&self.compiled);
         let known = compiled.iter().position(|known| known.sha256 == sha256);
         let known = known.map(|place| compiled.remove(place));
@@ -234,7 +234,12 @@ impl Compiler {
 
 /// Compiles on some threads, all of low priority and its own: what hangs there takes none from
 /// another compilation.
-fn compile(engine: &Engine, load: &Load, name: &str, bytes: &[u8]) -> Result<Plugin, LoadError> {
+fn compile(
+    engine: &Engine,
+    load: &CompileFn,
+    name: &str,
+    bytes: &[u8],
+) -> Result<Plugin, LoadError> {
     // Of this thread alone, and of those that it begins. Where it can't be had, it is equal.
     let _ = rustix::process::nice(NICE);
     let before = engine.cache_hits();
@@ -282,7 +287,7 @@ impl Compilation {
     }
 }
 
-impl Place {
+impl CompiledPlugins {
     fn proof_of(&self, bytes: &[u8]) -> Arc<Proof> {
         let proof = self.proof.get_or_init(|| Arc::new(Proof::of(bytes)));
         Arc::clone(proof)
@@ -403,7 +408,7 @@ mod tests {
         // One goes on in a place of its own, and the other keeps the only one that there is.
         thread::scope(|scope| {
             let waiting = scope.spawn(|| compiler.compile("b", "quick", bytes("redact"), LONG));
-            while compiler.seats.waiting() == 0 {
+            while compiler.slots.waiting() == 0 {
                 thread::yield_now();
             }
             // Whichever of the two it is that ends.

@@ -5,7 +5,7 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use presence_config::regular;
+use presence_config::regular_file;
 use presence_config::{Config, Plugins, Source, Stage};
 use presence_sandbox::manifest::Role;
 use presence_sandbox::{Manifest, sha256};
@@ -13,7 +13,7 @@ use presence_sandbox::{Manifest, sha256};
 use super::trust::Proof;
 use super::{built_in, file, limit};
 use crate::in_force::BUILT_IN;
-use crate::stored::{Kept, STORE};
+use crate::store_cache::{STORE, StoreCache};
 
 /// What a stage will be loaded from.
 #[derive(Debug)]
@@ -32,7 +32,7 @@ pub struct FoundPlugin {
 pub fn found_plugins(config: &Config) -> Vec<FoundPlugin> {
     let stages = config.pipeline.iter();
     if config.follows_store() {
-        let kept = Kept::of(config);
+        let kept = StoreCache::of(config);
         let stored = |stage| found_in_store(&kept, &config.plugins, stage);
         return stages.map(stored).collect();
     }
@@ -53,7 +53,7 @@ pub fn misnamed_files(config: &Config) -> Vec<String> {
     let stages = config.pipeline.iter().filter(from_folder);
     let warnings = stages.filter_map(|stage| {
         let (name, path) = (&*stage.plugin, file(&config.plugins.dir, &stage.plugin));
-        let bytes = regular::read(&path, Some(limit(&config.plugins))).ok()?;
+        let bytes = regular_file::read(&path, Some(limit(&config.plugins))).ok()?;
         Proof::of(&bytes).holds(&config.plugins).ok()?;
         misnamed(&path, name, &Manifest::read(name, &bytes).ok()?.name)
     });
@@ -72,7 +72,7 @@ pub(super) fn misnamed(path: &Path, name: &str, held: &str) -> Option<String> {
     })
 }
 
-fn found_in_store(kept: &Kept, plugins: &Plugins, stage: &Stage) -> FoundPlugin {
+fn found_in_store(kept: &StoreCache, plugins: &Plugins, stage: &Stage) -> FoundPlugin {
     let name = &*stage.plugin;
     let Some(digest) = &stage.digest else {
         return FoundPlugin::none(name, "no digest".into());
@@ -93,7 +93,7 @@ fn found(plugins: &Plugins, stage: &Stage) -> FoundPlugin {
         return from_program();
     }
     let path = file(&plugins.dir, name);
-    match regular::read(&path, Some(limit(plugins))) {
+    match regular_file::read(&path, Some(limit(plugins))) {
         Ok(bytes) => FoundPlugin::vouched(plugins, name, &path.display().to_string(), &bytes),
         Err(error) if error.is_missing() && stage.source.is_none() => from_program(),
         Err(error) if error.is_missing() => FoundPlugin::none(name, "missing".into()),

@@ -7,12 +7,12 @@ use presence_sandbox::{Blueprint, Capabilities, Plugin, Stage};
 
 use super::built_in::is_built_in;
 use super::{Found, GIVEN, Loader, grants};
-use crate::signature::{Signatures, Unverified};
+use crate::signature::{SignatureError, Signatures};
 
 /// What a plugin's bytes say for good of who vouches for it.
 pub(super) struct Proof {
     is_built_in: bool,
-    signed: Result<Signatures, Unverified>,
+    signed: Result<Signatures, SignatureError>,
 }
 
 impl Proof {
@@ -25,7 +25,7 @@ impl Proof {
 
     /// That the plugin is signed, if it has to be. One that is part of the program needn't be,
     /// wherever it comes from.
-    pub(super) fn holds(&self, plugins: &Plugins) -> Result<(), Unverified> {
+    pub(super) fn holds(&self, plugins: &Plugins) -> Result<(), SignatureError> {
         if !plugins.require_signature || self.is_built_in {
             return Ok(());
         }

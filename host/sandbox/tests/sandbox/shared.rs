@@ -25,8 +25,8 @@ fn each_shard_has_a_stateful_enricher_of_its_own_and_takes_its_state_along() {
     assert_eq!(online(&mut shared.lend(&mut one)), "1");
     assert_eq!(online(&mut shared.lend(&mut one)), "2");
     assert_eq!(online(&mut shared.lend(&mut other)), "1");
-    shared.give_back_unused();
-    shared.give_back_unused();
+    shared.release_unused();
+    shared.release_unused();
     let mut after = blueprint(LIMITS, sessions(), Some(&before)).pipeline();
     let mut next = after.own();
     next.take_over(&mut one);
@@ -41,8 +41,8 @@ fn an_enricher_that_hands_over_no_state_is_shared_and_kept() {
     let mut shared = blueprint(LIMITS, [stage("counter")], None).pipeline();
     let (mut one, mut other) = (shared.own(), shared.own());
     assert_eq!(online(&mut shared.lend(&mut one)), "1");
-    shared.give_back_unused();
-    shared.give_back_unused();
+    shared.release_unused();
+    shared.release_unused();
     assert_eq!(online(&mut shared.lend(&mut other)), "2");
 }
 

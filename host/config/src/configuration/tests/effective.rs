@@ -4,17 +4,17 @@ use serde_json::{Value, json};
 
 use super::*;
 
-fn read(text: &str, env: &[(&str, &str)]) -> Read {
+fn read(text: &str, env: &[(&str, &str)]) -> LoadedConfig {
     let folder = folder_with(text);
     Config::read_in(folder.path(), None, variables(env)).unwrap()
 }
 
-fn value(read: &Read, key: &str) -> Value {
+fn value(read: &LoadedConfig, key: &str) -> Value {
     let setting = read.settings.iter().find(|it| it.key == key).unwrap();
     setting.effective(&read.config).unwrap_or_default()
 }
 
-fn place(read: &Read, key: &str) -> String {
+fn place(read: &LoadedConfig, key: &str) -> String {
     let setting = read.settings.iter().find(|it| it.key == key).unwrap();
     let place = setting.place.as_ref().map(ToString::to_string);
     let place = place.unwrap_or_else(|| "default".into());

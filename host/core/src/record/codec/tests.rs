@@ -25,8 +25,8 @@ fn records_have_the_bytes_of_their_format() {
     });
     let part = |name: &str| [names.intern(name)].into_iter().collect();
     let told = Recipients::new([
-        (part("ben"), Shown::from_bytes([7; 8])),
-        (part("cleo"), Shown::from_bytes([8; 8])),
+        (part("ben"), ShownDigest::from_bytes([7; 8])),
+        (part("cleo"), ShownDigest::from_bytes([8; 8])),
     ]);
     let connection = |state| tracker::TrackerRecord::Connection {
         user: "ann".into(),

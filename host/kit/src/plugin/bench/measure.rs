@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, bail};
 use presence_core::audience::Audience;
 use presence_core::rules::Context;
-use presence_sandbox::{CallCost, Trial};
+use presence_sandbox::{CallCost, TestInstance};
 
 /// Calls before any is measured.
 const WARM_UP_CALLS: usize = 100;
@@ -25,7 +25,7 @@ pub(super) struct Measured {
 /// # Errors
 /// When a call fails.
 pub(super) fn measure(
-    trial: &mut Trial,
+    trial: &mut TestInstance,
     context: Context<'_>,
     audience: &Audience,
     time: Duration,
@@ -53,12 +53,12 @@ pub(super) fn measure(
         times.get(place).copied().unwrap_or_default()
     };
     // If the last call left none, its instance was done with.
-    let spent = match trial.spent() {
+    let spent = match trial.last_cost() {
         Some(spent) => spent,
         None => {
             trial.call(context, audience.clone()).ok();
             trial
-                .spent()
+                .last_cost()
                 .context("two calls in a row used up an instance")?
         }
     };

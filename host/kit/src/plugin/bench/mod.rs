@@ -14,7 +14,7 @@ use presence_config::escape::{line, print, print_json};
 use presence_rules::limits::limits;
 use presence_rules::loader;
 use presence_sandbox::manifest::{Case, Role};
-use presence_sandbox::{Engine, Limits, Plugin, Trial, self_test};
+use presence_sandbox::{Engine, Limits, Plugin, TestInstance, self_test};
 use serde_json::{Value, json};
 
 use crate::ConfigArg;
@@ -102,7 +102,7 @@ fn contend(
     };
     let config = case.map_or(json!({}), |case| case.config.clone());
     let begin = Instant::now();
-    let mut trial = Trial::new(&plugin, &config, limits)?;
+    let mut trial = TestInstance::new(&plugin, &config, limits)?;
     let instantiating = begin.elapsed();
     let own = case.map(|case| {
         let world = self_test::World::of(case);

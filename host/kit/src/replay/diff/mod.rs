@@ -7,9 +7,9 @@
 //! the old run alone loses it, and one who is told of it in both, but something else
 //! or at another time, is told otherwise.
 
+mod online_period;
 mod report;
 mod side;
-mod stay;
 mod tally;
 
 use std::collections::{BTreeMap, HashMap};
@@ -22,11 +22,11 @@ use presence_core::names::{Id, Names};
 use presence_core::rules::StageReport;
 use presence_sandbox::Blueprint;
 
+use self::online_period::{Difference, OnlinePeriod};
 use self::report::{Report, Version};
 use self::side::{Key, Side};
-use self::stay::{Difference, Stay};
 use self::tally::Tally;
-use crate::replay::player::Known;
+use crate::replay::replayer::ReplayInputs;
 
 /// Two runs, side by side.
 pub(super) struct Diff {
@@ -35,7 +35,7 @@ pub(super) struct Diff {
     old: Side,
     new: Side,
     /// Stays that have ended in the old run, and not yet in the new one.
-    waiting: BTreeMap<Key, Stay>,
+    waiting: BTreeMap<Key, OnlinePeriod>,
     tally: Tally,
     examples: Vec<Example>,
     examples_max: usize,
@@ -47,11 +47,11 @@ pub(super) struct Diff {
 struct Example {
     key: Key,
     difference: Difference,
-    whys: Vec<Why>,
+    whys: Vec<StageDifference>,
 }
 
 /// Where the runs part, for one viewer: the first stage that does something else.
-struct Why {
+struct StageDifference {
     viewer: Id,
     /// None where there is no such stage.
     stages: [Option<StageReport>; 2],
@@ -63,14 +63,14 @@ impl Diff {
         config: &Config,
         plugin: &str,
         [old, new]: [&Blueprint; 2],
-        known: &Known,
+        inputs: &ReplayInputs,
         examples_max: usize,
     ) -> anyhow::Result<Self> {
         let names = Arc::new(Names::unbounded());
         Ok(Self {
             versions: [old, new].map(|blueprint| Version::of(plugin, blueprint)),
-            old: Side::new(config, old, known, &names)?,
-            new: Side::new(config, new, known, &names)?,
+            old: Side::new(config, old, inputs, &names)?,
+            new: Side::new(config, new, inputs, &names)?,
             names,
             waiting: BTreeMap::new(),
             tally: Tally::default(),
@@ -85,7 +85,7 @@ impl Diff {
         self.tally.message(recorded.at);
         self.old.play(recorded)?;
         self.new.play(recorded)?;
-        self.end_stays();
+        self.end_periods();
         self.notice();
         Ok(())
     }
@@ -94,9 +94,9 @@ impl Diff {
     pub(super) fn finish(mut self) -> anyhow::Result<Report> {
         self.old.settle()?;
         self.new.settle()?;
-        self.end_stays();
-        for (key, stay) in std::mem::take(&mut self.waiting) {
-            self.end(key, &stay, &Stay::default());
+        self.end_periods();
+        for (key, period) in std::mem::take(&mut self.waiting) {
+            self.end(key, &period, &OnlinePeriod::default());
         }
         self.examples.retain(|it| !it.difference.is_empty());
         self.examples.sort_by_key(|it| it.key);
@@ -110,7 +110,7 @@ impl Diff {
     }
 
     /// Takes account of the stays that have ended in both runs.
-    fn end_stays(&mut self) {
+    fn end_periods(&mut self) {
         self.waiting.extend(self.old.log().ended.drain(..));
         let mut ended = std::mem::take(&mut self.new.log().ended);
         ended.sort_unstable_by_key(|(key, _)| *key);
@@ -120,9 +120,9 @@ impl Diff {
         }
     }
 
-    fn end(&mut self, key: Key, old: &Stay, new: &Stay) {
-        let difference = Stay::difference(old, new);
-        self.tally.stay(key.1, &difference);
+    fn end(&mut self, key: Key, old: &OnlinePeriod, new: &OnlinePeriod) {
+        let difference = OnlinePeriod::difference(old, new);
+        self.tally.period(key.1, &difference);
         let noticed = self.noticed.remove(&key);
         match noticed.and_then(|place| self.examples.get_mut(place)) {
             Some(example) => example.difference = difference,
@@ -130,7 +130,7 @@ impl Diff {
         }
     }
 
-    fn example(&mut self, key: Key, difference: Difference, whys: Vec<Why>) {
+    fn example(&mut self, key: Key, difference: Difference, whys: Vec<StageDifference>) {
         if self.examples.len() < self.examples_max && !difference.is_empty() {
             self.examples.push(Example {
                 key,
@@ -156,7 +156,7 @@ impl Diff {
             let (Some((key, old)), Some((_, new))) = (old, new) else {
                 continue;
             };
-            let (key, difference) = (*key, Stay::difference(old, new));
+            let (key, difference) = (*key, OnlinePeriod::difference(old, new));
             if difference.is_empty() || self.noticed.contains_key(&key) {
                 continue;
             }
@@ -170,7 +170,7 @@ impl Diff {
         }
     }
 
-    fn why(&mut self, viewer: Id, user: Id) -> Option<Why> {
+    fn why(&mut self, viewer: Id, user: Id) -> Option<StageDifference> {
         let name = |id| self.names.name(id);
         let (viewer_name, user_name) = (name(viewer)?, name(user)?);
         let (viewer_name, user_name) = (viewer_name.as_str(), user_name.as_str());
@@ -178,6 +178,6 @@ impl Diff {
         let new = self.new.stages(viewer_name, user_name);
         let (old, new) = parting(&old, &new)?;
         let stages = [old.cloned(), Some(new.clone())];
-        Some(Why { viewer, stages })
+        Some(StageDifference { viewer, stages })
     }
 }

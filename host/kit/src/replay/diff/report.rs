@@ -11,9 +11,9 @@ use presence_sandbox::{Blueprint, Plugin};
 use roaring::RoaringBitmap;
 use serde_json::{Value, json};
 
-use super::stay::{Delivery, Difference};
+use super::online_period::{Delivery, Difference};
 use super::tally::Tally;
-use super::{Example, Why};
+use super::{Example, StageDifference};
 use crate::explained::{reasons, what_it_does};
 use crate::figures::grouped;
 use crate::text::{columns, table, time};
@@ -81,7 +81,7 @@ impl Report {
             "messages": tally.messages,
             "from": tally.span.map(|(from, _)| from),
             "to": tally.span.map(|(_, to)| to),
-            "stays": {"same": tally.same, "different": tally.stays - tally.same},
+            "stays": {"same": tally.same, "different": tally.periods - tally.same},
             "lost": pairs(&tally.lost),
             "gained": pairs(&tally.gained),
             "otherwise": pairs(&tally.otherwise),
@@ -113,7 +113,7 @@ impl Report {
         })
     }
 
-    fn why_object(&self, why: &Why) -> Value {
+    fn why_object(&self, why: &StageDifference) -> Value {
         let [old, new] = why.stages.each_ref();
         let [old, new] = [old, new].map(|report| report.as_ref().map(stage));
         json!({"viewerId": self.name(why.viewer), "old": old, "new": new})
@@ -131,8 +131,8 @@ impl Report {
         let _ = writeln!(
             page,
             "\n{} from online to offline, {} of them different",
-            count(tally.stays, "stay"),
-            grouped(tally.stays - tally.same)
+            count(tally.periods, "stay"),
+            grouped(tally.periods - tally.same)
         );
         let [failed_old, failed_new] = self.failures.map(grouped);
         if self.failures != [0, 0] {
@@ -141,7 +141,7 @@ impl Report {
                 "events on which a plugin failed: {failed_old} with the old, {failed_new} with the new"
             );
         }
-        if tally.same == tally.stays {
+        if tally.same == tally.periods {
             page.push_str("\nnobody gains or loses sight of anybody, and all are told the same\n");
             return page;
         }
@@ -167,7 +167,7 @@ impl Report {
         for (number, example) in self.examples.iter().enumerate() {
             self.push_example(&mut page, number + 1, example);
         }
-        let rest = (tally.stays - tally.same).saturating_sub(self.examples.len() as u64);
+        let rest = (tally.periods - tally.same).saturating_sub(self.examples.len() as u64);
         if rest > 0 {
             let _ = writeln!(page, "\nand {} more: see --examples", grouped(rest));
         }

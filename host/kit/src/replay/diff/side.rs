@@ -14,15 +14,15 @@ use roaring::RoaringBitmap;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::stay::{Delivery, Stay};
-use crate::replay::player::{Known, Player};
+use super::online_period::{Delivery, OnlinePeriod};
+use crate::replay::replayer::{ReplayInputs, Replayer};
 
 /// Which stay it is: when it began, whose it is, and its number among those of that user. It
 /// is the same in both runs, since connections and statements are.
 pub(super) type Key = (u64, Id, u64);
 
 pub(super) struct Side {
-    player: Player,
+    replayer: Replayer,
     /// For explanations alone, so that they don't count as failures of the run's own.
     explaining: Pipeline,
     log: Log,
@@ -33,9 +33,9 @@ pub(super) struct Log {
     /// Of viewers as well as users; both runs have the same.
     names: Arc<Names>,
     /// The stays that have begun and not ended.
-    pub(super) open: HashMap<Id, (Key, Stay)>,
+    pub(super) open: HashMap<Id, (Key, OnlinePeriod)>,
     /// Those that have ended since they were last taken.
-    pub(super) ended: Vec<(Key, Stay)>,
+    pub(super) ended: Vec<(Key, OnlinePeriod)>,
     /// Whose stays something was told of since they were last taken.
     pub(super) touched: BTreeSet<Id>,
     begun: HashMap<Id, u64>,
@@ -75,11 +75,11 @@ impl Side {
     pub(super) fn new(
         config: &Config,
         blueprint: &Blueprint,
-        known: &Known,
+        inputs: &ReplayInputs,
         names: &Arc<Names>,
     ) -> anyhow::Result<Self> {
         Ok(Self {
-            player: Player::new(config, blueprint, known)?,
+            replayer: Replayer::new(config, blueprint, inputs)?,
             explaining: blueprint.instantiate()?,
             log: Log {
                 names: Arc::clone(names),
@@ -98,21 +98,21 @@ impl Side {
 
     pub(super) fn play(&mut self, recorded: &Recorded) -> anyhow::Result<()> {
         let log = &mut self.log;
-        self.player
+        self.replayer
             .play(recorded, |at, outputs| log.take(at, &outputs))
     }
 
     /// Lets time go on until nothing is due, and ends the stays that haven't ended then.
     pub(super) fn settle(&mut self) -> anyhow::Result<()> {
         let log = &mut self.log;
-        self.player.settle(|at, outputs| log.take(at, &outputs))?;
-        log.ended.extend(log.open.drain().map(|(_, stay)| stay));
+        self.replayer.settle(|at, outputs| log.take(at, &outputs))?;
+        log.ended.extend(log.open.drain().map(|(_, period)| period));
         Ok(())
     }
 
     /// What each stage does to a viewer.
     pub(super) fn stages(&mut self, viewer: &str, user: &str) -> Vec<StageReport> {
-        let Player { now, shard, .. } = &mut self.player;
+        let Replayer { now, shard, .. } = &mut self.replayer;
         let rules = &mut self.explaining;
         let found = shard.explain(*now, viewer, user, rules, &mut Vec::new());
         found.stages
@@ -159,7 +159,7 @@ impl Log {
         self.open.entry(user).or_insert_with(|| {
             let number = begun.entry(user).or_default();
             *number += 1;
-            ((at, user, *number), Stay::default())
+            ((at, user, *number), OnlinePeriod::default())
         });
     }
 
@@ -174,8 +174,8 @@ impl Log {
             last_seen: filtered.last_seen,
             metadata: filtered.metadata.map(|metadata| metadata.get().into()),
         };
-        if let Some((_, stay)) = self.open.get_mut(&user) {
-            stay.tell(viewers, &Arc::new(told));
+        if let Some((_, period)) = self.open.get_mut(&user) {
+            period.tell(viewers, &Arc::new(told));
             self.touched.insert(user);
         }
     }

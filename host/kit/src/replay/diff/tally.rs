@@ -3,14 +3,14 @@
 use presence_core::comparison::Pairs;
 use presence_core::names::Id;
 
-use super::stay::Difference;
+use super::online_period::Difference;
 
 #[derive(Debug, Default)]
 pub(super) struct Tally {
     pub(super) messages: u64,
     /// When the first and the last of them came, in milliseconds since the Unix epoch.
     pub(super) span: Option<(u64, u64)>,
-    pub(super) stays: u64,
+    pub(super) periods: u64,
     /// Stays in which nothing differs.
     pub(super) same: u64,
     pub(super) gained: Pairs,
@@ -25,8 +25,8 @@ impl Tally {
         self.span = Some((first.min(at), last.max(at)));
     }
 
-    pub(super) fn stay(&mut self, user: Id, difference: &Difference) {
-        self.stays += 1;
+    pub(super) fn period(&mut self, user: Id, difference: &Difference) {
+        self.periods += 1;
         self.same += u64::from(difference.is_empty());
         self.gained.add(user, &difference.gained);
         self.lost.add(user, &difference.lost);

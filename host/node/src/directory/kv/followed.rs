@@ -33,7 +33,7 @@ pub(super) struct Followed {
 
 /// What a look at a stream says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Look {
+pub(super) enum StreamCheck {
     /// It is what is followed, or that is about to catch up.
     Followed,
     /// It is, and nothing new has come for some looks, and it isn't empty.
@@ -101,36 +101,40 @@ impl Followed {
     }
 
     /// Compares it with what the broker says of the stream.
-    pub(super) fn look(&mut self, info: &stream::Info) -> Look {
+    pub(super) fn check(&mut self, info: &stream::Info) -> StreamCheck {
         let state = &info.state;
         let identity = info.created.to_string();
         self.compare(&identity, state.last_sequence, state.subjects_count)
     }
 
-    fn compare(&mut self, identity: &str, last: u64, keys: u64) -> Look {
+    fn compare(&mut self, identity: &str, last: u64, keys: u64) -> StreamCheck {
         if identity != self.identity || last < self.last {
-            return Look::Other;
+            return StreamCheck::Other;
         }
         if last > self.last {
             // The watch is on its way, unless nothing at all has come since the last look.
             self.quiet_looks = 0;
             let stuck = self.behind_at.replace(self.last) == Some(self.last);
-            return if stuck { Look::Other } else { Look::Followed };
+            return if stuck {
+                StreamCheck::Other
+            } else {
+                StreamCheck::Followed
+            };
         }
         self.behind_at = None;
         if keys != self.keys.len() as u64
             && self.excused.replace((last, keys)) != Some((last, keys))
         {
-            return Look::Other;
+            return StreamCheck::Other;
         }
         if self.quiet_at != last {
             (self.quiet_at, self.quiet_looks) = (last, 0);
         }
         self.quiet_looks = self.quiet_looks.saturating_add(1);
         if self.quiet_looks >= QUIET_LOOKS && !self.is_empty() {
-            Look::Quiet
+            StreamCheck::Quiet
         } else {
-            Look::Followed
+            StreamCheck::Followed
         }
     }
 }
@@ -150,28 +154,28 @@ mod tests {
     #[test]
     fn a_stream_that_is_what_was_followed_is_quiet_after_a_while() {
         let mut followed = read();
-        assert_eq!(followed.compare("a", 5, 2), Look::Followed);
-        assert_eq!(followed.compare("a", 5, 2), Look::Followed);
-        assert_eq!(followed.compare("a", 5, 2), Look::Quiet);
+        assert_eq!(followed.compare("a", 5, 2), StreamCheck::Followed);
+        assert_eq!(followed.compare("a", 5, 2), StreamCheck::Followed);
+        assert_eq!(followed.compare("a", 5, 2), StreamCheck::Quiet);
         followed.delivered("contacts.2", true, 6);
-        assert_eq!(followed.compare("a", 6, 3), Look::Followed);
+        assert_eq!(followed.compare("a", 6, 3), StreamCheck::Followed);
     }
 
     #[test]
     fn another_stream_an_earlier_end_and_missing_keys_are_noticed() {
-        assert_eq!(read().compare("b", 5, 2), Look::Other);
-        assert_eq!(read().compare("a", 4, 2), Look::Other);
-        assert_eq!(read().compare("a", 5, 1), Look::Other);
-        assert_eq!(read().compare("a", 5, 0), Look::Other);
+        assert_eq!(read().compare("b", 5, 2), StreamCheck::Other);
+        assert_eq!(read().compare("a", 4, 2), StreamCheck::Other);
+        assert_eq!(read().compare("a", 5, 1), StreamCheck::Other);
+        assert_eq!(read().compare("a", 5, 0), StreamCheck::Other);
     }
 
     #[test]
     fn a_watch_that_is_behind_gets_until_the_next_look_to_go_on() {
         let mut followed = read();
-        assert_eq!(followed.compare("a", 9, 2), Look::Followed);
+        assert_eq!(followed.compare("a", 9, 2), StreamCheck::Followed);
         followed.delivered("blocks.1", false, 6);
-        assert_eq!(followed.compare("a", 9, 2), Look::Followed);
-        assert_eq!(followed.compare("a", 9, 2), Look::Other);
+        assert_eq!(followed.compare("a", 9, 2), StreamCheck::Followed);
+        assert_eq!(followed.compare("a", 9, 2), StreamCheck::Other);
     }
 
     #[test]
@@ -186,11 +190,11 @@ mod tests {
     #[test]
     fn what_was_looked_into_once_is_not_again() {
         let mut followed = read();
-        assert_eq!(followed.compare("a", 5, 7), Look::Other);
+        assert_eq!(followed.compare("a", 5, 7), StreamCheck::Other);
         let mut again = read();
         again.excused = followed.excused();
-        assert_eq!(again.compare("a", 5, 7), Look::Followed);
-        assert_eq!(again.compare("a", 5, 8), Look::Other);
+        assert_eq!(again.compare("a", 5, 7), StreamCheck::Followed);
+        assert_eq!(again.compare("a", 5, 8), StreamCheck::Other);
     }
 
     #[test]

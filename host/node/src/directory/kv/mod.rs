@@ -25,10 +25,10 @@ use presence_core::directory::{Changes, Directory};
 use presence_core::names::Names;
 use tokio::sync::mpsc;
 
-use super::health::Health;
+use super::health::DirectoryHealth;
 use crate::link::connection::Connection;
 use entries::Entries;
-use followed::{Followed, Look};
+use followed::{Followed, StreamCheck};
 
 pub(crate) use entries::Refusals;
 
@@ -49,7 +49,7 @@ const BATCH_MAX: usize = 4_096;
 
 /// What the bucket says.
 #[derive(Debug)]
-pub(crate) enum Update {
+pub(crate) enum DirectoryUpdate {
     /// All that it holds, and which bucket it is.
     Whole(Entries, String),
     /// All that it holds, and why that may not be the directory: what it doesn't say
@@ -62,11 +62,11 @@ pub(crate) enum Update {
 }
 
 /// Follows a bucket.
-pub(crate) struct Follower {
+pub(crate) struct BucketFollower {
     client: Client,
     bucket: String,
-    health: Arc<Health>,
-    updates: mpsc::Sender<Update>,
+    health: Arc<DirectoryHealth>,
+    updates: mpsc::Sender<DirectoryUpdate>,
     /// Which bucket of that name was last taken as the directory.
     accepted: Option<String>,
     /// What was followed of what was last taken as the directory.
@@ -85,14 +85,14 @@ enum Ended {
     Closed,
 }
 
-impl Follower {
+impl BucketFollower {
     /// Of a bucket; `accepted` is which one was taken as the directory when the node last
     /// ran.
     pub(crate) fn new(
         connection: &Connection,
         bucket: String,
-        health: Arc<Health>,
-        updates: mpsc::Sender<Update>,
+        health: Arc<DirectoryHealth>,
+        updates: mpsc::Sender<DirectoryUpdate>,
         accepted: Option<String>,
     ) -> Self {
         Self {
@@ -123,7 +123,7 @@ impl Follower {
                 Err(_) if has_said && !self.is_connected() => wait = RETRY.0,
                 Err(error) => {
                     (accept, has_said) = (false, true);
-                    let update = Update::Unavailable(Causes(&error).to_string());
+                    let update = DirectoryUpdate::Unavailable(Causes(&error).to_string());
                     if self.updates.send(update).await.is_err() {
                         return;
                     }
@@ -147,20 +147,20 @@ impl Follower {
         }
         let store = jetstream.get_key_value(&self.bucket).await?;
         let (entries, watch, mut followed) = begin(&store, self.excused).await?;
-        let doubt = self.doubt(&followed, accept);
+        let doubt = self.reason_to_doubt(&followed, accept);
         let is_doubtful = doubt.is_some();
         let update = match doubt {
-            Some(why) => Update::Doubtful(entries, why),
+            Some(why) => DirectoryUpdate::Doubtful(entries, why),
             None => {
                 self.accepted = Some(followed.identity().to_owned());
-                Update::Whole(entries, followed.identity().to_owned())
+                DirectoryUpdate::Whole(entries, followed.identity().to_owned())
             }
         };
         if self.updates.send(update).await.is_err() {
             return Ok(Ended::Closed);
         }
         let ended = self
-            .pursue(&jetstream, watch, &mut followed, is_doubtful)
+            .follow_changes(&jetstream, watch, &mut followed, is_doubtful)
             .await;
         self.excused = followed.excused();
         if !is_doubtful {
@@ -170,7 +170,7 @@ impl Follower {
     }
 
     /// Hands on what the watch says, until the bucket is to be read whole.
-    async fn pursue(
+    async fn follow_changes(
         &self,
         jetstream: &jetstream::Context,
         mut watch: kv::Watch,
@@ -192,7 +192,7 @@ impl Follower {
                         let more = part.len() < BATCH_MAX;
                         next = more.then(|| watch.next().now_or_never()).flatten();
                     }
-                    if self.updates.send(Update::Part(part)).await.is_err() {
+                    if self.updates.send(DirectoryUpdate::Part(part)).await.is_err() {
                         return Ok(Ended::Closed);
                     }
                 }
@@ -210,10 +210,10 @@ impl Follower {
                         }
                     };
                     failed = 0;
-                    match followed.look(stream.cached_info()) {
-                        Look::Quiet if is_doubtful => return Ok(Ended::Accepted),
-                        Look::Followed | Look::Quiet => {}
-                        Look::Other => return Ok(Ended::Again),
+                    match followed.check(stream.cached_info()) {
+                        StreamCheck::Quiet if is_doubtful => return Ok(Ended::Accepted),
+                        StreamCheck::Followed | StreamCheck::Quiet => {}
+                        StreamCheck::Other => return Ok(Ended::Again),
                     }
                 }
             }
@@ -259,7 +259,7 @@ impl Follower {
     }
 
     /// Why what a bucket holds may not be the directory, if so.
-    fn doubt(&self, followed: &Followed, accept: bool) -> Option<String> {
+    fn reason_to_doubt(&self, followed: &Followed, accept: bool) -> Option<String> {
         if !self.health.holds_something() {
             return None;
         }
@@ -329,7 +329,7 @@ fn insert(entries: &mut Entries, entry: kv::Entry) {
     entries.insert(entry.key, value);
 }
 
-impl Update {
+impl DirectoryUpdate {
     /// The directory with this update, if it changes anything.
     pub(crate) fn apply(
         self,

@@ -25,9 +25,9 @@ use roaring::RoaringBitmap;
 use tokio::sync::{Notify, oneshot, watch};
 
 use crate::clock;
-use crate::link::broker::Health;
+use crate::link::broker::BrokerHealth;
 use crate::link::connection::{Connection, Incoming, Subscription};
-use crate::link::drops::{Carries, Losses};
+use crate::link::drops::{LossDetector, SubscriptionKind};
 use crate::link::request;
 use crate::pool::{Shards, Task};
 use crate::tenant::quotas;
@@ -54,7 +54,7 @@ pub(crate) struct Counts {
 }
 
 /// What asks the service, shared by all who need answers.
-pub(crate) struct Fetcher {
+pub(crate) struct AnswerFetcher {
     config: config::Request,
     /// The whole subject that questions are put under.
     subject: String,
@@ -74,7 +74,7 @@ pub(crate) struct Invalidations {
     drops: watch::Receiver<u64>,
 }
 
-impl Fetcher {
+impl AnswerFetcher {
     /// One that has asked nothing yet.
     pub(crate) fn new(config: &config::Request, subject: String, names: Arc<Names>) -> Self {
         let limits = Limits {
@@ -175,10 +175,10 @@ impl Fetcher {
     pub(crate) async fn listen(
         &self,
         connection: &Connection,
-        broker: &Health,
+        broker: &BrokerHealth,
     ) -> anyhow::Result<Invalidations> {
         let subject = format!("{}.{}", self.subject, protocol::INVALIDATE);
-        let messages = connection.subscribe(subject, Carries::Invalidations, broker);
+        let messages = connection.subscribe(subject, SubscriptionKind::Invalidations, broker);
         let messages = messages.await?;
         let drops = broker.drops.follow();
         Ok(Invalidations { messages, drops })
@@ -199,7 +199,7 @@ impl Fetcher {
             mut drops,
         } = invalidations;
         let mut invalidations = messages.ready_chunks(INVALIDATIONS_AT_ONCE).fuse();
-        let mut losses = Losses::new(queue);
+        let mut losses = LossDetector::new(queue);
         loop {
             let now = clock::now_ms();
             let due = self.cache().due(now);
@@ -216,7 +216,7 @@ impl Fetcher {
             if self.cache().has_arrived() {
                 self.arrived.notify_one();
             }
-            if losses.heal(clock::now_ms()) {
+            if losses.take_refetch(clock::now_ms()) {
                 // Nobody knows what they were about.
                 self.cache().invalidate(None);
                 continue;

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use presence_config::Config;
 
 use super::RECONNECT_MS_MAX;
-use super::rights::{Act, Noted, Refusal, Rights, refusal};
+use super::permissions::{BrokerErrorKind, Operation, Permissions, Refusal, refusal};
 use crate::clock;
 use crate::link::drops::Drops;
 
@@ -22,7 +22,7 @@ const SILENT_MS: u64 = 3_000;
 
 /// What is known of the connection.
 #[derive(Debug, Default)]
-pub(crate) struct Health {
+pub(crate) struct BrokerHealth {
     pub(crate) connected: AtomicBool,
     pub(crate) connects: AtomicU64,
     /// What the client has dropped.
@@ -31,7 +31,7 @@ pub(crate) struct Health {
     /// How many messages other subscriptions than the intake's have read.
     elsewhere: AtomicU64,
     /// What the broker must permit, and what of it is forbidden.
-    pub(crate) rights: Rights,
+    pub(crate) permissions: Permissions,
     /// When the log was last told of what else the broker complains of.
     complained_at: AtomicU64,
     /// The subjects on which nodes find each other, in lower case, and what the broker forbids
@@ -72,20 +72,20 @@ struct Unreachable {
 /// What a tenant needs of the broker, for as long as this is there.
 #[derive(Debug)]
 pub(crate) struct Needs {
-    broker: Arc<Health>,
+    broker: Arc<BrokerHealth>,
     prefix: Option<String>,
 }
 
 impl Drop for Needs {
     fn drop(&mut self) {
-        self.broker.rights.release(self.prefix.as_deref());
+        self.broker.permissions.release(self.prefix.as_deref());
     }
 }
 
-impl Health {
+impl BrokerHealth {
     /// Notes what a tenant needs of the broker.
     pub(crate) fn need(self: &Arc<Self>, config: &Config) -> Needs {
-        self.rights.need(config);
+        self.permissions.need(config);
         Needs {
             broker: Arc::clone(self),
             prefix: config.tenant.prefix.clone(),
@@ -168,7 +168,7 @@ impl Health {
     }
 
     /// Tells of a silence in the log, once.
-    pub(crate) fn tell_silence(&self) {
+    pub(crate) fn log_silence(&self) {
         if let Some(silent_ms) = self.silence()
             && self.connected.load(Ordering::Relaxed)
             && !self.is_silence_told.swap(true, Ordering::Relaxed)
@@ -206,14 +206,14 @@ impl Health {
     /// Notes what the broker complains of, and has the log know: of what is forbidden once,
     /// of all else now and then.
     pub(super) fn complaint(&self, text: &str) {
-        match self.rights.note(text) {
-            Noted::Trial => return,
-            Noted::New(right) => tracing::error!(
-                "NATS forbids this node {right}: permit it, as docs/permissions.conf does. Until \
+        match self.permissions.note(text) {
+            BrokerErrorKind::Trial => return,
+            BrokerErrorKind::New(permission) => tracing::error!(
+                "NATS forbids this node {permission}: permit it, as docs/permissions.conf does. Until \
                  then the node isn't ready"
             ),
-            Noted::Known => {}
-            Noted::Other => {
+            BrokerErrorKind::Known => {}
+            BrokerErrorKind::Other => {
                 let now = clock::now_ms();
                 let due = |at: u64| (now >= at + COMPLAINT_TOLD_MS).then_some(now);
                 let (order, failure) = (Ordering::Relaxed, Ordering::Relaxed);
@@ -224,12 +224,12 @@ impl Health {
         }
         self.errors.fetch_add(1, Ordering::Relaxed);
         // What others choose is among what it says: only the very subject counts.
-        if let Some(Refusal::Of(act, subject)) = refusal(text)
+        if let Some(Refusal::Of(operation, subject)) = refusal(text)
             && let Some(hello) = self.hellos().get_mut(&subject.to_lowercase())
         {
-            match act {
-                Act::Subscribe => hello.is_deaf = true,
-                Act::Publish => hello.is_mute = true,
+            match operation {
+                Operation::Subscribe => hello.is_deaf = true,
+                Operation::Publish => hello.is_mute = true,
             }
         }
     }
@@ -273,7 +273,7 @@ mod tests {
 
     #[test]
     fn a_broker_that_cannot_be_reached_is_told_of_once_for_each_reason() {
-        let health = Health::default();
+        let health = BrokerHealth::default();
         let told = |why: &str| {
             health.cannot_reach("a:1", why.into());
             let unreachable = health.unreachable();
@@ -295,7 +295,7 @@ mod tests {
 
     #[test]
     fn what_was_sent_before_the_subscriptions_says_nothing_of_them() {
-        let health = Health::default();
+        let health = BrokerHealth::default();
         assert!(!health.hears_since(u64::MAX), "nothing was subscribed to");
         let asked = clock::now_ms();
         health.heard(asked);
@@ -315,7 +315,7 @@ mod tests {
 
     #[test]
     fn that_nodes_may_not_find_each_other_is_known_of_each_subject() {
-        let health = Health::default();
+        let health = BrokerHealth::default();
         let (acme, zeta) = ("Acme.presence-nodes.hello", "zeta.presence-nodes.hello");
         health.try_hello(acme);
         health.try_hello(zeta);

@@ -13,27 +13,27 @@ use presence_core::Counters;
 use presence_core::message::{Cause, Kind};
 use presence_core::quota::Quota;
 
-use super::{Board, Status};
-use crate::directory::Health;
-use crate::directory::request::Fetcher;
-use crate::pool::{Figures, ThreadFigures};
+use super::{Status, StatusBoard};
+use crate::directory::DirectoryHealth;
+use crate::directory::request::AnswerFetcher;
+use crate::pool::{ShardFigures, ThreadFigures};
 use crate::state;
 use crate::telemetry;
 pub(crate) use exposition::Exposition;
 #[cfg(feature = "otlp")]
 pub(crate) use exposition::{Kind as MetricKind, Metric, Sample, Value};
 
-pub(super) async fn metrics(State(board): State<Arc<Board>>) -> String {
+pub(super) async fn metrics(State(board): State<Arc<StatusBoard>>) -> String {
     text(&board)
 }
 
 /// What is said of a node now.
-pub(super) fn text(board: &Board) -> String {
+pub(super) fn text(board: &StatusBoard) -> String {
     all(board).finish()
 }
 
 /// The same, metric by metric.
-pub(super) fn all(board: &Board) -> Exposition {
+pub(super) fn all(board: &StatusBoard) -> Exposition {
     let mut text = Exposition::default();
     let status = board.status.get();
     text.value("presence_waiting", u8::from(status.is_none()));
@@ -57,7 +57,12 @@ pub(super) fn build_and_process(
 
 /// What is said of one of several tenants, and of its account, if that is to be said of it: with
 /// the tenant's name, or an empty one.
-pub(super) fn of_tenant(text: &mut Exposition, board: &Board, name: &str, account: Option<&str>) {
+pub(super) fn of_tenant(
+    text: &mut Exposition,
+    board: &StatusBoard,
+    name: &str,
+    account: Option<&str>,
+) {
     let status = board.status.get();
     text.of_tenant(name);
     text.value("presence_waiting", u8::from(status.is_none()));
@@ -74,7 +79,7 @@ pub(super) fn of_tenant(text: &mut Exposition, board: &Board, name: &str, accoun
 }
 
 /// Whether there is a connection.
-fn connected(text: &mut Exposition, board: &Board) {
+fn connected(text: &mut Exposition, board: &StatusBoard) {
     let connected = board.broker.connected.load(Ordering::Relaxed);
     text.value("presence_nats_connected", u8::from(connected));
 }
@@ -86,7 +91,7 @@ fn tenant(text: &mut Exposition, status: &Status) {
     shards(text, status);
     asked(text, status);
     plugins(text, status);
-    on_disk::tell(text, status);
+    on_disk::write(text, status);
     source(text, &status.directory);
     if let Some(fetcher) = &status.fetcher {
         directory(text, fetcher);
@@ -100,7 +105,7 @@ fn tenant(text: &mut Exposition, status: &Status) {
 fn shards(text: &mut Exposition, status: &Status) {
     let counters: Vec<_> = status.shards.counters().collect();
     let sum = |of: fn(&Counters) -> u64| counters.iter().map(of).sum::<u64>();
-    let total = |of: fn(&Figures) -> &AtomicU64| status.shards.total(of);
+    let total = |of: fn(&ShardFigures) -> &AtomicU64| status.shards.total(of);
     let kinds = ["connect", "disconnect", "heartbeat", "online", "offline"];
     let taken = Kind::ALL.into_iter().zip(kinds).map(|(kind, label)| {
         let taken = counters.iter().filter_map(|c| c.taken.get(kind as usize));
@@ -169,7 +174,7 @@ fn broker(text: &mut Exposition, status: &Status) {
     text.value("presence_nats_errors_total", read(&broker.errors));
     let drops = broker.drops.counts();
     text.values("presence_slow_consumer_drops_total", "subscription", drops);
-    let forbidden = broker.rights.forbidden_count();
+    let forbidden = broker.permissions.forbidden_count();
     text.value("presence_nats_forbidden", forbidden);
 }
 
@@ -233,7 +238,7 @@ fn plugins(text: &mut Exposition, status: &Status) {
 }
 
 /// Whether the directory's source can be read, and what of it can't be.
-fn source(text: &mut Exposition, health: &Health) {
+fn source(text: &mut Exposition, health: &DirectoryHealth) {
     let outage = health.outage().map(|(since, _)| since);
     let count = |count: &AtomicUsize| count.load(Ordering::Relaxed);
     let unavailable = u8::from(outage.is_some());
@@ -250,7 +255,7 @@ fn source(text: &mut Exposition, health: &Health) {
 }
 
 /// Requests to the directory's service.
-fn directory(text: &mut Exposition, fetcher: &Fetcher) {
+fn directory(text: &mut Exposition, fetcher: &AnswerFetcher) {
     let counts = &fetcher.counts;
     let outcomes = [
         ("answered", read(&counts.answered)),
@@ -271,7 +276,7 @@ fn directory(text: &mut Exposition, fetcher: &Fetcher) {
 }
 
 /// What is kept over a restart.
-fn kept(text: &mut Exposition, state: &state::Figures, status: &Status) {
+fn kept(text: &mut Exposition, state: &state::WriterFigures, status: &Status) {
     let restored = read(&state.restored_users);
     text.value("presence_state_restored_users", restored);
     text.value("presence_state_records_total", read(&state.records));

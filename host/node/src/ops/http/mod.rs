@@ -31,11 +31,11 @@ use tokio::sync::watch;
 use crate::beside::report::ShadowRun;
 use crate::clock;
 use crate::directory;
-use crate::directory::request::Fetcher;
+use crate::directory::request::AnswerFetcher;
 use crate::link::alerts::Alerts;
-use crate::link::broker::{Health, Right};
-use crate::link::reply::Replies;
-use crate::ops::letters::LastLetters;
+use crate::link::broker::{BrokerHealth, Permission};
+use crate::link::reply_guard::ReplyGuard;
+use crate::ops::recent_dead_letters::RecentDeadLetters;
 use crate::pool::{Pool, Shards};
 use crate::reload::on_disk::OnDisk;
 use crate::state;
@@ -45,25 +45,25 @@ use crate::tasks::Tasks;
 use crate::telemetry::{self, Telemetry};
 use crate::tenant::ask::{Counts, QueryService};
 use crate::tenant::quotas::Exceeded;
-use crate::tenant::{Running, Tenant};
+use crate::tenant::{RunningPipelines, Tenant};
 use page::Page;
 
 pub(crate) use metrics::Exposition;
 #[cfg(feature = "otlp")]
 pub(crate) use metrics::{Metric, MetricKind, Sample, Value as MetricValue};
-pub(crate) use tenants::{Life, Tenants, serve as serve_tenants};
+pub(crate) use tenants::{TenantPhase, Tenants, serve as serve_tenants};
 
 /// What the endpoints tell of.
 pub(crate) struct Status {
-    pub(crate) broker: Arc<Health>,
+    pub(crate) broker: Arc<BrokerHealth>,
     pool: Pool,
     shards: Shards,
-    running: watch::Receiver<Running>,
-    state: Option<Arc<state::Figures>>,
-    fetcher: Option<Arc<Fetcher>>,
-    directory: Arc<directory::Health>,
+    running: watch::Receiver<RunningPipelines>,
+    state: Option<Arc<state::WriterFigures>>,
+    fetcher: Option<Arc<AnswerFetcher>>,
+    directory: Arc<directory::DirectoryHealth>,
     known_directory: watch::Receiver<Arc<Directory>>,
-    replies: Arc<Replies>,
+    replies: Arc<ReplyGuard>,
     loader: Arc<Loader>,
     /// Whether the subscriptions are in place and nothing is being stopped.
     pub(crate) ready: AtomicBool,
@@ -71,7 +71,7 @@ pub(crate) struct Status {
     /// What of the files on disk is not in force.
     pub(crate) on_disk: OnDisk,
     /// How the node stands to the plugin store; none where its pipeline is the folder's.
-    pub(crate) store: Option<Arc<store::state::State>>,
+    pub(crate) store: Option<Arc<store::state::StoreState>>,
     /// The last shadow.
     pub(crate) shadow: Mutex<Option<ShadowRun>>,
     /// What became of what was asked.
@@ -84,14 +84,14 @@ pub(crate) struct Status {
     alerts: Alerts,
     /// How long messages take from their arrival on.
     passage: Arc<Latency>,
-    letters: Arc<LastLetters>,
+    letters: Arc<RecentDeadLetters>,
     /// What is told of the tenant's quotas.
     exceeded: Arc<Exceeded>,
     explains: Arc<AtomicBool>,
 }
 
 /// What a node is from its start on.
-pub(crate) struct About {
+pub(crate) struct NodeDescription {
     node: String,
     /// The configuration file; none where the defaults hold.
     configuration: Option<PathBuf>,
@@ -103,7 +103,7 @@ pub(crate) struct About {
     telemetry: Arc<telemetry::Figures>,
 }
 
-impl About {
+impl NodeDescription {
     /// Of a node that has just started, with this configuration from this file.
     pub(crate) fn new(
         config: &Config,
@@ -126,9 +126,9 @@ impl About {
 const STARTING: &str = "starting";
 
 /// What is told of the node from its beginning on, also while it can't serve yet.
-pub(crate) struct Board {
-    broker: Arc<Health>,
-    about: About,
+pub(crate) struct StatusBoard {
+    broker: Arc<BrokerHealth>,
+    about: NodeDescription,
     /// Why it doesn't serve yet.
     waits: Mutex<String>,
     /// When it had all of its subscriptions, by the host's clock; none before that.
@@ -136,9 +136,9 @@ pub(crate) struct Board {
     status: OnceLock<Arc<Status>>,
 }
 
-impl Board {
+impl StatusBoard {
     /// Of a node that has just started.
-    pub(crate) fn new(broker: Arc<Health>, about: About) -> Self {
+    pub(crate) fn new(broker: Arc<BrokerHealth>, about: NodeDescription) -> Self {
         Self {
             broker,
             about,
@@ -175,15 +175,15 @@ impl Board {
     }
 
     /// Whether the broker is known to have the tenant's subscriptions.
-    pub(crate) fn hears(&self) -> bool {
+    pub(crate) fn is_subscribed(&self) -> bool {
         let subscribed_at = self.subscribed_at.get();
         subscribed_at.is_some_and(|at| self.broker.hears_since(*at))
     }
 
     /// What the broker forbids of what the tenant needs, and for how long, in milliseconds.
-    fn forbidden(&self) -> Vec<(Right, u64)> {
+    fn forbidden(&self) -> Vec<(Permission, u64)> {
         let prefix = self.about.prefix.as_deref();
-        self.broker.rights.forbidden_to(prefix)
+        self.broker.permissions.forbidden_to(prefix)
     }
 
     /// What the node is and does.
@@ -227,10 +227,10 @@ impl Status {
 
     /// Of a node that is not ready yet.
     pub(crate) fn new(
-        broker: Arc<Health>,
+        broker: Arc<BrokerHealth>,
         tenant: &Tenant,
         loader: &Arc<Loader>,
-        store: Option<Arc<store::state::State>>,
+        store: Option<Arc<store::state::StoreState>>,
         alerts: Alerts,
     ) -> Self {
         Self {
@@ -288,7 +288,7 @@ impl Status {
 }
 
 /// Serves the endpoints in the background.
-pub(crate) fn serve(config: &Config, board: Arc<Board>, tasks: &Tasks) -> anyhow::Result<()> {
+pub(crate) fn serve(config: &Config, board: Arc<StatusBoard>, tasks: &Tasks) -> anyhow::Result<()> {
     let Some((address, listener)) = bind(config)? else {
         return Ok(());
     };
@@ -297,7 +297,7 @@ pub(crate) fn serve(config: &Config, board: Arc<Board>, tasks: &Tasks) -> anyhow
         .route("/healthz", get(health))
         .route("/readyz", get(ready))
         .route("/metrics", get(metrics::metrics))
-        .route("/status", get(tell_status))
+        .route("/status", get(serve_status))
         .with_state(board)
         .merge(page::routes(Arc::clone(&page)));
     tracing::info!(%address, "serving the page, /metrics, /healthz, /readyz and /status");
@@ -332,14 +332,14 @@ fn bind(config: &Config) -> anyhow::Result<Option<(SocketAddr, TcpListener)>> {
 
 /// Whether the threads get on with their work. Without a broker they may well
 /// wait, for want of room for what they publish.
-async fn health(State(board): State<Arc<Board>>) -> (StatusCode, String) {
+async fn health(State(board): State<Arc<StatusBoard>>) -> (StatusCode, String) {
     let stuck = board.status.get().map(|status| readiness::stuck(status));
     answer(stuck.unwrap_or_default(), "ok\n")
 }
 
 /// Whether the node does its work, and what is to be known of it; or all reasons why not, a line
 /// each.
-async fn ready(State(board): State<Arc<Board>>) -> (StatusCode, String) {
+async fn ready(State(board): State<Arc<StatusBoard>>) -> (StatusCode, String) {
     let (code, mut text) = answer(readiness::reasons(&board), "ready\n");
     if let (StatusCode::OK, Some(status)) = (code, board.status.get()) {
         let notes = readiness::notes(status).into_iter();
@@ -358,7 +358,7 @@ fn answer(reasons: Vec<String>, well: &str) -> (StatusCode, String) {
 
 /// What the node is and does, as JSON, for `presence status`. It is asked by an address: a
 /// page that has its own name lead here (DNS rebinding) is told nothing.
-async fn tell_status(State(board): State<Arc<Board>>, request: Request) -> Response {
+async fn serve_status(State(board): State<Arc<StatusBoard>>, request: Request) -> Response {
     let host = request.headers().get(header::HOST);
     let host = host.and_then(|host| host.to_str().ok()).unwrap_or_default();
     if !is_address(host) {

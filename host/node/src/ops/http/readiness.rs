@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::{Board, Status};
+use super::{Status, StatusBoard};
 use crate::beside::Mode;
 
 /// How long a thread may be at one task, in milliseconds, before it is taken for
@@ -11,7 +11,7 @@ use crate::beside::Mode;
 const STUCK_MS: u64 = 10_000;
 
 /// All reasons why the node isn't ready, the first cause first; none if it is.
-pub(super) fn reasons(board: &Board) -> Vec<String> {
+pub(super) fn reasons(board: &StatusBoard) -> Vec<String> {
     let mut reasons = Vec::new();
     let away = board.broker.disconnected();
     let is_connected = away.is_none();
@@ -26,7 +26,7 @@ pub(super) fn reasons(board: &Board) -> Vec<String> {
     if is_connected && !status.is_ready() {
         reasons.push("starting or stopping".into());
     }
-    if is_connected && status.is_ready() && !board.hears() {
+    if is_connected && status.is_ready() && !board.is_subscribed() {
         let what = "NATS is not known to have the node's subscriptions yet";
         reasons.push(what.into());
     }
@@ -70,10 +70,14 @@ fn withdrawn(status: &Status) -> Vec<String> {
     withdrawn.collect()
 }
 
-fn forbidden(board: &Board) -> impl Iterator<Item = String> {
+fn forbidden(board: &StatusBoard) -> impl Iterator<Item = String> {
     let forbidden = board.forbidden().into_iter();
-    forbidden
-        .map(|(right, ms)| format!("NATS has forbidden this node {right} for {} s", ms / 1_000))
+    forbidden.map(|(permission, ms)| {
+        format!(
+            "NATS has forbidden this node {permission} for {} s",
+            ms / 1_000
+        )
+    })
 }
 
 /// What is to be known of a node that does its work: plugins in quarantine. That is no reason to

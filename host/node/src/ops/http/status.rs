@@ -7,18 +7,20 @@ use std::sync::atomic::Ordering;
 use presence_sandbox::OnFailure;
 use serde_json::{Value, json};
 
-use super::{Board, Status, readiness};
+use super::{Status, StatusBoard, readiness};
 use crate::beside::meter::{Calls, Side};
 use crate::beside::report::Report;
-use crate::beside::{Beside, Mode};
-use crate::reload::on_disk::What;
+use crate::beside::{CandidatePipeline, Mode};
+use crate::reload::on_disk::FileKind;
 
-pub(super) fn of(board: &Board) -> Value {
+pub(super) fn of(board: &StatusBoard) -> Value {
     let about = &board.about;
     let reasons = readiness::reasons(board);
     let broker = &board.broker;
     let forbidden = board.forbidden().into_iter();
-    let forbidden: Vec<_> = forbidden.map(|(right, _)| right.to_string()).collect();
+    let forbidden: Vec<_> = forbidden
+        .map(|(permission, _)| permission.to_string())
+        .collect();
     json!({
         "node": about.node,
         "version": env!("CARGO_PKG_VERSION"),
@@ -44,7 +46,7 @@ pub(super) fn reports(status: &Status) -> Value {
     let shadow = shadow.unwrap_or_else(PoisonError::into_inner);
     let shadow = shadow
         .as_ref()
-        .map(|it| it.tell(running.as_ref(), &Report::of(&it.meter)));
+        .map(|it| it.to_json(running.as_ref(), &Report::of(&it.meter)));
     let beside = running.as_ref().map(|it| Report::of(&it.meter));
     json!({"shadow": shadow, "beside": beside})
 }
@@ -56,7 +58,7 @@ fn micros(calls: &Calls, of_hundred: u64) -> Option<f64> {
 }
 
 /// Of what runs beside the active pipeline.
-fn beside(beside: &Beside) -> Value {
+fn beside(beside: &CandidatePipeline) -> Value {
     let percent = match beside.mode {
         Mode::Canary(share) => Some(share),
         Mode::Shadow => None,
@@ -115,7 +117,7 @@ fn serving(status: &Status, directory: &str) -> Value {
         .collect();
     let shadow = status.shadow.lock();
     let shadow = shadow.unwrap_or_else(PoisonError::into_inner);
-    let refused = What::ALL.into_iter().filter_map(|what| {
+    let refused = FileKind::ALL.into_iter().filter_map(|what| {
         let refused = status.on_disk.of(what)?;
         Some(json!({
             "what": what.as_str(),
@@ -127,9 +129,9 @@ fn serving(status: &Status, directory: &str) -> Value {
         "generation": running.generation,
         "pipeline": plugins,
         "source": if status.store.is_some() { "store" } else { "folder" },
-        "store": status.store.as_ref().map(|store| store.tell()),
+        "store": status.store.as_ref().map(|store| store.to_json()),
         "shadow": shadow.as_ref().map(|it| {
-            it.tell(running.beside.as_ref(), &Report::figures(&it.meter))
+            it.to_json(running.beside.as_ref(), &Report::figures(&it.meter))
         }),
         "beside": running.beside.as_ref().map(beside),
         "alerts": status.alerts.count(),

@@ -15,14 +15,14 @@ use presence_config::{Config, TenantSection};
 use serde_json::{Value, json};
 
 use super::metrics::{self, Exposition};
-use super::{Board, STARTING, answer, is_address, listen, readiness, status};
+use super::{STARTING, StatusBoard, answer, is_address, listen, readiness, status};
 use crate::clock;
 use crate::tasks::Tasks;
 use crate::telemetry::{self, Telemetry};
 
 /// How the life of a tenant is going.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Life {
+pub(crate) enum TenantPhase {
     /// It was begun; its board says more.
     Begun,
     /// It is not to be served.
@@ -37,7 +37,7 @@ pub(crate) struct Tenants {
     configuration: Option<PathBuf>,
     started_ms: u64,
     telemetry: Arc<telemetry::Figures>,
-    each: Mutex<BTreeMap<String, Told>>,
+    each: Mutex<BTreeMap<String, TenantEntry>>,
     /// Why the configuration file is not in force; empty if it is.
     refused: Mutex<String>,
     /// Whether all tenants that the process was started with have been begun.
@@ -46,25 +46,25 @@ pub(crate) struct Tenants {
 
 /// What is told of a tenant.
 #[derive(Clone)]
-struct Told {
+struct TenantEntry {
     prefix: Option<String>,
     own_account: bool,
-    life: Life,
+    phase: TenantPhase,
     /// Why what its section says now is not in force; empty if it is.
     not_taken: String,
-    board: Option<Arc<Board>>,
+    board: Option<Arc<StatusBoard>>,
     /// Whether something else is wanted of it than it does.
     is_changing: bool,
 }
 
-impl Told {
+impl TenantEntry {
     /// What the tenant is at, in a word, and why.
     fn state(&self) -> (&'static str, Vec<String>) {
-        match (&self.life, &self.board) {
-            (Life::Paused, _) => ("paused", Vec::new()),
-            (Life::Refused(why), _) => ("refused", why.lines().map(str::to_owned).collect()),
-            (Life::Begun, None) => ("starting", Vec::new()),
-            (Life::Begun, Some(board)) => {
+        match (&self.phase, &self.board) {
+            (TenantPhase::Paused, _) => ("paused", Vec::new()),
+            (TenantPhase::Refused(why), _) => ("refused", why.lines().map(str::to_owned).collect()),
+            (TenantPhase::Begun, None) => ("starting", Vec::new()),
+            (TenantPhase::Begun, Some(board)) => {
                 let reasons = readiness::reasons(board);
                 let is_serving = board.status.get().is_some_and(|it| it.is_ready());
                 match (is_serving, reasons.is_empty()) {
@@ -77,19 +77,19 @@ impl Told {
     }
 }
 
-impl Told {
+impl TenantEntry {
     /// Whether it starts, and waits for nothing but its own work.
     fn is_about_to_serve(&self) -> bool {
         let Some(board) = &self.board else {
-            return self.life == Life::Begun;
+            return self.phase == TenantPhase::Begun;
         };
         // Others needn't wait for its broker.
         if board.broker.disconnected().is_some() {
             return false;
         }
         let status = board.status.get();
-        let serves = status.is_some_and(|it| it.is_ready()) && board.hears();
-        self.life == Life::Begun && !serves && board.waits() == STARTING
+        let serves = status.is_some_and(|it| it.is_ready()) && board.is_subscribed();
+        self.phase == TenantPhase::Begun && !serves && board.waits() == STARTING
     }
 }
 
@@ -114,7 +114,7 @@ impl Tenants {
         }
     }
 
-    fn each(&self) -> MutexGuard<'_, BTreeMap<String, Told>> {
+    fn each(&self) -> MutexGuard<'_, BTreeMap<String, TenantEntry>> {
         self.each.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -123,43 +123,43 @@ impl Tenants {
         let config = section.config.as_ref().ok();
         let prefix = config.and_then(|it| it.tenant.prefix.clone());
         let mut each = self.each();
-        let told = each.entry(name.to_owned()).or_insert_with(|| Told {
+        let entry = each.entry(name.to_owned()).or_insert_with(|| TenantEntry {
             prefix: None,
             own_account: false,
-            life: Life::Begun,
+            phase: TenantPhase::Begun,
             not_taken: String::new(),
             board: None,
             is_changing: false,
         });
         if config.is_some() {
-            (told.prefix, told.own_account) = (prefix, section.own_account);
-            told.not_taken.clear();
+            (entry.prefix, entry.own_account) = (prefix, section.own_account);
+            entry.not_taken.clear();
         }
     }
 
     /// Notes why a tenant goes on without what its section says now. Whether that is news.
     pub(crate) fn not_taken(&self, name: &str, why: &str) -> bool {
         let mut each = self.each();
-        let Some(told) = each.get_mut(name) else {
+        let Some(entry) = each.get_mut(name) else {
             return false;
         };
-        let is_news = told.not_taken != why;
-        told.not_taken = why.to_owned();
+        let is_news = entry.not_taken != why;
+        entry.not_taken = why.to_owned();
         is_news
     }
 
     /// Notes how the life of a tenant is going.
-    pub(crate) fn is(&self, name: &str, life: Life, board: Option<Arc<Board>>) {
-        if let Some(told) = self.each().get_mut(name) {
-            (told.life, told.board) = (life, board);
-            told.is_changing = false;
+    pub(crate) fn is(&self, name: &str, phase: TenantPhase, board: Option<Arc<StatusBoard>>) {
+        if let Some(entry) = self.each().get_mut(name) {
+            (entry.phase, entry.board) = (phase, board);
+            entry.is_changing = false;
         }
     }
 
     /// Notes that something else is wanted of a tenant than it does, or that it does it.
     pub(crate) fn changes(&self, name: &str, is_changing: bool) {
-        if let Some(told) = self.each().get_mut(name) {
-            told.is_changing = is_changing;
+        if let Some(entry) = self.each().get_mut(name) {
+            entry.is_changing = is_changing;
         }
     }
 
@@ -174,24 +174,24 @@ impl Tenants {
         why.clone_into(&mut refused);
     }
 
-    fn all(&self) -> Vec<(String, Told)> {
+    fn all(&self) -> Vec<(String, TenantEntry)> {
         let each = self.each();
         let each = each.iter();
-        each.map(|(name, told)| (name.clone(), told.clone()))
+        each.map(|(name, entry)| (name.clone(), entry.clone()))
             .collect()
     }
 
     /// What each tenant is at.
     pub(crate) fn states(&self) -> Vec<Value> {
         let all = self.all();
-        let states = all.iter().map(|(name, told)| {
-            let (state, reasons) = told.state();
+        let states = all.iter().map(|(name, entry)| {
+            let (state, reasons) = entry.state();
             json!({
                 "tenant": name,
-                "changing": told.is_changing,
+                "changing": entry.is_changing,
                 "state": state,
                 "reasons": reasons,
-                "notTaken": (!told.not_taken.is_empty()).then_some(&told.not_taken),
+                "notTaken": (!entry.not_taken.is_empty()).then_some(&entry.not_taken),
             })
         });
         states.collect()
@@ -204,16 +204,16 @@ impl Tenants {
             let refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
             refused.clone()
         };
-        let tenants = all.iter().map(|(name, told)| {
-            let (state, reasons) = told.state();
+        let tenants = all.iter().map(|(name, entry)| {
+            let (state, reasons) = entry.state();
             json!({
                 "tenant": name,
-                "prefix": told.prefix,
-                "ownAccount": told.own_account,
+                "prefix": entry.prefix,
+                "ownAccount": entry.own_account,
                 "state": state,
                 "reasons": reasons,
-                "notTaken": (!told.not_taken.is_empty()).then_some(&told.not_taken),
-                "status": told.board.as_deref().map(status::of),
+                "notTaken": (!entry.not_taken.is_empty()).then_some(&entry.not_taken),
+                "status": entry.board.as_deref().map(status::of),
             })
         });
         json!({
@@ -236,11 +236,11 @@ impl Tenants {
         let is_begun = self.is_begun.load(Ordering::Relaxed);
         let mut reasons = Vec::new();
         let mut is_served = false;
-        for (name, told) in &all {
-            let (state, why) = told.state();
-            let is_heard = told.board.as_ref().is_some_and(|it| it.hears());
+        for (name, entry) in &all {
+            let (state, why) = entry.state();
+            let is_heard = entry.board.as_ref().is_some_and(|it| it.is_subscribed());
             is_served |= state == "serving" || state == "impaired" && is_heard;
-            if told.is_about_to_serve() && !is_begun {
+            if entry.is_about_to_serve() && !is_begun {
                 let why = why.first().map_or("starting", |why| why);
                 reasons.push(format!("tenant `{name}`: {why}"));
             }
@@ -249,7 +249,10 @@ impl Tenants {
             self.is_begun.store(true, Ordering::Relaxed);
         }
         // None is known before the first one is begun.
-        let is_wanted = all.is_empty() || all.iter().any(|(_, told)| told.life != Life::Paused);
+        let is_wanted = all.is_empty()
+            || all
+                .iter()
+                .any(|(_, entry)| entry.phase != TenantPhase::Paused);
         if reasons.is_empty() && !is_served && is_wanted {
             reasons.push("no tenant is served".to_owned());
         }
@@ -261,15 +264,15 @@ impl Tenants {
         let mut text = Exposition::default();
         metrics::build_and_process(&mut text, self.started_ms, &self.telemetry);
         let all = self.all();
-        let states: Vec<_> = all.iter().map(|(_, told)| told.state().0).collect();
+        let states: Vec<_> = all.iter().map(|(_, entry)| entry.state().0).collect();
         let count = |state: &str| states.iter().filter(|it| **it == state).count();
         let counts = STATES.map(|state| (state, count(state)));
         text.values("presence_tenants", "state", counts);
         let mut is_shared_told = false;
-        for (name, told) in &all {
-            let Some(board) = &told.board else { continue };
+        for (name, entry) in &all {
+            let Some(board) = &entry.board else { continue };
             // What the tenants of an account share is told once, without a tenant.
-            let account = match told.own_account {
+            let account = match entry.own_account {
                 true => Some(&**name),
                 false if std::mem::replace(&mut is_shared_told, true) => None,
                 false => Some(""),
@@ -285,8 +288,8 @@ pub(super) fn routes(tenants: Arc<Tenants>) -> Router {
     Router::new()
         .route("/healthz", get(health))
         .route("/readyz", get(ready))
-        .route("/metrics", get(tell_metrics))
-        .route("/status", get(tell_status))
+        .route("/metrics", get(serve_metrics))
+        .route("/status", get(serve_status))
         .with_state(tenants)
 }
 
@@ -303,7 +306,7 @@ async fn health(State(tenants): State<Arc<Tenants>>) -> (StatusCode, String) {
     let mut stuck: Vec<_> = tenants
         .all()
         .iter()
-        .filter_map(|(_, told)| Some(readiness::stuck(told.board.as_ref()?.status.get()?)))
+        .filter_map(|(_, entry)| Some(readiness::stuck(entry.board.as_ref()?.status.get()?)))
         .flatten()
         .collect();
     // Tenants share threads.
@@ -317,14 +320,14 @@ async fn health(State(tenants): State<Arc<Tenants>>) -> (StatusCode, String) {
 async fn ready(State(tenants): State<Arc<Tenants>>) -> (StatusCode, String) {
     let (code, mut text) = answer(tenants.unready(), "ready\n");
     if code == StatusCode::OK {
-        for (name, told) in tenants.all() {
-            let (state, reasons) = told.state();
+        for (name, entry) in tenants.all() {
+            let (state, reasons) = entry.state();
             if state != "serving" && state != "paused" {
                 let why = reasons.first().map(|why| format!(": {why}"));
                 let line = format!("tenant `{name}` is {state}{}", why.unwrap_or_default());
                 text.push_str(&format!("{}\n", presence_config::escape::Line(line)));
             }
-            let status = told.board.as_ref().and_then(|board| board.status.get());
+            let status = entry.board.as_ref().and_then(|board| board.status.get());
             for note in status.map(|it| readiness::notes(it)).unwrap_or_default() {
                 let line = format!("tenant `{name}`: {note}");
                 text.push_str(&format!("{}\n", presence_config::escape::Line(line)));
@@ -334,11 +337,11 @@ async fn ready(State(tenants): State<Arc<Tenants>>) -> (StatusCode, String) {
     (code, text)
 }
 
-async fn tell_metrics(State(tenants): State<Arc<Tenants>>) -> String {
+async fn serve_metrics(State(tenants): State<Arc<Tenants>>) -> String {
     tenants.metrics().finish()
 }
 
-async fn tell_status(State(tenants): State<Arc<Tenants>>, request: Request) -> Response {
+async fn serve_status(State(tenants): State<Arc<Tenants>>, request: Request) -> Response {
     let host = request.headers().get(header::HOST);
     let host = host.and_then(|host| host.to_str().ok()).unwrap_or_default();
     if !is_address(host) {

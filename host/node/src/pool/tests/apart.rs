@@ -112,7 +112,9 @@ impl Walker {
             names.intern(&format!("u{user}"));
         }
         let number = node.tenants;
-        let tenant = node.tenant_with(SHARDS, Arc::clone(&names), Common::default(), || None);
+        let tenant = node.tenant_with(SHARDS, Arc::clone(&names), TenantContext::default(), || {
+            None
+        });
         let walker = Self {
             number,
             tenant,
@@ -165,7 +167,10 @@ impl Walker {
                         (place, input)
                     }
                 };
-                offer(&self.tenant.ports[place], Batch::new(at, vec![input], 200));
+                offer(
+                    &self.tenant.handles[place],
+                    Batch::new(at, vec![input], 200),
+                );
             }
             Some(Step::Directory(lists)) => {
                 // A change of the directory comes before inputs that wait.
@@ -187,7 +192,7 @@ impl Walker {
                 let (directory, changes) = edit.finish();
                 self.directory = Arc::new(directory);
                 let input = Input::Directory(Arc::clone(&self.directory), Arc::new(changes));
-                self.tell(node, || Task::Tell(input.clone()));
+                self.tell(node, || Task::Input(input.clone()));
             }
         }
         true
@@ -258,13 +263,13 @@ fn two_tenants_on_a_thread_publish_what_each_does_alone() {
     let (mut messages, mut filtered) = (0, 0);
     for seed in 1..=WALKS {
         let walks = [walk(2 * seed), walk(2 * seed + 1)];
-        let together = run(&walks, seed, stages);
+        let join_problems = run(&walks, seed, stages);
         let apart = walks.iter().enumerate().flat_map(|(number, walk)| {
             run(std::slice::from_ref(walk), seed + number as u64, stages)
         });
         let apart: Vec<_> = apart.collect();
-        assert_eq!(together, apart, "seed {seed}");
-        let all = together.iter().flat_map(BTreeMap::values).flatten();
+        assert_eq!(join_problems, apart, "seed {seed}");
+        let all = join_problems.iter().flat_map(BTreeMap::values).flatten();
         for (subject, _, _) in all {
             messages += 1;
             filtered += usize::from(subject.contains("filtered"));

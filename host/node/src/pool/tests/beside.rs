@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::*;
 use crate::beside::meter::{Meter, Side};
 use crate::beside::report::Report;
-use crate::beside::{Beside, Mode, Pipelines};
+use crate::beside::{CandidatePipeline, Mode, Pipelines};
 
 const SHOWN: &str = "presence.filtered.user_online";
 const HIDDEN: &str = "presence.filtered.user_offline";
@@ -31,7 +31,7 @@ impl World {
     fn new(users: usize, candidate: &[u8]) -> Self {
         let mut node = Node::new(64 << 20, 1);
         let names = Arc::<Names>::default();
-        let shards = node.tenant_with(1, Arc::clone(&names), Common::default(), || None);
+        let shards = node.tenant_with(1, Arc::clone(&names), TenantContext::default(), || None);
         node.work();
         let engine = Engine::new().unwrap();
         let plugin = Arc::new(Plugin::load(&engine, "rule", candidate).unwrap());
@@ -57,7 +57,7 @@ impl World {
             _engine: engine,
         };
         let input = Input::Directory(Arc::new(directory), Arc::new(changes));
-        world.task(Task::Tell(input));
+        world.task(Task::Input(input));
         world
     }
 
@@ -71,7 +71,7 @@ impl World {
     }
 
     fn connect(&mut self, from: usize, count: usize) {
-        offer(&self.tenant.ports[0], connects(from, count, None));
+        offer(&self.tenant.handles[0], connects(from, count, None));
         self.node.work();
     }
 
@@ -83,7 +83,7 @@ impl World {
     }
 
     fn beside(&mut self, mode: Mode) {
-        let beside = Beside {
+        let beside = CandidatePipeline {
             generation: self.candidate.clone(),
             mode,
             meter: Arc::clone(&self.meter),
@@ -226,7 +226,7 @@ fn a_decision_for_which_the_directory_has_no_answer_counts_for_no_rule() {
     let mut world = World::new(0, CONTACTS);
     world.canary(10_000);
     let on_demand = Arc::new(Directory::on_demand());
-    world.task(Task::Tell(Input::Directory(on_demand, Arc::default())));
+    world.task(Task::Input(Input::Directory(on_demand, Arc::default())));
     world.connect(0, 3);
     let calls = world.meter.calls(Side::Candidate);
     assert_eq!(calls.calls.load(Ordering::Relaxed), 0);

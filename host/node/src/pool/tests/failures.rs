@@ -5,7 +5,7 @@ use std::sync::Mutex;
 
 use presence_core::directory::Question;
 
-use super::super::work::Step;
+use super::super::work::PanicPoint;
 use super::*;
 
 /// Where the first shard of the first tenant lives.
@@ -19,16 +19,16 @@ fn a_shard_that_panics_begins_anew_under_a_later_epoch_and_all_others_go_on() {
     let mut node = Node::new(1 << 20, 1);
     let tenant = node.tenant(2);
     node.work();
-    for port in &tenant.ports {
-        offer(port, connects(0, 3, None));
+    for handle in &tenant.handles {
+        offer(handle, connects(0, 3, None));
     }
     node.work();
-    node.mailbox.put_first(FIRST, Task::Panic(Step::Turn));
-    offer(&tenant.ports[0], connects(3, 1, None));
-    offer(&tenant.ports[1], connects(3, 1, None));
+    node.mailbox.put_first(FIRST, Task::Panic(PanicPoint::Turn));
+    offer(&tenant.handles[0], connects(3, 1, None));
+    offer(&tenant.handles[1], connects(3, 1, None));
     node.work();
     assert_eq!(node.broker.on(ONLINE).last().unwrap(), "t0/1 1 4");
-    let figures = &tenant.ports[0].figures;
+    let figures = &tenant.handles[0].figures;
     assert_eq!(figures.restarts.load(Ordering::Relaxed), 1);
     // What came meanwhile has waited, and what was known is gone where nothing is stored.
     node.until(|node| node.broker.on(ONLINE).len() == 8);
@@ -67,13 +67,13 @@ fn what_a_thread_logs_of_a_shard_names_its_tenant() {
         .finish();
     tracing::subscriber::with_default(subscriber, || {
         let mut node = Node::new(1 << 20, 1);
-        let common = Common {
+        let common = TenantContext {
             span: Some(tracing::info_span!("tenant", name = "acme")),
-            ..Common::default()
+            ..TenantContext::default()
         };
         node.tenant_with(1, Arc::default(), common, || None);
         node.work();
-        node.mailbox.put_first(FIRST, Task::Panic(Step::Turn));
+        node.mailbox.put_first(FIRST, Task::Panic(PanicPoint::Turn));
         node.work();
     });
     let text = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
@@ -92,24 +92,24 @@ fn a_shard_that_panics_knows_again_what_was_stored_of_it() {
     let state = Writer::in_folder(folder.path(), &names);
     let tenant = node.kept_tenant(1, names, &state);
     node.work();
-    let [port] = &*tenant.ports else {
+    let [handle] = &*tenant.handles else {
         panic!("it has one shard");
     };
-    offer(port, connects(0, 3, None));
+    offer(handle, connects(0, 3, None));
     node.until(|node| {
         node.acknowledge();
         state.figures.records.load(Ordering::Relaxed) >= 6
     });
-    node.mailbox.put_first(FIRST, Task::Panic(Step::Turn));
+    node.mailbox.put_first(FIRST, Task::Panic(PanicPoint::Turn));
     node.work();
-    let online = || port.figures.online_users.load(Ordering::Relaxed);
+    let online = || handle.figures.online_users.load(Ordering::Relaxed);
     assert_eq!(
-        (port.figures.restarts.load(Ordering::Relaxed), online()),
+        (handle.figures.restarts.load(Ordering::Relaxed), online()),
         (1, 0)
     );
     node.until(|_| online() == 3);
     // Who is online already is not announced again.
-    offer(port, connects(0, 4, None));
+    offer(handle, connects(0, 4, None));
     node.until(|node| node.broker.on(ONLINE).len() > 3);
     let headers = node.broker.on(ONLINE);
     assert_eq!(headers.len(), 4);
@@ -122,19 +122,24 @@ fn a_shard_that_panics_knows_again_what_was_stored_of_it() {
 
 #[test]
 fn a_panic_anywhere_in_a_shards_work_restarts_that_shard_alone() {
-    for step in [Step::Turn, Step::Figures, Step::Save, Step::Beacon] {
+    for step in [
+        PanicPoint::Turn,
+        PanicPoint::Figures,
+        PanicPoint::Save,
+        PanicPoint::Beacon,
+    ] {
         let mut node = Node::with_beacons(1 << 20, 1, 1);
         let tenant = node.tenant(2);
         node.work();
         node.mailbox.put_first(FIRST, Task::Begin);
         node.mailbox.put_first(FIRST, Task::Panic(step));
         let restarts = |shard: usize| {
-            let figures = &tenant.ports[shard].figures;
+            let figures = &tenant.handles[shard].figures;
             figures.restarts.load(Ordering::Relaxed)
         };
         node.until(|_| restarts(0) == 1);
-        offer(&tenant.ports[0], connects(0, 1, None));
-        offer(&tenant.ports[1], connects(0, 1, None));
+        offer(&tenant.handles[0], connects(0, 1, None));
+        offer(&tenant.handles[1], connects(0, 1, None));
         node.until(|node| node.broker.on(ONLINE).len() == 2);
         assert_eq!((restarts(0), restarts(1)), (1, 0), "{step:?}");
     }
@@ -144,16 +149,17 @@ fn a_panic_anywhere_in_a_shards_work_restarts_that_shard_alone() {
 async fn a_shard_that_begins_anew_does_its_control_tasks_and_leaves_no_question_unanswered() {
     let mut node = Node::new(1 << 20, 1);
     let tenant = node.tenant(1);
-    let [port] = &*tenant.ports else {
+    let [handle] = &*tenant.handles else {
         panic!("it has one shard");
     };
     node.work();
     let ask = || {
         let (answer, answered) = oneshot::channel();
-        assert!(port.ask(Ask::Contacts("ann".into(), answer)));
+        assert!(handle.ask(ShardQuestion::Contacts("ann".into(), answer)));
         answered
     };
-    node.mailbox.put_first(FIRST, Task::Panic(Step::Question));
+    node.mailbox
+        .put_first(FIRST, Task::Panic(PanicPoint::Question));
     let asked = ask();
     node.work();
     assert!(asked.await.is_err(), "the shard failed at it");
@@ -161,35 +167,37 @@ async fn a_shard_that_begins_anew_does_its_control_tasks_and_leaves_no_question_
     let asked = ask();
     let (used, uses) = oneshot::channel();
     let question = Question::Contacts(Names::new().intern("ann"));
-    port.send(Task::Uses([question].into(), used)).await;
+    handle.send(Task::Uses([question].into(), used)).await;
     let (ids, no_ids) = oneshot::channel();
-    port.send(Task::Ids(ids)).await;
+    handle.send(Task::Ids(ids)).await;
     for _ in 0..100 {
-        port.send(Task::Tell(Input::Rules)).await;
+        handle.send(Task::Input(Input::Rules)).await;
         node.turns(2);
     }
     assert!(asked.await.is_err(), "it knows nothing to answer by");
     assert_eq!(uses.await.unwrap(), [true], "it may use them later");
     assert!(no_ids.await.is_err(), "it may have others later");
-    let online = || port.figures.online_users.load(Ordering::Relaxed);
-    offer(port, connects(0, 1, None));
+    let online = || handle.figures.online_users.load(Ordering::Relaxed);
+    offer(handle, connects(0, 1, None));
     node.until(|_| online() == 1);
     let asked = ask();
     node.work();
     assert!(asked.await.is_ok());
-    assert_eq!(port.figures.restarts.load(Ordering::Relaxed), 1);
+    assert_eq!(handle.figures.restarts.load(Ordering::Relaxed), 1);
 }
 
 #[tokio::test]
 async fn a_shard_that_fails_while_it_ends_has_ended() {
     let mut node = Node::new(1 << 20, 1);
     let (jobs, _written) = Saver::channel();
-    let tenant = node.tenant_with(1, Arc::default(), Common::default(), || Some(jobs.saver()));
-    offer(&tenant.ports[0], connects(0, 1, None));
+    let tenant = node.tenant_with(1, Arc::default(), TenantContext::default(), || {
+        Some(jobs.saver())
+    });
+    offer(&tenant.handles[0], connects(0, 1, None));
     node.work();
     let (done, ended) = oneshot::channel();
-    tenant.ports[0].send(Task::Stop(done)).await;
-    node.mailbox.put_first(FIRST, Task::Panic(Step::End));
+    tenant.handles[0].send(Task::Stop(done)).await;
+    node.mailbox.put_first(FIRST, Task::Panic(PanicPoint::End));
     node.work();
     node.acknowledge();
     node.work();
@@ -201,14 +209,16 @@ async fn a_shard_that_fails_while_it_ends_has_ended() {
 async fn a_shard_that_has_failed_ends_where_the_broker_is_away() {
     let mut node = Node::new(1 << 20, 1);
     let (jobs, _written) = Saver::channel();
-    let tenant = node.tenant_with(1, Arc::default(), Common::default(), || Some(jobs.saver()));
-    offer(&tenant.ports[0], connects(0, 1, None));
+    let tenant = node.tenant_with(1, Arc::default(), TenantContext::default(), || {
+        Some(jobs.saver())
+    });
+    offer(&tenant.handles[0], connects(0, 1, None));
     node.work();
     node.broker.set(|taken| taken.is_connected = false);
-    node.mailbox.put_first(FIRST, Task::Panic(Step::Turn));
+    node.mailbox.put_first(FIRST, Task::Panic(PanicPoint::Turn));
     node.work();
     let (done, ended) = oneshot::channel();
-    tenant.ports[0].send(Task::Stop(done)).await;
+    tenant.handles[0].send(Task::Stop(done)).await;
     node.work();
     ended.await.unwrap();
     assert_eq!(node.thread.counts(), (0, 0));
@@ -218,7 +228,7 @@ async fn a_shard_that_has_failed_ends_where_the_broker_is_away() {
 #[derive(Clone)]
 struct Broken;
 
-impl Carrier for Broken {
+impl Transport for Broken {
     fn link(&self) -> u64 {
         panic!("it is broken")
     }
@@ -227,11 +237,11 @@ impl Carrier for Broken {
         true
     }
 
-    fn try_hand(&self, _: &Entry) -> Option<anyhow::Result<()>> {
+    fn try_send(&self, _: &JournalEntry) -> Option<anyhow::Result<()>> {
         None
     }
 
-    fn hand(&self, _: Entry) -> BoxFuture<'static, anyhow::Result<()>> {
+    fn send(&self, _: JournalEntry) -> BoxFuture<'static, anyhow::Result<()>> {
         Box::pin(std::future::pending())
     }
 }
@@ -248,16 +258,16 @@ async fn a_panic_outside_of_all_shards_ends_the_node_and_nobody_waits_for_the_th
     let fault = faults.next().await.to_string();
     assert_eq!(fault, "the thread `pool-0` has failed: it is broken");
     let (mailbox, _) = &pool.0.each[0];
-    let room = Room {
+    let room = QueueLimits {
         batches: 1,
         input_bytes: 1,
         questions: 1,
     };
-    let port = Port::new(Arc::clone(mailbox), FIRST, room);
+    let handle = ShardHandle::new(Arc::clone(mailbox), FIRST, room);
     let (done, never) = oneshot::channel();
-    port.send(Task::Stop(done)).await;
+    handle.send(Task::Stop(done)).await;
     assert!(never.await.is_err());
-    port.hand_over(connects(0, 1, None)).await;
+    handle.hand_over(connects(0, 1, None)).await;
     let (answer, _) = oneshot::channel();
-    assert!(!port.ask(Ask::Contacts("ann".into(), answer)));
+    assert!(!handle.ask(ShardQuestion::Contacts("ann".into(), answer)));
 }

@@ -21,7 +21,7 @@ pub(crate) struct Budget {
 
 /// What one question takes of it, for as long as it is being answered.
 #[derive(Debug)]
-pub(crate) struct Share {
+pub(crate) struct BudgetShare {
     budget: Arc<Budget>,
     bytes: AtomicUsize,
     _question: OwnedSemaphorePermit,
@@ -38,9 +38,9 @@ impl Budget {
     }
 
     /// Takes a question of so many bytes, if there is room for it.
-    pub(crate) fn admit(self: &Arc<Self>, bytes: usize) -> Option<Share> {
+    pub(crate) fn admit(self: &Arc<Self>, bytes: usize) -> Option<BudgetShare> {
         let question = Arc::clone(&self.questions).try_acquire_owned().ok()?;
-        let share = Share {
+        let share = BudgetShare {
             budget: Arc::clone(self),
             bytes: AtomicUsize::new(0),
             _question: question,
@@ -58,7 +58,7 @@ impl Budget {
     }
 }
 
-impl Share {
+impl BudgetShare {
     /// Takes so many bytes more, if there is room for them.
     pub(crate) fn grow(&self, bytes: usize) -> bool {
         let max = self.budget.bytes_max;
@@ -78,7 +78,7 @@ impl Share {
     }
 }
 
-impl Drop for Share {
+impl Drop for BudgetShare {
     fn drop(&mut self) {
         let bytes = self.bytes.load(Ordering::Relaxed);
         self.budget.bytes.fetch_sub(bytes, Ordering::Relaxed);

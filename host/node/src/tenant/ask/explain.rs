@@ -8,7 +8,7 @@ use presence_core::query::{Explain, Refusal};
 use tokio::sync::oneshot;
 
 use super::{QueryService, TRIES};
-use crate::pool::Ask;
+use crate::pool::ShardQuestion;
 
 impl QueryService {
     /// Refuses, unless explanations are given at all.
@@ -29,7 +29,7 @@ impl QueryService {
         let mut tries = 0;
         loop {
             let (answer, answered) = oneshot::channel();
-            if !shard.ask(Ask::Explain(asked.clone(), answer)) {
+            if !shard.ask(ShardQuestion::Explain(asked.clone(), answer)) {
                 return Err(Refusal::overloaded());
             }
             let Ok((generation, found)) = answered.await else {

@@ -14,7 +14,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::stream::{SelectAll, select_all};
-use presence_config::subjects::{Asked, Subjects};
+use presence_config::subjects::{QuestionKind, Subjects};
 use presence_core::body;
 use presence_core::directory::{Directory, Question};
 use presence_core::message::Cause;
@@ -23,16 +23,16 @@ use presence_core::quota::{Quota, Rate};
 use tokio::sync::{Semaphore, oneshot, watch};
 
 use crate::clock;
-use crate::link::broker::Health;
+use crate::link::broker::BrokerHealth;
 use crate::link::connection::{Connection, Incoming, Subscription};
-use crate::link::drops::Carries;
-use crate::link::reply::Replies;
+use crate::link::drops::SubscriptionKind;
+use crate::link::reply_guard::ReplyGuard;
 use crate::pool::Shards;
 use crate::pool::log_limiter::LogLimiter;
 use crate::tenant::quotas::Exceeded;
 
-pub(crate) use budget::{Budget, Share};
-pub(crate) use query::Asking;
+pub(crate) use budget::{Budget, BudgetShare};
+pub(crate) use query::PendingQuery;
 
 /// How often is asked in all, where the directory's answers are fetched one by
 /// one, and how long is waited for them each time.
@@ -69,11 +69,11 @@ pub(crate) struct Counts {
 pub(crate) struct QueryService {
     pub(crate) connection: Connection,
     pub(crate) subjects: Subjects,
-    pub(crate) replies: Arc<Replies>,
+    pub(crate) replies: Arc<ReplyGuard>,
     pub(crate) shards: Shards,
     /// The longest body that the broker takes, as it says on connecting.
     pub(crate) body_bytes_max: Arc<AtomicUsize>,
-    pub(crate) broker: Arc<Health>,
+    pub(crate) broker: Arc<BrokerHealth>,
     /// The directory that the shards have been told of.
     pub(crate) directory: watch::Receiver<Arc<Directory>>,
     /// Whether the directory is asked question by question.
@@ -89,7 +89,7 @@ pub(crate) struct QueryService {
 }
 
 /// What reads a tenant's questions.
-pub(crate) struct Reader {
+pub(crate) struct QuestionReader {
     messages: SelectAll<Subscription>,
     service: Arc<QueryService>,
     refusals: Arc<Semaphore>,
@@ -98,16 +98,16 @@ pub(crate) struct Reader {
 
 impl QueryService {
     /// Subscribes to what is asked.
-    pub(crate) async fn listen(self) -> anyhow::Result<Reader> {
+    pub(crate) async fn listen(self) -> anyhow::Result<QuestionReader> {
         let mut subscriptions = Vec::new();
-        for subject in Asked::SUBJECTS {
+        for subject in QuestionKind::SUBJECTS {
             let subject = self.subjects.of(subject);
-            let subscribing = self
-                .connection
-                .subscribe(subject, Carries::Questions, &self.broker);
+            let subscribing =
+                self.connection
+                    .subscribe(subject, SubscriptionKind::Questions, &self.broker);
             subscriptions.push(subscribing.await?);
         }
-        Ok(Reader {
+        Ok(QuestionReader {
             messages: select_all(subscriptions),
             service: Arc::new(self),
             refusals: Arc::new(Semaphore::new(REFUSALS_MAX)),
@@ -115,7 +115,7 @@ impl QueryService {
         })
     }
 
-    async fn answer(&self, received: &Incoming, share: Share, reply: String) {
+    async fn answer(&self, received: &Incoming, share: BudgetShare, reply: String) {
         let answered = self.answer_to(received, Arc::new(share)).await;
         self.publish(reply, self.counted(answered)).await;
     }
@@ -176,14 +176,14 @@ impl QueryService {
     async fn answer_to(
         &self,
         received: &Incoming,
-        share: Arc<Share>,
+        share: Arc<BudgetShare>,
     ) -> Result<Option<Vec<u8>>, Refusal> {
         match self.subjects.asked(received.subject()) {
-            Some(Asked::Query(viewer)) => {
+            Some(QuestionKind::Query(viewer)) => {
                 let query = Query::parse(received.payload(), viewer)?;
                 self.query(query, share).await
             }
-            Some(Asked::Explain) => {
+            Some(QuestionKind::Explain) => {
                 self.explain_if_enabled()?;
                 self.explain(Explain::parse(received.payload())?).await
             }
@@ -192,7 +192,7 @@ impl QueryService {
     }
 }
 
-impl Reader {
+impl QuestionReader {
     /// What answers.
     pub(crate) fn service(&self) -> Arc<QueryService> {
         Arc::clone(&self.service)

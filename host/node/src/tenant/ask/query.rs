@@ -10,18 +10,18 @@ use std::sync::{Arc, OnceLock};
 use bytestring::ByteString;
 use presence_core::body::query::{ANSWER_BYTES_MIN, Answers, reply};
 use presence_core::message::Cause;
-use presence_core::query::{Asked, Query, Refusal};
+use presence_core::query::{QueriedUsers, Query, Refusal};
 use tokio::sync::oneshot;
 
-use super::{QueryService, Share, TRIES};
-use crate::pool::Ask;
+use super::{BudgetShare, QueryService, TRIES};
+use crate::pool::ShardQuestion;
 
 /// How many users a shard answers on before its inputs get their turn.
 const PIECE_MAX: usize = 128;
 
 /// A query, shared out.
 #[derive(Debug)]
-struct Questions {
+struct SplitQuery {
     viewer: ByteString,
     users: Vec<ByteString>,
     pieces: Vec<Piece>,
@@ -41,13 +41,13 @@ struct Piece {
 /// A query that shards are at: each has one of these, and lets go of it when it has
 /// answered.
 #[derive(Debug)]
-pub(crate) struct Asking {
-    questions: Questions,
-    done: oneshot::Sender<Answered>,
+pub(crate) struct PendingQuery {
+    questions: SplitQuery,
+    done: oneshot::Sender<FinishedQuery>,
     /// How many bytes of answers there are, and how many fit a reply.
     bytes: AtomicUsize,
     bytes_max: usize,
-    share: Arc<Share>,
+    share: Arc<BudgetShare>,
     /// There is no room for its answers.
     is_overload: AtomicBool,
     /// Nobody waits for its answers any more.
@@ -56,15 +56,15 @@ pub(crate) struct Asking {
 
 /// A query that shards have been at.
 #[derive(Debug)]
-struct Answered {
-    questions: Questions,
+struct FinishedQuery {
+    questions: SplitQuery,
     /// How many bytes of answers there are; where they are too many, some are missing.
     bytes: usize,
     /// There was no room for them, and some are missing.
     is_overload: bool,
 }
 
-impl Asking {
+impl PendingQuery {
     pub(crate) fn viewer(&self) -> &str {
         &self.questions.viewer
     }
@@ -113,7 +113,7 @@ impl Asking {
     fn release(self: Arc<Self>) {
         if let Some(asking) = Arc::into_inner(self) {
             // The one who asked may have given up.
-            let _ = asking.done.send(Answered {
+            let _ = asking.done.send(FinishedQuery {
                 questions: asking.questions,
                 bytes: asking.bytes.into_inner(),
                 is_overload: asking.is_overload.into_inner(),
@@ -122,7 +122,7 @@ impl Asking {
     }
 }
 
-impl Questions {
+impl SplitQuery {
     fn new(viewer: ByteString, users: Vec<ByteString>, service: &QueryService) -> Self {
         let mut pieces: Vec<Piece> = Vec::new();
         let mut filling = vec![None; service.shards.iter().len()];
@@ -179,18 +179,18 @@ impl QueryService {
     pub(super) async fn query(
         &self,
         query: Query,
-        share: Arc<Share>,
+        share: Arc<BudgetShare>,
     ) -> Result<Option<Vec<u8>>, Refusal> {
         let body_bytes_max = self.body_bytes_max.load(Ordering::Relaxed);
         let users = match query.asked {
-            Asked::Users(users) => users,
-            Asked::Contacts => match self.contacts(&query.viewer).await? {
+            QueriedUsers::Users(users) => users,
+            QueriedUsers::Contacts => match self.contacts(&query.viewer).await? {
                 Some(contacts) => contacts,
                 None => return Ok(None),
             },
         };
         fits(users.len() * ANSWER_BYTES_MIN, body_bytes_max)?;
-        let questions = Questions::new(query.viewer, users, self);
+        let questions = SplitQuery::new(query.viewer, users, self);
         let Some(answered) = self.ask(questions, body_bytes_max, &share).await? else {
             return Ok(None);
         };
@@ -203,10 +203,10 @@ impl QueryService {
     /// decided on within all tries looks hidden.
     async fn ask(
         &self,
-        mut questions: Questions,
+        mut questions: SplitQuery,
         bytes_max: usize,
-        share: &Arc<Share>,
-    ) -> Result<Option<Questions>, Refusal> {
+        share: &Arc<BudgetShare>,
+    ) -> Result<Option<SplitQuery>, Refusal> {
         let mut pieces: Vec<_> = (0..questions.pieces.len()).collect();
         for _ in 0..TRIES {
             let Some(answered) = self.ask_once(questions, &pieces, bytes_max, share).await? else {
@@ -236,11 +236,11 @@ impl QueryService {
     /// could not answer.
     async fn ask_once(
         &self,
-        mut questions: Questions,
+        mut questions: SplitQuery,
         pieces: &[usize],
         bytes_max: usize,
-        share: &Arc<Share>,
-    ) -> Result<Option<Questions>, Refusal> {
+        share: &Arc<BudgetShare>,
+    ) -> Result<Option<SplitQuery>, Refusal> {
         for number in pieces {
             let piece = questions.pieces.get_mut(*number);
             if let Some(answers) = piece.and_then(|piece| piece.answers.take()) {
@@ -248,7 +248,7 @@ impl QueryService {
             }
         }
         let (done, answered) = oneshot::channel();
-        let asking = Arc::new(Asking {
+        let asking = Arc::new(PendingQuery {
             bytes: questions.bytes().into(),
             questions,
             done,
@@ -262,7 +262,7 @@ impl QueryService {
             let Some(shard) = piece.and_then(|piece| self.shards.get(piece.shard)) else {
                 return Ok(None);
             };
-            if !shard.ask(Ask::Query(Arc::clone(&asking), *number)) {
+            if !shard.ask(ShardQuestion::Query(Arc::clone(&asking), *number)) {
                 asking.give_up();
                 return Err(Refusal::overloaded());
             }
@@ -285,7 +285,7 @@ impl QueryService {
         };
         for _ in 0..TRIES {
             let (answer, answered) = oneshot::channel();
-            if !shard.ask(Ask::Contacts(viewer.clone(), answer)) {
+            if !shard.ask(ShardQuestion::Contacts(viewer.clone(), answer)) {
                 return Err(Refusal::overloaded());
             }
             let missing = match answered.await {

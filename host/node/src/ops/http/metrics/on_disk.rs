@@ -3,10 +3,10 @@
 use super::exposition::Exposition;
 use crate::clock;
 use crate::ops::http::Status;
-use crate::reload::on_disk::What;
+use crate::reload::on_disk::FileKind;
 
-pub(super) fn tell(text: &mut Exposition, status: &Status) {
-    let refused = What::ALL.map(|what| (what.as_str(), status.on_disk.of(what)));
+pub(super) fn write(text: &mut Exposition, status: &Status) {
+    let refused = FileKind::ALL.map(|what| (what.as_str(), status.on_disk.of(what)));
     let is_refused = refused
         .iter()
         .map(|(what, it)| (what, u8::from(it.is_some())));

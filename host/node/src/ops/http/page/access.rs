@@ -18,11 +18,11 @@ use crate::pool::log_limiter::LogLimiter;
 const WRONG_TOLD_MS: u64 = 10_000;
 
 /// What a refusal is: its status, and why.
-pub(super) type Refused = (StatusCode, &'static str);
+pub(super) type Refusal = (StatusCode, &'static str);
 
 /// Who asks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Reader {
+pub(super) enum Requester {
     /// Anyone who can connect.
     Anyone,
     /// One who has the token.
@@ -30,7 +30,7 @@ pub(super) enum Reader {
 }
 
 /// What the configuration says of readers.
-pub(super) struct Access {
+pub(super) struct PageAccess {
     token: Option<Token>,
     /// Whether nobody can connect but those on this machine.
     is_local: bool,
@@ -58,7 +58,7 @@ impl Token {
     }
 }
 
-impl Access {
+impl PageAccess {
     pub(super) fn new(http: &Http, names_users: bool) -> Self {
         let token = http.admin_token.as_ref();
         Self {
@@ -80,7 +80,7 @@ impl Access {
     ///
     /// # Errors
     /// If another page has the browser ask, or the token is wrong.
-    pub(super) fn reader(&self, request: &Parts) -> Result<Reader, Refused> {
+    pub(super) fn requester(&self, request: &Parts) -> Result<Requester, Refusal> {
         let host = text(request, header::HOST.as_str()).unwrap_or_default();
         let is_own = |origin: &str| origin.strip_prefix("http://") == Some(host);
         if request.headers.contains_key(header::ORIGIN)
@@ -93,12 +93,12 @@ impl Access {
             return Err((StatusCode::FORBIDDEN, "another page asks\n"));
         }
         let Some(given) = request.headers.get(header::AUTHORIZATION) else {
-            return Ok(Reader::Anyone);
+            return Ok(Requester::Anyone);
         };
         let given = given.as_bytes().strip_prefix(b"Bearer ");
         let is_right = |token: &Token| given.is_some_and(|given| token.is(given));
         if self.token.as_ref().is_some_and(is_right) {
-            return Ok(Reader::Operator);
+            return Ok(Requester::Operator);
         }
         if let Some(times) = self.wrong.line(WRONG_TOLD_MS) {
             tracing::warn!(times, "[http] was given a token that is not admin_token");
@@ -113,13 +113,13 @@ impl Access {
 
     /// Whether a reader may know what is about users: one with the token, or anyone on this
     /// machine where there is none.
-    pub(super) fn is_trusted(&self, reader: Reader) -> bool {
-        reader == Reader::Operator || (self.is_local && self.token.is_none())
+    pub(super) fn is_trusted(&self, requester: Requester) -> bool {
+        requester == Requester::Operator || (self.is_local && self.token.is_none())
     }
 
     /// Whether a reader is told users' ids.
-    pub(super) fn names_users_to(&self, reader: Reader) -> bool {
-        self.names_users && self.is_trusted(reader)
+    pub(super) fn names_users_to(&self, requester: Requester) -> bool {
+        self.names_users && self.is_trusted(requester)
     }
 }
 
@@ -136,8 +136,8 @@ mod tests {
 
     use super::*;
 
-    fn access(listen: &str, token: Option<&str>) -> Access {
-        Access {
+    fn access(listen: &str, token: Option<&str>) -> PageAccess {
+        PageAccess {
             token: token.and_then(Token::new),
             is_local: listen.starts_with("127."),
             names_users: true,
@@ -163,7 +163,11 @@ mod tests {
             vec![host, ("sec-fetch-site", "same-origin")],
             vec![host, ("sec-fetch-site", "none")],
         ] {
-            assert_eq!(access.reader(&parts(&good)), Ok(Reader::Anyone), "{good:?}");
+            assert_eq!(
+                access.requester(&parts(&good)),
+                Ok(Requester::Anyone),
+                "{good:?}"
+            );
         }
         for bad in [
             vec![host, ("origin", "http://evil.example")],
@@ -180,27 +184,28 @@ mod tests {
             vec![host, ("sec-fetch-site", "same-site")],
             vec![("origin", "http://127.0.0.1:18520")],
         ] {
-            let refused = access.reader(&parts(&bad)).unwrap_err();
+            let refused = access.requester(&parts(&bad)).unwrap_err();
             assert_eq!(refused.0, StatusCode::FORBIDDEN, "{bad:?}");
         }
-        assert!(Access::is_to_address(&parts(&[host])));
+        assert!(PageAccess::is_to_address(&parts(&[host])));
         for bad in [
             &[][..],
             &[("host", "evil.example")],
             &[host, ("host", "[::1]")],
         ] {
-            assert!(!Access::is_to_address(&parts(bad)), "{bad:?}");
+            assert!(!PageAccess::is_to_address(&parts(bad)), "{bad:?}");
         }
     }
 
     #[test]
     fn the_token_is_taken_whole_and_from_its_header_alone() {
-        let given =
-            |access: &Access, value: &str| access.reader(&parts(&[("authorization", value)]));
+        let given = |access: &PageAccess, value: &str| {
+            access.requester(&parts(&[("authorization", value)]))
+        };
         let with = access("127.0.0.1", Some("a long enough token"));
         assert_eq!(
             given(&with, "Bearer a long enough token"),
-            Ok(Reader::Operator)
+            Ok(Requester::Operator)
         );
         for wrong in [
             "",
@@ -222,14 +227,14 @@ mod tests {
 
     #[test]
     fn users_are_named_to_operators_and_on_the_machine_itself_where_there_is_no_token() {
-        let (anyone, operator) = (Reader::Anyone, Reader::Operator);
+        let (anyone, operator) = (Requester::Anyone, Requester::Operator);
         let local = access("127.0.0.1", None);
         assert!(local.names_users_to(anyone));
         let remote = access("0.0.0.0", None);
         assert!(!remote.names_users_to(anyone));
         let guarded = access("127.0.0.1", Some("a long enough token"));
         assert!(!guarded.names_users_to(anyone) && guarded.names_users_to(operator));
-        let nameless = Access {
+        let nameless = PageAccess {
             names_users: false,
             ..access("127.0.0.1", None)
         };

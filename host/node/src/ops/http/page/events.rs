@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout_at};
 
-use super::access::Reader;
+use super::access::Requester;
 use super::samples::{Samples, object};
 use super::swaps::Swaps;
 use super::{Page, metrics, status};
@@ -35,12 +35,12 @@ const LISTEN_MAX: Duration = Duration::from_secs(45);
 pub(super) struct Events {
     listeners: Arc<Semaphore>,
     now: watch::Sender<Bytes>,
-    seen: Mutex<Seen>,
+    seen: Mutex<PageState>,
 }
 
 /// What has been seen so far.
 #[derive(Default)]
-struct Seen {
+struct PageState {
     samples: Samples,
     swaps: Swaps,
 }
@@ -54,7 +54,7 @@ impl Events {
         }
     }
 
-    fn seen(&self) -> MutexGuard<'_, Seen> {
+    fn seen(&self) -> MutexGuard<'_, PageState> {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -98,11 +98,11 @@ impl Page {
     }
 
     /// What a page begins with: what it may do, and the samples that it doesn't have.
-    fn hello(&self, reader: Reader, after: u64) -> Bytes {
+    fn hello(&self, requester: Requester, after: u64) -> Bytes {
         let hello = json!({
-            "explain": self.may_explain(reader).as_str(),
+            "explain": self.may_explain(requester).as_str(),
             "token": self.access.has_token(),
-            "operator": reader == Reader::Operator,
+            "operator": requester == Requester::Operator,
         });
         let hello = hello.to_string();
         let hello = hello.trim_end_matches('}');
@@ -112,14 +112,14 @@ impl Page {
 
     /// The last dead letters, if they are others than those that were told; notes that they
     /// are told.
-    fn letters(&self, reader: Reader, told: &mut Option<u64>) -> Option<Bytes> {
+    fn letters(&self, requester: Requester, told: &mut Option<u64>) -> Option<Bytes> {
         let status = self.board.status.get()?;
         if *told == Some(status.letters.noted()) {
             return None;
         }
         let (noted, letters) = status.letters.newest();
         *told = Some(noted);
-        let names = self.access.names_users_to(reader);
+        let names = self.access.names_users_to(requester);
         let letters = letters.into_iter().map(|letter| match names {
             true => json!({
                 "at": letter.at,
@@ -139,13 +139,13 @@ impl Page {
     }
 
     /// Tells a reader for a while. `after` is the time of the newest sample that it has.
-    pub(super) fn tell(self: &Arc<Self>, reader: Reader, after: u64) -> Option<Response> {
+    pub(super) fn tell(self: &Arc<Self>, requester: Requester, after: u64) -> Option<Response> {
         let permit = Arc::clone(&self.events.listeners)
             .try_acquire_owned()
             .ok()?;
         let listener = Listener {
             page: Arc::clone(self),
-            reader,
+            requester,
             now: self.events.now.subscribe(),
             letters: None,
             until: Instant::now() + LISTEN_MAX,
@@ -164,7 +164,7 @@ impl Page {
 /// One page that listens.
 struct Listener {
     page: Arc<Page>,
-    reader: Reader,
+    requester: Requester,
     now: watch::Receiver<Bytes>,
     /// Up to which dead letter it was told.
     letters: Option<u64>,
@@ -181,7 +181,7 @@ impl Listener {
         let mut told = Vec::new();
         match self.begins_after.take() {
             Some(after) => {
-                told.extend_from_slice(&page.hello(self.reader, after));
+                told.extend_from_slice(&page.hello(self.requester, after));
                 let now = page.now(clock::now_ms(), &metrics::text(&page.board));
                 told.extend_from_slice(&now);
             }
@@ -193,7 +193,7 @@ impl Listener {
                 told.extend_from_slice(&self.now.borrow_and_update());
             }
         }
-        if let Some(letters) = page.letters(self.reader, &mut self.letters) {
+        if let Some(letters) = page.letters(self.requester, &mut self.letters) {
             told.extend_from_slice(&letters);
         }
         Some(told.into())

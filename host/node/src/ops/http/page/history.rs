@@ -14,8 +14,8 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use super::Page;
-use crate::store::Found;
-use crate::store::page::{PageStore, Step};
+use crate::store::FoundRevision;
+use crate::store::page::{PageAction, PageStore};
 
 /// How many of the newest revisions are told of.
 const TOLD_MAX: usize = 50;
@@ -23,7 +23,7 @@ const TOLD_MAX: usize = 50;
 /// What is asked for: this revision's pipeline, in place of the one that was seen.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct BackTo {
+struct RollbackRequest {
     revision: u64,
     seen: u64,
 }
@@ -31,16 +31,16 @@ struct BackTo {
 /// What is asked for: the end of the canary that the revision has that was seen.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct EndCanary {
+struct EndCanaryRequest {
     promote: bool,
     seen: u64,
 }
 
 /// Tells the revisions, the newest first, and what operators were alerted to.
-pub(super) async fn tell(State(page): State<Arc<Page>>, request: Request) -> Response {
+pub(super) async fn serve_history(State(page): State<Arc<Page>>, request: Request) -> Response {
     let (parts, _) = request.into_parts();
-    let reader = match page.sender(&parts) {
-        Ok(reader) => reader,
+    let requester = match page.sender(&parts) {
+        Ok(requester) => requester,
         Err(refused) => return refused.into_response(),
     };
     let status = page.board.status.get();
@@ -54,7 +54,7 @@ pub(super) async fn tell(State(page): State<Arc<Page>>, request: Request) -> Res
     };
     match revisions {
         Ok(revisions) => {
-            let names = page.access.is_trusted(reader);
+            let names = page.access.is_trusted(requester);
             json_of(json!({
                 "ok": true,
                 "newest": holds(&revisions).map(|it| it.revision),
@@ -72,16 +72,16 @@ pub(super) async fn tell(State(page): State<Arc<Page>>, request: Request) -> Res
 
 /// Makes an earlier pipeline the next revision, for an operator.
 pub(super) async fn roll_back(State(page): State<Arc<Page>>, request: Request) -> Response {
-    let step = |asked: BackTo| (Step::RollBack(asked.revision), asked.seen);
+    let step = |asked: RollbackRequest| (PageAction::RollBack(asked.revision), asked.seen);
     change(&page, request, step).await
 }
 
 /// Promotes or aborts a canary, for an operator.
 pub(super) async fn end_canary(State(page): State<Arc<Page>>, request: Request) -> Response {
-    let step = |asked: EndCanary| {
+    let step = |asked: EndCanaryRequest| {
         let step = match asked.promote {
-            true => Step::Promote,
-            false => Step::Abort,
+            true => PageAction::Promote,
+            false => PageAction::Abort,
         };
         (step, asked.seen)
     };
@@ -97,7 +97,7 @@ pub(super) async fn end_shadow(State(page): State<Arc<Page>>, request: Request) 
     let Some(store) = store(&page) else {
         return (StatusCode::BAD_REQUEST, "this can't be done\n").into_response();
     };
-    match store.trials.end_shadow().await {
+    match store.validator.end_shadow().await {
         Ok(()) => json_of(json!({"ok": true})),
         Err(error) => json_of(json!({"ok": false, "error": error})),
     }
@@ -107,7 +107,7 @@ pub(super) async fn end_shadow(State(page): State<Arc<Page>>, request: Request) 
 async fn change<T: DeserializeOwned>(
     page: &Page,
     request: Request,
-    step: impl FnOnce(T) -> (Step, u64),
+    step: impl FnOnce(T) -> (PageAction, u64),
 ) -> Response {
     let (parts, body) = request.into_parts();
     if let Err(refused) = page.may_change(&parts) {
@@ -133,13 +133,13 @@ async fn change<T: DeserializeOwned>(
 
 /// Tells what comes of a canary or a shadow, with examples for those who may know whom
 /// they are about.
-pub(super) async fn tell_beside(State(page): State<Arc<Page>>, request: Request) -> Response {
+pub(super) async fn serve_reports(State(page): State<Arc<Page>>, request: Request) -> Response {
     let (parts, _) = request.into_parts();
-    let reader = match page.sender(&parts) {
-        Ok(reader) => reader,
+    let requester = match page.sender(&parts) {
+        Ok(requester) => requester,
         Err(refused) => return refused.into_response(),
     };
-    if !page.access.names_users_to(reader) {
+    if !page.access.names_users_to(requester) {
         return json_of(json!({"ok": true, "reports": null}));
     }
     json_of(json!({"ok": true, "reports": page.board.reports()}))
@@ -150,12 +150,12 @@ fn store(page: &Page) -> Option<Arc<PageStore>> {
 }
 
 /// The newest revision that can be read.
-fn holds(revisions: &[Found]) -> Option<&Revision> {
+fn holds(revisions: &[FoundRevision]) -> Option<&Revision> {
     let mut newest = revisions.iter().rev();
     newest.find_map(|it| it.revision.as_ref().ok())
 }
 
-fn told(revisions: &[Found], names: bool) -> Vec<Value> {
+fn told(revisions: &[FoundRevision], names: bool) -> Vec<Value> {
     let newest = holds(revisions);
     let told = revisions.iter().rev().take(TOLD_MAX);
     let told = told.map(|found| match &found.revision {

@@ -20,8 +20,8 @@ use axum::response::{Html, IntoResponse, Response};
 use axum::routing::{get, post};
 use presence_config::Config;
 
-use super::{Board, metrics, status};
-use access::{Access, Reader, Refused};
+use super::{StatusBoard, metrics, status};
+use access::{PageAccess, Refusal, Requester};
 use assets::{ASSETS, INDEX};
 use events::Events;
 
@@ -41,15 +41,15 @@ const HEADERS: [(&str, &str); 6] = [
 ];
 
 /// What is answered where the token is missing.
-const NEEDS_TOKEN: Refused = (
+const NEEDS_TOKEN: Refusal = (
     StatusCode::FORBIDDEN,
     "this needs the token, [http] admin_token\n",
 );
 
 /// The page of a node.
 pub(super) struct Page {
-    board: Arc<Board>,
-    access: Access,
+    board: Arc<StatusBoard>,
+    access: PageAccess,
     events: Events,
 }
 
@@ -74,18 +74,18 @@ impl MayExplain {
 }
 
 impl Page {
-    pub(super) fn new(config: &Config, board: Arc<Board>) -> Arc<Self> {
+    pub(super) fn new(config: &Config, board: Arc<StatusBoard>) -> Arc<Self> {
         Arc::new(Self {
             board,
-            access: Access::new(&config.http, config.log.user_ids),
+            access: PageAccess::new(&config.http, config.log.user_ids),
             events: Events::new(),
         })
     }
 
-    fn may_explain(&self, reader: Reader) -> MayExplain {
+    fn may_explain(&self, requester: Requester) -> MayExplain {
         let status = self.board.status.get();
         let is_on = status.is_some_and(|status| status.explains());
-        match (is_on, self.access.is_trusted(reader)) {
+        match (is_on, self.access.is_trusted(requester)) {
             (false, _) => MayExplain::Off,
             (true, false) => MayExplain::NeedsToken,
             (true, true) => MayExplain::Yes,
@@ -93,7 +93,7 @@ impl Page {
     }
 
     /// Whether a request for an explanation is one, and may be made.
-    fn may_ask(&self, request: &Parts) -> Result<(), Refused> {
+    fn may_ask(&self, request: &Parts) -> Result<(), Refusal> {
         match self.may_explain(self.sender(request)?) {
             // What is off is refused by what would answer, in its own words.
             MayExplain::Yes | MayExplain::Off => Ok(()),
@@ -102,23 +102,23 @@ impl Page {
     }
 
     /// Whether a request that changes something is one, and may be made.
-    fn may_change(&self, request: &Parts) -> Result<(), Refused> {
+    fn may_change(&self, request: &Parts) -> Result<(), Refusal> {
         match self.sender(request)? {
-            Reader::Operator => Ok(()),
-            Reader::Anyone => Err(NEEDS_TOKEN),
+            Requester::Operator => Ok(()),
+            Requester::Anyone => Err(NEEDS_TOKEN),
         }
     }
 
     /// Who sends JSON, or says so where there is nothing to send: no other page can have a browser
     /// do that without being asked first.
-    fn sender(&self, request: &Parts) -> Result<Reader, Refused> {
-        let reader = self.access.reader(request)?;
+    fn sender(&self, request: &Parts) -> Result<Requester, Refusal> {
+        let requester = self.access.requester(request)?;
         let kind = request.headers.get(header::CONTENT_TYPE);
         if kind.is_none_or(|kind| kind != "application/json") {
             let why = "ask with the content type application/json\n";
             return Err((StatusCode::UNSUPPORTED_MEDIA_TYPE, why));
         }
-        Ok(reader)
+        Ok(requester)
     }
 
     /// Notes for the page what there is to see, for as long as the node runs.
@@ -133,11 +133,11 @@ pub(super) fn routes(page: Arc<Page>) -> Router {
         .route("/", get(|| async { Html(INDEX) }))
         .route("/page/events", get(tell))
         .route("/page/explain", post(explain))
-        .route("/page/history", get(history::tell))
+        .route("/page/history", get(history::serve_history))
         .route("/page/rollback", post(history::roll_back))
         .route("/page/canary", post(history::end_canary))
         .route("/page/shadow", post(history::end_shadow))
-        .route("/page/beside", get(history::tell_beside))
+        .route("/page/beside", get(history::serve_reports))
         .route("/page/{name}", get(asset))
         .with_state(page)
         .layer(from_fn(to_address))
@@ -146,7 +146,7 @@ pub(super) fn routes(page: Arc<Page>) -> Router {
 /// Answers what is asked by an address alone, and says what the browser may make of it.
 async fn to_address(request: Request, next: Next) -> Response {
     let (parts, body) = request.into_parts();
-    let mut answer = if Access::is_to_address(&parts) {
+    let mut answer = if PageAccess::is_to_address(&parts) {
         next.run(Request::from_parts(parts, body)).await
     } else {
         let why = "ask by an address, such as 127.0.0.1, or as localhost\n";
@@ -170,13 +170,13 @@ async fn asset(Path(name): Path<String>) -> Response {
 async fn tell(State(page): State<Arc<Page>>, request: Request) -> Response {
     let (parts, _) = request.into_parts();
     // There is room for few, and none for those that another page has the browser ask for.
-    let reader = match page.sender(&parts) {
-        Ok(reader) => reader,
+    let requester = match page.sender(&parts) {
+        Ok(requester) => requester,
         Err(refused) => return refused.into_response(),
     };
     let query = parts.uri.query().unwrap_or_default();
     let after = query.strip_prefix("after=").and_then(|at| at.parse().ok());
-    page.tell(reader, after.unwrap_or_default())
+    page.tell(requester, after.unwrap_or_default())
         .unwrap_or_else(|| {
             let why = "too many pages of this node are open: close one\n";
             (StatusCode::SERVICE_UNAVAILABLE, why).into_response()

@@ -15,7 +15,7 @@ const KEPT: usize = 20;
 pub(super) struct Swaps {
     /// The oldest first.
     swaps: VecDeque<Swap>,
-    stages: Vec<Standing>,
+    stages: Vec<StageInForce>,
 }
 
 /// A generation.
@@ -40,14 +40,14 @@ struct Change {
 
 /// A stage, and since when it has been in force as it is.
 #[derive(Clone)]
-struct Standing {
+struct StageInForce {
     stage: Stage,
-    since: Since,
+    since: InForceSince,
 }
 
 /// Since when.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-pub(super) struct Since {
+pub(super) struct InForceSince {
     generation: u64,
     at: u64,
 }
@@ -84,7 +84,7 @@ impl Swaps {
         let first = self.swaps.is_empty();
         let mut before = std::mem::take(&mut self.stages);
         let order: Vec<_> = before.iter().map(|it| it.stage.clone()).collect();
-        let since = Since { generation, at };
+        let since = InForceSince { generation, at };
         let mut changes = Vec::new();
         // What stays as it is, first: a plugin may stand in the pipeline twice.
         let stayed: Vec<_> = stages
@@ -110,7 +110,7 @@ impl Swaps {
                     sha256: Some(stage.sha256.clone()),
                 });
             }
-            self.stages.push(Standing {
+            self.stages.push(StageInForce {
                 stage,
                 since: stayed.unwrap_or(since),
             });
@@ -147,7 +147,7 @@ impl Swaps {
     }
 
     /// Since when each stage of a generation has been in force; none if it is another's.
-    pub(super) fn since(&self, generation: u64) -> Vec<Since> {
+    pub(super) fn since(&self, generation: u64) -> Vec<InForceSince> {
         match self.swaps.back() {
             Some(swap) if swap.generation == generation => {
                 self.stages.iter().map(|it| it.since).collect()

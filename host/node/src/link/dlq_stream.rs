@@ -20,9 +20,9 @@ use serde::Deserialize;
 use serde_json::Value;
 use tokio::time::timeout;
 
-use crate::link::broker::Access;
-use crate::link::question::{self, Complaint};
-use crate::link::request::{self, NoAnswer};
+use crate::link::broker::BrokerAccess;
+use crate::link::request::{self, RequestError};
+use crate::link::request_client::{self, LastBrokerError};
 
 /// How long a node has to answer a message that is redriven.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -31,10 +31,10 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 const READ_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The stream of a tenant's dead letters, and a connection to it.
-pub struct DeadLetters {
+pub struct DlqStream {
     client: Client,
     context: jetstream::Context,
-    complaint: Complaint,
+    complaint: LastBrokerError,
     subjects: Subjects,
     name: String,
 }
@@ -58,12 +58,12 @@ pub struct DeadLetter {
     /// The letter as it was published.
     pub body: Value,
     /// What a node says in it.
-    pub content: Content,
+    pub content: DeadLetterBody,
 }
 
 /// What a node says in a dead letter.
 #[derive(Clone, Debug, Deserialize)]
-pub struct Content {
+pub struct DeadLetterBody {
     /// The subject of the message or event.
     pub subject: String,
     /// Why it could not be processed: one of the documented reasons.
@@ -81,7 +81,7 @@ pub struct Content {
 
 /// How a letter is redriven.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Way {
+pub enum RedriveMode {
     /// Its message is published again.
     Input(Kind),
     /// The node is asked to decide about its event again.
@@ -92,7 +92,7 @@ pub enum Way {
 
 /// What became of a message that was redriven.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Redriven {
+pub enum RedriveResult {
     /// A node took it.
     Accepted,
     /// A node ignored it, since it knows of something newer: why.
@@ -102,18 +102,18 @@ pub enum Redriven {
     Refused(String, String),
 }
 
-impl DeadLetters {
+impl DlqStream {
     /// Connects. The stream may be missing; it has the usual name, unless one is given.
     ///
     /// # Errors
     /// If NATS can't be reached.
     pub async fn connect(config: &Config, stream: Option<&str>) -> anyhow::Result<Self> {
-        let access = Access::new(config);
-        let complaint = Complaint::default();
+        let access = BrokerAccess::new(config);
+        let complaint = LastBrokerError::default();
         let options = access
             .options()?
             .name("presence dlq")
-            .custom_inbox_prefix(question::inbox(config, None))
+            .custom_inbox_prefix(request_client::inbox(config, None))
             .event_callback(complaint.listener());
         let client = access.connect(options).await?;
         let prefix = config.tenant.prefix.as_deref();
@@ -226,20 +226,20 @@ impl DeadLetters {
     }
 
     /// How a letter is redriven.
-    pub fn way(&self, letter: &DeadLetter) -> Way {
+    pub fn redrive_mode(&self, letter: &DeadLetter) -> RedriveMode {
         let content = &letter.content;
         // One that more viewers may see than may be told is decided again, too.
         let is_untold = content.reason == Cause::QuotaExceeded.as_str()
             && content.subject == self.subjects.of(Subject::FilteredOnline.as_str());
         let is_event = is_untold || content.reason == Cause::PluginFailed.as_str();
         match self.subjects.kind(&content.subject) {
-            _ if is_event => Way::Event,
+            _ if is_event => RedriveMode::Event,
             // It may be an event of the node's own, which is no statement of an application.
             Some(Kind::Online | Kind::Offline) if content.reason == Cause::TooLarge.as_str() => {
-                Way::None("only what sent it can make it shorter")
+                RedriveMode::None("only what sent it can make it shorter")
             }
-            Some(kind) => Way::Input(kind),
-            None => Way::None("its subject is none on which a node takes messages"),
+            Some(kind) => RedriveMode::Input(kind),
+            None => RedriveMode::None("its subject is none on which a node takes messages"),
         }
     }
 
@@ -248,17 +248,17 @@ impl DeadLetters {
     ///
     /// # Errors
     /// If no node answers, or the letter lacks a part of the message.
-    pub async fn redrive(&self, letter: &DeadLetter) -> anyhow::Result<Redriven> {
-        let subject = match self.way(letter) {
-            Way::Input(_) => letter.content.subject.clone(),
-            Way::Event => self.subjects.of(REDRIVE),
-            Way::None(why) => bail!(why),
+    pub async fn redrive(&self, letter: &DeadLetter) -> anyhow::Result<RedriveResult> {
+        let subject = match self.redrive_mode(letter) {
+            RedriveMode::Input(_) => letter.content.subject.clone(),
+            RedriveMode::Event => self.subjects.of(REDRIVE),
+            RedriveMode::None(why) => bail!(why),
         };
         let payload = letter.payload()?;
         let read = |reply: &Message| outcome(&serde_json::from_slice(&reply.payload).ok()?);
         match request::ask(&self.client, &subject, payload, TIMEOUT, read).await {
             Ok(outcome) => Ok(outcome),
-            Err(NoAnswer::Nobody { .. }) => {
+            Err(RequestError::Nobody { .. }) => {
                 bail!("no processor listens on {subject}: is `presence run` up?")
             }
             Err(error) => Err(self.complained(error.into())),
@@ -311,7 +311,7 @@ impl DeadLetters {
 impl DeadLetter {
     fn read(number: u64, body: &[u8]) -> Option<Self> {
         let body: Value = serde_json::from_slice(body).ok()?;
-        let content = Content::deserialize(&body).ok()?;
+        let content = DeadLetterBody::deserialize(&body).ok()?;
         Some(Self {
             number,
             body,
@@ -392,15 +392,15 @@ fn is_missing(kind: &GetStreamErrorKind) -> bool {
 }
 
 /// What a node's reply says; none if it isn't one.
-fn outcome(reply: &Value) -> Option<Redriven> {
+fn outcome(reply: &Value) -> Option<RedriveResult> {
     let text = |field: &str| reply.get(field).and_then(Value::as_str).map(str::to_owned);
     match (reply.get("ok")?.as_bool()?, text("reason")) {
-        (true, _) => Some(Redriven::Accepted),
+        (true, _) => Some(RedriveResult::Accepted),
         (false, Some(reason)) => {
             let error = text("error").unwrap_or_default();
             Some(match &*reason {
-                "stale" => Redriven::Stale(error),
-                _ => Redriven::Refused(reason, error),
+                "stale" => RedriveResult::Stale(error),
+                _ => RedriveResult::Refused(reason, error),
             })
         }
         (false, None) => None,

@@ -7,7 +7,7 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use super::compiler::held;
 
 /// The places in which plugins are compiled.
-pub(super) struct Seats {
+pub(super) struct CompileSlots {
     state: Mutex<State>,
     freed: Condvar,
 }
@@ -29,12 +29,12 @@ struct Compiling {
 
 /// A place.
 #[derive(Clone)]
-pub(super) struct Seat {
-    seats: Arc<Seats>,
+pub(super) struct CompileSlot {
+    slots: Arc<CompileSlots>,
     number: u64,
 }
 
-impl Seats {
+impl CompileSlots {
     pub(super) fn new(count: usize) -> Self {
         Self {
             state: Mutex::new(State {
@@ -48,7 +48,7 @@ impl Seats {
     }
 
     /// Waits for a place. The owner with the fewest compilations comes first.
-    pub(super) fn take(self: &Arc<Self>, owner: &str) -> Seat {
+    pub(super) fn take(self: &Arc<Self>, owner: &str) -> CompileSlot {
         let owner: Arc<str> = owner.into();
         let mut state = held(&self.state);
         let number = state.came;
@@ -65,8 +65,8 @@ impl Seats {
         drop(state);
         // There may be a place for the next one, too.
         self.freed.notify_all();
-        Seat {
-            seats: Arc::clone(self),
+        CompileSlot {
+            slots: Arc::clone(self),
             number,
         }
     }
@@ -98,19 +98,19 @@ impl State {
     }
 }
 
-impl Seat {
+impl CompileSlot {
     /// It goes on, and nobody waits for it.
     pub(super) fn give_up(&self) {
-        if let Some(own) = held(&self.seats.state).compiling.get_mut(&self.number) {
+        if let Some(own) = held(&self.slots.state).compiling.get_mut(&self.number) {
             own.is_given_up = true;
         }
-        self.seats.freed.notify_all();
+        self.slots.freed.notify_all();
     }
 
     /// It has ended.
     pub(super) fn end(&self) {
-        held(&self.seats.state).compiling.remove(&self.number);
-        self.seats.freed.notify_all();
+        held(&self.slots.state).compiling.remove(&self.number);
+        self.slots.freed.notify_all();
     }
 }
 
@@ -123,19 +123,19 @@ mod tests {
 
     #[test]
     fn who_has_a_place_waits_for_who_has_none() {
-        let seats = Arc::new(Seats::new(2));
-        let (first, second) = (seats.take("many"), seats.take("many"));
+        let slots = Arc::new(CompileSlots::new(2));
+        let (first, second) = (slots.take("many"), slots.take("many"));
         let (came, order) = channel();
         thread::scope(|scope| {
             for (number, owner) in ["many", "many", "other"].into_iter().enumerate() {
-                let (seats, came) = (Arc::clone(&seats), came.clone());
-                let own = Arc::clone(&seats);
+                let (slots, came) = (Arc::clone(&slots), came.clone());
+                let own = Arc::clone(&slots);
                 scope.spawn(move || {
-                    let seat = own.take(owner);
+                    let slot = own.take(owner);
                     came.send(owner).unwrap();
-                    seat.end();
+                    slot.end();
                 });
-                while seats.waiting() <= number {
+                while slots.waiting() <= number {
                     thread::yield_now();
                 }
             }
@@ -148,21 +148,21 @@ mod tests {
 
     #[test]
     fn those_that_are_given_up_take_places_once_they_are_too_many() {
-        let seats = Arc::new(Seats::new(1));
-        let has_room = || held(&seats.state).has_room();
-        let first = seats.take("a");
+        let slots = Arc::new(CompileSlots::new(1));
+        let has_room = || held(&slots.state).has_room();
+        let first = slots.take("a");
         assert!(!has_room());
         first.give_up();
-        let second = seats.take("a");
+        let second = slots.take("a");
         second.give_up();
         assert!(!has_room());
         first.end();
         assert!(has_room());
-        let third = seats.take("a");
+        let third = slots.take("a");
         assert!(!has_room());
-        for seat in [third, second] {
-            seat.end();
+        for slot in [third, second] {
+            slot.end();
         }
-        assert!(held(&seats.state).compiling.is_empty());
+        assert!(held(&slots.state).compiling.is_empty());
     }
 }

@@ -20,7 +20,7 @@ const PAYLOAD_BYTES_MAX: usize = 32 << 10;
 
 /// One dead letter, in short.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Letter {
+pub(crate) struct DeadLetterSummary {
     /// Its timestamp, in milliseconds.
     pub(crate) at: u64,
     pub(crate) subject: String,
@@ -33,11 +33,11 @@ pub(crate) struct Letter {
 
 /// The last few of a tenant.
 #[derive(Debug, Default)]
-pub(crate) struct LastLetters(Mutex<Kept>);
+pub(crate) struct RecentDeadLetters(Mutex<Recent>);
 
 #[derive(Debug, Default)]
-struct Kept {
-    letters: VecDeque<Letter>,
+struct Recent {
+    letters: VecDeque<DeadLetterSummary>,
     /// How many were noted since the start.
     noted: u64,
     /// The second that is under way, and how many were noted in it.
@@ -60,12 +60,12 @@ struct Body<'a> {
 
 /// A payload that says whom it is about.
 #[derive(Deserialize)]
-struct About<'a> {
+struct AboutUser<'a> {
     #[serde(rename = "userId", borrow)]
     user: Cow<'a, str>,
 }
 
-impl LastLetters {
+impl RecentDeadLetters {
     /// Notes one that is published.
     pub(crate) fn note(&self, body: &[u8]) {
         self.note_at(clock::now_ms(), body);
@@ -88,8 +88,8 @@ impl LastLetters {
             return;
         };
         let is_short = body.payload.len() <= PAYLOAD_BYTES_MAX;
-        let about = is_short.then(|| serde_json::from_str::<About<'_>>(&body.payload).ok());
-        let letter = Letter {
+        let about = is_short.then(|| serde_json::from_str::<AboutUser<'_>>(&body.payload).ok());
+        let letter = DeadLetterSummary {
             at: body.timestamp,
             subject: beginning(&body.subject),
             reason: beginning(&body.reason),
@@ -110,12 +110,12 @@ impl LastLetters {
     }
 
     /// Those that are kept, the newest first, and how many were noted by then.
-    pub(crate) fn newest(&self) -> (u64, Vec<Letter>) {
+    pub(crate) fn newest(&self) -> (u64, Vec<DeadLetterSummary>) {
         let kept = self.lock();
         (kept.noted, kept.letters.iter().cloned().collect())
     }
 
-    fn lock(&self) -> MutexGuard<'_, Kept> {
+    fn lock(&self) -> MutexGuard<'_, Recent> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -146,7 +146,7 @@ mod tests {
 
     #[test]
     fn the_newest_are_kept_with_their_user_and_the_rest_is_forgotten() {
-        let letters = LastLetters::default();
+        let letters = RecentDeadLetters::default();
         for number in 0..60_u64 {
             let payload = format!("{{\"userId\": \"u{number}\"}}");
             letters.note_at(number * 1_000, &body("e", &payload));
@@ -161,7 +161,7 @@ mod tests {
 
     #[test]
     fn a_flood_and_long_texts_take_no_more_than_there_is_room_for() {
-        let letters = LastLetters::default();
+        let letters = RecentDeadLetters::default();
         for _ in 0..10_000 {
             letters.note_at(5, &body("e", "{}"));
         }

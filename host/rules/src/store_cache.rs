@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context as _, ensure};
 use presence_config::digest::Digest;
-use presence_config::regular::{self, Limit};
+use presence_config::regular_file::{self, Limit};
 use presence_config::revision::{Candidate, Revision};
 use presence_config::{Config, PluginSource};
 use presence_sandbox::sha256;
@@ -22,7 +22,7 @@ pub const STORE: &str = "store";
 
 /// What is kept of a tenant's plugin store.
 #[derive(Debug, Default)]
-pub struct Kept {
+pub struct StoreCache {
     /// Where it is kept; none where nothing is kept over a restart.
     folder: Option<PathBuf>,
     /// The plugins that could not be kept there.
@@ -31,7 +31,7 @@ pub struct Kept {
 
 /// What a node keeps of a canary over a restart.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct KeptCanary {
+pub struct SavedCanary {
     /// Which one.
     pub candidate: Candidate,
     /// For how many milliseconds it has been watched on this node.
@@ -41,7 +41,7 @@ pub struct KeptCanary {
     pub ended: Option<String>,
 }
 
-impl Kept {
+impl StoreCache {
     /// Of the tenant that a configuration describes.
     pub fn of(config: &Config) -> Self {
         // No tenant's prefix is `presence`.
@@ -63,7 +63,7 @@ impl Kept {
         }
         let path = self.path_of(digest);
         let path = path.with_context(|| format!("{digest} is not on this node"))?;
-        let bytes = regular::read(&path, Some(limit))?;
+        let bytes = regular_file::read(&path, Some(limit))?;
         ensure!(
             *sha256(&bytes) == *digest.hex(),
             "{} has been altered: its content is not what its name says",
@@ -113,7 +113,7 @@ impl Kept {
     }
 
     /// Keeps the revision that is in force, and of the plugins only its own.
-    pub fn put_in_force(&self, revision: &Revision) {
+    pub fn record_in_force(&self, revision: &Revision) {
         let used = revision.digests();
         self.memory().retain(|digest, _| used.contains(digest));
         let Some(path) = self.revision_path() else {
@@ -139,14 +139,14 @@ impl Kept {
     }
 
     /// What is kept of a canary, if it is this one.
-    pub fn canary(&self, candidate: &Candidate) -> Option<KeptCanary> {
+    pub fn canary(&self, candidate: &Candidate) -> Option<SavedCanary> {
         let bytes = fs::read(self.canary_path()?).ok()?;
-        let kept: Option<KeptCanary> = serde_json::from_slice(&bytes).ok();
+        let kept: Option<SavedCanary> = serde_json::from_slice(&bytes).ok();
         kept.filter(|it| it.candidate.is_same(candidate))
     }
 
     /// Keeps what is known of a canary, in place of what was.
-    pub fn keep_canary(&self, canary: &KeptCanary) {
+    pub fn save_canary(&self, canary: &SavedCanary) {
         let Some(path) = self.canary_path() else {
             return;
         };
@@ -192,7 +192,7 @@ fn file_name(digest: &Digest) -> String {
 /// If there is none, or it can't be read.
 pub fn without_store(mut config: Config) -> anyhow::Result<Config> {
     if config.plugins.source == PluginSource::Store {
-        let kept = Kept::of(&config).revision()?;
+        let kept = StoreCache::of(&config).revision()?;
         let kept = kept.context(
             "the pipeline comes from the plugin store ([plugins] source), and this node has kept \
              no revision of it",
@@ -223,10 +223,10 @@ mod tests {
         Revision::parse(text.as_bytes()).unwrap()
     }
 
-    fn in_folder(folder: &Path) -> Kept {
+    fn in_folder(folder: &Path) -> StoreCache {
         let mut config = Config::default();
         config.state.dir = Some(folder.to_owned());
-        Kept::of(&config)
+        StoreCache::of(&config)
     }
 
     #[test]
@@ -237,7 +237,7 @@ mod tests {
         for plugin in [b"one", b"two"] {
             kept.keep(&digest(plugin), plugin.to_vec()).unwrap();
         }
-        kept.put_in_force(&revision(b"two"));
+        kept.record_in_force(&revision(b"two"));
         let kept = in_folder(folder.path());
         assert_eq!(kept.revision().unwrap(), Some(revision(b"two")));
         assert_eq!(&*kept.plugin(&digest(b"two"), LIMIT).unwrap(), b"two");
@@ -258,10 +258,10 @@ mod tests {
 
     #[test]
     fn without_a_folder_plugins_are_held_for_as_long_as_they_run() {
-        let kept = Kept::default();
+        let kept = StoreCache::default();
         kept.keep(&digest(b"one"), b"one".to_vec()).unwrap();
         assert!(kept.plugin(&digest(b"one"), LIMIT).is_ok());
-        kept.put_in_force(&revision(b"two"));
+        kept.record_in_force(&revision(b"two"));
         assert!(kept.plugin(&digest(b"one"), LIMIT).is_err());
         assert_eq!(kept.revision().unwrap(), None);
     }

@@ -8,13 +8,13 @@ use presence_core::metadata::MetadataChange;
 use presence_core::rules::{Context, Failure, Rendition, Rules as _};
 use serde_json::Value;
 
-use crate::call::Observed;
+use crate::call::Observations;
 use crate::instance::CallCost;
 use crate::manifest::Role;
 use crate::{Limits, LoadError, Pipeline, Plugin, Stage};
 
 /// An instance of a plugin, to be called as a pipeline would.
-pub struct Trial {
+pub struct TestInstance {
     pipeline: Pipeline,
     role: Role,
     reconsider_at: Option<u64>,
@@ -31,7 +31,7 @@ pub enum Answer {
     Changes(Vec<MetadataChange>),
 }
 
-impl Trial {
+impl TestInstance {
     /// An instance that has taken its configuration. It may add viewers if its
     /// manifest says so: who tries a plugin grants it that.
     ///
@@ -62,7 +62,7 @@ impl Trial {
     /// # Errors
     /// If the call fails. The next one is then to an instance begun afresh.
     pub fn call(&mut self, context: Context<'_>, audience: Audience) -> Result<Answer, Failure> {
-        let mut observed = Observed::default();
+        let mut observed = Observations::default();
         let answer = match self.role {
             Role::Filter => {
                 let audience = self.pipeline.filter(context, audience, &mut observed);
@@ -92,7 +92,7 @@ impl Trial {
 
     /// What the last call took. None if the next is to an instance begun afresh: it
     /// failed, or used up its memory.
-    pub fn spent(&self) -> Option<CallCost> {
+    pub fn last_cost(&self) -> Option<CallCost> {
         let Pipeline {
             enrichers,
             filters,
@@ -100,9 +100,9 @@ impl Trial {
             ..
         } = &self.pipeline;
         match self.role {
-            Role::Filter => filters.first()?.spent(),
-            Role::Redactor => redactor.as_ref()?.spent(),
-            Role::Enricher => enrichers.first()?.spent(),
+            Role::Filter => filters.first()?.last_cost(),
+            Role::Redactor => redactor.as_ref()?.last_cost(),
+            Role::Enricher => enrichers.first()?.last_cost(),
         }
     }
 }

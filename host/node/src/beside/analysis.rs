@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use presence_config::abort_on::{AbortOn, AbortRule, Measure};
+use presence_config::abort_on::{AbortOn, AbortRule, CanaryMeasure};
 
 use super::latency::Counts;
 use super::meter::{Meter, Side};
@@ -25,7 +25,7 @@ pub(crate) const USERS_MIN: u64 = 10;
 
 /// What is known of a canary over the window.
 #[derive(Debug)]
-pub(crate) struct Judge {
+pub(crate) struct CanaryAnalysis {
     rules: AbortOn,
     samples: VecDeque<Sample>,
 }
@@ -53,7 +53,7 @@ impl Sample {
     }
 }
 
-impl Judge {
+impl CanaryAnalysis {
     /// Of a canary that begins.
     pub(crate) fn new(rules: AbortOn, meter: &Meter, now: u64) -> Self {
         Self {
@@ -63,7 +63,7 @@ impl Judge {
     }
 
     /// Why the canary is to end now, if it is. To be asked about once a second.
-    pub(crate) fn look(&mut self, meter: &Meter, now: u64) -> Option<String> {
+    pub(crate) fn evaluate(&mut self, meter: &Meter, now: u64) -> Option<String> {
         if self.rules.is_empty() {
             return None;
         }
@@ -92,7 +92,7 @@ fn broken(
     since: u64,
 ) -> Option<String> {
     match rule.measure {
-        Measure::Errors => {
+        CanaryMeasure::Errors => {
             let calls = now.calls - first.calls;
             let failures = now.failures - first.failures;
             let part = part(failures, calls, CALLS_MIN)?;
@@ -101,7 +101,7 @@ fn broken(
                 format!("{failures} of {calls} calls of the candidate failed ({part})")
             })
         }
-        Measure::P99 => {
+        CanaryMeasure::P99 => {
             let active = now.active.since(&first.active);
             let candidate = now.candidate.since(&first.candidate);
             if active.len().min(candidate.len()) < TIMED_CALLS_MIN {
@@ -118,10 +118,10 @@ fn broken(
                 )
             })
         }
-        Measure::Hidden | Measure::Shown => {
+        CanaryMeasure::Hidden | CanaryMeasure::Shown => {
             let users = meter.compared().users_since(since);
             let (concerned, what) = match rule.measure {
-                Measure::Hidden => (
+                CanaryMeasure::Hidden => (
                     users.hidden,
                     "hides {} from somebody who may see them by the",
                 ),
@@ -141,7 +141,7 @@ fn broken(
     .map(|figures| {
         let seconds = WINDOW_MS / 1_000;
         let mut reason = format!("within {seconds} s, {figures}: the rule was {rule}");
-        if rule.measure == Measure::Errors
+        if rule.measure == CanaryMeasure::Errors
             && let Some(last) = meter.calls(Side::Candidate).last_failure()
         {
             // What the plugin says may name users, and the reason is kept and shown.
@@ -172,8 +172,8 @@ mod tests {
 
     use super::*;
 
-    fn judge(rules: &str, meter: &Meter) -> Judge {
-        Judge::new(rules.parse().unwrap(), meter, 0)
+    fn analysis(rules: &str, meter: &Meter) -> CanaryAnalysis {
+        CanaryAnalysis::new(rules.parse().unwrap(), meter, 0)
     }
 
     fn calls(meter: &Meter, side: Side, count: u64, micros: u64, fails: bool) {
@@ -190,11 +190,11 @@ mod tests {
     #[test]
     fn failures_end_a_canary_from_a_least_number_of_calls_on() {
         let meter = Meter::default();
-        let mut judge = judge("errors>10%", &meter);
+        let mut analysis = analysis("errors>10%", &meter);
         calls(&meter, Side::Candidate, CALLS_MIN - 1, 5, true);
-        assert_eq!(judge.look(&meter, 1_000), None);
+        assert_eq!(analysis.evaluate(&meter, 1_000), None);
         calls(&meter, Side::Candidate, 1, 5, false);
-        let reason = judge.look(&meter, 2_000).unwrap();
+        let reason = analysis.evaluate(&meter, 2_000).unwrap();
         assert_eq!(
             reason,
             "within 60 s, 19 of 20 calls of the candidate failed (95.00 %): the rule was \
@@ -205,29 +205,29 @@ mod tests {
     #[test]
     fn what_was_before_the_window_counts_no_longer() {
         let meter = Meter::default();
-        let mut judge = judge("errors>50%", &meter);
+        let mut analysis = analysis("errors>50%", &meter);
         calls(&meter, Side::Candidate, 100, 5, true);
         calls(&meter, Side::Candidate, 100, 5, false);
-        assert_eq!(judge.look(&meter, 1_000), None, "no more than half");
+        assert_eq!(analysis.evaluate(&meter, 1_000), None, "no more than half");
         for second in 2..=62 {
-            assert_eq!(judge.look(&meter, second * 1_000), None);
+            assert_eq!(analysis.evaluate(&meter, second * 1_000), None);
         }
         calls(&meter, Side::Candidate, 100, 5, false);
-        assert_eq!(judge.look(&meter, 63_000), None);
+        assert_eq!(analysis.evaluate(&meter, 63_000), None);
         calls(&meter, Side::Candidate, 101, 5, true);
-        let reason = judge.look(&meter, 64_000).unwrap();
+        let reason = analysis.evaluate(&meter, 64_000).unwrap();
         assert!(reason.contains("101 of 201 calls"), "{reason}");
     }
 
     #[test]
     fn times_are_compared_once_there_are_enough_of_both() {
         let meter = Meter::default();
-        let mut judge = judge("p99>2x", &meter);
+        let mut analysis = analysis("p99>2x", &meter);
         calls(&meter, Side::Candidate, TIMED_CALLS_MIN, 500, false);
         calls(&meter, Side::Active, TIMED_CALLS_MIN - 1, 100, false);
-        assert_eq!(judge.look(&meter, 1_000), None);
+        assert_eq!(analysis.evaluate(&meter, 1_000), None);
         calls(&meter, Side::Active, 1, 100, false);
-        let reason = judge.look(&meter, 2_000).unwrap();
+        let reason = analysis.evaluate(&meter, 2_000).unwrap();
         assert!(reason.contains("times as long"), "{reason}");
         assert!(reason.ends_with("p99>2x"), "{reason}");
     }
@@ -239,14 +239,14 @@ mod tests {
             ("shown>10%", "shows 2 of 10"),
         ] {
             let meter = Meter::default();
-            let mut judge = judge(rule, &meter);
+            let mut analysis = analysis(rule, &meter);
             for user in 0..10 {
                 let viewers = (user < 2).then_some(99).into_iter().collect();
                 let (lost, gained) = match rule.starts_with("hidden") {
                     true => (viewers, Default::default()),
                     false => (Default::default(), viewers),
                 };
-                assert_eq!(judge.look(&meter, 1_000), None);
+                assert_eq!(analysis.evaluate(&meter, 1_000), None);
                 let difference = Difference {
                     lost,
                     gained,
@@ -254,7 +254,7 @@ mod tests {
                 };
                 meter.compared().decided(500, Id(user), &difference);
             }
-            let reason = judge.look(&meter, 1_000).unwrap();
+            let reason = analysis.evaluate(&meter, 1_000).unwrap();
             assert!(reason.contains(what), "{reason}");
             assert!(reason.contains("(20.00 %)"), "{reason}");
         }

@@ -47,7 +47,7 @@ struct Group {
 /// What viewers are told during one stay. They are few groups as a rule, so that what
 /// a stay takes hardly depends on how many viewers it has.
 #[derive(Debug, Default)]
-pub(super) struct Stay {
+pub(super) struct OnlinePeriod {
     groups: Vec<Group>,
 }
 
@@ -71,7 +71,7 @@ impl Difference {
     }
 }
 
-impl Stay {
+impl OnlinePeriod {
     /// Notes that some viewers are told something.
     pub(super) fn tell(&mut self, mut viewers: RoaringBitmap, told: &Arc<Delivery>) {
         let mut split = Vec::new();
@@ -146,26 +146,28 @@ mod tests {
         })
     }
 
-    fn stay(told: &[(&[u32], &Arc<Delivery>)]) -> Stay {
-        let mut stay = Stay::default();
+    fn period(told: &[(&[u32], &Arc<Delivery>)]) -> OnlinePeriod {
+        let mut period = OnlinePeriod::default();
         for (viewers, told) in told {
-            stay.tell(viewers.iter().copied().collect(), told);
+            period.tell(viewers.iter().copied().collect(), told);
         }
-        stay
+        period
     }
 
     #[test]
     fn however_it_is_shared_out_over_messages_the_same_is_the_same() {
         let (came, went) = (told(1, "{}"), told(9, "{}"));
-        let one = stay(&[(&[1, 2, 3], &came), (&[1, 2, 3], &went)]);
-        let many = stay(&[
+        let one = period(&[(&[1, 2, 3], &came), (&[1, 2, 3], &went)]);
+        let many = period(&[
             (&[3], &came),
             (&[1, 2], &came),
             (&[2, 3], &went),
             (&[1], &went),
         ]);
-        assert!(Stay::difference(&one, &many).is_empty());
-        assert!(Stay::difference(&Stay::default(), &Stay::default()).is_empty());
+        assert!(OnlinePeriod::difference(&one, &many).is_empty());
+        assert!(
+            OnlinePeriod::difference(&OnlinePeriod::default(), &OnlinePeriod::default()).is_empty()
+        );
     }
 
     #[test]
@@ -176,14 +178,14 @@ mod tests {
             told(5, "{}"),
             told(9, "{}"),
         );
-        let old = stay(&[(&[1, 2, 3, 4], &came), (&[1, 2, 3, 4], &went)]);
-        let new = stay(&[
+        let old = period(&[(&[1, 2, 3, 4], &came), (&[1, 2, 3, 4], &went)]);
+        let new = period(&[
             (&[2, 7], &came),
             (&[3], &bare),
             (&[4], &late),
             (&[2, 3, 4, 7], &went),
         ]);
-        let difference = Stay::difference(&old, &new);
+        let difference = OnlinePeriod::difference(&old, &new);
         let ids = |set: &RoaringBitmap| set.iter().collect::<Vec<_>>();
         assert_eq!(ids(&difference.gained), [7]);
         assert_eq!(ids(&difference.lost), [1]);
@@ -195,9 +197,9 @@ mod tests {
     #[test]
     fn a_viewer_who_gets_only_some_messages_counts_as_different() {
         let (came, went) = (told(1, "{}"), told(9, "{}"));
-        let old = stay(&[(&[1], &came), (&[1], &went)]);
-        let new = stay(&[(&[1], &came)]);
-        let difference = Stay::difference(&old, &new);
+        let old = period(&[(&[1], &came), (&[1], &went)]);
+        let new = period(&[(&[1], &came)]);
+        let difference = OnlinePeriod::difference(&old, &new);
         let (_, first) = difference.sample.unwrap();
         assert_eq!(first, [Some(went), None]);
     }

@@ -13,8 +13,8 @@ use presence_config::{Auth, Config};
 use presence_core::token;
 use serde_json::Value;
 
-use crate::link::broker::Access;
-use crate::link::request::{self, NoAnswer};
+use crate::link::broker::BrokerAccess;
+use crate::link::request::{self, RequestError};
 
 /// How long a processor has to answer.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -23,7 +23,7 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 const LOOK: Duration = Duration::from_millis(100);
 
 /// What is asked, and where.
-pub struct Question {
+pub struct ClientRequest {
     /// The subject, without a tenant's prefix.
     pub subject: String,
     /// The token of the viewer in whose inbox the answer is to come, where the broker may
@@ -39,10 +39,10 @@ pub struct Question {
 ///
 /// # Errors
 /// When NATS can't be reached, nobody answers, or the answer is a refusal.
-pub fn ask(config: &Config, question: &Question) -> anyhow::Result<Value> {
+pub fn ask(config: &Config, question: &ClientRequest) -> anyhow::Result<Value> {
     let asked = async {
-        let asker = Asker::open(config, question.inbox.as_deref()).await?;
-        asker.ask(question).await
+        let client = RequestClient::open(config, question.inbox.as_deref()).await?;
+        client.ask(question).await
     };
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -51,18 +51,18 @@ pub fn ask(config: &Config, question: &Question) -> anyhow::Result<Value> {
 }
 
 /// A connection that asks a running processor.
-pub struct Asker {
+pub struct RequestClient {
     client: Client,
     subjects: Subjects,
     servers: String,
-    complaint: Complaint,
+    complaint: LastBrokerError,
 }
 
 /// What the broker complained of last: without this, a forbidden request would just time out.
 #[derive(Clone, Default)]
-pub(crate) struct Complaint(Arc<Mutex<Option<String>>>);
+pub(crate) struct LastBrokerError(Arc<Mutex<Option<String>>>);
 
-impl Complaint {
+impl LastBrokerError {
     /// What hears it.
     pub(crate) fn listener(&self) -> impl Fn(Event) -> Ready<()> + Send + Sync + 'static {
         let said = Self::clone(self);
@@ -76,7 +76,7 @@ impl Complaint {
 
     /// Waits until the broker complains of something that names a subject. Nothing else
     /// answers a request that it forbids.
-    pub(crate) async fn heard_of(&self, subject: &str) -> String {
+    pub(crate) async fn wait_for(&self, subject: &str) -> String {
         let subject = subject.to_lowercase();
         loop {
             let said = self
@@ -115,14 +115,14 @@ pub(crate) fn inbox(config: &Config, token: Option<&str>) -> String {
     token.map_or_else(|| prefix.to_owned(), |token| format!("{prefix}.{token}"))
 }
 
-impl Asker {
+impl RequestClient {
     /// Connects. Answers come to the inbox of a viewer, by its token, if one is given.
     ///
     /// # Errors
     /// When NATS can't be reached.
     pub async fn open(config: &Config, viewer: Option<&str>) -> anyhow::Result<Self> {
-        let access = Access::new(config);
-        let complaint = Complaint::default();
+        let access = BrokerAccess::new(config);
+        let complaint = LastBrokerError::default();
         let options = access
             .options()?
             .name("presence command")
@@ -140,7 +140,7 @@ impl Asker {
     ///
     /// # Errors
     /// When nobody answers, or the answer is a refusal.
-    pub async fn ask(&self, question: &Question) -> anyhow::Result<Value> {
+    pub async fn ask(&self, question: &ClientRequest) -> anyhow::Result<Value> {
         let answer = self.request(question).await?;
         if is_refusal(&answer) {
             let error = answer.get("error").and_then(Value::as_str);
@@ -149,8 +149,8 @@ impl Asker {
         Ok(answer)
     }
 
-    async fn request(&self, question: &Question) -> anyhow::Result<Value> {
-        let Question {
+    async fn request(&self, question: &ClientRequest) -> anyhow::Result<Value> {
+        let ClientRequest {
             body, is_answer, ..
         } = question;
         let subject = self.subjects.of(&question.subject);
@@ -164,13 +164,13 @@ impl Asker {
             Err(error) => error,
         };
         match (&error, self.complaint.take()) {
-            (NoAnswer::Nobody { .. }, _) => bail!(
+            (RequestError::Nobody { .. }, _) => bail!(
                 "no processor answers on {subject} at {}: is `presence run` up there, \
                  with the same [tenant] prefix?",
                 self.servers
             ),
-            (NoAnswer::None { .. }, Some(said)) => bail!("NATS says: {said}"),
-            (NoAnswer::None { passed_over, .. }, None) if passed_over.is_none() => bail!(
+            (RequestError::None { .. }, Some(said)) => bail!("NATS says: {said}"),
+            (RequestError::None { passed_over, .. }, None) if passed_over.is_none() => bail!(
                 "no answer on {subject} within {} s: the processor is too busy, or NATS forbids it to answer",
                 TIMEOUT.as_secs()
             ),

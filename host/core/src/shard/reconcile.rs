@@ -10,12 +10,12 @@ use super::publishing::{bare, updated};
 use crate::audience::Audience;
 use crate::event::{Change, Event, Reason};
 use crate::ledger::LedgerEntry;
-use crate::recipients::{Recipients, Shown};
+use crate::recipients::{Recipients, ShownDigest};
 use crate::rules::Rendition;
 use crate::verdicts::Verdict;
 
 /// What came of settling an entry.
-pub(super) enum Settled {
+pub(super) enum Reconciled {
     /// Everyone has been told already.
     Unchanged,
     /// All who see a difference have been told.
@@ -24,7 +24,7 @@ pub(super) enum Settled {
         differs: bool,
     },
     /// Viewers who lost sight of the user have been told. Others are still to be told.
-    NewsLeft {
+    Remaining {
         /// Whether the entry is another.
         differs: bool,
     },
@@ -37,25 +37,25 @@ pub(super) enum Settled {
 /// The difference is all that is told, whatever it comes from: the ledger knows what
 /// each viewer was shown. `updated_at` is the stamp of an update that was broadcast and
 /// that viewers haven't been told of.
-pub(super) fn settle(
+pub(super) fn reconcile(
     entry: &mut LedgerEntry,
     event: &Event,
     verdict: &Verdict,
     phase: Phase,
     updated_at: Option<u64>,
     env: &mut Env<'_>,
-) -> Settled {
+) -> Reconciled {
     let after = Recipients::by(event, verdict);
     if entry.recipients.same(&after) {
-        return Settled::Unchanged;
+        return Reconciled::Unchanged;
     }
     let before = entry.recipients.clone();
     let lost = before.audience().difference(&verdict.audience);
-    let news = news(event, verdict, &before);
+    let messages = messages(event, verdict, &before);
     // What may not be told yet is told later.
     let waits = entry.next.is_some();
-    let put_off = (waits || phase == Phase::Losses) && !news.is_empty();
-    let recipients = if put_off {
+    let deferred = (waits || phase == Phase::Losses) && !messages.is_empty();
+    let recipients = if deferred {
         before.without(&lost)
     } else {
         after
@@ -63,21 +63,21 @@ pub(super) fn settle(
     let differs = recipients != before;
     entry.recipients = recipients;
     publish_lost(event, &before, &lost, entry.lag_ms, env);
-    if put_off {
-        return Settled::NewsLeft { differs };
+    if deferred {
+        return Reconciled::Remaining { differs };
     }
     let anew = match updated_at {
         Some(at) => &updated(event, at),
         None if env.common.settings.status.is_some() => &updated(event, env.common.clock.stamp()),
         None => event,
     };
-    for news in &news {
-        env.publish_filtered(anew, news.rendition, &news.changed);
+    for messages in &messages {
+        env.publish_filtered(anew, messages.rendition, &messages.changed);
     }
-    for news in &news {
-        env.publish_filtered(event, news.rendition, &news.gained);
+    for messages in &messages {
+        env.publish_filtered(event, messages.rendition, &messages.gained);
     }
-    Settled::Published { differs }
+    Reconciled::Published { differs }
 }
 
 /// Tells those who lost sight of a user that they are gone, just as if the user had
@@ -117,7 +117,7 @@ fn publish_lost(
 }
 
 /// What a rendition tells to those who haven't been shown it.
-struct News<'a> {
+struct PendingMessages<'a> {
     rendition: &'a Rendition,
     /// Those who were shown something else before.
     changed: Audience,
@@ -126,16 +126,21 @@ struct News<'a> {
 }
 
 /// What a verdict on an online event tells viewers who keep or gain sight of the user.
-fn news<'a>(event: &Event, verdict: &'a Verdict, before: &Recipients) -> Vec<News<'a>> {
-    let news = verdict.renditions.iter().map(|rendition| {
+fn messages<'a>(
+    event: &Event,
+    verdict: &'a Verdict,
+    before: &Recipients,
+) -> Vec<PendingMessages<'a>> {
+    let messages = verdict.renditions.iter().map(|rendition| {
         let viewers = &rendition.audience;
-        News {
+        PendingMessages {
             rendition,
-            changed: before.shown_otherwise(viewers, Shown::of(event, rendition)),
+            changed: before.shown_otherwise(viewers, ShownDigest::of(event, rendition)),
             gained: viewers.difference(before.audience()),
         }
     });
-    news.filter(|news| !(news.changed.is_empty() && news.gained.is_empty()))
+    messages
+        .filter(|messages| !(messages.changed.is_empty() && messages.gained.is_empty()))
         .collect()
 }
 

@@ -18,7 +18,7 @@ const ACKNOWLEDGEMENT: &str = "$JS.ACK";
 
 /// Judges the subjects that requests ask to be answered on.
 #[derive(Debug)]
-pub(crate) struct Replies {
+pub(crate) struct ReplyGuard {
     /// What an answer's subject begins with: one of these.
     prefixes: Box<[String]>,
     /// What it doesn't begin with all the same.
@@ -28,7 +28,7 @@ pub(crate) struct Replies {
     logged_at: AtomicU64,
 }
 
-impl Replies {
+impl ReplyGuard {
     /// By the configuration of a tenant with these subjects.
     pub(crate) fn new(config: &Config, subjects: &Subjects) -> Self {
         let mut reserved: Vec<_> = RESERVED.map(String::from).into();
@@ -84,10 +84,10 @@ impl Replies {
 mod tests {
     use super::*;
 
-    fn replies(prefixes: &[&str], subjects: &Subjects) -> Replies {
+    fn replies(prefixes: &[&str], subjects: &Subjects) -> ReplyGuard {
         let mut config = Config::default();
         config.nats.reply_prefixes = prefixes.iter().map(|it| (*it).into()).collect();
-        Replies::new(&config, subjects)
+        ReplyGuard::new(&config, subjects)
     }
 
     #[test]

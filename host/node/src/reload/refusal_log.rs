@@ -5,10 +5,10 @@ use std::collections::BTreeSet;
 /// What was last said of what couldn't be taken. Files are looked at whenever
 /// something happens near them, and what is wrong is said once.
 #[derive(Default)]
-pub(super) struct Refused {
-    pub(super) config: Said,
-    pub(super) directory: Said,
-    pub(super) pipeline: Said,
+pub(super) struct RefusalLog {
+    pub(super) config: LastRefusal,
+    pub(super) directory: LastRefusal,
+    pub(super) pipeline: LastRefusal,
     pub(super) restart: Vec<&'static str>,
     /// The plugins in the folder of which it has been said that no pipeline names them.
     pub(super) unused: BTreeSet<String>,
@@ -18,16 +18,16 @@ pub(super) struct Refused {
 
 /// What was last said of one thing; empty if it was taken.
 #[derive(Default)]
-pub(super) struct Said(String);
+pub(super) struct LastRefusal(String);
 
-impl Said {
+impl LastRefusal {
     /// Whether it was taken.
     pub(super) fn is_nothing(&self) -> bool {
         self.0.is_empty()
     }
 
     /// Says why something wasn't taken, if that is news, and whether it is.
-    pub(super) fn say(&mut self, what: &str, error: Option<String>) -> bool {
+    pub(super) fn report(&mut self, what: &str, error: Option<String>) -> bool {
         let is_news = error.as_ref().is_some_and(|error| *error != self.0);
         self.0 = error.unwrap_or_default();
         if is_news {

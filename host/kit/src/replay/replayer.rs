@@ -22,7 +22,7 @@ const SETTLE_MS_MAX: u64 = 12 * 60 * 60 * 1_000;
 pub(super) const NODE: &str = "replay";
 
 /// A run of the core, without a broker.
-pub(super) struct Player {
+pub(super) struct Replayer {
     pub(super) now: u64,
     pub(super) shard: Shard,
     rules: Pipeline,
@@ -33,12 +33,12 @@ pub(super) struct Player {
 }
 
 /// What is known before anything is played, of which all runs have the same.
-pub(super) struct Known {
+pub(super) struct ReplayInputs {
     names: Arc<Names>,
     directory: Arc<Directory>,
 }
 
-impl Known {
+impl ReplayInputs {
     pub(super) fn read(config: &Config) -> anyhow::Result<Self> {
         let names = Arc::new(Names::unbounded());
         let directory = match &config.directory {
@@ -52,13 +52,13 @@ impl Known {
     }
 }
 
-impl Player {
+impl Replayer {
     pub(super) fn new(
         config: &Config,
         blueprint: &Blueprint,
-        known: &Known,
+        inputs: &ReplayInputs,
     ) -> anyhow::Result<Self> {
-        let (names, directory) = (Arc::clone(&known.names), Arc::clone(&known.directory));
+        let (names, directory) = (Arc::clone(&inputs.names), Arc::clone(&inputs.directory));
         let quotas = Quotas::new(config);
         let mut settings = shard_settings(config, BODY_BYTES_MAX, &quotas);
         settings.node = NODE.into();

@@ -6,24 +6,24 @@ use std::sync::{Arc, PoisonError};
 
 use presence_core::Shard;
 use presence_core::quota::Quota;
-use presence_sandbox::{Latency, Own};
+use presence_sandbox::{Latency, StatefulEnrichers};
 use tokio::sync::oneshot;
 use tracing::Span;
 
-use super::outbox::{Carrier, Outbox};
+use super::outbox::{Outbox, Transport};
 use super::restart::Restart;
-use super::rules::{CellRules, Comparisons};
-use super::shards::Figures;
+use super::rules::{Comparisons, ShardRules};
+use super::shards::ShardFigures;
 use super::thread_share::ThreadShare;
-use super::turn::Current;
+use super::turn::CurrentBatch;
 use super::work::Generation;
 #[cfg(test)]
-use super::work::Step;
+use super::work::PanicPoint;
 
 use crate::beside::Pipelines;
-use crate::directory::request::Fetcher;
+use crate::directory::request::AnswerFetcher;
 use crate::link::sequencer::Sequencer;
-use crate::ops::letters::LastLetters;
+use crate::ops::recent_dead_letters::RecentDeadLetters;
 use crate::state::{Restorer, Saver};
 use crate::telemetry::Tracer;
 use crate::tenant::failures::FailureLog;
@@ -32,13 +32,13 @@ use crate::tenant::stale::StaleLog;
 
 /// What all shards of a tenant have in common.
 #[derive(Default)]
-pub(crate) struct Common {
+pub(crate) struct TenantContext {
     /// What is logged of them is in it; none where the node has one tenant.
     pub(crate) span: Option<Span>,
     /// What lines of its plugins are known by.
     pub(crate) lines_key: String,
     /// None where the directory holds all of its answers.
-    pub(crate) fetcher: Option<Arc<Fetcher>>,
+    pub(crate) fetcher: Option<Arc<AnswerFetcher>>,
     /// Reads what was stored of a shard; none where nothing is.
     pub(crate) restorer: Option<Restorer>,
     /// How many shards there are.
@@ -50,7 +50,7 @@ pub(crate) struct Common {
     /// What the log was told of plugins that fail.
     pub(crate) failures: FailureLog,
     /// The last dead letters.
-    pub(crate) letters: Arc<LastLetters>,
+    pub(crate) letters: Arc<RecentDeadLetters>,
     /// How long messages take from their arrival until what comes of them is handed over.
     pub(crate) passage: Arc<Latency>,
     /// What makes traces of messages, if any are made.
@@ -58,29 +58,29 @@ pub(crate) struct Common {
 }
 
 /// A shard, with all that belongs to it.
-pub(crate) struct Cell {
+pub(crate) struct HostedShard {
     pub(super) shard: Shard,
     pub(super) pipelines: Pipelines,
     /// What it has of its own of the active one, and of the one beside it.
-    pub(super) own: Own,
-    pub(super) own_beside: Own,
+    pub(super) own: StatefulEnrichers,
+    pub(super) own_beside: StatefulEnrichers,
     /// Decisions to compare in spare time, and whether the thread has noted that there are some.
     pub(super) comparisons: Comparisons,
     pub(super) has_comparisons: bool,
     pub(super) sequencer: Sequencer,
     /// None where nothing is kept over a restart.
     pub(super) saver: Option<Saver>,
-    pub(super) tenant: Arc<Common>,
-    pub(super) figures: Arc<Figures>,
+    pub(super) tenant: Arc<TenantContext>,
+    pub(super) figures: Arc<ShardFigures>,
     pub(super) stale: StaleLog,
     /// The inputs that it is at.
-    pub(super) current: Option<Current>,
+    pub(super) current: Option<CurrentBatch>,
     /// The place behind the last that it has put into the outbox, and behind the last that
     /// the broker is to acknowledge.
     pub(super) output_end: u64,
     pub(super) published_end: u64,
     /// What it is to end with, once it was told to.
-    pub(super) ending: Option<Ending>,
+    pub(super) ending: Option<PendingStop>,
     /// Set while it is to begin anew.
     pub(super) restart: Restart,
     /// Where it is among those that have something to do.
@@ -91,7 +91,7 @@ pub(crate) struct Cell {
     pub(super) is_unsaved: bool,
     /// Where it is to panic the next time that it comes there.
     #[cfg(test)]
-    pub(super) panics_in: Option<Step>,
+    pub(super) panics_in: Option<PanicPoint>,
 }
 
 /// Where a shard is among those that have something to do.
@@ -102,32 +102,32 @@ pub(super) enum RunState {
     /// It waits for its turn.
     Ready,
     /// It waits for room in the outbox.
-    Resting,
+    Paused,
 }
 
 /// How a shard ends.
-pub(super) struct Ending {
+pub(super) struct PendingStop {
     /// Who is told when it has ended.
     pub(super) done: Option<oneshot::Sender<()>>,
     /// Whether it has done all that it was given, and given up what waits for more.
     pub(super) has_given_up: bool,
 }
 
-impl Cell {
+impl HostedShard {
     /// A shard that nothing has been told yet.
     pub(crate) fn new(
         shard: Shard,
         generation: Generation,
         sequencer: Sequencer,
         saver: Option<Saver>,
-        tenant: Arc<Common>,
-        figures: Arc<Figures>,
+        tenant: Arc<TenantContext>,
+        figures: Arc<ShardFigures>,
     ) -> Self {
         Self {
             shard,
             pipelines: Pipelines::alone(generation),
-            own: Own::default(),
-            own_beside: Own::default(),
+            own: StatefulEnrichers::default(),
+            own_beside: StatefulEnrichers::default(),
             comparisons: Comparisons::default(),
             has_comparisons: false,
             sequencer,
@@ -153,13 +153,13 @@ impl Cell {
         self.ending.as_ref().is_some_and(|end| end.has_given_up)
     }
 
-    /// Whether it is to rest: the outbox is full, and has something of this shard.
-    pub(super) fn is_to_rest<C: Carrier>(&self, outbox: &Outbox<C>) -> bool {
+    /// Whether it must pause: the outbox is full, and has something of this shard.
+    pub(super) fn must_pause<C: Transport>(&self, outbox: &Outbox<C>) -> bool {
         outbox.is_full() && self.output_end > outbox.begin()
     }
 
     /// Whether it has more to do now than what waits in its lanes.
-    pub(super) fn has_more(&self, now: u64, rules: &CellRules<'_>) -> bool {
+    pub(super) fn has_more(&self, now: u64, rules: &ShardRules<'_>) -> bool {
         self.current.is_some()
             || self.shard.next_deadline().is_some_and(|at| at <= now)
             || rules.is_replaced()
@@ -181,9 +181,9 @@ impl Cell {
     }
 
     /// Says how far it has come, if it has begun.
-    pub(super) fn beacon<C: Carrier>(&mut self, outbox: &mut Outbox<C>) {
+    pub(super) fn beacon<C: Transport>(&mut self, outbox: &mut Outbox<C>) {
         #[cfg(test)]
-        self.may_panic(Step::Beacon);
+        self.may_panic(PanicPoint::Beacon);
         if self.sequencer.has_begun {
             self.output_end = outbox.push(self.sequencer.beacon());
             self.published_end = self.output_end;
@@ -191,9 +191,9 @@ impl Cell {
     }
 
     /// Hands over what the state lacks, if it is time.
-    pub(super) fn save<C: Carrier>(&mut self, outbox: &Outbox<C>) {
+    pub(super) fn save<C: Transport>(&mut self, outbox: &Outbox<C>) {
         #[cfg(test)]
-        self.may_panic(Step::Save);
+        self.may_panic(PanicPoint::Save);
         let (end, acknowledged) = (self.published_end, outbox.acknowledged());
         if let Some(saver) = &mut self.saver
             && !saver.save(&mut self.shard, end, acknowledged)
@@ -213,12 +213,12 @@ impl Cell {
 
     /// Whether it has ended: all that it had to say has been handed over, and the state has
     /// all that it knew, as far as that can be.
-    pub(super) fn has_ended<C: Carrier>(&mut self, outbox: &mut Outbox<C>) -> bool {
+    pub(super) fn has_ended<C: Transport>(&mut self, outbox: &mut Outbox<C>) -> bool {
         if !self.has_given_up() {
             return false;
         }
         #[cfg(test)]
-        self.may_panic(Step::End);
+        self.may_panic(PanicPoint::End);
         let end = self.published_end;
         let Some(saver) = &mut self.saver else {
             return outbox.is_handed(self.output_end).is_some();
@@ -238,15 +238,15 @@ impl Cell {
     }
 
     #[cfg(test)]
-    pub(super) fn may_panic(&mut self, step: Step) {
+    pub(super) fn may_panic(&mut self, step: PanicPoint) {
         if self.panics_in.take_if(|at| *at == step).is_some() {
             panic!("told to");
         }
     }
 
-    pub(super) fn tell_figures(&mut self) {
+    pub(super) fn update_figures(&mut self) {
         #[cfg(test)]
-        self.may_panic(Step::Figures);
+        self.may_panic(PanicPoint::Figures);
         let figures = &self.figures;
         let counters = self.shard.counters();
         let told = figures.counters.lock();

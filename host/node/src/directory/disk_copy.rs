@@ -21,7 +21,7 @@ use redb::{ReadableDatabase, ReadableTable, TableDefinition};
 use tokio::sync::{Notify, oneshot};
 use tokio::time::timeout;
 
-use super::health::Health;
+use super::health::DirectoryHealth;
 use crate::state::database::{self, Fault, File, guarded};
 use crate::tasks::{Tasks, elsewhere};
 
@@ -50,14 +50,14 @@ pub(crate) struct Origin {
 }
 
 /// What is in the copy.
-pub(crate) struct Kept {
+pub(crate) struct DirectoryCopy {
     pub(crate) origin: Origin,
     pub(crate) directory: Directory,
     pub(crate) changes: Changes,
 }
 
 /// Keeps the copy.
-pub(crate) struct Keeper {
+pub(crate) struct CopyWriter {
     shared: Arc<Shared>,
     origin: Origin,
     /// Whether the origin is another than what is written.
@@ -67,7 +67,7 @@ pub(crate) struct Keeper {
 struct Shared {
     pending: Mutex<Pending>,
     changed: Notify,
-    health: Arc<Health>,
+    health: Arc<DirectoryHealth>,
 }
 
 /// What is still to be written.
@@ -83,7 +83,7 @@ struct Pending {
     is_left: bool,
 }
 
-impl Keeper {
+impl CopyWriter {
     /// Opens the copy in a file, and reads it if it is one of this source.
     ///
     /// # Errors
@@ -92,9 +92,9 @@ impl Keeper {
         path: &Path,
         source: &str,
         names: &Names,
-        health: &Arc<Health>,
+        health: &Arc<DirectoryHealth>,
         tasks: &Tasks,
-    ) -> anyhow::Result<(Self, Option<Kept>)> {
+    ) -> anyhow::Result<(Self, Option<DirectoryCopy>)> {
         let opened =
             File::open(path, &health.copy).and_then(|file| Ok((read(&file, source, names)?, file)));
         let (kept, file) = match opened {
@@ -122,12 +122,12 @@ impl Keeper {
         tasks.spawn_ending("directory", writing);
         let origin = kept.as_ref().map(|kept| kept.origin.clone());
         let origin = origin.unwrap_or_default();
-        let keeper = Self {
+        let copy_writer = Self {
             shared,
             origin,
             moved: false,
         };
-        Ok((keeper, kept))
+        Ok((copy_writer, kept))
     }
 
     /// Has what has changed written, with where it comes from.
@@ -146,7 +146,7 @@ impl Keeper {
         if std::mem::take(&mut self.moved) {
             pending.origin = Some(self.origin.clone());
         }
-        self.shared.tell(&pending);
+        self.shared.notify(&pending);
     }
 
     /// Says where what is noted next comes from.
@@ -168,7 +168,7 @@ impl Keeper {
         {
             let mut pending = self.shared.lock();
             pending.closing = Some(done);
-            self.shared.tell(&pending);
+            self.shared.notify(&pending);
         }
         // A thread that is gone has nothing left to write.
         let _ = written.await;
@@ -176,11 +176,11 @@ impl Keeper {
 }
 
 /// One that fails, or whose tenant does, leaves what isn't written.
-impl Drop for Keeper {
+impl Drop for CopyWriter {
     fn drop(&mut self) {
         let mut pending = self.shared.lock();
         pending.is_left = true;
-        self.shared.tell(&pending);
+        self.shared.notify(&pending);
     }
 }
 
@@ -189,7 +189,7 @@ impl Shared {
         self.pending.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn tell(&self, pending: &Pending) {
+    fn notify(&self, pending: &Pending) {
         self.health
             .unsaved
             .store(pending.entries.len(), Ordering::Relaxed);
@@ -313,7 +313,7 @@ fn unusable(fault: Fault) -> anyhow::Error {
 }
 
 /// What is in the copy; none if it is of another source, or of none yet.
-fn read(file: &File, source: &str, names: &Names) -> Result<Option<Kept>, Fault> {
+fn read(file: &File, source: &str, names: &Names) -> Result<Option<DirectoryCopy>, Fault> {
     let read = || {
         let transaction = file.database.begin_read()?;
         if transaction.list_tables()?.next().is_none() {
@@ -343,7 +343,7 @@ fn read(file: &File, source: &str, names: &Names) -> Result<Option<Kept>, Fault>
             }
         }
         let (directory, changes) = edit.finish();
-        Ok(Some(Kept {
+        Ok(Some(DirectoryCopy {
             origin,
             directory,
             changes,
@@ -401,11 +401,11 @@ mod tests {
         (folder, path)
     }
 
-    fn open_copy(path: &Path, source: &str, names: &Names) -> (Keeper, Option<Kept>) {
-        Keeper::open(path, source, names, &Arc::default(), &Tasks::new().0).unwrap()
+    fn open_copy(path: &Path, source: &str, names: &Names) -> (CopyWriter, Option<DirectoryCopy>) {
+        CopyWriter::open(path, source, names, &Arc::default(), &Tasks::new().0).unwrap()
     }
 
-    fn written(kept: &Kept, names: &Names) -> String {
+    fn written(kept: &DirectoryCopy, names: &Names) -> String {
         serde_json::to_string(&Export::of(&kept.directory, names)).unwrap()
     }
 
@@ -420,16 +420,16 @@ mod tests {
     async fn a_directory_and_its_changes_are_there_again() {
         let (_folder, path) = file();
         let names = Names::new();
-        let (mut keeper, kept) = open_copy(&path, "file", &names);
+        let (mut copy_writer, kept) = open_copy(&path, "file", &names);
         assert!(kept.is_none());
         let content = Content::parse(TEXT, &names).unwrap();
         let (directory, changes) = content.replace(&Directory::unavailable());
-        keeper.set_origin(origin("file"));
-        keeper.note(&directory, &changes, &names);
-        keeper.finish().await;
+        copy_writer.set_origin(origin("file"));
+        copy_writer.note(&directory, &changes, &names);
+        copy_writer.finish().await;
 
         let names = Names::new();
-        let (mut keeper, kept) = open_copy(&path, "file", &names);
+        let (mut copy_writer, kept) = open_copy(&path, "file", &names);
         let kept = kept.unwrap();
         assert_eq!(kept.origin, origin("file"));
         assert_eq!(written(&kept, &names), TEXT);
@@ -437,8 +437,8 @@ mod tests {
         edit.blocked(names.intern("a"), None);
         edit.unreadable(Question::BlockedBy(names.intern("z")));
         let (changed, changes) = edit.finish();
-        keeper.note(&changed, &changes, &names);
-        keeper.finish().await;
+        copy_writer.note(&changed, &changes, &names);
+        copy_writer.finish().await;
 
         let names = Names::new();
         let (_, kept) = open_copy(&path, "file", &names);
@@ -453,25 +453,25 @@ mod tests {
     async fn a_copy_of_another_source_is_not_used_and_is_replaced_by_the_first_content() {
         let (_folder, path) = file();
         let names = Names::new();
-        let (mut keeper, _) = open_copy(&path, "one", &names);
+        let (mut copy_writer, _) = open_copy(&path, "one", &names);
         let read = |text| Content::parse(text, &names).unwrap();
         let (directory, changes) = read(TEXT).replace(&Directory::unavailable());
-        keeper.set_origin(origin("one"));
-        keeper.note(&directory, &changes, &names);
-        keeper.finish().await;
+        copy_writer.set_origin(origin("one"));
+        copy_writer.note(&directory, &changes, &names);
+        copy_writer.finish().await;
 
-        let (keeper, kept) = open_copy(&path, "two", &names);
+        let (copy_writer, kept) = open_copy(&path, "two", &names);
         assert!(kept.is_none());
-        keeper.finish().await;
-        let (keeper, kept) = open_copy(&path, "one", &names);
+        copy_writer.finish().await;
+        let (copy_writer, kept) = open_copy(&path, "one", &names);
         assert!(kept.is_some(), "nothing has taken its place yet");
-        keeper.finish().await;
-        let (mut keeper, _) = open_copy(&path, "two", &names);
+        copy_writer.finish().await;
+        let (mut copy_writer, _) = open_copy(&path, "two", &names);
         let (directory, changes) =
             read(r#"{"contacts":{"z":["y"]}}"#).replace(&Directory::unavailable());
-        keeper.set_origin(origin("two"));
-        keeper.note(&directory, &changes, &names);
-        keeper.finish().await;
+        copy_writer.set_origin(origin("two"));
+        copy_writer.note(&directory, &changes, &names);
+        copy_writer.finish().await;
         let (_, kept) = open_copy(&path, "two", &names);
         let expected = r#"{"contacts":{"z":["y"]},"groups":{},"blocks":{},"settings":{}}"#;
         assert_eq!(written(&kept.unwrap(), &names), expected);
@@ -481,9 +481,9 @@ mod tests {
     async fn what_is_damaged_is_set_aside() {
         let (folder, path) = file();
         std::fs::write(&path, "no database").unwrap();
-        let (keeper, kept) = open_copy(&path, "file", &Names::new());
+        let (copy_writer, kept) = open_copy(&path, "file", &Names::new());
         assert!(kept.is_none());
-        keeper.finish().await;
+        copy_writer.finish().await;
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 2);
     }
 }

@@ -31,15 +31,15 @@ const TRIAL: Duration = Duration::from_secs(10);
 
 /// What a right is to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) enum Act {
+pub(crate) enum Operation {
     Publish,
     Subscribe,
 }
 
 /// One thing that a node must be permitted.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Right {
-    pub(crate) act: Act,
+pub(crate) struct Permission {
+    pub(crate) operation: Operation,
     /// The subject, as it is to be permitted.
     pub(crate) subject: String,
     /// A subject that it covers, and that nobody is told anything on.
@@ -48,16 +48,16 @@ pub(crate) struct Right {
     pub(crate) is_used: bool,
 }
 
-impl Right {
-    fn new(act: Act, subject: String, is_used: bool) -> Self {
+impl Permission {
+    fn new(operation: Operation, subject: String, is_used: bool) -> Self {
         // Nobody hears more than what is to be taken in, and that is dropped.
-        let is_own = act == Act::Publish || subject.starts_with(hello::INBOX);
+        let is_own = operation == Operation::Publish || subject.starts_with(hello::INBOX);
         let sample = match subject.strip_suffix(['>', '*']) {
             Some(prefix) if is_own => format!("{prefix}presence-trial"),
             _ => subject.clone(),
         };
         Self {
-            act,
+            operation,
             subject,
             sample,
             is_used,
@@ -66,16 +66,16 @@ impl Right {
 
     /// Whether another is to the same.
     fn is_same(&self, other: &Self) -> bool {
-        (self.act, &self.subject) == (other.act, &other.subject)
+        (self.operation, &self.subject) == (other.operation, &other.subject)
     }
 
     /// Whether something that the broker has refused is a case of it.
-    fn covers(&self, act: Act, subject: &str) -> bool {
+    fn covers(&self, operation: Operation, subject: &str) -> bool {
         let begins = |prefix: &str| {
             let head = subject.get(..prefix.len());
             head.is_some_and(|head| head.eq_ignore_ascii_case(prefix))
         };
-        self.act == act
+        self.operation == operation
             && match self.subject.strip_suffix(['>', '*']) {
                 Some(prefix) => begins(prefix),
                 None => self.subject.eq_ignore_ascii_case(subject),
@@ -83,24 +83,26 @@ impl Right {
     }
 }
 
-impl fmt::Display for Right {
+impl fmt::Display for Permission {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.act {
-            Act::Publish => write!(f, "to publish to `{}`", self.subject),
-            Act::Subscribe => write!(f, "to subscribe to `{}`", self.subject),
+        match self.operation {
+            Operation::Publish => write!(f, "to publish to `{}`", self.subject),
+            Operation::Subscribe => write!(f, "to subscribe to `{}`", self.subject),
         }
     }
 }
 
 /// All that a tenant can come to need, however it is configured anew while it runs.
-fn needed(config: &Config) -> Vec<Right> {
+fn needed(config: &Config) -> Vec<Permission> {
     let subjects = Subjects::new(config.tenant.prefix.as_deref());
-    let publish = |subject: &str, is_used| Right::new(Act::Publish, subjects.of(subject), is_used);
-    let subscribe = |subject: &str| Right::new(Act::Subscribe, subjects.of(subject), true);
+    let publish =
+        |subject: &str, is_used| Permission::new(Operation::Publish, subjects.of(subject), is_used);
+    let subscribe =
+        |subject: &str| Permission::new(Operation::Subscribe, subjects.of(subject), true);
     let mut needed = vec![
         subscribe("presence.>"),
         subscribe(hello::SUBJECT),
-        Right::new(Act::Subscribe, "_INBOX.>".into(), true),
+        Permission::new(Operation::Subscribe, "_INBOX.>".into(), true),
         publish(hello::SUBJECT, true),
         publish(BEACON, true),
         publish("presence.inbox.*", config.inbox.enabled),
@@ -115,11 +117,11 @@ fn needed(config: &Config) -> Vec<Right> {
     replies.sort_unstable();
     replies.dedup();
     let replies = replies.iter().map(|prefix| format!("{prefix}>"));
-    needed.extend(replies.map(|subject| Right::new(Act::Publish, subject, true)));
+    needed.extend(replies.map(|subject| Permission::new(Operation::Publish, subject, true)));
     needed.push(publish(ALERTS, true));
     // Nobody who follows a plugin's log makes a node unready.
     needed.push(publish(&format!("{LOGS}.*"), false));
-    needed.push(Right::new(Act::Subscribe, "$SRV.>".into(), true));
+    needed.push(Permission::new(Operation::Subscribe, "$SRV.>".into(), true));
     needed.extend(store_needs(config));
     match &config.directory {
         Directory::File { .. } => {}
@@ -130,7 +132,7 @@ fn needed(config: &Config) -> Vec<Right> {
         Directory::Kv { bucket } => {
             for (api, rest) in [("STREAM.INFO", ""), ("CONSUMER.CREATE", ".>")] {
                 let subject = format!("$JS.API.{api}.KV_{bucket}{rest}");
-                needed.push(Right::new(Act::Publish, subject, true));
+                needed.push(Permission::new(Operation::Publish, subject, true));
             }
         }
     }
@@ -143,7 +145,7 @@ fn prefix_of(prefix: Option<&str>) -> &str {
 }
 
 /// What reads the plugin store.
-fn store_needs(config: &Config) -> impl Iterator<Item = Right> {
+fn store_needs(config: &Config) -> impl Iterator<Item = Permission> {
     let store = |bucket: &str| match &config.tenant.prefix {
         Some(prefix) => format!("{prefix}-{bucket}"),
         None => bucket.to_owned(),
@@ -164,14 +166,14 @@ fn store_needs(config: &Config) -> impl Iterator<Item = Right> {
     ];
     let calls = calls.map(|(api, stream, rest)| format!("$JS.API.{api}.{stream}{rest}"));
     let is_used = config.follows_store();
-    let rights = calls.into_iter();
-    rights.map(move |subject| Right::new(Act::Publish, subject, is_used))
+    let permissions = calls.into_iter();
+    permissions.map(move |subject| Permission::new(Operation::Publish, subject, is_used))
 }
 
 /// What the broker says that it refuses.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Refusal<'a> {
-    Of(Act, &'a str),
+    Of(Operation, &'a str),
     /// A reply subject, behind the subject that may be published to.
     Reply(&'a str),
 }
@@ -184,16 +186,16 @@ pub(super) fn refusal(text: &str) -> Option<Refusal<'_>> {
     let (what, quoted) = rest.split_once('"')?;
     let (subject, _) = quoted.split_once('"')?;
     match what.trim().to_ascii_lowercase().as_str() {
-        "publish to" => Some(Refusal::Of(Act::Publish, subject)),
+        "publish to" => Some(Refusal::Of(Operation::Publish, subject)),
         "publish with reply of" => Some(Refusal::Reply(subject)),
-        "subscription to" => Some(Refusal::Of(Act::Subscribe, subject)),
+        "subscription to" => Some(Refusal::Of(Operation::Subscribe, subject)),
         _ => None,
     }
 }
 
 /// What came of what the broker said.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Noted {
+pub(crate) enum BrokerErrorKind {
     /// A trial's answer.
     Trial,
     /// Something that the node needs, and that wasn't known to be forbidden.
@@ -207,7 +209,7 @@ pub(crate) enum Noted {
 /// A right, and who needs it.
 #[derive(Debug)]
 struct Needed {
-    right: Right,
+    permission: Permission,
     /// The prefixes of the tenants that do, each with whether it has use for it as it is
     /// configured. None when all of them have ended.
     by: BTreeMap<String, bool>,
@@ -215,7 +217,7 @@ struct Needed {
 
 /// What is known of the rights of those who use a connection.
 #[derive(Debug, Default)]
-pub(crate) struct Rights {
+pub(crate) struct Permissions {
     /// Each has its place for as long as the connection is there.
     needed: RwLock<Vec<Needed>>,
     /// Since when each is forbidden, by its place, and by the host's clock.
@@ -242,18 +244,18 @@ struct Trial {
     mark: String,
 }
 
-impl Rights {
+impl Permissions {
     /// Notes what the tenant of a configuration needs.
     pub(crate) fn need(&self, config: &Config) {
         let prefix = prefix_of(config.tenant.prefix.as_deref());
         let mut known = self.needed.write().unwrap_or_else(PoisonError::into_inner);
-        for right in needed(config) {
-            let is_same = |it: &&mut Needed| it.right.is_same(&right);
-            let is_used = right.is_used;
+        for permission in needed(config) {
+            let is_same = |it: &&mut Needed| it.permission.is_same(&permission);
+            let is_used = permission.is_used;
             match known.iter_mut().find(is_same) {
                 Some(same) => drop(same.by.insert(prefix.to_owned(), is_used)),
                 None => known.push(Needed {
-                    right,
+                    permission,
                     by: BTreeMap::from([(prefix.to_owned(), is_used)]),
                 }),
             }
@@ -281,23 +283,23 @@ impl Rights {
         self.needed.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn right(&self, place: usize) -> Option<Right> {
-        self.needed().get(place).map(|it| it.right.clone())
+    fn permission(&self, place: usize) -> Option<Permission> {
+        self.needed().get(place).map(|it| it.permission.clone())
     }
 
     /// Notes what the broker says.
-    pub(crate) fn note(&self, text: &str) -> Noted {
+    pub(crate) fn note(&self, text: &str) -> BrokerErrorKind {
         match refusal(text) {
             Some(Refusal::Reply(reply)) => self.note_reply(reply),
-            Some(Refusal::Of(act, subject)) => self.note_refusal(act, subject),
-            None => Noted::Other,
+            Some(Refusal::Of(operation, subject)) => self.note_refusal(operation, subject),
+            None => BrokerErrorKind::Other,
         }
     }
 
-    fn note_reply(&self, reply: &str) -> Noted {
+    fn note_reply(&self, reply: &str) -> BrokerErrorKind {
         let lower = reply.to_ascii_lowercase();
         let Some(rest) = lower.strip_prefix(&REPLY.to_ascii_lowercase()) else {
-            return Noted::Other;
+            return BrokerErrorKind::Other;
         };
         let mut tokens = rest.split('.').skip(1);
         let number = tokens.next().and_then(|token| token.parse().ok());
@@ -313,19 +315,19 @@ impl Rights {
             }
             self.answered.notify_one();
         }
-        Noted::Trial
+        BrokerErrorKind::Trial
     }
 
-    fn note_refusal(&self, act: Act, subject: &str) -> Noted {
-        let covers = |it: &Needed| !it.by.is_empty() && it.right.covers(act, subject);
+    fn note_refusal(&self, operation: Operation, subject: &str) -> BrokerErrorKind {
+        let covers = |it: &Needed| !it.by.is_empty() && it.permission.covers(operation, subject);
         let Some(place) = self.needed().iter().position(covers) else {
-            return Noted::Other;
+            return BrokerErrorKind::Other;
         };
-        let right = self.right(place);
-        let sample = right.as_ref().map(|right| &right.sample);
+        let permission = self.permission(place);
+        let sample = permission.as_ref().map(|permission| &permission.sample);
         let is_sample = sample.is_some_and(|sample| sample.eq_ignore_ascii_case(subject));
         let mut trial = self.trial();
-        let is_mark = act == Act::Publish && trial.mark.eq_ignore_ascii_case(subject);
+        let is_mark = operation == Operation::Publish && trial.mark.eq_ignore_ascii_case(subject);
         if is_mark {
             trial.marks += 1;
             trial.is_deaf_to_replies = true;
@@ -335,17 +337,17 @@ impl Rights {
             self.answered.notify_one();
         }
         drop(trial);
-        if act == Act::Publish && !is_mark && !is_sample {
+        if operation == Operation::Publish && !is_mark && !is_sample {
             self.suspected().insert(place);
-            return Noted::Other;
+            return BrokerErrorKind::Other;
         }
         let mut forbidden = self.forbidden();
         if forbidden.contains_key(&place) {
-            return Noted::Known;
+            return BrokerErrorKind::Known;
         }
         forbidden.insert(place, clock::now_ms());
-        let right = right.as_ref().map(ToString::to_string);
-        Noted::New(right.unwrap_or_default())
+        let permission = permission.as_ref().map(ToString::to_string);
+        BrokerErrorKind::New(permission.unwrap_or_default())
     }
 
     /// There is a new connection: what is subscribed to is judged anew. What is published
@@ -354,20 +356,20 @@ impl Rights {
         let needed = self.needed();
         let is_publish = |place: &usize| {
             let needed = needed.get(*place);
-            needed.is_some_and(|it| it.right.act == Act::Publish)
+            needed.is_some_and(|it| it.permission.operation == Operation::Publish)
         };
         self.forbidden().retain(|place, _| is_publish(place));
     }
 
     /// What is forbidden of what the tenant with a prefix needs, and for how long, in
     /// milliseconds.
-    pub(crate) fn forbidden_to(&self, prefix: Option<&str>) -> Vec<(Right, u64)> {
+    pub(crate) fn forbidden_to(&self, prefix: Option<&str>) -> Vec<(Permission, u64)> {
         let now = clock::now_ms();
         let (needed, forbidden) = (self.needed(), self.forbidden());
         let forbidden = forbidden.iter().filter_map(|(place, since)| {
             let needed = needed.get(*place)?;
             let is_needed = needed.by.contains_key(prefix_of(prefix));
-            is_needed.then(|| (needed.right.clone(), now.saturating_sub(*since)))
+            is_needed.then(|| (needed.permission.clone(), now.saturating_sub(*since)))
         });
         forbidden.collect()
     }
@@ -379,7 +381,7 @@ impl Rights {
 
     /// Has what is forbidden tried again: says what no longer is. Of that, what is published
     /// is noted as permitted, and what is subscribed to once it is subscribed to again.
-    pub(crate) async fn retry(&self, client: &Client) -> Vec<Right> {
+    pub(crate) async fn retry(&self, client: &Client) -> Vec<Permission> {
         let mut places = std::mem::take(&mut *self.suspected());
         places.extend(self.forbidden().keys());
         let places: Vec<_> = places.into_iter().collect();
@@ -390,15 +392,15 @@ impl Rights {
         let permitted = |place: &usize| verdicts.get(place) == Some(&true);
         let mut again = Vec::new();
         for place in places.iter().filter(|place| permitted(place)) {
-            let Some(right) = self.right(*place) else {
+            let Some(permission) = self.permission(*place) else {
                 continue;
             };
-            let was_forbidden = match right.act {
-                Act::Publish => self.forbidden().remove(place).is_some(),
-                Act::Subscribe => true,
+            let was_forbidden = match permission.operation {
+                Operation::Publish => self.forbidden().remove(place).is_some(),
+                Operation::Subscribe => true,
             };
             if was_forbidden {
-                again.push(right);
+                again.push(permission);
             }
         }
         again
@@ -406,7 +408,7 @@ impl Rights {
 
     /// Tries all that the node has use for as it is configured. Of each: whether it is
     /// permitted, and none where that can't be found out.
-    pub(crate) async fn try_all(&self, client: &Client) -> Vec<(Right, Option<bool>)> {
+    pub(crate) async fn try_all(&self, client: &Client) -> Vec<(Permission, Option<bool>)> {
         let places: Vec<_> = {
             let needed = self.needed();
             let used = needed.iter().enumerate();
@@ -414,7 +416,7 @@ impl Rights {
             used.map(|(place, _)| place).collect()
         };
         let verdicts = self.attempt(client, &places).await;
-        let of = |place: usize| Some((self.right(place)?, verdicts.get(&place).copied()));
+        let of = |place: usize| Some((self.permission(place)?, verdicts.get(&place).copied()));
         places.into_iter().filter_map(of).collect()
     }
 
@@ -432,16 +434,16 @@ impl Rights {
             let may_publish = !self.trial().is_deaf_to_replies;
             let mut subscribed = Vec::new();
             for place in places {
-                let Some(right) = self.right(*place) else {
+                let Some(permission) = self.permission(*place) else {
                     continue;
                 };
-                let sample = right.sample;
-                match right.act {
-                    Act::Subscribe => {
+                let sample = permission.sample;
+                match permission.operation {
+                    Operation::Subscribe => {
                         subscribed.push((*place, client.subscribe(sample).await.ok()?))
                     }
-                    Act::Publish if !may_publish => {}
-                    Act::Publish => {
+                    Operation::Publish if !may_publish => {}
+                    Operation::Publish => {
                         let reply = format!("{REPLY}.{number}.{place}");
                         let body = Bytes::new();
                         client.publish_with_reply(sample, reply, body).await.ok()?;
@@ -497,42 +499,45 @@ impl Rights {
 mod tests {
     use super::*;
 
-    fn rights() -> Rights {
+    fn permissions() -> Permissions {
         let mut config = Config::default();
         config.tenant.prefix = Some("Acme".into());
-        let rights = Rights::default();
-        rights.need(&config);
-        rights
+        let permissions = Permissions::default();
+        permissions.need(&config);
+        permissions
     }
 
     #[test]
     fn what_one_tenant_may_not_is_no_other_tenants_matter() {
-        let rights = rights();
+        let permissions = permissions();
         let mut other = Config::default();
         other.tenant.prefix = Some("beta".into());
-        rights.need(&other);
-        let of = |prefix| rights.forbidden_to(Some(prefix)).len();
-        rights.note("Permissions Violation for Subscription to \"beta.presence.>\"");
+        permissions.need(&other);
+        let of = |prefix| permissions.forbidden_to(Some(prefix)).len();
+        permissions.note("Permissions Violation for Subscription to \"beta.presence.>\"");
         assert_eq!((of("Acme"), of("beta")), (0, 1));
         // What both need is both their matter, until one ends.
-        rights.note("Permissions Violation for Subscription to \"$SRV.>\"");
+        permissions.note("Permissions Violation for Subscription to \"$SRV.>\"");
         assert_eq!((of("Acme"), of("beta")), (1, 2));
-        rights.release(Some("beta"));
+        permissions.release(Some("beta"));
         assert_eq!((of("Acme"), of("beta")), (1, 0));
         let again = "Permissions Violation for Subscription to \"beta.presence.>\"";
-        assert_eq!(rights.note(again), Noted::Other);
+        assert_eq!(permissions.note(again), BrokerErrorKind::Other);
         // It comes again.
-        rights.need(&other);
+        permissions.need(&other);
         assert_eq!((of("Acme"), of("beta")), (1, 1));
-        assert!(matches!(rights.note(again), Noted::New(_)));
+        assert!(matches!(permissions.note(again), BrokerErrorKind::New(_)));
     }
 
     #[test]
     fn what_the_broker_refuses_is_read() {
         let text = "nats: Permissions Violation for Publish to \"a.b\"";
-        assert_eq!(refusal(text), Some(Refusal::Of(Act::Publish, "a.b")));
+        assert_eq!(refusal(text), Some(Refusal::Of(Operation::Publish, "a.b")));
         let text = "nats: permissions violation for subscription to \"a.>\" using queue \"q\"";
-        assert_eq!(refusal(text), Some(Refusal::Of(Act::Subscribe, "a.>")));
+        assert_eq!(
+            refusal(text),
+            Some(Refusal::Of(Operation::Subscribe, "a.>"))
+        );
         let text = "Permissions Violation for Publish with Reply of \"_R_.presence.1.mark\"";
         assert_eq!(refusal(text), Some(Refusal::Reply("_R_.presence.1.mark")));
         for text in [
@@ -546,30 +551,30 @@ mod tests {
 
     #[test]
     fn what_is_needed_and_forbidden_is_known_once_and_whatever_its_case() {
-        let rights = rights();
+        let permissions = permissions();
         let text = "Permissions Violation for Publish to \"acme.presence.dlq\"";
-        let new = Noted::New("to publish to `Acme.presence.dlq`".into());
-        assert_eq!(rights.note(text), new);
-        assert_eq!(rights.note(text), Noted::Known);
+        let new = BrokerErrorKind::New("to publish to `Acme.presence.dlq`".into());
+        assert_eq!(permissions.note(text), new);
+        assert_eq!(permissions.note(text), BrokerErrorKind::Known);
         // Who it is for, others have named: it is tried first.
         let text = "Permissions Violation for Publish to \"Acme.presence.inbox.=YQ\"";
-        assert_eq!(rights.note(text), Noted::Other);
-        assert_eq!(rights.forbidden_to(Some("Acme")).len(), 1);
+        assert_eq!(permissions.note(text), BrokerErrorKind::Other);
+        assert_eq!(permissions.forbidden_to(Some("Acme")).len(), 1);
         let text = "Permissions Violation for Publish to \"Acme.presence.inbox.presence-trial\"";
-        let new = Noted::New("to publish to `Acme.presence.inbox.*`".into());
-        assert_eq!(rights.note(text), new);
+        let new = BrokerErrorKind::New("to publish to `Acme.presence.inbox.*`".into());
+        assert_eq!(permissions.note(text), new);
         let other = "Permissions Violation for Publish to \"elsewhere\"";
-        assert_eq!(rights.note(other), Noted::Other);
-        assert_eq!(rights.forbidden_to(Some("Acme")).len(), 2);
+        assert_eq!(permissions.note(other), BrokerErrorKind::Other);
+        assert_eq!(permissions.forbidden_to(Some("Acme")).len(), 2);
     }
 
     #[test]
     fn a_new_connection_judges_anew_what_is_subscribed_to() {
-        let rights = rights();
-        rights.note("Permissions Violation for Subscription to \"Acme.presence.>\"");
-        rights.note("Permissions Violation for Publish to \"Acme.presence.events\"");
-        rights.connected();
-        let left: Vec<_> = rights.forbidden_to(Some("Acme"));
+        let permissions = permissions();
+        permissions.note("Permissions Violation for Subscription to \"Acme.presence.>\"");
+        permissions.note("Permissions Violation for Publish to \"Acme.presence.events\"");
+        permissions.connected();
+        let left: Vec<_> = permissions.forbidden_to(Some("Acme"));
         assert_eq!(left.len(), 1);
         assert_eq!(left[0].0.subject, "Acme.presence.events");
     }
@@ -577,8 +582,10 @@ mod tests {
     #[test]
     fn what_is_turned_off_is_not_used() {
         let config = Config::default();
-        let used = needed(&config).into_iter().filter(|right| right.is_used);
-        let used: Vec<_> = used.map(|right| right.subject).collect();
+        let used = needed(&config)
+            .into_iter()
+            .filter(|permission| permission.is_used);
+        let used: Vec<_> = used.map(|permission| permission.subject).collect();
         assert!(used.contains(&"presence.filtered.user_online".to_owned()));
         assert!(!used.contains(&"presence.events.user_updated".to_owned()));
         assert!(!used.contains(&"presence.inbox.*".to_owned()));
