@@ -41,6 +41,9 @@ async fn a_swap_is_corrected_at_the_pace_while_new_events_go_on() -> Result<()> 
     let groups = component::named(&component::load("groups")?, "contacts")?;
     world.site.write_plugin("contacts", groups)?;
     world.tape.hosts(FILTERED_OFFLINE, 1).await?;
+    // All shards have been told of the swap by then, and not just the one that was quickest.
+    let began = ["correction started: deciding again for online users"];
+    world.host.wait_for_log(from, &began).await?;
     // It goes on, and anyone who comes online now doesn't wait for its end.
     let connect = inputs::connect("late", "c", now_ms());
     world.client.input(CONNECT, connect).await?;
@@ -52,8 +55,6 @@ async fn a_swap_is_corrected_at_the_pace_while_new_events_go_on() -> Result<()> 
     let left = world.host.metric(backlog, &[]).await?;
     assert!(left > 0.0, "the swap is corrected already");
 
-    let began = ["correction started: deciding again for online users"];
-    world.host.wait_for_log(from, &began).await?;
     let done = [
         "correction finished: all online users were decided again",
         "generation=2",

@@ -378,13 +378,13 @@ async fn a_tenant_that_has_used_up_its_time_waits_and_says_so_and_another_goes_o
     let mut host = Host::start(&site).await?;
     let client = Client::connect(&server.url()).await?;
     let mut letters = client.record("busy.presence.dlq").await?;
-    let from = host.log_len();
     for number in 0..4_000 {
         let body = inputs::connect("12345", &format!("c{number}"), now_ms());
         client.publish(&format!("busy.{CONNECT}"), &body).await?;
     }
+    // Its start may have taken more than that already, and the log says so once a minute.
     let words = ["a quota is exceeded", "[limits] cpu_ms_per_s", "busy"];
-    host.wait_for_log(from, &words).await?;
+    host.wait_for_log(0, &words).await?;
     assert_eq!(connect(&client, "quiet.", "12345", "c").await?["ok"], true);
     let letter = letters.next("a dead letter", |it| {
         it.text("error").contains("cpu_ms_per_s")
