@@ -1,5 +1,5 @@
 //! The project's own tasks: `cargo xtask demo`, `test`, `bench`, `instructions`,
-//! `plugins` and `guide`.
+//! `simulate`, `plugins` and `guide`.
 //! Each does all of its own set-up.
 
 mod bench;
@@ -7,6 +7,7 @@ mod demo;
 mod guide;
 mod instructions;
 mod plugins;
+mod simulate;
 mod test;
 
 use std::process::ExitCode;
@@ -35,6 +36,8 @@ enum Task {
     Bench(bench::Args),
     /// Counts the instructions of an event in the core.
     Instructions(instructions::Args),
+    /// Runs the simulator of a fleet over more seeds than the tests do.
+    Simulate(simulate::Args),
     /// One process of the benchmark.
     #[command(hide = true)]
     BenchContender(bench::contender::Args),
@@ -48,6 +51,7 @@ fn main() -> ExitCode {
         Task::Guide(args) => guide::run(&args),
         Task::Bench(args) => bench::run(&args),
         Task::Instructions(args) => instructions::run(&args),
+        Task::Simulate(args) => simulate::run(&args),
         Task::BenchContender(args) => bench::contender::run(&args),
     };
     match done {

@@ -1,8 +1,9 @@
 // What has been heard of each source: its epoch, and the last sequence number on each
 // subject. This is the half of the client's rule that notices a loss; it does no I/O.
 //
-// A source is a worker of a node. It numbers what it publishes on each subject 1, 2, 3 …
-// without gaps, and begins anew with a later epoch when it starts.
+// A source is a worker of a node or, in a fleet, a shard. It numbers what it publishes on each
+// subject 1, 2, 3 … without gaps, and begins anew with a later epoch when it starts, or when
+// another node owns the shard. What an earlier owner still says is of an earlier epoch.
 
 /** How many sources are remembered. One that was forgotten is taken for a new one. */
 const SOURCES_MAX = 1024;

@@ -48,6 +48,21 @@ test("a later epoch begins anew, and an earlier one has ended", () => {
   assert.equal(sources.hear("a", at(2, 2)), "next");
 });
 
+test("what an earlier owner of a shard still says is dropped", () => {
+  // In a fleet, a source is a shard, whichever node owns it, and each owner has a later epoch.
+  const sources = new Sources();
+  const fleet = (epoch, seq) => at(epoch, seq, "fleet/3");
+  assert.equal(sources.hear("a", fleet(10, 1)), "new");
+  assert.equal(sources.hear("a", fleet(10, 2)), "next");
+  assert.equal(sources.hear("a", fleet(17, 1)), "new");
+  // The old owner wakes up, and says what it was about to say.
+  assert.equal(sources.hear("a", fleet(10, 3)), "old");
+  sources.hearBeacon({ source: "fleet/3", epoch: 10, seqs: { a: 9 } }, () => true);
+  assert.equal(sources.hear("a", fleet(17, 2)), "next");
+  // Another shard has epochs of its own.
+  assert.equal(sources.hear("a", at(10, 1, "fleet/4")), "new");
+});
+
 test("a beacon shows what is missing at the end, on the subjects that are read", () => {
   const sources = new Sources();
   const listens = (subject) => subject === "a";

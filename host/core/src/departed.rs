@@ -349,6 +349,17 @@ impl Departed {
         }
     }
 
+    /// All those that are stored, in a stable order.
+    pub(crate) fn stored(&self) -> Vec<&Departure> {
+        let places = self.places.keys().copied();
+        let mut stored: Vec<_> = places
+            .filter_map(|user| self.departure(user))
+            .filter(|departure| departure.is_stored())
+            .collect();
+        stored.sort_unstable_by_key(|departure| departure.user);
+        stored
+    }
+
     /// Puts departures back. Of too many, the oldest are forgotten, and their records
     /// are to be removed.
     pub fn restore(&mut self, mut departures: Vec<Departure>, names: &Names) {

@@ -172,6 +172,16 @@ impl Ledger {
         self.entries.insert(user, entry);
     }
 
+    /// Takes an entry as another ledger has it, in the place of the one that there is.
+    pub fn put(&mut self, entry: LedgerEntry) {
+        let user = entry.event.user;
+        let before = self.entries.insert(user, entry);
+        if let Some(before) = before.filter(|before| before.next.is_some()) {
+            self.deferred.note(user, &before.event.name);
+        }
+        self.changes.note(user);
+    }
+
     /// The online users, in a stable order.
     pub fn users(&self) -> Vec<Id> {
         let mut users: Vec<_> = self.entries.keys().copied().collect();

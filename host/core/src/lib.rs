@@ -23,6 +23,7 @@ pub mod comparison;
 pub mod departed;
 pub mod directory;
 pub mod event;
+pub mod fleet;
 pub mod inbox;
 pub mod json;
 pub mod ledger;

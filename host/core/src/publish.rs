@@ -70,6 +70,12 @@ pub struct Publication {
 pub struct Numbering([u64; Subject::ALL.len()]);
 
 impl Numbering {
+    /// The number of the last message on each subject that any was published on.
+    pub fn last(&self) -> impl Iterator<Item = (Subject, u64)> {
+        let seqs = Subject::ALL.into_iter().zip(self.0);
+        seqs.filter(|(_, seq)| *seq > 0)
+    }
+
     /// The next message on a subject.
     pub fn number(&mut self, subject: Subject, body: Bytes) -> Publication {
         // The subjects are numbered as they are listed.

@@ -80,6 +80,31 @@ impl Record {
         }
     }
 
+    /// Moves the times that it has by the host's clock, for a host whose clock is ahead by so
+    /// much; behind, if negative. Senders' times stay.
+    pub fn shift(&mut self, ahead_ms: i64) {
+        let at = match self {
+            Self::Tracker(tracker::TrackerRecord::Connection {
+                state: Some(tracker::Connected::Closed { kept_since, .. }),
+                ..
+            }) => kept_since,
+            Self::Tracker(tracker::TrackerRecord::User {
+                state:
+                    Some(tracker::UserState {
+                        pending: Some((since, _)),
+                        ..
+                    }),
+                ..
+            }) => since,
+            Self::Stated {
+                statement: Some((said_at, _)),
+                ..
+            } => said_at,
+            _ => return,
+        };
+        *at = at.saturating_add_signed(ahead_ms);
+    }
+
     /// All the numbers of ids it holds.
     pub fn ids(&self) -> RoaringBitmap {
         match self {

@@ -29,6 +29,7 @@ mod reconcile;
 mod restart;
 mod retries;
 mod settings;
+mod standby;
 mod types;
 mod updates;
 
@@ -109,13 +110,25 @@ impl Shard {
                 };
                 out.push(Output::Reply(reply, answer));
             }
+            other => self.change(now, other),
+        }
+    }
+
+    /// Takes what changes of what the shard goes by: nothing is published at once for that.
+    fn change(&mut self, now: u64, input: Input) {
+        let (common, presence) = (&mut self.common, &mut self.presence);
+        match input {
+            Input::Message { .. }
+            | Input::Excess { .. }
+            | Input::Rejected { .. }
+            | Input::Redrive { .. } => {}
             Input::Directory(directory, changes) => {
-                self.presence.events.directory_changed(&directory, &changes);
+                presence.events.directory_changed(&directory, &changes);
                 common.directory = directory;
             }
-            Input::Rules => self.presence.events.rules_changed(),
+            Input::Rules => presence.events.rules_changed(),
             Input::Reassigned { before, after } => {
-                self.presence.events.reassigned(before, after, common);
+                presence.events.reassigned(before, after, common);
             }
             Input::Settings(settings) => self.change_settings(*settings),
             Input::ReceivedUpTo { at } => common.tracker.received_up_to(now, at),
@@ -123,7 +136,7 @@ impl Shard {
             Input::Clock { ahead_ms } => {
                 common.clock.set_ahead(ahead_ms);
                 common.tracker.set_ahead(now, ahead_ms);
-                self.presence.events.updates.clock_moved(now);
+                presence.events.updates.clock_moved(now);
             }
             Input::BodyBytesMax(bytes) => common.settings.body_bytes_max = bytes,
         }

@@ -93,6 +93,15 @@ impl Statements {
         Some((*user, &entry.name, entry.statement))
     }
 
+    /// All that hold, the one made longest ago first, and when each was made.
+    pub(crate) fn all(&self) -> impl Iterator<Item = (&Name, u64, Statement)> {
+        let said = self.said.iter();
+        said.filter_map(|(said_at, user)| {
+            let entry = self.users.get(user)?;
+            Some((&entry.name, *said_at, entry.statement))
+        })
+    }
+
     /// Puts a statement back that held before a restart.
     pub fn restore(&mut self, said_at: u64, user: Id, name: &Name, statement: Statement) {
         self.put(said_at, user, name, statement);

@@ -407,6 +407,11 @@ impl Statuses {
         users
     }
 
+    /// What a user last said of themselves.
+    pub(crate) fn word(&self, user: Id) -> Option<&OwnStatus> {
+        self.users.get(&user)?.word.as_ref()
+    }
+
     /// Whether changes are noted from now on, for [`Self::take_changed`].
     pub fn keep_records(&mut self, keep: bool) {
         self.changed.keep(keep);

@@ -321,6 +321,53 @@ impl Record {
     }
 }
 
+impl Record {
+    /// Reads the key of what [`Self::encode`] wrote without a value: it says that nothing is
+    /// known any more.
+    ///
+    /// # Errors
+    /// When it is something else.
+    pub fn decode_gone(key: &[u8], names: &Names) -> Result<Self, postcard::Error> {
+        let name = |user| names.intern_name(user).1;
+        Ok(match postcard::from_bytes(key)? {
+            Key::Connection(user, conn) => Self::Tracker(tracker::TrackerRecord::Connection {
+                user: user.into(),
+                conn: conn.into(),
+                state: None,
+            }),
+            Key::Heard(user, conn) => Self::Tracker(tracker::TrackerRecord::ReceivedAt {
+                user: user.into(),
+                conn: conn.into(),
+                newest: None,
+            }),
+            Key::User(user) => Self::Tracker(tracker::TrackerRecord::User {
+                user: user.into(),
+                state: None,
+            }),
+            Key::Ledger(user) => Self::Ledger {
+                user: name(user),
+                entry: None,
+            },
+            Key::Status(user) => Self::Status {
+                user: name(user),
+                word: None,
+            },
+            Key::Waiting(user) => Self::Waiting {
+                user: name(user),
+                steps: Vec::new(),
+            },
+            Key::Stated(user) => Self::Stated {
+                user: name(user),
+                statement: None,
+            },
+            Key::Departed(user) => Self::Departed {
+                user: name(user),
+                departure: None,
+            },
+        })
+    }
+}
+
 fn stored<V: Serialize>(key: &Key<'_>, value: Option<&V>) -> Stored {
     (bytes(key), value.map(bytes))
 }

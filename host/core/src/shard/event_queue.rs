@@ -6,6 +6,7 @@
 //! in its order. Nothing waits for longer than the settings say.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
 
 use hashbrown::HashMap;
 use roaring::RoaringBitmap;
@@ -137,6 +138,27 @@ impl EventQueue {
     pub(super) fn steps(&self, user: Id) -> impl Iterator<Item = &Step> {
         let queue = self.queues.get(&user).into_iter().flatten();
         queue.map(|(step, _)| step)
+    }
+
+    /// The last of a user's that waits to be announced.
+    pub(super) fn last_announced(&self, user: Id) -> Option<&Arc<Event>> {
+        let mut steps = self.queues.get(&user)?.iter().rev();
+        steps.find_map(|(step, _)| match step {
+            Step::Announce(event, _) => Some(event),
+            Step::Tell(..) | Step::Show(_) => None,
+        })
+    }
+
+    /// The users of whom something waits, in a stable order.
+    pub(super) fn users(&self) -> Vec<Id> {
+        let mut users: Vec<_> = self.queues.keys().copied().collect();
+        users.sort_unstable();
+        users
+    }
+
+    /// Nothing of a user's waits any more.
+    pub(super) fn forget(&mut self, user: Id) {
+        while self.pop(user).is_some() {}
     }
 
     /// Puts a user's steps back, to be tried at once.

@@ -71,6 +71,15 @@ impl Events {
         self.go(step, until, env);
     }
 
+    /// Has a step be taken soon, behind all others of its user.
+    pub(super) fn queue_step(&mut self, step: Step, common: &Common) {
+        let until = common.now() + common.settings.answer_wait_ms;
+        match self.queue.holds(step.event().user) {
+            true => self.queue.push(step, until),
+            false => self.queue.restore(vec![step], until),
+        }
+    }
+
     /// Has those go on who have got what they waited for, or waited for long enough.
     pub(super) fn resume(&mut self, env: &mut Env<'_>) {
         self.updates.decisions.decide_first(env);

@@ -6,12 +6,12 @@ use super::env::{Common, Env};
 use super::presence::Presence;
 use super::settings::Settings;
 use super::types::Ignored;
-use crate::event::{Change, Reason};
+use crate::event::{Change, Event, Reason};
 use crate::json;
 use crate::message::{Message, Payload, Redrive, Rejection, StatedReason};
 use crate::metadata::Metadata;
 use crate::quota::Quota;
-use crate::tracker::{Effect, Transition};
+use crate::tracker::{Effect, InputResult, Transition};
 
 /// After which part of its lease a connection's heartbeat is taken though there have been too
 /// many messages.
@@ -31,19 +31,10 @@ impl Presence {
     /// life when it has been silent for part of its lease. Those are few, however many messages
     /// come.
     pub(super) fn excess(&mut self, message: Message, env: &mut Env<'_>) -> Outcome {
-        let common = &*env.common;
-        let silent_ms = |conn| common.tracker.silent_ms(common.now(), &message.user, conn);
-        let is_needed = match &message.payload {
-            Payload::Disconnect { conn, .. } => silent_ms(conn).is_some(),
-            Payload::Heartbeat { conn, .. } => {
-                let part_ms = common.settings.tracker.timeout_ms / LEASE_PARTS;
-                silent_ms(conn).is_some_and(|ms| ms >= part_ms)
-            }
-            _ => false,
-        };
-        if is_needed {
+        if is_needed(&message, env.common) {
             return self.message(message, env);
         }
+        let common = &*env.common;
         Outcome::Refused(Rejection::excess(common.settings.messages_per_s))
     }
 
@@ -62,44 +53,10 @@ impl Presence {
             return Outcome::Refused(rejection);
         }
         common.counters.taken(payload.kind());
-        let now = common.now();
-        let Settings { broadcast, .. } = &common.settings;
-        let handled = match &payload {
-            Payload::Connect { conn, metadata } => {
-                let keep = || connection_metadata(broadcast, conn, metadata.as_deref());
-                common.tracker.connect(now, &user, conn, timestamp, keep)
-            }
-            Payload::Heartbeat { conn, metadata } => {
-                let keep = || connection_metadata(broadcast, conn, metadata.as_deref());
-                common.tracker.heartbeat(now, &user, conn, timestamp, keep)
-            }
-            Payload::Disconnect { conn, reason } => {
-                let reason = common.reason(*reason);
-                common
-                    .tracker
-                    .disconnect(now, &user, conn, timestamp, reason)
-            }
-            Payload::Online { metadata } => {
-                let metadata = stated_metadata(metadata.as_deref());
-                let timestamp = timestamp.min(common.clock.stamp());
-                let event = common.event(&user, timestamp, Change::Online, metadata);
-                self.state(event, env);
-                return Outcome::Taken;
-            }
-            Payload::Offline {
-                last_seen,
-                reason,
-                metadata,
-            } => {
-                let reason = common.reason(*reason);
-                let metadata = stated_metadata(metadata.as_deref());
-                let timestamp = timestamp.min(common.clock.stamp());
-                let change = Change::Offline {
-                    last_seen: timestamp.min(*last_seen),
-                    reason,
-                };
-                let event = common.event(&user, timestamp, change, metadata);
-                self.state(event, env);
+        let handled = match track(&user, timestamp, &payload, common) {
+            Ok(handled) => handled,
+            Err(stated) => {
+                self.state(stated, env);
                 return Outcome::Taken;
             }
         };
@@ -120,6 +77,9 @@ impl Presence {
         {
             let (updates, metadata) = (&mut self.events.updates, metadata.as_deref());
             refused = updates.take(&user, conn, timestamp, metadata, common);
+        }
+        if matches!(handled.effect, Effect::Opened | Effect::Adopted) {
+            self.is_heard_from(&user, common);
         }
         let lifted =
             matches!(payload, Payload::Connect { .. }) && self.clear_stated_offline(&user, common);
@@ -163,6 +123,67 @@ impl Presence {
             entry.lag_ms = common.clock.wall().saturating_sub(timestamp);
         }
     }
+}
+
+/// Whether a connection would be kept or lost wrongly without a message.
+pub(super) fn is_needed(message: &Message, common: &Common) -> bool {
+    let silent_ms = |conn| {
+        let tracker = &common.tracker;
+        tracker.silent_ms(common.now(), &message.user, conn)
+    };
+    match &message.payload {
+        Payload::Disconnect { conn, .. } => silent_ms(conn).is_some(),
+        Payload::Heartbeat { conn, .. } => {
+            let part_ms = common.settings.tracker.timeout_ms / LEASE_PARTS;
+            silent_ms(conn).is_some_and(|ms| ms >= part_ms)
+        }
+        _ => false,
+    }
+}
+
+/// What the tracker makes of a message of a connection; or, of any other, what an application
+/// states.
+pub(super) fn track(
+    user: &str,
+    timestamp: u64,
+    payload: &Payload,
+    common: &mut Common,
+) -> Result<InputResult<Metadata>, Event> {
+    let now = common.now();
+    let Settings { broadcast, .. } = &common.settings;
+    let handled = match payload {
+        Payload::Connect { conn, metadata } => {
+            let keep = || connection_metadata(broadcast, conn, metadata.as_deref());
+            common.tracker.connect(now, user, conn, timestamp, keep)
+        }
+        Payload::Heartbeat { conn, metadata } => {
+            let keep = || connection_metadata(broadcast, conn, metadata.as_deref());
+            common.tracker.heartbeat(now, user, conn, timestamp, keep)
+        }
+        Payload::Disconnect { conn, reason } => {
+            let reason = common.reason(*reason);
+            let tracker = &mut common.tracker;
+            tracker.disconnect(now, user, conn, timestamp, reason)
+        }
+        Payload::Online { metadata } => {
+            let metadata = stated_metadata(metadata.as_deref());
+            let timestamp = timestamp.min(common.clock.stamp());
+            return Err(common.event(user, timestamp, Change::Online, metadata));
+        }
+        Payload::Offline {
+            last_seen,
+            reason,
+            metadata,
+        } => {
+            let reason = common.reason(*reason);
+            let metadata = stated_metadata(metadata.as_deref());
+            let timestamp = timestamp.min(common.clock.stamp());
+            let last_seen = timestamp.min(*last_seen);
+            let change = Change::Offline { last_seen, reason };
+            return Err(common.event(user, timestamp, change, metadata));
+        }
+    };
+    Ok(handled)
 }
 
 impl Common {

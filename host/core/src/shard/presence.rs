@@ -8,6 +8,7 @@
 
 use super::env::{Common, EXPIRIES_AT_ONCE, Env};
 use super::events::Events;
+use super::standby::Followed;
 use crate::event::{Change, Event, Reason};
 use crate::message::Rejection;
 use crate::metadata::Metadata;
@@ -20,6 +21,7 @@ use crate::tracker::Transition;
 pub(super) struct Presence {
     pub(super) statements: Statements,
     pub(super) events: Events,
+    pub(super) followed: Followed,
 }
 
 impl Presence {
@@ -28,6 +30,7 @@ impl Presence {
         Self {
             statements: Statements::default(),
             events,
+            followed: Followed::default(),
         }
     }
 
@@ -47,20 +50,26 @@ impl Presence {
 
     /// By their connections, a user came online or went offline.
     pub(super) fn transition(&mut self, transition: Transition<Metadata>, env: &mut Env<'_>) {
-        let common = &mut *env.common;
+        let event = self.event_of(transition, env.common);
+        let user = event.user;
+        // A heartbeat doesn't lift an application's offline either. A user who is
+        // offline as far as anyone has been told isn't told of again.
+        if self.statements.is_offline(user) || self.is_kept(&event, env.common) {
+            return;
+        }
+        if event.change == Change::Online {
+            // From now on the connections say when the user is offline.
+            self.statements.forget(user);
+        }
+        self.events.announce(event, true, env);
+    }
+
+    /// A transition as an event. A user who has left has no status any more.
+    pub(super) fn event_of(&mut self, transition: Transition<Metadata>, common: &Common) -> Event {
         match transition {
             Transition::Online {
                 user, at, metadata, ..
-            } => {
-                let event = common.event(&user, at, Change::Online, metadata);
-                // A heartbeat doesn't lift an application's offline either.
-                if self.statements.is_offline(event.user) {
-                    return;
-                }
-                // From now on the connections say when the user is offline.
-                self.statements.forget(event.user);
-                self.events.announce(event, true, env);
-            }
+            } => common.event(&user, at, Change::Online, metadata),
             Transition::Offline {
                 user,
                 at,
@@ -78,33 +87,32 @@ impl Presence {
                 let event = common.event(&user, at, change, metadata.build());
                 let updates = &mut self.events.updates;
                 updates.user_left(event.user, &event.name, common);
-                // They are offline already, as far as anyone has been told.
-                if self.statements.is_offline(event.user) {
-                    return;
-                }
-                self.events.announce(event, true, env);
+                event
             }
         }
     }
 
     /// An application states that a user is online or offline.
     pub(super) fn state(&mut self, event: Event, env: &mut Env<'_>) {
+        self.note_statement(&event, env.common);
+        self.events.announce(event, false, env);
+    }
+
+    /// Notes what an application states of a user.
+    pub(super) fn note_statement(&mut self, event: &Event, common: &Common) {
         let (user, name) = (event.user, &event.name);
         let statement = match event.change {
             Change::Offline { .. } => Some(Statement::Offline),
             // Connections know better when the user goes.
-            _ if env.common.tracker.is_online(name.as_str()) => None,
+            _ if common.tracker.is_online(name.as_str()) => None,
             _ => Some(Statement::Online {
                 timestamp: event.timestamp,
             }),
         };
         match statement {
-            Some(statement) => self
-                .statements
-                .state(env.common.now(), user, name, statement),
+            Some(statement) => self.statements.state(common.now(), user, name, statement),
             None => self.statements.forget(user),
         }
-        self.events.announce(event, false, env);
     }
 
     /// Refuses what an application states of a further user, where

@@ -46,12 +46,19 @@ impl Shard {
         let Self {
             common, presence, ..
         } = self;
-        let Presence { statements, events } = presence;
-        let (queue, updates) = (&mut events.queue, &mut events.updates);
         let mut departures = Vec::new();
         for record in records {
+            if let Record::Tracker(record) = record {
+                presence.is_restored(&record, common);
+                common.tracker.restore(now, down_ms, record);
+                continue;
+            }
+            let Presence {
+                statements, events, ..
+            } = &mut *presence;
+            let (queue, updates) = (&mut events.queue, &mut events.updates);
             match record {
-                Record::Tracker(record) => common.tracker.restore(now, down_ms, record),
+                Record::Tracker(_) => {}
                 Record::Ledger { entry, .. } => {
                     if let Some(entry) = entry {
                         updates.decisions.ledger.restore(entry);
@@ -74,6 +81,8 @@ impl Shard {
             }
         }
         common.tracker.restored();
+        let events = &mut presence.events;
+        let updates = &mut events.updates;
         let departed = &mut updates.decisions.departed;
         departed.restore(departures, &common.names);
         if common.settings.status.is_some() {
@@ -125,7 +134,7 @@ impl Presence {
             || self.statements.has_records()
     }
 
-    fn take_records(&mut self, records: &mut Vec<Record>) {
+    pub(super) fn take_records(&mut self, records: &mut Vec<Record>) {
         let (queue, updates) = (&mut self.events.queue, &mut self.events.updates);
         let decisions = &mut updates.decisions;
         let ledger = &mut decisions.ledger;

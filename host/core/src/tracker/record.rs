@@ -168,6 +168,62 @@ impl<M: Clone> Tracker<M> {
         records
     }
 
+    /// All that is known, for another tracker: connections, then what is known of users.
+    pub fn all_records(&mut self) -> Vec<TrackerRecord<M>> {
+        let at = self.receive_clock.known_up_to(self.clock.now());
+        let clock = self.receive_clock.clock();
+        let since =
+            |pending: &PendingOffline| at.saturating_sub(clock.saturating_sub(pending.since));
+        let (connections, users) = (self.roster.connections.keys(), self.roster.users.keys());
+        let roster = &mut self.roster;
+        let mut records: Vec<_> = connections
+            .into_iter()
+            .filter_map(|key| connection_record(roster, key))
+            .collect();
+        let users = users.into_iter();
+        records.extend(users.filter_map(|key| user_record(roster, key, since)));
+        records
+    }
+
+    /// It has become `now`: where all inputs are received at once, all has been heard up to then.
+    pub fn pass(&mut self, now: u64) {
+        self.advance(now);
+    }
+
+    /// How long has been heard, from some moment on: what leases run by, in milliseconds.
+    pub fn heard_ms(&self) -> u64 {
+        self.receive_clock.clock()
+    }
+
+    /// The live connections, and how much is left of the lease of each, in milliseconds.
+    pub fn leases(&self) -> impl Iterator<Item = (&Arc<str>, &Arc<str>, u64)> {
+        let clock = self.receive_clock.clock();
+        self.roster
+            .connections
+            .values()
+            .filter_map(move |connection| {
+                let State::Live(life) = &connection.state else {
+                    return None;
+                };
+                let end = life.lease_from.saturating_add(self.settings.timeout_ms);
+                let user = &self.roster.users[connection.user].name;
+                Some((user, &connection.id, end.saturating_sub(clock)))
+            })
+    }
+
+    /// So much is left of the lease of a connection.
+    pub fn set_lease(&mut self, user: &str, conn: &str, left_ms: u64) {
+        let timeout_ms = self.settings.timeout_ms;
+        let clock = self.receive_clock.clock();
+        if let Some(key) = self.roster.find(user, conn)
+            && let State::Live(life) = &mut self.roster.connections[key].state
+        {
+            let end = clock.saturating_add(left_ms.min(timeout_ms));
+            life.lease_from = end.saturating_sub(timeout_ms);
+            self.queue_lease(key);
+        }
+    }
+
     /// Puts back a piece, before the first input and in the order of the
     /// variants. The time for which the host was down counts for no grace, nor for a
     /// lease at the first start after it was heard from.

@@ -1,0 +1,136 @@
+//! The hashes that nodes, brokers and standbys must agree on. They are written down here, and
+//! never change within one [`VERSION`].
+
+use crate::token;
+
+/// Which hashes these are. It is noted in the fleet's bucket: a node with others can't join.
+pub const VERSION: u32 = 1;
+
+/// The shard that a user belongs to, of so many.
+///
+/// It is what nats-server's subject mapping `partition(shards, 1)` makes of the user's token:
+/// FNV-1a of 32 bits, modulo the number of shards. So what the broker partitions and what a
+/// router does come to the same shard.
+pub fn shard_of(user: &str, shards: u32) -> u32 {
+    fnv32(token::encode(user).as_bytes()) % shards.max(1)
+}
+
+/// How much a node is meant to have a shard: of those who live, the one with the highest weight
+/// owns it, and the next ones stand by (rendezvous hashing). A node that comes or goes moves
+/// none but its own shards.
+pub fn weight(shard: u32, node: &str) -> u64 {
+    let mut hash = fnv64(FNV64_OFFSET, &shard.to_le_bytes());
+    hash = fnv64(hash, node.as_bytes());
+    mix(hash)
+}
+
+/// Nodes in the order in which they are meant to have a shard.
+pub fn rank<'a>(shard: u32, nodes: impl IntoIterator<Item = &'a str>) -> Vec<&'a str> {
+    let mut ranks: Vec<_> = nodes.into_iter().collect();
+    // The name decides between equal weights.
+    ranks.sort_unstable_by_key(|node| (std::cmp::Reverse(weight(shard, node)), *node));
+    ranks.dedup();
+    ranks
+}
+
+/// A digest of several texts. It isn't the digest of the same texts cut elsewhere.
+pub fn digest(parts: &[&[u8]]) -> u64 {
+    let hash = parts.iter().fold(FNV64_OFFSET, |hash, part| {
+        let length = (part.len() as u64).to_le_bytes();
+        fnv64(fnv64(hash, &length), part)
+    });
+    mix(hash)
+}
+
+const FNV32_OFFSET: u32 = 0x811c_9dc5;
+const FNV32_PRIME: u32 = 0x0100_0193;
+const FNV64_OFFSET: u64 = 0xcbf2_9ce4_8422_2325;
+const FNV64_PRIME: u64 = 0x0000_0100_0000_01b3;
+
+fn fnv32(bytes: &[u8]) -> u32 {
+    bytes.iter().fold(FNV32_OFFSET, |hash, byte| {
+        (hash ^ u32::from(*byte)).wrapping_mul(FNV32_PRIME)
+    })
+}
+
+fn fnv64(hash: u64, bytes: &[u8]) -> u64 {
+    bytes.iter().fold(hash, |hash, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(FNV64_PRIME)
+    })
+}
+
+/// FNV-1a leaves the high bits of short texts alike. This is what splitmix64 ends with.
+fn mix(mut hash: u64) -> u64 {
+    hash = (hash ^ (hash >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    hash = (hash ^ (hash >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    hash ^ (hash >> 31)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn a_partition_is_the_brokers() {
+        // The published test vectors of FNV-1a, 32 bits.
+        for (text, hash) in [
+            ("", 0x811c_9dc5),
+            ("a", 0xe40c_292c),
+            ("foobar", 0xbf9c_f968),
+        ] {
+            assert_eq!(fnv32(text.as_bytes()), hash, "{text}");
+        }
+        assert_eq!(shard_of("foobar", 64), 0xbf9c_f968 % 64);
+        // Of an id that is no token, the token is hashed: that is what the subject has.
+        let token = token::encode("ann@example.com");
+        assert_eq!(
+            shard_of("ann@example.com", 64),
+            fnv32(token.as_bytes()) % 64
+        );
+        assert_eq!(shard_of("ann", 1), 0);
+    }
+
+    #[test]
+    fn weights_stay_as_they_are_written_down() {
+        assert_eq!(weight(0, "node-a"), 0xf8ca_07f6_83e8_4175);
+        assert_eq!(weight(63, "node-b"), 0x6168_0dec_2e76_9896);
+        assert_eq!(digest(&[b"ab", b"c"]), 0x482f_6f54_3bbc_5465);
+        assert_ne!(digest(&[b"ab", b"c"]), digest(&[b"a", b"bc"]));
+    }
+
+    #[test]
+    fn shards_spread_over_nodes() {
+        let nodes = ["a", "b", "c", "d"];
+        let mut counts = [0_u32; 4];
+        for shard in 0..1_024 {
+            let first = rank(shard, nodes)[0];
+            let place = nodes.iter().position(|node| *node == first).unwrap();
+            counts[place] += 1;
+        }
+        assert!(
+            counts.iter().all(|count| (192..320).contains(count)),
+            "{counts:?}"
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn a_node_that_goes_moves_none_but_its_own_shards(
+            nodes in proptest::collection::btree_set("[a-z]{1,8}", 2..12),
+            shard in 0_u32..4_096,
+            gone in any::<prop::sample::Index>(),
+        ) {
+            let gone = gone.get(&nodes.iter().collect::<Vec<_>>()).as_str();
+            let before = rank(shard, nodes.iter().map(String::as_str));
+            let left: BTreeSet<_> = nodes.iter().map(String::as_str).filter(|it| *it != gone).collect();
+            let after = rank(shard, left.iter().copied());
+            // The others keep their order: only who was behind the one that went moves up.
+            let expected: Vec<_> = before.into_iter().filter(|node| *node != gone).collect();
+            prop_assert_eq!(after, expected);
+        }
+    }
+}

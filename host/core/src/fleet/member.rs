@@ -1,0 +1,454 @@
+//! One node of a fleet: what it knows of the fleet's bucket, what it writes there, and which part
+//! it has in each shard.
+//!
+//! The bucket has an entry per node, the node's lease, and an entry per shard, which names the
+//! owner. Only leases are renewed: what a fleet writes doesn't grow with its shards. An owner's entry
+//! holds for as long as the *session* does that it names: the lease of one run of one node. Whoever
+//! sees a lease that isn't renewed for its whole time deletes it; then the session is over for good,
+//! and its shards may be taken, each by one compare-and-swap. The revision of that write is the
+//! owner's epoch.
+//!
+//! The run loop's contract: hand over every change of the bucket that is seen, what came of each
+//! write and read, and what other nodes say; call [`Member::advance`] when
+//! [`Member::next_deadline`] has come; carry out all outputs in their order.
+
+mod entries;
+mod shards;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+pub use self::entries::{Key, NodeEntry, OwnerEntry};
+use self::shards::ShardView;
+use super::FleetSettings;
+use super::lease::{Lease, Outcome, Renewal};
+use super::replica::Role;
+
+/// What a node is to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Output {
+    /// Write this into the bucket, if the key's last revision is still this one; 0 for a key that
+    /// there never was. Say what came of it by [`Member::written`].
+    Write {
+        /// The number of the write.
+        id: u64,
+        /// The key.
+        key: Key,
+        /// The value, JSON; none to delete it.
+        value: Option<String>,
+        /// The key's last revision.
+        revision: u64,
+    },
+    /// Read this key, and say what it has by [`Member::read`].
+    Read(Key),
+    /// The node has this part in a shard from now on.
+    Role(u32, Role),
+    /// The node may rely on its lease until then.
+    Until(u64),
+    /// The session is over: a new one has begun. Everything that the node held is another's.
+    SessionLost,
+    /// The node has left, and may stop.
+    Left,
+}
+
+/// What a node knows of a key of the bucket.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Known<T> {
+    /// None if it was deleted, or never there.
+    entry: Option<T>,
+    revision: u64,
+    /// When that revision was seen.
+    seen_at: u64,
+}
+
+impl<T> Default for Known<T> {
+    fn default() -> Self {
+        Self {
+            entry: None,
+            revision: 0,
+            seen_at: 0,
+        }
+    }
+}
+
+/// A node of a fleet.
+#[derive(Debug)]
+pub struct Member {
+    settings: FleetSettings,
+    name: Arc<str>,
+    session: u64,
+    lease: Lease,
+    nodes: BTreeMap<Arc<str>, Known<NodeEntry>>,
+    shards: Vec<ShardView>,
+    /// The nodes that live and stay, in a stable order.
+    candidates: Vec<Arc<str>>,
+    /// The writes whose outcome isn't known, and what they are.
+    writes: BTreeMap<u64, Write>,
+    write_id: u64,
+    leaving: Leaving,
+    /// When to delete the lease at the earliest, in order to leave.
+    farewell_from: u64,
+    until: Option<u64>,
+    /// Whether the bucket was reached lately, when that was last looked at.
+    was_in_touch: bool,
+    out: Vec<Output>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Write {
+    Renewal(u64),
+    Owner(u32),
+    Death,
+    Farewell,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Leaving {
+    Stays,
+    /// It hands over what it owns.
+    Leaves,
+    /// It has nothing any more, and its entry is being deleted.
+    Farewell,
+    Left,
+}
+
+impl Member {
+    /// A node that joins, in a session of this number: no other of its sessions ever had it.
+    pub fn new(settings: FleetSettings, name: &str, session: u64, shards: u32) -> Self {
+        Self {
+            settings,
+            name: name.into(),
+            session,
+            lease: Lease::new(settings, 0),
+            nodes: BTreeMap::new(),
+            shards: (0..shards).map(ShardView::new).collect(),
+            candidates: Vec::new(),
+            writes: BTreeMap::new(),
+            write_id: 0,
+            leaving: Leaving::Stays,
+            farewell_from: 0,
+            until: None,
+            was_in_touch: false,
+            out: Vec::new(),
+        }
+    }
+
+    /// A key has changed: its value is this, or none if it was deleted. Changes that are seen
+    /// twice, or late, are passed over.
+    pub fn changed(&mut self, now: u64, key: &Key, value: Option<&str>, revision: u64) {
+        match key {
+            Key::Node(node) => self.node_changed(now, node, value, revision),
+            Key::Owner(shard) => {
+                let entry = value.and_then(OwnerEntry::parse);
+                if let Some(view) = self.shards.get_mut(*shard as usize) {
+                    view.changed(now, entry, revision);
+                }
+            }
+        }
+        self.review(now);
+    }
+
+    /// What came of a write.
+    pub fn written(&mut self, now: u64, id: u64, outcome: Outcome) {
+        match self.writes.remove(&id) {
+            Some(Write::Renewal(count)) => {
+                self.lease.written(count, outcome);
+                self.renew(now);
+            }
+            Some(Write::Owner(shard)) => {
+                if let Some(view) = self.shards.get_mut(shard as usize) {
+                    view.written(now, outcome);
+                    if outcome != Outcome::Unknown {
+                        self.out.push(Output::Read(Key::Owner(shard)));
+                    }
+                }
+            }
+            Some(Write::Farewell) => match outcome {
+                Outcome::Stored(_) | Outcome::Refused => {
+                    self.leaving = Leaving::Left;
+                    self.out.push(Output::Left);
+                }
+                Outcome::Unknown => {
+                    self.leaving = Leaving::Leaves;
+                    self.farewell_from = now + self.settings.lease_ms / 6;
+                }
+            },
+            Some(Write::Death) | None => {}
+        }
+        self.review(now);
+    }
+
+    /// What a key has that was to be read: its value, none if it was deleted, and the revision,
+    /// 0 if there never was one. `None` if it couldn't be read.
+    pub fn read(&mut self, now: u64, key: &Key, found: Option<(Option<&str>, u64)>) {
+        if let Some((value, revision)) = found {
+            if matches!(key, Key::Node(node) if *node == self.name) {
+                self.lease.read();
+            }
+            self.changed(now, key, value, revision);
+        } else {
+            self.review(now);
+        }
+    }
+
+    /// A node says that it holds all that a shard's owner of this epoch had told up to this
+    /// number.
+    pub fn synced(&mut self, now: u64, shard: u32, (epoch, seq): (u64, u64), node: &str) {
+        if let Some(view) = self.shards.get_mut(shard as usize) {
+            view.synced(now, (epoch, seq), node);
+        }
+        self.review(now);
+    }
+
+    /// The replica of a shard here is in step with the owner of this epoch, or not any more.
+    pub fn holds(&mut self, shard: u32, epoch: Option<u64>) {
+        if let Some(view) = self.shards.get_mut(shard as usize) {
+            view.holds = epoch;
+        }
+    }
+
+    /// A replica has resigned: it had told up to this number in its epoch, and all that it
+    /// published has reached the broker.
+    pub fn resigned(&mut self, now: u64, shard: u32, epoch: u64, seq: u64) {
+        if let Some(view) = self.shards.get_mut(shard as usize) {
+            view.resigned(epoch, seq);
+        }
+        self.review(now);
+    }
+
+    /// The node is to leave: it hands over what it owns, and then says [`Output::Left`].
+    pub fn leave(&mut self, now: u64) {
+        if self.leaving == Leaving::Stays {
+            self.leaving = Leaving::Leaves;
+            self.lease.write_again();
+        }
+        self.review(now);
+    }
+
+    /// Does what has fallen due.
+    pub fn advance(&mut self, now: u64) {
+        self.review(now);
+    }
+
+    /// What is to be done, in its order.
+    pub fn outputs(&mut self) -> impl Iterator<Item = Output> {
+        self.out.drain(..)
+    }
+
+    /// The node.
+    pub fn name(&self) -> &Arc<str> {
+        &self.name
+    }
+
+    /// Whether the node has reached the bucket lately: so what others say reaches it, too. While
+    /// it hasn't, it can't tell a silent connection from one that it doesn't hear.
+    pub fn is_in_touch(&self, now: u64) -> bool {
+        self.lease.is_in_touch(now)
+    }
+
+    /// When to call [`Self::advance`]: perhaps early, never too late.
+    pub fn next_deadline(&self, now: u64) -> Option<u64> {
+        let lasts_ms = self.settings.lease_ms + self.settings.margin_ms;
+        let deaths = self
+            .nodes
+            .iter()
+            .filter(|(name, known)| known.entry.is_some() && **name != self.name);
+        let deaths = deaths.map(|(_, known)| known.seen_at.saturating_add(lasts_ms));
+        let shards = self.shards.iter().filter_map(ShardView::next_deadline);
+        let lease = self.lease.next_deadline(now).into_iter();
+        let farewell = (self.leaving == Leaving::Leaves).then_some(self.farewell_from);
+        let farewell = farewell.filter(|at| *at > now);
+        deaths.chain(shards).chain(lease).chain(farewell).min()
+    }
+
+    fn node_changed(&mut self, now: u64, node: &Arc<str>, value: Option<&str>, revision: u64) {
+        let entry = value.and_then(NodeEntry::parse);
+        if *node == self.name {
+            let ours = entry.as_ref().filter(|entry| entry.session == self.session);
+            self.lease.seen(revision, ours.map(|entry| entry.count));
+        }
+        let known = self.nodes.entry(Arc::clone(node)).or_default();
+        if revision > known.revision {
+            *known = Known {
+                entry,
+                revision,
+                seen_at: now,
+            };
+        }
+    }
+
+    /// Looks at everything that may have changed.
+    fn review(&mut self, now: u64) {
+        if self.leaving == Leaving::Left {
+            return;
+        }
+        if self.lease.is_lost() && self.leaving != Leaving::Farewell {
+            self.begin_session();
+        }
+        self.renew(now);
+        self.end_dead_leases(now);
+        let until = self.lease.until();
+        if until != self.until
+            && let Some(until) = until
+        {
+            self.out.push(Output::Until(until));
+        }
+        self.until = until;
+        self.review_shards(now);
+        self.say_farewell(now);
+    }
+
+    fn begin_session(&mut self) {
+        self.session += 1;
+        self.writes
+            .retain(|_, write| !matches!(write, Write::Renewal(_)));
+        let revision = self.nodes.get(&self.name).map_or(0, |known| known.revision);
+        self.lease = Lease::new(self.settings, revision);
+        self.until = None;
+        self.out.push(Output::SessionLost);
+    }
+
+    fn renew(&mut self, now: u64) {
+        if matches!(self.leaving, Leaving::Farewell | Leaving::Left) {
+            return;
+        }
+        match self.lease.poll(now) {
+            Renewal::Send { count, revision } => {
+                let entry = NodeEntry {
+                    session: self.session,
+                    count,
+                    leaving: self.leaving != Leaving::Stays,
+                };
+                let key = Key::Node(Arc::clone(&self.name));
+                self.write(Write::Renewal(count), key, Some(entry.to_json()), revision);
+            }
+            Renewal::Read => {
+                let key = Key::Node(Arc::clone(&self.name));
+                self.out.push(Output::Read(key));
+            }
+            Renewal::Wait => {}
+        }
+    }
+
+    /// Deletes the leases that haven't been renewed in their time. Whoever does so first ends
+    /// them; of a lease that was renewed in the meantime, the revision is another.
+    ///
+    /// Only time counts in which this node reached the bucket itself: after an outage of the
+    /// bucket all leases would seem to have ended.
+    fn end_dead_leases(&mut self, now: u64) {
+        let lasts_ms = self.settings.lease_ms + self.settings.margin_ms;
+        let is_in_touch = self.lease.is_in_touch(now);
+        let was_in_touch = std::mem::replace(&mut self.was_in_touch, is_in_touch);
+        if is_in_touch && !was_in_touch {
+            for known in self.nodes.values_mut() {
+                known.seen_at = now;
+            }
+        }
+        if !is_in_touch {
+            return;
+        }
+        let mut dead = Vec::new();
+        for (name, known) in &mut self.nodes {
+            if *name != self.name
+                && known.entry.is_some()
+                && now >= known.seen_at.saturating_add(lasts_ms)
+            {
+                // The next attempt is due when this one may have failed.
+                known.seen_at = now.saturating_sub(lasts_ms) + self.settings.lease_ms / 6;
+                dead.push((Key::Node(Arc::clone(name)), known.revision));
+            }
+        }
+        for (key, revision) in dead {
+            self.write(Write::Death, key, None, revision);
+        }
+    }
+
+    fn review_shards(&mut self, now: u64) {
+        let is_held = self.lease.until().is_some_and(|until| now < until);
+        let candidates = self.nodes.iter().filter(|(_, known)| {
+            let entry = known.entry.as_ref();
+            entry.is_some_and(|entry| !entry.leaving)
+        });
+        let candidates = candidates.map(|(node, _)| node);
+        if !candidates.clone().eq(&self.candidates) {
+            self.candidates = candidates.cloned().collect();
+            for shard in &mut self.shards {
+                shard.rank(&self.candidates);
+            }
+        }
+        let nodes = &self.nodes;
+        let view = shards::Fleet {
+            settings: &self.settings,
+            me: &self.name,
+            my_session: self.session,
+            is_held,
+            session: &|node| Some(nodes.get(node)?.entry.as_ref()?.session),
+        };
+        let mut wanted = Vec::new();
+        for shard in &mut self.shards {
+            let number = shard.number();
+            let done = shard.review(now, &view);
+            if let Some(role) = done.role {
+                self.out.push(Output::Role(number, role));
+            }
+            if let Some((entry, revision)) = done.write {
+                wanted.push((number, entry, revision));
+            }
+            if done.read {
+                self.out.push(Output::Read(Key::Owner(number)));
+            }
+        }
+        for (shard, entry, revision) in wanted {
+            let value = Some(entry.to_json());
+            self.write(Write::Owner(shard), Key::Owner(shard), value, revision);
+        }
+    }
+
+    /// A node that leaves and owns nothing any more, or that nobody is there to take it from,
+    /// deletes its own lease: the others needn't wait for it to run out.
+    fn say_farewell(&mut self, now: u64) {
+        if self.leaving != Leaving::Leaves || now < self.farewell_from || !self.is_known_to_leave()
+        {
+            return;
+        }
+        let others = self.nodes.iter().any(|(name, known)| {
+            *name != self.name && known.entry.as_ref().is_some_and(|entry| !entry.leaving)
+        });
+        let owns = |shard: &ShardView| shard.is_owned_by(&self.name, self.session);
+        if others && self.shards.iter().any(owns) {
+            return;
+        }
+        self.leaving = Leaving::Farewell;
+        let revision = self.nodes.get(&self.name).map_or(0, |known| known.revision);
+        let key = Key::Node(Arc::clone(&self.name));
+        for shard in &mut self.shards {
+            if let Some(role) = shard.retire() {
+                self.out.push(Output::Role(shard.number(), role));
+            }
+        }
+        self.write(Write::Farewell, key, None, revision);
+    }
+
+    /// Whether the entry says that the node leaves, as seen in the bucket.
+    fn is_known_to_leave(&self) -> bool {
+        let known = self
+            .nodes
+            .get(&self.name)
+            .and_then(|known| known.entry.as_ref());
+        known.is_some_and(|entry| entry.session == self.session && entry.leaving)
+    }
+
+    fn write(&mut self, write: Write, key: Key, value: Option<String>, revision: u64) {
+        self.write_id += 1;
+        self.writes.insert(self.write_id, write);
+        self.out.push(Output::Write {
+            id: self.write_id,
+            key,
+            value,
+            revision,
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests;

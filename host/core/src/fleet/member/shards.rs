@@ -1,0 +1,337 @@
+//! One shard, as a node sees it in the fleet's bucket: who owns it, who is to, and what this node
+//! is to do about it.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::Known;
+use super::entries::OwnerEntry;
+use crate::fleet::FleetSettings;
+use crate::fleet::hash;
+use crate::fleet::lease::Outcome;
+use crate::fleet::replica::{Before, Role};
+
+/// What a node knows of the fleet.
+pub(super) struct Fleet<'a> {
+    pub(super) settings: &'a FleetSettings,
+    pub(super) me: &'a Arc<str>,
+    pub(super) my_session: u64,
+    /// Whether the node may rely on its own lease.
+    pub(super) is_held: bool,
+    /// The session of a node that lives.
+    pub(super) session: &'a dyn Fn(&str) -> Option<u64>,
+}
+
+/// What is to be done about a shard.
+#[derive(Debug, Default)]
+pub(super) struct Done {
+    pub(super) role: Option<Role>,
+    pub(super) write: Option<(OwnerEntry, u64)>,
+    pub(super) read: bool,
+}
+
+/// One shard.
+#[derive(Debug)]
+pub(super) struct ShardView {
+    number: u32,
+    /// The nodes that live and stay, in the order in which they are meant to have it.
+    ranks: Vec<Arc<str>>,
+    owner: Known<OwnerEntry>,
+    role: Role,
+    /// The epoch whose state the replica here holds in full.
+    pub(super) holds: Option<u64>,
+    /// Who holds all that the owner has told: of which epoch, up to which number, and when they
+    /// said so.
+    synced: BTreeMap<Arc<str>, (u64, u64, u64)>,
+    /// Since when nobody has owned it.
+    vacant_since: Option<u64>,
+    /// When a write was sent whose outcome isn't known.
+    writing_since: Option<u64>,
+    /// The outcome of a write isn't known: the entry is to be read.
+    is_doubtful: bool,
+    handing: Option<Handing>,
+    /// When to look at it again.
+    due: Option<u64>,
+}
+
+/// A hand-over under way.
+#[derive(Debug)]
+struct Handing {
+    to: Arc<str>,
+    since: u64,
+    epoch: u64,
+    /// The number of the last that was told, once the replica has resigned.
+    told: Option<u64>,
+    /// Whether the other was named in a write, which may be stored yet.
+    is_written: bool,
+}
+
+impl ShardView {
+    pub(super) fn new(number: u32) -> Self {
+        Self {
+            number,
+            ranks: Vec::new(),
+            owner: Known::default(),
+            role: Role::None,
+            holds: None,
+            synced: BTreeMap::new(),
+            vacant_since: None,
+            writing_since: None,
+            is_doubtful: false,
+            handing: None,
+            due: None,
+        }
+    }
+
+    pub(super) fn number(&self) -> u32 {
+        self.number
+    }
+
+    /// These nodes live and stay.
+    pub(super) fn rank(&mut self, nodes: &[Arc<str>]) {
+        let ranks = hash::rank(self.number, nodes.iter().map(|node| &**node));
+        self.ranks = ranks.into_iter().map(Arc::from).collect();
+    }
+
+    pub(super) fn changed(&mut self, now: u64, entry: Option<OwnerEntry>, revision: u64) {
+        if revision > self.owner.revision {
+            self.owner = Known {
+                entry,
+                revision,
+                seen_at: now,
+            };
+            self.handing = None;
+            self.vacant_since = None;
+        }
+        self.writing_since = None;
+        self.is_doubtful = false;
+    }
+
+    pub(super) fn written(&mut self, now: u64, outcome: Outcome) {
+        match outcome {
+            // The entry is read, and says whose it is.
+            Outcome::Stored(_) | Outcome::Refused => self.writing_since = Some(now),
+            Outcome::Unknown => {
+                self.writing_since = None;
+                self.is_doubtful = true;
+            }
+        }
+    }
+
+    pub(super) fn synced(&mut self, now: u64, (epoch, seq): (u64, u64), node: &str) {
+        self.synced.insert(node.into(), (epoch, seq, now));
+    }
+
+    pub(super) fn resigned(&mut self, epoch: u64, seq: u64) {
+        if let Some(handing) = self.handing.as_mut().filter(|it| it.epoch == epoch) {
+            handing.told = Some(seq);
+        }
+    }
+
+    pub(super) fn is_owned_by(&self, node: &str, session: u64) -> bool {
+        let entry = self.owner.entry.as_ref();
+        entry.is_some_and(|entry| *entry.node == *node && entry.session == session)
+    }
+
+    /// The node goes: it has no part in the shard any more.
+    pub(super) fn retire(&mut self) -> Option<Role> {
+        self.set_role(Role::None)
+    }
+
+    pub(super) fn next_deadline(&self) -> Option<u64> {
+        self.due
+    }
+
+    /// Looks at what is to be done.
+    pub(super) fn review(&mut self, now: u64, fleet: &Fleet<'_>) -> Done {
+        let ranks = std::mem::take(&mut self.ranks);
+        let owner = self.owner.entry.as_ref();
+        let owner = owner.filter(|owner| (fleet.session)(&owner.node) == Some(owner.session));
+        let owner = owner.cloned();
+        let mut done = Done::default();
+        self.due = None;
+        let role = match owner {
+            Some(owner) if self.is_owned_by(fleet.me, fleet.my_session) => {
+                self.own(now, &owner, &ranks, fleet, &mut done)
+            }
+            Some(owner) => {
+                self.handing = None;
+                self.vacant_since = None;
+                self.follow(&owner, &ranks, fleet)
+            }
+            None => {
+                self.handing = None;
+                self.claim(now, &ranks, fleet, &mut done)
+            }
+        };
+        if done.write.is_some() {
+            self.due = Some(now + fleet.settings.lease_ms / 3);
+        }
+        self.ranks = ranks;
+        done.role = self.set_role(role);
+        done
+    }
+
+    fn set_role(&mut self, role: Role) -> Option<Role> {
+        if self.role == role {
+            return None;
+        }
+        self.role = role.clone();
+        Some(role)
+    }
+
+    /// This node owns it: it leads, or hands over to the node that is meant to have it as soon
+    /// as that one holds everything.
+    fn own(
+        &mut self,
+        now: u64,
+        owner: &OwnerEntry,
+        ranks: &[Arc<str>],
+        fleet: &Fleet<'_>,
+        done: &mut Done,
+    ) -> Role {
+        let epoch = self.owner.revision;
+        let handed_over = owner.handed_over.as_ref();
+        let lead = Role::Lead {
+            epoch,
+            before: Before {
+                epoch: owner.before,
+                told: handed_over.map(|(node, _, seq)| (Arc::from(&**node), *seq)),
+            },
+        };
+        if self.is_writing(now, fleet, done) {
+            return match self.handing {
+                Some(_) => Role::Resign { epoch },
+                None => lead,
+            };
+        }
+        if let Some(handing) = &mut self.handing {
+            if !fleet.is_held {
+                return Role::Resign { epoch };
+            }
+            let late_at = handing.since + fleet.settings.answer_ms;
+            let synced = self.synced.get(&handing.to);
+            let has_all = handing.told.is_some_and(|told| {
+                synced.is_some_and(|(of, seq, _)| *of == epoch && *seq >= told)
+            });
+            let session = (fleet.session)(&handing.to).filter(|_| ranks.contains(&handing.to));
+            let entry = |node: &str, session, handed_over| OwnerEntry {
+                node: node.into(),
+                session,
+                handed_over,
+                before: epoch,
+            };
+            match (handing.told.filter(|_| has_all), session) {
+                (Some(told), Some(session)) if now < late_at => {
+                    handing.is_written = true;
+                    let from = (Box::from(&**fleet.me), epoch, told);
+                    done.write = Some((entry(&handing.to, session, Some(from)), epoch));
+                    self.writing_since = Some(now);
+                }
+                (_, Some(_)) if now < late_at => self.due = Some(late_at),
+                // A write that names the other may be under way: this one can't be stored
+                // beside it.
+                _ if handing.is_written => {
+                    done.write = Some((entry(fleet.me, fleet.my_session, None), epoch));
+                    self.writing_since = Some(now);
+                }
+                _ => {
+                    // It is tried again when the other says that it is in step.
+                    let to = self.handing.take().map(|handing| handing.to);
+                    to.map(|to| self.synced.remove(&to));
+                    return lead;
+                }
+            }
+            return Role::Resign { epoch };
+        }
+        let meant = ranks.first().filter(|node| **node != *fleet.me);
+        if fleet.is_held
+            && let Some(meant) = meant
+            && self.is_synced(now, epoch, meant, fleet)
+        {
+            self.handing = Some(Handing {
+                to: Arc::clone(meant),
+                since: now,
+                epoch,
+                told: None,
+                is_written: false,
+            });
+            return Role::Resign { epoch };
+        }
+        lead
+    }
+
+    /// Another node owns it: those behind the owner follow it. A node that is to own it does
+    /// so in addition, so that the standby isn't given up before.
+    fn follow(&self, owner: &OwnerEntry, ranks: &[Arc<str>], fleet: &Fleet<'_>) -> Role {
+        let is_settled = ranks.first().is_none_or(|first| **first == *owner.node);
+        let count = fleet.settings.standbys + usize::from(!is_settled);
+        let mut others = ranks.iter().filter(|node| ***node != *owner.node);
+        match others.position(|node| **node == **fleet.me) {
+            Some(place) if place < count => Role::Follow {
+                epoch: self.owner.revision,
+                owner: Arc::from(&*owner.node),
+            },
+            _ => Role::None,
+        }
+    }
+
+    /// Nobody owns it: whoever holds its state takes it; after a while, the first that is
+    /// there.
+    fn claim(&mut self, now: u64, ranks: &[Arc<str>], fleet: &Fleet<'_>, done: &mut Done) -> Role {
+        let since = *self.vacant_since.get_or_insert(now);
+        let role = match &self.role {
+            Role::Follow { .. } => self.role.clone(),
+            Role::None | Role::Lead { .. } | Role::Resign { .. } => Role::None,
+        };
+        let place = ranks.iter().position(|node| node == fleet.me);
+        let Some(place) = place.filter(|_| fleet.is_held) else {
+            return role;
+        };
+        if self.is_writing(now, fleet, done) {
+            return role;
+        }
+        let place = place as u64;
+        let wait_ms = match self.holds == Some(self.owner.revision) && self.owner.revision > 0 {
+            true => place * (fleet.settings.lease_ms / 20),
+            false => (place + 2) * (fleet.settings.lease_ms / 6),
+        };
+        self.due = Some(since + wait_ms);
+        if now >= since + wait_ms {
+            let mine = OwnerEntry {
+                node: (&**fleet.me).into(),
+                session: fleet.my_session,
+                handed_over: None,
+                before: self.owner.revision,
+            };
+            done.write = Some((mine, self.owner.revision));
+            self.writing_since = Some(now);
+        }
+        role
+    }
+
+    /// Whether a write is under way. One whose outcome doesn't become known is looked up.
+    fn is_writing(&mut self, now: u64, fleet: &Fleet<'_>, done: &mut Done) -> bool {
+        let patience_ms = fleet.settings.lease_ms / 3;
+        match self.writing_since {
+            Some(since) if now < since + patience_ms => {
+                self.due = Some(since + patience_ms);
+                true
+            }
+            None if !self.is_doubtful => false,
+            Some(_) | None => {
+                self.writing_since = Some(now);
+                self.is_doubtful = false;
+                self.due = Some(now + patience_ms);
+                done.read = true;
+                true
+            }
+        }
+    }
+
+    fn is_synced(&self, now: u64, epoch: u64, node: &str, fleet: &Fleet<'_>) -> bool {
+        let recent_ms = 3 * fleet.settings.digest_ms;
+        let synced = self.synced.get(node);
+        synced.is_some_and(|(of, _, at)| *of == epoch && now < at + recent_ms)
+    }
+}

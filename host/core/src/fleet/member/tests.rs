@@ -1,0 +1,331 @@
+use super::*;
+
+const SETTINGS: FleetSettings = FleetSettings {
+    lease_ms: 600,
+    margin_ms: 60,
+    standbys: 1,
+    digest_ms: 200,
+    answer_ms: 100,
+};
+const SHARDS: u32 = 8;
+
+/// Nodes around a bucket that does everything at once, unless it is away.
+#[derive(Default)]
+struct World {
+    t: u64,
+    members: Vec<Member>,
+    roles: BTreeMap<(Arc<str>, u32), Role>,
+    until: BTreeMap<Arc<str>, u64>,
+    keys: BTreeMap<Key, (Option<String>, u64)>,
+    revision: u64,
+    is_away: bool,
+    /// Nodes that are stopped.
+    stopped: Vec<Arc<str>>,
+    left: Vec<Arc<str>>,
+    writes: usize,
+    /// The number of the last that an owner has told, when it resigns.
+    told: u64,
+}
+
+impl World {
+    fn join(&mut self, name: &str) {
+        self.told = self.told.max(5);
+        let session = 1_000 * (self.members.len() as u64 + 1);
+        let mut member = Member::new(SETTINGS, name, session, SHARDS);
+        for (key, (value, revision)) in &self.keys {
+            member.changed(self.t, key, value.as_deref(), *revision);
+        }
+        member.advance(self.t);
+        self.members.push(member);
+        self.settle();
+    }
+
+    fn run(&mut self, for_ms: u64) {
+        for _ in 0..for_ms {
+            self.t += 1;
+            for member in &mut self.members {
+                let due = member.next_deadline(self.t).is_some_and(|at| at <= self.t);
+                if due && !self.stopped.contains(member.name()) {
+                    member.advance(self.t);
+                }
+            }
+            self.settle();
+        }
+    }
+
+    fn settle(&mut self) {
+        for _ in 0..100 {
+            let mut outputs = Vec::new();
+            for (number, member) in self.members.iter_mut().enumerate() {
+                if !self.stopped.contains(member.name()) {
+                    outputs.extend(member.outputs().map(|output| (number, output)));
+                }
+            }
+            if outputs.is_empty() {
+                return;
+            }
+            for (number, output) in outputs {
+                self.carry_out(number, output);
+            }
+        }
+        panic!("it never ends");
+    }
+
+    fn carry_out(&mut self, number: usize, output: Output) {
+        let (t, name) = (self.t, Arc::clone(self.members[number].name()));
+        match output {
+            Output::Write {
+                id,
+                key,
+                value,
+                revision,
+            } => {
+                self.writes += 1;
+                let last = self.keys.get(&key).map_or(0, |(_, revision)| *revision);
+                let outcome = match (self.is_away, last == revision) {
+                    (true, _) => Outcome::Unknown,
+                    (false, false) => Outcome::Refused,
+                    (false, true) => {
+                        self.revision += 1;
+                        self.keys
+                            .insert(key.clone(), (value.clone(), self.revision));
+                        Outcome::Stored(self.revision)
+                    }
+                };
+                if let Outcome::Stored(revision) = outcome {
+                    for member in &mut self.members {
+                        if !self.stopped.contains(member.name()) {
+                            member.changed(t, &key, value.as_deref(), revision);
+                        }
+                    }
+                }
+                self.members[number].written(t, id, outcome);
+            }
+            Output::Read(key) => {
+                let found = self.keys.get(&key).cloned().unwrap_or((None, 0));
+                let found = (!self.is_away).then_some((found.0.as_deref(), found.1));
+                self.members[number].read(t, &key, found);
+            }
+            Output::Role(shard, role) => {
+                // A replica that resigns has told everything, and one that follows is in step
+                // at once.
+                match &role {
+                    Role::Resign { epoch } => {
+                        self.members[number].resigned(t, shard, *epoch, self.told);
+                    }
+                    Role::Follow { epoch, owner } => {
+                        self.members[number].holds(shard, Some(*epoch));
+                        let owner = self.members.iter_mut().find(|it| it.name() == owner);
+                        owner.unwrap().synced(t, shard, (*epoch, 5), &name);
+                    }
+                    Role::None | Role::Lead { .. } => {}
+                }
+                self.roles.insert((name, shard), role);
+            }
+            Output::Until(until) => {
+                self.until.insert(name, until);
+            }
+            Output::SessionLost => {}
+            Output::Left => self.left.push(name),
+        }
+    }
+
+    /// The owner of each shard that has one.
+    fn owners(&self) -> Vec<String> {
+        let owner = |shard| {
+            let lead = self
+                .roles
+                .iter()
+                .filter(|((_, of), role)| *of == shard && matches!(role, Role::Lead { .. }));
+            let names: Vec<_> = lead.map(|((name, _), _)| &**name).collect();
+            names.join("+")
+        };
+        (0..SHARDS).map(owner).collect()
+    }
+
+    fn meant(nodes: &[&str]) -> Vec<String> {
+        let first = |shard| crate::fleet::hash::rank(shard, nodes.iter().copied())[0].to_owned();
+        (0..SHARDS).map(first).collect()
+    }
+}
+
+#[test]
+fn shards_go_to_the_nodes_that_are_meant_to_have_them() {
+    let mut world = World::default();
+    world.join("a");
+    world.run(500);
+    assert_eq!(world.owners(), World::meant(&["a"]));
+    world.join("b");
+    world.run(500);
+    world.join("c");
+    world.run(500);
+    assert_eq!(world.owners(), World::meant(&["a", "b", "c"]));
+    // Each has one that follows, and one that doesn't.
+    for shard in 0..SHARDS {
+        let roles = world.roles.iter().filter(|((_, of), _)| *of == shard);
+        let follow = roles.filter(|(_, role)| matches!(role, Role::Follow { .. }));
+        assert_eq!(follow.count(), 1, "shard {shard}");
+    }
+    // What is written doesn't grow with the shards: three leases, each a third of its time.
+    world.writes = 0;
+    world.run(2_000);
+    assert!((27..=33).contains(&world.writes), "{}", world.writes);
+}
+
+#[test]
+fn a_shard_is_handed_over_by_one_write_that_says_how_far_it_was_told() {
+    let mut world = World::default();
+    world.join("a");
+    world.run(500);
+    let before: Vec<_> = (0..SHARDS)
+        .map(|shard| world.keys[&Key::Owner(shard)].1)
+        .collect();
+    world.join("b");
+    world.run(300);
+    for shard in 0..SHARDS {
+        let (value, _) = &world.keys[&Key::Owner(shard)];
+        let entry = OwnerEntry::parse(value.as_deref().unwrap()).unwrap();
+        if *entry.node == *"b" {
+            let epoch = before[shard as usize];
+            assert_eq!(entry.handed_over, Some(("a".into(), epoch, 5)));
+            assert_eq!(entry.before, epoch);
+        }
+    }
+    assert_eq!(world.owners(), World::meant(&["a", "b"]));
+}
+
+#[test]
+fn a_shard_stays_where_it_is_if_the_other_does_not_have_all() {
+    let mut world = World::default();
+    world.join("a");
+    world.run(500);
+    let before: Vec<_> = (0..SHARDS)
+        .map(|shard| world.keys[&Key::Owner(shard)].clone())
+        .collect();
+    // What resigns has told more than the other has.
+    world.told = 6;
+    world.join("b");
+    world.run(90);
+    let resigned = |world: &World| {
+        let roles = world.roles.values();
+        roles
+            .filter(|role| matches!(role, Role::Resign { .. }))
+            .count()
+    };
+    assert!(resigned(&world) > 0);
+    world.run(100);
+    assert_eq!(resigned(&world), 0);
+    assert_eq!(world.owners(), World::meant(&["a"]));
+    let after: Vec<_> = (0..SHARDS)
+        .map(|shard| world.keys[&Key::Owner(shard)].clone())
+        .collect();
+    assert_eq!(after, before);
+}
+
+#[test]
+fn a_dead_nodes_shards_are_taken_when_its_lease_is_over_and_not_before() {
+    let mut world = World::default();
+    for name in ["a", "b", "c"] {
+        world.join(name);
+        world.run(300);
+    }
+    world.run(500);
+    let until = world.until["b"];
+    world.stopped.push("b".into());
+    let before = world.owners();
+    while world.t < until {
+        world.run(1);
+        let (value, _) = &world.keys[&Key::Node("b".into())];
+        assert!(
+            value.is_some(),
+            "its lease was ended at {}, and it may go on until {until}",
+            world.t
+        );
+    }
+    assert_eq!(world.owners(), before);
+    world.run(SETTINGS.lease_ms + SETTINGS.margin_ms);
+    world.roles.retain(|(name, _), _| **name != *"b");
+    assert_eq!(world.owners(), World::meant(&["a", "c"]));
+    // It comes back as it was, and finds that all is another's.
+    world.stopped.clear();
+    world.run(1_000);
+    assert_eq!(world.owners(), World::meant(&["a", "b", "c"]));
+}
+
+#[test]
+fn an_outage_of_the_bucket_ends_no_lease() {
+    let mut world = World::default();
+    for name in ["a", "b"] {
+        world.join(name);
+        world.run(500);
+    }
+    let owners: Vec<_> = (0..SHARDS)
+        .map(|shard| world.keys[&Key::Owner(shard)].clone())
+        .collect();
+    world.is_away = true;
+    world.run(5_000);
+    assert!(
+        world.until.values().all(|until| *until < world.t),
+        "none may go on without the bucket"
+    );
+    world.is_away = false;
+    world.run(1_000);
+    let after: Vec<_> = (0..SHARDS)
+        .map(|shard| world.keys[&Key::Owner(shard)].clone())
+        .collect();
+    assert_eq!(after, owners);
+    assert!(world.until.values().all(|until| *until > world.t));
+}
+
+#[test]
+fn a_node_that_leaves_hands_over_first_and_the_last_one_just_goes() {
+    let mut world = World::default();
+    for name in ["a", "b"] {
+        world.join(name);
+        world.run(500);
+    }
+    let t = world.t;
+    world.members[0].leave(t);
+    world.run(300);
+    assert_eq!(world.left, ["a".into()]);
+    assert_eq!(world.owners(), World::meant(&["b"]));
+    for shard in 0..SHARDS {
+        let (value, _) = &world.keys[&Key::Owner(shard)];
+        let entry = OwnerEntry::parse(value.as_deref().unwrap()).unwrap();
+        assert!(entry.handed_over.is_none() || *entry.node == *"b");
+    }
+    assert_eq!(world.keys[&Key::Node("a".into())].0, None);
+    let t = world.t;
+    world.members[1].leave(t);
+    world.run(300);
+    assert_eq!(world.left, ["a".into(), "b".into()]);
+}
+
+#[test]
+fn a_claim_that_another_one_won_is_given_up() {
+    let mut world = World::default();
+    world.join("a");
+    // Another node takes a shard at the same moment.
+    let theirs = OwnerEntry {
+        node: "b".into(),
+        session: 7,
+        handed_over: None,
+        before: 0,
+    };
+    let node = NodeEntry {
+        session: 7,
+        count: 1,
+        leaving: false,
+    };
+    world.revision += 2;
+    let (first, second) = (world.revision - 1, world.revision);
+    world
+        .keys
+        .insert(Key::Node("b".into()), (Some(node.to_json()), first));
+    world
+        .keys
+        .insert(Key::Owner(0), (Some(theirs.to_json()), second));
+    world.run(300);
+    assert_ne!(world.owners()[0], "a");
+    assert_eq!(world.keys[&Key::Owner(0)].1, second);
+}

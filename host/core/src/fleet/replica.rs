@@ -1,0 +1,503 @@
+//! A shard as one node has it: it leads, it follows the node that leads, or it catches up.
+//!
+//! The state is one [`Shard`] in all of these, so that one that follows can lead at once. It
+//! *leads* while its node owns the shard and may rely on its lease: it decides, and tells those that
+//! follow what it is about to publish. Otherwise it takes in the same input, and decides nothing. One
+//! that follows knows the number of the last that it was told. If one is missing, or what it holds
+//! isn't what the owner holds, it *catches up*: it takes a fresh snapshot, and goes on by what it has
+//! heard since it asked. Until then it isn't *sure*, and what it would make of a takeover is
+//! cautious: it takes nobody for gone whom it may not have heard, and answers no query before it has
+//! heard for a whole time-out.
+
+mod catching_up;
+mod following;
+
+use std::sync::Arc;
+
+use self::catching_up::CatchingUp;
+use super::FleetSettings;
+use super::hash;
+use super::snapshot::{self, Label};
+use super::told::{Books, PARTS, Said, Told};
+use crate::body::query::Answers;
+use crate::names::Names;
+use crate::record::Record;
+use crate::rules::Rules;
+use crate::{Input, Output, Shard};
+
+/// What a node's part in a shard is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// None.
+    None,
+    /// It stands by.
+    Follow {
+        /// The owner's epoch.
+        epoch: u64,
+        /// The owner.
+        owner: Arc<str>,
+    },
+    /// It owns it.
+    Lead {
+        /// Its epoch.
+        epoch: u64,
+        /// Whom it succeeds.
+        before: Before,
+    },
+    /// It owns it, and hands it over: it decides nothing any more.
+    Resign {
+        /// Its epoch.
+        epoch: u64,
+    },
+}
+
+/// The owner before.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Before {
+    /// Its epoch; 0 if there was none.
+    pub epoch: u64,
+    /// Where it handed the shard over: which node that is, and the number of the last that it
+    /// told.
+    pub told: Option<(Arc<str>, u64)>,
+}
+
+/// What a replica wants done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Out {
+    /// Do what the shard wants. What it publishes is of [`Replica::epoch`].
+    Shard(Output),
+    /// Publish this to those who follow, before all that comes after it.
+    Told(Vec<u8>),
+    /// Ask a node for a snapshot, by a question of this number.
+    Ask {
+        /// The node.
+        node: Arc<str>,
+        /// The number.
+        nonce: u64,
+    },
+    /// Send a chunk of a snapshot to the node that asked.
+    Chunk(Arc<str>, Vec<u8>),
+    /// Tell the owner that all is held here that it had told by then.
+    Synced {
+        /// The owner.
+        node: Arc<str>,
+        /// The epoch.
+        epoch: u64,
+        /// The number of the last that it told.
+        seq: u64,
+    },
+    /// All has been told: once what was published before has reached the broker, the shard may
+    /// be handed over.
+    Resigned {
+        /// The epoch.
+        epoch: u64,
+        /// The number of the last that was told.
+        seq: u64,
+    },
+    /// Count that what is held here was not what the owner holds.
+    Differed(Difference),
+}
+
+/// Why a replica catches up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Difference {
+    /// It has just begun to follow.
+    Begins,
+    /// Something that was told is missing.
+    Gap,
+    /// What was told doesn't fit what is held here.
+    Mismatch,
+    /// The ledgers differ.
+    Ledger,
+    /// The connections differ.
+    Connections,
+    /// Inputs were lost on the way here.
+    LostInput,
+    /// Another owner has begun, and nothing was heard of it.
+    Silence,
+}
+
+/// What a replica is, beside its shard.
+#[derive(Clone, Debug)]
+pub struct ReplicaSettings {
+    /// The fleet's figures.
+    pub fleet: FleetSettings,
+    /// This node.
+    pub node: Arc<str>,
+    /// The tracker's timeout: for so long a shard that isn't sure answers no query.
+    pub timeout_ms: u64,
+    /// How long the chunks of a snapshot are.
+    pub chunk_bytes: usize,
+    /// What is left out, for tests of the tests.
+    pub mutation: Mutation,
+}
+
+/// What can be left out of the protocol, to see that this is noticed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Mutation {
+    /// Nothing.
+    #[default]
+    None,
+    /// One that begins to follow takes no snapshot.
+    NoCatchUp,
+    /// One that takes over announces and decides nothing.
+    NoDecisions,
+    /// An owner goes on when its lease has ended.
+    NoLease,
+    /// Those who follow are told nothing.
+    NoTelling,
+}
+
+/// A shard as one node has it.
+#[derive(Debug)]
+pub struct Replica {
+    settings: ReplicaSettings,
+    number: u32,
+    names: Arc<Names>,
+    shard: Shard,
+    role: Role,
+    /// Until when the node may rely on its lease.
+    until: u64,
+    is_leading: bool,
+    /// Whether all is held that the owner of `epoch` had told up to `seq`, and all has been heard
+    /// since.
+    is_sure: bool,
+    epoch: u64,
+    seq: u64,
+    books: Books,
+    catching_up: Option<CatchingUp>,
+    nonce: u64,
+    /// When digests are told next, or else when something is to be heard of the owner.
+    digest_at: u64,
+    /// How often in a row connections have differed, part by part.
+    differed: [u8; PARTS],
+    /// Whether what was missed before it led is still to be announced.
+    is_behind: bool,
+    /// Since when it has been to lead, and waits for what the owner before told last.
+    waits_since: Option<u64>,
+}
+
+impl Replica {
+    /// A replica of a shard that knows nothing yet.
+    pub fn new(
+        number: u32,
+        settings: ReplicaSettings,
+        names: Arc<Names>,
+        mut shard: Shard,
+    ) -> Self {
+        shard.keep_records(true);
+        Self {
+            settings,
+            number,
+            names,
+            shard,
+            role: Role::None,
+            until: 0,
+            is_leading: false,
+            is_sure: false,
+            epoch: 0,
+            seq: 0,
+            books: Books::default(),
+            catching_up: None,
+            nonce: 0,
+            digest_at: 0,
+            differed: [0; PARTS],
+            is_behind: false,
+            waits_since: None,
+        }
+    }
+
+    /// Puts back what the node's disk has, before anything else: what there is to begin with if
+    /// no other node has anything newer. It was stored `down_ms` ago.
+    pub fn restore(&mut self, now: u64, down_ms: u64, records: impl IntoIterator<Item = Record>) {
+        self.shard.restore(now, down_ms, records);
+        self.shard.renew_leases(now);
+        self.books = Books::of(self.shard.ledger(), &self.names);
+    }
+
+    /// The node has another part in the shard.
+    pub fn set_role(&mut self, now: u64, role: Role, out: &mut Vec<Out>) {
+        let before = std::mem::replace(&mut self.role, role);
+        self.is_leading = false;
+        self.waits_since = None;
+        match &self.role {
+            Role::None => {
+                self.catching_up = None;
+                self.is_sure = false;
+            }
+            Role::Follow { epoch, .. } => {
+                self.digest_at = now + self.settings.fleet.answer_ms;
+                if self.skips(Mutation::NoCatchUp) {
+                    (self.is_sure, self.epoch) = (true, *epoch);
+                } else if before == Role::None || (!self.is_sure && self.catching_up.is_none()) {
+                    self.catch_up(now, Difference::Begins, out);
+                }
+            }
+            Role::Lead { .. } => {}
+            Role::Resign { epoch } => {
+                let (epoch, seq) = (*epoch, self.seq);
+                // Who is to have it says that nothing is missing there.
+                self.say_digest(out);
+                out.push(Out::Resigned { epoch, seq });
+            }
+        }
+        self.settle(now, out);
+    }
+
+    /// The node may rely on its lease until then.
+    pub fn renewed(&mut self, now: u64, until: u64, out: &mut Vec<Out>) {
+        self.until = until;
+        self.settle(now, out);
+    }
+
+    /// The node's session is over.
+    pub fn session_lost(&mut self) {
+        self.until = 0;
+        self.is_leading = false;
+    }
+
+    /// Takes an input that arrived.
+    pub fn input(&mut self, now: u64, input: Input, rules: &mut dyn Rules, out: &mut Vec<Out>) {
+        self.settle(now, out);
+        if self.is_leading {
+            let mut outputs = Vec::new();
+            self.shard.handle(now, input, rules, &mut outputs);
+            return self.tell(outputs, out);
+        }
+        self.follow_input(now, input, out);
+    }
+
+    /// Does what has fallen due.
+    pub fn advance(&mut self, now: u64, rules: &mut dyn Rules, out: &mut Vec<Out>) {
+        self.settle(now, out);
+        if !self.is_leading {
+            return self.follow_time(now, out);
+        }
+        while self.shard.next_deadline().is_some_and(|at| at <= now) {
+            let mut outputs = Vec::new();
+            self.shard.advance(now, rules, &mut outputs);
+            self.tell(outputs, out);
+        }
+        self.is_behind = false;
+        if now >= self.digest_at {
+            self.digest_at = now + self.settings.fleet.digest_ms;
+            self.say_digest(out);
+        }
+    }
+
+    /// When [`Self::advance`] is to be called: perhaps early, never too late.
+    pub fn next_deadline(&self) -> Option<u64> {
+        if self.is_leading {
+            let deadlines = [self.shard.next_deadline(), Some(self.digest_at)];
+            return deadlines.into_iter().flatten().min();
+        }
+        let catching_up = self.catching_up.as_ref().map(CatchingUp::next_deadline);
+        let waits = self.waits_since.map(|_| self.digest_at);
+        let deadlines = [self.shard.follow_deadline(), catching_up, waits];
+        deadlines.into_iter().flatten().min()
+    }
+
+    /// Answers a viewer on users of this shard; none where another node is to be asked, or
+    /// this one doesn't know enough yet.
+    pub fn query<'a>(
+        &mut self,
+        now: u64,
+        viewer: &str,
+        users: impl Iterator<Item = &'a str>,
+        rules: &mut dyn Rules,
+        out: &mut Vec<Out>,
+    ) -> Option<Answers> {
+        self.settle(now, out);
+        if !self.is_leading || self.is_behind || self.shard.unsure_ms() > 0 {
+            return None;
+        }
+        let mut outputs = Vec::new();
+        let answers = self.shard.query(now, viewer, users, rules, &mut outputs);
+        self.tell(outputs, out);
+        Some(answers)
+    }
+
+    /// Another node asks for a snapshot, by a question of this number. It gets none from one
+    /// that doesn't hold everything itself.
+    pub fn asked(&mut self, now: u64, node: &Arc<str>, nonce: u64, out: &mut Vec<Out>) {
+        self.settle(now, out);
+        let may_answer = match &self.role {
+            Role::None => false,
+            Role::Follow { .. } => self.is_sure,
+            Role::Lead { epoch, .. } | Role::Resign { epoch } => self.epoch == *epoch,
+        };
+        if !may_answer {
+            return;
+        }
+        let label = Label {
+            shard: self.number,
+            nonce,
+            epoch: self.epoch,
+            seq: self.seq,
+            at: now,
+        };
+        let bytes = self.settings.chunk_bytes;
+        let chunks = snapshot::take(&mut self.shard, label, &self.names, bytes);
+        out.extend(
+            chunks
+                .into_iter()
+                .map(|bytes| Out::Chunk(Arc::clone(node), bytes)),
+        );
+    }
+
+    /// The epoch of what is published.
+    pub fn epoch(&self) -> u64 {
+        self.epoch
+    }
+
+    /// Whether it decides and publishes.
+    pub fn is_leading(&self, now: u64) -> bool {
+        self.is_leading && (now < self.until || self.skips(Mutation::NoLease))
+    }
+
+    /// The epoch whose owner's state is held here in full; none if it isn't.
+    pub fn holds(&self) -> Option<u64> {
+        (self.is_sure && self.role != Role::None).then_some(self.epoch)
+    }
+
+    /// The shard.
+    pub fn shard(&self) -> &Shard {
+        &self.shard
+    }
+
+    /// The shard, to store what it knows.
+    pub fn shard_mut(&mut self) -> &mut Shard {
+        &mut self.shard
+    }
+
+    /// Begins or ends leading, as the role and the lease have it.
+    fn settle(&mut self, now: u64, out: &mut Vec<Out>) {
+        let Role::Lead { epoch, before } = &self.role else {
+            return;
+        };
+        let may_lead = now < self.until || self.skips(Mutation::NoLease);
+        if self.is_leading == may_lead {
+            return;
+        }
+        if self.is_leading {
+            self.is_leading = false;
+            return;
+        }
+        let (epoch, before) = (*epoch, before.clone());
+        if self.epoch == epoch {
+            // The lease had ended, and nobody has taken it.
+            let is_sure = self.is_sure;
+            return self.lead(now, is_sure);
+        }
+        if self.waits_for(now, &before, out) {
+            return;
+        }
+        let is_sure = self.is_sure && self.epoch == before.epoch && before.epoch > 0;
+        self.catching_up = None;
+        self.waits_since = None;
+        (self.epoch, self.seq) = (epoch, 1);
+        self.books = Books::of(self.shard.ledger(), &self.names);
+        self.shard.renumber();
+        self.say(1, Said::Begin(self.books.digest()), out);
+        self.lead(now, is_sure);
+    }
+
+    fn lead(&mut self, now: u64, is_sure: bool) {
+        let is_sure = is_sure || self.skips(Mutation::NoCatchUp);
+        if !self.skips(Mutation::NoDecisions) {
+            self.shard.lead(now, is_sure);
+        }
+        self.is_leading = true;
+        self.is_behind = true;
+        self.is_sure = true;
+        self.differed = [0; PARTS];
+        self.digest_at = now + self.settings.fleet.digest_ms;
+    }
+
+    /// Whether it waits for the last that the owner before has told, which handed the shard over
+    /// to it. It doesn't for long: rather than nobody, one that isn't sure leads.
+    fn waits_for(&mut self, now: u64, before: &Before, out: &mut Vec<Out>) -> bool {
+        let Some((_, seq)) = &before.told else {
+            return false;
+        };
+        let has_all = self.epoch == before.epoch && self.seq >= *seq;
+        if (self.is_sure && has_all) || self.skips(Mutation::NoCatchUp) {
+            return false;
+        }
+        let since = *self.waits_since.get_or_insert(now);
+        let patience_ms = self.settings.fleet.answer_ms;
+        if now >= since + patience_ms {
+            return false;
+        }
+        self.digest_at = since + patience_ms;
+        // What is on its way comes first.
+        if now >= since + patience_ms / 4 && self.catching_up.is_none() {
+            self.catch_up(now, Difference::Gap, out);
+        }
+        true
+    }
+
+    /// Tells what is about to be published to those who follow, and then has it published.
+    fn tell(&mut self, outputs: Vec<Output>, out: &mut Vec<Out>) {
+        let records = self.shard.take_told();
+        if !records.is_empty() {
+            let (books, names) = (&mut self.books, &self.names);
+            let changes = records.iter().map(|record| books.note(record, names));
+            let changes = changes.collect();
+            self.seq += 1;
+            self.say(self.seq, Said::Changes(changes), out);
+        }
+        out.extend(outputs.into_iter().map(Out::Shard));
+    }
+
+    fn say_digest(&mut self, out: &mut Vec<Out>) {
+        let said = Said::Digest {
+            ledger: self.ledger_digest(),
+            connections: Box::new(self.connections()),
+        };
+        self.say(self.seq, said, out);
+    }
+
+    fn say(&self, seq: u64, said: Said, out: &mut Vec<Out>) {
+        if self.skips(Mutation::NoTelling) && !matches!(said, Said::Begin(_)) {
+            return;
+        }
+        let told = Told {
+            shard: self.number,
+            epoch: self.epoch,
+            seq,
+            node: (&*self.settings.node).into(),
+            said,
+        };
+        out.push(Out::Told(told.encode()));
+    }
+
+    /// The digest of the ledger. Books that aren't the ledger's any more are made anew.
+    fn ledger_digest(&mut self) -> u64 {
+        if self.books.len() != self.shard.online_users() {
+            self.books = Books::of(self.shard.ledger(), &self.names);
+        }
+        self.books.digest()
+    }
+
+    /// The digest of the live connections, in parts.
+    fn connections(&self) -> [u64; PARTS] {
+        let mut parts = [0_u64; PARTS];
+        for (user, conn, _) in self.shard.leases() {
+            let digest = hash::digest(&[user.as_bytes(), conn.as_bytes()]);
+            let place = (digest >> 59) as usize;
+            // One without an id only stands for others.
+            if let Some(part) = parts.get_mut(place).filter(|_| !conn.is_empty()) {
+                *part = part.wrapping_add(digest);
+            }
+        }
+        parts
+    }
+
+    fn skips(&self, mutation: Mutation) -> bool {
+        self.settings.mutation == mutation
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,181 @@
+//! A replica that catches up: it takes a snapshot of what the owner holds, and goes on by what it
+//! has heard itself since before it asked.
+//!
+//! It begins to listen some time before it asks: what reached it before then has reached the owner
+//! by the time that the snapshot is taken, though it may come there later. What both have handled
+//! is handled twice here: that makes no difference, since each message has its sender's time, and
+//! all of them come again in their order.
+
+use std::sync::Arc;
+
+use super::{Difference, Out, Replica, Role};
+use crate::Input;
+use crate::fleet::snapshot::{Assembly, Refusal};
+use crate::fleet::told::{Books, PARTS, Told};
+
+/// How many messages are held while a snapshot is awaited. With more, it is asked for again.
+const HELD_MAX: usize = 1 << 18;
+
+/// What is held while a snapshot is awaited.
+#[derive(Debug)]
+pub(super) struct CatchingUp {
+    /// Since when it has listened.
+    since: u64,
+    /// When to ask, or to ask again.
+    ask_at: u64,
+    assembly: Option<Assembly>,
+    inputs: Vec<Input>,
+    told: Vec<Told>,
+}
+
+impl CatchingUp {
+    fn new(now: u64, ask_at: u64) -> Self {
+        Self {
+            since: now,
+            ask_at,
+            assembly: None,
+            inputs: Vec::new(),
+            told: Vec::new(),
+        }
+    }
+
+    pub(super) fn next_deadline(&self) -> u64 {
+        self.ask_at
+    }
+
+    pub(super) fn hear(&mut self, input: &Input) {
+        if matches!(input, Input::Message { .. } | Input::Excess { .. }) {
+            self.inputs.push(input.clone());
+        }
+    }
+
+    pub(super) fn hold(&mut self, told: Told) {
+        self.told.push(told);
+    }
+
+    pub(super) fn begin_again(&mut self, now: u64) {
+        *self = Self::new(now, self.ask_at.max(now));
+    }
+}
+
+impl Replica {
+    /// Takes a chunk of a snapshot. One that is complete takes the place of what is held.
+    ///
+    /// # Errors
+    /// Why it is refused. It is asked for again.
+    pub fn chunk(&mut self, now: u64, bytes: &[u8], out: &mut Vec<Out>) -> Result<(), Refusal> {
+        let catching_up = self.catching_up.as_mut();
+        let Some(assembly) = catching_up.and_then(|it| it.assembly.as_mut()) else {
+            return Ok(());
+        };
+        match assembly.add(bytes, &self.names) {
+            Ok(None) => Ok(()),
+            Ok(Some(snapshot)) => {
+                let Some(catching_up) = self.catching_up.take() else {
+                    return Ok(());
+                };
+                // It is of an owner before the one that is known.
+                if snapshot.epoch < self.epoch {
+                    self.catching_up = Some(CatchingUp {
+                        assembly: None,
+                        ..catching_up
+                    });
+                    return Ok(());
+                }
+                let mut shard = self.shard.replacement();
+                shard.keep_records(true);
+                (self.epoch, self.seq) = (snapshot.epoch, snapshot.seq);
+                snapshot.restore(now, &mut shard);
+                self.books = Books::of(shard.ledger(), &self.names);
+                self.shard = shard;
+                self.is_sure = true;
+                self.differed = [0; PARTS];
+                self.replay(now, catching_up, out);
+                self.settle(now, out);
+                Ok(())
+            }
+            Err(refusal) => {
+                let delay_ms = self.delay_ms();
+                if let Some(catching_up) = &mut self.catching_up {
+                    catching_up.assembly = None;
+                    catching_up.ask_at = catching_up.ask_at.min(now + delay_ms);
+                }
+                Err(refusal)
+            }
+        }
+    }
+
+    /// Begins to catch up, if it follows.
+    pub(super) fn catch_up(&mut self, now: u64, difference: Difference, out: &mut Vec<Out>) {
+        if self.skips(super::Mutation::NoCatchUp) {
+            return;
+        }
+        out.push(Out::Differed(difference));
+        self.is_sure = false;
+        self.catching_up = Some(CatchingUp::new(now, now + self.delay_ms()));
+    }
+
+    /// Asks for a snapshot, if it is time.
+    pub(super) fn ask(&mut self, now: u64, out: &mut Vec<Out>) {
+        let node = match &self.role {
+            Role::Follow { owner, .. } => Arc::clone(owner),
+            Role::Lead { before, .. } => match &before.told {
+                Some((node, _)) => Arc::clone(node),
+                None => return,
+            },
+            Role::None | Role::Resign { .. } => return,
+        };
+        let (answer_ms, timeout_ms) = (self.settings.fleet.answer_ms, self.settings.timeout_ms);
+        let delay_ms = self.delay_ms();
+        let Some(catching_up) = &mut self.catching_up else {
+            return;
+        };
+        if now < catching_up.ask_at {
+            return;
+        }
+        let held = catching_up.inputs.len() + catching_up.told.len();
+        // What is handled twice is not to be older than a connection may be silent.
+        if held > HELD_MAX || now > catching_up.since + timeout_ms / 2 {
+            catching_up.begin_again(now);
+            catching_up.ask_at = now + delay_ms;
+            return;
+        }
+        self.nonce += 1;
+        catching_up.assembly = Some(Assembly::new(self.number, self.nonce));
+        catching_up.ask_at = now + answer_ms;
+        out.push(Out::Ask {
+            node,
+            nonce: self.nonce,
+        });
+    }
+
+    /// Goes on from a snapshot by what has been heard since.
+    fn replay(&mut self, now: u64, catching_up: CatchingUp, out: &mut Vec<Out>) {
+        for input in catching_up.inputs {
+            self.shard.follow(now, input);
+        }
+        for told in catching_up.told {
+            if told.epoch < self.epoch || (told.epoch == self.epoch && told.seq < self.seq) {
+                continue;
+            }
+            if let Err(difference) = self.take(&told, out) {
+                return self.catch_up(now, difference, out);
+            }
+        }
+        self.shard.take_told();
+        if let Role::Follow { owner, epoch } = &self.role
+            && self.epoch == *epoch
+        {
+            out.push(Out::Synced {
+                node: Arc::clone(owner),
+                epoch: self.epoch,
+                seq: self.seq,
+            });
+        }
+    }
+
+    /// For how long it listens before it asks.
+    fn delay_ms(&self) -> u64 {
+        self.settings.fleet.answer_ms / 4
+    }
+}

@@ -1,0 +1,161 @@
+//! A replica that doesn't lead: it takes in the same input, and what it is told.
+
+use super::{Difference, Mutation, Out, Replica, Role};
+use crate::Input;
+use crate::fleet::told::{Mismatch, PARTS, Said, Told};
+
+/// How often in a row connections are to differ before they do: messages under way make a
+/// difference that is over by the next time.
+const DIFFER_TIMES: u8 = 3;
+
+impl Replica {
+    /// Takes what the owner told.
+    ///
+    /// # Errors
+    /// If it can't be read, or is about another shard.
+    pub fn told(&mut self, now: u64, bytes: &[u8], out: &mut Vec<Out>) -> Result<(), Mismatch> {
+        let told = Told::decode(bytes)?;
+        if told.shard != self.number {
+            return Err(Mismatch::Unreadable);
+        }
+        self.settle(now, out);
+        let listens = match &self.role {
+            Role::Follow { .. } => true,
+            // What the owner before has still to tell.
+            Role::Lead { epoch, .. } => self.epoch != *epoch,
+            Role::None | Role::Resign { .. } => false,
+        };
+        if !listens || told.epoch < self.epoch {
+            return Ok(());
+        }
+        self.digest_at = self.digest_at.max(now + self.settings.fleet.answer_ms);
+        if let Some(catching_up) = &mut self.catching_up {
+            catching_up.hold(told);
+        } else if let Err(difference) = self.take(&told, out) {
+            self.catch_up(now, difference, out);
+        }
+        self.settle(now, out);
+        Ok(())
+    }
+
+    /// Takes in what was told, if it is what comes next.
+    pub(super) fn take(&mut self, told: &Told, out: &mut Vec<Out>) -> Result<(), Difference> {
+        if told.epoch > self.epoch {
+            return match told.said {
+                Said::Begin(digest) if self.is_sure && digest == self.books.digest() => {
+                    (self.epoch, self.seq) = (told.epoch, told.seq);
+                    self.differed = [0; PARTS];
+                    self.report(&told.node, out);
+                    Ok(())
+                }
+                Said::Begin(_) => Err(Difference::Ledger),
+                Said::Changes(_) | Said::Digest { .. } => Err(Difference::Gap),
+            };
+        }
+        match &told.said {
+            Said::Begin(_) => Ok(()),
+            Said::Changes(_) if told.seq <= self.seq => Ok(()),
+            Said::Changes(changes) if told.seq == self.seq + 1 => {
+                for change in changes {
+                    let record = self.books.take(change, &self.names);
+                    let record = record.map_err(|_| Difference::Mismatch)?;
+                    self.shard.apply(record);
+                }
+                self.seq = told.seq;
+                Ok(())
+            }
+            Said::Digest { .. } if told.seq < self.seq => Ok(()),
+            Said::Digest {
+                ledger,
+                connections,
+            } if told.seq == self.seq || self.skips(Mutation::NoCatchUp) => {
+                if self.skips(Mutation::NoCatchUp) {
+                    self.seq = told.seq;
+                    self.report(&told.node, out);
+                    return Ok(());
+                }
+                if *ledger != self.ledger_digest() {
+                    return Err(Difference::Ledger);
+                }
+                self.compare(connections)?;
+                self.report(&told.node, out);
+                Ok(())
+            }
+            Said::Changes(_) | Said::Digest { .. } => Err(Difference::Gap),
+        }
+    }
+
+    pub(super) fn follow_input(&mut self, now: u64, input: Input, out: &mut Vec<Out>) {
+        if self.role == Role::None && matches!(input, Input::Message { .. } | Input::Excess { .. })
+        {
+            return;
+        }
+        let is_lost = matches!(input, Input::LostUpTo { .. });
+        if let Some(catching_up) = &mut self.catching_up {
+            catching_up.hear(&input);
+        }
+        self.shard.follow(now, input);
+        // What nobody publishes from here needn't be noted for those who follow.
+        self.shard.take_told();
+        if !is_lost {
+            return;
+        }
+        match &self.role {
+            Role::Follow { .. } if self.is_sure => {
+                self.catch_up(now, Difference::LostInput, out);
+            }
+            Role::Follow { .. } => {
+                // What is under way lacks what was lost.
+                if let Some(catching_up) = &mut self.catching_up {
+                    catching_up.begin_again(now);
+                }
+            }
+            Role::Lead { .. } | Role::Resign { .. } => self.is_sure = false,
+            Role::None => {}
+        }
+    }
+
+    pub(super) fn follow_time(&mut self, now: u64, out: &mut Vec<Out>) {
+        if self.role == Role::None {
+            return;
+        }
+        self.shard.follow_time(now);
+        self.shard.take_told();
+        if let Role::Follow { epoch, .. } = &self.role
+            && self.epoch < *epoch
+            && self.is_sure
+            && now >= self.digest_at
+        {
+            self.catch_up(now, Difference::Silence, out);
+        }
+        self.ask(now, out);
+    }
+
+    fn report(&self, owner: &str, out: &mut Vec<Out>) {
+        if self.is_sure && matches!(self.role, Role::Follow { .. }) {
+            out.push(Out::Synced {
+                node: owner.into(),
+                epoch: self.epoch,
+                seq: self.seq,
+            });
+        }
+    }
+
+    fn compare(&mut self, theirs: &[u64; PARTS]) -> Result<(), Difference> {
+        let ours = self.connections();
+        let parts = ours.iter().zip(theirs).zip(&mut self.differed);
+        let mut differ = false;
+        for ((ours, theirs), times) in parts {
+            *times = match ours == theirs {
+                true => 0,
+                false => *times + 1,
+            };
+            differ |= *times >= DIFFER_TIMES;
+        }
+        if differ {
+            self.differed = [0; PARTS];
+            return Err(Difference::Connections);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,476 @@
+use super::*;
+use crate::fleet::testing::{Everyone, message, shard};
+use crate::message::Kind;
+use crate::publish::Subject;
+
+const NOW: u64 = 1_700_000_000_000;
+const FOREVER: u64 = u64::MAX;
+
+/// A replica, and what it wants done.
+struct Side {
+    replica: Replica,
+    out: Vec<Out>,
+}
+
+impl Side {
+    fn new(node: &str) -> Self {
+        let names = Arc::new(Names::new());
+        // Ids have other numbers on each node.
+        names.intern(node);
+        let settings = ReplicaSettings {
+            fleet: FleetSettings::default(),
+            node: node.into(),
+            timeout_ms: 30_000,
+            chunk_bytes: 100,
+            mutation: Mutation::None,
+        };
+        let shard = shard(&names);
+        let mut replica = Replica::new(3, settings, names, shard);
+        let mut out = Vec::new();
+        replica.renewed(NOW, FOREVER, &mut out);
+        Self { replica, out }
+    }
+
+    fn lead(&mut self, now: u64, epoch: u64, before: Before) {
+        let role = Role::Lead { epoch, before };
+        self.replica.set_role(now, role, &mut self.out);
+        self.replica.advance(now, &mut Everyone, &mut self.out);
+    }
+
+    fn follow(&mut self, now: u64, epoch: u64, owner: &str) {
+        let owner = owner.into();
+        self.replica
+            .set_role(now, Role::Follow { epoch, owner }, &mut self.out);
+    }
+
+    fn hear(&mut self, now: u64, kind: Kind, user: &str, conn: &str) {
+        let input = message(kind, user, conn, now);
+        self.replica.input(now, input, &mut Everyone, &mut self.out);
+    }
+
+    fn advance(&mut self, now: u64) {
+        self.replica.advance(now, &mut Everyone, &mut self.out);
+    }
+
+    /// What viewers are told by what it wants done: users, and whether they are online.
+    fn viewers_told(&mut self) -> Vec<(String, bool)> {
+        let mut told = Vec::new();
+        for out in self.out.drain(..) {
+            if let Out::Shard(Output::Publish(publication)) = out {
+                let online = match publication.subject {
+                    Subject::FilteredOnline => true,
+                    Subject::FilteredOffline => false,
+                    _ => continue,
+                };
+                let body: serde_json::Value = serde_json::from_slice(&publication.body).unwrap();
+                told.push((body["userId"].as_str().unwrap().to_owned(), online));
+            }
+        }
+        told
+    }
+
+    /// Hands on what it told to one that follows. Says how much that was.
+    fn tell(&mut self, other: &mut Self, now: u64) -> usize {
+        let mut count = 0;
+        for out in &self.out {
+            if let Out::Told(bytes) = out {
+                other.replica.told(now, bytes, &mut other.out).unwrap();
+                count += 1;
+            }
+        }
+        count
+    }
+
+    /// Has one that follows catch up.
+    fn catch_up(&mut self, from: &mut Self, now: u64) {
+        self.advance(now);
+        let asked = self.out.iter().find_map(|out| match out {
+            Out::Ask { nonce, .. } => Some(*nonce),
+            _ => None,
+        });
+        let mut chunks = Vec::new();
+        from.replica
+            .asked(now, &"standby".into(), asked.unwrap(), &mut chunks);
+        assert!(chunks.len() > 1);
+        for chunk in chunks {
+            let Out::Chunk(_, bytes) = chunk else {
+                panic!("{chunk:?}");
+            };
+            self.replica.chunk(now, &bytes, &mut self.out).unwrap();
+        }
+    }
+
+    fn reasons(&mut self) -> Vec<Difference> {
+        let reasons = self.out.iter().filter_map(|out| match out {
+            Out::Differed(difference) => Some(*difference),
+            _ => None,
+        });
+        let reasons = reasons.collect();
+        self.out.clear();
+        reasons
+    }
+}
+
+/// An owner with a user online, and a standby that holds the same.
+fn pair() -> (Side, Side) {
+    let (mut owner, mut standby) = (Side::new("owner"), Side::new("standby"));
+    owner.lead(NOW - 40_000, 5, Before::default());
+    owner.advance(NOW);
+    owner.hear(NOW, Kind::Connect, "ann", "c1");
+    owner.out.clear();
+    standby.follow(NOW + 10, 5, "owner");
+    standby.catch_up(&mut owner, NOW + 1_000);
+    assert_eq!(standby.replica.holds(), Some(5));
+    standby.out.clear();
+    (owner, standby)
+}
+
+fn both(owner: &mut Side, standby: &mut Side, now: u64, kind: Kind, user: &str, conn: &str) {
+    owner.hear(now, kind, user, conn);
+    standby.hear(now, kind, user, conn);
+}
+
+#[test]
+fn what_is_published_is_told_before() {
+    let (mut owner, mut standby) = pair();
+    both(
+        &mut owner,
+        &mut standby,
+        NOW + 2_000,
+        Kind::Connect,
+        "bob",
+        "c1",
+    );
+    assert!(matches!(owner.out[0], Out::Told(_)), "{:?}", owner.out);
+    assert_eq!(owner.tell(&mut standby, NOW + 2_001), 1);
+    assert_eq!(owner.viewers_told(), [("bob".to_owned(), true)]);
+    assert_eq!(standby.replica.shard().online_users(), 2);
+    // It publishes nothing itself.
+    assert_eq!(standby.viewers_told(), []);
+}
+
+#[test]
+fn a_takeover_tells_differences_alone() {
+    let (mut owner, mut standby) = pair();
+    both(
+        &mut owner,
+        &mut standby,
+        NOW + 2_000,
+        Kind::Connect,
+        "bob",
+        "c1",
+    );
+    owner.tell(&mut standby, NOW + 2_001);
+    // The owner dies. Bob goes, and Cyd comes.
+    standby.hear(NOW + 3_000, Kind::Disconnect, "bob", "c1");
+    standby.hear(NOW + 3_001, Kind::Connect, "cyd", "c1");
+    standby.out.clear();
+    let before = Before {
+        epoch: 5,
+        told: None,
+    };
+    standby.lead(NOW + 9_000, 8, before);
+    assert!(matches!(standby.out[0], Out::Told(_)));
+    let mut told = standby.viewers_told();
+    told.sort();
+    assert_eq!(told, [("bob".to_owned(), false), ("cyd".to_owned(), true)]);
+    assert_eq!(standby.replica.epoch(), 8);
+    let answers = standby.replica.query(
+        NOW + 9_001,
+        "v1",
+        ["ann"].into_iter(),
+        &mut Everyone,
+        &mut Vec::new(),
+    );
+    assert!(answers.is_some());
+}
+
+#[test]
+fn one_that_misses_something_catches_up() {
+    let (mut owner, mut standby) = pair();
+    both(
+        &mut owner,
+        &mut standby,
+        NOW + 2_000,
+        Kind::Connect,
+        "bob",
+        "c1",
+    );
+    owner.out.clear();
+    both(
+        &mut owner,
+        &mut standby,
+        NOW + 2_100,
+        Kind::Connect,
+        "cyd",
+        "c1",
+    );
+    owner.tell(&mut standby, NOW + 2_101);
+    assert_eq!(standby.reasons(), [Difference::Gap]);
+    assert_eq!(standby.replica.holds(), None);
+    standby.catch_up(&mut owner, NOW + 3_000);
+    assert_eq!(standby.replica.holds(), Some(5));
+    assert_eq!(standby.replica.shard().online_users(), 3);
+}
+
+#[test]
+fn connections_that_go_on_differing_have_it_catch_up() {
+    let (mut owner, mut standby) = pair();
+    // The second connection isn't heard there, and changes nothing that is told.
+    owner.hear(NOW + 2_000, Kind::Connect, "ann", "c2");
+    let mut now = NOW + 10_000;
+    for round in 0..3 {
+        assert_eq!(standby.reasons(), [], "round {round}");
+        owner.out.clear();
+        // A heartbeat keeps the first one live on both sides.
+        both(&mut owner, &mut standby, now, Kind::Heartbeat, "ann", "c1");
+        owner.hear(now, Kind::Heartbeat, "ann", "c2");
+        owner.advance(now);
+        owner.tell(&mut standby, now);
+        now += 6_000;
+    }
+    assert_eq!(standby.reasons(), [Difference::Connections]);
+    standby.catch_up(&mut owner, now);
+    assert_eq!(standby.replica.shard().connections(), 2);
+}
+
+#[test]
+fn a_lost_input_is_a_reason_to_catch_up() {
+    let (_, mut standby) = pair();
+    let lost = Input::LostUpTo { at: NOW + 2_000 };
+    standby
+        .replica
+        .input(NOW + 2_000, lost, &mut Everyone, &mut standby.out);
+    assert_eq!(standby.reasons(), [Difference::LostInput]);
+}
+
+#[test]
+fn an_owner_decides_nothing_when_its_lease_has_ended() {
+    let (mut owner, _) = pair();
+    owner
+        .replica
+        .renewed(NOW + 2_000, NOW + 5_000, &mut owner.out);
+    owner.hear(NOW + 4_999, Kind::Connect, "bob", "c1");
+    assert_eq!(owner.viewers_told(), [("bob".to_owned(), true)]);
+    owner.hear(NOW + 5_000, Kind::Connect, "cyd", "c1");
+    owner.hear(NOW + 5_001, Kind::Disconnect, "bob", "c1");
+    assert!(!owner.replica.is_leading(NOW + 5_001));
+    assert_eq!(owner.viewers_told(), []);
+    // Nobody has taken it: what it saw meanwhile is told now.
+    owner.replica.renewed(NOW + 6_000, FOREVER, &mut owner.out);
+    owner.advance(NOW + 6_000);
+    let mut told = owner.viewers_told();
+    told.sort();
+    assert_eq!(told, [("bob".to_owned(), false), ("cyd".to_owned(), true)]);
+    assert_eq!(owner.replica.epoch(), 5);
+}
+
+#[test]
+fn who_is_handed_a_shard_waits_for_the_last_that_was_told() {
+    let (mut owner, mut standby) = pair();
+    both(
+        &mut owner,
+        &mut standby,
+        NOW + 2_000,
+        Kind::Connect,
+        "bob",
+        "c1",
+    );
+    let told = owner.out.clone();
+    owner.out.clear();
+    owner
+        .replica
+        .set_role(NOW + 2_010, Role::Resign { epoch: 5 }, &mut owner.out);
+    let Some(Out::Resigned { epoch: 5, seq }) = owner.out.pop() else {
+        panic!("{:?}", owner.out);
+    };
+    owner.out.clear();
+    both(
+        &mut owner,
+        &mut standby,
+        NOW + 2_015,
+        Kind::Connect,
+        "cyd",
+        "c1",
+    );
+    assert_eq!(owner.viewers_told(), []);
+    let before = Before {
+        epoch: 5,
+        told: Some(("owner".into(), seq)),
+    };
+    standby.lead(NOW + 2_020, 8, before);
+    assert!(!standby.replica.is_leading(NOW + 2_020));
+    for out in told {
+        if let Out::Told(bytes) = out {
+            standby
+                .replica
+                .told(NOW + 2_030, &bytes, &mut standby.out)
+                .unwrap();
+        }
+    }
+    assert!(standby.replica.is_leading(NOW + 2_030));
+    standby.advance(NOW + 2_031);
+    // Bob was told by the owner before, and isn't told of again.
+    assert_eq!(standby.viewers_told(), [("cyd".to_owned(), true)]);
+}
+
+#[test]
+fn an_owner_that_resigns_hears_whether_the_other_has_all() {
+    let (mut owner, mut standby) = pair();
+    both(
+        &mut owner,
+        &mut standby,
+        NOW + 2_000,
+        Kind::Connect,
+        "bob",
+        "c1",
+    );
+    owner
+        .replica
+        .set_role(NOW + 2_010, Role::Resign { epoch: 5 }, &mut owner.out);
+    let Some(Out::Resigned { seq, .. }) = owner.out.last() else {
+        panic!("{:?}", owner.out);
+    };
+    let seq = *seq;
+    owner.tell(&mut standby, NOW + 2_011);
+    let synced = Out::Synced {
+        node: "owner".into(),
+        epoch: 5,
+        seq,
+    };
+    assert!(standby.out.contains(&synced), "{:?}", standby.out);
+}
+
+#[test]
+fn one_that_knows_nothing_takes_nobody_for_gone_and_answers_nobody() {
+    let mut owner = Side::new("owner");
+    owner.lead(NOW, 8, Before::default());
+    // A heartbeat adopts one connection; there may be another.
+    owner.hear(NOW + 1_000, Kind::Heartbeat, "ann", "c2");
+    owner.hear(NOW + 2_000, Kind::Disconnect, "ann", "c2");
+    assert_eq!(owner.viewers_told(), [("ann".to_owned(), true)]);
+    let mut ask = |now| {
+        let users = ["ann"].into_iter();
+        owner
+            .replica
+            .query(now, "v1", users, &mut Everyone, &mut Vec::new())
+            .is_some()
+    };
+    assert!(!ask(NOW + 29_999));
+    owner.advance(NOW + 30_000);
+    assert_eq!(owner.viewers_told(), [("ann".to_owned(), false)]);
+    let users = ["ann"].into_iter();
+    let answers = owner
+        .replica
+        .query(NOW + 30_001, "v1", users, &mut Everyone, &mut Vec::new());
+    assert!(answers.is_some());
+}
+
+#[test]
+fn what_is_about_another_shard_or_damaged_is_refused() {
+    let (_, mut standby) = pair();
+    let told = Told {
+        shard: 4,
+        epoch: 5,
+        seq: 1,
+        node: "owner".into(),
+        said: Said::Begin(0),
+    };
+    let bytes = told.encode();
+    assert!(standby.replica.told(NOW, &bytes, &mut standby.out).is_err());
+    assert!(
+        standby
+            .replica
+            .told(NOW, &bytes[1..], &mut standby.out)
+            .is_err()
+    );
+    assert_eq!(standby.replica.holds(), Some(5));
+}
+
+/// A standby that has heard ann leave begins to lead, and has announced nothing yet when another
+/// node follows it.
+fn about_to_announce() -> Side {
+    let (_, mut standby) = pair();
+    standby.hear(NOW + 3_000, Kind::Disconnect, "ann", "c1");
+    let before = Before {
+        epoch: 5,
+        told: None,
+    };
+    let role = Role::Lead { epoch: 8, before };
+    standby
+        .replica
+        .set_role(NOW + 4_000, role, &mut standby.out);
+    let mut next = Side::new("next");
+    next.follow(NOW + 4_000, 8, "standby");
+    next.catch_up(&mut standby, NOW + 5_000);
+    next.out.clear();
+    next
+}
+
+#[test]
+fn what_an_owner_was_about_to_announce_is_announced_once_by_the_next() {
+    let mut next = about_to_announce();
+    let before = Before {
+        epoch: 8,
+        told: None,
+    };
+    next.lead(NOW + 5_001, 9, before);
+    assert_eq!(next.viewers_told(), [("ann".to_owned(), false)]);
+    assert_eq!(next.replica.shard().connections(), 0);
+    next.hear(NOW + 6_000, Kind::Connect, "ann", "c2");
+    assert_eq!(next.viewers_told(), [("ann".to_owned(), true)]);
+}
+
+#[test]
+fn a_user_who_is_back_before_their_offline_is_announced_is_online_in_the_end() {
+    let mut next = about_to_announce();
+    next.hear(NOW + 5_000, Kind::Connect, "ann", "c2");
+    let before = Before {
+        epoch: 8,
+        told: None,
+    };
+    next.lead(NOW + 5_001, 9, before);
+    let told = [("ann".to_owned(), false), ("ann".to_owned(), true)];
+    assert_eq!(next.viewers_told(), told);
+}
+
+/// An owner that isn't sure expects ann, and another node follows it.
+fn unsure_pair() -> (Side, Side) {
+    let (_, mut owner) = pair();
+    owner.hear(NOW + 3_000, Kind::Disconnect, "ann", "c1");
+    let before = Before {
+        epoch: 7,
+        told: None,
+    };
+    owner.lead(NOW + 4_000, 8, before);
+    assert_eq!(owner.viewers_told(), []);
+    let mut next = Side::new("next");
+    next.follow(NOW + 4_000, 8, "standby");
+    next.catch_up(&mut owner, NOW + 5_000);
+    next.out.clear();
+    (owner, next)
+}
+
+#[test]
+fn who_is_expected_by_a_snapshot_is_expected_no_longer_once_heard_from() {
+    let (_, mut next) = unsure_pair();
+    assert_eq!(next.replica.shard().connections(), 1);
+    next.hear(NOW + 6_000, Kind::Connect, "ann", "c2");
+    assert_eq!(next.replica.shard().connections(), 1);
+}
+
+#[test]
+fn who_is_told_to_have_left_is_expected_no_longer() {
+    let (mut owner, mut next) = unsure_pair();
+    owner.follow(NOW + 6_000, 9, "next");
+    let before = Before {
+        epoch: 8,
+        told: None,
+    };
+    next.lead(NOW + 6_000, 9, before);
+    next.advance(NOW + 40_000);
+    next.tell(&mut owner, NOW + 40_001);
+    assert_eq!(next.viewers_told(), [("ann".to_owned(), false)]);
+    assert_eq!(owner.replica.holds(), Some(9));
+    assert_eq!(owner.replica.shard().connections(), 0);
+}

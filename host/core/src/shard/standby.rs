@@ -1,0 +1,482 @@
+//! A shard that follows another one: a standby.
+//!
+//! It takes in what the other takes in, and tracks the same connections, but decides nothing and
+//! publishes nothing. What the other tells viewers it is handed as records. It remembers which
+//! transitions it saw of which it was not handed the outcome. When it is to lead, it announces
+//! these, and decides on everyone once: viewers are told what differs, and nothing else.
+//!
+//! A user whom viewers were told of, and of whose connections nothing is known here, may have
+//! stayed. Such a user is *expected*: a connection without an id stands for those that are not
+//! known, until the first of them is heard from, or for one time-out. A shard that begins to lead
+//! without knowing all that the one before knew is *unsure* for one time-out, since it can't know
+//! whether a connection is its user's last: users who leave meanwhile are expected, too.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use super::Shard;
+use super::env::Common;
+use super::messages::{is_needed, track};
+use super::presence::Presence;
+use super::types::Input;
+use crate::event::{Change, Event, Reason};
+use crate::ledger::LedgerEntry;
+use crate::message::{Message, Payload};
+use crate::metadata::Metadata;
+use crate::names::Id;
+use crate::publish::{Numbering, Subject};
+use crate::record::Record;
+use crate::statements::Statement;
+use crate::step::Step;
+use crate::tracker::{Connected, Effect, TrackerRecord, Transition};
+
+/// How many transitions are remembered of users of whom viewers weren't told, beside as many
+/// as there are users in the ledger.
+const MISSED_MAX: usize = 1_024;
+
+/// The id of the connection that stands for those that aren't known: no other has it.
+const EXPECTED: &str = "";
+
+/// What a shard saw while it followed another one.
+#[derive(Debug, Default)]
+pub(super) struct Followed {
+    /// Transitions and statements whose outcome isn't known: each user's last, and whether it
+    /// is ours to broadcast.
+    missed: BTreeMap<Id, (Event, bool)>,
+    /// Users whom another connection shows now.
+    reshown: BTreeSet<Arc<str>>,
+    /// Users who are expected, and since when they are online, in milliseconds since the Unix
+    /// epoch.
+    expected: BTreeMap<Id, u64>,
+    /// Until when it is unsure, by the tracker's `heard_ms`.
+    unsure_until: u64,
+}
+
+impl Shard {
+    /// Takes an input as [`Self::handle`] does, without deciding or publishing anything.
+    pub fn follow(&mut self, now: u64, input: Input) {
+        self.common.clock.pass(now);
+        let now = self.common.now();
+        match input {
+            Input::Message { message, .. } => self.presence.follow(message, &mut self.common),
+            Input::Excess { message, .. } if is_needed(&message, &self.common) => {
+                self.presence.follow(message, &mut self.common);
+            }
+            other => self.change(now, other),
+        }
+        self.presence.tidy_followed(&mut self.common);
+    }
+
+    /// Ends what has run out by `now`, as [`Self::advance`] does, without deciding or
+    /// publishing anything.
+    pub fn follow_time(&mut self, now: u64) {
+        self.common.clock.pass(now);
+        while let Some(transition) = self.common.tracker.expire(now) {
+            self.presence.missed(transition, &self.common);
+        }
+        self.presence.tidy_followed(&mut self.common);
+    }
+
+    /// When [`Self::follow_time`] is to be called.
+    pub fn follow_deadline(&self) -> Option<u64> {
+        self.common.tracker.next_deadline()
+    }
+
+    /// Takes in what the shard that this one follows has told viewers. What both derive from
+    /// their inputs is none of it.
+    pub fn apply(&mut self, record: Record) {
+        let (common, presence) = (&mut self.common, &mut self.presence);
+        if let Record::Ledger { user, entry: None } = &record {
+            // Nobody who has left is expected.
+            let left = presence.is_heard_from(user.as_str(), common);
+            if let Some(transition) = left {
+                presence.missed(transition, common);
+            }
+        }
+        let events = &mut presence.events;
+        let decisions = &mut events.updates.decisions;
+        match record {
+            Record::Ledger {
+                entry: Some(entry), ..
+            } => {
+                presence.followed.is_told(entry.event.user, true);
+                presence.followed.reshown.remove(entry.event.name.as_str());
+                decisions.ledger.put(entry);
+            }
+            Record::Ledger { user, entry: None } => {
+                if let Some(user) = common.names.find(user.as_str()) {
+                    presence.followed.is_told(user, false);
+                    decisions.ledger.offline(user);
+                }
+            }
+            Record::Departed { departure, .. } => {
+                let departures = departure.into_iter().collect();
+                decisions.departed.restore(departures, &common.names);
+            }
+            Record::Waiting { user, steps } => {
+                let until = common.now() + common.settings.answer_wait_ms;
+                events.queue.forget(common.names.intern(user.as_str()));
+                events.queue.restore(steps, until);
+            }
+            Record::Tracker(_) | Record::Status { .. } | Record::Stated { .. } => {}
+        }
+    }
+
+    /// Leads from now on: what was missed is announced, and everyone is decided on, by
+    /// [`Self::advance`]. Where it isn't `sure` that this shard has heard all that the other
+    /// one did, nobody is taken for gone who may only not have been heard from.
+    pub fn lead(&mut self, now: u64, sure: bool) {
+        self.common.clock.pass(now);
+        let Self {
+            common, presence, ..
+        } = self;
+        common.tracker.pass(common.clock.now());
+        if !sure {
+            presence.be_unsure(common.settings.tracker.timeout_ms, common);
+        }
+        let sure = presence.unsure_ms(common) == 0;
+        let missed = std::mem::take(&mut presence.followed.missed);
+        let events = &presence.events;
+        let mut users: BTreeSet<Id> = events.queue.users().into_iter().collect();
+        users.extend(events.updates.decisions.ledger.users());
+        for user in users {
+            presence.look_after(user, missed.get(&user), sure, common);
+        }
+        let online: Vec<Arc<str>> = common.tracker.users().map(|it| Arc::clone(it.0)).collect();
+        for name in online {
+            if let Some(metadata) = common.tracker.shown(&name).cloned() {
+                let at = common.clock.stamp();
+                let event = common.event(&name, at, Change::Online, metadata);
+                if !presence.statements.is_offline(event.user) {
+                    presence.announce_missed(event, true, common);
+                }
+            }
+        }
+        for (event, ours) in missed.into_values() {
+            if event.change == Change::Online && presence.statements.get(event.user).is_some() {
+                presence.announce_missed(event, ours, common);
+            }
+        }
+        for name in std::mem::take(&mut presence.followed.reshown) {
+            let at = common.clock.stamp();
+            let event = common.event(&name, at, Change::Online, Metadata::default());
+            let ledger = &presence.events.updates.decisions.ledger;
+            if ledger.get(event.user).is_some() {
+                presence
+                    .events
+                    .queue_step(Step::Show(Arc::new(event)), common);
+            }
+        }
+        presence.events.rules_changed();
+    }
+
+    /// For how long it is still unsure whether all connections are known, in milliseconds of
+    /// hearing; 0 as a rule.
+    pub fn unsure_ms(&self) -> u64 {
+        self.presence.unsure_ms(&self.common)
+    }
+
+    /// It is unsure for so long, since the shard that its state is from is.
+    pub fn set_unsure(&mut self, unsure_ms: u64) {
+        self.presence.be_unsure(unsure_ms, &self.common);
+    }
+
+    /// The numbers of what is published start again, in a later epoch.
+    pub fn renumber(&mut self) {
+        self.common.numbering = Numbering::default();
+        self.common.inboxes.forget();
+    }
+
+    /// The number of the last message on each subject that any was published on.
+    pub fn published(&self) -> impl Iterator<Item = (Subject, u64)> {
+        self.common.numbering.last()
+    }
+
+    /// What has changed of what viewers were told since this or [`Self::take_records`] was
+    /// last called: what a standby can't derive from its inputs.
+    pub fn take_told(&mut self) -> Vec<Record> {
+        let mut records = Vec::new();
+        self.presence.take_records(&mut records);
+        records
+    }
+
+    /// All that is known, for another shard to begin with, in an order in which
+    /// [`Self::restore`] takes it.
+    pub fn all_records(&mut self) -> Vec<Record> {
+        let of_tracker = self.common.tracker.all_records();
+        let mut records: Vec<_> = of_tracker.into_iter().map(Record::Tracker).collect();
+        self.presence.all_records(&self.common, &mut records);
+        records
+    }
+
+    /// The live connections, and how much is left of the lease of each, in milliseconds.
+    pub fn leases(&self) -> impl Iterator<Item = (&Arc<str>, &Arc<str>, u64)> {
+        self.common.tracker.leases()
+    }
+
+    /// So much is left of the lease of a connection.
+    pub fn set_lease(&mut self, user: &str, conn: &str, left_ms: u64) {
+        self.common.tracker.set_lease(user, conn, left_ms);
+    }
+
+    /// What is known and was said of each online user, in a stable order.
+    pub fn ledger(&self) -> impl Iterator<Item = &LedgerEntry> {
+        let ledger = &self.decisions().ledger;
+        ledger
+            .users()
+            .into_iter()
+            .filter_map(|user| ledger.get(user))
+    }
+}
+
+impl Followed {
+    /// Viewers were told that a user is online, or offline.
+    fn is_told(&mut self, user: Id, online: bool) {
+        if let Some((event, _)) = self.missed.get(&user)
+            && (event.change == Change::Online) == online
+        {
+            self.missed.remove(&user);
+        }
+    }
+}
+
+impl Presence {
+    /// A connection of a user was heard from that wasn't known: the one that stood for it is
+    /// not needed any more. Says whether it was the last.
+    pub(super) fn is_heard_from(
+        &mut self,
+        user: &str,
+        common: &mut Common,
+    ) -> Option<Transition<Metadata>> {
+        let expected = &mut self.followed.expected;
+        if expected.is_empty() {
+            return None;
+        }
+        let since = expected.remove(&common.names.find(user)?)?;
+        let now = common.now();
+        let tracker = &mut common.tracker;
+        let handled = tracker.disconnect(now, user, EXPECTED, since, Reason::Disconnect);
+        handled.transition
+    }
+
+    /// A connection is known again from a record: whether it only stands for others.
+    pub(super) fn is_restored(&mut self, record: &TrackerRecord<Metadata>, common: &Common) {
+        if let TrackerRecord::Connection { user, conn, state } = record
+            && &**conn == EXPECTED
+            && let Some(Connected::Live { opened, .. }) = state
+        {
+            let expected = &mut self.followed.expected;
+            expected.insert(common.names.intern(user), *opened);
+        }
+    }
+
+    /// By which event a user will be online, as far as viewers are told, once all has been
+    /// announced that waits; none if the user will be offline.
+    fn will_be_told(&self, user: Id) -> Option<Arc<Event>> {
+        let event = match self.events.queue.last_announced(user) {
+            Some(event) => event,
+            None => self.events.updates.decisions.ledger.get(user)?.current(),
+        };
+        (event.change == Change::Online).then(|| Arc::clone(event))
+    }
+
+    /// Whether a user who seems to have left is expected for a while instead, since it is
+    /// unsure whether all of the user's connections are known.
+    pub(super) fn is_kept(&mut self, event: &Event, common: &mut Common) -> bool {
+        let left_ms = self.unsure_ms(common);
+        if left_ms == 0 || event.change == Change::Online {
+            return false;
+        }
+        let Some(told) = self.will_be_told(event.user) else {
+            return false;
+        };
+        self.expect(&told, common);
+        let tracker = &mut common.tracker;
+        tracker.set_lease(event.name.as_str(), EXPECTED, left_ms);
+        true
+    }
+
+    fn be_unsure(&mut self, unsure_ms: u64, common: &Common) {
+        self.followed.unsure_until = common.tracker.heard_ms().saturating_add(unsure_ms);
+    }
+
+    fn unsure_ms(&self, common: &Common) -> u64 {
+        let until = self.followed.unsure_until;
+        until.saturating_sub(common.tracker.heard_ms())
+    }
+
+    /// A connection stands for those of a user that aren't known.
+    fn expect(&mut self, event: &Event, common: &mut Common) {
+        let now = common.now();
+        let since = event.timestamp.min(common.clock.stamp());
+        self.followed.expected.insert(event.user, since);
+        let (tracker, metadata) = (&mut common.tracker, || event.metadata.clone());
+        tracker.connect(now, event.name.as_str(), EXPECTED, since, metadata);
+    }
+
+    fn follow(&mut self, message: Message, common: &mut Common) {
+        let Message {
+            user,
+            timestamp,
+            payload,
+            raw: _,
+        } = message;
+        if let Payload::Online { .. } | Payload::Offline { .. } = &payload
+            && self.refuse_statement(&user, common).is_some()
+        {
+            return;
+        }
+        let handled = match track(&user, timestamp, &payload, common) {
+            Ok(handled) => handled,
+            Err(stated) => {
+                self.note_statement(&stated, common);
+                self.followed.missed.insert(stated.user, (stated, false));
+                return;
+            }
+        };
+        if let Effect::Stale | Effect::Refused(_) = handled.effect {
+            return;
+        }
+        if let Payload::Connect { conn, metadata } | Payload::Heartbeat { conn, metadata } =
+            &payload
+        {
+            let (updates, metadata) = (&mut self.events.updates, metadata.as_deref());
+            updates.take(&user, conn, timestamp, metadata, common);
+        }
+        if matches!(handled.effect, Effect::Opened | Effect::Adopted) {
+            self.is_heard_from(&user, common);
+        }
+        if matches!(payload, Payload::Connect { .. }) && self.clear_stated_offline(&user, common) {
+            let id = common.names.intern(&user);
+            self.followed.missed.remove(&id);
+        }
+        if let Some(transition) = handled.transition {
+            self.missed(transition, common);
+        }
+    }
+
+    /// A transition that the other shard announces.
+    fn missed(&mut self, transition: Transition<Metadata>, common: &Common) {
+        let event = self.event_of(transition, common);
+        let user = event.user;
+        match event.change {
+            _ if self.statements.is_offline(user) => {}
+            // The tracker knows that they are online.
+            Change::Online | Change::Updated => {
+                self.statements.forget(user);
+                self.followed.missed.remove(&user);
+            }
+            Change::Offline { .. } => {
+                self.followed.expected.remove(&user);
+                self.followed.missed.insert(user, (event, true));
+            }
+        }
+    }
+
+    /// Takes what is of use only to those who publish, and forgets what was missed of users
+    /// of whom no viewer was told.
+    fn tidy_followed(&mut self, common: &mut Common) {
+        let now = common.now();
+        while let Some(user) = common.tracker.take_reshown() {
+            self.followed.reshown.insert(user);
+        }
+        while let Some(user) = common.tracker.take_changed_activities() {
+            if common.settings.status.is_some()
+                && let Some(user) = common.names.find(&user)
+            {
+                self.events.updates.statuses.check_at(user, now);
+            }
+        }
+        let ledger = &self.events.updates.decisions.ledger;
+        if self.followed.missed.len() > ledger.len() + MISSED_MAX {
+            let missed = &mut self.followed.missed;
+            missed.retain(|user, (event, _)| {
+                event.change == Change::Online || ledger.get(*user).is_some()
+            });
+        }
+    }
+
+    /// Looks after a user whom viewers were told of, or are to be told of by what waits.
+    fn look_after(
+        &mut self,
+        user: Id,
+        missed: Option<&(Event, bool)>,
+        sure: bool,
+        common: &mut Common,
+    ) {
+        let Some(event) = self.will_be_told(user) else {
+            return;
+        };
+        let name = event.name.clone();
+        let stated = self.statements.get(user);
+        let gone = missed.filter(|(event, _)| event.change != Change::Online);
+        match stated {
+            None if common.tracker.is_online(name.as_str()) => {}
+            Some(Statement::Online { .. }) => {}
+            Some(Statement::Offline) | None => match gone {
+                Some((gone, ours)) if sure || stated.is_some() => {
+                    let step = Step::Announce(Arc::new(gone.clone()), *ours);
+                    self.events.queue_step(step, common);
+                }
+                _ => {
+                    self.expect(&event, common);
+                }
+            },
+        }
+    }
+
+    /// Announces a user of whom no viewer was told.
+    fn announce_missed(&mut self, event: Event, ours: bool, common: &Common) {
+        if self.will_be_told(event.user).is_none() {
+            let step = Step::Announce(Arc::new(event), ours);
+            self.events.queue_step(step, common);
+        }
+    }
+
+    fn all_records(&mut self, common: &Common, records: &mut Vec<Record>) {
+        let (queue, updates) = (&self.events.queue, &self.events.updates);
+        let ledger = &updates.decisions.ledger;
+        let name = |user| common.names.name(user);
+        let mut deferred = Vec::new();
+        for user in ledger.users() {
+            if let Some(entry) = ledger.get(user) {
+                let user = entry.event.name.clone();
+                if let Some(next) = &entry.next {
+                    deferred.push((user.clone(), Arc::clone(next)));
+                }
+                let entry = Some(entry.clone());
+                records.push(Record::Ledger { user, entry });
+            }
+        }
+        for user in updates.statuses.users() {
+            if let Some((user, word)) = name(user).zip(updates.statuses.word(user)) {
+                let word = Some(word.clone());
+                records.push(Record::Status { user, word });
+            }
+        }
+        for id in queue.users() {
+            if let Some(user) = name(id) {
+                let steps = queue.steps(id).cloned().collect();
+                records.push(Record::Waiting { user, steps });
+            }
+        }
+        for (user, next) in deferred {
+            if !queue.holds(next.user) {
+                let steps = vec![Step::Show(next)];
+                records.push(Record::Waiting { user, steps });
+            }
+        }
+        for (user, said_at, statement) in self.statements.all() {
+            records.push(Record::Stated {
+                user: user.clone(),
+                statement: Some((said_at, statement)),
+            });
+        }
+        for departure in updates.decisions.departed.stored() {
+            if let Some(user) = name(departure.user) {
+                let departure = Some(departure.clone());
+                records.push(Record::Departed { user, departure });
+            }
+        }
+    }
+}

@@ -1,0 +1,36 @@
+//! A fleet in virtual time: the real shards and the fleet's protocol, over a broker, clocks and
+//! processes that fail as real ones do.
+//!
+//! A run is made by its seed alone: what fails, what users do, what is late or lost. What viewers
+//! were told is judged by an oracle that knows nothing of the protocol (`fleet/oracle.rs`).
+//! `SIMULATE=from..to` has another range of seeds run than those that run always, and has all be
+//! printed that happens in a single one; `cargo xtask simulate` sets it.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::expect_used,
+    missing_docs,
+    reason = "a test may panic"
+)]
+
+#[path = "fleet/broker.rs"]
+mod broker;
+#[path = "fleet/client.rs"]
+mod client;
+#[path = "fleet/faults.rs"]
+mod faults;
+#[path = "fleet/node.rs"]
+mod node;
+#[path = "fleet/oracle.rs"]
+mod oracle;
+#[path = "fleet/rules.rs"]
+mod rules;
+#[path = "fleet/seeds.rs"]
+mod seeds;
+#[path = "fleet/users.rs"]
+mod users;
+#[path = "fleet/wires.rs"]
+mod wires;
+#[path = "fleet/world.rs"]
+mod world;

@@ -1,0 +1,78 @@
+//! Who may see whom: every viewer sees two users of three. Rules of another generation show others.
+
+use std::sync::Arc;
+
+use presence_core::audience::Audience;
+use presence_core::names::Names;
+use presence_core::rules::{Context, Decision, Enriched, Reads, Rendition, Rules};
+
+/// How many viewers there are, each with a client.
+pub(crate) const VIEWERS: usize = 3;
+
+pub(crate) fn user_id(user: usize) -> String {
+    // One that stands for itself in a subject, and one that doesn't.
+    match user % 2 {
+        0 => format!("user-{user}"),
+        _ => format!("user {user}"),
+    }
+}
+
+pub(crate) fn viewer_id(viewer: usize) -> String {
+    format!("viewer-{viewer}")
+}
+
+pub(crate) fn user_of(id: &str) -> usize {
+    id[5..].parse().unwrap()
+}
+
+/// By the rules of a generation.
+pub(crate) fn may_see(viewer: usize, user: usize, generation: usize) -> bool {
+    !(viewer + user + generation).is_multiple_of(3)
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct TwoOfThree {
+    pub(crate) generation: usize,
+}
+
+fn renditions(audience: Audience) -> Vec<Rendition> {
+    vec![Rendition {
+        audience,
+        keys: ["device".into()].into(),
+        last_seen: true,
+    }]
+}
+
+fn audience(user: &str, generation: usize, names: &Names) -> Audience {
+    let user = user_of(user);
+    let viewers = (0..VIEWERS).filter(|viewer| may_see(*viewer, user, generation));
+    viewers
+        .map(|viewer| names.intern(&viewer_id(viewer)))
+        .collect()
+}
+
+impl Rules for TwoOfThree {
+    fn enrich(&mut self, _: Context<'_>) -> Enriched {
+        Enriched::default()
+    }
+
+    fn decide(&mut self, context: Context<'_>) -> Decision {
+        let names: &Arc<Names> = context.names;
+        let audience = audience(context.event.name.as_str(), self.generation, names);
+        Decision::Decided(renditions(audience), Reads::default())
+    }
+
+    fn redact(&mut self, _: Context<'_>, told: &Audience) -> Decision {
+        Decision::Decided(renditions(told.clone()), Reads::default())
+    }
+}
+
+/// Whether each of the users that a viewer asked after is online.
+pub(crate) fn answered(answers: presence_core::body::query::Answers) -> Vec<bool> {
+    let places = (0..).map_while(|place| answers.get(place));
+    let is_online = |answer: &[u8]| {
+        let text = std::str::from_utf8(answer).unwrap();
+        text.contains(r#""status":"online""#)
+    };
+    places.map(is_online).collect()
+}

@@ -1,0 +1,463 @@
+//! One run: nodes, users and clients around the broker, event by event.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
+
+use presence_core::fleet::hash;
+use presence_core::fleet::member::Key;
+use presence_core::fleet::replica::{Mutation, Role};
+use presence_core::publish::Subject;
+
+use crate::broker::{Bucket, Random, Servers};
+use crate::client::{Answer, Client, Event};
+use crate::faults::{self, Fault};
+use crate::node::{Arrival, FLEET, Node, TIMEOUT_MS};
+use crate::oracle::{MARGIN_MS, Oracle};
+use crate::rules::VIEWERS;
+use crate::users::{USERS, User};
+
+pub(crate) const SHARDS: u32 = 2;
+pub(crate) const TICK_MS: u64 = 40;
+/// After so long the broker closes the connection of a client that doesn't answer.
+const KICK_MS: u64 = 350;
+const FAULTS_UNTIL: u64 = 9_500;
+pub(crate) const CALM_FROM: u64 = FAULTS_UNTIL + 3_500;
+const END: u64 = CALM_FROM + TIMEOUT_MS + FLEET.lease_ms + MARGIN_MS + 1_000;
+
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Options {
+    pub(crate) mutation: Mutation,
+    /// Clients take what is of an earlier epoch.
+    pub(crate) no_fencing: bool,
+    pub(crate) trace: bool,
+}
+
+#[derive(Debug)]
+pub(crate) struct Report {
+    pub(crate) violations: Vec<String>,
+    pub(crate) trace: String,
+    /// A digest of all that happened.
+    pub(crate) digest: u64,
+    pub(crate) events: usize,
+    pub(crate) takeovers: usize,
+    pub(crate) handovers: usize,
+    pub(crate) caught_up: usize,
+}
+
+pub(crate) enum Happens {
+    At(usize, Arrival),
+    /// The process of a node goes on.
+    Resume(usize),
+    Kick(usize, u64),
+    Fault(Fault),
+    User(usize),
+    ToClient(usize, ToClient),
+    Ask(usize, u32),
+    AskAgain(usize, u32, u64),
+    Look,
+    /// A write or a read reaches the bucket, and what it came to is late, or lost.
+    Write(usize, u64, u64, Key, Option<String>, u64),
+    Read(usize, u64, Key),
+    Resync(usize),
+    Rules,
+}
+
+#[derive(Clone)]
+pub(crate) enum ToClient {
+    Event(Event),
+    Beacon(u32, u64, Vec<(Subject, u64)>),
+    Answer(Answer),
+}
+
+pub(crate) struct World {
+    pub(crate) t: u64,
+    pub(crate) random: Random,
+    pub(crate) options: Options,
+    pub(crate) queue: BTreeMap<(u64, u64), Happens>,
+    pub(crate) order: u64,
+    pub(crate) servers: Servers,
+    pub(crate) bucket: Bucket,
+    pub(crate) nodes: Vec<Node>,
+    pub(crate) users: Vec<User>,
+    pub(crate) clients: Vec<Client>,
+    pub(crate) oracle: Oracle,
+    /// Messages of connections of which the last to a node was lost: the next isn't.
+    pub(crate) unlucky: BTreeSet<(usize, u64)>,
+    /// From which epoch a shard's owner was handed it, if it was.
+    pub(crate) handed_over: BTreeMap<(u32, u64), u64>,
+    pub(crate) trace: String,
+    pub(crate) digest: u64,
+    pub(crate) report: (usize, usize),
+}
+
+pub(crate) fn run(seed: u64, options: Options) -> Report {
+    World::new(seed, options).run()
+}
+
+impl World {
+    fn new(seed: u64, options: Options) -> Self {
+        let mut random = Random(seed.wrapping_mul(0x9e37_79b9) ^ 0x5eed);
+        let nodes = random.within(2, 4) as usize;
+        let nodes = (0..nodes).map(|number| Node {
+            number,
+            name: format!("node-{}", (b'a' + number as u8) as char).into(),
+            server: number % 3,
+            offset: random.within(0, 500),
+            // A clock is off by up to 2 %.
+            drift: random.within(0, 40_000) as i64 - 20_000,
+            session: 0,
+            process: None,
+            disk: BTreeMap::new(),
+            stopped_until: None,
+            stopped_at: 0,
+            is_kicked: false,
+            is_cut: false,
+            is_behind: false,
+            waiting: Default::default(),
+            held: Vec::new(),
+            stop_at_publish: None,
+        });
+        let nodes = nodes.collect();
+        let users = (0..USERS)
+            .map(|number| User::new(number, &mut random))
+            .collect();
+        let clients = (0..VIEWERS).map(|number| Client::new(number, !options.no_fencing));
+        Self {
+            t: 0,
+            options,
+            queue: BTreeMap::new(),
+            order: 0,
+            servers: Servers::default(),
+            bucket: Bucket::default(),
+            nodes,
+            users,
+            clients: clients.collect(),
+            oracle: Oracle::default(),
+            unlucky: BTreeSet::new(),
+            handed_over: BTreeMap::new(),
+            trace: String::new(),
+            digest: 0,
+            report: (0, 0),
+            random,
+        }
+    }
+
+    fn run(mut self) -> Report {
+        let nodes = self.nodes.len();
+        for node in 0..nodes {
+            // Some join later.
+            let at = match self.random.chance(70) {
+                true => self.random.within(0, 100),
+                false => self.random.within(100, 4_000),
+            };
+            let start = Fault::Start {
+                node,
+                with_disk: false,
+            };
+            self.at(at, Happens::Fault(start));
+            let tick_at = self.random.within(0, TICK_MS);
+            self.at(tick_at, Happens::At(node, Arrival::Tick));
+        }
+        for (at, fault) in faults::draw(nodes, FAULTS_UNTIL, &mut self.random) {
+            self.at(at, Happens::Fault(fault));
+        }
+        for user in 0..USERS {
+            self.at(self.users[user].connects_at, Happens::User(user));
+        }
+        for client in 0..VIEWERS {
+            for shard in Client::begin() {
+                self.at(10, Happens::Ask(client, shard));
+            }
+        }
+        for _ in 0..2 {
+            if self.random.chance(50) {
+                let at = self.random.within(1_500, FAULTS_UNTIL);
+                self.at(at, Happens::Rules);
+            }
+        }
+        self.at(100, Happens::Look);
+        while let Some(((t, _), happens)) = self.queue.pop_first() {
+            if t > END || self.oracle.violations.len() > 20 {
+                break;
+            }
+            self.t = t;
+            self.happen(happens);
+        }
+        self.end();
+        let differed = |node: &Node| node.process.as_ref().map_or(0, |it| it.differed.len());
+        Report {
+            caught_up: self.nodes.iter().map(differed).sum(),
+            violations: self.oracle.violations,
+            trace: self.trace,
+            digest: self.digest,
+            events: self.oracle.events,
+            takeovers: self.report.0,
+            handovers: self.report.1,
+        }
+    }
+
+    pub(crate) fn at(&mut self, t: u64, happens: Happens) {
+        self.order += 1;
+        self.queue.insert((t.max(self.t), self.order), happens);
+    }
+
+    pub(crate) fn note(&mut self, what: std::fmt::Arguments<'_>) {
+        let line = format!("{} {what}\n", self.t);
+        self.digest = hash::digest(&[&self.digest.to_le_bytes(), line.as_bytes()]);
+        if self.options.trace {
+            let _ = self.trace.write_str(&line);
+        }
+    }
+
+    fn happen(&mut self, happens: Happens) {
+        match happens {
+            Happens::At(node, arrival) => self.arrive(node, arrival),
+            Happens::Resume(node) => self.resume(node),
+            Happens::Kick(node, since) => {
+                let node = &mut self.nodes[node];
+                if node.stopped_until.is_some() && node.stopped_at == since {
+                    node.is_kicked = true;
+                    node.is_behind = true;
+                }
+            }
+            Happens::Fault(fault) => self.fault(fault),
+            Happens::User(user) => self.user(user),
+            Happens::ToClient(client, message) => self.client_hears(client, message),
+            Happens::Ask(client, shard) => self.ask(client, shard),
+            Happens::AskAgain(client, shard, question) => {
+                let asking = self.clients[client].asking.get(&shard);
+                if asking.is_some_and(|(asked, _)| *asked == question) {
+                    self.ask(client, shard);
+                }
+            }
+            Happens::Look => {
+                self.at(self.t + 100, Happens::Look);
+                self.look();
+            }
+            Happens::Write(node, session, id, key, value, revision) => {
+                self.write(node, session, id, &key, value, revision);
+            }
+            Happens::Read(node, session, key) => self.read(node, session, key),
+            Happens::Rules => {
+                let oracle = &mut self.oracle;
+                oracle.generation += 1;
+                oracle.rules_at = self.t;
+                let generation = oracle.generation;
+                self.note(format_args!("rules {generation}"));
+                for node in 0..self.nodes.len() {
+                    let wait_ms = self.random.within(1, 300);
+                    self.at(
+                        self.t + wait_ms,
+                        Happens::At(node, Arrival::Rules(generation)),
+                    );
+                }
+            }
+            Happens::Resync(node) => {
+                let it = &mut self.nodes[node];
+                if !it.is_connected() || !self.servers.has_majority(it.server) {
+                    return;
+                }
+                it.is_behind = false;
+                let keys = self.bucket.keys.clone();
+                for (key, (value, revision)) in keys {
+                    self.change(node, key, value, revision);
+                }
+            }
+        }
+    }
+
+    fn fault(&mut self, fault: Fault) {
+        self.note(format_args!("fault {fault:?}"));
+        self.oracle.fault_at = self.t;
+        if !matches!(fault, Fault::Start { .. } | Fault::Leave(_)) {
+            self.oracle.hurt_at = self.t;
+        }
+        match fault {
+            Fault::Crash(node) => self.nodes[node].crash(),
+            Fault::Start { node, with_disk } => {
+                if self.nodes[node].process.is_some() {
+                    return;
+                }
+                if !with_disk {
+                    self.nodes[node].disk.clear();
+                }
+                self.nodes[node].start(self.t, self.options.mutation, self.oracle.generation);
+                self.at(self.t + 5, Happens::Resync(node));
+            }
+            Fault::Stop { node, for_ms } => self.stop(node, for_ms),
+            Fault::StopInWrite { node, for_ms } => {
+                self.nodes[node].stop_at_publish = Some(for_ms);
+            }
+            Fault::Leave(node) => {
+                let (t, node) = (self.t, &mut self.nodes[node]);
+                let now = node.now(t);
+                if let Some(process) = &mut node.process {
+                    process.member.leave(now);
+                }
+            }
+            Fault::Cut(node) => {
+                self.nodes[node].is_cut = true;
+                self.nodes[node].is_behind = true;
+            }
+            Fault::Mend(node) => {
+                self.nodes[node].is_cut = false;
+                if self.nodes[node].is_running() {
+                    self.reconnect(node);
+                }
+            }
+            Fault::Isolate(server) => self.servers.isolated[server] = true,
+            Fault::Rejoin(server) => {
+                self.servers.isolated[server] = false;
+                for node in 0..self.nodes.len() {
+                    self.at(self.t + 20, Happens::Resync(node));
+                }
+            }
+            Fault::Slow(ms) => self.servers.slow_ms = ms,
+        }
+    }
+
+    pub(crate) fn stop(&mut self, node: usize, for_ms: u64) {
+        let t = self.t;
+        let it = &mut self.nodes[node];
+        if !it.is_running() {
+            return;
+        }
+        it.stopped_until = Some(t + for_ms);
+        it.stopped_at = t;
+        self.note(format_args!("stopped {node} for {for_ms}"));
+        (self.oracle.fault_at, self.oracle.hurt_at) = (t, t);
+        self.at(t + for_ms, Happens::Resume(node));
+        self.at(t + KICK_MS, Happens::Kick(node, t));
+    }
+
+    fn resume(&mut self, node: usize) {
+        let it = &mut self.nodes[node];
+        if it.stopped_until != Some(self.t) {
+            return;
+        }
+        it.stopped_until = None;
+        (self.oracle.fault_at, self.oracle.hurt_at) = (self.t, self.t);
+        self.note(format_args!("resumed {node}"));
+        // It goes on where it was: in the middle of a write.
+        let held = std::mem::take(&mut self.nodes[node].held);
+        if self.nodes[node].is_kicked {
+            self.reconnect(node);
+        }
+        for sent in held {
+            self.send(node, sent);
+        }
+        // It may be stopped once more by what it does then.
+        while self.nodes[node].is_running()
+            && let Some(arrival) = self.nodes[node].waiting.pop_front()
+        {
+            self.arrive(node, arrival);
+        }
+    }
+
+    /// A node is connected again: what it had still to send goes out, and what changed
+    /// meanwhile is read.
+    fn reconnect(&mut self, node: usize) {
+        self.nodes[node].is_kicked = false;
+        if !self.nodes[node].is_connected() {
+            return;
+        }
+        let held = std::mem::take(&mut self.nodes[node].held);
+        for sent in held {
+            self.send(node, sent);
+        }
+        self.at(self.t + 1, Happens::At(node, Arrival::Reconnected));
+        self.at(self.t + 15, Happens::Resync(node));
+    }
+
+    fn look(&mut self) {
+        for server in 0..3 {
+            if !self.servers.has_majority(server) {
+                self.oracle.alone_at[server] = self.t;
+            }
+        }
+        self.oracle.look(self.t, &self.clients, &self.users);
+        for shard in 0..SHARDS as usize {
+            let leads = |node: &&Node| {
+                let process = node
+                    .process
+                    .as_ref()
+                    .filter(|_| node.stopped_until.is_none());
+                process.is_some_and(|it| it.replicas[shard].is_leading(node.now(self.t)))
+            };
+            let leaders: Vec<_> = self
+                .nodes
+                .iter()
+                .filter(leads)
+                .map(|it| it.number)
+                .collect();
+            if leaders.len() > 1 {
+                let what = format!("shard {shard} has two owners: {leaders:?}");
+                self.oracle.violated(self.t, what);
+            }
+        }
+    }
+
+    /// When everything has settled, viewers, owners and standbys agree.
+    fn end(&mut self) {
+        self.oracle.end(self.t, &self.clients, &self.users);
+        let running = self
+            .nodes
+            .iter()
+            .filter(|node| node.process.is_some())
+            .count();
+        for shard in 0..SHARDS {
+            let replicas: Vec<_> = self
+                .nodes
+                .iter()
+                .filter_map(|node| {
+                    let process = node.process.as_ref()?;
+                    Some((
+                        node,
+                        &process.replicas[shard as usize],
+                        &process.roles[shard as usize],
+                    ))
+                })
+                .collect();
+            let leader = replicas
+                .iter()
+                .find(|(node, replica, _)| replica.is_leading(node.now(self.t)));
+            let Some((_, leader, _)) = leader else {
+                let what = format!("in the end, nobody owns shard {shard}");
+                self.oracle.violated(self.t, what);
+                continue;
+            };
+            let books = |replica: &presence_core::fleet::replica::Replica| {
+                let entries = replica.shard().ledger();
+                let told = entries.map(|entry| {
+                    (
+                        entry.event.name.as_str().to_owned(),
+                        entry.recipients.audience().len(),
+                    )
+                });
+                told.collect::<BTreeSet<_>>()
+            };
+            let expected = books(leader);
+            let mut standbys = 0;
+            let mut wrong = Vec::new();
+            for (node, replica, role) in &replicas {
+                if matches!(role, Role::Follow { .. }) && replica.holds() == Some(leader.epoch()) {
+                    standbys += 1;
+                    if books(replica) != expected {
+                        wrong.push(format!("in the end, the standby {} of shard {shard} differs: {:?}, not {expected:?}", node.name, books(replica)));
+                    }
+                }
+            }
+            if standbys != 1.min(running - 1) {
+                let states = replicas.iter().map(|(node, replica, role)| {
+                    let differed = node.process.as_ref().map(|it| it.differed.clone());
+                    (&node.name, role, replica.holds(), differed)
+                });
+                let states: Vec<_> = states.collect();
+                wrong.push(format!("in the end, shard {shard} has {standbys} standbys of {running} nodes: {states:?}"));
+            }
+            for what in wrong {
+                self.oracle.violated(self.t, what);
+            }
+        }
+    }
+}
