@@ -60,7 +60,7 @@ pub fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
     put(path, bytes, File::sync_all)
 }
 
-/// As [`write`], of what is of no use after a crash of the machine: the disk isn't waited for.
+/// As [`write()`], of what is of no use after a crash of the machine: the disk isn't waited for.
 pub fn note(path: &Path, bytes: &[u8]) -> io::Result<()> {
     put(path, bytes, |_| Ok(()))
 }

@@ -23,7 +23,7 @@ const TRY_AGAIN: &str = "look at `presence tenants list`, and try again";
 
 #[derive(clap::Args)]
 pub(crate) struct ApplyArgs {
-    /// A file with [[tenant]] sections.
+    /// A file with `[[tenant]]` sections.
     file: PathBuf,
     /// On how many servers of a cluster the bucket is kept, where it is made.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=5))]
