@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use presence_tests::{component, http, wait};
 use serde_json::Value;
 use toml::{Table, toml};
@@ -19,6 +19,7 @@ use toml::{Table, toml};
 use super::entrants::Entrant;
 use super::generator::{Frames, Generator, Window};
 use super::load::{BEGIN_MS, Population, name};
+use super::operating::OneByOne;
 use super::times::Times;
 use super::{Args, Broker};
 
@@ -129,7 +130,7 @@ fn one(broker: &Broker, args: &Args, kind: Kind) -> Result<Row> {
     entrant.root = "quiet.presence".into();
     until_served(broker, &entrant).with_context(|| entrant.last_words())?;
     let subject = format!("{}.filtered.*", entrant.root);
-    let mut quiet = Quiet {
+    let mut quiet = OneByOne {
         generator: Generator::connect(broker.server.port(), &subject)?,
         entrant: &entrant,
         population,
@@ -246,33 +247,6 @@ fn directory(does: Does, number: u64) -> String {
         contacts.join(","),
         crowd.join(",")
     )
-}
-
-/// The quiet tenant: one user comes and goes.
-struct Quiet<'a> {
-    generator: Generator,
-    entrant: &'a Entrant,
-    population: Population,
-    events: u64,
-}
-
-impl Quiet<'_> {
-    fn run(&mut self, times: &mut Times, time: Duration) -> Result<()> {
-        let (one, root) = (self.population.of_one(), &self.entrant.root);
-        let until = Instant::now() + time;
-        while Instant::now() < until {
-            self.events += 1;
-            let at = BEGIN_MS + 2 * self.events;
-            for event in [one.online(root, at), one.offline(root, at + 1)] {
-                let begin = Instant::now();
-                let answer = self.generator.ask(&event);
-                let answer = answer.with_context(|| self.entrant.last_words())?;
-                times.push(begin.elapsed());
-                ensure!(answer.contains("\"user-00000\""), "{answer:.300}");
-            }
-        }
-        Ok(())
-    }
 }
 
 /// What a hostile tenant does until it is stopped.

@@ -162,16 +162,16 @@ pub(crate) fn beside(broker: &Broker, args: &Args) -> Result<Beside> {
 }
 
 /// Events one at a time: one user comes and goes.
-struct OneByOne<'a> {
-    generator: Generator,
-    entrant: &'a Entrant,
-    population: Population,
-    events: u64,
+pub(super) struct OneByOne<'a> {
+    pub(super) generator: Generator,
+    pub(super) entrant: &'a Entrant,
+    pub(super) population: Population,
+    pub(super) events: u64,
 }
 
 impl OneByOne<'_> {
     /// Sends events for some time.
-    fn run(&mut self, times: &mut Times, time: Duration) -> Result<()> {
+    pub(super) fn run(&mut self, times: &mut Times, time: Duration) -> Result<()> {
         let (one, root) = (self.population.of_one(), &self.entrant.root);
         let until = Instant::now() + time;
         while Instant::now() < until {

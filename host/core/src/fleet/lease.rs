@@ -5,8 +5,8 @@
 //! before it ends. Others count from when they *saw* the renewal, and wait for a margin more. So
 //! they never take it for ended before its holder does, whatever clock the broker has.
 //!
-//! Every renewal is a compare-and-swap on the one before. Whoever takes a lease for ended deletes
-//! the entry by a compare-and-swap on the revision they saw last: then no later renewal succeeds,
+//! Every renewal is a compare-and-swap on the one before. A node that takes a lease for ended deletes
+//! the entry by a compare-and-swap on the revision it saw last: then no later renewal succeeds,
 //! and the lease is over for good. One whose outcome isn't known yet may still succeed; so the next
 //! one waits for the entry to be read.
 

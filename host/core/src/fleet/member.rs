@@ -3,8 +3,8 @@
 //!
 //! The bucket has an entry per node, the node's lease, and an entry per shard, which names the
 //! owner. Only leases are renewed: what a fleet writes doesn't grow with its shards. An owner's entry
-//! holds for as long as the *session* does that it names: the lease of one run of one node. Whoever
-//! sees a lease that isn't renewed for its whole time deletes it; then the session is over for good,
+//! holds for as long as the *session* does that it names: the lease of one run of one node. A node
+//! that sees a lease that isn't renewed for its whole time deletes it; then the session is over for good,
 //! and its shards may be taken, each by one compare-and-swap. The revision of that write is the
 //! owner's epoch.
 //!
@@ -330,7 +330,7 @@ impl Member {
         }
     }
 
-    /// Deletes the leases that haven't been renewed in their time. Whoever does so first ends
+    /// Deletes the leases that haven't been renewed in their time. The node that does so first ends
     /// them; of a lease that was renewed in the meantime, the revision is another.
     ///
     /// Only time counts in which this node reached the bucket itself: after an outage of the

@@ -149,7 +149,7 @@ impl EventQueue {
         })
     }
 
-    /// The users of whom something waits, in a stable order.
+    /// The users with waiting transitions, in a stable order.
     pub(super) fn users(&self) -> Vec<Id> {
         let mut users: Vec<_> = self.queues.keys().copied().collect();
         users.sort_unstable();

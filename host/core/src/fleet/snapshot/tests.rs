@@ -16,7 +16,7 @@ fn label(nonce: u64) -> Label {
     }
 }
 
-/// A shard of two users, one of whom has left, at `NOW + 10_000`.
+/// A shard of two users, one online and one who has left, at `NOW + 10_000`.
 fn known(names: &Arc<Names>) -> Shard {
     let mut shard = shard(names);
     let mut out = Vec::new();
