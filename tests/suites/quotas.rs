@@ -6,9 +6,9 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use presence_tests::client::{Client, now_ms};
 use presence_tests::host::{self, Host};
-use presence_tests::nats::NatsServer;
+use presence_tests::nats::{NatsServer, Options};
 use presence_tests::site::Site;
-use presence_tests::{component, http, wait};
+use presence_tests::{component, http, tools, wait};
 use serde_json::{Value, json};
 use toml::{Table, toml};
 
@@ -420,16 +420,39 @@ async fn a_replay_keeps_to_the_quotas_of_the_configuration() -> Result<()> {
     Ok(())
 }
 
+/// On how many connections a server has subscriptions to both of these subjects.
+async fn shared_connections(monitoring_port: u16, subjects: [&str; 2]) -> Result<usize> {
+    let connz = http::get(monitoring_port, "/connz?subs=1").await?;
+    let connz: Value = serde_json::from_str(&connz.body)?;
+    let connections = connz["connections"].as_array().context("connections")?;
+    let has = |connection: &Value, subject: &str| {
+        let list = connection["subscriptions_list"].as_array();
+        list.is_some_and(|list| list.iter().any(|it| it == subject))
+    };
+    let shared = connections.iter();
+    let shared = shared.filter(|it| subjects.iter().all(|subject| has(it, subject)));
+    Ok(shared.count())
+}
+
 #[tokio::test]
-async fn an_isolated_tenant_is_on_other_threads_and_served_like_any_other() -> Result<()> {
-    let server = NatsServer::start().await?;
-    let mut apart = tenant("apart", None);
-    apart.insert("isolated".into(), true.into());
-    let tenants = vec![apart, tenant("quiet", None)];
-    let site = Site::new(&server.url())?.with("tenant", tenants)?;
+async fn an_isolated_tenant_has_other_threads_and_connections_and_is_served_like_any_other()
+-> Result<()> {
+    let monitoring_port = tools::free_port()?;
+    let server = NatsServer::start_with(Options {
+        monitoring_port: Some(monitoring_port),
+        ..Options::default()
+    })
+    .await?;
+    let isolated = |name| {
+        let mut tenant = tenant(name, None);
+        tenant.insert("isolated".into(), true.into());
+        tenant
+    };
+    let tenants = vec![isolated("apart"), tenant("quiet", None)];
+    let mut site = Site::new(&server.url())?.with("tenant", tenants)?;
     let host = Host::start(&site).await?;
     let client = Client::connect(&server.url()).await?;
-    for name in ["apart", "quiet"] {
+    let is_served = async |name: &str| {
         let mut tape = client.record(&format!("{name}.presence.>")).await?;
         let answer = connect(&client, &format!("{name}."), "12345", "c").await?;
         assert_eq!(answer["ok"], true);
@@ -437,7 +460,12 @@ async fn an_isolated_tenant_is_on_other_threads_and_served_like_any_other() -> R
             it.subject.ends_with(FILTERED_ONLINE)
         });
         assert_eq!(told.await?.visible_to(), ["22222", "67890"]);
-    }
+        anyhow::Ok(())
+    };
+    is_served("apart").await?;
+    is_served("quiet").await?;
+    let both = ["apart.presence.>", "quiet.presence.>"];
+    assert_eq!(shared_connections(monitoring_port, both).await?, 0);
     let tasks = std::fs::read_dir(format!("/proc/{}/task", host.process.id()))?;
     let names = tasks.filter_map(|task| {
         let name = std::fs::read_to_string(task.ok()?.path().join("comm")).ok()?;
@@ -447,5 +475,16 @@ async fn an_isolated_tenant_is_on_other_threads_and_served_like_any_other() -> R
     for thread in ["pool-0", "isolated-0"] {
         assert!(names.iter().any(|name| name == thread), "{names:?}");
     }
+    // One that becomes isolated moves to the connection of the others that are.
+    site.set("tenant", vec![isolated("apart"), isolated("quiet")])?;
+    wait::until("both to share a connection", async || {
+        let shared = shared_connections(monitoring_port, both).await?;
+        Ok((shared == 1).then_some(()))
+    })
+    .await?;
+    // It still knows who is online.
+    let body = json!({"viewerId": "67890", "userIds": ["12345"]}).to_string();
+    let answer = client.request("quiet.presence.query", body).await?;
+    assert_eq!(answer["users"][0]["status"], "online", "{answer}");
     host.stop().await
 }

@@ -219,7 +219,7 @@ fn hostile(kind: Kind) -> Result<Table> {
         };
         tenant.insert("limits".into(), limits.into());
         if let Some(engine) = tenant.get_mut("engine").and_then(toml::Value::as_table_mut) {
-            engine.insert("fuel".into(), 1_000_000.into());
+            engine.insert("fuel".into(), 200_000.into());
         }
     }
     Ok(tenant)

@@ -75,6 +75,8 @@ pub(crate) struct HostedShard {
     pub(super) stale: StaleLog,
     /// The inputs that it is at.
     pub(super) current: Option<CurrentBatch>,
+    /// How many batches it has handled since it took a question.
+    pub(super) batches: usize,
     /// The place behind the last that it has put into the outbox, and behind the last that
     /// the broker is to acknowledge.
     pub(super) output_end: u64,
@@ -136,6 +138,7 @@ impl HostedShard {
             figures,
             stale: StaleLog::default(),
             current: None,
+            batches: 0,
             output_end: 0,
             published_end: 0,
             ending: None,

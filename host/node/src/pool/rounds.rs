@@ -16,8 +16,9 @@ use foldhash::fast::FixedState;
 use super::Address;
 use super::thread_share::ThreadShare;
 
-/// How much time a tenant of weight one is given each round, in nanoseconds.
-pub(super) const QUANTUM_NS: i64 = 2_000_000;
+/// How much time a tenant of weight one is given each round, in nanoseconds. Others wait for it,
+/// also those that had nothing to do when a turn began.
+pub(super) const QUANTUM_NS: i64 = 250_000;
 
 const NS_PER_US: u64 = 1_000;
 
@@ -50,8 +51,8 @@ struct Tenant {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Turn {
     pub(super) shard: Address,
-    /// After how many nanoseconds another tenant is to have its turn; none if nobody waits.
-    pub(super) limit_ns: Option<i64>,
+    /// After how many nanoseconds it is to be looked who else waits.
+    pub(super) limit_ns: u64,
 }
 
 impl Rounds {
@@ -105,8 +106,7 @@ impl Rounds {
                         tenant: *first,
                         shard,
                     },
-                    // One whose time is limited is to use no more of it unseen.
-                    limit_ns: (!is_alone || tenant.share.is_limited()).then_some(tenant.left_ns),
+                    limit_ns: tenant.left_ns.unsigned_abs(),
                 });
             }
             // It has nothing more to do, or had its time.
@@ -237,7 +237,7 @@ mod tests {
                 now += MS / 10;
                 rounds.took(quiet, 0, MS / 10);
             } else {
-                assert!(turn.limit_ns.unwrap() > 0);
+                assert!(turn.limit_ns > 0);
                 now += turn_ns;
                 rounds.took(turn.shard.tenant, 0, turn_ns);
                 push(&mut rounds, turn.shard);
@@ -249,12 +249,13 @@ mod tests {
     }
 
     #[test]
-    fn shards_of_a_tenant_take_turns_and_one_tenant_alone_is_not_limited() {
+    fn shards_of_a_tenant_take_turns_and_one_tenant_alone_pays_nothing_back() {
         let mut rounds = Rounds::default();
         (0..3).for_each(|shard| push(&mut rounds, address(1, shard)));
         for shard in [0, 1, 2, 0, 1] {
             let turn = rounds.next(0).unwrap();
-            assert_eq!((turn.shard, turn.limit_ns), (address(1, shard), None));
+            assert_eq!(turn.shard, address(1, shard));
+            assert_eq!(turn.limit_ns, QUANTUM_NS as u64);
             rounds.took(1, 0, 500 * MS);
             push(&mut rounds, turn.shard);
         }

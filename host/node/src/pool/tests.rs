@@ -312,7 +312,7 @@ fn a_shard_that_has_nothing_to_do_has_no_mail_no_timer_and_no_turn() {
 
 #[test]
 fn a_tenant_that_floods_the_node_does_not_keep_another_from_its_turn() {
-    // A batch takes about a millisecond.
+    // An input takes about a millisecond.
     let mut node = Node::new(usize::MAX, 1_000_000);
     let (flooding, quiet) = (node.tenant(2), node.tenant(1));
     node.work();
@@ -320,17 +320,38 @@ fn a_tenant_that_floods_the_node_does_not_keep_another_from_its_turn() {
         let users = connects(batch * 16, 16, None);
         offer(&flooding.handles[batch % 2], users);
     }
-    node.turns(1);
+    node.turns(40);
     let before = node.broker.count(ONLINE, &flooding);
-    assert!(before >= 16, "it is alone, and goes on");
+    assert!((32..=48).contains(&before), "it is alone, and goes on");
     offer(&quiet.handles[0], connects(0, 1, None));
     while node.broker.count(ONLINE, &quiet) == 0 {
         assert_eq!(node.turns(1), 1);
     }
     let since = node.broker.count(ONLINE, &flooding) - before;
-    assert!(since <= 16 * 16 + 3 * 16, "{since}");
+    assert!(since <= 2, "it waited for no batch, but for {since} inputs");
     node.work();
     assert_eq!(node.broker.count(ONLINE, &flooding), 40 * 16);
+}
+
+#[tokio::test]
+async fn a_question_waits_for_the_inputs_before_it_but_not_for_a_flood_of_them() {
+    // Each input ends its turn.
+    let mut node = Node::new(usize::MAX, 1_000_000);
+    let tenant = node.tenant(1);
+    node.work();
+    for (batches, known) in [(2, 2), (40, 18)] {
+        let online = node.broker.count(ONLINE, &tenant);
+        for batch in 0..batches {
+            offer(&tenant.handles[0], connects(online + batch, 1, None));
+        }
+        let (answer, mut answered) = oneshot::channel();
+        assert!(tenant.handles[0].ask(ShardQuestion::Contacts("ann".into(), answer)));
+        while answered.try_recv().is_err() {
+            assert_eq!(node.turns(1), 1);
+        }
+        assert_eq!(node.broker.count(ONLINE, &tenant), known, "{batches}");
+        node.work();
+    }
 }
 
 #[test]

@@ -313,8 +313,7 @@ impl<C: Transport> Thread<C> {
     /// Has a shard take its turn.
     pub(super) fn turn(&mut self, Turn { shard, limit_ns }: Turn) {
         let begun = (self.stopwatch)();
-        let limit = limit_ns.and_then(|limit| u64::try_from(limit).ok());
-        let until = limit.map(|limit| begun.saturating_add(limit));
+        let until = begun.saturating_add(limit_ns);
         let turned = self.guarded(shard, |thread| thread.work(shard, until));
         let turned = turned.unwrap_or(TurnResult::Over);
         self.guarded(shard, |thread| thread.end_turn(shard, turned));
@@ -338,7 +337,7 @@ impl<C: Transport> Thread<C> {
         }
     }
 
-    fn work(&mut self, address: Address, until_ns: Option<u64>) -> TurnResult {
+    fn work(&mut self, address: Address, until_ns: u64) -> TurnResult {
         let Some(hosted) = self.shards.get_mut(&address) else {
             return TurnResult::Over;
         };

@@ -56,11 +56,6 @@ impl ThreadShare {
         i64::try_from(weight).unwrap_or(i64::MAX)
     }
 
-    /// Whether its time is limited.
-    pub(super) fn is_limited(&self) -> bool {
-        self.cpu.per_s() > 0
-    }
-
     /// When it may go on.
     pub(super) fn free_at_ns(&self) -> u64 {
         self.cpu.free_at_ns()

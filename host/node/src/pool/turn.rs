@@ -1,9 +1,11 @@
 //! What a shard does in its turn. It waits for nothing: what comes of it goes to the
 //! thread's outbox.
 //!
-//! A turn goes through the lanes in order: control, up to [`BATCHES_A_TURN`] batches of inputs,
-//! work that is due, and one piece of a question. So neither a flood of questions delays inputs
-//! for long, nor does a flood of inputs block questions for ever.
+//! A turn goes through the lanes in order: control, inputs, work that is due, and one piece of a
+//! question. A question waits for the inputs that are before it, but for no more than
+//! [`BATCHES_A_QUESTION`] batches of them. So neither a flood of questions delays inputs for long, nor
+//! does a flood of inputs block questions for ever. A turn ends when its time is over, also in the
+//! middle of a batch.
 
 use std::iter::Peekable;
 use std::sync::atomic::Ordering;
@@ -26,8 +28,11 @@ use crate::clock;
 use crate::link::journal::JournalEntry;
 use crate::telemetry::{Begun, Handled};
 
-/// How many batches of inputs are handled in a turn, at most.
-const BATCHES_A_TURN: usize = 16;
+/// How many batches of inputs a question waits for, at most.
+const BATCHES_A_QUESTION: usize = 16;
+
+/// After how many inputs that nothing came of it is looked whether the turn's time is over.
+const INPUTS_A_LOOK: usize = 32;
 
 /// How many outputs of inputs come together before they are carried out.
 const OUTPUTS_MAX: usize = 256;
@@ -62,7 +67,7 @@ pub(super) struct TurnContext<'a, C> {
     pub(super) out: &'a mut Vec<Output>,
     pub(super) figures: &'a ThreadFigures,
     /// Until when the turn may go on, by the meter.
-    pub(super) until_ns: Option<u64>,
+    pub(super) until_ns: u64,
     pub(super) stopwatch: &'a mut Stopwatch,
 }
 
@@ -76,7 +81,7 @@ impl HostedShard {
         if self.has_given_up() {
             return TurnResult::Over;
         }
-        for _ in 0..BATCHES_A_TURN {
+        while self.batches < BATCHES_A_QUESTION {
             if self.must_pause(turn.outbox) {
                 return TurnResult::Full;
             }
@@ -97,21 +102,28 @@ impl HostedShard {
             if self.batch(rules, turn) == TurnResult::Full {
                 return TurnResult::Full;
             }
+            if self.current.is_none() {
+                self.batches += 1;
+            }
             if turn.is_over() {
-                return TurnResult::Over;
+                break;
             }
         }
         // What has arrived comes first: a sign of life that waits in its lane counts.
-        if !turn.mailbox.has_inputs(turn.address) {
+        let has_inputs = self.current.is_some() || turn.mailbox.has_inputs(turn.address);
+        if !has_inputs {
             turn.is_busy();
             self.advance(clock::now_ms(), rules, turn);
         }
         if self.must_pause(turn.outbox) {
             return TurnResult::Full;
         }
-        if let Some(ask) = turn.mailbox.take_question(turn.address) {
-            turn.is_busy();
-            self.answer(ask, rules, turn);
+        if !has_inputs || self.batches >= BATCHES_A_QUESTION {
+            self.batches = 0;
+            if let Some(ask) = turn.mailbox.take_question(turn.address) {
+                turn.is_busy();
+                self.answer(ask, rules, turn);
+            }
         }
         if self.is_to_give_up() && self.current.is_none() && !turn.mailbox.has(turn.address) {
             return self.give_up(rules, turn);
@@ -119,7 +131,7 @@ impl HostedShard {
         TurnResult::Over
     }
 
-    /// Handles the inputs that it is at.
+    /// Handles the inputs that it is at, as far as the turn's time goes.
     fn batch<C: Transport>(
         &mut self,
         rules: &mut ShardRules<'_>,
@@ -138,6 +150,9 @@ impl HostedShard {
                 if self.must_pause(turn.outbox) {
                     return TurnResult::Full;
                 }
+                if turn.is_over() {
+                    return TurnResult::Over;
+                }
                 turn.is_busy();
                 self.advance(before, rules, turn);
             }
@@ -149,16 +164,22 @@ impl HostedShard {
             };
             let place = current.taken;
             current.taken += 1;
+            let outputs = turn.out.len();
             if let Some((_, begun)) = current.traced.next_if(|(at, _)| *at == place) {
                 self.handle_traced((arrived_at, input), begun, rules, turn);
             } else {
                 self.shard.handle(arrived_at, input, rules, turn.out);
             }
-            if turn.out.len() >= OUTPUTS_MAX {
+            let is_look = turn.out.len() != outputs || (place + 1).is_multiple_of(INPUTS_A_LOOK);
+            let is_over = is_look && turn.is_over();
+            if is_over || turn.out.len() >= OUTPUTS_MAX {
                 self.carry_out(turn);
                 if self.must_pause(turn.outbox) {
                     return TurnResult::Full;
                 }
+            }
+            if is_over {
+                return TurnResult::Over;
             }
         }
         let handled = self.current.take();
@@ -384,7 +405,6 @@ impl<C> TurnContext<'_, C> {
 
     /// Whether another tenant is to have its turn.
     fn is_over(&mut self) -> bool {
-        self.until_ns
-            .is_some_and(|until| (self.stopwatch)() >= until)
+        (self.stopwatch)() >= self.until_ns
     }
 }

@@ -1,5 +1,5 @@
 //! An account of NATS, as this process uses it: its connections, and the threads whose messages
-//! go out on them. The tenants of one account share all of it.
+//! go out on them. The tenants of one account share all of it, but isolated ones share another one.
 
 use std::collections::BTreeMap;
 use std::pin::pin;
@@ -37,8 +37,7 @@ pub(super) struct Account {
     link: OnceCell<Link>,
     admin: OnceCell<Admin>,
     pool: Mutex<Option<Pool>>,
-    /// The threads of tenants that are kept from the others'.
-    isolated: Mutex<Option<Pool>>,
+    priority: Priority,
     claims: Claims,
 }
 
@@ -97,8 +96,6 @@ pub(super) struct Link {
     pub(super) sources: Sources,
     /// What each thread hands to the broker's client.
     handed: Vec<Arc<DeliveryProgress>>,
-    /// The same of the threads of isolated tenants.
-    handed_isolated: Vec<Arc<DeliveryProgress>>,
 }
 
 impl Account {
@@ -123,9 +120,28 @@ impl Account {
             link: OnceCell::new(),
             admin: OnceCell::new(),
             pool: Mutex::default(),
-            isolated: Mutex::default(),
+            priority: match config.tenant.isolated {
+                true => Priority::Lower,
+                false => Priority::Usual,
+            },
             claims: Claims::default(),
         }
+    }
+
+    /// The same account for isolated tenants: with connections of its own, since what one reads
+    /// and writes on them keeps others waiting, and threads of its own, which are of lower priority.
+    pub(super) fn isolated(&self, config: &Config, tasks: &Tasks) -> Self {
+        Self {
+            priority: Priority::Lower,
+            claims: self.claims.clone(),
+            ..Self::new(config, self.threads, tasks)
+        }
+    }
+
+    /// Whether it is one that a tenant of this configuration can have for its own.
+    pub(super) fn is_for(&self, config: &Config) -> bool {
+        let is_isolated = self.priority == Priority::Lower;
+        self.access.is_of(config) && is_isolated == config.tenant.isolated
     }
 
     /// Has a tenant have the subjects of its prefix, once no other has them. `wait`: is told of
@@ -177,7 +193,6 @@ impl Account {
         self.tasks.spawn("rights", permissions);
         let mut sources = Sources::new(presence_config::pulse_ms(self.timeout_ms));
         let handed = (0..self.threads).map(|_| sources.add()).collect();
-        let handed_isolated = (0..self.threads).map(|_| sources.add()).collect();
         let (health, known) = (Arc::clone(&self.broker), sources.clone());
         let heard = Pulse::start(&self.access, &connection, health, known, &self.tasks).await?;
         Ok(Link {
@@ -186,7 +201,6 @@ impl Account {
             heard,
             sources,
             handed,
-            handed_isolated,
         })
     }
 
@@ -203,26 +217,22 @@ impl Account {
         self.admin.get_or_try_init(connect).await
     }
 
-    /// The threads, or those of isolated tenants, which are of lower priority.
+    /// The threads.
     ///
     /// # Errors
     /// As [`Self::link`], and if the system has no thread to give.
-    pub(super) async fn pool(&self, isolated: bool) -> anyhow::Result<Pool> {
+    pub(super) async fn pool(&self) -> anyhow::Result<Pool> {
         let link = self.link().await?;
-        let (pool, handed, priority) = match isolated {
-            false => (&self.pool, &link.handed, Priority::Usual),
-            true => (&self.isolated, &link.handed_isolated, Priority::Lower),
-        };
-        let mut pool = pool.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut pool = self.pool.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(pool) = &*pool {
             return Ok(pool.clone());
         }
         let transport = Publisher::new(link.connection.clone());
         let started = Pool::start(
             &transport,
-            handed.clone(),
+            link.handed.clone(),
             self.outbox,
-            priority,
+            self.priority,
             &self.tasks,
         )?;
         Ok(pool.insert(started).clone())

@@ -190,7 +190,7 @@ pub(super) async fn start(
         (epoch, state),
         replies,
         (
-            account.pool(config.tenant.isolated).await?,
+            account.pool().await?,
             &link.sources,
             env.telemetry.tracer(config.tenant.name.as_deref()),
         ),

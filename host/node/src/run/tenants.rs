@@ -51,6 +51,8 @@ pub(super) struct Shared {
     /// The configuration file, if there is one.
     file: Option<PathBuf>,
     pub(super) account: Arc<Account>,
+    /// The same for isolated tenants.
+    isolated: Arc<Account>,
     /// The accounts of the tenants that have one of their own, by the tenant's name.
     accounts: Mutex<BTreeMap<String, Arc<Account>>>,
     pub(super) all: OfProcess,
@@ -83,9 +85,10 @@ impl Shared {
     ) -> Self {
         let account = Account::new(config, config.engine.thread_count(), tasks);
         Self {
-            told: Arc::new(Tenants::new(config, file.clone(), telemetry)),
+            told: Tenants::new(config, file.clone(), telemetry).into(),
             file,
-            account: Arc::new(account),
+            isolated: account.isolated(config, tasks).into(),
+            account: account.into(),
             accounts: Mutex::default(),
             all: OfProcess::start(&config.node.name, tasks),
             signals: signals.clone(),
@@ -157,12 +160,13 @@ impl Shared {
         self.accounts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The account of a tenant: the process's, or its own. One that it had before is closed.
+    /// The account of a tenant: the process's, as isolated tenants use it or as others do, or its own. One that it had before is closed.
     async fn account_of(&self, config: &Config, name: &str, own_account: bool) -> Arc<Account> {
         let before = self.accounts().get(name).cloned();
         let (account, is_kept) = match before {
+            _ if !own_account && config.tenant.isolated => (Arc::clone(&self.isolated), false),
             _ if !own_account => (Arc::clone(&self.account), false),
-            Some(before) if before.access.is_of(config) => (before, true),
+            Some(before) if before.is_for(config) => (before, true),
             _ => {
                 // No more than its shards can use: these threads are no other tenant's.
                 let threads = config.shard_count().min(config.engine.thread_count());
@@ -454,6 +458,7 @@ impl ConfigFollower {
         }
         // Tenants may wait for it.
         self.shared.account.access.log_in_by(&self.running);
+        self.shared.isolated.access.log_in_by(&self.running);
         let sections = self.running.tenants.clone().unwrap_or_default();
         self.want(&sections);
         tracing::info!(tenants = sections.len(), "configuration reloaded");
