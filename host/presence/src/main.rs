@@ -15,6 +15,7 @@
 
 mod arguments;
 mod ask;
+mod changing;
 mod check;
 mod completions;
 mod config;

@@ -2,8 +2,9 @@
 
 use std::path::PathBuf;
 
-use super::change::{ChangeOptions, StoreSession};
+use super::change::StoreSession;
 use super::file::PinnedPipeline;
+use crate::changing::ChangeOptions;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {

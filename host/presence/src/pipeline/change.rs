@@ -2,12 +2,10 @@
 //! every node validates the revision, it is written unless somebody else was faster, and every
 //! node is waited for.
 
-use std::io::{BufRead as _, IsTerminal as _, stdin};
-
 use anyhow::{Context as _, bail, ensure};
+use presence_config::Config;
 use presence_config::escape::{line, print, print_json, say};
-use presence_config::revision::{Candidate, Entry, Revision, WORDS_BYTES_MAX, toml_of};
-use presence_config::{Auth, Config};
+use presence_config::revision::{Candidate, Entry, Revision, toml_of};
 use presence_kit::{ConfigArg, text};
 use presence_node::clock;
 use presence_node::store::operator::{FoundNode, Operator, RevisionStatus};
@@ -16,30 +14,10 @@ use serde_json::{Value, json};
 use similar::TextDiff;
 
 use super::file::PinnedPipeline;
+use crate::changing::{ChangeOptions, who};
 
 /// What to do where somebody else was faster.
 const TRY_AGAIN: &str = "Look at `presence pipeline show`, and try again";
-
-/// How a change is made.
-#[derive(clap::Args)]
-pub(crate) struct ChangeOptions {
-    /// Why, for the history.
-    #[arg(
-        long,
-        value_name = "TEXT",
-        default_value = "",
-        hide_default_value = true
-    )]
-    why: String,
-    /// Doesn't ask first.
-    #[arg(long)]
-    yes: bool,
-    /// Prints one JSON object; needs --yes.
-    #[arg(long, requires = "yes")]
-    pub(crate) json: bool,
-    #[command(flatten)]
-    pub(crate) config: ConfigArg,
-}
 
 /// The store, as it is when a command begins.
 pub(crate) struct StoreSession {
@@ -215,20 +193,8 @@ impl StoreSession {
         if let Some(newest) = newest.filter(is_it) {
             return self.say_unchanged(newest.revision, how);
         }
-        let why = match (how.why.as_str(), why) {
-            ("", why) | (why, "") => why.to_owned(),
-            (said, why) => format!("{why}: {said}"),
-        };
-        ensure!(
-            why.len() <= WORDS_BYTES_MAX,
-            "--why is longer than {WORDS_BYTES_MAX} bytes"
-        );
-        if !how.json {
-            print(&difference)?;
-        }
-        if !how.yes {
-            confirm("Make this the next revision?")?;
-        }
+        let why = how.why(why)?;
+        how.agree(&difference, "Make this the next revision?")?;
         let nodes = self.operator.nodes().await?;
         ensure!(
             nodes.iter().any(|node| !node.waits),
@@ -483,30 +449,4 @@ fn taken(other: &FoundRevision) -> String {
         }
         Err(error) => format!("{error:#}"),
     }
-}
-
-/// Who runs a command: the user of NATS, if that has a name, or else of this machine.
-pub(crate) fn who(config: &Config) -> String {
-    if let Auth::Password { user, .. } = &config.nats.auth {
-        return user.clone();
-    }
-    let user = ["USER", "LOGNAME"].into_iter().find_map(std::env::var_os);
-    let user = user.unwrap_or_else(|| "somebody".into());
-    format!("{}@{}", user.to_string_lossy(), config.node.name)
-}
-
-/// Asks, and goes on if the answer is yes.
-pub(crate) fn confirm(question: &str) -> anyhow::Result<()> {
-    ensure!(
-        stdin().is_terminal(),
-        "nobody is there to be asked: --yes goes on without asking"
-    );
-    say(format_args!("{question} [y/N]"));
-    let mut answer = String::new();
-    stdin().lock().read_line(&mut answer)?;
-    ensure!(
-        matches!(answer.trim(), "y" | "Y" | "yes"),
-        "nothing was changed"
-    );
-    Ok(())
 }

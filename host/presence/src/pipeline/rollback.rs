@@ -2,7 +2,8 @@
 
 use anyhow::Context as _;
 
-use super::change::{ChangeOptions, StoreSession};
+use super::change::StoreSession;
+use crate::changing::ChangeOptions;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {

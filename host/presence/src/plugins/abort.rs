@@ -4,7 +4,8 @@ use anyhow::Context as _;
 use presence_config::revision::Candidate;
 
 use super::shadow;
-use crate::pipeline::change::{ChangeOptions, StoreSession};
+use crate::changing::ChangeOptions;
+use crate::pipeline::change::StoreSession;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {

@@ -4,7 +4,8 @@ use anyhow::{Context as _, bail, ensure};
 use presence_config::digest::Digest;
 use presence_node::store::StoredPlugin;
 
-use crate::pipeline::change::{ChangeOptions, StoreSession};
+use crate::changing::ChangeOptions;
+use crate::pipeline::change::StoreSession;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {

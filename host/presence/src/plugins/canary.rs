@@ -10,7 +10,8 @@ use presence_node::clock;
 
 use super::activate::{PluginRef, named};
 use crate::arguments::span;
-use crate::pipeline::change::{ChangeOptions, StoreSession};
+use crate::changing::ChangeOptions;
+use crate::pipeline::change::StoreSession;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {

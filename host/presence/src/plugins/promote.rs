@@ -1,7 +1,8 @@
 //! `presence plugins promote`
 
 use super::abort::canary;
-use crate::pipeline::change::{ChangeOptions, StoreSession};
+use crate::changing::ChangeOptions;
+use crate::pipeline::change::StoreSession;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {

@@ -3,7 +3,8 @@
 use anyhow::{Context as _, ensure};
 
 use super::history::stages;
-use crate::pipeline::change::{ChangeOptions, StoreSession};
+use crate::changing::ChangeOptions;
+use crate::pipeline::change::StoreSession;
 use crate::pipeline::rollback;
 
 #[derive(clap::Args)]

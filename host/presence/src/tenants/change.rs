@@ -5,9 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, bail, ensure};
 use presence_config::escape::{line, print, print_json, say};
-use presence_config::revision::WORDS_BYTES_MAX;
 use presence_config::{Config, StoredTenant, TENANTS_BUCKET, Text};
-use presence_kit::ConfigArg;
 use presence_kit::text::plain;
 use presence_node::clock;
 use presence_node::store::operator::{FoundNode, Operator};
@@ -16,7 +14,7 @@ use serde_json::{Value, json};
 use similar::TextDiff;
 
 use super::Command;
-use crate::pipeline::change::{confirm, who};
+use crate::changing::{ChangeOptions, who};
 
 /// What to do where somebody else was faster.
 const TRY_AGAIN: &str = "look at `presence tenants list`, and try again";
@@ -29,7 +27,7 @@ pub(crate) struct ApplyArgs {
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=5))]
     replicas: u8,
     #[command(flatten)]
-    how: TenantChangeOptions,
+    how: ChangeOptions,
 }
 
 #[derive(clap::Args)]
@@ -37,28 +35,7 @@ pub(crate) struct NameArgs {
     /// The tenant's name.
     name: String,
     #[command(flatten)]
-    how: TenantChangeOptions,
-}
-
-/// How a change is made.
-#[derive(clap::Args)]
-struct TenantChangeOptions {
-    /// Why, for those who look at it later.
-    #[arg(
-        long,
-        value_name = "TEXT",
-        default_value = "",
-        hide_default_value = true
-    )]
-    why: String,
-    /// Doesn't ask first.
-    #[arg(long)]
-    yes: bool,
-    /// Prints one JSON object; needs --yes.
-    #[arg(long, requires = "yes")]
-    json: bool,
-    #[command(flatten)]
-    config: ConfigArg,
+    how: ChangeOptions,
 }
 
 /// What is to become of a tenant: none if it is to be removed.
@@ -103,14 +80,14 @@ async fn rest(args: &NameArgs, paused: bool) -> anyhow::Result<()> {
 
 /// The tenants in the store, as they are when a command begins.
 struct TenantStoreSession<'a> {
-    how: &'a TenantChangeOptions,
+    how: &'a ChangeOptions,
     config: Config,
     operator: Operator,
     entries: Entries,
 }
 
 impl<'a> TenantStoreSession<'a> {
-    async fn open(how: &'a TenantChangeOptions) -> anyhow::Result<Self> {
+    async fn open(how: &'a ChangeOptions) -> anyhow::Result<Self> {
         let file = how.config.config.as_deref();
         #[expect(
             clippy::disallowed_methods,
@@ -167,10 +144,7 @@ impl<'a> TenantStoreSession<'a> {
     /// Makes changes, and waits for the nodes.
     async fn change(&self, changes: Vec<Change>, replicas: usize) -> anyhow::Result<()> {
         let how = self.how;
-        ensure!(
-            how.why.len() <= WORDS_BYTES_MAX,
-            "--why is longer than {WORDS_BYTES_MAX} bytes"
-        );
+        let why = how.why("")?;
         let is_same = |(name, tenant): &Change| match (self.before(name), tenant) {
             (Some(before), Some(tenant)) => {
                 (&before.section, before.paused) == (&tenant.section, tenant.paused)
@@ -181,21 +155,17 @@ impl<'a> TenantStoreSession<'a> {
         if changes.is_empty() {
             return self.say_unchanged();
         }
-        if !how.json {
-            for (name, tenant) in &changes {
-                print(difference(name, self.before(name), tenant.as_ref()))?;
-            }
-        }
-        if !how.yes {
-            confirm("Make this change?")?;
-        }
+        let differences = changes
+            .iter()
+            .map(|(name, tenant)| difference(name, self.before(name), tenant.as_ref()));
+        how.agree(differences.collect::<String>(), "Make this change?")?;
         let nodes = self.operator.nodes_with_tenants().await?;
         let (who, when) = (who(&self.config), clock::now_ms());
         let changes = changes.into_iter().map(|(name, tenant)| {
             let tenant = tenant.map(|tenant| StoredTenant {
                 who: who.clone(),
                 when,
-                why: how.why.clone(),
+                why: why.clone(),
                 ..tenant
             });
             (name, tenant)
