@@ -143,6 +143,45 @@ async fn a_mistyped_name_ends_nobody() -> Result<()> {
 }
 
 #[tokio::test]
+async fn a_tenant_goes_on_as_it_was_while_two_sections_have_its_name() -> Result<()> {
+    let server = NatsServer::start().await?;
+    let mut site = Site::new(&server.url())?.with("tenant", vec![tenant("acme")])?;
+    let mut host = Host::start(&site).await?;
+    let client = Client::connect(&server.url()).await?;
+    let connect = inputs::connect("12345", "c1", now_ms());
+    client.input(&format!("acme.{CONNECT}"), connect).await?;
+    let question = json!({"viewerId": "67890", "userIds": ["12345"]}).to_string();
+    let status_of_user = async || -> Result<Value> {
+        let answer = client.request("acme.presence.query", &*question).await?;
+        Ok(answer["users"][0]["status"].clone())
+    };
+    assert_eq!(status_of_user().await?, "online");
+    let from = host.log_len();
+    let other = with(tenant("acme"), "prefix", "other");
+    site.set("tenant", vec![other, tenant("acme")])?;
+    let file = fs::read_to_string(site.config_path())?;
+    let lines = file.lines().zip(1..);
+    let lines = lines.filter(|(line, _)| *line == "[[tenant]]");
+    let places: Vec<_> = lines
+        .map(|(_, line)| format!("presence.toml:{line}"))
+        .collect();
+    let words = ["2 sections have this name, at", &*places[0], &*places[1]];
+    host.wait_for_log(from, &words).await?;
+    let told = status(&site).await?;
+    let acme = &told["tenants"][0];
+    assert_eq!(acme["prefix"], "acme", "{acme}");
+    let why = acme["notTaken"].as_str().unwrap_or_default();
+    ensure!(places.iter().all(|place| why.contains(place)), "{acme}");
+    assert_eq!(status_of_user().await?, "online");
+    // Nothing is left of it once one alone has the name.
+    site.set("tenant", vec![tenant("acme")])?;
+    until_states(&site, &[("acme", "serving")]).await?;
+    assert_eq!(status(&site).await?["tenants"][0]["notTaken"], Value::Null);
+    assert_eq!(status_of_user().await?, "online");
+    host.stop().await
+}
+
+#[tokio::test]
 async fn nothing_is_told_of_sections_that_are_gone_and_one_that_pauses_pauses() -> Result<()> {
     let server = NatsServer::start().await?;
     let acme = || tenant("acme");

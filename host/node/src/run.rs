@@ -3,6 +3,7 @@
 mod account;
 mod first;
 mod given;
+mod sections;
 mod stored;
 mod tenant;
 mod tenants;

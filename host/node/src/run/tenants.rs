@@ -1,18 +1,17 @@
 //! Several tenants in one process. Each lives a life of its own: it starts, fails, stops and
 //! begins anew without the others. This follows the configuration file for all of them.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use presence_config::causes::Causes;
 use presence_config::regular_file::Stamp;
-use presence_config::{self as config, Config, TenantSection, Text};
+use presence_config::{self as config, Config, Text};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout_at};
-use tracing::{Instrument as _, info_span};
 
 use super::account::Account;
 use super::first::TenantStart;
@@ -65,15 +64,15 @@ pub(super) struct Shared {
 }
 
 /// A tenant that was begun, and has not been told to end.
-struct RunningTenant {
+pub(super) struct RunningTenant {
     /// Whether its section had a usable name.
-    is_named: bool,
-    wanted: watch::Sender<DesiredState>,
-    life: JoinHandle<()>,
+    pub(super) is_named: bool,
+    pub(super) wanted: watch::Sender<DesiredState>,
+    pub(super) life: JoinHandle<()>,
 }
 
 /// The life of an earlier tenant of the same name, which may be ending.
-type Predecessor = Option<JoinHandle<()>>;
+pub(super) type Predecessor = Option<JoinHandle<()>>;
 
 impl Shared {
     pub(super) fn new(
@@ -195,7 +194,7 @@ impl Shared {
     }
 
     /// The life of a tenant, from one order to the next.
-    async fn live(
+    pub(super) async fn live(
         self: Arc<Self>,
         name: String,
         mut wanted: watch::Receiver<DesiredState>,
@@ -340,8 +339,8 @@ impl Shared {
 }
 
 /// What follows the configuration file for all tenants.
-struct ConfigFollower {
-    shared: Arc<Shared>,
+pub(super) struct ConfigFollower {
+    pub(super) shared: Arc<Shared>,
     /// What the store has of tenants.
     stored: watch::Receiver<Known>,
     path: Option<PathBuf>,
@@ -350,9 +349,9 @@ struct ConfigFollower {
     running: Config,
     seen: Stamp,
     watch: FileWatch,
-    begun: BTreeMap<String, RunningTenant>,
+    pub(super) begun: BTreeMap<String, RunningTenant>,
     /// Those that were told to end.
-    ending: BTreeMap<String, JoinHandle<()>>,
+    pub(super) ending: BTreeMap<String, JoinHandle<()>>,
     /// Why the file was last not taken; empty if it was.
     refused: String,
 }
@@ -462,139 +461,5 @@ impl ConfigFollower {
         let sections = self.running.tenants.clone().unwrap_or_default();
         self.want(&sections);
         tracing::info!(tenants = sections.len(), "configuration reloaded");
-    }
-
-    /// Has the tenants be as these sections say, and those that have none end.
-    fn want(&mut self, sections: &[TenantSection]) {
-        let unnamed = sections.iter().find(|it| !it.is_named);
-        let gone: Vec<_> = self
-            .begun
-            .keys()
-            .filter(|name| !sections.iter().any(|it| it.name == **name))
-            .cloned()
-            .collect();
-        for name in gone {
-            let is_named = self.begun.get(&name).is_some_and(|it| it.is_named);
-            if let Some(section) = unnamed.filter(|_| is_named) {
-                // A name that was mistyped ends nobody.
-                let why = format!(
-                    "no section has this name, and the one at {} has none that can be used: it \
-                     goes on as it was until each section has a name",
-                    section.place
-                );
-                if self.shared.told.not_taken(&name, &why) {
-                    tracing::error!(tenant = name, "{why}");
-                }
-                continue;
-            }
-            if let Some(tenant) = self.begun.remove(&name) {
-                tracing::info!(tenant = name, "removed: its state is kept");
-                tenant.wanted.send_replace(DesiredState::End);
-                self.ending.insert(name, tenant.life);
-            }
-        }
-        let mut seen = BTreeSet::new();
-        let mut twice = BTreeSet::new();
-        for section in sections {
-            let wanted = self.wanted(section);
-            if !seen.insert(&section.name) {
-                // The one before it has the name.
-                let place = format!("{} ({})", section.name, section.place);
-                if let Err(problems) = &section.config {
-                    let why = problems.to_string();
-                    tracing::error!("a tenant does not start: {why}");
-                    self.shared.told.section(&place, section);
-                    self.shared.told.is(&place, TenantPhase::Refused(why), None);
-                    twice.insert(place);
-                }
-                continue;
-            }
-            self.shared.told.section(&section.name, section);
-            if let (DesiredState::Pause, Err(problems)) = (&wanted, &section.config) {
-                let (tenant, why) = (&section.name, problems.to_string());
-                if self.shared.told.not_taken(tenant, &why) {
-                    for line in why.lines() {
-                        tracing::error!(tenant, "its section is not taken, and it pauses: {line}");
-                    }
-                }
-            }
-            match self.begun.get(&section.name) {
-                Some(tenant) if tenant.keeps(&wanted) => {
-                    let DesiredState::Refuse(why) = wanted else {
-                        continue;
-                    };
-                    if self.shared.told.not_taken(&section.name, &why) {
-                        let tenant = &section.name;
-                        for line in why.lines() {
-                            tracing::error!(
-                                tenant,
-                                "its section is not taken, and it goes on as it was: {line}"
-                            );
-                        }
-                    }
-                }
-                Some(tenant) => {
-                    tenant.wanted.send_if_modified(|now| {
-                        let is_other = !now.is_same(&wanted);
-                        if is_other {
-                            *now = wanted;
-                            self.shared.told.changes(&section.name, true);
-                        }
-                        is_other
-                    });
-                }
-                None => {
-                    let (orders, wanted) = watch::channel(wanted);
-                    let name = section.name.clone();
-                    let span = info_span!("tenant", name);
-                    let before = self.ending.remove(&name);
-                    let life = Arc::clone(&self.shared).live(name, wanted, before);
-                    let life = life.instrument(span);
-                    let begun = RunningTenant {
-                        is_named: section.is_named,
-                        wanted: orders,
-                        life: self.shared.tasks.spawn_ending("tenant", life),
-                    };
-                    self.begun.insert(section.name.clone(), begun);
-                }
-            }
-        }
-        let begun = &self.begun;
-        let is_wanted = |name: &str| begun.contains_key(name) || twice.contains(name);
-        self.shared.told.retain(is_wanted);
-    }
-
-    fn wanted(&self, section: &TenantSection) -> DesiredState {
-        match &section.config {
-            // Whatever else is wrong with it.
-            _ if section.paused => DesiredState::Pause,
-            Err(problems) => DesiredState::Refuse(problems.to_string()),
-            Ok(config) => {
-                let mut config = Config::clone(config);
-                config.keep_of_process(&self.shared.config, section.own_account);
-                DesiredState::Serve(Arc::new(config), section.own_account)
-            }
-        }
-    }
-}
-
-impl RunningTenant {
-    /// Whether the tenant goes on as it was, since what is wanted now can't be taken.
-    fn keeps(&self, wanted: &DesiredState) -> bool {
-        let is_served = matches!(&*self.wanted.borrow(), DesiredState::Serve(..));
-        is_served && matches!(wanted, DesiredState::Refuse(_))
-    }
-}
-
-impl DesiredState {
-    fn is_same(&self, other: &Self) -> bool {
-        match (self, other) {
-            (Self::Serve(one, own), Self::Serve(other, other_own)) => {
-                own == other_own && one == other
-            }
-            (Self::Pause, Self::Pause) | (Self::End, Self::End) => true,
-            (Self::Refuse(one), Self::Refuse(other)) => one == other,
-            _ => false,
-        }
     }
 }

@@ -1,0 +1,174 @@
+//! What the `[[tenant]]` sections say is to become of each tenant.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use presence_config::{Config, Place, TenantSection};
+use tokio::sync::watch;
+use tracing::{Instrument as _, info_span};
+
+use super::tenants::{ConfigFollower, DesiredState, RunningTenant};
+use crate::ops::http::TenantPhase;
+
+impl ConfigFollower {
+    /// Has the tenants be as these sections say, and those that have none end.
+    pub(super) fn want(&mut self, sections: &[TenantSection]) {
+        let unnamed = sections.iter().find(|it| !it.is_named);
+        let mut places: BTreeMap<&str, Vec<&Place>> = BTreeMap::new();
+        for section in sections {
+            let of_name = places.entry(&section.name).or_default();
+            of_name.push(&section.place);
+        }
+        let begun = self.begun.keys();
+        let gone = begun.filter(|name| !places.contains_key(&***name));
+        let gone: Vec<_> = gone.cloned().collect();
+        for name in gone {
+            let is_named = self.begun.get(&name).is_some_and(|it| it.is_named);
+            if let Some(section) = unnamed.filter(|_| is_named) {
+                // A name that was mistyped ends nobody.
+                let why = format!(
+                    "no section has this name, and the one at {} has none that can be used: it \
+                     goes on as it was until each section has a name",
+                    section.place
+                );
+                if self.shared.told.not_taken(&name, &why) {
+                    tracing::error!(tenant = name, "{why}");
+                }
+                continue;
+            }
+            if let Some(tenant) = self.begun.remove(&name) {
+                tracing::info!(tenant = name, "removed: its state is kept");
+                tenant.wanted.send_replace(DesiredState::End);
+                self.ending.insert(name, tenant.life);
+            }
+        }
+        let mut seen = BTreeSet::new();
+        let mut twice = BTreeSet::new();
+        for section in sections {
+            let wanted = self.wanted(section);
+            if !seen.insert(&section.name) {
+                // The one before it has the name.
+                let place = format!("{} ({})", section.name, section.place);
+                if let Err(problems) = &section.config {
+                    let why = problems.to_string();
+                    tracing::error!("a tenant does not start: {why}");
+                    self.shared.told.section(&place, section);
+                    self.shared.told.is(&place, TenantPhase::Refused(why), None);
+                    twice.insert(place);
+                }
+                continue;
+            }
+            let of_name = places.get(&*section.name).map_or(&[][..], Vec::as_slice);
+            if let (Some(tenant), [_, _, ..]) = (self.begun.get(&section.name), of_name)
+                && tenant.is_taken()
+            {
+                self.goes_on(&section.name, of_name);
+                continue;
+            }
+            self.shared.told.section(&section.name, section);
+            if let (DesiredState::Pause, Err(problems)) = (&wanted, &section.config) {
+                let (tenant, why) = (&section.name, problems.to_string());
+                if self.shared.told.not_taken(tenant, &why) {
+                    for line in why.lines() {
+                        tracing::error!(tenant, "its section is not taken, and it pauses: {line}");
+                    }
+                }
+            }
+            match self.begun.get(&section.name) {
+                Some(tenant) if tenant.keeps(&wanted) => {
+                    let DesiredState::Refuse(why) = wanted else {
+                        continue;
+                    };
+                    if self.shared.told.not_taken(&section.name, &why) {
+                        let tenant = &section.name;
+                        for line in why.lines() {
+                            tracing::error!(
+                                tenant,
+                                "its section is not taken, and it goes on as it was: {line}"
+                            );
+                        }
+                    }
+                }
+                Some(tenant) => {
+                    tenant.wanted.send_if_modified(|now| {
+                        let is_other = !now.is_same(&wanted);
+                        if is_other {
+                            *now = wanted;
+                            self.shared.told.changes(&section.name, true);
+                        }
+                        is_other
+                    });
+                }
+                None => {
+                    let (orders, wanted) = watch::channel(wanted);
+                    let name = section.name.clone();
+                    let span = info_span!("tenant", name);
+                    let before = self.ending.remove(&name);
+                    let life = Arc::clone(&self.shared).live(name, wanted, before);
+                    let life = life.instrument(span);
+                    let begun = RunningTenant {
+                        is_named: section.is_named,
+                        wanted: orders,
+                        life: self.shared.tasks.spawn_ending("tenant", life),
+                    };
+                    self.begun.insert(section.name.clone(), begun);
+                }
+            }
+        }
+        let begun = &self.begun;
+        let is_wanted = |name: &str| begun.contains_key(name) || twice.contains(name);
+        self.shared.told.retain(is_wanted);
+    }
+
+    /// A tenant goes on as it was, since nobody can say which of several sections is meant.
+    fn goes_on(&self, tenant: &str, places: &[&Place]) {
+        let places: Vec<_> = places.iter().map(ToString::to_string).collect();
+        let why = format!(
+            "{} sections have this name, at {}: it goes on as it was until one alone has it",
+            places.len(),
+            places.join(" and ")
+        );
+        if self.shared.told.not_taken(tenant, &why) {
+            tracing::error!(tenant, "{why}");
+        }
+    }
+
+    fn wanted(&self, section: &TenantSection) -> DesiredState {
+        match &section.config {
+            // Whatever else is wrong with it.
+            _ if section.paused => DesiredState::Pause,
+            Err(problems) => DesiredState::Refuse(problems.to_string()),
+            Ok(config) => {
+                let mut config = Config::clone(config);
+                config.keep_of_process(&self.shared.config, section.own_account);
+                DesiredState::Serve(Arc::new(config), section.own_account)
+            }
+        }
+    }
+}
+
+impl RunningTenant {
+    /// Whether what was last wanted of it could be taken.
+    fn is_taken(&self) -> bool {
+        !matches!(&*self.wanted.borrow(), DesiredState::Refuse(_))
+    }
+
+    /// Whether the tenant goes on as it was, since what is wanted now can't be taken.
+    fn keeps(&self, wanted: &DesiredState) -> bool {
+        let is_served = matches!(&*self.wanted.borrow(), DesiredState::Serve(..));
+        is_served && matches!(wanted, DesiredState::Refuse(_))
+    }
+}
+
+impl DesiredState {
+    fn is_same(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Serve(one, own), Self::Serve(other, other_own)) => {
+                own == other_own && one == other
+            }
+            (Self::Pause, Self::Pause) | (Self::End, Self::End) => true,
+            (Self::Refuse(one), Self::Refuse(other)) => one == other,
+            _ => false,
+        }
+    }
+}
