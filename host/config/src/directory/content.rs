@@ -7,6 +7,7 @@ use presence_core::names::{Id, Names};
 use roaring::RoaringBitmap;
 
 use super::reader;
+use super::room::Room;
 
 /// All that a source says.
 #[derive(Debug, Default)]
@@ -35,7 +36,21 @@ impl Content {
     /// Reads the text of a directory file. Ids are interned in the file's order,
     /// which is the order in which audiences are written.
     pub fn parse(text: &str, names: &Names) -> serde_json::Result<Self> {
-        reader::whole(text, names)
+        reader::whole(text, names, &Room::unlimited())
+    }
+
+    /// As [`Self::parse`], of a directory that may have so many entries; none if it is clear that it
+    /// has more: no more than that is read.
+    pub fn parse_within(
+        text: &str,
+        names: &Names,
+        entries_max: u64,
+    ) -> serde_json::Result<Option<Self>> {
+        let room = Room::of(entries_max);
+        match reader::whole(text, names, &room) {
+            Err(_) if room.is_exceeded() => Ok(None),
+            read => read.map(Some),
+        }
     }
 
     /// Whether it says nothing of anybody, without naming all of the sections: what is
@@ -91,6 +106,31 @@ impl Content {
 mod tests {
     use super::*;
     use presence_core::directory::Question;
+
+    #[test]
+    fn no_more_is_read_than_a_directory_may_have() {
+        let users = |count: u32| -> String {
+            let lists = (0..count).map(|user| format!("\"{user}\":[\"{}\"]", user + 1));
+            let lists: Vec<_> = lists.collect();
+            format!("{{\"contacts\":{{{}}}}}", lists.join(","))
+        };
+        let read = |text: &str| {
+            let names = Names::new();
+            let content = Content::parse_within(text, &names, 100).unwrap();
+            (content.is_some(), names.len())
+        };
+        assert_eq!(read(&users(100)), (true, 101));
+        let (is_taken, interned) = read(&users(100_000));
+        assert!(!is_taken && interned < 400, "{interned}");
+        // Nor is much kept that counts as no entry.
+        let settings: Vec<_> = (0..1_000).map(|it| format!("\"{it}\":1")).collect();
+        let settings = format!("{{\"settings\":{{\"a\":{{{}}}}}}}", settings.join(","));
+        assert!(!read(&settings).0);
+        let groups: Vec<_> = (0..1_000).map(|it| format!("\"{it}\":[]")).collect();
+        assert!(!read(&format!("{{\"groups\":{{{}}}}}", groups.join(","))).0);
+        // What is wrong is said all the same.
+        assert!(Content::parse_within("{\"contacts\":[]}", &Names::new(), 1).is_err());
+    }
 
     #[test]
     fn a_text_is_read_and_replaced_by_the_next() {

@@ -28,12 +28,33 @@ pub fn read_text(path: &Path) -> Result<Option<String>, Unreadable> {
 /// # Errors
 /// If it is no directory.
 pub fn parse(path: &Path, text: &str, names: &Names) -> anyhow::Result<Content> {
+    read(path, text, |text| Content::parse(text, names))
+}
+
+/// As [`parse`], of a directory that may have so many entries; none if it has more.
+///
+/// # Errors
+/// As [`parse`].
+pub fn parse_within(
+    path: &Path,
+    text: &str,
+    names: &Names,
+    entries_max: u64,
+) -> anyhow::Result<Option<Content>> {
+    let parse = |text: &str| Content::parse_within(text, names, entries_max);
+    read(path, text, parse)
+}
+
+fn read<T>(
+    path: &Path,
+    text: &str,
+    parse: impl Fn(&str) -> serde_json::Result<T>,
+) -> anyhow::Result<T> {
     let text = without_bom(text);
     if text.trim().is_empty() {
         bail!("{} is empty: it must hold at least `{{}}`", path.display());
     }
-    let content = Content::parse(text, names);
-    content.with_context(|| format!("the directory {} can't be used", path.display()))
+    parse(text).with_context(|| format!("the directory {} can't be used", path.display()))
 }
 
 /// The directory that a file holds, for a command that reads it once. One that nobody
@@ -68,18 +89,18 @@ mod tests {
     fn a_byte_order_mark_is_no_part_of_the_file_and_an_empty_file_is_no_directory() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("directory.json");
-        let read = |bytes: &[u8]| {
+        let load_of = |bytes: &[u8]| {
             std::fs::write(&path, bytes).unwrap();
             load(&path, true, &Names::new())
         };
-        let directory = read(b"\xef\xbb\xbf{\"contacts\":{\"a\":[\"b\"]}}").unwrap();
+        let directory = load_of(b"\xef\xbb\xbf{\"contacts\":{\"a\":[\"b\"]}}").unwrap();
         assert_eq!(directory.len(), 2);
         for text in ["", " \n", "\u{feff}"] {
-            let error = read(text.as_bytes()).unwrap_err().to_string();
+            let error = load_of(text.as_bytes()).unwrap_err().to_string();
             assert!(error.contains("is empty"), "{text:?}: {error}");
         }
-        assert!(read(b"\xff\xfe{}").is_err());
-        assert!(read(b"{}").unwrap().is_empty());
+        assert!(load_of(b"\xff\xfe{}").is_err());
+        assert!(load_of(b"{}").unwrap().is_empty());
         std::fs::remove_file(&path).unwrap();
         assert!(load(&path, true, &Names::new()).is_err());
         assert!(load(&path, false, &Names::new()).unwrap().is_empty());

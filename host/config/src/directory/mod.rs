@@ -8,10 +8,12 @@ mod file;
 #[cfg(fuzzing)]
 pub mod fuzz;
 mod reader;
+mod room;
 pub mod service;
 #[cfg(fuzzing)]
 mod service_fuzz;
 
 pub use content::Content;
 pub use export::Export;
-pub use file::{load, none, parse, read_text};
+pub use file::{load, none, parse, parse_within, read_text};
+pub use room::ValueRoom;

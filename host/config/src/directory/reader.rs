@@ -18,20 +18,21 @@ use serde::de::{
 use serde_json::value::RawValue;
 
 use super::content::{Content, SECTIONS, Sections};
+use super::room::Room;
 
 /// All that a text in the form of a directory file says, and which sections it names.
-pub(super) fn whole(text: &str, names: &Names) -> serde_json::Result<Content> {
-    read(text, DirectorySeed(names))
+pub(super) fn whole(text: &str, names: &Names, room: &Room) -> serde_json::Result<Content> {
+    read(text, DirectorySeed(names, room))
 }
 
 /// A JSON list of user ids, as the set of their numbers.
 pub(super) fn ids(json: &str, names: &Names) -> serde_json::Result<RoaringBitmap> {
-    read(json, Ids(names))
+    read(json, Ids(names, &Room::unlimited()))
 }
 
 /// A JSON object of a user's settings.
 pub(super) fn settings(json: &str) -> serde_json::Result<UserSettings> {
-    read(json, SETTINGS)
+    read(json, SettingsOfOne(&Room::unlimited()))
 }
 
 /// A JSON list of groups' names.
@@ -56,7 +57,7 @@ fn no_id(what: &str, text: &str) -> String {
 }
 
 /// The whole object.
-struct DirectorySeed<'a>(&'a Names);
+struct DirectorySeed<'a>(&'a Names, &'a Room);
 
 impl<'de> DeserializeSeed<'de> for DirectorySeed<'_> {
     type Value = Content;
@@ -74,9 +75,10 @@ impl<'de> Visitor<'de> for DirectorySeed<'_> {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Content, A::Error> {
-        let Self(names) = self;
+        let Self(names, room) = self;
         let user = |text: &str| names.intern(text);
-        let lists = Ids(names);
+        let lists = Ids(names, room);
+        let settings = SettingsOfOne(room);
         let mut content = Content::default();
         let mut named = BTreeSet::new();
         while let Some(section) = map.next_key::<String>()? {
@@ -84,10 +86,12 @@ impl<'de> Visitor<'de> for DirectorySeed<'_> {
                 return Err(A::Error::custom(format!("`{section}` is there twice")));
             }
             match section.as_str() {
-                "contacts" => content.contacts = map.next_value_seed(ById(user, lists))?,
-                "blocks" => content.blocks = map.next_value_seed(ById(user, lists))?,
-                "groups" => content.groups = map.next_value_seed(ById(str::to_owned, lists))?,
-                "settings" => content.settings = map.next_value_seed(ById(user, SETTINGS))?,
+                "contacts" => content.contacts = map.next_value_seed(ById(user, lists, room))?,
+                "blocks" => content.blocks = map.next_value_seed(ById(user, lists, room))?,
+                "groups" => {
+                    content.groups = map.next_value_seed(ById(str::to_owned, lists, room))?
+                }
+                "settings" => content.settings = map.next_value_seed(ById(user, settings, room))?,
                 other => return Err(A::Error::unknown_field(other, &SECTIONS)),
             }
         }
@@ -100,9 +104,9 @@ impl<'de> Visitor<'de> for DirectorySeed<'_> {
 }
 
 /// An object whose keys are ids, made what they stand for by a function.
-struct ById<F, S>(F, S);
+struct ById<'a, F, S>(F, S, &'a Room);
 
-impl<'de, K, F, S> DeserializeSeed<'de> for ById<F, S>
+impl<'de, K, F, S> DeserializeSeed<'de> for ById<'_, F, S>
 where
     K: Ord,
     F: Fn(&str) -> K,
@@ -111,7 +115,7 @@ where
     type Value = BTreeMap<K, S::Value>;
 
     fn deserialize<D: Deserializer<'de>>(self, input: D) -> Result<Self::Value, D::Error> {
-        let Self(key_of, value) = self;
+        let Self(key_of, value, room) = self;
         input.deserialize_map(Object {
             what: "an object by id",
             key: |key: &str| match is_id(key) {
@@ -119,18 +123,16 @@ where
                 false => Err(no_id("the key", key)),
             },
             value,
+            room: Some(room),
         })
     }
 }
 
-/// What a user's settings are.
-const SETTINGS: SettingsOfOne = SettingsOfOne;
-
 /// The settings of one user: JSON texts by key.
 #[derive(Clone, Copy)]
-struct SettingsOfOne;
+struct SettingsOfOne<'a>(&'a Room);
 
-impl<'de> DeserializeSeed<'de> for SettingsOfOne {
+impl<'de> DeserializeSeed<'de> for SettingsOfOne<'_> {
     type Value = UserSettings;
 
     fn deserialize<D: Deserializer<'de>>(self, input: D) -> Result<UserSettings, D::Error> {
@@ -138,18 +140,21 @@ impl<'de> DeserializeSeed<'de> for SettingsOfOne {
             what: "an object of settings",
             key: |key: &str| Ok(key.into()),
             value: Text,
+            room: Some(self.0),
         })
     }
 }
 
 /// An object with each key once.
-struct Object<F, S> {
+struct Object<'a, F, S> {
     what: &'static str,
     key: F,
     value: S,
+    /// What each key takes room of.
+    room: Option<&'a Room>,
 }
 
-impl<'de, K, F, S> Visitor<'de> for Object<F, S>
+impl<'de, K, F, S> Visitor<'de> for Object<'_, F, S>
 where
     K: Ord,
     F: Fn(&str) -> Result<K, String>,
@@ -164,6 +169,9 @@ where
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
         let mut entries = BTreeMap::new();
         while let Some(text) = map.next_key::<String>()? {
+            self.room
+                .map_or(Ok(()), Room::take)
+                .map_err(A::Error::custom)?;
             // Whose entry is wrong is said beside what serde says of the place.
             let value = map.next_value_seed(self.value);
             let value = value.map_err(|error| A::Error::custom(format!("of `{text}`: {error}")))?;
@@ -178,7 +186,7 @@ where
 
 /// A list of user ids.
 #[derive(Clone, Copy)]
-struct Ids<'a>(&'a Names);
+struct Ids<'a>(&'a Names, &'a Room);
 
 impl<'de> DeserializeSeed<'de> for Ids<'_> {
     type Value = RoaringBitmap;
@@ -198,6 +206,7 @@ impl<'de> Visitor<'de> for Ids<'_> {
     fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<RoaringBitmap, A::Error> {
         let mut ids = RoaringBitmap::new();
         while let Some(id) = list.next_element_seed(UserId(self.0))? {
+            self.1.take().map_err(A::Error::custom)?;
             ids.insert(id.0);
         }
         Ok(ids)
@@ -271,6 +280,7 @@ impl<'de> Visitor<'de> for StrictJson {
             what: "an object",
             key: |key: &str| Ok::<_, String>(key.to_owned()),
             value: self,
+            room: None,
         };
         object.visit_map(map).map(drop)
     }
@@ -308,6 +318,10 @@ impl<'de> Visitor<'de> for StrictJson {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn whole(text: &str, names: &Names) -> serde_json::Result<Content> {
+        super::whole(text, names, &Room::unlimited())
+    }
 
     #[test]
     fn what_is_wrong_is_said_with_its_place() {

@@ -5,6 +5,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use tokio::sync::Notify;
+
 use crate::clock;
 use crate::state::database::Disk;
 
@@ -14,6 +16,10 @@ pub(crate) struct DirectoryHealth {
     unavailable: Mutex<Option<Unavailable>>,
     /// Whether the directory in force holds something that could be lost.
     holds: AtomicBool,
+    /// How many entries may be taken of the source.
+    entries_max: AtomicU64,
+    /// Told when a bucket is to be read whole again.
+    again: Notify,
     /// When something was last taken from the source, by the host's clock; 0 for never.
     taken_at: AtomicU64,
     /// How many entries of a bucket have a key that is none.
@@ -38,6 +44,8 @@ impl Default for DirectoryHealth {
         Self {
             unavailable: Mutex::default(),
             holds: AtomicBool::default(),
+            entries_max: AtomicU64::new(u64::MAX),
+            again: Notify::new(),
             taken_at: AtomicU64::default(),
             refused_keys: AtomicUsize::default(),
             refused_values: AtomicUsize::default(),
@@ -90,6 +98,26 @@ impl DirectoryHealth {
     /// Whether the directory in force holds something.
     pub(super) fn holds_something(&self) -> bool {
         self.holds.load(Ordering::Relaxed)
+    }
+
+    /// How many entries may be taken of the source.
+    pub(crate) fn entries_max(&self) -> u64 {
+        self.entries_max.load(Ordering::Relaxed)
+    }
+
+    /// So many entries may be taken of the source.
+    pub(crate) fn set_entries_max(&self, entries_max: u64) {
+        self.entries_max.store(entries_max, Ordering::Relaxed);
+    }
+
+    /// Has a bucket be read whole again.
+    pub(crate) fn read_again(&self) {
+        self.again.notify_one();
+    }
+
+    /// Waits until a bucket is to be read whole again.
+    pub(super) async fn again(&self) {
+        self.again.notified().await;
     }
 
     /// Something has been taken from the source.

@@ -50,6 +50,7 @@ impl Reload {
                 let (updated, updates) = mpsc::channel(QUEUE);
                 self.updates = updates;
                 let health = Arc::clone(&self.tenant.health);
+                self.make_room();
                 let (connection, bucket) = (&self.connection, bucket.clone());
                 let follower =
                     kv::BucketFollower::new(connection, bucket, health, updated, accepted);
@@ -110,20 +111,37 @@ impl Reload {
             kv::DirectoryUpdate::Whole(_, identity) => self.set_origin(identity.clone()),
             kv::DirectoryUpdate::Doubtful(_, why) => doubt = Some(why.clone()),
             kv::DirectoryUpdate::Unavailable(why) => return self.unavailable(why),
+            // Of what it is a part, something is not in force.
+            kv::DirectoryUpdate::Part(_) if self.tenant.is_too_large() => {
+                return self.tenant.health.read_again();
+            }
             kv::DirectoryUpdate::Part(_) => {}
+            kv::DirectoryUpdate::TooLarge if self.tenant.is_too_large() => return,
+            kv::DirectoryUpdate::TooLarge => return self.refuse_too_large(),
         }
-        let is_part = matches!(update, kv::DirectoryUpdate::Part(_)) && !self.tenant.is_too_large();
-        let (names, before) = (&self.tenant.names, self.tenant.source_directory());
+        let is_part = matches!(update, kv::DirectoryUpdate::Part(_));
+        let (names, before) = (&self.tenant.names, &self.tenant.directory);
         let mut taken = Ok(());
         if let Some((directory, changes)) = update.apply(&mut self.refusals, names, before) {
             let max = self.config.limits.directory_entries_max;
-            taken = self.tenant.take_directory(directory, changes, max).await;
+            let (keys, values) = self.refusals.counts();
+            let refused_max = self.tenant.directory_entries_max(max);
+            taken = match (keys + values) as u64 > refused_max {
+                // They are kept, too.
+                true => Err(self.tenant.refuse_directory(max)),
+                false => self.tenant.take_directory(directory, changes, max).await,
+            };
+            self.make_room();
         }
         let (keys, values) = self.refusals.counts();
         let health = &self.tenant.health;
         health.refused_keys.store(keys, Ordering::Relaxed);
         health.refused_values.store(values, Ordering::Relaxed);
         if let Err(why) = taken {
+            if is_part {
+                self.refusals = kv::Refusals::default();
+                self.tenant.health.read_again();
+            }
             return self.not_taken(why);
         }
         match doubt {
@@ -197,8 +215,12 @@ impl Reload {
             Arc::clone(&self.tenant.names),
             Arc::clone(&self.tenant.directory),
         );
+        let max = self.config.limits.directory_entries_max;
+        let max = self.tenant.directory_entries_max(max);
         self.parsing.start(move || {
-            let content = directory::parse(&path, &text, &names)?;
+            let Some(content) = directory::parse_within(&path, &text, &names, max)? else {
+                return Ok(None);
+            };
             if content.is_blank() && !before.is_empty() {
                 bail!(
                     "{} names no user, although it did before: to empty a directory, write all \
@@ -206,17 +228,18 @@ impl Reload {
                     path.display()
                 );
             }
-            Ok(content.replace(&before))
+            Ok(Some(content.replace(&before)))
         });
     }
 
     /// Puts in force what the directory's file says.
     pub(super) async fn take_content(
         &mut self,
-        content: anyhow::Result<anyhow::Result<(Directory, Changes)>>,
+        content: anyhow::Result<anyhow::Result<Option<(Directory, Changes)>>>,
     ) {
         match content.flatten() {
-            Ok((directory, changes)) => {
+            Ok(None) => self.refuse_too_large(),
+            Ok(Some((directory, changes))) => {
                 self.set_origin(String::new());
                 let is_same = changes.is_empty();
                 let max = self.config.limits.directory_entries_max;
@@ -250,7 +273,7 @@ impl Reload {
         }
         tracing::warn!("{}", directory::none(path));
         self.parsing
-            .start(|| Ok((Directory::new(), Changes::default())));
+            .start(|| Ok(Some((Directory::new(), Changes::default()))));
     }
 
     /// Whether a file was read whole, and something in it can't be taken, while a directory
@@ -266,14 +289,27 @@ impl Reload {
         is_in_force && was_ready && error.chain().any(is_data)
     }
 
-    /// Takes what was too large, if it may be now.
-    pub(super) async fn retry_directory(&mut self) {
-        let max = self.config.limits.directory_entries_max;
-        match self.tenant.retry_directory(max).await {
-            Some(Ok(())) => self.available(false),
-            Some(Err(why)) => self.not_taken(why),
-            None => {}
+    /// Reads again what was too large: it may be taken now.
+    pub(super) fn retry_directory(&mut self) {
+        self.make_room();
+        if self.tenant.is_too_large() {
+            self.seen.directory = None;
+            self.tenant.health.read_again();
         }
+    }
+
+    /// Says how many entries may be read of a bucket.
+    fn make_room(&self) {
+        let max = self.config.limits.directory_entries_max;
+        let max = self.tenant.directory_entries_max(max);
+        self.tenant.health.set_entries_max(max);
+    }
+
+    /// The source has more than may be taken, and was not read to its end.
+    fn refuse_too_large(&mut self) {
+        let max = self.config.limits.directory_entries_max;
+        let why = self.tenant.refuse_directory(max);
+        self.not_taken(why);
     }
 
     /// What the source says is more than may be taken.

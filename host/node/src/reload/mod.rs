@@ -135,7 +135,7 @@ pub(crate) struct Reload {
     is_reload_unlogged: bool,
     reading_config: Job<anyhow::Result<Option<config::Text>>>,
     reading: Job<Read>,
-    parsing: Job<anyhow::Result<(Directory, Changes)>>,
+    parsing: Job<anyhow::Result<Option<(Directory, Changes)>>>,
     read_again: bool,
     loads: Loads<LoadResult>,
     /// Whether the last load failed for a reason that may pass by itself.
@@ -515,7 +515,7 @@ impl Reload {
             self.revision += 1;
             self.login.replace(self.config.nats.auth.clone());
             self.tenant.configure(&self.config).await;
-            self.retry_directory().await;
+            self.retry_directory();
             // Its pipeline is still to be loaded, if that has changed.
             self.is_reload_unlogged = true;
             // It may name other files, and another pipeline.

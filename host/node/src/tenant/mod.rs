@@ -54,6 +54,10 @@ use crate::tenant::quotas::Exceeded;
 /// How many ids come together before those in use are told from the others.
 const SWEEP_IDS_MIN: usize = 65_536;
 
+/// How many users and groups there may be for each entry of a directory: an entry names two, and
+/// some may be known of whom it says nothing.
+const KNOWN_PER_ENTRY: u64 = 3;
+
 /// What the pipeline's generations are counted from.
 const FIRST_GENERATION: u64 = 1;
 
@@ -98,9 +102,9 @@ pub(crate) struct Tenant {
     pub(crate) subjects: Subjects,
     pub(crate) names: Arc<Names>,
     pub(crate) directory: Arc<Directory>,
-    /// What its source says, where that is more than may be taken: not in force, and what the next
-    /// change is one of.
-    too_large: Option<(Directory, Changes)>,
+    /// Whether its source says more than may be taken. Nothing is kept of that: the source is read
+    /// again.
+    is_too_large: bool,
     /// The directory that the shards have been told of.
     pub(crate) known_directory: watch::Sender<Arc<Directory>>,
     /// Whether the directory's source can be read.
@@ -140,6 +144,13 @@ pub(crate) struct Tenant {
     tracer: Option<Tracer>,
     /// How many ids there were after the last sweep.
     swept: usize,
+}
+
+/// How many entries a directory counts as. Users and groups of whom it says nothing take memory as
+/// well.
+fn size(directory: &Directory) -> u64 {
+    let known = directory.len() + directory.group_count() as u64;
+    directory.entries().max(known / KNOWN_PER_ENTRY)
 }
 
 impl Tenant {
@@ -222,7 +233,7 @@ impl Tenant {
             names,
             known_directory: watch::Sender::new(Arc::clone(&directory)),
             directory,
-            too_large: None,
+            is_too_large: false,
             health: Arc::default(),
             copy_writer: None,
             fetcher,
@@ -329,11 +340,12 @@ impl Tenant {
         }
     }
 
-    /// What the directory's source says, whether or not that is in force.
-    pub(crate) fn source_directory(&self) -> &Directory {
-        self.too_large
-            .as_ref()
-            .map_or(&self.directory, |(directory, _)| directory)
+    /// How many entries the directory may have: no fewer than it has.
+    pub(crate) fn directory_entries_max(&self, entries_max: u64) -> u64 {
+        match entries_max {
+            0 => u64::MAX,
+            max => max.max(size(&self.directory)),
+        }
     }
 
     /// Puts a changed directory in force, if it has no more entries than it may, or than it had.
@@ -346,30 +358,25 @@ impl Tenant {
         changes: Changes,
         entries_max: u64,
     ) -> Result<(), String> {
-        let changes = match self.too_large.take() {
-            Some((_, missed)) => missed.and(changes),
-            None => changes,
-        };
-        let has = directory.entries();
-        if entries_max > 0 && has > entries_max && has > self.directory.entries() {
-            self.too_large = Some((directory, changes));
-            let why = quotas::directory_entries(entries_max);
-            self.exceeded.note(Quota::DirectoryEntries, &why);
-            return Err(why);
+        if size(&directory) > self.directory_entries_max(entries_max) {
+            return Err(self.refuse_directory(entries_max));
         }
+        self.is_too_large = false;
         self.set_directory(directory, changes).await;
         Ok(())
     }
 
-    /// Whether the directory's source says more than may be taken.
-    pub(crate) fn is_too_large(&self) -> bool {
-        self.too_large.is_some()
+    /// Notes that the directory's source says more than may be taken, and says so.
+    pub(crate) fn refuse_directory(&mut self, entries_max: u64) -> String {
+        self.is_too_large = true;
+        let why = quotas::directory_entries(entries_max);
+        self.exceeded.note(Quota::DirectoryEntries, &why);
+        why
     }
 
-    /// Takes what was too large, if it may be now. None if nothing was.
-    pub(crate) async fn retry_directory(&mut self, entries_max: u64) -> Option<Result<(), String>> {
-        let (directory, changes) = self.too_large.take()?;
-        Some(self.take_directory(directory, changes, entries_max).await)
+    /// Whether the directory's source says more than may be taken.
+    pub(crate) fn is_too_large(&self) -> bool {
+        self.is_too_large
     }
 
     /// Puts a changed directory in force.
@@ -498,9 +505,6 @@ impl Tenant {
         // Shards hold no directory older than what they have been sent, and no
         // id that they haven't got from it, or interned since the sweep began.
         self.names.keep(&self.directory.ids());
-        if let Some((directory, _)) = &self.too_large {
-            self.names.keep(&directory.ids());
-        }
         for shard in self.shards.iter() {
             let (answer, ids) = oneshot::channel();
             shard.send(Task::Ids(answer)).await;

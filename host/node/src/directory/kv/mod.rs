@@ -12,15 +12,17 @@ mod entries;
 mod followed;
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, anyhow, bail};
 use async_nats::Client;
 use async_nats::connection::State;
 use async_nats::jetstream::context::GetStreamErrorKind;
 use async_nats::jetstream::{self, ErrorCode, kv, stream};
+use bytes::Bytes;
 use futures_util::{FutureExt, StreamExt};
 use presence_config::causes::Causes;
+use presence_config::directory::ValueRoom;
 use presence_core::directory::{Changes, Directory};
 use presence_core::names::Names;
 use tokio::sync::mpsc;
@@ -34,6 +36,10 @@ pub(crate) use entries::Refusals;
 
 /// How long to wait before the bucket is tried again: at first, and at most.
 const RETRY: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(2));
+
+/// How long to wait before a bucket is read again that had too many entries: at first, and at most
+/// where it changes all the time.
+const TOO_LARGE_RETRY: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(60));
 
 /// How often is looked which bucket it is, and where it ends.
 const LOOK: Duration = Duration::from_secs(1);
@@ -59,6 +65,8 @@ pub(crate) enum DirectoryUpdate {
     Part(Entries),
     /// It can't be read, and why.
     Unavailable(String),
+    /// It holds more than may be taken, which was not read.
+    TooLarge,
 }
 
 /// Follows a bucket.
@@ -81,6 +89,8 @@ enum Ended {
     Again,
     /// It has been quiet: what is in it is the directory.
     Accepted,
+    /// It had too many entries up to a place in its stream; or may have, where no place is known.
+    TooLarge(Option<u64>),
     /// Nobody listens any more.
     Closed,
 }
@@ -111,9 +121,19 @@ impl BucketFollower {
         let mut wait = RETRY.0;
         let mut accept = false;
         let mut has_said = false;
+        let mut too_large = (TOO_LARGE_RETRY.0, Instant::now());
         loop {
             match self.watch(accept).await {
                 Ok(Ended::Closed) => return,
+                Ok(Ended::TooLarge(up_to)) => {
+                    (wait, has_said, accept) = (RETRY.0, true, false);
+                    if too_large.1.elapsed() > 2 * TOO_LARGE_RETRY.1 {
+                        too_large.0 = TOO_LARGE_RETRY.0;
+                    }
+                    self.until_it_may_fit(up_to, too_large.0).await;
+                    too_large = ((too_large.0 * 2).min(TOO_LARGE_RETRY.1), Instant::now());
+                    continue;
+                }
                 Ok(ended) => {
                     (wait, has_said) = (RETRY.0, true);
                     accept = matches!(ended, Ended::Accepted);
@@ -134,6 +154,24 @@ impl BucketFollower {
         }
     }
 
+    /// Waits until a bucket that had too many entries may have fewer, or may have more.
+    async fn until_it_may_fit(&self, up_to: Option<u64>, wait: Duration) {
+        let has_changed = async {
+            tokio::time::sleep(wait).await;
+            let jetstream = jetstream::new(self.client.clone());
+            // One that can't be looked at is read again, which says why.
+            while let (Some(up_to), Ok(Some(stream))) = (up_to, self.stream(&jetstream).await)
+                && stream.cached_info().state.last_sequence == up_to
+            {
+                tokio::time::sleep(LOOK).await;
+            }
+        };
+        tokio::select! {
+            () = has_changed => {}
+            () = self.health.again() => {}
+        }
+    }
+
     fn is_connected(&self) -> bool {
         self.client.connection_state() == State::Connected
     }
@@ -146,7 +184,14 @@ impl BucketFollower {
             self.make(&jetstream).await?;
         }
         let store = jetstream.get_key_value(&self.bucket).await?;
-        let (entries, watch, mut followed) = begin(&store, self.excused).await?;
+        let entries_max = self.health.entries_max();
+        let (entries, watch, mut followed) = match begin(&store, self.excused, entries_max).await? {
+            Ok(begun) => begun,
+            Err(up_to) => {
+                let told = self.updates.send(DirectoryUpdate::TooLarge).await;
+                return Ok(told.map_or(Ended::Closed, |()| Ended::TooLarge(Some(up_to))));
+            }
+        };
         let doubt = self.reason_to_doubt(&followed, accept);
         let is_doubtful = doubt.is_some();
         let update = match doubt {
@@ -196,6 +241,7 @@ impl BucketFollower {
                         return Ok(Ended::Closed);
                     }
                 }
+                () = self.health.again() => return Ok(Ended::TooLarge(None)),
                 _ = look.tick() => {
                     let stream = match self.stream(jetstream).await {
                         Ok(Some(stream)) => stream,
@@ -297,19 +343,23 @@ pub(crate) async fn read(client: Client, bucket: &str, names: &Names) -> anyhow:
     let what = || format!("can't read the directory's bucket {bucket}");
     let store = jetstream::new(client).get_key_value(bucket).await;
     let store = store.with_context(what)?;
-    let (whole, _, _) = begin(&store, None).await.with_context(what)?;
+    let begun = begin(&store, None, u64::MAX).await.with_context(what)?;
+    let (whole, _, _) = begun.map_err(|_| anyhow!("it has too many entries"))?;
     Ok(Refusals::default()
         .replace(whole, names, &Directory::new())
         .0)
 }
 
-/// What a bucket holds, and a watch that tells what changes after that.
+/// What a bucket holds, and a watch that tells what changes after that. If it has more entries than
+/// may be, no more is read, and this says where it ended.
 async fn begin(
     store: &kv::Store,
     excused: Option<(u64, u64)>,
-) -> anyhow::Result<(Entries, kv::Watch, Followed)> {
+    entries_max: u64,
+) -> anyhow::Result<Result<(Entries, kv::Watch, Followed), u64>> {
     let info = store.stream.get_info().await?;
     let mut followed = Followed::new(&info, excused);
+    let mut room = ValueRoom::of(entries_max);
     let mut watch = store.watch_with_history(">").await?;
     let mut whole = Entries::new();
     let mut current = info.state.messages == 0;
@@ -319,14 +369,27 @@ async fn begin(
         let entry = entry.context("the watch of the bucket has ended")??;
         current = entry.seen_current;
         followed.note(&entry);
-        insert(&mut whole, entry);
+        if let Some(value) = value_of(&entry) {
+            match room.take(value) {
+                Some(left) => room = left,
+                None => return Ok(Err(info.state.last_sequence)),
+            }
+        }
+        if let Some(before) = insert(&mut whole, entry) {
+            room = room.give_back(&before);
+        }
     }
-    Ok((whole, watch, followed))
+    Ok(Ok((whole, watch, followed)))
 }
 
-fn insert(entries: &mut Entries, entry: kv::Entry) {
-    let value = (entry.operation == kv::Operation::Put).then_some(entry.value);
-    entries.insert(entry.key, value);
+fn value_of(entry: &kv::Entry) -> Option<&Bytes> {
+    (entry.operation == kv::Operation::Put).then_some(&entry.value)
+}
+
+/// Notes an entry, and says what was noted for its key before.
+fn insert(entries: &mut Entries, entry: kv::Entry) -> Option<Bytes> {
+    let value = value_of(&entry).cloned();
+    entries.insert(entry.key, value).flatten()
 }
 
 impl DirectoryUpdate {
@@ -342,7 +405,7 @@ impl DirectoryUpdate {
             Self::Doubtful(entries, _) | Self::Part(entries) => {
                 Some(refusals.change(entries, names, before))
             }
-            Self::Unavailable(_) => None,
+            Self::Unavailable(_) | Self::TooLarge => None,
         }
     }
 }
