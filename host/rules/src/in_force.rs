@@ -104,7 +104,12 @@ impl InForce {
         if *entries == now {
             return;
         }
-        *entries = now;
+        let before = std::mem::replace(&mut *entries, now);
+        // Of built-in plugins alone, a note says no more than none.
+        let is_built_in = |entry: &InForceEntry| entry.source == BUILT_IN;
+        if before.iter().chain(entries.iter()).all(is_built_in) {
+            return;
+        }
         if let Some(path) = &self.path
             && let Err(error) = write(path, &entries)
         {

@@ -51,6 +51,7 @@ pub use file::Text;
 pub use limits::Limits;
 pub use nats::{Auth, Nats};
 pub use pipeline::{Grant, OnFailure, Source, Stage, StagePlace};
+use problem::Lines;
 pub use problem::{Place, Problem, Problems};
 pub use settings::LoadedConfig;
 pub use state::State;
@@ -204,7 +205,8 @@ impl Config {
             Some(_) => &rest,
             None => document.get_ref(),
         };
-        let mut reader = ConfigReader::new(file, text, env.clone());
+        let text = Lines::of(text);
+        let mut reader = ConfigReader::new(file, text.clone(), env.clone());
         if sections.is_some() {
             reader.refuse_all(tenants::needless_variables(&env));
         }
@@ -214,7 +216,7 @@ impl Config {
             passed_over,
             settings,
         } = reader.read(root, Self::read);
-        let tenants = sections.map(|items| tenants::read(file, text, &env, &rest, &items, stored));
+        let tenants = sections.map(|items| tenants::read(file, &text, &env, &rest, &items, stored));
         let (tenants, tenant_settings) = tenants.unzip();
         let passed_over = passed_over.iter().map(ToString::to_string).collect();
         Ok(LoadedConfig {
@@ -281,7 +283,7 @@ impl Config {
 /// What holds without a file and without variables, in the working folder.
 impl Default for Config {
     fn default() -> Self {
-        let reader = ConfigReader::new(Path::new(FILE_NAME), "", BTreeMap::new());
+        let reader = ConfigReader::new(Path::new(FILE_NAME), Lines::of(""), BTreeMap::new());
         reader.read_defaults(Self::read)
     }
 }

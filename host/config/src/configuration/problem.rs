@@ -3,6 +3,7 @@
 use std::fmt;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use crate::escape::Line;
 
@@ -20,10 +21,33 @@ pub enum Place {
 impl Place {
     /// Where in `file` a span of its text begins.
     pub(super) fn of_span(file: &Path, text: &str, span: Range<usize>) -> Self {
-        let before = text.get(..span.start).unwrap_or_default();
-        let line = 1 + before.matches('\n').count();
-        let on_line = before.rsplit('\n').next().unwrap_or_default();
-        Self::Line(file.to_owned(), line, 1 + on_line.chars().count())
+        Lines::of(text).place(file, span)
+    }
+}
+
+/// A text, and where its lines begin: a file with thousands of tenants has many places.
+#[derive(Clone, Debug)]
+pub(super) struct Lines<'a> {
+    text: &'a str,
+    begin: Arc<[usize]>,
+}
+
+impl<'a> Lines<'a> {
+    pub(super) fn of(text: &'a str) -> Self {
+        let begin = text.match_indices('\n').map(|(at, _)| at + 1);
+        let begin = std::iter::once(0).chain(begin).collect();
+        Self { text, begin }
+    }
+
+    /// Where in `file` a span of the text begins.
+    pub(super) fn place(&self, file: &Path, span: Range<usize>) -> Place {
+        let line = self.begin.partition_point(|begin| *begin <= span.start);
+        let begin = line.checked_sub(1).and_then(|it| self.begin.get(it));
+        let on_line = self
+            .text
+            .get(begin.copied().unwrap_or_default()..span.start);
+        let column = 1 + on_line.unwrap_or_default().chars().count();
+        Place::Line(file.to_owned(), line.max(1), column)
     }
 }
 
@@ -128,5 +152,30 @@ impl InvalidValue {
             what: what.into(),
             fix: fix.into(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_place_is_a_line_and_a_column_in_characters() {
+        let text = "a\n\nü b\r\nc";
+        let file = Path::new("f");
+        let place = |at: usize| Lines::of(text).place(file, at..at + 1).to_string();
+        let begin = |word: &str| text.find(word).unwrap();
+        for (at, expected) in [
+            (0, "f:1:1"),
+            (begin("\n"), "f:1:2"),
+            (begin("\n\n") + 1, "f:2:1"),
+            (begin("ü"), "f:3:1"),
+            (begin("b"), "f:3:3"),
+            (begin("c"), "f:4:1"),
+            (text.len(), "f:4:2"),
+        ] {
+            assert_eq!(place(at), expected, "{at}");
+        }
+        assert_eq!(Lines::of("").place(file, 0..0).to_string(), "f:1:1");
     }
 }

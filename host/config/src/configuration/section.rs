@@ -13,7 +13,7 @@ use toml::de::{DeTable, DeValue};
 
 use super::checks;
 use super::environment::tells_of_a_service;
-use super::problem::{InvalidValue, Place, Problem, Problems};
+use super::problem::{InvalidValue, Lines, Place, Problem, Problems};
 use super::settings::Setting;
 use super::similar::{did_you_mean, similar};
 use super::value::{Leaf, kind};
@@ -36,7 +36,7 @@ const OTHER_VARIABLES: [&str; 4] = [
 /// One configuration being read.
 pub(super) struct ConfigReader<'a> {
     file: &'a Path,
-    text: &'a str,
+    text: Lines<'a>,
     env: BTreeMap<String, OsString>,
     /// The names of the variables that were asked for.
     variables: BTreeSet<String>,
@@ -56,7 +56,7 @@ pub(super) struct Outcome<T> {
 }
 
 impl<'a> ConfigReader<'a> {
-    pub(super) fn new(file: &'a Path, text: &'a str, env: BTreeMap<String, OsString>) -> Self {
+    pub(super) fn new(file: &'a Path, text: Lines<'a>, env: BTreeMap<String, OsString>) -> Self {
         Self {
             file,
             text,
@@ -399,7 +399,7 @@ impl<'a> Section<'_, 'a> {
     }
 
     fn place_of<T>(&self, spanned: &Spanned<T>) -> Place {
-        Place::of_span(self.reader.file, self.reader.text, spanned.span())
+        self.reader.text.place(self.reader.file, spanned.span())
     }
 
     /// Where a key's value comes from; the section's place if it has none.

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::problem::{Place, Problem, Problems};
+use super::problem::{Lines, Place, Problem, Problems};
 use super::tenants::{self, TenantSection};
 use super::{Text, syntax};
 
@@ -184,8 +184,9 @@ fn one(
     let [(item, own)] = &sections[..] else {
         return refused(whole, "has more than one [[tenant]] section".into());
     };
-    let place = Place::of_span(&file, &value.section, item.span());
-    let (mut section, _) = tenants::one(&file, &value.section, env, rest, place.clone(), own);
+    let text = Lines::of(&value.section);
+    let place = text.place(&file, item.span());
+    let (mut section, _) = tenants::one(&file, &text, env, rest, place.clone(), own);
     if section.name != stored.name {
         let what = format!(
             "has the tenant `{}` under the name `{}`",

@@ -15,7 +15,7 @@ use toml::de::{DeTable, DeValue};
 
 use super::checks::{any, token};
 use super::nats::without_login;
-use super::problem::{InvalidValue, Place, Problem, Problems};
+use super::problem::{InvalidValue, Lines, Place, Problem, Problems};
 use super::section::{ConfigReader, Section, VARIABLE_PREFIX};
 use super::settings::Setting;
 use super::stored::{self, InStore};
@@ -124,14 +124,14 @@ pub(super) fn needless_variables(env: &BTreeMap<String, OsString>) -> Vec<Proble
 /// first. `rest`: the document without them.
 pub(super) fn read<'a>(
     file: &'a Path,
-    text: &'a str,
+    text: &Lines<'a>,
     env: &BTreeMap<String, OsString>,
     rest: &DeTable<'a>,
     items: &[(&Spanned<DeValue<'a>>, &DeTable<'a>)],
     stored: &[InStore],
 ) -> (Arc<[TenantSection]>, Vec<Vec<Setting>>) {
     let tenants = items.iter().map(|(item, own)| {
-        let place = Place::of_span(file, text, item.span());
+        let place = text.place(file, item.span());
         one(file, text, env, rest, place, own)
     });
     let (mut tenants, settings): (Vec<_>, Vec<_>) = tenants.unzip();
@@ -142,14 +142,14 @@ pub(super) fn read<'a>(
 
 pub(super) fn one(
     file: &Path,
-    text: &str,
+    text: &Lines<'_>,
     env: &BTreeMap<String, OsString>,
     rest: &DeTable<'_>,
     place: Place,
     own: &DeTable<'_>,
 ) -> (TenantSection, Vec<Setting>) {
     let merged = merged(rest, own);
-    let mut reader = ConfigReader::new(file, text, remaining(env, own));
+    let mut reader = ConfigReader::new(file, text.clone(), remaining(env, own));
     let (head, config) = reader.read_tenant(place.clone(), own, &merged, Head::read, Config::read);
     let (problems, settings) = reader.into_parts();
     let is_named = head.name.is_some();

@@ -6,6 +6,12 @@
 //! two writes it rests for as long as the last one took, so that a large directory that
 //! changes all the time never costs more than half of a disk's time, and what changes
 //! meanwhile is written together.
+//!
+//! Most directories seldom change. So the file is read without being opened for writing, and is
+//! closed again some time after the last change. That it holds what was written, a sum over all
+//! entries says, which is kept with them.
+
+mod content;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -14,27 +20,24 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::anyhow;
-use presence_config::directory::entry::{self, Key};
+use presence_config::directory::entry;
 use presence_core::directory::{Changes, Directory};
 use presence_core::names::Names;
-use redb::{ReadableDatabase, ReadableTable, TableDefinition};
 use tokio::sync::{Notify, oneshot};
 use tokio::time::timeout;
 
 use super::health::DirectoryHealth;
-use crate::state::database::{self, Fault, File, guarded};
+use crate::state::database::{self, Fault, guarded};
 use crate::tasks::{Tasks, elsewhere};
-
-/// Values by key; the empty text for an entry that can't be read and of which nothing is
-/// known.
-const ENTRIES: TableDefinition<'_, &str, &str> = TableDefinition::new("entries");
-/// What is known of the copy itself.
-const FACTS: TableDefinition<'_, &str, &str> = TableDefinition::new("facts");
-const SOURCE: &str = "source";
-const IDENTITY: &str = "identity";
+use content::OpenFile;
 
 /// How long it rests after a write, at least.
 const REST: Duration = Duration::from_millis(100);
+
+/// After what time without a change the file is closed, and after how many times as long as it takes
+/// to open it again.
+const IDLE: Duration = Duration::from_secs(10);
+const IDLE_OPENINGS: u32 = 100;
 
 /// How long it rests before a write that failed is tried again, at first and at most: the
 /// file is opened anew, and all of it is checked.
@@ -95,9 +98,7 @@ impl CopyWriter {
         health: &Arc<DirectoryHealth>,
         tasks: &Tasks,
     ) -> anyhow::Result<(Self, Option<DirectoryCopy>)> {
-        let opened =
-            File::open(path, &health.copy).and_then(|file| Ok((read(&file, source, names)?, file)));
-        let (kept, file) = match opened {
+        let (kept, file) = match content::open(path, source, names, health) {
             Ok(opened) => opened,
             Err(Fault::Damaged(why)) => {
                 let aside = database::set_aside(path, "damaged")?;
@@ -105,7 +106,7 @@ impl CopyWriter {
                     "the copy of the directory can't be read, and was set aside as {}: {why:#}",
                     aside.display()
                 );
-                (None, File::open(path, &health.copy).map_err(unusable)?)
+                (None, None)
             }
             Err(fault) => return Err(unusable(fault)),
         };
@@ -118,7 +119,7 @@ impl CopyWriter {
             changed: Notify::new(),
             health: Arc::clone(health),
         });
-        let writing = Arc::clone(&shared).run(Some(file), path.into());
+        let writing = Arc::clone(&shared).run(file, path.into());
         tasks.spawn_ending("directory", writing);
         let origin = kept.as_ref().map(|kept| kept.origin.clone());
         let origin = origin.unwrap_or_default();
@@ -196,12 +197,21 @@ impl Shared {
         self.changed.notify_one();
     }
 
-    async fn run(self: Arc<Self>, mut file: Option<File>, path: Arc<Path>) {
+    async fn run(self: Arc<Self>, mut file: Option<OpenFile>, path: Arc<Path>) {
         let disk = &self.health.copy;
         let mut retry = RETRY.0;
         let mut failed = false;
         loop {
-            let job = self.next().await;
+            let idle = file.as_ref().map(|it| IDLE.max(it.opening * IDLE_OPENINGS));
+            let job = match idle {
+                Some(idle) => timeout(idle, self.next()).await,
+                None => Ok(self.next().await),
+            };
+            let Ok(job) = job else {
+                let idle = file.take();
+                elsewhere(move || drop(idle)).await;
+                continue;
+            };
             let mut rest = REST;
             if !job.is_empty() {
                 let (shared, at) = (Arc::clone(&self), Arc::clone(&path));
@@ -260,12 +270,12 @@ impl Shared {
     }
 
     /// Writes what has changed. After a failure the file is opened anew.
-    fn write(&self, file: &mut Option<File>, path: &Path, job: &Pending) -> anyhow::Result<()> {
+    fn write(&self, file: &mut Option<OpenFile>, path: &Path, job: &Pending) -> anyhow::Result<()> {
         let mut written = match file.take() {
             Some(file) => file,
-            None => File::open(path, &self.health.copy).map_err(unusable)?,
+            None => OpenFile::open(path, &self.health.copy).map_err(unusable)?,
         };
-        let write = guarded(|| write(&mut written, job).map_err(Fault::Unusable));
+        let write = guarded(|| content::write(&mut written.file, job).map_err(Fault::Unusable));
         write.map_err(unusable)?;
         *file = Some(written);
         Ok(())
@@ -310,79 +320,6 @@ fn unusable(fault: Fault) -> anyhow::Error {
         Fault::InUse => anyhow!("another process uses the file"),
         Fault::Full(error) | Fault::Unusable(error) | Fault::Damaged(error) => error,
     }
-}
-
-/// What is in the copy; none if it is of another source, or of none yet.
-fn read(file: &File, source: &str, names: &Names) -> Result<Option<DirectoryCopy>, Fault> {
-    let read = || {
-        let transaction = file.database.begin_read()?;
-        if transaction.list_tables()?.next().is_none() {
-            return Ok(None);
-        }
-        let facts = transaction.open_table(FACTS)?;
-        let fact = |name| -> anyhow::Result<String> {
-            Ok(facts
-                .get(name)?
-                .map(|fact| fact.value().to_owned())
-                .unwrap_or_default())
-        };
-        let origin = Origin {
-            source: fact(SOURCE)?,
-            identity: fact(IDENTITY)?,
-        };
-        if origin.source != source {
-            return Ok(None);
-        }
-        let mut edit = Directory::new().edit();
-        for entry in transaction.open_table(ENTRIES)?.iter()? {
-            let (key, value) = entry?;
-            let key = Key::parse(key.value()).map_err(|why| anyhow!(why))?;
-            match value.value() {
-                "" => edit.unreadable(key.question(names)),
-                value => key.take(&mut edit, names, Some(value.as_bytes()))?,
-            }
-        }
-        let (directory, changes) = edit.finish();
-        Ok(Some(DirectoryCopy {
-            origin,
-            directory,
-            changes,
-        }))
-    };
-    guarded(|| read().map_err(Fault::Damaged))
-}
-
-fn write(file: &mut File, job: &Pending) -> anyhow::Result<()> {
-    let transaction = file.database.begin_write()?;
-    let mut grown = 0;
-    let bytes = |key: &str, value: &str| (key.len() + value.len()) as i64;
-    if job.clear {
-        for entry in transaction.open_table(ENTRIES)?.iter()? {
-            let (key, value) = entry?;
-            grown -= bytes(key.value(), value.value());
-        }
-        transaction.delete_table(ENTRIES)?;
-    }
-    {
-        let mut entries = transaction.open_table(ENTRIES)?;
-        for (key, value) in &job.entries {
-            let before = match value {
-                Some(value) => {
-                    grown += bytes(key, value);
-                    entries.insert(&**key, &**value)?
-                }
-                None => entries.remove(&**key)?,
-            };
-            grown -= before.map_or(0, |before| bytes(key, before.value()));
-        }
-        let mut facts = transaction.open_table(FACTS)?;
-        if let Some(origin) = &job.origin {
-            facts.insert(SOURCE, &*origin.source)?;
-            facts.insert(IDENTITY, &*origin.identity)?;
-        }
-    }
-    transaction.commit()?;
-    file.written(grown, 0)
 }
 
 #[cfg(test)]
@@ -477,6 +414,72 @@ mod tests {
         assert_eq!(written(&kept.unwrap(), &names), expected);
     }
 
+    /// Writes a directory, and closes the file.
+    async fn keep(path: &Path, text: &str) {
+        let names = Names::new();
+        let (mut copy_writer, _) = open_copy(path, "file", &names);
+        let content = Content::parse(text, &names).unwrap();
+        let (directory, changes) = content.replace(&Directory::unavailable());
+        copy_writer.set_origin(origin("file"));
+        copy_writer.note(&directory, &changes, &names);
+        copy_writer.finish().await;
+    }
+
+    #[tokio::test]
+    async fn what_is_only_read_is_left_as_it_is_and_what_has_changed_in_it_is_noticed() {
+        let (folder, path) = file();
+        let (copy_writer, _) = open_copy(&path, "file", &Names::new());
+        copy_writer.finish().await;
+        assert!(!path.exists(), "there is nothing to keep");
+        keep(&path, TEXT).await;
+        let sound = std::fs::read(&path).unwrap();
+        let (copy_writer, kept) = open_copy(&path, "file", &Names::new());
+        assert!(kept.is_some());
+        copy_writer.finish().await;
+        assert_eq!(std::fs::read(&path).unwrap(), sound);
+        // A contact that becomes another one, in all pages that hold it.
+        let mut changed = sound.clone();
+        for at in 0..changed.len() - 8 {
+            if changed[at..].starts_with(br#"["b","c"]"#) {
+                changed[at + 2] = b'd';
+            }
+        }
+        assert_ne!(changed, sound);
+        std::fs::write(&path, changed).unwrap();
+        let (copy_writer, kept) = open_copy(&path, "file", &Names::new());
+        assert!(kept.is_none());
+        copy_writer.finish().await;
+        let names = std::fs::read_dir(folder.path()).unwrap();
+        let mut names = names.map(|it| it.unwrap().file_name().into_string().unwrap());
+        assert!(names.any(|name| name.contains(".damaged-")));
+    }
+
+    #[tokio::test]
+    async fn one_that_was_not_closed_or_has_no_sum_is_checked_and_taken() {
+        let (_folder, path) = file();
+        keep(&path, TEXT).await;
+        let file = OpenFile::open(&path, &Arc::default()).unwrap().file;
+        content::forget_sum(&file);
+        // As if it were killed.
+        std::mem::forget(file);
+        let copy = path.with_extension("killed");
+        std::fs::copy(&path, &copy).unwrap();
+        for _ in 0..2 {
+            let names = Names::new();
+            let (mut copy_writer, kept) = open_copy(&copy, "file", &names);
+            let kept = kept.unwrap();
+            assert_eq!(written(&kept, &names), TEXT);
+            let identity = format!("{}1", kept.origin.identity);
+            let source = "file".into();
+            copy_writer.set_origin(Origin { source, identity });
+            copy_writer.note(&kept.directory, &Changes::default(), &names);
+            copy_writer.finish().await;
+        }
+        let (kept, open) = content::open(&copy, "file", &Names::new(), &DirectoryHealth::default())
+            .unwrap_or_else(|fault| panic!("{fault:?}"));
+        assert!(kept.is_some() && open.is_none(), "it has a sum now");
+    }
+
     #[tokio::test]
     async fn what_is_damaged_is_set_aside() {
         let (folder, path) = file();
@@ -484,6 +487,7 @@ mod tests {
         let (copy_writer, kept) = open_copy(&path, "file", &Names::new());
         assert!(kept.is_none());
         copy_writer.finish().await;
+        keep(&path, TEXT).await;
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 2);
     }
 }

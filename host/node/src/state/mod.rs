@@ -190,32 +190,7 @@ fn open_in(
 ) -> Result<(Store, Restored), Fault> {
     // It holds what users' connections say of themselves.
     private::folder(dir).map_err(Fault::Unusable)?;
-    let (mut store, mut restored) = open_or_set_aside(path, owner, disk)?;
-    let note = path.with_extension("subjects");
-    // A state of a version that kept no note is taken for this one's.
-    if let Ok(before) = std::fs::read_to_string(&note)
-        && before != belongs
-    {
-        drop(store);
-        let aside = database::set_aside(path, "of-other-subjects").map_err(Fault::Unusable)?;
-        tracing::warn!(
-            "the state in {} is of `{before}`, and this tenant has `{belongs}` now: it has been set \
-             aside as {}, and the tenant starts empty",
-            path.display(),
-            aside.display()
-        );
-        (store, restored) = open_or_set_aside(path, owner, disk)?;
-    }
-    private::write(&note, belongs.as_bytes()).map_err(|error| Fault::Unusable(error.into()))?;
-    Ok((store, restored))
-}
-
-fn open_or_set_aside(
-    path: &Path,
-    owner: &Owner,
-    disk: &Arc<Disk>,
-) -> Result<(Store, Restored), Fault> {
-    match open_file(path, owner, disk) {
+    match open_file(path, owner, disk, belongs) {
         Err(Fault::Damaged(why)) => {
             let aside = database::set_aside(path, "damaged").map_err(Fault::Unusable)?;
             tracing::error!(
@@ -224,15 +199,33 @@ fn open_or_set_aside(
                 path.display(),
                 aside.display()
             );
-            open_file(path, owner, disk)
+            open_file(path, owner, disk, belongs)
         }
         opened => opened,
     }
 }
 
-fn open_file(path: &Path, owner: &Owner, disk: &Arc<Disk>) -> Result<(Store, Restored), Fault> {
-    let store = Store::open(path, &owner.name, disk)?;
-    let restored = read(&store, path, owner, &|_| true).map_err(|fault| disk.fault(fault))?;
+fn open_file(
+    path: &Path,
+    owner: &Owner,
+    disk: &Arc<Disk>,
+    belongs: &str,
+) -> Result<(Store, Restored), Fault> {
+    let mut store = Store::open(path, &owner.name, disk)?;
+    // A state of a version that didn't note it is taken for this one's.
+    if let Some(before) = store.subjects()?.filter(|before| before != belongs) {
+        drop(store);
+        let aside = database::set_aside(path, "of-other-subjects").map_err(Fault::Unusable)?;
+        tracing::warn!(
+            "the state in {} is of `{before}`, and this tenant has `{belongs}` now: it has been set \
+             aside as {}, and the tenant starts empty",
+            path.display(),
+            aside.display()
+        );
+        store = Store::open(path, &owner.name, disk)?;
+    }
+    let restored = read(&store, path, owner, &|_| true, Some(belongs));
+    let restored = restored.map_err(|fault| disk.fault(fault))?;
     Ok((store, restored))
 }
 
@@ -242,6 +235,7 @@ fn read(
     path: &Path,
     owner: &Owner,
     wanted: &dyn Fn(&str) -> bool,
+    belongs: Option<&str>,
 ) -> Result<Restored, Fault> {
     let mut records = Vec::new();
     let saved_at = store.read(&owner.name, |key, value| {
@@ -251,7 +245,7 @@ fn read(
         }
         Ok(())
     })?;
-    let epoch = begin_epoch(store, path)?;
+    let epoch = begin_epoch(store, path, belongs)?;
     Ok(Restored {
         records,
         epoch,
@@ -260,14 +254,15 @@ fn read(
 }
 
 /// Begins an epoch. The last one is kept in a file of its own as well, since it is to
-/// outlive a damaged one: clients take what bears an earlier epoch for late.
-fn begin_epoch(store: &Store, path: &Path) -> Result<u64, Fault> {
+/// outlive a damaged one: clients take what bears an earlier epoch for late. The disk isn't waited
+/// for a second time.
+fn begin_epoch(store: &Store, path: &Path, belongs: Option<&str>) -> Result<u64, Fault> {
     let file = path.with_extension("epoch");
     let last = std::fs::read_to_string(&file).ok();
     let last = last.and_then(|text| text.trim().parse::<u64>().ok());
     let next = last.map_or(0, |last| last.saturating_add(EPOCH_STEP));
-    let epoch = store.begin_epoch(clock::now_ms().max(next))?;
-    if let Err(error) = private::write(&file, epoch.to_string().as_bytes()) {
+    let epoch = store.begin_epoch(clock::now_ms().max(next), belongs)?;
+    if let Err(error) = private::note(&file, epoch.to_string().as_bytes()) {
         tracing::warn!(%error, "can't write {}", file.display());
     }
     Ok(epoch)
@@ -323,18 +318,27 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         written(folder.path());
         let known = |belongs| open_of(folder.path(), belongs).unwrap().1.records.len();
-        // One that says of none is this one's.
-        std::fs::remove_file(folder.path().join("presence.subjects")).unwrap();
-        let before = known("acme.presence.>");
+        let before = known("presence.>");
         assert!(before > 0);
-        assert_eq!(known("acme.presence.>"), before);
+        assert_eq!(known("presence.>"), before);
         assert_eq!(known("beta.presence.>"), 0);
         let names = std::fs::read_dir(folder.path()).unwrap();
         let names = names.map(|it| it.unwrap().file_name().into_string().unwrap());
         let aside = names.filter(|name| name.contains(".redb.of-other-subjects-"));
         assert_eq!(aside.count(), 1);
         // It doesn't come back by itself.
-        assert_eq!(known("acme.presence.>"), 0);
+        assert_eq!(known("presence.>"), 0);
+    }
+
+    #[test]
+    fn a_state_that_says_of_no_subjects_is_taken() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("presence.redb");
+        let mut store = Store::open(&path, &owner().name, &Arc::default()).unwrap();
+        write(&mut store, 7, b"\x01\x03ann\x02c1", Some(&[5]));
+        drop(store);
+        let (_, restored) = open_of(folder.path(), "acme.presence.>").unwrap();
+        assert_eq!(restored.records.len(), 1);
     }
 
     /// Writes one record of the tenant, or removes it.
@@ -368,7 +372,7 @@ mod tests {
         let (store, restored) = open(folder.path()).unwrap();
         let ahead = clock::now_ms() + 3_600_000;
         assert!(restored.epoch < ahead);
-        assert_eq!(store.begin_epoch(ahead).unwrap(), ahead);
+        assert_eq!(store.begin_epoch(ahead, None).unwrap(), ahead);
         drop(store);
         let (_, restored) = open(folder.path()).unwrap();
         assert!(restored.epoch > ahead, "{} {ahead}", restored.epoch);
@@ -452,7 +456,8 @@ mod tests {
         store.set_format(presence_core::record::FORMAT + 1).unwrap();
         drop(store);
         let path = folder.path().join("presence.redb");
-        let Err(Fault::Damaged(why)) = open_file(&path, &owner(), &Arc::default()) else {
+        let opened = open_file(&path, &owner(), &Arc::default(), "presence.>");
+        let Err(Fault::Damaged(why)) = opened else {
             panic!("a later format can't be read");
         };
         assert!(why.to_string().contains("newer version"), "{why}");

@@ -25,6 +25,10 @@ const FORMAT_KEY: &str = "format";
 const SAVED_AT: &str = "saved-at";
 const EPOCH: &str = "epoch";
 
+/// What is known of the file itself.
+const FACTS: TableDefinition<'_, &str, &str> = TableDefinition::new("facts");
+const SUBJECTS: &str = "subjects";
+
 /// The log is merged when it is longer than the tables, in bytes; but not below the first,
 /// and always above the second.
 const LOG_BYTES: (u64, u64) = (4 << 20, 32 << 20);
@@ -54,10 +58,11 @@ impl Store {
             };
             store.check_format(tenant)?;
             let transaction = store.file.database.begin_read();
-            let extent = transaction
-                .map_err(anyhow::Error::from)
-                .and_then(|transaction| log::extent(&transaction.open_table(log::LOG)?));
-            store.log = extent.map_err(Fault::Damaged)?;
+            let extent = transaction.map_err(anyhow::Error::from).and_then(|it| {
+                let log = there(it.open_table(log::LOG))?;
+                log.as_ref().map(log::extent).transpose()
+            });
+            store.log = extent.map_err(Fault::Damaged)?.unwrap_or_default();
             Ok(store)
         });
         opened.map_err(|fault| disk.fault(fault))
@@ -80,13 +85,12 @@ impl Store {
     ) -> Result<u64, Fault> {
         let mut read = || -> anyhow::Result<u64> {
             let transaction = self.file.database.begin_read()?;
-            let log = transaction.open_table(log::LOG)?;
-            let name = table_of(tenant);
-            let table = match transaction.open_table(TableDefinition::new(&name)) {
-                Ok(table) => Some(table),
-                Err(TableError::TableDoesNotExist(_)) => None,
-                Err(error) => return Err(error.into()),
+            let Some(log) = there(transaction.open_table(log::LOG))? else {
+                // Nothing has been written to it.
+                return Ok(0);
             };
+            let name = table_of(tenant);
+            let table = there(transaction.open_table(TableDefinition::new(&name)))?;
             log::read(&log, tenant, table.as_ref(), &mut take)?;
             let saved_at = transaction.open_table(FIGURES)?.get(SAVED_AT)?;
             Ok(saved_at.map_or(0, |at| at.value()))
@@ -105,9 +109,10 @@ impl Store {
             let before = store.log;
             let mut extent = before;
             log::append(&mut transaction.open_table(log::LOG)?, &mut extent, batches)?;
-            let mut figures = transaction.open_table(FIGURES)?;
-            figures.insert(SAVED_AT, saved_at)?;
-            drop(figures);
+            note_format(&transaction, FORMAT)?;
+            transaction
+                .open_table(FIGURES)?
+                .insert(SAVED_AT, saved_at)?;
             transaction.commit()?;
             store.log = extent;
             store.written(extent.bytes as i64 - before.bytes as i64)
@@ -151,14 +156,35 @@ impl Store {
         })
     }
 
+    /// On which subjects the users in it are known; none if that was never noted.
+    ///
+    /// # Errors
+    /// If it can't be read.
+    pub(crate) fn subjects(&self) -> Result<Option<String>, Fault> {
+        let read = || -> anyhow::Result<_> {
+            let transaction = self.file.database.begin_read()?;
+            let Some(facts) = there(transaction.open_table(FACTS))? else {
+                return Ok(None);
+            };
+            let subjects = facts.get(SUBJECTS)?;
+            Ok(subjects.map(|it| it.value().to_owned()))
+        };
+        guarded(|| read().map_err(Fault::Damaged))
+    }
+
     /// Begins an epoch that is later than any before, though the clock may have been
-    /// set back since, and returns it when the disk has it.
+    /// set back since, and returns it when the disk has it: with the subjects on which users are
+    /// known, if they are to be noted.
     ///
     /// # Errors
     /// If it can't be written.
-    pub(crate) fn begin_epoch(&self, now: u64) -> Result<u64, Fault> {
+    pub(crate) fn begin_epoch(&self, now: u64, subjects: Option<&str>) -> Result<u64, Fault> {
         let begin = || -> anyhow::Result<u64> {
             let transaction = self.file.database.begin_write()?;
+            note_format(&transaction, FORMAT)?;
+            if let Some(subjects) = subjects {
+                transaction.open_table(FACTS)?.insert(SUBJECTS, subjects)?;
+            }
             let epoch = {
                 let mut figures = transaction.open_table(FIGURES)?;
                 let last = figures.get(EPOCH)?.map(|epoch| epoch.value());
@@ -177,7 +203,8 @@ impl Store {
         let check = || -> anyhow::Result<()> {
             let transaction = self.file.database.begin_read()?;
             if transaction.list_tables()?.next().is_none() {
-                return self.set_format(FORMAT);
+                // The first transaction notes it.
+                return Ok(());
             }
             let figures = transaction.open_table(FIGURES)?;
             match figures.get(FORMAT_KEY)?.map_or(0, |format| format.value()) {
@@ -192,7 +219,8 @@ impl Store {
         check().map_err(Fault::Damaged)
     }
 
-    /// Notes the format, and makes the tables that are no tenant's.
+    /// Notes a format.
+    #[cfg(test)]
     pub(super) fn set_format(&self, format: u32) -> anyhow::Result<()> {
         let transaction = self.file.database.begin_write()?;
         note_format(&transaction, format)?;
@@ -210,6 +238,16 @@ impl Store {
     }
 }
 
+/// A table, if it is there.
+fn there<T>(opened: Result<T, TableError>) -> Result<Option<T>, TableError> {
+    match opened {
+        Ok(table) => Ok(Some(table)),
+        Err(TableError::TableDoesNotExist(_)) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Notes the format, and makes the table that has to be there.
 fn note_format(transaction: &WriteTransaction, format: u32) -> anyhow::Result<()> {
     transaction.open_table(log::LOG)?;
     let mut figures = transaction.open_table(FIGURES)?;

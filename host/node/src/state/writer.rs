@@ -314,7 +314,7 @@ impl Task {
     fn answer(&mut self, owner: &Owner, request: Request) {
         let restored = self.store().and_then(|store| {
             let wanted = |user: &str| request.wants(user);
-            let restored = super::read(&store, &self.path, owner, &wanted)?;
+            let restored = super::read(&store, &self.path, owner, &wanted, None)?;
             self.store = Some(store);
             Ok(restored)
         });

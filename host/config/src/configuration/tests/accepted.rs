@@ -14,7 +14,7 @@ fn reference() -> PathBuf {
 /// The defaults, with paths in the given folder.
 fn defaults_in(folder: &Path) -> Config {
     let file = folder.join(FILE_NAME);
-    ConfigReader::new(&file, "", BTreeMap::new()).read_defaults(Config::read)
+    ConfigReader::new(&file, Lines::of(""), BTreeMap::new()).read_defaults(Config::read)
 }
 
 #[test]
@@ -104,8 +104,8 @@ fn the_reference_file_names_every_key_that_can_be_set() {
     variables_of("PRESENCE", &document, &mut written);
     written.sort();
 
-    let known =
-        ConfigReader::new(Path::new(FILE_NAME), "", BTreeMap::new()).variables_of(Config::read);
+    let known = ConfigReader::new(Path::new(FILE_NAME), Lines::of(""), BTreeMap::new())
+        .variables_of(Config::read);
     assert_eq!(written, known);
 }
 

@@ -6,7 +6,7 @@
 //! subject, and delivers the message in neither case. That the server does so is tested first, on
 //! an inbox of this process.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
@@ -62,11 +62,6 @@ impl Permission {
             sample,
             is_used,
         }
-    }
-
-    /// Whether another is to the same.
-    fn is_same(&self, other: &Self) -> bool {
-        (self.operation, &self.subject) == (other.operation, &other.subject)
     }
 
     /// Whether something that the broker has refused is a case of it.
@@ -215,11 +210,58 @@ struct Needed {
     by: BTreeMap<String, bool>,
 }
 
+/// All rights that somebody needs, or needed.
+#[derive(Debug, Default)]
+struct AllNeeded {
+    /// Each has its place for as long as the connection is there.
+    rights: Vec<Needed>,
+    /// The place of each.
+    places: HashMap<(Operation, String), usize>,
+    /// The places of what the tenant with a prefix needs.
+    of_tenants: HashMap<String, Vec<usize>>,
+}
+
+impl AllNeeded {
+    fn get(&self, place: usize) -> Option<&Needed> {
+        self.rights.get(place)
+    }
+
+    /// Notes that the tenant with a prefix needs a right.
+    fn add(&mut self, prefix: &str, permission: Permission) {
+        let is_used = permission.is_used;
+        let key = (permission.operation, permission.subject.clone());
+        let place = *self.places.entry(key).or_insert(self.rights.len());
+        if place == self.rights.len() {
+            self.rights.push(Needed {
+                permission,
+                by: BTreeMap::new(),
+            });
+        }
+        if let Some(needed) = self.rights.get_mut(place)
+            && needed.by.insert(prefix.to_owned(), is_used).is_none()
+        {
+            let places = self.of_tenants.entry(prefix.to_owned()).or_default();
+            places.push(place);
+        }
+    }
+
+    /// Notes that the tenant with a prefix needs nothing any more. Says what nobody does.
+    fn remove(&mut self, prefix: &str) -> Vec<usize> {
+        let mut unneeded = self.of_tenants.remove(prefix).unwrap_or_default();
+        unneeded.retain(|place| {
+            self.rights.get_mut(*place).is_some_and(|needed| {
+                needed.by.remove(prefix);
+                needed.by.is_empty()
+            })
+        });
+        unneeded
+    }
+}
+
 /// What is known of the rights of those who use a connection.
 #[derive(Debug, Default)]
 pub(crate) struct Permissions {
-    /// Each has its place for as long as the connection is there.
-    needed: RwLock<Vec<Needed>>,
+    needed: RwLock<AllNeeded>,
     /// Since when each is forbidden, by its place, and by the host's clock.
     forbidden: Mutex<BTreeMap<usize, u64>>,
     /// Rights that were refused for a subject that a client chose, such as a reply subject. They
@@ -250,28 +292,14 @@ impl Permissions {
         let prefix = prefix_of(config.tenant.prefix.as_deref());
         let mut known = self.needed.write().unwrap_or_else(PoisonError::into_inner);
         for permission in needed(config) {
-            let is_same = |it: &&mut Needed| it.permission.is_same(&permission);
-            let is_used = permission.is_used;
-            match known.iter_mut().find(is_same) {
-                Some(same) => drop(same.by.insert(prefix.to_owned(), is_used)),
-                None => known.push(Needed {
-                    permission,
-                    by: BTreeMap::from([(prefix.to_owned(), is_used)]),
-                }),
-            }
+            known.add(prefix, permission);
         }
     }
 
     /// Notes that the tenant with a prefix needs nothing any more.
     pub(crate) fn release(&self, prefix: Option<&str>) {
         let mut known = self.needed.write().unwrap_or_else(PoisonError::into_inner);
-        let mut unneeded = Vec::new();
-        for (place, needed) in known.iter_mut().enumerate() {
-            needed.by.remove(prefix_of(prefix));
-            if needed.by.is_empty() {
-                unneeded.push(place);
-            }
-        }
+        let unneeded = known.remove(prefix_of(prefix));
         drop(known);
         for place in unneeded {
             self.forbidden().remove(&place);
@@ -279,12 +307,13 @@ impl Permissions {
         }
     }
 
-    fn needed(&self) -> RwLockReadGuard<'_, Vec<Needed>> {
+    fn needed(&self) -> RwLockReadGuard<'_, AllNeeded> {
         self.needed.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn permission(&self, place: usize) -> Option<Permission> {
-        self.needed().get(place).map(|it| it.permission.clone())
+        let needed = self.needed();
+        needed.get(place).map(|it| it.permission.clone())
     }
 
     /// Notes what the broker says.
@@ -320,7 +349,7 @@ impl Permissions {
 
     fn note_refusal(&self, operation: Operation, subject: &str) -> BrokerErrorKind {
         let covers = |it: &Needed| !it.by.is_empty() && it.permission.covers(operation, subject);
-        let Some(place) = self.needed().iter().position(covers) else {
+        let Some(place) = self.needed().rights.iter().position(covers) else {
             return BrokerErrorKind::Other;
         };
         let permission = self.permission(place);
@@ -411,7 +440,7 @@ impl Permissions {
     pub(crate) async fn try_all(&self, client: &Client) -> Vec<(Permission, Option<bool>)> {
         let places: Vec<_> = {
             let needed = self.needed();
-            let used = needed.iter().enumerate();
+            let used = needed.rights.iter().enumerate();
             let used = used.filter(|(_, it)| it.by.values().any(|is_used| *is_used));
             used.map(|(place, _)| place).collect()
         };

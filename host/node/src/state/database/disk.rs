@@ -4,6 +4,7 @@
 use std::io::{self, ErrorKind};
 use std::ops::Bound;
 use std::pin::pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -131,12 +132,17 @@ impl Disk {
 pub(super) struct Waiting<B> {
     inner: B,
     disk: Arc<Disk>,
+    /// Whether the file has been made. Until it is, it holds nothing that could be lost.
+    is_made: Arc<AtomicBool>,
 }
 
 impl<B> Waiting<B> {
-    pub(super) fn new(inner: B, disk: &Arc<Disk>) -> Self {
-        let disk = Arc::clone(disk);
-        Self { inner, disk }
+    pub(super) fn new(inner: B, disk: &Arc<Disk>, is_made: &Arc<AtomicBool>) -> Self {
+        Self {
+            inner,
+            disk: Arc::clone(disk),
+            is_made: Arc::clone(is_made),
+        }
     }
 
     /// Does what needs room, once there is some.
@@ -177,6 +183,10 @@ impl<B: StorageBackend> StorageBackend for Waiting<B> {
     }
 
     fn sync_data(&self) -> io::Result<()> {
+        if !self.is_made.load(Ordering::Relaxed) {
+            // The first transaction has the disk take all of the file.
+            return Ok(());
+        }
         // One that has failed is never tried again: the system may have let go of what it
         // couldn't write.
         self.inner.sync_data()
@@ -287,7 +297,7 @@ mod tests {
             refused: Arc::clone(&refused),
         };
         let disk = Arc::new(Disk::of("the state"));
-        let database = open_in(backend, &disk).unwrap();
+        let database = open_in(backend, &disk, false).unwrap();
         disk.wait_for_room();
         room.store(0, Ordering::SeqCst);
         World {

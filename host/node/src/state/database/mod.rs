@@ -12,11 +12,12 @@ use std::io::ErrorKind;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::anyhow;
 use presence_rules::private;
 use redb::backends::FileBackend;
-use redb::{Builder, Database, DatabaseError, StorageBackend, StorageError};
+use redb::{Builder, Database, DatabaseError, ReadOnlyDatabase, StorageBackend, StorageError};
 
 pub(crate) use aside::set_aside;
 pub(crate) use disk::Disk;
@@ -127,16 +128,55 @@ impl File {
     }
 }
 
-fn open(path: &Path, disk: &Arc<Disk>) -> Result<Database, DatabaseError> {
-    open_in(FileBackend::new(private::file(path)?)?, disk)
+/// Reads a file and leaves it as it is, so that nothing waits for the disk. None if there is no
+/// such file, or it wasn't closed in order: [`File::open`] checks it then. Whether what is read is
+/// what was written, the one who reads has to know.
+///
+/// # Errors
+/// If it can't be read.
+pub(crate) fn read_only<T>(
+    path: &Path,
+    read: impl FnOnce(&ReadOnlyDatabase) -> Result<Option<T>, Fault>,
+) -> Result<Option<T>, Fault> {
+    guarded(|| {
+        let file = match fs::File::open(path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(Fault::Unusable(error.into())),
+        };
+        let opened = FileBackend::new(file);
+        let opened = opened.and_then(|backend| builder().open_read_only_with_backend(backend));
+        match opened {
+            Ok(database) => read(&database),
+            Err(DatabaseError::RepairAborted) => Ok(None),
+            Err(error) => Err(fault(error, path)),
+        }
+    })
 }
 
-fn open_in(backend: impl StorageBackend, disk: &Arc<Disk>) -> Result<Database, DatabaseError> {
+fn open(path: &Path, disk: &Arc<Disk>) -> Result<Database, DatabaseError> {
+    let file = private::file(path)?;
+    let is_new = file.metadata()?.len() == 0;
+    open_in(FileBackend::new(file)?, disk, is_new)
+}
+
+fn open_in(
+    backend: impl StorageBackend,
+    disk: &Arc<Disk>,
+    is_new: bool,
+) -> Result<Database, DatabaseError> {
+    let is_made = Arc::new(AtomicBool::new(!is_new));
+    let opened = builder().create_with_backend(Waiting::new(backend, disk, &is_made))?;
+    is_made.store(true, Ordering::Relaxed);
+    Ok(opened)
+}
+
+fn builder() -> Builder {
     let mut builder = Builder::new();
     builder.set_cache_size(CACHE_BYTES);
     // Or else what is damaged would be found when it is in the way.
     builder.set_check_integrity_on_open(true);
-    builder.create_with_backend(Waiting::new(backend, disk))
+    builder
 }
 
 fn used(database: &Database) -> anyhow::Result<u64> {
