@@ -1,7 +1,7 @@
 //! The page that a node serves: in a real browser, and asked as others might ask it.
 
 use anyhow::{Context, Result, ensure};
-use presence_tests::client::now_ms;
+use presence_tests::client::{Client, now_ms};
 use presence_tests::host::{self, Host};
 use presence_tests::nats::NatsServer;
 use presence_tests::process::Process;
@@ -10,9 +10,11 @@ use presence_tests::{browser, component, http, node, wait};
 use serde_json::{Value, json};
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
+use toml::toml;
 
 use crate::inputs::{self, CONNECT};
 use crate::store;
+use crate::tenants::{tenant, until_states, with};
 use crate::world::World;
 
 const TOKEN: &str = "a token that is long enough";
@@ -361,4 +363,102 @@ async fn a_quarantine_is_in_the_history_of_the_page_also_without_a_store() -> Re
         (&json!("quarantine"), &json!("trap"))
     );
     world.end().await
+}
+
+#[tokio::test]
+async fn a_node_with_tenants_shows_one_at_a_time_and_nothing_of_another() -> Result<()> {
+    let server = NatsServer::start().await?;
+    let token = TOKEN.replace(' ', "-");
+    let long = "x".repeat(60);
+    let store = with(tenant("acme"), "plugins", toml! { source = "store" });
+    let broken = with(tenant(&long), "tracker", toml! { timeout_ms = "soon" });
+    let resting = with(tenant("resting"), "paused", true);
+    let site = Site::new(&server.url())?
+        .with("http.admin_token", &*token)?
+        .with("explain.enabled", true)?
+        .with("tracker.timeout_ms", 600_000)?
+        .with("tenant", vec![store, tenant("beta"), resting, broken])?;
+    let host = Host::start(&site).await?;
+    let path = site.path().join("pipeline.toml");
+    for pipeline in [
+        store::CONTACTS,
+        &store::CONTACTS.replace("contacts", "groups"),
+    ] {
+        std::fs::write(&path, pipeline)?;
+        let path = path.to_string_lossy();
+        let apply = ["pipeline", "apply", &path, "--tenant", "acme", "--yes"];
+        store::good(&site, &apply)?;
+    }
+    let states = [
+        ("acme", "serving"),
+        ("beta", "serving"),
+        ("resting", "paused"),
+        (&*long, "refused"),
+    ];
+    until_states(&site, &states).await?;
+    let client = Client::connect(&server.url()).await?;
+    for (prefix, user) in [("acme", "12345"), ("beta", "12345"), ("beta", "67890")] {
+        let connect = inputs::connect(user, "c1", now_ms());
+        client
+            .input(&format!("{prefix}.{CONNECT}"), connect)
+            .await?;
+    }
+    let bad = r#"{"userId": "ada", "connId": ""}"#;
+    client
+        .publish_bytes(&format!("beta.{CONNECT}"), bad)
+        .await?;
+    let of_beta = ["tenant=\"beta\"", "reason=\"missing-field\""];
+    let metric = "presence_dead_letters_total";
+    host.until_metric(metric, &of_beta, |it| it == 1.0).await?;
+
+    let port = site.http_port();
+    let (own, bearer) = (format!("127.0.0.1:{port}"), format!("Bearer {token}"));
+    let (own, operator) = (("Host", &*own), ("Authorization", &*bearer));
+    // Each tells of its own tenant, and of the others by name alone.
+    for (name, letters) in [("acme", 0), ("beta", 1)] {
+        let path = format!("/page/events?after=0&tenant={name}");
+        let mut stream = http::begin(port, &path, &[own, JSON, operator], None).await?;
+        let words = ["event: tenants", "event: now", "event: letters", "]}\n\n"];
+        let told = told(&mut stream, &words).await?;
+        assert_eq!(data(&told, "hello")?["tenant"], name);
+        assert_eq!(data(&told, "now")?["status"]["tenant"]["name"], name);
+        let found = data(&told, "letters")?;
+        assert_eq!(
+            found["letters"].as_array().map(Vec::len),
+            Some(letters),
+            "{found}"
+        );
+        let listed = data(&told, "tenants")?;
+        assert_eq!(
+            listed["tenants"][1],
+            json!({"name": "beta", "state": "serving"})
+        );
+    }
+    // What changes something needs the token, and is of the tenant that is named.
+    let back = json!({"revision": 1, "seen": 2}).to_string();
+    for (tenant, headers, status) in [
+        ("acme", vec![own, JSON], 403),
+        (
+            "acme",
+            vec![own, JSON, ("Authorization", "Bearer other")],
+            401,
+        ),
+        ("beta", vec![own, JSON, operator], 400),
+        ("nobody", vec![own, JSON, operator], 400),
+    ] {
+        let path = format!("/page/rollback?tenant={tenant}");
+        let answer = http::ask(port, &path, &headers, Some(&back)).await?;
+        assert_eq!(
+            answer.status, status,
+            "{tenant} {headers:?}: {}",
+            answer.body
+        );
+    }
+
+    let chromium = browser::find()?.to_string_lossy().into_owned();
+    let url = format!("http://127.0.0.1:{port}");
+    let mut page = node::spawn("tests/node/tenants.mjs", &[&chromium, &url, &token])?;
+    next(&mut page, "done").await?;
+    ensure!(page.wait().await?.success(), "{}", page.last_words());
+    host.stop().await
 }

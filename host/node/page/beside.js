@@ -4,6 +4,7 @@
 import { at, make, remake, say, show } from "/page/dom.js";
 import { does } from "/page/explain.js";
 import { count, digest, moment, seconds } from "/page/format.js";
+import { address } from "/page/tenant.js";
 
 /// How often examples are asked for at most.
 const EXAMPLES_MS = 2_000;
@@ -163,7 +164,7 @@ const reasons = (stage) => [...(stage.reasons ?? []), ...(stage.viewerReasons ??
 
 async function ask(path, options, headers) {
   try {
-    const response = await fetch(path, { ...options, headers: { "content-type": "application/json", ...headers } });
+    const response = await fetch(address(path), { ...options, headers: { "content-type": "application/json", ...headers } });
     const text = await response.text();
     return response.ok ? JSON.parse(text) : { ok: false, error: text.trim() };
   } catch (error) {

@@ -2,6 +2,7 @@
 
 import { at, make, show } from "/page/dom.js";
 import { moment } from "/page/format.js";
+import { address } from "/page/tenant.js";
 
 const OFF = {
   off: "Explanations are off. Set enabled = true in [explain] of the configuration; it takes effect at once.",
@@ -17,7 +18,7 @@ export function begin(headers) {
     const button = event.target.querySelector("button");
     button.disabled = true;
     try {
-      const response = await fetch("/page/explain", {
+      const response = await fetch(address("/page/explain"), {
         method: "POST",
         headers: { "content-type": "application/json", ...headers() },
         body: JSON.stringify(question),

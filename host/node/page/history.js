@@ -2,6 +2,7 @@
 
 import { at, make, remake, say, show } from "/page/dom.js";
 import { digest, moment } from "/page/format.js";
+import { address } from "/page/tenant.js";
 
 let shown = null;
 let newest = 0;
@@ -98,7 +99,7 @@ const chain = (it) => it.chain.map(({ plugin, digest: of }) => `${plugin} ${dige
 async function ask(path, headers, body) {
   try {
     const options = body && { method: "POST", body: JSON.stringify(body) };
-    const response = await fetch(path, { ...options, headers: { "content-type": "application/json", ...headers } });
+    const response = await fetch(address(path), { ...options, headers: { "content-type": "application/json", ...headers } });
     const text = await response.text();
     return response.ok ? JSON.parse(text) : { ok: false, error: text.trim() };
   } catch (error) {

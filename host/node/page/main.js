@@ -10,6 +10,7 @@ import { Pipeline } from "/page/pipeline.js";
 import { Plots } from "/page/plots.js";
 import { Samples } from "/page/series.js";
 import { follow } from "/page/stream.js";
+import * as tenant from "/page/tenant.js";
 import * as theme from "/page/theme.js";
 import * as token from "/page/token.js";
 
@@ -34,7 +35,7 @@ function draw() {
 }
 
 const again = follow(
-  () => `/page/events?after=${samples.newest}`,
+  () => tenant.address("/page/events", { after: samples.newest }),
   token.headers,
   {
     opened: () => {},
@@ -42,6 +43,7 @@ const again = follow(
     // What follows is asked without it.
     refused: token.refused,
     hello: (hello) => {
+      tenant.tells(hello.tenant);
       for (const sample of hello.samples) samples.push(sample);
       explain.allow(hello.explain);
       token.offer(hello.token, hello.operator);
@@ -53,10 +55,12 @@ const again = follow(
       draw();
     },
     letters: letters.last,
+    tenants: tenant.offer,
   },
 );
 
 token.begin(again);
+tenant.begin();
 explain.begin(token.headers);
 beside.begin(token.headers);
 history.begin(token.headers);

@@ -1,6 +1,6 @@
 // The figures at the top, and what needs attention.
 
-import { at, make, remake, say, show } from "/page/dom.js";
+import { at, make, remake, say, show, visible } from "/page/dom.js";
 import { count, moment, rate, seconds } from "/page/format.js";
 import { byLabel, total } from "/page/series.js";
 
@@ -65,17 +65,27 @@ export class Overview {
   }
 }
 
+/// What a tenant is that isn't served.
+const IDLE = {
+  paused: ["waits", "Paused"],
+  refused: ["bad", "Refused"],
+  unknown: ["bad", "Unknown"],
+};
+
 /// The node's name and state, and everything that is not as it should be.
 export function head(status) {
-  document.title = `${status.node} · presence`;
+  const tenant = status.tenant;
+  const name = tenant ? `${tenant.name} · ${status.node}` : status.node;
+  document.title = `${visible(name)} · presence`;
   const up = seconds((Date.now() - status.startedAt) / 1000);
-  say(at("node"), `${status.node} · version ${status.version} · up ${up}`);
+  say(at("node"), `${name} · version ${status.version} · up ${up}`);
   const serving = status.serving;
   const is = status.ready ? "good" : serving ? "bad" : "waits";
   const words = { good: "Serving", bad: "Not ready", waits: "Waiting" }[is];
-  state(is, words);
+  state(...(IDLE[tenant?.state] ?? [is, words]));
 
   const notices = [];
+  if (tenant?.notTaken) notices.push(["warn", `Its section is not taken, and it goes on as it was: ${tenant.notTaken}`]);
   for (const reason of status.reasons) notices.push(["bad", status.ready ? reason : `Not ready: ${reason}`]);
   for (const stage of serving?.pipeline ?? []) {
     // One that may not run is among the reasons.
@@ -87,13 +97,13 @@ export function head(status) {
   if (serving?.restartNeeded?.length) {
     notices.push(["warn", `A restart is needed for what has changed in: ${serving.restartNeeded.join(", ")}`]);
   }
-  if (status.nats.forbidden.length && status.ready) {
+  if (status.nats?.forbidden.length && status.ready) {
     notices.push(["warn", `NATS forbids: ${status.nats.forbidden.join(", ")}`]);
   }
   show(at("notices"), notices.length > 0);
   remake(at("notices"), notices, () => notices.map(([kind, text]) => make("p", { class: `notice ${kind}` }, text)));
   const state_ = serving ? (serving.state ? "state is kept" : "no state is kept over a restart") : "";
-  const parts = [`NATS ${status.nats.servers}`, serving && `directory ${serving.directory}`, state_,
+  const parts = [status.nats && `NATS ${status.nats.servers}`, serving && `directory ${serving.directory}`, state_,
     serving && `${serving.workers} workers, ${serving.shards} shards`, `process ${status.process}`];
   say(at("foot"), parts.filter(Boolean).join(" · "));
 }

@@ -46,7 +46,7 @@ use crate::telemetry::{self, Telemetry};
 use crate::tenant::ask::{Counts, QueryService};
 use crate::tenant::quotas::Exceeded;
 use crate::tenant::{RunningPipelines, Tenant};
-use page::Page;
+use page::Pages;
 
 pub(crate) use metrics::Exposition;
 #[cfg(feature = "otlp")]
@@ -292,16 +292,16 @@ pub(crate) fn serve(config: &Config, board: Arc<StatusBoard>, tasks: &Tasks) -> 
     let Some((address, listener)) = bind(config)? else {
         return Ok(());
     };
-    let page = Page::new(config, Arc::clone(&board));
+    let pages = Pages::of_node(config, Arc::clone(&board));
     let routes = Router::new()
         .route("/healthz", get(health))
         .route("/readyz", get(ready))
         .route("/metrics", get(metrics::metrics))
         .route("/status", get(serve_status))
         .with_state(board)
-        .merge(page::routes(Arc::clone(&page)));
+        .merge(page::routes(Arc::clone(&pages)));
     tracing::info!(%address, "serving the page, /metrics, /healthz, /readyz and /status");
-    listen::serve(listener, routes, page.look(), tasks)
+    listen::serve(listener, routes, pages.look(), tasks)
 }
 
 /// Listens where the configuration says; none if nobody is told anything.

@@ -15,6 +15,7 @@ use presence_config::{Config, TenantSection};
 use serde_json::{Value, json};
 
 use super::metrics::{self, Exposition};
+use super::page::{self, Pages};
 use super::{STARTING, StatusBoard, answer, is_address, listen, readiness, status};
 use crate::clock;
 use crate::tasks::Tasks;
@@ -197,6 +198,63 @@ impl Tenants {
         states.collect()
     }
 
+    fn one(&self, name: &str) -> Option<TenantEntry> {
+        self.each().get(name).cloned()
+    }
+
+    /// What is told of a tenant; none of one that isn't begun.
+    pub(super) fn board(&self, name: &str) -> Option<Arc<StatusBoard>> {
+        self.one(name)?.board
+    }
+
+    /// The first by name.
+    pub(super) fn first(&self) -> Option<String> {
+        self.each().keys().next().cloned()
+    }
+
+    /// Each by name, and what it is at.
+    pub(super) fn names_and_states(&self) -> Vec<(String, &'static str)> {
+        let all = self.all().into_iter();
+        all.map(|(name, entry)| (name, entry.state().0)).collect()
+    }
+
+    /// What a node with this tenant alone would be and do.
+    pub(super) fn describe_one(&self, name: &str) -> Value {
+        let Some(entry) = self.one(name) else {
+            let why = format!("this node has no tenant `{name}`");
+            return self.idle("unknown", name, vec![why]);
+        };
+        let (state, reasons) = entry.state();
+        let mut about = match &entry.board {
+            Some(board) => status::of(board),
+            None => self.idle(state, name, reasons),
+        };
+        if let Some(about) = about.as_object_mut() {
+            let not_taken = (!entry.not_taken.is_empty()).then_some(&entry.not_taken);
+            about.insert(
+                "tenant".to_owned(),
+                json!({"name": name, "state": state, "notTaken": not_taken}),
+            );
+        }
+        about
+    }
+
+    /// Of a tenant that isn't begun.
+    fn idle(&self, state: &str, name: &str, reasons: Vec<String>) -> Value {
+        json!({
+            "node": self.node,
+            "version": env!("CARGO_PKG_VERSION"),
+            "process": std::process::id(),
+            "startedAt": self.started_ms,
+            "configuration": self.configuration,
+            "ready": false,
+            "reasons": reasons,
+            "nats": null,
+            "serving": null,
+            "tenant": {"name": name, "state": state, "notTaken": null},
+        })
+    }
+
     /// What the process is and does.
     fn describe(&self) -> Value {
         let all = self.all();
@@ -283,23 +341,21 @@ impl Tenants {
     }
 }
 
-/// Where it is told.
-pub(super) fn routes(tenants: Arc<Tenants>) -> Router {
-    Router::new()
-        .route("/healthz", get(health))
-        .route("/readyz", get(ready))
-        .route("/metrics", get(serve_metrics))
-        .route("/status", get(serve_status))
-        .with_state(tenants)
-}
-
 /// Serves the endpoints in the background.
 pub(crate) fn serve(config: &Config, tenants: Arc<Tenants>, tasks: &Tasks) -> anyhow::Result<()> {
     let Some((address, listener)) = super::bind(config)? else {
         return Ok(());
     };
-    tracing::info!(%address, "serving /metrics, /healthz, /readyz and /status");
-    listen::serve(listener, routes(tenants), std::future::pending(), tasks)
+    let pages = Pages::of_tenants(config, Arc::clone(&tenants));
+    let routes = Router::new()
+        .route("/healthz", get(health))
+        .route("/readyz", get(ready))
+        .route("/metrics", get(serve_metrics))
+        .route("/status", get(serve_status))
+        .with_state(tenants)
+        .merge(page::routes(Arc::clone(&pages)));
+    tracing::info!(%address, "serving the page, /metrics, /healthz, /readyz and /status");
+    listen::serve(listener, routes, pages.look(), tasks)
 }
 
 async fn health(State(tenants): State<Arc<Tenants>>) -> (StatusCode, String) {

@@ -29,7 +29,7 @@ macro_rules! asset {
 }
 
 /// Everything that the page loads.
-pub(super) const ASSETS: [Asset; 18] = [
+pub(super) const ASSETS: [Asset; 19] = [
     asset!("beside.js", JS),
     asset!("dom.js", JS),
     asset!("explain.js", JS),
@@ -44,6 +44,7 @@ pub(super) const ASSETS: [Asset; 18] = [
     asset!("plots.js", JS),
     asset!("series.js", JS),
     asset!("stream.js", JS),
+    asset!("tenant.js", JS),
     asset!("theme.js", JS),
     asset!("token.js", JS),
     asset!("uplot.css", CSS, "uplot/uPlot.min.css"),

@@ -13,27 +13,21 @@ use axum::http::header;
 use axum::response::{IntoResponse as _, Response};
 use futures_util::stream;
 use serde_json::{Value, json};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
-use tokio::time::{Instant, MissedTickBehavior, interval, timeout_at};
+use tokio::sync::{OwnedSemaphorePermit, watch};
+use tokio::time::{Instant, timeout_at};
 
 use super::access::Requester;
 use super::samples::{Samples, object};
 use super::swaps::Swaps;
-use super::{Page, metrics, status};
+use super::{Page, metrics};
 use crate::clock;
-
-/// How often it is told.
-const EVERY: Duration = Duration::from_secs(1);
-
-/// How many pages may listen at a time.
-const LISTENERS_MAX: usize = 8;
 
 /// How long one listens before it has to ask again: shorter than a connection may last.
 const LISTEN_MAX: Duration = Duration::from_secs(45);
 
 /// What is told, and to whom.
+#[derive(Default)]
 pub(super) struct Events {
-    listeners: Arc<Semaphore>,
     now: watch::Sender<Bytes>,
     seen: Mutex<PageState>,
 }
@@ -46,46 +40,44 @@ struct PageState {
 }
 
 impl Events {
-    pub(super) fn new() -> Self {
-        Self {
-            listeners: Arc::new(Semaphore::new(LISTENERS_MAX)),
-            now: watch::Sender::new(Bytes::new()),
-            seen: Mutex::default(),
-        }
-    }
-
     fn seen(&self) -> MutexGuard<'_, PageState> {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Looks once a second, for as long as the node runs.
-pub(super) async fn look(page: Arc<Page>) {
-    let mut ticks = interval(EVERY);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    loop {
-        ticks.tick().await;
-        let (at, exposition) = (clock::now_ms(), metrics::text(&page.board));
+impl Page {
+    /// Whether somebody looks at it.
+    pub(super) fn is_listened_to(&self) -> bool {
+        self.events.now.receiver_count() > 0
+    }
+
+    /// Notes what there is to see now, and tells those who listen.
+    pub(super) fn look(&self) {
+        let (at, exposition) = (clock::now_ms(), self.exposition());
         {
-            let mut seen = page.events.seen();
+            let mut seen = self.events.seen();
             seen.samples.keep(at, &exposition);
-            if let Some(status) = page.board.status.get() {
+            if let Some(status) = self.status() {
                 let running = status.running.borrow().clone();
                 seen.swaps.note(at, running.generation, &running.blueprint);
             }
         }
-        if page.events.now.receiver_count() > 0 {
-            let now = page.now(at, &exposition);
-            page.events.now.send_replace(now);
+        if self.is_listened_to() {
+            let now = self.now(at, &exposition);
+            self.events.now.send_replace(now);
         }
     }
-}
 
-impl Page {
+    /// The metrics of the node, as if it had no other tenant.
+    fn exposition(&self) -> String {
+        let board = self.owner.board();
+        board.map(|board| metrics::text(&board)).unwrap_or_default()
+    }
+
     /// What the node is and does now.
     fn now(&self, at: u64, exposition: &str) -> Bytes {
         let metrics = object(exposition, |_| true);
-        let status = status::of(&self.board);
+        let status = self.owner.describe();
         let seen = self.events.seen();
         let generation = status
             .pointer("/serving/generation")
@@ -101,8 +93,9 @@ impl Page {
     fn hello(&self, requester: Requester, after: u64) -> Bytes {
         let hello = json!({
             "explain": self.may_explain(requester).as_str(),
-            "token": self.access.has_token(),
+            "token": self.access().has_token(),
             "operator": requester == Requester::Operator,
+            "tenant": self.owner.tenant(),
         });
         let hello = hello.to_string();
         let hello = hello.trim_end_matches('}');
@@ -113,13 +106,13 @@ impl Page {
     /// The last dead letters, if they are others than those that were told; notes that they
     /// are told.
     fn letters(&self, requester: Requester, told: &mut Option<u64>) -> Option<Bytes> {
-        let status = self.board.status.get()?;
+        let status = self.status()?;
         if *told == Some(status.letters.noted()) {
             return None;
         }
         let (noted, letters) = status.letters.newest();
         *told = Some(noted);
-        let names = self.access.names_users_to(requester);
+        let names = self.access().names_users_to(requester);
         let letters = letters.into_iter().map(|letter| match names {
             true => json!({
                 "at": letter.at,
@@ -140,13 +133,13 @@ impl Page {
 
     /// Tells a reader for a while. `after` is the time of the newest sample that it has.
     pub(super) fn tell(self: &Arc<Self>, requester: Requester, after: u64) -> Option<Response> {
-        let permit = Arc::clone(&self.events.listeners)
-            .try_acquire_owned()
-            .ok()?;
+        let permits = Arc::clone(&self.shared.listeners);
+        let permit = permits.try_acquire_owned().ok()?;
         let listener = Listener {
             page: Arc::clone(self),
             requester,
             now: self.events.now.subscribe(),
+            tenants: self.shared.tenants.subscribe(),
             letters: None,
             until: Instant::now() + LISTEN_MAX,
             begins_after: Some(after),
@@ -166,6 +159,8 @@ struct Listener {
     page: Arc<Page>,
     requester: Requester,
     now: watch::Receiver<Bytes>,
+    /// Which tenants there are.
+    tenants: watch::Receiver<Bytes>,
     /// Up to which dead letter it was told.
     letters: Option<u64>,
     until: Instant,
@@ -182,7 +177,8 @@ impl Listener {
         match self.begins_after.take() {
             Some(after) => {
                 told.extend_from_slice(&page.hello(self.requester, after));
-                let now = page.now(clock::now_ms(), &metrics::text(&page.board));
+                told.extend_from_slice(&self.tenants.borrow_and_update());
+                let now = page.now(clock::now_ms(), &page.exposition());
                 told.extend_from_slice(&now);
             }
             None => {
@@ -191,6 +187,9 @@ impl Listener {
                     .ok()?
                     .ok()?;
                 told.extend_from_slice(&self.now.borrow_and_update());
+                if self.tenants.has_changed().unwrap_or_default() {
+                    told.extend_from_slice(&self.tenants.borrow_and_update());
+                }
             }
         }
         if let Some(letters) = page.letters(self.requester, &mut self.letters) {
@@ -201,6 +200,6 @@ impl Listener {
 }
 
 /// An event. JSON has no line breaks that would end it.
-fn event(name: &str, json: &str) -> Bytes {
+pub(super) fn event(name: &str, json: &str) -> Bytes {
     format!("event: {name}\ndata: {json}\n\n").into()
 }

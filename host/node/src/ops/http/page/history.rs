@@ -13,7 +13,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
-use super::Page;
+use super::{Page, Pages};
 use crate::store::FoundRevision;
 use crate::store::page::{PageAction, PageStore};
 
@@ -37,13 +37,14 @@ struct EndCanaryRequest {
 }
 
 /// Tells the revisions, the newest first, and what operators were alerted to.
-pub(super) async fn serve_history(State(page): State<Arc<Page>>, request: Request) -> Response {
+pub(super) async fn serve_history(State(pages): State<Arc<Pages>>, request: Request) -> Response {
     let (parts, _) = request.into_parts();
+    let page = pages.page(&parts);
     let requester = match page.sender(&parts) {
         Ok(requester) => requester,
         Err(refused) => return refused.into_response(),
     };
-    let status = page.board.status.get();
+    let status = page.status();
     let alerts = status
         .map(|status| status.alerts.kept())
         .unwrap_or_default();
@@ -54,7 +55,7 @@ pub(super) async fn serve_history(State(page): State<Arc<Page>>, request: Reques
     };
     match revisions {
         Ok(revisions) => {
-            let names = page.access.is_trusted(requester);
+            let names = page.access().is_trusted(requester);
             json_of(json!({
                 "ok": true,
                 "newest": holds(&revisions).map(|it| it.revision),
@@ -71,13 +72,13 @@ pub(super) async fn serve_history(State(page): State<Arc<Page>>, request: Reques
 }
 
 /// Makes an earlier pipeline the next revision, for an operator.
-pub(super) async fn roll_back(State(page): State<Arc<Page>>, request: Request) -> Response {
+pub(super) async fn roll_back(State(pages): State<Arc<Pages>>, request: Request) -> Response {
     let step = |asked: RollbackRequest| (PageAction::RollBack(asked.revision), asked.seen);
-    change(&page, request, step).await
+    change(&pages, request, step).await
 }
 
 /// Promotes or aborts a canary, for an operator.
-pub(super) async fn end_canary(State(page): State<Arc<Page>>, request: Request) -> Response {
+pub(super) async fn end_canary(State(pages): State<Arc<Pages>>, request: Request) -> Response {
     let step = |asked: EndCanaryRequest| {
         let step = match asked.promote {
             true => PageAction::Promote,
@@ -85,12 +86,13 @@ pub(super) async fn end_canary(State(page): State<Arc<Page>>, request: Request) 
         };
         (step, asked.seen)
     };
-    change(&page, request, step).await
+    change(&pages, request, step).await
 }
 
 /// Ends the shadow, for an operator.
-pub(super) async fn end_shadow(State(page): State<Arc<Page>>, request: Request) -> Response {
+pub(super) async fn end_shadow(State(pages): State<Arc<Pages>>, request: Request) -> Response {
     let (parts, _) = request.into_parts();
+    let page = pages.page(&parts);
     if let Err(refused) = page.may_change(&parts) {
         return refused.into_response();
     }
@@ -105,11 +107,12 @@ pub(super) async fn end_shadow(State(page): State<Arc<Page>>, request: Request) 
 
 /// Makes the next revision, as is asked.
 async fn change<T: DeserializeOwned>(
-    page: &Page,
+    pages: &Pages,
     request: Request,
     step: impl FnOnce(T) -> (PageAction, u64),
 ) -> Response {
     let (parts, body) = request.into_parts();
+    let page = pages.page(&parts);
     if let Err(refused) = page.may_change(&parts) {
         return refused.into_response();
     }
@@ -118,13 +121,14 @@ async fn change<T: DeserializeOwned>(
     let asked = asked
         .ok()
         .and_then(|it| serde_json::from_slice::<T>(&it).ok());
-    let (Some(asked), Some(store)) = (asked, store(page)) else {
+    let (Some(asked), Some(store)) = (asked, store(&page)) else {
         return (StatusCode::BAD_REQUEST, "this can't be done\n").into_response();
     };
     let (step, seen) = step(asked);
     match store.change(step, seen).await {
         Ok(revision) => {
-            tracing::info!(revision, ?step, "the page has changed the pipeline");
+            let tenant = page.owner.tenant();
+            tracing::info!(tenant, revision, ?step, "the page has changed the pipeline");
             json_of(json!({"ok": true, "revision": revision}))
         }
         Err(error) => json_of(json!({"ok": false, "error": Causes(&error).to_string()})),
@@ -133,20 +137,21 @@ async fn change<T: DeserializeOwned>(
 
 /// Tells what comes of a canary or a shadow, with examples for those who may know whom
 /// they are about.
-pub(super) async fn serve_reports(State(page): State<Arc<Page>>, request: Request) -> Response {
+pub(super) async fn serve_reports(State(pages): State<Arc<Pages>>, request: Request) -> Response {
     let (parts, _) = request.into_parts();
+    let page = pages.page(&parts);
     let requester = match page.sender(&parts) {
         Ok(requester) => requester,
         Err(refused) => return refused.into_response(),
     };
-    if !page.access.names_users_to(requester) {
+    if !page.access().names_users_to(requester) {
         return json_of(json!({"ok": true, "reports": null}));
     }
-    json_of(json!({"ok": true, "reports": page.board.reports()}))
+    json_of(json!({"ok": true, "reports": page.owner.board().map(|it| it.reports())}))
 }
 
 fn store(page: &Page) -> Option<Arc<PageStore>> {
-    page.board.status.get()?.page_store.get().cloned()
+    page.status()?.page_store.get().cloned()
 }
 
 /// The newest revision that can be read.

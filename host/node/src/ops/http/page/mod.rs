@@ -1,10 +1,12 @@
-//! The page: what an operator sees of a node in a browser. It is made of files in the program
-//! (`host/node/page`), asks no other host for anything, and runs no script but its own.
+//! The page: what an operator sees of a node, or of one of its tenants, in a browser. It is made of
+//! files in the program (`host/node/page`), asks no other host for anything, and runs no script but
+//! its own.
 
 mod access;
 mod assets;
 mod events;
 mod history;
+mod pages;
 mod samples;
 mod swaps;
 
@@ -18,12 +20,14 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::middleware::{Next, from_fn};
 use axum::response::{Html, IntoResponse, Response};
 use axum::routing::{get, post};
-use presence_config::Config;
 
-use super::{StatusBoard, metrics, status};
+use super::{Status, metrics};
 use access::{PageAccess, Refusal, Requester};
 use assets::{ASSETS, INDEX};
 use events::Events;
+use pages::{Owner, Shared};
+
+pub(super) use pages::Pages;
 
 /// What the browser may do for the page: load its files from here, ask here, and no more.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; \
@@ -46,10 +50,10 @@ const NEEDS_TOKEN: Refusal = (
     "this needs the token, [http] admin_token\n",
 );
 
-/// The page of a node.
-pub(super) struct Page {
-    board: Arc<StatusBoard>,
-    access: PageAccess,
+/// The page of a node, or of a tenant.
+struct Page {
+    owner: Owner,
+    shared: Arc<Shared>,
     events: Events,
 }
 
@@ -74,18 +78,26 @@ impl MayExplain {
 }
 
 impl Page {
-    pub(super) fn new(config: &Config, board: Arc<StatusBoard>) -> Arc<Self> {
-        Arc::new(Self {
-            board,
-            access: PageAccess::new(&config.http, config.log.user_ids),
-            events: Events::new(),
-        })
+    fn new(owner: Owner, shared: &Arc<Shared>) -> Self {
+        Self {
+            owner,
+            shared: Arc::clone(shared),
+            events: Events::default(),
+        }
+    }
+
+    fn access(&self) -> &PageAccess {
+        &self.shared.access
+    }
+
+    /// What is told of whose page it is, once that is about to serve.
+    fn status(&self) -> Option<Arc<Status>> {
+        self.owner.board()?.status.get().cloned()
     }
 
     fn may_explain(&self, requester: Requester) -> MayExplain {
-        let status = self.board.status.get();
-        let is_on = status.is_some_and(|status| status.explains());
-        match (is_on, self.access.is_trusted(requester)) {
+        let is_on = self.status().is_some_and(|status| status.explains());
+        match (is_on, self.access().is_trusted(requester)) {
             (false, _) => MayExplain::Off,
             (true, false) => MayExplain::NeedsToken,
             (true, true) => MayExplain::Yes,
@@ -112,7 +124,7 @@ impl Page {
     /// Who sends JSON, or says so where there is nothing to send: no other page can have a browser
     /// do that without being asked first.
     fn sender(&self, request: &Parts) -> Result<Requester, Refusal> {
-        let requester = self.access.requester(request)?;
+        let requester = self.access().requester(request)?;
         let kind = request.headers.get(header::CONTENT_TYPE);
         if kind.is_none_or(|kind| kind != "application/json") {
             let why = "ask with the content type application/json\n";
@@ -120,15 +132,10 @@ impl Page {
         }
         Ok(requester)
     }
-
-    /// Notes for the page what there is to see, for as long as the node runs.
-    pub(super) fn look(self: Arc<Self>) -> impl Future<Output = ()> {
-        events::look(self)
-    }
 }
 
 /// Where the page is.
-pub(super) fn routes(page: Arc<Page>) -> Router {
+pub(super) fn routes(pages: Arc<Pages>) -> Router {
     Router::new()
         .route("/", get(|| async { Html(INDEX) }))
         .route("/page/events", get(tell))
@@ -139,7 +146,7 @@ pub(super) fn routes(page: Arc<Page>) -> Router {
         .route("/page/shadow", post(history::end_shadow))
         .route("/page/beside", get(history::serve_reports))
         .route("/page/{name}", get(asset))
-        .with_state(page)
+        .with_state(pages)
         .layer(from_fn(to_address))
 }
 
@@ -167,25 +174,28 @@ async fn asset(Path(name): Path<String>) -> Response {
 }
 
 /// Tells a page what happens.
-async fn tell(State(page): State<Arc<Page>>, request: Request) -> Response {
+async fn tell(State(pages): State<Arc<Pages>>, request: Request) -> Response {
     let (parts, _) = request.into_parts();
+    let page = pages.page(&parts);
     // There is room for few, and none for those that another page has the browser ask for.
     let requester = match page.sender(&parts) {
         Ok(requester) => requester,
         Err(refused) => return refused.into_response(),
     };
-    let query = parts.uri.query().unwrap_or_default();
-    let after = query.strip_prefix("after=").and_then(|at| at.parse().ok());
-    page.tell(requester, after.unwrap_or_default())
-        .unwrap_or_else(|| {
-            let why = "too many pages of this node are open: close one\n";
-            (StatusCode::SERVICE_UNAVAILABLE, why).into_response()
-        })
+    let after = pages::query(&parts, "after").and_then(|at| at.parse().ok());
+    let Some(told) = page.tell(requester, after.unwrap_or_default()) else {
+        let why = "too many pages of this node are open: close one\n";
+        return (StatusCode::SERVICE_UNAVAILABLE, why).into_response();
+    };
+    pages.sample(&page);
+    pages.name_tenants();
+    told
 }
 
 /// Explains why a viewer can or can't see a user, as `presence.explain` does.
-async fn explain(State(page): State<Arc<Page>>, request: Request) -> Response {
+async fn explain(State(pages): State<Arc<Pages>>, request: Request) -> Response {
     let (parts, body) = request.into_parts();
+    let page = pages.page(&parts);
     if let Err(refused) = page.may_ask(&parts) {
         return refused.into_response();
     }
@@ -193,8 +203,8 @@ async fn explain(State(page): State<Arc<Page>>, request: Request) -> Response {
     let Ok(asked) = Bytes::from_request(request, &()).await else {
         return (StatusCode::BAD_REQUEST, "the question can't be read\n").into_response();
     };
-    let status = page.board.status.get();
-    let Some(questions) = status.and_then(|status| status.questions.get()) else {
+    let status = page.status();
+    let Some(questions) = status.as_ref().and_then(|status| status.questions.get()) else {
         return (StatusCode::SERVICE_UNAVAILABLE, "the node doesn't serve\n").into_response();
     };
     let answer = questions.explain_here(&asked).await;

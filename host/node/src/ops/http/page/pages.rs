@@ -1,0 +1,218 @@
+//! The pages of a node: one, or one of each of its tenants. Which tenant's it is stands in the
+//! request's query.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use axum::body::Bytes;
+use axum::http::request::Parts;
+use percent_encoding::percent_decode_str;
+use presence_config::Config;
+use serde_json::{Value, json};
+use tokio::sync::{Semaphore, watch};
+use tokio::time::{MissedTickBehavior, interval};
+
+use super::super::tenants::Tenants;
+use super::super::{StatusBoard, status};
+use super::Page;
+use super::access::PageAccess;
+use super::events::event;
+
+/// How often it is looked what there is to tell.
+const EVERY: Duration = Duration::from_secs(1);
+
+/// How many pages may listen at a time.
+const LISTENERS_MAX: usize = 8;
+
+/// Of how many tenants samples are kept: of those that somebody looks at, and of those that
+/// somebody looked at last.
+const SAMPLED_MAX: usize = 2 * LISTENERS_MAX;
+
+/// Whose page it is.
+pub(super) enum Owner {
+    /// The node's, which has one tenant.
+    Node(Arc<StatusBoard>),
+    /// That of the tenant of this name, if there is one.
+    Tenant(Arc<Tenants>, String),
+}
+
+impl Owner {
+    /// What is told of it; none of a tenant that isn't begun.
+    pub(super) fn board(&self) -> Option<Arc<StatusBoard>> {
+        match self {
+            Self::Node(board) => Some(Arc::clone(board)),
+            Self::Tenant(tenants, name) => tenants.board(name),
+        }
+    }
+
+    /// The name of the tenant, where there are several.
+    pub(super) fn tenant(&self) -> Option<&str> {
+        match self {
+            Self::Node(_) => None,
+            Self::Tenant(_, name) => Some(name),
+        }
+    }
+
+    /// What `/status` says of it.
+    pub(super) fn describe(&self) -> Value {
+        match self {
+            Self::Node(board) => status::of(board),
+            Self::Tenant(tenants, name) => tenants.describe_one(name),
+        }
+    }
+}
+
+/// What the pages of a node have in common.
+pub(super) struct Shared {
+    pub(super) access: PageAccess,
+    /// A permit for each page that may listen.
+    pub(super) listeners: Arc<Semaphore>,
+    /// The tenants by name, and what each is at, as an event; empty where there is one tenant.
+    pub(super) tenants: watch::Sender<Bytes>,
+}
+
+/// All pages of a node.
+pub(in crate::ops::http) struct Pages {
+    shared: Arc<Shared>,
+    of: PagesOf,
+}
+
+enum PagesOf {
+    Node(Arc<Page>),
+    /// With the pages of those of which samples are kept, the one that was opened last at the end.
+    Tenants(Arc<Tenants>, Mutex<Vec<Arc<Page>>>),
+}
+
+impl Pages {
+    /// Of a node that has one tenant.
+    pub(in crate::ops::http) fn of_node(config: &Config, board: Arc<StatusBoard>) -> Arc<Self> {
+        let shared = Shared::new(config);
+        let page = Arc::new(Page::new(Owner::Node(board), &shared));
+        Arc::new(Self {
+            shared,
+            of: PagesOf::Node(page),
+        })
+    }
+
+    /// Of a node that has several.
+    pub(in crate::ops::http) fn of_tenants(config: &Config, tenants: Arc<Tenants>) -> Arc<Self> {
+        let shared = Shared::new(config);
+        let of = PagesOf::Tenants(tenants, Mutex::default());
+        Arc::new(Self { shared, of })
+    }
+
+    /// The page that a request is about: where it names no tenant, that of the first.
+    pub(super) fn page(&self, request: &Parts) -> Arc<Page> {
+        let (tenants, sampled) = match &self.of {
+            PagesOf::Node(page) => return Arc::clone(page),
+            PagesOf::Tenants(tenants, sampled) => (tenants, held(sampled)),
+        };
+        let named = query(request, "tenant").or_else(|| tenants.first());
+        let name = named.unwrap_or_default();
+        let known = sampled.iter().find(|it| it.owner.tenant() == Some(&name));
+        known.cloned().unwrap_or_else(|| {
+            let owner = Owner::Tenant(Arc::clone(tenants), name);
+            Arc::new(Page::new(owner, &self.shared))
+        })
+    }
+
+    /// Has samples of a page be kept.
+    pub(super) fn sample(&self, page: &Arc<Page>) {
+        let PagesOf::Tenants(_, sampled) = &self.of else {
+            return;
+        };
+        let mut sampled = held(sampled);
+        sampled.retain(|it| it.owner.tenant() != page.owner.tenant());
+        if sampled.len() >= SAMPLED_MAX
+            && let Some(oldest) = sampled.iter().position(|it| !it.is_listened_to())
+        {
+            sampled.remove(oldest);
+        }
+        sampled.push(Arc::clone(page));
+    }
+
+    /// Notes for the pages what there is to see, for as long as the node runs.
+    pub(in crate::ops::http) async fn look(self: Arc<Self>) {
+        let mut ticks = interval(EVERY);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            self.name_tenants();
+            match &self.of {
+                PagesOf::Node(page) => page.look(),
+                PagesOf::Tenants(_, sampled) => {
+                    let pages = held(sampled).clone();
+                    pages.iter().for_each(|page| page.look());
+                }
+            }
+        }
+    }
+
+    /// Tells those who listen which tenants there are, if that has changed.
+    pub(super) fn name_tenants(&self) {
+        let PagesOf::Tenants(tenants, _) = &self.of else {
+            return;
+        };
+        if self.shared.listeners.available_permits() == LISTENERS_MAX {
+            return;
+        }
+        let each = tenants.names_and_states().into_iter();
+        let each = each.map(|(name, state)| json!({"name": name, "state": state}));
+        let told = json!({"tenants": each.collect::<Vec<_>>()});
+        let told = event("tenants", &told.to_string());
+        self.shared.tenants.send_if_modified(|before| {
+            let is_news = *before != told;
+            if is_news {
+                *before = told;
+            }
+            is_news
+        });
+    }
+}
+
+impl Shared {
+    fn new(config: &Config) -> Arc<Self> {
+        Arc::new(Self {
+            access: PageAccess::new(&config.http, config.log.user_ids),
+            listeners: Arc::new(Semaphore::new(LISTENERS_MAX)),
+            tenants: watch::Sender::new(Bytes::new()),
+        })
+    }
+}
+
+/// What a request's query says of something, if it does.
+pub(super) fn query(request: &Parts, name: &str) -> Option<String> {
+    let mut parts = request.uri.query()?.split('&');
+    let value = parts.find_map(|part| part.strip_prefix(name)?.strip_prefix('='))?;
+    Some(percent_decode_str(value).decode_utf8_lossy().into_owned())
+}
+
+fn held<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::extract::Request;
+
+    use super::*;
+
+    #[test]
+    fn a_query_says_what_is_asked_for_by_its_whole_name() {
+        let said = |uri: &str, name| {
+            let request = Request::builder().uri(uri).body(()).unwrap();
+            query(&request.into_parts().0, name)
+        };
+        assert_eq!(said("/page/events", "tenant"), None);
+        assert_eq!(
+            said("/page/events?after=7&tenant=a", "after"),
+            Some("7".into())
+        );
+        assert_eq!(
+            said("/?tenants=a&tenant=b%20%C3%BC", "tenant"),
+            Some("b ü".into())
+        );
+        assert_eq!(said("/?tenant=", "tenant"), Some(String::new()));
+        assert_eq!(said("/?tenant", "tenant"), None);
+    }
+}
