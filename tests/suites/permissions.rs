@@ -59,6 +59,11 @@ const RIGHTS: [Rights; 9] = [
             "$JS.API.CONSUMER.CREATE.OBJ_presence-plugins.c",
             "$JS.API.CONSUMER.DELETE.OBJ_presence-plugins.c",
             "$JS.API.CONSUMER.MSG.NEXT.OBJ_presence-plugins.c",
+            "$JS.API.STREAM.INFO.KV_presence-tenants",
+            "$JS.API.CONSUMER.CREATE.KV_presence-tenants",
+            "$JS.API.CONSUMER.CREATE.KV_presence-tenants.c",
+            "$JS.API.CONSUMER.DELETE.KV_presence-tenants.c",
+            "$JS.API.CONSUMER.MSG.NEXT.KV_presence-tenants.c",
             "_INBOX.ada.1",
         ],
         subscribes: &[
@@ -154,6 +159,14 @@ const RIGHTS: [Rights; 9] = [
             "$JS.API.STREAM.CREATE.OBJ_presence-plugins",
             "$JS.API.STREAM.PURGE.OBJ_presence-plugins",
             "$O.presence-plugins.M.c",
+            "$JS.API.STREAM.INFO.KV_presence-tenants",
+            "$JS.API.CONSUMER.CREATE.KV_presence-tenants",
+            "$JS.API.CONSUMER.CREATE.KV_presence-tenants.c",
+            "$JS.API.CONSUMER.DELETE.KV_presence-tenants.c",
+            "$JS.API.CONSUMER.MSG.NEXT.KV_presence-tenants.c",
+            "$JS.API.DIRECT.GET.KV_presence-tenants.c",
+            "$JS.API.STREAM.CREATE.KV_presence-tenants",
+            "$KV.presence-tenants.acme",
         ],
         subscribes: &[
             "presence.dlq",
@@ -232,10 +245,11 @@ const RIGHTS: [Rights; 9] = [
 ];
 
 /// What somebody might try beside what is theirs.
-const TRIED: [&str; 23] = [
+const TRIED: [&str; 24] = [
     "presence.admin.other",
     "$KV.presence-pipeline.other",
     "$JS.API.STREAM.DELETE.KV_presence-pipeline",
+    "$JS.API.STREAM.DELETE.KV_presence-tenants",
     "presence.events",
     "presence.events.user_online",
     "presence.events.user_updated",
@@ -342,9 +356,14 @@ impl User {
     }
 }
 
-pub(crate) async fn server() -> Result<NatsServer> {
+/// The file.
+pub(crate) fn file() -> Result<String> {
     let file = tools::root().join("docs/permissions.conf");
-    let config = std::fs::read_to_string(&file).with_context(|| file.display().to_string())?;
+    std::fs::read_to_string(&file).with_context(|| file.display().to_string())
+}
+
+pub(crate) async fn server() -> Result<NatsServer> {
+    let config = file()?;
     NatsServer::start_with(Options {
         config,
         ..Options::default()

@@ -7,13 +7,13 @@ use std::process::Output;
 use anyhow::{Context, Result};
 use presence_tests::client::{Client, now_ms};
 use presence_tests::host::{self, Host};
-use presence_tests::nats::NatsServer;
+use presence_tests::nats::{NatsServer, Options};
 use presence_tests::site::Site;
 use presence_tests::{http, wait};
 use serde_json::{Value, json};
 use toml::Table;
 
-use crate::inputs;
+use crate::{inputs, permissions};
 
 /// A node whose file has the tenant `acme`, and which has others from the store. The pipeline of
 /// each is the folder's.
@@ -293,5 +293,57 @@ async fn tenants_of_the_file_are_changed_in_the_file() -> Result<()> {
             "{why}"
         );
     }
+    host.stop().await
+}
+
+#[tokio::test]
+async fn the_example_permissions_let_a_node_read_tenants_and_an_operator_change_them() -> Result<()>
+{
+    // As the guide says of tenants that come later: each subject with `*.` before it, too.
+    let config = permissions::file()?;
+    let mut quoted = config.split('"').enumerate();
+    let config = quoted.try_fold(String::new(), |config, (nth, text)| {
+        let of_tenants = match nth % 2 == 1 && text.starts_with("presence") {
+            true => format!("\"{text}\", \"*.{text}\""),
+            false if nth % 2 == 1 => format!("\"{text}\""),
+            false => text.to_owned(),
+        };
+        Ok::<_, anyhow::Error>(config + &of_tenants)
+    })?;
+    let server = NatsServer::start_with(Options {
+        config,
+        ..Options::default()
+    })
+    .await?;
+    let of_user = |user: &str| -> Result<Site> {
+        Site::new(&server.url())?
+            .with("nats.user", user)?
+            .with("nats.password", format!("change-me-{user}"))?
+            .with("plugins.source", "store")?
+            .with("tenant", Vec::<Table>::new())
+    };
+    let (site, operator) = (of_user("processor")?, of_user("operator")?);
+    let host = Host::spawn(&site)?;
+    let mut said = String::new();
+    let applied = wait::until("the node to take the tenant", async || {
+        let applied = done(apply(&operator, &section("beta", ""))?);
+        said = applied
+            .as_ref()
+            .map_or_else(ToString::to_string, Clone::clone);
+        Ok(applied.ok())
+    });
+    applied.await.with_context(|| said)?;
+    until_states(&site, &[("beta", "serving")]).await?;
+    change(&operator, "pause", "beta")?;
+    until_states(&site, &[("beta", "paused")]).await?;
+    change(&operator, "resume", "beta")?;
+    until_states(&site, &[("beta", "serving")]).await?;
+    let metrics = host.metrics().await?;
+    assert!(
+        metrics.contains("presence_nats_errors_total 0"),
+        "{metrics}"
+    );
+    change(&operator, "remove", "beta")?;
+    until_states(&site, &[]).await?;
     host.stop().await
 }

@@ -7,7 +7,9 @@ use std::sync::{Arc, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use presence_config::causes::Causes;
-use presence_config::{self as config, Config, InStore, StoredTenant, TenantSection, Text};
+use presence_config::{
+    self as config, Config, InStore, StoredTenant, TENANTS_BUCKET, TenantSection, Text,
+};
 use serde::Deserialize;
 use serde_json::json;
 use tokio::sync::watch;
@@ -68,6 +70,7 @@ impl Shared {
             std::future::pending().await
         };
         self.tasks.spawn("tenants-admin", served);
+        tracing::info!(bucket = TENANTS_BUCKET, "tenants come from the store, too");
         Ok(known)
     }
 

@@ -13,7 +13,7 @@ use anyhow::{Context as _, bail, ensure};
 use async_nats::Client;
 use async_nats::jetstream::context::{ContextBuilder, GetStreamErrorKind};
 use async_nats::jetstream::kv::{self, CreateErrorKind, UpdateErrorKind};
-use async_nats::jetstream::stream::{RetentionPolicy, StorageType, Stream};
+use async_nats::jetstream::stream::{self, DiscardPolicy, RetentionPolicy, StorageType, Stream};
 use async_nats::jetstream::{self, ErrorCode};
 use presence_config::causes::Causes;
 use presence_config::{InStore, StoredTenant, TENANTS_BUCKET};
@@ -86,13 +86,19 @@ impl TenantStore {
         if self.stream().await?.is_some() {
             return Ok(());
         }
-        let made = self.context.create_key_value(kv::Config {
-            bucket: TENANTS_BUCKET.into(),
-            description: "presence: tenants, each under its name".into(),
-            history: 1,
+        // As the client would make it, which first asks what nobody else needs to be permitted.
+        let made = self.context.create_stream(stream::Config {
+            name: format!("KV_{TENANTS_BUCKET}"),
+            description: Some("presence: tenants, each under its name".into()),
+            subjects: vec![subject(">")],
+            max_messages_per_subject: 1,
+            discard: DiscardPolicy::New,
+            allow_rollup: true,
+            deny_delete: true,
+            allow_direct: true,
             storage: StorageType::File,
             num_replicas: replicas,
-            ..kv::Config::default()
+            ..stream::Config::default()
         });
         let made = made.await;
         made.with_context(|| format!("can't make the bucket `{TENANTS_BUCKET}`"))?;
