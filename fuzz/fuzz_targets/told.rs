@@ -1,0 +1,27 @@
+//! What the owner of a shard tells those that stand by: what reads as one is written as it was
+//! read, and a change that doesn't fit leaves what is known as it was.
+#![no_main]
+
+use presence_core::fleet::told::{Books, Said, Told};
+use presence_core::names::Names;
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
+    let Ok(told) = Told::decode(bytes) else {
+        return;
+    };
+    let again = Told::decode(&told.encode()).expect("what is written can be read");
+    assert_eq!(again, told);
+    let Said::Changes(changes) = &told.said else {
+        return;
+    };
+    let names = Names::new();
+    let mut books = Books::default();
+    for change in changes {
+        let (users, digest) = (books.len(), books.digest());
+        match books.take(change, &names) {
+            Ok(record) => drop(record.encode(&names)),
+            Err(_) => assert_eq!((books.len(), books.digest()), (users, digest)),
+        }
+    }
+    assert!(!books.is_empty() || books.digest() == 0);
+});
