@@ -2,6 +2,7 @@
 
 use std::net::Ipv4Addr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Result;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -21,6 +22,8 @@ pub struct Proxy {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct State {
     flow: Flow,
+    /// How much later bytes arrive.
+    delay: Duration,
     /// How often connections were cut: a connection ends when this has moved on
     /// since it began.
     cuts: u64,
@@ -58,6 +61,7 @@ impl Proxy {
         let own_port = listener.local_addr()?.port();
         let state = Arc::new(watch::Sender::new(State {
             flow: Flow::Open,
+            delay: Duration::ZERO,
             cuts: 0,
         }));
         let accepting = tokio::spawn(accept(listener, port, of, Arc::clone(&state)));
@@ -72,6 +76,12 @@ impl Proxy {
     #[must_use]
     pub fn url(&self) -> String {
         format!("nats://127.0.0.1:{}", self.port)
+    }
+
+    /// The port.
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        self.port
     }
 
     /// Closes every connection and refuses new ones until [`Self::resume`].
@@ -92,9 +102,18 @@ impl Proxy {
         self.state.send_modify(|state| state.flow = Flow::Paused);
     }
 
+    /// Has what is read from either side arrive at the other so much later, until
+    /// [`Self::resume`].
+    pub fn slow(&self, delay: Duration) {
+        self.state.send_modify(|state| state.delay = delay);
+    }
+
     /// Lets everything flow again.
     pub fn resume(&self) {
-        self.state.send_modify(|state| state.flow = Flow::Open);
+        self.state.send_modify(|state| {
+            state.flow = Flow::Open;
+            state.delay = Duration::ZERO;
+        });
     }
 }
 
@@ -188,10 +207,17 @@ async fn pump(
         tokio::select! {
             biased;
             _ = state.changed() => {}
-            read = from.read(&mut buffer) => match read {
-                Ok(length @ 1..) => if to.write_all(buffer.get(..length).unwrap_or_default()).await.is_err() { return },
-                _ => return,
-            },
+            read = from.read(&mut buffer) => {
+                let Ok(length @ 1..) = read else { return };
+                let delay = state.borrow().delay;
+                if !delay.is_zero() {
+                    tokio::time::sleep(delay).await;
+                }
+                let read = buffer.get(..length).unwrap_or_default();
+                if to.write_all(read).await.is_err() {
+                    return;
+                }
+            }
         }
     }
 }

@@ -1,0 +1,288 @@
+//! Gateways, each with a connection of its own, and users who come and go on them.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use async_nats::{ConnectOptions, RequestErrorKind, ServerAddr};
+use presence_tests::client::{Client, now_ms};
+use presence_tests::cluster::{Cluster, SERVERS};
+use serde_json::{Value, json};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use super::people::{Random, USERS, user_id};
+use super::trace::{Fact, Trace};
+use crate::inputs::{self, CONNECT, DISCONNECT, HEARTBEAT};
+
+pub(super) const HEARTBEAT_MS: u64 = 500;
+
+/// Users up to here stay connected from the beginning to the end; of them, up to the first number,
+/// a further connection comes and goes.
+const STAY_AND_MOVE: usize = 8;
+const STAY: usize = 24;
+/// Users from there up to here come and go. The others fall silent and come back.
+const MOVE: usize = 46;
+
+/// A client that goes on with another server when its own is gone, and notices soon when nothing
+/// answers.
+pub(super) fn options(name: &str) -> ConnectOptions {
+    ConnectOptions::new()
+        .name(name)
+        .ping_interval(Duration::from_millis(500))
+        .request_timeout(Some(Duration::from_millis(500)))
+        .connection_timeout(Duration::from_secs(2))
+        .reconnect_delay_callback(|attempts| {
+            Duration::from_millis(if attempts > 3 { 50 } else { 5 })
+        })
+        .retain_servers_order()
+        .subscription_capacity(1 << 20)
+}
+
+/// Connects to one of these servers.
+pub(super) async fn connect(options: ConnectOptions, urls: &[String]) -> Result<Client> {
+    let addresses = urls.iter().map(|url| url.parse::<ServerAddr>());
+    let addresses = addresses.collect::<Result<Vec<_>, _>>()?;
+    let nats = options.connect(addresses).await;
+    let nats = nats.with_context(|| format!("connecting to one of {urls:?}"))?;
+    Ok(Client { nats })
+}
+
+/// What the users do at present.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// They come and go.
+    Busy,
+    /// Nobody comes or goes; those who are there go on with heartbeats.
+    Calm,
+    Ended,
+}
+
+/// The gateways, until this is dropped.
+#[derive(Debug)]
+pub(super) struct Load {
+    phase: watch::Sender<Phase>,
+    gateways: Vec<JoinHandle<Result<()>>>,
+}
+
+impl Load {
+    /// Starts one gateway on each server.
+    pub(super) async fn start(cluster: &Cluster, trace: &Arc<Trace>, seed: u64) -> Result<Self> {
+        let phase = watch::Sender::new(Phase::Busy);
+        let mut gateways = Vec::new();
+        for number in 0..SERVERS {
+            let options = options(&format!("gateway-{number}"));
+            let gateway = Gateway {
+                client: connect(options, &cluster.urls(number)).await?,
+                persons: persons(number),
+                random: Random(seed ^ (number as u64) << 32),
+                last_conn: number as u64 * 1_000_000,
+                trace: Arc::clone(trace),
+                phase: phase.subscribe(),
+            };
+            gateways.push(tokio::spawn(gateway.run()));
+        }
+        Ok(Self { phase, gateways })
+    }
+
+    /// From here on nobody comes or goes.
+    pub(super) fn calm(&self) {
+        self.phase.send_replace(Phase::Calm);
+    }
+
+    /// Ends all gateways, and says what was wrong with any.
+    pub(super) async fn end(mut self) -> Result<()> {
+        self.phase.send_replace(Phase::Ended);
+        for gateway in std::mem::take(&mut self.gateways) {
+            gateway.await??;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Load {
+    fn drop(&mut self) {
+        self.phase.send_replace(Phase::Ended);
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Habit {
+    Stays,
+    ComesAndGoes,
+    FallsSilent,
+}
+
+/// A user on a gateway, with at most one connection there.
+#[derive(Debug)]
+struct Person {
+    user: usize,
+    habit: Habit,
+    opens_at: u64,
+    conn: Option<Conn>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Conn {
+    number: u64,
+    next_heartbeat: u64,
+    closes_at: u64,
+}
+
+/// Who is on a gateway. A user's further connection is on another one.
+fn persons(gateway: usize) -> Vec<Person> {
+    let person = |user, habit| Person {
+        user,
+        habit,
+        opens_at: 0,
+        conn: None,
+    };
+    let habit = |user| match user {
+        ..STAY => Habit::Stays,
+        STAY..MOVE => Habit::ComesAndGoes,
+        _ => Habit::FallsSilent,
+    };
+    let own = (0..USERS).filter(|user| user % SERVERS == gateway);
+    let further = (0..STAY_AND_MOVE).filter(|user| (user + 1) % SERVERS == gateway);
+    let further = further.map(|user| person(user, Habit::ComesAndGoes));
+    own.map(|user| person(user, habit(user)))
+        .chain(further)
+        .collect()
+}
+
+#[derive(Debug)]
+struct Gateway {
+    client: Client,
+    persons: Vec<Person>,
+    random: Random,
+    last_conn: u64,
+    trace: Arc<Trace>,
+    phase: watch::Receiver<Phase>,
+}
+
+/// A message to send, and what is to be noted before it is sent and once it has arrived.
+struct Message {
+    subject: &'static str,
+    body: Value,
+    before: Option<Fact>,
+    after: Fact,
+}
+
+impl Gateway {
+    async fn run(mut self) -> Result<()> {
+        let now = self.trace.now();
+        for person in &mut self.persons {
+            person.opens_at = now + self.random.within(0, 800);
+        }
+        loop {
+            let phase = *self.phase.borrow();
+            if phase == Phase::Ended {
+                return Ok(());
+            }
+            let mut arrived = Vec::new();
+            for number in 0..self.persons.len() {
+                let Some(message) = self.act(number, phase == Phase::Calm) else {
+                    continue;
+                };
+                self.trace.note_all(message.before);
+                self.client.publish(message.subject, &message.body).await?;
+                arrived.push(message.after);
+            }
+            if !arrived.is_empty() {
+                self.arrives().await;
+                self.trace.note_all(arrived);
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// What a person says now, if anything.
+    fn act(&mut self, number: usize, is_calm: bool) -> Option<Message> {
+        let now = self.trace.now();
+        let random = &mut self.random;
+        let person = self.persons.get_mut(number)?;
+        let user = person.user;
+        let id = user_id(user);
+        let Some(conn) = &mut person.conn else {
+            if is_calm || now < person.opens_at {
+                return None;
+            }
+            self.last_conn += 1;
+            let conn = self.last_conn;
+            let stays_ms = match person.habit {
+                Habit::Stays => u64::MAX / 2,
+                Habit::ComesAndGoes => random.within(300, 6_000),
+                Habit::FallsSilent => random.within(800, 5_000),
+            };
+            person.conn = Some(Conn {
+                number: conn,
+                next_heartbeat: now + random.within(100, HEARTBEAT_MS),
+                closes_at: now + stays_ms,
+            });
+            return Some(Message {
+                subject: CONNECT,
+                body: inputs::connect(&id, &conn_id(conn), now_ms()),
+                before: Some(Fact::Opens { user, conn }),
+                after: Fact::Spoke { user, conn },
+            });
+        };
+        let (conn_number, is_over) = (conn.number, now >= conn.closes_at && !is_calm);
+        let (user, conn_id) = (person.user, conn_id(conn_number));
+        if !is_over {
+            if now < conn.next_heartbeat {
+                return None;
+            }
+            conn.next_heartbeat = now + HEARTBEAT_MS;
+            return Some(Message {
+                subject: HEARTBEAT,
+                body: heartbeat(&id, &conn_id),
+                before: None,
+                after: Fact::Spoke {
+                    user,
+                    conn: conn_number,
+                },
+            });
+        }
+        person.conn = None;
+        // A shorter time than a timeout, or a longer one.
+        person.opens_at = now + random.within(300, 9_000);
+        let conn = conn_number;
+        let (closes, closed) = (Fact::Closes { user, conn }, Fact::Closed { user, conn });
+        if person.habit == Habit::FallsSilent {
+            self.trace.note_all([closes, closed]);
+            return None;
+        }
+        Some(Message {
+            subject: DISCONNECT,
+            body: inputs::disconnect(&id, &conn_id, now_ms(), "client_disconnect"),
+            before: Some(closes),
+            after: closed,
+        })
+    }
+
+    /// Waits until a broker has all that was sent; or the load ends.
+    async fn arrives(&self) {
+        while *self.phase.borrow() != Phase::Ended {
+            let nobody = self.client.nats.request("presence-tests.nobody", "".into());
+            let error = nobody.await.err();
+            // Nobody listens there, and the server says so, after all that came before.
+            if error.is_none_or(|error| error.kind() == RequestErrorKind::NoResponders) {
+                return;
+            }
+        }
+    }
+}
+
+/// It says what the connect said: whoever missed that makes the same of it.
+fn heartbeat(user: &str, conn: &str) -> Value {
+    json!({
+        "userId": user,
+        "connId": conn,
+        "timestamp": now_ms(),
+        "metadata": {"device": "web"},
+    })
+}
+
+fn conn_id(conn: u64) -> String {
+    format!("conn-{conn}")
+}

@@ -1,0 +1,301 @@
+//! Whether the promises were kept: what viewers were told, held against what users did. It knows
+//! nothing of nodes, shards and leases but what a client sees.
+
+mod telling;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use self::telling::Tellings;
+use super::people::{USERS, VIEWERS, may_see};
+use super::trace::{Entry, Fact};
+
+/// What the promises are counted by.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Terms {
+    pub(super) timeout_ms: u64,
+    pub(super) lease_ms: u64,
+    pub(super) heartbeat_ms: u64,
+    /// For messages, beacons, claims and questions, on a machine with much else to do.
+    pub(super) allowance_ms: u64,
+    /// Whether shards change hands only in order: then nothing is told twice, over epochs, too.
+    pub(super) is_orderly: bool,
+}
+
+impl Terms {
+    /// How long a user who has left may be shown as online.
+    fn shown_ms_max(&self) -> u64 {
+        self.timeout_ms + self.lease_ms + self.allowance_ms
+    }
+
+    /// How long a connection may say nothing and still be surely connected: a timeout, less what
+    /// a stopped router swallows until the broker closes its connection, and a heartbeat.
+    fn silence_ms_max(&self) -> u64 {
+        self.timeout_ms.saturating_sub(1_500 + self.heartbeat_ms)
+    }
+}
+
+/// What is found.
+#[derive(Debug, Default)]
+pub(super) struct Verdict {
+    pub(super) violations: Vec<String>,
+    /// How many messages about users were received.
+    pub(super) told: usize,
+    /// How many epochs followed another one.
+    pub(super) successions: usize,
+    /// How many users were surely connected, without a pause, from their first connection to the
+    /// end: of them the first promise is judged throughout.
+    pub(super) steady: usize,
+}
+
+/// A connection that is open.
+#[derive(Debug, Default)]
+struct Conn {
+    /// Since when it has spoken without long pauses. None before it has spoken.
+    steady_since: Option<u64>,
+    spoke_at: u64,
+    is_closing: bool,
+}
+
+#[derive(Debug)]
+struct Oracle {
+    terms: Terms,
+    now: u64,
+    conns: BTreeMap<(usize, u64), Conn>,
+    left_at: BTreeMap<usize, u64>,
+    /// Of what fails now.
+    failing: usize,
+    /// When the first of the last faults began that followed each other, and when the last ended.
+    faults_began_at: Option<u64>,
+    faults_ended_at: u64,
+    shown: BTreeSet<(usize, usize)>,
+    tellings: Tellings,
+    late: BTreeSet<(usize, usize)>,
+    verdict: Verdict,
+}
+
+/// Judges all that happened, from an empty world.
+pub(super) fn judge(terms: Terms, trace: &[Entry]) -> Verdict {
+    let mut oracle = Oracle {
+        terms,
+        now: 0,
+        conns: BTreeMap::new(),
+        left_at: BTreeMap::new(),
+        failing: 0,
+        faults_began_at: None,
+        faults_ended_at: 0,
+        shown: BTreeSet::new(),
+        tellings: Tellings::new(terms.is_orderly),
+        late: BTreeSet::new(),
+        verdict: Verdict::default(),
+    };
+    for entry in trace {
+        oracle.now = entry.at;
+        oracle.look_for_ghosts();
+        oracle.take(&entry.fact);
+    }
+    let open = oracle.tellings.end();
+    open.into_iter().for_each(|it| oracle.violated(it));
+    let mut verdict = oracle.verdict;
+    verdict.successions = oracle.tellings.successions;
+    let ends_steady = |user: &usize| {
+        let mut conns = oracle.conns.range((*user, 0)..=(*user, u64::MAX));
+        conns.any(|(_, conn)| {
+            let silent_ms = oracle.now.saturating_sub(conn.spoke_at);
+            conn.steady_since
+                .is_some_and(|since| since < oracle.now / 4)
+                && silent_ms <= terms.silence_ms_max()
+        })
+    };
+    verdict.steady = (0..USERS).filter(ends_steady).count();
+    verdict
+}
+
+/// Who has a connection at the end of a trace.
+pub(super) fn connected(trace: &[Entry]) -> BTreeSet<usize> {
+    let mut conns = BTreeSet::new();
+    for entry in trace {
+        match &entry.fact {
+            Fact::Opens { user, conn } => drop(conns.insert((*user, *conn))),
+            Fact::Closed { user, conn } => drop(conns.remove(&(*user, *conn))),
+            _ => {}
+        }
+    }
+    conns.into_iter().map(|(user, _)| user).collect()
+}
+
+/// Where viewers don't know what is. In the end this is empty.
+pub(super) fn differences(trace: &[Entry]) -> Vec<String> {
+    let mut shown = BTreeSet::new();
+    for entry in trace {
+        if let Fact::Shown {
+            viewer,
+            user,
+            online,
+            ..
+        } = &entry.fact
+        {
+            match online {
+                true => drop(shown.insert((*viewer, *user))),
+                false => drop(shown.remove(&(*viewer, *user))),
+            }
+        }
+    }
+    let connected = connected(trace);
+    let mut differences = Vec::new();
+    for viewer in 0..VIEWERS {
+        for user in 0..USERS {
+            let is_shown = shown.contains(&(viewer, user));
+            if is_shown != (connected.contains(&user) && may_see(viewer, user)) {
+                let state = if is_shown { "online" } else { "offline" };
+                differences.push(format!("viewer {viewer} shows user {user} as {state}"));
+            }
+        }
+    }
+    differences
+}
+
+impl Oracle {
+    fn violated(&mut self, what: String) {
+        self.verdict
+            .violations
+            .push(format!("{} ms: {what}", self.now));
+    }
+
+    fn take(&mut self, fact: &Fact) {
+        match fact {
+            Fact::Opens { user, conn } => {
+                self.conns.insert((*user, *conn), Conn::default());
+            }
+            Fact::Spoke { user, conn } => self.spoke(*user, *conn),
+            Fact::Closes { user, conn } => {
+                if let Some(conn) = self.conns.get_mut(&(*user, *conn)) {
+                    conn.is_closing = true;
+                }
+            }
+            Fact::Closed { user, conn } => {
+                self.conns.remove(&(*user, *conn));
+                if !self.has_connections(*user) {
+                    self.left_at.insert(*user, self.now);
+                }
+            }
+            Fact::FaultBegins(_) => {
+                let recovered_at = self.faults_ended_at + self.terms.shown_ms_max();
+                if self.failing == 0 && (self.faults_began_at.is_none() || self.now > recovered_at)
+                {
+                    self.faults_began_at = Some(self.now);
+                }
+                self.failing += 1;
+                self.tellings.fault();
+            }
+            Fact::FaultEnds(_) => {
+                self.failing = self.failing.saturating_sub(1);
+                self.faults_ended_at = self.now;
+            }
+            Fact::Told {
+                online,
+                user,
+                viewers,
+                ..
+            } => {
+                self.verdict.told += 1;
+                for viewer in viewers {
+                    if !may_see(*viewer, *user) {
+                        let state = if *online { "online" } else { "offline" };
+                        self.violated(format!(
+                            "user {user} is hidden from viewer {viewer}, who was told: {state}"
+                        ));
+                    }
+                }
+                let found = self.tellings.take(fact);
+                found.into_iter().for_each(|it| self.violated(it));
+            }
+            Fact::Counted { .. } => {
+                let found = self.tellings.take(fact);
+                found.into_iter().for_each(|it| self.violated(it));
+            }
+            Fact::Missed { client } => self.tellings.missed(*client),
+            Fact::Shown {
+                viewer,
+                user,
+                online: true,
+                ..
+            } => {
+                self.shown.insert((*viewer, *user));
+                if !may_see(*viewer, *user) {
+                    self.violated(format!("viewer {viewer} sees user {user}, who is hidden"));
+                }
+            }
+            Fact::Shown {
+                viewer, user, why, ..
+            } => {
+                self.shown.remove(&(*viewer, *user));
+                if self.stayed_connected(*user) {
+                    self.violated(format!(
+                        "user {user} stayed connected, and viewer {viewer} was told that they left ({why})"
+                    ));
+                }
+            }
+        }
+    }
+
+    fn spoke(&mut self, user: usize, conn: u64) {
+        let silence_ms_max = self.terms.silence_ms_max();
+        let now = self.now;
+        if let Some(conn) = self.conns.get_mut(&(user, conn)) {
+            let paused = now > conn.spoke_at + silence_ms_max;
+            if conn.steady_since.is_none() || paused {
+                conn.steady_since = Some(now);
+            }
+            conn.spoke_at = now;
+        }
+    }
+
+    fn has_connections(&self, user: usize) -> bool {
+        let mut conns = self.conns.range((user, 0)..=(user, u64::MAX));
+        conns.next().is_some()
+    }
+
+    /// The first promise. Where something failed lately, what is said now may have been decided
+    /// before that: so it counts who was connected since then.
+    fn stayed_connected(&self, user: usize) -> bool {
+        let recovered_at = self.faults_ended_at + self.terms.shown_ms_max();
+        let fails = self.failing > 0 || self.now <= recovered_at;
+        let since = match self.faults_began_at {
+            Some(began_at) if fails => began_at.saturating_sub(1_000),
+            _ => self.now.saturating_sub(2_000),
+        };
+        let mut conns = self.conns.range((user, 0)..=(user, u64::MAX));
+        conns.any(|(_, conn)| {
+            !conn.is_closing
+                && conn.steady_since.is_some_and(|steady| steady <= since)
+                && self.now <= conn.spoke_at + self.terms.silence_ms_max()
+        })
+    }
+
+    /// The second promise: nobody who left is online for longer than timeout and lease, counted
+    /// from when they left or from the last fault.
+    fn look_for_ghosts(&mut self) {
+        if self.failing > 0 {
+            self.late.clear();
+            return;
+        }
+        let mut late = BTreeSet::new();
+        for (viewer, user) in &self.shown {
+            let left_at = self.left_at.get(user).copied().unwrap_or_default();
+            let since = left_at.max(self.faults_ended_at);
+            if self.now > since + self.terms.shown_ms_max() && !self.has_connections(*user) {
+                late.insert((*viewer, *user));
+            }
+        }
+        let new: Vec<_> = late.difference(&self.late).copied().collect();
+        self.late = late;
+        for (viewer, user) in new {
+            let left_at = self.left_at.get(&user).copied().unwrap_or_default();
+            self.violated(format!(
+                "user {user} left at {left_at} ms, and viewer {viewer} sees them online"
+            ));
+        }
+    }
+}
