@@ -17,6 +17,7 @@ mod in_process;
 mod load;
 mod operating;
 mod queries;
+mod storm;
 mod table;
 mod times;
 
@@ -49,6 +50,9 @@ pub(crate) struct Args {
     /// How many tenants a node has whose density is measured.
     #[arg(long, default_value_t = 1_000)]
     tenants: usize,
+    /// How many connections are lost in a storm, and come back.
+    #[arg(long, default_value_t = 100_000)]
+    connections: usize,
     /// The binary of an earlier `presence`, which is measured beside this one.
     #[arg(long)]
     baseline: Option<PathBuf>,
@@ -85,6 +89,8 @@ enum Part {
     Fairness,
     /// Many tenants on one node: time to start, memory, threads, subscriptions.
     Density,
+    /// All connections of a tenant are lost at once and come back, beside a quiet one.
+    Storm,
     /// Instructions for an event in the core.
     Instructions,
 }
@@ -187,6 +193,9 @@ fn measure(args: &Args) -> Result<()> {
     if args.measures(Part::Density) {
         eprintln!("Measuring a node with {} tenants", args.tenants);
         println!("{}", table::density(&density::measure(&broker, args)?));
+    }
+    if args.measures(Part::Storm) {
+        println!("{}", table::storm(&storm::measure(&broker, args)?));
     }
     if args.measures(Part::Instructions) {
         println!("{}", crate::instructions::counted()?);

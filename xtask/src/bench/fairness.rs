@@ -162,7 +162,7 @@ fn one(broker: &Broker, args: &Args, kind: Kind) -> Result<Row> {
 }
 
 /// Waits until both tenants are served.
-fn until_served(broker: &Broker, entrant: &Entrant) -> Result<()> {
+pub(super) fn until_served(broker: &Broker, entrant: &Entrant) -> Result<()> {
     let port = entrant.site().context("it is a host")?.http_port();
     let served = wait::until("both tenants to be served", async || {
         let status = http::get(port, "/status").await?.body;
@@ -373,7 +373,7 @@ fn queries(port: u16, root: &str, goes_on: impl Fn() -> bool) -> Result<()> {
 }
 
 /// A connection that only publishes. The broker's pings are left unanswered: it is short.
-fn plain(port: u16) -> Result<TcpStream> {
+pub(super) fn plain(port: u16) -> Result<TcpStream> {
     let mut stream = TcpStream::connect(("127.0.0.1", port))?;
     let hello = "CONNECT {\"verbose\":false,\"pedantic\":false,\"name\":\"hostile\"}\r\n";
     stream.write_all(hello.as_bytes())?;

@@ -347,7 +347,7 @@ fn generation(broker: &Broker, entrant: &Entrant) -> Result<u64> {
 }
 
 /// How many bytes of a process are resident.
-fn resident(pid: u32) -> Result<u64> {
+pub(super) fn resident(pid: u32) -> Result<u64> {
     let path = format!("/proc/{pid}/status");
     let status = fs::read_to_string(&path).with_context(|| format!("reading {path}"))?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));

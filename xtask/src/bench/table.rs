@@ -8,6 +8,7 @@ use super::fan_out::{self, Figures, Row};
 use super::in_process::{Ledger, Swaps};
 use super::operating::{Beside, UnderLoad};
 use super::queries;
+use super::storm;
 
 /// How wide the first column is.
 const TITLE: usize = 32;
@@ -266,6 +267,39 @@ pub(crate) fn density(figures: &Density) -> String {
     line(&mut text, "started, s: first, again", [first, again]);
     let events = format!("{:.2}", figures.events.as_secs_f64());
     line(&mut text, "an event in each, s", [events]);
+    text
+}
+
+/// What a storm does to the node and to a quiet tenant beside it.
+pub(crate) fn storm(rows: &[storm::Row]) -> String {
+    let mut text = String::new();
+    let count = rows.first().map_or(0, |row| row.connections);
+    let title = format!("{} connections lost at once", grouped(count as f64));
+    let heads = rows.iter().map(|row| row.title.to_owned());
+    line(&mut text, &title, heads);
+    let mut cells = |title: &str, cell: &dyn Fn(&storm::Row) -> String| {
+        line(&mut text, title, rows.iter().map(cell));
+    };
+    cells("events of the tenant published", &|row| {
+        grouped(row.events as f64)
+    });
+    cells("messages dropped", &|row| grouped(row.dropped));
+    let mib = |bytes: f64| format!("{:.1}", bytes / 1_048_576.0);
+    cells("at most waiting for shards, MiB", &|row| mib(row.waiting));
+    cells(
+        "at most unacknowledged, MiB",
+        &|row| mib(row.unacknowledged),
+    );
+    cells("resident before and at most, MiB", &|row| {
+        row.resident.map(|it| mib(it as f64)).join(" ")
+    });
+    for (title, part) in [("median", 0.5), ("99th percentile", 0.99)] {
+        let title = format!("a quiet tenant's {title}, µs: before, during");
+        cells(&title, &|row| {
+            let times = [&row.before, &row.during];
+            times.map(|it| format!("{:.0}", it.us(part))).join(" ")
+        });
+    }
     text
 }
 
