@@ -25,6 +25,7 @@ mod directory_entries;
 mod explain;
 mod failures;
 mod first_steps;
+mod fleet;
 mod fleet_faults;
 mod full_disk;
 mod grants;

@@ -74,6 +74,64 @@ impl Subjects {
     }
 }
 
+/// Which queue group the nodes of a fleet share what applications send in.
+pub const FLEET_QUEUE: &str = "presence-fleet";
+
+/// What the subjects of a fleet's shards begin with.
+const SHARD: &str = "presence.shard.";
+
+/// What a message on a shard's subject is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ShardMessage {
+    /// An input.
+    Input(Kind),
+    /// A request to decide about an event again.
+    Redrive,
+    /// What the owner tells those who stand by.
+    Told,
+}
+
+/// The subjects of a fleet.
+impl Subjects {
+    /// All that is sent to a shard: what its owner and those who stand by listen to.
+    pub fn of_shard(&self, shard: u32) -> String {
+        format!("{}{SHARD}{shard}.>", self.prefix)
+    }
+
+    /// Where routers pass an input on to a shard.
+    pub fn shard_input(&self, shard: u32, kind: Option<Kind>) -> String {
+        let subject = kind.map_or(REDRIVE, Kind::subject);
+        let name = subject.rsplit('.').next().unwrap_or_default();
+        format!("{}{SHARD}{shard}.in.{name}", self.prefix)
+    }
+
+    /// Where a shard's owner tells those who stand by what it is about to publish.
+    pub fn told(&self, shard: u32) -> String {
+        format!("{}{SHARD}{shard}.told", self.prefix)
+    }
+
+    /// Which shard a subject is of, and what is on it.
+    pub fn shard_message(&self, subject: &str) -> Option<(u32, ShardMessage)> {
+        let rest = subject.strip_prefix(&self.prefix)?.strip_prefix(SHARD)?;
+        let (shard, what) = rest.split_once('.')?;
+        let message = match what {
+            "told" => ShardMessage::Told,
+            "in.redrive" => ShardMessage::Redrive,
+            _ => {
+                let name = what.strip_prefix("in.")?;
+                let of_name = |kind: &Kind| kind.subject().rsplit('.').next() == Some(name);
+                ShardMessage::Input(Kind::ALL.into_iter().find(of_name)?)
+            }
+        };
+        Some((shard.parse().ok()?, message))
+    }
+
+    /// Where one node of a fleet is asked, and told, something by the others.
+    pub fn of_node(&self, node: &str, what: &str) -> String {
+        format!("{}presence.node.{node}.{what}", self.prefix)
+    }
+}
+
 /// What a subject asks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum QuestionKind<'a> {
@@ -130,6 +188,21 @@ impl Source {
             beacon: subjects.of(BEACON),
             inbox: subjects.of("presence.inbox."),
             message_ids,
+        }
+    }
+
+    /// A shard of a fleet: whichever node owns it, it is one source.
+    pub fn of_fleet(shard: usize, subjects: &Subjects, message_ids: bool) -> Self {
+        Self::new("shard", shard, 0, subjects, message_ids)
+    }
+
+    /// The same source, with an owner of this epoch.
+    #[must_use]
+    pub fn owned_in(&self, epoch: u64) -> Self {
+        Self {
+            counted: counted(&self.name, epoch),
+            epoch,
+            ..self.clone()
         }
     }
 
@@ -224,6 +297,39 @@ mod tests {
             let source = source(false).in_epoch(epoch);
             let headers: Vec<_> = source.headers("s", 0, 1).collect();
             assert_eq!(headers, [(SEQ, header.to_owned())]);
+        }
+    }
+
+    #[test]
+    fn the_subjects_of_shards_come_back_and_others_are_none() {
+        let subjects = Subjects::new(Some("acme"));
+        for kind in Kind::ALL {
+            let subject = subjects.shard_input(63, Some(kind));
+            let expected = (63, ShardMessage::Input(kind));
+            assert_eq!(subjects.shard_message(&subject), Some(expected));
+        }
+        let redrive = subjects.shard_input(0, None);
+        assert_eq!(redrive, "acme.presence.shard.0.in.redrive");
+        let read = |subject: &str| subjects.shard_message(subject);
+        assert_eq!(read(&redrive), Some((0, ShardMessage::Redrive)));
+        assert_eq!(read(&subjects.told(7)), Some((7, ShardMessage::Told)));
+        for other in [
+            "presence.shard.1.told",
+            "acme.presence.shard.x.told",
+            "acme.presence.shard.1.in.query",
+            "acme.presence.shard.1.in",
+            "acme.presence.connect",
+        ] {
+            assert_eq!(read(other), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn a_shard_of_a_fleet_is_one_source_whoever_owns_it() {
+        let source = Source::of_fleet(3, &Subjects::new(None), false);
+        for epoch in [7, 9] {
+            let headers: Vec<_> = source.owned_in(epoch).headers("s", 0, 1).collect();
+            assert_eq!(headers, [(SEQ, format!("shard/3 {epoch} 1"))]);
         }
     }
 

@@ -11,7 +11,7 @@
 //! - [`snapshot`]: what a replica that begins to follow is sent;
 //! - [`sources`]: the client's rule, by which a consumer drops what an earlier owner still says.
 //!
-//! `docs/design/fleet.md` explains the protocol. The node doesn't use it yet.
+//! `docs/design/fleet.md` explains the protocol.
 
 pub mod hash;
 pub mod lease;
@@ -42,14 +42,21 @@ pub struct FleetSettings {
     pub answer_ms: u64,
 }
 
+impl FleetSettings {
+    /// The figures that go with a lease of this length: those of the default, in proportion.
+    pub fn of_lease(lease_ms: u64, standbys: usize) -> Self {
+        Self {
+            lease_ms,
+            margin_ms: lease_ms / 12,
+            standbys,
+            digest_ms: lease_ms * 5 / 6,
+            answer_ms: lease_ms / 3,
+        }
+    }
+}
+
 impl Default for FleetSettings {
     fn default() -> Self {
-        Self {
-            lease_ms: 6_000,
-            margin_ms: 500,
-            standbys: 1,
-            digest_ms: 5_000,
-            answer_ms: 2_000,
-        }
+        Self::of_lease(6_000, 1)
     }
 }

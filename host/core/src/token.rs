@@ -5,15 +5,21 @@
 //! An id of letters, digits, `_` and `-` stands as it is; any other is `=` and
 //! its base64url without padding: `ann@example.com` is `=YW5uQGV4YW1wbGUuY29t`.
 
+use std::borrow::Cow;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
 /// Writes an id as a token.
 pub fn encode(id: &str) -> String {
-    if is_plain(id) {
-        id.to_owned()
-    } else {
-        format!("={}", URL_SAFE_NO_PAD.encode(id))
+    encoded(id).into_owned()
+}
+
+/// As [`encode`], without copying an id that stands as it is.
+pub fn encoded(id: &str) -> Cow<'_, str> {
+    match is_plain(id) {
+        true => id.into(),
+        false => format!("={}", URL_SAFE_NO_PAD.encode(id)).into(),
     }
 }
 

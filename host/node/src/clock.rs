@@ -1,9 +1,9 @@
 //! The host's two clocks.
 //!
 //! *Now* is what durations go by: it counts from the wall time at which the process
-//! started, and nobody who sets the machine's clock moves it. *Wall time* is what
-//! that clock says, for bodies and for rules that go by the time of day. A watcher
-//! has the shards know how far the two are apart.
+//! started, goes on while the machine sleeps, and nobody who sets the machine's clock moves it.
+//! *Wall time* is what that clock says, for bodies and for rules that go by the time of day. A
+//! watcher has the shards know how far the two are apart.
 
 use std::path::PathBuf;
 use std::sync::LazyLock;
@@ -11,6 +11,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use presence_config::CLOCK_OFFSET_FILE;
 use presence_core::Input;
+use rustix::time::{ClockId, clock_gettime};
 use tokio::sync::watch::{Receiver, Sender, channel};
 
 use crate::pool::Shards;
@@ -31,7 +32,7 @@ const READING_MAX: Duration = Duration::from_millis(5);
 
 /// When the process first asked for the time.
 struct Start {
-    instant: Instant,
+    since_boot: Duration,
     /// To the microsecond, or both clocks would be counted up at different moments.
     wall_us: u64,
     offset_file: Option<PathBuf>,
@@ -40,7 +41,7 @@ struct Start {
 static START: LazyLock<Start> = LazyLock::new(|| {
     let offset_file = std::env::var_os(CLOCK_OFFSET_FILE).map(PathBuf::from);
     Start {
-        instant: Instant::now(),
+        since_boot: since_boot(),
         wall_us: wall_us(offset_file.as_ref()),
         offset_file,
     }
@@ -50,13 +51,28 @@ static START: LazyLock<Start> = LazyLock::new(|| {
 /// clock at the start of the process.
 #[must_use]
 pub fn now_ms() -> u64 {
-    at(Instant::now())
+    // What is read first is at the start.
+    let start = &*START;
+    let elapsed = since_boot().saturating_sub(start.since_boot).as_micros();
+    let elapsed = u64::try_from(elapsed).unwrap_or(u64::MAX);
+    start.wall_us.saturating_add(elapsed) / 1_000
 }
 
-fn at(instant: Instant) -> u64 {
-    let elapsed = instant.duration_since(START.instant).as_micros();
-    let elapsed = u64::try_from(elapsed).unwrap_or(u64::MAX);
-    START.wall_us.saturating_add(elapsed) / 1_000
+/// What the machine's clock says, in microseconds since the Unix epoch.
+pub(crate) fn wall_now_us() -> u64 {
+    wall_us(START.offset_file.as_ref())
+}
+
+/// How long the machine has run, with the time in which it slept.
+fn since_boot() -> Duration {
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    let clock = ClockId::Boottime;
+    #[cfg(not(any(target_os = "linux", target_os = "android")))]
+    let clock = ClockId::Monotonic;
+    let at = clock_gettime(clock);
+    let seconds = u64::try_from(at.tv_sec).unwrap_or_default();
+    let nanos = u32::try_from(at.tv_nsec).unwrap_or_default();
+    Duration::new(seconds, nanos)
 }
 
 /// What the machine's clock says, in microseconds since the Unix epoch.
@@ -74,9 +90,10 @@ fn wall_us(offset_file: Option<&PathBuf>) -> u64 {
 /// couldn't be read at once, since something else had the processor.
 fn ahead_ms() -> Option<i64> {
     let before = Instant::now();
-    let wall_ms = wall_us(START.offset_file.as_ref()) / 1_000;
+    let now = now_ms();
+    let wall_ms = wall_now_us() / 1_000;
     let took = before.elapsed();
-    (took <= READING_MAX).then(|| signed(wall_ms).saturating_sub(signed(at(before))))
+    (took <= READING_MAX).then(|| signed(wall_ms).saturating_sub(signed(now)))
 }
 
 fn signed(ms: u64) -> i64 {

@@ -16,6 +16,7 @@
 mod beside;
 pub mod clock;
 mod directory;
+mod fleet;
 pub mod link;
 mod lookout;
 mod ops;

@@ -136,8 +136,14 @@ pub(crate) fn page(status: &Value) -> String {
         let connections = count("/serving/connections", "connection");
         rows.push(row("online", format!("{users}, {connections}")));
         rows.push(row("directory", word("/serving/directory")));
+        rows.extend(fleet(status));
         let state = if is("/serving/state") {
             "kept"
+        } else if status
+            .pointer("/serving/fleet")
+            .is_some_and(Value::is_object)
+        {
+            "kept by the nodes that stand by"
         } else {
             "not kept over a restart"
         };
@@ -176,6 +182,43 @@ pub(crate) fn page(status: &Value) -> String {
     let mut page = columns(&rows);
     page.push_str(&not_in_force(status));
     page
+}
+
+/// The fleet that the node is one of, if it is of one.
+fn fleet(status: &Value) -> Vec<[String; 2]> {
+    let Some(fleet) = status.pointer("/serving/fleet").filter(|it| it.is_object()) else {
+        return Vec::new();
+    };
+    let number = |key: &str| fleet.get(key).and_then(Value::as_u64).unwrap_or_default();
+    let nodes = fleet.get("nodes").and_then(Value::as_object);
+    let nodes = nodes.into_iter().flatten().map(|(node, about)| {
+        let owned = about.get("owned").and_then(Value::as_u64);
+        format!("{node} ({})", owned.unwrap_or_default())
+    });
+    let nodes: Vec<_> = nodes.collect();
+    let mut rows = vec![
+        row(
+            "fleet",
+            format!(
+                "owns {} of {} shards, and stands by for {}",
+                number("owned"),
+                number("shards"),
+                number("inStep")
+            ),
+        ),
+        row(
+            "",
+            format!("nodes, with the shards of each: {}", nodes.join(", ")),
+        ),
+    ];
+    if number("ownerless") > 0 {
+        let ownerless = format!("{} shards have no owner", number("ownerless"));
+        rows.push(row("", ownerless));
+    }
+    if fleet.get("inTouch") == Some(&Value::Bool(false)) {
+        rows.push(row("", "the fleet's bucket can't be reached".into()));
+    }
+    rows
 }
 
 /// What of the files on disk is not in force, if anything is.

@@ -32,7 +32,17 @@ async fn the_reference_has_every_metric_and_every_reason() -> Result<()> {
         ("gauge".to_owned(), "`state`".to_owned()),
     );
     host.stop().await?;
-    for line in exposition.lines() {
+    // What only a node of a fleet has.
+    let site = Site::new(&world.server.url())?
+        .with("tenant.prefix", "fleet")?
+        .with("fleet.enabled", true)?
+        .with("fleet.lease_ms", 600)?;
+    let host = Host::start(&site).await?;
+    let of_fleet = host.metrics().await?;
+    let of_fleet = of_fleet.lines().filter(|it| it.contains("presence_fleet_"));
+    let of_fleet: Vec<_> = of_fleet.collect();
+    host.stop().await?;
+    for line in exposition.lines().chain(of_fleet) {
         if let Some((name, kind)) = line
             .strip_prefix("# TYPE ")
             .and_then(|it| it.split_once(' '))
@@ -99,8 +109,13 @@ fn the_reference_has_every_subject() -> Result<()> {
             subject => subject,
         });
     let permitted: BTreeSet<_> = permitted
-        // Of the service's questions the file has the wildcard.
-        .chain(["presence-directory.<question>"])
+        // Of the service's questions the file has the wildcard, and of what is between nodes.
+        .chain([
+            "presence-directory.<question>",
+            "presence.shard.<shard>.in.<kind>",
+            "presence.shard.<shard>.told",
+            "presence.node.<node>.<what>",
+        ])
         .map(str::to_owned)
         .collect();
     let mut documented = BTreeSet::new();

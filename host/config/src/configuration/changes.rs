@@ -38,11 +38,12 @@ pub enum Effect {
 }
 
 /// What takes effect at the next start only: sections, and keys in them.
-const RESTART: [&str; 18] = [
+const RESTART: [&str; 19] = [
     "node",
     "nats",
     "tenant",
     "state",
+    "fleet",
     "plugins.source",
     "plugins.cache",
     "plugins.compilers",
@@ -103,6 +104,7 @@ impl Config {
         };
         self.tenant = running.tenant;
         self.state = running.state;
+        self.fleet = running.fleet;
         self.plugins.source = running.plugins.source;
         self.plugins.cache = running.plugins.cache;
         self.plugins.compilers = running.plugins.compilers;
@@ -167,6 +169,7 @@ impl Config {
             ("tenant", Restart, self.tenant != new.tenant),
             ("tracker", Live, self.tracker != new.tracker),
             ("state", Restart, self.state != new.state),
+            ("fleet", Restart, self.fleet != new.fleet),
             (
                 "directory",
                 if self.directory.is_alike(&new.directory) {

@@ -14,6 +14,7 @@ mod directory;
 mod engine;
 mod environment;
 mod file;
+mod fleet;
 mod limits;
 mod nats;
 mod pipeline;
@@ -48,6 +49,7 @@ pub use directory::{Directory, Request};
 pub use engine::{Engine, Queues};
 pub use environment::variables;
 pub use file::Text;
+pub use fleet::Fleet;
 pub use limits::Limits;
 pub use nats::{Auth, Nats};
 pub use pipeline::{Grant, OnFailure, Source, Stage, StagePlace};
@@ -81,6 +83,8 @@ pub struct Config {
     pub tracker: Tracker,
     /// What is kept over a restart.
     pub state: State,
+    /// Several nodes that share the tenant's users.
+    pub fleet: Fleet,
     /// Where contacts, groups and blocks come from.
     pub directory: Directory,
     /// Where plugins come from.
@@ -209,6 +213,7 @@ impl Config {
         let mut reader = ConfigReader::new(file, text.clone(), env.clone());
         if sections.is_some() {
             reader.refuse_all(tenants::needless_variables(&env));
+            reader.refuse_all(tenants::no_fleet(file, &text, &rest, &env));
         }
         let Outcome {
             value,
@@ -240,6 +245,7 @@ impl Config {
     /// Into how many shards the tenant's users are divided, at least one.
     pub fn shard_count(&self) -> usize {
         match self.tenant.shards {
+            _ if self.fleet.enabled => self.fleet.shards as usize,
             0 => self.engine.thread_count().next_power_of_two(),
             shards => shards,
         }
@@ -252,19 +258,29 @@ impl Config {
     }
 
     fn read(root: &mut Section<'_, '_>) -> Self {
+        let (node, nats) = (
+            root.section("node", Node::read),
+            root.section("nats", Nats::read),
+        );
+        let tenant = root.section("tenant", Tenant::read);
+        let tracker = root.section("tracker", Tracker::read);
+        let state = root.section("state", State::read);
+        let fleet = root.section("fleet", |section| Fleet::read(section, &tenant, &tracker));
+        let is_fleet = fleet.enabled;
         Self {
-            node: root.section("node", Node::read),
-            nats: root.section("nats", Nats::read),
-            tenant: root.section("tenant", Tenant::read),
-            tracker: root.section("tracker", Tracker::read),
-            state: root.section("state", State::read),
+            node,
+            nats,
+            tenant,
+            tracker,
+            state,
+            fleet,
             directory: root.section("directory", Directory::read),
             plugins: root.section("plugins", Plugins::read),
             pipeline: root
                 .sections("pipeline", STAGES_MAX, Stage::read)
                 .unwrap_or_else(pipeline::default),
             engine: root.section("engine", Engine::read),
-            limits: root.section("limits", Limits::read),
+            limits: root.section("limits", |section| Limits::read(section, is_fleet)),
             correction: root.section("correction", Correction::read),
             query: root.section("query", Query::read),
             explain: root.section("explain", Explain::read),

@@ -120,6 +120,37 @@ pub(super) fn needless_variables(env: &BTreeMap<String, OsString>) -> Vec<Proble
     .collect()
 }
 
+/// Several tenants are not served by a fleet.
+pub(super) fn no_fleet(
+    file: &Path,
+    text: &Lines<'_>,
+    rest: &DeTable<'_>,
+    env: &BTreeMap<String, OsString>,
+) -> Vec<Problem> {
+    let mut places = Vec::new();
+    if let Some((name, section)) = rest.get_key_value("fleet")
+        && let Some(section) = section.get_ref().as_table()
+        && let Some(enabled) = section.get("enabled")
+        && enabled.get_ref().as_bool() != Some(false)
+    {
+        places.push(text.place(file, name.span()));
+    }
+    let variable = format!("{VARIABLE_PREFIX}FLEET_ENABLED");
+    if env.get(&variable).is_some_and(|it| it != "false") {
+        places.push(Place::Variable(variable));
+    }
+    let problem = |place| Problem {
+        place,
+        what: "[fleet] and [[tenant]] sections stand in one configuration, and a fleet serves one \
+               tenant"
+            .into(),
+        fix: "turn `enabled` in [fleet] off, or run a fleet for each tenant, with the tenant's \
+              `prefix` in [tenant]"
+            .into(),
+    };
+    places.into_iter().map(problem).collect()
+}
+
 /// Reads the tenants of a document, and those of the store; and what sets the keys of each of the
 /// first. `rest`: the document without them.
 pub(super) fn read<'a>(

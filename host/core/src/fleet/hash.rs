@@ -12,7 +12,7 @@ pub const VERSION: u32 = 1;
 /// FNV-1a of 32 bits, modulo the number of shards. So what the broker partitions and what a
 /// router does come to the same shard.
 pub fn shard_of(user: &str, shards: u32) -> u32 {
-    fnv32(token::encode(user).as_bytes()) % shards.max(1)
+    fnv32(token::encoded(user).as_bytes()) % shards.max(1)
 }
 
 /// How much a node is meant to have a shard: of those who live, the one with the highest weight

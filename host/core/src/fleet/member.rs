@@ -88,6 +88,8 @@ pub struct Member {
     leaving: Leaving,
     /// When to delete the lease at the earliest, in order to leave.
     farewell_from: u64,
+    /// Whether it has tried to: it has no part in any shard any more.
+    is_retired: bool,
     until: Option<u64>,
     /// Whether the bucket was reached lately, when that was last looked at.
     was_in_touch: bool,
@@ -127,6 +129,7 @@ impl Member {
             write_id: 0,
             leaving: Leaving::Stays,
             farewell_from: 0,
+            is_retired: false,
             until: None,
             was_in_touch: false,
             out: Vec::new(),
@@ -235,6 +238,36 @@ impl Member {
         self.out.drain(..)
     }
 
+    /// What the node holds is not to be relied on any more: it begins a new session, and other nodes
+    /// take what it owned.
+    pub fn give_up_session(&mut self, now: u64) {
+        if self.leaving == Leaving::Stays {
+            self.begin_session();
+        }
+        self.review(now);
+    }
+
+    /// Who owns each shard, as far as this node knows; none where nobody does.
+    pub fn owners(&self) -> impl Iterator<Item = Option<&Arc<str>>> {
+        self.shards.iter().map(|shard| {
+            let owner = shard.owner()?;
+            let (name, known) = self.nodes.get_key_value(&*owner.node)?;
+            let session = known.entry.as_ref()?.session;
+            (session == owner.session).then_some(name)
+        })
+    }
+
+    /// The nodes that live, as far as this one knows.
+    pub fn living(&self) -> impl Iterator<Item = &Arc<str>> {
+        let living = self.nodes.iter().filter(|(_, known)| known.entry.is_some());
+        living.map(|(name, _)| name)
+    }
+
+    /// Until when the node may rely on its lease; none if it isn't held.
+    pub fn until(&self) -> Option<u64> {
+        self.lease.until()
+    }
+
     /// The node.
     pub fn name(&self) -> &Arc<str> {
         &self.name
@@ -294,7 +327,9 @@ impl Member {
             self.out.push(Output::Until(until));
         }
         self.until = until;
-        self.review_shards(now);
+        if !self.is_retired {
+            self.review_shards(now);
+        }
         self.say_farewell(now);
     }
 
@@ -419,6 +454,7 @@ impl Member {
             return;
         }
         self.leaving = Leaving::Farewell;
+        self.is_retired = true;
         let revision = self.nodes.get(&self.name).map_or(0, |known| known.revision);
         let key = Key::Node(Arc::clone(&self.name));
         for shard in &mut self.shards {

@@ -14,11 +14,14 @@ mod following;
 
 use std::sync::Arc;
 
+use roaring::RoaringBitmap;
+
 use self::catching_up::CatchingUp;
 use super::FleetSettings;
 use super::hash;
 use super::snapshot::{self, Label};
 use super::told::{Books, PARTS, Said, Told};
+use crate::body::explain::ExplainReport;
 use crate::body::query::Answers;
 use crate::names::Names;
 use crate::record::Record;
@@ -175,7 +178,15 @@ pub struct Replica {
     is_behind: bool,
     /// Since when it has been to lead, and waits for what the owner before told last.
     waits_since: Option<u64>,
+    /// Whether what is held here goes back to the shard's first owner without a break: there was
+    /// nothing before that a client could know.
+    is_first: bool,
+    /// When what is held here is forgotten, since the node has no part in the shard.
+    forget_at: Option<u64>,
 }
+
+/// How much may come of what has fallen due at once.
+const OUT_MAX: usize = 256;
 
 impl Replica {
     /// A replica of a shard that knows nothing yet.
@@ -185,7 +196,7 @@ impl Replica {
         names: Arc<Names>,
         mut shard: Shard,
     ) -> Self {
-        shard.keep_records(true);
+        shard.keep_told(true);
         Self {
             settings,
             number,
@@ -204,6 +215,8 @@ impl Replica {
             differed: [0; PARTS],
             is_behind: false,
             waits_since: None,
+            is_first: false,
+            forget_at: None,
         }
     }
 
@@ -220,10 +233,13 @@ impl Replica {
         let before = std::mem::replace(&mut self.role, role);
         self.is_leading = false;
         self.waits_since = None;
+        self.forget_at = None;
         match &self.role {
             Role::None => {
                 self.catching_up = None;
                 self.is_sure = false;
+                // Until then, it is better than nothing if nobody else has it.
+                self.forget_at = Some(now + self.settings.timeout_ms);
             }
             Role::Follow { epoch, .. } => {
                 self.digest_at = now + self.settings.fleet.answer_ms;
@@ -267,13 +283,17 @@ impl Replica {
         self.follow_input(now, input, out);
     }
 
-    /// Does what has fallen due.
+    /// Does what has fallen due, so much of it that what comes of it stays little: where that isn't
+    /// all, [`Self::next_deadline`] is no later than `now`.
     pub fn advance(&mut self, now: u64, rules: &mut dyn Rules, out: &mut Vec<Out>) {
         self.settle(now, out);
         if !self.is_leading {
             return self.follow_time(now, out);
         }
         while self.shard.next_deadline().is_some_and(|at| at <= now) {
+            if out.len() >= OUT_MAX {
+                return;
+            }
             let mut outputs = Vec::new();
             self.shard.advance(now, rules, &mut outputs);
             self.tell(outputs, out);
@@ -291,6 +311,9 @@ impl Replica {
             let deadlines = [self.shard.next_deadline(), Some(self.digest_at)];
             return deadlines.into_iter().flatten().min();
         }
+        if self.role == Role::None {
+            return self.forget_at;
+        }
         let catching_up = self.catching_up.as_ref().map(CatchingUp::next_deadline);
         let waits = self.waits_since.map(|_| self.digest_at);
         let deadlines = [self.shard.follow_deadline(), catching_up, waits];
@@ -307,14 +330,38 @@ impl Replica {
         rules: &mut dyn Rules,
         out: &mut Vec<Out>,
     ) -> Option<Answers> {
-        self.settle(now, out);
-        if !self.is_leading || self.is_behind || self.shard.unsure_ms() > 0 {
+        if !self.may_answer(now, out) {
             return None;
         }
         let mut outputs = Vec::new();
         let answers = self.shard.query(now, viewer, users, rules, &mut outputs);
         self.tell(outputs, out);
         Some(answers)
+    }
+
+    /// Explains a decision on a user of this shard; none as of [`Self::query`].
+    pub fn explain(
+        &mut self,
+        now: u64,
+        (viewer, user): (&str, &str),
+        rules: &mut dyn Rules,
+        out: &mut Vec<Out>,
+    ) -> Option<ExplainReport> {
+        if !self.may_answer(now, out) {
+            return None;
+        }
+        let mut outputs = Vec::new();
+        let report = self.shard.explain(now, viewer, user, rules, &mut outputs);
+        self.tell(outputs, out);
+        Some(report)
+    }
+
+    /// Whether it knows enough to answer. Of a shard that never had another owner, nobody knows
+    /// more.
+    fn may_answer(&mut self, now: u64, out: &mut Vec<Out>) -> bool {
+        self.settle(now, out);
+        let is_sure = self.shard.unsure_ms() == 0 || self.is_first;
+        self.is_leading && !self.is_behind && is_sure
     }
 
     /// Another node asks for a snapshot, by a question of this number. It gets none from one
@@ -337,7 +384,7 @@ impl Replica {
             at: now,
         };
         let bytes = self.settings.chunk_bytes;
-        let chunks = snapshot::take(&mut self.shard, label, &self.names, bytes);
+        let chunks = snapshot::take(&mut self.shard, label, self.is_first, &self.names, bytes);
         out.extend(
             chunks
                 .into_iter()
@@ -365,9 +412,23 @@ impl Replica {
         &self.shard
     }
 
+    /// All the numbers of ids that are held here.
+    pub fn ids(&self) -> RoaringBitmap {
+        self.shard.ids() | self.books.ids()
+    }
+
     /// The shard, to store what it knows.
     pub fn shard_mut(&mut self) -> &mut Shard {
         &mut self.shard
+    }
+
+    /// Nothing is known here any more.
+    fn forget(&mut self) {
+        self.forget_at = None;
+        self.is_first = false;
+        self.books = Books::default();
+        self.shard = self.shard.replacement();
+        self.shard.keep_told(true);
     }
 
     /// Begins or ends leading, as the role and the lease have it.
@@ -393,6 +454,7 @@ impl Replica {
             return;
         }
         let is_sure = self.is_sure && self.epoch == before.epoch && before.epoch > 0;
+        self.is_first = before.epoch == 0 || (is_sure && self.is_first);
         self.catching_up = None;
         self.waits_since = None;
         (self.epoch, self.seq) = (epoch, 1);

@@ -47,6 +47,7 @@ struct Whole {
     records: Vec<(Vec<u8>, Vec<u8>)>,
     leases: Vec<(String, String, u64)>,
     unsure_ms: u64,
+    is_first: bool,
 }
 
 /// A shard as it was at some moment.
@@ -58,6 +59,8 @@ pub struct Snapshot {
     pub seq: u64,
     /// When it was taken, by the clock of the node that took it.
     pub at: u64,
+    /// Whether it goes back to the shard's first owner without a break.
+    pub is_first: bool,
     records: Vec<Record>,
     leases: Vec<(String, String, u64)>,
     unsure_ms: u64,
@@ -107,8 +110,15 @@ pub struct Label {
     pub at: u64,
 }
 
-/// Takes a snapshot of a shard, in chunks of so many bytes.
-pub fn take(shard: &mut Shard, label: Label, names: &Names, chunk_bytes: usize) -> Vec<Vec<u8>> {
+/// Takes a snapshot of a shard, in chunks of so many bytes. `is_first`: whether what it holds goes
+/// back to the shard's first owner without a break.
+pub fn take(
+    shard: &mut Shard,
+    label: Label,
+    is_first: bool,
+    names: &Names,
+    chunk_bytes: usize,
+) -> Vec<Vec<u8>> {
     let records = shard.all_records();
     let stored = records.iter().map(|record| record.encode(names));
     let whole = Whole {
@@ -120,6 +130,7 @@ pub fn take(shard: &mut Shard, label: Label, names: &Names, chunk_bytes: usize) 
             .map(|(user, conn, left)| (user.to_string(), conn.to_string(), left))
             .collect(),
         unsure_ms: shard.unsure_ms(),
+        is_first,
     };
     // Plain data in memory always has such a form.
     let whole = postcard::to_allocvec(&whole).unwrap_or_default();
@@ -214,6 +225,7 @@ impl Assembly {
             records,
             leases: whole.leases,
             unsure_ms: whole.unsure_ms,
+            is_first: whole.is_first,
         }))
     }
 }

@@ -8,10 +8,11 @@
 //! all viewers are named; of one who goes, none.
 
 use hashbrown::HashMap;
+use roaring::RoaringBitmap;
 use serde::{Deserialize, Serialize};
 
 use super::hash::digest;
-use crate::audience::Audience;
+use crate::audience::{Audience, VisitedSets};
 use crate::ledger::LedgerEntry;
 use crate::names::{Id, Names};
 use crate::recipients::{Recipients, ShownDigest};
@@ -140,6 +141,17 @@ impl Books {
     /// Whether they are of nobody.
     pub fn is_empty(&self) -> bool {
         self.users.is_empty()
+    }
+
+    /// All the numbers of ids that they hold.
+    pub fn ids(&self) -> RoaringBitmap {
+        let mut ids = RoaringBitmap::new();
+        let mut seen = VisitedSets::default();
+        for (user, booked) in &self.users {
+            ids.insert(user.0);
+            booked.recipients.audience().keep_in(&mut ids, &mut seen);
+        }
+        ids
     }
 
     /// The digest of all.

@@ -25,11 +25,13 @@ pub enum Cause {
     PluginFailed,
     /// A quota would have been exceeded.
     QuotaExceeded,
+    /// It came on the subject of another shard of the fleet than its user's.
+    WrongShard,
 }
 
 impl Cause {
     /// All of them.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::InvalidJson,
         Self::NotAnObject,
         Self::MissingField,
@@ -37,6 +39,7 @@ impl Cause {
         Self::TooLarge,
         Self::PluginFailed,
         Self::QuotaExceeded,
+        Self::WrongShard,
     ];
 
     /// The reason as a dead letter spells it.
@@ -49,6 +52,7 @@ impl Cause {
             Self::TooLarge => "too-large",
             Self::PluginFailed => "plugin-failed",
             Self::QuotaExceeded => "quota-exceeded",
+            Self::WrongShard => "wrong-shard",
         }
     }
 }

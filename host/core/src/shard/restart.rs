@@ -14,6 +14,13 @@ impl Shard {
         self.presence.keep_records(keep);
     }
 
+    /// Whether changes of what viewers were told are noted from now on, for
+    /// [`Self::take_told`], and nothing else.
+    pub fn keep_told(&mut self, keep: bool) {
+        self.common.tracker.keep_records(false);
+        self.presence.keep_records(keep);
+    }
+
     /// Whether there is anything to take, now or soon.
     pub fn has_records(&self) -> bool {
         self.common.tracker.has_records() || self.presence.has_records()

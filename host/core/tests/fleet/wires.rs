@@ -121,7 +121,8 @@ impl World {
                 &sent,
                 Sent::Publish { publication, .. } if is_filtered(publication.subject)
             );
-            if is_filtered && let Some(for_ms) = it.stop_at_publish.take() {
+            let stops = it.stop_at_publish.take_if(|_| is_filtered);
+            if let Some(for_ms) = stops.filter(|for_ms| self.t + for_ms < CALM_FROM) {
                 self.stop(node, for_ms);
             }
             let it = &mut self.nodes[node];

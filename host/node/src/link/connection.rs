@@ -64,6 +64,51 @@ impl Connection {
         Ok(Subscription(messages))
     }
 
+    /// Subscribes as one of a group, of which one member gets each message.
+    ///
+    /// # Errors
+    /// As [`Self::subscribe`].
+    pub(crate) async fn subscribe_in(
+        &self,
+        (subject, group): (String, &str),
+        kind: SubscriptionKind,
+        broker: &BrokerHealth,
+    ) -> anyhow::Result<Subscription> {
+        let messages = self.client.queue_subscribe(subject, group.to_owned());
+        let messages = messages.await?;
+        broker.drops.watch(&messages, kind);
+        Ok(Subscription(messages))
+    }
+
+    /// Passes a message on to another subject, as it came.
+    ///
+    /// # Errors
+    /// If the connection is closed, or the message is too long.
+    pub(crate) async fn pass_on(&self, subject: String, message: Incoming) -> anyhow::Result<()> {
+        let Message {
+            reply,
+            payload,
+            headers,
+            ..
+        } = message.0;
+        let client = &self.client;
+        match (reply, headers) {
+            (None, None) => client.publish(subject, payload).await?,
+            (Some(reply), None) => client.publish_with_reply(subject, reply, payload).await?,
+            (None, Some(headers)) => {
+                client
+                    .publish_with_headers(subject, headers, payload)
+                    .await?;
+            }
+            (Some(reply), Some(headers)) => {
+                client
+                    .publish_with_reply_and_headers(subject, reply, headers, payload)
+                    .await?;
+            }
+        }
+        Ok(())
+    }
+
     /// Publishes a message, once the client has room for it.
     ///
     /// # Errors

@@ -1,5 +1,4 @@
-//! Nodes on the same subjects find each other: until users are shared out over
-//! several, only one may serve them.
+//! Nodes on the same subjects find each other: only one may serve them, or those of one fleet.
 //!
 //! Each node sends and answers requests on one subject. A node that serves has priority; among nodes
 //! that wait, or that both serve after a network partition, the one that started first has. A missing
@@ -72,11 +71,17 @@ pub(crate) struct NodeInfo {
     /// Whether it has just stopped to serve.
     #[serde(default)]
     gone: bool,
+    /// Whether it is one of a fleet, which serves together.
+    #[serde(default)]
+    fleet: bool,
 }
 
 impl NodeInfo {
     /// Whether this node may not serve while the other is there.
     fn yields_to(&self, other: &Self) -> bool {
+        if self.serves_with(other) {
+            return false;
+        }
         let rank = |node: &Self| {
             (
                 !node.ready,
@@ -86,6 +91,13 @@ impl NodeInfo {
             )
         };
         !other.gone && rank(other) < rank(self)
+    }
+}
+
+impl NodeInfo {
+    /// Whether both are nodes of a fleet. Each has a name of its own there.
+    fn serves_with(&self, other: &Self) -> bool {
+        self.fleet && other.fleet && self.node != other.node
     }
 }
 
@@ -187,7 +199,7 @@ impl ServingTurn {
     pub(crate) async fn listen(
         connection: &Connection,
         subjects: &Subjects,
-        node: String,
+        (node, fleet): (String, bool),
         (broker, heard): (Arc<BrokerHealth>, watch::Receiver<u64>),
         replies: Arc<ReplyGuard>,
         (doubts, tasks): (&Doubts, &Tasks),
@@ -205,6 +217,7 @@ impl ServingTurn {
                 ready: false,
                 id: client.new_inbox(),
                 gone: false,
+                fleet,
             },
             serves: AtomicBool::new(false),
             met: Notify::new(),
@@ -259,9 +272,14 @@ impl ServingTurn {
             match found {
                 HelloResult::Other(other) => {
                     unanswered = 0;
+                    let how = match (self.shared.me.fleet, other.fleet) {
+                        (true, true) => "give one another [node] name",
+                        (true, false) | (false, true) => "have both be of the fleet ([fleet])",
+                        (false, false) => "give one another [tenant] prefix",
+                    };
                     board.wait_for(format!(
                         "waiting while node `{}` serves the same subjects: this node begins when \
-                         that stops. To have both serve, give one another [tenant] prefix",
+                         that stops. To have both serve, {how}",
                         other.node
                     ));
                     before_me = other.id;
@@ -320,10 +338,13 @@ impl ServingTurn {
         }
         self.broker.try_hello(&self.shared.subject);
         let me = self.shared.me();
+        // Where one of the fleet is there, no node of which it isn't one serves.
+        let is_of_fleet = AtomicBool::new(false);
         let before_me = |reply: &Message| {
             self.broker.count_elsewhere();
-            let other = serde_json::from_slice::<NodeInfo>(&reply.payload).ok();
-            other.filter(|other| me.yields_to(other))
+            let other = serde_json::from_slice::<NodeInfo>(&reply.payload).ok()?;
+            is_of_fleet.fetch_or(me.serves_with(&other), Ordering::Relaxed);
+            me.yields_to(&other).then_some(other)
         };
         let asked = request::ask(
             &self.client,
@@ -344,6 +365,9 @@ impl ServingTurn {
             Err(_) if connects() != link => HelloResult::Unknown("NATS was away".into()),
             Err(RequestError::Nobody { .. }) => {
                 self.broker.count_elsewhere();
+                HelloResult::Nobody
+            }
+            Err(RequestError::None { .. }) if is_heard && is_of_fleet.into_inner() => {
                 HelloResult::Nobody
             }
             Err(RequestError::None { .. }) if is_heard => HelloResult::Unanswered,
@@ -415,6 +439,7 @@ mod tests {
             ready,
             id: id.into(),
             gone: false,
+            fleet: false,
         }
     }
 
@@ -438,6 +463,20 @@ mod tests {
                 );
             }
         }
+    }
+
+    #[test]
+    fn nodes_of_a_fleet_serve_together_unless_they_have_one_name() {
+        let of_fleet = |name: &str, id: &str| NodeInfo {
+            fleet: true,
+            ..node(true, 1, name, id)
+        };
+        let (a, b) = (of_fleet("a", "1"), of_fleet("b", "2"));
+        assert!(!a.yields_to(&b) && !b.yields_to(&a));
+        let again = of_fleet("a", "3");
+        assert!(!a.yields_to(&again) && again.yields_to(&a));
+        let alone = node(true, 2, "c", "4");
+        assert!(alone.yields_to(&a) && !a.yields_to(&alone));
     }
 
     #[test]

@@ -4,6 +4,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use async_nats::Subject;
 use bytes::Bytes;
@@ -17,8 +18,78 @@ const ENTRY_BYTES: usize = 128;
 pub(crate) struct JournalEntry {
     pub(crate) subject: Subject,
     pub(crate) body: Bytes,
-    /// By what it is counted; none of an answer, which is published once.
-    pub(crate) counted: Option<SequenceNumber>,
+    /// How it is counted.
+    pub(crate) counting: Counting,
+    /// For how long it may be published; none where that doesn't end.
+    pub(crate) fence: Option<Arc<EpochFence>>,
+}
+
+/// How a message is counted.
+#[derive(Clone, Debug)]
+pub(crate) enum Counting {
+    /// It is an answer: it is published once.
+    Once,
+    /// It is published until the broker has it, and bears no number.
+    Unnumbered,
+    /// It is published until the broker has it, and bears this number.
+    Numbered(SequenceNumber),
+}
+
+/// For how long an owner of a shard may publish: while it may rely on its node's lease, and nobody
+/// owns the shard after it.
+#[derive(Debug)]
+pub(crate) struct EpochFence {
+    lease: Arc<NodeLease>,
+    is_over: AtomicBool,
+}
+
+/// Until when a node may rely on its lease, by the host's clock.
+#[derive(Debug, Default)]
+pub(crate) struct NodeLease(AtomicU64);
+
+impl NodeLease {
+    pub(crate) fn set(&self, until: u64) {
+        self.0.store(until, Ordering::Release);
+    }
+
+    pub(crate) fn until(&self) -> u64 {
+        self.0.load(Ordering::Acquire)
+    }
+}
+
+/// What is to be done with a message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Passage {
+    /// It may be published.
+    Open,
+    /// Whether it may is known only when the lease is renewed, or is another's.
+    Shut,
+    /// It may not be published any more.
+    Over,
+}
+
+impl EpochFence {
+    pub(crate) fn new(lease: Arc<NodeLease>) -> Arc<Self> {
+        Arc::new(Self {
+            lease,
+            is_over: AtomicBool::new(false),
+        })
+    }
+
+    /// The shard is another's, or is to be.
+    pub(crate) fn end(&self) {
+        self.is_over.store(true, Ordering::Release);
+    }
+
+    fn passage(&self, now: u64) -> Passage {
+        if self.is_over.load(Ordering::Acquire) {
+            return Passage::Over;
+        }
+        match now < self.lease.until() {
+            true => Passage::Open,
+            false => Passage::Shut,
+        }
+    }
 }
 
 /// By what a message is counted.
@@ -37,8 +108,20 @@ impl JournalEntry {
         Self {
             subject: to.into(),
             body: body.into(),
-            counted: None,
+            counting: Counting::Once,
+            fence: None,
         }
+    }
+
+    /// Whether it is published once, whether or not the broker gets it.
+    pub(crate) fn is_once(&self) -> bool {
+        matches!(self.counting, Counting::Once)
+    }
+
+    /// What is to be done with it.
+    pub(crate) fn passage(&self, now: impl FnOnce() -> u64) -> Passage {
+        let fence = self.fence.as_ref();
+        fence.map_or(Passage::Open, |fence| fence.passage(now()))
     }
 
     fn bytes(&self) -> usize {
@@ -97,7 +180,7 @@ impl Journal {
 
     pub(crate) fn push(&mut self, entry: JournalEntry) {
         self.bytes += entry.bytes();
-        self.unacknowledged += usize::from(entry.counted.is_some());
+        self.unacknowledged += usize::from(!entry.is_once());
         self.entries.push_back(entry);
     }
 
@@ -111,7 +194,7 @@ impl Journal {
     /// handed over, which is all that an answer is kept for.
     pub(crate) fn forget(&mut self, acknowledged: u64, handed: u64) {
         while let Some(entry) = self.entries.front() {
-            let is_answer = entry.counted.is_none();
+            let is_answer = entry.is_once();
             if self.begin >= acknowledged && !(is_answer && self.begin < handed) {
                 break;
             }
@@ -134,16 +217,20 @@ mod tests {
         JournalEntry {
             subject: "s".into(),
             body: vec![0; bytes].into(),
-            counted: Some(SequenceNumber {
+            counting: Counting::Numbered(SequenceNumber {
                 source: Arc::new(source),
                 renewed: 0,
                 seq,
             }),
+            fence: None,
         }
     }
 
     fn seq(entry: Option<&JournalEntry>) -> Option<u64> {
-        Some(entry?.counted.as_ref()?.seq)
+        match &entry?.counting {
+            Counting::Numbered(number) => Some(number.seq),
+            Counting::Once | Counting::Unnumbered => None,
+        }
     }
 
     #[test]
@@ -161,6 +248,24 @@ mod tests {
         journal.forget(9, 9);
         assert_eq!((journal.begin(), journal.end(), journal.bytes()), (4, 4, 0));
         assert!(!journal.waits());
+    }
+
+    #[test]
+    fn what_an_owner_says_waits_for_its_lease_and_is_dropped_when_its_time_is_over() {
+        let lease = Arc::<NodeLease>::default();
+        let fence = EpochFence::new(Arc::clone(&lease));
+        let fenced = JournalEntry {
+            fence: Some(Arc::clone(&fence)),
+            ..entry(1, 10)
+        };
+        lease.set(100);
+        assert_eq!(fenced.passage(|| 99), Passage::Open);
+        assert_eq!(fenced.passage(|| 100), Passage::Shut);
+        lease.set(200);
+        assert_eq!(fenced.passage(|| 100), Passage::Open);
+        fence.end();
+        assert_eq!(fenced.passage(|| 100), Passage::Over);
+        assert_eq!(entry(1, 10).passage(|| 1_000), Passage::Open);
     }
 
     #[test]

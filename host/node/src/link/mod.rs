@@ -6,6 +6,7 @@ pub(crate) mod broker;
 pub(crate) mod connection;
 pub mod dlq_stream;
 pub(crate) mod drops;
+pub(crate) mod fleet_bucket;
 pub(crate) mod hello;
 pub(crate) mod journal;
 pub(crate) mod login;

@@ -5,7 +5,7 @@ use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 
 use crate::link::connection::Connection;
-use crate::link::journal::JournalEntry;
+use crate::link::journal::{Counting, JournalEntry};
 use crate::link::wire;
 use crate::pool::Transport;
 
@@ -22,10 +22,11 @@ impl Publisher {
         let JournalEntry {
             subject,
             body,
-            counted,
+            counting,
+            fence: _,
         } = entry.clone();
-        match counted {
-            Some(counted) => {
+        match counting {
+            Counting::Numbered(counted) => {
                 let headers = wire::map(counted.source.headers(
                     &subject,
                     counted.renewed,
@@ -34,7 +35,7 @@ impl Publisher {
                 let client = self.0.client();
                 client.publish_with_headers(subject, headers, body).await?;
             }
-            None => self.0.client().publish(subject, body).await?,
+            Counting::Once | Counting::Unnumbered => self.0.client().publish(subject, body).await?,
         }
         Ok(())
     }

@@ -7,7 +7,7 @@ use presence_config::subjects::Source;
 use presence_core::inbox::Delivery;
 use presence_core::publish::{self, Publication};
 
-use crate::link::journal::{JournalEntry, SequenceNumber};
+use crate::link::journal::{Counting, EpochFence, JournalEntry, SequenceNumber};
 
 /// Numbers what a shard publishes.
 #[derive(Debug)]
@@ -16,12 +16,16 @@ pub(crate) struct Sequencer {
     /// Its subjects as the client takes them, by [`publish::Subject`].
     subjects: [Subject; publish::Subject::ALL.len()],
     beacon: Subject,
+    /// In a fleet, where the owner tells those who stand by.
+    told: Option<Subject>,
     /// The last number on each subject, 0 for none.
     seqs: [u64; publish::Subject::ALL.len()],
     /// How many beacons there have been.
     beacons: u64,
     /// Whether there are beacons: nobody is told of an epoch that may come to nothing.
     pub(crate) has_begun: bool,
+    /// In a fleet, for how long it may publish.
+    fence: Option<Arc<EpochFence>>,
 }
 
 impl Sequencer {
@@ -30,10 +34,39 @@ impl Sequencer {
             subjects: publish::Subject::ALL.map(|subject| source.subject(subject).into()),
             beacon: source.beacon().into(),
             source: Arc::new(source),
+            told: None,
             seqs: Default::default(),
             beacons: 0,
             has_begun: false,
+            fence: None,
         }
+    }
+
+    /// Of a shard of a fleet, whose owner tells those who stand by on this subject.
+    pub(crate) fn of_fleet(source: Source, told: String) -> Self {
+        Self {
+            told: Some(told.into()),
+            ..Self::new(source)
+        }
+    }
+
+    /// Counts anew in this epoch, as the shard's owner, for as long as the fence lets it.
+    pub(crate) fn own(&mut self, epoch: u64, fence: Arc<EpochFence>) {
+        self.source = Arc::new(self.source.owned_in(epoch));
+        self.seqs = Default::default();
+        self.beacons = 0;
+        self.has_begun = true;
+        self.fence = Some(fence);
+    }
+
+    /// What the owner tells those who stand by; nothing outside of a fleet.
+    pub(crate) fn told(&self, body: Vec<u8>) -> Option<JournalEntry> {
+        Some(JournalEntry {
+            subject: self.told.clone()?,
+            body: body.into(),
+            counting: Counting::Unnumbered,
+            fence: self.fence.clone(),
+        })
     }
 
     #[expect(
@@ -49,7 +82,8 @@ impl Sequencer {
         JournalEntry {
             subject: self.subjects[subject as usize].clone(),
             body,
-            counted: self.counted(0, seq),
+            counting: self.counted(0, seq),
+            fence: self.fence.clone(),
         }
     }
 
@@ -63,7 +97,8 @@ impl Sequencer {
         JournalEntry {
             subject: self.source.inbox(viewer.as_str()).into(),
             body,
-            counted: self.counted(renewed, seq),
+            counting: self.counted(renewed, seq),
+            fence: self.fence.clone(),
         }
     }
 
@@ -73,7 +108,8 @@ impl Sequencer {
         JournalEntry {
             subject: self.beacon.clone(),
             body: self.source.beacon_body(&self.seqs).into(),
-            counted: self.counted(0, self.beacons),
+            counting: self.counted(0, self.beacons),
+            fence: self.fence.clone(),
         }
     }
 
@@ -84,8 +120,8 @@ impl Sequencer {
         self.beacons = 0;
     }
 
-    fn counted(&self, renewed: u64, seq: u64) -> Option<SequenceNumber> {
-        Some(SequenceNumber {
+    fn counted(&self, renewed: u64, seq: u64) -> Counting {
+        Counting::Numbered(SequenceNumber {
             source: Arc::clone(&self.source),
             renewed,
             seq,

@@ -4,12 +4,12 @@
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 
-use presence_core::Shard;
 use presence_core::quota::Quota;
 use presence_sandbox::{Latency, StatefulEnrichers};
 use tokio::sync::oneshot;
 use tracing::Span;
 
+use super::cell::Cell;
 use super::outbox::{Outbox, Transport};
 use super::restart::Restart;
 use super::rules::{Comparisons, ShardRules};
@@ -21,6 +21,7 @@ use super::work::Generation;
 use super::work::PanicPoint;
 
 use crate::beside::Pipelines;
+use crate::clock;
 use crate::directory::request::AnswerFetcher;
 use crate::link::sequencer::Sequencer;
 use crate::ops::recent_dead_letters::RecentDeadLetters;
@@ -59,7 +60,7 @@ pub(crate) struct TenantContext {
 
 /// A shard, with all that belongs to it.
 pub(crate) struct HostedShard {
-    pub(super) shard: Shard,
+    pub(super) shard: Cell,
     pub(super) pipelines: Pipelines,
     /// What it has of its own of the active one, and of the one beside it.
     pub(super) own: StatefulEnrichers,
@@ -118,7 +119,7 @@ pub(super) struct PendingStop {
 impl HostedShard {
     /// A shard that nothing has been told yet.
     pub(crate) fn new(
-        shard: Shard,
+        shard: Cell,
         generation: Generation,
         sequencer: Sequencer,
         saver: Option<Saver>,
@@ -187,7 +188,7 @@ impl HostedShard {
     pub(super) fn beacon<C: Transport>(&mut self, outbox: &mut Outbox<C>) {
         #[cfg(test)]
         self.may_panic(PanicPoint::Beacon);
-        if self.sequencer.has_begun {
+        if self.sequencer.has_begun && self.shard.is_leading(clock::now_ms()) {
             self.output_end = outbox.push(self.sequencer.beacon());
             self.published_end = self.output_end;
         }
@@ -212,6 +213,22 @@ impl HostedShard {
     /// Behind which place something waits to be handed to the state; none if nothing does.
     pub(super) fn waits_for(&self) -> Option<u64> {
         self.saver.as_ref()?.waits_for()
+    }
+
+    /// Hands the shard over once the broker has all that it published. Says whether that is still
+    /// waited for.
+    pub(super) fn waits_to_resign<C: Transport>(&mut self, outbox: &mut Outbox<C>) -> bool {
+        let Some(replica) = self.shard.as_replica() else {
+            return false;
+        };
+        let Some(place) = replica.resigns_at() else {
+            return false;
+        };
+        if outbox.settled(place) != Some(true) {
+            return true;
+        }
+        replica.is_acknowledged();
+        false
     }
 
     /// Whether it has ended: all that it had to say has been handed over, and the state has
@@ -259,9 +276,15 @@ impl HostedShard {
                          some are counted, and not published";
             self.tenant.exceeded.log(Quota::DeadLetters, error);
         }
-        let online_users = self.shard.online_users() as u64;
+        // One that stands by holds what its owner tells of.
+        let leads = self.shard.is_leading(clock::now_ms());
+        figures.leads.store(leads.into(), Ordering::Relaxed);
+        let in_step = self.shard.is_in_step();
+        figures.in_step.store(in_step.into(), Ordering::Relaxed);
+        let own = |count: usize| if leads { count as u64 } else { 0 };
+        let online_users = own(self.shard.online_users());
         figures.online_users.store(online_users, Ordering::Relaxed);
-        let connections = self.shard.connections() as u64;
+        let connections = own(self.shard.connections());
         figures.connections.store(connections, Ordering::Relaxed);
         let (pending, since) = self.shard.pending();
         figures.pending.store(pending as u64, Ordering::Relaxed);

@@ -144,6 +144,13 @@ impl Mailbox {
         self.put(shard, ask, has_room, put).is_ok()
     }
 
+    /// Puts in what the node itself has to say, if fewer than so many tasks wait.
+    pub(super) fn offer(&self, shard: Address, task: Task, max: usize) -> bool {
+        let has_room = |lanes: &Lanes, _: &_| lanes.control.len() < max;
+        let put = |lanes: &mut Lanes, task| lanes.control.push_back(task);
+        self.put(shard, Box::new(task), has_room, put).is_ok()
+    }
+
     /// Puts in what comes before everything else that waits, whether there is room or not.
     pub(super) fn put_first(&self, shard: Address, task: Task) {
         let put = |lanes: &mut Lanes, task| lanes.control.push_front(task);

@@ -5,6 +5,7 @@
 //! mailbox ([`mailbox`]), schedules the tenants ([`rounds`]), wakes shards when a timer is due,
 //! and queues their messages in its outbox ([`outbox`]).
 
+mod cell;
 mod hosted_shard;
 mod instances;
 pub(crate) mod log_limiter;
@@ -34,11 +35,12 @@ use crate::clock;
 use crate::link::progress::DeliveryProgress;
 use crate::tasks::Tasks;
 
+pub(crate) use cell::{Cell, FleetLinks, Report};
 pub(crate) use hosted_shard::{HostedShard, TenantContext};
 pub(crate) use outbox::Transport;
 pub(crate) use shards::{QueueLimits, ShardFigures, Shards, place};
 pub(crate) use thread_share::ThreadShare;
-pub(crate) use work::{BATCH_MAX, Batch, Generation, ShardQuestion, Task};
+pub(crate) use work::{BATCH_MAX, Batch, FleetTask, Generation, ShardQuestion, Task};
 
 use mailbox::Mailbox;
 use outbox::Outbox;
@@ -62,6 +64,8 @@ pub(crate) struct ThreadFigures {
     pub(crate) journal_bytes: AtomicU64,
     /// How many messages were published again after a lost connection.
     pub(crate) repeated: AtomicU64,
+    /// How many were dropped, since their shards are other nodes' by now.
+    pub(crate) fenced: AtomicU64,
     /// Since when the thread has been at one thing, in milliseconds since the Unix
     /// epoch; 0 while it waits.
     busy_since: AtomicU64,
@@ -84,9 +88,10 @@ impl ThreadFigures {
         self.busy_since.store(0, Ordering::Relaxed);
     }
 
-    fn set_outbox_figures(&self, bytes: usize, repeated: u64) {
+    fn set_outbox_figures(&self, bytes: usize, repeated: u64, fenced: u64) {
         self.journal_bytes.store(bytes as u64, Ordering::Relaxed);
         self.repeated.store(repeated, Ordering::Relaxed);
+        self.fenced.store(fenced, Ordering::Relaxed);
     }
 }
 

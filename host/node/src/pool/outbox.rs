@@ -11,7 +11,7 @@ use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 
 use crate::clock;
-use crate::link::journal::{Journal, JournalEntry};
+use crate::link::journal::{Journal, JournalEntry, Passage};
 use crate::link::progress::DeliveryProgress;
 
 /// How often is looked whether the connection has changed, where something waits for that,
@@ -50,6 +50,8 @@ pub(super) struct Outbox<C> {
     /// The message at `next`, which waits for room.
     stuck: Option<BoxFuture<'static, anyhow::Result<()>>>,
     repeated: u64,
+    /// How many messages were dropped, since their shards are others' by now.
+    fenced: u64,
     /// Whether there was a connection when that was last looked at.
     is_connected: bool,
     /// Since when there is no room, and whether that has been said.
@@ -78,6 +80,7 @@ impl<C: Transport> Outbox<C> {
             handed_before: 0,
             stuck: None,
             repeated: 0,
+            fenced: 0,
             is_connected: false,
             full_since: None,
             is_full_told: false,
@@ -89,7 +92,7 @@ impl<C: Transport> Outbox<C> {
     /// Puts a message in, and says the place behind it. It is handed over by
     /// [`Self::hand_over`].
     pub(super) fn push(&mut self, entry: JournalEntry) -> u64 {
-        if entry.counted.is_some() && !self.journal.waits() {
+        if !entry.is_once() && !self.journal.waits() {
             self.handed.want();
         }
         self.journal.push(entry);
@@ -119,6 +122,11 @@ impl<C: Transport> Outbox<C> {
     /// How many messages have been handed over again.
     pub(super) fn repeated(&self) -> u64 {
         self.repeated
+    }
+
+    /// How many messages were dropped, since their shards are others' by now.
+    pub(super) fn fenced(&self) -> u64 {
+        self.fenced
     }
 
     /// Whether all up to a place has been handed over; none if it may be yet.
@@ -183,9 +191,18 @@ impl<C: Transport> Outbox<C> {
                     let Some(entry) = self.journal.get(self.next) else {
                         return;
                     };
-                    if entry.counted.is_none() && self.next < self.handed_before {
+                    if entry.is_once() && self.next < self.handed_before {
                         self.next += 1;
                         continue;
+                    }
+                    match entry.passage(clock::now_ms) {
+                        Passage::Open => {}
+                        Passage::Shut => return,
+                        Passage::Over => {
+                            self.fenced += 1;
+                            self.sent(Ok(()));
+                            continue;
+                        }
                     }
                     let sent = self.transport.try_send(entry);
                     if sent.is_none() {
@@ -208,7 +225,7 @@ impl<C: Transport> Outbox<C> {
         }
         self.stuck = None;
         let entry = self.journal.get(self.next);
-        let is_counted = entry.is_some_and(|entry| entry.counted.is_some());
+        let is_counted = entry.is_some_and(|entry| !entry.is_once());
         self.next += 1;
         if is_counted {
             self.handed.advance(self.next);

@@ -68,8 +68,7 @@ impl HostedShard {
             "a shard has failed, and is restarted from the stored state: {}",
             tasks::message(panic)
         );
-        self.shard = self.shard.replacement();
-        self.shard.keep_records(self.saver.is_some());
+        self.shard.begin_anew(self.saver.is_some());
         self.restart.begin(clock::now_ms());
     }
 
@@ -119,6 +118,10 @@ impl HostedShard {
     pub(super) fn restored<C: Transport>(&mut self, restored: Restored, outbox: &mut Outbox<C>) {
         let now = clock::now_ms();
         self.restart.phase = Phase::None;
+        if self.shard.as_replica().is_some() {
+            // It catches up from its owner.
+            return;
+        }
         self.sequencer.begin_epoch(restored.epoch.max(now));
         if self.sequencer.has_begun {
             outbox.begin_beacons(now);

@@ -6,10 +6,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use foldhash::fast::FixedState;
+use presence_core::fleet::hash;
 use presence_core::{Counters, Input};
 
 use super::mailbox::Mailbox;
-use super::work::{Batch, ShardQuestion, Size, Task};
+use super::work::{Batch, FleetTask, ShardQuestion, Size, Task};
 use super::{Address, BATCH_MAX};
 
 /// How much may wait for a shard.
@@ -22,6 +23,10 @@ pub(crate) struct QueueLimits {
     /// How many questions, or pieces of large ones.
     pub(crate) questions: usize,
 }
+
+/// How much of what others say of a shard may wait for it. What finds no room is missing, and the
+/// shard catches up.
+const TOLD_MAX: usize = 4_096;
 
 /// A shard's figures, as it last told them.
 #[derive(Debug, Default)]
@@ -40,6 +45,10 @@ pub(crate) struct ShardFigures {
     pub(crate) pending_since: AtomicU64,
     /// How often it has failed, and begun anew from what was stored.
     pub(crate) restarts: AtomicU64,
+    /// Whether it is owned here, and decides. In a fleet, of all nodes one has 1.
+    pub(crate) leads: AtomicU64,
+    /// Whether it is in step with its owner, which is another node of the fleet.
+    pub(crate) in_step: AtomicU64,
 }
 
 /// One shard.
@@ -100,6 +109,18 @@ impl ShardHandle {
         self.mailbox.send(self.address, task).await;
     }
 
+    /// Hands over what the shard is to do in the fleet. It waits for nothing.
+    pub(crate) fn tell(&self, task: FleetTask) {
+        self.mailbox
+            .offer(self.address, Task::Fleet(task), usize::MAX);
+    }
+
+    /// Hands over what others say of the shard, if there is room for it now.
+    pub(crate) fn offer_told(&self, task: FleetTask) -> bool {
+        self.mailbox
+            .offer(self.address, Task::Fleet(task), TOLD_MAX)
+    }
+
     /// How many bytes of inputs wait.
     pub(super) fn queued_bytes(&self) -> usize {
         self.mailbox.queued_bytes(self.address)
@@ -115,16 +136,29 @@ impl ShardHandle {
 
 /// A tenant's shards, shared.
 #[derive(Clone, Debug)]
-pub(crate) struct Shards(Arc<[ShardHandle]>);
+pub(crate) struct Shards {
+    each: Arc<[ShardHandle]>,
+    /// Whether users are divided as all nodes of a fleet divide them.
+    are_fleets: bool,
+}
 
 impl Shards {
     pub(crate) fn iter(&self) -> impl ExactSizeIterator<Item = &ShardHandle> {
-        self.0.iter()
+        self.each.iter()
+    }
+
+    /// The same, divided as all nodes of a fleet divide them.
+    #[must_use]
+    pub(crate) fn of_fleet(self) -> Self {
+        Self {
+            are_fleets: true,
+            ..self
+        }
     }
 
     /// The shard at a place.
     pub(crate) fn get(&self, place: usize) -> Option<&ShardHandle> {
-        self.0.get(place)
+        self.each.get(place)
     }
 
     /// What each of them has counted.
@@ -148,7 +182,13 @@ impl Shards {
 
     /// The place of the shard that owns a user.
     pub(crate) fn place_of(&self, user: &str) -> usize {
-        place(user, self.0.len())
+        match self.are_fleets {
+            false => place(user, self.each.len()),
+            true => {
+                let count = u32::try_from(self.each.len()).unwrap_or(u32::MAX);
+                hash::shard_of(user, count) as usize
+            }
+        }
     }
 
     /// Hands the same input to every shard.
@@ -166,6 +206,9 @@ pub(crate) fn place(user: impl Hash, shards: usize) -> usize {
 
 impl From<Vec<ShardHandle>> for Shards {
     fn from(shards: Vec<ShardHandle>) -> Self {
-        Self(shards.into())
+        Self {
+            each: shards.into(),
+            are_fleets: false,
+        }
     }
 }

@@ -19,7 +19,7 @@ use super::outbox::Outbox;
 use super::shards::ShardHandle;
 use super::thread::Thread;
 use super::*;
-use crate::link::journal::JournalEntry;
+use crate::link::journal::{Counting, JournalEntry, SequenceNumber};
 use crate::link::progress::Sources;
 use crate::link::sequencer::Sequencer;
 use crate::state::{Saver, Writer};
@@ -78,6 +78,13 @@ impl Broker {
     }
 }
 
+fn numbered(entry: &JournalEntry) -> Option<&SequenceNumber> {
+    match &entry.counting {
+        Counting::Numbered(number) => Some(number),
+        Counting::Once | Counting::Unnumbered => None,
+    }
+}
+
 impl Transport for Broker {
     fn link(&self) -> u64 {
         self.0.lock().unwrap().link
@@ -90,7 +97,7 @@ impl Transport for Broker {
     fn try_send(&self, entry: &JournalEntry) -> Option<anyhow::Result<()>> {
         let mut taken = self.0.lock().unwrap();
         taken.room = taken.room.checked_sub(1)?;
-        let header = entry.counted.as_ref().and_then(|counted| {
+        let header = numbered(entry).and_then(|counted| {
             let (renewed, seq) = (counted.renewed, counted.seq);
             let mut headers = counted.source.headers(&entry.subject, renewed, seq);
             Some(headers.next()?.1)
@@ -223,7 +230,7 @@ impl Node {
             let source = Source::new(&name, shard as usize, 1, &Subjects::new(None), false);
             let figures = Arc::clone(&handle.figures);
             let hosted = HostedShard::new(
-                known,
+                Cell::alone(known),
                 generation,
                 Sequencer::new(source),
                 saver,

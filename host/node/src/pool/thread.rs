@@ -186,8 +186,9 @@ impl<C: Transport> Thread<C> {
             self.release_at = now + UNUSED_MS;
             self.instances.release_unused();
         }
+        let outbox = &self.outbox;
         self.figures
-            .set_outbox_figures(self.outbox.bytes(), self.outbox.repeated());
+            .set_outbox_figures(outbox.bytes(), outbox.repeated(), outbox.fenced());
         goes_on
     }
 
@@ -275,6 +276,9 @@ impl<C: Transport> Thread<C> {
         let Some(hosted) = self.shards.get_mut(&address) else {
             return;
         };
+        if hosted.waits_to_resign(&mut self.outbox) {
+            self.watched.push(address);
+        }
         if hosted.restart.is_under_way() {
             if hosted.ends_unrestored(&mut self.outbox) {
                 tracing::warn!(
@@ -284,14 +288,14 @@ impl<C: Transport> Thread<C> {
                 return self.remove(address);
             }
             hosted.continue_restart(address, &self.mailbox, &self.outbox);
-            self.watched.push(address);
+            self.keep_watching(address);
             if self.mailbox.has_other_than_inputs(address) {
                 self.make_ready(address);
             }
         } else if hosted.has_ended(&mut self.outbox) {
             self.remove(address);
         } else if hosted.has_given_up() {
-            self.watched.push(address);
+            self.keep_watching(address);
         }
     }
 
@@ -418,6 +422,7 @@ impl<C: Transport> Thread<C> {
             self.comparing.push_back(address);
         }
         let is_waiting = hosted.restart.is_under_way() || hosted.has_given_up();
+        let resigns = hosted.waits_to_resign(&mut self.outbox);
         if is_waiting {
             self.keep_watching(address);
         } else if turned == TurnResult::Full {
@@ -431,6 +436,9 @@ impl<C: Transport> Thread<C> {
             if has_more || self.mailbox.has(address) {
                 self.make_ready(address);
             }
+        }
+        if resigns {
+            self.keep_watching(address);
         }
         self.save(address);
     }

@@ -12,10 +12,11 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 use std::vec;
 
+use presence_core::fleet::replica::Out;
 use presence_core::publish::Subject;
-use presence_core::query::Explain;
 use presence_core::{Input, Output};
 
+use super::cell::HostedReplica;
 use super::hosted_shard::{HostedShard, PendingStop};
 use super::mailbox::Mailbox;
 use super::outbox::{Outbox, Transport};
@@ -25,7 +26,7 @@ use super::work::PanicPoint;
 use super::work::{ShardQuestion, Task};
 use super::{Address, Stopwatch, ThreadFigures};
 use crate::clock;
-use crate::link::journal::JournalEntry;
+use crate::link::journal::{Counting, JournalEntry};
 use crate::telemetry::{Begun, Handled};
 
 /// How many batches of inputs a question waits for, at most.
@@ -164,15 +165,16 @@ impl HostedShard {
             };
             let place = current.taken;
             current.taken += 1;
-            let outputs = turn.out.len();
+            let outputs = turn.out.len() + self.shard.waiting_outputs();
             if let Some((_, begun)) = current.traced.next_if(|(at, _)| *at == place) {
                 self.handle_traced((arrived_at, input), begun, rules, turn);
             } else {
                 self.shard.handle(arrived_at, input, rules, turn.out);
             }
-            let is_look = turn.out.len() != outputs || (place + 1).is_multiple_of(INPUTS_A_LOOK);
+            let made = turn.out.len() + self.shard.waiting_outputs();
+            let is_look = made != outputs || (place + 1).is_multiple_of(INPUTS_A_LOOK);
             let is_over = is_look && turn.is_over();
-            if is_over || turn.out.len() >= OUTPUTS_MAX {
+            if is_over || made >= OUTPUTS_MAX {
                 self.carry_out(turn);
                 if self.must_pause(turn.outbox) {
                     return TurnResult::Full;
@@ -212,13 +214,14 @@ impl HostedShard {
         let until = Instant::now();
         let is_published =
             |output: &&Output| matches!(output, Output::Publish(_) | Output::Deliver(_));
+        let published = self.shard.waiting_publications();
         let handled = Handled {
             begun,
             shard: turn.address.shard,
             generation,
             from,
             until,
-            published: turn.out.iter().filter(is_published).count(),
+            published: published + turn.out.iter().filter(is_published).count(),
             calls: rules.take_calls(),
         };
         self.carry_out(turn);
@@ -264,6 +267,13 @@ impl HostedShard {
                 }
                 let _ = answer.send(ids);
             }
+            Task::Fleet(task) => {
+                if let Some(replica) = self.shard.as_replica() {
+                    replica.take(clock::now_ms(), task);
+                }
+            }
+            // A shard of a fleet begins when it leads.
+            Task::Begin if self.shard.as_replica().is_some() => {}
             Task::Begin => {
                 self.sequencer.has_begun = true;
                 turn.outbox.begin_beacons(clock::now_ms());
@@ -300,13 +310,16 @@ impl HostedShard {
             ShardQuestion::Query(query, piece) => {
                 let users = query.users(piece);
                 let viewer = query.viewer();
-                let answers = self.shard.query(now, viewer, users, rules, turn.out);
-                query.answer(piece, answers);
+                // Where there is no answer, the one who asked is told so.
+                if let Some(answers) = self.shard.query(now, viewer, users, rules, turn.out) {
+                    query.answer(piece, answers);
+                }
             }
             // The one who asked may have given up.
-            ShardQuestion::Explain(Explain { viewer, user }, answer) => {
-                let found = self.shard.explain(now, &viewer, &user, rules, turn.out);
-                let _ = answer.send((rules.number_of(&user), found));
+            ShardQuestion::Explain(asked, answer) => {
+                if let Some(found) = self.shard.explain(now, &asked, rules, turn.out) {
+                    let _ = answer.send((rules.number_of(&asked.user), found));
+                }
             }
             ShardQuestion::Contacts(viewer, answer) => {
                 let _ = answer.send(self.shard.contacts(&viewer, turn.out));
@@ -349,51 +362,98 @@ impl HostedShard {
     }
 
     fn carry_out<C: Transport>(&mut self, turn: &mut TurnContext<'_, C>) {
+        if self.shard.as_replica().is_some() {
+            return self.carry_out_replica(turn);
+        }
         if turn.out.is_empty() {
             return;
         }
         let mut published = 0;
         for output in turn.out.drain(..) {
-            let entry = match output {
-                Output::Publish(publication) => {
-                    if publication.subject == Subject::DeadLetters {
-                        self.tenant.letters.note(&publication.body);
-                    }
-                    self.sequencer.publication(publication)
-                }
-                Output::Deliver(delivery) => self.sequencer.delivery(delivery),
-                Output::Reply(to, body) => JournalEntry::answer(to, body),
-                Output::Ignored(ignored) => {
-                    self.stale.note(clock::now_ms(), &ignored);
-                    continue;
-                }
-                Output::PluginFailed(failed) => {
-                    self.tenant.failures.note(clock::now_ms(), &failed);
-                    continue;
-                }
-                Output::Refused(rejection) => {
-                    self.tenant.exceeded.noted(&rejection);
-                    continue;
-                }
-                Output::Fetch(questions) => {
-                    if let Some(fetcher) = &self.tenant.fetcher {
-                        fetcher.want(questions);
-                    }
-                    continue;
-                }
-            };
-            let is_counted = entry.counted.is_some();
-            self.output_end = turn.outbox.push(entry);
-            if is_counted {
-                published += 1;
-                self.published_end = self.output_end;
+            if let Some(entry) = self.entry(output) {
+                published += u64::from(self.push(entry, turn.outbox));
             }
         }
-        if published > 0 {
-            let figures = &self.figures;
-            figures.published.fetch_add(published, Ordering::Relaxed);
+        self.published(published);
+        turn.outbox.hand_over();
+    }
+
+    /// As [`Self::carry_out`], of what a replica wants.
+    fn carry_out_replica<C: Transport>(&mut self, turn: &mut TurnContext<'_, C>) {
+        let Some(replica) = self.shard.as_replica() else {
+            return;
+        };
+        let wants = replica.wants();
+        let mut published = 0;
+        for want in wants {
+            let entry = match want {
+                Out::Shard(output) => self.entry(output),
+                Out::Told(bytes) => {
+                    let replica = self.shard.as_replica();
+                    if let Some((epoch, fence)) = replica.and_then(HostedReplica::new_epoch) {
+                        self.sequencer.own(epoch, fence);
+                        turn.outbox.begin_beacons(clock::now_ms());
+                    }
+                    self.sequencer.told(bytes)
+                }
+                other => {
+                    let place = self.published_end;
+                    if let Some(replica) = self.shard.as_replica() {
+                        replica.carry_out(other, place);
+                    }
+                    None
+                }
+            };
+            if let Some(entry) = entry {
+                published += u64::from(self.push(entry, turn.outbox));
+            }
+        }
+        self.published(published);
+        if let Some(replica) = self.shard.as_replica() {
+            replica.report_state();
         }
         turn.outbox.hand_over();
+    }
+
+    /// What is to be published of an output, if anything is.
+    fn entry(&mut self, output: Output) -> Option<JournalEntry> {
+        match output {
+            Output::Publish(publication) => {
+                if publication.subject == Subject::DeadLetters {
+                    self.tenant.letters.note(&publication.body);
+                }
+                return Some(self.sequencer.publication(publication));
+            }
+            Output::Deliver(delivery) => return Some(self.sequencer.delivery(delivery)),
+            Output::Reply(to, body) => return Some(JournalEntry::answer(to, body)),
+            Output::Ignored(ignored) => self.stale.note(clock::now_ms(), &ignored),
+            Output::PluginFailed(failed) => self.tenant.failures.note(clock::now_ms(), &failed),
+            Output::Refused(rejection) => self.tenant.exceeded.noted(&rejection),
+            Output::Fetch(questions) => {
+                if let Some(fetcher) = &self.tenant.fetcher {
+                    fetcher.want(questions);
+                }
+            }
+        }
+        None
+    }
+
+    /// Puts a message into the outbox. Says whether it has a number.
+    fn push<C: Transport>(&mut self, entry: JournalEntry, outbox: &mut Outbox<C>) -> bool {
+        let is_once = entry.is_once();
+        let is_numbered = matches!(entry.counting, Counting::Numbered(_));
+        self.output_end = outbox.push(entry);
+        if !is_once {
+            self.published_end = self.output_end;
+        }
+        is_numbered
+    }
+
+    fn published(&self, count: u64) {
+        if count > 0 {
+            let figures = &self.figures;
+            figures.published.fetch_add(count, Ordering::Relaxed);
+        }
     }
 }
 

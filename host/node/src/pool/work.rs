@@ -3,10 +3,12 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use bytes::Bytes;
 use bytestring::ByteString;
 use presence_core::Input;
 use presence_core::body::explain::ExplainReport;
 use presence_core::directory::Question;
+use presence_core::fleet::replica::Role;
 use presence_core::names::Name;
 use presence_core::query::Explain;
 use presence_core::record::Record;
@@ -125,12 +127,30 @@ pub(crate) enum Task {
     Ids(oneshot::Sender<RoaringBitmap>),
     /// The node serves its subjects from now on: say so.
     Begin,
+    /// Take part in the fleet.
+    Fleet(FleetTask),
     /// Say when all before this has been done, and handed to the broker's client
     /// and to the state; do nothing after it.
     Stop(oneshot::Sender<()>),
     /// Panic, at this step of what comes next.
     #[cfg(test)]
     Panic(PanicPoint),
+}
+
+/// What a shard is told of the fleet.
+pub(crate) enum FleetTask {
+    /// The node's part in it.
+    Role(Role),
+    /// The node may rely on its lease again, or not any more.
+    Lease,
+    /// The node's session is over.
+    SessionLost,
+    /// What the owner told.
+    Told(Bytes),
+    /// A piece of a snapshot.
+    Chunk(Bytes),
+    /// A node asks for a snapshot, by a question of this number.
+    Asked(Arc<str>, u64),
 }
 
 /// Where a shard can be made to panic.

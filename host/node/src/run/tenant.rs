@@ -18,6 +18,7 @@ use tokio::time::{sleep, timeout_at};
 use super::account::Account;
 use super::first::{LoadedPipeline, TenantStart, fetcher, load, load_stored};
 use crate::clock;
+use crate::fleet::{self, FleetStart};
 use crate::link::admin::Admin;
 use crate::link::alerts::{Alerts, Quarantine};
 use crate::link::connection::Connection;
@@ -99,6 +100,10 @@ pub(super) struct TenantParts {
     admin: Admin,
     /// What follows the plugin store; none where the pipeline is the folder's.
     follower: Option<RevisionFollower>,
+    /// What it takes part in a fleet with; none if the node serves alone.
+    fleet: Option<FleetStart>,
+    /// How often it has been connected.
+    connects: watch::Receiver<u64>,
 }
 
 /// Puts a tenant together: nothing is heard or said yet.
@@ -127,7 +132,7 @@ pub(super) async fn start(
     let turn = ServingTurn::listen(
         &connection,
         &subjects,
-        start.config.node.name.clone(),
+        (start.config.node.name.clone(), start.config.fleet.enabled),
         (Arc::clone(&broker), link.heard.clone()),
         Arc::clone(&replies),
         (&account.doubts, tasks),
@@ -179,7 +184,12 @@ pub(super) async fn start(
         tracing::warn!("{doubt}");
     }
     let servers = account.access.servers();
-    let (state, restored) = open_state(config, &servers, &names, board, tasks).await?;
+    let fleet = fleet::join(config, &connection, board).await?;
+    let (state, restored) = match &fleet {
+        None => open_state(config, &servers, &names, board, tasks).await?,
+        // The standbys keep it.
+        Some(_) => (None, None),
+    };
     let now = clock::now_ms();
     let epoch = restored.as_ref().map_or(now, |restored| restored.epoch);
     let mut tenant = Tenant::start(
@@ -187,7 +197,7 @@ pub(super) async fn start(
         blueprint,
         &connection,
         names,
-        (epoch, state),
+        (epoch, state, fleet.as_ref()),
         replies,
         (
             account.pool().await?,
@@ -260,8 +270,10 @@ pub(super) async fn start(
         reload,
         status,
         heard: link.heard.clone(),
+        connects: link.connects.clone(),
         restored,
         turn,
+        fleet,
     })
 }
 
@@ -316,6 +328,8 @@ impl TenantParts {
             turn,
             admin,
             follower,
+            fleet,
+            connects,
         } = self;
         let tasks = env.tasks;
         let broker = Arc::clone(&status.broker);
@@ -325,7 +339,15 @@ impl TenantParts {
             reload.config.nats.intake_queue,
         );
         let tenant = &reload.tenant;
-        let reader = tenant.listen(connection, Arc::clone(&broker), heard.clone(), queue);
+        let (change, changes) = mpsc::unbounded_channel();
+        let changes = fleet.is_some().then_some(changes);
+        let reader = tenant.listen(
+            connection,
+            Arc::clone(&broker),
+            heard.clone(),
+            queue,
+            changes,
+        );
         let reader = reader.await?;
         let asked = Arc::clone(&status.asked);
         let queues = &reload.config.engine.queues;
@@ -350,6 +372,12 @@ impl TenantParts {
         // on who was online when the node last ran.
         if let Some(restored) = restored.take() {
             tenant.restore(restored).await;
+        }
+        if let Some(start) = fleet.take() {
+            let broker = (&*connection, Arc::clone(&broker));
+            let shards = (tenant.shards.clone(), change);
+            let links = (connects.clone(), tasks);
+            fleet::driver::start(start, broker, tenant.subjects.clone(), shards, links).await?;
         }
         let (stop, stopping) = oneshot::channel();
         readers.add(stop, tasks.spawn("questions", asks.read(stopping)));
@@ -380,11 +408,17 @@ impl TenantParts {
         if let Some(follower) = follower.take() {
             tasks.spawn("store", follower.follow());
         }
-        status.ready.store(true, Ordering::Relaxed);
+        let (fleet, ready) = (tenant.fleet.clone(), Arc::clone(status));
+        ready.ready.store(fleet.is_none(), Ordering::Relaxed);
         let (workers, shards) = (tenant.pool.len(), tenant.shards.iter().len());
         let announced = async {
             // One that is gone is noticed elsewhere.
             let _ = heard.wait_for(|_| env.board.is_subscribed()).await;
+            if let Some(fleet) = &fleet {
+                // What comes in before a shard has an owner would be lost.
+                fleet.is_whole().await;
+                ready.ready.store(true, Ordering::Relaxed);
+            }
             tracing::info!(node, workers, shards, "ready");
             pending::<Infallible>().await
         };
@@ -402,11 +436,28 @@ impl TenantParts {
             reload,
             status,
             mut turn,
+            fleet,
             ..
         } = self;
+        let joined = fleet.is_none();
         status.ready.store(false, Ordering::Relaxed);
         reload.tenant.lift_quotas();
         let broker = &status.broker;
+        if let Some(fleet) = reload.tenant.fleet.as_ref().filter(|_| joined) {
+            let by = stop.step("handing its shards over to other nodes", 0.2);
+            tokio::select! {
+                left = timeout_at(by, fleet.leave()) => if left.is_err() {
+                    tracing::warn!(
+                        "not all shards could be handed over in time: other nodes take them when \
+                         this node's lease ends"
+                    );
+                },
+                () = stop::broker_stays_away(broker) => tracing::warn!(
+                    "NATS can't be reached, so no shard can be handed over: other nodes take them \
+                     when this node's lease ends"
+                ),
+            }
+        }
         readers
             .stop(broker, stop.step("reading what has arrived", 0.3))
             .await;

@@ -14,13 +14,15 @@ use presence_core::quota::{Quota, Rate};
 use tokio::sync::{oneshot, watch};
 
 use crate::clock;
+use crate::fleet::parts::Inputs;
 use crate::link::broker::BrokerHealth;
-use crate::link::connection::{Connection, Incoming, Subscription};
+use crate::link::connection::{Connection, Incoming};
 use crate::link::drops::SubscriptionKind;
 use crate::link::reply_guard::ReplyGuard;
 use crate::link::watermark::Watermark;
 use crate::pool::{self, BATCH_MAX, Batch, Shards, ThreadShare};
 use crate::telemetry::{Begun, Tracer};
+use crate::tenant::router::Router;
 
 /// How many bytes of messages are handed on at once, and those of one message more.
 const BATCH_BYTES_MAX: usize = 1 << 20;
@@ -33,7 +35,9 @@ const SETTLE_EVERY: Duration = Duration::from_secs(1);
 
 /// What reads a tenant's subscription.
 pub(crate) struct Intake {
-    pub(crate) messages: Subscription,
+    pub(crate) messages: Inputs,
+    /// What passes inputs on to their shards; none outside of a fleet.
+    pub(crate) router: Option<Router>,
     pub(crate) subjects: Subjects,
     pub(crate) replies: Arc<ReplyGuard>,
     /// The longest body that the broker takes, as it says on connecting.
@@ -125,7 +129,11 @@ impl Intake {
     /// Gives the shards the watermark of a time. One that has no room for it gets the next.
     fn send_watermark(&mut self, at: u64) {
         for (place, shard) in self.shards.iter().enumerate() {
-            let input = self.watermark.input(place, at);
+            let input = match &self.router {
+                // What others say may not reach this node.
+                Some(router) if !router.hears() => Input::LostUpTo { at },
+                _ => self.watermark.input(place, at),
+            };
             let batch = Batch::new(clock::now_ms(), vec![input], 0);
             if shard.offer(batch).is_ok() {
                 self.watermark.sent(place, at);
@@ -171,11 +179,15 @@ impl Intake {
         let (subjects, replies) = (&self.subjects, &self.replies);
         let tracer = self.tracer.as_ref();
         let messages = (&self.messages_rate, now.saturating_mul(1_000_000));
+        let mut router = self.router.as_mut();
         let mut bytes = 0;
         let mut put = |received: Incoming| {
             let length = received.bytes();
             bytes += length;
-            let sorted = sort(&received, subjects, replies, limits, messages, &self.shards);
+            let sorted = match &mut router {
+                None => sort(&received, subjects, replies, limits, messages, &self.shards),
+                Some(router) => router.sort(&received, replies, limits, &self.shards),
+            };
             if let Some((place, input)) = sorted
                 && let Some(batch) = batches.get_mut(place)
             {
@@ -184,6 +196,9 @@ impl Intake {
                 }
                 batch.inputs.push(input);
                 batch.bytes += length;
+            }
+            if let Some(router) = &mut router {
+                router.take(received);
             }
             bytes < BATCH_BYTES_MAX
         };
@@ -198,6 +213,9 @@ impl Intake {
             };
             has_room = put(next);
             self.drops.read += 1;
+        }
+        if let Some(router) = &mut self.router {
+            router.pass_on(&self.connection).await;
         }
         for (place, (shard, batch)) in self.shards.iter().zip(batches).enumerate() {
             let count = batch.inputs.len();
@@ -259,10 +277,17 @@ fn sort(
         return None;
     }
     let Some(kind) = subjects.kind(received.subject()) else {
-        let is_redrive = subjects.is_redrive(received.subject());
-        return is_redrive
-            .then(|| redrive(received, replies, shards))
-            .flatten();
+        if !subjects.is_redrive(received.subject()) {
+            return None;
+        }
+        let input = redrive(received, replies)?;
+        let place = match &input {
+            Input::Redrive {
+                event: Ok(event), ..
+            } => shards.place_of(&event.user),
+            _ => 0,
+        };
+        return Some((place, input));
     };
     let is_admitted = messages.take(now_ns);
     let reply = replies.accept(received.reply()).map(Into::into);
@@ -306,13 +331,10 @@ fn traced(tracer: &Tracer, received: &Incoming, input: &Input) -> Option<Begun> 
 }
 
 /// A request to decide about an event again; nothing where nobody waits for the answer.
-fn redrive(received: &Incoming, replies: &ReplyGuard, shards: &Shards) -> Option<(usize, Input)> {
+pub(super) fn redrive(received: &Incoming, replies: &ReplyGuard) -> Option<Input> {
     let reply = replies.accept(received.reply())?.into();
     let event = Redrive::parse(received.payload());
-    let place = event
-        .as_ref()
-        .map_or(0, |event| shards.place_of(&event.user));
-    Some((place, Input::Redrive { event, reply }))
+    Some(Input::Redrive { event, reply })
 }
 
 #[cfg(test)]

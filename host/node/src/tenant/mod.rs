@@ -7,8 +7,10 @@
 pub(crate) mod ask;
 pub(crate) mod failures;
 pub(crate) mod intake;
+mod listen;
 pub(crate) mod progress;
 pub(crate) mod quotas;
+pub(crate) mod router;
 pub(crate) mod stale;
 
 use std::sync::Arc;
@@ -16,7 +18,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use futures_util::future::join_all;
 use presence_config::subjects::{Source, Subjects};
-use presence_config::{self as config, Config, Queues, Quotas};
+use presence_config::{self as config, Config, Quotas};
 use presence_core::directory::{Changes, Directory};
 use presence_core::names::Names;
 use presence_core::quota::Quota;
@@ -31,23 +33,20 @@ use crate::beside::{CandidatePipeline, Mode, Pipelines};
 use crate::directory;
 use crate::directory::disk_copy::CopyWriter;
 use crate::directory::request::AnswerFetcher;
-use crate::link::broker::BrokerHealth;
+use crate::fleet::{Fleet, FleetStart};
 use crate::link::connection::Connection;
-use crate::link::drops::SubscriptionKind;
 use crate::link::progress::{PollInterval, Sources};
 use crate::link::reply_guard::ReplyGuard;
 use crate::link::sequencer::Sequencer;
-use crate::link::watermark::Watermark;
 use crate::lookout::Lookout;
 use crate::ops::recent_dead_letters::RecentDeadLetters;
 use crate::pool::{
-    self, Generation, HostedShard, Pool, QueueLimits, Shards, Task, TenantContext, ThreadShare,
+    self, Cell, Generation, HostedShard, Pool, QueueLimits, Shards, Task, TenantContext,
+    ThreadShare,
 };
 use crate::state::{Restored, Writer};
 use crate::tasks::Tasks;
 use crate::telemetry::Tracer;
-use crate::tenant::ask::{Budget, Counts, QueryService};
-use crate::tenant::intake::{DropCounter, Intake};
 use crate::tenant::progress::Corrections;
 use crate::tenant::quotas::Exceeded;
 
@@ -128,6 +127,8 @@ pub(crate) struct Tenant {
     /// How much metadata a message may have.
     metadata: watch::Sender<metadata::Limits>,
     pub(crate) shards: Shards,
+    /// What is known of the fleet that the node is one of; none if it serves alone.
+    pub(crate) fleet: Option<Arc<Fleet>>,
     /// The threads that they live on.
     pub(crate) pool: Pool,
     /// How much it may use of what its parts share.
@@ -160,7 +161,7 @@ impl Tenant {
         blueprint: Blueprint,
         connection: &Connection,
         names: Arc<Names>,
-        (epoch, state): (u64, Option<Writer>),
+        (epoch, state, fleet): (u64, Option<Writer>, Option<&FleetStart>),
         replies: Arc<ReplyGuard>,
         (pool, sources, tracer): (Pool, &Sources, Option<Tracer>),
     ) -> Self {
@@ -214,19 +215,33 @@ impl Tenant {
         let shards = pool.place(count, room, |number, figures| {
             let settings = presence_config::shard_settings(config, body_bytes_max, &quotas);
             let mut shard = Shard::new(settings, Arc::clone(&names), Arc::clone(&directory));
-            shard.keep_records(state.is_some());
-            let source = Source::new(
-                &config.node.name,
-                number,
-                epoch,
-                &subjects,
-                config.nats.message_ids,
-            );
+            let message_ids = config.nats.message_ids;
+            let (shard, sequencer) = match fleet {
+                None => {
+                    shard.keep_records(state.is_some());
+                    let node = &config.node.name;
+                    let source = Source::new(node, number, epoch, &subjects, message_ids);
+                    (Cell::alone(shard), Sequencer::new(source))
+                }
+                Some(fleet) => {
+                    let source = Source::of_fleet(number, &subjects, message_ids);
+                    let number = u32::try_from(number).unwrap_or(u32::MAX);
+                    let told = subjects.told(number);
+                    let (names, links) = (Arc::clone(&names), fleet.links.clone());
+                    let replica = (number, fleet.replicas.clone());
+                    let cell = Cell::replica(shard, replica, names, links);
+                    (cell, Sequencer::of_fleet(source, told))
+                }
+            };
             let saver = state.as_ref().map(Writer::saver);
             let common = Arc::clone(&common);
-            let (sequencer, generation) = (Sequencer::new(source), (&running).into());
+            let generation = (&running).into();
             HostedShard::new(shard, generation, sequencer, saver, common, figures)
         });
+        let shards = match fleet {
+            None => shards,
+            Some(_) => shards.of_fleet(),
+        };
         Self {
             replies,
             subjects,
@@ -245,6 +260,7 @@ impl Tenant {
             body_bytes_max: Arc::new(body_bytes_max.into()),
             metadata: watch::Sender::new(config.tracker.metadata),
             shards,
+            fleet: fleet.map(|it| Arc::clone(&it.fleet)),
             pool,
             quotas,
             exceeded,
@@ -284,59 +300,6 @@ impl Tenant {
         for restored in known {
             // A thread that is gone is noticed elsewhere.
             let _ = restored.await;
-        }
-    }
-
-    /// Subscribes to what is published for the tenant.
-    pub(crate) async fn listen(
-        &self,
-        connection: &Connection,
-        broker: Arc<BrokerHealth>,
-        heard: watch::Receiver<u64>,
-        intake_queue: usize,
-    ) -> anyhow::Result<Intake> {
-        // One subscription, so that one order holds over all subjects.
-        let subject = self.subjects.of("presence.>");
-        let messages = connection.subscribe(subject, SubscriptionKind::Inputs, &broker);
-        Ok(Intake {
-            messages: messages.await?,
-            subjects: self.subjects.clone(),
-            replies: Arc::clone(&self.replies),
-            body_bytes_max: Arc::clone(&self.body_bytes_max),
-            metadata: self.metadata.subscribe(),
-            messages_rate: self.quotas.messages.clone(),
-            share: Arc::clone(&self.share),
-            shards: self.shards.clone(),
-            broker,
-            connection: connection.clone(),
-            drops: DropCounter::default(),
-            tracer: self.tracer.clone(),
-            watermark: Watermark::new(heard, intake_queue, self.shards.iter().len()),
-        })
-    }
-
-    /// What answers to what the tenant's users ask.
-    pub(crate) fn query_service(
-        &self,
-        connection: &Connection,
-        broker: Arc<BrokerHealth>,
-        counts: Arc<Counts>,
-        queues: &Queues,
-    ) -> QueryService {
-        QueryService {
-            connection: connection.clone(),
-            subjects: self.subjects.clone(),
-            replies: Arc::clone(&self.replies),
-            shards: self.shards.clone(),
-            body_bytes_max: Arc::clone(&self.body_bytes_max),
-            broker,
-            directory: self.known_directory.subscribe(),
-            answers_are_fetched: self.fetcher.is_some(),
-            explains: Arc::clone(&self.explains),
-            counts,
-            queries: self.quotas.queries.clone(),
-            exceeded: Arc::clone(&self.exceeded),
-            budget: Budget::new(queues.question_queue, queues.question_bytes_max),
         }
     }
 

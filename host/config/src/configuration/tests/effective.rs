@@ -131,6 +131,7 @@ fn other(key: &str, default: Option<&Value>) -> Vec<(String, String)> {
         ("telemetry.otlp", _) => "http://127.0.0.1:1".into(),
         ("telemetry.sample", _) => "0.5".into(),
         ("telemetry.headers", _) => "a=b".into(),
+        ("fleet.standbys", _) => "2".into(),
         (_, Some(Value::Number(number))) => (number.as_u64().unwrap() + 1).to_string(),
         (_, Some(Value::Bool(is))) => (!is).to_string(),
         (_, Some(Value::Array(_))) => "device".into(),

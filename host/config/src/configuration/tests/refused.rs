@@ -270,3 +270,41 @@ fn a_problem_is_one_line_whatever_it_quotes() {
     assert_eq!(printed.len(), 4, "{printed:?}");
     assert!(printed.iter().all(|line| !line.contains(char::is_control)));
 }
+
+#[test]
+fn a_fleet_needs_a_lease_that_fits_and_nothing_that_is_counted_on_one_node() {
+    let text = "[tenant]\nshards = 4\n[tracker]\ntimeout_ms = 3000\n[fleet]\nenabled = true\n\
+                lease_ms = 2001\n[limits]\nusers_max = 5\n";
+    assert_eq!(
+        problems(text, &[]),
+        [
+            "presence.toml:6:1: `enabled` in [fleet] is true, and `shards` in [tenant] is set, too; \
+             leave that out: `shards` in [fleet] says how many there are",
+            "presence.toml:7:1: `lease_ms` in [fleet] is 2001, which is too long for `timeout_ms` = \
+             3000 in [tracker]: a node that is cut off would report users as gone before its lease \
+             ends; choose a lease of at most two thirds of the timeout (2000), or a longer timeout",
+            "presence.toml:9:1: `users_max` in [limits] is set, and is not counted over the nodes of \
+             a fleet; leave it out, or turn `enabled` in [fleet] off",
+        ]
+    );
+    let off = text.replace("true", "false");
+    assert!(load(&off, &[]).is_ok());
+}
+
+#[test]
+fn a_fleet_serves_one_tenant() {
+    let tenants = "[[tenant]]\nname = \"acme\"\n";
+    let text = format!("[fleet]\nenabled = true\n{tenants}");
+    let place = ["presence.toml:1:2", "PRESENCE_FLEET_ENABLED"];
+    let read = [
+        problems(&text, &[]),
+        problems(tenants, &[("PRESENCE_FLEET_ENABLED", "true")]),
+    ];
+    for (place, read) in place.iter().zip(read) {
+        let [problem] = &read[..] else {
+            panic!("{read:?}")
+        };
+        assert!(problem.starts_with(place), "{problem}");
+        assert!(problem.contains("a fleet serves one tenant"), "{problem}");
+    }
+}

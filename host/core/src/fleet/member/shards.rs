@@ -83,6 +83,11 @@ impl ShardView {
         }
     }
 
+    /// What its entry says.
+    pub(super) fn owner(&self) -> Option<&OwnerEntry> {
+        self.owner.entry.as_ref()
+    }
+
     pub(super) fn number(&self) -> u32 {
         self.number
     }

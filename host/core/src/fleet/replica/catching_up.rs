@@ -69,7 +69,14 @@ impl Replica {
             return Ok(());
         };
         match assembly.add(bytes, &self.names) {
-            Ok(None) => Ok(()),
+            Ok(None) => {
+                // It is on its way, however long it is.
+                let answer_ms = self.settings.fleet.answer_ms;
+                if let Some(catching_up) = &mut self.catching_up {
+                    catching_up.ask_at = catching_up.ask_at.max(now + answer_ms);
+                }
+                Ok(())
+            }
             Ok(Some(snapshot)) => {
                 let Some(catching_up) = self.catching_up.take() else {
                     return Ok(());
@@ -83,8 +90,9 @@ impl Replica {
                     return Ok(());
                 }
                 let mut shard = self.shard.replacement();
-                shard.keep_records(true);
+                shard.keep_told(true);
                 (self.epoch, self.seq) = (snapshot.epoch, snapshot.seq);
+                self.is_first = snapshot.is_first;
                 snapshot.restore(now, &mut shard);
                 self.books = Books::of(shard.ledger(), &self.names);
                 self.shard = shard;

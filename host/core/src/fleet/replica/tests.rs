@@ -344,7 +344,11 @@ fn an_owner_that_resigns_hears_whether_the_other_has_all() {
 #[test]
 fn one_that_knows_nothing_takes_nobody_for_gone_and_answers_nobody() {
     let mut owner = Side::new("owner");
-    owner.lead(NOW, 8, Before::default());
+    let before = Before {
+        epoch: 5,
+        told: None,
+    };
+    owner.lead(NOW, 8, before);
     // A heartbeat adopts one connection; there may be another.
     owner.hear(NOW + 1_000, Kind::Heartbeat, "ann", "c2");
     owner.hear(NOW + 2_000, Kind::Disconnect, "ann", "c2");
@@ -364,6 +368,36 @@ fn one_that_knows_nothing_takes_nobody_for_gone_and_answers_nobody() {
         .replica
         .query(NOW + 30_001, "v1", users, &mut Everyone, &mut Vec::new());
     assert!(answers.is_some());
+}
+
+#[test]
+fn a_shards_first_owner_and_who_takes_over_from_it_in_step_answer_at_once() {
+    let mut owner = Side::new("owner");
+    owner.lead(NOW, 8, Before::default());
+    owner.advance(NOW);
+    let ask = |side: &mut Side| {
+        let users = ["ann"].into_iter();
+        let answers = side
+            .replica
+            .query(NOW, "v1", users, &mut Everyone, &mut Vec::new());
+        answers.is_some()
+    };
+    assert!(ask(&mut owner));
+}
+
+#[test]
+fn one_that_has_no_part_any_more_forgets_what_it_held_after_a_timeout() {
+    let mut owner = Side::new("owner");
+    owner.lead(NOW, 8, Before::default());
+    owner.hear(NOW, Kind::Connect, "ann", "c1");
+    owner.replica.set_role(NOW, Role::None, &mut owner.out);
+    assert!(owner.replica.holds().is_none());
+    assert_eq!(owner.replica.next_deadline(), Some(NOW + 30_000));
+    owner.advance(NOW + 29_999);
+    assert_eq!(owner.replica.shard().connections(), 1);
+    owner.advance(NOW + 30_000);
+    assert_eq!(owner.replica.shard().connections(), 0);
+    assert_eq!(owner.replica.next_deadline(), None);
 }
 
 #[test]

@@ -34,7 +34,7 @@ fn known(names: &Arc<Names>) -> Shard {
 
 fn chunks() -> (Vec<Vec<u8>>, Arc<Names>) {
     let names = Arc::new(Names::new());
-    (take(&mut known(&names), label(8), &names, 20), names)
+    (take(&mut known(&names), label(8), false, &names, 20), names)
 }
 
 #[test]
@@ -89,7 +89,7 @@ fn what_is_cut_off_is_never_complete() {
     let names_of_other = Arc::new(Names::new());
     let mut other = known(&names_of_other);
     let later = Label { seq: 5, ..label(8) };
-    let other = take(&mut other, later, &names_of_other, 20);
+    let other = take(&mut other, later, false, &names_of_other, 20);
     assert_eq!(
         assembly.add(&other[0], &names).unwrap_err(),
         Refusal::Inconsistent

@@ -21,7 +21,7 @@ use tokio::sync::Notify;
 use tokio::time::timeout;
 
 use crate::clock;
-use crate::link::hello;
+use crate::link::{fleet_bucket, hello};
 
 /// What the reply subjects of trials begin with.
 const REPLY: &str = "_R_.presence";
@@ -118,6 +118,9 @@ fn needed(config: &Config) -> Vec<Permission> {
     needed.push(publish(&format!("{LOGS}.*"), false));
     needed.push(Permission::new(Operation::Subscribe, "$SRV.>".into(), true));
     needed.extend(store_needs(config));
+    if config.fleet.enabled {
+        needed.extend(fleet_needs(config));
+    }
     match &config.directory {
         Directory::File { .. } => {}
         Directory::Request(request) => {
@@ -137,6 +140,22 @@ fn needed(config: &Config) -> Vec<Permission> {
 /// What stands for a tenant's prefix where it has none.
 fn prefix_of(prefix: Option<&str>) -> &str {
     prefix.unwrap_or_default()
+}
+
+/// What a node of a fleet needs beside.
+fn fleet_needs(config: &Config) -> impl Iterator<Item = Permission> {
+    let subjects = Subjects::new(config.tenant.prefix.as_deref());
+    let bucket = fleet_bucket::name(config.tenant.prefix.as_deref());
+    let needed = [
+        subjects.of("presence.shard.>"),
+        subjects.of("presence.node.>"),
+        format!("$KV.{bucket}.>"),
+        format!("$JS.API.STREAM.INFO.KV_{bucket}"),
+        format!("$JS.API.STREAM.MSG.GET.KV_{bucket}"),
+        format!("$JS.API.CONSUMER.CREATE.KV_{bucket}.>"),
+    ];
+    let needed = needed.into_iter();
+    needed.map(|subject| Permission::new(Operation::Publish, subject, true))
 }
 
 /// What reads the plugin store.

@@ -1,6 +1,7 @@
 //! `/metrics`, in Prometheus' text format. The HELP texts are in `metrics/help.txt`.
 
 mod exposition;
+mod fleet;
 mod on_disk;
 mod runtime;
 
@@ -98,6 +99,9 @@ fn tenant(text: &mut Exposition, status: &Status) {
     }
     if let Some(state) = &status.state {
         kept(text, state, status);
+    }
+    if let Some(of) = &status.fleet {
+        fleet::write(text, of, status);
     }
 }
 

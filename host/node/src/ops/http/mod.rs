@@ -32,6 +32,7 @@ use crate::beside::report::ShadowRun;
 use crate::clock;
 use crate::directory;
 use crate::directory::request::AnswerFetcher;
+use crate::fleet::Fleet;
 use crate::link::alerts::Alerts;
 use crate::link::broker::{BrokerHealth, Permission};
 use crate::link::reply_guard::ReplyGuard;
@@ -88,6 +89,8 @@ pub(crate) struct Status {
     /// What is told of the tenant's quotas.
     exceeded: Arc<Exceeded>,
     explains: Arc<AtomicBool>,
+    /// The fleet that the node is one of; none if it serves alone.
+    fleet: Option<Arc<Fleet>>,
 }
 
 /// What a node is from its start on.
@@ -260,6 +263,7 @@ impl Status {
             letters: Arc::clone(&tenant.letters),
             exceeded: Arc::clone(&tenant.exceeded),
             explains: Arc::clone(&tenant.explains),
+            fleet: tenant.fleet.clone(),
         }
     }
 

@@ -24,7 +24,11 @@ pub(super) fn reasons(board: &StatusBoard) -> Vec<String> {
     };
     reasons.extend(forbidden(board));
     if is_connected && !status.is_ready() {
-        reasons.push("starting or stopping".into());
+        let ownerless = status.fleet.as_ref().map_or(0, |fleet| fleet.ownerless());
+        reasons.push(match ownerless {
+            0 => "starting or stopping".into(),
+            count => format!("starting or stopping: {count} shards of the fleet have no owner"),
+        });
     }
     if is_connected && status.is_ready() && !board.is_subscribed() {
         let what = "NATS is not known to have the node's subscriptions yet";
@@ -33,6 +37,13 @@ pub(super) fn reasons(board: &StatusBoard) -> Vec<String> {
     if is_connected && let Some(silent_ms) = status.broker.silence() {
         let seconds = silent_ms / 1_000;
         reasons.push(format!("no message from NATS for {seconds} s"));
+    }
+    if let Some(fleet) = &status.fleet
+        && is_connected
+        && status.is_ready()
+        && !fleet.is_in_touch()
+    {
+        reasons.push("the fleet's bucket can't be reached: does NATS have JetStream?".into());
     }
     reasons.extend(stuck(status));
     if let Some((since, why)) = status.directory.outage() {

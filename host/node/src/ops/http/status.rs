@@ -11,6 +11,7 @@ use super::{Status, StatusBoard, readiness};
 use crate::beside::meter::{Calls, Side};
 use crate::beside::report::Report;
 use crate::beside::{CandidatePipeline, Mode};
+use crate::fleet::Fleet;
 use crate::reload::on_disk::FileKind;
 
 pub(super) fn of(board: &StatusBoard) -> Value {
@@ -91,6 +92,25 @@ fn beside(beside: &CandidatePipeline) -> Value {
     })
 }
 
+/// Of the fleet that the node is one of.
+fn fleet(fleet: &Fleet, status: &Status) -> Value {
+    let owners = fleet.owners.borrow();
+    let mut nodes = serde_json::Map::new();
+    for node in &**fleet.living.borrow() {
+        let owned = owners.iter().flatten().filter(|owner| *owner == node);
+        nodes.insert(node.to_string(), json!({"owned": owned.count()}));
+    }
+    json!({
+        "shards": fleet.shards,
+        "nodes": nodes,
+        "owned": status.shards.total(|figures| &figures.leads),
+        "inStep": status.shards.total(|figures| &figures.in_step),
+        "ownerless": fleet.ownerless(),
+        "inTouch": fleet.is_in_touch(),
+        "leaseMs": fleet.settings.lease_ms,
+    })
+}
+
 /// Of a node that has had its turn.
 fn serving(status: &Status, directory: &str) -> Value {
     let running = status.running.borrow().clone();
@@ -143,6 +163,7 @@ fn serving(status: &Status, directory: &str) -> Value {
         "pendingDecisions": status.pending(),
         "oldestPendingMs": status.oldest_pending_ms(),
         "connections": status.shards.total(|figures| &figures.connections),
+        "fleet": status.fleet.as_ref().map(|of| fleet(of, status)),
         "notInForce": refused.collect::<Vec<_>>(),
         "restartNeeded": status.on_disk.waiting_for_restart(),
     })

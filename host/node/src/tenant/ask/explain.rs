@@ -23,6 +23,17 @@ impl QueryService {
 
     /// Explains; with nothing if a shard could not answer.
     pub(super) async fn explain(&self, asked: Explain) -> Result<Option<Vec<u8>>, Refusal> {
+        match &self.fleet {
+            Some(fleet) => self.ask_owner(fleet, asked).await,
+            None => self.explain_by_shard(asked).await,
+        }
+    }
+
+    /// Explains by a shard of this node; with nothing if it could not answer.
+    pub(super) async fn explain_by_shard(
+        &self,
+        asked: Explain,
+    ) -> Result<Option<Vec<u8>>, Refusal> {
         let Some(shard) = self.shards.get(self.shards.place_of(&asked.user)) else {
             return Ok(None);
         };

@@ -4,6 +4,7 @@
 
 mod budget;
 mod explain;
+mod fleet;
 mod query;
 
 use std::collections::BTreeSet;
@@ -14,7 +15,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::stream::{SelectAll, select_all};
-use presence_config::subjects::{QuestionKind, Subjects};
+use presence_config::subjects::{FLEET_QUEUE, QuestionKind, Subjects};
 use presence_core::body;
 use presence_core::directory::{Directory, Question};
 use presence_core::message::Cause;
@@ -23,9 +24,11 @@ use presence_core::quota::{Quota, Rate};
 use tokio::sync::{Semaphore, oneshot, watch};
 
 use crate::clock;
+use crate::fleet::Fleet;
 use crate::link::broker::BrokerHealth;
 use crate::link::connection::{Connection, Incoming, Subscription};
 use crate::link::drops::SubscriptionKind;
+use crate::link::hello::INBOX;
 use crate::link::reply_guard::ReplyGuard;
 use crate::pool::Shards;
 use crate::pool::log_limiter::LogLimiter;
@@ -71,6 +74,8 @@ pub(crate) struct QueryService {
     pub(crate) subjects: Subjects,
     pub(crate) replies: Arc<ReplyGuard>,
     pub(crate) shards: Shards,
+    /// The fleet that the node is one of; none if it serves alone.
+    pub(crate) fleet: Option<Arc<Fleet>>,
     /// The longest body that the broker takes, as it says on connecting.
     pub(crate) body_bytes_max: Arc<AtomicUsize>,
     pub(crate) broker: Arc<BrokerHealth>,
@@ -100,12 +105,22 @@ impl QueryService {
     /// Subscribes to what is asked.
     pub(crate) async fn listen(self) -> anyhow::Result<QuestionReader> {
         let mut subscriptions = Vec::new();
+        let (connection, broker) = (&self.connection, &self.broker);
+        let kind = SubscriptionKind::Questions;
         for subject in QuestionKind::SUBJECTS {
             let subject = self.subjects.of(subject);
-            let subscribing =
-                self.connection
-                    .subscribe(subject, SubscriptionKind::Questions, &self.broker);
-            subscriptions.push(subscribing.await?);
+            subscriptions.push(match &self.fleet {
+                None => connection.subscribe(subject, kind, broker).await?,
+                // Any of the nodes answers.
+                Some(_) => {
+                    let shared = (subject, FLEET_QUEUE);
+                    connection.subscribe_in(shared, kind, broker).await?
+                }
+            });
+        }
+        if let Some(fleet) = &self.fleet {
+            let subject = fleet::asked_subject(&self.subjects, &fleet.node);
+            subscriptions.push(connection.subscribe(subject, kind, broker).await?);
         }
         Ok(QuestionReader {
             messages: select_all(subscriptions),
@@ -178,6 +193,9 @@ impl QueryService {
         received: &Incoming,
         share: Arc<BudgetShare>,
     ) -> Result<Option<Vec<u8>>, Refusal> {
+        if let Some(kind) = self.asked_by_node(received.subject()) {
+            return self.answer_node(kind, received.payload(), share).await;
+        }
         match self.subjects.asked(received.subject()) {
             Some(QuestionKind::Query(viewer)) => {
                 let query = Query::parse(received.payload(), viewer)?;
@@ -229,14 +247,22 @@ impl QuestionReader {
         if received.is_from_node() {
             return;
         }
-        let Some(reply) = self.service.replies.accept(received.reply()) else {
+        let is_nodes = self.service.asked_by_node(received.subject()).is_some();
+        let reply = match is_nodes {
+            // Where nodes ask to be answered, whatever `[nats] reply_prefixes` permits to others.
+            true => received.reply().filter(|it| it.starts_with(INBOX)),
+            false => self.service.replies.accept(received.reply()),
+        };
+        let Some(reply) = reply else {
             self.service.counts.ignored.fetch_add(1, Ordering::Relaxed);
             return;
         };
         let (service, reply) = (Arc::clone(&self.service), reply.to_owned());
-        if !service
-            .queries
-            .take(clock::now_ms().saturating_mul(1_000_000))
+        // The node that was asked first has counted it.
+        if !is_nodes
+            && !service
+                .queries
+                .take(clock::now_ms().saturating_mul(1_000_000))
         {
             return self.refuse_over_quota(reply);
         }

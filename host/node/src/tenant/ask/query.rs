@@ -190,7 +190,21 @@ impl QueryService {
             },
         };
         fits(users.len() * ANSWER_BYTES_MIN, body_bytes_max)?;
-        let questions = SplitQuery::new(query.viewer, users, self);
+        if let Some(fleet) = &self.fleet {
+            return self.ask_owners(fleet, query.viewer, users, share).await;
+        }
+        self.query_here(query.viewer, users, share).await
+    }
+
+    /// Answers a query by the shards of this node; with nothing if a shard could not answer.
+    pub(super) async fn query_here(
+        &self,
+        viewer: ByteString,
+        users: Vec<ByteString>,
+        share: Arc<BudgetShare>,
+    ) -> Result<Option<Vec<u8>>, Refusal> {
+        let body_bytes_max = self.body_bytes_max.load(Ordering::Relaxed);
+        let questions = SplitQuery::new(viewer, users, self);
         let Some(answered) = self.ask(questions, body_bytes_max, &share).await? else {
             return Ok(None);
         };
@@ -307,7 +321,7 @@ impl QueryService {
 }
 
 /// Whether an answer of so many bytes can be sent.
-fn fits(bytes: usize, body_bytes_max: usize) -> Result<(), Refusal> {
+pub(super) fn fits(bytes: usize, body_bytes_max: usize) -> Result<(), Refusal> {
     if bytes <= body_bytes_max {
         return Ok(());
     }

@@ -234,6 +234,7 @@ mod tests {
         let sources = [
             include_str!("../metrics.rs"),
             include_str!("../tenants.rs"),
+            include_str!("fleet.rs"),
             include_str!("on_disk.rs"),
             include_str!("runtime.rs"),
         ];

@@ -1,0 +1,70 @@
+//! `[fleet]`: several nodes that share a tenant's users.
+
+use presence_core::fleet::FleetSettings;
+
+use super::basics::Tenant;
+use super::checks::{any, within};
+use super::problem::InvalidValue;
+use super::section::Section;
+use super::tracker::Tracker;
+
+/// The largest number of shards.
+const SHARDS_MAX: u64 = 1_024;
+
+/// `[fleet]`: several nodes that share a tenant's users.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fleet {
+    /// Whether this node is one of a fleet.
+    pub enabled: bool,
+    /// Into how many shards the fleet's users are divided.
+    pub shards: u32,
+    /// How long a node may own what it owns without renewing its lease, in milliseconds.
+    pub lease_ms: u64,
+    /// How many nodes stand by for each shard, beside its owner.
+    pub standbys: usize,
+}
+
+impl Fleet {
+    pub(super) fn read(section: &mut Section<'_, '_>, tenant: &Tenant, tracker: &Tracker) -> Self {
+        let shards = section.get("shards", within(1..=SHARDS_MAX));
+        let fleet = Self {
+            enabled: section.get("enabled", any).unwrap_or(false),
+            shards: shards.and_then(|it| it.try_into().ok()).unwrap_or(64),
+            lease_ms: section
+                .get("lease_ms", within(300..=600_000))
+                .unwrap_or(6_000),
+            standbys: section.get("standbys", within(0..=8)).unwrap_or(1),
+        };
+        if fleet.enabled {
+            fleet.check(section, tenant, tracker);
+        }
+        fleet
+    }
+
+    fn check(&self, section: &mut Section<'_, '_>, tenant: &Tenant, tracker: &Tracker) {
+        // A connection is heard at least once in the rest of the timeout.
+        let lease_ms_max = tracker.timeout_ms / 3 * 2;
+        if self.lease_ms > lease_ms_max {
+            let what = format!(
+                "is {}, which is too long for `timeout_ms` = {} in [tracker]: a node that is cut off \
+                 would report users as gone before its lease ends",
+                self.lease_ms, tracker.timeout_ms
+            );
+            let fix = format!(
+                "choose a lease of at most two thirds of the timeout ({lease_ms_max}), or a longer \
+                 timeout"
+            );
+            section.refuse("lease_ms", InvalidValue::new(what, fix));
+        }
+        if tenant.shards != 0 {
+            let what = "is true, and `shards` in [tenant] is set, too";
+            let fix = "leave that out: `shards` in [fleet] says how many there are";
+            section.refuse("enabled", InvalidValue::new(what, fix));
+        }
+    }
+
+    /// The figures by which the fleet's nodes go.
+    pub fn settings(&self) -> FleetSettings {
+        FleetSettings::of_lease(self.lease_ms, self.standbys)
+    }
+}

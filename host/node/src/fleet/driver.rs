@@ -1,0 +1,559 @@
+//! The task that drives this node's [`Member`]: it carries between the member, the bucket, the shards
+//! and the other nodes, and waits for none of them.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use futures_util::future::{BoxFuture, FutureExt as _};
+use futures_util::stream::{FuturesUnordered, StreamExt as _};
+use presence_config::causes::Causes;
+use presence_config::subjects::Subjects;
+use presence_core::Input;
+use presence_core::fleet::lease::Outcome;
+use presence_core::fleet::member::{Key, Member, Output};
+use presence_core::fleet::replica::{Before, Role};
+use serde::{Deserialize, Serialize};
+use tokio::sync::{mpsc, watch};
+use tokio::time::{sleep, timeout};
+
+use super::parts::PartChange;
+use super::{Fleet, FleetStart, NodeSubject, node_subject};
+use crate::clock;
+use crate::link::broker::BrokerHealth;
+use crate::link::connection::{Connection, Incoming, Subscription};
+use crate::link::drops::SubscriptionKind;
+use crate::link::fleet_bucket::{BucketWatch, Change, FleetBucket};
+use crate::pool::log_limiter::LogLimiter;
+use crate::pool::{FleetTask, Report, Shards};
+use crate::tasks::Tasks;
+
+/// How often the member is looked at, at least.
+const LOOK_MS: u64 = 100;
+
+/// How often the log tells of messages of other nodes that can't be used.
+const REFUSED_TOLD_MS: u64 = 10_000;
+
+/// How long is waited before the bucket is watched again after that has failed.
+const WATCH_RETRY: Duration = Duration::from_millis(200);
+
+/// How many reports are taken before it is looked at anything else.
+const REPORTS_MAX: usize = 256;
+
+/// What has been done that was waited for elsewhere.
+enum Done {
+    Written(u64, Key, Outcome),
+    Read(Key, Option<Change>),
+    /// As the try of this number.
+    Watched(u64, Option<Box<BucketWatch>>),
+    Listens(u32, anyhow::Result<Subscription>),
+    /// A message is on its way.
+    Sent,
+}
+
+/// Whether the node listens to a shard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Listening {
+    No,
+    /// It is about to.
+    Begins,
+    Yes,
+}
+
+/// A standby asks for a snapshot.
+#[derive(Deserialize, Serialize)]
+struct Asked {
+    node: Box<str>,
+    nonce: u64,
+}
+
+/// A standby holds all that was told.
+#[derive(Deserialize, Serialize)]
+struct Synced {
+    node: Box<str>,
+    epoch: u64,
+    seq: u64,
+}
+
+/// What drives the member.
+struct Driver {
+    fleet: Arc<Fleet>,
+    member: Member,
+    bucket: FleetBucket,
+    connection: Connection,
+    broker: Arc<BrokerHealth>,
+    subjects: Subjects,
+    shards: Shards,
+    parts: mpsc::UnboundedSender<PartChange>,
+    /// This node's part in each shard, and whether the node listens to the shard.
+    roles: Vec<(Role, Listening)>,
+    under_way: FuturesUnordered<BoxFuture<'static, Done>>,
+    watch: Option<BucketWatch>,
+    /// How often it was tried to watch it.
+    watches: u64,
+    /// The greatest revision that was written here, of which the watch has not told, and since
+    /// when.
+    unseen: Option<(u64, u64)>,
+    refusals: LogLimiter,
+    is_announced: bool,
+}
+
+/// Has the node take part in the fleet from now on. What it listens to is told by `parts`.
+///
+/// # Errors
+/// If the connection is closed.
+pub(crate) async fn start(
+    start: FleetStart,
+    (connection, broker): (&Connection, Arc<BrokerHealth>),
+    subjects: Subjects,
+    (shards, parts): (Shards, mpsc::UnboundedSender<PartChange>),
+    (connects, tasks): (watch::Receiver<u64>, &Tasks),
+) -> anyhow::Result<()> {
+    let FleetStart {
+        fleet,
+        bucket,
+        reports,
+        ..
+    } = start;
+    let subject = node_subject(&subjects, &fleet.node);
+    let messages = connection.subscribe(subject, SubscriptionKind::Other, &broker);
+    let messages = messages.await?;
+    // No other run of the node ever had this number.
+    let session = clock::wall_now_us();
+    let member = Member::new(fleet.settings, &fleet.node, session, fleet.shards);
+    let driver = Driver {
+        roles: (0..fleet.shards)
+            .map(|_| (Role::None, Listening::No))
+            .collect(),
+        member,
+        bucket,
+        connection: connection.clone(),
+        broker,
+        subjects,
+        shards,
+        parts,
+        under_way: FuturesUnordered::new(),
+        watch: None,
+        watches: 0,
+        unseen: None,
+        refusals: LogLimiter::default(),
+        is_announced: false,
+        fleet,
+    };
+    tasks.spawn("fleet", driver.run(messages, reports, connects));
+    Ok(())
+}
+
+impl Driver {
+    async fn run(
+        mut self,
+        mut messages: Subscription,
+        mut reports: mpsc::UnboundedReceiver<(u32, Report)>,
+        mut connects: watch::Receiver<u64>,
+    ) {
+        connects.borrow_and_update();
+        self.watch_anew(Duration::ZERO);
+        let fleet = Arc::clone(&self.fleet);
+        loop {
+            let now = clock::now_ms();
+            let due = self.member.next_deadline(now).unwrap_or(u64::MAX);
+            let wait_ms = due.saturating_sub(now).clamp(1, LOOK_MS);
+            tokio::select! {
+                change = next_change(&mut self.watch) => self.changed(change),
+                Some(done) = self.under_way.next(), if !self.under_way.is_empty() => {
+                    self.done(done);
+                }
+                Some((shard, report)) = reports.recv() => {
+                    self.reported(shard, report);
+                    for _ in 1..REPORTS_MAX {
+                        let Ok((shard, report)) = reports.try_recv() else { break };
+                        self.reported(shard, report);
+                    }
+                }
+                Some(message) = messages.next() => self.told(&message),
+                Ok(()) = connects.changed() => self.reconnected(),
+                () = fleet.leave.notified() => {
+                    tracing::info!("handing over all shards that this node owns");
+                    self.member.leave(clock::now_ms());
+                }
+                () = sleep(Duration::from_millis(wait_ms)) => {}
+            }
+            self.look();
+        }
+    }
+
+    /// Looks at what has fallen due, and carries out all that the member wants.
+    fn look(&mut self) {
+        let now = clock::now_ms();
+        self.member.advance(now);
+        loop {
+            let outputs: Vec<_> = self.member.outputs().collect();
+            if outputs.is_empty() {
+                break;
+            }
+            for output in outputs {
+                self.carry_out(now, output);
+            }
+        }
+        let in_touch = self.member.is_in_touch(now);
+        self.fleet.in_touch.store(in_touch, Ordering::Relaxed);
+        let patience_ms = self.fleet.settings.lease_ms / 6;
+        if self.watch.is_some()
+            && self
+                .unseen
+                .is_some_and(|(_, since)| now > since + patience_ms)
+        {
+            tracing::debug!("the fleet's bucket is watched anew: the watch says nothing");
+            self.watch_anew(Duration::ZERO);
+        }
+        self.publish_view();
+    }
+
+    /// Has the rest of the node know who owns what.
+    fn publish_view(&mut self) {
+        let owners: Vec<_> = self.member.owners().map(|it| it.cloned()).collect();
+        self.fleet.owners.send_if_modified(|known| {
+            let differs = **known != *owners;
+            if differs {
+                *known = owners.into();
+            }
+            differs
+        });
+        let living: Vec<_> = self.member.living().cloned().collect();
+        self.fleet.living.send_if_modified(|known| {
+            let differs = **known != *living;
+            if differs {
+                tracing::info!(nodes = living.join(", "), "the fleet's nodes");
+                *known = living.into();
+            }
+            differs
+        });
+    }
+
+    fn carry_out(&mut self, now: u64, output: Output) {
+        match output {
+            Output::Write {
+                id,
+                key,
+                value,
+                revision,
+            } => {
+                let bucket = self.bucket.clone();
+                let written = async move {
+                    let outcome = bucket.write(key.clone(), value, revision).await;
+                    Done::Written(id, key, outcome)
+                };
+                self.under_way.push(written.boxed());
+            }
+            Output::Read(key) => self.read(key),
+            Output::Role(shard, role) => self.role(shard, role),
+            Output::Until(until) => {
+                let was_over = now >= self.fleet.lease.until();
+                self.fleet.lease.set(until);
+                if !self.is_announced {
+                    self.is_announced = true;
+                    let shards = self.fleet.shards;
+                    tracing::info!(shards, "this node is one of the fleet");
+                }
+                // Shards that go on look by themselves.
+                if was_over {
+                    self.tell_all(|| FleetTask::Lease);
+                }
+            }
+            Output::SessionLost => {
+                self.fleet.lease.set(0);
+                self.fleet
+                    .figures
+                    .sessions_lost
+                    .fetch_add(1, Ordering::Relaxed);
+                tracing::warn!(
+                    "this node's lease in the fleet is over, and other nodes may take what it owned: it \
+                     joins anew"
+                );
+                self.tell_all(|| FleetTask::SessionLost);
+            }
+            Output::Left => {
+                tracing::info!("this node has left the fleet");
+                self.fleet.lease.set(0);
+                self.fleet.left.send_replace(true);
+            }
+        }
+    }
+
+    fn read(&mut self, key: Key) {
+        let bucket = self.bucket.clone();
+        let read = async move {
+            let found = bucket.read(key.clone()).await;
+            Done::Read(key, found)
+        };
+        self.under_way.push(read.boxed());
+    }
+
+    /// The node has another part in a shard. It listens to the shard before it takes part.
+    fn role(&mut self, shard: u32, role: Role) {
+        if let Role::Lead { epoch, before } = &role {
+            self.note_owner(shard, *epoch, before);
+        }
+        let Some((known, listening)) = self.roles.get_mut(shard as usize) else {
+            return;
+        };
+        *known = role;
+        match (&*known, *listening) {
+            (Role::None, _) => {
+                *listening = Listening::No;
+                self.fleet.set_part(shard, false);
+                // The intake is gone when the node ends.
+                let _ = self.parts.send(PartChange::Leaves(shard));
+                self.tell(shard, FleetTask::Role(Role::None));
+            }
+            (role, Listening::Yes) => {
+                let role = role.clone();
+                self.tell(shard, FleetTask::Role(role));
+            }
+            (_, Listening::Begins) => {}
+            (_, Listening::No) => {
+                *listening = Listening::Begins;
+                self.listen(shard);
+            }
+        }
+    }
+
+    fn listen(&mut self, shard: u32) {
+        let (connection, broker) = (self.connection.clone(), Arc::clone(&self.broker));
+        let subject = self.subjects.of_shard(shard);
+        let listens = async move {
+            let messages = connection.subscribe(subject, SubscriptionKind::Inputs, &broker);
+            Done::Listens(shard, messages.await)
+        };
+        self.under_way.push(listens.boxed());
+    }
+
+    fn note_owner(&self, shard: u32, epoch: u64, before: &Before) {
+        let figures = &self.fleet.figures;
+        match &before.told {
+            Some((node, _)) => {
+                figures.handovers.fetch_add(1, Ordering::Relaxed);
+                tracing::debug!(shard, epoch, from = &**node, "a shard was handed over");
+            }
+            None if before.epoch > 0 => {
+                figures.takeovers.fetch_add(1, Ordering::Relaxed);
+                tracing::info!(shard, epoch, "took over a shard that had lost its owner");
+            }
+            None => tracing::debug!(shard, epoch, "the first owner of a shard"),
+        }
+    }
+
+    /// What has changed in the bucket; nothing if it has to be watched anew.
+    fn changed(&mut self, change: Option<Change>) {
+        let Some(Change {
+            key,
+            value,
+            revision,
+        }) = change
+        else {
+            return self.watch_anew(WATCH_RETRY);
+        };
+        self.unseen.take_if(|(written, _)| *written <= revision);
+        let now = clock::now_ms();
+        self.member.changed(now, &key, value.as_deref(), revision);
+    }
+
+    fn watch_anew(&mut self, wait: Duration) {
+        self.watch = None;
+        self.unseen = None;
+        self.watches += 1;
+        let number = self.watches;
+        let bucket = self.bucket.clone();
+        let patience = Duration::from_millis(self.fleet.settings.lease_ms / 3);
+        let watched = async move {
+            sleep(wait).await;
+            let watch = match timeout(patience, bucket.watch()).await {
+                Ok(Ok(watch)) => Some(Box::new(watch)),
+                Ok(Err(error)) => {
+                    tracing::debug!("{}", Causes(&error));
+                    None
+                }
+                Err(_) => None,
+            };
+            Done::Watched(number, watch)
+        };
+        self.under_way.push(watched.boxed());
+    }
+
+    fn done(&mut self, done: Done) {
+        let now = clock::now_ms();
+        match done {
+            Done::Written(id, key, outcome) => {
+                match outcome {
+                    Outcome::Stored(revision) if revision > 0 => {
+                        let since = self.unseen.map_or(now, |(_, since)| since);
+                        self.unseen = Some((revision, since));
+                    }
+                    // Something has happened to it that this node doesn't know of.
+                    Outcome::Refused => self.read(key),
+                    Outcome::Stored(_) | Outcome::Unknown => {}
+                }
+                self.member.written(now, id, outcome);
+            }
+            Done::Read(key, found) => {
+                let found = found.as_ref().map(|it| (it.value.as_deref(), it.revision));
+                self.member.read(now, &key, found);
+            }
+            // A later one is under way.
+            Done::Watched(number, _) if number != self.watches => {}
+            Done::Watched(_, Some(watch)) => self.watch = Some(*watch),
+            Done::Watched(_, None) => self.watch_anew(WATCH_RETRY),
+            Done::Listens(shard, messages) => self.listens(shard, messages),
+            Done::Sent => {}
+        }
+    }
+
+    fn listens(&mut self, shard: u32, messages: anyhow::Result<Subscription>) {
+        let Some((role, listening)) = self.roles.get_mut(shard as usize) else {
+            return;
+        };
+        // It has no part in it any more.
+        if *listening != Listening::Begins {
+            return;
+        }
+        match messages {
+            Ok(messages) => {
+                *listening = Listening::Yes;
+                let role = role.clone();
+                // The intake is gone when the node ends.
+                let _ = self.parts.send(PartChange::Listens(shard, messages));
+                self.fleet.set_part(shard, true);
+                self.tell(shard, FleetTask::Role(role));
+            }
+            // The connection is closed only when the node ends.
+            Err(error) => tracing::error!("can't listen to a shard: {}", Causes(&error)),
+        }
+    }
+
+    fn reported(&mut self, shard: u32, report: Report) {
+        let now = clock::now_ms();
+        match report {
+            Report::Holds(epoch) => self.member.holds(shard, epoch),
+            Report::Resigned { epoch, seq } => self.member.resigned(now, shard, epoch, seq),
+            Report::Ask { node, nonce } => {
+                let me = (&*self.fleet.node).into();
+                let asked = Asked { node: me, nonce };
+                self.send_json(&node, NodeSubject::Snapshot, shard, &asked);
+            }
+            Report::Chunk(node, bytes) => self.send(&node, NodeSubject::Chunk, shard, bytes),
+            Report::Synced { node, epoch, seq } => {
+                let me = (&*self.fleet.node).into();
+                let synced = Synced {
+                    node: me,
+                    epoch,
+                    seq,
+                };
+                self.send_json(&node, NodeSubject::Synced, shard, &synced);
+            }
+            Report::Differed(why) => {
+                let why = self.fleet.figures.catches_up(why);
+                tracing::debug!(shard, why, "a shard catches up");
+            }
+            Report::Refused(what) => self.refuse(&format!("shard {shard}: {what}")),
+            Report::Leads => tracing::debug!(shard, "leads"),
+            Report::Failed { led } => self.failed(shard, led),
+        }
+    }
+
+    /// A shard has failed, and knows nothing any more. What it owned is taken by the node that stands
+    /// by.
+    fn failed(&mut self, shard: u32, led: bool) {
+        if led {
+            self.member.give_up_session(clock::now_ms());
+        }
+        if let Some((role @ Role::Follow { .. }, Listening::Yes)) = self.roles.get(shard as usize) {
+            let role = role.clone();
+            self.tell(shard, FleetTask::Role(role));
+        }
+    }
+
+    /// What another node says or asks.
+    fn told(&mut self, message: &Incoming) {
+        let subject = message.subject();
+        let read = NodeSubject::read(&self.subjects, &self.fleet.node, subject);
+        let Some((what, shard)) = read.filter(|(_, shard)| *shard < self.fleet.shards) else {
+            return self.refuse(&format!("`{}` is of no shard", subject.escape_debug()));
+        };
+        let payload = message.payload();
+        match what {
+            NodeSubject::Chunk => self.tell(shard, FleetTask::Chunk(payload.clone())),
+            NodeSubject::Snapshot => match serde_json::from_slice(payload) {
+                Ok(Asked { node, nonce }) => self.tell(shard, FleetTask::Asked(node.into(), nonce)),
+                Err(error) => self.refuse(&format!("a request for a snapshot: {error}")),
+            },
+            NodeSubject::Synced => match serde_json::from_slice(payload) {
+                Ok(Synced { node, epoch, seq }) => {
+                    let now = clock::now_ms();
+                    self.member.synced(now, shard, (epoch, seq), &node);
+                }
+                Err(error) => self.refuse(&format!("how far a standby is: {error}")),
+            },
+        }
+    }
+
+    fn refuse(&self, what: &str) {
+        self.fleet.figures.refused.fetch_add(1, Ordering::Relaxed);
+        if let Some(times) = self.refusals.line(REFUSED_TOLD_MS) {
+            tracing::warn!(
+                times,
+                "a message of another node of the fleet can't be used: {what}"
+            );
+        }
+    }
+
+    /// What was sent while there was no connection is lost.
+    fn reconnected(&mut self) {
+        self.watch_anew(Duration::ZERO);
+        let (shards, at) = (self.shards.clone(), clock::now_ms());
+        let lost = async move {
+            shards.broadcast(|| Input::LostUpTo { at }).await;
+            Done::Sent
+        };
+        self.under_way.push(lost.boxed());
+    }
+
+    fn tell(&self, shard: u32, task: FleetTask) {
+        if let Some(shard) = self.shards.get(shard as usize) {
+            shard.tell(task);
+        }
+    }
+
+    fn tell_all(&self, task: impl Fn() -> FleetTask) {
+        for shard in self.shards.iter() {
+            shard.tell(task());
+        }
+    }
+
+    fn send_json(&self, node: &str, what: NodeSubject, shard: u32, body: &impl Serialize) {
+        // Plain data always has a JSON form.
+        let body = serde_json::to_vec(body).unwrap_or_default();
+        self.send(node, what, shard, body);
+    }
+
+    fn send(&self, node: &str, what: NodeSubject, shard: u32, body: Vec<u8>) {
+        let (connection, subject) = (
+            self.connection.clone(),
+            what.of(&self.subjects, node, shard),
+        );
+        let sent = async move {
+            if let Err(error) = connection.publish(subject, body).await {
+                tracing::debug!("another node isn't told: {}", Causes(&error));
+            }
+            Done::Sent
+        };
+        self.under_way.push(sent.boxed());
+    }
+}
+
+/// What changes next in a bucket that is watched.
+async fn next_change(watch: &mut Option<BucketWatch>) -> Option<Change> {
+    match watch {
+        Some(watch) => watch.next().await,
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,72 @@
+//! What is counted of a fleet, for metrics and status.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use presence_core::fleet::replica::Difference;
+
+/// What has been counted.
+#[derive(Debug, Default)]
+pub(crate) struct FleetFigures {
+    /// How many inputs were passed on to their shards.
+    pub(crate) routed: AtomicU64,
+    /// How many messages came on the subject of another shard than their user's.
+    pub(crate) wrong_shard: AtomicU64,
+    /// How many messages of owners found no room.
+    pub(crate) told_dropped: AtomicU64,
+    /// How many messages of other nodes couldn't be used.
+    pub(crate) refused: AtomicU64,
+    /// How many shards were taken that had lost their owners.
+    pub(crate) takeovers: AtomicU64,
+    /// How many shards other nodes have handed over to this one.
+    pub(crate) handovers: AtomicU64,
+    /// How often the session was lost, and with it all that was owned.
+    pub(crate) sessions_lost: AtomicU64,
+    caught_up: [AtomicU64; REASONS.len()],
+}
+
+/// Why a shard catches up, as metrics have it.
+const REASONS: [(Difference, &str); 7] = [
+    (Difference::Begins, "begins"),
+    (Difference::Gap, "gap"),
+    (Difference::Mismatch, "mismatch"),
+    (Difference::Ledger, "ledger"),
+    (Difference::Connections, "connections"),
+    (Difference::LostInput, "lost-input"),
+    (Difference::Silence, "silence"),
+];
+
+impl FleetFigures {
+    /// A shard catches up. Says why, in a word.
+    pub(super) fn catches_up(&self, why: Difference) -> &'static str {
+        let mut counts = REASONS.iter().zip(&self.caught_up);
+        let Some(((_, word), count)) = counts.find(|((reason, _), _)| *reason == why) else {
+            return "";
+        };
+        count.fetch_add(1, Ordering::Relaxed);
+        word
+    }
+
+    /// How often shards have caught up, by the reason.
+    pub(crate) fn caught_up(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        let counts = REASONS.iter().zip(&self.caught_up);
+        counts.map(|((_, word), count)| (*word, count.load(Ordering::Relaxed)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_reason_is_counted_apart() {
+        let figures = FleetFigures::default();
+        assert_eq!(figures.catches_up(Difference::LostInput), "lost-input");
+        figures.catches_up(Difference::LostInput);
+        figures.catches_up(Difference::Begins);
+        let counts: Vec<_> = figures
+            .caught_up()
+            .filter(|(_, count)| *count > 0)
+            .collect();
+        assert_eq!(counts, [("begins", 1), ("lost-input", 2)]);
+    }
+}

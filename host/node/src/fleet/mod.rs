@@ -1,0 +1,243 @@
+//! This node as one of a fleet: it holds a lease, owns some shards, and stands by for others.
+//!
+//! What is decided by the fleet's bucket is in [`Member`](presence_core::fleet::member::Member), and
+//! what a shard does in [`Replica`](presence_core::fleet::replica::Replica). Here is what carries between them,
+//! the broker, and other nodes: a task ([`driver`]) that owns the member, and what the rest of the
+//! node knows of the fleet ([`Fleet`]).
+
+pub(crate) mod driver;
+mod figures;
+pub(crate) mod parts;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use presence_config::causes::Causes;
+use presence_config::subjects::Subjects;
+use presence_config::{Config, Fleet as FleetConfig};
+use presence_core::fleet::FleetSettings;
+use presence_core::fleet::replica::{Mutation, ReplicaSettings};
+use tokio::sync::{Notify, mpsc, watch};
+use tokio::time::sleep;
+
+use crate::link::connection::Connection;
+use crate::link::fleet_bucket::{FleetBucket, Layout, OpenError};
+use crate::link::journal::NodeLease;
+use crate::ops::http::StatusBoard;
+use crate::pool::{FleetLinks, Report};
+
+pub(crate) use figures::FleetFigures;
+
+/// How often is tried whether the bucket can be used.
+const RETRY: Duration = Duration::from_millis(500);
+
+/// How long the pieces of a snapshot are at most, in bytes.
+const CHUNK_BYTES_MAX: usize = 256 << 10;
+
+/// Who owns each shard; none where nobody is known to.
+pub(crate) type Owners = Arc<[Option<Arc<str>>]>;
+
+/// What the rest of the node knows of the fleet.
+pub(crate) struct Fleet {
+    pub(crate) node: Arc<str>,
+    pub(crate) shards: u32,
+    pub(crate) settings: FleetSettings,
+    /// Until when the node may rely on its lease.
+    pub(crate) lease: Arc<NodeLease>,
+    /// Whether what others say reaches the node.
+    in_touch: AtomicBool,
+    pub(crate) owners: watch::Sender<Owners>,
+    /// The nodes that live, as far as this one knows.
+    pub(crate) living: watch::Sender<Arc<[Arc<str>]>>,
+    /// In which shards this node has a part.
+    parts: Box<[AtomicBool]>,
+    pub(crate) figures: FleetFigures,
+    leave: Notify,
+    left: watch::Sender<bool>,
+}
+
+/// What a tenant of a fleet is started with.
+pub(crate) struct FleetStart {
+    pub(crate) fleet: Arc<Fleet>,
+    pub(crate) links: FleetLinks,
+    pub(crate) replicas: ReplicaSettings,
+    pub(crate) bucket: FleetBucket,
+    pub(crate) reports: mpsc::UnboundedReceiver<(u32, Report)>,
+}
+
+impl Fleet {
+    fn new(node: &str, config: &FleetConfig) -> Self {
+        let nobody = (0..config.shards).map(|_| None).collect();
+        Self {
+            node: node.into(),
+            shards: config.shards,
+            settings: config.settings(),
+            lease: Arc::default(),
+            in_touch: AtomicBool::new(false),
+            owners: watch::Sender::new(nobody),
+            living: watch::Sender::default(),
+            parts: (0..config.shards).map(|_| AtomicBool::new(false)).collect(),
+            figures: FleetFigures::default(),
+            leave: Notify::new(),
+            left: watch::Sender::new(false),
+        }
+    }
+
+    /// Whether what others say reaches the node: it has reached the bucket lately.
+    pub(crate) fn is_in_touch(&self) -> bool {
+        self.in_touch.load(Ordering::Relaxed)
+    }
+
+    /// Whether this node owns a shard, or stands by.
+    pub(crate) fn has_part(&self, shard: u32) -> bool {
+        let part = self.parts.get(shard as usize);
+        part.is_some_and(|part| part.load(Ordering::Relaxed))
+    }
+
+    fn set_part(&self, shard: u32, has: bool) {
+        if let Some(part) = self.parts.get(shard as usize) {
+            part.store(has, Ordering::Relaxed);
+        }
+    }
+
+    /// Returns once every shard has an owner.
+    pub(crate) async fn is_whole(&self) {
+        let mut owners = self.owners.subscribe();
+        // It can't fail: the sender is here.
+        let _ = owners
+            .wait_for(|owners| owners.iter().all(Option::is_some))
+            .await;
+    }
+
+    /// How many shards nobody is known to own.
+    pub(crate) fn ownerless(&self) -> usize {
+        let owners = self.owners.borrow();
+        owners.iter().filter(|owner| owner.is_none()).count()
+    }
+
+    /// Hands over all that the node owns, and returns when the node has left.
+    pub(crate) async fn leave(&self) {
+        self.leave.notify_one();
+        let mut left = self.left.subscribe();
+        // It can't fail: the sender is here.
+        let _ = left.wait_for(|left| *left).await;
+    }
+}
+
+/// Joins the fleet that a configuration says: opens its bucket, and makes it where this is the first
+/// node. Nothing is owned yet.
+///
+/// # Errors
+/// If this node can't be one of the fleet.
+pub(crate) async fn join(
+    config: &Config,
+    connection: &Connection,
+    board: &StatusBoard,
+) -> anyhow::Result<Option<FleetStart>> {
+    if !config.fleet.enabled {
+        return Ok(None);
+    }
+    let prefix = config.tenant.prefix.as_deref();
+    let settings = config.fleet.settings();
+    let answer = Duration::from_millis(settings.lease_ms / 6);
+    let mine = Layout::new(config.fleet.shards, config.fleet.lease_ms);
+    let (bucket, layout) = loop {
+        match FleetBucket::open(connection, prefix, mine, answer.max(RETRY)).await {
+            Ok(opened) => break opened,
+            Err(OpenError::Never(error)) => {
+                return Err(error).context("this node can't be one of a fleet ([fleet])");
+            }
+            Err(OpenError::Later(error)) => {
+                board.wait_for(format!(
+                    "waiting for the fleet's bucket: {}",
+                    Causes(&error)
+                ));
+                sleep(RETRY).await;
+            }
+        }
+    };
+    let fleet = Arc::new(Fleet::new(&config.node.name, &config.fleet));
+    let (tell, reports) = mpsc::unbounded_channel();
+    let links = FleetLinks {
+        lease: Arc::clone(&fleet.lease),
+        reports: tell,
+        epoch_base: layout.epoch_base,
+    };
+    let replicas = ReplicaSettings {
+        fleet: settings,
+        node: Arc::clone(&fleet.node),
+        timeout_ms: config.tracker.timeout_ms,
+        chunk_bytes: CHUNK_BYTES_MAX.min(connection.body_bytes_max() / 2),
+        mutation: Mutation::None,
+    };
+    Ok(Some(FleetStart {
+        fleet,
+        links,
+        replicas,
+        bucket,
+        reports,
+    }))
+}
+
+/// What a node of a fleet is asked and told by the others.
+pub(crate) enum NodeSubject {
+    /// A standby asks for a snapshot.
+    Snapshot,
+    /// A piece of a snapshot.
+    Chunk,
+    /// A standby holds all that was told.
+    Synced,
+}
+
+impl NodeSubject {
+    const ALL: [Self; 3] = [Self::Snapshot, Self::Chunk, Self::Synced];
+
+    fn as_str(&self) -> &'static str {
+        match self {
+            Self::Snapshot => "fleet.snapshot",
+            Self::Chunk => "fleet.chunk",
+            Self::Synced => "fleet.synced",
+        }
+    }
+
+    /// Of a node, and of a shard.
+    pub(crate) fn of(&self, subjects: &Subjects, node: &str, shard: u32) -> String {
+        let subject = subjects.of_node(node, self.as_str());
+        format!("{subject}.{shard}")
+    }
+
+    /// What a subject below a node's own is, and of which shard.
+    pub(crate) fn read(subjects: &Subjects, node: &str, subject: &str) -> Option<(Self, u32)> {
+        Self::ALL.into_iter().find_map(|it| {
+            let begin = subjects.of_node(node, it.as_str());
+            let shard = subject.strip_prefix(&begin)?.strip_prefix('.')?;
+            Some((it, shard.parse().ok()?))
+        })
+    }
+}
+
+/// What is subscribed to of what a node of a fleet is told.
+pub(crate) fn node_subject(subjects: &Subjects, node: &str) -> String {
+    subjects.of_node(node, "fleet.>")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_node_is_told_says_of_which_shard_it_is() {
+        let subjects = Subjects::new(Some("acme"));
+        for what in NodeSubject::ALL {
+            let subject = what.of(&subjects, "node-1", 63);
+            let read = NodeSubject::read(&subjects, "node-1", &subject);
+            let (read, shard) = read.unwrap();
+            assert_eq!((read.as_str(), shard), (what.as_str(), 63));
+            assert!(NodeSubject::read(&subjects, "node-2", &subject).is_none());
+        }
+        let other = subjects.of_node("node-1", "fleet.chunk.x");
+        assert!(NodeSubject::read(&subjects, "node-1", &other).is_none());
+    }
+}

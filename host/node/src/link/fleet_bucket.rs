@@ -1,0 +1,413 @@
+//! The fleet's bucket: who lives, and who owns what. All that is decided by it is in
+//! [`Member`](presence_core::fleet::member::Member).
+//!
+//! Nothing is read from a replica of the stream that may be behind (`allow_direct` is off), and
+//! every write is a compare-and-swap.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, anyhow};
+use async_nats::client::RequestErrorKind;
+use async_nats::jetstream::context::{
+    ContextBuilder, CreateStreamErrorKind, GetStreamErrorKind, RequestErrorKind as ApiErrorKind,
+};
+use async_nats::jetstream::kv::{self, CreateErrorKind, Operation, UpdateErrorKind};
+use async_nats::jetstream::stream::{
+    self, DiscardPolicy, RetentionPolicy, StorageType, Stream as JetStream,
+};
+use async_nats::jetstream::{self, ErrorCode};
+use futures_util::StreamExt as _;
+use presence_config::causes::Causes;
+use presence_core::fleet::hash;
+use presence_core::fleet::lease::Outcome;
+use presence_core::fleet::member::Key;
+use serde::{Deserialize, Serialize};
+
+use crate::clock;
+use crate::link::connection::Connection;
+
+/// The bucket's name, behind a tenant's prefix.
+const BUCKET: &str = "presence-fleet";
+
+/// The key of [`Layout`].
+const CONFIG: &str = "config";
+
+/// Which layout of the bucket this is.
+const FORMAT: u32 = 1;
+
+/// On how many servers of a cluster it is kept.
+const REPLICAS: usize = 3;
+
+/// What all nodes of a fleet must have in common. The first of them writes it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Layout {
+    /// Which layout of the bucket this is.
+    format: u32,
+    /// Which hashes users and nodes have.
+    hashes: u32,
+    /// How many shards there are.
+    shards: u32,
+    /// How long a lease lasts.
+    lease_ms: u64,
+    /// What epochs are counted from: when the bucket was made, in microseconds since the Unix
+    /// epoch. So those of a bucket that is made again are greater.
+    pub(crate) epoch_base: u64,
+}
+
+/// The bucket.
+#[derive(Clone)]
+pub(crate) struct FleetBucket {
+    store: kv::Store,
+}
+
+/// What changes in it.
+pub(crate) struct BucketWatch(kv::Watch);
+
+/// A key that has changed: its value, none if it was deleted, and its revision.
+#[derive(Debug)]
+pub(crate) struct Change {
+    pub(crate) key: Key,
+    pub(crate) value: Option<String>,
+    pub(crate) revision: u64,
+}
+
+/// Why the bucket can't be used.
+#[derive(Debug)]
+pub(crate) enum OpenError {
+    /// It may be usable later.
+    Later(anyhow::Error),
+    /// It never is.
+    Never(anyhow::Error),
+}
+
+/// The bucket's name, of the tenant with this prefix.
+pub(crate) fn name(prefix: Option<&str>) -> String {
+    match prefix {
+        Some(prefix) => format!("{prefix}-{BUCKET}"),
+        None => BUCKET.to_owned(),
+    }
+}
+
+impl Layout {
+    /// That of this node.
+    pub(crate) fn new(shards: u32, lease_ms: u64) -> Self {
+        Self {
+            format: FORMAT,
+            hashes: hash::VERSION,
+            shards,
+            lease_ms,
+            epoch_base: clock::wall_now_us(),
+        }
+    }
+
+    /// In what a node's own layout differs from the fleet's; none if it doesn't.
+    fn difference(&self, fleets: &Self) -> Option<String> {
+        let differs = |what: &str, mine: u64, theirs: u64| {
+            (mine != theirs).then(|| format!("{what} is {mine} here and {theirs} in the fleet"))
+        };
+        let hashes = "the version of its hashes, which goes with the program's,";
+        let differences = [
+            differs("[fleet] shards", self.shards.into(), fleets.shards.into()),
+            differs("[fleet] lease_ms", self.lease_ms, fleets.lease_ms),
+            differs(hashes, self.hashes.into(), fleets.hashes.into()),
+        ];
+        let differences: Vec<_> = differences.into_iter().flatten().collect();
+        (!differences.is_empty()).then(|| differences.join("; "))
+    }
+}
+
+impl FleetBucket {
+    /// Opens the bucket of the tenant with this prefix, and makes it where it is missing. Says what
+    /// the fleet's nodes have in common. An answer is waited for no longer than `answer`.
+    ///
+    /// # Errors
+    /// If it can't be used, and whether it may be later.
+    pub(crate) async fn open(
+        connection: &Connection,
+        prefix: Option<&str>,
+        mine: Layout,
+        answer: Duration,
+    ) -> Result<(Self, Layout), OpenError> {
+        let context = ContextBuilder::new()
+            .ack_timeout(answer)
+            .timeout(answer)
+            .build(connection.client().clone());
+        let bucket = name(prefix);
+        let stream = match stream_of(&context, &bucket).await? {
+            Some(stream) => stream,
+            None => make(&context, &bucket).await?,
+        };
+        check(&stream, &bucket).map_err(OpenError::Never)?;
+        let store = context.get_key_value(&bucket).await;
+        let store = store
+            .with_context(|| format!("can't open the bucket `{bucket}`"))
+            .map_err(OpenError::Later)?;
+        let opened = Self { store };
+        let fleets = opened.agree(mine, &bucket).await?;
+        Ok((opened, fleets))
+    }
+
+    /// Reads what the fleet's nodes have in common, or says so if this is the first one.
+    async fn agree(&self, mine: Layout, bucket: &str) -> Result<Layout, OpenError> {
+        let failed = |what: &str, error: anyhow::Error| {
+            OpenError::Later(error.context(format!("can't {what} the bucket `{bucket}`")))
+        };
+        // Plain data always has a JSON form.
+        let body = serde_json::to_vec(&mine).unwrap_or_default();
+        match self.store.create(CONFIG, body.into()).await {
+            Ok(_) => return Ok(mine),
+            Err(error) if error.kind() == CreateErrorKind::AlreadyExists => {}
+            Err(error) => return Err(failed("write", error.into())),
+        }
+        let entry = self.store.entry(CONFIG).await;
+        let entry = entry.map_err(|error| failed("read", error.into()))?;
+        let entry =
+            entry.ok_or_else(|| failed("read", anyhow!("its key `{CONFIG}` comes and goes")))?;
+        let remove = format!(
+            "stop all nodes of the fleet, remove the bucket `{bucket}`, and start them again"
+        );
+        let fleets: Layout = match serde_json::from_slice(&entry.value) {
+            Ok(Layout { format, .. }) if format != FORMAT => {
+                return Err(OpenError::Never(anyhow!(
+                    "the bucket `{bucket}` has layout {format}, and this version of the program \
+                     knows layout {FORMAT}: run the same version on all nodes, or {remove}"
+                )));
+            }
+            Ok(fleets) => fleets,
+            Err(error) => {
+                return Err(OpenError::Never(anyhow!(
+                    "the key `{CONFIG}` of the bucket `{bucket}` can't be read ({error}): it was not \
+                     written by this version of the program. Run the same version on all nodes, or \
+                     {remove}"
+                )));
+            }
+        };
+        match mine.difference(&fleets) {
+            None => Ok(fleets),
+            Some(difference) => Err(OpenError::Never(anyhow!(
+                "this node can't join the fleet: {difference}. Configure it as the other nodes are; \
+                 to change it for all of them, {remove}"
+            ))),
+        }
+    }
+
+    /// Writes a key, if its last revision is still this one.
+    pub(crate) async fn write(&self, key: Key, value: Option<String>, revision: u64) -> Outcome {
+        let key = key.to_text();
+        let Some(value) = value else {
+            let deleted = self.store.delete_expect_revision(&key, Some(revision));
+            return match deleted.await {
+                // Its revision is that of what is seen next.
+                Ok(()) => Outcome::Stored(0),
+                Err(error) if error.kind() == UpdateErrorKind::WrongLastRevision => {
+                    Outcome::Refused
+                }
+                Err(error) => unknown(&error),
+            };
+        };
+        match self.store.update(&key, value.into(), revision).await {
+            Ok(revision) => Outcome::Stored(revision),
+            Err(error) if error.kind() == UpdateErrorKind::WrongLastRevision => Outcome::Refused,
+            Err(error) => unknown(&error),
+        }
+    }
+
+    /// Reads a key; none if it can't be read.
+    pub(crate) async fn read(&self, key: Key) -> Option<Change> {
+        match self.store.entry(key.to_text()).await {
+            Ok(Some(entry)) => Some(change(key, &entry)),
+            Ok(None) => Some(Change {
+                key,
+                value: None,
+                revision: 0,
+            }),
+            Err(error) => {
+                tracing::debug!(
+                    "the fleet's bucket can't be read: {}",
+                    Causes(&error.into())
+                );
+                None
+            }
+        }
+    }
+
+    /// All that it has, and then all that changes.
+    ///
+    /// # Errors
+    /// If it can't be watched.
+    pub(crate) async fn watch(&self) -> anyhow::Result<BucketWatch> {
+        let watch = self.store.watch_with_history(">").await;
+        Ok(BucketWatch(
+            watch.context("can't watch the fleet's bucket")?,
+        ))
+    }
+}
+
+fn unknown(error: &(impl std::error::Error + 'static)) -> Outcome {
+    tracing::debug!("the outcome of a write into the fleet's bucket isn't known: {error}");
+    Outcome::Unknown
+}
+
+impl BucketWatch {
+    /// What changes next; none if it has to be begun anew.
+    pub(crate) async fn next(&mut self) -> Option<Change> {
+        loop {
+            let entry = self.0.next().await?.ok()?;
+            // Whatever else is there is not the fleet's.
+            if let Some(key) = Key::parse(&entry.key) {
+                return Some(change(key, &entry));
+            }
+        }
+    }
+}
+
+fn change(key: Key, entry: &kv::Entry) -> Change {
+    let value = match entry.operation {
+        Operation::Put => String::from_utf8(entry.value.to_vec()).ok(),
+        Operation::Delete | Operation::Purge => None,
+    };
+    Change {
+        key,
+        value,
+        revision: entry.revision,
+    }
+}
+
+/// The stream of the bucket; none if there is none.
+async fn stream_of(
+    context: &jetstream::Context,
+    bucket: &str,
+) -> Result<Option<JetStream>, OpenError> {
+    let error = match context.get_stream(format!("KV_{bucket}")).await {
+        Ok(stream) => return Ok(Some(stream)),
+        Err(error) => error,
+    };
+    match error.kind() {
+        GetStreamErrorKind::JetStream(why) => match why.error_code() {
+            ErrorCode::STREAM_NOT_FOUND => Ok(None),
+            ErrorCode::JETSTREAM_NOT_ENABLED | ErrorCode::JETSTREAM_NOT_ENABLED_FOR_ACCOUNT => {
+                Err(OpenError::Never(no_jetstream()))
+            }
+            _ => Err(unreachable(error, bucket)),
+        },
+        _ if is_without_responders(&error) => Err(OpenError::Never(no_jetstream())),
+        _ => Err(unreachable(error, bucket)),
+    }
+}
+
+fn no_jetstream() -> anyhow::Error {
+    anyhow!(
+        "a fleet needs JetStream, and this NATS server, or this account, has none: turn it on \
+         (`jetstream {{}}` in the server's configuration), or set `enabled = false` in [fleet]"
+    )
+}
+
+fn unreachable(error: impl Into<anyhow::Error>, bucket: &str) -> OpenError {
+    let error = error.into();
+    OpenError::Later(error.context(format!("can't reach the bucket `{bucket}`")))
+}
+
+/// Whether nobody answers to JetStream's requests.
+fn is_without_responders(error: &(dyn std::error::Error + 'static)) -> bool {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        let api = error.downcast_ref::<jetstream::context::RequestError>();
+        let client = error.downcast_ref::<async_nats::client::RequestError>();
+        if api.is_some_and(|it| matches!(it.kind(), ApiErrorKind::NoResponders))
+            || client.is_some_and(|it| matches!(it.kind(), RequestErrorKind::NoResponders))
+        {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
+}
+
+/// Makes the bucket: on three servers of a cluster, or on the one that there is.
+async fn make(context: &jetstream::Context, bucket: &str) -> Result<JetStream, OpenError> {
+    let config = |num_replicas| stream::Config {
+        name: format!("KV_{bucket}"),
+        description: Some("presence: which nodes of a fleet live, and who owns what".into()),
+        subjects: vec![format!("$KV.{bucket}.>")],
+        max_messages_per_subject: 1,
+        storage: StorageType::File,
+        discard: DiscardPolicy::New,
+        allow_rollup: true,
+        deny_delete: true,
+        num_replicas,
+        ..stream::Config::default()
+    };
+    let mut replicas = REPLICAS;
+    loop {
+        let error = match context.create_stream(config(replicas)).await {
+            Ok(stream) => return Ok(stream),
+            Err(error) => error,
+        };
+        match error.kind() {
+            CreateStreamErrorKind::JetStream(why)
+                if why.error_code() == ErrorCode::STREAM_REPLICAS_NOT_SUPPORTED && replicas > 1 =>
+            {
+                replicas = 1;
+            }
+            // Another node was quicker.
+            CreateStreamErrorKind::JetStream(why)
+                if why.error_code() == ErrorCode::STREAM_NAME_EXIST =>
+            {
+                let made = stream_of(context, bucket).await?;
+                return made.ok_or_else(|| unreachable(error, bucket));
+            }
+            _ => {
+                let error = anyhow::Error::new(error);
+                return Err(OpenError::Later(error.context(format!(
+                    "can't make the bucket `{bucket}` on {replicas} servers (on fewer, make it by \
+                     hand)"
+                ))));
+            }
+        }
+    }
+}
+
+/// Whether a stream is the bucket that it should be.
+fn check(stream: &JetStream, bucket: &str) -> anyhow::Result<()> {
+    let config = &stream.cached_info().config;
+    let wrong = if config.subjects != [format!("$KV.{bucket}.>")] {
+        "holds other subjects"
+    } else if config.mirror.is_some() || config.sources.as_ref().is_some_and(|it| !it.is_empty()) {
+        "is a copy of others"
+    } else if !config.max_age.is_zero() || config.retention != RetentionPolicy::Limits {
+        "forgets what it holds"
+    } else if config.allow_direct {
+        "is read from servers that may be behind (`allow_direct`)"
+    } else if config.no_ack {
+        "acknowledges nothing"
+    } else {
+        return Ok(());
+    };
+    Err(anyhow!(
+        "the stream `KV_{bucket}` is not the bucket of a fleet: it {wrong}. Stop all nodes of the \
+         fleet and remove it; the first one that starts makes a new one"
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_differs_from_the_fleet_is_named() {
+        let fleets = Layout::new(64, 6_000);
+        let later = Layout {
+            epoch_base: fleets.epoch_base + 1,
+            ..fleets
+        };
+        assert_eq!(later.difference(&fleets), None);
+        let other = Layout::new(32, 3_000).difference(&fleets);
+        assert_eq!(
+            other.as_deref(),
+            Some(
+                "[fleet] shards is 32 here and 64 in the fleet; [fleet] lease_ms is 3000 here and \
+                 6000 in the fleet"
+            )
+        );
+    }
+}

@@ -1,0 +1,35 @@
+//! What is counted of the fleet that the node is one of.
+
+use super::super::Status;
+use super::{Exposition, read};
+use crate::fleet::Fleet;
+
+/// Writes it.
+pub(super) fn write(text: &mut Exposition, fleet: &Fleet, status: &Status) {
+    let nodes = fleet.living.borrow().len();
+    text.value("presence_fleet_nodes", nodes);
+    let owned = status.shards.total(|figures| &figures.leads);
+    text.value("presence_fleet_shards_owned", owned);
+    let in_step = status.shards.total(|figures| &figures.in_step);
+    text.value("presence_fleet_shards_in_step", in_step);
+    text.value("presence_fleet_shards_ownerless", fleet.ownerless());
+    let figures = &fleet.figures;
+    text.value("presence_fleet_in_touch", u8::from(fleet.is_in_touch()));
+    text.value("presence_fleet_takeovers_total", read(&figures.takeovers));
+    text.value("presence_fleet_handovers_total", read(&figures.handovers));
+    let lost = read(&figures.sessions_lost);
+    text.value("presence_fleet_sessions_lost_total", lost);
+    text.values(
+        "presence_fleet_catch_ups_total",
+        "reason",
+        figures.caught_up(),
+    );
+    text.value("presence_fleet_routed_total", read(&figures.routed));
+    let wrong = read(&figures.wrong_shard);
+    text.value("presence_fleet_wrong_shard_total", wrong);
+    text.value("presence_fleet_refused_total", read(&figures.refused));
+    let dropped = read(&figures.told_dropped);
+    text.value("presence_fleet_told_dropped_total", dropped);
+    let fenced = status.pool.total(|thread| &thread.fenced);
+    text.value("presence_fleet_fenced_total", fenced);
+}

@@ -1,0 +1,87 @@
+//! What a tenant listens to: inputs and questions.
+
+use std::sync::Arc;
+
+use presence_config::Queues;
+use tokio::sync::{mpsc, watch};
+
+use super::Tenant;
+use super::ask::{Budget, Counts, QueryService};
+use super::intake::{DropCounter, Intake};
+use super::router::{self, Router};
+use crate::fleet::parts::{Inputs, PartChange, PartInputs};
+use crate::link::broker::BrokerHealth;
+use crate::link::connection::Connection;
+use crate::link::drops::SubscriptionKind;
+use crate::link::watermark::Watermark;
+
+impl Tenant {
+    /// Subscribes to what is published for the tenant. `changes`: how the parts change that a node
+    /// of a fleet has.
+    pub(crate) async fn listen(
+        &self,
+        connection: &Connection,
+        broker: Arc<BrokerHealth>,
+        heard: watch::Receiver<u64>,
+        intake_queue: usize,
+        changes: Option<mpsc::UnboundedReceiver<PartChange>>,
+    ) -> anyhow::Result<Intake> {
+        let messages = match changes {
+            None => {
+                // One subscription, so that one order holds over all subjects.
+                let subject = self.subjects.of("presence.>");
+                let messages = connection.subscribe(subject, SubscriptionKind::Inputs, &broker);
+                Inputs::Alone(messages.await?)
+            }
+            Some(changes) => {
+                broker.drops.read_by_several();
+                let routed = router::listen(connection, &self.subjects, &broker).await?;
+                Inputs::Parts(PartInputs::new(routed, changes))
+            }
+        };
+        let router = self.fleet.as_ref();
+        let router = router.map(|fleet| Router::new(Arc::clone(fleet), self.subjects.clone()));
+        Ok(Intake {
+            messages,
+            router,
+            subjects: self.subjects.clone(),
+            replies: Arc::clone(&self.replies),
+            body_bytes_max: Arc::clone(&self.body_bytes_max),
+            metadata: self.metadata.subscribe(),
+            messages_rate: self.quotas.messages.clone(),
+            share: Arc::clone(&self.share),
+            shards: self.shards.clone(),
+            broker,
+            connection: connection.clone(),
+            drops: DropCounter::default(),
+            tracer: self.tracer.clone(),
+            watermark: Watermark::new(heard, intake_queue, self.shards.iter().len()),
+        })
+    }
+
+    /// What answers to what the tenant's users ask.
+    pub(crate) fn query_service(
+        &self,
+        connection: &Connection,
+        broker: Arc<BrokerHealth>,
+        counts: Arc<Counts>,
+        queues: &Queues,
+    ) -> QueryService {
+        QueryService {
+            connection: connection.clone(),
+            subjects: self.subjects.clone(),
+            replies: Arc::clone(&self.replies),
+            shards: self.shards.clone(),
+            fleet: self.fleet.clone(),
+            body_bytes_max: Arc::clone(&self.body_bytes_max),
+            broker,
+            directory: self.known_directory.subscribe(),
+            answers_are_fetched: self.fetcher.is_some(),
+            explains: Arc::clone(&self.explains),
+            counts,
+            queries: self.quotas.queries.clone(),
+            exceeded: Arc::clone(&self.exceeded),
+            budget: Budget::new(queues.question_queue, queues.question_bytes_max),
+        }
+    }
+}

@@ -1,0 +1,218 @@
+//! What a node of a fleet does with what comes in: an input of an application is passed on to its
+//! user's shard, and what is sent to a shard is given to it, if it belongs there.
+//!
+//! The broker hands a node nothing that the node has published. So what is passed on to a shard in
+//! which this node has a part, the shard is given at once.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use presence_config::causes::Causes;
+use presence_config::subjects::{FLEET_QUEUE, REDRIVE, ShardMessage, Subjects};
+use presence_core::Input;
+use presence_core::fleet::hash;
+use presence_core::message::{Cause, Kind, Limits, Message, Rejection};
+use serde::Deserialize;
+
+use super::intake::redrive;
+use crate::fleet::Fleet;
+use crate::link::broker::BrokerHealth;
+use crate::link::connection::{Connection, Incoming, Subscription};
+use crate::link::drops::SubscriptionKind;
+use crate::link::reply_guard::ReplyGuard;
+use crate::pool::log_limiter::LogLimiter;
+use crate::pool::{self, FleetTask, Shards};
+
+/// How often the log tells of messages on a wrong shard's subject.
+const WRONG_TOLD_MS: u64 = 10_000;
+
+/// Sorts what comes in for a node of a fleet.
+pub(crate) struct Router {
+    fleet: Arc<Fleet>,
+    subjects: Subjects,
+    /// Where the message that was sorted last is to be passed on to.
+    next: Option<String>,
+    /// What is to be passed on.
+    passed_on: Vec<(String, Incoming)>,
+    wrong: LogLimiter,
+}
+
+/// Whom a message is about.
+#[derive(Deserialize)]
+struct About<'a> {
+    #[serde(rename = "userId", borrow)]
+    user: Cow<'a, str>,
+}
+
+/// Subscribes to what applications send in, as one of the fleet's nodes.
+pub(super) async fn listen(
+    connection: &Connection,
+    subjects: &Subjects,
+    broker: &BrokerHealth,
+) -> anyhow::Result<Vec<Subscription>> {
+    let kinds = Kind::ALL.map(Kind::subject);
+    let mut subscriptions = Vec::new();
+    for subject in kinds.into_iter().chain([REDRIVE]) {
+        let shared = (subjects.of(subject), FLEET_QUEUE);
+        let messages = connection.subscribe_in(shared, SubscriptionKind::Inputs, broker);
+        subscriptions.push(messages.await?);
+    }
+    Ok(subscriptions)
+}
+
+impl Router {
+    pub(super) fn new(fleet: Arc<Fleet>, subjects: Subjects) -> Self {
+        Self {
+            fleet,
+            subjects,
+            next: None,
+            passed_on: Vec::new(),
+            wrong: LogLimiter::default(),
+        }
+    }
+
+    /// Whether what others say is known to reach this node.
+    pub(super) fn hears(&self) -> bool {
+        self.fleet.is_in_touch()
+    }
+
+    /// What a message says, and to which of the shards of this node.
+    pub(super) fn sort(
+        &mut self,
+        received: &Incoming,
+        replies: &ReplyGuard,
+        limits: Limits,
+        shards: &Shards,
+    ) -> Option<(usize, Input)> {
+        if received.is_from_node() {
+            return None;
+        }
+        let subject = received.subject();
+        if let Some((shard, what)) = self.subjects.shard_message(subject) {
+            return match what {
+                ShardMessage::Told => {
+                    self.told(shard, received, shards);
+                    None
+                }
+                ShardMessage::Input(kind) => {
+                    self.input((shard, Some(kind)), received, replies, limits)
+                }
+                ShardMessage::Redrive => self.input((shard, None), received, replies, limits),
+            };
+        }
+        let kind = self.subjects.kind(subject);
+        if kind.is_none() && !self.subjects.is_redrive(subject) {
+            return None;
+        }
+        let shard = self.shard_of(received.payload());
+        self.next = Some(self.subjects.shard_input(shard, kind));
+        self.fleet.figures.routed.fetch_add(1, Ordering::Relaxed);
+        if !self.fleet.has_part(shard) {
+            return None;
+        }
+        self.input((shard, kind), received, replies, limits)
+    }
+
+    /// Takes the message that was sorted last, if it is to be passed on.
+    pub(super) fn take(&mut self, received: Incoming) {
+        if let Some(subject) = self.next.take() {
+            self.passed_on.push((subject, received));
+        }
+    }
+
+    /// Passes on what is to be.
+    pub(super) async fn pass_on(&mut self, connection: &Connection) {
+        for (subject, message) in self.passed_on.drain(..) {
+            if let Err(error) = connection.pass_on(subject, message).await {
+                tracing::error!("an input could not be passed on: {}", Causes(&error));
+            }
+        }
+    }
+
+    /// Which shard a message is for. One that can't be read is refused by any of them.
+    fn shard_of(&self, payload: &[u8]) -> u32 {
+        match serde_json::from_slice::<About<'_>>(payload) {
+            Ok(about) => hash::shard_of(&about.user, self.fleet.shards),
+            Err(_) => {
+                let place = pool::place(payload, self.fleet.shards as usize);
+                u32::try_from(place).unwrap_or_default()
+            }
+        }
+    }
+
+    /// What an input says, and to which shard: only to the one that it was sent to.
+    fn input(
+        &self,
+        (shard, kind): (u32, Option<Kind>),
+        received: &Incoming,
+        replies: &ReplyGuard,
+        limits: Limits,
+    ) -> Option<(usize, Input)> {
+        let place = shard as usize;
+        let Some(kind) = kind else {
+            let input = redrive(received, replies)?;
+            let is_right = match &input {
+                Input::Redrive {
+                    event: Ok(event), ..
+                } => self.is_of(&event.user, shard),
+                _ => true,
+            };
+            return is_right.then_some((place, input));
+        };
+        let payload = received.payload();
+        let reply = replies.accept(received.reply()).map(Into::into);
+        let rejection = match Message::parse(kind, payload, limits) {
+            Ok(message) if self.is_of(&message.user, shard) => {
+                return Some((place, Input::Message { message, reply }));
+            }
+            Ok(message) => self.wrong_shard(shard, &message.user),
+            Err(rejection) => rejection,
+        };
+        let input = Input::Rejected {
+            kind,
+            payload: payload.clone(),
+            rejection,
+            reply,
+        };
+        Some((place, input))
+    }
+
+    /// Whether a user belongs to a shard. One that isn't is counted, and the log says so.
+    fn is_of(&self, user: &str, shard: u32) -> bool {
+        let is_right = hash::shard_of(user, self.fleet.shards) == shard;
+        if !is_right {
+            self.fleet
+                .figures
+                .wrong_shard
+                .fetch_add(1, Ordering::Relaxed);
+            if let Some(messages) = self.wrong.line(WRONG_TOLD_MS) {
+                tracing::warn!(
+                    shard,
+                    messages,
+                    "messages arrive on the subject of another shard than their user's, and are refused: \
+                     the broker's subject mapping is to have `partition({}, 1)` of the user's token",
+                    self.fleet.shards
+                );
+            }
+        }
+        is_right
+    }
+
+    fn wrong_shard(&self, shard: u32, user: &str) -> Rejection {
+        let right = hash::shard_of(user, self.fleet.shards);
+        let error = format!("it was sent to shard {shard}, and its user is of shard {right}");
+        Rejection::new(Cause::WrongShard, error)
+    }
+
+    fn told(&self, shard: u32, received: &Incoming, shards: &Shards) {
+        let told = FleetTask::Told(received.payload().clone());
+        let to = shards.get(shard as usize);
+        if !to.is_some_and(|to| to.offer_told(told)) {
+            self.fleet
+                .figures
+                .told_dropped
+                .fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
