@@ -10,6 +10,7 @@ use anyhow::{Context, Result, ensure};
 use presence_tests::client::{Client, ReceivedMessage, Recording, now_ms};
 use presence_tests::host::{self, Host};
 use presence_tests::nats::{NatsServer, Options};
+use presence_tests::process::Signal;
 use presence_tests::site::Site;
 use presence_tests::wait;
 use serde_json::{Value, json};
@@ -337,6 +338,59 @@ async fn an_outage_of_the_broker_changes_no_hands_and_reports_nobody() -> Result
     let gone = on(scene.tape.seen(), FILTERED_OFFLINE);
     ensure!(gone.is_empty(), "{gone:#?}");
     Ok(())
+}
+
+#[tokio::test]
+async fn an_owner_that_was_paused_for_longer_than_its_lease_says_nothing_that_is_not_so()
+-> Result<()> {
+    let mut scene = Scene::start().await?;
+    let nodes = scene.nodes(&["a", "b"]).await?;
+    are_settled(&hosts(&nodes)).await?;
+    scene.are_online().await?;
+    let guests: Vec<_> = (0..SPEAKERS).map(guest).collect();
+    nodes[0].host.process.signal(Signal::STOP)?;
+    let all = |owned: f64| owned == SHARDS as f64;
+    let owned = "presence_fleet_shards_owned";
+    nodes[1].host.until_metric(owned, &[], all).await?;
+    // It is not to say of any of them that they are offline.
+    for user in &guests {
+        let subject = format!("presence.shard.{}.in.connect", shard_of(user));
+        let connect = inputs::connect(user, "c1", now_ms());
+        scene.client.input(&subject, connect).await?;
+    }
+    nodes[0].host.process.signal(Signal::CONT)?;
+    let lost = |lost: f64| lost > 0.0;
+    let sessions = "presence_fleet_sessions_lost_total";
+    nodes[0].host.until_metric(sessions, &[], lost).await?;
+    are_settled(&hosts(&nodes)).await?;
+    scene.nobody_was_told_wrong().await?;
+    let answer = scene.query(&guests).await?;
+    let online = answer["users"].as_array().context("users")?.iter();
+    let online = online.filter(|user| user["status"] == "online").count();
+    ensure!(online == SPEAKERS, "{answer}");
+    for node in nodes {
+        node.host.stop().await?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn nodes_whose_bucket_was_removed_end_and_say_so() -> Result<()> {
+    let scene = Scene::start().await?;
+    let mut nodes = scene.nodes(&["a"]).await?;
+    let context = async_nats::jetstream::new(scene.client.nats.clone());
+    context.delete_key_value("presence-fleet").await?;
+    let mut node = nodes.remove(0);
+    let status = node.host.process.wait().await?;
+    ensure!(!status.success(), "{status}");
+    let said = node.host.process.stderr().join("\n");
+    ensure!(said.contains("the fleet's bucket was removed"), "{said}");
+    Ok(())
+}
+
+/// The shard of a user.
+fn shard_of(user: &str) -> u32 {
+    presence_core::fleet::hash::shard_of(user, SHARDS as u32)
 }
 
 /// A broker with these further lines in its configuration.

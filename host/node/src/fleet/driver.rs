@@ -23,7 +23,7 @@ use crate::clock;
 use crate::link::broker::BrokerHealth;
 use crate::link::connection::{Connection, Incoming, Subscription};
 use crate::link::drops::SubscriptionKind;
-use crate::link::fleet_bucket::{BucketWatch, Change, FleetBucket};
+use crate::link::fleet_bucket::{BucketWatch, Change, FleetBucket, Layout};
 use crate::pool::log_limiter::LogLimiter;
 use crate::pool::{FleetTask, Report, Shards};
 use crate::tasks::Tasks;
@@ -47,6 +47,8 @@ enum Done {
     /// As the try of this number.
     Watched(u64, Option<Box<BucketWatch>>),
     Listens(u32, anyhow::Result<Subscription>),
+    /// Whether the bucket is the one that the node joined by; none if that isn't known.
+    IsSame(Option<bool>),
     /// A message is on its way.
     Sent,
 }
@@ -80,6 +82,9 @@ struct Driver {
     fleet: Arc<Fleet>,
     member: Member,
     bucket: FleetBucket,
+    /// What the bucket said when the node joined.
+    layout: Layout,
+    tasks: Tasks,
     connection: Connection,
     broker: Arc<BrokerHealth>,
     subjects: Subjects,
@@ -96,6 +101,10 @@ struct Driver {
     unseen: Option<(u64, u64)>,
     refusals: LogLimiter,
     is_announced: bool,
+    /// When to look whether the bucket is still there, if it isn't reached; and whether that is
+    /// looked at.
+    check_at: u64,
+    is_checking: bool,
 }
 
 /// Has the node take part in the fleet from now on. What it listens to is told by `parts`.
@@ -112,6 +121,7 @@ pub(crate) async fn start(
     let FleetStart {
         fleet,
         bucket,
+        layout,
         reports,
         ..
     } = start;
@@ -127,6 +137,8 @@ pub(crate) async fn start(
             .collect(),
         member,
         bucket,
+        layout,
+        tasks: tasks.clone(),
         connection: connection.clone(),
         broker,
         subjects,
@@ -138,6 +150,8 @@ pub(crate) async fn start(
         unseen: None,
         refusals: LogLimiter::default(),
         is_announced: false,
+        check_at: clock::now_ms() + fleet.settings.lease_ms,
+        is_checking: false,
         fleet,
     };
     tasks.spawn("fleet", driver.run(messages, reports, connects));
@@ -197,6 +211,7 @@ impl Driver {
         }
         let in_touch = self.member.is_in_touch(now);
         self.fleet.in_touch.store(in_touch, Ordering::Relaxed);
+        self.check_bucket(now);
         let patience_ms = self.fleet.settings.lease_ms / 6;
         if self.watch.is_some()
             && self
@@ -404,8 +419,37 @@ impl Driver {
             Done::Watched(_, Some(watch)) => self.watch = Some(*watch),
             Done::Watched(_, None) => self.watch_anew(WATCH_RETRY),
             Done::Listens(shard, messages) => self.listens(shard, messages),
+            Done::IsSame(same) => self.is_same(same),
             Done::Sent => {}
         }
+    }
+
+    /// In a bucket that was made anew, nothing is as this node knows it.
+    fn is_same(&mut self, same: Option<bool>) {
+        self.is_checking = false;
+        if same == Some(false) {
+            self.tasks.fail(
+                "the fleet's bucket was removed, or made anew: this node ends, and joins the fleet \
+                 when it is started again"
+                    .into(),
+            );
+        }
+    }
+
+    /// Looks whether the bucket is still there, if it isn't reached.
+    fn check_bucket(&mut self, now: u64) {
+        let lease_ms = self.fleet.settings.lease_ms;
+        if self.fleet.is_in_touch() {
+            self.check_at = now + lease_ms;
+        }
+        if now < self.check_at || self.is_checking || self.broker.disconnected().is_some() {
+            return;
+        }
+        self.check_at = now + lease_ms;
+        self.is_checking = true;
+        let (bucket, layout) = (self.bucket.clone(), self.layout);
+        let same = async move { Done::IsSame(bucket.is_same(&layout).await) };
+        self.under_way.push(same.boxed());
     }
 
     fn listens(&mut self, shard: u32, messages: anyhow::Result<Subscription>) {

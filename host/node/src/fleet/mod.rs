@@ -64,6 +64,8 @@ pub(crate) struct FleetStart {
     pub(crate) links: FleetLinks,
     pub(crate) replicas: ReplicaSettings,
     pub(crate) bucket: FleetBucket,
+    /// What the bucket says that all nodes have in common.
+    pub(crate) layout: Layout,
     pub(crate) reports: mpsc::UnboundedReceiver<(u32, Report)>,
 }
 
@@ -177,6 +179,7 @@ pub(crate) async fn join(
         links,
         replicas,
         bucket,
+        layout,
         reports,
     }))
 }

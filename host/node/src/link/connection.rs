@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 
-use async_nats::{Client, Message, Statistics, Subscriber};
+use async_nats::{Client, Message, Statistics, Subject, Subscriber};
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt as _};
 use presence_config::subjects::SEQ;
@@ -27,6 +27,16 @@ pub(crate) struct Subscription(Subscriber);
 
 /// A message that has come in.
 pub(crate) struct Incoming(Message);
+
+/// Where messages are passed on to, made once.
+#[derive(Clone)]
+pub(crate) struct Destination(Subject);
+
+impl From<String> for Destination {
+    fn from(subject: String) -> Self {
+        Self(subject.into())
+    }
+}
 
 impl Connection {
     pub(super) fn new(client: Client) -> Self {
@@ -84,7 +94,11 @@ impl Connection {
     ///
     /// # Errors
     /// If the connection is closed, or the message is too long.
-    pub(crate) async fn pass_on(&self, subject: String, message: Incoming) -> anyhow::Result<()> {
+    pub(crate) async fn pass_on(
+        &self,
+        Destination(subject): Destination,
+        message: Incoming,
+    ) -> anyhow::Result<()> {
         let Message {
             reply,
             payload,

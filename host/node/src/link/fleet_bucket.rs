@@ -57,6 +57,7 @@ pub(crate) struct Layout {
 /// The bucket.
 #[derive(Clone)]
 pub(crate) struct FleetBucket {
+    context: jetstream::Context,
     store: kv::Store,
 }
 
@@ -142,7 +143,7 @@ impl FleetBucket {
         let store = store
             .with_context(|| format!("can't open the bucket `{bucket}`"))
             .map_err(OpenError::Later)?;
-        let opened = Self { store };
+        let opened = Self { context, store };
         let fleets = opened.agree(mine, &bucket).await?;
         Ok((opened, fleets))
     }
@@ -229,6 +230,28 @@ impl FleetBucket {
                 None
             }
         }
+    }
+
+    /// Whether it is still the bucket that was opened: none if that can't be found out.
+    pub(crate) async fn is_same(&self, opened: &Layout) -> Option<bool> {
+        let entry = match self.store.entry(CONFIG).await {
+            Ok(entry) => entry,
+            Err(_) => {
+                let gone = self
+                    .context
+                    .get_stream(&self.store.stream_name)
+                    .await
+                    .err()?;
+                let is_gone = matches!(
+                    gone.kind(),
+                    GetStreamErrorKind::JetStream(why)
+                        if why.error_code() == ErrorCode::STREAM_NOT_FOUND
+                );
+                return is_gone.then_some(false);
+            }
+        };
+        let layout = entry.and_then(|entry| serde_json::from_slice::<Layout>(&entry.value).ok());
+        Some(layout.as_ref() == Some(opened))
     }
 
     /// All that it has, and then all that changes.

@@ -27,6 +27,7 @@ use crate::state::{Saver, Writer};
 mod apart;
 mod beside;
 mod failures;
+mod fleet;
 
 const ONLINE: &str = "presence.events.user_online";
 

@@ -18,7 +18,7 @@ use serde::Deserialize;
 use super::intake::redrive;
 use crate::fleet::Fleet;
 use crate::link::broker::BrokerHealth;
-use crate::link::connection::{Connection, Incoming, Subscription};
+use crate::link::connection::{Connection, Destination, Incoming, Subscription};
 use crate::link::drops::SubscriptionKind;
 use crate::link::reply_guard::ReplyGuard;
 use crate::pool::log_limiter::LogLimiter;
@@ -31,10 +31,12 @@ const WRONG_TOLD_MS: u64 = 10_000;
 pub(crate) struct Router {
     fleet: Arc<Fleet>,
     subjects: Subjects,
+    /// Where each kind of input of each shard goes to, requests to decide again last.
+    destinations: Vec<[Destination; Kind::ALL.len() + 1]>,
     /// Where the message that was sorted last is to be passed on to.
-    next: Option<String>,
+    next: Option<Destination>,
     /// What is to be passed on.
-    passed_on: Vec<(String, Incoming)>,
+    passed_on: Vec<(Destination, Incoming)>,
     wrong: LogLimiter,
 }
 
@@ -63,7 +65,14 @@ pub(super) async fn listen(
 
 impl Router {
     pub(super) fn new(fleet: Arc<Fleet>, subjects: Subjects) -> Self {
+        let destinations = (0..fleet.shards).map(|shard| {
+            std::array::from_fn(|number| {
+                let kind = Kind::ALL.get(number).copied();
+                subjects.shard_input(shard, kind).into()
+            })
+        });
         Self {
+            destinations: destinations.collect(),
             fleet,
             subjects,
             next: None,
@@ -106,7 +115,9 @@ impl Router {
             return None;
         }
         let shard = self.shard_of(received.payload());
-        self.next = Some(self.subjects.shard_input(shard, kind));
+        let number = kind.map_or(Kind::ALL.len(), |kind| kind as usize);
+        let destinations = self.destinations.get(shard as usize);
+        self.next = destinations.and_then(|them| them.get(number)).cloned();
         self.fleet.figures.routed.fetch_add(1, Ordering::Relaxed);
         if !self.fleet.has_part(shard) {
             return None;

@@ -1,0 +1,199 @@
+//! A shard of a fleet on its thread: it publishes while its node may, and says to the fleet's task
+//! what that has to know.
+
+use presence_core::fleet::FleetSettings;
+use presence_core::fleet::replica::{Before, Mutation, ReplicaSettings, Role};
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+
+use super::super::work::PanicPoint;
+use super::*;
+use crate::link::journal::NodeLease;
+
+/// What epochs are counted from.
+const BASE: u64 = 7_000_000;
+
+/// A thread with one shard of a fleet, number 3.
+struct Scene {
+    node: Node,
+    shard: ShardHandle,
+    lease: Arc<NodeLease>,
+    reports: UnboundedReceiver<(u32, Report)>,
+}
+
+const ADDRESS: Address = Address {
+    tenant: 0,
+    shard: 3,
+};
+
+impl Scene {
+    fn new() -> Self {
+        let node = Node::new(1 << 20, 1);
+        let (tell, reports) = unbounded_channel();
+        let (lease, names) = (Arc::<NodeLease>::default(), Arc::<Names>::default());
+        let links = FleetLinks {
+            lease: Arc::clone(&lease),
+            reports: tell,
+            epoch_base: BASE,
+        };
+        let settings = ReplicaSettings {
+            fleet: FleetSettings::default(),
+            node: "node".into(),
+            timeout_ms: 30_000,
+            chunk_bytes: 1_000,
+            mutation: Mutation::None,
+        };
+        let directory = Arc::new(Directory::new());
+        let known = Shard::new(Settings::default(), Arc::clone(&names), directory);
+        let subjects = Subjects::new(None);
+        let source = Source::of_fleet(3, &subjects, false);
+        let room = QueueLimits {
+            batches: 1_024,
+            input_bytes: 64 << 20,
+            questions: 16,
+        };
+        let shard = ShardHandle::new(Arc::clone(&node.mailbox), ADDRESS, room);
+        let hosted = HostedShard::new(
+            Cell::replica(known, (3, settings), names, links),
+            Generation {
+                number: 1,
+                blueprint: Arc::clone(&node.blueprint),
+            },
+            Sequencer::of_fleet(source, subjects.told(3)),
+            None,
+            Arc::default(),
+            Arc::clone(&shard.figures),
+        );
+        node.mailbox
+            .put_first(ADDRESS, Task::Place(Box::new(hosted)));
+        let mut scene = Self {
+            node,
+            shard,
+            lease,
+            reports,
+        };
+        scene.node.work();
+        scene
+    }
+
+    fn role(&mut self, role: Role) {
+        self.shard.tell(FleetTask::Role(role));
+        self.node.work();
+    }
+
+    /// The node owns the shard in an epoch, and may rely on its lease for a minute.
+    fn lead(&mut self, epoch: u64) {
+        self.lease.set(clock::now_ms() + 60_000);
+        let before = Before::default();
+        self.role(Role::Lead { epoch, before });
+    }
+
+    /// A user comes online.
+    fn comes(&mut self, user: usize) {
+        offer(&self.shard, connects(user, 1, None));
+        self.node.work();
+    }
+
+    fn reports(&mut self) -> Vec<String> {
+        let reports = std::iter::from_fn(|| self.reports.try_recv().ok());
+        reports.map(|(_, report)| format!("{report:?}")).collect()
+    }
+
+    fn online(&self) -> Vec<String> {
+        self.node.broker.on(ONLINE)
+    }
+}
+
+#[test]
+fn a_shard_publishes_while_its_node_owns_it_under_the_owners_epoch() {
+    let mut scene = Scene::new();
+    scene.comes(1);
+    assert!(scene.online().is_empty(), "nobody owns it here");
+    scene.lead(5);
+    scene.comes(2);
+    assert_eq!(scene.online(), [format!("shard/3 {} 1", BASE + 5_000)]);
+    let told = scene.node.broker.on("presence.shard.3.told");
+    assert_eq!(told, ["", ""], "it begins, and a user is online");
+    assert_eq!(scene.reports(), ["Leads", "Holds(Some(5))"]);
+    scene.role(Role::None);
+    scene.comes(3);
+    assert_eq!(scene.online().len(), 1);
+    assert_eq!(scene.reports(), ["Holds(None)"]);
+    scene.lead(9);
+    scene.comes(4);
+    let last = scene.online().pop().unwrap();
+    assert!(
+        last.starts_with(&format!("shard/3 {} ", BASE + 9_000)),
+        "{last}"
+    );
+}
+
+#[test]
+fn what_was_not_handed_over_before_the_lease_ended_is_dropped_once_the_shard_is_anothers() {
+    let mut scene = Scene::new();
+    scene.lead(5);
+    scene.node.broker.set(|taken| taken.room = 0);
+    scene.comes(1);
+    scene.lease.set(0);
+    scene.node.broker.set(|taken| taken.room = 100);
+    // A new connection: all is handed over again, if it may be.
+    scene.node.broker.set(|taken| taken.link += 1);
+    scene.node.work();
+    assert!(scene.online().is_empty(), "whose the shard is, isn't known");
+    scene.role(Role::None);
+    scene.node.work();
+    assert!(scene.online().is_empty());
+    assert!(scene.node.figures.fenced.load(Ordering::Relaxed) > 0);
+}
+
+#[test]
+fn what_waits_goes_out_when_the_lease_is_renewed() {
+    let mut scene = Scene::new();
+    scene.lead(5);
+    scene.node.broker.set(|taken| taken.room = 0);
+    scene.comes(1);
+    scene.lease.set(0);
+    scene.node.broker.set(|taken| {
+        taken.room = 100;
+        taken.link += 1;
+    });
+    scene.node.work();
+    assert!(scene.online().is_empty());
+    scene.lease.set(clock::now_ms() + 60_000);
+    scene.node.work();
+    assert_eq!(scene.online().len(), 1);
+    assert_eq!(scene.node.figures.fenced.load(Ordering::Relaxed), 0);
+}
+
+#[test]
+fn a_shard_has_resigned_when_the_broker_has_all_that_it_published() {
+    let mut scene = Scene::new();
+    scene.lead(5);
+    scene.comes(1);
+    scene.role(Role::Resign { epoch: 5 });
+    let resigned = "Resigned { epoch: 5, seq: 2 }";
+    assert!(!scene.reports().contains(&resigned.to_owned()));
+    scene.node.acknowledge();
+    scene.node.work();
+    assert_eq!(scene.reports(), [resigned]);
+    scene.comes(2);
+    assert_eq!(scene.online().len(), 1, "it decides nothing any more");
+}
+
+#[test]
+fn a_shard_that_panics_says_whether_it_was_owned_and_knows_nothing_any_more() {
+    let mut scene = Scene::new();
+    scene.lead(5);
+    scene.comes(1);
+    scene.reports();
+    let panics = |scene: &mut Scene| {
+        let mailbox = &scene.node.mailbox;
+        mailbox.put_first(ADDRESS, Task::Panic(PanicPoint::Turn));
+        scene.node.work();
+        scene.reports()
+    };
+    assert_eq!(panics(&mut scene), ["Failed { led: true }"]);
+    let figures = &scene.shard.figures;
+    assert_eq!(figures.leads.load(Ordering::Relaxed), 0);
+    assert_eq!(figures.restarts.load(Ordering::Relaxed), 1);
+    assert_eq!(panics(&mut scene), ["Failed { led: false }"]);
+}
