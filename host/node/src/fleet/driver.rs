@@ -1,6 +1,8 @@
 //! The task that drives this node's [`Member`]: it carries between the member, the bucket, the shards
 //! and the other nodes, and waits for none of them.
 
+mod nodes;
+
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -13,15 +15,14 @@ use presence_core::Input;
 use presence_core::fleet::lease::Outcome;
 use presence_core::fleet::member::{Key, Member, Output};
 use presence_core::fleet::replica::{Before, Role};
-use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{sleep, timeout};
 
 use super::parts::PartChange;
-use super::{Fleet, FleetStart, NodeSubject, node_subject};
+use super::{Fleet, FleetStart, node_subject};
 use crate::clock;
 use crate::link::broker::BrokerHealth;
-use crate::link::connection::{Connection, Incoming, Subscription};
+use crate::link::connection::{Connection, Subscription};
 use crate::link::drops::SubscriptionKind;
 use crate::link::fleet_bucket::{BucketWatch, Change, FleetBucket, Layout};
 use crate::pool::log_limiter::LogLimiter;
@@ -30,9 +31,6 @@ use crate::tasks::Tasks;
 
 /// How often the member is looked at, at least.
 const LOOK_MS: u64 = 100;
-
-/// How often the log tells of messages of other nodes that can't be used.
-const REFUSED_TOLD_MS: u64 = 10_000;
 
 /// How long is waited before the bucket is watched again after that has failed.
 const WATCH_RETRY: Duration = Duration::from_millis(200);
@@ -62,21 +60,6 @@ enum Listening {
     Yes,
 }
 
-/// A standby asks for a snapshot.
-#[derive(Deserialize, Serialize)]
-struct Asked {
-    node: Box<str>,
-    nonce: u64,
-}
-
-/// A standby holds all that was told.
-#[derive(Deserialize, Serialize)]
-struct Synced {
-    node: Box<str>,
-    epoch: u64,
-    seq: u64,
-}
-
 /// What drives the member.
 struct Driver {
     fleet: Arc<Fleet>,
@@ -92,6 +75,8 @@ struct Driver {
     parts: mpsc::UnboundedSender<PartChange>,
     /// This node's part in each shard, and whether the node listens to the shard.
     roles: Vec<(Role, Listening)>,
+    /// Whether each shard has been in step, since this node has had a part in it.
+    caught_up: Vec<bool>,
     under_way: FuturesUnordered<BoxFuture<'static, Done>>,
     watch: Option<BucketWatch>,
     /// How often it was tried to watch it.
@@ -135,6 +120,7 @@ pub(crate) async fn start(
         roles: (0..fleet.shards)
             .map(|_| (Role::None, Listening::No))
             .collect(),
+        caught_up: vec![false; fleet.shards as usize],
         member,
         bucket,
         layout,
@@ -234,6 +220,14 @@ impl Driver {
             }
             differs
         });
+        let behind = self.roles.iter().zip(&self.caught_up);
+        let behind = behind.filter(|((role, _), done)| *role != Role::None && !**done);
+        let behind = behind.count();
+        self.fleet.behind.store(behind, Ordering::Relaxed);
+        let is_settled = behind == 0 && self.fleet.ownerless() == 0;
+        self.fleet
+            .settled
+            .send_if_modified(|known| std::mem::replace(known, is_settled) != is_settled);
         let living: Vec<_> = self.member.living().cloned().collect();
         self.fleet.living.send_if_modified(|known| {
             let differs = **known != *living;
@@ -315,6 +309,9 @@ impl Driver {
         *known = role;
         match (&*known, *listening) {
             (Role::None, _) => {
+                if let Some(caught_up) = self.caught_up.get_mut(shard as usize) {
+                    *caught_up = false;
+                }
                 *listening = Listening::No;
                 self.fleet.set_part(shard, false);
                 // The intake is gone when the node ends.
@@ -477,22 +474,17 @@ impl Driver {
     fn reported(&mut self, shard: u32, report: Report) {
         let now = clock::now_ms();
         match report {
-            Report::Holds(epoch) => self.member.holds(shard, epoch),
-            Report::Resigned { epoch, seq } => self.member.resigned(now, shard, epoch, seq),
-            Report::Ask { node, nonce } => {
-                let me = (&*self.fleet.node).into();
-                let asked = Asked { node: me, nonce };
-                self.send_json(&node, NodeSubject::Snapshot, shard, &asked);
+            Report::Holds(epoch) => {
+                if let Some(caught_up) = self.caught_up.get_mut(shard as usize) {
+                    *caught_up |= epoch.is_some();
+                }
+                self.member.holds(shard, epoch);
             }
-            Report::Chunk(node, bytes) => self.send(&node, NodeSubject::Chunk, shard, bytes),
+            Report::Resigned { epoch, seq } => self.member.resigned(now, shard, epoch, seq),
+            Report::Ask { node, nonce } => self.ask_for_snapshot(&node, shard, nonce),
+            Report::Chunk(node, bytes) => self.send_chunk(&node, shard, bytes),
             Report::Synced { node, epoch, seq } => {
-                let me = (&*self.fleet.node).into();
-                let synced = Synced {
-                    node: me,
-                    epoch,
-                    seq,
-                };
-                self.send_json(&node, NodeSubject::Synced, shard, &synced);
+                self.say_synced(&node, shard, (epoch, seq));
             }
             Report::Differed(why) => {
                 let why = self.fleet.figures.catches_up(why);
@@ -513,40 +505,6 @@ impl Driver {
         if let Some((role @ Role::Follow { .. }, Listening::Yes)) = self.roles.get(shard as usize) {
             let role = role.clone();
             self.tell(shard, FleetTask::Role(role));
-        }
-    }
-
-    /// What another node says or asks.
-    fn told(&mut self, message: &Incoming) {
-        let subject = message.subject();
-        let read = NodeSubject::read(&self.subjects, &self.fleet.node, subject);
-        let Some((what, shard)) = read.filter(|(_, shard)| *shard < self.fleet.shards) else {
-            return self.refuse(&format!("`{}` is of no shard", subject.escape_debug()));
-        };
-        let payload = message.payload();
-        match what {
-            NodeSubject::Chunk => self.tell(shard, FleetTask::Chunk(payload.clone())),
-            NodeSubject::Snapshot => match serde_json::from_slice(payload) {
-                Ok(Asked { node, nonce }) => self.tell(shard, FleetTask::Asked(node.into(), nonce)),
-                Err(error) => self.refuse(&format!("a request for a snapshot: {error}")),
-            },
-            NodeSubject::Synced => match serde_json::from_slice(payload) {
-                Ok(Synced { node, epoch, seq }) => {
-                    let now = clock::now_ms();
-                    self.member.synced(now, shard, (epoch, seq), &node);
-                }
-                Err(error) => self.refuse(&format!("how far a standby is: {error}")),
-            },
-        }
-    }
-
-    fn refuse(&self, what: &str) {
-        self.fleet.figures.refused.fetch_add(1, Ordering::Relaxed);
-        if let Some(times) = self.refusals.line(REFUSED_TOLD_MS) {
-            tracing::warn!(
-                times,
-                "a message of another node of the fleet can't be used: {what}"
-            );
         }
     }
 
@@ -571,26 +529,6 @@ impl Driver {
         for shard in self.shards.iter() {
             shard.tell(task());
         }
-    }
-
-    fn send_json(&self, node: &str, what: NodeSubject, shard: u32, body: &impl Serialize) {
-        // Plain data always has a JSON form.
-        let body = serde_json::to_vec(body).unwrap_or_default();
-        self.send(node, what, shard, body);
-    }
-
-    fn send(&self, node: &str, what: NodeSubject, shard: u32, body: Vec<u8>) {
-        let (connection, subject) = (
-            self.connection.clone(),
-            what.of(&self.subjects, node, shard),
-        );
-        let sent = async move {
-            if let Err(error) = connection.publish(subject, body).await {
-                tracing::debug!("another node isn't told: {}", Causes(&error));
-            }
-            Done::Sent
-        };
-        self.under_way.push(sent.boxed());
     }
 }
 

@@ -10,7 +10,7 @@ mod figures;
 pub(crate) mod parts;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -54,6 +54,10 @@ pub(crate) struct Fleet {
     /// In which shards this node has a part.
     parts: Box<[AtomicBool]>,
     pub(crate) figures: FleetFigures,
+    /// In how many shards the node has a part that it has yet to catch up for.
+    pub(crate) behind: AtomicUsize,
+    /// Whether every shard has an owner, and the node has caught up once with all that it is to.
+    settled: watch::Sender<bool>,
     leave: Notify,
     left: watch::Sender<bool>,
 }
@@ -82,6 +86,8 @@ impl Fleet {
             living: watch::Sender::default(),
             parts: (0..config.shards).map(|_| AtomicBool::new(false)).collect(),
             figures: FleetFigures::default(),
+            behind: AtomicUsize::new(0),
+            settled: watch::Sender::new(false),
             leave: Notify::new(),
             left: watch::Sender::new(false),
         }
@@ -104,13 +110,12 @@ impl Fleet {
         }
     }
 
-    /// Returns once every shard has an owner.
-    pub(crate) async fn is_whole(&self) {
-        let mut owners = self.owners.subscribe();
+    /// Returns once every shard has an owner, and the node has caught up with all that it is to:
+    /// then others may leave.
+    pub(crate) async fn is_settled(&self) {
+        let mut settled = self.settled.subscribe();
         // It can't fail: the sender is here.
-        let _ = owners
-            .wait_for(|owners| owners.iter().all(Option::is_some))
-            .await;
+        let _ = settled.wait_for(|settled| *settled).await;
     }
 
     /// How many shards nobody is known to own.

@@ -166,7 +166,10 @@ impl HostedShard {
             let place = current.taken;
             current.taken += 1;
             let outputs = turn.out.len() + self.shard.waiting_outputs();
-            if let Some((_, begun)) = current.traced.next_if(|(at, _)| *at == place) {
+            let traced = current.traced.next_if(|(at, _)| *at == place);
+            // In a fleet, the owner's trace is the one.
+            let traced = traced.filter(|_| self.shard.is_leading(arrived_at));
+            if let Some((_, begun)) = traced {
                 self.handle_traced((arrived_at, input), begun, rules, turn);
             } else {
                 self.shard.handle(arrived_at, input, rules, turn.out);

@@ -416,7 +416,7 @@ impl TenantParts {
             let _ = heard.wait_for(|_| env.board.is_subscribed()).await;
             if let Some(fleet) = &fleet {
                 // What comes in before a shard has an owner would be lost.
-                fleet.is_whole().await;
+                fleet.is_settled().await;
                 ready.ready.store(true, Ordering::Relaxed);
             }
             tracing::info!(node, workers, shards, "ready");
@@ -444,7 +444,7 @@ impl TenantParts {
         reload.tenant.lift_quotas();
         let broker = &status.broker;
         if let Some(fleet) = reload.tenant.fleet.as_ref().filter(|_| joined) {
-            let by = stop.step("handing its shards over to other nodes", 0.2);
+            let by = stop.step("handing its shards over to other nodes", 0.25);
             tokio::select! {
                 left = timeout_at(by, fleet.leave()) => if left.is_err() {
                     tracing::warn!(

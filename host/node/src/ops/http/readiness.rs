@@ -24,10 +24,15 @@ pub(super) fn reasons(board: &StatusBoard) -> Vec<String> {
     };
     reasons.extend(forbidden(board));
     if is_connected && !status.is_ready() {
-        let ownerless = status.fleet.as_ref().map_or(0, |fleet| fleet.ownerless());
-        reasons.push(match ownerless {
-            0 => "starting or stopping".into(),
-            count => format!("starting or stopping: {count} shards of the fleet have no owner"),
+        let fleet = status.fleet.as_ref();
+        let ownerless = fleet.map_or(0, |fleet| fleet.ownerless());
+        let behind = fleet.map_or(0, |fleet| fleet.behind.load(Ordering::Relaxed));
+        reasons.push(match (ownerless, behind) {
+            (0, 0) => "starting or stopping".into(),
+            (0, count) => format!("starting or stopping: {count} shards are catching up"),
+            (count, _) => {
+                format!("starting or stopping: {count} shards of the fleet have no owner")
+            }
         });
     }
     if is_connected && status.is_ready() && !board.is_subscribed() {

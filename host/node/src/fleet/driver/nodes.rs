@@ -1,0 +1,109 @@
+//! What the nodes of a fleet say to each other.
+
+use std::sync::atomic::Ordering;
+
+use futures_util::future::FutureExt as _;
+use presence_config::causes::Causes;
+use serde::{Deserialize, Serialize};
+
+use super::super::NodeSubject;
+use super::{Done, Driver};
+use crate::clock;
+use crate::link::connection::Incoming;
+use crate::pool::FleetTask;
+
+/// How often the log tells of messages of other nodes that can't be used.
+const REFUSED_TOLD_MS: u64 = 10_000;
+
+/// A standby asks for a snapshot.
+#[derive(Deserialize, Serialize)]
+struct Asked {
+    node: Box<str>,
+    nonce: u64,
+}
+
+/// A standby holds all that was told.
+#[derive(Deserialize, Serialize)]
+struct Synced {
+    node: Box<str>,
+    epoch: u64,
+    seq: u64,
+}
+
+impl Driver {
+    /// What another node says or asks.
+    pub(super) fn told(&mut self, message: &Incoming) {
+        let subject = message.subject();
+        let read = NodeSubject::read(&self.subjects, &self.fleet.node, subject);
+        let Some((what, shard)) = read.filter(|(_, shard)| *shard < self.fleet.shards) else {
+            return self.refuse(&format!("`{}` is of no shard", subject.escape_debug()));
+        };
+        let payload = message.payload();
+        match what {
+            NodeSubject::Chunk => self.tell(shard, FleetTask::Chunk(payload.clone())),
+            NodeSubject::Snapshot => match serde_json::from_slice(payload) {
+                Ok(Asked { node, nonce }) => self.tell(shard, FleetTask::Asked(node.into(), nonce)),
+                Err(error) => self.refuse(&format!("a request for a snapshot: {error}")),
+            },
+            NodeSubject::Synced => match serde_json::from_slice(payload) {
+                Ok(Synced { node, epoch, seq }) => {
+                    let now = clock::now_ms();
+                    self.member.synced(now, shard, (epoch, seq), &node);
+                }
+                Err(error) => self.refuse(&format!("how far a standby is: {error}")),
+            },
+        }
+    }
+
+    pub(super) fn refuse(&self, what: &str) {
+        self.fleet.figures.refused.fetch_add(1, Ordering::Relaxed);
+        if let Some(times) = self.refusals.line(REFUSED_TOLD_MS) {
+            tracing::warn!(
+                times,
+                "a message of another node of the fleet can't be used: {what}"
+            );
+        }
+    }
+
+    /// Asks a node for a snapshot of a shard.
+    pub(super) fn ask_for_snapshot(&self, node: &str, shard: u32, nonce: u64) {
+        let me = (&*self.fleet.node).into();
+        let asked = Asked { node: me, nonce };
+        self.send_json(node, NodeSubject::Snapshot, shard, &asked);
+    }
+
+    /// Tells a shard's owner that all is held here that it had told by then.
+    pub(super) fn say_synced(&self, node: &str, shard: u32, (epoch, seq): (u64, u64)) {
+        let synced = Synced {
+            node: (&*self.fleet.node).into(),
+            epoch,
+            seq,
+        };
+        self.send_json(node, NodeSubject::Synced, shard, &synced);
+    }
+
+    /// Sends a piece of a snapshot.
+    pub(super) fn send_chunk(&self, node: &str, shard: u32, bytes: Vec<u8>) {
+        self.send(node, NodeSubject::Chunk, shard, bytes);
+    }
+
+    fn send_json(&self, node: &str, what: NodeSubject, shard: u32, body: &impl Serialize) {
+        // Plain data always has a JSON form.
+        let body = serde_json::to_vec(body).unwrap_or_default();
+        self.send(node, what, shard, body);
+    }
+
+    fn send(&self, node: &str, what: NodeSubject, shard: u32, body: Vec<u8>) {
+        let (connection, subject) = (
+            self.connection.clone(),
+            what.of(&self.subjects, node, shard),
+        );
+        let sent = async move {
+            if let Err(error) = connection.publish(subject, body).await {
+                tracing::debug!("another node isn't told: {}", Causes(&error));
+            }
+            Done::Sent
+        };
+        self.under_way.push(sent.boxed());
+    }
+}
