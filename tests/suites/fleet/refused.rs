@@ -4,6 +4,7 @@ use anyhow::{Result, ensure};
 use presence_tests::client::now_ms;
 use presence_tests::host::Host;
 use presence_tests::nats::NatsServer;
+use presence_tests::tools;
 use serde_json::json;
 
 use super::{SHARDS, Scene, are_settled, broker, hosts, site, speaker};
@@ -66,6 +67,33 @@ async fn a_second_node_of_one_name_waits() -> Result<()> {
     nodes.remove(0).host.stop().await?;
     host.ready().await?;
     host.stop().await
+}
+
+#[tokio::test]
+async fn the_documented_permissions_are_enough_for_a_fleet() -> Result<()> {
+    let permissions = std::fs::read_to_string(tools::root().join("docs/permissions.conf"))?;
+    let server = broker(&permissions).await?;
+    let of_processor = |name: &str| {
+        site(&server, name)?
+            .with("nats.user", "processor")?
+            .with("nats.password", "change-me-processor")
+    };
+    let mut nodes = Vec::new();
+    for name in ["a", "b"] {
+        nodes.push(Host::start(&of_processor(name)?).await?);
+    }
+    are_settled(&nodes.iter().collect::<Vec<_>>()).await?;
+    let second = nodes.pop().unwrap();
+    second.stop().await?;
+    are_settled(&nodes.iter().collect::<Vec<_>>()).await?;
+    for node in &nodes {
+        ensure!(node.metric("presence_nats_errors_total", &[]).await? == 0.0);
+        let lost = node
+            .metric("presence_fleet_sessions_lost_total", &[])
+            .await?;
+        ensure!(lost == 0.0);
+    }
+    Ok(())
 }
 
 #[tokio::test]
