@@ -230,7 +230,8 @@ async fn a_directory_past_its_entries_is_not_taken() -> Result<()> {
     let mut world = World::start_with(|site| site.with("limits.directory_entries_max", 6)).await?;
     world.until_visible_to("12345", &["22222", "67890"]).await?;
     let from = world.host.log_len();
-    let large = json!({"contacts": {"12345": ["1", "2", "3", "4", "5", "6", "7"]}, "groups": {}, "blocks": {}});
+    let all = ["1", "2", "3", "4", "5", "6", "7"];
+    let large = json!({"contacts": {"12345": all}, "groups": {}, "blocks": {}});
     world.site.write_directory_value(&large)?;
     let words = ["directory not taken", "[limits] directory_entries_max"];
     world.host.wait_for_log(from, &words).await?;
@@ -247,8 +248,17 @@ async fn a_directory_past_its_entries_is_not_taken() -> Result<()> {
     assert!((refused.await? - 1.0).abs() < 0.1);
     // It is taken as soon as it may be.
     world.site.set("limits.directory_entries_max", 7)?;
-    let all = ["1", "2", "3", "4", "5", "6", "7"];
     world.until_visible_to("12345", &all).await?;
+    // So is one that is not read to its end.
+    let huge: Vec<_> = (100..200).map(|id| id.to_string()).collect();
+    let directory = json!({"contacts": {"12345": huge}, "groups": {}, "blocks": {}});
+    world.site.write_directory_value(&directory)?;
+    until_exceeded(&world.host, "directory_entries", 2.0).await?;
+    let seen = world.probe("12345").await?;
+    assert_eq!(seen.visible_to(), all, "what was known holds");
+    world.site.set("limits.directory_entries_max", 100)?;
+    let huge: Vec<_> = huge.iter().map(String::as_str).collect();
+    world.until_visible_to("12345", &huge).await?;
     world.end().await
 }
 
@@ -273,7 +283,49 @@ async fn a_bucket_past_its_entries_is_taken_when_it_has_fewer() -> Result<()> {
     put("contacts.12345", json!(["3"])).await?;
     world.until_visible_to("67890", &["1", "2"]).await?;
     world.until_visible_to("12345", &["3"]).await?;
+    // One that has far more is not read to its end, and taken when most of it is gone.
+    let from = world.host.log_len();
+    for user in 100..120 {
+        put(&format!("contacts.{user}"), json!(["1", "2"])).await?;
+    }
+    world.host.wait_for_log(from, &words).await?;
+    put("contacts.12345", json!(["4"])).await?;
+    for user in 100..120 {
+        bucket.delete(format!("contacts.{user}")).await?;
+    }
+    world.until_visible_to("12345", &["4"]).await?;
     world.end().await
+}
+
+#[tokio::test]
+async fn a_node_that_starts_with_a_bucket_past_its_entries_takes_it_once_the_limit_is_raised()
+-> Result<()> {
+    let server = NatsServer::start().await?;
+    let client = Client::connect(&server.url()).await?;
+    let jetstream = async_nats::jetstream::new(client.nats.clone());
+    let bucket = jetstream.create_key_value(async_nats::jetstream::kv::Config {
+        bucket: "presence-directory".into(),
+        ..Default::default()
+    });
+    let bucket = bucket.await?;
+    for user in 100..120 {
+        bucket
+            .put(format!("contacts.{user}"), r#"["1","2"]"#.into())
+            .await?;
+    }
+    let mut site = Site::new(&server.url())?
+        .with("directory.source", "kv")?
+        .with("limits.directory_entries_max", 3)?;
+    let mut host = Host::spawn(&site)?;
+    host.unready_since("quota-exceeded: the directory would have more than 3 entries")
+        .await?;
+    site.set("limits.directory_entries_max", 40)?;
+    host.ready().await?;
+    let mut tape = client.record("presence.filtered.user_online").await?;
+    assert_eq!(connect(&client, "", "100", "c").await?["ok"], true);
+    let seen = tape.next("the filtered online", |_| true).await?;
+    assert_eq!(seen.visible_to(), ["1", "2"]);
+    host.stop().await
 }
 
 #[tokio::test]

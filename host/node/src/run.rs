@@ -4,6 +4,7 @@ mod account;
 mod first;
 mod given;
 mod sections;
+mod start_room;
 mod stored;
 mod tenant;
 mod tenants;
@@ -30,6 +31,7 @@ use crate::telemetry::{self, Telemetry};
 
 use account::Account;
 use first::TenantStart;
+use start_room::StartPlace;
 use tenant::{OfProcess, StepBack, TenantEnv};
 
 /// How often a tenant that starts looks whether its login has changed.
@@ -119,6 +121,7 @@ async fn alone(
         signals,
         tasks: &tasks,
         telemetry,
+        place: StartPlace::of_one(),
     };
     let _needs = account.broker.need(&start.config);
     let (known, known_path) = (start.config.clone(), path_of(&start.source));

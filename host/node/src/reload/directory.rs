@@ -36,10 +36,10 @@ impl Reload {
                 let stamp = timeout(HANGS, blocking(move || Stamp::of(&path))).await;
                 let stamp = stamp.map(Result::unwrap_or_default);
                 self.read_file(stamp.unwrap_or_default());
-                match timeout(HANGS, self.reading.done()).await {
-                    Ok(read) => self.take_text(read),
+                match self.reading.done_unless_it_hangs().await {
+                    Some(read) => self.take_text(read),
                     // It is taken when it comes.
-                    Err(_) => self.hanging_directory(),
+                    None => self.hanging_directory(),
                 }
                 if !self.parsing.is_idle() {
                     let content = self.parsing.done().await;

@@ -1,11 +1,12 @@
 //! Work that may take long, or hang: it is done on a thread where nobody waits, one of a
 //! kind at a time.
 
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use anyhow::anyhow;
 use tokio::task::JoinHandle;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use crate::tasks::{self, blocking};
 
@@ -14,7 +15,10 @@ pub(super) const HANGS: Duration = Duration::from_secs(30);
 
 /// Work of one kind.
 #[derive(Debug)]
-pub(super) struct Job<T>(Option<(JoinHandle<T>, Instant)>);
+pub(super) struct Job<T>(Option<(JoinHandle<T>, Began)>);
+
+/// When work began: others may go before it.
+type Began = Arc<OnceLock<Instant>>;
 
 impl<T> Default for Job<T> {
     fn default() -> Self {
@@ -30,13 +34,35 @@ impl<T: Send + 'static> Job<T> {
 
     /// Begins. Nothing of its kind may be being done.
     pub(super) fn start(&mut self, work: impl FnOnce() -> T + Send + 'static) {
-        self.0 = Some((blocking(work), Instant::now()));
+        let began = Began::default();
+        let noted = Arc::clone(&began);
+        let work = move || {
+            // It begins once.
+            let _ = noted.set(Instant::now());
+            work()
+        };
+        self.0 = Some((blocking(work), began));
     }
 
     /// Whether it has been being done for so long that it hangs.
     pub(super) fn hangs(&self) -> bool {
-        let began = self.0.as_ref().map(|(_, began)| began);
+        let began = self.0.as_ref().and_then(|(_, began)| began.get());
         began.is_some_and(|began| began.elapsed() > HANGS)
+    }
+
+    /// As [`Self::done`]; none if it hangs.
+    ///
+    /// # Errors
+    /// As [`Self::done`].
+    pub(super) async fn done_unless_it_hangs(&mut self) -> Option<anyhow::Result<T>> {
+        loop {
+            match timeout(HANGS, self.done()).await {
+                Ok(done) => return Some(done),
+                Err(_) if self.hangs() => return None,
+                // It had to wait for its turn.
+                Err(_) => {}
+            }
+        }
     }
 
     /// Waits for what comes of it; for ever while nothing is being done. It may be dropped
@@ -54,5 +80,27 @@ impl<T: Send + 'static> Job<T> {
             Ok(panic) => anyhow!("an error of the program: {}", tasks::message(&*panic)),
             Err(error) => error.into(),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn work_that_waits_for_its_turn_does_not_hang() {
+        let (end, ended) = std::sync::mpsc::channel::<()>();
+        let mut job = Job(None);
+        // Others go before it.
+        job.0 = Some((blocking(move || ended.recv().is_ok()), Began::default()));
+        assert!(!job.hangs());
+        let long_ago = Instant::now().checked_sub(2 * HANGS).unwrap();
+        if let Some((_, began)) = &job.0 {
+            began.set(long_ago).unwrap();
+        }
+        assert!(job.hangs());
+        end.send(()).unwrap();
+        assert!(job.done_unless_it_hangs().await.unwrap().unwrap());
+        assert!(job.is_idle() && !job.hangs());
     }
 }

@@ -77,7 +77,10 @@ impl Watches {
         let all = Arc::<Mutex<Vec<Weak<WatchEvents>>>>::default();
         let told = Arc::clone(&all);
         let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
-            if let Ok(event) = event {
+            // Reading the files, as a reload of thousands of tenants does, is no change.
+            if let Ok(event) = event
+                && !event.kind.is_access()
+            {
                 let all = locked(&told);
                 let all = all.iter().filter_map(Weak::upgrade);
                 all.for_each(|happened| happened.take(&event));
@@ -109,11 +112,13 @@ impl Watches {
         let mut all = locked(&self.all);
         all.retain(|it| it.strong_count() > 0);
         all.push(Arc::downgrade(&happened));
+        let every = every(all.len());
+        drop(all);
         FileWatch {
             happened,
             watcher: Arc::clone(&self.cover),
             all: Arc::clone(&self.all),
-            look_at: Instant::now() + LOOK,
+            look_at: Instant::now() + every,
             busy: None,
         }
     }
@@ -143,8 +148,7 @@ impl FileWatch {
     }
 
     fn every(&self) -> Duration {
-        let watching = locked(&self.all).len();
-        LOOK.mul_f64((watching as f64 / OFTEN as f64).max(1.0))
+        every(locked(&self.all).len())
     }
 
     /// What has these watched from now on when it is called. It looks at the files, so it
@@ -159,6 +163,11 @@ impl FileWatch {
             *locked(&happened.paths) = paths;
         }
     }
+}
+
+/// How often each of so many has its files looked at.
+fn every(watching: usize) -> Duration {
+    LOOK.mul_f64((watching as f64 / OFTEN as f64).max(1.0))
 }
 
 impl Paths {
@@ -202,10 +211,6 @@ impl Paths {
 
 impl WatchEvents {
     fn take(&self, event: &notify::Event) {
-        // Reading the files, as a reload does, is no change.
-        if event.kind.is_access() {
-            return;
-        }
         let paths = locked(&self.paths);
         let touched: Vec<_> = match event.need_rescan() {
             // Some events have been lost.
@@ -307,8 +312,12 @@ mod tests {
         let watches = Watches::with(None, Arc::default());
         let one = watches.watch();
         assert_eq!(one.every(), LOOK);
+        let begun = Instant::now();
         let many: Vec<_> = (0..3 * OFTEN).map(|_| watches.watch()).collect();
         assert!(one.every() > 2 * LOOK);
+        // They don't all look at the same moment at first.
+        let first = |watch: &FileWatch| watch.look_at.saturating_duration_since(begun);
+        assert!(first(&many[0]) < 2 * LOOK && first(&many[3 * OFTEN - 1]) > 2 * LOOK);
         drop(many);
         let _another = watches.watch();
         assert_eq!(one.every(), LOOK);

@@ -17,6 +17,7 @@ use tokio::time::{sleep, timeout_at};
 
 use super::account::Account;
 use super::first::{LoadedPipeline, TenantStart, fetcher, load, load_stored};
+use super::start_room::{StartPlace, StartRoom};
 use crate::clock;
 use crate::fleet::{self, FleetStart};
 use crate::link::admin::Admin;
@@ -61,6 +62,7 @@ pub(super) struct TenantEnv<'a> {
     /// The tenant's own: they end with it.
     pub(super) tasks: &'a Tasks,
     pub(super) telemetry: &'a Telemetry,
+    pub(super) place: StartPlace,
 }
 
 /// What the tenants of a process share.
@@ -69,6 +71,7 @@ pub(super) struct OfProcess {
     pub(super) watches: Watches,
     pub(super) plugin_logs: PluginLogs,
     pub(super) lookout: Lookout,
+    pub(super) starts: StartRoom,
     /// By how much wall time is ahead.
     clock: watch::Receiver<i64>,
 }
@@ -81,6 +84,7 @@ impl OfProcess {
             watches: Watches::new(),
             plugin_logs: PluginLogs::start(node, tasks),
             lookout: Lookout::start(tasks),
+            starts: StartRoom::new(),
             clock: clock::watch(tasks),
         }
     }
@@ -410,6 +414,7 @@ impl TenantParts {
         }
         let (fleet, ready) = (tenant.fleet.clone(), Arc::clone(status));
         ready.ready.store(fleet.is_none(), Ordering::Relaxed);
+        env.place.give_back();
         let (workers, shards) = (tenant.pool.len(), tenant.shards.iter().len());
         let announced = async {
             // One that is gone is noticed elsewhere.

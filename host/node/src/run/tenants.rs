@@ -273,6 +273,10 @@ impl Shared {
             () = other(wanted, (config, account), &given, (&self.told, name)) => return Ok(()),
         };
         let _claim = claimed;
+        let place = tokio::select! {
+            place = self.all.starts.place(&self.tasks) => place,
+            () = other(wanted, (config, account), &given, (&self.told, name)) => return Ok(()),
+        };
         let _needs = account.broker.need(config);
         let (tasks, mut faults) = Tasks::new();
         let about = NodeDescription::new(config, self.file.clone(), &self.telemetry);
@@ -286,6 +290,7 @@ impl Shared {
             signals: &self.signals,
             tasks: &tasks,
             telemetry: &self.telemetry,
+            place,
         };
         let start = TenantStart {
             config: Config::clone(config),

@@ -247,6 +247,8 @@ mod tests {
         memory: InMemoryBackend,
         room: Arc<AtomicU64>,
         refused: Arc<AtomicU64>,
+        /// How often all of it was to be on the disk.
+        syncs: Arc<AtomicU64>,
     }
 
     impl Small {
@@ -270,6 +272,7 @@ mod tests {
             self.memory.set_len(len)
         }
         fn sync_data(&self) -> io::Result<()> {
+            self.syncs.fetch_add(1, Ordering::SeqCst);
             self.memory.sync_data()
         }
         fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
@@ -295,6 +298,7 @@ mod tests {
             memory: InMemoryBackend::new(),
             room: Arc::clone(&room),
             refused: Arc::clone(&refused),
+            syncs: Arc::default(),
         };
         let disk = Arc::new(Disk::of("the state"));
         let database = open_in(backend, &disk, false).unwrap();
@@ -319,6 +323,24 @@ mod tests {
     fn until_refused(refused: &AtomicU64) {
         while refused.load(Ordering::SeqCst) == 0 {
             std::thread::yield_now();
+        }
+    }
+
+    #[test]
+    fn the_disk_is_not_waited_for_while_a_file_is_made_that_holds_nothing() {
+        for is_new in [true, false] {
+            let syncs = Arc::<AtomicU64>::default();
+            let backend = Small {
+                memory: InMemoryBackend::new(),
+                room: Arc::new(AtomicU64::new(u64::MAX)),
+                refused: Arc::default(),
+                syncs: Arc::clone(&syncs),
+            };
+            let database = open_in(backend, &Arc::default(), is_new).unwrap();
+            assert_eq!(syncs.load(Ordering::SeqCst) == 0, is_new);
+            let before = syncs.load(Ordering::SeqCst);
+            write(&database).unwrap();
+            assert!(syncs.load(Ordering::SeqCst) > before, "a transaction waits");
         }
     }
 
