@@ -208,6 +208,17 @@ async fn when_a_node_is_killed_nobody_who_stays_goes_offline_and_everyone_who_le
             .await?;
     }
     ensure!(takeovers > 0.0, "shards were taken over");
+    let words = ["took over shards that had lost their owner"];
+    for node in &mut nodes {
+        if node
+            .host
+            .metric("presence_fleet_takeovers_total", &[])
+            .await?
+            > 0.0
+        {
+            node.host.wait_for_log(0, &words).await?;
+        }
+    }
     let users: Vec<_> = (0..SPEAKERS).map(speaker).chain(guests).collect();
     let answer = scene.query(&users).await?;
     let online = answer["users"].as_array().context("users")?.iter();

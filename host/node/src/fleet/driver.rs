@@ -35,6 +35,9 @@ const LOOK_MS: u64 = 100;
 /// How long is waited before the bucket is watched again after that has failed.
 const WATCH_RETRY: Duration = Duration::from_millis(200);
 
+/// How long shards that the node gets are gathered, in milliseconds, before the log tells of them.
+const GAINS_MS: u64 = 500;
+
 /// How many reports are taken before it is looked at anything else.
 const REPORTS_MAX: usize = 256;
 
@@ -58,6 +61,15 @@ enum Listening {
     /// It is about to.
     Begins,
     Yes,
+}
+
+/// The shards that the node has got, of which the log hasn't been told.
+#[derive(Default)]
+struct Gains {
+    handed_over: u64,
+    taken: u64,
+    /// Since when.
+    since: u64,
 }
 
 /// What drives the member.
@@ -86,6 +98,7 @@ struct Driver {
     unseen: Option<(u64, u64)>,
     refusals: LogLimiter,
     is_announced: bool,
+    gains: Gains,
     /// When to look whether the bucket is still there, if it isn't reached; and whether that is
     /// looked at.
     check_at: u64,
@@ -136,6 +149,7 @@ pub(crate) async fn start(
         unseen: None,
         refusals: LogLimiter::default(),
         is_announced: false,
+        gains: Gains::default(),
         check_at: clock::now_ms() + fleet.settings.lease_ms,
         is_checking: false,
         fleet,
@@ -198,6 +212,7 @@ impl Driver {
         let in_touch = self.member.is_in_touch(now);
         self.fleet.in_touch.store(in_touch, Ordering::Relaxed);
         self.check_bucket(now);
+        self.log_gains(now);
         let patience_ms = self.fleet.settings.lease_ms / 6;
         if self.watch.is_some()
             && self
@@ -340,19 +355,48 @@ impl Driver {
         self.under_way.push(listens.boxed());
     }
 
-    fn note_owner(&self, shard: u32, epoch: u64, before: &Before) {
+    fn note_owner(&mut self, shard: u32, epoch: u64, before: &Before) {
         let figures = &self.fleet.figures;
         match &before.told {
             Some((node, _)) => {
                 figures.handovers.fetch_add(1, Ordering::Relaxed);
+                self.gains.handed_over += 1;
                 tracing::debug!(shard, epoch, from = &**node, "a shard was handed over");
             }
             None if before.epoch > 0 => {
                 figures.takeovers.fetch_add(1, Ordering::Relaxed);
-                tracing::info!(shard, epoch, "took over a shard that had lost its owner");
+                self.gains.taken += 1;
+                tracing::debug!(shard, epoch, "a shard was taken over");
             }
             None => tracing::debug!(shard, epoch, "the first owner of a shard"),
         }
+    }
+
+    /// Has the log know of the shards that the node has got lately.
+    fn log_gains(&mut self, now: u64) {
+        let Gains {
+            handed_over,
+            taken,
+            since,
+        } = &mut self.gains;
+        if *handed_over + *taken == 0 {
+            *since = now;
+        }
+        if now < *since + GAINS_MS {
+            return;
+        }
+        if *taken > 0 {
+            let shards = *taken;
+            tracing::warn!(shards, "took over shards that had lost their owner");
+        }
+        if *handed_over > 0 {
+            let shards = *handed_over;
+            tracing::info!(shards, "other nodes have handed over shards to this one");
+        }
+        self.gains = Gains {
+            since: now,
+            ..Gains::default()
+        };
     }
 
     /// What has changed in the bucket; nothing if it has to be watched anew.
