@@ -302,11 +302,19 @@ impl Member {
         }
         let known = self.nodes.entry(Arc::clone(node)).or_default();
         if revision > known.revision {
+            let session = |entry: &Option<NodeEntry>| entry.as_ref().map(|entry| entry.session);
+            let begins_anew = session(&known.entry) != session(&entry);
             *known = Known {
                 entry,
                 revision,
                 seen_at: now,
             };
+            if begins_anew {
+                // What it held before, it doesn't hold now.
+                for shard in &mut self.shards {
+                    shard.begins_anew(node);
+                }
+            }
         }
     }
 

@@ -127,6 +127,11 @@ impl ShardView {
         self.synced.insert(node.into(), (epoch, seq, now));
     }
 
+    /// A node is gone, or has a new session: what it said to hold doesn't count.
+    pub(super) fn begins_anew(&mut self, node: &str) {
+        self.synced.remove(node);
+    }
+
     pub(super) fn resigned(&mut self, epoch: u64, seq: u64) {
         if let Some(handing) = self.handing.as_mut().filter(|it| it.epoch == epoch) {
             handing.told = Some(seq);

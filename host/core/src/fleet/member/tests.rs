@@ -19,6 +19,8 @@ struct World {
     keys: BTreeMap<Key, (Option<String>, u64)>,
     revision: u64,
     is_away: bool,
+    /// Replicas that begin to follow don't come to be in step.
+    is_catching_up: bool,
     /// Nodes that are stopped.
     stopped: Vec<Arc<str>>,
     left: Vec<Arc<str>>,
@@ -30,7 +32,7 @@ struct World {
 impl World {
     fn join(&mut self, name: &str) {
         self.told = self.told.max(5);
-        let session = 1_000 * (self.members.len() as u64 + 1);
+        let session = 1_000 * (self.members.len() as u64 + 1) + self.t;
         let mut member = Member::new(SETTINGS, name, session, SHARDS);
         for (key, (value, revision)) in &self.keys {
             member.changed(self.t, key, value.as_deref(), *revision);
@@ -113,6 +115,7 @@ impl World {
                     Role::Resign { epoch } => {
                         self.members[number].resigned(t, shard, *epoch, self.told);
                     }
+                    Role::Follow { .. } if self.is_catching_up => {}
                     Role::Follow { epoch, owner } => {
                         self.members[number].holds(shard, Some(*epoch));
                         let owner = self.members.iter_mut().find(|it| it.name() == owner);
@@ -299,6 +302,43 @@ fn a_node_that_leaves_hands_over_first_and_the_last_one_just_goes() {
     world.members[1].leave(t);
     world.run(300);
     assert_eq!(world.left, ["a".into(), "b".into()]);
+}
+
+#[test]
+fn a_node_that_has_restarted_is_handed_nothing_by_what_it_said_before() {
+    let mut world = World::default();
+    for name in ["a", "b"] {
+        world.join(name);
+        world.run(500);
+    }
+    let of_b = World::meant(&["a", "b"])
+        .iter()
+        .filter(|owner| *owner == "b")
+        .count();
+    assert!(of_b > 0);
+    // It leaves in order, and stands by until it is gone.
+    let t = world.t;
+    world.members[1].leave(t);
+    world.run(100);
+    assert_eq!(world.owners(), World::meant(&["a"]));
+    let t = world.t;
+    for shard in 0..SHARDS {
+        let epoch = world.keys[&Key::Owner(shard)].1;
+        world.members[0].synced(t, shard, (epoch, 5), "b");
+    }
+    // It is back soon, and in step with nothing yet.
+    world.members.remove(1);
+    world.is_catching_up = true;
+    world.join("b");
+    world.run(100);
+    assert_eq!(world.owners(), World::meant(&["a"]));
+    let t = world.t;
+    for shard in 0..SHARDS {
+        let epoch = world.keys[&Key::Owner(shard)].1;
+        world.members[0].synced(t, shard, (epoch, 5), "b");
+    }
+    world.run(100);
+    assert_eq!(world.owners(), World::meant(&["a", "b"]));
 }
 
 #[test]
