@@ -39,6 +39,9 @@ struct Route {
 }
 
 impl Cluster {
+    /// A bucket on all three servers.
+    pub const BUCKET: &'static str = "cluster";
+
     /// Starts a cluster, and waits until it stores things on all servers.
     ///
     /// # Errors
@@ -140,7 +143,7 @@ impl Cluster {
         let mut context = jetstream::new(client.nats.clone());
         context.set_timeout(Duration::from_secs(2));
         let config = jetstream::kv::Config {
-            bucket: "cluster".into(),
+            bucket: Self::BUCKET.into(),
             num_replicas: SERVERS,
             ..jetstream::kv::Config::default()
         };

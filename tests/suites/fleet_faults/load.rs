@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use async_nats::{ConnectOptions, RequestErrorKind, ServerAddr};
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
 use presence_tests::client::{Client, now_ms};
 use presence_tests::cluster::{Cluster, SERVERS};
 use serde_json::{Value, json};
@@ -30,7 +32,7 @@ pub(super) fn options(name: &str) -> ConnectOptions {
     ConnectOptions::new()
         .name(name)
         .ping_interval(Duration::from_millis(500))
-        .request_timeout(Some(Duration::from_millis(500)))
+        .request_timeout(Some(Duration::from_secs(5)))
         .connection_timeout(Duration::from_secs(2))
         .reconnect_delay_callback(|attempts| {
             Duration::from_millis(if attempts > 3 { 50 } else { 5 })
@@ -66,8 +68,14 @@ pub(super) struct Load {
 }
 
 impl Load {
-    /// Starts one gateway on each server.
-    pub(super) async fn start(cluster: &Cluster, trace: &Arc<Trace>, seed: u64) -> Result<Self> {
+    /// Starts one gateway on each server. If `partitions`, the brokers partition users by their
+    /// subjects, and gateways write every other user into the subject.
+    pub(super) async fn start(
+        cluster: &Cluster,
+        trace: &Arc<Trace>,
+        partitions: bool,
+        seed: u64,
+    ) -> Result<Self> {
         let phase = watch::Sender::new(Phase::Busy);
         let mut gateways = Vec::new();
         for number in 0..SERVERS {
@@ -75,6 +83,7 @@ impl Load {
             let gateway = Gateway {
                 client: connect(options, &cluster.urls(number)).await?,
                 persons: persons(number),
+                partitions,
                 random: Random(seed ^ (number as u64) << 32),
                 last_conn: number as u64 * 1_000_000,
                 trace: Arc::clone(trace),
@@ -91,9 +100,9 @@ impl Load {
     }
 
     /// Ends all gateways, and says what was wrong with any.
-    pub(super) async fn end(mut self) -> Result<()> {
+    pub(super) async fn end(&mut self) -> Result<()> {
         self.phase.send_replace(Phase::Ended);
-        for gateway in std::mem::take(&mut self.gateways) {
+        for gateway in self.gateways.drain(..) {
             gateway.await??;
         }
         Ok(())
@@ -154,6 +163,7 @@ fn persons(gateway: usize) -> Vec<Person> {
 struct Gateway {
     client: Client,
     persons: Vec<Person>,
+    partitions: bool,
     random: Random,
     last_conn: u64,
     trace: Arc<Trace>,
@@ -162,6 +172,7 @@ struct Gateway {
 
 /// A message to send, and what is to be noted before it is sent and once it has arrived.
 struct Message {
+    user: usize,
     subject: &'static str,
     body: Value,
     before: Option<Fact>,
@@ -185,7 +196,12 @@ impl Gateway {
                     continue;
                 };
                 self.trace.note_all(message.before);
-                self.client.publish(message.subject, &message.body).await?;
+                let partitioned = self.partitions && !message.user.is_multiple_of(2);
+                let subject = match partitioned {
+                    true => format!("{}.{}", message.subject, user_id(message.user)),
+                    false => message.subject.to_owned(),
+                };
+                self.client.publish(&subject, &message.body).await?;
                 arrived.push(message.after);
             }
             if !arrived.is_empty() {
@@ -220,6 +236,7 @@ impl Gateway {
                 closes_at: now + stays_ms,
             });
             return Some(Message {
+                user,
                 subject: CONNECT,
                 body: inputs::connect(&id, &conn_id(conn), now_ms()),
                 before: Some(Fact::Opens { user, conn }),
@@ -234,6 +251,7 @@ impl Gateway {
             }
             conn.next_heartbeat = now + HEARTBEAT_MS;
             return Some(Message {
+                user,
                 subject: HEARTBEAT,
                 body: heartbeat(&id, &conn_id),
                 before: None,
@@ -253,6 +271,7 @@ impl Gateway {
             return None;
         }
         Some(Message {
+            user,
             subject: DISCONNECT,
             body: inputs::disconnect(&id, &conn_id, now_ms(), "client_disconnect"),
             before: Some(closes),
@@ -262,11 +281,23 @@ impl Gateway {
 
     /// Waits until a broker has all that was sent; or the load ends.
     async fn arrives(&self) {
+        const AGAIN: Duration = Duration::from_millis(500);
+        // Nobody listens there, and the server says so, after all that came before. What was asked
+        // on a connection that broke isn't answered, so it is asked again.
+        let mut asked = FuturesUnordered::new();
         while *self.phase.borrow() != Phase::Ended {
             let nobody = self.client.nats.request("presence-tests.nobody", "".into());
-            let error = nobody.await.err();
-            // Nobody listens there, and the server says so, after all that came before.
-            if error.is_none_or(|error| error.kind() == RequestErrorKind::NoResponders) {
+            asked.push(nobody);
+            let answered = async {
+                while let Some(answer) = asked.next().await {
+                    let error = answer.err().map(|error| error.kind());
+                    if error.is_none_or(|kind| kind == RequestErrorKind::NoResponders) {
+                        return true;
+                    }
+                }
+                false
+            };
+            if tokio::time::timeout(AGAIN, answered).await.unwrap_or(false) {
                 return;
             }
         }

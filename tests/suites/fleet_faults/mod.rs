@@ -2,6 +2,7 @@
 //! come and go all the time, and an oracle that knows only what users did and what viewers were
 //! told.
 
+mod faults;
 mod load;
 mod one_node;
 mod oracle;

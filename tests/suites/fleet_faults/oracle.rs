@@ -44,9 +44,11 @@ pub(super) struct Verdict {
     pub(super) told: usize,
     /// How many epochs followed another one.
     pub(super) successions: usize,
-    /// How many users were surely connected, without a pause, from their first connection to the
-    /// end: of them the first promise is judged throughout.
+    /// How many users were surely connected, without a pause, for more than half of the time, up to
+    /// the end: of them the first promise is judged throughout.
     pub(super) steady: usize,
+    /// How often something was held up that the test didn't make.
+    pub(super) stalls: usize,
 }
 
 /// A connection that is open.
@@ -55,6 +57,7 @@ struct Conn {
     /// Since when it has spoken without long pauses. None before it has spoken.
     steady_since: Option<u64>,
     spoke_at: u64,
+    was_never_silent: bool,
     is_closing: bool,
 }
 
@@ -181,17 +184,18 @@ impl Oracle {
                 }
             }
             Fact::FaultBegins(_) => {
-                let recovered_at = self.faults_ended_at + self.terms.shown_ms_max();
-                if self.failing == 0 && (self.faults_began_at.is_none() || self.now > recovered_at)
-                {
-                    self.faults_began_at = Some(self.now);
-                }
+                self.fault_begins();
                 self.failing += 1;
-                self.tellings.fault();
             }
             Fact::FaultEnds(_) => {
                 self.failing = self.failing.saturating_sub(1);
                 self.faults_ended_at = self.now;
+            }
+            Fact::Stall(_) => {
+                self.verdict.stalls += 1;
+                self.fault_begins();
+                self.faults_ended_at = self.now;
+                self.tellings.stall();
             }
             Fact::Told {
                 online,
@@ -240,11 +244,21 @@ impl Oracle {
         }
     }
 
+    fn fault_begins(&mut self) {
+        let recovered_at = self.faults_ended_at + self.terms.shown_ms_max();
+        let is_first = self.faults_began_at.is_none() || self.now > recovered_at;
+        if self.failing == 0 && is_first {
+            self.faults_began_at = Some(self.now);
+        }
+        self.tellings.fault();
+    }
+
     fn spoke(&mut self, user: usize, conn: u64) {
         let silence_ms_max = self.terms.silence_ms_max();
         let now = self.now;
         if let Some(conn) = self.conns.get_mut(&(user, conn)) {
             let paused = now > conn.spoke_at + silence_ms_max;
+            conn.was_never_silent = conn.steady_since.is_none() || conn.was_never_silent && !paused;
             if conn.steady_since.is_none() || paused {
                 conn.steady_since = Some(now);
             }

@@ -59,7 +59,12 @@ pub(super) struct Scene {
 impl Scene {
     /// Starts all that there is, and waits until all viewers know who is online.
     pub(super) async fn start(plan: Plan) -> Result<Self> {
-        let cluster = Cluster::start().await?;
+        let is_fleet = plan.lease_ms.is_some();
+        let partitions = match is_fleet {
+            true => fs::read_to_string(tools::root().join("docs/partition.conf"))?,
+            false => String::new(),
+        };
+        let cluster = Cluster::start_with(&partitions).await?;
         let trace = Arc::new(Trace::begin());
         let mut viewers = Vec::new();
         for client in 0..SERVERS {
@@ -80,13 +85,16 @@ impl Scene {
         let options = load::options("fresh");
         let fresh = load::connect(options, &cluster.urls(0)).await?;
         let mut watching = vec![watches::pauses(Arc::clone(&trace))];
-        if plan.lease_ms.is_some() {
+        for node in &nodes {
+            watching.push(watches::node(node.site.http_port(), Arc::clone(&trace)));
+        }
+        if is_fleet {
             watching.push(watches::bucket(&cluster, Arc::clone(&trace)).await?);
         }
         // What is drawn may differ each time: what is promised doesn't.
         let seed = now_ms();
         println!("{}: seed {seed}", plan.name);
-        let load = Load::start(&cluster, &trace, seed).await?;
+        let load = Load::start(&cluster, &trace, is_fleet, seed).await?;
         let scene = Self {
             plan,
             nodes,
@@ -124,21 +132,31 @@ impl Scene {
         tokio::time::sleep(Duration::from_millis(ms)).await;
     }
 
+    /// One more node joins.
+    pub(super) async fn join(&mut self) -> Result<()> {
+        let number = self.nodes.len();
+        let mut node = Node::new(&self.cluster, number, self.plan).await?;
+        node.spawn()?;
+        node.ready().await?;
+        let port = node.site.http_port();
+        let watch = watches::node(port, Arc::clone(&self.trace));
+        self.watching.push(watch);
+        self.nodes.push(node);
+        Ok(())
+    }
+
     /// The users come to rest. Then viewers come to know exactly what is, go on knowing it for
     /// longer than a timeout, and all promises were kept all the time.
-    pub(super) async fn end(self) -> Result<()> {
+    pub(super) async fn end(mut self) -> Result<()> {
         let judged = self.judged().await;
         if judged.is_err() {
             let folder = self.keep()?;
             return judged.with_context(|| format!("all that happened is in {folder}"));
         }
-        for watching in &self.watching {
-            watching.abort();
-        }
         self.load.end().await?;
-        for node in self.nodes {
-            if let Some(host) = node.host {
-                host.stop().await?;
+        for node in &mut self.nodes {
+            if node.host.is_some() {
+                node.stop().await?;
             }
         }
         Ok(())
@@ -171,11 +189,12 @@ impl Scene {
         }
         let verdict = judge(self.terms(), &entries);
         println!(
-            "{}: {} messages told, {} later epochs, {} users steady, {} s",
+            "{}: {} messages told, {} later epochs, {} users steady, {} stalls, {} s",
             self.plan.name,
             verdict.told,
             verdict.successions,
             verdict.steady,
+            verdict.stalls,
             self.trace.now() / 1_000,
         );
         let count = verdict.violations.len();
@@ -214,6 +233,12 @@ impl Scene {
             }
         }
         Ok(folder.display().to_string())
+    }
+}
+
+impl Drop for Scene {
+    fn drop(&mut self) {
+        self.watching.iter().for_each(JoinHandle::abort);
     }
 }
 

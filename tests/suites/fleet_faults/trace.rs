@@ -26,9 +26,11 @@ pub(super) enum Fact {
         user: usize,
         conn: u64,
     },
-    /// Something fails from here on; or only here, if it ends at the same time.
+    /// The test makes something fail, from here to there.
     FaultBegins(&'static str),
     FaultEnds(&'static str),
+    /// Something was held up that the test didn't make: this process, a node, or the bucket.
+    Stall(&'static str),
     /// A client has received a message about a user, whatever it makes of it.
     Told {
         client: usize,

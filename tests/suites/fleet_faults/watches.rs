@@ -1,55 +1,72 @@
-//! What a test sees of faults that it didn't make: this process itself is held up, or the bucket in
-//! which a fleet notes who owns what has no leader.
+//! What a test sees of faults that it didn't make: this process, a node or the bucket in which a
+//! fleet notes who owns what is held up, since the machine has much else to do, or the bucket's servers
+//! elect a leader.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
+use async_nats::jetstream;
 use presence_tests::cluster::Cluster;
+use presence_tests::http;
 use serde_json::Value;
 use tokio::task::JoinHandle;
+use tokio::time::{sleep, timeout};
 
 use super::load;
 use super::trace::{Fact, Trace};
 
-/// How late a look may be before that counts as a pause.
-const LATE: Duration = Duration::from_millis(300);
+const EVERY: Duration = Duration::from_millis(100);
 
-/// Notes when this process was held up: then users' and viewers' clients were, too, and most
-/// likely nodes and brokers.
+/// How long a look may take before that counts.
+const LATE: Duration = Duration::from_millis(400);
+
+/// Notes when this process was held up: then users' and viewers' clients were, too.
 pub(super) fn pauses(trace: Arc<Trace>) -> JoinHandle<()> {
-    const EVERY: Duration = Duration::from_millis(50);
     tokio::spawn(async move {
         loop {
             let begin = Instant::now();
-            tokio::time::sleep(EVERY).await;
+            sleep(EVERY).await;
             if begin.elapsed() > EVERY + LATE {
-                trace.note_all([Fact::FaultBegins("a pause"), Fact::FaultEnds("a pause")]);
+                trace.note(Fact::Stall("this process"));
             }
         }
     })
 }
 
-/// Notes from when to when the fleet's bucket has no leader, as it is while its servers elect one.
+/// Notes when a node was held up, while it ran.
+pub(super) fn node(http_port: u16, trace: Arc<Trace>) -> JoinHandle<()> {
+    tokio::spawn(async move {
+        loop {
+            let begin = Instant::now();
+            let _ = http::get(http_port, "/healthz").await;
+            if begin.elapsed() > LATE {
+                trace.note(Fact::Stall("a node"));
+            }
+            sleep(EVERY).await;
+        }
+    })
+}
+
+/// Notes while the fleet's bucket has no leader, or the servers take long to store something.
 pub(super) async fn bucket(cluster: &Cluster, trace: Arc<Trace>) -> Result<JoinHandle<()>> {
-    const WHAT: &str = "no leader of the bucket";
     const INFO: &str = "$JS.API.STREAM.INFO.KV_presence-fleet";
     let client = load::connect(load::options("watch"), &cluster.urls(2)).await?;
+    let other = jetstream::new(client.nats.clone());
+    let other = other.get_key_value(Cluster::BUCKET).await?;
     Ok(tokio::spawn(async move {
-        let mut is_there = true;
         loop {
-            let info = client.nats.request(INFO, "".into()).await.ok();
-            let info: Option<Value> = info.and_then(|it| serde_json::from_slice(&it.payload).ok());
-            // Only the leader answers, and only if it has a majority does it still lead.
-            let leads = info.is_some_and(|info| info.pointer("/cluster/leader").is_some());
-            if leads != is_there {
-                is_there = leads;
-                trace.note(match leads {
-                    true => Fact::FaultEnds(WHAT),
-                    false => Fact::FaultBegins(WHAT),
-                });
+            let leads = async {
+                let info = client.nats.request(INFO, "".into()).await.ok()?;
+                // Only the leader answers.
+                let info: Value = serde_json::from_slice(&info.payload).ok()?;
+                info.pointer("/cluster/leader")?;
+                other.put("watch", "".into()).await.ok()
+            };
+            if !timeout(LATE, leads).await.is_ok_and(|it| it.is_some()) {
+                trace.note(Fact::Stall("the bucket"));
             }
-            tokio::time::sleep(Duration::from_millis(100)).await;
+            sleep(EVERY).await;
         }
     }))
 }

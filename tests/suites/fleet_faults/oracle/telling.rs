@@ -54,6 +54,11 @@ impl Tellings {
         self.has_failed = true;
     }
 
+    /// A lease may have run out: shards change hands in whatever way.
+    pub(super) fn stall(&mut self) {
+        self.is_orderly = false;
+    }
+
     /// Takes a message or a beacon, and says what is surely wrong.
     pub(super) fn take(&mut self, fact: &Fact) -> Vec<String> {
         match fact {

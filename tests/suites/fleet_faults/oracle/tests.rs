@@ -241,6 +241,7 @@ fn a_ghosts_time_is_counted_from_the_last_fault() {
     forged.closes(1);
     forged.at += 5_000;
     forged.fails_for(6_000);
+    forged.after(3_000, Fact::Stall("a node"));
     forged.after(7_400, Fact::Missed { client: 0 });
     forged.finds(&[]);
     forged.after(101, Fact::Missed { client: 0 });
@@ -335,6 +336,12 @@ fn after_a_takeover_something_may_be_told_again_and_after_a_hand_over_nothing() 
         ..TERMS
     };
     forged.finds_by(orderly, &["viewer 0 was told twice"]);
+    // Where something was held up, it needn't have been handed over.
+    let mut stalled = Forged::with_user_online();
+    stalled.after(5, Fact::Stall("a node"));
+    stalled.succeeds();
+    stalled.tells(true, &[VIEWER]);
+    stalled.finds_by(orderly, &[]);
     // What an owner still says whose time is over doesn't count.
     forged.epoch -= 1;
     forged.told(true, 9, &[VIEWER]);
