@@ -7,10 +7,11 @@ use std::process::Output;
 
 use anyhow::{Context, Result, ensure};
 use presence_tests::client::{ReceivedMessage, now_ms};
-use presence_tests::component;
 use presence_tests::host::{self, Host};
 use presence_tests::kit::plugin_command;
 use presence_tests::site::Site;
+use presence_tests::{component, http, wait};
+use serde_json::Value;
 
 use crate::inputs;
 use crate::world::World;
@@ -312,11 +313,11 @@ async fn a_key_that_is_lost_stops_what_runs_and_what_would_take_over() -> Result
 async fn the_store_s_plugins_are_held_to_it_too() -> Result<()> {
     let keys = tempfile::tempdir()?;
     let folder = keys.path();
-    let ours = keygen(folder, "our.key")?;
+    let (ours, theirs) = (keygen(folder, "our.key")?, keygen(folder, "their.key")?);
     let server = presence_tests::nats::NatsServer::start().await?;
-    let site = Site::new(&server.url())?
+    let mut site = Site::new(&server.url())?
         .with("plugins.source", "store")?
-        .with("plugins.trusted_keys", vec![ours])?;
+        .with("plugins.trusted_keys", vec![ours.clone()])?;
     let mut host = Host::spawn(&site)?;
     host.wait_for_log(0, &["no pipeline revision"]).await?;
     // Before that, nobody answers.
@@ -327,16 +328,16 @@ async fn the_store_s_plugins_are_held_to_it_too() -> Result<()> {
         "[[pipeline]]\nplugin = \"public\"\ngrants = [\"widen\"]\n",
     )?;
     let apply = ["pipeline", "apply", "pipeline.toml", "--yes"];
-    let run = |args: &[&str]| -> Result<Output> {
-        let mut command = host::command(&site, args)?;
+    let run = |site: &Site, args: &[&str]| -> Result<Output> {
+        let mut command = host::command(site, args)?;
         Ok(command.current_dir(site.path()).output()?)
     };
     // Another one than the one that is built in.
     let unsigned = component::named(&component::load("groups")?, "public")?;
     fs::write(site.path().join("public.wasm"), unsigned)?;
-    let pushed = run(&["plugins", "push", "public.wasm"])?;
+    let pushed = run(&site, &["plugins", "push", "public.wasm"])?;
     ensure!(pushed.status.success(), "{pushed:?}");
-    let refused = run(&apply)?;
+    let refused = run(&site, &apply)?;
     let said = String::from_utf8_lossy(&refused.stderr).into_owned()
         + &String::from_utf8_lossy(&refused.stdout);
     ensure!(!refused.status.success(), "{refused:?}");
@@ -346,9 +347,46 @@ async fn the_store_s_plugins_are_held_to_it_too() -> Result<()> {
         site.path().join("public.wasm"),
         signed(folder, "groups", "public", "our.key")?,
     )?;
-    let pushed = run(&["plugins", "push", "public.wasm"])?;
+    let pushed = run(&site, &["plugins", "push", "public.wasm"])?;
     ensure!(pushed.status.success(), "{pushed:?}");
-    let taken = run(&apply)?;
+    let taken = run(&site, &apply)?;
     ensure!(taken.status.success(), "{taken:?}");
+
+    // What runs beside the pipeline is held to it as well, though the pipeline is the same.
+    let from = host.log_len();
+    site.set("plugins.trusted_keys", vec![ours.clone(), theirs])?;
+    host.wait_for_log(from, &["reloaded"]).await?;
+    fs::write(
+        site.path().join("public.wasm"),
+        signed(folder, "public", "public", "their.key")?,
+    )?;
+    let pushed = run(&site, &["plugins", "push", "public.wasm"])?;
+    let printed = String::from_utf8_lossy(&pushed.stdout).into_owned();
+    let digest = printed
+        .split_whitespace()
+        .find_map(|word| word.rsplit_once("sha256:"))
+        .with_context(|| printed.clone())?;
+    let named = format!("public@sha256:{}", digest.1);
+    let args = ["plugins", "shadow", &named, "--for", "24h"];
+    let mut shadow = host::start(&site, &args)?;
+    let port = site.http_port();
+    let beside = async || -> Result<Value> {
+        let status = http::get(port, "/status").await?.body;
+        let status: Value = serde_json::from_str(&status)?;
+        Ok(status["serving"]["beside"].clone())
+    };
+    wait::until("the shadow to begin", async || {
+        Ok((beside().await?["kind"] == "shadow").then_some(()))
+    })
+    .await
+    .with_context(|| shadow.last_words())?;
+    let from = host.log_len();
+    site.set("plugins.trusted_keys", vec![ours])?;
+    let words = ["public", "may not run any more"];
+    host.wait_for_log(from, &words).await?;
+    let beside = beside().await?;
+    let withdrawn = &beside["pipeline"][0]["withdrawn"];
+    ensure!(withdrawn.is_string(), "{beside}");
+    shadow.kill().await?;
     host.stop().await
 }

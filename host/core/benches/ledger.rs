@@ -1,5 +1,5 @@
 //! What the ledger takes: of time, for an online and the offline that follows it,
-//! and of memory, for a user who is online.
+//! and of memory, for a user who is online; and what the tracker takes for a connection.
 //!
 //! `cargo bench --bench ledger` prints the figures as JSON, for
 //! `cargo xtask bench` to lay out. Processor time is measured, so that who else is
@@ -27,6 +27,7 @@ use presence_core::message::{Kind, Message};
 use presence_core::metadata::Metadata;
 use presence_core::names::{Id, Names};
 use presence_core::recipients::{Recipients, ShownDigest};
+use presence_core::tracker::{Tracker, TrackerSettings};
 use presence_core::{Input, Settings, Shard};
 use rustix::time::{ClockId, clock_gettime};
 use serde_json::json;
@@ -35,6 +36,8 @@ use contacts::Contacts;
 
 const USERS: usize = 100_000;
 const CONTACTS: usize = 200;
+/// How many connections a tracker has, two of each user.
+const CONNECTIONS: usize = 1_000_000;
 /// How often everyone goes offline and comes online again; the median counts.
 const ROUNDS: usize = 11;
 const NOW: u64 = 1_698_000_000_000;
@@ -72,6 +75,15 @@ fn main() {
     let of_shard = measure(|| connect_all(&mut shard, &names, &users));
     assert_eq!(shard.online_users(), USERS);
 
+    let mut tracker = Tracker::new(TrackerSettings::default());
+    let of_tracker = measure(|| {
+        for user in 0..CONNECTIONS {
+            let (name, conn) = (format!("user-{:07}", user / 2), format!("conn_{user:06}"));
+            tracker.connect(NOW, &name, &conn, NOW, || ());
+        }
+    });
+    assert_eq!(tracker.connections(), CONNECTIONS);
+
     let a_user =
         |measured: allocation_counter::AllocationInfo| measured.bytes_current as f64 / USERS as f64;
     let figures = json!({
@@ -82,6 +94,8 @@ fn main() {
         "ledger_bytes": a_user(of_ledger),
         "event_bytes": a_user(of_events),
         "shard_bytes": a_user(of_shard),
+        "connections": CONNECTIONS,
+        "connection_bytes": of_tracker.bytes_current as f64 / CONNECTIONS as f64,
     });
     println!("{figures}");
 }

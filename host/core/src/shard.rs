@@ -127,8 +127,15 @@ impl Shard {
                 common.directory = directory;
             }
             Input::Rules => presence.events.rules_changed(),
-            Input::Reassigned { before, after } => {
+            Input::Reassigned {
+                before,
+                after,
+                has_other_enrichers,
+            } => {
                 presence.events.reassigned(before, after, common);
+                if has_other_enrichers {
+                    common.tracker.reshow_all();
+                }
             }
             Input::Settings(settings) => self.change_settings(*settings),
             Input::ReceivedUpTo { at } => common.tracker.received_up_to(now, at),
@@ -304,8 +311,12 @@ impl Shard {
             common.inboxes.forget();
         }
         let had_statuses = common.settings.status.is_some();
+        let has_other_keys = common.settings.broadcast != settings.broadcast;
         let has_other_audiences = common.settings.audience_max != settings.audience_max;
         common.settings = settings;
+        if has_other_keys {
+            common.apply_broadcast();
+        }
         if had_statuses && common.settings.status.is_none() {
             updates.forget_all(common);
         }

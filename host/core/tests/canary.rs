@@ -136,7 +136,11 @@ impl World {
     fn assign(&mut self, after: Assignment) -> Vec<(String, String, Vec<Value>)> {
         let before = std::mem::replace(&mut self.rules.assignment, after);
         self.rules.asked.clear();
-        self.input(Input::Reassigned { before, after })
+        self.input(Input::Reassigned {
+            before,
+            after,
+            has_other_enrichers: false,
+        })
     }
 
     /// Has the share become another, and checks that just those are decided on again, and

@@ -19,6 +19,7 @@ use presence_core::message::Kind;
 use presence_core::names::Names;
 use presence_core::record::Record;
 use presence_core::rules::{Context, Decision, Enriched, Reads, Rendition, Rules};
+use presence_core::share::Assignment;
 use presence_core::{Input, Output, Settings, Shard, status};
 use serde_json::{Value, json};
 
@@ -30,6 +31,8 @@ const MIN_INTERVAL_MS: u64 = 1_000;
 struct Rule {
     /// What it was asked about last.
     location: String,
+    /// What the enricher says of where everyone is, if it does.
+    place: Option<&'static str>,
 }
 
 impl Rules for Rule {
@@ -39,6 +42,8 @@ impl Rules for Rule {
         let changes = class
             .into_iter()
             .map(|key| (key.clone(), Some(json!(key).to_string())));
+        let place = self.place.map(|it| json!(it).to_string());
+        let changes = changes.chain(place.map(|it| ("location".into(), Some(it))));
         Enriched {
             changes: changes.collect(),
             ..Enriched::default()
@@ -326,6 +331,70 @@ fn once_statuses_are_told_the_newest_connection_is_shown() {
         Vec::<String>::new()
     );
     assert_eq!(world.location(), "\"web\"");
+}
+
+#[test]
+fn what_is_broadcast_no_more_is_taken_back_from_viewers_and_not_shown_after_a_restart() {
+    for statuses in [true, false] {
+        let mut world = World::new(statuses);
+        world.shard.keep_records(true);
+        world.connect(1, "web", at("home"));
+        let none = Settings {
+            broadcast: Vec::new(),
+            ..settings(statuses)
+        };
+        let records = world.shard.take_records(1).into_iter();
+        let stored: BTreeMap<_, _> = records.map(|it| it.encode(&world.names)).collect();
+        let told = world.input(5_000, Some(Input::Settings(Box::new(none.clone()))));
+        assert_eq!(told, Vec::<String>::new());
+        let expected: &[&str] = match statuses {
+            true => &["updated", "ben: updated"],
+            false => &["ben: online"],
+        };
+        assert_eq!(world.wait(5_000), expected);
+        assert_eq!(world.shard.shown("ann").unwrap().entries().count(), 1);
+
+        let names = Names::new();
+        let stored = stored.iter().filter_map(|(key, value)| {
+            let value = value.as_ref()?;
+            Some(Record::decode(key, value, &names).unwrap())
+        });
+        let stored: Vec<_> = stored.collect();
+        let mut world = World::with(names, statuses);
+        let directory = Arc::new(Directory::new());
+        world.shard = Shard::new(none, Arc::clone(&world.names), directory);
+        world.shard.restore(5_000, 0, stored);
+        assert_eq!(world.wait(5_000), expected);
+        assert_eq!(world.wait(9_000), Vec::<String>::new());
+    }
+}
+
+#[test]
+fn once_other_enrichers_run_users_are_shown_as_these_say() {
+    let mut world = World::new(false);
+    world.connect(1, "web", at("home"));
+    let [before, after] = [1, 2].map(|active| Assignment {
+        active,
+        candidate: None,
+    });
+    for (has_other_enrichers, told) in [(false, &[][..]), (true, &["ben: online away"])] {
+        world.rule.place = Some("away");
+        let input = Input::Reassigned {
+            before,
+            after,
+            has_other_enrichers,
+        };
+        assert_eq!(world.input(5_000, Some(input)), Vec::<String>::new());
+        assert_eq!(world.wait(5_000), told);
+    }
+    world.rule.place = None;
+    let input = Input::Reassigned {
+        before,
+        after,
+        has_other_enrichers: true,
+    };
+    world.input(6_000, Some(input));
+    assert_eq!(world.wait(6_000), ["ben: online home"]);
 }
 
 #[test]

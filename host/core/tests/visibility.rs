@@ -257,7 +257,11 @@ impl World {
         let before = self.rules.assignment();
         change(&mut self.rules);
         let after = self.rules.assignment();
-        self.input(Input::Reassigned { before, after });
+        self.input(Input::Reassigned {
+            before,
+            after,
+            has_other_enrichers: false,
+        });
     }
 
     fn settings(&self) -> Settings {

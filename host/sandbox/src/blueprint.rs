@@ -192,6 +192,18 @@ impl Blueprint {
         missing
     }
 
+    /// Whether its enrichers do the same as those of another.
+    pub fn has_same_enrichers(&self, other: &Self) -> bool {
+        let enrichers = |it: &Self| -> Vec<Arc<Stage>> {
+            let stages = it.stages.iter();
+            let enrichers = stages.filter(|it| it.plugin.manifest.role == Role::Enricher);
+            enrichers.cloned().collect()
+        };
+        let (own, others) = (enrichers(self), enrichers(other));
+        let is_same = |(a, b): (&Arc<Stage>, &Arc<Stage>)| a.is_same(b) && a.is_judged_as(b);
+        own.len() == others.len() && own.iter().zip(&others).all(is_same)
+    }
+
     /// Whether one of its stages is the same as that.
     pub fn has_same(&self, stage: &Stage) -> bool {
         self.stages().any(|own| own.is_same(stage))

@@ -23,6 +23,9 @@ pub(crate) struct Ledger {
     pub(crate) event_bytes: f64,
     /// All that a shard holds of them, these two among it.
     pub(crate) shard_bytes: f64,
+    /// How many connections a tracker has, and what it takes for each with its user.
+    pub(crate) connections: usize,
+    pub(crate) connection_bytes: f64,
 }
 
 /// What a swap of the pipeline takes from a worker, by what changes with it.

@@ -144,6 +144,10 @@ pub(crate) fn ledger(ledger: &Ledger, figures: &[Figures]) -> String {
         "bytes a user",
         bytes.map(|bytes| format!("{bytes:.0}")),
     );
+    let title = format!("a tracker of {}", grouped(ledger.connections as f64));
+    line(&mut text, &title, ["tracker".to_owned()]);
+    let bytes = format!("{:.0}", ledger.connection_bytes);
+    line(&mut text, "bytes a connection", [bytes]);
     text
 }
 

@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use super::messages::with_other_keys;
 use super::settings::Settings;
 use super::types::{Counters, Output};
 use crate::clock::Clock;
@@ -76,6 +77,13 @@ impl Common {
     /// The monotonic time.
     pub(super) fn now(&self) -> u64 {
         self.clock.now()
+    }
+
+    /// Has the keys be broadcast that the settings say, also of connections that are live.
+    pub(super) fn apply_broadcast(&mut self) {
+        let broadcast = &self.settings.broadcast;
+        self.tracker
+            .read_metadata_anew(|conn, given| with_other_keys(broadcast, conn, given));
     }
 
     /// An event of a user, whose id is interned.

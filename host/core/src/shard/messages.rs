@@ -229,6 +229,25 @@ fn stated_metadata(text: Option<&str>) -> Metadata {
 /// order, then what is there for the components alone.
 fn connection_metadata(broadcast: &[String], conn: &str, text: Option<&str>) -> Metadata {
     let given = text.map_or_else(Metadata::default, |text| Metadata::parse(text, |_| false));
+    publish_keys(broadcast, conn, &given)
+}
+
+/// The same metadata where other keys are broadcast than were before; none where they are the
+/// same.
+pub(super) fn with_other_keys(
+    broadcast: &[String],
+    conn: &str,
+    given: &Metadata,
+) -> Option<Metadata> {
+    let is_public = |key: &str| broadcast.iter().any(|it| it == key);
+    let is_same = given
+        .entries()
+        .all(|entry| entry.public == is_public(entry.key));
+    let lacks_conn = is_public("connId") && given.get("connId").is_none();
+    (!is_same || lacks_conn).then(|| publish_keys(broadcast, conn, given))
+}
+
+fn publish_keys(broadcast: &[String], conn: &str, given: &Metadata) -> Metadata {
     let conn = json::quoted(conn);
     let mut metadata = Metadata::default().edit();
     for key in broadcast {

@@ -88,6 +88,8 @@ impl Shard {
             }
         }
         common.tracker.restored();
+        // The settings may be others than those by which it was kept.
+        common.apply_broadcast();
         let events = &mut presence.events;
         let updates = &mut events.updates;
         let departed = &mut updates.decisions.departed;

@@ -210,7 +210,7 @@ impl Shard {
     }
 
     /// The live connections, and how much is left of the lease of each, in milliseconds.
-    pub fn leases(&self) -> impl Iterator<Item = (&Arc<str>, &Arc<str>, u64)> {
+    pub fn leases(&self) -> impl Iterator<Item = (&Arc<str>, &str, u64)> {
         self.common.tracker.leases()
     }
 

@@ -62,6 +62,8 @@ pub enum Input {
         before: Assignment,
         /// How it is from now on.
         after: Assignment,
+        /// Whether enrichers change events of users otherwise than before.
+        has_other_enrichers: bool,
     },
     /// The settings have changed.
     Settings(Box<Settings>),

@@ -1,7 +1,5 @@
 //! What is known of one connection.
 
-use std::sync::Arc;
-
 use super::activity::Activity;
 use super::places::Place;
 use super::silence::StartsWithoutMessage;
@@ -9,10 +7,10 @@ use super::slab::Key;
 
 #[derive(Debug)]
 pub(super) struct Connection<M> {
-    pub(super) id: Arc<str>,
+    pub(super) id: Box<str>,
     pub(super) user: Key,
     /// The hash of (user, connection), for when the table grows.
-    pub(super) hash: u64,
+    pub(super) hash: u32,
     pub(super) state: State<M>,
     /// At which moment the timer queue holds the `Task::Lease` that counts for it;
     /// [`NOT_QUEUED`] if there is none.
@@ -66,17 +64,23 @@ pub(super) struct LiveConnection<M> {
     pub(super) opened: u64,
     /// The newest timestamp in any of its messages.
     pub(super) newest: u64,
-    /// What the store knows as the newest.
-    pub(super) saved_newest: u64,
+    /// Whether the store knows it.
+    pub(super) is_newest_saved: bool,
     pub(super) metadata: M,
     /// What it says that its user is doing.
     pub(super) activity: Option<Activity>,
-    /// When it last said that its user is typing, by the host's clock.
-    pub(super) typing_at: u64,
     /// Where it stands among its user's live connections.
     pub(super) place: Place,
+    /// What there is to know of few connections.
+    rare: Option<Box<Rare>>,
+}
+
+#[derive(Debug, Default)]
+struct Rare {
+    /// When it last said that its user is typing, by the host's clock.
+    typing_at: u64,
     /// Over which starts of the host it has been silent.
-    pub(super) silence: Option<StartsWithoutMessage>,
+    silence: Option<StartsWithoutMessage>,
 }
 
 impl<M> LiveConnection<M> {
@@ -92,11 +96,10 @@ impl<M> LiveConnection<M> {
             lease_from: heard.lease_from,
             opened,
             newest: timestamp,
-            saved_newest: 0,
+            is_newest_saved: false,
             metadata,
             activity: None,
-            silence: None,
-            typing_at: 0,
+            rare: None,
             place: Place::new(order),
         }
     }
@@ -105,8 +108,35 @@ impl<M> LiveConnection<M> {
     pub(super) fn renew(&mut self, heard: ReceivedAt, timestamp: u64) -> bool {
         self.heard_at = heard.at;
         self.lease_from = heard.lease_from;
-        self.newest = self.newest.max(timestamp);
-        self.silence.take().is_some()
+        if timestamp > self.newest {
+            self.newest = timestamp;
+            self.is_newest_saved = false;
+        }
+        self.take_silence().is_some()
+    }
+
+    /// Over which starts of the host it has been silent.
+    pub(super) fn silence(&self) -> Option<StartsWithoutMessage> {
+        self.rare.as_ref()?.silence
+    }
+
+    pub(super) fn take_silence(&mut self) -> Option<StartsWithoutMessage> {
+        self.rare.as_mut()?.silence.take()
+    }
+
+    pub(super) fn set_silence(&mut self, silence: Option<StartsWithoutMessage>) {
+        if silence.is_some() || self.rare.is_some() {
+            self.rare.get_or_insert_default().silence = silence;
+        }
+    }
+
+    /// When it last said that its user is typing, by the host's clock.
+    pub(super) fn typing_at(&self) -> u64 {
+        self.rare.as_ref().map_or(0, |rare| rare.typing_at)
+    }
+
+    pub(super) fn set_typing_at(&mut self, at: u64) {
+        self.rare.get_or_insert_default().typing_at = at;
     }
 }
 

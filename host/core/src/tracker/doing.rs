@@ -31,7 +31,7 @@ impl<M: Clone> Tracker<M> {
             return;
         }
         if activity == Activity::Typing {
-            life.typing_at = heard.at;
+            life.set_typing_at(heard.at);
             if life.activity != Some(activity) {
                 self.typing.push(Reverse((heard.at, key)));
             }
@@ -61,8 +61,8 @@ impl<M: Clone> Tracker<M> {
             if life.activity != Some(Activity::Typing) {
                 continue;
             }
-            if life.typing_at.saturating_add(typing_ms) > now {
-                self.typing.push(Reverse((life.typing_at, key)));
+            if life.typing_at().saturating_add(typing_ms) > now {
+                self.typing.push(Reverse((life.typing_at(), key)));
                 continue;
             }
             life.activity = Some(Activity::Active);

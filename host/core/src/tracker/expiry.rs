@@ -5,7 +5,7 @@ use super::Tracker;
 use super::connection::{LiveConnection, NOT_QUEUED, State};
 use super::receive_clock::ReceiveClock;
 use super::slab::Key;
-use super::timer_queue::Task;
+use super::timer_queue::{LATEST, Task};
 use super::types::{Reason, TrackerSettings, Transition};
 
 impl<M: Clone> Tracker<M> {
@@ -234,7 +234,7 @@ impl<M: Clone> Tracker<M> {
             return None;
         };
         let deadline = life.lease_from.saturating_add(self.settings.timeout_ms);
-        Some(deadline.min(NOT_QUEUED - 1))
+        Some(deadline.min(LATEST))
     }
 
     /// None if the connection isn't closed.
@@ -243,7 +243,7 @@ impl<M: Clone> Tracker<M> {
             return None;
         };
         let kept_ms = self.settings.timeout_ms.saturating_mul(2);
-        Some(close.kept_since.saturating_add(kept_ms))
+        Some(close.kept_since.saturating_add(kept_ms).min(LATEST))
     }
 
     /// By the receive clock. None if the user's offline isn't pending.
@@ -251,7 +251,7 @@ impl<M: Clone> Tracker<M> {
         let pending = self.roster.users.get(key)?.pending.as_ref()?;
         let grace_ms = self.settings.grace_ms.max(pending.held_ms);
         let deadline = pending.since.saturating_add(grace_ms);
-        Some(deadline.min(NOT_QUEUED - 1))
+        Some(deadline.min(LATEST))
     }
 }
 

@@ -289,14 +289,20 @@ impl<M: Clone> Tracker<M> {
         let transition = if user.live > 0 {
             None
         } else {
-            let held_ms = user.flips.flip(heard.at, &self.settings.damping);
+            let held_ms = match self.settings.damping.threshold {
+                0 => 0,
+                _ => {
+                    let flips = user.flips.get_or_insert_default();
+                    flips.flip(heard.at, &self.settings.damping)
+                }
+            };
             self.held_back += u64::from(held_ms > self.settings.grace_ms);
             if held_ms.max(self.settings.grace_ms) > 0 {
-                user.pending = Some(PendingOffline {
+                user.pending = Some(Box::new(PendingOffline {
                     since: heard.lease_from,
                     reason,
                     held_ms,
-                });
+                }));
                 self.graces += 1;
                 self.note_user(user_key);
                 self.queue_grace(user_key);
@@ -326,7 +332,7 @@ impl<M: Clone> Tracker<M> {
         let users = self.roster.users.values();
         users
             .filter(|user| user.is_online())
-            .map(|user| (&user.name, user.live))
+            .map(|user| (&user.name, user.live as usize))
     }
 
     /// How many users are online.
@@ -403,7 +409,7 @@ impl<M: Clone> Tracker<M> {
         let transition = (user.live == 1 && !in_grace).then(|| Transition::Online {
             user: user.name.clone(),
             at: self.clock.stamp(),
-            conn: self.roster.connections[key].id.clone(),
+            conn: Arc::from(&*self.roster.connections[key].id),
             metadata: life.metadata.clone(),
         });
         self.roster.connections[key].state = State::Live(life);
@@ -426,7 +432,7 @@ impl<M: Clone> Tracker<M> {
     fn admit(&mut self, user: Key) -> Result<(), Quota> {
         let user = &self.roster.users[user];
         let is_new = !user.is_online();
-        if user.live >= self.settings.connections_per_user_max {
+        if user.live as usize >= self.settings.connections_per_user_max {
             return Err(Quota::UserConnections);
         }
         if is_new && !self.online_users.take() {

@@ -24,9 +24,12 @@ impl<M: Clone> Tracker<M> {
     pub fn grace_ms(&self, user: &str) -> u64 {
         let user = self.roster.find_user(user);
         // What is asked about is one flip more, and changes nothing.
-        let flips = user.map(|key| self.roster.users[key].flips);
+        let flips = user.map(|key| self.roster.users[key].flips.as_deref());
         let now = self.clock.now();
-        let held_ms = flips.map_or(0, |mut flips| flips.flip(now, &self.settings.damping));
+        let held_ms = flips.map_or(0, |flips| {
+            let mut flips = flips.copied().unwrap_or_default();
+            flips.flip(now, &self.settings.damping)
+        });
         self.settings.grace_ms.max(held_ms)
     }
 
@@ -34,7 +37,7 @@ impl<M: Clone> Tracker<M> {
     pub(super) fn has_room_for_close(&self, key: Key) -> bool {
         let user = &self.roster.users[self.roster.connections[key].user];
         // The connection itself is among those that are known.
-        let of_user = user.known - user.live - 1;
+        let of_user = user.closed() - 1;
         of_user < self.settings.connections_per_user_max
             && self.remembered() - 1 < self.settings.closes_max
     }
@@ -43,7 +46,7 @@ impl<M: Clone> Tracker<M> {
     /// was closed.
     pub(super) fn bound_closes(&mut self, closed: Key) {
         let user = &self.roster.users[self.roster.connections[closed].user];
-        if user.known - user.live > self.settings.connections_per_user_max {
+        if user.closed() > self.settings.connections_per_user_max {
             self.closes_forgotten += 1;
             self.remove(closed);
         }

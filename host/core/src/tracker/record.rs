@@ -154,12 +154,11 @@ impl<M: Clone> Tracker<M> {
         let users = &roster.users;
         for connection in roster.connections.part(changes.heard_from, count) {
             if let State::Live(life) = &mut connection.state
-                && life.newest != life.saved_newest
+                && !std::mem::replace(&mut life.is_newest_saved, true)
             {
-                life.saved_newest = life.newest;
                 records.push(TrackerRecord::ReceivedAt {
                     user: Arc::clone(&users[connection.user].name),
-                    conn: Arc::clone(&connection.id),
+                    conn: Arc::from(&*connection.id),
                     newest: Some(life.newest),
                 });
             }
@@ -196,7 +195,7 @@ impl<M: Clone> Tracker<M> {
     }
 
     /// The live connections, and how much is left of the lease of each, in milliseconds.
-    pub fn leases(&self) -> impl Iterator<Item = (&Arc<str>, &Arc<str>, u64)> {
+    pub fn leases(&self) -> impl Iterator<Item = (&Arc<str>, &str, u64)> {
         let clock = self.receive_clock.clock();
         self.roster
             .connections
@@ -207,7 +206,7 @@ impl<M: Clone> Tracker<M> {
                 };
                 let end = life.lease_from.saturating_add(self.settings.timeout_ms);
                 let user = &self.roster.users[connection.user].name;
-                Some((user, &connection.id, end.saturating_sub(clock)))
+                Some((user, &*connection.id, end.saturating_sub(clock)))
             })
     }
 
@@ -242,7 +241,7 @@ impl<M: Clone> Tracker<M> {
                     && let State::Live(life) = &mut connection.state
                 {
                     life.newest = life.newest.max(newest);
-                    life.saved_newest = life.newest;
+                    life.is_newest_saved = true;
                     self.roster.users[connection.user].see(newest);
                 }
             }
@@ -258,12 +257,12 @@ impl<M: Clone> Tracker<M> {
                     let ran = now.saturating_sub(since.saturating_add(down_ms));
                     // Nothing was heard while the host was down.
                     let since = self.receive_clock.clock().saturating_sub(ran);
-                    user.pending = Some(PendingOffline {
+                    user.pending = Some(Box::new(PendingOffline {
                         since,
                         reason,
                         // Nobody is damped for what they did in an earlier run.
                         held_ms: 0,
-                    });
+                    }));
                     self.graces += 1;
                     self.online_users.keep();
                     self.queue_grace(key);
@@ -285,9 +284,11 @@ impl<M: Clone> Tracker<M> {
             let State::Live(life) = &mut self.roster.connections[key].state else {
                 continue;
             };
-            let silence = life.silence.get_or_insert(StartsWithoutMessage::from(at));
+            let silence = life.silence();
+            let mut silence = silence.unwrap_or_else(|| StartsWithoutMessage::from(at));
             let lease_ms = silence.lease_ms(at, timeout_ms);
             silence.starts = silence.starts.saturating_add(1);
+            life.set_silence(Some(silence));
             life.heard_at = at;
             life.lease_from = match lease_ms {
                 // Runs may be too short for the host to hear in any of them.
@@ -336,13 +337,14 @@ impl<M: Clone> Tracker<M> {
                 if user.live == 1 && user.pending.is_none() {
                     self.online_users.keep();
                 }
-                State::Live(LiveConnection {
-                    saved_newest: newest,
-                    activity,
-                    typing_at: now,
-                    silence,
-                    ..LiveConnection::new(heard, opened.min(now), newest, metadata, order)
-                })
+                let mut life = LiveConnection::new(heard, opened.min(now), newest, metadata, order);
+                life.is_newest_saved = true;
+                life.activity = activity;
+                if activity == Some(Activity::Typing) {
+                    life.set_typing_at(now);
+                }
+                life.set_silence(silence);
+                State::Live(life)
             }
             Connected::Closed {
                 timestamp,
@@ -412,7 +414,7 @@ impl<M: Clone> Tracker<M> {
         };
         let user = &self.roster.users[connection.user];
         if self.changes.wanted && connection.saving.saved {
-            let names = (Arc::clone(&user.name), Arc::clone(&connection.id));
+            let names = (Arc::clone(&user.name), Arc::from(&*connection.id));
             self.changes.gone_connections.push(names);
         }
         // No other connection may say as much.
@@ -440,14 +442,14 @@ fn connection_record<M: Clone>(roster: &mut Roster<M>, key: Key) -> Option<Track
     let state = match &mut connection.state {
         State::Unknown => return None,
         State::Live(life) => {
-            life.saved_newest = life.newest;
+            life.is_newest_saved = true;
             Connected::Live {
                 opened: life.opened,
                 newest: life.newest,
                 metadata: life.metadata.clone(),
                 activity: life.activity,
                 order: life.place.order,
-                silence: life.silence,
+                silence: life.silence(),
             }
         }
         State::Closed(close) => Connected::Closed {
@@ -458,7 +460,7 @@ fn connection_record<M: Clone>(roster: &mut Roster<M>, key: Key) -> Option<Track
     };
     Some(TrackerRecord::Connection {
         user: Arc::clone(&roster.users[connection.user].name),
-        conn: Arc::clone(&connection.id),
+        conn: Arc::from(&*connection.id),
         state: Some(state),
     })
 }
@@ -471,7 +473,7 @@ fn user_record<M>(
 ) -> Option<TrackerRecord<M>> {
     let user = roster.users.get_mut(key)?;
     user.saving = SAVED;
-    let pending = user.pending.as_ref();
+    let pending = user.pending.as_deref();
     Some(TrackerRecord::User {
         user: Arc::clone(&user.name),
         state: Some(UserState {

@@ -10,15 +10,16 @@ use foldhash::fast::FixedState;
 use hashbrown::HashTable;
 
 use super::connection::{Connection, NOT_QUEUED, SaveState, State};
-use super::slab::{Key, Slab};
+use super::slab::{Key, Slab, Slot};
 use super::user::User;
 
 #[derive(Debug)]
 pub(super) struct Roster<M> {
     pub(super) users: Slab<User>,
     pub(super) connections: Slab<Connection<M>>,
-    user_keys: HashTable<Key>,
-    connection_keys: HashTable<Key>,
+    /// The slots of both, by name.
+    user_slots: HashTable<u32>,
+    connection_slots: HashTable<u32>,
 }
 
 impl<M> Default for Roster<M> {
@@ -26,8 +27,8 @@ impl<M> Default for Roster<M> {
         Self {
             users: Slab::default(),
             connections: Slab::default(),
-            user_keys: HashTable::new(),
-            connection_keys: HashTable::new(),
+            user_slots: HashTable::new(),
+            connection_slots: HashTable::new(),
         }
     }
 }
@@ -45,16 +46,21 @@ impl<M> Roster<M> {
     }
 
     pub(super) fn find_user(&self, user: &str) -> Option<Key> {
-        let is_it = |key: &Key| *self.users[*key].name == *user;
-        self.user_keys.find(hash_of(user), is_it).copied()
+        let is_it = |slot: &u32| {
+            let user_there = self.users.at(*slot);
+            user_there.is_some_and(|(_, it)| *it.name == *user)
+        };
+        let slot = self.user_slots.find(spread(hash_of(user)), is_it)?;
+        self.users.at(*slot).map(|(key, _)| key)
     }
 
     /// Forgets a connection. Its user may then be spent.
     pub(super) fn remove(&mut self, key: Key) -> Option<Connection<M>> {
         let connection = self.connections.remove(key)?;
+        let hash = spread(connection.hash);
         if let Ok(entry) = self
-            .connection_keys
-            .find_entry(connection.hash, |it| *it == key)
+            .connection_slots
+            .find_entry(hash, |slot| *slot == key.slot())
         {
             entry.remove();
         }
@@ -68,18 +74,21 @@ impl<M> Roster<M> {
         if !user.is_spent() {
             return None;
         }
-        if let Ok(entry) = self.user_keys.find_entry(user.hash, |it| *it == key) {
+        let hash = spread(hash_of(&*user.name));
+        if let Ok(entry) = self.user_slots.find_entry(hash, |slot| *slot == key.slot()) {
             entry.remove();
         }
         self.users.remove(key)
     }
 
-    fn find_hashed(&self, hash: u64, user: &str, conn: &str) -> Option<Key> {
-        let is_it = |key: &Key| {
-            let connection = &self.connections[*key];
-            *connection.id == *conn && *self.users[connection.user].name == *user
+    fn find_hashed(&self, hash: u32, user: &str, conn: &str) -> Option<Key> {
+        let is_it = |slot: &u32| {
+            self.connections.at(*slot).is_some_and(|(_, connection)| {
+                *connection.id == *conn && *self.users[connection.user].name == *user
+            })
         };
-        self.connection_keys.find(hash, is_it).copied()
+        let slot = self.connection_slots.find(spread(hash), is_it)?;
+        self.connections.at(*slot).map(|(key, _)| key)
     }
 
     /// The user of this name, a new one if there was none.
@@ -88,7 +97,7 @@ impl<M> Roster<M> {
             .unwrap_or_else(|| self.insert_user(user))
     }
 
-    fn insert(&mut self, hash: u64, user: &str, conn: &str) -> Key {
+    fn insert(&mut self, hash: u32, user: &str, conn: &str) -> Key {
         let user = self.user_entry(user);
         self.users[user].known += 1;
         let key = self.connections.insert(Connection {
@@ -100,20 +109,39 @@ impl<M> Roster<M> {
             forgetting_queued: false,
             saving: SaveState::default(),
         });
-        self.connection_keys
-            .insert_unique(hash, key, |key| self.connections[*key].hash);
+        let connections = &self.connections;
+        let hash_at = |slot: &u32| {
+            let connection = connections.at(*slot);
+            connection.map_or(0, |(_, connection)| spread(connection.hash))
+        };
+        self.connection_slots
+            .insert_unique(spread(hash), key.slot(), hash_at);
         key
     }
 
     fn insert_user(&mut self, name: &str) -> Key {
-        let hash = hash_of(name);
-        let key = self.users.insert(User::new(name, hash));
-        self.user_keys
-            .insert_unique(hash, key, |key| self.users[*key].hash);
+        let key = self.users.insert(User::new(name));
+        let users = &self.users;
+        let hash_at = |slot: &u32| {
+            let user = users.at(*slot);
+            user.map_or(0, |(_, user)| spread(hash_of(&*user.name)))
+        };
+        self.user_slots
+            .insert_unique(spread(hash_of(name)), key.slot(), hash_at);
         key
     }
 }
 
-fn hash_of(name: impl Hash) -> u64 {
-    FixedState::default().hash_one(name)
+// There may be millions of both.
+const _: () = assert!(size_of::<Slot<Connection<()>>>() <= 120);
+const _: () = assert!(size_of::<Slot<User>>() <= 96);
+
+/// As much of a hash as is kept with what it is of.
+fn hash_of(name: impl Hash) -> u32 {
+    FixedState::default().hash_one(name) as u32
+}
+
+/// A table goes by the first bits of a hash as well as by the last.
+fn spread(hash: u32) -> u64 {
+    u64::from(hash).wrapping_mul(0x9e37_79b9_7f4a_7c15)
 }

@@ -36,6 +36,34 @@ impl<M: Clone> Tracker<M> {
         !self.reshown.is_empty()
     }
 
+    /// Every user who is shown by a connection is to be shown anew, since something else has
+    /// changed that this goes by.
+    pub fn reshow_all(&mut self) {
+        let users = self.roster.users.values();
+        let shown = users.filter(|user| user.list.newest.is_some());
+        self.reshown
+            .extend(shown.map(|user| Arc::clone(&user.name)));
+    }
+
+    /// What live connections said of themselves is read otherwise from now on: by their ids, and
+    /// as it was read before. None where that is the same.
+    pub fn read_metadata_anew(&mut self, read: impl Fn(&str, &M) -> Option<M>) {
+        for key in self.roster.connections.keys() {
+            let connection = &mut self.roster.connections[key];
+            let State::Live(life) = &mut connection.state else {
+                continue;
+            };
+            let Some(metadata) = read(&connection.id, &life.metadata) else {
+                continue;
+            };
+            life.metadata = metadata;
+            self.note(key);
+            if self.is_shown(key) {
+                self.note_reshown(key);
+            }
+        }
+    }
+
     /// All has been put back that was known before a restart.
     pub fn restored(&mut self) {
         let mut keys = std::mem::take(&mut self.unlinked);

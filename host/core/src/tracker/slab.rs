@@ -1,20 +1,33 @@
 //! Values in reused slots, found by a key that never means another value.
 
+use std::num::NonZeroU32;
 use std::ops::{Index, IndexMut};
+
+/// A value and its serial number, or neither.
+pub(super) type Slot<T> = Option<(NonZeroU32, T)>;
 
 #[derive(Debug)]
 pub(super) struct Slab<T> {
-    slots: Vec<Option<(Key, T)>>,
-    vacant: Vec<usize>,
-    inserted: u64,
+    slots: Vec<Slot<T>>,
+    vacant: Vec<u32>,
+    /// The serial number of the next value.
+    serial: NonZeroU32,
 }
 
 /// Keys are ordered by age. A slot's next value gets another serial number, so
-/// a key that outlived its value finds nothing.
+/// a key that outlived its value finds nothing: it would have to outlive four thousand million
+/// others. There are as many of them as there are connections, so they are small.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Key {
-    serial: u64,
-    slot: usize,
+    serial: NonZeroU32,
+    slot: u32,
+}
+
+impl Key {
+    /// Where its value is, while there is one.
+    pub(super) fn slot(self) -> u32 {
+        self.slot
+    }
 }
 
 impl<T> Default for Slab<T> {
@@ -22,43 +35,51 @@ impl<T> Default for Slab<T> {
         Self {
             slots: Vec::new(),
             vacant: Vec::new(),
-            inserted: 0,
+            serial: NonZeroU32::MIN,
         }
     }
 }
 
 impl<T> Slab<T> {
     pub(super) fn insert(&mut self, value: T) -> Key {
-        let slot = self.vacant.pop().unwrap_or_else(|| {
-            self.slots.push(None);
-            self.slots.len() - 1
-        });
-        let key = Key {
-            serial: self.inserted,
-            slot,
-        };
-        self.inserted += 1;
-        if let Some(vacant) = self.slots.get_mut(slot) {
-            *vacant = Some((key, value));
+        let slot = self.vacant.pop().unwrap_or_else(|| self.new_slot());
+        let serial = self.serial;
+        self.serial = serial.checked_add(1).unwrap_or(NonZeroU32::MIN);
+        if let Some(vacant) = self.slots.get_mut(slot as usize) {
+            *vacant = Some((serial, value));
         }
-        key
+        Key { serial, slot }
+    }
+
+    #[expect(clippy::expect_used, reason = "no memory has room for so many")]
+    fn new_slot(&mut self) -> u32 {
+        let slot = u32::try_from(self.slots.len()).expect("there are fewer than 2^32 slots");
+        self.slots.push(None);
+        slot
     }
 
     pub(super) fn remove(&mut self, key: Key) -> Option<T> {
-        let slot = self.slots.get_mut(key.slot)?;
-        let (_, value) = slot.take_if(|(holder, _)| *holder == key)?;
+        let slot = self.slots.get_mut(key.slot as usize)?;
+        let (_, value) = slot.take_if(|(holder, _)| *holder == key.serial)?;
         self.vacant.push(key.slot);
         Some(value)
     }
 
     pub(super) fn get(&self, key: Key) -> Option<&T> {
-        let (holder, value) = self.slots.get(key.slot)?.as_ref()?;
-        (*holder == key).then_some(value)
+        let (holder, value) = self.slots.get(key.slot as usize)?.as_ref()?;
+        (*holder == key.serial).then_some(value)
     }
 
     pub(super) fn get_mut(&mut self, key: Key) -> Option<&mut T> {
-        let (holder, value) = self.slots.get_mut(key.slot)?.as_mut()?;
-        (*holder == key).then_some(value)
+        let (holder, value) = self.slots.get_mut(key.slot as usize)?.as_mut()?;
+        (*holder == key.serial).then_some(value)
+    }
+
+    /// The value in a slot, and its key.
+    pub(super) fn at(&self, slot: u32) -> Option<(Key, &T)> {
+        let (serial, value) = self.slots.get(slot as usize)?.as_ref()?;
+        let serial = *serial;
+        Some((Key { serial, slot }, value))
     }
 
     /// The values in so many slots, from one on.
@@ -83,7 +104,12 @@ impl<T> Slab<T> {
 
     /// In the order of the slots.
     pub(super) fn keys(&self) -> Vec<Key> {
-        self.slots.iter().flatten().map(|(key, _)| *key).collect()
+        let slots = (0..).zip(&self.slots);
+        let keys = slots.filter_map(|(slot, value)| {
+            let serial = value.as_ref()?.0;
+            Some(Key { serial, slot })
+        });
+        keys.collect()
     }
 }
 

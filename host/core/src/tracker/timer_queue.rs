@@ -37,32 +37,70 @@ pub(super) struct TimerQueue {
     cuts: BTreeSet<(u64, Key)>,
 }
 
-type Heap = BinaryHeap<Reverse<(u64, Task)>>;
+/// The latest moment of an entry: what is later than any clock goes is as late as that.
+pub(super) const LATEST: u64 = u64::MAX >> 2;
+
+type Heap = BinaryHeap<Reverse<Entry>>;
+
+/// When, and what: a [`Task`] in half the room. There is one for each connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Entry {
+    /// The moment, and in the last two bits the kind of task.
+    at_and_kind: u64,
+    key: Key,
+}
+
+impl Entry {
+    fn new(at: u64, task: Task) -> Self {
+        let (kind, key) = match task {
+            Task::EndGrace(key) => (0, key),
+            Task::Lease(key) => (1, key),
+            Task::Forget(key) => (2, key),
+        };
+        Self {
+            at_and_kind: at.min(LATEST) << 2 | kind,
+            key,
+        }
+    }
+
+    fn at(self) -> u64 {
+        self.at_and_kind >> 2
+    }
+
+    fn task(self) -> Task {
+        match self.at_and_kind & 3 {
+            0 => Task::EndGrace(self.key),
+            1 => Task::Lease(self.key),
+            _ => Task::Forget(self.key),
+        }
+    }
+}
 
 impl TimerQueue {
     pub(super) fn push(&mut self, at: u64, task: Task) {
         match task {
-            Task::EndGrace(_) | Task::Lease(_) => self.heard.push(Reverse((at, task))),
-            Task::Forget(_) => self.others.push(Reverse((at, task))),
+            Task::EndGrace(_) | Task::Lease(_) => &mut self.heard,
+            Task::Forget(_) => &mut self.others,
         }
+        .push(Reverse(Entry::new(at, task)));
     }
 
     /// The first moment of the receive clock at which something is due.
     pub(super) fn next_heard(&self) -> Option<u64> {
-        self.heard.peek().map(|Reverse((at, _))| *at)
+        self.heard.peek().map(|Reverse(entry)| entry.at())
     }
 
     /// The first moment of the host's clock at which something is due.
     pub(super) fn next_other(&self) -> Option<u64> {
-        self.others.peek().map(|Reverse((at, _))| *at)
+        self.others.peek().map(|Reverse(entry)| entry.at())
     }
 
     /// The first entry that is due, and since when by its own clock.
     pub(super) fn pop_due(&mut self, now: u64, receive_clock: u64) -> Option<(u64, Task)> {
         let order = |heap: &Heap, clock: u64| {
-            let Reverse((at, task)) = *heap.peek()?;
-            let overdue_ms = clock.checked_sub(at)?;
-            Some((Reverse(overdue_ms), task))
+            let Reverse(entry) = *heap.peek()?;
+            let overdue_ms = clock.checked_sub(entry.at())?;
+            Some((Reverse(overdue_ms), entry.task()))
         };
         let heard = order(&self.heard, receive_clock);
         let other = order(&self.others, now);
@@ -72,16 +110,14 @@ impl TimerQueue {
             (Some(_), _) => &mut self.heard,
             (None, Some(_)) => &mut self.others,
         };
-        heap.pop().map(|Reverse(entry)| entry)
+        let Reverse(entry) = heap.pop()?;
+        Some((entry.at(), entry.task()))
     }
 
     /// What is to be forgotten next.
     pub(super) fn pop_forgetting(&mut self) -> Option<Key> {
-        match self.others.pop()? {
-            Reverse((_, Task::Forget(key))) => Some(key),
-            // There is nothing else among them.
-            Reverse((_, Task::EndGrace(_) | Task::Lease(_))) => None,
-        }
+        // There is nothing else among them.
+        self.others.pop().map(|Reverse(entry)| entry.key)
     }
 
     /// Notes when a connection's lease may have to be cut.

@@ -12,12 +12,10 @@ use super::types::Reason;
 #[derive(Debug)]
 pub(super) struct User {
     pub(super) name: Arc<str>,
-    /// The hash of the name, for when the table grows.
-    pub(super) hash: u64,
     /// How many live connections there are.
-    pub(super) live: usize,
+    pub(super) live: u32,
     /// How many connections are known, live or closed.
-    pub(super) known: usize,
+    pub(super) known: u32,
     /// What the live connections say that the user is doing.
     pub(super) activities: Activities,
     /// The live connections, in their order.
@@ -25,13 +23,13 @@ pub(super) struct User {
     /// The newest timestamp in any message of the user's.
     pub(super) last_seen: u64,
     /// The last connection was closed, and its grace runs.
-    pub(super) pending: Option<PendingOffline>,
+    pub(super) pending: Option<Box<PendingOffline>>,
     /// At which moment the timer queue holds the `Task::EndGrace` that counts for the user;
     /// [`NOT_QUEUED`] if there is none.
     pub(super) grace_entry: u64,
     pub(super) saving: SaveState,
     /// How often the user has gone offline lately.
-    pub(super) flips: Flips,
+    pub(super) flips: Option<Box<Flips>>,
 }
 
 #[derive(Debug)]
@@ -45,10 +43,9 @@ pub(super) struct PendingOffline {
 }
 
 impl User {
-    pub(super) fn new(name: &str, hash: u64) -> Self {
+    pub(super) fn new(name: &str) -> Self {
         Self {
             name: name.into(),
-            hash,
             live: 0,
             known: 0,
             activities: Activities::default(),
@@ -57,7 +54,7 @@ impl User {
             pending: None,
             grace_entry: NOT_QUEUED,
             saving: SaveState::default(),
-            flips: Flips::default(),
+            flips: None,
         }
     }
 
@@ -67,6 +64,11 @@ impl User {
 
     pub(super) fn is_online(&self) -> bool {
         self.live > 0 || self.pending.is_some()
+    }
+
+    /// How many of the connections that are known are not live.
+    pub(super) fn closed(&self) -> usize {
+        (self.known - self.live) as usize
     }
 
     /// Whether nothing of the user is left to know.

@@ -65,4 +65,22 @@ impl Pipelines {
             candidate,
         }
     }
+
+    /// Whether enrichers change the events of each user as they do in other pipelines.
+    pub(crate) fn has_same_enrichers(&self, other: &Self) -> bool {
+        let same = |a: &Generation, b: &Generation| a.blueprint.has_same_enrichers(&b.blueprint);
+        let (own, others) = (self.candidate(), other.candidate());
+        let has_same_share = self.assignment().candidate.map(|it| it.1)
+            == other.assignment().candidate.map(|it| it.1);
+        same(&self.active, &other.active)
+            && same(own, others)
+            && (has_same_share || same(&self.active, own))
+    }
+
+    /// What decides on users in the share of a canary; the active one where there is none.
+    fn candidate(&self) -> &Generation {
+        let beside = self.beside.as_ref();
+        let canary = beside.filter(|beside| matches!(beside.mode, Mode::Canary(_)));
+        canary.map_or(&self.active, |canary| &canary.generation)
+    }
 }

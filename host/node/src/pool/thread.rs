@@ -368,8 +368,13 @@ impl<C: Transport> Thread<C> {
                 Task::Pipelines(pipelines) => {
                     let before = hosted.pipelines.assignment();
                     let after = pipelines.assignment();
+                    let has_other_enrichers = !hosted.pipelines.has_same_enrichers(&pipelines);
                     self.instances.change(address.tenant, hosted, pipelines);
-                    Task::Input(Input::Reassigned { before, after })
+                    Task::Input(Input::Reassigned {
+                        before,
+                        after,
+                        has_other_enrichers,
+                    })
                 }
                 Task::Restored(restored) if hosted.restart.is_under_way() => {
                     hosted.restored(restored, context.outbox);

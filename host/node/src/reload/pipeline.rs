@@ -73,10 +73,9 @@ impl Reload {
             Err(error) => Some(Causes(&error).to_string()),
         };
         let is_taken = refusal.is_none();
-        if !is_taken {
-            // A withdrawn key or grant is no bad new file, which would change nothing.
-            self.withdraw().await;
-        }
+        // Whatever came of it: a withdrawn key or grant is no bad new file, which would change
+        // nothing, and a shadow isn't loaded with the pipeline.
+        self.withdraw().await;
         match revision {
             Some(revision) => {
                 let number = revision.revision;

@@ -57,7 +57,7 @@ fn a_shard_comes_back_with_what_is_left_of_its_leases() {
     snapshot.restore(now, &mut copy);
     let leases: Vec<_> = copy
         .leases()
-        .map(|(user, conn, left)| (&**user, &**conn, left))
+        .map(|(user, conn, left)| (&**user, conn, left))
         .collect();
     assert_eq!(leases, [("ann", "c1", 20_000)]);
     let told: Vec<_> = copy
