@@ -22,6 +22,8 @@ pub enum Answers {
     Status(u16),
     /// That all is well, in words that are no OTLP.
     Nonsense,
+    /// Takes traces, and answers 404 to all else.
+    OnlyTraces,
     /// With what is no HTTP.
     Garbage,
     /// Never.
@@ -248,7 +250,11 @@ async fn serve(mut stream: TcpStream, state: &Mutex<State>) -> Result<()> {
         let path = head.split(' ').nth(1).context("a request has a path")?;
         let answered = {
             let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);
-            let answered = state.answers;
+            let answered = match state.answers {
+                Answers::OnlyTraces if path == "/v1/traces" => Answers::Well,
+                Answers::OnlyTraces => Answers::Status(404),
+                all => all,
+            };
             state.requests.push(Request {
                 path: path.to_owned(),
                 head,
@@ -266,7 +272,7 @@ async fn serve(mut stream: TcpStream, state: &Mutex<State>) -> Result<()> {
             }
             Answers::Nonsense => "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello".to_owned(),
             Answers::Garbage => "220 mail.example ESMTP\r\n".to_owned(),
-            Answers::Nothing => std::future::pending().await,
+            Answers::Nothing | Answers::OnlyTraces => std::future::pending().await,
         };
         stream.write_all(answer.as_bytes()).await?;
         if answered == Answers::Garbage {

@@ -268,9 +268,27 @@ async fn a_collector_that_takes_nothing_costs_nothing_else_and_gets_the_rest() -
     let log = world.host.process.stderr();
     let told = log
         .iter()
-        .filter(|line| line.contains("doesn't take what it is sent"));
+        .filter(|line| line.contains("doesn't take metrics"));
     assert_eq!(told.count(), 1, "{log:?}");
     assert!(!log.iter().any(|line| line.contains("Bearer")), "{log:?}");
+    world.end().await
+}
+
+#[tokio::test]
+async fn a_collector_that_takes_no_metrics_gets_the_traces() -> Result<()> {
+    let (mut world, collector) = world(1.0).await?;
+    collector.answer(Answers::OnlyTraces);
+    collector
+        .until_sent(METRICS, Answers::Status(404), 0)
+        .await?;
+    let from = collector.requests().len();
+    world.probe(USER).await?;
+    collector.until_sent(TRACES, Answers::Well, from).await?;
+    let metrics = collector.requests();
+    let taken = |it: &&presence_tests::collector::Request| {
+        it.path == METRICS && it.answered == Answers::Well
+    };
+    assert_eq!(metrics.iter().skip(from).filter(taken).count(), 0);
     world.end().await
 }
 

@@ -265,6 +265,67 @@ async fn a_node_that_starts_without_the_store_serves_the_tenants_that_it_knew() 
 }
 
 #[tokio::test]
+async fn a_bucket_that_is_lost_ends_no_tenant_and_one_made_anew_is_read() -> Result<()> {
+    let (host, site, server) = node().await?;
+    done(apply(&site, &section("beta", ""))?)?;
+    let nats = async_nats::connect(server.url()).await?;
+    let bucket = async_nats::jetstream::new(nats);
+    bucket.delete_stream("KV_presence-tenants").await?;
+    host.stop().await?;
+    let mut host = Host::start(&site).await?;
+    host.wait_for_log(0, &["the bucket `presence-tenants` is gone"])
+        .await?;
+    until_states(&site, &[("acme", "serving"), ("beta", "serving")]).await?;
+    // Its first place is the one up to which the bucket before it was read.
+    let applied = done(apply(&site, &section("gamma", ""))?)?;
+    assert!(applied.contains("gamma serving"), "{applied}");
+    let three = [
+        ("acme", "serving"),
+        ("beta", "serving"),
+        ("gamma", "serving"),
+    ];
+    until_states(&site, &three).await?;
+    host.wait_for_log(0, &["made anew, without tenants that were in it", "beta"])
+        .await?;
+    bucket.delete_stream("KV_presence-tenants").await?;
+    let applied = done(apply(&site, &section("delta", ""))?)?;
+    assert!(applied.contains("delta serving"), "{applied}");
+    host.stop().await?;
+    let host = Host::start(&site).await?;
+    let four = [
+        ("acme", "serving"),
+        ("beta", "serving"),
+        ("delta", "serving"),
+        ("gamma", "serving"),
+    ];
+    until_states(&site, &four).await?;
+    host.stop().await
+}
+
+#[tokio::test]
+async fn what_is_no_tenant_can_be_removed() -> Result<()> {
+    let (host, site, server) = node().await?;
+    done(apply(&site, &section("beta", ""))?)?;
+    let nats = async_nats::connect(server.url()).await?;
+    let context = async_nats::jetstream::new(nats);
+    for key in ["junk", "a.b", "esc\u{1b}"] {
+        let subject = format!("$KV.presence-tenants.{key}");
+        context.publish(subject, "no tenant".into()).await?.await?;
+        wait::until("it to be refused", async || {
+            let states = states(&site).await?;
+            Ok(states
+                .iter()
+                .any(|(_, state)| state == "refused")
+                .then_some(()))
+        })
+        .await?;
+        assert!(change(&site, "remove", key)?.contains("removed"));
+        until_states(&site, &[("acme", "serving"), ("beta", "serving")]).await?;
+    }
+    host.stop().await
+}
+
+#[tokio::test]
 async fn tenants_of_the_file_are_changed_in_the_file() -> Result<()> {
     let (host, mut site, _server) = node().await?;
     site.set("plugins.source", "folder")?;

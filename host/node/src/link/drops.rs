@@ -176,13 +176,24 @@ impl Drops {
         let of = self.of(kind);
         let total = of.known.load(Ordering::Relaxed);
         let dropped = total.saturating_sub(of.told.swap(total, Ordering::Relaxed));
-        if dropped > 0 {
+        if dropped == 0 {
+            return;
+        }
+        let (what, so) = (kind.as_str(), kind.consequence());
+        if self.has_several_readers() {
+            // The tenant that tells of it needn't be the one whose messages they are.
+            tracing::warn!(
+                parent: None,
+                dropped,
+                total,
+                "{what} of the tenants of one account arrive faster than they are taken in, and \
+                 some are dropped: {so}"
+            );
+        } else {
             tracing::warn!(
                 dropped,
                 total,
-                "{} arrive faster than they are taken in, and some are dropped: {}",
-                kind.as_str(),
-                kind.consequence()
+                "{what} arrive faster than they are taken in, and some are dropped: {so}"
             );
         }
     }

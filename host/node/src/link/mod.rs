@@ -3,6 +3,7 @@
 pub(crate) mod admin;
 pub(crate) mod alerts;
 pub(crate) mod broker;
+pub(crate) mod bucket_keys;
 pub(crate) mod connection;
 pub mod dlq_stream;
 pub(crate) mod drops;

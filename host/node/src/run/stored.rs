@@ -79,7 +79,14 @@ impl Shared {
     async fn answer(&self, request: Bytes) -> Answer {
         if request.is_empty() {
             let place = self.taken().stored.place;
-            return Ok(json!({"ok": true, "place": place, "tenants": self.told.states()}));
+            let made = place.map(|place| place.made);
+            let place = place.map_or(0, |place| place.last);
+            return Ok(json!({
+                "ok": true,
+                "made": made,
+                "place": place,
+                "tenants": self.told.states(),
+            }));
         }
         let changes: Changes = serde_json::from_slice(&request)
             .map_err(|error| format!("the request can't be read: {error}"))?;

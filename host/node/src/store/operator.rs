@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 use tokio::time::{Instant, sleep, timeout_at};
 
 use super::Store;
-use super::tenants::TenantStore;
+use super::tenants::{BucketPlace, TenantStore};
 use crate::link::broker::BrokerAccess;
 use crate::link::micro;
 use crate::link::request;
@@ -198,13 +198,16 @@ impl Operator {
         &self,
         node: &FoundNode,
         names: &[String],
-        place: u64,
+        place: BucketPlace,
     ) -> anyhow::Result<Vec<Value>> {
         let until = Instant::now() + self.load_timeout;
         let mut begun = None;
         loop {
             let answer = self.ask(node, ADMIN_TENANTS, Bytes::new(), STATUS).await?;
+            // A place of a bucket that is gone says nothing of the one that was written.
+            let made = answer.get("made").and_then(Value::as_i64);
             let seen = answer.get("place").and_then(Value::as_u64);
+            let seen = seen.filter(|_| made == Some(place.made));
             let tenants = answer.get("tenants").and_then(Value::as_array);
             let of = |tenant: &&Value| {
                 let name = tenant.get("tenant").and_then(Value::as_str);
@@ -215,7 +218,7 @@ impl Operator {
             let starts = |it: &Value| {
                 is_at(it, "starting") || it.get("changing") == Some(&Value::Bool(true))
             };
-            if seen.is_some_and(|seen| seen >= place) && !tenants.iter().any(starts) {
+            if seen.is_some_and(|seen| seen >= place.last) && !tenants.iter().any(starts) {
                 let since = *begun.get_or_insert_with(Instant::now);
                 let is_impaired = tenants.iter().any(|it| is_at(it, "impaired"));
                 // One that has just begun to serve may lack something for a moment.

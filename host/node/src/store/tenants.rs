@@ -11,12 +11,12 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
 use async_nats::Client;
-use async_nats::jetstream::context::{ContextBuilder, GetStreamErrorKind};
+use async_nats::jetstream::context::{ContextBuilder, GetStreamErrorKind, PublishErrorKind};
 use async_nats::jetstream::kv::{self, CreateErrorKind, UpdateErrorKind};
 use async_nats::jetstream::stream::{self, DiscardPolicy, RetentionPolicy, StorageType, Stream};
 use async_nats::jetstream::{self, ErrorCode};
 use presence_config::causes::Causes;
-use presence_config::{InStore, StoredTenant, TENANTS_BUCKET};
+use presence_config::{InStore, StoredTenant, TENANTS_BUCKET, escape};
 use presence_rules::private;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
@@ -24,6 +24,7 @@ use tokio::time::{interval, timeout};
 
 use super::ACK;
 use super::bucket::read_all;
+use crate::link::bucket_keys::delete;
 use crate::tasks::elsewhere;
 
 /// How often is looked whether they have changed.
@@ -50,6 +51,25 @@ pub struct Entry {
     pub tenant: Option<Result<StoredTenant, String>>,
 }
 
+/// A place in the bucket. One that is made anew counts from 1 again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BucketPlace {
+    /// When the bucket was made, in nanoseconds since 1970.
+    pub made: i64,
+    /// The place.
+    pub last: u64,
+}
+
+impl BucketPlace {
+    fn of(stream: &Stream) -> Self {
+        let info = stream.cached_info();
+        Self {
+            made: i64::try_from(info.created.unix_timestamp_nanos()).unwrap_or(i64::MAX),
+            last: info.state.last_sequence,
+        }
+    }
+}
+
 /// What the bucket has, by name.
 pub type Entries = BTreeMap<String, Entry>;
 
@@ -65,8 +85,8 @@ pub enum Put {
 /// What a node knows of the tenants in the bucket.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Known {
-    /// Up to which place it has been read.
-    pub(crate) place: u64,
+    /// Up to which place it has been read; none if it hasn't been.
+    pub(crate) place: Option<BucketPlace>,
     pub(crate) tenants: Arc<[InStore]>,
 }
 
@@ -105,6 +125,14 @@ impl TenantStore {
         Ok(())
     }
 
+    /// How far the bucket has been written; none where there is none.
+    ///
+    /// # Errors
+    /// If it can't be read, or is not what it should be.
+    pub async fn place(&self) -> anyhow::Result<Option<BucketPlace>> {
+        Ok(self.stream().await?.as_ref().map(BucketPlace::of))
+    }
+
     /// All that is in the bucket; nothing where there is none.
     ///
     /// # Errors
@@ -129,7 +157,7 @@ impl TenantStore {
             // Of a bucket that keeps more than one of a key, the newest is the last.
             let tenant = match presence_config::name(name) {
                 // A marker that the key was deleted has no value.
-                Ok(()) if message.payload.is_empty() => None,
+                _ if message.payload.is_empty() => None,
                 Ok(()) => {
                     let parsed = StoredTenant::parse(&message.payload);
                     Some(parsed.map_err(|error| Causes(&error).to_string()))
@@ -176,20 +204,13 @@ impl TenantStore {
     /// # Errors
     /// If it can't be removed.
     pub async fn remove(&self, name: &str, before: &Entry) -> anyhow::Result<Put> {
-        let bucket = self.bucket().await?;
-        let removed = bucket.delete_expect_revision(name, Some(before.place));
-        match removed.await {
-            Ok(()) => {}
-            Err(error) if error.kind() == UpdateErrorKind::WrongLastRevision => {
-                return Ok(Put::Changed);
-            }
-            Err(error) => {
-                return Err(error).with_context(|| format!("can't remove the tenant `{name}`"));
-            }
+        // Not by the client's own way, which takes no key that is no name of one.
+        match delete(&self.context, subject(name), before.place).await {
+            Ok(place) => Ok(Put::Done(place)),
+            Err(error) if error.kind() == PublishErrorKind::WrongLastSequence => Ok(Put::Changed),
+            Err(error) => Err(error)
+                .with_context(|| format!("can't remove the tenant `{}`", escape::line(name))),
         }
-        let entries = self.entries().await?;
-        let place = entries.get(name).map_or(before.place, |it| it.place);
-        Ok(Put::Done(place))
     }
 
     async fn bucket(&self) -> anyhow::Result<kv::Store> {
@@ -255,8 +276,10 @@ pub(crate) struct TenantsFollower {
     /// Where what is known is kept over a restart; none if it isn't.
     kept: Option<PathBuf>,
     entries: Entries,
+    /// When the bucket was made that what is known came from; none if that isn't known.
+    made: Option<i64>,
     /// Up to which place the bucket has been read, if it has been.
-    place: Option<u64>,
+    place: Option<BucketPlace>,
     tell: watch::Sender<Known>,
     /// Why the bucket can't be read; empty if it can.
     unavailable: String,
@@ -265,6 +288,9 @@ pub(crate) struct TenantsFollower {
 /// What is kept over a restart.
 #[derive(Deserialize, Serialize)]
 struct Kept {
+    /// When their bucket was made.
+    #[serde(default)]
+    made: Option<i64>,
     tenants: BTreeMap<String, StoredTenant>,
 }
 
@@ -276,6 +302,7 @@ impl TenantsFollower {
             store: TenantStore::new(client),
             kept: dir.map(|dir| dir.join("presence-tenants.json")),
             entries: Entries::new(),
+            made: None,
             place: None,
             tell,
             unavailable: String::new(),
@@ -285,9 +312,17 @@ impl TenantsFollower {
 
     /// Follows the bucket for as long as the node runs.
     pub(crate) async fn follow(mut self) {
+        // Whether the bucket can be read or not: it may be gone, or be made anew without them.
+        self.remember().await;
         let first = timeout(AT_START, self.look()).await;
         if first != Ok(true) {
-            self.remember().await;
+            if !self.entries.is_empty() {
+                tracing::warn!(
+                    tenants = self.entries.len(),
+                    "the store can't be read yet: its tenants are served as they were last known"
+                );
+            }
+            self.tell();
         }
         let mut looks = interval(LOOK);
         loop {
@@ -300,12 +335,17 @@ impl TenantsFollower {
     async fn look(&mut self) -> bool {
         let read = async {
             let Some(stream) = self.store.stream().await? else {
+                // What is made in its stead is read from its begin.
+                self.place = None;
                 return match self.entries.is_empty() {
                     true => Ok(None),
-                    false => bail!("the bucket `{TENANTS_BUCKET}` is gone"),
+                    false => bail!(
+                        "the bucket `{TENANTS_BUCKET}` is gone. Bring it back from a backup, or \
+                         write its tenants again (`presence tenants apply FILE`)"
+                    ),
                 };
             };
-            let place = stream.cached_info().state.last_sequence;
+            let place = BucketPlace::of(&stream);
             match self.place == Some(place) {
                 true => Ok(None),
                 false => Ok(Some((place, TenantStore::read(&stream).await?))),
@@ -317,10 +357,12 @@ impl TenantsFollower {
                     tracing::info!("the tenants in the store can be read again");
                 }
                 if let Some((place, entries)) = read {
+                    self.say_made_anew(place, &entries);
                     self.entries.extend(entries);
+                    self.made = Some(place.made);
                     self.place = Some(place);
                     self.keep().await;
-                    self.tell(place);
+                    self.tell();
                 }
                 true
             }
@@ -338,16 +380,34 @@ impl TenantsFollower {
         }
     }
 
-    fn tell(&self, place: u64) {
+    /// Says so if another bucket is there than the one that what is known came from.
+    fn say_made_anew(&self, place: BucketPlace, entries: &Entries) {
+        let is_other = self.made.is_some_and(|made| made != place.made);
+        let known = self.entries.iter().filter(|(_, it)| it.tenant.is_some());
+        let missing = known.filter(|(name, _)| !entries.contains_key(*name));
+        let missing: Vec<_> = missing.map(|(name, _)| escape::line(name)).collect();
+        if is_other && !missing.is_empty() {
+            tracing::error!(
+                tenants = missing.len(),
+                "the bucket `{TENANTS_BUCKET}` was made anew, without tenants that were in it: \
+                 they are served as they were last known. Write them again (`presence tenants \
+                 apply FILE`), and remove those that are to end: {}",
+                missing.join(", ")
+            );
+        }
+    }
+
+    fn tell(&self) {
         let tenants = self.entries.iter().filter_map(|(name, entry)| {
             let (name, value) = (name.clone(), entry.tenant.clone()?);
             Some(InStore { name, value })
         });
         let tenants = tenants.collect();
+        let place = self.place;
         self.tell.send_replace(Known { place, tenants });
     }
 
-    /// Goes by what was last known.
+    /// Reads what was last known.
     async fn remember(&mut self) {
         let Some(path) = self.kept.clone() else {
             return;
@@ -355,20 +415,16 @@ impl TenantsFollower {
         let Ok(bytes) = elsewhere(move || std::fs::read(path)).await else {
             return;
         };
-        let Ok(Kept { tenants }) = serde_json::from_slice(&bytes) else {
+        let Ok(Kept { made, tenants }) = serde_json::from_slice(&bytes) else {
             tracing::error!("what was kept of the tenants in the store can't be read");
             return;
         };
-        tracing::warn!(
-            tenants = tenants.len(),
-            "the store can't be read yet: its tenants are served as they were last known"
-        );
         let entries = tenants.into_iter().map(|(name, tenant)| {
             let tenant = Some(Ok(tenant));
             (name, Entry { place: 0, tenant })
         });
         self.entries = entries.collect();
-        self.tell(0);
+        self.made = made;
     }
 
     async fn keep(&self) {
@@ -380,6 +436,7 @@ impl TenantsFollower {
             Some((name.clone(), tenant.clone()))
         });
         let kept = Kept {
+            made: self.made,
             tenants: tenants.collect(),
         };
         // Plain data always has a JSON form.

@@ -1,6 +1,6 @@
 //! The thread that sends to the collector: metrics at each interval, traces as they come together.
-//! While the collector takes nothing, it is asked ever more seldom, and the log says so once a
-//! minute.
+//! While the collector takes none of one of them, it is sent these ever more seldom, and the log
+//! says so once a minute. That is no matter of the other: some collectors take only one.
 
 use std::io::Read as _;
 use std::sync::Arc;
@@ -36,6 +36,9 @@ const BACKOFF_MAX: Duration = Duration::from_secs(60);
 /// How much is read of an answer, in bytes.
 const ANSWER_BYTES_MAX: u64 = 65_536;
 
+/// How much of what is wrong is told, in characters: the collector may have written it.
+const WHY_CHARS_MAX: usize = 500;
+
 /// How often the log says that the collector takes nothing, in milliseconds.
 const TOLD_MS: u64 = 60_000;
 
@@ -56,7 +59,17 @@ pub(super) struct Exporter {
     encoder: Encoder,
     /// Traces that the collector hasn't taken.
     traces: Vec<Trace>,
-    /// How many times in a row the collector has taken nothing.
+    of_metrics: Attempts,
+    of_traces: Attempts,
+}
+
+/// How sending one kind of thing goes.
+struct Attempts {
+    /// Of what.
+    what: &'static str,
+    /// When to send next.
+    next: Instant,
+    /// How many times in a row the collector hasn't taken any.
     failures: u32,
     log: LogLimiter,
 }
@@ -90,44 +103,47 @@ impl Exporter {
             figures,
             encoder: Encoder::new(&config.node.name, SystemTime::now()),
             traces: Vec::new(),
-            failures: 0,
-            log: LogLimiter::default(),
+            of_metrics: Attempts::new("metrics", interval),
+            of_traces: Attempts::new("traces", interval),
             settings,
         }
     }
 
     /// Sends until it is told to end.
     pub(super) fn run(mut self, orders: &Receiver<Order>) {
-        let mut next = Instant::now() + self.interval;
         loop {
+            let next = self.of_metrics.next.min(self.of_traces.next);
             let wait = next.saturating_duration_since(Instant::now());
             match orders.recv_timeout(wait) {
                 Ok(Order::Trace(trace)) => {
                     self.keep(*trace);
                     // While it takes nothing, it isn't asked before it is time.
-                    if self.traces.len() < BATCH || self.failures > 0 {
-                        continue;
-                    }
-                    if self.send_traces() {
-                        continue;
+                    if self.traces.len() >= BATCH && self.of_traces.failures == 0 {
+                        self.send_traces();
                     }
                 }
                 Ok(Order::End(done)) => return self.end(done),
                 Err(RecvTimeoutError::Disconnected) => return,
                 Err(RecvTimeoutError::Timeout) => {
-                    // The metrics first: they say what has become of traces.
-                    let _ = self.send_metrics() && self.send_traces();
+                    if self.of_metrics.next <= Instant::now() {
+                        self.send_metrics();
+                    }
+                    if self.of_traces.next <= Instant::now() {
+                        self.send_traces();
+                    }
                 }
             }
-            next = Instant::now() + self.pause();
         }
     }
 
     /// Sends what there is once more, to a collector that takes what it is sent.
     fn end(mut self, done: oneshot::Sender<()>) {
-        if self.failures == 0 {
-            self.limit = LAST;
-            let _ = self.send_metrics() && self.send_traces();
+        self.limit = LAST;
+        if self.of_metrics.failures == 0 {
+            self.send_metrics();
+        }
+        if self.of_traces.failures == 0 {
+            self.send_traces();
         }
         // The one who waits may have given up.
         let _ = done.send(());
@@ -141,30 +157,19 @@ impl Exporter {
         }
     }
 
-    /// How long to wait: the interval, or longer while the collector takes nothing. Many nodes
-    /// don't ask at the same moment then.
-    fn pause(&self) -> Duration {
-        if self.failures == 0 {
-            return self.interval;
-        }
-        let longest = BACKOFF_MAX.max(self.interval);
-        let doubled = 1_u32.checked_shl(self.failures.min(16)).unwrap_or(u32::MAX);
-        let wait = self.interval.saturating_mul(doubled).min(longest);
-        wait.mul_f64(0.5 + fastrand::f64() / 2.0)
-    }
-
-    /// Whether the collector took them.
-    fn send_metrics(&mut self) -> bool {
+    fn send_metrics(&mut self) {
         let request = self.encoder.metrics(&(self.source)(), SystemTime::now());
         let sent = self.post(&self.metrics_uri, request.encode_to_vec());
         let sent = sent.and_then(|answer| taken(&answer, "data points"));
-        self.note(sent.map_err(|untaken| match untaken {
+        let sent = sent.map_err(|untaken| match untaken {
             Untaken::Later(error) | Untaken::Never(error) => error,
-        }))
+        });
+        self.of_metrics.note(sent, &self.figures, self.interval);
     }
 
-    /// Whether the collector took them, as far as there are any.
-    fn send_traces(&mut self) -> bool {
+    /// Sends the traces that there are, until one request isn't taken.
+    fn send_traces(&mut self) {
+        self.of_traces.next = Instant::now() + self.interval;
         while !self.traces.is_empty() {
             let rest = self.traces.split_off(self.traces.len().min(BATCH));
             let batch = std::mem::replace(&mut self.traces, rest);
@@ -185,36 +190,8 @@ impl Exporter {
                     Err(error)
                 }
             };
-            if !self.note(sent) {
-                return false;
-            }
-        }
-        true
-    }
-
-    /// Notes what became of a request.
-    fn note(&mut self, sent: anyhow::Result<()>) -> bool {
-        match sent {
-            Ok(()) => {
-                Figures::add(&self.figures.sent, 1);
-                if std::mem::take(&mut self.failures) > 0 {
-                    tracing::info!("the telemetry collector takes what it is sent again");
-                }
-                true
-            }
-            Err(error) => {
-                Figures::add(&self.figures.failed, 1);
-                self.failures = self.failures.saturating_add(1);
-                if let Some(times) = self.log.line(TOLD_MS) {
-                    let why = format!("{error:#}");
-                    tracing::warn!(
-                        times,
-                        "the telemetry collector doesn't take what it is sent, and is asked again \
-                         later: {}",
-                        Line(why)
-                    );
-                }
-                false
+            if !self.of_traces.note(sent, &self.figures, self.interval) {
+                return;
             }
         }
     }
@@ -249,6 +226,58 @@ impl Exporter {
             true => Err(Untaken::Later(error)),
             false => Err(Untaken::Never(error)),
         }
+    }
+}
+
+impl Attempts {
+    fn new(what: &'static str, interval: Duration) -> Self {
+        Self {
+            what,
+            next: Instant::now() + interval,
+            failures: 0,
+            log: LogLimiter::default(),
+        }
+    }
+
+    /// Notes what became of a request, and when to send next. Says whether it was taken.
+    fn note(&mut self, sent: anyhow::Result<()>, figures: &Figures, interval: Duration) -> bool {
+        let is_taken = sent.is_ok();
+        match sent {
+            Ok(()) => {
+                Figures::add(&figures.sent, 1);
+                if std::mem::take(&mut self.failures) > 0 {
+                    tracing::info!("the telemetry collector takes {} again", self.what);
+                }
+            }
+            Err(error) => {
+                Figures::add(&figures.failed, 1);
+                self.failures = self.failures.saturating_add(1);
+                if let Some(times) = self.log.line(TOLD_MS) {
+                    let why = format!("{error:#}");
+                    let why: String = why.chars().take(WHY_CHARS_MAX).collect();
+                    tracing::warn!(
+                        times,
+                        "the telemetry collector doesn't take {}, and is asked again later: {}",
+                        self.what,
+                        Line(why)
+                    );
+                }
+            }
+        }
+        self.next = Instant::now() + self.pause(interval);
+        is_taken
+    }
+
+    /// How long to wait: the interval, or longer while the collector takes nothing. Many nodes
+    /// don't ask at the same moment then.
+    fn pause(&self, interval: Duration) -> Duration {
+        if self.failures == 0 {
+            return interval;
+        }
+        let longest = BACKOFF_MAX.max(interval);
+        let doubled = 1_u32.checked_shl(self.failures.min(16)).unwrap_or(u32::MAX);
+        let wait = interval.saturating_mul(doubled).min(longest);
+        wait.mul_f64(0.5 + fastrand::f64() / 2.0)
     }
 }
 

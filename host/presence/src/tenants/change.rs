@@ -9,7 +9,7 @@ use presence_config::{Config, StoredTenant, TENANTS_BUCKET, Text};
 use presence_kit::text::plain;
 use presence_node::clock;
 use presence_node::store::operator::{FoundNode, Operator};
-use presence_node::store::tenants::{Entries, Put};
+use presence_node::store::tenants::{BucketPlace, Entries, Put};
 use serde_json::{Value, json};
 use similar::TextDiff;
 
@@ -60,7 +60,12 @@ pub(super) async fn run(command: &Command) -> anyhow::Result<()> {
         Command::Resume(args) => rest(args, false).await,
         Command::Remove(args) => {
             let session = TenantStoreSession::open(&args.how).await?;
-            session.there(&args.name)?;
+            // One that can't be read can be removed.
+            let entry = session.entries.get(&args.name);
+            let is_bad = entry.is_some_and(|it| matches!(it.tenant, Some(Err(_))));
+            if !is_bad {
+                session.there(&args.name)?;
+            }
             session.change(vec![(args.name.clone(), None)], 1).await
         }
         Command::List(_) | Command::Show(_) => Ok(()),
@@ -130,7 +135,7 @@ impl<'a> TenantStoreSession<'a> {
             Some(Ok(tenant)) => Ok(tenant),
             Some(Err(why)) => bail!(
                 "the tenant `{name}` in the store can't be read ({}): write it again \
-                 (`presence tenants apply FILE`)",
+                 (`presence tenants apply FILE`), or remove it",
                 line(why)
             ),
             None if in_file => bail!(
@@ -149,7 +154,11 @@ impl<'a> TenantStoreSession<'a> {
             (Some(before), Some(tenant)) => {
                 (&before.section, before.paused) == (&tenant.section, tenant.paused)
             }
-            (before, tenant) => before.is_none() && tenant.is_none(),
+            (None, None) => {
+                let entry = self.entries.get(name);
+                entry.is_none_or(|it| it.tenant.is_none())
+            }
+            _ => false,
         };
         let changes: Vec<_> = changes.into_iter().filter(|it| !is_same(it)).collect();
         if changes.is_empty() {
@@ -157,7 +166,10 @@ impl<'a> TenantStoreSession<'a> {
         }
         let differences = changes
             .iter()
-            .map(|(name, tenant)| difference(name, self.before(name), tenant.as_ref()));
+            .map(|(name, tenant)| match (self.before(name), tenant) {
+                (None, None) => format!("{}: what can't be read is removed\n", line(name)),
+                (before, tenant) => difference(name, before, tenant.as_ref()),
+            });
         how.agree(differences.collect::<String>(), "Make this change?")?;
         let nodes = self.operator.nodes_with_tenants().await?;
         let (who, when) = (who(&self.config), clock::now_ms());
@@ -173,8 +185,7 @@ impl<'a> TenantStoreSession<'a> {
         let changes: Vec<Change> = changes.collect();
         self.validate(&nodes, &changes).await?;
         let place = self.write(&changes, replicas).await?;
-        let names: Vec<_> = changes.into_iter().map(|(name, _)| name).collect();
-        self.wait(&nodes, &names, place).await
+        self.wait(&nodes, &changes, place).await
     }
 
     fn say_unchanged(&self) -> anyhow::Result<()> {
@@ -214,11 +225,17 @@ impl<'a> TenantStoreSession<'a> {
     }
 
     /// Writes changes, and says the place of the last.
-    async fn write(&self, changes: &[Change], replicas: usize) -> anyhow::Result<u64> {
+    async fn write(&self, changes: &[Change], replicas: usize) -> anyhow::Result<BucketPlace> {
         let store = self.operator.tenants();
         self.operator
             .attempt("presence-tenants", store.make(replicas))
             .await?;
+        let made = self
+            .operator
+            .attempt("presence-tenants", store.place())
+            .await?
+            .with_context(|| format!("the bucket `{TENANTS_BUCKET}` is gone"))?
+            .made;
         let (mut last, mut written) = (0, Vec::new());
         for (name, tenant) in changes {
             let before = self.entries.get(name);
@@ -242,21 +259,30 @@ impl<'a> TenantStoreSession<'a> {
             }
             written.push(name.clone());
         }
-        Ok(last)
+        Ok(BucketPlace { made, last })
     }
 
     /// Waits until every node is done.
-    async fn wait(&self, nodes: &[FoundNode], names: &[String], place: u64) -> anyhow::Result<()> {
+    async fn wait(
+        &self,
+        nodes: &[FoundNode],
+        changes: &[Change],
+        place: BucketPlace,
+    ) -> anyhow::Result<()> {
+        let names: Vec<_> = changes.iter().map(|(name, _)| name.clone()).collect();
         let (mut failed, mut told) = (0, Vec::new());
         for node in nodes {
-            let settled = self.operator.tenants_settled(node, names, place).await;
+            let settled = self.operator.tenants_settled(node, &names, place).await;
             let (tenants, error) = match settled {
-                Ok(tenants) => (tenants, None),
+                Ok(tenants) => {
+                    let error = missing(changes, &tenants);
+                    (tenants, error)
+                }
                 Err(error) => (Vec::new(), Some(format!("{error:#}"))),
             };
             failed += usize::from(error.is_some() || tenants.iter().any(is_bad));
             if !self.how.json {
-                say_node(node, names, &tenants, error.as_deref())?;
+                say_node(node, &names, &tenants, error.as_deref())?;
             }
             told.push(json!({"node": node.name, "tenants": tenants, "error": error}));
         }
@@ -270,6 +296,18 @@ impl<'a> TenantStoreSession<'a> {
         );
         Ok(())
     }
+}
+
+/// What is wrong if a node doesn't have a tenant that was written.
+fn missing(changes: &[Change], tenants: &[Value]) -> Option<String> {
+    let is_there = |name: &String| {
+        let name = json!(name);
+        tenants.iter().any(|it| it.get("tenant") == Some(&name))
+    };
+    let written = changes.iter().filter(|(_, tenant)| tenant.is_some());
+    let missing = written.filter(|(name, _)| !is_there(name));
+    let missing: Vec<_> = missing.map(|(name, _)| &**name).collect();
+    (!missing.is_empty()).then(|| format!("it does not have {}: see its log", missing.join(", ")))
 }
 
 /// Whether a tenant isn't as the store says.
@@ -314,11 +352,110 @@ fn difference(name: &str, before: Option<&StoredTenant>, after: Option<&StoredTe
             format!("{paused}{}\n", it.section)
         })
     };
-    TextDiff::from_lines(&text(before), &text(after))
+    let patch = TextDiff::from_lines(&text(before), &text(after))
         .unified_diff()
         .header(
             &format!("{name}, as it is"),
             &format!("{name}, as it is to be"),
         )
-        .to_string()
+        .to_string();
+    let sections = [before, after].into_iter().flatten().map(|it| &*it.section);
+    masked(patch, sections).unwrap_or_else(|| {
+        format!("{name}: changes, and isn't shown, since it writes a secret in an unusual way\n")
+    })
+}
+
+/// A patch without the secrets of these sections; none if they can't be told from the rest.
+fn masked<'a>(mut patch: String, sections: impl Iterator<Item = &'a str>) -> Option<String> {
+    let mut secrets = Vec::new();
+    for section in sections {
+        let of_section = secrets.len();
+        collect_secrets(&Value::Object(toml::from_str(section).ok()?), &mut secrets);
+        // One that is written with escapes isn't found.
+        if secrets
+            .iter()
+            .skip(of_section)
+            .any(|it| !section.contains(it))
+        {
+            return None;
+        }
+    }
+    // One may be a part of another.
+    secrets.sort_unstable_by_key(|it| std::cmp::Reverse(it.len()));
+    for secret in secrets.iter().filter(|it| !it.is_empty()) {
+        patch = patch.replace(secret, "***");
+    }
+    // One of several lines has the signs of the patch in between.
+    secrets.iter().all(|it| !it.contains('\n')).then_some(patch)
+}
+
+/// Collects what nobody is to read: passwords, tokens, seeds, and logins within addresses.
+fn collect_secrets(value: &Value, secrets: &mut Vec<String>) {
+    match value {
+        Value::Object(keys) => {
+            for (key, value) in keys {
+                let is_secret = ["password", "token", "seed", "secret"];
+                let is_secret = is_secret.iter().any(|it| key.contains(it));
+                match value.as_str() {
+                    Some(text) if is_secret => secrets.push(text.to_owned()),
+                    _ => collect_secrets(value, secrets),
+                }
+            }
+        }
+        Value::Array(values) => {
+            values.iter().for_each(|it| collect_secrets(it, secrets));
+        }
+        Value::String(text) => {
+            // There may be several, with commas between.
+            for url in text.split(',') {
+                let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
+                if let Some((login, _)) = rest.rsplit_once('@') {
+                    secrets.push(login.to_owned());
+                }
+            }
+        }
+        _ => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_changes_is_shown_without_its_secrets() {
+        let tenant = |section: &str| StoredTenant {
+            section: section.to_owned(),
+            ..StoredTenant::default()
+        };
+        let before = tenant("name = 'a'\n[nats]\nurl = 'nats://u:pw1@h:1,nats://tok3n@i'\n");
+        let after = tenant("name = 'a'\n[nats]\nuser = 'u'\npassword = \"pw22\"\n");
+        let shown = difference("a", Some(&before), Some(&after));
+        for secret in ["pw1", "tok3n", "pw22"] {
+            assert!(!shown.contains(secret), "{shown}");
+        }
+        for kept in [
+            "-url = 'nats://***@h:1,nats://***@i'",
+            "+password = \"***\"",
+        ] {
+            assert!(shown.contains(kept), "{shown}");
+        }
+        let escaped = tenant("name = 'a'\n[nats]\npassword = \"pw\\u0032\"\n");
+        let shown = difference("a", None, Some(&escaped));
+        assert!(
+            !shown.contains("pw") && shown.contains("isn't shown"),
+            "{shown}"
+        );
+    }
+
+    #[test]
+    fn a_node_that_lacks_what_was_written_has_not_done_it() {
+        let written = vec![
+            ("a".to_owned(), Some(StoredTenant::default())),
+            ("b".to_owned(), None),
+        ];
+        let why = missing(&written, &[]);
+        assert_eq!(why.as_deref(), Some("it does not have a: see its log"));
+        assert_eq!(missing(&written, &[json!({"tenant": "a"})]), None);
+    }
 }

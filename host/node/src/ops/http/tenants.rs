@@ -326,14 +326,17 @@ impl Tenants {
         let count = |state: &str| states.iter().filter(|it| **it == state).count();
         let counts = STATES.map(|state| (state, count(state)));
         text.values("presence_tenants", "state", counts);
-        let mut is_shared_told = false;
+        // One that waits for its state or another node knows little of the account that it shares.
+        let shared = all.iter().filter(|(_, entry)| !entry.own_account);
+        let shared = shared.filter_map(|(name, entry)| Some((&**name, entry.board.as_ref()?)));
+        let tells = shared.min_by_key(|(_, board)| board.status.get().is_none());
+        let tells = tells.map(|(name, _)| name.to_owned());
         for (name, entry) in &all {
             let Some(board) = &entry.board else { continue };
             // What the tenants of an account share is told once, without a tenant.
             let account = match entry.own_account {
                 true => Some(&**name),
-                false if std::mem::replace(&mut is_shared_told, true) => None,
-                false => Some(""),
+                false => (tells.as_deref() == Some(&**name)).then_some(""),
             };
             metrics::of_tenant(&mut text, board, name, account);
         }
