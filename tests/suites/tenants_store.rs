@@ -209,7 +209,7 @@ async fn what_a_node_refuses_is_not_written_and_the_reason_is_said() -> Result<(
     assert_eq!(
         unasked.status.code(),
         Some(1),
-        "nobody is there to be asked"
+        "there is no terminal to ask on"
     );
     until_states(&site, &[("acme", "serving")]).await?;
     // What others write into the bucket is refused by the node, and disturbs nobody.

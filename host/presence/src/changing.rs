@@ -51,7 +51,7 @@ impl ChangeOptions {
     /// Shows what changes, and asks whether it is to be done.
     ///
     /// # Errors
-    /// If it isn't, or nobody is there to be asked.
+    /// If it isn't, or there is no terminal to ask on.
     pub(crate) fn agree(&self, difference: impl Display, question: &str) -> anyhow::Result<()> {
         if !self.json {
             print(difference)?;
@@ -77,7 +77,7 @@ pub(crate) fn who(config: &Config) -> String {
 fn confirm(question: &str) -> anyhow::Result<()> {
     ensure!(
         stdin().is_terminal(),
-        "nobody is there to be asked: --yes goes on without asking"
+        "there is no terminal to ask on: --yes goes on without asking"
     );
     say(format_args!("{question} [y/N]"));
     let mut answer = String::new();

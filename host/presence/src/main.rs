@@ -139,7 +139,7 @@ enum Command {
         after_help = "Example:\n  presence pipeline diff pipeline.toml"
     )]
     Pipeline(pipeline::Command),
-    /// The tenants of a running processor on this machine: what each is at, and why.
+    /// The tenants of a running processor on this machine: the state of each, and why.
     #[command(
         subcommand,
         after_help = "Example:\n  presence tenants list --config presence.toml"

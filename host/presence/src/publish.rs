@@ -84,7 +84,7 @@ const INPUTS: [&str; 5] = [
 const STDIN_BYTES_MAX: u64 = 1 << 20;
 
 fn object(text: &str) -> Result<Map<String, Value>, String> {
-    serde_json::from_str(text).map_err(|error| format!("it is no JSON object: {error}"))
+    serde_json::from_str(text).map_err(|error| format!("it is not a JSON object: {error}"))
 }
 
 /// Publishes it.

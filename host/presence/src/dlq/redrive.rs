@@ -161,7 +161,7 @@ async fn meant(args: &Args, letters: &DlqStream) -> anyhow::Result<Vec<DeadLette
 fn confirm(count: usize, stream: &str) -> anyhow::Result<()> {
     ensure!(
         stdin().is_terminal(),
-        "nobody is there to be asked: --yes redrives {count} dead letters without asking"
+        "there is no terminal to ask on: --yes redrives {count} dead letters without asking"
     );
     say(format_args!(
         "Redrive {count} dead letters of the stream `{stream}`? [y/N]"

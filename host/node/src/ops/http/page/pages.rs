@@ -67,7 +67,7 @@ pub(super) struct Shared {
     pub(super) access: PageAccess,
     /// A permit for each page that may listen.
     pub(super) listeners: Arc<Semaphore>,
-    /// The tenants by name, and what each is at, as an event; empty where there is one tenant.
+    /// The tenants by name, and the state of each, as an event; empty where there is one tenant.
     pub(super) tenants: watch::Sender<Bytes>,
 }
 
