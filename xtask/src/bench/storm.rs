@@ -109,8 +109,15 @@ fn one(broker: &Broker, connections: usize, title: &'static str, grace_ms: i64) 
     let storm = std::thread::spawn(move || -> Result<TcpStream> {
         send(&mut stream, "disconnect", all.0.clone(), "c")?;
         let begin = Instant::now();
-        for (number, piece) in (1_u32..).zip(pieces(all.0, PIECES)) {
+        for (number, piece) in (1_u32..).zip(pieces(all.0.clone(), PIECES)) {
             send(&mut stream, "connect", piece, "d")?;
+            let next = BACK * number / u32::try_from(PIECES)?;
+            std::thread::sleep(next.saturating_sub(begin.elapsed()));
+        }
+        // Clients go on, and the node adopts whose connect was dropped.
+        let begin = Instant::now();
+        for (number, piece) in (1_u32..).zip(pieces(all.0.clone(), PIECES)) {
+            send(&mut stream, "heartbeat", piece, "d")?;
             let next = BACK * number / u32::try_from(PIECES)?;
             std::thread::sleep(next.saturating_sub(begin.elapsed()));
         }
@@ -153,7 +160,7 @@ impl Row {
             Ok((online == self.connections as f64).then_some(()))
         });
         broker.runtime.block_on(back)?;
-        // What was lost was a disconnect: such a connection lives until its timeout.
+        // What was lost was a disconnect, whose connection lives until its timeout, or a connect.
         self.dropped = broker
             .runtime
             .block_on(host.metric("presence_slow_consumer_drops_total", &[]))?;
