@@ -325,7 +325,7 @@ mod tests {
     }
 
     #[test]
-    fn a_shard_of_a_fleet_is_one_source_whoever_owns_it() {
+    fn a_shard_of_a_fleet_is_one_source_under_each_owner() {
         let source = Source::of_fleet(3, &Subjects::new(None), false);
         for epoch in [7, 9] {
             let headers: Vec<_> = source.owned_in(epoch).headers("s", 0, 1).collect();

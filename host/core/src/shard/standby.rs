@@ -30,7 +30,7 @@ use crate::statements::Statement;
 use crate::step::Step;
 use crate::tracker::{Connected, Effect, TrackerRecord, Transition};
 
-/// How many transitions are remembered of users of whom viewers weren't told, beside as many
+/// How many transitions are remembered that no viewer was told of, beside as many
 /// as there are users in the ledger.
 const MISSED_MAX: usize = 1_024;
 
@@ -373,8 +373,8 @@ impl Presence {
         }
     }
 
-    /// Takes what is of use only to those who publish, and forgets what was missed of users
-    /// of whom no viewer was told.
+    /// Takes what is of use only to those who publish, and forgets what was missed that
+    /// no viewer was told of.
     fn tidy_followed(&mut self, common: &mut Common) {
         let now = common.now();
         while let Some(user) = common.tracker.take_reshown() {
@@ -425,7 +425,7 @@ impl Presence {
         }
     }
 
-    /// Announces a user of whom no viewer was told.
+    /// Announces a transition that no viewer was told of.
     fn announce_missed(&mut self, event: Event, ours: bool, common: &Common) {
         if self.will_be_told(event.user).is_none() {
             let step = Step::Announce(Arc::new(event), ours);

@@ -40,8 +40,8 @@ pub(crate) struct Client {
     fencing: bool,
     /// Who is online, as far as it knows.
     pub(crate) view: BTreeSet<usize>,
-    /// Of each shard: the question that waits for an answer, and the users of whom an event
-    /// was taken since.
+    /// Of each shard: the question that waits for an answer, and the users for whom an
+    /// event was taken since.
     pub(crate) asking: BTreeMap<u32, (u64, BTreeSet<usize>)>,
     /// The shards to ask once more.
     again: BTreeSet<u32>,

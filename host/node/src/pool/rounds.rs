@@ -3,7 +3,7 @@
 //!
 //! A tenant may have a larger weight than others: it is given as many times as much time. And it may
 //! have a limit to the time that it uses a second: where that is used up, it rests until there is
-//! some again, whoever else waits.
+//! some again, even if nobody else waits.
 //!
 //! What a turn will take isn't known before. So a tenant may overdraw what it is given in a
 //! round, by a step at most, and pays for that out of the next ones.

@@ -54,7 +54,7 @@ use crate::tenant::quotas::Exceeded;
 const SWEEP_IDS_MIN: usize = 65_536;
 
 /// How many users and groups there may be for each entry of a directory: an entry names two, and
-/// some may be known of whom it says nothing.
+/// some may be known that no entry names.
 const KNOWN_PER_ENTRY: u64 = 3;
 
 /// What the pipeline's generations are counted from.
@@ -147,7 +147,7 @@ pub(crate) struct Tenant {
     swept: usize,
 }
 
-/// How many entries a directory counts as. Users and groups of whom it says nothing take memory as
+/// How many entries a directory counts as. Users and groups that no entry names take memory as
 /// well.
 fn size(directory: &Directory) -> u64 {
     let known = directory.len() + directory.group_count() as u64;

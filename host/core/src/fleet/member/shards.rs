@@ -286,8 +286,8 @@ impl ShardView {
         }
     }
 
-    /// Nobody owns it: whoever holds its state takes it; after a while, the first that is
-    /// there.
+    /// Nobody owns it: a node that holds its state takes it; after a while, the first node that
+    /// is there.
     fn claim(&mut self, now: u64, ranks: &[Arc<str>], fleet: &Fleet<'_>, done: &mut Done) -> Role {
         let since = *self.vacant_since.get_or_insert(now);
         let role = match &self.role {
