@@ -78,8 +78,8 @@ async fn pub_prints_what_the_processor_answers_and_fails_where_it_refuses() -> R
     assert_eq!(code, Some(2), "no input");
     let (code, said) = publish(&["disconnect", "ada", "--conn", "c1"])?;
     assert_eq!((code, &*said), (Some(0), "ada has disconnected c1\n"));
-    let metric = world.host.metric("presence_online_users", &[]).await?;
-    assert_eq!(metric, 0.0);
+    let online = "presence_online_users";
+    world.host.until_metric(online, &[], |n| n == 0.0).await?;
     world.end().await
 }
 
