@@ -109,6 +109,13 @@ fn a_replayed_day_is_what_the_contract_says() -> Result<()> {
         "lastSeen": SEED_MS + 50, "reason": "timeout",
         "metadata": {"timeoutDuration": 30_000, "lastHeartbeat": SEED_MS + 50},
     });
+    // What an application stated ends a day later.
+    let unsaid_at = SEED_MS + 70 + 86_400_000;
+    let unsaid = json!({
+        "type": "user_offline", "userId": "12345", "timestamp": unsaid_at,
+        "lastSeen": SEED_MS + 70, "reason": "timeout",
+        "metadata": {"timeoutDuration": 86_400_000, "lastHeartbeat": SEED_MS + 70},
+    });
     assert_eq!(
         on(ONLINE),
         [
@@ -118,7 +125,11 @@ fn a_replayed_day_is_what_the_contract_says() -> Result<()> {
     );
     assert_eq!(
         on(OFFLINE),
-        [(SEED_MS + 40, left.clone()), (silent_at, silent.clone())]
+        [
+            (SEED_MS + 40, left.clone()),
+            (silent_at, silent.clone()),
+            (unsaid_at, unsaid.clone())
+        ]
     );
     assert_eq!(
         on(EVENTS),
@@ -128,6 +139,7 @@ fn a_replayed_day_is_what_the_contract_says() -> Result<()> {
             (SEED_MS + 50, came("22222", SEED_MS + 50)),
             (SEED_MS + 70, inputs::online("12345", SEED_MS + 70)),
             (silent_at, silent),
+            (unsaid_at, unsaid),
         ],
     );
 
@@ -166,6 +178,7 @@ fn a_replayed_day_is_what_the_contract_says() -> Result<()> {
         [
             seen_offline("12345", SEED_MS + 40, SEED_MS + 40, &["22222", "67890"]),
             seen_offline("22222", silent_at, SEED_MS + 50, &["12345"]),
+            seen_offline("12345", unsaid_at, SEED_MS + 70, &["22222", "67890"]),
         ],
     );
     let dead = on(DLQ);

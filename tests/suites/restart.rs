@@ -272,6 +272,13 @@ async fn a_damaged_state_is_set_aside_and_the_host_starts_empty() -> Result<()> 
     let body = inputs::heartbeat("12345", "c1", now_ms());
     world.client.input(HEARTBEAT, body).await?;
     world.tape.hosts(ONLINE, 2).await?;
+
+    // One that is empty has lost as much.
+    world.host.process.kill().await?;
+    fs::write(&file, "")?;
+    world.host = Host::start(&world.site).await?;
+    let words = ["presence.redb is empty", "starts with nothing"];
+    world.host.wait_for_log(0, &words).await?;
     world.end().await
 }
 

@@ -12,10 +12,9 @@ use presence_core::quota::Rate;
 use presence_core::{Input, Output, Shard};
 use presence_sandbox::{Blueprint, Pipeline};
 
-/// How long after the last line time goes on at most, in milliseconds: half a day. A
-/// decision that fails whenever it is tried again, or a rule that always asks
-/// to be asked again, would have it go on for ever. What an application stated of a
-/// user holds for a day by default: a recording's end is no reason to end it.
+/// How long after the last line time goes on at most, in milliseconds, beyond the time that an
+/// application's statement holds: half a day. A decision that fails whenever it is tried again, or
+/// a rule that always asks to be asked again, would have it go on for ever.
 const SETTLE_MS_MAX: u64 = 12 * 60 * 60 * 1_000;
 
 /// The node's name in a replay, the same on every machine.
@@ -30,6 +29,8 @@ pub(super) struct Replayer {
     /// How many messages are taken in.
     messages: Rate,
     subjects: Subjects,
+    /// How long after the last line time goes on at most, in milliseconds.
+    settle_ms: u64,
 }
 
 /// What is known before anything is played, of which all runs have the same.
@@ -64,6 +65,7 @@ impl Replayer {
         settings.node = NODE.into();
         // A recording has all that there was to hear.
         settings.tracker.receive_step_ms = None;
+        let settle_ms = settings.statement_ttl_ms.saturating_add(SETTLE_MS_MAX);
         Ok(Self {
             now: 0,
             shard: Shard::new(settings, names, directory),
@@ -74,6 +76,7 @@ impl Replayer {
             },
             messages: quotas.messages,
             subjects: Subjects::new(config.tenant.prefix.as_deref()),
+            settle_ms,
         })
     }
 
@@ -117,7 +120,7 @@ impl Replayer {
         &mut self,
         mut done: impl FnMut(u64, Vec<Output>) -> anyhow::Result<()>,
     ) -> anyhow::Result<()> {
-        let end = self.now.saturating_add(SETTLE_MS_MAX);
+        let end = self.now.saturating_add(self.settle_ms);
         while let Some(deadline) = self.shard.next_deadline()
             && deadline <= end
         {

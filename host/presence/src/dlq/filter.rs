@@ -1,6 +1,8 @@
 //! Which dead letters are meant.
 
+use clap::builder::PossibleValuesParser;
 use jiff::Timestamp;
+use presence_core::message::Cause;
 use presence_node::clock;
 use presence_node::link::dlq_stream::DeadLetter;
 
@@ -8,8 +10,8 @@ use crate::arguments;
 
 #[derive(clap::Args, Default)]
 pub(super) struct Filter {
-    /// Only those with this reason: plugin-failed, invalid-json, … (docs/reference/reasons.md).
-    #[arg(long)]
+    /// Only those with this reason.
+    #[arg(long, value_parser = PossibleValuesParser::new(Cause::ALL.map(Cause::as_str)))]
     reason: Option<String>,
     /// Only those of messages on this subject.
     #[arg(long)]

@@ -4,6 +4,7 @@ use std::io::{BufRead as _, IsTerminal as _, stdin};
 use std::time::Duration;
 
 use anyhow::{bail, ensure};
+use clap::ArgGroup;
 use presence_config::escape::{line, print, print_json, say};
 use presence_core::message::Kind;
 use presence_node::clock;
@@ -14,11 +15,20 @@ use tokio::time::sleep;
 use super::StreamArgs;
 use super::filter::Filter;
 
+/// What says which dead letters are meant: one of these is needed, so that nobody redrives all of
+/// them by mistake.
+const SELECTIONS: [&str; 7] = [
+    "numbers", "reason", "subject", "plugin", "since", "until", "all",
+];
+
 /// How often, and how long apart, the new letter of a refused message is looked for.
 const LOOKS: usize = 20;
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
 #[derive(clap::Args)]
+#[command(group(
+    ArgGroup::new("which").args(SELECTIONS).required(true).multiple(true)
+))]
 pub(crate) struct Args {
     /// Their numbers, as `presence dlq list` prints them.
     numbers: Vec<u64>,
@@ -53,10 +63,6 @@ enum Outcome {
 
 /// Redrives those that are meant, in their order.
 pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
-    ensure!(
-        args.all || !args.numbers.is_empty() || !args.filter.is_empty(),
-        "say which dead letters: their numbers, a filter such as --reason, or --all"
-    );
     let (config, letters) = args.place.open().await?;
     let mut replaced_up_to = letters.last().await?;
     let meant = meant(args, &letters).await?;

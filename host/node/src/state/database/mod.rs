@@ -155,8 +155,16 @@ pub(crate) fn read_only<T>(
 }
 
 fn open(path: &Path, disk: &Arc<Disk>) -> Result<Database, DatabaseError> {
+    let was_there = path.exists();
     let file = private::file(path)?;
     let is_new = file.metadata()?.len() == 0;
+    if is_new && was_there {
+        tracing::warn!(
+            "{} is empty: what it held is lost, unless it was only just being made, and the node \
+             starts with nothing",
+            path.display()
+        );
+    }
     open_in(FileBackend::new(file)?, disk, is_new)
 }
 
