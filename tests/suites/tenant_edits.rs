@@ -178,24 +178,45 @@ async fn no_two_tenants_ever_have_the_same_subjects() -> Result<()> {
     site.set("tenant", vec![tenant("acme"), evil, tenant("beta")])?;
     until_state(&site, "evil", "refused").await?;
     let (_, said) = tenant_of(&site, "evil").await?;
-    assert!(
-        said.contains("the tenant `beta` still has the subjects"),
-        "{said}"
-    );
+    let why = "the tenant `evil` would have the subjects of `beta`";
+    assert!(said.contains(why), "{said}");
     until_state(&site, "beta", "serving").await?;
     // One that runs is given them, while beta's own section can't be taken.
     let acme = with(tenant("acme"), "prefix", "beta");
-    site.set("tenant", vec![acme.clone(), broken])?;
-    until_state(&site, "acme", "refused").await?;
+    let why = "the tenant `acme` would have the subjects of `beta`";
+    for (beta, owner) in [(tenant("beta"), "at "), (broken, "its last good section")] {
+        site.set("tenant", vec![acme.clone(), beta])?;
+        wait::until("acme's section to be refused", async || {
+            let (_, said) = tenant_of(&site, "acme").await?;
+            Ok((said.contains(why) && said.contains(owner)).then_some(()))
+        })
+        .await?;
+        // Each goes on as it was, on its own subjects.
+        for name in ["acme", "beta"] {
+            until_state(&site, name, "serving").await?;
+            assert_eq!(
+                status_of(&client, &format!("{name}."), "1").await?,
+                "offline"
+            );
+        }
+    }
     connect(&client, "beta.", "12345").await?;
     all.catch_up(&client).await?;
     let events = all.seen().iter();
     let events = events.filter(|it| it.is_hosts() && it.subject == "beta.presence.events");
     let events = events.count();
     assert_eq!(events, 1, "one tenant handles what comes on its subjects");
+    let begun = host.process.stderr();
+    let begun = begun.iter().filter(|line| line.contains(": ready node="));
+    assert_eq!(begun.count(), 2, "none has begun anew");
     // It has them once the other has ended.
     site.set("tenant", vec![acme])?;
-    until_state(&site, "acme", "serving").await?;
+    wait::until("acme to have beta's subjects", async || {
+        let (state, said) = tenant_of(&site, "acme").await?;
+        let has = said.contains("\"prefix\":\"beta\"") && said.contains("\"notTaken\":null");
+        Ok((state == "serving" && has).then_some(()))
+    })
+    .await?;
     assert_eq!(status_of(&client, "beta.", "12345").await?, "offline");
     host.stop().await
 }

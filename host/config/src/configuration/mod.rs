@@ -17,6 +17,7 @@ mod file;
 mod fleet;
 mod limits;
 mod nats;
+mod overlaps;
 mod pipeline;
 mod problem;
 mod section;
@@ -119,6 +120,16 @@ pub struct Config {
     pub tenants: Option<Arc<[TenantSection]>>,
 }
 
+/// What a node knows of its tenants beside the file.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct OfNode<'a> {
+    /// The tenants of the store, in the order in which they have subjects if several would have
+    /// the same.
+    pub stored: &'a [InStore],
+    /// By what running tenants are served. They keep their subjects.
+    pub serving: &'a [Arc<Config>],
+}
+
 impl Config {
     /// Reads the file at `path`, or `presence.toml` in the working folder if
     /// there is one, and then the variables in `env`, which win over the file.
@@ -160,7 +171,7 @@ impl Config {
         env: impl Iterator<Item = (String, OsString)>,
     ) -> Result<LoadedConfig, Problems> {
         let text = Text::read_in(working, path)?;
-        Self::parse_in(working, path, text.as_ref(), env, &[])
+        Self::parse_in(working, path, text.as_ref(), env, OfNode::default())
     }
 
     /// Reads what [`Text::read`] has read from the file at `path`.
@@ -172,11 +183,11 @@ impl Config {
         text: Option<&Text>,
         env: impl Iterator<Item = (String, OsString)>,
     ) -> Result<Self, Problems> {
-        Self::parse_with(path, text, env, &[])
+        Self::parse_with(path, text, env, OfNode::default())
     }
 
-    /// As [`Config::parse`], with the tenants of the store beside those of the file. A file
-    /// without `[[tenant]]` sections has one tenant, and they are of no effect.
+    /// As [`Config::parse`], on a node that has further tenants, and serves some. A file without
+    /// `[[tenant]]` sections has one tenant, and they are of no effect.
     ///
     /// # Errors
     /// As [`Config::load`].
@@ -184,9 +195,9 @@ impl Config {
         path: Option<&Path>,
         text: Option<&Text>,
         env: impl Iterator<Item = (String, OsString)>,
-        stored: &[InStore],
+        node: OfNode<'_>,
     ) -> Result<Self, Problems> {
-        Self::parse_in(Path::new(""), path, text, env, stored)?.sound()
+        Self::parse_in(Path::new(""), path, text, env, node)?.sound()
     }
 
     fn parse_in(
@@ -194,7 +205,7 @@ impl Config {
         path: Option<&Path>,
         text: Option<&Text>,
         env: impl Iterator<Item = (String, OsString)>,
-        stored: &[InStore],
+        node: OfNode<'_>,
     ) -> Result<LoadedConfig, Problems> {
         let usual = working.join(FILE_NAME);
         let file = path.unwrap_or(&usual);
@@ -221,7 +232,7 @@ impl Config {
             passed_over,
             settings,
         } = reader.read(root, Self::read);
-        let tenants = sections.map(|items| tenants::read(file, &text, &env, &rest, &items, stored));
+        let tenants = sections.map(|items| tenants::read(file, &text, &env, &rest, &items, node));
         let (tenants, tenant_settings) = tenants.unzip();
         let passed_over = passed_over.iter().map(ToString::to_string).collect();
         Ok(LoadedConfig {

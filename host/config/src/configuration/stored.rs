@@ -201,7 +201,7 @@ fn one(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Config;
+    use crate::{Config, OfNode};
 
     const FILE: &str = "[plugins]\nsource = 'store'\n[tracker]\ntimeout_ms = 60000\n\
                         [[tenant]]\nname = 'acme'\n";
@@ -221,7 +221,11 @@ mod tests {
         let text = Text::of(FILE);
         let path = Some(Path::new("node.toml"));
         let none = std::iter::empty();
-        let config = Config::parse_with(path, Some(&text), none, stored).unwrap();
+        let node = OfNode {
+            stored,
+            ..OfNode::default()
+        };
+        let config = Config::parse_with(path, Some(&text), none, node).unwrap();
         config.tenants.unwrap().to_vec()
     }
 

@@ -4,7 +4,7 @@
 //! file's own. So each key is read, checked and documented once, and the rest of the node sees a
 //! plain [`Config`]. What is wrong with one tenant concerns no other.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::Path;
 use std::sync::Arc;
@@ -15,11 +15,12 @@ use toml::de::{DeTable, DeValue};
 
 use super::checks::{any, token};
 use super::nats::without_login;
+use super::overlaps;
 use super::problem::{InvalidValue, Lines, Place, Problem, Problems};
 use super::section::{ConfigReader, Section, VARIABLE_PREFIX};
 use super::settings::Setting;
-use super::stored::{self, InStore};
-use super::{Config, Tenant, basics};
+use super::stored;
+use super::{Config, OfNode, Tenant, basics};
 
 /// The key under which tenants stand.
 const KEY: &str = "tenant";
@@ -159,15 +160,15 @@ pub(super) fn read<'a>(
     env: &BTreeMap<String, OsString>,
     rest: &DeTable<'a>,
     items: &[(&Spanned<DeValue<'a>>, &DeTable<'a>)],
-    stored: &[InStore],
+    node: OfNode<'_>,
 ) -> (Arc<[TenantSection]>, Vec<Vec<Setting>>) {
     let tenants = items.iter().map(|(item, own)| {
         let place = text.place(file, item.span());
         one(file, text, env, rest, place, own)
     });
     let (mut tenants, settings): (Vec<_>, Vec<_>) = tenants.unzip();
-    tenants.extend(stored::read(file, env, rest, stored));
-    refuse_overlaps(&mut tenants);
+    tenants.extend(stored::read(file, env, rest, node.stored));
+    overlaps::refuse(&mut tenants, node.serving);
     (tenants.into(), settings)
 }
 
@@ -394,90 +395,6 @@ fn forget_login_variables(prefix: &str, env: &mut BTreeMap<String, OsString>) {
     {
         *urls = without_logins(text).into();
     }
-}
-
-/// Refuses each tenant that has a name, or subjects, of one before it.
-fn refuse_overlaps(tenants: &mut [TenantSection]) {
-    let mut names: HashMap<String, Place> = HashMap::new();
-    let mut prefixes: HashMap<Option<String>, Vec<(Arc<Config>, Place)>> = HashMap::new();
-    let served: Vec<_> = tenants
-        .iter()
-        .filter_map(|tenant| {
-            Some((
-                tenant.name.clone(),
-                Arc::clone(tenant.config.as_ref().ok()?),
-            ))
-        })
-        .collect();
-    let by_prefix: HashMap<&str, Vec<&(String, Arc<Config>)>> =
-        served.iter().fold(HashMap::new(), |mut by, tenant| {
-            if let Some(prefix) = tenant.1.tenant.prefix.as_deref() {
-                by.entry(prefix).or_default().push(tenant);
-            }
-            by
-        });
-    for tenant in tenants {
-        let mut problems = Vec::new();
-        let mut refuse = |what: String, fix: &str| {
-            problems.push(Problem {
-                place: tenant.place.clone(),
-                what,
-                fix: fix.into(),
-            });
-        };
-        if let Some(first) = names.get(&tenant.name) {
-            refuse(
-                format!("the tenant `{}` is there already, at {first}", tenant.name),
-                "give this one another `name`",
-            );
-        } else {
-            names.insert(tenant.name.clone(), tenant.place.clone());
-        }
-        if let Ok(config) = &tenant.config {
-            let same = prefixes.entry(config.tenant.prefix.clone()).or_default();
-            let taken = same.iter().find(|(other, _)| same_account(config, other));
-            if let Some((other, place)) = taken {
-                refuse(
-                    format!(
-                        "the tenant `{}` would have the subjects of `{}`, at {place}",
-                        tenant.name,
-                        other.tenant.name.as_deref().unwrap_or_default(),
-                    ),
-                    "give this one another `prefix`",
-                );
-            } else {
-                same.push((Arc::clone(config), tenant.place.clone()));
-            }
-            for reply in &config.nats.reply_prefixes {
-                let first = reply.split('.').next().unwrap_or_default();
-                let others = by_prefix.get(first).into_iter().flatten();
-                let reached = others
-                    .into_iter()
-                    .find(|(name, it)| *name != tenant.name && same_account(config, it));
-                if let Some((other, _)) = reached {
-                    refuse(
-                        format!(
-                            "`reply_prefixes` of the tenant `{}` holds `{reply}`, where the \
-                             subjects of the tenant `{other}` are",
-                            tenant.name
-                        ),
-                        "take it out, or give that tenant another `prefix`",
-                    );
-                }
-            }
-        }
-        if let Err(before) = &tenant.config {
-            problems.extend(before.iter().cloned());
-        }
-        if let Some(problems) = Problems::found(problems) {
-            tenant.config = Err(problems);
-        }
-    }
-}
-
-/// Whether two tenants are known to use one account of one broker.
-fn same_account(one: &Config, other: &Config) -> bool {
-    one.nats.url == other.nats.url && one.nats.auth == other.nats.auth
 }
 
 impl Config {

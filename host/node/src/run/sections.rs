@@ -120,6 +120,16 @@ impl ConfigFollower {
         self.shared.told.retain(is_wanted);
     }
 
+    /// By what the tenants are served that are to be.
+    pub(super) fn serving(&self) -> Arc<[Arc<Config>]> {
+        let begun = self.begun.values();
+        let serving = begun.filter_map(|tenant| match &*tenant.wanted.borrow() {
+            DesiredState::Serve(config, _) => Some(Arc::clone(config)),
+            _ => None,
+        });
+        serving.collect()
+    }
+
     /// A tenant goes on as it was, since nobody can say which of several sections is meant.
     fn goes_on(&self, tenant: &str, places: &[&Place]) {
         let places: Vec<_> = places.iter().map(ToString::to_string).collect();

@@ -8,7 +8,7 @@ use std::sync::{Arc, MutexGuard, PoisonError};
 use bytes::Bytes;
 use presence_config::causes::Causes;
 use presence_config::{
-    self as config, Config, InStore, StoredTenant, TENANTS_BUCKET, TenantSection, Text,
+    self as config, Config, InStore, OfNode, StoredTenant, TENANTS_BUCKET, TenantSection, Text,
 };
 use serde::Deserialize;
 use serde_json::json;
@@ -26,13 +26,19 @@ pub(super) struct Taken {
     pub(super) path: Option<PathBuf>,
     pub(super) text: Option<Text>,
     pub(super) stored: Known,
+    /// By what the tenants are served.
+    pub(super) serving: Arc<[Arc<Config>]>,
 }
 
 impl Taken {
     /// The configuration that this is, with other tenants of the store.
     pub(super) fn with(&self, stored: &[InStore]) -> anyhow::Result<Config> {
         let (path, text) = (self.path.as_deref(), self.text.as_ref());
-        Ok(Config::parse_with(path, text, config::variables(), stored)?)
+        let node = OfNode {
+            stored,
+            serving: &self.serving,
+        };
+        Ok(Config::parse_with(path, text, config::variables(), node)?)
     }
 }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use presence_config::causes::Causes;
 use presence_config::regular_file::Stamp;
-use presence_config::{self as config, Config, Text};
+use presence_config::{self as config, Config, OfNode, Text};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout_at};
@@ -113,7 +113,7 @@ impl Shared {
         *shared.taken() = Taken {
             path: path.clone(),
             text: text.clone(),
-            stored: Known::default(),
+            ..Taken::default()
         };
         let mut tenants = ConfigFollower {
             stored: shared.follow_store().await?,
@@ -129,6 +129,7 @@ impl Shared {
         };
         let sections = shared.config.tenants.clone().unwrap_or_default();
         tenants.want(&sections);
+        shared.taken().serving = tenants.serving();
         let ended = tokio::select! {
             never = tenants.follow() => match never {},
             fault = faults.next() => Err(fault),
@@ -393,14 +394,18 @@ impl ConfigFollower {
     async fn read(&mut self) {
         let (path, running) = (self.path.clone(), self.text.clone());
         let stored = Arc::clone(&self.stored.borrow().tenants);
+        let serving = self.serving();
         let read = blocking(move || {
             let read = || Text::read_again(path.as_deref());
             let text = reload::changed(running.as_ref(), reload::AGREE, read)?;
             let Some(text) = text else {
                 return Ok(None);
             };
-            let new =
-                Config::parse_with(path.as_deref(), Some(&text), config::variables(), &stored)?;
+            let node = OfNode {
+                stored: &stored,
+                serving: &serving,
+            };
+            let new = Config::parse_with(path.as_deref(), Some(&text), config::variables(), node)?;
             anyhow::ensure!(
                 new.tenants.is_some(),
                 "there is no [[tenant]] in the file any more: this takes effect at the next start"
@@ -465,6 +470,7 @@ impl ConfigFollower {
         self.shared.isolated.access.log_in_by(&self.running);
         let sections = self.running.tenants.clone().unwrap_or_default();
         self.want(&sections);
+        self.shared.taken().serving = self.serving();
         tracing::info!(tenants = sections.len(), "configuration reloaded");
     }
 }

@@ -13,6 +13,7 @@ use super::*;
 
 mod accepted;
 mod effective;
+mod overlaps;
 mod refused;
 mod tenants;
 

@@ -1,0 +1,223 @@
+//! Sections that can't stand beside each other: two with one name, or with the same subjects.
+//!
+//! What runs goes before what stands first. A tenant that runs keeps its subjects for as long as
+//! its section says so, or can't be taken: then it goes on by its last good section. So a section
+//! that would have the subjects of a running tenant is the one that is refused, and only among those
+//! that don't run, the first one has them.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use super::Config;
+use super::problem::{Place, Problem, Problems};
+use super::tenants::TenantSection;
+
+/// Refuses sections that can't stand beside others. `serving`: by what running tenants are served.
+pub(super) fn refuse(tenants: &mut [TenantSection], serving: &[Arc<Config>]) {
+    refuse_second_names(tenants);
+    let serving: HashMap<_, _> = serving.iter().map(|it| (name_of(it), &**it)).collect();
+    // One that is refused goes on with its last good section, which others may be in the way of.
+    while let Some(refused) = conflicts(tenants, &serving) {
+        for (at, mut problems) in refused {
+            let Some(section) = tenants.get_mut(at) else {
+                continue;
+            };
+            if let Err(before) = &section.config {
+                problems.extend(before.iter().cloned());
+            }
+            if let Some(problems) = Problems::found(problems) {
+                section.config = Err(problems);
+            }
+        }
+    }
+}
+
+fn refuse_second_names(tenants: &mut [TenantSection]) {
+    let mut names: HashMap<String, Place> = HashMap::new();
+    for section in tenants {
+        let Some(first) = names.get(&section.name) else {
+            names.insert(section.name.clone(), section.place.clone());
+            continue;
+        };
+        let second = Problem {
+            place: section.place.clone(),
+            what: format!("the tenant `{}` is there already, at {first}", section.name),
+            fix: "give this one another `name`".into(),
+        };
+        let before = section.config.as_ref().err().cloned();
+        let before = before.iter().flat_map(Problems::iter).cloned();
+        let problems = std::iter::once(second).chain(before).collect();
+        if let Some(problems) = Problems::found(problems) {
+            section.config = Err(problems);
+        }
+    }
+}
+
+/// What has subjects, or is to have them.
+struct Claim<'a> {
+    /// Whose it is.
+    name: &'a str,
+    /// Which section says so, with its place; none of a tenant that goes on without its section.
+    section: Option<(usize, &'a Place)>,
+    config: &'a Config,
+    /// By what the tenant is served now, if it is.
+    running: Option<&'a Config>,
+}
+
+impl Claim<'_> {
+    /// Whether the tenant is served on its subjects already.
+    fn has_subjects(&self) -> bool {
+        self.section.is_none()
+            || self.is_as_running(|it| it.tenant.prefix == self.config.tenant.prefix)
+    }
+
+    /// Whether the tenant sends replies below this already.
+    fn has_replies(&self, below: &String) -> bool {
+        self.section.is_none() || self.is_as_running(|it| it.nats.reply_prefixes.contains(below))
+    }
+
+    fn is_as_running(&self, is_same: impl Fn(&Config) -> bool) -> bool {
+        let running = self.running.filter(|it| same_account(it, self.config));
+        running.is_some_and(is_same)
+    }
+
+    /// What its subjects are the subjects of.
+    fn owner(&self) -> String {
+        match self.section {
+            Some((_, place)) => format!("`{}`, at {place}", self.name),
+            None => format!("`{}`, which goes on with its last good section", self.name),
+        }
+    }
+}
+
+/// The sections that are in the way of others, by their number, with what is wrong with each; none
+/// if no section is.
+fn conflicts(
+    tenants: &[TenantSection],
+    serving: &HashMap<&str, &Config>,
+) -> Option<Vec<(usize, Vec<Problem>)>> {
+    let claims = claims(tenants, serving);
+    let mut by_prefix: HashMap<Option<&str>, Vec<&Claim<'_>>> = HashMap::new();
+    for claim in &claims {
+        let prefix = claim.config.tenant.prefix.as_deref();
+        by_prefix.entry(prefix).or_default().push(claim);
+    }
+    let mut refused: HashMap<usize, Vec<Problem>> = HashMap::new();
+    let mut refuse = |claim: &Claim<'_>, what: String, fix: &str| {
+        if let Some((section, place)) = claim.section {
+            refused.entry(section).or_default().push(Problem {
+                place: place.clone(),
+                what,
+                fix: fix.into(),
+            });
+        }
+    };
+    for same in by_prefix.values().filter(|same| same.len() > 1) {
+        let (having, others): (Vec<&Claim<'_>>, Vec<_>) =
+            same.iter().copied().partition(|it| it.has_subjects());
+        let mut taken: Vec<&Claim<'_>> = Vec::new();
+        for claim in having.into_iter().chain(others) {
+            let owner = taken
+                .iter()
+                .find(|it| same_account(claim.config, it.config));
+            let Some(owner) = owner else {
+                taken.push(claim);
+                continue;
+            };
+            let what = format!(
+                "the tenant `{}` would have the subjects of {}",
+                claim.name,
+                owner.owner()
+            );
+            refuse(claim, what, "give this one another `prefix`");
+        }
+    }
+    for claim in &claims {
+        for below in &claim.config.nats.reply_prefixes {
+            let first = below.split('.').next();
+            let reached = by_prefix.get(&first).into_iter().flatten();
+            let reached = reached.filter(|it| it.name != claim.name);
+            for other in reached.filter(|it| same_account(claim.config, it.config)) {
+                if claim.has_replies(below) && !other.has_subjects() {
+                    let what = format!(
+                        "the tenant `{}` would have subjects where the tenant {} sends replies: its \
+                         `reply_prefixes` holds `{below}`",
+                        other.name,
+                        claim.owner()
+                    );
+                    refuse(other, what, "give this one another `prefix`");
+                    continue;
+                }
+                let what = format!(
+                    "`reply_prefixes` of the tenant `{}` holds `{below}`, where the subjects of the \
+                     tenant `{}` are",
+                    claim.name, other.name
+                );
+                refuse(
+                    claim,
+                    what,
+                    "take it out, or give that tenant another `prefix`",
+                );
+            }
+        }
+    }
+    let mut refused: Vec<_> = refused.into_iter().collect();
+    refused.sort_unstable_by_key(|(section, _)| *section);
+    (!refused.is_empty()).then_some(refused)
+}
+
+/// What has subjects by these sections: those that go on without theirs first, and then the good
+/// sections in their order.
+fn claims<'a>(
+    tenants: &'a [TenantSection],
+    serving: &HashMap<&'a str, &'a Config>,
+) -> Vec<Claim<'a>> {
+    let mut sections: HashMap<&str, Vec<&TenantSection>> = HashMap::new();
+    for section in tenants {
+        sections.entry(&section.name).or_default().push(section);
+    }
+    let is_any_unnamed = tenants.iter().any(|it| !it.is_named);
+    let goes_on = |name: &str| match sections.get(name).map_or(&[][..], Vec::as_slice) {
+        // A name that was mistyped ends nobody.
+        [] => is_any_unnamed,
+        [section] => section.config.is_err() && !section.paused,
+        // Nobody can say which of them is meant.
+        _ => true,
+    };
+    let going_on: HashSet<&str> = serving.keys().copied().filter(|it| goes_on(it)).collect();
+    let going_on_by = serving.iter().filter(|(name, _)| going_on.contains(*name));
+    let mut claims: Vec<_> = going_on_by
+        .map(|(name, config)| Claim {
+            name,
+            section: None,
+            config,
+            running: None,
+        })
+        .collect();
+    let sections = tenants.iter().enumerate();
+    let sections = sections.filter(|(_, section)| !going_on.contains(&*section.name));
+    claims.extend(sections.filter_map(|(at, section)| {
+        Some(Claim {
+            name: &section.name,
+            section: Some((at, &section.place)),
+            config: section.config.as_ref().ok()?,
+            // One that is to pause gives its subjects up.
+            running: serving
+                .get(&*section.name)
+                .copied()
+                .filter(|_| !section.paused),
+        })
+    }));
+    claims
+}
+
+fn name_of(config: &Config) -> &str {
+    config.tenant.name.as_deref().unwrap_or_default()
+}
+
+/// Whether two tenants are known to use one account of one broker. Those without one of their own
+/// use the process's.
+fn same_account(one: &Config, other: &Config) -> bool {
+    let is_own = one.tenant.own_account || other.tenant.own_account;
+    !is_own || one.nats.url == other.nats.url && one.nats.auth == other.nats.auth
+}
