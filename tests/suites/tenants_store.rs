@@ -4,7 +4,8 @@
 use std::fs;
 use std::process::Output;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
+use futures_util::TryStreamExt as _;
 use presence_tests::client::{Client, now_ms};
 use presence_tests::host::{self, Host};
 use presence_tests::nats::{NatsServer, Options};
@@ -299,6 +300,96 @@ async fn a_bucket_that_is_lost_ends_no_tenant_and_one_made_anew_is_read() -> Res
         ("gamma", "serving"),
     ];
     until_states(&site, &four).await?;
+    host.stop().await
+}
+
+/// The keys of the bucket.
+async fn stored(server: &NatsServer) -> Result<Vec<String>> {
+    let nats = async_nats::connect(server.url()).await?;
+    let bucket = async_nats::jetstream::new(nats);
+    let bucket = bucket.get_key_value("presence-tenants").await?;
+    let mut keys: Vec<_> = bucket.keys().await?.try_collect().await?;
+    keys.sort();
+    Ok(keys)
+}
+
+#[tokio::test]
+async fn of_two_operators_who_want_the_same_subjects_at_once_one_is_refused() -> Result<()> {
+    let (host, site, server) = node().await?;
+    let mut expected = Vec::new();
+    for round in 0..4 {
+        let names = ["a", "b"].map(|it| format!("{it}{round}"));
+        let apply = |name: &String| {
+            let file = site.path().join(format!("{name}.toml"));
+            fs::write(&file, section(name, &format!("prefix = 'p{round}'")))?;
+            let file = file.to_string_lossy().into_owned();
+            host::run(&site, &["tenants", "apply", &file, "--yes"])
+        };
+        let [one, other] = std::thread::scope(|scope| {
+            let threads = names
+                .each_ref()
+                .map(|name| scope.spawn(move || apply(name)));
+            threads.map(|it| it.join().map_err(|_| anyhow!("a panic")).flatten())
+        });
+        let outputs = [one?, other?];
+        let winner = outputs.iter().position(|it| it.status.success());
+        let winner = winner.context("one of them is written")?;
+        let why = failed(&outputs[1 - winner])?;
+        let says = format!("would have the subjects of `{}`", names[winner]);
+        assert!(
+            why.contains(&says) && why.contains("nothing was written"),
+            "{why}"
+        );
+        expected.push(names[winner].clone());
+        expected.sort();
+        assert_eq!(stored(&server).await?, expected);
+    }
+    host.stop().await
+}
+
+#[tokio::test]
+async fn operators_who_change_different_tenants_at_once_are_both_done() -> Result<()> {
+    let (host, site, server) = node().await?;
+    let names = ["a", "b", "c"].map(str::to_owned);
+    let apply = |name: &String| {
+        let file = site.path().join(format!("{name}.toml"));
+        fs::write(&file, section(name, ""))?;
+        let file = file.to_string_lossy().into_owned();
+        host::run(&site, &["tenants", "apply", &file, "--yes"])
+    };
+    let outputs = std::thread::scope(|scope| {
+        let threads = names
+            .each_ref()
+            .map(|name| scope.spawn(move || apply(name)));
+        threads.map(|it| it.join().map_err(|_| anyhow!("a panic")).flatten())
+    });
+    for output in outputs {
+        done(output?)?;
+    }
+    assert_eq!(stored(&server).await?, names);
+    host.stop().await
+}
+
+#[tokio::test]
+async fn who_had_subjects_has_them_after_a_restart() -> Result<()> {
+    let (host, site, server) = node().await?;
+    done(apply(&site, &section("zeta", "prefix = 'p'"))?)?;
+    // Others can write what no command does. By its name, it would be the first.
+    let nats = async_nats::connect(server.url()).await?;
+    let bucket = async_nats::jetstream::new(nats);
+    let bucket = bucket.get_key_value("presence-tenants").await?;
+    let twin = json!({"section": section("eps", "prefix = 'p'")}).to_string();
+    bucket.put("eps", twin.into()).await?;
+    let states = [("acme", "serving"), ("eps", "refused"), ("zeta", "serving")];
+    until_states(&site, &states).await?;
+    // Written later than the other.
+    change(&site, "pause", "zeta")?;
+    change(&site, "resume", "zeta")?;
+    until_states(&site, &states).await?;
+    host.stop().await?;
+    let host = Host::start(&site).await?;
+    until_states(&site, &states).await?;
+    assert_eq!(starts(&host, "eps"), 0);
     host.stop().await
 }
 

@@ -1,7 +1,7 @@
 //! Tenants of the plugin store, for a process that serves several: they are followed, and commands
 //! about them answered.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::{Arc, MutexGuard, PoisonError};
 
@@ -57,14 +57,17 @@ impl Shared {
     ///
     /// # Errors
     /// If the broker can't be connected to at all.
-    pub(super) async fn follow_store(self: &Arc<Self>) -> anyhow::Result<watch::Receiver<Known>> {
+    pub(super) async fn follow_store(
+        self: &Arc<Self>,
+        in_force: watch::Receiver<BTreeSet<String>>,
+    ) -> anyhow::Result<watch::Receiver<Known>> {
         if !self.config.follows_store() {
             // Nothing comes.
             return Ok(watch::channel(Known::default()).1);
         }
         let admin = self.account.admin().await?;
         let dir = self.config.state.dir.as_deref();
-        let (follower, known) = TenantsFollower::new(&admin.client, dir);
+        let (follower, known) = TenantsFollower::new(&admin.client, dir, in_force);
         self.tasks.spawn("tenants", follower.follow());
         let listening = admin.listen_for_tenants(&self.config).await?;
         let shared = Arc::clone(self);
@@ -109,22 +112,17 @@ impl Shared {
         changes: BTreeMap<String, Option<StoredTenant>>,
     ) -> anyhow::Result<()> {
         let taken = self.taken().clone();
-        let mut after: BTreeMap<_, _> = taken
-            .stored
-            .tenants
-            .iter()
-            .map(|it| (it.name.clone(), it.value.clone()))
-            .collect();
+        // Their order says which of them have subjects before others.
+        let mut after = taken.stored.tenants.to_vec();
+        after.retain(|it| !matches!(changes.get(&it.name), Some(None)));
         for (name, change) in &changes {
-            match change {
-                Some(tenant) => drop(after.insert(name.clone(), Ok(tenant.clone()))),
-                None => drop(after.remove(name)),
+            let Some(tenant) = change else { continue };
+            let (name, value) = (name.clone(), Ok(tenant.clone()));
+            match after.iter_mut().find(|it| it.name == name) {
+                Some(before) => before.value = value,
+                None => after.push(InStore { name, value }),
             }
         }
-        let after = after
-            .into_iter()
-            .map(|(name, value)| InStore { name, value });
-        let after: Vec<_> = after.collect();
         let (before, after) =
             blocking(move || anyhow::Ok((taken.with(&taken.stored.tenants)?, taken.with(&after)?)))
                 .await??;

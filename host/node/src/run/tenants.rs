@@ -1,7 +1,7 @@
 //! Several tenants in one process. Each lives a life of its own: it starts, fails, stops and
 //! begins anew without the others. This follows the configuration file for all of them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -115,8 +115,10 @@ impl Shared {
             text: text.clone(),
             ..Taken::default()
         };
+        let (in_force, now_in_force) = watch::channel(BTreeSet::new());
         let mut tenants = ConfigFollower {
-            stored: shared.follow_store().await?,
+            stored: shared.follow_store(now_in_force).await?,
+            in_force,
             running: shared.config.clone(),
             text,
             seen,
@@ -349,6 +351,8 @@ pub(super) struct ConfigFollower {
     pub(super) shared: Arc<Shared>,
     /// What the store has of tenants.
     stored: watch::Receiver<Known>,
+    /// Those of them whose sections are in force.
+    in_force: watch::Sender<BTreeSet<String>>,
     path: Option<PathBuf>,
     /// What was last taken of it.
     text: Option<Text>,
@@ -450,11 +454,25 @@ impl ConfigFollower {
         {
             Ok(new) => {
                 self.take(new);
+                self.say_in_force(&known);
                 self.shared.taken().stored = known;
             }
             // The file was taken as it is.
             Err(error) => tracing::error!("tenants of the store not taken: {error:#}"),
         }
+    }
+
+    /// Says which of these tenants have sections that are in force.
+    fn say_in_force(&self, known: &Known) {
+        let names: BTreeSet<_> = known.tenants.iter().map(|it| &*it.name).collect();
+        let sections = self.running.tenants.iter().flat_map(|it| it.iter());
+        let sections = sections.filter(|it| it.config.is_ok() && names.contains(&*it.name));
+        let new = sections.map(|it| it.name.clone()).collect();
+        self.in_force.send_if_modified(|now| {
+            let is_other = *now != new;
+            *now = new;
+            is_other
+        });
     }
 
     fn take(&mut self, new: Config) {

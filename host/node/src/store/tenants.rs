@@ -1,10 +1,11 @@
-//! Tenants in a KV bucket: each under its name, changed by compare-and-swap. A node follows them;
-//! commands change them.
+//! Tenants in a KV bucket: each under its name. A node follows them; commands change them, by
+//! compare-and-swap over the whole bucket: whether two tenants would have the same subjects is
+//! seen of all of them together.
 //!
 //! A tenant ends when the bucket says that it was removed. A key that is just not there, as in a
 //! bucket that was lost, says nothing, and what was known holds.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,7 +13,6 @@ use std::time::Duration;
 use anyhow::{Context as _, bail, ensure};
 use async_nats::Client;
 use async_nats::jetstream::context::{ContextBuilder, GetStreamErrorKind, PublishErrorKind};
-use async_nats::jetstream::kv::{self, CreateErrorKind, UpdateErrorKind};
 use async_nats::jetstream::stream::{self, DiscardPolicy, RetentionPolicy, StorageType, Stream};
 use async_nats::jetstream::{self, ErrorCode};
 use presence_config::causes::Causes;
@@ -24,7 +24,7 @@ use tokio::time::{interval, timeout};
 
 use super::ACK;
 use super::bucket::read_all;
-use crate::link::bucket_keys::delete;
+use crate::link::bucket_keys::{self, Expected};
 use crate::tasks::elsewhere;
 
 /// How often is looked whether they have changed.
@@ -73,12 +73,21 @@ impl BucketPlace {
 /// What the bucket has, by name.
 pub type Entries = BTreeMap<String, Entry>;
 
+/// What the bucket has, and how far it has been written; no place where there is none.
+#[derive(Clone, Debug, Default)]
+pub struct Snapshot {
+    /// Up to which place it was read.
+    pub place: Option<BucketPlace>,
+    /// What it has.
+    pub entries: Entries,
+}
+
 /// What came of writing a tenant.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Put {
     /// It is written, at this place.
     Done(u64),
-    /// Somebody else has changed it since it was read.
+    /// Somebody else has written to the bucket since it was read.
     Changed,
 }
 
@@ -137,11 +146,17 @@ impl TenantStore {
     ///
     /// # Errors
     /// If it can't be read, or is not what it should be.
-    pub async fn entries(&self) -> anyhow::Result<Entries> {
-        match self.stream().await? {
-            Some(stream) => Self::read(&stream).await,
-            None => Ok(Entries::new()),
-        }
+    pub async fn snapshot(&self) -> anyhow::Result<Snapshot> {
+        let Some(stream) = self.stream().await? else {
+            return Ok(Snapshot::default());
+        };
+        let mut place = BucketPlace::of(&stream);
+        let entries = Self::read(&stream).await?;
+        // It may have been written since.
+        let places = entries.values().map(|it| it.place);
+        place.last = places.fold(place.last, u64::max);
+        let place = Some(place);
+        Ok(Snapshot { place, entries })
     }
 
     async fn read(stream: &Stream) -> anyhow::Result<Entries> {
@@ -170,55 +185,31 @@ impl TenantStore {
         Ok(entries)
     }
 
-    /// Writes a tenant, unless it has changed since it was read; none: since it was not there.
+    /// Writes a tenant, or removes it, unless anything in the bucket has changed since it was read.
     ///
     /// # Errors
     /// If it can't be written.
-    pub async fn put(
+    pub async fn write(
         &self,
         name: &str,
-        tenant: &StoredTenant,
-        before: Option<&Entry>,
+        tenant: Option<&StoredTenant>,
+        before: &Snapshot,
     ) -> anyhow::Result<Put> {
-        let body = tenant.to_json().into();
-        let bucket = self.bucket().await?;
-        let failed = || format!("can't write the tenant `{name}`");
-        match before {
-            Some(before) => match bucket.update(name, body, before.place).await {
-                Ok(place) => Ok(Put::Done(place)),
-                Err(error) if error.kind() == UpdateErrorKind::WrongLastRevision => {
-                    Ok(Put::Changed)
-                }
-                Err(error) => Err(error).with_context(failed),
-            },
-            None => match bucket.create(name, body).await {
-                Ok(place) => Ok(Put::Done(place)),
-                Err(error) if error.kind() == CreateErrorKind::AlreadyExists => Ok(Put::Changed),
-                Err(error) => Err(error).with_context(failed),
-            },
-        }
-    }
-
-    /// Removes a tenant, unless it has changed since it was read.
-    ///
-    /// # Errors
-    /// If it can't be removed.
-    pub async fn remove(&self, name: &str, before: &Entry) -> anyhow::Result<Put> {
-        // Not by the client's own way, which takes no key that is no name of one.
-        match delete(&self.context, subject(name), before.place).await {
-            Ok(place) => Ok(Put::Done(place)),
-            Err(error) if error.kind() == PublishErrorKind::WrongLastSequence => Ok(Put::Changed),
-            Err(error) => Err(error)
-                .with_context(|| format!("can't remove the tenant `{}`", escape::line(name))),
-        }
-    }
-
-    async fn bucket(&self) -> anyhow::Result<kv::Store> {
         ensure!(
             self.stream().await?.is_some(),
             "the bucket `{TENANTS_BUCKET}` is gone"
         );
-        Ok(self.context.get_key_value(TENANTS_BUCKET).await?)
+        let expected = Expected {
+            last: before.place.map_or(0, |it| it.last),
+            of_key: before.entries.get(name).map_or(0, |it| it.place),
+        };
+        let value = tenant.map(|it| it.to_json().into());
+        match bucket_keys::write(&self.context, subject(name), value, expected).await {
+            Ok(place) => Ok(Put::Done(place)),
+            Err(error) if error.kind() == PublishErrorKind::WrongLastSequence => Ok(Put::Changed),
+            Err(error) => Err(error)
+                .with_context(|| format!("can't write the tenant `{}`", escape::line(name))),
+        }
     }
 
     /// The stream of the bucket; none if there is none.
@@ -276,6 +267,10 @@ pub(crate) struct TenantsFollower {
     /// Where what is known is kept over a restart; none if it isn't.
     kept: Option<PathBuf>,
     entries: Entries,
+    /// Those whose sections are in force: after a restart, they have their subjects before others.
+    in_force: BTreeSet<String>,
+    /// As the node says it.
+    now_in_force: watch::Receiver<BTreeSet<String>>,
     /// When the bucket was made that what is known came from; none if that isn't known.
     made: Option<i64>,
     /// Up to which place the bucket has been read, if it has been.
@@ -291,17 +286,26 @@ struct Kept {
     /// When their bucket was made.
     #[serde(default)]
     made: Option<i64>,
+    #[serde(default)]
+    in_force: BTreeSet<String>,
     tenants: BTreeMap<String, StoredTenant>,
 }
 
 impl TenantsFollower {
-    /// Knows nothing yet. `dir`: where the process keeps its state.
-    pub(crate) fn new(client: &Client, dir: Option<&Path>) -> (Self, watch::Receiver<Known>) {
+    /// Knows nothing yet. `dir`: where the process keeps its state. `in_force`: the tenants whose
+    /// sections are in force.
+    pub(crate) fn new(
+        client: &Client,
+        dir: Option<&Path>,
+        in_force: watch::Receiver<BTreeSet<String>>,
+    ) -> (Self, watch::Receiver<Known>) {
         let (tell, known) = watch::channel(Known::default());
         let new = Self {
             store: TenantStore::new(client),
             kept: dir.map(|dir| dir.join("presence-tenants.json")),
             entries: Entries::new(),
+            in_force: BTreeSet::new(),
+            now_in_force: in_force,
             made: None,
             place: None,
             tell,
@@ -326,8 +330,13 @@ impl TenantsFollower {
         }
         let mut looks = interval(LOOK);
         loop {
-            looks.tick().await;
-            self.look().await;
+            tokio::select! {
+                _ = looks.tick() => drop(self.look().await),
+                Ok(()) = self.now_in_force.changed() => {
+                    self.in_force = self.now_in_force.borrow_and_update().clone();
+                    self.keep().await;
+                }
+            }
         }
     }
 
@@ -398,7 +407,10 @@ impl TenantsFollower {
     }
 
     fn tell(&self) {
-        let tenants = self.entries.iter().filter_map(|(name, entry)| {
+        // Of those that would have the same subjects, the first one has them.
+        let mut entries: Vec<_> = self.entries.iter().collect();
+        entries.sort_by_key(|(name, entry)| (!self.in_force.contains(*name), entry.place));
+        let tenants = entries.into_iter().filter_map(|(name, entry)| {
             let (name, value) = (name.clone(), entry.tenant.clone()?);
             Some(InStore { name, value })
         });
@@ -415,16 +427,17 @@ impl TenantsFollower {
         let Ok(bytes) = elsewhere(move || std::fs::read(path)).await else {
             return;
         };
-        let Ok(Kept { made, tenants }) = serde_json::from_slice(&bytes) else {
+        let Ok(kept) = serde_json::from_slice::<Kept>(&bytes) else {
             tracing::error!("what was kept of the tenants in the store can't be read");
             return;
         };
-        let entries = tenants.into_iter().map(|(name, tenant)| {
+        let entries = kept.tenants.into_iter().map(|(name, tenant)| {
             let tenant = Some(Ok(tenant));
             (name, Entry { place: 0, tenant })
         });
         self.entries = entries.collect();
-        self.made = made;
+        self.made = kept.made;
+        self.in_force = kept.in_force;
     }
 
     async fn keep(&self) {
@@ -437,6 +450,7 @@ impl TenantsFollower {
         });
         let kept = Kept {
             made: self.made,
+            in_force: self.in_force.clone(),
             tenants: tenants.collect(),
         };
         // Plain data always has a JSON form.

@@ -9,7 +9,7 @@ use presence_config::{Config, StoredTenant, TENANTS_BUCKET, Text};
 use presence_kit::text::plain;
 use presence_node::clock;
 use presence_node::store::operator::{FoundNode, Operator};
-use presence_node::store::tenants::{BucketPlace, Entries, Put};
+use presence_node::store::tenants::{BucketPlace, Entry, Put, Snapshot};
 use serde_json::{Value, json};
 use similar::TextDiff;
 
@@ -18,6 +18,9 @@ use crate::changing::{ChangeOptions, who};
 
 /// What to do where somebody else was faster.
 const TRY_AGAIN: &str = "look at `presence tenants list`, and try again";
+
+/// How often a change is validated and written anew because other tenants have changed meanwhile.
+const ATTEMPTS: usize = 10;
 
 #[derive(clap::Args)]
 pub(crate) struct ApplyArgs {
@@ -41,6 +44,14 @@ pub(crate) struct NameArgs {
 /// What is to become of a tenant: none if it is to be removed.
 type Change = (String, Option<StoredTenant>);
 
+/// What came of writing changes.
+enum Written {
+    /// All of them are written, up to this place.
+    All(BucketPlace),
+    /// Somebody else has written to the bucket since it was read.
+    Changed,
+}
+
 /// Makes the change that a command says.
 pub(super) async fn run(command: &Command) -> anyhow::Result<()> {
     match command {
@@ -61,7 +72,7 @@ pub(super) async fn run(command: &Command) -> anyhow::Result<()> {
         Command::Remove(args) => {
             let session = TenantStoreSession::open(&args.how).await?;
             // One that can't be read can be removed.
-            let entry = session.entries.get(&args.name);
+            let entry = session.read.entries.get(&args.name);
             let is_bad = entry.is_some_and(|it| matches!(it.tenant, Some(Err(_))));
             if !is_bad {
                 session.there(&args.name)?;
@@ -88,7 +99,8 @@ struct TenantStoreSession<'a> {
     how: &'a ChangeOptions,
     config: Config,
     operator: Operator,
-    entries: Entries,
+    /// What was read of the bucket, and what was written to it since.
+    read: Snapshot,
 }
 
 impl<'a> TenantStoreSession<'a> {
@@ -107,20 +119,20 @@ impl<'a> TenantStoreSession<'a> {
         );
         let operator = Operator::connect(&config).await?;
         let store = operator.tenants();
-        let entries = operator
-            .attempt("presence-tenants", store.entries())
+        let read = operator
+            .attempt("presence-tenants", store.snapshot())
             .await?;
         Ok(Self {
             how,
             config,
             operator,
-            entries,
+            read,
         })
     }
 
     /// A tenant, as the store has it; none if it isn't there, or can't be read.
     fn before(&self, name: &str) -> Option<&StoredTenant> {
-        self.entries.get(name)?.tenant.as_ref()?.as_ref().ok()
+        self.read.entries.get(name)?.tenant.as_ref()?.as_ref().ok()
     }
 
     /// As [`Self::before`].
@@ -130,7 +142,8 @@ impl<'a> TenantStoreSession<'a> {
     fn there(&self, name: &str) -> anyhow::Result<&StoredTenant> {
         let in_file = self.config.tenants.iter().flat_map(|it| it.iter());
         let in_file = in_file.filter(|it| it.name == name).count() > 0;
-        let entry = self.entries.get(name).and_then(|it| it.tenant.as_ref());
+        let entry = self.read.entries.get(name);
+        let entry = entry.and_then(|it| it.tenant.as_ref());
         match entry {
             Some(Ok(tenant)) => Ok(tenant),
             Some(Err(why)) => bail!(
@@ -147,7 +160,7 @@ impl<'a> TenantStoreSession<'a> {
     }
 
     /// Makes changes, and waits for the nodes.
-    async fn change(&self, changes: Vec<Change>, replicas: usize) -> anyhow::Result<()> {
+    async fn change(mut self, changes: Vec<Change>, replicas: usize) -> anyhow::Result<()> {
         let how = self.how;
         let why = how.why("")?;
         let is_same = |(name, tenant): &Change| match (self.before(name), tenant) {
@@ -155,7 +168,7 @@ impl<'a> TenantStoreSession<'a> {
                 (&before.section, before.paused) == (&tenant.section, tenant.paused)
             }
             (None, None) => {
-                let entry = self.entries.get(name);
+                let entry = self.read.entries.get(name);
                 entry.is_none_or(|it| it.tenant.is_none())
             }
             _ => false,
@@ -183,9 +196,19 @@ impl<'a> TenantStoreSession<'a> {
             (name, tenant)
         });
         let changes: Vec<Change> = changes.collect();
-        self.validate(&nodes, &changes).await?;
-        let place = self.write(&changes, replicas).await?;
-        self.wait(&nodes, &changes, place).await
+        let mut written = Vec::new();
+        for _ in 0..ATTEMPTS {
+            self.validate(&nodes, &changes).await?;
+            match self.write(&changes, replicas, &mut written).await? {
+                Written::All(place) => return self.wait(&nodes, &changes, place).await,
+                // What was validated isn't what is there.
+                Written::Changed => self.read_again(&changes, &written).await?,
+            }
+        }
+        bail!(
+            "other tenants are changed again and again meanwhile, and nothing was written{}: {TRY_AGAIN}",
+            but(&written)
+        )
     }
 
     fn say_unchanged(&self) -> anyhow::Result<()> {
@@ -197,7 +220,23 @@ impl<'a> TenantStoreSession<'a> {
         }
     }
 
+    /// Has the nodes validate changes of what was read of the bucket.
     async fn validate(&self, nodes: &[FoundNode], changes: &[Change]) -> anyhow::Result<()> {
+        // What is removed is in nobody's way, also where a node can't read the bucket.
+        if changes.iter().any(|(_, tenant)| tenant.is_some())
+            && let Some(place) = self.read.place
+        {
+            for node in nodes {
+                let read = self.operator.tenants_settled(node, &[], place).await;
+                read.with_context(|| {
+                    format!(
+                        "nothing was written: node {} has not read what is in the bucket \
+                         `{TENANTS_BUCKET}`",
+                        line(&node.name)
+                    )
+                })?;
+            }
+        }
         let all = changes
             .iter()
             .map(|(name, tenant)| (name.clone(), json!(tenant)));
@@ -224,42 +263,74 @@ impl<'a> TenantStoreSession<'a> {
         Ok(())
     }
 
-    /// Writes changes, and says the place of the last.
-    async fn write(&self, changes: &[Change], replicas: usize) -> anyhow::Result<BucketPlace> {
+    /// Writes the changes that aren't written yet, each if nobody else has written to the bucket
+    /// since it was read.
+    async fn write(
+        &mut self,
+        changes: &[Change],
+        replicas: usize,
+        written: &mut Vec<String>,
+    ) -> anyhow::Result<Written> {
         let store = self.operator.tenants();
         self.operator
             .attempt("presence-tenants", store.make(replicas))
             .await?;
-        let made = self
+        let there = self
             .operator
             .attempt("presence-tenants", store.place())
             .await?
-            .with_context(|| format!("the bucket `{TENANTS_BUCKET}` is gone"))?
-            .made;
-        let (mut last, mut written) = (0, Vec::new());
+            .with_context(|| format!("the bucket `{TENANTS_BUCKET}` is gone"))?;
+        let read = BucketPlace { last: 0, ..there };
+        let mut place = *self.read.place.get_or_insert(read);
+        if place.made != there.made {
+            return Ok(Written::Changed);
+        }
         for (name, tenant) in changes {
-            let before = self.entries.get(name);
-            let put = async {
-                match (tenant, before) {
-                    (Some(tenant), before) => store.put(name, tenant, before).await,
-                    (None, Some(before)) => store.remove(name, before).await,
-                    (None, None) => Ok(Put::Done(0)),
-                }
-            };
-            match self.operator.attempt("presence-tenants", put).await? {
-                Put::Done(place) => last = last.max(place),
-                Put::Changed => bail!(
-                    "somebody else has changed the tenant `{name}` meanwhile, and it was not \
-                     written{}: {TRY_AGAIN}",
-                    match written.is_empty() {
-                        true => String::new(),
-                        false => format!(" ({} was)", written.join(", ")),
-                    }
-                ),
+            if written.contains(name) {
+                continue;
             }
+            let put = store.write(name, tenant.as_ref(), &self.read);
+            match self.operator.attempt("presence-tenants", put).await? {
+                Put::Done(last) => place.last = last,
+                Put::Changed => return Ok(Written::Changed),
+            }
+            let entry = Entry {
+                place: place.last,
+                tenant: tenant.clone().map(Ok),
+            };
+            self.read.entries.insert(name.clone(), entry);
+            self.read.place = Some(place);
             written.push(name.clone());
         }
-        Ok(BucketPlace { made, last })
+        Ok(Written::All(place))
+    }
+
+    /// Reads the bucket again.
+    ///
+    /// # Errors
+    /// If somebody else has changed one of these tenants since it was read.
+    async fn read_again(&mut self, changes: &[Change], written: &[String]) -> anyhow::Result<()> {
+        let store = self.operator.tenants();
+        let read = self
+            .operator
+            .attempt("presence-tenants", store.snapshot())
+            .await?;
+        let place = |read: &Snapshot, name: &str| read.entries.get(name).map(|it| it.place);
+        let is_other = |(name, _): &&Change| place(&read, name) != place(&self.read, name);
+        if let Some((name, _)) = changes.iter().find(is_other) {
+            let entry = read.entries.get(name).and_then(|it| it.tenant.as_ref());
+            let who = match entry {
+                Some(Ok(tenant)) if !tenant.who.is_empty() => line(&tenant.who),
+                _ => "somebody else".to_owned(),
+            };
+            bail!(
+                "{who} has changed the tenant `{}` meanwhile, and nothing was written{}: {TRY_AGAIN}",
+                line(name),
+                but(written)
+            );
+        }
+        self.read = read;
+        Ok(())
     }
 
     /// Waits until every node is done.
@@ -295,6 +366,14 @@ impl<'a> TenantStoreSession<'a> {
             nodes.len()
         );
         Ok(())
+    }
+}
+
+/// What was written of changes that weren't written as a whole.
+fn but(written: &[String]) -> String {
+    match written.is_empty() {
+        true => String::new(),
+        false => format!(" but {}", line(written.join(", "))),
     }
 }
 
