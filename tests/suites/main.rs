@@ -86,5 +86,6 @@ mod tenant_edits;
 mod tenant_sections;
 mod tenants;
 mod tenants_store;
+mod tenants_store_texts;
 mod turns;
 mod world;

@@ -25,7 +25,7 @@ async fn node() -> Result<(Host, Site, NatsServer)> {
     Ok((host, site, server))
 }
 
-fn site(server: &NatsServer) -> Result<Site> {
+pub(crate) fn site(server: &NatsServer) -> Result<Site> {
     let mut acme = Table::new();
     acme.insert("name".into(), "acme".into());
     acme.insert("plugins".into(), folder().into());
@@ -42,11 +42,11 @@ fn folder() -> Table {
 }
 
 /// A section of a tenant, with more in it.
-fn section(name: &str, more: &str) -> String {
+pub(crate) fn section(name: &str, more: &str) -> String {
     format!("[[tenant]]\nname = '{name}'\n{more}\n[tenant.plugins]\nsource = 'folder'\n")
 }
 
-fn apply(site: &Site, text: &str) -> Result<Output> {
+pub(crate) fn apply(site: &Site, text: &str) -> Result<Output> {
     let file = site.path().join("tenants.toml");
     fs::write(&file, text)?;
     let file = file.to_string_lossy().into_owned();
@@ -57,7 +57,7 @@ fn apply(site: &Site, text: &str) -> Result<Output> {
 }
 
 /// What a command printed, once it has succeeded.
-fn done(output: Output) -> Result<String> {
+pub(crate) fn done(output: Output) -> Result<String> {
     let errors = String::from_utf8_lossy(&output.stderr).into_owned();
     anyhow::ensure!(
         output.status.code() == Some(0),
@@ -68,7 +68,7 @@ fn done(output: Output) -> Result<String> {
 }
 
 /// Why a command failed.
-fn failed(output: &Output) -> Result<String> {
+pub(crate) fn failed(output: &Output) -> Result<String> {
     anyhow::ensure!(output.status.code() == Some(1), "{:?}", output.status);
     Ok(String::from_utf8_lossy(&output.stderr).into_owned())
 }
@@ -88,7 +88,7 @@ async fn states(site: &Site) -> Result<Vec<(String, String)>> {
     Ok(states.collect())
 }
 
-async fn until_states(site: &Site, expected: &[(&str, &str)]) -> Result<()> {
+pub(crate) async fn until_states(site: &Site, expected: &[(&str, &str)]) -> Result<()> {
     let expected: Vec<_> = expected
         .iter()
         .map(|(name, state)| ((*name).to_owned(), (*state).to_owned()))

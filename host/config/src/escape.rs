@@ -15,6 +15,32 @@ use tracing_subscriber::fmt::MakeWriter;
 use crate::Problems;
 use crate::causes::Causes;
 
+/// How long what is said of one thing may be, in bytes: what it quotes may be as long as a message.
+pub const SAID_BYTES_MAX: usize = 1024;
+
+/// How many lines are said of what may have as many problems as a file has lines.
+const LINES_MAX: usize = 8;
+
+/// A text, without what is beyond [`SAID_BYTES_MAX`]: it says how much that is.
+pub fn cut(text: &str) -> Cow<'_, str> {
+    if text.len() <= SAID_BYTES_MAX {
+        return Cow::Borrowed(text);
+    }
+    let (kept, left_out) = text.split_at(text.floor_char_boundary(SAID_BYTES_MAX));
+    Cow::Owned(format!("{kept}… ({} bytes more)", left_out.len()))
+}
+
+/// The first lines of a text, each [`cut`], and how many more there are.
+pub fn brief(text: &str) -> String {
+    let mut lines = text.lines();
+    let mut kept: Vec<_> = lines.by_ref().take(LINES_MAX).map(cut).collect();
+    match lines.count() {
+        0 => {}
+        more => kept.push(format!("and {more} lines more").into()),
+    }
+    kept.join("\n")
+}
+
 /// Whether a character isn't printed as it is: a control character, C1 among them, one
 /// that changes the direction of what follows it, or one that separates lines.
 fn is_harmful(character: char) -> bool {
@@ -184,6 +210,23 @@ mod tests {
             r"a\n2026 ERROR\r\u{1b}[2J\u{9b}31m\u{85}\u{7f}\u{202e}b\u{2066}\u{2028}ä\t"
         );
         assert!(!line.contains(is_harmful));
+    }
+
+    #[test]
+    fn what_is_said_has_a_bound_and_says_what_is_left_out() {
+        assert_eq!(cut("short"), "short");
+        let long = "ä".repeat(SAID_BYTES_MAX);
+        let said = cut(&long);
+        assert_eq!(
+            said.chars().filter(|it| *it == 'ä').count(),
+            SAID_BYTES_MAX / 2
+        );
+        assert!(said.ends_with("… (1024 bytes more)"), "{said}");
+        let said = brief(&format!("{long}\n").repeat(LINES_MAX + 3));
+        assert_eq!(said.lines().count(), LINES_MAX + 1);
+        assert!(said.ends_with("\nand 3 lines more"), "{said}");
+        assert!(said.len() < 2 * LINES_MAX * SAID_BYTES_MAX);
+        assert_eq!(brief("a\nb"), "a\nb");
     }
 
     #[test]

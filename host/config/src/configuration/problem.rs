@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::escape::Line;
+use crate::escape::{Line, cut};
 
 /// Where a problem is. Problems are listed in this order.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -95,7 +95,8 @@ impl Problem {
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // What it quotes may hold line breaks, and colours for a terminal.
-        let line = format_args!("{}: {}; {}", self.place, self.what, self.fix);
+        let (what, fix) = (cut(&self.what), cut(&self.fix));
+        let line = format_args!("{}: {what}; {fix}", self.place);
         write!(f, "{}", Line(line))
     }
 }

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use async_nats::client::PublishErrorKind;
 use async_nats::header::HeaderMap;
 use async_nats::service::{NATS_SERVICE_ERROR, NATS_SERVICE_ERROR_CODE};
 use async_nats::{Client, Message, Subscriber};
@@ -256,16 +257,43 @@ impl Service {
         let body = match answer {
             Ok(body) => body,
             Err(error) => {
-                // A header is one line.
-                let line = presence_config::escape::line(&error);
+                // A header is one line, and so short that there is room for the body.
+                let line = presence_config::escape::line(presence_config::escape::cut(&error));
                 headers.insert(NATS_SERVICE_ERROR, line.as_str());
                 headers.insert(NATS_SERVICE_ERROR_CODE, "500");
                 json!({"ok": false, "reason": "refused", "error": error})
             }
         };
-        let body = body.to_string().into();
-        // The client is gone only when the node ends.
-        let _ = client.publish_with_headers(reply, headers, body).await;
+        let body = body.to_string();
+        let bytes = body.len();
+        let sent = client.publish_with_headers(reply.clone(), headers, body.into());
+        let Err(error) = sent.await else { return };
+        // The one who asked would wait for nothing otherwise.
+        let error = match error.kind() {
+            PublishErrorKind::MaxPayloadExceeded => format!(
+                "the answer has {bytes} bytes, and the broker carries messages of {} (max_payload)",
+                client.server_info().max_payload
+            ),
+            _ => error.to_string(),
+        };
+        {
+            let stats = endpoint.stats.lock();
+            let mut stats = stats.unwrap_or_else(PoisonError::into_inner);
+            stats.errors += 1;
+            stats.last_error = format!("500:{error}");
+        }
+        tracing::warn!(
+            endpoint = endpoint.name,
+            "an operator's command can't be answered: {error}"
+        );
+        let mut headers = HeaderMap::new();
+        headers.insert(NATS_SERVICE_ERROR, error.as_str());
+        headers.insert(NATS_SERVICE_ERROR_CODE, "500");
+        let body = json!({"ok": false, "reason": "refused", "error": error});
+        // Where this can't be sent, either, the client is gone: the node ends.
+        let _ = client
+            .publish_with_headers(reply, headers, body.to_string().into())
+            .await;
     }
 }
 

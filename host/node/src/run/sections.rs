@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use presence_config::escape::brief;
 use presence_config::{Config, Place, TenantSection};
 use tokio::sync::watch;
 use tracing::{Instrument as _, info_span};
@@ -50,7 +51,7 @@ impl ConfigFollower {
                 // The one before it has the name.
                 let place = format!("{} ({})", section.name, section.place);
                 if let Err(problems) = &section.config {
-                    let why = problems.to_string();
+                    let why = brief(&problems.to_string());
                     tracing::error!("a tenant does not start: {why}");
                     self.shared.told.section(&place, section);
                     self.shared.told.is(&place, TenantPhase::Refused(why), None);
@@ -67,7 +68,7 @@ impl ConfigFollower {
             }
             self.shared.told.section(&section.name, section);
             if let (DesiredState::Pause, Err(problems)) = (&wanted, &section.config) {
-                let (tenant, why) = (&section.name, problems.to_string());
+                let (tenant, why) = (&section.name, brief(&problems.to_string()));
                 if self.shared.told.not_taken(tenant, &why) {
                     for line in why.lines() {
                         tracing::error!(tenant, "its section is not taken, and it pauses: {line}");
@@ -147,7 +148,7 @@ impl ConfigFollower {
         match &section.config {
             // Whatever else is wrong with it.
             _ if section.paused => DesiredState::Pause,
-            Err(problems) => DesiredState::Refuse(problems.to_string()),
+            Err(problems) => DesiredState::Refuse(brief(&problems.to_string())),
             Ok(config) => {
                 let mut config = Config::clone(config);
                 config.keep_of_process(&self.shared.config, section.own_account);

@@ -7,11 +7,12 @@ use std::sync::{Arc, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use presence_config::causes::Causes;
+use presence_config::escape::{brief, cut};
 use presence_config::{
     self as config, Config, InStore, OfNode, StoredTenant, TENANTS_BUCKET, TenantSection, Text,
 };
 use serde::Deserialize;
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::sync::watch;
 
 use super::first::load;
@@ -42,10 +43,14 @@ impl Taken {
     }
 }
 
-/// What a command has to be validated: tenants by name, and none of those that are to be removed.
+/// What a command asks about the tenants of the store.
 #[derive(Deserialize)]
-struct Changes {
-    validate: BTreeMap<String, Option<StoredTenant>>,
+#[serde(rename_all = "lowercase")]
+enum Request {
+    /// What would be wrong with changes: tenants by name, and none of those that are to be removed.
+    Validate(BTreeMap<String, Option<StoredTenant>>),
+    /// What the tenants with these names are at.
+    States(Vec<String>),
 }
 
 impl Shared {
@@ -71,9 +76,11 @@ impl Shared {
         self.tasks.spawn("tenants", follower.follow());
         let listening = admin.listen_for_tenants(&self.config).await?;
         let shared = Arc::clone(self);
+        let client = admin.client.clone();
         let served = async move {
+            let carried = || client.server_info().max_payload;
             listening
-                .serve(|_, request| shared.answer(request.payload))
+                .serve(|_, request| shared.answer(request.payload, carried()))
                 .await;
             // The node ends.
             std::future::pending().await
@@ -83,26 +90,46 @@ impl Shared {
         Ok(known)
     }
 
-    /// Answers a command about the tenants of the store: what they are at, or what would be wrong
-    /// with changes.
-    async fn answer(&self, request: Bytes) -> Answer {
-        if request.is_empty() {
-            let place = self.taken().stored.place;
-            let made = place.map(|place| place.made);
-            let place = place.map_or(0, |place| place.last);
-            return Ok(json!({
-                "ok": true,
-                "made": made,
-                "place": place,
-                "tenants": self.told.states(),
-            }));
+    /// Answers a command about the tenants of the store. `carried`: how many bytes the broker
+    /// carries in a message.
+    async fn answer(&self, request: Bytes, carried: usize) -> Answer {
+        let request = serde_json::from_slice(&request)
+            .map_err(|error| format!("the request can't be read: {}", cut(&error.to_string())))?;
+        match request {
+            Request::States(names) => Ok(self.states(&names, carried / 2)),
+            Request::Validate(changes) => {
+                let validated = self.validate(changes).await;
+                validated
+                    .map(|()| json!({"ok": true}))
+                    .map_err(|error| brief(&Causes(&error).to_string()))
+            }
         }
-        let changes: Changes = serde_json::from_slice(&request)
-            .map_err(|error| format!("the request can't be read: {error}"))?;
-        self.validate(changes.validate)
-            .await
-            .map(|()| json!({"ok": true}))
-            .map_err(|error| Causes(&error).to_string())
+    }
+
+    /// What tenants are at, up to how far the store has been read, and how many of them are left
+    /// out at the end since there is no room for them.
+    fn states(&self, names: &[String], room: usize) -> Value {
+        // Before it is looked what they are at.
+        let place = self.taken().stored.place;
+        let (mut tenants, mut bytes, mut left_out) = (Vec::new(), 0, 0);
+        for (at, name) in names.iter().enumerate() {
+            let Some(state) = self.told.state(name) else {
+                continue;
+            };
+            bytes += state.to_string().len();
+            if bytes > room && !tenants.is_empty() {
+                left_out = names.len() - at;
+                break;
+            }
+            tenants.push(state);
+        }
+        json!({
+            "ok": true,
+            "made": place.map(|place| place.made),
+            "place": place.map_or(0, |place| place.last),
+            "tenants": tenants,
+            "leftOut": left_out,
+        })
     }
 
     /// Finds what would be wrong with changes of tenants in the store: nothing where they are
@@ -138,7 +165,7 @@ impl Shared {
                 }
                 Ok(_) => {}
                 Err(problems) if is_changed || before.iter().any(was_good) => {
-                    anyhow::bail!("{problems}");
+                    return Err(problems.clone().into());
                 }
                 // It is as bad as it was.
                 Err(_) => {}

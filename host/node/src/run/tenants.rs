@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use presence_config::causes::Causes;
+use presence_config::escape::brief;
 use presence_config::regular_file::Stamp;
 use presence_config::{self as config, Config, OfNode, Text};
 use tokio::sync::watch;
@@ -237,7 +238,7 @@ impl Shared {
             match ended {
                 Ok(()) => wait = RETRY.0,
                 Err(error) => {
-                    let why = Causes(&error).to_string();
+                    let why = brief(&Causes(&error).to_string());
                     for line in why.lines() {
                         tracing::error!("{line}");
                     }

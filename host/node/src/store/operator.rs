@@ -31,6 +31,9 @@ const QUIET: Duration = Duration::from_millis(750);
 pub(super) const STATUS: Duration = Duration::from_secs(5);
 const STATUS_AGAIN: Duration = Duration::from_millis(100);
 
+/// Of how many tenants a node is asked in one request.
+const NAMES_AT_ONCE: usize = 100;
+
 /// How long a tenant that is served may lack something before that is told.
 const IMPAIRED: Duration = Duration::from_secs(10);
 
@@ -203,22 +206,14 @@ impl Operator {
         let until = Instant::now() + self.load_timeout;
         let mut begun = None;
         loop {
-            let answer = self.ask(node, ADMIN_TENANTS, Bytes::new(), STATUS).await?;
+            let (seen, tenants) = self.tenant_states(node, names).await?;
             // A place of a bucket that is gone says nothing of the one that was written.
-            let made = answer.get("made").and_then(Value::as_i64);
-            let seen = answer.get("place").and_then(Value::as_u64);
-            let seen = seen.filter(|_| made == Some(place.made));
-            let tenants = answer.get("tenants").and_then(Value::as_array);
-            let of = |tenant: &&Value| {
-                let name = tenant.get("tenant").and_then(Value::as_str);
-                names.iter().any(|it| Some(&**it) == name)
-            };
-            let tenants: Vec<_> = tenants.into_iter().flatten().filter(of).cloned().collect();
+            let seen = seen.filter(|it| it.made == place.made);
             let is_at = |it: &Value, at: &str| it.get("state").is_some_and(|it| it == at);
             let starts = |it: &Value| {
                 is_at(it, "starting") || it.get("changing") == Some(&Value::Bool(true))
             };
-            if seen.is_some_and(|seen| seen >= place.last) && !tenants.iter().any(starts) {
+            if seen.is_some_and(|seen| seen.last >= place.last) && !tenants.iter().any(starts) {
                 let since = *begun.get_or_insert_with(Instant::now);
                 let is_impaired = tenants.iter().any(|it| is_at(it, "impaired"));
                 // One that has just begun to serve may lack something for a moment.
@@ -231,6 +226,37 @@ impl Operator {
                 bail!("not done within {seconds} s ([plugins] load_timeout_ms)");
             }
             sleep(STATUS_AGAIN).await;
+        }
+    }
+
+    /// Up to which place a node has read the store, and what the tenants with these names are at.
+    async fn tenant_states(
+        &self,
+        node: &FoundNode,
+        names: &[String],
+    ) -> anyhow::Result<(Option<BucketPlace>, Vec<Value>)> {
+        let (mut place, mut tenants) = (None, Vec::new());
+        let mut rest = names;
+        loop {
+            let (asked, others) = rest.split_at(rest.len().min(NAMES_AT_ONCE));
+            let body = Bytes::from(json!({"states": asked}).to_string());
+            let answer = self.ask(node, ADMIN_TENANTS, body, STATUS).await?;
+            let (made, last) = (answer.get("made"), answer.get("place"));
+            let made = made.and_then(Value::as_i64);
+            let last = last.and_then(Value::as_u64);
+            // What the first ones are at was so before the next was asked for.
+            place = place.or(made
+                .zip(last)
+                .map(|(made, last)| BucketPlace { made, last }));
+            let told = answer.get("tenants").and_then(Value::as_array);
+            tenants.extend(told.into_iter().flatten().cloned());
+            let left_out = answer.get("leftOut").and_then(Value::as_u64);
+            let left_out = usize::try_from(left_out.unwrap_or_default()).unwrap_or_default();
+            let done = asked.len().saturating_sub(left_out);
+            rest = rest.get(done..).unwrap_or_default();
+            if rest.is_empty() || done == 0 && others.is_empty() {
+                return Ok((place, tenants));
+            }
         }
     }
 

@@ -16,6 +16,7 @@ use async_nats::jetstream::context::{ContextBuilder, GetStreamErrorKind, Publish
 use async_nats::jetstream::stream::{self, DiscardPolicy, RetentionPolicy, StorageType, Stream};
 use async_nats::jetstream::{self, ErrorCode};
 use presence_config::causes::Causes;
+use presence_config::escape::brief;
 use presence_config::{InStore, StoredTenant, TENANTS_BUCKET, escape};
 use presence_rules::private;
 use serde::{Deserialize, Serialize};
@@ -175,7 +176,7 @@ impl TenantStore {
                 _ if message.payload.is_empty() => None,
                 Ok(()) => {
                     let parsed = StoredTenant::parse(&message.payload);
-                    Some(parsed.map_err(|error| Causes(&error).to_string()))
+                    Some(parsed.map_err(|error| brief(&Causes(&error).to_string())))
                 }
                 Err(fix) => Some(Err(format!("its key is no name of a tenant: {fix}"))),
             };

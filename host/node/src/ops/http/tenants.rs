@@ -11,6 +11,7 @@ use axum::extract::{Request, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::get;
+use presence_config::escape::cut;
 use presence_config::{Config, TenantSection};
 use serde_json::{Value, json};
 
@@ -66,7 +67,8 @@ impl TenantEntry {
             (TenantPhase::Refused(why), _) => ("refused", why.lines().map(str::to_owned).collect()),
             (TenantPhase::Begun, None) => ("starting", Vec::new()),
             (TenantPhase::Begun, Some(board)) => {
-                let reasons = readiness::reasons(board);
+                let reasons = readiness::reasons(board).into_iter();
+                let reasons: Vec<_> = reasons.map(|it| cut(&it).into_owned()).collect();
                 let is_serving = board.status.get().is_some_and(|it| it.is_ready());
                 match (is_serving, reasons.is_empty()) {
                     (true, true) => ("serving", reasons),
@@ -182,20 +184,17 @@ impl Tenants {
             .collect()
     }
 
-    /// What each tenant is at.
-    pub(crate) fn states(&self) -> Vec<Value> {
-        let all = self.all();
-        let states = all.iter().map(|(name, entry)| {
-            let (state, reasons) = entry.state();
-            json!({
-                "tenant": name,
-                "changing": entry.is_changing,
-                "state": state,
-                "reasons": reasons,
-                "notTaken": (!entry.not_taken.is_empty()).then_some(&entry.not_taken),
-            })
-        });
-        states.collect()
+    /// What a tenant is at; none if there is none of this name.
+    pub(crate) fn state(&self, name: &str) -> Option<Value> {
+        let entry = self.one(name)?;
+        let (state, reasons) = entry.state();
+        Some(json!({
+            "tenant": name,
+            "changing": entry.is_changing,
+            "state": state,
+            "reasons": reasons,
+            "notTaken": (!entry.not_taken.is_empty()).then_some(&entry.not_taken),
+        }))
     }
 
     fn one(&self, name: &str) -> Option<TenantEntry> {
