@@ -191,3 +191,30 @@ async fn tried(way: &Way) -> Result<()> {
     ensure!(held.hold_none_of(&way.secrets).is_err());
     host.kill().await
 }
+
+#[tokio::test]
+async fn a_difference_shows_no_secret_of_a_plugins_configuration() -> Result<()> {
+    let server = NatsServer::start().await?;
+    let site = Site::new(&server.url())?.with("plugins.source", "store")?;
+    let config =
+        "keys = [\"device\"], api = { token = \"t0ken-h1dden\", url = \"http://u:pw-h1dden@h\" }";
+    let pipeline = format!("[[pipeline]]\nplugin = \"redact\"\nconfig = {{ {config} }}\n");
+    let file = site.path().join("next.toml");
+    fs::write(&file, pipeline)?;
+    let file = file.to_str().context("a path")?;
+    for more in [&[][..], &["--json"]] {
+        let args = [&["pipeline", "diff", file], more].concat();
+        let output = host::run(&site, &args)?;
+        let printed = String::from_utf8(output.stdout)?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(
+            printed.contains("device") && printed.contains("***"),
+            "{printed}{said}"
+        );
+        ensure!(
+            !printed.contains("h1dden") && !said.contains("h1dden"),
+            "{printed}{said}"
+        );
+    }
+    Ok(())
+}

@@ -29,6 +29,7 @@ mod publish;
 mod query;
 mod record;
 mod runtime;
+mod secrets;
 mod status;
 mod tenants;
 mod watch;

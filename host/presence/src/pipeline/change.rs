@@ -15,6 +15,7 @@ use similar::TextDiff;
 
 use super::file::PinnedPipeline;
 use crate::changing::{ChangeOptions, who};
+use crate::secrets;
 
 /// What to do where somebody else was faster.
 const TRY_AGAIN: &str = "Look at `presence pipeline show`, and try again";
@@ -152,10 +153,16 @@ impl StoreSession {
             |it| format!("revision {}", it.revision),
         );
         let new = toml_of(chain) + &canary_line(candidate);
-        TextDiff::from_lines(&old, &new)
+        let patch = TextDiff::from_lines(&old, &new)
             .unified_diff()
             .header(&name, "the next revision")
-            .to_string()
+            .to_string();
+        if patch.is_empty() {
+            return patch;
+        }
+        secrets::masked(patch, [&*old, &*new].into_iter()).unwrap_or_else(|| {
+            "the difference isn't shown, since it writes a secret in an unusual way\n".to_owned()
+        })
     }
 
     /// Makes a chain the next revision, which may mean plugins that are still to be uploaded. A

@@ -8,6 +8,7 @@ use serde_json::json;
 use super::change::StoreSession;
 use super::file::PinnedPipeline;
 use crate::arguments::Output;
+use crate::secrets;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -24,7 +25,8 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
     let difference = session.difference(&meant.chain);
     if args.output.json {
         let revision = session.newest().map(|it| it.revision);
-        print_json(json!({"revision": revision, "difference": difference, "chain": meant.chain}))?;
+        let chain = secrets::masked_value(json!(meant.chain));
+        print_json(json!({"revision": revision, "difference": difference, "chain": chain}))?;
     } else if difference.is_empty() {
         print("nothing changes\n")?;
     } else {

@@ -15,6 +15,7 @@ use similar::TextDiff;
 
 use super::Command;
 use crate::changing::{ChangeOptions, who};
+use crate::secrets;
 
 /// What to do where somebody else was faster.
 const TRY_AGAIN: &str = "look at `presence tenants list`, and try again";
@@ -439,62 +440,9 @@ fn difference(name: &str, before: Option<&StoredTenant>, after: Option<&StoredTe
         )
         .to_string();
     let sections = [before, after].into_iter().flatten().map(|it| &*it.section);
-    masked(patch, sections).unwrap_or_else(|| {
+    secrets::masked(patch, sections).unwrap_or_else(|| {
         format!("{name}: changes, and isn't shown, since it writes a secret in an unusual way\n")
     })
-}
-
-/// A patch without the secrets of these sections; none if they can't be told from the rest.
-fn masked<'a>(mut patch: String, sections: impl Iterator<Item = &'a str>) -> Option<String> {
-    let mut secrets = Vec::new();
-    for section in sections {
-        let of_section = secrets.len();
-        collect_secrets(&Value::Object(toml::from_str(section).ok()?), &mut secrets);
-        // One that is written with escapes isn't found.
-        if secrets
-            .iter()
-            .skip(of_section)
-            .any(|it| !section.contains(it))
-        {
-            return None;
-        }
-    }
-    // One may be a part of another.
-    secrets.sort_unstable_by_key(|it| std::cmp::Reverse(it.len()));
-    for secret in secrets.iter().filter(|it| !it.is_empty()) {
-        patch = patch.replace(secret, "***");
-    }
-    // One of several lines has the signs of the patch in between.
-    secrets.iter().all(|it| !it.contains('\n')).then_some(patch)
-}
-
-/// Collects what nobody is to read: passwords, tokens, seeds, and logins within addresses.
-fn collect_secrets(value: &Value, secrets: &mut Vec<String>) {
-    match value {
-        Value::Object(keys) => {
-            for (key, value) in keys {
-                let is_secret = ["password", "token", "seed", "secret"];
-                let is_secret = is_secret.iter().any(|it| key.contains(it));
-                match value.as_str() {
-                    Some(text) if is_secret => secrets.push(text.to_owned()),
-                    _ => collect_secrets(value, secrets),
-                }
-            }
-        }
-        Value::Array(values) => {
-            values.iter().for_each(|it| collect_secrets(it, secrets));
-        }
-        Value::String(text) => {
-            // There may be several, with commas between.
-            for url in text.split(',') {
-                let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
-                if let Some((login, _)) = rest.rsplit_once('@') {
-                    secrets.push(login.to_owned());
-                }
-            }
-        }
-        _ => {}
-    }
 }
 
 #[cfg(test)]
