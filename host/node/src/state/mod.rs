@@ -8,6 +8,7 @@
 
 pub(crate) mod database;
 mod log;
+mod of_subjects;
 mod restorer;
 mod saver;
 mod store;
@@ -211,18 +212,31 @@ fn open_file(
     disk: &Arc<Disk>,
     belongs: &str,
 ) -> Result<(Store, Restored), Fault> {
+    // The process may have ended between the two.
+    of_subjects::take_back(path, belongs).map_err(Fault::Unusable)?;
     let mut store = Store::open(path, &owner.name, disk)?;
     // A state of a version that didn't note it is taken for this one's.
-    if let Some(before) = store.subjects()?.filter(|before| before != belongs) {
+    let other = |store: &Store| Ok(store.subjects()?.filter(|it| it != belongs));
+    if let Some(before) = other(&store)? {
         drop(store);
-        let aside = database::set_aside(path, "of-other-subjects").map_err(Fault::Unusable)?;
+        let aside = of_subjects::set_aside(path, &before).map_err(Fault::Unusable)?;
+        let is_back = of_subjects::take_back(path, belongs).map_err(Fault::Unusable)?;
         tracing::warn!(
             "the state in {} is of `{before}`, and this tenant has `{belongs}` now: it has been set \
-             aside as {}, and the tenant starts empty",
+             aside as {}, and the tenant {}",
             path.display(),
-            aside.display()
+            aside.display(),
+            match is_back {
+                true => "goes on with the state that was set aside for its subjects before",
+                false => "starts empty",
+            }
         );
         store = Store::open(path, &owner.name, disk)?;
+        if let Some(before) = other(&store)? {
+            let why =
+                anyhow::anyhow!("it was set aside as one of `{belongs}`, and is of `{before}`");
+            return Err(Fault::Damaged(why));
+        }
     }
     let restored = read(&store, path, owner, &|_| true, Some(belongs));
     let restored = restored.map_err(|fault| disk.fault(fault))?;
@@ -317,7 +331,7 @@ mod tests {
     fn a_state_of_other_subjects_is_set_aside() {
         let folder = tempfile::tempdir().unwrap();
         written(folder.path());
-        let known = |belongs| open_of(folder.path(), belongs).unwrap().1.records.len();
+        let known = |belongs: &str| open_of(folder.path(), belongs).unwrap().1.records.len();
         let before = known("presence.>");
         assert!(before > 0);
         assert_eq!(known("presence.>"), before);
@@ -326,8 +340,23 @@ mod tests {
         let names = names.map(|it| it.unwrap().file_name().into_string().unwrap());
         let aside = names.filter(|name| name.contains(".redb.of-other-subjects-"));
         assert_eq!(aside.count(), 1);
-        // It doesn't come back by itself.
-        assert_eq!(known("presence.>"), 0);
+        // What was set aside is known again where it belongs, however often that changes.
+        assert_eq!(known("presence.>"), before);
+        for other in ["a", "b", "c", "d", "e"] {
+            assert_eq!(known(&format!("{other}.presence.>")), 0);
+        }
+        assert_eq!(known("presence.>"), before);
+        // A file by the name of others' subjects is not taken for theirs.
+        let beta = std::fs::read_dir(folder.path()).unwrap();
+        let beta = beta
+            .map(|it| it.unwrap().path())
+            .find(|it| it.to_string_lossy().contains(".of-other-subjects-"));
+        let path = folder.path().join("presence.redb");
+        std::fs::copy(&path, beta.unwrap()).unwrap();
+        for other in ["beta", "a", "b", "c", "d", "e"] {
+            assert_eq!(known(&format!("{other}.presence.>")), 0);
+        }
+        assert_eq!(damaged(folder.path()), 1);
     }
 
     #[test]
