@@ -152,6 +152,10 @@ impl QuestionKind<'_> {
 /// and far less than once a millisecond.
 pub const EPOCH_STEP: u64 = 1_000;
 
+/// No epoch is later than this, the year 3000 in milliseconds since 1970: one that says so was
+/// damaged. The clock of now says nothing of that, since it may have been set back.
+pub const EPOCH_MAX: u64 = 32_503_680_000_000;
+
 /// One shard of a node, since it began: what it publishes bears its name.
 #[derive(Clone, Debug)]
 pub struct Source {

@@ -67,11 +67,19 @@ pub fn note(path: &Path, bytes: &[u8]) -> io::Result<()> {
 
 fn put(path: &Path, bytes: &[u8], sync: fn(&File) -> io::Result<()>) -> io::Result<()> {
     let new = path.with_extension("new");
-    let mut file = options().create(true).truncate(true).open(&new)?;
-    keep_private(&file, &new);
+    let mut file = anew(&new)?;
     file.write_all(bytes)?;
     sync(&file)?;
     fs::rename(&new, path)
+}
+
+/// Makes a file that others can't read. What is there is removed, and not written to: it may be a
+/// link to a file that is somewhere else.
+fn anew(path: &Path) -> io::Result<File> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
+        _ => options().create_new(true).open(path),
+    }
 }
 
 /// The key in a folder, which is made when it is first asked for, and made anew if it
@@ -315,6 +323,29 @@ mod tests {
             (mode(&path), &*fs::read(&path).unwrap()),
             (0o600, &b"new"[..])
         );
+    }
+
+    #[test]
+    fn what_is_written_goes_into_no_file_to_which_a_link_leads() {
+        let around = tempfile::tempdir().unwrap();
+        let (path, victim) = (
+            around.path().join("acme.epoch"),
+            around.path().join("victim"),
+        );
+        fs::write(&victim, "theirs").unwrap();
+        for write in [write, note] {
+            symlink(&victim, around.path().join("acme.new")).unwrap();
+            write(&path, b"1").unwrap();
+            assert_eq!(fs::read(&victim).unwrap(), b"theirs");
+            assert_eq!(
+                (mode(&path), &*fs::read(&path).unwrap()),
+                (0o600, &b"1"[..])
+            );
+        }
+        // One that was left behind is written anew.
+        fs::write(around.path().join("acme.new"), "longer").unwrap();
+        write(&path, b"2").unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"2");
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! The configuration file's text: read as a whole, and told from one that is not there
 //! or has nothing in it.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, ErrorKind, Read as _};
 use std::path::Path;
 
@@ -9,7 +9,7 @@ use toml::de::DeTable;
 
 use super::FILE_NAME;
 use super::problem::{Problem, Problems};
-use crate::regular_file;
+use crate::regular_file::{self, what};
 
 /// How long a configuration may be: far longer than any that is written by hand.
 const BYTES_MAX: u64 = 16 << 20;
@@ -101,8 +101,15 @@ impl Text {
     }
 }
 
-/// Reads a file, which may be a pipe of the shell's.
+/// Reads a file, or what the shell puts in the place of one. Anything else that is no regular file,
+/// such as a FIFO, might be waited for.
 fn read_bounded(file: &Path) -> io::Result<String> {
+    let is_of_shell = file.starts_with("/dev") || file.starts_with("/proc");
+    let kind = fs::metadata(file)?.file_type();
+    if !kind.is_file() && !kind.is_dir() && !is_of_shell {
+        let what = format!("it is {}: only a regular file is read", what(kind));
+        return Err(io::Error::new(ErrorKind::InvalidInput, what));
+    }
     let mut text = String::new();
     File::open(file)?
         .take(BYTES_MAX + 1)
@@ -123,6 +130,22 @@ mod tests {
         let problem = Text::read(Some(Path::new("/dev/zero"))).unwrap_err();
         let problem = problem.to_string();
         assert!(problem.contains("it is longer than"), "{problem}");
+    }
+
+    #[test]
+    fn a_fifo_is_not_waited_for_and_a_link_to_a_file_is_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let (fifo, link) = (folder.path().join("fifo"), folder.path().join("link"));
+        let made = std::process::Command::new("mkfifo").arg(&fifo).status();
+        assert!(made.unwrap().success());
+        let problem = Text::read(Some(&fifo)).unwrap_err().to_string();
+        assert!(
+            problem.contains("it is a FIFO: only a regular file is read"),
+            "{problem}"
+        );
+        fs::write(folder.path().join("file"), "[log]\nlevel = 'warn'\n").unwrap();
+        std::os::unix::fs::symlink("file", &link).unwrap();
+        assert!(Text::read(Some(&link)).unwrap().is_some());
     }
 
     fn read(bytes: &[u8]) -> Result<Option<Text>, Problems> {

@@ -18,7 +18,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context as _, bail};
-use presence_config::subjects::{EPOCH_STEP, Subjects};
+use presence_config::subjects::{EPOCH_MAX, EPOCH_STEP, Subjects};
 use presence_config::{self as config, Config};
 use presence_core::names::Names;
 use presence_core::record::Record;
@@ -272,14 +272,40 @@ fn read(
 /// for a second time.
 fn begin_epoch(store: &Store, path: &Path, belongs: Option<&str>) -> Result<u64, Fault> {
     let file = path.with_extension("epoch");
-    let last = std::fs::read_to_string(&file).ok();
-    let last = last.and_then(|text| text.trim().parse::<u64>().ok());
+    let last = last_epoch(&file);
     let next = last.map_or(0, |last| last.saturating_add(EPOCH_STEP));
     let epoch = store.begin_epoch(clock::now_ms().max(next), belongs)?;
     if let Err(error) = private::note(&file, epoch.to_string().as_bytes()) {
         tracing::warn!(%error, "can't write {}", file.display());
     }
     Ok(epoch)
+}
+
+/// The last epoch, as it was kept in a file of its own; none if there is none. A damaged file is set
+/// aside.
+fn last_epoch(file: &Path) -> Option<u64> {
+    let why = match std::fs::read(file) {
+        Ok(bytes) => {
+            let text = String::from_utf8_lossy(&bytes);
+            match text.trim().parse() {
+                Ok(epoch) if epoch <= EPOCH_MAX => return Some(epoch),
+                Ok(_) => "it is later than any epoch can be",
+                Err(_) => "it is no number",
+            }
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return None,
+        Err(error) => {
+            tracing::warn!(%error, "can't read {}", file.display());
+            return None;
+        }
+    };
+    let aside = database::set_aside(file, "damaged");
+    let aside = aside.map_or_else(|error| format!("{error:#}"), |it| it.display().to_string());
+    tracing::error!(
+        "the last epoch in {} can't be taken: {why}. It has been set aside: {aside}",
+        file.display()
+    );
+    None
 }
 
 #[cfg(test)]
@@ -422,6 +448,32 @@ mod tests {
             std::fs::write(&path, b"no database").unwrap();
         }
         assert!(damaged(folder.path()) > 0);
+    }
+
+    #[test]
+    fn an_epoch_that_can_t_be_is_damage_and_one_after_which_the_clock_was_set_back_is_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("presence.epoch");
+        for (number, damage) in ["18446744073709551615", "x", ""].into_iter().enumerate() {
+            std::fs::write(&file, damage).unwrap();
+            let (store, restored) = open(folder.path()).unwrap();
+            assert!(restored.epoch < clock::now_ms() + 10_000, "{damage}");
+            let names = std::fs::read_dir(folder.path()).unwrap();
+            let names = names.map(|it| it.unwrap().file_name().into_string().unwrap());
+            let aside = names.filter(|name| name.contains(".epoch.damaged-"));
+            assert_eq!(aside.count(), number + 1);
+            drop(store);
+        }
+        // The state notes it as well.
+        let (store, _) = open(folder.path()).unwrap();
+        store.begin_epoch(u64::MAX, None).unwrap();
+        drop(store);
+        let (store, restored) = open(folder.path()).unwrap();
+        assert!(restored.epoch < clock::now_ms() + 10_000);
+        drop(store);
+        let ahead = clock::now_ms() + 20 * 365 * 24 * 3_600_000;
+        std::fs::write(&file, ahead.to_string()).unwrap();
+        assert!(open(folder.path()).unwrap().1.epoch > ahead);
     }
 
     #[test]

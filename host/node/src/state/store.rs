@@ -9,7 +9,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::bail;
-use presence_config::subjects::EPOCH_STEP;
+use presence_config::subjects::{EPOCH_MAX, EPOCH_STEP};
 use presence_core::record::{FORMAT, Stored};
 use redb::{ReadableDatabase, ReadableTable as _, TableDefinition, TableError, WriteTransaction};
 
@@ -188,6 +188,15 @@ impl Store {
             let epoch = {
                 let mut figures = transaction.open_table(FIGURES)?;
                 let last = figures.get(EPOCH)?.map(|epoch| epoch.value());
+                let last = last.filter(|last| {
+                    let can_be = *last <= EPOCH_MAX;
+                    if !can_be {
+                        tracing::error!(
+                            "the last epoch in the state, {last}, can't be one: it is left out"
+                        );
+                    }
+                    can_be
+                });
                 let epoch = last.map_or(now, |last| now.max(last.saturating_add(EPOCH_STEP)));
                 figures.insert(EPOCH, epoch)?;
                 epoch
