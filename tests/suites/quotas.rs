@@ -527,6 +527,12 @@ async fn an_isolated_tenant_has_other_threads_and_connections_and_is_served_like
     for thread in ["pool-0", "isolated-0"] {
         assert!(names.iter().any(|name| name == thread), "{names:?}");
     }
+    // Metrics of the connection are of both.
+    let connects = ["presence_nats_connects_total", "presence_nats_connected"];
+    for (name, expected) in connects.into_iter().zip([2.0, 1.0]) {
+        host.until_metric(name, &[], |it| (it - expected).abs() < 0.1)
+            .await?;
+    }
     // One that becomes isolated moves to the connection of the others that are.
     site.set("tenant", vec![isolated("apart"), isolated("quiet")])?;
     wait::until("both to share a connection", async || {

@@ -3,13 +3,16 @@
 //! for a few messages, a burst is enough.
 
 use anyhow::Result;
-use presence_tests::client::{ReceivedMessage, now_ms};
+use presence_tests::client::{Client, ReceivedMessage, now_ms};
+use presence_tests::host::Host;
+use presence_tests::nats::NatsServer;
 use presence_tests::site::{DIRECTORY, Site};
 use presence_tests::wait;
 use serde_json::json;
 
 use crate::inputs::{self, CONNECT, FILTERED_OFFLINE, FILTERED_ONLINE};
 use crate::service::{SUBJECT, Service};
+use crate::tenants::{tenant, until_states};
 use crate::world::World;
 
 const DROPS: &str = "presence_slow_consumer_drops_total";
@@ -132,4 +135,34 @@ async fn questions_that_were_dropped_are_counted_as_such() -> Result<()> {
         .wait_for_log(0, &["questions arrive faster"])
         .await?;
     world.end().await
+}
+
+#[tokio::test]
+async fn what_is_dropped_is_told_of_the_tenant_whose_messages_they_are() -> Result<()> {
+    let server = NatsServer::start().await?;
+    let site = Site::new(&server.url())?
+        .with("nats.intake_queue", 8)?
+        .with("tenant", vec![tenant("quiet"), tenant("loud")])?;
+    let mut host = Host::start(&site).await?;
+    until_states(&site, &[("loud", "serving"), ("quiet", "serving")]).await?;
+    let client = Client::connect(&server.url()).await?;
+    let of = |tenant: &str| format!("tenant=\"{tenant}\"");
+    let inputs = "subscription=\"inputs\"";
+    wait::until("an input to be dropped", async || {
+        for number in 0..BURST {
+            let subject = format!("loud.{CONNECT}");
+            let body = inputs::connect("12345", &format!("c{number}"), now_ms());
+            client
+                .nats
+                .publish(subject, body.to_string().into())
+                .await?;
+        }
+        let dropped = host.metric(DROPS, &[&of("loud"), inputs]).await?;
+        Ok((dropped > 0.0).then_some(()))
+    })
+    .await?;
+    assert_eq!(host.metric(DROPS, &[&of("quiet"), inputs]).await?, 0.0);
+    host.wait_for_log(0, &["some are dropped", "of `loud`"])
+        .await?;
+    host.stop().await
 }

@@ -69,8 +69,8 @@ impl Connection {
         kind: SubscriptionKind,
         broker: &BrokerHealth,
     ) -> anyhow::Result<Subscription> {
-        let messages = self.client.subscribe(subject).await?;
-        broker.drops.watch(&messages, kind);
+        let messages = self.client.subscribe(subject.clone()).await?;
+        broker.drops.watch(&messages, kind, &subject);
         Ok(Subscription(messages))
     }
 
@@ -84,9 +84,10 @@ impl Connection {
         kind: SubscriptionKind,
         broker: &BrokerHealth,
     ) -> anyhow::Result<Subscription> {
-        let messages = self.client.queue_subscribe(subject, group.to_owned());
+        let client = &self.client;
+        let messages = client.queue_subscribe(subject.clone(), group.to_owned());
         let messages = messages.await?;
-        broker.drops.watch(&messages, kind);
+        broker.drops.watch(&messages, kind, &subject);
         Ok(Subscription(messages))
     }
 

@@ -6,8 +6,9 @@
 //! subscription checks whether the subscription may have been full when the client dropped anything
 //! at all ([`LossDetector`]), and if so fetches its data again.
 
+use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_nats::Subscriber;
 use tokio::sync::watch;
@@ -19,6 +20,9 @@ const LATE_MS: u64 = 10_000;
 /// How often what was lost is had anew, in milliseconds: the service of a directory, say, is
 /// to be asked for all of it no more often than that.
 const REFETCH_MS: u64 = 1_000;
+
+/// How many prefixes the log names.
+const PREFIXES_MAX: usize = 5;
 
 /// What a subscription carries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,6 +51,11 @@ impl SubscriptionKind {
         Self::Markers,
         Self::Other,
     ];
+
+    /// Its place among all of them.
+    fn place(self) -> usize {
+        self as usize
+    }
 
     /// As metrics and log have it.
     fn as_str(self) -> &'static str {
@@ -81,13 +90,39 @@ impl SubscriptionKind {
 /// What has been dropped.
 #[derive(Debug, Default)]
 pub(crate) struct Drops {
-    /// The numbers that the client has given to subscriptions.
-    numbers: Mutex<Vec<(u64, SubscriptionKind)>>,
+    /// The subscriptions, by the numbers that the client has given to them.
+    numbers: Mutex<HashMap<u64, Watched>>,
     /// How often the client has said that it dropped something, whatever it was.
     reported: watch::Sender<u64>,
     /// Whether several read inputs, so that none of them can say what is missing.
     has_several_readers: AtomicBool,
     by_subscription: [Count; SubscriptionKind::ALL.len()],
+    /// What was dropped below the prefix of each tenant, as far as several share the client.
+    by_prefix: Mutex<BTreeMap<Arc<str>, [DropsBelow; SubscriptionKind::ALL.len()]>>,
+}
+
+/// A subscription.
+#[derive(Debug)]
+struct Watched {
+    kind: SubscriptionKind,
+    /// With what its subject begins, if that may be a tenant's prefix.
+    prefix: Option<Arc<str>>,
+}
+
+/// What was dropped of subscriptions of a kind below a prefix.
+#[derive(Clone, Copy, Debug, Default)]
+struct DropsBelow {
+    known: u64,
+    /// How many of them the log has been told of.
+    told: u64,
+}
+
+/// With what a subject begins, if that may be a tenant's prefix.
+fn prefix_of(subject: &str) -> Option<&str> {
+    let (first, _) = subject.split_once('.')?;
+    let others = ["presence", "_INBOX"];
+    let is_other = others.contains(&first) || first.starts_with(['$', '*', '>']);
+    (!is_other).then_some(first)
 }
 
 #[derive(Debug, Default)]
@@ -101,21 +136,35 @@ struct Count {
 }
 
 impl Drops {
-    /// Notes what a subscription carries.
-    pub(crate) fn watch(&self, subscription: &Subscriber, kind: SubscriptionKind) {
+    /// Notes what a subscription carries, and to which subject it is.
+    pub(crate) fn watch(&self, subscription: &Subscriber, kind: SubscriptionKind, subject: &str) {
         if let Some(number) = number(subscription) {
-            let mut numbers = self.numbers.lock().unwrap_or_else(PoisonError::into_inner);
-            numbers.push((number, kind));
+            self.watch_number(number, kind, subject);
         }
+    }
+
+    fn watch_number(&self, number: u64, kind: SubscriptionKind, subject: &str) {
+        let prefix = prefix_of(subject).map(Into::into);
+        let mut numbers = self.numbers.lock().unwrap_or_else(PoisonError::into_inner);
+        numbers.insert(number, Watched { kind, prefix });
     }
 
     /// The client has dropped a message of a subscription.
     pub(crate) fn note_report(&self, number: u64) {
-        let kind = {
+        let (kind, prefix) = {
             let numbers = self.numbers.lock().unwrap_or_else(PoisonError::into_inner);
-            let known = numbers.iter().find(|(known, _)| *known == number);
-            known.map_or(SubscriptionKind::Other, |(_, kind)| *kind)
+            let known = numbers.get(&number);
+            known.map_or((SubscriptionKind::Other, None), |it| {
+                (it.kind, it.prefix.clone())
+            })
         };
+        if let Some(prefix) = prefix.filter(|_| self.has_several_readers()) {
+            let mut by_prefix = self.by_prefix();
+            let of_prefix = by_prefix.entry(prefix).or_default();
+            if let Some(of_kind) = of_prefix.get_mut(kind.place()) {
+                of_kind.known += 1;
+            }
+        }
         self.of(kind).reported.fetch_add(1, Ordering::Relaxed);
         // Inputs are counted by the one who reads them, all of them.
         if kind != SubscriptionKind::Inputs || self.has_several_readers() {
@@ -172,6 +221,58 @@ impl Drops {
             .map(move |it| (it.as_str(), count(it)))
     }
 
+    /// How many messages were dropped below a tenant's prefix.
+    pub(crate) fn counts_below(&self, prefix: &str) -> Vec<(&'static str, u64)> {
+        let of_prefix = self.by_prefix().get(prefix).copied().unwrap_or_default();
+        let kinds = SubscriptionKind::ALL.into_iter().zip(of_prefix);
+        kinds.map(|(kind, it)| (kind.as_str(), it.known)).collect()
+    }
+
+    /// How many messages were dropped that were below no tenant's prefix.
+    pub(crate) fn counts_elsewhere(&self) -> Vec<(&'static str, u64)> {
+        let by_prefix = self.by_prefix();
+        let below = |kind: SubscriptionKind| -> u64 {
+            let of_kind = by_prefix.values().filter_map(|it| it.get(kind.place()));
+            of_kind.map(|it| it.known).sum()
+        };
+        let kinds = SubscriptionKind::ALL.into_iter().zip(self.counts());
+        kinds
+            .map(|(kind, (name, count))| (name, count.saturating_sub(below(kind))))
+            .collect()
+    }
+
+    /// Below which prefixes most was dropped of what the log hasn't been told of yet.
+    fn untold(&self, kind: SubscriptionKind) -> String {
+        let mut untold: Vec<_> = {
+            let mut by_prefix = self.by_prefix();
+            let of_kind = by_prefix.iter_mut().filter_map(|(prefix, of_prefix)| {
+                let it = of_prefix.get_mut(kind.place())?;
+                let dropped = it.known - it.told;
+                it.told = it.known;
+                (dropped > 0).then(|| (dropped, Arc::clone(prefix)))
+            });
+            of_kind.collect()
+        };
+        untold.sort_by(|a, b| b.cmp(a));
+        let others = untold.len().saturating_sub(PREFIXES_MAX);
+        let named = untold.iter().take(PREFIXES_MAX);
+        let mut said: Vec<_> = named
+            .map(|(dropped, prefix)| format!("{dropped} of `{prefix}`"))
+            .collect();
+        if others > 0 {
+            said.push(format!("and of {others} others"));
+        }
+        said.join(", ")
+    }
+
+    fn by_prefix(
+        &self,
+    ) -> MutexGuard<'_, BTreeMap<Arc<str>, [DropsBelow; SubscriptionKind::ALL.len()]>> {
+        self.by_prefix
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn log(&self, kind: SubscriptionKind) {
         let of = self.of(kind);
         let total = of.known.load(Ordering::Relaxed);
@@ -186,6 +287,7 @@ impl Drops {
                 parent: None,
                 dropped,
                 total,
+                prefixes = self.untold(kind),
                 "{what} of the tenants of one account arrive faster than they are taken in, and \
                  some are dropped: {so}"
             );
@@ -199,8 +301,7 @@ impl Drops {
     }
 
     fn of(&self, kind: SubscriptionKind) -> &Count {
-        let place = SubscriptionKind::ALL.iter().position(|it| *it == kind);
-        let count = place.and_then(|place| self.by_subscription.get(place));
+        let count = self.by_subscription.get(kind.place());
         #[expect(clippy::expect_used, reason = "there is one for each")]
         count.expect("a count for each")
     }
@@ -286,10 +387,8 @@ mod tests {
     fn what_is_dropped_is_counted_for_its_subscription() {
         let drops = Drops::default();
         let mut followed = drops.follow();
-        drops.numbers.lock().unwrap().extend([
-            (3, SubscriptionKind::Inputs),
-            (5, SubscriptionKind::Invalidations),
-        ]);
+        drops.watch_number(3, SubscriptionKind::Inputs, "presence.>");
+        drops.watch_number(5, SubscriptionKind::Invalidations, "presence-directory.x");
         for number in [5, 5, 3, 9] {
             drops.note_report(number);
         }
@@ -306,16 +405,39 @@ mod tests {
     #[test]
     fn of_inputs_that_several_read_is_counted_what_the_client_says() {
         let drops = Drops::default();
-        drops
-            .numbers
-            .lock()
-            .unwrap()
-            .push((3, SubscriptionKind::Inputs));
+        drops.watch_number(3, SubscriptionKind::Inputs, "a.presence.>");
         drops.note_report(3);
         drops.read_by_several();
         drops.note_report(3);
         let counts: Vec<_> = drops.counts().filter(|(_, count)| *count > 0).collect();
         assert_eq!(counts, [("inputs", 1)]);
+    }
+
+    #[test]
+    fn of_several_tenants_is_known_below_whose_prefix_something_was_dropped() {
+        let drops = Drops::default();
+        drops.read_by_several();
+        for (number, subject) in [
+            (1, "a.presence.>"),
+            (2, "b.presence.>"),
+            (3, "_INBOX.x.*"),
+            (4, "presence.>"),
+        ] {
+            drops.watch_number(number, SubscriptionKind::Inputs, subject);
+        }
+        for number in [1, 1, 1, 2, 3, 4] {
+            drops.note_report(number);
+        }
+        let inputs = |counts: Vec<(&str, u64)>| counts.first().map(|(_, count)| *count);
+        let below = |prefix: &str| inputs(drops.counts_below(prefix));
+        assert_eq!(
+            [below("a"), below("b"), below("c")],
+            [Some(3), Some(1), Some(0)]
+        );
+        assert_eq!(inputs(drops.counts_elsewhere()), Some(2));
+        // The first was told at once.
+        assert_eq!(drops.untold(SubscriptionKind::Inputs), "2 of `a`, 1 of `b`");
+        assert_eq!(drops.untold(SubscriptionKind::Inputs), "");
     }
 
     #[test]

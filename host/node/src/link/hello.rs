@@ -208,7 +208,9 @@ impl ServingTurn {
         let subject = subjects.of(SUBJECT);
         broker.try_hello(&subject);
         let hellos = client.subscribe(subject.clone()).await?;
-        broker.drops.watch(&hellos, SubscriptionKind::Hellos);
+        broker
+            .drops
+            .watch(&hellos, SubscriptionKind::Hellos, &subject);
         let shared = Arc::new(Shared {
             subject,
             me: NodeInfo {

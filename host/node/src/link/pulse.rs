@@ -99,7 +99,9 @@ impl Pulse {
         let main = main.client().clone();
         let back = main.new_inbox();
         let markers = main.subscribe(format!("{back}.*")).await?;
-        health.drops.watch(&markers, SubscriptionKind::Markers);
+        health
+            .drops
+            .watch(&markers, SubscriptionKind::Markers, &back);
         let (heard, received) = watch::channel(0);
         let pulse = Self {
             second: Second::connect(access).await?,

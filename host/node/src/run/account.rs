@@ -18,6 +18,7 @@ use crate::link::hello::Doubts;
 use crate::link::progress::{DeliveryProgress, Sources};
 use crate::link::publisher::Publisher;
 use crate::link::pulse::Pulse;
+use crate::ops::http::AccountFigures;
 use crate::pool::{OutboxSettings, Pool, Priority};
 use crate::tasks::Tasks;
 
@@ -135,6 +136,16 @@ impl Account {
             priority: Priority::Lower,
             claims: self.claims.clone(),
             ..Self::new(config, self.threads, tasks)
+        }
+    }
+
+    /// As metrics tell of it, for tenants that share it.
+    pub(super) fn figures(&self) -> AccountFigures {
+        let pool = self.pool.lock().unwrap_or_else(PoisonError::into_inner);
+        AccountFigures {
+            broker: Arc::clone(&self.broker),
+            pool: pool.clone(),
+            is_shared: true,
         }
     }
 

@@ -19,7 +19,7 @@ use super::first::TenantStart;
 use super::given::{other, raise_files_max};
 use super::stored::Taken;
 use super::tenant::{self, OfProcess, StepBack, TenantEnv, TenantParts};
-use crate::ops::http::{NodeDescription, StatusBoard, TenantPhase, Tenants};
+use crate::ops::http::{NodeDescription, SharedAccount, StatusBoard, TenantPhase, Tenants};
 use crate::reload::watch::{FileWatch, Paths};
 use crate::reload::{self, Source};
 use crate::signals::Signals;
@@ -84,11 +84,17 @@ impl Shared {
         telemetry: &Arc<Telemetry>,
     ) -> Self {
         let account = Account::new(config, config.engine.thread_count(), tasks);
+        let isolated = Arc::new(account.isolated(config, tasks));
+        let account = Arc::new(account);
+        let told = [&account, &isolated].map(|account| -> SharedAccount {
+            let account = Arc::clone(account);
+            Box::new(move || account.figures())
+        });
         Self {
-            told: Tenants::new(config, file.clone(), telemetry).into(),
+            told: Tenants::new(config, file.clone(), telemetry, told.into()).into(),
             file,
-            isolated: account.isolated(config, tasks).into(),
-            account: account.into(),
+            isolated,
+            account,
             accounts: Mutex::default(),
             all: OfProcess::start(&config.node.name, tasks),
             signals: signals.clone(),

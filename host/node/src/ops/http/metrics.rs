@@ -17,12 +17,16 @@ use presence_core::quota::Quota;
 use super::{Status, StatusBoard};
 use crate::directory::DirectoryHealth;
 use crate::directory::request::AnswerFetcher;
-use crate::pool::{ShardFigures, ThreadFigures};
+use crate::link::broker::BrokerHealth;
+use crate::pool::{Pool, ShardFigures, ThreadFigures};
 use crate::state;
 use crate::telemetry;
 pub(crate) use exposition::Exposition;
 #[cfg(feature = "otlp")]
 pub(crate) use exposition::{Kind as MetricKind, Metric, Sample, Value};
+
+/// What counts the messages that were dropped.
+const DROPS: &str = "presence_slow_consumer_drops_total";
 
 pub(super) async fn metrics(State(board): State<Arc<StatusBoard>>) -> String {
     text(&board)
@@ -39,12 +43,32 @@ pub(super) fn all(board: &StatusBoard) -> Exposition {
     let status = board.status.get();
     text.value("presence_waiting", u8::from(status.is_none()));
     build_and_process(&mut text, board.about.started_ms, &board.about.telemetry);
-    connected(&mut text, board);
     if let Some(status) = status {
         tenant(&mut text, status);
-        broker(&mut text, status);
     }
+    of_accounts(&mut text, "", &[Account::of(board)]);
     text
+}
+
+/// An account of NATS, as this process uses it.
+pub(crate) struct Account {
+    pub(crate) broker: Arc<BrokerHealth>,
+    /// The threads that publish to it, once there are some.
+    pub(crate) pool: Option<Pool>,
+    /// Whether what was dropped is told of each of its tenants.
+    pub(crate) is_shared: bool,
+}
+
+impl Account {
+    /// The account of a tenant that has one of its own.
+    pub(super) fn of(board: &StatusBoard) -> Self {
+        let status = board.status.get();
+        Self {
+            broker: Arc::clone(&board.broker),
+            pool: status.map(|status| status.pool.clone()),
+            is_shared: false,
+        }
+    }
 }
 
 /// The build and the process, also of a node that doesn't serve yet.
@@ -56,13 +80,13 @@ pub(super) fn build_and_process(
     runtime::process(text, started_ms, telemetry);
 }
 
-/// What is said of one of several tenants, and of its account, if that is to be said of it: with
-/// the tenant's name, or an empty one.
+/// What is said of one of several tenants. `below`: the prefix by which what was dropped of its
+/// messages is known, if it shares its account.
 pub(super) fn of_tenant(
     text: &mut Exposition,
     board: &StatusBoard,
     name: &str,
-    account: Option<&str>,
+    below: Option<&str>,
 ) {
     let status = board.status.get();
     text.of_tenant(name);
@@ -70,19 +94,10 @@ pub(super) fn of_tenant(
     if let Some(status) = status {
         tenant(text, status);
     }
-    if let Some(account) = account {
-        text.of_tenant(account);
-        connected(text, board);
-        if let Some(status) = status {
-            broker(text, status);
-        }
+    if let Some(prefix) = below {
+        let drops = board.broker.drops.counts_below(prefix);
+        text.values(DROPS, "subscription", drops);
     }
-}
-
-/// Whether there is a connection.
-fn connected(text: &mut Exposition, board: &StatusBoard) {
-    let connected = board.broker.connected.load(Ordering::Relaxed);
-    text.value("presence_nats_connected", u8::from(connected));
 }
 
 /// What is a tenant's own.
@@ -164,22 +179,47 @@ fn shards(text: &mut Exposition, status: &Status) {
     text.value("presence_connections", connections);
 }
 
-/// What passes between the node and the broker.
-fn broker(text: &mut Exposition, status: &Status) {
-    let of_threads = |of: fn(&ThreadFigures) -> &AtomicU64| status.pool.total(of);
+/// What passes between the node and the broker, on all of these accounts together. `name`: of the
+/// tenant whose own they are, if they are.
+pub(super) fn of_accounts(text: &mut Exposition, name: &str, accounts: &[Account]) {
+    if accounts.is_empty() {
+        return;
+    }
+    text.of_tenant(name);
+    let brokers = || accounts.iter().map(|it| &it.broker);
+    let connected = brokers().all(|it| it.connected.load(Ordering::Relaxed));
+    text.value("presence_nats_connected", u8::from(connected));
+    if accounts.iter().all(|it| it.pool.is_none()) {
+        // Nothing is served on them yet.
+        return;
+    }
+    let of_threads = |of: fn(&ThreadFigures) -> &AtomicU64| {
+        let pools = accounts.iter().filter_map(|it| it.pool.as_ref());
+        pools.map(|pool| pool.total(of)).sum::<u64>()
+    };
     let again = of_threads(|thread| &thread.repeated);
     text.value("presence_published_again_total", again);
     let journal = of_threads(|thread| &thread.journal_bytes);
     text.value("presence_journal_bytes", journal);
-    let broker = &status.broker;
-    text.value("presence_nats_connects_total", read(&broker.connects));
-    let second = u8::from(broker.has_pulse());
+    let connects = brokers().map(|it| read(&it.connects)).sum::<u64>();
+    text.value("presence_nats_connects_total", connects);
+    let second = u8::from(brokers().all(|it| it.has_pulse()));
     text.value("presence_nats_second_connection", second);
-    text.value("presence_nats_errors_total", read(&broker.errors));
-    let drops = broker.drops.counts();
-    text.values("presence_slow_consumer_drops_total", "subscription", drops);
-    let forbidden = broker.permissions.forbidden_count();
-    text.value("presence_nats_forbidden", forbidden);
+    let errors = brokers().map(|it| read(&it.errors)).sum::<u64>();
+    text.value("presence_nats_errors_total", errors);
+    let mut drops = BTreeMap::new();
+    for account in accounts {
+        let counts = match account.is_shared {
+            true => account.broker.drops.counts_elsewhere(),
+            false => account.broker.drops.counts().collect(),
+        };
+        for (kind, count) in counts {
+            *drops.entry(kind).or_insert(0) += count;
+        }
+    }
+    text.values(DROPS, "subscription", drops);
+    let forbidden = brokers().map(|it| it.permissions.forbidden_count());
+    text.value("presence_nats_forbidden", forbidden.sum::<usize>());
 }
 
 /// What became of what was asked.

@@ -49,10 +49,10 @@ use crate::tenant::quotas::Exceeded;
 use crate::tenant::{RunningPipelines, Tenant};
 use page::Pages;
 
-pub(crate) use metrics::Exposition;
+pub(crate) use metrics::{Account as AccountFigures, Exposition};
 #[cfg(feature = "otlp")]
 pub(crate) use metrics::{Metric, MetricKind, Sample, Value as MetricValue};
-pub(crate) use tenants::{TenantPhase, Tenants, serve as serve_tenants};
+pub(crate) use tenants::{SharedAccount, TenantPhase, Tenants, serve as serve_tenants};
 
 /// What the endpoints tell of.
 pub(crate) struct Status {

@@ -19,6 +19,7 @@ use super::metrics::{self, Exposition};
 use super::page::{self, Pages};
 use super::{STARTING, StatusBoard, answer, is_address, listen, readiness, status};
 use crate::clock;
+use crate::link::broker::BrokerHealth;
 use crate::tasks::Tasks;
 use crate::telemetry::{self, Telemetry};
 
@@ -44,7 +45,12 @@ pub(crate) struct Tenants {
     refused: Mutex<String>,
     /// Whether all tenants that the process was started with have been begun.
     is_begun: AtomicBool,
+    /// The accounts that tenants share.
+    shared: Vec<SharedAccount>,
 }
+
+/// What says what an account is like now.
+pub(crate) type SharedAccount = Box<dyn Fn() -> metrics::Account + Send + Sync>;
 
 /// What is told of a tenant.
 #[derive(Clone)]
@@ -105,8 +111,10 @@ impl Tenants {
         config: &Config,
         configuration: Option<PathBuf>,
         telemetry: &Telemetry,
+        shared: Vec<SharedAccount>,
     ) -> Self {
         Self {
+            shared,
             node: config.node.name.clone(),
             configuration,
             started_ms: clock::now_ms(),
@@ -325,20 +333,26 @@ impl Tenants {
         let count = |state: &str| states.iter().filter(|it| **it == state).count();
         let counts = STATES.map(|state| (state, count(state)));
         text.values("presence_tenants", "state", counts);
-        // One that waits for its state or another node knows little of the account that it shares.
-        let shared = all.iter().filter(|(_, entry)| !entry.own_account);
-        let shared = shared.filter_map(|(name, entry)| Some((&**name, entry.board.as_ref()?)));
-        let tells = shared.min_by_key(|(_, board)| board.status.get().is_none());
-        let tells = tells.map(|(name, _)| name.to_owned());
-        for (name, entry) in &all {
-            let Some(board) = &entry.board else { continue };
-            // What the tenants of an account share is told once, without a tenant.
-            let account = match entry.own_account {
-                true => Some(&**name),
-                false => (tells.as_deref() == Some(&**name)).then_some(""),
-            };
-            metrics::of_tenant(&mut text, board, name, account);
+        let boards = all.iter().filter_map(|(name, entry)| {
+            let board = entry.board.as_ref()?;
+            Some((name, entry, board))
+        });
+        for (name, entry, board) in boards.clone() {
+            let below = entry.prefix.as_deref().filter(|_| !entry.own_account);
+            metrics::of_tenant(&mut text, board, name, below);
+            if entry.own_account {
+                metrics::of_accounts(&mut text, name, &[metrics::Account::of(board)]);
+            }
         }
+        // What tenants share is told once, without a tenant: of accounts that are or were used.
+        let is_used = |broker: &Arc<BrokerHealth>| {
+            let mut boards = boards.clone();
+            broker.connects.load(Ordering::Relaxed) > 0
+                || boards.any(|(_, _, board)| Arc::ptr_eq(&board.broker, broker))
+        };
+        let shared = self.shared.iter().map(|account| account());
+        let shared: Vec<_> = shared.filter(|it| is_used(&it.broker)).collect();
+        metrics::of_accounts(&mut text, "", &shared);
         text
     }
 }
