@@ -4,16 +4,17 @@
 //! A canary that breaks a rule of its own decides on nobody any more at once, whether the store
 //! is there or not. That it has ended is written into the store as the next revision.
 
+mod change;
+
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use futures_util::future::BoxFuture;
+use presence_config::Stage;
 use presence_config::digest::Digest;
-use presence_config::escape::join_problems;
 use presence_config::revision::{Candidate, Revision};
-use presence_config::{Config, Stage};
-use presence_rules::loader::{Attempt, Loader};
+use presence_rules::loader::Loader;
 use presence_rules::store_cache::{SavedCanary, StoreCache};
 use presence_sandbox::Blueprint;
 use serde_json::json;
@@ -22,7 +23,6 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::Reload;
-use super::pipeline::with_chain;
 use super::store::KEEP;
 use crate::beside::canary::{CanaryMonitor, CanaryPolicy, End};
 use crate::beside::report::ShadowRun;
@@ -31,119 +31,14 @@ use crate::clock;
 use crate::store::state::StoreState;
 use crate::store::{LOOK_MAX, Store, WriteResult, next_number};
 use crate::tasks::blocking;
-use crate::tenant::RunningPipelines;
+pub(crate) use change::PipelineChange;
+use change::{ActiveChoice, CanaryChoice};
 
 /// How long is waited before the end of a canary is written again.
 const AGAIN: Duration = Duration::from_secs(2);
 
 /// How often it is kept for how long a canary has been watched, in milliseconds of that time.
 const KEPT_EVERY_MS: u64 = 10_000;
-
-/// What a load has to put in force.
-#[derive(Default)]
-pub(crate) struct PipelineChange {
-    active: ActiveChoice,
-    candidate: CanaryChoice,
-}
-
-/// Which pipeline is the active one.
-#[derive(Default)]
-enum ActiveChoice {
-    /// The one that is.
-    #[default]
-    Same,
-    /// The canary: it is promoted.
-    Candidate,
-    New(Blueprint),
-}
-
-/// Which pipeline is the canary's.
-#[derive(Default)]
-enum CanaryChoice {
-    #[default]
-    None,
-    /// The one that is.
-    Same,
-    New(Blueprint, Arc<[Stage]>),
-}
-
-impl PipelineChange {
-    /// Whether what runs is left alone: the active pipeline, and that nothing runs beside it.
-    pub(super) fn is_none(&self) -> bool {
-        matches!(
-            (&self.active, &self.candidate),
-            (ActiveChoice::Same, CanaryChoice::None)
-        )
-    }
-
-    /// Makes instances of what is new for so many threads, before they need them.
-    pub(super) fn make_ready(&self, running: &RunningPipelines, threads: usize) {
-        let active = &*running.blueprint;
-        if let ActiveChoice::New(new) = &self.active {
-            new.make_spares(active, threads);
-        }
-        if let CanaryChoice::New(new, _) = &self.candidate {
-            // It runs beside the other one, and takes no instances of it.
-            new.make_all_spares(threads);
-        }
-    }
-
-    /// Loads what a configuration and a revision say, where it isn't what runs.
-    ///
-    /// # Errors
-    /// All that is wrong with it.
-    pub(crate) fn load(
-        loader: &Loader,
-        config: &Config,
-        revision: Option<&Revision>,
-        running: &RunningPipelines,
-        attempt: &Attempt,
-    ) -> anyhow::Result<Self> {
-        let beside = running.beside.as_ref();
-        let canary = beside.filter(|it| matches!(it.mode, Mode::Canary(_)));
-        // One that may not run any more is loaded anew, which says why it can't be.
-        let canary = canary.filter(|it| {
-            let with = with_chain(config, &it.chain);
-            loader.permits(&with, &it.generation.blueprint)
-        });
-        let promoted = canary.filter(|it| *it.chain == *config.pipeline);
-        let active = match promoted {
-            Some(_) => ActiveChoice::Candidate,
-            None => {
-                let before = Some(&*running.blueprint);
-                let loaded = loader.attempt(config, true, before, attempt);
-                match loaded.map_err(join_problems)? {
-                    same if same.is_same(&running.blueprint) => ActiveChoice::Same,
-                    new => ActiveChoice::New(new),
-                }
-            }
-        };
-        let Some(chain) = revision.and_then(Revision::candidate_stages) else {
-            return Ok(Self {
-                active,
-                candidate: CanaryChoice::None,
-            });
-        };
-        let goes_on = canary.is_some_and(|it| *it.chain == *chain);
-        if goes_on && matches!(active, ActiveChoice::Same) {
-            return Ok(Self {
-                active,
-                candidate: CanaryChoice::Same,
-            });
-        }
-        let before = match (&active, promoted) {
-            (ActiveChoice::New(new), _) => new,
-            (ActiveChoice::Candidate, Some(promoted)) => &promoted.generation.blueprint,
-            (ActiveChoice::Same | ActiveChoice::Candidate, _) => &*running.blueprint,
-        };
-        let with = with_chain(config, &chain);
-        let loaded = loader.attempt_beside(&with, before, attempt);
-        Ok(Self {
-            active,
-            candidate: CanaryChoice::New(loaded.map_err(join_problems)?, chain.into()),
-        })
-    }
-}
 
 /// What is to become of a shadow.
 pub(crate) enum ShadowOrder {
