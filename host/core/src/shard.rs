@@ -292,6 +292,7 @@ impl Shard {
             | self.common.inboxes.ids()
             | events.updates.statuses.ids()
             | self.presence.statements.ids()
+            | self.presence.followed.ids().collect::<RoaringBitmap>()
             | events.queue.ids()
     }
 

@@ -4,6 +4,8 @@
 //! online is about a user without connections; it holds until the user connects, or expires if
 //! the application doesn't repeat it.
 
+mod order;
+
 use std::collections::BTreeSet;
 
 use hashbrown::HashMap;
@@ -12,6 +14,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::changed::ChangedUsers;
 use crate::names::{Id, Name};
+
+use self::order::Order;
+pub use self::order::Said;
 
 /// What an application stated of a user.
 // Records hold it by its place: what is added comes last.
@@ -33,6 +38,8 @@ pub struct Statements {
     /// Whose was said when, the longest ago first.
     said: BTreeSet<(u64, Id)>,
     changed: ChangedUsers,
+    /// In which order it was said lately whether users are online; none if by arrival.
+    order: Option<Order>,
 }
 
 #[derive(Debug)]
@@ -107,6 +114,23 @@ impl Statements {
         self.put(said_at, user, name, statement);
     }
 
+    /// Whether senders' clocks say from now on in which order something was said.
+    pub fn order(&mut self, by_clocks: bool) {
+        self.order = by_clocks.then(Order::default);
+    }
+
+    /// Whether senders' clocks say so.
+    pub fn is_ordered(&self) -> bool {
+        self.order.is_some()
+    }
+
+    /// It is said of a user that they are offline, or that they are online. Says whether the
+    /// opposite was said later, and arrived before, no more than `within_ms` ago.
+    pub fn overtakes(&mut self, user: Id, is_offline: bool, said: Said, within_ms: u64) -> bool {
+        let order = self.order.as_mut();
+        order.is_some_and(|order| !order.take(user, is_offline, said, within_ms))
+    }
+
     /// Whether changes are noted from now on, for [`Self::take_changed`].
     pub fn keep_records(&mut self, keep: bool) {
         self.changed.keep(keep);
@@ -130,7 +154,8 @@ impl Statements {
     /// All the numbers of ids in here.
     pub fn ids(&self) -> RoaringBitmap {
         let users = self.users.keys().map(|user| user.0);
-        users.chain(self.changed.ids()).collect()
+        let ordered = self.order.iter().flat_map(Order::ids);
+        users.chain(self.changed.ids()).chain(ordered).collect()
     }
 
     fn put(&mut self, said_at: u64, user: Id, name: &Name, statement: Statement) {

@@ -466,6 +466,7 @@ impl Replica {
 
     fn lead(&mut self, now: u64, is_sure: bool) {
         let is_sure = is_sure || self.skips(Mutation::NoCatchUp);
+        self.shard.is_first(self.is_first);
         if !self.skips(Mutation::NoDecisions) {
             self.shard.lead(now, is_sure);
         }

@@ -11,11 +11,16 @@ use crate::json;
 use crate::message::{Message, Payload, Redrive, Rejection, StatedReason};
 use crate::metadata::Metadata;
 use crate::quota::Quota;
+use crate::statements::Said;
 use crate::tracker::{Effect, InputResult, Transition};
 
 /// After which part of its lease a connection's heartbeat is taken though there have been too
 /// many messages.
 const LEASE_PARTS: u64 = 4;
+
+/// How far ahead of this node's clock a sender's may be, in milliseconds, where the order of what
+/// two senders say of a user goes by their clocks.
+const AHEAD_MS: u64 = 100;
 
 /// What became of a message.
 pub(super) enum Outcome {
@@ -53,6 +58,12 @@ impl Presence {
             return Outcome::Refused(rejection);
         }
         common.counters.taken(payload.kind());
+        if let Payload::Online { .. } | Payload::Offline { .. } = &payload
+            && self.is_overtaken(&user, timestamp, &payload, common)
+        {
+            common.counters.stale += 1;
+            return Outcome::Ignored(ignored(user, timestamp, payload));
+        }
         let handled = match track(&user, timestamp, &payload, common) {
             Ok(handled) => handled,
             Err(stated) => {
@@ -63,8 +74,7 @@ impl Presence {
         match handled.effect {
             Effect::Stale => {
                 common.counters.stale += 1;
-                let ignored = ignored(user, timestamp, payload);
-                return ignored.map_or(Outcome::Taken, Outcome::Ignored);
+                return Outcome::Ignored(ignored(user, timestamp, payload));
             }
             Effect::Refused(quota) => {
                 return Outcome::Refused(exceeded(quota, &user, &common.settings));
@@ -81,10 +91,12 @@ impl Presence {
         if matches!(handled.effect, Effect::Opened | Effect::Adopted) {
             self.is_heard_from(&user, common);
         }
-        let lifted =
-            matches!(payload, Payload::Connect { .. }) && self.clear_stated_offline(&user, common);
+        let lifted = self.lifts_offline(&user, timestamp, &payload, common);
         if let Some(transition) = handled.transition {
             let came = matches!(transition, Transition::Online { .. });
+            if came && handled.effect == Effect::Opened {
+                self.has_come(&user, common);
+            }
             self.transition(transition, env);
             if came {
                 self.note_lag(&user, timestamp, env.common);
@@ -94,6 +106,41 @@ impl Presence {
         }
         self.events.update(env);
         refused.map_or(Outcome::Taken, Outcome::Refused)
+    }
+
+    /// Whether the opposite of what a message says of a user was sent after it, though it arrived
+    /// before. Nodes of a fleet pass messages on side by side.
+    pub(super) fn is_overtaken(
+        &mut self,
+        user: &str,
+        timestamp: u64,
+        payload: &Payload,
+        common: &Common,
+    ) -> bool {
+        if !self.statements.is_ordered() {
+            return false;
+        }
+        let is_offline = matches!(payload, Payload::Offline { .. });
+        let said = Said {
+            timestamp: timestamp.min(common.clock.stamp().saturating_add(AHEAD_MS)),
+            at: common.now(),
+        };
+        let within_ms = common.settings.tracker.reorder_ms;
+        let user = common.names.intern(user);
+        self.statements.overtakes(user, is_offline, said, within_ms)
+    }
+
+    /// Whether a message is a connect by which an application's offline holds no longer.
+    pub(super) fn lifts_offline(
+        &mut self,
+        user: &str,
+        timestamp: u64,
+        payload: &Payload,
+        common: &mut Common,
+    ) -> bool {
+        matches!(payload, Payload::Connect { .. })
+            && !self.is_overtaken(user, timestamp, payload, common)
+            && self.clear_stated_offline(user, common)
     }
 
     /// Has the decision about an event be made again at once, if it is pending. Says whether
@@ -269,8 +316,8 @@ fn publish_keys(broadcast: &[String], conn: &str, given: &Metadata) -> Metadata 
     metadata.build()
 }
 
-/// A message of a connection that was ignored.
-fn ignored(user: ByteString, timestamp: u64, payload: Payload) -> Option<Ignored> {
+/// A message that was ignored.
+fn ignored(user: ByteString, timestamp: u64, payload: Payload) -> Ignored {
     let kind = payload.kind();
     let (conn, why) = match payload {
         Payload::Connect { conn, .. } => (
@@ -285,13 +332,16 @@ fn ignored(user: ByteString, timestamp: u64, payload: Payload) -> Option<Ignored
             conn,
             "the timestamp is older than that of the connection's newest connect or disconnect",
         ),
-        Payload::Online { .. } | Payload::Offline { .. } => return None,
+        Payload::Online { .. } | Payload::Offline { .. } => (
+            ByteString::new(),
+            "the opposite has just been said of the user, and this was sent before that, by its timestamp",
+        ),
     };
-    Some(Ignored {
+    Ignored {
         kind,
         user,
         conn,
         timestamp,
         why,
-    })
+    }
 }

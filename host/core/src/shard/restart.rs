@@ -15,10 +15,12 @@ impl Shard {
     }
 
     /// Whether changes of what viewers were told are noted from now on, for
-    /// [`Self::take_told`], and nothing else.
+    /// [`Self::take_told`], and nothing else. Then other nodes pass on what arrives here, too, and
+    /// senders' clocks say in which order it was said.
     pub fn keep_told(&mut self, keep: bool) {
         self.common.tracker.keep_records(false);
         self.presence.keep_records(keep);
+        self.presence.statements.order(keep);
     }
 
     /// Whether there is anything to take, now or soon.

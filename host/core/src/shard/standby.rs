@@ -50,6 +50,11 @@ pub(super) struct Followed {
     expected: BTreeMap<Id, u64>,
     /// Until when it is unsure, by the tracker's `heard_ms`.
     unsure_until: u64,
+    /// Whether no shard was before this one.
+    is_first: bool,
+    /// Users who came by a connect while it was unsure, though no shard was before it. Nobody knows
+    /// of others of their connections.
+    came: BTreeSet<Id>,
 }
 
 impl Shard {
@@ -170,6 +175,12 @@ impl Shard {
         presence.events.rules_changed();
     }
 
+    /// No shard was before this one: as of a node that starts alone, users who come by a connect
+    /// have no other connections.
+    pub fn is_first(&mut self, is_first: bool) {
+        self.presence.followed.is_first = is_first;
+    }
+
     /// For how long it is still unsure whether all connections are known, in milliseconds of
     /// hearing; 0 as a rule.
     pub fn unsure_ms(&self) -> u64 {
@@ -230,6 +241,12 @@ impl Shard {
 }
 
 impl Followed {
+    /// All the numbers of ids in here.
+    pub(super) fn ids(&self) -> impl Iterator<Item = u32> {
+        let users = self.missed.keys().chain(self.expected.keys());
+        users.chain(&self.came).map(|user| user.0)
+    }
+
     /// Viewers were told that a user is online, or offline.
     fn is_told(&mut self, user: Id, online: bool) {
         if let Some((event, _)) = self.missed.get(&user)
@@ -287,6 +304,9 @@ impl Presence {
         if left_ms == 0 || event.change == Change::Online {
             return false;
         }
+        if self.followed.came.contains(&event.user) {
+            return false;
+        }
         let Some(told) = self.will_be_told(event.user) else {
             return false;
         };
@@ -294,6 +314,15 @@ impl Presence {
         let tracker = &mut common.tracker;
         tracker.set_lease(event.name.as_str(), EXPECTED, left_ms);
         true
+    }
+
+    /// A user has come online by a connect.
+    pub(super) fn has_come(&mut self, user: &str, common: &Common) {
+        if self.unsure_ms(common) == 0 {
+            self.followed.came.clear();
+        } else if self.followed.is_first {
+            self.followed.came.insert(common.names.intern(user));
+        }
     }
 
     fn be_unsure(&mut self, unsure_ms: u64, common: &Common) {
@@ -322,7 +351,8 @@ impl Presence {
             raw: _,
         } = message;
         if let Payload::Online { .. } | Payload::Offline { .. } = &payload
-            && self.refuse_statement(&user, common).is_some()
+            && (self.refuse_statement(&user, common).is_some()
+                || self.is_overtaken(&user, timestamp, &payload, common))
         {
             return;
         }
@@ -346,7 +376,7 @@ impl Presence {
         if matches!(handled.effect, Effect::Opened | Effect::Adopted) {
             self.is_heard_from(&user, common);
         }
-        if matches!(payload, Payload::Connect { .. }) && self.clear_stated_offline(&user, common) {
+        if self.lifts_offline(&user, timestamp, &payload, common) {
             let id = common.names.intern(&user);
             self.followed.missed.remove(&id);
         }

@@ -118,7 +118,7 @@ pub struct Ignored {
     pub kind: Kind,
     /// Whom it was about.
     pub user: ByteString,
-    /// The connection.
+    /// The connection; empty where an application said it of the user.
     pub conn: ByteString,
     /// The sender's time, in milliseconds since the Unix epoch.
     pub timestamp: u64,

@@ -1,3 +1,5 @@
+mod said;
+
 use super::*;
 use crate::fleet::testing::{Everyone, message, shard};
 use crate::message::Kind;

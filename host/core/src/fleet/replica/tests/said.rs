@@ -1,0 +1,110 @@
+//! Who is said to be online or offline, by connects and by applications, in a fleet.
+
+use super::*;
+
+impl Side {
+    /// Hears what was sent at a time by the sender's clock.
+    fn hear_sent(&mut self, now: u64, kind: Kind, user: &str, sent: u64) {
+        let input = message(kind, user, "c1", sent);
+        self.replica.input(now, input, &mut Everyone, &mut self.out);
+    }
+
+    /// Whether viewers see each of these users as online.
+    fn shown(&mut self, now: u64, users: &[&str]) -> Vec<bool> {
+        let ledger = self.replica.shard().ledger();
+        let shown: Vec<_> = ledger.map(|it| it.event.name.clone()).collect();
+        self.advance(now);
+        let is_shown = |user: &&str| shown.iter().any(|name| name.as_str() == *user);
+        users.iter().map(is_shown).collect()
+    }
+}
+
+const USERS: [&str; 3] = ["stated", "connected", "back"];
+
+/// What is said of three users within a millisecond, in the order in which it was sent: the first two
+/// are offline in the end, and the third is online.
+const SAID: [(Kind, &str, u64); 6] = [
+    (Kind::Online, "stated", 0),
+    (Kind::Offline, "stated", 1),
+    (Kind::Connect, "connected", 0),
+    (Kind::Offline, "connected", 1),
+    (Kind::Offline, "back", 0),
+    (Kind::Online, "back", 1),
+];
+
+#[test]
+fn what_an_application_said_last_holds_though_it_arrives_first() {
+    let (mut owner, mut standby) = pair();
+    let now = NOW + 2_000;
+    for (kind, user, after) in SAID {
+        owner.hear_sent(now + 5, kind, user, now + after);
+    }
+    // The standby hears it the other way round.
+    for (kind, user, after) in SAID.into_iter().rev() {
+        standby.hear_sent(now + 5, kind, user, now + after);
+    }
+    let told = owner.tell(&mut standby, now + 6);
+    assert!(told > 0);
+    assert_eq!(owner.shown(now + 7, &USERS), [false, false, true]);
+    standby.out.clear();
+    let before = Before {
+        epoch: 5,
+        told: None,
+    };
+    standby.lead(now + 9_000, 8, before);
+    assert_eq!(standby.viewers_told(), [], "nothing differs");
+    assert_eq!(standby.shown(now + 9_001, &USERS), [false, false, true]);
+
+    // An owner that hears it the other way round comes to the same.
+    let (mut owner, _) = pair();
+    for (kind, user, after) in SAID.into_iter().rev() {
+        owner.hear_sent(now + 5, kind, user, now + after);
+    }
+    assert_eq!(owner.shown(now + 6, &USERS), [false, false, true]);
+    // A connect that is sent later lifts the offline, as ever.
+    owner.hear_sent(now + 20, Kind::Connect, "connected", now + 2);
+    assert_eq!(owner.shown(now + 21, &USERS), [false, true, true]);
+}
+
+#[test]
+fn a_sender_whose_clock_is_far_ahead_hides_and_shows_nobody_by_that() {
+    let (mut owner, _) = pair();
+    let now = NOW + 2_000;
+    owner.hear_sent(now, Kind::Connect, "connected", now + 60_000);
+    owner.hear_sent(now + 500, Kind::Offline, "connected", now + 500);
+    assert_eq!(owner.shown(now + 501, &["connected"]), [false]);
+}
+
+#[test]
+fn who_connects_to_a_shards_first_owner_and_leaves_is_offline_at_once() {
+    let mut owner = Side::new("owner");
+    owner.lead(NOW, 8, Before::default());
+    owner.hear(NOW + 1_000, Kind::Connect, "ann", "c1");
+    owner.hear(NOW + 2_000, Kind::Disconnect, "ann", "c1");
+    let ann = |online| ("ann".to_owned(), online);
+    assert_eq!(owner.viewers_told(), [ann(true), ann(false)]);
+    // Of who has been there before, another connection may not have been heard yet.
+    owner.hear(NOW + 3_000, Kind::Heartbeat, "bob", "c1");
+    owner.hear(NOW + 4_000, Kind::Disconnect, "bob", "c1");
+    assert_eq!(owner.viewers_told(), [("bob".to_owned(), true)]);
+
+    // Those who took over without knowing what was before wait, whoever it is.
+    let mut owner = Side::new("owner");
+    let before = Before {
+        epoch: 5,
+        told: None,
+    };
+    owner.lead(NOW, 8, before);
+    owner.hear(NOW + 1_000, Kind::Connect, "ann", "c1");
+    owner.hear(NOW + 2_000, Kind::Disconnect, "ann", "c1");
+    assert_eq!(owner.viewers_told(), [ann(true)]);
+}
+
+#[test]
+fn the_ids_of_who_was_missed_are_kept() {
+    let (_, mut standby) = pair();
+    standby.hear(NOW + 2_000, Kind::Connect, "bob", "c1");
+    standby.hear(NOW + 2_001, Kind::Disconnect, "bob", "c1");
+    let bob = standby.replica.names.find("bob").unwrap();
+    assert!(standby.replica.ids().contains(bob.0));
+}
