@@ -1,6 +1,7 @@
 //! Several nodes that share the users: who owns what changes hands when nodes come, go and die,
 //! and nobody is reported offline for it, or twice.
 
+mod bucket;
 mod refused;
 mod subjects;
 

@@ -12,7 +12,7 @@ use crate::inputs::{self, DLQ};
 use crate::world::on;
 
 /// Waits until a node ends by itself, and returns what it said.
-async fn ends(mut host: Host) -> Result<String> {
+pub(super) async fn ends(mut host: Host) -> Result<String> {
     let status = host.process.wait().await?;
     ensure!(!status.success(), "{status}");
     Ok(host.process.stderr().join("\n"))

@@ -186,6 +186,13 @@ impl Lease {
         }
     }
 
+    /// There is no such entry any more, not even that it was deleted: someone has removed it
+    /// otherwise. So nothing is known that a renewal could be based on.
+    pub fn removed(&mut self) {
+        self.is_lost |= self.held_from.is_some();
+        self.revision = 0;
+    }
+
     /// The answer to a read, whose outcome was handed to [`Self::seen`].
     pub fn read(&mut self) {
         self.is_doubtful = false;

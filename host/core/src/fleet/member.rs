@@ -188,6 +188,9 @@ impl Member {
             if matches!(key, Key::Node(node) if *node == self.name) {
                 self.lease.read();
             }
+            if revision == 0 {
+                self.removed(now, key);
+            }
             self.changed(now, key, value, revision);
         } else {
             self.review(now);
@@ -313,6 +316,32 @@ impl Member {
                 // What it held before, it doesn't hold now.
                 for shard in &mut self.shards {
                     shard.begins_anew(node);
+                }
+            }
+        }
+    }
+
+    /// The bucket has no trace of a key: there never was one, or it was removed otherwise than by
+    /// deleting it, which the watch doesn't tell.
+    fn removed(&mut self, now: u64, key: &Key) {
+        match key {
+            Key::Node(node) => {
+                if *node == self.name {
+                    self.lease.removed();
+                }
+                if let Some(known) = self.nodes.get_mut(node) {
+                    *known = Known {
+                        seen_at: now,
+                        ..Known::default()
+                    };
+                    for shard in &mut self.shards {
+                        shard.begins_anew(node);
+                    }
+                }
+            }
+            Key::Owner(shard) => {
+                if let Some(view) = self.shards.get_mut(*shard as usize) {
+                    view.removed(now);
                 }
             }
         }

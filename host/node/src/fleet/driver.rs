@@ -1,6 +1,7 @@
 //! The task that drives this node's [`Member`]: it carries between the member, the bucket, the shards
 //! and the other nodes, and waits for none of them.
 
+mod bucket;
 mod nodes;
 
 use std::sync::Arc;
@@ -24,7 +25,7 @@ use crate::clock;
 use crate::link::broker::BrokerHealth;
 use crate::link::connection::{Connection, Subscription};
 use crate::link::drops::SubscriptionKind;
-use crate::link::fleet_bucket::{BucketWatch, Change, FleetBucket, Layout};
+use crate::link::fleet_bucket::{BucketWatch, Change, FleetBucket, Layout, Seen};
 use crate::pool::log_limiter::LogLimiter;
 use crate::pool::{FleetTask, Report, Shards};
 use crate::tasks::Tasks;
@@ -400,14 +401,15 @@ impl Driver {
     }
 
     /// What has changed in the bucket; nothing if it has to be watched anew.
-    fn changed(&mut self, change: Option<Change>) {
-        let Some(Change {
+    fn changed(&mut self, seen: Option<Seen>) {
+        let Change {
             key,
             value,
             revision,
-        }) = change
-        else {
-            return self.watch_anew(WATCH_RETRY);
+        } = match seen {
+            Some(Seen::Entry(change)) => change,
+            Some(Seen::NoLayout) => return self.keep_layout(),
+            None => return self.watch_anew(WATCH_RETRY),
         };
         self.unseen.take_if(|(written, _)| *written <= revision);
         let now = clock::now_ms();
@@ -452,6 +454,10 @@ impl Driver {
                 self.member.written(now, id, outcome);
             }
             Done::Read(key, found) => {
+                // So may be what all nodes have in common.
+                if found.as_ref().is_some_and(|it| it.revision == 0) {
+                    self.keep_layout();
+                }
                 let found = found.as_ref().map(|it| (it.value.as_deref(), it.revision));
                 self.member.read(now, &key, found);
             }
@@ -463,34 +469,6 @@ impl Driver {
             Done::IsSame(same) => self.is_same(same),
             Done::Sent => {}
         }
-    }
-
-    /// In a bucket that was made anew, nothing is as this node knows it.
-    fn is_same(&mut self, same: Option<bool>) {
-        self.is_checking = false;
-        if same == Some(false) {
-            self.tasks.fail(
-                "the fleet's bucket was removed, or made anew: this node ends, and joins the fleet \
-                 when it is started again"
-                    .into(),
-            );
-        }
-    }
-
-    /// Looks whether the bucket is still there, if it isn't reached.
-    fn check_bucket(&mut self, now: u64) {
-        let lease_ms = self.fleet.settings.lease_ms;
-        if self.fleet.is_in_touch() {
-            self.check_at = now + lease_ms;
-        }
-        if now < self.check_at || self.is_checking || self.broker.disconnected().is_some() {
-            return;
-        }
-        self.check_at = now + lease_ms;
-        self.is_checking = true;
-        let (bucket, layout) = (self.bucket.clone(), self.layout);
-        let same = async move { Done::IsSame(bucket.is_same(&layout).await) };
-        self.under_way.push(same.boxed());
     }
 
     fn listens(&mut self, shard: u32, messages: anyhow::Result<Subscription>) {
@@ -577,7 +555,7 @@ impl Driver {
 }
 
 /// What changes next in a bucket that is watched.
-async fn next_change(watch: &mut Option<BucketWatch>) -> Option<Change> {
+async fn next_change(watch: &mut Option<BucketWatch>) -> Option<Seen> {
     match watch {
         Some(watch) => watch.next().await,
         None => std::future::pending().await,

@@ -59,10 +59,21 @@ pub(crate) struct Layout {
 pub(crate) struct FleetBucket {
     context: jetstream::Context,
     store: kv::Store,
+    /// When its stream was made: one that is made anew is another.
+    made_at: i128,
 }
 
 /// What changes in it.
 pub(crate) struct BucketWatch(kv::Watch);
+
+/// What the watch tells.
+#[derive(Debug)]
+pub(crate) enum Seen {
+    /// An entry has changed.
+    Entry(Change),
+    /// What all nodes have in common was removed, or can't be read.
+    NoLayout,
+}
 
 /// A key that has changed: its value, none if it was deleted, and its revision.
 #[derive(Debug)]
@@ -139,11 +150,16 @@ impl FleetBucket {
             None => make(&context, &bucket).await?,
         };
         check(&stream, &bucket).map_err(OpenError::Never)?;
+        let made_at = made_at(&stream);
         let store = context.get_key_value(&bucket).await;
         let store = store
             .with_context(|| format!("can't open the bucket `{bucket}`"))
             .map_err(OpenError::Later)?;
-        let opened = Self { context, store };
+        let opened = Self {
+            context,
+            store,
+            made_at,
+        };
         let fleets = opened.agree(mine, &bucket).await?;
         Ok((opened, fleets))
     }
@@ -153,21 +169,30 @@ impl FleetBucket {
         let failed = |what: &str, error: anyhow::Error| {
             OpenError::Later(error.context(format!("can't {what} the bucket `{bucket}`")))
         };
-        // Plain data always has a JSON form.
-        let body = serde_json::to_vec(&mine).unwrap_or_default();
-        match self.store.create(CONFIG, body.into()).await {
-            Ok(_) => return Ok(mine),
-            Err(error) if error.kind() == CreateErrorKind::AlreadyExists => {}
-            Err(error) => return Err(failed("write", error.into())),
-        }
         let entry = self.store.entry(CONFIG).await;
-        let entry = entry.map_err(|error| failed("read", error.into()))?;
+        let mut entry = entry.map_err(|error| failed("read", error.into()))?;
+        if !entry.as_ref().is_some_and(is_put) {
+            let has_entries = self.has_entries().await;
+            if has_entries.map_err(|error| failed("read", error))? {
+                return Err(OpenError::Later(anyhow!(
+                    "the bucket `{bucket}` has the entries of a fleet, and its key `{CONFIG}` is gone: \
+                     a node that runs writes it again. If none does, remove the bucket"
+                )));
+            }
+            match self.store.create(CONFIG, body_of(&mine)).await {
+                Ok(_) => return Ok(mine),
+                Err(error) if error.kind() == CreateErrorKind::AlreadyExists => {}
+                Err(error) => return Err(failed("write", error.into())),
+            }
+            let written = self.store.entry(CONFIG).await;
+            entry = written.map_err(|error| failed("read", error.into()))?;
+        }
         let entry =
             entry.ok_or_else(|| failed("read", anyhow!("its key `{CONFIG}` comes and goes")))?;
         let remove = format!(
             "stop all nodes of the fleet, remove the bucket `{bucket}`, and start them again"
         );
-        let fleets: Layout = match serde_json::from_slice(&entry.value) {
+        let fleets: Layout = match layout_of(&entry) {
             Ok(Layout { format, .. }) if format != FORMAT => {
                 return Err(OpenError::Never(anyhow!(
                     "the bucket `{bucket}` has layout {format}, and this version of the program \
@@ -232,26 +257,53 @@ impl FleetBucket {
         }
     }
 
+    /// Whether it has entries of nodes or owners.
+    async fn has_entries(&self) -> anyhow::Result<bool> {
+        let mut keys = self.store.keys().await?;
+        while let Some(key) = keys.next().await {
+            if Key::parse(&key?).is_some() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
     /// Whether it is still the bucket that was opened: none if that can't be found out.
-    pub(crate) async fn is_same(&self, opened: &Layout) -> Option<bool> {
-        let entry = match self.store.entry(CONFIG).await {
-            Ok(entry) => entry,
-            Err(_) => {
-                let gone = self
-                    .context
-                    .get_stream(&self.store.stream_name)
-                    .await
-                    .err()?;
+    pub(crate) async fn is_same(&self) -> Option<bool> {
+        match self.context.get_stream(&self.store.stream_name).await {
+            Ok(stream) => Some(made_at(&stream) == self.made_at),
+            Err(error) => {
                 let is_gone = matches!(
-                    gone.kind(),
+                    error.kind(),
                     GetStreamErrorKind::JetStream(why)
                         if why.error_code() == ErrorCode::STREAM_NOT_FOUND
                 );
-                return is_gone.then_some(false);
+                is_gone.then_some(false)
             }
+        }
+    }
+
+    /// Writes what all nodes have in common again, where it is gone or can't be read, if this is still
+    /// the bucket that was opened. Says whether that was needed.
+    ///
+    /// # Errors
+    /// If it can't be read or written.
+    pub(crate) async fn keep_layout(&self, layout: &Layout) -> anyhow::Result<bool> {
+        if self.is_same().await != Some(true) {
+            return Ok(false);
+        }
+        let entry = self.store.entry(CONFIG).await?;
+        let revision = match &entry {
+            Some(entry) if is_put(entry) && layout_of(entry).is_ok() => return Ok(false),
+            Some(entry) => entry.revision,
+            None => 0,
         };
-        let layout = entry.and_then(|entry| serde_json::from_slice::<Layout>(&entry.value).ok());
-        Some(layout.as_ref() == Some(opened))
+        match self.store.update(CONFIG, body_of(layout), revision).await {
+            Ok(_) => Ok(true),
+            // Another node was quicker.
+            Err(error) if error.kind() == UpdateErrorKind::WrongLastRevision => Ok(false),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// All that it has, and then all that changes.
@@ -273,15 +325,35 @@ fn unknown(error: &(impl std::error::Error + 'static)) -> Outcome {
 
 impl BucketWatch {
     /// What changes next; none if it has to be begun anew.
-    pub(crate) async fn next(&mut self) -> Option<Change> {
+    pub(crate) async fn next(&mut self) -> Option<Seen> {
         loop {
             let entry = self.0.next().await?.ok()?;
             // Whatever else is there is not the fleet's.
             if let Some(key) = Key::parse(&entry.key) {
-                return Some(change(key, &entry));
+                return Some(Seen::Entry(change(key, &entry)));
+            }
+            if entry.key == CONFIG && !(is_put(&entry) && layout_of(&entry).is_ok()) {
+                return Some(Seen::NoLayout);
             }
         }
     }
+}
+
+fn made_at(stream: &JetStream) -> i128 {
+    stream.cached_info().created.unix_timestamp_nanos()
+}
+
+fn is_put(entry: &kv::Entry) -> bool {
+    entry.operation == Operation::Put
+}
+
+fn layout_of(entry: &kv::Entry) -> serde_json::Result<Layout> {
+    serde_json::from_slice(&entry.value)
+}
+
+fn body_of(layout: &Layout) -> bytes::Bytes {
+    // Plain data always has a JSON form.
+    serde_json::to_vec(layout).unwrap_or_default().into()
 }
 
 fn change(key: Key, entry: &kv::Entry) -> Change {

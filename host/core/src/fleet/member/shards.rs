@@ -11,6 +11,10 @@ use crate::fleet::hash;
 use crate::fleet::lease::Outcome;
 use crate::fleet::replica::{Before, Role};
 
+/// The epoch before that of an owner who can't know it. No owner ever has it: the first entry of the
+/// bucket is its configuration.
+const UNKNOWN_EPOCH: u64 = 1;
+
 /// What a node knows of the fleet.
 pub(super) struct Fleet<'a> {
     pub(super) settings: &'a FleetSettings,
@@ -37,6 +41,8 @@ pub(super) struct ShardView {
     /// The nodes that live and stay, in the order in which they are meant to have it.
     ranks: Vec<Arc<str>>,
     owner: Known<OwnerEntry>,
+    /// Whether there was an entry, and no trace of it is left.
+    was_removed: bool,
     role: Role,
     /// The epoch whose state the replica here holds in full.
     pub(super) holds: Option<u64>,
@@ -72,6 +78,7 @@ impl ShardView {
             number,
             ranks: Vec::new(),
             owner: Known::default(),
+            was_removed: false,
             role: Role::None,
             holds: None,
             synced: BTreeMap::new(),
@@ -110,6 +117,20 @@ impl ShardView {
         }
         self.writing_since = None;
         self.is_doubtful = false;
+    }
+
+    /// No trace of its entry is left, though nobody has deleted it.
+    pub(super) fn removed(&mut self, now: u64) {
+        if self.owner.revision == 0 {
+            return;
+        }
+        self.owner = Known {
+            seen_at: now,
+            ..Known::default()
+        };
+        self.was_removed = true;
+        self.handing = None;
+        self.vacant_since = None;
     }
 
     pub(super) fn written(&mut self, now: u64, outcome: Outcome) {
@@ -308,11 +329,15 @@ impl ShardView {
         };
         self.due = Some(since + wait_ms);
         if now >= since + wait_ms {
+            let is_unknown = self.owner.revision == 0 && self.was_removed;
             let mine = OwnerEntry {
                 node: (&**fleet.me).into(),
                 session: fleet.my_session,
                 handed_over: None,
-                before: self.owner.revision,
+                before: match is_unknown {
+                    true => UNKNOWN_EPOCH,
+                    false => self.owner.revision,
+                },
             };
             done.write = Some((mine, self.owner.revision));
             self.writing_since = Some(now);

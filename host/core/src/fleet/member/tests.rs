@@ -369,3 +369,36 @@ fn a_claim_that_another_one_won_is_given_up() {
     assert_ne!(world.owners()[0], "a");
     assert_eq!(world.keys[&Key::Owner(0)].1, second);
 }
+
+#[test]
+fn what_is_removed_without_a_trace_is_written_again() {
+    let mut world = World::default();
+    world.join("a");
+    world.join("b");
+    world.run(2_000);
+    let owner = |world: &World, shard| {
+        let (value, revision) = world.keys.get(&Key::Owner(shard))?;
+        Some((OwnerEntry::parse(value.as_deref()?)?, *revision))
+    };
+    let of_b = (0..SHARDS).find(|shard| &*owner(&world, *shard).unwrap().0.node == "b");
+    let of_b = of_b.unwrap();
+    // Nobody is told.
+    world.keys.remove(&Key::Node("a".into()));
+    world.keys.remove(&Key::Owner(of_b));
+    world.run(2_000);
+    let session = |world: &World, name: &str| {
+        let (value, _) = world.keys.get(&Key::Node(name.into()))?;
+        Some(NodeEntry::parse(value.as_deref()?)?.session)
+    };
+    assert!(session(&world, "a").is_some());
+    // It leads until someone else is to have it.
+    world.stopped.push("b".into());
+    world.run(4_000);
+    for shard in 0..SHARDS {
+        let (entry, _) = owner(&world, shard).unwrap();
+        assert_eq!(&*entry.node, "a", "shard {shard}");
+        assert_eq!(Some(entry.session), session(&world, "a"));
+        // Who takes it doesn't take itself for the first.
+        assert!(entry.before > 0);
+    }
+}
