@@ -78,6 +78,8 @@ pub(crate) struct HostedShard {
     pub(super) current: Option<CurrentBatch>,
     /// How many batches it has handled since it took a question.
     pub(super) batches: usize,
+    /// Whether its last turn was one with inputs.
+    pub(super) took_inputs: bool,
     /// The place behind the last that it has put into the outbox, and behind the last that
     /// the broker is to acknowledge.
     pub(super) output_end: u64,
@@ -140,6 +142,7 @@ impl HostedShard {
             stale: StaleLog::default(),
             current: None,
             batches: 0,
+            took_inputs: false,
             output_end: 0,
             published_end: 0,
             ending: None,

@@ -31,6 +31,11 @@ const NS_PER_MS: u64 = 1_000_000;
 /// After how many milliseconds it is looked whether there is time to compare.
 const COMPARE_MS: u64 = 1;
 
+/// After how many nanoseconds of turns without inputs a thread gives way to other threads that are
+/// to run, such as those that read and write the connection. Corrections take so long, and the system
+/// itself may let a thread run for several milliseconds while another waits for the processor.
+const YIELD_NS: u64 = 100_000;
+
 /// A thread.
 pub(super) struct Thread<C> {
     mailbox: Arc<Mailbox>,
@@ -57,6 +62,8 @@ pub(super) struct Thread<C> {
     /// Shards with decisions to compare, and how much time there is for it.
     comparing: VecDeque<Address>,
     spare: SpareTime,
+    /// How many nanoseconds turns without inputs have taken since it last waited, or gave way.
+    background_ns: u64,
 }
 
 /// Nobody waits for a thread that is gone, whatever ended it.
@@ -90,6 +97,7 @@ impl<C: Transport> Thread<C> {
             release_at: clock::now_ms() + UNUSED_MS,
             comparing: VecDeque::new(),
             spare: SpareTime::default(),
+            background_ns: 0,
         }
     }
 
@@ -103,6 +111,9 @@ impl<C: Transport> Thread<C> {
             }
             if !self.compare() && is_idle {
                 self.wait().await;
+            } else if self.background_ns >= YIELD_NS {
+                self.background_ns = 0;
+                std::thread::yield_now();
             }
         }
     }
@@ -325,6 +336,10 @@ impl<C: Transport> Thread<C> {
         let took = ended.saturating_sub(begun);
         self.rounds.took(shard.tenant, ended, took);
         self.spare.was_busy(took);
+        let hosted = self.shards.get(&shard);
+        if hosted.is_some_and(|hosted| !hosted.took_inputs) {
+            self.background_ns += took;
+        }
     }
 
     /// Has something be done with one shard. If it panics, that shard alone begins anew.
@@ -504,5 +519,6 @@ impl<C: Transport> Thread<C> {
         }
         let idle = (self.stopwatch)().saturating_sub(begun);
         self.spare.was_idle(idle);
+        self.background_ns = 0;
     }
 }

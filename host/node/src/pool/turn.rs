@@ -79,6 +79,7 @@ impl HostedShard {
         rules: &mut ShardRules<'_>,
         turn: &mut TurnContext<'_, C>,
     ) -> TurnResult {
+        self.took_inputs = false;
         if self.has_given_up() {
             return TurnResult::Over;
         }
@@ -99,6 +100,7 @@ impl HostedShard {
                     is_begun: false,
                 });
             }
+            self.took_inputs = true;
             turn.is_busy();
             if self.batch(rules, turn) == TurnResult::Full {
                 return TurnResult::Full;
