@@ -1,5 +1,5 @@
 //! The project's own tasks: `cargo xtask demo`, `test`, `bench`, `instructions`,
-//! `simulate`, `plugins` and `guide`.
+//! `simulate`, `scale`, `plugins` and `guide`.
 //! Each does all of its own set-up.
 
 mod bench;
@@ -7,6 +7,7 @@ mod demo;
 mod guide;
 mod instructions;
 mod plugins;
+mod scale;
 mod simulate;
 mod test;
 
@@ -38,6 +39,8 @@ enum Task {
     Instructions(instructions::Args),
     /// Runs the simulator of a fleet over more seeds than the tests do.
     Simulate(simulate::Args),
+    /// Simulates what users cost, and carries it over to many millions.
+    Scale(scale::Args),
     /// One process of the benchmark.
     #[command(hide = true)]
     BenchContender(bench::contender::Args),
@@ -52,6 +55,7 @@ fn main() -> ExitCode {
         Task::Bench(args) => bench::run(&args),
         Task::Instructions(args) => instructions::run(&args),
         Task::Simulate(args) => simulate::run(&args),
+        Task::Scale(args) => scale::run(&args),
         Task::BenchContender(args) => bench::contender::run(&args),
     };
     match done {
