@@ -1,6 +1,7 @@
 //! What of the configuration a tenant's shards go by, and what they take for given of the
 //! broker.
 
+use presence_core::quota::Cap;
 use presence_core::{Settings, status, tracker};
 
 use crate::subjects::Subjects;
@@ -19,9 +20,17 @@ pub fn pulse_ms(timeout_ms: u64) -> u64 {
     (timeout_ms / 8).clamp(1, 250)
 }
 
+/// How many of something one of a fleet's shards may have, of so many in all; 0 without a limit. It is
+/// somewhat more than its part: users are spread over shards by chance, and nobody is to be
+/// refused for that.
+fn share(max: usize, shards: usize) -> usize {
+    let part = max.div_ceil(shards);
+    part + (4.0 * (part as f64).sqrt()).ceil() as usize
+}
+
 /// What a tenant's shards go by.
 pub fn shard_settings(config: &Config, body_bytes_max: usize, quotas: &Quotas) -> Settings {
-    let shards = config.shard_count();
+    let (shards, is_fleet) = (config.shard_count(), config.fleet.enabled);
     Settings {
         tracker: tracker::TrackerSettings {
             timeout_ms: config.tracker.timeout_ms,
@@ -47,8 +56,15 @@ pub fn shard_settings(config: &Config, body_bytes_max: usize, quotas: &Quotas) -
         statement_ttl_ms: config.tracker.statement_ttl_ms,
         statements_max: config.tracker.statements_max.div_ceil(shards),
         dead_letters: quotas.dead_letters.clone(),
-        users: quotas.users.clone(),
-        connections: quotas.connections.clone(),
+        users: match is_fleet {
+            true => Cap::new(share(config.limits.users_max, shards)),
+            false => quotas.users.clone(),
+        },
+        connections: match is_fleet {
+            true => Cap::new(share(config.limits.connections_max, shards)),
+            false => quotas.connections.clone(),
+        },
+        counts_apart: is_fleet,
         audience_max: config.limits.audience_max,
         messages_per_s: config.limits.messages_per_s,
         status: config.status.enabled.then_some(status::StatusSettings {
@@ -59,5 +75,17 @@ pub fn shard_settings(config: &Config, body_bytes_max: usize, quotas: &Quotas) -
         body_bytes_max,
         node: config.node.name.clone(),
         subject_prefix: Subjects::new(config.tenant.prefix.as_deref()).of(""),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::share;
+
+    #[test]
+    fn a_shard_of_a_fleet_may_have_its_part_and_what_chance_makes_of_it() {
+        assert_eq!(share(1_000_000, 64), 15_625 + 500);
+        assert_eq!(share(100, 64), 2 + 6);
+        assert_eq!(share(0, 64), 0, "without a limit");
     }
 }

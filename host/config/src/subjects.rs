@@ -7,6 +7,9 @@ use presence_core::token;
 /// The header of all that a node publishes: `<source> <epoch> <seq>`. What bears it
 /// is not input.
 pub const SEQ: &str = "Presence-Seq";
+
+/// The header of an input that a router of a fleet passes on though it is one too many.
+pub const EXCESS: &str = "Presence-Excess";
 /// Where operators have an event be decided again on which a plugin has failed.
 pub const REDRIVE: &str = "presence.redrive";
 /// What the subjects begin with on which operators' commands ask a node: below it comes what is

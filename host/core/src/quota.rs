@@ -119,6 +119,19 @@ impl Rate {
         self.0.per_s.load(Ordering::Relaxed)
     }
 
+    /// How many there may be at once.
+    pub fn burst(&self) -> u64 {
+        let burst_ns = self.0.burst_ns.load(Ordering::Relaxed);
+        let ns_each = self.0.ns_each.load(Ordering::Relaxed);
+        burst_ns.checked_div(ns_each).unwrap_or(0)
+    }
+
+    /// From now on there may be one part of so many of what there may be of another.
+    pub fn be_part_of(&self, whole: &Self, parts: u64) {
+        let part = |of: u64| of.div_ceil(parts.max(1));
+        self.change(part(whole.per_s()), part(whole.burst()));
+    }
+
     /// Whether there may be one more now. It then counts.
     pub fn take(&self, now_ns: u64) -> bool {
         let ns_each = self.0.ns_each.load(Ordering::Relaxed);
@@ -190,6 +203,12 @@ impl Cap {
     pub fn held(&self) -> usize {
         self.0.held.load(Ordering::Relaxed)
     }
+
+    /// Another of the same size, which has nothing in common with this one.
+    #[must_use]
+    pub fn apart(&self) -> Self {
+        Self::new(self.max())
+    }
 }
 
 /// What one part has of what is limited. It is given back with this.
@@ -216,6 +235,11 @@ impl Held {
     /// How many there may be of all parts.
     pub fn max(&self) -> usize {
         self.cap.max()
+    }
+
+    /// From now on there may be so many of all parts.
+    pub fn change(&self, max: usize) {
+        self.cap.change(max);
     }
 
     /// One more, if there may be.
@@ -275,6 +299,20 @@ mod tests {
         assert_eq!(taken(&other, 200 * S), 1);
         rate.change(0, 0);
         assert_eq!(taken(&other, 200 * S), 1_000);
+    }
+
+    #[test]
+    fn parts_of_a_rate_make_the_whole_and_follow_its_changes() {
+        let (whole, part) = (Rate::new(10, 20), Rate::default());
+        part.be_part_of(&whole, 2);
+        assert_eq!([taken(&part, 5 * S), taken(&part, 6 * S)], [10, 5]);
+        part.be_part_of(&whole, 2);
+        assert_eq!(taken(&part, 6 * S), 0, "nothing has changed");
+        part.be_part_of(&whole, 1);
+        assert_eq!(taken(&part, 7 * S), 20);
+        whole.change(0, 0);
+        part.be_part_of(&whole, 3);
+        assert_eq!(taken(&part, 7 * S), 1_000);
     }
 
     #[test]

@@ -3,7 +3,6 @@
 
 use super::checks::within;
 use super::pipeline::STAGES_MAX;
-use super::problem::InvalidValue;
 use super::section::Section;
 
 /// The highest rate that can be set.
@@ -42,12 +41,12 @@ pub struct Limits {
 }
 
 impl Limits {
-    pub(super) fn read(section: &mut Section<'_, '_>, is_fleet: bool) -> Self {
+    pub(super) fn read(section: &mut Section<'_, '_>) -> Self {
         let rate = |rate: Option<u64>| rate.unwrap_or(0);
         let messages_per_s = rate(section.get("messages_per_s", within(0..=PER_S_MAX)));
         let burst = section.get("messages_burst", within(1..=PER_S_MAX));
         let count = |count: Option<usize>| count.unwrap_or(0);
-        let limits = Self {
+        Self {
             messages_per_s,
             messages_burst: burst.unwrap_or(messages_per_s),
             queries_per_s: rate(section.get("queries_per_s", within(0..=PER_S_MAX))),
@@ -66,27 +65,6 @@ impl Limits {
             ),
             cpu_ms_per_s: rate(section.get("cpu_ms_per_s", within(0..=1_024_000))),
             weight: section.get("weight", within(1..=1_000)).unwrap_or(1),
-        };
-        if is_fleet {
-            limits.refuse_in_fleet(section);
-        }
-        limits
-    }
-
-    /// What an owner and its standbys would count apart, and decide differently by.
-    fn refuse_in_fleet(&self, section: &mut Section<'_, '_>) {
-        let counted = [
-            ("messages_per_s", self.messages_per_s > 0),
-            ("connections_max", self.connections_max > 0),
-            ("users_max", self.users_max > 0),
-            ("cpu_ms_per_s", self.cpu_ms_per_s > 0),
-        ];
-        for (key, is_set) in counted {
-            if is_set {
-                let what = "is set, and is not counted over the nodes of a fleet";
-                let fix = "leave it out, or turn `enabled` in [fleet] off";
-                section.refuse(key, InvalidValue::new(what, fix));
-            }
         }
     }
 }

@@ -277,7 +277,6 @@ impl Config {
         let tracker = root.section("tracker", Tracker::read);
         let state = root.section("state", State::read);
         let fleet = root.section("fleet", |section| Fleet::read(section, &tenant, &tracker));
-        let is_fleet = fleet.enabled;
         Self {
             node,
             nats,
@@ -291,7 +290,7 @@ impl Config {
                 .sections("pipeline", STAGES_MAX, Stage::read)
                 .unwrap_or_else(pipeline::default),
             engine: root.section("engine", Engine::read),
-            limits: root.section("limits", |section| Limits::read(section, is_fleet)),
+            limits: root.section("limits", Limits::read),
             correction: root.section("correction", Correction::read),
             query: root.section("query", Query::read),
             explain: root.section("explain", Explain::read),

@@ -46,9 +46,12 @@ pub(super) struct Env<'a> {
 
 impl Common {
     pub(super) fn new(settings: Settings, names: Arc<Names>, directory: Arc<Directory>) -> Self {
+        let (users, connections) = match settings.counts_apart {
+            true => (settings.users.apart(), settings.connections.apart()),
+            false => (settings.users.clone(), settings.connections.clone()),
+        };
         Self {
-            tracker: Tracker::new(settings.of_tracker())
-                .within(&settings.users, &settings.connections),
+            tracker: Tracker::new(settings.of_tracker()).within(&users, &connections),
             settings,
             names,
             directory,

@@ -243,15 +243,19 @@ impl Common {
 
 fn exceeded(quota: Quota, user: &str, settings: &Settings) -> Rejection {
     let of_user = settings.tracker.connections_per_user_max;
+    let of_shard = match settings.counts_apart {
+        true => " in one shard of the fleet",
+        false => "",
+    };
     let error = match quota {
         Quota::Users => format!(
-            "the limit of {} users online is reached ([limits] users_max): this connection of \
-             `{user}` is refused",
+            "the limit of {} users online{of_shard} is reached ([limits] users_max): this \
+             connection of `{user}` is refused",
             settings.users.max()
         ),
         Quota::Connections => format!(
-            "the limit of {} live connections is reached ([limits] connections_max): this \
-             connection of `{user}` is refused",
+            "the limit of {} live connections{of_shard} is reached ([limits] connections_max): \
+             this connection of `{user}` is refused",
             settings.connections.max()
         ),
         Quota::Closes => format!(

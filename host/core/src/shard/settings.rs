@@ -40,6 +40,9 @@ pub struct Settings {
     pub users: Cap,
     /// How many connections may be live, of all shards together.
     pub connections: Cap,
+    /// Whether this shard alone may have so many users and connections: in a fleet, its owner and
+    /// its standbys have to refuse the same.
+    pub counts_apart: bool,
     /// How many viewers a user may have; 0 for as many as there are.
     pub audience_max: u64,
     /// How many messages a second are taken, for those that are refused since there are more.
@@ -83,6 +86,7 @@ impl Default for Settings {
             dead_letters: Allowance::default(),
             users: Cap::default(),
             connections: Cap::default(),
+            counts_apart: false,
             audience_max: 0,
             messages_per_s: 0,
             body_bytes_max: 1 << 20,

@@ -129,6 +129,12 @@ impl<M: Clone> Tracker<M> {
         }
     }
 
+    /// From now on there may be so many users and connections, of all that count together.
+    pub fn change_maxima(&self, users: usize, connections: usize) {
+        self.online_users.change(users);
+        self.live_connections.change(connections);
+    }
+
     /// A transport reports that a connection was opened.
     ///
     /// Repeating it is harmless: it renews the lease. `metadata` is called if

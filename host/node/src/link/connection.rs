@@ -201,6 +201,13 @@ impl Incoming {
         values.next().is_none().then_some(value.as_str())
     }
 
+    /// The same with a header more.
+    pub(crate) fn marked(mut self, name: &'static str) -> Self {
+        let headers = self.0.headers.get_or_insert_default();
+        headers.insert(name, "1");
+        self
+    }
+
     /// How many bytes it takes, with its subject and its headers.
     pub(crate) fn bytes(&self) -> usize {
         self.0.length

@@ -180,13 +180,19 @@ impl Intake {
         let tracer = self.tracer.as_ref();
         let messages = (&self.messages_rate, now.saturating_mul(1_000_000));
         let mut router = self.router.as_mut();
+        if let Some(router) = &router {
+            router.begin();
+        }
         let mut bytes = 0;
         let mut put = |received: Incoming| {
             let length = received.bytes();
             bytes += length;
             let sorted = match &mut router {
                 None => sort(&received, subjects, replies, limits, messages, &self.shards),
-                Some(router) => router.sort(&received, replies, limits, &self.shards),
+                Some(router) => {
+                    let taken_by = (limits, messages.1);
+                    router.sort(&received, replies, taken_by, &self.shards)
+                }
             };
             if let Some((place, input)) = sorted
                 && let Some(batch) = batches.get_mut(place)

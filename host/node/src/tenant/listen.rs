@@ -39,8 +39,10 @@ impl Tenant {
                 Inputs::Parts(PartInputs::new(routed, changes))
             }
         };
-        let router = self.fleet.as_ref();
-        let router = router.map(|fleet| Router::new(Arc::clone(fleet), self.subjects.clone()));
+        let router = self.fleet.as_ref().map(|fleet| {
+            let (subjects, messages) = (self.subjects.clone(), self.quotas.messages.clone());
+            Router::new(Arc::clone(fleet), subjects, messages)
+        });
         Ok(Intake {
             messages,
             router,

@@ -9,10 +9,11 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use presence_config::causes::Causes;
-use presence_config::subjects::{FLEET_QUEUE, REDRIVE, ShardMessage, Subjects};
+use presence_config::subjects::{EXCESS, FLEET_QUEUE, REDRIVE, ShardMessage, Subjects};
 use presence_core::Input;
 use presence_core::fleet::hash;
 use presence_core::message::{Cause, Kind, Limits, Message, Rejection};
+use presence_core::quota::Rate;
 use serde::Deserialize;
 
 use super::intake::redrive;
@@ -33,11 +34,14 @@ pub(crate) struct Router {
     subjects: Subjects,
     /// Where each kind of input of each shard goes to, requests to decide again last.
     destinations: Vec<[Destination; Kind::ALL.len() + 1]>,
-    /// Where the message that was sorted last is to be passed on to.
-    next: Option<Destination>,
+    /// Where the message that was sorted last is to be passed on to, and whether it is one too many.
+    next: Option<(Destination, bool)>,
     /// What is to be passed on.
     passed_on: Vec<(Destination, Incoming)>,
     wrong: LogLimiter,
+    /// How many messages the tenant may send, and this node's part of it.
+    messages: Rate,
+    part: Rate,
 }
 
 /// Whom a message is about.
@@ -64,7 +68,8 @@ pub(super) async fn listen(
 }
 
 impl Router {
-    pub(super) fn new(fleet: Arc<Fleet>, subjects: Subjects) -> Self {
+    /// `messages`: how many the tenant may send, to all nodes together.
+    pub(super) fn new(fleet: Arc<Fleet>, subjects: Subjects, messages: Rate) -> Self {
         let destinations = (0..fleet.shards).map(|shard| {
             std::array::from_fn(|number| {
                 let kind = Kind::ALL.get(number).copied();
@@ -78,7 +83,15 @@ impl Router {
             next: None,
             passed_on: Vec::new(),
             wrong: LogLimiter::default(),
+            messages,
+            part: Rate::default(),
         }
+    }
+
+    /// Messages are to be sorted. The nodes that live take in as many each.
+    pub(super) fn begin(&self) {
+        let nodes = self.fleet.living.borrow().len();
+        self.part.be_part_of(&self.messages, nodes as u64);
     }
 
     /// Whether what others say is known to reach this node.
@@ -86,12 +99,12 @@ impl Router {
         self.fleet.is_in_touch()
     }
 
-    /// What a message says, and to which of the shards of this node.
+    /// What a message says, and to which of the shards of this node. `now_ns`: what time it is.
     pub(super) fn sort(
         &mut self,
         received: &Incoming,
         replies: &ReplyGuard,
-        limits: Limits,
+        (limits, now_ns): (Limits, u64),
         shards: &Shards,
     ) -> Option<(usize, Input)> {
         if received.is_from_node() {
@@ -105,9 +118,14 @@ impl Router {
                     None
                 }
                 ShardMessage::Input(kind) => {
-                    self.input((shard, Some(kind)), received, replies, limits)
+                    // The router that it came by has said so: the owner and its standbys
+                    // are to take it for the same.
+                    let is_excess = received.header(EXCESS).is_some();
+                    self.input((shard, Some(kind), is_excess), received, replies, limits)
                 }
-                ShardMessage::Redrive => self.input((shard, None), received, replies, limits),
+                ShardMessage::Redrive => {
+                    self.input((shard, None, false), received, replies, limits)
+                }
             };
         }
         let kind = self.subjects.kind(subject);
@@ -116,19 +134,25 @@ impl Router {
         }
         let shard = self.shard_of(received.payload());
         let number = kind.map_or(Kind::ALL.len(), |kind| kind as usize);
+        let is_excess = kind.is_some() && !self.part.take(now_ns);
         let destinations = self.destinations.get(shard as usize);
-        self.next = destinations.and_then(|them| them.get(number)).cloned();
+        let destination = destinations.and_then(|them| them.get(number)).cloned();
+        self.next = destination.map(|it| (it, is_excess));
         self.fleet.figures.routed.fetch_add(1, Ordering::Relaxed);
         if !self.fleet.has_part(shard) {
             return None;
         }
-        self.input((shard, kind), received, replies, limits)
+        self.input((shard, kind, is_excess), received, replies, limits)
     }
 
     /// Takes the message that was sorted last, if it is to be passed on.
     pub(super) fn take(&mut self, received: Incoming) {
-        if let Some(subject) = self.next.take() {
-            self.passed_on.push((subject, received));
+        if let Some((subject, is_excess)) = self.next.take() {
+            let message = match is_excess {
+                true => received.marked(EXCESS),
+                false => received,
+            };
+            self.passed_on.push((subject, message));
         }
     }
 
@@ -152,10 +176,11 @@ impl Router {
         }
     }
 
-    /// What an input says, and to which shard: only to the one that it was sent to.
+    /// What an input says, and to which shard: only to the one that it was sent to. It may be one too
+    /// many.
     fn input(
         &self,
-        (shard, kind): (u32, Option<Kind>),
+        (shard, kind, is_excess): (u32, Option<Kind>, bool),
         received: &Incoming,
         replies: &ReplyGuard,
         limits: Limits,
@@ -175,9 +200,14 @@ impl Router {
         let reply = replies.accept(received.reply()).map(Into::into);
         let rejection = match Message::parse(kind, payload, limits) {
             Ok(message) if self.is_of(&message.user, shard) => {
-                return Some((place, Input::Message { message, reply }));
+                let input = match is_excess {
+                    true => Input::Excess { message, reply },
+                    false => Input::Message { message, reply },
+                };
+                return Some((place, input));
             }
             Ok(message) => self.wrong_shard(shard, &message.user),
+            Err(_) if is_excess => Rejection::excess(self.messages.per_s()),
             Err(rejection) => rejection,
         };
         let input = Input::Rejected {

@@ -272,9 +272,9 @@ fn a_problem_is_one_line_whatever_it_quotes() {
 }
 
 #[test]
-fn a_fleet_needs_a_lease_that_fits_and_nothing_that_is_counted_on_one_node() {
+fn a_fleet_needs_a_lease_that_fits_and_one_number_of_shards() {
     let text = "[tenant]\nshards = 4\n[tracker]\ntimeout_ms = 3000\n[fleet]\nenabled = true\n\
-                lease_ms = 2001\n[limits]\nusers_max = 5\n";
+                lease_ms = 2001\n";
     assert_eq!(
         problems(text, &[]),
         [
@@ -283,8 +283,6 @@ fn a_fleet_needs_a_lease_that_fits_and_nothing_that_is_counted_on_one_node() {
             "presence.toml:7:1: `lease_ms` in [fleet] is 2001, which is too long for `timeout_ms` = \
              3000 in [tracker]: a node that is cut off would report users as gone before its lease \
              ends; choose a lease of at most two thirds of the timeout (2000), or a longer timeout",
-            "presence.toml:9:1: `users_max` in [limits] is set, and is not counted over the nodes of \
-             a fleet; leave it out, or turn `enabled` in [fleet] off",
         ]
     );
     let off = text.replace("true", "false");
