@@ -19,8 +19,16 @@ const DASHBOARD: &str = "grafana/presence.json";
 async fn alerts_and_dashboard_ask_for_metrics_labels_and_values_that_a_node_has() -> Result<()> {
     // Every metric that there may be.
     let world = World::start_with(|site| site.with("directory.source", "request")).await?;
-    let metrics = Metrics::read(&world.host.metrics().await?)?;
+    let mut metrics = world.host.metrics().await?;
     world.end().await?;
+    let fleet = World::start_with(|site| site.with("fleet.enabled", true)).await?;
+    let of_fleet = fleet.host.metrics().await?;
+    fleet.end().await?;
+    for line in of_fleet.lines().filter(|it| it.contains("presence_fleet_")) {
+        metrics.push_str(line);
+        metrics.push('\n');
+    }
+    let metrics = Metrics::read(&metrics)?;
 
     let alerts = alerts()?.into_iter();
     let panels = dashboard_queries()?;
