@@ -11,10 +11,12 @@ mod density;
 mod entrants;
 mod fairness;
 mod fan_out;
+mod fleet;
 mod generator;
 mod heartbeats;
 mod in_process;
 mod load;
+mod memory;
 mod operating;
 mod queries;
 mod storm;
@@ -50,9 +52,15 @@ pub(crate) struct Args {
     /// How many tenants a node has whose density is measured.
     #[arg(long, default_value_t = 1_000)]
     tenants: usize,
-    /// How many connections are lost in a storm, and come back.
+    /// How many connections are lost in a storm, and come back; how many a fleet's shard has.
     #[arg(long, default_value_t = 100_000)]
     connections: usize,
+    /// How many messages a second a fleet's nodes get whose processor time is measured.
+    #[arg(long, default_value_t = 20_000)]
+    fleet_per_s: u32,
+    /// How many connections a node has whose memory is measured.
+    #[arg(long, default_value_t = 1_000_000)]
+    resident_connections: usize,
     /// The binary of an earlier `presence`, which is measured beside this one.
     #[arg(long)]
     baseline: Option<PathBuf>,
@@ -91,6 +99,10 @@ enum Part {
     Density,
     /// All connections of a tenant are lost at once and come back, beside a quiet one.
     Storm,
+    /// A fleet: takeover, hand-over, what a standby and a router take.
+    Fleet,
+    /// What connections take of a node's memory.
+    Memory,
     /// Instructions for an event in the core.
     Instructions,
 }
@@ -196,6 +208,12 @@ fn measure(args: &Args) -> Result<()> {
     }
     if args.measures(Part::Storm) {
         println!("{}", table::storm(&storm::measure(&broker, args)?));
+    }
+    if args.measures(Part::Fleet) {
+        println!("{}", table::fleet(&fleet::measure(&broker, args)?));
+    }
+    if args.measures(Part::Memory) {
+        println!("{}", table::memory(&memory::measure(&broker, args)?));
     }
     if args.measures(Part::Instructions) {
         println!("{}", crate::instructions::counted()?);

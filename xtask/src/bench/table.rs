@@ -5,7 +5,9 @@ use std::fmt::Write;
 use super::density::{Density, Taken};
 use super::fairness;
 use super::fan_out::{self, Figures, Row};
+use super::fleet;
 use super::in_process::{Ledger, Swaps};
+use super::memory::Memory;
 use super::operating::{Beside, UnderLoad};
 use super::queries;
 use super::storm;
@@ -304,6 +306,73 @@ pub(crate) fn storm(rows: &[storm::Row]) -> String {
             times.map(|it| format!("{:.0}", it.us(part))).join(" ")
         });
     }
+    text
+}
+
+/// What a fleet's shard is like while it changes hands, and what standby and router take.
+pub(crate) fn fleet(figures: &fleet::Figures) -> String {
+    let mut text = String::new();
+    let title = format!(
+        "{} connections in a shard",
+        grouped(figures.connections as f64)
+    );
+    let heads = ["took, s", "events at most, ms", "median, ms", "differences"];
+    line(&mut text, &title, heads.map(str::to_owned));
+    for it in &figures.happenings {
+        let ms = |part| it.events.us(part) / 1_000.0;
+        let cells = [
+            format!("{:.2}", it.took.as_secs_f64()),
+            format!("{:.1}", it.events.longest().as_secs_f64() * 1_000.0),
+            format!("{:.1}", ms(0.5)),
+            grouped(it.differences as f64),
+        ];
+        line(&mut text, it.title, cells);
+    }
+    let lease = figures.lease.as_secs_f64();
+    let _ = writeln!(text, "  the lease is {lease} s");
+    let heads = ["messages", "owner, µs each", "standby, µs each", "share"];
+    line(
+        &mut text,
+        "a standby beside its owner",
+        heads.map(str::to_owned),
+    );
+    for it in &figures.beside {
+        let each = |ns: u64| ns as f64 / 1_000.0 / it.messages.max(1) as f64;
+        let (owner, standby) = (each(it.owner_ns), each(it.standby_ns));
+        let cells = [
+            grouped(it.messages as f64),
+            format!("{owner:.2}"),
+            format!("{standby:.2}"),
+            format!("{:.2}", standby / owner),
+        ];
+        line(&mut text, it.title, cells);
+    }
+    let routed = &figures.routed;
+    let each = routed.ns / 1_000.0 / routed.messages.max(1.0);
+    let cells = [grouped(routed.messages), format!("{each:.2}")];
+    line(&mut text, "a router: messages, µs each", cells);
+    text
+}
+
+/// What connections take of a node's memory.
+pub(crate) fn memory(figures: &Memory) -> String {
+    let mut text = String::new();
+    let title = format!("{} connections", grouped(figures.connections as f64));
+    let heads = [
+        "resident before, MiB",
+        "with all, MiB",
+        "bytes each",
+        "took, s",
+    ];
+    line(&mut text, &title, heads.map(str::to_owned));
+    let [before, with] = figures.resident.map(|it| it as f64);
+    let cells = [
+        format!("{:.0}", before / 1_048_576.0),
+        format!("{:.0}", with / 1_048_576.0),
+        format!("{:.0}", (with - before) / figures.connections as f64),
+        format!("{:.1}", figures.took.as_secs_f64()),
+    ];
+    line(&mut text, "two of each user, one viewer", cells);
     text
 }
 

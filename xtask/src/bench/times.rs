@@ -17,6 +17,11 @@ impl Times {
         self.0.len()
     }
 
+    /// The longest; none where there are none.
+    pub(crate) fn longest(&self) -> Duration {
+        self.0.iter().max().copied().unwrap_or_default()
+    }
+
     /// The microseconds in which this part of the answers came.
     pub(crate) fn us(&self, part: f64) -> f64 {
         let mut sorted = self.0.clone();

@@ -1,0 +1,136 @@
+//! A fleet whose users are all in one shard: how long a hand-over and a takeover take, and what events
+//! wait meanwhile; what a standby takes beside its owner, and what a router takes for a message. All of
+//! it with real nodes, of which one at a time owns the shard.
+
+mod costs;
+mod load;
+mod scene;
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use presence_tests::process::Signal;
+
+pub(crate) use self::costs::{Beside, Routed};
+use self::load::{Heartbeats, Probes};
+use self::scene::Scene;
+use super::times::Times;
+use super::{Args, Broker};
+
+/// How long a fleet is left alone after something has happened, so that all that comes of it is seen.
+const AFTER: Duration = Duration::from_secs(3);
+
+/// What happened to the shard, and what came of it.
+pub(crate) struct Happening {
+    pub(crate) title: &'static str,
+    /// From when it happened until the shard's new owner had decided on everyone, and answered queries.
+    /// Of a node that only joins: until it stands by.
+    pub(crate) took: Duration,
+    /// How long events took meanwhile, from when they were published until viewers were told.
+    pub(crate) events: Times,
+    /// How many messages viewers got about users for whom nothing had changed.
+    pub(crate) differences: usize,
+}
+
+/// The figures of a fleet.
+pub(crate) struct Figures {
+    pub(crate) connections: usize,
+    pub(crate) lease: Duration,
+    pub(crate) happenings: Vec<Happening>,
+    pub(crate) beside: Vec<Beside>,
+    pub(crate) routed: Routed,
+}
+
+/// Measures a fleet with `--connections` users, each with one connection.
+pub(crate) fn measure(broker: &Broker, args: &Args) -> Result<Figures> {
+    let mut scene = Scene::new(broker, args)?;
+    let [joins, owns, stands_by] = Scene::ranked()?;
+    let mut happenings = Vec::new();
+
+    eprintln!("Measuring a fleet with {} connections", args.connections);
+    scene.start(owns)?;
+    scene.until_owner(owns)?;
+    scene.connect_all()?;
+    let heartbeats = Heartbeats::begin(&scene)?;
+    scene.until_sure()?;
+    happenings.push(scene.happens("nothing happens", |_, _| {
+        std::thread::sleep(AFTER);
+        Ok(())
+    })?);
+    happenings.push(
+        scene.happens("a node joins, and stands by", |scene, begun| {
+            scene.start(stands_by)?;
+            *begun = Instant::now();
+            scene.until_in_step(stands_by)
+        })?,
+    );
+    heartbeats.end(broker)?;
+
+    eprintln!("Measuring a standby beside its owner");
+    let beside = costs::beside(&scene, owns, stands_by)?;
+
+    let heartbeats = Heartbeats::begin(&scene)?;
+    happenings.push(
+        scene.happens("a node joins, and is handed the shard", |scene, begun| {
+            scene.start(joins)?;
+            *begun = Instant::now();
+            scene.until_owner(joins)
+        })?,
+    );
+    scene.until_in_step(owns)?;
+    heartbeats.end(broker)?;
+
+    eprintln!("Measuring a router");
+    let routed = costs::routed(&scene, stands_by)?;
+
+    let heartbeats = Heartbeats::begin(&scene)?;
+    happenings.push(scene.happens("the owner is stopped (SIGTERM)", |scene, _| {
+        scene.signal(joins, Signal::TERM)?;
+        scene.until_owner(owns)
+    })?);
+    scene.until_in_step(stands_by)?;
+    happenings.push(scene.happens("the owner is killed (SIGKILL)", |scene, _| {
+        scene.signal(owns, Signal::KILL)?;
+        scene.until_owner(stands_by)
+    })?);
+    heartbeats.end(broker)?;
+    ensure!(happenings.iter().all(|it| it.events.len() > 0));
+    Ok(Figures {
+        connections: args.connections,
+        lease: scene::LEASE,
+        happenings,
+        beside,
+        routed,
+    })
+}
+
+impl Scene<'_> {
+    /// Has something happen while events are published at a steady rate. It ends when the shard is as
+    /// it is to be then; until queries are answered is counted to it.
+    fn happens(
+        &mut self,
+        title: &'static str,
+        happen: impl FnOnce(&mut Self, &mut Instant) -> Result<()>,
+    ) -> Result<Happening> {
+        eprintln!("  {title}");
+        let differences = self.watch.others();
+        let probes = Probes::begin(self)?;
+        std::thread::sleep(AFTER);
+        let mut begun = Instant::now();
+        let from = begun;
+        happen(self, &mut begun)?;
+        self.until_answered()?;
+        let took = begun.elapsed();
+        std::thread::sleep(AFTER);
+        let (events, probed) = probes
+            .end(self, from)
+            .context("events that were published")?;
+        self.probed = probed;
+        Ok(Happening {
+            title,
+            took,
+            events,
+            differences: self.watch.others() - differences,
+        })
+    }
+}

@@ -1,0 +1,116 @@
+//! What a standby takes beside its owner, and what a router takes for a message.
+
+use std::io::Write as _;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+
+use super::super::cpu::cpu_ns;
+use super::super::fairness::plain;
+use super::load::{publish, publish_on};
+use super::scene::{ROOT, Scene, body};
+
+/// How long each load is.
+const LONG: Duration = Duration::from_secs(8);
+/// How often some of it is sent.
+const TICK: Duration = Duration::from_millis(2);
+/// What a standby takes beside its owner, under one load.
+pub(crate) struct Beside {
+    pub(crate) title: &'static str,
+    pub(crate) messages: usize,
+    pub(crate) owner_ns: u64,
+    pub(crate) standby_ns: u64,
+}
+
+/// What a node takes that only passes messages on.
+pub(crate) struct Routed {
+    pub(crate) messages: f64,
+    /// Its processor time, less what it takes when there is nothing to pass on.
+    pub(crate) ns: f64,
+}
+
+/// Loads the shard, and looks at what its owner and its standby take.
+pub(super) fn beside(scene: &Scene<'_>, owner: &str, standby: &str) -> Result<Vec<Beside>> {
+    let pids = [owner, standby].map(|it| scene.host(it).map(|host| host.process.id()));
+    let [owner, standby] = pids;
+    let (owner, standby) = (owner?, standby?);
+    // Of so many messages, this many are of users who go and come back.
+    let loads = [
+        ("heartbeats alone", 0),
+        ("of 10 messages, 1 comes or goes", 1),
+        ("connects and disconnects alone", 10),
+    ];
+    let rows = loads.into_iter().map(|(title, changes)| {
+        let before = [cpu_ns(owner)?, cpu_ns(standby)?];
+        let messages = send(scene, |text, number| {
+            let user = number / 2 % scene.users;
+            let is_change = number / 2 % 10 < changes;
+            let kind = match (is_change, number % 2) {
+                (false, _) => "heartbeat",
+                (true, 0) => "disconnect",
+                (true, _) => "connect",
+            };
+            publish(text, kind, &body(user, "c", kind));
+        })?;
+        scene.until_answered()?;
+        Ok(Beside {
+            title,
+            messages,
+            owner_ns: cpu_ns(owner)? - before[0],
+            standby_ns: cpu_ns(standby)? - before[1],
+        })
+    });
+    rows.collect()
+}
+
+/// Sends what has to be passed on, and looks at what a node takes that has no part in the shard.
+pub(super) fn routed(scene: &Scene<'_>, router: &str) -> Result<Routed> {
+    let host = scene.host(router)?;
+    let pid = host.process.id();
+    let metric = |name| scene.broker.runtime.block_on(host.metric(name, &[]));
+    let parts = [
+        "presence_fleet_shards_owned",
+        "presence_fleet_shards_in_step",
+    ];
+    for part in parts {
+        ensure!(metric(part)? == 0.0, "{router} has a part in the shard");
+    }
+    let before = cpu_ns(pid)?;
+    std::thread::sleep(LONG);
+    let idle = cpu_ns(pid)? - before;
+    let (before, count) = (cpu_ns(pid)?, metric("presence_fleet_routed_total")?);
+    let subject = format!("{ROOT}.heartbeat");
+    send(scene, |text, number| {
+        let user = number % scene.users;
+        publish_on(text, &subject, &body(user, "c", "heartbeat"));
+    })?;
+    scene.until_answered()?;
+    let ns = cpu_ns(pid)? - before;
+    Ok(Routed {
+        messages: metric("presence_fleet_routed_total")? - count,
+        ns: ns as f64 - idle as f64,
+    })
+}
+
+/// Sends messages at a steady rate. Says how many there were.
+fn send(scene: &Scene<'_>, mut add: impl FnMut(&mut String, usize)) -> Result<usize> {
+    let mut stream = plain(scene.broker.server.port())?;
+    let (begun, mut text) = (Instant::now(), String::new());
+    let mut sent = 0;
+    while begun.elapsed() < LONG {
+        let due = (begun.elapsed().as_secs_f64() * f64::from(scene.per_s)) as usize;
+        text.clear();
+        for number in sent..due.max(sent) {
+            add(&mut text, number);
+        }
+        sent = due.max(sent);
+        // Who went comes back.
+        if begun.elapsed() >= LONG && sent % 2 == 1 {
+            add(&mut text, sent);
+            sent += 1;
+        }
+        stream.write_all(text.as_bytes())?;
+        std::thread::sleep(TICK);
+    }
+    Ok(sent)
+}
