@@ -11,15 +11,16 @@
 
 mod catching_up;
 mod following;
+mod sending;
 
 use std::sync::Arc;
 
 use roaring::RoaringBitmap;
 
 use self::catching_up::CatchingUp;
+use self::sending::Snapshots;
 use super::FleetSettings;
 use super::hash;
-use super::snapshot::{self, Label};
 use super::told::{Books, PARTS, Said, Told};
 use crate::body::explain::ExplainReport;
 use crate::body::query::Answers;
@@ -169,6 +170,8 @@ pub struct Replica {
     seq: u64,
     books: Books,
     catching_up: Option<CatchingUp>,
+    /// Snapshots that are sent.
+    snapshots: Snapshots,
     nonce: u64,
     /// When digests are told next, or else when something is to be heard of the owner.
     digest_at: u64,
@@ -187,6 +190,10 @@ pub struct Replica {
 
 /// How much may come of what has fallen due at once.
 const OUT_MAX: usize = 256;
+
+/// How often a shard is asked at once to do what has fallen due, before inputs have their turn.
+/// Each time it decides on a few users.
+const ADVANCES_AT_ONCE: usize = 8;
 
 impl Replica {
     /// A replica of a shard that knows nothing yet.
@@ -210,6 +217,7 @@ impl Replica {
             seq: 0,
             books: Books::default(),
             catching_up: None,
+            snapshots: Snapshots::default(),
             nonce: 0,
             digest_at: 0,
             differed: [0; PARTS],
@@ -237,6 +245,7 @@ impl Replica {
         match &self.role {
             Role::None => {
                 self.catching_up = None;
+                self.snapshots = Snapshots::default();
                 self.is_sure = false;
                 // Until then, it is better than nothing if nobody else has it.
                 self.forget_at = Some(now + self.settings.timeout_ms);
@@ -287,16 +296,20 @@ impl Replica {
     /// all, [`Self::next_deadline`] is no later than `now`.
     pub fn advance(&mut self, now: u64, rules: &mut dyn Rules, out: &mut Vec<Out>) {
         self.settle(now, out);
+        self.send_snapshots(now, out);
         if !self.is_leading {
             return self.follow_time(now, out);
         }
-        while self.shard.next_deadline().is_some_and(|at| at <= now) {
-            if out.len() >= OUT_MAX {
-                return;
+        for _ in 0..ADVANCES_AT_ONCE {
+            if out.len() >= OUT_MAX || !self.is_due(now) {
+                break;
             }
             let mut outputs = Vec::new();
             self.shard.advance(now, rules, &mut outputs);
             self.tell(outputs, out);
+        }
+        if self.is_due(now) {
+            return;
         }
         self.is_behind = false;
         if now >= self.digest_at {
@@ -305,10 +318,16 @@ impl Replica {
         }
     }
 
+    /// Whether the shard has something to do.
+    fn is_due(&self, now: u64) -> bool {
+        self.shard.next_deadline().is_some_and(|at| at <= now)
+    }
+
     /// When [`Self::advance`] is to be called: perhaps early, never too late.
     pub fn next_deadline(&self) -> Option<u64> {
+        let sending = self.snapshots.next_at();
         if self.is_leading {
-            let deadlines = [self.shard.next_deadline(), Some(self.digest_at)];
+            let deadlines = [self.shard.next_deadline(), Some(self.digest_at), sending];
             return deadlines.into_iter().flatten().min();
         }
         if self.role == Role::None {
@@ -316,7 +335,7 @@ impl Replica {
         }
         let catching_up = self.catching_up.as_ref().map(CatchingUp::next_deadline);
         let waits = self.waits_since.map(|_| self.digest_at);
-        let deadlines = [self.shard.follow_deadline(), catching_up, waits];
+        let deadlines = [self.shard.follow_deadline(), catching_up, waits, sending];
         deadlines.into_iter().flatten().min()
     }
 
@@ -364,34 +383,6 @@ impl Replica {
         self.is_leading && !self.is_behind && is_sure
     }
 
-    /// Another node asks for a snapshot, by a question of this number. It gets none from one
-    /// that doesn't hold everything itself.
-    pub fn asked(&mut self, now: u64, node: &Arc<str>, nonce: u64, out: &mut Vec<Out>) {
-        self.settle(now, out);
-        let may_answer = match &self.role {
-            Role::None => false,
-            Role::Follow { .. } => self.is_sure,
-            Role::Lead { epoch, .. } | Role::Resign { epoch } => self.epoch == *epoch,
-        };
-        if !may_answer {
-            return;
-        }
-        let label = Label {
-            shard: self.number,
-            nonce,
-            epoch: self.epoch,
-            seq: self.seq,
-            at: now,
-        };
-        let bytes = self.settings.chunk_bytes;
-        let chunks = snapshot::take(&mut self.shard, label, self.is_first, &self.names, bytes);
-        out.extend(
-            chunks
-                .into_iter()
-                .map(|bytes| Out::Chunk(Arc::clone(node), bytes)),
-        );
-    }
-
     /// The epoch of what is published.
     pub fn epoch(&self) -> u64 {
         self.epoch
@@ -414,7 +405,9 @@ impl Replica {
 
     /// All the numbers of ids that are held here.
     pub fn ids(&self) -> RoaringBitmap {
-        self.shard.ids() | self.books.ids()
+        let catching_up = self.catching_up.as_ref().map(CatchingUp::ids);
+        let known = self.shard.ids() | self.books.ids() | self.snapshots.ids();
+        known | catching_up.unwrap_or_default()
     }
 
     /// The shard, to store what it knows.
@@ -458,9 +451,14 @@ impl Replica {
         self.catching_up = None;
         self.waits_since = None;
         (self.epoch, self.seq) = (epoch, 1);
-        self.books = Books::of(self.shard.ledger(), &self.names);
+        // One in step has the same books as all others who are, and they are what its ledger says.
+        if !is_sure {
+            self.books = Books::of(self.shard.ledger(), &self.names);
+        }
         self.shard.renumber();
-        self.say(1, Said::Begin(self.books.digest()), out);
+        let digest = self.ledger_digest();
+        debug_assert_eq!(digest, Books::of(self.shard.ledger(), &self.names).digest());
+        self.say(1, Said::Begin(digest), out);
         self.lead(now, is_sure);
     }
 

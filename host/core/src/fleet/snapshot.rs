@@ -1,18 +1,25 @@
 //! What a replica that begins to follow is sent: the records that a restart uses, and how much is
 //! left of each connection's lease.
 //!
-//! It goes in chunks, each of which says how many there are and the digest of all of them together.
-//! One that is cut off is never complete, and one that is damaged is refused as a whole.
+//! What is known at some moment is copied at once. It is written, sent, and put into another shard
+//! chunk by chunk, so that neither shard has to do much between two inputs. Each chunk bears the
+//! digest of all up to it. One that is damaged is refused before anything is made of it, and one
+//! that is cut off is never complete.
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::mem;
+use std::sync::Arc;
+use std::vec;
 
+use roaring::RoaringBitmap;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::Shard;
+use super::told::Books;
 use crate::names::Names;
 use crate::record::{FORMAT, Record};
+use crate::{Input, Shard};
 
 /// How many chunks a snapshot may have.
 const CHUNKS_MAX: u32 = 1 << 16;
@@ -32,38 +39,44 @@ pub struct Chunk {
     pub seq: u64,
     /// When it was taken, by the clock of the node that took it.
     pub at: u64,
-    /// How many chunks there are.
-    pub chunks: u32,
     /// Which one this is, from 0.
     pub index: u32,
-    /// The SHA-256 of all of them together.
+    /// The digest of all up to this one: [`next_digest`].
     pub digest: [u8; 32],
-    /// Its part of the whole.
+    /// What it has.
     pub part: Vec<u8>,
 }
 
+/// What the parts of all chunks together are a row of, each behind its length in four bytes. So one may
+/// begin in one chunk and end in another.
 #[derive(Serialize, Deserialize)]
-struct Whole {
-    records: Vec<(Vec<u8>, Vec<u8>)>,
-    leases: Vec<(String, String, u64)>,
+enum Item {
+    Record(Vec<u8>, Vec<u8>),
+    /// So much is left of the lease of a connection, in milliseconds.
+    Lease(String, String, u64),
+    /// There is nothing more.
+    End(End),
+}
+
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+struct End {
     unsure_ms: u64,
     is_first: bool,
 }
 
-/// A shard as it was at some moment.
+/// A shard as it was at some moment on another node.
 #[derive(Debug)]
 pub struct Snapshot {
     /// Of what epoch it is.
     pub epoch: u64,
     /// The number of the last that was told before it was taken.
     pub seq: u64,
-    /// When it was taken, by the clock of the node that took it.
-    pub at: u64,
     /// Whether it goes back to the shard's first owner without a break.
     pub is_first: bool,
-    records: Vec<Record>,
-    leases: Vec<(String, String, u64)>,
-    unsure_ms: u64,
+    /// What it makes.
+    pub shard: Shard,
+    /// What viewers have been told.
+    pub books: Books,
 }
 
 /// Why a chunk, or a snapshot, was refused.
@@ -77,7 +90,7 @@ pub enum Refusal {
     OtherFormat,
     /// It doesn't belong to the chunks before it.
     Inconsistent,
-    /// All of them are there, and their digest is another.
+    /// The digest of all up to it is another.
     Damaged,
 }
 
@@ -110,141 +123,255 @@ pub struct Label {
     pub at: u64,
 }
 
-/// Takes a snapshot of a shard, in chunks of so many bytes. `is_first`: whether what it holds goes
-/// back to the shard's first owner without a break.
-pub fn take(
-    shard: &mut Shard,
+/// The digest of a part, and of all before it.
+pub fn next_digest(before: &[u8; 32], part: &[u8]) -> [u8; 32] {
+    let digest = Sha256::new().chain_update(before).chain_update(part);
+    digest.finalize().into()
+}
+
+/// A snapshot that is sent.
+#[derive(Debug)]
+pub struct Sending {
     label: Label,
-    is_first: bool,
-    names: &Names,
-    chunk_bytes: usize,
-) -> Vec<Vec<u8>> {
-    let records = shard.all_records();
-    let stored = records.iter().map(|record| record.encode(names));
-    let whole = Whole {
-        records: stored
-            .filter_map(|(key, value)| Some((key, value?)))
-            .collect(),
-        leases: shard
-            .leases()
-            .map(|(user, conn, left)| (user.to_string(), conn.to_string(), left))
-            .collect(),
-        unsure_ms: shard.unsure_ms(),
-        is_first,
-    };
-    // Plain data in memory always has such a form.
-    let whole = postcard::to_allocvec(&whole).unwrap_or_default();
-    let digest = Sha256::digest(&whole).into();
-    let parts: Vec<_> = whole.chunks(chunk_bytes.max(1)).collect();
-    let chunks = u32::try_from(parts.len()).unwrap_or(u32::MAX);
-    let chunk = |(index, part): (u32, &&[u8])| Chunk {
-        format: FORMAT,
-        shard: label.shard,
-        nonce: label.nonce,
-        epoch: label.epoch,
-        seq: label.seq,
-        at: label.at,
-        chunks,
-        index,
-        digest,
-        part: part.to_vec(),
-    };
-    let encoded = (0_u32..).zip(&parts).map(chunk);
-    encoded
-        .map(|chunk| postcard::to_allocvec(&chunk).unwrap_or_default())
-        .collect()
+    records: vec::IntoIter<Record>,
+    leases: vec::IntoIter<(Arc<str>, Box<str>, u64)>,
+    end: Option<End>,
+    /// What has been written, and not sent.
+    written: Vec<u8>,
+    index: u32,
+    digest: [u8; 32],
+}
+
+impl Sending {
+    /// A snapshot of a shard as it is now. `is_first`: whether what it holds goes back to the
+    /// shard's first owner without a break.
+    pub fn begin(shard: &mut Shard, label: Label, is_first: bool) -> Self {
+        let leases = shard.leases();
+        let leases: Vec<_> = leases
+            .map(|(user, conn, left)| (Arc::clone(user), conn.into(), left))
+            .collect();
+        let end = End {
+            unsure_ms: shard.unsure_ms(),
+            is_first,
+        };
+        Self {
+            label,
+            records: shard.all_records().into_iter(),
+            leases: leases.into_iter(),
+            end: Some(end),
+            written: Vec::new(),
+            index: 0,
+            digest: [0; 32],
+        }
+    }
+
+    /// The next chunk, of which so many bytes at most are the snapshot's; none after the last.
+    pub fn next(&mut self, names: &Names, chunk_bytes: usize) -> Option<Vec<u8>> {
+        while self.written.len() < chunk_bytes
+            && let Some(item) = self.next_item(names)
+        {
+            // Plain data in memory always has such a form, and none is so long.
+            let item = postcard::to_allocvec(&item).unwrap_or_default();
+            let length = u32::try_from(item.len()).unwrap_or(u32::MAX);
+            self.written.extend(length.to_le_bytes());
+            self.written.extend(item);
+        }
+        if self.written.is_empty() {
+            return None;
+        }
+        let bytes = self.written.len().min(chunk_bytes.max(1));
+        let part: Vec<_> = self.written.drain(..bytes).collect();
+        self.digest = next_digest(&self.digest, &part);
+        let Label {
+            shard,
+            nonce,
+            epoch,
+            seq,
+            at,
+        } = self.label;
+        let chunk = Chunk {
+            format: FORMAT,
+            shard,
+            nonce,
+            epoch,
+            seq,
+            at,
+            index: self.index,
+            digest: self.digest,
+            part,
+        };
+        self.index += 1;
+        Some(postcard::to_allocvec(&chunk).unwrap_or_default())
+    }
+
+    fn next_item(&mut self, names: &Names) -> Option<Item> {
+        for record in self.records.by_ref() {
+            if let (key, Some(value)) = record.encode(names) {
+                return Some(Item::Record(key, value));
+            }
+        }
+        if let Some((user, conn, left_ms)) = self.leases.next() {
+            return Some(Item::Lease(user.to_string(), conn.into(), left_ms));
+        }
+        self.end.take().map(Item::End)
+    }
+
+    /// All the numbers of ids that are still to be written.
+    pub fn ids(&self) -> RoaringBitmap {
+        let mut ids = RoaringBitmap::new();
+        for record in self.records.as_slice() {
+            ids |= record.ids();
+        }
+        ids
+    }
 }
 
 /// A snapshot that arrives.
 #[derive(Debug)]
 pub struct Assembly {
-    shard: u32,
+    number: u32,
     nonce: u64,
-    parts: BTreeMap<u32, Chunk>,
+    /// Of the first chunk that came: the epoch, the number of the last that was told, and the time.
+    label: Option<(u64, u64, u64)>,
+    /// Chunks that came before one that is to be before them.
+    waiting: BTreeMap<u32, Chunk>,
+    next: u32,
+    digest: [u8; 32],
+    /// The beginning of an item whose end is still to come.
+    begun: Vec<u8>,
+    shard: Shard,
+    books: Books,
 }
 
 impl Assembly {
-    /// Nothing yet of the answer to a question.
-    pub fn new(shard: u32, nonce: u64) -> Self {
+    /// Nothing yet of the answer to a question. `shard`: one of nobody, which is to become what the
+    /// other one was.
+    pub fn new(number: u32, nonce: u64, shard: Shard) -> Self {
         Self {
-            shard,
+            number,
             nonce,
-            parts: BTreeMap::new(),
+            label: None,
+            waiting: BTreeMap::new(),
+            next: 0,
+            digest: [0; 32],
+            begun: Vec::new(),
+            shard,
+            books: Books::default(),
         }
     }
 
-    /// Takes a chunk. Says what the snapshot is once it is complete; an answer to another
-    /// question is passed over.
+    /// Takes a chunk that came at `now`. Says what the snapshot is once it is complete; an answer to
+    /// another question is passed over.
     ///
     /// # Errors
     /// Why it is refused: the question is to be asked anew.
-    pub fn add(&mut self, bytes: &[u8], names: &Names) -> Result<Option<Snapshot>, Refusal> {
+    pub fn add(
+        &mut self,
+        now: u64,
+        bytes: &[u8],
+        names: &Names,
+    ) -> Result<Option<Snapshot>, Refusal> {
         let Ok((chunk, [])) = postcard::take_from_bytes::<Chunk>(bytes) else {
             return Err(Refusal::Unreadable);
         };
         if chunk.nonce != self.nonce {
             return Ok(None);
         }
-        if chunk.shard != self.shard {
+        if chunk.shard != self.number {
             return Err(Refusal::OtherShard);
         }
         if chunk.format != FORMAT {
             return Err(Refusal::OtherFormat);
         }
-        let label = |it: &Chunk| (it.epoch, it.seq, it.at, it.chunks, it.digest);
-        let is_of_them = |other: &Chunk| label(other) == label(&chunk);
-        if chunk.index >= chunk.chunks
-            || chunk.chunks > CHUNKS_MAX
-            || !self.parts.values().next().is_none_or(is_of_them)
-        {
+        let label = (chunk.epoch, chunk.seq, chunk.at);
+        if chunk.index >= CHUNKS_MAX || *self.label.get_or_insert(label) != label {
             return Err(Refusal::Inconsistent);
         }
-        let (epoch, seq, at, chunks, digest) = label(&chunk);
-        self.parts.insert(chunk.index, chunk);
-        if self.parts.len() < chunks as usize {
-            return Ok(None);
+        if chunk.index >= self.next {
+            self.waiting.insert(chunk.index, chunk);
         }
-        let parts = std::mem::take(&mut self.parts);
-        let whole: Vec<u8> = parts.into_values().flat_map(|chunk| chunk.part).collect();
-        if <[u8; 32]>::from(Sha256::digest(&whole)) != digest {
-            return Err(Refusal::Damaged);
+        while let Some(chunk) = self.waiting.remove(&self.next) {
+            self.next += 1;
+            self.digest = next_digest(&self.digest, &chunk.part);
+            if self.digest != chunk.digest {
+                return Err(Refusal::Damaged);
+            }
+            self.begun.extend(&chunk.part);
+            if let Some(end) = self.put(now, chunk.at, names)? {
+                self.shard.restored(now);
+                self.shard.set_unsure(end.unsure_ms);
+                let nobody = self.shard.replacement();
+                return Ok(Some(Snapshot {
+                    epoch: chunk.epoch,
+                    seq: chunk.seq,
+                    is_first: end.is_first,
+                    shard: mem::replace(&mut self.shard, nobody),
+                    books: mem::take(&mut self.books),
+                }));
+            }
         }
-        let Ok((whole, [])) = postcard::take_from_bytes::<Whole>(&whole) else {
-            return Err(Refusal::Unreadable);
-        };
-        let records = whole
-            .records
-            .iter()
-            .map(|(key, value)| Record::decode(key, value, names))
-            .collect::<Result<_, _>>()
-            .map_err(|_| Refusal::Unreadable)?;
-        Ok(Some(Snapshot {
-            epoch,
-            seq,
-            at,
-            records,
-            leases: whole.leases,
-            unsure_ms: whole.unsure_ms,
-            is_first: whole.is_first,
-        }))
+        Ok(None)
+    }
+
+    /// What a shard goes by has changed.
+    pub fn change(&mut self, now: u64, input: Input) {
+        self.shard.follow(now, input);
+    }
+
+    /// All the numbers of ids that are held here.
+    pub fn ids(&self) -> RoaringBitmap {
+        self.shard.ids() | self.books.ids()
+    }
+
+    /// Puts into the shard what is there in full.
+    fn put(&mut self, now: u64, at: u64, names: &Names) -> Result<Option<End>, Refusal> {
+        // The two nodes' clocks may differ.
+        let ahead = i128::from(now) - i128::from(at);
+        let ahead_ms = i64::try_from(ahead).unwrap_or_default();
+        let (mut records, mut leases, mut end) = (Vec::new(), Vec::new(), None);
+        let mut rest = &*self.begun;
+        while let Some((item, others)) = next_item(rest)? {
+            match item {
+                _ if end.is_some() => return Err(Refusal::Unreadable),
+                Item::Record(key, value) => {
+                    let record = Record::decode(&key, &value, names);
+                    let mut record = record.map_err(|_| Refusal::Unreadable)?;
+                    if let Record::Ledger {
+                        entry: Some(entry), ..
+                    } = &record
+                    {
+                        self.books.put(entry, names);
+                    }
+                    record.shift(ahead_ms);
+                    records.push(record);
+                }
+                Item::Lease(user, conn, left_ms) => leases.push((user, conn, left_ms)),
+                Item::End(it) => end = Some(it),
+            }
+            rest = others;
+        }
+        let read = self.begun.len() - rest.len();
+        self.begun.drain(..read);
+        self.shard.restore_part(now, 0, records);
+        for (user, conn, left_ms) in leases {
+            self.shard.set_lease(&user, &conn, left_ms);
+        }
+        Ok(end)
     }
 }
 
-impl Snapshot {
-    /// Puts it into a shard that knows nothing yet, at `now`.
-    pub fn restore(self, now: u64, shard: &mut Shard) {
-        // The two nodes' clocks may differ.
-        let ahead = i128::from(now) - i128::from(self.at);
-        let ahead_ms = i64::try_from(ahead).unwrap_or_default();
-        let records = self.records.into_iter().map(|mut record| {
-            record.shift(ahead_ms);
-            record
-        });
-        shard.restore(now, 0, records);
-        for (user, conn, left_ms) in self.leases {
-            shard.set_lease(&user, &conn, left_ms);
-        }
-        shard.set_unsure(self.unsure_ms);
+/// The first item of these bytes, and what is behind it; none if its end is still to come.
+fn next_item(bytes: &[u8]) -> Result<Option<(Item, &[u8])>, Refusal> {
+    let Some((length, rest)) = bytes.split_first_chunk() else {
+        return Ok(None);
+    };
+    let length = u32::from_le_bytes(*length) as usize;
+    let Some((item, rest)) = rest.split_at_checked(length) else {
+        return Ok(None);
+    };
+    match postcard::take_from_bytes(item) {
+        Ok((item, [])) => Ok(Some((item, rest))),
+        Ok(_) | Err(_) => Err(Refusal::Unreadable),
     }
 }
 

@@ -124,13 +124,19 @@ impl Books {
     pub fn of<'a>(entries: impl Iterator<Item = &'a LedgerEntry>, names: &Names) -> Self {
         let mut books = Self::default();
         for entry in entries {
-            let record = Record::Ledger {
-                user: entry.event.name.clone(),
-                entry: Some(entry.clone()),
-            };
-            books.note(&record, names);
+            books.put(entry, names);
         }
         books
+    }
+
+    /// Notes what is in a ledger.
+    pub fn put(&mut self, entry: &LedgerEntry, names: &Names) {
+        let (key, value) = without_viewers(entry, names);
+        let recipients = entry.recipients.clone();
+        let viewers = recipients.parts().fold(0, |sum: u64, (viewers, shown)| {
+            sum.wrapping_add(viewers_digest(viewers, *shown, names))
+        });
+        self.book(entry.event.user, recipients, viewers, &key, &value);
     }
 
     /// Of how many users they are.

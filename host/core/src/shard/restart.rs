@@ -49,6 +49,17 @@ impl Shard {
     /// were taken `down_ms` ago. Verdicts are none of them: everyone is decided
     /// again, and the differences are corrected.
     pub fn restore(&mut self, now: u64, down_ms: u64, records: impl IntoIterator<Item = Record>) {
+        self.restore_part(now, down_ms, records);
+        self.restored(now);
+    }
+
+    /// As [`Self::restore`], of some of the records. [`Self::restored`] comes after the last.
+    pub fn restore_part(
+        &mut self,
+        now: u64,
+        down_ms: u64,
+        records: impl IntoIterator<Item = Record>,
+    ) {
         self.common.clock.pass(now);
         let now = self.common.now();
         let until = now + self.common.settings.answer_wait_ms;
@@ -89,13 +100,22 @@ impl Shard {
                 Record::Waiting { steps, .. } => queue.restore(steps, until),
             }
         }
+        let departed = &mut presence.events.updates.decisions.departed;
+        departed.restore(departures, &common.names);
+    }
+
+    /// All records have been put back.
+    pub fn restored(&mut self, now: u64) {
+        self.common.clock.pass(now);
+        let now = self.common.now();
+        let Self {
+            common, presence, ..
+        } = self;
         common.tracker.restored();
         // The settings may be others than those by which it was kept.
         common.apply_broadcast();
         let events = &mut presence.events;
         let updates = &mut events.updates;
-        let departed = &mut updates.decisions.departed;
-        departed.restore(departures, &common.names);
         if common.settings.status.is_some() {
             for user in updates.decisions.ledger.users() {
                 updates.statuses.check_at(user, now);
@@ -117,6 +137,11 @@ impl Shard {
         shard.common.tracker.set_ahead(now, ahead_ms);
         shard.common.counters = self.counters();
         shard
+    }
+
+    /// Counts on from what another one has counted, whose place it takes.
+    pub fn count_on(&mut self, other: &Self) {
+        self.common.counters = other.counters();
     }
 
     /// Every lease starts again.

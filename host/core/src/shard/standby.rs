@@ -149,7 +149,9 @@ impl Shard {
         }
         let online: Vec<Arc<str>> = common.tracker.users().map(|it| Arc::clone(it.0)).collect();
         for name in online {
-            if let Some(metadata) = common.tracker.shown(&name).cloned() {
+            let user = common.names.find(&name);
+            let is_told = user.is_some_and(|user| presence.is_told(user));
+            if let Some(metadata) = common.tracker.shown(&name).filter(|_| !is_told).cloned() {
                 let at = common.clock.stamp();
                 let event = common.event(&name, at, Change::Online, metadata);
                 if !presence.statements.is_offline(event.user) {
@@ -295,6 +297,18 @@ impl Presence {
             None => self.events.updates.decisions.ledger.get(user)?.current(),
         };
         (event.change == Change::Online).then(|| Arc::clone(event))
+    }
+
+    /// Whether viewers are told that a user is online, as [`Self::will_be_told`] has it.
+    fn is_told(&self, user: Id) -> bool {
+        let waits = self.events.queue.last_announced(user);
+        match waits {
+            Some(event) => event.change == Change::Online,
+            None => {
+                let entry = self.events.updates.decisions.ledger.get(user);
+                entry.is_some_and(|entry| entry.current().change == Change::Online)
+            }
+        }
     }
 
     /// Whether a user who seems to have left is expected for a while instead, since it is
@@ -502,7 +516,10 @@ impl Presence {
                 statement: Some((said_at, statement)),
             });
         }
-        for departure in updates.decisions.departed.stored() {
+        let mut departures = updates.decisions.departed.stored();
+        // They are put back in pieces, the oldest first.
+        departures.sort_by_key(|departure| departure.timestamp);
+        for departure in departures {
             if let Some(user) = name(departure.user) {
                 let departure = Some(departure.clone());
                 records.push(Record::Departed { user, departure });

@@ -8,10 +8,12 @@
 
 use std::sync::Arc;
 
+use roaring::RoaringBitmap;
+
 use super::{Difference, Out, Replica, Role};
 use crate::Input;
 use crate::fleet::snapshot::{Assembly, Refusal};
-use crate::fleet::told::{Books, PARTS, Told};
+use crate::fleet::told::{PARTS, Told};
 
 /// How many messages are held while a snapshot is awaited. With more, it is asked for again.
 const HELD_MAX: usize = 1 << 18;
@@ -43,10 +45,19 @@ impl CatchingUp {
         self.ask_at
     }
 
-    pub(super) fn hear(&mut self, input: &Input) {
+    pub(super) fn hear(&mut self, now: u64, input: &Input) {
         if matches!(input, Input::Message { .. } | Input::Excess { .. }) {
             self.inputs.push(input.clone());
+        } else if let Some(assembly) = &mut self.assembly {
+            // It was made with what held until now.
+            assembly.change(now, input.clone());
         }
+    }
+
+    /// All the numbers of ids that are held here.
+    pub(super) fn ids(&self) -> RoaringBitmap {
+        let assembly = self.assembly.as_ref().map(Assembly::ids);
+        assembly.unwrap_or_default()
     }
 
     pub(super) fn hold(&mut self, told: Told) {
@@ -68,7 +79,7 @@ impl Replica {
         let Some(assembly) = catching_up.and_then(|it| it.assembly.as_mut()) else {
             return Ok(());
         };
-        match assembly.add(bytes, &self.names) {
+        match assembly.add(now, bytes, &self.names) {
             Ok(None) => {
                 // It is on its way, however long it is.
                 let answer_ms = self.settings.fleet.answer_ms;
@@ -89,13 +100,12 @@ impl Replica {
                     });
                     return Ok(());
                 }
-                let mut shard = self.shard.replacement();
-                shard.keep_told(true);
+                let mut shard = snapshot.shard;
+                shard.count_on(&self.shard);
+                self.shard = shard;
+                self.books = snapshot.books;
                 (self.epoch, self.seq) = (snapshot.epoch, snapshot.seq);
                 self.is_first = snapshot.is_first;
-                snapshot.restore(now, &mut shard);
-                self.books = Books::of(shard.ledger(), &self.names);
-                self.shard = shard;
                 self.is_sure = true;
                 self.differed = [0; PARTS];
                 self.replay(now, catching_up, out);
@@ -149,7 +159,9 @@ impl Replica {
             return;
         }
         self.nonce += 1;
-        catching_up.assembly = Some(Assembly::new(self.number, self.nonce));
+        let mut shard = self.shard.replacement();
+        shard.keep_told(true);
+        catching_up.assembly = Some(Assembly::new(self.number, self.nonce, shard));
         catching_up.ask_at = now + answer_ms;
         out.push(Out::Ask {
             node,

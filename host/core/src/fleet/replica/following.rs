@@ -92,7 +92,7 @@ impl Replica {
         }
         let is_lost = matches!(input, Input::LostUpTo { .. });
         if let Some(catching_up) = &mut self.catching_up {
-            catching_up.hear(&input);
+            catching_up.hear(now, &input);
         }
         self.shard.follow(now, input);
         // What nobody publishes from here needn't be noted for those who follow.

@@ -1,8 +1,10 @@
 use std::sync::Arc;
 
 use super::*;
+use crate::Settings;
 use crate::fleet::testing::{Everyone, message, shard};
 use crate::message::Kind;
+use crate::tracker::TrackerSettings;
 
 const NOW: u64 = 1_700_000_000_000;
 
@@ -32,9 +34,29 @@ fn known(names: &Arc<Names>) -> Shard {
     shard
 }
 
+/// All chunks of a snapshot, each with 20 bytes of it at most.
+fn take(shard: &mut Shard, label: Label, names: &Names) -> Vec<Vec<u8>> {
+    let mut sending = Sending::begin(shard, label, false);
+    std::iter::from_fn(|| sending.next(names, 20)).collect()
+}
+
 fn chunks() -> (Vec<Vec<u8>>, Arc<Names>) {
     let names = Arc::new(Names::new());
-    (take(&mut known(&names), label(8), false, &names, 20), names)
+    (take(&mut known(&names), label(8), &names), names)
+}
+
+fn assembly(number: u32, nonce: u64, names: &Arc<Names>) -> Assembly {
+    let mut shard = shard(names);
+    shard.keep_records(true);
+    Assembly::new(number, nonce, shard)
+}
+
+fn decoded(chunk: &[u8]) -> Chunk {
+    postcard::from_bytes(chunk).unwrap()
+}
+
+fn encoded(chunk: &Chunk) -> Vec<u8> {
+    postcard::to_allocvec(chunk).unwrap()
 }
 
 #[test]
@@ -42,19 +64,19 @@ fn a_shard_comes_back_with_what_is_left_of_its_leases() {
     let (chunks, _) = chunks();
     assert!(chunks.len() > 5);
     let names = Arc::new(Names::new());
-    let mut assembly = Assembly::new(3, 8);
+    let mut assembly = assembly(3, 8, &names);
+    // The clock of this node is an hour ahead.
+    let now = NOW + 3_610_000;
     let mut found = None;
     // Chunks of one sender come in their order; nothing depends on it.
     for chunk in chunks.iter().rev().chain(&chunks) {
-        found = found.or(assembly.add(chunk, &names).unwrap());
+        found = found.or(assembly.add(now, chunk, &names).unwrap());
     }
     let snapshot = found.unwrap();
     assert_eq!((snapshot.epoch, snapshot.seq), (17, 4));
-    // The clock of this node is an hour ahead.
-    let now = NOW + 3_610_000;
-    let mut copy = shard(&names);
-    copy.keep_records(true);
-    snapshot.restore(now, &mut copy);
+    let mut copy = snapshot.shard;
+    let books = Books::of(copy.ledger(), &names);
+    assert_eq!(snapshot.books.digest(), books.digest());
     let leases: Vec<_> = copy
         .leases()
         .map(|(user, conn, left)| (&**user, conn, left))
@@ -76,49 +98,82 @@ fn a_shard_comes_back_with_what_is_left_of_its_leases() {
 }
 
 #[test]
+fn what_is_written_later_is_as_it_was_at_first() {
+    let (whole, names) = chunks();
+    let mut shard = known(&names);
+    let mut sending = Sending::begin(&mut shard, label(8), false);
+    let mut chunks = vec![sending.next(&names, 20).unwrap()];
+    assert!(!sending.ids().is_empty(), "they are still in use");
+    for (kind, user) in [(Kind::Disconnect, "ann"), (Kind::Connect, "cyd")] {
+        let input = message(kind, user, "c1", NOW + 11_000);
+        shard.handle(NOW + 11_000, input, &mut Everyone, &mut Vec::new());
+    }
+    chunks.extend(std::iter::from_fn(|| sending.next(&names, 20)));
+    assert!(sending.ids().is_empty());
+    assert_eq!(chunks, whole);
+    let lengths = chunks.iter().map(|chunk| decoded(chunk).part.len());
+    assert!(lengths.max() <= Some(20), "however long a record is");
+}
+
+#[test]
+fn a_change_of_what_a_shard_goes_by_holds_for_one_that_arrives() {
+    let (chunks, names) = chunks();
+    let mut assembly = assembly(3, 8, &names);
+    let (first, others) = chunks.split_first().unwrap();
+    assert!(assembly.add(NOW, first, &names).unwrap().is_none());
+    let settings = Settings {
+        tracker: TrackerSettings {
+            timeout_ms: 5_000,
+            ..TrackerSettings::default()
+        },
+        ..Settings::default()
+    };
+    assembly.change(NOW, Input::Settings(Box::new(settings)));
+    let mut found = None;
+    for chunk in others {
+        found = found.or(assembly.add(NOW, chunk, &names).unwrap());
+    }
+    let mut copy = found.unwrap().shard;
+    copy.follow_time(NOW + 5_000);
+    assert_eq!(copy.connections(), 0);
+}
+
+#[test]
 fn what_is_cut_off_is_never_complete() {
     let (chunks, names) = chunks();
-    let mut assembly = Assembly::new(3, 8);
+    let mut assembly = assembly(3, 8, &names);
     for chunk in &chunks[1..] {
-        assert!(assembly.add(chunk, &names).unwrap().is_none());
+        assert!(assembly.add(NOW, chunk, &names).unwrap().is_none());
     }
-    let last = &chunks[0];
-    let cut = &last[..last.len() - 1];
-    assert_eq!(assembly.add(cut, &names).unwrap_err(), Refusal::Unreadable);
+    let first = &chunks[0];
+    let cut = &first[..first.len() - 1];
+    let refusal = assembly.add(NOW, cut, &names).unwrap_err();
+    assert_eq!(refusal, Refusal::Unreadable);
     // Another answer to the same question isn't mixed with this one.
     let names_of_other = Arc::new(Names::new());
     let mut other = known(&names_of_other);
     let later = Label { seq: 5, ..label(8) };
-    let other = take(&mut other, later, false, &names_of_other, 20);
-    assert_eq!(
-        assembly.add(&other[0], &names).unwrap_err(),
-        Refusal::Inconsistent
-    );
-    assert!(assembly.add(last, &names).unwrap().is_some());
+    let other = take(&mut other, later, &names_of_other);
+    let refusal = assembly.add(NOW, &other[0], &names).unwrap_err();
+    assert_eq!(refusal, Refusal::Inconsistent);
+    assert!(assembly.add(NOW, first, &names).unwrap().is_some());
 }
 
 #[test]
 fn what_is_damaged_is_refused_wherever_it_is() {
     let (chunks, names) = chunks();
     for place in 0..chunks.len() {
-        let mut chunk: Chunk = postcard::from_bytes(&chunks[place]).unwrap();
+        let mut chunk = decoded(&chunks[place]);
         for byte in 0..chunk.part.len() {
             chunk.part[byte] ^= 1;
-            let damaged = postcard::to_allocvec(&chunk).unwrap();
+            let damaged = encoded(&chunk);
             chunk.part[byte] ^= 1;
-            let mut assembly = Assembly::new(3, 8);
-            let mut refused = Ok(());
-            for (other, chunk) in chunks.iter().enumerate() {
-                let chunk = if other == place { &damaged } else { chunk };
-                refused = refused.and(assembly.add(chunk, &names).map(|found| {
-                    assert!(found.is_none());
-                }));
+            let mut assembly = assembly(3, 8, &names);
+            for chunk in &chunks[..place] {
+                assert!(assembly.add(NOW, chunk, &names).unwrap().is_none());
             }
-            assert_eq!(
-                refused,
-                Err(Refusal::Damaged),
-                "byte {byte} of chunk {place}"
-            );
+            let refusal = assembly.add(NOW, &damaged, &names).unwrap_err();
+            assert_eq!(refusal, Refusal::Damaged, "byte {byte} of chunk {place}");
         }
     }
 }
@@ -126,25 +181,21 @@ fn what_is_damaged_is_refused_wherever_it_is() {
 #[test]
 fn another_question_shard_or_format_is_told_apart() {
     let (chunks, names) = chunks();
-    let mut assembly = Assembly::new(3, 9);
-    assert!(assembly.add(&chunks[0], &names).unwrap().is_none());
-    let mut assembly = Assembly::new(4, 8);
-    assert_eq!(
-        assembly.add(&chunks[0], &names).unwrap_err(),
-        Refusal::OtherShard
-    );
-    let mut chunk: Chunk = postcard::from_bytes(&chunks[0]).unwrap();
+    let refused = |chunk: &Chunk, number| {
+        let mut assembly = assembly(number, 8, &names);
+        assembly.add(NOW, &encoded(chunk), &names).unwrap_err()
+    };
+    let mut other = assembly(3, 9, &names);
+    for chunk in &chunks {
+        assert!(other.add(NOW, chunk, &names).unwrap().is_none());
+    }
+    let mut chunk = decoded(&chunks[0]);
+    assert_eq!(refused(&chunk, 4), Refusal::OtherShard);
     chunk.format += 1;
-    let newer = postcard::to_allocvec(&chunk).unwrap();
-    let mut assembly = Assembly::new(3, 8);
-    let refusal = assembly.add(&newer, &names).unwrap_err();
+    let refusal = refused(&chunk, 3);
     assert_eq!(refusal, Refusal::OtherFormat);
     assert!(refusal.to_string().contains("another version"));
     chunk.format = FORMAT;
-    chunk.index = chunk.chunks;
-    let beyond = postcard::to_allocvec(&chunk).unwrap();
-    assert_eq!(
-        assembly.add(&beyond, &names).unwrap_err(),
-        Refusal::Inconsistent
-    );
+    chunk.index = CHUNKS_MAX;
+    assert_eq!(refused(&chunk, 3), Refusal::Inconsistent);
 }

@@ -1,0 +1,89 @@
+//! Snapshots that a replica sends to those who ask: chunk by chunk, with inputs in between.
+
+use std::sync::Arc;
+
+use roaring::RoaringBitmap;
+
+use super::{Out, Replica, Role};
+use crate::fleet::snapshot::{Label, Sending};
+
+/// How long is waited after each chunk, in milliseconds: what viewers are told is not to wait
+/// behind all of a snapshot.
+const PAUSE_MS: u64 = 2;
+
+/// How many chunks are made up for at once, where there was no time for them.
+const CHUNKS_AT_ONCE: u64 = 4;
+
+/// The snapshots that are sent.
+#[derive(Debug, Default)]
+pub(super) struct Snapshots(Vec<Snapshot>);
+
+#[derive(Debug)]
+struct Snapshot {
+    node: Arc<str>,
+    sending: Sending,
+    /// When the next chunk is.
+    at: u64,
+}
+
+impl Snapshots {
+    /// When the next chunk is.
+    pub(super) fn next_at(&self) -> Option<u64> {
+        self.0.iter().map(|it| it.at).min()
+    }
+
+    /// All the numbers of ids that are still to be sent.
+    pub(super) fn ids(&self) -> RoaringBitmap {
+        let ids = self.0.iter().map(|it| it.sending.ids());
+        ids.fold(RoaringBitmap::new(), |all, ids| all | ids)
+    }
+}
+
+impl Replica {
+    /// Another node asks for a snapshot, by a question of this number. It gets none from one
+    /// that doesn't hold everything itself. It is sent by [`Self::advance`].
+    pub fn asked(&mut self, now: u64, node: &Arc<str>, nonce: u64, out: &mut Vec<Out>) {
+        self.settle(now, out);
+        let may_answer = match &self.role {
+            Role::None => false,
+            Role::Follow { .. } => self.is_sure,
+            Role::Lead { epoch, .. } | Role::Resign { epoch } => self.epoch == *epoch,
+        };
+        if !may_answer {
+            return;
+        }
+        let label = Label {
+            shard: self.number,
+            nonce,
+            epoch: self.epoch,
+            seq: self.seq,
+            at: now,
+        };
+        let snapshots = &mut self.snapshots.0;
+        // It asks again: what was under way is of no use any more.
+        snapshots.retain(|it| it.node != *node);
+        snapshots.push(Snapshot {
+            node: Arc::clone(node),
+            sending: Sending::begin(&mut self.shard, label, self.is_first),
+            at: now,
+        });
+    }
+
+    /// Sends the chunks that are due.
+    pub(super) fn send_snapshots(&mut self, now: u64, out: &mut Vec<Out>) {
+        let (names, bytes) = (&self.names, self.settings.chunk_bytes);
+        self.snapshots
+            .0
+            .retain_mut(|Snapshot { node, sending, at }| {
+                *at = (*at).max(now.saturating_sub((CHUNKS_AT_ONCE - 1) * PAUSE_MS));
+                while *at <= now {
+                    let Some(chunk) = sending.next(names, bytes) else {
+                        return false;
+                    };
+                    out.push(Out::Chunk(Arc::clone(node), chunk));
+                    *at += PAUSE_MS;
+                }
+                true
+            });
+    }
+}
