@@ -212,12 +212,11 @@ async fn no_two_tenants_ever_have_the_same_subjects() -> Result<()> {
     // It has them once the other has ended.
     site.set("tenant", vec![acme])?;
     wait::until("acme to have beta's subjects", async || {
-        let (state, said) = tenant_of(&site, "acme").await?;
-        let has = said.contains("\"prefix\":\"beta\"") && said.contains("\"notTaken\":null");
-        Ok((state == "serving" && has).then_some(()))
+        let known = status_of(&client, "beta.", "12345").await;
+        Ok(known.ok().filter(|known| known == "offline").map(drop))
     })
     .await?;
-    assert_eq!(status_of(&client, "beta.", "12345").await?, "offline");
+    until_state(&site, "acme", "serving").await?;
     host.stop().await
 }
 
@@ -234,13 +233,12 @@ async fn users_stay_on_the_subjects_on_which_they_are_known() -> Result<()> {
     let acme = with(tenant("acme"), "prefix", "beta");
     let beta = with(tenant("beta"), "prefix", "acme");
     site.set("tenant", vec![acme, beta])?;
-    wait::until("the prefixes to change places", async || {
-        let (_, acme) = tenant_of(&site, "acme").await?;
-        let (state, _) = tenant_of(&site, "beta").await?;
-        Ok((acme.contains("\"prefix\":\"beta\"") && state == "serving").then_some(()))
+    wait::until("both to begin anew on the other's prefix", async || {
+        let log = host.process.stderr();
+        let begun = log.iter().filter(|line| line.contains(": ready node="));
+        Ok((begun.count() == 4).then_some(()))
     })
     .await?;
-    until_state(&site, "acme", "serving").await?;
     for prefix in ["acme.", "beta."] {
         assert_eq!(
             status_of(&client, prefix, "12345").await?,
@@ -253,6 +251,27 @@ async fn users_stay_on_the_subjects_on_which_they_are_known() -> Result<()> {
     let told = told.filter(|it| it.is_hosts() && it.subject.contains(".filtered."));
     let told: Vec<_> = told.collect();
     assert!(told.is_empty(), "{told:?}");
+    host.stop().await
+}
+
+#[tokio::test]
+async fn users_are_known_again_when_their_tenant_has_its_old_subjects() -> Result<()> {
+    let (server, _) = server().await?;
+    let site = site(&server, ("one", "p1"))?.with("state.dir", "state")?;
+    let mut site = site.with("tenant", vec![tenant("acme")])?;
+    let host = Host::start(&site).await?;
+    let client = log_in(&server, "one", "p1").await?;
+    connect(&client, "acme.", "12345").await?;
+    assert_eq!(status_of(&client, "acme.", "12345").await?, "online");
+    for (prefix, expected) in [("b", "offline"), ("c", "offline"), ("acme", "online")] {
+        site.set("tenant", vec![with(tenant("acme"), "prefix", prefix)])?;
+        let subjects = format!("{prefix}.");
+        wait::until("its subjects to be served", async || {
+            let status = status_of(&client, &subjects, "12345").await;
+            Ok(status.ok().filter(|it| it == expected).map(drop))
+        })
+        .await?;
+    }
     host.stop().await
 }
 

@@ -18,6 +18,9 @@ use crate::causes::Causes;
 /// How long what is said of one thing may be, in bytes: what it quotes may be as long as a message.
 pub const SAID_BYTES_MAX: usize = 1024;
 
+/// How long a part of a line of the log may be, in bytes: the message, or the value of a field.
+const LOGGED_BYTES_MAX: usize = 16 * 1024;
+
 /// How many lines are said of what may have as many problems as a file has lines.
 const LINES_MAX: usize = 8;
 
@@ -65,6 +68,45 @@ struct Text<T>(T);
 impl<T: Display> Display for Text<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(Escaping(f, "\n"), "{}", self.0)
+    }
+}
+
+/// Displays what there is room for in a line of the log, and how much was left out.
+pub struct Bounded<T>(pub T);
+
+impl<T: Display> Display for Bounded<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut bounded = Bounding {
+            f,
+            room: LOGGED_BYTES_MAX,
+            left_out: 0,
+        };
+        write!(bounded, "{}", self.0)?;
+        match bounded.left_out {
+            0 => Ok(()),
+            bytes => write!(f, "… ({bytes} bytes more)"),
+        }
+    }
+}
+
+/// Passes text on while there is room, and counts the rest.
+struct Bounding<'a, 'b> {
+    f: &'a mut fmt::Formatter<'b>,
+    room: usize,
+    left_out: usize,
+}
+
+impl fmt::Write for Bounding<'_, '_> {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        let (kept, rest) = text.split_at(text.floor_char_boundary(self.room));
+        self.f.write_str(kept)?;
+        self.left_out += rest.len();
+        // What comes after what was left out isn't shown, though there were room.
+        self.room = match rest.is_empty() {
+            true => self.room - kept.len(),
+            false => 0,
+        };
+        Ok(())
     }
 }
 
@@ -227,6 +269,10 @@ mod tests {
         assert!(said.ends_with("\nand 3 lines more"), "{said}");
         assert!(said.len() < 2 * LINES_MAX * SAID_BYTES_MAX);
         assert_eq!(brief("a\nb"), "a\nb");
+        let parts = format_args!("{}{}{}", "ä".repeat(8_191), "äö", "x").to_string();
+        let logged = Bounded(Line(&parts)).to_string();
+        assert!(logged.ends_with("ä… (3 bytes more)"), "{}", logged.len());
+        assert_eq!(Bounded("short").to_string(), "short");
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //! the digest of its bytes, and who made it, when and why. One JSON document, which is never
 //! changed once it is written.
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
@@ -11,9 +12,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::abort_on::AbortOn;
+use crate::causes::Causes;
 use crate::configuration::STAGES_MAX;
 use crate::digest::Digest;
-use crate::escape::same_json;
+use crate::escape::{cut, same_json};
 use crate::{Grant, OnFailure, Stage, StagePlace, name};
 
 /// The longest text of who and why, in bytes.
@@ -112,6 +114,17 @@ impl Revision {
     /// # Errors
     /// What is wrong with it.
     pub fn parse(bytes: &[u8]) -> anyhow::Result<Self> {
+        Self::read(bytes).map_err(|error| {
+            let why = Causes(&error).to_string();
+            match cut(&why) {
+                Cow::Borrowed(_) => error,
+                // What it quotes may be as long as the revision.
+                Cow::Owned(why) => anyhow::anyhow!(why),
+            }
+        })
+    }
+
+    fn read(bytes: &[u8]) -> anyhow::Result<Self> {
         let revision: Self = serde_json::from_slice(bytes).context("it is no revision")?;
         ensure!(revision.revision > 0, "revisions are counted from 1");
         ensure!(

@@ -282,12 +282,14 @@ impl Drops {
         }
         let (what, so) = (kind.as_str(), kind.consequence());
         if self.has_several_readers() {
+            // Also where the log leaves the line out.
+            let prefixes = self.untold(kind);
             // The tenant that tells of it needn't be the one whose messages they are.
             tracing::warn!(
                 parent: None,
                 dropped,
                 total,
-                prefixes = self.untold(kind),
+                prefixes,
                 "{what} of the tenants of one account arrive faster than they are taken in, and \
                  some are dropped: {so}"
             );

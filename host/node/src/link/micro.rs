@@ -14,6 +14,7 @@ use async_nats::service::{NATS_SERVICE_ERROR, NATS_SERVICE_ERROR_CODE};
 use async_nats::{Client, Message, Subscriber};
 use futures_util::StreamExt as _;
 use futures_util::stream::{FuturesUnordered, SelectAll, select_all};
+use presence_config::escape::{cut, line};
 use serde_json::{Map, Value, json};
 use tokio::time::timeout;
 
@@ -178,8 +179,10 @@ impl Service {
             _ => return,
         };
         if let Some(reply) = self.replies.accept(question.reply.clone()) {
-            // The client is gone only when the node ends.
-            let _ = self.client.publish(reply, answer.to_string().into()).await;
+            let answer = answer.to_string().into();
+            if let Err(error) = self.client.publish(reply, answer).await {
+                tracing::warn!("who asks for services can't be answered: {error}");
+            }
         }
     }
 
@@ -250,7 +253,7 @@ impl Service {
             stats.time += time;
             if let Err(error) = &answer {
                 stats.errors += 1;
-                stats.last_error = format!("500:{error}");
+                stats.last_error = format!("500:{}", cut(error));
             }
         }
         let (client, mut headers) = (&self.client, HeaderMap::new());
@@ -258,7 +261,7 @@ impl Service {
             Ok(body) => body,
             Err(error) => {
                 // A header is one line, and so short that there is room for the body.
-                let line = presence_config::escape::line(presence_config::escape::cut(&error));
+                let line = line(cut(&error));
                 headers.insert(NATS_SERVICE_ERROR, line.as_str());
                 headers.insert(NATS_SERVICE_ERROR_CODE, "500");
                 json!({"ok": false, "reason": "refused", "error": error})

@@ -3,7 +3,7 @@
 use std::io::IsTerminal as _;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use presence_config::escape::{JsonLog, Line};
+use presence_config::escape::{Bounded, JsonLog, Line};
 use presence_config::log_filter::{FIX, VARIABLE, level, parse};
 use presence_config::{Log, LogFormat};
 use tracing_subscriber::field::MakeExt as _;
@@ -63,7 +63,8 @@ fn fields() -> impl for<'a> FormatFields<'a> + Send + Sync + 'static {
                 write!(writer, "{name}=")?;
             }
         }
-        write!(writer, "{}", Line(format_args!("{value:?}")))
+        let value = format_args!("{value:?}");
+        write!(writer, "{}", Bounded(Line(value)))
     })
     .delimited(" ")
 }
@@ -100,11 +101,15 @@ mod tests {
             .finish();
         tracing::subscriber::with_default(log, || {
             let error = anyhow::anyhow!("gone\n2026-11-28 ERROR forged\u{1b}[2J");
+            let long = "x".repeat(100_000);
+            tracing::info!(long, "{}", "y".repeat(100_000));
             tracing::warn!(%error, user = "a\nb\u{202e}", count = 3, "a\u{2028}{}", "\u{9b}c\r");
         });
         let bytes = written.0.lock().unwrap().clone();
         let text = String::from_utf8(bytes).unwrap();
-        assert_eq!(text.lines().count(), 1, "{text}");
+        let lines: Vec<_> = text.lines().collect();
+        assert_eq!(lines.len(), 2, "{text}");
+        assert!(lines[0].len() < 40_000 && lines[0].contains("(83616 bytes more)"));
         assert!(
             text.ends_with(
                 "a\\u{2028}\\u{9b}c\\r error=gone\\n2026-11-28 ERROR forged\\u{1b}[2J \
