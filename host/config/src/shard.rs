@@ -36,6 +36,8 @@ pub fn shard_settings(config: &Config, body_bytes_max: usize, quotas: &Quotas) -
             timeout_ms: config.tracker.timeout_ms,
             grace_ms: config.tracker.grace_ms,
             reorder_ms: config.tracker.reorder_ms,
+            // Routers of a fleet pass on messages of a connection side by side.
+            ties_close: config.fleet.enabled,
             connections_per_user_max: config.tracker.connections_per_user_max,
             closes_max: config.tracker.closes_max.div_ceil(shards),
             damping: config.tracker.damping,

@@ -162,17 +162,31 @@ pub(super) struct Close {
     pub(super) ignored: Option<u64>,
 }
 
+/// How messages of a connection are ordered about its close.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Order {
+    /// As [`super::TrackerSettings::reorder_ms`].
+    pub(super) reorder_ms: u64,
+    /// As [`super::TrackerSettings::ties_close`].
+    pub(super) ties_close: bool,
+}
+
 impl Close {
     /// Whether a message was sent before the close and has been overtaken by it. Past
     /// `reorder_ms` the sender's clock is behind instead.
-    pub(super) fn has_overtaken(&self, at: u64, timestamp: u64, reorder_ms: u64) -> bool {
-        timestamp < self.timestamp && self.is_recent(at, reorder_ms)
+    pub(super) fn has_overtaken(&self, at: u64, timestamp: u64, order: Order) -> bool {
+        let is_before = match order.ties_close {
+            true => timestamp <= self.timestamp,
+            false => timestamp < self.timestamp,
+        };
+        is_before && self.is_recent(at, order.reorder_ms)
     }
 
     /// Whether a heartbeat is of a life after this one.
-    pub(super) fn is_followed_by(&mut self, at: u64, timestamp: u64, reorder_ms: u64) -> bool {
-        let is_recent = self.is_recent(at, reorder_ms);
-        if timestamp > self.newest || (is_recent && timestamp == self.newest) {
+    pub(super) fn is_followed_by(&mut self, at: u64, timestamp: u64, order: Order) -> bool {
+        let is_recent = self.is_recent(at, order.reorder_ms);
+        let is_tie = timestamp == self.newest && !order.ties_close;
+        if timestamp > self.newest || (is_recent && is_tie) {
             return true;
         }
         let goes_on = self.ignored.is_some_and(|ignored| timestamp > ignored);

@@ -152,7 +152,7 @@ impl<M: Clone> Tracker<M> {
         M: PartialEq,
     {
         let (heard, timestamp) = self.arrival(now, timestamp);
-        let reorder_ms = self.settings.reorder_ms;
+        let order = self.settings.order(conn);
         let key = self.roster.entry(user, conn);
         let connection = &mut self.roster.connections[key];
         match &mut connection.state {
@@ -187,7 +187,7 @@ impl<M: Clone> Tracker<M> {
                 }
                 Effect::Renewed.into()
             }
-            State::Closed(close) if close.has_overtaken(heard.at, timestamp, reorder_ms) => {
+            State::Closed(close) if close.has_overtaken(heard.at, timestamp, order) => {
                 close.ignored = close.ignored.max(Some(timestamp));
                 Effect::Stale.into()
             }
@@ -219,7 +219,7 @@ impl<M: Clone> Tracker<M> {
         metadata: impl FnOnce() -> M,
     ) -> InputResult<M> {
         let (heard, timestamp) = self.arrival(now, timestamp);
-        let reorder_ms = self.settings.reorder_ms;
+        let order = self.settings.order(conn);
         let key = self.roster.entry(user, conn);
         let connection = &mut self.roster.connections[key];
         let opened = match &mut connection.state {
@@ -232,7 +232,7 @@ impl<M: Clone> Tracker<M> {
                 }
                 return Effect::Renewed.into();
             }
-            State::Closed(close) => match close.is_followed_by(heard.at, timestamp, reorder_ms) {
+            State::Closed(close) => match close.is_followed_by(heard.at, timestamp, order) {
                 true => timestamp.min(close.newest + 1),
                 // It belongs to the life before.
                 false => return Effect::Stale.into(),
@@ -259,17 +259,17 @@ impl<M: Clone> Tracker<M> {
     ) -> InputResult<M> {
         let (heard, timestamp) = self.arrival(now, timestamp);
         let key = self.roster.entry(user, conn);
-        let reorder_ms = self.settings.reorder_ms;
+        let order = self.settings.order(conn);
         let connection = &self.roster.connections[key];
         let was_live = match &connection.state {
             // It ended an earlier life of this connection.
             State::Live(life) if timestamp < life.opened => return Effect::Stale.into(),
-            State::Closed(close) if close.has_overtaken(heard.at, timestamp, reorder_ms) => {
-                return Effect::Stale.into();
-            }
             // It is the same one again.
             State::Closed(close) if timestamp == close.timestamp => {
                 return Effect::Remembered.into();
+            }
+            State::Closed(close) if close.has_overtaken(heard.at, timestamp, order) => {
+                return Effect::Stale.into();
             }
             State::Live(_) => true,
             State::Unknown if !self.has_room_for_close(key) => {

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use super::connection::Order;
 use super::damping::Damping;
 use crate::quota::Quota;
 
@@ -20,6 +21,10 @@ pub struct TrackerSettings {
     /// another order than they were sent in. For so long what is older than the close
     /// is late.
     pub reorder_ms: u64,
+    /// Whether a message as old as a close was sent before it: where messages of a connection come
+    /// on different ways, so that which of them arrives first says nothing. Else a tie goes by
+    /// arrival.
+    pub ties_close: bool,
     /// Whether a user is shown by a further connection as soon as it is opened. Else
     /// they go on being shown by the one before, until that goes.
     pub shows_newest: bool,
@@ -35,12 +40,24 @@ pub struct TrackerSettings {
     pub receive_step_ms: Option<u64>,
 }
 
+impl TrackerSettings {
+    /// How messages of a connection are ordered about its close. One without an id, which stands
+    /// for others, has no messages: it is opened and closed by what happens here, in its order.
+    pub(super) fn order(&self, conn: &str) -> Order {
+        Order {
+            reorder_ms: self.reorder_ms,
+            ties_close: self.ties_close && !conn.is_empty(),
+        }
+    }
+}
+
 impl Default for TrackerSettings {
     fn default() -> Self {
         Self {
             timeout_ms: 30_000,
             grace_ms: 0,
             reorder_ms: 2_000,
+            ties_close: false,
             shows_newest: true,
             connections_per_user_max: 256,
             closes_max: 1_000_000,

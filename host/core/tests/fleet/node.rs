@@ -151,6 +151,7 @@ pub(crate) struct Process {
 fn shard_settings() -> Settings {
     Settings {
         tracker: TrackerSettings {
+            ties_close: true,
             timeout_ms: TIMEOUT_MS,
             receive_step_ms: Some(150),
             shows_newest: false,

@@ -223,6 +223,7 @@ fn settings(options: &HashMap<&str, &str>) -> TrackerSettings {
         timeout_ms: figure("timeout", timeout_ms),
         grace_ms: figure("grace", grace_ms),
         reorder_ms: figure("reorder", reorder_ms),
+        ties_close: options.contains_key("ties"),
         shows_newest: !options.contains_key("shown-stays"),
         receive_step_ms: options.get("step").map(|text| text.parse().unwrap()),
         ..TrackerSettings::default()
