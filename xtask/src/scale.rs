@@ -10,6 +10,9 @@ use anyhow::{Context, Result, ensure};
 use presence_tests::tools;
 use serde::Deserialize;
 
+/// A row of a table: its title, and how its figure is had.
+type Row<'a, T> = (&'a str, &'a dyn Fn(&T) -> f64);
+
 /// Simulates what users cost, and carries it over to many millions.
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -142,7 +145,7 @@ fn simulations(all: &[Simulated]) -> String {
         .iter()
         .map(|it| format!("{} users", number(it.users as f64)));
     let mut text = line("simulated (compared with the first, by users)", titles);
-    let rows: [(&str, &dyn Fn(&Simulated) -> f64); 15] = [
+    let rows: [Row<'_, Simulated>; 15] = [
         ("online", &|it| it.online),
         ("connections", &|it| it.connections),
         ("inputs a second", &|it| it.inputs_per_s),
@@ -202,7 +205,7 @@ fn carried_over(from: &Simulated, of: &[u64], costs: &Costs) -> String {
         .map(|users| format!("{} users", number(*users as f64)));
     let contacts = from.contacts;
     let mut text = line(&format!("carried over, {contacts} contacts each"), titles);
-    let rows: [(&str, &dyn Fn(&Needs) -> f64); 14] = [
+    let rows: [Row<'_, Needs>; 14] = [
         ("connections", &|it| it.connections),
         ("inputs a second", &|it| it.inputs),
         ("filtered events a second", &|it| it.filtered),

@@ -439,8 +439,9 @@ impl Replica {
         }
         let (epoch, before) = (*epoch, before.clone());
         if self.epoch == epoch {
-            // The lease had ended, and nobody has taken it.
+            // The lease had ended, and nobody has taken it. What was lost meanwhile, nobody knows.
             let is_sure = self.is_sure;
+            self.shard.is_first(self.is_first && is_sure);
             return self.lead(now, is_sure);
         }
         if self.waits_for(now, &before, out) {
@@ -459,12 +460,12 @@ impl Replica {
         let digest = self.ledger_digest();
         debug_assert_eq!(digest, Books::of(self.shard.ledger(), &self.names).digest());
         self.say(1, Said::Begin(digest), out);
+        self.shard.is_first(self.is_first);
         self.lead(now, is_sure);
     }
 
     fn lead(&mut self, now: u64, is_sure: bool) {
         let is_sure = is_sure || self.skips(Mutation::NoCatchUp);
-        self.shard.is_first(self.is_first);
         if !self.skips(Mutation::NoDecisions) {
             self.shard.lead(now, is_sure);
         }

@@ -180,7 +180,11 @@ impl Shard {
     /// No shard was before this one: as of a node that starts alone, users who come by a connect
     /// have no other connections.
     pub fn is_first(&mut self, is_first: bool) {
-        self.presence.followed.is_first = is_first;
+        let followed = &mut self.presence.followed;
+        followed.is_first = is_first;
+        if !is_first {
+            followed.came.clear();
+        }
     }
 
     /// For how long it is still unsure whether all connections are known, in milliseconds of

@@ -101,6 +101,23 @@ fn who_connects_to_a_shards_first_owner_and_leaves_is_offline_at_once() {
 }
 
 #[test]
+fn a_first_owner_that_lost_inputs_while_its_lease_was_over_waits_for_whom_it_has_not_heard() {
+    let mut owner = Side::new("owner");
+    owner.lead(NOW, 8, Before::default());
+    owner.hear(NOW + 1_000, Kind::Connect, "ann", "c1");
+    assert_eq!(owner.viewers_told(), [("ann".to_owned(), true)]);
+    let replica = &mut owner.replica;
+    replica.renewed(NOW + 1_500, NOW + 2_000, &mut owner.out);
+    let lost = Input::LostUpTo { at: NOW + 5_000 };
+    replica.input(NOW + 5_000, lost, &mut Everyone, &mut owner.out);
+    replica.renewed(NOW + 5_001, FOREVER, &mut owner.out);
+    // Ann may have another connection now.
+    owner.hear(NOW + 6_000, Kind::Disconnect, "ann", "c1");
+    owner.advance(NOW + 6_001);
+    assert_eq!(owner.viewers_told(), []);
+}
+
+#[test]
 fn the_ids_of_who_was_missed_are_kept() {
     let (_, mut standby) = pair();
     standby.hear(NOW + 2_000, Kind::Connect, "bob", "c1");
