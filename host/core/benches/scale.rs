@@ -162,6 +162,7 @@ impl Run {
                 node: node.into(),
                 timeout_ms: TIMEOUT_MS,
                 chunk_bytes: 512 * 1024,
+                told_bytes: 512 * 1024,
                 mutation: Mutation::None,
             };
             Replica::new(0, settings, Arc::clone(&names), shard)

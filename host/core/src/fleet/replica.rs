@@ -21,7 +21,7 @@ use self::catching_up::CatchingUp;
 use self::sending::Snapshots;
 use super::FleetSettings;
 use super::hash;
-use super::told::{Books, PARTS, Said, Told};
+use super::told::{self, Books, Change, PARTS, Pieces, Said, Told};
 use crate::body::explain::ExplainReport;
 use crate::body::query::Answers;
 use crate::names::Names;
@@ -132,6 +132,8 @@ pub struct ReplicaSettings {
     pub timeout_ms: u64,
     /// How long the chunks of a snapshot are.
     pub chunk_bytes: usize,
+    /// How long a message to those who follow may be, in bytes. A longer one goes in pieces.
+    pub told_bytes: usize,
     /// What is left out, for tests of the tests.
     pub mutation: Mutation,
 }
@@ -169,6 +171,8 @@ pub struct Replica {
     epoch: u64,
     seq: u64,
     books: Books,
+    /// Those of a message that isn't whole yet.
+    pieces: Pieces,
     catching_up: Option<CatchingUp>,
     /// Snapshots that are sent.
     snapshots: Snapshots,
@@ -216,6 +220,7 @@ impl Replica {
             epoch: 0,
             seq: 0,
             books: Books::default(),
+            pieces: Pieces::default(),
             catching_up: None,
             snapshots: Snapshots::default(),
             nonce: 0,
@@ -450,6 +455,7 @@ impl Replica {
         let is_sure = self.is_sure && self.epoch == before.epoch && before.epoch > 0;
         self.is_first = before.epoch == 0 || (is_sure && self.is_first);
         self.catching_up = None;
+        self.pieces = Pieces::default();
         self.waits_since = None;
         (self.epoch, self.seq) = (epoch, 1);
         // One in step has the same books as all others who are, and they are what its ledger says.
@@ -506,10 +512,23 @@ impl Replica {
             let (books, names) = (&mut self.books, &self.names);
             let changes = records.iter().map(|record| books.note(record, names));
             let changes = changes.collect();
-            self.seq += 1;
-            self.say(self.seq, Said::Changes(changes), out);
+            self.say_changes(changes, out);
         }
         out.extend(outputs.into_iter().map(Out::Shard));
+    }
+
+    fn say_changes(&mut self, changes: Vec<Change>, out: &mut Vec<Out>) {
+        self.seq += 1;
+        let Some(whole) = self.encode(self.seq, Said::Changes(changes)) else {
+            return;
+        };
+        if whole.len() <= self.settings.told_bytes {
+            return out.push(Out::Told(whole));
+        }
+        for (seq, piece) in (self.seq..).zip(told::pieces(&whole, self.settings.told_bytes)) {
+            self.seq = seq;
+            self.say(seq, piece, out);
+        }
     }
 
     fn say_digest(&mut self, out: &mut Vec<Out>) {
@@ -521,8 +540,12 @@ impl Replica {
     }
 
     fn say(&self, seq: u64, said: Said, out: &mut Vec<Out>) {
+        out.extend(self.encode(seq, said).map(Out::Told));
+    }
+
+    fn encode(&self, seq: u64, said: Said) -> Option<Vec<u8>> {
         if self.skips(Mutation::NoTelling) && !matches!(said, Said::Begin(_)) {
-            return;
+            return None;
         }
         let told = Told {
             shard: self.number,
@@ -531,7 +554,7 @@ impl Replica {
             node: (&*self.settings.node).into(),
             said,
         };
-        out.push(Out::Told(told.encode()));
+        Some(told.encode())
     }
 
     /// The digest of the ledger. Books that aren't the ledger's any more are made anew.

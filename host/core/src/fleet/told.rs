@@ -51,6 +51,13 @@ pub enum Said {
         /// That of the live connections, in parts.
         connections: Box<[u64; PARTS]>,
     },
+    /// A piece of a message that is too long for one: of changes.
+    Piece {
+        /// Whether it is the last of them.
+        is_last: bool,
+        /// Its part of the message.
+        bytes: Vec<u8>,
+    },
 }
 
 /// A record that has changed.
@@ -72,6 +79,13 @@ struct Difference {
     /// Those who were shown nothing or something else before.
     shown: Vec<([u8; 8], Vec<String>)>,
 }
+
+/// How long a message in pieces may be, in bytes.
+const PIECES_BYTES_MAX: usize = 1 << 28;
+
+/// The pieces of a message that arrives.
+#[derive(Debug, Default)]
+pub struct Pieces(Vec<u8>);
 
 /// Why what was told can't be taken in. A fresh snapshot mends it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -99,6 +113,41 @@ impl Told {
         match postcard::take_from_bytes(bytes) {
             Ok((told, [])) => Ok(told),
             Ok(_) | Err(_) => Err(Mismatch::Unreadable),
+        }
+    }
+}
+
+/// Cuts a message into pieces of so many bytes.
+pub fn pieces(message: &[u8], bytes_max: usize) -> impl Iterator<Item = Said> {
+    let parts = message.chunks(bytes_max.max(1));
+    let last = parts.len().saturating_sub(1);
+    parts.enumerate().map(move |(number, part)| Said::Piece {
+        is_last: number == last,
+        bytes: part.to_vec(),
+    })
+}
+
+impl Pieces {
+    /// Whether there are none of a message that isn't whole.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Takes the next piece. Says what has changed once the message is whole.
+    ///
+    /// # Errors
+    /// When it is something else, or too long.
+    pub fn take(&mut self, is_last: bool, bytes: &[u8]) -> Result<Vec<Change>, Mismatch> {
+        if self.0.len() + bytes.len() > PIECES_BYTES_MAX {
+            return Err(Mismatch::Unreadable);
+        }
+        self.0.extend_from_slice(bytes);
+        if !is_last {
+            return Ok(Vec::new());
+        }
+        match Told::decode(&std::mem::take(&mut self.0))?.said {
+            Said::Changes(changes) => Ok(changes),
+            _ => Err(Mismatch::Unreadable),
         }
     }
 }

@@ -185,6 +185,8 @@ impl Node {
             node: Arc::clone(&self.name),
             timeout_ms: TIMEOUT_MS,
             chunk_bytes: 300,
+            // Some go in pieces.
+            told_bytes: 120,
             mutation,
         };
         let replicas = (0..SHARDS).map(|number| {

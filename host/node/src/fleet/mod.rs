@@ -33,8 +33,8 @@ pub(crate) use figures::FleetFigures;
 /// How often is tried whether the bucket can be used.
 const RETRY: Duration = Duration::from_millis(500);
 
-/// How long the pieces of a snapshot are at most, in bytes.
-const CHUNK_BYTES_MAX: usize = 256 << 10;
+/// How long messages between nodes are at most, and the pieces of longer ones, in bytes.
+const MESSAGE_BYTES_MAX: usize = 256 << 10;
 
 /// Who owns each shard; none where nobody is known to.
 pub(crate) type Owners = Arc<[Option<Arc<str>>]>;
@@ -172,11 +172,13 @@ pub(crate) async fn join(
         reports: tell,
         epoch_base: layout.epoch_base,
     };
+    let message_bytes = MESSAGE_BYTES_MAX.min(connection.body_bytes_max() / 2);
     let replicas = ReplicaSettings {
         fleet: settings,
         node: Arc::clone(&fleet.node),
         timeout_ms: config.tracker.timeout_ms,
-        chunk_bytes: CHUNK_BYTES_MAX.min(connection.body_bytes_max() / 2),
+        chunk_bytes: message_bytes,
+        told_bytes: message_bytes,
         mutation: Mutation::None,
     };
     Ok(Some(FleetStart {

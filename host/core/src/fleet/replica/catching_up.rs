@@ -13,7 +13,7 @@ use roaring::RoaringBitmap;
 use super::{Difference, Out, Replica, Role};
 use crate::Input;
 use crate::fleet::snapshot::{Assembly, Refusal};
-use crate::fleet::told::{PARTS, Told};
+use crate::fleet::told::{PARTS, Pieces, Told};
 
 /// How many messages are held while a snapshot is awaited. With more, it is asked for again.
 const HELD_MAX: usize = 1 << 18;
@@ -105,6 +105,7 @@ impl Replica {
                 self.shard = shard;
                 self.books = snapshot.books;
                 (self.epoch, self.seq) = (snapshot.epoch, snapshot.seq);
+                self.pieces = Pieces::default();
                 self.is_first = snapshot.is_first;
                 self.is_sure = true;
                 self.differed = [0; PARTS];
@@ -130,6 +131,7 @@ impl Replica {
         }
         out.push(Out::Differed(difference));
         self.is_sure = false;
+        self.pieces = Pieces::default();
         self.catching_up = Some(CatchingUp::new(now, now + self.delay_ms()));
     }
 

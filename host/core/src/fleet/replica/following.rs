@@ -2,7 +2,7 @@
 
 use super::{Difference, Mutation, Out, Replica, Role};
 use crate::Input;
-use crate::fleet::told::{Mismatch, PARTS, Said, Told};
+use crate::fleet::told::{Change, Mismatch, PARTS, Pieces, Said, Told};
 
 /// How often in a row connections are to differ before they do: messages under way make a
 /// difference that is over by the next time.
@@ -44,25 +44,24 @@ impl Replica {
             return match told.said {
                 Said::Begin(digest) if self.is_sure && digest == self.books.digest() => {
                     (self.epoch, self.seq) = (told.epoch, told.seq);
+                    self.pieces = Pieces::default();
                     self.differed = [0; PARTS];
                     self.report(&told.node, out);
                     Ok(())
                 }
                 Said::Begin(_) => Err(Difference::Ledger),
-                Said::Changes(_) | Said::Digest { .. } => Err(Difference::Gap),
+                Said::Changes(_) | Said::Piece { .. } | Said::Digest { .. } => Err(Difference::Gap),
             };
         }
         match &told.said {
             Said::Begin(_) => Ok(()),
-            Said::Changes(_) if told.seq <= self.seq => Ok(()),
-            Said::Changes(changes) if told.seq == self.seq + 1 => {
-                for change in changes {
-                    let record = self.books.take(change, &self.names);
-                    let record = record.map_err(|_| Difference::Mismatch)?;
-                    self.shard.apply(record);
-                }
-                self.seq = told.seq;
-                Ok(())
+            Said::Changes(_) | Said::Piece { .. } if told.seq <= self.seq => Ok(()),
+            Said::Changes(changes) if told.seq == self.seq + 1 && self.pieces.is_empty() => {
+                self.apply(told.seq, changes)
+            }
+            Said::Piece { is_last, bytes } if told.seq == self.seq + 1 => {
+                let changes = self.pieces.take(*is_last, bytes);
+                self.apply(told.seq, &changes.map_err(|_| Difference::Mismatch)?)
             }
             Said::Digest { .. } if told.seq < self.seq => Ok(()),
             Said::Digest {
@@ -81,8 +80,18 @@ impl Replica {
                 self.report(&told.node, out);
                 Ok(())
             }
-            Said::Changes(_) | Said::Digest { .. } => Err(Difference::Gap),
+            Said::Changes(_) | Said::Piece { .. } | Said::Digest { .. } => Err(Difference::Gap),
         }
+    }
+
+    fn apply(&mut self, seq: u64, changes: &[Change]) -> Result<(), Difference> {
+        for change in changes {
+            let record = self.books.take(change, &self.names);
+            let record = record.map_err(|_| Difference::Mismatch)?;
+            self.shard.apply(record);
+        }
+        self.seq = seq;
+        Ok(())
     }
 
     pub(super) fn follow_input(&mut self, now: u64, input: Input, out: &mut Vec<Out>) {

@@ -46,7 +46,7 @@ impl Replica {
         self.settle(now, out);
         let may_answer = match &self.role {
             Role::None => false,
-            Role::Follow { .. } => self.is_sure,
+            Role::Follow { .. } => self.is_sure && self.pieces.is_empty(),
             Role::Lead { epoch, .. } | Role::Resign { epoch } => self.epoch == *epoch,
         };
         if !may_answer {

@@ -1,3 +1,4 @@
+mod long;
 mod pieces;
 mod said;
 
@@ -25,6 +26,7 @@ impl Side {
             node: node.into(),
             timeout_ms: 30_000,
             chunk_bytes: 100,
+            told_bytes: 10_000,
             mutation: Mutation::None,
         };
         let shard = shard(&names);

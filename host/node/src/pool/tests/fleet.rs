@@ -40,6 +40,7 @@ impl Scene {
             node: "node".into(),
             timeout_ms: 30_000,
             chunk_bytes: 1_000,
+            told_bytes: 1_000,
             mutation: Mutation::None,
         };
         let directory = Arc::new(Directory::new());

@@ -1,0 +1,104 @@
+//! What is told in pieces, since it is too long for one message.
+
+use super::*;
+
+/// An owner that tells everything in pieces, and a standby that holds the same.
+fn pair_of_pieces() -> (Side, Side) {
+    let (mut owner, standby) = pair();
+    owner.replica.settings.told_bytes = 40;
+    (owner, standby)
+}
+
+fn told(side: &mut Side) -> Vec<Vec<u8>> {
+    let told = side.out.drain(..).filter_map(|out| match out {
+        Out::Told(bytes) => Some(bytes),
+        _ => None,
+    });
+    told.collect()
+}
+
+#[test]
+fn a_long_message_goes_in_pieces_that_come_to_the_same() {
+    let (mut owner, mut standby) = pair_of_pieces();
+    let now = NOW + 2_000;
+    both(&mut owner, &mut standby, now, Kind::Connect, "bob", "c1");
+    let pieces = told(&mut owner);
+    assert!(pieces.len() > 2, "{}", pieces.len());
+    let (last, others) = pieces.split_last().unwrap();
+    for piece in others {
+        standby.replica.told(now, piece, &mut standby.out).unwrap();
+        assert!(piece.len() < 80, "{}", piece.len());
+        assert_eq!(standby.replica.shard().online_users(), 1);
+    }
+    // Nobody gets a snapshot of a half.
+    standby
+        .replica
+        .asked(now, &"other".into(), 1, &mut Vec::new());
+    assert_eq!(standby.replica.snapshots.next_at(), None);
+    standby.replica.told(now, last, &mut standby.out).unwrap();
+    assert_eq!(standby.replica.shard().online_users(), 2);
+    assert_eq!(standby.replica.holds(), Some(5));
+
+    // Both hold the same, so the digests agree, and what comes next fits.
+    both(
+        &mut owner,
+        &mut standby,
+        now + 1,
+        Kind::Disconnect,
+        "bob",
+        "c1",
+    );
+    owner.advance(now + 10_000);
+    owner.tell(&mut standby, now + 10_000);
+    assert_eq!(standby.reasons(), []);
+    assert_eq!(standby.replica.shard().online_users(), 1);
+}
+
+#[test]
+fn a_piece_that_is_missing_is_a_gap_and_half_a_message_is_no_harm() {
+    let (mut owner, mut standby) = pair_of_pieces();
+    let now = NOW + 2_000;
+    both(&mut owner, &mut standby, now, Kind::Connect, "bob", "c1");
+    let mut pieces = told(&mut owner);
+    pieces.remove(1);
+    for piece in &pieces {
+        standby.replica.told(now, piece, &mut standby.out).unwrap();
+    }
+    assert_eq!(standby.reasons(), [Difference::Gap]);
+
+    // The owner dies in the middle: nobody was told of Bob by then.
+    let (mut owner, mut standby) = pair_of_pieces();
+    both(&mut owner, &mut standby, now, Kind::Connect, "bob", "c1");
+    let pieces = told(&mut owner);
+    standby
+        .replica
+        .told(now, &pieces[0], &mut standby.out)
+        .unwrap();
+    let before = Before {
+        epoch: 5,
+        told: None,
+    };
+    standby.lead(now + 9_000, 8, before);
+    assert_eq!(standby.viewers_told(), [("bob".to_owned(), true)]);
+}
+
+#[test]
+fn pieces_of_something_else_are_refused() {
+    let (_, mut standby) = pair();
+    let seq = standby.replica.seq + 1;
+    let piece = Told {
+        shard: 3,
+        epoch: 5,
+        seq,
+        node: "owner".into(),
+        said: Said::Piece {
+            is_last: true,
+            bytes: vec![1, 2, 3],
+        },
+    };
+    standby
+        .replica
+        .told(NOW, &piece.encode(), &mut standby.out)
+        .unwrap();
+    assert_eq!(standby.reasons(), [Difference::Mismatch]);
+}
