@@ -98,6 +98,22 @@ fn who_connects_to_a_shards_first_owner_and_leaves_is_offline_at_once() {
     owner.hear(NOW + 1_000, Kind::Connect, "ann", "c1");
     owner.hear(NOW + 2_000, Kind::Disconnect, "ann", "c1");
     assert_eq!(owner.viewers_told(), [ann(true)]);
+
+    // So does one that was the first, and has missed what was since.
+    let mut owner = Side::new("owner");
+    owner.lead(NOW, 8, Before::default());
+    owner.hear(NOW + 1_000, Kind::Connect, "ann", "c1");
+    owner
+        .replica
+        .set_role(NOW + 2_000, Role::None, &mut owner.out);
+    let before = Before {
+        epoch: 9,
+        told: None,
+    };
+    owner.lead(NOW + 3_000, 12, before);
+    owner.out.clear();
+    owner.hear(NOW + 4_000, Kind::Disconnect, "ann", "c1");
+    assert_eq!(owner.viewers_told(), []);
 }
 
 #[test]
