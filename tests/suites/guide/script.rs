@@ -73,6 +73,9 @@ impl Script {
         // find what stands in for it.
         let path = std::env::var_os("PATH").unwrap_or_default();
         let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+        // By its whole path: its stand-in comes first on the path.
+        let mut folders = std::env::split_paths(&path).map(|folder| folder.join(&cargo));
+        let cargo = folders.find(|it| it.is_file()).context("finding cargo")?;
         let nats = tools::root().join("tests/node/nats.js");
         for (name, text) in [
             (
