@@ -73,7 +73,10 @@ async fn pub_prints_what_the_processor_answers_and_fails_where_it_refuses() -> R
     let (code, said) = publish(&["event", "presence.connect", r#"{"userId": ""}"#])?;
     ensure!(code == Some(1) && said.contains("userId"), "{said}");
     let (code, said) = publish(&["event", "presence.connect", "[1]"])?;
-    ensure!(code == Some(1) && said.contains("not a JSON object"), "{said}");
+    ensure!(
+        code == Some(1) && said.contains("not a JSON object"),
+        "{said}"
+    );
     let (code, _) = publish(&["event", "presence.query", "{}"])?;
     assert_eq!(code, Some(2), "no input");
     let (code, said) = publish(&["disconnect", "ada", "--conn", "c1"])?;
