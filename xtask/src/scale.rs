@@ -17,7 +17,7 @@ type Row<'a, T> = (&'a str, &'a dyn Fn(&T) -> f64);
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// How many users there are in each simulation.
-    #[arg(long, value_delimiter = ',', default_values_t = [10_000, 100_000, 1_000_000])]
+    #[arg(long, value_delimiter = ',', default_values_t = [10_000, 100_000, 400_000])]
     users: Vec<u64>,
     /// How many seconds are simulated.
     #[arg(long, default_value_t = 60)]

@@ -14,6 +14,9 @@ use super::scene::{ROOT, Scene, body};
 const LONG: Duration = Duration::from_secs(8);
 /// How often some of it is sent.
 const TICK: Duration = Duration::from_millis(2);
+/// After how many pairs of messages a user who went comes back: a multiple of ten.
+const AWAY: usize = 1_000;
+
 /// What a standby takes beside its owner, under one load.
 pub(crate) struct Beside {
     pub(crate) title: &'static str,
@@ -42,16 +45,23 @@ pub(super) fn beside(scene: &Scene<'_>, owner: &str, standby: &str) -> Result<Ve
     ];
     let rows = loads.into_iter().map(|(title, changes)| {
         let before = [cpu_ns(owner)?, cpu_ns(standby)?];
-        let messages = send(scene, |text, number| {
-            let user = number / 2 % scene.users;
-            let is_change = number / 2 % 10 < changes;
-            let kind = match (is_change, number % 2) {
-                (false, _) => "heartbeat",
-                (true, 0) => "disconnect",
-                (true, _) => "connect",
+        // Who goes comes back some messages later: what is as old as a disconnect was sent before it.
+        let message = |text: &mut String, number: usize| {
+            let pair = number / 2;
+            let (user, kind) = match (pair % 10 < changes, number % 2) {
+                (false, _) => (pair, "heartbeat"),
+                (true, 0) => (pair, "disconnect"),
+                (true, _) => (pair.saturating_sub(AWAY), "connect"),
             };
-            publish(text, kind, &body(user, "c", kind));
-        })?;
+            publish(text, kind, &body(user % scene.users, "c", kind));
+        };
+        let messages = send(scene, message)?;
+        let mut stream = plain(scene.broker.server.port())?;
+        let mut text = String::new();
+        for pair in messages / 2..messages / 2 + AWAY {
+            message(&mut text, 2 * pair + 1);
+        }
+        stream.write_all(text.as_bytes())?;
         scene.until_answered()?;
         Ok(Beside {
             title,
@@ -104,11 +114,6 @@ fn send(scene: &Scene<'_>, mut add: impl FnMut(&mut String, usize)) -> Result<us
             add(&mut text, number);
         }
         sent = due.max(sent);
-        // Who went comes back.
-        if begun.elapsed() >= LONG && sent % 2 == 1 {
-            add(&mut text, sent);
-            sent += 1;
-        }
         stream.write_all(text.as_bytes())?;
         std::thread::sleep(TICK);
     }
