@@ -14,7 +14,7 @@ mod fan_out;
 mod fleet;
 mod generator;
 mod heartbeats;
-mod in_process;
+pub(crate) mod in_process;
 mod load;
 mod memory;
 mod operating;

@@ -4,11 +4,10 @@
 //! The smallest size predicts the larger ones that are simulated too: how far that is off says
 //! how much the sizes that aren't simulated can be relied on.
 
-use std::process::Stdio;
-
 use anyhow::{Context, Result, ensure};
-use presence_tests::tools;
 use serde::Deserialize;
+
+use crate::bench::in_process::figures;
 
 /// A row of a table: its title, and how its figure is had.
 type Row<'a, T> = (&'a str, &'a dyn Fn(&T) -> f64);
@@ -99,24 +98,12 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 
 /// Simulates so many users for so many seconds.
 fn simulate(users: u64, seconds: u64) -> Result<Simulated> {
+    let (users, seconds) = (users.to_string(), seconds.to_string());
     // No other package is wanted: it is built for this alone, as fast as it can be.
-    let mut command = tools::cargo();
-    command
-        .args([
-            "bench",
-            "--quiet",
-            "--package",
-            "presence-core",
-            "--bench",
-            "scale",
-            "--",
-        ])
-        .args([users.to_string(), seconds.to_string()])
-        .current_dir(tools::root())
-        .stderr(Stdio::inherit());
-    let output = command.output().context("running cargo")?;
-    ensure!(output.status.success(), "the bench `scale` failed");
-    serde_json::from_slice(&output.stdout).context("reading the figures of `scale`")
+    figures(
+        "scale",
+        &["--package", "presence-core", "--", &users, &seconds],
+    )
 }
 
 /// A line of a table: its title, and a figure of each column.

@@ -119,7 +119,6 @@ impl Totals {
 
 struct Run {
     now: u64,
-    names: Arc<Names>,
     owner: Replica,
     standby: Replica,
     rules: Contacts,
@@ -133,7 +132,6 @@ struct Run {
     standby_bytes: u64,
     snapshot_bytes: u64,
     snapshot: Duration,
-    longest_chunk: u64,
 }
 
 impl Run {
@@ -171,7 +169,6 @@ impl Run {
             now: BEGIN,
             owner: replica("owner"),
             standby: replica("standby"),
-            names: Arc::clone(&names),
             rules: Contacts::new(),
             due: BinaryHeap::new(),
             visits: vec![0; users],
@@ -181,7 +178,6 @@ impl Run {
             standby_bytes: 0,
             snapshot_bytes: 0,
             snapshot: Duration::ZERO,
-            longest_chunk: 0,
         };
         run.begin(users);
         run
@@ -238,13 +234,12 @@ impl Run {
         self.owner
             .asked(self.now, &"standby".into(), nonce.unwrap(), &mut chunks);
         self.snapshot = cpu() - begin;
-        let (mut bytes, mut longest) = (0, 0);
+        let mut bytes = 0;
         let of_standby = measure(|| {
             while self.standby.holds().is_none() {
                 for chunk in chunks.drain(..) {
                     if let Out::Chunk(_, chunk) = chunk {
                         bytes += chunk.len() as u64;
-                        longest = longest.max(chunk.len() as u64);
                         self.standby.chunk(self.now, &chunk, &mut out).unwrap();
                     }
                 }
@@ -255,7 +250,7 @@ impl Run {
                 self.snapshot += cpu() - begin;
             }
         });
-        (self.snapshot_bytes, self.longest_chunk) = (bytes, longest);
+        self.snapshot_bytes = bytes;
         self.standby_bytes = u64::try_from(of_standby.bytes_current).unwrap_or(0);
     }
 
@@ -371,7 +366,6 @@ impl Run {
         json!({
             "users": self.visits.len(),
             "contacts": CONTACTS,
-            "names": self.names.len(),
             "online": shard.online_users(),
             "connections": shard.connections(),
             "inputs_per_s": per_s(totals.inputs),
@@ -389,7 +383,6 @@ impl Run {
             "standby_bytes": self.standby_bytes,
             "snapshot_bytes": self.snapshot_bytes,
             "snapshot_ms": ns(self.snapshot) / 1e6,
-            "longest_chunk_bytes": self.longest_chunk,
         })
     }
 }

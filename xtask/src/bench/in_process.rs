@@ -54,7 +54,7 @@ impl Ledger {
     const BENCH: &str = "ledger";
 
     pub(crate) fn measure() -> Result<Self> {
-        figures(Self::BENCH)
+        figures(Self::BENCH, &[])
     }
 }
 
@@ -62,7 +62,7 @@ impl Swaps {
     const BENCH: &str = "swap";
 
     pub(crate) fn measure() -> Result<Self> {
-        figures(Self::BENCH)
+        figures(Self::BENCH, &[])
     }
 }
 
@@ -74,8 +74,12 @@ pub(crate) fn build() -> Result<()> {
     Ok(())
 }
 
-fn figures<T: DeserializeOwned>(bench: &str) -> Result<T> {
-    let printed = cargo_bench(bench, &[])?;
+/// The figures that a bench prints.
+///
+/// # Errors
+/// If it fails.
+pub(crate) fn figures<T: DeserializeOwned>(bench: &str, flags: &[&str]) -> Result<T> {
+    let printed = cargo_bench(bench, flags)?;
     serde_json::from_slice(&printed).with_context(|| format!("reading the figures of `{bench}`"))
 }
 

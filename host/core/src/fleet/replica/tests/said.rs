@@ -88,7 +88,7 @@ fn who_connects_to_a_shards_first_owner_and_leaves_is_offline_at_once() {
     owner.hear(NOW + 4_000, Kind::Disconnect, "bob", "c1");
     assert_eq!(owner.viewers_told(), [("bob".to_owned(), true)]);
 
-    // Those who took over without knowing what was before wait, whoever it is.
+    // A later owner that doesn't know what was before waits, also for users who came by a connect.
     let mut owner = Side::new("owner");
     let before = Before {
         epoch: 5,
