@@ -7,6 +7,7 @@ use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context, Result, bail};
 use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
+use serde_json::Value;
 
 use crate::process::Process;
 use crate::site::Site;
@@ -179,6 +180,16 @@ impl Host {
             .await
             .context("reading /metrics")?;
         Ok(answer.body)
+    }
+
+    /// What `/status` says now.
+    ///
+    /// # Errors
+    /// When it doesn't answer in JSON.
+    pub async fn status(&self) -> Result<Value> {
+        let answer = http::get(self.http_port, "/status").await;
+        let answer = answer.context("reading /status")?;
+        serde_json::from_str(&answer.body).context(answer.body)
     }
 
     /// A metric's value now: the sum of its samples with these labels.

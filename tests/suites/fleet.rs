@@ -10,6 +10,7 @@ mod subjects;
 use std::collections::BTreeMap;
 
 use anyhow::{Context, Result, ensure};
+use presence_core::fleet::hash;
 use presence_tests::client::{Client, ReceivedMessage, Recording, now_ms};
 use presence_tests::host::{self, Host};
 use presence_tests::nats::{NatsServer, Options};
@@ -146,21 +147,27 @@ impl Scene {
     }
 }
 
-/// Waits until these nodes own all shards between them, each of them some, and stand by for
-/// those of the others.
+/// Waits until each of these nodes owns the shards that it is meant to have, and all of them are
+/// stood by for.
 async fn are_settled(nodes: &[&Host]) -> Result<()> {
+    let mut names = Vec::new();
+    for host in nodes {
+        let status = host.status().await?;
+        names.push(status["node"].as_str().context("a name")?.to_owned());
+    }
+    let first = |shard| hash::rank(shard, names.iter().map(String::as_str))[0];
+    let owners: Vec<_> = (0..SHARDS as u32).map(first).collect();
     wait::until("all shards to be owned and stood by for", async || {
-        let (mut owned, mut in_step, mut is_each) = (0.0, 0.0, true);
-        for host in nodes {
+        let mut in_step = 0.0;
+        for (host, name) in nodes.iter().zip(&names) {
             let owns = host.metric("presence_fleet_shards_owned", &[]).await?;
-            is_each &= owns > 0.0;
-            owned += owns;
+            if owns != owners.iter().filter(|owner| **owner == name).count() as f64 {
+                return Ok(None);
+            }
             in_step += host.metric("presence_fleet_shards_in_step", &[]).await?;
         }
-        let all = SHARDS as f64;
-        let standing_by = if nodes.len() > 1 { all } else { 0.0 };
-        let is_settled = is_each && owned == all && in_step == standing_by;
-        Ok(is_settled.then_some(()))
+        let standing_by = if nodes.len() > 1 { SHARDS as f64 } else { 0.0 };
+        Ok((in_step == standing_by).then_some(()))
     })
     .await
 }
@@ -404,7 +411,7 @@ async fn nodes_whose_bucket_was_removed_end_and_say_so() -> Result<()> {
 
 /// The shard of a user.
 fn shard_of(user: &str) -> u32 {
-    presence_core::fleet::hash::shard_of(user, SHARDS as u32)
+    hash::shard_of(user, SHARDS as u32)
 }
 
 /// A broker with these further lines in its configuration.

@@ -255,12 +255,15 @@ impl Replica {
                 // Until then, it is better than nothing if nobody else has it.
                 self.forget_at = Some(now + self.settings.timeout_ms);
             }
-            Role::Follow { epoch, .. } => {
+            Role::Follow { epoch, owner } => {
                 self.digest_at = now + self.settings.fleet.answer_ms;
                 if self.skips(Mutation::NoCatchUp) {
                     (self.is_sure, self.epoch) = (true, *epoch);
                 } else if before == Role::None || (!self.is_sure && self.catching_up.is_none()) {
                     self.catch_up(now, Difference::Begins, out);
+                } else if self.epoch == *epoch {
+                    // It heard the owner begin while it resigned.
+                    self.report(owner, out);
                 }
             }
             Role::Lead { .. } => {}

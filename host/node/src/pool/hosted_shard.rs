@@ -290,11 +290,11 @@ impl HostedShard {
         let connections = own(self.shard.connections());
         figures.connections.store(connections, Ordering::Relaxed);
         let (pending, since) = self.shard.pending();
-        figures.pending.store(pending as u64, Ordering::Relaxed);
-        let since = since.unwrap_or_default();
+        figures.pending.store(own(pending), Ordering::Relaxed);
+        let since = since.filter(|_| leads).unwrap_or_default();
         figures.pending_since.store(since, Ordering::Relaxed);
-        let backlog = self.shard.backlog();
-        figures.backlog.store(backlog as u64, Ordering::Relaxed);
+        let backlog = own(self.shard.backlog());
+        figures.backlog.store(backlog, Ordering::Relaxed);
         if backlog == 0 {
             let settled = self.pipelines.active.number;
             figures.settled.store(settled, Ordering::Relaxed);

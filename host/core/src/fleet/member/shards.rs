@@ -56,6 +56,9 @@ pub(super) struct ShardView {
     /// The outcome of a write isn't known: the entry is to be read.
     is_doubtful: bool,
     handing: Option<Handing>,
+    /// Since when the node that is meant to have it could be handed it, while not all that are to
+    /// stand by then hold it.
+    waits_since: Option<u64>,
     /// When to look at it again.
     due: Option<u64>,
 }
@@ -86,6 +89,7 @@ impl ShardView {
             writing_since: None,
             is_doubtful: false,
             handing: None,
+            waits_since: None,
             due: None,
         }
     }
@@ -276,10 +280,15 @@ impl ShardView {
             return Role::Resign { epoch };
         }
         let meant = ranks.first().filter(|node| **node != *fleet.me);
+        let meant = meant.filter(|node| self.is_synced(now, epoch, node, fleet));
+        if meant.is_none() {
+            self.waits_since = None;
+        }
         if fleet.is_held
             && let Some(meant) = meant
-            && self.is_synced(now, epoch, meant, fleet)
+            && self.has_standbys(now, epoch, ranks, fleet)
         {
+            self.waits_since = None;
             self.handing = Some(Handing {
                 to: Arc::clone(meant),
                 since: now,
@@ -290,6 +299,27 @@ impl ShardView {
             return Role::Resign { epoch };
         }
         lead
+    }
+
+    /// Whether those that are to stand by once it is handed over hold it, this node among them. So
+    /// the next owner may die at once. They aren't waited for for long, nor by a node that leaves.
+    fn has_standbys(
+        &mut self,
+        now: u64,
+        epoch: u64,
+        ranks: &[Arc<str>],
+        fleet: &Fleet<'_>,
+    ) -> bool {
+        let mut standbys = ranks.iter().skip(1).take(fleet.settings.standbys);
+        let holds = |node: &Arc<str>| node == fleet.me || self.is_synced(now, epoch, node, fleet);
+        if !ranks.contains(fleet.me) || standbys.all(holds) {
+            return true;
+        }
+        let late_at = *self.waits_since.get_or_insert(now) + fleet.settings.lease_ms / 2;
+        if now < late_at {
+            self.due = Some(late_at);
+        }
+        now >= late_at
     }
 
     /// Another node owns it: those behind the owner follow it. A node that is to own it does

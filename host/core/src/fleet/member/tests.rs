@@ -19,8 +19,8 @@ struct World {
     keys: BTreeMap<Key, (Option<String>, u64)>,
     revision: u64,
     is_away: bool,
-    /// Replicas that begin to follow don't come to be in step.
-    is_catching_up: bool,
+    /// Nodes whose replicas begin to follow and don't come to be in step.
+    catching_up: Vec<Arc<str>>,
     /// Nodes that are stopped.
     stopped: Vec<Arc<str>>,
     left: Vec<Arc<str>>,
@@ -115,7 +115,7 @@ impl World {
                     Role::Resign { epoch } => {
                         self.members[number].resigned(t, shard, *epoch, self.told);
                     }
-                    Role::Follow { .. } if self.is_catching_up => {}
+                    Role::Follow { .. } if self.catching_up.contains(&name) => {}
                     Role::Follow { epoch, owner } => {
                         self.members[number].holds(shard, Some(*epoch));
                         let owner = self.members.iter_mut().find(|it| it.name() == owner);
@@ -226,6 +226,37 @@ fn a_shard_stays_where_it_is_if_the_other_does_not_have_all() {
 }
 
 #[test]
+fn a_shard_is_handed_over_once_its_next_standby_holds_it() {
+    let mut world = World::default();
+    world.join("a");
+    world.run(500);
+    // The shards that neither their next owner nor their next standby had before.
+    let ranks = |shard| crate::fleet::hash::rank(shard, ["a", "b", "c"].into_iter());
+    let shards: Vec<_> = (0..SHARDS).filter(|it| ranks(*it)[2] == "a").collect();
+    let shards: Vec<_> = shards.iter().filter(|it| ranks(**it)[0] == "b").collect();
+    assert!(!shards.is_empty());
+    world.catching_up.push("c".into());
+    world.join("c");
+    world.join("b");
+    world.run(100);
+    for shard in &shards {
+        assert_eq!(world.owners()[**shard as usize], "a");
+    }
+    let t = world.t;
+    let epoch = |shard: u32| world.keys[&Key::Owner(shard)].1;
+    let (first, others) = shards.split_first().unwrap();
+    let synced = (epoch(**first), 5);
+    world.members[0].synced(t, **first, synced, "c");
+    world.run(20);
+    assert_eq!(world.owners()[**first as usize], "b");
+    // One that doesn't come to be in step isn't waited for for long.
+    world.run(300);
+    for shard in others {
+        assert_eq!(world.owners()[**shard as usize], "b");
+    }
+}
+
+#[test]
 fn a_dead_nodes_shards_are_taken_when_its_lease_is_over_and_not_before() {
     let mut world = World::default();
     for name in ["a", "b", "c"] {
@@ -328,7 +359,7 @@ fn a_node_that_has_restarted_is_handed_nothing_by_what_it_said_before() {
     }
     // It is back soon, and in step with nothing yet.
     world.members.remove(1);
-    world.is_catching_up = true;
+    world.catching_up.push("b".into());
     world.join("b");
     world.run(100);
     assert_eq!(world.owners(), World::meant(&["a"]));

@@ -23,7 +23,9 @@ impl Replica {
             Role::Follow { .. } => true,
             // What the owner before has still to tell.
             Role::Lead { epoch, .. } => self.epoch != *epoch,
-            Role::None | Role::Resign { .. } => false,
+            // The next owner may begin before this node knows that it owns the shard.
+            Role::Resign { epoch } => told.epoch > *epoch,
+            Role::None => false,
         };
         if !listens || told.epoch < self.epoch {
             return Ok(());
@@ -31,7 +33,10 @@ impl Replica {
         self.digest_at = self.digest_at.max(now + self.settings.fleet.answer_ms);
         if let Some(catching_up) = &mut self.catching_up {
             catching_up.hold(told);
-        } else if let Err(difference) = self.take(&told, out) {
+        } else if let Err(difference) = self.take(&told, out)
+            // Who still resigns catches up when it follows.
+            && !matches!(self.role, Role::Resign { .. })
+        {
             self.catch_up(now, difference, out);
         }
         self.settle(now, out);
@@ -143,7 +148,7 @@ impl Replica {
         self.ask(now, out);
     }
 
-    fn report(&self, owner: &str, out: &mut Vec<Out>) {
+    pub(super) fn report(&self, owner: &str, out: &mut Vec<Out>) {
         if self.is_sure && matches!(self.role, Role::Follow { .. }) {
             out.push(Out::Synced {
                 node: owner.into(),

@@ -358,6 +358,40 @@ fn an_owner_that_resigns_hears_whether_the_other_has_all() {
 }
 
 #[test]
+fn an_owner_that_resigned_follows_the_next_from_its_first_word() {
+    let (mut owner, mut next) = pair();
+    let resign = Role::Resign { epoch: 5 };
+    owner.replica.set_role(NOW + 2_000, resign, &mut owner.out);
+    owner.tell(&mut next, NOW + 2_001);
+    let Some(Out::Resigned { seq, .. }) = owner.out.last() else {
+        panic!("{:?}", owner.out);
+    };
+    let told = Some(("owner".into(), *seq));
+    owner.out.clear();
+    // The next one leads and tells before this one knows that it owns the shard.
+    next.lead(NOW + 2_010, 8, Before { epoch: 5, told });
+    both(
+        &mut next,
+        &mut owner,
+        NOW + 2_011,
+        Kind::Connect,
+        "bob",
+        "c1",
+    );
+    assert_eq!(next.tell(&mut owner, NOW + 2_012), 2);
+    owner.follow(NOW + 2_020, 8, "standby");
+    let synced = Out::Synced {
+        node: "standby".into(),
+        epoch: 8,
+        seq: 2,
+    };
+    assert!(owner.out.contains(&synced), "{:?}", owner.out);
+    assert_eq!(owner.replica.holds(), Some(8));
+    assert_eq!(owner.replica.shard().online_users(), 2);
+    assert_eq!(owner.reasons(), []);
+}
+
+#[test]
 fn one_that_knows_nothing_takes_nobody_for_gone_and_answers_nobody() {
     let mut owner = Side::new("owner");
     let before = Before {
