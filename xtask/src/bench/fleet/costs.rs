@@ -44,6 +44,7 @@ pub(super) fn beside(scene: &Scene<'_>, owner: &str, standby: &str) -> Result<Ve
         ("connects and disconnects alone", 10),
     ];
     let rows = loads.into_iter().map(|(title, changes)| {
+        hear_all(scene)?;
         let before = [cpu_ns(owner)?, cpu_ns(standby)?];
         // Who goes comes back some messages later: what is as old as a disconnect was sent before it.
         let message = |text: &mut String, number: usize| {
@@ -70,7 +71,20 @@ pub(super) fn beside(scene: &Scene<'_>, owner: &str, standby: &str) -> Result<Ve
             standby_ns: cpu_ns(standby)? - before[1],
         })
     });
-    rows.collect()
+    let rows = rows.collect();
+    hear_all(scene)?;
+    rows
+}
+
+/// Has every connection heard from: no load is about all of them, and together they last longer than
+/// a connection may be silent.
+fn hear_all(scene: &Scene<'_>) -> Result<()> {
+    let mut text = String::new();
+    for user in 0..scene.users {
+        publish(&mut text, "heartbeat", &body(user, "c", "heartbeat"));
+    }
+    plain(scene.broker.server.port())?.write_all(text.as_bytes())?;
+    scene.until_answered()
 }
 
 /// Sends what has to be passed on, and looks at what a node takes that has no part in the shard.
