@@ -6,6 +6,7 @@ mod large;
 mod quotas;
 mod refused;
 mod subjects;
+mod tenants;
 
 use std::collections::BTreeMap;
 
@@ -155,7 +156,7 @@ async fn are_settled(nodes: &[&Host]) -> Result<()> {
         let status = host.status().await?;
         names.push(status["node"].as_str().context("a name")?.to_owned());
     }
-    let first = |shard| hash::rank(shard, names.iter().map(String::as_str))[0];
+    let first = |shard| hash::rank(0, shard, names.iter().map(String::as_str))[0];
     let owners: Vec<_> = (0..SHARDS as u32).map(first).collect();
     wait::until("all shards to be owned and stood by for", async || {
         let mut in_step = 0.0;

@@ -18,6 +18,11 @@ impl Speakers {
     /// Heartbeats of these users' connection `c1`. What can't be sent is lost, as it
     /// would be in the network.
     pub(crate) fn start(client: &Client, users: &[String]) -> Self {
+        Self::start_on(client, HEARTBEAT.into(), users)
+    }
+
+    /// As [`Self::start`], on a subject with a tenant's prefix.
+    pub(crate) fn start_on(client: &Client, subject: String, users: &[String]) -> Self {
         let (client, users) = (client.clone(), users.to_vec());
         Self(tokio::spawn(async move {
             let mut every = tokio::time::interval(EVERY);
@@ -26,7 +31,7 @@ impl Speakers {
                 every.tick().await;
                 for user in &users {
                     let heartbeat = inputs::heartbeat(user, "c1", now_ms());
-                    let _ = client.publish(HEARTBEAT, &heartbeat).await;
+                    let _ = client.publish(&subject, &heartbeat).await;
                 }
             }
         }))

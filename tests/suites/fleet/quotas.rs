@@ -51,7 +51,7 @@ impl Scene {
 
 /// Kills the one of two nodes that owns a shard, and waits until the other one has all of them.
 async fn kill_owner(nodes: &mut Vec<Node>, shard: u32) -> Result<()> {
-    let owner = match hash::rank(shard, ["a", "b"])[..] {
+    let owner = match hash::rank(0, shard, ["a", "b"])[..] {
         ["a", ..] => 0,
         _ => 1,
     };

@@ -11,6 +11,13 @@ use super::tracker::Tracker;
 /// The largest number of shards.
 const SHARDS_MAX: u64 = 1_024;
 
+/// Into how many shards a fleet divides users.
+pub(super) const SHARDS: u32 = 64;
+
+/// As [`SHARDS`], of a tenant that is one of several: most are small, and each shard costs
+/// messages, memory and a subscription, whether or not it has users.
+pub(super) const SHARDS_OF_TENANT: u32 = 8;
+
 /// `[fleet]`: several nodes that share a tenant's users.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fleet {
@@ -25,11 +32,18 @@ pub struct Fleet {
 }
 
 impl Fleet {
-    pub(super) fn read(section: &mut Section<'_, '_>, tenant: &Tenant, tracker: &Tracker) -> Self {
+    pub(super) fn read(
+        section: &mut Section<'_, '_>,
+        shards_default: u32,
+        tenant: &Tenant,
+        tracker: &Tracker,
+    ) -> Self {
         let shards = section.get("shards", within(1..=SHARDS_MAX));
         let fleet = Self {
             enabled: section.get("enabled", any).unwrap_or(false),
-            shards: shards.and_then(|it| it.try_into().ok()).unwrap_or(64),
+            shards: shards
+                .and_then(|it| it.try_into().ok())
+                .unwrap_or(shards_default),
             lease_ms: section
                 .get("lease_ms", within(300..=600_000))
                 .unwrap_or(6_000),

@@ -224,7 +224,6 @@ impl Config {
         let mut reader = ConfigReader::new(file, text.clone(), env.clone());
         if sections.is_some() {
             reader.refuse_all(tenants::needless_variables(&env));
-            reader.refuse_all(tenants::no_fleet(file, &text, &rest, &env));
         }
         let Outcome {
             value,
@@ -269,6 +268,11 @@ impl Config {
     }
 
     fn read(root: &mut Section<'_, '_>) -> Self {
+        Self::read_for(root, fleet::SHARDS)
+    }
+
+    /// `fleet_shards`: into how many shards a fleet divides users if nothing says so.
+    fn read_for(root: &mut Section<'_, '_>, fleet_shards: u32) -> Self {
         let (node, nats) = (
             root.section("node", Node::read),
             root.section("nats", Nats::read),
@@ -276,7 +280,9 @@ impl Config {
         let tenant = root.section("tenant", Tenant::read);
         let tracker = root.section("tracker", Tracker::read);
         let state = root.section("state", State::read);
-        let fleet = root.section("fleet", |section| Fleet::read(section, &tenant, &tracker));
+        let fleet = root.section("fleet", |section| {
+            Fleet::read(section, fleet_shards, &tenant, &tracker)
+        });
         Self {
             node,
             nats,

@@ -20,17 +20,18 @@ use super::problem::{InvalidValue, Lines, Place, Problem, Problems};
 use super::section::{ConfigReader, Section, VARIABLE_PREFIX};
 use super::settings::Setting;
 use super::stored;
-use super::{Config, OfNode, Tenant, basics};
+use super::{Config, OfNode, Tenant, basics, fleet};
 
 /// The key under which tenants stand.
 const KEY: &str = "tenant";
 
 /// The sections that a tenant may have of its own. What it leaves out of them is as the file's
 /// own section says.
-const SECTIONS: [&str; 14] = [
+const SECTIONS: [&str; 15] = [
     "nats",
     "tracker",
     "state",
+    "fleet",
     "directory",
     "plugins",
     "pipeline",
@@ -59,6 +60,9 @@ const TLS_LOGIN: [&str; 2] = ["cert", "key"];
 /// What a tenant's plugins may be granted: another place for the key `grants` of its `plugins`.
 const GRANTS: &str = "grants";
 const PLUGINS: &str = "plugins";
+
+/// Into how many shards a tenant is divided that one node serves.
+const SHARDS: &str = "shards";
 
 /// What no tenant's prefix may be, since other subjects begin so.
 const RESERVED: [&str; 2] = ["presence", "_INBOX"];
@@ -121,37 +125,6 @@ pub(super) fn needless_variables(env: &BTreeMap<String, OsString>) -> Vec<Proble
     .collect()
 }
 
-/// Several tenants are not served by a fleet.
-pub(super) fn no_fleet(
-    file: &Path,
-    text: &Lines<'_>,
-    rest: &DeTable<'_>,
-    env: &BTreeMap<String, OsString>,
-) -> Vec<Problem> {
-    let mut places = Vec::new();
-    if let Some((name, section)) = rest.get_key_value("fleet")
-        && let Some(section) = section.get_ref().as_table()
-        && let Some(enabled) = section.get("enabled")
-        && enabled.get_ref().as_bool() != Some(false)
-    {
-        places.push(text.place(file, name.span()));
-    }
-    let variable = format!("{VARIABLE_PREFIX}FLEET_ENABLED");
-    if env.get(&variable).is_some_and(|it| it != "false") {
-        places.push(Place::Variable(variable));
-    }
-    let problem = |place| Problem {
-        place,
-        what: "[fleet] and [[tenant]] sections stand in one configuration, and a fleet serves one \
-               tenant"
-            .into(),
-        fix: "turn `enabled` in [fleet] off, or run a fleet for each tenant, with the tenant's \
-              `prefix` in [tenant]"
-            .into(),
-    };
-    places.into_iter().map(problem).collect()
-}
-
 /// Reads the tenants of a document, and those of the store; and what sets the keys of each of the
 /// first. `rest`: the document without them.
 pub(super) fn read<'a>(
@@ -182,7 +155,19 @@ pub(super) fn one(
 ) -> (TenantSection, Vec<Setting>) {
     let merged = merged(rest, own);
     let mut reader = ConfigReader::new(file, text.clone(), remaining(env, own));
-    let (head, config) = reader.read_tenant(place.clone(), own, &merged, Head::read, Config::read);
+    let read = |root: &mut Section<'_, '_>| Config::read_for(root, fleet::SHARDS_OF_TENANT);
+    let (head, config) = reader.read_tenant(place.clone(), own, &merged, Head::read, read);
+    if let Some((name, _)) = own.get_key_value(SHARDS)
+        && config.fleet.enabled
+    {
+        let what = "`shards` in [[tenant]] is set, and a fleet serves the tenant";
+        let fix = "leave it out: `shards` in [fleet] or [tenant.fleet] says how many there are";
+        reader.refuse_all(vec![Problem {
+            place: text.place(file, name.span()),
+            what: what.into(),
+            fix: fix.into(),
+        }]);
+    }
     let (problems, settings) = reader.into_parts();
     let is_named = head.name.is_some();
     let name = head.name.unwrap_or_else(|| place.to_string());
@@ -237,7 +222,7 @@ impl Head {
                 InvalidValue::new(what, "give the tenant a `prefix`"),
             );
         }
-        let shards = section.get("shards", basics::shards);
+        let shards = section.get(SHARDS, basics::shards);
         // It is read in its place in the merged document.
         section.find(GRANTS);
         refuse_what_is_shared(section);

@@ -17,18 +17,27 @@ pub fn shard_of(user: &str, shards: u32) -> u32 {
 
 /// How much a node is meant to have a shard: of those who live, the one with the highest weight
 /// owns it, and the next ones stand by (rendezvous hashing). A node that comes or goes moves
-/// none but its own shards.
-pub fn weight(shard: u32, node: &str) -> u64 {
-    let mut hash = fnv64(FNV64_OFFSET, &shard.to_le_bytes());
+/// none but its own shards. The `placement` is a number of the fleet's own: the shards of two
+/// fleets over the same nodes lie differently. 0 is as good as none.
+pub fn weight(placement: u64, shard: u32, node: &str) -> u64 {
+    let mut hash = match placement {
+        0 => FNV64_OFFSET,
+        own => fnv64(FNV64_OFFSET, &own.to_le_bytes()),
+    };
+    hash = fnv64(hash, &shard.to_le_bytes());
     hash = fnv64(hash, node.as_bytes());
     mix(hash)
 }
 
 /// Nodes in the order in which they are meant to have a shard.
-pub fn rank<'a>(shard: u32, nodes: impl IntoIterator<Item = &'a str>) -> Vec<&'a str> {
+pub fn rank<'a>(
+    placement: u64,
+    shard: u32,
+    nodes: impl IntoIterator<Item = &'a str>,
+) -> Vec<&'a str> {
     let mut ranks: Vec<_> = nodes.into_iter().collect();
     // The name decides between equal weights.
-    ranks.sort_unstable_by_key(|node| (std::cmp::Reverse(weight(shard, node)), *node));
+    ranks.sort_unstable_by_key(|node| (std::cmp::Reverse(weight(placement, shard, node)), *node));
     ranks.dedup();
     ranks
 }
@@ -96,8 +105,8 @@ mod tests {
 
     #[test]
     fn weights_stay_as_they_are_written_down() {
-        assert_eq!(weight(0, "node-a"), 0xf8ca_07f6_83e8_4175);
-        assert_eq!(weight(63, "node-b"), 0x6168_0dec_2e76_9896);
+        assert_eq!(weight(0, 0, "node-a"), 0xf8ca_07f6_83e8_4175);
+        assert_eq!(weight(0, 63, "node-b"), 0x6168_0dec_2e76_9896);
         assert_eq!(digest(&[b"ab", b"c"]), 0x482f_6f54_3bbc_5465);
         assert_ne!(digest(&[b"ab", b"c"]), digest(&[b"a", b"bc"]));
     }
@@ -107,7 +116,23 @@ mod tests {
         let nodes = ["a", "b", "c", "d"];
         let mut counts = [0_u32; 4];
         for shard in 0..1_024 {
-            let first = rank(shard, nodes)[0];
+            let first = rank(0, shard, nodes)[0];
+            let place = nodes.iter().position(|node| *node == first).unwrap();
+            counts[place] += 1;
+        }
+        assert!(
+            counts.iter().all(|count| (192..320).contains(count)),
+            "{counts:?}"
+        );
+    }
+
+    #[test]
+    fn the_shards_of_many_small_fleets_spread_over_nodes() {
+        let nodes = ["a", "b", "c", "d"];
+        let mut counts = [0_u32; 4];
+        for fleet in 0..1_024_u32 {
+            let placement = digest(&[format!("tenant-{fleet}").as_bytes()]);
+            let first = rank(placement, 0, nodes)[0];
             let place = nodes.iter().position(|node| *node == first).unwrap();
             counts[place] += 1;
         }
@@ -121,13 +146,13 @@ mod tests {
         #[test]
         fn a_node_that_goes_moves_none_but_its_own_shards(
             nodes in proptest::collection::btree_set("[a-z]{1,8}", 2..12),
-            shard in 0_u32..4_096,
+            (placement, shard) in (0_u64..4, 0_u32..4_096),
             gone in any::<prop::sample::Index>(),
         ) {
             let gone = gone.get(&nodes.iter().collect::<Vec<_>>()).as_str();
-            let before = rank(shard, nodes.iter().map(String::as_str));
+            let before = rank(placement, shard, nodes.iter().map(String::as_str));
             let left: BTreeSet<_> = nodes.iter().map(String::as_str).filter(|it| *it != gone).collect();
-            let after = rank(shard, left.iter().copied());
+            let after = rank(placement, shard, left.iter().copied());
             // The others keep their order: only who was behind the one that went moves up.
             let expected: Vec<_> = before.into_iter().filter(|node| *node != gone).collect();
             prop_assert_eq!(after, expected);

@@ -77,6 +77,8 @@ pub struct Member {
     settings: FleetSettings,
     name: Arc<str>,
     session: u64,
+    /// By what shards are placed, beside their numbers and the nodes' names.
+    placement: u64,
     lease: Lease,
     nodes: BTreeMap<Arc<str>, Known<NodeEntry>>,
     shards: Vec<ShardView>,
@@ -121,6 +123,7 @@ impl Member {
             settings,
             name: name.into(),
             session,
+            placement: 0,
             lease: Lease::new(settings, 0),
             nodes: BTreeMap::new(),
             shards: (0..shards).map(ShardView::new).collect(),
@@ -134,6 +137,11 @@ impl Member {
             was_in_touch: false,
             out: Vec::new(),
         }
+    }
+
+    /// As its fleet places shards: all its nodes have the same number.
+    pub fn placed_by(self, placement: u64) -> Self {
+        Self { placement, ..self }
     }
 
     /// A key has changed: its value is this, or none if it was deleted. Changes that are seen
@@ -445,7 +453,7 @@ impl Member {
         if !candidates.clone().eq(&self.candidates) {
             self.candidates = candidates.cloned().collect();
             for shard in &mut self.shards {
-                shard.rank(&self.candidates);
+                shard.rank(self.placement, &self.candidates);
             }
         }
         let nodes = &self.nodes;

@@ -3,6 +3,7 @@
 
 mod bucket;
 mod nodes;
+mod silence;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -19,6 +20,7 @@ use presence_core::fleet::replica::{Before, Role};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{sleep, timeout};
 
+use self::silence::Silence;
 use super::parts::PartChange;
 use super::{Fleet, FleetStart, node_subject};
 use crate::clock;
@@ -30,8 +32,9 @@ use crate::pool::log_limiter::LogLimiter;
 use crate::pool::{FleetTask, Report, Shards};
 use crate::tasks::Tasks;
 
-/// How often the member is looked at, at least.
-const LOOK_MS: u64 = 100;
+/// How often the member is looked at, at least: a twelfth of the lease, which is the margin by which
+/// nodes may differ, within these limits. Each tenant has such a look.
+const LOOK_MS: (u64, u64) = (100, 1_000);
 
 /// How long is waited before the bucket is watched again after that has failed.
 const WATCH_RETRY: Duration = Duration::from_millis(200);
@@ -94,9 +97,7 @@ struct Driver {
     watch: Option<BucketWatch>,
     /// How often it was tried to watch it.
     watches: u64,
-    /// The greatest revision that was written here, of which the watch has not told, and since
-    /// when.
-    unseen: Option<(u64, u64)>,
+    silence: Silence,
     refusals: LogLimiter,
     is_announced: bool,
     gains: Gains,
@@ -129,7 +130,8 @@ pub(crate) async fn start(
     let messages = messages.await?;
     // No other run of the node ever had this number.
     let session = clock::wall_now_us();
-    let member = Member::new(fleet.settings, &fleet.node, session, fleet.shards);
+    let member =
+        Member::new(fleet.settings, &fleet.node, session, fleet.shards).placed_by(layout.placement);
     let driver = Driver {
         roles: (0..fleet.shards)
             .map(|_| (Role::None, Listening::No))
@@ -147,7 +149,7 @@ pub(crate) async fn start(
         under_way: FuturesUnordered::new(),
         watch: None,
         watches: 0,
-        unseen: None,
+        silence: Silence::default(),
         refusals: LogLimiter::default(),
         is_announced: false,
         gains: Gains::default(),
@@ -169,10 +171,11 @@ impl Driver {
         connects.borrow_and_update();
         self.watch_anew(Duration::ZERO);
         let fleet = Arc::clone(&self.fleet);
+        let look_ms = (fleet.settings.lease_ms / 12).clamp(LOOK_MS.0, LOOK_MS.1);
         loop {
             let now = clock::now_ms();
             let due = self.member.next_deadline(now).unwrap_or(u64::MAX);
-            let wait_ms = due.saturating_sub(now).clamp(1, LOOK_MS);
+            let wait_ms = due.saturating_sub(now).clamp(1, look_ms);
             tokio::select! {
                 change = next_change(&mut self.watch) => self.changed(change),
                 Some(done) = self.under_way.next(), if !self.under_way.is_empty() => {
@@ -215,11 +218,7 @@ impl Driver {
         self.check_bucket(now);
         self.log_gains(now);
         let patience_ms = self.fleet.settings.lease_ms / 6;
-        if self.watch.is_some()
-            && self
-                .unseen
-                .is_some_and(|(_, since)| now > since + patience_ms)
-        {
+        if self.watch.is_some() && self.silence.is_longer_than(patience_ms, now) {
             tracing::debug!("the fleet's bucket is watched anew: the watch says nothing");
             self.watch_anew(Duration::ZERO);
         }
@@ -411,14 +410,14 @@ impl Driver {
             Some(Seen::NoLayout) => return self.keep_layout(),
             None => return self.watch_anew(WATCH_RETRY),
         };
-        self.unseen.take_if(|(written, _)| *written <= revision);
+        self.silence.saw(revision);
         let now = clock::now_ms();
         self.member.changed(now, &key, value.as_deref(), revision);
     }
 
     fn watch_anew(&mut self, wait: Duration) {
         self.watch = None;
-        self.unseen = None;
+        self.silence = Silence::default();
         self.watches += 1;
         let number = self.watches;
         let bucket = self.bucket.clone();
@@ -444,8 +443,7 @@ impl Driver {
             Done::Written(id, key, outcome) => {
                 match outcome {
                     Outcome::Stored(revision) if revision > 0 => {
-                        let since = self.unseen.map_or(now, |(_, since)| since);
-                        self.unseen = Some((revision, since));
+                        self.silence.wrote(revision, now);
                     }
                     // Something has happened to it that this node doesn't know of.
                     Outcome::Refused => self.read(key),

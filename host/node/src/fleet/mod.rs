@@ -149,7 +149,11 @@ pub(crate) async fn join(
     let prefix = config.tenant.prefix.as_deref();
     let settings = config.fleet.settings();
     let answer = Duration::from_millis(settings.lease_ms / 6);
-    let mine = Layout::new(config.fleet.shards, config.fleet.lease_ms);
+    let mine = Layout::new(
+        config.fleet.shards,
+        config.fleet.lease_ms,
+        config.tenant.name.as_deref(),
+    );
     let (bucket, layout) = loop {
         match FleetBucket::open(connection, prefix, mine, answer.max(RETRY)).await {
             Ok(opened) => break opened,

@@ -52,6 +52,10 @@ pub(crate) struct Layout {
     /// What epochs are counted from: when the bucket was made, in microseconds since the Unix
     /// epoch. So those of a bucket that is made again are greater.
     pub(crate) epoch_base: u64,
+    /// By what shards are placed, beside their numbers and the nodes' names: so small fleets over
+    /// the same nodes don't have the same owner. 0 in a bucket of an earlier version.
+    #[serde(default)]
+    pub(crate) placement: u64,
 }
 
 /// The bucket.
@@ -101,14 +105,15 @@ pub(crate) fn name(prefix: Option<&str>) -> String {
 }
 
 impl Layout {
-    /// That of this node.
-    pub(crate) fn new(shards: u32, lease_ms: u64) -> Self {
+    /// That of this node. `name`: the tenant's, if it is one of several.
+    pub(crate) fn new(shards: u32, lease_ms: u64, name: Option<&str>) -> Self {
         Self {
             format: FORMAT,
             hashes: hash::VERSION,
             shards,
             lease_ms,
             epoch_base: clock::wall_now_us(),
+            placement: name.map_or(0, |name| hash::digest(&[name.as_bytes()])),
         }
     }
 
@@ -490,13 +495,15 @@ mod tests {
 
     #[test]
     fn what_differs_from_the_fleet_is_named() {
-        let fleets = Layout::new(64, 6_000);
+        let fleets = Layout::new(64, 6_000, None);
         let later = Layout {
             epoch_base: fleets.epoch_base + 1,
+            // It is the first node's that holds.
+            placement: 7,
             ..fleets
         };
         assert_eq!(later.difference(&fleets), None);
-        let other = Layout::new(32, 3_000).difference(&fleets);
+        let other = Layout::new(32, 3_000, None).difference(&fleets);
         assert_eq!(
             other.as_deref(),
             Some(

@@ -43,17 +43,34 @@ pub(crate) struct EpochFence {
     is_over: AtomicBool,
 }
 
-/// Until when a node may rely on its lease, by the host's clock.
+/// A node's lease in a fleet, as those know it who publish by it.
 #[derive(Debug, Default)]
-pub(crate) struct NodeLease(AtomicU64);
+pub(crate) struct NodeLease {
+    /// Until when the node may rely on it, by the host's clock.
+    until: AtomicU64,
+    /// Whether the node is no part of the fleet any more.
+    is_over: AtomicBool,
+    /// How many messages were dropped, since their shards were another node's, or may have been.
+    dropped: AtomicU64,
+}
 
 impl NodeLease {
     pub(crate) fn set(&self, until: u64) {
-        self.0.store(until, Ordering::Release);
+        self.until.store(until, Ordering::Release);
     }
 
     pub(crate) fn until(&self) -> u64 {
-        self.0.load(Ordering::Acquire)
+        self.until.load(Ordering::Acquire)
+    }
+
+    /// The node is no part of the fleet any more: nothing is published by it from now on.
+    pub(crate) fn end(&self) {
+        self.is_over.store(true, Ordering::Release);
+    }
+
+    /// How many messages were dropped, since their shards were another node's, or may have been.
+    pub(crate) fn dropped(&self) -> u64 {
+        self.dropped.load(Ordering::Relaxed)
     }
 }
 
@@ -82,7 +99,8 @@ impl EpochFence {
     }
 
     fn passage(&self, now: u64) -> Passage {
-        if self.is_over.load(Ordering::Acquire) {
+        let is_over = |it: &AtomicBool| it.load(Ordering::Acquire);
+        if is_over(&self.is_over) || is_over(&self.lease.is_over) {
             return Passage::Over;
         }
         match now < self.lease.until() {
@@ -122,6 +140,13 @@ impl JournalEntry {
     pub(crate) fn passage(&self, now: impl FnOnce() -> u64) -> Passage {
         let fence = self.fence.as_ref();
         fence.map_or(Passage::Open, |fence| fence.passage(now()))
+    }
+
+    /// Counts it as dropped.
+    pub(crate) fn count_dropped(&self) {
+        if let Some(fence) = &self.fence {
+            fence.lease.dropped.fetch_add(1, Ordering::Relaxed);
+        }
     }
 
     fn bytes(&self) -> usize {
@@ -176,6 +201,13 @@ impl Journal {
     /// How many bytes are kept, more or less.
     pub(crate) fn bytes(&self) -> usize {
         self.bytes
+    }
+
+    /// The newest of those behind a place, at most so many, from the newest on.
+    pub(crate) fn newest(&self, place: u64, max: usize) -> impl Iterator<Item = &JournalEntry> {
+        let behind = self.end().saturating_sub(place.max(self.begin) + 1);
+        let behind = usize::try_from(behind).unwrap_or(usize::MAX);
+        self.entries.iter().rev().take(behind.min(max))
     }
 
     pub(crate) fn push(&mut self, entry: JournalEntry) {
@@ -265,6 +297,15 @@ mod tests {
         assert_eq!(fenced.passage(|| 100), Passage::Open);
         fence.end();
         assert_eq!(fenced.passage(|| 100), Passage::Over);
+        let other = JournalEntry {
+            fence: Some(EpochFence::new(Arc::clone(&lease))),
+            ..entry(1, 10)
+        };
+        assert_eq!(other.passage(|| 100), Passage::Open);
+        lease.end();
+        assert_eq!(other.passage(|| 100), Passage::Over);
+        other.count_dropped();
+        assert_eq!(lease.dropped(), 1);
         assert_eq!(entry(1, 10).passage(|| 1_000), Passage::Open);
     }
 

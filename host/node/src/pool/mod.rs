@@ -64,8 +64,6 @@ pub(crate) struct ThreadFigures {
     pub(crate) journal_bytes: AtomicU64,
     /// How many messages were published again after a lost connection.
     pub(crate) repeated: AtomicU64,
-    /// How many were dropped, since their shards are other nodes' by now.
-    pub(crate) fenced: AtomicU64,
     /// Since when the thread has been at one thing, in milliseconds since the Unix
     /// epoch; 0 while it waits.
     busy_since: AtomicU64,
@@ -88,10 +86,9 @@ impl ThreadFigures {
         self.busy_since.store(0, Ordering::Relaxed);
     }
 
-    fn set_outbox_figures(&self, bytes: usize, repeated: u64, fenced: u64) {
+    fn set_outbox_figures(&self, bytes: usize, repeated: u64) {
         self.journal_bytes.store(bytes as u64, Ordering::Relaxed);
         self.repeated.store(repeated, Ordering::Relaxed);
-        self.fenced.store(fenced, Ordering::Relaxed);
     }
 }
 

@@ -21,6 +21,13 @@ pub(super) const LOOK_MS: u64 = 50;
 /// For how long there is no room before the log says so, in milliseconds.
 const FULL_MS: u64 = 1_000;
 
+/// For how long the messages of one fleet, whose node may have lost its lease, keep those of other
+/// tenants waiting, in milliseconds: a lease is usually renewed soon after the connection.
+const SHUT_MS: u64 = 3_000;
+
+/// How many messages are looked at to find some of others.
+const OTHERS_MAX: usize = 256;
+
 /// What carries messages to the broker.
 pub(crate) trait Transport: Send + 'static {
     /// How often it has connected: what was handed to an earlier connection may be lost.
@@ -50,8 +57,8 @@ pub(super) struct Outbox<C> {
     /// The message at `next`, which waits for room.
     stuck: Option<BoxFuture<'static, anyhow::Result<()>>>,
     repeated: u64,
-    /// How many messages were dropped, since their shards are others' by now.
-    fenced: u64,
+    /// Since when it isn't known whether the message at `next` may be published, or one before it.
+    shut_since: Option<u64>,
     /// Whether there was a connection when that was last looked at.
     is_connected: bool,
     /// Since when there is no room, and whether that has been said.
@@ -80,7 +87,7 @@ impl<C: Transport> Outbox<C> {
             handed_before: 0,
             stuck: None,
             repeated: 0,
-            fenced: 0,
+            shut_since: None,
             is_connected: false,
             full_since: None,
             is_full_told: false,
@@ -122,11 +129,6 @@ impl<C: Transport> Outbox<C> {
     /// How many messages have been handed over again.
     pub(super) fn repeated(&self) -> u64 {
         self.repeated
-    }
-
-    /// How many messages were dropped, since their shards are others' by now.
-    pub(super) fn fenced(&self) -> u64 {
-        self.fenced
     }
 
     /// Whether all up to a place has been handed over; none if it may be yet.
@@ -189,6 +191,7 @@ impl<C: Transport> Outbox<C> {
                 Some(stuck) => stuck.now_or_never(),
                 None => {
                     let Some(entry) = self.journal.get(self.next) else {
+                        self.shut_since = None;
                         return;
                     };
                     if entry.is_once() && self.next < self.handed_before {
@@ -197,9 +200,11 @@ impl<C: Transport> Outbox<C> {
                     }
                     match entry.passage(clock::now_ms) {
                         Passage::Open => {}
-                        Passage::Shut => return,
-                        Passage::Over => {
-                            self.fenced += 1;
+                        Passage::Shut if !self.is_in_the_way() => return,
+                        Passage::Shut | Passage::Over => {
+                            if let Some(entry) = self.journal.get(self.next) {
+                                entry.count_dropped();
+                            }
                             self.sent(Ok(()));
                             continue;
                         }
@@ -216,6 +221,19 @@ impl<C: Transport> Outbox<C> {
                 None => return,
             }
         }
+    }
+
+    /// Whether the message at `next`, of which it isn't known whether it may be published, has kept
+    /// those of others waiting for too long. Without it there is a gap in its shard's numbers, at
+    /// which clients ask, and standbys catch up.
+    fn is_in_the_way(&mut self) -> bool {
+        let now = clock::now_ms();
+        let since = *self.shut_since.get_or_insert(now);
+        if now < since + SHUT_MS {
+            return false;
+        }
+        let mut others = self.journal.newest(self.next, OTHERS_MAX);
+        others.any(|it| !it.is_once() && it.passage(|| now) == Passage::Open)
     }
 
     /// The message at `next` has been handed over.
@@ -288,6 +306,7 @@ impl<C: Transport> Outbox<C> {
         self.handed_before = self.handed_before.max(self.next);
         self.handed.begin(link, begin);
         (self.link, self.next) = (link, begin);
+        self.shut_since = None;
         self.beacon_at = self.beacon_at.map(|at| at.min(clock::now_ms()));
     }
 

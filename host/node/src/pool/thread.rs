@@ -199,7 +199,7 @@ impl<C: Transport> Thread<C> {
         }
         let outbox = &self.outbox;
         self.figures
-            .set_outbox_figures(outbox.bytes(), outbox.repeated(), outbox.fenced());
+            .set_outbox_figures(outbox.bytes(), outbox.repeated());
         goes_on
     }
 

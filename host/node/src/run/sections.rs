@@ -8,7 +8,7 @@ use presence_config::{Config, Place, TenantSection};
 use tokio::sync::watch;
 use tracing::{Instrument as _, info_span};
 
-use super::tenants::{ConfigFollower, DesiredState, RunningTenant};
+use super::tenants::{ConfigFollower, DesiredState, RunningTenant, what_stays};
 use crate::ops::http::TenantPhase;
 
 impl ConfigFollower {
@@ -38,7 +38,12 @@ impl ConfigFollower {
                 continue;
             }
             if let Some(tenant) = self.begun.remove(&name) {
-                tracing::info!(tenant = name, "removed: its state is kept");
+                let of_fleet = match &*tenant.wanted.borrow() {
+                    DesiredState::Serve(config, _) => config.fleet.enabled,
+                    _ => false,
+                };
+                let stays = what_stays(!of_fleet);
+                tracing::info!(tenant = name, "removed: {stays}");
                 tenant.wanted.send_replace(DesiredState::End);
                 self.ending.insert(name, tenant.life);
             }

@@ -434,6 +434,11 @@ impl TenantParts {
         })
     }
 
+    /// It can't begin to serve: what it may have published in a fleet keeps nobody waiting.
+    pub(super) fn give_up(&self) {
+        self.reload.tenant.end_in_fleet();
+    }
+
     /// Stops it in order: what was taken in is done, published and stored.
     pub(super) async fn stop(self, readers: Readers, stop: &Stop<'_>) {
         let Self {
@@ -477,6 +482,7 @@ impl TenantParts {
                  is given up, and the state stays as it was last written ([nats] journal_bytes)"
             ),
         }
+        reload.tenant.end_in_fleet();
         let by = stop.step("writing the state", 0.85);
         let (loader, running) = (Arc::clone(&reload.loader), tenant.running.borrow().clone());
         let note = blocking(move || loader.record_in_force(&running.blueprint));

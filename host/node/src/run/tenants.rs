@@ -215,6 +215,8 @@ impl Shared {
             let _ = before.await;
         }
         let mut wait = RETRY.0;
+        // A node of a fleet keeps no state.
+        let mut keeps_state = true;
         loop {
             let order = wanted.borrow_and_update().clone();
             let (config, own_account) = match order {
@@ -224,7 +226,7 @@ impl Shared {
                     return self.close_account(&name).await;
                 }
                 DesiredState::Pause => {
-                    tracing::info!("paused: its state is kept, and nothing is served");
+                    tracing::info!("paused: {}", what_stays(keeps_state));
                     self.told.is(&name, TenantPhase::Paused, None);
                     self.close_account(&name).await;
                     let _ = wanted.changed().await;
@@ -239,6 +241,7 @@ impl Shared {
                     continue;
                 }
             };
+            keeps_state = !config.fleet.enabled;
             let account = self.account_of(&config, &name, own_account).await;
             let ended = self.serve_one(&name, &account, &config, &mut wanted).await;
             match ended {
@@ -341,7 +344,10 @@ impl Shared {
             served = parts.serve(&mut readers, env) => match served {
                 Ok(why) => Err(why),
                 // It has taken no input yet.
-                Err(error) => return Err(error),
+                Err(error) => {
+                    parts.give_up();
+                    return Err(error);
+                }
             },
             fault = faults.next() => Err(fault),
             () = other => Ok(()),
@@ -350,6 +356,17 @@ impl Shared {
         parts.stop(readers, &stop).await;
         tracing::info!("stopped");
         ended
+    }
+}
+
+/// What becomes of what is known of a tenant that isn't served any more.
+pub(super) fn what_stays(keeps_state: bool) -> &'static str {
+    match keeps_state {
+        true => "nothing of it is served, and its state is kept",
+        false => {
+            "nothing of it is served here, and a fleet keeps no state: if no other node serves it, its \
+             users are heard anew later"
+        }
     }
 }
 

@@ -511,6 +511,14 @@ impl Tenant {
         }
     }
 
+    /// Has nothing be published any more in the fleet, if the tenant is of one: what still waits for
+    /// the node's lease would keep waiting what other tenants publish.
+    pub(crate) fn end_in_fleet(&self) {
+        if let Some(fleet) = &self.fleet {
+            fleet.lease.end();
+        }
+    }
+
     /// Has nothing wait any more for a disk that can't be written: the node is to stop.
     pub(crate) fn give_up_waiting(&self) {
         if let Some(state) = &self.state {

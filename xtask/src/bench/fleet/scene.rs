@@ -86,7 +86,7 @@ impl<'a> Scene<'a> {
 
     /// The names of three nodes, as they are meant to have the shard.
     pub(super) fn ranked() -> Result<[&'static str; 3]> {
-        let ranks = hash::rank(0, ["node-1", "node-2", "node-3"]);
+        let ranks = hash::rank(0, 0, ["node-1", "node-2", "node-3"]);
         ranks
             .try_into()
             .map_err(|_| anyhow::anyhow!("three names have three ranks"))

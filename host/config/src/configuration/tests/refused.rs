@@ -288,21 +288,3 @@ fn a_fleet_needs_a_lease_that_fits_and_one_number_of_shards() {
     let off = text.replace("true", "false");
     assert!(load(&off, &[]).is_ok());
 }
-
-#[test]
-fn a_fleet_serves_one_tenant() {
-    let tenants = "[[tenant]]\nname = \"acme\"\n";
-    let text = format!("[fleet]\nenabled = true\n{tenants}");
-    let place = ["presence.toml:1:2", "PRESENCE_FLEET_ENABLED"];
-    let read = [
-        problems(&text, &[]),
-        problems(tenants, &[("PRESENCE_FLEET_ENABLED", "true")]),
-    ];
-    for (place, read) in place.iter().zip(read) {
-        let [problem] = &read[..] else {
-            panic!("{read:?}")
-        };
-        assert!(problem.starts_with(place), "{problem}");
-        assert!(problem.contains("a fleet serves one tenant"), "{problem}");
-    }
-}

@@ -405,3 +405,76 @@ limits = { weight = 0 }
         "{all}"
     );
 }
+
+#[test]
+fn each_tenant_is_a_fleet_as_its_section_says_and_else_as_the_file_does() {
+    let text = "
+[fleet]
+enabled = true
+lease_ms = 4000
+[[tenant]]
+name = 'acme'
+[[tenant]]
+name = 'beta'
+[tenant.fleet]
+shards = 64
+standbys = 2
+[[tenant]]
+name = 'alone'
+shards = 4
+fleet = { enabled = false }
+";
+    let tenants = tenants(text, &[]);
+    let config = |place: usize| tenants[place].config.clone().unwrap();
+    let [acme, beta, alone] = [0, 1, 2].map(config);
+    let said = |config: &Config| {
+        let fleet = &config.fleet;
+        let shards = config.shard_count();
+        (fleet.enabled, shards, fleet.lease_ms, fleet.standbys)
+    };
+    assert_eq!(said(&acme), (true, 8, 4_000, 1), "many tenants are small");
+    assert_eq!(said(&beta), (true, 64, 4_000, 2));
+    assert_eq!(said(&alone), (false, 4, 4_000, 1));
+    let with_shards = text.replace("lease_ms = 4000", "shards = 32");
+    let tenants = self::tenants(&with_shards, &[]);
+    let shards = tenants
+        .iter()
+        .map(|it| it.config.as_ref().unwrap().fleet.shards);
+    assert_eq!(shards.collect::<Vec<_>>(), [32, 64, 32]);
+    let one = load("[fleet]\nenabled = true\n", &[]).unwrap();
+    assert_eq!(one.shard_count(), 64);
+    let by_variable = self::tenants(
+        "[[tenant]]\nname = 'acme'\n",
+        &[("PRESENCE_FLEET_ENABLED", "true")],
+    );
+    assert!(by_variable[0].config.as_ref().unwrap().fleet.enabled);
+}
+
+#[test]
+fn what_does_not_fit_a_tenants_fleet_is_refused_with_its_line_and_concerns_no_other() {
+    let text = "[fleet]
+enabled = true
+[[tenant]]
+name = 'acme'
+shards = 4
+[[tenant]]
+name = 'beta'
+[tenant.tracker]
+timeout_ms = 3000
+[[tenant]]
+name = 'gamma'
+";
+    let shards = "5:1: `shards` in [[tenant]] is set, and a fleet serves the tenant; leave it out: \
+                  `shards` in [fleet] or [tenant.fleet] says how many there are";
+    let lease = "1:2: `lease_ms` in [fleet] is 6000, which is too long for `timeout_ms` = 3000 in \
+                 [tracker]: a node that is cut off would report users as gone before its lease \
+                 ends; choose a lease of at most two thirds of the timeout (2000), or a longer \
+                 timeout";
+    let problems = wrong(text);
+    let [acme, beta, gamma] = &problems[..] else {
+        panic!("{problems:?}")
+    };
+    assert_eq!(acme, &[shards]);
+    assert!(beta.len() == 1 && beta[0].ends_with(lease), "{beta:?}");
+    assert!(gamma.is_empty(), "{gamma:?}");
+}

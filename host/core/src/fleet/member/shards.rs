@@ -104,8 +104,8 @@ impl ShardView {
     }
 
     /// These nodes live and stay.
-    pub(super) fn rank(&mut self, nodes: &[Arc<str>]) {
-        let ranks = hash::rank(self.number, nodes.iter().map(|node| &**node));
+    pub(super) fn rank(&mut self, placement: u64, nodes: &[Arc<str>]) {
+        let ranks = hash::rank(placement, self.number, nodes.iter().map(|node| &**node));
         self.ranks = ranks.into_iter().map(Arc::from).collect();
     }
 

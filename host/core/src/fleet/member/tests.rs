@@ -147,7 +147,7 @@ impl World {
     }
 
     fn meant(nodes: &[&str]) -> Vec<String> {
-        let first = |shard| crate::fleet::hash::rank(shard, nodes.iter().copied())[0].to_owned();
+        let first = |shard| crate::fleet::hash::rank(0, shard, nodes.iter().copied())[0].to_owned();
         (0..SHARDS).map(first).collect()
     }
 }
@@ -231,7 +231,7 @@ fn a_shard_is_handed_over_once_its_next_standby_holds_it() {
     world.join("a");
     world.run(500);
     // The shards that neither their next owner nor their next standby had before.
-    let ranks = |shard| crate::fleet::hash::rank(shard, ["a", "b", "c"].into_iter());
+    let ranks = |shard| crate::fleet::hash::rank(0, shard, ["a", "b", "c"]);
     let shards: Vec<_> = (0..SHARDS).filter(|it| ranks(*it)[2] == "a").collect();
     let shards: Vec<_> = shards.iter().filter(|it| ranks(**it)[0] == "b").collect();
     assert!(!shards.is_empty());

@@ -12,8 +12,8 @@ impl Driver {
         self.is_checking = false;
         if same == Some(false) {
             self.tasks.fail(
-                "the fleet's bucket was removed, or made anew: this node ends, and joins the fleet \
-                 when it is started again"
+                "the fleet's bucket was removed, or made anew: this node stops in order, and joins \
+                 anew when it starts again"
                     .into(),
             );
         }

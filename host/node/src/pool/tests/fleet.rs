@@ -143,7 +143,7 @@ fn what_was_not_handed_over_before_the_lease_ended_is_dropped_once_the_shard_is_
     scene.role(Role::None);
     scene.node.work();
     assert!(scene.online().is_empty());
-    assert!(scene.node.figures.fenced.load(Ordering::Relaxed) > 0);
+    assert!(scene.lease.dropped() > 0);
 }
 
 #[test]
@@ -162,7 +162,55 @@ fn what_waits_goes_out_when_the_lease_is_renewed() {
     scene.lease.set(clock::now_ms() + 60_000);
     scene.node.work();
     assert_eq!(scene.online().len(), 1);
-    assert_eq!(scene.node.figures.fenced.load(Ordering::Relaxed), 0);
+    assert_eq!(scene.lease.dropped(), 0);
+}
+
+/// Has a message of the fleet's wait for the node's lease, and behind it one of another tenant, of
+/// which this is how many times it was published.
+fn in_the_way(scene: &mut Scene) -> impl Fn(&Node) -> usize + use<> {
+    let other = scene.node.tenant(1);
+    scene.lead(5);
+    scene.node.broker.set(|taken| taken.room = 0);
+    scene.comes(1);
+    scene.lease.set(0);
+    scene.node.broker.set(|taken| {
+        taken.room = 100;
+        taken.link += 1;
+    });
+    scene.node.work();
+    offer(&other.handles[0], connects(7, 1, None));
+    scene.node.work();
+    move |node| node.broker.count(ONLINE, &other)
+}
+
+#[test]
+fn a_fleet_without_its_lease_does_not_keep_other_tenants_waiting() {
+    let mut scene = Scene::new();
+    let published = in_the_way(&mut scene);
+    assert_eq!(
+        published(&scene.node),
+        0,
+        "the lease may be renewed at once"
+    );
+    scene.node.until(|node| published(node) == 1);
+    assert_eq!(scene.node.broker.on(ONLINE).len(), 1, "and nothing else is");
+    assert!(scene.lease.dropped() > 0);
+    // It goes on behind the gap.
+    scene.lease.set(clock::now_ms() + 60_000);
+    scene.comes(2);
+    let numbers = scene.online();
+    let expected = format!("shard/3 {} 2", BASE + 5_000);
+    assert!(numbers.contains(&expected), "{numbers:?}");
+}
+
+#[test]
+fn a_node_that_is_no_part_of_a_fleet_any_more_keeps_nobody_waiting() {
+    let mut scene = Scene::new();
+    let published = in_the_way(&mut scene);
+    scene.lease.end();
+    scene.node.work();
+    assert_eq!(published(&scene.node), 1);
+    assert_eq!(scene.node.broker.on(ONLINE).len(), 1, "and nothing else is");
 }
 
 #[test]

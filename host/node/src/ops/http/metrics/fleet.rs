@@ -30,6 +30,5 @@ pub(super) fn write(text: &mut Exposition, fleet: &Fleet, status: &Status) {
     text.value("presence_fleet_refused_total", read(&figures.refused));
     let dropped = read(&figures.told_dropped);
     text.value("presence_fleet_told_dropped_total", dropped);
-    let fenced = status.pool.total(|thread| &thread.fenced);
-    text.value("presence_fleet_fenced_total", fenced);
+    text.value("presence_fleet_fenced_total", fleet.lease.dropped());
 }

@@ -1,0 +1,53 @@
+//! Whether the watch of the fleet's bucket tells of what this node has written there.
+
+/// What was written here, and what the watch has told of.
+#[derive(Debug, Default)]
+pub(super) struct Silence {
+    /// The greatest revision that the watch has told of.
+    seen: u64,
+    /// The greatest revision that was written here, of which the watch has not told, and since when
+    /// there is one.
+    unseen: Option<(u64, u64)>,
+}
+
+impl Silence {
+    /// This revision was written. The watch may have told of it before the answer came.
+    pub(super) fn wrote(&mut self, revision: u64, now: u64) {
+        if revision > self.seen {
+            let since = self.unseen.map_or(now, |(_, since)| since);
+            self.unseen = Some((revision, since));
+        }
+    }
+
+    /// The watch has told of this revision, and of all before it.
+    pub(super) fn saw(&mut self, revision: u64) {
+        self.seen = self.seen.max(revision);
+        self.unseen.take_if(|(written, _)| *written <= revision);
+    }
+
+    /// Whether the watch has been silent for longer than this.
+    pub(super) fn is_longer_than(&self, patience_ms: u64, now: u64) -> bool {
+        let since = self.unseen.map(|(_, since)| since);
+        since.is_some_and(|since| now > since + patience_ms)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_watch_that_tells_of_a_write_before_or_after_its_answer_is_not_silent() {
+        let mut silence = Silence::default();
+        silence.saw(4);
+        silence.wrote(4, 100);
+        assert!(!silence.is_longer_than(50, 1_000), "it was told first");
+        silence.wrote(6, 200);
+        silence.wrote(7, 240);
+        assert!(!silence.is_longer_than(50, 250));
+        silence.saw(6);
+        assert!(silence.is_longer_than(50, 251), "7 is missing");
+        silence.saw(7);
+        assert!(!silence.is_longer_than(50, 1_000));
+    }
+}
