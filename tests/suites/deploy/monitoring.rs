@@ -5,11 +5,15 @@ use std::fs;
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
+use presence_tests::host::Host;
+use presence_tests::nats::NatsServer;
+use presence_tests::site::Site;
 use presence_tests::{promtool, tools};
 use serde_json::{Value, json};
 
 use super::exposition::Metrics;
 use super::promql;
+use crate::tenants;
 use crate::world::World;
 
 const RULES: &str = "prometheus/presence.rules.yml";
@@ -21,9 +25,14 @@ async fn alerts_and_dashboard_ask_for_metrics_labels_and_values_that_a_node_has(
     let world = World::start_with(|site| site.with("directory.source", "request")).await?;
     let mut metrics = world.host.metrics().await?;
     world.end().await?;
-    let fleet = World::start_with(|site| site.with("fleet.enabled", true)).await?;
-    let of_fleet = fleet.host.metrics().await?;
-    fleet.end().await?;
+    // A fleet's have the tenant's name, if there are several.
+    let server = NatsServer::start().await?;
+    let site = Site::new(&server.url())?
+        .with("fleet.enabled", true)?
+        .with("tenant", vec![tenants::tenant("acme")])?;
+    let fleet = Host::start(&site).await?;
+    let of_fleet = fleet.metrics().await?;
+    fleet.stop().await?;
     for line in of_fleet.lines().filter(|it| it.contains("presence_fleet_")) {
         metrics.push_str(line);
         metrics.push('\n');
