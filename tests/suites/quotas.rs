@@ -524,7 +524,7 @@ async fn an_isolated_tenant_has_other_threads_and_connections_and_is_served_like
         Some(name.trim().to_owned())
     });
     let names: Vec<_> = names.collect();
-    for thread in ["pool-0", "isolated-0"] {
+    for thread in ["pool-0", "isolated-0", "isolated-io"] {
         assert!(names.iter().any(|name| name == thread), "{names:?}");
     }
     // Metrics of the connection are of both.

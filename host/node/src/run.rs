@@ -3,6 +3,7 @@
 mod account;
 mod first;
 mod given;
+mod isolated;
 mod sections;
 mod start_room;
 mod stored;

@@ -101,7 +101,7 @@ pub(crate) struct OutboxSettings {
     pub(crate) beacon_ms: u64,
 }
 
-/// How the system is to treat the threads of a pool beside others.
+/// How the system is to treat threads beside others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Priority {
     Usual,
@@ -110,6 +110,16 @@ pub(crate) enum Priority {
 
 /// How much lower than others the priority of threads is that are to give way to them.
 const NICE: i32 = 5;
+
+impl Priority {
+    /// Has the thread that calls it be of this priority. Where that can't be had, it is equal.
+    pub(crate) fn take(self) {
+        if self == Self::Lower {
+            // Of this thread alone.
+            let _ = rustix::process::nice(NICE);
+        }
+    }
+}
 
 /// The node's threads. Cloning it shares them; they end with the last of it.
 #[derive(Clone, Debug)]
@@ -163,10 +173,7 @@ impl Pool {
             let runtime = Builder::new_current_thread().enable_time().build()?;
             // It shares the runtime with nothing that it would have to give way to.
             let run = move || {
-                if priority == Priority::Lower {
-                    // Of this thread alone. Where it can't be had, it is equal.
-                    let _ = rustix::process::nice(NICE);
-                }
+                priority.take();
                 runtime.block_on(unconstrained(thread.run()));
             };
             let name = match priority {

@@ -38,7 +38,7 @@ pub(super) struct Account {
     link: OnceCell<Link>,
     admin: OnceCell<Admin>,
     pool: Mutex<Option<Pool>>,
-    priority: Priority,
+    pub(super) priority: Priority,
     claims: Claims,
 }
 

@@ -17,6 +17,7 @@ use tokio::time::{sleep, timeout_at};
 use super::account::Account;
 use super::first::TenantStart;
 use super::given::{other, raise_files_max};
+use super::isolated::IsolatedRuntime;
 use super::stored::Taken;
 use super::tenant::{self, OfProcess, StepBack, TenantEnv, TenantParts};
 use crate::ops::http::{NodeDescription, SharedAccount, StatusBoard, TenantPhase, Tenants};
@@ -53,6 +54,7 @@ pub(super) struct Shared {
     pub(super) account: Arc<Account>,
     /// The same for isolated tenants.
     isolated: Arc<Account>,
+    isolated_runtime: IsolatedRuntime,
     /// The accounts of the tenants that have one of their own, by the tenant's name.
     accounts: Mutex<BTreeMap<String, Arc<Account>>>,
     pub(super) all: OfProcess,
@@ -94,6 +96,7 @@ impl Shared {
             told: Tenants::new(config, file.clone(), telemetry, told.into()).into(),
             file,
             isolated,
+            isolated_runtime: IsolatedRuntime::default(),
             account,
             accounts: Mutex::default(),
             all: OfProcess::start(&config.node.name, tasks),
@@ -243,7 +246,8 @@ impl Shared {
             };
             keeps_state = !config.fleet.enabled;
             let account = self.account_of(&config, &name, own_account).await;
-            let ended = self.serve_one(&name, &account, &config, &mut wanted).await;
+            let served = self.serve_one(&name, &account, &config, &mut wanted);
+            let ended = self.isolated_runtime.run(account.priority, served).await;
             match ended {
                 Ok(()) => wait = RETRY.0,
                 Err(error) => {

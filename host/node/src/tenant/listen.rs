@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use presence_config::Queues;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 
 use super::Tenant;
 use super::ask::{Budget, Counts, QueryService};
@@ -83,6 +83,7 @@ impl Tenant {
             counts,
             queries: self.quotas.queries.clone(),
             exceeded: Arc::clone(&self.exceeded),
+            turn: Semaphore::new(1),
             budget: Budget::new(queues.question_queue, queues.question_bytes_max),
         }
     }

@@ -115,6 +115,7 @@ impl QueryService {
             }
             sleep(RETRY).await;
         }
+        let _turn = self.turn().await;
         let answers: Vec<_> = answers.iter().flatten().map(|it| &**it).collect();
         let bytes = answers.iter().map(|it| it.len()).sum();
         let body = reply(&viewer, answers.into_iter(), bytes);
@@ -166,6 +167,7 @@ impl QueryService {
             if !share.grow(body.len()) {
                 return Err(Refusal::overloaded());
             }
+            let _turn = self.turn().await;
             let Ok(Part { users }) = serde_json::from_slice::<Part<'_>>(&body) else {
                 continue;
             };

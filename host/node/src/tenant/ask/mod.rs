@@ -21,7 +21,7 @@ use presence_core::directory::{Directory, Question};
 use presence_core::message::Cause;
 use presence_core::query::{Explain, Query, Refusal};
 use presence_core::quota::{Quota, Rate};
-use tokio::sync::{Semaphore, oneshot, watch};
+use tokio::sync::{Semaphore, SemaphorePermit, oneshot, watch};
 
 use crate::clock;
 use crate::fleet::Fleet;
@@ -91,6 +91,9 @@ pub(crate) struct QueryService {
     pub(crate) exceeded: Arc<Exceeded>,
     /// How much may be asked at a time.
     pub(crate) budget: Arc<Budget>,
+    /// Who reads a question, shares it out, or writes its answer. It is one at a time, so that what
+    /// others want of the thread waits for no more than that, however much is asked.
+    pub(crate) turn: Semaphore,
 }
 
 /// What reads a tenant's questions.
@@ -170,6 +173,11 @@ impl QueryService {
         }
     }
 
+    /// Waits for a turn, which ends with the step that is taken in it.
+    async fn turn(&self) -> Option<SemaphorePermit<'_>> {
+        self.turn.acquire().await.ok()
+    }
+
     async fn publish(&self, reply: String, body: Vec<u8>) {
         if let Err(error) = self.connection.publish(reply, body).await {
             tracing::error!("an answer could not be published: {error:#}");
@@ -198,7 +206,9 @@ impl QueryService {
         }
         match self.subjects.asked(received.subject()) {
             Some(QuestionKind::Query(viewer)) => {
+                let turn = self.turn().await;
                 let query = Query::parse(received.payload(), viewer)?;
+                drop(turn);
                 self.query(query, share).await
             }
             Some(QuestionKind::Explain) => {

@@ -204,10 +204,13 @@ impl QueryService {
         share: Arc<BudgetShare>,
     ) -> Result<Option<Vec<u8>>, Refusal> {
         let body_bytes_max = self.body_bytes_max.load(Ordering::Relaxed);
+        let turn = self.turn().await;
         let questions = SplitQuery::new(viewer, users, self);
+        drop(turn);
         let Some(answered) = self.ask(questions, body_bytes_max, &share).await? else {
             return Ok(None);
         };
+        let _turn = self.turn().await;
         let body = reply(&answered.viewer, answered.in_order(), answered.bytes());
         fits(body.len(), body_bytes_max)?;
         Ok(Some(body))
