@@ -6,6 +6,7 @@ mod large;
 mod quotas;
 mod refused;
 mod subjects;
+mod tenant_changes;
 mod tenants;
 
 use std::collections::BTreeMap;

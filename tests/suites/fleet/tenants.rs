@@ -29,8 +29,8 @@ const ACCOUNTS: &str = "accounts {
 
 /// A tenant as those outside see it: its users speak all the while, and all that is published of
 /// it is recorded.
-struct Tenant {
-    name: &'static str,
+pub(super) struct Tenant {
+    pub(super) name: &'static str,
     /// What its subjects begin with.
     prefix: String,
     client: Client,
@@ -55,7 +55,7 @@ async fn log_in(server: &NatsServer, user: &str, password: &str) -> Result<Clien
 
 impl Tenant {
     /// Its users begin to speak.
-    async fn begin(name: &'static str, prefix: &str, client: Client) -> Result<Self> {
+    pub(super) async fn begin(name: &'static str, prefix: &str, client: Client) -> Result<Self> {
         let users: Vec<_> = (0..SPEAKERS).map(|number| speaker(name, number)).collect();
         let subject = format!("{prefix}{HEARTBEAT}");
         Ok(Self {
@@ -72,13 +72,13 @@ impl Tenant {
     }
 
     /// Whom an event on this subject was about.
-    fn told_on(&self, subject: &str) -> Vec<String> {
+    pub(super) fn told_on(&self, subject: &str) -> Vec<String> {
         let told = on(self.tape.seen(), &self.subject(subject));
         told.iter().map(|it| user_of(it).to_owned()).collect()
     }
 
     /// Waits until all of these users were told of on a subject.
-    async fn until_told(&mut self, subject: &str, users: &[String]) -> Result<()> {
+    pub(super) async fn until_told(&mut self, subject: &str, users: &[String]) -> Result<()> {
         let what = format!("all users of {} on {subject}", self.name);
         let subject = self.subject(subject);
         let told = |seen: &[ReceivedMessage]| {
@@ -89,7 +89,7 @@ impl Tenant {
         self.tape.until(&what, told).await
     }
 
-    fn all_speakers(&self) -> Vec<String> {
+    pub(super) fn all_speakers(&self) -> Vec<String> {
         (0..SPEAKERS).map(|it| speaker(self.name, it)).collect()
     }
 
@@ -128,7 +128,7 @@ impl Tenant {
     }
 
     /// Waits until its viewer is answered that the speakers alone are online.
-    async fn only_speakers_are_online(&self) -> Result<()> {
+    pub(super) async fn only_speakers_are_online(&self) -> Result<()> {
         let expected = self.all_speakers();
         wait::until("the speakers alone to be online", async || {
             Ok((self.online().await? == expected).then_some(()))
@@ -149,7 +149,7 @@ impl Tenant {
     }
 
     /// Each speaker was told once, and each guest as often as this; and nobody else's users.
-    async fn was_told(&mut self, guests: Option<(usize, usize)>) -> Result<()> {
+    pub(super) async fn was_told(&mut self, guests: Option<(usize, usize)>) -> Result<()> {
         let mark = json!({"mark": self.tape.seen().len()});
         let subject = self.subject("presence.mark");
         self.client.publish(&subject, &mark).await?;
@@ -164,14 +164,14 @@ impl Tenant {
     }
 }
 
-fn tenant(name: &str) -> Table {
+pub(super) fn tenant(name: &str) -> Table {
     let mut tenant = Table::new();
     tenant.insert("name".into(), name.into());
     tenant
 }
 
 /// A node of a fleet. Everybody is a contact of the viewer, in each tenant.
-fn site(server: &NatsServer, name: &str) -> Result<Site> {
+pub(super) fn site(server: &NatsServer, name: &str) -> Result<Site> {
     let users = ["acme", "beta", "own"].into_iter().flat_map(|tenant| {
         let numbers = 0..SPEAKERS;
         numbers.flat_map(move |it| [speaker(tenant, it), guest(tenant, it)])
@@ -189,7 +189,7 @@ fn site(server: &NatsServer, name: &str) -> Result<Site> {
 }
 
 /// A node with three tenants in its file: two of one account, and one with an account of its own.
-fn site_of_three(server: &NatsServer, name: &str) -> Result<Site> {
+pub(super) fn site_of_three(server: &NatsServer, name: &str) -> Result<Site> {
     let mut own = tenant("own");
     let mut login = Table::new();
     login.insert("user".into(), "own".into());
@@ -203,7 +203,7 @@ fn site_of_three(server: &NatsServer, name: &str) -> Result<Site> {
 }
 
 /// Three tenants on nodes of these names, which are settled.
-async fn three(names: &[&str]) -> Result<([Tenant; 3], Vec<Node>, NatsServer)> {
+pub(super) async fn three(names: &[&str]) -> Result<([Tenant; 3], Vec<Node>, NatsServer)> {
     let server = broker(ACCOUNTS).await?;
     let shared = log_in(&server, "shared", "p1").await?;
     let own = log_in(&server, "own", "p2").await?;
@@ -227,7 +227,7 @@ async fn three(names: &[&str]) -> Result<([Tenant; 3], Vec<Node>, NatsServer)> {
     Ok((tenants, nodes, server))
 }
 
-async fn sum(tenant: &str, nodes: &[Node], metric: &str) -> Result<f64> {
+pub(super) async fn sum(tenant: &str, nodes: &[Node], metric: &str) -> Result<f64> {
     let label = format!("tenant=\"{tenant}\"");
     let mut sum = 0.0;
     for node in nodes {
@@ -237,7 +237,7 @@ async fn sum(tenant: &str, nodes: &[Node], metric: &str) -> Result<f64> {
 }
 
 /// Waits until these nodes own all shards of a tenant between them, and stand by for all.
-async fn is_settled(tenant: &str, nodes: &[Node]) -> Result<()> {
+pub(super) async fn is_settled(tenant: &str, nodes: &[Node]) -> Result<()> {
     let what = format!("the shards of {tenant} to be owned and stood by for");
     wait::until(&what, async || {
         let owned = sum(tenant, nodes, "presence_fleet_shards_owned").await?;
