@@ -10,6 +10,7 @@ use std::borrow::Cow;
 use std::fmt::{self, Display, Write as _};
 use std::io::{self, Write as _};
 
+use serde_json::Value;
 use tracing_subscriber::fmt::MakeWriter;
 
 use crate::Problems;
@@ -18,8 +19,11 @@ use crate::causes::Causes;
 /// How long what is said of one thing may be, in bytes: what it quotes may be as long as a message.
 pub const SAID_BYTES_MAX: usize = 1024;
 
+/// How long a line of an error may be, in bytes: as long as a path.
+const ERROR_BYTES_MAX: usize = 4 * 1024;
+
 /// How long a part of a line of the log may be, in bytes: the message, or the value of a field.
-const LOGGED_BYTES_MAX: usize = 16 * 1024;
+pub const LOGGED_BYTES_MAX: usize = 16 * 1024;
 
 /// How many lines are said of what may have as many problems as a file has lines.
 const LINES_MAX: usize = 8;
@@ -71,14 +75,14 @@ impl<T: Display> Display for Text<T> {
     }
 }
 
-/// Displays what there is room for in a line of the log, and how much was left out.
-pub struct Bounded<T>(pub T);
+/// Displays so many bytes at most, and how much was left out.
+pub struct Bounded<T>(pub T, pub usize);
 
 impl<T: Display> Display for Bounded<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut bounded = Bounding {
             f,
-            room: LOGGED_BYTES_MAX,
+            room: self.1,
             left_out: 0,
         };
         write!(bounded, "{}", self.0)?;
@@ -191,7 +195,7 @@ pub fn say_error(error: &anyhow::Error) {
     let further = if are_several { "error: " } else { "       " };
     for (number, line) in Causes(error).to_string().split('\n').enumerate() {
         let mark = if number == 0 { "error: " } else { further };
-        say(format_args!("{mark}{line}"));
+        say(format_args!("{mark}{}", Bounded(line, ERROR_BYTES_MAX)));
     }
 }
 
@@ -207,7 +211,8 @@ pub fn join_problems(problems: Vec<anyhow::Error>) -> anyhow::Error {
 }
 
 /// Standard error, for a log of JSON lines. They hold no control characters below U+0020;
-/// the other harmful ones are written as JSON writes them.
+/// the other harmful ones are written as JSON writes them. Of a long line, each text is
+/// [`Bounded`].
 pub struct JsonLog;
 
 impl<'a> MakeWriter<'a> for JsonLog {
@@ -229,11 +234,35 @@ impl<W: io::Write> io::Write for JsonLines<W> {
 
     fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
         let text = String::from_utf8_lossy(bytes);
+        let text = match text.len() > LOGGED_BYTES_MAX {
+            true => bounded_json(text),
+            false => text,
+        };
         self.0.write_all(same_json(&text).as_bytes())
     }
 
     fn flush(&mut self) -> io::Result<()> {
         self.0.flush()
+    }
+}
+
+/// A line of JSON in which each text is [`Bounded`]. What isn't JSON is a text itself.
+fn bounded_json(line: Cow<'_, str>) -> Cow<'_, str> {
+    let Ok(mut value) = serde_json::from_str(&line) else {
+        return Bounded(line, LOGGED_BYTES_MAX).to_string().into();
+    };
+    bound(&mut value);
+    format!("{value}\n").into()
+}
+
+fn bound(value: &mut Value) {
+    match value {
+        Value::String(text) if text.len() > LOGGED_BYTES_MAX => {
+            *text = Bounded(&text, LOGGED_BYTES_MAX).to_string();
+        }
+        Value::Array(items) => items.iter_mut().for_each(bound),
+        Value::Object(fields) => fields.values_mut().for_each(bound),
+        _ => {}
     }
 }
 
@@ -270,9 +299,9 @@ mod tests {
         assert!(said.len() < 2 * LINES_MAX * SAID_BYTES_MAX);
         assert_eq!(brief("a\nb"), "a\nb");
         let parts = format_args!("{}{}{}", "ä".repeat(8_191), "äö", "x").to_string();
-        let logged = Bounded(Line(&parts)).to_string();
+        let logged = Bounded(Line(&parts), LOGGED_BYTES_MAX).to_string();
         assert!(logged.ends_with("ä… (3 bytes more)"), "{}", logged.len());
-        assert_eq!(Bounded("short").to_string(), "short");
+        assert_eq!(Bounded("short", 5).to_string(), "short");
     }
 
     #[test]
@@ -298,5 +327,24 @@ mod tests {
         assert!(!line.contains(is_harmful), "{line}");
         let read: serde_json::Value = serde_json::from_str(line).unwrap();
         assert_eq!(read["message"], HARMFUL);
+    }
+
+    #[test]
+    fn a_long_line_of_json_has_the_beginning_of_each_text() {
+        let (long, short) = ("ä".repeat(50_000), "x".repeat(LOGGED_BYTES_MAX));
+        let json = serde_json::json!({
+            "fields": {"message": long, "count": 3, "short": short},
+            "spans": [{"user": long}],
+        });
+        let mut lines = JsonLines(Vec::new());
+        lines.write_all(format!("{json}\n").as_bytes()).unwrap();
+        let written = String::from_utf8(lines.0).unwrap();
+        assert!(written.len() < 60_000 && written.ends_with("}\n"));
+        let read: Value = serde_json::from_str(written.trim_end()).unwrap();
+        let message = &read["fields"]["message"];
+        assert!(message.as_str().unwrap().ends_with("… (83616 bytes more)"));
+        assert_eq!(read["spans"][0]["user"], *message);
+        assert_eq!(read["fields"]["count"], 3);
+        assert_eq!(read["fields"]["short"], *short);
     }
 }

@@ -20,7 +20,7 @@ pub mod replica;
 pub mod snapshot;
 pub mod sources;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 pub mod told;
 
 /// The figures of a fleet. All nodes of a fleet go by the same.

@@ -95,8 +95,8 @@ impl Problem {
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // What it quotes may hold line breaks, and colours for a terminal.
-        let (what, fix) = (cut(&self.what), cut(&self.fix));
-        let line = format_args!("{}: {what}; {fix}", self.place);
+        let (what, fix, place) = (cut(&self.what), cut(&self.fix), self.place.to_string());
+        let line = format_args!("{}: {what}; {fix}", cut(&place));
         write!(f, "{}", Line(line))
     }
 }

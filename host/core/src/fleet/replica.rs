@@ -18,6 +18,7 @@ use std::sync::Arc;
 use roaring::RoaringBitmap;
 
 use self::catching_up::CatchingUp;
+use self::following::Early;
 use self::sending::Snapshots;
 use super::FleetSettings;
 use super::hash;
@@ -27,6 +28,7 @@ use crate::body::query::Answers;
 use crate::names::Names;
 use crate::record::Record;
 use crate::rules::Rules;
+use crate::statements::Statement;
 use crate::{Input, Output, Shard};
 
 /// What a node's part in a shard is.
@@ -173,6 +175,8 @@ pub struct Replica {
     books: Books,
     /// Those of a message that isn't whole yet.
     pieces: Pieces,
+    /// What is of an epoch of which the bucket hasn't told yet.
+    early: Early,
     catching_up: Option<CatchingUp>,
     /// Snapshots that are sent.
     snapshots: Snapshots,
@@ -221,6 +225,7 @@ impl Replica {
             seq: 0,
             books: Books::default(),
             pieces: Pieces::default(),
+            early: Early::default(),
             catching_up: None,
             snapshots: Snapshots::default(),
             nonce: 0,
@@ -255,15 +260,12 @@ impl Replica {
                 // Until then, it is better than nothing if nobody else has it.
                 self.forget_at = Some(now + self.settings.timeout_ms);
             }
-            Role::Follow { epoch, owner } => {
+            Role::Follow { epoch, .. } => {
                 self.digest_at = now + self.settings.fleet.answer_ms;
                 if self.skips(Mutation::NoCatchUp) {
                     (self.is_sure, self.epoch) = (true, *epoch);
                 } else if before == Role::None || (!self.is_sure && self.catching_up.is_none()) {
                     self.catch_up(now, Difference::Begins, out);
-                } else if self.epoch == *epoch {
-                    // It heard the owner begin while it resigned.
-                    self.report(owner, out);
                 }
             }
             Role::Lead { .. } => {}
@@ -273,6 +275,17 @@ impl Replica {
                 self.say_digest(out);
                 out.push(Out::Resigned { epoch, seq });
             }
+        }
+        let early = self.early.take(self.known_epoch());
+        let was_early = !early.is_empty();
+        for told in early {
+            self.hear_told(now, told, out);
+        }
+        if let Role::Follow { epoch, owner } = &self.role
+            && was_early
+            && self.epoch == *epoch
+        {
+            self.report(owner, out);
         }
         self.settle(now, out);
     }
@@ -568,14 +581,20 @@ impl Replica {
         self.books.digest()
     }
 
-    /// The digest of the live connections, in parts.
+    /// The digest of the live connections, and of what applications have stated, in parts.
     fn connections(&self) -> [u64; PARTS] {
+        // One without an id only stands for others.
+        let leases = self.shard.leases().filter(|(_, conn, _)| !conn.is_empty());
+        let leases =
+            leases.map(|(user, conn, _)| hash::digest(&[user.as_bytes(), conn.as_bytes()]));
+        let statements = self.shard.statements().map(|(user, statement)| {
+            let is_offline = u8::from(statement == Statement::Offline);
+            hash::digest(&[user.as_str().as_bytes(), &[], &[is_offline]])
+        });
         let mut parts = [0_u64; PARTS];
-        for (user, conn, _) in self.shard.leases() {
-            let digest = hash::digest(&[user.as_bytes(), conn.as_bytes()]);
+        for digest in leases.chain(statements) {
             let place = (digest >> 59) as usize;
-            // One without an id only stands for others.
-            if let Some(part) = parts.get_mut(place).filter(|_| !conn.is_empty()) {
+            if let Some(part) = parts.get_mut(place) {
                 *part = part.wrapping_add(digest);
             }
         }

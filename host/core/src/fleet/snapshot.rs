@@ -233,6 +233,8 @@ pub struct Assembly {
     nonce: u64,
     /// Of the first chunk that came: the epoch, the number of the last that was told, and the time.
     label: Option<(u64, u64, u64)>,
+    /// When that was.
+    since: u64,
     /// Chunks that came before one that is to be before them.
     waiting: BTreeMap<u32, Chunk>,
     next: u32,
@@ -251,6 +253,7 @@ impl Assembly {
             number,
             nonce,
             label: None,
+            since: 0,
             waiting: BTreeMap::new(),
             next: 0,
             digest: [0; 32],
@@ -284,6 +287,9 @@ impl Assembly {
             return Err(Refusal::OtherFormat);
         }
         let label = (chunk.epoch, chunk.seq, chunk.at);
+        if self.label.is_none() {
+            self.since = now;
+        }
         if chunk.index >= CHUNKS_MAX || *self.label.get_or_insert(label) != label {
             return Err(Refusal::Inconsistent);
         }
@@ -325,8 +331,9 @@ impl Assembly {
 
     /// Puts into the shard what is there in full.
     fn put(&mut self, now: u64, at: u64, names: &Names) -> Result<Option<End>, Refusal> {
-        // The two nodes' clocks may differ.
-        let ahead = i128::from(now) - i128::from(at);
+        // The two nodes' clocks may differ. What came later is as old as what came first.
+        let ahead = i128::from(self.since) - i128::from(at);
+        let passed_ms = now.saturating_sub(self.since);
         let ahead_ms = i64::try_from(ahead).unwrap_or_default();
         let (mut records, mut leases, mut end) = (Vec::new(), Vec::new(), None);
         let mut rest = &*self.begun;
@@ -354,6 +361,7 @@ impl Assembly {
         self.begun.drain(..read);
         self.shard.restore_part(now, 0, records);
         for (user, conn, left_ms) in leases {
+            let left_ms = left_ms.saturating_sub(passed_ms);
             self.shard.set_lease(&user, &conn, left_ms);
         }
         Ok(end)

@@ -48,7 +48,7 @@ pub enum Said {
     Digest {
         /// The ledger's.
         ledger: u64,
-        /// That of the live connections, in parts.
+        /// That of the live connections, and of what applications have stated, in parts.
         connections: Box<[u64; PARTS]>,
     },
     /// A piece of a message that is too long for one: of changes.

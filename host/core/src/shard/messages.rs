@@ -89,6 +89,7 @@ impl Presence {
             refused = updates.take(&user, conn, timestamp, metadata, common);
         }
         if matches!(handled.effect, Effect::Opened | Effect::Adopted) {
+            self.end_stated_online(&user, common);
             self.is_heard_from(&user, common);
         }
         let lifted = self.lifts_offline(&user, timestamp, &payload, common);

@@ -12,6 +12,7 @@ use super::standby::Followed;
 use crate::event::{Change, Event, Reason};
 use crate::message::Rejection;
 use crate::metadata::Metadata;
+use crate::names::Name;
 use crate::quota::Quota;
 use crate::statements::{Statement, Statements};
 use crate::tracker::Transition;
@@ -52,14 +53,18 @@ impl Presence {
     pub(super) fn transition(&mut self, transition: Transition<Metadata>, env: &mut Env<'_>) {
         let event = self.event_of(transition, env.common);
         let user = event.user;
-        // A heartbeat doesn't lift an application's offline either. A user who is
-        // offline as far as anyone has been told isn't told of again.
-        if self.statements.is_offline(user) || self.is_kept(&event, env.common) {
+        let is_said_otherwise = match self.statements.get(user) {
+            // A heartbeat doesn't lift an application's offline either. A user who is
+            // offline as far as anyone has been told isn't told of again.
+            Some(Statement::Offline) => true,
+            // It was stated after the last connection had gone.
+            Some(Statement::Online { .. }) => event.change != Change::Online,
+            None => false,
+        };
+        // Whom another connection stood for has been waited for.
+        self.followed.expected.remove(&user);
+        if is_said_otherwise || self.is_kept(&event, env.common) {
             return;
-        }
-        if event.change == Change::Online {
-            // From now on the connections say when the user is offline.
-            self.statements.forget(user);
         }
         self.events.announce(event, true, env);
     }
@@ -104,7 +109,7 @@ impl Presence {
         let statement = match event.change {
             Change::Offline { .. } => Some(Statement::Offline),
             // Connections know better when the user goes.
-            _ if common.tracker.is_online(name.as_str()) => None,
+            _ if self.is_connected(user, name.as_str(), common) => None,
             _ => Some(Statement::Online {
                 timestamp: event.timestamp,
             }),
@@ -112,6 +117,18 @@ impl Presence {
         match statement {
             Some(statement) => self.statements.state(common.now(), user, name, statement),
             None => self.statements.forget(user),
+        }
+    }
+
+    /// A user has a further connection: from now on the connections say when the user is offline.
+    pub(super) fn end_stated_online(&mut self, user: &str, common: &Common) {
+        if self.statements.is_empty() {
+            return;
+        }
+        if let Some(user) = common.names.find(user)
+            && let Some(Statement::Online { .. }) = self.statements.get(user)
+        {
+            self.statements.forget(user);
         }
     }
 
@@ -155,39 +172,34 @@ impl Presence {
 
     /// Ends statements that are over for want of being repeated, so many at a time.
     pub(super) fn end_statements(&mut self, env: &mut Env<'_>) {
-        let ttl_ms = env.common.settings.statement_ttl_ms.max(1);
-        let now = env.common.now();
         for _ in 0..EXPIRIES_AT_ONCE {
-            let oldest = self.statements.oldest();
-            let is_over = |said_at: u64| said_at.saturating_add(ttl_ms) <= now;
-            if env.is_full() || !oldest.is_some_and(is_over) {
+            if env.is_full() {
                 break;
             }
-            let Some((user, name, statement)) = self.statements.first() else {
+            let Some((name, statement)) = self.take_ended_statement(env.common) else {
                 break;
             };
-            let name = name.clone();
-            match statement {
-                Statement::Offline if env.common.tracker.is_online(name.as_str()) => {
-                    self.statements.state(now, user, &name, statement);
-                }
-                Statement::Offline => self.statements.forget(user),
-                Statement::Online { timestamp } => {
-                    self.statements.forget(user);
-                    let mut metadata = Metadata::default().edit();
-                    metadata.set("timeoutDuration", &ttl_ms.to_string(), true);
-                    metadata.set("lastHeartbeat", &timestamp.to_string(), true);
-                    let change = Change::Offline {
-                        last_seen: timestamp,
-                        reason: Reason::Timeout,
-                    };
-                    let common = &*env.common;
-                    let at = common.clock.stamp();
-                    let event = common.event(name.as_str(), at, change, metadata.build());
-                    self.events.announce(event, true, env);
-                }
+            if let Some(event) = statement_ended(&name, statement, env.common) {
+                self.events.announce(event, true, env);
             }
         }
+    }
+
+    /// The statement that was made longest ago, if it is over by now. An offline goes on while its
+    /// user is connected.
+    pub(super) fn take_ended_statement(&mut self, common: &Common) -> Option<(Name, Statement)> {
+        if self.next_statement_end(common)? > common.now() {
+            return None;
+        }
+        let (user, name, statement) = self.statements.first()?;
+        let name = name.clone();
+        match statement {
+            Statement::Offline if common.tracker.is_online(name.as_str()) => {
+                self.statements.state(common.now(), user, &name, statement);
+            }
+            Statement::Offline | Statement::Online { .. } => self.statements.forget(user),
+        }
+        Some((name, statement))
     }
 
     /// When the next statement may be over.
@@ -195,4 +207,25 @@ impl Presence {
         let said_at = self.statements.oldest()?;
         Some(said_at.saturating_add(common.settings.statement_ttl_ms.max(1)))
     }
+}
+
+/// What comes of the end of a statement that wasn't repeated: a user whose grace runs goes with
+/// that.
+pub(super) fn statement_ended(user: &Name, statement: Statement, common: &Common) -> Option<Event> {
+    let Statement::Online { timestamp } = statement else {
+        return None;
+    };
+    if common.tracker.is_online(user.as_str()) {
+        return None;
+    }
+    let ttl_ms = common.settings.statement_ttl_ms.max(1);
+    let mut metadata = Metadata::default().edit();
+    metadata.set("timeoutDuration", &ttl_ms.to_string(), true);
+    metadata.set("lastHeartbeat", &timestamp.to_string(), true);
+    let change = Change::Offline {
+        last_seen: timestamp,
+        reason: Reason::Timeout,
+    };
+    let at = common.clock.stamp();
+    Some(common.event(user.as_str(), at, change, metadata.build()))
 }

@@ -17,13 +17,13 @@ use std::sync::Arc;
 use super::Shard;
 use super::env::Common;
 use super::messages::{is_needed, track};
-use super::presence::Presence;
+use super::presence::{Presence, statement_ended};
 use super::types::Input;
 use crate::event::{Change, Event, Reason};
 use crate::ledger::LedgerEntry;
 use crate::message::{Message, Payload};
 use crate::metadata::Metadata;
-use crate::names::Id;
+use crate::names::{Id, Name};
 use crate::publish::{Numbering, Subject};
 use crate::record::Record;
 use crate::statements::Statement;
@@ -47,7 +47,7 @@ pub(super) struct Followed {
     reshown: BTreeSet<Arc<str>>,
     /// Users who are expected, and since when they are online, in milliseconds since the Unix
     /// epoch.
-    expected: BTreeMap<Id, u64>,
+    pub(super) expected: BTreeMap<Id, u64>,
     /// Until when it is unsure, by the tracker's `heard_ms`.
     unsure_until: u64,
     /// Whether no shard was before this one.
@@ -79,12 +79,20 @@ impl Shard {
         while let Some(transition) = self.common.tracker.expire(now) {
             self.presence.missed(transition, &self.common);
         }
+        while let Some((name, statement)) = self.presence.take_ended_statement(&self.common) {
+            if let Some(event) = statement_ended(&name, statement, &self.common) {
+                let missed = &mut self.presence.followed.missed;
+                missed.insert(event.user, (event, true));
+            }
+        }
         self.presence.tidy_followed(&mut self.common);
     }
 
     /// When [`Self::follow_time`] is to be called.
     pub fn follow_deadline(&self) -> Option<u64> {
-        self.common.tracker.next_deadline()
+        let statements = self.presence.next_statement_end(&self.common);
+        let deadlines = [self.common.tracker.next_deadline(), statements];
+        deadlines.into_iter().flatten().min()
     }
 
     /// Takes in what the shard that this one follows has told viewers. What both derive from
@@ -231,6 +239,12 @@ impl Shard {
         self.common.tracker.leases()
     }
 
+    /// What applications have stated of users, as far as it holds.
+    pub fn statements(&self) -> impl Iterator<Item = (&Name, Statement)> {
+        let statements = self.presence.statements.all();
+        statements.map(|(user, _, statement)| (user, statement))
+    }
+
     /// So much is left of the lease of a connection.
     pub fn set_lease(&mut self, user: &str, conn: &str, left_ms: u64) {
         self.common.tracker.set_lease(user, conn, left_ms);
@@ -291,6 +305,12 @@ impl Presence {
             let expected = &mut self.followed.expected;
             expected.insert(common.names.intern(user), *opened);
         }
+    }
+
+    /// Whether a connection of a user is known: not only one that stands for others, and not only a
+    /// grace.
+    pub(super) fn is_connected(&self, user: Id, name: &str, common: &Common) -> bool {
+        common.tracker.is_connected(name) && !self.followed.expected.contains_key(&user)
     }
 
     /// By which event a user will be online, as far as viewers are told, once all has been
@@ -392,6 +412,7 @@ impl Presence {
             updates.take(&user, conn, timestamp, metadata, common);
         }
         if matches!(handled.effect, Effect::Opened | Effect::Adopted) {
+            self.end_stated_online(&user, common);
             self.is_heard_from(&user, common);
         }
         if self.lifts_offline(&user, timestamp, &payload, common) {
@@ -411,12 +432,14 @@ impl Presence {
             _ if self.statements.is_offline(user) => {}
             // The tracker knows that they are online.
             Change::Online | Change::Updated => {
-                self.statements.forget(user);
                 self.followed.missed.remove(&user);
             }
             Change::Offline { .. } => {
                 self.followed.expected.remove(&user);
-                self.followed.missed.insert(user, (event, true));
+                self.followed.reshown.remove(event.name.as_str());
+                if self.statements.get(user).is_none() {
+                    self.followed.missed.insert(user, (event, true));
+                }
             }
         }
     }
@@ -466,9 +489,18 @@ impl Presence {
                     let step = Step::Announce(Arc::new(gone.clone()), *ours);
                     self.events.queue_step(step, common);
                 }
-                _ => {
-                    self.expect(&event, common);
+                // It is known from a record, and holds whatever connections the user may have.
+                _ if stated.is_some() => {
+                    let at = common.clock.stamp();
+                    let change = Change::Offline {
+                        last_seen: at,
+                        reason: Reason::Disconnect,
+                    };
+                    let gone = common.event(name.as_str(), at, change, Metadata::default());
+                    let step = Step::Announce(Arc::new(gone), false);
+                    self.events.queue_step(step, common);
                 }
+                _ => self.expect(&event, common),
             },
         }
     }
@@ -529,5 +561,31 @@ impl Presence {
                 records.push(Record::Departed { user, departure });
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fleet::testing::{message, shard};
+    use crate::message::Kind;
+    use crate::names::Names;
+
+    #[test]
+    fn who_leaves_is_not_kept_as_one_to_be_shown_anew() {
+        let mut shard = shard(&Arc::new(Names::new()));
+        shard.keep_told(true);
+        for conn in ["c1", "c2"] {
+            shard.follow(
+                1_700_000_000_000,
+                message(Kind::Connect, "ann", conn, 1_700_000_000_000),
+            );
+        }
+        let mut leave = |conn, at| shard.follow(at, message(Kind::Disconnect, "ann", conn, at));
+        leave("c1", 1_700_000_000_001);
+        leave("c2", 1_700_000_000_002);
+        let followed = &shard.presence.followed;
+        assert_eq!(followed.reshown.len(), 0);
+        assert_eq!(followed.missed.len(), 1);
     }
 }

@@ -401,7 +401,12 @@ impl<M: Clone> Tracker<M> {
     /// Makes a connection live.
     fn begin(&mut self, key: Key, life: LiveConnection<M>, effect: Effect) -> InputResult<M> {
         let user_key = self.roster.connections[key].user;
-        if let Err(quota) = self.admit(user_key) {
+        // One that stands for others is of a user whom viewers know as online: no quota hides
+        // that it goes.
+        let stands_for_others = self.roster.connections[key].id.is_empty();
+        if stands_for_others {
+            self.take_in(user_key);
+        } else if let Err(quota) = self.admit(user_key) {
             if matches!(self.roster.connections[key].state, State::Unknown) {
                 self.remove(key);
             }
@@ -451,6 +456,14 @@ impl<M: Clone> Tracker<M> {
             return Err(Quota::Connections);
         }
         Ok(())
+    }
+
+    /// Counts one more live connection of a user, whether or not there may be one more.
+    fn take_in(&mut self, user: Key) {
+        if !self.roster.users[user].is_online() {
+            self.online_users.keep();
+        }
+        self.live_connections.keep();
     }
 
     /// Makes a connection closed, or its close a newer one.

@@ -3,7 +3,7 @@
 use std::io::IsTerminal as _;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use presence_config::escape::{Bounded, JsonLog, Line};
+use presence_config::escape::{Bounded, JsonLog, LOGGED_BYTES_MAX, Line};
 use presence_config::log_filter::{FIX, VARIABLE, level, parse};
 use presence_config::{Log, LogFormat};
 use tracing_subscriber::field::MakeExt as _;
@@ -64,7 +64,7 @@ fn fields() -> impl for<'a> FormatFields<'a> + Send + Sync + 'static {
             }
         }
         let value = format_args!("{value:?}");
-        write!(writer, "{}", Bounded(Line(value)))
+        write!(writer, "{}", Bounded(Line(value), LOGGED_BYTES_MAX))
     })
     .delimited(" ")
 }

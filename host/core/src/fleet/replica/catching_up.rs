@@ -92,8 +92,10 @@ impl Replica {
                 let Some(catching_up) = self.catching_up.take() else {
                     return Ok(());
                 };
-                // It is of an owner before the one that is known.
-                if snapshot.epoch < self.epoch {
+                // It is of an owner before the one that is known, or of one that the bucket
+                // doesn't know of.
+                let known = self.known_epoch().unwrap_or_default();
+                if snapshot.epoch < self.epoch || snapshot.epoch > known {
                     self.catching_up = Some(CatchingUp {
                         assembly: None,
                         ..catching_up

@@ -8,6 +8,43 @@ use crate::fleet::told::{Change, Mismatch, PARTS, Pieces, Said, Told};
 /// difference that is over by the next time.
 const DIFFER_TIMES: u8 = 3;
 
+/// How much is held of what is of an epoch of which the bucket hasn't told yet, in bytes. What goes
+/// beyond is missing then, and is caught up with.
+const EARLY_BYTES_MAX: usize = 1 << 24;
+
+/// What says that it is of an epoch of which the bucket hasn't told yet. An owner may tell sooner than
+/// the bucket does; what the bucket never tells of is of no owner.
+#[derive(Debug, Default)]
+pub(super) struct Early {
+    told: Vec<(Told, usize)>,
+    bytes: usize,
+}
+
+impl Early {
+    fn hold(&mut self, told: Told, bytes: usize) {
+        if self.bytes + bytes <= EARLY_BYTES_MAX {
+            self.bytes += bytes;
+            self.told.push((told, bytes));
+        }
+    }
+
+    /// What is of an epoch up to this one. Of nobody who is listened to, nothing is kept.
+    pub(super) fn take(&mut self, known: Option<u64>) -> Vec<Told> {
+        let held = std::mem::take(self);
+        let Some(known) = known else {
+            return Vec::new();
+        };
+        let mut taken = Vec::new();
+        for (told, bytes) in held.told {
+            match told.epoch <= known {
+                true => taken.push(told),
+                false => self.hold(told, bytes),
+            }
+        }
+        taken
+    }
+}
+
 impl Replica {
     /// Takes what the owner told.
     ///
@@ -19,35 +56,48 @@ impl Replica {
             return Err(Mismatch::Unreadable);
         }
         self.settle(now, out);
-        let listens = match &self.role {
-            Role::Follow { .. } => true,
+        match self.known_epoch() {
+            Some(known) if told.epoch > known => self.early.hold(told, bytes.len()),
+            // It has told all of its own epoch itself.
+            Some(_) if matches!(self.role, Role::Resign { .. }) => {}
+            Some(_) => self.hear_told(now, told, out),
+            None => {}
+        }
+        Ok(())
+    }
+
+    /// The epoch of the owner who is listened to, as the bucket has it; none if nobody is.
+    pub(super) fn known_epoch(&self) -> Option<u64> {
+        match &self.role {
+            Role::Follow { epoch, .. } => Some(*epoch),
             // What the owner before has still to tell.
-            Role::Lead { epoch, .. } => self.epoch != *epoch,
+            Role::Lead { epoch, before } => (self.epoch != *epoch).then_some(before.epoch),
             // The next owner may begin before this node knows that it owns the shard.
-            Role::Resign { epoch } => told.epoch > *epoch,
-            Role::None => false,
-        };
-        if !listens || told.epoch < self.epoch {
-            return Ok(());
+            Role::Resign { epoch } => Some(*epoch),
+            Role::None => None,
+        }
+    }
+
+    pub(super) fn hear_told(&mut self, now: u64, told: Told, out: &mut Vec<Out>) {
+        if told.epoch < self.epoch {
+            return;
         }
         self.digest_at = self.digest_at.max(now + self.settings.fleet.answer_ms);
         if let Some(catching_up) = &mut self.catching_up {
             catching_up.hold(told);
-        } else if let Err(difference) = self.take(&told, out)
-            // Who still resigns catches up when it follows.
-            && !matches!(self.role, Role::Resign { .. })
-        {
+        } else if let Err(difference) = self.take(&told, out) {
             self.catch_up(now, difference, out);
         }
         self.settle(now, out);
-        Ok(())
     }
 
     /// Takes in what was told, if it is what comes next.
     pub(super) fn take(&mut self, told: &Told, out: &mut Vec<Out>) -> Result<(), Difference> {
         if told.epoch > self.epoch {
             return match told.said {
-                Said::Begin(digest) if self.is_sure && digest == self.books.digest() => {
+                Said::Begin(digest)
+                    if self.is_sure && told.seq == 1 && digest == self.books.digest() =>
+                {
                     (self.epoch, self.seq) = (told.epoch, told.seq);
                     self.pieces = Pieces::default();
                     self.differed = [0; PARTS];
@@ -114,18 +164,16 @@ impl Replica {
         if !is_lost {
             return;
         }
+        // What is under way lacks what was lost.
+        if let Some(catching_up) = &mut self.catching_up {
+            catching_up.begin_again(now);
+        }
         match &self.role {
             Role::Follow { .. } if self.is_sure => {
                 self.catch_up(now, Difference::LostInput, out);
             }
-            Role::Follow { .. } => {
-                // What is under way lacks what was lost.
-                if let Some(catching_up) = &mut self.catching_up {
-                    catching_up.begin_again(now);
-                }
-            }
             Role::Lead { .. } | Role::Resign { .. } => self.is_sure = false,
-            Role::None => {}
+            Role::Follow { .. } | Role::None => {}
         }
     }
 

@@ -1,3 +1,4 @@
+mod ends;
 mod long;
 mod pieces;
 mod said;

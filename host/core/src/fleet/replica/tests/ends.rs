@@ -1,0 +1,322 @@
+//! What ends, is lost or comes too early at a node that stands by.
+
+use super::*;
+use crate::Settings;
+use crate::quota::Cap;
+use crate::record::Record;
+
+const DAY_MS: u64 = 24 * 60 * 60 * 1_000;
+
+/// Takes over from the owner of epoch 5, which told nothing of its end.
+fn take_over(standby: &mut Side, now: u64) {
+    standby.out.clear();
+    let before = Before {
+        epoch: 5,
+        told: None,
+    };
+    standby.lead(now, 8, before);
+}
+
+fn publications(side: &Side) -> usize {
+    let is_published = |out: &&Out| matches!(out, Out::Shard(Output::Publish(_)));
+    side.out.iter().filter(is_published).count()
+}
+
+fn statements(side: &Side) -> usize {
+    side.replica.shard().statements().count()
+}
+
+#[test]
+fn a_statement_that_nobody_repeats_ends_at_a_standby_as_it_does_at_the_owner() {
+    let (mut owner, mut standby) = pair();
+    let now = NOW + 2_000;
+    for (kind, user) in [
+        (Kind::Online, "bob"),
+        (Kind::Offline, "cyd"),
+        (Kind::Offline, "ann"),
+    ] {
+        both(&mut owner, &mut standby, now, kind, user, "c1");
+    }
+    owner.tell(&mut standby, now);
+    owner.out.clear();
+    assert_eq!([&owner, &standby].map(statements), [3, 3]);
+    let end = now + DAY_MS;
+    // Ann is still there, and the offline goes on.
+    both(&mut owner, &mut standby, end, Kind::Heartbeat, "ann", "c1");
+    both(&mut owner, &mut standby, end, Kind::Heartbeat, "ann", "c1");
+    for _ in 0..4 {
+        owner.advance(end);
+    }
+    owner.tell(&mut standby, end);
+    standby.advance(end);
+    assert_eq!([&owner, &standby].map(statements), [1, 1]);
+    assert!(owner.viewers_told().contains(&("bob".to_owned(), false)));
+    take_over(&mut standby, end + 9_000);
+    assert_eq!(publications(&standby), 0, "{:?}", standby.out);
+}
+
+#[test]
+fn a_statement_that_ends_while_nobody_owns_the_shard_is_announced_by_the_next_owner() {
+    let (mut owner, mut standby) = pair();
+    let now = NOW + 2_000;
+    both(&mut owner, &mut standby, now, Kind::Online, "bob", "c1");
+    owner.tell(&mut standby, now);
+    standby.hear(now, Kind::Disconnect, "ann", "c1");
+    let end = now + DAY_MS;
+    // Of ann, a close is remembered, and then nothing.
+    for _ in 0..4 {
+        standby.advance(now + 100_000);
+    }
+    assert_eq!(standby.replica.next_deadline(), Some(end));
+    standby.advance(end);
+    assert_eq!(statements(&standby), 0);
+    take_over(&mut standby, end + 1_000);
+    assert!(standby.viewers_told().contains(&("bob".to_owned(), false)));
+}
+
+#[test]
+fn a_standby_that_missed_a_statement_catches_up() {
+    let (mut owner, mut standby) = pair();
+    owner.hear(NOW + 2_000, Kind::Offline, "ann", "c1");
+    owner.tell(&mut standby, NOW + 2_001);
+    let mut now = NOW + 10_000;
+    for round in 0..3 {
+        assert_eq!(standby.reasons(), [], "round {round}");
+        owner.out.clear();
+        both(&mut owner, &mut standby, now, Kind::Heartbeat, "ann", "c1");
+        owner.advance(now);
+        owner.tell(&mut standby, now);
+        now += 6_000;
+    }
+    assert_eq!(standby.reasons(), [Difference::Connections]);
+    standby.catch_up(&mut owner, now);
+    assert_eq!(statements(&standby), 1);
+    // It hides whom the application hid.
+    take_over(&mut standby, now + 9_000);
+    assert_eq!(standby.viewers_told(), []);
+}
+
+/// What somebody says who owns nothing.
+fn forged(side: &mut Side, epoch: u64, seq: u64) -> Vec<u8> {
+    let told = Told {
+        shard: 3,
+        epoch,
+        seq,
+        node: "nobody".into(),
+        said: Said::Begin(side.replica.ledger_digest()),
+    };
+    told.encode()
+}
+
+#[test]
+fn an_epoch_that_the_bucket_does_not_know_makes_nobody_deaf() {
+    let (mut owner, mut standby) = pair();
+    for (epoch, seq) in [(u64::MAX, 1), (900, 1), (5, u64::MAX)] {
+        let bytes = forged(&mut standby, epoch, seq);
+        standby
+            .replica
+            .told(NOW + 1_500, &bytes, &mut standby.out)
+            .unwrap();
+    }
+    let now = NOW + 2_000;
+    both(&mut owner, &mut standby, now, Kind::Connect, "bob", "c1");
+    owner.tell(&mut standby, now);
+    assert_eq!(standby.replica.holds(), Some(5));
+    assert_eq!(standby.replica.shard().online_users(), 2);
+    assert_eq!(standby.reasons(), []);
+
+    // The bucket tells of the next owner, of whom somebody says that much was told already.
+    standby.follow(NOW + 3_000, 8, "next");
+    let bytes = forged(&mut standby, 8, u64::MAX - 1);
+    standby
+        .replica
+        .told(NOW + 3_000, &bytes, &mut standby.out)
+        .unwrap();
+    assert_eq!(standby.reasons(), [Difference::Ledger]);
+}
+
+#[test]
+fn what_an_owner_tells_before_the_bucket_does_is_taken_when_the_bucket_has_told() {
+    let (mut owner, mut standby) = pair();
+    let (_, mut third) = pair();
+    take_over(&mut standby, NOW + 9_000);
+    standby.hear(NOW + 9_001, Kind::Connect, "bob", "c1");
+    third.hear(NOW + 9_001, Kind::Connect, "bob", "c1");
+    assert!(standby.tell(&mut third, NOW + 9_002) > 1);
+    assert_eq!(third.replica.holds(), Some(5));
+    third.follow(NOW + 9_010, 8, "standby");
+    assert_eq!(third.replica.holds(), Some(8));
+    assert_eq!(third.replica.shard().online_users(), 2);
+    assert_eq!(third.reasons(), []);
+    // One that has no part any more keeps nothing.
+    standby.tell(&mut owner, NOW + 9_020);
+    owner
+        .replica
+        .set_role(NOW + 9_030, Role::None, &mut owner.out);
+    assert!(owner.replica.early.take(Some(u64::MAX)).is_empty());
+}
+
+#[test]
+fn one_that_waits_for_a_snapshot_to_lead_by_begins_again_when_it_loses_inputs() {
+    let (mut owner, mut standby) = pair();
+    let now = NOW + 2_000;
+    // The last that the owner tells doesn't arrive.
+    both(&mut owner, &mut standby, now, Kind::Connect, "bob", "c1");
+    let before = Before {
+        epoch: 5,
+        told: Some(("owner".into(), owner.replica.seq)),
+    };
+    let role = Role::Lead { epoch: 8, before };
+    standby.out.clear();
+    standby.replica.set_role(now, role, &mut standby.out);
+    standby.advance(now + 500);
+    standby.advance(now + 1_000);
+    let asked = standby.out.iter().find_map(|out| match out {
+        Out::Ask { nonce, .. } => Some(*nonce),
+        _ => None,
+    });
+    let chunks = owner.sends(now + 1_000, asked.unwrap());
+    // Ann's second connection is among what is lost.
+    let lost = Input::LostUpTo { at: now + 1_100 };
+    standby
+        .replica
+        .input(now + 1_100, lost, &mut Everyone, &mut standby.out);
+    for chunk in chunks {
+        standby
+            .replica
+            .chunk(now + 1_200, &chunk, &mut standby.out)
+            .unwrap();
+    }
+    standby.advance(now + 9_000);
+    assert!(standby.replica.is_leading(now + 9_000));
+    standby.out.clear();
+    standby.hear(now + 9_001, Kind::Disconnect, "ann", "c1");
+    assert_eq!(standby.viewers_told(), [], "ann may be connected still");
+}
+
+#[test]
+fn no_quota_keeps_a_user_online_who_is_expected_and_does_not_come() {
+    let (mut owner, mut standby) = pair();
+    let settings = Settings {
+        users: Cap::new(1),
+        ..Settings::default()
+    };
+    for side in [&mut owner, &mut standby] {
+        let settings = Input::Settings(Box::new(settings.clone()));
+        side.replica
+            .input(NOW + 1_500, settings, &mut Everyone, &mut side.out);
+    }
+    // The standby hears neither that ann goes nor that bob comes.
+    owner.hear(NOW + 2_000, Kind::Disconnect, "ann", "c1");
+    owner.hear(NOW + 2_001, Kind::Connect, "bob", "c1");
+    owner.tell(&mut standby, NOW + 2_002);
+    let lost = Input::LostUpTo { at: NOW + 2_100 };
+    standby
+        .replica
+        .input(NOW + 2_100, lost, &mut Everyone, &mut standby.out);
+    standby.hear(NOW + 2_101, Kind::Heartbeat, "ann", "c1");
+    take_over(&mut standby, NOW + 9_000);
+    for after in [30_000, 60_000, 90_000] {
+        standby.advance(NOW + 9_000 + after);
+    }
+    let told = standby.viewers_told();
+    assert!(told.contains(&("bob".to_owned(), false)), "{told:?}");
+}
+
+#[test]
+fn whom_an_application_took_offline_before_the_node_ended_is_offline_when_it_owns_the_shard_again()
+{
+    let (mut owner, mut standby) = pair();
+    // The owner's end comes before it tells what comes of it.
+    standby.hear(NOW + 2_000, Kind::Offline, "ann", "c1");
+    let names = Arc::clone(&owner.replica.names);
+    let records = standby.replica.shard_mut().all_records();
+    let records: Vec<_> = records
+        .iter()
+        .filter_map(|record| {
+            let (key, value) = record.encode(&standby.replica.names);
+            Some(Record::decode(&key, &value?, &names).unwrap())
+        })
+        .collect();
+    let mut again = Side::new("standby");
+    let names = Arc::clone(&again.replica.names);
+    let records = records.iter().filter_map(|record| {
+        let (key, value) = record.encode(&owner.replica.names);
+        Some(Record::decode(&key, &value?, &names).unwrap())
+    });
+    let records: Vec<_> = records.collect();
+    again.replica.restore(NOW + 3_000, 500, records);
+    take_over(&mut again, NOW + 3_000);
+    for after in [1_000, 31_000, 61_000] {
+        again.advance(NOW + 3_000 + after);
+    }
+    owner.out.clear();
+    assert_eq!(again.viewers_told(), [("ann".to_owned(), false)]);
+}
+
+#[test]
+fn a_snapshot_that_takes_long_gives_nobody_more_time() {
+    let (mut owner, _) = pair();
+    owner.hear(NOW, Kind::Online, "bob", "c1");
+    let mut standby = Side::new("standby");
+    standby.follow(NOW + 10, 5, "owner");
+    standby.advance(NOW + 1_000);
+    let nonce = standby.replica.nonce;
+    let chunks = owner.sends(NOW + 1_000, nonce);
+    let mut now = NOW + 1_000;
+    for chunk in &chunks {
+        standby.replica.chunk(now, chunk, &mut standby.out).unwrap();
+        now += 4_000;
+    }
+    assert!(now > NOW + 8_000);
+    assert_eq!(standby.replica.holds(), Some(5));
+    // Ann was heard last at `NOW`.
+    assert_eq!(standby.replica.shard().connections(), 1);
+    standby.advance(NOW + 30_000);
+    assert_eq!(standby.replica.shard().connections(), 0);
+    // Nor does a statement hold for longer.
+    standby.advance(NOW + DAY_MS - 1);
+    assert_eq!(statements(&standby), 1);
+    standby.advance(NOW + DAY_MS);
+    assert_eq!(statements(&standby), 0);
+}
+
+#[test]
+fn a_snapshot_of_an_epoch_that_the_bucket_does_not_know_is_not_taken() {
+    let mut other = Side::new("owner");
+    other.lead(NOW - 40_000, 9, Before::default());
+    other.hear(NOW, Kind::Connect, "ann", "c1");
+    let mut standby = Side::new("standby");
+    standby.follow(NOW + 10, 5, "owner");
+    standby.catch_up(&mut other, NOW + 1_000);
+    assert_eq!(standby.replica.holds(), None);
+    standby.follow(NOW + 1_010, 9, "owner");
+    standby.out.clear();
+    standby.catch_up(&mut other, NOW + 9_000);
+    assert_eq!(standby.replica.holds(), Some(9));
+}
+
+#[test]
+fn whom_an_application_states_online_while_a_new_owner_expects_them_stays_online() {
+    let (mut owner, mut next) = unsure_pair();
+    let now = NOW + 6_000;
+    both(&mut owner, &mut next, now, Kind::Online, "ann", "c1");
+    owner.tell(&mut next, now);
+    owner.out.clear();
+    assert_eq!([&owner, &next].map(statements), [1, 1]);
+    owner.advance(NOW + 40_000);
+    next.advance(NOW + 40_000);
+    assert_eq!(owner.viewers_told(), []);
+    assert_eq!(owner.replica.shard().connections(), 0);
+    let before = Before {
+        epoch: 8,
+        told: None,
+    };
+    next.out.clear();
+    next.lead(NOW + 41_000, 9, before);
+    assert_eq!(next.viewers_told(), []);
+    // Of a user who connects, the connections say when they go.
+    next.hear(NOW + 42_000, Kind::Connect, "ann", "c2");
+    next.hear(NOW + 43_000, Kind::Disconnect, "ann", "c2");
+    assert_eq!(next.viewers_told(), [("ann".to_owned(), false)]);
+}
