@@ -21,14 +21,12 @@ use self::catching_up::CatchingUp;
 use self::following::Early;
 use self::sending::Snapshots;
 use super::FleetSettings;
-use super::hash;
 use super::told::{self, Books, Change, PARTS, Pieces, Said, Told};
 use crate::body::explain::ExplainReport;
 use crate::body::query::Answers;
 use crate::names::Names;
 use crate::record::Record;
 use crate::rules::Rules;
-use crate::statements::Statement;
 use crate::{Input, Output, Shard};
 
 /// What a node's part in a shard is.
@@ -579,26 +577,6 @@ impl Replica {
             self.books = Books::of(self.shard.ledger(), &self.names);
         }
         self.books.digest()
-    }
-
-    /// The digest of the live connections, and of what applications have stated, in parts.
-    fn connections(&self) -> [u64; PARTS] {
-        // One without an id only stands for others.
-        let leases = self.shard.leases().filter(|(_, conn, _)| !conn.is_empty());
-        let leases =
-            leases.map(|(user, conn, _)| hash::digest(&[user.as_bytes(), conn.as_bytes()]));
-        let statements = self.shard.statements().map(|(user, statement)| {
-            let is_offline = u8::from(statement == Statement::Offline);
-            hash::digest(&[user.as_str().as_bytes(), &[], &[is_offline]])
-        });
-        let mut parts = [0_u64; PARTS];
-        for digest in leases.chain(statements) {
-            let place = (digest >> 59) as usize;
-            if let Some(part) = parts.get_mut(place) {
-                *part = part.wrapping_add(digest);
-            }
-        }
-        parts
     }
 
     fn skips(&self, mutation: Mutation) -> bool {

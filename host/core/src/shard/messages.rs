@@ -123,7 +123,8 @@ impl Presence {
         }
         let is_offline = matches!(payload, Payload::Offline { .. });
         let said = Said {
-            timestamp: timestamp.min(common.clock.stamp().saturating_add(AHEAD_MS)),
+            timestamp,
+            latest: common.clock.stamp().saturating_add(AHEAD_MS),
             at: common.now(),
         };
         let within_ms = common.settings.tracker.reorder_ms;

@@ -437,9 +437,7 @@ impl Presence {
             Change::Offline { .. } => {
                 self.followed.expected.remove(&user);
                 self.followed.reshown.remove(event.name.as_str());
-                if self.statements.get(user).is_none() {
-                    self.followed.missed.insert(user, (event, true));
-                }
+                self.followed.missed.insert(user, (event, true));
             }
         }
     }

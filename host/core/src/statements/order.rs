@@ -2,8 +2,12 @@
 //!
 //! Several nodes pass on messages side by side, so that two of them may arrive the other way round, and
 //! at two nodes in two orders. So the senders' clocks decide which was said later, if both arrive
-//! within a short time. Of the same time, the offline is the later one: nobody who is to be hidden
+//! within a short time, and one would have been under way for no longer than that: else the clocks
+//! differ, and say nothing. Of the same time, the offline is the later one: nobody who is to be hidden
 //! is shown by chance, and all nodes come to the same.
+//!
+//! What one sender says of the future was said when it arrived. Where both do, it is this node's clock
+//! that is behind.
 
 use std::collections::VecDeque;
 
@@ -16,8 +20,23 @@ use crate::names::Id;
 pub struct Said {
     /// By the sender's clock, in milliseconds since the Unix epoch.
     pub timestamp: u64,
+    /// The latest that it may have been by this node's clock.
+    pub latest: u64,
     /// When it arrived, by the monotonic time.
     pub at: u64,
+}
+
+impl Said {
+    /// When this was said, and when the other, as far as the senders' clocks can be believed.
+    fn times(&self, other: &Self) -> (u64, u64) {
+        match self.timestamp > self.latest && other.timestamp > other.latest {
+            true => (self.timestamp, other.timestamp),
+            false => (
+                self.timestamp.min(self.latest),
+                other.timestamp.min(other.latest),
+            ),
+        }
+    }
 }
 
 /// What was said lately.
@@ -46,17 +65,22 @@ impl Order {
             false => (&mut newest.online, newest.offline),
         };
         let is_recent = opposite.timestamp > 0 && said.at <= opposite.at.saturating_add(within_ms);
+        let (then, now) = opposite.times(&said);
         let is_later = match is_offline {
-            true => opposite.timestamp > said.timestamp,
-            false => opposite.timestamp >= said.timestamp,
+            true => then > now,
+            false => then >= now,
         };
-        if said.timestamp >= same.timestamp || said.at > same.at.saturating_add(within_ms) {
+        // For so much longer it would have been under way than the opposite.
+        let longer_ms = then.saturating_sub(now) + said.at.saturating_sub(opposite.at);
+        let overtakes = is_recent && is_later && longer_ms <= within_ms;
+        let (then, now) = same.times(&said);
+        if now >= then || said.at > same.at.saturating_add(within_ms) {
             *same = said;
         }
         if is_new {
             self.looks.push_back((said.at, user));
         }
-        !(is_recent && is_later)
+        !overtakes
     }
 
     /// The numbers of ids in here.
@@ -92,7 +116,49 @@ mod tests {
     const WITHIN_MS: u64 = 2_000;
 
     fn said(timestamp: u64, at: u64) -> Said {
-        Said { timestamp, at }
+        Said {
+            timestamp,
+            latest: u64::MAX,
+            at,
+        }
+    }
+
+    fn heard(timestamp: u64, latest: u64, at: u64) -> Said {
+        Said {
+            timestamp,
+            latest,
+            at,
+        }
+    }
+
+    #[test]
+    fn a_node_whose_clock_is_behind_comes_to_the_same_order() {
+        for (first, second) in [
+            ((false, 900_010), (true, 900_011)),
+            ((true, 900_010), (false, 900_011)),
+        ] {
+            let mut order = Order::default();
+            assert!(order.take(ANN, second.0, heard(second.1, 600, 100), WITHIN_MS));
+            assert!(!order.take(ANN, first.0, heard(first.1, 601, 101), WITHIN_MS));
+            let mut order = Order::default();
+            assert!(order.take(ANN, first.0, heard(first.1, 600, 100), WITHIN_MS));
+            assert!(order.take(ANN, second.0, heard(second.1, 601, 101), WITHIN_MS));
+        }
+    }
+
+    #[test]
+    fn senders_whose_clocks_differ_by_more_than_messages_are_under_way_count_as_they_arrive() {
+        // One is a minute behind, and hides somebody who came just before.
+        let mut order = Order::default();
+        assert!(order.take(ANN, false, heard(900_000, 900_100, 100), WITHIN_MS));
+        assert!(order.take(ANN, true, heard(840_500, 900_600, 600), WITHIN_MS));
+        // One is ahead by less than that.
+        let mut order = Order::default();
+        assert!(order.take(ANN, false, heard(901_000, 900_100, 100), WITHIN_MS));
+        assert!(order.take(ANN, true, heard(900_500, 900_600, 600), WITHIN_MS));
+        // Of the same kind, the later one counts by the same.
+        assert!(order.take(ANN, false, heard(900_600, 900_700, 700), WITHIN_MS));
+        assert!(!order.take(ANN, true, heard(900_590, 900_710, 710), WITHIN_MS));
     }
 
     #[test]
@@ -121,8 +187,8 @@ mod tests {
     fn after_a_while_what_arrives_counts_and_nothing_is_kept() {
         let mut order = Order::default();
         assert!(order.take(ANN, true, said(10, 100), WITHIN_MS));
-        assert!(!order.take(ANN, false, said(9, 2_100), WITHIN_MS));
-        assert!(order.take(ANN, false, said(9, 2_101), WITHIN_MS));
+        assert!(!order.take(ANN, false, said(10, 2_100), WITHIN_MS));
+        assert!(order.take(ANN, false, said(10, 2_101), WITHIN_MS));
         assert_eq!(order.ids().count(), 1);
         assert!(order.take(BOB, false, said(9, 9_000), WITHIN_MS));
         assert_eq!(order.ids().collect::<Vec<_>>(), [BOB.0]);

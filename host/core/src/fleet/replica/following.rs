@@ -2,7 +2,9 @@
 
 use super::{Difference, Mutation, Out, Replica, Role};
 use crate::Input;
+use crate::fleet::hash;
 use crate::fleet::told::{Change, Mismatch, PARTS, Pieces, Said, Told};
+use crate::statements::Statement;
 
 /// How often in a row connections are to differ before they do: messages under way make a
 /// difference that is over by the next time.
@@ -222,5 +224,25 @@ impl Replica {
             return Err(Difference::Connections);
         }
         Ok(())
+    }
+
+    /// The digest of the live connections, and of what applications have stated, in parts.
+    pub(super) fn connections(&self) -> [u64; PARTS] {
+        // One without an id only stands for others.
+        let leases = self.shard.leases().filter(|(_, conn, _)| !conn.is_empty());
+        let leases =
+            leases.map(|(user, conn, _)| hash::digest(&[user.as_bytes(), conn.as_bytes()]));
+        let statements = self.shard.statements().map(|(user, statement)| {
+            let is_offline = u8::from(statement == Statement::Offline);
+            hash::digest(&[user.as_str().as_bytes(), &[], &[is_offline]])
+        });
+        let mut parts = [0_u64; PARTS];
+        for digest in leases.chain(statements) {
+            let place = (digest >> 59) as usize;
+            if let Some(part) = parts.get_mut(place) {
+                *part = part.wrapping_add(digest);
+            }
+        }
+        parts
     }
 }

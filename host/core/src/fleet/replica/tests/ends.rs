@@ -56,6 +56,23 @@ fn a_statement_that_nobody_repeats_ends_at_a_standby_as_it_does_at_the_owner() {
 }
 
 #[test]
+fn a_statement_is_over_at_a_standby_too_once_its_user_connects() {
+    let (mut owner, mut standby) = pair();
+    let now = NOW + 2_000;
+    both(&mut owner, &mut standby, now, Kind::Online, "bob", "c1");
+    assert_eq!([&owner, &standby].map(statements), [1, 1]);
+    both(
+        &mut owner,
+        &mut standby,
+        now + 1,
+        Kind::Connect,
+        "bob",
+        "c1",
+    );
+    assert_eq!([&owner, &standby].map(statements), [0, 0]);
+}
+
+#[test]
 fn a_statement_that_ends_while_nobody_owns_the_shard_is_announced_by_the_next_owner() {
     let (mut owner, mut standby) = pair();
     let now = NOW + 2_000;
