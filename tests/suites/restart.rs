@@ -19,6 +19,9 @@ use crate::inputs::{
 use crate::speakers::Speakers;
 use crate::world::{World, on};
 
+/// A browser's name, as it says of itself.
+const LINUX: &str = "Mozilla/5.0 (X11; Linux x86_64; rv:109.0) Gecko/20100101 Firefox/118.0";
+
 /// Longer than a host takes to start again.
 const TIMEOUT_MS: i64 = 2_000;
 
@@ -108,6 +111,48 @@ async fn who_left_while_the_host_was_down_is_gone_after_one_timeout() -> Result<
     assert!(lease >= TIMEOUT_MS as u64, "its lease begins anew: {lease}");
     let offline = world.tape.hosts(FILTERED_OFFLINE, 1).await?.remove(0);
     assert_eq!(offline.visible_to(), ["22222", "67890"]);
+    world.end().await
+}
+
+/// A pipeline with these enrichers.
+fn chain(enrichers: &[&'static str]) -> Vec<(&'static str, Option<toml::Table>)> {
+    let redact = toml::toml! { keys = ["device", "os"] };
+    let enrichers = enrichers.iter().map(|name| (*name, None));
+    let others = [("contacts", None), ("redact", Some(redact))];
+    enrichers.chain(others).collect()
+}
+
+#[tokio::test]
+async fn an_enricher_that_came_or_went_meanwhile_changes_what_viewers_are_shown() -> Result<()> {
+    let mut world = World::start_with(|mut site| {
+        site.set_pipeline(&chain(&[]))?;
+        Ok(site)
+    })
+    .await?;
+    let mut body = inputs::connect("12345", "c1", now_ms());
+    body["metadata"] = json!({"device": "web", "userAgent": LINUX});
+    world.client.input(CONNECT, body).await?;
+    world.host.until_saved(RECORDS).await?;
+
+    world.host.process.kill().await?;
+    world.site.set_pipeline(&chain(&["device-class"]))?;
+    world.host = Host::start(&world.site).await?;
+    let shown = world.tape.hosts(FILTERED_ONLINE, 2).await?.remove(1);
+    let with_os = json!({"device": "web", "os": "Linux"});
+    assert_eq!(shown.field("metadata"), &with_os);
+    // Of the enrichers that there were, nothing is told again, however the host ended.
+    world.host.until_saved(1.0).await?;
+    kill_and_start(&mut world).await?;
+    world.host.process.stop().await?;
+    world.host = Host::start(&world.site).await?;
+    let said = world.host.process.stderr().join("\n");
+    ensure!(!said.contains("run again"), "{said}");
+
+    world.host.process.kill().await?;
+    world.site.set_pipeline(&chain(&[]))?;
+    world.host = Host::start(&world.site).await?;
+    let shown = world.tape.hosts(FILTERED_ONLINE, 3).await?.remove(2);
+    assert_eq!(shown.field("metadata"), &json!({"device": "web"}));
     world.end().await
 }
 

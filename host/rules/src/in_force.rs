@@ -5,7 +5,7 @@
 use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use anyhow::Context as _;
 use presence_config::Config;
@@ -36,10 +36,24 @@ pub struct InForceEntry {
 }
 
 /// The note as it is written.
-#[derive(Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct InForceFile {
     format: u32,
     plugins: Vec<InForceEntry>,
+    /// What stands for the enrichers by which users were announced who are in the state; none if
+    /// there were none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    enrichers: Option<String>,
+}
+
+impl Default for InForceFile {
+    fn default() -> Self {
+        Self {
+            format: FORMAT,
+            plugins: Vec::new(),
+            enrichers: None,
+        }
+    }
 }
 
 /// What is known of the plugins that are, or were, in force.
@@ -47,7 +61,7 @@ struct InForceFile {
 pub struct InForce {
     /// Where it is noted; none where nothing is kept.
     path: Option<PathBuf>,
-    entries: Mutex<Vec<InForceEntry>>,
+    noted: Mutex<InForceFile>,
 }
 
 impl InForce {
@@ -60,7 +74,7 @@ impl InForce {
         let Some(path) = path(config) else {
             return Ok(Self::default());
         };
-        let entries = read(&path).with_context(|| {
+        let noted = read(&path).with_context(|| {
             format!(
                 "the note of the plugins in force, {0}, can't be read: if all of [plugins] dir is \
                  there, remove it",
@@ -69,14 +83,14 @@ impl InForce {
         })?;
         Ok(Self {
             path: Some(path),
-            entries: entries.into(),
+            noted: noted.into(),
         })
     }
 
     /// The file that a plugin of this name last came from, if it did.
     pub fn file_of(&self, name: &str) -> Option<InForceEntry> {
-        let entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut of_name = entries.iter().filter(|entry| entry.plugin == name);
+        let noted = self.noted();
+        let mut of_name = noted.plugins.iter().filter(|entry| entry.plugin == name);
         of_name.find(|entry| entry.source != BUILT_IN).cloned()
     }
 
@@ -85,11 +99,33 @@ impl InForce {
         self.path.as_deref()
     }
 
+    /// Whether users in the state were announced by other enrichers than those of a pipeline.
+    pub fn has_other_enrichers(&self, blueprint: &Blueprint) -> bool {
+        self.noted().enrichers != blueprint.enrichers_digest()
+    }
+
     /// Notes what is in force from now on. What came from a file stays noted when the
     /// pipeline doesn't name it any more.
     pub fn record(&self, blueprint: &Blueprint) {
+        self.note_both(blueprint, blueprint.enrichers_digest());
+    }
+
+    /// As [`Self::record`] at a start, but for the enrichers: those of the node's last run are
+    /// noted until this one ends, or its pipeline changes. A process that is killed before then runs
+    /// them again at its next start.
+    pub fn record_plugins(&self, blueprint: &Blueprint) {
+        let enrichers = self.noted().enrichers.clone();
+        self.note_both(blueprint, enrichers);
+    }
+
+    fn noted(&self) -> MutexGuard<'_, InForceFile> {
+        self.noted.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn note_both(&self, blueprint: &Blueprint, enrichers: Option<String>) {
         let mut now: Vec<_> = blueprint.stages().map(InForceEntry::of).collect();
-        let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut noted = self.noted();
+        let entries = &noted.plugins;
         let is_named = |entry: &InForceEntry| now.iter().any(|named| named.plugin == entry.plugin);
         let former = entries
             .iter()
@@ -101,17 +137,24 @@ impl InForce {
             })
             .collect();
         now.extend(former);
-        if *entries == now {
+        let now = InForceFile {
+            plugins: now,
+            enrichers,
+            ..InForceFile::default()
+        };
+        if *noted == now {
             return;
         }
-        let before = std::mem::replace(&mut *entries, now);
-        // Of built-in plugins alone, a note says no more than none.
+        let before = std::mem::replace(&mut *noted, now);
+        // Of built-in plugins alone that are no enrichers, a note says no more than none.
         let is_built_in = |entry: &InForceEntry| entry.source == BUILT_IN;
-        if before.iter().chain(entries.iter()).all(is_built_in) {
+        let says_nothing =
+            |note: &InForceFile| note.plugins.iter().all(is_built_in) && note.enrichers.is_none();
+        if says_nothing(&before) && says_nothing(&noted) {
             return;
         }
         if let Some(path) = &self.path
-            && let Err(error) = write(path, &entries)
+            && let Err(error) = write(path, &noted)
         {
             tracing::warn!(
                 "which plugins are in force can't be noted, and a start won't notice a missing \
@@ -141,12 +184,14 @@ fn path(config: &Config) -> Option<PathBuf> {
     Some(dir.join(format!("{tenant}.plugins.json")))
 }
 
-fn read(path: &Path) -> anyhow::Result<Vec<InForceEntry>> {
+fn read(path: &Path) -> anyhow::Result<InForceFile> {
     let bytes = match fs::read(path) {
         Ok(bytes) => bytes,
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(InForceFile::default()),
         // A folder that can't be used is for the state to tell of.
-        Err(error) if error.kind() == ErrorKind::NotADirectory => return Ok(Vec::new()),
+        Err(error) if error.kind() == ErrorKind::NotADirectory => {
+            return Ok(InForceFile::default());
+        }
         Err(error) => return Err(error.into()),
     };
     let note: InForceFile = serde_json::from_slice(&bytes)?;
@@ -155,14 +200,10 @@ fn read(path: &Path) -> anyhow::Result<Vec<InForceEntry>> {
         "it is of the format {}, and this version reads {FORMAT}",
         note.format
     );
-    Ok(note.plugins)
+    Ok(note)
 }
 
-fn write(path: &Path, entries: &[InForceEntry]) -> anyhow::Result<()> {
-    let note = InForceFile {
-        format: FORMAT,
-        plugins: entries.to_vec(),
-    };
+fn write(path: &Path, note: &InForceFile) -> anyhow::Result<()> {
     let written = private::write(path, &serde_json::to_vec_pretty(&note)?);
     written.with_context(|| format!("can't write {}", path.display()))
 }
@@ -185,11 +226,17 @@ mod tests {
     fn what_is_noted_is_read_and_only_files_count() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("presence.plugins.json");
-        assert!(read(&path).unwrap().is_empty());
+        assert_eq!(read(&path).unwrap(), InForceFile::default());
         let entries = [entry("contacts", BUILT_IN), entry("rule", "/d/rule.wasm")];
-        write(&path, &entries).unwrap();
+        let note = InForceFile {
+            plugins: entries.to_vec(),
+            enrichers: Some("1a".into()),
+            ..InForceFile::default()
+        };
+        write(&path, &note).unwrap();
+        assert_eq!(read(&path).unwrap(), note);
         let in_force = InForce {
-            entries: read(&path).unwrap().into(),
+            noted: read(&path).unwrap().into(),
             path: None,
         };
         assert_eq!(in_force.file_of("contacts"), None);
@@ -205,6 +252,10 @@ mod tests {
             fs::write(&path, bytes).unwrap();
             assert!(read(&path).is_err(), "{bytes}");
         }
-        assert!(read(&path.join("below a file")).unwrap().is_empty());
+        // One of a version that noted no enrichers.
+        fs::write(&path, r#"{"format":1,"plugins":[]}"#).unwrap();
+        assert_eq!(read(&path).unwrap(), InForceFile::default());
+        let below = path.join("below a file");
+        assert_eq!(read(&below).unwrap(), InForceFile::default());
     }
 }

@@ -139,6 +139,11 @@ impl Loader {
         self.in_force.record(blueprint);
     }
 
+    /// What was in force when the node last ran, and is noted anew.
+    pub fn in_force(&self) -> &InForce {
+        &self.in_force
+    }
+
     /// Stands for what a load of the configured pipeline goes by: it is another number
     /// once the pipeline, or one of the files, has changed.
     pub fn stamp(config: &Config) -> u64 {

@@ -3,6 +3,8 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
+use sha2::{Digest as _, Sha256};
+
 use crate::latency::{Histogram, Latency};
 use crate::manifest::{Effect, Role};
 use crate::{Limits, LoadError, Pipeline, Stage, self_test};
@@ -194,14 +196,23 @@ impl Blueprint {
 
     /// Whether its enrichers do the same as those of another.
     pub fn has_same_enrichers(&self, other: &Self) -> bool {
-        let enrichers = |it: &Self| -> Vec<Arc<Stage>> {
-            let stages = it.stages.iter();
-            let enrichers = stages.filter(|it| it.plugin.manifest.role == Role::Enricher);
-            enrichers.cloned().collect()
-        };
-        let (own, others) = (enrichers(self), enrichers(other));
-        let is_same = |(a, b): (&Arc<Stage>, &Arc<Stage>)| a.is_same(b) && a.is_judged_as(b);
-        own.len() == others.len() && own.iter().zip(&others).all(is_same)
+        let is_same = |(a, b): (&Stage, &Stage)| a.is_same(b) && a.is_judged_as(b);
+        self.enrichers().count() == other.enrichers().count()
+            && self.enrichers().zip(other.enrichers()).all(is_same)
+    }
+
+    /// What stands for what its enrichers do, in hexadecimal; none if it has none.
+    pub fn enrichers_digest(&self) -> Option<String> {
+        let mut enrichers = self.enrichers().peekable();
+        enrichers.peek()?;
+        let stages: Vec<_> = enrichers.map(Stage::fingerprint).collect();
+        let digest = Sha256::digest(stages.join("\n"));
+        Some(digest.iter().map(|byte| format!("{byte:02x}")).collect())
+    }
+
+    fn enrichers(&self) -> impl Iterator<Item = &Stage> {
+        let stages = self.stages.iter().map(|it| &**it);
+        stages.filter(|it| it.plugin.manifest.role == Role::Enricher)
     }
 
     /// Whether one of its stages is the same as that.

@@ -136,6 +136,20 @@ impl Stage {
             && self.on_failure == other.on_failure
     }
 
+    /// A line that is the same for stages that do the same.
+    pub(crate) fn fingerprint(&self) -> String {
+        let Self {
+            plugin,
+            config,
+            on_failure,
+            withdrawn,
+            ..
+        } = self;
+        let (sha256, may) = (&plugin.sha256, self.may());
+        let is_withdrawn = withdrawn.is_some();
+        format!("{sha256} {config} {may:?} {on_failure:?} {is_withdrawn}")
+    }
+
     /// Why it may not run any more, if it may not.
     pub fn withdrawn(&self) -> Option<&str> {
         self.withdrawn.as_deref()

@@ -99,6 +99,8 @@ pub(super) struct TenantParts {
     heard: watch::Receiver<u64>,
     /// What was known when the node last ran.
     restored: Option<Restored>,
+    /// Whether that was by other enrichers.
+    has_other_enrichers: bool,
     /// Its turn to serve.
     turn: ServingTurn,
     admin: Admin,
@@ -224,7 +226,16 @@ pub(super) async fn start(
     }
     let running = tenant.running.subscribe();
     let (noting, first) = (Arc::clone(&loader), Arc::clone(&running.borrow().blueprint));
-    elsewhere(move || noting.record_in_force(&first)).await;
+    let has_users = restored.as_ref().is_some_and(Restored::has_users);
+    let noted = elsewhere(move || {
+        let is_other = has_users && noting.in_force().has_other_enrichers(&first);
+        match is_other {
+            true => noting.in_force().record_plugins(&first),
+            false => noting.record_in_force(&first),
+        }
+        is_other
+    });
+    let has_other_enrichers = noted.await;
     tasks.spawn(
         "in-force",
         reload::note_in_force(Arc::clone(&loader), running),
@@ -276,6 +287,7 @@ pub(super) async fn start(
         heard: link.heard.clone(),
         connects: link.connects.clone(),
         restored,
+        has_other_enrichers,
         turn,
         fleet,
     })
@@ -329,6 +341,7 @@ impl TenantParts {
             status,
             heard,
             restored,
+            has_other_enrichers,
             turn,
             admin,
             follower,
@@ -376,6 +389,13 @@ impl TenantParts {
         // on who was online when the node last ran.
         if let Some(restored) = restored.take() {
             tenant.restore(restored).await;
+            if *has_other_enrichers {
+                tracing::info!(
+                    "the enrichers are others than when the state was written: they run again for \
+                     users who are online"
+                );
+                tenant.run_enrichers().await;
+            }
         }
         if let Some(start) = fleet.take() {
             let broker = (&*connection, Arc::clone(&broker));

@@ -63,6 +63,11 @@ impl Restored {
         (users, connections)
     }
 
+    /// Whether there are users who are online.
+    pub(crate) fn has_users(&self) -> bool {
+        self.counts().0 > 0
+    }
+
     /// Where nothing was stored.
     pub(crate) fn nothing() -> Self {
         Self {

@@ -22,7 +22,7 @@ use presence_config::{self as config, Config, Quotas};
 use presence_core::directory::{Changes, Directory};
 use presence_core::names::Names;
 use presence_core::quota::Quota;
-use presence_core::share::Share;
+use presence_core::share::{Assignment, Share};
 use presence_core::{Input, Shard, metadata};
 use presence_sandbox::{Blueprint, Latency};
 use tokio::sync::{oneshot, watch};
@@ -300,6 +300,23 @@ impl Tenant {
         for restored in known {
             // A thread that is gone is noticed elsewhere.
             let _ = restored.await;
+        }
+    }
+
+    /// Has the enrichers run again for all who are online.
+    pub(crate) async fn run_enrichers(&self) {
+        let active = self.running.borrow().generation;
+        let same = Assignment {
+            active,
+            candidate: None,
+        };
+        for shard in self.shards.iter() {
+            let input = Input::Reassigned {
+                before: same,
+                after: same,
+                has_other_enrichers: true,
+            };
+            shard.send(Task::Input(input)).await;
         }
     }
 
