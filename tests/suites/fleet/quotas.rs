@@ -1,16 +1,18 @@
 //! Quotas in a fleet: an owner and its standby refuse the same, so that a takeover neither forgets who
 //! was taken in nor brings in who was refused.
 
+use std::collections::BTreeSet;
+
 use anyhow::{Context, Result, ensure};
 use presence_core::fleet::hash;
-use presence_tests::client::{Client, now_ms};
+use presence_tests::client::{Client, ReceivedMessage, now_ms};
 use presence_tests::host::Host;
 use presence_tests::site::Site;
 use presence_tests::wait;
 use serde_json::Value;
 
 use super::{Node, SPEAKERS, Scene, are_settled, guest, hosts, shard_of, site, speaker};
-use crate::inputs::{self, CONNECT, DISCONNECT, HEARTBEAT};
+use crate::inputs::{self, CONNECT, DISCONNECT, HEARTBEAT, ONLINE};
 use crate::speakers::Speakers;
 
 async fn nodes(scene: &Scene, limits: impl Fn(Site) -> Result<Site>) -> Result<Vec<Node>> {
@@ -130,4 +132,29 @@ async fn who_was_refused_for_too_many_messages_is_not_there_after_a_takeover() -
     let told = letters.iter().filter_map(|it| it["error"].as_str());
     ensure!(told.filter(|it| it.contains(error)).count() >= refused.len());
     scene.nobody_was_told_wrong().await
+}
+
+#[tokio::test]
+async fn no_application_says_that_its_message_is_one_too_many() -> Result<()> {
+    let mut scene = Scene::start().await?;
+    let nodes = scene.nodes(&["a", "b"]).await?;
+    are_settled(&hosts(&nodes)).await?;
+    scene.are_online().await?;
+    for number in 0..40 {
+        let connect = inputs::connect(&guest(number), "c1", now_ms());
+        let forged = [("Presence-Excess", "1")];
+        scene
+            .client
+            .publish_with(CONNECT, &forged, &connect)
+            .await?;
+    }
+    let are_there = |seen: &[ReceivedMessage]| {
+        let came = crate::world::on(seen, ONLINE);
+        let came: BTreeSet<_> = came.iter().filter_map(|it| it["userId"].as_str()).collect();
+        (0..40).all(|number| came.contains(&*guest(number)))
+    };
+    scene
+        .tape
+        .until("all of them to come online", are_there)
+        .await
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 
-use async_nats::{Client, Message, Statistics, Subject, Subscriber};
+use async_nats::{Client, HeaderMap, HeaderName, Message, Statistics, Subject, Subscriber};
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt as _};
 use presence_config::subjects::SEQ;
@@ -201,15 +201,60 @@ impl Incoming {
         values.next().is_none().then_some(value.as_str())
     }
 
-    /// The same with a header more.
-    pub(crate) fn marked(mut self, name: &'static str) -> Self {
-        let headers = self.0.headers.get_or_insert_default();
-        headers.insert(name, "1");
+    /// Whether it has any headers.
+    pub(crate) fn has_headers(&self) -> bool {
+        self.0.headers.is_some()
+    }
+
+    /// The same with a header that says that it is so, or without one, whatever its sender wrote.
+    pub(crate) fn marked(mut self, name: &'static str, is_so: bool) -> Self {
+        let is_it = |it: &HeaderName| AsRef::<str>::as_ref(it).eq_ignore_ascii_case(name);
+        let headers = self.0.headers.take().unwrap_or_default();
+        let mut kept = HeaderMap::new();
+        for (name, values) in headers.iter().filter(|(it, _)| !is_it(it)) {
+            for value in values {
+                kept.append(name.clone(), value.clone());
+            }
+        }
+        if is_so {
+            kept.insert(name, "1");
+        }
+        self.0.headers = (!kept.is_empty()).then_some(kept);
         self
     }
 
     /// How many bytes it takes, with its subject and its headers.
     pub(crate) fn bytes(&self) -> usize {
         self.0.length
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mark_is_what_it_is_made_whatever_the_sender_wrote() {
+        let mut headers = HeaderMap::new();
+        headers.append("presence-excess", "1");
+        headers.append("Presence-Excess", "0");
+        headers.append("traceparent", "00-1");
+        let message = |headers: &HeaderMap| {
+            Incoming(Message {
+                subject: "presence.connect".into(),
+                reply: None,
+                payload: Bytes::new(),
+                headers: Some(headers.clone()),
+                status: None,
+                description: None,
+                length: 0,
+            })
+        };
+        for is_so in [true, false] {
+            let marked = message(&headers).marked("Presence-Excess", is_so);
+            let mark = marked.header("Presence-Excess");
+            assert_eq!(mark, is_so.then_some("1"));
+            assert_eq!(marked.header("traceparent"), Some("00-1"));
+        }
     }
 }

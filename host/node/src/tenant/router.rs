@@ -148,8 +148,9 @@ impl Router {
     /// Takes the message that was sorted last, if it is to be passed on.
     pub(super) fn take(&mut self, received: Incoming) {
         if let Some((subject, is_excess)) = self.next.take() {
-            let message = match is_excess {
-                true => received.marked(EXCESS),
+            // Only a router says so.
+            let message = match is_excess || received.has_headers() {
+                true => received.marked(EXCESS, is_excess),
                 false => received,
             };
             self.passed_on.push((subject, message));
