@@ -37,6 +37,7 @@ mod hostile_text;
 mod hot_swap;
 mod in_force;
 mod inbox;
+mod input_stream;
 mod inputs;
 mod js_client;
 mod large_audience;

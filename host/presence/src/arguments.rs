@@ -29,6 +29,15 @@ pub(crate) fn span(text: &str) -> Result<Duration, String> {
     span.ok_or_else(|| "write a time such as 500ms, 90s, 15m, 2h or 7d".into())
 }
 
+/// A span of time in words: in days if it is so many, or else in hours.
+pub(crate) fn in_words(span: Duration) -> String {
+    let hours = span.as_secs() / 3_600;
+    match hours.is_multiple_of(24) {
+        true => format!("{} d", hours / 24),
+        false => format!("{hours} h"),
+    }
+}
+
 /// An amount of bytes as it is written on the command line: `65536`, `500k`, `64MiB`.
 /// Units with an `i` are binary, the others decimal, as in the SI; their case is of no
 /// matter, since nothing here is counted in bits or in thousandths.

@@ -22,6 +22,7 @@ mod config;
 mod dlq;
 mod explain;
 mod init;
+mod input;
 mod manual;
 mod pipeline;
 mod plugins;
@@ -128,6 +129,12 @@ enum Command {
         after_help = "Example:\n  presence dlq list --reason plugin-failed"
     )]
     Dlq(dlq::Command),
+    /// The stream that keeps connects and disconnects while no node runs.
+    #[command(
+        subcommand,
+        after_help = "Example:\n  presence input init --max-bytes 4GiB --max-age 3d"
+    )]
+    Input(input::Command),
     /// The plugin store: plugins for all nodes, uploaded, put in force and taken back.
     #[command(
         subcommand,
@@ -180,6 +187,7 @@ fn main() -> ExitCode {
         Command::Check(args) => check::run(&args),
         Command::Config(args) => config::run(&args),
         Command::Dlq(command) => dlq::run(&command),
+        Command::Input(command) => input::run(&command),
         Command::Plugins(command) => plugins::run(&command),
         Command::Pipeline(command) => pipeline::run(&command),
         Command::Plugin(command) => plugin::run(&command),

@@ -37,6 +37,7 @@ async fn alerts_and_dashboard_ask_for_metrics_labels_and_values_that_a_node_has(
         metrics.push_str(line);
         metrics.push('\n');
     }
+    metrics.push_str(&crate::input_stream::metrics_of_stream().await?);
     let metrics = Metrics::read(&metrics)?;
 
     let alerts = alerts()?.into_iter();

@@ -42,7 +42,9 @@ async fn the_reference_has_every_metric_and_every_reason() -> Result<()> {
     let of_fleet = of_fleet.lines().filter(|it| it.contains("presence_fleet_"));
     let of_fleet: Vec<_> = of_fleet.collect();
     host.stop().await?;
-    for line in exposition.lines().chain(of_fleet) {
+    let of_stream = crate::input_stream::metrics_of_stream().await?;
+    let others = of_fleet.into_iter().chain(of_stream.lines());
+    for line in exposition.lines().chain(others) {
         if let Some((name, kind)) = line
             .strip_prefix("# TYPE ")
             .and_then(|it| it.split_once(' '))

@@ -38,12 +38,13 @@ pub enum Effect {
 }
 
 /// What takes effect at the next start only: sections, and keys in them.
-const RESTART: [&str; 19] = [
+const RESTART: [&str; 20] = [
     "node",
     "nats",
     "tenant",
     "state",
     "fleet",
+    "input",
     "plugins.source",
     "plugins.cache",
     "plugins.compilers",
@@ -105,6 +106,7 @@ impl Config {
         self.tenant = running.tenant;
         self.state = running.state;
         self.fleet = running.fleet;
+        self.input = running.input;
         self.plugins.source = running.plugins.source;
         self.plugins.cache = running.plugins.cache;
         self.plugins.compilers = running.plugins.compilers;
@@ -170,6 +172,7 @@ impl Config {
             ("tracker", Live, self.tracker != new.tracker),
             ("state", Restart, self.state != new.state),
             ("fleet", Restart, self.fleet != new.fleet),
+            ("input", Restart, self.input != new.input),
             (
                 "directory",
                 if self.directory.is_alike(&new.directory) {

@@ -15,6 +15,7 @@ mod engine;
 mod environment;
 mod file;
 mod fleet;
+mod input;
 mod limits;
 mod nats;
 mod overlaps;
@@ -51,6 +52,7 @@ pub use engine::{Engine, Queues};
 pub use environment::variables;
 pub use file::Text;
 pub use fleet::Fleet;
+pub use input::Input;
 pub use limits::Limits;
 pub use nats::{Auth, Nats};
 pub use pipeline::{Grant, OnFailure, Source, Stage, StagePlace};
@@ -86,6 +88,8 @@ pub struct Config {
     pub state: State,
     /// Several nodes that share the tenant's users.
     pub fleet: Fleet,
+    /// Where connects and disconnects are taken from.
+    pub input: Input,
     /// Where contacts, groups and blocks come from.
     pub directory: Directory,
     /// Where plugins come from.
@@ -283,6 +287,7 @@ impl Config {
         let fleet = root.section("fleet", |section| {
             Fleet::read(section, fleet_shards, &tenant, &tracker)
         });
+        let input = root.section("input", |section| Input::read(section, &state, &fleet));
         Self {
             node,
             nats,
@@ -290,6 +295,7 @@ impl Config {
             tracker,
             state,
             fleet,
+            input,
             directory: root.section("directory", Directory::read),
             plugins: root.section("plugins", Plugins::read),
             pipeline: root

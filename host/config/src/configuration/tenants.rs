@@ -27,10 +27,11 @@ const KEY: &str = "tenant";
 
 /// The sections that a tenant may have of its own. What it leaves out of them is as the file's
 /// own section says.
-const SECTIONS: [&str; 15] = [
+const SECTIONS: [&str; 16] = [
     "nats",
     "tracker",
     "state",
+    "input",
     "fleet",
     "directory",
     "plugins",

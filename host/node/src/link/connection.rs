@@ -170,6 +170,11 @@ impl Stream for Subscription {
 }
 
 impl Incoming {
+    /// A message that a stream has stored.
+    pub(super) fn stored(message: Message) -> Self {
+        Self(message)
+    }
+
     pub(crate) fn subject(&self) -> &str {
         &self.0.subject
     }

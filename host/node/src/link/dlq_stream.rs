@@ -3,11 +3,10 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, anyhow, bail, ensure};
+use async_nats::Message;
+use async_nats::jetstream::ErrorCode;
 use async_nats::jetstream::consumer::{Consumer, DeliverPolicy, pull};
-use async_nats::jetstream::context::GetStreamErrorKind;
-use async_nats::jetstream::stream::{self, DeleteMessageErrorKind, DiscardPolicy, StorageType};
-use async_nats::jetstream::{self, ErrorCode};
-use async_nats::{Client, Message};
+use async_nats::jetstream::stream::{self, DeleteMessageErrorKind};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
@@ -20,9 +19,9 @@ use serde::Deserialize;
 use serde_json::Value;
 use tokio::time::timeout;
 
-use crate::link::broker::BrokerAccess;
+use super::input_stream;
+use super::stream_setup::{Retention, StreamAccess, is_missing};
 use crate::link::request::{self, RequestError};
-use crate::link::request_client::{self, LastBrokerError};
 
 /// How long a node has to answer a message that is redriven.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -32,22 +31,11 @@ const READ_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The stream of a tenant's dead letters, and a connection to it.
 pub struct DlqStream {
-    client: Client,
-    context: jetstream::Context,
-    complaint: LastBrokerError,
+    access: StreamAccess,
     subjects: Subjects,
     name: String,
-}
-
-/// How much the stream keeps.
-#[derive(Clone, Copy, Debug)]
-pub struct Retention {
-    /// How many bytes; the oldest letters go first.
-    pub bytes_max: u64,
-    /// For how long.
-    pub age_max: Duration,
-    /// On how many servers of a cluster.
-    pub replicas: usize,
+    /// The stream that takes connects and disconnects in, if nodes take them from one.
+    input: Option<String>,
 }
 
 /// A dead letter in the stream.
@@ -108,19 +96,10 @@ impl DlqStream {
     /// # Errors
     /// If NATS can't be reached.
     pub async fn connect(config: &Config, stream: Option<&str>) -> anyhow::Result<Self> {
-        let access = BrokerAccess::new(config);
-        let complaint = LastBrokerError::default();
-        let options = access
-            .options()?
-            .name("presence dlq")
-            .custom_inbox_prefix(request_client::inbox(config, None))
-            .event_callback(complaint.listener());
-        let client = access.connect(options).await?;
         let prefix = config.tenant.prefix.as_deref();
         Ok(Self {
-            context: jetstream::new(client.clone()),
-            client,
-            complaint,
+            access: StreamAccess::connect(config, "presence dlq").await?,
+            input: config.input.stream.clone(),
             subjects: Subjects::new(prefix),
             name: match (stream, prefix) {
                 (Some(stream), _) => stream.to_owned(),
@@ -140,45 +119,13 @@ impl DlqStream {
     /// # Errors
     /// If the server refuses, or a stream of that name keeps something else.
     pub async fn init(&self, retention: Retention) -> anyhow::Result<bool> {
-        let subject = self.subjects.of("presence.dlq");
         let wanted = stream::Config {
             name: self.name.clone(),
             description: Some("what presence could not process".into()),
-            subjects: vec![subject.clone()],
-            max_bytes: i64::try_from(retention.bytes_max)?,
-            max_age: retention.age_max,
-            num_replicas: retention.replicas,
-            discard: DiscardPolicy::Old,
-            storage: StorageType::File,
+            subjects: vec![self.subjects.of("presence.dlq")],
             ..stream::Config::default()
         };
-        let is_new = match self.context.get_stream(&self.name).await {
-            Ok(found) => {
-                let found = found.cached_info();
-                ensure!(
-                    found.config.subjects == wanted.subjects,
-                    "the stream `{}` exists, and keeps {:?}, not {subject}: presence doesn't change it",
-                    self.name,
-                    found.config.subjects
-                );
-                let changed = stream::Config {
-                    max_bytes: wanted.max_bytes,
-                    max_age: wanted.max_age,
-                    num_replicas: wanted.num_replicas,
-                    ..found.config.clone()
-                };
-                let updated = self.context.update_stream(changed).await;
-                updated.with_context(|| format!("can't change the stream `{}`", self.name))?;
-                false
-            }
-            Err(error) if is_missing(&error.kind()) => {
-                let created = self.context.create_stream(wanted).await;
-                created.with_context(|| format!("can't make the stream `{}`", self.name))?;
-                true
-            }
-            Err(error) => return Err(self.unreadable(error)),
-        };
-        Ok(is_new)
+        self.access.make(wanted, retention).await
     }
 
     /// The number of the newest message in the stream; 0 where there was none yet.
@@ -255,13 +202,27 @@ impl DlqStream {
             RedriveMode::None(why) => bail!(why),
         };
         let payload = letter.payload()?;
-        let read = |reply: &Message| outcome(&serde_json::from_slice(&reply.payload).ok()?);
-        match request::ask(&self.client, &subject, payload, TIMEOUT, read).await {
+        // The node gets it from the stream, and answers nobody.
+        let stream = self
+            .input
+            .as_ref()
+            .filter(|_| match self.redrive_mode(letter) {
+                RedriveMode::Input(kind) => input_stream::KINDS.contains(&kind),
+                _ => false,
+            });
+        let read = |reply: &Message| {
+            if stream.is_some() && request::acknowledging_stream(&reply.payload) == stream.cloned()
+            {
+                return Some(RedriveResult::Accepted);
+            }
+            outcome(&serde_json::from_slice(&reply.payload).ok()?)
+        };
+        match request::ask(&self.access.client, &subject, payload, TIMEOUT, read).await {
             Ok(outcome) => Ok(outcome),
             Err(RequestError::Nobody { .. }) => {
                 bail!("no processor listens on {subject}: is `presence run` up?")
             }
-            Err(error) => Err(self.complained(error.into())),
+            Err(error) => Err(self.access.complained(error.into())),
         }
     }
 
@@ -270,7 +231,7 @@ impl DlqStream {
     /// # Errors
     /// If it can't be removed.
     pub async fn remove(&self, number: u64) -> anyhow::Result<()> {
-        let stream = self.context.get_stream_no_info(&self.name).await?;
+        let stream = self.access.context.get_stream_no_info(&self.name).await?;
         match stream.delete_message(number).await {
             Ok(_) => Ok(()),
             Err(error) if is_gone(&error.kind()) => Ok(()),
@@ -281,30 +242,14 @@ impl DlqStream {
     }
 
     async fn stream(&self) -> anyhow::Result<stream::Stream> {
-        match self.context.get_stream(&self.name).await {
+        match self.access.context.get_stream(&self.name).await {
             Ok(stream) => Ok(stream),
             Err(error) if is_missing(&error.kind()) => bail!(
                 "no dead letters are kept: there is no stream `{}`. `presence dlq init` makes it",
                 self.name
             ),
-            Err(error) => Err(self.unreadable(error)),
+            Err(error) => Err(self.access.unreadable(&self.name, error)),
         }
-    }
-
-    /// An error, or what the broker has said instead.
-    fn complained(&self, error: anyhow::Error) -> anyhow::Error {
-        match self.complaint.take() {
-            Some(said) => anyhow!("NATS says: {said}"),
-            None => error,
-        }
-    }
-
-    fn unreadable(&self, error: impl std::error::Error + Send + Sync + 'static) -> anyhow::Error {
-        self.complained(error.into()).context(format!(
-            "can't reach the stream `{}`: does the server have JetStream (`nats-server --jetstream \
-             --store_dir FOLDER`), and may this user use it?",
-            self.name
-        ))
     }
 }
 
@@ -385,10 +330,6 @@ fn is_gone(kind: &DeleteMessageErrorKind) -> bool {
     // Servers say so by one of several codes.
     [ErrorCode::NO_MESSAGE_FOUND, ErrorCode::SEQUENCE_NOT_FOUND].contains(&error.error_code())
         || error.to_string().contains("no message found")
-}
-
-fn is_missing(kind: &GetStreamErrorKind) -> bool {
-    matches!(kind, GetStreamErrorKind::JetStream(error) if error.error_code() == ErrorCode::STREAM_NOT_FOUND)
 }
 
 /// What a node's reply says; none if it isn't one.

@@ -10,10 +10,12 @@ use async_nats::{Client, Event, Message};
 use presence_config::escape::line;
 use presence_config::subjects::Subjects;
 use presence_config::{Auth, Config};
+use presence_core::message::Kind;
 use presence_core::token;
 use serde_json::Value;
 
 use crate::link::broker::BrokerAccess;
+use crate::link::input_stream::KINDS;
 use crate::link::request::{self, RequestError};
 
 /// How long a processor has to answer.
@@ -56,6 +58,8 @@ pub struct RequestClient {
     subjects: Subjects,
     servers: String,
     complaint: LastBrokerError,
+    /// The stream that takes connects and disconnects in, if nodes take them from one.
+    input: Option<String>,
 }
 
 /// What the broker complained of last: without this, a forbidden request would just time out.
@@ -133,6 +137,7 @@ impl RequestClient {
             subjects: Subjects::new(config.tenant.prefix.as_deref()),
             servers: access.servers(),
             complaint,
+            input: config.input.stream.clone(),
         })
     }
 
@@ -154,8 +159,17 @@ impl RequestClient {
             body, is_answer, ..
         } = question;
         let subject = self.subjects.of(&question.subject);
+        // Nodes get it from the stream, and answer nobody.
+        let kind = Kind::of_subject(&question.subject);
+        let is_stored = kind.is_some_and(|kind| KINDS.contains(&kind));
+        let stream = self.input.as_ref().filter(|_| is_stored);
         let read = |reply: &Message| {
-            let reply: Value = serde_json::from_slice(&reply.payload).ok()?;
+            let stored = request::acknowledging_stream(&reply.payload);
+            let is_stored = stored.is_some() && stored.as_ref() == stream;
+            let mut reply: Value = serde_json::from_slice(&reply.payload).ok()?;
+            if let Some(fields) = reply.as_object_mut().filter(|_| is_stored) {
+                fields.insert("ok".into(), true.into());
+            }
             (is_refusal(&reply) || is_answer(&reply)).then_some(reply)
         };
         let body = body.to_string().into();

@@ -25,6 +25,7 @@ use crate::clock;
 use crate::directory::request::AnswerFetcher;
 use crate::link::sequencer::Sequencer;
 use crate::ops::recent_dead_letters::RecentDeadLetters;
+use crate::state::position::ShardPosition;
 use crate::state::{Restorer, Saver};
 use crate::telemetry::Tracer;
 use crate::tenant::failures::FailureLog;
@@ -76,6 +77,8 @@ pub(crate) struct HostedShard {
     pub(super) stale: StaleLog,
     /// The inputs that it is at.
     pub(super) current: Option<CurrentBatch>,
+    /// Up to where it has taken the input stream; none if it takes from none.
+    pub(super) position: Option<ShardPosition>,
     /// How many batches it has handled since it took a question.
     pub(super) batches: usize,
     /// Whether its last turn was one with inputs.
@@ -141,6 +144,7 @@ impl HostedShard {
             figures,
             stale: StaleLog::default(),
             current: None,
+            position: None,
             batches: 0,
             took_inputs: false,
             output_end: 0,
@@ -183,7 +187,8 @@ impl HostedShard {
         if self.ending.is_some() || self.restart.is_under_way() {
             return None;
         }
-        let save_at = self.saver.as_ref().and_then(|saver| saver.due(&self.shard));
+        let saver = self.saver.as_ref();
+        let save_at = saver.and_then(|saver| saver.due(&self.shard, self.position));
         self.shard.next_deadline().into_iter().chain(save_at).min()
     }
 
@@ -201,9 +206,9 @@ impl HostedShard {
     pub(super) fn save<C: Transport>(&mut self, outbox: &Outbox<C>) {
         #[cfg(test)]
         self.may_panic(PanicPoint::Save);
-        let (end, acknowledged) = (self.published_end, outbox.acknowledged());
+        let broker = (self.published_end, outbox.acknowledged());
         if let Some(saver) = &mut self.saver
-            && !saver.save(&mut self.shard, end, acknowledged)
+            && !saver.save(&mut self.shard, self.position, broker)
         {
             tracing::error!(
                 "the writer of the state has ended: changes from now on are lost at a restart"
@@ -248,7 +253,7 @@ impl HostedShard {
         };
         // Where the broker can't be reached, the state stays as it was when it last had all.
         match outbox.settled(end) {
-            Some(true) => saver.save_all(&mut self.shard, end),
+            Some(true) => saver.save_all(&mut self.shard, self.position, end),
             Some(false) => {
                 tracing::warn!(
                     "NATS can't be reached, and has not acknowledged the last messages: the state \

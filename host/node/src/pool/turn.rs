@@ -27,6 +27,7 @@ use super::work::{ShardQuestion, Task};
 use super::{Address, Stopwatch, ThreadFigures};
 use crate::clock;
 use crate::link::journal::{Counting, JournalEntry};
+use crate::state::position::StreamPlaces;
 use crate::telemetry::{Begun, Handled};
 
 /// How many batches of inputs a question waits for, at most.
@@ -47,6 +48,8 @@ pub(super) struct CurrentBatch {
     /// How many of them have been taken, and those that are traced, by their places.
     taken: usize,
     traced: Peekable<vec::IntoIter<(usize, Begun)>>,
+    /// Where they stand in the input stream, if they are of it.
+    places: Option<Box<StreamPlaces>>,
     /// Whether all has been done that fell due before they arrived.
     is_begun: bool,
 }
@@ -97,6 +100,7 @@ impl HostedShard {
                     inputs: batch.inputs.into_iter(),
                     taken: 0,
                     traced: batch.traced.into_iter().peekable(),
+                    places: batch.places,
                     is_begun: false,
                 });
             }
@@ -167,6 +171,7 @@ impl HostedShard {
             };
             let place = current.taken;
             current.taken += 1;
+            let position = current.places.as_ref().and_then(|it| it.after(place));
             let outputs = turn.out.len() + self.shard.waiting_outputs();
             let traced = current.traced.next_if(|(at, _)| *at == place);
             // In a fleet, the owner's trace is the one.
@@ -176,6 +181,8 @@ impl HostedShard {
             } else {
                 self.shard.handle(arrived_at, input, rules, turn.out);
             }
+            // What came of it is handed to the outbox before anything is stored.
+            self.position = position.or(self.position);
             let made = turn.out.len() + self.shard.waiting_outputs();
             let is_look = made != outputs || (place + 1).is_multiple_of(INPUTS_A_LOOK);
             let is_over = is_look && turn.is_over();
@@ -191,6 +198,8 @@ impl HostedShard {
         }
         let handled = self.current.take();
         self.carry_out(turn);
+        let places = handled.as_ref().and_then(|it| it.places.as_deref());
+        self.position = places.map(StreamPlaces::end).or(self.position);
         if let Some(arrived) = handled.and_then(|it| it.arrived) {
             self.tenant.passage.end(arrived);
         }

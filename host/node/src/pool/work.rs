@@ -19,6 +19,7 @@ use tokio::sync::oneshot;
 use super::hosted_shard::HostedShard;
 use crate::beside::Pipelines;
 use crate::state::Restored;
+use crate::state::position::StreamPlaces;
 use crate::telemetry::Begun;
 use crate::tenant::ask::PendingQuery;
 
@@ -69,6 +70,8 @@ pub(crate) struct Batch {
     pub(crate) bytes: usize,
     /// Those of them that are traced, by their places.
     pub(crate) traced: Vec<(usize, Begun)>,
+    /// Where they stand in the input stream, if they are of it.
+    pub(crate) places: Option<Box<StreamPlaces>>,
 }
 
 impl Batch {
@@ -79,6 +82,7 @@ impl Batch {
             inputs,
             bytes,
             traced: Vec::new(),
+            places: None,
         }
     }
 

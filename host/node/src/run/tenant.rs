@@ -24,6 +24,7 @@ use crate::link::admin::Admin;
 use crate::link::alerts::{Alerts, Quarantine};
 use crate::link::connection::Connection;
 use crate::link::hello::ServingTurn;
+use crate::link::input_stream::InputStreams;
 use crate::link::plugin_log::PluginLogs;
 use crate::link::reply_guard::ReplyGuard;
 use crate::lookout::Lookout;
@@ -365,7 +366,12 @@ impl TenantParts {
             queue,
             changes,
         );
-        let reader = reader.await?;
+        let mut reader = reader.await?;
+        let timeout_ms = reload.config.tracker.timeout_ms;
+        let stream = InputStreams::of(&reload.config, admin)
+            .and_then(|it| tenant.stream_intake(it, restored.as_ref(), timeout_ms));
+        let (stream, caught_up) = stream.unzip();
+        reader.stream = caught_up;
         let asked = Arc::clone(&status.asked);
         let queues = &reload.config.engine.queues;
         let asks = tenant
@@ -407,6 +413,10 @@ impl TenantParts {
         readers.add(stop, tasks.spawn("questions", asks.read(stopping)));
         let (stop, stopping) = oneshot::channel();
         readers.add(stop, tasks.spawn("intake", reader.read(stopping)));
+        if let Some(stream) = stream {
+            let (stop, stopping) = oneshot::channel();
+            readers.add(stop, tasks.spawn("input stream", stream.read(stopping)));
+        }
         let validator = Arc::new(RevisionValidator {
             fetcher: fetcher(&reload.config, admin, &reload.loader),
             loader: Arc::clone(&reload.loader),

@@ -9,6 +9,7 @@
 pub(crate) mod database;
 mod log;
 mod of_subjects;
+pub(crate) mod position;
 mod restorer;
 mod saver;
 mod store;
@@ -28,6 +29,7 @@ use presence_rules::private;
 use crate::clock;
 use crate::tasks::Tasks;
 use database::{Disk, Fault};
+use position::Positions;
 
 pub(crate) use restorer::{RestoreRequested, Restorer};
 pub(crate) use saver::Saver;
@@ -42,8 +44,10 @@ pub(crate) struct Restored {
     pub(crate) records: Vec<Record>,
     /// The epoch of what the node publishes in this run: later than in any before.
     pub(crate) epoch: u64,
+    /// Up to where the input stream was taken.
+    pub(crate) positions: Positions,
     /// When it was last written, in milliseconds since the Unix epoch; 0 if never.
-    saved_at: u64,
+    pub(crate) saved_at: u64,
 }
 
 impl Restored {
@@ -120,7 +124,12 @@ pub(crate) fn open(
     let at = format!(", on {servers}");
     let disk = Arc::new(Disk::of("the state"));
     let belongs = belongs_to(config);
-    let (store, restored) = match open_in(dir, &path, &owner, &disk, &belongs) {
+    let opened = open_in(dir, &path, &owner, &disk, &belongs);
+    let opened = opened.and_then(|(store, mut restored)| {
+        restored.positions = positions(&store, config, &owner).map_err(|it| disk.fault(it))?;
+        Ok((store, restored))
+    });
+    let (store, restored) = match opened {
         Ok(opened) => opened,
         Err(Fault::Full(error)) => {
             let path = path.display();
@@ -166,6 +175,24 @@ pub(crate) fn open(
     );
     let writer = Writer::start(store, path, owner, &config.state, users as u64, disk, tasks);
     Ok(OpenResult::Kept(writer, restored))
+}
+
+/// Up to where the input stream was taken. What says nothing any more is removed: if the node took
+/// its input otherwise meanwhile, all of it.
+fn positions(store: &Store, config: &Config, owner: &Owner) -> Result<Positions, Fault> {
+    let positions = Positions::new(store.positions(&owner.name)?);
+    if config.input.stream.is_none() {
+        if !positions.is_empty() {
+            store.forget_positions(&owner.name, |_| true)?;
+        }
+        return Ok(Positions::default());
+    }
+    let shards = u32::try_from(config.shard_count()).unwrap_or(u32::MAX);
+    let outdated = positions.outdated(shards);
+    if !outdated.is_empty() {
+        store.forget_positions(&owner.name, |shards| outdated.contains(&shards))?;
+    }
+    Ok(positions)
 }
 
 /// What is wrong with a folder that was named, as far as that can be said without
@@ -268,6 +295,7 @@ fn read(
     Ok(Restored {
         records,
         epoch,
+        positions: Positions::default(),
         saved_at,
     })
 }
@@ -405,7 +433,7 @@ mod tests {
     fn write(store: &mut Store, saved_at: u64, key: &[u8], value: Option<&[u8]>) {
         let record = (key.to_vec(), value.map(<[u8]>::to_vec));
         let batch = (owner().name, vec![record]);
-        store.write(saved_at, &[batch]).unwrap();
+        store.write(saved_at, &[batch], &[]).unwrap();
     }
 
     /// A store with a record or two in it.

@@ -10,6 +10,7 @@ use roaring::RoaringBitmap;
 use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TrySendError;
 
+use super::position::ShardPosition;
 use super::writer::{Job, Owner, WriterFigures};
 use crate::clock;
 
@@ -35,6 +36,8 @@ pub(crate) struct Saver {
     last: u64,
     /// Up to when the store knows that graces have run.
     graces_at: u64,
+    /// Up to where the store knows the input stream to be taken.
+    position: Option<ShardPosition>,
     /// What was taken, and waits for the broker.
     taken: Option<PendingSave>,
     /// Whether it waits for room at the writer's instead.
@@ -52,11 +55,12 @@ struct PendingSave {
     /// The place behind what had been published by then.
     end: u64,
     records: Arc<Vec<Record>>,
+    position: Option<ShardPosition>,
 }
 
 impl PendingSave {
     fn job(self, owner: &Arc<Owner>) -> Job {
-        Job::Write(self.at, Arc::clone(owner), self.records)
+        Job::Write(self.at, Arc::clone(owner), self.records, self.position)
     }
 }
 
@@ -75,6 +79,7 @@ impl Saver {
             at: 0,
             last: clock::now_ms(),
             graces_at: 0,
+            position: None,
             taken: None,
             is_refused: false,
             last_of_all: None,
@@ -82,10 +87,11 @@ impl Saver {
         }
     }
 
-    /// When [`Self::save`] is to be called, if it is.
-    pub(crate) fn due(&self, shard: &Shard) -> Option<u64> {
+    /// When [`Self::save`] is to be called, if it is. `position`: up to where the shard has taken
+    /// the input stream.
+    pub(crate) fn due(&self, shard: &Shard, position: Option<ShardPosition>) -> Option<u64> {
         let is_due = match &self.taken {
-            None => shard.has_records() || shard.graces_at().is_some(),
+            None => shard.has_records() || shard.graces_at().is_some() || position != self.position,
             Some(_) => self.is_refused,
         };
         is_due.then_some(self.at)
@@ -106,8 +112,13 @@ impl Saver {
     /// Takes what has changed, if it is time, and hands it over if the broker has all
     /// that was published before, and the writer has room. `end` is the place behind what
     /// the shard has published, and `acknowledged` up to which place the broker has all.
-    /// Says whether there is a writer.
-    pub(crate) fn save(&mut self, shard: &mut Shard, end: u64, acknowledged: u64) -> bool {
+    /// `position`: up to where it has taken the input stream. Says whether there is a writer.
+    pub(crate) fn save(
+        &mut self,
+        shard: &mut Shard,
+        position: Option<ShardPosition>,
+        (end, acknowledged): (u64, u64),
+    ) -> bool {
         let now = clock::now_ms();
         if self.taken.is_none() {
             if now < self.at {
@@ -120,7 +131,8 @@ impl Saver {
             }
             let parts = HEARD_MS / (now - self.last).max(self.flush_ms);
             self.last = now;
-            self.take(shard, end, usize::try_from(parts).unwrap_or(1));
+            let parts = usize::try_from(parts).unwrap_or(1);
+            self.take(shard, position, end, parts);
         }
         let Some(taken) = self.taken.take_if(|taken| taken.end <= acknowledged) else {
             return true;
@@ -143,11 +155,16 @@ impl Saver {
     /// Hands over all that the shard knows and the store doesn't, as far as there is room.
     /// The broker has all that was published, and the shard does nothing more. Says whether
     /// all has been handed over.
-    pub(crate) fn save_all(&mut self, shard: &mut Shard, end: u64) -> bool {
+    pub(crate) fn save_all(
+        &mut self,
+        shard: &mut Shard,
+        position: Option<ShardPosition>,
+        end: u64,
+    ) -> bool {
         if self.last_of_all.is_none() {
             let waiting = self.taken.take();
             self.graces_at = 0;
-            self.take(shard, end, 1);
+            self.take(shard, position, end, 1);
             self.last_of_all = Some(waiting.into_iter().chain(self.taken.take()).collect());
         }
         let last_of_all = self.last_of_all.get_or_insert_default();
@@ -166,13 +183,14 @@ impl Saver {
         true
     }
 
-    fn take(&mut self, shard: &mut Shard, end: u64, parts: usize) {
+    fn take(&mut self, shard: &mut Shard, position: Option<ShardPosition>, end: u64, parts: usize) {
         let records = shard.take_records(parts);
         let graces_at = shard.graces_at();
         let is_due = graces_at.is_some_and(|at| at >= self.graces_at + GRACES_MS);
-        if records.is_empty() && !is_due {
+        if records.is_empty() && !is_due && position == self.position {
             return;
         }
+        self.position = position;
         self.graces_at = graces_at.unwrap_or(0);
         let records = Arc::new(records);
         self.handed_over.retain(|batch| batch.strong_count() > 0);
@@ -181,6 +199,7 @@ impl Saver {
             at: graces_at.unwrap_or_else(clock::now_ms),
             end,
             records,
+            position,
         });
     }
 

@@ -14,6 +14,7 @@ use presence_core::record::{FORMAT, Stored};
 use redb::{ReadableDatabase, ReadableTable as _, TableDefinition, TableError, WriteTransaction};
 
 use super::log;
+use super::position::{Position, ShardOf, ShardPosition, StoredPosition};
 use crate::state::database::{Disk, Fault, File, guarded};
 
 /// The format in which a file was one tenant's, and had no log.
@@ -24,6 +25,11 @@ const FIGURES: TableDefinition<'_, &str, u64> = TableDefinition::new("figures");
 const FORMAT_KEY: &str = "format";
 const SAVED_AT: &str = "saved-at";
 const EPOCH: &str = "epoch";
+
+/// Up to where each shard of a tenant has taken the input stream: the stream, the number of the
+/// message, [`StoredPosition::hash`], and [`ShardPosition::begin`].
+const POSITIONS: TableDefinition<'_, &str, (u64, u64, u64, u64)> =
+    TableDefinition::new("positions");
 
 /// What is known of the file itself.
 const FACTS: TableDefinition<'_, &str, &str> = TableDefinition::new("facts");
@@ -42,6 +48,9 @@ pub(crate) struct Store {
 
 /// Records of one tenant, which is named.
 pub(crate) type Batch = (Arc<str>, Vec<Stored>);
+
+/// Up to where a shard of a tenant has taken the input stream.
+pub(crate) type TenantPosition = (Arc<str>, ShardPosition);
 
 impl Store {
     /// Opens a file, which is made where there is none, and checks all of it. One of a
@@ -98,12 +107,17 @@ impl Store {
         guarded(|| read().map_err(Fault::Damaged))
     }
 
-    /// Writes records, all of them or none, and returns when the disk has them. Of one key,
-    /// the last holds.
+    /// Writes records and positions, all of them or none, and returns when the disk has them. Of
+    /// one key, the last holds.
     ///
     /// # Errors
     /// If that can't be done. The file must then be opened anew.
-    pub(crate) fn write(&mut self, saved_at: u64, batches: &[Batch]) -> Result<(), Fault> {
+    pub(crate) fn write(
+        &mut self,
+        saved_at: u64,
+        batches: &[Batch],
+        positions: &[TenantPosition],
+    ) -> Result<(), Fault> {
         self.guarded(|store| {
             let transaction = store.file.database.begin_write()?;
             let before = store.log;
@@ -113,10 +127,68 @@ impl Store {
             transaction
                 .open_table(FIGURES)?
                 .insert(SAVED_AT, saved_at)?;
+            if !positions.is_empty() {
+                let mut table = transaction.open_table(POSITIONS)?;
+                for (tenant, at) in positions {
+                    let StoredPosition { at, hash } = StoredPosition::new(*at);
+                    let Position { stream, sequence } = at.position;
+                    let value = (stream, sequence, hash, at.begin);
+                    table.insert(&*position_key(tenant, at.of), value)?;
+                }
+            }
             transaction.commit()?;
             store.log = extent;
             store.written(extent.bytes as i64 - before.bytes as i64)
         })
+    }
+
+    /// Up to where the shards of a tenant have taken the input stream.
+    ///
+    /// # Errors
+    /// If it can't be read.
+    pub(crate) fn positions(&self, tenant: &str) -> Result<Vec<StoredPosition>, Fault> {
+        let read = || -> anyhow::Result<_> {
+            let transaction = self.file.database.begin_read()?;
+            let Some(table) = there(transaction.open_table(POSITIONS))? else {
+                return Ok(Vec::new());
+            };
+            let mut positions = Vec::new();
+            for row in table.iter()? {
+                let (key, value) = row?;
+                let Some(of) = shard_of_key(key.value(), tenant) else {
+                    continue;
+                };
+                let (stream, sequence, hash, begin) = value.value();
+                let position = Position { stream, sequence };
+                let at = ShardPosition {
+                    of,
+                    position,
+                    begin,
+                };
+                positions.push(StoredPosition { at, hash });
+            }
+            Ok(positions)
+        };
+        guarded(|| read().map_err(Fault::Damaged))
+    }
+
+    /// Forgets the positions of these numbers of shards of a tenant.
+    ///
+    /// # Errors
+    /// If that can't be written.
+    pub(crate) fn forget_positions(
+        &self,
+        tenant: &str,
+        is_outdated: impl Fn(u32) -> bool,
+    ) -> Result<(), Fault> {
+        let forget = || -> anyhow::Result<()> {
+            let transaction = self.file.database.begin_write()?;
+            transaction.open_table(POSITIONS)?.retain(|key, _| {
+                !shard_of_key(key, tenant).is_some_and(|it| is_outdated(it.shards))
+            })?;
+            Ok(transaction.commit()?)
+        };
+        guarded(|| forget().map_err(Fault::Unusable))
     }
 
     /// Merges the log into the tenants' tables, if it has grown long. What was written is on
@@ -264,6 +336,20 @@ fn note_format(transaction: &WriteTransaction, format: u32) -> anyhow::Result<()
     Ok(())
 }
 
+/// The key of a shard's position. A tenant's name has no `/`.
+fn position_key(tenant: &str, of: ShardOf) -> String {
+    format!("{tenant}/{}/{}", of.shards, of.shard)
+}
+
+fn shard_of_key(key: &str, tenant: &str) -> Option<ShardOf> {
+    let (shards, shard) = key
+        .strip_prefix(tenant)?
+        .strip_prefix('/')?
+        .split_once('/')?;
+    let (shards, shard) = (shards.parse().ok()?, shard.parse().ok()?);
+    Some(ShardOf { shards, shard })
+}
+
 /// The name of a tenant's table.
 fn table_of(tenant: &str) -> String {
     format!("records/{tenant}")
@@ -352,7 +438,7 @@ mod tests {
                 batches.push(((*tenant).into(), records));
             }
             let before = store.log.bytes;
-            store.write(u64::from(at), &batches).unwrap();
+            store.write(u64::from(at), &batches, &[]).unwrap();
             store.merge_if_long().unwrap();
             merges += usize::from(store.log.bytes < before);
             if next(5) == 0 {
@@ -369,6 +455,46 @@ mod tests {
     }
 
     #[test]
+    fn positions_are_each_tenants_and_outlive_the_file_being_opened_anew() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("file.redb");
+        let mut store = open(&path);
+        assert_eq!(store.positions("one").unwrap(), []);
+        let at = |shards, shard, sequence| ShardPosition {
+            of: ShardOf { shards, shard },
+            position: Position {
+                stream: 7,
+                sequence,
+            },
+            begin: 3,
+        };
+        let first = [
+            ("one".into(), at(2, 0, 10)),
+            ("one".into(), at(2, 1, 11)),
+            ("one-more".into(), at(2, 0, 12)),
+        ];
+        store.write(1, &[], &first).unwrap();
+        store
+            .write(
+                2,
+                &[],
+                &[("one".into(), at(2, 0, 9)), ("one".into(), at(4, 3, 20))],
+            )
+            .unwrap();
+        drop(store);
+        let store = open(&path);
+        let known = |tenant: &str| {
+            let known = store.positions(tenant).unwrap();
+            known.into_iter().map(|it| it.at).collect::<Vec<_>>()
+        };
+        assert_eq!(known("one"), [at(2, 0, 9), at(2, 1, 11), at(4, 3, 20)]);
+        assert_eq!(known("one-more"), [at(2, 0, 12)]);
+        store.forget_positions("one", |shards| shards == 2).unwrap();
+        assert_eq!(known("one"), [at(4, 3, 20)]);
+        assert_eq!(known("one-more"), [at(2, 0, 12)]);
+    }
+
+    #[test]
     fn what_changes_again_and_again_takes_little_room() {
         let folder = tempfile::tempdir().unwrap();
         let mut store = open(&folder.path().join("file.redb"));
@@ -380,7 +506,9 @@ mod tests {
             records.collect()
         };
         for round in 0..200 {
-            store.write(1, &[("one".into(), records(round))]).unwrap();
+            store
+                .write(1, &[("one".into(), records(round))], &[])
+                .unwrap();
             store.merge_if_long().unwrap();
             assert!(store.len() < 20 << 20, "{round}: {}", store.len());
         }
@@ -410,7 +538,7 @@ mod tests {
         assert_eq!(read(&store, "one"), [(vec![1], vec![2])]);
         assert_eq!(read(&store, "two"), []);
         let removed = vec![(vec![1], None)];
-        store.write(1, &[("one".into(), removed)]).unwrap();
+        store.write(1, &[("one".into(), removed)], &[]).unwrap();
         drop(store);
         assert_eq!(read(&open(&path), "one"), []);
     }

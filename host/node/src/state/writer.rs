@@ -12,9 +12,10 @@ use presence_core::record::Record;
 use rustix::time::{ClockId, clock_gettime};
 use tokio::sync::{mpsc, oneshot};
 
+use super::position::ShardPosition;
 use super::restorer::{Request, Restorer};
 use super::saver::Saver;
-use super::store::{Batch, Store};
+use super::store::{Batch, Store, TenantPosition};
 use crate::clock;
 use crate::state::database::{Disk, Fault};
 use crate::tasks::{Tasks, elsewhere};
@@ -34,8 +35,9 @@ const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs
 /// What the writer is sent.
 #[derive(Debug)]
 pub(super) enum Job {
-    /// Write these records of a tenant, which were taken then.
-    Write(u64, Arc<Owner>, Arc<Vec<Record>>),
+    /// Write these records of a tenant, which were taken then, and up to where their shard had
+    /// taken the input stream.
+    Write(u64, Arc<Owner>, Arc<Vec<Record>>, Option<ShardPosition>),
     /// Read what is stored of some of a tenant's users, once all before this is written.
     Read(Arc<Owner>, Request),
     /// Close the file, and say when that is done.
@@ -160,6 +162,7 @@ struct Work {
     /// What is to be written, until it is encoded.
     records: Vec<(Arc<Owner>, Arc<Vec<Record>>)>,
     batches: Vec<Batch>,
+    positions: Vec<TenantPosition>,
     /// When the first and the last of it were taken.
     taken: Option<(u64, u64)>,
     requests: Vec<(Arc<Owner>, Request)>,
@@ -171,7 +174,9 @@ impl Work {
         let mut work = Self::default();
         for job in jobs {
             match job {
-                Job::Write(at, owner, records) => {
+                Job::Write(at, owner, records, position) => {
+                    let position = position.map(|it| (Arc::clone(&owner.name), it));
+                    work.positions.extend(position);
                     let (first, _) = *work.taken.get_or_insert((at, at));
                     work.taken = Some((first, at));
                     work.records.push((owner, records));
@@ -274,7 +279,7 @@ impl Task {
         let begun = cpu_time();
         if let Some((_, last)) = work.taken {
             let records = work.encode();
-            self.write(last, &work.batches)?;
+            self.write(last, &work.batches, &work.positions)?;
             self.figures.disk.works();
             self.figures.records.fetch_add(records, Ordering::Relaxed);
             self.figures.taken_at.store(0, Ordering::Relaxed);
@@ -337,9 +342,14 @@ impl Task {
         }
     }
 
-    fn write(&mut self, taken_at: u64, batches: &[Batch]) -> Result<(), Fault> {
+    fn write(
+        &mut self,
+        taken_at: u64,
+        batches: &[Batch],
+        positions: &[TenantPosition],
+    ) -> Result<(), Fault> {
         let mut store = self.store()?;
-        store.write(taken_at, batches)?;
+        store.write(taken_at, batches, positions)?;
         self.figures.bytes.store(store.len(), Ordering::Relaxed);
         self.store = Some(store);
         Ok(())
@@ -396,7 +406,7 @@ mod tests {
             name: "presence".into(),
             names: Arc::default(),
         };
-        jobs.try_send(Job::Write(1, owner.into(), Arc::default()))
+        jobs.try_send(Job::Write(1, owner.into(), Arc::default(), None))
             .unwrap();
         let (done, _) = oneshot::channel();
         figures.rests_until.store(0, Ordering::Relaxed);

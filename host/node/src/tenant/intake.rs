@@ -18,14 +18,16 @@ use crate::fleet::parts::Inputs;
 use crate::link::broker::BrokerHealth;
 use crate::link::connection::{Connection, Incoming};
 use crate::link::drops::SubscriptionKind;
+use crate::link::input_stream::KINDS;
 use crate::link::reply_guard::ReplyGuard;
 use crate::link::watermark::Watermark;
 use crate::pool::{self, BATCH_MAX, Batch, Shards, ThreadShare};
 use crate::telemetry::{Begun, Tracer};
 use crate::tenant::router::Router;
+use crate::tenant::stream_intake::CaughtUp;
 
 /// How many bytes of messages are handed on at once, and those of one message more.
-const BATCH_BYTES_MAX: usize = 1 << 20;
+pub(super) const BATCH_BYTES_MAX: usize = 1 << 20;
 
 /// The header by which a sender says which trace a message belongs to.
 const TRACEPARENT: &str = "traceparent";
@@ -38,6 +40,9 @@ pub(crate) struct Intake {
     pub(crate) messages: Inputs,
     /// What passes inputs on to their shards; none outside of a fleet.
     pub(crate) router: Option<Router>,
+    /// Where connects and disconnects are taken from a stream: what says that those which were
+    /// stored before the node's start have been.
+    pub(crate) stream: Option<CaughtUp>,
     pub(crate) subjects: Subjects,
     pub(crate) replies: Arc<ReplyGuard>,
     /// The longest body that the broker takes, as it says on connecting.
@@ -89,6 +94,18 @@ impl Intake {
     /// Reads until it is told to stop, and then what has arrived by then.
     pub(crate) async fn read(mut self, mut stop: oneshot::Receiver<()>) {
         let mut stopping = false;
+        if let Some(stream) = &mut self.stream {
+            // Until then no lease runs, and no heartbeat stands for a connect that is still to come.
+            tokio::select! {
+                () = stream.wait() => {}
+                _ = &mut stop => {
+                    stopping = true;
+                    if !self.messages.drain().await {
+                        return;
+                    }
+                }
+            }
+        }
         let mut settle = tokio::time::interval(SETTLE_EVERY);
         loop {
             let first = tokio::select! {
@@ -177,6 +194,7 @@ impl Intake {
         let batch = |_| Batch::new(now, Vec::with_capacity(room), 0);
         let mut batches: Vec<_> = self.shards.iter().map(batch).collect();
         let (subjects, replies) = (&self.subjects, &self.replies);
+        let of_stream = self.stream.is_some();
         let tracer = self.tracer.as_ref();
         let messages = (&self.messages_rate, now.saturating_mul(1_000_000));
         let mut router = self.router.as_mut();
@@ -188,6 +206,7 @@ impl Intake {
             let length = received.bytes();
             bytes += length;
             let sorted = match &mut router {
+                None if of_stream && is_of_stream(subjects, &received) => None,
                 None => sort(&received, subjects, replies, limits, messages, &self.shards),
                 Some(router) => {
                     let taken_by = (limits, messages.1);
@@ -243,6 +262,12 @@ impl Intake {
             }
         }
     }
+}
+
+/// Whether a message is one of those that are taken from the stream, which has it, too.
+fn is_of_stream(subjects: &Subjects, received: &Incoming) -> bool {
+    let kind = subjects.kind(received.subject());
+    kind.is_some_and(|kind| KINDS.contains(&kind))
 }
 
 /// What there is no room for, as it is to be answered. It holds no more than it did.
@@ -327,7 +352,7 @@ fn sort(
 }
 
 /// The trace of a message, if it is one that is traced.
-fn traced(tracer: &Tracer, received: &Incoming, input: &Input) -> Option<Begun> {
+pub(super) fn traced(tracer: &Tracer, received: &Incoming, input: &Input) -> Option<Begun> {
     let kind = match input {
         Input::Message { message, .. } | Input::Excess { message, .. } => message.payload.kind(),
         Input::Rejected { kind, .. } => *kind,

@@ -46,6 +46,7 @@ impl Tenant {
         Ok(Intake {
             messages,
             router,
+            stream: None,
             subjects: self.subjects.clone(),
             replies: Arc::clone(&self.replies),
             body_bytes_max: Arc::clone(&self.body_bytes_max),

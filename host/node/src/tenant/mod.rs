@@ -12,6 +12,7 @@ pub(crate) mod progress;
 pub(crate) mod quotas;
 pub(crate) mod router;
 pub(crate) mod stale;
+pub(crate) mod stream_intake;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -49,6 +50,7 @@ use crate::tasks::Tasks;
 use crate::telemetry::Tracer;
 use crate::tenant::progress::Corrections;
 use crate::tenant::quotas::Exceeded;
+use crate::tenant::stream_intake::StreamHealth;
 
 /// How many ids come together before those in use are told from the others.
 const SWEEP_IDS_MIN: usize = 65_536;
@@ -141,6 +143,8 @@ pub(crate) struct Tenant {
     pulse: PollInterval,
     /// None where nothing is kept over a restart.
     pub(crate) state: Option<Writer>,
+    /// The stream that connects and disconnects are taken from; none if there is none.
+    pub(crate) input_stream: Option<Arc<StreamHealth>>,
     /// What makes traces of messages, if any are made.
     tracer: Option<Tracer>,
     /// How many ids there were after the last sweep.
@@ -267,6 +271,11 @@ impl Tenant {
             share,
             pulse: sources.request_interval(presence_config::pulse_ms(config.tracker.timeout_ms)),
             state,
+            input_stream: config
+                .input
+                .stream
+                .clone()
+                .map(|it| StreamHealth::new(it).into()),
             tracer,
             swept: 0,
         }

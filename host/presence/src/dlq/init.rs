@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use presence_config::escape::print;
 use presence_kit::{ConfigArg, figures};
-use presence_node::link::dlq_stream::{DlqStream, Retention};
+use presence_node::link::dlq_stream::DlqStream;
+use presence_node::link::stream_setup::Retention;
 
 use crate::arguments;
 
@@ -36,11 +37,7 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
         true => "was made",
         false => "was there",
     };
-    let hours = args.max_age.as_secs() / 3_600;
-    let age = match hours.is_multiple_of(24) {
-        true => format!("{} d", hours / 24),
-        false => format!("{hours} h"),
-    };
+    let age = arguments::in_words(args.max_age);
     print(format_args!(
         "the stream `{}` {did}, and keeps {} of dead letters, for {age}\n",
         letters.name(),

@@ -21,6 +21,7 @@ use crate::link::broker::BrokerHealth;
 use crate::pool::{Pool, ShardFigures, ThreadFigures};
 use crate::state;
 use crate::telemetry;
+use crate::tenant::stream_intake::StreamHealth;
 pub(crate) use exposition::Exposition;
 #[cfg(feature = "otlp")]
 pub(crate) use exposition::{Kind as MetricKind, Metric, Sample, Value};
@@ -114,6 +115,9 @@ fn tenant(text: &mut Exposition, status: &Status) {
     }
     if let Some(state) = &status.state {
         kept(text, state, status);
+    }
+    if let Some(stream) = &status.input_stream {
+        input_stream(text, stream);
     }
     if let Some(of) = &status.fleet {
         fleet::write(text, of, status);
@@ -317,6 +321,18 @@ fn directory(text: &mut Exposition, fetcher: &AnswerFetcher) {
     text.value("presence_directory_answers", held);
     text.value("presence_directory_answers_wanted", wanted);
     text.value("presence_directory_away", u8::from(is_away));
+}
+
+/// The stream that connects and disconnects are taken from.
+fn input_stream(text: &mut Exposition, stream: &StreamHealth) {
+    let is_away = stream.outage().is_some();
+    text.value("presence_input_stream_away", u8::from(is_away));
+    text.value("presence_input_stream_pending", read(&stream.pending));
+    text.value("presence_input_stream_position", read(&stream.position));
+    text.value("presence_input_stream_taken_total", read(&stream.taken));
+    let repeated = read(&stream.repeated);
+    text.value("presence_input_stream_repeated_total", repeated);
+    text.value("presence_input_stream_lost_total", read(&stream.lost));
 }
 
 /// What is kept over a restart.

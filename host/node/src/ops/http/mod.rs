@@ -46,6 +46,7 @@ use crate::tasks::Tasks;
 use crate::telemetry::{self, Telemetry};
 use crate::tenant::ask::{Counts, QueryService};
 use crate::tenant::quotas::Exceeded;
+use crate::tenant::stream_intake::StreamHealth;
 use crate::tenant::{RunningPipelines, Tenant};
 use page::Pages;
 
@@ -91,6 +92,8 @@ pub(crate) struct Status {
     explains: Arc<AtomicBool>,
     /// The fleet that the node is one of; none if it serves alone.
     fleet: Option<Arc<Fleet>>,
+    /// The stream that connects and disconnects are taken from; none if there is none.
+    input_stream: Option<Arc<StreamHealth>>,
 }
 
 /// What a node is from its start on.
@@ -264,6 +267,7 @@ impl Status {
             exceeded: Arc::clone(&tenant.exceeded),
             explains: Arc::clone(&tenant.explains),
             fleet: tenant.fleet.clone(),
+            input_stream: tenant.input_stream.clone(),
         }
     }
 

@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 
 use super::{Status, StatusBoard};
 use crate::beside::Mode;
+use crate::tenant::stream_intake::StreamHealth;
 
 /// How long a thread may be at one task, in milliseconds, before it is taken for
 /// stuck. A call of a component takes no longer than its deadline.
@@ -51,6 +52,7 @@ pub(super) fn reasons(board: &StatusBoard) -> Vec<String> {
         reasons.push("the fleet's bucket can't be reached: does NATS have JetStream?".into());
     }
     reasons.extend(stuck(status));
+    reasons.extend(status.input_stream.as_ref().and_then(|it| unread(it)));
     if let Some((since, why)) = status.directory.outage() {
         let seconds = since.as_secs();
         reasons.push(format!(
@@ -73,6 +75,25 @@ pub(super) fn reasons(board: &StatusBoard) -> Vec<String> {
         ));
     }
     reasons
+}
+
+/// Why connects and disconnects are not taken from their stream.
+fn unread(stream: &StreamHealth) -> Option<String> {
+    let name = &stream.name;
+    if let Some((since, why)) = stream.outage() {
+        let seconds = since.as_secs();
+        return Some(format!(
+            "connects and disconnects can't be taken from the stream `{name}` for {seconds} s: {why}"
+        ));
+    }
+    let is_behind = stream.is_behind.load(Ordering::Relaxed);
+    let pending = stream.pending.load(Ordering::Relaxed);
+    is_behind.then(|| {
+        format!(
+            "what the stream `{name}` kept while this node was away is being taken: {pending} \
+             messages are left"
+        )
+    })
 }
 
 /// Which plugins were to go on and may not.

@@ -41,6 +41,16 @@ pub(super) fn needed(config: &Config) -> Vec<Permission> {
     if config.fleet.enabled {
         needed.extend(fleet_needs(config));
     }
+    if let Some(stream) = &config.input.stream {
+        for (api, rest) in [
+            ("STREAM.INFO", ""),
+            ("CONSUMER.CREATE", ".>"),
+            ("CONSUMER.MSG.NEXT", ".>"),
+        ] {
+            let subject = format!("$JS.API.{api}.{stream}{rest}");
+            needed.push(Permission::new(Operation::Publish, subject, true));
+        }
+    }
     match &config.directory {
         Directory::File { .. } => {}
         Directory::Request(request) => {

@@ -1,0 +1,254 @@
+//! How far the input stream has been read, and where to go on.
+
+use crate::clock;
+use crate::link::input_stream::Begin;
+use crate::state::position::{Positions, ShardOf, Taken};
+
+/// By how much the broker's clock may be behind, in milliseconds, where it says what is new.
+const CLOCKS_MS: u64 = 1_000;
+
+/// How far the stream has been read.
+pub(super) struct Progress {
+    /// What was stored when the node last ran.
+    positions: Positions,
+    /// The stream that is read; none before that.
+    read: Option<Read>,
+    /// When the stream was last in order, as far as is known, in milliseconds since the Unix epoch.
+    in_order_at: u64,
+}
+
+struct Read {
+    /// Which stream it is: when it was made.
+    stream: u64,
+    /// The number of the next message.
+    next: u64,
+    /// Up to where everything had been taken when the reading began.
+    begun_at: u64,
+    /// What of the messages to come was taken before a restart.
+    taken: Option<Taken>,
+}
+
+/// Why the reading begins where it does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Beginning {
+    /// Nothing was taken from a stream before.
+    First,
+    /// Behind what was taken.
+    Continued,
+    /// It is another stream.
+    OtherStream,
+    /// It is the same, and its last messages are not there any more.
+    LostEnd,
+}
+
+impl Progress {
+    /// Of a node that has just started. `since`: from when on messages are wanted that were not
+    /// taken from a stream, in milliseconds since the Unix epoch.
+    pub(super) fn new(positions: Positions, since: u64) -> Self {
+        Self {
+            positions,
+            read: None,
+            in_order_at: since,
+        }
+    }
+
+    /// Where to begin in a stream, which was made then and has this last message.
+    pub(super) fn begin(&mut self, made_at: u64, last: u64) -> (Begin, Beginning) {
+        let lost_end = Begin::Since(self.in_order_at.saturating_sub(CLOCKS_MS));
+        let (end, next) = match &self.read {
+            Some(read) if read.stream == made_at => (read.next.saturating_sub(1), read.next),
+            Some(_) => return (Begin::At(1), Beginning::OtherStream),
+            None => match self.positions.of(made_at) {
+                Some(taken) => (taken.last(), taken.all_up_to() + 1),
+                None if self.positions.is_empty() => {
+                    return (Begin::Since(self.in_order_at), Beginning::First);
+                }
+                None => return (Begin::At(1), Beginning::OtherStream),
+            },
+        };
+        match end > last {
+            true => (lost_end, Beginning::LostEnd),
+            false => (Begin::At(next), Beginning::Continued),
+        }
+    }
+
+    /// The reading has begun there, and the server says that this is the next message. Says how
+    /// many messages are not there any more.
+    pub(super) fn begun(
+        &mut self,
+        made_at: u64,
+        (first, next): (u64, u64),
+        (begin, why): (Begin, Beginning),
+    ) -> u64 {
+        let wanted = match begin {
+            Begin::At(wanted) => Some(wanted.max(1)),
+            Begin::Since(_) => None,
+        };
+        let is_other = self.read.as_ref().is_some_and(|it| it.stream != made_at);
+        let taken = match (&mut self.read, wanted) {
+            // What it had is of other messages.
+            (_, None) => None,
+            (Some(read), Some(_)) if !is_other => read.taken.take(),
+            (Some(_), Some(_)) => None,
+            (None, Some(_)) => self.positions.of(made_at),
+        };
+        let next = wanted.map_or(next, |wanted| wanted.max(first));
+        self.read = Some(Read {
+            stream: made_at,
+            next,
+            begun_at: next.saturating_sub(1),
+            taken,
+        });
+        self.is_in_order();
+        match (why, wanted) {
+            (Beginning::Continued, Some(wanted)) => next - wanted,
+            // What another stream had before isn't known to be missing.
+            _ => 0,
+        }
+    }
+
+    /// A message has come. Says how many before it are missing.
+    pub(super) fn pass(&mut self, sequence: u64) -> u64 {
+        let Some(read) = &mut self.read else {
+            return 0;
+        };
+        let missing = sequence.saturating_sub(read.next);
+        read.next = read.next.max(sequence.saturating_add(1));
+        // Of later messages, none was taken.
+        read.taken.take_if(|taken| taken.last() < sequence);
+        self.is_in_order();
+        missing
+    }
+
+    /// The stream is as it was.
+    pub(super) fn is_in_order(&mut self) {
+        self.in_order_at = clock::wall_now_us() / 1_000;
+    }
+
+    /// What of the messages to come was taken before a restart.
+    pub(super) fn taken(&self) -> Option<&Taken> {
+        self.read.as_ref()?.taken.as_ref()
+    }
+
+    /// Which stream it is; 0 for none yet.
+    pub(super) fn stream(&self) -> u64 {
+        self.read.as_ref().map_or(0, |read| read.stream)
+    }
+
+    /// The number of the next message.
+    pub(super) fn next(&self) -> u64 {
+        self.read.as_ref().map_or(1, |read| read.next)
+    }
+
+    /// Up to where everything had been taken when the reading began.
+    pub(super) fn begun_at(&self) -> u64 {
+        self.read.as_ref().map_or(0, |read| read.begun_at)
+    }
+
+    /// Up to where a shard has taken the stream, once it has what was read.
+    pub(super) fn upto(&self, of: ShardOf) -> u64 {
+        let known = self.taken().map_or(0, |taken| taken.of_shard(of));
+        self.next().saturating_sub(1).max(known)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::state::position::{Position, ShardPosition, StoredPosition};
+
+    const MADE: u64 = 7;
+    const ONE: ShardOf = ShardOf {
+        shards: 2,
+        shard: 1,
+    };
+
+    /// Of two shards, which had come to these numbers.
+    fn stored(each: [u64; 2]) -> Positions {
+        let rows = each.iter().zip(0..).map(|(sequence, shard)| {
+            StoredPosition::new(ShardPosition {
+                of: ShardOf { shards: 2, shard },
+                position: Position {
+                    stream: MADE,
+                    sequence: *sequence,
+                },
+                begin: 0,
+            })
+        });
+        Positions::new(rows.collect())
+    }
+
+    #[test]
+    fn the_first_time_what_was_stored_since_the_node_last_ran_is_wanted() {
+        let mut progress = Progress::new(Positions::default(), 5_000);
+        let begin = progress.begin(MADE, 40);
+        assert_eq!(begin, (Begin::Since(5_000), Beginning::First));
+        assert_eq!(progress.begun(MADE, (3, 30), begin), 0);
+        assert_eq!((progress.next(), progress.upto(ONE)), (30, 29));
+        assert_eq!([progress.pass(30), progress.pass(33)], [0, 2]);
+        let again = progress.begin(MADE, 40);
+        assert_eq!(again, (Begin::At(34), Beginning::Continued));
+    }
+
+    #[test]
+    fn a_start_goes_on_behind_what_all_have_taken_and_a_shard_never_goes_back() {
+        let mut progress = Progress::new(stored([10, 20]), 0);
+        let begin = progress.begin(MADE, 20);
+        assert_eq!(begin, (Begin::At(11), Beginning::Continued));
+        assert_eq!(progress.begun(MADE, (1, 11), begin), 0);
+        assert_eq!(progress.upto(ONE), 20);
+        progress.pass(11);
+        assert_eq!(progress.upto(ONE), 20);
+        assert!(progress.taken().is_some());
+        // What was taken counts also if the reading begins anew.
+        let begin = progress.begin(MADE, 20);
+        progress.begun(MADE, (1, 12), begin);
+        assert!(progress.taken().is_some());
+        progress.pass(21);
+        assert!(progress.taken().is_none());
+        assert_eq!(progress.upto(ONE), 21);
+    }
+
+    #[test]
+    fn what_was_removed_before_it_was_taken_is_counted() {
+        let mut progress = Progress::new(stored([10, 10]), 0);
+        let begin = progress.begin(MADE, 60);
+        assert_eq!(progress.begun(MADE, (31, 31), begin), 20);
+        assert_eq!([progress.pass(31), progress.pass(35)], [0, 3]);
+        // All was taken, and then removed.
+        let mut progress = Progress::new(stored([10, 10]), 0);
+        let begin = progress.begin(MADE, 10);
+        assert_eq!(begin, (Begin::At(11), Beginning::Continued));
+        assert_eq!(progress.begun(MADE, (11, 11), begin), 0);
+    }
+
+    #[test]
+    fn another_stream_is_taken_from_its_begin() {
+        let mut progress = Progress::new(stored([10, 20]), 0);
+        let other = (Begin::At(1), Beginning::OtherStream);
+        assert_eq!(progress.begin(MADE + 1, 4), other);
+        assert_eq!(progress.begun(MADE + 1, (3, 3), other), 0);
+        assert_eq!((progress.next(), progress.upto(ONE)), (3, 2));
+        assert!(progress.taken().is_none());
+        // While the node runs, too.
+        progress.pass(4);
+        assert_eq!(progress.begin(MADE + 2, 9), other);
+        assert_eq!(progress.begun(MADE + 2, (1, 1), other), 0);
+        assert_eq!((progress.stream(), progress.next()), (MADE + 2, 1));
+    }
+
+    #[test]
+    fn a_stream_that_lost_its_end_is_taken_from_when_it_was_in_order() {
+        let mut progress = Progress::new(stored([10, 20]), 9_000);
+        let begin = progress.begin(MADE, 19);
+        assert_eq!(begin, (Begin::Since(8_000), Beginning::LostEnd));
+        assert_eq!(progress.begun(MADE, (1, 18), begin), 0);
+        assert!(progress.taken().is_none());
+        assert_eq!(progress.upto(ONE), 17);
+        // While the node runs, too.
+        progress.pass(18);
+        let (begin, why) = progress.begin(MADE, 12);
+        assert_eq!(why, Beginning::LostEnd);
+        assert!(matches!(begin, Begin::Since(ms) if ms > 9_000));
+    }
+}
