@@ -82,6 +82,9 @@ pub(crate) struct HostedReplica {
     /// As it was last reported.
     holds: Option<u64>,
     role: Role,
+    /// Nodes that ask for a snapshot, by what number, and since when. It is taken when all is handled
+    /// that had arrived by then: a node that asks relies on that.
+    asked: Vec<(Arc<str>, u64, u64)>,
     /// The last that it told, once it has resigned, and the place behind all that it published.
     resigned: Option<(u64, u64, u64)>,
 }
@@ -131,6 +134,7 @@ impl Cell {
             fence: None,
             holds: None,
             role: Role::None,
+            asked: Vec::new(),
             resigned: None,
         }))
     }
@@ -156,6 +160,7 @@ impl Cell {
             Self::Alone(shard) => shard.advance(now, rules, out),
             Self::Replica(hosted) => {
                 hosted.look_at_lease(now);
+                hosted.give_snapshots(now);
                 hosted.replica.advance(now, rules, &mut hosted.wants);
             }
         }
@@ -164,7 +169,10 @@ impl Cell {
     pub(super) fn next_deadline(&self) -> Option<u64> {
         match self {
             Self::Alone(shard) => shard.next_deadline(),
-            Self::Replica(hosted) => hosted.replica.next_deadline(),
+            Self::Replica(hosted) => {
+                let asked = hosted.asked.iter().map(|(_, _, at)| *at);
+                asked.chain(hosted.replica.next_deadline()).min()
+            }
         }
     }
 
@@ -329,8 +337,25 @@ impl HostedReplica {
                     self.report(Report::Refused(what));
                 }
             }
-            FleetTask::Asked(node, nonce) => replica.asked(now, &node, nonce, wants),
+            FleetTask::Asked(node, nonce) => {
+                // It asks again: it doesn't wait for an earlier answer any more.
+                self.asked.retain(|(other, ..)| *other != node);
+                self.asked.push((node, nonce, now));
+            }
         }
+    }
+
+    /// Begins to give snapshots to those who asked before this time, up to which all that had arrived
+    /// is handled.
+    fn give_snapshots(&mut self, now: u64) {
+        let (replica, wants) = (&mut self.replica, &mut self.wants);
+        self.asked.retain(|(node, nonce, at)| {
+            let waits = *at > now;
+            if !waits {
+                replica.asked(now, node, *nonce, wants);
+            }
+            waits
+        });
     }
 
     /// What is to be carried out.
@@ -411,6 +436,7 @@ impl HostedReplica {
         let (settings, names) = (self.settings.clone(), Arc::clone(&self.names));
         self.replica = Replica::new(self.number, settings, names, shard);
         self.wants.clear();
+        self.asked.clear();
         (self.until, self.resigned, self.holds) = (0, None, None);
         self.role = Role::None;
         let led = fence.is_some();

@@ -18,6 +18,9 @@ use crate::fleet::told::{PARTS, Pieces, Told};
 /// How many messages are held while a snapshot is awaited. With more, it is asked for again.
 const HELD_MAX: usize = 1 << 18;
 
+/// How often the time for an answer is doubled, from the second question on.
+const DOUBLINGS_MAX: u32 = 2;
+
 /// What is held while a snapshot is awaited.
 #[derive(Debug)]
 pub(super) struct CatchingUp {
@@ -25,6 +28,8 @@ pub(super) struct CatchingUp {
     since: u64,
     /// When to ask, or to ask again.
     ask_at: u64,
+    /// How often it has asked in vain.
+    tries: u32,
     assembly: Option<Assembly>,
     inputs: Vec<Input>,
     told: Vec<Told>,
@@ -35,6 +40,7 @@ impl CatchingUp {
         Self {
             since: now,
             ask_at,
+            tries: 0,
             assembly: None,
             inputs: Vec::new(),
             told: Vec::new(),
@@ -65,7 +71,10 @@ impl CatchingUp {
     }
 
     pub(super) fn begin_again(&mut self, now: u64) {
-        *self = Self::new(now, self.ask_at.max(now));
+        *self = Self {
+            tries: self.tries,
+            ..Self::new(now, self.ask_at.max(now))
+        };
     }
 }
 
@@ -166,7 +175,11 @@ impl Replica {
         let mut shard = self.shard.replacement();
         shard.keep_told(true);
         catching_up.assembly = Some(Assembly::new(self.number, self.nonce, shard));
-        catching_up.ask_at = now + answer_ms;
+        // An owner that is behind answers late, and to the last question alone.
+        let doublings = catching_up.tries.saturating_sub(1).min(DOUBLINGS_MAX);
+        let wait_ms = (answer_ms << doublings).min(timeout_ms / 4);
+        catching_up.tries += 1;
+        catching_up.ask_at = now + wait_ms.max(answer_ms);
         out.push(Out::Ask {
             node,
             nonce: self.nonce,

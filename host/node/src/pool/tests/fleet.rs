@@ -214,6 +214,27 @@ fn a_node_that_is_no_part_of_a_fleet_any_more_keeps_nobody_waiting() {
 }
 
 #[test]
+fn a_snapshot_has_all_that_had_arrived_when_it_was_asked_for() {
+    let mut scene = Scene::new();
+    scene.lead(5);
+    scene.reports();
+    // It waits in the shard's lane.
+    offer(&scene.shard, connects(77, 1, None));
+    scene.shard.tell(FleetTask::Asked("other".into(), 1));
+    scene.node.work();
+    let reports = std::iter::from_fn(|| scene.reports.try_recv().ok());
+    let chunks = reports.filter_map(|(_, report)| match report {
+        Report::Chunk(node, bytes) => Some((node, bytes)),
+        _ => None,
+    });
+    let chunks: Vec<_> = chunks.collect();
+    assert!(chunks.iter().all(|(node, _)| &**node == "other"));
+    let sent: Vec<u8> = chunks.into_iter().flat_map(|(_, bytes)| bytes).collect();
+    let has_user = sent.windows(3).any(|bytes| bytes == b"u77");
+    assert!(has_user, "{:?}", String::from_utf8_lossy(&sent));
+}
+
+#[test]
 fn a_shard_has_resigned_when_the_broker_has_all_that_it_published() {
     let mut scene = Scene::new();
     scene.lead(5);
