@@ -89,6 +89,30 @@ async fn where_a_node_refuses_it_is_named_and_nothing_is_written() -> Result<()>
 }
 
 #[tokio::test]
+async fn a_node_that_ends_while_it_is_asked_is_named_and_not_waited_for() -> Result<()> {
+    let (world, client, service) = two().await?;
+    let id = service.info().await.id;
+    let asked = format!("presence.admin.validate.{id}");
+    let mut asked = client.subscribe(asked).await?;
+    let path = world.site.path().join("groups.toml");
+    fs::write(&path, GROUPS)?;
+    let args = ["pipeline", "apply", &path.to_string_lossy(), "--yes"];
+    let mut command = host::command(&world.site, &args)?;
+    let run = tokio::task::spawn_blocking(move || command.output());
+    wait::guarded("the other node to be asked", asked.next()).await?;
+    asked.unsubscribe().await?;
+    // Sooner than what it was asked for may take.
+    let output = wait::guarded("the command to end", run).await???;
+    let said = [output.stdout, output.stderr].concat();
+    let said = String::from_utf8_lossy(&said).into_owned();
+    ensure!(!output.status.success(), "{said}");
+    let words = "another  refused: it was asked, and doesn't answer any more: ";
+    ensure!(said.contains(words), "{said}");
+    ensure!(said.contains("nothing was written"), "{said}");
+    world.end().await
+}
+
+#[tokio::test]
 async fn of_two_operators_at_once_one_wins_and_the_other_is_told_by_whom() -> Result<()> {
     let (mut world, client, service) = two().await?;
     let bucket = jetstream::new(client)

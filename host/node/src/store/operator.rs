@@ -184,9 +184,8 @@ impl Operator {
         changes: &Value,
     ) -> Vec<Result<(), String>> {
         let body = Bytes::from(json!({"validate": changes}).to_string());
-        let limit = self.load_timeout * 3;
         let asked = nodes.iter().map(|node| async {
-            let answer = self.ask(node, ADMIN_TENANTS, body.clone(), limit).await;
+            let answer = self.ask_long(node, ADMIN_TENANTS, body.clone()).await;
             answer.map(drop).map_err(|error| format!("{error:#}"))
         });
         join_all(asked).await
@@ -302,10 +301,8 @@ impl Operator {
         revision: &Revision,
     ) -> Vec<Result<(), String>> {
         let body = Bytes::from(revision.to_json());
-        // It fetches the plugins, and waits for another validation.
-        let limit = self.load_timeout * 3;
         let asked = nodes.iter().map(|node| async {
-            let answer = self.ask(node, ADMIN_VALIDATE, body.clone(), limit).await;
+            let answer = self.ask_long(node, ADMIN_VALIDATE, body.clone()).await;
             answer.map(drop).map_err(|error| format!("{error:#}"))
         });
         join_all(asked).await
@@ -323,9 +320,8 @@ impl Operator {
         for_ms: u64,
     ) -> anyhow::Result<()> {
         let body = json!({"plugin": plugin, "digest": digest, "for_ms": for_ms});
-        let limit = self.load_timeout * 3;
         let body = Bytes::from(body.to_string());
-        self.ask(node, ADMIN_SHADOW, body, limit).await.map(drop)
+        self.ask_long(node, ADMIN_SHADOW, body).await.map(drop)
     }
 
     /// Has the shadow of a node end.
@@ -398,6 +394,31 @@ impl Operator {
                     ));
                 }
                 None => sleep(STATUS_AGAIN).await,
+            }
+        }
+    }
+
+    /// As [`Self::ask`], of what takes long: a node that has ended meanwhile isn't waited for.
+    async fn ask_long(&self, node: &FoundNode, what: &str, body: Bytes) -> anyhow::Result<Value> {
+        // It fetches plugins, and waits for another validation.
+        let limit = self.load_timeout * 3;
+        tokio::select! {
+            answer = self.ask(node, what, body, limit) => answer,
+            error = self.is_gone(node) => {
+                Err(error.context("it was asked, and doesn't answer any more"))
+            }
+        }
+    }
+
+    /// Returns when a node has twice not said how it is.
+    async fn is_gone(&self, node: &FoundNode) -> anyhow::Error {
+        let mut has_failed = false;
+        loop {
+            sleep(STATUS).await;
+            match self.status(node).await {
+                Ok(_) => has_failed = false,
+                Err(error) if has_failed => return error,
+                Err(_) => has_failed = true,
             }
         }
     }
