@@ -1,6 +1,7 @@
 //! Connects and disconnects from a JetStream stream: taken once each, in order, whatever happens
 //! to the node, the broker or the stream.
 
+mod cluster;
 mod kills;
 
 use anyhow::{Result, ensure};
