@@ -143,9 +143,17 @@ impl Scene {
         Ok(())
     }
 
+    /// Asks after users, again for as long as their new owners can't answer yet.
     async fn query(&self, users: &[String]) -> Result<Value> {
         let asked = json!({"viewerId": VIEWER, "userIds": users}).to_string();
-        self.client.request("presence.query", asked).await
+        wait::until("a query to be answered", async || {
+            let answer = self
+                .client
+                .request("presence.query", asked.as_str())
+                .await?;
+            Ok((answer["reason"] != "unavailable").then_some(answer))
+        })
+        .await
     }
 }
 

@@ -1,9 +1,10 @@
 //! What a standby takes beside its owner, and what a router takes for a message.
 
-use std::io::Write as _;
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 
 use super::super::cpu::cpu_ns;
 use super::super::fairness::plain;
@@ -57,12 +58,12 @@ pub(super) fn beside(scene: &Scene<'_>, owner: &str, standby: &str) -> Result<Ve
             publish(text, kind, &body(user % scene.users, "c", kind));
         };
         let messages = send(scene, message)?;
-        let mut stream = plain(scene.broker.server.port())?;
+        let stream = plain(scene.broker.server.port())?;
         let mut text = String::new();
         for pair in messages / 2..messages / 2 + AWAY {
             message(&mut text, 2 * pair + 1);
         }
-        stream.write_all(text.as_bytes())?;
+        deliver(stream, &text)?;
         scene.until_answered()?;
         Ok(Beside {
             title,
@@ -83,8 +84,22 @@ fn hear_all(scene: &Scene<'_>) -> Result<()> {
     for user in 0..scene.users {
         publish(&mut text, "heartbeat", &body(user, "c", "heartbeat"));
     }
-    plain(scene.broker.server.port())?.write_all(text.as_bytes())?;
+    deliver(plain(scene.broker.server.port())?, &text)?;
     scene.until_answered()
+}
+
+/// Sends messages, and waits until the broker has read them. Of a connection that is closed before,
+/// it reads no more.
+fn deliver(mut stream: TcpStream, text: &str) -> Result<()> {
+    stream.write_all(text.as_bytes())?;
+    stream.write_all(b"PING\r\n")?;
+    let answers = BufReader::new(stream).lines();
+    for answer in answers {
+        if answer?.starts_with("PONG") {
+            return Ok(());
+        }
+    }
+    bail!("the broker closed the connection");
 }
 
 /// Sends what has to be passed on, and looks at what a node takes that has no part in the shard.
@@ -131,5 +146,6 @@ fn send(scene: &Scene<'_>, mut add: impl FnMut(&mut String, usize)) -> Result<us
         stream.write_all(text.as_bytes())?;
         std::thread::sleep(TICK);
     }
+    deliver(stream, "")?;
     Ok(sent)
 }
