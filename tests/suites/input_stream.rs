@@ -65,6 +65,12 @@ impl StreamWorld {
         })
     }
 
+    /// The stream's configuration.
+    async fn config(&self) -> Result<stream::Config> {
+        let found = self.context.get_stream(STREAM).await?;
+        Ok(found.cached_info().config.clone())
+    }
+
     /// Publishes a message until the stream has it, and returns its number there.
     async fn store(&self, subject: &str, body: &Value) -> Result<u64> {
         self.store_with(subject, body, HeaderMap::new()).await
@@ -275,13 +281,7 @@ async fn what_the_streams_limits_removed_unread_is_counted() -> Result<()> {
     for number in 0..10 {
         it.connects(&format!("user-{number}"), "c1").await?;
     }
-    let mut config = it
-        .context
-        .get_stream(STREAM)
-        .await?
-        .cached_info()
-        .config
-        .clone();
+    let mut config = it.config().await?;
     config.max_messages = 3;
     it.context.update_stream(&config).await?;
     it.resume().await?;
@@ -333,13 +333,7 @@ async fn a_broker_that_restarts_and_a_node_that_is_stopped_lose_nothing() -> Res
 #[tokio::test]
 async fn a_stream_that_input_cant_be_taken_from_is_refused_until_it_is_mended() -> Result<()> {
     let mut it = StreamWorld::start().await?;
-    let config = it
-        .context
-        .get_stream(STREAM)
-        .await?
-        .cached_info()
-        .config
-        .clone();
+    let config = it.config().await?;
     let wider = stream::Config {
         subjects: vec!["presence.*".into()],
         ..config.clone()

@@ -408,21 +408,22 @@ fn a_grace_is_at_least_as_long_as_it_is_set_and_an_absence_within_it_is_told_to_
     assert_eq!(users(&world.wait(1), OFFLINE), ["ann"]);
 }
 
-/// A world in which users have a grace of 5 s, and statements hold for an hour.
-fn with_grace() -> World {
+/// A world in which users have a grace of 5 s, and statements hold for so long.
+fn with_grace(statement_ttl_ms: u64) -> World {
     World::new(Settings {
         tracker: tracker::TrackerSettings {
             grace_ms: 5_000,
             ..tracker::TrackerSettings::default()
         },
-        statement_ttl_ms: 3_600_000,
+        statement_ttl_ms,
         ..Settings::default()
     })
 }
 
-#[test]
-fn an_application_that_states_a_user_online_within_a_grace_keeps_them_online_after_it() {
-    let mut world = with_grace();
+/// A world in which an application has stated within her grace that Ann is online, which holds
+/// for an hour.
+fn stated_within_a_grace() -> World {
+    let mut world = with_grace(3_600_000);
     world.connect("ann", "c");
     world.disconnect("ann", "c");
     world.wait(1_000);
@@ -430,6 +431,12 @@ fn an_application_that_states_a_user_online_within_a_grace_keeps_them_online_aft
         Kind::Online,
         &json!({"userId": "ann", "timestamp": world.now}),
     );
+    world
+}
+
+#[test]
+fn an_application_that_states_a_user_online_within_a_grace_keeps_them_online_after_it() {
+    let mut world = stated_within_a_grace();
     assert!(users(&world.wait(3_598_999), OFFLINE).is_empty());
     assert_eq!(users(&world.wait(1_001), OFFLINE), ["ann"]);
     assert!(world.wait(100_000).is_empty(), "once");
@@ -437,14 +444,7 @@ fn an_application_that_states_a_user_online_within_a_grace_keeps_them_online_aft
 
 #[test]
 fn who_connects_again_within_a_grace_is_online_by_the_connection_alone() {
-    let mut world = with_grace();
-    world.connect("ann", "c");
-    world.disconnect("ann", "c");
-    world.wait(1_000);
-    world.send(
-        Kind::Online,
-        &json!({"userId": "ann", "timestamp": world.now}),
-    );
+    let mut world = stated_within_a_grace();
     assert!(users(&world.connect("ann", "d"), ONLINE).is_empty());
     world.wait(1_000);
     world.disconnect("ann", "d");
@@ -454,14 +454,7 @@ fn who_connects_again_within_a_grace_is_online_by_the_connection_alone() {
 
 #[test]
 fn a_statement_that_ends_within_a_grace_ends_nothing() {
-    let mut world = World::new(Settings {
-        tracker: tracker::TrackerSettings {
-            grace_ms: 5_000,
-            ..tracker::TrackerSettings::default()
-        },
-        statement_ttl_ms: 1_000,
-        ..Settings::default()
-    });
+    let mut world = with_grace(1_000);
     world.connect("ann", "c");
     world.disconnect("ann", "c");
     world.send(

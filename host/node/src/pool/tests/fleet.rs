@@ -81,6 +81,20 @@ impl Scene {
         self.node.work();
     }
 
+    /// It leads, and a message of its waits for the lease, which has run out, on a new connection: all
+    /// is handed over again, if it may be.
+    fn has_a_message_wait(&mut self) {
+        self.lead(5);
+        self.node.broker.set(|taken| taken.room = 0);
+        self.comes(1);
+        self.lease.set(0);
+        self.node.broker.set(|taken| {
+            taken.room = 100;
+            taken.link += 1;
+        });
+        self.node.work();
+    }
+
     /// The node owns the shard in an epoch, and may rely on its lease for a minute.
     fn lead(&mut self, epoch: u64) {
         self.lease.set(clock::now_ms() + 60_000);
@@ -131,14 +145,7 @@ fn a_shard_publishes_while_its_node_owns_it_under_the_owners_epoch() {
 #[test]
 fn what_was_not_handed_over_before_the_lease_ended_is_dropped_once_the_shard_is_anothers() {
     let mut scene = Scene::new();
-    scene.lead(5);
-    scene.node.broker.set(|taken| taken.room = 0);
-    scene.comes(1);
-    scene.lease.set(0);
-    scene.node.broker.set(|taken| taken.room = 100);
-    // A new connection: all is handed over again, if it may be.
-    scene.node.broker.set(|taken| taken.link += 1);
-    scene.node.work();
+    scene.has_a_message_wait();
     assert!(scene.online().is_empty(), "whose the shard is, isn't known");
     scene.role(Role::None);
     scene.node.work();
@@ -149,15 +156,7 @@ fn what_was_not_handed_over_before_the_lease_ended_is_dropped_once_the_shard_is_
 #[test]
 fn what_waits_goes_out_when_the_lease_is_renewed() {
     let mut scene = Scene::new();
-    scene.lead(5);
-    scene.node.broker.set(|taken| taken.room = 0);
-    scene.comes(1);
-    scene.lease.set(0);
-    scene.node.broker.set(|taken| {
-        taken.room = 100;
-        taken.link += 1;
-    });
-    scene.node.work();
+    scene.has_a_message_wait();
     assert!(scene.online().is_empty());
     scene.lease.set(clock::now_ms() + 60_000);
     scene.node.work();
@@ -169,15 +168,7 @@ fn what_waits_goes_out_when_the_lease_is_renewed() {
 /// which this is how many times it was published.
 fn in_the_way(scene: &mut Scene) -> impl Fn(&Node) -> usize + use<> {
     let other = scene.node.tenant(1);
-    scene.lead(5);
-    scene.node.broker.set(|taken| taken.room = 0);
-    scene.comes(1);
-    scene.lease.set(0);
-    scene.node.broker.set(|taken| {
-        taken.room = 100;
-        taken.link += 1;
-    });
-    scene.node.work();
+    scene.has_a_message_wait();
     offer(&other.handles[0], connects(7, 1, None));
     scene.node.work();
     move |node| node.broker.count(ONLINE, &other)

@@ -142,7 +142,7 @@ fn an_epoch_that_the_bucket_does_not_know_makes_nobody_deaf() {
     assert_eq!(standby.replica.shard().online_users(), 2);
     assert_eq!(standby.reasons(), []);
 
-    // The bucket tells of the next owner, of whom somebody says that much was told already.
+    // The bucket names the next owner. A forged message says that it has told a lot already.
     standby.follow(NOW + 3_000, 8, "next");
     let bytes = forged(&mut standby, 8, u64::MAX - 1);
     standby
