@@ -136,6 +136,8 @@ async fn stays_away(site: &Site, words: &str) -> Result<()> {
     host.wait_for_log(0, &["can't reach nats", words]).await?;
     let said = host.process.stderr().join("\n");
     ensure!(!said.contains("connected to NATS"), "{said}");
+    // It is said once, and not at each attempt.
+    ensure!(!said.contains("ERROR"), "{said}");
     host.stop().await
 }
 

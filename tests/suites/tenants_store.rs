@@ -286,13 +286,22 @@ async fn a_bucket_that_is_lost_ends_no_tenant_and_one_made_anew_is_read() -> Res
         ("gamma", "serving"),
     ];
     until_states(&site, &three).await?;
-    host.wait_for_log(0, &["made anew, without tenants that were in it", "beta"])
-        .await?;
+    let lacks = ["the bucket `presence-tenants` lacks tenants", "end: beta"];
+    host.wait_for_log(0, &lacks).await?;
+    // Nothing was written, so it has come no further.
+    let stream = bucket.get_stream("KV_presence-tenants").await?;
+    stream.purge().await?;
+    let both = ["the bucket `presence-tenants` lacks", "end: beta, gamma"];
+    host.wait_for_log(0, &both).await?;
+    let why = failed(&host::run(&site, &["tenants", "remove", "beta", "--yes"])?)?;
+    assert!(why.contains("apply its section again"), "{why}");
     bucket.delete_stream("KV_presence-tenants").await?;
     let applied = done(apply(&site, &section("delta", ""))?)?;
     assert!(applied.contains("delta serving"), "{applied}");
     host.stop().await?;
-    let host = Host::start(&site).await?;
+    let mut host = Host::start(&site).await?;
+    let again = ["the bucket `presence-tenants` lacks", "end: beta, gamma"];
+    host.wait_for_log(0, &again).await?;
     let four = [
         ("acme", "serving"),
         ("beta", "serving"),
@@ -413,6 +422,61 @@ async fn what_is_no_tenant_can_be_removed() -> Result<()> {
         assert!(change(&site, "remove", key)?.contains("removed"));
         until_states(&site, &[("acme", "serving"), ("beta", "serving")]).await?;
     }
+    host.stop().await
+}
+
+/// Waits until the file's tenant is in a state, the key of the same name is refused, and `beta`
+/// serves.
+async fn until_acme(site: &Site, state: &str) -> Result<()> {
+    wait::until("the tenants' states", async || {
+        let states = states(site).await?;
+        let is = |at: usize, name: &str, expected: &str| {
+            let found = states.get(at);
+            found.is_some_and(|(it, state)| it.starts_with(name) && state == expected)
+        };
+        let is_so = is(0, "acme", state) && is(1, "acme (", "refused") && is(2, "beta", "serving");
+        Ok(is_so.then_some(()))
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_key_with_the_name_of_a_tenant_of_the_file_changes_nothing_of_it() -> Result<()> {
+    let (host, mut site, server) = node().await?;
+    done(apply(&site, &section("beta", ""))?)?;
+    let nats = async_nats::connect(server.url()).await?;
+    let context = async_nats::jetstream::new(nats);
+    let others = json!({"section": section("acme", "prefix = 'other'")}).to_string();
+    let written = context.publish("$KV.presence-tenants.acme", others.into());
+    written.await?.await?;
+    until_acme(&site, "serving").await?;
+    // The file's own section is followed as before.
+    let acme = |key: &str, value: toml::Value| {
+        let mut acme = Table::new();
+        acme.insert("name".into(), "acme".into());
+        acme.insert("plugins".into(), folder().into());
+        acme.insert(key.into(), value);
+        vec![acme]
+    };
+    site.set("tenant", acme("prefix", "new".into()))?;
+    let client = Client::connect(&server.url()).await?;
+    wait::until("the new prefix", async || {
+        let shown = done(host::run(&site, &["tenants", "list"])?)?;
+        let mut lines = shown.lines();
+        Ok(lines
+            .any(|it| it.starts_with("acme ") && it.contains(" new "))
+            .then_some(()))
+    })
+    .await?;
+    until_acme(&site, "serving").await?;
+    come_online(&client, "new").await?;
+    site.set("tenant", acme("paused", true.into()))?;
+    until_acme(&site, "paused").await?;
+    let said = host.process.stderr();
+    let said = said
+        .iter()
+        .filter(|it| it.contains("a tenant does not start"));
+    assert_eq!(said.count(), 1, "it is said once");
     host.stop().await
 }
 

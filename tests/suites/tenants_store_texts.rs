@@ -32,7 +32,12 @@ async fn what_is_wrong_with_tenants_is_said_in_short_however_long_it_is() -> Res
     let keys: String = (0..20_000).map(|it| format!("key{it} = 1\n")).collect();
     let many = json!({"section": format!("[[tenant]]\nname = 'many'\n{keys}")});
     bucket.put("many", many.to_string().into()).await?;
-    let refused = ["junk1", "junk2", "junk3", "many"].map(|it| (it, "refused"));
+    let nats = async_nats::connect(server.url()).await?;
+    let long = format!("$KV.presence-tenants.{}", "n".repeat(3_000));
+    let context = jetstream::new(nats);
+    let place = context.publish(long, "{}".into()).await?.await?.sequence;
+    let long = format!("{}… (message {place})", "n".repeat(64));
+    let refused = ["junk1", "junk2", "junk3", "many", &long].map(|it| (it, "refused"));
     let mut states = vec![("acme", "serving"), ("beta", "serving")];
     states.extend(refused);
     until_states(&site, &states).await?;

@@ -4,6 +4,7 @@ mod account;
 mod first;
 mod given;
 mod isolated;
+mod retry_wait;
 mod sections;
 mod start_room;
 mod stored;

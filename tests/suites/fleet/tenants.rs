@@ -426,6 +426,9 @@ async fn a_tenant_whose_bucket_was_removed_begins_anew_and_the_others_go_on() ->
     for node in &mut nodes {
         let words = ["tenant{name=\"acme\"}", "the fleet's bucket was removed"];
         node.host.wait_for_log(0, &words).await?;
+        // There is nobody to hand anything over to.
+        let said = node.host.process.stderr().join("\n");
+        ensure!(!said.contains("could be handed over in time"), "{said}");
     }
     is_settled("acme", &nodes).await?;
     tenants[0].only_speakers_are_online().await?;

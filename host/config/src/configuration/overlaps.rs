@@ -12,9 +12,10 @@ use super::Config;
 use super::problem::{Place, Problem, Problems};
 use super::tenants::TenantSection;
 
-/// Refuses sections that can't stand beside others. `serving`: by what running tenants are served.
-pub(super) fn refuse(tenants: &mut [TenantSection], serving: &[Arc<Config>]) {
-    refuse_second_names(tenants);
+/// Refuses sections that can't stand beside others. The first `of_file` are the file's, and the rest
+/// those of the store. `serving`: by what running tenants are served.
+pub(super) fn refuse(tenants: &mut [TenantSection], of_file: usize, serving: &[Arc<Config>]) {
+    refuse_second_names(tenants, of_file);
     let serving: HashMap<_, _> = serving.iter().map(|it| (name_of(it), &**it)).collect();
     // One that is refused goes on with its last good section, which others may be in the way of.
     while let Some(refused) = conflicts(tenants, &serving) {
@@ -32,9 +33,9 @@ pub(super) fn refuse(tenants: &mut [TenantSection], serving: &[Arc<Config>]) {
     }
 }
 
-fn refuse_second_names(tenants: &mut [TenantSection]) {
+fn refuse_second_names(tenants: &mut [TenantSection], of_file: usize) {
     let mut names: HashMap<String, Place> = HashMap::new();
-    for section in tenants {
+    for (at, section) in tenants.iter_mut().enumerate() {
         let Some(first) = names.get(&section.name) else {
             names.insert(section.name.clone(), section.place.clone());
             continue;
@@ -44,6 +45,8 @@ fn refuse_second_names(tenants: &mut [TenantSection]) {
             what: format!("the tenant `{}` is there already, at {first}", section.name),
             fix: "give this one another `name`".into(),
         };
+        // A name is there once in the store.
+        section.is_shadowed = at >= of_file;
         let before = section.config.as_ref().err().cloned();
         let before = before.iter().flat_map(Problems::iter).cloned();
         let problems = std::iter::once(second).chain(before).collect();
@@ -173,7 +176,7 @@ fn claims<'a>(
     serving: &HashMap<&'a str, &'a Config>,
 ) -> Vec<Claim<'a>> {
     let mut sections: HashMap<&str, Vec<&TenantSection>> = HashMap::new();
-    for section in tenants {
+    for section in tenants.iter().filter(|it| !it.is_shadowed) {
         sections.entry(&section.name).or_default().push(section);
     }
     let is_any_unnamed = tenants.iter().any(|it| !it.is_named);

@@ -157,6 +157,7 @@ fn one(
         is_named: true,
         place: place.clone(),
         paused: false,
+        is_shadowed: false,
         own_account: false,
         config: Err(Problem {
             place,

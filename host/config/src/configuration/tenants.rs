@@ -79,6 +79,8 @@ pub struct TenantSection {
     pub place: Place,
     /// Whether it is to be served. One that is paused keeps its state.
     pub paused: bool,
+    /// Whether it is a section of the store, and one of the file has its name: the file's goes before.
+    pub is_shadowed: bool,
     /// Whether it has a connection of its own.
     pub own_account: bool,
     /// The tenant's configuration, or what is wrong with it.
@@ -141,8 +143,9 @@ pub(super) fn read<'a>(
         one(file, text, env, rest, place, own)
     });
     let (mut tenants, settings): (Vec<_>, Vec<_>) = tenants.unzip();
+    let of_file = tenants.len();
     tenants.extend(stored::read(file, env, rest, node.stored));
-    overlaps::refuse(&mut tenants, node.serving);
+    overlaps::refuse(&mut tenants, of_file, node.serving);
     (tenants.into(), settings)
 }
 
@@ -190,6 +193,7 @@ pub(super) fn one(
         is_named,
         place,
         paused: head.paused,
+        is_shadowed: false,
         own_account: head.own_account,
         config,
     };

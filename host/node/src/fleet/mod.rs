@@ -124,6 +124,12 @@ impl Fleet {
         owners.iter().filter(|owner| owner.is_none()).count()
     }
 
+    /// There is no fleet any more that the node could leave.
+    fn is_lost(&self) {
+        self.lease.end();
+        self.left.send_replace(true);
+    }
+
     /// Hands over all that the node owns, and returns when the node has left.
     pub(crate) async fn leave(&self) {
         self.leave.notify_one();

@@ -7,6 +7,7 @@ use presence_config::escape::{Bounded, JsonLog, LOGGED_BYTES_MAX, Line};
 use presence_config::log_filter::{FIX, VARIABLE, level, parse};
 use presence_config::{Log, LogFormat};
 use tracing_subscriber::field::MakeExt as _;
+use tracing_subscriber::filter::{FilterExt as _, LevelFilter, filter_fn};
 use tracing_subscriber::fmt::format::debug_fn;
 use tracing_subscriber::fmt::{FormatFields, layer};
 use tracing_subscriber::layer::SubscriberExt as _;
@@ -14,6 +15,9 @@ use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{Layer as _, registry};
 
 use super::plugin_lines;
+
+/// What of the broker's client connects.
+const CONNECTOR: &str = "async_nats::connector";
 
 /// Whether lines may name users.
 static NAMES_USERS: AtomicBool = AtomicBool::new(true);
@@ -44,8 +48,13 @@ pub(crate) fn begin(log: &Log) -> anyhow::Result<()> {
             .boxed(),
         LogFormat::Json => layer().json().with_writer(JsonLog).boxed(),
     };
+    // Why it can't connect, the broker's client says at each attempt; the node says it once.
+    let is_quiet = filter
+        .max_level_hint()
+        .is_some_and(|max| max < LevelFilter::DEBUG);
+    let is_told = filter_fn(move |of| !(is_quiet && of.target() == CONNECTOR));
     registry()
-        .with(lines.with_filter(filter))
+        .with(lines.with_filter(filter.and(is_told)))
         .with(plugin_lines::layer())
         .init();
     Ok(())

@@ -9,14 +9,13 @@ use tokio::sync::watch;
 use tracing::{Instrument as _, info_span};
 
 use super::tenants::{ConfigFollower, DesiredState, RunningTenant, what_stays};
-use crate::ops::http::TenantPhase;
 
 impl ConfigFollower {
     /// Has the tenants be as these sections say, and those that have none end.
     pub(super) fn want(&mut self, sections: &[TenantSection]) {
         let unnamed = sections.iter().find(|it| !it.is_named);
         let mut places: BTreeMap<&str, Vec<&Place>> = BTreeMap::new();
-        for section in sections {
+        for section in sections.iter().filter(|it| !it.is_shadowed) {
             let of_name = places.entry(&section.name).or_default();
             of_name.push(&section.place);
         }
@@ -57,9 +56,12 @@ impl ConfigFollower {
                 let place = format!("{} ({})", section.name, section.place);
                 if let Err(problems) = &section.config {
                     let why = brief(&problems.to_string());
-                    tracing::error!("a tenant does not start: {why}");
                     self.shared.told.section(&place, section);
-                    self.shared.told.is(&place, TenantPhase::Refused(why), None);
+                    if self.shared.told.refuses(&place, &why) {
+                        for line in why.lines() {
+                            tracing::error!("a tenant does not start: {line}");
+                        }
+                    }
                     twice.insert(place);
                 }
                 continue;

@@ -4,7 +4,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use presence_config::causes::Causes;
 use presence_config::escape::brief;
@@ -12,12 +11,13 @@ use presence_config::regular_file::Stamp;
 use presence_config::{self as config, Config, OfNode, Text};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
-use tokio::time::{sleep, timeout_at};
+use tokio::time::{Instant, sleep, timeout_at};
 
 use super::account::Account;
 use super::first::TenantStart;
 use super::given::{other, raise_files_max};
 use super::isolated::IsolatedRuntime;
+use super::retry_wait::RetryWait;
 use super::stored::Taken;
 use super::tenant::{self, OfProcess, StepBack, TenantEnv, TenantParts};
 use crate::ops::http::{NodeDescription, SharedAccount, StatusBoard, TenantPhase, Tenants};
@@ -28,9 +28,6 @@ use crate::stop::{Readers, Stop};
 use crate::store::tenants::Known;
 use crate::tasks::{Faults, Tasks, blocking};
 use crate::telemetry::Telemetry;
-
-/// How long a tenant that could not start waits before it tries again, at first and at most.
-const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 
 /// What is wanted of a tenant.
 #[derive(Clone, Debug)]
@@ -217,7 +214,7 @@ impl Shared {
             // It has the state, and says goodbye on the same subjects.
             let _ = before.await;
         }
-        let mut wait = RETRY.0;
+        let mut wait = RetryWait::default();
         // A node of a fleet keeps no state.
         let mut keeps_state = true;
         loop {
@@ -246,11 +243,13 @@ impl Shared {
             };
             keeps_state = !config.fleet.enabled;
             let account = self.account_of(&config, &name, own_account).await;
+            let began = Instant::now();
             let served = self.serve_one(&name, &account, &config, &mut wanted);
             let ended = self.isolated_runtime.run(account.priority, served).await;
             match ended {
-                Ok(()) => wait = RETRY.0,
+                Ok(()) => wait = RetryWait::default(),
                 Err(error) => {
+                    let took = began.elapsed();
                     let why = brief(&Causes(&error).to_string());
                     for line in why.lines() {
                         tracing::error!("{line}");
@@ -261,8 +260,8 @@ impl Shared {
                     self.told.is(&name, TenantPhase::Refused(why), None);
                     // Another configuration may help at once, and else time may.
                     tokio::select! {
-                        _ = wanted.changed() => wait = RETRY.0,
-                        () = sleep(wait) => wait = (wait * 2).min(RETRY.1),
+                        _ = wanted.changed() => wait = RetryWait::default(),
+                        () = sleep(wait.after(took)) => {}
                     }
                 }
             }

@@ -34,6 +34,9 @@ const LOOK: Duration = Duration::from_secs(1);
 /// How long a node that starts waits for the store before it goes by what it last knew.
 const AT_START: Duration = Duration::from_secs(5);
 
+/// How long a key is shown: as long as a name can be.
+const SHOWN_BYTES_MAX: usize = 64;
+
 /// How many bytes of them are read.
 const READ_BYTES_MAX: u64 = 256 << 20;
 
@@ -262,6 +265,16 @@ fn subject(name: &str) -> String {
     format!("$KV.{TENANTS_BUCKET}.{name}")
 }
 
+/// A key as the name of a tenant. One that is none may be of any length, and is in each line of the
+/// log about it.
+fn shown(key: &str, place: u64) -> String {
+    if key.len() <= SHOWN_BYTES_MAX {
+        return key.to_owned();
+    }
+    let begin = key.get(..key.floor_char_boundary(SHOWN_BYTES_MAX));
+    format!("{}… (message {place})", begin.unwrap_or_default())
+}
+
 /// What a node does with the bucket.
 pub(crate) struct TenantsFollower {
     store: TenantStore,
@@ -272,10 +285,10 @@ pub(crate) struct TenantsFollower {
     in_force: BTreeSet<String>,
     /// As the node says it.
     now_in_force: watch::Receiver<BTreeSet<String>>,
-    /// When the bucket was made that what is known came from; none if that isn't known.
-    made: Option<i64>,
-    /// Up to which place the bucket has been read, if it has been.
-    place: Option<BucketPlace>,
+    /// Up to which place the bucket has been read, if it has been, and how many messages it had.
+    place: Option<(BucketPlace, u64)>,
+    /// Tenants that are known and that the bucket doesn't have, as the log was last told.
+    missing: BTreeSet<String>,
     tell: watch::Sender<Known>,
     /// Why the bucket can't be read; empty if it can.
     unavailable: String,
@@ -284,9 +297,6 @@ pub(crate) struct TenantsFollower {
 /// What is kept over a restart.
 #[derive(Deserialize, Serialize)]
 struct Kept {
-    /// When their bucket was made.
-    #[serde(default)]
-    made: Option<i64>,
     #[serde(default)]
     in_force: BTreeSet<String>,
     tenants: BTreeMap<String, StoredTenant>,
@@ -307,8 +317,8 @@ impl TenantsFollower {
             entries: Entries::new(),
             in_force: BTreeSet::new(),
             now_in_force: in_force,
-            made: None,
             place: None,
+            missing: BTreeSet::new(),
             tell,
             unavailable: String::new(),
         };
@@ -355,7 +365,9 @@ impl TenantsFollower {
                     ),
                 };
             };
-            let place = BucketPlace::of(&stream);
+            // What is taken out of it doesn't change how far it was written.
+            let messages = stream.cached_info().state.messages;
+            let place = (BucketPlace::of(&stream), messages);
             match self.place == Some(place) {
                 true => Ok(None),
                 false => Ok(Some((place, TenantStore::read(&stream).await?))),
@@ -367,9 +379,8 @@ impl TenantsFollower {
                     tracing::info!("the tenants in the store can be read again");
                 }
                 if let Some((place, entries)) = read {
-                    self.say_made_anew(place, &entries);
+                    self.say_missing(&entries);
                     self.entries.extend(entries);
-                    self.made = Some(place.made);
                     self.place = Some(place);
                     self.keep().await;
                     self.tell();
@@ -390,21 +401,24 @@ impl TenantsFollower {
         }
     }
 
-    /// Says so if another bucket is there than the one that what is known came from.
-    fn say_made_anew(&self, place: BucketPlace, entries: &Entries) {
-        let is_other = self.made.is_some_and(|made| made != place.made);
+    /// Says so if tenants are known that the bucket doesn't have: it was purged, brought back from a
+    /// backup, or made anew.
+    fn say_missing(&mut self, entries: &Entries) {
         let known = self.entries.iter().filter(|(_, it)| it.tenant.is_some());
         let missing = known.filter(|(name, _)| !entries.contains_key(*name));
-        let missing: Vec<_> = missing.map(|(name, _)| escape::line(name)).collect();
-        if is_other && !missing.is_empty() {
+        let missing: BTreeSet<_> = missing.map(|(name, _)| name.clone()).collect();
+        if !missing.is_empty() && missing != self.missing {
+            let names: Vec<_> = missing.iter().map(escape::line).collect();
             tracing::error!(
                 tenants = missing.len(),
-                "the bucket `{TENANTS_BUCKET}` was made anew, without tenants that were in it: \
-                 they are served as they were last known. Write them again (`presence tenants \
-                 apply FILE`), and remove those that are to end: {}",
-                missing.join(", ")
+                "the bucket `{TENANTS_BUCKET}` lacks tenants that this node knows from it, as if it had \
+                 been made anew or purged: they are served as they were last known, and other nodes \
+                 may not know them. Write them again (`presence tenants apply FILE`), and remove \
+                 those that are to end: {}",
+                names.join(", ")
             );
         }
+        self.missing = missing;
     }
 
     fn tell(&self) {
@@ -412,11 +426,11 @@ impl TenantsFollower {
         let mut entries: Vec<_> = self.entries.iter().collect();
         entries.sort_by_key(|(name, entry)| (!self.in_force.contains(*name), entry.place));
         let tenants = entries.into_iter().filter_map(|(name, entry)| {
-            let (name, value) = (name.clone(), entry.tenant.clone()?);
+            let (name, value) = (shown(name, entry.place), entry.tenant.clone()?);
             Some(InStore { name, value })
         });
         let tenants = tenants.collect();
-        let place = self.place;
+        let place = self.place.map(|(place, _)| place);
         self.tell.send_replace(Known { place, tenants });
     }
 
@@ -437,7 +451,6 @@ impl TenantsFollower {
             (name, Entry { place: 0, tenant })
         });
         self.entries = entries.collect();
-        self.made = kept.made;
         self.in_force = kept.in_force;
     }
 
@@ -450,7 +463,6 @@ impl TenantsFollower {
             Some((name.clone(), tenant.clone()))
         });
         let kept = Kept {
-            made: self.made,
             in_force: self.in_force.clone(),
             tenants: tenants.collect(),
         };

@@ -156,7 +156,10 @@ impl<'a> TenantStoreSession<'a> {
                 "the tenant `{name}` is in the configuration file, and not in the store: change it \
                  there"
             ),
-            None => bail!("there is no tenant `{name}` in the bucket `{TENANTS_BUCKET}`"),
+            None => bail!(
+                "there is no tenant `{name}` in the bucket `{TENANTS_BUCKET}`. A node that serves it still \
+                 knows it from before: apply its section again, and then change it"
+            ),
         }
     }
 

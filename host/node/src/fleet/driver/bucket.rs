@@ -11,6 +11,8 @@ impl Driver {
     pub(super) fn is_same(&mut self, same: Option<bool>) {
         self.is_checking = false;
         if same == Some(false) {
+            // There is nobody to hand its shards over to, and nothing that it may publish.
+            self.fleet.is_lost();
             self.tasks.fail(
                 "the fleet's bucket was removed, or made anew: this node stops in order, and joins \
                  anew when it starts again"

@@ -167,6 +167,16 @@ impl Tenants {
         }
     }
 
+    /// Notes why a tenant can't be served. Whether that is news.
+    pub(crate) fn refuses(&self, name: &str, why: &str) -> bool {
+        let mut each = self.each();
+        let Some(entry) = each.get_mut(name) else {
+            return false;
+        };
+        let before = std::mem::replace(&mut entry.phase, TenantPhase::Refused(why.to_owned()));
+        before != entry.phase
+    }
+
     /// Notes that something else is wanted of a tenant than it does, or that it does it.
     pub(crate) fn changes(&self, name: &str, is_changing: bool) {
         if let Some(entry) = self.each().get_mut(name) {
