@@ -2,6 +2,7 @@
 //! to the node, the broker or the stream.
 
 mod cluster;
+mod fleet;
 mod kills;
 
 use anyhow::{Result, ensure};
@@ -408,6 +409,25 @@ async fn no_more_are_taken_than_the_tenant_may_send_and_none_is_refused() -> Res
         &["quota=\"messages\""],
     );
     assert_eq!(refused, 0.0);
+    it.world.end().await
+}
+
+#[tokio::test]
+async fn what_waits_for_its_turn_keeps_nobody_waiting_who_came_before() -> Result<()> {
+    let prepare = |site: Site| {
+        site.with("limits.messages_per_s", 10)?
+            .with("limits.messages_burst", 10)
+    };
+    let mut it = StreamWorld::start_with(prepare).await?;
+    it.world.host.process.signal(Signal::STOP)?;
+    for number in 0..40 {
+        it.connects(&format!("user-{number}"), "c1").await?;
+    }
+    it.world.host.process.signal(Signal::CONT)?;
+    let came = it.world.tape.hosts(ONLINE, 40).await?;
+    let at = |number: usize| came[number].field("timestamp").as_u64().unwrap();
+    let spread_ms = at(39) - at(0);
+    ensure!(spread_ms >= 2_000, "all came within {spread_ms} ms");
     it.world.end().await
 }
 

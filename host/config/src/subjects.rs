@@ -10,6 +10,14 @@ pub const SEQ: &str = "Presence-Seq";
 
 /// The header of an input that a router of a fleet passes on though it is one too many.
 pub const EXCESS: &str = "Presence-Excess";
+
+/// The header of a message of the input stream that a router of a fleet passes on: where it stands,
+/// and where its owner says that it has handled it.
+pub const STORED: &str = "Presence-Stored";
+
+/// The header of such a message that is too long to be passed on: how long it is, in bytes.
+pub const CUT: &str = "Presence-Cut";
+
 /// Where operators have an event be decided again on which a plugin has failed.
 pub const REDRIVE: &str = "presence.redrive";
 /// What the subjects begin with on which operators' commands ask a node: below it comes what is
@@ -88,6 +96,8 @@ const SHARD: &str = "presence.shard.";
 pub enum ShardMessage {
     /// An input.
     Input(Kind),
+    /// An input of the input stream, which only routers pass on.
+    Stored(Kind),
     /// A request to decide about an event again.
     Redrive,
     /// What the owner tells those who stand by.
@@ -103,9 +113,14 @@ impl Subjects {
 
     /// Where routers pass an input on to a shard.
     pub fn shard_input(&self, shard: u32, kind: Option<Kind>) -> String {
-        let subject = kind.map_or(REDRIVE, Kind::subject);
-        let name = subject.rsplit('.').next().unwrap_or_default();
+        let name = kind.map_or("redrive", name_of);
         format!("{}{SHARD}{shard}.in.{name}", self.prefix)
+    }
+
+    /// Where routers pass on to a shard what they take from the input stream. Nobody else may
+    /// publish here: what is said here is acknowledged in the stream.
+    pub fn shard_stored(&self, shard: u32, kind: Kind) -> String {
+        format!("{}{SHARD}{shard}.stored.{}", self.prefix, name_of(kind))
     }
 
     /// Where a shard's owner tells those who stand by what it is about to publish.
@@ -121,9 +136,13 @@ impl Subjects {
             "told" => ShardMessage::Told,
             "in.redrive" => ShardMessage::Redrive,
             _ => {
-                let name = what.strip_prefix("in.")?;
-                let of_name = |kind: &Kind| kind.subject().rsplit('.').next() == Some(name);
-                ShardMessage::Input(Kind::ALL.into_iter().find(of_name)?)
+                let (way, name) = what.split_once('.')?;
+                let kind = Kind::ALL.into_iter().find(|kind| name_of(*kind) == name)?;
+                match way {
+                    "in" => ShardMessage::Input(kind),
+                    "stored" => ShardMessage::Stored(kind),
+                    _ => return None,
+                }
             }
         };
         Some((shard.parse().ok()?, message))
@@ -133,6 +152,12 @@ impl Subjects {
     pub fn of_node(&self, node: &str, what: &str) -> String {
         format!("{}presence.node.{node}.{what}", self.prefix)
     }
+}
+
+/// A kind of input, as the subjects of shards name it.
+fn name_of(kind: Kind) -> &'static str {
+    let subject = kind.subject();
+    subject.rsplit('.').next().unwrap_or(subject)
 }
 
 /// What a subject asks.
@@ -314,6 +339,9 @@ mod tests {
             let subject = subjects.shard_input(63, Some(kind));
             let expected = (63, ShardMessage::Input(kind));
             assert_eq!(subjects.shard_message(&subject), Some(expected));
+            let subject = subjects.shard_stored(63, kind);
+            let expected = (63, ShardMessage::Stored(kind));
+            assert_eq!(subjects.shard_message(&subject), Some(expected));
         }
         let redrive = subjects.shard_input(0, None);
         assert_eq!(redrive, "acme.presence.shard.0.in.redrive");
@@ -325,6 +353,7 @@ mod tests {
             "acme.presence.shard.x.told",
             "acme.presence.shard.1.in.query",
             "acme.presence.shard.1.in",
+            "acme.presence.shard.1.put.connect",
             "acme.presence.connect",
         ] {
             assert_eq!(read(other), None, "{other}");

@@ -62,6 +62,18 @@ pub struct Message {
     pub payload: Payload,
     /// The body that it was read from, for its dead letter.
     pub raw: Bytes,
+    /// Where it stands in the stream that it comes from; none if it comes from none, or comes in
+    /// the stream's order.
+    pub stored: Option<StreamPlace>,
+}
+
+/// A place in a stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StreamPlace {
+    /// Which stream: when it was made. One that is made anew is a later one.
+    pub stream: u64,
+    /// The number of the message in it.
+    pub sequence: u64,
 }
 
 /// What a message says.
@@ -295,6 +307,7 @@ impl<'a> Fields<'a> {
             timestamp,
             payload,
             raw: text.as_bytes().clone(),
+            stored: None,
         })
     }
 

@@ -24,16 +24,11 @@ impl Input {
         let input = Self {
             stream: stream.flatten(),
         };
-        if input.stream.is_some() && state.dir.is_none() {
+        // In a fleet, the broker keeps up to where the stream was taken.
+        if input.stream.is_some() && state.dir.is_none() && !fleet.enabled {
             let what = "is set, and `dir` in [state] is \"\": the node would not know after a \
                         restart what it has taken from the stream";
             let fix = "give [state] a `dir`, or leave `stream` out";
-            section.refuse("stream", InvalidValue::new(what, fix));
-        }
-        if input.stream.is_some() && fleet.enabled {
-            let what = "is set, and `enabled` in [fleet] is true: the nodes of a fleet take input \
-                        only as it is published";
-            let fix = "leave one of them out";
             section.refuse("stream", InvalidValue::new(what, fix));
         }
         input

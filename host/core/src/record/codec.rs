@@ -49,6 +49,13 @@ enum Connection<'a> {
         newest: u64,
         kept_since: u64,
     },
+    /// The same, of a connection whose messages come from a stream.
+    ClosedByStream {
+        timestamp: u64,
+        newest: u64,
+        kept_since: u64,
+        stored: u32,
+    },
 }
 
 #[derive(Serialize, Deserialize)]
@@ -135,10 +142,22 @@ impl Record {
                         timestamp,
                         newest,
                         kept_since,
+                        stored: 0,
                     } => Connection::Closed {
                         timestamp: *timestamp,
                         newest: *newest,
                         kept_since: *kept_since,
+                    },
+                    Connected::Closed {
+                        timestamp,
+                        newest,
+                        kept_since,
+                        stored,
+                    } => Connection::ClosedByStream {
+                        timestamp: *timestamp,
+                        newest: *newest,
+                        kept_since: *kept_since,
+                        stored: *stored,
                     },
                 });
                 stored(&key, value.as_ref())
@@ -225,6 +244,18 @@ impl Record {
                         timestamp,
                         newest,
                         kept_since,
+                        stored: 0,
+                    },
+                    Connection::ClosedByStream {
+                        timestamp,
+                        newest,
+                        kept_since,
+                        stored,
+                    } => Connected::Closed {
+                        timestamp,
+                        newest,
+                        kept_since,
+                        stored,
                     },
                 };
                 tracker::TrackerRecord::Connection {

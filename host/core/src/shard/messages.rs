@@ -8,7 +8,7 @@ use super::settings::Settings;
 use super::types::Ignored;
 use crate::event::{Change, Event, Reason};
 use crate::json;
-use crate::message::{Message, Payload, Redrive, Rejection, StatedReason};
+use crate::message::{Message, Payload, Redrive, Rejection, StatedReason, StreamPlace};
 use crate::metadata::Metadata;
 use crate::quota::Quota;
 use crate::statements::Said;
@@ -50,8 +50,12 @@ impl Presence {
             timestamp,
             payload,
             raw: _,
+            stored,
         } = message;
         let common = &mut *env.common;
+        if common.has_taken(&user, &payload, stored) {
+            return Outcome::Taken;
+        }
         if let Payload::Online { .. } | Payload::Offline { .. } = &payload
             && let Some(rejection) = self.refuse_statement(&user, common)
         {
@@ -64,7 +68,7 @@ impl Presence {
             common.counters.stale += 1;
             return Outcome::Ignored(ignored(user, timestamp, payload));
         }
-        let handled = match track(&user, timestamp, &payload, common) {
+        let handled = match track(&user, timestamp, &payload, stored, common) {
             Ok(handled) => handled,
             Err(stated) => {
                 self.state(stated, env);
@@ -196,6 +200,7 @@ pub(super) fn track(
     user: &str,
     timestamp: u64,
     payload: &Payload,
+    stored: Option<StreamPlace>,
     common: &mut Common,
 ) -> Result<InputResult<Metadata>, Event> {
     let now = common.now();
@@ -232,10 +237,36 @@ pub(super) fn track(
             return Err(common.event(user, timestamp, change, metadata));
         }
     };
+    if let (Some(place), Some(conn)) = (stored, connection_of(payload)) {
+        common.tracker.took(user, conn, place);
+    }
     Ok(handled)
 }
 
+/// The connection that a message is of.
+fn connection_of(payload: &Payload) -> Option<&str> {
+    match payload {
+        Payload::Connect { conn, .. }
+        | Payload::Heartbeat { conn, .. }
+        | Payload::Disconnect { conn, .. } => Some(conn),
+        Payload::Online { .. } | Payload::Offline { .. } => None,
+    }
+}
+
 impl Common {
+    /// Whether a message of a stream, or a later one of its connection, was taken before.
+    pub(super) fn has_taken(
+        &mut self,
+        user: &str,
+        payload: &Payload,
+        stored: Option<StreamPlace>,
+    ) -> bool {
+        match (stored, connection_of(payload)) {
+            (Some(place), Some(conn)) => self.tracker.has_taken(user, conn, place),
+            _ => false,
+        }
+    }
+
     /// A reason as it is understood.
     fn reason(&mut self, why: StatedReason) -> Reason {
         self.counters.unknown_reasons += u64::from(!why.known);

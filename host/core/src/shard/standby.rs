@@ -387,14 +387,18 @@ impl Presence {
             timestamp,
             payload,
             raw: _,
+            stored,
         } = message;
+        if common.has_taken(&user, &payload, stored) {
+            return;
+        }
         if let Payload::Online { .. } | Payload::Offline { .. } = &payload
             && (self.refuse_statement(&user, common).is_some()
                 || self.is_overtaken(&user, timestamp, &payload, common))
         {
             return;
         }
-        let handled = match track(&user, timestamp, &payload, common) {
+        let handled = match track(&user, timestamp, &payload, stored, common) {
             Ok(handled) => handled,
             Err(stated) => {
                 self.note_statement(&stated, common);

@@ -69,6 +69,8 @@ pub(super) struct LiveConnection<M> {
     pub(super) metadata: M,
     /// What it says that its user is doing.
     pub(super) activity: Option<Activity>,
+    /// The number of its last message that was taken from a stream: see `stored`. 0 for none.
+    pub(super) stored: u32,
     /// Where it stands among its user's live connections.
     pub(super) place: Place,
     /// What there is to know of few connections.
@@ -99,6 +101,7 @@ impl<M> LiveConnection<M> {
             is_newest_saved: false,
             metadata,
             activity: None,
+            stored: 0,
             rare: None,
             place: Place::new(order),
         }
@@ -160,6 +163,8 @@ pub(super) struct Close {
     /// The newest timestamp of what has been taken since for older than the close: where
     /// something newer comes, it is the sender's clock that is behind.
     pub(super) ignored: Option<u64>,
+    /// As of a live connection.
+    pub(super) stored: u32,
 }
 
 /// How messages of a connection are ordered about its close.

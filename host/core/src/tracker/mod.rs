@@ -39,6 +39,7 @@ mod roster;
 mod shown;
 mod silence;
 mod slab;
+mod stored;
 mod timer_queue;
 mod types;
 mod user;
@@ -93,6 +94,8 @@ pub struct Tracker<M> {
     held_back: u64,
     /// How many graces run.
     graces: usize,
+    /// The stream that connections' numbers are of: when it was made.
+    stream: u64,
 }
 
 impl<M: Clone> Tracker<M> {
@@ -115,6 +118,7 @@ impl<M: Clone> Tracker<M> {
             closes_forgotten: 0,
             held_back: 0,
             graces: 0,
+            stream: 0,
         }
     }
 
@@ -399,7 +403,8 @@ impl<M: Clone> Tracker<M> {
     }
 
     /// Makes a connection live.
-    fn begin(&mut self, key: Key, life: LiveConnection<M>, effect: Effect) -> InputResult<M> {
+    fn begin(&mut self, key: Key, mut life: LiveConnection<M>, effect: Effect) -> InputResult<M> {
+        life.stored = self.roster.connections[key].stored();
         let user_key = self.roster.connections[key].user;
         // One that stands for others is of a user whom viewers know as online: no quota hides
         // that it goes.
@@ -482,6 +487,7 @@ impl<M: Clone> Tracker<M> {
             newest,
             kept_since: self.clock.now(),
             ignored: None,
+            stored: connection.stored(),
         });
         self.count_activity(key, said, None);
         let user = &self.roster.users[self.roster.connections[key].user];

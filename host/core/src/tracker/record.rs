@@ -75,6 +75,9 @@ pub enum Connected<M> {
         newest: u64,
         /// When the close was handled, by the host's clock.
         kept_since: u64,
+        /// The number of its last message that was taken from a stream, as far as it is kept; 0
+        /// for none.
+        stored: u32,
     },
 }
 
@@ -350,11 +353,13 @@ impl<M: Clone> Tracker<M> {
                 timestamp,
                 newest,
                 kept_since,
+                stored,
             } => State::Closed(Close {
                 timestamp: timestamp.min(now),
                 newest: newest.min(now),
                 kept_since: kept_since.min(now),
                 ignored: None,
+                stored,
             }),
         };
         user.see(connection.newest());
@@ -456,6 +461,7 @@ fn connection_record<M: Clone>(roster: &mut Roster<M>, key: Key) -> Option<Track
             timestamp: close.timestamp,
             newest: close.newest,
             kept_since: close.kept_since,
+            stored: close.stored,
         },
     };
     Some(TrackerRecord::Connection {

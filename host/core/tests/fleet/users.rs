@@ -158,6 +158,7 @@ impl User {
             timestamp: BEGINNING + t - self.skew,
             payload: payload(format!("c{conn}").into()),
             raw: Bytes::new(),
+            stored: None,
         }
     }
 }

@@ -9,11 +9,18 @@ use std::task::{Context, Poll};
 use async_nats::{Client, HeaderMap, HeaderName, Message, Statistics, Subject, Subscriber};
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt as _};
-use presence_config::subjects::SEQ;
+use presence_config::subjects::{CUT, SEQ, STORED};
 use presence_config::{BODY_BYTES_MAX, HEADER_BYTES_MAX};
 
 use crate::link::broker::BrokerHealth;
 use crate::link::drops::SubscriptionKind;
+use crate::link::shared_input::Receipt;
+
+/// How long a header may be to be passed on with a message of a stream, in bytes.
+const KEPT_BYTES_MAX: usize = 128;
+
+/// How much is passed on of a message of a stream that is too long, in bytes.
+const CUT_BYTES: usize = 64 << 10;
 
 /// A connection. Cloning it shares it.
 #[derive(Clone)]
@@ -124,6 +131,15 @@ impl Connection {
         Ok(())
     }
 
+    /// Says to JetStream that a message has been handled.
+    ///
+    /// # Errors
+    /// If the connection is closed.
+    pub(crate) async fn acknowledge(&self, receipt: &Receipt) -> anyhow::Result<()> {
+        let body = Bytes::from_static(b"+ACK");
+        Ok(self.client.publish(receipt.subject(), body).await?)
+    }
+
     /// Publishes a message, once the client has room for it.
     ///
     /// # Errors
@@ -225,6 +241,24 @@ impl Incoming {
             kept.insert(name, "1");
         }
         self.0.headers = (!kept.is_empty()).then_some(kept);
+        self
+    }
+
+    /// The same as a router passes it on to its shard: with this receipt, this header of its own, and
+    /// no other. One that is too long for that is cut.
+    pub(crate) fn with_receipt(mut self, receipt: &str, keep: &str, bytes_max: usize) -> Self {
+        let mut headers = HeaderMap::new();
+        if let Some(kept) = self.header(keep).filter(|it| it.len() <= KEPT_BYTES_MAX) {
+            headers.insert(keep, kept);
+        }
+        headers.insert(STORED, receipt);
+        let bytes = self.0.payload.len();
+        if bytes > bytes_max {
+            headers.insert(CUT, bytes.to_string());
+            self.0.payload.truncate(bytes_max.min(CUT_BYTES));
+        }
+        self.0.headers = Some(headers);
+        self.0.reply = None;
         self
     }
 

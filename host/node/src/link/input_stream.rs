@@ -37,8 +37,8 @@ const PULL_MAX: usize = 256;
 
 /// How often JetStream says that it is there while it has no message. If it doesn't twice, the
 /// consumer is made anew.
-const HEARTBEAT: Duration = Duration::from_secs(2);
-const EXPIRES: Duration = Duration::from_secs(30);
+pub(super) const HEARTBEAT: Duration = Duration::from_secs(2);
+pub(super) const EXPIRES: Duration = Duration::from_secs(30);
 
 /// How soon the server forgets a consumer that is not used any more.
 const FORGOTTEN: Duration = Duration::from_secs(30);
@@ -80,7 +80,8 @@ pub(crate) enum Begin {
 
 /// A stream that input can be taken from.
 pub(crate) struct InputStream {
-    stream: JetStream,
+    pub(super) context: jetstream::Context,
+    pub(super) stream: JetStream,
     /// When it was made, which tells it from one that is made anew.
     pub(crate) made_at: u64,
     /// The numbers of its first and its last message.
@@ -182,6 +183,7 @@ impl InputStream {
             made_at: u64::try_from(made_at).unwrap_or_default(),
             first: info.state.first_sequence,
             last: info.state.last_sequence,
+            context,
             stream,
         })
     }
@@ -194,16 +196,7 @@ impl InputStream {
         let failed = |error: &dyn std::fmt::Display| {
             OpenError::Away(format!("its messages can't be asked for: {error}"))
         };
-        let deliver_policy = match begin {
-            Begin::At(sequence) => DeliverPolicy::ByStartSequence {
-                start_sequence: sequence.max(1),
-            },
-            Begin::Since(ms) => {
-                let start_time = datetime::from_nanos(i128::from(ms) * 1_000_000);
-                let start_time = start_time.map_err(|error| failed(&error))?;
-                DeliverPolicy::ByStartTime { start_time }
-            }
-        };
+        let deliver_policy = deliver(begin)?;
         let consumer = self.stream.create_consumer(pull::Config {
             // Operators see it among the stream's consumers.
             name: Some(format!("presence-{node}-{}", clock::wall_now_us())),
@@ -269,8 +262,24 @@ impl InputMessages {
     }
 }
 
+/// Where a consumer begins.
+pub(super) fn deliver(begin: Begin) -> Result<DeliverPolicy, OpenError> {
+    Ok(match begin {
+        Begin::At(sequence) => DeliverPolicy::ByStartSequence {
+            start_sequence: sequence.max(1),
+        },
+        Begin::Since(ms) => {
+            let start_time = datetime::from_nanos(i128::from(ms) * 1_000_000);
+            let start_time = start_time.map_err(|error| {
+                OpenError::Away(format!("its messages can't be asked for: {error}"))
+            })?;
+            DeliverPolicy::ByStartTime { start_time }
+        }
+    })
+}
+
 /// An error of the client in words.
-fn said(error: impl std::error::Error + Send + Sync + 'static) -> String {
+pub(super) fn said(error: impl std::error::Error + Send + Sync + 'static) -> String {
     Causes(&error.into()).to_string()
 }
 

@@ -10,6 +10,8 @@ use async_nats::Subject;
 use bytes::Bytes;
 use presence_config::subjects::Source;
 
+use super::shared_input::Receipt;
+
 /// What an entry takes beside its subject and its body, more or less.
 const ENTRY_BYTES: usize = 128;
 
@@ -74,17 +76,6 @@ impl NodeLease {
     }
 }
 
-/// Tells leases apart.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct LeaseId(usize);
-
-impl LeaseId {
-    /// Of a lease, for as long as something refers to it.
-    pub(crate) fn of(lease: &Arc<NodeLease>) -> Self {
-        Self(Arc::as_ptr(lease).addr())
-    }
-}
-
 /// What is to be done with a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Passage {
@@ -142,6 +133,16 @@ impl JournalEntry {
         }
     }
 
+    /// Says to JetStream that a message has been handled.
+    pub(crate) fn handled(receipt: &Receipt, fence: Option<Arc<EpochFence>>) -> Self {
+        Self {
+            subject: receipt.subject(),
+            body: Bytes::from_static(b"+ACK"),
+            counting: Counting::Unnumbered,
+            fence,
+        }
+    }
+
     /// Whether it is published once, whether or not the broker gets it.
     pub(crate) fn is_once(&self) -> bool {
         matches!(self.counting, Counting::Once)
@@ -151,12 +152,6 @@ impl JournalEntry {
     pub(crate) fn passage(&self, now: impl FnOnce() -> u64) -> Passage {
         let fence = self.fence.as_ref();
         fence.map_or(Passage::Open, |fence| fence.passage(now()))
-    }
-
-    /// By which lease it is published; none where none is needed.
-    pub(crate) fn lease(&self) -> Option<LeaseId> {
-        let fence = self.fence.as_ref();
-        fence.map(|fence| LeaseId::of(&fence.lease))
     }
 
     /// Counts it as dropped.
@@ -218,6 +213,13 @@ impl Journal {
     /// How many bytes are kept, more or less.
     pub(crate) fn bytes(&self) -> usize {
         self.bytes
+    }
+
+    /// The newest of those behind a place, at most so many, from the newest on.
+    pub(crate) fn newest(&self, place: u64, max: usize) -> impl Iterator<Item = &JournalEntry> {
+        let behind = self.end().saturating_sub(place.max(self.begin) + 1);
+        let behind = usize::try_from(behind).unwrap_or(usize::MAX);
+        self.entries.iter().rev().take(behind.min(max))
     }
 
     pub(crate) fn push(&mut self, entry: JournalEntry) {

@@ -22,6 +22,7 @@ pub(crate) mod reply_guard;
 pub(crate) mod request;
 pub mod request_client;
 pub(crate) mod sequencer;
+pub(crate) mod shared_input;
 pub mod stream_setup;
 pub mod tap;
 pub(crate) mod watermark;

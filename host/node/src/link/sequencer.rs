@@ -8,6 +8,7 @@ use presence_core::inbox::Delivery;
 use presence_core::publish::{self, Publication};
 
 use crate::link::journal::{Counting, EpochFence, JournalEntry, SequenceNumber};
+use crate::link::shared_input::Receipt;
 
 /// Numbers what a shard publishes.
 #[derive(Debug)]
@@ -67,6 +68,11 @@ impl Sequencer {
             counting: Counting::Unnumbered,
             fence: self.fence.clone(),
         })
+    }
+
+    /// Says to JetStream that a message has been handled, behind all that came of it.
+    pub(crate) fn handled(&self, receipt: &Receipt) -> JournalEntry {
+        JournalEntry::handled(receipt, self.fence.clone())
     }
 
     #[expect(

@@ -20,6 +20,7 @@ use tokio::sync::mpsc;
 
 use super::work::FleetTask;
 use crate::link::journal::{EpochFence, NodeLease};
+use crate::link::shared_input::Receipt;
 
 /// A shard, alone or in a fleet.
 #[expect(clippy::large_enum_variant, reason = "it is in a box itself")]
@@ -75,6 +76,8 @@ pub(crate) struct HostedReplica {
     links: FleetLinks,
     /// What is still to be carried out.
     wants: Vec<Out>,
+    /// Messages of the input stream that are to be acknowledged behind that.
+    receipts: Vec<Receipt>,
     /// The lease, as the replica was last told.
     until: u64,
     /// For how long it may publish in the epoch that it last led in.
@@ -130,6 +133,7 @@ impl Cell {
             names,
             links,
             wants: Vec::new(),
+            receipts: Vec::new(),
             until: 0,
             fence: None,
             holds: None,
@@ -301,11 +305,6 @@ impl Cell {
 }
 
 impl HostedReplica {
-    /// By which it publishes.
-    pub(super) fn lease(&self) -> &Arc<NodeLease> {
-        &self.links.lease
-    }
-
     /// Does what it is told of the fleet.
     pub(super) fn take(&mut self, now: u64, task: FleetTask) {
         self.look_at_lease(now);
@@ -361,6 +360,18 @@ impl HostedReplica {
             }
             waits
         });
+    }
+
+    /// A message of the input stream has been handled, or is about to be. Only the owner says so.
+    pub(super) fn acknowledge(&mut self, now: u64, receipt: Receipt) {
+        if self.replica.is_leading(now) {
+            self.receipts.push(receipt);
+        }
+    }
+
+    /// The messages that are to be acknowledged, behind all that is to be carried out.
+    pub(super) fn receipts(&mut self) -> Vec<Receipt> {
+        std::mem::take(&mut self.receipts)
     }
 
     /// What is to be carried out.
@@ -441,6 +452,7 @@ impl HostedReplica {
         let (settings, names) = (self.settings.clone(), Arc::clone(&self.names));
         self.replica = Replica::new(self.number, settings, names, shard);
         self.wants.clear();
+        self.receipts.clear();
         self.asked.clear();
         (self.until, self.resigned, self.holds) = (0, None, None);
         self.role = Role::None;

@@ -232,8 +232,7 @@ impl HostedShard {
         let Some(place) = replica.resigns_at() else {
             return false;
         };
-        // What waits aside isn't the broker's yet, wherever it stood before.
-        if outbox.has_aside(replica.lease()) || outbox.settled(place) != Some(true) {
+        if outbox.settled(place) != Some(true) {
             return true;
         }
         replica.is_acknowledged();

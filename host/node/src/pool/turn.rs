@@ -27,6 +27,7 @@ use super::work::{ShardQuestion, Task};
 use super::{Address, Stopwatch, ThreadFigures};
 use crate::clock;
 use crate::link::journal::{Counting, JournalEntry};
+use crate::link::shared_input::Receipt;
 use crate::state::position::StreamPlaces;
 use crate::telemetry::{Begun, Handled};
 
@@ -50,6 +51,8 @@ pub(super) struct CurrentBatch {
     traced: Peekable<vec::IntoIter<(usize, Begun)>>,
     /// Where they stand in the input stream, if they are of it.
     places: Option<Box<StreamPlaces>>,
+    /// Those of them that the owner is to acknowledge.
+    receipts: Peekable<vec::IntoIter<(usize, Receipt)>>,
     /// Whether all has been done that fell due before they arrived.
     is_begun: bool,
 }
@@ -101,6 +104,7 @@ impl HostedShard {
                     taken: 0,
                     traced: batch.traced.into_iter().peekable(),
                     places: batch.places,
+                    receipts: batch.receipts.into_iter().peekable(),
                     is_begun: false,
                 });
             }
@@ -174,6 +178,11 @@ impl HostedShard {
             let position = current.places.as_ref().and_then(|it| it.after(place));
             let outputs = turn.out.len() + self.shard.waiting_outputs();
             let traced = current.traced.next_if(|(at, _)| *at == place);
+            let mut receipt = current.receipts.next_if(|(at, _)| *at == place);
+            if receipt.as_ref().is_some_and(|(_, it)| it.is_suspect()) {
+                self.acknowledge(arrived_at, receipt.take());
+                self.carry_out(turn);
+            }
             // In a fleet, the owner's trace is the one.
             let traced = traced.filter(|_| self.shard.is_leading(arrived_at));
             if let Some((_, begun)) = traced {
@@ -181,6 +190,7 @@ impl HostedShard {
             } else {
                 self.shard.handle(arrived_at, input, rules, turn.out);
             }
+            self.acknowledge(arrived_at, receipt);
             // What came of it is handed to the outbox before anything is stored.
             self.position = position.or(self.position);
             let made = turn.out.len() + self.shard.waiting_outputs();
@@ -204,6 +214,16 @@ impl HostedShard {
             self.tenant.passage.end(arrived);
         }
         TurnResult::Over
+    }
+
+    /// Has a message of the input stream be acknowledged, behind all that has come of it, if it is
+    /// the owner who has handled it.
+    fn acknowledge(&mut self, now: u64, receipt: Option<(usize, Receipt)>) {
+        if let Some((_, receipt)) = receipt
+            && let Some(replica) = self.shard.as_replica()
+        {
+            replica.acknowledge(now, receipt);
+        }
     }
 
     /// Handles an input, and notes what it took. What comes of it is carried out at once, so that
@@ -421,6 +441,12 @@ impl HostedShard {
             if let Some(entry) = entry {
                 published += u64::from(self.push(entry, turn.outbox));
             }
+        }
+        let replica = self.shard.as_replica();
+        let receipts = replica.map(HostedReplica::receipts).unwrap_or_default();
+        for receipt in receipts {
+            let entry = self.sequencer.handled(&receipt);
+            self.push(entry, turn.outbox);
         }
         self.published(published);
         if let Some(replica) = self.shard.as_replica() {

@@ -18,6 +18,7 @@ use tokio::sync::oneshot;
 
 use super::hosted_shard::HostedShard;
 use crate::beside::Pipelines;
+use crate::link::shared_input::Receipt;
 use crate::state::Restored;
 use crate::state::position::StreamPlaces;
 use crate::telemetry::Begun;
@@ -72,6 +73,8 @@ pub(crate) struct Batch {
     pub(crate) traced: Vec<(usize, Begun)>,
     /// Where they stand in the input stream, if they are of it.
     pub(crate) places: Option<Box<StreamPlaces>>,
+    /// In a fleet, those of them that the owner is to acknowledge, by their places.
+    pub(crate) receipts: Vec<(usize, Receipt)>,
 }
 
 impl Batch {
@@ -83,6 +86,7 @@ impl Batch {
             bytes,
             traced: Vec::new(),
             places: None,
+            receipts: Vec::new(),
         }
     }
 

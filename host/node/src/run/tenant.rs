@@ -368,8 +368,10 @@ impl TenantParts {
         );
         let mut reader = reader.await?;
         let timeout_ms = reload.config.tracker.timeout_ms;
-        let stream = InputStreams::of(&reload.config, admin)
-            .and_then(|it| tenant.stream_intake(it, restored.as_ref(), timeout_ms));
+        let streams = || InputStreams::of(&reload.config, admin);
+        let routed = streams().and_then(|it| tenant.stream_router(it, connection, timeout_ms));
+        let stream = streams().filter(|_| tenant.fleet.is_none());
+        let stream = stream.and_then(|it| tenant.stream_intake(it, restored.as_ref(), timeout_ms));
         let (stream, caught_up) = stream.unzip();
         reader.stream = caught_up;
         let asked = Arc::clone(&status.asked);
@@ -416,6 +418,10 @@ impl TenantParts {
         if let Some(stream) = stream {
             let (stop, stopping) = oneshot::channel();
             readers.add(stop, tasks.spawn("input stream", stream.read(stopping)));
+        }
+        if let Some(routed) = routed {
+            let (stop, stopping) = oneshot::channel();
+            readers.add(stop, tasks.spawn("input stream", routed.read(stopping)));
         }
         let validator = Arc::new(RevisionValidator {
             fetcher: fetcher(&reload.config, admin, &reload.loader),

@@ -30,7 +30,7 @@ use crate::tenant::stream_intake::CaughtUp;
 pub(super) const BATCH_BYTES_MAX: usize = 1 << 20;
 
 /// The header by which a sender says which trace a message belongs to.
-const TRACEPARENT: &str = "traceparent";
+pub(super) const TRACEPARENT: &str = "traceparent";
 
 /// How often is looked for what the client has dropped.
 const SETTLE_EVERY: Duration = Duration::from_secs(1);
@@ -219,6 +219,10 @@ impl Intake {
                 if let Some(begun) = tracer.and_then(|it| traced(it, &received, &input)) {
                     batch.traced.push((batch.inputs.len(), begun));
                 }
+                let receipt = router.as_mut().and_then(|it| it.take_receipt());
+                batch
+                    .receipts
+                    .extend(receipt.map(|it| (batch.inputs.len(), it)));
                 batch.inputs.push(input);
                 batch.bytes += length;
             }

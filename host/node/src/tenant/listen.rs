@@ -9,6 +9,7 @@ use super::Tenant;
 use super::ask::{Budget, Counts, QueryService};
 use super::intake::{DropCounter, Intake};
 use super::router::{self, Router};
+use crate::fleet::Fleet;
 use crate::fleet::parts::{Inputs, PartChange, PartInputs};
 use crate::link::broker::BrokerHealth;
 use crate::link::connection::Connection;
@@ -35,14 +36,13 @@ impl Tenant {
             }
             Some(changes) => {
                 broker.drops.read_by_several();
-                let routed = router::listen(connection, &self.subjects, &broker).await?;
+                let of_stream = self.input_stream.is_some();
+                let routed = router::listen(connection, &self.subjects, &broker, of_stream);
+                let routed = routed.await?;
                 Inputs::Parts(PartInputs::new(routed, changes))
             }
         };
-        let router = self.fleet.as_ref().map(|fleet| {
-            let (subjects, messages) = (self.subjects.clone(), self.quotas.messages.clone());
-            Router::new(Arc::clone(fleet), subjects, messages)
-        });
+        let router = self.fleet.as_ref().map(|fleet| self.router(fleet));
         Ok(Intake {
             messages,
             router,
@@ -60,6 +60,13 @@ impl Tenant {
             tracer: self.tracer.clone(),
             watermark: Watermark::new(heard, intake_queue, self.shards.iter().len()),
         })
+    }
+
+    /// What passes inputs on to their shards.
+    pub(super) fn router(&self, fleet: &Arc<Fleet>) -> Router {
+        let stream = self.input_stream.as_ref().map(|it| it.name.clone());
+        let (subjects, messages) = (self.subjects.clone(), self.quotas.messages.clone());
+        Router::new(Arc::clone(fleet), subjects, messages, stream)
     }
 
     /// What answers to what the tenant's users ask.

@@ -13,6 +13,7 @@ pub(crate) mod quotas;
 pub(crate) mod router;
 pub(crate) mod stale;
 pub(crate) mod stream_intake;
+pub(crate) mod stream_router;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};

@@ -9,19 +9,23 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use presence_config::causes::Causes;
-use presence_config::subjects::{EXCESS, FLEET_QUEUE, REDRIVE, ShardMessage, Subjects};
+use presence_config::subjects::{
+    CUT, EXCESS, FLEET_QUEUE, REDRIVE, STORED, ShardMessage, Subjects,
+};
 use presence_core::Input;
 use presence_core::fleet::hash;
 use presence_core::message::{Cause, Kind, Limits, Message, Rejection};
 use presence_core::quota::Rate;
 use serde::Deserialize;
 
-use super::intake::redrive;
+use super::intake::{TRACEPARENT, redrive};
 use crate::fleet::Fleet;
 use crate::link::broker::BrokerHealth;
 use crate::link::connection::{Connection, Destination, Incoming, Subscription};
 use crate::link::drops::SubscriptionKind;
+use crate::link::input_stream::KINDS;
 use crate::link::reply_guard::ReplyGuard;
+use crate::link::shared_input::{Receipt, SharedInput};
 use crate::pool::log_limiter::LogLimiter;
 use crate::pool::{self, FleetTask, Shards};
 
@@ -36,6 +40,12 @@ pub(crate) struct Router {
     destinations: Vec<[Destination; Kind::ALL.len() + 1]>,
     /// Where the message that was sorted last is to be passed on to, and whether it is one too many.
     next: Option<(Destination, bool)>,
+    /// The input stream, if connects and disconnects come from one, and where each kind of its
+    /// messages goes to, of each shard.
+    stream: Option<String>,
+    stored: Vec<[Destination; KINDS.len()]>,
+    /// The receipt of the message that was sorted last, if it is one of the stream.
+    receipt: Option<Receipt>,
     /// What is to be passed on.
     passed_on: Vec<(Destination, Incoming)>,
     wrong: LogLimiter,
@@ -56,10 +66,13 @@ pub(super) async fn listen(
     connection: &Connection,
     subjects: &Subjects,
     broker: &BrokerHealth,
+    of_stream: bool,
 ) -> anyhow::Result<Vec<Subscription>> {
-    let kinds = Kind::ALL.map(Kind::subject);
+    // What a stream stores is taken from there.
+    let is_heard = |kind: &Kind| !of_stream || !KINDS.contains(kind);
+    let kinds = Kind::ALL.into_iter().filter(is_heard).map(Kind::subject);
     let mut subscriptions = Vec::new();
-    for subject in kinds.into_iter().chain([REDRIVE]) {
+    for subject in kinds.chain([REDRIVE]) {
         let shared = (subjects.of(subject), FLEET_QUEUE);
         let messages = connection.subscribe_in(shared, SubscriptionKind::Inputs, broker);
         subscriptions.push(messages.await?);
@@ -68,15 +81,25 @@ pub(super) async fn listen(
 }
 
 impl Router {
-    /// `messages`: how many the tenant may send, to all nodes together.
-    pub(super) fn new(fleet: Arc<Fleet>, subjects: Subjects, messages: Rate) -> Self {
+    /// `messages`: how many the tenant may send, to all nodes together; `stream`: the input stream.
+    pub(super) fn new(
+        fleet: Arc<Fleet>,
+        subjects: Subjects,
+        messages: Rate,
+        stream: Option<String>,
+    ) -> Self {
         let destinations = (0..fleet.shards).map(|shard| {
             std::array::from_fn(|number| {
                 let kind = Kind::ALL.get(number).copied();
                 subjects.shard_input(shard, kind).into()
             })
         });
+        let stored = (0..fleet.shards)
+            .map(|shard| KINDS.map(|kind| subjects.shard_stored(shard, kind).into()));
         Self {
+            stored: stored.collect(),
+            stream,
+            receipt: None,
             destinations: destinations.collect(),
             fleet,
             subjects,
@@ -107,6 +130,7 @@ impl Router {
         (limits, now_ns): (Limits, u64),
         shards: &Shards,
     ) -> Option<(usize, Input)> {
+        self.receipt = None;
         if received.is_from_node() {
             return None;
         }
@@ -126,6 +150,7 @@ impl Router {
                 ShardMessage::Redrive => {
                     self.input((shard, None, false), received, replies, limits)
                 }
+                ShardMessage::Stored(kind) => self.stored((shard, kind), received, limits),
             };
         }
         let kind = self.subjects.kind(subject);
@@ -154,6 +179,97 @@ impl Router {
                 false => received,
             };
             self.passed_on.push((subject, message));
+        }
+    }
+
+    /// The receipt of the message that was sorted last, if it is one of the stream.
+    pub(super) fn take_receipt(&mut self) -> Option<Receipt> {
+        self.receipt.take()
+    }
+
+    /// What a message of the stream says that a router has passed on.
+    fn stored(
+        &mut self,
+        to: (u32, Kind),
+        received: &Incoming,
+        limits: Limits,
+    ) -> Option<(usize, Input)> {
+        let receipt = Receipt::of_header(received.header(STORED)?, self.stream.as_ref()?)?;
+        let input = self.stored_input(to, received, &receipt, limits);
+        self.receipt = Some(receipt);
+        Some((to.0 as usize, input))
+    }
+
+    /// Has a message of the stream be passed on to its shard. Says what it says, if this node has a
+    /// part in that; nothing comes of one that a node has published.
+    pub(super) fn route(
+        &mut self,
+        stored: SharedInput,
+        limits: Limits,
+    ) -> Result<Option<(usize, Input, Receipt)>, Receipt> {
+        let SharedInput {
+            receipt, message, ..
+        } = stored;
+        let kind = self.subjects.kind(message.subject());
+        let place = kind.and_then(|kind| KINDS.iter().position(|it| *it == kind));
+        let (Some(kind), Some(place)) = (kind, place.filter(|_| !message.is_from_node())) else {
+            return Err(receipt);
+        };
+        let shard = self.shard_of(message.payload());
+        let bytes_max = limits.body_bytes_max;
+        let message = message.with_receipt(&receipt.to_string(), TRACEPARENT, bytes_max);
+        self.fleet.figures.routed.fetch_add(1, Ordering::Relaxed);
+        let input = self.fleet.has_part(shard).then(|| {
+            let input = self.stored_input((shard, kind), &message, &receipt, limits);
+            (shard as usize, input, receipt)
+        });
+        let destinations = self.stored.get(shard as usize);
+        if let Some(destination) = destinations.and_then(|them| them.get(place)).cloned() {
+            self.passed_on.push((destination, message));
+        }
+        Ok(input)
+    }
+
+    /// The message that was routed last.
+    pub(super) fn routed(&self) -> Option<&Incoming> {
+        self.passed_on.last().map(|(_, message)| message)
+    }
+
+    fn stored_input(
+        &self,
+        (shard, kind): (u32, Kind),
+        message: &Incoming,
+        receipt: &Receipt,
+        limits: Limits,
+    ) -> Input {
+        let payload = message.payload();
+        let parsed = match message.header(CUT) {
+            None => Message::parse(kind, payload, limits),
+            Some(bytes) => Err(Rejection::new(
+                Cause::TooLarge,
+                format!(
+                    "{bytes} bytes long, and no more than {} of a message of the stream can be passed \
+                     on to the node that owns its user; this is its beginning",
+                    limits.body_bytes_max
+                ),
+            )),
+        };
+        // Its reply subject was JetStream's, and nobody waits for an answer.
+        let reply = None;
+        let rejection = match parsed {
+            Ok(message) if self.is_of(&message.user, shard) => {
+                let stored = Some(receipt.place);
+                let message = Message { stored, ..message };
+                return Input::Message { message, reply };
+            }
+            Ok(message) => self.wrong_shard(shard, &message.user),
+            Err(rejection) => rejection,
+        };
+        Input::Rejected {
+            kind,
+            payload: payload.clone(),
+            rejection,
+            reply,
         }
     }
 

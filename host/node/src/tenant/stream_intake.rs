@@ -38,23 +38,23 @@ use crate::state::position::{ShardOf, StreamPlaces, Taken};
 use crate::telemetry::Tracer;
 
 /// How long is waited before a stream that can't be read is tried again, at first and at most.
-const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
+pub(super) const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
 
 /// How long the stream has to be read for the next failure to be the first again.
-const STEADY: Duration = Duration::from_secs(10);
+pub(super) const STEADY: Duration = Duration::from_secs(10);
 
 /// How long heartbeats wait at the start for a stream that can't be read.
 const PATIENCE: Duration = Duration::from_secs(3);
 
 /// How often is looked at what else there is to do.
-const TICK: Duration = Duration::from_millis(500);
+pub(super) const TICK: Duration = Duration::from_millis(500);
 
 /// How often is looked at the stream itself: it may have been changed, or a message may have been
 /// lost between the brokers, which nothing says before the next one.
-const LOOK: Duration = Duration::from_secs(5);
+pub(super) const LOOK: Duration = Duration::from_secs(5);
 
 /// How often is looked whether there may be one more message, if there may be so many a second.
-const PACE: Duration = Duration::from_millis(2);
+pub(super) const PACE: Duration = Duration::from_millis(2);
 
 /// How often the log tells of messages that were lost.
 const LOST_TOLD_MS: u64 = 10_000;
@@ -75,8 +75,10 @@ pub(crate) struct StreamHealth {
     pub(crate) repeated: AtomicU64,
     /// How many were removed from it before they could be taken.
     pub(crate) lost: AtomicU64,
-    /// The number of the last message that was taken.
+    /// The number of the last message that was taken; in a fleet, up to which all were handled.
     pub(crate) position: AtomicU64,
+    /// In a fleet, how many are on their way to their owners.
+    pub(crate) unacknowledged: AtomicU64,
 }
 
 #[derive(Clone, Debug)]
@@ -96,6 +98,7 @@ impl StreamHealth {
             repeated: AtomicU64::default(),
             lost: AtomicU64::default(),
             position: AtomicU64::default(),
+            unacknowledged: AtomicU64::default(),
         }
     }
 
@@ -110,7 +113,7 @@ impl StreamHealth {
     }
 
     /// The stream can't be read. The log says so if that is news.
-    fn fails(&self, why: String) {
+    pub(super) fn fails(&self, why: String) {
         let mut outage = self.lock();
         let since = outage.as_ref().map_or_else(Instant::now, |it| it.since);
         let is_news = outage.as_ref().is_none_or(|it| it.why != why);
@@ -125,7 +128,7 @@ impl StreamHealth {
     }
 
     /// The stream is read.
-    fn works(&self) {
+    pub(super) fn works(&self) {
         if let Some(outage) = self.lock().take() {
             let seconds = outage.since.elapsed().as_secs();
             tracing::info!(seconds, "the stream `{}` can be read again", self.name);
@@ -348,23 +351,26 @@ impl StreamIntake {
 
     /// Hands messages to their shards, and returns when these have had room for them.
     async fn hand_on(&mut self, messages: Vec<StoredInput>) {
-        let now = clock::now_ms();
         let limits = Limits {
             body_bytes_max: self.body_bytes_max.load(Ordering::Relaxed),
             metadata: *self.metadata.borrow(),
         };
-        let count = self.shards.iter().len();
-        let batch = || Batch::new(now, Vec::new(), 0);
-        let mut batches: Vec<_> = (0..count).map(|_| (batch(), Vec::new())).collect();
-        let mut pending = 0;
+        let mut batches = self.batches();
         for stored in messages {
-            pending = stored.pending;
+            self.health.pending.store(stored.pending, Ordering::Relaxed);
+            let sorted = self.sort(&stored, limits);
+            if sorted.is_some() && !self.may_take_one() {
+                // Those before it don't wait with it, and their leases begin now.
+                self.hand_over(mem::replace(&mut batches, self.batches()))
+                    .await;
+                self.pace().await;
+                batches = self.batches();
+            }
             let lost = self.progress.pass(stored.sequence);
             self.lost(lost);
-            let Some((place, input)) = self.sort(&stored, limits) else {
+            let Some((place, input)) = sorted else {
                 continue;
             };
-            self.pace().await;
             if let Some((batch, each)) = batches.get_mut(place) {
                 let begun = self.tracer.as_ref();
                 if let Some(begun) = begun.and_then(|it| traced(it, &stored.message, &input)) {
@@ -375,7 +381,19 @@ impl StreamIntake {
                 each.push(stored.sequence);
             }
         }
-        self.health.pending.store(pending, Ordering::Relaxed);
+        self.hand_over(batches).await;
+    }
+
+    /// Nothing yet for any shard.
+    fn batches(&self) -> Vec<(Batch, Vec<u64>)> {
+        let now = clock::now_ms();
+        let batch = |_| (Batch::new(now, Vec::new(), 0), Vec::new());
+        self.shards.iter().map(batch).collect()
+    }
+
+    /// Hands inputs to their shards, each with its number, and returns when these have had room for
+    /// them.
+    async fn hand_over(&mut self, batches: Vec<(Batch, Vec<u64>)>) {
         for (place, (mut batch, each)) in batches.into_iter().enumerate() {
             if batch.inputs.is_empty() {
                 continue;
@@ -445,11 +463,16 @@ impl StreamIntake {
         }
     }
 
-    /// Waits until there may be one more message: no more are taken in a second than the tenant may
+    /// Whether there may be one more message now: no more are taken in a second than the tenant may
     /// send, and what is left waits in the stream.
-    async fn pace(&self) {
+    fn may_take_one(&self) -> bool {
         self.pace.be_part_of(&self.messages, 1);
-        while !self.pace.take(clock::now_ms().saturating_mul(1_000_000)) {
+        self.pace.take(clock::now_ms().saturating_mul(1_000_000))
+    }
+
+    /// Waits until there may be.
+    async fn pace(&self) {
+        while !self.may_take_one() {
             sleep(PACE).await;
         }
     }

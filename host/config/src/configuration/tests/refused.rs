@@ -290,22 +290,22 @@ fn a_fleet_needs_a_lease_that_fits_and_one_number_of_shards() {
 }
 
 #[test]
-fn an_input_stream_needs_a_name_that_can_be_one_a_state_and_no_fleet() {
+fn an_input_stream_needs_a_name_that_can_be_one_and_a_state_unless_a_fleet_takes_it() {
     let of = |text: &str| problems(&format!("[input]\nstream = {text}\n"), &[]);
     for name in ["a.b", "a b", "a*", ">", "a/b", "a\\\\b", "ä"] {
         let problem = of(&format!("\"{name}\"")).concat();
         assert!(problem.contains("a stream's name has at most"), "{problem}");
     }
     assert_eq!(
-        of("\"in\"\n[state]\ndir = \"\"\n[fleet]\nenabled = true"),
+        of("\"in\"\n[state]\ndir = \"\""),
         [
             "presence.toml:2:1: `stream` in [input] is set, and `dir` in [state] is \"\": the node \
              would not know after a restart what it has taken from the stream; give [state] a `dir`, \
              or leave `stream` out",
-            "presence.toml:2:1: `stream` in [input] is set, and `enabled` in [fleet] is true: the \
-             nodes of a fleet take input only as it is published; leave one of them out",
         ]
     );
+    let of_fleet = "[input]\nstream = \"in\"\n[state]\ndir = \"\"\n[fleet]\nenabled = true";
+    load(of_fleet, &[]).unwrap();
     let config = load("[input]\nstream = \"ORDERS-in_1\"", &[]).unwrap();
     assert_eq!(config.input.stream.as_deref(), Some("ORDERS-in_1"));
     assert_eq!(

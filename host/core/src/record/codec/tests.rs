@@ -46,6 +46,7 @@ fn records_have_the_bytes_of_their_format() {
             timestamp: 1,
             newest: 2,
             kept_since: 3,
+            stored: 0,
         })),
         Record::Tracker(tracker::TrackerRecord::ReceivedAt {
             user: "ann".into(),
@@ -103,11 +104,17 @@ fn records_have_the_bytes_of_their_format() {
                 }),
             }),
         },
+        Record::Tracker(connection(Connected::Closed {
+            timestamp: 1,
+            newest: 2,
+            kept_since: 3,
+            stored: 9,
+        })),
     ];
     let web = b"\x02\x06device\x05\"web\"\x01\x02ip\x011\x00";
     let told_bytes: &[u8] =
         b"\x02\x07\x07\x07\x07\x07\x07\x07\x07\x01\x03ben\x08\x08\x08\x08\x08\x08\x08\x08\x01\x04cleo";
-    let bytes: [(&[u8], Vec<u8>); 9] = [
+    let bytes: [(&[u8], Vec<u8>); 10] = [
         (
             b"\x00\x03ann\x02c1",
             [b"\x00\x01\x02", &web[..], b"\x0a\x00\x00"].concat(),
@@ -144,6 +151,7 @@ fn records_have_the_bytes_of_their_format() {
             [b"\x00\x01\x02", &web[..], b"\x01\x01\x02\x01\x04\x03"].concat(),
         ),
         (b"\x04\x03ann", b"\x08\x01\x06\"away\"\x01\x09".into()),
+        (b"\x00\x03ann\x02c1", b"\x02\x01\x02\x03\x09".into()),
     ];
     for (record, (key, value)) in records.iter().zip(bytes) {
         assert_eq!(record.encode(&names), (key.to_vec(), Some(value.clone())));

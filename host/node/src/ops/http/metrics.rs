@@ -333,6 +333,8 @@ fn input_stream(text: &mut Exposition, stream: &StreamHealth) {
     let repeated = read(&stream.repeated);
     text.value("presence_input_stream_repeated_total", repeated);
     text.value("presence_input_stream_lost_total", read(&stream.lost));
+    let unacknowledged = read(&stream.unacknowledged);
+    text.value("presence_input_stream_unacknowledged", unacknowledged);
 }
 
 /// What is kept over a restart.

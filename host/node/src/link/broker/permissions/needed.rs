@@ -5,6 +5,7 @@ use presence_config::{Config, Directory};
 use presence_core::publish::Subject;
 
 use super::{Operation, Permission};
+use crate::link::shared_input::CONSUMER;
 use crate::link::{fleet_bucket, hello};
 
 /// All that a tenant can come to need, however it is configured anew while it runs.
@@ -50,6 +51,12 @@ pub(super) fn needed(config: &Config) -> Vec<Permission> {
             let subject = format!("$JS.API.{api}.{stream}{rest}");
             needed.push(Permission::new(Operation::Publish, subject, true));
         }
+        let of_fleet = [
+            format!("$JS.API.CONSUMER.INFO.{stream}.{CONSUMER}"),
+            format!("$JS.ACK.{stream}.{CONSUMER}.>"),
+        ];
+        let used = of_fleet.into_iter().filter(|_| config.fleet.enabled);
+        needed.extend(used.map(|it| Permission::new(Operation::Publish, it, true)));
     }
     match &config.directory {
         Directory::File { .. } => {}

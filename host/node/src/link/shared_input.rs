@@ -1,0 +1,385 @@
+//! The input stream as the nodes of a fleet share it: one durable consumer, which knows what has been
+//! handled. Each node pulls messages from it and passes them on to their shards; whoever owns the
+//! shard says when a message has been handled. What nobody says that of is delivered again.
+
+use std::fmt;
+use std::time::Duration;
+
+use async_nats::Subject;
+use async_nats::jetstream::consumer::pull::{self, MessagesErrorKind};
+use async_nats::jetstream::consumer::{
+    AckPolicy, Config as AnyConsumer, Consumer, DeliverPolicy, FromConsumer as _, Info,
+    ReplayPolicy,
+};
+use async_nats::jetstream::context::ConsumerInfoErrorKind;
+use async_nats::jetstream::stream::ConsumerCreateStrictErrorKind;
+use futures_util::StreamExt as _;
+use presence_core::message::StreamPlace;
+
+use super::connection::Incoming;
+use super::input_stream::{Begin, EXPIRES, HEARTBEAT, InputStream, OpenError, deliver, said};
+
+/// The consumer's name, in the stream of each tenant.
+pub(crate) const CONSUMER: &str = "presence-fleet";
+
+/// How soon a message is delivered again of which nobody has said that it was handled.
+pub(crate) const ACK_WAIT: Duration = Duration::from_secs(5);
+
+/// How many messages may be on their way to their owners at a time, of all nodes together.
+const UNACKNOWLEDGED_MAX: i64 = 2_048;
+
+/// From which delivery on a message is acknowledged before it is handled: whatever handles it may
+/// fail of it.
+const SUSPECT_FROM: u64 = 20;
+
+/// Which message of the stream this is, and where to say that it has been handled.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Receipt {
+    to: Subject,
+    pub(crate) place: StreamPlace,
+    /// How often the message has been delivered.
+    deliveries: u64,
+}
+
+impl Receipt {
+    /// `to`: where JetStream wants to be told, of a stream of this name that was made then.
+    fn new(to: &str, stream: &str, made_at: u64) -> Option<Self> {
+        let is_plain = |token: &str| {
+            let is_plain = |it: char| it.is_ascii_graphic() && it != '*' && it != '>';
+            !token.is_empty() && token.chars().all(is_plain)
+        };
+        if !to.split('.').all(is_plain) {
+            return None;
+        }
+        let tokens: Vec<_> = to.strip_prefix("$JS.ACK.")?.split('.').collect();
+        // Newer servers put domain and account before the rest, and more behind it.
+        let rest = match tokens.len() {
+            7 => &tokens[..],
+            9.. => tokens.get(2..)?,
+            _ => return None,
+        };
+        let [of_stream, of_consumer, deliveries, sequence, ..] = rest else {
+            return None;
+        };
+        if *of_stream != stream || *of_consumer != CONSUMER {
+            return None;
+        }
+        Some(Self {
+            to: to.into(),
+            place: StreamPlace {
+                stream: made_at,
+                sequence: sequence.parse().ok()?,
+            },
+            deliveries: deliveries.parse().ok()?,
+        })
+    }
+
+    /// As a router has passed it on in a header, of a message of the stream of this name.
+    pub(crate) fn of_header(value: &str, stream: &str) -> Option<Self> {
+        let (made_at, to) = value.split_once(' ')?;
+        Self::new(to, stream, made_at.parse().ok()?)
+    }
+
+    /// Whether it has been delivered before.
+    pub(crate) fn is_repeated(&self) -> bool {
+        self.deliveries > 1
+    }
+
+    /// Whether the message is acknowledged before it is handled: it has come so often that who
+    /// handled it may have failed of it each time.
+    pub(crate) fn is_suspect(&self) -> bool {
+        self.deliveries >= SUSPECT_FROM
+    }
+
+    /// Where to say that the message has been handled.
+    pub(super) fn subject(&self) -> Subject {
+        self.to.clone()
+    }
+}
+
+/// As [`Receipt::of_header`] reads it.
+impl fmt::Display for Receipt {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "{} {}", self.place.stream, self.to)
+    }
+}
+
+/// How far the consumer is.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct SharedProgress {
+    /// Up to where all has been handled.
+    pub(crate) handled: u64,
+    /// The number of the last message that was delivered.
+    pub(crate) delivered: u64,
+    /// How many have not been delivered yet.
+    pub(crate) pending: u64,
+    /// How many were delivered of which nobody has said that they were handled.
+    pub(crate) unacknowledged: u64,
+}
+
+impl SharedProgress {
+    fn of(info: &Info) -> Self {
+        Self {
+            handled: info.ack_floor.stream_sequence,
+            delivered: info.delivered.stream_sequence,
+            pending: info.num_pending,
+            unacknowledged: info.num_ack_pending as u64,
+        }
+    }
+}
+
+/// The consumer.
+pub(crate) struct SharedConsumer {
+    consumer: Consumer<pull::Config>,
+    stream: String,
+    made_at: u64,
+    pub(crate) progress: SharedProgress,
+}
+
+/// Messages that this node is to pass on.
+pub(crate) struct SharedMessages {
+    messages: pull::Stream,
+    stream: String,
+    made_at: u64,
+}
+
+/// One of them.
+pub(crate) struct SharedInput {
+    pub(crate) receipt: Receipt,
+    /// How many come after it by now.
+    pub(crate) pending: u64,
+    pub(crate) message: Incoming,
+}
+
+impl InputStream {
+    /// The consumer that the nodes share; none if there is none.
+    ///
+    /// # Errors
+    /// If the server doesn't say, or somebody made the consumer another than it is to be.
+    pub(crate) async fn shared(&self) -> Result<Option<SharedConsumer>, OpenError> {
+        let info = match self.stream.consumer_info(CONSUMER).await {
+            Ok(info) => info,
+            Err(error) if error.kind() == ConsumerInfoErrorKind::NotFound => return Ok(None),
+            Err(error) => {
+                return Err(OpenError::Away(format!(
+                    "JetStream doesn't say how far the fleet has come ({}): may this user use the \
+                     consumer `{CONSUMER}`?",
+                    said(error)
+                )));
+            }
+        };
+        if let Some(why) = unfit(&info.config, &self.stream.cached_info().config.name) {
+            return Err(OpenError::Refused(why));
+        }
+        let config = pull::Config::try_from_consumer_config(info.config.clone());
+        let config = config.map_err(|error| OpenError::Refused(error.to_string()))?;
+        let context = self.context.clone();
+        Ok(Some(self.found(Consumer::new(config, info, context))))
+    }
+
+    /// Makes the consumer, which begins there.
+    ///
+    /// # Errors
+    /// If the server doesn't make it, or another node has.
+    pub(crate) async fn share(&self, begin: Begin) -> Result<SharedConsumer, OpenError> {
+        let config = shared(deliver(begin)?);
+        let made = self.stream.create_consumer_strict(config).await;
+        let made = made.map_err(|error| match error.kind() {
+            ConsumerCreateStrictErrorKind::AlreadyExists => {
+                OpenError::Again("another node has made its consumer".into())
+            }
+            _ => OpenError::Away(format!(
+                "the consumer `{CONSUMER}` can't be made: {}",
+                said(error)
+            )),
+        })?;
+        Ok(self.found(made))
+    }
+
+    /// Removes the consumer.
+    ///
+    /// # Errors
+    /// If the server doesn't.
+    pub(crate) async fn unshare(&self) -> Result<(), OpenError> {
+        let removed = self.stream.delete_consumer(CONSUMER).await;
+        removed.map_err(|error| {
+            OpenError::Away(format!(
+                "the consumer `{CONSUMER}` can't be made anew: {}",
+                said(error)
+            ))
+        })?;
+        Ok(())
+    }
+
+    fn found(&self, consumer: Consumer<pull::Config>) -> SharedConsumer {
+        let progress = SharedProgress::of(consumer.cached_info());
+        SharedConsumer {
+            consumer,
+            stream: self.stream.cached_info().config.name.clone(),
+            made_at: self.made_at,
+            progress,
+        }
+    }
+}
+
+impl SharedConsumer {
+    /// Messages for this node, so many on their way at a time.
+    ///
+    /// # Errors
+    /// If the server doesn't give them.
+    pub(crate) async fn messages(self, pull_max: usize) -> Result<SharedMessages, OpenError> {
+        let messages = self.consumer.stream().max_messages_per_batch(pull_max);
+        let messages = messages.expires(EXPIRES).heartbeat(HEARTBEAT).messages();
+        let messages = messages.await.map_err(|error| {
+            OpenError::Away(format!("its messages can't be asked for: {}", said(error)))
+        })?;
+        Ok(SharedMessages {
+            messages,
+            stream: self.stream,
+            made_at: self.made_at,
+        })
+    }
+}
+
+impl SharedMessages {
+    /// The next message. Dropped before it is there, it loses none.
+    ///
+    /// # Errors
+    /// If no other comes.
+    pub(crate) async fn next(&mut self) -> Result<SharedInput, OpenError> {
+        let message = match self.messages.next().await {
+            Some(Ok(message)) => message,
+            Some(Err(error)) => {
+                let kind = error.kind();
+                return Err(OpenError::Again(match kind {
+                    MessagesErrorKind::MissingHeartbeat => "JetStream says nothing".into(),
+                    MessagesErrorKind::ConsumerDeleted => "its consumer was removed".into(),
+                    MessagesErrorKind::NoResponders => "JetStream doesn't respond".into(),
+                    _ => said(error),
+                }));
+            }
+            None => return Err(OpenError::Again("the connection is closed".into())),
+        };
+        let pending = message.info().map_or(0, |info| info.pending);
+        let to = message.reply.as_deref().unwrap_or_default();
+        let Some(receipt) = Receipt::new(to, &self.stream, self.made_at) else {
+            let why = "a message doesn't say where it stands";
+            return Err(OpenError::Again(why.into()));
+        };
+        Ok(SharedInput {
+            receipt,
+            pending,
+            message: Incoming::stored(message.message),
+        })
+    }
+}
+
+/// The consumer as the fleet makes it.
+fn shared(deliver_policy: DeliverPolicy) -> pull::Config {
+    pull::Config {
+        durable_name: Some(CONSUMER.into()),
+        description: Some("what the fleet's nodes have taken of connects and disconnects".into()),
+        deliver_policy,
+        ack_policy: AckPolicy::Explicit,
+        ack_wait: ACK_WAIT,
+        max_ack_pending: UNACKNOWLEDGED_MAX,
+        ..pull::Config::default()
+    }
+}
+
+/// Why a consumer that is there isn't one that a fleet can share, and what to do about it.
+fn unfit(config: &AnyConsumer, stream: &str) -> Option<String> {
+    let fault = if config.deliver_subject.is_some() {
+        "pushes its messages to a subject (`deliver_subject`)"
+    } else if config.ack_policy != AckPolicy::Explicit {
+        "has messages acknowledged otherwise than each by itself (`ack_policy` is not `explicit`)"
+    } else if !config.filter_subject.is_empty() || !config.filter_subjects.is_empty() {
+        "leaves messages out (`filter_subject`)"
+    } else if config.max_deliver > 0 {
+        "gives up messages that nobody handled in time (`max_deliver`)"
+    } else if config.headers_only {
+        "delivers no bodies (`headers_only`)"
+    } else if config.replay_policy != ReplayPolicy::Instant {
+        "delivers messages as slowly as they came (`replay_policy`)"
+    } else if config.pause_until.is_some() {
+        "is paused (`pause_until`): resume it"
+    } else if config.durable_name.is_none() || config.memory_storage {
+        "is forgotten when a server ends (`memory_storage`, or it isn't durable)"
+    } else {
+        return None;
+    };
+    Some(format!(
+        "the stream `{stream}` has a consumer `{CONSUMER}` that {fault}: remove the consumer, and the \
+         fleet makes another"
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use async_nats::jetstream::consumer::IntoConsumerConfig as _;
+
+    use super::*;
+
+    const TO: &str = "$JS.ACK.in.presence-fleet.3.100.7.1790230470084404000.42";
+
+    #[test]
+    fn only_the_fleets_own_messages_are_acknowledged() {
+        let receipt = Receipt::new(TO, "in", 9).unwrap();
+        assert_eq!((receipt.place.stream, receipt.place.sequence), (9, 100));
+        assert!(receipt.is_repeated() && !receipt.is_suspect());
+        let newer = TO.replace("ACK.", "ACK.hub.9xq.") + ".token";
+        let newer = Receipt::new(&newer, "in", 9).unwrap();
+        assert_eq!(newer.place, receipt.place);
+        for other in [
+            TO.replace(".in.", ".orders."),
+            TO.replace("presence-fleet", "billing"),
+            TO.replace("$JS.ACK", "$KV"),
+            TO.replace(".3.", ".>."),
+            TO.replace(".3.", "..3."),
+            TO.replace(".42", ""),
+            TO.replace(".100.", ".x."),
+            TO.replace(".42", ".4\r\n2"),
+        ] {
+            assert_eq!(Receipt::new(&other, "in", 9), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn a_receipt_is_what_its_header_says() {
+        let receipt = Receipt::new(TO, "in", 9).unwrap();
+        let header = receipt.to_string();
+        assert_eq!(Receipt::of_header(&header, "in"), Some(receipt));
+        assert_eq!(Receipt::of_header(&header, "out"), None);
+        for other in ["", TO, "x $JS.ACK.a", "9 "] {
+            assert_eq!(Receipt::of_header(other, "in"), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn a_consumer_of_another_shape_is_refused() {
+        let fit = || shared(DeliverPolicy::All).into_consumer_config();
+        assert_eq!(unfit(&fit(), "in"), None);
+        let refused = |change: fn(&mut AnyConsumer), word: &str| {
+            let mut config = fit();
+            change(&mut config);
+            let why = unfit(&config, "in").unwrap_or_default();
+            assert!(why.contains(word), "{word}: {why}");
+        };
+        refused(
+            |it| it.deliver_subject = Some("x".into()),
+            "deliver_subject",
+        );
+        refused(|it| it.ack_policy = AckPolicy::All, "ack_policy");
+        refused(|it| it.ack_policy = AckPolicy::None, "ack_policy");
+        refused(|it| it.filter_subject = "x".into(), "filter_subject");
+        refused(|it| it.filter_subjects = vec!["x".into()], "filter_subject");
+        refused(|it| it.max_deliver = 5, "max_deliver");
+        refused(|it| it.headers_only = true, "headers_only");
+        refused(
+            |it| it.replay_policy = ReplayPolicy::Original,
+            "replay_policy",
+        );
+        refused(|it| it.memory_storage = true, "memory_storage");
+        refused(|it| it.durable_name = None, "durable");
+    }
+}

@@ -1,0 +1,467 @@
+//! From the input stream to the shards of a fleet: each node takes a part of the stream's messages,
+//! and passes each on to its user's shard, as it does with other input.
+//!
+//! A message is acknowledged by the owner of its shard alone, when it has handled it (`pool::cell`).
+//! What nobody has acknowledged in time is delivered again, to any of the nodes: so nothing is lost if
+//! a router, an owner, or what is between them fails. A shard knows which messages of a connection it
+//! has had (`core::tracker`).
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use futures_util::FutureExt as _;
+use presence_core::message::Limits;
+use presence_core::metadata;
+use presence_core::quota::Rate;
+use tokio::sync::{oneshot, watch};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
+
+use super::Tenant;
+use super::intake::{BATCH_BYTES_MAX, traced};
+use super::router::Router;
+use super::stream_intake::{LOOK, PACE, RETRY, STEADY, StreamHealth, TICK};
+use crate::clock;
+use crate::fleet::Fleet;
+use crate::link::connection::Connection;
+use crate::link::input_stream::{Begin, InputStream, InputStreams, OpenError};
+use crate::link::shared_input::{
+    ACK_WAIT, SharedConsumer, SharedInput, SharedMessages, SharedProgress,
+};
+use crate::pool::{BATCH_MAX, Batch, Shards};
+use crate::telemetry::Tracer;
+
+/// How many messages may be on their way to the node.
+const PULL_MAX: u64 = 256;
+
+/// By how much the broker's clock may be behind, in milliseconds, where it says what is new.
+const CLOCKS_MS: u64 = 1_000;
+
+/// For how long a node that has just started leaves it to others to make a consumer that is missing:
+/// they know up to where all has been handled.
+const OTHERS_FIRST: std::time::Duration = std::time::Duration::from_secs(2);
+
+/// What takes a fleet's part of a tenant's input stream.
+pub(crate) struct StreamRouter {
+    streams: InputStreams,
+    fleet: Arc<Fleet>,
+    router: Router,
+    connection: Connection,
+    shards: Shards,
+    body_bytes_max: Arc<AtomicUsize>,
+    metadata: watch::Receiver<metadata::Limits>,
+    /// How many messages a second the tenant may send, and how many this node takes.
+    messages: Rate,
+    pace: Rate,
+    tracer: Option<Tracer>,
+    health: Arc<StreamHealth>,
+    known: Known,
+    begun: Instant,
+    /// The last message that was stored when the node began.
+    behind: Option<u64>,
+}
+
+/// What this node knows of how far the fleet has come.
+#[derive(Debug)]
+struct Known {
+    /// The stream, by when it was made, and up to where all of it has been handled.
+    handled: Option<(u64, u64)>,
+    /// Up to where messages that were removed before they were delivered have been counted.
+    lost: u64,
+    /// When the stream was last in order, in milliseconds since the Unix epoch.
+    in_order_at: u64,
+}
+
+impl Known {
+    /// Where a consumer is to begin, since there is none: behind what the fleet is known to have
+    /// handled. Of nothing, with what was stored since then, as a node that has no state.
+    fn begin(&self, stream: u64) -> Begin {
+        match self.handled {
+            Some((known, handled)) if known == stream => Begin::At(handled + 1),
+            Some(_) => Begin::At(1),
+            None => Begin::Since(self.in_order_at),
+        }
+    }
+
+    /// The consumer is so far in a stream that was made then. Says how many messages are not there
+    /// any more that were not delivered. `first`: the first that is there.
+    fn note(&mut self, stream: u64, first: u64, progress: SharedProgress) -> u64 {
+        let is_same = self.handled.is_some_and(|(known, _)| known == stream);
+        if !is_same {
+            // What is missing before the fleet began isn't known to be lost.
+            self.lost = match self.handled {
+                Some(_) => 0,
+                None => progress.delivered.max(first.saturating_sub(1)),
+            };
+        }
+        self.handled = Some((stream, progress.handled));
+        self.in_order_at = clock::wall_now_us() / 1_000;
+        let gone = first.saturating_sub(1);
+        let lost = gone.saturating_sub(self.lost.max(progress.delivered));
+        self.lost = self.lost.max(gone);
+        lost
+    }
+}
+
+impl Tenant {
+    /// What takes this node's part of the input stream; nothing where the tenant has none, or no
+    /// fleet.
+    pub(crate) fn stream_router(
+        &self,
+        streams: InputStreams,
+        connection: &Connection,
+        timeout_ms: u64,
+    ) -> Option<StreamRouter> {
+        let (fleet, health) = (self.fleet.as_ref()?, self.input_stream.clone()?);
+        Some(StreamRouter {
+            streams,
+            fleet: Arc::clone(fleet),
+            router: self.router(fleet),
+            connection: connection.clone(),
+            shards: self.shards.clone(),
+            body_bytes_max: Arc::clone(&self.body_bytes_max),
+            metadata: self.metadata.subscribe(),
+            messages: self.quotas.messages.clone(),
+            pace: Rate::default(),
+            tracer: self.tracer.clone(),
+            health,
+            known: Known {
+                handled: None,
+                lost: 0,
+                // Who connected earlier and is still there, is heard by a heartbeat.
+                in_order_at: clock::now_ms().saturating_sub(timeout_ms),
+            },
+            begun: Instant::now(),
+            behind: None,
+        })
+    }
+}
+
+impl StreamRouter {
+    /// Takes messages until it is told to stop, and passes on what it has taken by then. The rest
+    /// is the other nodes'.
+    pub(crate) async fn read(mut self, mut stop: oneshot::Receiver<()>) {
+        let mut wait = RETRY.0;
+        loop {
+            let opened = Instant::now();
+            let open = async {
+                self.may_route().await;
+                self.open().await
+            };
+            let open = tokio::select! {
+                biased;
+                _ = &mut stop => return,
+                opened = open => opened,
+            };
+            let error = match open {
+                Ok(messages) => match self.take_from(messages, &mut stop).await {
+                    Ok(()) => return,
+                    Err(error) => error,
+                },
+                Err(error) => error,
+            };
+            match error {
+                OpenError::Refused(why) | OpenError::Away(why) => {
+                    self.health.fails(why);
+                    self.health.is_behind.store(false, Ordering::Relaxed);
+                }
+                OpenError::Again(why) => {
+                    tracing::info!(
+                        "the stream `{}` is taken from anew: {why}",
+                        self.health.name
+                    );
+                }
+            }
+            if opened.elapsed() >= STEADY {
+                wait = RETRY.0;
+            }
+            tokio::select! {
+                biased;
+                _ = &mut stop => return,
+                () = sleep(wait) => {}
+            }
+            wait = (wait * 2).min(RETRY.1);
+        }
+    }
+
+    /// Returns when the node is connected, has a lease, and shards have owners: what is passed on
+    /// earlier is handled by nobody.
+    async fn may_route(&self) {
+        self.fleet.is_settled().await;
+        self.streams.connected().await;
+        while !self.has_lease() {
+            sleep(RETRY.0).await;
+        }
+    }
+
+    /// Whether the node has its lease. One that was stopped may hold messages that others have
+    /// handled long ago, and whose connections are forgotten.
+    fn has_lease(&self) -> bool {
+        clock::now_ms() < self.fleet.lease.until()
+    }
+
+    async fn open(&mut self) -> Result<SharedMessages, OpenError> {
+        let stream = self.streams.find().await?;
+        let consumer = match stream.shared().await? {
+            Some(consumer) => self.checked(consumer).await?,
+            None => {
+                let is_new = self.known.handled.is_none();
+                let has_others = self.fleet.living.borrow().len() > 1;
+                if is_new && has_others && self.begun.elapsed() < OTHERS_FIRST {
+                    return Err(OpenError::Again("its consumer is made by others".into()));
+                }
+                let made = stream.share(self.known.begin(stream.made_at)).await?;
+                tracing::info!(
+                    "the nodes of the fleet share the stream `{}` from now on",
+                    self.health.name
+                );
+                made
+            }
+        };
+        self.behind.get_or_insert(stream.last);
+        self.note(&stream, consumer.progress);
+        self.health.works();
+        let pull = match self.messages.per_s() {
+            0 => PULL_MAX,
+            // No more than it may pass on in a second.
+            per_s => {
+                let nodes = self.fleet.living.borrow().len().max(1) as u64;
+                per_s.div_ceil(nodes).min(PULL_MAX)
+            }
+        };
+        consumer.messages(usize::try_from(pull).unwrap_or(1)).await
+    }
+
+    /// A consumer that is there. One that is ahead of the stream, since a server has lost the stream's
+    /// end, would leave out what is stored next.
+    async fn checked(&self, consumer: SharedConsumer) -> Result<SharedConsumer, OpenError> {
+        let delivered = consumer.progress.delivered;
+        // In this order: the stream only grows meanwhile.
+        let stream = self.streams.find().await?;
+        if delivered <= stream.last {
+            return Ok(consumer);
+        }
+        stream.unshare().await?;
+        let since = self.known.in_order_at.saturating_sub(CLOCKS_MS);
+        let made = stream.share(Begin::Since(since)).await?;
+        tracing::warn!(
+            "the stream `{}` has lost its last messages: the messages are taken that were stored \
+             since it was last in order, so some may be taken for the second time",
+            self.health.name
+        );
+        Ok(made)
+    }
+
+    fn note(&mut self, stream: &InputStream, progress: SharedProgress) {
+        let lost = self.known.note(stream.made_at, stream.first, progress);
+        let health = &self.health;
+        let note = |of: &std::sync::atomic::AtomicU64, value| of.store(value, Ordering::Relaxed);
+        note(&health.pending, progress.pending);
+        note(&health.position, progress.handled);
+        note(&health.unacknowledged, progress.unacknowledged);
+        if self.behind.is_some_and(|last| progress.handled >= last) || progress.pending == 0 {
+            health.is_behind.store(false, Ordering::Relaxed);
+        }
+        if lost > 0 {
+            health.lost.fetch_add(lost, Ordering::Relaxed);
+            tracing::warn!(
+                messages = lost,
+                "messages were removed from the stream `{}` before the fleet could take them: by its \
+                 limits (`max_age`, `max_bytes`, `max_msgs`), or by hand. Users whose disconnect was \
+                 among them go offline after a timeout, and connections are known by their heartbeats",
+                health.name
+            );
+        }
+    }
+
+    /// Takes messages until it is told to stop, or no more come.
+    async fn take_from(
+        &mut self,
+        mut messages: SharedMessages,
+        stop: &mut oneshot::Receiver<()>,
+    ) -> Result<(), OpenError> {
+        let link = self.streams.link();
+        let mut tick = interval(TICK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut looked_at = Instant::now();
+        loop {
+            tokio::select! {
+                biased;
+                _ = &mut *stop => {
+                    // What has come is passed on, so that nobody waits until it comes again.
+                    while let Some(Ok(first)) = messages.next().now_or_never() {
+                        let (batch, _) = gathered(first, &mut messages);
+                        self.hand_on(batch).await?;
+                    }
+                    return Ok(());
+                }
+                _ = tick.tick() => {
+                    if self.streams.link() != link {
+                        return Err(OpenError::Again("NATS was connected anew".into()));
+                    }
+                    if looked_at.elapsed() < LOOK {
+                        continue;
+                    }
+                    looked_at = Instant::now();
+                    self.look().await?;
+                }
+                first = messages.next() => {
+                    let (batch, end) = gathered(first?, &mut messages);
+                    self.hand_on(batch).await?;
+                    end?;
+                }
+            }
+        }
+    }
+
+    /// Looks at the stream and its consumer: somebody may have changed them.
+    async fn look(&mut self) -> Result<(), OpenError> {
+        let stream = self.streams.find().await?;
+        let is_other = self
+            .known
+            .handled
+            .is_some_and(|(known, _)| known != stream.made_at);
+        if is_other {
+            return Err(OpenError::Again("it was made anew".into()));
+        }
+        let Some(consumer) = stream.shared().await? else {
+            return Err(OpenError::Again("its consumer is gone".into()));
+        };
+        let progress = consumer.progress;
+        self.note(&stream, progress);
+        Ok(())
+    }
+
+    /// Passes messages on, and returns when this node's own shards have had room for theirs.
+    ///
+    /// # Errors
+    /// If what came with them may be too old by now.
+    async fn hand_on(&mut self, messages: Vec<SharedInput>) -> Result<(), OpenError> {
+        let begun = Instant::now();
+        let nodes = self.fleet.living.borrow().len() as u64;
+        self.pace.be_part_of(&self.messages, nodes);
+        for _ in &messages {
+            self.pace().await;
+        }
+        if !self.has_lease() {
+            return Err(OpenError::Again("the node's lease has ended".into()));
+        }
+        let now = clock::now_ms();
+        let limits = Limits {
+            body_bytes_max: self.body_bytes_max.load(Ordering::Relaxed),
+            metadata: *self.metadata.borrow(),
+        };
+        let batch = |_| Batch::new(now, Vec::new(), 0);
+        let mut batches: Vec<_> = self.shards.iter().map(batch).collect();
+        for stored in messages {
+            self.health.pending.store(stored.pending, Ordering::Relaxed);
+            let counted = match stored.receipt.is_repeated() {
+                true => &self.health.repeated,
+                false => &self.health.taken,
+            };
+            counted.fetch_add(1, Ordering::Relaxed);
+            let bytes = stored.message.bytes();
+            match self.router.route(stored, limits) {
+                Ok(Some((place, input, receipt))) => {
+                    let tracer = self.tracer.as_ref().zip(self.router.routed());
+                    let begun = tracer.and_then(|(it, message)| traced(it, message, &input));
+                    if let Some(batch) = batches.get_mut(place) {
+                        batch
+                            .traced
+                            .extend(begun.map(|it| (batch.inputs.len(), it)));
+                        batch.receipts.push((batch.inputs.len(), receipt));
+                        batch.inputs.push(input);
+                        batch.bytes += bytes;
+                    }
+                }
+                Ok(None) => {}
+                // It is no input, and nobody else says so.
+                Err(receipt) => {
+                    let _ = self.connection.acknowledge(&receipt).await;
+                }
+            }
+        }
+        self.router.pass_on(&self.connection).await;
+        for (shard, batch) in self.shards.iter().zip(batches) {
+            if !batch.inputs.is_empty() {
+                shard.hand_over(batch).await;
+            }
+        }
+        match begun.elapsed() < ACK_WAIT {
+            true => Ok(()),
+            // What waits behind them is delivered again by now.
+            false => Err(OpenError::Again("shards had no room for a while".into())),
+        }
+    }
+
+    /// Waits until there may be one more message.
+    async fn pace(&self) {
+        while !self.pace.take(clock::now_ms().saturating_mul(1_000_000)) {
+            sleep(PACE).await;
+        }
+    }
+}
+
+/// A message and those that are there behind it; and the error that comes then, if one does.
+fn gathered(
+    first: SharedInput,
+    messages: &mut SharedMessages,
+) -> (Vec<SharedInput>, Result<(), OpenError>) {
+    let mut bytes = first.message.bytes();
+    let mut batch = vec![first];
+    while batch.len() < BATCH_MAX && bytes < BATCH_BYTES_MAX {
+        match messages.next().now_or_never() {
+            Some(Ok(next)) => {
+                bytes += next.message.bytes();
+                batch.push(next);
+            }
+            Some(Err(error)) => return (batch, Err(error)),
+            None => break,
+        }
+    }
+    (batch, Ok(()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(handled: u64, delivered: u64) -> SharedProgress {
+        SharedProgress {
+            handled,
+            delivered,
+            ..SharedProgress::default()
+        }
+    }
+
+    #[test]
+    fn a_consumer_that_is_gone_is_made_behind_what_was_handled() {
+        let mut known = Known {
+            handled: None,
+            lost: 0,
+            in_order_at: 5_000,
+        };
+        assert_eq!(known.begin(7), Begin::Since(5_000));
+        known.note(7, 1, at(30, 40));
+        assert_eq!(known.begin(7), Begin::At(31));
+        assert_eq!(known.begin(8), Begin::At(1), "another stream");
+    }
+
+    #[test]
+    fn what_was_removed_before_it_was_delivered_is_counted_once() {
+        let mut known = Known {
+            handled: None,
+            lost: 0,
+            in_order_at: 0,
+        };
+        assert_eq!(known.note(7, 500, at(0, 0)), 0, "before the fleet began");
+        assert_eq!(known.note(7, 500, at(510, 520)), 0);
+        assert_eq!(known.note(7, 531, at(520, 520)), 10);
+        assert_eq!(known.note(7, 531, at(520, 520)), 0);
+        assert_eq!(
+            known.note(7, 541, at(520, 535)),
+            5,
+            "one that was delivered isn't lost"
+        );
+        assert_eq!(known.note(8, 4, at(0, 0)), 3, "of another stream");
+    }
+}
