@@ -76,6 +76,17 @@ impl NodeLease {
     }
 }
 
+/// Tells leases apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct LeaseId(usize);
+
+impl LeaseId {
+    /// Of a lease, for as long as something refers to it.
+    pub(crate) fn of(lease: &Arc<NodeLease>) -> Self {
+        Self(Arc::as_ptr(lease).addr())
+    }
+}
+
 /// What is to be done with a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Passage {
@@ -154,6 +165,12 @@ impl JournalEntry {
         fence.map_or(Passage::Open, |fence| fence.passage(now()))
     }
 
+    /// By which lease it is published; none where none is needed.
+    pub(crate) fn lease(&self) -> Option<LeaseId> {
+        let fence = self.fence.as_ref();
+        fence.map(|fence| LeaseId::of(&fence.lease))
+    }
+
     /// Counts it as dropped.
     pub(crate) fn count_dropped(&self) {
         if let Some(fence) = &self.fence {
@@ -213,13 +230,6 @@ impl Journal {
     /// How many bytes are kept, more or less.
     pub(crate) fn bytes(&self) -> usize {
         self.bytes
-    }
-
-    /// The newest of those behind a place, at most so many, from the newest on.
-    pub(crate) fn newest(&self, place: u64, max: usize) -> impl Iterator<Item = &JournalEntry> {
-        let behind = self.end().saturating_sub(place.max(self.begin) + 1);
-        let behind = usize::try_from(behind).unwrap_or(usize::MAX);
-        self.entries.iter().rev().take(behind.min(max))
     }
 
     pub(crate) fn push(&mut self, entry: JournalEntry) {

@@ -305,6 +305,11 @@ impl Cell {
 }
 
 impl HostedReplica {
+    /// By which it publishes.
+    pub(super) fn lease(&self) -> &Arc<NodeLease> {
+        &self.links.lease
+    }
+
     /// Does what it is told of the fleet.
     pub(super) fn take(&mut self, now: u64, task: FleetTask) {
         self.look_at_lease(now);

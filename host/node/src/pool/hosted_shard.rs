@@ -232,7 +232,8 @@ impl HostedShard {
         let Some(place) = replica.resigns_at() else {
             return false;
         };
-        if outbox.settled(place) != Some(true) {
+        // What waits aside isn't the broker's yet, wherever it stood before.
+        if outbox.has_aside(replica.lease()) || outbox.settled(place) != Some(true) {
             return true;
         }
         replica.is_acknowledged();

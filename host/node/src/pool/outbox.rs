@@ -5,13 +5,14 @@
 //! Nothing here blocks: a message without room stays in the outbox, and while the outbox is full,
 //! shards with messages in it are paused.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 
 use crate::clock;
-use crate::link::journal::{Journal, JournalEntry, Passage};
+use crate::link::journal::{Journal, JournalEntry, LeaseId, NodeLease, Passage};
 use crate::link::progress::DeliveryProgress;
 
 /// How often is looked whether the connection has changed, where something waits for that,
@@ -20,13 +21,6 @@ pub(super) const LOOK_MS: u64 = 50;
 
 /// For how long there is no room before the log says so, in milliseconds.
 const FULL_MS: u64 = 1_000;
-
-/// For how long the messages of one fleet, whose node may have lost its lease, keep those of other
-/// tenants waiting, in milliseconds: a lease is usually renewed soon after the connection.
-const SHUT_MS: u64 = 3_000;
-
-/// How many messages are looked at to find some of others.
-const OTHERS_MAX: usize = 256;
 
 /// What carries messages to the broker.
 pub(crate) trait Transport: Send + 'static {
@@ -57,8 +51,10 @@ pub(super) struct Outbox<C> {
     /// The message at `next`, which waits for room.
     stuck: Option<BoxFuture<'static, anyhow::Result<()>>>,
     repeated: u64,
-    /// Since when it isn't known whether the message at `next` may be published, or one before it.
-    shut_since: Option<u64>,
+    /// Messages of which it isn't known whether they may be published, by the lease of which that
+    /// isn't known, each with its place. There they keep no other tenant's waiting. They are no more than
+    /// had waited when the lease ended: without it, nothing is decided.
+    aside: HashMap<LeaseId, Vec<(u64, JournalEntry)>>,
     /// Whether there was a connection when that was last looked at.
     is_connected: bool,
     /// Since when there is no room, and whether that has been said.
@@ -87,7 +83,7 @@ impl<C: Transport> Outbox<C> {
             handed_before: 0,
             stuck: None,
             repeated: 0,
-            shut_since: None,
+            aside: HashMap::new(),
             is_connected: false,
             full_since: None,
             is_full_told: false,
@@ -191,20 +187,27 @@ impl<C: Transport> Outbox<C> {
                 Some(stuck) => stuck.now_or_never(),
                 None => {
                     let Some(entry) = self.journal.get(self.next) else {
-                        self.shut_since = None;
-                        return;
+                        // All are behind those that wait aside, which go on at the end.
+                        match self.take_back() {
+                            true => continue,
+                            false => return,
+                        }
                     };
                     if entry.is_once() && self.next < self.handed_before {
                         self.next += 1;
                         continue;
                     }
+                    // In the order of those before it.
+                    let is_behind = entry.lease().is_some_and(|it| self.aside.contains_key(&it));
                     match entry.passage(clock::now_ms) {
-                        Passage::Open => {}
-                        Passage::Shut if !self.is_in_the_way() => return,
-                        Passage::Shut | Passage::Over => {
-                            if let Some(entry) = self.journal.get(self.next) {
-                                entry.count_dropped();
-                            }
+                        Passage::Open if !is_behind => {}
+                        Passage::Over => {
+                            entry.count_dropped();
+                            self.sent(Ok(()));
+                            continue;
+                        }
+                        Passage::Open | Passage::Shut => {
+                            self.put_aside();
                             self.sent(Ok(()));
                             continue;
                         }
@@ -223,17 +226,37 @@ impl<C: Transport> Outbox<C> {
         }
     }
 
-    /// Whether the message at `next`, of which it isn't known whether it may be published, has kept
-    /// those of others waiting for too long. Without it there is a gap in its shard's numbers, at
-    /// which clients ask, and standbys catch up.
-    fn is_in_the_way(&mut self) -> bool {
-        let now = clock::now_ms();
-        let since = *self.shut_since.get_or_insert(now);
-        if now < since + SHUT_MS {
-            return false;
+    /// Has the message at `next` wait where it keeps nobody waiting.
+    fn put_aside(&mut self) {
+        if let Some(entry) = self.journal.get(self.next)
+            && let Some(lease) = entry.lease()
+        {
+            self.aside
+                .entry(lease)
+                .or_default()
+                .push((self.next, entry.clone()));
         }
-        let mut others = self.journal.newest(self.next, OTHERS_MAX);
-        others.any(|it| !it.is_once() && it.passage(|| now) == Passage::Open)
+    }
+
+    /// Puts in again what waits aside and no longer has to. Says whether anything was.
+    fn take_back(&mut self) -> bool {
+        let now = clock::now_ms();
+        let is_known = |entries: &[(u64, JournalEntry)]| {
+            let mut entries = entries.iter();
+            entries.all(|(_, it)| it.passage(|| now) != Passage::Shut)
+        };
+        let known = self.aside.extract_if(|_, entries| is_known(entries));
+        let known: Vec<_> = known.flat_map(|(_, entries)| entries).collect();
+        let is_any = !known.is_empty();
+        for (_, entry) in known {
+            self.push(entry);
+        }
+        is_any
+    }
+
+    /// Whether something waits aside that was to be published by this lease.
+    pub(super) fn has_aside(&self, lease: &Arc<NodeLease>) -> bool {
+        self.aside.contains_key(&LeaseId::of(lease))
     }
 
     /// The message at `next` has been handed over.
@@ -273,7 +296,7 @@ impl<C: Transport> Outbox<C> {
 
     /// When [`Self::update`] is to be called at the latest, and whether beacons are due.
     pub(super) fn due(&self, now: u64) -> Option<u64> {
-        let is_waiting = self.next < self.journal.end() || self.is_full();
+        let is_waiting = self.next < self.journal.end() || self.is_full() || !self.aside.is_empty();
         let look_at = is_waiting.then_some(now + LOOK_MS);
         self.beacon_at.into_iter().chain(look_at).min()
     }
@@ -306,7 +329,14 @@ impl<C: Transport> Outbox<C> {
         self.handed_before = self.handed_before.max(self.next);
         self.handed.begin(link, begin);
         (self.link, self.next) = (link, begin);
-        self.shut_since = None;
+        // Most come again, behind what was handed over before them. Those that the journal has forgotten
+        // would come too late: there is a gap in their shards' numbers, at which clients ask, and standbys
+        // catch up.
+        for (place, entry) in self.aside.drain().flat_map(|(_, entries)| entries) {
+            if place < begin {
+                entry.count_dropped();
+            }
+        }
         self.beacon_at = self.beacon_at.map(|at| at.min(clock::now_ms()));
     }
 
