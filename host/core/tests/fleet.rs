@@ -28,6 +28,8 @@ mod oracle;
 mod rules;
 #[path = "fleet/seeds.rs"]
 mod seeds;
+#[path = "fleet/stream.rs"]
+mod stream;
 #[path = "fleet/users.rs"]
 mod users;
 #[path = "fleet/wires.rs"]

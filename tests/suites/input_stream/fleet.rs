@@ -11,6 +11,7 @@ use async_nats::jetstream::{self, Context, stream};
 use presence_tests::client::{Client, Recording, now_ms};
 use presence_tests::host::Host;
 use presence_tests::nats::NatsServer;
+use presence_tests::process::Signal;
 use presence_tests::site::Site;
 use presence_tests::wait;
 use serde_json::{Value, json};
@@ -285,6 +286,13 @@ async fn whichever_node_fails_each_message_is_handled_and_acknowledged() -> Resu
         // What was on its way to it is handled by others, and it comes back.
         fleet.join(&[name]).await?;
     }
+    // One that is stopped holds what it has taken for longer than its lease.
+    let (host, site) = fleet.nodes.remove("c").context("a node")?;
+    host.process.signal(Signal::STOP)?;
+    fleet.is_settled().await?;
+    host.process.signal(Signal::CONT)?;
+    fleet.nodes.insert("c", (host, site));
+    fleet.is_settled().await?;
     fleet.leave("c").await?;
     fleet.is_settled().await?;
     fleet.kill("a").await?;

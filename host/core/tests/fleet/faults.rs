@@ -34,6 +34,32 @@ pub(crate) enum Fault {
     Slow(u64),
 }
 
+/// The same, of one node at a time, which is killed or leaves when all has settled, and comes back.
+pub(crate) fn draw_alone(
+    nodes: usize,
+    from: u64,
+    until: u64,
+    random: &mut Random,
+) -> Vec<(u64, Fault)> {
+    let mut faults = Vec::new();
+    let mut t = from + random.within(0, 1_000);
+    while t < until {
+        let node = random.within(0, nodes as u64 - 1) as usize;
+        let fault = match random.chance(70) {
+            true => Fault::Crash(node),
+            false => Fault::Leave(node),
+        };
+        faults.push((t, fault));
+        let start = Fault::Start {
+            node,
+            with_disk: false,
+        };
+        faults.push((t + 1_500, start));
+        t += random.within(3_500, 4_500);
+    }
+    faults
+}
+
 /// The faults of a run until `until`, each with its time.
 pub(crate) fn draw(nodes: usize, until: u64, random: &mut Random) -> Vec<(u64, Fault)> {
     let mut faults = Vec::new();

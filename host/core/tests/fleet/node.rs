@@ -8,7 +8,7 @@ use presence_core::directory::Directory;
 use presence_core::fleet::FleetSettings;
 use presence_core::fleet::lease::Outcome;
 use presence_core::fleet::member::{self, Key, Member};
-use presence_core::fleet::replica::{Difference, Mutation, Out, Replica, ReplicaSettings, Role};
+use presence_core::fleet::replica::{Difference, Out, Replica, ReplicaSettings, Role};
 use presence_core::message::Message;
 use presence_core::names::Names;
 use presence_core::publish::{Publication, Subject};
@@ -17,7 +17,8 @@ use presence_core::tracker::TrackerSettings;
 use presence_core::{Input, Output, Settings, Shard};
 
 use crate::rules::{TwoOfThree, user_id};
-use crate::world::SHARDS;
+use crate::stream::StreamMode;
+use crate::world::{Options, SHARDS};
 
 /// The wall time at which a run begins.
 pub(crate) const BEGINNING: u64 = 1_700_000_000_000;
@@ -40,8 +41,11 @@ pub(crate) type Disk = BTreeMap<u32, (u64, Vec<(Vec<u8>, Vec<u8>)>)>;
 pub(crate) enum Arrival {
     /// From an application, on a subject that the routers share.
     Routed(Message),
+    /// Of the stream, for this node to pass on.
+    RoutedStored(u64, Message),
     /// On a shard's subject.
     Input(u32, Message),
+    Stored(u32, u64, Message),
     Told(u32, Vec<u8>),
     Ask {
         shard: u32,
@@ -74,6 +78,9 @@ pub(crate) enum Arrival {
 #[derive(Clone, Debug)]
 pub(crate) enum Sent {
     Input(u32, Message),
+    Stored(u64, Message),
+    /// A message of the stream was handled.
+    Handled(u64),
     Told(u32, Vec<u8>),
     Publish {
         shard: u32,
@@ -142,20 +149,28 @@ pub(crate) struct Process {
     rules: TwoOfThree,
     sent: Vec<Sent>,
     resigned: Vec<(u32, u64, u64)>,
+    /// Until when it may rely on its lease.
+    until: u64,
     beacon_at: u64,
     flush_at: u64,
     /// How often a replica caught up, by the reason.
     pub(crate) differed: Vec<Difference>,
 }
 
-fn shard_settings() -> Settings {
+fn shard_settings(stream: StreamMode) -> Settings {
+    let tracker = TrackerSettings::default();
     Settings {
         tracker: TrackerSettings {
             ties_close: true,
+            // What is delivered again comes later.
+            reorder_ms: match stream {
+                StreamMode::None => tracker.reorder_ms,
+                StreamMode::OneFault | StreamMode::AnyFault => 200,
+            },
             timeout_ms: TIMEOUT_MS,
             receive_step_ms: Some(150),
             shows_newest: false,
-            ..TrackerSettings::default()
+            ..tracker
         },
         ..Settings::default()
     }
@@ -176,7 +191,7 @@ impl Node {
         self.process.is_some() && !self.is_cut && !self.is_kicked
     }
 
-    pub(crate) fn start(&mut self, t: u64, mutation: Mutation, generation: usize) {
+    pub(crate) fn start(&mut self, t: u64, options: &Options, generation: usize) {
         let now = self.now(t);
         self.session += 1;
         let names = Arc::new(Names::new());
@@ -187,11 +202,15 @@ impl Node {
             chunk_bytes: 300,
             // Some go in pieces.
             told_bytes: 120,
-            mutation,
+            mutation: options.mutation,
         };
         let replicas = (0..SHARDS).map(|number| {
             let directory = Arc::new(Directory::new());
-            let shard = Shard::new(shard_settings(), Arc::clone(&names), directory);
+            let shard = Shard::new(
+                shard_settings(options.stream),
+                Arc::clone(&names),
+                directory,
+            );
             let mut replica = Replica::new(number, settings.clone(), Arc::clone(&names), shard);
             if let Some((at, records)) = self.disk.get(&number) {
                 let decode =
@@ -209,6 +228,7 @@ impl Node {
             rules: TwoOfThree { generation },
             sent: Vec::new(),
             resigned: Vec::new(),
+            until: 0,
             beacon_at: 0,
             flush_at: 0,
             differed: Vec::new(),
@@ -258,6 +278,24 @@ impl Process {
             Arrival::Routed(message) => {
                 let shard = presence_core::fleet::hash::shard_of(&message.user, SHARDS);
                 self.sent.push(Sent::Input(shard, message));
+            }
+            // One that was stopped may hold it for long.
+            Arrival::RoutedStored(..) if now >= self.until => {}
+            Arrival::RoutedStored(sequence, message) => {
+                self.sent.push(Sent::Stored(sequence, message));
+            }
+            Arrival::Stored(shard, sequence, message) => {
+                let input = Input::Message {
+                    message,
+                    reply: None,
+                };
+                self.with(shard, |replica, out| {
+                    replica.input(now, input, rules, out);
+                });
+                // Behind all that has come of it.
+                if self.replicas[shard as usize].is_leading(now) {
+                    self.sent.push(Sent::Handled(sequence));
+                }
             }
             Arrival::Input(shard, message) => {
                 let input = Input::Message {
@@ -464,6 +502,7 @@ impl Process {
                 self.with(shard, |replica, out| replica.set_role(now, role, out));
             }
             member::Output::Until(until) => {
+                self.until = until;
                 self.all(|replica, out| replica.renewed(now, until, out));
             }
             member::Output::SessionLost => {

@@ -4,6 +4,7 @@ use std::ops::RangeInclusive;
 
 use presence_core::fleet::replica::Mutation;
 
+use crate::stream::{StreamMistake, StreamMode};
 use crate::world::{Options, run};
 
 /// How many seeds run always. Two tests share them, for two cores.
@@ -36,6 +37,38 @@ fn holds(seeds: RangeInclusive<u64>) {
          {caught_up} snapshots at the end"
     );
     assert!(violations.is_empty(), "{violations:#?}");
+}
+
+/// As [`holds`], with connects and disconnects from a stream.
+fn holds_with_a_stream(stream: StreamMode, seeds: u64) {
+    let options = Options {
+        stream,
+        ..Options::default()
+    };
+    let mut violations = Vec::new();
+    let (mut again, mut takeovers) = (0, 0);
+    let (from, to) = wanted().unwrap_or((1, seeds + 1));
+    for seed in from..to {
+        let report = run(seed, options);
+        again += report.again;
+        takeovers += report.takeovers;
+        let found = report.violations.into_iter();
+        violations.extend(found.map(|what| format!("seed {seed}, at {what}")));
+    }
+    let count = (to - from) as usize;
+    println!("{count} seeds: {again} messages were delivered again, {takeovers} takeovers");
+    assert!(count == 1 || (again > count && takeovers > count));
+    assert!(violations.is_empty(), "{violations:#?}");
+}
+
+#[test]
+fn what_is_acknowledged_in_the_stream_is_lost_by_no_single_fault() {
+    holds_with_a_stream(StreamMode::OneFault, 600);
+}
+
+#[test]
+fn the_promises_hold_with_a_stream_whatever_fails() {
+    holds_with_a_stream(StreamMode::AnyFault, 400);
 }
 
 /// The seeds that `SIMULATE` names, if it does: `from..to`, without `to`.
@@ -106,6 +139,26 @@ fn mutation(mutation: Mutation) -> Options {
 const FALSE_OFFLINE: &str = "stayed connected, and";
 const GHOST: &str = "shows them as online";
 const TWICE: &str = "was told twice";
+
+fn stream(mistake: StreamMistake) -> Options {
+    Options {
+        stream: StreamMode::OneFault,
+        mistake,
+        ..Options::default()
+    }
+}
+
+#[test]
+fn a_router_that_acknowledges_is_noticed() {
+    let says = "a disconnect was stored, and lost";
+    caught(stream(StreamMistake::RouterAcknowledges), &[says]);
+}
+
+#[test]
+fn a_stream_whose_order_counts_for_nothing_is_noticed() {
+    let says = "a disconnect was stored, and lost";
+    caught(stream(StreamMistake::NoPlaces), &[says]);
+}
 
 #[test]
 fn a_client_that_takes_what_an_earlier_owner_says_is_noticed() {

@@ -28,6 +28,8 @@ pub(crate) struct User {
     pub(crate) server: usize,
     /// Whether its gateway writes the user into the subject, so that the broker partitions.
     pub(crate) is_partitioned: bool,
+    /// Whether it never falls silent.
+    pub(crate) is_polite: bool,
     /// How far its clock is off.
     skew: u64,
     pub(crate) conns: Vec<Conn>,
@@ -47,6 +49,7 @@ impl User {
             number,
             server: number % 3,
             is_partitioned: random.chance(50),
+            is_polite: false,
             skew: random.within(0, 40),
             conns: Vec::new(),
             next_conn: 0,
@@ -98,7 +101,7 @@ impl User {
             if t >= conn.closes_at && !calm {
                 closed.push(conn.id);
                 // Some fall silent.
-                if random.chance(75) {
+                if random.chance(75) || self.is_polite {
                     sent.push(self.message(
                         t,
                         |id| Payload::Disconnect {

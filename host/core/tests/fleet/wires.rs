@@ -4,7 +4,7 @@ use presence_core::fleet::hash;
 use presence_core::fleet::lease::Outcome;
 use presence_core::fleet::member::{Key, OwnerEntry};
 use presence_core::fleet::replica::Role;
-use presence_core::message::Message;
+use presence_core::message::{Message, Payload};
 use presence_core::publish::{Publication, Subject};
 use serde_json::Value;
 
@@ -12,6 +12,7 @@ use crate::broker::End;
 use crate::client::{Answer, Event, Taken};
 use crate::node::{Arrival, Sent};
 use crate::rules::{VIEWERS, user_of, viewer_id};
+use crate::stream::StreamMode;
 use crate::world::{CALM_FROM, Happens, SHARDS, TICK_MS, ToClient, World};
 
 impl World {
@@ -25,6 +26,14 @@ impl World {
                 self.users[user].server,
                 hash::shard_of(&message.user, SHARDS),
             );
+            let is_stored = matches!(
+                message.payload,
+                Payload::Connect { .. } | Payload::Disconnect { .. }
+            );
+            if is_stored && self.options.stream != StreamMode::None {
+                self.store(message);
+                continue;
+            }
             if self.users[user].is_partitioned {
                 self.input(End::User(user), server, shard, message);
                 continue;
@@ -144,7 +153,9 @@ impl World {
         if !is_connected {
             // What was published is published again; the rest has to be asked for anew.
             match sent {
-                Sent::Told(..) | Sent::Publish { .. } => self.nodes[node].held.push(sent),
+                Sent::Told(..) | Sent::Publish { .. } | Sent::Handled(_) => {
+                    self.nodes[node].held.push(sent);
+                }
                 Sent::Write { id, .. } => {
                     let written = Arrival::Written(id, Outcome::Unknown);
                     self.at(self.t + 120, Happens::At(node, written));
@@ -159,6 +170,8 @@ impl World {
         }
         match sent {
             Sent::Input(shard, message) => self.input(from, server, shard, message),
+            Sent::Stored(sequence, message) => self.stored_input(node, sequence, &message),
+            Sent::Handled(sequence) => self.handled(node, sequence),
             Sent::Told(shard, bytes) => {
                 for to in 0..self.nodes.len() {
                     let is_lost = self.is_lost(2);
@@ -314,10 +327,14 @@ impl World {
             publication.seq,
             String::from_utf8_lossy(&publication.body)
         ));
+        let body: Value = serde_json::from_slice(&publication.body).unwrap();
+        if self.options.stream == StreamMode::OneFault && body["reason"] == "timeout" {
+            let what = format!("a disconnect was stored, and lost: {body}");
+            self.oracle.violated(self.t, what);
+        }
         if !is_filtered(subject) {
             return;
         }
-        let body: Value = serde_json::from_slice(&publication.body).unwrap();
         let viewers = body["visibleTo"].as_array().unwrap();
         let mut visible_to = [false; VIEWERS];
         for (number, is_told) in visible_to.iter_mut().enumerate() {

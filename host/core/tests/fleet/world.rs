@@ -14,6 +14,7 @@ use crate::faults::{self, Fault};
 use crate::node::{Arrival, FLEET, Node, TIMEOUT_MS};
 use crate::oracle::{MARGIN_MS, Oracle};
 use crate::rules::VIEWERS;
+use crate::stream::{Stream, StreamMistake, StreamMode};
 use crate::users::{USERS, User};
 
 pub(crate) const SHARDS: u32 = 2;
@@ -29,6 +30,8 @@ pub(crate) struct Options {
     pub(crate) mutation: Mutation,
     /// Clients take what is of an earlier epoch.
     pub(crate) no_fencing: bool,
+    pub(crate) stream: StreamMode,
+    pub(crate) mistake: StreamMistake,
     pub(crate) trace: bool,
 }
 
@@ -42,6 +45,8 @@ pub(crate) struct Report {
     pub(crate) takeovers: usize,
     pub(crate) handovers: usize,
     pub(crate) caught_up: usize,
+    /// How often messages of the stream were delivered again.
+    pub(crate) again: usize,
 }
 
 pub(crate) enum Happens {
@@ -60,6 +65,8 @@ pub(crate) enum Happens {
     Read(usize, u64, Key),
     Resync(usize),
     Rules,
+    /// The stream delivers a message.
+    Deliver(u64),
 }
 
 #[derive(Clone)]
@@ -77,6 +84,7 @@ pub(crate) struct World {
     pub(crate) order: u64,
     pub(crate) servers: Servers,
     pub(crate) bucket: Bucket,
+    pub(crate) stream: Stream,
     pub(crate) nodes: Vec<Node>,
     pub(crate) users: Vec<User>,
     pub(crate) clients: Vec<Client>,
@@ -118,9 +126,16 @@ impl World {
             stop_at_publish: None,
         });
         let nodes = nodes.collect();
-        let users = (0..USERS)
+        let mut users: Vec<_> = (0..USERS)
             .map(|number| User::new(number, &mut random))
             .collect();
+        if options.stream == StreamMode::OneFault {
+            for user in &mut users {
+                // When the first owners are sure, and everyone says goodbye.
+                user.connects_at += 2 * TIMEOUT_MS;
+                user.is_polite = true;
+            }
+        }
         let clients = (0..VIEWERS).map(|number| Client::new(number, !options.no_fencing));
         Self {
             t: 0,
@@ -129,6 +144,7 @@ impl World {
             order: 0,
             servers: Servers::default(),
             bucket: Bucket::default(),
+            stream: Stream::default(),
             nodes,
             users,
             clients: clients.collect(),
@@ -146,7 +162,7 @@ impl World {
         let nodes = self.nodes.len();
         for node in 0..nodes {
             // Some join later.
-            let at = match self.random.chance(70) {
+            let at = match self.random.chance(70) || self.options.stream == StreamMode::OneFault {
                 true => self.random.within(0, 100),
                 false => self.random.within(100, 4_000),
             };
@@ -158,7 +174,18 @@ impl World {
             let tick_at = self.random.within(0, TICK_MS);
             self.at(tick_at, Happens::At(node, Arrival::Tick));
         }
-        for (at, fault) in faults::draw(nodes, FAULTS_UNTIL, &mut self.random) {
+        let faults = match self.options.stream {
+            StreamMode::OneFault => faults::draw_alone(
+                nodes,
+                2 * TIMEOUT_MS + 1_500,
+                FAULTS_UNTIL,
+                &mut self.random,
+            ),
+            StreamMode::None | StreamMode::AnyFault => {
+                faults::draw(nodes, FAULTS_UNTIL, &mut self.random)
+            }
+        };
+        for (at, fault) in faults {
             self.at(at, Happens::Fault(fault));
         }
         for user in 0..USERS {
@@ -191,6 +218,7 @@ impl World {
             trace: self.trace,
             digest: self.digest,
             events: self.oracle.events,
+            again: self.stream.again(),
             takeovers: self.report.0,
             handovers: self.report.1,
         }
@@ -252,6 +280,7 @@ impl World {
                     );
                 }
             }
+            Happens::Deliver(sequence) => self.deliver_stored(sequence),
             Happens::Resync(node) => {
                 let it = &mut self.nodes[node];
                 if !it.is_connected() || !self.servers.has_majority(it.server) {
@@ -281,7 +310,8 @@ impl World {
                 if !with_disk {
                     self.nodes[node].disk.clear();
                 }
-                self.nodes[node].start(self.t, self.options.mutation, self.oracle.generation);
+                let it = &mut self.nodes[node];
+                it.start(self.t, &self.options, self.oracle.generation);
                 self.at(self.t + 5, Happens::Resync(node));
             }
             Fault::Stop { node, for_ms } => self.stop(node, for_ms),
@@ -400,6 +430,11 @@ impl World {
     /// When everything has settled, viewers, owners and standbys agree.
     fn end(&mut self) {
         self.oracle.end(self.t, &self.clients, &self.users);
+        let unhandled: Vec<_> = self.stream.unhandled().cloned().collect();
+        for message in unhandled {
+            let what = format!("in the end, nobody has acknowledged {message:?}");
+            self.oracle.violated(self.t, what);
+        }
         let running = self
             .nodes
             .iter()

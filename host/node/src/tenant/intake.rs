@@ -1,6 +1,7 @@
 //! From the broker to the shards: one reader, so that messages of a connection
 //! keep the broker's order across subjects.
 
+use std::mem;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -275,7 +276,16 @@ fn is_of_stream(subjects: &Subjects, received: &Incoming) -> bool {
 }
 
 /// What there is no room for, as it is to be answered. It holds no more than it did.
-fn refused(batch: Batch, cpu_ms_per_s: u64) -> Batch {
+/// What the stream delivers again is no part of it.
+fn refused(mut batch: Batch, cpu_ms_per_s: u64) -> Batch {
+    if !batch.receipts.is_empty() {
+        let mut places = batch.receipts.drain(..).map(|(place, _)| place).peekable();
+        let inputs = mem::take(&mut batch.inputs).into_iter().enumerate();
+        let published = inputs.filter(|(place, _)| places.next_if_eq(place).is_none());
+        batch.inputs = published.map(|(_, input)| input).collect();
+        // They stand elsewhere now.
+        batch.traced.clear();
+    }
     let inputs = batch.inputs.into_iter().map(|input| match input {
         Input::Message { message, reply } | Input::Excess { message, reply } => Input::Rejected {
             kind: message.payload.kind(),
@@ -374,7 +384,32 @@ pub(super) fn redrive(received: &Incoming, replies: &ReplyGuard) -> Option<Input
 
 #[cfg(test)]
 mod tests {
+    use presence_core::message::Kind;
+
     use super::*;
+    use crate::link::shared_input::Receipt;
+
+    #[test]
+    fn what_a_stream_delivers_again_is_not_refused() {
+        let input = |body: &'static [u8]| Input::Rejected {
+            kind: Kind::Connect,
+            payload: body.into(),
+            rejection: Rejection::excess(1),
+            reply: None,
+        };
+        let inputs = [&b"0"[..], b"1", b"2", b"3"].map(input);
+        let mut batch = Batch::new(0, inputs.into(), 4);
+        let to = "7 $JS.ACK.in.presence-fleet.1.5.5.1.0";
+        let receipt = || Receipt::of_header(to, "in").unwrap();
+        batch.receipts = vec![(0, receipt()), (2, receipt())];
+        let refused = refused(batch, 5);
+        let left = refused.inputs.iter().map(|input| match input {
+            Input::Rejected { payload, .. } => payload.clone(),
+            other => panic!("{other:?}"),
+        });
+        assert_eq!(left.collect::<Vec<_>>(), ["1", "3"]);
+        assert!(refused.receipts.is_empty());
+    }
 
     #[test]
     fn what_was_dropped_is_what_was_received_and_not_read() {

@@ -290,7 +290,9 @@ impl StreamRouter {
                     // What has come is passed on, so that nobody waits until it comes again.
                     while let Some(Ok(first)) = messages.next().now_or_never() {
                         let (batch, _) = gathered(first, &mut messages);
-                        self.hand_on(batch).await?;
+                        if self.hand_on(batch).await.is_err() {
+                            break;
+                        }
                     }
                     return Ok(());
                 }

@@ -8,6 +8,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use super::super::work::PanicPoint;
 use super::*;
 use crate::link::journal::NodeLease;
+use crate::link::shared_input::Receipt;
 
 /// What epochs are counted from.
 const BASE: u64 = 7_000_000;
@@ -108,6 +109,26 @@ impl Scene {
         self.node.work();
     }
 
+    /// A user comes online by a message of the input stream, which has been delivered so often.
+    fn comes_by_stream(&mut self, user: usize, deliveries: usize) {
+        let mut batch = connects(user, 1, None);
+        let header = format!("7 {}", receipt(user, deliveries));
+        let receipt = Receipt::of_header(&header, "in").unwrap();
+        batch.receipts.push((0, receipt));
+        offer(&self.shard, batch);
+        self.node.work();
+    }
+
+    /// The subjects that were published on, but for beacons.
+    fn published(&self) -> Vec<String> {
+        let mut subjects = Vec::new();
+        self.node.broker.set(|taken| {
+            let all = taken.messages.iter().map(|(subject, _)| subject.clone());
+            subjects.extend(all.filter(|it| it != "presence.beacon"));
+        });
+        subjects
+    }
+
     fn reports(&mut self) -> Vec<String> {
         let reports = std::iter::from_fn(|| self.reports.try_recv().ok());
         reports.map(|(_, report)| format!("{report:?}")).collect()
@@ -140,6 +161,71 @@ fn a_shard_publishes_while_its_node_owns_it_under_the_owners_epoch() {
         last.starts_with(&format!("shard/3 {} ", BASE + 9_000)),
         "{last}"
     );
+}
+
+/// Where a message of the stream is acknowledged.
+fn receipt(user: usize, deliveries: usize) -> String {
+    format!("$JS.ACK.in.presence-fleet.{deliveries}.{user}.{user}.1.0")
+}
+
+#[test]
+fn the_owner_alone_acknowledges_a_message_behind_all_that_came_of_it() {
+    let mut scene = Scene::new();
+    let follow = Role::Follow {
+        epoch: 1,
+        owner: "other".into(),
+    };
+    scene.role(follow);
+    scene.comes_by_stream(1, 1);
+    assert!(scene.published().is_empty(), "another node owns it");
+    scene.lead(5);
+    scene.comes_by_stream(2, 1);
+    let published = scene.published();
+    let acknowledged = receipt(2, 1);
+    assert_eq!(published.last(), Some(&acknowledged), "{published:?}");
+    assert_eq!(scene.online().len(), 2, "with the one who had come before");
+    assert!(!published.contains(&receipt(1, 1)));
+    // They come again, and nothing is told twice.
+    for user in [1, 2] {
+        scene.comes_by_stream(user, 2);
+        assert_eq!(scene.published().last(), Some(&receipt(user, 2)));
+    }
+    assert_eq!(scene.online().len(), 2);
+    scene.role(Role::Resign { epoch: 5 });
+    scene.comes_by_stream(3, 1);
+    assert!(!scene.published().contains(&receipt(3, 1)));
+}
+
+#[test]
+fn an_owner_that_has_lost_its_lease_acknowledges_nothing() {
+    let mut scene = Scene::new();
+    scene.lead(5);
+    scene.node.broker.set(|taken| taken.room = 0);
+    scene.comes_by_stream(1, 1);
+    scene.lease.set(0);
+    scene.role(Role::None);
+    scene.node.broker.set(|taken| {
+        taken.room = 100;
+        taken.link += 1;
+    });
+    scene.node.work();
+    let published = scene.published();
+    assert!(!published.contains(&receipt(1, 1)), "{published:?}");
+}
+
+#[test]
+fn a_message_on_which_nodes_may_fail_is_acknowledged_before_it_is_handled() {
+    let mut scene = Scene::new();
+    scene.lead(5);
+    let before = scene.published().len();
+    scene.comes_by_stream(1, 20);
+    let published = scene.published();
+    assert_eq!(
+        published.get(before),
+        Some(&receipt(1, 20)),
+        "{published:?}"
+    );
+    assert_eq!(scene.online().len(), 1);
 }
 
 #[test]
