@@ -4,6 +4,7 @@
 pub mod binary;
 
 use std::fs;
+use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::{Context, Result};
@@ -92,6 +93,12 @@ impl NatsServer {
     #[must_use]
     pub fn url(&self) -> String {
         format!("nats://127.0.0.1:{}", self.port)
+    }
+
+    /// Where it keeps the messages of a stream of the default account.
+    pub fn messages_path(&self, stream: &str) -> PathBuf {
+        let store = self.folder.path().join("jetstream").join("jetstream");
+        store.join("$G").join("streams").join(stream).join("msgs")
     }
 
     /// The port.

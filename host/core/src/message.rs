@@ -70,7 +70,7 @@ pub struct Message {
 /// A place in a stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StreamPlace {
-    /// Which stream: when it was made. One that is made anew is a later one.
+    /// Which stream: a later one is greater. One whose numbers begin anew is another.
     pub stream: u64,
     /// The number of the message in it.
     pub sequence: u64,

@@ -2,6 +2,7 @@
 //! message is handled by the owner of its user, and acknowledged then.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, ensure};
@@ -420,6 +421,31 @@ async fn a_consumer_that_is_removed_or_another_one_is_said_and_mended() -> Resul
         seen.is_hosts() && seen.subject == OFFLINE && seen.text("userId") == user(2)
     });
     gone.await?;
+    fleet.is_quiet().await?;
+    fleet.end().await
+}
+
+#[tokio::test]
+async fn what_comes_is_handled_though_the_server_has_lost_what_it_had_before() -> Result<()> {
+    let mut fleet = Fleet::start(&["a"]).await?;
+    for number in 0..9 {
+        fleet.connects(&user(number), "c1").await?;
+    }
+    fleet.is_quiet().await?;
+    fleet.server.kill().await?;
+    // The consumer is ahead of the stream then.
+    fs::remove_dir_all(fleet.server.messages_path(STREAM))?;
+    fleet.server.resume().await?;
+    let stored = wait::until("the stream to be back", async || {
+        let body = inputs::disconnect(&user(0), "c1", now_ms(), "client_disconnect");
+        Ok(fleet.store(DISCONNECT, &body).await.ok())
+    });
+    let sequence = stored.await?;
+    ensure!(sequence < 9, "{sequence}");
+    let gone = fleet.tape.next("the user to go", |seen| {
+        seen.is_hosts() && seen.subject == OFFLINE && seen.text("userId") == user(0)
+    });
+    assert_eq!(gone.await?.text("reason"), "disconnect");
     fleet.is_quiet().await?;
     fleet.end().await
 }

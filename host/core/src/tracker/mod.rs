@@ -94,7 +94,7 @@ pub struct Tracker<M> {
     held_back: u64,
     /// How many graces run.
     graces: usize,
-    /// The stream that connections' numbers are of: when it was made.
+    /// The stream that connections' numbers are of.
     stream: u64,
 }
 

@@ -42,7 +42,7 @@ pub(crate) struct Receipt {
 }
 
 impl Receipt {
-    /// `to`: where JetStream wants to be told, of a stream of this name that was made then.
+    /// `to`: where JetStream wants to be told, of a stream of this name, whose consumer was made then.
     fn new(to: &str, stream: &str, made_at: u64) -> Option<Self> {
         let is_plain = |token: &str| {
             let is_plain = |it: char| it.is_ascii_graphic() && it != '*' && it != '>';
@@ -132,6 +132,8 @@ impl SharedProgress {
 pub(crate) struct SharedConsumer {
     consumer: Consumer<pull::Config>,
     stream: String,
+    /// When it was made. A stream that is made anew, or has lost its end, gives the same numbers to
+    /// other messages, and has another consumer.
     made_at: u64,
     pub(crate) progress: SharedProgress,
 }
@@ -212,12 +214,13 @@ impl InputStream {
     }
 
     fn found(&self, consumer: Consumer<pull::Config>) -> SharedConsumer {
-        let progress = SharedProgress::of(consumer.cached_info());
+        let info = consumer.cached_info();
+        let made_at = u64::try_from(info.created.unix_timestamp_nanos());
         SharedConsumer {
-            consumer,
+            progress: SharedProgress::of(info),
             stream: self.stream.cached_info().config.name.clone(),
-            made_at: self.made_at,
-            progress,
+            made_at: made_at.unwrap_or_default(),
+            consumer,
         }
     }
 }
