@@ -8,6 +8,9 @@ use super::problem::InvalidValue;
 /// The longest name of a node, tenant, plugin or bucket, in bytes.
 pub(super) const NAME_BYTES_MAX: usize = 64;
 
+/// The shortest word that is taken for the seed of an nkey, in bytes: they have 58.
+const SEED_BYTES_MIN: usize = 56;
+
 /// A number within limits.
 pub(super) fn within<N>(range: RangeInclusive<N>) -> impl Fn(N) -> Result<N, InvalidValue>
 where
@@ -36,6 +39,21 @@ pub(super) fn filled(text: String) -> Result<String, InvalidValue> {
         ));
     }
     Ok(text)
+}
+
+/// The name of a file. One that is a secret itself, which belongs into the file, is not repeated.
+pub(super) fn file_name(text: String) -> Result<String, InvalidValue> {
+    let is_seed = |word: &str| {
+        let of_seed = |it: char| it.is_ascii_uppercase() || ('2'..='7').contains(&it);
+        word.len() >= SEED_BYTES_MIN && word.starts_with('S') && word.chars().all(of_seed)
+    };
+    if text.contains("-----BEGIN") || text.split(|it: char| !it.is_alphanumeric()).any(is_seed) {
+        return Err(InvalidValue::new(
+            "holds a key or a seed, where the name of a file belongs",
+            "write what it holds into a file that only this user can read, and the file's name here",
+        ));
+    }
+    filled(text)
 }
 
 /// A name that can stand in a subject, a file name and a header.

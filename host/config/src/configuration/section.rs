@@ -238,7 +238,7 @@ impl<'a> Section<'_, 'a> {
 
     /// A path, resolved against the folder of the configuration file.
     pub(super) fn path(&mut self, key: &'static str) -> Option<PathBuf> {
-        let path = self.get(key, checks::filled)?;
+        let path = self.get(key, checks::file_name)?;
         Some(self.resolve(&path))
     }
 

@@ -2,7 +2,8 @@
 //! happened to one of them, and every so often all the same. What a link points to may
 //! change elsewhere, not every file system tells, and the system may have no watches left.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -25,6 +26,9 @@ const LOOK: Duration = Duration::from_secs(2);
 /// system tells what happens, that makes no difference.
 const OFTEN: usize = 20;
 
+/// With how many watched folders it is first looked which of them are needed.
+const PRUNE: usize = 64;
+
 /// Files to be watched, and folders of them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Paths {
@@ -37,14 +41,23 @@ pub(crate) struct Paths {
 #[derive(Clone)]
 pub(crate) struct Watches {
     cover: Arc<Mutex<SystemWatches>>,
-    all: Arc<Mutex<Vec<Weak<WatchEvents>>>>,
+    all: Arc<Mutex<Watching>>,
+}
+
+/// All who watch something.
+#[derive(Default)]
+struct Watching {
+    each: Vec<Weak<WatchEvents>>,
+    /// Who watches a file or a folder: what happens to one tenant's files is no matter of thousands of
+    /// others.
+    by_path: HashMap<PathBuf, Vec<Weak<WatchEvents>>>,
 }
 
 /// Says when to look.
 pub(crate) struct FileWatch {
     happened: Arc<WatchEvents>,
     watcher: Arc<Mutex<SystemWatches>>,
-    all: Arc<Mutex<Vec<Weak<WatchEvents>>>>,
+    all: Arc<Mutex<Watching>>,
     look_at: Instant,
     /// When something first and last happened since the last look.
     busy: Option<(Instant, Instant)>,
@@ -55,6 +68,8 @@ pub(crate) struct FileWatch {
 struct WatchEvents {
     /// What counts, as absolute paths.
     paths: Mutex<Paths>,
+    /// The folders that the system has to tell of for that.
+    folders: Mutex<BTreeSet<PathBuf>>,
     /// What has had something happen to it, each path once.
     touched: Mutex<BTreeSet<PathBuf>>,
     woken: Notify,
@@ -69,21 +84,22 @@ struct SystemWatches {
     covered: BTreeMap<PathBuf, u64>,
     /// Folders of which it has been said that they can't be watched.
     refused: BTreeSet<PathBuf>,
+    /// With how many folders it is next looked which of them nobody needs any more.
+    prune_at: usize,
 }
 
 impl Watches {
     /// Watches nothing yet.
     pub(crate) fn new() -> Self {
-        let all = Arc::<Mutex<Vec<Weak<WatchEvents>>>>::default();
+        let all = Arc::<Mutex<Watching>>::default();
         let told = Arc::clone(&all);
         let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
             // Reading the files, as a reload of thousands of tenants does, is no change.
             if let Ok(event) = event
                 && !event.kind.is_access()
             {
-                let all = locked(&told);
-                let all = all.iter().filter_map(Weak::upgrade);
-                all.for_each(|happened| happened.take(&event));
+                let concerned = locked(&told).concerned(&event);
+                concerned.iter().for_each(|it| it.take(&event));
             }
         });
         let watcher = watcher.map_err(|error| {
@@ -95,12 +111,13 @@ impl Watches {
         Self::with(watcher.ok(), all)
     }
 
-    fn with(watcher: Option<RecommendedWatcher>, all: Arc<Mutex<Vec<Weak<WatchEvents>>>>) -> Self {
+    fn with(watcher: Option<RecommendedWatcher>, all: Arc<Mutex<Watching>>) -> Self {
         Self {
             cover: Arc::new(Mutex::new(SystemWatches {
                 watcher,
                 covered: BTreeMap::new(),
                 refused: BTreeSet::new(),
+                prune_at: PRUNE,
             })),
             all,
         }
@@ -110,9 +127,9 @@ impl Watches {
     pub(crate) fn watch(&self) -> FileWatch {
         let happened = Arc::<WatchEvents>::default();
         let mut all = locked(&self.all);
-        all.retain(|it| it.strong_count() > 0);
-        all.push(Arc::downgrade(&happened));
-        let every = every(all.len());
+        all.each.retain(|it| it.strong_count() > 0);
+        all.each.push(Arc::downgrade(&happened));
+        let every = every(all.each.len());
         drop(all);
         FileWatch {
             happened,
@@ -148,19 +165,62 @@ impl FileWatch {
     }
 
     fn every(&self) -> Duration {
-        every(locked(&self.all).len())
+        every(locked(&self.all).each.len())
     }
 
     /// What has these watched from now on when it is called. It looks at the files, so it
     /// isn't called where others wait.
     pub(crate) fn cover(&self, paths: Paths) -> impl FnOnce() + Send + 'static {
         let (happened, watcher) = (Arc::clone(&self.happened), Arc::clone(&self.watcher));
+        let all = Arc::clone(&self.all);
         move || {
             let paths = paths.absolute();
             // Without the lock, since a file system may hang: others have theirs watched.
             let folders = paths.around();
-            locked(&watcher).cover(folders);
-            *locked(&happened.paths) = paths;
+            let mut watcher = locked(&watcher);
+            *locked(&happened.folders) = folders.keys().cloned().collect();
+            watcher.cover(folders, &all);
+            drop(watcher);
+            let before = std::mem::replace(&mut *locked(&happened.paths), paths.clone());
+            let mut all = locked(&all);
+            all.forget(&happened, &before);
+            for path in paths.all() {
+                let of_path = all.by_path.entry(path.clone()).or_default();
+                of_path.push(Arc::downgrade(&happened));
+            }
+        }
+    }
+}
+
+impl Drop for FileWatch {
+    fn drop(&mut self) {
+        let paths = std::mem::take(&mut *locked(&self.happened.paths));
+        locked(&self.all).forget(&self.happened, &paths);
+    }
+}
+
+impl Watching {
+    /// Those whose files or folders an event is about.
+    fn concerned(&self, event: &notify::Event) -> Vec<Arc<WatchEvents>> {
+        if event.need_rescan() {
+            return self.each.iter().filter_map(Weak::upgrade).collect();
+        }
+        let at = event.paths.iter();
+        let at = at.flat_map(|path| [Some(&**path), path.parent()]).flatten();
+        let watching = at.filter_map(|path| self.by_path.get(path)).flatten();
+        watching.filter_map(Weak::upgrade).collect()
+    }
+
+    /// One watches these no more.
+    fn forget(&mut self, happened: &Arc<WatchEvents>, paths: &Paths) {
+        for path in paths.all() {
+            if let Entry::Occupied(mut watching) = self.by_path.entry(path.clone()) {
+                let is_other = |it: &Weak<WatchEvents>| it.as_ptr() != Arc::as_ptr(happened);
+                watching.get_mut().retain(is_other);
+                if watching.get().is_empty() {
+                    watching.remove();
+                }
+            }
         }
     }
 }
@@ -228,11 +288,26 @@ impl WatchEvents {
 }
 
 impl SystemWatches {
-    /// Watches folders. One that was removed and made again is watched again.
-    fn cover(&mut self, folders: BTreeMap<PathBuf, u64>) {
+    /// Watches folders. One that was removed and made again is watched again. Once there are many, those
+    /// are given back that none of all who watch something needs.
+    fn cover(&mut self, folders: BTreeMap<PathBuf, u64>, all: &Mutex<Watching>) {
         let Some(watcher) = &mut self.watcher else {
             return;
         };
+        if self.covered.len() >= self.prune_at {
+            let live: Vec<_> = locked(all).each.iter().filter_map(Weak::upgrade).collect();
+            let needed: HashSet<_> = live
+                .iter()
+                .flat_map(|it| locked(&it.folders).clone())
+                .collect();
+            let is_needless = |folder: &PathBuf, _: &mut u64| !needed.contains(folder);
+            for (folder, _) in self.covered.extract_if(.., is_needless) {
+                // One that was removed isn't watched any more.
+                let _ = watcher.unwatch(&folder);
+            }
+            self.refused.retain(|folder| needed.contains(folder));
+            self.prune_at = PRUNE.max(2 * self.covered.len());
+        }
         for (folder, number) in folders {
             if self.covered.get(&folder) == Some(&number) {
                 continue;
@@ -321,6 +396,60 @@ mod tests {
         drop(many);
         let _another = watches.watch();
         assert_eq!(one.every(), LOOK);
+    }
+
+    #[tokio::test]
+    async fn what_happens_concerns_those_alone_whose_files_it_is_about() {
+        let folder = tempfile::tempdir().unwrap();
+        let watches = Watches::with(None, Arc::default());
+        let file = |name: &str| folder.path().join(name);
+        let watch = |files: &[&str], folders: &[&str]| {
+            let watch = watches.watch();
+            let all = |names: &[&str]| names.iter().map(|it| file(it)).collect();
+            watch.cover(Paths {
+                files: all(files),
+                folders: all(folders),
+            })();
+            watch
+        };
+        let one = watch(&["a", "c"], &["plugins"]);
+        let other = watch(&["b"], &["plugins"]);
+        let concerned = |path: &str| {
+            let event = Event::new(EventKind::Create(CreateKind::File)).add_path(file(path));
+            locked(&watches.all).concerned(&event).len()
+        };
+        let counts = || ["a", "b", "c", "plugins/x.wasm", "plugins", "d"].map(&concerned);
+        assert_eq!(counts(), [1, 1, 1, 2, 2, 0]);
+        one.cover(Paths {
+            files: vec![file("d")],
+            folders: Vec::new(),
+        })();
+        assert_eq!(counts(), [0, 1, 0, 1, 1, 1]);
+        drop((one, other));
+        assert_eq!(counts(), [0; 6]);
+        assert!(locked(&watches.all).by_path.is_empty());
+    }
+
+    #[test]
+    fn folders_that_nobody_needs_any_more_are_given_back() {
+        let top = tempfile::tempdir().unwrap();
+        let watches = Watches::new();
+        let kept = watches.watch();
+        let paths = |name: &str| {
+            let folder = top.path().join(name);
+            std::fs::create_dir(&folder).unwrap();
+            Paths {
+                files: vec![folder.join("a.json")],
+                folders: Vec::new(),
+            }
+        };
+        kept.cover(paths("kept"))();
+        for nth in 0..3 * PRUNE {
+            watches.watch().cover(paths(&nth.to_string()))();
+        }
+        let covered = &locked(&watches.cover).covered;
+        assert!(covered.len() <= PRUNE, "{}", covered.len());
+        assert!(covered.contains_key(&top.path().join("kept")));
     }
 
     #[tokio::test]

@@ -244,7 +244,8 @@ impl Shared {
             keeps_state = !config.fleet.enabled;
             let account = self.account_of(&config, &name, own_account).await;
             let began = Instant::now();
-            let served = self.serve_one(&name, &account, &config, &mut wanted);
+            // One that rests, or is refused, needs no room for that.
+            let served = Box::pin(self.serve_one(&name, &account, &config, &mut wanted));
             let ended = self.isolated_runtime.run(account.priority, served).await;
             match ended {
                 Ok(()) => wait = RetryWait::default(),
@@ -517,5 +518,24 @@ impl ConfigFollower {
         self.want(&sections);
         self.shared.taken().serving = self.serving();
         tracing::info!(tenants = sections.len(), "configuration reloaded");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// How many bytes are kept of a future while it waits.
+    fn bytes<F: Future>(
+        _: impl Fn(Arc<Shared>, String, watch::Receiver<DesiredState>, Predecessor) -> F,
+    ) -> usize {
+        size_of::<F>()
+    }
+
+    #[test]
+    fn a_tenant_that_is_not_served_takes_little_memory() {
+        // There may be thousands that rest, or that others have written into the store.
+        let bytes = bytes(Shared::live);
+        assert!(bytes < 4 << 10, "{bytes} bytes");
     }
 }

@@ -404,19 +404,24 @@ impl Operator {
         let limit = self.load_timeout * 3;
         tokio::select! {
             answer = self.ask(node, what, body, limit) => answer,
-            error = self.is_gone(node) => {
+            error = self.is_gone(node, what) => {
                 Err(error.context("it was asked, and doesn't answer any more"))
             }
         }
     }
 
-    /// Returns when a node has twice not said how it is.
-    async fn is_gone(&self, node: &FoundNode) -> anyhow::Error {
+    /// Returns when a node that was asked this has twice not said how it is.
+    async fn is_gone(&self, node: &FoundNode, asked: &str) -> anyhow::Error {
         let mut has_failed = false;
         loop {
             sleep(STATUS).await;
-            match self.status(node).await {
-                Ok(_) => has_failed = false,
+            let said = match asked {
+                // What answers for all tenants of a node has no status.
+                ADMIN_TENANTS => self.tenant_states(node, &[]).await.map(drop),
+                _ => self.status(node).await.map(drop),
+            };
+            match said {
+                Ok(()) => has_failed = false,
                 Err(error) if has_failed => return error,
                 Err(_) => has_failed = true,
             }

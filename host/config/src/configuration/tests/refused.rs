@@ -313,3 +313,25 @@ fn an_input_stream_needs_a_name_that_can_be_one_and_a_state_unless_a_fleet_takes
         None
     );
 }
+
+#[test]
+fn a_secret_where_the_name_of_a_file_belongs_is_not_repeated() {
+    let seed = "SUACSSL3UAHUDXKFSNVUZRF5UHPMWZ6BFDTJ7M6USDXIEDNPPQYYYCU3VY";
+    let pem = format!("-----BEGIN USER NKEY SEED-----\\n{}", seed.to_lowercase());
+    for (section, key, secret) in [
+        ("nats", "nkey", seed),
+        ("nats", "creds", seed),
+        ("nats", "creds", &pem),
+        ("nats.tls", "ca", &pem),
+        ("plugins", "dir", seed),
+    ] {
+        let text = format!("[{section}]\n{key} = \"{secret}\"\n");
+        let problems = problems(&text, &[]);
+        let expected = format!(
+            "presence.toml:2:1: `{key}` in [{section}] holds a key or a seed, where the name of a \
+             file belongs; write what it holds into a file that only this user can read, and the \
+             file's name here"
+        );
+        assert_eq!(problems, [expected]);
+    }
+}
