@@ -341,6 +341,47 @@ async fn a_login_that_is_mended_is_used_by_a_node_that_waits_with_it() -> Result
 }
 
 #[tokio::test]
+async fn tenants_that_change_while_they_start_are_started_again() -> Result<()> {
+    const TENANTS: usize = 60;
+    let (server, _) = server().await?;
+    let tenants = |round: usize| -> Vec<Table> {
+        let tenants = (0..TENANTS).map(|nth| {
+            let tenant = with(Table::new(), "name", format!("t{nth}"));
+            // It takes effect at the next start.
+            let shards = if (nth + round).is_multiple_of(2) {
+                4
+            } else {
+                8
+            };
+            with(tenant, "shards", shards)
+        });
+        tenants.collect()
+    };
+    let site = site(&server, ("one", "p1"))?.with("state.dir", "state")?;
+    let mut site = site.with("tenant", tenants(0))?;
+    let host = Host::start(&site).await?;
+    let reloaded = || {
+        let log = host.process.stderr();
+        let lines = log.iter().filter(|it| !it.contains("tenant{"));
+        lines
+            .filter(|it| it.contains("configuration reloaded"))
+            .count()
+    };
+    for round in 1..=12 {
+        site.set("tenant", tenants(round))?;
+        // Then they begin to stop and to start.
+        wait::until("the file to be read", async || {
+            Ok((reloaded() >= round).then_some(()))
+        })
+        .await?;
+    }
+    for nth in 0..TENANTS {
+        until_state(&site, &format!("t{nth}"), "serving").await?;
+    }
+    host.stop().await
+}
+
+#[tokio::test]
 async fn a_process_stays_ready_while_tenants_are_added() -> Result<()> {
     let (server, _) = server().await?;
     let mut tenants = vec![tenant("acme")];

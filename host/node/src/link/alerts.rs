@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_nats::Client;
+use presence_config::escape::brief;
 use presence_config::subjects::ALERTS;
 use presence_config::subjects::Subjects;
 use serde_json::{Value, json};
@@ -65,7 +66,8 @@ impl Alerts {
         self.last().kept.iter().cloned().collect()
     }
 
-    /// Raises an alert of a type, with more about it. Of too many at once, some are left out.
+    /// Raises an alert of a type, with more about it, in short: what is wrong may be quoted from others,
+    /// and as long as the broker carries. Of too many at once, some are left out.
     pub(crate) fn raise(&self, what: &str, about: Value) {
         let mut alert = json!({
             "type": what,
@@ -73,7 +75,10 @@ impl Alerts {
             "timestamp": clock::now_ms(),
         });
         if let (Value::Object(alert), Value::Object(about)) = (&mut alert, about) {
-            alert.extend(about);
+            alert.extend(about.into_iter().map(|(key, value)| match value {
+                Value::String(text) => (key, brief(&text).into()),
+                value => (key, value),
+            }));
         }
         {
             let mut last = self.last();
@@ -197,5 +202,25 @@ impl Quarantine {
         }
         *known = now;
         goes_on
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_an_alert_quotes_is_short() {
+        let (alerts, mut raised) = Alerts::new("node");
+        let why = format!("{}\n{}", "x".repeat(5_000_000), "y\n".repeat(100_000));
+        alerts.raise("revision-refused", json!({"revision": 7, "error": why}));
+        let alert = raised.0.try_recv().unwrap();
+        assert_eq!(alert["revision"], 7);
+        let error = alert["error"].as_str().unwrap();
+        assert!(
+            error.len() < 4_000 && error.contains("bytes more)"),
+            "{error}"
+        );
+        assert_eq!(alerts.kept(), [alert]);
     }
 }

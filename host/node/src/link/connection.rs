@@ -22,6 +22,9 @@ const KEPT_BYTES_MAX: usize = 128;
 /// How much is passed on of a message of a stream that is too long, in bytes.
 const CUT_BYTES: usize = 64 << 10;
 
+/// The name by which what connects in the broker's client logs.
+pub(crate) const CONNECTOR_LOG: &str = "async_nats::connector";
+
 /// A connection. Cloning it shares it.
 #[derive(Clone)]
 pub(crate) struct Connection {

@@ -15,9 +15,7 @@ use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{Layer as _, registry};
 
 use super::plugin_lines;
-
-/// What of the broker's client connects.
-const CONNECTOR: &str = "async_nats::connector";
+use crate::link::connection::CONNECTOR_LOG;
 
 /// Whether lines may name users.
 static NAMES_USERS: AtomicBool = AtomicBool::new(true);
@@ -52,7 +50,7 @@ pub(crate) fn begin(log: &Log) -> anyhow::Result<()> {
     let is_quiet = filter
         .max_level_hint()
         .is_some_and(|max| max < LevelFilter::DEBUG);
-    let is_told = filter_fn(move |of| !(is_quiet && of.target() == CONNECTOR));
+    let is_told = filter_fn(move |of| !(is_quiet && of.target() == CONNECTOR_LOG));
     registry()
         .with(lines.with_filter(filter.and(is_told)))
         .with(plugin_lines::layer())

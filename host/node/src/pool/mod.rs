@@ -38,7 +38,7 @@ use crate::tasks::Tasks;
 pub(crate) use cell::{Cell, FleetLinks, Report};
 pub(crate) use hosted_shard::{HostedShard, TenantContext};
 pub(crate) use outbox::Transport;
-pub(crate) use shards::{QueueLimits, ShardFigures, Shards, place};
+pub(crate) use shards::{QueueLimits, ShardFigures, Shards, ShardsGuard, place};
 pub(crate) use thread_share::ThreadShare;
 pub(crate) use work::{BATCH_MAX, Batch, FleetTask, Generation, ShardQuestion, Task};
 

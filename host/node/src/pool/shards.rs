@@ -121,6 +121,11 @@ impl ShardHandle {
             .offer(self.address, Task::Fleet(task), TOLD_MAX)
     }
 
+    /// Has the shard be gone, whatever waits for it.
+    pub(super) fn discard(&self) {
+        self.mailbox.put_first(self.address, Task::Discard);
+    }
+
     /// How many bytes of inputs wait.
     pub(super) fn queued_bytes(&self) -> usize {
         self.mailbox.queued_bytes(self.address)
@@ -196,6 +201,22 @@ impl Shards {
         for shard in self.iter() {
             shard.send(Task::Input(input())).await;
         }
+    }
+}
+
+/// Has shards be gone with the tenant, whatever becomes of it: they hold its state open.
+pub(crate) struct ShardsGuard(Shards);
+
+impl ShardsGuard {
+    pub(crate) fn of(shards: &Shards) -> Self {
+        Self(shards.clone())
+    }
+}
+
+impl Drop for ShardsGuard {
+    fn drop(&mut self) {
+        // Most have ended.
+        self.0.iter().for_each(ShardHandle::discard);
     }
 }
 

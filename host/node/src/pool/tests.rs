@@ -493,3 +493,28 @@ async fn a_shard_that_stops_ends_once_the_broker_has_what_its_state_waits_for() 
     assert_eq!(node.thread.counts(), (0, 0));
     assert!(written() > 0);
 }
+
+#[tokio::test]
+async fn shards_of_a_tenant_that_is_given_up_are_gone_and_hold_no_state() {
+    let mut node = Node::new(1 << 20, 1);
+    let (kept, mut inbox) = Saver::channel();
+    let saver = || Some(kept.saver());
+    let tenant = node.tenant_with(4, Arc::default(), TenantContext::default(), saver);
+    let other = node.tenant(1);
+    for shard in &tenant.handles[..2] {
+        offer(shard, connects(0, 10, None));
+    }
+    node.work();
+    // Two that something waits for, and one that isn't on the thread yet.
+    offer(&tenant.handles[0], connects(10, 10, None));
+    let late = node.tenant(1);
+    drop(kept);
+    drop(ShardsGuard::of(&Shards::from(tenant.handles)));
+    drop(ShardsGuard::of(&Shards::from(late.handles)));
+    node.work();
+    assert_eq!(node.thread.counts().0, 1, "the other's");
+    assert_eq!(inbox(), 0, "nothing is stored");
+    offer(&other.handles[0], connects(0, 1, None));
+    node.work();
+    assert_eq!(node.broker.count(ONLINE, &other), 1);
+}

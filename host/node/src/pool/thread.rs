@@ -391,6 +391,10 @@ impl<C: Transport> Thread<C> {
                         has_other_enrichers,
                     })
                 }
+                Task::Discard => {
+                    self.remove(address);
+                    return TurnResult::Over;
+                }
                 Task::Restored(restored) if hosted.restart.is_under_way() => {
                     hosted.restored(restored, context.outbox);
                     continue;

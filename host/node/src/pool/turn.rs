@@ -324,7 +324,7 @@ impl HostedShard {
                 self.may_panic(PanicPoint::Turn);
             }
             // The thread's own affair.
-            Task::Place(_) | Task::Pipelines(_) | Task::Restored(_) => {}
+            Task::Place(_) | Task::Pipelines(_) | Task::Restored(_) | Task::Discard => {}
         }
         self.carry_out(turn);
     }

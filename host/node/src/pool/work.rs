@@ -140,6 +140,8 @@ pub(crate) enum Task {
     /// Say when all before this has been done, and handed to the broker's client
     /// and to the state; do nothing after it.
     Stop(oneshot::Sender<()>),
+    /// Be gone: nobody has any use for the shard.
+    Discard,
     /// Panic, at this step of what comes next.
     #[cfg(test)]
     Panic(PanicPoint),

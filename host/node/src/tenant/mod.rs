@@ -43,8 +43,8 @@ use crate::link::sequencer::Sequencer;
 use crate::lookout::Lookout;
 use crate::ops::recent_dead_letters::RecentDeadLetters;
 use crate::pool::{
-    self, Cell, Generation, HostedShard, Pool, QueueLimits, Shards, Task, TenantContext,
-    ThreadShare,
+    self, Cell, Generation, HostedShard, Pool, QueueLimits, Shards, ShardsGuard, Task,
+    TenantContext, ThreadShare,
 };
 use crate::state::{Restored, Writer};
 use crate::tasks::Tasks;
@@ -130,6 +130,7 @@ pub(crate) struct Tenant {
     /// How much metadata a message may have.
     metadata: watch::Sender<metadata::Limits>,
     pub(crate) shards: Shards,
+    _shards_guard: ShardsGuard,
     /// What is known of the fleet that the node is one of; none if it serves alone.
     pub(crate) fleet: Option<Arc<Fleet>>,
     /// The threads that they live on.
@@ -264,6 +265,7 @@ impl Tenant {
             generations: FIRST_GENERATION,
             body_bytes_max: Arc::new(body_bytes_max.into()),
             metadata: watch::Sender::new(config.tracker.metadata),
+            _shards_guard: ShardsGuard::of(&shards),
             shards,
             fleet: fleet.map(|it| Arc::clone(&it.fleet)),
             pool,
