@@ -2,6 +2,7 @@
 //! and nobody is reported offline for it, or twice.
 
 mod bucket;
+mod heartbeats;
 mod large;
 mod quotas;
 mod refused;

@@ -64,6 +64,7 @@ struct Simulated {
     connections: f64,
     inputs_per_s: f64,
     changes_per_s: f64,
+    standby_inputs_per_s: f64,
     input_bytes_per_s: f64,
     filtered_per_s: f64,
     others_per_s: f64,
@@ -132,11 +133,14 @@ fn simulations(all: &[Simulated]) -> String {
         .iter()
         .map(|it| format!("{} users", number(it.users as f64)));
     let mut text = line("simulated (compared with the first, by users)", titles);
-    let rows: [Row<'_, Simulated>; 15] = [
+    let rows: [Row<'_, Simulated>; 16] = [
         ("online", &|it| it.online),
         ("connections", &|it| it.connections),
         ("inputs a second", &|it| it.inputs_per_s),
         ("of them connects and disconnects", &|it| it.changes_per_s),
+        ("inputs that the standby takes in", &|it| {
+            it.standby_inputs_per_s
+        }),
         ("bytes of inputs a second", &|it| it.input_bytes_per_s),
         ("filtered events a second", &|it| it.filtered_per_s),
         ("other messages published a second", &|it| it.others_per_s),
@@ -252,17 +256,21 @@ impl Needs {
             + published * seconds(costs.publish_us)
             + filtered * seconds(costs.decide_us);
         let told = from.told_per_s * times;
-        let standbys = taking + told * seconds(costs.take_us) + from.standby_ns_per_s * times / 1e9;
+        // Of many heartbeats, the owner tells it.
+        let share = from.standby_inputs_per_s / from.inputs_per_s;
+        let standbys =
+            taking * share + told * seconds(costs.take_us) + from.standby_ns_per_s * times / 1e9;
         let routers = inputs * seconds(costs.route_us + costs.take_us);
         let of_node = costs.cores * costs.load;
         let nodes = ((owners + standbys) / of_node).ceil();
         let bytes = (from.owner_bytes + from.standby_bytes) * times;
-        // The application's message, and one to the owner and to the standby each. A filtered
-        // event is counted once: how many gateways listen is theirs.
-        let broker_messages = inputs * 3.0 + published * 2.0;
+        // The application's message, and one to the owner and to the standby each, if it takes it in. A
+        // filtered event is counted once: how many gateways listen is theirs.
+        let broker_messages = inputs * (2.0 + share) + published * 2.0;
         // It comes in twice, and goes to the router, too.
         let broker_messages_routed = broker_messages + inputs * 2.0;
-        let node_bytes = (from.input_bytes_per_s * 2.0 + from.told_bytes_per_s) * times / nodes;
+        let node_bytes =
+            (from.input_bytes_per_s * (1.0 + share) + from.told_bytes_per_s) * times / nodes;
         Self {
             connections,
             inputs,
@@ -304,6 +312,7 @@ mod tests {
             connections: 1_350_000.0,
             inputs_per_s: 70_000.0,
             changes_per_s: 2_000.0,
+            standby_inputs_per_s: 2_000.0,
             input_bytes_per_s: 14e6,
             filtered_per_s: 1_200.0,
             others_per_s: 2_400.0,

@@ -111,6 +111,15 @@ impl Subjects {
         format!("{}{SHARD}{shard}.>", self.prefix)
     }
 
+    /// The same but for heartbeats and what only an owner does: what a standby listens to that its owner
+    /// tells of heartbeats.
+    pub fn of_shard_but_heartbeats(&self, shard: u32) -> Vec<String> {
+        let kinds = Kind::ALL.into_iter().filter(|it| *it != Kind::Heartbeat);
+        let inputs = kinds.map(|kind| self.shard_input(shard, Some(kind)));
+        let stored = format!("{}{SHARD}{shard}.stored.*", self.prefix);
+        inputs.chain([stored, self.told(shard)]).collect()
+    }
+
     /// Where routers pass an input on to a shard.
     pub fn shard_input(&self, shard: u32, kind: Option<Kind>) -> String {
         let name = kind.map_or("redrive", name_of);
@@ -358,6 +367,25 @@ mod tests {
         ] {
             assert_eq!(read(other), None, "{other}");
         }
+    }
+
+    #[test]
+    fn all_that_a_shard_is_sent_but_heartbeats_is_listened_to_once() {
+        let subjects = Subjects::new(Some("acme"));
+        let listened = subjects.of_shard_but_heartbeats(7);
+        let times = |subject: &str| {
+            let is_of = |to: &&String| match to.strip_suffix('*') {
+                Some(begin) => subject.starts_with(begin),
+                None => *to == subject,
+            };
+            listened.iter().filter(is_of).count()
+        };
+        for kind in Kind::ALL {
+            let input = times(&subjects.shard_input(7, Some(kind)));
+            assert_eq!(input, usize::from(kind != Kind::Heartbeat), "{kind:?}");
+            assert_eq!(times(&subjects.shard_stored(7, kind)), 1, "{kind:?}");
+        }
+        assert_eq!(times(&subjects.told(7)), 1);
     }
 
     #[test]

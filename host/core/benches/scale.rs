@@ -82,6 +82,8 @@ struct Totals {
     /// Messages that came in, and those of them that opened or closed a connection.
     inputs: u64,
     changes: u64,
+    /// Those that the standby took in.
+    standby_inputs: u64,
     input_bytes: u64,
     parse: Duration,
     owner: Duration,
@@ -161,6 +163,7 @@ impl Run {
                 timeout_ms: TIMEOUT_MS,
                 chunk_bytes: 512 * 1024,
                 told_bytes: 512 * 1024,
+                told_from: 8,
                 mutation: Mutation::None,
             };
             Replica::new(0, settings, Arc::clone(&names), shard)
@@ -283,7 +286,10 @@ impl Run {
         let begin = cpu();
         let for_owner: Vec<_> = inputs.iter().map(parsed).collect();
         totals.parse += cpu() - begin;
-        let for_standby: Vec<_> = inputs.iter().map(parsed).collect();
+        let takes = self.standby.takes_heartbeats();
+        let taken = inputs.iter().filter(|(kind, _)| takes || is_change(kind));
+        let for_standby: Vec<_> = taken.map(parsed).collect();
+        totals.standby_inputs += for_standby.len() as u64;
 
         let (mut out, mut told) = (Vec::new(), Vec::new());
         let begin = cpu();
@@ -370,6 +376,7 @@ impl Run {
             "connections": shard.connections(),
             "inputs_per_s": per_s(totals.inputs),
             "changes_per_s": per_s(totals.changes),
+            "standby_inputs_per_s": per_s(totals.standby_inputs),
             "input_bytes_per_s": per_s(totals.input_bytes),
             "filtered_per_s": per_s(totals.filtered),
             "others_per_s": per_s(totals.others),

@@ -38,6 +38,9 @@ pub struct FleetSettings {
     /// How often an owner says what it holds, in milliseconds, for those who follow it to
     /// compare.
     pub digest_ms: u64,
+    /// How often an owner says what it has heard of connections, in milliseconds, where those who
+    /// follow take in no heartbeats.
+    pub heard_ms: u64,
     /// How long a question to another node waits for its answer, in milliseconds.
     pub answer_ms: u64,
 }
@@ -50,6 +53,7 @@ impl FleetSettings {
             margin_ms: lease_ms / 12,
             standbys,
             digest_ms: lease_ms * 5 / 6,
+            heard_ms: lease_ms / 12,
             answer_ms: lease_ms / 3,
         }
     }

@@ -47,5 +47,7 @@ pub mod token;
 pub mod tracker;
 pub mod verdicts;
 
-pub use shard::{Counters, Ignored, Input, Output, PluginFailed, Settings, Shard};
+pub use shard::{
+    Counters, Heard, Ignored, Input, Output, PluginFailed, Settings, Shard, UnreadableHeard,
+};
 pub use step::Step;

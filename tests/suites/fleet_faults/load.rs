@@ -1,5 +1,6 @@
 //! Gateways, each with a connection of its own, and users who come and go on them.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -7,6 +8,7 @@ use anyhow::{Context, Result};
 use async_nats::{ConnectOptions, RequestErrorKind, ServerAddr};
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
+use presence_core::fleet::hash;
 use presence_tests::client::{Client, now_ms};
 use presence_tests::cluster::{Cluster, SERVERS};
 use serde_json::{Value, json};
@@ -16,6 +18,9 @@ use tokio::task::JoinHandle;
 use super::people::{Random, USERS, user_id};
 use super::trace::{Fact, Trace};
 use crate::inputs::{self, CONNECT, DISCONNECT, HEARTBEAT};
+
+/// How many shards there are, as in `partition.conf`.
+const SHARDS: u32 = 64;
 
 pub(super) const HEARTBEAT_MS: u64 = 500;
 
@@ -83,6 +88,8 @@ impl Load {
             let gateway = Gateway {
                 client: connect(options, &cluster.urls(number)).await?,
                 persons: persons(number),
+                crowd: crowd(number),
+                crowd_at: 0,
                 partitions,
                 random: Random(seed ^ (number as u64) << 32),
                 last_conn: number as u64 * 1_000_000,
@@ -159,10 +166,39 @@ fn persons(gateway: usize) -> Vec<Person> {
         .collect()
 }
 
+/// How many there are on each gateway whom no viewer sees, and how often they are heard: so often
+/// that the owner of their shard tells its standby of heartbeats.
+const CROWD: usize = 8;
+const CROWD_MS: u64 = 60;
+
+/// One of those who are in the same shard as the crowd of a gateway: users of all habits.
+fn in_crowded_shard(gateway: usize) -> usize {
+    [0, STAY, MOVE].get(gateway).copied().unwrap_or_default()
+}
+
+/// In how many shards there is a crowd.
+pub(super) fn crowded_shards() -> usize {
+    let shards = (0..SERVERS).map(|gateway| shard_of(&user_id(in_crowded_shard(gateway))));
+    shards.collect::<BTreeSet<_>>().len()
+}
+
+fn crowd(gateway: usize) -> Vec<String> {
+    let shard = shard_of(&user_id(in_crowded_shard(gateway)));
+    let ids = (0..).map(|number| format!("crowd-{gateway}-{number}"));
+    ids.filter(|id| shard_of(id) == shard).take(CROWD).collect()
+}
+
+fn shard_of(user: &str) -> u32 {
+    hash::shard_of(user, SHARDS)
+}
+
 #[derive(Debug)]
 struct Gateway {
     client: Client,
     persons: Vec<Person>,
+    /// Of a fleet, those who make standbys be told of heartbeats, and when they are heard next.
+    crowd: Vec<String>,
+    crowd_at: u64,
     partitions: bool,
     random: Random,
     last_conn: u64,
@@ -190,6 +226,7 @@ impl Gateway {
             if phase == Phase::Ended {
                 return Ok(());
             }
+            self.hear_crowd().await?;
             let mut arrived = Vec::new();
             for number in 0..self.persons.len() {
                 let Some(message) = self.act(number, phase == Phase::Calm) else {
@@ -210,6 +247,18 @@ impl Gateway {
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
+    }
+
+    async fn hear_crowd(&mut self) -> Result<()> {
+        let now = self.trace.now();
+        if self.partitions && now >= self.crowd_at {
+            self.crowd_at = now + CROWD_MS;
+            for id in &self.crowd {
+                let heartbeat = heartbeat(id, "c1");
+                self.client.publish(HEARTBEAT, &heartbeat).await?;
+            }
+        }
+        Ok(())
     }
 
     /// What a person says now, if anything.

@@ -106,7 +106,26 @@ impl Scene {
             cluster,
         };
         scene.until_told(150).await?;
+        if is_fleet {
+            scene.standbys_are_told().await?;
+        }
         Ok(scene)
+    }
+
+    /// Waits until standbys of the shards with a crowd take in no heartbeats, where there are any.
+    async fn standbys_are_told(&self) -> Result<()> {
+        let wanted = match self.nodes.len() {
+            1 => 0,
+            _ => load::crowded_shards(),
+        };
+        wait::until("standbys to be told of heartbeats", async || {
+            let mut told = 0.0;
+            for host in self.nodes.iter().filter_map(|node| node.host.as_ref()) {
+                told += host.metric("presence_fleet_shards_told", &[]).await?;
+            }
+            Ok((told >= wanted as f64).then_some(()))
+        })
+        .await
     }
 
     /// Waits until viewers have been told so many times more of somebody who came or went.

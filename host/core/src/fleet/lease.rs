@@ -218,6 +218,7 @@ mod tests {
     use super::*;
 
     const SETTINGS: FleetSettings = FleetSettings {
+        heard_ms: 500,
         lease_ms: 600,
         margin_ms: 50,
         standbys: 1,

@@ -11,6 +11,7 @@
 
 mod catching_up;
 mod following;
+mod hearing;
 mod sending;
 
 use std::sync::Arc;
@@ -19,9 +20,10 @@ use roaring::RoaringBitmap;
 
 use self::catching_up::CatchingUp;
 use self::following::Early;
+use self::hearing::Hearing;
 use self::sending::Snapshots;
 use super::FleetSettings;
-use super::told::{self, Books, Change, PARTS, Pieces, Said, Told};
+use super::told::{self, Books, PARTS, Pieces, Said, Told};
 use crate::body::explain::ExplainReport;
 use crate::body::query::Answers;
 use crate::names::Names;
@@ -134,6 +136,9 @@ pub struct ReplicaSettings {
     pub chunk_bytes: usize,
     /// How long a message to those who follow may be, in bytes. A longer one goes in pieces.
     pub told_bytes: usize,
+    /// From how many heartbeats within `heard_ms` on those who follow are told of them, and needn't
+    /// take them in.
+    pub told_from: usize,
     /// What is left out, for tests of the tests.
     pub mutation: Mutation,
 }
@@ -152,6 +157,8 @@ pub enum Mutation {
     NoLease,
     /// Those who follow are told nothing.
     NoTelling,
+    /// Those who follow are told of no heartbeats, though they take in none.
+    NoHeartbeats,
 }
 
 /// A shard as one node has it.
@@ -176,6 +183,7 @@ pub struct Replica {
     /// What is of an epoch of which the bucket hasn't told yet.
     early: Early,
     catching_up: Option<CatchingUp>,
+    hearing: Hearing,
     /// Snapshots that are sent.
     snapshots: Snapshots,
     nonce: u64,
@@ -225,6 +233,7 @@ impl Replica {
             pieces: Pieces::default(),
             early: Early::default(),
             catching_up: None,
+            hearing: Hearing::default(),
             snapshots: Snapshots::default(),
             nonce: 0,
             digest_at: 0,
@@ -247,7 +256,12 @@ impl Replica {
     /// The node has another part in the shard.
     pub fn set_role(&mut self, now: u64, role: Role, out: &mut Vec<Out>) {
         let before = std::mem::replace(&mut self.role, role);
+        if matches!(self.role, Role::Resign { .. }) {
+            self.tell_no_more(out);
+        }
         self.is_leading = false;
+        self.stop_telling();
+        self.hear_by_itself(now);
         self.waits_since = None;
         self.forget_at = None;
         match &self.role {
@@ -298,6 +312,7 @@ impl Replica {
     pub fn session_lost(&mut self) {
         self.until = 0;
         self.is_leading = false;
+        self.stop_telling();
     }
 
     /// Takes an input that arrived.
@@ -306,7 +321,8 @@ impl Replica {
         if self.is_leading {
             let mut outputs = Vec::new();
             self.shard.handle(now, input, rules, &mut outputs);
-            return self.tell(outputs, out);
+            self.tell(outputs, out);
+            return self.tell_heard(now, out);
         }
         self.follow_input(now, input, out);
     }
@@ -327,6 +343,7 @@ impl Replica {
             self.shard.advance(now, rules, &mut outputs);
             self.tell(outputs, out);
         }
+        self.tell_heard(now, out);
         if self.is_due(now) {
             return;
         }
@@ -345,8 +362,10 @@ impl Replica {
     /// When [`Self::advance`] is to be called: perhaps early, never too late.
     pub fn next_deadline(&self) -> Option<u64> {
         let sending = self.snapshots.next_at();
+        let hearing = self.hearing.next_at(self.settings.fleet.heard_ms);
         if self.is_leading {
-            let deadlines = [self.shard.next_deadline(), Some(self.digest_at), sending];
+            let digest = Some(self.digest_at);
+            let deadlines = [self.shard.next_deadline(), digest, hearing, sending];
             return deadlines.into_iter().flatten().min();
         }
         if self.role == Role::None {
@@ -354,7 +373,8 @@ impl Replica {
         }
         let catching_up = self.catching_up.as_ref().map(CatchingUp::next_deadline);
         let waits = self.waits_since.map(|_| self.digest_at);
-        let deadlines = [self.shard.follow_deadline(), catching_up, waits, sending];
+        let following = self.shard.follow_deadline();
+        let deadlines = [following, catching_up, waits, hearing, sending];
         deadlines.into_iter().flatten().min()
     }
 
@@ -454,6 +474,7 @@ impl Replica {
         }
         if self.is_leading {
             self.is_leading = false;
+            self.stop_telling();
             return;
         }
         let (epoch, before) = (*epoch, before.clone());
@@ -489,6 +510,7 @@ impl Replica {
         if !self.skips(Mutation::NoDecisions) {
             self.shard.lead(now, is_sure);
         }
+        self.begin_to_tell(now);
         self.is_leading = true;
         self.is_behind = true;
         self.is_sure = true;
@@ -523,17 +545,19 @@ impl Replica {
     fn tell(&mut self, outputs: Vec<Output>, out: &mut Vec<Out>) {
         let records = self.shard.take_told();
         if !records.is_empty() {
+            self.tell_news(out);
             let (books, names) = (&mut self.books, &self.names);
             let changes = records.iter().map(|record| books.note(record, names));
             let changes = changes.collect();
-            self.say_changes(changes, out);
+            self.say_next(Said::Changes(changes), out);
         }
         out.extend(outputs.into_iter().map(Out::Shard));
     }
 
-    fn say_changes(&mut self, changes: Vec<Change>, out: &mut Vec<Out>) {
+    /// Says what has the next number. If it is too long, it goes in pieces.
+    fn say_next(&mut self, said: Said, out: &mut Vec<Out>) {
         self.seq += 1;
-        let Some(whole) = self.encode(self.seq, Said::Changes(changes)) else {
+        let Some(whole) = self.encode(self.seq, said) else {
             return;
         };
         if whole.len() <= self.settings.told_bytes {

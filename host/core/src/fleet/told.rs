@@ -6,6 +6,11 @@
 //! online user's viewers are given as the difference to what was told before, with a digest of both:
 //! a correction of one viewer costs one viewer, however many there are. Of a user who comes online,
 //! all viewers are named; of one who goes, none.
+//!
+//! Where there are many heartbeats, those who follow are told of them, too, many at a time: then they
+//! needn't take them in.
+
+mod as_bytes;
 
 use hashbrown::HashMap;
 use roaring::RoaringBitmap;
@@ -51,12 +56,23 @@ pub enum Said {
         /// That of the live connections, and of what applications have stated, in parts.
         connections: Box<[u64; PARTS]>,
     },
-    /// A piece of a message that is too long for one: of changes.
+    /// A piece of a message that is too long for one.
     Piece {
         /// Whether it is the last of them.
         is_last: bool,
         /// Its part of the message.
+        #[serde(with = "as_bytes")]
         bytes: Vec<u8>,
+    },
+    /// What has been heard of connections.
+    Heard {
+        /// From when on a lease counts that begins now, by the owner's receive clock, in milliseconds.
+        clock: u64,
+        /// Whether it says so again soon: those who follow needn't take in heartbeats.
+        goes_on: bool,
+        /// What was heard.
+        #[serde(with = "as_bytes")]
+        entries: Vec<u8>,
     },
 }
 
@@ -133,22 +149,20 @@ impl Pieces {
         self.0.is_empty()
     }
 
-    /// Takes the next piece. Says what has changed once the message is whole.
+    /// Takes the next piece. Gives what was said once the message is whole.
     ///
     /// # Errors
-    /// When it is something else, or too long.
-    pub fn take(&mut self, is_last: bool, bytes: &[u8]) -> Result<Vec<Change>, Mismatch> {
+    /// When it can't be read, or is too long.
+    pub fn take(&mut self, is_last: bool, bytes: &[u8]) -> Result<Option<Said>, Mismatch> {
         if self.0.len() + bytes.len() > PIECES_BYTES_MAX {
             return Err(Mismatch::Unreadable);
         }
         self.0.extend_from_slice(bytes);
         if !is_last {
-            return Ok(Vec::new());
+            return Ok(None);
         }
-        match Told::decode(&std::mem::take(&mut self.0))?.said {
-            Said::Changes(changes) => Ok(changes),
-            _ => Err(Mismatch::Unreadable),
-        }
+        let whole = Told::decode(&std::mem::take(&mut self.0))?;
+        Ok(Some(whole.said))
     }
 }
 

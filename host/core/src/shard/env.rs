@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use super::heard::Heard;
 use super::messages::with_other_keys;
 use super::settings::Settings;
 use super::types::{Counters, Output};
@@ -35,6 +36,8 @@ pub(super) struct Common {
     pub(super) numbering: Numbering,
     pub(super) inboxes: Inboxes,
     pub(super) counters: Counters,
+    /// What has been heard of connections, if that is kept.
+    pub(super) heard: Option<Heard>,
 }
 
 /// What one step works with.
@@ -59,6 +62,7 @@ impl Common {
             numbering: Numbering::default(),
             inboxes: Inboxes::default(),
             counters: Counters::default(),
+            heard: None,
         }
     }
 

@@ -85,6 +85,12 @@ impl Presence {
             }
             _ => {}
         }
+        if let Payload::Heartbeat { conn, metadata } = &payload
+            && let Some(heard) = &mut common.heard
+        {
+            let connection = (&*user, &**conn);
+            heard.heartbeat(connection, timestamp, metadata.as_deref(), handled.effect);
+        }
         let mut refused = None;
         if let Payload::Connect { conn, metadata } | Payload::Heartbeat { conn, metadata } =
             &payload

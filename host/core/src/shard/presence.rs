@@ -42,7 +42,9 @@ impl Presence {
             if env.is_full() {
                 return;
             }
-            let Some(transition) = env.common.tracker.expire(now) else {
+            let ended = env.common.tracker.expire(now);
+            env.common.note_expired();
+            let Some(transition) = ended else {
                 return;
             };
             self.transition(transition, env);

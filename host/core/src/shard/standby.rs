@@ -102,7 +102,9 @@ impl Shard {
         if let Record::Ledger { user, entry: None } = &record {
             // Nobody who has left is expected.
             let left = presence.is_heard_from(user.as_str(), common);
-            if let Some(transition) = left {
+            // Nor does a grace run.
+            let ended = common.tracker.end_grace_of(user.as_str());
+            for transition in left.into_iter().chain(ended) {
                 presence.missed(transition, common);
             }
         }
@@ -381,7 +383,7 @@ impl Presence {
         tracker.connect(now, event.name.as_str(), EXPECTED, since, metadata);
     }
 
-    fn follow(&mut self, message: Message, common: &mut Common) {
+    pub(super) fn follow(&mut self, message: Message, common: &mut Common) {
         let Message {
             user,
             timestamp,
@@ -429,7 +431,7 @@ impl Presence {
     }
 
     /// A transition that the other shard announces.
-    fn missed(&mut self, transition: Transition<Metadata>, common: &Common) {
+    pub(super) fn missed(&mut self, transition: Transition<Metadata>, common: &Common) {
         let event = self.event_of(transition, common);
         let user = event.user;
         match event.change {
@@ -448,7 +450,7 @@ impl Presence {
 
     /// Takes what is of use only to those who publish, and forgets what was missed that
     /// no viewer was told of.
-    fn tidy_followed(&mut self, common: &mut Common) {
+    pub(super) fn tidy_followed(&mut self, common: &mut Common) {
         let now = common.now();
         while let Some(user) = common.tracker.take_reshown() {
             self.followed.reshown.insert(user);

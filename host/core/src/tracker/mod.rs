@@ -64,6 +64,9 @@ use self::user::PendingOffline;
 use crate::clock::Clock;
 use crate::quota::{Cap, Held, Quota};
 
+/// A connection that has timed out: user, connection, and the newest timestamp in its messages.
+pub(crate) type ExpiredConnection = (Arc<str>, Box<str>, u64);
+
 /// Who is connected, and who is therefore online.
 ///
 /// `M` is what is kept with a connection, its metadata: opaque here.
@@ -96,6 +99,8 @@ pub struct Tracker<M> {
     graces: usize,
     /// The stream that connections' numbers are of.
     stream: u64,
+    /// Connections that have timed out, if that is kept.
+    expired: Option<Vec<ExpiredConnection>>,
 }
 
 impl<M: Clone> Tracker<M> {
@@ -119,6 +124,7 @@ impl<M: Clone> Tracker<M> {
             held_back: 0,
             graces: 0,
             stream: 0,
+            expired: None,
         }
     }
 

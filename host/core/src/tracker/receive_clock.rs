@@ -111,8 +111,31 @@ impl ReceiveClock {
         let passed = self.heard_up_to.map(|before| at.saturating_sub(before));
         let gained = passed.unwrap_or(0).min(room_ms).min(gain_ms_max);
         self.room_ms = room_ms - gained;
-        let lost = passed.map_or(u64::MAX, |passed| passed - gained);
-        let paused = passed.map_or(0, |passed| passed - gained);
+        self.go_on((now, at), passed, gained, timeout_ms)
+    }
+
+    /// Another clock has gone on by so much up to `now`, and so does this one. Says what
+    /// [`Self::received`] does.
+    pub(super) fn gain(&mut self, now: u64, gained_ms: u64, timeout_ms: u64) -> bool {
+        if self.step_ms.is_none() {
+            return false;
+        }
+        self.room_ms = 0;
+        let passed = self.heard_up_to.map(|before| now.saturating_sub(before));
+        self.go_on((now, now), passed, gained_ms, timeout_ms)
+    }
+
+    /// Goes on by so much, of the time that has passed since something was last reported.
+    fn go_on(
+        &mut self,
+        (now, at): (u64, u64),
+        passed: Option<u64>,
+        gained: u64,
+        timeout_ms: u64,
+    ) -> bool {
+        let step_ms = self.step_ms.unwrap_or(0);
+        let lost = passed.map_or(u64::MAX, |passed| passed.saturating_sub(gained));
+        let paused = passed.map_or(0, |passed| passed.saturating_sub(gained));
         self.paused_ms = self.paused_ms.saturating_add(paused);
         let window_ms = timeout_ms.saturating_add(step_ms);
         // A lease may begin up to a step ahead of the clock, which is missed then as well.

@@ -197,6 +197,11 @@ impl<M: Clone> Tracker<M> {
         self.receive_clock.clock()
     }
 
+    /// From when on a lease counts that begins now, by the same clock: that is at most a step ahead.
+    pub fn lease_from(&self) -> u64 {
+        self.receive_clock.begin(self.clock.now())
+    }
+
     /// The live connections, and how much is left of the lease of each, in milliseconds.
     pub fn leases(&self) -> impl Iterator<Item = (&Arc<str>, &str, u64)> {
         let clock = self.receive_clock.clock();

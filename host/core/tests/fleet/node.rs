@@ -9,7 +9,7 @@ use presence_core::fleet::FleetSettings;
 use presence_core::fleet::lease::Outcome;
 use presence_core::fleet::member::{self, Key, Member};
 use presence_core::fleet::replica::{Difference, Out, Replica, ReplicaSettings, Role};
-use presence_core::message::Message;
+use presence_core::message::{Message, Payload};
 use presence_core::names::Names;
 use presence_core::publish::{Publication, Subject};
 use presence_core::record::Record;
@@ -28,6 +28,7 @@ pub(crate) const FLEET: FleetSettings = FleetSettings {
     margin_ms: 60,
     standbys: 1,
     digest_ms: 200,
+    heard_ms: 50,
     answer_ms: 120,
 };
 const BEACON_MS: u64 = 250;
@@ -202,6 +203,8 @@ impl Node {
             chunk_bytes: 300,
             // Some go in pieces.
             told_bytes: 120,
+            // Of some shards there are as many at times.
+            told_from: 2,
             mutation: options.mutation,
         };
         let replicas = (0..SHARDS).map(|number| {
@@ -298,6 +301,10 @@ impl Process {
                 }
             }
             Arrival::Input(shard, message) => {
+                let is_heartbeat = matches!(message.payload, Payload::Heartbeat { .. });
+                if is_heartbeat && !self.replicas[shard as usize].takes_heartbeats() {
+                    return;
+                }
                 let input = Input::Message {
                     message,
                     reply: None,

@@ -44,16 +44,13 @@ impl Oracle {
     }
 
     /// A client takes a user for gone. The first promise: nobody who stayed connected is reported offline.
-    /// One case is left out: an owner that was stopped in the middle of a write says, when it goes
-    /// on, what was true when it decided so, and the client hasn't heard of any owner since.
+    /// An owner that was stopped in the middle of a write, and no owner after it was heard of, says when
+    /// it goes on what it decided before: that is judged by what could be known then.
     pub(crate) fn is_gone(&mut self, t: u64, client: usize, user: &User, late: Option<u64>) {
-        if late.is_some_and(|decided| user.left_at <= decided && decided < user.came_at) {
-            return;
-        }
         let alone_at = self.alone_at[user.server];
         let is_heard = alone_at == 0 || t > alone_at + TIMEOUT_MS + 2 * HEARTBEAT_MS;
         let is_shown = self.sight(t, client, user.number).0;
-        if is_heard && is_shown && user.is_surely_connected(t, TIMEOUT_MS) {
+        if is_heard && is_shown && user.is_surely_connected(late.unwrap_or(t), TIMEOUT_MS) {
             let what = format!(
                 "user {} stayed connected, and client {client} was told that the user left: {:?}",
                 user.number, user.conns

@@ -41,15 +41,17 @@ fn holds(seeds: RangeInclusive<u64>) {
 
 /// As [`holds`], with connects and disconnects from a stream.
 fn holds_with_a_stream(stream: StreamMode, seeds: u64) {
+    let (from, to) = wanted().unwrap_or((1, seeds + 1));
     let options = Options {
         stream,
+        trace: to - from == 1,
         ..Options::default()
     };
     let mut violations = Vec::new();
     let (mut again, mut takeovers) = (0, 0);
-    let (from, to) = wanted().unwrap_or((1, seeds + 1));
     for seed in from..to {
         let report = run(seed, options);
+        print!("{}", report.trace);
         again += report.again;
         takeovers += report.takeovers;
         let found = report.violations.into_iter();
@@ -187,4 +189,9 @@ fn a_takeover_without_decisions_is_noticed() {
 #[test]
 fn an_owner_that_tells_its_standbys_nothing_is_noticed() {
     caught(mutation(Mutation::NoTelling), &["differs"]);
+}
+
+#[test]
+fn an_owner_that_keeps_heartbeats_to_itself_is_noticed() {
+    caught(mutation(Mutation::NoHeartbeats), &[FALSE_OFFLINE]);
 }

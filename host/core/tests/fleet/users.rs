@@ -37,8 +37,6 @@ pub(crate) struct User {
     pub(crate) connects_at: u64,
     /// Since when it has had no connection.
     pub(crate) left_at: u64,
-    /// When it last came back.
-    pub(crate) came_at: u64,
     /// When a connection of it was closed last.
     pub(crate) closed_at: u64,
 }
@@ -55,7 +53,6 @@ impl User {
             next_conn: 0,
             connects_at: random.within(50, 1_500),
             left_at: 0,
-            came_at: 0,
             closed_at: 0,
         }
     }
@@ -71,9 +68,6 @@ impl User {
             };
             if !calm {
                 self.next_conn += 1;
-                if self.conns.is_empty() {
-                    self.came_at = t;
-                }
                 let stays_ms = match random.chance(40) {
                     true => random.within(100, 2_000),
                     false => random.within(2_000, 9_000),

@@ -173,8 +173,10 @@ impl World {
             Sent::Stored(sequence, message) => self.stored_input(node, sequence, &message),
             Sent::Handled(sequence) => self.handled(node, sequence),
             Sent::Told(shard, bytes) => {
+                // One that is lost is a fault by itself.
+                let may_be_lost = self.options.stream != StreamMode::OneFault;
                 for to in 0..self.nodes.len() {
-                    let is_lost = self.is_lost(2);
+                    let is_lost = may_be_lost && self.is_lost(2);
                     if to != node
                         && self.listens(to, shard)
                         && self.reaches(from, server, to)

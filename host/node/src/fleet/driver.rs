@@ -2,6 +2,7 @@
 //! and the other nodes, and waits for none of them.
 
 mod bucket;
+mod heartbeats;
 mod nodes;
 mod silence;
 
@@ -20,6 +21,7 @@ use presence_core::fleet::replica::{Before, Role};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{sleep, timeout};
 
+use self::heartbeats::Heartbeats;
 use self::silence::Silence;
 use super::parts::PartChange;
 use super::{Fleet, FleetStart, node_subject};
@@ -52,6 +54,8 @@ enum Done {
     /// As the try of this number.
     Watched(u64, Option<Box<BucketWatch>>),
     Listens(u32, anyhow::Result<Subscription>),
+    /// To a shard, with its heartbeats or without.
+    Subscribed(u32, bool, anyhow::Result<Vec<Subscription>>),
     /// Whether the bucket is the one that the node joined by; none if that isn't known.
     IsSame(Option<bool>),
     /// A message is on its way.
@@ -91,6 +95,7 @@ struct Driver {
     parts: mpsc::UnboundedSender<PartChange>,
     /// This node's part in each shard, and whether the node listens to the shard.
     roles: Vec<(Role, Listening)>,
+    heartbeats: Vec<Heartbeats>,
     /// Whether each shard has been in step, since this node has had a part in it.
     caught_up: Vec<bool>,
     under_way: FuturesUnordered<BoxFuture<'static, Done>>,
@@ -136,6 +141,7 @@ pub(crate) async fn start(
         roles: (0..fleet.shards)
             .map(|_| (Role::None, Listening::No))
             .collect(),
+        heartbeats: vec![Heartbeats::default(); fleet.shards as usize],
         caught_up: vec![false; fleet.shards as usize],
         member,
         bucket,
@@ -329,6 +335,7 @@ impl Driver {
                 }
                 *listening = Listening::No;
                 self.fleet.set_part(shard, false);
+                self.forget_heartbeats(shard);
                 // The intake is gone when the node ends.
                 let _ = self.parts.send(PartChange::Leaves(shard));
                 self.tell(shard, FleetTask::Role(Role::None));
@@ -464,6 +471,9 @@ impl Driver {
             Done::Watched(_, Some(watch)) => self.watch = Some(*watch),
             Done::Watched(_, None) => self.watch_anew(WATCH_RETRY),
             Done::Listens(shard, messages) => self.listens(shard, messages),
+            Done::Subscribed(shard, with_heartbeats, messages) => {
+                self.subscribed((shard, with_heartbeats), messages);
+            }
             Done::IsSame(same) => self.is_same(same),
             Done::Sent => {}
         }
@@ -506,6 +516,7 @@ impl Driver {
             Report::Synced { node, epoch, seq } => {
                 self.say_synced(&node, shard, (epoch, seq));
             }
+            Report::TakesHeartbeats(takes) => self.takes_heartbeats(shard, takes),
             Report::Differed(why) => {
                 let why = self.fleet.figures.catches_up(why);
                 tracing::debug!(shard, why, "a shard catches up");

@@ -36,6 +36,10 @@ const RETRY: Duration = Duration::from_millis(500);
 /// How long messages between nodes are at most, and the pieces of longer ones, in bytes.
 const MESSAGE_BYTES_MAX: usize = 256 << 10;
 
+/// From how many heartbeats on, in a twelfth of the lease, standbys of a shard are told of them by its
+/// owner, and don't take them in.
+const TOLD_FROM: usize = 8;
+
 /// Who owns each shard; none where nobody is known to.
 pub(crate) type Owners = Arc<[Option<Arc<str>>]>;
 
@@ -53,6 +57,8 @@ pub(crate) struct Fleet {
     pub(crate) living: watch::Sender<Arc<[Arc<str>]>>,
     /// In which shards this node has a part.
     parts: Box<[AtomicBool]>,
+    /// Which shards are given the heartbeats that this node passes on.
+    heartbeats: Box<[AtomicBool]>,
     pub(crate) figures: FleetFigures,
     /// In how many shards the node has a part that it has yet to catch up for.
     pub(crate) behind: AtomicUsize,
@@ -85,6 +91,7 @@ impl Fleet {
             owners: watch::Sender::new(nobody),
             living: watch::Sender::default(),
             parts: (0..config.shards).map(|_| AtomicBool::new(false)).collect(),
+            heartbeats: (0..config.shards).map(|_| AtomicBool::new(true)).collect(),
             figures: FleetFigures::default(),
             behind: AtomicUsize::new(0),
             settled: watch::Sender::new(false),
@@ -107,6 +114,24 @@ impl Fleet {
     fn set_part(&self, shard: u32, has: bool) {
         if let Some(part) = self.parts.get(shard as usize) {
             part.store(has, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether a shard in which this node has a part takes in heartbeats.
+    pub(crate) fn takes_heartbeats(&self, shard: u32) -> bool {
+        let shard = self.heartbeats.get(shard as usize);
+        shard.is_some_and(|takes| takes.load(Ordering::Relaxed))
+    }
+
+    /// In how many shards owners tell this node of heartbeats.
+    pub(crate) fn told(&self) -> usize {
+        let takes = self.heartbeats.iter();
+        takes.filter(|takes| !takes.load(Ordering::Relaxed)).count()
+    }
+
+    fn set_heartbeats(&self, shard: u32, takes: bool) {
+        if let Some(shard) = self.heartbeats.get(shard as usize) {
+            shard.store(takes, Ordering::Relaxed);
         }
     }
 
@@ -189,6 +214,7 @@ pub(crate) async fn join(
         timeout_ms: config.tracker.timeout_ms,
         chunk_bytes: message_bytes,
         told_bytes: message_bytes,
+        told_from: TOLD_FROM,
         mutation: Mutation::None,
     };
     Ok(Some(FleetStart {

@@ -4,7 +4,8 @@
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
-use futures_util::stream::{SelectAll, Stream, StreamExt as _};
+use futures_util::future::{BoxFuture, FutureExt as _};
+use futures_util::stream::{FuturesUnordered, SelectAll, Stream, StreamExt as _};
 use tokio::sync::mpsc;
 
 use crate::link::connection::{Incoming, Subscription};
@@ -43,6 +44,8 @@ impl Stream for Inputs {
 pub(crate) enum PartChange {
     /// It listens to a shard.
     Listens(u32, Subscription),
+    /// It listens by these from now on: what is on its way by others is still read.
+    Replaces(u32, Vec<Subscription>),
     /// It doesn't any more.
     Leaves(u32),
 }
@@ -51,6 +54,8 @@ pub(crate) enum PartChange {
 pub(crate) struct PartInputs {
     streams: SelectAll<Part>,
     changes: mpsc::UnboundedReceiver<PartChange>,
+    /// Subscriptions that are about to end.
+    ending: FuturesUnordered<BoxFuture<'static, Part>>,
     /// Whether no part is added any more.
     is_draining: bool,
 }
@@ -82,6 +87,7 @@ impl PartInputs {
         Self {
             streams: routed.collect(),
             changes,
+            ending: FuturesUnordered::new(),
             is_draining: false,
         }
     }
@@ -105,6 +111,26 @@ impl PartInputs {
                 shard: Some(shard),
                 messages,
             }),
+            PartChange::Replaces(_, _) if self.is_draining => {}
+            PartChange::Replaces(shard, messages) => {
+                let all = std::mem::take(&mut self.streams).into_iter();
+                let (before, others): (Vec<_>, Vec<_>) =
+                    all.partition(|part| part.shard == Some(shard));
+                self.streams.extend(others);
+                self.ending.extend(before.into_iter().map(|mut part| {
+                    let ended = async move {
+                        // Where the connection is closed, it has ended.
+                        part.messages.drain().await;
+                        part
+                    };
+                    ended.boxed()
+                }));
+                let parts = messages.into_iter().map(|messages| Part {
+                    shard: Some(shard),
+                    messages,
+                });
+                self.streams.extend(parts);
+            }
             PartChange::Leaves(shard) => {
                 let all = std::mem::take(&mut self.streams).into_iter();
                 let kept = all.filter(|part| part.shard != Some(shard));
@@ -120,6 +146,9 @@ impl Stream for PartInputs {
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Incoming>> {
         while let Poll::Ready(Some(change)) = self.changes.poll_recv(context) {
             self.change(change);
+        }
+        while let Poll::Ready(Some(part)) = self.ending.poll_next_unpin(context) {
+            self.streams.push(part);
         }
         match self.streams.poll_next_unpin(context) {
             // There may be others later.

@@ -57,6 +57,8 @@ pub(crate) enum Report {
         epoch: u64,
         seq: u64,
     },
+    /// It takes in heartbeats from now on, or is told of them by the owner.
+    TakesHeartbeats(bool),
     /// It catches up.
     Differed(Difference),
     /// What came from another node can't be used.
@@ -84,6 +86,7 @@ pub(crate) struct HostedReplica {
     fence: Option<(u64, Arc<EpochFence>)>,
     /// As it was last reported.
     holds: Option<u64>,
+    takes_heartbeats: bool,
     role: Role,
     /// Nodes that ask for a snapshot, by what number, and since when. It is taken when all is handled
     /// that had arrived by then: a node that asks relies on that.
@@ -137,6 +140,7 @@ impl Cell {
             until: 0,
             fence: None,
             holds: None,
+            takes_heartbeats: true,
             role: Role::None,
             asked: Vec::new(),
             resigned: None,
@@ -428,11 +432,15 @@ impl HostedReplica {
         }
     }
 
-    /// Says whether it is in step, if that has changed.
+    /// Says whether it is in step, and whether it takes in heartbeats, if that has changed.
     pub(super) fn report_state(&mut self) {
         let holds = self.replica.holds();
         if std::mem::replace(&mut self.holds, holds) != holds {
             self.report(Report::Holds(holds));
+        }
+        let takes = self.replica.takes_heartbeats();
+        if std::mem::replace(&mut self.takes_heartbeats, takes) != takes {
+            self.report(Report::TakesHeartbeats(takes));
         }
     }
 

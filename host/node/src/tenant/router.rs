@@ -164,7 +164,9 @@ impl Router {
         let destination = destinations.and_then(|them| them.get(number)).cloned();
         self.next = destination.map(|it| (it, is_excess));
         self.fleet.figures.routed.fetch_add(1, Ordering::Relaxed);
-        if !self.fleet.has_part(shard) {
+        let is_heartbeat = kind == Some(Kind::Heartbeat);
+        let is_told = is_heartbeat && !self.fleet.takes_heartbeats(shard);
+        if is_told || !self.fleet.has_part(shard) {
             return None;
         }
         self.input((shard, kind, is_excess), received, replies, limits)

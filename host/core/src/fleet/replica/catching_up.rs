@@ -195,7 +195,7 @@ impl Replica {
             if told.epoch < self.epoch || (told.epoch == self.epoch && told.seq < self.seq) {
                 continue;
             }
-            if let Err(difference) = self.take(&told, out) {
+            if let Err(difference) = self.take(now, told, out) {
                 return self.catch_up(now, difference, out);
             }
         }

@@ -3,7 +3,7 @@
 use super::{Difference, Mutation, Out, Replica, Role};
 use crate::Input;
 use crate::fleet::hash;
-use crate::fleet::told::{Change, Mismatch, PARTS, Pieces, Said, Told};
+use crate::fleet::told::{Mismatch, PARTS, Pieces, Said, Told};
 use crate::statements::Statement;
 
 /// How often in a row connections are to differ before they do: messages under way make a
@@ -87,14 +87,19 @@ impl Replica {
         self.digest_at = self.digest_at.max(now + self.settings.fleet.answer_ms);
         if let Some(catching_up) = &mut self.catching_up {
             catching_up.hold(told);
-        } else if let Err(difference) = self.take(&told, out) {
+        } else if let Err(difference) = self.take(now, told, out) {
             self.catch_up(now, difference, out);
         }
         self.settle(now, out);
     }
 
     /// Takes in what was told, if it is what comes next.
-    pub(super) fn take(&mut self, told: &Told, out: &mut Vec<Out>) -> Result<(), Difference> {
+    pub(super) fn take(
+        &mut self,
+        now: u64,
+        told: Told,
+        out: &mut Vec<Out>,
+    ) -> Result<(), Difference> {
         if told.epoch > self.epoch {
             return match told.said {
                 Said::Begin(digest)
@@ -107,19 +112,11 @@ impl Replica {
                     Ok(())
                 }
                 Said::Begin(_) => Err(Difference::Ledger),
-                Said::Changes(_) | Said::Piece { .. } | Said::Digest { .. } => Err(Difference::Gap),
+                _ => Err(Difference::Gap),
             };
         }
-        match &told.said {
+        match told.said {
             Said::Begin(_) => Ok(()),
-            Said::Changes(_) | Said::Piece { .. } if told.seq <= self.seq => Ok(()),
-            Said::Changes(changes) if told.seq == self.seq + 1 && self.pieces.is_empty() => {
-                self.apply(told.seq, changes)
-            }
-            Said::Piece { is_last, bytes } if told.seq == self.seq + 1 => {
-                let changes = self.pieces.take(*is_last, bytes);
-                self.apply(told.seq, &changes.map_err(|_| Difference::Mismatch)?)
-            }
             Said::Digest { .. } if told.seq < self.seq => Ok(()),
             Said::Digest {
                 ledger,
@@ -130,30 +127,62 @@ impl Replica {
                     self.report(&told.node, out);
                     return Ok(());
                 }
-                if *ledger != self.ledger_digest() {
+                if ledger != self.ledger_digest() {
                     return Err(Difference::Ledger);
                 }
-                self.compare(connections)?;
+                self.compare(&connections)?;
                 self.report(&told.node, out);
                 Ok(())
             }
-            Said::Changes(_) | Said::Piece { .. } | Said::Digest { .. } => Err(Difference::Gap),
+            Said::Digest { .. } => Err(Difference::Gap),
+            _ if told.seq <= self.seq => Ok(()),
+            _ if told.seq > self.seq + 1 => Err(Difference::Gap),
+            said => {
+                let taken = self.take_next(now, said);
+                taken.map_err(|_| Difference::Mismatch)?;
+                self.seq = told.seq;
+                Ok(())
+            }
         }
     }
 
-    fn apply(&mut self, seq: u64, changes: &[Change]) -> Result<(), Difference> {
-        for change in changes {
-            let record = self.books.take(change, &self.names);
-            let record = record.map_err(|_| Difference::Mismatch)?;
-            self.shard.apply(record);
+    /// Takes in what has the next number.
+    fn take_next(&mut self, now: u64, said: Said) -> Result<(), Mismatch> {
+        match said {
+            Said::Piece { is_last, bytes } => match self.pieces.take(is_last, &bytes)? {
+                Some(said) => self.take_whole(now, said),
+                None => Ok(()),
+            },
+            // The rest of the message before is missing.
+            _ if !self.pieces.is_empty() => Err(Mismatch::Unreadable),
+            said => self.take_whole(now, said),
         }
-        self.seq = seq;
-        Ok(())
+    }
+
+    fn take_whole(&mut self, now: u64, said: Said) -> Result<(), Mismatch> {
+        match said {
+            Said::Changes(changes) => {
+                for change in &changes {
+                    let record = self.books.take(change, &self.names)?;
+                    self.shard.apply(record);
+                }
+                Ok(())
+            }
+            Said::Heard {
+                clock,
+                goes_on,
+                entries,
+            } => self.take_heard(now, (clock, goes_on), entries),
+            Said::Begin(_) | Said::Digest { .. } | Said::Piece { .. } => Err(Mismatch::Unreadable),
+        }
     }
 
     pub(super) fn follow_input(&mut self, now: u64, input: Input, out: &mut Vec<Out>) {
         if self.role == Role::None && matches!(input, Input::Message { .. } | Input::Excess { .. })
         {
+            return;
+        }
+        if self.goes_by_told(&input) {
             return;
         }
         let is_lost = matches!(input, Input::LostUpTo { .. });
@@ -186,6 +215,7 @@ impl Replica {
             }
             return;
         }
+        self.look_for_silence(now);
         self.shard.follow_time(now);
         self.shard.take_told();
         if let Role::Follow { epoch, .. } = &self.role

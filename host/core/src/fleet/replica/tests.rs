@@ -1,4 +1,5 @@
 mod ends;
+mod heartbeats;
 mod long;
 mod pieces;
 mod said;
@@ -23,6 +24,7 @@ impl Side {
         // Ids have other numbers on each node.
         names.intern(node);
         let settings = ReplicaSettings {
+            told_from: 4,
             fleet: FleetSettings::default(),
             node: node.into(),
             timeout_ms: 30_000,

@@ -42,6 +42,7 @@ impl Scene {
             timeout_ms: 30_000,
             chunk_bytes: 1_000,
             told_bytes: 1_000,
+            told_from: 8,
             mutation: Mutation::None,
         };
         let directory = Arc::new(Directory::new());

@@ -12,6 +12,7 @@ pub(super) fn write(text: &mut Exposition, fleet: &Fleet, status: &Status) {
     text.value("presence_fleet_shards_owned", owned);
     let in_step = status.shards.total(|figures| &figures.in_step);
     text.value("presence_fleet_shards_in_step", in_step);
+    text.value("presence_fleet_shards_told", fleet.told());
     text.value("presence_fleet_shards_ownerless", fleet.ownerless());
     let figures = &fleet.figures;
     text.value("presence_fleet_in_touch", u8::from(fleet.is_in_touch()));

@@ -1,0 +1,231 @@
+//! Heartbeats of which a standby is told, and which it doesn't take in.
+
+use super::*;
+use crate::Settings;
+use crate::tracker::TrackerSettings;
+
+const STEP_MS: u64 = 1_000;
+const CONNS: [&str; 5] = ["c1", "c2", "c3", "c4", "c5"];
+
+/// An owner with a user of several connections, and a standby. Both have to be told up to when they
+/// have received everything.
+fn pair_that_hears() -> (Side, Side) {
+    let (mut owner, mut standby) = pair();
+    for side in [&mut owner, &mut standby] {
+        let settings = Settings {
+            tracker: TrackerSettings {
+                timeout_ms: 30_000,
+                receive_step_ms: Some(STEP_MS),
+                ..TrackerSettings::default()
+            },
+            ..Settings::default()
+        };
+        side.take(NOW + 1_000, Input::Settings(Box::new(settings)));
+        side.take(NOW + 1_000, Input::ReceivedUpTo { at: NOW + 1_000 });
+        for conn in CONNS {
+            side.hear(NOW + 1_000, Kind::Connect, "ann", conn);
+        }
+    }
+    owner.out.clear();
+    (owner, standby)
+}
+
+impl Side {
+    fn take(&mut self, now: u64, input: Input) {
+        self.replica.input(now, input, &mut Everyone, &mut self.out);
+    }
+
+    /// What it has told that hasn't been handed on, in its order.
+    fn said(&mut self) -> Vec<Said> {
+        let said = self.out.iter().filter_map(|out| match out {
+            Out::Told(bytes) => Some(Told::decode(bytes).unwrap().said),
+            _ => None,
+        });
+        said.collect()
+    }
+
+    /// How much is left of the lease of a connection.
+    fn left(&self, conn: &str) -> Option<u64> {
+        let mut leases = self.replica.shard().leases();
+        leases.find_map(|(_, id, left)| (id == conn).then_some(left))
+    }
+}
+
+/// A second passes: all connections are heard from, some of them by the owner alone.
+fn second(owner: &mut Side, standby: &mut Side, now: u64, conns: &[&str]) {
+    for conn in conns {
+        owner.hear(now, Kind::Heartbeat, "ann", conn);
+        if standby.replica.takes_heartbeats() {
+            standby.hear(now, Kind::Heartbeat, "ann", conn);
+        }
+    }
+    for side in [&mut *owner, &mut *standby] {
+        side.take(now, Input::ReceivedUpTo { at: now });
+        side.advance(now);
+    }
+    owner.advance(now + 500);
+    owner.tell(standby, now + 500);
+    standby.advance(now + 500);
+    owner.out.clear();
+}
+
+/// The standby goes by what it is told from the time on that this gives.
+fn told_of_heartbeats(owner: &mut Side, standby: &mut Side) -> u64 {
+    let mut now = NOW + 2_000;
+    while standby.replica.takes_heartbeats() {
+        assert!(now < NOW + 20_000, "it still takes in heartbeats");
+        second(owner, standby, now, &CONNS);
+        now += 1_000;
+    }
+    assert_eq!(standby.reasons(), []);
+    now
+}
+
+#[test]
+fn leases_go_on_at_a_standby_by_what_it_is_told() {
+    let (mut owner, mut standby) = pair_that_hears();
+    let begun = told_of_heartbeats(&mut owner, &mut standby);
+    for now in (begun..begun + 40_000).step_by(1_000) {
+        second(&mut owner, &mut standby, now, &CONNS[1..]);
+    }
+    assert!(!standby.replica.takes_heartbeats());
+    assert_eq!([&owner, &standby].map(|it| it.left("c1")), [None, None]);
+    for conn in &CONNS[1..] {
+        let [at_owner, at_standby] = [&owner, &standby].map(|it| it.left(conn).unwrap());
+        assert!(at_owner <= at_standby, "{conn}: {at_owner}, {at_standby}");
+        assert!(
+            at_standby <= at_owner + STEP_MS,
+            "{conn}: {at_owner}, {at_standby}"
+        );
+    }
+    assert_eq!(standby.reasons(), []);
+    assert_eq!(standby.replica.holds(), Some(5));
+}
+
+#[test]
+fn a_standby_takes_in_heartbeats_again_when_its_owner_falls_silent_and_its_clock_stood_still() {
+    let (mut owner, mut standby) = pair_that_hears();
+    let begun = told_of_heartbeats(&mut owner, &mut standby);
+    let left = standby.left("c1").unwrap();
+    // The owner is dead. That the standby hears others doesn't matter.
+    let silent = begun + 10_000;
+    standby.take(silent, Input::ReceivedUpTo { at: silent });
+    assert_eq!(standby.left("c1"), Some(left));
+    assert!(standby.replica.next_deadline().unwrap() <= silent);
+    standby.advance(silent);
+    assert!(standby.replica.takes_heartbeats());
+    assert_eq!(standby.left("c1"), Some(left));
+    // From now on it hears by itself.
+    let later = silent + STEP_MS;
+    standby.take(later, Input::ReceivedUpTo { at: later });
+    assert_eq!(standby.left("c1"), Some(left - STEP_MS));
+}
+
+#[test]
+fn who_owns_or_hands_over_a_shard_takes_in_heartbeats() {
+    let (mut owner, mut standby) = pair_that_hears();
+    let now = told_of_heartbeats(&mut owner, &mut standby) - 100;
+    owner.hear(now, Kind::Heartbeat, "ann", "c1");
+    owner
+        .replica
+        .set_role(now, Role::Resign { epoch: 5 }, &mut owner.out);
+    let said = owner.said();
+    assert!(
+        matches!(&said[..], [Said::Heard { goes_on: false, entries, .. }, Said::Digest { .. }] if !entries.is_empty()),
+        "{said:?}"
+    );
+    owner.tell(&mut standby, now + 1);
+    assert!(standby.replica.takes_heartbeats());
+
+    let (mut owner, mut standby) = pair_that_hears();
+    let now = told_of_heartbeats(&mut owner, &mut standby);
+    let before = Before {
+        epoch: 5,
+        told: None,
+    };
+    standby.lead(now + 5_000, 8, before);
+    assert!(standby.replica.takes_heartbeats());
+    assert!(owner.replica.takes_heartbeats());
+}
+
+#[test]
+fn few_heartbeats_are_not_told() {
+    let (mut owner, mut standby) = pair_that_hears();
+    let begun = told_of_heartbeats(&mut owner, &mut standby);
+    let mut now = begun;
+    while !standby.replica.takes_heartbeats() {
+        assert!(now < begun + 20_000, "it is still told");
+        second(&mut owner, &mut standby, now, &[]);
+        now += 500;
+    }
+    for _ in 0..10 {
+        owner.hear(now, Kind::Heartbeat, "ann", "c1");
+        now += 1_000;
+        owner.advance(now);
+    }
+    let is_heard = |said: &Said| matches!(said, Said::Heard { .. });
+    assert!(!owner.said().iter().any(is_heard), "{:?}", owner.out);
+}
+
+#[test]
+fn what_viewers_are_told_for_a_heartbeat_comes_after_it() {
+    let (mut owner, mut standby) = pair_that_hears();
+    let now = told_of_heartbeats(&mut owner, &mut standby) - 100;
+    owner.hear(now, Kind::Heartbeat, "bob", "c1");
+    let said = owner.said();
+    assert!(
+        matches!(&said[..], [Said::Heard { .. }, Said::Changes(_)]),
+        "{said:?}"
+    );
+    owner.tell(&mut standby, now + 1);
+    assert!(standby.replica.shard().leases().any(|it| &**it.0 == "bob"));
+    assert_eq!(standby.replica.shard().connections(), CONNS.len() + 1);
+}
+
+#[test]
+fn who_has_timed_out_is_not_shown_again_by_a_standby_whose_clock_is_behind() {
+    let (mut owner, mut standby) = pair_that_hears();
+    let mut now = told_of_heartbeats(&mut owner, &mut standby);
+    // It will end between two reports.
+    let came = now - 500;
+    owner.hear(came, Kind::Connect, "bob", "c1");
+    standby.hear(came, Kind::Connect, "bob", "c1");
+    owner.tell(&mut standby, came);
+    now -= 1_000;
+    let mut said = Vec::new();
+    while said.is_empty() {
+        assert!(now < came + 40_000, "it hasn't ended");
+        now += 1_000;
+        second(&mut owner, &mut standby, now, &CONNS);
+        let end = now + 900;
+        owner.take(end, Input::ReceivedUpTo { at: end });
+        owner.advance(end);
+        said = owner.said();
+        said.retain(|it| matches!(it, Said::Changes(_)));
+        owner.tell(&mut standby, end);
+    }
+    assert_eq!(owner.viewers_told(), [("bob".to_owned(), false)]);
+    assert!(!standby.replica.takes_heartbeats());
+    standby.out.clear();
+    let before = Before {
+        epoch: 5,
+        told: None,
+    };
+    standby.lead(now + 1_000, 8, before);
+    assert_eq!(standby.viewers_told(), []);
+}
+
+#[test]
+fn what_is_heard_and_cannot_be_read_is_a_reason_to_catch_up() {
+    let (mut owner, mut standby) = pair_that_hears();
+    let now = told_of_heartbeats(&mut owner, &mut standby);
+    let seq = owner.replica.seq + 1;
+    let said = Said::Heard {
+        clock: 0,
+        goes_on: true,
+        entries: vec![0, 200, 1],
+    };
+    let bytes = owner.replica.encode(seq, said).unwrap();
+    standby.replica.told(now, &bytes, &mut standby.out).unwrap();
+    assert_eq!(standby.reasons(), [Difference::Mismatch]);
+}
