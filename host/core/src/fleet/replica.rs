@@ -482,6 +482,7 @@ impl Replica {
             // The lease had ended, and nobody has taken it. What was lost meanwhile, nobody knows.
             let is_sure = self.is_sure;
             self.shard.is_first(self.is_first && is_sure);
+            self.tell_of_break(out);
             return self.lead(now, is_sure);
         }
         if self.waits_for(now, &before, out) {

@@ -10,18 +10,17 @@ use serde::{Deserialize, Serialize};
 
 use super::Shard;
 use super::env::Common;
-use crate::message::{Message, Payload};
-use crate::tracker::Effect;
+use super::messages::connection_metadata;
+use crate::message::Payload;
+use crate::tracker::{Effect, HeardElsewhere};
 
 /// What was heard of a connection.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 enum Entry<'a> {
-    Heartbeat {
-        user: &'a str,
-        conn: &'a str,
-        timestamp: u64,
-        metadata: Option<&'a str>,
-    },
+    /// A connection goes on.
+    Renewed(#[serde(borrow)] Heartbeat<'a>),
+    /// A connection that wasn't live.
+    Adopted(#[serde(borrow)] Heartbeat<'a>),
     /// Nothing, for longer than the timeout. It was last heard from with this timestamp.
     Expired {
         user: &'a str,
@@ -30,12 +29,21 @@ enum Entry<'a> {
     },
 }
 
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Heartbeat<'a> {
+    user: &'a str,
+    conn: &'a str,
+    timestamp: u64,
+    metadata: Option<&'a str>,
+}
+
 /// What was heard of connections, in this order.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Heard {
     entries: Vec<u8>,
     count: usize,
     is_news: bool,
+    has_changes: bool,
 }
 
 /// What was heard can't be read.
@@ -58,6 +66,11 @@ impl Heard {
         self.is_news
     }
 
+    /// Whether there are other connections now.
+    pub fn has_changes(&self) -> bool {
+        self.has_changes
+    }
+
     /// As bytes, for [`Shard::follow_heard`].
     pub fn into_entries(self) -> Vec<u8> {
         self.entries
@@ -78,17 +91,23 @@ impl Heard {
         metadata: Option<&str>,
         effect: Effect,
     ) {
-        self.is_news |= metadata.is_some() || effect != Effect::Renewed;
-        self.add(&Entry::Heartbeat {
+        let heartbeat = Heartbeat {
             user,
             conn,
             timestamp,
             metadata,
-        });
+        };
+        if effect == Effect::Renewed {
+            self.is_news |= metadata.is_some();
+            self.add(&Entry::Renewed(heartbeat));
+        } else {
+            (self.is_news, self.has_changes) = (true, true);
+            self.add(&Entry::Adopted(heartbeat));
+        }
     }
 
-    pub(super) fn expired(&mut self, user: &str, conn: &str, timestamp: u64) {
-        self.is_news = true;
+    pub(crate) fn expired(&mut self, user: &str, conn: &str, timestamp: u64) {
+        (self.is_news, self.has_changes) = (true, true);
         self.add(&Entry::Expired {
             user,
             conn,
@@ -121,14 +140,14 @@ impl Shard {
     }
 
     /// Takes in what the shard that this one follows has heard, and that it has heard for so much
-    /// longer. If `gained_ms` is none, this one hears by itself.
+    /// longer. If `gained_ms` is none, this one hears by itself. It was heard at most `late_ms` ago.
     ///
     /// # Errors
     /// If it can't be read. What comes before is taken in.
     pub fn follow_heard(
         &mut self,
         now: u64,
-        gained_ms: Option<u64>,
+        (gained_ms, late_ms): (Option<u64>, u64),
         entries: Vec<u8>,
     ) -> Result<(), UnreadableHeard> {
         let Self {
@@ -140,31 +159,35 @@ impl Shard {
             common.tracker.heard_for(now, gained_ms);
         }
         let whole = Bytes::from(entries);
-        // Both are a part of what is whole, and text.
+        // It is a part of what is whole, and text.
         let part =
             |text: &str| ByteString::try_from(whole.slice_ref(text.as_bytes())).unwrap_or_default();
         let mut rest = &whole[..];
         while !rest.is_empty() {
             let (entry, after) = postcard::take_from_bytes(rest).map_err(|_| UnreadableHeard)?;
             rest = after;
+            let adopted = matches!(entry, Entry::Adopted(_));
             match entry {
-                Entry::Heartbeat {
-                    user,
-                    conn,
-                    timestamp,
-                    metadata,
-                } => {
-                    let message = Message {
-                        user: part(user),
+                Entry::Renewed(heartbeat) | Entry::Adopted(heartbeat) => {
+                    let Heartbeat {
+                        user,
+                        conn,
                         timestamp,
-                        payload: Payload::Heartbeat {
-                            conn: part(conn),
-                            metadata: metadata.map(part),
-                        },
-                        raw: Bytes::new(),
-                        stored: None,
+                        metadata,
+                    } = heartbeat;
+                    let broadcast = &common.settings.broadcast;
+                    let handled = common.tracker.heartbeat_elsewhere(
+                        now,
+                        (user, conn),
+                        timestamp,
+                        HeardElsewhere { adopted, late_ms },
+                        || connection_metadata(broadcast, conn, metadata),
+                    );
+                    let payload = Payload::Heartbeat {
+                        conn: part(conn),
+                        metadata: metadata.map(part),
                     };
-                    presence.follow(message, common);
+                    presence.tracked(user, timestamp, &payload, handled, common);
                 }
                 Entry::Expired {
                     user,

@@ -89,7 +89,9 @@ impl Presence {
             && let Some(heard) = &mut common.heard
         {
             let connection = (&*user, &**conn);
-            heard.heartbeat(connection, timestamp, metadata.as_deref(), handled.effect);
+            // As it was taken: those who are told take it later.
+            let taken = timestamp.min(common.clock.stamp());
+            heard.heartbeat(connection, taken, metadata.as_deref(), handled.effect);
         }
         let mut refused = None;
         if let Payload::Connect { conn, metadata } | Payload::Heartbeat { conn, metadata } =
@@ -317,7 +319,11 @@ fn stated_metadata(text: Option<&str>) -> Metadata {
 
 /// A connection's metadata: what is broadcast of it first, in the configured
 /// order, then what is there for the components alone.
-fn connection_metadata(broadcast: &[String], conn: &str, text: Option<&str>) -> Metadata {
+pub(super) fn connection_metadata(
+    broadcast: &[String],
+    conn: &str,
+    text: Option<&str>,
+) -> Metadata {
     let given = text.map_or_else(Metadata::default, |text| Metadata::parse(text, |_| false));
     publish_keys(broadcast, conn, &given)
 }

@@ -28,7 +28,7 @@ use crate::publish::{Numbering, Subject};
 use crate::record::Record;
 use crate::statements::Statement;
 use crate::step::Step;
-use crate::tracker::{Connected, Effect, TrackerRecord, Transition};
+use crate::tracker::{Connected, Effect, InputResult, TrackerRecord, Transition};
 
 /// How many transitions are remembered that no viewer was told of, beside as many
 /// as there are users in the ledger.
@@ -383,7 +383,7 @@ impl Presence {
         tracker.connect(now, event.name.as_str(), EXPECTED, since, metadata);
     }
 
-    pub(super) fn follow(&mut self, message: Message, common: &mut Common) {
+    fn follow(&mut self, message: Message, common: &mut Common) {
         let Message {
             user,
             timestamp,
@@ -408,21 +408,32 @@ impl Presence {
                 return;
             }
         };
+        self.tracked(&user, timestamp, &payload, handled, common);
+    }
+
+    /// The tracker has taken a message.
+    pub(super) fn tracked(
+        &mut self,
+        user: &str,
+        timestamp: u64,
+        payload: &Payload,
+        handled: InputResult<Metadata>,
+        common: &mut Common,
+    ) {
         if let Effect::Stale | Effect::Refused(_) = handled.effect {
             return;
         }
-        if let Payload::Connect { conn, metadata } | Payload::Heartbeat { conn, metadata } =
-            &payload
+        if let Payload::Connect { conn, metadata } | Payload::Heartbeat { conn, metadata } = payload
         {
             let (updates, metadata) = (&mut self.events.updates, metadata.as_deref());
-            updates.take(&user, conn, timestamp, metadata, common);
+            updates.take(user, conn, timestamp, metadata, common);
         }
         if matches!(handled.effect, Effect::Opened | Effect::Adopted) {
-            self.end_stated_online(&user, common);
-            self.is_heard_from(&user, common);
+            self.end_stated_online(user, common);
+            self.is_heard_from(user, common);
         }
-        if self.lifts_offline(&user, timestamp, &payload, common) {
-            let id = common.names.intern(&user);
+        if self.lifts_offline(user, timestamp, payload, common) {
+            let id = common.names.intern(user);
             self.followed.missed.remove(&id);
         }
         if let Some(transition) = handled.transition {
@@ -569,27 +580,4 @@ impl Presence {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::fleet::testing::{message, shard};
-    use crate::message::Kind;
-    use crate::names::Names;
-
-    #[test]
-    fn who_leaves_is_not_kept_as_one_to_be_shown_anew() {
-        let mut shard = shard(&Arc::new(Names::new()));
-        shard.keep_told(true);
-        for conn in ["c1", "c2"] {
-            shard.follow(
-                1_700_000_000_000,
-                message(Kind::Connect, "ann", conn, 1_700_000_000_000),
-            );
-        }
-        let mut leave = |conn, at| shard.follow(at, message(Kind::Disconnect, "ann", conn, at));
-        leave("c1", 1_700_000_000_001);
-        leave("c2", 1_700_000_000_002);
-        let followed = &shard.presence.followed;
-        assert_eq!(followed.reshown.len(), 0);
-        assert_eq!(followed.missed.len(), 1);
-    }
-}
+mod tests;

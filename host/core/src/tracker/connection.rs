@@ -160,6 +160,8 @@ pub(super) struct Close {
     pub(super) newest: u64,
     /// When the close was handled, by the host's clock.
     pub(super) kept_since: u64,
+    /// Whether nobody closed it: it fell silent.
+    pub(super) is_silent: bool,
     /// The newest timestamp of what has been taken since for older than the close: where
     /// something newer comes, it is the sender's clock that is behind.
     pub(super) ignored: Option<u64>,
@@ -199,7 +201,8 @@ impl Close {
         goes_on && !is_recent
     }
 
-    fn is_recent(&self, at: u64, reorder_ms: u64) -> bool {
-        at.saturating_sub(self.kept_since) <= reorder_ms
+    /// Whether it was handled at most so long ago.
+    pub(super) fn is_recent(&self, at: u64, within_ms: u64) -> bool {
+        at.saturating_sub(self.kept_since) <= within_ms
     }
 }

@@ -1,12 +1,12 @@
 //! The tracker and time: leases that run out and graces that end, by the receive
 //! clock, and closes that are forgotten.
 
+use super::Tracker;
 use super::connection::{LiveConnection, NOT_QUEUED, State};
 use super::receive_clock::ReceiveClock;
 use super::slab::Key;
 use super::timer_queue::{LATEST, Task};
 use super::types::{Reason, TrackerSettings, Transition};
-use super::{ExpiredConnection, Tracker};
 
 impl<M: Clone> Tracker<M> {
     /// When to call `expire`. It may turn out that nothing is due then, but
@@ -54,7 +54,7 @@ impl<M: Clone> Tracker<M> {
         self.run_clock(now, at, ReceiveClock::lost);
     }
 
-    fn run_clock(
+    pub(super) fn run_clock(
         &mut self,
         now: u64,
         at: u64,
@@ -78,51 +78,6 @@ impl<M: Clone> Tracker<M> {
         while let Some(key) = self.timers.pop_cut(self.receive_clock.heard_up_to()) {
             self.cut_lease(key);
         }
-    }
-
-    /// Another host has heard for so much longer, and has handed on all that it heard: leases and
-    /// graces run on by that.
-    pub fn heard_for(&mut self, now: u64, gained_ms: u64) {
-        self.run_clock(now, now, |clock, now, _, timeout_ms| {
-            clock.gain(now, gained_ms, timeout_ms)
-        });
-    }
-
-    /// Whether connections that time out are kept from now on, for [`Self::take_expired`].
-    pub(crate) fn keep_expired(&mut self, keep: bool) {
-        self.expired = keep.then(Vec::new);
-    }
-
-    /// Those that have timed out since this was last called.
-    pub(crate) fn take_expired(&mut self) -> impl Iterator<Item = ExpiredConnection> {
-        let expired = self.expired.as_mut();
-        expired.map(std::mem::take).unwrap_or_default().into_iter()
-    }
-
-    /// Another host takes a connection for gone that it last heard from with this timestamp.
-    pub fn end_silent(
-        &mut self,
-        now: u64,
-        user: &str,
-        conn: &str,
-        timestamp: u64,
-    ) -> Option<Transition<M>> {
-        self.advance(now);
-        let key = self.roster.find(user, conn)?;
-        let State::Live(life) = &self.roster.connections[key].state else {
-            return None;
-        };
-        // It has been heard from here since.
-        if life.newest > timestamp {
-            return None;
-        }
-        self.time_out(key, timestamp)
-    }
-
-    /// Another host says that a user is offline: no grace runs any more.
-    pub fn end_grace_of(&mut self, user: &str) -> Option<Transition<M>> {
-        let key = self.roster.find_user(user)?;
-        self.finish_grace(key)
     }
 
     /// Wall time is this far ahead of the time that is given as `now`, in
@@ -212,10 +167,13 @@ impl<M: Clone> Tracker<M> {
         self.time_out(key, last_heartbeat)
     }
 
-    fn time_out(&mut self, key: Key, last_heartbeat: u64) -> Option<Transition<M>> {
+    pub(super) fn time_out(&mut self, key: Key, last_heartbeat: u64) -> Option<Transition<M>> {
         // Nobody closed it: what its sender says next is to be newer than what it said
         // last, however far its clock is behind.
         self.close(key, last_heartbeat, last_heartbeat);
+        if let State::Closed(close) = &mut self.roster.connections[key].state {
+            close.is_silent = true;
+        }
         let user = self.roster.connections[key].user;
         let transition = (self.roster.users[user].live == 0)
             .then(|| self.go_offline(user, Reason::Timeout, Some(last_heartbeat)));
@@ -247,7 +205,7 @@ impl<M: Clone> Tracker<M> {
         self.finish_grace(key)
     }
 
-    fn finish_grace(&mut self, key: Key) -> Option<Transition<M>> {
+    pub(super) fn finish_grace(&mut self, key: Key) -> Option<Transition<M>> {
         let pending = self.roster.users[key].pending.take()?;
         self.graces -= 1;
         self.note_user(key);

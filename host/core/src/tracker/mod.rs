@@ -30,6 +30,7 @@ mod changes;
 mod connection;
 mod damping;
 mod doing;
+mod elsewhere;
 mod expiry;
 mod places;
 mod quotas;
@@ -50,8 +51,9 @@ use std::sync::Arc;
 
 pub use self::activity::Activity;
 use self::changes::UnsavedChanges;
-use self::connection::{Close, LiveConnection, ReceivedAt, State};
+use self::connection::{Close, LiveConnection, Order, ReceivedAt, State};
 pub use self::damping::Damping;
+pub use self::elsewhere::HeardElsewhere;
 use self::places::OrderCounter;
 use self::receive_clock::ReceiveClock;
 pub use self::record::{Connected, TrackerRecord, UserState};
@@ -228,6 +230,24 @@ impl<M: Clone> Tracker<M> {
         timestamp: u64,
         metadata: impl FnOnce() -> M,
     ) -> InputResult<M> {
+        self.sign_of_life(
+            now,
+            (user, conn),
+            timestamp,
+            metadata,
+            Close::is_followed_by,
+        )
+    }
+
+    /// `follows`: whether it is of a life after a close.
+    fn sign_of_life(
+        &mut self,
+        now: u64,
+        (user, conn): (&str, &str),
+        timestamp: u64,
+        metadata: impl FnOnce() -> M,
+        follows: impl FnOnce(&mut Close, u64, u64, Order) -> bool,
+    ) -> InputResult<M> {
         let (heard, timestamp) = self.arrival(now, timestamp);
         let order = self.settings.order(conn);
         let key = self.roster.entry(user, conn);
@@ -242,7 +262,7 @@ impl<M: Clone> Tracker<M> {
                 }
                 return Effect::Renewed.into();
             }
-            State::Closed(close) => match close.is_followed_by(heard.at, timestamp, order) {
+            State::Closed(close) => match follows(close, heard.at, timestamp, order) {
                 true => timestamp.min(close.newest + 1),
                 // It belongs to the life before.
                 false => return Effect::Stale.into(),
@@ -492,6 +512,7 @@ impl<M: Clone> Tracker<M> {
             timestamp,
             newest,
             kept_since: self.clock.now(),
+            is_silent: false,
             ignored: None,
             stored: connection.stored(),
         });

@@ -363,6 +363,7 @@ impl<M: Clone> Tracker<M> {
                 timestamp: timestamp.min(now),
                 newest: newest.min(now),
                 kept_since: kept_since.min(now),
+                is_silent: false,
                 ignored: None,
                 stored,
             }),

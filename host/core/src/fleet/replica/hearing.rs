@@ -16,10 +16,8 @@ const HEARD_BYTES: usize = 32 << 10;
 /// After how many intervals without a word an owner is taken to be silent.
 const SILENT_INTERVALS: u64 = 3;
 
-/// After how many intervals with few heartbeats an owner doesn't tell of them any more.
-const FEW_INTERVALS: u8 = 8;
-
-/// How many heartbeats are few: this part of those from which on they are told of.
+/// How many heartbeats are few in an interval: this part of those from which on they are told of. There
+/// are to be few for half a timeout: some senders send all of theirs at once, and as often as that.
 const FEW_PART: usize = 4;
 
 /// What is told of heartbeats.
@@ -32,7 +30,7 @@ pub(super) struct Hearing {
     /// How many there have been.
     count: usize,
     /// For how many intervals in a row there have been few.
-    few: u8,
+    few: u64,
     /// Whether it goes by what it is told.
     is_told: bool,
     /// Since when it has been told without a break, and when it was told last.
@@ -80,7 +78,7 @@ impl Replica {
         let Some(heard) = self.shard.heard() else {
             return;
         };
-        let (count, bytes) = (heard.count(), heard.bytes());
+        let (count, bytes, has_changes) = (heard.count(), heard.bytes(), heard.has_changes());
         let (is_over, many) = (now >= self.hearing.until, self.settings.told_from);
         let heard_ms = self.settings.fleet.heard_ms;
         if !self.hearing.tells {
@@ -103,10 +101,10 @@ impl Replica {
                 false => 0,
             };
             self.hearing.until = now + heard_ms;
-            self.hearing.tells = self.hearing.few < FEW_INTERVALS;
+            self.hearing.tells = self.hearing.few * heard_ms <= self.settings.timeout_ms / 2;
             self.say_heard(self.hearing.tells, out);
             self.hearing.count = 0;
-        } else if bytes >= HEARD_BYTES.min(self.settings.told_bytes / 2) {
+        } else if has_changes || bytes >= HEARD_BYTES.min(self.settings.told_bytes / 2) {
             self.say_heard(true, out);
         }
     }
@@ -124,6 +122,17 @@ impl Replica {
         if std::mem::take(&mut self.hearing.tells) {
             self.say_heard(false, out);
         }
+    }
+
+    /// It leads again: of what it has heard meanwhile it tells nobody. Those who follow are to count none
+    /// of that time.
+    pub(super) fn tell_of_break(&mut self, out: &mut Vec<Out>) {
+        let said = Said::Heard {
+            clock: 0,
+            goes_on: false,
+            entries: Vec::new(),
+        };
+        self.say_next(said, out);
     }
 
     fn say_heard(&mut self, goes_on: bool, out: &mut Vec<Out>) {
@@ -154,14 +163,16 @@ impl Replica {
             let gained = before.map(|before| clock.saturating_sub(before));
             gained.unwrap_or_default()
         });
-        let taken = self.shard.follow_heard(now, gained_ms, entries);
+        let silent_ms = SILENT_INTERVALS * self.settings.fleet.heard_ms;
+        let taken = self
+            .shard
+            .follow_heard(now, (gained_ms, silent_ms), entries);
         self.shard.take_told();
         taken.map_err(|_| Mismatch::Unreadable)?;
         if !goes_on {
             self.hear_by_itself(now);
             return Ok(());
         }
-        let silent_ms = SILENT_INTERVALS * self.settings.fleet.heard_ms;
         let told = self.hearing.told.filter(|(_, at)| now < at + silent_ms);
         let since = told.map_or(now, |(since, _)| since);
         self.hearing.told = Some((since, now));

@@ -1,8 +1,8 @@
 //! Heartbeats of which a standby is told, and which it doesn't take in.
 
 use super::*;
-use crate::Settings;
 use crate::tracker::TrackerSettings;
+use crate::{Heard, Settings};
 
 const STEP_MS: u64 = 1_000;
 const CONNS: [&str; 5] = ["c1", "c2", "c3", "c4", "c5"];
@@ -184,13 +184,20 @@ fn what_viewers_are_told_for_a_heartbeat_comes_after_it() {
 
 #[test]
 fn who_has_timed_out_is_not_shown_again_by_a_standby_whose_clock_is_behind() {
+    for sender_ahead_ms in [0, 5_000] {
+        times_out(sender_ahead_ms);
+    }
+}
+
+fn times_out(sender_ahead_ms: u64) {
     let (mut owner, mut standby) = pair_that_hears();
     let mut now = told_of_heartbeats(&mut owner, &mut standby);
     // It will end between two reports.
     let came = now - 500;
-    owner.hear(came, Kind::Connect, "bob", "c1");
-    standby.hear(came, Kind::Connect, "bob", "c1");
-    owner.tell(&mut standby, came);
+    let connect = |at| message(Kind::Connect, "bob", "c1", at + sender_ahead_ms);
+    owner.take(came, connect(came));
+    standby.take(came + 5, connect(came));
+    owner.tell(&mut standby, came + 5);
     now -= 1_000;
     let mut said = Vec::new();
     while said.is_empty() {
@@ -212,7 +219,120 @@ fn who_has_timed_out_is_not_shown_again_by_a_standby_whose_clock_is_behind() {
         told: None,
     };
     standby.lead(now + 1_000, 8, before);
-    assert_eq!(standby.viewers_told(), []);
+    assert_eq!(standby.viewers_told(), [], "ahead by {sender_ahead_ms} ms");
+}
+
+#[test]
+fn who_comes_again_behind_a_time_out_is_not_ended_by_it() {
+    let (mut owner, mut standby) = pair_that_hears();
+    let mut now = told_of_heartbeats(&mut owner, &mut standby);
+    while owner.left("c1").is_some() {
+        assert!(now < NOW + 80_000, "it hasn't ended");
+        now += 1_000;
+        second(&mut owner, &mut standby, now, &CONNS[1..]);
+    }
+    // The standby hears of the connect before it is told of the end.
+    let seq = owner.replica.seq + 1;
+    let mut heard = Heard::default();
+    heard.expired("ann", "c1", NOW + 1_000);
+    let said = Said::Heard {
+        clock: 0,
+        goes_on: true,
+        entries: heard.into_entries(),
+    };
+    let bytes = owner.replica.encode(seq, said).unwrap();
+    standby.hear(now + 600, Kind::Connect, "ann", "c1");
+    standby
+        .replica
+        .told(now + 610, &bytes, &mut standby.out)
+        .unwrap();
+    assert!(standby.left("c1").is_some());
+}
+
+/// A heartbeat is told of after the connection was closed.
+fn closes_behind_a_heartbeat(sender_ahead_ms: u64, standby_ahead_ms: i64) {
+    let (mut owner, mut standby) = pair_that_hears();
+    let ahead_ms = standby_ahead_ms;
+    standby.take(NOW + 1_500, Input::Clock { ahead_ms });
+    let now = told_of_heartbeats(&mut owner, &mut standby) - 100;
+    let by_sender = |at| at + sender_ahead_ms;
+    owner.take(now, message(Kind::Heartbeat, "ann", "c1", by_sender(now)));
+    for side in [&mut owner, &mut standby] {
+        let closed = message(Kind::Disconnect, "ann", "c1", by_sender(now + 10));
+        side.take(now + 10, closed);
+    }
+    owner.advance(now + 500);
+    assert!(owner.tell(&mut standby, now + 500) > 0);
+    let left = [&owner, &standby].map(|it| it.left("c1"));
+    assert_eq!(left, [None, None], "{sender_ahead_ms}, {standby_ahead_ms}");
+}
+
+#[test]
+fn who_was_closed_is_not_live_again_by_a_heartbeat_that_is_told_later() {
+    closes_behind_a_heartbeat(0, 0);
+    closes_behind_a_heartbeat(5_000, 0);
+    closes_behind_a_heartbeat(0, -300);
+}
+
+#[test]
+fn a_standby_adopts_what_its_owner_adopts_of_a_sender_whose_clock_is_behind() {
+    let (mut owner, mut standby) = pair_that_hears();
+    let mut now = told_of_heartbeats(&mut owner, &mut standby);
+    both(&mut owner, &mut standby, now, Kind::Disconnect, "ann", "c1");
+    let closed = now;
+    while now < closed + 3_000 {
+        now += 1_000;
+        second(&mut owner, &mut standby, now, &CONNS[1..]);
+    }
+    for behind_ms in [5_000, 4_000] {
+        let timestamp = closed - behind_ms;
+        owner.take(now, message(Kind::Heartbeat, "ann", "c1", timestamp));
+    }
+    owner.advance(now + 500);
+    owner.tell(&mut standby, now + 500);
+    let left = [&owner, &standby].map(|it| it.left("c1").is_some());
+    assert_eq!(left, [true, true]);
+}
+
+#[test]
+fn a_further_connection_that_a_heartbeat_brings_is_told_at_once() {
+    let (mut owner, mut standby) = pair_that_hears();
+    let now = told_of_heartbeats(&mut owner, &mut standby) - 100;
+    owner.hear(now, Kind::Heartbeat, "ann", "c9");
+    owner.tell(&mut standby, now + 1);
+    assert!(standby.left("c9").is_some());
+    // What it goes by otherwise may wait.
+    owner.out.clear();
+    owner.hear(now + 2, Kind::Heartbeat, "ann", "c9");
+    assert_eq!(owner.said(), []);
+}
+
+#[test]
+fn what_an_owner_hears_while_its_lease_is_over_runs_out_no_earlier_at_a_standby() {
+    let (mut owner, mut standby) = pair_that_hears();
+    let now = told_of_heartbeats(&mut owner, &mut standby);
+    owner.replica.renewed(now, now, &mut owner.out);
+    assert!(!owner.replica.is_leading(now));
+    owner.hear(now + 100, Kind::Heartbeat, "ann", "c1");
+    owner.replica.renewed(now + 300, FOREVER, &mut owner.out);
+    second(&mut owner, &mut standby, now + 700, &CONNS[1..]);
+    let [at_owner, at_standby] = [&owner, &standby].map(|it| it.left("c1").unwrap());
+    assert!(at_owner <= at_standby, "{at_owner}, {at_standby}");
+    // And is told of what comes then.
+    assert_eq!(standby.reasons(), []);
+    told_of_heartbeats(&mut owner, &mut standby);
+}
+
+#[test]
+fn a_standby_goes_on_being_told_where_heartbeats_come_all_at_once_and_seldom() {
+    let (mut owner, mut standby) = pair_that_hears();
+    let begun = told_of_heartbeats(&mut owner, &mut standby);
+    for now in (begun..begun + 60_000).step_by(1_000) {
+        let is_time = (now - begun).is_multiple_of(14_000);
+        let conns: &[_] = if is_time { &CONNS } else { &[] };
+        second(&mut owner, &mut standby, now, conns);
+        assert!(!standby.replica.takes_heartbeats(), "{}", now - begun);
+    }
 }
 
 #[test]
