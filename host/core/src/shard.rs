@@ -11,6 +11,7 @@
 //! the rules, the outputs, and what the parts share.
 
 mod asking;
+mod copying;
 mod corrections;
 mod dead_letters;
 mod decisions;

@@ -13,6 +13,7 @@ mod catching_up;
 mod following;
 mod hearing;
 mod sending;
+mod telling;
 
 use std::sync::Arc;
 
@@ -23,7 +24,7 @@ use self::following::Early;
 use self::hearing::Hearing;
 use self::sending::Snapshots;
 use super::FleetSettings;
-use super::told::{self, Books, PARTS, Pieces, Said, Told};
+use super::told::{Books, PARTS, Pieces, Said};
 use crate::body::explain::ExplainReport;
 use crate::body::query::Answers;
 use crate::names::Names;
@@ -459,6 +460,7 @@ impl Replica {
         self.forget_at = None;
         self.is_first = false;
         self.books = Books::default();
+        self.snapshots = Snapshots::default();
         self.shard = self.shard.replacement();
         self.shard.keep_told(true);
     }
@@ -540,60 +542,6 @@ impl Replica {
             self.catch_up(now, Difference::Gap, out);
         }
         true
-    }
-
-    /// Tells what is about to be published to those who follow, and then has it published.
-    fn tell(&mut self, outputs: Vec<Output>, out: &mut Vec<Out>) {
-        let records = self.shard.take_told();
-        if !records.is_empty() {
-            self.tell_news(out);
-            let (books, names) = (&mut self.books, &self.names);
-            let changes = records.iter().map(|record| books.note(record, names));
-            let changes = changes.collect();
-            self.say_next(Said::Changes(changes), out);
-        }
-        out.extend(outputs.into_iter().map(Out::Shard));
-    }
-
-    /// Says what has the next number. If it is too long, it goes in pieces.
-    fn say_next(&mut self, said: Said, out: &mut Vec<Out>) {
-        self.seq += 1;
-        let Some(whole) = self.encode(self.seq, said) else {
-            return;
-        };
-        if whole.len() <= self.settings.told_bytes {
-            return out.push(Out::Told(whole));
-        }
-        for (seq, piece) in (self.seq..).zip(told::pieces(&whole, self.settings.told_bytes)) {
-            self.seq = seq;
-            self.say(seq, piece, out);
-        }
-    }
-
-    fn say_digest(&mut self, out: &mut Vec<Out>) {
-        let said = Said::Digest {
-            ledger: self.ledger_digest(),
-            connections: Box::new(self.connections()),
-        };
-        self.say(self.seq, said, out);
-    }
-
-    fn say(&self, seq: u64, said: Said, out: &mut Vec<Out>) {
-        out.extend(self.encode(seq, said).map(Out::Told));
-    }
-
-    fn encode(&self, seq: u64, said: Said) -> Option<Vec<u8>> {
-        if self.skips(Mutation::NoTelling) && !matches!(said, Said::Begin(_)) {
-            return None;
-        }
-        let told = Told {
-            shard: self.number,
-            epoch: self.epoch,
-            seq,
-            node: (&*self.settings.node).into(),
-            said,
-        };
-        Some(told.encode())
     }
 
     /// The digest of the ledger. Books that aren't the ledger's any more are made anew.

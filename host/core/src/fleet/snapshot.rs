@@ -1,7 +1,9 @@
 //! What a replica that begins to follow is sent: the records that a restart uses, and how much is
 //! left of each connection's lease.
 //!
-//! What is known at some moment is copied at once. It is written, sent, and put into another shard
+//! What viewers have been told at some moment is copied at once, since what is told later is the difference to that.
+//! Connections are read chunk by chunk, each as it is then: what has changed of it meanwhile, the other
+//! shard has heard as well, and handles again, which makes no difference. All is written, sent, and put into the other shard
 //! chunk by chunk, so that neither shard has to do much between two inputs. Each chunk bears the
 //! digest of all up to it. One that is damaged is refused before anything is made of it, and one
 //! that is cut off is never complete.
@@ -9,7 +11,6 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::mem;
-use std::sync::Arc;
 use std::vec;
 
 use roaring::RoaringBitmap;
@@ -17,12 +18,17 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::told::Books;
+use crate::metadata::Metadata;
 use crate::names::Names;
 use crate::record::{FORMAT, Record};
+use crate::tracker::{Cursor, TrackerRecord};
 use crate::{Input, Shard};
 
 /// How many chunks a snapshot may have.
 const CHUNKS_MAX: u32 = 1 << 16;
+
+/// How many connections or users are read at once.
+const READ_SLOTS: usize = 64;
 
 /// A piece of a snapshot.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -133,8 +139,13 @@ pub fn next_digest(before: &[u8; 32], part: &[u8]) -> [u8; 32] {
 #[derive(Debug)]
 pub struct Sending {
     label: Label,
+    /// What the receive clock showed at the beginning: all leases are told as of then.
+    heard_ms: u64,
+    /// How far connections have been read; none once all have been.
+    cursor: Option<Cursor>,
+    /// What has been read of them, and not written.
+    read: vec::IntoIter<(TrackerRecord<Metadata>, Option<u64>)>,
     records: vec::IntoIter<Record>,
-    leases: vec::IntoIter<(Arc<str>, Box<str>, u64)>,
     end: Option<End>,
     /// What has been written, and not sent.
     written: Vec<u8>,
@@ -146,18 +157,16 @@ impl Sending {
     /// A snapshot of a shard as it is now. `is_first`: whether what it holds goes back to the
     /// shard's first owner without a break.
     pub fn begin(shard: &mut Shard, label: Label, is_first: bool) -> Self {
-        let leases = shard.leases();
-        let leases: Vec<_> = leases
-            .map(|(user, conn, left)| (Arc::clone(user), conn.into(), left))
-            .collect();
         let end = End {
             unsure_ms: shard.unsure_ms(),
             is_first,
         };
         Self {
             label,
-            records: shard.all_records().into_iter(),
-            leases: leases.into_iter(),
+            heard_ms: shard.heard_ms(label.at),
+            cursor: Some(shard.tracker_cursor()),
+            read: Vec::new().into_iter(),
+            records: shard.presence_records().into_iter(),
             end: Some(end),
             written: Vec::new(),
             index: 0,
@@ -165,16 +174,34 @@ impl Sending {
         }
     }
 
-    /// The next chunk, of which so many bytes at most are the snapshot's; none after the last.
-    pub fn next(&mut self, names: &Names, chunk_bytes: usize) -> Option<Vec<u8>> {
-        while self.written.len() < chunk_bytes
-            && let Some(item) = self.next_item(names)
-        {
-            // Plain data in memory always has such a form, and none is so long.
-            let item = postcard::to_allocvec(&item).unwrap_or_default();
-            let length = u32::try_from(item.len()).unwrap_or(u32::MAX);
-            self.written.extend(length.to_le_bytes());
-            self.written.extend(item);
+    /// The next chunk, of which so many bytes at most are the snapshot's; none after the last. `shard`:
+    /// the same as at the beginning.
+    pub fn next(
+        &mut self,
+        shard: &mut Shard,
+        names: &Names,
+        chunk_bytes: usize,
+    ) -> Option<Vec<u8>> {
+        while self.written.len() < chunk_bytes {
+            if let Some((record, end)) = self.next_of_tracker(shard) {
+                let lease = match (&record, end) {
+                    (TrackerRecord::Connection { user, conn, .. }, Some(end)) => {
+                        let left_ms = end.saturating_sub(self.heard_ms);
+                        Some(Item::Lease(user.to_string(), conn.to_string(), left_ms))
+                    }
+                    _ => None,
+                };
+                if let (key, Some(value)) = Record::Tracker(record).encode(names) {
+                    self.write(&Item::Record(key, value));
+                }
+                if let Some(lease) = lease {
+                    self.write(&lease);
+                }
+            } else if let Some(item) = self.next_item(names) {
+                self.write(&item);
+            } else {
+                break;
+            }
         }
         if self.written.is_empty() {
             return None;
@@ -204,14 +231,34 @@ impl Sending {
         Some(postcard::to_allocvec(&chunk).unwrap_or_default())
     }
 
+    fn write(&mut self, item: &Item) {
+        // Plain data in memory always has such a form, and none is so long.
+        let item = postcard::to_allocvec(item).unwrap_or_default();
+        let length = u32::try_from(item.len()).unwrap_or(u32::MAX);
+        self.written.extend(length.to_le_bytes());
+        self.written.extend(item);
+    }
+
+    fn next_of_tracker(
+        &mut self,
+        shard: &mut Shard,
+    ) -> Option<(TrackerRecord<Metadata>, Option<u64>)> {
+        loop {
+            if let Some(next) = self.read.next() {
+                return Some(next);
+            }
+            let mut records = Vec::new();
+            let has_more = shard.read_tracker(self.cursor.as_mut()?, READ_SLOTS, &mut records);
+            self.cursor.take_if(|_| !has_more);
+            self.read = records.into_iter();
+        }
+    }
+
     fn next_item(&mut self, names: &Names) -> Option<Item> {
         for record in self.records.by_ref() {
             if let (key, Some(value)) = record.encode(names) {
                 return Some(Item::Record(key, value));
             }
-        }
-        if let Some((user, conn, left_ms)) = self.leases.next() {
-            return Some(Item::Lease(user.to_string(), conn.into(), left_ms));
         }
         self.end.take().map(Item::End)
     }
@@ -362,7 +409,7 @@ impl Assembly {
         self.shard.restore_part(now, 0, records);
         for (user, conn, left_ms) in leases {
             let left_ms = left_ms.saturating_sub(passed_ms);
-            self.shard.set_lease(&user, &conn, left_ms);
+            self.shard.set_lease(now, &user, &conn, left_ms);
         }
         Ok(end)
     }

@@ -134,6 +134,12 @@ impl Shard {
         heard.map(std::mem::take).unwrap_or_default()
     }
 
+    /// How long has been heard by now, in milliseconds: what leases run by.
+    pub fn heard_ms(&mut self, now: u64) -> u64 {
+        self.common.tracker.pass(now);
+        self.common.tracker.heard_ms()
+    }
+
     /// From when on a lease counts that begins now, by the receive clock, in milliseconds.
     pub fn lease_from(&self) -> u64 {
         self.common.tracker.lease_from()
@@ -183,6 +189,9 @@ impl Shard {
                         HeardElsewhere { adopted, late_ms },
                         || connection_metadata(broadcast, conn, metadata),
                     );
+                    if handled.effect == Effect::Renewed && metadata.is_none() {
+                        continue;
+                    }
                     let payload = Payload::Heartbeat {
                         conn: part(conn),
                         metadata: metadata.map(part),

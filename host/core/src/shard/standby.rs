@@ -23,7 +23,7 @@ use crate::event::{Change, Event, Reason};
 use crate::ledger::LedgerEntry;
 use crate::message::{Message, Payload};
 use crate::metadata::Metadata;
-use crate::names::{Id, Name};
+use crate::names::Id;
 use crate::publish::{Numbering, Subject};
 use crate::record::Record;
 use crate::statements::Statement;
@@ -225,31 +225,6 @@ impl Shard {
         let mut records = Vec::new();
         self.presence.take_records(&mut records);
         records
-    }
-
-    /// All that is known, for another shard to begin with, in an order in which
-    /// [`Self::restore`] takes it.
-    pub fn all_records(&mut self) -> Vec<Record> {
-        let of_tracker = self.common.tracker.all_records();
-        let mut records: Vec<_> = of_tracker.into_iter().map(Record::Tracker).collect();
-        self.presence.all_records(&self.common, &mut records);
-        records
-    }
-
-    /// The live connections, and how much is left of the lease of each, in milliseconds.
-    pub fn leases(&self) -> impl Iterator<Item = (&Arc<str>, &str, u64)> {
-        self.common.tracker.leases()
-    }
-
-    /// What applications have stated of users, as far as it holds.
-    pub fn statements(&self) -> impl Iterator<Item = (&Name, Statement)> {
-        let statements = self.presence.statements.all();
-        statements.map(|(user, _, statement)| (user, statement))
-    }
-
-    /// So much is left of the lease of a connection.
-    pub fn set_lease(&mut self, user: &str, conn: &str, left_ms: u64) {
-        self.common.tracker.set_lease(user, conn, left_ms);
     }
 
     /// What is known and was said of each online user, in a stable order.
@@ -525,56 +500,6 @@ impl Presence {
         if self.will_be_told(event.user).is_none() {
             let step = Step::Announce(Arc::new(event), ours);
             self.events.queue_step(step, common);
-        }
-    }
-
-    fn all_records(&mut self, common: &Common, records: &mut Vec<Record>) {
-        let (queue, updates) = (&self.events.queue, &self.events.updates);
-        let ledger = &updates.decisions.ledger;
-        let name = |user| common.names.name(user);
-        let mut deferred = Vec::new();
-        for user in ledger.users() {
-            if let Some(entry) = ledger.get(user) {
-                let user = entry.event.name.clone();
-                if let Some(next) = &entry.next {
-                    deferred.push((user.clone(), Arc::clone(next)));
-                }
-                let entry = Some(entry.clone());
-                records.push(Record::Ledger { user, entry });
-            }
-        }
-        for user in updates.statuses.users() {
-            if let Some((user, word)) = name(user).zip(updates.statuses.word(user)) {
-                let word = Some(word.clone());
-                records.push(Record::Status { user, word });
-            }
-        }
-        for id in queue.users() {
-            if let Some(user) = name(id) {
-                let steps = queue.steps(id).cloned().collect();
-                records.push(Record::Waiting { user, steps });
-            }
-        }
-        for (user, next) in deferred {
-            if !queue.holds(next.user) {
-                let steps = vec![Step::Show(next)];
-                records.push(Record::Waiting { user, steps });
-            }
-        }
-        for (user, said_at, statement) in self.statements.all() {
-            records.push(Record::Stated {
-                user: user.clone(),
-                statement: Some((said_at, statement)),
-            });
-        }
-        let mut departures = updates.decisions.departed.stored();
-        // They are put back in pieces, the oldest first.
-        departures.sort_by_key(|departure| departure.timestamp);
-        for departure in departures {
-            if let Some(user) = name(departure.user) {
-                let departure = Some(departure.clone());
-                records.push(Record::Departed { user, departure });
-            }
         }
     }
 }

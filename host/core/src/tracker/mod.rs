@@ -56,7 +56,7 @@ pub use self::damping::Damping;
 pub use self::elsewhere::HeardElsewhere;
 use self::places::OrderCounter;
 use self::receive_clock::ReceiveClock;
-pub use self::record::{Connected, TrackerRecord, UserState};
+pub use self::record::{Connected, Cursor, TrackerRecord, UserState};
 use self::roster::Roster;
 pub use self::silence::StartsWithoutMessage;
 use self::slab::Key;

@@ -6,6 +6,7 @@
 //! is looked up in turns, part by part, and costs a heartbeat nothing.
 
 use std::cmp::Reverse;
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::Tracker;
@@ -90,6 +91,13 @@ pub struct UserState {
     pub pending: Option<(u64, Reason)>,
 }
 
+/// The slots of a tracker that are still to be read: connections', then users'.
+#[derive(Clone, Debug)]
+pub struct Cursor {
+    connections: Range<usize>,
+    users: Range<usize>,
+}
+
 /// How much of a pause a grace may seem to run in, in milliseconds, after a restart.
 const PAUSE_MS: u64 = 500;
 
@@ -172,19 +180,55 @@ impl<M: Clone> Tracker<M> {
 
     /// All that is known, for another tracker: connections, then what is known of users.
     pub fn all_records(&mut self) -> Vec<TrackerRecord<M>> {
-        let at = self.receive_clock.known_up_to(self.clock.now());
+        let mut records = Vec::new();
+        let mut cursor = self.cursor();
+        while self.read(&mut cursor, usize::MAX, &mut records) {}
+        records.into_iter().map(|(record, _)| record).collect()
+    }
+
+    /// What there is to read: [`Self::read`].
+    pub fn cursor(&self) -> Cursor {
+        Cursor {
+            connections: 0..self.roster.connections.slots(),
+            users: 0..self.roster.users.slots(),
+        }
+    }
+
+    /// Reads on, as of [`Self::all_records`]: so many slots at most. With each live connection comes the
+    /// end of its lease, by [`Self::heard_ms`]. What takes a new slot meanwhile isn't read. Says whether
+    /// there is more.
+    pub fn read(
+        &mut self,
+        cursor: &mut Cursor,
+        slots: usize,
+        records: &mut Vec<(TrackerRecord<M>, Option<u64>)>,
+    ) -> bool {
+        let roster = &mut self.roster;
         let clock = self.receive_clock.clock();
+        for slot in cursor.connections.by_ref().take(slots) {
+            let Some((key, connection)) = roster.connections.at_place(slot) else {
+                continue;
+            };
+            let end = match &connection.state {
+                State::Live(life) => Some(life.lease_from.saturating_add(self.settings.timeout_ms)),
+                State::Closed(_) | State::Unknown => None,
+            };
+            let record = connection_record(roster, key);
+            records.extend(record.map(|record| (record, end)));
+        }
+        if !cursor.connections.is_empty() {
+            return true;
+        }
+        let at = self.receive_clock.known_up_to(self.clock.now());
         let since =
             |pending: &PendingOffline| at.saturating_sub(clock.saturating_sub(pending.since));
-        let (connections, users) = (self.roster.connections.keys(), self.roster.users.keys());
-        let roster = &mut self.roster;
-        let mut records: Vec<_> = connections
-            .into_iter()
-            .filter_map(|key| connection_record(roster, key))
-            .collect();
-        let users = users.into_iter();
-        records.extend(users.filter_map(|key| user_record(roster, key, since)));
-        records
+        for slot in cursor.users.by_ref().take(slots) {
+            if let Some((key, _)) = roster.users.at_place(slot) {
+                let record = user_record(roster, key, since);
+                records.extend(record.map(|record| (record, None)));
+            }
+        }
+        !cursor.users.is_empty()
     }
 
     /// It has become `now`: where all inputs are received at once, all has been heard up to then.

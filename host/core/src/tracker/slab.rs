@@ -82,6 +82,11 @@ impl<T> Slab<T> {
         Some((Key { serial, slot }, value))
     }
 
+    /// As [`Self::at`], of the slot at a place.
+    pub(super) fn at_place(&self, place: usize) -> Option<(Key, &T)> {
+        self.at(u32::try_from(place).ok()?)
+    }
+
     /// The values in so many slots, from one on.
     pub(super) fn part(&mut self, from: usize, count: usize) -> impl Iterator<Item = &mut T> {
         let slots = self.slots.iter_mut().skip(from).take(count).flatten();

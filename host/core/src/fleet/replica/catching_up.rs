@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use roaring::RoaringBitmap;
 
+use super::sending::Snapshots;
 use super::{Difference, Out, Replica, Role};
 use crate::Input;
 use crate::fleet::snapshot::{Assembly, Refusal};
@@ -114,6 +115,8 @@ impl Replica {
                 let mut shard = snapshot.shard;
                 shard.count_on(&self.shard);
                 self.shard = shard;
+                // What is being sent is of the one before.
+                self.snapshots = Snapshots::default();
                 self.books = snapshot.books;
                 (self.epoch, self.seq) = (snapshot.epoch, snapshot.seq);
                 self.pieces = Pieces::default();
@@ -191,14 +194,17 @@ impl Replica {
         for input in catching_up.inputs {
             self.shard.follow(now, input);
         }
+        self.hearing.held_ms = now.saturating_sub(catching_up.since);
         for told in catching_up.told {
             if told.epoch < self.epoch || (told.epoch == self.epoch && told.seq < self.seq) {
                 continue;
             }
             if let Err(difference) = self.take(now, told, out) {
+                self.hearing.held_ms = 0;
                 return self.catch_up(now, difference, out);
             }
         }
+        self.hearing.held_ms = 0;
         self.shard.take_told();
         if let Role::Follow { owner, epoch } = &self.role
             && self.epoch == *epoch

@@ -37,6 +37,8 @@ pub(super) struct Hearing {
     told: Option<(u64, u64)>,
     /// The owner's receive clock, as it was told last.
     clock: Option<u64>,
+    /// For how long what it takes in now has been held, in milliseconds.
+    pub(super) held_ms: u64,
 }
 
 impl Hearing {
@@ -164,9 +166,9 @@ impl Replica {
             gained.unwrap_or_default()
         });
         let silent_ms = SILENT_INTERVALS * self.settings.fleet.heard_ms;
-        let taken = self
-            .shard
-            .follow_heard(now, (gained_ms, silent_ms), entries);
+        let taken =
+            self.shard
+                .follow_heard(now, (gained_ms, silent_ms + self.hearing.held_ms), entries);
         self.shard.take_told();
         taken.map_err(|_| Mismatch::Unreadable)?;
         if !goes_on {

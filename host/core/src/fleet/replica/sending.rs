@@ -72,12 +72,13 @@ impl Replica {
     /// Sends the chunks that are due.
     pub(super) fn send_snapshots(&mut self, now: u64, out: &mut Vec<Out>) {
         let (names, bytes) = (&self.names, self.settings.chunk_bytes);
+        let shard = &mut self.shard;
         self.snapshots
             .0
             .retain_mut(|Snapshot { node, sending, at }| {
                 *at = (*at).max(now.saturating_sub((CHUNKS_AT_ONCE - 1) * PAUSE_MS));
                 while *at <= now {
-                    let Some(chunk) = sending.next(names, bytes) else {
+                    let Some(chunk) = sending.next(shard, names, bytes) else {
                         return false;
                     };
                     out.push(Out::Chunk(Arc::clone(node), chunk));

@@ -6,6 +6,7 @@ mod said;
 
 use super::*;
 use crate::fleet::testing::{Everyone, message, shard};
+use crate::fleet::told::Told;
 use crate::message::Kind;
 use crate::publish::Subject;
 

@@ -37,7 +37,7 @@ fn known(names: &Arc<Names>) -> Shard {
 /// All chunks of a snapshot, each with 20 bytes of it at most.
 fn take(shard: &mut Shard, label: Label, names: &Names) -> Vec<Vec<u8>> {
     let mut sending = Sending::begin(shard, label, false);
-    std::iter::from_fn(|| sending.next(names, 20)).collect()
+    std::iter::from_fn(|| sending.next(shard, names, 20)).collect()
 }
 
 fn chunks() -> (Vec<Vec<u8>>, Arc<Names>) {
@@ -98,21 +98,43 @@ fn a_shard_comes_back_with_what_is_left_of_its_leases() {
 }
 
 #[test]
-fn what_is_written_later_is_as_it_was_at_first() {
-    let (whole, names) = chunks();
+fn what_was_told_is_as_it_was_at_first_and_connections_are_as_they_are_when_they_are_read() {
+    let names = Arc::new(Names::new());
     let mut shard = known(&names);
-    let mut sending = Sending::begin(&mut shard, label(8), false);
-    let mut chunks = vec![sending.next(&names, 20).unwrap()];
-    assert!(!sending.ids().is_empty(), "they are still in use");
-    for (kind, user) in [(Kind::Disconnect, "ann"), (Kind::Connect, "cyd")] {
+    let handle = |shard: &mut Shard, kind, user: &str| {
         let input = message(kind, user, "c1", NOW + 11_000);
         shard.handle(NOW + 11_000, input, &mut Everyone, &mut Vec::new());
+    };
+    let user = |number| format!("user-{number}");
+    for number in 0..200 {
+        handle(&mut shard, Kind::Connect, &user(number));
     }
-    chunks.extend(std::iter::from_fn(|| sending.next(&names, 20)));
+    let told = |shard: &Shard| -> Vec<_> {
+        let users = shard
+            .ledger()
+            .map(|entry| entry.event.name.as_str().to_owned());
+        users.collect()
+    };
+    let first = told(&shard);
+    let mut sending = Sending::begin(&mut shard, label(8), false);
+    let mut chunks = vec![sending.next(&mut shard, &names, 20).unwrap()];
+    assert!(!sending.ids().is_empty(), "they are still in use");
+    handle(&mut shard, Kind::Disconnect, &user(0));
+    handle(&mut shard, Kind::Disconnect, &user(199));
+    chunks.extend(std::iter::from_fn(|| sending.next(&mut shard, &names, 20)));
     assert!(sending.ids().is_empty());
-    assert_eq!(chunks, whole);
     let lengths = chunks.iter().map(|chunk| decoded(chunk).part.len());
     assert!(lengths.max() <= Some(20), "however long a record is");
+
+    let names = Arc::new(Names::new());
+    let mut assembly = assembly(3, 8, &names);
+    let found = chunks
+        .iter()
+        .find_map(|chunk| assembly.add(NOW + 12_000, chunk, &names).unwrap());
+    let copy = found.unwrap().shard;
+    assert_eq!(told(&copy), first);
+    let is_live = |number| copy.leases().any(|it| **it.0 == *user(number));
+    assert_eq!([0, 1, 199].map(is_live), [true, true, false]);
 }
 
 #[test]

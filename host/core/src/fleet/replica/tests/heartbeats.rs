@@ -16,6 +16,8 @@ fn pair_that_hears() -> (Side, Side) {
             tracker: TrackerSettings {
                 timeout_ms: 30_000,
                 receive_step_ms: Some(STEP_MS),
+                // What is older than a close is late at once, or of a sender whose clock is behind.
+                reorder_ms: 0,
                 ..TrackerSettings::default()
             },
             ..Settings::default()
@@ -348,4 +350,28 @@ fn what_is_heard_and_cannot_be_read_is_a_reason_to_catch_up() {
     let bytes = owner.replica.encode(seq, said).unwrap();
     standby.replica.told(now, &bytes, &mut standby.out).unwrap();
     assert_eq!(standby.reasons(), [Difference::Mismatch]);
+}
+
+#[test]
+fn a_heartbeat_that_is_told_after_its_connection_was_closed_brings_nobody_back() {
+    let (mut owner, mut standby) = pair_that_hears();
+    let now = told_of_heartbeats(&mut owner, &mut standby);
+    for at in [now - 400, now - 300] {
+        owner.hear(at, Kind::Heartbeat, "ann", "c1");
+    }
+    let closed = now - 200;
+    both(
+        &mut owner,
+        &mut standby,
+        closed,
+        Kind::Disconnect,
+        "ann",
+        "c1",
+    );
+    owner.advance(now);
+    let is_heard = |said: &Said| matches!(said, Said::Heard { .. });
+    assert!(owner.said().iter().any(is_heard));
+    owner.tell(&mut standby, now);
+    let connections = [&owner, &standby].map(|it| it.replica.shard().connections());
+    assert_eq!(connections, [CONNS.len() - 1; 2]);
 }
