@@ -52,9 +52,9 @@ pub(crate) struct Fleet {
     pub(crate) lease: Arc<NodeLease>,
     /// Whether what others say reaches the node.
     in_touch: AtomicBool,
-    pub(crate) owners: watch::Sender<Owners>,
+    owners: watch::Sender<Owners>,
     /// The nodes that live, as far as this one knows.
-    pub(crate) living: watch::Sender<Arc<[Arc<str>]>>,
+    living: watch::Sender<Arc<[Arc<str>]>>,
     /// In which shards this node has a part.
     parts: Box<[AtomicBool]>,
     /// Which shards are given the heartbeats that this node passes on.
@@ -98,6 +98,17 @@ impl Fleet {
             leave: Notify::new(),
             left: watch::Sender::new(false),
         }
+    }
+
+    /// Who owns each shard, as far as this node knows. It is a copy: what is borrowed from a channel must
+    /// not be borrowed again before it is given back, or both wait for a sender that waits for them.
+    pub(crate) fn owners(&self) -> Owners {
+        Arc::clone(&self.owners.borrow())
+    }
+
+    /// The nodes that live, as far as this one knows.
+    pub(crate) fn nodes(&self) -> Arc<[Arc<str>]> {
+        Arc::clone(&self.living.borrow())
     }
 
     /// Whether what others say reaches the node: it has reached the bucket lately.
@@ -145,7 +156,7 @@ impl Fleet {
 
     /// How many shards nobody is known to own.
     pub(crate) fn ownerless(&self) -> usize {
-        let owners = self.owners.borrow();
+        let owners = self.owners();
         owners.iter().filter(|owner| owner.is_none()).count()
     }
 

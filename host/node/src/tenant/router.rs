@@ -113,7 +113,7 @@ impl Router {
 
     /// Messages are to be sorted. The nodes that live take in as many each.
     pub(super) fn begin(&self) {
-        let nodes = self.fleet.living.borrow().len();
+        let nodes = self.fleet.nodes().len();
         self.part.be_part_of(&self.messages, nodes as u64);
     }
 

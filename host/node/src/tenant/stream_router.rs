@@ -205,7 +205,7 @@ impl StreamRouter {
             Some(consumer) => self.checked(consumer).await?,
             None => {
                 let is_new = self.known.handled.is_none();
-                let has_others = self.fleet.living.borrow().len() > 1;
+                let has_others = self.fleet.nodes().len() > 1;
                 if is_new && has_others && self.begun.elapsed() < OTHERS_FIRST {
                     return Err(OpenError::Again("its consumer is made by others".into()));
                 }
@@ -224,7 +224,7 @@ impl StreamRouter {
             0 => PULL_MAX,
             // No more than it may pass on in a second.
             per_s => {
-                let nodes = self.fleet.living.borrow().len().max(1) as u64;
+                let nodes = self.fleet.nodes().len().max(1) as u64;
                 per_s.div_ceil(nodes).min(PULL_MAX)
             }
         };
@@ -339,7 +339,7 @@ impl StreamRouter {
     /// If what came with them may be too old by now.
     async fn hand_on(&mut self, messages: Vec<SharedInput>) -> Result<(), OpenError> {
         let begun = Instant::now();
-        let nodes = self.fleet.living.borrow().len() as u64;
+        let nodes = self.fleet.nodes().len() as u64;
         self.pace.be_part_of(&self.messages, nodes);
         for _ in &messages {
             self.pace().await;

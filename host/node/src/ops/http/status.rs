@@ -94,9 +94,9 @@ fn beside(beside: &CandidatePipeline) -> Value {
 
 /// Of the fleet that the node is one of.
 fn fleet(fleet: &Fleet, status: &Status) -> Value {
-    let owners = fleet.owners.borrow();
+    let owners = fleet.owners();
     let mut nodes = serde_json::Map::new();
-    for node in &**fleet.living.borrow() {
+    for node in &*fleet.nodes() {
         let owned = owners.iter().flatten().filter(|owner| *owner == node);
         nodes.insert(node.to_string(), json!({"owned": owned.count()}));
     }

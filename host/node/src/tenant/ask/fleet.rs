@@ -132,7 +132,7 @@ impl QueryService {
         share: &Arc<BudgetShare>,
         answers: &mut [Option<Box<[u8]>>],
     ) -> Result<(), Refusal> {
-        let owners = Arc::clone(&fleet.owners.borrow());
+        let owners = fleet.owners();
         let mut by_owner = BTreeMap::<_, Vec<Vec<usize>>>::new();
         for (place, user) in users.iter().enumerate() {
             let is_answered = answers.get(place).is_some_and(Option::is_some);
@@ -205,7 +205,7 @@ impl QueryService {
     ) -> Result<Option<Vec<u8>>, Refusal> {
         let until = Instant::now() + PATIENCE;
         loop {
-            let owners = Arc::clone(&fleet.owners.borrow());
+            let owners = fleet.owners();
             let owner = owners.get(self.shards.place_of(&asked.user));
             let explained = match owner.and_then(Option::as_ref) {
                 Some(owner) if *owner == fleet.node => self.explain_by_shard(asked.clone()).await?,

@@ -6,7 +6,7 @@ use crate::fleet::Fleet;
 
 /// Writes it.
 pub(super) fn write(text: &mut Exposition, fleet: &Fleet, status: &Status) {
-    let nodes = fleet.living.borrow().len();
+    let nodes = fleet.nodes().len();
     text.value("presence_fleet_nodes", nodes);
     let owned = status.shards.total(|figures| &figures.leads);
     text.value("presence_fleet_shards_owned", owned);
