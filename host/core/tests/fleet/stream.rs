@@ -6,10 +6,10 @@ use presence_core::message::{Message, StreamPlace};
 
 use crate::broker::End;
 use crate::node::{Arrival, Node};
-use crate::world::{Happens, SHARDS, World};
+use crate::world::{CALM_FROM, Happens, SHARDS, World};
 
 /// How soon a message is delivered again.
-const ACK_WAIT_MS: u64 = 500;
+pub(crate) const ACK_WAIT_MS: u64 = 500;
 
 /// How soon is looked again whether any node can take a message.
 const LOOK_MS: u64 = 40;
@@ -20,8 +20,8 @@ pub(crate) enum StreamMode {
     /// There is none.
     #[default]
     None,
-    /// One node at a time is killed, or leaves, when all has settled. What is lost is lost on its way
-    /// to the owner, or from it.
+    /// One node at a time is killed, or leaves, when all has settled. Only messages of the stream are
+    /// lost, on their way to the owner, and what it says of them.
     OneFault,
     /// Whatever may.
     AnyFault,
@@ -95,6 +95,7 @@ impl World {
             return self.at(self.t + LOOK_MS, Happens::Deliver(sequence));
         }
         let router = routers[self.random.within(0, routers.len() as u64 - 1) as usize];
+        self.note(format_args!("{sequence} of the stream to {router}"));
         let stored = &mut self.stream.0[place];
         stored.deliveries += 1;
         let message = stored.message.clone();
@@ -102,7 +103,7 @@ impl World {
         if self.options.mistake == StreamMistake::RouterAcknowledges {
             self.stream.0[place].is_handled = true;
         }
-        if !self.is_lost(2) {
+        if !self.loses(2) {
             self.deliver(
                 End::Bucket,
                 router,
@@ -121,7 +122,7 @@ impl World {
             }
             let leads = self.leads(node, shard);
             let may_lose = leads || self.options.stream == StreamMode::AnyFault;
-            if may_lose && self.is_lost(5) {
+            if may_lose && self.loses(5) {
                 continue;
             }
             let arrival = Arrival::Stored(shard, sequence, message.clone());
@@ -132,9 +133,15 @@ impl World {
     /// The owner says that a message was handled.
     pub(crate) fn handled(&mut self, node: usize, sequence: u64) {
         let reaches = self.servers.has_majority(self.nodes[node].server);
-        if reaches && !self.is_lost(5) {
+        if reaches && !self.loses(5) {
+            self.note(format_args!("{node} has handled {sequence} of the stream"));
             self.stream.0[sequence as usize - 1].is_handled = true;
         }
+    }
+
+    /// Whether a message of the stream, or what is said of one, is lost, as so many percent are.
+    fn loses(&mut self, percent: u64) -> bool {
+        self.random.chance(percent) && self.t < CALM_FROM
     }
 
     fn leads(&self, node: usize, shard: u32) -> bool {

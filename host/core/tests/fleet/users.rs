@@ -30,6 +30,8 @@ pub(crate) struct User {
     pub(crate) is_partitioned: bool,
     /// Whether it never falls silent.
     pub(crate) is_polite: bool,
+    /// Whether its connects come from a stream: they may be late.
+    pub(crate) is_stored: bool,
     /// How far its clock is off.
     skew: u64,
     pub(crate) conns: Vec<Conn>,
@@ -48,6 +50,7 @@ impl User {
             server: number % 3,
             is_partitioned: random.chance(50),
             is_polite: false,
+            is_stored: false,
             skew: random.within(0, 40),
             conns: Vec::new(),
             next_conn: 0,
@@ -146,7 +149,8 @@ impl User {
     pub(crate) fn is_surely_connected(&self, t: u64, timeout_ms: u64) -> bool {
         let long = |conn: &Conn| t >= conn.since + 2 * HEARTBEAT_MS + 50;
         let fresh = |conn: &Conn| t >= conn.since + 300 && t >= self.closed_at + 2 * timeout_ms;
-        self.conns.iter().any(|conn| long(conn) || fresh(conn))
+        let is_sure = |conn: &Conn| long(conn) || (!self.is_stored && fresh(conn));
+        self.conns.iter().any(is_sure)
     }
 
     fn message(&self, t: u64, payload: impl Fn(ByteString) -> Payload, conn: u64) -> Message {

@@ -73,7 +73,8 @@ impl World {
 
     /// Whether a message is lost that so many percent of are: in the end, none is.
     pub(crate) fn is_lost(&mut self, percent: u64) -> bool {
-        self.random.chance(percent) && self.t < CALM_FROM
+        let is_lost = self.random.chance(percent) && self.t < CALM_FROM;
+        is_lost && self.options.stream != StreamMode::OneFault
     }
 
     pub(crate) fn listens(&self, node: usize, shard: u32) -> bool {

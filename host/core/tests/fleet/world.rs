@@ -129,6 +129,9 @@ impl World {
         let mut users: Vec<_> = (0..USERS)
             .map(|number| User::new(number, &mut random))
             .collect();
+        for user in &mut users {
+            user.is_stored = options.stream != StreamMode::None;
+        }
         if options.stream == StreamMode::OneFault {
             for user in &mut users {
                 // When the first owners are sure, and everyone says goodbye.
