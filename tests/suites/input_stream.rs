@@ -8,6 +8,7 @@ mod kills;
 use anyhow::{Result, ensure};
 use async_nats::HeaderMap;
 use async_nats::jetstream::{self, stream};
+use futures_util::TryStreamExt as _;
 use presence_tests::client::{Client, ReceivedMessage, now_ms};
 use presence_tests::host::{self, Host};
 use presence_tests::http;
@@ -353,6 +354,25 @@ async fn a_stream_that_input_cant_be_taken_from_is_refused_until_it_is_mended() 
         out.contains("was there, and keeps") && out.contains("for 36 h"),
         "{out}"
     );
+    it.world.end().await
+}
+
+#[tokio::test]
+async fn a_node_whose_consumer_is_removed_goes_on_with_the_next_message() -> Result<()> {
+    let mut it = StreamWorld::start().await?;
+    let first = it.connects("12345", "c1").await?;
+    it.until_taken(first).await?;
+    let stream = it.context.get_stream(STREAM).await?;
+    let consumers: Vec<String> = stream.consumer_names().try_collect().await?;
+    ensure!(!consumers.is_empty());
+    for consumer in consumers {
+        stream.delete_consumer(&consumer).await?;
+    }
+    it.disconnects("12345", "c1").await?;
+    let types = it.types("12345", "mark").await?;
+    assert_eq!(types, ["user_online", "user_offline"]);
+    let lost = "presence_input_stream_lost_total";
+    assert_eq!(it.world.host.metric(lost, &[]).await?, 0.0);
     it.world.end().await
 }
 

@@ -10,6 +10,7 @@ use async_nats::HeaderMap;
 use async_nats::jetstream::consumer::{self, FromConsumer as _, Info};
 use async_nats::jetstream::{self, Context, stream};
 use presence_tests::client::{Client, Recording, now_ms};
+use presence_tests::cluster::Cluster;
 use presence_tests::host::Host;
 use presence_tests::nats::NatsServer;
 use presence_tests::process::Signal;
@@ -51,10 +52,10 @@ struct Fleet {
     server: NatsServer,
 }
 
-fn site(server: &NatsServer, name: &str) -> Result<Site> {
+fn site(url: &str, name: &str) -> Result<Site> {
     let contacts = (0..USERS).map(|number| (user(number), json!([VIEWER])));
     let contacts: serde_json::Map<_, _> = contacts.collect();
-    let site = Site::new(&server.url())?
+    let site = Site::new(url)?
         .with("node.name", name)?
         .with("fleet.enabled", true)?
         .with("fleet.shards", i64::try_from(SHARDS)?)?
@@ -78,7 +79,7 @@ impl Fleet {
             client,
             server,
         };
-        command(&site(&fleet.server, "command")?, &["input", "init"])?;
+        command(&site(&fleet.server.url(), "command")?, &["input", "init"])?;
         fleet.join(names).await?;
         Ok(fleet)
     }
@@ -86,7 +87,7 @@ impl Fleet {
     /// Starts nodes, and waits until all shards are owned, and stood by for.
     async fn join(&mut self, names: &[&'static str]) -> Result<()> {
         for name in names {
-            let site = site(&self.server, name)?;
+            let site = site(&self.server.url(), name)?;
             self.nodes.insert(name, (Host::spawn(&site)?, site));
         }
         for name in names {
@@ -412,7 +413,7 @@ async fn a_consumer_that_is_removed_or_another_one_is_said_and_mended() -> Resul
     fleet.is_quiet().await?;
     fleet.context.delete_stream(STREAM).await?;
     fleet.node("a")?.unready_since("there is no stream").await?;
-    command(&site(&fleet.server, "command")?, &["input", "init"])?;
+    command(&site(&fleet.server.url(), "command")?, &["input", "init"])?;
     let body = inputs::disconnect(&user(2), "c1", now_ms(), "logout");
     fleet.store(DISCONNECT, &body).await?;
     fleet.node("a")?.ready().await?;
@@ -450,6 +451,52 @@ async fn what_comes_is_handled_though_the_server_has_lost_what_it_had_before() -
     fleet.end().await
 }
 
+// The routes between the servers pass through the test.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whichever_server_has_the_stream_all_of_it_is_handled() -> Result<()> {
+    let mut cluster = Cluster::start().await?;
+    let url = cluster.url(0);
+    command(
+        &site(&url, "command")?,
+        &["input", "init", "--replicas", "3"],
+    )?;
+    let client = Client::connect(&url).await?;
+    let mut tape = client.record("presence.>").await?;
+    let context = jetstream::new(client.nats.clone());
+    let mut nodes = Vec::new();
+    for name in ["a", "b"] {
+        let site = site(&url, name)?;
+        nodes.push((Host::spawn(&site)?, site));
+    }
+    for (host, _) in &mut nodes {
+        host.ready().await?;
+    }
+    for server in [1, 2] {
+        cluster.servers[server].kill().await?;
+        for number in 0..10 {
+            let body = inputs::connect(&user(10 * server + number), "c1", now_ms());
+            // A publisher repeats what the stream doesn't acknowledge.
+            wait::until("the stream to take a connect", async || {
+                Ok(store(&context, CONNECT, &body).await.ok())
+            })
+            .await?;
+        }
+        tape.hosts(ONLINE, 10 * server).await?;
+        cluster.servers[server].resume().await?;
+        cluster.stores().await?;
+    }
+    wait::until("all to be acknowledged", async || {
+        let stream = context.get_stream(STREAM).await?;
+        let info = stream.consumer_info(CONSUMER).await?;
+        Ok((info.num_pending == 0 && info.num_ack_pending == 0).then_some(()))
+    })
+    .await?;
+    for (host, _site) in nodes {
+        host.stop().await?;
+    }
+    Ok(())
+}
+
 #[tokio::test]
 async fn it_works_with_the_permissions_of_the_file() -> Result<()> {
     let server = permissions::server().await?;
@@ -458,12 +505,12 @@ async fn it_works_with_the_permissions_of_the_file() -> Result<()> {
             .with("nats.password", format!("change-me-{user}"))
     };
     command(
-        &as_user(site(&server, "command")?, "operator")?,
+        &as_user(site(&server.url(), "command")?, "operator")?,
         &["input", "init"],
     )?;
     let mut hosts = Vec::new();
     for name in ["a", "b"] {
-        let site = as_user(site(&server, name)?, "processor")?;
+        let site = as_user(site(&server.url(), name)?, "processor")?;
         command(&site, &["check", "--connect"])?;
         hosts.push((Host::spawn(&site)?, site));
     }

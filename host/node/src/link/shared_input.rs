@@ -25,8 +25,9 @@ pub(crate) const CONSUMER: &str = "presence-fleet";
 /// How soon a message is delivered again of which nobody has said that it was handled.
 pub(crate) const ACK_WAIT: Duration = Duration::from_secs(5);
 
-/// How many messages may be on their way to their owners at a time, of all nodes together.
-const UNACKNOWLEDGED_MAX: i64 = 2_048;
+/// How many messages may be on their way to their owners at a time, of all nodes together. Those of a
+/// shard without an owner are among them until its next owner has them.
+const UNACKNOWLEDGED_MAX: i64 = 16_384;
 
 /// From which delivery on a message is acknowledged before it is handled: whatever handles it may
 /// fail of it.
