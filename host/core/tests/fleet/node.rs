@@ -166,7 +166,7 @@ fn shard_settings(stream: StreamMode) -> Settings {
             // What is delivered again comes later.
             reorder_ms: match stream {
                 StreamMode::None => tracker.reorder_ms,
-                StreamMode::OneFault | StreamMode::AnyFault => 200,
+                StreamMode::OneFault | StreamMode::AnyFault => 50,
             },
             timeout_ms: TIMEOUT_MS,
             receive_step_ms: Some(150),

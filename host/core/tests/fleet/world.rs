@@ -112,7 +112,11 @@ impl World {
             server: number % 3,
             offset: random.within(0, 500),
             // A clock is off by up to 2 %.
-            drift: random.within(0, 40_000) as i64 - 20_000,
+            drift: match (random.within(0, 40_000) as i64 - 20_000, options.stream) {
+                // No sender's clock is ahead of it, which would be a fault of its own.
+                (drift, StreamMode::OneFault) => drift.abs(),
+                (drift, _) => drift,
+            },
             session: 0,
             process: None,
             disk: BTreeMap::new(),
