@@ -70,9 +70,15 @@ fn site(url: &str, name: &str) -> Result<Site> {
 
 impl Fleet {
     async fn start(names: &[&'static str]) -> Result<Self> {
+        let mut fleet = Self::of_nobody().await?;
+        fleet.join(names).await?;
+        Ok(fleet)
+    }
+
+    async fn of_nobody() -> Result<Self> {
         let server = NatsServer::start().await?;
         let client = Client::connect(&server.url()).await?;
-        let mut fleet = Self {
+        let fleet = Self {
             nodes: BTreeMap::new(),
             tape: client.record("presence.>").await?,
             context: jetstream::new(client.nats.clone()),
@@ -80,14 +86,18 @@ impl Fleet {
             server,
         };
         command(&site(&fleet.server.url(), "command")?, &["input", "init"])?;
-        fleet.join(names).await?;
         Ok(fleet)
     }
 
     /// Starts nodes, and waits until all shards are owned, and stood by for.
     async fn join(&mut self, names: &[&'static str]) -> Result<()> {
+        self.join_for(names, 3_000).await
+    }
+
+    /// The same, with leases of so many milliseconds.
+    async fn join_for(&mut self, names: &[&'static str], lease_ms: i64) -> Result<()> {
         for name in names {
-            let site = site(&self.server.url(), name)?;
+            let site = site(&self.server.url(), name)?.with("fleet.lease_ms", lease_ms)?;
             self.nodes.insert(name, (Host::spawn(&site)?, site));
         }
         for name in names {
@@ -428,7 +438,9 @@ async fn a_consumer_that_is_removed_or_another_one_is_said_and_mended() -> Resul
 
 #[tokio::test]
 async fn what_comes_is_handled_though_the_server_has_lost_what_it_had_before() -> Result<()> {
-    let mut fleet = Fleet::start(&["a"]).await?;
+    let mut fleet = Fleet::of_nobody().await?;
+    // The node keeps its lease while the server starts again, however long that takes.
+    fleet.join_for(&["a"], 10_000).await?;
     for number in 0..9 {
         fleet.connects(&user(number), "c1").await?;
     }

@@ -6,7 +6,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::client::{Client, Event};
 use crate::node::{FLEET, TIMEOUT_MS};
 use crate::rules::{VIEWERS, may_see};
-use crate::stream::ACK_WAIT_MS;
 use crate::users::{HEARTBEAT_MS, User};
 
 /// How long a user who has left may be shown as online: a timeout, a lease, and this margin.

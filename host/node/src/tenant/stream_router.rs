@@ -65,6 +65,8 @@ pub(crate) struct StreamRouter {
 struct Known {
     /// The stream, by when it was made, and up to where all of it has been handled.
     handled: Option<(u64, u64)>,
+    /// The last message that this node was given.
+    given: u64,
     /// Up to where messages that were removed before they were delivered have been counted.
     lost: u64,
     /// When the stream was last in order, in milliseconds since the Unix epoch.
@@ -87,6 +89,7 @@ impl Known {
     fn note(&mut self, stream: u64, first: u64, progress: SharedProgress) -> u64 {
         let is_same = self.handled.is_some_and(|(known, _)| known == stream);
         if !is_same {
+            self.given = 0;
             // What is missing before the fleet began isn't known to be lost.
             self.lost = match self.handled {
                 Some(_) => 0,
@@ -126,6 +129,7 @@ impl Tenant {
             health,
             known: Known {
                 handled: None,
+                given: 0,
                 lost: 0,
                 // Who connected earlier and is still there, is heard by a heartbeat.
                 in_order_at: clock::now_ms().saturating_sub(timeout_ms),
@@ -233,16 +237,22 @@ impl StreamRouter {
 
     /// A consumer that is there. One that is ahead of the stream, since a server has lost the stream's
     /// end, would leave out what is stored next.
-    async fn checked(&self, consumer: SharedConsumer) -> Result<SharedConsumer, OpenError> {
-        let delivered = consumer.progress.delivered;
+    async fn checked(&mut self, consumer: SharedConsumer) -> Result<SharedConsumer, OpenError> {
+        // The server may have lost what it knew of the consumer, too.
+        let delivered = consumer.progress.delivered.max(self.known.given);
         // In this order: the stream only grows meanwhile.
         let stream = self.streams.find().await?;
-        if delivered <= stream.last {
+        let is_known = self
+            .known
+            .handled
+            .is_none_or(|(known, _)| known == stream.made_at);
+        if delivered <= stream.last || (!is_known && consumer.progress.delivered <= stream.last) {
             return Ok(consumer);
         }
         stream.unshare().await?;
         let since = self.known.in_order_at.saturating_sub(CLOCKS_MS);
         let made = stream.share(Begin::Since(since)).await?;
+        self.known.given = 0;
         tracing::warn!(
             "the stream `{}` has lost its last messages: the messages are taken that were stored \
              since it was last in order, so some may be taken for the second time",
@@ -361,6 +371,8 @@ impl StreamRouter {
                 false => &self.health.taken,
             };
             counted.fetch_add(1, Ordering::Relaxed);
+            let given = stored.receipt.place.sequence;
+            self.known.given = self.known.given.max(given);
             let bytes = stored.message.bytes();
             match self.router.route(stored, limits) {
                 Ok(Some((place, input, receipt))) => {
@@ -439,6 +451,7 @@ mod tests {
     fn a_consumer_that_is_gone_is_made_behind_what_was_handled() {
         let mut known = Known {
             handled: None,
+            given: 0,
             lost: 0,
             in_order_at: 5_000,
         };
@@ -452,6 +465,7 @@ mod tests {
     fn what_was_removed_before_it_was_delivered_is_counted_once() {
         let mut known = Known {
             handled: None,
+            given: 0,
             lost: 0,
             in_order_at: 0,
         };
