@@ -34,7 +34,8 @@ impl Shard {
         self.common.tracker.cursor()
     }
 
-    /// Those of connections and users, of so many slots of the tracker at a time: [`Tracker::read`].
+    /// Those of connections and users, of so many slots of the tracker at a time:
+    /// [`Tracker::read`](crate::tracker::Tracker::read).
     pub fn read_tracker(
         &mut self,
         cursor: &mut Cursor,
