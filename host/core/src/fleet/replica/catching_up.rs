@@ -146,6 +146,8 @@ impl Replica {
         out.push(Out::Differed(difference));
         self.is_sure = false;
         self.pieces = Pieces::default();
+        // What the owner's clock shows next is of leases that are in the snapshot.
+        self.hearing.forget_clock();
         self.catching_up = Some(CatchingUp::new(now, now + self.delay_ms()));
     }
 

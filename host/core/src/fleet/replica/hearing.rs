@@ -50,6 +50,11 @@ impl Hearing {
         let (_, at) = self.told.filter(|_| self.is_told)?;
         Some(at + SILENT_INTERVALS * heard_ms)
     }
+
+    /// What passes up to when the owner's clock is told next counts for nothing.
+    pub(super) fn forget_clock(&mut self) {
+        self.clock = None;
+    }
 }
 
 impl Replica {

@@ -375,3 +375,27 @@ fn a_heartbeat_that_is_told_after_its_connection_was_closed_brings_nobody_back()
     let connections = [&owner, &standby].map(|it| it.replica.shard().connections());
     assert_eq!(connections, [CONNS.len() - 1; 2]);
 }
+
+#[test]
+fn what_passed_before_a_snapshot_is_not_counted_again_behind_it() {
+    let (mut owner, mut standby) = pair_that_hears();
+    let now = told_of_heartbeats(&mut owner, &mut standby);
+    // What is told of one connection is lost.
+    owner.hear(now - 400, Kind::Heartbeat, "ann", "c8");
+    owner.out.clear();
+    owner.hear(now - 390, Kind::Heartbeat, "ann", "c9");
+    owner.tell(&mut standby, now - 390);
+    assert_eq!(standby.reasons(), [Difference::Gap]);
+    owner.take(now, Input::ReceivedUpTo { at: now });
+    owner.advance(now + 100);
+    owner.tell(&mut standby, now + 100);
+    owner.out.clear();
+    standby.catch_up(&mut owner, now + 200);
+    assert_eq!(standby.replica.holds(), Some(5));
+    owner.advance(now + 600);
+    owner.tell(&mut standby, now + 600);
+    for conn in CONNS {
+        let [at_owner, at_standby] = [&owner, &standby].map(|it| it.left(conn).unwrap());
+        assert!(at_owner <= at_standby, "{conn}: {at_owner}, {at_standby}");
+    }
+}
