@@ -54,8 +54,10 @@ enum Done {
     /// As the try of this number.
     Watched(u64, Option<Box<BucketWatch>>),
     Listens(u32, anyhow::Result<Subscription>),
-    /// To a shard, with its heartbeats or without.
-    Subscribed(u32, bool, anyhow::Result<Vec<Subscription>>),
+    /// To a shard, without its heartbeats.
+    Apart(u32, anyhow::Result<Vec<Subscription>>),
+    /// To the heartbeats of a shard.
+    Heartbeats(u32, anyhow::Result<Subscription>),
     /// Whether the bucket is the one that the node joined by; none if that isn't known.
     IsSame(Option<bool>),
     /// A message is on its way.
@@ -90,6 +92,8 @@ struct Driver {
     tasks: Tasks,
     connection: Connection,
     broker: Arc<BrokerHealth>,
+    /// Up to when everything has been heard.
+    heard: watch::Receiver<u64>,
     subjects: Subjects,
     shards: Shards,
     parts: mpsc::UnboundedSender<PartChange>,
@@ -121,7 +125,7 @@ pub(crate) async fn start(
     (connection, broker): (&Connection, Arc<BrokerHealth>),
     subjects: Subjects,
     (shards, parts): (Shards, mpsc::UnboundedSender<PartChange>),
-    (connects, tasks): (watch::Receiver<u64>, &Tasks),
+    (connects, heard, tasks): (watch::Receiver<u64>, watch::Receiver<u64>, &Tasks),
 ) -> anyhow::Result<()> {
     let FleetStart {
         fleet,
@@ -149,6 +153,7 @@ pub(crate) async fn start(
         tasks: tasks.clone(),
         connection: connection.clone(),
         broker,
+        heard,
         subjects,
         shards,
         parts,
@@ -471,9 +476,8 @@ impl Driver {
             Done::Watched(_, Some(watch)) => self.watch = Some(*watch),
             Done::Watched(_, None) => self.watch_anew(WATCH_RETRY),
             Done::Listens(shard, messages) => self.listens(shard, messages),
-            Done::Subscribed(shard, with_heartbeats, messages) => {
-                self.subscribed((shard, with_heartbeats), messages);
-            }
+            Done::Apart(shard, messages) => self.apart(shard, messages),
+            Done::Heartbeats(shard, messages) => self.hears_heartbeats(shard, messages),
             Done::IsSame(same) => self.is_same(same),
             Done::Sent => {}
         }

@@ -44,8 +44,12 @@ impl Stream for Inputs {
 pub(crate) enum PartChange {
     /// It listens to a shard.
     Listens(u32, Subscription),
-    /// It listens by these from now on: what is on its way by others is still read.
+    /// It listens by these once all has been read of what it has listened by.
     Replaces(u32, Vec<Subscription>),
+    /// It listens to heartbeats, too.
+    Heartbeats(u32, Subscription),
+    /// It doesn't listen to heartbeats any more.
+    NoHeartbeats(u32),
     /// It doesn't any more.
     Leaves(u32),
 }
@@ -54,8 +58,9 @@ pub(crate) enum PartChange {
 pub(crate) struct PartInputs {
     streams: SelectAll<Part>,
     changes: mpsc::UnboundedReceiver<PartChange>,
-    /// Subscriptions that are about to end.
+    /// Parts whose subscriptions are about to end, and of which shards they are.
     ending: FuturesUnordered<BoxFuture<'static, Part>>,
+    replaced: Vec<u32>,
     /// Whether no part is added any more.
     is_draining: bool,
 }
@@ -63,14 +68,47 @@ pub(crate) struct PartInputs {
 struct Part {
     /// The shard; none for what applications send in.
     shard: Option<u32>,
-    messages: Subscription,
+    /// Whether it is of heartbeats alone.
+    is_heartbeats: bool,
+    messages: SelectAll<Subscription>,
+    /// What is read once that has ended.
+    next: Option<SelectAll<Subscription>>,
+}
+
+impl Part {
+    fn new(shard: Option<u32>, messages: impl IntoIterator<Item = Subscription>) -> Self {
+        Self {
+            shard,
+            is_heartbeats: false,
+            messages: messages.into_iter().collect(),
+            next: None,
+        }
+    }
+
+    async fn drain(&mut self) -> bool {
+        let next = self.next.iter_mut().flat_map(SelectAll::iter_mut);
+        for messages in self.messages.iter_mut().chain(next) {
+            if !messages.drain().await {
+                return false;
+            }
+        }
+        true
+    }
 }
 
 impl Stream for Part {
     type Item = Incoming;
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Incoming>> {
-        self.messages.poll_next_unpin(context)
+        loop {
+            match self.messages.poll_next_unpin(context) {
+                Poll::Ready(None) => match self.next.take() {
+                    Some(next) => self.messages = next,
+                    None => return Poll::Ready(None),
+                },
+                polled => return polled,
+            }
+        }
     }
 }
 
@@ -80,14 +118,14 @@ impl PartInputs {
         routed: Vec<Subscription>,
         changes: mpsc::UnboundedReceiver<PartChange>,
     ) -> Self {
-        let routed = routed.into_iter().map(|messages| Part {
-            shard: None,
-            messages,
-        });
+        let routed = routed
+            .into_iter()
+            .map(|messages| Part::new(None, [messages]));
         Self {
             streams: routed.collect(),
             changes,
             ending: FuturesUnordered::new(),
+            replaced: Vec::new(),
             is_draining: false,
         }
     }
@@ -97,7 +135,7 @@ impl PartInputs {
     pub(crate) async fn drain(&mut self) -> bool {
         self.is_draining = true;
         for part in self.streams.iter_mut() {
-            if !part.messages.drain().await {
+            if !part.drain().await {
                 return false;
             }
         }
@@ -107,35 +145,54 @@ impl PartInputs {
     fn change(&mut self, change: PartChange) {
         match change {
             PartChange::Listens(_, _) if self.is_draining => {}
-            PartChange::Listens(shard, messages) => self.streams.push(Part {
-                shard: Some(shard),
-                messages,
-            }),
+            PartChange::Listens(shard, messages) => {
+                self.streams.push(Part::new(Some(shard), [messages]));
+            }
             PartChange::Replaces(_, _) if self.is_draining => {}
             PartChange::Replaces(shard, messages) => {
                 let all = std::mem::take(&mut self.streams).into_iter();
                 let (before, others): (Vec<_>, Vec<_>) =
                     all.partition(|part| part.shard == Some(shard));
                 self.streams.extend(others);
-                self.ending.extend(before.into_iter().map(|mut part| {
+                let mut next = Some(messages.into_iter().collect::<SelectAll<_>>());
+                for mut part in before {
+                    let next = next.take();
                     let ended = async move {
                         // Where the connection is closed, it has ended.
-                        part.messages.drain().await;
+                        part.drain().await;
+                        part.next = next;
                         part
                     };
-                    ended.boxed()
-                }));
-                let parts = messages.into_iter().map(|messages| Part {
-                    shard: Some(shard),
-                    messages,
-                });
-                self.streams.extend(parts);
+                    self.replaced.push(shard);
+                    self.ending.push(ended.boxed());
+                }
+            }
+            PartChange::Heartbeats(_, _) if self.is_draining => {}
+            PartChange::Heartbeats(shard, messages) => self.streams.push(Part {
+                is_heartbeats: true,
+                ..Part::new(Some(shard), [messages])
+            }),
+            PartChange::NoHeartbeats(shard) => {
+                self.keep(|part| part.shard != Some(shard) || !part.is_heartbeats);
             }
             PartChange::Leaves(shard) => {
-                let all = std::mem::take(&mut self.streams).into_iter();
-                let kept = all.filter(|part| part.shard != Some(shard));
-                self.streams = kept.collect();
+                self.replaced.retain(|replaced| *replaced != shard);
+                self.keep(|part| part.shard != Some(shard));
             }
+        }
+    }
+
+    fn keep(&mut self, is_kept: impl FnMut(&Part) -> bool) {
+        let all = std::mem::take(&mut self.streams).into_iter();
+        self.streams = all.filter(is_kept).collect();
+    }
+
+    /// What ends is read to its end, unless the shard has been left since.
+    fn ends(&mut self, part: Part) {
+        let place = self.replaced.iter().position(|it| part.shard == Some(*it));
+        if let Some(place) = place {
+            self.replaced.swap_remove(place);
+            self.streams.push(part);
         }
     }
 }
@@ -148,7 +205,7 @@ impl Stream for PartInputs {
             self.change(change);
         }
         while let Poll::Ready(Some(part)) = self.ending.poll_next_unpin(context) {
-            self.streams.push(part);
+            self.ends(part);
         }
         match self.streams.poll_next_unpin(context) {
             // There may be others later.

@@ -408,7 +408,7 @@ impl TenantParts {
         if let Some(start) = fleet.take() {
             let broker = (&*connection, Arc::clone(&broker));
             let shards = (tenant.shards.clone(), change);
-            let links = (connects.clone(), tasks);
+            let links = (connects.clone(), heard.clone(), tasks);
             fleet::driver::start(start, broker, tenant.subjects.clone(), shards, links).await?;
         }
         let (stop, stopping) = oneshot::channel();

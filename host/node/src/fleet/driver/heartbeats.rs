@@ -1,18 +1,33 @@
 //! Which of the node's shards take in heartbeats: a standby that its owner tells of them doesn't.
+//!
+//! A node listens to a shard by one subscription at first. When the shard doesn't take in heartbeats for the
+//! first time, others take its place, and from then on heartbeats have one of their own, which comes and goes.
+//! So nothing else is at stake when a standby has to hear them at once.
 
 use presence_config::causes::Causes;
+use presence_core::message::Kind;
 
 use super::{Done, Driver, Listening};
+use crate::clock;
 use crate::fleet::parts::PartChange;
 use crate::link::connection::Subscription;
 use crate::link::drops::SubscriptionKind;
+
+/// By what a shard is listened to.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Listened {
+    /// By one subscription.
+    Whole,
+    /// By one for each kind of messages, of which that of heartbeats may be missing.
+    Apart { heartbeats: bool },
+}
 
 /// Whether heartbeats are subscribed to for a shard.
 #[derive(Clone, Copy)]
 pub(super) struct Heartbeats {
     /// Whether the shard is to have them.
     wanted: bool,
-    subscribed: bool,
+    listened: Listened,
     is_changing: bool,
 }
 
@@ -20,7 +35,7 @@ impl Default for Heartbeats {
     fn default() -> Self {
         Self {
             wanted: true,
-            subscribed: true,
+            listened: Listened::Whole,
             is_changing: false,
         }
     }
@@ -48,60 +63,121 @@ impl Driver {
 
     /// Subscribes to what the shard is to have, if that is something else than it has.
     fn subscribe_anew(&mut self, shard: u32) {
-        let listens = self.roles.get(shard as usize);
-        let listens = listens.is_some_and(|(_, listening)| *listening == Listening::Yes);
+        let listens = self.listens_to(shard);
         let Some(heartbeats) = self.heartbeats.get_mut(shard as usize) else {
             return;
         };
-        let wanted = heartbeats.wanted;
-        if !listens || heartbeats.is_changing || heartbeats.subscribed == wanted {
+        if !listens || heartbeats.is_changing {
             return;
         }
-        heartbeats.is_changing = true;
-        let subjects = match wanted {
-            true => vec![self.subjects.of_shard(shard)],
-            false => self.subjects.of_shard_but_heartbeats(shard),
-        };
+        match (heartbeats.listened, heartbeats.wanted) {
+            (Listened::Whole, true) => {}
+            (Listened::Apart { heartbeats: has }, wanted) if has == wanted => {}
+            (Listened::Apart { .. }, false) => {
+                heartbeats.listened = Listened::Apart { heartbeats: false };
+                self.fleet.set_heartbeats(shard, false);
+                // The intake is gone when the node ends.
+                let _ = self.parts.send(PartChange::NoHeartbeats(shard));
+            }
+            (Listened::Apart { .. }, true) => {
+                heartbeats.is_changing = true;
+                self.subscribe_to_heartbeats(shard);
+            }
+            (Listened::Whole, false) => {
+                heartbeats.is_changing = true;
+                self.subscribe_apart(shard);
+            }
+        }
+    }
+
+    fn subscribe_to_heartbeats(&self, shard: u32) {
+        let subject = self.subjects.shard_input(shard, Some(Kind::Heartbeat));
         let (connection, broker) = (self.connection.clone(), self.broker.clone());
+        let subscribed = async move {
+            let messages = connection.subscribe(subject, SubscriptionKind::Inputs, &broker);
+            Done::Heartbeats(shard, messages.await)
+        };
+        self.under_way.push(Box::pin(subscribed));
+    }
+
+    fn subscribe_apart(&self, shard: u32) {
+        let subjects = self.subjects.of_shard_but_heartbeats(shard);
+        let (connection, broker) = (self.connection.clone(), self.broker.clone());
+        let mut heard = self.heard.clone();
         let subscribed = async move {
             let mut messages = Vec::new();
             for subject in subjects {
                 let subscribed = connection.subscribe(subject, SubscriptionKind::Inputs, &broker);
                 match subscribed.await {
                     Ok(subscription) => messages.push(subscription),
-                    Err(error) => return Done::Subscribed(shard, wanted, Err(error)),
+                    Err(error) => return Done::Apart(shard, Err(error)),
                 }
             }
-            Done::Subscribed(shard, wanted, Ok(messages))
+            // What the broker sent before it knew of these comes in by the one before. That may end only then:
+            // the client drops what is still on its way by one that ends.
+            let at = clock::now_ms();
+            let is_known = heard.wait_for(|heard| *heard > at).await.map(|_| ());
+            match is_known {
+                Ok(()) => Done::Apart(shard, Ok(messages)),
+                Err(error) => Done::Apart(shard, Err(error.into())),
+            }
         };
         self.under_way.push(Box::pin(subscribed));
     }
 
-    /// What was subscribed to takes the place of what was subscribed to before.
-    pub(super) fn subscribed(
-        &mut self,
-        (shard, with_heartbeats): (u32, bool),
-        messages: anyhow::Result<Vec<Subscription>>,
-    ) {
+    fn listens_to(&self, shard: u32) -> bool {
         let listens = self.roles.get(shard as usize);
-        let listens = listens.is_some_and(|(_, listening)| *listening == Listening::Yes);
+        listens.is_some_and(|(_, listening)| *listening == Listening::Yes)
+    }
+
+    /// What was subscribed to takes the place of what was subscribed to before.
+    pub(super) fn apart(&mut self, shard: u32, messages: anyhow::Result<Vec<Subscription>>) {
+        let listens = self.listens_to(shard);
         let Some(heartbeats) = self.heartbeats.get_mut(shard as usize) else {
             return;
         };
         heartbeats.is_changing = false;
         match messages {
-            Ok(messages) if listens => {
-                heartbeats.subscribed = with_heartbeats;
-                let is_given = with_heartbeats || heartbeats.wanted;
-                self.fleet.set_heartbeats(shard, is_given);
+            Ok(messages) if listens && heartbeats.listened == Listened::Whole => {
+                heartbeats.listened = Listened::Apart { heartbeats: false };
+                self.fleet.set_heartbeats(shard, heartbeats.wanted);
                 // The intake is gone when the node ends.
                 let _ = self.parts.send(PartChange::Replaces(shard, messages));
-                self.subscribe_anew(shard);
             }
-            // It has no part in it any more.
+            // It has no part in it any more, or has begun anew.
             Ok(_) => {}
             // The connection is closed only when the node ends.
-            Err(error) => tracing::error!("can't listen to a shard: {}", Causes(&error)),
+            Err(error) => {
+                tracing::error!("can't listen to a shard: {}", Causes(&error));
+                return;
+            }
         }
+        self.subscribe_anew(shard);
+    }
+
+    /// Heartbeats of a shard are subscribed to.
+    pub(super) fn hears_heartbeats(&mut self, shard: u32, messages: anyhow::Result<Subscription>) {
+        let listens = self.listens_to(shard);
+        let Some(heartbeats) = self.heartbeats.get_mut(shard as usize) else {
+            return;
+        };
+        heartbeats.is_changing = false;
+        match messages {
+            Ok(messages)
+                if listens && heartbeats.listened == (Listened::Apart { heartbeats: false }) =>
+            {
+                heartbeats.listened = Listened::Apart { heartbeats: true };
+                // The intake is gone when the node ends.
+                let _ = self.parts.send(PartChange::Heartbeats(shard, messages));
+            }
+            // It has no part in it any more, or has begun anew.
+            Ok(_) => {}
+            // The connection is closed only when the node ends.
+            Err(error) => {
+                tracing::error!("can't listen to heartbeats: {}", Causes(&error));
+                return;
+            }
+        }
+        self.subscribe_anew(shard);
     }
 }
