@@ -399,3 +399,13 @@ fn what_passed_before_a_snapshot_is_not_counted_again_behind_it() {
         assert!(at_owner <= at_standby, "{conn}: {at_owner}, {at_standby}");
     }
 }
+
+#[test]
+fn what_a_connection_says_of_itself_again_is_not_told_where_there_are_no_statuses() {
+    let (mut owner, mut standby) = pair_that_hears();
+    let now = told_of_heartbeats(&mut owner, &mut standby) - 100;
+    owner.hear(now, Kind::Heartbeat, "ann", "c1");
+    owner.hear(now, Kind::Connect, "bob", "c1");
+    let said = owner.said();
+    assert!(matches!(&said[..], [Said::Changes(_)]), "{said:?}");
+}
