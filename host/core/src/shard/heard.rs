@@ -89,7 +89,7 @@ impl Heard {
         (user, conn): (&str, &str),
         timestamp: u64,
         metadata: Option<&str>,
-        effect: Effect,
+        (effect, is_status): (Effect, bool),
     ) {
         let heartbeat = Heartbeat {
             user,
@@ -98,7 +98,7 @@ impl Heard {
             metadata,
         };
         if effect == Effect::Renewed {
-            self.is_news |= metadata.is_some();
+            self.is_news |= is_status;
             self.add(&Entry::Renewed(heartbeat));
         } else {
             (self.is_news, self.has_changes) = (true, true);
@@ -189,7 +189,8 @@ impl Shard {
                         HeardElsewhere { adopted, late_ms },
                         || connection_metadata(broadcast, conn, metadata),
                     );
-                    if handled.effect == Effect::Renewed && metadata.is_none() {
+                    let is_status = metadata.is_some() && common.settings.status.is_some();
+                    if handled.effect == Effect::Renewed && !is_status {
                         continue;
                     }
                     let payload = Payload::Heartbeat {

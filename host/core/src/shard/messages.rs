@@ -91,10 +91,9 @@ impl Presence {
             let connection = (&*user, &**conn);
             // As it was taken: those who are told take it later.
             let taken = timestamp.min(common.clock.stamp());
-            // What a connection says of itself counts when it is opened, and where there are statuses.
-            let counts = handled.effect != Effect::Renewed || common.settings.status.is_some();
-            let metadata = metadata.as_deref().filter(|_| counts);
-            heard.heartbeat(connection, taken, metadata, handled.effect);
+            let metadata = metadata.as_deref();
+            let is_status = metadata.is_some() && common.settings.status.is_some();
+            heard.heartbeat(connection, taken, metadata, (handled.effect, is_status));
         }
         let mut refused = None;
         if let Payload::Connect { conn, metadata } | Payload::Heartbeat { conn, metadata } =

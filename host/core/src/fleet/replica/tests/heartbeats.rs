@@ -401,7 +401,7 @@ fn what_passed_before_a_snapshot_is_not_counted_again_behind_it() {
 }
 
 #[test]
-fn what_a_connection_says_of_itself_again_is_not_told_where_there_are_no_statuses() {
+fn metadata_of_a_connection_that_goes_on_is_no_news_where_there_are_no_statuses() {
     let (mut owner, mut standby) = pair_that_hears();
     let now = told_of_heartbeats(&mut owner, &mut standby) - 100;
     owner.hear(now, Kind::Heartbeat, "ann", "c1");
