@@ -515,19 +515,24 @@ async fn it_works_with_the_permissions_of_the_file() -> Result<()> {
     host.stop().await
 }
 
-#[tokio::test]
-async fn each_tenant_has_its_own_stream() -> Result<()> {
-    let server = NatsServer::start().await?;
-    let site = Site::new(&server.url())?;
-    let tenants = ["acme", "beta"].map(|name| {
+/// Two tenants, each with a stream of its own.
+fn tenants_with_streams() -> Vec<toml::Value> {
+    let tenant = |name: &str| {
         let mut tenant = toml::Table::new();
         tenant.insert("name".into(), name.into());
         let mut input = toml::Table::new();
         input.insert("stream".into(), format!("{name}-input").into());
         tenant.insert("input".into(), input.into());
         toml::Value::Table(tenant)
-    });
-    let site = site.with("tenant", tenants.to_vec())?;
+    };
+    ["acme", "beta"].map(tenant).to_vec()
+}
+
+#[tokio::test]
+async fn each_tenant_has_its_own_stream() -> Result<()> {
+    let server = NatsServer::start().await?;
+    let site = Site::new(&server.url())?;
+    let site = site.with("tenant", tenants_with_streams())?;
     let client = Client::connect(&server.url()).await?;
     let mut tape = client.record(">").await?;
     for name in ["acme", "beta"] {

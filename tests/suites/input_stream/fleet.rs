@@ -21,7 +21,9 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
 
-use super::{CONNECT, DISCONNECT, DLQ, HEARTBEAT, OFFLINE, ONLINE, STREAM, command};
+use super::{
+    CONNECT, DISCONNECT, DLQ, HEARTBEAT, OFFLINE, ONLINE, STREAM, command, tenants_with_streams,
+};
 use crate::inputs;
 use crate::permissions;
 
@@ -551,15 +553,7 @@ async fn it_works_with_the_permissions_of_the_file() -> Result<()> {
 async fn each_tenant_of_a_fleet_has_its_own_stream() -> Result<()> {
     let server = NatsServer::start().await?;
     let site = Site::new(&server.url())?.with("fleet.enabled", true)?;
-    let tenants = ["acme", "beta"].map(|name| {
-        let mut tenant = toml::Table::new();
-        tenant.insert("name".into(), name.into());
-        let mut input = toml::Table::new();
-        input.insert("stream".into(), format!("{name}-input").into());
-        tenant.insert("input".into(), input.into());
-        toml::Value::Table(tenant)
-    });
-    let site = site.with("tenant", tenants.to_vec())?;
+    let site = site.with("tenant", tenants_with_streams())?;
     let client = Client::connect(&server.url()).await?;
     let mut tape = client.record(">").await?;
     for name in ["acme", "beta"] {

@@ -1,5 +1,5 @@
 //! The input stream as the nodes of a fleet share it: one durable consumer, which knows what has been
-//! handled. Each node pulls messages from it and passes them on to their shards; whoever owns the
+//! handled. Each node pulls messages from it and passes them on to their shards; the node that owns the
 //! shard says when a message has been handled. What nobody says that of is delivered again.
 
 use std::fmt;

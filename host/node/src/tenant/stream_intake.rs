@@ -307,7 +307,11 @@ impl StreamIntake {
         loop {
             tokio::select! {
                 first = messages.next() => {
-                    let (batch, end) = gathered(first?, &mut messages);
+                    let (batch, end) = gathered(
+                        first?,
+                        |it| it.message.bytes(),
+                        || messages.next().now_or_never(),
+                    );
                     self.hand_on(batch).await;
                     end?;
                     self.note_caught_up(last);
@@ -530,17 +534,19 @@ impl StreamIntake {
     }
 }
 
-/// A message and those that are there behind it; and the error that comes then, if one does.
-fn gathered(
-    first: StoredInput,
-    messages: &mut InputMessages,
-) -> (Vec<StoredInput>, Result<(), OpenError>) {
-    let mut bytes = first.message.bytes();
+/// A message and those that are there behind it; and the error that comes then, if one does. `length`: how
+/// long a message is, in bytes.
+pub(super) fn gathered<T>(
+    first: T,
+    length: fn(&T) -> usize,
+    mut next: impl FnMut() -> Option<Result<T, OpenError>>,
+) -> (Vec<T>, Result<(), OpenError>) {
+    let mut bytes = length(&first);
     let mut batch = vec![first];
     while batch.len() < BATCH_MAX && bytes < BATCH_BYTES_MAX {
-        match messages.next().now_or_never() {
+        match next() {
             Some(Ok(next)) => {
-                bytes += next.message.bytes();
+                bytes += length(&next);
                 batch.push(next);
             }
             Some(Err(error)) => return (batch, Err(error)),

@@ -17,9 +17,9 @@ use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 
 use super::Tenant;
-use super::intake::{BATCH_BYTES_MAX, traced};
+use super::intake::traced;
 use super::router::Router;
-use super::stream_intake::{LOOK, PACE, RETRY, STEADY, StreamHealth, TICK};
+use super::stream_intake::{LOOK, PACE, RETRY, STEADY, StreamHealth, TICK, gathered};
 use crate::clock;
 use crate::fleet::Fleet;
 use crate::link::connection::Connection;
@@ -27,7 +27,7 @@ use crate::link::input_stream::{Begin, InputStream, InputStreams, OpenError};
 use crate::link::shared_input::{
     ACK_WAIT, SharedConsumer, SharedInput, SharedMessages, SharedProgress,
 };
-use crate::pool::{BATCH_MAX, Batch, Shards};
+use crate::pool::{Batch, Shards};
 use crate::telemetry::Tracer;
 
 /// How many messages may be on their way to the node.
@@ -299,7 +299,7 @@ impl StreamRouter {
                 _ = &mut *stop => {
                     // What has come is passed on, so that nobody waits until it comes again.
                     while let Some(Ok(first)) = messages.next().now_or_never() {
-                        let (batch, _) = gathered(first, &mut messages);
+                        let (batch, _) = gathered(first, length, || messages.next().now_or_never());
                         if self.hand_on(batch).await.is_err() {
                             break;
                         }
@@ -317,7 +317,7 @@ impl StreamRouter {
                     self.look().await?;
                 }
                 first = messages.next() => {
-                    let (batch, end) = gathered(first?, &mut messages);
+                    let (batch, end) = gathered(first?, length, || messages.next().now_or_never());
                     self.hand_on(batch).await?;
                     end?;
                 }
@@ -415,24 +415,9 @@ impl StreamRouter {
     }
 }
 
-/// A message and those that are there behind it; and the error that comes then, if one does.
-fn gathered(
-    first: SharedInput,
-    messages: &mut SharedMessages,
-) -> (Vec<SharedInput>, Result<(), OpenError>) {
-    let mut bytes = first.message.bytes();
-    let mut batch = vec![first];
-    while batch.len() < BATCH_MAX && bytes < BATCH_BYTES_MAX {
-        match messages.next().now_or_never() {
-            Some(Ok(next)) => {
-                bytes += next.message.bytes();
-                batch.push(next);
-            }
-            Some(Err(error)) => return (batch, Err(error)),
-            None => break,
-        }
-    }
-    (batch, Ok(()))
+/// How long a message is, in bytes.
+fn length(input: &SharedInput) -> usize {
+    input.message.bytes()
 }
 
 #[cfg(test)]
