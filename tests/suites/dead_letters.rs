@@ -232,11 +232,7 @@ async fn an_event_that_a_plugin_failed_on_is_decided_again_and_brings_back_nobod
 async fn an_operator_redrives_and_an_auditor_reads_with_the_permissions_of_the_example()
 -> Result<()> {
     let server = permissions::server().await?;
-    let site_of = |user: &str| {
-        Site::new(&server.url())?
-            .with("nats.user", user)?
-            .with("nats.password", format!("change-me-{user}"))
-    };
+    let site_of = |user: &str| permissions::as_user(Site::new(&server.url())?, user);
     let processor = site_of("processor")?;
     let host = Host::start(&processor).await?;
     let (operator, auditor) = (site_of("operator")?, site_of("auditor")?);

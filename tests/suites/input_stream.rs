@@ -491,15 +491,11 @@ async fn commands_take_the_streams_word_for_an_answer() -> Result<()> {
 #[tokio::test]
 async fn it_works_with_the_permissions_of_the_file() -> Result<()> {
     let server = permissions::server().await?;
-    let as_user = |site: Site, user: &str| {
-        site.with("nats.user", user)?
-            .with("nats.password", format!("change-me-{user}"))
-    };
     let site = Site::new(&server.url())?.with("input.stream", STREAM)?;
-    let site = as_user(site, "operator")?;
+    let site = permissions::as_user(site, "operator")?;
     command(&site, &["input", "init"])?;
     command(&site, &["input", "init", "--max-age", "2d"])?;
-    let site = as_user(site, "processor")?;
+    let site = permissions::as_user(site, "processor")?;
     command(&site, &["check", "--connect"])?;
     let host = Host::start(&site).await?;
     // A transport needs no further rights to have its messages acknowledged.

@@ -388,6 +388,12 @@ pub(crate) async fn server() -> Result<NatsServer> {
     .await
 }
 
+/// A site whose node and commands log in as one of the file's users.
+pub(crate) fn as_user(site: Site, user: &str) -> Result<Site> {
+    site.with("nats.user", user)?
+        .with("nats.password", format!("change-me-{user}"))
+}
+
 /// Connects as a user of the file.
 pub(crate) async fn connect(server: &NatsServer, user: &str) -> Result<async_nats::Client> {
     Ok(User::connect(server, rights(user)?).await?.nats)

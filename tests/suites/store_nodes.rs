@@ -234,11 +234,7 @@ async fn nodes_are_found_as_services_are_and_answer_only_where_they_may() -> Res
 async fn an_operator_changes_the_pipeline_and_an_auditor_reads_it_with_the_permissions_of_the_example()
 -> Result<()> {
     let server = permissions::server().await?;
-    let site_of = |user: &str| {
-        Site::new(&server.url())?
-            .with("nats.user", user)?
-            .with("nats.password", format!("change-me-{user}"))
-    };
+    let site_of = |user: &str| permissions::as_user(Site::new(&server.url())?, user);
     let processor = site_of("processor")?.with("plugins.source", "store")?;
     let checked = good(&processor, &["check", "--connect"])?;
     ensure!(checked.contains("ok\n"), "{checked}");

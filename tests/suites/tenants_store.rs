@@ -532,9 +532,7 @@ async fn the_example_permissions_let_a_node_read_tenants_and_an_operator_change_
     })
     .await?;
     let of_user = |user: &str| -> Result<Site> {
-        Site::new(&server.url())?
-            .with("nats.user", user)?
-            .with("nats.password", format!("change-me-{user}"))?
+        permissions::as_user(Site::new(&server.url())?, user)?
             .with("plugins.source", "store")?
             .with("tenant", Vec::<Table>::new())
     };

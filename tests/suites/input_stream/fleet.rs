@@ -514,17 +514,13 @@ async fn whichever_server_has_the_stream_all_of_it_is_handled() -> Result<()> {
 #[tokio::test]
 async fn it_works_with_the_permissions_of_the_file() -> Result<()> {
     let server = permissions::server().await?;
-    let as_user = |site: Site, user: &str| {
-        site.with("nats.user", user)?
-            .with("nats.password", format!("change-me-{user}"))
-    };
     command(
-        &as_user(site(&server.url(), "command")?, "operator")?,
+        &permissions::as_user(site(&server.url(), "command")?, "operator")?,
         &["input", "init"],
     )?;
     let mut hosts = Vec::new();
     for name in ["a", "b"] {
-        let site = as_user(site(&server.url(), name)?, "processor")?;
+        let site = permissions::as_user(site(&server.url(), name)?, "processor")?;
         command(&site, &["check", "--connect"])?;
         hosts.push((Host::spawn(&site)?, site));
     }

@@ -54,10 +54,8 @@ enum Done {
     /// As the try of this number.
     Watched(u64, Option<Box<BucketWatch>>),
     Listens(u32, anyhow::Result<Subscription>),
-    /// To a shard, without its heartbeats.
-    Apart(u32, anyhow::Result<Vec<Subscription>>),
-    /// To the heartbeats of a shard.
-    Heartbeats(u32, anyhow::Result<Subscription>),
+    /// To the heartbeats of a shard, or to all else of it.
+    Subscribed(u32, bool, anyhow::Result<Vec<Subscription>>),
     /// Whether the bucket is the one that the node joined by; none if that isn't known.
     IsSame(Option<bool>),
     /// A message is on its way.
@@ -476,8 +474,9 @@ impl Driver {
             Done::Watched(_, Some(watch)) => self.watch = Some(*watch),
             Done::Watched(_, None) => self.watch_anew(WATCH_RETRY),
             Done::Listens(shard, messages) => self.listens(shard, messages),
-            Done::Apart(shard, messages) => self.apart(shard, messages),
-            Done::Heartbeats(shard, messages) => self.hears_heartbeats(shard, messages),
+            Done::Subscribed(shard, to_heartbeats, messages) => {
+                self.subscribed((shard, to_heartbeats), messages);
+            }
             Done::IsSame(same) => self.is_same(same),
             Done::Sent => {}
         }

@@ -47,7 +47,7 @@ pub(crate) enum PartChange {
     /// It listens by these once all has been read of what it has listened by.
     Replaces(u32, Vec<Subscription>),
     /// It listens to heartbeats, too.
-    Heartbeats(u32, Subscription),
+    Heartbeats(u32, Vec<Subscription>),
     /// It doesn't listen to heartbeats any more.
     NoHeartbeats(u32),
     /// It doesn't any more.
@@ -170,7 +170,7 @@ impl PartInputs {
             PartChange::Heartbeats(_, _) if self.is_draining => {}
             PartChange::Heartbeats(shard, messages) => self.streams.push(Part {
                 is_heartbeats: true,
-                ..Part::new(Some(shard), [messages])
+                ..Part::new(Some(shard), messages)
             }),
             PartChange::NoHeartbeats(shard) => {
                 self.keep(|part| part.shard != Some(shard) || !part.is_heartbeats);
@@ -188,7 +188,11 @@ impl PartInputs {
     }
 
     /// What ends is read to its end, unless the shard has been left since.
-    fn ends(&mut self, part: Part) {
+    fn ends(&mut self, mut part: Part) {
+        if self.is_draining {
+            // What was to be read next wasn't drained with the others.
+            part.next = None;
+        }
         let place = self.replaced.iter().position(|it| part.shard == Some(*it));
         if let Some(place) = place {
             self.replaced.swap_remove(place);

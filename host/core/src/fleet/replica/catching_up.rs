@@ -197,16 +197,16 @@ impl Replica {
             self.shard.follow(now, input);
         }
         self.hearing.held_ms = now.saturating_sub(catching_up.since);
-        for told in catching_up.told {
+        let taken = catching_up.told.into_iter().try_for_each(|told| {
             if told.epoch < self.epoch || (told.epoch == self.epoch && told.seq < self.seq) {
-                continue;
+                return Ok(());
             }
-            if let Err(difference) = self.take(now, told, out) {
-                self.hearing.held_ms = 0;
-                return self.catch_up(now, difference, out);
-            }
-        }
+            self.take(now, told, out)
+        });
         self.hearing.held_ms = 0;
+        if let Err(difference) = taken {
+            return self.catch_up(now, difference, out);
+        }
         self.shard.take_told();
         if let Role::Follow { owner, epoch } = &self.role
             && self.epoch == *epoch

@@ -102,7 +102,7 @@ impl Replica {
             return;
         }
         if is_over {
-            let count = std::mem::take(&mut self.hearing.count) + count;
+            let count = self.hearing.count + count;
             self.hearing.few = match count < many.div_ceil(FEW_PART) {
                 true => self.hearing.few + 1,
                 false => 0,

@@ -95,7 +95,7 @@ impl Driver {
         let (connection, broker) = (self.connection.clone(), self.broker.clone());
         let subscribed = async move {
             let messages = connection.subscribe(subject, SubscriptionKind::Inputs, &broker);
-            Done::Heartbeats(shard, messages.await)
+            Done::Subscribed(shard, true, messages.await.map(|it| vec![it]))
         };
         self.under_way.push(Box::pin(subscribed));
     }
@@ -110,7 +110,7 @@ impl Driver {
                 let subscribed = connection.subscribe(subject, SubscriptionKind::Inputs, &broker);
                 match subscribed.await {
                     Ok(subscription) => messages.push(subscription),
-                    Err(error) => return Done::Apart(shard, Err(error)),
+                    Err(error) => return Done::Subscribed(shard, false, Err(error)),
                 }
             }
             // What the broker sent before it knew of these comes in by the one before. That may end only then:
@@ -118,8 +118,8 @@ impl Driver {
             let at = clock::now_ms();
             let is_known = heard.wait_for(|heard| *heard > at).await.map(|_| ());
             match is_known {
-                Ok(()) => Done::Apart(shard, Ok(messages)),
-                Err(error) => Done::Apart(shard, Err(error.into())),
+                Ok(()) => Done::Subscribed(shard, false, Ok(messages)),
+                Err(error) => Done::Subscribed(shard, false, Err(error.into())),
             }
         };
         self.under_way.push(Box::pin(subscribed));
@@ -130,51 +130,40 @@ impl Driver {
         listens.is_some_and(|(_, listening)| *listening == Listening::Yes)
     }
 
-    /// What was subscribed to takes the place of what was subscribed to before.
-    pub(super) fn apart(&mut self, shard: u32, messages: anyhow::Result<Vec<Subscription>>) {
+    /// What was subscribed to is listened to from now on: to all but heartbeats, in place of the one
+    /// subscription before; or to heartbeats, beside that.
+    pub(super) fn subscribed(
+        &mut self,
+        (shard, to_heartbeats): (u32, bool),
+        messages: anyhow::Result<Vec<Subscription>>,
+    ) {
         let listens = self.listens_to(shard);
         let Some(heartbeats) = self.heartbeats.get_mut(shard as usize) else {
             return;
         };
         heartbeats.is_changing = false;
+        let before = match to_heartbeats {
+            true => Listened::Apart { heartbeats: false },
+            false => Listened::Whole,
+        };
         match messages {
-            Ok(messages) if listens && heartbeats.listened == Listened::Whole => {
-                heartbeats.listened = Listened::Apart { heartbeats: false };
+            Ok(messages) if listens && heartbeats.listened == before => {
+                heartbeats.listened = Listened::Apart {
+                    heartbeats: to_heartbeats,
+                };
                 self.fleet.set_heartbeats(shard, heartbeats.wanted);
+                let change = match to_heartbeats {
+                    true => PartChange::Heartbeats(shard, messages),
+                    false => PartChange::Replaces(shard, messages),
+                };
                 // The intake is gone when the node ends.
-                let _ = self.parts.send(PartChange::Replaces(shard, messages));
+                let _ = self.parts.send(change);
             }
             // It has no part in it any more, or has begun anew.
             Ok(_) => {}
             // The connection is closed only when the node ends.
             Err(error) => {
                 tracing::error!("can't listen to a shard: {}", Causes(&error));
-                return;
-            }
-        }
-        self.subscribe_anew(shard);
-    }
-
-    /// Heartbeats of a shard are subscribed to.
-    pub(super) fn hears_heartbeats(&mut self, shard: u32, messages: anyhow::Result<Subscription>) {
-        let listens = self.listens_to(shard);
-        let Some(heartbeats) = self.heartbeats.get_mut(shard as usize) else {
-            return;
-        };
-        heartbeats.is_changing = false;
-        match messages {
-            Ok(messages)
-                if listens && heartbeats.listened == (Listened::Apart { heartbeats: false }) =>
-            {
-                heartbeats.listened = Listened::Apart { heartbeats: true };
-                // The intake is gone when the node ends.
-                let _ = self.parts.send(PartChange::Heartbeats(shard, messages));
-            }
-            // It has no part in it any more, or has begun anew.
-            Ok(_) => {}
-            // The connection is closed only when the node ends.
-            Err(error) => {
-                tracing::error!("can't listen to heartbeats: {}", Causes(&error));
                 return;
             }
         }
