@@ -149,6 +149,17 @@ impl EventQueue {
         })
     }
 
+    /// The last that waits to be announced of a user is not to be announced any more.
+    pub(super) fn drop_last_announced(&mut self, user: Id, until: u64) {
+        let mut steps: Vec<_> = self.steps(user).cloned().collect();
+        let is_announced = |step: &Step| matches!(step, Step::Announce(..));
+        if let Some(place) = steps.iter().rposition(is_announced) {
+            steps.remove(place);
+            self.forget(user);
+            self.restore(steps, until);
+        }
+    }
+
     /// The users with waiting transitions, in a stable order.
     pub(super) fn users(&self) -> Vec<Id> {
         let mut users: Vec<_> = self.queues.keys().copied().collect();

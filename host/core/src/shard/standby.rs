@@ -150,6 +150,7 @@ impl Shard {
             presence.be_unsure(common.settings.tracker.timeout_ms, common);
         }
         let sure = presence.unsure_ms(common) == 0;
+        presence.drop_overtaken(common);
         let missed = std::mem::take(&mut presence.followed.missed);
         let events = &presence.events;
         let mut users: BTreeSet<Id> = events.queue.users().into_iter().collect();
@@ -177,8 +178,9 @@ impl Shard {
         for name in std::mem::take(&mut presence.followed.reshown) {
             let at = common.clock.stamp();
             let event = common.event(&name, at, Change::Online, Metadata::default());
-            let ledger = &presence.events.updates.decisions.ledger;
-            if ledger.get(event.user).is_some() {
+            let events = &presence.events;
+            let ledger = &events.updates.decisions.ledger;
+            if ledger.get(event.user).is_some() || events.queue.holds(event.user) {
                 presence
                     .events
                     .queue_step(Step::Show(Arc::new(event)), common);
@@ -250,6 +252,15 @@ impl Followed {
             && (event.change == Change::Online) == online
         {
             self.missed.remove(&user);
+        }
+    }
+
+    /// A user is online by a connection. If they had left, and no viewer was told so, viewers know
+    /// them by an earlier one.
+    fn is_back(&mut self, user: Id, name: &str) {
+        let missed = self.missed.remove(&user);
+        if missed.is_some_and(|(event, _)| event.change != Change::Online) {
+            self.reshown.insert(name.into());
         }
     }
 }
@@ -408,8 +419,7 @@ impl Presence {
             self.is_heard_from(user, common);
         }
         if self.lifts_offline(user, timestamp, payload, common) {
-            let id = common.names.intern(user);
-            self.followed.missed.remove(&id);
+            self.followed.is_back(common.names.intern(user), user);
         }
         if let Some(transition) = handled.transition {
             self.missed(transition, common);
@@ -424,7 +434,7 @@ impl Presence {
             _ if self.statements.is_offline(user) => {}
             // The tracker knows that they are online.
             Change::Online | Change::Updated => {
-                self.followed.missed.remove(&user);
+                self.followed.is_back(user, event.name.as_str());
             }
             Change::Offline { .. } => {
                 self.followed.expected.remove(&user);
@@ -454,6 +464,26 @@ impl Presence {
             missed.retain(|user, (event, _)| {
                 event.change == Change::Online || ledger.get(*user).is_some()
             });
+        }
+    }
+
+    /// Of users who left before they came back, and of whom it still waits to be announced that they
+    /// left, it is not announced any more.
+    fn drop_overtaken(&mut self, common: &Common) {
+        let until = common.now() + common.settings.answer_wait_ms;
+        for user in self.events.queue.users() {
+            let last = self.events.queue.last_announced(user);
+            let Some(gone) = last.filter(|event| event.change != Change::Online) else {
+                continue;
+            };
+            let name: Arc<str> = gone.name.as_str().into();
+            let is_back = common.tracker.is_online(&name)
+                && !self.followed.expected.contains_key(&user)
+                && !self.statements.is_offline(user);
+            if is_back {
+                self.events.queue.drop_last_announced(user, until);
+                self.followed.reshown.insert(name);
+            }
         }
     }
 

@@ -1,7 +1,10 @@
 //! What ends, is lost or comes too early at a node that stands by.
 
+use bytes::Bytes;
+
 use super::*;
 use crate::Settings;
+use crate::message::Message;
 use crate::quota::Cap;
 use crate::record::Record;
 
@@ -336,4 +339,48 @@ fn whom_an_application_states_online_while_a_new_owner_expects_them_stays_online
     next.hear(NOW + 42_000, Kind::Connect, "ann", "c2");
     next.hear(NOW + 43_000, Kind::Disconnect, "ann", "c2");
     assert_eq!(next.viewers_told(), [("ann".to_owned(), false)]);
+}
+
+#[test]
+fn a_user_who_is_back_while_the_lease_is_over_stays_online() {
+    let (_, mut standby) = pair();
+    standby.hear(NOW + 3_000, Kind::Disconnect, "ann", "c1");
+    standby.out.clear();
+    let before = Before {
+        epoch: 5,
+        told: None,
+    };
+    let role = Role::Lead { epoch: 8, before };
+    let out = &mut standby.out;
+    standby.replica.set_role(NOW + 4_000, role, out);
+    // The process is stopped before it says anything, and goes on when its lease is over.
+    standby.replica.renewed(NOW + 4_000, NOW + 5_000, out);
+    standby.hear(NOW + 9_000, Kind::Connect, "ann", "c2");
+    let out = &mut standby.out;
+    standby.replica.renewed(NOW + 9_001, FOREVER, out);
+    standby.advance(NOW + 9_001);
+    assert_eq!(standby.viewers_told(), []);
+}
+
+#[test]
+fn a_user_who_leaves_and_comes_back_by_another_device_while_nobody_owns_the_shard_is_shown_by_it() {
+    let (_, mut standby) = pair();
+    standby.hear(NOW + 3_000, Kind::Disconnect, "ann", "c1");
+    let body = format!(
+        r#"{{"userId":"ann","connId":"c2","timestamp":{},"metadata":{{"device":"phone"}}}}"#,
+        NOW + 3_100
+    );
+    let message = Message::parse(Kind::Connect, &Bytes::from(body), 1 << 20).unwrap();
+    let input = Input::Message {
+        message,
+        reply: None,
+    };
+    let out = &mut standby.out;
+    standby
+        .replica
+        .input(NOW + 3_100, input, &mut Everyone, out);
+    take_over(&mut standby, NOW + 9_000);
+    let shown = standby.replica.shard().shown("ann").unwrap();
+    assert_eq!(shown.get("device"), Some(r#""phone""#));
+    assert_eq!(standby.viewers_told(), [("ann".to_owned(), true)]);
 }
