@@ -28,6 +28,8 @@ pub(crate) struct Answer {
     pub(crate) shard: u32,
     pub(crate) epoch: u64,
     pub(crate) question: u64,
+    /// When its owner answered so.
+    pub(crate) decided: u64,
     pub(crate) users: Vec<(usize, bool)>,
 }
 
@@ -38,8 +40,8 @@ pub(crate) struct Client {
     sources: Sources,
     /// Whether it drops what is of an earlier epoch.
     fencing: bool,
-    /// Who is online, as far as it knows.
-    pub(crate) view: BTreeSet<usize>,
+    /// Who is online, as far as it knows, and when an owner last said so.
+    pub(crate) view: BTreeMap<usize, u64>,
     /// Of each shard: the question that waits for an answer, and the users for whom an
     /// event was taken since.
     pub(crate) asking: BTreeMap<u32, (u64, BTreeSet<usize>)>,
@@ -51,8 +53,9 @@ pub(crate) struct Client {
 /// What becomes of what a client hears.
 #[derive(Debug, Default)]
 pub(crate) struct Taken {
-    /// Users who were online and are not, as far as it knows now.
-    pub(crate) gone: Vec<usize>,
+    /// Users who were online and are not, as far as it knows now, and when an owner last said that they
+    /// were.
+    pub(crate) gone: Vec<(usize, u64)>,
     /// Whether it is to ask about the shard.
     pub(crate) ask: bool,
 }
@@ -64,7 +67,7 @@ impl Client {
             server: number % 3,
             sources: Sources::default(),
             fencing,
-            view: BTreeSet::new(),
+            view: BTreeMap::new(),
             asking: BTreeMap::new(),
             again: BTreeSet::new(),
             questions: 0,
@@ -92,7 +95,7 @@ impl Client {
             for (_, since) in self.asking.values_mut() {
                 since.insert(event.user);
             }
-            self.set(event.user, event.online, &mut taken);
+            self.set(event.user, event.online, event.decided, &mut taken);
         }
         taken.ask = heard != Heard::Next;
         taken
@@ -136,18 +139,18 @@ impl Client {
         self.asking.remove(&answer.shard);
         for (user, online) in &answer.users {
             if !since.contains(user) {
-                self.set(*user, *online, &mut taken);
+                self.set(*user, *online, answer.decided, &mut taken);
             }
         }
         taken.ask = self.again.remove(&answer.shard);
         taken
     }
 
-    fn set(&mut self, user: usize, online: bool, taken: &mut Taken) {
-        match online {
-            true => drop(self.view.insert(user)),
-            false if self.view.remove(&user) => taken.gone.push(user),
-            false => {}
+    fn set(&mut self, user: usize, online: bool, decided: u64, taken: &mut Taken) {
+        if online {
+            self.view.insert(user, decided);
+        } else if let Some(said_at) = self.view.remove(&user) {
+            taken.gone.push((user, said_at));
         }
     }
 

@@ -100,6 +100,8 @@ pub(crate) enum Sent {
         shard: u32,
         epoch: u64,
         question: u64,
+        /// When it was asked.
+        at: u64,
         users: Vec<(usize, bool)>,
     },
     ToNode(Arc<str>, Box<Arrival>),
@@ -405,6 +407,7 @@ impl Process {
                 shard,
                 epoch,
                 question,
+                at: self.t,
                 users: users.into_iter().zip(body).collect(),
             });
         }

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::client::{Client, Event};
 use crate::node::{FLEET, TIMEOUT_MS};
 use crate::rules::{VIEWERS, may_see};
-use crate::users::{HEARTBEAT_MS, User};
+use crate::users::{HEARTBEAT_MS, Last, User};
 
 /// How long a user who has left may be shown as online: a timeout, a lease, and this margin.
 /// In it are the heartbeat and the message that were on their way, the two margins of a lease, the
@@ -46,11 +46,18 @@ impl Oracle {
     /// A client takes a user for gone. The first promise: nobody who stayed connected is reported offline.
     /// An owner that was stopped in the middle of a write, and no owner after it was heard of, says when
     /// it goes on what it decided before: that is judged by what could be known then.
-    pub(crate) fn is_gone(&mut self, t: u64, client: usize, user: &User, late: Option<u64>) {
+    pub(crate) fn is_gone(
+        &mut self,
+        t: u64,
+        client: usize,
+        user: &User,
+        (late, last): (Option<u64>, Last),
+    ) {
         let alone_at = self.alone_at[user.server];
         let is_heard = alone_at == 0 || t > alone_at + TIMEOUT_MS + 2 * HEARTBEAT_MS;
         let is_shown = self.sight(t, client, user.number).0;
-        if is_heard && is_shown && user.is_surely_connected(late.unwrap_or(t), TIMEOUT_MS) {
+        let by = late.unwrap_or(t);
+        if is_heard && is_shown && user.is_surely_connected(by, TIMEOUT_MS, last) {
             let what = format!(
                 "user {} stayed connected, and client {client} was told that the user left: {:?}",
                 user.number, user.conns
@@ -76,7 +83,7 @@ impl Oracle {
                     && t > since + SHOWN_MS_MAX;
                 let is_late = has_left || is_hidden;
                 let place = (client.number, user.number);
-                if !client.view.contains(&user.number) || !is_late {
+                if !client.view.contains_key(&user.number) || !is_late {
                     self.reported.remove(&place);
                 } else if self.reported.insert(place) {
                     let what = format!(
@@ -139,7 +146,7 @@ impl Oracle {
             for user in users {
                 let is_online =
                     !user.conns.is_empty() && may_see(client.number, user.number, self.generation);
-                let is_shown = client.view.contains(&user.number);
+                let is_shown = client.view.contains_key(&user.number);
                 if is_online != is_shown {
                     let what = format!(
                         "in the end, client {} shows user {} as {}: {:?}",

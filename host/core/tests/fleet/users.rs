@@ -21,6 +21,15 @@ pub(crate) struct Conn {
     pub(crate) closes_at: u64,
 }
 
+/// What is known of a user besides what the user does.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Last {
+    /// When the owner of the user's shard last said to a client that the user is online.
+    pub(crate) said_at: u64,
+    /// Since when the shard has had owners: nobody can have heard what was sent before.
+    pub(crate) owned_from: u64,
+}
+
 #[derive(Debug)]
 pub(crate) struct User {
     pub(crate) number: usize,
@@ -144,11 +153,15 @@ impl User {
         (sent, next.max(t + 1))
     }
 
-    /// Since when it has been connected by what nobody can have missed: a connection that has
-    /// sent heartbeats, or its only one for long.
-    pub(crate) fn is_surely_connected(&self, t: u64, timeout_ms: u64) -> bool {
-        let long = |conn: &Conn| t >= conn.since + 2 * HEARTBEAT_MS + 50;
-        let fresh = |conn: &Conn| t >= conn.since + 300 && t >= self.closed_at + 2 * timeout_ms;
+    /// Whether it has been connected at `t` by what nobody can have missed: a connection that has
+    /// sent heartbeats, or its only one for long, of which somebody has heard.
+    pub(crate) fn is_surely_connected(&self, t: u64, timeout_ms: u64, last: Last) -> bool {
+        let heard_from = |conn: &Conn| conn.since.max(last.owned_from);
+        let long = |conn: &Conn| t >= heard_from(conn) + 2 * HEARTBEAT_MS + 50;
+        let fresh = |conn: &Conn| {
+            let is_only = t >= conn.since + 300 && t >= self.closed_at + 2 * timeout_ms;
+            is_only && last.said_at >= conn.since
+        };
         let is_sure = |conn: &Conn| long(conn) || (!self.is_stored && fresh(conn));
         self.conns.iter().any(is_sure)
     }

@@ -13,6 +13,7 @@ use crate::client::{Answer, Event, Taken};
 use crate::node::{Arrival, Sent};
 use crate::rules::{VIEWERS, user_of, viewer_id};
 use crate::stream::StreamMode;
+use crate::users::Last;
 use crate::world::{CALM_FROM, Happens, SHARDS, TICK_MS, ToClient, World};
 
 impl World {
@@ -201,12 +202,14 @@ impl World {
                 shard,
                 epoch,
                 question,
+                at,
                 users,
             } => {
                 let answer = Answer {
                     shard,
                     epoch,
                     question,
+                    decided: at,
                     users,
                 };
                 self.tell_clients(node, &ToClient::Answer(answer), Some(client));
@@ -266,6 +269,7 @@ impl World {
             if let (Key::Owner(shard), Some(entry)) =
                 (key, value.as_deref().and_then(OwnerEntry::parse))
             {
+                self.owned_from.entry(*shard).or_insert(self.t);
                 match entry.handed_over {
                     Some((_, epoch, _)) => {
                         self.report.1 += 1;
@@ -387,9 +391,14 @@ impl World {
             ToClient::Answer(answer) => (answer.shard, it.answer(answer)),
         };
         let Taken { gone, ask } = taken;
-        for user in gone {
+        for (user, said_at) in gone {
             self.note(format_args!("client {client}: user {user} is gone"));
-            self.oracle.is_gone(self.t, client, &self.users[user], late);
+            let last = Last {
+                said_at,
+                owned_from: self.owned_from.get(&shard).copied().unwrap_or_default(),
+            };
+            self.oracle
+                .is_gone(self.t, client, &self.users[user], (late, last));
         }
         if ask {
             match self.clients[client].asking.contains_key(&shard) {

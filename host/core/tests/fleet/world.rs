@@ -93,6 +93,8 @@ pub(crate) struct World {
     pub(crate) unlucky: BTreeSet<(usize, u64)>,
     /// From which epoch a shard's owner was handed it, if it was.
     pub(crate) handed_over: BTreeMap<(u32, u64), u64>,
+    /// Since when a shard has had owners.
+    pub(crate) owned_from: BTreeMap<u32, u64>,
     pub(crate) trace: String,
     pub(crate) digest: u64,
     pub(crate) report: (usize, usize),
@@ -158,6 +160,7 @@ impl World {
             oracle: Oracle::default(),
             unlucky: BTreeSet::new(),
             handed_over: BTreeMap::new(),
+            owned_from: BTreeMap::new(),
             trace: String::new(),
             digest: 0,
             report: (0, 0),
