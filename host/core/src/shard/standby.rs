@@ -102,8 +102,9 @@ impl Shard {
         if let Record::Ledger { user, entry: None } = &record {
             // Nobody who has left is expected.
             let left = presence.is_heard_from(user.as_str(), common);
-            // Nor does a grace run.
-            let ended = common.tracker.end_grace_of(user.as_str());
+            // Nor does the grace run that has ended.
+            let now = common.now();
+            let ended = common.tracker.end_grace_of(now, user.as_str());
             for transition in left.into_iter().chain(ended) {
                 presence.missed(transition, common);
             }
@@ -161,8 +162,12 @@ impl Shard {
         let online: Vec<Arc<str>> = common.tracker.users().map(|it| Arc::clone(it.0)).collect();
         for name in online {
             let user = common.names.find(&name);
-            let is_told = user.is_some_and(|user| presence.is_told(user));
-            if let Some(metadata) = common.tracker.shown(&name).filter(|_| !is_told).cloned() {
+            if user.is_some_and(|user| presence.is_told(user)) {
+                continue;
+            }
+            // They came and went.
+            common.tracker.drop_grace_of(&name);
+            if let Some(metadata) = common.tracker.shown(&name).cloned() {
                 let at = common.clock.stamp();
                 let event = common.event(&name, at, Change::Online, metadata);
                 if !presence.statements.is_offline(event.user) {

@@ -74,10 +74,25 @@ impl<M: Clone> Tracker<M> {
         self.time_out(key, last_heartbeat)
     }
 
-    /// Another host says that a user is offline: no grace runs any more.
-    pub fn end_grace_of(&mut self, user: &str) -> Option<Transition<M>> {
+    /// Another host says that the grace of a user has ended. One that has run here for less than half of
+    /// its time is of a later disconnect, which the other host hadn't handled by then.
+    pub fn end_grace_of(&mut self, now: u64, user: &str) -> Option<Transition<M>> {
+        self.advance(now);
         let key = self.roster.find_user(user)?;
-        self.finish_grace(key)
+        let pending = self.roster.users[key].pending.as_ref()?;
+        let grace_ms = self.settings.grace_ms.max(pending.held_ms);
+        let ran_ms = self.receive_clock.clock().saturating_sub(pending.since);
+        match ran_ms < grace_ms / 2 {
+            true => None,
+            false => self.finish_grace(key),
+        }
+    }
+
+    /// Nobody was told that a user came online whose grace runs: nobody is to be told that they went.
+    pub fn drop_grace_of(&mut self, user: &str) {
+        if let Some(key) = self.roster.find_user(user) {
+            self.finish_grace(key);
+        }
     }
 
     /// Whether connections that time out are kept from now on, for [`Self::take_expired`].

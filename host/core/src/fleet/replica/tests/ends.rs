@@ -7,6 +7,7 @@ use crate::Settings;
 use crate::message::Message;
 use crate::quota::Cap;
 use crate::record::Record;
+use crate::tracker::TrackerSettings;
 
 const DAY_MS: u64 = 24 * 60 * 60 * 1_000;
 
@@ -18,6 +19,29 @@ fn take_over(standby: &mut Side, now: u64) {
         told: None,
     };
     standby.lead(now, 8, before);
+}
+
+fn pair_with(settings: &Settings) -> (Side, Side) {
+    let (mut owner, mut standby) = pair();
+    for side in [&mut owner, &mut standby] {
+        let settings = Input::Settings(Box::new(settings.clone()));
+        side.replica
+            .input(NOW + 1_500, settings, &mut Everyone, &mut side.out);
+    }
+    (owner, standby)
+}
+
+/// As [`pair`], where a user who leaves has a grace of 5 s.
+fn pair_with_graces() -> (Side, Side) {
+    let settings = Settings::default();
+    let tracker = TrackerSettings {
+        grace_ms: 5_000,
+        ..settings.tracker
+    };
+    pair_with(&Settings {
+        tracker,
+        ..settings
+    })
 }
 
 fn publications(side: &Side) -> usize {
@@ -216,16 +240,10 @@ fn one_that_waits_for_a_snapshot_to_lead_by_begins_again_when_it_loses_inputs() 
 
 #[test]
 fn no_quota_keeps_a_user_online_who_is_expected_and_does_not_come() {
-    let (mut owner, mut standby) = pair();
-    let settings = Settings {
+    let (mut owner, mut standby) = pair_with(&Settings {
         users: Cap::new(1),
         ..Settings::default()
-    };
-    for side in [&mut owner, &mut standby] {
-        let settings = Input::Settings(Box::new(settings.clone()));
-        side.replica
-            .input(NOW + 1_500, settings, &mut Everyone, &mut side.out);
-    }
+    });
     // The standby hears neither that ann goes nor that bob comes.
     owner.hear(NOW + 2_000, Kind::Disconnect, "ann", "c1");
     owner.hear(NOW + 2_001, Kind::Connect, "bob", "c1");
@@ -383,4 +401,58 @@ fn a_user_who_leaves_and_comes_back_by_another_device_while_nobody_owns_the_shar
     let shown = standby.replica.shard().shown("ann").unwrap();
     assert_eq!(shown.get("device"), Some(r#""phone""#));
     assert_eq!(standby.viewers_told(), [("ann".to_owned(), true)]);
+}
+
+#[test]
+fn what_an_owner_tells_of_the_end_of_a_grace_ends_no_later_one() {
+    let (mut owner, mut standby) = pair_with_graces();
+    let now = NOW + 2_000;
+    both(&mut owner, &mut standby, now, Kind::Disconnect, "ann", "c1");
+    owner.advance(NOW + 7_000);
+    // What it tells is still on its way.
+    let (connect, leave) = (NOW + 7_001, NOW + 7_002);
+    both(
+        &mut owner,
+        &mut standby,
+        connect,
+        Kind::Connect,
+        "ann",
+        "c2",
+    );
+    both(
+        &mut owner,
+        &mut standby,
+        leave,
+        Kind::Disconnect,
+        "ann",
+        "c2",
+    );
+    assert_eq!(owner.tell(&mut standby, NOW + 7_003), 3);
+    let told = [("ann".to_owned(), false), ("ann".to_owned(), true)];
+    assert_eq!(owner.viewers_told(), told);
+    take_over(&mut standby, NOW + 9_000);
+    standby.advance(NOW + 12_001);
+    assert_eq!(standby.viewers_told(), []);
+    standby.advance(NOW + 12_002);
+    assert_eq!(standby.viewers_told(), [("ann".to_owned(), false)]);
+}
+
+#[test]
+fn a_grace_of_a_user_whom_viewers_know_as_offline_is_announced_by_no_owner() {
+    let (mut owner, mut standby) = pair_with_graces();
+    owner.hear(NOW + 2_000, Kind::Disconnect, "ann", "c1");
+    owner.advance(NOW + 7_000);
+    // It hears of it late, and doesn't know which grace has ended.
+    standby.hear(NOW + 6_900, Kind::Disconnect, "ann", "c1");
+    owner.tell(&mut standby, NOW + 7_001);
+    // Of bob, who came and left, no owner has said anything.
+    standby.hear(NOW + 7_500, Kind::Connect, "bob", "c1");
+    standby.hear(NOW + 7_600, Kind::Disconnect, "bob", "c1");
+    take_over(&mut standby, NOW + 8_000);
+    assert_eq!(standby.viewers_told(), []);
+    for user in ["ann", "bob"] {
+        standby.hear(NOW + 8_100, Kind::Connect, user, "c2");
+    }
+    let told = ["ann", "bob"].map(|user| (user.to_owned(), true));
+    assert_eq!(standby.viewers_told(), told);
 }
