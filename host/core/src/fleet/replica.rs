@@ -483,7 +483,8 @@ impl Replica {
         if self.epoch == epoch {
             // The lease had ended, and nobody has taken it. What was lost meanwhile, nobody knows.
             let is_sure = self.is_sure;
-            self.shard.is_first(self.is_first && is_sure);
+            self.is_first &= is_sure;
+            self.shard.is_first(self.is_first);
             self.tell_of_break(out);
             return self.lead(now, is_sure);
         }
