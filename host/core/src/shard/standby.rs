@@ -116,7 +116,11 @@ impl Shard {
                 entry: Some(entry), ..
             } => {
                 presence.followed.is_told(entry.event.user, true);
-                presence.followed.reshown.remove(entry.event.name.as_str());
+                let (name, shown) = (entry.event.name.as_str(), &entry.event.metadata);
+                // The other shard may not have heard yet of the connection that shows them here.
+                if !is_shown_otherwise(name, shown, common) {
+                    presence.followed.reshown.remove(name);
+                }
                 decisions.ledger.put(entry);
             }
             Record::Ledger { user, entry: None } => {
@@ -162,7 +166,10 @@ impl Shard {
         let online: Vec<Arc<str>> = common.tracker.users().map(|it| Arc::clone(it.0)).collect();
         for name in online {
             let user = common.names.find(&name);
-            if user.is_some_and(|user| presence.is_told(user)) {
+            if let Some(user) = user.filter(|user| presence.is_told(*user)) {
+                if !sure {
+                    presence.compare_shown(user, common);
+                }
                 continue;
             }
             // They came and went.
@@ -192,6 +199,17 @@ impl Shard {
             }
         }
         presence.events.rules_changed();
+    }
+
+    /// Notes who is shown by another connection than viewers know them by. To be said of a shard that was
+    /// made of what another one knew: that one may have been told so, and have announced nothing.
+    pub fn compare_shown(&mut self) {
+        let Self {
+            common, presence, ..
+        } = self;
+        for user in presence.events.updates.decisions.ledger.users() {
+            presence.compare_shown(user, common);
+        }
     }
 
     /// No shard was before this one: as of a node that starts alone, users who come by a connect
@@ -472,6 +490,17 @@ impl Presence {
         }
     }
 
+    fn compare_shown(&mut self, user: Id, common: &Common) {
+        let Some(entry) = self.events.updates.decisions.ledger.get(user) else {
+            return;
+        };
+        let event = entry.current();
+        let is_expected = self.followed.expected.contains_key(&user);
+        if !is_expected && is_shown_otherwise(event.name.as_str(), &event.metadata, common) {
+            self.followed.reshown.insert(event.name.as_str().into());
+        }
+    }
+
     /// Of users who left before they came back, and of whom it still waits to be announced that they
     /// left, it is not announced any more.
     fn drop_overtaken(&mut self, common: &Common) {
@@ -537,6 +566,14 @@ impl Presence {
             self.events.queue_step(step, common);
         }
     }
+}
+
+/// Whether something of what the connection has said of itself that a user is to be shown by isn't in what
+/// is shown.
+fn is_shown_otherwise(user: &str, shown: &Metadata, common: &Common) -> bool {
+    let tracked = common.tracker.shown(user);
+    let mut said = tracked.into_iter().flat_map(Metadata::entries);
+    said.any(|entry| shown.get(entry.key) != Some(entry.value))
 }
 
 #[cfg(test)]

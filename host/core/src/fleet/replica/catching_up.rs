@@ -114,6 +114,7 @@ impl Replica {
                 }
                 let mut shard = snapshot.shard;
                 shard.count_on(&self.shard);
+                shard.compare_shown();
                 self.shard = shard;
                 // What is being sent is of the one before.
                 self.snapshots = Snapshots::default();

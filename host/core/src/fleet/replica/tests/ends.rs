@@ -140,6 +140,21 @@ fn a_standby_that_missed_a_statement_catches_up() {
     assert_eq!(standby.viewers_told(), []);
 }
 
+/// A node's process that starts again, with what the one before has stored.
+fn started_again(side: &mut Side, now: u64) -> Side {
+    let before = Arc::clone(&side.replica.names);
+    let mut again = Side::new("again");
+    let names = Arc::clone(&again.replica.names);
+    let records = side.replica.shard_mut().all_records();
+    let records = records.iter().filter_map(|record| {
+        let (key, value) = record.encode(&before);
+        Some(Record::decode(&key, &value?, &names).unwrap())
+    });
+    let records: Vec<_> = records.collect();
+    again.replica.restore(now, 500, records);
+    again
+}
+
 /// What somebody says who owns nothing.
 fn forged(side: &mut Side, epoch: u64, seq: u64) -> Vec<u8> {
     let told = Told {
@@ -264,31 +279,14 @@ fn no_quota_keeps_a_user_online_who_is_expected_and_does_not_come() {
 #[test]
 fn whom_an_application_took_offline_before_the_node_ended_is_offline_when_it_owns_the_shard_again()
 {
-    let (mut owner, mut standby) = pair();
+    let (_, mut standby) = pair();
     // The owner's end comes before it tells what comes of it.
     standby.hear(NOW + 2_000, Kind::Offline, "ann", "c1");
-    let names = Arc::clone(&owner.replica.names);
-    let records = standby.replica.shard_mut().all_records();
-    let records: Vec<_> = records
-        .iter()
-        .filter_map(|record| {
-            let (key, value) = record.encode(&standby.replica.names);
-            Some(Record::decode(&key, &value?, &names).unwrap())
-        })
-        .collect();
-    let mut again = Side::new("standby");
-    let names = Arc::clone(&again.replica.names);
-    let records = records.iter().filter_map(|record| {
-        let (key, value) = record.encode(&owner.replica.names);
-        Some(Record::decode(&key, &value?, &names).unwrap())
-    });
-    let records: Vec<_> = records.collect();
-    again.replica.restore(NOW + 3_000, 500, records);
+    let mut again = started_again(&mut standby, NOW + 3_000);
     take_over(&mut again, NOW + 3_000);
     for after in [1_000, 31_000, 61_000] {
         again.advance(NOW + 3_000 + after);
     }
-    owner.out.clear();
     assert_eq!(again.viewers_told(), [("ann".to_owned(), false)]);
 }
 
@@ -380,23 +378,70 @@ fn a_user_who_is_back_while_the_lease_is_over_stays_online() {
     assert_eq!(standby.viewers_told(), []);
 }
 
-#[test]
-fn a_user_who_leaves_and_comes_back_by_another_device_while_nobody_owns_the_shard_is_shown_by_it() {
-    let (_, mut standby) = pair();
-    standby.hear(NOW + 3_000, Kind::Disconnect, "ann", "c1");
+/// Ann connects, with another device.
+fn comes_by_phone(side: &mut Side, now: u64) {
     let body = format!(
-        r#"{{"userId":"ann","connId":"c2","timestamp":{},"metadata":{{"device":"phone"}}}}"#,
-        NOW + 3_100
+        r#"{{"userId":"ann","connId":"c2","timestamp":{now},"metadata":{{"device":"phone"}}}}"#
     );
     let message = Message::parse(Kind::Connect, &Bytes::from(body), 1 << 20).unwrap();
     let input = Input::Message {
         message,
         reply: None,
     };
-    let out = &mut standby.out;
-    standby
+    let out = &mut side.out;
+    side.replica.input(now, input, &mut Everyone, out);
+}
+
+#[test]
+fn one_that_is_not_sure_shows_users_by_the_connections_that_it_knows() {
+    let (_, mut standby) = pair();
+    standby.hear(NOW + 3_000, Kind::Disconnect, "ann", "c1");
+    comes_by_phone(&mut standby, NOW + 3_100);
+    let mut again = started_again(&mut standby, NOW + 3_500);
+    take_over(&mut again, NOW + 3_600);
+    assert_eq!(again.viewers_told(), [("ann".to_owned(), true)]);
+    let shown = again.replica.shard().shown("ann").unwrap();
+    assert_eq!(shown.get("device"), Some(r#""phone""#));
+}
+
+#[test]
+fn one_that_catches_up_with_an_owner_that_has_resigned_shows_users_by_the_connections_that_it_knows()
+ {
+    let (mut owner, _) = pair();
+    owner
         .replica
-        .input(NOW + 3_100, input, &mut Everyone, out);
+        .set_role(NOW + 3_000, Role::Resign { epoch: 5 }, &mut owner.out);
+    owner.hear(NOW + 3_000, Kind::Disconnect, "ann", "c1");
+    comes_by_phone(&mut owner, NOW + 3_100);
+    let mut next = Side::new("next");
+    next.follow(NOW + 3_200, 5, "owner");
+    next.catch_up(&mut owner, NOW + 5_000);
+    take_over(&mut next, NOW + 9_000);
+    assert_eq!(next.viewers_told(), [("ann".to_owned(), true)]);
+    let shown = next.replica.shard().shown("ann").unwrap();
+    assert_eq!(shown.get("device"), Some(r#""phone""#));
+}
+
+#[test]
+fn what_an_owner_tells_before_it_hears_of_another_device_leaves_that_to_the_next_owner() {
+    let (mut owner, mut standby) = pair();
+    // It is slower than the standby.
+    standby.hear(NOW + 3_000, Kind::Disconnect, "ann", "c1");
+    comes_by_phone(&mut standby, NOW + 3_100);
+    owner.hear(NOW + 3_101, Kind::Connect, "ann", "c3");
+    owner.hear(NOW + 3_102, Kind::Disconnect, "ann", "c1");
+    assert!(owner.tell(&mut standby, NOW + 3_103) > 0);
+    take_over(&mut standby, NOW + 9_000);
+    assert_eq!(standby.viewers_told(), [("ann".to_owned(), true)]);
+    let shown = standby.replica.shard().shown("ann").unwrap();
+    assert_eq!(shown.get("device"), Some(r#""phone""#));
+}
+
+#[test]
+fn a_user_who_leaves_and_comes_back_by_another_device_while_nobody_owns_the_shard_is_shown_by_it() {
+    let (_, mut standby) = pair();
+    standby.hear(NOW + 3_000, Kind::Disconnect, "ann", "c1");
+    comes_by_phone(&mut standby, NOW + 3_100);
     take_over(&mut standby, NOW + 9_000);
     let shown = standby.replica.shard().shown("ann").unwrap();
     assert_eq!(shown.get("device"), Some(r#""phone""#));
