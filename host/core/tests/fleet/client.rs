@@ -19,6 +19,8 @@ pub(crate) struct Event {
     pub(crate) seq: u64,
     pub(crate) user: usize,
     pub(crate) online: bool,
+    /// Of which device, if the user is online.
+    pub(crate) device: String,
     pub(crate) visible_to: [bool; VIEWERS],
 }
 
@@ -30,7 +32,16 @@ pub(crate) struct Answer {
     pub(crate) question: u64,
     /// When its owner answered so.
     pub(crate) decided: u64,
-    pub(crate) users: Vec<(usize, bool)>,
+    /// Each user, and of which device where the user is online.
+    pub(crate) users: Vec<(usize, Option<String>)>,
+}
+
+/// A user who is online, as far as a client knows.
+#[derive(Clone, Debug)]
+pub(crate) struct Shown {
+    /// When an owner last said so.
+    pub(crate) said_at: u64,
+    pub(crate) device: String,
 }
 
 #[derive(Debug)]
@@ -40,8 +51,8 @@ pub(crate) struct Client {
     sources: Sources,
     /// Whether it drops what is of an earlier epoch.
     fencing: bool,
-    /// Who is online, as far as it knows, and when an owner last said so.
-    pub(crate) view: BTreeMap<usize, u64>,
+    /// Who is online, as far as it knows.
+    pub(crate) view: BTreeMap<usize, Shown>,
     /// Of each shard: the question that waits for an answer, and the users for whom an
     /// event was taken since.
     pub(crate) asking: BTreeMap<u32, (u64, BTreeSet<usize>)>,
@@ -95,7 +106,11 @@ impl Client {
             for (_, since) in self.asking.values_mut() {
                 since.insert(event.user);
             }
-            self.set(event.user, event.online, event.decided, &mut taken);
+            let shown = event.online.then(|| Shown {
+                said_at: event.decided,
+                device: event.device.clone(),
+            });
+            self.set(event.user, shown, &mut taken);
         }
         taken.ask = heard != Heard::Next;
         taken
@@ -137,20 +152,24 @@ impl Client {
             return taken;
         }
         self.asking.remove(&answer.shard);
-        for (user, online) in &answer.users {
+        for (user, device) in &answer.users {
             if !since.contains(user) {
-                self.set(*user, *online, answer.decided, &mut taken);
+                let shown = device.clone().map(|device| Shown {
+                    said_at: answer.decided,
+                    device,
+                });
+                self.set(*user, shown, &mut taken);
             }
         }
         taken.ask = self.again.remove(&answer.shard);
         taken
     }
 
-    fn set(&mut self, user: usize, online: bool, decided: u64, taken: &mut Taken) {
-        if online {
-            self.view.insert(user, decided);
-        } else if let Some(said_at) = self.view.remove(&user) {
-            taken.gone.push((user, said_at));
+    fn set(&mut self, user: usize, shown: Option<Shown>, taken: &mut Taken) {
+        if let Some(shown) = shown {
+            self.view.insert(user, shown);
+        } else if let Some(shown) = self.view.remove(&user) {
+            taken.gone.push((user, shown.said_at));
         }
     }
 

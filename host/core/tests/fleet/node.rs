@@ -23,6 +23,8 @@ use crate::world::{Options, SHARDS};
 /// The wall time at which a run begins.
 pub(crate) const BEGINNING: u64 = 1_700_000_000_000;
 pub(crate) const TIMEOUT_MS: u64 = 2_000;
+/// How long users are waited for who have left, in some runs.
+pub(crate) const GRACE_MS: u64 = 300;
 pub(crate) const FLEET: FleetSettings = FleetSettings {
     lease_ms: 600,
     margin_ms: 60,
@@ -102,7 +104,7 @@ pub(crate) enum Sent {
         question: u64,
         /// When it was asked.
         at: u64,
-        users: Vec<(usize, bool)>,
+        users: Vec<(usize, Option<String>)>,
     },
     ToNode(Arc<str>, Box<Arrival>),
     Write {
@@ -160,7 +162,7 @@ pub(crate) struct Process {
     pub(crate) differed: Vec<Difference>,
 }
 
-fn shard_settings(stream: StreamMode) -> Settings {
+fn shard_settings(stream: StreamMode, grace_ms: u64) -> Settings {
     let tracker = TrackerSettings::default();
     Settings {
         tracker: TrackerSettings {
@@ -171,6 +173,7 @@ fn shard_settings(stream: StreamMode) -> Settings {
                 StreamMode::OneFault | StreamMode::AnyFault => 50,
             },
             timeout_ms: TIMEOUT_MS,
+            grace_ms,
             receive_step_ms: Some(150),
             shows_newest: false,
             ..tracker
@@ -212,7 +215,7 @@ impl Node {
         let replicas = (0..SHARDS).map(|number| {
             let directory = Arc::new(Directory::new());
             let shard = Shard::new(
-                shard_settings(options.stream),
+                shard_settings(options.stream, options.grace_ms),
                 Arc::clone(&names),
                 directory,
             );

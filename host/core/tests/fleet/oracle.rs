@@ -26,6 +26,8 @@ pub(crate) struct Oracle {
     /// The generation of the rules, and when they changed.
     pub(crate) generation: usize,
     pub(crate) rules_at: u64,
+    /// How long users are waited for who have left.
+    grace_ms: u64,
     reported: BTreeSet<(usize, usize)>,
     /// What was told in each epoch of a shard, and whether what was told before is known.
     told: BTreeMap<u32, Telling>,
@@ -35,10 +37,18 @@ pub(crate) struct Oracle {
 #[derive(Debug, Default)]
 struct Telling {
     epoch: u64,
-    shown: BTreeMap<(usize, usize), bool>,
+    /// What each viewer was told last of a user: of which device, or that the user is offline.
+    shown: BTreeMap<(usize, usize), Option<String>>,
 }
 
 impl Oracle {
+    pub(crate) fn new(grace_ms: u64) -> Self {
+        Self {
+            grace_ms,
+            ..Self::default()
+        }
+    }
+
     pub(crate) fn violated(&mut self, t: u64, what: String) {
         self.violations.push(format!("{t}: {what}"));
     }
@@ -74,7 +84,7 @@ impl Oracle {
                     .left_at
                     .max(self.fault_at)
                     .max(self.alone_at[client.server]);
-                let has_left = user.conns.is_empty() && t > since + SHOWN_MS_MAX;
+                let has_left = user.conns.is_empty() && t > since + SHOWN_MS_MAX + self.grace_ms;
                 let since = self
                     .fault_at
                     .max(self.alone_at[client.server])
@@ -114,8 +124,9 @@ impl Oracle {
             telling.epoch = event.epoch;
         }
         for viewer in (0..VIEWERS).filter(|viewer| event.visible_to[*viewer]) {
-            let before = telling.shown.insert((viewer, event.user), event.online);
-            if before == Some(event.online) {
+            let told = event.online.then(|| event.device.clone());
+            let before = telling.shown.insert((viewer, event.user), told.clone());
+            if before == Some(told) {
                 let what = format!(
                     "viewer {viewer} was told twice that user {} is {}, in epoch {}",
                     event.user,
@@ -146,14 +157,15 @@ impl Oracle {
             for user in users {
                 let is_online =
                     !user.conns.is_empty() && may_see(client.number, user.number, self.generation);
-                let is_shown = client.view.contains_key(&user.number);
-                if is_online != is_shown {
+                let shown = client.view.get(&user.number);
+                let is_wrong = match shown {
+                    Some(shown) => !(is_online && user.has(&shown.device)),
+                    None => is_online,
+                };
+                if is_wrong {
                     let what = format!(
-                        "in the end, client {} shows user {} as {}: {:?}",
-                        client.number,
-                        user.number,
-                        if is_shown { "online" } else { "offline" },
-                        user.conns
+                        "in the end, client {} shows user {} as {shown:?}: {:?}",
+                        client.number, user.number, user.conns
                     );
                     self.violated(t, what);
                 }

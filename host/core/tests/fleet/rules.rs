@@ -5,6 +5,7 @@ use std::sync::Arc;
 use presence_core::audience::Audience;
 use presence_core::names::Names;
 use presence_core::rules::{Context, Decision, Enriched, Reads, Rendition, Rules};
+use serde_json::Value;
 
 /// How many viewers there are, each with a client.
 pub(crate) const VIEWERS: usize = 3;
@@ -67,12 +68,18 @@ impl Rules for TwoOfThree {
     }
 }
 
-/// Whether each of the users that a viewer asked after is online.
-pub(crate) fn answered(answers: presence_core::body::query::Answers) -> Vec<bool> {
+/// Of which device each of the users is that a viewer asked after, if the user is online.
+pub(crate) fn answered(answers: presence_core::body::query::Answers) -> Vec<Option<String>> {
     let places = (0..).map_while(|place| answers.get(place));
-    let is_online = |answer: &[u8]| {
-        let text = std::str::from_utf8(answer).unwrap();
-        text.contains(r#""status":"online""#)
+    let device = |answer: &[u8]| {
+        let answer: Value = serde_json::from_slice(answer).unwrap();
+        (answer["status"] == "online").then(|| device(&answer))
     };
-    places.map(is_online).collect()
+    places.map(device).collect()
+}
+
+/// The device that a body shows.
+pub(crate) fn device(body: &Value) -> String {
+    let device = body["metadata"]["device"].as_str();
+    device.unwrap_or_default().to_owned()
 }

@@ -52,6 +52,15 @@ pub(crate) struct User {
     pub(crate) closed_at: u64,
 }
 
+fn conn_id(conn: u64) -> String {
+    format!("c{conn}")
+}
+
+/// Each connection is of a device of its own.
+fn metadata(device: &str) -> ByteString {
+    format!(r#"{{"device":"{device}"}}"#).into()
+}
+
 impl User {
     pub(crate) fn new(number: usize, random: &mut Random) -> Self {
         Self {
@@ -94,8 +103,8 @@ impl User {
                 sent.push(self.message(
                     t,
                     |id| Payload::Connect {
+                        metadata: Some(metadata(&id)),
                         conn: id,
-                        metadata: Some(ByteString::from_static(r#"{"device":"web"}"#)),
                     },
                     conn,
                 ));
@@ -125,8 +134,8 @@ impl User {
                 sent.push(self.message(
                     t,
                     |id| Payload::Heartbeat {
+                        metadata: Some(metadata(&id)),
                         conn: id,
-                        metadata: Some(ByteString::from_static(r#"{"device":"web"}"#)),
                     },
                     conn.id,
                 ));
@@ -166,11 +175,16 @@ impl User {
         self.conns.iter().any(is_sure)
     }
 
+    /// Whether one of its connections is of a device.
+    pub(crate) fn has(&self, device: &str) -> bool {
+        self.conns.iter().any(|conn| conn_id(conn.id) == device)
+    }
+
     fn message(&self, t: u64, payload: impl Fn(ByteString) -> Payload, conn: u64) -> Message {
         Message {
             user: user_id(self.number).into(),
             timestamp: BEGINNING + t - self.skew,
-            payload: payload(format!("c{conn}").into()),
+            payload: payload(conn_id(conn).into()),
             raw: Bytes::new(),
             stored: None,
         }

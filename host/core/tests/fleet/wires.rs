@@ -11,7 +11,7 @@ use serde_json::Value;
 use crate::broker::End;
 use crate::client::{Answer, Event, Taken};
 use crate::node::{Arrival, Sent};
-use crate::rules::{VIEWERS, user_of, viewer_id};
+use crate::rules::{VIEWERS, device, user_of, viewer_id};
 use crate::stream::StreamMode;
 use crate::users::Last;
 use crate::world::{CALM_FROM, Happens, SHARDS, TICK_MS, ToClient, World};
@@ -355,6 +355,7 @@ impl World {
             seq: publication.seq,
             user: user_of(body["userId"].as_str().unwrap()),
             online: subject == Subject::FilteredOnline,
+            device: device(&body),
             visible_to,
         };
         let after = self.handed_over.get(&(shard, epoch)).copied();
