@@ -53,7 +53,10 @@ impl Side {
     }
 
     fn hear(&mut self, now: u64, kind: Kind, user: &str, conn: &str) {
-        let input = message(kind, user, conn, now);
+        self.input(now, message(kind, user, conn, now));
+    }
+
+    fn input(&mut self, now: u64, input: Input) {
         self.replica.input(now, input, &mut Everyone, &mut self.out);
     }
 

@@ -378,18 +378,23 @@ fn a_user_who_is_back_while_the_lease_is_over_stays_online() {
     assert_eq!(standby.viewers_told(), []);
 }
 
-/// Ann connects, with another device.
-fn comes_by_phone(side: &mut Side, now: u64) {
+/// What is said of a user with another device.
+fn by_phone(kind: Kind, user: &str, at: u64) -> Input {
     let body = format!(
-        r#"{{"userId":"ann","connId":"c2","timestamp":{now},"metadata":{{"device":"phone"}}}}"#
+        r#"{{"userId":"{user}","connId":"c2","timestamp":{at},"metadata":{{"device":"phone"}}}}"#
     );
-    let message = Message::parse(Kind::Connect, &Bytes::from(body), 1 << 20).unwrap();
-    let input = Input::Message {
-        message,
+    Input::Message {
+        message: Message::parse(kind, &Bytes::from(body), 1 << 20).unwrap(),
         reply: None,
-    };
-    let out = &mut side.out;
-    side.replica.input(now, input, &mut Everyone, out);
+    }
+}
+
+fn comes_by_phone(side: &mut Side, now: u64) {
+    side.input(now, by_phone(Kind::Connect, "ann", now));
+}
+
+fn device<'a>(side: &'a Side, user: &str) -> Option<&'a str> {
+    side.replica.shard().shown(user).unwrap().get("device")
 }
 
 #[test]
@@ -400,8 +405,7 @@ fn one_that_is_not_sure_shows_users_by_the_connections_that_it_knows() {
     let mut again = started_again(&mut standby, NOW + 3_500);
     take_over(&mut again, NOW + 3_600);
     assert_eq!(again.viewers_told(), [("ann".to_owned(), true)]);
-    let shown = again.replica.shard().shown("ann").unwrap();
-    assert_eq!(shown.get("device"), Some(r#""phone""#));
+    assert_eq!(device(&again, "ann"), Some(r#""phone""#));
 }
 
 #[test]
@@ -418,8 +422,7 @@ fn one_that_catches_up_with_an_owner_that_has_resigned_shows_users_by_the_connec
     next.catch_up(&mut owner, NOW + 5_000);
     take_over(&mut next, NOW + 9_000);
     assert_eq!(next.viewers_told(), [("ann".to_owned(), true)]);
-    let shown = next.replica.shard().shown("ann").unwrap();
-    assert_eq!(shown.get("device"), Some(r#""phone""#));
+    assert_eq!(device(&next, "ann"), Some(r#""phone""#));
 }
 
 #[test]
@@ -433,8 +436,7 @@ fn what_an_owner_tells_before_it_hears_of_another_device_leaves_that_to_the_next
     assert!(owner.tell(&mut standby, NOW + 3_103) > 0);
     take_over(&mut standby, NOW + 9_000);
     assert_eq!(standby.viewers_told(), [("ann".to_owned(), true)]);
-    let shown = standby.replica.shard().shown("ann").unwrap();
-    assert_eq!(shown.get("device"), Some(r#""phone""#));
+    assert_eq!(device(&standby, "ann"), Some(r#""phone""#));
 }
 
 #[test]
@@ -443,8 +445,7 @@ fn a_user_who_leaves_and_comes_back_by_another_device_while_nobody_owns_the_shar
     standby.hear(NOW + 3_000, Kind::Disconnect, "ann", "c1");
     comes_by_phone(&mut standby, NOW + 3_100);
     take_over(&mut standby, NOW + 9_000);
-    let shown = standby.replica.shard().shown("ann").unwrap();
-    assert_eq!(shown.get("device"), Some(r#""phone""#));
+    assert_eq!(device(&standby, "ann"), Some(r#""phone""#));
     assert_eq!(standby.viewers_told(), [("ann".to_owned(), true)]);
 }
 
@@ -500,4 +501,40 @@ fn a_grace_of_a_user_whom_viewers_know_as_offline_is_announced_by_no_owner() {
     }
     let told = ["ann", "bob"].map(|user| (user.to_owned(), true));
     assert_eq!(standby.viewers_told(), told);
+}
+
+#[test]
+fn whom_an_application_states_online_while_nobody_announces_it_is_announced_by_the_next_owner() {
+    let (mut owner, _) = pair();
+    owner
+        .replica
+        .set_role(NOW + 3_000, Role::Resign { epoch: 5 }, &mut owner.out);
+    owner.hear(NOW + 3_000, Kind::Online, "bob", "c1");
+    let mut next = Side::new("next");
+    next.follow(NOW + 3_200, 5, "owner");
+    next.catch_up(&mut owner, NOW + 5_000);
+    take_over(&mut next, NOW + 9_000);
+    assert_eq!(next.viewers_told(), [("bob".to_owned(), true)]);
+    next.hear(NOW + 9_100, Kind::Offline, "bob", "c1");
+    assert_eq!(next.viewers_told(), [("bob".to_owned(), false)]);
+}
+
+#[test]
+fn what_an_application_states_anew_of_a_user_is_shown_by_the_next_owner() {
+    let (mut owner, mut standby) = pair();
+    let now = NOW + 2_000;
+    both(&mut owner, &mut standby, now, Kind::Online, "bob", "c1");
+    owner.tell(&mut standby, now);
+    standby.input(NOW + 3_000, by_phone(Kind::Online, "bob", NOW + 3_000));
+    take_over(&mut standby, NOW + 9_000);
+    assert_eq!(standby.viewers_told(), [("bob".to_owned(), true)]);
+    assert_eq!(device(&standby, "bob"), Some(r#""phone""#));
+    // It was told, and the statement came behind that.
+    owner.input(NOW + 3_100, by_phone(Kind::Online, "bob", NOW + 3_100));
+    let mut third = Side::new("third");
+    third.follow(NOW + 9_000, 5, "owner");
+    third.catch_up(&mut owner, NOW + 10_000);
+    third.input(NOW + 10_100, by_phone(Kind::Online, "bob", NOW + 3_100));
+    take_over(&mut third, NOW + 11_000);
+    assert_eq!(publications(&third), 0, "{:?}", third.out);
 }
