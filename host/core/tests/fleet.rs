@@ -28,6 +28,8 @@ mod oracle;
 mod rules;
 #[path = "fleet/seeds.rs"]
 mod seeds;
+#[path = "fleet/statements.rs"]
+mod statements;
 #[path = "fleet/stream.rs"]
 mod stream;
 #[path = "fleet/users.rs"]

@@ -160,6 +160,8 @@ pub enum Mutation {
     NoTelling,
     /// Those who follow are told of no heartbeats, though they take in none.
     NoHeartbeats,
+    /// Those who follow take in nothing that applications state, and nobody compares that.
+    NoStatements,
 }
 
 /// A shard as one node has it.

@@ -84,6 +84,8 @@ pub(crate) enum Sent {
     Stored(u64, Message),
     /// A message of the stream was handled.
     Handled(u64),
+    /// To an application: by its subject.
+    Reply(String),
     Told(u32, Vec<u8>),
     Publish {
         shard: u32,
@@ -310,10 +312,13 @@ impl Process {
                 if is_heartbeat && !self.replicas[shard as usize].takes_heartbeats() {
                     return;
                 }
-                let input = Input::Message {
-                    message,
-                    reply: None,
+                let reply = match message.payload {
+                    Payload::Online { .. } | Payload::Offline { .. } => {
+                        Some(String::from_utf8_lossy(&message.raw).into_owned())
+                    }
+                    _ => None,
                 };
+                let input = Input::Message { message, reply };
                 self.with(shard, |replica, out| {
                     replica.input(now, input, rules, out);
                 });
@@ -443,6 +448,7 @@ impl Process {
                     at: self.t,
                     publication,
                 },
+                Out::Shard(Output::Reply(to, _)) => Sent::Reply(to),
                 Out::Shard(_) => continue,
                 Out::Told(bytes) => Sent::Told(shard, bytes),
                 Out::Ask { node, nonce } => {

@@ -80,17 +80,12 @@ impl Oracle {
     pub(crate) fn look(&mut self, t: u64, clients: &[Client], users: &[User]) {
         for client in clients {
             for user in users {
-                let since = user
-                    .left_at
-                    .max(self.fault_at)
-                    .max(self.alone_at[client.server]);
-                let has_left = user.conns.is_empty() && t > since + SHOWN_MS_MAX + self.grace_ms;
-                let since = self
-                    .fault_at
-                    .max(self.alone_at[client.server])
-                    .max(self.rules_at);
+                let fault_at = self.fault_at.max(self.alone_at[client.server]);
+                let has_left = user
+                    .offline_since()
+                    .is_some_and(|since| t > since.max(fault_at) + SHOWN_MS_MAX + self.grace_ms);
                 let is_hidden = !may_see(client.number, user.number, self.generation)
-                    && t > since + SHOWN_MS_MAX;
+                    && t > fault_at.max(self.rules_at) + SHOWN_MS_MAX;
                 let is_late = has_left || is_hidden;
                 let place = (client.number, user.number);
                 if !client.view.contains_key(&user.number) || !is_late {
@@ -156,7 +151,7 @@ impl Oracle {
         for client in clients {
             for user in users {
                 let is_online =
-                    !user.conns.is_empty() && may_see(client.number, user.number, self.generation);
+                    user.is_online() && may_see(client.number, user.number, self.generation);
                 let shown = client.view.get(&user.number);
                 let is_wrong = match shown {
                     Some(shown) => !(is_online && user.has(&shown.device)),

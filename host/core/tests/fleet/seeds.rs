@@ -141,6 +141,7 @@ fn mutation(mutation: Mutation) -> Options {
 const FALSE_OFFLINE: &str = "stayed connected, and";
 const GHOST: &str = "shows them as online";
 const TWICE: &str = "was told twice";
+const WRONG_IN_THE_END: &str = "in the end, client";
 
 fn stream(mistake: StreamMistake) -> Options {
     Options {
@@ -189,6 +190,15 @@ fn a_takeover_without_decisions_is_noticed() {
 #[test]
 fn an_owner_that_tells_its_standbys_nothing_is_noticed() {
     caught(mutation(Mutation::NoTelling), &["differs"]);
+}
+
+#[test]
+fn a_standby_that_takes_in_no_statements_is_noticed() {
+    let options = Options {
+        stream: StreamMode::OneFault,
+        ..mutation(Mutation::NoStatements)
+    };
+    caught(options, &[FALSE_OFFLINE, WRONG_IN_THE_END]);
 }
 
 #[test]

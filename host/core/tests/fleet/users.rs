@@ -8,8 +8,11 @@ use presence_core::message::{Message, Payload, StatedReason};
 use crate::broker::Random;
 use crate::node::BEGINNING;
 use crate::rules::user_id;
+use crate::statements::{App, REPEAT_MS};
 
-pub(crate) const USERS: usize = 6;
+/// How many users there are with connections, and how many with such as only applications tell of.
+pub(crate) const CONNECTED_USERS: usize = 6;
+pub(crate) const USERS: usize = CONNECTED_USERS + 2;
 pub(crate) const HEARTBEAT_MS: u64 = 500;
 
 /// A connection of a user.
@@ -46,10 +49,14 @@ pub(crate) struct User {
     pub(crate) conns: Vec<Conn>,
     next_conn: u64,
     pub(crate) connects_at: u64,
+    /// Whether it connects though it is calm.
+    comes_back: bool,
     /// Since when it has had no connection.
     pub(crate) left_at: u64,
     /// When a connection of it was closed last.
     pub(crate) closed_at: u64,
+    /// The application that states of it whether it is online, if one does.
+    pub(crate) app: Option<App>,
 }
 
 fn conn_id(conn: u64) -> String {
@@ -57,7 +64,7 @@ fn conn_id(conn: u64) -> String {
 }
 
 /// Each connection is of a device of its own.
-fn metadata(device: &str) -> ByteString {
+pub(crate) fn metadata(device: &str) -> ByteString {
     format!(r#"{{"device":"{device}"}}"#).into()
 }
 
@@ -72,22 +79,51 @@ impl User {
             skew: random.within(0, 40),
             conns: Vec::new(),
             next_conn: 0,
+            comes_back: false,
             connects_at: random.within(50, 1_500),
             left_at: 0,
             closed_at: 0,
+            app: None,
+        }
+    }
+
+    /// The same, of whom an application states now and then that they are offline; or, without
+    /// connections, that they are online, too.
+    pub(crate) fn stated(self, app: App) -> Self {
+        Self {
+            connects_at: match app.is_alone {
+                true => u64::MAX,
+                false => self.connects_at,
+            },
+            app: Some(app),
+            ..self
         }
     }
 
     /// What it sends at `t`, and when it acts again. `calm`: it neither begins nor ends anything any more.
     pub(crate) fn act(&mut self, t: u64, calm: bool, random: &mut Random) -> (Vec<Message>, u64) {
         let mut sent = Vec::new();
+        let acts = self.app.as_mut().map(|app| app.act(t, random));
+        let acts = acts.unwrap_or_default();
+        if let Some(states) = acts.states {
+            let mut message = self.message(t, |_| states.clone(), 0);
+            message.raw = self.reply_to().into();
+            sent.push(message);
+        }
+        if acts.connects {
+            self.connects_at = t + random.within(100, 600);
+            self.comes_back = true;
+        }
         if t >= self.connects_at {
             // Now and then a further device.
             self.connects_at = match random.chance(25) {
                 true => t + random.within(300, 2_000),
                 false => u64::MAX,
             };
-            if !calm {
+            if !calm || std::mem::take(&mut self.comes_back) {
+                if let Some(app) = &mut self.app {
+                    app.is_overtaken(t);
+                }
                 self.next_conn += 1;
                 let stays_ms = match random.chance(40) {
                     true => random.within(100, 2_000),
@@ -158,13 +194,24 @@ impl User {
             true => conn.next_heartbeat,
             false => conn.next_heartbeat.min(conn.closes_at),
         });
-        let next = next.chain([self.connects_at]).min().unwrap();
+        let states_at = self.app.as_ref().map(App::next_at);
+        let next = next.chain([self.connects_at]).chain(states_at);
+        let next = next.min().unwrap();
         (sent, next.max(t + 1))
     }
 
     /// Whether it has been connected at `t` by what nobody can have missed: a connection that has
     /// sent heartbeats, or its only one for long, of which somebody has heard.
     pub(crate) fn is_surely_connected(&self, t: u64, timeout_ms: u64, last: Last) -> bool {
+        if let Some(app) = &self.app {
+            if !app.hides_nobody(t) {
+                return false;
+            }
+            let shows_since = app.shows_since().map(|since| since.max(last.owned_from));
+            if shows_since.is_some_and(|since| t >= since + 2 * REPEAT_MS + 50) {
+                return true;
+            }
+        }
         let heard_from = |conn: &Conn| conn.since.max(last.owned_from);
         let long = |conn: &Conn| t >= heard_from(conn) + 2 * HEARTBEAT_MS + 50;
         let fresh = |conn: &Conn| {
@@ -175,9 +222,35 @@ impl User {
         self.conns.iter().any(is_sure)
     }
 
-    /// Whether one of its connections is of a device.
+    /// Where an owner answers the application to.
+    fn reply_to(&self) -> String {
+        let question = self.app.as_ref().map_or(0, App::question);
+        format!("{} {question}", self.number)
+    }
+
+    /// Whether it is online.
+    pub(crate) fn is_online(&self) -> bool {
+        let is_connected = !self.conns.is_empty();
+        self.app
+            .as_ref()
+            .map_or(is_connected, |app| app.is_online(is_connected))
+    }
+
+    /// Since when it is offline by what is said again and again, or was said once of its last
+    /// connection.
+    pub(crate) fn offline_since(&self) -> Option<u64> {
+        let hides_since = self.app.as_ref().and_then(App::hides_since);
+        let is_clear = self.app.as_ref().is_none_or(|app| !app.is_unclear());
+        let has_left = !self.is_online() && (is_clear || self.conns.is_empty());
+        hides_since.or_else(|| has_left.then_some(self.left_at))
+    }
+
+    /// Whether one of its connections is of a device, or else what an application states of it.
     pub(crate) fn has(&self, device: &str) -> bool {
-        self.conns.iter().any(|conn| conn_id(conn.id) == device)
+        let mut conns = self.conns.iter();
+        let stated = self.app.as_ref().filter(|app| app.is_alone);
+        conns.any(|conn| conn_id(conn.id) == device)
+            || stated.is_some_and(|app| app.device() == device)
     }
 
     fn message(&self, t: u64, payload: impl Fn(ByteString) -> Payload, conn: u64) -> Message {

@@ -51,6 +51,15 @@ impl World {
         }
     }
 
+    /// An owner has answered an application.
+    fn answered(&mut self, to: &str) {
+        let (user, question) = to.split_once(' ').unwrap();
+        let user = &mut self.users[user.parse::<usize>().unwrap()];
+        if let Some(app) = &mut user.app {
+            app.is_answered(question.parse().unwrap());
+        }
+    }
+
     /// Publishes on a shard's subject.
     pub(crate) fn input(&mut self, from: End, server: usize, shard: u32, message: Message) {
         for node in 0..self.nodes.len() {
@@ -174,6 +183,7 @@ impl World {
             Sent::Input(shard, message) => self.input(from, server, shard, message),
             Sent::Stored(sequence, message) => self.stored_input(node, sequence, &message),
             Sent::Handled(sequence) => self.handled(node, sequence),
+            Sent::Reply(to) => self.answered(&to),
             Sent::Told(shard, bytes) => {
                 // One that is lost is a fault by itself.
                 let may_be_lost = self.options.stream != StreamMode::OneFault;

@@ -14,8 +14,9 @@ use crate::faults::{self, Fault};
 use crate::node::{Arrival, FLEET, GRACE_MS, Node, TIMEOUT_MS};
 use crate::oracle::{MARGIN_MS, Oracle};
 use crate::rules::VIEWERS;
+use crate::statements::App;
 use crate::stream::{Stream, StreamMistake, StreamMode};
-use crate::users::{USERS, User};
+use crate::users::{CONNECTED_USERS, USERS, User};
 
 pub(crate) const SHARDS: u32 = 2;
 pub(crate) const TICK_MS: u64 = 40;
@@ -33,6 +34,8 @@ pub(crate) struct Options {
     pub(crate) stream: StreamMode,
     pub(crate) mistake: StreamMistake,
     pub(crate) grace_ms: u64,
+    /// Whether applications state of some users whether they are online.
+    pub(crate) statements: bool,
     pub(crate) trace: bool,
 }
 
@@ -106,6 +109,8 @@ pub(crate) fn run(seed: u64, mut options: Options) -> Report {
     if seed.is_multiple_of(3) {
         options.grace_ms = GRACE_MS;
     }
+    // In some, applications state of some users whether they are online.
+    options.statements = seed.is_multiple_of(2);
     World::new(seed, options).run()
 }
 
@@ -137,16 +142,26 @@ impl World {
             stop_at_publish: None,
         });
         let nodes = nodes.collect();
-        let mut users: Vec<_> = (0..USERS)
+        let mut users: Vec<_> = (0..CONNECTED_USERS)
             .map(|number| User::new(number, &mut random))
             .collect();
+        if options.statements {
+            let relies = options.stream == StreamMode::OneFault;
+            for user in users.split_off(CONNECTED_USERS - 2) {
+                users.push(user.stated(App::new(false, relies, &mut random)));
+            }
+            for number in CONNECTED_USERS..USERS {
+                let user = User::new(number, &mut random);
+                users.push(user.stated(App::new(true, relies, &mut random)));
+            }
+        }
         for user in &mut users {
             user.is_stored = options.stream != StreamMode::None;
         }
         if options.stream == StreamMode::OneFault {
             for user in &mut users {
                 // When the first owners are sure, and everyone says goodbye.
-                user.connects_at += 2 * TIMEOUT_MS;
+                user.connects_at = user.connects_at.saturating_add(2 * TIMEOUT_MS);
                 user.is_polite = true;
             }
         }
@@ -203,8 +218,11 @@ impl World {
         for (at, fault) in faults {
             self.at(at, Happens::Fault(fault));
         }
-        for user in 0..USERS {
-            self.at(self.users[user].connects_at, Happens::User(user));
+        for user in 0..self.users.len() {
+            let app = self.users[user].app.as_ref();
+            let states_at = app.map_or(u64::MAX, App::next_at);
+            let at = self.users[user].connects_at.min(states_at);
+            self.at(at, Happens::User(user));
         }
         for client in 0..VIEWERS {
             for shard in Client::begin() {

@@ -4,6 +4,7 @@ use super::{Difference, Mutation, Out, Replica, Role};
 use crate::Input;
 use crate::fleet::hash;
 use crate::fleet::told::{Mismatch, PARTS, Pieces, Said, Told};
+use crate::message::Payload;
 use crate::statements::Statement;
 
 /// How often in a row connections are to differ before they do: messages under way make a
@@ -182,7 +183,7 @@ impl Replica {
         {
             return;
         }
-        if self.goes_by_told(&input) {
+        if self.goes_by_told(&input) || (self.skips(Mutation::NoStatements) && is_stated(&input)) {
             return;
         }
         let is_lost = matches!(input, Input::LostUpTo { .. });
@@ -262,7 +263,9 @@ impl Replica {
         let leases = self.shard.leases().filter(|(_, conn, _)| !conn.is_empty());
         let leases =
             leases.map(|(user, conn, _)| hash::digest(&[user.as_bytes(), conn.as_bytes()]));
-        let statements = self.shard.statements().map(|(user, statement)| {
+        let compares = !self.skips(Mutation::NoStatements);
+        let statements = self.shard.statements().filter(|_| compares);
+        let statements = statements.map(|(user, statement)| {
             let is_offline = u8::from(statement == Statement::Offline);
             hash::digest(&[user.as_str().as_bytes(), &[], &[is_offline]])
         });
@@ -275,4 +278,15 @@ impl Replica {
         }
         parts
     }
+}
+
+/// Whether it is what an application states of a user.
+fn is_stated(input: &Input) -> bool {
+    let Input::Message { message, .. } = input else {
+        return false;
+    };
+    matches!(
+        message.payload,
+        Payload::Online { .. } | Payload::Offline { .. }
+    )
 }

@@ -1,0 +1,217 @@
+//! What an application states of a user: that the user is online, or offline. It repeats that while
+//! it is to hold, since a message may be lost; or, where none is, until an owner has answered.
+
+use bytestring::ByteString;
+use presence_core::event::Reason;
+use presence_core::message::{Payload, StatedReason};
+
+use crate::broker::Random;
+use crate::users::metadata;
+use crate::world::CALM_FROM;
+
+/// How often it repeats what it states.
+pub(crate) const REPEAT_MS: u64 = 450;
+
+/// For how long a router that is stopped may hold a statement that is not repeated any more.
+const HELD_MS: u64 = 6_000;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stated {
+    Nothing,
+    Online,
+    Offline,
+}
+
+#[derive(Debug)]
+pub(crate) struct App {
+    /// Whether its user has no connections, and is online only by what it states. Of any other it
+    /// states nothing but that the user is offline, which holds until the user connects.
+    pub(crate) is_alone: bool,
+    /// Whether it states nothing again once an owner has answered.
+    relies_on_answers: bool,
+    /// What it states now, and since when.
+    says: Stated,
+    since: u64,
+    repeats_at: u64,
+    changes_at: u64,
+    /// What holds of what it has stated.
+    holds: Stated,
+    /// When it last stated that the user is offline.
+    hidden_at: Option<u64>,
+    is_calm: bool,
+    /// How often it has begun to state something. Its user is of another device each time.
+    times: u64,
+}
+
+/// From when on an application that relies on answers states nothing new.
+const SETTLED_FROM: u64 = 7_500;
+
+/// How long after its user has connected an application states nothing new that relies on answers: a
+/// connect may be delivered again.
+const CONNECT_MS: u64 = 1_500;
+
+/// What an application wants of its user at the end.
+#[derive(Debug, Default)]
+pub(crate) struct Acts {
+    pub(crate) states: Option<Payload>,
+    /// The user is to connect once more.
+    pub(crate) connects: bool,
+}
+
+impl App {
+    pub(crate) fn new(is_alone: bool, relies_on_answers: bool, random: &mut Random) -> Self {
+        Self {
+            is_alone,
+            relies_on_answers,
+            says: Stated::Nothing,
+            since: 0,
+            repeats_at: u64::MAX,
+            changes_at: match is_alone {
+                true => random.within(50, 1_500),
+                false => random.within(2_000, 5_000),
+            },
+            holds: Stated::Nothing,
+            hidden_at: None,
+            is_calm: false,
+            times: 0,
+        }
+    }
+
+    /// What it does at `t`.
+    pub(crate) fn act(&mut self, t: u64, random: &mut Random) -> Acts {
+        let mut acts = Acts::default();
+        if t > self.calm_from() && !self.is_calm {
+            self.is_calm = true;
+            self.changes_at = u64::MAX;
+            // Of a user with connections, it states nothing more, or goes on.
+            if !self.is_alone && !self.relies_on_answers {
+                acts.connects = true;
+                match random.chance(50) {
+                    true => self.begin(Stated::Nothing, t),
+                    false => self.changes_at = t + random.within(700, 900),
+                }
+            }
+        }
+        if t >= self.changes_at {
+            self.changes_at = match (self.is_calm, random.chance(50)) {
+                (true, _) => u64::MAX,
+                (false, true) => t + random.within(600, 2_000),
+                (false, false) => t + random.within(2_000, 6_000),
+            };
+            let next = match self.says {
+                Stated::Offline if self.is_alone => Stated::Online,
+                Stated::Offline if self.relies_on_answers => Stated::Offline,
+                Stated::Offline if !self.is_calm => Stated::Nothing,
+                Stated::Nothing if self.is_alone => Stated::Online,
+                _ => Stated::Offline,
+            };
+            self.begin(next, t);
+        }
+        if t >= self.repeats_at {
+            self.repeats_at = t + REPEAT_MS;
+            self.holds = self.says;
+            acts.states = Some(match self.says {
+                Stated::Online => Payload::Online {
+                    metadata: Some(metadata(&self.device())),
+                },
+                Stated::Offline | Stated::Nothing => {
+                    self.hidden_at = Some(t);
+                    Payload::Offline {
+                        last_seen: u64::MAX,
+                        reason: StatedReason {
+                            reason: Reason::Logout,
+                            known: true,
+                        },
+                        metadata: None::<ByteString>,
+                    }
+                }
+            });
+        }
+        acts
+    }
+
+    fn begin(&mut self, says: Stated, t: u64) {
+        self.says = says;
+        self.since = t;
+        self.repeats_at = match says {
+            Stated::Nothing => u64::MAX,
+            Stated::Online | Stated::Offline => t,
+        };
+        self.times += 1;
+    }
+
+    /// What an owner is to answer.
+    pub(crate) fn question(&self) -> u64 {
+        self.times
+    }
+
+    /// An owner has taken what it stated.
+    pub(crate) fn is_answered(&mut self, question: u64) {
+        if self.relies_on_answers && question == self.times {
+            self.repeats_at = u64::MAX;
+        }
+    }
+
+    fn calm_from(&self) -> u64 {
+        match self.relies_on_answers {
+            true => SETTLED_FROM,
+            false => CALM_FROM,
+        }
+    }
+
+    /// When it acts again.
+    pub(crate) fn next_at(&self) -> u64 {
+        let calm_at = match self.is_calm {
+            true => u64::MAX,
+            false => self.calm_from() + 1,
+        };
+        self.repeats_at.min(self.changes_at).min(calm_at)
+    }
+
+    /// Its user has connected: what it has stated holds no longer.
+    pub(crate) fn is_overtaken(&mut self, t: u64) {
+        self.holds = Stated::Nothing;
+        if self.relies_on_answers {
+            self.begin(Stated::Nothing, t);
+            if !self.is_calm {
+                self.changes_at = self.changes_at.max(t + CONNECT_MS);
+            }
+        } else if self.says == Stated::Offline {
+            self.since = t;
+        }
+    }
+
+    /// Of which device it states its user to be.
+    pub(crate) fn device(&self) -> String {
+        format!("s{}", self.times)
+    }
+
+    /// Whether its user is online.
+    pub(crate) fn is_online(&self, is_connected: bool) -> bool {
+        match self.holds {
+            Stated::Nothing => is_connected,
+            Stated::Online => true,
+            Stated::Offline => false,
+        }
+    }
+
+    /// Whether its user may be online by a connection, though it has stated otherwise: it doesn't repeat that.
+    pub(crate) fn is_unclear(&self) -> bool {
+        self.holds == Stated::Offline && self.says != Stated::Offline
+    }
+
+    /// Since when it has been stating that its user is offline.
+    pub(crate) fn hides_since(&self) -> Option<u64> {
+        (self.says == Stated::Offline).then_some(self.since)
+    }
+
+    /// Since when it has been stating that its user is online.
+    pub(crate) fn shows_since(&self) -> Option<u64> {
+        (self.says == Stated::Online).then_some(self.since)
+    }
+
+    /// Whether nobody can take its user for gone because of what it has stated.
+    pub(crate) fn hides_nobody(&self, t: u64) -> bool {
+        self.holds != Stated::Offline && self.hidden_at.is_none_or(|at| t > at + HELD_MS)
+    }
+}
