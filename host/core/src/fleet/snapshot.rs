@@ -62,6 +62,8 @@ enum Item {
     Lease(String, String, u64),
     /// There is nothing more.
     End(End),
+    /// The stream that connections' numbers are of. It is the first, where there is one.
+    Stream(u64),
 }
 
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
@@ -161,7 +163,9 @@ impl Sending {
             unsure_ms: shard.unsure_ms(),
             is_first,
         };
-        Self {
+        // Of numbers that are read later, the stream may be a newer one: they are forgotten then.
+        let stream = shard.stream();
+        let mut sending = Self {
             label,
             heard_ms: shard.heard_ms(label.at),
             cursor: Some(shard.tracker_cursor()),
@@ -171,7 +175,11 @@ impl Sending {
             written: Vec::new(),
             index: 0,
             digest: [0; 32],
+        };
+        if stream != 0 {
+            sending.write(&Item::Stream(stream));
         }
+        sending
     }
 
     /// The next chunk, of which so many bytes at most are the snapshot's; none after the last. `shard`:
@@ -401,6 +409,7 @@ impl Assembly {
                 }
                 Item::Lease(user, conn, left_ms) => leases.push((user, conn, left_ms)),
                 Item::End(it) => end = Some(it),
+                Item::Stream(it) => self.shard.begin_with_stream(it),
             }
             rest = others;
         }

@@ -56,6 +56,16 @@ enum Connection<'a> {
         kept_since: u64,
         stored: u32,
     },
+    LiveByStream {
+        opened: u64,
+        newest: u64,
+        #[serde(borrow)]
+        metadata: Entries<'a>,
+        order: i64,
+        activity: Option<Activity>,
+        silence: Option<StartsWithoutMessage>,
+        stored: u32,
+    },
 }
 
 #[derive(Serialize, Deserialize)]
@@ -130,6 +140,7 @@ impl Record {
                         activity,
                         order,
                         silence,
+                        stored: 0,
                     } => Connection::Live {
                         opened: *opened,
                         newest: *newest,
@@ -137,6 +148,23 @@ impl Record {
                         order: *order,
                         activity: *activity,
                         silence: *silence,
+                    },
+                    Connected::Live {
+                        opened,
+                        newest,
+                        metadata,
+                        activity,
+                        order,
+                        silence,
+                        stored,
+                    } => Connection::LiveByStream {
+                        opened: *opened,
+                        newest: *newest,
+                        metadata: entries(metadata),
+                        order: *order,
+                        activity: *activity,
+                        silence: *silence,
+                        stored: *stored,
                     },
                     Connected::Closed {
                         timestamp,
@@ -235,6 +263,24 @@ impl Record {
                         activity,
                         order,
                         silence,
+                        stored: 0,
+                    },
+                    Connection::LiveByStream {
+                        opened,
+                        newest,
+                        metadata,
+                        order,
+                        activity,
+                        silence,
+                        stored,
+                    } => Connected::Live {
+                        opened,
+                        newest,
+                        metadata: metadata_of(metadata),
+                        activity,
+                        order,
+                        silence,
+                        stored,
                     },
                     Connection::Closed {
                         timestamp,

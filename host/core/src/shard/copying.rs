@@ -45,6 +45,16 @@ impl Shard {
         self.common.tracker.read(cursor, slots, records)
     }
 
+    /// The stream that connections' numbers are of, as when it was made; 0 for none.
+    pub fn stream(&self) -> u64 {
+        self.common.tracker.stream()
+    }
+
+    /// The numbers of connections that are put back are of this stream. To be said before them.
+    pub fn begin_with_stream(&mut self, stream: u64) {
+        self.common.tracker.begin_with_stream(stream);
+    }
+
     /// The live connections, and how much is left of the lease of each, in milliseconds.
     pub fn leases(&self) -> impl Iterator<Item = (&Arc<str>, &str, u64)> {
         self.common.tracker.leases()

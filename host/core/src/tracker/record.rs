@@ -67,6 +67,9 @@ pub enum Connected<M> {
         /// Over which starts of the host it has been silent; none if it has been heard
         /// from in this run.
         silence: Option<StartsWithoutMessage>,
+        /// The number of its last message that was taken from a stream, as far as it is kept; 0
+        /// for none.
+        stored: u32,
     },
     /// It was closed, and that is remembered.
     Closed {
@@ -76,8 +79,7 @@ pub enum Connected<M> {
         newest: u64,
         /// When the close was handled, by the host's clock.
         kept_since: u64,
-        /// The number of its last message that was taken from a stream, as far as it is kept; 0
-        /// for none.
+        /// As of a live one.
         stored: u32,
     },
 }
@@ -375,6 +377,7 @@ impl<M: Clone> Tracker<M> {
                 activity,
                 order,
                 silence,
+                stored,
             } => {
                 let newest = newest.min(now);
                 user.live += 1;
@@ -396,6 +399,7 @@ impl<M: Clone> Tracker<M> {
                     life.set_typing_at(now);
                 }
                 life.set_silence(silence);
+                life.stored = stored;
                 State::Live(life)
             }
             Connected::Closed {
@@ -505,6 +509,7 @@ fn connection_record<M: Clone>(roster: &mut Roster<M>, key: Key) -> Option<Track
                 activity: life.activity,
                 order: life.place.order,
                 silence: life.silence(),
+                stored: life.stored,
             }
         }
         State::Closed(close) => Connected::Closed {

@@ -67,16 +67,24 @@ impl<M: Clone> Tracker<M> {
         }
     }
 
+    /// The stream that connections' numbers are of, as when it was made; 0 for none.
+    pub fn stream(&self) -> u64 {
+        self.stream
+    }
+
+    /// The numbers of connections that are put back are of this stream. To be said before them.
+    pub fn begin_with_stream(&mut self, stream: u64) {
+        self.stream = stream;
+    }
+
     /// The numbers of a stream that is made anew are others.
     fn goes_on_with(&mut self, stream: u64) {
         if stream <= self.stream {
             return;
         }
-        // What was put back from a record is of the stream that is there.
-        if std::mem::replace(&mut self.stream, stream) != 0 {
-            for key in self.roster.connections.keys() {
-                self.roster.connections[key].note_stored(0);
-            }
+        self.stream = stream;
+        for key in self.roster.connections.keys() {
+            self.roster.connections[key].note_stored(0);
         }
     }
 }
@@ -166,14 +174,36 @@ mod tests {
         assert!(tracker.is_online("ann"));
     }
 
-    #[test]
-    fn a_close_that_is_put_back_knows_what_came_before_it() {
-        let mut first = tracker(&[(5, true), (9, false)]);
+    /// Another one that begins with what this one knows.
+    fn copy(first: &mut Tracker<()>) -> Tracker<()> {
         let mut second = Tracker::new(TrackerSettings::default());
+        second.begin_with_stream(first.stream());
         for record in first.all_records() {
             second.restore(HOUR + 20_000, 0, record);
         }
-        take(&mut second, HOUR + 50_000, at(5), true);
-        assert!(!second.is_online("ann"));
+        second
+    }
+
+    #[test]
+    fn what_is_put_back_knows_what_came_before_it() {
+        let mut closed = copy(&mut tracker(&[(5, true), (9, false)]));
+        take(&mut closed, HOUR + 50_000, at(5), true);
+        assert!(!closed.is_online("ann"));
+        let mut live = copy(&mut tracker(&[(5, true), (12, true)]));
+        take(&mut live, HOUR + 25_000, at(9), false);
+        assert!(live.is_online("ann"), "an old disconnect");
+        take(&mut live, HOUR + 25_000, at(13), false);
+        assert!(!live.is_online("ann"));
+    }
+
+    #[test]
+    fn what_is_put_back_keeps_nothing_from_a_stream_that_is_made_anew() {
+        let mut copy = copy(&mut tracker(&[(500, true), (501, false)]));
+        let anew = StreamPlace {
+            stream: 8,
+            sequence: 3,
+        };
+        take(&mut copy, HOUR + 50_000, anew, true);
+        assert!(copy.is_online("ann"));
     }
 }

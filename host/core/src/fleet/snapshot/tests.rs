@@ -3,7 +3,7 @@ use std::sync::Arc;
 use super::*;
 use crate::Settings;
 use crate::fleet::testing::{Everyone, message, shard};
-use crate::message::Kind;
+use crate::message::{Kind, Message, StreamPlace};
 use crate::tracker::TrackerSettings;
 
 const NOW: u64 = 1_700_000_000_000;
@@ -220,4 +220,46 @@ fn another_question_shard_or_format_is_told_apart() {
     chunk.format = FORMAT;
     chunk.index = CHUNKS_MAX;
     assert_eq!(refused(&chunk, 3), Refusal::Inconsistent);
+}
+
+/// A message of the stream, of the consumer that was made then.
+fn stored(kind: Kind, user: &str, at: u64, (stream, sequence): (u64, u64)) -> Input {
+    let Input::Message { message, reply } = message(kind, user, "c1", at) else {
+        unreachable!("it is a message");
+    };
+    let stored = Some(StreamPlace { stream, sequence });
+    let message = Message { stored, ..message };
+    Input::Message { message, reply }
+}
+
+#[test]
+fn a_copy_knows_which_messages_of_which_stream_were_taken() {
+    let names = Arc::new(Names::new());
+    let mut first = shard(&names);
+    for (kind, user, place) in [
+        (Kind::Connect, "ann", (7, 500)),
+        (Kind::Connect, "bob", (7, 501)),
+        (Kind::Disconnect, "bob", (7, 502)),
+    ] {
+        let input = stored(kind, user, NOW, place);
+        first.handle(NOW, input, &mut Everyone, &mut Vec::new());
+    }
+    let chunks = take(&mut first, label(8), &names);
+    let mut assembly = assembly(3, 8, &names);
+    let mut added = chunks.iter().map(|it| assembly.add(NOW, it, &names));
+    let mut copy = added.find_map(Result::unwrap).unwrap().shard;
+    let now = NOW + 12_000;
+    let mut take = |kind, user, place| {
+        copy.follow(now, stored(kind, user, now, place));
+        copy.connections()
+    };
+    assert_eq!(
+        take(Kind::Disconnect, "ann", (7, 499)),
+        1,
+        "it is an old one"
+    );
+    assert_eq!(take(Kind::Connect, "bob", (7, 501)), 1, "so is this");
+    // The numbers of a stream that is made anew begin with 1.
+    assert_eq!(take(Kind::Connect, "bob", (8, 1)), 2);
+    assert_eq!(take(Kind::Disconnect, "ann", (8, 2)), 1);
 }

@@ -41,6 +41,7 @@ fn records_have_the_bytes_of_their_format() {
             activity: None,
             order: 5,
             silence: None,
+            stored: 0,
         })),
         Record::Tracker(connection(Connected::Closed {
             timestamp: 1,
@@ -93,6 +94,7 @@ fn records_have_the_bytes_of_their_format() {
                 since: 4,
                 starts: 3,
             }),
+            stored: 0,
         })),
         Record::Status {
             user: name,
@@ -110,11 +112,20 @@ fn records_have_the_bytes_of_their_format() {
             kept_since: 3,
             stored: 9,
         })),
+        Record::Tracker(connection(Connected::Live {
+            opened: 1,
+            newest: 2,
+            metadata: metadata.clone(),
+            activity: None,
+            order: 5,
+            silence: None,
+            stored: 9,
+        })),
     ];
     let web = b"\x02\x06device\x05\"web\"\x01\x02ip\x011\x00";
     let told_bytes: &[u8] =
         b"\x02\x07\x07\x07\x07\x07\x07\x07\x07\x01\x03ben\x08\x08\x08\x08\x08\x08\x08\x08\x01\x04cleo";
-    let bytes: [(&[u8], Vec<u8>); 10] = [
+    let bytes: [(&[u8], Vec<u8>); 11] = [
         (
             b"\x00\x03ann\x02c1",
             [b"\x00\x01\x02", &web[..], b"\x0a\x00\x00"].concat(),
@@ -152,6 +163,10 @@ fn records_have_the_bytes_of_their_format() {
         ),
         (b"\x04\x03ann", b"\x08\x01\x06\"away\"\x01\x09".into()),
         (b"\x00\x03ann\x02c1", b"\x02\x01\x02\x03\x09".into()),
+        (
+            b"\x00\x03ann\x02c1",
+            [b"\x03\x01\x02", &web[..], b"\x0a\x00\x00\x09"].concat(),
+        ),
     ];
     for (record, (key, value)) in records.iter().zip(bytes) {
         assert_eq!(record.encode(&names), (key.to_vec(), Some(value.clone())));
