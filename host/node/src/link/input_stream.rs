@@ -314,6 +314,8 @@ fn unfit(config: &stream::Config, subjects: &Subjects) -> Option<String> {
         "removes messages that consumers have acknowledged (`retention` is not `limits`)"
     } else if config.max_messages_per_subject > 0 {
         "keeps only the last messages of a subject, of all users (`max_msgs_per_subject`)"
+    } else if config.allow_rollup {
+        "lets a publisher remove the messages of all others (`allow_rollup_hdrs`)"
     } else if config.no_ack {
         "acknowledges nothing, so that no publisher knows what it has (`no_ack`)"
     } else if config.sealed {
@@ -431,6 +433,7 @@ mod tests {
             "not `limits`",
         );
         refused(|it| it.max_messages_per_subject = 1, "max_msgs_per_subject");
+        refused(|it| it.allow_rollup = true, "allow_rollup_hdrs");
         refused(|it| it.no_ack = true, "no_ack");
         refused(|it| it.sealed = true, "sealed");
     }

@@ -29,7 +29,7 @@ use crate::link::shared_input::{Receipt, SharedInput};
 use crate::pool::log_limiter::LogLimiter;
 use crate::pool::{self, FleetTask, Shards};
 
-/// How often the log tells of messages on a wrong shard's subject.
+/// How often the log tells of messages on a wrong shard's subject, or of another stream.
 const WRONG_TOLD_MS: u64 = 10_000;
 
 /// Sorts what comes in for a node of a fleet.
@@ -49,6 +49,7 @@ pub(crate) struct Router {
     /// What is to be passed on.
     passed_on: Vec<(Destination, Incoming)>,
     wrong: LogLimiter,
+    other_stream: LogLimiter,
     /// How many messages the tenant may send, and this node's part of it.
     messages: Rate,
     part: Rate,
@@ -106,6 +107,7 @@ impl Router {
             next: None,
             passed_on: Vec::new(),
             wrong: LogLimiter::default(),
+            other_stream: LogLimiter::default(),
             messages,
             part: Rate::default(),
         }
@@ -196,7 +198,11 @@ impl Router {
         received: &Incoming,
         limits: Limits,
     ) -> Option<(usize, Input)> {
-        let receipt = Receipt::of_header(received.header(STORED)?, self.stream.as_ref()?)?;
+        let header = received.header(STORED).zip(self.stream.as_ref());
+        let Some(receipt) = header.and_then(|(it, stream)| Receipt::of_header(it, stream)) else {
+            self.is_of_other_stream();
+            return None;
+        };
         let input = self.stored_input(to, received, &receipt, limits);
         self.receipt = Some(receipt);
         Some((to.0 as usize, input))
@@ -272,6 +278,25 @@ impl Router {
             payload: payload.clone(),
             rejection,
             reply,
+        }
+    }
+
+    /// A message of the stream that a router has passed on is none of this node's stream. Nobody
+    /// acknowledges it, so it comes again and again.
+    fn is_of_other_stream(&self) {
+        let refused = &self.fleet.figures.refused;
+        refused.fetch_add(1, Ordering::Relaxed);
+        if let Some(messages) = self.other_stream.line(WRONG_TOLD_MS) {
+            let mine = match &self.stream {
+                Some(stream) => format!("takes from `{stream}`"),
+                None => "has none".into(),
+            };
+            tracing::warn!(
+                messages,
+                "another node passes on messages of an input stream that this node doesn't take, so they \
+                 are not handled: all nodes of the fleet are to have the same [input] stream, and this \
+                 one {mine}"
+            );
         }
     }
 
