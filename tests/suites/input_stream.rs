@@ -3,6 +3,7 @@
 
 mod cluster;
 mod fleet;
+mod fleet_consumer;
 mod kills;
 
 use anyhow::{Result, ensure};

@@ -2,12 +2,11 @@
 //! message is handled by the owner of its user, and acknowledged then.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, anyhow, ensure};
+use anyhow::{Context as _, Result, ensure};
 use async_nats::HeaderMap;
-use async_nats::jetstream::consumer::{self, FromConsumer as _, Info};
+use async_nats::jetstream::consumer::Info;
 use async_nats::jetstream::{self, Context, stream};
 use presence_tests::client::{Client, Recording, now_ms};
 use presence_tests::cluster::Cluster;
@@ -27,8 +26,8 @@ use super::{
 use crate::inputs;
 use crate::permissions;
 
-const CONSUMER: &str = "presence-fleet";
-const SHARDS: usize = 8;
+pub(super) const CONSUMER: &str = "presence-fleet";
+pub(super) const SHARDS: usize = 8;
 const USERS: usize = 80;
 const VIEWER: &str = "viewer";
 
@@ -41,20 +40,25 @@ const TIMEOUT: Duration = Duration::from_secs(15);
 /// How long a user stays, or stays away.
 const STAY: Duration = Duration::from_millis(100);
 
-fn user(number: usize) -> String {
+pub(super) fn user(number: usize) -> String {
     format!("user-{number}")
 }
 
 /// A broker with a stream, and nodes of a fleet by their names.
-struct Fleet {
-    nodes: BTreeMap<&'static str, (Host, Site)>,
-    tape: Recording,
+pub(super) struct Fleet {
+    pub(super) nodes: BTreeMap<&'static str, (Host, Site)>,
+    pub(super) tape: Recording,
     client: Client,
-    context: Context,
-    server: NatsServer,
+    pub(super) context: Context,
+    pub(super) server: NatsServer,
 }
 
-fn site(url: &str, name: &str) -> Result<Site> {
+pub(super) fn site(url: &str, name: &str) -> Result<Site> {
+    site_without_stream(url, name)?.with("input.stream", STREAM)
+}
+
+/// One that hears connects as they are published.
+pub(super) fn site_without_stream(url: &str, name: &str) -> Result<Site> {
     let contacts = (0..USERS).map(|number| (user(number), json!([VIEWER])));
     let contacts: serde_json::Map<_, _> = contacts.collect();
     let site = Site::new(url)?
@@ -64,20 +68,19 @@ fn site(url: &str, name: &str) -> Result<Site> {
         .with("fleet.lease_ms", 3_000)?
         // Longer than a message takes that is delivered again.
         .with("tracker.timeout_ms", i64::try_from(TIMEOUT.as_millis())?)?
-        .with("tracker.flap_threshold", 0)?
-        .with("input.stream", STREAM)?;
+        .with("tracker.flap_threshold", 0)?;
     site.write_directory_value(&json!({ "contacts": contacts }))?;
     Ok(site)
 }
 
 impl Fleet {
-    async fn start(names: &[&'static str]) -> Result<Self> {
+    pub(super) async fn start(names: &[&'static str]) -> Result<Self> {
         let mut fleet = Self::of_nobody().await?;
         fleet.join(names).await?;
         Ok(fleet)
     }
 
-    async fn of_nobody() -> Result<Self> {
+    pub(super) async fn of_nobody() -> Result<Self> {
         let server = NatsServer::start().await?;
         let client = Client::connect(&server.url()).await?;
         let fleet = Self {
@@ -97,7 +100,7 @@ impl Fleet {
     }
 
     /// The same, with leases of so many milliseconds.
-    async fn join_for(&mut self, names: &[&'static str], lease_ms: i64) -> Result<()> {
+    pub(super) async fn join_for(&mut self, names: &[&'static str], lease_ms: i64) -> Result<()> {
         for name in names {
             let site = site(&self.server.url(), name)?.with("fleet.lease_ms", lease_ms)?;
             self.nodes.insert(name, (Host::spawn(&site)?, site));
@@ -108,13 +111,13 @@ impl Fleet {
         self.is_settled().await
     }
 
-    fn node(&mut self, name: &str) -> Result<&mut Host> {
+    pub(super) fn node(&mut self, name: &str) -> Result<&mut Host> {
         let node = self.nodes.get_mut(name).context("a node")?;
         Ok(&mut node.0)
     }
 
     /// Waits until all shards are owned, and stood by for if anybody can.
-    async fn is_settled(&self) -> Result<()> {
+    pub(super) async fn is_settled(&self) -> Result<()> {
         let standbys = if self.nodes.len() > 1 { SHARDS } else { 0 };
         wait::until("all shards to be owned and stood by for", async || {
             let (mut owned, mut in_step) = (0.0, 0.0);
@@ -134,14 +137,14 @@ impl Fleet {
         Ok(())
     }
 
-    async fn leave(&mut self, name: &str) -> Result<()> {
+    pub(super) async fn leave(&mut self, name: &str) -> Result<()> {
         self.node(name)?.process.stop().await?;
         self.nodes.remove(name);
         Ok(())
     }
 
     /// Waits until all that the stream has is handled and acknowledged.
-    async fn is_quiet(&self) -> Result<Info> {
+    pub(super) async fn is_quiet(&self) -> Result<Info> {
         wait::until("all messages to be acknowledged", async || {
             let stream = self.context.get_stream(STREAM).await?;
             let last = stream.cached_info().state.last_sequence;
@@ -154,11 +157,11 @@ impl Fleet {
         .await
     }
 
-    async fn store(&self, subject: &str, body: &Value) -> Result<u64> {
+    pub(super) async fn store(&self, subject: &str, body: &Value) -> Result<u64> {
         store(&self.context, subject, body).await
     }
 
-    async fn connects(&self, user: &str, conn: &str) -> Result<u64> {
+    pub(super) async fn connects(&self, user: &str, conn: &str) -> Result<u64> {
         let body = inputs::connect(user, conn, now_ms());
         self.store(CONNECT, &body).await
     }
@@ -178,7 +181,7 @@ impl Fleet {
         Ok(online.map(str::to_owned).collect())
     }
 
-    async fn end(mut self) -> Result<()> {
+    pub(super) async fn end(mut self) -> Result<()> {
         for (host, _) in self.nodes.values_mut() {
             host.process.stop().await?;
         }
@@ -389,79 +392,6 @@ async fn what_cant_be_handled_is_a_dead_letter_and_isnt_delivered_again() -> Res
     let seen = fleet.tape.seen().iter();
     let letters = seen.filter(|seen| seen.is_hosts() && seen.subject == DLQ);
     assert_eq!(letters.count(), 2);
-    fleet.end().await
-}
-
-#[tokio::test]
-async fn a_consumer_that_is_removed_or_another_one_is_said_and_mended() -> Result<()> {
-    let mut fleet = Fleet::start(&["a", "b"]).await?;
-    fleet.connects(&user(0), "c1").await?;
-    fleet.is_quiet().await?;
-    let stream = fleet.context.get_stream(STREAM).await?;
-    stream.delete_consumer(CONSUMER).await?;
-    fleet.connects(&user(1), "c1").await?;
-    fleet.tape.hosts(ONLINE, 2).await?;
-    fleet.is_quiet().await?;
-
-    // Somebody changes it.
-    let found = stream.consumer_info(CONSUMER).await?.config;
-    let found = consumer::pull::Config::try_from_consumer_config(found);
-    let found = found.map_err(|error| anyhow!(error))?;
-    let other = consumer::pull::Config {
-        max_deliver: 3,
-        ..found.clone()
-    };
-    stream.update_consumer(other).await?;
-    let why = "gives up messages that nobody handled in time (`max_deliver`)";
-    fleet.node("a")?.unready_since(why).await?;
-    fleet.node("b")?.unready_since(why).await?;
-    fleet.connects(&user(2), "c1").await?;
-    stream.update_consumer(found).await?;
-    fleet.node("a")?.ready().await?;
-    fleet.node("b")?.ready().await?;
-    fleet.tape.hosts(ONLINE, 3).await?;
-
-    // Another stream has the same name.
-    fleet.is_quiet().await?;
-    fleet.context.delete_stream(STREAM).await?;
-    fleet.node("a")?.unready_since("there is no stream").await?;
-    command(&site(&fleet.server.url(), "command")?, &["input", "init"])?;
-    let body = inputs::disconnect(&user(2), "c1", now_ms(), "logout");
-    fleet.store(DISCONNECT, &body).await?;
-    fleet.node("a")?.ready().await?;
-    fleet.node("b")?.ready().await?;
-    let gone = fleet.tape.next("the user to go", |seen| {
-        seen.is_hosts() && seen.subject == OFFLINE && seen.text("userId") == user(2)
-    });
-    gone.await?;
-    fleet.is_quiet().await?;
-    fleet.end().await
-}
-
-#[tokio::test]
-async fn what_comes_is_handled_though_the_server_has_lost_what_it_had_before() -> Result<()> {
-    let mut fleet = Fleet::of_nobody().await?;
-    // The node keeps its lease while the server starts again, however long that takes.
-    fleet.join_for(&["a"], 10_000).await?;
-    for number in 0..9 {
-        fleet.connects(&user(number), "c1").await?;
-    }
-    fleet.is_quiet().await?;
-    fleet.server.kill().await?;
-    // The consumer is ahead of the stream then.
-    fs::remove_dir_all(fleet.server.messages_path(STREAM))?;
-    fleet.server.resume().await?;
-    let stored = wait::until("the stream to be back", async || {
-        let body = inputs::disconnect(&user(0), "c1", now_ms(), "client_disconnect");
-        Ok(fleet.store(DISCONNECT, &body).await.ok())
-    });
-    let sequence = stored.await?;
-    ensure!(sequence < 9, "{sequence}");
-    let gone = fleet.tape.next("the user to go", |seen| {
-        seen.is_hosts() && seen.subject == OFFLINE && seen.text("userId") == user(0)
-    });
-    assert_eq!(gone.await?.text("reason"), "disconnect");
-    fleet.is_quiet().await?;
     fleet.end().await
 }
 

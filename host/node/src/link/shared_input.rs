@@ -29,6 +29,9 @@ pub(crate) const ACK_WAIT: Duration = Duration::from_secs(5);
 /// shard without an owner are among them until its next owner has them.
 const UNACKNOWLEDGED_MAX: i64 = 16_384;
 
+/// From which delivery on something is likely to be wrong.
+const OFTEN: u64 = 6;
+
 /// From which delivery on a message is acknowledged before it is handled: whatever handles it may
 /// fail of it.
 const SUSPECT_FROM: u64 = 20;
@@ -84,6 +87,11 @@ impl Receipt {
     /// Whether it has been delivered before.
     pub(crate) fn is_repeated(&self) -> bool {
         self.deliveries > 1
+    }
+
+    /// Whether it has come so often that something is likely to be wrong.
+    pub(crate) fn is_often_repeated(&self) -> bool {
+        self.deliveries >= OFTEN
     }
 
     /// Whether the message is acknowledged before it is handled: it has come so often that who
@@ -171,7 +179,14 @@ impl InputStream {
                 )));
             }
         };
-        if let Some(why) = unfit(&info.config, &self.stream.cached_info().config.name) {
+        let name = &self.stream.cached_info().config.name;
+        if info.paused {
+            return Err(OpenError::Refused(format!(
+                "the stream `{name}` has a consumer `{CONSUMER}` that is paused: resume it, or wait \
+                 until its pause is over"
+            )));
+        }
+        if let Some(why) = unfit(&info.config, name) {
             return Err(OpenError::Refused(why));
         }
         let config = pull::Config::try_from_consumer_config(info.config.clone());
@@ -305,10 +320,14 @@ fn unfit(config: &AnyConsumer, stream: &str) -> Option<String> {
         "delivers no bodies (`headers_only`)"
     } else if config.replay_policy != ReplayPolicy::Instant {
         "delivers messages as slowly as they came (`replay_policy`)"
-    } else if config.pause_until.is_some() {
-        "is paused (`pause_until`): resume it"
+    } else if config.ack_wait != ACK_WAIT || !config.backoff.is_empty() {
+        "delivers a message again sooner or later than 5 s after nobody has handled it (`ack_wait`, \
+         `backoff`)"
     } else if config.durable_name.is_none() || config.memory_storage {
         "is forgotten when a server ends (`memory_storage`, or it isn't durable)"
+    } else if !config.inactive_threshold.is_zero() {
+        "is forgotten while no node runs (`inactive_threshold`, which may be of the stream's \
+         `consumer_limits`)"
     } else {
         return None;
     };
@@ -383,6 +402,10 @@ mod tests {
             |it| it.replay_policy = ReplayPolicy::Original,
             "replay_policy",
         );
+        const HOUR: Duration = Duration::from_hours(1);
+        refused(|it| it.ack_wait = HOUR, "ack_wait");
+        refused(|it| it.backoff = vec![ACK_WAIT, HOUR], "backoff");
+        refused(|it| it.inactive_threshold = HOUR, "inactive_threshold");
         refused(|it| it.memory_storage = true, "memory_storage");
         refused(|it| it.durable_name = None, "durable");
     }

@@ -27,6 +27,7 @@ use crate::link::input_stream::{Begin, InputStream, InputStreams, OpenError};
 use crate::link::shared_input::{
     ACK_WAIT, SharedConsumer, SharedInput, SharedMessages, SharedProgress,
 };
+use crate::pool::log_limiter::LogLimiter;
 use crate::pool::{Batch, Shards};
 use crate::telemetry::Tracer;
 
@@ -35,6 +36,19 @@ const PULL_MAX: u64 = 256;
 
 /// By how much the broker's clock may be behind, in milliseconds, where it says what is new.
 const CLOCKS_MS: u64 = 1_000;
+
+/// How many messages may be on their way to their owners however slowly they are handled.
+const FEW: u64 = PULL_MAX;
+
+/// After how many looks, from one [`TICK`] to the next, all that is on its way is to have been handled:
+/// that is half the time after which it is delivered again.
+const LOOKS: u64 = 5;
+
+/// How often in a row the reading may end as soon as it has begun before that is an outage.
+const EARLY_ENDS_MAX: u32 = 3;
+
+/// How often the log tells that messages wait for their owners.
+const WAIT_TOLD_MS: u64 = 10_000;
 
 /// For how long a node that has just started leaves it to others to make a consumer that is missing:
 /// they know up to where all has been handled.
@@ -56,6 +70,10 @@ pub(crate) struct StreamRouter {
     health: Arc<StreamHealth>,
     known: Known,
     begun: Instant,
+    /// How often in a row the reading has ended before it had taken anything.
+    early_ends: u32,
+    waits: LogLimiter,
+    unhandled: LogLimiter,
     /// The last message that was stored when the node began.
     behind: Option<u64>,
 }
@@ -82,6 +100,12 @@ impl Known {
             Some(_) => Begin::At(1),
             None => Begin::Since(self.in_order_at),
         }
+    }
+
+    /// Whether a stream that was made then, and has this last message, has lost its end.
+    fn has_lost_end(&self, stream: u64, last: u64) -> bool {
+        let known = self.handled.filter(|(known, _)| *known == stream);
+        known.is_some_and(|(_, handled)| handled.max(self.given) > last)
     }
 
     /// The consumer is so far in a stream that was made then. Says how many messages are not there
@@ -135,6 +159,9 @@ impl Tenant {
                 in_order_at: clock::now_ms().saturating_sub(timeout_ms),
             },
             begun: Instant::now(),
+            early_ends: 0,
+            waits: LogLimiter::default(),
+            unhandled: LogLimiter::default(),
             behind: None,
         })
     }
@@ -159,20 +186,23 @@ impl StreamRouter {
             let error = match open {
                 Ok(messages) => match self.take_from(messages, &mut stop).await {
                     Ok(()) => return,
-                    Err(error) => error,
+                    Err(error) => {
+                        self.early_ends += 1;
+                        error
+                    }
                 },
                 Err(error) => error,
             };
             match error {
-                OpenError::Refused(why) | OpenError::Away(why) => {
-                    self.health.fails(why);
-                    self.health.is_behind.store(false, Ordering::Relaxed);
-                }
-                OpenError::Again(why) => {
+                OpenError::Again(why) if self.early_ends < EARLY_ENDS_MAX => {
                     tracing::info!(
                         "the stream `{}` is taken from anew: {why}",
                         self.health.name
                     );
+                }
+                OpenError::Refused(why) | OpenError::Away(why) | OpenError::Again(why) => {
+                    self.health.fails(why);
+                    self.health.is_behind.store(false, Ordering::Relaxed);
                 }
             }
             if opened.elapsed() >= STEADY {
@@ -207,6 +237,9 @@ impl StreamRouter {
         let stream = self.streams.find().await?;
         let consumer = match stream.shared().await? {
             Some(consumer) => self.checked(consumer).await?,
+            None if self.known.has_lost_end(stream.made_at, stream.last) => {
+                self.share_anew(&stream).await?
+            }
             None => {
                 let is_new = self.known.handled.is_none();
                 let has_others = self.fleet.nodes().len() > 1;
@@ -223,7 +256,9 @@ impl StreamRouter {
         };
         self.behind.get_or_insert(stream.last);
         self.note(&stream, consumer.progress);
-        self.health.works();
+        if self.early_ends < EARLY_ENDS_MAX {
+            self.health.works();
+        }
         let pull = match self.messages.per_s() {
             0 => PULL_MAX,
             // No more than it may pass on in a second.
@@ -238,18 +273,19 @@ impl StreamRouter {
     /// A consumer that is there. One that is ahead of the stream, since a server has lost the stream's
     /// end, would leave out what is stored next.
     async fn checked(&mut self, consumer: SharedConsumer) -> Result<SharedConsumer, OpenError> {
-        // The server may have lost what it knew of the consumer, too.
-        let delivered = consumer.progress.delivered.max(self.known.given);
         // In this order: the stream only grows meanwhile.
         let stream = self.streams.find().await?;
-        let is_known = self
-            .known
-            .handled
-            .is_none_or(|(known, _)| known == stream.made_at);
-        if delivered <= stream.last || (!is_known && consumer.progress.delivered <= stream.last) {
+        // The server may have lost what it knew of the consumer, too.
+        let is_behind = self.known.has_lost_end(stream.made_at, stream.last);
+        if !is_behind && consumer.progress.delivered <= stream.last {
             return Ok(consumer);
         }
         stream.unshare().await?;
+        self.share_anew(&stream).await
+    }
+
+    /// Makes the consumer of a stream that has lost its end.
+    async fn share_anew(&mut self, stream: &InputStream) -> Result<SharedConsumer, OpenError> {
         let since = self.known.in_order_at.saturating_sub(CLOCKS_MS);
         let made = stream.share(Begin::Since(since)).await?;
         self.known.given = 0;
@@ -292,7 +328,9 @@ impl StreamRouter {
         let link = self.streams.link();
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut looked_at = Instant::now();
+        let (begun, mut looked_at) = (Instant::now(), Instant::now());
+        // Since when no more are taken, and how many were on their way at the last look.
+        let mut waiting: Option<(Instant, Option<u64>)> = None;
         loop {
             tokio::select! {
                 biased;
@@ -310,23 +348,79 @@ impl StreamRouter {
                     if self.streams.link() != link {
                         return Err(OpenError::Again("NATS was connected anew".into()));
                     }
-                    if looked_at.elapsed() < LOOK {
+                    if begun.elapsed() >= STEADY {
+                        self.is_steady();
+                    }
+                    if looked_at.elapsed() < LOOK && waiting.is_none() {
                         continue;
                     }
                     looked_at = Instant::now();
-                    self.look().await?;
+                    let left = self.look().await?;
+                    if let Some((since, before)) = waiting {
+                        waiting = is_too_much(left, before).then_some((since, Some(left)));
+                        if waiting.is_some() && before.is_none() {
+                            self.say_that_it_waits(left);
+                        }
+                        if waiting.is_none() && since.elapsed() >= ACK_WAIT {
+                            let why = "its messages had to wait for their owners";
+                            return Err(OpenError::Again(why.into()));
+                        }
+                    }
                 }
-                first = messages.next() => {
+                first = messages.next(), if waiting.is_none() => {
                     let (batch, end) = gathered(first?, length, || messages.next().now_or_never());
+                    self.is_steady();
+                    let is_late = batch.iter().any(|it| it.receipt.is_repeated());
+                    self.say_what_nobody_handles(&batch);
                     self.hand_on(batch).await?;
                     end?;
+                    // While a shard has no owner, its messages come again for that.
+                    if is_late && self.fleet.ownerless() == 0 {
+                        waiting = Some((Instant::now(), None));
+                    }
                 }
             }
         }
     }
 
-    /// Looks at the stream and its consumer: somebody may have changed them.
-    async fn look(&mut self) -> Result<(), OpenError> {
+    /// Where shards have owners, and one of its messages comes again and again all the same, somebody
+    /// has to do something.
+    fn say_what_nobody_handles(&self, batch: &[SharedInput]) {
+        let is_unhandled = |it: &&SharedInput| it.receipt.is_often_repeated();
+        let messages = batch.iter().filter(is_unhandled).count();
+        if messages > 0
+            && self.fleet.ownerless() == 0
+            && self.unhandled.line(WAIT_TOLD_MS).is_some()
+        {
+            tracing::warn!(
+                messages,
+                "messages of the stream `{}` are delivered again and again, though their users have \
+                 owners: do all nodes have this [input] stream, and may they acknowledge its messages?",
+                self.health.name
+            );
+        }
+    }
+
+    fn say_that_it_waits(&self, messages: u64) {
+        if self.waits.line(WAIT_TOLD_MS).is_some() {
+            tracing::warn!(
+                messages,
+                "messages of the stream `{}` are delivered again before their owners have handled them: \
+                 this node takes no others until what is on its way is soon handled",
+                self.health.name
+            );
+        }
+    }
+
+    /// Messages come, or could.
+    fn is_steady(&mut self) {
+        self.early_ends = 0;
+        self.health.works();
+    }
+
+    /// Looks at the stream and its consumer: somebody may have changed them. Says how many messages
+    /// are on their way to their owners.
+    async fn look(&mut self) -> Result<u64, OpenError> {
         let stream = self.streams.find().await?;
         let is_other = self
             .known
@@ -340,7 +434,7 @@ impl StreamRouter {
         };
         let progress = consumer.progress;
         self.note(&stream, progress);
-        Ok(())
+        Ok(progress.unacknowledged)
     }
 
     /// Passes messages on, and returns when this node's own shards have had room for theirs.
@@ -415,6 +509,14 @@ impl StreamRouter {
     }
 }
 
+/// Whether too many messages are on their way to their owners for more to be taken, by how many there
+/// were at the last look. Where none are handled, they may have been lost: they are to be passed on
+/// again.
+fn is_too_much(left: u64, before: Option<u64>) -> bool {
+    let is_slow = |handled: u64| handled > 0 && left > handled * LOOKS;
+    left > FEW && before.is_none_or(|it| is_slow(it.saturating_sub(left)))
+}
+
 /// How long a message is, in bytes.
 fn length(input: &SharedInput) -> usize {
     input.message.bytes()
@@ -444,6 +546,21 @@ mod tests {
         known.note(7, 1, at(30, 40));
         assert_eq!(known.begin(7), Begin::At(31));
         assert_eq!(known.begin(8), Begin::At(1), "another stream");
+        assert!(!known.has_lost_end(7, 30) && known.has_lost_end(7, 29));
+        assert!(!known.has_lost_end(8, 3), "another stream");
+    }
+
+    #[test]
+    fn more_is_taken_when_what_is_on_its_way_is_soon_handled_or_stays_unhandled() {
+        assert!(!is_too_much(FEW, None));
+        assert!(
+            is_too_much(8_000, None),
+            "it isn't known how fast that goes"
+        );
+        assert!(is_too_much(8_000, Some(8_100)));
+        assert!(!is_too_much(8_000, Some(10_000)));
+        assert!(!is_too_much(8_000, Some(8_000)), "nobody handles it");
+        assert!(!is_too_much(8_000, Some(7_000)));
     }
 
     #[test]
