@@ -9,6 +9,7 @@ mod refused;
 mod subjects;
 mod tenant_changes;
 mod tenants;
+mod together;
 
 use std::collections::BTreeMap;
 

@@ -28,6 +28,9 @@ pub(crate) struct Args {
     costs: Costs,
 }
 
+/// For how long a router has a heartbeat wait for others of its shard, in seconds.
+const ROUTER_WAITS_S: f64 = 0.02;
+
 /// What is measured elsewhere: see `cargo xtask bench`.
 #[derive(clap::Args)]
 struct Costs {
@@ -260,15 +263,20 @@ impl Needs {
         let share = from.standby_inputs_per_s / from.inputs_per_s;
         let standbys =
             taking * share + told * seconds(costs.take_us) + from.standby_ns_per_s * times / 1e9;
-        let routers = inputs * seconds(costs.route_us + costs.take_us);
         let of_node = costs.cores * costs.load;
         let nodes = ((owners + standbys) / of_node).ceil();
         let bytes = (from.owner_bytes + from.standby_bytes) * times;
         // The application's message, and one to the owner and to the standby each, if it takes it in. A
         // filtered event is counted once: how many gateways listen is theirs.
         let broker_messages = inputs * (2.0 + share) + published * 2.0;
-        // It comes in twice, and goes to the router, too.
-        let broker_messages_routed = broker_messages + inputs * 2.0;
+        // It goes to the router, too, and comes in again: a heartbeat with others of its shard, which another
+        // input parts.
+        let shards = (connections / 250_000.0).max(64.0).log2().ceil().exp2();
+        let changes = from.changes_per_s * times;
+        let together = (inputs * ROUTER_WAITS_S / (nodes * shards)).max(1.0);
+        let passed_on = ((inputs - changes) / together + 2.0 * changes).min(inputs);
+        let broker_messages_routed = broker_messages + passed_on * 2.0;
+        let routers = inputs * seconds(costs.take_us + costs.route_us);
         let node_bytes =
             (from.input_bytes_per_s * (1.0 + share) + from.told_bytes_per_s) * times / nodes;
         Self {
@@ -285,7 +293,7 @@ impl Needs {
             broker_messages,
             broker_messages_routed,
             servers: (broker_messages * seconds(costs.broker_us) / of_node).ceil(),
-            shards: (connections / 250_000.0).max(64.0).log2().ceil().exp2(),
+            shards,
         }
     }
 }

@@ -96,6 +96,8 @@ const SHARD: &str = "presence.shard.";
 pub enum ShardMessage {
     /// An input.
     Input(Kind),
+    /// Heartbeats that a router passes on together.
+    Heartbeats,
     /// An input of the input stream, which only routers pass on.
     Stored(Kind),
     /// A request to decide about an event again.
@@ -126,6 +128,11 @@ impl Subjects {
         format!("{}{SHARD}{shard}.in.{name}", self.prefix)
     }
 
+    /// Where routers pass on several heartbeats together to a shard, a line each.
+    pub fn shard_heartbeats(&self, shard: u32) -> String {
+        format!("{}{SHARD}{shard}.heartbeats", self.prefix)
+    }
+
     /// Where routers pass on to a shard what they take from the input stream. Nobody else may
     /// publish here: what is said here is acknowledged in the stream.
     pub fn shard_stored(&self, shard: u32, kind: Kind) -> String {
@@ -143,6 +150,7 @@ impl Subjects {
         let (shard, what) = rest.split_once('.')?;
         let message = match what {
             "told" => ShardMessage::Told,
+            "heartbeats" => ShardMessage::Heartbeats,
             "in.redrive" => ShardMessage::Redrive,
             _ => {
                 let (way, name) = what.split_once('.')?;
@@ -357,6 +365,9 @@ mod tests {
         let read = |subject: &str| subjects.shard_message(subject);
         assert_eq!(read(&redrive), Some((0, ShardMessage::Redrive)));
         assert_eq!(read(&subjects.told(7)), Some((7, ShardMessage::Told)));
+        let together = subjects.shard_heartbeats(7);
+        assert_eq!(together, "acme.presence.shard.7.heartbeats");
+        assert_eq!(read(&together), Some((7, ShardMessage::Heartbeats)));
         for other in [
             "presence.shard.1.told",
             "acme.presence.shard.x.told",
@@ -386,6 +397,7 @@ mod tests {
             assert_eq!(times(&subjects.shard_stored(7, kind)), 1, "{kind:?}");
         }
         assert_eq!(times(&subjects.told(7)), 1);
+        assert_eq!(times(&subjects.shard_heartbeats(7)), 0);
     }
 
     #[test]

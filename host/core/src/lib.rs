@@ -21,6 +21,7 @@ mod changed;
 pub mod clock;
 pub mod comparison;
 pub mod departed;
+pub mod digest;
 pub mod directory;
 pub mod event;
 pub mod fleet;

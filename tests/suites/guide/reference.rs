@@ -115,6 +115,7 @@ fn the_reference_has_every_subject() -> Result<()> {
         .chain([
             "presence-directory.<question>",
             "presence.shard.<shard>.in.<kind>",
+            "presence.shard.<shard>.heartbeats",
             "presence.shard.<shard>.stored.<kind>",
             "presence.shard.<shard>.told",
             "presence.node.<node>.<what>",

@@ -1,7 +1,8 @@
 //! What a hostile tenant does to a quiet one on the same node, of each kind that there is: how long
 //! events of the quiet one take, one at a time, while the other one does nothing and while it does
 //! its worst. A third figure is with the same load on the broker, and none on the node: on few
-//! cores, broker and load take their part of the time, whatever the node does.
+//! cores, broker and load take their part of the time, whatever the node does. What the other one's
+//! work takes of the cores shows where it has a node of its own, on the same machine.
 
 use std::fs;
 use std::io::Write as _;
@@ -12,6 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use presence_tests::site::Site;
 use presence_tests::{component, http, wait};
 use serde_json::Value;
 use toml::{Table, toml};
@@ -60,6 +62,8 @@ enum Kept {
     Quotas,
     /// On threads that aren't the quiet one's.
     Isolated,
+    /// In a process that isn't the quiet one's.
+    Elsewhere,
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -81,7 +85,7 @@ const DOES: [(&str, Does); 6] = [
     ("queries of 1,000", Does::Queries),
 ];
 
-/// All kinds: each as it is, within quotas, and isolated.
+/// All kinds: each as it is, within quotas, isolated, and elsewhere.
 fn kinds() -> impl Iterator<Item = Kind> {
     DOES.into_iter().flat_map(|(title, does)| {
         let kind = move |title, kept| Kind { title, does, kept };
@@ -89,6 +93,7 @@ fn kinds() -> impl Iterator<Item = Kind> {
             kind(title, Kept::Nothing),
             kind("  within quotas", Kept::Quotas),
             kind("  isolated", Kept::Isolated),
+            kind("  on a node of its own", Kept::Elsewhere),
         ]
     })
 }
@@ -117,18 +122,36 @@ fn one(broker: &Broker, args: &Args, kind: Kind) -> Result<Row> {
         viewers: 100,
     };
     let mut folder = PathBuf::new();
-    let mut entrant =
-        Entrant::presence(broker, kind.title, None, &population.directory(), |site| {
-            folder = site.path().to_owned();
-            fs::write(folder.join("hostile.json"), directory(kind.does, 0))?;
-            if let Some((plugin, _)) = plugin(kind.does) {
-                site.write_plugin(plugin, component::load(&format!("fixtures/{plugin}"))?)?;
-            }
-            // Its shards are on every thread: none is the quiet one's own.
-            site.with("tenant", vec![toml! { name = "quiet" }, hostile(kind)?])
-        })?;
+    let mut prepare = |site: Site| {
+        folder = site.path().to_owned();
+        fs::write(folder.join("hostile.json"), directory(kind.does, 0))?;
+        if let Some((plugin, _)) = plugin(kind.does) {
+            site.write_plugin(plugin, component::load(&format!("fixtures/{plugin}"))?)?;
+        }
+        anyhow::Ok(site)
+    };
+    let start = |title, configure: &mut dyn FnMut(Site) -> Result<Site>| {
+        Entrant::presence(broker, title, None, &population.directory(), configure)
+    };
+    let quiet = || toml! { name = "quiet" };
+    let (mut entrant, other) = match kind.kept {
+        Kept::Elsewhere => {
+            let other = start("the other one", &mut |site| {
+                prepare(site)?.with("tenant", vec![hostile(kind)?])
+            })?;
+            until_served(broker, &other, 1).with_context(|| other.last_words())?;
+            let entrant = start(kind.title, &mut |site| site.with("tenant", vec![quiet()]))?;
+            (entrant, Some(other))
+        }
+        // Its shards are on every thread: none is the quiet one's own.
+        _ => {
+            let both = |site| prepare(site)?.with("tenant", vec![quiet(), hostile(kind)?]);
+            (start(kind.title, &mut { both })?, None)
+        }
+    };
     entrant.root = "quiet.presence".into();
-    until_served(broker, &entrant).with_context(|| entrant.last_words())?;
+    let served = 2 - usize::from(other.is_some());
+    until_served(broker, &entrant, served).with_context(|| entrant.last_words())?;
     let subject = format!("{}.filtered.*", entrant.root);
     let mut quiet = OneByOne {
         generator: Generator::connect(broker.server.port(), &subject)?,
@@ -161,16 +184,16 @@ fn one(broker: &Broker, args: &Args, kind: Kind) -> Result<Row> {
     Ok(row)
 }
 
-/// Waits until both tenants are served.
-pub(super) fn until_served(broker: &Broker, entrant: &Entrant) -> Result<()> {
+/// Waits until so many tenants are served.
+pub(super) fn until_served(broker: &Broker, entrant: &Entrant, count: usize) -> Result<()> {
     let port = entrant.site().context("it is a host")?.http_port();
-    let served = wait::until("both tenants to be served", async || {
+    let served = wait::until("tenants to be served", async || {
         let status = http::get(port, "/status").await?.body;
         let status: Value = serde_json::from_str(&status)?;
         let tenants = status.get("tenants").and_then(Value::as_array);
         let states = tenants.into_iter().flatten().map(|it| it.get("state"));
         let serving = states.filter(|it| it.and_then(Value::as_str) == Some("serving"));
-        Ok((serving.count() == 2).then_some(()))
+        Ok((serving.count() == count).then_some(()))
     });
     broker.runtime.block_on(served)
 }

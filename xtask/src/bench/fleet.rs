@@ -20,6 +20,9 @@ use super::{Args, Broker};
 /// How long a fleet is left alone after something has happened, so that all that comes of it is seen.
 const AFTER: Duration = Duration::from_secs(3);
 
+/// For how long nobody has been told of anything where all of it is known.
+const QUIET: Duration = Duration::from_millis(500);
+
 /// What happened to the shard, and what came of it.
 pub(crate) struct Happening {
     pub(crate) title: &'static str,
@@ -113,7 +116,15 @@ impl Scene<'_> {
         happen: impl FnOnce(&mut Self, &mut Instant) -> Result<()>,
     ) -> Result<Happening> {
         eprintln!("  {title}");
-        let differences = self.watch.others();
+        // What viewers are yet to be told of a load before is no part of it.
+        let mut differences = self.watch.others();
+        loop {
+            std::thread::sleep(QUIET);
+            let others = self.watch.others();
+            if others == std::mem::replace(&mut differences, others) {
+                break;
+            }
+        }
         let probes = Probes::begin(self)?;
         std::thread::sleep(AFTER);
         let mut begun = Instant::now();

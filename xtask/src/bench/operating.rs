@@ -50,6 +50,8 @@ pub(crate) struct UnderLoad {
     /// How long events took, one at a time.
     pub(crate) steady: Times,
     pub(crate) swapping: Times,
+    /// While another node swapped as often, on the same machine: what the work itself takes of the cores.
+    pub(crate) elsewhere: Times,
     /// The node's resident bytes after [`WARM`] swaps, and after all.
     pub(crate) resident: [u64; 2],
 }
@@ -68,22 +70,10 @@ pub(crate) fn swaps(broker: &Broker, args: &Args) -> Result<UnderLoad> {
         users: ONLINE,
         viewers: 100,
     };
-    let tenant = "swaps";
-    let directory = population.directory();
-    let entrant = Entrant::of_store(broker, "presence", tenant, &directory, PIPELINE)?;
-    let site = entrant.site().context("it is a host")?;
-    let digests = [pushed(site, "contacts", 1)?, pushed(site, "contacts", 2)?];
-    let generator = Generator::connect(
-        broker.server.port(),
-        &format!("{}.filtered.*", entrant.root),
-    )?;
-    let mut load = OneByOne {
-        generator,
-        entrant: &entrant,
-        population,
-        events: 0,
-    };
-    load.all_but_one(true)?;
+    let (entrant, digests) = swapped(broker, "swaps", population)?;
+    let (other, other_digests) = swapped(broker, "elsewhere", population)?;
+    drop(OneByOne::online(broker, &other, population)?);
+    let mut load = OneByOne::online(broker, &entrant, population)?;
     // As many as the longest part of the swaps has.
     let mut steady = Times::default();
     load.run(&mut Times::default(), Duration::from_secs(2))?;
@@ -92,7 +82,7 @@ pub(crate) fn swaps(broker: &Broker, args: &Args) -> Result<UnderLoad> {
     let begun = generation(broker, &entrant)?;
     // A node takes only the newest revision that it finds: it can't be asked for more than it does.
     let apart = Duration::from_secs(1) / args.swaps_per_s.max(1);
-    let swapper = Swapper::begin(broker, tenant, digests, apart)?;
+    let swapper = Swapper::begin(broker, "swaps", digests, apart)?;
     let began = Instant::now();
     let mut swapping = Times::default();
     let mut first = None;
@@ -110,6 +100,14 @@ pub(crate) fn swaps(broker: &Broker, args: &Args) -> Result<UnderLoad> {
     let took = began.elapsed().as_secs_f64();
     swapper.end()?;
     let last = resident(entrant.pid())?;
+
+    let begun = generation(broker, &other)?;
+    let swapper = Swapper::begin(broker, "elsewhere", other_digests, apart)?;
+    let mut elsewhere = Times::default();
+    load.run(&mut Times::default(), Duration::from_secs(2))?;
+    load.run(&mut elsewhere, Duration::from_secs(20))?;
+    swapper.end()?;
+    ensure!(generation(broker, &other)? > begun, "the other node swaps");
     load.run(&mut steady, Duration::from_secs(10))?;
     // Each of them is told offline, once: nobody was lost.
     load.all_but_one(false)
@@ -120,8 +118,22 @@ pub(crate) fn swaps(broker: &Broker, args: &Args) -> Result<UnderLoad> {
         wanted_a_second: args.swaps_per_s,
         steady,
         swapping,
+        elsewhere,
         resident: [first.unwrap_or(last), last],
     })
+}
+
+/// A node with a pipeline in a store of its own, and two builds of a plugin to swap.
+fn swapped(
+    broker: &Broker,
+    tenant: &str,
+    population: Population,
+) -> Result<(Entrant, [String; 2])> {
+    let directory = population.directory();
+    let entrant = Entrant::of_store(broker, "presence", tenant, &directory, PIPELINE)?;
+    let site = entrant.site().context("it is a host")?;
+    let digests = [pushed(site, "contacts", 1)?, pushed(site, "contacts", 2)?];
+    Ok((entrant, digests))
 }
 
 /// Rates of events with a shadow beside the pipeline, with the metrics read, and with neither.
@@ -169,7 +181,20 @@ pub(super) struct OneByOne<'a> {
     pub(super) events: u64,
 }
 
-impl OneByOne<'_> {
+impl<'a> OneByOne<'a> {
+    /// Takes everyone online but the first one, who comes and goes.
+    fn online(broker: &Broker, entrant: &'a Entrant, population: Population) -> Result<Self> {
+        let subject = format!("{}.filtered.*", entrant.root);
+        let mut load = Self {
+            generator: Generator::connect(broker.server.port(), &subject)?,
+            entrant,
+            population,
+            events: 0,
+        };
+        load.all_but_one(true)?;
+        Ok(load)
+    }
+
     /// Sends events for some time.
     pub(super) fn run(&mut self, times: &mut Times, time: Duration) -> Result<()> {
         let (one, root) = (self.population.of_one(), &self.entrant.root);

@@ -72,7 +72,7 @@ fn one(broker: &Broker, connections: usize, title: &'static str, grace_ms: i64) 
         site.with("tenant", vec![toml! { name = "quiet" }, storming(grace_ms)])
     })?;
     entrant.root = "quiet.presence".into();
-    until_served(broker, &entrant).with_context(|| entrant.last_words())?;
+    until_served(broker, &entrant, 2).with_context(|| entrant.last_words())?;
     let mut quiet = OneByOne {
         generator: Generator::connect(broker.server.port(), "quiet.presence.filtered.*")?,
         entrant: &entrant,

@@ -11,6 +11,7 @@ use super::memory::Memory;
 use super::operating::{Beside, UnderLoad};
 use super::queries;
 use super::storm;
+use super::times::Times;
 
 /// How wide the first column is.
 const TITLE: usize = 32;
@@ -179,13 +180,20 @@ pub(crate) fn under_load(figures: &UnderLoad) -> String {
         grouped(figures.swaps as f64),
         figures.wanted_a_second
     );
-    let heads = ["steady", "while swapping", "ratio"].map(str::to_owned);
-    line(&mut text, &title, heads);
+    let heads = [
+        "steady",
+        "another node swaps",
+        "while swapping",
+        "ratio to either",
+    ];
+    line(&mut text, &title, heads.map(str::to_owned));
     for (title, part) in [("median, µs", 0.5), ("99th percentile, µs", 0.99)] {
-        let [steady, swapping] = [&figures.steady, &figures.swapping].map(|it| it.us(part));
-        let times = format!("{:.2}", swapping / steady);
-        let cells = [format!("{steady:.0}"), format!("{swapping:.0}"), times];
-        line(&mut text, title, cells);
+        let times = [&figures.steady, &figures.elsewhere, &figures.swapping];
+        let times = times.map(|it| it.us(part));
+        let [steady, elsewhere, swapping] = times;
+        let ratio = format!("{:.2} {:.2}", swapping / steady, swapping / elsewhere);
+        let us = times.map(|us| format!("{us:.0}"));
+        line(&mut text, title, us.into_iter().chain([ratio]));
     }
     let [before, after] = figures.resident;
     let mib = |bytes: u64| format!("{:.1}", bytes as f64 / f64::from(1 << 20));
@@ -193,13 +201,14 @@ pub(crate) fn under_load(figures: &UnderLoad) -> String {
     line(
         &mut text,
         "resident, MiB: first, last",
-        [mib(before), mib(after), times],
+        [mib(before), String::new(), mib(after), times],
     );
-    let answered = [figures.steady.len(), figures.swapping.len()];
+    let answered = [&figures.steady, &figures.elsewhere, &figures.swapping].map(Times::len);
     let answered = answered.map(|count| grouped(count as f64));
     line(&mut text, "events, each answered", answered);
     let a_second = format!("{:.0}", figures.a_second);
-    line(&mut text, "swaps a second", [String::new(), a_second]);
+    let a_second = [String::new(), String::new(), a_second];
+    line(&mut text, "swaps a second", a_second);
     text
 }
 

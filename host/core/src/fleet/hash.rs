@@ -1,6 +1,7 @@
 //! The hashes that nodes, brokers and standbys must agree on. They are written down here, and
 //! never change within one [`VERSION`].
 
+use crate::digest::{FNV64_OFFSET, fnv64, mix};
 use crate::token;
 
 /// Which hashes these are. It is noted in the fleet's bucket: a node with others can't join.
@@ -42,37 +43,13 @@ pub fn rank<'a>(
     ranks
 }
 
-/// A digest of several texts. It isn't the digest of the same texts cut elsewhere.
-pub fn digest(parts: &[&[u8]]) -> u64 {
-    let hash = parts.iter().fold(FNV64_OFFSET, |hash, part| {
-        let length = (part.len() as u64).to_le_bytes();
-        fnv64(fnv64(hash, &length), part)
-    });
-    mix(hash)
-}
-
 const FNV32_OFFSET: u32 = 0x811c_9dc5;
 const FNV32_PRIME: u32 = 0x0100_0193;
-const FNV64_OFFSET: u64 = 0xcbf2_9ce4_8422_2325;
-const FNV64_PRIME: u64 = 0x0000_0100_0000_01b3;
 
 fn fnv32(bytes: &[u8]) -> u32 {
     bytes.iter().fold(FNV32_OFFSET, |hash, byte| {
         (hash ^ u32::from(*byte)).wrapping_mul(FNV32_PRIME)
     })
-}
-
-fn fnv64(hash: u64, bytes: &[u8]) -> u64 {
-    bytes.iter().fold(hash, |hash, byte| {
-        (hash ^ u64::from(*byte)).wrapping_mul(FNV64_PRIME)
-    })
-}
-
-/// FNV-1a leaves the high bits of short texts alike. This is what splitmix64 ends with.
-fn mix(mut hash: u64) -> u64 {
-    hash = (hash ^ (hash >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    hash = (hash ^ (hash >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    hash ^ (hash >> 31)
 }
 
 #[cfg(test)]
@@ -82,6 +59,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::digest::digest;
 
     #[test]
     fn a_partition_is_the_brokers() {
@@ -107,8 +85,6 @@ mod tests {
     fn weights_stay_as_they_are_written_down() {
         assert_eq!(weight(0, 0, "node-a"), 0xf8ca_07f6_83e8_4175);
         assert_eq!(weight(0, 63, "node-b"), 0x6168_0dec_2e76_9896);
-        assert_eq!(digest(&[b"ab", b"c"]), 0x482f_6f54_3bbc_5465);
-        assert_ne!(digest(&[b"ab", b"c"]), digest(&[b"a", b"bc"]));
     }
 
     #[test]

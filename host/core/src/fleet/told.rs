@@ -16,16 +16,12 @@ use hashbrown::HashMap;
 use roaring::RoaringBitmap;
 use serde::{Deserialize, Serialize};
 
-use super::hash::digest;
 use crate::audience::{Audience, VisitedSets};
+use crate::digest::{PARTS, digest};
 use crate::ledger::LedgerEntry;
 use crate::names::{Id, Names};
 use crate::recipients::{Recipients, ShownDigest};
 use crate::record::Record;
-
-/// In how many parts connections are compared. A part in which some come and go all the time
-/// hides no difference in another.
-pub const PARTS: usize = 32;
 
 /// A message to those who follow.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

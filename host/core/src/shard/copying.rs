@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::Shard;
 use super::env::Common;
 use super::presence::Presence;
+use crate::digest::PartedDigest;
 use crate::metadata::Metadata;
 use crate::names::Name;
 use crate::record::Record;
@@ -58,6 +59,11 @@ impl Shard {
     /// The live connections, and how much is left of the lease of each, in milliseconds.
     pub fn leases(&self) -> impl Iterator<Item = (&Arc<str>, &str, u64)> {
         self.common.tracker.leases()
+    }
+
+    /// The digest of the live connections that have an id. It is kept from the first time on.
+    pub fn live_digest(&mut self) -> PartedDigest {
+        self.common.tracker.live_digest()
     }
 
     /// What applications have stated of users, as far as it holds.

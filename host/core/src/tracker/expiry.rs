@@ -215,10 +215,11 @@ impl<M: Clone> Tracker<M> {
     }
 
     /// Has all leases be cut in time that may have to be: those of connections that
-    /// have missed more than a time-out of receiving since they were last heard from.
-    /// The lease of any other is over by the time of its cut.
+    /// have missed more than a time-out of receiving since they were last heard from, or will have before
+    /// this is called again. The lease of any other is over by the time of its cut.
     fn queue_cuts(&mut self) {
         let timeout_ms = self.settings.timeout_ms;
+        let missed_ms = timeout_ms - self.receive_clock.slack_ms(timeout_ms);
         let (up_to, clock) = (self.receive_clock.heard_up_to(), self.receive_clock.clock());
         for key in self.roster.connections.keys() {
             let State::Live(life) = &self.roster.connections[key].state else {
@@ -226,7 +227,7 @@ impl<M: Clone> Tracker<M> {
             };
             let passed = i128::from(up_to) - i128::from(life.heard_at);
             let used = i128::from(clock) - i128::from(life.lease_from);
-            if passed - used > i128::from(timeout_ms) {
+            if passed - used > i128::from(missed_ms) {
                 self.timers.cut_at(cut_at(life, timeout_ms), key);
             }
         }

@@ -454,7 +454,7 @@ impl<M: Clone> Tracker<M> {
             conn: Arc::from(&*self.roster.connections[key].id),
             metadata: life.metadata.clone(),
         });
-        self.roster.connections[key].state = State::Live(life);
+        self.roster.set_state(key, State::Live(life));
         self.link(key);
         if transition.is_none() && self.is_shown(key) {
             self.note_reshown(key);
@@ -501,21 +501,22 @@ impl<M: Clone> Tracker<M> {
     fn close(&mut self, key: Key, timestamp: u64, newest: u64) {
         let was_shown = self.is_shown(key);
         self.unlink(key);
-        let connection = &mut self.roster.connections[key];
+        let connection = &self.roster.connections[key];
         let mut said = None;
         if let State::Live(life) = &connection.state {
             said = life.activity;
             self.roster.users[connection.user].live -= 1;
             self.live_connections.release();
         }
-        connection.state = State::Closed(Close {
+        let close = Close {
             timestamp,
             newest,
             kept_since: self.clock.now(),
             is_silent: false,
             ignored: None,
             stored: connection.stored(),
-        });
+        };
+        self.roster.set_state(key, State::Closed(close));
         self.count_activity(key, said, None);
         let user = &self.roster.users[self.roster.connections[key].user];
         if was_shown && user.live > 0 {

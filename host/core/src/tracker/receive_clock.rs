@@ -87,8 +87,8 @@ impl ReceiveClock {
         }
     }
 
-    /// Everything has been heard up to `at`, as is known `now`. Says whether it may be
-    /// that some connection has missed more than a time-out of hearing by now.
+    /// Everything has been heard up to `at`, as is known `now`. Says whether connections are to be looked
+    /// at: some may have missed more than a time-out of hearing by now, or will before the next look.
     pub(super) fn received(&mut self, now: u64, at: u64, timeout_ms: u64) -> bool {
         self.advance(now, at, self.step_ms.unwrap_or(0), timeout_ms)
     }
@@ -139,16 +139,22 @@ impl ReceiveClock {
         self.paused_ms = self.paused_ms.saturating_add(paused);
         let window_ms = timeout_ms.saturating_add(step_ms);
         // A lease may begin up to a step ahead of the clock, which is missed then as well.
-        let missed = lost > 0
-            && self
-                .losses
-                .add(self.clock, lost, window_ms)
-                .saturating_add(step_ms)
-                > timeout_ms;
+        let missed = lost > 0 && {
+            let slack_ms = self.slack_ms(timeout_ms);
+            let lately = self.losses.add(self.clock, lost, window_ms);
+            lately.saturating_add(step_ms) > timeout_ms - slack_ms && self.losses.look(slack_ms)
+        };
         self.clock = self.clock.saturating_add(gained);
         self.heard_up_to = self.heard_up_to.max(Some(at));
         self.moved_at = now;
         missed
+    }
+
+    /// How much of a time-out connections may miss from one look at them to the next: one that has missed
+    /// nearly a time-out is found by the look before.
+    pub(super) fn slack_ms(&self, timeout_ms: u64) -> u64 {
+        let step_ms = self.step_ms.unwrap_or(0);
+        (timeout_ms / 8).min(timeout_ms.saturating_sub(step_ms) / 2)
     }
 
     /// What counts from `now` on counts from this moment of the clock: that which it
@@ -174,6 +180,7 @@ impl ReceiveClock {
     /// than a time-out.
     pub(super) fn assume_loss(&mut self) {
         self.losses.recent = u64::MAX;
+        self.losses.not_looked = u64::MAX;
         self.losses.began = self.clock;
     }
 }
@@ -188,6 +195,8 @@ struct LostTime {
     before: u64,
     /// When the window began, by the receive clock.
     began: u64,
+    /// Since connections were looked at last.
+    not_looked: u64,
 }
 
 impl LostTime {
@@ -202,6 +211,16 @@ impl LostTime {
             self.began = clock;
         }
         self.recent = self.recent.saturating_add(lost);
+        self.not_looked = self.not_looked.saturating_add(lost);
         self.recent.saturating_add(self.before)
+    }
+
+    /// Whether connections are to be looked at, since more has been lost than that. Then they are.
+    fn look(&mut self, slack_ms: u64) -> bool {
+        let is_due = self.not_looked > slack_ms;
+        if is_due {
+            self.not_looked = 0;
+        }
+        is_due
     }
 }

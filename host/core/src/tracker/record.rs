@@ -18,6 +18,7 @@ use super::silence::StartsWithoutMessage;
 use super::slab::Key;
 use super::types::Reason;
 use super::user::PendingOffline;
+use crate::digest::PartedDigest;
 
 /// A piece of what the tracker knows; none where it is known no longer.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -369,7 +370,7 @@ impl<M: Clone> Tracker<M> {
         connection.saving.saved = true;
         let user = &mut self.roster.users[connection.user];
         // The clock may have been set back in the meantime.
-        connection.state = match state {
+        let state = match state {
             Connected::Live {
                 opened,
                 newest,
@@ -416,9 +417,16 @@ impl<M: Clone> Tracker<M> {
                 stored,
             }),
         };
-        user.see(connection.newest());
+        self.roster.set_state(key, state);
+        let connection = &self.roster.connections[key];
+        self.roster.users[connection.user].see(connection.newest());
         self.queue_lease(key);
         self.queue_forgetting(key);
+    }
+
+    /// The digest of the live connections that have an id. It is kept from the first time on.
+    pub fn live_digest(&mut self) -> PartedDigest {
+        self.roster.live_digest()
     }
 
     /// Up to when the graces that run have been heard, by the host's clock; none if none

@@ -12,6 +12,7 @@ use hashbrown::HashTable;
 use super::connection::{Connection, NOT_QUEUED, SaveState, State};
 use super::slab::{Key, Slab, Slot};
 use super::user::User;
+use crate::digest::{PartedDigest, digest};
 
 #[derive(Debug)]
 pub(super) struct Roster<M> {
@@ -20,6 +21,8 @@ pub(super) struct Roster<M> {
     /// The slots of both, by name.
     user_slots: HashTable<u32>,
     connection_slots: HashTable<u32>,
+    /// The digest of the live connections, if anybody asks for it.
+    live: Option<PartedDigest>,
 }
 
 impl<M> Default for Roster<M> {
@@ -29,6 +32,7 @@ impl<M> Default for Roster<M> {
             connections: Slab::default(),
             user_slots: HashTable::new(),
             connection_slots: HashTable::new(),
+            live: None,
         }
     }
 }
@@ -54,7 +58,42 @@ impl<M> Roster<M> {
         self.users.at(*slot).map(|(key, _)| key)
     }
 
-    /// Forgets a connection. Its user may then be spent.
+    /// Notes what is known of a connection from now on.
+    pub(super) fn set_state(&mut self, key: Key, state: State<M>) {
+        let is_live = matches!(state, State::Live(_));
+        let before = std::mem::replace(&mut self.connections[key].state, state);
+        if matches!(before, State::Live(_)) == is_live {
+            return;
+        }
+        let digest = self.digest_of(&self.connections[key]);
+        if let Some((live, digest)) = self.live.as_mut().zip(digest) {
+            match is_live {
+                true => live.add(digest),
+                false => live.remove(digest),
+            }
+        }
+    }
+
+    /// The digest of the live connections. One without an id only stands for others.
+    pub(super) fn live_digest(&mut self) -> PartedDigest {
+        let all = || {
+            let connections = self.connections.values();
+            let live = connections.filter(|it| matches!(it.state, State::Live(_)));
+            live.filter_map(|it| self.digest_of(it)).collect()
+        };
+        let live = self.live.unwrap_or_else(all);
+        debug_assert_eq!(live, all());
+        self.live = Some(live);
+        live
+    }
+
+    fn digest_of(&self, connection: &Connection<M>) -> Option<u64> {
+        let user = self.users[connection.user].name.as_bytes();
+        let id = (!connection.id.is_empty()).then_some(connection.id.as_bytes())?;
+        Some(digest(&[user, id]))
+    }
+
+    /// Forgets a connection that isn't live. Its user may then be spent.
     pub(super) fn remove(&mut self, key: Key) -> Option<Connection<M>> {
         let connection = self.connections.remove(key)?;
         let hash = spread(connection.hash);

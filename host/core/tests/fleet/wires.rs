@@ -66,7 +66,10 @@ impl World {
             if !self.listens(node, shard) || !self.reaches(from, server, node) {
                 continue;
             }
-            let key = (node, hash::digest(&[message.user.as_bytes()]));
+            let key = (
+                node,
+                presence_core::digest::digest(&[message.user.as_bytes()]),
+            );
             // A message may be lost, but not all of a connection's.
             if self.is_lost(2) && self.unlucky.insert(key) {
                 continue;

@@ -3,7 +3,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
-use presence_core::fleet::hash;
 use presence_core::fleet::member::Key;
 use presence_core::fleet::replica::{Mutation, Role};
 use presence_core::publish::Subject;
@@ -264,7 +263,7 @@ impl World {
 
     pub(crate) fn note(&mut self, what: std::fmt::Arguments<'_>) {
         let line = format!("{} {what}\n", self.t);
-        self.digest = hash::digest(&[&self.digest.to_le_bytes(), line.as_bytes()]);
+        self.digest = presence_core::digest::digest(&[&self.digest.to_le_bytes(), line.as_bytes()]);
         if self.options.trace {
             let _ = self.trace.write_str(&line);
         }

@@ -3,12 +3,16 @@
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::vec;
 
 use futures_util::future::{BoxFuture, FutureExt as _};
-use futures_util::stream::{FuturesUnordered, SelectAll, Stream, StreamExt as _};
+use futures_util::stream::{FuturesUnordered, ReadyChunks, SelectAll, Stream, StreamExt as _};
 use tokio::sync::mpsc;
 
 use crate::link::connection::{Incoming, Subscription};
+
+/// How many messages are taken from one subscription before another one has its turn.
+const TURN_MAX: usize = 32;
 
 /// All that comes in for a tenant on this node.
 pub(crate) enum Inputs {
@@ -57,6 +61,8 @@ pub(crate) enum PartChange {
 /// All that comes in for a node of a fleet.
 pub(crate) struct PartInputs {
     streams: SelectAll<Part>,
+    /// What has been taken from one of them and not read yet.
+    taken: vec::IntoIter<Incoming>,
     changes: mpsc::UnboundedReceiver<PartChange>,
     /// Parts whose subscriptions are about to end, and of which shards they are.
     ending: FuturesUnordered<BoxFuture<'static, Part>>,
@@ -70,9 +76,17 @@ struct Part {
     shard: Option<u32>,
     /// Whether it is of heartbeats alone.
     is_heartbeats: bool,
-    messages: SelectAll<Subscription>,
+    messages: Subscriptions,
     /// What is read once that has ended.
-    next: Option<SelectAll<Subscription>>,
+    next: Option<Subscriptions>,
+}
+
+/// Subscriptions that take turns. To give the turn to another costs more than to read a message.
+type Subscriptions = SelectAll<ReadyChunks<Subscription>>;
+
+fn in_turn(messages: impl IntoIterator<Item = Subscription>) -> Subscriptions {
+    let messages = messages.into_iter();
+    messages.map(|it| it.ready_chunks(TURN_MAX)).collect()
 }
 
 impl Part {
@@ -80,7 +94,7 @@ impl Part {
         Self {
             shard,
             is_heartbeats: false,
-            messages: messages.into_iter().collect(),
+            messages: in_turn(messages),
             next: None,
         }
     }
@@ -88,7 +102,7 @@ impl Part {
     async fn drain(&mut self) -> bool {
         let next = self.next.iter_mut().flat_map(SelectAll::iter_mut);
         for messages in self.messages.iter_mut().chain(next) {
-            if !messages.drain().await {
+            if !messages.get_mut().drain().await {
                 return false;
             }
         }
@@ -97,9 +111,12 @@ impl Part {
 }
 
 impl Stream for Part {
-    type Item = Incoming;
+    type Item = Vec<Incoming>;
 
-    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Incoming>> {
+    fn poll_next(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Vec<Incoming>>> {
         loop {
             match self.messages.poll_next_unpin(context) {
                 Poll::Ready(None) => match self.next.take() {
@@ -123,6 +140,7 @@ impl PartInputs {
             .map(|messages| Part::new(None, [messages]));
         Self {
             streams: routed.collect(),
+            taken: vec::IntoIter::default(),
             changes,
             ending: FuturesUnordered::new(),
             replaced: Vec::new(),
@@ -154,7 +172,7 @@ impl PartInputs {
                 let (before, others): (Vec<_>, Vec<_>) =
                     all.partition(|part| part.shard == Some(shard));
                 self.streams.extend(others);
-                let mut next = Some(messages.into_iter().collect::<SelectAll<_>>());
+                let mut next = Some(in_turn(messages));
                 for mut part in before {
                     let next = next.take();
                     let ended = async move {
@@ -205,6 +223,9 @@ impl Stream for PartInputs {
     type Item = Incoming;
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Incoming>> {
+        if let Some(message) = self.taken.next() {
+            return Poll::Ready(Some(message));
+        }
         while let Poll::Ready(Some(change)) = self.changes.poll_recv(context) {
             self.change(change);
         }
@@ -214,7 +235,10 @@ impl Stream for PartInputs {
         match self.streams.poll_next_unpin(context) {
             // There may be others later.
             Poll::Ready(None) if !self.is_draining => Poll::Pending,
-            polled => polled,
+            polled => polled.map(|taken| {
+                self.taken = taken?.into_iter();
+                self.taken.next()
+            }),
         }
     }
 }

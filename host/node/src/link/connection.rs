@@ -134,6 +134,18 @@ impl Connection {
         Ok(())
     }
 
+    /// Publishes where messages are passed on to.
+    ///
+    /// # Errors
+    /// As [`Self::pass_on`].
+    pub(crate) async fn publish_to(
+        &self,
+        Destination(subject): Destination,
+        body: Bytes,
+    ) -> anyhow::Result<()> {
+        Ok(self.client.publish(subject, body).await?)
+    }
+
     /// Says to JetStream that a message has been handled.
     ///
     /// # Errors

@@ -18,6 +18,7 @@ use async_nats::jetstream::stream::{
 use async_nats::jetstream::{self, ErrorCode};
 use futures_util::StreamExt as _;
 use presence_config::causes::Causes;
+use presence_core::digest::digest;
 use presence_core::fleet::hash;
 use presence_core::fleet::lease::Outcome;
 use presence_core::fleet::member::Key;
@@ -113,7 +114,7 @@ impl Layout {
             shards,
             lease_ms,
             epoch_base: clock::wall_now_us(),
-            placement: name.map_or(0, |name| hash::digest(&[name.as_bytes()])),
+            placement: name.map_or(0, |name| digest(&[name.as_bytes()])),
         }
     }
 

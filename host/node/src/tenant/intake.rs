@@ -1,18 +1,20 @@
 //! From the broker to the shards: one reader, so that messages of a connection
 //! keep the broker's order across subjects.
 
+use std::cell::Cell;
 use std::mem;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use futures_util::{FutureExt, StreamExt};
+use futures_util::{FutureExt, StreamExt, future};
 use presence_config::subjects::Subjects;
 use presence_core::Input;
 use presence_core::message::{Limits, Message, Redrive, Rejection};
 use presence_core::metadata;
 use presence_core::quota::{Quota, Rate};
 use tokio::sync::{oneshot, watch};
+use tokio::time::{Instant, sleep_until};
 
 use crate::clock;
 use crate::fleet::parts::Inputs;
@@ -24,7 +26,7 @@ use crate::link::reply_guard::ReplyGuard;
 use crate::link::watermark::Watermark;
 use crate::pool::{self, BATCH_MAX, Batch, Shards, ThreadShare};
 use crate::telemetry::{Begun, Tracer};
-use crate::tenant::router::Router;
+use crate::tenant::router::{Router, Sorted};
 use crate::tenant::stream_intake::CaughtUp;
 
 /// How many bytes of messages are handed on at once, and those of one message more.
@@ -109,12 +111,16 @@ impl Intake {
         }
         let mut settle = tokio::time::interval(SETTLE_EVERY);
         loop {
+            let waits_until = self.router.as_ref().and_then(Router::waits_until);
             let first = tokio::select! {
                 // A stop isn't kept waiting by what comes in, and what has been
                 // dropped is counted when nothing is left to read.
                 biased;
                 _ = &mut stop, if !stopping => {
                     stopping = true;
+                    if let Some(router) = &mut self.router {
+                        router.pass_on_all(&self.connection).await;
+                    }
                     // The subscription ends when all that is on its way is read.
                     if !self.messages.drain().await {
                         return;
@@ -124,6 +130,12 @@ impl Intake {
                 first = self.messages.next() => first,
                 _ = settle.tick(), if !self.broker.drops.has_several_readers() => {
                     self.settle();
+                    continue;
+                }
+                () = reached(waits_until) => {
+                    if let Some(router) = &mut self.router {
+                        router.pass_on_all(&self.connection).await;
+                    }
                     continue;
                 }
                 at = self.watermark.now() => {
@@ -180,20 +192,14 @@ impl Intake {
         }
     }
 
-    /// Hands on a message and those that are there behind it. What a shard has no
-    /// room for is dropped and counted: were it waited for, the broker's client
-    /// would drop instead, and not say how much. When nothing more is to come, it
-    /// is waited for.
-    async fn batch(&mut self, first: Incoming, stopping: bool) {
-        let now = clock::now_ms();
+    /// Sorts a message and those that are there behind it, by the places of their shards.
+    fn gather(&mut self, first: Incoming, now: u64) -> Vec<Option<Batch>> {
         let limits = Limits {
             body_bytes_max: self.body_bytes_max.load(Ordering::Relaxed),
             metadata: *self.metadata.borrow(),
         };
-        // As a rule many come together, or one alone.
         let room = BATCH_MAX / 4 / self.shards.iter().len().max(1);
-        let batch = |_| Batch::new(now, Vec::with_capacity(room), 0);
-        let mut batches: Vec<_> = self.shards.iter().map(batch).collect();
+        let mut batches: Vec<Option<Batch>> = self.shards.iter().map(|_| None).collect();
         let (subjects, replies) = (&self.subjects, &self.replies);
         let of_stream = self.stream.is_some();
         let tracer = self.tracer.as_ref();
@@ -202,35 +208,38 @@ impl Intake {
         if let Some(router) = &router {
             router.begin();
         }
-        let mut bytes = 0;
+        let (inputs, mut bytes) = (Cell::new(0), 0);
+        let mut add = |received: &Incoming, sorted: Sorted| {
+            let Some(batch) = batches.get_mut(sorted.place) else {
+                return;
+            };
+            let batch = batch.get_or_insert_with(|| Batch::new(now, Vec::with_capacity(room), 0));
+            let at = batch.inputs.len();
+            if let Some(begun) = tracer.and_then(|it| traced(it, received, &sorted.input)) {
+                batch.traced.push((at, begun));
+            }
+            batch.receipts.extend(sorted.receipt.map(|it| (at, it)));
+            batch.inputs.push(sorted.input);
+            batch.bytes += sorted.bytes;
+            inputs.set(inputs.get() + 1);
+        };
         let mut put = |received: Incoming| {
-            let length = received.bytes();
-            bytes += length;
-            let sorted = match &mut router {
-                None if of_stream && is_of_stream(subjects, &received) => None,
-                None => sort(&received, subjects, replies, limits, messages, &self.shards),
+            bytes += received.bytes();
+            match &mut router {
+                None if of_stream && is_of_stream(subjects, &received) => {}
+                None => {
+                    let sorted = sort(&received, subjects, replies, limits, messages, &self.shards);
+                    if let Some((place, input)) = sorted {
+                        add(&received, Sorted::new(place, input, received.bytes()));
+                    }
+                }
                 Some(router) => {
                     let taken_by = (limits, messages.1);
-                    router.sort(&received, replies, taken_by, &self.shards)
+                    router.sort(received, replies, taken_by, &self.shards, &mut add);
                 }
-            };
-            if let Some((place, input)) = sorted
-                && let Some(batch) = batches.get_mut(place)
-            {
-                if let Some(begun) = tracer.and_then(|it| traced(it, &received, &input)) {
-                    batch.traced.push((batch.inputs.len(), begun));
-                }
-                let receipt = router.as_mut().and_then(|it| it.take_receipt());
-                batch
-                    .receipts
-                    .extend(receipt.map(|it| (batch.inputs.len(), it)));
-                batch.inputs.push(input);
-                batch.bytes += length;
             }
-            if let Some(router) = &mut router {
-                router.take(received);
-            }
-            bytes < BATCH_BYTES_MAX
+            // A message may have many heartbeats.
+            bytes < BATCH_BYTES_MAX && inputs.get() < BATCH_MAX
         };
         let mut has_room = put(first);
         self.drops.read += 1;
@@ -244,14 +253,26 @@ impl Intake {
             has_room = put(next);
             self.drops.read += 1;
         }
-        if let Some(router) = &mut self.router {
-            router.pass_on(&self.connection).await;
+        batches
+    }
+
+    /// Hands on a message and those that are there behind it. What a shard has no
+    /// room for is dropped and counted: were it waited for, the broker's client
+    /// would drop instead, and not say how much. When nothing more is to come, it
+    /// is waited for.
+    async fn batch(&mut self, first: Incoming, stopping: bool) {
+        let batches = self.gather(first, clock::now_ms());
+        match &mut self.router {
+            Some(router) if stopping => router.pass_on_all(&self.connection).await,
+            Some(router) => router.pass_on(&self.connection).await,
+            None => {}
         }
-        for (place, (shard, batch)) in self.shards.iter().zip(batches).enumerate() {
+        let batches = batches.into_iter().enumerate();
+        for (place, batch) in batches.filter_map(|(place, batch)| Some((place, batch?))) {
             let count = batch.inputs.len();
-            if count == 0 {
+            let Some(shard) = self.shards.get(place) else {
                 continue;
-            }
+            };
             if stopping {
                 shard.hand_over(batch).await;
             } else if let Err(batch) = shard.offer(batch) {
@@ -266,6 +287,14 @@ impl Intake {
                 self.watermark.dropped(place, clock::now_ms());
             }
         }
+    }
+}
+
+/// Returns when it is that late; never, where it is to wait for no time.
+async fn reached(until: Option<Instant>) {
+    match until {
+        Some(until) => sleep_until(until).await,
+        None => future::pending().await,
     }
 }
 

@@ -4,10 +4,13 @@
 //! The broker hands a node nothing that the node has published. So what is passed on to a shard in
 //! which this node has a part, the shard is given at once.
 
+mod waiting;
+
 use std::borrow::Cow;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use bytes::Bytes;
 use presence_config::causes::Causes;
 use presence_config::subjects::{
     CUT, EXCESS, FLEET_QUEUE, REDRIVE, STORED, ShardMessage, Subjects,
@@ -17,7 +20,9 @@ use presence_core::fleet::hash;
 use presence_core::message::{Cause, Kind, Limits, Message, Rejection};
 use presence_core::quota::Rate;
 use serde::Deserialize;
+use tokio::time::Instant;
 
+use self::waiting::Waiting;
 use super::intake::{TRACEPARENT, redrive};
 use crate::fleet::Fleet;
 use crate::link::broker::BrokerHealth;
@@ -38,21 +43,38 @@ pub(crate) struct Router {
     subjects: Subjects,
     /// Where each kind of input of each shard goes to, requests to decide again last.
     destinations: Vec<[Destination; Kind::ALL.len() + 1]>,
-    /// Where the message that was sorted last is to be passed on to, and whether it is one too many.
-    next: Option<(Destination, bool)>,
+    /// Where heartbeats of each shard go to together.
+    together: Vec<Destination>,
+    /// Heartbeats that are to be passed on with others.
+    waiting: Waiting,
     /// The input stream, if connects and disconnects come from one, and where each kind of its
     /// messages goes to, of each shard.
     stream: Option<String>,
     stored: Vec<[Destination; KINDS.len()]>,
-    /// The receipt of the message that was sorted last, if it is one of the stream.
-    receipt: Option<Receipt>,
     /// What is to be passed on.
-    passed_on: Vec<(Destination, Incoming)>,
+    passed_on: Vec<PassedOn>,
     wrong: LogLimiter,
     other_stream: LogLimiter,
     /// How many messages the tenant may send, and this node's part of it.
     messages: Rate,
     part: Rate,
+}
+
+/// What is passed on to a shard.
+enum PassedOn {
+    One(Destination, Incoming),
+    /// Heartbeats.
+    Together(Destination, Bytes),
+}
+
+/// An input for one of the node's shards.
+pub(super) struct Sorted {
+    pub(super) place: usize,
+    pub(super) input: Input,
+    /// What its message takes.
+    pub(super) bytes: usize,
+    /// Where it stands in the stream, if a router has passed it on from there.
+    pub(super) receipt: Option<Receipt>,
 }
 
 /// Whom a message is about.
@@ -95,16 +117,17 @@ impl Router {
                 subjects.shard_input(shard, kind).into()
             })
         });
+        let together = (0..fleet.shards).map(|shard| subjects.shard_heartbeats(shard).into());
         let stored = (0..fleet.shards)
             .map(|shard| KINDS.map(|kind| subjects.shard_stored(shard, kind).into()));
         Self {
             stored: stored.collect(),
             stream,
-            receipt: None,
             destinations: destinations.collect(),
+            together: together.collect(),
+            waiting: Waiting::default(),
             fleet,
             subjects,
-            next: None,
             passed_on: Vec::new(),
             wrong: LogLimiter::default(),
             other_stream: LogLimiter::default(),
@@ -124,88 +147,150 @@ impl Router {
         self.fleet.is_in_touch()
     }
 
-    /// What a message says, and to which of the shards of this node. `now_ns`: what time it is.
+    /// Hands over what a message says to the shards of this node, and has it be passed on to others'.
+    /// `now_ns`: what time it is.
     pub(super) fn sort(
         &mut self,
-        received: &Incoming,
+        received: Incoming,
         replies: &ReplyGuard,
         (limits, now_ns): (Limits, u64),
         shards: &Shards,
-    ) -> Option<(usize, Input)> {
-        self.receipt = None;
+        put: &mut impl FnMut(&Incoming, Sorted),
+    ) {
         if received.is_from_node() {
-            return None;
+            return;
         }
         let subject = received.subject();
-        if let Some((shard, what)) = self.subjects.shard_message(subject) {
-            return match what {
-                ShardMessage::Told => {
-                    self.told(shard, received, shards);
-                    None
-                }
-                ShardMessage::Input(kind) => {
-                    // The router that it came by has said so: the owner and its standbys
-                    // are to take it for the same.
-                    let is_excess = received.header(EXCESS).is_some();
-                    self.input((shard, Some(kind), is_excess), received, replies, limits)
-                }
-                ShardMessage::Redrive => {
-                    self.input((shard, None, false), received, replies, limits)
-                }
-                ShardMessage::Stored(kind) => self.stored((shard, kind), received, limits),
-            };
+        if let Some(to) = self.subjects.shard_message(subject) {
+            self.sort_sent(to, &received, replies, limits, shards, put);
+            return;
         }
         let kind = self.subjects.kind(subject);
         if kind.is_none() && !self.subjects.is_redrive(subject) {
-            return None;
+            return;
         }
         let shard = self.shard_of(received.payload());
-        let number = kind.map_or(Kind::ALL.len(), |kind| kind as usize);
         let is_excess = kind.is_some() && !self.part.take(now_ns);
-        let destinations = self.destinations.get(shard as usize);
-        let destination = destinations.and_then(|them| them.get(number)).cloned();
-        self.next = destination.map(|it| (it, is_excess));
         self.fleet.figures.routed.fetch_add(1, Ordering::Relaxed);
         let is_heartbeat = kind == Some(Kind::Heartbeat);
         let is_told = is_heartbeat && !self.fleet.takes_heartbeats(shard);
-        if is_told || !self.fleet.has_part(shard) {
-            return None;
+        if !is_told && self.fleet.has_part(shard) {
+            let input = self.input((shard, kind, is_excess), &received, replies, limits);
+            if let Some(input) = input {
+                put(
+                    &received,
+                    Sorted::new(shard as usize, input, received.bytes()),
+                );
+            }
         }
-        self.input((shard, kind, is_excess), received, replies, limits)
-    }
-
-    /// Takes the message that was sorted last, if it is to be passed on.
-    pub(super) fn take(&mut self, received: Incoming) {
-        if let Some((subject, is_excess)) = self.next.take() {
-            // Only a router says so.
-            let message = match is_excess || received.has_headers() {
-                true => received.marked(EXCESS, is_excess),
-                false => received,
-            };
-            self.passed_on.push((subject, message));
+        let is_bare = received.reply().is_none() && !received.has_headers();
+        match is_heartbeat && is_bare && !is_excess {
+            true => self.wait(shard, received, limits),
+            false => self.pass_on_one((shard, kind), received, is_excess),
         }
     }
 
-    /// The receipt of the message that was sorted last, if it is one of the stream.
-    pub(super) fn take_receipt(&mut self) -> Option<Receipt> {
-        self.receipt.take()
+    /// Hands over what a message says that was sent to a shard.
+    fn sort_sent(
+        &self,
+        (shard, what): (u32, ShardMessage),
+        received: &Incoming,
+        replies: &ReplyGuard,
+        limits: Limits,
+        shards: &Shards,
+        put: &mut impl FnMut(&Incoming, Sorted),
+    ) {
+        let input = match what {
+            ShardMessage::Told => return self.told(shard, received, shards),
+            ShardMessage::Heartbeats if received.payload().len() > waiting::BYTES_MAX => {
+                // No router passes on as many.
+                self.fleet.figures.refused.fetch_add(1, Ordering::Relaxed);
+                return;
+            }
+            ShardMessage::Heartbeats => {
+                for body in Waiting::bodies(received.payload()) {
+                    let bytes = body.len();
+                    let input = self.message((shard, Kind::Heartbeat, false), body, None, limits);
+                    put(received, Sorted::new(shard as usize, input, bytes));
+                }
+                return;
+            }
+            ShardMessage::Input(kind) => {
+                // The router that it came by has said so: the owner and its standbys
+                // are to take it for the same.
+                let is_excess = received.header(EXCESS).is_some();
+                self.input((shard, Some(kind), is_excess), received, replies, limits)
+            }
+            ShardMessage::Redrive => self.input((shard, None, false), received, replies, limits),
+            ShardMessage::Stored(kind) => {
+                return self.sort_stored((shard, kind), received, limits, put);
+            }
+        };
+        if let Some(input) = input {
+            put(
+                received,
+                Sorted::new(shard as usize, input, received.bytes()),
+            );
+        }
     }
 
-    /// What a message of the stream says that a router has passed on.
-    fn stored(
-        &mut self,
-        to: (u32, Kind),
+    /// Hands over what a message of the stream says that a router has passed on.
+    fn sort_stored(
+        &self,
+        (shard, kind): (u32, Kind),
         received: &Incoming,
         limits: Limits,
-    ) -> Option<(usize, Input)> {
+        put: &mut impl FnMut(&Incoming, Sorted),
+    ) {
         let header = received.header(STORED).zip(self.stream.as_ref());
         let Some(receipt) = header.and_then(|(it, stream)| Receipt::of_header(it, stream)) else {
-            self.is_of_other_stream();
-            return None;
+            return self.is_of_other_stream();
         };
-        let input = self.stored_input(to, received, &receipt, limits);
-        self.receipt = Some(receipt);
-        Some((to.0 as usize, input))
+        let input = self.stored_input((shard, kind), received, &receipt, limits);
+        let sorted = Sorted {
+            receipt: Some(receipt),
+            ..Sorted::new(shard as usize, input, received.bytes())
+        };
+        put(received, sorted);
+    }
+
+    /// Has a heartbeat be passed on with others, if it is no longer than may be.
+    fn wait(&mut self, shard: u32, received: Incoming, limits: Limits) {
+        let bytes_max = limits.body_bytes_max;
+        let body = received.payload();
+        if !Waiting::may_wait(body, bytes_max) {
+            return self.pass_on_one((shard, Some(Kind::Heartbeat)), received, false);
+        }
+        let full = self.waiting.add(shard, body, bytes_max);
+        self.pass_on_together(shard, full);
+    }
+
+    fn pass_on_together(&mut self, shard: u32, heartbeats: Option<Bytes>) {
+        let destination = self.together.get(shard as usize).cloned();
+        let passed_on = destination.zip(heartbeats);
+        self.passed_on
+            .extend(passed_on.map(|(to, heartbeats)| PassedOn::Together(to, heartbeats)));
+    }
+
+    /// Has a message be passed on, behind the heartbeats of its shard that have come before it.
+    fn pass_on_one(
+        &mut self,
+        (shard, kind): (u32, Option<Kind>),
+        received: Incoming,
+        is_excess: bool,
+    ) {
+        let before = self.waiting.take(shard);
+        self.pass_on_together(shard, before);
+        let number = kind.map_or(Kind::ALL.len(), |kind| kind as usize);
+        let destinations = self.destinations.get(shard as usize);
+        let destination = destinations.and_then(|them| them.get(number)).cloned();
+        // Only a router says so.
+        let message = match is_excess || received.has_headers() {
+            true => received.marked(EXCESS, is_excess),
+            false => received,
+        };
+        self.passed_on
+            .extend(destination.map(|to| PassedOn::One(to, message)));
     }
 
     /// Has a message of the stream be passed on to its shard. Says what it says, if this node has a
@@ -233,14 +318,17 @@ impl Router {
         });
         let destinations = self.stored.get(shard as usize);
         if let Some(destination) = destinations.and_then(|them| them.get(place)).cloned() {
-            self.passed_on.push((destination, message));
+            self.passed_on.push(PassedOn::One(destination, message));
         }
         Ok(input)
     }
 
     /// The message that was routed last.
     pub(super) fn routed(&self) -> Option<&Incoming> {
-        self.passed_on.last().map(|(_, message)| message)
+        match self.passed_on.last()? {
+            PassedOn::One(_, message) => Some(message),
+            PassedOn::Together(_, _) => None,
+        }
     }
 
     fn stored_input(
@@ -300,10 +388,34 @@ impl Router {
         }
     }
 
-    /// Passes on what is to be.
+    /// When the heartbeats are to be passed on that wait for others, if any do.
+    pub(super) fn waits_until(&self) -> Option<Instant> {
+        self.waiting.until()
+    }
+
+    /// Passes on what is to be by now.
     pub(super) async fn pass_on(&mut self, connection: &Connection) {
-        for (subject, message) in self.passed_on.drain(..) {
-            if let Err(error) = connection.pass_on(subject, message).await {
+        match self.waits_until() {
+            Some(until) if until <= Instant::now() => self.pass_on_all(connection).await,
+            _ => self.publish(connection).await,
+        }
+    }
+
+    /// Passes on all that there is.
+    pub(super) async fn pass_on_all(&mut self, connection: &Connection) {
+        for (shard, heartbeats) in self.waiting.take_all() {
+            self.pass_on_together(shard, Some(heartbeats));
+        }
+        self.publish(connection).await;
+    }
+
+    async fn publish(&mut self, connection: &Connection) {
+        for passed_on in self.passed_on.drain(..) {
+            let published = match passed_on {
+                PassedOn::One(to, message) => connection.pass_on(to, message).await,
+                PassedOn::Together(to, heartbeats) => connection.publish_to(to, heartbeats).await,
+            };
+            if let Err(error) = published {
                 tracing::error!("an input could not be passed on: {}", Causes(&error));
             }
         }
@@ -320,16 +432,14 @@ impl Router {
         }
     }
 
-    /// What an input says, and to which shard: only to the one that it was sent to. It may be one too
-    /// many.
+    /// What an input says, if it belongs to the shard that it was sent to. It may be one too many.
     fn input(
         &self,
         (shard, kind, is_excess): (u32, Option<Kind>, bool),
         received: &Incoming,
         replies: &ReplyGuard,
         limits: Limits,
-    ) -> Option<(usize, Input)> {
-        let place = shard as usize;
+    ) -> Option<Input> {
         let Some(kind) = kind else {
             let input = redrive(received, replies)?;
             let is_right = match &input {
@@ -338,29 +448,37 @@ impl Router {
                 } => self.is_of(&event.user, shard),
                 _ => true,
             };
-            return is_right.then_some((place, input));
+            return is_right.then_some(input);
         };
-        let payload = received.payload();
         let reply = replies.accept(received.reply()).map(Into::into);
-        let rejection = match Message::parse(kind, payload, limits) {
+        let payload = received.payload().clone();
+        Some(self.message((shard, kind, is_excess), payload, reply, limits))
+    }
+
+    fn message(
+        &self,
+        (shard, kind, is_excess): (u32, Kind, bool),
+        payload: Bytes,
+        reply: Option<String>,
+        limits: Limits,
+    ) -> Input {
+        let rejection = match Message::parse(kind, &payload, limits) {
             Ok(message) if self.is_of(&message.user, shard) => {
-                let input = match is_excess {
+                return match is_excess {
                     true => Input::Excess { message, reply },
                     false => Input::Message { message, reply },
                 };
-                return Some((place, input));
             }
             Ok(message) => self.wrong_shard(shard, &message.user),
             Err(_) if is_excess => Rejection::excess(self.messages.per_s()),
             Err(rejection) => rejection,
         };
-        let input = Input::Rejected {
+        Input::Rejected {
             kind,
-            payload: payload.clone(),
+            payload,
             rejection,
             reply,
-        };
-        Some((place, input))
+        }
     }
 
     /// Whether a user belongs to a shard. One that isn't is counted, and the log says so.
@@ -398,6 +516,17 @@ impl Router {
                 .figures
                 .told_dropped
                 .fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+impl Sorted {
+    pub(super) fn new(place: usize, input: Input, bytes: usize) -> Self {
+        Self {
+            place,
+            input,
+            bytes,
+            receipt: None,
         }
     }
 }

@@ -9,14 +9,16 @@ use anyhow::{Result, bail, ensure};
 use super::super::cpu::cpu_ns;
 use super::super::fairness::plain;
 use super::load::{publish, publish_on};
-use super::scene::{ROOT, Scene, body};
+use super::scene::{self, ROOT, Scene, body};
 
 /// How long each load is.
 const LONG: Duration = Duration::from_secs(8);
 /// How often some of it is sent.
 const TICK: Duration = Duration::from_millis(2);
-/// After how many pairs of messages a user who went comes back: a multiple of ten.
-const AWAY: usize = 1_000;
+/// After how many pairs of messages a user who went comes back: a multiple of each load's pairs.
+const AWAY: usize = 900;
+/// How much later a standby is told of what its owner has heard, at most, and has handled it.
+const TOLD: Duration = Duration::from_millis(scene::LEASE.as_millis() as u64 / 4);
 
 /// What a standby takes beside its owner, under one load.
 pub(crate) struct Beside {
@@ -38,19 +40,23 @@ pub(super) fn beside(scene: &Scene<'_>, owner: &str, standby: &str) -> Result<Ve
     let pids = [owner, standby].map(|it| scene.host(it).map(|host| host.process.id()));
     let [owner, standby] = pids;
     let (owner, standby) = (owner?, standby?);
-    // Of so many messages, this many are of users who go and come back.
+    // One in so many messages is of a user who goes or comes back; none, where it is 0.
     let loads = [
         ("heartbeats alone", 0),
-        ("of 10 messages, 1 comes or goes", 1),
-        ("connects and disconnects alone", 10),
+        ("of 30 messages, 1 comes or goes", 30),
+        ("of 10 messages, 1 comes or goes", 10),
+        ("connects and disconnects alone", 1),
     ];
-    let rows = loads.into_iter().map(|(title, changes)| {
+    let rows = loads.into_iter().map(|(title, one_in)| {
         hear_all(scene)?;
+        // What the standby is yet to be told of that is no part of the load.
+        std::thread::sleep(TOLD);
         let before = [cpu_ns(owner)?, cpu_ns(standby)?];
         // Who goes comes back some messages later: what is as old as a disconnect was sent before it.
         let message = |text: &mut String, number: usize| {
             let pair = number / 2;
-            let (user, kind) = match (pair % 10 < changes, number % 2) {
+            let changes = one_in > 0 && pair.is_multiple_of(one_in);
+            let (user, kind) = match (changes, number % 2) {
                 (false, _) => (pair, "heartbeat"),
                 (true, 0) => (pair, "disconnect"),
                 (true, _) => (pair.saturating_sub(AWAY), "connect"),
@@ -65,6 +71,7 @@ pub(super) fn beside(scene: &Scene<'_>, owner: &str, standby: &str) -> Result<Ve
         }
         deliver(stream, &text)?;
         scene.until_answered()?;
+        std::thread::sleep(TOLD);
         Ok(Beside {
             title,
             messages,

@@ -13,8 +13,9 @@ use roaring::RoaringBitmap;
 use super::sending::Snapshots;
 use super::{Difference, Out, Replica, Role};
 use crate::Input;
+use crate::digest::PARTS;
 use crate::fleet::snapshot::{Assembly, Refusal};
-use crate::fleet::told::{PARTS, Pieces, Told};
+use crate::fleet::told::{Pieces, Told};
 
 /// How many messages are held while a snapshot is awaited. With more, it is asked for again.
 const HELD_MAX: usize = 1 << 18;

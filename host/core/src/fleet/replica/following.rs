@@ -2,8 +2,8 @@
 
 use super::{Difference, Mutation, Out, Replica, Role};
 use crate::Input;
-use crate::fleet::hash;
-use crate::fleet::told::{Mismatch, PARTS, Pieces, Said, Told};
+use crate::digest::{PARTS, digest};
+use crate::fleet::told::{Mismatch, Pieces, Said, Told};
 use crate::message::Payload;
 use crate::statements::Statement;
 
@@ -258,25 +258,14 @@ impl Replica {
     }
 
     /// The digest of the live connections, and of what applications have stated, in parts.
-    pub(super) fn connections(&self) -> [u64; PARTS] {
-        // One without an id only stands for others.
-        let leases = self.shard.leases().filter(|(_, conn, _)| !conn.is_empty());
-        let leases =
-            leases.map(|(user, conn, _)| hash::digest(&[user.as_bytes(), conn.as_bytes()]));
+    pub(super) fn connections(&mut self) -> [u64; PARTS] {
+        let mut all = self.shard.live_digest();
         let compares = !self.skips(Mutation::NoStatements);
-        let statements = self.shard.statements().filter(|_| compares);
-        let statements = statements.map(|(user, statement)| {
+        for (user, statement) in self.shard.statements().filter(|_| compares) {
             let is_offline = u8::from(statement == Statement::Offline);
-            hash::digest(&[user.as_str().as_bytes(), &[], &[is_offline]])
-        });
-        let mut parts = [0_u64; PARTS];
-        for digest in leases.chain(statements) {
-            let place = (digest >> 59) as usize;
-            if let Some(part) = parts.get_mut(place) {
-                *part = part.wrapping_add(digest);
-            }
+            all.add(digest(&[user.as_str().as_bytes(), &[], &[is_offline]]));
         }
-        parts
+        *all.parts()
     }
 }
 

@@ -10,7 +10,8 @@ use presence_core::message::Kind;
 use super::{Done, Driver, Listening};
 use crate::clock;
 use crate::fleet::parts::PartChange;
-use crate::link::connection::Subscription;
+use crate::link::broker::BrokerHealth;
+use crate::link::connection::{Connection, Subscription};
 use crate::link::drops::SubscriptionKind;
 
 /// By what a shard is listened to.
@@ -91,11 +92,12 @@ impl Driver {
     }
 
     fn subscribe_to_heartbeats(&self, shard: u32) {
-        let subject = self.subjects.shard_input(shard, Some(Kind::Heartbeat));
+        let alone = self.subjects.shard_input(shard, Some(Kind::Heartbeat));
+        let subjects = [alone, self.subjects.shard_heartbeats(shard)];
         let (connection, broker) = (self.connection.clone(), self.broker.clone());
         let subscribed = async move {
-            let messages = connection.subscribe(subject, SubscriptionKind::Inputs, &broker);
-            Done::Subscribed(shard, true, messages.await.map(|it| vec![it]))
+            let messages = subscribe_to(subjects, &connection, &broker).await;
+            Done::Subscribed(shard, true, messages)
         };
         self.under_way.push(Box::pin(subscribed));
     }
@@ -105,14 +107,10 @@ impl Driver {
         let (connection, broker) = (self.connection.clone(), self.broker.clone());
         let mut heard = self.heard.clone();
         let subscribed = async move {
-            let mut messages = Vec::new();
-            for subject in subjects {
-                let subscribed = connection.subscribe(subject, SubscriptionKind::Inputs, &broker);
-                match subscribed.await {
-                    Ok(subscription) => messages.push(subscription),
-                    Err(error) => return Done::Subscribed(shard, false, Err(error)),
-                }
-            }
+            let messages = match subscribe_to(subjects, &connection, &broker).await {
+                Ok(messages) => messages,
+                Err(error) => return Done::Subscribed(shard, false, Err(error)),
+            };
             // What the broker sent before it knew of these comes in by the one before. That may end only then:
             // the client drops what is still on its way by one that ends.
             let at = clock::now_ms();
@@ -169,4 +167,17 @@ impl Driver {
         }
         self.subscribe_anew(shard);
     }
+}
+
+async fn subscribe_to(
+    subjects: impl IntoIterator<Item = String>,
+    connection: &Connection,
+    broker: &BrokerHealth,
+) -> anyhow::Result<Vec<Subscription>> {
+    let mut messages = Vec::new();
+    for subject in subjects {
+        let subscribed = connection.subscribe(subject, SubscriptionKind::Inputs, broker);
+        messages.push(subscribed.await?);
+    }
+    Ok(messages)
 }
