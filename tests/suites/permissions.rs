@@ -65,6 +65,7 @@ const RIGHTS: [Rights; 9] = [
             "$JS.API.CONSUMER.DELETE.KV_presence-tenants.c",
             "$JS.API.CONSUMER.MSG.NEXT.KV_presence-tenants.c",
             "presence.shard.1.in.connect",
+            "presence.shard.1.heartbeats",
             "presence.shard.1.told",
             "presence.node.ada.fleet.chunk.1",
             "$KV.presence-fleet.nodes.ada",

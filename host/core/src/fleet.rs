@@ -50,7 +50,7 @@ impl FleetSettings {
     pub fn of_lease(lease_ms: u64, standbys: usize) -> Self {
         Self {
             lease_ms,
-            margin_ms: lease_ms / 12,
+            margin_ms: lease_ms / 24,
             standbys,
             digest_ms: lease_ms * 5 / 6,
             heard_ms: lease_ms / 12,

@@ -38,7 +38,7 @@ const PIECE: usize = 20_000;
 
 /// How long is waited between looks, and for one answer.
 const LOOK: Duration = Duration::from_millis(5);
-const ANSWER: Duration = Duration::from_millis(500);
+const ANSWER: Duration = Duration::from_millis(50);
 /// After how long it is given up.
 const PATIENCE: Duration = Duration::from_secs(300);
 
