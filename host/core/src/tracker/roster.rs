@@ -62,7 +62,7 @@ impl<M> Roster<M> {
     pub(super) fn set_state(&mut self, key: Key, state: State<M>) {
         let is_live = matches!(state, State::Live(_));
         let before = std::mem::replace(&mut self.connections[key].state, state);
-        if matches!(before, State::Live(_)) == is_live {
+        if matches!(before, State::Live(_)) == is_live || self.live.is_none() {
             return;
         }
         let digest = self.digest_of(&self.connections[key]);
