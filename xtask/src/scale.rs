@@ -45,7 +45,7 @@ struct Costs {
     #[arg(long, default_value_t = 7.0)]
     decide_us: f64,
     /// For passing an input on to its shard.
-    #[arg(long, default_value_t = 1.0)]
+    #[arg(long, default_value_t = 0.5)]
     route_us: f64,
     /// Processor time of the broker for a message in or out.
     #[arg(long, default_value_t = 1.0)]
