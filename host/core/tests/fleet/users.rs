@@ -87,8 +87,8 @@ impl User {
         }
     }
 
-    /// The same, of whom an application states now and then that they are offline; or, without
-    /// connections, that they are online, too.
+    /// The same. An application states now and then that they are offline; or, if they have no
+    /// connections, that they are online.
     pub(crate) fn stated(self, app: App) -> Self {
         Self {
             connects_at: match app.is_alone {

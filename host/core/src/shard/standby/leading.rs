@@ -80,8 +80,8 @@ impl Shard {
 }
 
 impl Presence {
-    /// Of users who left before they came back, and of whom it still waits to be announced that they
-    /// left, it is not announced any more.
+    /// Some users have left and come back, and their departure is still to be announced. It isn't any
+    /// more.
     fn drop_overtaken(&mut self, common: &Common) {
         let until = common.now() + common.settings.answer_wait_ms;
         for user in self.events.queue.users() {
