@@ -105,6 +105,31 @@ async fn what_comes_after_a_heartbeat_is_passed_on_after_it() -> Result<()> {
 }
 
 #[tokio::test]
+async fn what_is_no_heartbeat_is_a_dead_letter_however_it_is_passed_on() -> Result<()> {
+    let mut scene = Scene::start().await?;
+    let nodes = scene.nodes(&["a", "b", "c"]).await?;
+    are_settled(&hosts(&nodes)).await?;
+    scene.are_online().await?;
+    let long = "x".repeat(40_000);
+    let bodies = ["", "{", "[\"ann\"]", "{\n}", "\u{0}", &long];
+    // Each node has its part of them.
+    for body in bodies.iter().cycle().take(10 * bodies.len()) {
+        scene.client.publish_bytes(HEARTBEAT, *body).await?;
+    }
+    let letters = |seen: &[ReceivedMessage]| {
+        let letters = on(seen, DLQ);
+        let of = |body: &str| {
+            let payload = |it: &&Value| it["payload"].as_str() == Some(body);
+            letters.iter().filter(payload).count()
+        };
+        bodies.iter().all(|body| of(body) == 10)
+    };
+    let what = "a dead letter of each, by its shard's owner alone";
+    scene.tape.until(what, letters).await?;
+    scene.nobody_was_told_wrong().await
+}
+
+#[tokio::test]
 async fn heartbeats_that_no_router_has_passed_on_are_refused() -> Result<()> {
     let mut scene = Scene::start().await?;
     let nodes = scene.nodes(&["a", "b"]).await?;

@@ -29,7 +29,8 @@ pub(super) struct Waiting {
 impl Waiting {
     /// Whether a heartbeat with this body may wait. `bytes_max`: how much the broker takes.
     pub(super) fn may_wait(body: &[u8], bytes_max: usize) -> bool {
-        body.len() <= BYTES_MAX.min(bytes_max) && !body.contains(&SEPARATOR)
+        // Of nothing, no line would be left.
+        (1..=BYTES_MAX.min(bytes_max)).contains(&body.len()) && !body.contains(&SEPARATOR)
     }
 
     /// Has a heartbeat wait. Returns what has waited of its shard, if there is no more room beside that.
@@ -104,7 +105,7 @@ mod tests {
             let full = waiting.add(1, &body, bytes_max).unwrap();
             assert_eq!(Waiting::bodies(&full).count(), most / 1_024);
             assert_eq!(waiting.take(1).unwrap(), body[..]);
-            for alone in [&vec![b'x'; most + 1][..], b"{\n}"] {
+            for alone in [&vec![b'x'; most + 1][..], b"{\n}", b""] {
                 assert!(!Waiting::may_wait(alone, bytes_max));
             }
         }
