@@ -152,13 +152,7 @@ fn one(broker: &Broker, args: &Args, kind: Kind) -> Result<Row> {
     entrant.root = "quiet.presence".into();
     let served = 2 - usize::from(other.is_some());
     until_served(broker, &entrant, served).with_context(|| entrant.last_words())?;
-    let subject = format!("{}.filtered.*", entrant.root);
-    let mut quiet = OneByOne {
-        generator: Generator::connect(broker.server.port(), &subject)?,
-        entrant: &entrant,
-        population,
-        events: 0,
-    };
+    let mut quiet = OneByOne::new(broker, &entrant, population)?;
     let mut row = Row {
         title: kind.title,
         alone: Times::default(),

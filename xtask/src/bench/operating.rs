@@ -175,22 +175,30 @@ pub(crate) fn beside(broker: &Broker, args: &Args) -> Result<Beside> {
 
 /// Events one at a time: one user comes and goes.
 pub(super) struct OneByOne<'a> {
-    pub(super) generator: Generator,
-    pub(super) entrant: &'a Entrant,
-    pub(super) population: Population,
-    pub(super) events: u64,
+    generator: Generator,
+    entrant: &'a Entrant,
+    population: Population,
+    events: u64,
 }
 
 impl<'a> OneByOne<'a> {
-    /// Takes everyone online but the first one, who comes and goes.
-    fn online(broker: &Broker, entrant: &'a Entrant, population: Population) -> Result<Self> {
+    pub(super) fn new(
+        broker: &Broker,
+        entrant: &'a Entrant,
+        population: Population,
+    ) -> Result<Self> {
         let subject = format!("{}.filtered.*", entrant.root);
-        let mut load = Self {
+        Ok(Self {
             generator: Generator::connect(broker.server.port(), &subject)?,
             entrant,
             population,
             events: 0,
-        };
+        })
+    }
+
+    /// Takes everyone online but the first one, who comes and goes.
+    fn online(broker: &Broker, entrant: &'a Entrant, population: Population) -> Result<Self> {
+        let mut load = Self::new(broker, entrant, population)?;
         load.all_but_one(true)?;
         Ok(load)
     }

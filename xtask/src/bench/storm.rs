@@ -13,7 +13,6 @@ use toml::{Table, toml};
 
 use super::entrants::Entrant;
 use super::fairness::{plain, until_served};
-use super::generator::Generator;
 use super::load::{Population, name};
 use super::operating::{OneByOne, resident};
 use super::times::Times;
@@ -73,12 +72,7 @@ fn one(broker: &Broker, connections: usize, title: &'static str, grace_ms: i64) 
     })?;
     entrant.root = "quiet.presence".into();
     until_served(broker, &entrant, 2).with_context(|| entrant.last_words())?;
-    let mut quiet = OneByOne {
-        generator: Generator::connect(broker.server.port(), "quiet.presence.filtered.*")?,
-        entrant: &entrant,
-        population,
-        events: 0,
-    };
+    let mut quiet = OneByOne::new(broker, &entrant, population)?;
 
     let mut stream = plain(broker.server.port())?;
     let all = (0..connections, "c");

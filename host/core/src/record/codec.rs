@@ -33,39 +33,31 @@ enum Key<'a> {
     Departed(&'a str),
 }
 
+/// The last two have the number of the last message that came from a stream.
 #[derive(Serialize, Deserialize)]
 enum Connection<'a> {
-    Live {
-        opened: u64,
-        newest: u64,
-        #[serde(borrow)]
-        metadata: Entries<'a>,
-        order: i64,
-        activity: Option<Activity>,
-        silence: Option<StartsWithoutMessage>,
-    },
-    Closed {
-        timestamp: u64,
-        newest: u64,
-        kept_since: u64,
-    },
-    /// The same, of a connection whose messages come from a stream.
-    ClosedByStream {
-        timestamp: u64,
-        newest: u64,
-        kept_since: u64,
-        stored: u32,
-    },
-    LiveByStream {
-        opened: u64,
-        newest: u64,
-        #[serde(borrow)]
-        metadata: Entries<'a>,
-        order: i64,
-        activity: Option<Activity>,
-        silence: Option<StartsWithoutMessage>,
-        stored: u32,
-    },
+    Live(#[serde(borrow)] Live<'a>),
+    Closed(Closed),
+    ClosedByStream(Closed, u32),
+    LiveByStream(#[serde(borrow)] Live<'a>, u32),
+}
+
+#[derive(Serialize, Deserialize)]
+struct Live<'a> {
+    opened: u64,
+    newest: u64,
+    #[serde(borrow)]
+    metadata: Entries<'a>,
+    order: i64,
+    activity: Option<Activity>,
+    silence: Option<StartsWithoutMessage>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Closed {
+    timestamp: u64,
+    newest: u64,
+    kept_since: u64,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -126,68 +118,82 @@ enum Next<'a> {
 /// Keys, values as JSON text, and whether they may be broadcast.
 type Entries<'a> = Vec<(&'a str, &'a str, bool)>;
 
+impl<'a> Connection<'a> {
+    fn of(state: &'a Connected<Metadata>) -> Self {
+        match state {
+            Connected::Live {
+                opened,
+                newest,
+                metadata,
+                activity,
+                order,
+                silence,
+                stored,
+            } => {
+                let live = Live {
+                    opened: *opened,
+                    newest: *newest,
+                    metadata: entries(metadata),
+                    order: *order,
+                    activity: *activity,
+                    silence: *silence,
+                };
+                match *stored {
+                    0 => Self::Live(live),
+                    stored => Self::LiveByStream(live, stored),
+                }
+            }
+            Connected::Closed {
+                timestamp,
+                newest,
+                kept_since,
+                stored,
+            } => {
+                let closed = Closed {
+                    timestamp: *timestamp,
+                    newest: *newest,
+                    kept_since: *kept_since,
+                };
+                match *stored {
+                    0 => Self::Closed(closed),
+                    stored => Self::ClosedByStream(closed, stored),
+                }
+            }
+        }
+    }
+
+    fn connected(self) -> Connected<Metadata> {
+        let live = |live: Live<'_>, stored| Connected::Live {
+            opened: live.opened,
+            newest: live.newest,
+            metadata: metadata_of(live.metadata),
+            activity: live.activity,
+            order: live.order,
+            silence: live.silence,
+            stored,
+        };
+        let closed = |closed: Closed, stored| Connected::Closed {
+            timestamp: closed.timestamp,
+            newest: closed.newest,
+            kept_since: closed.kept_since,
+            stored,
+        };
+        match self {
+            Self::Live(it) => live(it, 0),
+            Self::LiveByStream(it, stored) => live(it, stored),
+            Self::Closed(it) => closed(it, 0),
+            Self::ClosedByStream(it, stored) => closed(it, stored),
+        }
+    }
+}
+
 impl Record {
     /// The record as it is stored.
     pub fn encode(&self, names: &Names) -> Stored {
         match self {
             Self::Tracker(tracker::TrackerRecord::Connection { user, conn, state }) => {
                 let key = Key::Connection(user, conn);
-                let value = state.as_ref().map(|state| match state {
-                    Connected::Live {
-                        opened,
-                        newest,
-                        metadata,
-                        activity,
-                        order,
-                        silence,
-                        stored: 0,
-                    } => Connection::Live {
-                        opened: *opened,
-                        newest: *newest,
-                        metadata: entries(metadata),
-                        order: *order,
-                        activity: *activity,
-                        silence: *silence,
-                    },
-                    Connected::Live {
-                        opened,
-                        newest,
-                        metadata,
-                        activity,
-                        order,
-                        silence,
-                        stored,
-                    } => Connection::LiveByStream {
-                        opened: *opened,
-                        newest: *newest,
-                        metadata: entries(metadata),
-                        order: *order,
-                        activity: *activity,
-                        silence: *silence,
-                        stored: *stored,
-                    },
-                    Connected::Closed {
-                        timestamp,
-                        newest,
-                        kept_since,
-                        stored: 0,
-                    } => Connection::Closed {
-                        timestamp: *timestamp,
-                        newest: *newest,
-                        kept_since: *kept_since,
-                    },
-                    Connected::Closed {
-                        timestamp,
-                        newest,
-                        kept_since,
-                        stored,
-                    } => Connection::ClosedByStream {
-                        timestamp: *timestamp,
-                        newest: *newest,
-                        kept_since: *kept_since,
-                        stored: *stored,
-                    },
-                });
+                let value = state.as_ref().map(Connection::of);
                 stored(&key, value.as_ref())
             }
             Self::Tracker(tracker::TrackerRecord::ReceivedAt { user, conn, newest }) => {
@@ -248,62 +254,7 @@ impl Record {
     pub fn decode(key: &[u8], value: &[u8], names: &Names) -> Result<Self, postcard::Error> {
         let record = match postcard::from_bytes(key)? {
             Key::Connection(user, conn) => {
-                let state = match postcard::from_bytes(value)? {
-                    Connection::Live {
-                        opened,
-                        newest,
-                        metadata,
-                        order,
-                        activity,
-                        silence,
-                    } => Connected::Live {
-                        opened,
-                        newest,
-                        metadata: metadata_of(metadata),
-                        activity,
-                        order,
-                        silence,
-                        stored: 0,
-                    },
-                    Connection::LiveByStream {
-                        opened,
-                        newest,
-                        metadata,
-                        order,
-                        activity,
-                        silence,
-                        stored,
-                    } => Connected::Live {
-                        opened,
-                        newest,
-                        metadata: metadata_of(metadata),
-                        activity,
-                        order,
-                        silence,
-                        stored,
-                    },
-                    Connection::Closed {
-                        timestamp,
-                        newest,
-                        kept_since,
-                    } => Connected::Closed {
-                        timestamp,
-                        newest,
-                        kept_since,
-                        stored: 0,
-                    },
-                    Connection::ClosedByStream {
-                        timestamp,
-                        newest,
-                        kept_since,
-                        stored,
-                    } => Connected::Closed {
-                        timestamp,
-                        newest,
-                        kept_since,
-                        stored,
-                    },
-                };
+                let state = postcard::from_bytes::<Connection<'_>>(value)?.connected();
                 tracker::TrackerRecord::Connection {
                     user: user.into(),
                     conn: conn.into(),

@@ -118,9 +118,7 @@ impl Intake {
                 biased;
                 _ = &mut stop, if !stopping => {
                     stopping = true;
-                    if let Some(router) = &mut self.router {
-                        router.pass_on_all(&self.connection).await;
-                    }
+                    self.pass_on_all().await;
                     // The subscription ends when all that is on its way is read.
                     if !self.messages.drain().await {
                         return;
@@ -133,9 +131,7 @@ impl Intake {
                     continue;
                 }
                 () = reached(waits_until) => {
-                    if let Some(router) = &mut self.router {
-                        router.pass_on_all(&self.connection).await;
-                    }
+                    self.pass_on_all().await;
                     continue;
                 }
                 at = self.watermark.now() => {
@@ -153,6 +149,13 @@ impl Intake {
                     .look_for_drops(clock::now_ms(), self.drops.read, events);
                 self.send_watermark(at);
             }
+        }
+    }
+
+    /// Passes on what waits for others, too.
+    async fn pass_on_all(&mut self) {
+        if let Some(router) = &mut self.router {
+            router.pass_on_all(&self.connection).await;
         }
     }
 
