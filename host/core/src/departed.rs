@@ -18,6 +18,7 @@ use crate::audience::{Audience, VisitedSets};
 use crate::directory::Changes;
 use crate::event::{Change, Event};
 use crate::metadata::Metadata;
+use crate::moment::{Moment, Readings};
 use crate::names::{Id, Name, Names};
 use crate::recipients::Recipients;
 use crate::rules::{Reads, Rendition};
@@ -136,6 +137,9 @@ pub struct Departed {
     /// What was decided on them, for as long as they are the users' last.
     verdicts: Verdicts,
     changes: UnsavedDepartures,
+    /// Who reads it as it was at some moment, by places in the ring: none changes but behind
+    /// [`Self::keep_place`].
+    readings: Readings<Departure>,
 }
 
 /// Whose last departure has changed since records were last taken.
@@ -158,6 +162,7 @@ impl Departed {
             places: HashMap::default(),
             verdicts: Verdicts::default(),
             changes: UnsavedDepartures::default(),
+            readings: Readings::default(),
         }
     }
 
@@ -168,6 +173,8 @@ impl Departed {
         }
         let mut before = std::mem::replace(self, Self::new(departures_max));
         self.changes = std::mem::take(&mut before.changes);
+        self.readings = std::mem::take(&mut before.readings);
+        self.readings.keep_all(|place| before.stored(place));
         let (mut newer, mut older) = (before.departures, Vec::new());
         // Once the ring is full, the oldest is where the next one would go.
         if newer.len() == before.departures_max {
@@ -349,15 +356,39 @@ impl Departed {
         }
     }
 
-    /// All those that are stored, in a stable order.
-    pub(crate) fn stored(&self) -> Vec<&Departure> {
-        let places = self.places.keys().copied();
-        let mut stored: Vec<_> = places
-            .filter_map(|user| self.departure(user))
-            .filter(|departure| departure.is_stored())
-            .collect();
-        stored.sort_unstable_by_key(|departure| departure.user);
-        stored
+    /// Those that are stored are to be read as they are now, by [`Self::read`].
+    pub(crate) fn begin_reading(&mut self, moment: &Moment) {
+        let mut places = RoaringBitmap::new();
+        // There are no more places than a u32 has numbers.
+        places.insert_range(0..self.departures.len() as u32);
+        self.readings.begin(moment, places, self.next as u32);
+    }
+
+    /// Reads on as of a moment, so many at most and the oldest first. Says whether any were left.
+    pub(crate) fn read(
+        &mut self,
+        moment: &Moment,
+        count: usize,
+        take: impl FnMut(Departure),
+    ) -> bool {
+        let mut readings = std::mem::take(&mut self.readings);
+        let were_left = readings.read(moment, count, |place| self.stored(place), take);
+        self.readings = readings;
+        were_left
+    }
+
+    /// What is in a place, if it is stored: the last of its user.
+    fn stored(&self, place: u32) -> Option<Departure> {
+        let departure = self.departures.get(place as usize)?;
+        let is_last = self.places.get(&departure.user) == Some(&place);
+        (is_last && departure.is_stored()).then(|| departure.clone())
+    }
+
+    /// What is in a place is about to change, or to be no user's last.
+    fn keep_place(&mut self, place: u32) {
+        let mut readings = std::mem::take(&mut self.readings);
+        readings.keep(place, || self.stored(place));
+        self.readings = readings;
     }
 
     /// Puts departures back. Of too many, the oldest are forgotten, and their records
@@ -387,6 +418,9 @@ impl Departed {
         }
         let noted = self.changes.users.keys().chain(self.changes.saved.keys());
         ids.extend(noted.map(|user| user.0));
+        for departure in self.readings.kept() {
+            ids |= departure.ids();
+        }
         ids | self.verdicts.ids()
     }
 
@@ -395,6 +429,10 @@ impl Departed {
             return;
         }
         let (user, place) = (departure.user, self.next);
+        if let Some(last) = self.places.get(&user) {
+            self.keep_place(*last);
+        }
+        self.keep_place(place as u32);
         match self.departures.get_mut(place) {
             None => self.departures.push(departure),
             Some(slot) => {

@@ -13,6 +13,7 @@
 //!
 //! `docs/design/fleet.md` explains the protocol.
 
+mod as_bytes;
 pub mod hash;
 pub mod lease;
 pub mod member;

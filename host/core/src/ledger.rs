@@ -12,6 +12,7 @@ use roaring::RoaringBitmap;
 use crate::audience::VisitedSets;
 use crate::changed::ChangedUsers;
 use crate::event::Event;
+use crate::moment::{Moment, Readings};
 use crate::names::{Id, Name};
 use crate::recipients::Recipients;
 
@@ -57,6 +58,8 @@ pub struct Ledger {
     changes: UnsavedEntries,
     /// Users whose event to be told later has changed.
     deferred: ChangedUsers,
+    /// Who reads it as it was at some moment: nothing changes but behind [`Self::keep`].
+    readings: Readings<LedgerEntry>,
 }
 
 /// What of the ledger has changed since it was last taken.
@@ -79,11 +82,13 @@ impl Ledger {
 
     /// As [`Self::get`], to change it.
     pub fn get_mut(&mut self, user: Id) -> Option<&mut LedgerEntry> {
+        self.keep(user);
         self.entries.get_mut(&user)
     }
 
     /// Notes that a user is online. Earlier recipients stay.
     pub fn online(&mut self, event: Arc<Event>) -> &mut LedgerEntry {
+        self.keep(event.user);
         let fresh = LedgerEntry::new(Arc::clone(&event), Recipients::default());
         let entry = self.entries.entry(event.user).or_insert(fresh);
         entry.event = event;
@@ -106,7 +111,7 @@ impl Ledger {
 
     /// As [`Self::show`], but it is told later. After a restart it is told at once.
     pub fn defer(&mut self, event: &Arc<Event>) -> bool {
-        let Some(entry) = self.entries.get_mut(&event.user) else {
+        let Some(entry) = self.get_mut(event.user) else {
             return false;
         };
         entry.next = Some(Arc::clone(event));
@@ -121,6 +126,7 @@ impl Ledger {
 
     /// Removes a user who went offline, and says who had been told of them.
     pub fn offline(&mut self, user: Id) -> Option<LedgerEntry> {
+        self.keep(user);
         let entry = self.entries.remove(&user)?;
         if entry.next.is_some() {
             self.deferred.note(user, &entry.event.name);
@@ -168,6 +174,7 @@ impl Ledger {
     /// Puts an entry back.
     pub fn restore(&mut self, entry: LedgerEntry) {
         let user = entry.event.user;
+        self.keep(user);
         self.changes.saved.insert(user.0);
         self.entries.insert(user, entry);
     }
@@ -175,6 +182,7 @@ impl Ledger {
     /// Takes an entry as another ledger has it, in the place of the one that there is.
     pub fn put(&mut self, entry: LedgerEntry) {
         let user = entry.event.user;
+        self.keep(user);
         let before = self.entries.insert(user, entry);
         if let Some(before) = before.filter(|before| before.next.is_some()) {
             self.deferred.note(user, &before.event.name);
@@ -182,11 +190,32 @@ impl Ledger {
         self.changes.note(user);
     }
 
+    /// It is to be read as it is now, by [`Self::read`].
+    pub(crate) fn begin_reading(&mut self, moment: &Moment) {
+        self.readings.begin(moment, self.user_numbers(), 0);
+    }
+
+    /// Reads on as of a moment, so many entries at most. Says whether any were left.
+    pub(crate) fn read(
+        &mut self,
+        moment: &Moment,
+        count: usize,
+        take: impl FnMut(LedgerEntry),
+    ) -> bool {
+        let entry = |user| self.entries.get(&Id(user)).cloned();
+        self.readings.read(moment, count, entry, take)
+    }
+
     /// The online users, in a stable order.
     pub fn users(&self) -> Vec<Id> {
         let mut users: Vec<_> = self.entries.keys().copied().collect();
         users.sort_unstable();
         users
+    }
+
+    /// Their numbers.
+    pub(crate) fn user_numbers(&self) -> RoaringBitmap {
+        self.entries.keys().map(|user| user.0).collect()
     }
 
     /// How many users are online.
@@ -207,7 +236,17 @@ impl Ledger {
             ids.insert(user.0);
             entry.recipients.audience().keep_in(&mut ids, &mut seen);
         }
+        for entry in self.readings.kept() {
+            ids.insert(entry.event.user.0);
+            entry.recipients.audience().keep_in(&mut ids, &mut seen);
+        }
         ids
+    }
+
+    /// A user's entry is about to change.
+    fn keep(&mut self, user: Id) {
+        let entries = &self.entries;
+        self.readings.keep(user.0, || entries.get(&user).cloned());
     }
 }
 

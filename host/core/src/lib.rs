@@ -30,6 +30,7 @@ pub mod json;
 pub mod ledger;
 pub mod message;
 pub mod metadata;
+pub mod moment;
 pub mod names;
 mod pending_fetches;
 pub mod publish;
@@ -49,6 +50,7 @@ pub mod tracker;
 pub mod verdicts;
 
 pub use shard::{
-    Counters, Heard, Ignored, Input, Output, PluginFailed, Settings, Shard, UnreadableHeard,
+    Counters, Heard, Ignored, Input, Output, PluginFailed, Settings, Shard, ShardCursor,
+    UnreadableHeard,
 };
 pub use step::Step;

@@ -39,6 +39,7 @@ use std::sync::Arc;
 
 use roaring::RoaringBitmap;
 
+pub use self::copying::ShardCursor;
 use self::corrections::Corrections;
 use self::decisions::Decisions;
 use self::env::{Common, Env};

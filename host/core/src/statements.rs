@@ -13,6 +13,7 @@ use roaring::RoaringBitmap;
 use serde::{Deserialize, Serialize};
 
 use crate::changed::ChangedUsers;
+use crate::moment::{Moment, Readings};
 use crate::names::{Id, Name};
 
 use self::order::Order;
@@ -40,13 +41,15 @@ pub struct Statements {
     changed: ChangedUsers,
     /// In which order it was said lately whether users are online; none if by arrival.
     order: Option<Order>,
+    /// Who reads it as it was at some moment: no statement changes but behind [`Self::keep`].
+    readings: Readings<HeldStatement>,
 }
 
-#[derive(Debug)]
-struct HeldStatement {
-    name: Name,
-    said_at: u64,
-    statement: Statement,
+#[derive(Clone, Debug)]
+pub(crate) struct HeldStatement {
+    pub(crate) name: Name,
+    pub(crate) said_at: u64,
+    pub(crate) statement: Statement,
 }
 
 impl Statements {
@@ -72,10 +75,16 @@ impl Statements {
 
     /// What was stated of a user holds no longer.
     pub fn forget(&mut self, user: Id) {
+        self.keep(user);
         if let Some(entry) = self.users.remove(&user) {
             self.said.remove(&(entry.said_at, user));
             self.changed.note(user, &entry.name);
         }
+    }
+
+    /// The numbers of the users of whom any holds.
+    pub(crate) fn users(&self) -> impl Iterator<Item = u32> {
+        self.users.keys().map(|user| user.0)
     }
 
     /// How many statements hold.
@@ -153,12 +162,36 @@ impl Statements {
 
     /// All the numbers of ids in here.
     pub fn ids(&self) -> RoaringBitmap {
-        let users = self.users.keys().map(|user| user.0);
+        let users = self.users();
         let ordered = self.order.iter().flat_map(Order::ids);
         users.chain(self.changed.ids()).chain(ordered).collect()
     }
 
+    /// It is to be read as it is now, by [`Self::read`].
+    pub(crate) fn begin_reading(&mut self, moment: &Moment) {
+        let users = self.users().collect();
+        self.readings.begin(moment, users, 0);
+    }
+
+    /// Reads on as of a moment, so many statements at most. Says whether any were left.
+    pub(crate) fn read(
+        &mut self,
+        moment: &Moment,
+        count: usize,
+        take: impl FnMut(HeldStatement),
+    ) -> bool {
+        let held = |user| self.users.get(&Id(user)).cloned();
+        self.readings.read(moment, count, held, take)
+    }
+
+    /// What holds of a user is about to change.
+    fn keep(&mut self, user: Id) {
+        let users = &self.users;
+        self.readings.keep(user.0, || users.get(&user).cloned());
+    }
+
     fn put(&mut self, said_at: u64, user: Id, name: &Name, statement: Statement) {
+        self.keep(user);
         let name = name.clone();
         self.said.insert((said_at, user));
         let entry = HeldStatement {

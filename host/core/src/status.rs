@@ -19,6 +19,7 @@ use serde_json::value::RawValue;
 use crate::changed::ChangedUsers;
 use crate::json::push_number;
 use crate::metadata::Metadata;
+use crate::moment::{Moment, Readings};
 use crate::names::{Id, Name};
 use crate::tracker::Activity;
 
@@ -234,12 +235,15 @@ impl StatusEntry {
 /// The statuses of one shard's users.
 #[derive(Debug, Default)]
 pub struct Statuses {
-    users: HashMap<Id, StatusEntry, foldhash::fast::FixedState>,
+    users: Users,
     /// When to look at which user.
     timers: BTreeSet<(u64, Id)>,
     /// How many users have set one.
     words: usize,
     changed: ChangedUsers,
+    /// Who reads what users say of themselves, as it was at some moment: nothing of it changes but
+    /// behind [`Self::keep`].
+    readings: Readings<(Id, OwnStatus)>,
 }
 
 impl Statuses {
@@ -258,6 +262,7 @@ impl Statuses {
         timestamp: u64,
         status: Option<StatusRef<'_>>,
     ) -> bool {
+        self.keep(user);
         let entry = self.users.entry(user).or_default();
         if let Some(word) = &mut entry.word {
             if timestamp < word.timestamp {
@@ -285,6 +290,7 @@ impl Statuses {
 
     /// Puts back what a user last said of themselves.
     pub fn restore(&mut self, user: Id, word: OwnStatus) {
+        self.keep(user);
         let before = self.users.entry(user).or_default().word.replace(word);
         self.words += usize::from(before.is_none());
     }
@@ -378,6 +384,7 @@ impl Statuses {
 
     /// Forgets what a user says of themselves.
     pub fn clear(&mut self, user: Id, name: &Name) {
+        self.keep(user);
         if let Some(entry) = self.users.get_mut(&user)
             && entry.word.take().is_some()
         {
@@ -388,6 +395,7 @@ impl Statuses {
 
     /// Forgets a user who has no connection any more.
     pub fn forget(&mut self, user: Id, name: &Name) {
+        self.keep(user);
         let Some(entry) = self.users.remove(&user) else {
             return;
         };
@@ -407,9 +415,27 @@ impl Statuses {
         users
     }
 
-    /// What a user last said of themselves.
-    pub(crate) fn word(&self, user: Id) -> Option<&OwnStatus> {
-        self.users.get(&user)?.word.as_ref()
+    /// What users say of themselves is to be read as it is now, by [`Self::read`].
+    pub(crate) fn begin_reading(&mut self, moment: &Moment) {
+        let users = self.users.keys().map(|user| user.0).collect();
+        self.readings.begin(moment, users, 0);
+    }
+
+    /// Reads on as of a moment, of so many users at most. Says whether any were left.
+    pub(crate) fn read(
+        &mut self,
+        moment: &Moment,
+        count: usize,
+        take: impl FnMut((Id, OwnStatus)),
+    ) -> bool {
+        let word = |user| word(&self.users, Id(user));
+        self.readings.read(moment, count, word, take)
+    }
+
+    /// What a user says of themselves is about to change.
+    fn keep(&mut self, user: Id) {
+        let users = &self.users;
+        self.readings.keep(user.0, || word(users, user));
     }
 
     /// Whether changes are noted from now on, for [`Self::take_changed`].
@@ -434,8 +460,17 @@ impl Statuses {
     /// All the numbers of ids in here.
     pub fn ids(&self) -> RoaringBitmap {
         let users = self.users.keys().map(|user| user.0);
-        users.chain(self.changed.ids()).collect()
+        let kept = self.readings.kept().map(|(user, _)| user.0);
+        users.chain(self.changed.ids()).chain(kept).collect()
     }
+}
+
+type Users = HashMap<Id, StatusEntry, foldhash::fast::FixedState>;
+
+/// What a user last said of themselves.
+fn word(users: &Users, user: Id) -> Option<(Id, OwnStatus)> {
+    let word = users.get(&user)?.word.clone()?;
+    Some((user, word))
 }
 
 /// The two keys of a message's metadata. Of one given twice, the last holds.

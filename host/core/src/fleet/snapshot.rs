@@ -1,10 +1,11 @@
 //! What a replica that begins to follow is sent: the records that a restart uses, and how much is
 //! left of each connection's lease.
 //!
-//! What viewers have been told at some moment is copied at once, since what is told later is the difference to that.
-//! Connections are read chunk by chunk, each as it is then: what has changed of it meanwhile, the other
-//! shard has heard as well, and handles again, which makes no difference. All is written, sent, and put into the other shard
-//! chunk by chunk, so that neither shard has to do much between two inputs. Each chunk bears the
+//! All is read, written, sent, and put into the other shard chunk by chunk, so that neither shard has to
+//! do much between two inputs. What viewers have been told is read as it was when the snapshot began,
+//! since what is told later is the difference to that. Connections are read each as it is then: what has
+//! changed of it meanwhile, the other shard has heard as well, and handles again, which makes no
+//! difference. Each chunk bears the
 //! digest of all up to it. One that is damaged is refused before anything is made of it, and one
 //! that is cut off is never complete.
 
@@ -17,18 +18,18 @@ use roaring::RoaringBitmap;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use super::as_bytes;
 use super::told::Books;
-use crate::metadata::Metadata;
 use crate::names::Names;
 use crate::record::{FORMAT, Record};
-use crate::tracker::{Cursor, TrackerRecord};
-use crate::{Input, Shard};
+use crate::tracker::TrackerRecord;
+use crate::{Input, Shard, ShardCursor};
 
 /// How many chunks a snapshot may have.
 const CHUNKS_MAX: u32 = 1 << 16;
 
-/// How many connections or users are read at once.
-const READ_SLOTS: usize = 64;
+/// Of how many connections or users is read at once.
+const READ_AT_ONCE: usize = 64;
 
 /// A piece of a snapshot.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -50,6 +51,7 @@ pub struct Chunk {
     /// The digest of all up to this one: [`next_digest`].
     pub digest: [u8; 32],
     /// What it has.
+    #[serde(with = "as_bytes")]
     pub part: Vec<u8>,
 }
 
@@ -57,7 +59,10 @@ pub struct Chunk {
 /// begin in one chunk and end in another.
 #[derive(Serialize, Deserialize)]
 enum Item {
-    Record(Vec<u8>, Vec<u8>),
+    Record(
+        #[serde(with = "as_bytes")] Vec<u8>,
+        #[serde(with = "as_bytes")] Vec<u8>,
+    ),
     /// So much is left of the lease of a connection, in milliseconds.
     Lease(String, String, u64),
     /// There is nothing more.
@@ -143,11 +148,10 @@ pub struct Sending {
     label: Label,
     /// What the receive clock showed at the beginning: all leases are told as of then.
     heard_ms: u64,
-    /// How far connections have been read; none once all have been.
-    cursor: Option<Cursor>,
-    /// What has been read of them, and not written.
-    read: vec::IntoIter<(TrackerRecord<Metadata>, Option<u64>)>,
-    records: vec::IntoIter<Record>,
+    /// What is still to be read; none once all has been.
+    cursor: Option<ShardCursor>,
+    /// What has been read, and not written.
+    read: vec::IntoIter<(Record, Option<u64>)>,
     end: Option<End>,
     /// What has been written, and not sent.
     written: Vec<u8>,
@@ -168,9 +172,8 @@ impl Sending {
         let mut sending = Self {
             label,
             heard_ms: shard.heard_ms(label.at),
-            cursor: Some(shard.tracker_cursor()),
+            cursor: Some(shard.cursor()),
             read: Vec::new().into_iter(),
-            records: shard.presence_records().into_iter(),
             end: Some(end),
             written: Vec::new(),
             index: 0,
@@ -191,22 +194,22 @@ impl Sending {
         chunk_bytes: usize,
     ) -> Option<Vec<u8>> {
         while self.written.len() < chunk_bytes {
-            if let Some((record, end)) = self.next_of_tracker(shard) {
+            if let Some((record, end)) = self.next_record(shard) {
                 let lease = match (&record, end) {
-                    (TrackerRecord::Connection { user, conn, .. }, Some(end)) => {
+                    (Record::Tracker(TrackerRecord::Connection { user, conn, .. }), Some(end)) => {
                         let left_ms = end.saturating_sub(self.heard_ms);
                         Some(Item::Lease(user.to_string(), conn.to_string(), left_ms))
                     }
                     _ => None,
                 };
-                if let (key, Some(value)) = Record::Tracker(record).encode(names) {
+                if let (key, Some(value)) = record.encode(names) {
                     self.write(&Item::Record(key, value));
                 }
                 if let Some(lease) = lease {
                     self.write(&lease);
                 }
-            } else if let Some(item) = self.next_item(names) {
-                self.write(&item);
+            } else if let Some(end) = self.end.take() {
+                self.write(&Item::End(end));
             } else {
                 break;
             }
@@ -247,34 +250,26 @@ impl Sending {
         self.written.extend(item);
     }
 
-    fn next_of_tracker(
-        &mut self,
-        shard: &mut Shard,
-    ) -> Option<(TrackerRecord<Metadata>, Option<u64>)> {
+    fn next_record(&mut self, shard: &mut Shard) -> Option<(Record, Option<u64>)> {
         loop {
             if let Some(next) = self.read.next() {
                 return Some(next);
             }
             let mut records = Vec::new();
-            let has_more = shard.read_tracker(self.cursor.as_mut()?, READ_SLOTS, &mut records);
+            let has_more = shard.read(self.cursor.as_mut()?, READ_AT_ONCE, &mut records);
             self.cursor.take_if(|_| !has_more);
             self.read = records.into_iter();
         }
     }
 
-    fn next_item(&mut self, names: &Names) -> Option<Item> {
-        for record in self.records.by_ref() {
-            if let (key, Some(value)) = record.encode(names) {
-                return Some(Item::Record(key, value));
-            }
-        }
-        self.end.take().map(Item::End)
-    }
-
-    /// All the numbers of ids that are still to be written.
+    /// All the numbers of ids that are held here, beside those that the shard holds.
     pub fn ids(&self) -> RoaringBitmap {
-        let mut ids = RoaringBitmap::new();
-        for record in self.records.as_slice() {
+        let mut ids = self
+            .cursor
+            .as_ref()
+            .map(ShardCursor::ids)
+            .unwrap_or_default();
+        for (record, _) in self.read.as_slice() {
             ids |= record.ids();
         }
         ids

@@ -10,12 +10,11 @@
 //! Where there are many heartbeats, those who follow are told of them, too, many at a time: then they
 //! needn't take them in.
 
-mod as_bytes;
-
 use hashbrown::HashMap;
 use roaring::RoaringBitmap;
 use serde::{Deserialize, Serialize};
 
+use super::as_bytes;
 use crate::audience::{Audience, VisitedSets};
 use crate::digest::{PARTS, digest};
 use crate::ledger::LedgerEntry;

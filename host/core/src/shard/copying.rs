@@ -1,49 +1,85 @@
 //! What a shard knows, for another shard that is to begin with the same.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use roaring::RoaringBitmap;
+
 use super::Shard;
-use super::env::Common;
 use super::presence::Presence;
+use crate::departed::Departure;
 use crate::digest::PartedDigest;
-use crate::metadata::Metadata;
-use crate::names::Name;
+use crate::event::Event;
+use crate::ledger::LedgerEntry;
+use crate::moment::Moment;
+use crate::names::{Id, Name, Names};
 use crate::record::Record;
-use crate::statements::Statement;
+use crate::statements::{HeldStatement, Statement};
 use crate::step::Step;
-use crate::tracker::{Cursor, TrackerRecord};
+use crate::tracker::Cursor;
+
+/// What is still to be read of a shard.
+#[derive(Debug)]
+pub struct ShardCursor {
+    /// Of the tracker; none once all of it has been read.
+    tracker: Option<Cursor>,
+    /// When it began. The rest is read as it was then.
+    moment: Moment,
+    /// What was still to be told of users then, as far as their ledger has been read.
+    deferred: BTreeMap<Id, Arc<Event>>,
+}
+
+impl ShardCursor {
+    /// All the numbers of ids that are held here.
+    pub fn ids(&self) -> RoaringBitmap {
+        self.deferred.keys().map(|user| user.0).collect()
+    }
+}
 
 impl Shard {
     /// All that is known, for another shard to begin with, in an order in which
     /// [`Self::restore`] takes it.
     pub fn all_records(&mut self) -> Vec<Record> {
-        let of_tracker = self.common.tracker.all_records();
-        let mut records: Vec<_> = of_tracker.into_iter().map(Record::Tracker).collect();
-        records.extend(self.presence_records());
-        records
-    }
-
-    /// The same but for connections, and for what is known of users by them.
-    pub fn presence_records(&mut self) -> Vec<Record> {
         let mut records = Vec::new();
-        self.presence.all_records(&self.common, &mut records);
-        records
+        let mut cursor = self.cursor();
+        while self.read(&mut cursor, usize::MAX, &mut records) {}
+        records.into_iter().map(|(record, _)| record).collect()
     }
 
-    /// What [`Self::read_tracker`] is to read.
-    pub fn tracker_cursor(&self) -> Cursor {
-        self.common.tracker.cursor()
+    /// What there is to read: [`Self::read`].
+    pub fn cursor(&mut self) -> ShardCursor {
+        let moment = Moment::default();
+        self.presence.begin_reading(&moment);
+        ShardCursor {
+            tracker: Some(self.common.tracker.cursor()),
+            moment,
+            deferred: BTreeMap::new(),
+        }
     }
 
-    /// Those of connections and users, of so many slots of the tracker at a time:
-    /// [`Tracker::read`](crate::tracker::Tracker::read).
-    pub fn read_tracker(
+    /// Reads on, as of [`Self::all_records`]: of so many connections or users at most. Connections,
+    /// and what is known of users by them, are as of [`Tracker::read`](crate::tracker::Tracker::read),
+    /// each with the end of its lease. The rest is as it was when the cursor was made, whatever has
+    /// changed since. Says whether there is more.
+    pub fn read(
         &mut self,
-        cursor: &mut Cursor,
-        slots: usize,
-        records: &mut Vec<(TrackerRecord<Metadata>, Option<u64>)>,
+        cursor: &mut ShardCursor,
+        count: usize,
+        records: &mut Vec<(Record, Option<u64>)>,
     ) -> bool {
-        self.common.tracker.read(cursor, slots, records)
+        let Some(of_tracker) = &mut cursor.tracker else {
+            let mut take = |record| records.push((record, None));
+            return self
+                .presence
+                .read(cursor, count, &self.common.names, &mut take);
+        };
+        let mut read = Vec::new();
+        if !self.common.tracker.read(of_tracker, count, &mut read) {
+            cursor.tracker = None;
+        }
+        let read = read.into_iter();
+        records.extend(read.map(|(record, end)| (Record::Tracker(record), end)));
+        true
     }
 
     /// The stream that connections' numbers are of, as when it was made; 0 for none.
@@ -80,53 +116,93 @@ impl Shard {
 }
 
 impl Presence {
-    fn all_records(&mut self, common: &Common, records: &mut Vec<Record>) {
-        let (queue, updates) = (&self.events.queue, &self.events.updates);
-        let ledger = &updates.decisions.ledger;
-        let name = |user| common.names.name(user);
-        let mut deferred = Vec::new();
-        for user in ledger.users() {
-            if let Some(entry) = ledger.get(user) {
-                let user = entry.event.name.clone();
-                if let Some(next) = &entry.next {
-                    deferred.push((user.clone(), Arc::clone(next)));
-                }
-                let entry = Some(entry.clone());
-                records.push(Record::Ledger { user, entry });
+    fn begin_reading(&mut self, moment: &Moment) {
+        let (queue, updates) = (&mut self.events.queue, &mut self.events.updates);
+        updates.decisions.ledger.begin_reading(moment);
+        updates.statuses.begin_reading(moment);
+        queue.begin_reading(moment);
+        self.statements.begin_reading(moment);
+        updates.decisions.departed.begin_reading(moment);
+    }
+
+    fn read(
+        &mut self,
+        cursor: &mut ShardCursor,
+        count: usize,
+        names: &Names,
+        take: &mut impl FnMut(Record),
+    ) -> bool {
+        let (queue, updates) = (&mut self.events.queue, &mut self.events.updates);
+        let decisions = &mut updates.decisions;
+        let ShardCursor {
+            moment, deferred, ..
+        } = cursor;
+        let ledger = |entry: LedgerEntry| {
+            if let Some(next) = &entry.next {
+                deferred.insert(next.user, Arc::clone(next));
             }
-        }
-        for user in updates.statuses.users() {
-            if let Some((user, word)) = name(user).zip(updates.statuses.word(user)) {
-                let word = Some(word.clone());
-                records.push(Record::Status { user, word });
-            }
-        }
-        for id in queue.users() {
-            if let Some(user) = name(id) {
-                let steps = queue.steps(id).cloned().collect();
-                records.push(Record::Waiting { user, steps });
-            }
-        }
-        for (user, next) in deferred {
-            if !queue.holds(next.user) {
-                let steps = vec![Step::Show(next)];
-                records.push(Record::Waiting { user, steps });
-            }
-        }
-        for (user, said_at, statement) in self.statements.all() {
-            records.push(Record::Stated {
-                user: user.clone(),
-                statement: Some((said_at, statement)),
+            take(Record::Ledger {
+                user: entry.event.name.clone(),
+                entry: Some(entry),
             });
+        };
+        if decisions.ledger.read(moment, count, ledger) {
+            return true;
         }
-        let mut departures = updates.decisions.departed.stored();
-        // They are put back in pieces, the oldest first.
-        departures.sort_by_key(|departure| departure.timestamp);
-        for departure in departures {
-            if let Some(user) = name(departure.user) {
-                let departure = Some(departure.clone());
-                records.push(Record::Departed { user, departure });
+        let status = |(user, word)| {
+            let word = Some(word);
+            take_named(names, user, |user| take(Record::Status { user, word }));
+        };
+        if updates.statuses.read(moment, count, status) {
+            return true;
+        }
+        // What is told later is told at once after that.
+        let mut waiting = |steps: Vec<Step>, deferred: Option<Arc<Event>>| {
+            let steps: Vec<_> = steps.into_iter().chain(deferred.map(Step::Show)).collect();
+            if let Some(first) = steps.first() {
+                let user = first.event().name.clone();
+                take(Record::Waiting { user, steps });
             }
+        };
+        let steps = |steps: Vec<Step>| {
+            let user = steps.first().map(|first| first.event().user);
+            let deferred = user.and_then(|user| deferred.remove(&user));
+            waiting(steps, deferred);
+        };
+        if queue.read(moment, count, steps) {
+            return true;
         }
+        for _ in 0..count {
+            let Some((_, next)) = deferred.pop_first() else {
+                break;
+            };
+            waiting(Vec::new(), Some(next));
+        }
+        if !deferred.is_empty() {
+            return true;
+        }
+        let stated = |held: HeldStatement| {
+            take(Record::Stated {
+                user: held.name,
+                statement: Some((held.said_at, held.statement)),
+            });
+        };
+        if self.statements.read(moment, count, stated) {
+            return true;
+        }
+        let departed = |departure: Departure| {
+            take_named(names, departure.user, |user| {
+                let departure = Some(departure);
+                take(Record::Departed { user, departure });
+            });
+        };
+        decisions.departed.read(moment, count, departed)
+    }
+}
+
+/// Takes something of a user whose number is still in use.
+fn take_named(names: &Names, user: Id, take: impl FnOnce(Name)) {
+    if let Some(name) = names.name(user) {
+        take(name);
     }
 }

@@ -14,6 +14,7 @@ use roaring::RoaringBitmap;
 use crate::changed::ChangedUsers;
 use crate::directory::{Changes, Directory, Question};
 use crate::event::Event;
+use crate::moment::{Moment, Readings};
 use crate::names::{Id, Name};
 use crate::pending_fetches::PendingFetches;
 use crate::step::Step;
@@ -23,7 +24,7 @@ use crate::step::Step;
 pub(super) struct EventQueue {
     /// Of each user, in their order, and until when each waits at most. Where there
     /// is a queue, it isn't empty.
-    queues: HashMap<Id, VecDeque<(Step, u64)>, foldhash::fast::FixedState>,
+    queues: Queues,
     /// What the first of each queue waits for.
     fetches: PendingFetches,
     /// When the first of each queue has waited for long enough.
@@ -31,6 +32,8 @@ pub(super) struct EventQueue {
     /// Those whose first is to be tried again.
     served: BTreeSet<Id>,
     changed: ChangedUsers,
+    /// Who reads it as it was at some moment: no queue changes but behind [`Self::keep`].
+    readings: Readings<Vec<Step>>,
 }
 
 impl EventQueue {
@@ -41,6 +44,7 @@ impl EventQueue {
 
     /// Adds a step behind all others of its user.
     pub(super) fn push(&mut self, step: Step, until: u64) {
+        self.keep(step.event().user);
         self.note(step.event());
         let queue = self.queues.entry(step.event().user).or_default();
         queue.push_back((step, until));
@@ -50,6 +54,7 @@ impl EventQueue {
     pub(super) fn put_first(&mut self, step: Step, until: u64, questions: BTreeSet<Question>) {
         self.note(step.event());
         let user = step.event().user;
+        self.keep(user);
         self.queues
             .entry(user)
             .or_default()
@@ -60,6 +65,7 @@ impl EventQueue {
 
     /// Takes a user's first step.
     pub(super) fn pop(&mut self, user: Id) -> Option<(Step, u64)> {
+        self.keep(user);
         let queue = self.queues.get_mut(&user)?;
         let first = queue.pop_front();
         if queue.is_empty() {
@@ -134,6 +140,29 @@ impl EventQueue {
         self.changed.take()
     }
 
+    /// It is to be read as it is now, by [`Self::read`].
+    pub(super) fn begin_reading(&mut self, moment: &Moment) {
+        let users = self.queues.keys().map(|user| user.0).collect();
+        self.readings.begin(moment, users, 0);
+    }
+
+    /// Reads on as of a moment, the steps of so many users at most. Says whether any were left.
+    pub(super) fn read(
+        &mut self,
+        moment: &Moment,
+        count: usize,
+        take: impl FnMut(Vec<Step>),
+    ) -> bool {
+        let steps = |user| waiting(&self.queues, Id(user));
+        self.readings.read(moment, count, steps, take)
+    }
+
+    /// What waits of a user is about to change.
+    fn keep(&mut self, user: Id) {
+        let queues = &self.queues;
+        self.readings.keep(user.0, || waiting(queues, user));
+    }
+
     /// All that waits of a user, in its order.
     pub(super) fn steps(&self, user: Id) -> impl Iterator<Item = &Step> {
         let queue = self.queues.get(&user).into_iter().flatten();
@@ -177,6 +206,7 @@ impl EventQueue {
         let Some(user) = steps.first().map(|first| first.event().user) else {
             return;
         };
+        self.keep(user);
         self.timers.insert((until, user));
         self.served.insert(user);
         let queue = steps.into_iter().map(|step| (step, until)).collect();
@@ -187,9 +217,18 @@ impl EventQueue {
     pub(super) fn ids(&self) -> RoaringBitmap {
         let mut ids = self.fetches.ids();
         ids.extend(self.changed.ids());
-        for (step, _) in self.queues.values().flatten() {
+        let waiting = self.queues.values().flatten().map(|(step, _)| step);
+        for step in waiting.chain(self.readings.kept().flatten()) {
             ids |= step.ids();
         }
         ids
     }
+}
+
+type Queues = HashMap<Id, VecDeque<(Step, u64)>, foldhash::fast::FixedState>;
+
+/// What waits of a user, if anything does.
+fn waiting(queues: &Queues, user: Id) -> Option<Vec<Step>> {
+    let queue = queues.get(&user)?;
+    Some(queue.iter().map(|(step, _)| step.clone()).collect())
 }

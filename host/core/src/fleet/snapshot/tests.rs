@@ -1,3 +1,4 @@
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::*;
@@ -109,7 +110,7 @@ fn what_was_told_is_as_it_was_at_first_and_connections_are_as_they_are_when_they
     for number in 0..200 {
         handle(&mut shard, Kind::Connect, &user(number));
     }
-    let told = |shard: &Shard| -> Vec<_> {
+    let told = |shard: &Shard| -> BTreeSet<_> {
         let users = shard
             .ledger()
             .map(|entry| entry.event.name.as_str().to_owned());
@@ -118,7 +119,6 @@ fn what_was_told_is_as_it_was_at_first_and_connections_are_as_they_are_when_they
     let first = told(&shard);
     let mut sending = Sending::begin(&mut shard, label(8), false);
     let mut chunks = vec![sending.next(&mut shard, &names, 20).unwrap()];
-    assert!(!sending.ids().is_empty(), "they are still in use");
     handle(&mut shard, Kind::Disconnect, &user(0));
     handle(&mut shard, Kind::Disconnect, &user(199));
     chunks.extend(std::iter::from_fn(|| sending.next(&mut shard, &names, 20)));
