@@ -86,10 +86,12 @@ impl Shard {
         let now = common.now();
         match input {
             Input::Message { message, reply } => {
+                self.presence.look_after_first(&message.user, common);
                 let env = &mut Env { common, rules, out };
                 take_message(message, reply, &mut self.presence, env, Presence::message);
             }
             Input::Excess { message, reply } => {
+                self.presence.look_after_first(&message.user, common);
                 let env = &mut Env { common, rules, out };
                 take_message(message, reply, &mut self.presence, env, Presence::excess);
             }
@@ -158,6 +160,9 @@ impl Shard {
     /// before this is called again: where it is full, nothing is done.
     pub fn advance(&mut self, now: u64, rules: &mut dyn Rules, out: &mut Vec<Output>) {
         let (presence, env) = (&mut self.presence, &mut self.common.env(now, rules, out));
+        if presence.is_beginning() {
+            return presence.look_after_some(env.common);
+        }
         presence.expire(env);
         if env.is_full() {
             return;
@@ -224,9 +229,12 @@ impl Shard {
 
     /// Whether connections, graces or statements may have ended by `now` that haven't been
     /// told of. All of them are, before a later input: it is to make no difference how many
-    /// end at once.
+    /// end at once. Only a shard that begins to lead has inputs not wait for that.
     pub fn has_expiries(&self, now: u64) -> bool {
         let (tracker, presence) = (&self.common.tracker, &self.presence);
+        if presence.is_beginning() {
+            return false;
+        }
         let ends = [
             tracker.next_deadline(),
             presence.next_statement_end(&self.common),
@@ -240,6 +248,7 @@ impl Shard {
         let (tracker, events, now) = (&common.tracker, &presence.events, common.now());
         let typing = common.settings.status;
         let deadlines = [
+            presence.is_beginning().then_some(now),
             tracker.next_deadline(),
             tracker.has_reshown().then_some(now),
             typing.and_then(|status| tracker.next_typing_end(status.typing_ms)),

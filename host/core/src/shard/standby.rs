@@ -16,6 +16,7 @@ mod leading;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use self::leading::Beginning;
 use super::Shard;
 use super::env::Common;
 use super::messages::{is_needed, track};
@@ -55,6 +56,8 @@ pub(super) struct Followed {
     /// Users who came by a connect while it was unsure, though no shard was before it. Nobody knows
     /// of others of their connections.
     came: BTreeSet<Id>,
+    /// Whom it has still to look after, if it has begun to lead.
+    beginning: Option<Beginning>,
 }
 
 impl Shard {

@@ -47,6 +47,7 @@ mod user;
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
+use std::ops::Range;
 use std::sync::Arc;
 
 pub use self::activity::Activity;
@@ -369,6 +370,18 @@ impl<M: Clone> Tracker<M> {
         users
             .filter(|user| user.is_online())
             .map(|user| (&user.name, user.live as usize))
+    }
+
+    /// The places of users, for [`Self::users_at`].
+    pub fn user_places(&self) -> Range<usize> {
+        0..self.roster.users.slots()
+    }
+
+    /// The users that are online, of those at some places.
+    pub fn users_at(&self, places: Range<usize>) -> impl Iterator<Item = &Arc<str>> {
+        let users = places.filter_map(|place| self.roster.users.at_place(place));
+        let online = users.filter(|(_, user)| user.is_online());
+        online.map(|(_, user)| &user.name)
     }
 
     /// How many users are online.

@@ -21,7 +21,10 @@ pub(super) struct Snapshots(Vec<Snapshot>);
 #[derive(Debug)]
 struct Snapshot {
     node: Arc<str>,
-    sending: Sending,
+    /// The number of the question.
+    nonce: u64,
+    /// None until it begins.
+    sending: Option<Sending>,
     /// When the next chunk is.
     at: u64,
 }
@@ -34,7 +37,8 @@ impl Snapshots {
 
     /// All the numbers of ids that are still to be sent.
     pub(super) fn ids(&self) -> RoaringBitmap {
-        let ids = self.0.iter().map(|it| it.sending.ids());
+        let sending = self.0.iter().filter_map(|it| it.sending.as_ref());
+        let ids = sending.map(Sending::ids);
         ids.fold(RoaringBitmap::new(), |all, ids| all | ids)
     }
 }
@@ -44,47 +48,71 @@ impl Replica {
     /// that doesn't hold everything itself. It is sent by [`Self::advance`].
     pub fn asked(&mut self, now: u64, node: &Arc<str>, nonce: u64, out: &mut Vec<Out>) {
         self.settle(now, out);
-        let may_answer = match &self.role {
-            Role::None => false,
-            Role::Follow { .. } => self.is_sure && self.pieces.is_empty(),
-            Role::Lead { epoch, .. } | Role::Resign { epoch } => self.epoch == *epoch,
-        };
-        if !may_answer {
+        if !self.may_give_snapshots() {
             return;
         }
-        let label = Label {
-            shard: self.number,
-            nonce,
-            epoch: self.epoch,
-            seq: self.seq,
-            at: now,
-        };
         let snapshots = &mut self.snapshots.0;
         // It asks again: what was under way is of no use any more.
         snapshots.retain(|it| it.node != *node);
         snapshots.push(Snapshot {
             node: Arc::clone(node),
-            sending: Sending::begin(&mut self.shard, label, self.is_first),
+            nonce,
+            sending: None,
             at: now,
         });
+        self.begin_snapshots(now);
+    }
+
+    fn may_give_snapshots(&self) -> bool {
+        match &self.role {
+            Role::None => false,
+            Role::Follow { .. } => self.is_sure && self.pieces.is_empty(),
+            Role::Lead { epoch, .. } | Role::Resign { epoch } => self.epoch == *epoch,
+        }
+    }
+
+    /// Begins with those that were asked for. One that begins to lead has to look after everyone
+    /// first: what it hasn't announced yet is known only to it.
+    fn begin_snapshots(&mut self, now: u64) {
+        if self.snapshots.0.is_empty() || (self.is_leading && self.shard.is_beginning()) {
+            return;
+        }
+        let may_give = self.may_give_snapshots();
+        let snapshots = &mut self.snapshots.0;
+        snapshots.retain(|it| it.sending.is_some() || may_give);
+        for snapshot in snapshots.iter_mut().filter(|it| it.sending.is_none()) {
+            let label = Label {
+                shard: self.number,
+                nonce: snapshot.nonce,
+                epoch: self.epoch,
+                seq: self.seq,
+                at: now,
+            };
+            snapshot.sending = Some(Sending::begin(&mut self.shard, label, self.is_first));
+            snapshot.at = now;
+        }
     }
 
     /// Sends the chunks that are due.
     pub(super) fn send_snapshots(&mut self, now: u64, out: &mut Vec<Out>) {
+        self.begin_snapshots(now);
         let (names, bytes) = (&self.names, self.settings.chunk_bytes);
         let shard = &mut self.shard;
-        self.snapshots
-            .0
-            .retain_mut(|Snapshot { node, sending, at }| {
-                *at = (*at).max(now.saturating_sub((CHUNKS_AT_ONCE - 1) * PAUSE_MS));
-                while *at <= now {
-                    let Some(chunk) = sending.next(shard, names, bytes) else {
-                        return false;
-                    };
-                    out.push(Out::Chunk(Arc::clone(node), chunk));
-                    *at += PAUSE_MS;
-                }
-                true
-            });
+        self.snapshots.0.retain_mut(|it| {
+            let Some(sending) = &mut it.sending else {
+                return true;
+            };
+            it.at = it
+                .at
+                .max(now.saturating_sub((CHUNKS_AT_ONCE - 1) * PAUSE_MS));
+            while it.at <= now {
+                let Some(chunk) = sending.next(shard, names, bytes) else {
+                    return false;
+                };
+                out.push(Out::Chunk(Arc::clone(&it.node), chunk));
+                it.at += PAUSE_MS;
+            }
+            true
+        });
     }
 }

@@ -1,3 +1,4 @@
+mod beginning;
 mod ends;
 mod heartbeats;
 mod long;
@@ -111,6 +112,11 @@ impl Side {
     fn sends(&mut self, now: u64, nonce: u64) -> Vec<Vec<u8>> {
         let standby: Arc<str> = "standby".into();
         self.replica.asked(now, &standby, nonce, &mut self.out);
+        // It announces nothing yet.
+        let shard = &mut self.replica.shard;
+        while self.replica.is_leading && shard.is_beginning() {
+            shard.advance(now, &mut Everyone, &mut Vec::new());
+        }
         let mut chunks = Vec::new();
         while let Some(at) = self.replica.snapshots.next_at() {
             let mut out = Vec::new();

@@ -1,17 +1,37 @@
 //! A shard that begins to lead: what it saw while it followed another one, and was not told the outcome
 //! of, is announced.
+//!
+//! It looks after some users at a time, with inputs in between, and before all else that has fallen due.
+//! Of a user who sends something meanwhile, it does so first.
 
-use std::collections::BTreeSet;
+use std::ops::Range;
 use std::sync::Arc;
+
+use roaring::RoaringBitmap;
 
 use crate::event::{Change, Event, Reason};
 use crate::metadata::Metadata;
-use crate::names::Id;
+use crate::names::{Id, Name};
 use crate::shard::Shard;
 use crate::shard::env::Common;
 use crate::shard::presence::Presence;
 use crate::statements::Statement;
 use crate::step::Step;
+
+/// How many users are looked after before inputs get their turn.
+const USERS_AT_ONCE: usize = 64;
+
+/// Whom a shard that begins to lead has still to look after.
+#[derive(Debug)]
+pub(super) struct Beginning {
+    /// Whether it has heard all that the other one did.
+    sure: bool,
+    /// Users whom viewers were told of or are to be told of, and those of whom something was missed
+    /// or stated.
+    users: RoaringBitmap,
+    /// The places of the tracker's users: who is online may be one whom viewers were not told of.
+    tracked: Range<usize>,
+}
 
 impl Shard {
     /// Leads from now on: what was missed is announced, and everyone is decided on, by
@@ -26,82 +46,130 @@ impl Shard {
         if !sure {
             presence.be_unsure(common.settings.tracker.timeout_ms, common);
         }
-        let sure = presence.unsure_ms(common) == 0;
-        presence.drop_overtaken(common);
-        let missed = std::mem::take(&mut presence.followed.missed);
         let events = &presence.events;
-        let mut users: BTreeSet<Id> = events.queue.users().into_iter().collect();
-        users.extend(events.updates.decisions.ledger.users());
-        for user in users {
-            presence.look_after(user, missed.get(&user), sure, common);
-        }
-        let online: Vec<Arc<str>> = common.tracker.users().map(|it| Arc::clone(it.0)).collect();
-        for name in online {
-            let user = common.names.find(&name);
-            if let Some(user) = user.filter(|user| presence.is_told(*user)) {
-                if !sure {
-                    presence.compare_shown(user, common);
-                }
-                continue;
-            }
-            // They came and went.
-            common.tracker.drop_grace_of(&name);
-            if let Some(metadata) = common.tracker.shown(&name).cloned() {
-                let at = common.clock.stamp();
-                let event = common.event(&name, at, Change::Online, metadata);
-                if !presence.statements.is_offline(event.user) {
-                    presence.announce_missed(event, true, common);
-                }
-            }
-        }
-        for (event, ours) in missed.into_values() {
-            let told = presence.will_be_told(event.user);
-            let is_new = told.is_none_or(|told| told.timestamp < event.timestamp);
-            let is_stated = presence.statements.get(event.user).is_some();
-            if event.change == Change::Online && is_stated && is_new {
-                let step = Step::Announce(Arc::new(event), ours);
-                presence.events.queue_step(step, common);
-            }
-        }
-        presence.announce_stated(common);
-        for name in std::mem::take(&mut presence.followed.reshown) {
-            let at = common.clock.stamp();
-            let event = common.event(&name, at, Change::Online, Metadata::default());
-            let events = &presence.events;
-            let ledger = &events.updates.decisions.ledger;
-            if ledger.get(event.user).is_some() || events.queue.holds(event.user) {
-                presence
-                    .events
-                    .queue_step(Step::Show(Arc::new(event)), common);
-            }
-        }
+        let mut users = events.updates.decisions.ledger.user_numbers();
+        users.extend(events.queue.users().iter().map(|user| user.0));
+        users.extend(presence.followed.missed.keys().map(|user| user.0));
+        users.extend(presence.statements.users());
+        presence.followed.beginning = Some(Beginning {
+            sure: presence.unsure_ms(common) == 0,
+            users,
+            tracked: common.tracker.user_places(),
+        });
         presence.events.rules_changed();
+    }
+
+    /// Whether it has begun to lead, and has not looked after everyone yet.
+    pub fn is_beginning(&self) -> bool {
+        self.presence.is_beginning()
     }
 }
 
 impl Presence {
-    /// Some users have left and come back, and their departure is still to be announced. It isn't any
-    /// more.
-    fn drop_overtaken(&mut self, common: &Common) {
-        let until = common.now() + common.settings.answer_wait_ms;
-        for user in self.events.queue.users() {
-            let last = self.events.queue.last_announced(user);
-            let Some(gone) = last.filter(|event| event.change != Change::Online) else {
-                continue;
-            };
-            let name: Arc<str> = gone.name.as_str().into();
-            let is_back = common.tracker.is_online(&name)
-                && !self.followed.expected.contains_key(&user)
-                && !self.statements.is_offline(user);
-            if is_back {
-                self.events.queue.drop_last_announced(user, until);
-                self.followed.reshown.insert(name);
+    /// Whether it has begun to lead, and has not looked after everyone yet.
+    pub(in crate::shard) fn is_beginning(&self) -> bool {
+        self.followed.beginning.is_some()
+    }
+
+    /// Looks after some of those who are left, if it has begun to lead.
+    pub(in crate::shard) fn look_after_some(&mut self, common: &mut Common) {
+        let Some(Beginning {
+            sure,
+            users,
+            tracked,
+        }) = &mut self.followed.beginning
+        else {
+            return;
+        };
+        let sure = *sure;
+        let some: Vec<_> = users.iter().take(USERS_AT_ONCE).map(Id).collect();
+        for user in &some {
+            users.remove(user.0);
+        }
+        let places = match some.is_empty() {
+            true => tracked.start..tracked.end.min(tracked.start + USERS_AT_ONCE),
+            false => tracked.start..tracked.start,
+        };
+        tracked.start = places.end;
+        if some.is_empty() && places.is_empty() {
+            self.followed.beginning = None;
+            // What is left is of users whom nobody knows.
+            self.followed.reshown.clear();
+            return;
+        }
+        for user in some {
+            if let Some(name) = common.names.name(user) {
+                self.look_after(user, &name, sure, common);
+            }
+        }
+        let online: Vec<_> = common.tracker.users_at(places).map(Arc::clone).collect();
+        for name in online {
+            let (user, name) = common.names.intern_name(&name);
+            // Those who are told have been looked after.
+            if !self.is_told(user) {
+                self.look_after(user, &name, sure, common);
             }
         }
     }
 
+    /// Looks after a user before something else happens to them, if it has begun to lead.
+    pub(in crate::shard) fn look_after_first(&mut self, user: &str, common: &mut Common) {
+        let Some(Beginning { sure, users, .. }) = &mut self.followed.beginning else {
+            return;
+        };
+        let (sure, (id, name)) = (*sure, common.names.intern_name(user));
+        users.remove(id.0);
+        self.look_after(id, &name, sure, common);
+    }
+
+    /// Announces what was missed of a user. Where that has been done, it makes no difference.
+    fn look_after(&mut self, user: Id, name: &Name, sure: bool, common: &mut Common) {
+        self.drop_overtaken(user, common);
+        let missed = self.followed.missed.remove(&user);
+        self.look_after_told(user, missed.as_ref(), sure, common);
+        if common.tracker.is_online(name.as_str()) {
+            self.look_after_online(user, name, sure, common);
+        }
+        if let Some((event, ours)) = missed {
+            let told = self.will_be_told(user);
+            let is_new = told.is_none_or(|told| told.timestamp < event.timestamp);
+            let is_stated = self.statements.get(user).is_some();
+            if event.change == Change::Online && is_stated && is_new {
+                let step = Step::Announce(Arc::new(event), ours);
+                self.events.queue_step(step, common);
+            }
+        }
+        // Of what an application said of somebody whom no viewer was told of, nothing else is known.
+        if let Some(Statement::Online { timestamp }) = self.statements.get(user) {
+            let change = Change::Online;
+            let event = common.event(name.as_str(), timestamp, change, Metadata::default());
+            self.announce_missed(event, false, common);
+        }
+        if self.followed.reshown.remove(name.as_str()) {
+            self.show_anew(user, name.as_str(), common);
+        }
+    }
+
+    /// A user may have left and come back, and the departure is still to be announced. It isn't any
+    /// more.
+    fn drop_overtaken(&mut self, user: Id, common: &Common) {
+        let last = self.events.queue.last_announced(user);
+        let Some(gone) = last.filter(|event| event.change != Change::Online) else {
+            return;
+        };
+        let name: Arc<str> = gone.name.as_str().into();
+        let is_back = common.tracker.is_online(&name)
+            && !self.followed.expected.contains_key(&user)
+            && !self.statements.is_offline(user);
+        if is_back {
+            let until = common.now() + common.settings.answer_wait_ms;
+            self.events.queue.drop_last_announced(user, until);
+            self.followed.reshown.insert(name);
+        }
+    }
+
     /// Looks after a user whom viewers were told of, or are to be told of by what waits.
-    fn look_after(
+    fn look_after_told(
         &mut self,
         user: Id,
         missed: Option<&(Event, bool)>,
@@ -138,18 +206,34 @@ impl Presence {
         }
     }
 
-    /// Announces whom an application has stated to be online, and no viewer was told so. Of what it said of
-    /// them, nothing else is known.
-    fn announce_stated(&mut self, common: &Common) {
-        let mut events = Vec::new();
-        for (name, _, statement) in self.statements.all() {
-            if let Statement::Online { timestamp } = statement {
-                let (at, change) = (timestamp, Change::Online);
-                events.push(common.event(name.as_str(), at, change, Metadata::default()));
+    /// Looks after a user who is online by connections.
+    fn look_after_online(&mut self, user: Id, name: &Name, sure: bool, common: &mut Common) {
+        if self.is_told(user) {
+            if !sure {
+                self.compare_shown(user, common);
             }
+            return;
         }
-        for event in events {
-            self.announce_missed(event, false, common);
+        // They came and went.
+        common.tracker.drop_grace_of(name.as_str());
+        if self.statements.is_offline(user) {
+            return;
+        }
+        if let Some(metadata) = common.tracker.shown(name.as_str()).cloned() {
+            let at = common.clock.stamp();
+            let event = common.event(name.as_str(), at, Change::Online, metadata);
+            self.announce_missed(event, true, common);
+        }
+    }
+
+    /// Has a user be shown by the connection that they have now.
+    fn show_anew(&mut self, user: Id, name: &str, common: &Common) {
+        let events = &mut self.events;
+        let is_online = events.updates.decisions.ledger.get(user).is_some();
+        if is_online || events.queue.holds(user) {
+            let at = common.clock.stamp();
+            let event = common.event(name, at, Change::Online, Metadata::default());
+            events.queue_step(Step::Show(Arc::new(event)), common);
         }
     }
 

@@ -1,0 +1,90 @@
+//! A node that begins to lead has inputs in between, and what it missed of a user comes before what
+//! they send.
+
+use super::*;
+
+const AT: u64 = NOW + 9_000;
+
+/// A standby of many users that has begun to lead, and has looked after none of them. It has heard two of
+/// them leave, and another one come.
+fn beginning() -> Side {
+    let (mut owner, mut standby) = pair();
+    for number in 0..300 {
+        let user = format!("user-{number}");
+        let at = NOW + 2_000 + number;
+        both(&mut owner, &mut standby, at, Kind::Connect, &user, "c1");
+    }
+    owner.tell(&mut standby, NOW + 2_500);
+    for user in ["user-7", "user-250"] {
+        standby.hear(NOW + 3_000, Kind::Disconnect, user, "c1");
+    }
+    standby.hear(NOW + 3_000, Kind::Connect, "new", "c1");
+    standby.out.clear();
+    let before = Before {
+        epoch: 5,
+        told: None,
+    };
+    let role = Role::Lead { epoch: 8, before };
+    standby.replica.set_role(AT, role, &mut standby.out);
+    assert!(standby.replica.shard().is_beginning());
+    standby
+}
+
+/// What it tells viewers until it has done all that is due.
+fn tells(side: &mut Side) -> Vec<(String, bool)> {
+    while side.replica.is_due(AT) {
+        side.advance(AT);
+    }
+    side.viewers_told()
+}
+
+fn told(told: &[(&str, bool)]) -> Vec<(String, bool)> {
+    let told = told.iter();
+    told.map(|(user, online)| ((*user).to_owned(), *online))
+        .collect()
+}
+
+#[test]
+fn who_comes_meanwhile_is_told_of_at_once() {
+    let mut side = beginning();
+    side.hear(AT, Kind::Connect, "late", "c1");
+    assert_eq!(side.viewers_told(), told(&[("late", true)]));
+    assert!(side.replica.shard().is_beginning());
+    let mut others = tells(&mut side);
+    others.sort();
+    assert_eq!(
+        others,
+        told(&[("new", true), ("user-250", false), ("user-7", false)])
+    );
+}
+
+#[test]
+fn what_was_missed_of_a_user_comes_before_what_they_send() {
+    let mut side = beginning();
+    side.hear(AT, Kind::Connect, "user-250", "c2");
+    side.hear(AT, Kind::Disconnect, "new", "c1");
+    let told_of = |told: &[(String, bool)], user: &str| -> Vec<_> {
+        let of_user = told.iter().filter(|(told, _)| told == user);
+        of_user.map(|(_, online)| *online).collect()
+    };
+    let all = tells(&mut side);
+    assert_eq!(told_of(&all, "user-250"), [false, true]);
+    assert_eq!(told_of(&all, "new"), [true, false]);
+    assert_eq!(told_of(&all, "user-7"), [false]);
+    assert_eq!(all.len(), 5);
+}
+
+#[test]
+fn a_snapshot_is_given_once_everyone_has_been_looked_after() {
+    let mut side = beginning();
+    let node: Arc<str> = "next".into();
+    side.replica.asked(AT, &node, 1, &mut side.out);
+    let is_chunk = |out: &Out| matches!(out, Out::Chunk(..));
+    side.replica.send_snapshots(AT, &mut side.out);
+    assert!(!side.out.iter().any(is_chunk));
+    while side.replica.is_due(AT) {
+        side.advance(AT);
+    }
+    side.replica.send_snapshots(AT, &mut side.out);
+    assert!(side.out.iter().any(is_chunk));
+}
