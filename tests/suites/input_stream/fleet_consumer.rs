@@ -7,7 +7,7 @@ use std::fs;
 use anyhow::{Context as _, Result, anyhow, ensure};
 use async_nats::datetime;
 use async_nats::jetstream::consumer::{FromConsumer as _, pull};
-use async_nats::jetstream::stream::Stream;
+use async_nats::jetstream::stream::{self, Stream};
 use presence_tests::client::now_ms;
 use presence_tests::host::Host;
 use presence_tests::process::Signal;
@@ -144,6 +144,29 @@ async fn what_comes_is_handled_though_the_consumer_is_lost_with_the_streams_end(
     }
     assert_eq!(gone, (0..3).map(user).collect());
     fleet.is_quiet().await?;
+    fleet.end().await
+}
+
+#[tokio::test]
+async fn what_is_removed_while_no_node_runs_is_counted() -> Result<()> {
+    let mut fleet = Fleet::start(&["a"]).await?;
+    fleet.connects(&user(0), "c1").await?;
+    fleet.is_quiet().await?;
+    fleet.leave("a").await?;
+    let stream = fleet.stream().await?;
+    let config = stream::Config {
+        max_messages: 2,
+        ..stream.cached_info().config.clone()
+    };
+    fleet.context.update_stream(&config).await?;
+    for number in 1..6 {
+        fleet.connects(&user(number), "c1").await?;
+    }
+    fleet.join_for(&["a"], 3_000).await?;
+    fleet.is_quiet().await?;
+    let lost = "presence_input_stream_lost_total";
+    let node = fleet.node("a")?;
+    node.until_metric(lost, &[], |it| it == 3.0).await?;
     fleet.end().await
 }
 

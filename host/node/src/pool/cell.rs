@@ -18,6 +18,7 @@ use presence_core::{Input, Output, Shard};
 use roaring::RoaringBitmap;
 use tokio::sync::mpsc;
 
+use super::acknowledged::Acknowledged;
 use super::work::FleetTask;
 use crate::link::journal::{EpochFence, NodeLease};
 use crate::link::shared_input::Receipt;
@@ -80,6 +81,8 @@ pub(crate) struct HostedReplica {
     wants: Vec<Out>,
     /// Messages of the input stream that are to be acknowledged behind that.
     receipts: Vec<Receipt>,
+    /// Those that were lately.
+    acknowledged: Acknowledged,
     /// The lease, as the replica was last told.
     until: u64,
     /// For how long it may publish in the epoch that it last led in.
@@ -137,6 +140,7 @@ impl Cell {
             links,
             wants: Vec::new(),
             receipts: Vec::new(),
+            acknowledged: Acknowledged::default(),
             until: 0,
             fence: None,
             holds: None,
@@ -374,8 +378,16 @@ impl HostedReplica {
     /// A message of the input stream has been handled, or is about to be. Only the owner says so.
     pub(super) fn acknowledge(&mut self, now: u64, receipt: Receipt) {
         if self.replica.is_leading(now) {
+            let epoch = self.replica.epoch();
+            self.acknowledged.add(now, epoch, receipt.place);
             self.receipts.push(receipt);
         }
+    }
+
+    /// Whether the owner has acknowledged a message of the input stream that has come again.
+    pub(super) fn has_acknowledged(&self, now: u64, receipt: &Receipt) -> bool {
+        let epoch = self.replica.epoch();
+        self.replica.is_leading(now) && self.acknowledged.has(epoch, receipt.place)
     }
 
     /// The messages that are to be acknowledged, behind all that is to be carried out.
@@ -466,6 +478,7 @@ impl HostedReplica {
         self.replica = Replica::new(self.number, settings, names, shard);
         self.wants.clear();
         self.receipts.clear();
+        self.acknowledged = Acknowledged::default();
         self.asked.clear();
         (self.until, self.resigned, self.holds) = (0, None, None);
         self.role = Role::None;

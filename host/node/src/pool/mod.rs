@@ -5,6 +5,7 @@
 //! mailbox ([`mailbox`]), schedules the tenants ([`rounds`]), wakes shards when a timer is due,
 //! and queues their messages in its outbox ([`outbox`]).
 
+mod acknowledged;
 mod cell;
 mod hosted_shard;
 mod instances;

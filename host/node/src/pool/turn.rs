@@ -179,13 +179,16 @@ impl HostedShard {
             let outputs = turn.out.len() + self.shard.waiting_outputs();
             let traced = current.traced.next_if(|(at, _)| *at == place);
             let mut receipt = current.receipts.next_if(|(at, _)| *at == place);
+            let is_known = self.has_acknowledged(arrived_at, receipt.as_ref());
             if receipt.as_ref().is_some_and(|(_, it)| it.is_suspect()) {
                 self.acknowledge(arrived_at, receipt.take());
                 self.carry_out(turn);
             }
             // In a fleet, the owner's trace is the one.
             let traced = traced.filter(|_| self.shard.is_leading(arrived_at));
-            if let Some((_, begun)) = traced {
+            if is_known {
+                // It is acknowledged again.
+            } else if let Some((_, begun)) = traced {
                 self.handle_traced((arrived_at, input), begun, rules, turn);
             } else {
                 self.shard.handle(arrived_at, input, rules, turn.out);
@@ -224,6 +227,12 @@ impl HostedShard {
         {
             replica.acknowledge(now, receipt);
         }
+    }
+
+    /// Whether a message of the input stream has come again though it was handled and acknowledged.
+    fn has_acknowledged(&mut self, now: u64, receipt: Option<&(usize, Receipt)>) -> bool {
+        let replica = self.shard.as_replica().zip(receipt);
+        replica.is_some_and(|(replica, (_, receipt))| replica.has_acknowledged(now, receipt))
     }
 
     /// Handles an input, and notes what it took. What comes of it is carried out at once, so that

@@ -6,6 +6,8 @@
 //! a router, an owner, or what is between them fails. A shard knows which messages of a connection it
 //! has had (`core::tracker`).
 
+mod known;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -16,6 +18,7 @@ use presence_core::quota::Rate;
 use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 
+use self::known::{Behind, Known};
 use super::Tenant;
 use super::intake::traced;
 use super::router::Router;
@@ -74,59 +77,9 @@ pub(crate) struct StreamRouter {
     early_ends: u32,
     waits: LogLimiter,
     unhandled: LogLimiter,
-    /// The last message that was stored when the node began.
-    behind: Option<u64>,
-}
-
-/// What this node knows of how far the fleet has come.
-#[derive(Debug)]
-struct Known {
-    /// The stream, by when it was made, and up to where all of it has been handled.
-    handled: Option<(u64, u64)>,
-    /// The last message that this node was given.
-    given: u64,
-    /// Up to where messages that were removed before they were delivered have been counted.
-    lost: u64,
-    /// When the stream was last in order, in milliseconds since the Unix epoch.
-    in_order_at: u64,
-}
-
-impl Known {
-    /// Where a consumer is to begin, since there is none: behind what the fleet is known to have
-    /// handled. Of nothing, with what was stored since then, as a node that has no state.
-    fn begin(&self, stream: u64) -> Begin {
-        match self.handled {
-            Some((known, handled)) if known == stream => Begin::At(handled + 1),
-            Some(_) => Begin::At(1),
-            None => Begin::Since(self.in_order_at),
-        }
-    }
-
-    /// Whether a stream that was made then, and has this last message, has lost its end.
-    fn has_lost_end(&self, stream: u64, last: u64) -> bool {
-        let known = self.handled.filter(|(known, _)| *known == stream);
-        known.is_some_and(|(_, handled)| handled.max(self.given) > last)
-    }
-
-    /// The consumer is so far in a stream that was made then. Says how many messages are not there
-    /// any more that were not delivered. `first`: the first that is there.
-    fn note(&mut self, stream: u64, first: u64, progress: SharedProgress) -> u64 {
-        let is_same = self.handled.is_some_and(|(known, _)| known == stream);
-        if !is_same {
-            self.given = 0;
-            // What is missing before the fleet began isn't known to be lost.
-            self.lost = match self.handled {
-                Some(_) => 0,
-                None => progress.delivered.max(first.saturating_sub(1)),
-            };
-        }
-        self.handled = Some((stream, progress.handled));
-        self.in_order_at = clock::wall_now_us() / 1_000;
-        let gone = first.saturating_sub(1);
-        let lost = gone.saturating_sub(self.lost.max(progress.delivered));
-        self.lost = self.lost.max(gone);
-        lost
-    }
+    /// What was stored when the node began, until it has been handled.
+    behind: Option<Behind>,
+    has_begun: bool,
 }
 
 impl Tenant {
@@ -151,18 +104,14 @@ impl Tenant {
             pace: Rate::default(),
             tracer: self.tracer.clone(),
             health,
-            known: Known {
-                handled: None,
-                given: 0,
-                lost: 0,
-                // Who connected earlier and is still there, is heard by a heartbeat.
-                in_order_at: clock::now_ms().saturating_sub(timeout_ms),
-            },
+            // Who connected earlier and is still there, is heard by a heartbeat.
+            known: Known::new(clock::now_ms().saturating_sub(timeout_ms)),
             begun: Instant::now(),
             early_ends: 0,
             waits: LogLimiter::default(),
             unhandled: LogLimiter::default(),
             behind: None,
+            has_begun: false,
         })
     }
 }
@@ -194,6 +143,7 @@ impl StreamRouter {
                 Err(error) => error,
             };
             match error {
+                OpenError::Again(_) if !self.has_begun => {}
                 OpenError::Again(why) if self.early_ends < EARLY_ENDS_MAX => {
                     tracing::info!(
                         "the stream `{}` is taken from anew: {why}",
@@ -202,7 +152,6 @@ impl StreamRouter {
                 }
                 OpenError::Refused(why) | OpenError::Away(why) | OpenError::Again(why) => {
                     self.health.fails(why);
-                    self.health.is_behind.store(false, Ordering::Relaxed);
                 }
             }
             if opened.elapsed() >= STEADY {
@@ -254,7 +203,9 @@ impl StreamRouter {
                 made
             }
         };
-        self.behind.get_or_insert(stream.last);
+        if !std::mem::replace(&mut self.has_begun, true) {
+            self.behind = Some(Behind::new(stream.last));
+        }
         self.note(&stream, consumer.progress);
         if self.early_ends < EARLY_ENDS_MAX {
             self.health.works();
@@ -304,7 +255,8 @@ impl StreamRouter {
         note(&health.pending, progress.pending);
         note(&health.position, progress.handled);
         note(&health.unacknowledged, progress.unacknowledged);
-        if self.behind.is_some_and(|last| progress.handled >= last) || progress.pending == 0 {
+        let is_over = |it: &mut Behind| it.is_over(Instant::now(), progress);
+        if self.behind.take_if(is_over).is_some() {
             health.is_behind.store(false, Ordering::Relaxed);
         }
         if lost > 0 {
@@ -351,7 +303,8 @@ impl StreamRouter {
                     if begun.elapsed() >= STEADY {
                         self.is_steady();
                     }
-                    if looked_at.elapsed() < LOOK && waiting.is_none() {
+                    let is_awaited = waiting.is_some() || self.behind.is_some();
+                    if looked_at.elapsed() < LOOK && !is_awaited {
                         continue;
                     }
                     looked_at = Instant::now();
@@ -526,30 +479,6 @@ fn length(input: &SharedInput) -> usize {
 mod tests {
     use super::*;
 
-    fn at(handled: u64, delivered: u64) -> SharedProgress {
-        SharedProgress {
-            handled,
-            delivered,
-            ..SharedProgress::default()
-        }
-    }
-
-    #[test]
-    fn a_consumer_that_is_gone_is_made_behind_what_was_handled() {
-        let mut known = Known {
-            handled: None,
-            given: 0,
-            lost: 0,
-            in_order_at: 5_000,
-        };
-        assert_eq!(known.begin(7), Begin::Since(5_000));
-        known.note(7, 1, at(30, 40));
-        assert_eq!(known.begin(7), Begin::At(31));
-        assert_eq!(known.begin(8), Begin::At(1), "another stream");
-        assert!(!known.has_lost_end(7, 30) && known.has_lost_end(7, 29));
-        assert!(!known.has_lost_end(8, 3), "another stream");
-    }
-
     #[test]
     fn more_is_taken_when_what_is_on_its_way_is_soon_handled_or_stays_unhandled() {
         assert!(!is_too_much(FEW, None));
@@ -561,25 +490,5 @@ mod tests {
         assert!(!is_too_much(8_000, Some(10_000)));
         assert!(!is_too_much(8_000, Some(8_000)), "nobody handles it");
         assert!(!is_too_much(8_000, Some(7_000)));
-    }
-
-    #[test]
-    fn what_was_removed_before_it_was_delivered_is_counted_once() {
-        let mut known = Known {
-            handled: None,
-            given: 0,
-            lost: 0,
-            in_order_at: 0,
-        };
-        assert_eq!(known.note(7, 500, at(0, 0)), 0, "before the fleet began");
-        assert_eq!(known.note(7, 500, at(510, 520)), 0);
-        assert_eq!(known.note(7, 531, at(520, 520)), 10);
-        assert_eq!(known.note(7, 531, at(520, 520)), 0);
-        assert_eq!(
-            known.note(7, 541, at(520, 535)),
-            5,
-            "one that was delivered isn't lost"
-        );
-        assert_eq!(known.note(8, 4, at(0, 0)), 3, "of another stream");
     }
 }

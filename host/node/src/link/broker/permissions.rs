@@ -294,13 +294,13 @@ impl Permissions {
             self.answered.notify_one();
         }
         drop(trial);
-        if operation == Operation::Publish && !is_mark && !is_sample {
-            self.suspected().insert(place);
-            return BrokerErrorKind::Other;
-        }
         let mut forbidden = self.forbidden();
         if forbidden.contains_key(&place) {
             return BrokerErrorKind::Known;
+        }
+        if operation == Operation::Publish && !is_mark && !is_sample {
+            self.suspected().insert(place);
+            return BrokerErrorKind::Other;
         }
         forbidden.insert(place, clock::now_ms());
         let permission = permission.as_ref().map(ToString::to_string);
@@ -520,6 +520,8 @@ mod tests {
         let text = "Permissions Violation for Publish to \"Acme.presence.inbox.presence-trial\"";
         let new = BrokerErrorKind::New("to publish to `Acme.presence.inbox.*`".into());
         assert_eq!(permissions.note(text), new);
+        let text = "Permissions Violation for Publish to \"Acme.presence.inbox.=Yg\"";
+        assert_eq!(permissions.note(text), BrokerErrorKind::Known);
         let other = "Permissions Violation for Publish to \"elsewhere\"";
         assert_eq!(permissions.note(other), BrokerErrorKind::Other);
         assert_eq!(permissions.forbidden_to(Some("Acme")).len(), 2);

@@ -1,7 +1,7 @@
 //! Why a node doesn't do its work, if it doesn't.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::{Status, StatusBoard};
 use crate::beside::Mode;
@@ -87,10 +87,11 @@ fn unread(stream: &StreamHealth) -> Option<String> {
         ));
     }
     let is_behind = stream.is_behind.load(Ordering::Relaxed);
-    let pending = stream.pending.load(Ordering::Relaxed);
+    let load = |of: &AtomicU64| of.load(Ordering::Relaxed);
+    let left = load(&stream.pending) + load(&stream.unacknowledged);
     is_behind.then(|| {
         format!(
-            "what the stream `{name}` kept while this node was away is being taken: {pending} \
+            "what the stream `{name}` kept while this node was away is being taken: {left} \
              messages are left"
         )
     })

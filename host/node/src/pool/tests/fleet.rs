@@ -3,6 +3,7 @@
 
 use presence_core::fleet::FleetSettings;
 use presence_core::fleet::replica::{Before, Mutation, ReplicaSettings, Role};
+use presence_core::message::Rejection;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 use super::super::work::PanicPoint;
@@ -195,6 +196,39 @@ fn the_owner_alone_acknowledges_a_message_behind_all_that_came_of_it() {
     scene.role(Role::Resign { epoch: 5 });
     scene.comes_by_stream(3, 1);
     assert!(!scene.published().contains(&receipt(3, 1)));
+}
+
+#[test]
+fn a_message_that_comes_again_though_it_was_acknowledged_is_not_handled_again() {
+    let mut scene = Scene::new();
+    scene.lead(5);
+    let cant_be_read = |scene: &mut Scene, deliveries| {
+        let header = format!("7 {}", receipt(1, deliveries));
+        let rejected = Input::Rejected {
+            kind: Kind::Connect,
+            payload: "{".into(),
+            rejection: Rejection::excess(1),
+            reply: None,
+        };
+        let mut batch = Batch::new(clock::now_ms(), vec![rejected], 1);
+        batch
+            .receipts
+            .push((0, Receipt::of_header(&header, "in").unwrap()));
+        offer(&scene.shard, batch);
+        scene.node.work();
+        let published = scene.published();
+        assert_eq!(published.last(), Some(&receipt(1, deliveries)));
+        let letters = published.iter().filter(|it| *it == "presence.dlq");
+        letters.count()
+    };
+    for deliveries in [1, 2, 20, 21] {
+        assert_eq!(cant_be_read(&mut scene, deliveries), 1);
+    }
+    // The owner of the next epoch doesn't know of it.
+    scene.role(Role::None);
+    scene.lead(9);
+    assert_eq!(cant_be_read(&mut scene, 3), 2);
+    assert_eq!(cant_be_read(&mut scene, 4), 2);
 }
 
 #[test]

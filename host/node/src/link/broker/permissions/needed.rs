@@ -53,6 +53,7 @@ pub(super) fn needed(config: &Config) -> Vec<Permission> {
         }
         let of_fleet = [
             format!("$JS.API.CONSUMER.INFO.{stream}.{CONSUMER}"),
+            format!("$JS.API.CONSUMER.DELETE.{stream}.{CONSUMER}"),
             format!("$JS.ACK.{stream}.{CONSUMER}.>"),
         ];
         let used = of_fleet.into_iter().filter(|_| config.fleet.enabled);

@@ -1,0 +1,93 @@
+//! Messages of the input stream that an owner has acknowledged lately. One that comes again all the
+//! same is acknowledged again, and handled no second time: the acknowledgement was lost, or came too
+//! late, or the broker takes none of this node.
+
+use std::collections::BTreeSet;
+use std::mem;
+
+use presence_core::message::StreamPlace;
+
+use crate::link::shared_input::ACK_WAIT;
+
+/// For how long a message is known at least. It comes again after [`ACK_WAIT`], and then waits for
+/// its turn.
+const KNOWN_MS: u64 = 4_000 * ACK_WAIT.as_secs();
+
+/// The messages that an owner has acknowledged.
+#[derive(Debug, Default)]
+pub(super) struct Acknowledged {
+    /// In which epoch of the owner, and of which stream, as when it was made.
+    of: (u64, u64),
+    /// Their numbers, of the time that has begun.
+    recent: BTreeSet<u64>,
+    /// Of the time before it.
+    before: BTreeSet<u64>,
+    /// When it began.
+    since: u64,
+}
+
+impl Acknowledged {
+    /// Whether the owner of this epoch has acknowledged a message.
+    pub(super) fn has(&self, epoch: u64, place: StreamPlace) -> bool {
+        let number = &place.sequence;
+        self.of == (epoch, place.stream)
+            && (self.recent.contains(number) || self.before.contains(number))
+    }
+
+    /// The owner of this epoch acknowledges a message.
+    pub(super) fn add(&mut self, now: u64, epoch: u64, place: StreamPlace) {
+        let of = (epoch, place.stream);
+        if self.of != of {
+            *self = Self {
+                of,
+                since: now,
+                ..Self::default()
+            };
+        }
+        let passed = now.saturating_sub(self.since);
+        if passed >= KNOWN_MS {
+            self.before = mem::take(&mut self.recent);
+            if passed >= 2 * KNOWN_MS {
+                self.before.clear();
+            }
+            self.since = now;
+        }
+        self.recent.insert(place.sequence);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const fn at(sequence: u64) -> StreamPlace {
+        StreamPlace {
+            stream: 7,
+            sequence,
+        }
+    }
+
+    #[test]
+    fn a_message_is_known_for_a_while_and_as_long_as_it_comes_again() {
+        let mut acknowledged = Acknowledged::default();
+        assert!(!acknowledged.has(0, at(1)));
+        acknowledged.add(1_000, 5, at(1));
+        for time in 1..10 {
+            acknowledged.add(1_000 + time * KNOWN_MS, 5, at(2));
+            assert_eq!(acknowledged.has(5, at(1)), time == 1);
+            assert!(acknowledged.has(5, at(2)));
+        }
+        acknowledged.add(1_000 + 20 * KNOWN_MS, 5, at(3));
+        assert!(!acknowledged.has(5, at(2)) && acknowledged.has(5, at(3)));
+    }
+
+    #[test]
+    fn nothing_is_known_of_another_epoch_or_stream() {
+        let mut acknowledged = Acknowledged::default();
+        acknowledged.add(1_000, 5, at(1));
+        let other = StreamPlace { stream: 8, ..at(1) };
+        assert!(!acknowledged.has(6, at(1)) && !acknowledged.has(5, other));
+        acknowledged.add(1_000, 6, at(2));
+        assert!(!acknowledged.has(5, at(1)) && !acknowledged.has(6, at(1)));
+    }
+}
