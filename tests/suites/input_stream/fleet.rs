@@ -2,6 +2,7 @@
 //! message is handled by the owner of its user, and acknowledged then.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
@@ -189,9 +190,29 @@ impl Fleet {
     }
 }
 
+/// Has a message be in the stream once, and says its number there. As a publisher does, it repeats what
+/// isn't acknowledged.
 async fn store(context: &Context, subject: &str, body: &Value) -> Result<u64> {
-    let stored = context.publish(subject.to_owned(), body.to_string().into());
-    Ok(stored.await?.await?.sequence)
+    store_with(context, (subject, HeaderMap::new()), body).await
+}
+
+async fn store_with(
+    context: &Context,
+    (subject, mut headers): (&str, HeaderMap),
+    body: &Value,
+) -> Result<u64> {
+    static STORED: AtomicU64 = AtomicU64::new(0);
+    let id = STORED.fetch_add(1, Ordering::Relaxed).to_string();
+    headers.insert("Nats-Msg-Id", id);
+    wait::until("the stream to take a message", async || {
+        let (subject, headers) = (subject.to_owned(), headers.clone());
+        let stored = context.publish_with_headers(subject, headers, body.to_string().into());
+        Ok(match stored.await {
+            Ok(acknowledged) => acknowledged.await.ok().map(|it| it.sequence),
+            Err(_) => None,
+        })
+    })
+    .await
 }
 
 /// Users who come and go.
@@ -375,11 +396,8 @@ async fn what_cant_be_handled_is_a_dead_letter_and_is_acknowledged() -> Result<(
     // One that a node has published is no input.
     let mut headers = HeaderMap::new();
     headers.insert("Presence-Seq", "n/0 1 1");
-    let body = inputs::connect(&user(1), "c1", now_ms()).to_string();
-    let stored = fleet
-        .context
-        .publish_with_headers(CONNECT, headers, body.into());
-    stored.await?.await?;
+    let body = inputs::connect(&user(1), "c1", now_ms());
+    store_with(&fleet.context, (CONNECT, headers), &body).await?;
     fleet.connects(&user(2), "c1").await?;
     // Nothing of it is delivered again from then on.
     let info = fleet.is_quiet().await?;
@@ -418,11 +436,7 @@ async fn whichever_server_has_the_stream_all_of_it_is_handled() -> Result<()> {
         cluster.servers[server].kill().await?;
         for number in 0..10 {
             let body = inputs::connect(&user(10 * server + number), "c1", now_ms());
-            // A publisher repeats what the stream doesn't acknowledge.
-            wait::until("the stream to take a connect", async || {
-                Ok(store(&context, CONNECT, &body).await.ok())
-            })
-            .await?;
+            store(&context, CONNECT, &body).await?;
         }
         tape.hosts(ONLINE, 10 * server).await?;
         cluster.servers[server].resume().await?;
