@@ -69,6 +69,18 @@ pub struct Before {
     pub told: Option<(Arc<str>, u64)>,
 }
 
+/// What a replica held that is of no use any more. It takes long to free, where it is of many users.
+#[derive(Clone, Debug)]
+pub struct Discarded(Arc<(Shard, Books)>);
+
+impl PartialEq for Discarded {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl Eq for Discarded {}
+
 /// What a replica wants done.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Out {
@@ -104,6 +116,8 @@ pub enum Out {
     },
     /// Count that what is held here was not what the owner holds.
     Differed(Difference),
+    /// Free this where no event waits for it.
+    Discard(Discarded),
 }
 
 /// Why a replica catches up.
@@ -459,13 +473,20 @@ impl Replica {
     }
 
     /// Nothing is known here any more.
-    fn forget(&mut self) {
+    fn forget(&mut self, out: &mut Vec<Out>) {
         self.forget_at = None;
         self.is_first = false;
-        self.books = Books::default();
         self.snapshots = Snapshots::default();
-        self.shard = self.shard.replacement();
-        self.shard.keep_told(true);
+        let mut nobody = self.shard.replacement();
+        nobody.keep_told(true);
+        self.exchange(nobody, Books::default(), out);
+    }
+
+    /// Another shard takes the place of the one that there is, with what its viewers have been told.
+    fn exchange(&mut self, shard: Shard, books: Books, out: &mut Vec<Out>) {
+        let shard = std::mem::replace(&mut self.shard, shard);
+        let books = std::mem::replace(&mut self.books, books);
+        out.push(Out::Discard(Discarded(Arc::new((shard, books)))));
     }
 
     /// Begins or ends leading, as the role and the lease have it.
@@ -500,10 +521,6 @@ impl Replica {
         self.pieces = Pieces::default();
         self.waits_since = None;
         (self.epoch, self.seq) = (epoch, 1);
-        // One in step has the same books as all others who are, and they are what its ledger says.
-        if !is_sure {
-            self.books = Books::of(self.shard.ledger(), &self.names);
-        }
         self.shard.renumber();
         let digest = self.ledger_digest();
         debug_assert_eq!(digest, Books::of(self.shard.ledger(), &self.names).digest());

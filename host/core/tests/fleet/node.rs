@@ -449,7 +449,7 @@ impl Process {
                     publication,
                 },
                 Out::Shard(Output::Reply(to, _)) => Sent::Reply(to),
-                Out::Shard(_) => continue,
+                Out::Shard(_) | Out::Discard(_) => continue,
                 Out::Told(bytes) => Sent::Told(shard, bytes),
                 Out::Ask { node, nonce } => {
                     let ask = Arrival::Ask {

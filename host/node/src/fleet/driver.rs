@@ -32,7 +32,7 @@ use crate::link::drops::SubscriptionKind;
 use crate::link::fleet_bucket::{BucketWatch, Change, FleetBucket, Layout, Seen};
 use crate::pool::log_limiter::LogLimiter;
 use crate::pool::{FleetTask, Report, Shards};
-use crate::tasks::Tasks;
+use crate::tasks::{Tasks, blocking};
 
 /// How often the member is looked at, at least: a twelfth of the lease, which is the margin by which
 /// nodes may differ, within these limits. Each tenant has such a look.
@@ -524,6 +524,7 @@ impl Driver {
                 let why = self.fleet.figures.catches_up(why);
                 tracing::debug!(shard, why, "a shard catches up");
             }
+            Report::Discard(discarded) => drop(blocking(move || drop(discarded))),
             Report::Refused(what) => self.refuse(&format!("shard {shard}: {what}")),
             Report::Leads => tracing::debug!(shard, "leads"),
             Report::Failed { led } => self.failed(shard, led),

@@ -36,6 +36,9 @@ const RETRY: Duration = Duration::from_millis(500);
 /// How long messages between nodes are at most, and the pieces of longer ones, in bytes.
 const MESSAGE_BYTES_MAX: usize = 256 << 10;
 
+/// How long pieces of a snapshot are at most, in bytes. It takes milliseconds to put one into a shard.
+const CHUNK_BYTES: usize = 64 << 10;
+
 /// From how many heartbeats on, in a twelfth of the lease, standbys of a shard are told of them by its
 /// owner, and don't take them in.
 const TOLD_FROM: usize = 8;
@@ -223,7 +226,7 @@ pub(crate) async fn join(
         fleet: settings,
         node: Arc::clone(&fleet.node),
         timeout_ms: config.tracker.timeout_ms,
-        chunk_bytes: message_bytes,
+        chunk_bytes: message_bytes.min(CHUNK_BYTES),
         told_bytes: message_bytes,
         told_from: TOLD_FROM,
         mutation: Mutation::None,

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use presence_config::subjects::EPOCH_STEP;
 use presence_core::body::explain::ExplainReport;
 use presence_core::body::query::Answers;
-use presence_core::fleet::replica::{Difference, Out, Replica, ReplicaSettings, Role};
+use presence_core::fleet::replica::{Difference, Discarded, Out, Replica, ReplicaSettings, Role};
 use presence_core::names::Names;
 use presence_core::query::Explain;
 use presence_core::rules::Rules;
@@ -62,6 +62,8 @@ pub(crate) enum Report {
     TakesHeartbeats(bool),
     /// It catches up.
     Differed(Difference),
+    /// What it held is to be freed, where no event waits for it.
+    Discard(Discarded),
     /// What came from another node can't be used.
     Refused(String),
     /// It begins to lead, and announces who came and went meanwhile.
@@ -413,6 +415,7 @@ impl HostedReplica {
             Out::Chunk(node, bytes) => Report::Chunk(node, bytes),
             Out::Synced { node, epoch, seq } => Report::Synced { node, epoch, seq },
             Out::Differed(difference) => Report::Differed(difference),
+            Out::Discard(discarded) => Report::Discard(discarded),
         };
         self.report(report);
     }

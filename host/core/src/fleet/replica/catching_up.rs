@@ -115,11 +115,10 @@ impl Replica {
                 }
                 let mut shard = snapshot.shard;
                 shard.count_on(&self.shard);
-                shard.compare_shown();
-                self.shard = shard;
+                shard.is_copy();
+                self.exchange(shard, snapshot.books, out);
                 // What is being sent is of the one before.
                 self.snapshots = Snapshots::default();
-                self.books = snapshot.books;
                 (self.epoch, self.seq) = (snapshot.epoch, snapshot.seq);
                 self.pieces = Pieces::default();
                 self.is_first = snapshot.is_first;

@@ -212,7 +212,7 @@ impl Replica {
     pub(super) fn follow_time(&mut self, now: u64, out: &mut Vec<Out>) {
         if self.role == Role::None {
             if self.forget_at.is_some_and(|at| at <= now) {
-                self.forget();
+                self.forget(out);
             }
             return;
         }
