@@ -199,6 +199,12 @@ impl Verdicts {
         self.rules += 1;
     }
 
+    /// There are soon to be so many: making room for them meanwhile would hold up what comes then.
+    pub fn make_room(&mut self, verdicts: usize) {
+        let more = verdicts.saturating_sub(self.kept.len());
+        self.kept.reserve(more);
+    }
+
     /// Whether there is none.
     pub fn is_empty(&self) -> bool {
         self.kept.is_empty() && self.heavy.is_empty()

@@ -21,6 +21,10 @@ impl Shard {
         self.common.tracker.keep_records(false);
         self.presence.keep_records(keep);
         self.presence.statements.order(keep);
+        if keep {
+            // Nothing is known yet as a rule: to keep the digest from now on costs nothing.
+            self.common.tracker.live_digest();
+        }
     }
 
     /// Whether there is anything to take, now or soon.

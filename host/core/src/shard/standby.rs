@@ -46,6 +46,8 @@ pub(super) struct Followed {
     missed: BTreeMap<Id, (Event, bool)>,
     /// Users whom another connection shows now.
     reshown: BTreeSet<Arc<str>>,
+    /// Whether there may be more of them.
+    is_copy: bool,
     /// Users who are expected, and since when they are online, in milliseconds since the Unix
     /// epoch.
     pub(super) expected: BTreeMap<Id, u64>,
@@ -145,15 +147,11 @@ impl Shard {
         }
     }
 
-    /// Notes who is shown by another connection than viewers know them by. To be said of a shard that was
-    /// made of what another one knew: that one may have been told so, and have announced nothing.
-    pub fn compare_shown(&mut self) {
-        let Self {
-            common, presence, ..
-        } = self;
-        for user in presence.events.updates.decisions.ledger.users() {
-            presence.compare_shown(user, common);
-        }
+    /// When it begins to lead, it looks who is shown by another connection than viewers know them by. To
+    /// be said of a shard that was made of what another one knew: that one may have been told so, and
+    /// have announced nothing.
+    pub fn is_copy(&mut self) {
+        self.presence.followed.is_copy = true;
     }
 
     /// No shard was before this one: as of a node that starts alone, users who come by a connect

@@ -67,7 +67,7 @@ impl<M: Clone> Tracker<M> {
     /// All has been put back that was known before a restart.
     pub fn restored(&mut self) {
         let mut keys = std::mem::take(&mut self.unlinked);
-        keys.sort_by_key(|key| self.place(*key).map(|place| place.order));
+        keys.sort_by_cached_key(|key| self.place(*key).map(|place| place.order));
         for key in keys {
             if let Some(place) = self.place(key) {
                 self.orders.know(place.order);

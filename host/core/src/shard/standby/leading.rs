@@ -57,6 +57,8 @@ impl Shard {
             tracked: common.tracker.user_places(),
         });
         presence.events.rules_changed();
+        let decisions = &mut presence.events.updates.decisions;
+        decisions.verdicts.make_room(decisions.ledger.len());
     }
 
     /// Whether it has begun to lead, and has not looked after everyone yet.
@@ -95,6 +97,7 @@ impl Presence {
             self.followed.beginning = None;
             // What is left is of users whom nobody knows.
             self.followed.reshown.clear();
+            self.followed.is_copy = false;
             return;
         }
         for user in some {
@@ -209,7 +212,7 @@ impl Presence {
     /// Looks after a user who is online by connections.
     fn look_after_online(&mut self, user: Id, name: &Name, sure: bool, common: &mut Common) {
         if self.is_told(user) {
-            if !sure {
+            if !sure || self.followed.is_copy {
                 self.compare_shown(user, common);
             }
             return;
