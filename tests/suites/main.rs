@@ -45,6 +45,7 @@ mod layers;
 mod lifecycle;
 mod load;
 mod login;
+mod long_calls;
 mod manual;
 mod messenger;
 mod node;

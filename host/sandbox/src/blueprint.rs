@@ -7,6 +7,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::latency::{Histogram, Latency};
 use crate::manifest::{Effect, Role};
+use crate::pause::Pauser;
 use crate::{Limits, LoadError, Pipeline, Stage, self_test};
 
 /// A chain that has been checked: one generation of the whole pipeline.
@@ -146,6 +147,12 @@ impl Blueprint {
             let mut spares = self.spares.lock().unwrap_or_else(PoisonError::into_inner);
             spares.push(pipeline);
         }
+    }
+
+    /// What has calls of its plugins pause; none if it has no plugin.
+    pub fn pauser(&self) -> Option<Pauser> {
+        let stage = self.stages.first()?;
+        Some(Pauser::new(stage.linked().component().engine()))
     }
 
     /// How long decisions take, since the node has run.

@@ -15,6 +15,7 @@ use wasmtime::{Result, bail};
 
 use crate::lines::{LINES_MAX as LINES_MAX_OF_ALL, Lines, WINDOW_MS};
 use crate::memory::Memory;
+use crate::pause::Deadline;
 use crate::recorder::LineKind;
 use crate::trace::TraceRecorder;
 
@@ -49,6 +50,7 @@ const VIEWERS_NAMED: usize = 10;
 pub(crate) struct Call {
     pub(crate) plugin: Arc<str>,
     pub(crate) memory: Memory,
+    pub(crate) deadline: Deadline,
     /// Kept until the next call, which mostly is about the same directory. None
     /// while the plugin is configured, or its state handed over.
     about: Option<CallContext>,
@@ -131,6 +133,7 @@ impl Call {
         plugin: Arc<str>,
         log: Arc<Lines>,
         memory: Memory,
+        deadline: Deadline,
         metadata: metadata::Limits,
     ) -> Self {
         Self {
@@ -138,6 +141,7 @@ impl Call {
             log,
             monotonic: 0,
             memory,
+            deadline,
             about: None,
             audiences: Vec::new(),
             base: 1,
@@ -429,6 +433,7 @@ mod tests {
             "rule".into(),
             Arc::default(),
             Memory::new(0, &Default::default()),
+            Deadline::default(),
             Default::default(),
         );
         call.base = u32::MAX - AUDIENCES_MAX - 1;

@@ -12,6 +12,7 @@ use wasmtime::component::Component;
 use crate::LoadError;
 use crate::artefacts::Artefacts;
 use crate::error::one_line;
+use crate::pause::Ticks;
 
 /// How often the clock ticks. A deadline is kept to within one tick.
 pub(crate) const TICK_MS: u64 = 10;
@@ -20,6 +21,7 @@ pub(crate) const TICK_MS: u64 = 10;
 #[derive(Clone)]
 pub struct Engine {
     pub(crate) wasmtime: wasmtime::Engine,
+    pub(crate) ticks: Ticks,
     artefacts: Option<Arc<Artefacts>>,
     _ticker: Arc<EpochTicker>,
 }
@@ -78,25 +80,27 @@ impl Engine {
         let engine = wasmtime::Engine::new(&config);
         let wasmtime = engine.map_err(|error| LoadError::Engine(one_line(error)))?;
         let stopped = Arc::new(AtomicBool::new(false));
-        let (engine, stop) = (wasmtime.clone(), Arc::clone(&stopped));
+        let ticks = Ticks::default();
+        let (engine, clock, stop) = (wasmtime.clone(), ticks.clone(), Arc::clone(&stopped));
         // A thread of its own: a component that spins must not keep it from ticking.
         std::thread::Builder::new()
             .name("epochs".into())
             .spawn(move || {
-                let (begin, mut ticks) = (Instant::now(), 0);
+                let (begin, mut told) = (Instant::now(), 0);
                 while !stop.load(Ordering::Relaxed) {
                     std::thread::sleep(Duration::from_millis(TICK_MS));
                     // On a busy machine it may have slept for longer.
                     let due = begin.elapsed().as_millis() / u128::from(TICK_MS);
-                    while ticks < due {
-                        engine.increment_epoch();
-                        ticks += 1;
+                    while told < due {
+                        clock.tick(&engine);
+                        told += 1;
                     }
                 }
             })
             .map_err(|error| LoadError::Engine(error.to_string()))?;
         Ok(Self {
             wasmtime,
+            ticks,
             artefacts,
             _ticker: Arc::new(EpochTicker(stopped)),
         })

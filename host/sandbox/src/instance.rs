@@ -14,6 +14,7 @@ use crate::error::{one_line, shortened};
 use crate::failure::{CallFailure, HANDLES_MAX, LIFTED_BYTES_MAX};
 use crate::manifest::Role;
 use crate::memory::{Memory, MemoryBudget};
+use crate::pause::{self, Deadline};
 use crate::{Limits, LoadError, Plugin, Stage};
 
 /// The fuel of so many calls is for handing over a state, or for taking it over.
@@ -296,8 +297,10 @@ impl<A, R> Instance<A, R> {
         }
         let name = Arc::clone(&self.plugin.name);
         let log = Arc::clone(&self.plugin.lines);
-        let call = Call::new(name, log, memory, limits.metadata);
+        let deadline = Deadline::new(&self.plugin.ticks);
+        let call = Call::new(name, log, memory, deadline, limits.metadata);
         let mut store = Store::new(self.linked.component().engine(), call);
+        pause::follow_deadline(&mut store);
         store.limiter(|call| &mut call.memory);
         store.set_hostcall_fuel(LIFTED_BYTES_MAX);
         store.set_max_component_handles(HANDLES_MAX);
@@ -338,11 +341,7 @@ impl<A, R> Instance<A, R> {
 
 fn refill(store: &mut Store<Call>, limits: Limits) -> wasmtime::Result<()> {
     store.set_fuel(limits.fuel)?;
-    // Without a deadline the clock may tick for longer than anyone will wait.
-    store.set_epoch_deadline(
-        limits
-            .deadline_ms
-            .map_or(u64::MAX / 4, |ms| ms.div_ceil(TICK_MS) + 1),
-    );
+    let ticks = limits.deadline_ms.map(|ms| ms.div_ceil(TICK_MS) + 1);
+    store.data_mut().deadline.begin(ticks);
     Ok(())
 }

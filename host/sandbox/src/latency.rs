@@ -4,6 +4,8 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use crate::pause::paused;
+
 /// The upper bounds of the buckets, in nanoseconds. One more has all that is longer.
 const BOUNDS_NS: [u64; 7] = [
     2_000,
@@ -40,12 +42,35 @@ pub struct Histogram {
 #[derive(Debug, Default)]
 pub(crate) struct Sampler(u8);
 
+/// When a call began.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Began {
+    pub(crate) at: Instant,
+    /// For how long calls on this thread had been paused by then.
+    paused: Duration,
+}
+
+impl Began {
+    pub(crate) fn now() -> Self {
+        Self {
+            at: Instant::now(),
+            paused: paused(),
+        }
+    }
+
+    /// How long it has taken, without the time in which it was paused.
+    pub(crate) fn elapsed(&self) -> Duration {
+        let paused = paused().saturating_sub(self.paused);
+        self.at.elapsed().saturating_sub(paused)
+    }
+}
+
 impl Sampler {
     /// The time of now, where the call that begins is to be measured.
-    pub(crate) fn begin(&mut self) -> Option<Instant> {
+    pub(crate) fn begin(&mut self) -> Option<Began> {
         let is_measured = self.0 == 0;
         self.0 = (self.0 + 1) % SAMPLED;
-        is_measured.then(Instant::now)
+        is_measured.then(Began::now)
     }
 }
 
@@ -55,7 +80,7 @@ impl Latency {
         self.count(began.elapsed());
     }
 
-    fn count(&self, took: Duration) {
+    pub(crate) fn count(&self, took: Duration) {
         let ns = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
         let bucket = BOUNDS_NS.iter().take_while(|bound| ns > **bound).count();
         if let Some(count) = self.counts.get(bucket) {

@@ -498,7 +498,7 @@ impl Rules for Pipeline {
         let began = self.sampler.begin();
         let decision = self.noting(|pipeline, observed| pipeline.run(context, observed));
         if let Some(began) = began {
-            self.latency.end(began);
+            self.latency.count(began.elapsed());
         }
         decision
     }

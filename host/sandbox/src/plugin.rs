@@ -13,6 +13,7 @@ use crate::capability::{Capabilities, Capability};
 use crate::error::{one_line, shortened};
 use crate::lines::Lines;
 use crate::manifest::{Manifest, Role};
+use crate::pause::Ticks;
 use crate::recorder::LineRecorder;
 use crate::{Engine, Limits, LoadError, bounds, wasi};
 
@@ -38,6 +39,8 @@ pub struct Plugin {
     pub file_bytes: usize,
     /// What its instances take in the host beside their memories and tables, in bytes.
     pub(crate) fixed_bytes: usize,
+    /// The clock by which its calls end.
+    pub(crate) ticks: Ticks,
     known: Known,
 }
 
@@ -88,6 +91,7 @@ impl Plugin {
             lines: Arc::default(),
             file_bytes: self.file_bytes,
             fixed_bytes: self.fixed_bytes,
+            ticks: self.ticks.clone(),
             known: Known::default(),
         }
     }
@@ -189,6 +193,7 @@ impl Plugin {
             api,
             file_bytes: bytes.len(),
             fixed_bytes,
+            ticks: engine.ticks.clone(),
             linked,
             lines: Arc::default(),
             known: Known::default(),

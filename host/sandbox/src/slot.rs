@@ -3,7 +3,6 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
 
 use presence_core::rules::{Context, Failure, StageOutcome, StageReport};
 
@@ -11,7 +10,7 @@ use crate::api::{Api, Find};
 use crate::breaker::Admission;
 use crate::call::{Call, Observations, StageCall};
 use crate::instance::{CallCost, Instance};
-use crate::latency::Sampler;
+use crate::latency::{Began, Sampler};
 use crate::{Limits, LoadError, Quarantine, Stage};
 
 /// A stage's instance, called with `A` and answering with `R`.
@@ -169,7 +168,7 @@ impl<A, R> Slot<A, R> {
             admitted => admitted,
         };
         let began = self.sampler.begin();
-        let traced = observed.calls.is_some().then(Instant::now);
+        let traced = observed.calls.is_some().then(Began::now);
         let outcome = self.instance.call(context, observed, with, read);
         let fuel = self.fuel_of_last();
         observed.fuel += fuel;
@@ -177,14 +176,14 @@ impl<A, R> Slot<A, R> {
             calls.push(StageCall {
                 plugin: Arc::clone(&stage.plugin.name),
                 role: stage.plugin.manifest.role.as_str(),
-                began,
+                began: began.at,
                 took: began.elapsed(),
                 has_failed: outcome.is_err(),
             });
         }
         if let Some(began) = began {
             let calls = &stage.health.calls;
-            calls.latency.end(began);
+            calls.latency.count(began.elapsed());
             calls.fuel.fetch_add(fuel, Ordering::Relaxed);
         }
         match (&outcome, admission) {
@@ -315,6 +314,9 @@ impl<A, R> Slot<A, R> {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::{Cell, RefCell};
+    use std::rc::Rc;
+
     use presence_core::audience::Audience;
     use presence_core::directory::Directory;
     use presence_core::names::Names;
@@ -323,6 +325,7 @@ mod tests {
     use super::*;
     use crate::api::{EventArg, Kind};
     use crate::engine::TICK_MS;
+    use crate::pause::{Pauser, while_paused};
     use crate::{Engine, Plugin, self_test};
 
     /// How long a call may take here: long enough for a busy machine.
@@ -390,7 +393,7 @@ mod tests {
             if made <= calls {
                 // As if its thread had not run for so long.
                 for _ in 0..=DEADLINE_MS.div_ceil(TICK_MS) + 1 {
-                    engine.wasmtime.increment_epoch();
+                    engine.ticks.tick(&engine.wasmtime);
                 }
             }
         });
@@ -410,6 +413,29 @@ mod tests {
         assert!(slot.last_cost().is_none());
         assert_eq!(call(&mut slot, || ()), Ok(0));
         assert!(slot.last_cost().is_some());
+    }
+
+    #[test]
+    fn a_call_that_is_paused_goes_on_and_what_others_take_meanwhile_is_none_of_its_time() {
+        let (engine, mut slot) = contacts();
+        slot.make().unwrap();
+        let other = RefCell::new(contacts().1);
+        other.borrow_mut().make().unwrap();
+        let pauses = Rc::new(Cell::new(0));
+        let (clock, counted) = (engine.clone(), Rc::clone(&pauses));
+        while_paused(Rc::new(move || {
+            counted.set(counted.get() + 1);
+            let answer = other.try_borrow_mut().map(|mut it| call(&mut it, || ()));
+            assert_eq!(answer.unwrap(), Ok(0), "another plugin is called meanwhile");
+            for _ in 0..=DEADLINE_MS.div_ceil(TICK_MS) + 1 {
+                clock.ticks.tick(&clock.wasmtime);
+            }
+        }));
+        let pauser = Pauser::new(&engine.wasmtime);
+        let began = Began::now();
+        assert_eq!(call(&mut slot, || pauser.pause()), Ok(0));
+        assert!(pauses.get() > 0);
+        assert!(began.elapsed() < began.at.elapsed());
     }
 
     #[test]

@@ -1,7 +1,9 @@
 //! The plugin instances of one thread. The instances of a generation are shared by the shards of the
 //! tenant that use it. They are created at the first call, and dropped after some time without one.
 
+use std::cell::RefCell;
 use std::collections::HashMap;
+use std::rc::Rc;
 
 use foldhash::fast::FixedState;
 use presence_sandbox::Pipeline;
@@ -20,18 +22,26 @@ pub(super) struct Instances(HashMap<(u32, u64), Shared, FixedState>);
 
 /// What the shards that go by one generation share.
 struct Shared {
-    pipeline: Pipeline,
-    /// What is logged in it bears the tenant and the generation.
-    span: Span,
+    used: Rc<RefCell<Used>>,
     /// How many shards go by it.
     shards: usize,
 }
 
+/// What is lent to a shard for its turn.
+struct Used {
+    pipeline: Pipeline,
+    /// What is logged in it bears the tenant and the generation.
+    span: Span,
+}
+
 impl Shared {
     fn new(hosted: &HostedShard, generation: &Generation) -> Self {
-        Self {
+        let used = Used {
             pipeline: generation.blueprint.pipeline(),
             span: span(&hosted.tenant.lines_key, generation.number),
+        };
+        Self {
+            used: Rc::new(RefCell::new(used)),
             shards: 0,
         }
     }
@@ -76,8 +86,9 @@ impl Instances {
             }
             let left = self.0.remove(&place);
             let next = next.and_then(|next| self.0.get_mut(&(tenant, next)));
-            if let (Some(mut left), Some(next)) = (left, next) {
-                next.pipeline.take_instances(&mut left.pipeline);
+            if let (Some(left), Some(next)) = (left, next) {
+                let left = &mut left.used.borrow_mut().pipeline;
+                next.used.borrow_mut().pipeline.take_instances(left);
             }
         }
     }
@@ -117,55 +128,47 @@ impl Instances {
     /// A shard's enrichers begin anew, and know nothing; what waits to be compared is not.
     pub(super) fn reset_shard(&mut self, tenant: u32, hosted: &mut HostedShard) {
         let active = self.shared(tenant, hosted, &hosted.pipelines.active);
-        let own = active.pipeline.own();
+        let own = active.used.borrow().pipeline.own();
         if let Some(beside) = &hosted.pipelines.beside {
             let beside = self.shared(tenant, hosted, &beside.generation);
-            hosted.own_beside = beside.pipeline.own();
+            hosted.own_beside = beside.used.borrow().pipeline.own();
         }
         hosted.own = own;
         hosted.comparisons.clear();
     }
 
-    /// Does something with the rules that a shard goes by.
+    /// Does something with the rules that a shard goes by. Meanwhile other tenants' shards may, too.
     pub(super) fn with<T>(
-        &mut self,
+        instances: &RefCell<Self>,
         address: Address,
         hosted: &mut HostedShard,
         work: impl FnOnce(&mut HostedShard, &mut ShardRules<'_>) -> T,
     ) -> T {
-        let tenant = address.tenant;
-        let mut own = std::mem::take(&mut hosted.own);
-        let Some(beside) = hosted.pipelines.beside.clone() else {
-            let active = &hosted.pipelines.active;
-            let number = active.number;
-            let Shared { pipeline, span, .. } = self.shared(tenant, hosted, active);
-            let mut rules = ShardRules {
-                active: pipeline.lend(&mut own),
-                number,
-                beside: None,
-            };
-            let done = span.in_scope(|| work(hosted, &mut rules));
-            drop(rules);
-            hosted.own = own;
-            return done;
+        let lent = |hosted: &HostedShard, generation: &Generation| {
+            let instances = &mut *instances.borrow_mut();
+            let shared = instances.shared(address.tenant, hosted, generation);
+            Rc::clone(&shared.used)
         };
-        // Two at a time: one is taken out meanwhile. It is made anew where that panics.
-        let place = (tenant, beside.generation.number);
-        let taken = self.0.remove(&place);
-        let mut taken = taken.unwrap_or_else(|| Shared::new(hosted, &beside.generation));
+        let number = hosted.pipelines.active.number;
+        let active = lent(hosted, &hosted.pipelines.active);
+        let beside = hosted.pipelines.beside.clone();
+        let candidate = beside.as_ref().map(|it| lent(hosted, &it.generation));
+        let mut own = std::mem::take(&mut hosted.own);
         let mut own_beside = std::mem::take(&mut hosted.own_beside);
-        let active = &hosted.pipelines.active;
-        let number = active.number;
-        let Shared { pipeline, span, .. } = self.shared(tenant, hosted, active);
+        let Used { pipeline, span } = &mut *active.borrow_mut();
+        let mut candidate = candidate.as_ref().map(|it| it.borrow_mut());
         let mut rules = ShardRules {
             active: pipeline.lend(&mut own),
             number,
-            beside: Some(CandidateRules {
-                rules: taken.pipeline.lend(&mut own_beside),
-                span: &taken.span,
-                beside,
-                comparisons: std::mem::take(&mut hosted.comparisons),
-            }),
+            beside: candidate
+                .as_deref_mut()
+                .zip(beside)
+                .map(|(used, beside)| CandidateRules {
+                    rules: used.pipeline.lend(&mut own_beside),
+                    span: &used.span,
+                    beside,
+                    comparisons: std::mem::take(&mut hosted.comparisons),
+                }),
         };
         let done = span.in_scope(|| work(hosted, &mut rules));
         if let Some(beside) = &mut rules.beside {
@@ -173,7 +176,6 @@ impl Instances {
         }
         drop(rules);
         (hosted.own, hosted.own_beside) = (own, own_beside);
-        self.0.insert(place, taken);
         done
     }
 
@@ -184,7 +186,7 @@ impl Instances {
     /// Gives back what nobody has called since this was last done.
     pub(super) fn release_unused(&mut self) {
         for shared in self.0.values_mut() {
-            shared.pipeline.release_unused();
+            shared.used.borrow_mut().pipeline.release_unused();
         }
     }
 }

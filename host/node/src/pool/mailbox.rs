@@ -4,9 +4,10 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use foldhash::fast::FixedState;
+use presence_sandbox::Pauser;
 use tokio::sync::Notify;
 
 use super::Address;
@@ -24,6 +25,8 @@ pub(crate) struct Mailbox {
     state: Mutex<MailboxState>,
     arrived: Notify,
     freed: Notify,
+    /// What has calls of plugins pause.
+    pauser: OnceLock<Pauser>,
 }
 
 #[derive(Default)]
@@ -36,6 +39,8 @@ struct MailboxState {
     touched: Vec<Address>,
     /// How many senders wait for room.
     waiting: usize,
+    /// The tenant of the turn that is under way.
+    current: Option<u32>,
     /// The thread has ended.
     is_closed: bool,
 }
@@ -104,18 +109,45 @@ impl Mailbox {
         if state.is_closed {
             return Err(item);
         }
-        if let Some(lanes) = state.lanes.get(&shard)
-            && !has_room(lanes, &item)
-        {
+        let known = state.lanes.get(&shard);
+        let is_first = known.is_none();
+        if known.is_some_and(|lanes| !has_room(lanes, &item)) {
             return Err(item);
         }
         put(state.lanes(shard), item);
         let is_news = state.touched.len() == 1;
+        let is_others = state.current.is_some_and(|it| it != shard.tenant);
         drop(state);
         if is_news {
             self.arrived.notify_one();
         }
+        if is_first && is_others {
+            self.pause();
+        }
         Ok(())
+    }
+
+    /// From now on, calls of plugins pause where others wait for the thread.
+    pub(super) fn pause_by(&self, pauser: Pauser) {
+        // There is one for the whole process.
+        let _ = self.pauser.set(pauser);
+    }
+
+    fn pause(&self) {
+        if let Some(pauser) = self.pauser.get() {
+            pauser.pause();
+        }
+    }
+
+    /// A tenant's turn begins, or goes on; none if the thread is at nobody's.
+    pub(super) fn begin_turn(&self, tenant: Option<u32>) {
+        let mut state = self.state();
+        state.current = tenant;
+        let is_late = tenant.is_some() && !state.touched.is_empty();
+        drop(state);
+        if is_late {
+            self.pause();
+        }
     }
 
     /// Puts inputs in, if there is room for them now; an empty lane takes anything.

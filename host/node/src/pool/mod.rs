@@ -2,8 +2,8 @@
 //!
 //! A shard is a value ([`hosted_shard`]). It is moved to its thread in a message, and stays there. While
 //! it is idle, it needs no memory but that of its data. A thread ([`thread`]) takes work from its
-//! mailbox ([`mailbox`]), schedules the tenants ([`rounds`]), wakes shards when a timer is due,
-//! and queues their messages in its outbox ([`outbox`]).
+//! mailbox ([`mailbox`]), schedules the tenants ([`rounds`]), wakes shards when a timer is due, gives
+//! them their turns ([`worker`]), and queues their messages in its outbox ([`outbox`]).
 
 mod acknowledged;
 mod cell;
@@ -12,6 +12,7 @@ mod instances;
 pub(crate) mod log_limiter;
 mod mailbox;
 mod outbox;
+mod residents;
 mod restart;
 mod rounds;
 mod rules;
@@ -24,6 +25,7 @@ mod thread;
 mod thread_share;
 mod turn;
 mod work;
+mod worker;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -46,7 +48,7 @@ pub(crate) use work::{BATCH_MAX, Batch, FleetTask, Generation, ShardQuestion, Ta
 use mailbox::Mailbox;
 use outbox::Outbox;
 use shards::ShardHandle;
-use thread::Thread;
+use worker::Worker;
 
 /// Which shard, and of which tenant, on this node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -56,7 +58,7 @@ pub(crate) struct Address {
 }
 
 /// Counts nanoseconds, from whenever.
-type Stopwatch = Box<dyn FnMut() -> u64 + Send>;
+type Stopwatch = Box<dyn Fn() -> u64 + Send>;
 
 /// A thread's figures, as it last told them.
 #[derive(Debug, Default)]
@@ -165,17 +167,13 @@ impl Pool {
             let figures = Arc::<ThreadFigures>::default();
             let outbox = Outbox::new(transport.clone(), handed, bytes_max, beacon_ms);
             let stopwatch = move || u64::try_from(began.elapsed().as_nanos()).unwrap_or(u64::MAX);
-            let thread = Thread::new(
-                Arc::clone(&mailbox),
-                outbox,
-                Arc::clone(&figures),
-                Box::new(stopwatch),
-            );
+            let (inbox, told) = (Arc::clone(&mailbox), Arc::clone(&figures));
             let runtime = Builder::new_current_thread().enable_time().build()?;
             // It shares the runtime with nothing that it would have to give way to.
             let run = move || {
                 priority.take();
-                runtime.block_on(unconstrained(thread.run()));
+                let worker = Worker::new(inbox, outbox, told, Box::new(stopwatch));
+                runtime.block_on(unconstrained(worker.run()));
             };
             let name = match priority {
                 Priority::Usual => format!("pool-{number}"),

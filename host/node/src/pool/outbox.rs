@@ -5,8 +5,11 @@
 //! Nothing here blocks: a message without room stays in the outbox, and while the outbox is full,
 //! shards with messages in it are paused.
 
+use std::cell::RefCell;
 use std::collections::HashMap;
+use std::future::poll_fn;
 use std::sync::Arc;
+use std::task::Poll;
 
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
@@ -303,18 +306,19 @@ impl<C: Transport> Outbox<C> {
 
     /// Waits until the broker has more, or the client has room again. It may return too
     /// early.
-    pub(super) async fn moved(&mut self) {
-        let waits = self.journal.waits();
-        let stuck = async {
-            match &mut self.stuck {
-                Some(stuck) => stuck.await,
-                None => std::future::pending().await,
-            }
+    pub(super) async fn moved(outbox: &RefCell<Self>) {
+        let (handed, waits) = {
+            let outbox = outbox.borrow();
+            (Arc::clone(&outbox.handed), outbox.journal.waits())
         };
+        let sent = poll_fn(|context| match &mut outbox.borrow_mut().stuck {
+            Some(stuck) => stuck.poll_unpin(context),
+            None => Poll::Pending,
+        });
         tokio::select! {
             biased;
-            () = self.handed.moved(), if waits => {}
-            sent = stuck => self.sent(sent),
+            () = handed.moved(), if waits => {}
+            sent = sent => outbox.borrow_mut().sent(sent),
         }
     }
 

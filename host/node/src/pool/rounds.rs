@@ -6,7 +6,9 @@
 //! some again, even if nobody else waits.
 //!
 //! What a turn will take isn't known before. So a tenant may overdraw what it is given in a
-//! round, by a step at most, and pays for that out of the next ones.
+//! round, by a step at most, and pays for that out of the next ones. It begins to pay while its
+//! turn is paused in the middle of a plugin's call: then others have their turns until it would have
+//! the next.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -30,6 +32,10 @@ pub(super) struct Rounds {
     tenants: HashMap<u32, Tenant, FixedState>,
     /// The tenants that have used up their time, and wait until there is some again.
     resting: Vec<u32>,
+    /// The tenant whose turn is paused: it is the first of the queue when that ends.
+    paused: Option<u32>,
+    /// The tenants that have no turn while another's is paused, since their calls take long.
+    put_off: Vec<u32>,
     /// Whether the first of the queue has been given its time in this round.
     is_begun: bool,
 }
@@ -72,7 +78,38 @@ impl Rounds {
         }
     }
 
-    /// Whose turn it is; none if there is nothing to do.
+    /// The turn of a tenant is paused, of which so many nanoseconds haven't been counted yet: others
+    /// have theirs until this one would have its next.
+    pub(super) fn pause(&mut self, tenant: u32, now_ns: u64, ns: u64) {
+        self.took(tenant, now_ns, ns);
+        self.paused = Some(tenant);
+        if let Some(tenant) = self.tenants.get_mut(&tenant) {
+            // It leaves the rest of its time to those who wait.
+            tenant.left_ns = tenant.left_ns.min(0);
+        }
+    }
+
+    /// A call of a tenant's plugins has taken long.
+    pub(super) fn note_slow(&self, tenant: u32, now_ns: u64) {
+        if let Some(tenant) = self.tenants.get(&tenant) {
+            tenant.share.note_slow(now_ns);
+        }
+    }
+
+    /// The turn that was paused goes on.
+    pub(super) fn resume(&mut self) {
+        let Some(tenant) = self.paused.take() else {
+            return;
+        };
+        let place = self.queue.iter().position(|it| *it == tenant);
+        if let Some(place) = place {
+            self.queue.rotate_left(place);
+        }
+        self.queue.extend(self.put_off.drain(..));
+        self.is_begun = true;
+    }
+
+    /// Whose turn it is; none if there is nothing to do, or if a turn that was paused is to go on.
     pub(super) fn next(&mut self, now_ns: u64) -> Option<Turn> {
         self.wake(now_ns);
         loop {
@@ -86,7 +123,13 @@ impl Rounds {
                 self.queue.pop_front();
                 continue;
             };
-            if tenant.share.free_at_ns() > now_ns {
+            let is_paused = self.paused == Some(*first);
+            if self.paused.is_some() && !is_paused && tenant.share.is_slow(now_ns) {
+                self.put_off.extend(self.queue.pop_front());
+                self.is_begun = false;
+                continue;
+            }
+            if !is_paused && tenant.share.free_at_ns() > now_ns {
                 tenant.share.rest();
                 self.resting.extend(self.queue.pop_front());
                 self.is_begun = false;
@@ -97,6 +140,9 @@ impl Rounds {
                 let left_ns = if is_alone { 0 } else { tenant.left_ns };
                 let given_ns = QUANTUM_NS.saturating_mul(tenant.share.weight());
                 tenant.left_ns = left_ns.saturating_add(given_ns);
+            }
+            if is_paused && tenant.left_ns > 0 {
+                return None;
             }
             if tenant.left_ns > 0
                 && let Some(shard) = tenant.shards.pop_front()
@@ -114,7 +160,7 @@ impl Rounds {
             let Some(first) = self.queue.pop_front() else {
                 continue;
             };
-            tenant.is_queued = !tenant.shards.is_empty();
+            tenant.is_queued = is_paused || !tenant.shards.is_empty();
             if tenant.is_queued {
                 self.queue.push_back(first);
             } else if tenant.left_ns >= 0 {
@@ -338,6 +384,68 @@ mod tests {
         limited.lift();
         assert_eq!(rounds.next(now).unwrap().shard.tenant, 1);
         assert!(!limited.is_resting() && rounds.free_at_ns().is_none());
+    }
+
+    /// Who has a turn in the pause of tenant 1, whose turn has taken so long.
+    fn in_pause(rounds: &mut Rounds, ns: u64) -> Vec<u32> {
+        rounds.pause(1, 0, ns);
+        let mut had = Vec::new();
+        while let Some(turn) = rounds.next(0) {
+            had.push(turn.shard.tenant);
+            rounds.took(turn.shard.tenant, 0, MS / 4);
+            push(rounds, turn.shard);
+        }
+        rounds.resume();
+        had
+    }
+
+    #[test]
+    fn while_a_turn_is_paused_others_have_theirs_as_if_it_had_ended() {
+        let mut rounds = Rounds::default();
+        (0..2).for_each(|shard| push(&mut rounds, address(1, shard)));
+        assert_eq!(rounds.next(0).unwrap().shard, address(1, 0));
+        assert!(in_pause(&mut rounds, 5 * MS).is_empty(), "nobody waits");
+        for tenant in [2, 3] {
+            push(&mut rounds, address(tenant, 0));
+        }
+        let had = in_pause(&mut rounds, 5 * MS);
+        let of = |tenant| had.iter().filter(|it| **it == tenant).count();
+        assert_eq!(of(1), 0, "its own shards wait");
+        assert!((19..=21).contains(&of(2)) && of(2) == of(3), "{had:?}");
+        // It goes on, and pays for what it takes afterwards.
+        rounds.took(1, 0, 2 * MS);
+        push(&mut rounds, address(1, 0));
+        let next: Vec<_> = (0..16)
+            .map(|_| {
+                let turn = rounds.next(0).unwrap();
+                rounds.took(turn.shard.tenant, 0, MS / 4);
+                push(&mut rounds, turn.shard);
+                turn.shard.tenant
+            })
+            .collect();
+        assert!(!next.contains(&1), "{next:?}");
+    }
+
+    #[test]
+    fn in_a_pause_nobody_has_a_turn_whose_calls_take_long() {
+        let mut rounds = Rounds::default();
+        for tenant in [1, 2, 3] {
+            push(&mut rounds, address(tenant, 0));
+        }
+        assert_eq!(rounds.next(0).unwrap().shard.tenant, 1);
+        rounds.note_slow(2, 0);
+        let had = in_pause(&mut rounds, MS);
+        assert!(had.len() >= 3 && had.iter().all(|it| *it == 3), "{had:?}");
+        rounds.took(1, 0, 0);
+        let next = (0..2).map(|_| {
+            let turn = rounds.next(0).unwrap();
+            rounds.took(turn.shard.tenant, 0, MS / 4);
+            turn.shard.tenant
+        });
+        assert!(
+            next.collect::<Vec<_>>().contains(&2),
+            "it has its turn afterwards"
+        );
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! A thread with several tenants on it, driven step by step, and a broker that does what the
 //! test says.
 
+use std::rc::Rc;
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
@@ -17,7 +18,7 @@ use tokio::sync::oneshot;
 use super::mailbox::Mailbox;
 use super::outbox::Outbox;
 use super::shards::ShardHandle;
-use super::thread::Thread;
+use super::worker::Worker;
 use super::*;
 use crate::link::journal::{Counting, JournalEntry, SequenceNumber};
 use crate::link::progress::Sources;
@@ -28,6 +29,7 @@ mod apart;
 mod beside;
 mod failures;
 mod fleet;
+mod pauses;
 
 const ONLINE: &str = "presence.events.user_online";
 
@@ -124,7 +126,7 @@ struct Node {
     broker: Broker,
     sources: Sources,
     mailbox: Arc<Mailbox>,
-    thread: Thread<Broker>,
+    worker: Rc<Worker<Broker>>,
     figures: Arc<ThreadFigures>,
     blueprint: Arc<Blueprint>,
     tenants: u32,
@@ -146,11 +148,8 @@ impl Node {
         let mut sources = Sources::new(1_000);
         let (broker, mailbox) = (Broker::default(), Arc::<Mailbox>::default());
         let outbox = Outbox::new(broker.clone(), sources.add(), bytes_max, beacon_ms);
-        let mut ns = 0;
-        let stopwatch = move || {
-            ns += step_ns;
-            ns
-        };
+        let ns = AtomicU64::default();
+        let stopwatch = move || step_ns + ns.fetch_add(step_ns, Ordering::Relaxed);
         let figures = Arc::<ThreadFigures>::default();
         let limits = Limits {
             fuel: 1_000_000,
@@ -165,7 +164,7 @@ impl Node {
         };
         let blueprint = Blueprint::prepare(Vec::new(), limits, None);
         Self {
-            thread: Thread::new(
+            worker: Worker::new(
                 Arc::clone(&mailbox),
                 outbox,
                 Arc::clone(&figures),
@@ -249,11 +248,11 @@ impl Node {
     /// Has the thread take so many turns, or as many as there are; says how many.
     fn turns(&mut self, max: usize) -> usize {
         for turn in 0..max {
-            assert!(self.thread.check_for_work());
-            let Some(next) = self.thread.next() else {
+            assert!(self.worker.check_for_work());
+            let Some(next) = self.worker.next() else {
                 return turn;
             };
-            self.thread.turn(next);
+            self.worker.turn(next);
         }
         max
     }
@@ -303,7 +302,7 @@ fn a_shard_that_has_nothing_to_do_has_no_mail_no_timer_and_no_turn() {
     let mut node = Node::new(1 << 20, 1);
     let tenants: Vec<_> = (0..100).map(|_| node.tenant(8)).collect();
     node.work();
-    assert_eq!(node.thread.counts(), (800, 0));
+    assert_eq!(node.worker.counts(), (800, 0));
     for tenant in &tenants {
         assert!(
             tenant
@@ -314,7 +313,7 @@ fn a_shard_that_has_nothing_to_do_has_no_mail_no_timer_and_no_turn() {
     }
     offer(&tenants[7].handles[3], connects(0, 1, None));
     node.work();
-    assert_eq!(node.thread.counts(), (800, 1), "a lease has a timer");
+    assert_eq!(node.worker.counts(), (800, 1), "a lease has a timer");
     assert_eq!(node.broker.on(ONLINE), ["t7/3 1 1"]);
 }
 
@@ -463,7 +462,7 @@ async fn a_shard_that_is_told_to_stop_does_what_it_was_given_before() {
     node.work();
     assert_eq!(node.broker.on(ONLINE).len(), 200);
     ended.await.unwrap();
-    assert_eq!(node.thread.counts(), (0, 0));
+    assert_eq!(node.worker.counts(), (0, 0));
     let (done, never) = oneshot::channel();
     tenant.handles[0].send(Task::Ids(done)).await;
     node.work();
@@ -490,7 +489,7 @@ async fn a_shard_that_stops_ends_once_the_broker_has_what_its_state_waits_for() 
     node.acknowledge();
     node.work();
     ended.await.unwrap();
-    assert_eq!(node.thread.counts(), (0, 0));
+    assert_eq!(node.worker.counts(), (0, 0));
     assert!(written() > 0);
 }
 
@@ -512,7 +511,7 @@ async fn shards_of_a_tenant_that_is_given_up_are_gone_and_hold_no_state() {
     drop(ShardsGuard::of(&Shards::from(tenant.handles)));
     drop(ShardsGuard::of(&Shards::from(late.handles)));
     node.work();
-    assert_eq!(node.thread.counts().0, 1, "the other's");
+    assert_eq!(node.worker.counts().0, 1, "the other's");
     assert_eq!(inbox(), 0, "nothing is stored");
     offer(&other.handles[0], connects(0, 1, None));
     node.work();

@@ -1,47 +1,40 @@
-//! A thread of the pool: shards live on it, and take their turns. It waits only where none
-//! of them has anything to do.
+//! A thread of the pool: which shards live on it, which of them have something to do, and what is to
+//! be done of itself. Their turns are in [`worker`](super::worker).
 
 use std::any::Any;
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::cell::RefCell;
+use std::collections::{BTreeSet, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
 
-use foldhash::fast::FixedState;
-use presence_core::{Input, Output};
 use tracing::Span;
 
 use super::hosted_shard::{HostedShard, RunState};
 use super::instances::Instances;
 use super::mailbox::Mailbox;
 use super::outbox::{LOOK_MS, Outbox, Transport};
-use super::rounds::{Rounds, Turn};
+use super::residents::Residents;
+use super::rounds::Rounds;
 use super::spare_time::SpareTime;
-use super::turn::{TurnContext, TurnResult};
+use super::turn::TurnResult;
 use super::work::Task;
-use super::{Address, Stopwatch, ThreadFigures};
+use super::{Address, ThreadFigures};
+use crate::beside::Pipelines;
 use crate::clock;
-use crate::tasks;
 
 /// How long instances are kept that nobody calls, in milliseconds.
 const UNUSED_MS: u64 = 60_000;
 
-const NS_PER_MS: u64 = 1_000_000;
-
 /// After how many milliseconds it is looked whether there is time to compare.
 const COMPARE_MS: u64 = 1;
-
-/// After how many nanoseconds of turns without inputs a thread gives way to other threads that are
-/// to run, such as those that read and write the connection. Corrections take so long, and the system
-/// itself may let a thread run for several milliseconds while another waits for the processor.
-const YIELD_NS: u64 = 100_000;
 
 /// A thread.
 pub(super) struct Thread<C> {
     mailbox: Arc<Mailbox>,
-    shards: HashMap<Address, Box<HostedShard>, FixedState>,
-    instances: Instances,
-    rounds: Rounds,
+    pub(super) residents: Residents,
+    instances: Rc<RefCell<Instances>>,
+    pub(super) rounds: Rounds,
     /// When shards are to have a turn though nothing comes.
     timers: BTreeSet<(u64, Address)>,
     /// Shards that wait for room in the outbox.
@@ -51,19 +44,14 @@ pub(super) struct Thread<C> {
     unsaved: VecDeque<(u64, Address)>,
     /// Shards that end, or begin anew: they are looked after now and then.
     watched: Vec<Address>,
-    outbox: Outbox<C>,
-    out: Vec<Output>,
+    outbox: Rc<RefCell<Outbox<C>>>,
     touched: Vec<Address>,
     figures: Arc<ThreadFigures>,
-    /// Counts nanoseconds.
-    stopwatch: Stopwatch,
     /// When instances that nobody calls are next given back.
     release_at: u64,
     /// Shards with decisions to compare, and how much time there is for it.
-    comparing: VecDeque<Address>,
-    spare: SpareTime,
-    /// How many nanoseconds turns without inputs have taken since it last waited, or gave way.
-    background_ns: u64,
+    pub(super) comparing: VecDeque<Address>,
+    pub(super) spare: SpareTime,
 }
 
 /// Nobody waits for a thread that is gone, whatever ended it.
@@ -76,139 +64,74 @@ impl<C> Drop for Thread<C> {
 impl<C: Transport> Thread<C> {
     pub(super) fn new(
         mailbox: Arc<Mailbox>,
-        outbox: Outbox<C>,
+        outbox: Rc<RefCell<Outbox<C>>>,
+        instances: Rc<RefCell<Instances>>,
         figures: Arc<ThreadFigures>,
-        stopwatch: Stopwatch,
     ) -> Self {
         Self {
             mailbox,
-            shards: HashMap::default(),
-            instances: Instances::default(),
+            residents: Residents::default(),
+            instances,
             rounds: Rounds::default(),
             timers: BTreeSet::new(),
             paused: Vec::new(),
             unsaved: VecDeque::new(),
             watched: Vec::new(),
             outbox,
-            out: Vec::new(),
             touched: Vec::new(),
             figures,
-            stopwatch,
             release_at: clock::now_ms() + UNUSED_MS,
             comparing: VecDeque::new(),
             spare: SpareTime::default(),
-            background_ns: 0,
         }
-    }
-
-    /// Works until the mailbox is closed.
-    pub(super) async fn run(mut self) {
-        while self.check_for_work() {
-            let turn = self.rounds.next((self.stopwatch)());
-            let is_idle = turn.is_none();
-            if let Some(turn) = turn {
-                self.turn(turn);
-            }
-            if !self.compare() && is_idle {
-                self.wait().await;
-            } else if self.background_ns >= YIELD_NS {
-                self.background_ns = 0;
-                std::thread::yield_now();
-            }
-        }
-    }
-
-    /// Compares what two pipelines decide on one event, if there is time for it. Says whether
-    /// it did.
-    pub(super) fn compare(&mut self) -> bool {
-        if self.comparing.is_empty() || !self.spare.is_left() {
-            return false;
-        }
-        let Some(address) = self.comparing.pop_front() else {
-            return false;
-        };
-        let Some(hosted) = self.shards.get_mut(&address) else {
-            return true;
-        };
-        let begun = (self.stopwatch)();
-        self.figures.is_busy(clock::now_ms());
-        let compared = catch_unwind(AssertUnwindSafe(|| {
-            let fetch = self
-                .instances
-                .with(address, hosted, |_, rules| rules.compare());
-            if let (Some(questions), Some(fetcher)) = (fetch, &hosted.tenant.fetcher) {
-                fetcher.want(questions);
-            }
-        }));
-        if let Err(panic) = compared {
-            // What decides goes on: it has no part in this.
-            tracing::error!(
-                "what two pipelines decide could not be compared: {}",
-                tasks::message(&*panic)
-            );
-            self.instances.reset_shard(address.tenant, hosted);
-        }
-        hosted.has_comparisons = !hosted.comparisons.is_empty();
-        if hosted.has_comparisons {
-            self.comparing.push_back(address);
-        }
-        let took = (self.stopwatch)().saturating_sub(begun);
-        self.spare.spend(took);
-        true
-    }
-
-    /// Whose turn it is, if it is anybody's.
-    #[cfg(test)]
-    pub(super) fn next(&mut self) -> Option<Turn> {
-        self.rounds.next((self.stopwatch)())
     }
 
     /// How many shards live here, and how many timers they have.
     #[cfg(test)]
     pub(super) fn counts(&self) -> (usize, usize) {
-        (self.shards.len(), self.timers.len())
+        (self.residents.len(), self.timers.len())
     }
 
     /// Looks what there is to do. Says whether to go on.
     pub(super) fn check_for_work(&mut self) -> bool {
         let now = clock::now_ms();
-        self.outbox.update(now);
+        self.outbox.borrow_mut().update(now);
         let goes_on = self.receive();
         while let Some((at, address)) = self.timers.first().copied()
             && at <= now
         {
             self.timers.pop_first();
-            if let Some(hosted) = self.shards.get_mut(&address) {
+            if let Some(hosted) = self.residents.get_mut(address) {
                 hosted.timer = None;
             }
             self.make_ready(address);
         }
-        if self.outbox.is_beacon_due(now) {
-            let addresses: Vec<_> = self.shards.keys().copied().collect();
-            for address in addresses {
+        let is_beacon_due = self.outbox.borrow_mut().is_beacon_due(now);
+        if is_beacon_due {
+            for address in self.residents.addresses() {
                 self.guarded(address, |thread| thread.beacon(address));
             }
-            self.outbox.hand_over();
+            self.outbox.borrow_mut().hand_over();
         }
         self.resume_paused();
         self.save_acknowledged();
         self.check_watched();
         if now >= self.release_at {
             self.release_at = now + UNUSED_MS;
-            self.instances.release_unused();
+            self.instances.borrow_mut().release_unused();
         }
-        let outbox = &self.outbox;
+        let outbox = self.outbox.borrow();
         self.figures
             .set_outbox_figures(outbox.bytes(), outbox.repeated());
         goes_on
     }
 
     /// Takes note of what has come.
-    fn receive(&mut self) -> bool {
+    pub(super) fn receive(&mut self) -> bool {
         let mut touched = std::mem::take(&mut self.touched);
         let goes_on = self.mailbox.take_touched(&mut touched);
         for address in touched.drain(..) {
-            if !self.shards.contains_key(&address) {
+            if !self.residents.has(address) {
                 match self.mailbox.take_control(address) {
                     Some(Task::Place(hosted)) => self.place(address, hosted),
                     // It has ended.
@@ -225,18 +148,20 @@ impl<C: Transport> Thread<C> {
     }
 
     fn beacon(&mut self, address: Address) {
-        if let Some(hosted) = self.shards.get_mut(&address) {
-            hosted.beacon(&mut self.outbox);
+        if let Some(hosted) = self.residents.get_mut(address) {
+            hosted.beacon(&mut self.outbox.borrow_mut());
         }
     }
 
     fn place(&mut self, address: Address, mut hosted: Box<HostedShard>) {
-        self.instances.enter(address.tenant, &mut hosted);
-        self.shards.insert(address, hosted);
+        let tenant = address.tenant;
+        self.instances.borrow_mut().enter(tenant, &mut hosted);
+        self.note_pauser(&hosted.pipelines);
+        self.residents.place(address, hosted);
     }
 
     fn make_ready(&mut self, address: Address) {
-        if let Some(hosted) = self.shards.get_mut(&address)
+        if let Some(hosted) = self.residents.get_mut(address)
             && hosted.run_state == RunState::Idle
         {
             hosted.run_state = RunState::Ready;
@@ -250,10 +175,10 @@ impl<C: Transport> Thread<C> {
             return;
         }
         for address in std::mem::take(&mut self.paused) {
-            let Some(hosted) = self.shards.get_mut(&address) else {
+            let Some(hosted) = self.residents.get_mut(address) else {
                 continue;
             };
-            if hosted.must_pause(&self.outbox) {
+            if hosted.must_pause(&self.outbox.borrow()) {
                 self.paused.push(address);
             } else {
                 hosted.run_state = RunState::Idle;
@@ -264,12 +189,12 @@ impl<C: Transport> Thread<C> {
 
     /// Hands to the state what has waited for the broker.
     fn save_acknowledged(&mut self) {
-        let acknowledged = self.outbox.acknowledged();
+        let acknowledged = self.outbox.borrow().acknowledged();
         while let Some((end, address)) = self.unsaved.front().copied()
             && end <= acknowledged
         {
             self.unsaved.pop_front();
-            if let Some(hosted) = self.shards.get_mut(&address) {
+            if let Some(hosted) = self.residents.get_mut(address) {
                 hosted.is_unsaved = false;
             }
             self.guarded(address, |thread| thread.save(address));
@@ -284,26 +209,26 @@ impl<C: Transport> Thread<C> {
     }
 
     fn check_shard(&mut self, address: Address) {
-        let Some(hosted) = self.shards.get_mut(&address) else {
+        let Some(hosted) = self.residents.get_mut(address) else {
             return;
         };
-        if hosted.waits_to_resign(&mut self.outbox) {
+        if hosted.waits_to_resign(&mut self.outbox.borrow_mut()) {
             self.watched.push(address);
         }
         if hosted.restart.is_under_way() {
-            if hosted.ends_unrestored(&mut self.outbox) {
+            if hosted.ends_unrestored(&mut self.outbox.borrow_mut()) {
                 tracing::warn!(
                     "NATS can't be reached, so a shard that has failed can't be restarted before \
                      the node stops: its waiting inputs are dropped"
                 );
                 return self.remove(address);
             }
-            hosted.continue_restart(address, &self.mailbox, &self.outbox);
+            hosted.continue_restart(address, &self.mailbox, &self.outbox.borrow());
             self.keep_watching(address);
             if self.mailbox.has_other_than_inputs(address) {
                 self.make_ready(address);
             }
-        } else if hosted.has_ended(&mut self.outbox) {
+        } else if hosted.has_ended(&mut self.outbox.borrow_mut()) {
             self.remove(address);
         } else if hosted.has_given_up() {
             self.keep_watching(address);
@@ -311,13 +236,14 @@ impl<C: Transport> Thread<C> {
     }
 
     fn remove(&mut self, address: Address) {
-        let Some(mut hosted) = self.shards.remove(&address) else {
+        let Some(mut hosted) = self.residents.remove(address) else {
             return;
         };
         if let Some(at) = hosted.timer {
             self.timers.remove(&(at, address));
         }
-        self.instances.leave(address.tenant, &hosted.pipelines);
+        let tenant = address.tenant;
+        self.instances.borrow_mut().leave(tenant, &hosted.pipelines);
         self.mailbox.discard(address);
         if let Some(done) = hosted.ending.as_mut().and_then(|ending| ending.done.take()) {
             // The one who asked may have given up.
@@ -325,26 +251,13 @@ impl<C: Transport> Thread<C> {
         }
     }
 
-    /// Has a shard take its turn.
-    pub(super) fn turn(&mut self, Turn { shard, limit_ns }: Turn) {
-        let begun = (self.stopwatch)();
-        let until = begun.saturating_add(limit_ns);
-        let turned = self.guarded(shard, |thread| thread.work(shard, until));
-        let turned = turned.unwrap_or(TurnResult::Over);
-        self.guarded(shard, |thread| thread.end_turn(shard, turned));
-        let ended = (self.stopwatch)();
-        let took = ended.saturating_sub(begun);
-        self.rounds.took(shard.tenant, ended, took);
-        self.spare.was_busy(took);
-        let hosted = self.shards.get(&shard);
-        if hosted.is_some_and(|hosted| !hosted.took_inputs) {
-            self.background_ns += took;
-        }
-    }
-
     /// Has something be done with one shard. If it panics, that shard alone begins anew.
-    fn guarded<T>(&mut self, address: Address, work: impl FnOnce(&mut Self) -> T) -> Option<T> {
-        let hosted = self.shards.get(&address);
+    pub(super) fn guarded<T>(
+        &mut self,
+        address: Address,
+        work: impl FnOnce(&mut Self) -> T,
+    ) -> Option<T> {
+        let hosted = self.residents.get_mut(address);
         let span = hosted.and_then(|hosted| hosted.tenant.span.clone());
         let _tenant = span.as_ref().map(Span::enter);
         match catch_unwind(AssertUnwindSafe(|| work(self))) {
@@ -356,77 +269,17 @@ impl<C: Transport> Thread<C> {
         }
     }
 
-    fn work(&mut self, address: Address, until_ns: u64) -> TurnResult {
-        let Some(hosted) = self.shards.get_mut(&address) else {
-            return TurnResult::Over;
-        };
-        hosted.run_state = RunState::Idle;
-        let mut context = TurnContext {
-            address,
-            mailbox: &self.mailbox,
-            outbox: &mut self.outbox,
-            out: &mut self.out,
-            figures: &self.figures,
-            until_ns,
-            stopwatch: &mut self.stopwatch,
-        };
-        while !hosted.has_given_up() {
-            // One that begins anew publishes nothing, and needs no room for it.
-            if !hosted.restart.is_under_way() && hosted.must_pause(context.outbox) {
-                return TurnResult::Full;
-            }
-            let Some(task) = context.mailbox.take_control(address) else {
-                break;
-            };
-            context.is_busy();
-            let task = match task {
-                Task::Pipelines(pipelines) => {
-                    let before = hosted.pipelines.assignment();
-                    let after = pipelines.assignment();
-                    let has_other_enrichers = !hosted.pipelines.has_same_enrichers(&pipelines);
-                    self.instances.change(address.tenant, hosted, pipelines);
-                    Task::Input(Input::Reassigned {
-                        before,
-                        after,
-                        has_other_enrichers,
-                    })
-                }
-                Task::Discard => {
-                    self.remove(address);
-                    return TurnResult::Over;
-                }
-                Task::Restored(restored) if hosted.restart.is_under_way() => {
-                    hosted.restored(restored, context.outbox);
-                    continue;
-                }
-                task => task,
-            };
-            self.instances.with(address, hosted, |hosted, rules| {
-                hosted.control(task, rules, &mut context);
-            });
-        }
-        if hosted.restart.is_under_way() {
-            // It knows nothing that it could answer by.
-            context.mailbox.drop_questions(address);
-            return TurnResult::Over;
-        }
-        self.instances.with(address, hosted, |hosted, rules| {
-            hosted.turn(rules, &mut context)
-        })
-    }
-
     /// A shard has panicked: it begins anew, unless it was about to end.
-    fn failed(&mut self, address: Address, panic: &(dyn Any + Send)) {
-        // Nothing is published that came of it.
-        self.out.clear();
-        let Some(hosted) = self.shards.get_mut(&address) else {
+    pub(super) fn failed(&mut self, address: Address, panic: &(dyn Any + Send)) {
+        let Some(hosted) = self.residents.get_mut(address) else {
             return;
         };
         hosted.failed(panic);
         if hosted.has_given_up() {
             return self.remove(address);
         }
-        self.instances.reset_shard(address.tenant, hosted);
+        let tenant = address.tenant;
+        self.instances.borrow_mut().reset_shard(tenant, hosted);
         self.keep_watching(address);
     }
 
@@ -437,8 +290,11 @@ impl<C: Transport> Thread<C> {
     }
 
     /// Takes note of what a shard's turn has left to do.
-    fn end_turn(&mut self, address: Address, turned: TurnResult) {
-        let Some(hosted) = self.shards.get_mut(&address) else {
+    pub(super) fn end_turn(&mut self, address: Address, turned: TurnResult, has_more: bool) {
+        if turned == TurnResult::Gone {
+            return self.remove(address);
+        }
+        let Some(hosted) = self.residents.get_mut(address) else {
             return;
         };
         hosted.update_figures();
@@ -446,20 +302,14 @@ impl<C: Transport> Thread<C> {
             self.comparing.push_back(address);
         }
         let is_waiting = hosted.restart.is_under_way() || hosted.has_given_up();
-        let resigns = hosted.waits_to_resign(&mut self.outbox);
+        let resigns = hosted.waits_to_resign(&mut self.outbox.borrow_mut());
         if is_waiting {
             self.keep_watching(address);
         } else if turned == TurnResult::Full {
             hosted.run_state = RunState::Paused;
             self.paused.push(address);
-        } else {
-            let now = clock::now_ms();
-            let has_more = self
-                .instances
-                .with(address, hosted, |hosted, rules| hosted.has_more(now, rules));
-            if has_more || self.mailbox.has(address) {
-                self.make_ready(address);
-            }
+        } else if has_more || self.mailbox.has(address) {
+            self.make_ready(address);
         }
         if resigns {
             self.keep_watching(address);
@@ -469,12 +319,12 @@ impl<C: Transport> Thread<C> {
 
     /// Hands to the state what a shard has to be kept, or notes when that is to be done.
     fn save(&mut self, address: Address) {
-        let Some(hosted) = self.shards.get_mut(&address) else {
+        let Some(hosted) = self.residents.get_mut(address) else {
             return;
         };
         // One that ends is looked after until the state has all of it.
         if !hosted.has_given_up() {
-            hosted.save(&self.outbox);
+            hosted.save(&self.outbox.borrow());
             if let Some(end) = hosted.waits_for()
                 && !std::mem::replace(&mut hosted.is_unsaved, true)
             {
@@ -491,38 +341,22 @@ impl<C: Transport> Thread<C> {
         }
     }
 
-    /// Waits until there may be something to do.
-    async fn wait(&mut self) {
-        self.figures.is_idle();
-        let now = clock::now_ms();
-        let begun = (self.stopwatch)();
-        let free_at = self.rounds.free_at_ns();
-        let free_ms = free_at.map(|at| at.saturating_sub(begun).div_ceil(NS_PER_MS));
+    /// When there is something to do though nothing comes, if ever, but for tenants that rest.
+    pub(super) fn due(&self, now: u64) -> Option<u64> {
         let due = [
             self.timers.first().map(|(at, _)| *at),
-            self.outbox.due(now),
+            self.outbox.borrow().due(now),
             (!self.watched.is_empty()).then_some(now + LOOK_MS),
-            (!self.instances.is_empty()).then_some(self.release_at),
+            (!self.instances.borrow().is_empty()).then_some(self.release_at),
             (!self.comparing.is_empty()).then_some(now + COMPARE_MS),
-            free_ms.map(|ms| now.saturating_add(ms)),
         ];
-        let woken = async {
-            tokio::select! {
-                biased;
-                () = self.mailbox.arrived() => {}
-                () = self.outbox.moved() => {}
-            }
-        };
-        match due.into_iter().flatten().min() {
-            Some(at) => {
-                let wait = Duration::from_millis(at.saturating_sub(now));
-                // It is looked what there is to do in any case.
-                let _ = tokio::time::timeout(wait, woken).await;
-            }
-            None => woken.await,
+        due.into_iter().flatten().min()
+    }
+
+    /// Others can have calls of these pipelines pause from now on.
+    pub(super) fn note_pauser(&self, pipelines: &Pipelines) {
+        if let Some(pauser) = pipelines.active.blueprint.pauser() {
+            self.mailbox.pause_by(pauser);
         }
-        let idle = (self.stopwatch)().saturating_sub(begun);
-        self.spare.was_idle(idle);
-        self.background_ns = 0;
     }
 }

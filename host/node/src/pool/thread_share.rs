@@ -8,6 +8,9 @@ use presence_core::quota::{Quota, Rate};
 
 use crate::tenant::quotas::Exceeded;
 
+/// For how long a tenant's plugins are taken for slow, after a call that was, in nanoseconds.
+const SLOW_NS: u64 = 1_000_000_000;
+
 /// A tenant's share of the threads.
 #[derive(Debug, Default)]
 pub(crate) struct ThreadShare {
@@ -15,6 +18,8 @@ pub(crate) struct ThreadShare {
     weight: AtomicU64,
     /// How much time it may use, in microseconds.
     cpu: Rate,
+    /// Until when its plugins are taken for slow.
+    slow_until_ns: AtomicU64,
     /// On how many threads it waits, since it has used that up.
     resting: AtomicUsize,
     exceeded: Arc<Exceeded>,
@@ -26,6 +31,7 @@ impl ThreadShare {
         Self {
             weight: weight.into(),
             cpu,
+            slow_until_ns: AtomicU64::new(0),
             resting: AtomicUsize::new(0),
             exceeded,
         }
@@ -63,6 +69,17 @@ impl ThreadShare {
 
     pub(super) fn spend(&self, now_ns: u64, us: u64) {
         self.cpu.spend(now_ns, us);
+    }
+
+    /// A call of its plugins has taken long: the next ones may.
+    pub(super) fn note_slow(&self, now_ns: u64) {
+        let until_ns = now_ns.saturating_add(SLOW_NS);
+        self.slow_until_ns.store(until_ns, Ordering::Relaxed);
+    }
+
+    /// Whether calls of its plugins may take long.
+    pub(super) fn is_slow(&self, now_ns: u64) -> bool {
+        now_ns < self.slow_until_ns.load(Ordering::Relaxed)
     }
 
     /// It waits on a thread.

@@ -7,6 +7,7 @@
 //! does a flood of inputs block questions for ever. A turn ends when its time is over, also in the
 //! middle of a batch.
 
+use std::cell::RefCell;
 use std::iter::Peekable;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
@@ -64,18 +65,20 @@ pub(super) enum TurnResult {
     Over,
     /// The outbox is full, and has something of this shard.
     Full,
+    /// The shard is given up, with all that it knows.
+    Gone,
 }
 
 /// What a shard is lent for its turn.
 pub(super) struct TurnContext<'a, C> {
     pub(super) address: Address,
     pub(super) mailbox: &'a Mailbox,
-    pub(super) outbox: &'a mut Outbox<C>,
+    pub(super) outbox: &'a RefCell<Outbox<C>>,
     pub(super) out: &'a mut Vec<Output>,
     pub(super) figures: &'a ThreadFigures,
     /// Until when the turn may go on, by the meter.
     pub(super) until_ns: u64,
-    pub(super) stopwatch: &'a mut Stopwatch,
+    pub(super) stopwatch: &'a Stopwatch,
 }
 
 impl HostedShard {
@@ -90,7 +93,7 @@ impl HostedShard {
             return TurnResult::Over;
         }
         while self.batches < BATCHES_A_QUESTION {
-            if self.must_pause(turn.outbox) {
+            if self.must_pause(&turn.outbox.borrow()) {
                 return TurnResult::Full;
             }
             if self.current.is_none() {
@@ -126,7 +129,7 @@ impl HostedShard {
             turn.is_busy();
             self.advance(clock::now_ms(), rules, turn);
         }
-        if self.must_pause(turn.outbox) {
+        if self.must_pause(&turn.outbox.borrow()) {
             return TurnResult::Full;
         }
         if !has_inputs || self.batches >= BATCHES_A_QUESTION {
@@ -158,7 +161,7 @@ impl HostedShard {
             let before = arrived_at.saturating_sub(1);
             self.advance(before, rules, turn);
             while self.shard.has_expiries(before) {
-                if self.must_pause(turn.outbox) {
+                if self.must_pause(&turn.outbox.borrow()) {
                     return TurnResult::Full;
                 }
                 if turn.is_over() {
@@ -201,7 +204,7 @@ impl HostedShard {
             let is_over = is_look && turn.is_over();
             if is_over || made >= OUTPUTS_MAX {
                 self.carry_out(turn);
-                if self.must_pause(turn.outbox) {
+                if self.must_pause(&turn.outbox.borrow()) {
                     return TurnResult::Full;
                 }
             }
@@ -319,7 +322,7 @@ impl HostedShard {
             Task::Begin if self.shard.as_replica().is_some() => {}
             Task::Begin => {
                 self.sequencer.has_begun = true;
-                turn.outbox.begin_beacons(clock::now_ms());
+                turn.outbox.borrow_mut().begin_beacons(clock::now_ms());
             }
             Task::Stop(done) => {
                 self.ending = Some(PendingStop {
@@ -393,7 +396,7 @@ impl HostedShard {
         turn.is_busy();
         while self.shard.give_up(clock::now_ms(), rules, turn.out) {
             self.carry_out(turn);
-            if self.must_pause(turn.outbox) {
+            if self.must_pause(&turn.outbox.borrow()) {
                 return TurnResult::Full;
             }
         }
@@ -414,11 +417,11 @@ impl HostedShard {
         let mut published = 0;
         for output in turn.out.drain(..) {
             if let Some(entry) = self.entry(output) {
-                published += u64::from(self.push(entry, turn.outbox));
+                published += u64::from(self.push(entry, &mut turn.outbox.borrow_mut()));
             }
         }
         self.published(published);
-        turn.outbox.hand_over();
+        turn.outbox.borrow_mut().hand_over();
     }
 
     /// As [`Self::carry_out`], of what a replica wants.
@@ -435,7 +438,7 @@ impl HostedShard {
                     let replica = self.shard.as_replica();
                     if let Some((epoch, fence)) = replica.and_then(HostedReplica::new_epoch) {
                         self.sequencer.own(epoch, fence);
-                        turn.outbox.begin_beacons(clock::now_ms());
+                        turn.outbox.borrow_mut().begin_beacons(clock::now_ms());
                     }
                     self.sequencer.told(bytes)
                 }
@@ -448,20 +451,20 @@ impl HostedShard {
                 }
             };
             if let Some(entry) = entry {
-                published += u64::from(self.push(entry, turn.outbox));
+                published += u64::from(self.push(entry, &mut turn.outbox.borrow_mut()));
             }
         }
         let replica = self.shard.as_replica();
         let receipts = replica.map(HostedReplica::receipts).unwrap_or_default();
         for receipt in receipts {
             let entry = self.sequencer.handled(&receipt);
-            self.push(entry, turn.outbox);
+            self.push(entry, &mut turn.outbox.borrow_mut());
         }
         self.published(published);
         if let Some(replica) = self.shard.as_replica() {
             replica.report_state();
         }
-        turn.outbox.hand_over();
+        turn.outbox.borrow_mut().hand_over();
     }
 
     /// What is to be published of an output, if anything is.
@@ -513,7 +516,7 @@ impl<C> TurnContext<'_, C> {
     }
 
     /// Whether another tenant is to have its turn.
-    fn is_over(&mut self) -> bool {
+    fn is_over(&self) -> bool {
         (self.stopwatch)() >= self.until_ns
     }
 }

@@ -109,7 +109,7 @@ impl World {
 
     /// Compares all that waits for it; says how many decisions that were.
     fn compare(&mut self) -> u64 {
-        while self.node.thread.compare() {}
+        while self.node.worker.compare() {}
         self.meter.compared().decisions
     }
 

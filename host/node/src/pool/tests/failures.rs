@@ -202,7 +202,7 @@ async fn a_shard_that_fails_while_it_ends_has_ended() {
     node.acknowledge();
     node.work();
     ended.await.unwrap();
-    assert_eq!(node.thread.counts(), (0, 0));
+    assert_eq!(node.worker.counts(), (0, 0));
 }
 
 #[tokio::test]
@@ -221,7 +221,7 @@ async fn a_shard_that_has_failed_ends_where_the_broker_is_away() {
     tenant.handles[0].send(Task::Stop(done)).await;
     node.work();
     ended.await.unwrap();
-    assert_eq!(node.thread.counts(), (0, 0));
+    assert_eq!(node.worker.counts(), (0, 0));
 }
 
 /// A client that is broken.

@@ -1,0 +1,92 @@
+//! While a plugin's call is under way, others who come have their turns inside it.
+
+use presence_sandbox::{Engine, Plugin, Stage};
+
+use super::super::work::PanicPoint;
+use super::*;
+use crate::beside::Pipelines;
+
+const CONTACTS: &[u8] = include_bytes!("../../../../../plugins/dist/contacts.wasm");
+
+/// Has a tenant of one shard go by a rule.
+fn by_a_rule(node: &mut Node, tenant: u32) -> Engine {
+    node.work();
+    let engine = Engine::new().unwrap();
+    let plugin = Arc::new(Plugin::load(&engine, "rule", CONTACTS).unwrap());
+    let stages = vec![Stage::new(plugin, json!({}), true, None)];
+    let blueprint = Blueprint::prepare(stages, node.blueprint.limits(), None);
+    let blueprint = blueprint.unwrap_or_else(|problems| panic!("{problems:?}"));
+    let pipelines = Pipelines::alone(Generation {
+        number: 2,
+        blueprint: Arc::new(blueprint),
+    });
+    let address = Address { tenant, shard: 0 };
+    node.mailbox.put_first(address, Task::Pipelines(pipelines));
+    node.work();
+    engine
+}
+
+/// The tenants of what was published, in order.
+fn order(node: &Node) -> Vec<String> {
+    let headers = node.broker.on(ONLINE).into_iter();
+    let tenant = |header: String| Some(header.split_once('/')?.0.to_owned());
+    headers.filter_map(tenant).collect()
+}
+
+#[test]
+fn another_tenant_has_its_turn_in_the_middle_of_a_call() {
+    let mut node = Node::new(1 << 20, 1);
+    let (busy, quiet) = (node.tenant(1), node.tenant(1));
+    let _engine = by_a_rule(&mut node, 0);
+    offer(&busy.handles[0], connects(0, 2, None));
+    assert!(node.worker.check_for_work());
+    let turn = node.worker.next().unwrap();
+    offer(&quiet.handles[0], connects(0, 1, None));
+    node.worker.turn(turn);
+    let order = order(&node);
+    assert!(order.contains(&"t1".to_owned()), "{order:?}");
+    node.work();
+    assert_eq!(node.broker.count(ONLINE, &busy), 2);
+    assert_eq!(node.broker.count(ONLINE, &quiet), 1);
+}
+
+#[test]
+fn a_shard_that_panics_in_the_pause_of_another_begins_anew_and_the_other_goes_on() {
+    let mut node = Node::new(1 << 20, 1);
+    let (busy, quiet) = (node.tenant(1), node.tenant(1));
+    let _engine = by_a_rule(&mut node, 0);
+    offer(&busy.handles[0], connects(0, 2, None));
+    assert!(node.worker.check_for_work());
+    let turn = node.worker.next().unwrap();
+    let address = Address {
+        tenant: 1,
+        shard: 0,
+    };
+    node.mailbox
+        .put_first(address, Task::Panic(PanicPoint::Turn));
+    node.worker.turn(turn);
+    let restarts = &quiet.handles[0].figures.restarts;
+    assert_eq!(restarts.load(Ordering::Relaxed), 1);
+    node.until(|node| node.broker.count(ONLINE, &busy) == 2);
+    offer(&quiet.handles[0], connects(0, 1, None));
+    node.until(|node| node.broker.count(ONLINE, &quiet) == 1);
+}
+
+#[test]
+fn the_other_shards_of_the_tenant_wait_for_the_call_as_does_the_shard_itself() {
+    let mut node = Node::new(1 << 20, 1);
+    let busy = node.tenant(2);
+    let _engine = by_a_rule(&mut node, 0);
+    offer(&busy.handles[0], connects(0, 1, None));
+    assert!(node.worker.check_for_work());
+    let turn = node.worker.next().unwrap();
+    for shard in &busy.handles {
+        offer(shard, connects(1, 1, None));
+    }
+    node.worker.turn(turn);
+    let published = node.broker.on(ONLINE);
+    let own = published.iter().all(|header| header.starts_with("t0/0 "));
+    assert!(own && !published.is_empty(), "{published:?}");
+    node.work();
+    assert_eq!(node.broker.count(ONLINE, &busy), 3);
+}

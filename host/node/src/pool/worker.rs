@@ -1,0 +1,377 @@
+//! What a thread of the pool does all the time: it gives shards their turns, and waits where none of
+//! them has anything to do.
+//!
+//! A turn may pause in the middle of a plugin's call, while others wait: then the shards of other
+//! tenants have their turns inside it, as the rounds say, and the call goes on afterwards. So
+//! while a shard has its turn, nothing of the thread is borrowed but what the shard has been lent: itself,
+//! and its tenant's instances. The outbox is borrowed for a message at a time.
+
+use std::cell::{Cell, RefCell};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use presence_core::{Input, Output};
+use presence_sandbox::while_paused;
+use tracing::Span;
+
+use super::hosted_shard::{HostedShard, RunState};
+use super::instances::Instances;
+use super::mailbox::Mailbox;
+use super::outbox::{Outbox, Transport};
+use super::rounds::Turn;
+use super::thread::Thread;
+use super::turn::{TurnContext, TurnResult};
+use super::work::Task;
+use super::{Address, Stopwatch, ThreadFigures};
+use crate::clock;
+use crate::tasks;
+
+const NS_PER_MS: u64 = 1_000_000;
+
+/// After how many nanoseconds of turns without inputs a thread gives way to other threads that are
+/// to run, such as those that read and write the connection. Corrections take so long, and the system
+/// itself may let a thread run for several milliseconds while another waits for the processor.
+const YIELD_NS: u64 = 100_000;
+
+/// By how many nanoseconds a turn may be longer than it should be before the tenant's plugins are taken
+/// for slow.
+const SLOW_NS: u64 = 5_000_000;
+
+/// A thread at work.
+pub(super) struct Worker<C> {
+    thread: RefCell<Thread<C>>,
+    mailbox: Arc<Mailbox>,
+    figures: Arc<ThreadFigures>,
+    instances: Rc<RefCell<Instances>>,
+    outbox: Rc<RefCell<Outbox<C>>>,
+    /// Counts nanoseconds.
+    stopwatch: Stopwatch,
+    /// The turn that is under way. In its pause, that of another.
+    current: Cell<Option<Current>>,
+    /// What came of turns, between two of them.
+    out: Cell<Vec<Output>>,
+    /// How many nanoseconds turns without inputs have taken since it last waited, or gave way.
+    background_ns: Cell<u64>,
+}
+
+/// A turn that is under way.
+#[derive(Clone, Copy)]
+struct Current {
+    tenant: u32,
+    /// Up to when its time has been counted.
+    counted_ns: u64,
+    /// How much of it has been counted.
+    took_ns: u64,
+    /// How long it should take.
+    limit_ns: u64,
+    /// Whether it is in the pause of another.
+    is_within: bool,
+}
+
+impl<C: Transport> Worker<C> {
+    pub(super) fn new(
+        mailbox: Arc<Mailbox>,
+        outbox: Outbox<C>,
+        figures: Arc<ThreadFigures>,
+        stopwatch: Stopwatch,
+    ) -> Rc<Self> {
+        let outbox = Rc::new(RefCell::new(outbox));
+        let instances = Rc::<RefCell<Instances>>::default();
+        let thread = Thread::new(
+            Arc::clone(&mailbox),
+            Rc::clone(&outbox),
+            Rc::clone(&instances),
+            Arc::clone(&figures),
+        );
+        let worker = Rc::new(Self {
+            thread: RefCell::new(thread),
+            mailbox,
+            figures,
+            instances,
+            outbox,
+            stopwatch,
+            current: Cell::new(None),
+            out: Cell::default(),
+            background_ns: Cell::new(0),
+        });
+        let pausing = Rc::downgrade(&worker);
+        while_paused(Rc::new(move || {
+            if let Some(worker) = pausing.upgrade() {
+                worker.pause();
+            }
+        }));
+        worker
+    }
+
+    /// Works until the mailbox is closed.
+    pub(super) async fn run(self: Rc<Self>) {
+        while self.check_for_work() {
+            let turn = self.next();
+            let is_idle = turn.is_none();
+            if let Some(turn) = turn {
+                self.turn(turn);
+            }
+            if !self.compare() && is_idle {
+                self.wait().await;
+            } else if self.background_ns.get() >= YIELD_NS {
+                self.background_ns.set(0);
+                thread::yield_now();
+            }
+        }
+    }
+
+    /// Looks what there is to do. Says whether to go on.
+    pub(super) fn check_for_work(&self) -> bool {
+        self.thread.borrow_mut().check_for_work()
+    }
+
+    /// Whose turn it is, if it is anybody's.
+    pub(super) fn next(&self) -> Option<Turn> {
+        self.thread.borrow_mut().rounds.next((self.stopwatch)())
+    }
+
+    /// How many shards live here, and how many timers they have.
+    #[cfg(test)]
+    pub(super) fn counts(&self) -> (usize, usize) {
+        self.thread.borrow().counts()
+    }
+
+    /// Has a shard take its turn.
+    pub(super) fn turn(&self, Turn { shard, limit_ns }: Turn) {
+        let hosted = self.thread.borrow_mut().residents.take_out(shard);
+        let Some(mut hosted) = hosted else {
+            return;
+        };
+        let begun = (self.stopwatch)();
+        let outer = self.current.get();
+        self.begin(Some(Current {
+            tenant: shard.tenant,
+            counted_ns: begun,
+            took_ns: 0,
+            limit_ns,
+            is_within: outer.is_some(),
+        }));
+        let mut out = self.out.take();
+        let span = hosted.tenant.span.clone();
+        let worked = catch_unwind(AssertUnwindSafe(|| {
+            let _tenant = span.as_ref().map(Span::enter);
+            let until_ns = begun.saturating_add(limit_ns);
+            self.work(shard, &mut hosted, until_ns, &mut out)
+        }));
+        // Nothing is published that came of one that has panicked.
+        out.clear();
+        self.out.set(out);
+        let current = self.current.get();
+        self.begin(outer);
+        let took_inputs = hosted.took_inputs;
+        let thread = &mut *self.thread.borrow_mut();
+        thread.residents.put_back(shard, hosted);
+        match worked {
+            Ok(Worked { turned, has_more }) => {
+                thread.guarded(shard, |thread| thread.end_turn(shard, turned, has_more));
+            }
+            Err(panic) => {
+                thread.guarded(shard, |thread| thread.failed(shard, &*panic));
+                thread.guarded(shard, |thread| {
+                    thread.end_turn(shard, TurnResult::Over, false);
+                });
+            }
+        }
+        let ended = (self.stopwatch)();
+        let counted_ns = current.map_or(begun, |it| it.counted_ns);
+        let took = ended.saturating_sub(counted_ns);
+        thread.rounds.took(shard.tenant, ended, took);
+        thread.spare.was_busy(took);
+        if !took_inputs {
+            self.background_ns.set(self.background_ns.get() + took);
+        }
+    }
+
+    /// A turn begins, or goes on; none if none does.
+    fn begin(&self, turn: Option<Current>) {
+        self.current.set(turn);
+        self.mailbox.begin_turn(turn.map(|it| it.tenant));
+    }
+
+    /// A call of a plugin pauses. Others have their turns, unless this is in another's pause.
+    fn pause(&self) {
+        let Some(mut current) = self.current.get() else {
+            return;
+        };
+        let Ok(mut thread) = self.thread.try_borrow_mut() else {
+            return;
+        };
+        let now = (self.stopwatch)();
+        let took = now.saturating_sub(current.counted_ns);
+        let total = current.took_ns + took;
+        if total > current.limit_ns.saturating_add(SLOW_NS) {
+            thread.rounds.note_slow(current.tenant, now);
+        }
+        if current.is_within {
+            return;
+        }
+        thread.receive();
+        thread.rounds.pause(current.tenant, now, took);
+        thread.spare.was_busy(took);
+        drop(thread);
+        while let Some(turn) = self.next() {
+            self.turn(turn);
+        }
+        self.thread.borrow_mut().rounds.resume();
+        (current.counted_ns, current.took_ns) = ((self.stopwatch)(), total);
+        self.begin(Some(current));
+    }
+
+    fn work(
+        &self,
+        address: Address,
+        hosted: &mut HostedShard,
+        until_ns: u64,
+        out: &mut Vec<Output>,
+    ) -> Worked {
+        hosted.run_state = RunState::Idle;
+        let mut context = TurnContext {
+            address,
+            mailbox: &self.mailbox,
+            outbox: &self.outbox,
+            out,
+            figures: &self.figures,
+            until_ns,
+            stopwatch: &self.stopwatch,
+        };
+        while !hosted.has_given_up() {
+            // One that begins anew publishes nothing, and needs no room for it.
+            if !hosted.restart.is_under_way() && hosted.must_pause(&self.outbox.borrow()) {
+                return TurnResult::Full.into();
+            }
+            let Some(task) = self.mailbox.take_control(address) else {
+                break;
+            };
+            context.is_busy();
+            let task = match task {
+                Task::Pipelines(pipelines) => {
+                    let before = hosted.pipelines.assignment();
+                    let after = pipelines.assignment();
+                    let has_other_enrichers = !hosted.pipelines.has_same_enrichers(&pipelines);
+                    self.thread.borrow().note_pauser(&pipelines);
+                    let instances = &mut *self.instances.borrow_mut();
+                    instances.change(address.tenant, hosted, pipelines);
+                    Task::Input(Input::Reassigned {
+                        before,
+                        after,
+                        has_other_enrichers,
+                    })
+                }
+                Task::Discard => return TurnResult::Gone.into(),
+                Task::Restored(restored) if hosted.restart.is_under_way() => {
+                    hosted.restored(restored, &mut self.outbox.borrow_mut());
+                    continue;
+                }
+                task => task,
+            };
+            Instances::with(&self.instances, address, hosted, |hosted, rules| {
+                hosted.control(task, rules, &mut context);
+            });
+        }
+        if hosted.restart.is_under_way() {
+            // It knows nothing that it could answer by.
+            self.mailbox.drop_questions(address);
+            return TurnResult::Over.into();
+        }
+        Instances::with(&self.instances, address, hosted, |hosted, rules| Worked {
+            turned: hosted.turn(rules, &mut context),
+            has_more: hosted.has_more(clock::now_ms(), rules),
+        })
+    }
+
+    /// Compares what two pipelines decide on one event, if there is time for it. Says whether
+    /// it did.
+    pub(super) fn compare(&self) -> bool {
+        let thread = &mut *self.thread.borrow_mut();
+        if thread.comparing.is_empty() || !thread.spare.is_left() {
+            return false;
+        }
+        let Some(address) = thread.comparing.pop_front() else {
+            return false;
+        };
+        let Some(hosted) = thread.residents.get_mut(address) else {
+            return true;
+        };
+        let begun = (self.stopwatch)();
+        self.figures.is_busy(clock::now_ms());
+        let compared = catch_unwind(AssertUnwindSafe(|| {
+            let fetch =
+                Instances::with(&self.instances, address, hosted, |_, rules| rules.compare());
+            if let (Some(questions), Some(fetcher)) = (fetch, &hosted.tenant.fetcher) {
+                fetcher.want(questions);
+            }
+        }));
+        if let Err(panic) = compared {
+            // What decides goes on: it has no part in this.
+            tracing::error!(
+                "what two pipelines decide could not be compared: {}",
+                tasks::message(&*panic)
+            );
+            let mut instances = self.instances.borrow_mut();
+            instances.reset_shard(address.tenant, hosted);
+        }
+        hosted.has_comparisons = !hosted.comparisons.is_empty();
+        if hosted.has_comparisons {
+            thread.comparing.push_back(address);
+        }
+        let took = (self.stopwatch)().saturating_sub(begun);
+        thread.spare.spend(took);
+        true
+    }
+
+    /// Waits until there may be something to do.
+    async fn wait(&self) {
+        self.figures.is_idle();
+        let now = clock::now_ms();
+        let begun = (self.stopwatch)();
+        let due = {
+            let thread = self.thread.borrow();
+            let free_at = thread.rounds.free_at_ns();
+            let free_ms = free_at.map(|at| at.saturating_sub(begun).div_ceil(NS_PER_MS));
+            let free_at = free_ms.map(|ms| now.saturating_add(ms));
+            thread.due(now).into_iter().chain(free_at).min()
+        };
+        let woken = async {
+            tokio::select! {
+                biased;
+                () = self.mailbox.arrived() => {}
+                () = Outbox::moved(&self.outbox) => {}
+            }
+        };
+        match due {
+            Some(at) => {
+                let wait = Duration::from_millis(at.saturating_sub(now));
+                // It is looked what there is to do in any case.
+                let _ = tokio::time::timeout(wait, woken).await;
+            }
+            None => woken.await,
+        }
+        let idle = (self.stopwatch)().saturating_sub(begun);
+        self.thread.borrow_mut().spare.was_idle(idle);
+        self.background_ns.set(0);
+    }
+}
+
+/// What has come of a turn.
+struct Worked {
+    turned: TurnResult,
+    /// Whether there is more to do than what waits in its lanes.
+    has_more: bool,
+}
+
+impl From<TurnResult> for Worked {
+    fn from(turned: TurnResult) -> Self {
+        Self {
+            turned,
+            has_more: false,
+        }
+    }
+}
